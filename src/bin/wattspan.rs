@@ -1,0 +1,3 @@
+//! The client program: one call into the library.
+
+fn main() {}

@@ -1,0 +1,3 @@
+//! The daemon program: one call into the library.
+
+fn main() {}

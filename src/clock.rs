@@ -1,0 +1,55 @@
+//! Time: the machine's monotonic clock, and its hand-cranked twin.
+//!
+//! Owns every clock read of the program. One timeline (CLOCK_MONOTONIC; on macOS CLOCK_UPTIME_RAW's kin, which also
+//! stops asleep); wall time appears only as a label. Never sleeps and never compares wall times.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use rustix::time::{ClockId, clock_gettime};
+
+/// A source of monotonic nanoseconds: the machine's, or one that a test turns by hand.
+#[derive(Debug, Clone, Default)]
+pub enum Clock {
+    /// CLOCK_MONOTONIC.
+    #[default]
+    Machine,
+    /// Whatever was last stored.
+    Manual(Arc<AtomicU64>),
+}
+
+impl Clock {
+    /// A clock that stands still until [`Clock::set`].
+    pub fn manual(start_ns: u64) -> Self {
+        Clock::Manual(Arc::new(AtomicU64::new(start_ns)))
+    }
+
+    /// Nanoseconds on this clock.
+    pub fn now_ns(&self) -> u64 {
+        match self {
+            Clock::Machine => monotonic_ns(),
+            Clock::Manual(ns) => ns.load(Ordering::Acquire),
+        }
+    }
+
+    /// Turns a manual clock to `ns`; the machine's clock cannot be set and ignores it.
+    pub fn set(&self, ns: u64) {
+        if let Clock::Manual(cell) = self {
+            cell.store(ns, Ordering::Release);
+        }
+    }
+}
+
+/// CLOCK_MONOTONIC in nanoseconds: shared by all processes of the host, stops in suspend.
+pub fn monotonic_ns() -> u64 {
+    nanoseconds(clock_gettime(ClockId::Monotonic))
+}
+
+/// Wall time in nanoseconds since 1970; only ever a label.
+pub fn unix_ns() -> u64 {
+    nanoseconds(clock_gettime(ClockId::Realtime))
+}
+
+fn nanoseconds(at: rustix::time::Timespec) -> u64 {
+    u64::try_from(at.tv_sec).unwrap_or(0) * 1_000_000_000 + u64::try_from(at.tv_nsec).unwrap_or(0)
+}
