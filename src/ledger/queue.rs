@@ -17,11 +17,18 @@ pub(crate) enum Edge {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Event {
     pub at_ns: u64,
-    pub slot: u32,
-    pub generation: u32,
-    pub edge: Edge,
+    /// The domains of the span, so that the others pass without looking.
+    pub scope: u64,
     /// The new weight in 2^-16, for `Open` and `Weight`.
     pub weight: u64,
+    /// The open weight of all spans behind this instant, and its inverse: told when the queue's head passes, and
+    /// right for every domain that all spans use.
+    pub total: u64,
+    pub inverse: u64,
+    pub slot: u32,
+    /// Of the slot's generation, the low half: a mark stamped behind its span's close may outlive the span.
+    pub generation: u16,
+    pub edge: Edge,
 }
 
 /// The waiting edges, addressed by an index that grows for ever.
@@ -45,6 +52,11 @@ impl Queue {
     #[inline]
     pub(crate) fn get(&self, index: u64) -> Option<&Event> {
         self.events.get(usize::try_from(index.checked_sub(self.first)?).ok()?)
+    }
+
+    /// The same, to note what is known once the head has passed.
+    pub(crate) fn get_mut(&mut self, index: u64) -> Option<&mut Event> {
+        self.events.get_mut(usize::try_from(index.checked_sub(self.first)?).ok()?)
     }
 
     /// Puts an event in its place: at the end where messages come in order, which is nearly always.
