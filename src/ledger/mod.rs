@@ -27,7 +27,7 @@ pub use terms::{Opening, Refused, Settings, SpanKey};
 
 use account::{Account, Balance};
 use crowd::Crowd;
-use queue::{Edge, Event, Queue};
+use queue::{Edge, Event, Queue, first_instant};
 use share::{FINE_BITS, WEIGHT_ONE, inverse_of};
 use span::{Life, Roster};
 use track::Track;
@@ -335,19 +335,24 @@ impl Ledger {
 
     /// Counts who was open together, in the order of time, and notes the open weight behind each instant.
     fn count_heads(&mut self, behind_ns: u64) {
-        while let Some(at_ns) = self.queue.time_at(self.head).filter(|&at_ns| at_ns < behind_ns) {
-            let (first, mut opened, mut closed) = (self.head, 0, 0);
-            while let Some(event) = self.queue.get(self.head).filter(|event| event.at_ns == at_ns) {
-                self.head += 1;
+        loop {
+            let instant = first_instant(self.queue.rest(self.head));
+            let Some(at_ns) = instant.first().map(|event| event.at_ns).filter(|&at_ns| at_ns < behind_ns)
+            else {
+                return;
+            };
+            let (mut opened, mut closed) = (0, 0);
+            for event in instant {
+                let known = self.roster.knows(event);
+                let span = self.roster.span_mut(event.slot);
                 match event.edge {
                     Edge::Open => {
                         opened += 1;
                         self.total += event.weight;
-                        self.roster.span_mut(event.slot).headed = event.weight;
+                        span.headed = event.weight;
                     }
                     Edge::Close => {
                         closed += 1;
-                        let span = self.roster.span_mut(event.slot);
                         span.peak = self.crowd.peak(span.opened_ns);
                         span.gone = true;
                         self.total -= span.headed;
@@ -355,24 +360,20 @@ impl Ledger {
                             self.done.push(event.slot);
                         }
                     }
-                    Edge::Weight => {
-                        let known = self.roster.knows(event);
-                        let span = self.roster.span_mut(event.slot);
-                        if known && !span.gone {
-                            self.total = self.total - span.headed + event.weight;
-                            span.headed = event.weight;
-                        }
+                    Edge::Weight if known && !span.gone => {
+                        self.total = self.total - span.headed + event.weight;
+                        span.headed = event.weight;
                     }
-                    Edge::Mark => {}
+                    Edge::Weight | Edge::Mark => {}
                 }
             }
+            let passed = instant.len();
             self.crowd.change(at_ns, opened, closed);
             let inverse = inverse_of(self.total);
-            for index in first..self.head {
-                if let Some(event) = self.queue.get_mut(index) {
-                    (event.total, event.inverse) = (self.total, inverse);
-                }
+            for event in self.queue.rest_mut(self.head).iter_mut().take(passed) {
+                (event.total, event.inverse) = (self.total, inverse);
             }
+            self.head += passed as u64;
         }
     }
 }

@@ -99,6 +99,12 @@ impl Mark {
         }
     }
 
+    /// The error so far and where the wobble stands: what comes is counted from this group on.
+    #[inline]
+    pub(crate) fn begin_group(&mut self, error: u64, wobble: u128, group: u32) {
+        (self.edge, self.wobble, self.group) = (error, remembered(wobble), group);
+    }
+
     /// The share since the last turn, fine.
     pub(crate) fn share(&self, clock: &ShareClock) -> u128 {
         u128::from(self.weight) * (clock.g - self.g)

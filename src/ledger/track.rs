@@ -11,9 +11,9 @@ use crate::energy::{Domain, Reading};
 use super::bound::{Band, Fence, Group, Post, grains, part, weighed};
 use super::idle::Idle;
 use super::knot::{Knot, KnotFinder};
-use super::queue::{Edge, Event, Queue};
+use super::queue::{Edge, Event, Queue, first_instant};
 use super::share::{FINE_BITS, ShareClock, inverse_of};
-use super::span::{Cut, NO_BOUND, Roster, Stage, remembered, shaken_since, whole_uj};
+use super::span::{Cut, Mark, NO_BOUND, Roster, Stage, remembered, shaken_since, whole_uj};
 
 /// The interpolation between two knots.
 #[derive(Debug, Clone, Copy)]
@@ -162,9 +162,13 @@ impl Track {
         let mut group = Group::begin(self.clock.inverse());
         let quiet = self.clock.weight() == 0;
         let first = self.cursor;
-        while let Some(at_ns) = queue.time_at(self.cursor).filter(|&at_ns| at_ns < limit_ns) {
+        let mut events = queue.rest(first);
+        while let Some(at_ns) = events.first().map(|event| event.at_ns).filter(|&at_ns| at_ns < limit_ns) {
+            let instant = first_instant(events);
+            events = &events[instant.len()..];
+            self.cursor += instant.len() as u64;
             self.advance(at_ns);
-            self.turn(at_ns, knot.gap, queue, roster, &mut group);
+            self.turn(instant, knot.gap, roster, &mut group);
         }
         self.advance(limit_ns);
         self.complete(&group, drift, knot.gap, roster, done);
@@ -207,39 +211,35 @@ impl Track {
     #[inline]
     fn advance(&mut self, to_ns: u64) {
         while self.pos_ns < to_ns {
-            let Some(step) = self.steps.front().copied() else { return };
-            if step.to_ns <= self.pos_ns && self.clock.measured >= step.to {
-                self.steps.pop_front();
-                continue;
-            }
-            let until_ns = to_ns.min(step.to_ns);
-            let here = if until_ns >= step.to_ns {
+            let Some(step) = self.steps.front() else { return };
+            let whole = to_ns >= step.to_ns;
+            let until_ns = if whole { step.to_ns } else { to_ns };
+            let here = if whole {
                 step.to
             } else {
-                step.from + u128::from(step.power) * u128::from(until_ns - step.from_ns.min(until_ns))
+                step.from + u128::from(step.power) * u128::from(until_ns - step.from_ns)
             };
             let past_ns = until_ns.saturating_sub(self.pos_ns);
-            let flow = here.saturating_sub(self.clock.measured);
-            self.clock.flow(flow, u128::from(self.idle_rate) * u128::from(past_ns));
             if step.gap {
                 self.unknown_ns += past_ns;
             }
+            let idle = u128::from(self.idle_rate) * u128::from(past_ns);
+            self.clock.flow(here.saturating_sub(self.clock.measured), idle);
             self.pos_ns = until_ns.max(self.pos_ns);
-            if until_ns >= step.to_ns {
+            if whole {
                 self.steps.pop_front();
             }
         }
     }
 
     /// Applies all edges of one instant: no energy flows between them, so their order cannot matter.
-    fn turn(&mut self, at_ns: u64, gap: bool, queue: &Queue, roster: &mut Roster, group: &mut Group) {
+    fn turn(&mut self, instant: &[Event], gap: bool, roster: &mut Roster, group: &mut Group) {
         let before = self.clock.inverse();
         let mut weight = self.clock.weight();
         let first = self.brinks.len();
-        let (mut total, mut inverse) = (0, 0);
-        while let Some(event) = queue.get(self.cursor).filter(|event| event.at_ns == at_ns) {
-            self.cursor += 1;
-            (total, inverse) = (event.total, event.inverse);
+        let (mut at_ns, mut total, mut inverse) = (0, 0, 0);
+        for event in instant {
+            (at_ns, total, inverse) = (event.at_ns, event.total, event.inverse);
             if (event.scope >> self.index) & 1 == 1 && roster.knows(event) {
                 self.apply(event, roster, &mut weight);
             }
@@ -254,7 +254,7 @@ impl Track {
         let band = if gap { Band::default() } else { self.fence.band(at_ns, self.clock.measured) };
         group.jump(band, before, behind);
         let doubt = band.doubt();
-        for brink in self.brinks.iter_mut().skip(first) {
+        for brink in &mut self.brinks[first..] {
             brink.left_over = left_over + (brink.before.max(brink.behind) >> 20) + 1;
             brink.error = match brink.edge {
                 Edge::Open => part(doubt, brink.behind, behind),
@@ -334,7 +334,8 @@ impl Track {
         for brink in brinks.drain(..) {
             let mark = roster.mark(brink.slot, self.index);
             let mut weight = brink.before.max(brink.behind);
-            if mark.storied && mark.group == self.group {
+            let storied = mark.storied;
+            if storied && mark.group == self.group {
                 weight = weight.max(roster.mark_and_lane(brink.slot, self.index).1.widest);
             }
             let own = if gap {
@@ -345,49 +346,49 @@ impl Track {
                     brink.error.saturating_add(weighed(wobble, weight)).saturating_add(brink.left_over);
                 Own { error: error.min(cap), cap, before, behind: self.wobble }
             };
-            self.tell(brink, own, roster);
-            if brink.edge == Edge::Close && roster.passed(brink.slot) {
-                done.push(brink.slot);
+            let mark = roster.mark(brink.slot, self.index);
+            match brink.edge {
+                Edge::Open => mark.begin_group(own.error, own.behind, self.group),
+                Edge::Close => {
+                    mark.wobble = self.up_to(mark, &brink, &own);
+                    (mark.edge, mark.stage) = (own.error, Stage::Done);
+                    if storied {
+                        let (mark, lane) = roster.mark_and_lane(brink.slot, self.index);
+                        mark.wobble = mark.wobble.saturating_add(lane.error);
+                    }
+                    if roster.passed(brink.slot) {
+                        done.push(brink.slot);
+                    }
+                }
+                Edge::Weight | Edge::Mark => self.tell(&brink, &own, roster),
             }
         }
         self.brinks = brinks;
     }
 
-    /// Writes an edge's error down; at the close the sum becomes the span's.
+    /// The error of a span's time since its last turn, this edge included.
     #[inline]
-    fn tell(&mut self, brink: Brink, own: Own, roster: &mut Roster) {
-        let mark = roster.mark(brink.slot, self.index);
-        let same = mark.group == self.group;
-        let so_far = |mark: &super::span::Mark| {
-            mark.edge.saturating_add(shaken_since(mark.wobble, own.before, brink.before))
-        };
-        let together = mark.edge.saturating_add(own.error).min(own.cap);
-        match brink.edge {
-            Edge::Open => {
-                (mark.edge, mark.wobble, mark.group) = (own.error, remembered(own.behind), self.group);
+    fn up_to(&self, mark: &Mark, brink: &Brink, own: &Own) -> u64 {
+        if mark.group == self.group {
+            return mark.edge.saturating_add(own.error).min(own.cap);
+        }
+        let inside = shaken_since(mark.wobble, own.before, brink.before);
+        mark.edge.saturating_add(inside).saturating_add(own.error)
+    }
+
+    /// Writes the error of a change of weight or of a phase's cut down.
+    fn tell(&self, brink: &Brink, own: &Own, roster: &mut Roster) {
+        let (mark, lane) = roster.mark_and_lane(brink.slot, self.index);
+        if brink.edge == Edge::Mark {
+            if let Some(cut) = lane.cuts.get_mut(brink.cut as usize) {
+                (cut.edge, cut.wobble) = (own.error, (remembered(own.before), own.behind));
             }
-            Edge::Close => {
-                let last = if same { together } else { so_far(mark).saturating_add(own.error) };
-                let mut error = last;
-                if mark.storied {
-                    let (_, lane) = roster.mark_and_lane(brink.slot, self.index);
-                    error = lane.error.saturating_add(last);
-                }
-                let mark = roster.mark(brink.slot, self.index);
-                (mark.edge, mark.wobble, mark.stage) = (own.error, error, Stage::Done);
-            }
-            Edge::Weight if same => mark.edge = together,
-            Edge::Weight => {
-                let (mark, lane) = roster.mark_and_lane(brink.slot, self.index);
-                lane.error = lane.error.saturating_add(so_far(mark));
-                (mark.edge, mark.wobble, mark.group) = (own.error, remembered(own.behind), self.group);
-            }
-            Edge::Mark => {
-                let (_, lane) = roster.mark_and_lane(brink.slot, self.index);
-                if let Some(cut) = lane.cuts.get_mut(brink.cut as usize) {
-                    (cut.edge, cut.wobble) = (own.error, (remembered(own.before), own.behind));
-                }
-            }
+        } else if mark.group == self.group {
+            mark.edge = self.up_to(mark, brink, own);
+        } else {
+            let inside = shaken_since(mark.wobble, own.before, brink.before);
+            lane.error = lane.error.saturating_add(mark.edge).saturating_add(inside);
+            mark.begin_group(own.error, own.behind, self.group);
         }
     }
 
