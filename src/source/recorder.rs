@@ -6,7 +6,7 @@
 use std::fmt::Write as _;
 use std::io::{self, BufWriter, Write};
 
-use serde_json::json;
+use serde::Serialize;
 
 use crate::energy::{Domain, Reading};
 
@@ -19,6 +19,15 @@ pub struct Recorder<W: Write> {
     line: String,
 }
 
+/// The first line.
+#[derive(Serialize)]
+struct Header {
+    wattspan_trace: u64,
+    #[serde(rename = "loop")]
+    looped: bool,
+    domains: Vec<DomainLine>,
+}
+
 impl<W: Write> Recorder<W> {
     /// Begins a trace of `domains` with its header. `looped`: at its end a replay begins anew.
     ///
@@ -27,7 +36,8 @@ impl<W: Write> Recorder<W> {
     pub fn new(out: W, domains: &[Domain], looped: bool) -> io::Result<Self> {
         let domains: Vec<DomainLine> = domains.iter().map(DomainLine::from).collect();
         let mut out = BufWriter::with_capacity(1 << 16, out);
-        writeln!(out, "{}", json!({ "wattspan_trace": VERSION, "loop": looped, "domains": domains }))?;
+        serde_json::to_writer(&mut out, &Header { wattspan_trace: VERSION, looped, domains })?;
+        out.write_all(b"\n")?;
         out.flush()?;
         Ok(Self { out, line: String::with_capacity(1_024) })
     }

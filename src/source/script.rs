@@ -115,7 +115,8 @@ impl Script {
         }
         let mut domains: Vec<Simulated> = Vec::with_capacity(machine.domain.len());
         for described in machine.domain {
-            let line = text.get(..described.span().start).unwrap_or("").lines().count().max(1);
+            let before = text.get(..described.span().start).unwrap_or("");
+            let line = before.matches('\n').count() + 1;
             let described = described.into_inner();
             let name = described.name.clone();
             let taken = domains.iter().any(|other| other.domain.name == name);
