@@ -124,6 +124,8 @@ fn without_the_files_first_line_there_is_no_estimate() {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
     #[test]
     fn whatever_the_true_power_between_rest_and_full_load_it_lies_within_the_doubt(
         steps in proptest::collection::vec((10_u64..400, 0_u64..60, 10_000_u64..=110_000), 2..40),

@@ -272,7 +272,7 @@ mod tests {
                 let reading = counter.advance((truth % modulus) as u64, now_ns, now_ns);
                 if most_uj * 2 < u128::from(range_uj) {
                     prop_assert_eq!(reading.epoch, 0);
-                    prop_assert_eq!(u128::from(reading.energy_uj), (truth - start) * 1_000_000 >> shift);
+                    prop_assert_eq!(u128::from(reading.energy_uj), ((truth - start) * 1_000_000) >> shift);
                 }
                 prop_assert!(reading.energy_uj >= last_uj);
                 last_uj = reading.energy_uj;

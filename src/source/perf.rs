@@ -16,8 +16,9 @@ use super::counter::{Counter, Shape, plausible_ceiling_mw};
 use super::perf_ffi::open_counter;
 use super::perf_refusal::{refused_event, refused_pmu};
 use super::pmu::{self, Event, Pmu};
+use super::processor::Processor;
 use super::suspend::Suspend;
-use super::topology::{Processor, place_of};
+use super::topology::place_of;
 use super::tsc::Tsc;
 use super::{Inventory, Opened, Settings, Source};
 

@@ -15,8 +15,8 @@ use crate::energy::{Domain, Grade, Reading};
 
 use super::counter::{Counter, Shape, plausible_ceiling_mw};
 use super::powercap_zone::{Count, Zone, zones};
+use super::processor::Processor;
 use super::suspend::Suspend;
-use super::topology::Processor;
 use super::{Inventory, Opened, Settings, Source};
 
 /// The mechanism's name.

@@ -1,4 +1,4 @@
-//! Writes what a machine shows as a trace that [`super::trace`] reads.
+//! Writes what a machine shows as a trace that `trace` reads.
 //!
 //! Owns the buffer. Invariant: the file never ends within a line, except where the system cut the writing itself. Never
 //! decides when to write: the caller has the samples.
@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use crate::energy::{Domain, Reading};
 
-use super::trace::{DomainLine, VERSION};
+use super::trace_line::{DomainLine, VERSION};
 
 /// Writes samples, one line each.
 pub struct Recorder<W: Write> {
