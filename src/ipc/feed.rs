@@ -117,6 +117,7 @@ impl Feeds {
 
     /// Looks at every domain's state, and passes on and tells what changed.
     fn review(&mut self, now_ns: u64, ledger: &mut Ledger) {
+        let mut changed = false;
         for at in 0..self.domains.len() {
             let metered = &self.domains[at];
             let hung_ns = self.feeds[metered.feed].sampler.hung_for_ns(now_ns).filter(|ns| *ns > HUNG_NS);
@@ -126,10 +127,13 @@ impl Feeds {
             };
             if liveness.0 != metered.liveness.0 {
                 self.announce(at, &liveness);
+                changed = true;
             }
             self.domains[at].liveness = liveness;
         }
-        self.count();
+        if changed {
+            self.count();
+        }
         self.introduce(ledger);
     }
 

@@ -21,6 +21,7 @@ mod gate;
 mod group_ffi;
 mod notes;
 mod outbox;
+mod plan;
 mod readiness_ffi;
 mod register;
 mod service;
@@ -34,5 +35,6 @@ use so_peercred_ffi as peer;
 
 pub use access::Policy;
 pub use door::{Doors, serve};
+pub use plan::Plan;
 pub use service::{Service, Settings};
 pub use socket::{Listening, Taken, bind};

@@ -27,10 +27,6 @@ use super::token::Tokens;
 /// How far ahead of the daemon's clock an edge may lie (clocks of two CPUs, rounding by the client).
 const FUTURE_NS: u64 = 1_000_000;
 
-/// How long the samplers stay fast after the last span, so that a client in a loop does not make them change pace
-/// twice for each question.
-const LINGER_NS: u64 = 1_000_000_000;
-
 /// How the service is set up.
 #[derive(Debug, Clone)]
 pub struct Settings {
@@ -83,7 +79,7 @@ pub struct Service {
     tokens: Tokens,
     boot_id: String,
     settled: Vec<(SpanKey, Account)>,
-    fast_until_ns: Option<u64>,
+    hurried: bool,
     watchers: usize,
 }
 
@@ -104,7 +100,7 @@ impl Service {
             tokens: Tokens::new()?,
             boot_id: boot_id(),
             settled: Vec::new(),
-            fast_until_ns: None,
+            hurried: false,
             watchers: 0,
         })
     }
@@ -170,7 +166,7 @@ impl Service {
         };
         let key = self.ledger.open(now_ns, opening).map_err(|refused| refusal(refused, &span, at_ns))?;
         self.register.enter(caller.peer.uid, &span, key, caller.ticket.connection, (noted, pairs));
-        self.hurry(now_ns);
+        self.hurry(true);
         Ok(OpenedSpan { span })
     }
 
@@ -249,7 +245,8 @@ impl Service {
         if to_ns < from_ns {
             return Err(Refusal::InvalidTime { at_ns: call.to_ns, earliest_ns: from_ns, latest_ns: now_ns });
         }
-        Ok(self.feeds.window(from_ns, to_ns, &self.settings.ledger))
+        let window = self.feeds.window(from_ns, to_ns, &self.settings.ledger);
+        window.ok_or(Refusal::InvalidTime { at_ns: call.to_ns, earliest_ns: from_ns, latest_ns: now_ns })
     }
 
     /// GetBalance.
@@ -269,9 +266,7 @@ impl Service {
     /// How many watch the domains; while somebody does, the samplers are fast.
     pub fn set_watchers(&mut self, watchers: usize) {
         self.watchers = watchers;
-        if watchers > 0 {
-            self.hurry(self.clock.now_ns());
-        }
+        self.hurry(self.ledger.busy() || watchers > 0);
     }
 
     /// A connection is gone: its open spans end now, as abandoned.
@@ -294,12 +289,7 @@ impl Service {
             finals.push(Final { account, ticket });
         }
         self.settled.shrink_to(1024);
-        if self.ledger.busy() || self.watchers > 0 {
-            self.fast_until_ns = Some(now_ns + LINGER_NS);
-        } else if self.fast_until_ns.is_some_and(|until| until <= now_ns) {
-            self.fast_until_ns = None;
-            self.feeds.demand(false);
-        }
+        self.hurry(self.ledger.busy() || self.watchers > 0);
     }
 
     /// When to pump again, if nothing happens before; on the service's clock.
@@ -310,7 +300,7 @@ impl Service {
         const IDLE_NS: u64 = 1_000_000_000;
         /// An account that is due and has not come waits for a reading; looking more often than they come is vain.
         const EAGER_NS: u64 = 500_000;
-        let relaxed_ns = now_ns + if self.fast_until_ns.is_some() { RELAXED_NS } else { IDLE_NS };
+        let relaxed_ns = now_ns + if self.hurried { RELAXED_NS } else { IDLE_NS };
         if self.register.waiting() == 0 {
             return relaxed_ns;
         }
@@ -327,16 +317,27 @@ impl Service {
         waiting.into_iter().filter_map(so_far).collect()
     }
 
+    /// The domains' names.
+    pub fn names(&self) -> Vec<&str> {
+        self.feeds.domains().map(|domain| domain.name.as_str()).collect()
+    }
+
+    /// The sources that are not there.
+    pub fn absent(&self) -> &[Absent] {
+        &self.absent
+    }
+
     /// How many closes wait for their final account.
     pub fn waiting(&self) -> usize {
         self.register.waiting()
     }
 
-    fn hurry(&mut self, now_ns: u64) {
-        if self.fast_until_ns.is_none() {
-            self.feeds.demand(true);
+    /// The samplers are to be fast, or need not be; they linger by themselves.
+    fn hurry(&mut self, fast: bool) {
+        if fast != self.hurried {
+            self.hurried = fast;
+            self.feeds.demand(fast);
         }
-        self.fast_until_ns = Some(now_ns + LINGER_NS);
     }
 
     /// The instant a client names, or now.
