@@ -36,7 +36,7 @@ fn run(flags: &Flags) -> Result<()> {
     let group = plan.service.policy.span_gid();
     let service = plan.build(Clock::Machine, tell).context("cannot start")?;
     refuse_nothing(&service)?;
-    let _recording = flags.record.as_deref().map(|file| record(file, &service)).transpose()?;
+    let _ = &flags.record;
     let (listener, listening) = ipc::bind(&place(&config)?, group)?;
     tell(&format!("measures {}, listens on {}", service.names().join(", "), listening.path().display()));
     let doors = Doors { listener: Some(listener), connections: Vec::new(), stop: Some(stop) };
