@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use machine::{Dice, Held, Truth, domain, true_shares_uj};
 use proptest::prelude::*;
-use wattspan::energy::Kind;
+use wattspan::energy::{Kind, Reading};
 use wattspan::ledger::account::Account;
 use wattspan::ledger::{Ledger, Opening, Settings, SpanKey};
 
@@ -31,6 +31,8 @@ struct Plan {
     sample_ns: (u64, u64),
     ceiling: bool,
     interval_known: bool,
+    /// A model in place of a counter: 300 W, give or take 300 W.
+    modelled: bool,
 }
 
 fn plan(seed: u64) -> Plan {
@@ -61,6 +63,7 @@ fn plan(seed: u64) -> Plan {
         sample_ns: (low, low + dice.between(0, 3 * MS)),
         ceiling: dice.between(0, 1) == 0,
         interval_known: dice.between(0, 1) == 0,
+        modelled: dice.between(0, 4) == 0,
     }
 }
 
@@ -96,7 +99,9 @@ fn run(plan: &Plan, seed: u64) -> Vec<Account> {
                     unix_ns: 0,
                 };
                 keys.insert(span, ledger.open(at, opening).unwrap());
+                ledger.mark(at, keys[&span], "first".into(), at + held[0].to_ns.abs_diff(at) / 3).unwrap();
             } else if let Some(held) = held.get(turn) {
+                ledger.mark(at, keys[&span], format!("turn {turn}"), at).unwrap();
                 ledger.set_weight(at, keys[&span], held.weight, at).unwrap();
             } else {
                 ledger.close(at, keys[&span], at, BTreeMap::new(), false).unwrap();
@@ -105,7 +110,13 @@ fn run(plan: &Plan, seed: u64) -> Vec<Account> {
         }
         // The counter is read somewhere between the two clock reads.
         let window_ns = dice.between(1, 60 * US);
-        ledger.feed(0, now, now + window_ns, &plan.truth.reading(now + dice.between(0, window_ns)));
+        let reading = if plan.modelled {
+            let energy_uj = now * 300 / 1_000;
+            Reading { valid: true, energy_uj, doubt_uj: energy_uj, stamp_ns: now, epoch: 0 }
+        } else {
+            plan.truth.reading(now + dice.between(0, window_ns))
+        };
+        ledger.feed(0, now, now + window_ns, &reading);
         now += window_ns;
         ledger.settle(now, &mut out);
     }
@@ -134,13 +145,69 @@ proptest! {
     }
 }
 
+/// The true share of each phase of an account, by cutting its span where the phases do.
+fn true_phases_uj(plan: &Plan, account: &Account, span: usize) -> Vec<f64> {
+    account
+        .phases
+        .iter()
+        .map(|phase| {
+            let (from, to) = (phase.opened_ns, phase.closed_ns.unwrap());
+            let mut spans = plan.spans.clone();
+            let cut =
+                |held: &Held| Held { from_ns: held.from_ns.max(from), to_ns: held.to_ns.min(to), ..*held };
+            let inside: Vec<Held> =
+                spans[span].iter().map(cut).filter(|held| held.from_ns < held.to_ns).collect();
+            let outside: Vec<Held> = spans[span]
+                .iter()
+                .flat_map(|held| {
+                    let before = Held { to_ns: held.to_ns.min(from), ..*held };
+                    let behind = Held { from_ns: held.from_ns.max(to), ..*held };
+                    [before, behind]
+                })
+                .filter(|held| held.from_ns < held.to_ns)
+                .collect();
+            spans[span] = inside;
+            spans.push(outside);
+            true_shares_uj(&plan.truth, &spans)[span]
+        })
+        .collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 60, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn the_truth_of_each_phase_lies_within_its_error(seed: u64) {
+        let plan = plan(seed);
+        let accounts = run(&plan, seed);
+        for (span, account) in accounts.iter().enumerate().take(8) {
+            prop_assert!(account.phases.len() >= 2);
+            for (phase, truth) in account.phases.iter().zip(true_phases_uj(&plan, account, span)) {
+                let share = phase.share_uj.unwrap() as f64;
+                let error = phase.error_uj.unwrap() as f64;
+                prop_assert!(
+                    (share - truth).abs() <= error,
+                    "span {span} {}: share {share} truth {truth} error {error}", phase.name
+                );
+            }
+        }
+    }
+}
+
 #[test]
 fn the_error_is_no_larger_than_it_need_be() {
     // Constant 100 W, a counter that moves every 1 ms, read every 250 us: a lone span of 500 ms is known to about
     // one counter step at each end, not more; a bound of the whole energy would also hold, and be worth nothing.
     let truth = Truth::new(&[(1, 100_000)], MS, 0, 1);
     let spans = vec![vec![Held { from_ns: 200_300 * US, to_ns: 700_700 * US, weight: 1.0 }]];
-    let plan = Plan { truth, spans, sample_ns: (250 * US, 250 * US), ceiling: false, interval_known: true };
+    let plan = Plan {
+        truth,
+        spans,
+        sample_ns: (250 * US, 250 * US),
+        ceiling: false,
+        interval_known: true,
+        modelled: false,
+    };
     let account = run(&plan, 5).remove(0);
     let (share, error) = (account.share_uj.unwrap(), account.error_uj.unwrap());
     assert!(error <= 2 * 150_000, "error {error} uJ is more than 1.5 steps of 100 mJ at each end");
@@ -155,11 +222,47 @@ fn a_long_span_among_many_short_ones_keeps_an_honest_and_useful_error() {
         let from_ns = 110 * MS + n * 2_350 * US;
         spans.push(vec![Held { from_ns, to_ns: from_ns + 30 * MS, weight: 1.0 }]);
     }
-    let plan = Plan { truth, spans, sample_ns: (500 * US, 500 * US), ceiling: false, interval_known: true };
+    let plan = Plan {
+        truth,
+        spans,
+        sample_ns: (500 * US, 500 * US),
+        ceiling: false,
+        interval_known: true,
+        modelled: false,
+    };
     let accounts = run(&plan, 11);
     let truths = true_shares_uj(&plan.truth, &plan.spans);
     let long = &accounts[0];
     let (share, error) = (long.share_uj.unwrap() as f64, long.error_uj.unwrap() as f64);
     assert!((share - truths[0]).abs() <= error);
     assert!(error < share * 0.25, "error {error} of share {share}");
+}
+
+#[test]
+fn power_in_bursts_beside_the_edges_attains_the_bound_and_does_not_pass_it() {
+    // Each 20 ms step of the counter holds one burst of 2 J. In the step where the span opens (at 5 % of it) the
+    // burst came just before; in the step where it closes (at 95 %) it comes just after: the worst there is.
+    let (step, burst) = (20 * MS, 10 * US);
+    let early = [(burst, 200_000_000), (step - burst, 0)];
+    let late = [(step - burst, 0), (burst, 200_000_000)];
+    let mut steps = Vec::new();
+    for n in 0..50 {
+        steps.extend(if n < 20 { early } else { late });
+    }
+    steps.push((1, 0));
+    let truth = Truth::new(&steps, step, 0, 1);
+    let spans = vec![vec![Held { from_ns: 10 * step + MS, to_ns: 30 * step + 19 * MS, weight: 1.0 }]];
+    let plan = Plan {
+        truth,
+        spans,
+        sample_ns: (20 * US, 20 * US),
+        ceiling: false,
+        interval_known: true,
+        modelled: false,
+    };
+    let account = run(&plan, 3).remove(0);
+    let off = (account.share_uj.unwrap() as f64 - true_shares_uj(&plan.truth, &plan.spans)[0]).abs();
+    let error = account.error_uj.unwrap() as f64;
+    assert!(off <= error, "off by {off}, error {error}");
+    assert!(off >= 0.97 * error, "off by {off}, error {error}: the bound is looser than the worst case");
 }

@@ -50,7 +50,7 @@ impl ShareClock {
     #[inline]
     pub(crate) fn reweigh(&mut self, weight: u64) {
         self.weight = weight;
-        self.inverse = if weight == 0 { 0 } else { (1 << 63) / weight };
+        self.inverse = (1_u64 << 63).checked_div(weight).unwrap_or(0);
     }
 
     /// `energy` fine flowed while the weight stood still, `idle` fine of it idle.
@@ -120,7 +120,7 @@ mod tests {
         }
         let share = (clock.g - begin) * u128::from(WEIGHT_ONE);
         assert_eq!((share + (1 << 20)) >> FINE_BITS, 100_001_000);
-        let idle = clock.idle * u128::from(WEIGHT_ONE) >> FINE_BITS;
+        let idle = (clock.idle * u128::from(WEIGHT_ONE)) >> FINE_BITS;
         assert!((39_999_999..=40_000_000).contains(&idle), "{idle}");
     }
 }

@@ -261,7 +261,8 @@ impl Track {
             let left_over = grains(self.clock.carry.max(u128::from(brink.before.max(brink.event.weight))));
             let jump = match brink.event.edge {
                 Edge::Open => part(doubt, brink.event.weight, behind),
-                Edge::Close | Edge::Mark => part(doubt, brink.before, before),
+                Edge::Close => part(doubt, brink.before, before),
+                Edge::Mark => part(doubt, brink.before, before.max(behind)),
                 Edge::Weight => {
                     let (old, new) =
                         (part(doubt, brink.before, before), part(doubt, brink.event.weight, behind));
@@ -291,6 +292,8 @@ impl Track {
             (Edge::Mark, Stage::Running) => {
                 let lane = &mut span.story(self.domains).lanes[self.index];
                 let share = lane.share + mark.share(&self.clock);
+                // A weight may have changed at this very instant: the cut must hold for both sides of it.
+                brink.before = mark.weight.max(lane.widest);
                 brink.cut = lane.cuts.len();
                 lane.cuts.push(Cut { share, ..Cut::default() });
             }
