@@ -1,1 +1,411 @@
-//! (skeleton)
+//! Settings of the daemon: defaults, then files, then flags, then checks.
+//!
+//! Owns every default figure that an administrator may change, and says of a wrong one which file, which key, and
+//! what would be right. Plain data: knows no hardware and opens nothing but its files. An unknown key is refused,
+//! because a misspelt limit that is silently ignored is no limit.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+/// What is wrong with the configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum Wrong {
+    /// A file cannot be read.
+    #[error("cannot read the configuration {}: {cause}", file.display())]
+    Unreadable {
+        /// Which file.
+        file: PathBuf,
+        /// Why not.
+        cause: std::io::Error,
+    },
+    /// A file is not TOML, or has a key that nobody knows, or a value of the wrong type.
+    #[error("in the configuration {}: {cause}", file.display())]
+    Malformed {
+        /// Which file.
+        file: PathBuf,
+        /// Line, column, key, and what was expected.
+        cause: Box<toml::de::Error>,
+    },
+    /// A value that makes no sense.
+    #[error("in {place}: {key} = {value}: {mend}")]
+    Unsound {
+        /// Which file, or "the flags".
+        place: String,
+        /// Which key.
+        key: String,
+        /// What it says.
+        value: String,
+        /// What would be right.
+        mend: String,
+    },
+}
+
+/// The effective settings; printed as TOML by `wattspand --check`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Where to listen; absent: the first of [`socket_places`] that this user can have.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub socket: Option<PathBuf>,
+    /// Where what must last is kept.
+    pub state_dir: PathBuf,
+    /// Readings a second while a span is open or somebody watches.
+    pub rate_hz: f64,
+    /// Readings a second otherwise.
+    pub idle_rate_hz: f64,
+    /// How far back readings are kept at the full rate, in seconds.
+    pub history_s: f64,
+    /// How late a message may come without its edge being moved.
+    pub horizon_ms: f64,
+    /// A counter that has not moved for this long no longer holds accounts up.
+    pub patience_ms: f64,
+    /// Where joules come from.
+    pub source: Source,
+    /// Idle power by domain name, in watts; the others learn it.
+    pub idle_w: BTreeMap<String, f64>,
+    /// What one client may take.
+    pub limits: Limits,
+    /// Who may know.
+    pub access: Groups,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            socket: None,
+            state_dir: "/var/lib/wattspan".into(),
+            rate_hz: 1000.0,
+            idle_rate_hz: 1.0,
+            history_s: 16.0,
+            horizon_ms: 10.0,
+            patience_ms: 2000.0,
+            source: Source::default(),
+            idle_w: BTreeMap::new(),
+            limits: Limits::default(),
+            access: Groups::default(),
+        }
+    }
+}
+
+/// Where joules come from.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Source {
+    /// Where the kernel's `/sys` is.
+    pub sysfs_root: PathBuf,
+    /// Where the kernel's `/proc` is.
+    pub proc_root: PathBuf,
+    /// A library to load instead of the system's NVML.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub nvml_library: Option<PathBuf>,
+    /// A trace or scripted machine to measure instead of this one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub replay: Option<PathBuf>,
+    /// The sources to try, in order of preference; absent: all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub enabled: Option<Vec<String>>,
+    /// Power of all CPUs at rest, for a machine without a counter.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub estimate_idle_w: Option<f64>,
+    /// Power of all CPUs at full load, likewise.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub estimate_max_w: Option<f64>,
+}
+
+impl Default for Source {
+    fn default() -> Self {
+        Self {
+            sysfs_root: "/sys".into(),
+            proc_root: "/proc".into(),
+            nvml_library: None,
+            replay: None,
+            enabled: None,
+            estimate_idle_w: None,
+            estimate_max_w: None,
+        }
+    }
+}
+
+/// What one client, one user and all together may take.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Limits {
+    /// Largest message, in bytes.
+    pub message_bytes: usize,
+    /// Connections, all users together.
+    pub connections: usize,
+    /// Connections of one user; root and the daemon's own user have only the total.
+    pub connections_per_user: usize,
+    /// Open spans, all users together.
+    pub open_spans: usize,
+    /// Open spans of one user; root and the daemon's own user have only the total.
+    pub open_spans_per_user: usize,
+    /// Bytes of names and attributes of one user's open spans; likewise.
+    pub notes_bytes_per_user: usize,
+    /// Streams (WatchSpans, WatchDomains) of one user; likewise.
+    pub streams_per_user: usize,
+    /// Answers waiting for a client that does not read, in bytes: a stream is dropped, a caller is not read from.
+    pub unread_bytes: usize,
+    /// A half message, or a client that reads nothing, is given up after this long, in seconds.
+    pub stall_s: f64,
+    /// Settled accounts that `GetSpan` remembers, all users together.
+    pub remembered_accounts: usize,
+    /// The bytes they may take.
+    pub remembered_bytes: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            message_bytes: 64 * 1024,
+            connections: 1024,
+            connections_per_user: 64,
+            open_spans: 131_072,
+            open_spans_per_user: 4096,
+            notes_bytes_per_user: 16 << 20,
+            streams_per_user: 8,
+            unread_bytes: 64 * 1024,
+            stall_s: 30.0,
+            remembered_accounts: 4096,
+            remembered_bytes: 16 << 20,
+        }
+    }
+}
+
+/// Whose members may know what; root and the daemon's own user may everything.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Groups {
+    /// Own spans at full precision, the host's totals.
+    pub span_group: String,
+    /// Everybody's accounts, the domains' stream.
+    pub telemetry_group: String,
+}
+
+impl Default for Groups {
+    fn default() -> Self {
+        Self { span_group: "wattspan".into(), telemetry_group: "wattspan-telemetry".into() }
+    }
+}
+
+/// What the command line says.
+#[derive(Debug, Clone, Default, clap::Parser)]
+#[command(name = "wattspand", version, about = "Measures this machine's energy and accounts for it, span by span")]
+pub struct Flags {
+    /// Read this file instead of /etc/wattspan/wattspan.toml and wattspan.toml.d/*.toml
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Listen here
+    #[arg(long, value_name = "PATH", env = "WATTSPAN_SOCKET")]
+    pub socket: Option<PathBuf>,
+    /// Keep what must last here
+    #[arg(long, value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
+    /// Where the kernel's /sys is
+    #[arg(long, value_name = "DIR")]
+    pub sysfs_root: Option<PathBuf>,
+    /// Where the kernel's /proc is
+    #[arg(long, value_name = "DIR")]
+    pub proc_root: Option<PathBuf>,
+    /// Load this instead of the system's NVML library
+    #[arg(long, value_name = "FILE")]
+    pub nvml_library: Option<PathBuf>,
+    /// Readings a second while spans are open
+    #[arg(long, value_name = "HZ")]
+    pub rate_hz: Option<f64>,
+    /// Readings a second otherwise
+    #[arg(long, value_name = "HZ")]
+    pub idle_rate_hz: Option<f64>,
+    /// Write what the sources say to this file, to be replayed later
+    #[arg(long, value_name = "FILE")]
+    pub record: Option<PathBuf>,
+    /// Measure this trace or scripted machine instead of the real one
+    #[arg(long, value_name = "FILE")]
+    pub replay: Option<PathBuf>,
+    /// Check the configuration, print what it comes to, and stop
+    #[arg(long)]
+    pub check: bool,
+}
+
+impl Config {
+    /// The settings that files and flags come to. Without `--config` a file that is not there is no error.
+    pub fn load(flags: &Flags) -> Result<Self, Wrong> {
+        let files = match &flags.config {
+            Some(file) => vec![file.clone()],
+            None => files_under(&configuration_dir()),
+        };
+        let mut config = Self::from_files(&files)?;
+        config.take(flags);
+        config.check("the flags")?;
+        Ok(config)
+    }
+
+    /// The settings that these files come to, the later ones over the earlier.
+    fn from_files(files: &[PathBuf]) -> Result<Self, Wrong> {
+        let mut whole = toml::Table::new();
+        for file in files {
+            let unreadable = |cause| Wrong::Unreadable { file: file.clone(), cause };
+            let text = std::fs::read_to_string(file).map_err(unreadable)?;
+            // Each file is read alone first, so that a mistake is told with the name of the file it is in.
+            let malformed = |cause| Wrong::Malformed { file: file.clone(), cause: Box::new(cause) };
+            let alone: Self = toml::from_str(&text).map_err(malformed)?;
+            alone.check(&file.display().to_string())?;
+            overlay(&mut whole, text.parse().map_err(malformed)?);
+        }
+        let last = || files.last().cloned().unwrap_or_default();
+        whole.try_into().map_err(|cause| Wrong::Malformed { file: last(), cause: Box::new(cause) })
+    }
+
+    fn take(&mut self, flags: &Flags) {
+        fn over<T: Clone>(place: &mut T, flag: &Option<T>) {
+            if let Some(value) = flag {
+                place.clone_from(value);
+            }
+        }
+        fn over_option<T: Clone>(place: &mut Option<T>, flag: &Option<T>) {
+            if flag.is_some() {
+                place.clone_from(flag);
+            }
+        }
+        over_option(&mut self.socket, &flags.socket);
+        over(&mut self.state_dir, &flags.state_dir);
+        over(&mut self.rate_hz, &flags.rate_hz);
+        over(&mut self.idle_rate_hz, &flags.idle_rate_hz);
+        over(&mut self.source.sysfs_root, &flags.sysfs_root);
+        over(&mut self.source.proc_root, &flags.proc_root);
+        over_option(&mut self.source.nvml_library, &flags.nvml_library);
+        over_option(&mut self.source.replay, &flags.replay);
+    }
+
+    /// Refuses figures that make no sense; `place` is where they were written.
+    pub fn check(&self, place: &str) -> Result<(), Wrong> {
+        let within = |key: &str, value: f64, least: f64, most: f64| {
+            if (least..=most).contains(&value) {
+                return Ok(());
+            }
+            let mend = format!("choose a number from {least} to {most}");
+            Err(Wrong::Unsound { place: place.into(), key: key.into(), value: value.to_string(), mend })
+        };
+        within("rate_hz", self.rate_hz, 1.0, 10_000.0)?;
+        within("idle_rate_hz", self.idle_rate_hz, 0.1, self.rate_hz)?;
+        within("history_s", self.history_s, 1.0, 600.0)?;
+        within("horizon_ms", self.horizon_ms, 0.0, 1000.0)?;
+        within("patience_ms", self.patience_ms, 100.0, 60_000.0)?;
+        for (domain, watts) in &self.idle_w {
+            within(&format!("idle_w.{domain}"), *watts, 0.0, 100_000.0)?;
+        }
+        let idle = self.source.estimate_idle_w;
+        within("source.estimate_idle_w", idle.unwrap_or(0.0), 0.0, 100_000.0)?;
+        if let Some(most) = self.source.estimate_max_w {
+            within("source.estimate_max_w", most, idle.unwrap_or(0.0), 100_000.0)?;
+        }
+        let limits = &self.limits;
+        within("limits.message_bytes", limits.message_bytes as f64, 1024.0, f64::from(1 << 20))?;
+        within("limits.connections", limits.connections as f64, 1.0, 100_000.0)?;
+        within("limits.connections_per_user", limits.connections_per_user as f64, 1.0, 100_000.0)?;
+        within("limits.open_spans", limits.open_spans as f64, 1.0, 10_000_000.0)?;
+        within("limits.open_spans_per_user", limits.open_spans_per_user as f64, 1.0, 10_000_000.0)?;
+        within("limits.unread_bytes", limits.unread_bytes as f64, 4096.0, f64::from(16 << 20))?;
+        within("limits.stall_s", limits.stall_s, 0.1, 3600.0)
+    }
+}
+
+/// Puts the keys of `over` in place of those of `under`, table by table.
+fn overlay(under: &mut toml::Table, over: toml::Table) {
+    for (key, value) in over {
+        match (under.get_mut(&key), value) {
+            (Some(toml::Value::Table(under)), toml::Value::Table(over)) => overlay(under, over),
+            (_, value) => drop(under.insert(key, value)),
+        }
+    }
+}
+
+fn configuration_dir() -> PathBuf {
+    (if apple() { "/usr/local/etc/wattspan" } else { "/etc/wattspan" }).into()
+}
+
+/// `wattspan.toml` and then `wattspan.toml.d/*.toml` by name, as far as they are there.
+fn files_under(dir: &Path) -> Vec<PathBuf> {
+    let mut files: Vec<PathBuf> = std::fs::read_dir(dir.join("wattspan.toml.d"))
+        .map(|entries| entries.filter_map(|entry| Some(entry.ok()?.path())).collect())
+        .unwrap_or_default();
+    files.retain(|file| file.extension().is_some_and(|ending| ending == "toml"));
+    files.sort();
+    files.insert(0, dir.join("wattspan.toml"));
+    files.retain(|file| file.exists());
+    files
+}
+
+/// Where the daemon's socket is, the system's first; a client tries them in this order.
+pub fn socket_places() -> Vec<PathBuf> {
+    let system = PathBuf::from(if apple() { "/var/run/wattspan" } else { "/run/wattspan" });
+    let user = std::env::var_os("XDG_RUNTIME_DIR").map(|dir| PathBuf::from(dir).join("wattspan"));
+    [Some(system), user].into_iter().flatten().map(|dir| dir.join("wattspan.sock")).collect()
+}
+
+fn apple() -> bool {
+    std::env::consts::OS == "macos"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn written(dir: &tempfile::TempDir, name: &str, text: &str) -> PathBuf {
+        let file = dir.path().join(name);
+        std::fs::create_dir_all(file.parent().unwrap()).unwrap();
+        std::fs::write(&file, text).unwrap();
+        file
+    }
+
+    #[test]
+    fn later_files_and_then_flags_win_key_by_key() {
+        let dir = tempfile::tempdir().unwrap();
+        written(&dir, "wattspan.toml", "rate_hz = 500\n[limits]\nconnections = 10\nstall_s = 3\n");
+        written(&dir, "wattspan.toml.d/20.toml", "[limits]\nconnections = 30\n[idle_w]\npackage-0 = 4.5\n");
+        written(&dir, "wattspan.toml.d/10.toml", "[limits]\nconnections = 20\n");
+        written(&dir, "wattspan.toml.d/notes.txt", "not = 'read");
+        let mut config = Config::from_files(&files_under(dir.path())).unwrap();
+        assert_eq!((config.limits.connections, config.limits.stall_s), (30, 3.0));
+        assert_eq!(config.idle_w["package-0"], 4.5);
+        config.take(&Flags { rate_hz: Some(250.0), ..Flags::default() });
+        assert_eq!((config.rate_hz, config.idle_rate_hz), (250.0, 1.0));
+    }
+
+    #[test]
+    fn an_unknown_key_is_refused_with_the_file_and_the_keys_there_are() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = written(&dir, "a.toml", "[limits]\nconections = 10\n");
+        let wrong = Config::from_files(&[file.clone()]).unwrap_err().to_string();
+        for part in [file.to_str().unwrap(), "conections", "connections_per_user", "line 2"] {
+            assert!(wrong.contains(part), "{part} is missing in: {wrong}");
+        }
+    }
+
+    #[test]
+    fn a_senseless_figure_is_refused_with_its_key_and_the_mend() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = written(&dir, "a.toml", "rate_hz = 1e6\n");
+        let wrong = Config::from_files(&[file]).unwrap_err().to_string();
+        assert!(wrong.contains("rate_hz = 1000000: choose a number from 1 to 10000"), "{wrong}");
+        let nan = Config { horizon_ms: f64::NAN, ..Config::default() };
+        assert!(nan.check("here").is_err());
+    }
+
+    #[test]
+    fn the_effective_configuration_reads_back_as_itself() {
+        let mut config = Config::default();
+        config.idle_w.insert("package-0".into(), 4.5);
+        config.source.replay = Some("machine.toml".into());
+        let text = toml::to_string(&config).unwrap();
+        assert_eq!(toml::from_str::<Config>(&text).unwrap(), config);
+    }
+
+    #[test]
+    fn the_flags_are_a_sound_description() {
+        use clap::CommandFactory;
+        Flags::command().debug_assert();
+    }
+}

@@ -1,1 +1,35 @@
-//! (skeleton)
+//! The words on the wire: `org.wattspan.Meter`, the methods of `org.varlink.service`, and their envelopes.
+//!
+//! Owns the names, the shapes and the framing, and belongs to neither side: the daemon and its clients read and
+//! write the same structs, so they cannot drift apart. Additive changes only; an unknown parameter is refused,
+//! because a caller who misspells `wieght` must not be billed by the default. Never touches a socket.
+//!
+//! Varlink (varlink.org) is one JSON object for each message, ended by one NUL byte.
+
+mod envelope;
+mod method;
+mod refusal;
+
+pub use envelope::{Answer, Call, Incoming, Reply};
+pub use method::{Access, Balances, DomainStatus, DomainTick, Info, Window};
+pub use method::{
+    CancelSpan, CloseSpan, ClosedSpan, Description, Done, GetBalance, GetInfo, GetInterfaceDescription,
+    GetServiceInfo, GetSpan, MarkPhase, Method, OpenSpan, OpenedSpan, ReadWindow, ServiceInfo, SetWeight,
+    SpanAccount, WatchDomains, WatchSpans,
+};
+pub use refusal::{Refusal, Unintelligible};
+
+/// The meter's own interface.
+pub const METER: &str = "org.wattspan.Meter";
+
+/// Varlink's introspection, which every service answers.
+pub const SERVICE: &str = "org.varlink.service";
+
+/// The description of [`METER`], served by introspection; the contract itself, byte for byte.
+pub const METER_DESCRIPTION: &str = include_str!("org.wattspan.Meter.varlink");
+
+/// The description of [`SERVICE`], as the Varlink specification gives it.
+pub const SERVICE_DESCRIPTION: &str = include_str!("org.varlink.service.varlink");
+
+/// The byte that ends a message; JSON has no place for it, so no message holds one.
+pub const END: u8 = 0;

@@ -1,0 +1,187 @@
+//! The envelope around every message: which method, how to answer, and what the answer was.
+//!
+//! Owns the fields that Varlink itself defines (`method`, `oneway`, `more`, `upgrade`; `error`, `continues`).
+//! What they carry is kept as the text it came in and read by whoever knows the method. A field of the envelope
+//! that is not known is passed over, as Varlink asks; unknown *parameters* are refused, by their own types.
+
+use std::borrow::Cow;
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+use super::method::Method;
+use super::refusal::{Refusal, Unintelligible};
+
+/// A call as its sender writes it.
+#[derive(Debug, Clone, Serialize)]
+pub struct Call<M> {
+    /// Interface and method, joined by a dot.
+    pub method: &'static str,
+    /// What the method is asked with.
+    pub parameters: M,
+    /// No answer is wanted, not even a refusal.
+    #[serde(skip_serializing_if = "is_false")]
+    pub oneway: bool,
+    /// Several answers are wanted.
+    #[serde(skip_serializing_if = "is_false")]
+    pub more: bool,
+}
+
+fn is_false(flag: &bool) -> bool {
+    !*flag
+}
+
+impl<M: Method> Call<M> {
+    /// A call that is answered once.
+    pub fn new(parameters: M) -> Self {
+        Self { method: M::NAME, parameters, oneway: false, more: false }
+    }
+
+    /// A call that is not answered.
+    pub fn oneway(parameters: M) -> Self {
+        Self { oneway: true, ..Self::new(parameters) }
+    }
+
+    /// A call that is answered until one side hangs up.
+    pub fn more(parameters: M) -> Self {
+        Self { more: true, ..Self::new(parameters) }
+    }
+
+    /// Appends the message to `out`, its end included.
+    pub fn write(&self, out: &mut Vec<u8>) {
+        write(self, out);
+    }
+}
+
+/// A call as its receiver reads it; borrows from the message.
+#[derive(Debug, Deserialize)]
+pub struct Incoming<'a> {
+    /// Interface and method, joined by a dot.
+    #[serde(borrow)]
+    pub method: Cow<'a, str>,
+    /// The method's parameters, unread. Absent means none.
+    #[serde(borrow, default)]
+    pub parameters: Option<&'a RawValue>,
+    /// No answer is wanted.
+    #[serde(default)]
+    pub oneway: Option<bool>,
+    /// Several answers are wanted.
+    #[serde(default)]
+    pub more: Option<bool>,
+    /// The connection shall change its protocol; nobody does that here.
+    #[serde(default)]
+    pub upgrade: Option<bool>,
+}
+
+/// An answer as its sender writes it; a [`Refusal`] is written as it is.
+#[derive(Debug, Clone, Serialize)]
+pub struct Reply<T> {
+    /// What the method gave.
+    pub parameters: T,
+    /// More answers to the same call follow.
+    #[serde(skip_serializing_if = "is_false")]
+    pub continues: bool,
+}
+
+impl<T: Serialize> Reply<T> {
+    /// The only or last answer.
+    pub fn last(parameters: T) -> Self {
+        Self { parameters, continues: false }
+    }
+
+    /// One of several answers.
+    pub fn one_of_many(parameters: T) -> Self {
+        Self { parameters, continues: true }
+    }
+
+    /// Appends the message to `out`, its end included.
+    pub fn write(&self, out: &mut Vec<u8>) {
+        write(self, out);
+    }
+}
+
+impl Refusal {
+    /// Appends the message to `out`, its end included.
+    pub fn write(&self, out: &mut Vec<u8>) {
+        write(self, out);
+    }
+}
+
+/// An answer as its receiver reads it; borrows from the message.
+#[derive(Debug, Deserialize)]
+pub struct Answer<'a> {
+    /// What the method gave, or what the refusal says, unread.
+    #[serde(borrow, default)]
+    parameters: Option<&'a RawValue>,
+    /// The refusal's name, if it is one.
+    #[serde(borrow, default)]
+    error: Option<&'a str>,
+    /// More answers to the same call follow.
+    #[serde(default)]
+    continues: Option<bool>,
+}
+
+impl<'a> Answer<'a> {
+    /// Reads a message without its end.
+    pub fn read(message: &'a [u8]) -> Result<Self, Unintelligible> {
+        Ok(serde_json::from_slice(message)?)
+    }
+
+    /// Whether more answers to the same call follow.
+    pub fn continues(&self) -> bool {
+        self.continues.unwrap_or(false)
+    }
+
+    /// What the method gave; a refusal comes as the inner error.
+    pub fn into_reply<T: DeserializeOwned>(self) -> Result<Result<T, Refusal>, Unintelligible> {
+        let parameters = self.parameters.map_or("{}", RawValue::get);
+        match self.error {
+            Some(error) => Refusal::read(error, parameters).map(Err),
+            None => Ok(Ok(serde_json::from_str(parameters)?)),
+        }
+    }
+}
+
+fn write<T: Serialize>(message: &T, out: &mut Vec<u8>) {
+    serde_json::to_writer(&mut *out, message)
+        .expect("our words have string keys, and a Vec takes every byte");
+    out.push(super::END);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Done, MarkPhase, OpenSpan, OpenedSpan};
+    use super::*;
+
+    #[test]
+    fn a_call_reads_back_as_it_was_written() {
+        let mut out = Vec::new();
+        Call::oneway(MarkPhase { span: "a".into(), phase: "decode".into(), at_ns: Some(7) }).write(&mut out);
+        assert_eq!(out.pop(), Some(super::super::END));
+        let incoming: Incoming = serde_json::from_slice(&out).unwrap();
+        assert_eq!(incoming.method, "org.wattspan.Meter.MarkPhase");
+        assert_eq!((incoming.oneway, incoming.more), (Some(true), None));
+        let mark: MarkPhase = serde_json::from_str(incoming.parameters.unwrap().get()).unwrap();
+        assert_eq!(mark, MarkPhase { span: "a".into(), phase: "decode".into(), at_ns: Some(7) });
+    }
+
+    #[test]
+    fn a_parameter_nobody_knows_is_refused() {
+        let error = serde_json::from_str::<OpenSpan>(r#"{"wieght":2}"#).unwrap_err();
+        assert!(error.to_string().contains("wieght"), "{error}");
+    }
+
+    #[test]
+    fn an_answer_is_a_reply_or_a_refusal() {
+        let mut out = Vec::new();
+        Reply::last(OpenedSpan { span: "a".into() }).write(&mut out);
+        let opened: OpenedSpan = Answer::read(&out[..out.len() - 1]).unwrap().into_reply().unwrap().unwrap();
+        assert_eq!(opened.span, "a");
+        out.clear();
+        Refusal::NoSuchSpan { span: "b".into() }.write(&mut out);
+        let answer = Answer::read(&out[..out.len() - 1]).unwrap();
+        let refused = answer.into_reply::<Done>().unwrap();
+        assert_eq!(refused, Err(Refusal::NoSuchSpan { span: "b".into() }));
+    }
+}

@@ -1,0 +1,195 @@
+//! Every error that goes over the wire, with its name there.
+//!
+//! Owns the one mapping between a refusal and its Varlink name. The wording is for the person at the other end:
+//! lower case, what is wrong, what would mend it.
+
+use serde::Serialize;
+use serde::de::{DeserializeOwned, Error as _};
+
+/// Why a call was not done; the errors of `org.wattspan.Meter` and of `org.varlink.service`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, thiserror::Error)]
+#[serde(tag = "error", content = "parameters")]
+pub enum Refusal {
+    /// Not a span of the caller; another user's answers the same.
+    #[error("there is no span {span:?}")]
+    #[serde(rename = "org.wattspan.Meter.NoSuchSpan")]
+    NoSuchSpan {
+        /// What was asked for.
+        span: String,
+    },
+    /// The caller has a span of this name.
+    #[error("a span {span:?} exists already; choose another name, or none")]
+    #[serde(rename = "org.wattspan.Meter.SpanExists")]
+    SpanExists {
+        /// What was asked for.
+        span: String,
+    },
+    /// It was closed before.
+    #[error("the span {span:?} is closed already")]
+    #[serde(rename = "org.wattspan.Meter.AlreadyClosed")]
+    AlreadyClosed {
+        /// What was asked for.
+        span: String,
+    },
+    /// No domain of this name is metered here.
+    #[error("there is no domain {domain:?} here; GetInfo lists those there are")]
+    #[serde(rename = "org.wattspan.Meter.NoSuchDomain")]
+    NoSuchDomain {
+        /// What was asked for.
+        domain: String,
+    },
+    /// In the future, older than the history, or before the span began.
+    #[error("the time {at_ns} ns lies outside {earliest_ns}..={latest_ns} ns of the monotonic clock")]
+    #[serde(rename = "org.wattspan.Meter.InvalidTime")]
+    InvalidTime {
+        /// What was asked for.
+        at_ns: i64,
+        /// The earliest that would have been taken.
+        earliest_ns: u64,
+        /// The latest.
+        latest_ns: u64,
+    },
+    /// A parameter of the right type with a value that makes no sense.
+    #[error("{field}: {reason}")]
+    #[serde(rename = "org.wattspan.Meter.InvalidValue")]
+    InvalidValue {
+        /// Which parameter.
+        field: String,
+        /// What is wrong with it, and what would be right.
+        reason: String,
+    },
+    /// More than the caller may have.
+    #[error("the limit of {limit} {quota} is reached")]
+    #[serde(rename = "org.wattspan.Meter.QuotaExceeded")]
+    QuotaExceeded {
+        /// What there is too much of.
+        quota: String,
+        /// The limit.
+        limit: u64,
+    },
+    /// The caller may not do that.
+    #[error("this needs {needs} access")]
+    #[serde(rename = "org.wattspan.Meter.AccessDenied")]
+    AccessDenied {
+        /// The least access that would do.
+        needs: String,
+    },
+    /// The service does not offer the interface.
+    #[error("there is no interface {interface:?}")]
+    #[serde(rename = "org.varlink.service.InterfaceNotFound")]
+    InterfaceNotFound {
+        /// What was asked for.
+        interface: String,
+    },
+    /// The interface has no such method.
+    #[error("there is no method {method:?}")]
+    #[serde(rename = "org.varlink.service.MethodNotFound")]
+    MethodNotFound {
+        /// What was asked for.
+        method: String,
+    },
+    /// The method exists but not in the manner asked for.
+    #[error("{method} is not available in this manner")]
+    #[serde(rename = "org.varlink.service.MethodNotImplemented")]
+    MethodNotImplemented {
+        /// What was asked for.
+        method: String,
+    },
+    /// A parameter that is unknown, missing, or of the wrong type.
+    #[error("the parameter {parameter:?} is unknown, missing, or of the wrong type")]
+    #[serde(rename = "org.varlink.service.InvalidParameter")]
+    InvalidParameter {
+        /// Which one.
+        parameter: String,
+    },
+    /// The method answers several times and was not called with `more`.
+    #[error("this method answers several times; call it with \"more\"")]
+    #[serde(rename = "org.varlink.service.ExpectedMore")]
+    ExpectedMore {},
+}
+
+/// A message that is not what the protocol says it is.
+#[derive(Debug, thiserror::Error)]
+#[error("the message is not of this protocol: {0}")]
+pub struct Unintelligible(#[from] serde_json::Error);
+
+impl Refusal {
+    /// The refusal of this name with these parameters (JSON text).
+    pub fn read(error: &str, parameters: &str) -> Result<Self, Unintelligible> {
+        let unknown = || Unintelligible(serde_json::Error::custom(format!("unknown error {error:?}")));
+        let (interface, name) = error.rsplit_once('.').ok_or_else(unknown)?;
+        let known = match (interface, name) {
+            (super::METER, "NoSuchSpan") => Self::NoSuchSpan { span: field(parameters, "span")? },
+            (super::METER, "SpanExists") => Self::SpanExists { span: field(parameters, "span")? },
+            (super::METER, "AlreadyClosed") => Self::AlreadyClosed { span: field(parameters, "span")? },
+            (super::METER, "NoSuchDomain") => Self::NoSuchDomain { domain: field(parameters, "domain")? },
+            (super::METER, "InvalidTime") => Self::InvalidTime {
+                at_ns: field(parameters, "at_ns")?,
+                earliest_ns: field(parameters, "earliest_ns")?,
+                latest_ns: field(parameters, "latest_ns")?,
+            },
+            (super::METER, "InvalidValue") => Self::InvalidValue {
+                field: field(parameters, "field")?,
+                reason: field(parameters, "reason")?,
+            },
+            (super::METER, "QuotaExceeded") => {
+                Self::QuotaExceeded { quota: field(parameters, "quota")?, limit: field(parameters, "limit")? }
+            }
+            (super::METER, "AccessDenied") => Self::AccessDenied { needs: field(parameters, "needs")? },
+            (super::SERVICE, "InterfaceNotFound") => {
+                Self::InterfaceNotFound { interface: field(parameters, "interface")? }
+            }
+            (super::SERVICE, "MethodNotFound") => {
+                Self::MethodNotFound { method: field(parameters, "method")? }
+            }
+            (super::SERVICE, "MethodNotImplemented") => {
+                Self::MethodNotImplemented { method: field(parameters, "method")? }
+            }
+            (super::SERVICE, "InvalidParameter") => {
+                Self::InvalidParameter { parameter: field(parameters, "parameter")? }
+            }
+            (super::SERVICE, "ExpectedMore") => Self::ExpectedMore {},
+            _ => return Err(unknown()),
+        };
+        Ok(known)
+    }
+}
+
+fn field<T: DeserializeOwned>(parameters: &str, name: &str) -> Result<T, Unintelligible> {
+    let mut fields: serde_json::Map<String, serde_json::Value> = serde_json::from_str(parameters)?;
+    Ok(serde_json::from_value(fields.remove(name).unwrap_or_default())?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_refusal_reads_back_as_it_was_written() {
+        let word = || "x".to_owned();
+        let all = [
+            Refusal::NoSuchSpan { span: word() },
+            Refusal::SpanExists { span: word() },
+            Refusal::AlreadyClosed { span: word() },
+            Refusal::NoSuchDomain { domain: word() },
+            Refusal::InvalidTime { at_ns: -5, earliest_ns: 1, latest_ns: 2 },
+            Refusal::InvalidValue { field: word(), reason: word() },
+            Refusal::QuotaExceeded { quota: word(), limit: 3 },
+            Refusal::AccessDenied { needs: word() },
+            Refusal::InterfaceNotFound { interface: word() },
+            Refusal::MethodNotFound { method: word() },
+            Refusal::MethodNotImplemented { method: word() },
+            Refusal::InvalidParameter { parameter: word() },
+            Refusal::ExpectedMore {},
+        ];
+        for refusal in all {
+            let wire = serde_json::to_value(&refusal).unwrap();
+            let back =
+                Refusal::read(wire["error"].as_str().unwrap(), &wire["parameters"].to_string()).unwrap();
+            assert_eq!(back, refusal);
+            let declared = [super::super::METER_DESCRIPTION, super::super::SERVICE_DESCRIPTION].concat();
+            let name = wire["error"].as_str().unwrap().rsplit_once('.').unwrap().1;
+            assert!(declared.contains(&format!("error {name} (")), "{name} is not in the description");
+        }
+    }
+}
