@@ -14,9 +14,10 @@ use crate::energy::Absent;
 use crate::ledger::account::Account;
 use crate::ledger::{self, Ledger, Opening, Refused, SpanKey};
 use crate::protocol::{
-    Access, Balances, CloseSpan, DomainStatus, DomainTick, Info, MarkPhase, OpenSpan, OpenedSpan, ReadWindow, Refusal,
-    SetWeight, Window,
+    Access, Balances, CloseSpan, DomainStatus, DomainTick, Info, MarkPhase, OpenSpan, OpenedSpan, ReadWindow,
+    Refusal, SetWeight, Window,
 };
+use crate::sampler;
 
 use super::access::{Peer, Policy};
 use super::feed::Feeds;
@@ -78,8 +79,13 @@ pub struct Service {
     register: Register,
     tokens: Tokens,
     boot_id: String,
+    /// Room to settle into, empty between two calls.
     settled: Vec<(SpanKey, Account)>,
+    /// Final, and not yet handed out by a pump.
+    finals: Vec<Final>,
+    taken_in_ns: u64,
     hurried: bool,
+    recording: bool,
     watchers: usize,
 }
 
@@ -100,7 +106,10 @@ impl Service {
             tokens: Tokens::new()?,
             boot_id: boot_id(),
             settled: Vec::new(),
+            finals: Vec::new(),
+            taken_in_ns: 0,
             hurried: false,
+            recording: false,
             watchers: 0,
         })
     }
@@ -123,7 +132,7 @@ impl Service {
     /// GetInfo. To a caller without access the domains show their health but no figures.
     pub fn info(&mut self, peer: &Peer) -> Info {
         let now_ns = self.clock.now_ns();
-        self.feeds.drain(now_ns, &mut self.ledger);
+        self.freshen(now_ns);
         let mut domains = self.feeds.statuses();
         if peer.access < Access::Span {
             domains.iter_mut().for_each(hide_figures);
@@ -208,8 +217,9 @@ impl Service {
         if wait {
             return Ok(Closed::Awaited);
         }
-        let account = self.ledger.account(now_ns, open.key);
-        account.map(|account| Closed::Account(Box::new(account))).map_err(|refused| refusal(refused, &call.span, at_ns))
+        self.freshen(now_ns);
+        let known = self.register.known(peer.uid, &call.span)?;
+        self.so_far(now_ns, &call.span, known).map(|account| Closed::Account(Box::new(account)))
     }
 
     /// CancelSpan.
@@ -224,12 +234,16 @@ impl Service {
     /// GetSpan: the caller's own, or anybody's for telemetry.
     pub fn account(&mut self, peer: &Peer, span: &str) -> Result<Account, Refusal> {
         let now_ns = self.clock.now_ns();
-        self.feeds.drain(now_ns, &mut self.ledger);
+        self.freshen(now_ns);
         let mut known = self.register.known(peer.uid, span);
         if known.is_err() && peer.access >= Access::Telemetry {
             known = self.register.known_to_anybody(span);
         }
-        match known? {
+        self.so_far(now_ns, span, known?)
+    }
+
+    fn so_far(&self, now_ns: u64, span: &str, known: Known) -> Result<Account, Refusal> {
+        match known {
             Known::Settled(account) => Ok(Account::clone(&account)),
             Known::Held(key) => {
                 self.ledger.account(now_ns, key).map_err(|refused| refusal(refused, span, now_ns))
@@ -252,14 +266,14 @@ impl Service {
     /// GetBalance.
     pub fn balance(&mut self) -> Balances {
         let now_ns = self.clock.now_ns();
-        self.feeds.drain(now_ns, &mut self.ledger);
+        self.freshen(now_ns);
         Balances { balance: self.ledger.balance() }
     }
 
     /// What WatchDomains tells now.
     pub fn tick(&mut self) -> DomainTick {
         let now_ns = self.clock.now_ns();
-        self.feeds.drain(now_ns, &mut self.ledger);
+        self.freshen(now_ns);
         DomainTick { now_ns, domains: self.feeds.statuses() }
     }
 
@@ -278,15 +292,30 @@ impl Service {
         }
     }
 
-    /// Takes in new readings, settles what they allow, and appends the final accounts to `finals`.
+    /// Takes in new readings and settles what they allow, and appends the final accounts to `finals`.
     pub fn pump(&mut self, finals: &mut Vec<Final>) {
-        let now_ns = self.clock.now_ns();
+        self.take_in(self.clock.now_ns());
+        finals.append(&mut self.finals);
+        self.finals.shrink_to(1024);
+    }
+
+    /// The same, unless it was done a moment ago: an account so far should be that of now, but a client that asks in a
+    /// loop should not cost more than one that waits.
+    fn freshen(&mut self, now_ns: u64) {
+        const MOMENT_NS: u64 = 1_000_000;
+        if now_ns.saturating_sub(self.taken_in_ns) >= MOMENT_NS {
+            self.take_in(now_ns);
+        }
+    }
+
+    fn take_in(&mut self, now_ns: u64) {
+        self.taken_in_ns = now_ns;
         self.feeds.drain(now_ns, &mut self.ledger);
         self.ledger.settle(now_ns, &mut self.settled);
         for (_, account) in self.settled.drain(..) {
             let account = Arc::new(account);
             let ticket = self.register.settle(&account);
-            finals.push(Final { account, ticket });
+            self.finals.push(Final { account, ticket });
         }
         self.settled.shrink_to(1024);
         self.hurry(self.ledger.busy() || self.watchers > 0);
@@ -301,6 +330,9 @@ impl Service {
         /// An account that is due and has not come waits for a reading; looking more often than they come is vain.
         const EAGER_NS: u64 = 500_000;
         let relaxed_ns = now_ns + if self.hurried { RELAXED_NS } else { IDLE_NS };
+        if !self.finals.is_empty() {
+            return now_ns;
+        }
         if self.register.waiting() == 0 {
             return relaxed_ns;
         }
@@ -315,6 +347,13 @@ impl Service {
         let ledger = &self.ledger;
         let so_far = |(ticket, key)| Some((ticket, ledger.account(now_ns, key).ok()?));
         waiting.into_iter().filter_map(so_far).collect()
+    }
+
+    /// What the samplers give, for a recording; they are fast from here on.
+    pub fn record(&mut self) -> Vec<sampler::Feed> {
+        self.recording = true;
+        self.hurry(true);
+        self.feeds.sources()
     }
 
     /// The domains' names.
@@ -334,6 +373,7 @@ impl Service {
 
     /// The samplers are to be fast, or need not be; they linger by themselves.
     fn hurry(&mut self, fast: bool) {
+        let fast = fast || self.recording;
         if fast != self.hurried {
             self.hurried = fast;
             self.feeds.demand(fast);
