@@ -10,6 +10,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, anyhow};
 use clap::Parser;
+use rustix::process::{Resource, getrlimit, setrlimit};
 
 use crate::clock::Clock;
 use crate::config::{self, Config, Flags};
@@ -36,6 +37,7 @@ fn run(flags: &Flags) -> Result<()> {
         print!("{}", toml::to_string(&config).context("cannot print the configuration")?);
         return Ok(());
     }
+    make_room(config.limits.connections);
     let stop = until_signalled().context("cannot listen for signals")?;
     let plan = Plan::of(&config);
     let group = plan.service.policy.span_gid();
@@ -72,6 +74,19 @@ fn finish(recording: Recording) -> Result<()> {
     let recorded = recording.finish().context("the recording failed")?;
     tell(&format!("recorded {} samples, lost {}", recorded.kept, recorded.lost));
     Ok(())
+}
+
+/// Takes as many descriptors as the connections may need, as far as the system lets us; where it does not, the gate turns
+/// clients away.
+fn make_room(connections: usize) {
+    /// For the sources, the rings' threads, the poller and the reserve.
+    const OWN: u64 = 256;
+    let mut limit = getrlimit(Resource::Nofile);
+    let wanted = connections as u64 + OWN;
+    if limit.current.is_some_and(|current| current < wanted) {
+        limit.current = Some(limit.maximum.map_or(wanted, |most| most.min(wanted)));
+        let _ = setrlimit(Resource::Nofile, limit);
+    }
 }
 
 /// A stream that can be read once SIGTERM or SIGINT came.
