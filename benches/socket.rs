@@ -138,7 +138,8 @@ impl Daemon {
     }
 
     fn resident_mb(&self) -> f64 {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("a running daemon");
+        let status =
+            std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("a running daemon");
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("Linux tells it");
         let kib: f64 = line.trim().trim_end_matches(" kB").parse().expect("a number");
         kib / 1024.0
@@ -220,7 +221,8 @@ fn round_trips(daemon: &Daemon, table: &mut Table) {
     let (mut opens, mut closes, mut floors) = (Vec::new(), Vec::new(), Vec::new());
     for round in 0..ROUNDS {
         floors.push(floor());
-        let mut times = [Histogram::<u64>::new(3).expect("a histogram"), Histogram::new(3).expect("a histogram")];
+        let mut times =
+            [Histogram::<u64>::new(3).expect("a histogram"), Histogram::new(3).expect("a histogram")];
         for turn in 0..TRIPS {
             let span = format!("trip-{round}-{turn}");
             for (times, request) in times.iter_mut().zip([open(&span, false), close(&span)]) {
@@ -232,9 +234,8 @@ fn round_trips(daemon: &Daemon, table: &mut Table) {
         opens.push(times[0].value_at_quantile(0.5) as f64);
         closes.push(times[1].value_at_quantile(0.5) as f64);
     }
-    let ratio = |values: &[f64]| {
-        median(values.iter().zip(&floors).map(|(value, floor)| value / floor).collect())
-    };
+    let ratio =
+        |values: &[f64]| median(values.iter().zip(&floors).map(|(value, floor)| value / floor).collect());
     table.note("floor: bare 64-byte round trip, p50", format!("{:.2} us", median(floors.clone()) / 1e3));
     table.row("OpenSpan round trip, p50 over the floor's", ratio(&opens), 3.0, true, "x");
     table.row("CloseSpan round trip, p50 over the floor's", ratio(&closes), 3.0, true, "x");
@@ -251,7 +252,13 @@ fn oneway(daemon: &Daemon, table: &mut Table) {
         // The daemon is asleep again by the next one: the cost includes waking it.
         std::thread::sleep(Duration::from_micros(200));
     }
-    table.row("oneway OpenSpan, cost to the client, p50", times.value_at_quantile(0.5) as f64 / 1e3, 5.0, true, "us");
+    table.row(
+        "oneway OpenSpan, cost to the client, p50",
+        times.value_at_quantile(0.5) as f64 / 1e3,
+        5.0,
+        true,
+        "us",
+    );
 }
 
 fn pipelined(daemon: &Daemon, table: &mut Table) {
