@@ -228,8 +228,8 @@ fn domain_of(kind: Kind, place: &str, client: bool, grade: Grade) -> Domain {
         device: None,
         parent,
         grade,
-        // The highest power of a package is written nowhere that can be relied on.
-        ceiling_mw: None,
+        // No register says how hard a package can draw; what the counter refuses as nonsense bounds it.
+        ceiling_mw: Some(plausible_ceiling_mw(kind)),
         latency_ns: LATENCY_NS,
         // 2^-14 J, the coarsest unit of these registers.
         quantum_uj: if kind == Kind::Psys && !client { 1_000_000 } else { 62 },

@@ -104,8 +104,8 @@ fn domain_of(zone: &Zone, all: &[Zone], grade: Grade) -> Domain {
         device: None,
         parent: zone.parent(all),
         grade,
-        // The zone's constraints are limits of averages, not of power.
-        ceiling_mw: None,
+        // The zone's constraints limit averages, not power; what the counter refuses as nonsense bounds it.
+        ceiling_mw: Some(plausible_ceiling_mw(zone.kind)),
         latency_ns: LATENCY_NS,
         quantum_uj: zone.count.unit.ceil_uj(),
     }
