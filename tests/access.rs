@@ -161,7 +161,9 @@ fn a_user_without_a_number_here_learns_health_but_no_figure() {
     assert_eq!(info["access"], "none");
     for domain in info["domains"].as_array().unwrap() {
         assert_eq!(domain["liveness"], "live");
-        assert!(domain.get("energy_uj").is_none() && domain.get("power_mw").is_none(), "{domain}");
+        for figure in ["energy_uj", "power_mw", "quantum_uj"] {
+            assert!(domain.get(figure).is_none(), "{domain}");
+        }
     }
     for answer in &answers[1..] {
         assert_eq!(refusal(answer.clone()), ("AccessDenied".into(), json!({ "needs": "span" })));

@@ -382,3 +382,34 @@ fn a_flood_of_oneway_opens_stops_at_the_limit_and_is_settled_when_its_client_goe
     drop(client);
     until("there is room again", || other.exchange("OpenSpan", json!({})).get("error").is_none());
 }
+
+#[test]
+fn a_client_with_costly_questions_takes_turns_with_the_others() {
+    const QUESTIONS: usize = 400;
+    let daemon = TestDaemon::on(STEADY);
+    let mut costly = daemon.client();
+    costly.open("fast readings");
+    pass(600);
+    let now_ns = support::number(&costly.call("GetInfo", json!({})), "now_ns");
+    let question =
+        message("ReadWindow", json!({ "from_ns": now_ns - 500_000_000, "to_ns": now_ns - 100_000_000 }), &[]);
+    let mut writer = TestClient::over(costly.stream().try_clone().unwrap());
+    let sender = std::thread::spawn(move || (0..QUESTIONS).all(|_| writer.send_raw(&question)));
+    let answered = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let counter = answered.clone();
+    let reader = std::thread::spawn(move || {
+        for _ in 0..QUESTIONS {
+            costly.receive().unwrap();
+            counter.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        }
+    });
+    let mut other = daemon.client();
+    until("the costly ones are under way", || answered.load(std::sync::atomic::Ordering::Relaxed) > 0);
+    for _ in 0..20 {
+        other.call("GetInfo", json!({}));
+    }
+    // A turn of the one is some questions long, so the other's twenty are done long before.
+    assert!(answered.load(std::sync::atomic::Ordering::Relaxed) < QUESTIONS);
+    assert!(sender.join().unwrap());
+    reader.join().unwrap();
+}

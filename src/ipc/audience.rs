@@ -51,6 +51,15 @@ impl Audience {
         self.watchers.iter().filter(|watcher| matches!(watcher.what, Stream::Domains { .. })).count()
     }
 
+    /// The places of all who watch spans.
+    pub fn of_spans(&self) -> Vec<usize> {
+        self.watchers
+            .iter()
+            .filter(|watcher| watcher.what == Stream::Spans)
+            .map(|watcher| watcher.place)
+            .collect()
+    }
+
     /// The places of those who may see the account of a span of this user.
     pub fn of_span(&self, uid: u32) -> Vec<usize> {
         let sees = |peer: &Peer| peer.uid == uid || peer.access >= Access::Telemetry;

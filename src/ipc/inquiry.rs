@@ -80,6 +80,8 @@ impl Service {
 
 /// Takes out of a status whatever tells about energy or power.
 fn hide_figures(status: &mut DomainStatus) {
+    // The smallest step that was seen is the energy of one update: it tells the least power.
+    status.quantum_uj = None;
     status.energy_uj = None;
     status.power_mw = None;
 }

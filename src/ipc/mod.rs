@@ -27,6 +27,7 @@ mod outbox;
 mod plan;
 mod readiness_ffi;
 mod register;
+mod seat;
 mod service;
 mod socket;
 mod token;
