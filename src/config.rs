@@ -192,7 +192,11 @@ impl Default for Groups {
 
 /// What the command line says.
 #[derive(Debug, Clone, Default, clap::Parser)]
-#[command(name = "wattspand", version, about = "Measures this machine's energy and accounts for it, span by span")]
+#[command(
+    name = "wattspand",
+    version,
+    about = "Measures this machine's energy and accounts for it, span by span"
+)]
 pub struct Flags {
     /// Read this file instead of /etc/wattspan/wattspan.toml and wattspan.toml.d/*.toml
     #[arg(long, value_name = "FILE")]
