@@ -8,6 +8,8 @@
 //! Each stage imports only from the stages before it; `tests/architecture.rs` fails otherwise. The modules below
 //! stand in that order.
 
+#![warn(clippy::unwrap_used)]
+
 /// Units, domains, readings: the words of the program.
 pub mod energy;
 

@@ -1,6 +1,10 @@
-//! Who the joules belong to (skeleton; the signatures stand).
+//! Who the joules belong to.
 //!
-//! Pure: knows no hardware, no clock, no IPC. Time comes in as arguments.
+//! Owns the spans, the splitting rule and the accounts. Pure: knows no hardware, no clock, no IPC; time comes in as
+//! arguments, so that every test can say what time it is. Invariants: for every domain
+//! `measured = attributed + unattributed`, exactly; an account depends on the edges it states and not on the order in
+//! which their messages came within the horizon; what is settled never changes. An open or a close costs the same
+//! however many spans are open.
 
 use std::collections::BTreeMap;
 
@@ -8,122 +12,172 @@ use crate::energy::{Domain, Reading};
 
 pub mod account;
 
+mod bound;
+mod crowd;
+mod idle;
+mod knot;
+mod queue;
+mod result;
+mod share;
+mod span;
+mod terms;
+mod track;
+
+pub use terms::{Opening, Refused, Settings, SpanKey};
+
 use account::{Account, Balance};
+use crowd::Crowd;
+use queue::{Edge, Event, Queue};
+use share::{FINE_BITS, WEIGHT_ONE};
+use span::{Life, Roster};
+use track::Track;
 
-/// How the ledger is set up.
-#[derive(Debug, Clone)]
-pub struct Settings {
-    /// How late a message may come without changing any account.
-    pub horizon_ns: u64,
-    /// A domain whose counter has not moved for this long (or ten of its intervals) no longer holds accounts up.
-    pub patience_ns: u64,
-    /// Most spans open at once, all users together.
-    pub max_open: usize,
-    /// Configured idle power by domain name; the others learn it.
-    pub idle_mw: BTreeMap<String, u64>,
-}
-
-impl Default for Settings {
-    fn default() -> Self {
-        Self {
-            horizon_ns: 10_000_000,
-            patience_ns: 2_000_000_000,
-            max_open: 131_072,
-            idle_mw: BTreeMap::new(),
-        }
-    }
-}
-
-/// A span's place in the ledger; never reused for another span (generation inside).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct SpanKey(pub u64);
-
-/// What is asked of a new span. `at_ns` already lies where the caller wants it; the ledger moves it to the horizon.
-#[derive(Debug, Clone)]
-pub struct Opening {
-    /// The span's name in the protocol.
-    pub span: String,
-    /// What the client calls it.
-    pub name: String,
-    /// What the client notes about it.
-    pub attributes: BTreeMap<String, String>,
-    /// Its part of shared energy; finite, at least 0, at most 1e6.
-    pub weight: f64,
-    /// Indices of the domains it uses; `None`: all.
-    pub domains: Option<Vec<usize>>,
-    /// When it began.
-    pub at_ns: u64,
-    /// Whose it is.
-    pub uid: u32,
-    /// Wall time of the opening.
-    pub unix_ns: u64,
-}
-
-/// Why the ledger refused.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Refused {
-    /// Not open and not remembered.
-    #[error("no such span")]
-    NoSuchSpan,
-    /// It was closed before.
-    #[error("the span is already closed")]
-    AlreadyClosed,
-    /// A time in the future, or a mark or close before the span's opening.
-    #[error("the time lies outside {earliest_ns}..={latest_ns} ns")]
-    InvalidTime {
-        /// The earliest that would have been taken.
-        earliest_ns: u64,
-        /// The latest.
-        latest_ns: u64,
-    },
-    /// Weight negative, not a number, too large.
-    #[error("{field}: {reason}")]
-    InvalidValue {
-        /// Which field.
-        field: &'static str,
-        /// What is wrong with it.
-        reason: String,
-    },
-    /// Too many spans open or edges waiting.
-    #[error("the limit of {limit} {quota} is reached")]
-    Full {
-        /// What there is too much of.
-        quota: &'static str,
-        /// The limit.
-        limit: usize,
-    },
-}
+/// The heaviest weight a span can have.
+const HEAVIEST: f64 = 1e6;
+/// The most domains one ledger can hold: one bit each.
+pub const MOST_DOMAINS: usize = 64;
 
 /// The ledger.
-pub struct Ledger {}
+#[derive(Debug)]
+pub struct Ledger {
+    settings: Settings,
+    tracks: Vec<Track>,
+    roster: Roster,
+    queue: Queue,
+    crowd: Crowd,
+    head: u64,
+    open: usize,
+    settled_ns: u64,
+    busy_since_ns: u64,
+    oldest_close_ns: Option<u64>,
+    done: Vec<u32>,
+}
 
-#[allow(unused_variables, missing_docs)]
 impl Ledger {
-    /// A ledger over these domains, in this order for ever.
+    /// A ledger over these domains (at most [`MOST_DOMAINS`]; more are not metered), in this order for ever.
     pub fn new(domains: Vec<Domain>, settings: Settings) -> Self {
-        todo!()
+        let count = domains.len().min(MOST_DOMAINS);
+        let tracks: Vec<Track> = domains
+            .into_iter()
+            .take(MOST_DOMAINS)
+            .enumerate()
+            .map(|(index, domain)| {
+                let idle_mw = settings.idle_mw.get(&domain.name).copied();
+                Track::new(index, count, domain, settings.patience_ns, idle_mw)
+            })
+            .collect();
+        Self {
+            roster: Roster::new(count),
+            tracks,
+            settings,
+            queue: Queue::default(),
+            crowd: Crowd::default(),
+            head: 0,
+            open: 0,
+            settled_ns: 0,
+            busy_since_ns: 0,
+            oldest_close_ns: None,
+            done: Vec::new(),
+        }
     }
+
     /// One reading of one domain, in the order of time; `before_ns..=after_ns` surrounds the read.
     pub fn feed(&mut self, domain: usize, before_ns: u64, after_ns: u64, reading: &Reading) {
-        todo!()
+        if let Some(track) = self.tracks.get_mut(domain) {
+            track.feed(before_ns, after_ns, reading);
+        }
     }
-    /// How often the domain's counter moves (characterised), for better estimates inside a step.
-    pub fn set_interval(&mut self, domain: usize, interval_ns: u64) {}
-    /// The domain is (not) part of the host's total, for spans opened from now on.
-    pub fn set_counted(&mut self, domain: usize, counted: bool) {}
-    /// The domain takes part in accounts of spans opened from now on (a stuck one does not).
-    pub fn set_live(&mut self, domain: usize, live: bool) {}
-    /// Opens a span. `now_ns` is when the message came.
+
+    /// How often the domain's counter moves, as characterised: better estimates inside a step; no guarantee rests on it.
+    pub fn set_interval(&mut self, domain: usize, interval_ns: u64) {
+        if let Some(track) = self.tracks.get_mut(domain) {
+            track.set_interval(interval_ns);
+        }
+    }
+
+    /// Whether the domain is part of the host's total, for spans opened from now on.
+    pub fn set_counted(&mut self, domain: usize, counted: bool) {
+        if let Some(track) = self.tracks.get_mut(domain) {
+            track.counted = counted;
+        }
+    }
+
+    /// Whether the domain takes part in the accounts of spans opened from now on. Spans that already use a domain
+    /// that stops being live get its time as unknown.
+    pub fn set_live(&mut self, domain: usize, live: bool) {
+        if let Some(track) = self.tracks.get_mut(domain) {
+            track.live = live;
+        }
+    }
+
+    /// Opens a span; `now_ns` is when the message came. An edge older than the horizon is moved to it.
+    ///
+    /// # Errors
+    /// `Full` at the limit of spans or waiting edges; `InvalidValue` for a weight that means nothing.
     pub fn open(&mut self, now_ns: u64, opening: Opening) -> Result<SpanKey, Refused> {
-        todo!()
+        let weight = units_of(opening.weight)?;
+        if self.roster.len() >= self.settings.max_open {
+            return Err(Refused::Full { quota: "open spans", limit: self.settings.max_open });
+        }
+        self.room_for_an_edge()?;
+        let asked: Option<u64> = opening.domains.as_ref().map(|list| {
+            list.iter().filter(|&&index| index < self.tracks.len()).fold(0, |bits, index| bits | 1 << index)
+        });
+        let bits = |wanted: fn(&Track) -> bool| {
+            self.tracks
+                .iter()
+                .filter(|track| wanted(track))
+                .fold(0, |bits, track| bits | 1_u64 << track.index())
+        };
+        let scope = asked.unwrap_or_else(|| bits(|track| track.live));
+        let counted = scope & bits(|track| track.counted);
+        let opened_ns = opening.at_ns.max(self.horizon_ns(now_ns));
+        if self.roster.len() == 0 {
+            self.busy_since_ns = now_ns;
+        }
+        let key = self.roster.admit(opening, opened_ns, weight, scope);
+        self.roster.span_mut(slot(key)).counted = counted;
+        self.open += 1;
+        self.queue.insert(event(opened_ns, key, Edge::Open, weight));
+        Ok(key)
     }
+
+    /// Ends the running phase and begins the next.
+    ///
+    /// # Errors
+    /// `NoSuchSpan`, `AlreadyClosed`, `InvalidTime` before the span's opening, `Full`.
     pub fn mark(&mut self, now_ns: u64, key: SpanKey, phase: String, at_ns: u64) -> Result<(), Refused> {
-        todo!()
+        self.room_for_an_edge()?;
+        let at_ns = self.edge_of_open(now_ns, key, at_ns)?;
+        let domains = self.tracks.len();
+        let span = self.roster.find_mut(key).ok_or(Refused::NoSuchSpan)?;
+        let story = span.story(domains);
+        let place = story.phases.partition_point(|(begun, _)| *begun <= at_ns);
+        story.phases.insert(place, (at_ns, phase));
+        self.queue.insert(event(at_ns, key, Edge::Mark, 0));
+        Ok(())
     }
+
+    /// From `at_ns` on the span weighs this much.
+    ///
+    /// # Errors
+    /// As for [`Ledger::mark`], and `InvalidValue`.
     pub fn set_weight(&mut self, now_ns: u64, key: SpanKey, weight: f64, at_ns: u64) -> Result<(), Refused> {
-        todo!()
+        let weight = units_of(weight)?;
+        self.room_for_an_edge()?;
+        let at_ns = self.edge_of_open(now_ns, key, at_ns)?;
+        let domains = self.tracks.len();
+        let span = self.roster.find_mut(key).ok_or(Refused::NoSuchSpan)?;
+        span.weight = weight;
+        span.story(domains);
+        self.queue.insert(event(at_ns, key, Edge::Weight, weight));
+        Ok(())
     }
-    /// Ends a span; `abandoned` where its client went away.
+
+    /// Ends a span, with attributes to add; `abandoned` where its client went away.
+    ///
+    /// # Errors
+    /// `NoSuchSpan`, `AlreadyClosed`, `InvalidTime` before the span's opening.
     pub fn close(
         &mut self,
         now_ns: u64,
@@ -132,33 +186,193 @@ impl Ledger {
         attributes: BTreeMap<String, String>,
         abandoned: bool,
     ) -> Result<(), Refused> {
-        todo!()
+        let edge_ns = self.edge_of_open(now_ns, key, at_ns)?;
+        let span = self.roster.find_mut(key).ok_or(Refused::NoSuchSpan)?;
+        span.life = Life::Closing;
+        span.closed_ns = edge_ns;
+        span.moved_ns += edge_ns - at_ns.min(edge_ns);
+        span.attributes.extend(attributes);
+        span.abandoned = abandoned;
+        self.open -= 1;
+        self.queue.insert(event(edge_ns, key, Edge::Close, 0));
+        self.oldest_close_ns = Some(self.oldest_close_ns.map_or(edge_ns, |oldest| oldest.min(edge_ns)));
+        Ok(())
     }
+
+    /// Forgets an open span: what it used so far becomes unattributed.
+    ///
+    /// # Errors
+    /// `NoSuchSpan`, `AlreadyClosed`.
     pub fn cancel(&mut self, now_ns: u64, key: SpanKey) -> Result<(), Refused> {
-        todo!()
+        self.close(now_ns, key, now_ns, BTreeMap::new(), false)?;
+        self.roster.find_mut(key).ok_or(Refused::NoSuchSpan)?.cancelled = true;
+        Ok(())
     }
-    /// Settles everything that readings and the horizon allow; moves freshly settled accounts to `into`. A settled
-    /// span leaves the ledger: its key is unknown from then on.
+
+    /// Settles everything that readings and the horizon allow, and appends the settled accounts to `into`. A
+    /// settled span leaves the ledger: its key is unknown from then on.
     pub fn settle(&mut self, now_ns: u64, into: &mut Vec<(SpanKey, Account)>) {
-        todo!()
+        let behind_ns = self.horizon_ns(now_ns);
+        self.settled_ns = now_ns;
+        self.count_heads(behind_ns);
+        let busy = self.busy();
+        for track in &mut self.tracks {
+            let unpassed = track.cursor < self.queue.end();
+            let waited_ns = now_ns.saturating_sub(track.fed_ns().max(self.busy_since_ns));
+            if (unpassed && !track.live) || (busy && waited_ns > track.patience_ns()) {
+                track.give_up(behind_ns);
+            }
+            track.settle(behind_ns, &self.queue, &mut self.roster, &mut self.done);
+        }
+        let passed = self.tracks.iter().map(|track| track.cursor).min().unwrap_or(self.head).min(self.head);
+        self.queue.forget(passed);
+        let mut done = std::mem::take(&mut self.done);
+        for slot in done.drain(..) {
+            self.finish(slot, into);
+        }
+        self.done = done;
+        if self.roster.len() == self.open {
+            self.oldest_close_ns = None;
+        }
     }
-    /// The earliest instant at which `settle` may have something to give; `None` while nothing is closing.
+
+    /// The earliest instant at which [`Ledger::settle`] may have something to give; `None` while nothing is closing.
     pub fn next_due_ns(&self) -> Option<u64> {
-        todo!()
+        let due_ns = self.oldest_close_ns? + self.settings.horizon_ns + 1;
+        Some(if due_ns > self.settled_ns { due_ns } else { self.settled_ns + 1_000_000 })
     }
+
     /// Whether readings are needed now: a span is open, or closed and not settled.
     pub fn busy(&self) -> bool {
-        todo!()
+        self.roster.len() > 0
     }
-    /// The account so far of a span that is open or not yet settled.
-    pub fn account(&self, now_ns: u64, key: SpanKey) -> Result<Account, Refused> {
-        todo!()
-    }
+
+    /// How many spans are open.
     pub fn open_spans(&self) -> usize {
-        todo!()
+        self.open
     }
-    /// measured = attributed + unattributed for every domain, exactly.
+
+    /// The account so far of a span that is open or not yet settled.
+    ///
+    /// # Errors
+    /// `NoSuchSpan`.
+    pub fn account(&self, now_ns: u64, key: SpanKey) -> Result<Account, Refused> {
+        self.roster.find(key).ok_or(Refused::NoSuchSpan)?;
+        let (span, marks) = self.roster.view(slot(key));
+        Ok(result::so_far(span, marks, &self.tracks, now_ns))
+    }
+
+    /// Where each domain's joules went: `measured = attributed + unattributed`, exactly. The two sides are summed
+    /// apart from each other: the one from accounts handed out and running shares, the other from energy that met no
+    /// open weight, cancelled spans and what rounding to whole microjoules left over.
     pub fn balance(&self) -> Vec<Balance> {
-        todo!()
+        let mask = (1_u128 << FINE_BITS) - 1;
+        self.tracks
+            .iter()
+            .map(|track| {
+                let clock = &track.clock;
+                let settled = u128::from(track.settled_uj) << FINE_BITS;
+                let running = clock.attributed - settled - track.dust - track.cancelled;
+                let rest = clock.alone + clock.carry + track.cancelled + track.dust + (running & mask);
+                Balance {
+                    domain: track.domain.name.clone(),
+                    measured_uj: span::whole_uj(clock.measured),
+                    attributed_uj: track.settled_uj + span::whole_uj(running),
+                    unattributed_uj: span::whole_uj(rest),
+                }
+            })
+            .collect()
     }
+
+    /// The time behind which nothing changes any more.
+    fn horizon_ns(&self, now_ns: u64) -> u64 {
+        now_ns.saturating_sub(self.settings.horizon_ns)
+    }
+
+    fn room_for_an_edge(&self) -> Result<(), Refused> {
+        if self.queue.len() >= self.settings.max_waiting {
+            return Err(Refused::Full { quota: "waiting edges", limit: self.settings.max_waiting });
+        }
+        Ok(())
+    }
+
+    /// Where an edge of an open span lies: not before its opening, not behind the horizon.
+    fn edge_of_open(&self, now_ns: u64, key: SpanKey, at_ns: u64) -> Result<u64, Refused> {
+        let span = self.roster.find(key).ok_or(Refused::NoSuchSpan)?;
+        if span.life != Life::Open {
+            return Err(Refused::AlreadyClosed);
+        }
+        if at_ns < span.asked_ns {
+            return Err(Refused::InvalidTime { earliest_ns: span.asked_ns, latest_ns: now_ns });
+        }
+        Ok(at_ns.max(self.horizon_ns(now_ns)).max(span.opened_ns))
+    }
+
+    /// Counts who was open together, in the order of time.
+    fn count_heads(&mut self, behind_ns: u64) {
+        while let Some(at_ns) = self.queue.time_at(self.head).filter(|&at_ns| at_ns < behind_ns) {
+            let (first, mut opened, mut closed) = (self.head, 0, 0);
+            while let Some(event) = self.queue.get(self.head).filter(|event| event.at_ns == at_ns) {
+                self.head += 1;
+                match event.edge {
+                    Edge::Open => opened += 1,
+                    Edge::Close => {
+                        closed += 1;
+                        let peak = |span: &span::Span| self.crowd.peak(span.opened_ns);
+                        let key = SpanKey::new(event.slot, event.generation);
+                        let peak = self.roster.find(key).map_or(0, peak);
+                        let span = self.roster.span_mut(event.slot);
+                        span.peak = peak;
+                        if span.pending == 0 {
+                            self.done.push(event.slot);
+                        }
+                    }
+                    Edge::Weight | Edge::Mark => {}
+                }
+            }
+            if self.head > first && opened + closed > 0 {
+                self.crowd.change(at_ns, opened, closed);
+            }
+        }
+    }
+
+    fn finish(&mut self, slot: u32, into: &mut Vec<(SpanKey, Account)>) {
+        let key = self.roster.key(slot);
+        let (span, marks) = self.roster.view(slot);
+        for (track, mark) in self.tracks.iter_mut().zip(marks) {
+            if span.scope >> track.index() & 1 == 1 {
+                track.hand_out(mark.g, span.cancelled);
+            }
+        }
+        if !span.cancelled {
+            into.push((key, result::settled(span, marks, &self.tracks)));
+        }
+        self.roster.release(slot);
+    }
+}
+
+fn slot(key: SpanKey) -> u32 {
+    u32::try_from(key.slot()).expect("a key's slot is 32 bits wide")
+}
+
+fn event(at_ns: u64, key: SpanKey, edge: Edge, weight: u64) -> Event {
+    Event { at_ns, slot: slot(key), generation: key.generation(), edge, weight }
+}
+
+/// A weight in units of 2^-16.
+fn units_of(weight: f64) -> Result<u64, Refused> {
+    let refuse = |reason: &str| Err(Refused::InvalidValue { field: "weight", reason: reason.into() });
+    if !weight.is_finite() || weight < 0.0 {
+        return refuse("must be a number of at least 0; leave it out for 1");
+    }
+    if weight > HEAVIEST {
+        return refuse("must be at most 1000000: scale all weights down together, only their ratios count");
+    }
+    let units = (weight * WEIGHT_ONE as f64).round() as u64;
+    if units == 0 && weight > 0.0 {
+        return refuse(
+            "must be 0 or at least 1/65536: scale all weights up together, only their ratios count",
+        );
+    }
+    Ok(units)
 }

@@ -1,0 +1,294 @@
+//! Spans while the ledger knows them: who they are, and where each domain's clock stood at their edges.
+//!
+//! Owns the slots. Invariant: a slot is given away again only after every domain of its span has passed the span's
+//! close; its generation tells late events of the old span from those of the new. A `Mark` is what one domain
+//! remembers of one span: the clock's readings at the opening until the close, the results from then on.
+
+use std::collections::BTreeMap;
+
+use super::share::{FINE_BITS, ShareClock};
+use super::terms::{Opening, SpanKey};
+
+/// Errors are kept in grains of 2^-12 µJ; this one stands for "no guarantee can be given".
+pub(crate) const NO_BOUND: u64 = u64::MAX;
+/// Grains in a microjoule, as a power of two.
+pub(crate) const GRAIN_BITS: u32 = 12;
+
+const IDLE_UNKNOWN: u64 = u64::MAX;
+const IDLE_SHIFT: u32 = 12;
+const ENERGY_SHIFT: u32 = 24;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Life {
+    Free,
+    Open,
+    Closing,
+}
+
+/// How far one domain has come with one span.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) enum Stage {
+    #[default]
+    Waiting,
+    Running,
+    Done,
+}
+
+/// What one domain remembers of one span.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Mark {
+    /// Running: the clock's `g` at the opening or the last change of weight. Done: the share, fine.
+    pub g: u128,
+    /// Running: the wobble behind that edge's group. Done: the error, grains.
+    pub wobble: u128,
+    /// The weight from that edge on.
+    pub weight: u64,
+    /// Running: the energy at the opening, 2^-8 µJ, wrapping. Done: the window, µJ.
+    pub energy: u64,
+    /// Running: the clock's idle part at that edge, 2^-20 µJ per unit. Done: the idle part, µJ.
+    pub idle: u64,
+    /// Running: the domain's unknown time at the opening. Done: the span's.
+    pub unknown_ns: u64,
+    /// The error of the latest edge's group, grains.
+    pub edge: u64,
+    /// That group.
+    pub group: u32,
+    /// How far it is.
+    pub stage: Stage,
+}
+
+impl Mark {
+    /// The span opens for this domain.
+    pub(crate) fn begin(&mut self, clock: &ShareClock, weight: u64, unknown_ns: u64, idle_known: bool) {
+        self.weight = weight;
+        self.energy = (clock.measured >> ENERGY_SHIFT) as u64;
+        self.unknown_ns = unknown_ns;
+        self.turn(clock, weight);
+        if !idle_known {
+            self.idle = IDLE_UNKNOWN;
+        }
+        self.stage = Stage::Running;
+    }
+
+    /// From here on the share grows with `weight`.
+    pub(crate) fn turn(&mut self, clock: &ShareClock, weight: u64) {
+        self.weight = weight;
+        self.g = clock.g;
+        if self.idle != IDLE_UNKNOWN || self.stage == Stage::Waiting {
+            self.idle = (clock.idle >> IDLE_SHIFT) as u64;
+        }
+    }
+
+    /// The share since the last turn, fine.
+    pub(crate) fn share(&self, clock: &ShareClock) -> u128 {
+        u128::from(self.weight) * (clock.g - self.g)
+    }
+
+    /// Of it idle, fine; `None` where no idle power was known.
+    pub(crate) fn idle_part(&self, clock: &ShareClock) -> Option<u128> {
+        let now = (clock.idle >> IDLE_SHIFT) as u64;
+        (self.idle != IDLE_UNKNOWN)
+            .then(|| (u128::from(self.weight) * u128::from(now.wrapping_sub(self.idle))) << IDLE_SHIFT)
+    }
+
+    /// Everything the domain used since the opening, µJ.
+    pub(crate) fn window_uj(&self, clock: &ShareClock) -> u64 {
+        ((clock.measured >> ENERGY_SHIFT) as u64).wrapping_sub(self.energy) >> (FINE_BITS - ENERGY_SHIFT)
+    }
+
+    /// Of a mark that is done, the idle part.
+    pub(crate) fn idle_uj(&self) -> Option<u64> {
+        (self.idle != IDLE_UNKNOWN).then_some(self.idle)
+    }
+
+    /// The span closes for this domain: from now on the mark holds results.
+    pub(crate) fn finish(&mut self, clock: &ShareClock, before: &Lane, unknown_ns: u64) {
+        let share = before.share + self.share(clock);
+        let share_uj = whole_uj(share);
+        self.idle = match self.idle_part(clock) {
+            Some(idle) => whole_uj(before.idle + idle).min(share_uj),
+            None => IDLE_UNKNOWN,
+        };
+        self.energy = self.window_uj(clock).max(share_uj);
+        self.unknown_ns = unknown_ns.saturating_sub(self.unknown_ns);
+        self.g = share;
+    }
+}
+
+/// Fine units as whole microjoules.
+pub(crate) fn whole_uj(fine: u128) -> u64 {
+    u64::try_from(fine >> FINE_BITS).unwrap_or(u64::MAX)
+}
+
+/// A phase's boundary as one domain passed it.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Cut {
+    /// The span's share up to here, fine.
+    pub share: u128,
+    /// The error of cutting here, grains.
+    pub edge: u64,
+    /// The wobble before and behind the boundary's group.
+    pub wobble: (u128, u128),
+}
+
+/// What one domain gathered for a span before its last change of weight.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Lane {
+    pub share: u128,
+    pub idle: u128,
+    pub error: u64,
+    pub widest: u64,
+    pub cuts: Vec<Cut>,
+}
+
+/// The rarer half of a span's memory: phases and changes of weight.
+#[derive(Debug, Default)]
+pub(crate) struct Story {
+    /// Boundaries in the order of time, with the name of what begins there.
+    pub phases: Vec<(u64, String)>,
+    pub lanes: Vec<Lane>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Span {
+    pub generation: u32,
+    pub life: Life,
+    pub id: Box<str>,
+    pub name: Box<str>,
+    pub attributes: BTreeMap<String, String>,
+    pub uid: u32,
+    pub opened_ns: u64,
+    pub asked_ns: u64,
+    pub closed_ns: u64,
+    pub moved_ns: u64,
+    pub unix_ns: u64,
+    /// The latest weight, 2^-16.
+    pub weight: u64,
+    /// Domains it uses, one bit each.
+    pub scope: u64,
+    /// Of them, those in the host's total.
+    pub counted: u64,
+    /// Domains that have not passed its close.
+    pub pending: u32,
+    pub peak: u32,
+    pub abandoned: bool,
+    pub cancelled: bool,
+    pub story: Option<Box<Story>>,
+}
+
+/// All spans, by slot.
+#[derive(Debug, Default)]
+pub(crate) struct Roster {
+    spans: Vec<Span>,
+    marks: Vec<Mark>,
+    free: Vec<u32>,
+    stride: usize,
+}
+
+impl Roster {
+    pub(crate) fn new(stride: usize) -> Self {
+        Self { stride, ..Self::default() }
+    }
+
+    /// How many slots are in use.
+    pub(crate) fn len(&self) -> usize {
+        self.spans.len() - self.free.len()
+    }
+
+    /// Takes a slot for a new span.
+    pub(crate) fn admit(&mut self, opening: Opening, opened_ns: u64, weight: u64, scope: u64) -> SpanKey {
+        let span = Span {
+            generation: 1,
+            life: Life::Open,
+            id: opening.span.into(),
+            name: opening.name.into(),
+            attributes: opening.attributes,
+            uid: opening.uid,
+            opened_ns,
+            asked_ns: opening.at_ns,
+            closed_ns: 0,
+            moved_ns: opened_ns - opening.at_ns.min(opened_ns),
+            unix_ns: opening.unix_ns,
+            weight,
+            scope,
+            counted: 0,
+            pending: scope.count_ones(),
+            peak: 0,
+            abandoned: false,
+            cancelled: false,
+            story: None,
+        };
+        let Some(slot) = self.free.pop() else {
+            let slot = u32::try_from(self.spans.len()).expect("the ledger caps open spans far below 2^32");
+            self.spans.push(span);
+            self.marks.resize(self.spans.len() * self.stride, Mark::default());
+            return SpanKey::new(slot, 1);
+        };
+        let at = slot as usize;
+        let old = &mut self.spans[at];
+        let generation = old.generation.wrapping_add(1);
+        *old = Span { generation, ..span };
+        self.marks[at * self.stride..(at + 1) * self.stride].fill(Mark::default());
+        SpanKey::new(slot, generation)
+    }
+
+    /// Gives the slot away again and hands out what is left of the span.
+    pub(crate) fn release(&mut self, slot: u32) -> &mut Span {
+        self.free.push(slot);
+        let span = &mut self.spans[slot as usize];
+        span.life = Life::Free;
+        span
+    }
+
+    /// The span of a key, unless it is gone.
+    pub(crate) fn find(&self, key: SpanKey) -> Option<&Span> {
+        self.spans
+            .get(key.slot())
+            .filter(|span| span.generation == key.generation() && span.life != Life::Free)
+    }
+
+    /// The same, to change it.
+    pub(crate) fn find_mut(&mut self, key: SpanKey) -> Option<&mut Span> {
+        self.spans
+            .get_mut(key.slot())
+            .filter(|span| span.generation == key.generation() && span.life != Life::Free)
+    }
+
+    /// The span and its mark for `domain`, if the event's span still lives and uses the domain.
+    #[inline]
+    pub(crate) fn meet(
+        &mut self,
+        slot: u32,
+        generation: u32,
+        domain: usize,
+    ) -> Option<(&mut Span, &mut Mark)> {
+        let span = self.spans.get_mut(slot as usize)?;
+        if span.generation != generation || span.scope >> domain & 1 == 0 {
+            return None;
+        }
+        Some((span, &mut self.marks[slot as usize * self.stride + domain]))
+    }
+
+    /// A live slot's span and marks, by domain.
+    pub(crate) fn view(&self, slot: u32) -> (&Span, &[Mark]) {
+        let at = slot as usize;
+        (&self.spans[at], &self.marks[at * self.stride..(at + 1) * self.stride])
+    }
+
+    pub(crate) fn span_mut(&mut self, slot: u32) -> &mut Span {
+        &mut self.spans[slot as usize]
+    }
+
+    pub(crate) fn key(&self, slot: u32) -> SpanKey {
+        SpanKey::new(slot, self.spans[slot as usize].generation)
+    }
+}
+
+impl Span {
+    /// The span's rarer half, made when first needed.
+    pub(crate) fn story(&mut self, domains: usize) -> &mut Story {
+        self.story.get_or_insert_with(|| {
+            Box::new(Story { phases: Vec::new(), lanes: vec![Lane::default(); domains] })
+        })
+    }
+}

@@ -1,0 +1,239 @@
+//! The truth lies within `error_uj`, always: random and bang-bang power, any sampling, spans alone and in crowds,
+//! weights that change. The truth is computed from the power profile itself, with nothing of the ledger's.
+
+#[path = "support/machine.rs"]
+mod machine;
+
+use std::collections::BTreeMap;
+
+use machine::{Dice, Held, Truth, domain, true_shares_uj};
+use proptest::prelude::*;
+use wattspan::energy::{Kind, Reading};
+use wattspan::ledger::account::Account;
+use wattspan::ledger::{Ledger, Opening, Settings, SpanKey};
+
+const US: u64 = 1_000;
+const MS: u64 = 1_000_000;
+const CEILING_MW: u64 = 600_000;
+
+fn bang_bang(dice: &mut Dice) -> Vec<(u64, u64)> {
+    (0..6000).map(|n| (dice.between(20 * US, 900 * US), if n % 2 == 0 { 0 } else { 600_000 })).collect()
+}
+
+fn wandering(dice: &mut Dice) -> Vec<(u64, u64)> {
+    (0..6000).map(|_| (dice.between(20 * US, 3 * MS), dice.between(2_000, 600_000))).collect()
+}
+
+/// When which span weighed what.
+struct Plan {
+    truth: Truth,
+    spans: Vec<Vec<Held>>,
+    sample_ns: (u64, u64),
+    ceiling: bool,
+    interval_known: bool,
+    /// A model in place of a counter: 300 W, give or take 300 W.
+    modelled: bool,
+}
+
+fn plan(seed: u64) -> Plan {
+    let mut dice = Dice(seed | 1);
+    let steps = if dice.between(0, 1) == 0 { bang_bang(&mut dice) } else { wandering(&mut dice) };
+    let update_ns = [MS, 900 * US, 20 * MS, 100 * MS][dice.between(0, 3) as usize];
+    let truth =
+        Truth::new(&steps, update_ns, dice.between(0, update_ns), [1, 61, 1000][dice.between(0, 2) as usize]);
+    let crowd = [1, 2, 8, 64][dice.between(0, 3) as usize];
+    let spans = (0..crowd)
+        .map(|_| {
+            let from = dice.between(150 * MS, 700 * MS);
+            let mut held = Vec::new();
+            let (mut at, turns) = (from, dice.between(0, 9).saturating_sub(6));
+            for _ in 0..=turns {
+                let to = at + dice.between(10 * US, 200 * MS);
+                let weight = [1.0, 1.0, 0.0, 3.0, 0.25, 17.0][dice.between(0, 5) as usize];
+                held.push(Held { from_ns: at, to_ns: to, weight });
+                at = to;
+            }
+            held
+        })
+        .collect();
+    let low = dice.between(100 * US, 2 * MS);
+    Plan {
+        truth,
+        spans,
+        sample_ns: (low, low + dice.between(0, 3 * MS)),
+        ceiling: dice.between(0, 1) == 0,
+        interval_known: dice.between(0, 1) == 0,
+        modelled: dice.between(0, 4) == 0,
+    }
+}
+
+/// Feeds the plan to a ledger as a sampler and clients would, messages right at their edges.
+fn run(plan: &Plan, seed: u64) -> Vec<Account> {
+    let mut dice = Dice(seed.rotate_left(17) | 1);
+    let ceiling = plan.ceiling.then_some(CEILING_MW);
+    let domain = domain("package-0", Kind::Package, plan.truth.quantum_uj, ceiling);
+    let mut ledger = Ledger::new(vec![domain], Settings::default());
+    if plan.interval_known {
+        ledger.set_interval(0, plan.truth.update_ns);
+    }
+    let mut edges: Vec<(u64, usize, usize)> = Vec::new();
+    for (span, held) in plan.spans.iter().enumerate() {
+        edges.extend(held.iter().enumerate().map(|(turn, held)| (held.from_ns, span, turn)));
+        edges.push((held.last().unwrap().to_ns, span, held.len()));
+    }
+    edges.sort_unstable();
+    let (mut keys, mut out, mut now, mut next) = (BTreeMap::<usize, SpanKey>::new(), Vec::new(), MS, 0);
+    while now < 3_000 * MS && (out.len() < plan.spans.len() || next < edges.len()) {
+        now += dice.between(plan.sample_ns.0, plan.sample_ns.1);
+        while let Some(&(at, span, turn)) = edges.get(next).filter(|edge| edge.0 <= now) {
+            let held = &plan.spans[span];
+            if turn == 0 {
+                let opening = Opening {
+                    span: span.to_string(),
+                    name: String::new(),
+                    attributes: BTreeMap::new(),
+                    weight: held[0].weight,
+                    domains: None,
+                    at_ns: at,
+                    uid: 0,
+                    unix_ns: 0,
+                };
+                keys.insert(span, ledger.open(at, opening).unwrap());
+                ledger.mark(at, keys[&span], "first".into(), at + held[0].to_ns.abs_diff(at) / 3).unwrap();
+            } else if let Some(held) = held.get(turn) {
+                ledger.mark(at, keys[&span], format!("turn {turn}"), at).unwrap();
+                ledger.set_weight(at, keys[&span], held.weight, at).unwrap();
+            } else {
+                ledger.close(at, keys[&span], at, BTreeMap::new(), false).unwrap();
+            }
+            next += 1;
+        }
+        // The counter is read somewhere between the two clock reads.
+        let window_ns = dice.between(1, 60 * US);
+        let reading = if plan.modelled {
+            let energy_uj = now * 300 / 1_000;
+            Reading { valid: true, energy_uj, doubt_uj: energy_uj, stamp_ns: now, epoch: 0 }
+        } else {
+            plan.truth.reading(now + dice.between(0, window_ns))
+        };
+        ledger.feed(0, now, now + window_ns, &reading);
+        now += window_ns;
+        ledger.settle(now, &mut out);
+    }
+    let mut accounts: Vec<Account> = out.into_iter().map(|(_, account)| account).collect();
+    accounts.sort_by_key(|account| account.span.parse::<usize>().unwrap());
+    accounts
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 160 * std::env::var("WATTSPAN_CASES").map_or(1, |n| n.parse().unwrap_or(1)), failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn the_truth_lies_within_the_error(seed: u64) {
+        let plan = plan(seed);
+        let accounts = run(&plan, seed);
+        prop_assert_eq!(accounts.len(), plan.spans.len());
+        let truths = true_shares_uj(&plan.truth, &plan.spans);
+        for (account, truth) in accounts.iter().zip(truths) {
+            let share = account.share_uj.unwrap() as f64;
+            let error = account.error_uj.unwrap() as f64;
+            prop_assert!(
+                (share - truth).abs() <= error,
+                "span {}: share {share} truth {truth} error {error}", account.span
+            );
+        }
+    }
+}
+
+/// The true share of each phase of an account, by cutting its span where the phases do.
+fn true_phases_uj(plan: &Plan, account: &Account, span: usize) -> Vec<f64> {
+    account
+        .phases
+        .iter()
+        .map(|phase| {
+            let (from, to) = (phase.opened_ns, phase.closed_ns.unwrap());
+            let mut spans = plan.spans.clone();
+            let cut =
+                |held: &Held| Held { from_ns: held.from_ns.max(from), to_ns: held.to_ns.min(to), ..*held };
+            let inside: Vec<Held> =
+                spans[span].iter().map(cut).filter(|held| held.from_ns < held.to_ns).collect();
+            let outside: Vec<Held> = spans[span]
+                .iter()
+                .flat_map(|held| {
+                    let before = Held { to_ns: held.to_ns.min(from), ..*held };
+                    let behind = Held { from_ns: held.from_ns.max(to), ..*held };
+                    [before, behind]
+                })
+                .filter(|held| held.from_ns < held.to_ns)
+                .collect();
+            spans[span] = inside;
+            spans.push(outside);
+            true_shares_uj(&plan.truth, &spans)[span]
+        })
+        .collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 60, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn the_truth_of_each_phase_lies_within_its_error(seed: u64) {
+        let plan = plan(seed);
+        let accounts = run(&plan, seed);
+        for (span, account) in accounts.iter().enumerate().take(8) {
+            prop_assert!(account.phases.len() >= 2);
+            for (phase, truth) in account.phases.iter().zip(true_phases_uj(&plan, account, span)) {
+                let share = phase.share_uj.unwrap() as f64;
+                let error = phase.error_uj.unwrap() as f64;
+                prop_assert!(
+                    (share - truth).abs() <= error,
+                    "span {span} {}: share {share} truth {truth} error {error}", phase.name
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn the_error_is_no_larger_than_it_need_be() {
+    // Constant 100 W, a counter that moves every 1 ms, read every 250 us: a lone span of 500 ms is known to about
+    // one counter step at each end, not more; a bound of the whole energy would also hold, and be worth nothing.
+    let truth = Truth::new(&[(1, 100_000)], MS, 0, 1);
+    let spans = vec![vec![Held { from_ns: 200_300 * US, to_ns: 700_700 * US, weight: 1.0 }]];
+    let plan = Plan {
+        truth,
+        spans,
+        sample_ns: (250 * US, 250 * US),
+        ceiling: false,
+        interval_known: true,
+        modelled: false,
+    };
+    let account = run(&plan, 5).remove(0);
+    let (share, error) = (account.share_uj.unwrap(), account.error_uj.unwrap());
+    assert!(error <= 2 * 150_000, "error {error} uJ is more than 1.5 steps of 100 mJ at each end");
+    assert!(share.abs_diff(50_040_000) <= 30_000, "share {share}");
+}
+
+#[test]
+fn a_long_span_among_many_short_ones_keeps_an_honest_and_useful_error() {
+    let truth = Truth::new(&[(1, 100_000)], MS, 0, 1);
+    let mut spans = vec![vec![Held { from_ns: 100 * MS, to_ns: 1_100 * MS, weight: 1.0 }]];
+    for n in 0..400 {
+        let from_ns = 110 * MS + n * 2_350 * US;
+        spans.push(vec![Held { from_ns, to_ns: from_ns + 30 * MS, weight: 1.0 }]);
+    }
+    let plan = Plan {
+        truth,
+        spans,
+        sample_ns: (500 * US, 500 * US),
+        ceiling: false,
+        interval_known: true,
+        modelled: false,
+    };
+    let accounts = run(&plan, 11);
+    let truths = true_shares_uj(&plan.truth, &plan.spans);
+    let long = &accounts[0];
+    let (share, error) = (long.share_uj.unwrap() as f64, long.error_uj.unwrap() as f64);
+    assert!((share - truths[0]).abs() <= error);
+    assert!(error < share * 0.25, "error {error} of share {share}");
+}

@@ -1,0 +1,221 @@
+//! Joules in = joules out, whatever happens: measured = attributed + unattributed, in integers, for every domain,
+//! under random schedules, gaps, resets and cancelled spans; and accounts that do not depend on the order of messages.
+
+#[path = "support/machine.rs"]
+mod machine;
+
+use std::collections::BTreeMap;
+
+use machine::{Dice, Truth, domain};
+use proptest::prelude::*;
+use wattspan::energy::{Kind, Reading};
+use wattspan::ledger::account::Account;
+use wattspan::ledger::{Ledger, Opening, Settings, SpanKey};
+
+const MS: u64 = 1_000_000;
+
+fn opening(name: &str, at_ns: u64, weight: f64, domains: Option<Vec<usize>>) -> Opening {
+    Opening {
+        span: name.into(),
+        name: String::new(),
+        attributes: BTreeMap::new(),
+        weight,
+        domains,
+        at_ns,
+        uid: 1000,
+        unix_ns: 0,
+    }
+}
+
+fn random_truth(dice: &mut Dice) -> Truth {
+    let steps: Vec<(u64, u64)> =
+        (0..200).map(|_| (dice.between(MS / 10, 20 * MS), dice.between(1_000, 400_000))).collect();
+    Truth::new(&steps, dice.between(MS / 2, 20 * MS), dice.between(0, MS), dice.between(1, 100))
+}
+
+fn assert_balanced(ledger: &Ledger) {
+    for balance in ledger.balance() {
+        assert_eq!(
+            balance.measured_uj,
+            balance.attributed_uj + balance.unattributed_uj,
+            "{} does not balance",
+            balance.domain
+        );
+    }
+}
+
+/// A random life: opens, closes, marks, weights, cancels; three domains of different cadence; readings that fail,
+/// counters that reset. Gives every settled account.
+fn live(seed: u64, faults: bool) -> (Ledger, Vec<Account>) {
+    let mut dice = Dice(seed | 1);
+    let truths: Vec<Truth> = (0..3).map(|_| random_truth(&mut dice)).collect();
+    let domains = vec![
+        domain("package-0", Kind::Package, truths[0].quantum_uj, None),
+        domain("dram-0", Kind::Dram, truths[1].quantum_uj, Some(500_000)),
+        domain("gpu-0", Kind::Gpu, truths[2].quantum_uj, None),
+    ];
+    let mut ledger = Ledger::new(domains, Settings { patience_ns: 200 * MS, ..Settings::default() });
+    let (mut open, mut out, mut epochs) = (Vec::<SpanKey>::new(), Vec::new(), [0_u32; 3]);
+    let mut now = MS;
+    for turn in 0..1500_u32 {
+        now += dice.between(MS / 10, 2 * MS);
+        for (index, truth) in truths.iter().enumerate() {
+            if faults && dice.between(0, 400) == 0 {
+                epochs[index] += 1;
+            }
+            let valid = !faults || dice.between(0, 20) != 0;
+            let reading = Reading { valid, epoch: epochs[index], ..truth.reading(now) };
+            ledger.feed(index, now - 3_000, now + 3_000, &reading);
+        }
+        let back = dice.between(0, 9 * MS);
+        let at = now.saturating_sub(back);
+        match dice.between(0, 9) {
+            0..=3 => {
+                let weight = [0.0, 1.0, 1.0, 2.5, 1e6, 0.001][dice.between(0, 5) as usize];
+                let scope = (dice.between(0, 4) == 0).then(|| vec![dice.between(0, 2) as usize]);
+                open.push(ledger.open(now, opening(&format!("s{turn}"), at, weight, scope)).unwrap());
+            }
+            4..=6 if !open.is_empty() => {
+                let key = open.swap_remove(dice.roll() as usize % open.len());
+                if ledger.close(now, key, at, BTreeMap::new(), false).is_err() {
+                    ledger.close(now, key, now, BTreeMap::new(), false).unwrap();
+                }
+            }
+            7 if !open.is_empty() => {
+                let key = open[dice.roll() as usize % open.len()];
+                ledger.set_weight(now, key, dice.between(1, 900) as f64 / 100.0, now).unwrap();
+            }
+            8 if !open.is_empty() => {
+                let key = open[dice.roll() as usize % open.len()];
+                ledger.mark(now, key, format!("p{turn}"), now).unwrap();
+            }
+            9 if !open.is_empty() => {
+                let key = open.swap_remove(dice.roll() as usize % open.len());
+                ledger.cancel(now, key).unwrap();
+            }
+            _ => {}
+        }
+        if dice.between(0, 3) == 0 {
+            ledger.settle(now, &mut out);
+            assert_balanced(&ledger);
+        }
+    }
+    for key in open.drain(..) {
+        ledger.close(now, key, now, BTreeMap::new(), false).unwrap();
+    }
+    for _ in 0..400 {
+        now += MS;
+        for (index, truth) in truths.iter().enumerate() {
+            ledger.feed(index, now, now + 1, &Reading { epoch: epochs[index], ..truth.reading(now) });
+        }
+        ledger.settle(now, &mut out);
+    }
+    (ledger, out.into_iter().map(|(_, account)| account).collect())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 48 * std::env::var("WATTSPAN_CASES").map_or(1, |n| n.parse().unwrap_or(1)), failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn every_joule_is_attributed_or_unattributed_and_none_twice(seed: u64, faults: bool) {
+        let (ledger, accounts) = live(seed, faults);
+        assert!(!ledger.busy(), "a span never settled");
+        for (index, balance) in ledger.balance().into_iter().enumerate() {
+            prop_assert_eq!(balance.measured_uj, balance.attributed_uj + balance.unattributed_uj);
+            let told: u64 = accounts
+                .iter()
+                .flat_map(|account| &account.domains)
+                .filter(|share| share.domain == balance.domain)
+                .map(|share| share.share_uj.unwrap_or(0))
+                .sum();
+            // Nothing is open: what accounts say is all that is attributed, but for spans that no reading vouched
+            // for, whose share is absent and whose energy is none.
+            prop_assert_eq!(told, balance.attributed_uj, "domain {}", index);
+        }
+    }
+
+    #[test]
+    fn phases_add_up_to_their_span(seed: u64) {
+        let (_, accounts) = live(seed, false);
+        let mut checked = 0;
+        for account in accounts.iter().filter(|account| !account.phases.is_empty()) {
+            let sum: Option<u64> = account.phases.iter().map(|phase| phase.share_uj).sum();
+            prop_assert_eq!(sum, account.share_uj);
+            let ends = account.phases.last().and_then(|phase| phase.closed_ns);
+            prop_assert_eq!(ends, account.closed_ns);
+            checked += 1;
+        }
+        prop_assert!(checked > 0);
+    }
+}
+
+/// The same edges, delivered in another order within the horizon, make the same accounts.
+#[test]
+fn an_account_does_not_depend_on_the_order_of_messages() {
+    let deliver = |shuffle: u64| -> Vec<Account> {
+        let mut dice = Dice(99);
+        let truth = random_truth(&mut dice);
+        let mut ledger = Ledger::new(
+            vec![domain("package-0", Kind::Package, truth.quantum_uj, None)],
+            Settings::default(),
+        );
+        let mut edges: Vec<(u64, usize, bool)> = Vec::new();
+        for span in 0..300_usize {
+            let from = dice.between(10 * MS, 800 * MS);
+            edges.push((from, span, true));
+            edges.push((from + dice.between(30 * MS, 100 * MS), span, false));
+        }
+        // Arrival: up to 9 ms after the edge, by another dice for each delivery.
+        let mut late = Dice(shuffle);
+        let mut arrivals: Vec<(u64, u64, usize, bool)> =
+            edges.iter().map(|&(at, span, open)| (at + late.between(0, 9 * MS), at, span, open)).collect();
+        arrivals.sort_unstable();
+        let (mut keys, mut out, mut next) = (BTreeMap::new(), Vec::new(), 0);
+        for now in (MS..1_200 * MS).step_by(MS as usize) {
+            ledger.feed(0, now - 1_000, now, &truth.reading(now));
+            while let Some(&(arrived, at, span, open)) = arrivals.get(next).filter(|arrival| arrival.0 <= now)
+            {
+                if open {
+                    let weight = 1.0 + span as f64 / 7.0;
+                    let name = format!("{span:03}");
+                    keys.insert(span, ledger.open(arrived, opening(&name, at, weight, None)).unwrap());
+                } else {
+                    ledger.close(arrived, keys[&span], at, BTreeMap::new(), false).unwrap();
+                }
+                next += 1;
+            }
+            ledger.settle(now, &mut out);
+        }
+        assert_eq!(out.len(), 300);
+        let mut accounts: Vec<Account> = out.into_iter().map(|(_, account)| account).collect();
+        accounts.sort_by(|a, b| a.span.cmp(&b.span));
+        accounts
+    };
+    let first = deliver(1);
+    for shuffle in 2..12 {
+        assert_eq!(first, deliver(shuffle));
+    }
+    assert!(first.iter().any(|account| account.peak_concurrency > 3));
+}
+
+#[test]
+fn an_edge_older_than_the_horizon_is_moved_to_it_and_says_so() {
+    let truth = Truth::new(&[(1, 100_000)], MS, 0, 1);
+    let mut ledger = Ledger::new(vec![domain("package-0", Kind::Package, 1, None)], Settings::default());
+    let mut out = Vec::new();
+    for now in (MS..=500 * MS).step_by(MS as usize) {
+        ledger.feed(0, now - 100, now, &truth.reading(now));
+        ledger.settle(now, &mut out);
+    }
+    let key = ledger.open(500 * MS, opening("late", 450 * MS, 1.0, None)).unwrap();
+    ledger.close(520 * MS, key, 515 * MS, BTreeMap::new(), false).unwrap();
+    for now in (501 * MS..=600 * MS).step_by(MS as usize) {
+        ledger.feed(0, now - 100, now, &truth.reading(now));
+        ledger.settle(now, &mut out);
+    }
+    let account = &out[0].1;
+    assert_eq!(account.opened_ns, 490 * MS);
+    assert_eq!(account.moved_ns, 40 * MS);
+    let share = account.share_uj.unwrap();
+    assert!(share.abs_diff(2_500_000) <= account.error_uj.unwrap(), "{share}");
+}
