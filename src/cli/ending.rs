@@ -11,8 +11,6 @@ use crate::client::Failure;
 pub const OK: u8 = 0;
 /// Something failed that has no number of its own.
 pub const FAILURE: u8 = 1;
-/// The command line makes no sense (clap's own number).
-pub const USAGE: u8 = 2;
 /// There is no counter and no model: nothing to measure with.
 pub const NO_COUNTER: u8 = 3;
 /// The daemon that was named, or that is needed, does not answer.
@@ -29,9 +27,18 @@ Exit status:
   3    there is no counter and no model here: nothing to measure with
   4    the daemon that was named, or that is needed, does not answer
   5    the daemon does not let this user know
-`wattspan run` gives the command's own status: 128+N where signal N ended it,
-127 where it was not found, 126 where it could not be executed. The numbers
-above then mean that the command was not started.";
+
+`wattspan run` gives the command's own status instead.";
+
+/// What the help of `run` says of it.
+pub const OF_RUN: &str = "\
+Exit status: the command's own; 128+N where signal N ended it, 127 where it was
+not found, 126 where it could not be executed. Where the meter cannot be used
+the command is not started, and the status is 1 to 5 as `wattspan --help` tells.
+Of repeated runs it is the first that is not 0; a signal ends the repetition.
+
+Signals that are sent to wattspan reach the command. The report comes after the
+command's own output, on standard error.";
 
 /// Why the program ends before it is done.
 #[derive(Debug)]

@@ -45,6 +45,7 @@ const ABOUT: &str = "Measures the energy this machine uses, and bills it to comm
 
 /// Which meter to ask, and in which form to answer.
 #[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "Which meter, which form")]
 pub struct Meter {
     /// Ask the daemon at this socket, and no other [default: $WATTSPAN_SOCKET, else the usual places, else measure in
     /// this process]
@@ -65,6 +66,7 @@ pub struct Meter {
 #[derive(Debug, Subcommand)]
 pub enum Verb {
     /// Run a command and tell what energy it used
+    #[command(after_help = ending::OF_RUN)]
     Run(run::Arguments),
     /// Tell every domain's energy and power now
     Read(read::Arguments),

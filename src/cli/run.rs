@@ -13,7 +13,7 @@ use std::path::PathBuf;
 use serde::Serialize;
 
 use super::command::{self, Ended};
-use super::ending::{Trouble, USAGE};
+use super::ending::{FAILURE, Trouble};
 use super::reach::{Named, Reach, something_to_measure};
 use super::spread::Spread;
 use super::terminal::Terminal;
@@ -215,7 +215,7 @@ impl Output {
             Some(path) if path.as_os_str() == "-" => Ok(Output::Stdout),
             Some(path) => File::create(path)
                 .map(Output::File)
-                .map_err(|error| Trouble::new(USAGE, format!("--output {}: {error}", path.display()))),
+                .map_err(|error| Trouble::new(FAILURE, format!("--output {}: {error}", path.display()))),
         }
     }
 
