@@ -12,10 +12,7 @@ use std::thread::{self, JoinHandle};
 use crate::client::{Client, Failure};
 use crate::clock::Clock;
 use crate::config::Config;
-use crate::ipc::{self, Doors, Feeds, Policy, Service};
-use crate::ledger;
-use crate::sampler;
-use crate::source;
+use crate::ipc::{self, Doors, Plan};
 
 /// Connections made when the meter starts: one to ask, one to watch. The doors take no more later.
 const CONNECTIONS: usize = 2;
@@ -39,7 +36,8 @@ pub struct Embedded {
 impl Embedded {
     /// Finds the sources, starts the samplers and serves. A machine without any counter has a meter without domains.
     pub fn start(config: &Config) -> Result<Self, NotStarted> {
-        let service = assemble(config)?;
+        // A domain's change of state is in what the meter answers; there is no log here.
+        let service = Plan::of(config).build(Clock::Machine, |_| ())?;
         let pairs: Vec<_> = (0..CONNECTIONS).map(|_| UnixStream::pair()).collect::<io::Result<_>>()?;
         let (free, connections) = pairs.into_iter().unzip();
         let (stop, stopped) = UnixStream::pair()?;
