@@ -237,3 +237,32 @@ fn a_long_span_among_many_short_ones_keeps_an_honest_and_useful_error() {
     assert!((share - truths[0]).abs() <= error);
     assert!(error < share * 0.25, "error {error} of share {share}");
 }
+
+#[test]
+fn power_in_bursts_beside_the_edges_attains_the_bound_and_does_not_pass_it() {
+    // Each 20 ms step of the counter holds one burst of 2 J. In the step where the span opens (at 5 % of it) the
+    // burst came just before; in the step where it closes (at 95 %) it comes just after: the worst there is.
+    let (step, burst) = (20 * MS, 10 * US);
+    let early = [(burst, 200_000_000), (step - burst, 0)];
+    let late = [(step - burst, 0), (burst, 200_000_000)];
+    let mut steps = Vec::new();
+    for n in 0..50 {
+        steps.extend(if n < 20 { early } else { late });
+    }
+    steps.push((1, 0));
+    let truth = Truth::new(&steps, step, 0, 1);
+    let spans = vec![vec![Held { from_ns: 10 * step + MS, to_ns: 30 * step + 19 * MS, weight: 1.0 }]];
+    let plan = Plan {
+        truth,
+        spans,
+        sample_ns: (20 * US, 20 * US),
+        ceiling: false,
+        interval_known: true,
+        modelled: false,
+    };
+    let account = run(&plan, 3).remove(0);
+    let off = (account.share_uj.unwrap() as f64 - true_shares_uj(&plan.truth, &plan.spans)[0]).abs();
+    let error = account.error_uj.unwrap() as f64;
+    assert!(off <= error, "off by {off}, error {error}");
+    assert!(off >= 0.97 * error, "off by {off}, error {error}: the bound is looser than the worst case");
+}
