@@ -6,6 +6,10 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+#[cfg(target_os = "linux")]
+use rustix::time::ClockId::Boottime as WithSleep;
+#[cfg(not(target_os = "linux"))]
+use rustix::time::ClockId::Monotonic as WithSleep;
 use rustix::time::{ClockId, clock_gettime};
 
 /// A source of monotonic nanoseconds: the machine's, or one that a test turns by hand.
@@ -29,6 +33,19 @@ impl Clock {
         match self {
             Clock::Machine => monotonic_ns(),
             Clock::Manual(ns) => ns.load(Ordering::Acquire),
+        }
+    }
+
+    /// How long the machine has slept since it booted, as far as the system tells; a manual clock never sleeps. May
+    /// come out too small by the time for which the caller itself was held up in here, never too large: a step up is
+    /// a suspend.
+    pub fn asleep_ns(&self) -> u64 {
+        match self {
+            Clock::Machine => {
+                let with_sleep_ns = nanoseconds(clock_gettime(WithSleep));
+                with_sleep_ns.saturating_sub(monotonic_ns())
+            }
+            Clock::Manual(_) => 0,
         }
     }
 

@@ -1,6 +1,47 @@
-//! Fixed history of samples (skeleton).
+//! Fixed history of samples: one writer, many readers, the oldest overwritten.
+//!
+//! Owns the memory between a sampler and everybody who looks. [`Writer::push`] is wait-free and allocates nothing,
+//! whatever the readers do; a reader copies a whole sample or learns that it is gone, never half of each. There is no
+//! lock and no `unsafe`: every word is an atomic, and each slot carries the sequence number of what it holds (a
+//! seqlock). Memory stays untouched until written. Never does arithmetic on energy, never waits.
+//!
+//! The orderings are checked by a model (module `model` below), which explores every interleaving of one writer that
+//! laps a reader; taking either fence out must make it fail:
+//!
+//! ```text
+//! RUSTFLAGS="--cfg loom" cargo test --release --lib ring::model                                   # passes
+//! RUSTFLAGS="--cfg loom --cfg ring_without_writer_fence" cargo test --release --lib ring::model   # must fail
+//! RUSTFLAGS="--cfg loom --cfg ring_without_reader_fence" cargo test --release --lib ring::model   # must fail
+//! ```
 
 use crate::energy::Reading;
+use atomic::{Arc, AtomicU64, Ordering, reader_fence, writer_fence};
+
+/// The machine's atomics, or the model checker's; and under the model only, no fences, to see it fail.
+mod atomic {
+    #[cfg(loom)]
+    use loom::sync;
+    #[cfg(not(loom))]
+    use std::sync;
+
+    pub(super) use sync::Arc;
+    pub(super) use sync::atomic::{AtomicU64, Ordering};
+
+    #[cfg(all(loom, ring_without_reader_fence))]
+    pub(super) use super::unfenced::fence as reader_fence;
+    #[cfg(all(loom, ring_without_writer_fence))]
+    pub(super) use super::unfenced::fence as writer_fence;
+    #[cfg(not(all(loom, ring_without_reader_fence)))]
+    pub(super) use sync::atomic::fence as reader_fence;
+    #[cfg(not(all(loom, ring_without_writer_fence)))]
+    pub(super) use sync::atomic::fence as writer_fence;
+}
+
+/// A fence that does not hold: the hole that the model has to find.
+#[cfg(all(loom, any(ring_without_reader_fence, ring_without_writer_fence)))]
+mod unfenced {
+    pub(super) fn fence(_: super::Ordering) {}
+}
 
 /// What one read of a source gave: all its domains at one instant.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -13,36 +54,345 @@ pub struct Sample {
     pub readings: Vec<Reading>,
 }
 
+impl Sample {
+    /// A sample at time 0 in which none of `domains` domains answered: something to read into.
+    pub fn blank(domains: usize) -> Self {
+        Self { before_ns: 0, after_ns: 0, readings: vec![Reading::default(); domains] }
+    }
+}
+
 /// The only writer of a ring.
-pub struct Writer {}
+pub struct Writer {
+    shared: Arc<Shared>,
+    /// Index of the next sample; `shared.written` follows it.
+    next: u64,
+}
 
 /// One of many readers.
 #[derive(Clone)]
-pub struct Reader {}
+pub struct Reader {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    /// `capacity` slots of `stride` words: sequence, before, after, then [`WORDS`] for each domain.
+    words: Box<[AtomicU64]>,
+    written: Written,
+    /// Capacity less one; the capacity is a power of two.
+    mask: u64,
+    stride: usize,
+    domains: usize,
+}
+
+/// How many samples were ever written; on a cache line of its own, since every push writes and every poll reads it.
+#[repr(align(64))]
+struct Written(AtomicU64);
+
+/// Words before the first reading: sequence, before_ns, after_ns.
+const HEAD: usize = 3;
+/// Words of one reading: energy, doubt, stamp, epoch with valid as its lowest bit.
+const WORDS: usize = 4;
 
 /// A ring of `capacity` samples (rounded up to a power of two) of `domains` readings each.
-pub fn ring(_capacity: usize, _domains: usize) -> (Writer, Reader) {
-    (Writer {}, Reader {})
+pub fn ring(capacity: usize, domains: usize) -> (Writer, Reader) {
+    let capacity = capacity.max(1).next_power_of_two();
+    let stride = HEAD + WORDS * domains;
+    // `vec![0; n]` is memory that the kernel has not backed yet, and an optimised collect of a same-sized type in place
+    // leaves it so: a long history costs nothing until it is filled. `benches/ring.rs` watches that it stays true.
+    let words = vec![0_u64; capacity * stride].into_iter().map(AtomicU64::new).collect();
+    let written = Written(AtomicU64::new(0));
+    let shared = Arc::new(Shared { words, written, mask: capacity as u64 - 1, stride, domains });
+    (Writer { shared: Arc::clone(&shared), next: 0 }, Reader { shared })
+}
+
+impl Shared {
+    fn slot(&self, index: u64) -> &[AtomicU64] {
+        let at = (index & self.mask) as usize * self.stride;
+        &self.words[at..at + self.stride]
+    }
+}
+
+/// What a slot's sequence is while sample `index` is being written into it.
+const fn in_progress(index: u64) -> u64 {
+    2 * index + 1
+}
+
+/// What a slot's sequence is once it holds sample `index` whole; 0 is a slot never written.
+const fn complete(index: u64) -> u64 {
+    2 * index + 2
 }
 
 impl Writer {
-    /// Appends a sample, overwriting the oldest. Wait-free, allocates nothing.
-    pub fn push(&mut self, _sample: &Sample) {}
+    /// Appends a sample, overwriting the oldest. Wait-free, allocates nothing. A reading that is missing at the end
+    /// counts as one that did not answer, one too many is left out.
+    pub fn push(&mut self, sample: &Sample) {
+        debug_assert_eq!(
+            sample.readings.len(),
+            self.shared.domains,
+            "a sample holds one reading for each domain"
+        );
+        let slot = self.shared.slot(self.next);
+        slot[0].store(in_progress(self.next), Ordering::Relaxed);
+        // Release: a reader that sees any word stored below also sees the odd sequence above (or a later one) after
+        // its own Acquire fence, and drops what it copied. Pairs with `reader_fence` in `Reader::whole`.
+        writer_fence(Ordering::Release);
+        slot[1].store(sample.before_ns, Ordering::Relaxed);
+        slot[2].store(sample.after_ns, Ordering::Relaxed);
+        let readings = sample.readings.iter().copied().chain(std::iter::repeat(Reading::default()));
+        for (words, reading) in slot[HEAD..].chunks_exact(WORDS).zip(readings) {
+            words[0].store(reading.energy_uj, Ordering::Relaxed);
+            words[1].store(reading.doubt_uj, Ordering::Relaxed);
+            words[2].store(reading.stamp_ns, Ordering::Relaxed);
+            words[3].store(u64::from(reading.epoch) << 1 | u64::from(reading.valid), Ordering::Relaxed);
+        }
+        // Release: whoever reads this even sequence with Acquire sees every word stored above.
+        slot[0].store(complete(self.next), Ordering::Release);
+        self.next += 1;
+        // Release: whoever learns of the sample here with Acquire finds its slot complete.
+        self.shared.written.0.store(self.next, Ordering::Release);
+    }
 }
 
 impl Reader {
     /// How many samples were ever written; the newest has index `written() - 1`.
     pub fn written(&self) -> u64 {
-        0
+        self.shared.written.0.load(Ordering::Acquire)
     }
 
     /// The oldest index that may still be there.
     pub fn oldest(&self) -> u64 {
-        0
+        self.written().saturating_sub(self.shared.mask + 1)
     }
 
-    /// Copies sample `index` into `into` whole, or returns false where it is overwritten or not yet written.
-    pub fn read(&self, _index: u64, _into: &mut Sample) -> bool {
-        false
+    /// How many samples the ring holds once it is full; a power of two.
+    pub fn capacity(&self) -> u64 {
+        self.shared.mask + 1
+    }
+
+    /// How many readings a sample has.
+    pub fn domains(&self) -> usize {
+        self.shared.domains
+    }
+
+    /// Copies sample `index` into `into` whole, or returns false where it is overwritten or not yet written; then
+    /// `into` holds nothing of meaning. Allocates only where `into` has fewer readings than the ring.
+    pub fn read(&self, index: u64, into: &mut Sample) -> bool {
+        into.readings.resize(self.shared.domains, Reading::default());
+        let copy = |slot: &[AtomicU64]| {
+            into.before_ns = slot[1].load(Ordering::Relaxed);
+            into.after_ns = slot[2].load(Ordering::Relaxed);
+            for (words, reading) in slot[HEAD..].chunks_exact(WORDS).zip(&mut into.readings) {
+                let tail = words[3].load(Ordering::Relaxed);
+                *reading = Reading {
+                    valid: tail & 1 == 1,
+                    energy_uj: words[0].load(Ordering::Relaxed),
+                    doubt_uj: words[1].load(Ordering::Relaxed),
+                    stamp_ns: words[2].load(Ordering::Relaxed),
+                    epoch: (tail >> 1) as u32,
+                };
+            }
+        };
+        self.whole(index, copy).is_some()
+    }
+
+    /// The index of the last sample whose `after_ns` is at or before `at_ns`; `None` where the history does not reach
+    /// back that far. Samples are written in the order of time, so this halves its way there.
+    pub fn find(&self, at_ns: u64) -> Option<u64> {
+        let (mut low, mut high) = (self.oldest(), self.written());
+        // Every sample below `low` is at or before `at_ns` or gone; every written one from `high` on is after it.
+        while low < high {
+            let middle = low + (high - low) / 2;
+            match self.after_ns(middle) {
+                Some(after_ns) if after_ns > at_ns => high = middle,
+                // A sample overwritten on the way takes all older ones with it.
+                Some(_) | None => low = middle + 1,
+            }
+        }
+        let last = low.checked_sub(1)?;
+        self.after_ns(last).filter(|&after_ns| after_ns <= at_ns).map(|_| last)
+    }
+
+    fn after_ns(&self, index: u64) -> Option<u64> {
+        self.whole(index, |slot| slot[2].load(Ordering::Relaxed))
+    }
+
+    /// What `copy` makes of the slot of sample `index`, if the slot held that sample from before to after the copy.
+    fn whole<T>(&self, index: u64, copy: impl FnOnce(&[AtomicU64]) -> T) -> Option<T> {
+        let slot = self.shared.slot(index);
+        // Acquire: pairs with the Release store of the even sequence, so the words are at least this sample's.
+        if slot[0].load(Ordering::Acquire) != complete(index) {
+            return None;
+        }
+        let copied = copy(slot);
+        // Acquire: had the copy seen a word of a later sample, the load below would see that sample's odd sequence or
+        // a later one. Pairs with `writer_fence` in `Writer::push`.
+        reader_fence(Ordering::Acquire);
+        (slot[0].load(Ordering::Relaxed) == complete(index)).then_some(copied)
+    }
+}
+
+#[cfg(all(test, loom))]
+mod model {
+    use super::*;
+
+    fn sample(index: u64) -> Sample {
+        let at_ns = index * 10 + 1;
+        let reading =
+            Reading { valid: true, energy_uj: at_ns, doubt_uj: at_ns, stamp_ns: at_ns, epoch: at_ns as u32 };
+        Sample { before_ns: at_ns, after_ns: at_ns, readings: vec![reading] }
+    }
+
+    #[test]
+    fn a_reader_that_is_lapped_gets_a_whole_sample_or_none() {
+        loom::model(|| {
+            let (mut writer, reader) = ring(2, 1);
+            writer.push(&sample(0));
+            writer.push(&sample(1));
+            // Index 2 goes where index 0 is being read.
+            let lap = loom::thread::spawn(move || writer.push(&sample(2)));
+            let mut into = Sample::blank(1);
+            if reader.read(0, &mut into) {
+                assert_eq!(into, sample(0), "torn");
+            }
+            lap.join().unwrap();
+        });
+    }
+
+    #[test]
+    fn what_written_announces_can_be_read_whole() {
+        loom::model(|| {
+            let (mut writer, reader) = ring(2, 1);
+            let push = loom::thread::spawn(move || writer.push(&sample(0)));
+            let mut into = Sample::blank(1);
+            if reader.written() == 1 {
+                assert!(reader.read(0, &mut into));
+                assert_eq!(into, sample(0));
+            }
+            push.join().unwrap();
+        });
+    }
+
+    #[test]
+    fn a_search_that_is_lapped_names_no_sample_after_the_instant() {
+        loom::model(|| {
+            let (mut writer, reader) = ring(2, 0);
+            writer.push(&Sample { before_ns: 1, after_ns: 1, readings: Vec::new() });
+            writer.push(&Sample { before_ns: 11, after_ns: 11, readings: Vec::new() });
+            let lap = loom::thread::spawn(move || {
+                writer.push(&Sample { before_ns: 21, after_ns: 21, readings: Vec::new() });
+            });
+            assert_eq!(reader.find(15), Some(1));
+            assert!(matches!(reader.find(5), Some(0) | None));
+            lap.join().unwrap();
+        });
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use std::sync::atomic::AtomicBool;
+
+    use super::*;
+
+    /// Every word follows from the index, so that half of one sample and half of another cannot look right.
+    fn sample(index: u64, domains: usize) -> Sample {
+        let reading = |domain: usize| {
+            let word = index * 1000 + domain as u64;
+            let valid = word.is_multiple_of(2);
+            Reading { valid, energy_uj: word, doubt_uj: !word, stamp_ns: word << 8, epoch: index as u32 }
+        };
+        let readings = (0..domains).map(reading).collect();
+        Sample { before_ns: index * 100, after_ns: index * 100 + 10, readings }
+    }
+
+    #[test]
+    fn an_empty_ring_has_nothing_to_read() {
+        let (_writer, reader) = ring(4, 1);
+        assert_eq!((reader.written(), reader.oldest()), (0, 0));
+        assert!(!reader.read(0, &mut Sample::blank(1)));
+        assert_eq!(reader.find(u64::MAX), None);
+    }
+
+    #[test]
+    fn a_sample_comes_out_as_it_went_in() {
+        let (mut writer, reader) = ring(4, 3);
+        writer.push(&sample(0, 3));
+        let mut into = Sample::blank(0);
+        assert!(reader.read(0, &mut into));
+        assert_eq!(into, sample(0, 3));
+    }
+
+    #[test]
+    fn the_largest_epoch_and_count_survive_the_packing() {
+        let (mut writer, reader) = ring(1, 1);
+        let reading =
+            Reading { valid: true, energy_uj: u64::MAX, doubt_uj: u64::MAX, stamp_ns: 1, epoch: u32::MAX };
+        writer.push(&Sample { before_ns: u64::MAX, after_ns: u64::MAX, readings: vec![reading] });
+        let mut into = Sample::blank(1);
+        assert!(reader.read(0, &mut into));
+        assert_eq!(into.readings, vec![reading]);
+    }
+
+    #[test]
+    fn the_capacity_is_rounded_up_and_the_oldest_goes_first() {
+        let (mut writer, reader) = ring(3, 1);
+        assert_eq!(reader.capacity(), 4);
+        (0..6).for_each(|index| writer.push(&sample(index, 1)));
+        let mut into = Sample::blank(1);
+        assert_eq!((reader.written(), reader.oldest()), (6, 2));
+        let kept: Vec<bool> = (0..7).map(|index| reader.read(index, &mut into)).collect();
+        assert_eq!(kept, [false, false, true, true, true, true, false]);
+    }
+
+    #[test]
+    fn find_gives_the_last_sample_that_ended_by_then() {
+        let (mut writer, reader) = ring(8, 1);
+        (0..20).for_each(|index| writer.push(&sample(index, 1)));
+        for (at_ns, index) in [(1210, Some(12)), (1309, Some(12)), (1310, Some(13)), (u64::MAX, Some(19))] {
+            assert_eq!(reader.find(at_ns), index, "at {at_ns}");
+        }
+        assert_eq!(reader.find(1209), None, "sample 12 is the oldest kept and ended at 1210");
+    }
+
+    #[test]
+    fn find_agrees_with_a_walk_over_the_samples_at_every_instant() {
+        let (mut writer, reader) = ring(4, 1);
+        for written in 0..12 {
+            for at_ns in 0..1300 {
+                let walked = (reader.oldest()..written).filter(|index| index * 100 + 10 <= at_ns).max();
+                assert_eq!(reader.find(at_ns), walked, "{written} written, at {at_ns}");
+            }
+            writer.push(&sample(written, 1));
+        }
+    }
+
+    #[test]
+    fn readers_that_are_lapped_all_the_time_never_see_a_torn_sample() {
+        const DOMAINS: usize = 4;
+        let (mut writer, reader) = ring(8, DOMAINS);
+        let done = AtomicBool::new(false);
+        let check = || {
+            let (mut into, mut whole) = (Sample::blank(DOMAINS), 0_u64);
+            while !done.load(Ordering::Relaxed) || whole == 0 {
+                for index in reader.oldest()..reader.written() {
+                    if reader.read(index, &mut into) {
+                        assert_eq!(into, sample(index, DOMAINS));
+                        whole += 1;
+                    }
+                }
+                if let Some(index) = reader.find(reader.written() * 50) {
+                    assert!(index * 100 + 10 <= reader.written() * 50);
+                }
+            }
+            whole
+        };
+        std::thread::scope(|scope| {
+            let readers = [scope.spawn(check), scope.spawn(check)];
+            (0..200_000).for_each(|index| writer.push(&sample(index, DOMAINS)));
+            done.store(true, Ordering::Relaxed);
+            for reader in readers {
+                assert!(reader.join().unwrap() > 0, "a reader that saw nothing proves nothing");
+            }
+        });
     }
 }

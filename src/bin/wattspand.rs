@@ -1,3 +1,5 @@
 //! The daemon program: one call into the library.
 
-fn main() {}
+fn main() -> std::process::ExitCode {
+    wattspan::daemon::main()
+}

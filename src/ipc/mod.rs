@@ -1,1 +1,40 @@
-//! (skeleton)
+//! The doors: where words from clients meet the ledger.
+//!
+//! ```text
+//! socket ─► door ─► connection ─► exchange ─► service ─► ledger
+//! binding    turns    framing       one call    meaning
+//! ```
+//!
+//! Owns everything between a connected socket and the ledger: one thread, no runtime, level-triggered readiness.
+//! Nothing a client does reaches a sampler: the samplers run on their own threads and share only their rings.
+//!
+//! The framing is ours (read up to a NUL under a cap) rather than zlink's: zlink 0.8 lets one connection buffer
+//! 100 MB and receive 1,024 descriptors with a message, and neither can be configured. An own 60 lines are easier
+//! to bound than a fork. Reading with plain `read` makes the kernel throw away any descriptors sent along.
+
+mod access;
+mod connection;
+mod door;
+mod exchange;
+mod feed;
+mod gate;
+mod group_ffi;
+mod notes;
+mod outbox;
+mod plan;
+mod readiness_ffi;
+mod register;
+mod service;
+mod socket;
+mod token;
+
+#[cfg(target_os = "linux")]
+mod so_peercred_ffi;
+#[cfg(target_os = "linux")]
+use so_peercred_ffi as peer;
+
+pub use access::Policy;
+pub use door::{Doors, serve};
+pub use plan::Plan;
+pub use service::{Service, Settings};
+pub use socket::{Listening, Taken, bind};

@@ -1,1 +1,253 @@
-//! (skeleton)
+//! One thread for each source: ticks into a ring.
+//!
+//! Owns cadence. Deadlines are absolute, so nothing drifts; a late tick is recorded and skipped over, never caught up
+//! in a burst; a read that takes long delays only its own source. The tick allocates nothing, takes no lock and waits for
+//! nobody, so nothing that a client does can make it late. Slow while nobody needs readings, fast from the moment
+//! somebody does. Knows no span and interprets no energy; a suspend of the machine is the one thing it adds: a new epoch.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use crate::clock::Clock;
+use crate::energy::Domain;
+use crate::ring::{Reader, Sample, ring};
+use crate::source::Opened;
+
+/// What a domain's counter is like, learnt from its readings.
+pub mod character;
+
+/// Hands every sample to a sink, from a thread of its own.
+pub mod record;
+
+mod continuity;
+mod grid;
+mod histogram;
+mod interval;
+mod pace;
+mod power;
+mod recent;
+mod tally;
+mod ticker;
+
+#[cfg(target_os = "linux")]
+mod futex;
+#[cfg(any(test, not(target_os = "linux")))]
+mod park;
+#[cfg(target_os = "linux")]
+use futex::Alarm;
+#[cfg(not(target_os = "linux"))]
+use park::Alarm;
+
+#[cfg(target_os = "linux")]
+mod priority_ffi;
+
+#[cfg(target_os = "linux")]
+mod priority;
+#[cfg(not(target_os = "linux"))]
+#[path = "besteffort.rs"]
+mod priority;
+
+use continuity::Continuity;
+use pace::{Pace, Speed, Wish};
+use tally::Tally;
+use ticker::Ticker;
+
+pub use tally::Ticks;
+
+/// The fastest that any sampler ticks.
+const MAX_RATE_HZ: f64 = 10_000.0;
+/// A survey reads this often for each counter update that the source expects, to see where the updates lie.
+const OVERSAMPLING: f64 = 4.0;
+/// How long dropping a sampler waits for a read that hangs.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// How samplers tick.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Settings {
+    /// Reads a second while somebody needs them; at most 10,000 and the source's own maximum.
+    pub rate_hz: f64,
+    /// Reads a second while nobody does.
+    pub idle_rate_hz: f64,
+    /// How long after the last need it stays fast.
+    pub linger_ns: u64,
+    /// How long a characterisation takes, the one at the start and any asked for later.
+    pub survey_ns: u64,
+    /// How many samples the ring keeps, rounded up to a power of two. Memory is 8 · (3 + 4 · domains) bytes for each,
+    /// once used.
+    pub history: usize,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            rate_hz: 1000.0,
+            idle_rate_hz: 1.0,
+            linger_ns: 20_000_000,
+            survey_ns: 300_000_000,
+            history: 32_768,
+        }
+    }
+}
+
+/// What the stages behind the sampler need of it; cheap to clone.
+#[derive(Clone)]
+pub struct Feed {
+    /// The mechanism: "perf", "powercap", ...
+    pub source: &'static str,
+    /// What it meters, in the order of the readings.
+    pub domains: Arc<[Domain]>,
+    /// For each domain whether it advanced while discovery watched it.
+    pub advanced: Arc<[bool]>,
+    /// Its samples.
+    pub ring: Reader,
+    /// Reads a second while somebody needs them, after all limits.
+    pub rate_hz: f64,
+}
+
+/// A running sampler; dropping it stops the thread.
+pub struct Sampler {
+    feed: Feed,
+    shared: Arc<Shared>,
+    /// Closes when the thread is gone; nothing is ever sent.
+    gone: Receiver<()>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// What the thread shares with those who look at it.
+struct Shared {
+    wish: Wish,
+    alarm: Alarm,
+    tally: Tally,
+    stop: AtomicBool,
+}
+
+impl Shared {
+    fn stopped(&self) -> bool {
+        self.stop.load(Ordering::Acquire)
+    }
+}
+
+/// Starts a sampler on an opened source. It reads at once, surveys the counters for a while, and then ticks as
+/// [`Sampler::demand`] says.
+///
+/// # Errors
+/// The system refuses another thread.
+pub fn start(opened: Opened, settings: &Settings, clock: Clock) -> io::Result<Sampler> {
+    let rates = Rates::new(settings, opened.max_rate_hz);
+    let (writer, reader) = ring(settings.history, opened.domains.len());
+    let shared = Arc::new(Shared {
+        wish: Wish::new(),
+        alarm: Alarm::default(),
+        tally: Tally::new(),
+        stop: AtomicBool::new(false),
+    });
+    let ticker = Ticker {
+        source: opened.source,
+        cpu: opened.cpu,
+        clock,
+        writer,
+        sample: Sample::blank(opened.domains.len()),
+        pace: Pace::new(settings.linger_ns, settings.survey_ns),
+        continuity: Continuity::default(),
+        shared: Arc::clone(&shared),
+        rates,
+    };
+    let feed = Feed {
+        source: opened.name,
+        domains: opened.domains.into(),
+        advanced: opened.advanced.into(),
+        ring: reader,
+        rate_hz: rates.fast_hz,
+    };
+    let (going, gone) = channel();
+    let thread = std::thread::Builder::new().name(format!("sampler-{}", opened.name)).spawn(move || {
+        // Held until the thread ends, however it ends.
+        let _going = going;
+        ticker.run();
+    })?;
+    Ok(Sampler { feed, shared, gone, thread: Some(thread) })
+}
+
+impl Sampler {
+    /// Says whether readings are needed now. The first need wakes the thread, which reads at once; the end of it takes
+    /// effect after the linger. Cheap enough to be called for every message: a flag, and a system call only where the
+    /// thread rests.
+    pub fn demand(&self, fast: bool) {
+        if self.shared.wish.fast(fast) {
+            self.shared.alarm.ring();
+        }
+    }
+
+    /// Ticks as fast as characterisation needs for the length of a survey.
+    pub fn survey(&self) {
+        if self.shared.wish.survey() {
+            self.shared.alarm.ring();
+        }
+    }
+
+    /// What the stages behind need.
+    pub fn feed(&self) -> Feed {
+        self.feed.clone()
+    }
+
+    /// What became of the ticks so far.
+    pub fn ticks(&self) -> Ticks {
+        self.shared.tally.snapshot()
+    }
+
+    /// How long the read under way has taken by `now_ns`; `None` between reads. A source that hangs shows here.
+    pub fn hung_for_ns(&self, now_ns: u64) -> Option<u64> {
+        self.shared.tally.hung_for_ns(now_ns)
+    }
+}
+
+impl Drop for Sampler {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::Release);
+        self.shared.alarm.ring();
+        let Some(thread) = self.thread.take() else { return };
+        // A read that hangs in a driver cannot be interrupted: then the thread is left behind, and ends when it returns.
+        if self.gone.recv_timeout(PATIENCE) == Err(RecvTimeoutError::Disconnected) {
+            // A panic of the thread was reported where it happened.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Reads a second at each speed, after all limits.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Rates {
+    slow_hz: f64,
+    fast_hz: f64,
+    survey_hz: f64,
+}
+
+impl Rates {
+    /// Below this a rate is a way of saying "never".
+    const MIN_RATE_HZ: f64 = 0.001;
+
+    fn new(settings: &Settings, source_max_hz: f64) -> Self {
+        let within = |hz: f64, max_hz: f64| hz.min(max_hz).max(Self::MIN_RATE_HZ);
+        let source_max_hz = within(source_max_hz, MAX_RATE_HZ);
+        let fast_hz = within(settings.rate_hz, source_max_hz);
+        // `source_max_hz` is about how often the counter moves; seeing when it does takes several reads a move.
+        let survey_hz = within(OVERSAMPLING * source_max_hz, MAX_RATE_HZ).max(fast_hz);
+        Self { slow_hz: within(settings.idle_rate_hz, fast_hz), fast_hz, survey_hz }
+    }
+
+    fn period_ns(self, speed: Speed) -> u64 {
+        let hz = match speed {
+            Speed::Slow => self.slow_hz,
+            Speed::Fast => self.fast_hz,
+            Speed::Survey => self.survey_hz,
+        };
+        (1e9 / hz).round() as u64
+    }
+}
+
+#[cfg(test)]
+mod tests;

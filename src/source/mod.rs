@@ -12,7 +12,10 @@ use crate::energy::{Absent, Domain, Reading};
 pub trait Source: Send {
     /// Fills one reading for each domain, in the order of [`Opened::domains`]. A domain that cannot answer leaves
     /// `valid: false`. Allocates nothing once warm.
-    fn read(&mut self, into: &mut [Reading]);
+    ///
+    /// Returns a narrower window, in nanoseconds of the clock, than the one the caller measures around this call,
+    /// where the source knows one: every reading was taken between the first instant and the second.
+    fn read(&mut self, into: &mut [Reading]) -> Option<(u64, u64)>;
 }
 
 /// A source that is there, with what it offers.

@@ -1,0 +1,146 @@
+//! Who may ask what.
+//!
+//! Owns the one table from methods to the least access, and the one rule from a peer's credentials to its access.
+//! Identity comes from the transport only; nothing a message says changes it. Fast energy readings leak secrets
+//! (CVE-2020-8694), which is why the kernel keeps them for root, and why a stranger gets none here.
+
+use crate::config::Groups;
+use crate::protocol::{
+    Access, CancelSpan, CloseSpan, GetBalance, GetInfo, GetInterfaceDescription, GetServiceInfo, GetSpan,
+    MarkPhase, Method, OpenSpan, ReadWindow, SetWeight, WatchDomains, WatchSpans,
+};
+
+use super::group_ffi;
+
+/// The least access a method needs; `None` for a method that does not exist.
+pub fn needed(method: &str) -> Option<Access> {
+    Some(match method {
+        GetInfo::NAME | GetServiceInfo::NAME | GetInterfaceDescription::NAME => Access::None,
+        OpenSpan::NAME | CloseSpan::NAME | MarkPhase::NAME | SetWeight::NAME => Access::Span,
+        CancelSpan::NAME | GetSpan::NAME | WatchSpans::NAME | GetBalance::NAME => Access::Span,
+        WatchDomains::NAME | ReadWindow::NAME => Access::Telemetry,
+        _ => return None,
+    })
+}
+
+/// What a transport knows of its peer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Credentials {
+    /// User.
+    pub uid: u32,
+    /// Primary group.
+    pub gid: u32,
+    /// Supplementary groups.
+    pub groups: Vec<u32>,
+}
+
+/// A caller, as far as it matters here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Peer {
+    /// Whose spans it may touch.
+    pub uid: u32,
+    /// What it may ask.
+    pub access: Access,
+    /// Root and the daemon's own user are bound by the totals only.
+    pub unlimited: bool,
+}
+
+/// What the kernel shows for a user that has no number in this user namespace: nobody in particular, so nobody.
+const OVERFLOW_UID: u32 = 65_534;
+
+/// From credentials to access.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Policy {
+    own_uid: u32,
+    span_gid: Option<u32>,
+    telemetry_gid: Option<u32>,
+}
+
+impl Policy {
+    /// The rule with these groups, which are looked up once, now; a group that does not exist has no members.
+    pub fn new(groups: &Groups) -> Self {
+        Self {
+            own_uid: rustix::process::geteuid().as_raw(),
+            span_gid: group_ffi::number(&groups.span_group),
+            telemetry_gid: group_ffi::number(&groups.telemetry_group),
+        }
+    }
+
+    /// The group whose members may open the socket.
+    pub fn span_gid(&self) -> Option<u32> {
+        self.span_gid
+    }
+
+    /// The daemon's own process at the other end.
+    pub fn ourselves(&self) -> Peer {
+        Peer { uid: self.own_uid, access: Access::Admin, unlimited: true }
+    }
+
+    /// What somebody with these credentials may do.
+    pub fn judge(&self, credentials: &Credentials) -> Peer {
+        let uid = credentials.uid;
+        let unlimited = uid != OVERFLOW_UID && (uid == 0 || uid == self.own_uid);
+        let member = |group: Option<u32>| {
+            group.is_some_and(|group| credentials.gid == group || credentials.groups.contains(&group))
+        };
+        let access = match () {
+            () if unlimited => Access::Admin,
+            () if uid == OVERFLOW_UID => Access::None,
+            () if member(self.telemetry_gid) => Access::Telemetry,
+            () if member(self.span_gid) => Access::Span,
+            () => Access::None,
+        };
+        Peer { uid, access, unlimited }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const POLICY: Policy = Policy { own_uid: 990, span_gid: Some(50), telemetry_gid: Some(60) };
+
+    fn access(uid: u32, gid: u32, groups: &[u32]) -> Access {
+        POLICY.judge(&Credentials { uid, gid, groups: groups.to_vec() }).access
+    }
+
+    #[test]
+    fn root_and_the_daemons_own_user_may_everything() {
+        assert_eq!(access(0, 0, &[]), Access::Admin);
+        assert_eq!(access(990, 990, &[]), Access::Admin);
+    }
+
+    #[test]
+    fn groups_give_access_whether_primary_or_not_and_the_higher_one_wins() {
+        assert_eq!(access(1000, 50, &[]), Access::Span);
+        assert_eq!(access(1000, 1000, &[7, 50]), Access::Span);
+        assert_eq!(access(1000, 50, &[60]), Access::Telemetry);
+        assert_eq!(access(1000, 1000, &[7]), Access::None);
+    }
+
+    #[test]
+    fn a_user_without_a_number_here_gets_nothing_whatever_its_groups() {
+        assert_eq!(access(OVERFLOW_UID, 60, &[50, 60]), Access::None);
+        let nobody = Policy { own_uid: OVERFLOW_UID, ..POLICY };
+        let peer = nobody.judge(&Credentials { uid: OVERFLOW_UID, gid: 0, groups: vec![] });
+        assert_eq!((peer.access, peer.unlimited), (Access::None, false));
+    }
+
+    #[test]
+    fn a_group_that_does_not_exist_has_no_members() {
+        let none = Policy { span_gid: None, telemetry_gid: None, ..POLICY };
+        assert_eq!(none.judge(&Credentials { uid: 5, gid: 0, groups: vec![0] }).access, Access::None);
+    }
+
+    #[test]
+    fn every_method_of_the_descriptions_has_its_place_in_the_table() {
+        use crate::protocol::{METER, METER_DESCRIPTION, SERVICE, SERVICE_DESCRIPTION};
+        for (interface, text) in [(METER, METER_DESCRIPTION), (SERVICE, SERVICE_DESCRIPTION)] {
+            for line in text.lines().filter_map(|line| line.strip_prefix("method ")) {
+                let name = line.split('(').next().unwrap();
+                assert!(needed(&format!("{interface}.{name}")).is_some(), "{name} is in no row");
+            }
+        }
+        assert_eq!(needed("org.wattspan.Meter.Nothing"), None);
+    }
+}

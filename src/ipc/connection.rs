@@ -1,0 +1,268 @@
+//! One client: bytes in, messages out of them, answers back.
+//!
+//! Owns the framing (JSON up to a NUL, under a cap that is checked before anything is kept) and the client's share of
+//! memory: at most one message and the unread answers up to their cap. A client that does not read is not read from;
+//! one that makes no progress is given up. Invariant: `rest` holds no whole message unless the client is stalled.
+
+use std::io::{self, Read, Write};
+use std::os::unix::net::UnixStream;
+
+use polling::Event;
+
+use super::access::Peer;
+use super::exchange::{Outcome, Stream, exchange};
+use super::outbox::Outbox;
+use super::readiness_ffi::Watched;
+use super::register::{ConnectionId, Ticket};
+use super::service::{Caller, Service};
+use crate::protocol::{END, Refusal};
+
+/// Most answers of one client that may be awaited at a time.
+const MOST_AWAITED: usize = 4096;
+
+/// Whether a connection goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fate {
+    /// It does.
+    Stays,
+    /// It is over; drop it.
+    Over,
+}
+
+/// A connected client.
+pub struct Connection {
+    socket: Watched<UnixStream>,
+    key: usize,
+    id: ConnectionId,
+    peer: Peer,
+    rest: Vec<u8>,
+    scanned: usize,
+    outbox: Outbox,
+    stream: Option<Stream>,
+    stalled: bool,
+    /// No further message is read: the client ended its side, or sent what is no message.
+    deaf: bool,
+    /// A message was completed, or an answer taken, since this was last looked at.
+    moved: bool,
+    /// Since when nothing moved although something is half done: a message incomplete, or answers not taken.
+    stuck_since_ns: Option<u64>,
+}
+
+impl Connection {
+    /// A client that has just connected; `key` is its place in the poller.
+    pub fn new(socket: Watched<UnixStream>, key: usize, id: ConnectionId, peer: Peer) -> Self {
+        Self {
+            socket,
+            key,
+            id,
+            peer,
+            rest: Vec::new(),
+            scanned: 0,
+            outbox: Outbox::default(),
+            stream: None,
+            stalled: false,
+            deaf: false,
+            moved: false,
+            stuck_since_ns: None,
+        }
+    }
+
+    /// Which connection.
+    pub fn id(&self) -> ConnectionId {
+        self.id
+    }
+
+    /// Who is there.
+    pub fn peer(&self) -> &Peer {
+        &self.peer
+    }
+
+    /// What it watches.
+    pub fn stream(&self) -> Option<Stream> {
+        self.stream
+    }
+
+    /// The socket is ready for something.
+    pub fn ready(&mut self, event: &Event, scratch: &mut [u8], service: &mut Service) -> Fate {
+        // Both sides are shut, and nothing more would be read: there is nobody left to serve.
+        if event.is_interrupt() && (self.deaf || self.stalled) {
+            return Fate::Over;
+        }
+        if event.readable && !self.deaf && !self.stalled && self.receive(scratch, service) == Fate::Over {
+            return Fate::Over;
+        }
+        self.progress(service)
+    }
+
+    /// Reads once, so that no client has more of a turn than a buffer's worth, and handles what is whole.
+    fn receive(&mut self, scratch: &mut [u8], service: &mut Service) -> Fate {
+        match (&*self.socket).read(scratch) {
+            Ok(0) => self.ended(service),
+            Ok(length) if self.rest.is_empty() => {
+                let used = self.handle(&scratch[..length], service);
+                self.rest.extend_from_slice(&scratch[used..length]);
+            }
+            Ok(length) => {
+                self.rest.extend_from_slice(&scratch[..length]);
+                self.handle_rest(service);
+            }
+            Err(cause) if matches!(cause.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
+            Err(_) => return Fate::Over,
+        }
+        if !self.deaf && !self.stalled && self.rest.len() > service.limits().message_bytes {
+            let most = service.limits().message_bytes;
+            let reason = format!("is longer than {most} bytes");
+            self.refuse(&Refusal::InvalidValue { field: "message".into(), reason });
+        }
+        Fate::Stays
+    }
+
+    fn handle_rest(&mut self, service: &mut Service) {
+        let mut rest = std::mem::take(&mut self.rest);
+        let used = self.handle(&rest, service);
+        rest.drain(..used);
+        if !rest.is_empty() {
+            self.rest = rest;
+        }
+    }
+
+    /// Handles the whole messages at the start of `bytes`; gives how many bytes they were.
+    fn handle(&mut self, bytes: &[u8], service: &mut Service) -> usize {
+        let mut used = 0;
+        loop {
+            if self.deaf {
+                return bytes.len();
+            }
+            let most_unread = service.limits().unread_bytes;
+            if self.is_behind(most_unread) && (self.flush() == Fate::Over || self.is_behind(most_unread)) {
+                self.stalled = true;
+                return used;
+            }
+            // What was looked through before holds no end.
+            let Some(length) = memchr::memchr(END, &bytes[used + self.scanned..]) else {
+                self.scanned = bytes.len() - used;
+                return used;
+            };
+            let length = length + self.scanned;
+            self.scanned = 0;
+            self.message(&bytes[used..used + length], service);
+            used += length + 1;
+        }
+    }
+
+    /// Whether the client has so many answers to take that no further question is heard.
+    fn is_behind(&self, most_unread: usize) -> bool {
+        self.outbox.unsent() > most_unread || self.outbox.awaited() >= MOST_AWAITED
+    }
+
+    fn message(&mut self, message: &[u8], service: &mut Service) {
+        self.moved = true;
+        if message.len() > service.limits().message_bytes || self.stream.is_some() {
+            let reason = match self.stream {
+                Some(_) => "comes while answers to a call with \"more\" go on; use another connection".to_owned(),
+                None => format!("is longer than {} bytes", service.limits().message_bytes),
+            };
+            return self.refuse(&Refusal::InvalidValue { field: "message".into(), reason });
+        }
+        let ticket = Ticket { connection: self.id, slot: self.outbox.next_slot() };
+        let caller = Caller { peer: self.peer, ticket };
+        let out = self.outbox.tail();
+        let before = out.len();
+        let outcome = exchange(service, &caller, message, out);
+        let wrote = out.len() - before;
+        self.outbox.wrote(wrote);
+        match outcome {
+            Outcome::Answered => {}
+            Outcome::Awaited => self.outbox.await_answer(),
+            Outcome::Streaming(stream) => self.stream = Some(stream),
+            Outcome::Broken => self.turn_deaf(),
+        }
+    }
+
+    /// Says why and hears no more; the answers so far are still sent.
+    pub fn refuse(&mut self, refusal: &Refusal) {
+        let out = self.outbox.tail();
+        let before = out.len();
+        refusal.write(out);
+        let wrote = out.len() - before;
+        self.outbox.wrote(wrote);
+        self.turn_deaf();
+    }
+
+    fn turn_deaf(&mut self) {
+        self.deaf = true;
+        self.stream = None;
+        self.rest = Vec::new();
+        self.scanned = 0;
+    }
+
+    /// The client sends no more; what it asked for is still answered, what it left open is not left running.
+    fn ended(&mut self, service: &mut Service) {
+        self.turn_deaf();
+        service.vanished(self.id);
+    }
+
+    /// An awaited answer is here.
+    pub fn fill(&mut self, slot: u64, answer: &[u8]) {
+        self.outbox.fill(slot, answer);
+    }
+
+    /// One more answer of the stream. A watcher that does not keep up is dropped: it would rather miss all than be
+    /// told old figures as new.
+    pub fn push(&mut self, answer: &[u8], most_unread: usize) -> Fate {
+        if self.outbox.unsent() + answer.len() > most_unread.max(answer.len()) {
+            return Fate::Over;
+        }
+        self.outbox.tail().extend_from_slice(answer);
+        self.outbox.wrote(answer.len());
+        Fate::Stays
+    }
+
+    /// Sends what can be sent, goes on with messages that were held back, and watches for what comes next.
+    pub fn progress(&mut self, service: &mut Service) -> Fate {
+        if self.flush() == Fate::Over {
+            return Fate::Over;
+        }
+        if self.stalled && !self.is_behind(service.limits().unread_bytes / 2) {
+            self.stalled = false;
+            self.handle_rest(service);
+            if self.flush() == Fate::Over {
+                return Fate::Over;
+            }
+        }
+        if self.deaf && self.outbox.unsent() == 0 && self.outbox.awaited() == 0 {
+            return Fate::Over;
+        }
+        let half_done = !self.outbox.sendable().is_empty() || (!self.rest.is_empty() && !self.stalled);
+        let moved = std::mem::take(&mut self.moved);
+        if !half_done {
+            self.stuck_since_ns = None;
+        } else if moved || self.stuck_since_ns.is_none() {
+            self.stuck_since_ns = Some(service.now_ns());
+        }
+        let mut interest = Event::none(self.key);
+        interest.readable = !self.deaf && !self.stalled;
+        interest.writable = !self.outbox.sendable().is_empty();
+        self.socket.watch(interest).map_or(Fate::Over, |()| Fate::Stays)
+    }
+
+    fn flush(&mut self) -> Fate {
+        while !self.outbox.sendable().is_empty() {
+            match (&*self.socket).write(self.outbox.sendable()) {
+                Ok(length) if length > 0 => {
+                    self.outbox.sent(length);
+                    self.moved = true;
+                }
+                Err(cause) if cause.kind() == io::ErrorKind::WouldBlock => break,
+                Err(cause) if cause.kind() == io::ErrorKind::Interrupted => {}
+                _ => return Fate::Over,
+            }
+        }
+        Fate::Stays
+    }
+
+    /// Whether something has been half done for longer than `stall_ns`.
+    pub fn is_stuck(&self, now_ns: u64, stall_ns: u64) -> bool {
+        self.stuck_since_ns.is_some_and(|since| now_ns.saturating_sub(since) > stall_ns)
+    }
+}

@@ -1,0 +1,346 @@
+//! The Unix-socket door: one thread that takes turns between its clients and the service.
+//!
+//! Owns the connections, the limits on how many there are, and when to look up. Every turn does a bounded amount for
+//! each client (one buffer of input), so that none can keep the others waiting. Sleeps until somebody says something
+//! or the service has something due: idle costs nothing.
+
+use std::io;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::Arc;
+use std::time::Duration;
+
+use polling::{Event, Events, Poller};
+use serde::Serialize;
+
+use super::access::Peer;
+use super::connection::{Connection, Fate};
+use super::exchange::Stream;
+use super::gate::Gate;
+use super::readiness_ffi::Watched;
+use super::register::{ConnectionId, Ticket};
+use super::service::{Final, Service};
+use crate::ledger::account::Account;
+use crate::protocol::{Access, Refusal, Reply};
+
+/// Where clients come from, and what ends the service.
+#[derive(Debug, Default)]
+pub struct Doors {
+    /// New clients, if any come.
+    pub listener: Option<UnixListener>,
+    /// Clients that are connected already: ends of pairs made by this very process, trusted as itself.
+    pub connections: Vec<UnixStream>,
+    /// Serving ends when something can be read here, the end of the stream included. Without it, and without a
+    /// listener, it ends with the last client.
+    pub stop: Option<UnixStream>,
+}
+
+const LISTENER: usize = 0;
+const STOP: usize = 1;
+const FIRST_CONNECTION: usize = 2;
+
+/// What one client's turn may read.
+const SCRATCH_BYTES: usize = 64 * 1024;
+
+/// How long waiting closes are still answered when the service ends.
+const FAREWELL_NS: u64 = 200_000_000;
+
+/// Serves until told to stop. Fails only where the system gives no poller.
+pub fn serve(service: Service, doors: Doors) -> io::Result<()> {
+    let mut door = Door::new(service, doors)?;
+    let mut events = Events::new();
+    while !door.is_done() {
+        door.turn(&mut events)?;
+    }
+    door.farewell(&mut events)
+}
+
+/// How often clients that make no progress are looked for.
+const SWEEP_NS: u64 = 500_000_000;
+
+/// The bits of a connection's id that are its place; the rest is a serial number, so that no id comes twice.
+const PLACE_BITS: u32 = 24;
+
+struct Door {
+    service: Service,
+    poller: Arc<Poller>,
+    gate: Option<Gate>,
+    stop: Option<Watched<UnixStream>>,
+    stopping: bool,
+    connections: Vec<Option<Connection>>,
+    vacant: Vec<usize>,
+    present: usize,
+    serial: u64,
+    /// Places of those who watch something.
+    streaming: Vec<Streaming>,
+    scratch: Vec<u8>,
+    finals: Vec<Final>,
+    pump_at_ns: u64,
+    sweep_at_ns: u64,
+}
+
+struct Streaming {
+    place: usize,
+    id: ConnectionId,
+    what: Stream,
+    due_ns: u64,
+}
+
+/// A final account on the wire, without a copy.
+#[derive(Serialize)]
+struct Told<'a> {
+    account: &'a Account,
+}
+
+impl Door {
+    fn new(service: Service, doors: Doors) -> io::Result<Self> {
+        let poller = Arc::new(Poller::new()?);
+        let (policy, limits) = (*service.policy(), service.limits().clone());
+        let gate = doors.listener.map(|listener| Gate::new(&poller, LISTENER, listener, policy, limits));
+        let stop = doors.stop.map(|stop| Watched::new(&poller, stop, Event::readable(STOP)));
+        let mut door = Self {
+            gate: gate.transpose()?,
+            stop: stop.transpose()?,
+            stopping: false,
+            poller,
+            connections: Vec::new(),
+            vacant: Vec::new(),
+            present: 0,
+            serial: 0,
+            streaming: Vec::new(),
+            scratch: vec![0; SCRATCH_BYTES],
+            finals: Vec::new(),
+            pump_at_ns: 0,
+            sweep_at_ns: 0,
+            service,
+        };
+        for stream in doors.connections {
+            stream.set_nonblocking(true)?;
+            let ourselves = policy.ourselves();
+            door.seat(stream, ourselves)?;
+        }
+        Ok(door)
+    }
+
+    fn is_done(&self) -> bool {
+        self.stopping || (self.present == 0 && self.gate.is_none() && self.stop.is_none())
+    }
+
+    /// Sleeps until something happens or is due, and does it.
+    fn turn(&mut self, events: &mut Events) -> io::Result<()> {
+        let now_ns = self.service.now_ns();
+        self.pump_at_ns = self.pump_at_ns.min(self.service.next_pump_ns(now_ns));
+        let sleep = Duration::from_nanos(self.wake_at_ns().saturating_sub(now_ns));
+        events.clear();
+        self.poller.wait(events, Some(sleep))?;
+        for event in events.iter() {
+            match event.key {
+                LISTENER => self.admit(),
+                STOP => self.stopping = true,
+                key => self.serve_one(key - FIRST_CONNECTION, &event),
+            }
+        }
+        let now_ns = self.service.now_ns();
+        if now_ns >= self.pump_at_ns {
+            self.pump();
+        }
+        self.tell_domains(now_ns);
+        if now_ns >= self.sweep_at_ns {
+            self.sweep(now_ns);
+        }
+        self.gate.as_mut().map_or(Ok(()), |gate| gate.resume(now_ns))
+    }
+
+    fn wake_at_ns(&self) -> u64 {
+        let due = self.streaming.iter().map(|streaming| streaming.due_ns);
+        let resume = self.gate.as_ref().and_then(Gate::resume_at_ns);
+        due.chain(resume).fold(self.pump_at_ns, u64::min)
+    }
+
+    fn admit(&mut self) {
+        let now_ns = self.service.now_ns();
+        let admitted = self.gate.as_mut().map_or_else(Vec::new, |gate| gate.admit(now_ns));
+        for (stream, peer) in admitted {
+            let seated = self.seat(stream, peer);
+            if let (Err(_), Some(gate)) = (seated, &mut self.gate) {
+                // The poller could not take it: the socket is closed, and its place is given back.
+                gate.left(&peer);
+            }
+        }
+    }
+
+    /// Gives a client its place.
+    fn seat(&mut self, stream: UnixStream, peer: Peer) -> io::Result<()> {
+        let place = self.vacant.last().copied().unwrap_or(self.connections.len());
+        let key = place + FIRST_CONNECTION;
+        let socket = Watched::new(&self.poller, stream, Event::readable(key))?;
+        self.serial += 1;
+        let id = self.serial << PLACE_BITS | place as u64;
+        let connection = Some(Connection::new(socket, key, id, peer));
+        if self.vacant.pop().is_some() {
+            self.connections[place] = connection;
+        } else {
+            self.connections.push(connection);
+        }
+        self.present += 1;
+        Ok(())
+    }
+
+    fn serve_one(&mut self, place: usize, event: &Event) {
+        let Some(Some(connection)) = self.connections.get_mut(place) else { return };
+        let watched = connection.stream().is_some();
+        let mut fate = connection.ready(event, &mut self.scratch, &mut self.service);
+        if let (false, Some(what)) = (watched, connection.stream()) {
+            fate = self.begin_stream(place, what);
+        }
+        self.conclude(place, fate);
+    }
+
+    fn begin_stream(&mut self, place: usize, what: Stream) -> Fate {
+        let Some(Some(connection)) = self.connections.get_mut(place) else { return Fate::Stays };
+        let (id, peer, most) = (connection.id(), *connection.peer(), self.service.limits().streams_per_user);
+        let theirs = |streaming: &&Streaming| {
+            let watcher = self.connections.get(streaming.place).and_then(Option::as_ref);
+            watcher.is_some_and(|watcher| watcher.peer().uid == peer.uid)
+        };
+        if !peer.unlimited && self.streaming.iter().filter(theirs).count() >= most {
+            let refusal = Refusal::QuotaExceeded { quota: "streams of one user".into(), limit: most as u64 };
+            let Some(Some(connection)) = self.connections.get_mut(place) else { return Fate::Stays };
+            connection.refuse(&refusal);
+            return connection.progress(&mut self.service);
+        }
+        let due_ns = match what {
+            Stream::Spans => u64::MAX,
+            Stream::Domains { .. } => self.service.now_ns(),
+        };
+        self.streaming.push(Streaming { place, id, what, due_ns });
+        self.count_watchers();
+        Fate::Stays
+    }
+
+    /// Lets a connection go that is over, or that no longer watches what it watched.
+    fn conclude(&mut self, place: usize, fate: Fate) {
+        let Some(Some(connection)) = self.connections.get(place) else { return };
+        let (id, peer) = (connection.id(), *connection.peer());
+        if connection.stream().is_none() || fate == Fate::Over {
+            let before = self.streaming.len();
+            self.streaming.retain(|streaming| streaming.id != id);
+            if self.streaming.len() < before {
+                self.count_watchers();
+            }
+        }
+        if fate == Fate::Over {
+            self.connections[place] = None;
+            self.vacant.push(place);
+            self.present -= 1;
+            self.service.vanished(id);
+            if let Some(gate) = &mut self.gate {
+                gate.left(&peer);
+            }
+        }
+    }
+
+    fn count_watchers(&mut self) {
+        let domains = |streaming: &&Streaming| matches!(streaming.what, Stream::Domains { .. });
+        self.service.set_watchers(self.streaming.iter().filter(domains).count());
+    }
+
+    /// Takes in readings and hands out what became final.
+    fn pump(&mut self) {
+        let mut finals = std::mem::take(&mut self.finals);
+        self.service.pump(&mut finals);
+        for Final { account, ticket } in finals.drain(..) {
+            self.tell_span(&account);
+            if let Some(ticket) = ticket {
+                self.answer(ticket, &account);
+            }
+        }
+        finals.shrink_to(1024);
+        self.finals = finals;
+        self.pump_at_ns = self.service.next_pump_ns(self.service.now_ns());
+    }
+
+    fn answer(&mut self, ticket: Ticket, account: &Account) {
+        let place = (ticket.connection & ((1 << PLACE_BITS) - 1)) as usize;
+        let Some(Some(connection)) = self.connections.get_mut(place) else { return };
+        if connection.id() != ticket.connection {
+            return;
+        }
+        let mut answer = Vec::new();
+        Reply::last(Told { account }).write(&mut answer);
+        connection.fill(ticket.slot, &answer);
+        let fate = connection.progress(&mut self.service);
+        self.conclude(place, fate);
+    }
+
+    fn tell_span(&mut self, account: &Account) {
+        if self.streaming.is_empty() {
+            return;
+        }
+        let mut answer = Vec::new();
+        Reply::one_of_many(Told { account }).write(&mut answer);
+        let uid = account.uid;
+        self.tell(&answer, |streaming, peer| {
+            streaming.what == Stream::Spans && (peer.uid == uid || peer.access >= Access::Telemetry)
+        });
+    }
+
+    fn tell_domains(&mut self, now_ns: u64) {
+        if self.streaming.iter().all(|streaming| streaming.due_ns > now_ns) {
+            return;
+        }
+        let mut answer = Vec::new();
+        Reply::one_of_many(self.service.tick()).write(&mut answer);
+        self.tell(&answer, |streaming, _| streaming.due_ns <= now_ns);
+        for streaming in &mut self.streaming {
+            if let (Stream::Domains { period_ns }, true) = (streaming.what, streaming.due_ns <= now_ns) {
+                // From now on where it is late: a burst of old news helps nobody.
+                streaming.due_ns = (streaming.due_ns + period_ns).max(now_ns);
+            }
+        }
+    }
+
+    /// Sends one answer to those who watch for it.
+    fn tell(&mut self, answer: &[u8], whom: impl Fn(&Streaming, &Peer) -> bool) {
+        let most_unread = self.service.limits().unread_bytes;
+        let mut fates = Vec::new();
+        for streaming in &self.streaming {
+            let Some(Some(connection)) = self.connections.get_mut(streaming.place) else { continue };
+            if whom(streaming, connection.peer()) {
+                let mut fate = connection.push(answer, most_unread);
+                if fate == Fate::Stays {
+                    fate = connection.progress(&mut self.service);
+                }
+                fates.push((streaming.place, fate));
+            }
+        }
+        for (place, fate) in fates {
+            self.conclude(place, fate);
+        }
+    }
+
+    /// Gives up clients that make no progress.
+    fn sweep(&mut self, now_ns: u64) {
+        self.sweep_at_ns = now_ns + SWEEP_NS;
+        let stall_ns = (self.service.limits().stall_s * 1e9) as u64;
+        for place in 0..self.connections.len() {
+            let connection = self.connections[place].as_ref();
+            if connection.is_some_and(|connection| connection.is_stuck(now_ns, stall_ns)) {
+                self.conclude(place, Fate::Over);
+            }
+        }
+    }
+
+    /// Nobody new comes in; who waits for a final account gets it if it comes soon, else the account so far.
+    fn farewell(&mut self, events: &mut Events) -> io::Result<()> {
+        self.gate = None;
+        self.stop = None;
+        let end_ns = self.service.now_ns() + FAREWELL_NS;
+        while self.service.waiting() > 0 && self.service.now_ns() < end_ns {
+            self.turn(events)?;
+        }
+        for (ticket, account) in self.service.give_up_waiting() {
+            self.answer(ticket, &account);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,258 @@
+//! The way of the readings: from the samplers' rings into the ledger, and what is known of each domain on the way.
+//!
+//! Owns the samplers, how far each ring was read, and every domain's character, liveness and place in the host's total.
+//! A domain that stops living, or comes to life, is said so once. Invariant: the ledger sees each domain's readings
+//! once, in the order of time; what a ring lost before it was read is a gap, not an error.
+
+use crate::energy::{Domain, Liveness, Reading};
+use crate::ledger::{self, Ledger, Opening};
+use crate::protocol::{DomainStatus, Window};
+use crate::ring::{Reader, Sample};
+use crate::sampler::Sampler;
+use crate::sampler::character::Character;
+use crate::source::containment;
+
+/// How often liveness and the characters' figures are passed on to the ledger.
+const REVIEW_NS: u64 = 100_000_000;
+
+/// A read that takes longer than this hangs.
+const HUNG_NS: u64 = 2_000_000_000;
+
+/// How far beside a window readings are looked at, for the counter's moves around its edges.
+const MARGIN_NS: u64 = 3_000_000_000;
+
+/// All samplers and all domains, the domains in the order of the samplers.
+pub struct Feeds {
+    feeds: Vec<Feed>,
+    domains: Vec<Metered>,
+    reviewed_ns: Option<u64>,
+    tell: fn(&str),
+}
+
+struct Feed {
+    sampler: Sampler,
+    ring: Reader,
+    next: u64,
+    first: usize,
+    sample: Sample,
+}
+
+struct Metered {
+    domain: Domain,
+    character: Character,
+    feed: usize,
+    liveness: (Liveness, Option<String>),
+    counted: bool,
+    base_uj: Option<u64>,
+    energy_uj: Option<u64>,
+}
+
+impl Feeds {
+    /// Over these samplers; `tell` is told of each change of a domain's state, in words for the administrator.
+    pub fn new(samplers: Vec<Sampler>, tell: fn(&str)) -> Self {
+        let (mut feeds, mut domains) = (Vec::new(), Vec::new());
+        for sampler in samplers {
+            let from = sampler.feed();
+            let first = domains.len();
+            for (domain, advanced) in from.domains.iter().zip(from.advanced.iter()) {
+                let character = Character::new(*advanced);
+                let liveness = character.liveness();
+                domains.push(Metered {
+                    domain: domain.clone(),
+                    character,
+                    feed: feeds.len(),
+                    liveness,
+                    counted: false,
+                    base_uj: None,
+                    energy_uj: None,
+                });
+            }
+            let sample = Sample::blank(from.domains.len());
+            feeds.push(Feed { sampler, ring: from.ring, next: 0, first, sample });
+        }
+        let mut feeds = Self { feeds, domains, reviewed_ns: None, tell };
+        feeds.count();
+        feeds
+    }
+
+    /// Every domain, in the ledger's order.
+    pub fn domains(&self) -> impl Iterator<Item = &Domain> {
+        self.domains.iter().map(|metered| &metered.domain)
+    }
+
+    /// Tells a ledger over these domains what is known of them.
+    pub fn introduce(&self, ledger: &mut Ledger) {
+        for (index, metered) in self.domains.iter().enumerate() {
+            ledger.set_live(index, metered.liveness.0 == Liveness::Live);
+            ledger.set_counted(index, metered.counted);
+            if let Some(interval_ns) = metered.character.update_interval_ns() {
+                ledger.set_interval(index, interval_ns);
+            }
+        }
+    }
+
+    /// Says whether readings are needed now.
+    pub fn demand(&self, fast: bool) {
+        self.feeds.iter().for_each(|feed| feed.sampler.demand(fast));
+    }
+
+    /// Passes on every reading that is new.
+    pub fn drain(&mut self, now_ns: u64, ledger: &mut Ledger) {
+        for feed in &mut self.feeds {
+            let written = feed.ring.written();
+            feed.next = feed.next.max(feed.ring.oldest());
+            while feed.next < written {
+                if feed.ring.read(feed.next, &mut feed.sample) {
+                    let domains = &mut self.domains[feed.first..];
+                    take_in(&feed.sample, feed.first, domains, ledger);
+                }
+                feed.next += 1;
+            }
+        }
+        if self.reviewed_ns.is_none_or(|reviewed_ns| now_ns.saturating_sub(reviewed_ns) >= REVIEW_NS) {
+            self.reviewed_ns = Some(now_ns);
+            self.review(now_ns, ledger);
+        }
+    }
+
+    /// Looks at every domain's state, and passes on and tells what changed.
+    fn review(&mut self, now_ns: u64, ledger: &mut Ledger) {
+        let mut changed = false;
+        for at in 0..self.domains.len() {
+            let metered = &self.domains[at];
+            let hung_ns = self.feeds[metered.feed].sampler.hung_for_ns(now_ns).filter(|ns| *ns > HUNG_NS);
+            let liveness = match hung_ns {
+                Some(ns) => (Liveness::Lost, Some(hung(&metered.domain.source, ns))),
+                None => metered.character.liveness(),
+            };
+            if liveness.0 != metered.liveness.0 {
+                self.announce(at, &liveness);
+                changed = true;
+            }
+            self.domains[at].liveness = liveness;
+        }
+        if changed {
+            self.count();
+        }
+        self.introduce(ledger);
+    }
+
+    fn announce(&self, at: usize, liveness: &(Liveness, Option<String>)) {
+        let name = &self.domains[at].domain.name;
+        match liveness {
+            (Liveness::Live, _) => (self.tell)(&format!("domain {name} is live")),
+            (_, reason) => {
+                let reason = reason.as_deref().unwrap_or("for a reason unknown");
+                (self.tell)(&format!("domain {name} is not live: {reason}"));
+            }
+        }
+    }
+
+    fn count(&mut self) {
+        let domains: Vec<Domain> = self.domains().cloned().collect();
+        let live: Vec<bool> = self.domains.iter().map(|metered| metered.liveness.0 == Liveness::Live).collect();
+        for (metered, counted) in self.domains.iter_mut().zip(containment::counted(&domains, &live)) {
+            metered.counted = counted;
+        }
+    }
+
+    /// Every domain as it is now.
+    pub fn statuses(&self) -> Vec<DomainStatus> {
+        self.domains.iter().map(Metered::status).collect()
+    }
+
+    /// What the domains used from `from_ns` to `to_ns`: the account of a span that had the machine to itself then, by
+    /// the same rule and with the same guarantee as every other account, from the readings that the rings still hold.
+    pub fn window(&self, from_ns: u64, to_ns: u64, settings: &ledger::Settings) -> Option<Window> {
+        let settings = ledger::Settings { horizon_ns: 0, ..settings.clone() };
+        let mut ledger = Ledger::new(self.domains().cloned().collect(), settings);
+        self.introduce(&mut ledger);
+        let opening = Opening {
+            span: String::new(),
+            name: String::new(),
+            attributes: Default::default(),
+            weight: 1.0,
+            domains: None,
+            at_ns: from_ns,
+            uid: 0,
+            unix_ns: 0,
+        };
+        let key = ledger.open(from_ns, opening).ok()?;
+        ledger.close(to_ns, key, to_ns, Default::default(), false).ok()?;
+        for feed in &self.feeds {
+            feed.replay(from_ns.saturating_sub(MARGIN_NS), to_ns.saturating_add(MARGIN_NS), &mut ledger);
+        }
+        let end_ns = to_ns.saturating_add(1);
+        let mut settled = Vec::new();
+        ledger.settle(end_ns, &mut settled);
+        let account = match settled.pop() {
+            Some((_, account)) => account,
+            None => ledger.account(end_ns, key).ok()?,
+        };
+        let (window_uj, error_uj, grade) = (account.window_uj, account.error_uj, account.grade);
+        Some(Window { domains: account.domains, window_uj, error_uj, grade })
+    }
+}
+
+impl Feed {
+    /// Feeds what the ring holds between two instants into another ledger.
+    fn replay(&self, from_ns: u64, to_ns: u64, ledger: &mut Ledger) {
+        let mut sample = self.sample.clone();
+        let first = self.ring.find(from_ns).unwrap_or_else(|| self.ring.oldest());
+        for index in first..self.ring.written() {
+            if !self.ring.read(index, &mut sample) {
+                continue;
+            }
+            if sample.before_ns > to_ns {
+                return;
+            }
+            for (at, reading) in sample.readings.iter().enumerate() {
+                ledger.feed(self.first + at, sample.before_ns, sample.after_ns, reading);
+            }
+        }
+    }
+}
+
+impl Metered {
+    fn note(&mut self, reading: &Reading) {
+        if reading.valid {
+            self.base_uj.get_or_insert(reading.energy_uj);
+            self.energy_uj = Some(reading.energy_uj);
+        }
+    }
+
+    fn status(&self) -> DomainStatus {
+        let (domain, character) = (&self.domain, &self.character);
+        // A counter that never moved has measured nothing, which is not 0 J.
+        let moved = self.liveness.0 == Liveness::Live || self.energy_uj > self.base_uj;
+        let since_start = |energy_uj: u64| Some(energy_uj - self.base_uj?);
+        DomainStatus {
+            name: domain.name.clone(),
+            kind: domain.kind,
+            source: domain.source.clone(),
+            device: domain.device.clone(),
+            parent: domain.parent.clone(),
+            counted: self.counted,
+            grade: domain.grade,
+            liveness: self.liveness.0,
+            reason: self.liveness.1.clone(),
+            update_interval_ns: character.update_interval_ns(),
+            quantum_uj: character.quantum_uj(),
+            read_cost_ns: character.read_cost_ns(),
+            energy_uj: self.energy_uj.filter(|_| moved).and_then(since_start),
+            power_mw: character.power_mw(),
+        }
+    }
+}
+
+fn take_in(sample: &Sample, first: usize, domains: &mut [Metered], ledger: &mut Ledger) {
+    for (at, (reading, metered)) in sample.readings.iter().zip(domains).enumerate() {
+        metered.character.observe(sample.before_ns, sample.after_ns, reading);
+        metered.note(reading);
+        ledger.feed(first + at, sample.before_ns, sample.after_ns, reading);
+    }
+}
+
+fn hung(source: &str, ns: u64) -> String {
+    format!("the {source} driver has not answered for {} s; see the kernel's log", ns / 1_000_000_000)
+}

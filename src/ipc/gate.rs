@@ -1,0 +1,147 @@
+//! Who comes in: accepting connections within their limits.
+//!
+//! Owns the listener, the count of connections for each user, and one descriptor in reserve. Whoever is one too many
+//! is told so and let go; nobody is left in the queue to be accepted again and again. Invariant: the counts are those
+//! of the connections handed out and not yet given back by [`Gate::left`].
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::AsFd;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::Arc;
+
+use polling::{Event, Poller};
+
+use super::access::{Peer, Policy};
+use super::peer;
+use super::readiness_ffi::Watched;
+use crate::config::Limits;
+use crate::protocol::Refusal;
+
+/// Most connections accepted in one turn; a flood waits its turn like everybody.
+const MOST_A_TURN: usize = 32;
+
+/// How long nobody is accepted after the system had no descriptor even for the reserve.
+const PAUSE_NS: u64 = 100_000_000;
+
+/// The gate.
+pub struct Gate {
+    listener: Watched<UnixListener>,
+    key: usize,
+    reserve: Option<File>,
+    resume_at_ns: Option<u64>,
+    policy: Policy,
+    limits: Limits,
+    present: usize,
+    of_user: HashMap<u32, usize>,
+}
+
+impl Gate {
+    /// Watches the listener under `key`.
+    pub fn new(
+        poller: &Arc<Poller>,
+        key: usize,
+        listener: UnixListener,
+        policy: Policy,
+        limits: Limits,
+    ) -> io::Result<Self> {
+        listener.set_nonblocking(true)?;
+        let listener = Watched::new(poller, listener, Event::readable(key))?;
+        let (present, of_user) = (0, HashMap::new());
+        Ok(Self { listener, key, reserve: spare(), resume_at_ns: None, policy, limits, present, of_user })
+    }
+
+    /// Accepts who is waiting, as many as one turn allows.
+    pub fn admit(&mut self, now_ns: u64) -> Vec<(UnixStream, Peer)> {
+        let mut admitted = Vec::new();
+        for _ in 0..MOST_A_TURN {
+            match self.listener.accept() {
+                Ok((stream, _)) => admitted.extend(self.examine(stream)),
+                Err(cause) if no_descriptor(&cause) => {
+                    self.shed(now_ns);
+                    break;
+                }
+                // A client that gave up while it waited is no reason to stop.
+                Err(cause) if cause.kind() == io::ErrorKind::ConnectionAborted => {}
+                Err(_) => break,
+            }
+        }
+        admitted
+    }
+
+    fn examine(&mut self, stream: UnixStream) -> Option<(UnixStream, Peer)> {
+        stream.set_nonblocking(true).ok()?;
+        let peer = self.policy.judge(&peer::credentials(stream.as_fd()).ok()?);
+        let theirs = self.of_user.get(&peer.uid).copied().unwrap_or(0);
+        let most = self.limits.connections_per_user;
+        if !peer.unlimited && theirs >= most {
+            refuse(&stream, "connections of one user", most);
+            return None;
+        }
+        if self.present >= self.limits.connections {
+            refuse(&stream, "connections", self.limits.connections);
+            return None;
+        }
+        self.present += 1;
+        self.of_user.insert(peer.uid, theirs + 1);
+        Some((stream, peer))
+    }
+
+    /// A connection that was admitted is gone.
+    pub fn left(&mut self, peer: &Peer) {
+        self.present -= 1;
+        if let Some(theirs) = self.of_user.get_mut(&peer.uid) {
+            *theirs -= 1;
+            if *theirs == 0 {
+                self.of_user.remove(&peer.uid);
+            }
+        }
+    }
+
+    /// No descriptor is left: takes the reserve to turn the newest away, so that the queue does not wake us for ever.
+    fn shed(&mut self, now_ns: u64) {
+        if self.reserve.take().is_some()
+            && let Ok((stream, _)) = self.listener.accept()
+        {
+            let _ = stream.set_nonblocking(true);
+            refuse(&stream, "descriptors of the daemon", self.present);
+        }
+        self.reserve = spare();
+        if self.reserve.is_none() {
+            self.resume_at_ns = Some(now_ns + PAUSE_NS);
+            // Where even this fails the poller wakes us at once and the turn comes here again: slow, not wrong.
+            let _ = self.listener.watch(Event::none(self.key));
+        }
+    }
+
+    /// When accepting goes on, if it pauses.
+    pub fn resume_at_ns(&self) -> Option<u64> {
+        self.resume_at_ns
+    }
+
+    /// Goes on accepting where the pause is over.
+    pub fn resume(&mut self, now_ns: u64) -> io::Result<()> {
+        if self.resume_at_ns.is_some_and(|at_ns| at_ns <= now_ns) {
+            self.resume_at_ns = None;
+            self.reserve = spare();
+            self.listener.watch(Event::readable(self.key))?;
+        }
+        Ok(())
+    }
+}
+
+fn spare() -> Option<File> {
+    File::open("/dev/null").ok()
+}
+
+fn no_descriptor(cause: &io::Error) -> bool {
+    matches!(cause.raw_os_error(), Some(libc::EMFILE | libc::ENFILE))
+}
+
+/// Tells a client that is one too many; a fresh socket takes so little at once, or the client has gone.
+fn refuse(mut stream: &UnixStream, quota: &str, limit: usize) {
+    let mut message = Vec::new();
+    Refusal::QuotaExceeded { quota: quota.to_owned(), limit: limit as u64 }.write(&mut message);
+    let _ = stream.write(&message);
+}

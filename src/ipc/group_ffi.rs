@@ -1,0 +1,45 @@
+//! A group's number by its name, through the C library, so that LDAP and systemd's users are found too.
+//!
+//! Owns `getgrnam_r` (getgrnam(3)). Asked once at start, never for a client: a name service may block.
+#![allow(unsafe_code)]
+
+use std::ffi::CString;
+
+/// The group's number; `None` where there is no such group, or nobody can tell.
+pub fn number(name: &str) -> Option<u32> {
+    let name = CString::new(name).ok()?;
+    let mut buffer = vec![0 as libc::c_char; 1024];
+    loop {
+        let mut found = std::ptr::null_mut();
+        // SAFETY: all-zero bytes are a valid `group` (null pointers and a number), written to before it is read.
+        let mut group: libc::group = unsafe { std::mem::zeroed() };
+        // SAFETY: the name ends with NUL, and `group`, the buffer of the length given, and `found` live through
+        // the call; what `group` points at afterwards lies in the buffer and is not looked at.
+        let status = unsafe {
+            libc::getgrnam_r(
+                name.as_ptr(),
+                &raw mut group,
+                buffer.as_mut_ptr(),
+                buffer.len(),
+                &raw mut found,
+            )
+        };
+        if status == libc::ERANGE && buffer.len() < 1 << 20 {
+            buffer.resize(buffer.len() * 2, 0);
+            continue;
+        }
+        return (status == 0 && !found.is_null()).then_some(group.gr_gid);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_group_that_is_there_is_found_and_another_is_not() {
+        assert!(number("daemon").is_some());
+        assert_eq!(number("no such group here"), None);
+        assert_eq!(number("nul\0inside"), None);
+    }
+}

@@ -1,0 +1,99 @@
+//! What a client may write about its spans: names, phases, attributes.
+//!
+//! Owns the bounds on text that comes from outside and is shown to others later. Control characters are refused,
+//! because accounts end up on terminals and in logs. Never changes a text: it is taken as it is, or refused.
+
+use std::collections::BTreeMap;
+
+use crate::protocol::Refusal;
+
+/// Longest name of a span in the protocol, in bytes.
+pub const SPAN_BYTES: usize = 128;
+
+/// Longest name of a span for people, in bytes.
+pub const NAME_BYTES: usize = 256;
+
+/// Longest name of a phase, in bytes.
+pub const PHASE_BYTES: usize = 128;
+
+/// Most phases of one span.
+pub const PHASES: u16 = 256;
+
+/// Most attributes of one span.
+pub const PAIRS: usize = 64;
+
+/// Longest key of an attribute, in bytes.
+pub const KEY_BYTES: usize = 64;
+
+/// Longest value of an attribute, in bytes.
+pub const VALUE_BYTES: usize = 1024;
+
+/// Refuses a text that is empty, too long, or has control characters.
+pub fn check_word(field: &str, text: &str, most: usize) -> Result<(), Refusal> {
+    if text.is_empty() {
+        return Err(refused(field, "is empty"));
+    }
+    check_text(field, text, most)
+}
+
+/// Refuses a text that is too long or has control characters.
+pub fn check_text(field: &str, text: &str, most: usize) -> Result<(), Refusal> {
+    if text.len() > most {
+        return Err(refused(field, &format!("has {} bytes; the most is {most}", text.len())));
+    }
+    if text.chars().any(char::is_control) {
+        return Err(refused(field, "has a control character"));
+    }
+    Ok(())
+}
+
+/// Refuses attributes that are too many or too long; gives the bytes they take.
+pub fn check_attributes(attributes: &BTreeMap<String, String>, had: usize) -> Result<usize, Refusal> {
+    let pairs = had + attributes.len();
+    if pairs > PAIRS {
+        return Err(refused("attributes", &format!("are {pairs}; the most is {PAIRS}")));
+    }
+    let mut bytes = 0;
+    for (key, value) in attributes {
+        check_word("attributes", key, KEY_BYTES)?;
+        check_text("attributes", value, VALUE_BYTES)?;
+        bytes += key.len() + value.len();
+    }
+    Ok(bytes)
+}
+
+fn refused(field: &str, reason: &str) -> Refusal {
+    Refusal::InvalidValue { field: field.to_owned(), reason: reason.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pairs(count: usize) -> BTreeMap<String, String> {
+        (0..count).map(|at| (format!("key{at}"), "value".to_owned())).collect()
+    }
+
+    #[test]
+    fn sixty_four_attributes_are_taken_and_one_more_is_not() {
+        assert!(check_attributes(&pairs(64), 0).is_ok());
+        assert!(check_attributes(&pairs(65), 0).is_err());
+        assert!(check_attributes(&pairs(1), 64).is_err());
+    }
+
+    #[test]
+    fn lengths_are_told_with_the_limit() {
+        let long = BTreeMap::from([("k".to_owned(), "v".repeat(1025))]);
+        let refusal = check_attributes(&long, 0).unwrap_err().to_string();
+        assert_eq!(refusal, "attributes: has 1025 bytes; the most is 1024");
+    }
+
+    #[test]
+    fn control_characters_are_refused_and_other_scripts_are_not() {
+        for bad in ["a\nb", "\u{1b}[2J", "\u{7f}", "\u{85}"] {
+            assert!(check_text("name", bad, 256).is_err(), "{bad:?}");
+        }
+        assert!(check_text("name", "Wärme 熱 🔥", 256).is_ok());
+        assert!(check_word("span", "", 128).is_err());
+    }
+}

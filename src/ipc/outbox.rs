@@ -1,0 +1,146 @@
+//! Answers on their way to one client, in the order of its calls.
+//!
+//! Owns the order: an answer that has to wait (a close that wants the settled account) holds back those behind it,
+//! and only those. Invariant: what lies in `ready` may be sent now; `held` begins with an answer that is awaited,
+//! or is empty. Knows no socket, so that its order is tested without one.
+
+use std::collections::VecDeque;
+
+/// A later answer's place.
+pub type Slot = u64;
+
+#[derive(Debug)]
+enum Held {
+    /// The answer to come.
+    Awaited(Slot),
+    /// Answers that are ready but for what lies before them.
+    Behind(Vec<u8>),
+}
+
+/// The answers.
+#[derive(Debug, Default)]
+pub struct Outbox {
+    ready: Vec<u8>,
+    sent: usize,
+    held: VecDeque<Held>,
+    held_bytes: usize,
+    awaited: usize,
+    next: Slot,
+}
+
+impl Outbox {
+    /// Where the next answer is to be written, by appending; call [`Outbox::wrote`] afterwards.
+    pub fn tail(&mut self) -> &mut Vec<u8> {
+        if self.held.is_empty() {
+            return &mut self.ready;
+        }
+        if let Some(Held::Awaited(_)) = self.held.back() {
+            self.held.push_back(Held::Behind(Vec::new()));
+        }
+        match self.held.back_mut() {
+            Some(Held::Behind(bytes)) => bytes,
+            _ => unreachable!("the line above put it there"),
+        }
+    }
+
+    /// Takes note of `bytes` appended to the tail.
+    pub fn wrote(&mut self, bytes: usize) {
+        if !self.held.is_empty() {
+            self.held_bytes += bytes;
+        }
+    }
+
+    /// The place of the answer that will be awaited next, if one will.
+    pub fn next_slot(&self) -> Slot {
+        self.next
+    }
+
+    /// The next answer is to come later, into [`Outbox::next_slot`].
+    pub fn await_answer(&mut self) {
+        self.held.push_back(Held::Awaited(self.next));
+        self.awaited += 1;
+        self.next += 1;
+    }
+
+    /// The awaited answer is here.
+    pub fn fill(&mut self, slot: Slot, answer: &[u8]) {
+        let place = self.held.iter_mut().find(|held| matches!(held, Held::Awaited(at) if *at == slot));
+        let Some(place) = place else { return };
+        *place = Held::Behind(answer.to_vec());
+        self.held_bytes += answer.len();
+        self.awaited -= 1;
+        while let Some(Held::Behind(bytes)) = self.held.front() {
+            self.ready.extend_from_slice(bytes);
+            self.held_bytes -= bytes.len();
+            self.held.pop_front();
+        }
+    }
+
+    /// What may be sent now.
+    pub fn sendable(&self) -> &[u8] {
+        &self.ready[self.sent..]
+    }
+
+    /// Takes note of `bytes` sent.
+    pub fn sent(&mut self, bytes: usize) {
+        self.sent += bytes;
+        if self.sent == self.ready.len() {
+            self.ready.clear();
+            self.sent = 0;
+            // One long answer must not hold its memory for the rest of the connection.
+            self.ready.shrink_to(8192);
+        }
+    }
+
+    /// Bytes that the client has not taken.
+    pub fn unsent(&self) -> usize {
+        self.ready.len() - self.sent + self.held_bytes
+    }
+
+    /// Answers still awaited.
+    pub fn awaited(&self) -> usize {
+        self.awaited
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn write(outbox: &mut Outbox, answer: &str) {
+        outbox.tail().extend_from_slice(answer.as_bytes());
+        outbox.wrote(answer.len());
+    }
+
+    #[test]
+    fn answers_behind_an_awaited_one_wait_for_it_and_no_other() {
+        let mut outbox = Outbox::default();
+        write(&mut outbox, "a");
+        let first = outbox.next_slot();
+        outbox.await_answer();
+        write(&mut outbox, "b");
+        let second = outbox.next_slot();
+        outbox.await_answer();
+        write(&mut outbox, "c");
+        write(&mut outbox, "d");
+        assert_eq!((outbox.sendable(), outbox.unsent(), outbox.awaited()), (&b"a"[..], 4, 2));
+        outbox.fill(second, b"2");
+        assert_eq!(outbox.sendable(), b"a");
+        outbox.fill(first, b"1");
+        assert_eq!((outbox.sendable(), outbox.unsent(), outbox.awaited()), (&b"a1b2cd"[..], 6, 0));
+        write(&mut outbox, "e");
+        outbox.sent(6);
+        assert_eq!((outbox.sendable(), outbox.unsent()), (&b"e"[..], 1));
+    }
+
+    #[test]
+    fn what_was_sent_in_part_goes_on_from_there() {
+        let mut outbox = Outbox::default();
+        write(&mut outbox, "abc");
+        outbox.sent(1);
+        write(&mut outbox, "d");
+        assert_eq!(outbox.sendable(), b"bcd");
+        outbox.sent(3);
+        assert_eq!(outbox.unsent(), 0);
+    }
+}

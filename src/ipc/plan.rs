@@ -1,0 +1,82 @@
+//! What a configuration comes to, stage by stage, and the service built from it.
+//!
+//! Owns the translation from what people write (watts, milliseconds, group names) to what the stages take
+//! (milliwatts, nanoseconds, group numbers), once for the daemon and for the meter inside a client. Decides nothing.
+
+use std::io;
+
+use super::access::Policy;
+use super::feed::Feeds;
+use super::service::{Service, Settings};
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::{ledger, sampler, source};
+
+/// The settings of every stage.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// Where joules come from.
+    pub source: source::Settings,
+    /// How often they are looked at.
+    pub sampler: sampler::Settings,
+    /// Whose they are.
+    pub service: Settings,
+}
+
+impl Plan {
+    /// What the configuration, which is checked, comes to.
+    pub fn of(config: &Config) -> Self {
+        let defaults = source::Settings::default();
+        let watts = (config.source.estimate_idle_w, config.source.estimate_max_w);
+        let source = source::Settings {
+            sysfs_root: config.source.sysfs_root.clone(),
+            proc_root: config.source.proc_root.clone(),
+            nvml_library: config.source.nvml_library.clone(),
+            replay: config.source.replay.clone(),
+            enabled: config.source.enabled.clone().unwrap_or(defaults.enabled),
+            estimate_mw: match watts {
+                (Some(idle_w), Some(max_w)) => Some((milliwatts(idle_w), milliwatts(max_w))),
+                _ => None,
+            },
+        };
+        let history_ns = nanoseconds(config.history_s * 1e9);
+        let sampler = sampler::Settings {
+            rate_hz: config.rate_hz,
+            idle_rate_hz: config.idle_rate_hz,
+            // A client in a loop must not make the samplers change pace twice for each question.
+            linger_ns: 1_000_000_000,
+            history: (config.history_s * config.rate_hz).ceil() as usize,
+            ..sampler::Settings::default()
+        };
+        let ledger = ledger::Settings {
+            horizon_ns: nanoseconds(config.horizon_ms * 1e6),
+            patience_ns: nanoseconds(config.patience_ms * 1e6),
+            max_open: config.limits.open_spans,
+            idle_mw: config.idle_w.iter().map(|(name, watts)| (name.clone(), milliwatts(*watts))).collect(),
+            ..ledger::Settings::default()
+        };
+        let policy = Policy::new(&config.access);
+        let service = Settings { ledger, limits: config.limits.clone(), policy, history_ns };
+        Self { source, sampler, service }
+    }
+
+    /// Finds the sources, starts their samplers and puts the service over them. `tell` is told of every later change of
+    /// a domain's state.
+    ///
+    /// # Errors
+    /// The system gives no thread or no random device.
+    pub fn build(self, clock: Clock, tell: fn(&str)) -> io::Result<Service> {
+        let found = source::discover(&self.source, &clock);
+        let start = |opened| sampler::start(opened, &self.sampler, clock.clone());
+        let samplers = found.opened.into_iter().map(start).collect::<io::Result<Vec<_>>>()?;
+        Service::new(Feeds::new(samplers, tell), found.absent, self.service, clock)
+    }
+}
+
+fn milliwatts(watts: f64) -> u64 {
+    (watts * 1e3).round() as u64
+}
+
+fn nanoseconds(of: f64) -> u64 {
+    of.round() as u64
+}

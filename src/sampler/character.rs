@@ -1,0 +1,300 @@
+//! What a domain's counter is like: how often it moves, by how little, what a read costs, whether it lives.
+//!
+//! Owns what `wattspan doctor` says of a domain, learnt from the stream of its readings. Pure, constant memory, well
+//! under 100 ns for a reading. What could not be established is absent, never 0; a bound is never reported as a value.
+
+use crate::energy::{Liveness, Reading};
+
+use super::interval::Interval;
+use super::power::Trail;
+use super::recent::Recent;
+
+/// A counter that did not answer for this long is lost; one that did not move for this long may be stuck.
+const PATIENCE_NS: u64 = 2_000_000_000;
+/// A counter is stuck only when it also missed this many of its own updates, and as many reads saw it stand still.
+const STILL: u64 = 10;
+/// Every this many readings the cost of the read is taken.
+const COST_EACH: u64 = 16;
+
+/// Learns one domain.
+#[derive(Debug, Clone)]
+pub struct Character {
+    /// Whether discovery saw it advance.
+    advanced: bool,
+    /// How many readings were seen, answered or not.
+    seen: u64,
+    /// When the first and the newest reading were taken, answered or not.
+    first_ns: u64,
+    now_ns: u64,
+    /// The newest reading that answered.
+    last: Option<Answer>,
+    /// When it last moved, in whatever epoch.
+    moved_ns: Option<u64>,
+    /// Energy and time of the last move in this epoch, so that only whole steps are measured.
+    interval: Interval,
+    trail: Trail,
+    quantum_uj: Option<u64>,
+    costs: Recent,
+}
+
+/// A reading that answered, with the time around it.
+#[derive(Debug, Clone, Copy)]
+struct Answer {
+    before_ns: u64,
+    after_ns: u64,
+    energy_uj: u64,
+    epoch: u32,
+    /// How long before it the reading before it was taken.
+    spacing_ns: u64,
+}
+
+impl Character {
+    /// Nothing known yet, but for whether discovery saw the domain advance under load.
+    pub fn new(advanced: bool) -> Self {
+        Self {
+            advanced,
+            seen: 0,
+            first_ns: 0,
+            now_ns: 0,
+            last: None,
+            moved_ns: None,
+            interval: Interval::default(),
+            trail: Trail::default(),
+            quantum_uj: None,
+            costs: Recent::default(),
+        }
+    }
+
+    /// Learns from one reading, in the order of time; `before_ns..=after_ns` surrounds the read.
+    pub fn observe(&mut self, before_ns: u64, after_ns: u64, reading: &Reading) {
+        if self.seen == 0 {
+            self.first_ns = after_ns;
+        }
+        if self.seen.is_multiple_of(COST_EACH) {
+            self.costs.push(after_ns.saturating_sub(before_ns));
+        }
+        let spacing_ns = after_ns.saturating_sub(self.now_ns.max(self.first_ns));
+        (self.seen, self.now_ns) = (self.seen + 1, after_ns);
+        if !reading.valid {
+            return;
+        }
+        let (energy_uj, epoch) = (reading.energy_uj, reading.epoch);
+        match self.last.replace(Answer { before_ns, after_ns, energy_uj, epoch, spacing_ns }) {
+            Some(last) if last.epoch == epoch && last.energy_uj < energy_uj => {
+                self.moved(&last, after_ns, energy_uj)
+            }
+            Some(last) if last.epoch == epoch => {}
+            _ => {
+                // Nothing may be concluded across a change of epoch.
+                self.interval.interrupt();
+                self.trail = Trail::default();
+            }
+        }
+    }
+
+    /// How often the counter moves; `None` where it was never read several times between two moves.
+    pub fn update_interval_ns(&self) -> Option<u64> {
+        self.interval.ns()
+    }
+
+    /// The smallest step that was ever seen, in microjoules.
+    pub fn quantum_uj(&self) -> Option<f64> {
+        self.quantum_uj.map(|step_uj| step_uj as f64)
+    }
+
+    /// What one read of the domain's source costs.
+    pub fn read_cost_ns(&self) -> Option<u64> {
+        self.costs.median()
+    }
+
+    /// Mean power over the last updates, in milliwatts; `None` while it is not live.
+    pub fn power_mw(&self) -> Option<u64> {
+        self.trail.power_mw(self.now_ns).filter(|_| self.liveness().0 == Liveness::Live)
+    }
+
+    /// Whether the counter lives as of the newest reading; where not, why, and what would mend it.
+    pub fn liveness(&self) -> (Liveness, Option<String>) {
+        let Some(last) = self.last else { return self.never_answered() };
+        let silent_ns = self.now_ns.saturating_sub(last.after_ns);
+        if silent_ns > PATIENCE_NS {
+            let reason = format!(
+                "answered before, but not for {}; the device or its driver went away: see the kernel's log, then \
+                 restart wattspand",
+                seconds(silent_ns)
+            );
+            return (Liveness::Lost, Some(reason));
+        }
+        let patience_ns = PATIENCE_NS.max(STILL * self.interval.ns().unwrap_or(0).max(last.spacing_ns));
+        match self.moved_ns {
+            Some(moved_ns) if self.now_ns - moved_ns <= patience_ns => (Liveness::Live, None),
+            Some(moved_ns) => {
+                let reason =
+                    format!("has not moved for {}, though it answers", seconds(self.now_ns - moved_ns));
+                (Liveness::Stuck, Some(reason))
+            }
+            None if self.advanced && self.now_ns - self.first_ns <= patience_ns => (Liveness::Live, None),
+            None => (Liveness::Stuck, Some(NEVER_MOVED.into())),
+        }
+    }
+
+    fn moved(&mut self, last: &Answer, after_ns: u64, energy_uj: u64) {
+        // It moved at some time between the begin of the read that saw the old value and the end of this one.
+        let gap_ns = after_ns.saturating_sub(last.before_ns);
+        let at_ns = last.before_ns + gap_ns / 2;
+        let step_uj = energy_uj - last.energy_uj;
+        self.quantum_uj = Some(self.quantum_uj.map_or(step_uj, |least_uj| least_uj.min(step_uj)));
+        self.moved_ns = Some(after_ns);
+        self.interval.moved(at_ns, gap_ns);
+        self.trail.moved(at_ns, energy_uj);
+    }
+
+    fn never_answered(&self) -> (Liveness, Option<String>) {
+        let waited_ns = self.now_ns.saturating_sub(self.first_ns);
+        match self.advanced && waited_ns <= PATIENCE_NS {
+            true => (Liveness::Live, None),
+            false if self.seen == 0 => {
+                (Liveness::Stuck, Some("did not advance when it was discovered".into()))
+            }
+            false => (Liveness::Stuck, Some(format!("never answered in {}", seconds(waited_ns)))),
+        }
+    }
+}
+
+/// The commonest case by far: a virtual machine that shows its host's counter without feeding it.
+const NEVER_MOVED: &str = "answers, but has never moved; a virtual machine often shows a counter that its host does not \
+                           feed, and only the host can mend that";
+
+fn seconds(ns: u64) -> String {
+    format!("{}.{} s", ns / 1_000_000_000, ns / 100_000_000 % 10)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: u64 = 1_000_000;
+
+    fn counter(energy_uj: u64) -> Reading {
+        Reading { valid: true, energy_uj, ..Reading::default() }
+    }
+
+    /// Reads each `read_ns` from `from_ns` up to `to_ns` what `reading` says; each read takes 2 µs.
+    fn watch(character: &mut Character, times: (u64, u64), read_ns: u64, reading: impl Fn(u64) -> Reading) {
+        for at_ns in (times.0..=times.1).step_by(read_ns as usize) {
+            character.observe(at_ns, at_ns + 2_000, &reading(at_ns));
+        }
+    }
+
+    /// 50 W, published each millisecond in whole microjoules.
+    fn rapl(at_ns: u64) -> Reading {
+        counter(at_ns / MS * 50_000)
+    }
+
+    #[test]
+    fn a_counter_read_four_times_an_update_is_characterised_whole() {
+        let mut character = Character::new(true);
+        watch(&mut character, (MS, 300 * MS), MS / 4, rapl);
+        assert!(character.update_interval_ns().unwrap().abs_diff(MS) <= MS / 4);
+        assert_eq!(character.quantum_uj(), Some(50_000.0));
+        assert_eq!(character.read_cost_ns(), Some(2_000));
+        assert_eq!(character.power_mw(), Some(50_000));
+        assert_eq!(character.liveness(), (Liveness::Live, None));
+    }
+
+    #[test]
+    fn a_counter_read_once_an_update_keeps_its_interval_to_itself_but_shows_its_power() {
+        let mut character = Character::new(true);
+        watch(&mut character, (MS / 2, 3_000 * MS), MS, rapl);
+        assert_eq!(character.update_interval_ns(), None);
+        assert_eq!(character.power_mw(), Some(50_000));
+    }
+
+    #[test]
+    fn the_smallest_step_is_kept_and_a_step_across_epochs_is_none() {
+        let mut character = Character::new(true);
+        let steps = [(100, 0), (400, 0), (461, 0), (470, 1), (900, 1)];
+        for (tick, (energy_uj, epoch)) in steps.into_iter().enumerate() {
+            let at_ns = tick as u64 * MS;
+            character.observe(at_ns, at_ns + 1, &Reading { epoch, ..counter(energy_uj) });
+        }
+        assert_eq!(character.quantum_uj(), Some(61.0));
+    }
+
+    #[test]
+    fn a_counter_that_answers_zero_for_ever_is_stuck_and_says_why() {
+        for advanced in [true, false] {
+            let mut character = Character::new(advanced);
+            watch(&mut character, (MS, 3_000 * MS), MS, |_| counter(0));
+            let (liveness, reason) = character.liveness();
+            assert_eq!(liveness, Liveness::Stuck);
+            assert!(reason.unwrap().contains("never moved"));
+            assert_eq!((character.power_mw(), character.quantum_uj()), (None, None));
+        }
+    }
+
+    #[test]
+    fn one_that_discovery_saw_advance_is_given_time() {
+        let mut character = Character::new(true);
+        assert_eq!(character.liveness(), (Liveness::Live, None));
+        watch(&mut character, (MS, 1_000 * MS), MS, |_| counter(7));
+        assert_eq!(character.liveness(), (Liveness::Live, None));
+    }
+
+    #[test]
+    fn a_counter_that_stops_is_stuck_after_its_patience_and_lives_again_when_it_moves() {
+        let mut character = Character::new(true);
+        watch(&mut character, (MS, 500 * MS), MS, rapl);
+        watch(&mut character, (501 * MS, 2_400 * MS), MS, |_| rapl(500 * MS));
+        assert_eq!(character.liveness().0, Liveness::Live);
+        watch(&mut character, (2_401 * MS, 3_000 * MS), MS, |_| rapl(500 * MS));
+        let (liveness, reason) = character.liveness();
+        assert_eq!(liveness, Liveness::Stuck);
+        assert!(reason.unwrap().contains("2.5 s"));
+        watch(&mut character, (3_001 * MS, 3_002 * MS), MS, rapl);
+        assert_eq!(character.liveness(), (Liveness::Live, None));
+    }
+
+    #[test]
+    fn a_counter_is_not_called_stuck_for_being_slower_than_the_patience() {
+        let mut character = Character::new(true);
+        watch(&mut character, (MS, 60_000 * MS), 100 * MS, |at_ns| counter(at_ns / (3_000 * MS)));
+        assert!(character.update_interval_ns().unwrap().abs_diff(3_000 * MS) <= 100 * MS);
+        assert_eq!(character.liveness().0, Liveness::Live);
+    }
+
+    #[test]
+    fn reads_once_a_second_do_not_make_a_counter_stuck() {
+        let mut character = Character::new(true);
+        watch(&mut character, (MS, 1_000 * MS), MS, rapl);
+        watch(&mut character, (2_000 * MS, 9_000 * MS), 1_000 * MS, |_| rapl(1_000 * MS));
+        assert_eq!(character.liveness().0, Liveness::Live);
+    }
+
+    #[test]
+    fn a_domain_that_no_longer_answers_is_lost_and_one_that_never_did_is_not() {
+        let silent = |_| Reading::default();
+        let mut character = Character::new(true);
+        watch(&mut character, (MS, 500 * MS), MS, rapl);
+        watch(&mut character, (501 * MS, 2_400 * MS), MS, silent);
+        assert_eq!(character.liveness().0, Liveness::Live, "not yet");
+        watch(&mut character, (2_401 * MS, 4_000 * MS), MS, silent);
+        assert_eq!(character.liveness().0, Liveness::Lost);
+        assert_eq!(character.power_mw(), None);
+
+        let mut never = Character::new(true);
+        watch(&mut never, (MS, 4_000 * MS), MS, silent);
+        let (liveness, reason) = never.liveness();
+        assert_eq!((liveness, reason.as_deref()), (Liveness::Stuck, Some("never answered in 3.9 s")));
+    }
+
+    #[test]
+    fn a_new_epoch_gives_no_power_until_it_has_moved_twice() {
+        let mut character = Character::new(true);
+        watch(&mut character, (MS, 500 * MS), MS, rapl);
+        let later = |at_ns| Reading { epoch: 1, ..rapl(at_ns) };
+        watch(&mut character, (501 * MS, 501 * MS), MS, later);
+        assert_eq!(character.power_mw(), None);
+        watch(&mut character, (502 * MS, 520 * MS), MS, later);
+        assert_eq!(character.power_mw(), Some(50_000));
+    }
+}

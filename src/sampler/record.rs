@@ -1,0 +1,214 @@
+//! Hands every sample to a sink, from a thread of its own.
+//!
+//! Owns the way from the rings to whoever keeps samples (a trace file). It only reads the rings, so a sink that is slow
+//! or fails never slows a sampler; what the rings overwrote before it was read is counted and said, not hidden.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use crate::ring::{Reader, Sample};
+
+/// How often the rings are looked at: a fraction of what they hold at the highest rate.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// A recording in progress; dropping it ends it without waiting for a sink that hangs.
+pub struct Recording {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<io::Result<()>>>,
+}
+
+#[derive(Default)]
+struct Shared {
+    stop: AtomicBool,
+    kept: AtomicU64,
+    lost: AtomicU64,
+}
+
+/// How a recording went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Recorded {
+    /// Samples that the sink took.
+    pub kept: u64,
+    /// Samples that were overwritten before the sink was ready for them.
+    pub lost: u64,
+}
+
+/// Starts handing the samples of `rings`, from now on, to `sink`: which ring, and the sample. Each ring's samples come in
+/// order. The sink's first error ends the recording.
+///
+/// # Errors
+/// The system refuses another thread.
+pub fn start(
+    rings: Vec<Reader>,
+    sink: impl FnMut(usize, &Sample) -> io::Result<()> + Send + 'static,
+) -> io::Result<Recording> {
+    let shared = Arc::new(Shared::default());
+    let followers = rings.into_iter().map(Follower::new).collect();
+    let thread = std::thread::Builder::new().name("recorder".into()).spawn({
+        let shared = Arc::clone(&shared);
+        move || follow(followers, sink, &shared)
+    })?;
+    Ok(Recording { shared, thread: Some(thread) })
+}
+
+impl Recording {
+    /// How it goes so far.
+    pub fn so_far(&self) -> Recorded {
+        Recorded {
+            kept: self.shared.kept.load(Ordering::Relaxed),
+            lost: self.shared.lost.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Whether the sink failed, which ended it; [`Recording::finish`] says with what.
+    pub fn failed(&self) -> bool {
+        self.thread.as_ref().is_some_and(JoinHandle::is_finished)
+    }
+
+    /// Ends it once everything that is in the rings by now is with the sink.
+    ///
+    /// # Errors
+    /// What the sink failed with; the recording ended then.
+    pub fn finish(mut self) -> io::Result<Recorded> {
+        self.stop();
+        match self.thread.take().map(JoinHandle::join) {
+            Some(Ok(result)) => result.map(|()| self.so_far()),
+            Some(Err(_)) => Err(io::Error::other("the sink panicked")),
+            None => Ok(self.so_far()),
+        }
+    }
+
+    fn stop(&self) {
+        self.shared.stop.store(true, Ordering::Release);
+        if let Some(thread) = &self.thread {
+            thread.thread().unpark();
+        }
+    }
+}
+
+impl Drop for Recording {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// One ring, and how far it has been read.
+struct Follower {
+    ring: Reader,
+    next: u64,
+    /// Reused for every sample.
+    sample: Sample,
+}
+
+impl Follower {
+    fn new(ring: Reader) -> Self {
+        Self { next: ring.written(), sample: Sample::blank(ring.domains()), ring }
+    }
+
+    /// Hands on what is new.
+    fn drain(&mut self, shared: &Shared, mut sink: impl FnMut(&Sample) -> io::Result<()>) -> io::Result<()> {
+        // Up to what was there at the begin, so that one fast ring cannot keep the others waiting.
+        let written = self.ring.written();
+        while self.next < written {
+            if self.ring.read(self.next, &mut self.sample) {
+                sink(&self.sample)?;
+                shared.kept.fetch_add(1, Ordering::Relaxed);
+                self.next += 1;
+            } else {
+                // Overtaken. At least this one is gone, and everything before the oldest.
+                let oldest = self.ring.oldest().max(self.next + 1);
+                shared.lost.fetch_add(oldest - self.next, Ordering::Relaxed);
+                self.next = oldest;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn follow(
+    mut followers: Vec<Follower>,
+    mut sink: impl FnMut(usize, &Sample) -> io::Result<()>,
+    shared: &Shared,
+) -> io::Result<()> {
+    loop {
+        // Before the last look, so that what was written before the stop is not left behind.
+        let stopped = shared.stop.load(Ordering::Acquire);
+        for (index, follower) in followers.iter_mut().enumerate() {
+            follower.drain(shared, |sample| sink(index, sample))?;
+        }
+        if stopped {
+            return Ok(());
+        }
+        std::thread::park_timeout(LOOK);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+    use std::sync::mpsc::channel;
+
+    use super::*;
+    use crate::ring::{Writer, ring};
+
+    fn push(writer: &mut Writer, times: std::ops::Range<u64>) {
+        for at_ns in times {
+            writer.push(&Sample { before_ns: at_ns, after_ns: at_ns, readings: Vec::new() });
+        }
+    }
+
+    #[test]
+    fn every_sample_of_every_ring_reaches_the_sink_in_order() {
+        let (mut first, first_ring) = ring(64, 0);
+        let (mut second, second_ring) = ring(64, 0);
+        push(&mut first, 0..5);
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let sink = {
+            let seen = Arc::clone(&seen);
+            move |ring, sample: &Sample| {
+                seen.lock().unwrap().push((ring, sample.after_ns));
+                Ok(())
+            }
+        };
+        let recording = start(vec![first_ring, second_ring], sink).unwrap();
+        push(&mut first, 5..8);
+        push(&mut second, 100..102);
+        assert_eq!(recording.finish().unwrap(), Recorded { kept: 5, lost: 0 });
+        let mut seen = seen.lock().unwrap().clone();
+        seen.sort_by_key(|&(ring, _)| ring);
+        assert_eq!(seen, [(0, 5), (0, 6), (0, 7), (1, 100), (1, 101)], "from the start of the recording on");
+    }
+
+    #[test]
+    fn a_sink_that_is_overtaken_is_told_how_many_samples_it_lost() {
+        let (mut writer, reader) = ring(4, 0);
+        let (started, first) = channel();
+        let (resume, resumed) = channel();
+        let mut held = true;
+        let sink = move |_, _: &Sample| {
+            if std::mem::take(&mut held) {
+                started.send(()).unwrap();
+                resumed.recv().unwrap();
+            }
+            Ok(())
+        };
+        let recording = start(vec![reader], sink).unwrap();
+        push(&mut writer, 0..1);
+        first.recv().unwrap();
+        push(&mut writer, 1..101);
+        resume.send(()).unwrap();
+        let recorded = recording.finish().unwrap();
+        assert_eq!(recorded, Recorded { kept: 5, lost: 96 }, "the held one and the last four");
+    }
+
+    #[test]
+    fn a_sink_that_fails_ends_the_recording_with_its_error() {
+        let (mut writer, reader) = ring(4, 0);
+        let recording = start(vec![reader], |_, _| Err(io::Error::other("disk full"))).unwrap();
+        push(&mut writer, 0..2);
+        assert_eq!(recording.finish().unwrap_err().to_string(), "disk full");
+    }
+}

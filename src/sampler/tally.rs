@@ -1,0 +1,150 @@
+//! What became of the ticks: how many, how late, how dear.
+//!
+//! Owns the counters that one sampler thread writes and everybody may read. Late and missed ticks are figures that a
+//! user sees, never hidden. Nothing here locks or allocates on the writer's side.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use super::histogram::Histogram;
+
+/// The ticks of one sampler since it started, as they stood when asked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ticks {
+    /// Reads that were done: those on the grid and those that a demand asked for at once.
+    pub ticks: u64,
+    /// Of these, how many began more than 100 µs (or half a period) after they were due.
+    pub late: u64,
+    /// Grid points at which no read was done because the thread or the source was still busy.
+    pub missed: u64,
+    /// Half of the reads on the grid began within this time after they were due.
+    pub lateness_p50_ns: Option<u64>,
+    /// 99 of 100 did.
+    pub lateness_p99_ns: Option<u64>,
+    /// Half of the reads took no longer than this.
+    pub read_cost_ns: Option<u64>,
+    /// When the newest read ended.
+    pub last_read_ns: Option<u64>,
+    /// The thread runs under a real-time policy.
+    pub realtime: bool,
+    /// The thread stays on the CPU that the source asked for.
+    pub pinned: bool,
+}
+
+/// The counters behind [`Ticks`].
+pub(super) struct Tally {
+    ticks: AtomicU64,
+    late: AtomicU64,
+    missed: AtomicU64,
+    lateness: Histogram,
+    read_cost: Histogram,
+    /// 0 before the first read.
+    last_read_ns: AtomicU64,
+    /// When the read now under way began; 0 between reads.
+    reading_since_ns: AtomicU64,
+    realtime: AtomicBool,
+    pinned: AtomicBool,
+}
+
+impl Tally {
+    pub(super) fn new() -> Self {
+        Self {
+            ticks: AtomicU64::new(0),
+            late: AtomicU64::new(0),
+            missed: AtomicU64::new(0),
+            lateness: Histogram::new(),
+            read_cost: Histogram::new(),
+            last_read_ns: AtomicU64::new(0),
+            reading_since_ns: AtomicU64::new(0),
+            realtime: AtomicBool::new(false),
+            pinned: AtomicBool::new(false),
+        }
+    }
+
+    /// What the system allowed.
+    pub(super) fn granted(&self, realtime: bool, pinned: bool) {
+        self.realtime.store(realtime, Ordering::Relaxed);
+        self.pinned.store(pinned, Ordering::Relaxed);
+    }
+
+    /// A tick of the grid begins, this late; `tolerance_ns` is what is still in time.
+    pub(super) fn began(&self, lateness_ns: u64, tolerance_ns: u64) {
+        self.lateness.record(lateness_ns);
+        add(&self.late, u64::from(lateness_ns > tolerance_ns));
+    }
+
+    /// A read begins.
+    pub(super) fn reading(&self, before_ns: u64) {
+        // 0 means "no read under way", which the first nanosecond of a clock may give up.
+        self.reading_since_ns.store(before_ns.max(1), Ordering::Relaxed);
+    }
+
+    /// The read that began at `before_ns` ended.
+    pub(super) fn read(&self, before_ns: u64, after_ns: u64) {
+        self.reading_since_ns.store(0, Ordering::Relaxed);
+        self.last_read_ns.store(after_ns, Ordering::Relaxed);
+        self.read_cost.record(after_ns.saturating_sub(before_ns));
+        add(&self.ticks, 1);
+    }
+
+    /// Grid points passed without a read.
+    pub(super) fn missed(&self, points: u64) {
+        add(&self.missed, points);
+    }
+
+    /// How long the read under way has taken by `now_ns`; `None` between reads.
+    pub(super) fn hung_for_ns(&self, now_ns: u64) -> Option<u64> {
+        let since_ns = self.reading_since_ns.load(Ordering::Relaxed);
+        (since_ns != 0).then(|| now_ns.saturating_sub(since_ns))
+    }
+
+    pub(super) fn snapshot(&self) -> Ticks {
+        let ticks = self.ticks.load(Ordering::Relaxed);
+        Ticks {
+            ticks,
+            late: self.late.load(Ordering::Relaxed),
+            missed: self.missed.load(Ordering::Relaxed),
+            lateness_p50_ns: self.lateness.quantile_ns(500),
+            lateness_p99_ns: self.lateness.quantile_ns(990),
+            read_cost_ns: self.read_cost.quantile_ns(500),
+            last_read_ns: (ticks > 0).then(|| self.last_read_ns.load(Ordering::Relaxed)),
+            realtime: self.realtime.load(Ordering::Relaxed),
+            pinned: self.pinned.load(Ordering::Relaxed),
+        }
+    }
+}
+
+/// One thread writes, so a load and a store add without a locked instruction.
+fn add(counter: &AtomicU64, more: u64) {
+    counter.store(counter.load(Ordering::Relaxed) + more, Ordering::Relaxed);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn before_the_first_read_the_figures_are_absent_and_not_zero() {
+        let ticks = Tally::new().snapshot();
+        assert_eq!((ticks.ticks, ticks.late, ticks.missed), (0, 0, 0));
+        assert_eq!((ticks.lateness_p99_ns, ticks.read_cost_ns, ticks.last_read_ns), (None, None, None));
+    }
+
+    #[test]
+    fn a_tick_beyond_the_tolerance_is_late_and_one_at_it_is_not() {
+        let tally = Tally::new();
+        tally.began(100, 100);
+        tally.began(101, 100);
+        assert_eq!(tally.snapshot().late, 1);
+    }
+
+    #[test]
+    fn a_read_under_way_shows_for_how_long_and_a_finished_one_does_not() {
+        let tally = Tally::new();
+        assert_eq!(tally.hung_for_ns(5_000), None);
+        tally.reading(1_000);
+        assert_eq!(tally.hung_for_ns(5_000), Some(4_000));
+        tally.read(1_000, 6_000);
+        assert_eq!(tally.hung_for_ns(7_000), None);
+        assert_eq!(tally.snapshot().last_read_ns, Some(6_000));
+    }
+}

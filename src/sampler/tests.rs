@@ -1,0 +1,312 @@
+//! Samplers on scripted sources, with a clock turned by hand where instants matter.
+//!
+//! Owns the checks of the thread's behaviour; what is pure is tested beside it. Waits for events, never for durations.
+
+use std::sync::atomic::AtomicU64;
+use std::sync::mpsc::{Sender, SyncSender, sync_channel};
+
+use super::*;
+use crate::clock::monotonic_ns;
+use crate::energy::{Grade, Kind, Reading};
+use crate::source::Source;
+
+const SECOND_NS: u64 = 1_000_000_000;
+
+/// A source that does what a function says.
+struct Scripted<F>(F);
+
+impl<F: FnMut(&mut [Reading]) -> Option<(u64, u64)> + Send> Source for Scripted<F> {
+    fn read(&mut self, into: &mut [Reading]) -> Option<(u64, u64)> {
+        (self.0)(into)
+    }
+}
+
+fn opened(domains: usize, read: impl FnMut(&mut [Reading]) -> Option<(u64, u64)> + Send + 'static) -> Opened {
+    let domain = |index| Domain {
+        name: format!("package-{index}"),
+        kind: Kind::Package,
+        source: "scripted".into(),
+        device: None,
+        parent: None,
+        grade: Grade::Measured,
+        ceiling_mw: None,
+        latency_ns: 0,
+        quantum_uj: 1,
+    };
+    Opened {
+        name: "scripted",
+        source: Box::new(Scripted(read)),
+        domains: (0..domains).map(domain).collect(),
+        cpu: None,
+        max_rate_hz: 1000.0,
+        advanced: vec![true; domains],
+    }
+}
+
+/// Answers 1, 2, 3, ...
+fn counting() -> impl FnMut(&mut [Reading]) -> Option<(u64, u64)> + Send + 'static {
+    let mut energy_uj = 0;
+    move |into| {
+        energy_uj += 1;
+        into.fill(Reading { valid: true, energy_uj, ..Reading::default() });
+        None
+    }
+}
+
+/// Reads once and then rests for a thousand seconds, unless asked.
+fn restful() -> Settings {
+    Settings { idle_rate_hz: 0.001, survey_ns: 0, history: 1024, ..Settings::default() }
+}
+
+fn wait_for(what: &str, mut happened: impl FnMut() -> bool) {
+    let give_up_ns = monotonic_ns() + 20 * SECOND_NS;
+    while !happened() {
+        assert!(monotonic_ns() < give_up_ns, "{what} did not happen");
+        std::thread::sleep(Duration::from_micros(200));
+    }
+}
+
+fn sample(feed: &Feed, index: u64) -> Sample {
+    let mut into = Sample::blank(feed.domains.len());
+    assert!(feed.ring.read(index, &mut into), "sample {index} is there");
+    into
+}
+
+#[test]
+fn the_first_reading_comes_at_once_and_then_it_rests() {
+    let sampler = start(opened(2, counting()), &restful(), Clock::Machine).unwrap();
+    let feed = sampler.feed();
+    wait_for("the first reading", || feed.ring.written() == 1);
+    let first = sample(&feed, 0);
+    assert!(first.before_ns <= first.after_ns && first.after_ns <= monotonic_ns());
+    assert_eq!(first.readings.len(), 2);
+    assert_eq!(sampler.ticks().ticks, 1);
+}
+
+#[test]
+fn a_demand_wakes_it_and_the_end_of_all_demand_lets_it_rest_again() {
+    let sampler = start(opened(1, counting()), &restful(), Clock::Machine).unwrap();
+    let ring = sampler.feed().ring;
+    wait_for("the first reading", || ring.written() == 1);
+    sampler.demand(true);
+    wait_for("fast ticks", || ring.written() > 20);
+    sampler.demand(false);
+    wait_for("rest", || {
+        let written = ring.written();
+        std::thread::sleep(Duration::from_millis(30));
+        ring.written() == written
+    });
+}
+
+#[test]
+fn a_survey_on_demand_reads_several_times_for_each_update_and_ends() {
+    let clock = Clock::manual(SECOND_NS);
+    let settings = Settings { survey_ns: 10_000_000, ..restful() };
+    let sampler = start(opened(1, counting()), &settings, clock.clone()).unwrap();
+    let ring = sampler.feed().ring;
+    wait_for("the first reading", || ring.written() == 1);
+    // The source's 1000 Hz, four times over.
+    for tick in 1..=4 {
+        clock.set(SECOND_NS + tick * 250_000);
+        wait_for("a tick of the survey", || ring.written() == 1 + tick);
+    }
+    clock.set(2 * SECOND_NS);
+    wait_for("the tick that ends it", || ring.written() == 6);
+    sampler.survey();
+    wait_for("the reading that begins another", || ring.written() == 7);
+}
+
+#[test]
+fn a_late_tick_is_counted_and_what_it_missed_is_skipped() {
+    let clock = Clock::manual(SECOND_NS);
+    let settings = Settings { idle_rate_hz: 1.0, ..restful() };
+    let sampler = start(opened(1, counting()), &settings, clock.clone()).unwrap();
+    let feed = sampler.feed();
+    wait_for("the first reading", || feed.ring.written() == 1);
+    clock.set(2 * SECOND_NS);
+    wait_for("the tick in time", || feed.ring.written() == 2);
+    // Due at 3 s; 4 s and 5 s pass as well.
+    clock.set(11 * SECOND_NS / 2);
+    wait_for("the late tick", || sampler.ticks().missed == 2);
+    let ticks = sampler.ticks();
+    assert_eq!((ticks.ticks, ticks.late), (3, 1), "one late tick and no burst after it");
+    assert_eq!(sample(&feed, 2).before_ns, 11 * SECOND_NS / 2);
+    clock.set(6 * SECOND_NS);
+    wait_for("the tick on the same grid as before", || feed.ring.written() == 4);
+}
+
+#[test]
+fn a_read_that_takes_long_misses_points_without_a_burst() {
+    let clock = Clock::manual(SECOND_NS);
+    let slow = {
+        let clock = clock.clone();
+        let mut first = true;
+        move |_: &mut [Reading]| {
+            if !std::mem::take(&mut first) {
+                clock.set(clock.now_ns() + 5 * SECOND_NS / 2);
+            }
+            None
+        }
+    };
+    let settings = Settings { idle_rate_hz: 1.0, ..restful() };
+    let sampler = start(opened(1, slow), &settings, clock.clone()).unwrap();
+    wait_for("the first reading", || sampler.ticks().ticks == 1);
+    clock.set(2 * SECOND_NS);
+    wait_for("the long read", || sampler.ticks().missed == 2);
+    let ticks = sampler.ticks();
+    assert_eq!((ticks.ticks, ticks.late), (2, 0), "it began in time and the next one is due at 5 s");
+}
+
+#[test]
+fn a_domain_that_is_left_out_of_a_read_is_invalid_and_not_the_reading_before() {
+    let mut reads = 0;
+    let source = move |into: &mut [Reading]| {
+        reads += 1;
+        if reads == 1 {
+            into.fill(Reading { valid: true, energy_uj: 5, ..Reading::default() });
+        }
+        None
+    };
+    let sampler = start(opened(1, source), &restful(), Clock::Machine).unwrap();
+    let feed = sampler.feed();
+    sampler.demand(true);
+    wait_for("two readings", || feed.ring.written() >= 2);
+    assert!(sample(&feed, 0).readings[0].valid);
+    assert_eq!(sample(&feed, 1).readings[0], Reading::default());
+}
+
+#[test]
+fn the_sources_narrower_window_goes_into_the_sample() {
+    let clock = Clock::manual(SECOND_NS);
+    let source = {
+        let clock = clock.clone();
+        move |_: &mut [Reading]| {
+            clock.set(SECOND_NS + 100);
+            Some((SECOND_NS + 40, SECOND_NS + 60))
+        }
+    };
+    let sampler = start(opened(1, source), &restful(), clock).unwrap();
+    let feed = sampler.feed();
+    wait_for("the first reading", || feed.ring.written() == 1);
+    let first = sample(&feed, 0);
+    assert_eq!((first.before_ns, first.after_ns), (SECOND_NS + 40, SECOND_NS + 60));
+}
+
+/// A sampler whose source's every read hangs until the gate is dropped.
+fn hanging() -> (Sampler, SyncSender<()>) {
+    let (gate, closed) = sync_channel(0);
+    let read = move |_: &mut [Reading]| {
+        let _ = closed.recv();
+        None
+    };
+    (start(opened(1, read), &restful(), Clock::Machine).unwrap(), gate)
+}
+
+#[test]
+fn a_read_that_hangs_shows_and_delays_no_other_source() {
+    let (stuck, gate) = hanging();
+    let other = start(opened(1, counting()), &restful(), Clock::Machine).unwrap();
+    wait_for("the hang", || stuck.hung_for_ns(monotonic_ns()).is_some_and(|ns| ns > 1_000_000));
+    other.demand(true);
+    wait_for("the other's ticks", || other.feed().ring.written() > 10);
+    assert_eq!((stuck.ticks().ticks, stuck.ticks().last_read_ns), (0, None));
+    drop(gate);
+    wait_for("the end of the hang", || stuck.hung_for_ns(monotonic_ns()).is_none());
+}
+
+/// Says when it is dropped.
+struct Witness(Sender<()>);
+
+impl Drop for Witness {
+    fn drop(&mut self) {
+        let _ = self.0.send(());
+    }
+}
+
+#[test]
+fn dropping_a_sampler_ends_its_thread_and_drops_its_source() {
+    let (dropped, saw) = channel();
+    let witness = Witness(dropped);
+    let source = move |_: &mut [Reading]| {
+        let _held = &witness;
+        None
+    };
+    drop(start(opened(1, source), &restful(), Clock::Machine).unwrap());
+    saw.try_recv().expect("the thread was joined, so its source is gone");
+}
+
+#[test]
+fn dropping_a_sampler_whose_read_hangs_leaves_the_thread_behind() {
+    let (sampler, gate) = hanging();
+    wait_for("the hang", || sampler.hung_for_ns(monotonic_ns()).is_some());
+    let shared = Arc::downgrade(&sampler.shared);
+    drop(sampler);
+    assert!(shared.upgrade().is_some(), "the thread still hangs, and the drop came back all the same");
+    drop(gate);
+    wait_for("the end of the thread", || shared.upgrade().is_none());
+}
+
+#[test]
+fn rates_are_bounded_by_the_source_and_by_what_is_sensible() {
+    let rates = |rate_hz, idle_rate_hz, source_max_hz| {
+        let settings = Settings { rate_hz, idle_rate_hz, ..Settings::default() };
+        let rates = Rates::new(&settings, source_max_hz);
+        (rates.slow_hz, rates.fast_hz, rates.survey_hz)
+    };
+    assert_eq!(rates(1000.0, 1.0, 1000.0), (1.0, 1000.0, 4000.0));
+    assert_eq!(rates(1e6, 1.0, f64::INFINITY), (1.0, 10_000.0, 10_000.0));
+    assert_eq!(rates(1000.0, 1.0, 10.0), (1.0, 10.0, 40.0));
+    assert_eq!(rates(1000.0, 50.0, 10.0), (10.0, 10.0, 40.0));
+    assert_eq!(rates(0.0, -1.0, 0.0), (0.001, 0.001, 0.004));
+}
+
+/// The same checks for every way of waiting.
+macro_rules! alarm {
+    ($name:ident) => {
+        mod $name {
+            use super::super::$name::Alarm;
+            use super::*;
+
+            #[test]
+            fn a_ring_after_the_look_keeps_it_from_falling_asleep() {
+                let alarm = Alarm::default();
+                let rings = alarm.rings();
+                alarm.ring();
+                // Would sleep for years otherwise.
+                alarm.wait_until(u64::MAX / 2, rings);
+                assert_eq!(alarm.rings(), rings + 1);
+            }
+
+            #[test]
+            fn a_ring_wakes_it() {
+                let (alarm, asleep) = (Arc::new(Alarm::default()), Arc::new(AtomicU64::new(0)));
+                let waiter = std::thread::spawn({
+                    let (alarm, asleep) = (Arc::clone(&alarm), Arc::clone(&asleep));
+                    move || {
+                        let rings = alarm.rings();
+                        asleep.store(1, Ordering::Release);
+                        while alarm.rings() == rings {
+                            alarm.wait_until(u64::MAX / 2, rings);
+                        }
+                    }
+                });
+                wait_for("sleep", || asleep.load(Ordering::Acquire) == 1);
+                alarm.ring();
+                wait_for("waking", || waiter.is_finished());
+            }
+
+            #[test]
+            fn a_deadline_wakes_it_and_one_that_passed_does_not_let_it_sleep() {
+                let alarm = Alarm::default();
+                for deadline_ns in [0, monotonic_ns(), monotonic_ns() + 2_000_000] {
+                    alarm.wait_until(deadline_ns, alarm.rings());
+                    wait_for("the deadline", || monotonic_ns() >= deadline_ns);
+                }
+            }
+        }
+    };
+}
+
+#[cfg(target_os = "linux")]
+alarm!(futex);
+alarm!(park);
