@@ -15,7 +15,7 @@
 //! ```
 
 use crate::energy::Reading;
-use atomic::{Arc, AtomicU64, Ordering, reader_fence, writer_fence};
+use atomic::{Arc, AtomicU64, Ordering, reader_fence, writer_fence, zeroed};
 
 /// The machine's atomics, or the model checker's; and under the model only, no fences, to see it fail.
 mod atomic {
@@ -27,6 +27,11 @@ mod atomic {
     pub(super) use sync::Arc;
     pub(super) use sync::atomic::{AtomicU64, Ordering};
 
+    #[cfg(loom)]
+    pub(super) use super::modelled::zeroed;
+    #[cfg(not(loom))]
+    pub(super) use bytemuck::zeroed_slice_box as zeroed;
+
     #[cfg(all(loom, ring_without_reader_fence))]
     pub(super) use super::unfenced::fence as reader_fence;
     #[cfg(all(loom, ring_without_writer_fence))]
@@ -35,6 +40,16 @@ mod atomic {
     pub(super) use sync::atomic::fence as reader_fence;
     #[cfg(not(all(loom, ring_without_writer_fence)))]
     pub(super) use sync::atomic::fence as writer_fence;
+}
+
+/// The model checker's atomics are made one by one.
+#[cfg(loom)]
+mod modelled {
+    use super::AtomicU64;
+
+    pub(super) fn zeroed(length: usize) -> Box<[AtomicU64]> {
+        (0..length).map(|_| AtomicU64::new(0)).collect()
+    }
 }
 
 /// A fence that does not hold: the hole that the model has to find.
@@ -97,9 +112,9 @@ const WORDS: usize = 4;
 pub fn ring(capacity: usize, domains: usize) -> (Writer, Reader) {
     let capacity = capacity.max(1).next_power_of_two();
     let stride = HEAD + WORDS * domains;
-    // `vec![0; n]` is memory that the kernel has not backed yet, and an optimised collect of a same-sized type in place
-    // leaves it so: a long history costs nothing until it is filled. `benches/ring.rs` watches that it stays true.
-    let words = vec![0_u64; capacity * stride].into_iter().map(AtomicU64::new).collect();
+    // Zeroes from the allocator, which the kernel backs page by page as they are written: a long history costs nothing
+    // until it is filled. `benches/ring.rs` watches that it stays true.
+    let words = zeroed(capacity * stride);
     let written = Written(AtomicU64::new(0));
     let shared = Arc::new(Shared { words, written, mask: capacity as u64 - 1, stride, domains });
     (Writer { shared: Arc::clone(&shared), next: 0 }, Reader { shared })

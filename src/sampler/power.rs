@@ -60,11 +60,11 @@ impl Trail {
     /// Where to measure from: the newest point two moves and the window back, else the oldest there is.
     fn from(&self) -> Option<&Point> {
         let kept = self.laid.min(POINTS);
-        let newest_first = (1..=kept).map(|back| &self.points[(self.laid - back) % POINTS]);
+        let mut newest_first = (1..=kept).map(|back| &self.points[(self.laid - back) % POINTS]);
         let far = |point: &&Point| {
             self.latest.at_ns - point.at_ns >= WINDOW_NS && self.latest.moves - point.moves >= 2
         };
-        let from = newest_first.clone().find(far).or_else(|| newest_first.rev().next())?;
+        let from = newest_first.clone().find(far).or_else(|| newest_first.next_back())?;
         (from.moves < self.latest.moves).then_some(from)
     }
 }

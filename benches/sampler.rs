@@ -1,0 +1,216 @@
+//! What a sampler costs and how late its ticks are, on four files that stand in for counters.
+//!
+//! Owns the figures for CPU time (of this whole process, idle, at 1 kHz and at 10 kHz) and for lateness while every CPU is
+//! kept busy by other processes. The source reads and parses four kept-open files in memory, which costs what four
+//! powercap files cost and more than one perf group.
+//!
+//! `cargo bench --bench sampler`, as root or with RLIMIT_RTPRIO for the real-time rows.
+
+use std::fs::File;
+use std::io::Write;
+use std::process::{Child, Command, ExitCode, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::time::{ClockId, clock_gettime};
+use wattspan::clock::{Clock, monotonic_ns};
+use wattspan::energy::{Domain, Grade, Kind, Reading};
+use wattspan::sampler::{self, Sampler, Settings, Ticks};
+use wattspan::source::{Opened, Source};
+
+mod table;
+
+use table::Table;
+
+const DOMAINS: usize = 4;
+/// As the first argument, makes this program keep one CPU busy until it is killed.
+const BURN: &str = "burn";
+
+fn main() -> ExitCode {
+    if std::env::args().nth(1).as_deref() == Some(BURN) {
+        loop {
+            std::hint::spin_loop();
+        }
+    }
+    let seconds =
+        std::env::var("WATTSPAN_BENCH_SECONDS").ok().and_then(|text| text.parse().ok()).unwrap_or(10);
+    match measure(Duration::from_secs(seconds)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("sampler bench: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn measure(each: Duration) -> std::io::Result<()> {
+    let title = format!("sampler: {DOMAINS} domains, {} s a row, {} CPUs", each.as_secs(), cpus());
+    let mut table = Table::new(&title);
+    table.at_most("at rest, 1 Hz: CPU", Some(cost(&idle()?, each)), 0.1, "%");
+    for (rate_hz, target) in [(1000.0, 3.0), (10_000.0, 25.0)] {
+        let quiet = fast(rate_hz)?;
+        table.at_most(
+            &format!("{rate_hz} Hz, nothing else running: CPU"),
+            Some(cost(&quiet, each)),
+            target,
+            "%",
+        );
+        lateness(&mut table, rate_hz, "nothing else running", &quiet.ticks(), None);
+        drop(quiet);
+        let burners = Burners::start(cpus())?;
+        let busy = fast(rate_hz)?;
+        table.at_most(&format!("{rate_hz} Hz, every CPU busy: CPU"), Some(cost(&busy, each)), target, "%");
+        let limits = (rate_hz == 1000.0).then_some((100.0, 0.01));
+        lateness(&mut table, rate_hz, "every CPU busy", &busy.ticks(), limits);
+        drop(burners);
+    }
+    waking(&mut table)?;
+    Ok(())
+}
+
+/// Lateness in µs and missed ticks in %, against limits for the 99th percentile and the misses where there are any.
+fn lateness(table: &mut Table, rate_hz: f64, while_what: &str, ticks: &Ticks, limits: Option<(f64, f64)>) {
+    let us = |ns: Option<u64>| ns.map(|ns| ns as f64 / 1000.0);
+    let class = if ticks.realtime { "SCHED_FIFO" } else { "NOT real-time" };
+    let label = |what: &str| format!("{rate_hz} Hz, {while_what}, {class}: {what}");
+    let missed = 100.0 * ticks.missed as f64 / (ticks.ticks + ticks.missed) as f64;
+    table.note(&label("late p50"), us(ticks.lateness_p50_ns), "us");
+    match limits {
+        Some((p99_us, missed_most)) => {
+            table.at_most(&label("p99"), us(ticks.lateness_p99_ns), p99_us, "us");
+            table.at_most(&label("missed"), Some(missed), missed_most, "%");
+        }
+        None => {
+            table.note(&label("p99"), us(ticks.lateness_p99_ns), "us");
+            table.note(&label("missed"), Some(missed), "%");
+        }
+    }
+    table.note(&label("read p50"), us(ticks.read_cost_ns), "us");
+}
+
+/// From a demand at rest to the end of the reading that it asked for.
+fn waking(table: &mut Table) -> std::io::Result<()> {
+    let sampler = sampler::start(opened()?, &Settings { linger_ns: 0, ..resting() }, Clock::Machine)?;
+    let (ring, mut took_ns, mut calls_ns) = (sampler.feed().ring, Vec::new(), Vec::new());
+    for _ in 0..300 {
+        std::thread::sleep(Duration::from_millis(5));
+        let (written, asked_ns) = (ring.written(), monotonic_ns());
+        sampler.demand(true);
+        calls_ns.push(monotonic_ns() - asked_ns);
+        while ring.written() == written {
+            std::hint::spin_loop();
+        }
+        took_ns.push(monotonic_ns() - asked_ns);
+        sampler.demand(false);
+    }
+    for (what, mut ns) in [("the call", calls_ns), ("until the reading is there", took_ns)] {
+        ns.sort_unstable();
+        table.note(&format!("demand at rest, {what}: p50"), Some(ns[ns.len() / 2] as f64 / 1000.0), "us");
+        table.note(
+            &format!("demand at rest, {what}: p99"),
+            Some(ns[ns.len() * 99 / 100] as f64 / 1000.0),
+            "us",
+        );
+    }
+    Ok(())
+}
+
+/// CPU time of this process while `sampler` runs, in % of one core.
+fn cost(sampler: &Sampler, each: Duration) -> f64 {
+    // Past the start, so that it is the steady state.
+    std::thread::sleep(Duration::from_millis(200));
+    let (began, before) = (Instant::now(), process_time());
+    std::thread::sleep(each);
+    let spent = process_time() - before;
+    assert!(sampler.ticks().ticks > 0, "a sampler that did not tick costs nothing");
+    100.0 * spent.as_secs_f64() / began.elapsed().as_secs_f64()
+}
+
+fn process_time() -> Duration {
+    let time = clock_gettime(ClockId::ProcessCPUTime);
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+}
+
+fn cpus() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+fn resting() -> Settings {
+    Settings { survey_ns: 0, ..Settings::default() }
+}
+
+fn idle() -> std::io::Result<Sampler> {
+    sampler::start(opened()?, &resting(), Clock::Machine)
+}
+
+fn fast(rate_hz: f64) -> std::io::Result<Sampler> {
+    let sampler = sampler::start(opened()?, &Settings { rate_hz, ..resting() }, Clock::Machine)?;
+    sampler.demand(true);
+    Ok(sampler)
+}
+
+/// Other processes that keep every CPU busy; dropping ends them.
+struct Burners(Vec<Child>);
+
+impl Burners {
+    fn start(count: usize) -> std::io::Result<Self> {
+        let program = std::env::current_exe()?;
+        let burner = |_| Command::new(&program).arg(BURN).stdin(Stdio::null()).spawn();
+        let burners = (0..count).map(burner).collect::<std::io::Result<_>>().map(Self);
+        std::thread::sleep(Duration::from_millis(500));
+        burners
+    }
+}
+
+impl Drop for Burners {
+    fn drop(&mut self) {
+        for burner in &mut self.0 {
+            // Already gone is as good.
+            let _ = burner.kill();
+            let _ = burner.wait();
+        }
+    }
+}
+
+/// Four kept-open files with a number in each, as powercap has them.
+struct Files(Vec<File>);
+
+impl Source for Files {
+    fn read(&mut self, into: &mut [Reading]) -> Option<(u64, u64)> {
+        for (file, reading) in self.0.iter().zip(into) {
+            let mut text = [0; 32];
+            let Ok(length) = rustix::io::pread(file, &mut text, 0) else { continue };
+            let digits = text[..length].iter().take_while(|byte| byte.is_ascii_digit());
+            reading.energy_uj = digits.fold(0, |value, digit| value * 10 + u64::from(digit - b'0'));
+            reading.valid = true;
+        }
+        None
+    }
+}
+
+fn opened() -> std::io::Result<Opened> {
+    let memory = std::path::Path::new("/dev/shm");
+    let files = (0..DOMAINS).map(|index| {
+        let mut file = if memory.is_dir() { tempfile::tempfile_in(memory) } else { tempfile::tempfile() }?;
+        writeln!(file, "{}", 123_456_789_012_u64 + index as u64)?;
+        Ok(file)
+    });
+    let domain = |index| Domain {
+        name: format!("package-{index}"),
+        kind: Kind::Package,
+        source: "files".into(),
+        device: None,
+        parent: None,
+        grade: Grade::Measured,
+        ceiling_mw: None,
+        latency_ns: 0,
+        quantum_uj: 1,
+    };
+    Ok(Opened {
+        name: "files",
+        source: Box::new(Files(files.collect::<std::io::Result<_>>()?)),
+        domains: (0..DOMAINS).map(domain).collect(),
+        cpu: Some(cpus() - 1),
+        max_rate_hz: f64::INFINITY,
+        advanced: vec![true; DOMAINS],
+    })
+}
