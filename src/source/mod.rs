@@ -3,24 +3,114 @@
 //! Owns discovery: which mechanisms are tried, and what is said of those that are not there. Absent hardware is a
 //! shorter list, never an error. Never blocks on a client, never logs for each tick, never interprets a wrap
 //! outside `counter`.
+//!
+//! | mechanism | what it reads | grade | needs |
+//! |---|---|---|---|
+//! | `perf` | RAPL through the kernel's `power` PMU | measured; AMD modelled | CAP_PERFMON |
+//! | `powercap` | RAPL through sysfs | the same | root |
+//! | `estimate` | CPU load times a model | estimated | nothing |
+//! | `replay` | a recorded trace or a scripted machine | as told there | a file |
 
 use std::path::PathBuf;
 
+use crate::clock::Clock;
 use crate::energy::{Absent, Domain, Reading};
+
+/// Of domains that are shown several times, the one that stays.
+mod choice;
+
+/// Which domains make up the host's total: each joule once.
+pub mod containment;
+
+/// Raw counts that wrap and restart, made into energy that only grows.
+pub mod counter;
+
+/// CPU load times a power model, where there is no counter at all.
+pub mod estimate;
+
+/// Power integrated over time, with its doubt.
+pub mod integral;
+
+/// A short look under load: which counters move, and which are mirrors of others.
+mod liveness;
+
+/// RAPL through the kernel's `power` PMU.
+#[cfg(target_os = "linux")]
+pub mod perf;
+
+/// RAPL through the kernel's `power` PMU: not on this system.
+#[cfg(not(target_os = "linux"))]
+#[path = "perf_elsewhere.rs"]
+pub mod perf;
+
+/// `perf_event_open(2)`.
+#[cfg(target_os = "linux")]
+mod perf_ffi;
+
+/// What to say where perf is closed.
+#[cfg(target_os = "linux")]
+mod perf_refusal;
+
+/// Event sources as sysfs describes them.
+#[cfg(target_os = "linux")]
+mod pmu;
+
+/// RAPL through the kernel's powercap zones.
+pub mod powercap;
+
+/// The powercap tree: zones, names, units.
+mod powercap_zone;
+
+/// Power in repeating steps, and its energy in closed form.
+pub mod profile;
+
+/// Writes what a machine shows as a trace.
+pub mod recorder;
+
+/// Recorded and scripted machines as a source.
+pub mod replay;
+
+/// A simulated machine, computed from a description.
+pub mod script;
+
+/// A source with some of its domains left out.
+mod selection;
+
+/// Whether the machine slept.
+#[cfg(target_os = "linux")]
+mod suspend;
+
+/// Whether the machine slept: not told on this system.
+#[cfg(not(target_os = "linux"))]
+#[path = "suspend_untold.rs"]
+mod suspend;
+
+/// Who made the processor, and where its CPUs sit.
+mod topology;
+
+/// What a machine showed, read from a recording.
+pub mod trace;
+
+/// The time stamp counter as the time stamp of a read.
+#[cfg(target_os = "linux")]
+mod tsc;
+
+/// Microjoules in a raw count, exactly.
+pub mod unit;
 
 /// Gives every domain's cumulative energy now.
 pub trait Source: Send {
     /// Fills one reading for each domain, in the order of [`Opened::domains`]. A domain that cannot answer leaves
     /// `valid: false`. Allocates nothing once warm.
     ///
-    /// Returns a narrower window, in nanoseconds of the clock, than the one the caller measures around this call,
-    /// where the source knows one: every reading was taken between the first instant and the second.
+    /// Gives back a window of the source's clock in which the read took place, where the source knows a narrower one
+    /// than the caller's two clock readings around the call; it lies within them.
     fn read(&mut self, into: &mut [Reading]) -> Option<(u64, u64)>;
 }
 
 /// A source that is there, with what it offers.
 pub struct Opened {
-    /// The mechanism: "perf", "powercap", ...
+    /// The mechanism: "perf", "powercap", ... One mechanism may open several (perf: one for each package).
     pub name: &'static str,
     /// The reader itself.
     pub source: Box<dyn Source>,
@@ -72,4 +162,54 @@ impl Default for Settings {
             estimate_mw: None,
         }
     }
+}
+
+impl Inventory {
+    /// Notes that a mechanism, or a part of it, is not there.
+    fn miss(&mut self, source: &str, reason: String) {
+        self.absent.push(Absent { source: source.into(), reason });
+    }
+
+    fn append(&mut self, other: Inventory) {
+        self.opened.extend(other.opened);
+        self.absent.extend(other.absent);
+    }
+}
+
+/// Finds what there is. Takes at most some 40 ms of one CPU, all of them only where a counter does not move.
+///
+/// With a replay there is nothing else. Otherwise every enabled mechanism is tried in its order; a domain that several
+/// of them show is taken from the first in which it advances; the estimate is opened only where no counter of the
+/// CPU's energy advances.
+pub fn discover(settings: &Settings, clock: &Clock) -> Inventory {
+    if let Some(path) = &settings.replay {
+        return replay::open(path, clock);
+    }
+    let mut found = Inventory::default();
+    for name in &settings.enabled {
+        match name.as_str() {
+            perf::NAME => found.append(perf::open(settings, clock)),
+            powercap::NAME => found.append(powercap::open(settings, clock)),
+            estimate::NAME => {}
+            _ => found.miss(name, "no source of this name; there are perf, powercap and estimate".into()),
+        }
+    }
+    let mirrors = liveness::watch(&mut found.opened);
+    choice::keep_each_once(&mut found, &mirrors);
+    if settings.enabled.iter().any(|name| name == estimate::NAME) {
+        match measured_cpu(&found.opened) {
+            None => found.append(estimate::open(settings, clock)),
+            Some(domain) => found.miss(estimate::NAME, format!("not needed: {domain} is a live counter")),
+        }
+    }
+    found
+}
+
+/// The name of a domain whose counter shows the CPU's energy, if there is a live one.
+fn measured_cpu(opened: &[Opened]) -> Option<&str> {
+    opened
+        .iter()
+        .flat_map(|source| source.domains.iter().zip(&source.advanced))
+        .find(|(domain, advanced)| **advanced && containment::covers_the_cpu(domain.kind))
+        .map(|(domain, _)| domain.name.as_str())
 }

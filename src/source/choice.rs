@@ -1,0 +1,213 @@
+//! Of domains that are shown several times, the one that stays.
+//!
+//! Owns the rule that after discovery every domain is in one source only: mirrors go, a platform has one psys, and a
+//! domain that two mechanisms show is taken from the first in which it advances. Everything left out is said in the
+//! list of absent sources. Decides only from names and liveness; reads no hardware.
+
+use std::collections::BTreeMap;
+
+use crate::energy::Kind;
+
+use super::liveness::Mirror;
+use super::selection::select;
+use super::{Inventory, Opened};
+
+/// A domain's place: which source, which of its domains.
+type Place = (usize, usize);
+
+/// Leaves every domain in one source only, and notes what went.
+pub fn keep_each_once(found: &mut Inventory, mirrors: &[Mirror]) {
+    let mut kept: Vec<Vec<bool>> =
+        found.opened.iter().map(|source| vec![true; source.domains.len()]).collect();
+    drop_mirrors(found, mirrors, &mut kept);
+    drop_psys_copies(found, &mut kept);
+    drop_doubles(found, &mut kept);
+    let opened = std::mem::take(&mut found.opened);
+    found.opened = opened.into_iter().zip(kept).filter_map(|(source, kept)| select(source, &kept)).collect();
+}
+
+fn drop_mirrors(found: &mut Inventory, mirrors: &[Mirror], kept: &mut [Vec<bool>]) {
+    for mirror in mirrors {
+        let (copy, original) = (&found.opened[mirror.copy.0], &found.opened[mirror.original.0]);
+        let (copy_name, original_name) =
+            (&copy.domains[mirror.copy.1].name, &original.domains[mirror.original.1].name);
+        let reason =
+            format!("{copy_name} moves exactly as {original_name} does; the counter is counted once");
+        let source = copy.name;
+        kept[mirror.copy.0][mirror.copy.1] = false;
+        found.miss(source, reason);
+    }
+}
+
+/// perf shows psys once for each package, but only one of them has it (linux rapl.c: the master package). That one is
+/// called "psys".
+fn drop_psys_copies(found: &mut Inventory, kept: &mut [Vec<bool>]) {
+    for mechanism in mechanisms(found) {
+        let copies: Vec<Place> = places(found)
+            .filter(|&(source, domain)| {
+                let opened = &found.opened[source];
+                opened.name == mechanism && opened.domains[domain].kind == Kind::Psys && kept[source][domain]
+            })
+            .collect();
+        let Some(&chosen) = copies.iter().find(|place| advanced(found, **place)).or(copies.first()) else {
+            continue;
+        };
+        for copy in copies.into_iter().filter(|copy| *copy != chosen) {
+            kept[copy.0][copy.1] = false;
+        }
+        found.opened[chosen.0].domains[chosen.1].name = "psys".into();
+    }
+}
+
+fn drop_doubles(found: &mut Inventory, kept: &mut [Vec<bool>]) {
+    let mut shown = BTreeMap::<String, Vec<Place>>::new();
+    for (source, domain) in places(found).filter(|&(source, domain)| kept[source][domain]) {
+        shown.entry(found.opened[source].domains[domain].name.clone()).or_default().push((source, domain));
+    }
+    let mut said = BTreeMap::<(&'static str, &'static str), Vec<String>>::new();
+    for (name, shown) in shown {
+        let Some(&chosen) = shown.iter().find(|place| advanced(found, **place)).or(shown.first()) else {
+            continue;
+        };
+        for copy in shown.into_iter().filter(|copy| *copy != chosen) {
+            kept[copy.0][copy.1] = false;
+            let (loser, winner) = (found.opened[copy.0].name, found.opened[chosen.0].name);
+            said.entry((loser, winner)).or_default().push(name.clone());
+        }
+    }
+    for ((loser, winner), names) in said {
+        let all = found
+            .opened
+            .iter()
+            .zip(&*kept)
+            .all(|(source, kept)| source.name != loser || !kept.contains(&true));
+        let which = if all { "its domains".to_owned() } else { names.join(", ") };
+        found.miss(
+            loser,
+            format!("{which} {} read by {winner}", if names.len() == 1 && !all { "is" } else { "are" }),
+        );
+    }
+}
+
+fn advanced(found: &Inventory, (source, domain): Place) -> bool {
+    found.opened[source].advanced[domain]
+}
+
+fn places(found: &Inventory) -> impl Iterator<Item = Place> + '_ {
+    let of = |(nth, source): (usize, &Opened)| (0..source.domains.len()).map(move |domain| (nth, domain));
+    found.opened.iter().enumerate().flat_map(of)
+}
+
+fn mechanisms(found: &Inventory) -> Vec<&'static str> {
+    let mut names: Vec<_> = found.opened.iter().map(|source| source.name).collect();
+    names.dedup();
+    names
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::energy::{Domain, Grade, Reading};
+    use crate::source::Source;
+
+    /// Answers with its own number, so that a test sees which readings belong to which domain.
+    struct Numbered(Vec<u64>);
+
+    impl Source for Numbered {
+        fn read(&mut self, into: &mut [Reading]) -> Option<(u64, u64)> {
+            for (reading, energy_uj) in into.iter_mut().zip(&self.0) {
+                *reading = Reading { valid: true, energy_uj: *energy_uj, ..Reading::default() };
+            }
+            None
+        }
+    }
+
+    fn opened(name: &'static str, domains: &[(&str, Kind, bool)]) -> Opened {
+        let domain = |&(domain, kind, _): &(&str, Kind, bool)| Domain {
+            name: domain.into(),
+            kind,
+            source: name.into(),
+            device: None,
+            parent: None,
+            grade: Grade::Measured,
+            ceiling_mw: None,
+            latency_ns: 0,
+            quantum_uj: 1,
+        };
+        Opened {
+            name,
+            source: Box::new(Numbered((0..domains.len() as u64).collect())),
+            domains: domains.iter().map(domain).collect(),
+            cpu: None,
+            max_rate_hz: 1_000.0,
+            advanced: domains.iter().map(|(_, _, advanced)| *advanced).collect(),
+        }
+    }
+
+    fn inventory(opened: Vec<Opened>) -> Inventory {
+        Inventory { opened, absent: Vec::new() }
+    }
+
+    fn names(found: &Inventory) -> Vec<(&str, &str)> {
+        let of = |source: &'static str, domains: &'_ [Domain]| {
+            domains.iter().map(|domain| (source, domain.name.clone())).collect::<Vec<_>>()
+        };
+        let all: Vec<_> = found.opened.iter().flat_map(|source| of(source.name, &source.domains)).collect();
+        all.into_iter().map(|(source, domain)| (source, &*domain.leak())).collect()
+    }
+
+    #[test]
+    fn what_perf_reads_powercap_does_not_read_again() {
+        let domains = [("package-0", Kind::Package, true), ("dram-0", Kind::Dram, true)];
+        let mut found = inventory(vec![opened("perf", &domains), opened("powercap", &domains)]);
+        keep_each_once(&mut found, &[]);
+        assert_eq!(names(&found), [("perf", "package-0"), ("perf", "dram-0")]);
+        assert_eq!(found.absent[0].source, "powercap");
+        assert_eq!(found.absent[0].reason, "its domains are read by perf");
+    }
+
+    #[test]
+    fn a_domain_that_only_powercap_sees_moving_is_taken_from_there() {
+        let mut found = inventory(vec![
+            opened("perf", &[("package-0", Kind::Package, true), ("psys", Kind::Psys, false)]),
+            opened("powercap", &[("package-0", Kind::Package, true), ("psys", Kind::Psys, true)]),
+        ]);
+        keep_each_once(&mut found, &[]);
+        assert_eq!(names(&found), [("perf", "package-0"), ("powercap", "psys")]);
+        let mut reading = [Reading::default()];
+        found.opened[1].source.read(&mut reading);
+        assert_eq!(reading[0].energy_uj, 1, "the reading is that of the second column");
+        assert!(found.absent.iter().any(|absent| absent.reason == "psys is read by powercap"));
+        assert!(found.absent.iter().any(|absent| absent.reason == "package-0 is read by perf"));
+    }
+
+    #[test]
+    fn of_several_psys_counters_the_one_that_moves_stays_and_has_the_plain_name() {
+        let mut found = inventory(vec![
+            opened("perf", &[("package-0", Kind::Package, true), ("psys", Kind::Psys, false)]),
+            opened("perf", &[("package-1", Kind::Package, true), ("psys-1", Kind::Psys, true)]),
+        ]);
+        keep_each_once(&mut found, &[]);
+        assert_eq!(names(&found), [("perf", "package-0"), ("perf", "package-1"), ("perf", "psys")]);
+        assert_eq!(found.opened[1].advanced, [true, true]);
+    }
+
+    #[test]
+    fn a_platform_counter_that_never_moves_stays_visible_as_stuck() {
+        let mut found = inventory(vec![opened("perf", &[("psys", Kind::Psys, false)])]);
+        keep_each_once(&mut found, &[]);
+        assert_eq!(names(&found), [("perf", "psys")]);
+        assert_eq!(found.opened[0].advanced, [false]);
+    }
+
+    #[test]
+    fn a_mirror_is_dropped_with_the_name_of_its_original() {
+        let mut found = inventory(vec![opened(
+            "powercap",
+            &[("package-0-die-0", Kind::Package, true), ("package-0-die-1", Kind::Package, true)],
+        )]);
+        keep_each_once(&mut found, &[Mirror { copy: (0, 1), original: (0, 0) }]);
+        assert_eq!(names(&found), [("powercap", "package-0-die-0")]);
+        assert!(found.absent[0].reason.starts_with("package-0-die-1 moves exactly as package-0-die-0 does"));
+    }
+}

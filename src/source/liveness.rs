@@ -1,0 +1,253 @@
+//! A short look under load: which counters move, and which are mirrors of others.
+//!
+//! A counter that is present may be dead (cloud machines show a `psys` that always reads 0), and two may be one
+//! (`package-0-die-0` and `-die-1` of a Threadripper). Only watching tells. Owns the watch at the start: a busy loop on
+//! the calling thread, ended as soon as there is nothing left to learn, and by [`LONGEST_NS`] at the latest. Never
+//! decides what becomes of a domain.
+
+use std::hint::spin_loop;
+
+use crate::clock::monotonic_ns;
+use crate::energy::{Kind, Reading};
+
+use super::Opened;
+
+/// A domain that has not moved after so long under load is stuck.
+const LONGEST_NS: u64 = 40_000_000;
+
+/// Time between two looks: several within the millisecond in which RAPL counters move.
+const PAUSE_NS: u64 = 200_000;
+
+/// Two counters that made so many moves alike, of so many different sizes, are one.
+const MOVES: usize = 8;
+const SIZES: usize = 4;
+
+/// Moves of the two counters may be seen one look apart; more is not tried.
+const MOST_SHIFT: usize = 1;
+
+/// Two domains, as (source, domain), whose counters are one and the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Mirror {
+    /// The later one.
+    pub copy: (usize, usize),
+    /// The earlier one.
+    pub original: (usize, usize),
+}
+
+/// Watches all domains under load, fills [`Opened::advanced`], and gives back the mirrors.
+pub fn watch(opened: &mut [Opened]) -> Vec<Mirror> {
+    let end_ns = monotonic_ns() + LONGEST_NS;
+    let mut watched = watched(opened);
+    let mut readings: Vec<_> =
+        opened.iter().map(|source| vec![Reading::default(); source.domains.len()]).collect();
+    loop {
+        for (source, readings) in opened.iter_mut().zip(&mut readings) {
+            source.source.read(readings);
+        }
+        for domain in &mut watched {
+            domain.see(&readings[domain.place.0][domain.place.1]);
+        }
+        if monotonic_ns() >= end_ns || (all_moved(&watched) && !any_suspects(&watched)) {
+            break;
+        }
+        burn(PAUSE_NS);
+    }
+    for domain in &watched {
+        opened[domain.place.0].advanced[domain.place.1] = !domain.moves.is_empty();
+    }
+    mirrors(&watched)
+}
+
+/// One domain under watch.
+struct Watched {
+    place: (usize, usize),
+    /// Domains of one kind are compared with each other, and only within one mechanism.
+    rival: (&'static str, Kind),
+    last: Option<Reading>,
+    /// By how much it moved, each time that it did.
+    moves: Vec<u64>,
+}
+
+impl Watched {
+    fn see(&mut self, reading: &Reading) {
+        if !reading.valid {
+            return;
+        }
+        if let Some(last) =
+            self.last.filter(|last| reading.epoch == last.epoch && reading.energy_uj > last.energy_uj)
+        {
+            self.moves.push(reading.energy_uj - last.energy_uj);
+        }
+        self.last = Some(*reading);
+    }
+
+    /// How far the two are alike.
+    fn likeness(&self, other: &Watched) -> Likeness {
+        let shifts = (0..=MOST_SHIFT)
+            .flat_map(|shift| [(&self.moves, &other.moves, shift), (&other.moves, &self.moves, shift)]);
+        shifts
+            .map(|(a, b, shift)| likeness(a.get(shift..).unwrap_or(&[]), b))
+            .max()
+            .unwrap_or(Likeness::Different)
+    }
+}
+
+/// What is known of two counters, from the least alike to the most.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Likeness {
+    /// One moved otherwise than the other.
+    Different,
+    /// Nothing sets them apart so far.
+    Suspect,
+    /// They are one.
+    Same,
+}
+
+/// Compares moves pair by pair. Small moves of two idle counters are often one and the same step of the register, so
+/// only moves of several sizes prove anything.
+fn likeness(a: &[u64], b: &[u64]) -> Likeness {
+    let alike = a.iter().zip(b).take_while(|(a, b)| a == b).count();
+    if alike < a.len().min(b.len()) {
+        return Likeness::Different;
+    }
+    let mut sizes = a[..alike].to_vec();
+    sizes.sort_unstable();
+    sizes.dedup();
+    if alike >= MOVES && sizes.len() >= SIZES { Likeness::Same } else { Likeness::Suspect }
+}
+
+fn watched(opened: &[Opened]) -> Vec<Watched> {
+    let of = |(nth, source): (usize, &Opened)| {
+        let name = source.name;
+        let one = move |(domain, kind)| Watched {
+            place: (nth, domain),
+            rival: (name, kind),
+            last: None,
+            moves: Vec::with_capacity(256),
+        };
+        source.domains.iter().map(|domain| domain.kind).enumerate().map(one).collect::<Vec<_>>()
+    };
+    opened.iter().enumerate().flat_map(of).collect()
+}
+
+fn all_moved(watched: &[Watched]) -> bool {
+    watched.iter().all(|domain| !domain.moves.is_empty())
+}
+
+/// Whether there are domains that may turn out to be one.
+fn any_suspects(watched: &[Watched]) -> bool {
+    pairs(watched).any(|(a, b)| watched[a].likeness(&watched[b]) == Likeness::Suspect)
+}
+
+fn mirrors(watched: &[Watched]) -> Vec<Mirror> {
+    let mut copies: Vec<_> = pairs(watched)
+        .filter(|&(a, b)| watched[a].likeness(&watched[b]) == Likeness::Same)
+        .map(|(original, copy)| Mirror { copy: watched[copy].place, original: watched[original].place })
+        .collect();
+    // Three counters that are one make three pairs: each copy is named once, with the first original.
+    copies.sort_by_key(|mirror| (mirror.copy, mirror.original));
+    copies.dedup_by_key(|mirror| mirror.copy);
+    copies
+}
+
+/// Each two domains of one kind and mechanism, the earlier first.
+fn pairs(watched: &[Watched]) -> impl Iterator<Item = (usize, usize)> + '_ {
+    (0..watched.len())
+        .flat_map(move |a| (a + 1..watched.len()).map(move |b| (a, b)))
+        .filter(|&(a, b)| watched[a].rival == watched[b].rival)
+}
+
+/// Keeps this CPU busy, so that what is alive has something to count.
+fn burn(for_ns: u64) {
+    let end_ns = monotonic_ns() + for_ns;
+    while monotonic_ns() < end_ns {
+        spin_loop();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::energy::{Domain, Grade};
+    use crate::source::Source;
+
+    /// Counters that add the next of their moves at each read, over and over; an empty list never moves.
+    struct Moving(Vec<Vec<u64>>, Vec<u64>, usize);
+
+    impl Source for Moving {
+        fn read(&mut self, into: &mut [Reading]) -> Option<(u64, u64)> {
+            for ((moves, sum), reading) in self.0.iter().zip(&mut self.1).zip(into) {
+                *sum += moves.get(self.2 % moves.len().max(1)).copied().unwrap_or(0);
+                *reading = Reading { valid: true, energy_uj: *sum, ..Reading::default() };
+            }
+            self.2 += 1;
+            None
+        }
+    }
+
+    fn packages(moves: &[&[u64]]) -> Vec<Opened> {
+        let domain = |nth: usize| Domain {
+            name: format!("package-{nth}"),
+            kind: Kind::Package,
+            source: "test".into(),
+            device: None,
+            parent: None,
+            grade: Grade::Measured,
+            ceiling_mw: None,
+            latency_ns: 0,
+            quantum_uj: 1,
+        };
+        vec![Opened {
+            name: "test",
+            source: Box::new(Moving(moves.iter().map(|m| m.to_vec()).collect(), vec![0; moves.len()], 0)),
+            domains: (0..moves.len()).map(domain).collect(),
+            cpu: None,
+            max_rate_hz: 1_000.0,
+            advanced: vec![false; moves.len()],
+        }]
+    }
+
+    #[test]
+    fn a_counter_that_never_moves_is_told_apart_from_one_that_does() {
+        let mut opened = packages(&[&[5, 6, 7], &[]]);
+        assert_eq!(watch(&mut opened), []);
+        assert_eq!(opened[0].advanced, [true, false]);
+    }
+
+    #[test]
+    fn counters_that_move_exactly_alike_are_mirrors_of_the_first() {
+        let moves: &[u64] = &[31, 41, 59, 26, 53, 58, 97];
+        let mut opened = packages(&[moves, moves, &[27, 18, 28], moves]);
+        let original = (0, 0);
+        assert_eq!(
+            watch(&mut opened),
+            [Mirror { copy: (0, 1), original }, Mirror { copy: (0, 3), original }]
+        );
+    }
+
+    #[test]
+    fn idle_counters_that_move_by_single_steps_are_no_mirrors() {
+        let mut opened = packages(&[&[61, 61, 61, 61, 61, 61, 61, 62], &[61, 61, 61, 61, 61, 61, 61, 62]]);
+        assert_eq!(watch(&mut opened), []);
+    }
+
+    #[test]
+    fn a_mirror_that_was_seen_one_look_later_is_still_one() {
+        let seen: Vec<u64> = vec![31, 41, 59, 26, 53, 58, 97, 93, 23];
+        assert_eq!(likeness(&seen[1..], &seen[1..]), Likeness::Same);
+        let of = |moves: &[u64]| Watched {
+            place: (0, 0),
+            rival: ("test", Kind::Package),
+            last: None,
+            moves: moves.to_vec(),
+        };
+        assert_eq!(of(&seen).likeness(&of(&seen[1..])), Likeness::Same);
+        assert_eq!(of(&seen[1..]).likeness(&of(&seen)), Likeness::Same);
+        assert_eq!(of(&seen).likeness(&of(&[31, 41, 60, 26, 53, 58, 97, 93, 23])), Likeness::Different);
+    }
+
+    #[test]
+    fn discovery_with_nothing_to_watch_is_over_at_once() {
+        assert_eq!(watch(&mut []), []);
+    }
+}

@@ -1,0 +1,98 @@
+//! Power over time as steps that repeat, and its energy in closed form.
+//!
+//! Owns the truth of a simulated machine: exact, in picojoules (mW times ns), for any instant, without stepping.
+
+/// Steps of constant power, over and over.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Profile {
+    /// Ascending; each step with the energy used before it.
+    steps: Vec<Step>,
+    period_ns: u64,
+    /// The energy of one round.
+    round_pj: u128,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Step {
+    start_ns: u64,
+    power_mw: u64,
+    before_pj: u128,
+}
+
+impl Profile {
+    /// A profile of (duration in ns, power in mW); `None` where it lasts no time, or longer than 584 years.
+    pub fn new(steps: impl IntoIterator<Item = (u64, u64)>) -> Option<Profile> {
+        let (mut at_ns, mut sum_pj, mut listed) = (0_u64, 0_u128, Vec::new());
+        for (duration_ns, power_mw) in steps {
+            listed.push(Step { start_ns: at_ns, power_mw, before_pj: sum_pj });
+            at_ns = at_ns.checked_add(duration_ns)?;
+            sum_pj += u128::from(duration_ns) * u128::from(power_mw);
+        }
+        (at_ns > 0).then_some(Profile { steps: listed, period_ns: at_ns, round_pj: sum_pj })
+    }
+
+    /// The energy used from the beginning until `at_ns`.
+    pub fn energy_pj(&self, at_ns: u64) -> u128 {
+        let (rounds, within_ns) = (at_ns / self.period_ns, at_ns % self.period_ns);
+        let step = self.step(within_ns);
+        let in_step_pj = u128::from(step.power_mw) * u128::from(within_ns - step.start_ns);
+        u128::from(rounds) * self.round_pj + step.before_pj + in_step_pj
+    }
+
+    /// The power at `at_ns`.
+    pub fn power_mw(&self, at_ns: u64) -> u64 {
+        self.step(at_ns % self.period_ns).power_mw
+    }
+
+    /// The highest power of all steps.
+    pub fn peak_mw(&self) -> u64 {
+        self.steps.iter().map(|step| step.power_mw).max().unwrap_or(0)
+    }
+
+    /// The last step that has begun; the first begins at 0.
+    fn step(&self, within_ns: u64) -> Step {
+        let begun = self.steps.partition_point(|step| step.start_ns <= within_ns);
+        self.steps[begun.saturating_sub(1)]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn the_energy_of_whole_and_broken_rounds_is_exact() {
+        let profile = Profile::new([(1_000, 50_000), (500, 200_000)]).unwrap();
+        assert_eq!(profile.energy_pj(0), 0);
+        assert_eq!(profile.energy_pj(1_000), 50_000_000);
+        assert_eq!(profile.energy_pj(1_250), 100_000_000);
+        assert_eq!(profile.energy_pj(1_500), 150_000_000);
+        assert_eq!(profile.energy_pj(3 * 1_500 + 1), 450_050_000);
+        assert_eq!(
+            (profile.power_mw(999), profile.power_mw(1_000), profile.power_mw(1_500)),
+            (50_000, 200_000, 50_000)
+        );
+        assert_eq!(profile.peak_mw(), 200_000);
+    }
+
+    #[test]
+    fn a_profile_without_time_is_none() {
+        assert_eq!(Profile::new([]), None);
+        assert_eq!(Profile::new([(0, 5)]), None);
+        assert_eq!(Profile::new([(u64::MAX, 5), (1, 5)]), None);
+    }
+
+    proptest! {
+        #[test]
+        fn the_energy_grows_by_the_power_in_every_nanosecond(
+            steps in proptest::collection::vec((0_u64..50, 0_u64..1_000), 1..10), at_ns in 0_u64..2_000,
+        ) {
+            prop_assume!(steps.iter().any(|(duration_ns, _)| *duration_ns > 0));
+            let profile = Profile::new(steps).unwrap();
+            let grown = profile.energy_pj(at_ns + 1) - profile.energy_pj(at_ns);
+            prop_assert_eq!(grown, u128::from(profile.power_mw(at_ns)));
+        }
+    }
+}

@@ -1,0 +1,87 @@
+//! Whether the machine slept since it was last asked.
+//!
+//! CLOCK_BOOTTIME goes on in suspend, CLOCK_MONOTONIC does not, and nothing else sets them apart. Counters may restart
+//! while the machine sleeps, so nothing is concluded across a sleep. Never mistakes being scheduled away between two
+//! clock reads for a sleep: each comparison is bounded from both sides.
+
+use rustix::time::{ClockId, Timespec, clock_gettime};
+
+use crate::clock::Clock;
+
+/// Sleeps shorter than this are none: suspending alone takes longer.
+const SHORTEST_NS: i128 = 1_000_000;
+
+/// Watches the distance between the two clocks.
+#[derive(Debug, Clone)]
+pub struct Suspend {
+    /// A clock turned by hand never sleeps.
+    watching: bool,
+    /// BOOTTIME − MONOTONIC was no more than this when last asked.
+    most_ns: i128,
+}
+
+impl Suspend {
+    /// Starts watching now.
+    pub fn new(clock: &Clock) -> Self {
+        let mut suspend = Self { watching: matches!(clock, Clock::Machine), most_ns: i128::MAX };
+        suspend.slept();
+        suspend
+    }
+
+    /// Whether the machine slept since the last call.
+    pub fn slept(&mut self) -> bool {
+        if !self.watching {
+            return false;
+        }
+        let before = clock_gettime(ClockId::Monotonic);
+        let boot = clock_gettime(ClockId::Boottime);
+        let after = clock_gettime(ClockId::Monotonic);
+        self.step(nanoseconds(before), nanoseconds(boot), nanoseconds(after))
+    }
+
+    /// One comparison; the boot clock was read between the two monotonic instants.
+    fn step(&mut self, before_ns: i128, boot_ns: i128, after_ns: i128) -> bool {
+        let (least_ns, most_ns) = (boot_ns - after_ns, boot_ns - before_ns);
+        let slept = least_ns.saturating_sub(self.most_ns) > SHORTEST_NS;
+        // Without a sleep the distance is one constant, so the smallest upper bound ever seen holds.
+        self.most_ns = if slept { most_ns } else { most_ns.min(self.most_ns) };
+        slept
+    }
+}
+
+fn nanoseconds(at: Timespec) -> i128 {
+    i128::from(at.tv_sec) * 1_000_000_000 + i128::from(at.tv_nsec)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn watching() -> Suspend {
+        Suspend { watching: true, most_ns: i128::MAX }
+    }
+
+    #[test]
+    fn a_sleep_is_seen_once() {
+        let mut suspend = watching();
+        assert!(!suspend.step(0, 50, 100));
+        assert!(!suspend.step(1_000, 1_050, 1_100));
+        assert!(suspend.step(2_000, 5_000_002_050, 2_100));
+        assert!(!suspend.step(3_000, 5_000_003_050, 3_100));
+    }
+
+    #[test]
+    fn being_scheduled_away_between_the_clock_reads_is_no_sleep() {
+        let mut suspend = watching();
+        suspend.step(0, 50, 100);
+        // Away for 8 ms before, then after the boot clock was read.
+        assert!(!suspend.step(1_000_000, 9_000_000, 9_000_050));
+        assert!(!suspend.step(10_000_000, 10_000_050, 18_000_000));
+    }
+
+    #[test]
+    fn the_machine_and_a_manual_clock_do_not_sleep_while_the_test_runs() {
+        let (mut machine, mut manual) = (Suspend::new(&Clock::Machine), Suspend::new(&Clock::manual(7)));
+        assert!((0..1_000).all(|_| !machine.slept() && !manual.slept()));
+    }
+}

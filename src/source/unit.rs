@@ -1,0 +1,132 @@
+//! What one raw count of a counter stands for: an exact fraction of a microjoule.
+//!
+//! Owns the conversion from counts to µJ. It is made on the cumulative count, with integers, so a conversion is off
+//! by less than one µJ however long the meter runs. Never touches a float: the kernel's decimal scale strings and
+//! the powers of two of the RAPL registers are both fractions.
+
+/// Microjoules in one raw count, as a reduced fraction; neither part is 0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Unit {
+    numerator: u64,
+    denominator: u64,
+}
+
+impl Unit {
+    /// A counter that counts microjoules itself.
+    pub const MICROJOULE: Unit = Unit { numerator: 1, denominator: 1 };
+
+    /// `numerator / denominator` µJ; `None` where either is 0.
+    pub fn fraction(numerator: u64, denominator: u64) -> Option<Unit> {
+        Self::reduced(u128::from(numerator), u128::from(denominator))
+    }
+
+    /// 2^-`shift` J: the energy status unit of RAPL (bits 12:8 of MSR 0x606, or of 0xC0010299 on AMD), and of the
+    /// kernel's perf counts (`shift` 32). `None` above 57, which no register field of five bits can say.
+    pub fn joules_over_power_of_two(shift: u32) -> Option<Unit> {
+        (shift <= 57).then(|| Self::reduced(1_000_000, 1 << shift)).flatten()
+    }
+
+    /// Reads a decimal number of joules exactly, as in `events/energy-pkg.scale`:
+    /// `2.3283064365386962890625e-10` becomes 15625/2^26 µJ, which is 2^-32 J.
+    pub fn parse_joules(text: &str) -> Option<Unit> {
+        let (mantissa, exponent) = match text.split_once(['e', 'E']) {
+            Some((mantissa, exponent)) => (mantissa, exponent.parse::<i32>().ok()?),
+            None => (text, 0),
+        };
+        let (whole, part) = mantissa.split_once('.').unwrap_or((mantissa, ""));
+        let digits = format!("{whole}{part}");
+        if !digits.bytes().all(|digit| digit.is_ascii_digit()) {
+            return None;
+        }
+        let tens = exponent.checked_sub(i32::try_from(part.len()).ok()?)?.checked_add(6)?;
+        let power = 10_u128.checked_pow(tens.unsigned_abs())?;
+        let digits = digits.parse::<u128>().ok()?;
+        if tens < 0 { Self::reduced(digits, power) } else { Self::reduced(digits.checked_mul(power)?, 1) }
+    }
+
+    /// Whole µJ in `counts`, rounded down.
+    pub fn to_uj(self, counts: u128) -> u128 {
+        let (numerator, denominator) = (u128::from(self.numerator), u128::from(self.denominator));
+        match counts.checked_mul(numerator) {
+            Some(product) => product / denominator,
+            None => (counts / denominator) * numerator + (counts % denominator) * numerator / denominator,
+        }
+    }
+
+    /// The unit itself in µJ, rounded up; at least 1.
+    pub fn ceil_uj(self) -> u64 {
+        self.numerator.div_ceil(self.denominator)
+    }
+
+    fn reduced(numerator: u128, denominator: u128) -> Option<Unit> {
+        if numerator == 0 || denominator == 0 {
+            return None;
+        }
+        let divisor = greatest_common_divisor(numerator, denominator);
+        Some(Unit {
+            numerator: u64::try_from(numerator / divisor).ok()?,
+            denominator: u64::try_from(denominator / divisor).ok()?,
+        })
+    }
+}
+
+fn greatest_common_divisor(mut a: u128, mut b: u128) -> u128 {
+    while b != 0 {
+        (a, b) = (b, a % b);
+    }
+    a
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kernels_scale_string_is_exactly_two_to_the_minus_32_joules() {
+        let unit = Unit::parse_joules("2.3283064365386962890625e-10").unwrap();
+        assert_eq!(unit, Unit::joules_over_power_of_two(32).unwrap());
+        assert_eq!(unit.to_uj(1 << 32), 1_000_000);
+        assert_eq!(unit.to_uj((1 << 32) - 1), 999_999);
+    }
+
+    #[test]
+    fn plain_decimals_and_whole_numbers_are_understood() {
+        assert_eq!(Unit::parse_joules("0.000001"), Some(Unit::MICROJOULE));
+        assert_eq!(Unit::parse_joules("1e-6"), Some(Unit::MICROJOULE));
+        assert_eq!(Unit::parse_joules("1"), Unit::fraction(1_000_000, 1));
+        assert_eq!(Unit::parse_joules("2.5E-3"), Unit::fraction(2_500, 1));
+    }
+
+    #[test]
+    fn what_is_not_a_positive_number_is_no_unit() {
+        for text in
+            ["", "zero", "0", "0.0", "-1e-6", "1e", "e5", "1e-400", "1e400", "1.2.3", "+1", "1e99999999999"]
+        {
+            assert_eq!(Unit::parse_joules(text), None, "{text:?}");
+        }
+        assert_eq!(Unit::fraction(0, 1), None);
+        assert_eq!(Unit::fraction(1, 0), None);
+        assert_eq!(Unit::joules_over_power_of_two(64), None);
+    }
+
+    #[test]
+    fn one_amd_gpu_second_is_converted_with_the_true_unit() {
+        // 65 628 counts of 2^-16 J are 1 001 403.81 µJ; the vendor's library multiplies by 15.3 and says 1 004 108.4.
+        assert_eq!(Unit::joules_over_power_of_two(16).unwrap().to_uj(65_628), 1_001_403);
+    }
+
+    #[test]
+    fn counts_beyond_64_bits_are_converted_without_overflow() {
+        let unit = Unit::fraction(u64::MAX - 1, 3).unwrap();
+        let counts = u128::from(u64::MAX) * 2 + 1;
+        let expected = (counts / 3) * u128::from(u64::MAX - 1) + (counts % 3) * u128::from(u64::MAX - 1) / 3;
+        assert_eq!(unit.to_uj(counts), expected);
+    }
+
+    #[test]
+    fn the_step_is_rounded_up() {
+        assert_eq!(Unit::joules_over_power_of_two(14).unwrap().ceil_uj(), 62);
+        assert_eq!(Unit::joules_over_power_of_two(16).unwrap().ceil_uj(), 16);
+        assert_eq!(Unit::joules_over_power_of_two(32).unwrap().ceil_uj(), 1);
+    }
+}
