@@ -71,7 +71,9 @@ fn place(config: &Config) -> Result<PathBuf> {
     let root = rustix::process::geteuid().is_root();
     let usable = |path: &&PathBuf| {
         // The service manager makes the directory for a user of its own; root makes it itself.
-        root || path.parent().is_some_and(|directory| is_own(directory) || directory != system_directory(&places))
+        root || path
+            .parent()
+            .is_some_and(|directory| is_own(directory) || directory != system_directory(&places))
     };
     let found = places.iter().find(usable).cloned();
     found.context("no place for a socket: give --socket PATH, or set XDG_RUNTIME_DIR")

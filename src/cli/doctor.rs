@@ -85,8 +85,11 @@ fn shown(meter: &Named, info: &Info, terminal: Terminal) -> String {
         (None, Some(remark)) => remark.clone(),
         (None, None) => "measuring in this process".into(),
     };
-    let _ = writeln!(out, "wattspan {}: {where_from}", info.version);
-    let _ = writeln!(out, "your access: {}\n", allowed(info.access));
+    let heading = format!("wattspan {}: {where_from}", info.version);
+    for text in [heading, format!("your access: {}", allowed(info.access))] {
+        wrap(&text, terminal.width).iter().for_each(|line| out.extend([line, "\n"]));
+    }
+    out.push('\n');
     if info.domains.is_empty() {
         let _ = writeln!(out, "{}", terminal.paint(Tone::Doubt, "no domains"));
     } else {

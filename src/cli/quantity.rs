@@ -99,20 +99,22 @@ fn plain(scale: Scale, value: u64) -> String {
 
 /// The value and its error, both with their unit and the same number of places.
 fn rounded(scale: Scale, value: u64, error: u64) -> (String, String) {
-    let ulp = last_digit(error);
+    let ulp = last_digit(value, error);
     let shown = (value.saturating_add(ulp / 2)) / ulp * ulp;
     let error = error.saturating_add(value.abs_diff(shown)).div_ceil(ulp).saturating_mul(ulp);
     let (name, places) = unit(scale, shown.max(error));
     (format!("{} {name}", digits(shown, ulp, places)), format!("{} {name}", digits(error, ulp, places)))
 }
 
-/// What the last shown digit of an error counts: one digit of it, two where the first is a 1.
-fn last_digit(error: u64) -> u64 {
+/// What the last shown digit counts: the first digit of the error, or its second where the first says too little: a 1
+/// there, or a value of hardly ten times the error, of which nothing would be left.
+fn last_digit(value: u64, error: u64) -> u64 {
     if error == 0 {
         return 1;
     }
     let first = 10u64.pow(error.ilog10());
-    if error / first == 1 && first >= 10 { first / 10 } else { first }
+    let coarse = error / first == 1 || error.saturating_mul(10) > value;
+    if coarse && first >= 10 { first / 10 } else { first }
 }
 
 /// `value` base units written in a unit `places` decimal places above, down to the digit of `ulp`.
@@ -134,7 +136,7 @@ mod tests {
     #[test]
     fn a_value_shows_the_digits_its_error_leaves_and_no_more() {
         assert_eq!(energy(12_341_234, Some(43_000)), "12.34 J ± 0.05 J");
-        assert_eq!(energy(12_341_234, Some(4_000_000)), "12 J ± 5 J");
+        assert_eq!(energy(12_341_234, Some(4_000_000)), "12.3 J ± 4.1 J");
         assert_eq!(energy(12_345_678_901, Some(20_000_000)), "12.35 kJ ± 0.03 kJ");
         assert_eq!(energy(950, Some(61)), "950 µJ ± 70 µJ");
         assert_eq!(power(41_234, Some(150)), "41.23 W ± 0.16 W");
@@ -144,7 +146,7 @@ mod tests {
     fn the_printed_interval_contains_the_true_one() {
         for value in (0..2_000_000).step_by(7_919) {
             for error in [0, 1, 9, 10, 19, 20, 99, 101, 1_999, 54_321, 999_999] {
-                let ulp = last_digit(error);
+                let ulp = last_digit(value, error);
                 let shown = (value + ulp / 2) / ulp * ulp;
                 let printed = (error + value.abs_diff(shown)).div_ceil(ulp) * ulp;
                 assert!(shown + printed >= value + error, "{value} {error}");
@@ -155,7 +157,7 @@ mod tests {
 
     #[test]
     fn an_error_larger_than_the_value_chooses_the_unit() {
-        assert_eq!(energy(3_000, Some(4_000_000)), "0 J ± 5 J");
+        assert_eq!(energy(3_000, Some(4_000_000)), "0.0 J ± 4.1 J");
     }
 
     #[test]

@@ -63,7 +63,7 @@ impl Reach {
     fn embed(asked: &Meter, remark: Option<String>) -> Result<(Self, Client), Trouble> {
         let flags = Flags { config: asked.config.clone(), replay: asked.replay.clone(), ..Flags::default() };
         let config = Config::load(&flags).map_err(anyhow::Error::from)?;
-        let embedded = Embedded::start(&config)?;
+        let embedded = Embedded::start(&config).map_err(anyhow::Error::from)?;
         let client = embedded.connect()?;
         Ok((Reach { meter: Which::Embedded(Box::new(embedded)), remark }, client))
     }

@@ -102,7 +102,7 @@ impl View {
         }
         let (total, worst) = total(before, now);
         let total =
-            total.map_or_else(|| unknown("a counted domain gives no reading"), |mw| shown(Some((mw, None))));
+            total.map_or_else(|| unknown("a counted domain gives no reading"), |total| shown(Some(total)));
         let total = self.terminal.paint(Tone::Figure, &total);
         let worst = worst.map_or("", grade);
         format!("{}\n  this machine: {total}   {worst}\n", table.draw(self.terminal))
@@ -116,7 +116,7 @@ impl View {
             .map(|domain| (printable(&domain.name), shown(power_between(before, now, domain))))
             .collect();
         let (total, worst) = total(before, now);
-        cells.push(("total".into(), shown(total.map(|mw| (mw, None)))));
+        cells.push(("total".into(), shown(total)));
         let width = |name: &str| columns(name).max(FIGURE);
         let needed: usize = cells.iter().map(|(name, _)| width(name) + 2).sum();
         let mark = if worst == Some(Grade::Estimated) { "  (estimated)" } else { "" };
@@ -157,10 +157,14 @@ fn power_between(before: &DomainTick, now: &DomainTick, domain: &DomainStatus) -
     Some((power_mw, error))
 }
 
-/// The counted domains' power, and the worst of their grades.
-fn total(before: &DomainTick, now: &DomainTick) -> (Option<u64>, Option<Grade>) {
+/// The counted domains' power with its error, and the worst of their grades.
+fn total(before: &DomainTick, now: &DomainTick) -> (Option<(u64, Option<u64>)>, Option<Grade>) {
     let counted = || now.domains.iter().filter(|domain| domain.counted);
-    let sum = counted().map(|domain| Some(power_between(before, now, domain)?.0)).sum();
+    let powers: Option<Vec<_>> = counted().map(|domain| power_between(before, now, domain)).collect();
+    let sum = powers.filter(|powers| !powers.is_empty()).map(|powers| {
+        let error = powers.iter().map(|(_, error)| *error).sum();
+        (powers.iter().map(|(mw, _)| mw).sum(), error)
+    });
     (sum, counted().map(|domain| domain.grade).max())
 }
 

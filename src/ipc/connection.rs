@@ -159,7 +159,9 @@ impl Connection {
         self.moved = true;
         if message.len() > service.limits().message_bytes || self.stream.is_some() {
             let reason = match self.stream {
-                Some(_) => "comes while answers to a call with \"more\" go on; use another connection".to_owned(),
+                Some(_) => {
+                    "comes while answers to a call with \"more\" go on; use another connection".to_owned()
+                }
                 None => format!("is longer than {} bytes", service.limits().message_bytes),
             };
             return self.refuse(&Refusal::InvalidValue { field: "message".into(), reason });

@@ -8,8 +8,8 @@ use serde_json::value::RawValue;
 
 use crate::protocol::{
     self, Access, CancelSpan, CloseSpan, Description, Done, GetBalance, GetInfo, GetInterfaceDescription,
-    GetServiceInfo, GetSpan, Incoming, MarkPhase, Method, OpenSpan, ReadWindow, Refusal, Reply, ServiceInfo, SetWeight,
-    SpanAccount, WatchDomains, WatchSpans,
+    GetServiceInfo, GetSpan, Incoming, MarkPhase, Method, OpenSpan, ReadWindow, Refusal, Reply, ServiceInfo,
+    SetWeight, SpanAccount, WatchDomains, WatchSpans,
 };
 
 use super::access::{self, Peer};
@@ -224,7 +224,8 @@ fn wrong_parameter(text: &str, wrong: &serde_json::Error) -> String {
     if let Some(field) = quoted {
         return field.to_owned();
     }
-    let line_start: usize = text.split_inclusive('\n').take(wrong.line().saturating_sub(1)).map(str::len).sum();
+    let line_start: usize =
+        text.split_inclusive('\n').take(wrong.line().saturating_sub(1)).map(str::len).sum();
     let place = line_start + wrong.column();
     let Ok(fields) = serde_json::from_str::<Fields>(text) else { return "parameters".to_owned() };
     let reached = |value: &&RawValue| value.get().as_ptr() as usize - text.as_ptr() as usize <= place;
@@ -268,7 +269,10 @@ mod tests {
         assert_eq!(wrong::<OpenSpan>(r#"{"wieght":1}"#), "wieght");
         assert_eq!(wrong::<CloseSpan>(r#"{"wait_settled":true}"#), "span");
         assert_eq!(wrong::<SetWeight>(r#"{"span":"a","weight":"heavy"}"#), "weight");
-        assert_eq!(wrong::<OpenSpan>("{\n \"name\": \"x\",\n \"attributes\": {\"a\": 1},\n \"weight\": 1}"), "attributes");
+        assert_eq!(
+            wrong::<OpenSpan>("{\n \"name\": \"x\",\n \"attributes\": {\"a\": 1},\n \"weight\": 1}"),
+            "attributes"
+        );
         assert_eq!(wrong::<OpenSpan>(r#"{"name":"x","at_ns":1.5,"weight":2}"#), "at_ns");
         assert_eq!(wrong::<SetWeight>(r#"{"span":"a","weight":1e999}"#), "parameters");
         assert_eq!(wrong::<OpenSpan>("[]"), "parameters");
@@ -276,7 +280,10 @@ mod tests {
 
     #[test]
     fn an_unknown_method_is_told_from_an_unknown_interface() {
-        assert_eq!(unknown("org.wattspan.Meter.X"), Refusal::MethodNotFound { method: "org.wattspan.Meter.X".into() });
+        assert_eq!(
+            unknown("org.wattspan.Meter.X"),
+            Refusal::MethodNotFound { method: "org.wattspan.Meter.X".into() }
+        );
         assert_eq!(unknown("org.other.X"), Refusal::InterfaceNotFound { interface: "org.other".into() });
         assert_eq!(unknown("X"), Refusal::MethodNotFound { method: "X".into() });
     }

@@ -150,7 +150,8 @@ impl Feeds {
 
     fn count(&mut self) {
         let domains: Vec<Domain> = self.domains().cloned().collect();
-        let live: Vec<bool> = self.domains.iter().map(|metered| metered.liveness.0 == Liveness::Live).collect();
+        let live: Vec<bool> =
+            self.domains.iter().map(|metered| metered.liveness.0 == Liveness::Live).collect();
         for (metered, counted) in self.domains.iter_mut().zip(containment::counted(&domains, &live)) {
             metered.counted = counted;
         }

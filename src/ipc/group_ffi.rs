@@ -16,13 +16,7 @@ pub fn number(name: &str) -> Option<u32> {
         // SAFETY: the name ends with NUL, and `group`, the buffer of the length given, and `found` live through
         // the call; what `group` points at afterwards lies in the buffer and is not looked at.
         let status = unsafe {
-            libc::getgrnam_r(
-                name.as_ptr(),
-                &raw mut group,
-                buffer.as_mut_ptr(),
-                buffer.len(),
-                &raw mut found,
-            )
+            libc::getgrnam_r(name.as_ptr(), &raw mut group, buffer.as_mut_ptr(), buffer.len(), &raw mut found)
         };
         if status == libc::ERANGE && buffer.len() < 1 << 20 {
             buffer.resize(buffer.len() * 2, 0);

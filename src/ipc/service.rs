@@ -14,8 +14,8 @@ use crate::energy::Absent;
 use crate::ledger::account::Account;
 use crate::ledger::{self, Ledger, Opening, Refused, SpanKey};
 use crate::protocol::{
-    Access, Balances, CloseSpan, DomainStatus, DomainTick, Info, MarkPhase, OpenSpan, OpenedSpan, ReadWindow, Refusal,
-    SetWeight, Window,
+    Access, Balances, CloseSpan, DomainStatus, DomainTick, Info, MarkPhase, OpenSpan, OpenedSpan, ReadWindow,
+    Refusal, SetWeight, Window,
 };
 
 use super::access::{Peer, Policy};
@@ -209,7 +209,9 @@ impl Service {
             return Ok(Closed::Awaited);
         }
         let account = self.ledger.account(now_ns, open.key);
-        account.map(|account| Closed::Account(Box::new(account))).map_err(|refused| refusal(refused, &call.span, at_ns))
+        account
+            .map(|account| Closed::Account(Box::new(account)))
+            .map_err(|refused| refusal(refused, &call.span, at_ns))
     }
 
     /// CancelSpan.

@@ -91,7 +91,9 @@ fn prepare(directory: &Path) -> Result<(), Taken> {
         move |cause| Taken::Denied { action, path, cause }
     };
     match DirBuilder::new().mode(0o755).create(directory) {
-        Err(cause) if cause.kind() != io::ErrorKind::AlreadyExists => return Err(denied("make the directory")(cause)),
+        Err(cause) if cause.kind() != io::ErrorKind::AlreadyExists => {
+            return Err(denied("make the directory")(cause));
+        }
         _ => {}
     }
     let found = fs::symlink_metadata(directory).map_err(denied("look at"))?;
@@ -105,7 +107,10 @@ fn prepare(directory: &Path) -> Result<(), Taken> {
     const OTHERS_WRITE: u32 = 0o022;
     const STICKY: u32 = 0o1000;
     if found.mode() & OTHERS_WRITE != 0 && found.mode() & STICKY == 0 {
-        return refused("can be written by others", "take that away with chmod go-w, or choose another --socket");
+        return refused(
+            "can be written by others",
+            "take that away with chmod go-w, or choose another --socket",
+        );
     }
     Ok(())
 }
@@ -118,7 +123,8 @@ fn lock(path: &Path) -> Result<File, Taken> {
     let denied = |cause: io::Error| Taken::Denied { action: "open the lock", path: place.clone(), cause };
     use rustix::fs::{Mode, OFlags};
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let file = rustix::fs::open(&place, flags, Mode::RUSR | Mode::WUSR).map_err(|errno| denied(errno.into()))?;
+    let file =
+        rustix::fs::open(&place, flags, Mode::RUSR | Mode::WUSR).map_err(|errno| denied(errno.into()))?;
     let file = File::from(file);
     match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(file),
@@ -148,7 +154,9 @@ fn check_place(path: &Path) -> Result<(), Taken> {
         Ok(_) => Err(Taken::Running { path: path.to_owned() }),
         Err(cause) if cause.kind() == io::ErrorKind::ConnectionRefused => Ok(()),
         // Somebody's queue is full, so somebody is there.
-        Err(cause) if cause.kind() == io::ErrorKind::WouldBlock => Err(Taken::Running { path: path.to_owned() }),
+        Err(cause) if cause.kind() == io::ErrorKind::WouldBlock => {
+            Err(Taken::Running { path: path.to_owned() })
+        }
         Err(cause) => Err(Taken::Denied { action: "ask who listens on", path: path.to_owned(), cause }),
     }
 }

@@ -33,7 +33,9 @@ impl Tokens {
         let mut name = String::with_capacity(2 * TOKEN_BYTES);
         for byte in rest {
             for digit in [byte >> 4, byte & 15] {
-                name.push(char::from_digit(u32::from(digit), 16).expect("four bits are one hexadecimal digit"));
+                name.push(
+                    char::from_digit(u32::from(digit), 16).expect("four bits are one hexadecimal digit"),
+                );
             }
         }
         name
@@ -49,6 +51,8 @@ mod tests {
         let mut tokens = Tokens::new().unwrap();
         let names: std::collections::HashSet<String> = (0..1000).map(|_| tokens.next()).collect();
         assert_eq!(names.len(), 1000);
-        assert!(names.iter().all(|name| name.len() == 32 && name.bytes().all(|byte| byte.is_ascii_hexdigit())));
+        assert!(
+            names.iter().all(|name| name.len() == 32 && name.bytes().all(|byte| byte.is_ascii_hexdigit()))
+        );
     }
 }
