@@ -14,8 +14,8 @@ use crate::clock::Clock;
 use crate::config::Config;
 use crate::ipc::{self, Doors, Plan};
 
-/// Connections made when the meter starts: one to ask, one to watch. The doors take no more later.
-const CONNECTIONS: usize = 2;
+/// Connections made when the meter starts: to ask, to watch, to waken. The doors take no more later.
+const CONNECTIONS: usize = 4;
 
 /// Why there is no embedded meter.
 #[derive(Debug, thiserror::Error)]

@@ -19,12 +19,15 @@ use super::reach::{Named, Reach, something_to_measure};
 use super::report::grade;
 use super::table::{Table, figures, words};
 use super::terminal::{Terminal, Tone, printable, wrap};
-use crate::client::Failure;
+use super::tick::Ticks;
 use crate::energy::Liveness;
 use crate::protocol::{Access, DomainStatus, Info};
 
 /// How long the counters are watched under load.
 const EXERCISE: Duration = Duration::from_millis(300);
+
+/// How often, meanwhile.
+const TICK: Duration = Duration::from_millis(20);
 
 #[derive(Serialize)]
 struct Told<'a> {
@@ -36,7 +39,7 @@ struct Told<'a> {
 /// Examines and tells.
 pub fn doctor(meter: &Meter) -> Result<u8, Trouble> {
     let (reach, client) = Reach::of(meter)?;
-    exercise(&reach);
+    exercise(&reach, &client.info()?);
     let info = client.info()?;
     let text = if meter.json {
         serde_json::to_string(&Told { meter: reach.named(), info: &info })? + "\n"
@@ -49,7 +52,7 @@ pub fn doctor(meter: &Meter) -> Result<u8, Trouble> {
 
 /// Keeps one CPU busy while the domains are watched, so that the samplers run fast and the counters move. A caller who
 /// may not watch is told what is known without.
-fn exercise(reach: &Reach) {
+fn exercise(reach: &Reach, info: &Info) {
     let busy = AtomicBool::new(true);
     thread::scope(|scope| {
         scope.spawn(|| {
@@ -60,15 +63,14 @@ fn exercise(reach: &Reach) {
                 }
             }
         });
-        let _ = watch(reach);
+        let _ = watch(reach, info);
         busy.store(false, Ordering::Relaxed);
     });
 }
 
-fn watch(reach: &Reach) -> Result<(), Failure> {
+fn watch(reach: &Reach, info: &Info) -> Result<(), Trouble> {
     let until = Instant::now() + EXERCISE;
-    let ticks = reach.again()?.watch_domains(Some(50.0))?;
-    ticks.set_timeout(Some(EXERCISE))?;
+    let ticks = Ticks::open(reach, reach.again()?, info, TICK)?;
     for tick in ticks {
         tick?;
         if Instant::now() >= until {

@@ -40,6 +40,10 @@ Of repeated runs it is the first that is not 0; a signal ends the repetition.
 Signals that are sent to wattspan reach the command. The report comes after the
 command's own output, on standard error.";
 
+/// How a user comes to more access.
+const MEND_OF_DENIED: &str = "membership in the group wattspan gives span access (own spans, the machine's totals), in \
+                              wattspan-telemetry everybody's: sudo usermod -aG GROUP USER, and a new login";
+
 /// Why the program ends before it is done.
 #[derive(Debug)]
 pub struct Trouble {
@@ -74,7 +78,11 @@ impl From<Failure> for Trouble {
             denied if denied.is_denied() => DENIED,
             _ => FAILURE,
         };
-        Trouble { status, cause: failure.into() }
+        let cause = match status {
+            DENIED => anyhow::anyhow!("{failure}; {MEND_OF_DENIED}"),
+            _ => failure.into(),
+        };
+        Trouble { status, cause }
     }
 }
 

@@ -20,6 +20,7 @@ mod spans;
 mod spread;
 mod table;
 mod terminal;
+mod tick;
 
 use std::io::{Write, stderr};
 use std::path::PathBuf;

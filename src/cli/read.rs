@@ -13,6 +13,7 @@ use super::reach::{Reach, something_to_measure};
 use super::report::grade;
 use super::table::{Table, figures, words};
 use super::terminal::{Terminal, Tone, columns, printable};
+use super::tick::Ticks;
 use crate::client::Failure;
 use crate::energy::{Grade, Liveness};
 use crate::protocol::{DomainStatus, DomainTick};
@@ -31,23 +32,20 @@ pub struct Arguments {
 /// Between the two ticks of a single reading: long enough for any counter but a battery's.
 const ONCE: Duration = Duration::from_millis(500);
 
-/// How far behind its interval a tick may be before the meter counts as stalled.
-const PATIENCE: Duration = Duration::from_secs(10);
-
 /// Width of a figure in the running view.
 const FIGURE: usize = 10;
 
 /// Reads and tells.
 pub fn read(meter: &Meter, asked: &Arguments) -> Result<u8, Trouble> {
     let (reach, client) = Reach::of(meter)?;
-    something_to_measure(&client.info()?)?;
+    let info = client.info()?;
+    something_to_measure(&info)?;
     if !meter.json {
         reach.tell();
     }
     let many = asked.interval.is_some() || asked.count.is_some();
     let interval = asked.interval.unwrap_or(if many { Duration::from_secs(1) } else { ONCE });
-    let ticks = client.watch_domains(Some(1.0 / interval.as_secs_f64()))?;
-    ticks.set_timeout(Some(interval + PATIENCE))?;
+    let ticks = Ticks::open(&reach, client, &info, interval)?;
     let wanted = if many { asked.count } else { Some(1) };
     let mut view = View { json: meter.json, running: many, terminal: Terminal::of(&stdout()), headed: false };
     let mut before: Option<DomainTick> = None;

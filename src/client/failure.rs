@@ -21,7 +21,7 @@ pub enum Failure {
         reason: io::Error,
     },
     /// The socket is there, and its permissions keep the caller out.
-    #[error("{} lets this user not in; a member of the group wattspan may enter", .path.display())]
+    #[error("the permissions of {} keep this user out", .path.display())]
     KeptOut {
         /// The socket.
         path: PathBuf,
