@@ -1,6 +1,6 @@
 //! Fixed history of samples: one writer, many readers, the oldest overwritten.
 //!
-//! Owns the memory between a sampler and everybody who looks. [`Writer::push`] is wait-free and allocates nothing,
+//! Owns the memory between a sampler and everybody who looks. `Writer::push` is wait-free and allocates nothing,
 //! whatever the readers do; a reader copies a whole sample or learns that it is gone, never half of each. There is no
 //! lock and no `unsafe`: every word is an atomic, and each slot carries the sequence number of what it holds (a
 //! seqlock). Memory stays untouched until written. Never does arithmetic on energy, never waits.

@@ -30,7 +30,6 @@ pub struct Character {
     last: Option<Answer>,
     /// When it last moved, in whatever epoch.
     moved_ns: Option<u64>,
-    /// Energy and time of the last move in this epoch, so that only whole steps are measured.
     interval: Interval,
     trail: Trail,
     quantum_uj: Option<u64>,
@@ -222,12 +221,13 @@ mod tests {
 
     #[test]
     fn a_counter_that_answers_zero_for_ever_is_stuck_and_says_why() {
-        for advanced in [true, false] {
+        for (advanced, why) in [(true, "has not moved for 2.9 s"), (false, "never moved")] {
             let mut character = Character::new(advanced);
             watch(&mut character, (MS, 3_000 * MS), MS, |_| counter(0));
             let (liveness, reason) = character.liveness();
             assert_eq!(liveness, Liveness::Stuck);
-            assert!(reason.unwrap().contains("never moved"));
+            let reason = reason.unwrap();
+            assert!(reason.contains(why), "{reason}");
             assert_eq!((character.power_mw(), character.quantum_uj()), (None, None));
         }
     }

@@ -153,6 +153,7 @@ pub fn start(opened: Opened, settings: &Settings, clock: Clock) -> io::Result<Sa
         sample: Sample::blank(opened.domains.len()),
         pace: Pace::new(settings.linger_ns, settings.survey_ns),
         continuity: Continuity::default(),
+        cost_ns: 0,
         shared: Arc::clone(&shared),
         rates,
     };

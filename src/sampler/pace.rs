@@ -3,8 +3,19 @@
 //! Owns the agreement between those who wish and the thread that ticks. A wish that rises while the thread rests must
 //! wake it, and one that flickers while it is fast must not: opening ten thousand spans a second costs ten thousand
 //! flag reads, not ten thousand wake-ups. Never reads a clock and never waits.
+//!
+//! That no wish is slept through is checked by a model, like the ring's orderings (see `ring`):
+//! `RUSTFLAGS="--cfg loom" cargo test --release --lib pace::model`.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use atomic::{AtomicBool, AtomicU64, Ordering, fence};
+
+/// The machine's atomics, or the model checker's.
+mod atomic {
+    #[cfg(loom)]
+    pub(super) use loom::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
+    #[cfg(not(loom))]
+    pub(super) use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
+}
 
 /// How fast the sampler ticks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,8 +28,11 @@ pub(super) enum Speed {
     Survey,
 }
 
-/// What others want of the thread. All orders are SeqCst: "I wish, do you rest?" and "I rest, do you wish?" must not
-/// both be answered with no.
+/// What others want of the thread.
+///
+/// "I wish, do you rest?" and "I rest, do you wish?" must not both be answered with no. So each side first writes its own
+/// flag, then fences, then reads the other's; the fences are SeqCst, of which one comes first, and the side whose fence
+/// comes second sees what the other wrote. The flags themselves carry nothing else and are Relaxed.
 pub(super) struct Wish {
     /// Fast is wanted now.
     fast: AtomicBool,
@@ -43,20 +57,33 @@ impl Wish {
 
     /// Wants fast, or no longer; says whether the thread has to be rung.
     pub(super) fn fast(&self, wanted: bool) -> bool {
-        let rose = wanted && !self.fast.swap(wanted, Ordering::SeqCst);
-        if !wanted {
-            self.fast.store(false, Ordering::SeqCst);
+        // The common case, and the cheap one: nothing changes.
+        if self.fast.load(Ordering::Relaxed) == wanted
+            || self.fast.swap(wanted, Ordering::Relaxed) == wanted
+            || !wanted
+        {
+            return false;
         }
-        if rose {
-            self.rises.fetch_add(1, Ordering::SeqCst);
-        }
-        rose && self.resting.load(Ordering::SeqCst)
+        self.rises.fetch_add(1, Ordering::Relaxed);
+        self.thread_rests()
     }
 
     /// Wants a survey; says whether the thread has to be rung.
     pub(super) fn survey(&self) -> bool {
-        self.surveys.fetch_add(1, Ordering::SeqCst);
-        self.resting.load(Ordering::SeqCst)
+        self.surveys.fetch_add(1, Ordering::Relaxed);
+        self.thread_rests()
+    }
+
+    /// Asked after a wish was written. Pairs with the fence in `rest`.
+    fn thread_rests(&self) -> bool {
+        fence(Ordering::SeqCst);
+        self.resting.load(Ordering::Relaxed)
+    }
+
+    /// Said by the thread before it looks at the wishes for the last time. Pairs with the fence in `thread_rests`.
+    fn rest(&self) {
+        self.resting.store(true, Ordering::Relaxed);
+        fence(Ordering::SeqCst);
     }
 }
 
@@ -67,8 +94,8 @@ pub(super) struct Pace {
     linger_ns: u64,
     survey_ns: u64,
     survey_until_ns: u64,
-    /// Since when nobody has wanted fast.
-    calm_since_ns: Option<u64>,
+    /// When fast was last wanted.
+    wished_ns: Option<u64>,
     /// How many rises and surveys were seen.
     rises: u64,
     surveys: u64,
@@ -77,45 +104,40 @@ pub(super) struct Pace {
 impl Pace {
     /// The first [`Pace::turn`] always gives a speed. Goes slow `linger_ns` after the last wish; a survey takes `survey_ns`.
     pub(super) fn new(linger_ns: u64, survey_ns: u64) -> Self {
-        Self {
-            speed: None,
-            linger_ns,
-            survey_ns,
-            survey_until_ns: 0,
-            calm_since_ns: None,
-            rises: 0,
-            surveys: 0,
-        }
+        Self { speed: None, linger_ns, survey_ns, survey_until_ns: 0, wished_ns: None, rises: 0, surveys: 0 }
     }
 
     /// Looks at the wishes; gives the new speed where it changes.
     pub(super) fn turn(&mut self, now_ns: u64, wish: &Wish) -> Option<Speed> {
         let mut speed = self.due(now_ns, wish);
-        wish.resting.store(speed == Speed::Slow, Ordering::SeqCst);
         if speed == Speed::Slow {
-            // Whoever wished before reading `resting` as true did not ring: look once more.
+            // Whoever wished too late for the look above either sees `resting` and rings, or is seen by this one.
+            wish.rest();
             speed = self.due(now_ns, wish);
-            wish.resting.store(speed == Speed::Slow, Ordering::SeqCst);
+        }
+        if speed != Speed::Slow {
+            wish.resting.store(false, Ordering::Relaxed);
         }
         (self.speed.replace(speed) != Some(speed)).then_some(speed)
     }
 
     fn due(&mut self, now_ns: u64, wish: &Wish) -> Speed {
-        let surveys = wish.surveys.load(Ordering::SeqCst);
+        let surveys = wish.surveys.load(Ordering::Relaxed);
         if std::mem::replace(&mut self.surveys, surveys) != surveys {
             self.survey_until_ns = now_ns + self.survey_ns;
         }
-        let rises = wish.rises.load(Ordering::SeqCst);
+        let rises = wish.rises.load(Ordering::Relaxed);
         let rose = std::mem::replace(&mut self.rises, rises) != rises;
-        let calm_since_ns = match wish.fast.load(Ordering::SeqCst) || rose {
+        let fast = wish.fast.load(Ordering::Relaxed);
+        if fast || rose {
             // A wish that is already over counts as one that ends now.
-            true => now_ns,
-            false => self.calm_since_ns.unwrap_or_else(|| now_ns.saturating_sub(self.linger_ns)),
-        };
-        self.calm_since_ns = Some(calm_since_ns);
+            self.wished_ns = Some(now_ns);
+        }
+        let lingers =
+            self.wished_ns.is_some_and(|wished_ns| now_ns.saturating_sub(wished_ns) < self.linger_ns);
         if now_ns < self.survey_until_ns {
             Speed::Survey
-        } else if wish.fast.load(Ordering::SeqCst) || now_ns.saturating_sub(calm_since_ns) < self.linger_ns {
+        } else if fast || rose || lingers {
             Speed::Fast
         } else {
             Speed::Slow
@@ -123,7 +145,40 @@ impl Pace {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, loom))]
+mod model {
+    use loom::sync::Arc;
+
+    use super::*;
+
+    /// Runs a wish against a thread that is about to rest after its first survey, in every order: afterwards the thread
+    /// has to be awake or be rung.
+    fn is_never_slept_through(wish_for: fn(&Wish) -> bool) {
+        loom::model(move || {
+            let (wish, mut pace) = (Arc::new(Wish::new()), Pace::new(0, 500));
+            assert_eq!(pace.turn(1_000, &wish), Some(Speed::Survey));
+            let wishing = loom::thread::spawn({
+                let wish = Arc::clone(&wish);
+                move || wish_for(&wish)
+            });
+            pace.turn(2_000, &wish);
+            let rings = wishing.join().unwrap();
+            assert!(rings || pace.speed != Some(Speed::Slow), "slept through");
+        });
+    }
+
+    #[test]
+    fn a_wish_for_fast_is_never_slept_through() {
+        is_never_slept_through(|wish| wish.fast(true));
+    }
+
+    #[test]
+    fn a_wish_for_a_survey_is_never_slept_through() {
+        is_never_slept_through(Wish::survey);
+    }
+}
+
+#[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
 

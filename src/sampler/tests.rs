@@ -158,6 +158,28 @@ fn a_read_that_takes_long_misses_points_without_a_burst() {
 }
 
 #[test]
+fn a_source_whose_every_read_takes_long_leaves_half_of_the_time_to_others() {
+    let clock = Clock::manual(0);
+    let slow = {
+        let clock = clock.clone();
+        move |_: &mut [Reading]| {
+            clock.set(clock.now_ns() + 9 * SECOND_NS / 10);
+            None
+        }
+    };
+    let settings = Settings { idle_rate_hz: 1.0, ..restful() };
+    let sampler = start(opened(1, slow), &settings, clock.clone()).unwrap();
+    let feed = sampler.feed();
+    wait_for("the first reading", || sampler.ticks().ticks == 1);
+    clock.set(SECOND_NS);
+    // From 1 s to 1.9 s; the grid's 2 s would leave it no rest.
+    wait_for("the second reading", || sampler.ticks().missed == 1);
+    clock.set(3 * SECOND_NS);
+    wait_for("the third reading", || feed.ring.written() == 3);
+    assert_eq!(sample(&feed, 2).before_ns, 3 * SECOND_NS);
+}
+
+#[test]
 fn a_domain_that_is_left_out_of_a_read_is_invalid_and_not_the_reading_before() {
     let mut reads = 0;
     let source = move |into: &mut [Reading]| {

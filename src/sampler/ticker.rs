@@ -29,6 +29,8 @@ pub(super) struct Ticker {
     pub(super) rates: Rates,
     pub(super) pace: Pace,
     pub(super) continuity: Continuity,
+    /// What the read before took.
+    pub(super) cost_ns: u64,
     pub(super) shared: Arc<Shared>,
 }
 
@@ -64,7 +66,8 @@ impl Ticker {
         }
     }
 
-    /// One read into the ring; gives the time when it ended.
+    /// One read into the ring; gives the earliest instant for the next one. A source whose reads take long rests as long
+    /// as they took: at a real-time priority it would leave its CPU to nobody. One slow read alone is a hiccup.
     fn tick(&mut self) -> u64 {
         self.continuity.learn(self.clock.asleep_ns());
         self.sample.readings.fill(Reading::default());
@@ -76,7 +79,8 @@ impl Ticker {
         self.continuity.mark(&mut self.sample.readings);
         (self.sample.before_ns, self.sample.after_ns) = window((before_ns, after_ns), narrower);
         self.writer.push(&self.sample);
-        after_ns
+        let cost_ns = after_ns.saturating_sub(before_ns);
+        after_ns + std::mem::replace(&mut self.cost_ns, cost_ns).min(cost_ns)
     }
 
     /// When to look again at the latest, on the machine's clock.

@@ -1,0 +1,70 @@
+//! The sampler's tick asks for no memory: counted on its own thread, from inside the source that it reads.
+
+use std::sync::mpsc::{Sender, channel};
+use std::time::Duration;
+
+use wattspan::clock::Clock;
+use wattspan::energy::{Domain, Grade, Kind, Reading};
+use wattspan::sampler::{self, Settings};
+use wattspan::source::{Opened, Source};
+
+#[path = "support/counting_ffi.rs"]
+mod counting_ffi;
+
+#[global_allocator]
+static ALLOCATOR: counting_ffi::Counting = counting_ffi::Counting;
+
+/// So many ticks, more than the ring holds.
+const TICKS: usize = 200;
+
+/// Notes how often its thread had asked for memory at each read, and reports once it has enough.
+struct Watchful {
+    /// Full from the start, so that noting asks for nothing.
+    noted: Box<[u64; TICKS]>,
+    reads: usize,
+    report: Sender<[u64; TICKS]>,
+}
+
+impl Source for Watchful {
+    fn read(&mut self, into: &mut [Reading]) -> Option<(u64, u64)> {
+        into.fill(Reading { valid: true, energy_uj: self.reads as u64, ..Reading::default() });
+        match self.noted.get_mut(self.reads) {
+            Some(note) => *note = counting_ffi::requests(),
+            None => drop(self.report.send(*self.noted)),
+        }
+        self.reads += 1;
+        None
+    }
+}
+
+#[test]
+fn from_the_first_read_on_the_thread_asks_for_no_memory() {
+    let (report, reported) = channel();
+    let domain = Domain {
+        name: "package-0".into(),
+        kind: Kind::Package,
+        source: "watchful".into(),
+        device: None,
+        parent: None,
+        grade: Grade::Measured,
+        ceiling_mw: None,
+        latency_ns: 0,
+        quantum_uj: 1,
+    };
+    let opened = Opened {
+        name: "watchful",
+        source: Box::new(Watchful { noted: Box::new([0; TICKS]), reads: 0, report }),
+        domains: vec![domain; 4],
+        cpu: Some(0),
+        max_rate_hz: 1000.0,
+        advanced: vec![true; 4],
+    };
+    let settings = Settings { survey_ns: 20_000_000, history: 64, ..Settings::default() };
+    let sampler = sampler::start(opened, &settings, Clock::Machine).unwrap();
+    // Through all speeds: the survey, rest, and fast.
+    std::thread::sleep(Duration::from_millis(40));
+    sampler.demand(true);
+    let noted = reported.recv_timeout(Duration::from_secs(60)).unwrap();
+    assert!(counting_ffi::requests() > 0, "the count counts");
+    assert_eq!(noted, [noted[0]; TICKS], "requests at each read");
+}
