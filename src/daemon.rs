@@ -3,16 +3,22 @@
 //! Owns the wiring and the exit status, and nothing else. Says on stderr what changes, one plain line each, and is
 //! quiet otherwise: the service manager adds the time.
 
+use std::fs::File;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, anyhow};
 use clap::Parser;
+use rustix::process::{Resource, getrlimit, setrlimit};
 
 use crate::clock::Clock;
 use crate::config::{self, Config, Flags};
+use crate::energy::Domain;
 use crate::ipc::{self, Doors, Plan, Service, Taken};
+use crate::ring::Sample;
+use crate::sampler::record::{self, Recording};
+use crate::source::recorder::Recorder;
 
 /// The whole program.
 pub fn main() -> ExitCode {
@@ -31,18 +37,56 @@ fn run(flags: &Flags) -> Result<()> {
         print!("{}", toml::to_string(&config).context("cannot print the configuration")?);
         return Ok(());
     }
+    make_room(config.limits.connections);
     let stop = until_signalled().context("cannot listen for signals")?;
     let plan = Plan::of(&config);
     let group = plan.service.policy.span_gid();
-    let service = plan.build(Clock::Machine, tell).context("cannot start")?;
+    let mut service = plan.build(Clock::Machine, tell).context("cannot start")?;
     refuse_nothing(&service)?;
-    let _ = &flags.record;
+    let recording = flags.record.as_deref().map(|file| record(file, &mut service)).transpose()?;
     let (listener, listening) = ipc::bind(&place(&config)?, group)?;
     tell(&format!("measures {}, listens on {}", service.names().join(", "), listening.path().display()));
     let doors = Doors { listener: Some(listener), connections: Vec::new(), stop: Some(stop) };
     ipc::serve(service, doors).context("the poller failed")?;
     tell("stops as asked");
+    recording.map_or(Ok(()), finish)
+}
+
+/// Keeps what the sources say, at the full rate, in a file that `--replay` takes.
+fn record(file: &Path, service: &mut Service) -> Result<Recording> {
+    let cannot = || format!("cannot record to {}", file.display());
+    let feeds = service.record();
+    let domains: Vec<Domain> = feeds.iter().flat_map(|feed| feed.domains.iter().cloned()).collect();
+    let mut firsts = vec![0];
+    firsts.extend(feeds.iter().scan(0, |first, feed| {
+        *first += feed.domains.len();
+        Some(*first)
+    }));
+    let out = File::create(file).with_context(cannot)?;
+    let mut recorder = Recorder::new(out, &domains, false).with_context(cannot)?;
+    let sink = move |ring: usize, sample: &Sample| {
+        recorder.record(firsts[ring], sample.before_ns, sample.after_ns, &sample.readings)
+    };
+    record::start(feeds.into_iter().map(|feed| feed.ring).collect(), sink).with_context(cannot)
+}
+
+fn finish(recording: Recording) -> Result<()> {
+    let recorded = recording.finish().context("the recording failed")?;
+    tell(&format!("recorded {} samples, lost {}", recorded.kept, recorded.lost));
     Ok(())
+}
+
+/// Takes as many descriptors as the connections may need, as far as the system lets us; where it does not, the gate turns
+/// clients away.
+fn make_room(connections: usize) {
+    /// For the sources, the rings' threads, the poller and the reserve.
+    const OWN: u64 = 256;
+    let mut limit = getrlimit(Resource::Nofile);
+    let wanted = connections as u64 + OWN;
+    if limit.current.is_some_and(|current| current < wanted) {
+        limit.current = Some(limit.maximum.map_or(wanted, |most| most.min(wanted)));
+        let _ = setrlimit(Resource::Nofile, limit);
+    }
 }
 
 /// A stream that can be read once SIGTERM or SIGINT came.

@@ -13,14 +13,15 @@ use polling::{Event, Events, Poller};
 use serde::Serialize;
 
 use super::access::Peer;
+use super::audience::Audience;
 use super::connection::{Connection, Fate};
 use super::exchange::Stream;
 use super::gate::Gate;
 use super::readiness_ffi::Watched;
-use super::register::{ConnectionId, Ticket};
+use super::register::Ticket;
 use super::service::{Final, Service};
 use crate::ledger::account::Account;
-use crate::protocol::{Access, Refusal, Reply};
+use crate::protocol::{Refusal, Reply};
 
 /// Where clients come from, and what ends the service.
 #[derive(Debug, Default)]
@@ -70,19 +71,11 @@ struct Door {
     vacant: Vec<usize>,
     present: usize,
     serial: u64,
-    /// Places of those who watch something.
-    streaming: Vec<Streaming>,
+    audience: Audience,
     scratch: Vec<u8>,
     finals: Vec<Final>,
     pump_at_ns: u64,
     sweep_at_ns: u64,
-}
-
-struct Streaming {
-    place: usize,
-    id: ConnectionId,
-    what: Stream,
-    due_ns: u64,
 }
 
 /// A final account on the wire, without a copy.
@@ -106,7 +99,7 @@ impl Door {
             vacant: Vec::new(),
             present: 0,
             serial: 0,
-            streaming: Vec::new(),
+            audience: Audience::default(),
             scratch: vec![0; SCRATCH_BYTES],
             finals: Vec::new(),
             pump_at_ns: 0,
@@ -151,9 +144,8 @@ impl Door {
     }
 
     fn wake_at_ns(&self) -> u64 {
-        let due = self.streaming.iter().map(|streaming| streaming.due_ns);
         let resume = self.gate.as_ref().and_then(Gate::resume_at_ns);
-        due.chain(resume).fold(self.pump_at_ns, u64::min)
+        [self.audience.due_ns(), resume].into_iter().flatten().fold(self.pump_at_ns, u64::min)
     }
 
     fn admit(&mut self) {
@@ -198,22 +190,13 @@ impl Door {
     fn begin_stream(&mut self, place: usize, what: Stream) -> Fate {
         let Some(Some(connection)) = self.connections.get_mut(place) else { return Fate::Stays };
         let (id, peer, most) = (connection.id(), *connection.peer(), self.service.limits().streams_per_user);
-        let theirs = |streaming: &&Streaming| {
-            let watcher = self.connections.get(streaming.place).and_then(Option::as_ref);
-            watcher.is_some_and(|watcher| watcher.peer().uid == peer.uid)
-        };
-        if !peer.unlimited && self.streaming.iter().filter(theirs).count() >= most {
-            let refusal = Refusal::QuotaExceeded { quota: "streams of one user".into(), limit: most as u64 };
-            let Some(Some(connection)) = self.connections.get_mut(place) else { return Fate::Stays };
-            connection.refuse(&refusal);
+        if !peer.unlimited && self.audience.streams_of(peer.uid) >= most {
+            connection
+                .refuse(&Refusal::QuotaExceeded { quota: "streams of one user".into(), limit: most as u64 });
             return connection.progress(&mut self.service);
         }
-        let due_ns = match what {
-            Stream::Spans => u64::MAX,
-            Stream::Domains { .. } => self.service.now_ns(),
-        };
-        self.streaming.push(Streaming { place, id, what, due_ns });
-        self.count_watchers();
+        self.audience.join(place, id, peer, what, self.service.now_ns());
+        self.service.set_watchers(self.audience.of_domains());
         Fate::Stays
     }
 
@@ -221,12 +204,9 @@ impl Door {
     fn conclude(&mut self, place: usize, fate: Fate) {
         let Some(Some(connection)) = self.connections.get(place) else { return };
         let (id, peer) = (connection.id(), *connection.peer());
-        if connection.stream().is_none() || fate == Fate::Over {
-            let before = self.streaming.len();
-            self.streaming.retain(|streaming| streaming.id != id);
-            if self.streaming.len() < before {
-                self.count_watchers();
-            }
+        let watches = connection.stream().is_some() && fate == Fate::Stays;
+        if !watches && self.audience.leave(id) {
+            self.service.set_watchers(self.audience.of_domains());
         }
         if fate == Fate::Over {
             self.connections[place] = None;
@@ -237,11 +217,6 @@ impl Door {
                 gate.left(&peer);
             }
         }
-    }
-
-    fn count_watchers(&mut self) {
-        let domains = |streaming: &&Streaming| matches!(streaming.what, Stream::Domains { .. });
-        self.service.set_watchers(self.streaming.iter().filter(domains).count());
     }
 
     /// Takes in readings and hands out what became final.
@@ -273,47 +248,32 @@ impl Door {
     }
 
     fn tell_span(&mut self, account: &Account) {
-        if self.streaming.is_empty() {
-            return;
+        let places = self.audience.of_span(account.uid);
+        if !places.is_empty() {
+            let mut answer = Vec::new();
+            Reply::one_of_many(Told { account }).write(&mut answer);
+            self.tell(&answer, &places);
         }
-        let mut answer = Vec::new();
-        Reply::one_of_many(Told { account }).write(&mut answer);
-        let uid = account.uid;
-        self.tell(&answer, |streaming, peer| {
-            streaming.what == Stream::Spans && (peer.uid == uid || peer.access >= Access::Telemetry)
-        });
     }
 
     fn tell_domains(&mut self, now_ns: u64) {
-        if self.streaming.iter().all(|streaming| streaming.due_ns > now_ns) {
-            return;
-        }
-        let mut answer = Vec::new();
-        Reply::one_of_many(self.service.tick()).write(&mut answer);
-        self.tell(&answer, |streaming, _| streaming.due_ns <= now_ns);
-        for streaming in &mut self.streaming {
-            if let (Stream::Domains { period_ns }, true) = (streaming.what, streaming.due_ns <= now_ns) {
-                // From now on where it is late: a burst of old news helps nobody.
-                streaming.due_ns = (streaming.due_ns + period_ns).max(now_ns);
-            }
+        let places = self.audience.take_due(now_ns);
+        if !places.is_empty() {
+            let mut answer = Vec::new();
+            Reply::one_of_many(self.service.tick()).write(&mut answer);
+            self.tell(&answer, &places);
         }
     }
 
-    /// Sends one answer to those who watch for it.
-    fn tell(&mut self, answer: &[u8], whom: impl Fn(&Streaming, &Peer) -> bool) {
+    /// Sends one more answer to those who watch.
+    fn tell(&mut self, answer: &[u8], places: &[usize]) {
         let most_unread = self.service.limits().unread_bytes;
-        let mut fates = Vec::new();
-        for streaming in &self.streaming {
-            let Some(Some(connection)) = self.connections.get_mut(streaming.place) else { continue };
-            if whom(streaming, connection.peer()) {
-                let mut fate = connection.push(answer, most_unread);
-                if fate == Fate::Stays {
-                    fate = connection.progress(&mut self.service);
-                }
-                fates.push((streaming.place, fate));
+        for &place in places {
+            let Some(Some(connection)) = self.connections.get_mut(place) else { continue };
+            let mut fate = connection.push(answer, most_unread);
+            if fate == Fate::Stays {
+                fate = connection.progress(&mut self.service);
             }
-        }
-        for (place, fate) in fates {
             self.conclude(place, fate);
         }
     }

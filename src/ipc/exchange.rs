@@ -274,7 +274,7 @@ mod tests {
             "attributes"
         );
         assert_eq!(wrong::<OpenSpan>(r#"{"name":"x","at_ns":1.5,"weight":2}"#), "at_ns");
-        assert_eq!(wrong::<SetWeight>(r#"{"span":"a","weight":1e999}"#), "parameters");
+        assert_eq!(wrong::<SetWeight>(r#"{"span":"a","weight":1e999}"#), "weight");
         assert_eq!(wrong::<OpenSpan>("[]"), "parameters");
     }
 

@@ -8,8 +8,8 @@ use crate::energy::{Domain, Liveness, Reading};
 use crate::ledger::{self, Ledger, Opening};
 use crate::protocol::{DomainStatus, Window};
 use crate::ring::{Reader, Sample};
-use crate::sampler::Sampler;
 use crate::sampler::character::Character;
+use crate::sampler::{self, Sampler};
 use crate::source::containment;
 
 /// How often liveness and the characters' figures are passed on to the ledger.
@@ -96,6 +96,11 @@ impl Feeds {
         self.feeds.iter().for_each(|feed| feed.sampler.demand(fast));
     }
 
+    /// The samplers' own ends, for whoever keeps all readings.
+    pub fn sources(&self) -> Vec<sampler::Feed> {
+        self.feeds.iter().map(|feed| feed.sampler.feed()).collect()
+    }
+
     /// Passes on every reading that is new.
     pub fn drain(&mut self, now_ns: u64, ledger: &mut Ledger) {
         for feed in &mut self.feeds {
@@ -180,10 +185,12 @@ impl Feeds {
         };
         let key = ledger.open(from_ns, opening).ok()?;
         ledger.close(to_ns, key, to_ns, Default::default(), false).ok()?;
+        let mut end_ns = to_ns.saturating_add(1);
         for feed in &self.feeds {
-            feed.replay(from_ns.saturating_sub(MARGIN_NS), to_ns.saturating_add(MARGIN_NS), &mut ledger);
+            let last_ns =
+                feed.replay(from_ns.saturating_sub(MARGIN_NS), to_ns.saturating_add(MARGIN_NS), &mut ledger);
+            end_ns = end_ns.max(last_ns);
         }
-        let end_ns = to_ns.saturating_add(1);
         let mut settled = Vec::new();
         ledger.settle(end_ns, &mut settled);
         let account = match settled.pop() {
@@ -196,8 +203,9 @@ impl Feeds {
 }
 
 impl Feed {
-    /// Feeds what the ring holds between two instants into another ledger.
-    fn replay(&self, from_ns: u64, to_ns: u64, ledger: &mut Ledger) {
+    /// Feeds what the ring holds between two instants into another ledger; gives the time of the last reading.
+    fn replay(&self, from_ns: u64, to_ns: u64, ledger: &mut Ledger) -> u64 {
+        let mut last_ns = 0;
         let mut sample = self.sample.clone();
         let first = self.ring.find(from_ns).unwrap_or_else(|| self.ring.oldest());
         for index in first..self.ring.written() {
@@ -205,12 +213,14 @@ impl Feed {
                 continue;
             }
             if sample.before_ns > to_ns {
-                return;
+                break;
             }
+            last_ns = sample.after_ns;
             for (at, reading) in sample.readings.iter().enumerate() {
                 ledger.feed(self.first + at, sample.before_ns, sample.after_ns, reading);
             }
         }
+        last_ns
     }
 }
 

@@ -13,12 +13,15 @@
 //! to bound than a fork. Reading with plain `read` makes the kernel throw away any descriptors sent along.
 
 mod access;
+mod audience;
 mod connection;
 mod door;
 mod exchange;
 mod feed;
 mod gate;
 mod group_ffi;
+mod inquiry;
+mod life;
 mod notes;
 mod outbox;
 mod plan;

@@ -7,34 +7,63 @@
 //! a group's jumps the sum is also at most (U − L)·(max f − min f), because E can only climb from L to U once.
 //! Invariant: every figure rounds up. Owns no time and no span.
 
-use std::collections::VecDeque;
-
 use super::share::FINE_BITS;
 use super::span::{GRAIN_BITS, NO_BOUND};
 
-/// A knot on the axis of vouched energy (fine).
+/// A knot on the axis of vouched energy. Energies here are grains, wrapping: only differences mean anything.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Post {
     pub early_ns: u64,
     pub late_ns: u64,
-    pub energy: u128,
+    energy: u64,
+}
+
+impl Post {
+    pub(crate) fn new(early_ns: u64, late_ns: u64, energy_fine: u128) -> Self {
+        Self { early_ns, late_ns, energy: place(energy_fine) }
+    }
+}
+
+/// Where an energy lies on the axis, grains, wrapping, rounded down.
+#[inline]
+pub(crate) fn place(fine: u128) -> u64 {
+    (fine >> (FINE_BITS - GRAIN_BITS)) as u64
+}
+
+/// How far the truth can be below and above our figure at an instant, grains.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Band {
+    pub here: u64,
+    pub below: u64,
+    pub above: u64,
+}
+
+impl Band {
+    /// The larger of the two.
+    #[inline]
+    pub(crate) fn doubt(self) -> u64 {
+        self.below.max(self.above)
+    }
 }
 
 /// Between which energies the truth can lie at an instant.
 #[derive(Debug, Default)]
 pub(crate) struct Fence {
-    posts: VecDeque<Post>,
-    quantum: u128,
-    /// The domain's hardest draw, fine per nanosecond, rounded up.
-    ceiling: Option<u128>,
+    posts: Vec<Post>,
+    quantum: u64,
+    /// The domain's hardest draw, grains·2^-32 per nanosecond, rounded up; `u64::MAX`: not known.
+    ceiling: u64,
 }
 
 impl Fence {
     pub(crate) fn new(quantum_uj: u64, ceiling_mw: Option<u64>) -> Self {
+        let steep = |mw: u64| {
+            u64::try_from((u128::from(mw) << (32 + GRAIN_BITS)) / 1_000_000 + 1).unwrap_or(u64::MAX)
+        };
         Self {
-            posts: VecDeque::new(),
-            quantum: u128::from(quantum_uj.max(1)) << FINE_BITS,
-            ceiling: ceiling_mw.map(|mw| (u128::from(mw) << FINE_BITS) / 1_000_000 + 1),
+            posts: Vec::new(),
+            quantum: quantum_uj.clamp(1, 1 << 50) << GRAIN_BITS,
+            ceiling: ceiling_mw.map_or(u64::MAX, steep),
         }
     }
 
@@ -43,39 +72,52 @@ impl Fence {
         if fresh {
             self.posts.clear();
         }
-        self.posts.push_back(post);
+        self.posts.push(post);
     }
 
     /// Forgets posts that no instant from `pos_ns` on needs.
     pub(crate) fn forget(&mut self, pos_ns: u64) {
         while self.posts.get(1).is_some_and(|next| next.late_ns <= pos_ns) {
-            self.posts.pop_front();
+            self.posts.remove(0);
         }
     }
 
-    /// The least and the most the truth can be at `at_ns`, fine. The last post must be the first whose `early_ns`
+    /// The most that can be drawn in this time.
+    #[inline]
+    fn climb(&self, duration_ns: u64) -> u64 {
+        let climb = (u128::from(self.ceiling) * u128::from(duration_ns)) >> 32;
+        climb.min(u128::from(NO_BOUND >> 2)) as u64 + 1
+    }
+
+    /// How far the truth can be from our figure `fine` at `at_ns`. The last post must be the first whose `early_ns`
     /// is not before `at_ns`.
     #[inline]
-    pub(crate) fn band(&self, at_ns: u64) -> (u128, u128) {
-        let mut low = 0;
+    pub(crate) fn band(&self, at_ns: u64, fine: u128) -> Band {
+        let here = place(fine);
+        // One grain for rounding `here` and the posts down.
+        let mut below = NO_BOUND >> 1;
+        let mut begun = None;
         for post in self.posts.iter().rev() {
+            let ahead = here.wrapping_sub(post.energy) as i64 + 1;
+            if begun.is_none() && post.early_ns <= at_ns {
+                begun = Some(post);
+            }
             if post.late_ns <= at_ns {
-                low = low.max(post.energy);
+                below = below.min(ahead.max(0) as u64);
                 break;
             }
-            if let Some(ceiling) = self.ceiling {
-                low = low.max(post.energy.saturating_sub(ceiling * u128::from(post.late_ns - at_ns)));
+            if self.ceiling != u64::MAX {
+                let climb = self.climb(post.late_ns - at_ns) as i64;
+                below = below.min(ahead.saturating_add(climb).max(0) as u64);
             }
         }
-        let mut high = self.posts.back().map_or(u128::MAX, |post| post.energy + self.quantum);
-        if let Some(ceiling) = self.ceiling {
-            let begun = self.posts.iter().rev().find(|post| post.early_ns <= at_ns);
-            if let Some(post) = begun {
-                let rise = ceiling * u128::from(at_ns - post.early_ns);
-                high = high.min(post.energy + self.quantum + rise);
-            }
+        let up =
+            |post: &Post| (post.energy.wrapping_sub(here) as i64 + 1).saturating_add(self.quantum as i64);
+        let mut above = self.posts.last().map_or(i64::MAX, up);
+        if let Some(post) = begun.filter(|_| self.ceiling != u64::MAX) {
+            above = above.min(up(post).saturating_add(self.climb(at_ns - post.early_ns) as i64));
         }
-        (low, high)
+        Band { here, below, above: above.max(0) as u64 }
     }
 }
 
@@ -86,8 +128,8 @@ pub(crate) struct Group {
     jumps: u128,
     least: u64,
     most: u64,
-    low: Option<u128>,
-    high: u128,
+    low: Option<u64>,
+    high: u64,
 }
 
 impl Group {
@@ -97,14 +139,17 @@ impl Group {
         Self { jumps: 0, least, most: inverse, low: None, high: 0 }
     }
 
-    /// At an instant where the truth lies in `band`, at most `doubt` grains from our figure, 1/W jumps.
-    pub(crate) fn jump(&mut self, band: (u128, u128), doubt: u64, before: u64, behind: u64) {
-        self.low = self.low.or(Some(band.0));
-        self.high = self.high.max(band.1);
+    /// At an instant where the truth lies in `band`, 1/W jumps.
+    #[inline]
+    pub(crate) fn jump(&mut self, band: Band, before: u64, behind: u64) {
+        if self.low.is_none() {
+            self.low = Some(band.here.wrapping_sub(band.below));
+        }
+        self.high = band.here.wrapping_add(band.above);
         if before != 0 && behind != 0 {
             // 1/W was rounded down on both sides.
             let rise = before.abs_diff(behind) + 1;
-            self.jumps = self.jumps.saturating_add(((u128::from(rise) * u128::from(doubt)) >> 11) + 1);
+            self.jumps += ((u128::from(rise) * u128::from(band.doubt())) >> 11) + 1;
         }
         if behind != 0 {
             self.least = self.least.min(behind);
@@ -114,49 +159,53 @@ impl Group {
 
     /// How far the truth can move between the group's first and last edge, grains.
     fn spread(&self) -> u64 {
-        self.low.map_or(0, |low| grains(self.high.saturating_sub(low)))
+        self.low.map_or(0, |low| self.high.wrapping_sub(low))
     }
 
     /// The group's wobble; `drift` grains are the source's own doubt about the step.
     pub(crate) fn wobble(&self, drift: u64) -> u128 {
-        let range = self.most.saturating_sub(self.least);
+        let range = self.most.saturating_sub(self.least) + 1;
         let climb = (u128::from(range) * u128::from(self.spread())) >> 11;
         let own = if drift == 0 { 0 } else { ((u128::from(self.most) * u128::from(drift)) >> 11) + 1 };
-        self.jumps.min(climb.saturating_add(1)) + own
+        self.jumps.min(climb + 1) + own
     }
 
     /// The most that a span of this weight can be wrong by within the group, whatever happens in it.
+    #[inline]
     pub(crate) fn cap(&self, weight: u64, drift: u64) -> u64 {
-        let all = self.spread().saturating_add(drift).saturating_add(drift);
-        part(all, weight, self.most)
+        part(self.spread().saturating_add(drift).saturating_add(drift), weight, self.most)
     }
 }
 
 /// `grains · min(1, weight · inverse)`, rounded up.
+#[inline]
 pub(crate) fn part(grains: u64, weight: u64, inverse: u64) -> u64 {
-    let fraction = (u128::from(weight) * u128::from(inverse)).min(1 << 63);
-    if fraction == 0 {
+    let product = u128::from(weight) * u128::from(inverse);
+    if product == 0 {
         return 0;
     }
     // 1/W was rounded down: one unit of the 2^-63 for each unit of weight makes up for it.
-    let fraction = (fraction + u128::from(weight)).min(1 << 63);
-    u64::try_from(((u128::from(grains) * fraction) >> 63) + 1).unwrap_or(NO_BOUND)
+    let fraction = (product + u128::from(weight)).min(1 << 63) as u64;
+    ((u128::from(grains) * u128::from(fraction)) >> 63) as u64 + 1
 }
 
 /// Wobble times weight, in grains, rounded up.
+#[inline]
 pub(crate) fn weighed(wobble: u128, weight: u64) -> u64 {
-    if wobble == 0 || weight == 0 {
-        return 0;
-    }
-    u64::try_from((wobble.saturating_mul(u128::from(weight)) >> 52) + 1).unwrap_or(NO_BOUND)
+    // Grains·2^12 per unit, as marks remember it: what is cut off makes the unit.
+    let cut = (wobble >> 40).min(u128::from(u64::MAX - 1)) as u64 + u64::from(wobble != 0);
+    let grains = (u128::from(cut) * u128::from(weight)) >> 12;
+    grains.min(u128::from(NO_BOUND - 1)) as u64 + u64::from(cut != 0)
 }
 
 /// Fine units as grains, rounded up.
+#[inline]
 pub(crate) fn grains(fine: u128) -> u64 {
-    u64::try_from(fine.div_ceil(1 << (FINE_BITS - GRAIN_BITS))).unwrap_or(NO_BOUND)
+    let shift = FINE_BITS - GRAIN_BITS;
+    ((fine + ((1 << shift) - 1)) >> shift).min(u128::from(NO_BOUND - 1)) as u64
 }
 
 /// Grains as whole microjoules, rounded up; `None` where no guarantee can be given.
 pub(crate) fn guaranteed_uj(error: u64) -> Option<u64> {
-    (error != NO_BOUND).then(|| error.div_ceil(1 << GRAIN_BITS) + 1)
+    (error < NO_BOUND >> 2).then(|| error.div_ceil(1 << GRAIN_BITS) + 1)
 }

@@ -27,8 +27,8 @@ pub use terms::{Opening, Refused, Settings, SpanKey};
 
 use account::{Account, Balance};
 use crowd::Crowd;
-use queue::{Edge, Event, Queue};
-use share::{FINE_BITS, WEIGHT_ONE};
+use queue::{Edge, Event, Queue, first_instant};
+use share::{FINE_BITS, WEIGHT_ONE, inverse_of};
 use span::{Life, Roster};
 use track::Track;
 
@@ -46,6 +46,8 @@ pub struct Ledger {
     queue: Queue,
     crowd: Crowd,
     head: u64,
+    /// The open weight of all spans at the queue's head.
+    total: u64,
     open: usize,
     settled_ns: u64,
     busy_since_ns: u64,
@@ -63,7 +65,7 @@ impl Ledger {
             .enumerate()
             .map(|(index, domain)| {
                 let idle_mw = settings.idle_mw.get(&domain.name).copied();
-                Track::new(index, count, domain, settings.patience_ns, idle_mw)
+                Track::new(index, domain, settings.patience_ns, idle_mw)
             })
             .collect();
         Self {
@@ -73,6 +75,7 @@ impl Ledger {
             queue: Queue::default(),
             crowd: Crowd::default(),
             head: 0,
+            total: 0,
             open: 0,
             settled_ns: 0,
             busy_since_ns: 0,
@@ -138,7 +141,7 @@ impl Ledger {
         let key = self.roster.admit(opening, opened_ns, weight, scope);
         self.roster.span_mut(slot(key)).counted = counted;
         self.open += 1;
-        self.queue.insert(event(opened_ns, key, Edge::Open, weight));
+        self.queue.insert(event(opened_ns, key, scope, Edge::Open, weight));
         Ok(key)
     }
 
@@ -154,7 +157,8 @@ impl Ledger {
         let story = span.story(domains);
         let place = story.phases.partition_point(|(begun, _)| *begun <= at_ns);
         story.phases.insert(place, (at_ns, phase));
-        self.queue.insert(event(at_ns, key, Edge::Mark, 0));
+        let scope = span.scope;
+        self.queue.insert(event(at_ns, key, scope, Edge::Mark, 0));
         Ok(())
     }
 
@@ -170,7 +174,8 @@ impl Ledger {
         let span = self.roster.find_mut(key).ok_or(Refused::NoSuchSpan)?;
         span.weight = weight;
         span.story(domains);
-        self.queue.insert(event(at_ns, key, Edge::Weight, weight));
+        let scope = span.scope;
+        self.queue.insert(event(at_ns, key, scope, Edge::Weight, weight));
         Ok(())
     }
 
@@ -194,7 +199,8 @@ impl Ledger {
         span.attributes.extend(attributes);
         span.abandoned = abandoned;
         self.open -= 1;
-        self.queue.insert(event(edge_ns, key, Edge::Close, 0));
+        let event = event(edge_ns, key, span.scope, Edge::Close, span.weight);
+        self.queue.insert(event);
         self.oldest_close_ns = Some(self.oldest_close_ns.map_or(edge_ns, |oldest| oldest.min(edge_ns)));
         Ok(())
     }
@@ -212,6 +218,12 @@ impl Ledger {
     /// Settles everything that readings and the horizon allow, and appends the settled accounts to `into`. A
     /// settled span leaves the ledger: its key is unknown from then on.
     pub fn settle(&mut self, now_ns: u64, into: &mut Vec<(SpanKey, Account)>) {
+        self.advance(now_ns);
+        self.hand_out(|settled| into.push((settled.key(), settled.account())));
+    }
+
+    /// Settles everything that readings and the horizon allow; the figures wait for [`Ledger::hand_out`].
+    pub fn advance(&mut self, now_ns: u64) {
         let behind_ns = self.horizon_ns(now_ns);
         self.settled_ns = now_ns;
         self.count_heads(behind_ns);
@@ -226,9 +238,22 @@ impl Ledger {
         }
         let passed = self.tracks.iter().map(|track| track.cursor).min().unwrap_or(self.head).min(self.head);
         self.queue.forget(passed);
+    }
+
+    /// Shows each freshly settled span's figures once, and forgets the span.
+    pub fn hand_out(&mut self, mut show: impl FnMut(Settled<'_>)) {
         let mut done = std::mem::take(&mut self.done);
         for slot in done.drain(..) {
-            self.finish(slot, into);
+            let (span, marks) = self.roster.view(slot);
+            for (track, mark) in self.tracks.iter_mut().zip(marks) {
+                if (span.scope >> track.index()) & 1 == 1 {
+                    track.hand_out(mark.g, span.cancelled);
+                }
+            }
+            if !span.cancelled {
+                show(Settled { key: self.roster.key(slot), span, marks, tracks: &self.tracks });
+            }
+            self.roster.release(slot);
         }
         self.done = done;
         if self.roster.len() == self.open {
@@ -308,46 +333,74 @@ impl Ledger {
         Ok(at_ns.max(self.horizon_ns(now_ns)).max(span.opened_ns))
     }
 
-    /// Counts who was open together, in the order of time.
+    /// Counts who was open together, in the order of time, and notes the open weight behind each instant.
     fn count_heads(&mut self, behind_ns: u64) {
-        while let Some(at_ns) = self.queue.time_at(self.head).filter(|&at_ns| at_ns < behind_ns) {
-            let (first, mut opened, mut closed) = (self.head, 0, 0);
-            while let Some(event) = self.queue.get(self.head).filter(|event| event.at_ns == at_ns) {
-                self.head += 1;
+        loop {
+            let instant = first_instant(self.queue.rest(self.head));
+            let Some(at_ns) = instant.first().map(|event| event.at_ns).filter(|&at_ns| at_ns < behind_ns)
+            else {
+                return;
+            };
+            let (mut opened, mut closed) = (0, 0);
+            for event in instant {
+                let known = self.roster.knows(event);
+                let span = self.roster.span_mut(event.slot);
                 match event.edge {
-                    Edge::Open => opened += 1,
+                    Edge::Open => {
+                        opened += 1;
+                        self.total += event.weight;
+                        span.headed = event.weight;
+                    }
                     Edge::Close => {
                         closed += 1;
-                        let peak = |span: &span::Span| self.crowd.peak(span.opened_ns);
-                        let key = SpanKey::new(event.slot, event.generation);
-                        let peak = self.roster.find(key).map_or(0, peak);
-                        let span = self.roster.span_mut(event.slot);
-                        span.peak = peak;
-                        if span.pending == 0 {
+                        span.peak = self.crowd.peak(span.opened_ns);
+                        span.gone = true;
+                        self.total -= span.headed;
+                        if self.roster.complete(event.slot) {
                             self.done.push(event.slot);
                         }
+                    }
+                    Edge::Weight if known && !span.gone => {
+                        self.total = self.total - span.headed + event.weight;
+                        span.headed = event.weight;
                     }
                     Edge::Weight | Edge::Mark => {}
                 }
             }
-            if self.head > first && opened + closed > 0 {
-                self.crowd.change(at_ns, opened, closed);
+            let passed = instant.len();
+            self.crowd.change(at_ns, opened, closed);
+            let inverse = inverse_of(self.total);
+            for event in self.queue.rest_mut(self.head).iter_mut().take(passed) {
+                (event.total, event.inverse) = (self.total, inverse);
             }
+            self.head += passed as u64;
         }
     }
+}
 
-    fn finish(&mut self, slot: u32, into: &mut Vec<(SpanKey, Account)>) {
-        let key = self.roster.key(slot);
-        let (span, marks) = self.roster.view(slot);
-        for (track, mark) in self.tracks.iter_mut().zip(marks) {
-            if span.scope >> track.index() & 1 == 1 {
-                track.hand_out(mark.g, span.cancelled);
-            }
-        }
-        if !span.cancelled {
-            into.push((key, result::settled(span, marks, &self.tracks)));
-        }
-        self.roster.release(slot);
+/// A settled span's figures, before they become words.
+pub struct Settled<'a> {
+    key: SpanKey,
+    span: &'a span::Span,
+    marks: &'a [span::Mark],
+    tracks: &'a [Track],
+}
+
+impl Settled<'_> {
+    /// The span's key; unknown to the ledger from now on.
+    pub fn key(&self) -> SpanKey {
+        self.key
+    }
+
+    /// Its share of one domain, microjoules; `None` where it does not use it.
+    pub fn share_uj(&self, domain: usize) -> Option<u64> {
+        let used = domain < self.marks.len() && (self.span.scope >> domain) & 1 == 1;
+        used.then(|| span::whole_uj(self.marks[domain].g))
+    }
+
+    /// The whole account.
+    pub fn account(&self) -> Account {
+        result::settled(self.span, self.marks, self.tracks)
     }
 }
 
@@ -355,8 +408,17 @@ fn slot(key: SpanKey) -> u32 {
     u32::try_from(key.slot()).expect("a key's slot is 32 bits wide")
 }
 
-fn event(at_ns: u64, key: SpanKey, edge: Edge, weight: u64) -> Event {
-    Event { at_ns, slot: slot(key), generation: key.generation(), edge, weight }
+fn event(at_ns: u64, key: SpanKey, scope: u64, edge: Edge, weight: u64) -> Event {
+    Event {
+        at_ns,
+        scope,
+        weight,
+        total: 0,
+        inverse: 0,
+        slot: slot(key),
+        generation: key.generation() as u16,
+        edge,
+    }
 }
 
 /// A weight in units of 2^-16.

@@ -3,8 +3,6 @@
 //! Owns every open, close, mark and weight that some domain has not passed yet. Invariant: sorted by (time, rank);
 //! an edge is only ever inserted behind the settled time, so no domain's cursor is overtaken.
 
-use std::collections::VecDeque;
-
 /// What happens to a span at an instant. The order is the order in which edges of one instant apply.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Edge {
@@ -17,61 +15,91 @@ pub(crate) enum Edge {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Event {
     pub at_ns: u64,
-    pub slot: u32,
-    pub generation: u32,
-    pub edge: Edge,
+    /// The domains of the span, so that the others pass without looking.
+    pub scope: u64,
     /// The new weight in 2^-16, for `Open` and `Weight`.
     pub weight: u64,
+    /// The open weight of all spans behind this instant, and its inverse: told when the queue's head passes, and
+    /// right for every domain that all spans use.
+    pub total: u64,
+    pub inverse: u64,
+    pub slot: u32,
+    /// Of the slot's generation, the low half: a mark stamped behind its span's close may outlive the span.
+    pub generation: u16,
+    pub edge: Edge,
 }
 
 /// The waiting edges, addressed by an index that grows for ever.
 #[derive(Debug, Default)]
 pub(crate) struct Queue {
-    events: VecDeque<Event>,
+    events: Vec<Event>,
+    /// How many at the front of `events` are forgotten already.
+    passed: usize,
     first: u64,
 }
 
 impl Queue {
     pub(crate) fn len(&self) -> usize {
-        self.events.len()
+        self.events.len() - self.passed
     }
 
     /// The index one behind the last event.
     pub(crate) fn end(&self) -> u64 {
-        self.first + self.events.len() as u64
+        self.first + self.len() as u64
     }
 
-    /// The event at `index`, if it is there.
+    /// Everything from `index` on, in order.
     #[inline]
-    pub(crate) fn get(&self, index: u64) -> Option<&Event> {
-        self.events.get(usize::try_from(index.checked_sub(self.first)?).ok()?)
+    pub(crate) fn rest(&self, index: u64) -> &[Event] {
+        self.events.get(self.place(index)..).unwrap_or_default()
+    }
+
+    /// The same, to note what is known once the head has passed.
+    pub(crate) fn rest_mut(&mut self, index: u64) -> &mut [Event] {
+        let place = self.place(index);
+        self.events.get_mut(place..).unwrap_or_default()
     }
 
     /// Puts an event in its place: at the end where messages come in order, which is nearly always.
     pub(crate) fn insert(&mut self, event: Event) {
         let mut place = self.events.len();
-        while let Some(before) = place.checked_sub(1).and_then(|i| self.events.get(i)) {
+        while let Some(before) = self.events[self.passed..place].last() {
             if (before.at_ns, before.edge) <= (event.at_ns, event.edge) {
                 break;
             }
             place -= 1;
         }
         if place == self.events.len() {
-            self.events.push_back(event);
+            self.events.push(event);
         } else {
             self.events.insert(place, event);
         }
     }
 
-    /// Forgets everything before `index`.
+    /// Forgets everything before `index`. Moves memory only when most of it is forgotten, so that an event is moved
+    /// about once in its life.
     pub(crate) fn forget(&mut self, index: u64) {
-        let passed = usize::try_from(index.saturating_sub(self.first)).unwrap_or(0).min(self.events.len());
-        self.events.drain(..passed);
+        let passed = usize::try_from(index.saturating_sub(self.first)).unwrap_or(0).min(self.len());
+        self.passed += passed;
         self.first += passed as u64;
+        if self.passed * 2 >= self.events.len() {
+            self.events.drain(..self.passed);
+            self.passed = 0;
+        }
     }
 
-    /// The time of the earliest event from `index` on.
-    pub(crate) fn time_at(&self, index: u64) -> Option<u64> {
-        self.get(index).map(|event| event.at_ns)
+    fn place(&self, index: u64) -> usize {
+        usize::try_from(index.saturating_sub(self.first)).unwrap_or(usize::MAX).saturating_add(self.passed)
     }
+}
+
+/// The events of the first instant of a list: at least one where the list is not empty.
+#[inline]
+pub(crate) fn first_instant(events: &[Event]) -> &[Event] {
+    let Some(first) = events.first() else { return events };
+    let mut length = 1;
+    while events.get(length).is_some_and(|next| next.at_ns == first.at_ns) {
+        length += 1;
+    }
+    &events[..length]
 }

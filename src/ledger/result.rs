@@ -5,9 +5,9 @@
 use crate::energy::Grade;
 
 use super::account::{Account, Phase, Share, State};
-use super::bound::{guaranteed_uj, weighed};
+use super::bound::guaranteed_uj;
 use super::share::WEIGHT_ONE;
-use super::span::{Cut, Lane, Life, Mark, NO_BOUND, Span, Stage, whole_uj};
+use super::span::{Cut, Lane, Life, Mark, Span, Stage, shaken_since, whole_uj};
 use super::track::Track;
 
 /// The account of a span that every domain has passed.
@@ -48,7 +48,7 @@ fn scope<'a>(
 
 fn final_share(track: &Track, mark: &Mark) -> Share {
     let duration_known = mark.unknown_ns == 0;
-    let error = u64::try_from(mark.wobble).unwrap_or(NO_BOUND);
+    let error = mark.wobble;
     Share {
         domain: track.domain.name.clone(),
         grade: track.domain.grade,
@@ -82,7 +82,7 @@ fn running_share(track: &Track, mark: &Mark, lane: &Lane, opened_ns: u64, end_ns
             share.idle_uj = mark.idle_part(&track.clock).map(|idle| whole_uj(lane.idle + idle));
             share.unknown_ns = ahead_ns + track.unknown_ns().saturating_sub(mark.unknown_ns);
         }
-        Stage::Done => return final_share(track, mark),
+        Stage::Closing | Stage::Done => return final_share(track, mark),
     }
     unvouched(share, length_ns)
 }
@@ -212,10 +212,10 @@ fn between_uj(begin: Option<&Cut>, end: Option<&Cut>, mark: &Mark) -> u64 {
 /// A phase's error, grains: what its two edges and the other spans' edges between them can shift. Where the span's
 /// own edges are the phase's, the span's error bounds it.
 fn phase_error(begin: Option<&Cut>, end: Option<&Cut>, mark: &Mark, lane: &Lane) -> u64 {
-    let whole = u64::try_from(mark.wobble).unwrap_or(NO_BOUND);
+    let whole = mark.wobble;
     let widest = lane.widest.max(mark.weight);
     let inside = match (begin, end) {
-        (Some(begin), Some(end)) => weighed(end.wobble.1.saturating_sub(begin.wobble.0), widest),
+        (Some(begin), Some(end)) => shaken_since(begin.wobble.0, end.wobble.1, widest),
         _ => whole,
     };
     let edge = |cut: Option<&Cut>| cut.map_or(0, |cut| cut.edge);

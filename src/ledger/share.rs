@@ -48,9 +48,10 @@ impl ShareClock {
 
     /// Weight comes and goes at this instant.
     #[inline]
-    pub(crate) fn reweigh(&mut self, weight: u64) {
+    pub(crate) fn reweigh(&mut self, weight: u64, inverse: u64) {
+        debug_assert_eq!(inverse, inverse_of(weight));
         self.weight = weight;
-        self.inverse = (1_u64 << 63).checked_div(weight).unwrap_or(0);
+        self.inverse = inverse;
     }
 
     /// `energy` fine flowed while the weight stood still, `idle` fine of it idle.
@@ -66,24 +67,44 @@ impl ShareClock {
             return;
         }
         let whole = energy + self.carry;
-        let rise = match (u64::try_from(whole), self.weight) {
-            (Ok(small), weight) => u128::from(small / weight),
-            (Err(_), weight) => whole / u128::from(weight),
-        };
-        let given = rise * u128::from(self.weight);
+        let (rise, left) = divide(whole, self.weight, self.inverse);
         self.g += rise;
-        self.attributed += given;
-        self.carry = whole - given;
+        self.attributed += whole - left;
+        self.carry = left;
         self.idle += scale(idle.min(energy), self.inverse);
     }
 }
 
+/// 2^63 / W, rounded down; 0 for no weight.
+#[inline]
+pub(crate) fn inverse_of(weight: u64) -> u64 {
+    (1_u64 << 63).checked_div(weight).unwrap_or(0)
+}
+
+/// `whole / weight` and the remainder, exactly; by the inverse where that fits a word, which is nearly always.
+#[inline]
+fn divide(whole: u128, weight: u64, inverse: u64) -> (u128, u128) {
+    if whole >> 62 != 0 {
+        return (whole / u128::from(weight), whole % u128::from(weight));
+    }
+    let small = whole as u64;
+    let mut rise = ((u128::from(small) * u128::from(inverse)) >> 63) as u64;
+    let mut left = small - rise * weight;
+    // The inverse was rounded down, so the quotient may be one or two short.
+    while left >= weight {
+        rise += 1;
+        left -= weight;
+    }
+    (u128::from(rise), u128::from(left))
+}
+
 /// `energy × inverse / 2^63`, rounded down: energy per unit of weight without a division.
 #[inline]
-pub(crate) fn scale(energy: u128, inverse: u64) -> u128 {
-    match u64::try_from(energy) {
-        Ok(small) => (u128::from(small) * u128::from(inverse)) >> 63,
-        Err(_) => (energy >> 32).saturating_mul(u128::from(inverse)) >> 31,
+fn scale(energy: u128, inverse: u64) -> u128 {
+    if energy >> 64 == 0 {
+        (u128::from(energy as u64) * u128::from(inverse)) >> 63
+    } else {
+        (energy >> 32).saturating_mul(u128::from(inverse)) >> 31
     }
 }
 
@@ -101,19 +122,32 @@ mod tests {
         let mut seed = 1_u64;
         for step in 0..20_000_u64 {
             seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-            clock.reweigh(if step % 7 == 0 { 0 } else { (seed >> 30) + 1 });
+            let weight = if step % 7 == 0 { 0 } else { (seed >> 30) + 1 };
+            clock.reweigh(weight, inverse_of(weight));
             clock.flow(u128::from(seed >> 20), 0);
             exact(&clock);
         }
-        clock.reweigh(3);
+        clock.reweigh(3, inverse_of(3));
         clock.flow(u128::from(u64::MAX) * 1000 + 1, 5);
         exact(&clock);
     }
 
     #[test]
+    fn division_by_the_inverse_is_exact() {
+        let mut seed = 5_u64;
+        for _ in 0..100_000 {
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            let weight = (seed >> (20 + seed % 40)).max(1);
+            let whole = u128::from(seed.rotate_left(23) >> (2 + seed % 50));
+            let (rise, left) = divide(whole, weight, inverse_of(weight));
+            assert_eq!((rise, left), (whole / u128::from(weight), whole % u128::from(weight)));
+        }
+    }
+
+    #[test]
     fn a_lone_span_gets_everything_but_less_than_a_millionth_of_a_microjoule() {
         let mut clock = ShareClock::default();
-        clock.reweigh(WEIGHT_ONE);
+        clock.reweigh(WEIGHT_ONE, inverse_of(WEIGHT_ONE));
         let begin = clock.g;
         for _ in 0..1000 {
             clock.flow(100_001 << FINE_BITS, 40_000 << FINE_BITS);

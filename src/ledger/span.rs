@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 
+use super::queue::{Edge, Event};
 use super::share::{FINE_BITS, ShareClock};
 use super::terms::{Opening, SpanKey};
 
@@ -17,6 +18,7 @@ pub(crate) const GRAIN_BITS: u32 = 12;
 const IDLE_UNKNOWN: u64 = u64::MAX;
 const IDLE_SHIFT: u32 = 12;
 const ENERGY_SHIFT: u32 = 24;
+const WOBBLE_SHIFT: u32 = 40;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Life {
@@ -31,6 +33,8 @@ pub(crate) enum Stage {
     #[default]
     Waiting,
     Running,
+    /// The results stand, but for the error.
+    Closing,
     Done,
 }
 
@@ -39,8 +43,8 @@ pub(crate) enum Stage {
 pub(crate) struct Mark {
     /// Running: the clock's `g` at the opening or the last change of weight. Done: the share, fine.
     pub g: u128,
-    /// Running: the wobble behind that edge's group. Done: the error, grains.
-    pub wobble: u128,
+    /// Running: the wobble behind that edge's group, grains·2^12 per unit of weight, wrapping. Done: the error, grains.
+    pub wobble: u64,
     /// The weight from that edge on.
     pub weight: u64,
     /// Running: the energy at the opening, 2^-8 µJ, wrapping. Done: the window, µJ.
@@ -55,6 +59,22 @@ pub(crate) struct Mark {
     pub group: u32,
     /// How far it is.
     pub stage: Stage,
+    /// Whether the span's story has something of this domain's.
+    pub storied: bool,
+}
+
+/// A domain's wobble as a mark remembers it.
+#[inline]
+pub(crate) fn remembered(wobble: u128) -> u64 {
+    (wobble >> WOBBLE_SHIFT) as u64
+}
+
+/// The wobble since a mark's, times weight: grains, rounded up.
+#[inline]
+pub(crate) fn shaken_since(mark_wobble: u64, wobble: u128, weight: u64) -> u64 {
+    // Both sides were cut off: one unit makes up for it.
+    let rise = remembered(wobble).wrapping_sub(mark_wobble).saturating_add(1);
+    ((u128::from(rise) * u128::from(weight)) >> 12).min(u128::from(NO_BOUND - 1)) as u64 + 1
 }
 
 impl Mark {
@@ -79,6 +99,12 @@ impl Mark {
         }
     }
 
+    /// The error so far and where the wobble stands: what comes is counted from this group on.
+    #[inline]
+    pub(crate) fn begin_group(&mut self, error: u64, wobble: u128, group: u32) {
+        (self.edge, self.wobble, self.group) = (error, remembered(wobble), group);
+    }
+
     /// The share since the last turn, fine.
     pub(crate) fn share(&self, clock: &ShareClock) -> u128 {
         u128::from(self.weight) * (clock.g - self.g)
@@ -101,17 +127,19 @@ impl Mark {
         (self.idle != IDLE_UNKNOWN).then_some(self.idle)
     }
 
-    /// The span closes for this domain: from now on the mark holds results.
-    pub(crate) fn finish(&mut self, clock: &ShareClock, before: &Lane, unknown_ns: u64) {
-        let share = before.share + self.share(clock);
+    /// The span closes for this domain, with (share, idle) fine gathered before its last turn: from now on the mark
+    /// holds results.
+    pub(crate) fn finish(&mut self, clock: &ShareClock, before: (u128, u128), unknown_ns: u64) {
+        let share = before.0 + self.share(clock);
         let share_uj = whole_uj(share);
         self.idle = match self.idle_part(clock) {
-            Some(idle) => whole_uj(before.idle + idle).min(share_uj),
+            Some(idle) => whole_uj(before.1 + idle).min(share_uj),
             None => IDLE_UNKNOWN,
         };
         self.energy = self.window_uj(clock).max(share_uj);
         self.unknown_ns = unknown_ns.saturating_sub(self.unknown_ns);
         self.g = share;
+        self.stage = Stage::Closing;
     }
 }
 
@@ -128,7 +156,7 @@ pub(crate) struct Cut {
     /// The error of cutting here, grains.
     pub edge: u64,
     /// The wobble before and behind the boundary's group.
-    pub wobble: (u128, u128),
+    pub wobble: (u64, u128),
 }
 
 /// What one domain gathered for a span before its last change of weight.
@@ -168,9 +196,10 @@ pub(crate) struct Span {
     pub scope: u64,
     /// Of them, those in the host's total.
     pub counted: u64,
-    /// Domains that have not passed its close.
-    pub pending: u32,
     pub peak: u32,
+    /// The weight at the queue's head, and whether the head has passed the close.
+    pub headed: u64,
+    pub gone: bool,
     pub abandoned: bool,
     pub cancelled: bool,
     pub story: Option<Box<Story>>,
@@ -181,6 +210,8 @@ pub(crate) struct Span {
 pub(crate) struct Roster {
     spans: Vec<Span>,
     marks: Vec<Mark>,
+    /// By slot: domains that have not passed the span's close.
+    pending: Vec<u32>,
     free: Vec<u32>,
     stride: usize,
 }
@@ -212,8 +243,9 @@ impl Roster {
             weight,
             scope,
             counted: 0,
-            pending: scope.count_ones(),
             peak: 0,
+            headed: 0,
+            gone: false,
             abandoned: false,
             cancelled: false,
             story: None,
@@ -221,6 +253,7 @@ impl Roster {
         let Some(slot) = self.free.pop() else {
             let slot = u32::try_from(self.spans.len()).expect("the ledger caps open spans far below 2^32");
             self.spans.push(span);
+            self.pending.push(scope.count_ones());
             self.marks.resize(self.spans.len() * self.stride, Mark::default());
             return SpanKey::new(slot, 1);
         };
@@ -228,6 +261,7 @@ impl Roster {
         let old = &mut self.spans[at];
         let generation = old.generation.wrapping_add(1);
         *old = Span { generation, ..span };
+        self.pending[at] = scope.count_ones();
         self.marks[at * self.stride..(at + 1) * self.stride].fill(Mark::default());
         SpanKey::new(slot, generation)
     }
@@ -254,19 +288,36 @@ impl Roster {
             .filter(|span| span.generation == key.generation() && span.life != Life::Free)
     }
 
-    /// The span and its mark for `domain`, if the event's span still lives and uses the domain.
+    /// Whether the event's span still has its slot. Opens and closes always find theirs.
     #[inline]
-    pub(crate) fn meet(
-        &mut self,
-        slot: u32,
-        generation: u32,
-        domain: usize,
-    ) -> Option<(&mut Span, &mut Mark)> {
-        let span = self.spans.get_mut(slot as usize)?;
-        if span.generation != generation || span.scope >> domain & 1 == 0 {
-            return None;
-        }
-        Some((span, &mut self.marks[slot as usize * self.stride + domain]))
+    pub(crate) fn knows(&self, event: &Event) -> bool {
+        matches!(event.edge, Edge::Open | Edge::Close)
+            || self.spans[event.slot as usize].generation as u16 == event.generation
+    }
+
+    /// The mark of a span's domain.
+    #[inline]
+    pub(crate) fn mark(&mut self, slot: u32, domain: usize) -> &mut Mark {
+        &mut self.marks[slot as usize * self.stride + domain]
+    }
+
+    /// The mark, and what the span gathered for this domain before.
+    pub(crate) fn mark_and_lane(&mut self, slot: u32, domain: usize) -> (&mut Mark, &mut Lane) {
+        let span = &mut self.spans[slot as usize];
+        let lane = &mut span.story(self.stride).lanes[domain];
+        (&mut self.marks[slot as usize * self.stride + domain], lane)
+    }
+
+    /// One more domain has passed the span's close; true when it was the last.
+    pub(crate) fn passed(&mut self, slot: u32) -> bool {
+        let pending = &mut self.pending[slot as usize];
+        *pending -= 1;
+        *pending == 0
+    }
+
+    /// Whether no domain has to pass the span's close any more.
+    pub(crate) fn complete(&self, slot: u32) -> bool {
+        self.pending[slot as usize] == 0
     }
 
     /// A live slot's span and marks, by domain.

@@ -26,7 +26,7 @@ impl Default for Settings {
             horizon_ns: 10_000_000,
             patience_ns: 2_000_000_000,
             max_open: 131_072,
-            max_waiting: 1_048_576,
+            max_waiting: 524_288,
             idle_mw: BTreeMap::new(),
         }
     }

@@ -8,12 +8,12 @@ use std::collections::VecDeque;
 
 use crate::energy::{Domain, Reading};
 
-use super::bound::{Fence, Group, Post, grains, part, weighed};
+use super::bound::{Band, Fence, Group, Post, grains, part, weighed};
 use super::idle::Idle;
 use super::knot::{Knot, KnotFinder};
-use super::queue::{Edge, Event, Queue};
-use super::share::{FINE_BITS, ShareClock};
-use super::span::{Cut, Lane, Mark, NO_BOUND, Roster, Span, Stage, whole_uj};
+use super::queue::{Edge, Event, Queue, first_instant};
+use super::share::{FINE_BITS, ShareClock, inverse_of};
+use super::span::{Cut, Mark, NO_BOUND, Roster, Stage, remembered, shaken_since, whole_uj};
 
 /// The interpolation between two knots.
 #[derive(Debug, Clone, Copy)]
@@ -23,18 +23,21 @@ struct Step {
     from: u128,
     to: u128,
     /// Fine per nanosecond.
-    power: u128,
+    power: u64,
     gap: bool,
 }
 
 /// An edge whose error is still to be told when its group is complete.
 #[derive(Debug, Clone, Copy)]
 struct Brink {
-    event: Event,
+    slot: u32,
+    edge: Edge,
+    cut: u32,
+    /// The weights before and behind the edge.
     before: u64,
+    behind: u64,
     error: u64,
     left_over: u64,
-    cut: usize,
 }
 
 /// What a group says of one of its edges: its error and the most it can be, grains, and the wobble around the group.
@@ -58,7 +61,6 @@ pub(crate) struct Track {
     pub cancelled: u128,
     pub cursor: u64,
     index: usize,
-    domains: usize,
     finder: KnotFinder,
     waiting: VecDeque<Knot>,
     steps: VecDeque<Step>,
@@ -71,17 +73,11 @@ pub(crate) struct Track {
     group: u32,
     brinks: Vec<Brink>,
     idle: Idle,
-    idle_rate: u128,
+    idle_rate: u64,
 }
 
 impl Track {
-    pub(crate) fn new(
-        index: usize,
-        domains: usize,
-        domain: Domain,
-        patience_ns: u64,
-        idle_mw: Option<u64>,
-    ) -> Self {
+    pub(crate) fn new(index: usize, domain: Domain, patience_ns: u64, idle_mw: Option<u64>) -> Self {
         let tip = Knot { early_ns: 0, at_ns: 0, late_ns: 0, energy_uj: 0, doubt_uj: 0, gap: true };
         Self {
             live: true,
@@ -92,7 +88,6 @@ impl Track {
             cancelled: 0,
             cursor: 0,
             index,
-            domains,
             finder: KnotFinder::new(&domain, patience_ns),
             waiting: VecDeque::new(),
             steps: VecDeque::new(),
@@ -167,15 +162,18 @@ impl Track {
         let mut group = Group::begin(self.clock.inverse());
         let quiet = self.clock.weight() == 0;
         let first = self.cursor;
-        while let Some(at_ns) = queue.time_at(self.cursor).filter(|&at_ns| at_ns < limit_ns) {
+        let mut events = queue.rest(first);
+        while let Some(at_ns) = events.first().map(|event| event.at_ns).filter(|&at_ns| at_ns < limit_ns) {
+            let instant = first_instant(events);
+            events = &events[instant.len()..];
+            self.cursor += instant.len() as u64;
             self.advance(at_ns);
-            self.turn(at_ns, knot.gap, queue, roster, &mut group);
+            self.turn(instant, knot.gap, roster, &mut group);
         }
         self.advance(limit_ns);
         self.complete(&group, drift, knot.gap, roster, done);
         if knot.gap {
-            self.fence
-                .set(Post { early_ns: knot.early_ns, late_ns: knot.late_ns, energy: self.tip_energy }, true);
+            self.fence.set(Post::new(knot.early_ns, knot.late_ns, self.tip_energy), true);
         }
         if quiet && first == self.cursor && !knot.gap {
             self.idle.empty(rise_uj, duration_ns);
@@ -196,14 +194,15 @@ impl Track {
             to_ns: knot.at_ns,
             from,
             to: self.tip_energy,
-            power: rise.checked_div(u128::from(duration_ns)).unwrap_or(0),
+            power: rise
+                .checked_div(u128::from(duration_ns))
+                .map_or(0, |power| u64::try_from(power).unwrap_or(0)),
             gap: knot.gap,
         });
         if !knot.gap {
-            let post = Post { early_ns: knot.early_ns, late_ns: knot.late_ns, energy: self.tip_energy };
-            self.fence.set(post, false);
+            self.fence.set(Post::new(knot.early_ns, knot.late_ns, self.tip_energy), false);
         }
-        self.idle_rate = self.idle.power_mw().map_or(0, |mw| (u128::from(mw) << FINE_BITS) / 1_000_000);
+        self.idle_rate = self.idle.power_mw().map_or(0, idle_rate);
         self.tip = knot;
         grains(u128::from(drift_uj) << FINE_BITS)
     }
@@ -212,98 +211,109 @@ impl Track {
     #[inline]
     fn advance(&mut self, to_ns: u64) {
         while self.pos_ns < to_ns {
-            let Some(step) = self.steps.front().copied() else { return };
-            if step.to_ns <= self.pos_ns && self.clock.measured >= step.to {
-                self.steps.pop_front();
-                continue;
-            }
-            let until_ns = to_ns.min(step.to_ns);
-            let here = if until_ns >= step.to_ns {
+            let Some(step) = self.steps.front() else { return };
+            let whole = to_ns >= step.to_ns;
+            let until_ns = if whole { step.to_ns } else { to_ns };
+            let here = if whole {
                 step.to
             } else {
-                step.from + step.power * u128::from(until_ns - step.from_ns.min(until_ns))
+                step.from + u128::from(step.power) * u128::from(until_ns - step.from_ns)
             };
             let past_ns = until_ns.saturating_sub(self.pos_ns);
-            let flow = here.saturating_sub(self.clock.measured);
-            self.clock.flow(flow, self.idle_rate * u128::from(past_ns));
             if step.gap {
                 self.unknown_ns += past_ns;
             }
+            let idle = u128::from(self.idle_rate) * u128::from(past_ns);
+            self.clock.flow(here.saturating_sub(self.clock.measured), idle);
             self.pos_ns = until_ns.max(self.pos_ns);
-            if until_ns >= step.to_ns {
+            if whole {
                 self.steps.pop_front();
             }
         }
     }
 
     /// Applies all edges of one instant: no energy flows between them, so their order cannot matter.
-    fn turn(&mut self, at_ns: u64, gap: bool, queue: &Queue, roster: &mut Roster, group: &mut Group) {
+    fn turn(&mut self, instant: &[Event], gap: bool, roster: &mut Roster, group: &mut Group) {
         let before = self.clock.inverse();
         let mut weight = self.clock.weight();
         let first = self.brinks.len();
-        while let Some(event) = queue.get(self.cursor).filter(|event| event.at_ns == at_ns) {
-            self.cursor += 1;
-            if let Some((span, mark)) = roster.meet(event.slot, event.generation, self.index) {
-                self.apply(*event, span, mark, &mut weight);
+        let (mut at_ns, mut total, mut inverse) = (0, 0, 0);
+        for event in instant {
+            (at_ns, total, inverse) = (event.at_ns, event.total, event.inverse);
+            if (event.scope >> self.index) & 1 == 1 && roster.knows(event) {
+                self.apply(event, roster, &mut weight);
             }
         }
         if self.brinks.len() == first {
             return;
         }
-        self.clock.reweigh(weight);
-        let behind = self.clock.inverse();
-        let band = if gap { (0, 0) } else { self.fence.band(at_ns) };
-        let here = self.clock.measured;
-        let doubt = grains(band.1.saturating_sub(here).max(here.saturating_sub(band.0)));
-        group.jump(band, doubt, before, behind);
-        for brink in self.brinks.iter_mut().skip(first) {
-            // What the last division left over belongs to spans before this edge and goes to those behind it.
-            let left_over = grains(self.clock.carry.max(u128::from(brink.before.max(brink.event.weight))));
-            let jump = match brink.event.edge {
-                Edge::Open => part(doubt, brink.event.weight, behind),
+        let behind = if weight == total { inverse } else { inverse_of(weight) };
+        // What the last division left over belongs to spans before this edge and goes to those behind it.
+        let left_over = grains(self.clock.carry);
+        self.clock.reweigh(weight, behind);
+        let band = if gap { Band::default() } else { self.fence.band(at_ns, self.clock.measured) };
+        group.jump(band, before, behind);
+        let doubt = band.doubt();
+        for brink in &mut self.brinks[first..] {
+            brink.left_over = left_over + (brink.before.max(brink.behind) >> 20) + 1;
+            brink.error = match brink.edge {
+                Edge::Open => part(doubt, brink.behind, behind),
                 Edge::Close => part(doubt, brink.before, before),
                 Edge::Mark => part(doubt, brink.before, before.max(behind)),
                 Edge::Weight => {
-                    let (old, new) =
-                        (part(doubt, brink.before, before), part(doubt, brink.event.weight, behind));
+                    let (old, new) = (part(doubt, brink.before, before), part(doubt, brink.behind, behind));
                     old.abs_diff(new) + 2
                 }
             };
-            (brink.error, brink.left_over) = (jump, left_over);
         }
     }
 
     /// One edge of one span, at this instant.
-    fn apply(&mut self, event: Event, span: &mut Span, mark: &mut Mark, weight: &mut u64) {
-        let mut brink = Brink { event, before: mark.weight, error: 0, left_over: 0, cut: 0 };
+    #[inline]
+    fn apply(&mut self, event: &Event, roster: &mut Roster, weight: &mut u64) {
+        let mark = roster.mark(event.slot, self.index);
+        let mut brink = Brink {
+            slot: event.slot,
+            edge: event.edge,
+            cut: 0,
+            before: mark.weight,
+            behind: event.weight,
+            error: 0,
+            left_over: 0,
+        };
         match (event.edge, mark.stage) {
             (Edge::Open, Stage::Waiting) => {
                 mark.begin(&self.clock, event.weight, self.unknown_ns, self.idle.power_mw().is_some());
+                brink.before = 0;
                 *weight += event.weight;
             }
+            (Edge::Close, Stage::Running) => {
+                *weight -= mark.weight;
+                if mark.storied {
+                    let (mark, lane) = roster.mark_and_lane(event.slot, self.index);
+                    mark.finish(&self.clock, (lane.share, lane.idle), self.unknown_ns);
+                } else {
+                    mark.finish(&self.clock, (0, 0), self.unknown_ns);
+                }
+                brink.behind = 0;
+            }
             (Edge::Weight, Stage::Running) => {
-                let lane = &mut span.story(self.domains).lanes[self.index];
+                *weight = *weight - mark.weight + event.weight;
+                let (mark, lane) = roster.mark_and_lane(event.slot, self.index);
+                mark.storied = true;
                 lane.share += mark.share(&self.clock);
                 lane.idle += mark.idle_part(&self.clock).unwrap_or(0);
                 lane.widest = lane.widest.max(mark.weight).max(event.weight);
                 mark.turn(&self.clock, event.weight);
-                *weight = *weight - brink.before + event.weight;
             }
             (Edge::Mark, Stage::Running) => {
-                let lane = &mut span.story(self.domains).lanes[self.index];
-                let share = lane.share + mark.share(&self.clock);
+                let (mark, lane) = roster.mark_and_lane(event.slot, self.index);
+                mark.storied = true;
                 // A weight may have changed at this very instant: the cut must hold for both sides of it.
                 brink.before = mark.weight.max(lane.widest);
-                brink.cut = lane.cuts.len();
+                brink.cut = u32::try_from(lane.cuts.len()).unwrap_or(u32::MAX);
+                let share = lane.share + mark.share(&self.clock);
                 lane.cuts.push(Cut { share, ..Cut::default() });
-            }
-            (Edge::Close, Stage::Running) => {
-                let none = Lane::default();
-                let before =
-                    span.story.as_ref().and_then(|story| story.lanes.get(self.index)).unwrap_or(&none);
-                mark.finish(&self.clock, before, self.unknown_ns);
-                *weight -= brink.before;
-                mark.stage = Stage::Done;
             }
             // A mark or weight stamped behind its span's close says nothing about the span.
             _ => return,
@@ -319,66 +329,66 @@ impl Track {
         self.group = self.group.wrapping_add(1);
         let before = self.wobble;
         self.wobble = before.saturating_add(group.wobble(drift));
+        let wobble = self.wobble - before;
         let mut brinks = std::mem::take(&mut self.brinks);
         for brink in brinks.drain(..) {
-            let Some((span, mark)) = roster.meet(brink.event.slot, brink.event.generation, self.index) else {
-                continue;
-            };
-            let widest = span
-                .story
-                .as_ref()
-                .and_then(|story| story.lanes.get(self.index))
-                .map_or(0, |lane| lane.widest);
-            let earlier = if mark.group == self.group { widest } else { 0 };
-            let weight = brink.before.max(brink.event.weight).max(earlier);
-            let cap =
-                if gap { NO_BOUND } else { group.cap(weight, drift).saturating_add(2 * brink.left_over) };
-            let shaken = weighed(self.wobble - before, weight);
-            let error = if gap {
-                NO_BOUND
+            let mark = roster.mark(brink.slot, self.index);
+            let mut weight = brink.before.max(brink.behind);
+            let storied = mark.storied;
+            if storied && mark.group == self.group {
+                weight = weight.max(roster.mark_and_lane(brink.slot, self.index).1.widest);
+            }
+            let own = if gap {
+                Own { error: NO_BOUND, cap: NO_BOUND, before, behind: self.wobble }
             } else {
-                brink.error.saturating_add(shaken).saturating_add(brink.left_over).min(cap)
+                let cap = group.cap(weight, drift).saturating_add(2 * brink.left_over);
+                let error =
+                    brink.error.saturating_add(weighed(wobble, weight)).saturating_add(brink.left_over);
+                Own { error: error.min(cap), cap, before, behind: self.wobble }
             };
-            let own = Own { error, cap, before, behind: self.wobble };
-            self.tell(brink, own, span, mark, done);
+            let mark = roster.mark(brink.slot, self.index);
+            match brink.edge {
+                Edge::Open => mark.begin_group(own.error, own.behind, self.group),
+                Edge::Close => {
+                    mark.wobble = self.up_to(mark, &brink, &own);
+                    (mark.edge, mark.stage) = (own.error, Stage::Done);
+                    if storied {
+                        let (mark, lane) = roster.mark_and_lane(brink.slot, self.index);
+                        mark.wobble = mark.wobble.saturating_add(lane.error);
+                    }
+                    if roster.passed(brink.slot) {
+                        done.push(brink.slot);
+                    }
+                }
+                Edge::Weight | Edge::Mark => self.tell(&brink, &own, roster),
+            }
         }
         self.brinks = brinks;
     }
 
-    /// Writes an edge's error down; at the close the sum becomes the span's.
-    fn tell(&mut self, brink: Brink, own: Own, span: &mut Span, mark: &mut Mark, done: &mut Vec<u32>) {
-        let same = mark.group == self.group && brink.event.edge != Edge::Open;
-        let together = mark.edge.saturating_add(own.error).min(own.cap);
-        let inside = weighed(own.before.saturating_sub(mark.wobble), brink.before);
-        let so_far = mark.edge.saturating_add(inside);
-        match brink.event.edge {
-            Edge::Weight if same => mark.edge = together,
-            Edge::Open | Edge::Weight => {
-                if brink.event.edge == Edge::Weight {
-                    let lane = &mut span.story(self.domains).lanes[self.index];
-                    lane.error = lane.error.saturating_add(so_far);
-                }
-                mark.edge = own.error;
-                mark.wobble = own.behind;
-                mark.group = self.group;
+    /// The error of a span's time since its last turn, this edge included.
+    #[inline]
+    fn up_to(&self, mark: &Mark, brink: &Brink, own: &Own) -> u64 {
+        if mark.group == self.group {
+            return mark.edge.saturating_add(own.error).min(own.cap);
+        }
+        let inside = shaken_since(mark.wobble, own.before, brink.before);
+        mark.edge.saturating_add(inside).saturating_add(own.error)
+    }
+
+    /// Writes the error of a change of weight or of a phase's cut down.
+    fn tell(&self, brink: &Brink, own: &Own, roster: &mut Roster) {
+        let (mark, lane) = roster.mark_and_lane(brink.slot, self.index);
+        if brink.edge == Edge::Mark {
+            if let Some(cut) = lane.cuts.get_mut(brink.cut as usize) {
+                (cut.edge, cut.wobble) = (own.error, (remembered(own.before), own.behind));
             }
-            Edge::Mark => {
-                let lane = &mut span.story(self.domains).lanes[self.index];
-                if let Some(cut) = lane.cuts.get_mut(brink.cut) {
-                    (cut.edge, cut.wobble) = (own.error, (own.before, own.behind));
-                }
-            }
-            Edge::Close => {
-                let lane = span.story.as_ref().and_then(|story| story.lanes.get(self.index));
-                let earlier = lane.map_or(0, |lane| lane.error);
-                let last = if same { together } else { so_far.saturating_add(own.error) };
-                mark.edge = own.error;
-                mark.wobble = u128::from(earlier.saturating_add(last));
-                span.pending -= 1;
-                if span.pending == 0 {
-                    done.push(brink.event.slot);
-                }
-            }
+        } else if mark.group == self.group {
+            mark.edge = self.up_to(mark, brink, own);
+        } else {
+            let inside = shaken_since(mark.wobble, own.before, brink.before);
+            lane.error = lane.error.saturating_add(mark.edge).saturating_add(inside);
+            mark.begin_group(own.error, own.behind, self.group);
         }
     }
 
@@ -391,4 +401,9 @@ impl Track {
             self.dust += share & ((1 << FINE_BITS) - 1);
         }
     }
+}
+
+/// Milliwatts as fine units per nanosecond.
+fn idle_rate(mw: u64) -> u64 {
+    u64::try_from((u128::from(mw) << FINE_BITS) / 1_000_000).unwrap_or(u64::MAX)
 }

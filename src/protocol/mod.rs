@@ -9,15 +9,20 @@
 mod envelope;
 mod method;
 mod refusal;
+mod reply;
+mod request;
 
 pub use envelope::{Answer, Call, Incoming, Reply};
-pub use method::{Access, Balances, DomainStatus, DomainTick, Info, Window};
-pub use method::{
-    CancelSpan, CloseSpan, ClosedSpan, Description, Done, GetBalance, GetInfo, GetInterfaceDescription,
-    GetServiceInfo, GetSpan, MarkPhase, Method, OpenSpan, OpenedSpan, ReadWindow, ServiceInfo, SetWeight,
-    SpanAccount, WatchDomains, WatchSpans,
-};
+pub use method::{Method, NAMES};
 pub use refusal::{Refusal, Unintelligible};
+pub use reply::{
+    Access, Balances, Description, DomainStatus, DomainTick, Done, Info, OpenedSpan, ServiceInfo,
+    SpanAccount, Window,
+};
+pub use request::{
+    CancelSpan, CloseSpan, GetBalance, GetInfo, GetInterfaceDescription, GetServiceInfo, GetSpan, MarkPhase,
+    OpenSpan, ReadWindow, SetWeight, WatchDomains, WatchSpans,
+};
 
 /// The meter's own interface.
 pub const METER: &str = "org.wattspan.Meter";

@@ -4,7 +4,7 @@
 //! domain that two mechanisms show is taken from the first in which it advances. Everything left out is said in the
 //! list of absent sources. Decides only from names and liveness; reads no hardware.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::energy::Kind;
 
@@ -24,6 +24,7 @@ pub fn keep_each_once(found: &mut Inventory, mirrors: &[Mirror]) {
     drop_doubles(found, &mut kept);
     let opened = std::mem::take(&mut found.opened);
     found.opened = opened.into_iter().zip(kept).filter_map(|(source, kept)| select(source, &kept)).collect();
+    settle_parents(found);
 }
 
 fn drop_mirrors(found: &mut Inventory, mirrors: &[Mirror], kept: &mut [Vec<bool>]) {
@@ -54,6 +55,11 @@ fn drop_psys_copies(found: &mut Inventory, kept: &mut [Vec<bool>]) {
         };
         for copy in copies.into_iter().filter(|copy| *copy != chosen) {
             kept[copy.0][copy.1] = false;
+            let cpu = found.opened[copy.0].cpu.map_or(String::new(), |cpu| format!(" on CPU {cpu}"));
+            found.miss(
+                mechanism,
+                format!("psys{cpu}: the platform has one psys, which another package shows"),
+            );
         }
         found.opened[chosen.0].domains[chosen.1].name = "psys".into();
     }
@@ -86,6 +92,18 @@ fn drop_doubles(found: &mut Inventory, kept: &mut [Vec<bool>]) {
             loser,
             format!("{which} {} read by {winner}", if names.len() == 1 && !all { "is" } else { "are" }),
         );
+    }
+}
+
+/// Names as parents only what is there, whichever mechanism shows it: psys contains packages and memory.
+fn settle_parents(found: &mut Inventory) {
+    let names: BTreeSet<String> =
+        found.opened.iter().flat_map(|source| &source.domains).map(|domain| domain.name.clone()).collect();
+    for domain in found.opened.iter_mut().flat_map(|source| &mut source.domains) {
+        if matches!(domain.kind, Kind::Package | Kind::Dram) {
+            domain.parent = Some("psys".into());
+        }
+        domain.parent = domain.parent.take().filter(|parent| names.contains(parent));
     }
 }
 
@@ -149,11 +167,10 @@ mod tests {
     }
 
     fn names(found: &Inventory) -> Vec<(&str, &str)> {
-        let of = |source: &'static str, domains: &'_ [Domain]| {
-            domains.iter().map(|domain| (source, domain.name.clone())).collect::<Vec<_>>()
+        let name = |(source, domain): Place| {
+            (found.opened[source].name, found.opened[source].domains[domain].name.as_str())
         };
-        let all: Vec<_> = found.opened.iter().flat_map(|source| of(source.name, &source.domains)).collect();
-        all.into_iter().map(|(source, domain)| (source, &*domain.leak())).collect()
+        places(found).map(name).collect()
     }
 
     #[test]
@@ -198,6 +215,18 @@ mod tests {
         keep_each_once(&mut found, &[]);
         assert_eq!(names(&found), [("perf", "psys")]);
         assert_eq!(found.opened[0].advanced, [false]);
+    }
+
+    #[test]
+    fn a_parent_is_named_across_mechanisms_and_only_where_it_is_there() {
+        let mut found = inventory(vec![
+            opened("perf", &[("package-0", Kind::Package, true), ("core-1", Kind::Core, true)]),
+            opened("powercap", &[("psys", Kind::Psys, true)]),
+        ]);
+        found.opened[0].domains[1].parent = Some("package-1".into());
+        keep_each_once(&mut found, &[]);
+        assert_eq!(found.opened[0].domains[0].parent.as_deref(), Some("psys"));
+        assert_eq!(found.opened[0].domains[1].parent, None);
     }
 
     #[test]

@@ -104,7 +104,8 @@ impl Counter {
 }
 
 /// More than any one domain of the kind draws, transients of microseconds included, several times over: only a
-/// broken count exceeds it. It is no specification, hence never used to tighten an error, only to refuse nonsense.
+/// broken count exceeds it, and is refused. The guaranteed error leans on it in one place, which the README states:
+/// between the first edge after a quiet time and the reading that it triggers, a domain used at most this.
 pub fn plausible_ceiling_mw(kind: Kind) -> u64 {
     match kind {
         Kind::Package | Kind::Core | Kind::Uncore | Kind::Soc => 2_000_000,
@@ -272,7 +273,7 @@ mod tests {
                 let reading = counter.advance((truth % modulus) as u64, now_ns, now_ns);
                 if most_uj * 2 < u128::from(range_uj) {
                     prop_assert_eq!(reading.epoch, 0);
-                    prop_assert_eq!(u128::from(reading.energy_uj), (truth - start) * 1_000_000 >> shift);
+                    prop_assert_eq!(u128::from(reading.energy_uj), ((truth - start) * 1_000_000) >> shift);
                 }
                 prop_assert!(reading.energy_uj >= last_uj);
                 last_uj = reading.energy_uj;

@@ -2,7 +2,7 @@
 //!
 //! For everything that has no counter. Owns the trapezoid and its doubt. Invariant: where the true power lay in
 //! `[low, high]` the whole time, the true energy of any interval lies within the growth of `energy_uj` ± (the growth of
-//! `doubt_uj` + [`ROUNDING_UJ`]). Never bridges a gap: after one, the integral goes on in a new epoch.
+//! `doubt_uj` + `ROUNDING_UJ`). Never bridges a gap: after one, the integral goes on in a new epoch.
 
 use crate::energy::Reading;
 

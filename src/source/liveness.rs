@@ -2,7 +2,7 @@
 //!
 //! A counter that is present may be dead (cloud machines show a `psys` that always reads 0), and two may be one
 //! (`package-0-die-0` and `-die-1` of a Threadripper). Only watching tells. Owns the watch at the start: a busy loop on
-//! the calling thread, ended as soon as there is nothing left to learn, and by [`LONGEST_NS`] at the latest. Never
+//! the calling thread, ended as soon as there is nothing left to learn, and by `LONGEST_NS` at the latest. Never
 //! decides what becomes of a domain.
 
 use std::hint::spin_loop;

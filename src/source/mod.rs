@@ -61,6 +61,9 @@ pub mod powercap;
 /// The powercap tree: zones, names, units.
 mod powercap_zone;
 
+/// Who made the processor.
+mod processor;
+
 /// Power in repeating steps, and its energy in closed form.
 pub mod profile;
 
@@ -72,6 +75,9 @@ pub mod replay;
 
 /// A simulated machine, computed from a description.
 pub mod script;
+
+/// The words of a script.
+mod script_text;
 
 /// A source with some of its domains left out.
 mod selection;
@@ -85,11 +91,15 @@ mod suspend;
 #[path = "suspend_untold.rs"]
 mod suspend;
 
-/// Who made the processor, and where its CPUs sit.
+/// Where the kernel's CPUs sit.
+#[cfg(target_os = "linux")]
 mod topology;
 
 /// What a machine showed, read from a recording.
 pub mod trace;
+
+/// The lines of a recording.
+mod trace_line;
 
 /// The time stamp counter as the time stamp of a read.
 #[cfg(target_os = "linux")]

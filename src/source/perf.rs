@@ -16,8 +16,9 @@ use super::counter::{Counter, Shape, plausible_ceiling_mw};
 use super::perf_ffi::open_counter;
 use super::perf_refusal::{refused_event, refused_pmu};
 use super::pmu::{self, Event, Pmu};
+use super::processor::Processor;
 use super::suspend::Suspend;
-use super::topology::{Processor, place_of};
+use super::topology::place_of;
 use super::tsc::Tsc;
 use super::{Inventory, Opened, Settings, Source};
 
@@ -227,8 +228,8 @@ fn domain_of(kind: Kind, place: &str, client: bool, grade: Grade) -> Domain {
         device: None,
         parent,
         grade,
-        // The highest power of a package is written nowhere that can be relied on.
-        ceiling_mw: None,
+        // No register says how hard a package can draw; what the counter refuses as nonsense bounds it.
+        ceiling_mw: Some(plausible_ceiling_mw(kind)),
         latency_ns: LATENCY_NS,
         // 2^-14 J, the coarsest unit of these registers.
         quantum_uj: if kind == Kind::Psys && !client { 1_000_000 } else { 62 },

@@ -8,7 +8,7 @@ use std::fs;
 use std::io::{self, ErrorKind};
 use std::path::Path;
 
-use super::topology::Processor;
+use super::processor::Processor;
 
 /// Why there is no `power` PMU in `folder`.
 pub fn refused_pmu(error: &io::Error, folder: &Path, proc_root: &Path) -> String {

@@ -15,8 +15,8 @@ use crate::energy::{Domain, Grade, Reading};
 
 use super::counter::{Counter, Shape, plausible_ceiling_mw};
 use super::powercap_zone::{Count, Zone, zones};
+use super::processor::Processor;
 use super::suspend::Suspend;
-use super::topology::Processor;
 use super::{Inventory, Opened, Settings, Source};
 
 /// The mechanism's name.
@@ -104,8 +104,8 @@ fn domain_of(zone: &Zone, all: &[Zone], grade: Grade) -> Domain {
         device: None,
         parent: zone.parent(all),
         grade,
-        // The zone's constraints are limits of averages, not of power.
-        ceiling_mw: None,
+        // The zone's constraints limit averages, not power; what the counter refuses as nonsense bounds it.
+        ceiling_mw: Some(plausible_ceiling_mw(zone.kind)),
         latency_ns: LATENCY_NS,
         quantum_uj: zone.count.unit.ceil_uj(),
     }

@@ -1,4 +1,4 @@
-//! Writes what a machine shows as a trace that [`super::trace`] reads.
+//! Writes what a machine shows as a trace that `trace` reads.
 //!
 //! Owns the buffer. Invariant: the file never ends within a line, except where the system cut the writing itself. Never
 //! decides when to write: the caller has the samples.
@@ -6,17 +6,26 @@
 use std::fmt::Write as _;
 use std::io::{self, BufWriter, Write};
 
-use serde_json::json;
+use serde::Serialize;
 
 use crate::energy::{Domain, Reading};
 
-use super::trace::{DomainLine, VERSION};
+use super::trace_line::{DomainLine, VERSION};
 
 /// Writes samples, one line each.
 pub struct Recorder<W: Write> {
     /// Gives its content away before a line that does not fit, hence always whole lines.
     out: BufWriter<W>,
     line: String,
+}
+
+/// The first line.
+#[derive(Serialize)]
+struct Header {
+    wattspan_trace: u64,
+    #[serde(rename = "loop")]
+    looped: bool,
+    domains: Vec<DomainLine>,
 }
 
 impl<W: Write> Recorder<W> {
@@ -27,7 +36,8 @@ impl<W: Write> Recorder<W> {
     pub fn new(out: W, domains: &[Domain], looped: bool) -> io::Result<Self> {
         let domains: Vec<DomainLine> = domains.iter().map(DomainLine::from).collect();
         let mut out = BufWriter::with_capacity(1 << 16, out);
-        writeln!(out, "{}", json!({ "wattspan_trace": VERSION, "loop": looped, "domains": domains }))?;
+        serde_json::to_writer(&mut out, &Header { wattspan_trace: VERSION, looped, domains })?;
+        out.write_all(b"\n")?;
         out.flush()?;
         Ok(Self { out, line: String::with_capacity(1_024) })
     }

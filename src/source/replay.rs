@@ -2,7 +2,7 @@
 //!
 //! Tests, demos and bug reports use this one mechanism, in the program as it is shipped. Owns the machine's start on the
 //! clock it is given, which may be turned by hand. Counters of a scripted machine wrap, restart and vanish like real
-//! ones and go through the same [`super::counter`]. Never sleeps and never takes longer for being asked often.
+//! ones and go through the same `counter`. Never sleeps and never takes longer for being asked often.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
@@ -135,7 +135,7 @@ impl Source for Recorded {
         let since_start_ns = self.clock.now_ns().saturating_sub(self.start_ns);
         for (domain, reading) in into.iter_mut().enumerate() {
             let shown = self.trace.reading(domain, since_start_ns);
-            let stamp_ns = if shown.stamp_ns == 0 { 0 } else { self.start_ns + shown.stamp_ns };
+            let stamp_ns = if shown.stamp_ns == 0 { 0 } else { self.start_ns.saturating_add(shown.stamp_ns) };
             *reading = Reading { stamp_ns, ..shown };
         }
         None

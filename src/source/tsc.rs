@@ -3,7 +3,7 @@
 //! A read is known to have happened between the clock before and the clock after it. Where the reader was scheduled away
 //! in between, that is a wide window; but a `msr/tsc/` count taken in the same group read, carried over from the reads
 //! before, tells more. Invariant: the window given back contains the read, and lies within the one given in. It holds
-//! for every rate at which the kernel lets CLOCK_MONOTONIC be slewed ([`SLEW_PARTS`]).
+//! for every rate at which the kernel lets CLOCK_MONOTONIC be slewed (`SLEW_PARTS`).
 
 /// The clock's rate against the counter is known, and stays the same, to one part in so many. The largest slew in use is
 /// chrony's 1/12 (`maxslewrate`); the calibration itself is off by at most 1/64.
@@ -53,7 +53,7 @@ impl Tsc {
     /// Where the newest read and the ticks since then put this one.
     fn predicted(&self, ticks: u64) -> Option<(u64, u64)> {
         let (newest, period) = (self.newest?, self.period?);
-        let passed = u128::from(ticks.checked_sub(newest.ticks)?) * u128::from(period) >> 32;
+        let passed = (u128::from(ticks.checked_sub(newest.ticks)?) * u128::from(period)) >> 32;
         let passed_ns = u64::try_from(passed).ok()?;
         let slack_ns = passed_ns / SLEW_PARTS + 1;
         Some((

@@ -5,9 +5,19 @@
 //! because a misspelt limit that is silently ignored is no limit.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+
+mod flags;
+mod place;
+mod section;
+
+pub use flags::Flags;
+pub use place::socket_places;
+pub use section::{Groups, Limits, Source};
+
+use place::{configuration_dir, files_under};
 
 /// What is wrong with the configuration.
 #[derive(Debug, thiserror::Error)]
@@ -87,150 +97,6 @@ impl Default for Config {
             access: Groups::default(),
         }
     }
-}
-
-/// Where joules come from.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Source {
-    /// Where the kernel's `/sys` is.
-    pub sysfs_root: PathBuf,
-    /// Where the kernel's `/proc` is.
-    pub proc_root: PathBuf,
-    /// A library to load instead of the system's NVML.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub nvml_library: Option<PathBuf>,
-    /// A trace or scripted machine to measure instead of this one.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub replay: Option<PathBuf>,
-    /// The sources to try, in order of preference; absent: all.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub enabled: Option<Vec<String>>,
-    /// Power of all CPUs at rest, for a machine without a counter.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub estimate_idle_w: Option<f64>,
-    /// Power of all CPUs at full load, likewise.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub estimate_max_w: Option<f64>,
-}
-
-impl Default for Source {
-    fn default() -> Self {
-        Self {
-            sysfs_root: "/sys".into(),
-            proc_root: "/proc".into(),
-            nvml_library: None,
-            replay: None,
-            enabled: None,
-            estimate_idle_w: None,
-            estimate_max_w: None,
-        }
-    }
-}
-
-/// What one client, one user and all together may take.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Limits {
-    /// Largest message, in bytes.
-    pub message_bytes: usize,
-    /// Connections, all users together.
-    pub connections: usize,
-    /// Connections of one user; root and the daemon's own user have only the total.
-    pub connections_per_user: usize,
-    /// Open spans, all users together.
-    pub open_spans: usize,
-    /// Open spans of one user; root and the daemon's own user have only the total.
-    pub open_spans_per_user: usize,
-    /// Bytes of names and attributes of one user's open spans; likewise.
-    pub notes_bytes_per_user: usize,
-    /// Streams (WatchSpans, WatchDomains) of one user; likewise.
-    pub streams_per_user: usize,
-    /// Answers waiting for a client that does not read, in bytes: a stream is dropped, a caller is not read from.
-    pub unread_bytes: usize,
-    /// A half message, or a client that reads nothing, is given up after this long, in seconds.
-    pub stall_s: f64,
-    /// Settled accounts that `GetSpan` remembers, all users together.
-    pub remembered_accounts: usize,
-    /// The bytes they may take.
-    pub remembered_bytes: usize,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            message_bytes: 64 * 1024,
-            connections: 1024,
-            connections_per_user: 64,
-            open_spans: 131_072,
-            open_spans_per_user: 4096,
-            notes_bytes_per_user: 16 << 20,
-            streams_per_user: 8,
-            unread_bytes: 64 * 1024,
-            stall_s: 30.0,
-            remembered_accounts: 4096,
-            remembered_bytes: 16 << 20,
-        }
-    }
-}
-
-/// Whose members may know what; root and the daemon's own user may everything.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Groups {
-    /// Own spans at full precision, the host's totals.
-    pub span_group: String,
-    /// Everybody's accounts, the domains' stream.
-    pub telemetry_group: String,
-}
-
-impl Default for Groups {
-    fn default() -> Self {
-        Self { span_group: "wattspan".into(), telemetry_group: "wattspan-telemetry".into() }
-    }
-}
-
-/// What the command line says.
-#[derive(Debug, Clone, Default, clap::Parser)]
-#[command(
-    name = "wattspand",
-    version,
-    about = "Measures this machine's energy and accounts for it, span by span"
-)]
-pub struct Flags {
-    /// Read this file instead of /etc/wattspan/wattspan.toml and wattspan.toml.d/*.toml
-    #[arg(long, value_name = "FILE")]
-    pub config: Option<PathBuf>,
-    /// Listen here
-    #[arg(long, value_name = "PATH", env = "WATTSPAN_SOCKET")]
-    pub socket: Option<PathBuf>,
-    /// Keep what must last here
-    #[arg(long, value_name = "DIR")]
-    pub state_dir: Option<PathBuf>,
-    /// Where the kernel's /sys is
-    #[arg(long, value_name = "DIR")]
-    pub sysfs_root: Option<PathBuf>,
-    /// Where the kernel's /proc is
-    #[arg(long, value_name = "DIR")]
-    pub proc_root: Option<PathBuf>,
-    /// Load this instead of the system's NVML library
-    #[arg(long, value_name = "FILE")]
-    pub nvml_library: Option<PathBuf>,
-    /// Readings a second while spans are open
-    #[arg(long, value_name = "HZ")]
-    pub rate_hz: Option<f64>,
-    /// Readings a second otherwise
-    #[arg(long, value_name = "HZ")]
-    pub idle_rate_hz: Option<f64>,
-    /// Write what the sources say to this file, to be replayed later
-    #[arg(long, value_name = "FILE")]
-    pub record: Option<PathBuf>,
-    /// Measure this trace or scripted machine instead of the real one
-    #[arg(long, value_name = "FILE")]
-    pub replay: Option<PathBuf>,
-    /// Check the configuration, print what it comes to, and stop
-    #[arg(long)]
-    pub check: bool,
 }
 
 impl Config {
@@ -326,35 +192,10 @@ fn overlay(under: &mut toml::Table, over: toml::Table) {
     }
 }
 
-fn configuration_dir() -> PathBuf {
-    (if apple() { "/usr/local/etc/wattspan" } else { "/etc/wattspan" }).into()
-}
-
-/// `wattspan.toml` and then `wattspan.toml.d/*.toml` by name, as far as they are there.
-fn files_under(dir: &Path) -> Vec<PathBuf> {
-    let mut files: Vec<PathBuf> = std::fs::read_dir(dir.join("wattspan.toml.d"))
-        .map(|entries| entries.filter_map(|entry| Some(entry.ok()?.path())).collect())
-        .unwrap_or_default();
-    files.retain(|file| file.extension().is_some_and(|ending| ending == "toml"));
-    files.sort();
-    files.insert(0, dir.join("wattspan.toml"));
-    files.retain(|file| file.exists());
-    files
-}
-
-/// Where the daemon's socket is, the system's first; a client tries them in this order.
-pub fn socket_places() -> Vec<PathBuf> {
-    let system = PathBuf::from(if apple() { "/var/run/wattspan" } else { "/run/wattspan" });
-    let user = std::env::var_os("XDG_RUNTIME_DIR").map(|dir| PathBuf::from(dir).join("wattspan"));
-    [Some(system), user].into_iter().flatten().map(|dir| dir.join("wattspan.sock")).collect()
-}
-
-fn apple() -> bool {
-    std::env::consts::OS == "macos"
-}
-
 #[cfg(test)]
 mod tests {
+    use std::slice::from_ref;
+
     use super::*;
 
     fn written(dir: &tempfile::TempDir, name: &str, text: &str) -> PathBuf {
@@ -382,7 +223,7 @@ mod tests {
     fn an_unknown_key_is_refused_with_the_file_and_the_keys_there_are() {
         let dir = tempfile::tempdir().unwrap();
         let file = written(&dir, "a.toml", "[limits]\nconections = 10\n");
-        let wrong = Config::from_files(&[file.clone()]).unwrap_err().to_string();
+        let wrong = Config::from_files(from_ref(&file)).unwrap_err().to_string();
         for part in [file.to_str().unwrap(), "conections", "connections_per_user", "line 2"] {
             assert!(wrong.contains(part), "{part} is missing in: {wrong}");
         }

@@ -1,0 +1,134 @@
+//! Cost of one attribution in process: open + close + settle of a span, by number of open spans and of domains.
+//!
+//! Targets (2 cores, noisy: the ratio rows are the ones to hold): 150 ns with 10,000 spans open and 4 domains;
+//! at 1,000,000 open at most 6 times that; 16 domains at most 3 times what 4 cost.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+#[path = "../tests/support/machine.rs"]
+mod machine;
+
+use machine::{Dice, Truth, domain};
+use wattspan::energy::{Domain, Kind};
+use wattspan::ledger::account::Account;
+use wattspan::ledger::{Ledger, Opening, Settings, SpanKey};
+
+const MS: u64 = 1_000_000;
+/// Pairs between two samples of a 1 kHz sampler: 100,000 pairs a second.
+const PAIRS_EACH_MS: usize = 100;
+
+struct Rig {
+    ledger: Ledger,
+    truth: Truth,
+    domains: usize,
+    keys: Vec<SpanKey>,
+    settled: Vec<(SpanKey, Account)>,
+    words: bool,
+    told_uj: u64,
+    now_ns: u64,
+    dice: Dice,
+}
+
+fn opening(at_ns: u64) -> Opening {
+    Opening {
+        span: String::new(),
+        name: String::new(),
+        attributes: BTreeMap::new(),
+        weight: 1.0,
+        domains: None,
+        at_ns,
+        uid: 0,
+        unix_ns: 0,
+    }
+}
+
+impl Rig {
+    fn new(open: usize, domains: usize, words: bool) -> Self {
+        let list: Vec<Domain> =
+            (0..domains).map(|n| domain(&format!("d{n}"), Kind::Package, 61, Some(1_000_000))).collect();
+        let settings = Settings { max_open: 2_000_000, max_waiting: 4_000_000, ..Settings::default() };
+        let mut rig = Rig {
+            ledger: Ledger::new(list, settings),
+            truth: Truth::new(&[(1, 120_000)], MS, 0, 61),
+            domains,
+            keys: Vec::with_capacity(open),
+            settled: Vec::new(),
+            words,
+            told_uj: 0,
+            now_ns: 100 * MS,
+            dice: Dice(42),
+        };
+        rig.tick();
+        for _ in 0..open {
+            let at_ns = rig.now_ns;
+            rig.keys.push(rig.ledger.open(at_ns, opening(at_ns)).expect("below the limit"));
+        }
+        for _ in 0..30 {
+            rig.tick();
+        }
+        rig
+    }
+
+    /// One millisecond of readings and a settle.
+    fn tick(&mut self) {
+        self.now_ns += MS;
+        let reading = self.truth.reading(self.now_ns);
+        for index in 0..self.domains {
+            self.ledger.feed(index, self.now_ns - 500, self.now_ns, &reading);
+        }
+        if self.words {
+            self.ledger.settle(self.now_ns, &mut self.settled);
+            self.settled.clear();
+        } else {
+            self.ledger.advance(self.now_ns);
+            let (domains, told_uj) = (self.domains, &mut self.told_uj);
+            self.ledger.hand_out(|settled| {
+                *told_uj += (0..domains).filter_map(|domain| settled.share_uj(domain)).sum::<u64>();
+            });
+        }
+    }
+
+    /// `ticks` milliseconds with opens and closes in them; nanoseconds for each pair, settling included.
+    fn run(&mut self, ticks: usize) -> f64 {
+        let begun = Instant::now();
+        for _ in 0..ticks {
+            for pair in 0..PAIRS_EACH_MS {
+                let at_ns = self.now_ns + (pair as u64) * (MS / PAIRS_EACH_MS as u64);
+                let place = self.dice.roll() as usize % self.keys.len();
+                let new = self.ledger.open(at_ns, opening(at_ns)).expect("below the limit");
+                let old = std::mem::replace(&mut self.keys[place], new);
+                self.ledger.close(at_ns, old, at_ns, BTreeMap::new(), false).expect("it is open");
+            }
+            self.tick();
+        }
+        begun.elapsed().as_nanos() as f64 / (ticks * PAIRS_EACH_MS) as f64
+    }
+}
+
+fn best(open: usize, domains: usize, words: bool) -> f64 {
+    let mut rig = Rig::new(open, domains, words);
+    rig.run(200);
+    let best = (0..5).map(|_| rig.run(400)).fold(f64::INFINITY, f64::min);
+    assert!(words || rig.told_uj > 0, "nothing was attributed");
+    best
+}
+
+fn row(what: &str, target: f64, value: f64, unit: &str) {
+    let word = if value <= target { "ok" } else { "over" };
+    println!("{what:<58} target {target:>7.1} {unit:<2}  {value:>8.1} {unit:<2}  {word}");
+}
+
+fn main() {
+    println!("one attribution: open + close + settle, best of 5 x 40,000 pairs");
+    let few = best(10_000, 4, false);
+    row("10,000 open, 4 domains", 150.0, few, "ns");
+    row("1,000,000 open, 4 domains, over 10,000", 6.0, best(1_000_000, 4, false) / few, "x");
+    row("10,000 open, 16 domains, over 4", 3.0, best(10_000, 16, false) / few, "x");
+    println!("with each account made into words besides: {:.1} ns", best(10_000, 4, true));
+    println!(
+        "for comparison: {:.1} ns with 1 open, {:.1} ns with 1 domain",
+        best(1, 4, false),
+        best(10_000, 1, false)
+    );
+}

@@ -1,0 +1,349 @@
+//! What the socket costs: round trips, oneway opens and pipelines against the floor of a bare Unix socket measured in
+//! the same run, and what an idle and a full daemon takes of the machine.
+//!
+//! Prints a table: what, target, value, `ok` or `over`. Ratios within one run, because the absolute figures belong to the
+//! machine. Run it with `cargo bench --bench socket` on a quiet machine; the whole takes about half a minute.
+
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use hdrhistogram::Histogram;
+use wattspan::protocol::{Call, CloseSpan, GetInfo, OpenSpan};
+
+/// Rounds, alternating with the floor so that both see the same disturbances; the median round counts.
+const ROUNDS: usize = 7;
+
+/// Round trips in a round.
+const TRIPS: usize = 4000;
+
+const MACHINE: &str = r#"
+[[domain]]
+name = "package-0"
+kind = "package"
+profile = [[0.7, 60], [0.3, 140]]
+quantum_uj = 61
+[[domain]]
+name = "core-0"
+kind = "core"
+parent = "package-0"
+profile = [[0.7, 40], [0.3, 110]]
+quantum_uj = 61
+[[domain]]
+name = "dram-0"
+kind = "dram"
+profile = [[1.0, 12]]
+quantum_uj = 15
+[[domain]]
+name = "gpu-0"
+kind = "gpu"
+profile = [[0.5, 90], [0.5, 300]]
+update_ns = 20_000_000
+quantum_uj = 1000
+"#;
+
+fn main() {
+    let mut table = Table::default();
+    start_up(&mut table);
+    let daemon = Daemon::start();
+    idle(&daemon, &mut table);
+    round_trips(&daemon, &mut table);
+    oneway(&daemon, &mut table);
+    pipelined(&daemon, &mut table);
+    many_open(&daemon, &mut table);
+    table.print();
+}
+
+#[derive(Default)]
+struct Table {
+    rows: Vec<[String; 4]>,
+}
+
+impl Table {
+    fn row(&mut self, what: &str, value: f64, target: f64, at_most: bool, unit: &str) {
+        let good = if at_most { value <= target } else { value >= target };
+        let sign = if at_most { "≤" } else { "≥" };
+        let verdict = if good { "ok" } else { "over" };
+        self.rows.push([
+            what.into(),
+            format!("{sign} {target} {unit}"),
+            format!("{value:.3} {unit}"),
+            verdict.into(),
+        ]);
+    }
+
+    fn note(&mut self, what: &str, value: String) {
+        self.rows.push([what.into(), "".into(), value, "".into()]);
+    }
+
+    fn print(&self) {
+        println!("{:<58} {:>18} {:>20}", "what", "target", "value");
+        for [what, target, value, verdict] in &self.rows {
+            println!("{what:<58} {target:>18} {value:>20}  {verdict}");
+        }
+    }
+}
+
+struct Daemon {
+    child: Child,
+    dir: tempfile::TempDir,
+}
+
+impl Daemon {
+    fn spawn() -> Self {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let (machine, config) = (dir.path().join("machine.toml"), dir.path().join("wattspan.toml"));
+        std::fs::write(&machine, MACHINE).expect("a file in it");
+        std::fs::write(&config, "[limits]\nopen_spans = 131072\n").expect("a file in it");
+        let child = Command::new(env!("CARGO_BIN_EXE_wattspand"))
+            .args(["--config".as_ref(), config.as_os_str(), "--replay".as_ref(), machine.as_os_str()])
+            .args(["--socket".as_ref(), dir.path().join("run/wattspan.sock").as_os_str()])
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("the daemon starts");
+        Self { child, dir }
+    }
+
+    fn start() -> Self {
+        let daemon = Self::spawn();
+        daemon.connect();
+        daemon
+    }
+
+    fn connect(&self) -> UnixStream {
+        let path: PathBuf = self.dir.path().join("run/wattspan.sock");
+        let deadline = Instant::now() + Duration::from_secs(10);
+        loop {
+            match UnixStream::connect(&path) {
+                Ok(stream) => return stream,
+                Err(cause) if Instant::now() > deadline => panic!("no daemon: {cause}"),
+                Err(_) => std::thread::sleep(Duration::from_micros(200)),
+            }
+        }
+    }
+
+    /// Processor time so far, of all threads.
+    fn processor(&self) -> Duration {
+        let stat = std::fs::read_to_string(format!("/proc/{}/schedstat", self.child.id()));
+        let _ = stat;
+        let mut total = 0;
+        for task in std::fs::read_dir(format!("/proc/{}/task", self.child.id())).expect("a running daemon") {
+            let path = task.expect("a task").path().join("schedstat");
+            let text = std::fs::read_to_string(path).unwrap_or_default();
+            total += text.split(' ').next().and_then(|ns| ns.parse::<u64>().ok()).unwrap_or(0);
+        }
+        Duration::from_nanos(total)
+    }
+
+    fn resident_mb(&self) -> f64 {
+        let status =
+            std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("a running daemon");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("Linux tells it");
+        let kib: f64 = line.trim().trim_end_matches(" kB").parse().expect("a number");
+        kib / 1024.0
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn message(write: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
+    let mut out = Vec::new();
+    write(&mut out);
+    out
+}
+
+fn open(span: &str, oneway: bool) -> Vec<u8> {
+    let parameters = OpenSpan { span: Some(span.into()), ..OpenSpan::default() };
+    message(|out| if oneway { Call::oneway(parameters).write(out) } else { Call::new(parameters).write(out) })
+}
+
+fn close(span: &str) -> Vec<u8> {
+    message(|out| Call::new(CloseSpan { span: span.into(), ..CloseSpan::default() }).write(out))
+}
+
+/// Sends and waits for one answer.
+fn trip(stream: &mut UnixStream, request: &[u8], buffer: &mut [u8]) {
+    stream.write_all(request).expect("a daemon that reads");
+    let mut length = 0;
+    loop {
+        length += stream.read(&mut buffer[length..]).expect("a daemon that answers");
+        if buffer[..length].ends_with(&[0]) {
+            assert!(buffer.starts_with(b"{\"parameters\""), "{}", String::from_utf8_lossy(&buffer[..length]));
+            return;
+        }
+        assert!(length > 0, "the daemon hung up");
+    }
+}
+
+/// A bare 64-byte ping-pong between two blocking threads: its p50 in ns.
+fn floor() -> f64 {
+    let (mut here, mut there) = UnixStream::pair().expect("a pair");
+    let echo = std::thread::spawn(move || {
+        let mut word = [0; 64];
+        while there.read_exact(&mut word).is_ok() {
+            let _ = there.write_all(&word);
+        }
+    });
+    let mut word = [7; 64];
+    let mut times = Histogram::<u64>::new(3).expect("a histogram");
+    for turn in 0..TRIPS + TRIPS / 4 {
+        let begun = Instant::now();
+        here.write_all(&word).expect("an echo");
+        here.read_exact(&mut word).expect("an echo");
+        if turn >= TRIPS / 4 {
+            note(&mut times, begun.elapsed());
+        }
+    }
+    drop(here);
+    let _ = echo.join();
+    times.value_at_quantile(0.5) as f64
+}
+
+fn note(times: &mut Histogram<u64>, taken: Duration) {
+    times.record(taken.as_nanos() as u64).expect("a histogram that grows");
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+fn round_trips(daemon: &Daemon, table: &mut Table) {
+    let mut stream = daemon.connect();
+    let mut buffer = vec![0; 1 << 20];
+    let (mut opens, mut closes, mut floors) = (Vec::new(), Vec::new(), Vec::new());
+    for round in 0..ROUNDS {
+        floors.push(floor());
+        let mut times =
+            [Histogram::<u64>::new(3).expect("a histogram"), Histogram::new(3).expect("a histogram")];
+        for turn in 0..TRIPS {
+            let span = format!("trip-{round}-{turn}");
+            for (times, request) in times.iter_mut().zip([open(&span, false), close(&span)]) {
+                let begun = Instant::now();
+                trip(&mut stream, &request, &mut buffer);
+                note(times, begun.elapsed());
+            }
+        }
+        opens.push(times[0].value_at_quantile(0.5) as f64);
+        closes.push(times[1].value_at_quantile(0.5) as f64);
+    }
+    let ratio =
+        |values: &[f64]| median(values.iter().zip(&floors).map(|(value, floor)| value / floor).collect());
+    table.note("floor: bare 64-byte round trip, p50", format!("{:.2} us", median(floors.clone()) / 1e3));
+    table.row("OpenSpan round trip, p50 over the floor's", ratio(&opens), 3.0, true, "x");
+    table.row("CloseSpan round trip, p50 over the floor's", ratio(&closes), 3.0, true, "x");
+}
+
+fn oneway(daemon: &Daemon, table: &mut Table) {
+    let mut stream = daemon.connect();
+    let mut times = Histogram::<u64>::new(3).expect("a histogram");
+    for turn in 0..2000 {
+        let request = open(&format!("oneway-{turn}"), true);
+        let begun = Instant::now();
+        stream.write_all(&request).expect("a daemon that reads");
+        note(&mut times, begun.elapsed());
+        // The daemon is asleep again by the next one: the cost includes waking it.
+        std::thread::sleep(Duration::from_micros(200));
+    }
+    table.row(
+        "oneway OpenSpan, cost to the client, p50",
+        times.value_at_quantile(0.5) as f64 / 1e3,
+        5.0,
+        true,
+        "us",
+    );
+}
+
+fn pipelined(daemon: &Daemon, table: &mut Table) {
+    const PAIRS: usize = 200_000;
+    const BATCH: usize = 64;
+    let mut rates = Vec::new();
+    for round in 0..3 {
+        let stream = daemon.connect();
+        let mut reading = stream.try_clone().expect("a descriptor");
+        let batches: Vec<Vec<u8>> = (0..PAIRS / BATCH)
+            .map(|batch| {
+                let pair = |at| {
+                    let span = format!("p{round}-{batch}-{at}");
+                    [open(&span, false), close(&span)].concat()
+                };
+                (0..BATCH).flat_map(pair).collect()
+            })
+            .collect();
+        let begun = Instant::now();
+        let answers = std::thread::spawn(move || {
+            let (mut buffer, mut answers) = (vec![0; 1 << 16], 0);
+            while answers < PAIRS / BATCH * BATCH * 2 {
+                let length = reading.read(&mut buffer).expect("a daemon that answers");
+                assert!(length > 0, "the daemon hung up");
+                answers += buffer[..length].iter().filter(|byte| **byte == 0).count();
+            }
+        });
+        for batch in &batches {
+            (&stream).write_all(batch).expect("a daemon that reads");
+        }
+        answers.join().expect("all answers");
+        rates.push((PAIRS / BATCH * BATCH) as f64 / begun.elapsed().as_secs_f64());
+    }
+    table.row("pipelined OpenSpan + CloseSpan, pairs a second", median(rates), 150_000.0, false, "/s");
+}
+
+fn many_open(daemon: &Daemon, table: &mut Table) {
+    const SPANS: usize = 100_000;
+    // What closed before settles first, so that only the open ones are weighed.
+    std::thread::sleep(Duration::from_secs(2));
+    let before = daemon.resident_mb();
+    let mut stream = daemon.connect();
+    let requests: Vec<u8> = (0..SPANS).flat_map(|span| open(&format!("held-{span}"), true)).collect();
+    stream.write_all(&requests).expect("a daemon that reads");
+    let mut buffer = vec![0; 1 << 16];
+    trip(&mut stream, &message(|out| Call::new(GetInfo {}).write(out)), &mut buffer);
+    let more = daemon.resident_mb() - before;
+    let mut times = Histogram::<u64>::new(3).expect("a histogram");
+    for turn in 0..2000 {
+        let span = format!("beside-{turn}");
+        for request in [open(&span, false), close(&span)] {
+            let begun = Instant::now();
+            trip(&mut stream, &request, &mut buffer);
+            note(&mut times, begun.elapsed());
+        }
+    }
+    table.row("100,000 open spans, more resident memory", more, 64.0, true, "MB");
+    let p50 = times.value_at_quantile(0.5) as f64 / 1e3;
+    table.note("round trip beside 100,000 open spans, p50", format!("{p50:.2} us"));
+}
+
+fn idle(daemon: &Daemon, table: &mut Table) {
+    // The survey of the counters at the start is over by then.
+    std::thread::sleep(Duration::from_secs(3));
+    let (before, begun) = (daemon.processor(), Instant::now());
+    std::thread::sleep(Duration::from_secs(10));
+    let share = (daemon.processor() - before).as_secs_f64() / begun.elapsed().as_secs_f64();
+    table.row("idle daemon, processor", share * 100.0, 0.1, true, "%");
+    table.row("idle daemon, resident", daemon.resident_mb(), 12.0, true, "MB");
+}
+
+fn start_up(table: &mut Table) {
+    let times = (0..5).map(|_| {
+        let begun = Instant::now();
+        let daemon = Daemon::spawn();
+        let mut stream = daemon.connect();
+        let request = message(|out| Call::new(GetInfo {}).write(out));
+        let mut buffer = vec![0; 1 << 16];
+        loop {
+            trip(&mut stream, &request, &mut buffer);
+            let answered = buffer.split(|byte| *byte == 0).next().unwrap_or_default();
+            if answered.windows(11).any(|word| word == b"\"energy_uj\"") {
+                return begun.elapsed().as_secs_f64() * 1e3;
+            }
+        }
+    });
+    table.row("start to first reading", median(times.collect()), 150.0, true, "ms");
+}

@@ -1,0 +1,108 @@
+//! The configuration's tables: `[source]`, `[limits]`, `[access]`, with every default.
+//!
+//! Owns the figures that bound what a client may take. Plain data; what makes sense is judged by the whole.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// Where joules come from.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Source {
+    /// Where the kernel's `/sys` is.
+    pub sysfs_root: PathBuf,
+    /// Where the kernel's `/proc` is.
+    pub proc_root: PathBuf,
+    /// A library to load instead of the system's NVML.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub nvml_library: Option<PathBuf>,
+    /// A trace or scripted machine to measure instead of this one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub replay: Option<PathBuf>,
+    /// The sources to try, in order of preference; absent: all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub enabled: Option<Vec<String>>,
+    /// Power of all CPUs at rest, for a machine without a counter.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub estimate_idle_w: Option<f64>,
+    /// Power of all CPUs at full load, likewise.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub estimate_max_w: Option<f64>,
+}
+
+impl Default for Source {
+    fn default() -> Self {
+        Self {
+            sysfs_root: "/sys".into(),
+            proc_root: "/proc".into(),
+            nvml_library: None,
+            replay: None,
+            enabled: None,
+            estimate_idle_w: None,
+            estimate_max_w: None,
+        }
+    }
+}
+
+/// What one client, one user and all together may take.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Limits {
+    /// Largest message, in bytes.
+    pub message_bytes: usize,
+    /// Connections, all users together.
+    pub connections: usize,
+    /// Connections of one user; root and the daemon's own user have only the total.
+    pub connections_per_user: usize,
+    /// Open spans, all users together.
+    pub open_spans: usize,
+    /// Open spans of one user; root and the daemon's own user have only the total.
+    pub open_spans_per_user: usize,
+    /// Bytes of names and attributes of one user's open spans; likewise.
+    pub notes_bytes_per_user: usize,
+    /// Streams (WatchSpans, WatchDomains) of one user; likewise.
+    pub streams_per_user: usize,
+    /// Answers waiting for a client that does not read, in bytes: a stream is dropped, a caller is not read from.
+    pub unread_bytes: usize,
+    /// A half message, or a client that reads nothing, is given up after this long, in seconds.
+    pub stall_s: f64,
+    /// Settled accounts that `GetSpan` remembers, all users together.
+    pub remembered_accounts: usize,
+    /// The bytes they may take.
+    pub remembered_bytes: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            message_bytes: 64 * 1024,
+            connections: 1024,
+            connections_per_user: 64,
+            open_spans: 131_072,
+            open_spans_per_user: 4096,
+            notes_bytes_per_user: 16 << 20,
+            streams_per_user: 8,
+            unread_bytes: 64 * 1024,
+            stall_s: 30.0,
+            remembered_accounts: 4096,
+            remembered_bytes: 16 << 20,
+        }
+    }
+}
+
+/// Whose members may know what; root and the daemon's own user may everything.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Groups {
+    /// Own spans at full precision, the host's totals.
+    pub span_group: String,
+    /// Everybody's accounts, the domains' stream.
+    pub telemetry_group: String,
+}
+
+impl Default for Groups {
+    fn default() -> Self {
+        Self { span_group: "wattspan".into(), telemetry_group: "wattspan-telemetry".into() }
+    }
+}

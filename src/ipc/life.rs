@@ -1,0 +1,136 @@
+//! A span's life, as its client leads it: open, mark, weigh, close, cancel, vanish.
+//!
+//! Owns what is asked of a span before the ledger sees it, and the words for what the ledger refuses. Invariant: the
+//! register has a span open exactly while the ledger has.
+
+use std::collections::BTreeMap;
+
+use super::access::Peer;
+use super::notes;
+use super::register::ConnectionId;
+use super::service::{Caller, Closed, Service};
+use crate::clock;
+use crate::ledger::{Opening, Refused};
+use crate::protocol::{CloseSpan, MarkPhase, OpenSpan, OpenedSpan, Refusal, SetWeight};
+
+impl Service {
+    /// OpenSpan.
+    pub fn open(&mut self, caller: &Caller, call: OpenSpan) -> Result<OpenedSpan, Refusal> {
+        let now_ns = self.clock.now_ns();
+        let at_ns = self.edge(call.at_ns, now_ns)?;
+        let span = match call.span {
+            Some(span) => notes::check_word("span", &span, notes::SPAN_BYTES).map(|()| span)?,
+            None => self.tokens.next(),
+        };
+        let name = call.name.unwrap_or_default();
+        notes::check_text("name", &name, notes::NAME_BYTES)?;
+        let attributes = call.attributes.unwrap_or_default();
+        let pairs = attributes.len();
+        let noted = notes::check_attributes(&attributes, 0)? + name.len();
+        self.register.check_room(&caller.peer, &span, noted)?;
+        let opening = Opening {
+            span: span.clone(),
+            name,
+            attributes,
+            weight: call.weight.unwrap_or(1.0),
+            domains: call.domains.map(|names| self.domain_indices(&names)).transpose()?,
+            at_ns,
+            uid: caller.peer.uid,
+            unix_ns: clock::unix_ns().saturating_sub(now_ns.saturating_sub(at_ns)),
+        };
+        let key = self.ledger.open(now_ns, opening).map_err(|refused| refusal(refused, &span, at_ns))?;
+        self.register.enter(caller.peer.uid, &span, key, caller.ticket.connection, (noted, pairs));
+        self.hurry(true);
+        Ok(OpenedSpan { span })
+    }
+
+    /// MarkPhase.
+    pub fn mark(&mut self, peer: &Peer, call: MarkPhase) -> Result<(), Refusal> {
+        let now_ns = self.clock.now_ns();
+        let open = self.register.open(peer.uid, &call.span)?;
+        notes::check_word("phase", &call.phase, notes::PHASE_BYTES)?;
+        let at_ns = self.edge(call.at_ns, now_ns)?;
+        let bytes = call.phase.len();
+        self.register.check_phase(peer, &open, bytes)?;
+        let marked = self.ledger.mark(now_ns, open.key, call.phase, at_ns);
+        marked.map_err(|refused| refusal(refused, &call.span, at_ns))?;
+        self.register.note_phase(peer.uid, &call.span, bytes);
+        Ok(())
+    }
+
+    /// SetWeight.
+    pub fn set_weight(&mut self, peer: &Peer, call: &SetWeight) -> Result<(), Refusal> {
+        let now_ns = self.clock.now_ns();
+        let open = self.register.open(peer.uid, &call.span)?;
+        let at_ns = self.edge(call.at_ns, now_ns)?;
+        let set = self.ledger.set_weight(now_ns, open.key, call.weight, at_ns);
+        set.map_err(|refused| refusal(refused, &call.span, at_ns))
+    }
+
+    /// CloseSpan.
+    pub fn close(&mut self, caller: &Caller, call: CloseSpan, wait: bool) -> Result<Closed, Refusal> {
+        let now_ns = self.clock.now_ns();
+        let peer = &caller.peer;
+        let open = self.register.open(peer.uid, &call.span)?;
+        let at_ns = self.edge(call.at_ns, now_ns)?;
+        let attributes = call.attributes.unwrap_or_default();
+        let bytes = notes::check_attributes(&attributes, open.pairs())?;
+        self.register.check_notes_of(peer, bytes)?;
+        let closed = self.ledger.close(now_ns, open.key, at_ns, attributes, false);
+        closed.map_err(|refused| refusal(refused, &call.span, at_ns))?;
+        self.register.close(peer.uid, &call.span, bytes, wait.then_some(caller.ticket));
+        if wait {
+            return Ok(Closed::Awaited);
+        }
+        self.freshen(now_ns);
+        let known = self.register.known(peer.uid, &call.span)?;
+        self.so_far(now_ns, &call.span, known).map(|account| Closed::Account(Box::new(account)))
+    }
+
+    /// CancelSpan.
+    pub fn cancel(&mut self, peer: &Peer, span: &str) -> Result<(), Refusal> {
+        let now_ns = self.clock.now_ns();
+        let open = self.register.open(peer.uid, span)?;
+        self.ledger.cancel(now_ns, open.key).map_err(|refused| refusal(refused, span, now_ns))?;
+        self.register.cancel(peer.uid, span);
+        Ok(())
+    }
+
+    /// A connection is gone: its open spans end now, as abandoned.
+    pub fn vanished(&mut self, connection: ConnectionId) {
+        let now_ns = self.clock.now_ns();
+        for key in self.register.abandon(connection) {
+            // The only refusal possible is that the span is closed already, which is what is wanted.
+            let _ = self.ledger.close(now_ns, key, now_ns, BTreeMap::new(), true);
+        }
+    }
+
+    fn domain_indices(&self, names: &[String]) -> Result<Vec<usize>, Refusal> {
+        if names.is_empty() {
+            let reason = "is empty; leave it out for all of them".to_owned();
+            return Err(Refusal::InvalidValue { field: "domains".into(), reason });
+        }
+        let index = |name: &String| {
+            self.index.get(name).copied().ok_or_else(|| Refusal::NoSuchDomain { domain: name.clone() })
+        };
+        let mut indices = names.iter().map(index).collect::<Result<Vec<_>, _>>()?;
+        indices.sort_unstable();
+        indices.dedup();
+        Ok(indices)
+    }
+}
+
+/// The ledger's refusal in the words of the wire.
+pub(super) fn refusal(refused: Refused, span: &str, at_ns: u64) -> Refusal {
+    match refused {
+        Refused::NoSuchSpan => Refusal::NoSuchSpan { span: span.to_owned() },
+        Refused::AlreadyClosed => Refusal::AlreadyClosed { span: span.to_owned() },
+        Refused::InvalidTime { earliest_ns, latest_ns } => {
+            Refusal::InvalidTime { at_ns: at_ns.try_into().unwrap_or(i64::MAX), earliest_ns, latest_ns }
+        }
+        Refused::InvalidValue { field, reason } => Refusal::InvalidValue { field: field.to_owned(), reason },
+        Refused::Full { quota, limit } => {
+            Refusal::QuotaExceeded { quota: quota.to_owned(), limit: limit as u64 }
+        }
+    }
+}

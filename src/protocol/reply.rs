@@ -1,0 +1,169 @@
+//! What each method gives, field for field that of the descriptions.
+//!
+//! Owns the shape of every answer that is no refusal. What is not known is absent, never 0; nothing is negative.
+
+use serde::{Deserialize, Serialize};
+
+use crate::energy::{Absent, Grade, Kind, Liveness};
+use crate::ledger::account::{Account, Balance, Share};
+
+/// What a caller may do; each includes those before it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Access {
+    /// Version, health, own access; no energy.
+    None,
+    /// Own spans on a coarse grid.
+    Coarse,
+    /// Own spans at full precision, the host's totals.
+    Span,
+    /// Everybody's accounts, the domains' stream.
+    Telemetry,
+    /// Everything.
+    Admin,
+}
+
+/// A domain as it is now.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct DomainStatus {
+    /// Unique on this machine.
+    pub name: String,
+    /// What it meters.
+    pub kind: Kind,
+    /// The mechanism that reads it.
+    pub source: String,
+    /// What stays the same over reboots.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub device: Option<String>,
+    /// The domain that contains this one.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub parent: Option<String>,
+    /// Part of the host's total.
+    pub counted: bool,
+    /// How far its figures can be trusted.
+    pub grade: Grade,
+    /// Whether its counter moves.
+    pub liveness: Liveness,
+    /// Why it is not live, and what would mend it.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub reason: Option<String>,
+    /// How often its counter moves.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub update_interval_ns: Option<u64>,
+    /// Its smallest step.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub quantum_uj: Option<f64>,
+    /// What one reading takes.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub read_cost_ns: Option<u64>,
+    /// Since the daemon started.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub energy_uj: Option<u64>,
+    /// Over the last update intervals.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub power_mw: Option<u64>,
+}
+
+/// What [`GetInfo`](super::GetInfo) gives.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Info {
+    /// The daemon's version.
+    pub version: String,
+    /// The machine's boot; times of two boots cannot be compared.
+    pub boot_id: String,
+    /// The daemon's clock.
+    pub now_ns: u64,
+    /// How late a message may come without its edge being moved.
+    pub horizon_ns: u64,
+    /// How far back [`ReadWindow`](super::ReadWindow) reaches.
+    pub history_ns: u64,
+    /// Every domain.
+    pub domains: Vec<DomainStatus>,
+    /// Every source that was looked for and is not there.
+    pub absent: Vec<Absent>,
+    /// What the caller may do.
+    pub access: Access,
+}
+
+/// What [`OpenSpan`](super::OpenSpan) gives.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct OpenedSpan {
+    /// The span's name in the protocol.
+    pub span: String,
+}
+
+/// What methods give that have nothing to say.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Done {}
+
+/// What [`GetSpan`](super::GetSpan), [`CloseSpan`](super::CloseSpan) and [`WatchSpans`](super::WatchSpans) give.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SpanAccount {
+    /// The account.
+    pub account: Account,
+}
+
+/// What [`WatchDomains`](super::WatchDomains) gives each time.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct DomainTick {
+    /// The daemon's clock.
+    pub now_ns: u64,
+    /// Every domain.
+    pub domains: Vec<DomainStatus>,
+}
+
+/// What [`ReadWindow`](super::ReadWindow) gives.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Window {
+    /// Each domain's whole energy in the window, as both window and share.
+    pub domains: Vec<Share>,
+    /// The sum over the counted domains; absent if one of them is unknown.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub window_uj: Option<u64>,
+    /// Guaranteed half-width of that sum.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub error_uj: Option<u64>,
+    /// The worst of the counted domains.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub grade: Option<Grade>,
+}
+
+/// What [`GetBalance`](super::GetBalance) gives.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Balances {
+    /// One for each domain.
+    pub balance: Vec<Balance>,
+}
+
+/// What [`GetServiceInfo`](super::GetServiceInfo) gives.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ServiceInfo {
+    /// Who made it.
+    pub vendor: String,
+    /// What it is.
+    pub product: String,
+    /// Its version.
+    pub version: String,
+    /// Where to read more.
+    pub url: String,
+    /// The interfaces it offers.
+    pub interfaces: Vec<String>,
+}
+
+/// What [`GetInterfaceDescription`](super::GetInterfaceDescription) gives.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Description {
+    /// The description's text.
+    pub description: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_known_is_absent_on_the_wire() {
+        let window = Window { domains: vec![], window_uj: None, error_uj: None, grade: None };
+        assert_eq!(serde_json::to_string(&window).unwrap(), r#"{"domains":[]}"#);
+    }
+}

@@ -1,0 +1,138 @@
+//! Each method's parameters, field for field those of the descriptions.
+//!
+//! Owns what a caller may say. Times are signed here, so that a nonsensical one is refused by value and with its bounds
+//! (`InvalidTime`). A field that is not known is refused: whoever misspells one must not be billed by its default.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// The daemon, its clock, every domain, every source that is not there.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GetInfo {}
+
+/// Opens a span.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OpenSpan {
+    /// Its name in the protocol; the daemon finds one where absent.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub span: Option<String>,
+    /// What the caller calls it.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub name: Option<String>,
+    /// What the caller notes about it.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub attributes: Option<BTreeMap<String, String>>,
+    /// Its part of shared energy; 1 where absent.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub weight: Option<f64>,
+    /// The domains it uses; all where absent.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub domains: Option<Vec<String>>,
+    /// When it began; now where absent.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub at_ns: Option<i64>,
+}
+
+/// Ends the running phase and begins the next.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MarkPhase {
+    /// Which span.
+    pub span: String,
+    /// What begins.
+    pub phase: String,
+    /// When; now where absent.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub at_ns: Option<i64>,
+}
+
+/// Changes a span's part of shared energy.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SetWeight {
+    /// Which span.
+    pub span: String,
+    /// The new weight.
+    pub weight: f64,
+    /// From when; now where absent.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub at_ns: Option<i64>,
+}
+
+/// Closes a span.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CloseSpan {
+    /// Which span.
+    pub span: String,
+    /// Notes to add; a key that was there before is overwritten.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub attributes: Option<BTreeMap<String, String>>,
+    /// When it ended; now where absent.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub at_ns: Option<i64>,
+    /// Answer only with the final account.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub wait_settled: Option<bool>,
+}
+
+/// Forgets an open span.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CancelSpan {
+    /// Which span.
+    pub span: String,
+}
+
+/// An open span's account so far, or a closed one's.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GetSpan {
+    /// Which span.
+    pub span: String,
+}
+
+/// The settled accounts as they settle; needs `more`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WatchSpans {}
+
+/// Every domain's energy and power again and again; needs `more`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WatchDomains {
+    /// At most this often.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub rate_hz: Option<f64>,
+}
+
+/// What the domains used between two instants of the past.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ReadWindow {
+    /// From here.
+    pub from_ns: i64,
+    /// To here.
+    pub to_ns: i64,
+}
+
+/// Where the joules went since the daemon started.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GetBalance {}
+
+/// Varlink's own question after the service.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GetServiceInfo {}
+
+/// Varlink's own question after an interface.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GetInterfaceDescription {
+    /// Which one.
+    pub interface: String,
+}

@@ -1,0 +1,199 @@
+//! The pipeline is the layout: a module imports only from those before it, every file says what it owns, and the
+//! house rules that a compiler does not check hold.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Each module with all it may import, in the order of the pipeline.
+const MAY_IMPORT: &[(&str, &[&str])] = &[
+    ("energy", &[]),
+    ("clock", &[]),
+    ("source", &["energy", "clock"]),
+    ("ring", &["energy"]),
+    ("sampler", &["energy", "clock", "source", "ring"]),
+    ("ledger", &["energy"]),
+    ("protocol", &["energy", "ledger"]),
+    ("config", &["energy", "source", "sampler", "ledger", "protocol"]),
+    ("ipc", &["energy", "clock", "config", "source", "ring", "sampler", "ledger", "protocol"]),
+    ("client", &["energy", "ledger", "protocol"]),
+    ("daemon", &["energy", "clock", "config", "source", "ring", "sampler", "ledger", "protocol", "ipc"]),
+    ("meter", &["energy", "clock", "config", "source", "sampler", "ledger", "protocol", "ipc", "client"]),
+    ("cli", &["energy", "clock", "config", "ledger", "protocol", "client", "meter"]),
+];
+
+/// Names that say nothing about what is in the room.
+const BANNED: &[&str] = &[
+    "util", "utils", "common", "helper", "helpers", "misc", "core", "types", "error", "errors", "manager",
+    "base", "prelude",
+];
+
+/// The most lines before a file's tests. A file aims at 50 to 250; past this it is two nouns.
+const LONGEST: usize = 320;
+
+fn sources() -> Vec<PathBuf> {
+    fn walk(folder: &Path, into: &mut Vec<PathBuf>) {
+        for entry in fs::read_dir(folder).expect("src is there").flatten() {
+            let path = entry.path();
+            if path.is_dir() {
+                walk(&path, into);
+            } else if path.extension().is_some_and(|ending| ending == "rs") {
+                into.push(path);
+            }
+        }
+    }
+    let mut list = Vec::new();
+    walk(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut list);
+    list.sort();
+    assert!(list.len() > 20, "src/ was not found");
+    list
+}
+
+fn under_src(path: &Path) -> PathBuf {
+    path.strip_prefix(Path::new(env!("CARGO_MANIFEST_DIR")).join("src")).expect("under src").to_path_buf()
+}
+
+/// The top-level module a file belongs to; `None` for lib.rs and the programs.
+fn module(path: &Path) -> Option<String> {
+    let relative = under_src(path);
+    let first = relative.components().next()?.as_os_str().to_str()?.trim_end_matches(".rs").to_string();
+    (first != "lib" && first != "bin").then_some(first)
+}
+
+/// The lines of a file that are code, tests left out.
+fn code(text: &str) -> impl Iterator<Item = &str> {
+    text.lines()
+        .take_while(|line| !line.starts_with("#[cfg(test)]"))
+        .map(|line| line.split("//").next().unwrap_or(""))
+}
+
+/// The modules named by `crate::NAME` in a line, braces included.
+fn imports(line: &str) -> Vec<String> {
+    let names =
+        |text: &str| -> String { text.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect() };
+    let mut found = Vec::new();
+    for part in line.split("crate::").skip(1) {
+        match part.strip_prefix('{') {
+            Some(list) => {
+                found.extend(list.split(',').map(|item| names(item.trim())).filter(|name| !name.is_empty()));
+            }
+            None => found.push(names(part)),
+        }
+    }
+    found
+}
+
+#[test]
+fn imports_go_one_way() {
+    let mut wrong = Vec::new();
+    for path in sources() {
+        let Some(module) = module(&path) else { continue };
+        let Some((_, allowed)) = MAY_IMPORT.iter().find(|(name, _)| *name == module) else {
+            wrong.push(format!(
+                "{}: module {module} has no place in the pipeline; give it one here",
+                path.display()
+            ));
+            continue;
+        };
+        let text = fs::read_to_string(&path).expect("readable");
+        for line in code(&text) {
+            for import in imports(line) {
+                if import != module && !allowed.contains(&import.as_str()) {
+                    wrong.push(format!("{}: {module} imports {import}", path.display()));
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "against the arrows:\n{}", wrong.join("\n"));
+}
+
+#[test]
+fn the_table_of_imports_has_no_cycle() {
+    for (place, (module, allowed)) in MAY_IMPORT.iter().enumerate() {
+        for name in *allowed {
+            let before = MAY_IMPORT.iter().position(|(other, _)| other == name);
+            assert!(
+                before.is_some_and(|before| before < place),
+                "{module} may import {name}, which comes after it"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_room_is_named_for_what_is_in_it() {
+    for path in sources() {
+        for part in under_src(&path).components() {
+            let name = part.as_os_str().to_string_lossy().trim_end_matches(".rs").to_string();
+            assert!(!BANNED.contains(&name.as_str()), "{}: the name {name} says nothing", path.display());
+        }
+    }
+}
+
+#[test]
+fn a_file_opens_with_what_it_owns_and_is_one_noun() {
+    let mut wrong = Vec::new();
+    for path in sources() {
+        let text = fs::read_to_string(&path).expect("readable");
+        if !text.starts_with("//!") {
+            wrong.push(format!("{}: does not open with what it owns (//!)", path.display()));
+        }
+        let lines = text.lines().take_while(|line| !line.starts_with("#[cfg(test)]")).count();
+        if lines > LONGEST && !path.ends_with("tests.rs") {
+            wrong.push(format!("{}: {lines} lines before its tests", path.display()));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn unsafe_stays_in_the_ffi_files_and_cfg_on_mod_and_use_lines() {
+    let mut wrong = Vec::new();
+    for path in sources() {
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default().to_string();
+        if name == "tests.rs" {
+            continue;
+        }
+        let text = fs::read_to_string(&path).expect("readable");
+        let lines: Vec<&str> = code(&text).collect();
+        for (number, line) in lines.iter().enumerate() {
+            let says_unsafe = line.contains("unsafe ") || line.contains("allow(unsafe_code");
+            if says_unsafe && !name.ends_with("_ffi.rs") {
+                wrong.push(format!("{}:{}: unsafe outside an *_ffi.rs file", path.display(), number + 1));
+            }
+            if line.trim_start().starts_with("#[cfg(") {
+                let next =
+                    lines[number + 1..].iter().map(|line| line.trim()).find(|line| !line.starts_with("#["));
+                let rest = next.unwrap_or_default();
+                let visible = match rest.strip_prefix("pub(") {
+                    Some(scoped) => scoped.split_once(") ").map_or(rest, |(_, item)| item),
+                    None => rest.trim_start_matches("pub "),
+                };
+                if !visible.starts_with("mod ") && !visible.starts_with("use ") {
+                    wrong.push(format!(
+                        "{}:{}: cfg on something that is no mod or use",
+                        path.display(),
+                        number + 1
+                    ));
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn nothing_is_left_for_later_under_the_name_of_done() {
+    for path in sources() {
+        let text = fs::read_to_string(&path).expect("readable");
+        for mark in ["todo!(", "unimplemented!(", "TODO", "FIXME", "XXX"] {
+            assert!(!text.contains(mark), "{}: says {mark}", path.display());
+        }
+    }
+}
+
+#[test]
+fn the_check_of_imports_can_fail() {
+    assert_eq!(imports("use crate::ipc::Service;"), ["ipc"]);
+    assert_eq!(imports("use crate::{energy::Domain, ipc};"), ["energy", "ipc"]);
+    assert!(imports("use super::clock;").is_empty());
+}

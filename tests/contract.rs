@@ -1,0 +1,350 @@
+//! The contract, method by method and error by error, as any client sees it.
+
+mod support;
+
+use serde_json::{Value, json};
+use support::{SLUGGISH, STEADY, TestClient, TestDaemon, message, number, pass, refusal, row, until};
+
+/// The span of each refusal below; 129 bytes, one more than a name may have.
+const LONG: &str = "spanspanspanspanspanspanspanspanspanspanspanspanspanspanspanspanspanspanspanspanspanspanspanspanspanspanspanspanspanspanspanspanX";
+
+#[test]
+fn the_machine_is_described_with_every_domain_and_every_source_that_is_not_there() {
+    let daemon = TestDaemon::on(STEADY);
+    let mut client = daemon.client();
+    let mut info = json!(null);
+    until("the counters are characterised", || {
+        info = client.call("GetInfo", json!({}));
+        info["domains"].as_array().unwrap().iter().all(|domain| domain["update_interval_ns"].is_u64())
+    });
+    assert_eq!(
+        (info["version"].as_str(), info["access"].as_str()),
+        (Some(env!("CARGO_PKG_VERSION")), Some("admin"))
+    );
+    assert_eq!(number(&info, "horizon_ns"), 10_000_000);
+    assert!(number(&info, "history_ns") >= 1_000_000_000);
+    assert!(info["absent"].is_array() && !info["boot_id"].as_str().unwrap().is_empty());
+    let core = row(&info["domains"], "core-0");
+    assert_eq!(
+        (&core["kind"], &core["source"], &core["grade"]),
+        (&json!("core"), &json!("replay"), &json!("measured"))
+    );
+    assert_eq!(
+        (&core["parent"], &core["counted"], &core["liveness"]),
+        (&json!("package-0"), &json!(false), &json!("live"))
+    );
+    let package = row(&info["domains"], "package-0");
+    assert_eq!(package["counted"], true);
+    assert!((200_000..5_000_000).contains(&number(package, "update_interval_ns")), "{package}");
+    assert!(number(package, "energy_uj") > 0 && number(package, "read_cost_ns") > 0);
+    assert!((79_000..81_000).contains(&number(package, "power_mw")), "{package}");
+    let seen = number(package, "energy_uj");
+    until("the energy grows", || {
+        number(row(&client.call("GetInfo", json!({}))["domains"], "package-0"), "energy_uj") > seen
+    });
+}
+
+#[test]
+fn a_counter_that_never_moves_is_stuck_with_a_reason_and_shows_no_energy() {
+    let machine = format!(
+        "{STEADY}\n[[domain]]\nname = \"psys\"\nkind = \"psys\"\nprofile = [[1.0, 0]]\nstuck = true\n"
+    );
+    let daemon = TestDaemon::on(&machine);
+    let mut client = daemon.client();
+    let info = client.call("GetInfo", json!({}));
+    let psys = row(&info["domains"], "psys");
+    assert_eq!((&psys["liveness"], &psys["counted"]), (&json!("stuck"), &json!(false)), "{psys}");
+    assert!(psys["reason"].as_str().is_some_and(|reason| reason.len() > 10), "{psys}");
+    assert!(psys.get("energy_uj").is_none() && psys.get("power_mw").is_none(), "{psys}");
+    client.open("a");
+    pass(40);
+    let account = client.settle("a");
+    assert!(
+        account["domains"].as_array().unwrap().iter().all(|share| share["domain"] != "psys"),
+        "{account}"
+    );
+    assert!(number(&account, "share_uj") > 0);
+}
+
+#[test]
+fn a_span_is_named_by_the_client_or_by_the_daemon() {
+    let daemon = TestDaemon::on(STEADY);
+    let mut client = daemon.client();
+    client.open("by the client");
+    let named = client.call("OpenSpan", json!({}));
+    let name = named["span"].as_str().unwrap();
+    assert_eq!(name.len(), 32);
+    assert_ne!(name, client.call("OpenSpan", json!({}))["span"].as_str().unwrap());
+    client.settle(name);
+}
+
+#[test]
+fn a_span_carries_its_name_its_attributes_and_its_weight() {
+    let daemon = TestDaemon::on(STEADY);
+    let mut client = daemon.client();
+    let opening =
+        json!({ "span": "a", "name": "a question", "attributes": { "model": "m", "x": "1" }, "weight": 0.5 });
+    client.call("OpenSpan", opening);
+    client.call("SetWeight", json!({ "span": "a", "weight": 2.5 }));
+    let open = client.call("GetSpan", json!({ "span": "a" }))["account"].take();
+    assert_eq!((&open["state"], open.get("closed_ns")), (&json!("open"), None));
+    let closing = json!({ "span": "a", "attributes": { "x": "2", "tokens": "7" }, "wait_settled": true });
+    let account = client.call("CloseSpan", closing)["account"].take();
+    assert_eq!(account["name"], "a question");
+    assert_eq!(account["attributes"], json!({ "model": "m", "x": "2", "tokens": "7" }));
+    assert_eq!((&account["weight"], &account["state"]), (&json!(2.5), &json!("settled")));
+    assert!(number(&account, "opened_unix_ns") > 1_600_000_000_000_000_000);
+    assert_eq!(client.call("GetSpan", json!({ "span": "a" }))["account"], account);
+}
+
+#[test]
+fn a_close_that_does_not_wait_is_answered_at_once_with_the_account_so_far() {
+    let daemon = TestDaemon::on(SLUGGISH);
+    let mut client = daemon.client();
+    client.open("a");
+    let account = client.call("CloseSpan", json!({ "span": "a" }))["account"].take();
+    assert_eq!(account["state"], "provisional", "{account}");
+}
+
+#[test]
+fn a_oneway_call_is_done_and_never_answered_not_even_with_a_refusal() {
+    let daemon = TestDaemon::on(STEADY);
+    let mut client = daemon.client();
+    client.send("OpenSpan", json!({ "span": "a" }), &["oneway"]);
+    client.send("OpenSpan", json!({ "span": "a" }), &["oneway"]);
+    client.send("Nothing", json!({}), &["oneway"]);
+    client.send("CloseSpan", json!({ "span": "a", "wait_settled": true }), &["oneway"]);
+    assert_eq!(client.refusal("CloseSpan", json!({ "span": "a" })).0, "AlreadyClosed");
+}
+
+#[test]
+fn answers_to_pipelined_calls_come_in_the_order_of_the_calls() {
+    let daemon = TestDaemon::on(STEADY);
+    let mut client = daemon.client();
+    let mut calls = Vec::new();
+    for turn in 0..50 {
+        let span = format!("s{turn}");
+        calls.extend(message("OpenSpan", json!({ "span": span }), &[]));
+        calls.extend(message("CloseSpan", json!({ "span": span, "wait_settled": turn % 2 == 0 }), &[]));
+        calls.extend(message("GetSpan", json!({ "span": format!("none{turn}") }), &[]));
+    }
+    assert!(client.send_raw(&calls));
+    for turn in 0..50 {
+        let mut next = || client.receive().unwrap();
+        assert_eq!(next()["parameters"]["span"], format!("s{turn}"));
+        let closed = next();
+        assert_eq!(closed["parameters"]["account"]["span"], format!("s{turn}"), "{closed}");
+        if turn % 2 == 0 {
+            assert_eq!(closed["parameters"]["account"]["state"], "settled");
+        }
+        assert_eq!(refusal(next()), ("NoSuchSpan".into(), json!({ "span": format!("none{turn}") })));
+    }
+}
+
+#[test]
+fn every_refusal_comes_with_what_it_is_about() {
+    let daemon = TestDaemon::with(STEADY, "[limits]\nopen_spans = 3\n");
+    let mut client = daemon.client();
+    client.open("open");
+    client.open("closed");
+    client.call("CloseSpan", json!({ "span": "closed" }));
+    let mut refused = |method: &str, parameters: Value| client.refusal(method, parameters);
+    for method in ["CloseSpan", "CancelSpan", "GetSpan"] {
+        assert_eq!(refused(method, json!({ "span": "x" })), ("NoSuchSpan".into(), json!({ "span": "x" })));
+    }
+    assert_eq!(refused("MarkPhase", json!({ "span": "x", "phase": "p" })).0, "NoSuchSpan");
+    assert_eq!(refused("SetWeight", json!({ "span": "x", "weight": 1 })).0, "NoSuchSpan");
+    assert_eq!(
+        refused("OpenSpan", json!({ "span": "open" })),
+        ("SpanExists".into(), json!({ "span": "open" }))
+    );
+    assert_eq!(refused("OpenSpan", json!({ "span": "closed" })).0, "SpanExists");
+    for (method, more) in
+        [("CloseSpan", json!({})), ("CancelSpan", json!({})), ("MarkPhase", json!({ "phase": "p" }))]
+    {
+        let mut parameters = more;
+        parameters["span"] = json!("closed");
+        assert_eq!(refused(method, parameters), ("AlreadyClosed".into(), json!({ "span": "closed" })));
+    }
+    assert_eq!(
+        refused("OpenSpan", json!({ "domains": ["dram-0", "x"] })),
+        ("NoSuchDomain".into(), json!({ "domain": "x" }))
+    );
+    until("there is no more room", || client.exchange("OpenSpan", json!({})).get("error").is_some());
+    let (name, told) = client.refusal("OpenSpan", json!({}));
+    assert_eq!((name.as_str(), &told["limit"]), ("QuotaExceeded", &json!(3)), "{told}");
+}
+
+#[test]
+fn a_time_in_the_future_or_behind_the_history_is_refused_with_the_bounds() {
+    let daemon = TestDaemon::on(STEADY);
+    let mut client = daemon.client();
+    client.open("a");
+    let now_ns = number(&client.call("GetInfo", json!({})), "now_ns") as i64;
+    let opened_ns = number(&client.call("GetSpan", json!({ "span": "a" }))["account"], "opened_ns") as i64;
+    let in_a_minute = now_ns + 60_000_000_000;
+    let asked = [
+        ("OpenSpan", json!({ "at_ns": in_a_minute })),
+        ("OpenSpan", json!({ "at_ns": 0 })),
+        ("OpenSpan", json!({ "at_ns": -1 })),
+        ("CloseSpan", json!({ "span": "a", "at_ns": in_a_minute })),
+        ("CloseSpan", json!({ "span": "a", "at_ns": opened_ns - 1 })),
+        ("MarkPhase", json!({ "span": "a", "phase": "p", "at_ns": in_a_minute })),
+        ("SetWeight", json!({ "span": "a", "weight": 1, "at_ns": in_a_minute })),
+        ("ReadWindow", json!({ "from_ns": now_ns - 1000, "to_ns": in_a_minute })),
+        ("ReadWindow", json!({ "from_ns": 0, "to_ns": now_ns })),
+        ("ReadWindow", json!({ "from_ns": now_ns, "to_ns": now_ns - 1000 })),
+    ];
+    for (method, parameters) in asked {
+        let (name, told) = client.refusal(method, parameters.clone());
+        assert_eq!(name, "InvalidTime", "{method} {parameters}");
+        let (earliest, latest) = (number(&told, "earliest_ns") as i64, number(&told, "latest_ns") as i64);
+        let at = told["at_ns"].as_i64().unwrap();
+        assert!(earliest <= latest && !(earliest..=latest).contains(&at), "{method} {parameters}: {told}");
+    }
+    assert_eq!(client.settle("a")["state"], "settled");
+}
+
+#[test]
+fn a_value_that_makes_no_sense_is_refused_with_its_field_and_the_reason() {
+    let daemon = TestDaemon::on(STEADY);
+    let mut client = daemon.client();
+    client.open("a");
+    let pairs =
+        |count: usize| (0..count).map(|at| (format!("k{at}"), json!("v"))).collect::<serde_json::Map<_, _>>();
+    let asked = [
+        ("OpenSpan", json!({ "weight": -1 }), "weight"),
+        ("OpenSpan", json!({ "weight": 1e300 }), "weight"),
+        ("SetWeight", json!({ "span": "a", "weight": -0.5 }), "weight"),
+        ("OpenSpan", json!({ "domains": [] }), "domains"),
+        ("OpenSpan", json!({ "span": "" }), "span"),
+        ("OpenSpan", json!({ "span": LONG }), "span"),
+        ("OpenSpan", json!({ "span": "a\nb" }), "span"),
+        ("OpenSpan", json!({ "name": "\u{1b}[2J" }), "name"),
+        ("OpenSpan", json!({ "name": "n".repeat(257) }), "name"),
+        ("OpenSpan", json!({ "attributes": pairs(65) }), "attributes"),
+        ("OpenSpan", json!({ "attributes": { "": "v" } }), "attributes"),
+        ("OpenSpan", json!({ "attributes": { "k".repeat(65): "v" } }), "attributes"),
+        ("OpenSpan", json!({ "attributes": { "k": "v".repeat(1025) } }), "attributes"),
+        ("CloseSpan", json!({ "span": "a", "attributes": { "k": "\u{7}" } }), "attributes"),
+        ("MarkPhase", json!({ "span": "a", "phase": "" }), "phase"),
+        ("WatchDomains", json!({ "rate_hz": 0 }), "rate_hz"),
+        ("WatchDomains", json!({ "rate_hz": -3 }), "rate_hz"),
+    ];
+    for (method, parameters, field) in asked {
+        let (name, told) = client.refusal(method, parameters);
+        assert_eq!((name.as_str(), told["field"].as_str()), ("InvalidValue", Some(field)), "{told}");
+        assert!(told["reason"].as_str().unwrap().len() > 5, "{told}");
+    }
+    client.call("OpenSpan", json!({ "attributes": pairs(64) }));
+    client.settle("a");
+}
+
+#[test]
+fn varlinks_own_refusals_are_given_as_varlink_says() {
+    let daemon = TestDaemon::on(STEADY);
+    let mut client = daemon.client();
+    let named = |name: &str| format!("org.varlink.service.{name}");
+    let asked = [
+        ("Nothing", json!({}), "MethodNotFound", json!({ "method": "org.wattspan.Meter.Nothing" })),
+        ("org.nobody.Here.Do", json!({}), "InterfaceNotFound", json!({ "interface": "org.nobody.Here" })),
+        ("OpenSpan", json!({ "wieght": 2 }), "InvalidParameter", json!({ "parameter": "wieght" })),
+        ("OpenSpan", json!({ "name": 7 }), "InvalidParameter", json!({ "parameter": "name" })),
+        ("OpenSpan", json!({ "at_ns": 1.5 }), "InvalidParameter", json!({ "parameter": "at_ns" })),
+        ("OpenSpan", json!([1]), "InvalidParameter", json!({ "parameter": "parameters" })),
+        ("CloseSpan", json!({}), "InvalidParameter", json!({ "parameter": "span" })),
+        ("GetInfo", json!({ "x": 1 }), "InvalidParameter", json!({ "parameter": "x" })),
+        ("WatchSpans", json!({}), "ExpectedMore", json!({})),
+        ("WatchDomains", json!({}), "ExpectedMore", json!({})),
+    ];
+    for (method, parameters, name, told) in asked {
+        assert_eq!(client.refusal(method, parameters), (named(name), told), "{method}");
+    }
+    client.send("GetInfo", json!({}), &["upgrade"]);
+    assert_eq!(refusal(client.receive().unwrap()).0, named("MethodNotImplemented"));
+}
+
+#[test]
+fn the_service_describes_itself_with_the_contract_word_for_word() {
+    let daemon = TestDaemon::on(STEADY);
+    let mut client = daemon.client();
+    let about = client.call("org.varlink.service.GetInfo", json!({}));
+    assert_eq!(about["interfaces"], json!(["org.varlink.service", "org.wattspan.Meter"]));
+    assert_eq!(
+        (&about["product"], about["version"].as_str()),
+        (&json!("wattspand"), Some(env!("CARGO_PKG_VERSION")))
+    );
+    let asked = json!({ "interface": "org.wattspan.Meter" });
+    let described = client.call("org.varlink.service.GetInterfaceDescription", asked);
+    assert_eq!(described["description"], include_str!("../src/protocol/org.wattspan.Meter.varlink"));
+    let (name, _) =
+        client.refusal("org.varlink.service.GetInterfaceDescription", json!({ "interface": "x.y" }));
+    assert_eq!(name, "org.varlink.service.InterfaceNotFound");
+}
+
+#[test]
+fn parameters_may_be_left_out_where_none_are_needed() {
+    let daemon = TestDaemon::on(STEADY);
+    let mut client = daemon.client();
+    for bare in [
+        "{\"method\":\"org.wattspan.Meter.GetInfo\"}\0",
+        "{\"method\":\"org.wattspan.Meter.OpenSpan\",\"parameters\":{}}\0",
+    ] {
+        assert!(client.send_raw(bare.as_bytes()));
+        assert!(client.receive().unwrap().get("error").is_none());
+    }
+}
+
+#[test]
+fn who_watches_spans_gets_each_account_once_as_it_settles() {
+    let daemon = TestDaemon::on(STEADY);
+    let (mut watcher, mut client) = (daemon.client(), daemon.client());
+    watcher.send("WatchSpans", json!({}), &["more"]);
+    watch_began(&mut watcher, &mut client);
+    for span in ["a", "b"] {
+        client.open(span);
+        pass(15);
+        let account = client.settle(span);
+        let told = watcher.receive().unwrap();
+        assert_eq!((&told["parameters"]["account"], &told["continues"]), (&account, &json!(true)));
+    }
+}
+
+/// A stream has no first answer of its own: opens and settles spans until one is told.
+fn watch_began(watcher: &mut TestClient, client: &mut TestClient) {
+    watcher.stream().set_read_timeout(Some(std::time::Duration::from_millis(200))).unwrap();
+    let mut turn = 0;
+    until("the stream begins", || {
+        turn += 1;
+        client.open(&format!("probe{turn}"));
+        client.settle(&format!("probe{turn}"));
+        let mut byte = [0; 1];
+        rustix::net::recv(watcher.stream(), &mut byte, rustix::net::RecvFlags::PEEK).is_ok()
+    });
+    watcher.stream().set_read_timeout(Some(support::PATIENCE)).unwrap();
+    loop {
+        let told = watcher.receive().unwrap();
+        if told["parameters"]["account"]["span"] == format!("probe{turn}") {
+            return;
+        }
+    }
+}
+
+#[test]
+fn who_watches_domains_is_told_at_once_and_again_and_again() {
+    let daemon = TestDaemon::on(STEADY);
+    let mut watcher = daemon.client();
+    watcher.send("WatchDomains", json!({ "rate_hz": 200 }), &["more"]);
+    let mut last = 0;
+    for _ in 0..5 {
+        let told = watcher.receive().unwrap();
+        assert_eq!(told["continues"], true);
+        assert!(number(&told["parameters"], "now_ns") > last);
+        last = number(&told["parameters"], "now_ns");
+        assert_eq!(told["parameters"]["domains"].as_array().unwrap().len(), 3);
+    }
+    until("the energy is fresh", || {
+        let told = watcher.receive().unwrap();
+        number(row(&told["parameters"]["domains"], "package-0"), "energy_uj") > 0
+    });
+}

@@ -1,0 +1,146 @@
+//! Discovery on stand-in machines: what is tried, what is stuck, what is doubly there, and when the estimate steps in.
+
+mod stand_in;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use stand_in::StandIn;
+use wattspan::clock::Clock;
+use wattspan::energy::{Grade, Reading};
+use wattspan::source::{Inventory, Settings, discover};
+
+const ESU_14: &str = "262143328850";
+const STAT: &str =
+    "cpu  100 0 50 800 0 0 0 9 0 0\ncpu0 50 0 25 400 0 0 0 0 0 0\ncpu1 50 0 25 400 0 0 0 9 0 0\nbtime 1\n";
+
+/// What is where, by source and domain, with whether it advanced.
+fn shape(found: &Inventory) -> Vec<(String, bool)> {
+    let of = |source: &wattspan::source::Opened| {
+        let pairs = source.domains.iter().zip(&source.advanced);
+        pairs
+            .map(|(domain, advanced)| (format!("{}:{}", source.name, domain.name), *advanced))
+            .collect::<Vec<_>>()
+    };
+    found.opened.iter().flat_map(of).collect()
+}
+
+fn reason<'a>(found: &'a Inventory, source: &str) -> &'a str {
+    found.absent.iter().find(|absent| absent.source == source).map_or("", |absent| absent.reason.as_str())
+}
+
+/// Adds to zones' counts every half a millisecond, until dropped.
+struct Running {
+    stop: Arc<AtomicBool>,
+    thread: Option<thread::JoinHandle<()>>,
+}
+
+impl Running {
+    fn start(stand_in: &Arc<StandIn>, zones: &'static [(&'static str, u64)]) -> Self {
+        let (stop, tree) = (Arc::new(AtomicBool::new(false)), Arc::clone(stand_in));
+        let stopped = Arc::clone(&stop);
+        let run = move || {
+            let mut round = 0_u64;
+            while !stopped.load(Ordering::Relaxed) {
+                round += 1;
+                for (zone, power) in zones {
+                    // Never twice the same step, and the same in every zone of the same power.
+                    tree.energy(zone, 1_000_000 + round * power * 61 + (round * round % 97) * 610);
+                }
+                thread::sleep(Duration::from_micros(500));
+            }
+        };
+        Self { stop, thread: Some(thread::spawn(run)) }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.take().unwrap().join().unwrap();
+    }
+}
+
+#[test]
+fn a_machine_with_nothing_says_why_of_each() {
+    let stand_in = StandIn::new();
+    let found = discover(&stand_in.settings(&["perf", "powercap", "estimate"]), &Clock::Machine);
+    assert!(found.opened.is_empty());
+    for source in ["perf", "powercap", "estimate"] {
+        assert!(!reason(&found, source).is_empty(), "{source}: {:?}", found.absent);
+    }
+    assert!(reason(&found, "estimate").contains("proc/stat"));
+}
+
+#[test]
+fn a_source_that_nobody_knows_is_absent_and_not_an_error() {
+    let stand_in = StandIn::new();
+    let found = discover(&stand_in.settings(&["tea-leaves"]), &Clock::Machine);
+    assert_eq!(found.absent.len(), 1);
+    assert!(reason(&found, "tea-leaves").contains("perf, powercap and estimate"));
+}
+
+#[test]
+fn without_counters_the_estimate_steps_in_and_is_graded_so() {
+    let stand_in = StandIn::new();
+    stand_in.proc_file("stat", STAT);
+    let found = discover(&stand_in.settings(&["perf", "powercap", "estimate"]), &Clock::Machine);
+    assert_eq!(shape(&found), [("estimate:cpu".to_owned(), true)]);
+    assert_eq!(found.opened[0].domains[0].grade, Grade::Estimated);
+}
+
+#[test]
+fn a_counter_that_never_moves_is_stuck_and_does_not_keep_the_estimate_out() {
+    let stand_in = StandIn::new();
+    stand_in.proc_file("stat", STAT);
+    stand_in.zone("intel-rapl:0", "psys", ESU_14, 0);
+    let found = discover(&stand_in.settings(&["powercap", "estimate"]), &Clock::Machine);
+    assert_eq!(shape(&found), [("powercap:psys".to_owned(), false), ("estimate:cpu".to_owned(), true)]);
+}
+
+#[test]
+fn a_live_counter_keeps_the_estimate_out_and_a_dead_one_beside_it_is_stuck() {
+    let stand_in = Arc::new(StandIn::new());
+    stand_in.proc_file("stat", STAT);
+    stand_in.zone("intel-rapl:0", "package-0", ESU_14, 5);
+    stand_in.zone("intel-rapl:1", "psys", ESU_14, 77);
+    let running = Running::start(&stand_in, &[("intel-rapl:0", 300)]);
+    // A busy machine may not let the other thread run within one watch.
+    let found = (0..50)
+        .map(|_| discover(&stand_in.settings(&["powercap", "estimate"]), &Clock::Machine))
+        .find(|found| found.opened[0].advanced[0])
+        .unwrap();
+    drop(running);
+    assert_eq!(shape(&found), [("powercap:package-0".to_owned(), true), ("powercap:psys".to_owned(), false)]);
+    assert_eq!(reason(&found, "estimate"), "not needed: package-0 is a live counter");
+}
+
+#[test]
+fn the_configured_power_is_the_estimates_ceiling() {
+    let stand_in = StandIn::new();
+    stand_in.proc_file("stat", STAT);
+    let settings = Settings { estimate_mw: Some((5_000, 65_000)), ..stand_in.settings(&["estimate"]) };
+    let found = discover(&settings, &Clock::Machine);
+    assert_eq!(found.opened[0].domains[0].ceiling_mw, Some(65_000));
+    let found = discover(&stand_in.settings(&["estimate"]), &Clock::Machine);
+    assert_eq!(found.opened[0].domains[0].ceiling_mw, Some(2 * 4_110), "two CPUs of the model");
+}
+
+#[test]
+fn this_very_machine_is_discovered_without_an_error_and_read_without_an_invention() {
+    let mut found = discover(&Settings::default(), &Clock::Machine);
+    assert!(!found.opened.is_empty() || !found.absent.is_empty());
+    for source in &mut found.opened {
+        let mut readings = vec![Reading::default(); source.domains.len()];
+        for _ in 0..20 {
+            source.source.read(&mut readings);
+            thread::sleep(Duration::from_millis(1));
+        }
+        for (domain, reading) in source.domains.iter().zip(&readings) {
+            println!("{}:{} {reading:?}", source.name, domain.name);
+            assert!(reading.energy_uj < 20_000_000_000, "{}: {reading:?}", domain.name);
+        }
+    }
+}

@@ -1,0 +1,380 @@
+//! Clients that vanish, flood, lie, send garbage, never read: a typed refusal or a closed connection for them, nothing
+//! for anybody else, and no memory that grows with what they send.
+
+mod support;
+
+use std::io::IoSlice;
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+use serde_json::json;
+use support::{PATIENCE, STEADY, TestClient, TestDaemon, message, pass, refusal, until};
+
+const INVALID: &str = "org.varlink.service.InvalidParameter";
+
+/// Everybody else is served as if nothing had happened.
+fn assert_serves(daemon: &TestDaemon) {
+    let mut client = daemon.client();
+    let span = client.call("OpenSpan", json!({}))["span"].take();
+    client.settle(span.as_str().unwrap());
+}
+
+#[test]
+fn what_is_no_message_is_refused_once_and_the_connection_closed() {
+    let daemon = TestDaemon::on(STEADY);
+    let mut deep = vec![b'['; 60_000];
+    deep.push(0);
+    let garbage: [&[u8]; 9] = [
+        b"\0",
+        b"hello\0",
+        b"{\"method\":\"org.wattspan.Meter.GetInfo\"\0",
+        b"{\"method\":7}\0",
+        b"{}\0",
+        b"[1,2]\0",
+        b"{\"method\":\"\xff\xfe\"}\0",
+        b"{\"method\":\"a.b\",\"method\":\"a.b\"}\0",
+        &deep,
+    ];
+    for bytes in garbage {
+        let mut client = daemon.client();
+        client.send_raw(bytes);
+        client.send_raw(&message("GetInfo", json!({}), &[]));
+        let (name, told) = refusal(client.receive().unwrap());
+        assert_eq!((name.as_str(), &told["parameter"]), (INVALID, &json!("message")));
+        assert!(client.is_hung_up_on());
+    }
+    assert_serves(&daemon);
+}
+
+#[test]
+fn what_was_asked_before_the_garbage_is_still_answered() {
+    let daemon = TestDaemon::on(STEADY);
+    let mut client = daemon.client();
+    let mut bytes = message("OpenSpan", json!({ "span": "a" }), &[]);
+    bytes.extend(message("CloseSpan", json!({ "span": "a", "wait_settled": true }), &[]));
+    bytes.extend_from_slice(b"garbage\0");
+    client.send_raw(&bytes);
+    assert_eq!(client.receive().unwrap()["parameters"]["span"], "a");
+    assert_eq!(client.receive().unwrap()["parameters"]["account"]["state"], "settled");
+    assert_eq!(refusal(client.receive().unwrap()).0, INVALID);
+    assert!(client.is_hung_up_on());
+}
+
+#[test]
+fn a_message_may_come_byte_by_byte_or_many_at_once() {
+    let daemon = TestDaemon::on(STEADY);
+    let mut client = daemon.client();
+    for byte in message("OpenSpan", json!({ "span": "slow" }), &[]) {
+        assert!(client.send_raw(&[byte]));
+    }
+    assert_eq!(client.receive().unwrap()["parameters"]["span"], "slow");
+    let mut many: Vec<u8> =
+        (0..500).flat_map(|turn| message("OpenSpan", json!({ "span": format!("s{turn}") }), &[])).collect();
+    let last = many.split_off(many.len() - 7);
+    assert!(client.send_raw(&many));
+    for turn in 0..499 {
+        assert_eq!(client.receive().unwrap()["parameters"]["span"], format!("s{turn}"));
+    }
+    assert!(client.send_raw(&last));
+    assert_eq!(client.receive().unwrap()["parameters"]["span"], "s499");
+}
+
+#[test]
+fn a_megabyte_of_label_is_refused_with_the_limit() {
+    let daemon = TestDaemon::on(STEADY);
+    let mut client = daemon.client();
+    let before = daemon.resident();
+    client.send_raw(&message("OpenSpan", json!({ "name": "x".repeat(1 << 20) }), &[]));
+    let (name, told) = refusal(client.receive().unwrap());
+    assert_eq!((name.as_str(), &told["field"]), ("InvalidValue", &json!("message")));
+    assert!(told["reason"].as_str().unwrap().contains("65536"), "{told}");
+    assert!(client.is_hung_up_on());
+    assert_serves(&daemon);
+    assert!(daemon.resident() < before + (8 << 20), "{} after {before}", daemon.resident());
+}
+
+#[test]
+fn the_largest_message_that_is_allowed_is_taken() {
+    let daemon = TestDaemon::on(STEADY);
+    let mut client = daemon.client();
+    let attributes: serde_json::Map<_, _> =
+        (0..60).map(|at| (format!("key{at}"), json!("v".repeat(1000)))).collect();
+    client.call("OpenSpan", json!({ "span": "large", "attributes": attributes }));
+    assert_eq!(client.settle("large")["attributes"].as_object().unwrap().len(), 60);
+}
+
+#[test]
+fn half_a_message_is_given_up_and_a_slow_drip_too() {
+    let daemon = TestDaemon::with(STEADY, "[limits]\nstall_s = 0.3\n");
+    let mut quiet = daemon.client();
+    let mut half = daemon.client();
+    half.send_raw(b"{\"method\":\"org.wattspan");
+    let mut drip = daemon.client();
+    until("the drip is cut off", || {
+        pass(20);
+        !drip.send_raw(b" ")
+    });
+    assert!(half.is_hung_up_on());
+    // One that says nothing at all is no trouble to anybody.
+    quiet.call("GetInfo", json!({}));
+    assert_serves(&daemon);
+}
+
+#[test]
+fn a_caller_that_never_reads_is_not_read_from_and_then_given_up() {
+    let daemon = TestDaemon::with(STEADY, "[limits]\nstall_s = 1\n");
+    let mut client = daemon.client();
+    let before = daemon.resident();
+    client.stream().set_write_timeout(Some(Duration::from_millis(100))).unwrap();
+    let batch: Vec<u8> = (0..500).flat_map(|_| message("GetInfo", json!({}), &[])).collect();
+    let mut sent = 0;
+    until("it is cut off", || {
+        use std::io::Write;
+        assert!(sent < 1 << 30, "the daemon reads on and on");
+        match client.stream().write(&batch) {
+            Ok(length) => {
+                sent += length;
+                false
+            }
+            Err(cause) if cause.kind() == std::io::ErrorKind::WouldBlock => {
+                assert_serves(&daemon);
+                false
+            }
+            Err(_) => true,
+        }
+    });
+    assert!(daemon.resident() < before + (8 << 20), "{} after {before}", daemon.resident());
+    assert_serves(&daemon);
+}
+
+#[test]
+fn a_caller_that_reads_late_gets_every_answer() {
+    let daemon = TestDaemon::on(STEADY);
+    let mut client = daemon.client();
+    let mut writer = TestClient::over(client.stream().try_clone().unwrap());
+    let sender = std::thread::spawn(move || {
+        for turn in 0..5000 {
+            writer.send("GetSpan", json!({ "span": format!("none-{turn}-{}", "x".repeat(90)) }), &[]);
+        }
+    });
+    pass(200);
+    for turn in 0..5000 {
+        let (_, told) = refusal(client.receive().unwrap());
+        assert!(told["span"].as_str().unwrap().starts_with(&format!("none-{turn}-")));
+    }
+    sender.join().unwrap();
+}
+
+#[test]
+fn a_watcher_that_never_reads_is_dropped_and_the_others_watch_on() {
+    let daemon = TestDaemon::on(STEADY);
+    let (mut deaf, mut keen) = (daemon.client(), daemon.client());
+    deaf.send("WatchDomains", json!({ "rate_hz": 1000 }), &["more"]);
+    keen.send("WatchDomains", json!({ "rate_hz": 1000 }), &["more"]);
+    until("the deaf one is dropped", || {
+        keen.receive().unwrap();
+        rustix::net::sockopt::socket_error(deaf.stream().as_fd()).is_ok() && peer_is_gone(deaf.stream())
+    });
+    keen.receive().unwrap();
+    assert_serves(&daemon);
+}
+
+fn peer_is_gone(stream: &UnixStream) -> bool {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let mut fds = [PollFd::new(stream, PollFlags::empty())];
+    let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
+    poll(&mut fds, Some(&at_once)).unwrap();
+    fds[0].revents().contains(PollFlags::HUP)
+}
+
+#[test]
+fn a_call_on_a_connection_that_watches_ends_it_with_the_reason() {
+    let daemon = TestDaemon::on(STEADY);
+    let mut client = daemon.client();
+    client.send("WatchDomains", json!({}), &["more"]);
+    client.receive().unwrap();
+    client.send("GetInfo", json!({}), &[]);
+    loop {
+        let answer = client.receive().unwrap();
+        if answer.get("error").is_some() {
+            assert_eq!(refusal(answer).1["field"], "message");
+            break;
+        }
+    }
+    assert!(client.is_hung_up_on());
+}
+
+#[test]
+fn one_connection_too_many_is_told_so_and_the_others_stay() {
+    let daemon = TestDaemon::with(STEADY, "[limits]\nconnections = 200\n");
+    let mut clients: Vec<TestClient> = (0..200).map(|_| daemon.client()).collect();
+    until("all are in", || {
+        clients.iter_mut().all(|client| client.exchange("GetInfo", json!({})).is_object())
+    });
+    for _ in 0..100 {
+        let mut surplus = daemon.client();
+        let (name, told) = refusal(surplus.receive().unwrap());
+        assert_eq!((name.as_str(), &told["limit"]), ("QuotaExceeded", &json!(200)));
+        assert!(surplus.is_hung_up_on());
+    }
+    clients[0].call("GetInfo", json!({}));
+    clients.truncate(100);
+    until("there is room again", || {
+        let mut next = daemon.client();
+        next.send("GetInfo", json!({}), &[]);
+        next.receive().is_some_and(|answer| answer.get("error").is_none())
+    });
+}
+
+#[test]
+#[ignore = "needs 20,000 descriptors: run it as root with `ulimit -n 20000`"]
+fn ten_thousand_connections_are_held_or_refused_and_nobody_else_is_harmed() {
+    let daemon = TestDaemon::with(STEADY, "[limits]\nconnections = 8000\n");
+    let mut clients: Vec<TestClient> = (0..10_000).map(|_| daemon.client()).collect();
+    let mut refused = 0;
+    for client in &mut clients {
+        client.send_raw(&message("GetInfo", json!({}), &[]));
+        refused += usize::from(client.receive().unwrap().get("error").is_some());
+    }
+    assert_eq!(refused, 2000);
+    clients.truncate(7000);
+    until("there is room again", || {
+        let mut next = daemon.client();
+        next.send("GetInfo", json!({}), &[]);
+        next.receive().is_some_and(|answer| answer.get("error").is_none())
+    });
+    assert_serves(&daemon);
+}
+
+#[test]
+fn a_daemon_without_descriptors_turns_the_newest_away_and_goes_on() {
+    let daemon = TestDaemon::on(STEADY);
+    let limit = rustix::process::Rlimit { current: Some(64), maximum: Some(64) };
+    rustix::process::prlimit(Some(daemon.pid()), rustix::process::Resource::Nofile, limit).unwrap();
+    let mut clients: Vec<TestClient> = (0..100).map(|_| daemon.client()).collect();
+    let mut refused = 0;
+    for client in &mut clients {
+        client.send_raw(&message("GetInfo", json!({}), &[]));
+        let answer = client.receive().expect("an answer or a refusal");
+        if answer.get("error").is_some() {
+            assert_eq!(refusal(answer).0, "QuotaExceeded");
+            refused += 1;
+        }
+    }
+    assert!((30..80).contains(&refused), "{refused}");
+    drop(clients);
+    until("there is room again", || {
+        let mut next = daemon.client();
+        next.send("OpenSpan", json!({}), &[]);
+        next.receive().is_some_and(|answer| answer.get("error").is_none())
+    });
+    assert_serves(&daemon);
+}
+
+#[test]
+fn descriptors_sent_along_are_thrown_away() {
+    let daemon = TestDaemon::on(STEADY);
+    let mut client = daemon.client();
+    let held = || std::fs::read_dir(format!("/proc/{}/fd", daemon.pid().as_raw_nonzero())).unwrap().count();
+    client.call("GetInfo", json!({}));
+    let before = held();
+    let file = std::fs::File::open("/dev/null").unwrap();
+    let descriptors = [file.as_fd(); 100];
+    for _ in 0..5 {
+        let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(100))];
+        let mut ancillary = SendAncillaryBuffer::new(&mut space);
+        assert!(ancillary.push(SendAncillaryMessage::ScmRights(&descriptors)));
+        let bytes = message("GetInfo", json!({}), &[]);
+        sendmsg(client.stream(), &[IoSlice::new(&bytes)], &mut ancillary, SendFlags::empty()).unwrap();
+        client.receive().unwrap();
+    }
+    assert_eq!(held(), before);
+}
+
+#[test]
+fn a_client_that_stops_sending_still_gets_its_answers() {
+    let daemon = TestDaemon::on(STEADY);
+    let mut client = daemon.client();
+    client.open("a");
+    client.send("CloseSpan", json!({ "span": "a", "wait_settled": true }), &[]);
+    client.stream().shutdown(std::net::Shutdown::Write).unwrap();
+    assert_eq!(client.receive().unwrap()["parameters"]["account"]["state"], "settled");
+    assert!(client.is_hung_up_on());
+}
+
+#[test]
+fn clients_that_come_and_go_leave_nothing_behind() {
+    let daemon = TestDaemon::on(STEADY);
+    let held = || std::fs::read_dir(format!("/proc/{}/fd", daemon.pid().as_raw_nonzero())).unwrap().count();
+    let before = held();
+    for turn in 0..300 {
+        let mut client = daemon.client();
+        match turn % 4 {
+            0 => drop(client),
+            1 => drop(client.send_raw(b"half")),
+            2 => client.send("CloseSpan", json!({ "span": "none" }), &[]),
+            _ => {
+                client.send("OpenSpan", json!({ "span": format!("left{turn}") }), &["oneway"]);
+                client.send("OpenSpan", json!({}), &[]);
+            }
+        }
+    }
+    until("all are gone", || held() == before);
+    let mut client = daemon.client();
+    until("their spans are abandoned", || {
+        let balance = client.call("GetSpan", json!({ "span": "left3" }));
+        balance["account"]["state"] == "abandoned"
+    });
+}
+
+#[test]
+fn a_second_daemon_is_refused_with_a_message_and_the_first_stays() {
+    let daemon = TestDaemon::on(STEADY);
+    let (status, said) = daemon.rival();
+    assert_eq!(status.code(), Some(75), "{said}");
+    assert!(said.contains("another wattspand listens"), "{said}");
+    assert_serves(&daemon);
+}
+
+#[test]
+fn a_squatted_or_linked_socket_path_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("machine.toml"), STEADY).unwrap();
+    std::fs::write(dir.path().join("wattspan.toml"), "").unwrap();
+    let run = dir.path().join("run");
+    std::fs::create_dir(&run).unwrap();
+    let socket = run.join("wattspan.sock");
+    let refused = |why: &str| {
+        let output = support::command(dir.path()).stderr(std::process::Stdio::piped()).output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(77), "{said}");
+        assert!(said.contains(why), "{said}");
+    };
+    std::os::unix::fs::symlink(dir.path().join("elsewhere"), &socket).unwrap();
+    refused("is a symbolic link");
+    std::fs::remove_file(&socket).unwrap();
+    std::fs::write(&socket, "not a socket").unwrap();
+    refused("is not a socket");
+    assert_eq!(std::fs::read_to_string(&socket).unwrap(), "not a socket");
+    std::fs::remove_file(&socket).unwrap();
+    std::fs::set_permissions(&run, std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
+    refused("can be written by others");
+}
+
+#[test]
+fn a_flood_of_oneway_opens_stops_at_the_limit_and_is_settled_when_its_client_goes() {
+    let daemon = TestDaemon::with(STEADY, "[limits]\nopen_spans = 20000\n");
+    let mut client = daemon.client();
+    let flood: Vec<u8> = (0..25_000)
+        .flat_map(|turn| message("OpenSpan", json!({ "span": format!("f{turn}") }), &["oneway"]))
+        .collect();
+    client.stream().set_write_timeout(Some(PATIENCE)).unwrap();
+    assert!(client.send_raw(&flood));
+    let mut other = daemon.client();
+    client.call("GetInfo", json!({}));
+    assert_eq!(other.refusal("OpenSpan", json!({})).0, "QuotaExceeded");
+    drop(client);
+    until("there is room again", || other.exchange("OpenSpan", json!({})).get("error").is_none());
+}

@@ -1,0 +1,296 @@
+//! A real daemon on a simulated machine, and clients for it.
+//!
+//! Owns the life of one `wattspand`: its directory, machine, configuration and log; it is killed with this value. The
+//! clients speak bytes on a real socket, so that what is tested is what anybody sees.
+
+#![allow(dead_code, reason = "each test uses its own part")]
+
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+/// A machine that draws 100 W all the time, its counters as quick as RAPL's.
+pub const STEADY: &str = r#"
+[[domain]]
+name = "package-0"
+kind = "package"
+profile = [[1.0, 80]]
+quantum_uj = 61
+ceiling_w = 400
+[[domain]]
+name = "core-0"
+kind = "core"
+parent = "package-0"
+profile = [[1.0, 50]]
+quantum_uj = 61
+[[domain]]
+name = "dram-0"
+kind = "dram"
+profile = [[1.0, 20]]
+quantum_uj = 15
+ceiling_w = 100
+"#;
+
+/// A machine whose only counter moves so seldom that nothing settles during a test.
+pub const SLUGGISH: &str = r#"
+[[domain]]
+name = "package-0"
+kind = "package"
+profile = [[1.0, 80]]
+update_ns = 20_000_000_000
+"#;
+
+/// How long anything may take before a test gives up; only ever a limit, never an expectation.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A running daemon.
+pub struct TestDaemon {
+    child: Child,
+    dir: tempfile::TempDir,
+}
+
+impl TestDaemon {
+    /// On this machine, with the default configuration.
+    pub fn on(machine: &str) -> Self {
+        Self::with(machine, "")
+    }
+
+    /// On this machine, with this configuration.
+    pub fn with(machine: &str, configuration: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        std::fs::set_permissions(dir.path(), open).unwrap();
+        std::fs::write(dir.path().join("machine.toml"), machine).unwrap();
+        std::fs::write(dir.path().join("wattspan.toml"), configuration).unwrap();
+        let child = command(dir.path()).spawn().unwrap();
+        let mut daemon = Self { child, dir };
+        daemon.await_socket();
+        daemon
+    }
+
+    /// Starts it anew in the same place, after it ended.
+    pub fn restart(&mut self) {
+        self.child = command(self.dir.path()).spawn().unwrap();
+        self.await_socket();
+    }
+
+    fn await_socket(&mut self) {
+        let deadline = Instant::now() + PATIENCE;
+        while UnixStream::connect(self.socket()).is_err() {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                panic!("the daemon ended with {status}: {}", self.log());
+            }
+            assert!(Instant::now() < deadline, "no socket: {}", self.log());
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// A second daemon on the same socket; how it ended, and what it said.
+    pub fn rival(&self) -> (ExitStatus, String) {
+        let output = command(self.dir.path()).stderr(Stdio::piped()).output().unwrap();
+        (output.status, String::from_utf8(output.stderr).unwrap())
+    }
+
+    /// Where it listens.
+    pub fn socket(&self) -> PathBuf {
+        self.dir.path().join("run").join("wattspan.sock")
+    }
+
+    /// What it said so far.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
+    }
+
+    /// A new client.
+    pub fn client(&self) -> TestClient {
+        TestClient::over(UnixStream::connect(self.socket()).unwrap())
+    }
+
+    /// Its process.
+    pub fn pid(&self) -> rustix::process::Pid {
+        rustix::process::Pid::from_child(&self.child)
+    }
+
+    /// Asks it to stop; does not wait.
+    pub fn terminate(&self) {
+        rustix::process::kill_process(self.pid(), rustix::process::Signal::TERM).unwrap();
+    }
+
+    /// Ends it as a power cut would.
+    pub fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// Waits for it to end.
+    pub fn wait(&mut self) -> ExitStatus {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status;
+            }
+            assert!(Instant::now() < deadline, "the daemon does not end");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// Its resident memory, in bytes.
+    pub fn resident(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
+    }
+}
+
+impl Drop for TestDaemon {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// `wattspand` in this directory, as the machine of this directory.
+pub fn command(dir: &Path) -> Command {
+    let log = std::fs::File::options().create(true).append(true).open(dir.join("log")).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_wattspand"));
+    command
+        .env_remove("WATTSPAN_SOCKET")
+        .args(["--config".as_ref(), dir.join("wattspan.toml").as_os_str()])
+        .args(["--replay".as_ref(), dir.join("machine.toml").as_os_str()])
+        .args(["--socket".as_ref(), dir.join("run").join("wattspan.sock").as_os_str()])
+        .stdin(Stdio::null())
+        .stderr(log);
+    command
+}
+
+/// A client that says anything.
+pub struct TestClient {
+    stream: UnixStream,
+    buffer: Vec<u8>,
+}
+
+impl TestClient {
+    /// Over a connected socket.
+    pub fn over(stream: UnixStream) -> Self {
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_write_timeout(Some(PATIENCE)).unwrap();
+        Self { stream, buffer: Vec::new() }
+    }
+
+    /// The socket itself.
+    pub fn stream(&mut self) -> &mut UnixStream {
+        &mut self.stream
+    }
+
+    /// Sends bytes as they are; whether the daemon took them all.
+    pub fn send_raw(&mut self, bytes: &[u8]) -> bool {
+        self.stream.write_all(bytes).is_ok()
+    }
+
+    /// Sends a call of the meter's interface, or of any where the name has dots.
+    pub fn send(&mut self, method: &str, parameters: Value, flags: &[&str]) {
+        let bytes = message(method, parameters, flags);
+        assert!(self.send_raw(&bytes), "the daemon hung up");
+    }
+
+    /// The next answer; `None` where the daemon hung up.
+    pub fn receive(&mut self) -> Option<Value> {
+        loop {
+            if let Some(end) = self.buffer.iter().position(|byte| *byte == 0) {
+                let rest = self.buffer.split_off(end + 1);
+                let message = std::mem::replace(&mut self.buffer, rest);
+                return Some(serde_json::from_slice(&message[..end]).unwrap());
+            }
+            let mut chunk = [0; 1 << 16];
+            match self.stream.read(&mut chunk) {
+                Ok(length) if length > 0 => self.buffer.extend_from_slice(&chunk[..length]),
+                Err(cause) if cause.kind() == std::io::ErrorKind::WouldBlock => panic!("no answer"),
+                _ => return None,
+            }
+        }
+    }
+
+    /// Whether the daemon hangs up without another answer.
+    pub fn is_hung_up_on(&mut self) -> bool {
+        self.receive().is_none()
+    }
+
+    /// Calls, and gives the whole answer.
+    pub fn exchange(&mut self, method: &str, parameters: Value) -> Value {
+        self.send(method, parameters, &[]);
+        self.receive().expect("an answer")
+    }
+
+    /// Calls, and gives the reply's parameters.
+    pub fn call(&mut self, method: &str, parameters: Value) -> Value {
+        let mut answer = self.exchange(method, parameters);
+        assert!(answer.get("error").is_none(), "{method}: {answer}");
+        answer["parameters"].take()
+    }
+
+    /// Calls, and gives the refusal's short name and its parameters.
+    pub fn refusal(&mut self, method: &str, parameters: Value) -> (String, Value) {
+        refusal(self.exchange(method, parameters))
+    }
+
+    /// Opens a span of this name.
+    pub fn open(&mut self, span: &str) {
+        assert_eq!(self.call("OpenSpan", json!({ "span": span })), json!({ "span": span }));
+    }
+
+    /// Closes a span; its final account.
+    pub fn settle(&mut self, span: &str) -> Value {
+        let account = self.call("CloseSpan", json!({ "span": span, "wait_settled": true }))["account"].take();
+        assert_eq!(account["state"], "settled", "{account}");
+        account
+    }
+}
+
+/// The refusal's short name and its parameters.
+pub fn refusal(mut answer: Value) -> (String, Value) {
+    let error = answer["error"].as_str().unwrap_or_else(|| panic!("no refusal: {answer}")).to_owned();
+    let name = error.strip_prefix("org.wattspan.Meter.").map(str::to_owned).unwrap_or(error);
+    (name, answer["parameters"].take())
+}
+
+/// A call on the wire.
+pub fn message(method: &str, parameters: Value, flags: &[&str]) -> Vec<u8> {
+    let method =
+        if method.contains('.') { method.to_owned() } else { format!("org.wattspan.Meter.{method}") };
+    let mut call = json!({ "method": method, "parameters": parameters });
+    for flag in flags {
+        call[*flag] = json!(true);
+    }
+    let mut bytes = serde_json::to_vec(&call).unwrap();
+    bytes.push(0);
+    bytes
+}
+
+/// A number that must be there.
+pub fn number(of: &Value, name: &str) -> u64 {
+    of[name].as_u64().unwrap_or_else(|| panic!("no {name} in {of}"))
+}
+
+/// The domain's row of an account, a window or a balance.
+pub fn row<'a>(rows: &'a Value, domain: &str) -> &'a Value {
+    let named = |row: &&Value| row["domain"] == domain || row["name"] == domain;
+    rows.as_array().unwrap().iter().find(named).unwrap_or_else(|| panic!("no {domain} in {rows}"))
+}
+
+/// Lets time pass in which the machine uses energy.
+pub fn pass(milliseconds: u64) {
+    std::thread::sleep(Duration::from_millis(milliseconds));
+}
+
+/// Waits until something is so.
+pub fn until(what: &str, mut so: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !so() {
+        assert!(Instant::now() < deadline, "never {what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
