@@ -8,13 +8,20 @@ use std::io;
 use std::os::unix::net::UnixStream;
 use std::sync::Mutex;
 use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
 use crate::client::{Client, Failure};
 use crate::clock::Clock;
 use crate::config::Config;
+use crate::energy::Liveness;
 use crate::ipc::{self, Doors, Plan};
+use crate::protocol::DomainStatus;
 
-/// Connections made when the meter starts: to ask, to watch, to waken. The doors take no more later.
+/// How long to wait for the first reading, and how often to look for it.
+const PATIENCE: Duration = Duration::from_millis(150);
+const LOOK: Duration = Duration::from_micros(500);
+
+/// Connections made when the meter starts: to see it started, to ask, to watch, to waken. The doors take no more later.
 const CONNECTIONS: usize = 4;
 
 /// Why there is no embedded meter.
@@ -46,7 +53,20 @@ impl Embedded {
             // A service that fails hangs up, and its clients are told so by their next call.
             let _ = ipc::serve(service, doors);
         })?;
-        Ok(Embedded { free: Mutex::new(free), stop: Some(stop), thread: Some(thread) })
+        let embedded = Embedded { free: Mutex::new(free), stop: Some(stop), thread: Some(thread) };
+        embedded.await_first_reading();
+        Ok(embedded)
+    }
+
+    /// Waits until every live domain was read once: time before the first reading would be unknown time of a span that
+    /// opens at once. A domain that takes longer than a fresh start may is left to its span's account.
+    fn await_first_reading(&self) {
+        let Ok(client) = self.connect() else { return };
+        let patience = Instant::now() + PATIENCE;
+        let unread = |domain: &DomainStatus| domain.liveness == Liveness::Live && domain.energy_uj.is_none();
+        while client.info().is_ok_and(|info| info.domains.iter().any(unread)) && Instant::now() < patience {
+            thread::sleep(LOOK);
+        }
     }
 
     /// A connection to it, as to a daemon; there are as many as [`CONNECTIONS`].

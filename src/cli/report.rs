@@ -19,10 +19,13 @@ pub fn account(title: &str, account: &Account, terminal: Terminal) -> String {
     let mut out = format!("{}\n\n", terminal.paint(Tone::Head, title));
     let duration_ns = account.closed_ns.map(|closed| closed.saturating_sub(account.opened_ns));
     let whole = match account.share_uj {
-        Some(uj) => terminal.paint(Tone::Figure, &energy(uj, account.error_uj)),
+        Some(uj) => {
+            let figure = terminal.paint(Tone::Figure, &energy(uj, account.error_uj));
+            figure + &graded(account.grade, terminal)
+        }
         None => terminal.paint(Tone::Doubt, &unknown(&silent(account))),
     };
-    line(&mut out, "energy", &format!("{whole}{}", graded(account.grade, terminal)), terminal);
+    line(&mut out, "energy", &whole, terminal);
     line(&mut out, "mean power", &mean_power(account, duration_ns), terminal);
     line(&mut out, "time", &duration_ns.map_or("still open".into(), time), terminal);
     line(&mut out, "idle part", &idle(account), terminal);
@@ -134,11 +137,25 @@ fn gaps(account: &Account) -> Option<String> {
 
 /// Why the sum is not known.
 fn silent(account: &Account) -> String {
-    let silent = |share: &&Share| share.share_uj.is_none();
-    let names: Vec<&str> = account.domains.iter().filter(silent).map(|share| &*share.domain).collect();
-    match names.as_slice() {
-        [] => "no live domain is counted".into(),
-        names => format!("no reading of {}", names.join(", ")),
+    let without = |missing: fn(&Share) -> bool| {
+        let names = account.domains.iter().filter(|share| missing(share)).map(|share| &*share.domain);
+        Some(names.collect::<Vec<_>>().join(", ")).filter(|names| !names.is_empty())
+    };
+    if let Some(names) = without(|share| share.share_uj.is_none()) {
+        return format!("no reading of {names}");
+    }
+    match without(|share| share.unknown_ns > 0) {
+        Some(names) => format!("readings of {names} are missing for a part of the time"),
+        None => "no live domain is counted".into(),
+    }
+}
+
+/// A share with its error; without one it is a lower bound where readings are missing.
+fn share_of(share: &Share) -> String {
+    match (share.share_uj, share.error_uj) {
+        (None, _) => "unknown".into(),
+        (Some(uj), None) if share.unknown_ns > 0 => format!("{} at least", energy(uj, None)),
+        (Some(uj), error) => energy(uj, error),
     }
 }
 
@@ -159,7 +176,7 @@ fn domains(account: &Account, duration_ns: Option<u64>, terminal: Terminal) -> S
         let error_mw = mean(share.error_uj);
         table.row(vec![
             printable(&share.domain),
-            share.share_uj.map_or_else(|| "unknown".into(), |uj| energy(uj, share.error_uj)),
+            share_of(share),
             mean(share.share_uj).map_or_else(|| "unknown".into(), |mw| power_alone(mw, error_mw)),
             alone(share.idle_uj),
             alone(share.window_uj),
