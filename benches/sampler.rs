@@ -89,7 +89,7 @@ struct Spinner(Arc<AtomicU64>);
 
 impl Spinner {
     /// Less than what makes the kernel throttle real-time threads.
-    const SPIN_NS: u64 = 500_000_000;
+    const SPIN_NS: u64 = 450_000_000;
 }
 
 impl Source for Spinner {

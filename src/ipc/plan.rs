@@ -10,6 +10,7 @@ use super::feed::Feeds;
 use super::service::{Service, Settings};
 use crate::clock::Clock;
 use crate::config::Config;
+use crate::source::Inventory;
 use crate::{ledger, sampler, source};
 
 /// The settings of every stage.
@@ -67,6 +68,14 @@ impl Plan {
     /// The system gives no thread or no random device.
     pub fn build(self, clock: Clock, tell: fn(&str)) -> io::Result<Service> {
         let found = source::discover(&self.source, &clock);
+        self.build_over(found, clock, tell)
+    }
+
+    /// The same over sources that are found already.
+    ///
+    /// # Errors
+    /// As for [`Plan::build`].
+    pub fn build_over(self, found: Inventory, clock: Clock, tell: fn(&str)) -> io::Result<Service> {
         let start = |opened| sampler::start(opened, &self.sampler, clock.clone());
         let samplers = found.opened.into_iter().map(start).collect::<io::Result<Vec<_>>>()?;
         Service::new(Feeds::new(samplers, tell), found.absent, self.service, clock)

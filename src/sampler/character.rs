@@ -124,15 +124,14 @@ impl Character {
             return (Liveness::Lost, Some(reason));
         }
         let patience_ns = PATIENCE_NS.max(STILL * self.interval.ns().unwrap_or(0).max(last.spacing_ns));
-        match self.moved_ns {
-            Some(moved_ns) if self.now_ns - moved_ns <= patience_ns => (Liveness::Live, None),
-            Some(moved_ns) => {
-                let reason =
-                    format!("has not moved for {}, though it answers", seconds(self.now_ns - moved_ns));
-                (Liveness::Stuck, Some(reason))
-            }
-            None if self.advanced && self.now_ns - self.first_ns <= patience_ns => (Liveness::Live, None),
+        // Where discovery saw it advance, that was the last move so far.
+        let moved_ns = self.moved_ns.or(self.advanced.then_some(self.first_ns));
+        match moved_ns.map(|moved_ns| self.now_ns.saturating_sub(moved_ns)) {
             None => (Liveness::Stuck, Some(NEVER_MOVED.into())),
+            Some(still_ns) if still_ns <= patience_ns => (Liveness::Live, None),
+            Some(still_ns) => {
+                (Liveness::Stuck, Some(format!("has not moved for {}, though it answers", seconds(still_ns))))
+            }
         }
     }
 
