@@ -26,13 +26,14 @@ fn what_is_no_message_is_refused_once_and_the_connection_closed() {
     let daemon = TestDaemon::on(STEADY);
     let mut deep = vec![b'['; 60_000];
     deep.push(0);
-    let garbage: [&[u8]; 9] = [
+    let garbage: [&[u8]; 10] = [
         b"\0",
         b"hello\0",
         b"{\"method\":\"org.wattspan.Meter.GetInfo\"\0",
         b"{\"method\":7}\0",
         b"{}\0",
         b"[1,2]\0",
+        b"[\"org.wattspan.Meter.GetInfo\"]\0",
         b"{\"method\":\"\xff\xfe\"}\0",
         b"{\"method\":\"a.b\",\"method\":\"a.b\"}\0",
         &deep,

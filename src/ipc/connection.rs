@@ -263,6 +263,11 @@ impl Connection {
         Fate::Stays
     }
 
+    /// Gives memory back that a burst took.
+    pub fn trim(&mut self) {
+        self.outbox.trim();
+    }
+
     /// Whether something has been half done for longer than `stall_ns`.
     pub fn is_stuck(&self, now_ns: u64, stall_ns: u64) -> bool {
         self.stuck_since_ns.is_some_and(|since| now_ns.saturating_sub(since) > stall_ns)

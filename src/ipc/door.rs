@@ -278,13 +278,14 @@ impl Door {
         }
     }
 
-    /// Gives up clients that make no progress.
+    /// Gives up clients that make no progress, and memory that they no longer need.
     fn sweep(&mut self, now_ns: u64) {
         self.sweep_at_ns = now_ns + SWEEP_NS;
         let stall_ns = (self.service.limits().stall_s * 1e9) as u64;
         for place in 0..self.connections.len() {
-            let connection = self.connections[place].as_ref();
-            if connection.is_some_and(|connection| connection.is_stuck(now_ns, stall_ns)) {
+            let Some(connection) = &mut self.connections[place] else { continue };
+            connection.trim();
+            if connection.is_stuck(now_ns, stall_ns) {
                 self.conclude(place, Fate::Over);
             }
         }

@@ -4,7 +4,7 @@
 //! looked up where it is not and answers exactly as one that does not exist. Bounded for each user and in total: a
 //! full memory forgets the oldest account of whoever has most in it, so that nobody can push out a neighbour.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
 use crate::config::Limits;
@@ -41,7 +41,8 @@ pub struct Open {
 #[derive(Debug)]
 enum Entry {
     Open(Open),
-    Closing { key: SpanKey, noted: u32, ticket: Option<Ticket> },
+    // Its own name again, so that settling needs one look-up.
+    Closing { key: SpanKey, span: Arc<str>, noted: u32, ticket: Option<Ticket> },
     Settled { account: Arc<Account>, bytes: usize },
 }
 
@@ -63,12 +64,15 @@ struct User {
     remembered_bytes: usize,
 }
 
+/// The open spans that each connection answers for, and whose they are.
+type Owned = BTreeMap<ConnectionId, (u32, HashSet<Arc<str>>)>;
+
 /// The table.
 #[derive(Debug)]
 pub struct Register {
     limits: Limits,
-    users: HashMap<u32, User>,
-    owned: HashMap<ConnectionId, (u32, HashSet<Arc<str>>)>,
+    users: BTreeMap<u32, User>,
+    owned: Owned,
     remembered: usize,
     remembered_bytes: usize,
     waiting: usize,
@@ -77,7 +81,7 @@ pub struct Register {
 impl Register {
     /// An empty table with these bounds.
     pub fn new(limits: Limits) -> Self {
-        let (users, owned) = (HashMap::new(), HashMap::new());
+        let (users, owned) = (BTreeMap::new(), BTreeMap::new());
         Self { limits, users, owned, remembered: 0, remembered_bytes: 0, waiting: 0 }
     }
 
@@ -129,8 +133,7 @@ impl Register {
 
     /// Whatever is known of anybody's span of this name, the lowest user number first.
     pub fn known_to_anybody(&self, span: &str) -> Result<Known, Refusal> {
-        let found = self.users.iter().filter_map(|(uid, user)| Some((uid, user.spans.get(span)?)));
-        let entry = found.min_by_key(|(uid, _)| **uid).map(|(_, entry)| Known::from(entry));
+        let entry = self.users.values().find_map(|user| user.spans.get(span)).map(Known::from);
         entry.ok_or_else(|| Refusal::NoSuchSpan { span: span.to_owned() })
     }
 
@@ -162,11 +165,11 @@ impl Register {
         let Some(user) = self.users.get_mut(&uid) else { return };
         let Some(entry) = user.spans.get_mut(span) else { return };
         if let Entry::Open(open) = *entry {
-            *entry = Entry::Closing { key: open.key, noted: open.noted + bytes as u32, ticket };
+            let span = disown(&mut self.owned, open.owner, span).unwrap_or_else(|| span.into());
+            *entry = Entry::Closing { key: open.key, span, noted: open.noted + bytes as u32, ticket };
             user.open -= 1;
             user.noted += bytes;
             self.waiting += usize::from(ticket.is_some());
-            self.disown(open.owner, span);
         }
     }
 
@@ -176,17 +179,8 @@ impl Register {
         if let Some(Entry::Open(open)) = user.spans.remove(span) {
             user.open -= 1;
             user.noted -= open.noted as usize;
-            self.disown(open.owner, span);
+            disown(&mut self.owned, open.owner, span);
             self.leave(uid);
-        }
-    }
-
-    fn disown(&mut self, owner: ConnectionId, span: &str) {
-        if let Some((_, spans)) = self.owned.get_mut(&owner) {
-            spans.remove(span);
-            if spans.is_empty() {
-                self.owned.remove(&owner);
-            }
         }
     }
 
@@ -202,19 +196,19 @@ impl Register {
 
     /// Remembers a final account; gives the ticket that waited for it.
     pub fn settle(&mut self, account: &Arc<Account>) -> Option<Ticket> {
-        let uid = account.uid;
-        let user = self.users.get_mut(&uid)?;
-        let (span, _) = user.spans.get_key_value(account.span.as_str())?;
-        let span = Arc::clone(span);
+        let user = self.users.get_mut(&account.uid)?;
+        let entry = user.spans.get_mut(account.span.as_str())?;
         let bytes = footprint(account);
-        let before = user.spans.insert(Arc::clone(&span), Entry::Settled { account: account.clone(), bytes });
-        let ticket = match before {
-            Some(Entry::Closing { noted, ticket, .. }) => {
-                user.noted -= noted as usize;
-                ticket
+        let settled = Entry::Settled { account: Arc::clone(account), bytes };
+        let (span, noted, ticket) = match std::mem::replace(entry, settled) {
+            Entry::Closing { span, noted, ticket, .. } => (span, noted as usize, ticket),
+            // The ledger settles only what was closed here.
+            other => {
+                *entry = other;
+                return None;
             }
-            _ => None,
         };
+        user.noted -= noted;
         user.remembered.push_back(span);
         user.remembered_bytes += bytes;
         self.remembered += 1;
@@ -264,6 +258,16 @@ impl Register {
         self.waiting = 0;
         given_up
     }
+}
+
+/// Takes a span from its connection; gives its name.
+fn disown(owned: &mut Owned, owner: ConnectionId, span: &str) -> Option<Arc<str>> {
+    let (_, spans) = owned.get_mut(&owner)?;
+    let name = spans.take(span);
+    if spans.is_empty() {
+        owned.remove(&owner);
+    }
+    name
 }
 
 impl Open {
