@@ -1,8 +1,8 @@
 //! A blocking client of the daemon: typed calls, one connection.
 //!
-//! Owns the client's end of the socket. A daemon that vanishes, stalls or speaks nonsense is a [`Failure`], never a
-//! panic; after one the connection is given up, since nobody knows which answer would come next. Knows nothing of
-//! hardware and decides nothing: what a figure means is the daemon's word.
+//! Owns the client's end of the socket. A daemon that vanishes, stalls or speaks nonsense is a
+//! [`Failure`](crate::client::Failure), never a panic; after one the connection is given up, since nobody knows which
+//! answer would come next. Knows nothing of hardware and decides nothing: what a figure means is the daemon's word.
 //!
 //! ```no_run
 //! use wattspan::client::{Client, Place};
