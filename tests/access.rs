@@ -147,6 +147,11 @@ fn another_users_span_does_not_exist_for_anybody_but_telemetry_and_root() {
         answers(&daemon, OPERATOR, json!([["GetSpan", { "span": "s" }], ["CloseSpan", { "span": "s" }]]));
     assert_eq!(number(&seen[0]["parameters"]["account"], "uid"), u64::from(ANN.uid));
     assert_eq!(refusal(seen[1].clone()).0, "NoSuchSpan");
+    let lists =
+        |whom| answers(&daemon, whom, json!([["ListSpans", {}]]))[0]["parameters"]["accounts"].clone();
+    assert_eq!(lists(BOB), json!([]), "another user's accounts are none of Bob's");
+    assert_eq!(lists(ANN).as_array().unwrap().len(), 1);
+    assert_eq!(lists(OPERATOR), lists(ANN));
     let of_root = daemon.client().call("GetSpan", json!({ "span": "s" }));
     assert_eq!(number(&of_root["account"], "uid"), u64::from(ANN.uid));
 }

@@ -329,7 +329,7 @@ fn a_command_measured_by_a_daemon_is_in_its_list_and_its_balance() {
         .bare()
         .arg("--socket")
         .arg(&daemon.socket)
-        .args(["spans", "--json", "--count", "1"])
+        .args(["spans", "--watch", "--json", "--count", "1"])
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
@@ -351,6 +351,13 @@ fn a_command_measured_by_a_daemon_is_in_its_list_and_its_balance() {
 
     let one = daemon.output(&bench, &["spans", "--json", seen["span"].as_str().unwrap()]);
     assert_eq!(json(&one.stdout), seen);
+    let recent = daemon.output(&bench, &["spans", "--json"]);
+    let listed: Vec<serde_json::Value> = String::from_utf8_lossy(&recent.stdout)
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    let latest = spans.len().saturating_sub(20);
+    assert_eq!(listed, spans[latest..], "the recent ones, the latest last");
     let unknown = daemon.output(&bench, &["spans", "nobody"]);
     assert_eq!(unknown.status.code(), Some(1));
     assert!(text(&unknown.stderr).contains("nobody"), "{}", text(&unknown.stderr));
