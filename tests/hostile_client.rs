@@ -309,6 +309,8 @@ fn a_client_that_stops_sending_still_gets_its_answers() {
 fn clients_that_come_and_go_leave_nothing_behind() {
     let daemon = TestDaemon::on(STEADY);
     let held = || std::fs::read_dir(format!("/proc/{}/fd", daemon.pid().as_raw_nonzero())).unwrap().count();
+    // Only once it has answered has it opened all that it opens for itself.
+    daemon.client().call("GetInfo", json!({}));
     let before = held();
     for turn in 0..300 {
         let mut client = daemon.client();
@@ -322,7 +324,8 @@ fn clients_that_come_and_go_leave_nothing_behind() {
             }
         }
     }
-    until("all are gone", || held() == before);
+    // Fewer, where the look for the socket at the start was still connected then.
+    until("all are gone", || held() <= before);
     let mut client = daemon.client();
     until("their spans are abandoned", || {
         let balance = client.call("GetSpan", json!({ "span": "left3" }));

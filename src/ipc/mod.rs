@@ -36,6 +36,11 @@ mod so_peercred_ffi;
 #[cfg(target_os = "linux")]
 use so_peercred_ffi as peer;
 
+#[cfg(target_os = "macos")]
+mod local_peercred_ffi;
+#[cfg(target_os = "macos")]
+use local_peercred_ffi as peer;
+
 pub use access::Policy;
 pub use door::{Doors, serve};
 pub use plan::Plan;
