@@ -2,13 +2,16 @@
 //!
 //! Owns the figures for CPU time (of this whole process, idle, at 1 kHz and at 10 kHz) and for lateness while every CPU is
 //! kept busy by other processes. The source reads and parses four kept-open files in memory, which costs what four
-//! powercap files cost and more than one perf group.
+//! powercap files cost and more than one perf group. Missed ticks are to be held against the floor: what a real-time
+//! thread loses on this machine that never sleeps at all.
 //!
 //! `cargo bench --bench sampler`, as root or with RLIMIT_RTPRIO for the real-time rows.
 
 use std::fs::File;
 use std::io::Write;
 use std::process::{Child, Command, ExitCode, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::time::{ClockId, clock_gettime};
@@ -43,8 +46,10 @@ fn main() -> ExitCode {
 }
 
 fn measure(each: Duration) -> std::io::Result<()> {
+    let (floor, spun_s) = stolen(each)?;
     let title = format!("sampler: {DOMAINS} domains, {} s a row, {} CPUs", each.as_secs(), cpus());
     let mut table = Table::new(&title);
+    table.note(&format!("floor: 1 kHz ticks that nobody can make ({spun_s:.0} s)"), Some(floor), "%");
     table.at_most("at rest, 1 Hz: CPU", Some(cost(&idle()?, each)), 0.1, "%");
     for (rate_hz, target) in [(1000.0, 3.0), (10_000.0, 25.0)] {
         let quiet = fast(rate_hz)?;
@@ -65,6 +70,40 @@ fn measure(each: Duration) -> std::io::Result<()> {
     }
     waking(&mut table)?;
     Ok(())
+}
+
+/// How many ticks of 1 kHz, in %, a thread that never sleeps and calls nothing loses because the machine takes its CPU
+/// away (a hypervisor, mostly), and for how long that was watched. No sampler can miss fewer.
+fn stolen(each: Duration) -> std::io::Result<(f64, f64)> {
+    let lost = Arc::new(AtomicU64::new(0));
+    let spinner = Opened { source: Box::new(Spinner(Arc::clone(&lost))), max_rate_hz: 1.0, ..opened()? };
+    let sampler = sampler::start(spinner, &resting(), Clock::Machine)?;
+    sampler.demand(true);
+    std::thread::sleep(each.max(Duration::from_secs(2)));
+    let spun_ms = sampler.ticks().ticks * Spinner::SPIN_NS / 1_000_000;
+    Ok((100.0 * lost.load(Ordering::Relaxed) as f64 / spun_ms as f64, spun_ms as f64 / 1000.0))
+}
+
+/// Not a meter at all: each read spins on the clock and counts the milliseconds at which it was not running.
+struct Spinner(Arc<AtomicU64>);
+
+impl Spinner {
+    /// Less than what makes the kernel throttle real-time threads.
+    const SPIN_NS: u64 = 450_000_000;
+}
+
+impl Source for Spinner {
+    fn read(&mut self, _: &mut [Reading]) -> Option<(u64, u64)> {
+        let began_ns = monotonic_ns();
+        let (mut last_ns, mut lost) = (began_ns, 0);
+        while last_ns - began_ns < Self::SPIN_NS {
+            let now_ns = monotonic_ns();
+            lost += (now_ns - last_ns) / 1_000_000;
+            last_ns = now_ns;
+        }
+        self.0.fetch_add(lost, Ordering::Relaxed);
+        None
+    }
 }
 
 /// Lateness in µs and missed ticks in %, against limits for the 99th percentile and the misses where there are any.

@@ -147,6 +147,15 @@ fn another_users_span_does_not_exist_for_anybody_but_telemetry_and_root() {
         answers(&daemon, OPERATOR, json!([["GetSpan", { "span": "s" }], ["CloseSpan", { "span": "s" }]]));
     assert_eq!(number(&seen[0]["parameters"]["account"], "uid"), u64::from(ANN.uid));
     assert_eq!(refusal(seen[1].clone()).0, "NoSuchSpan");
+    let owners = |whom| -> std::collections::BTreeSet<u64> {
+        let listed = answers(&daemon, whom, json!([["ListSpans", {}]]));
+        let accounts = listed[0]["parameters"]["accounts"].as_array().unwrap().clone();
+        accounts.iter().map(|account| number(account, "uid")).collect()
+    };
+    let (ann, bob) = (u64::from(ANN.uid), u64::from(BOB.uid));
+    until("Bob's own span, left open, has settled", || owners(BOB) == [bob].into());
+    assert_eq!(owners(ANN), [ann].into());
+    assert_eq!(owners(OPERATOR), [ann, bob].into());
     let of_root = daemon.client().call("GetSpan", json!({ "span": "s" }));
     assert_eq!(number(&of_root["account"], "uid"), u64::from(ANN.uid));
 }

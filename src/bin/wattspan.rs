@@ -1,3 +1,7 @@
 //! The client program: one call into the library.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    wattspan::cli::main()
+}

@@ -8,8 +8,8 @@ use serde_json::value::RawValue;
 
 use crate::protocol::{
     self, Access, CancelSpan, CloseSpan, Description, Done, GetBalance, GetInfo, GetInterfaceDescription,
-    GetServiceInfo, GetSpan, Incoming, MarkPhase, Method, OpenSpan, ReadWindow, Refusal, Reply, ServiceInfo,
-    SetWeight, SpanAccount, WatchDomains, WatchSpans,
+    GetServiceInfo, GetSpan, Incoming, ListSpans, MarkPhase, Method, OpenSpan, ReadWindow, Refusal, Reply,
+    ServiceInfo, SetWeight, SpanAccount, WatchDomains, WatchSpans,
 };
 
 use super::access::{self, Peer};
@@ -118,6 +118,7 @@ fn ask(service: &mut Service, peer: &Peer, call: &Incoming, out: &mut Vec<u8>) -
             let account = service.account(peer, &parameters::<GetSpan>(call)?.span)?;
             reply(out, &SpanAccount { account });
         }
+        ListSpans::NAME => reply(out, &service.accounts(peer, &parameters(call)?)?),
         ReadWindow::NAME => reply(out, &service.window(&parameters(call)?)?),
         GetBalance::NAME => {
             parameters::<GetBalance>(call)?;

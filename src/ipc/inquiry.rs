@@ -7,7 +7,15 @@ use super::life::refusal;
 use super::register::Known;
 use super::service::Service;
 use crate::ledger::account::Account;
-use crate::protocol::{Access, Balances, DomainStatus, DomainTick, Info, ReadWindow, Refusal, Window};
+use crate::protocol::{
+    Access, Balances, DomainStatus, DomainTick, Info, ListSpans, ReadWindow, Refusal, SpanAccounts, Window,
+};
+
+/// Accounts that ListSpans gives where nothing is asked.
+const LISTED: i64 = 20;
+
+/// The most it ever gives: an answer stays well under a megabyte.
+const MOST_LISTED: usize = 256;
 
 impl Service {
     /// GetInfo. To a caller without access the domains show their health but no figures.
@@ -49,6 +57,22 @@ impl Service {
                 self.ledger.account(now_ns, key).map_err(|refused| refusal(refused, span, now_ns))
             }
         }
+    }
+
+    /// ListSpans: the caller's own, or everybody's for telemetry.
+    pub fn accounts(&mut self, peer: &Peer, call: &ListSpans) -> Result<SpanAccounts, Refusal> {
+        let limit = match call.limit.unwrap_or(LISTED) {
+            limit @ 1.. => usize::try_from(limit).unwrap_or(MOST_LISTED).min(MOST_LISTED),
+            _ => {
+                let reason = "must be at least 1; leave it out for 20".to_owned();
+                return Err(Refusal::InvalidValue { field: "limit".into(), reason });
+            }
+        };
+        let now_ns = self.clock.now_ns();
+        self.freshen(now_ns);
+        let whose = (peer.access < Access::Telemetry).then_some(peer.uid);
+        let accounts = self.register.latest(whose, limit);
+        Ok(SpanAccounts { accounts: accounts.iter().map(|account| Account::clone(account)).collect() })
     }
 
     /// ReadWindow.

@@ -137,6 +137,21 @@ impl Register {
         entry.ok_or_else(|| Refusal::NoSuchSpan { span: span.to_owned() })
     }
 
+    /// The latest remembered accounts, one user's or everybody's, at most `limit`, the latest last.
+    pub fn latest(&self, whose: Option<u32>, limit: usize) -> Vec<Arc<Account>> {
+        let users = self.users.iter().filter(|(uid, _)| whose.is_none_or(|whose| whose == **uid));
+        let mut accounts: Vec<&Arc<Account>> = users
+            .flat_map(|(_, user)| user.remembered.iter().rev().take(limit).map(move |span| (user, span)))
+            .filter_map(|(user, span)| match user.spans.get(span) {
+                Some(Entry::Settled { account, .. }) => Some(account),
+                _ => None,
+            })
+            .collect();
+        accounts.sort_by_key(|account| (account.closed_ns, account.opened_ns));
+        let surplus = accounts.len().saturating_sub(limit);
+        accounts.into_iter().skip(surplus).cloned().collect()
+    }
+
     /// Whether this peer may add `bytes` of notes to a span it has.
     pub fn check_notes_of(&self, peer: &Peer, bytes: usize) -> Result<(), Refusal> {
         self.users.get(&peer.uid).map_or(Ok(()), |user| self.check_notes(peer, user, bytes))

@@ -30,7 +30,6 @@ pub struct Character {
     last: Option<Answer>,
     /// When it last moved, in whatever epoch.
     moved_ns: Option<u64>,
-    /// Energy and time of the last move in this epoch, so that only whole steps are measured.
     interval: Interval,
     trail: Trail,
     quantum_uj: Option<u64>,
@@ -125,15 +124,14 @@ impl Character {
             return (Liveness::Lost, Some(reason));
         }
         let patience_ns = PATIENCE_NS.max(STILL * self.interval.ns().unwrap_or(0).max(last.spacing_ns));
-        match self.moved_ns {
-            Some(moved_ns) if self.now_ns - moved_ns <= patience_ns => (Liveness::Live, None),
-            Some(moved_ns) => {
-                let reason =
-                    format!("has not moved for {}, though it answers", seconds(self.now_ns - moved_ns));
-                (Liveness::Stuck, Some(reason))
-            }
-            None if self.advanced && self.now_ns - self.first_ns <= patience_ns => (Liveness::Live, None),
+        // Where discovery saw it advance, that was the last move so far.
+        let moved_ns = self.moved_ns.or(self.advanced.then_some(self.first_ns));
+        match moved_ns.map(|moved_ns| self.now_ns.saturating_sub(moved_ns)) {
             None => (Liveness::Stuck, Some(NEVER_MOVED.into())),
+            Some(still_ns) if still_ns <= patience_ns => (Liveness::Live, None),
+            Some(still_ns) => {
+                (Liveness::Stuck, Some(format!("has not moved for {}, though it answers", seconds(still_ns))))
+            }
         }
     }
 
@@ -222,12 +220,13 @@ mod tests {
 
     #[test]
     fn a_counter_that_answers_zero_for_ever_is_stuck_and_says_why() {
-        for advanced in [true, false] {
+        for (advanced, why) in [(true, "has not moved for 2.9 s"), (false, "never moved")] {
             let mut character = Character::new(advanced);
             watch(&mut character, (MS, 3_000 * MS), MS, |_| counter(0));
             let (liveness, reason) = character.liveness();
             assert_eq!(liveness, Liveness::Stuck);
-            assert!(reason.unwrap().contains("never moved"));
+            let reason = reason.unwrap();
+            assert!(reason.contains(why), "{reason}");
             assert_eq!((character.power_mw(), character.quantum_uj()), (None, None));
         }
     }

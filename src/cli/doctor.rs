@@ -1,0 +1,166 @@
+//! `wattspan doctor`: what can be measured here, how well, and what would mend the rest.
+//!
+//! Owns the order: first a little load while somebody watches, so that a counter that can move does, then the
+//! question. Asks the meter and shows; examines nothing itself.
+
+use std::fmt::Write as _;
+use std::hint::black_box;
+use std::io::{Write, stdout};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+
+use super::Meter;
+use super::ending::{NO_COUNTER, OK, Trouble};
+use super::quantity::{energy, power, time};
+use super::reach::{Named, Reach, something_to_measure};
+use super::report::grade;
+use super::table::{Table, figures, words};
+use super::terminal::{Terminal, Tone, printable, wrap};
+use super::tick::Ticks;
+use crate::energy::Liveness;
+use crate::protocol::{Access, DomainStatus, Info};
+
+/// How long the counters are watched under load.
+const EXERCISE: Duration = Duration::from_millis(300);
+
+/// How often, meanwhile.
+const TICK: Duration = Duration::from_millis(20);
+
+#[derive(Serialize)]
+struct Told<'a> {
+    meter: Named,
+    #[serde(flatten)]
+    info: &'a Info,
+}
+
+/// Examines and tells.
+pub fn doctor(meter: &Meter) -> Result<u8, Trouble> {
+    let (reach, client) = Reach::of(meter)?;
+    exercise(&reach, &client.info()?);
+    let info = client.info()?;
+    let text = if meter.json {
+        serde_json::to_string(&Told { meter: reach.named(), info: &info })? + "\n"
+    } else {
+        shown(&reach.named(), &info, Terminal::of(&stdout()))
+    };
+    stdout().write_all(text.as_bytes())?;
+    Ok(if something_to_measure(&info).is_ok() { OK } else { NO_COUNTER })
+}
+
+/// Keeps one CPU busy while the domains are watched, so that the samplers run fast and the counters move. A caller who
+/// may not watch is told what is known without.
+fn exercise(reach: &Reach, info: &Info) {
+    let busy = AtomicBool::new(true);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut x = 1u64;
+            while busy.load(Ordering::Relaxed) {
+                for _ in 0..10_000 {
+                    x = black_box(x.wrapping_mul(6_364_136_223_846_793_005).rotate_left(17));
+                }
+            }
+        });
+        let _ = watch(reach, info);
+        busy.store(false, Ordering::Relaxed);
+    });
+}
+
+fn watch(reach: &Reach, info: &Info) -> Result<(), Trouble> {
+    let until = Instant::now() + EXERCISE;
+    let ticks = Ticks::open(reach, reach.again()?, info, TICK)?;
+    for tick in ticks {
+        tick?;
+        if Instant::now() >= until {
+            break;
+        }
+    }
+    Ok(())
+}
+
+fn shown(meter: &Named, info: &Info, terminal: Terminal) -> String {
+    let mut out = String::new();
+    let where_from = match (&meter.socket, &meter.remark) {
+        (Some(socket), _) => format!("the daemon at {socket}"),
+        (None, Some(remark)) => remark.clone(),
+        (None, None) => "measuring in this process".into(),
+    };
+    let heading = format!("wattspan {}: {where_from}", info.version);
+    for text in [heading, format!("your access: {}", allowed(info.access))] {
+        wrap(&text, terminal.width).iter().for_each(|line| out.extend([line, "\n"]));
+    }
+    out.push('\n');
+    if info.domains.is_empty() {
+        let _ = writeln!(out, "{}", terminal.paint(Tone::Doubt, "no domains"));
+    } else {
+        out.push_str(&domains(&info.domains, terminal));
+    }
+    if !info.absent.is_empty() {
+        let _ = writeln!(out, "\n{}", terminal.paint(Tone::Head, "Not there"));
+        for absent in &info.absent {
+            let _ = writeln!(out, "  {}", printable(&absent.source));
+            for line in wrap(&printable(&absent.reason), terminal.width.map(|width| width.saturating_sub(4)))
+            {
+                let _ = writeln!(out, "    {line}");
+            }
+        }
+    }
+    out
+}
+
+fn domains(domains: &[DomainStatus], terminal: Terminal) -> String {
+    let mut table = Table::new([
+        words("DOMAIN"),
+        words("SOURCE"),
+        words("GRADE"),
+        words("STATE"),
+        words("TOTAL"),
+        words("INSIDE"),
+        figures("UPDATES"),
+        figures("STEP"),
+        figures("READ"),
+        figures("POWER"),
+    ]);
+    for domain in domains {
+        let figure = |text: Option<String>| text.unwrap_or_else(|| "unknown".into());
+        let cells = vec![
+            printable(&domain.name),
+            printable(&domain.source),
+            grade(domain.grade).into(),
+            state(domain.liveness, terminal),
+            if domain.counted { "counted" } else { "" }.into(),
+            printable(domain.parent.as_deref().unwrap_or_default()),
+            figure(domain.update_interval_ns.map(time)),
+            figure(domain.quantum_uj.map(step)),
+            figure(domain.read_cost_ns.map(time)),
+            figure(domain.power_mw.map(|mw| power(mw, None))),
+        ];
+        table.noted(cells, printable(domain.reason.as_deref().unwrap_or_default()));
+    }
+    table.draw(terminal)
+}
+
+/// Fractions of a microjoule are told as they are; steps above are rounded as energy is.
+fn step(uj: f64) -> String {
+    if uj < 100.0 { format!("{uj:.1} µJ") } else { energy(uj.round() as u64, None) }
+}
+
+fn state(liveness: Liveness, terminal: Terminal) -> String {
+    match liveness {
+        Liveness::Live => terminal.paint(Tone::Good, "live"),
+        Liveness::Stuck => terminal.paint(Tone::Doubt, "stuck"),
+        Liveness::Lost => terminal.paint(Tone::Doubt, "lost"),
+    }
+}
+
+fn allowed(access: Access) -> &'static str {
+    match access {
+        Access::None => "none (no energy; a member of the group wattspan may measure)",
+        Access::Coarse => "coarse (own spans of 100 ms and more, in steps of 1 mJ)",
+        Access::Span => "span (own spans at full precision, and the host's totals)",
+        Access::Telemetry => "telemetry (everybody's accounts, and the domains' stream)",
+        Access::Admin => "admin (everything)",
+    }
+}

@@ -1,0 +1,60 @@
+//! `wattspan generate`: completions and manual pages of both programs, for packages.
+//!
+//! Owns nothing but the call of clap's tools on the same description that parses the flags, so that what they say is
+//! what the programs do.
+
+use std::fs::{self, File};
+use std::io::{Write, stdout};
+use std::path::PathBuf;
+
+use clap::{CommandFactory, Subcommand};
+
+use super::ending::{OK, Trouble};
+use crate::config::Flags;
+
+/// What to write.
+#[derive(Debug, clap::Args)]
+pub struct Arguments {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Debug, Subcommand)]
+enum What {
+    /// Completions for a shell, on standard output
+    Completions {
+        /// Which shell
+        shell: clap_complete::Shell,
+        /// For wattspand instead of wattspan
+        #[arg(long)]
+        daemon: bool,
+    },
+    /// Manual pages of both programs and every verb, into a directory
+    Man {
+        /// Where to
+        directory: PathBuf,
+    },
+}
+
+/// Writes what is asked for.
+pub fn generate(asked: &Arguments) -> Result<u8, Trouble> {
+    match &asked.what {
+        What::Completions { shell, daemon } => {
+            let (mut command, name) = if *daemon {
+                (Flags::command(), "wattspand")
+            } else {
+                (super::Arguments::command(), "wattspan")
+            };
+            let mut text = Vec::new();
+            clap_complete::generate(*shell, &mut command, name, &mut text);
+            stdout().write_all(&text)?;
+        }
+        What::Man { directory } => {
+            fs::create_dir_all(directory)?;
+            clap_mangen::generate_to(super::Arguments::command(), directory)?;
+            let daemon = clap_mangen::Man::new(Flags::command()).section("8");
+            daemon.render(&mut File::create(directory.join("wattspand.8"))?)?;
+        }
+    }
+    Ok(OK)
+}

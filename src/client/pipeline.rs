@@ -1,0 +1,58 @@
+//! Many calls of one kind, written together.
+//!
+//! Owns the balance between what was asked and what was answered: never more than [`AT_ONCE`] calls are unanswered, so
+//! that neither side can wait for the other to read. Answers are kept in the order of the calls.
+
+use std::sync::MutexGuard;
+
+use super::connection::Connection;
+use super::failure::Failure;
+use crate::protocol::{Call, Method};
+
+/// Calls that may wait for their answers. An account has a few hundred bytes, a socket takes a few hundred thousand.
+const AT_ONCE: usize = 64;
+
+/// Calls on their way. Holds the connection: other calls of the same client wait until it is gone.
+pub struct Pipeline<'client, M: Method> {
+    connection: MutexGuard<'client, Connection>,
+    queued: usize,
+    answers: Vec<Result<M::Reply, Failure>>,
+}
+
+impl<'client, M: Method> Pipeline<'client, M> {
+    pub(super) fn new(connection: MutexGuard<'client, Connection>) -> Self {
+        Pipeline { connection, queued: 0, answers: Vec::new() }
+    }
+
+    /// Adds a call; every 64th waits for the answers so far.
+    pub fn push(&mut self, parameters: M) -> Result<(), Failure> {
+        self.connection.queue(&Call::new(parameters));
+        self.queued += 1;
+        if self.queued == AT_ONCE { self.exchange() } else { Ok(()) }
+    }
+
+    /// Waits for the answers: one for each call, in order. The outer error means that the connection is gone.
+    pub fn finish(mut self) -> Result<Vec<Result<M::Reply, Failure>>, Failure> {
+        self.exchange()?;
+        Ok(std::mem::take(&mut self.answers))
+    }
+
+    fn exchange(&mut self) -> Result<(), Failure> {
+        if self.connection.queued() > 0 {
+            self.connection.flush()?;
+        }
+        for _ in 0..std::mem::take(&mut self.queued) {
+            let answer = self.connection.receive::<M::Reply>()?;
+            self.answers.push(answer.map(|received| received.value));
+        }
+        Ok(())
+    }
+}
+
+impl<M: Method> Drop for Pipeline<'_, M> {
+    fn drop(&mut self) {
+        // Calls that nobody waits for still happen, and their answers must not be taken for those of later calls. A
+        // failure here marks the connection as given up, which the next call reports.
+        let _ = self.exchange();
+    }
+}

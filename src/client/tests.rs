@@ -1,0 +1,122 @@
+//! The client against a daemon made of a thread and a script.
+
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use super::*;
+use crate::protocol::{Access, CancelSpan, END, MarkPhase, Refusal};
+
+/// Answers the n-th message with the n-th script entry (several messages or none in one entry), then hangs up.
+/// Gives back what it was sent.
+fn daemon(script: &[&str]) -> (Client, JoinHandle<Vec<String>>) {
+    let (ours, mut theirs) = UnixStream::pair().unwrap();
+    let script: Vec<String> = script.iter().map(|text| (*text).to_owned()).collect();
+    let thread = thread::spawn(move || {
+        let mut heard = Vec::new();
+        for answer in script {
+            let mut message = Vec::new();
+            let mut byte = [0];
+            while theirs.read(&mut byte).unwrap_or(0) == 1 && byte[0] != END {
+                message.push(byte[0]);
+            }
+            heard.push(String::from_utf8(message).unwrap());
+            theirs.write_all(answer.replace('|', "\0").as_bytes()).unwrap();
+        }
+        heard
+    });
+    (Client::over(ours).unwrap(), thread)
+}
+
+#[test]
+fn a_refusal_comes_typed_and_leaves_the_connection_usable() {
+    let no = r#"{"error":"org.wattspan.Meter.NoSuchSpan","parameters":{"span":"a"}}|"#;
+    let (client, _daemon) = daemon(&[no, "{}|"]);
+    let failure = client.account("a").unwrap_err();
+    assert!(matches!(failure, Failure::Refused(Refusal::NoSuchSpan { span }) if span == "a"));
+    client.call(CancelSpan { span: "b".into() }).unwrap();
+}
+
+#[test]
+fn a_refusal_from_a_later_version_keeps_its_name() {
+    let (client, _daemon) = daemon(&[r#"{"error":"org.wattspan.Meter.TooHot","parameters":{"c":99}}|"#]);
+    let failure = client.info().unwrap_err();
+    assert_eq!(failure.to_string(), r#"the daemon refused: org.wattspan.Meter.TooHot {"c":99}"#);
+}
+
+#[test]
+fn a_daemon_that_vanishes_is_an_error_now_and_later() {
+    let (client, daemon) = daemon(&[r#"{"parameters":{"spa"#]);
+    assert!(matches!(client.span("x").unwrap_err(), Failure::Gone));
+    daemon.join().unwrap();
+    assert!(matches!(client.info().unwrap_err(), Failure::GivenUp));
+}
+
+#[test]
+fn an_answer_that_comes_too_late_is_never_taken_for_the_next_calls() {
+    let (ours, _theirs) = UnixStream::pair().unwrap();
+    let client = Client::over(ours).unwrap();
+    client.set_timeout(Some(Duration::from_millis(5))).unwrap();
+    assert!(matches!(client.info().unwrap_err(), Failure::Late));
+    assert!(matches!(client.info().unwrap_err(), Failure::GivenUp));
+}
+
+#[test]
+fn nonsense_is_an_error() {
+    let (client, _daemon) = daemon(&["not json|"]);
+    assert!(matches!(client.info().unwrap_err(), Failure::Nonsense(_)));
+}
+
+#[test]
+fn a_pipeline_gives_one_answer_for_each_call_in_order() {
+    let done = "{}|";
+    let no = r#"{"error":"org.wattspan.Meter.AlreadyClosed","parameters":{"span":"s1"}}|"#;
+    let (client, daemon) = daemon(&[done, no, done]);
+    let mut pipeline = client.pipeline();
+    for span in ["s0", "s1", "s2"] {
+        pipeline.push(CancelSpan { span: span.into() }).unwrap();
+    }
+    let answers = pipeline.finish().unwrap();
+    assert_eq!(answers.iter().map(Result::is_ok).collect::<Vec<_>>(), [true, false, true]);
+    assert_eq!(daemon.join().unwrap().len(), 3);
+}
+
+#[test]
+fn a_stream_ends_with_the_answer_that_does_not_continue() {
+    let tick = r#"{"continues":true,"parameters":{"now_ns":1,"domains":[]}}|{"continues":true,"parameters":{"now_ns":2,"domains":[]}}|{"parameters":{"now_ns":3,"domains":[]}}|"#;
+    let (client, _daemon) = daemon(&[tick]);
+    let times: Vec<u64> = client.watch_domains(None).unwrap().map(|tick| tick.unwrap().now_ns).collect();
+    assert_eq!(times, [1, 2, 3]);
+}
+
+#[test]
+fn a_dropped_guard_closes_its_span_without_waiting() {
+    let (client, daemon) = daemon(&[r#"{"parameters":{"span":"s7"}}|"#, "{}|", ""]);
+    let mut span = client.span("question").unwrap();
+    assert_eq!(span.id(), "s7");
+    span.note("model", "small");
+    span.phase("decode").unwrap();
+    drop(span);
+    let heard = daemon.join().unwrap();
+    let mark = serde_json::from_str::<serde_json::Value>(&heard[1]).unwrap();
+    serde_json::from_value::<MarkPhase>(mark["parameters"].clone()).unwrap();
+    let close: serde_json::Value = serde_json::from_str(&heard[2]).unwrap();
+    assert_eq!(close["method"], "org.wattspan.Meter.CloseSpan");
+    assert_eq!(close["oneway"], true);
+    assert_eq!(close["parameters"]["attributes"]["model"], "small");
+    assert!(close["parameters"]["at_ns"].as_u64().unwrap() > 0);
+}
+
+#[test]
+fn an_info_is_read_field_for_field() {
+    let info = r#"{"parameters":{"version":"1","boot_id":"b","now_ns":1,"horizon_ns":2,"history_ns":3,"domains":[],"absent":[],"access":"telemetry"}}|"#;
+    let (client, _daemon) = daemon(&[info]);
+    assert_eq!(client.info().unwrap().access, Access::Telemetry);
+}
+
+#[test]
+fn a_named_place_is_the_only_one_tried() {
+    let failure = Client::connect(&Place::Named("/nonexistent/wattspan.sock".into())).unwrap_err();
+    assert!(failure.to_string().starts_with("no daemon at /nonexistent/wattspan.sock: "), "{failure}");
+}

@@ -1,0 +1,486 @@
+//! The `wattspan` program as a person calls it, on simulated machines whose power is known.
+//!
+//! Owns the promises of the command line: exit statuses and signals pass through, results go where they belong, JSON
+//! has its fields, and a figure holds the truth within its error. Nothing depends on how fast this machine is: what a
+//! span should have used is computed from the edges that its account states.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::thread;
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+
+/// A machine that draws 100 W all the time: 80 W in its package, 20 W in its memory.
+const HUNDRED_WATTS: &str = include_str!("fixtures/hundred-watts.toml");
+
+struct Bench {
+    dir: tempfile::TempDir,
+    machine: PathBuf,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let machine = dir.path().join("machine.toml");
+        std::fs::write(&machine, HUNDRED_WATTS).unwrap();
+        Bench { dir, machine }
+    }
+
+    /// `wattspan` in an environment that knows of no daemon and no terminal.
+    fn bare(&self) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_wattspan"));
+        for variable in ["WATTSPAN_SOCKET", "NO_COLOR", "COLUMNS"] {
+            command.env_remove(variable);
+        }
+        command.env("XDG_RUNTIME_DIR", self.dir.path()).stdin(Stdio::null());
+        command
+    }
+
+    /// `wattspan` on the simulated machine.
+    fn wattspan(&self, words: &[&str]) -> Command {
+        let mut command = self.bare();
+        command.arg("--replay").arg(&self.machine).args(words);
+        command
+    }
+
+    fn output(&self, words: &[&str]) -> Output {
+        self.wattspan(words).output().unwrap()
+    }
+}
+
+/// A `wattspand` on the simulated machine; ends with the test.
+struct Daemon {
+    process: Child,
+    socket: PathBuf,
+}
+
+impl Daemon {
+    fn start(bench: &Bench) -> Self {
+        let socket = bench.dir.path().join("daemon.sock");
+        let mut process = Command::new(env!("CARGO_BIN_EXE_wattspand"))
+            .arg("--socket")
+            .arg(&socket)
+            .arg("--state-dir")
+            .arg(bench.dir.path())
+            .arg("--replay")
+            .arg(&bench.machine)
+            .env_remove("WATTSPAN_SOCKET")
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        // It says a line once it listens.
+        let mut line = String::new();
+        BufReader::new(process.stderr.take().unwrap()).read_line(&mut line).unwrap();
+        assert!(line.contains("daemon.sock"), "the daemon did not start: {line}");
+        Daemon { process, socket }
+    }
+
+    fn output(&self, bench: &Bench, words: &[&str]) -> Output {
+        bench.bare().arg("--socket").arg(&self.socket).args(words).output().unwrap()
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+fn text(bytes: &[u8]) -> &str {
+    std::str::from_utf8(bytes).unwrap()
+}
+
+fn json(bytes: &[u8]) -> Value {
+    serde_json::from_slice(bytes).unwrap_or_else(|error| panic!("{error} in {:?}", text(bytes)))
+}
+
+/// What the account says, and what a machine of constant power used between the account's own edges.
+fn assert_holds_the_truth(account: &Value, watts: u64) {
+    let field = |name: &str| account[name].as_u64().unwrap_or_else(|| panic!("no {name} in {account}"));
+    let truth_uj = watts * (field("closed_ns") - field("opened_ns")) / 1000;
+    let (share_uj, error_uj) = (field("share_uj"), field("error_uj"));
+    assert!(share_uj.abs_diff(truth_uj) <= error_uj, "{share_uj} ± {error_uj}, but truly {truth_uj}");
+    assert!(error_uj < truth_uj / 10, "an error of {error_uj} says nothing of {truth_uj}");
+}
+
+#[test]
+fn a_commands_exit_status_passes_through() {
+    let bench = Bench::new();
+    for (script, status) in [("exit 0", 0), ("exit 7", 7), ("exit 255", 255), ("kill -TERM $$", 128 + 15)] {
+        let output = bench.output(&["run", "--", "sh", "-c", script]);
+        assert_eq!(output.status.code(), Some(status), "{script}: {}", text(&output.stderr));
+        assert!(text(&output.stderr).contains("Energy of: sh -c"), "{}", text(&output.stderr));
+    }
+}
+
+#[test]
+fn a_command_that_does_not_start_gives_what_a_shell_gives() {
+    let bench = Bench::new();
+    let missing = bench.output(&["run", "--", "/nonexistent/program"]);
+    assert_eq!(missing.status.code(), Some(127), "{}", text(&missing.stderr));
+    let locked = bench.output(&["run", "--", bench.machine.to_str().unwrap()]);
+    assert_eq!(locked.status.code(), Some(126), "{}", text(&locked.stderr));
+}
+
+#[test]
+fn a_signal_sent_to_us_reaches_the_command() {
+    let bench = Bench::new();
+    let script = "trap 'exit 42' TERM; echo ready; while :; do sleep 0.05; done";
+    let mut child = bench
+        .wattspan(&["run", "--", "sh", "-c", script])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    assert_eq!(line, "ready\n");
+    kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(42));
+    let mut report = String::new();
+    child.stderr.take().unwrap().read_to_string(&mut report).unwrap();
+    assert!(report.contains("Energy of: sh"), "{report}");
+}
+
+#[test]
+fn a_signal_that_was_ignored_stays_ignored_in_the_command() {
+    let bench = Bench::new();
+    let script = format!(
+        "trap '' HUP; exec '{}' --replay '{}' run -- sh -c 'kill -HUP $$; exit 9'",
+        env!("CARGO_BIN_EXE_wattspan"),
+        bench.machine.display()
+    );
+    let output = Command::new("sh").args(["-c", &script]).output().unwrap();
+    assert_eq!(output.status.code(), Some(9), "{}", text(&output.stderr));
+}
+
+#[test]
+fn the_commands_output_is_its_own_and_the_report_stands_on_standard_error() {
+    let bench = Bench::new();
+    let output = bench.output(&["run", "--", "sh", "-c", "echo out; echo err >&2"]);
+    assert_eq!(text(&output.stdout), "out\n");
+    let stderr = text(&output.stderr);
+    assert!(stderr.starts_with("err\n"), "{stderr}");
+    for part in ["energy", "mean power", "time", "idle part", "package-0", "dram-0", "measured", " ± "] {
+        assert!(stderr.contains(part), "no {part:?} in {stderr}");
+    }
+    assert!(!stderr.contains('\x1b'), "colours in a pipe: {stderr:?}");
+}
+
+#[test]
+fn a_file_named_for_the_report_gets_it_and_nobody_else_does() {
+    let bench = Bench::new();
+    let file = bench.dir.path().join("report.json");
+    let output =
+        bench.output(&["run", "--json", "--output", file.to_str().unwrap(), "--", "sh", "-c", "echo out"]);
+    assert_eq!((text(&output.stdout), text(&output.stderr)), ("out\n", ""));
+    assert_eq!(json(&std::fs::read(file).unwrap())["runs"][0]["exit_status"], 0);
+}
+
+#[test]
+fn a_report_that_can_go_nowhere_is_told_before_the_command_runs() {
+    let bench = Bench::new();
+    let mark = bench.dir.path().join("mark");
+    let output =
+        bench.output(&["run", "--output", "/nonexistent/report", "--", "touch", mark.to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(1), "{}", text(&output.stderr));
+    assert!(!Path::new(&mark).exists());
+}
+
+#[test]
+fn the_energy_of_a_command_on_a_known_machine_is_known_within_its_error() {
+    let bench = Bench::new();
+    let output = bench.output(&[
+        "run",
+        "--json",
+        "-o",
+        "-",
+        "--name",
+        "nap",
+        "--attribute",
+        "model=small",
+        "--",
+        "sleep",
+        "0.3",
+    ]);
+    let told = json(&output.stdout);
+    let account = &told["runs"][0]["account"];
+    assert_holds_the_truth(account, 100);
+    assert!(account["share_uj"].as_u64().unwrap() >= 30_000_000, "0.3 s at 100 W are 30 J: {account}");
+    assert_eq!(account["state"], "settled");
+    assert_eq!(account["grade"], "measured");
+    assert_eq!(account["name"], "nap");
+    assert_eq!(account["attributes"]["model"], "small");
+    assert_eq!(told["meter"]["kind"], "embedded");
+    assert_eq!(told["command"], serde_json::json!(["sleep", "0.3"]));
+    for (domain, watts) in [("package-0", 80), ("dram-0", 20)] {
+        let shares = account["domains"].as_array().unwrap();
+        let mut share = shares.iter().find(|share| share["domain"] == domain).unwrap().clone();
+        share["opened_ns"] = account["opened_ns"].clone();
+        share["closed_ns"] = account["closed_ns"].clone();
+        assert_holds_the_truth(&share, watts);
+    }
+}
+
+#[test]
+fn only_the_domain_that_was_asked_for_is_counted() {
+    let bench = Bench::new();
+    let output = bench.output(&["run", "--json", "-o", "-", "--domain", "dram-0", "--", "sleep", "0.2"]);
+    assert_holds_the_truth(&json(&output.stdout)["runs"][0]["account"], 20);
+    let unknown = bench.output(&["run", "--domain", "gpu-9", "--", "true"]);
+    assert_eq!(unknown.status.code(), Some(1));
+    assert!(text(&unknown.stderr).contains("gpu-9"), "{}", text(&unknown.stderr));
+}
+
+#[test]
+fn repeated_runs_have_a_mean_and_a_spread() {
+    let bench = Bench::new();
+    let told = json(&bench.output(&["run", "-r", "3", "--json", "-o", "-", "--", "sleep", "0.1"]).stdout);
+    let runs = told["runs"].as_array().unwrap();
+    assert_eq!(runs.len(), 3);
+    let shares: Vec<u64> = runs.iter().map(|run| run["account"]["share_uj"].as_u64().unwrap()).collect();
+    let spread = &told["share_uj"];
+    assert_eq!(spread["count"], 3);
+    assert_eq!(spread["min"].as_u64(), shares.iter().min().copied());
+    assert_eq!(spread["max"].as_u64(), shares.iter().max().copied());
+    assert!(spread["mean"].as_u64().unwrap().abs_diff(shares.iter().sum::<u64>() / 3) <= 1);
+    assert!(spread["standard_deviation"].is_u64());
+
+    let report = bench.output(&["run", "-r", "2", "--", "true"]).stderr;
+    for part in ["2 runs", "MEAN", "DEVIATION", "LEAST", "MOST", "mean power"] {
+        assert!(text(&report).contains(part), "no {part:?} in {}", text(&report));
+    }
+}
+
+#[test]
+fn the_first_failure_of_repeated_runs_is_the_status_and_a_signal_ends_them() {
+    let bench = Bench::new();
+    let count = bench.dir.path().join("count");
+    let script = format!("echo x >> '{0}'; exit $(wc -l < '{0}')", count.display());
+    let output = bench.output(&["run", "-r", "3", "--", "sh", "-c", &script]);
+    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(std::fs::read_to_string(&count).unwrap().lines().count(), 3);
+    let killed = bench.output(&["run", "-r", "3", "--json", "-o", "-", "--", "sh", "-c", "kill -INT $$"]);
+    assert_eq!(killed.status.code(), Some(130));
+    assert_eq!(json(&killed.stdout)["runs"].as_array().unwrap().len(), 1);
+}
+
+#[test]
+fn a_named_daemon_that_does_not_answer_is_status_4_and_never_replaced() {
+    let bench = Bench::new();
+    let socket = bench.dir.path().join("nobody.sock");
+    for words in [&["read"][..], &["doctor"], &["spans"], &["balance"], &["run", "--", "true"]] {
+        let output = bench.bare().arg("--socket").arg(&socket).args(words).output().unwrap();
+        assert_eq!(output.status.code(), Some(4), "{words:?}: {}", text(&output.stderr));
+        assert!(text(&output.stderr).contains("nobody.sock"), "{}", text(&output.stderr));
+        let by_variable = bench.bare().env("WATTSPAN_SOCKET", &socket).args(words).output().unwrap();
+        assert_eq!(by_variable.status.code(), Some(4), "{words:?}: {}", text(&by_variable.stderr));
+    }
+}
+
+#[test]
+fn a_machine_with_nothing_that_counts_is_status_3_and_the_command_is_not_run() {
+    let bench = Bench::new();
+    let stuck = HUNDRED_WATTS.replace("quantum_uj", "stuck = true\nquantum_uj");
+    std::fs::write(&bench.machine, stuck).unwrap();
+    let mark = bench.dir.path().join("mark");
+    for words in [&["read"][..], &["doctor"], &["run", "--", "touch", mark.to_str().unwrap()]] {
+        let output = bench.output(words);
+        assert_eq!(output.status.code(), Some(3), "{words:?}: {}", text(&output.stderr));
+        assert!(!text(&output.stdout).contains(" 0 W"), "missing is not zero: {}", text(&output.stdout));
+    }
+    assert!(!mark.exists());
+    let reasons = bench.output(&["read"]).stderr;
+    assert!(text(&reasons).contains("package-0: "), "no reason in {}", text(&reasons));
+}
+
+#[test]
+fn a_daemon_that_lets_this_user_not_know_is_status_5_with_the_mend() {
+    let bench = Bench::new();
+    let socket = bench.dir.path().join("strict.sock");
+    let listener = UnixListener::bind(&socket).unwrap();
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let no = br#"{"error":"org.wattspan.Meter.AccessDenied","parameters":{"needs":"span"}}"#;
+            let mut request = [0; 4096];
+            while stream.read(&mut request).unwrap_or(0) > 0 {
+                stream.write_all(no).unwrap();
+                stream.write_all(&[0]).unwrap();
+            }
+        }
+    });
+    for words in [&["read"][..], &["doctor"], &["spans"], &["balance"], &["run", "--", "true"]] {
+        let output = bench.bare().arg("--socket").arg(&socket).args(words).output().unwrap();
+        assert_eq!(output.status.code(), Some(5), "{words:?}: {}", text(&output.stderr));
+        assert!(text(&output.stderr).contains("usermod -aG"), "{}", text(&output.stderr));
+    }
+}
+
+#[test]
+fn a_command_measured_by_a_daemon_is_in_its_list_and_its_balance() {
+    let bench = Bench::new();
+    let daemon = Daemon::start(&bench);
+    let watching = bench
+        .bare()
+        .arg("--socket")
+        .arg(&daemon.socket)
+        .args(["spans", "--watch", "--json", "--count", "1"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // The list shows what settles from its beginning on, and its beginning shows nowhere: so there are spans until it
+    // has seen one.
+    let mut watching = Some(watching);
+    let mut spans = Vec::new();
+    let seen = loop {
+        let run = daemon.output(&bench, &["run", "--json", "-o", "-", "--", "sleep", "0.05"]);
+        let told = json(&run.stdout);
+        assert_eq!(told["meter"]["kind"], "daemon");
+        assert_holds_the_truth(&told["runs"][0]["account"], 100);
+        spans.push(told["runs"][0]["account"].clone());
+        if watching.as_mut().unwrap().try_wait().unwrap().is_some() {
+            break json(&watching.take().unwrap().wait_with_output().unwrap().stdout);
+        }
+    };
+    assert!(spans.contains(&seen), "{seen} is none of {spans:?}");
+
+    let one = daemon.output(&bench, &["spans", "--json", seen["span"].as_str().unwrap()]);
+    assert_eq!(json(&one.stdout), seen);
+    let recent = daemon.output(&bench, &["spans", "--json"]);
+    let listed: Vec<serde_json::Value> = String::from_utf8_lossy(&recent.stdout)
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    let latest = spans.len().saturating_sub(20);
+    assert_eq!(listed, spans[latest..], "the recent ones, the latest last");
+    let unknown = daemon.output(&bench, &["spans", "nobody"]);
+    assert_eq!(unknown.status.code(), Some(1));
+    assert!(text(&unknown.stderr).contains("nobody"), "{}", text(&unknown.stderr));
+
+    let balance = json(&daemon.output(&bench, &["balance", "--json"]).stdout);
+    let shares: u64 = spans.iter().map(|account| account["share_uj"].as_u64().unwrap()).sum();
+    let sum = |field: &str| -> u64 {
+        balance["balance"].as_array().unwrap().iter().map(|domain| domain[field].as_u64().unwrap()).sum()
+    };
+    assert_eq!(sum("attributed_uj"), shares);
+    assert_eq!(sum("measured_uj"), sum("attributed_uj") + sum("unattributed_uj"));
+    assert_eq!(daemon.output(&bench, &["balance"]).status.code(), Some(0));
+}
+
+#[test]
+fn a_daemon_that_vanishes_leaves_the_energy_unknown_and_the_status_the_commands() {
+    let bench = Bench::new();
+    let daemon = Daemon::start(&bench);
+    let script = format!("kill -9 {}; exit 6", daemon.process.id());
+    let output = daemon.output(&bench, &["run", "--", "sh", "-c", &script]);
+    assert_eq!(output.status.code(), Some(6), "{}", text(&output.stderr));
+    assert!(text(&output.stderr).contains("unknown (the daemon closed"), "{}", text(&output.stderr));
+}
+
+#[test]
+fn a_reader_that_has_heard_enough_is_no_failure() {
+    let bench = Bench::new();
+    let mut reading = bench
+        .wattspan(&["read", "--json", "--interval", "0.01"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    BufReader::new(reading.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    let ended = reading.wait_with_output().unwrap();
+    assert_eq!((ended.status.code(), text(&ended.stderr)), (Some(0), ""));
+}
+
+#[test]
+fn a_command_line_that_makes_no_sense_is_status_2() {
+    let bench = Bench::new();
+    for words in [&["run"][..], &["read", "--interval", "0"], &["run", "-r", "0", "true"], &["dance"]] {
+        assert_eq!(bench.output(words).status.code(), Some(2), "{words:?}");
+    }
+}
+
+#[test]
+fn a_reading_shows_every_domain_and_the_machine() {
+    let bench = Bench::new();
+    let output = bench.output(&["read"]);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    let shown = text(&output.stdout);
+    for part in ["package-0", "dram-0", "this machine:", "W", "measured"] {
+        assert!(shown.contains(part), "no {part:?} in {shown}");
+    }
+}
+
+#[test]
+fn readings_in_json_are_one_object_a_line_with_units_in_their_keys() {
+    let bench = Bench::new();
+    let output = bench.output(&["read", "--json", "--interval", "0.1", "--count", "3"]);
+    let ticks: Vec<Value> = text(&output.stdout).lines().map(|line| json(line.as_bytes())).collect();
+    assert_eq!(ticks.len(), 3);
+    for pair in ticks.windows(2) {
+        let now = |tick: &Value| tick["now_ns"].as_u64().unwrap();
+        let package = |tick: &Value| tick["domains"][0]["energy_uj"].as_u64().unwrap();
+        assert!(now(&pair[0]) < now(&pair[1]));
+        assert!(package(&pair[0]) < package(&pair[1]));
+    }
+}
+
+#[test]
+fn the_doctor_tells_of_every_domain_and_of_the_callers_access() {
+    let bench = Bench::new();
+    let output = bench.output(&["doctor", "--json"]);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    let told = json(&output.stdout);
+    assert_eq!(told["access"], "admin");
+    assert_eq!(told["meter"]["kind"], "embedded");
+    assert!(told["version"].is_string() && told["absent"].is_array());
+    let domains = told["domains"].as_array().unwrap();
+    assert_eq!(domains.len(), 2);
+    for domain in domains {
+        assert_eq!(domain["source"], "replay", "{domain}");
+        assert_eq!(domain["liveness"], "live", "{domain}");
+        for figure in ["update_interval_ns", "quantum_uj", "read_cost_ns", "energy_uj", "power_mw"] {
+            assert!(domain[figure].is_number(), "no {figure} in {domain}");
+        }
+    }
+    let shown = bench.output(&["doctor"]).stdout;
+    for part in ["DOMAIN", "UPDATES", "STEP", "your access: admin", "package-0", "live", "counted"] {
+        assert!(text(&shown).contains(part), "no {part:?} in {}", text(&shown));
+    }
+}
+
+#[test]
+fn a_narrow_terminal_loses_no_figure() {
+    let bench = Bench::new();
+    let narrow = bench.wattspan(&["doctor"]).env("COLUMNS", "40").output().unwrap().stdout;
+    for part in ["SOURCE", "STEP", "POWER", "package-0", "dram-0"] {
+        assert!(text(&narrow).contains(part), "no {part} in {}", text(&narrow));
+    }
+    assert!(text(&narrow).lines().all(|line| line.chars().count() <= 40), "{}", text(&narrow));
+}
+
+#[test]
+fn completions_and_manual_pages_are_made_for_both_programs() {
+    let bench = Bench::new();
+    for shell in ["bash", "zsh", "fish"] {
+        for (more, program) in [(&[][..], "wattspan"), (&["--daemon"], "wattspand")] {
+            let words = [&["generate", "completions", shell], more].concat();
+            let output = bench.bare().args(words).output().unwrap();
+            assert!(text(&output.stdout).contains(program), "{shell} {program}");
+        }
+    }
+    let dir = bench.dir.path().join("man");
+    let output = bench.bare().args(["generate", "man"]).arg(&dir).output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    for page in ["wattspan.1", "wattspan-run.1", "wattspan-doctor.1", "wattspand.8"] {
+        let page = std::fs::read_to_string(dir.join(page)).unwrap_or_else(|error| panic!("{page}: {error}"));
+        assert!(page.contains(".TH"));
+    }
+    let exit = std::fs::read_to_string(dir.join("wattspan.1")).unwrap();
+    assert!(exit.contains("nothing to measure with"), "the exit statuses are not in the manual: {exit}");
+}
