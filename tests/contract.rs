@@ -231,6 +231,7 @@ fn a_value_that_makes_no_sense_is_refused_with_its_field_and_the_reason() {
         ("OpenSpan", json!({ "attributes": { "k": "v".repeat(1025) } }), "attributes"),
         ("CloseSpan", json!({ "span": "a", "attributes": { "k": "\u{7}" } }), "attributes"),
         ("MarkPhase", json!({ "span": "a", "phase": "" }), "phase"),
+        ("ListSpans", json!({ "limit": 0 }), "limit"),
         ("WatchDomains", json!({ "rate_hz": 0 }), "rate_hz"),
         ("WatchDomains", json!({ "rate_hz": -3 }), "rate_hz"),
     ];

@@ -5,7 +5,7 @@
 
 use super::access::Peer;
 use super::exchange::Stream;
-use super::register::ConnectionId;
+use super::ticket::ConnectionId;
 use crate::protocol::Access;
 
 /// Until a sampler that rested has read again: a first answer before that would pair this instant with energy of up

@@ -13,8 +13,8 @@ use super::access::Peer;
 use super::exchange::{Outcome, Stream, exchange};
 use super::outbox::Outbox;
 use super::readiness_ffi::Watched;
-use super::register::{ConnectionId, Ticket};
 use super::service::{Caller, Service};
+use super::ticket::{ConnectionId, Ticket};
 use crate::protocol::{END, Refusal};
 
 /// Most answers of one client that may be awaited at a time.

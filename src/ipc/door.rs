@@ -18,9 +18,9 @@ use super::connection::{Connection, Fate};
 use super::exchange::Stream;
 use super::gate::Gate;
 use super::readiness_ffi::Watched;
-use super::register::Ticket;
 use super::seat::Seats;
 use super::service::{Final, Service};
+use super::ticket::Ticket;
 use crate::ledger::account::Account;
 use crate::protocol::{Refusal, Reply};
 

@@ -14,7 +14,7 @@ use crate::protocol::{
 /// Accounts that ListSpans gives where nothing is asked.
 const LISTED: i64 = 20;
 
-/// The most it ever gives: an answer stays well under a megabyte.
+/// The most it ever gives.
 const MOST_LISTED: usize = 256;
 
 impl Service {

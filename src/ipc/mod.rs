@@ -30,6 +30,7 @@ mod register;
 mod seat;
 mod service;
 mod socket;
+mod ticket;
 mod token;
 
 #[cfg(target_os = "linux")]

@@ -14,18 +14,7 @@ use crate::protocol::Refusal;
 
 use super::access::Peer;
 use super::notes;
-
-/// A connection, for as long as the daemon runs.
-pub type ConnectionId = u64;
-
-/// Where an awaited answer is to go.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Ticket {
-    /// Which connection.
-    pub connection: ConnectionId,
-    /// Which of its answers.
-    pub slot: u64,
-}
+use super::ticket::{ConnectionId, Ticket};
 
 /// A span that is open.
 #[derive(Debug, Clone, Copy)]
@@ -137,19 +126,26 @@ impl Register {
         entry.ok_or_else(|| Refusal::NoSuchSpan { span: span.to_owned() })
     }
 
-    /// The latest remembered accounts, one user's or everybody's, at most `limit`, the latest last.
+    /// The latest remembered accounts, one user's or everybody's, the latest last: at most `limit`, and fewer where they
+    /// are large, so that an answer stays below a megabyte.
     pub fn latest(&self, whose: Option<u32>, limit: usize) -> Vec<Arc<Account>> {
+        const MOST_BYTES: usize = 512 * 1024;
         let users = self.users.iter().filter(|(uid, _)| whose.is_none_or(|whose| whose == **uid));
-        let mut accounts: Vec<&Arc<Account>> = users
+        let mut accounts: Vec<(&Arc<Account>, usize)> = users
             .flat_map(|(_, user)| user.remembered.iter().rev().take(limit).map(move |span| (user, span)))
             .filter_map(|(user, span)| match user.spans.get(span) {
-                Some(Entry::Settled { account, .. }) => Some(account),
+                Some(Entry::Settled { account, bytes }) => Some((account, *bytes)),
                 _ => None,
             })
             .collect();
-        accounts.sort_by_key(|account| (account.closed_ns, account.opened_ns));
-        let surplus = accounts.len().saturating_sub(limit);
-        accounts.into_iter().skip(surplus).cloned().collect()
+        accounts.sort_by_key(|(account, _)| std::cmp::Reverse((account.closed_ns, account.opened_ns)));
+        let fits = accounts.iter().take(limit).scan(0, |sum, (account, bytes)| {
+            *sum += bytes;
+            (*sum <= MOST_BYTES).then(|| Arc::clone(account))
+        });
+        let mut latest: Vec<Arc<Account>> = fits.collect();
+        latest.reverse();
+        latest
     }
 
     /// Whether this peer may add `bytes` of notes to a span it has.
@@ -387,6 +383,29 @@ mod tests {
         assert!(register.known(BOB.uid, "his").is_ok());
         assert!(register.known(ANN.uid, "hers9").is_ok());
         assert!(register.known(ANN.uid, "hers6").is_err());
+    }
+
+    #[test]
+    fn the_latest_accounts_are_as_many_as_asked_and_never_a_megabyte() {
+        let mut register = register(|_| ());
+        for (key, peer, value) in
+            [(1, ANN, 10), (2, BOB, 10), (3, ANN, 400_000), (4, ANN, 200_000), (5, ANN, 10)]
+        {
+            let span = format!("span{key}");
+            register.enter(peer.uid, &span, SpanKey(key), 1, (0, 0));
+            register.close(peer.uid, &span, 0, None);
+            let mut account = Account::clone(&account(peer.uid, &span));
+            account.closed_ns = Some(key);
+            account.attributes.insert("k".into(), "v".repeat(value));
+            register.settle(&Arc::new(account));
+        }
+        let names = |whose, limit| {
+            let latest = register.latest(whose, limit);
+            latest.iter().map(|account| account.span.clone()).collect::<Vec<_>>()
+        };
+        assert_eq!(names(None, 2), ["span4", "span5"]);
+        assert_eq!(names(Some(BOB.uid), 9), ["span2"]);
+        assert_eq!(names(Some(ANN.uid), 9), ["span4", "span5"]);
     }
 
     #[test]

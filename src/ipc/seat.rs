@@ -6,7 +6,7 @@
 use std::io;
 
 use super::connection::Connection;
-use super::register::ConnectionId;
+use super::ticket::ConnectionId;
 
 /// The bits of an id that are the place; the rest is a serial number.
 const PLACE_BITS: u32 = 24;
