@@ -356,18 +356,20 @@ fn who_watches_domains_is_told_at_once_and_again_and_again() {
 
 #[test]
 fn after_a_rest_the_first_tick_is_as_fresh_as_the_time_beside_it() {
-    let daemon = TestDaemon::on(STEADY);
-    // Longer than the survey at the start: the samplers read once a second by now.
-    pass(1500);
-    let mut watcher = daemon.client();
-    watcher.send("WatchDomains", json!({ "rate_hz": 10 }), &["more"]);
-    let mut tick = || {
-        let tick = watcher.receive().unwrap()["parameters"].take();
-        let energy_uj = number(row(&tick["domains"], "package-0"), "energy_uj");
-        (number(&tick, "now_ns"), energy_uj)
-    };
-    let (first, second) = (tick(), tick());
-    let power_mw = (second.1 - first.1) * 1_000_000 / (second.0 - first.0);
-    // 80 W; a first energy that is half a second old would make it 480 W.
-    assert!((60_000..140_000).contains(&power_mw), "{power_mw} mW");
+    // At rest the samplers read once a second: of these rests, some end long after the last reading.
+    for rest_ms in [1300, 1500, 1700, 1900] {
+        let daemon = TestDaemon::on(STEADY);
+        pass(rest_ms);
+        let mut watcher = daemon.client();
+        watcher.send("WatchDomains", json!({ "rate_hz": 10 }), &["more"]);
+        let mut tick = || {
+            let tick = watcher.receive().unwrap()["parameters"].take();
+            let energy_uj = number(row(&tick["domains"], "package-0"), "energy_uj");
+            (number(&tick, "now_ns"), energy_uj)
+        };
+        let (first, second) = (tick(), tick());
+        let power_mw = (second.1 - first.1) * 1_000_000 / (second.0 - first.0);
+        // 80 W; a first energy that is half a second old would make it 480 W.
+        assert!((60_000..140_000).contains(&power_mw), "{power_mw} mW after {rest_ms} ms");
+    }
 }
