@@ -53,6 +53,23 @@ pub(crate) struct Fence {
     quantum: u64,
     /// The domain's hardest draw, grains·2^-32 per nanosecond, rounded up; `u64::MAX`: not known.
     ceiling: u64,
+    view: View,
+}
+
+/// What the posts say of a stretch of time in which none of them begins to count: worked out once for the many edges
+/// that lie in it.
+#[derive(Debug, Clone, Copy, Default)]
+struct View {
+    /// The stretch ends before this instant.
+    until_ns: u64,
+    /// The truth has reached this.
+    floor: Option<u64>,
+    /// It cannot be further below this than the hardest draw makes up for until then.
+    slope: Option<(u64, u64)>,
+    /// It has not passed this,
+    roof: Option<u64>,
+    /// and cannot be further above this than the hardest draw has made since then.
+    climb: Option<(u64, u64)>,
 }
 
 impl Fence {
@@ -64,6 +81,7 @@ impl Fence {
             posts: Vec::new(),
             quantum: quantum_uj.clamp(1, 1 << 50) << GRAIN_BITS,
             ceiling: ceiling_mw.map_or(u64::MAX, steep),
+            view: View::default(),
         }
     }
 
@@ -73,6 +91,7 @@ impl Fence {
             self.posts.clear();
         }
         self.posts.push(post);
+        self.view = View::default();
     }
 
     /// Forgets posts that no instant from `pos_ns` on needs.
@@ -84,46 +103,67 @@ impl Fence {
 
     /// The most that can be drawn in this time.
     #[inline]
-    fn climb(&self, duration_ns: u64) -> u64 {
+    fn climb(&self, duration_ns: u64) -> i64 {
         let climb = (u128::from(self.ceiling) * u128::from(duration_ns)) >> 32;
-        climb.min(u128::from(NO_BOUND >> 2)) as u64 + 1
+        climb.min(u128::from(NO_BOUND >> 2)) as i64 + 1
     }
 
     /// How far the truth can be from our figure `fine` at `at_ns`. The last post must be the first whose `early_ns`
-    /// is not before `at_ns`.
+    /// is not before `at_ns`, and `at_ns` not before that of the last call since the last post.
     #[inline]
-    pub(crate) fn band(&self, at_ns: u64, fine: u128) -> Band {
-        let here = place(fine);
+    pub(crate) fn band(&mut self, at_ns: u64, fine: u128) -> Band {
+        if at_ns >= self.view.until_ns {
+            self.view = self.look(at_ns);
+        }
+        let (here, view) = (place(fine), &self.view);
         // One grain for rounding `here` and the posts down.
-        let mut below = NO_BOUND >> 1;
-        let mut begun = None;
-        for post in self.posts.iter().rev() {
-            let ahead = here.wrapping_sub(post.energy) as i64 + 1;
-            if begun.is_none() && post.early_ns <= at_ns {
-                begun = Some(post);
-            }
-            if post.late_ns <= at_ns {
-                below = below.min(ahead.max(0) as u64);
-                break;
-            }
-            if self.ceiling != u64::MAX {
-                let climb = self.climb(post.late_ns - at_ns) as i64;
-                below = below.min(ahead.saturating_add(climb).max(0) as u64);
-            }
+        let over = |energy: u64| here.wrapping_sub(energy) as i64 + 1;
+        let under = |energy: u64| energy.wrapping_sub(here) as i64 + 1;
+        let mut below = view.floor.map_or((NO_BOUND >> 1) as i64, over);
+        if let Some((energy, late_ns)) = view.slope {
+            below = below.min(over(energy).saturating_add(self.climb(late_ns.saturating_sub(at_ns))));
         }
-        let up =
-            |post: &Post| (post.energy.wrapping_sub(here) as i64 + 1).saturating_add(self.quantum as i64);
-        let mut above = self.posts.last().map_or(i64::MAX, up);
-        if let Some(post) = begun.filter(|_| self.ceiling != u64::MAX) {
-            above = above.min(up(post).saturating_add(self.climb(at_ns - post.early_ns) as i64));
+        let mut above = view.roof.map_or(i64::MAX, under);
+        if let Some((energy, early_ns)) = view.climb {
+            above = above.min(under(energy).saturating_add(self.climb(at_ns.saturating_sub(early_ns))));
         }
-        Band { here, below, above: above.max(0) as u64 }
+        Band { here, below: below.max(0) as u64, above: above.max(0) as u64 }
+    }
+
+    /// What the posts say from `at_ns` on.
+    fn look(&self, at_ns: u64) -> View {
+        let floor = self.posts.iter().rposition(|post| post.late_ns <= at_ns);
+        let ahead = self.posts.get(floor.map_or(0, |floor| floor + 1)..).unwrap_or_default();
+        let known = self.ceiling != u64::MAX;
+        // All slopes are equally steep, so the one that says most here says most all along, but for a grain.
+        let steepest = ahead
+            .iter()
+            .filter(|_| known)
+            .min_by_key(|post| self.climb(post.late_ns - at_ns).saturating_sub(self.since_first(post)));
+        let begun = self.posts.iter().rfind(|post| post.early_ns <= at_ns).filter(|_| known);
+        let turns = self.posts.iter().flat_map(|post| [post.early_ns, post.late_ns]);
+        View {
+            until_ns: turns.filter(|&turn_ns| turn_ns > at_ns).min().unwrap_or(u64::MAX),
+            floor: floor.map(|floor| self.posts[floor].energy),
+            slope: steepest.map(|post| (post.energy, post.late_ns)),
+            roof: self.posts.last().map(|post| self.most(post)),
+            climb: begun.map(|post| (self.most(post), post.early_ns)),
+        }
+    }
+
+    /// The counter shows less than a quantum too little.
+    fn most(&self, post: &Post) -> u64 {
+        post.energy.wrapping_add(self.quantum)
+    }
+
+    fn since_first(&self, post: &Post) -> i64 {
+        self.posts.first().map_or(0, |first| post.energy.wrapping_sub(first.energy) as i64)
     }
 }
 
 /// The wobble of one group of edges: how far it can shift the share of a span that was open throughout, per unit of
 /// weight, in grains · 2^52.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Group {
     jumps: u128,
     least: u64,
@@ -180,12 +220,12 @@ impl Group {
 /// `grains · min(1, weight · inverse)`, rounded up.
 #[inline]
 pub(crate) fn part(grains: u64, weight: u64, inverse: u64) -> u64 {
-    let product = u128::from(weight) * u128::from(inverse);
-    if product == 0 {
+    if weight == 0 || inverse == 0 {
         return 0;
     }
     // 1/W was rounded down: one unit of the 2^-63 for each unit of weight makes up for it.
-    let fraction = (product + u128::from(weight)).min(1 << 63) as u64;
+    let fraction =
+        weight.checked_mul(inverse).map_or(1 << 63, |product| product.saturating_add(weight).min(1 << 63));
     ((u128::from(grains) * u128::from(fraction)) >> 63) as u64 + 1
 }
 

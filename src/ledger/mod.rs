@@ -16,6 +16,7 @@ mod bound;
 mod crowd;
 mod idle;
 mod knot;
+mod passage;
 mod queue;
 mod result;
 mod share;
@@ -46,8 +47,12 @@ pub struct Ledger {
     queue: Queue,
     crowd: Crowd,
     head: u64,
-    /// The open weight of all spans at the queue's head.
+    /// The open weight of all spans at the queue's head, and its inverse.
     total: u64,
+    inverse: u64,
+    /// The domains that are live, and those in the host's total, one bit each.
+    live: u64,
+    counted: u64,
     open: usize,
     settled_ns: u64,
     busy_since_ns: u64,
@@ -59,6 +64,7 @@ impl Ledger {
     /// A ledger over these domains (at most [`MOST_DOMAINS`]; more are not metered), in this order for ever.
     pub fn new(domains: Vec<Domain>, settings: Settings) -> Self {
         let count = domains.len().min(MOST_DOMAINS);
+        let all = (0..count).fold(0, |bits, index| bits | 1 << index);
         let tracks: Vec<Track> = domains
             .into_iter()
             .take(MOST_DOMAINS)
@@ -76,6 +82,9 @@ impl Ledger {
             crowd: Crowd::default(),
             head: 0,
             total: 0,
+            inverse: 0,
+            live: all,
+            counted: all,
             open: 0,
             settled_ns: 0,
             busy_since_ns: 0,
@@ -100,16 +109,16 @@ impl Ledger {
 
     /// Whether the domain is part of the host's total, for spans opened from now on.
     pub fn set_counted(&mut self, domain: usize, counted: bool) {
-        if let Some(track) = self.tracks.get_mut(domain) {
-            track.counted = counted;
+        if domain < self.tracks.len() {
+            set_bit(&mut self.counted, domain, counted);
         }
     }
 
     /// Whether the domain takes part in the accounts of spans opened from now on. Spans that already use a domain
     /// that stops being live get its time as unknown.
     pub fn set_live(&mut self, domain: usize, live: bool) {
-        if let Some(track) = self.tracks.get_mut(domain) {
-            track.live = live;
+        if domain < self.tracks.len() {
+            set_bit(&mut self.live, domain, live);
         }
     }
 
@@ -126,20 +135,13 @@ impl Ledger {
         let asked: Option<u64> = opening.domains.as_ref().map(|list| {
             list.iter().filter(|&&index| index < self.tracks.len()).fold(0, |bits, index| bits | 1 << index)
         });
-        let bits = |wanted: fn(&Track) -> bool| {
-            self.tracks
-                .iter()
-                .filter(|track| wanted(track))
-                .fold(0, |bits, track| bits | 1_u64 << track.index())
-        };
-        let scope = asked.unwrap_or_else(|| bits(|track| track.live));
-        let counted = scope & bits(|track| track.counted);
+        let scope = asked.unwrap_or(self.live);
         let opened_ns = opening.at_ns.max(self.horizon_ns(now_ns));
         if self.roster.len() == 0 {
             self.busy_since_ns = now_ns;
         }
         let key = self.roster.admit(opening, opened_ns, weight, scope);
-        self.roster.span_mut(slot(key)).counted = counted;
+        self.roster.span_mut(slot(key)).counted = scope & self.counted;
         self.open += 1;
         self.queue.insert(event(opened_ns, key, scope, Edge::Open, weight));
         Ok(key)
@@ -196,10 +198,12 @@ impl Ledger {
         span.life = Life::Closing;
         span.closed_ns = edge_ns;
         span.moved_ns += edge_ns - at_ns.min(edge_ns);
-        span.attributes.extend(attributes);
+        if !attributes.is_empty() {
+            span.attributes.extend(attributes);
+        }
         span.abandoned = abandoned;
         self.open -= 1;
-        let event = event(edge_ns, key, span.scope, Edge::Close, span.weight);
+        let event = event(edge_ns, key, span.scope, Edge::Close, 0);
         self.queue.insert(event);
         self.oldest_close_ns = Some(self.oldest_close_ns.map_or(edge_ns, |oldest| oldest.min(edge_ns)));
         Ok(())
@@ -231,7 +235,7 @@ impl Ledger {
         for track in &mut self.tracks {
             let unpassed = track.cursor < self.queue.end();
             let waited_ns = now_ns.saturating_sub(track.fed_ns().max(self.busy_since_ns));
-            if (unpassed && !track.live) || (busy && waited_ns > track.patience_ns()) {
+            if (unpassed && (self.live >> track.index()) & 1 == 0) || (busy && waited_ns > track.patience_ns()) {
                 track.give_up(behind_ns);
             }
             track.settle(behind_ns, &self.queue, &mut self.roster, &mut self.done);
@@ -298,7 +302,7 @@ impl Ledger {
                 let clock = &track.clock;
                 let settled = u128::from(track.settled_uj) << FINE_BITS;
                 let running = clock.attributed - settled - track.dust - track.cancelled;
-                let rest = clock.alone + clock.carry + track.cancelled + track.dust + (running & mask);
+                let rest = clock.alone + u128::from(clock.carry) + track.cancelled + track.dust + (running & mask);
                 Balance {
                     domain: track.domain.name.clone(),
                     measured_uj: span::whole_uj(clock.measured),
@@ -333,47 +337,48 @@ impl Ledger {
         Ok(at_ns.max(self.horizon_ns(now_ns)).max(span.opened_ns))
     }
 
-    /// Counts who was open together, in the order of time, and notes the open weight behind each instant.
+    /// Counts who was open together, in the order of time, and tells each edge what holds for all domains.
     fn count_heads(&mut self, behind_ns: u64) {
-        loop {
-            let instant = first_instant(self.queue.rest(self.head));
-            let Some(at_ns) = instant.first().map(|event| event.at_ns).filter(|&at_ns| at_ns < behind_ns)
-            else {
-                return;
-            };
-            let (mut opened, mut closed) = (0, 0);
-            for event in instant {
-                let known = self.roster.knows(event);
-                let span = self.roster.span_mut(event.slot);
+        let mut events = self.queue.rest_mut(self.head);
+        while let Some((at_ns, length)) = first_instant(events, behind_ns) {
+            let (instant, rest) = events.split_at_mut(length);
+            let (mut opened, mut closed, before) = (0, 0, self.total);
+            for event in &mut *instant {
+                let Some(span) = self.roster.span_of(event) else {
+                    // Stamped behind its span's close: it says nothing about the span.
+                    event.scope = 0;
+                    self.head += 1;
+                    continue;
+                };
+                (event.before, event.turned, event.storied) = (span.headed, span.turned, span.story.is_some());
                 match event.edge {
-                    Edge::Open => {
-                        opened += 1;
-                        self.total += event.weight;
-                        span.headed = event.weight;
-                    }
+                    Edge::Open => opened += 1,
+                    Edge::Weight => {}
+                    Edge::Mark => event.weight = span.headed,
                     Edge::Close => {
                         closed += 1;
                         span.peak = self.crowd.peak(span.opened_ns);
                         span.gone = true;
-                        self.total -= span.headed;
-                        if self.roster.complete(event.slot) {
+                        if span.scope == 0 {
                             self.done.push(event.slot);
                         }
                     }
-                    Edge::Weight if known && !span.gone => {
-                        self.total = self.total - span.headed + event.weight;
-                        span.headed = event.weight;
-                    }
-                    Edge::Weight | Edge::Mark => {}
                 }
+                if matches!(event.edge, Edge::Open | Edge::Weight) {
+                    span.turned = self.head;
+                }
+                self.total = self.total - span.headed + event.weight;
+                span.headed = event.weight;
+                self.head += 1;
             }
-            let passed = instant.len();
             self.crowd.change(at_ns, opened, closed);
-            let inverse = inverse_of(self.total);
-            for event in self.queue.rest_mut(self.head).iter_mut().take(passed) {
-                (event.total, event.inverse) = (self.total, inverse);
+            if self.total != before {
+                self.inverse = inverse_of(self.total);
             }
-            self.head += passed as u64;
+            for event in instant {
+                (event.total, event.inverse) = (self.total, self.inverse);
+            }
+            events = rest;
         }
     }
 }
@@ -404,6 +409,10 @@ impl Settled<'_> {
     }
 }
 
+fn set_bit(bits: &mut u64, place: usize, set: bool) {
+    *bits = *bits & !(1 << place) | u64::from(set) << place;
+}
+
 fn slot(key: SpanKey) -> u32 {
     u32::try_from(key.slot()).expect("a key's slot is 32 bits wide")
 }
@@ -412,12 +421,15 @@ fn event(at_ns: u64, key: SpanKey, scope: u64, edge: Edge, weight: u64) -> Event
     Event {
         at_ns,
         scope,
+        before: 0,
         weight,
         total: 0,
         inverse: 0,
+        turned: 0,
         slot: slot(key),
         generation: key.generation() as u16,
         edge,
+        storied: false,
     }
 }
 

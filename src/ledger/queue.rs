@@ -12,21 +12,28 @@ pub(crate) enum Edge {
     Close,
 }
 
+/// An edge of a span. One cache line: every domain reads it, and what holds for all of them alike is told once, when the
+/// queue's head passes: `before`, `total`, `inverse`, `turned`, `storied`, and a scope of nothing for an edge that says
+/// nothing about its span.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Event {
     pub at_ns: u64,
     /// The domains of the span, so that the others pass without looking.
     pub scope: u64,
-    /// The new weight in 2^-16, for `Open` and `Weight`.
+    /// What the span weighs before and behind the edge, 2^-16; nothing before its opening and behind its close.
+    pub before: u64,
     pub weight: u64,
-    /// The open weight of all spans behind this instant, and its inverse: told when the queue's head passes, and
-    /// right for every domain that all spans use.
+    /// The open weight of all spans behind this instant, and its inverse: right for every domain that all spans use.
     pub total: u64,
     pub inverse: u64,
+    /// The index of the span's latest edge before this one at which its weight was set: opening or change.
+    pub turned: u64,
     pub slot: u32,
     /// Of the slot's generation, the low half: a mark stamped behind its span's close may outlive the span.
     pub generation: u16,
     pub edge: Edge,
+    /// Whether the span has phases or changes of weight.
+    pub storied: bool,
 }
 
 /// The waiting edges, addressed by an index that grows for ever.
@@ -93,13 +100,17 @@ impl Queue {
     }
 }
 
-/// The events of the first instant of a list: at least one where the list is not empty.
+/// How many events at the front of a list share its first instant, and when that is; `None` where it is not before
+/// `limit_ns`.
 #[inline]
-pub(crate) fn first_instant(events: &[Event]) -> &[Event] {
-    let Some(first) = events.first() else { return events };
+pub(crate) fn first_instant(events: &[Event], limit_ns: u64) -> Option<(u64, usize)> {
+    let at_ns = events.first()?.at_ns;
+    if at_ns >= limit_ns {
+        return None;
+    }
     let mut length = 1;
-    while events.get(length).is_some_and(|next| next.at_ns == first.at_ns) {
+    while events.get(length).is_some_and(|next| next.at_ns == at_ns) {
         length += 1;
     }
-    &events[..length]
+    Some((at_ns, length))
 }

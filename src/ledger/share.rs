@@ -27,8 +27,8 @@ pub(crate) struct ShareClock {
     pub attributed: u128,
     /// Of it, while none was.
     pub alone: u128,
-    /// Not yet divided.
-    pub carry: u128,
+    /// Not yet divided; less than the open weight.
+    pub carry: u64,
     weight: u64,
     inverse: u64,
 }
@@ -66,12 +66,14 @@ impl ShareClock {
             // The carry waits for energy to travel with: a gap gives nobody anything.
             return;
         }
-        let whole = energy + self.carry;
+        let whole = energy + u128::from(self.carry);
         let (rise, left) = divide(whole, self.weight, self.inverse);
         self.g += rise;
-        self.attributed += whole - left;
+        self.attributed += whole - u128::from(left);
         self.carry = left;
-        self.idle += scale(idle.min(energy), self.inverse);
+        if idle != 0 {
+            self.idle += scale(idle.min(energy), self.inverse);
+        }
     }
 }
 
@@ -83,9 +85,9 @@ pub(crate) fn inverse_of(weight: u64) -> u64 {
 
 /// `whole / weight` and the remainder, exactly; by the inverse where that fits a word, which is nearly always.
 #[inline]
-fn divide(whole: u128, weight: u64, inverse: u64) -> (u128, u128) {
+fn divide(whole: u128, weight: u64, inverse: u64) -> (u128, u64) {
     if whole >> 62 != 0 {
-        return (whole / u128::from(weight), whole % u128::from(weight));
+        return (whole / u128::from(weight), (whole % u128::from(weight)) as u64);
     }
     let small = whole as u64;
     let mut rise = ((u128::from(small) * u128::from(inverse)) >> 63) as u64;
@@ -95,7 +97,7 @@ fn divide(whole: u128, weight: u64, inverse: u64) -> (u128, u128) {
         rise += 1;
         left -= weight;
     }
-    (u128::from(rise), u128::from(left))
+    (u128::from(rise), left)
 }
 
 /// `energy × inverse / 2^63`, rounded down: energy per unit of weight without a division.
@@ -113,7 +115,7 @@ mod tests {
     use super::*;
 
     fn exact(clock: &ShareClock) {
-        assert_eq!(clock.measured, clock.attributed + clock.alone + clock.carry);
+        assert_eq!(clock.measured, clock.attributed + clock.alone + u128::from(clock.carry));
     }
 
     #[test]
@@ -140,7 +142,8 @@ mod tests {
             let weight = (seed >> (20 + seed % 40)).max(1);
             let whole = u128::from(seed.rotate_left(23) >> (2 + seed % 50));
             let (rise, left) = divide(whole, weight, inverse_of(weight));
-            assert_eq!((rise, left), (whole / u128::from(weight), whole % u128::from(weight)));
+            assert_eq!(rise, whole / u128::from(weight));
+            assert_eq!(u128::from(left), whole % u128::from(weight));
         }
     }
 

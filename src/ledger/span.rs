@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use super::queue::{Edge, Event};
+use super::queue::Event;
 use super::share::{FINE_BITS, ShareClock};
 use super::terms::{Opening, SpanKey};
 
@@ -20,47 +20,66 @@ const IDLE_SHIFT: u32 = 12;
 const ENERGY_SHIFT: u32 = 24;
 const WOBBLE_SHIFT: u32 = 40;
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) enum Life {
+    #[default]
     Free,
     Open,
     Closing,
 }
 
 /// How far one domain has come with one span.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Stage {
-    #[default]
     Waiting,
     Running,
-    /// The results stand, but for the error.
-    Closing,
+    /// The results stand.
     Done,
 }
 
-/// What one domain remembers of one span.
+/// Where a domain's clock stands, as marks keep it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Stand {
+    /// Fine per unit of weight.
+    pub g: u128,
+    /// What the domain used, 2^-8 µJ, wrapping.
+    pub energy: u64,
+    /// Idle, 2^-20 µJ per unit of weight, wrapping.
+    pub idle: u64,
+    /// Time for which nothing vouches.
+    pub unknown_ns: u64,
+}
+
+impl Stand {
+    #[inline]
+    pub(crate) fn of(clock: &ShareClock, unknown_ns: u64) -> Self {
+        Self {
+            g: clock.g,
+            energy: (clock.measured >> ENERGY_SHIFT) as u64,
+            idle: (clock.idle >> IDLE_SHIFT) as u64,
+            unknown_ns,
+        }
+    }
+}
+
+/// What one domain remembers of one span: one cache line, for every edge of a span touches one in each domain.
 #[derive(Debug, Clone, Copy, Default)]
+#[repr(align(64))]
 pub(crate) struct Mark {
     /// Running: the clock's `g` at the opening or the last change of weight. Done: the share, fine.
     pub g: u128,
-    /// Running: the wobble behind that edge's group, grains·2^12 per unit of weight, wrapping. Done: the error, grains.
-    pub wobble: u64,
-    /// The weight from that edge on.
-    pub weight: u64,
     /// Running: the energy at the opening, 2^-8 µJ, wrapping. Done: the window, µJ.
     pub energy: u64,
     /// Running: the clock's idle part at that edge, 2^-20 µJ per unit. Done: the idle part, µJ.
     pub idle: u64,
     /// Running: the domain's unknown time at the opening. Done: the span's.
     pub unknown_ns: u64,
+    /// Running: the wobble behind that edge's group, grains·2^12 per unit of weight, wrapping. Done: the error, grains.
+    pub wobble: u64,
     /// The error of the latest edge's group, grains.
     pub edge: u64,
-    /// That group.
-    pub group: u32,
-    /// How far it is.
-    pub stage: Stage,
-    /// Whether the span's story has something of this domain's.
-    pub storied: bool,
+    /// The weight from that edge on (37 bits at most), above the stage in two bits.
+    heft: u64,
 }
 
 /// A domain's wobble as a mark remembers it.
@@ -69,57 +88,80 @@ pub(crate) fn remembered(wobble: u128) -> u64 {
     (wobble >> WOBBLE_SHIFT) as u64
 }
 
-/// The wobble since a mark's, times weight: grains, rounded up.
+/// The wobble between two that marks remember, times weight: grains, rounded up.
 #[inline]
-pub(crate) fn shaken_since(mark_wobble: u64, wobble: u128, weight: u64) -> u64 {
+pub(crate) fn shaken_since(mark_wobble: u64, wobble: u64, weight: u64) -> u64 {
     // Both sides were cut off: one unit makes up for it.
-    let rise = remembered(wobble).wrapping_sub(mark_wobble).saturating_add(1);
+    let rise = wobble.wrapping_sub(mark_wobble).saturating_add(1);
     ((u128::from(rise) * u128::from(weight)) >> 12).min(u128::from(NO_BOUND - 1)) as u64 + 1
 }
 
 impl Mark {
-    /// The span opens for this domain.
-    pub(crate) fn begin(&mut self, clock: &ShareClock, weight: u64, unknown_ns: u64, idle_known: bool) {
-        self.weight = weight;
-        self.energy = (clock.measured >> ENERGY_SHIFT) as u64;
-        self.unknown_ns = unknown_ns;
-        self.turn(clock, weight);
-        if !idle_known {
-            self.idle = IDLE_UNKNOWN;
+    /// The weight from the latest turn on.
+    #[inline]
+    pub(crate) fn weight(&self) -> u64 {
+        self.heft >> 2
+    }
+
+    /// How far the domain is.
+    #[inline]
+    pub(crate) fn stage(&self) -> Stage {
+        match self.heft & 3 {
+            0 => Stage::Waiting,
+            1 => Stage::Running,
+            _ => Stage::Done,
         }
-        self.stage = Stage::Running;
+    }
+
+    /// The slot has a new span: what the old one left is written over when this one opens.
+    #[inline]
+    pub(crate) fn wait(&mut self) {
+        self.heft = Stage::Waiting as u64;
+    }
+
+    /// The span opens for this domain.
+    #[inline]
+    pub(crate) fn begin(&mut self, stand: &Stand, weight: u64, idle_known: bool) {
+        self.g = stand.g;
+        self.energy = stand.energy;
+        self.idle = if idle_known { stand.idle } else { IDLE_UNKNOWN };
+        self.unknown_ns = stand.unknown_ns;
+        self.heft = weight << 2 | Stage::Running as u64;
     }
 
     /// From here on the share grows with `weight`.
-    pub(crate) fn turn(&mut self, clock: &ShareClock, weight: u64) {
-        self.weight = weight;
-        self.g = clock.g;
-        if self.idle != IDLE_UNKNOWN || self.stage == Stage::Waiting {
-            self.idle = (clock.idle >> IDLE_SHIFT) as u64;
+    pub(crate) fn turn(&mut self, stand: &Stand, weight: u64) {
+        self.g = stand.g;
+        if self.idle != IDLE_UNKNOWN {
+            self.idle = stand.idle;
         }
+        self.heft = weight << 2 | Stage::Running as u64;
     }
 
     /// The error so far and where the wobble stands: what comes is counted from this group on.
     #[inline]
-    pub(crate) fn begin_group(&mut self, error: u64, wobble: u128, group: u32) {
-        (self.edge, self.wobble, self.group) = (error, remembered(wobble), group);
+    pub(crate) fn begin_group(&mut self, error: u64, wobble: u64) {
+        (self.edge, self.wobble) = (error, wobble);
     }
 
     /// The share since the last turn, fine.
-    pub(crate) fn share(&self, clock: &ShareClock) -> u128 {
-        u128::from(self.weight) * (clock.g - self.g)
+    #[inline]
+    pub(crate) fn share(&self, stand: &Stand) -> u128 {
+        u128::from(self.weight()) * (stand.g - self.g)
     }
 
     /// Of it idle, fine; `None` where no idle power was known.
-    pub(crate) fn idle_part(&self, clock: &ShareClock) -> Option<u128> {
-        let now = (clock.idle >> IDLE_SHIFT) as u64;
-        (self.idle != IDLE_UNKNOWN)
-            .then(|| (u128::from(self.weight) * u128::from(now.wrapping_sub(self.idle))) << IDLE_SHIFT)
+    #[inline]
+    pub(crate) fn idle_part(&self, stand: &Stand) -> Option<u128> {
+        (self.idle != IDLE_UNKNOWN).then(|| {
+            (u128::from(self.weight()) * u128::from(stand.idle.wrapping_sub(self.idle))) << IDLE_SHIFT
+        })
     }
 
     /// Everything the domain used since the opening, µJ.
-    pub(crate) fn window_uj(&self, clock: &ShareClock) -> u64 {
-        ((clock.measured >> ENERGY_SHIFT) as u64).wrapping_sub(self.energy) >> (FINE_BITS - ENERGY_SHIFT)
+    #[inline]
+    pub(crate) fn window_uj(&self, stand: &Stand) -> u64 {
+        stand.energy.wrapping_sub(self.energy) >> (FINE_BITS - ENERGY_SHIFT)
     }
 
     /// Of a mark that is done, the idle part.
@@ -128,22 +170,25 @@ impl Mark {
     }
 
     /// The span closes for this domain, with (share, idle) fine gathered before its last turn: from now on the mark
-    /// holds results.
-    pub(crate) fn finish(&mut self, clock: &ShareClock, before: (u128, u128), unknown_ns: u64) {
-        let share = before.0 + self.share(clock);
+    /// holds results, the error first of all.
+    #[inline]
+    pub(crate) fn finish(&mut self, stand: &Stand, before: (u128, u128), error: u64) {
+        let share = before.0 + self.share(stand);
         let share_uj = whole_uj(share);
-        self.idle = match self.idle_part(clock) {
+        self.idle = match self.idle_part(stand) {
             Some(idle) => whole_uj(before.1 + idle).min(share_uj),
             None => IDLE_UNKNOWN,
         };
-        self.energy = self.window_uj(clock).max(share_uj);
-        self.unknown_ns = unknown_ns.saturating_sub(self.unknown_ns);
+        self.energy = self.window_uj(stand).max(share_uj);
+        self.unknown_ns = stand.unknown_ns.saturating_sub(self.unknown_ns);
         self.g = share;
-        self.stage = Stage::Closing;
+        self.wobble = error;
+        self.heft = self.weight() << 2 | Stage::Done as u64;
     }
 }
 
 /// Fine units as whole microjoules.
+#[inline]
 pub(crate) fn whole_uj(fine: u128) -> u64 {
     u64::try_from(fine >> FINE_BITS).unwrap_or(u64::MAX)
 }
@@ -153,10 +198,10 @@ pub(crate) fn whole_uj(fine: u128) -> u64 {
 pub(crate) struct Cut {
     /// The span's share up to here, fine.
     pub share: u128,
-    /// The error of cutting here, grains.
+    /// The error of cutting here, grains; until that is told, the most that the span weighs here.
     pub edge: u64,
     /// The wobble before and behind the boundary's group.
-    pub wobble: (u64, u128),
+    pub wobble: (u64, u64),
 }
 
 /// What one domain gathered for a span before its last change of weight.
@@ -167,6 +212,8 @@ pub(crate) struct Lane {
     pub error: u64,
     pub widest: u64,
     pub cuts: Vec<Cut>,
+    /// How many of the cuts are told.
+    pub told: usize,
 }
 
 /// The rarer half of a span's memory: phases and changes of weight.
@@ -177,7 +224,7 @@ pub(crate) struct Story {
     pub lanes: Vec<Lane>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Span {
     pub generation: u32,
     pub life: Life,
@@ -197,8 +244,9 @@ pub(crate) struct Span {
     /// Of them, those in the host's total.
     pub counted: u64,
     pub peak: u32,
-    /// The weight at the queue's head, and whether the head has passed the close.
+    /// The weight at the queue's head, the index of the edge that set it, and whether the head has passed the close.
     pub headed: u64,
+    pub turned: u64,
     pub gone: bool,
     pub abandoned: bool,
     pub cancelled: bool,
@@ -228,42 +276,25 @@ impl Roster {
 
     /// Takes a slot for a new span.
     pub(crate) fn admit(&mut self, opening: Opening, opened_ns: u64, weight: u64, scope: u64) -> SpanKey {
-        let span = Span {
-            generation: 1,
-            life: Life::Open,
-            id: opening.span.into(),
-            name: opening.name.into(),
-            attributes: opening.attributes,
-            uid: opening.uid,
-            opened_ns,
-            asked_ns: opening.at_ns,
-            closed_ns: 0,
-            moved_ns: opened_ns - opening.at_ns.min(opened_ns),
-            unix_ns: opening.unix_ns,
-            weight,
-            scope,
-            counted: 0,
-            peak: 0,
-            headed: 0,
-            gone: false,
-            abandoned: false,
-            cancelled: false,
-            story: None,
-        };
-        let Some(slot) = self.free.pop() else {
-            let slot = u32::try_from(self.spans.len()).expect("the ledger caps open spans far below 2^32");
-            self.spans.push(span);
-            self.pending.push(scope.count_ones());
-            self.marks.resize(self.spans.len() * self.stride, Mark::default());
-            return SpanKey::new(slot, 1);
-        };
+        let slot = self.free.pop().unwrap_or_else(|| self.grow());
         let at = slot as usize;
-        let old = &mut self.spans[at];
-        let generation = old.generation.wrapping_add(1);
-        *old = Span { generation, ..span };
         self.pending[at] = scope.count_ones();
-        self.marks[at * self.stride..(at + 1) * self.stride].fill(Mark::default());
-        SpanKey::new(slot, generation)
+        for mark in &mut self.marks[at * self.stride..(at + 1) * self.stride] {
+            mark.wait();
+        }
+        let span = &mut self.spans[at];
+        span.begin(opening, opened_ns, weight, scope);
+        SpanKey::new(slot, span.generation)
+    }
+
+    /// One slot more.
+    #[cold]
+    fn grow(&mut self) -> u32 {
+        let slot = u32::try_from(self.spans.len()).expect("the ledger caps open spans far below 2^32");
+        self.spans.push(Span::default());
+        self.pending.push(0);
+        self.marks.resize(self.spans.len() * self.stride, Mark::default());
+        slot
     }
 
     /// Gives the slot away again and hands out what is left of the span.
@@ -288,11 +319,11 @@ impl Roster {
             .filter(|span| span.generation == key.generation() && span.life != Life::Free)
     }
 
-    /// Whether the event's span still has its slot. Opens and closes always find theirs.
+    /// The span of an event; `None` where it has left its slot, or closed, before the event's time.
     #[inline]
-    pub(crate) fn knows(&self, event: &Event) -> bool {
-        matches!(event.edge, Edge::Open | Edge::Close)
-            || self.spans[event.slot as usize].generation as u16 == event.generation
+    pub(crate) fn span_of(&mut self, event: &Event) -> Option<&mut Span> {
+        let span = &mut self.spans[event.slot as usize];
+        (!span.gone && span.generation as u16 == event.generation).then_some(span)
     }
 
     /// The mark of a span's domain.
@@ -315,11 +346,6 @@ impl Roster {
         *pending == 0
     }
 
-    /// Whether no domain has to pass the span's close any more.
-    pub(crate) fn complete(&self, slot: u32) -> bool {
-        self.pending[slot as usize] == 0
-    }
-
     /// A live slot's span and marks, by domain.
     pub(crate) fn view(&self, slot: u32) -> (&Span, &[Mark]) {
         let at = slot as usize;
@@ -336,6 +362,25 @@ impl Roster {
 }
 
 impl Span {
+    /// A new span in this slot.
+    fn begin(&mut self, opening: Opening, opened_ns: u64, weight: u64, scope: u64) {
+        *self = Span {
+            generation: self.generation.wrapping_add(1),
+            life: Life::Open,
+            id: opening.span.into(),
+            name: opening.name.into(),
+            attributes: opening.attributes,
+            uid: opening.uid,
+            opened_ns,
+            asked_ns: opening.at_ns,
+            moved_ns: opened_ns - opening.at_ns.min(opened_ns),
+            unix_ns: opening.unix_ns,
+            weight,
+            scope,
+            ..Span::default()
+        };
+    }
+
     /// The span's rarer half, made when first needed.
     pub(crate) fn story(&mut self, domains: usize) -> &mut Story {
         self.story.get_or_insert_with(|| {

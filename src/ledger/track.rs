@@ -8,12 +8,13 @@ use std::collections::VecDeque;
 
 use crate::energy::{Domain, Reading};
 
-use super::bound::{Band, Fence, Group, Post, grains, part, weighed};
+use super::bound::{Band, Fence, Group, Post, grains};
 use super::idle::Idle;
 use super::knot::{Knot, KnotFinder};
-use super::queue::{Edge, Event, Queue, first_instant};
+use super::passage::{Ground, Moment, Passage};
+use super::queue::{Event, Queue, first_instant};
 use super::share::{FINE_BITS, ShareClock, inverse_of};
-use super::span::{Cut, Mark, NO_BOUND, Roster, Stage, remembered, shaken_since, whole_uj};
+use super::span::{Roster, Stand, whole_uj};
 
 /// The interpolation between two knots.
 #[derive(Debug, Clone, Copy)]
@@ -27,34 +28,10 @@ struct Step {
     gap: bool,
 }
 
-/// An edge whose error is still to be told when its group is complete.
-#[derive(Debug, Clone, Copy)]
-struct Brink {
-    slot: u32,
-    edge: Edge,
-    cut: u32,
-    /// The weights before and behind the edge.
-    before: u64,
-    behind: u64,
-    error: u64,
-    left_over: u64,
-}
-
-/// What a group says of one of its edges: its error and the most it can be, grains, and the wobble around the group.
-#[derive(Debug, Clone, Copy)]
-struct Own {
-    error: u64,
-    cap: u64,
-    before: u128,
-    behind: u128,
-}
-
 /// One domain's timeline.
 #[derive(Debug)]
 pub(crate) struct Track {
     pub domain: Domain,
-    pub live: bool,
-    pub counted: bool,
     pub clock: ShareClock,
     pub settled_uj: u64,
     pub dust: u128,
@@ -70,8 +47,8 @@ pub(crate) struct Track {
     pos_ns: u64,
     unknown_ns: u64,
     wobble: u128,
-    group: u32,
-    brinks: Vec<Brink>,
+    /// The instants of the group being passed.
+    moments: Vec<Moment>,
     idle: Idle,
     idle_rate: u64,
 }
@@ -80,8 +57,6 @@ impl Track {
     pub(crate) fn new(index: usize, domain: Domain, patience_ns: u64, idle_mw: Option<u64>) -> Self {
         let tip = Knot { early_ns: 0, at_ns: 0, late_ns: 0, energy_uj: 0, doubt_uj: 0, gap: true };
         Self {
-            live: true,
-            counted: true,
             clock: ShareClock::default(),
             settled_uj: 0,
             dust: 0,
@@ -97,8 +72,7 @@ impl Track {
             pos_ns: 0,
             unknown_ns: 0,
             wobble: 0,
-            group: 0,
-            brinks: Vec::new(),
+            moments: Vec::new(),
             idle: Idle::new(idle_mw),
             idle_rate: 0,
             domain,
@@ -126,8 +100,10 @@ impl Track {
         self.pos_ns
     }
 
-    pub(crate) fn unknown_ns(&self) -> u64 {
-        self.unknown_ns
+    /// Where its clock stands there.
+    #[inline]
+    pub(crate) fn stand(&self) -> Stand {
+        Stand::of(&self.clock, self.unknown_ns)
     }
 
     pub(crate) fn feed(&mut self, before_ns: u64, after_ns: u64, reading: &Reading) {
@@ -159,19 +135,18 @@ impl Track {
         let duration_ns = knot.at_ns.saturating_sub(self.tip.at_ns);
         let rise_uj = if knot.gap { 0 } else { knot.energy_uj.saturating_sub(self.tip.energy_uj) };
         let drift = self.reach(knot, rise_uj, duration_ns);
-        let mut group = Group::begin(self.clock.inverse());
         let quiet = self.clock.weight() == 0;
         let first = self.cursor;
-        let mut events = queue.rest(first);
-        while let Some(at_ns) = events.first().map(|event| event.at_ns).filter(|&at_ns| at_ns < limit_ns) {
-            let instant = first_instant(events);
-            events = &events[instant.len()..];
-            self.cursor += instant.len() as u64;
-            self.advance(at_ns);
-            self.turn(instant, knot.gap, roster, &mut group);
-        }
+        let events = queue.rest(first);
+        let (group, passed) = self.walk(events, limit_ns, knot.gap);
+        self.cursor += passed as u64;
         self.advance(limit_ns);
-        self.complete(&group, drift, knot.gap, roster, done);
+        if !self.moments.is_empty() || drift != 0 {
+            let idle_known = self.idle.power_mw().is_some();
+            let ground = Ground { domain: self.index, first, gap: knot.gap, idle_known, drift };
+            Passage::new(ground, group, &mut self.wobble).tell(&self.moments, &events[..passed], roster, done);
+            self.moments.clear();
+        }
         if knot.gap {
             self.fence.set(Post::new(knot.early_ns, knot.late_ns, self.tip_energy), true);
         }
@@ -211,16 +186,13 @@ impl Track {
     #[inline]
     fn advance(&mut self, to_ns: u64) {
         while self.pos_ns < to_ns {
-            let Some(step) = self.steps.front() else { return };
-            let whole = to_ns >= step.to_ns;
-            let until_ns = if whole { step.to_ns } else { to_ns };
-            let here = if whole {
-                step.to
-            } else {
-                step.from + u128::from(step.power) * u128::from(until_ns - step.from_ns)
-            };
+            let Some(&Step { from_ns, to_ns: end_ns, from, to, power, gap }) = self.steps.front() else { return };
+            let whole = to_ns >= end_ns;
+            let until_ns = to_ns.min(end_ns);
+            let here =
+                if whole { to } else { from + u128::from(power) * u128::from(until_ns - from_ns) };
             let past_ns = until_ns.saturating_sub(self.pos_ns);
-            if step.gap {
+            if gap {
                 self.unknown_ns += past_ns;
             }
             let idle = u128::from(self.idle_rate) * u128::from(past_ns);
@@ -232,164 +204,38 @@ impl Track {
         }
     }
 
+    /// Passes the group of edges that lie before `limit_ns`, noting a moment for each instant that has one in this
+    /// domain; gives how many edges it passed.
+    fn walk(&mut self, events: &[Event], limit_ns: u64, gap: bool) -> (Group, usize) {
+        let mut group = Group::begin(self.clock.inverse());
+        let mut begin = 0;
+        while let Some((at_ns, length)) = first_instant(&events[begin..], limit_ns) {
+            let end = begin + length;
+            self.advance(at_ns);
+            self.turn(&events[begin..end], (begin, end), gap, &mut group);
+            begin = end;
+        }
+        (group, begin)
+    }
+
     /// Applies all edges of one instant: no energy flows between them, so their order cannot matter.
-    fn turn(&mut self, instant: &[Event], gap: bool, roster: &mut Roster, group: &mut Group) {
+    #[inline]
+    fn turn(&mut self, instant: &[Event], (begin, end): (usize, usize), gap: bool, group: &mut Group) {
         let before = self.clock.inverse();
         let mut weight = self.clock.weight();
-        let first = self.brinks.len();
-        let (mut at_ns, mut total, mut inverse) = (0, 0, 0);
-        for event in instant {
-            (at_ns, total, inverse) = (event.at_ns, event.total, event.inverse);
-            if (event.scope >> self.index) & 1 == 1 && roster.knows(event) {
-                self.apply(event, roster, &mut weight);
-            }
+        let mut touched = false;
+        for event in instant.iter().filter(|event| (event.scope >> self.index) & 1 == 1) {
+            weight = weight - event.before + event.weight;
+            touched = true;
         }
-        if self.brinks.len() == first {
-            return;
-        }
-        let behind = if weight == total { inverse } else { inverse_of(weight) };
-        // What the last division left over belongs to spans before this edge and goes to those behind it.
-        let left_over = grains(self.clock.carry);
+        let Some(event) = instant.first().filter(|_| touched) else { return };
+        let behind = if weight == event.total { event.inverse } else { inverse_of(weight) };
+        let left_over = grains(u128::from(self.clock.carry));
         self.clock.reweigh(weight, behind);
-        let band = if gap { Band::default() } else { self.fence.band(at_ns, self.clock.measured) };
+        let band = if gap { Band::default() } else { self.fence.band(event.at_ns, self.clock.measured) };
         group.jump(band, before, behind);
-        let doubt = band.doubt();
-        for brink in &mut self.brinks[first..] {
-            brink.left_over = left_over + (brink.before.max(brink.behind) >> 20) + 1;
-            brink.error = match brink.edge {
-                Edge::Open => part(doubt, brink.behind, behind),
-                Edge::Close => part(doubt, brink.before, before),
-                Edge::Mark => part(doubt, brink.before, before.max(behind)),
-                Edge::Weight => {
-                    let (old, new) = (part(doubt, brink.before, before), part(doubt, brink.behind, behind));
-                    old.abs_diff(new) + 2
-                }
-            };
-        }
-    }
-
-    /// One edge of one span, at this instant.
-    #[inline]
-    fn apply(&mut self, event: &Event, roster: &mut Roster, weight: &mut u64) {
-        let mark = roster.mark(event.slot, self.index);
-        let mut brink = Brink {
-            slot: event.slot,
-            edge: event.edge,
-            cut: 0,
-            before: mark.weight,
-            behind: event.weight,
-            error: 0,
-            left_over: 0,
-        };
-        match (event.edge, mark.stage) {
-            (Edge::Open, Stage::Waiting) => {
-                mark.begin(&self.clock, event.weight, self.unknown_ns, self.idle.power_mw().is_some());
-                brink.before = 0;
-                *weight += event.weight;
-            }
-            (Edge::Close, Stage::Running) => {
-                *weight -= mark.weight;
-                if mark.storied {
-                    let (mark, lane) = roster.mark_and_lane(event.slot, self.index);
-                    mark.finish(&self.clock, (lane.share, lane.idle), self.unknown_ns);
-                } else {
-                    mark.finish(&self.clock, (0, 0), self.unknown_ns);
-                }
-                brink.behind = 0;
-            }
-            (Edge::Weight, Stage::Running) => {
-                *weight = *weight - mark.weight + event.weight;
-                let (mark, lane) = roster.mark_and_lane(event.slot, self.index);
-                mark.storied = true;
-                lane.share += mark.share(&self.clock);
-                lane.idle += mark.idle_part(&self.clock).unwrap_or(0);
-                lane.widest = lane.widest.max(mark.weight).max(event.weight);
-                mark.turn(&self.clock, event.weight);
-            }
-            (Edge::Mark, Stage::Running) => {
-                let (mark, lane) = roster.mark_and_lane(event.slot, self.index);
-                mark.storied = true;
-                // A weight may have changed at this very instant: the cut must hold for both sides of it.
-                brink.before = mark.weight.max(lane.widest);
-                brink.cut = u32::try_from(lane.cuts.len()).unwrap_or(u32::MAX);
-                let share = lane.share + mark.share(&self.clock);
-                lane.cuts.push(Cut { share, ..Cut::default() });
-            }
-            // A mark or weight stamped behind its span's close says nothing about the span.
-            _ => return,
-        }
-        self.brinks.push(brink);
-    }
-
-    /// The group is complete: now every edge's error can be told.
-    fn complete(&mut self, group: &Group, drift: u64, gap: bool, roster: &mut Roster, done: &mut Vec<u32>) {
-        if self.brinks.is_empty() && drift == 0 {
-            return;
-        }
-        self.group = self.group.wrapping_add(1);
-        let before = self.wobble;
-        self.wobble = before.saturating_add(group.wobble(drift));
-        let wobble = self.wobble - before;
-        let mut brinks = std::mem::take(&mut self.brinks);
-        for brink in brinks.drain(..) {
-            let mark = roster.mark(brink.slot, self.index);
-            let mut weight = brink.before.max(brink.behind);
-            let storied = mark.storied;
-            if storied && mark.group == self.group {
-                weight = weight.max(roster.mark_and_lane(brink.slot, self.index).1.widest);
-            }
-            let own = if gap {
-                Own { error: NO_BOUND, cap: NO_BOUND, before, behind: self.wobble }
-            } else {
-                let cap = group.cap(weight, drift).saturating_add(2 * brink.left_over);
-                let error =
-                    brink.error.saturating_add(weighed(wobble, weight)).saturating_add(brink.left_over);
-                Own { error: error.min(cap), cap, before, behind: self.wobble }
-            };
-            let mark = roster.mark(brink.slot, self.index);
-            match brink.edge {
-                Edge::Open => mark.begin_group(own.error, own.behind, self.group),
-                Edge::Close => {
-                    mark.wobble = self.up_to(mark, &brink, &own);
-                    (mark.edge, mark.stage) = (own.error, Stage::Done);
-                    if storied {
-                        let (mark, lane) = roster.mark_and_lane(brink.slot, self.index);
-                        mark.wobble = mark.wobble.saturating_add(lane.error);
-                    }
-                    if roster.passed(brink.slot) {
-                        done.push(brink.slot);
-                    }
-                }
-                Edge::Weight | Edge::Mark => self.tell(&brink, &own, roster),
-            }
-        }
-        self.brinks = brinks;
-    }
-
-    /// The error of a span's time since its last turn, this edge included.
-    #[inline]
-    fn up_to(&self, mark: &Mark, brink: &Brink, own: &Own) -> u64 {
-        if mark.group == self.group {
-            return mark.edge.saturating_add(own.error).min(own.cap);
-        }
-        let inside = shaken_since(mark.wobble, own.before, brink.before);
-        mark.edge.saturating_add(inside).saturating_add(own.error)
-    }
-
-    /// Writes the error of a change of weight or of a phase's cut down.
-    fn tell(&self, brink: &Brink, own: &Own, roster: &mut Roster) {
-        let (mark, lane) = roster.mark_and_lane(brink.slot, self.index);
-        if brink.edge == Edge::Mark {
-            if let Some(cut) = lane.cuts.get_mut(brink.cut as usize) {
-                (cut.edge, cut.wobble) = (own.error, (remembered(own.before), own.behind));
-            }
-        } else if mark.group == self.group {
-            mark.edge = self.up_to(mark, brink, own);
-        } else {
-            let inside = shaken_since(mark.wobble, own.before, brink.before);
-            lane.error = lane.error.saturating_add(mark.edge).saturating_add(inside);
-            mark.begin_group(own.error, own.behind, self.group);
-        }
+        let (stand, doubt) = (self.stand(), band.doubt());
+        self.moments.push(Moment { stand, before, behind, doubt, left_over, begin, end });
     }
 
     /// A settled span's share leaves the running sum.

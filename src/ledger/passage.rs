@@ -1,0 +1,231 @@
+//! The second half of a domain's passage: a group of edges is complete, and each edge is written into its span's mark.
+//!
+//! An edge's error is known only once its whole group is, so a domain first walks over the group and notes at each
+//! instant where its clock stood (a `Moment`); then each mark is touched once. Invariant: edges are told in order, and
+//! an edge's error covers the domain's wobble within its own group, so that what lies between two edges is counted from
+//! group to group. Owns nothing that outlives the group.
+
+use super::bound::{Group, part, weighed};
+use super::queue::{Edge, Event};
+use super::share::WEIGHT_ONE;
+use super::span::{Cut, Mark, NO_BOUND, Roster, Stand, remembered, shaken_since};
+
+/// One instant of a group as the domain passed it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Moment {
+    pub stand: Stand,
+    /// 1/W before and behind.
+    pub before: u64,
+    pub behind: u64,
+    /// How far the truth can be from our figure, grains.
+    pub doubt: u64,
+    /// What the last division left over belongs to spans before this instant and goes to those behind it, grains.
+    pub left_over: u64,
+    /// Its events, counted from the group's first.
+    pub begin: usize,
+    pub end: usize,
+}
+
+/// What a complete group means for a span of some weight: the most it can be wrong by, and its wobble, grains.
+#[derive(Debug, Clone, Copy)]
+struct Dues {
+    weight: u64,
+    cap: u64,
+    inside: u64,
+}
+
+/// What an edge costs: its error, and the most it can be, grains.
+#[derive(Debug, Clone, Copy)]
+struct Own {
+    error: u64,
+    cap: u64,
+}
+
+/// A complete group of one domain.
+#[derive(Debug)]
+pub(crate) struct Passage {
+    domain: usize,
+    /// The index of the group's first event.
+    first: u64,
+    gap: bool,
+    idle_known: bool,
+    /// The source's own doubt about the step, grains.
+    drift: u64,
+    group: Group,
+    wobble: u128,
+    /// The domain's wobble before the group and behind it, as marks remember it.
+    before: u64,
+    behind: u64,
+    /// Of the weight seen last: nearly all spans weigh the same.
+    dues: Dues,
+}
+
+/// What a passage is told of its domain.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Ground {
+    pub domain: usize,
+    pub first: u64,
+    pub gap: bool,
+    pub idle_known: bool,
+    pub drift: u64,
+}
+
+impl Passage {
+    /// Adds the group's wobble to the domain's.
+    pub(crate) fn new(ground: Ground, group: Group, wobble: &mut u128) -> Self {
+        let Ground { domain, first, gap, idle_known, drift } = ground;
+        let before = *wobble;
+        *wobble = before.saturating_add(group.wobble(drift));
+        let mut passage = Self {
+            domain,
+            first,
+            gap,
+            idle_known,
+            drift,
+            group,
+            wobble: *wobble - before,
+            before: remembered(before),
+            behind: remembered(*wobble),
+            dues: Dues { weight: WEIGHT_ONE, cap: 0, inside: 0 },
+        };
+        passage.dues = passage.dues_of(WEIGHT_ONE);
+        passage
+    }
+
+    /// Tells the marks of all edges; spans that this completes go to `done`.
+    pub(crate) fn tell(
+        &mut self,
+        moments: &[Moment],
+        events: &[Event],
+        roster: &mut Roster,
+        done: &mut Vec<u32>,
+    ) {
+        self.foresee(moments, events, roster);
+        for moment in moments {
+            for event in &events[moment.begin..moment.end] {
+                if (event.scope >> self.domain) & 1 == 0 {
+                    continue;
+                }
+                match event.edge {
+                    Edge::Open => self.open(event, moment, roster.mark(event.slot, self.domain)),
+                    Edge::Close if !event.storied => {
+                        self.close(event, moment, roster.mark(event.slot, self.domain));
+                    }
+                    _ => self.storied(event, moment, roster),
+                }
+                if event.edge == Edge::Close && roster.passed(event.slot) {
+                    done.push(event.slot);
+                }
+            }
+        }
+    }
+
+    #[inline]
+    fn open(&mut self, event: &Event, moment: &Moment, mark: &mut Mark) {
+        let own = self.own(part(moment.doubt, event.weight, moment.behind), event.weight, event.weight, moment);
+        mark.begin(&moment.stand, event.weight, self.idle_known);
+        mark.begin_group(own.error, self.behind);
+    }
+
+    #[inline]
+    fn close(&mut self, event: &Event, moment: &Moment, mark: &mut Mark) {
+        let own = self.own(part(moment.doubt, event.before, moment.before), event.before, event.before, moment);
+        let error = self.up_to(event, mark, event.before, own);
+        mark.finish(&moment.stand, (0, 0), error);
+    }
+
+    /// An edge of a span with phases or changes of weight.
+    #[cold]
+    fn storied(&mut self, event: &Event, moment: &Moment, roster: &mut Roster) {
+        let (mark, lane) = roster.mark_and_lane(event.slot, self.domain);
+        let Moment { before, behind, doubt, stand, .. } = moment;
+        // A weight may have changed at this very instant: a cut must hold for both sides of it.
+        let widest = lane.cuts.get(lane.told).map_or(0, |cut| cut.edge);
+        let (error, weight) = match event.edge {
+            Edge::Mark => (part(*doubt, widest, *before.max(behind)), widest),
+            Edge::Close => (part(*doubt, event.before, *before), event.before),
+            Edge::Open | Edge::Weight => {
+                let (old, new) = (part(*doubt, event.before, *before), part(*doubt, event.weight, *behind));
+                (old.abs_diff(new) + 2, event.before.max(event.weight))
+            }
+        };
+        let widened = if self.holds_turn_of(event) { weight.max(lane.widest) } else { weight };
+        let own = self.own(error, weight, widened, moment);
+        match event.edge {
+            Edge::Mark => {
+                let share = lane.share + mark.share(stand);
+                if let Some(cut) = lane.cuts.get_mut(lane.told) {
+                    *cut = Cut { share, edge: own.error, wobble: (self.before, self.behind) };
+                }
+                lane.told += 1;
+            }
+            Edge::Close => {
+                let error = self.up_to(event, mark, event.before, own).saturating_add(lane.error);
+                mark.finish(stand, (lane.share, lane.idle), error);
+            }
+            Edge::Open | Edge::Weight => {
+                lane.share += mark.share(stand);
+                lane.idle += mark.idle_part(stand).unwrap_or(0);
+                if self.holds_turn_of(event) {
+                    mark.edge = self.up_to(event, mark, event.before, own);
+                } else {
+                    let inside = shaken_since(mark.wobble, self.before, event.before);
+                    lane.error = lane.error.saturating_add(mark.edge).saturating_add(inside);
+                    mark.begin_group(own.error, self.behind);
+                }
+                mark.turn(stand, event.weight);
+            }
+        }
+    }
+
+    /// Notes in advance what the group does to a span's weight: an edge's error covers all of it.
+    fn foresee(&self, moments: &[Moment], events: &[Event], roster: &mut Roster) {
+        for event in moments.iter().flat_map(|moment| &events[moment.begin..moment.end]) {
+            if (event.scope >> self.domain) & 1 == 0 || !matches!(event.edge, Edge::Weight | Edge::Mark) {
+                continue;
+            }
+            let (_, lane) = roster.mark_and_lane(event.slot, self.domain);
+            if event.edge == Edge::Weight {
+                lane.widest = lane.widest.max(event.before).max(event.weight);
+            } else {
+                lane.cuts.push(Cut { edge: event.before.max(lane.widest), ..Cut::default() });
+            }
+        }
+    }
+
+    /// What this edge's error is: `error` of its own, and what the group does to a span of this weight.
+    #[inline]
+    fn own(&mut self, error: u64, weight: u64, widened: u64, moment: &Moment) -> Own {
+        let left_over = moment.left_over + (weight >> 20) + 1;
+        if widened != self.dues.weight {
+            self.dues = self.dues_of(widened);
+        }
+        let cap = self.dues.cap.saturating_add(2 * left_over);
+        let error = error.saturating_add(self.dues.inside).saturating_add(left_over);
+        Own { error: error.min(cap), cap }
+    }
+
+    #[cold]
+    fn dues_of(&self, weight: u64) -> Dues {
+        if self.gap {
+            return Dues { weight, cap: NO_BOUND, inside: NO_BOUND };
+        }
+        Dues { weight, cap: self.group.cap(weight, self.drift), inside: weighed(self.wobble, weight) }
+    }
+
+    /// Whether the span's latest turn (its opening or a change of weight) lies in this group too.
+    #[inline]
+    fn holds_turn_of(&self, event: &Event) -> bool {
+        event.turned >= self.first
+    }
+
+    /// The error of a span's time since its last turn, this edge included.
+    #[inline]
+    fn up_to(&self, event: &Event, mark: &Mark, weight: u64, own: Own) -> u64 {
+        if self.holds_turn_of(event) {
+            return mark.edge.saturating_add(own.error).min(own.cap);
+        }
+        let inside = shaken_since(mark.wobble, self.before, weight);
+        mark.edge.saturating_add(inside).saturating_add(own.error)
+    }
+}
