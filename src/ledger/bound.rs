@@ -51,7 +51,7 @@ impl Band {
 pub(crate) struct Fence {
     posts: Vec<Post>,
     quantum: u64,
-    /// The domain's hardest draw, grains·2^-32 per nanosecond, rounded up; `u64::MAX`: not known.
+    /// The domain's hardest draw, grains·2^-16 per nanosecond, rounded up; `u64::MAX`: not known.
     ceiling: u64,
     view: View,
 }
@@ -104,8 +104,7 @@ impl Fence {
     /// The most that can be drawn in this time.
     #[inline]
     fn climb(&self, duration_ns: u64) -> i64 {
-        let climb = (u128::from(self.ceiling) * u128::from(duration_ns)) >> 32;
-        climb.min(u128::from(NO_BOUND >> 2)) as i64 + 1
+        (((u128::from(self.ceiling) * u128::from(duration_ns)) >> 32).min(u128::from(NO_BOUND >> 2))) as i64 + 1
     }
 
     /// How far the truth can be from our figure `fine` at `at_ns`. The last post must be the first whose `early_ns`

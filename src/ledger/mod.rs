@@ -28,7 +28,7 @@ pub use terms::{Opening, Refused, Settings, SpanKey};
 
 use account::{Account, Balance};
 use crowd::Crowd;
-use queue::{Edge, Event, Queue, first_instant};
+use queue::{Edge, Event, Instant, Queue, first_instant};
 use share::{FINE_BITS, WEIGHT_ONE, inverse_of};
 use span::{Life, Roster};
 use track::Track;
@@ -198,9 +198,7 @@ impl Ledger {
         span.life = Life::Closing;
         span.closed_ns = edge_ns;
         span.moved_ns += edge_ns - at_ns.min(edge_ns);
-        if !attributes.is_empty() {
-            span.attributes.extend(attributes);
-        }
+        span::extend(&mut span.attributes, attributes);
         span.abandoned = abandoned;
         self.open -= 1;
         let event = event(edge_ns, key, span.scope, Edge::Close, 0);
@@ -233,15 +231,16 @@ impl Ledger {
         self.count_heads(behind_ns);
         let busy = self.busy();
         for track in &mut self.tracks {
-            let unpassed = track.cursor < self.queue.end();
+            let unpassed = track.passed < self.queue.events.end();
             let waited_ns = now_ns.saturating_sub(track.fed_ns().max(self.busy_since_ns));
             if (unpassed && (self.live >> track.index()) & 1 == 0) || (busy && waited_ns > track.patience_ns()) {
                 track.give_up(behind_ns);
             }
             track.settle(behind_ns, &self.queue, &mut self.roster, &mut self.done);
         }
-        let passed = self.tracks.iter().map(|track| track.cursor).min().unwrap_or(self.head).min(self.head);
-        self.queue.forget(passed);
+        let heads = self.queue.instants.end();
+        let passed = self.tracks.iter().map(|track| track.cursor).min().unwrap_or(heads);
+        self.queue.forget(passed, self.head);
     }
 
     /// Shows each freshly settled span's figures once, and forgets the span.
@@ -319,7 +318,7 @@ impl Ledger {
     }
 
     fn room_for_an_edge(&self) -> Result<(), Refused> {
-        if self.queue.len() >= self.settings.max_waiting {
+        if self.queue.events.len() >= self.settings.max_waiting {
             return Err(Refused::Full { quota: "waiting edges", limit: self.settings.max_waiting });
         }
         Ok(())
@@ -339,46 +338,51 @@ impl Ledger {
 
     /// Counts who was open together, in the order of time, and tells each edge what holds for all domains.
     fn count_heads(&mut self, behind_ns: u64) {
-        let mut events = self.queue.rest_mut(self.head);
-        while let Some((at_ns, length)) = first_instant(events, behind_ns) {
-            let (instant, rest) = events.split_at_mut(length);
-            let (mut opened, mut closed, before) = (0, 0, self.total);
-            for event in &mut *instant {
+        let Queue { events, instants } = &mut self.queue;
+        let mut waiting = events.rest_mut(self.head);
+        while let Some((at_ns, length)) = first_instant(waiting, behind_ns) {
+            let (events, rest) = waiting.split_at_mut(length);
+            let (total, inverse) = (self.total, self.inverse);
+            let begin = self.head;
+            let mut instant =
+                Instant { at_ns, begin, end: begin, any: 0, all: u64::MAX, change: 0, total, inverse, storied: false };
+            let (mut opened, mut closed) = (0, 0);
+            for event in events {
+                let index = instant.end;
+                instant.end += 1;
                 let Some(span) = self.roster.span_of(event) else {
                     // Stamped behind its span's close: it says nothing about the span.
                     event.scope = 0;
-                    self.head += 1;
                     continue;
                 };
                 (event.before, event.turned, event.storied) = (span.headed, span.turned, span.story.is_some());
                 match event.edge {
-                    Edge::Open => opened += 1,
-                    Edge::Weight => {}
+                    Edge::Open => {
+                        opened += 1;
+                        span.turned = index;
+                    }
+                    Edge::Weight => span.turned = index,
                     Edge::Mark => event.weight = span.headed,
                     Edge::Close => {
                         closed += 1;
                         span.peak = self.crowd.peak(span.opened_ns);
                         span.gone = true;
-                        if span.scope == 0 {
+                        if event.scope == 0 {
                             self.done.push(event.slot);
                         }
                     }
                 }
-                if matches!(event.edge, Edge::Open | Edge::Weight) {
-                    span.turned = self.head;
-                }
-                self.total = self.total - span.headed + event.weight;
                 span.headed = event.weight;
-                self.head += 1;
+                instant.add(event);
             }
             self.crowd.change(at_ns, opened, closed);
-            if self.total != before {
-                self.inverse = inverse_of(self.total);
+            if instant.change != 0 {
+                instant.total = total.wrapping_add(instant.change);
+                instant.inverse = inverse_of(instant.total);
             }
-            for event in instant {
-                (event.total, event.inverse) = (self.total, self.inverse);
-            }
-            events = rest;
+            (self.head, self.total, self.inverse) = (instant.end, instant.total, instant.inverse);
+            instants.push(instant);
+            waiting = rest;
         }
     }
 }
@@ -423,8 +427,6 @@ fn event(at_ns: u64, key: SpanKey, scope: u64, edge: Edge, weight: u64) -> Event
         scope,
         before: 0,
         weight,
-        total: 0,
-        inverse: 0,
         turned: 0,
         slot: slot(key),
         generation: key.generation() as u16,
@@ -435,6 +437,9 @@ fn event(at_ns: u64, key: SpanKey, scope: u64, edge: Edge, weight: u64) -> Event
 
 /// A weight in units of 2^-16.
 fn units_of(weight: f64) -> Result<u64, Refused> {
+    if weight == 1.0 {
+        return Ok(WEIGHT_ONE);
+    }
     let refuse = |reason: &str| Err(Refused::InvalidValue { field: "weight", reason: reason.into() });
     if !weight.is_finite() || weight < 0.0 {
         return refuse("must be a number of at least 0; leave it out for 1");

@@ -49,6 +49,7 @@ pub(crate) struct Passage {
     first: u64,
     gap: bool,
     idle_known: bool,
+    storied: bool,
     /// The source's own doubt about the step, grains.
     drift: u64,
     group: Group,
@@ -68,12 +69,14 @@ pub(crate) struct Ground {
     pub gap: bool,
     pub idle_known: bool,
     pub drift: u64,
+    /// Whether phases or changes of weight are in the group.
+    pub storied: bool,
 }
 
 impl Passage {
     /// Adds the group's wobble to the domain's.
     pub(crate) fn new(ground: Ground, group: Group, wobble: &mut u128) -> Self {
-        let Ground { domain, first, gap, idle_known, drift } = ground;
+        let Ground { domain, first, gap, idle_known, drift, storied } = ground;
         let before = *wobble;
         *wobble = before.saturating_add(group.wobble(drift));
         let mut passage = Self {
@@ -81,6 +84,7 @@ impl Passage {
             first,
             gap,
             idle_known,
+            storied,
             drift,
             group,
             wobble: *wobble - before,
@@ -100,7 +104,9 @@ impl Passage {
         roster: &mut Roster,
         done: &mut Vec<u32>,
     ) {
-        self.foresee(moments, events, roster);
+        if self.storied {
+            self.foresee(moments, events, roster);
+        }
         for moment in moments {
             for event in &events[moment.begin..moment.end] {
                 if (event.scope >> self.domain) & 1 == 0 {
@@ -179,6 +185,7 @@ impl Passage {
     }
 
     /// Notes in advance what the group does to a span's weight: an edge's error covers all of it.
+    #[cold]
     fn foresee(&self, moments: &[Moment], events: &[Event], roster: &mut Roster) {
         for event in moments.iter().flat_map(|moment| &events[moment.begin..moment.end]) {
             if (event.scope >> self.domain) & 1 == 0 || !matches!(event.edge, Edge::Weight | Edge::Mark) {

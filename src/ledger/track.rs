@@ -12,17 +12,18 @@ use super::bound::{Band, Fence, Group, Post, grains};
 use super::idle::Idle;
 use super::knot::{Knot, KnotFinder};
 use super::passage::{Ground, Moment, Passage};
-use super::queue::{Event, Queue, first_instant};
+use super::queue::{Instant, Queue};
 use super::share::{FINE_BITS, ShareClock, inverse_of};
 use super::span::{Roster, Stand, whole_uj};
 
 /// The interpolation between two knots.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 struct Step {
     from_ns: u64,
     to_ns: u64,
-    from: u128,
-    to: u128,
+    /// Fine: all of it, and what has flowed so far.
+    rise: u128,
+    flowed: u128,
     /// Fine per nanosecond.
     power: u64,
     gap: bool,
@@ -36,11 +37,14 @@ pub(crate) struct Track {
     pub settled_uj: u64,
     pub dust: u128,
     pub cancelled: u128,
+    /// The first instant that is not passed yet, and the first event.
     pub cursor: u64,
+    pub passed: u64,
     index: usize,
     finder: KnotFinder,
     waiting: VecDeque<Knot>,
-    steps: VecDeque<Step>,
+    step: Step,
+    ahead: VecDeque<Step>,
     fence: Fence,
     tip: Knot,
     tip_energy: u128,
@@ -62,10 +66,12 @@ impl Track {
             dust: 0,
             cancelled: 0,
             cursor: 0,
+            passed: 0,
             index,
             finder: KnotFinder::new(&domain, patience_ns),
             waiting: VecDeque::new(),
-            steps: VecDeque::new(),
+            step: Step::default(),
+            ahead: VecDeque::new(),
             fence: Fence::new(domain.quantum_uj, domain.ceiling_mw),
             tip,
             tip_energy: 0,
@@ -136,21 +142,20 @@ impl Track {
         let rise_uj = if knot.gap { 0 } else { knot.energy_uj.saturating_sub(self.tip.energy_uj) };
         let drift = self.reach(knot, rise_uj, duration_ns);
         let quiet = self.clock.weight() == 0;
-        let first = self.cursor;
-        let events = queue.rest(first);
-        let (group, passed) = self.walk(events, limit_ns, knot.gap);
-        self.cursor += passed as u64;
+        let first = self.passed;
+        let (group, storied) = self.walk(limit_ns, knot.gap, queue);
         self.advance(limit_ns);
         if !self.moments.is_empty() || drift != 0 {
             let idle_known = self.idle.power_mw().is_some();
-            let ground = Ground { domain: self.index, first, gap: knot.gap, idle_known, drift };
-            Passage::new(ground, group, &mut self.wobble).tell(&self.moments, &events[..passed], roster, done);
+            let ground = Ground { domain: self.index, first, gap: knot.gap, idle_known, drift, storied };
+            let events = queue.events.rest(first);
+            Passage::new(ground, group, &mut self.wobble).tell(&self.moments, events, roster, done);
             self.moments.clear();
         }
         if knot.gap {
             self.fence.set(Post::new(knot.early_ns, knot.late_ns, self.tip_energy), true);
         }
-        if quiet && first == self.cursor && !knot.gap {
+        if quiet && first == self.passed && !knot.gap {
             self.idle.empty(rise_uj, duration_ns);
         } else {
             self.idle.interrupt();
@@ -160,15 +165,14 @@ impl Track {
 
     /// Adds the step up to the new knot; gives the source's own doubt about it, grains.
     fn reach(&mut self, knot: Knot, rise_uj: u64, duration_ns: u64) -> u64 {
-        let from = self.tip_energy;
         let drift_uj = if knot.gap { 0 } else { knot.doubt_uj.saturating_sub(self.tip.doubt_uj) };
         let rise = u128::from(rise_uj) << FINE_BITS;
-        self.tip_energy = from + rise;
-        self.steps.push_back(Step {
+        self.tip_energy += rise;
+        self.ahead.push_back(Step {
             from_ns: self.tip.at_ns,
             to_ns: knot.at_ns,
-            from,
-            to: self.tip_energy,
+            rise,
+            flowed: 0,
             power: rise
                 .checked_div(u128::from(duration_ns))
                 .map_or(0, |power| u64::try_from(power).unwrap_or(0)),
@@ -186,56 +190,84 @@ impl Track {
     #[inline]
     fn advance(&mut self, to_ns: u64) {
         while self.pos_ns < to_ns {
-            let Some(&Step { from_ns, to_ns: end_ns, from, to, power, gap }) = self.steps.front() else { return };
-            let whole = to_ns >= end_ns;
-            let until_ns = to_ns.min(end_ns);
-            let here =
-                if whole { to } else { from + u128::from(power) * u128::from(until_ns - from_ns) };
-            let past_ns = until_ns.saturating_sub(self.pos_ns);
-            if gap {
-                self.unknown_ns += past_ns;
-            }
-            let idle = u128::from(self.idle_rate) * u128::from(past_ns);
-            self.clock.flow(here.saturating_sub(self.clock.measured), idle);
-            self.pos_ns = until_ns.max(self.pos_ns);
-            if whole {
-                self.steps.pop_front();
+            if to_ns < self.step.to_ns {
+                let flowed = u128::from(self.step.power) * u128::from(to_ns - self.step.from_ns);
+                self.flow(to_ns, flowed);
+            } else if self.pos_ns < self.step.to_ns {
+                self.flow(self.step.to_ns, self.step.rise);
+            } else {
+                // A step of no time can still hold energy.
+                self.flow(self.pos_ns, self.step.rise);
+                let Some(step) = self.ahead.pop_front() else { return };
+                self.step = step;
             }
         }
     }
 
-    /// Passes the group of edges that lie before `limit_ns`, noting a moment for each instant that has one in this
-    /// domain; gives how many edges it passed.
-    fn walk(&mut self, events: &[Event], limit_ns: u64, gap: bool) -> (Group, usize) {
-        let mut group = Group::begin(self.clock.inverse());
-        let mut begin = 0;
-        while let Some((at_ns, length)) = first_instant(&events[begin..], limit_ns) {
-            let end = begin + length;
-            self.advance(at_ns);
-            self.turn(&events[begin..end], (begin, end), gap, &mut group);
-            begin = end;
+    /// Lets what has not flowed yet of the step's first `flowed` fine flow up to `to_ns`.
+    #[inline]
+    fn flow(&mut self, to_ns: u64, flowed: u128) {
+        let past_ns = to_ns - self.pos_ns;
+        if self.step.gap {
+            self.unknown_ns += past_ns;
         }
-        (group, begin)
+        let idle = if self.idle_rate == 0 { 0 } else { u128::from(self.idle_rate) * u128::from(past_ns) };
+        self.clock.flow(flowed - self.step.flowed, idle);
+        self.step.flowed = flowed;
+        self.pos_ns = to_ns;
+    }
+
+    /// Passes the group of edges that lie before `limit_ns`, noting a moment for each instant that has one in this
+    /// domain; gives the group, and whether there are phases or changes of weight in it.
+    fn walk(&mut self, limit_ns: u64, gap: bool, queue: &Queue) -> (Group, bool) {
+        let mut storied = false;
+        let mut group = Group::begin(self.clock.inverse());
+        let first = self.passed;
+        for instant in queue.instants.rest(self.cursor) {
+            if instant.at_ns >= limit_ns {
+                break;
+            }
+            self.advance(instant.at_ns);
+            if (instant.any >> self.index) & 1 == 1 {
+                self.turn(instant, first, gap, queue, &mut group);
+            }
+            self.cursor += 1;
+            self.passed = instant.end;
+            storied |= instant.storied;
+        }
+        (group, storied)
     }
 
     /// Applies all edges of one instant: no energy flows between them, so their order cannot matter.
     #[inline]
-    fn turn(&mut self, instant: &[Event], (begin, end): (usize, usize), gap: bool, group: &mut Group) {
+    fn turn(&mut self, instant: &Instant, first: u64, gap: bool, queue: &Queue, group: &mut Group) {
+        let change = if (instant.all >> self.index) & 1 == 1 { instant.change } else { self.change(instant, queue) };
+        let weight = self.clock.weight().wrapping_add(change);
         let before = self.clock.inverse();
-        let mut weight = self.clock.weight();
-        let mut touched = false;
-        for event in instant.iter().filter(|event| (event.scope >> self.index) & 1 == 1) {
-            weight = weight - event.before + event.weight;
-            touched = true;
-        }
-        let Some(event) = instant.first().filter(|_| touched) else { return };
-        let behind = if weight == event.total { event.inverse } else { inverse_of(weight) };
+        let behind = if weight == instant.total { instant.inverse } else { inverse_of(weight) };
         let left_over = grains(u128::from(self.clock.carry));
         self.clock.reweigh(weight, behind);
-        let band = if gap { Band::default() } else { self.fence.band(event.at_ns, self.clock.measured) };
+        let band = if gap { Band::default() } else { self.fence.band(instant.at_ns, self.clock.measured) };
         group.jump(band, before, behind);
-        let (stand, doubt) = (self.stand(), band.doubt());
-        self.moments.push(Moment { stand, before, behind, doubt, left_over, begin, end });
+        self.moments.push(Moment {
+            stand: self.stand(),
+            before,
+            behind,
+            doubt: band.doubt(),
+            left_over,
+            begin: (instant.begin - first) as usize,
+            end: (instant.end - first) as usize,
+        });
+    }
+
+    /// What an instant adds to the weight where not all of its spans use this domain.
+    #[cold]
+    fn change(&self, instant: &Instant, queue: &Queue) -> u64 {
+        let events = queue.events.rest(instant.begin);
+        events[..(instant.end - instant.begin) as usize]
+            .iter()
+            .filter(|event| (event.scope >> self.index) & 1 == 1)
+            .fold(0, |change: u64, event| change.wrapping_add(event.weight).wrapping_sub(event.before))
     }
 
     /// A settled span's share leaves the running sum.
