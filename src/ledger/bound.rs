@@ -42,7 +42,7 @@ impl Band {
     /// The larger of the two.
     #[inline]
     pub(crate) fn doubt(self) -> u64 {
-        self.below.max(self.above)
+        self.below.max(self.above).min(NO_BOUND)
     }
 }
 
@@ -75,7 +75,7 @@ struct View {
 impl Fence {
     pub(crate) fn new(quantum_uj: u64, ceiling_mw: Option<u64>) -> Self {
         let steep = |mw: u64| {
-            u64::try_from((u128::from(mw) << (32 + GRAIN_BITS)) / 1_000_000 + 1).unwrap_or(u64::MAX)
+            u64::try_from((u128::from(mw) << (16 + GRAIN_BITS)) / 1_000_000 + 1).unwrap_or(u64::MAX)
         };
         Self {
             posts: Vec::new(),
@@ -104,7 +104,7 @@ impl Fence {
     /// The most that can be drawn in this time.
     #[inline]
     fn climb(&self, duration_ns: u64) -> i64 {
-        (((u128::from(self.ceiling) * u128::from(duration_ns)) >> 32).min(u128::from(NO_BOUND >> 2))) as i64 + 1
+        self.ceiling.checked_mul(duration_ns).map_or((NO_BOUND >> 2) as i64, |climb| (climb >> 16) as i64 + 1)
     }
 
     /// How far the truth can be from our figure `fine` at `at_ns`. The last post must be the first whose `early_ns`
@@ -212,20 +212,25 @@ impl Group {
     /// The most that a span of this weight can be wrong by within the group, whatever happens in it.
     #[inline]
     pub(crate) fn cap(&self, weight: u64, drift: u64) -> u64 {
-        part(self.spread().saturating_add(drift).saturating_add(drift), weight, self.most)
+        let most = self.spread().saturating_add(drift).saturating_add(drift).min(NO_BOUND);
+        part(most, fraction(weight, self.most))
     }
 }
 
-/// `grains · min(1, weight · inverse)`, rounded up.
+/// `min(1, weight · inverse)` in 2^-63, rounded up; 0 where there is no weight.
 #[inline]
-pub(crate) fn part(grains: u64, weight: u64, inverse: u64) -> u64 {
-    if weight == 0 || inverse == 0 {
+pub(crate) fn fraction(weight: u64, inverse: u64) -> u64 {
+    if inverse == 0 {
         return 0;
     }
     // 1/W was rounded down: one unit of the 2^-63 for each unit of weight makes up for it.
-    let fraction =
-        weight.checked_mul(inverse).map_or(1 << 63, |product| product.saturating_add(weight).min(1 << 63));
-    ((u128::from(grains) * u128::from(fraction)) >> 63) as u64 + 1
+    weight.checked_mul(inverse).map_or(1 << 63, |product| product.saturating_add(weight).min(1 << 63))
+}
+
+/// `grains · fraction`, rounded up.
+#[inline]
+pub(crate) fn part(grains: u64, fraction: u64) -> u64 {
+    ((u128::from(grains) * u128::from(fraction)) >> 63) as u64 + u64::from(fraction != 0)
 }
 
 /// Wobble times weight, in grains, rounded up.

@@ -27,6 +27,7 @@ mod track;
 pub use terms::{Opening, Refused, Settings, SpanKey};
 
 use account::{Account, Balance};
+use bound::fraction;
 use crowd::Crowd;
 use queue::{Edge, Event, Instant, Queue, first_instant};
 use share::{FINE_BITS, WEIGHT_ONE, inverse_of};
@@ -233,7 +234,9 @@ impl Ledger {
         for track in &mut self.tracks {
             let unpassed = track.passed < self.queue.events.end();
             let waited_ns = now_ns.saturating_sub(track.fed_ns().max(self.busy_since_ns));
-            if (unpassed && (self.live >> track.index()) & 1 == 0) || (busy && waited_ns > track.patience_ns()) {
+            if (unpassed && (self.live >> track.index()) & 1 == 0)
+                || (busy && waited_ns > track.patience_ns())
+            {
                 track.give_up(behind_ns);
             }
             track.settle(behind_ns, &self.queue, &mut self.roster, &mut self.done);
@@ -301,7 +304,8 @@ impl Ledger {
                 let clock = &track.clock;
                 let settled = u128::from(track.settled_uj) << FINE_BITS;
                 let running = clock.attributed - settled - track.dust - track.cancelled;
-                let rest = clock.alone + u128::from(clock.carry) + track.cancelled + track.dust + (running & mask);
+                let rest =
+                    clock.alone + u128::from(clock.carry) + track.cancelled + track.dust + (running & mask);
                 Balance {
                     domain: track.domain.name.clone(),
                     measured_uj: span::whole_uj(clock.measured),
@@ -344,10 +348,19 @@ impl Ledger {
             let (events, rest) = waiting.split_at_mut(length);
             let (total, inverse) = (self.total, self.inverse);
             let begin = self.head;
-            let mut instant =
-                Instant { at_ns, begin, end: begin, any: 0, all: u64::MAX, change: 0, total, inverse, storied: false };
+            let mut instant = Instant {
+                at_ns,
+                begin,
+                end: begin,
+                any: 0,
+                all: u64::MAX,
+                change: 0,
+                total,
+                inverse,
+                storied: false,
+            };
             let (mut opened, mut closed) = (0, 0);
-            for event in events {
+            for event in &mut *events {
                 let index = instant.end;
                 instant.end += 1;
                 let Some(span) = self.roster.span_of(event) else {
@@ -355,7 +368,8 @@ impl Ledger {
                     event.scope = 0;
                     continue;
                 };
-                (event.before, event.turned, event.storied) = (span.headed, span.turned, span.story.is_some());
+                (event.before, event.turned, event.storied) =
+                    (span.headed, span.turned, span.story.is_some());
                 match event.edge {
                     Edge::Open => {
                         opened += 1;
@@ -379,6 +393,12 @@ impl Ledger {
             if instant.change != 0 {
                 instant.total = total.wrapping_add(instant.change);
                 instant.inverse = inverse_of(instant.total);
+            }
+            for event in events {
+                event.part = match event.edge {
+                    Edge::Close => fraction(event.before, inverse),
+                    _ => fraction(event.weight, instant.inverse),
+                };
             }
             (self.head, self.total, self.inverse) = (instant.end, instant.total, instant.inverse);
             instants.push(instant);
@@ -427,6 +447,7 @@ fn event(at_ns: u64, key: SpanKey, scope: u64, edge: Edge, weight: u64) -> Event
         scope,
         before: 0,
         weight,
+        part: 0,
         turned: 0,
         slot: slot(key),
         generation: key.generation() as u16,

@@ -5,7 +5,7 @@
 //! an edge's error covers the domain's wobble within its own group, so that what lies between two edges is counted from
 //! group to group. Owns nothing that outlives the group.
 
-use super::bound::{Group, part, weighed};
+use super::bound::{Group, fraction, part, weighed};
 use super::queue::{Edge, Event};
 use super::share::WEIGHT_ONE;
 use super::span::{Cut, Mark, NO_BOUND, Roster, Stand, remembered, shaken_since};
@@ -14,16 +14,18 @@ use super::span::{Cut, Mark, NO_BOUND, Roster, Stand, remembered, shaken_since};
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Moment {
     pub stand: Stand,
-    /// 1/W before and behind.
+    /// 1/W before and behind,
     pub before: u64,
     pub behind: u64,
+    /// and whether W is the weight of all spans, so that the edges know their parts of it.
+    pub whole: bool,
     /// How far the truth can be from our figure, grains.
     pub doubt: u64,
     /// What the last division left over belongs to spans before this instant and goes to those behind it, grains.
     pub left_over: u64,
     /// Its events, counted from the group's first.
-    pub begin: usize,
-    pub end: usize,
+    pub begin: u32,
+    pub end: u32,
 }
 
 /// What a complete group means for a span of some weight: the most it can be wrong by, and its wobble, grains.
@@ -32,6 +34,8 @@ struct Dues {
     weight: u64,
     cap: u64,
     inside: u64,
+    /// What rounding 1/W down can leave out, grains.
+    left_out: u64,
 }
 
 /// What an edge costs: its error, and the most it can be, grains.
@@ -90,7 +94,7 @@ impl Passage {
             wobble: *wobble - before,
             before: remembered(before),
             behind: remembered(*wobble),
-            dues: Dues { weight: WEIGHT_ONE, cap: 0, inside: 0 },
+            dues: Dues { weight: WEIGHT_ONE, cap: 0, inside: 0, left_out: 0 },
         };
         passage.dues = passage.dues_of(WEIGHT_ONE);
         passage
@@ -108,7 +112,7 @@ impl Passage {
             self.foresee(moments, events, roster);
         }
         for moment in moments {
-            for event in &events[moment.begin..moment.end] {
+            for event in &events[moment.begin as usize..moment.end as usize] {
                 if (event.scope >> self.domain) & 1 == 0 {
                     continue;
                 }
@@ -119,7 +123,7 @@ impl Passage {
                     }
                     _ => self.storied(event, moment, roster),
                 }
-                if event.edge == Edge::Close && roster.passed(event.slot) {
+                if event.edge == Edge::Close && roster.passed(event.slot, self.domain) {
                     done.push(event.slot);
                 }
             }
@@ -128,15 +132,17 @@ impl Passage {
 
     #[inline]
     fn open(&mut self, event: &Event, moment: &Moment, mark: &mut Mark) {
-        let own = self.own(part(moment.doubt, event.weight, moment.behind), event.weight, event.weight, moment);
+        let of_all = if moment.whole { event.part } else { fraction(event.weight, moment.behind) };
+        let own = self.own(part(moment.doubt, of_all), event.weight, event.weight, moment);
         mark.begin(&moment.stand, event.weight, self.idle_known);
         mark.begin_group(own.error, self.behind);
     }
 
     #[inline]
     fn close(&mut self, event: &Event, moment: &Moment, mark: &mut Mark) {
-        let own = self.own(part(moment.doubt, event.before, moment.before), event.before, event.before, moment);
-        let error = self.up_to(event, mark, event.before, own);
+        let of_all = if moment.whole { event.part } else { fraction(event.before, moment.before) };
+        let own = self.own(part(moment.doubt, of_all), event.before, event.before, moment);
+        let error = self.up_to(event, mark, own);
         mark.finish(&moment.stand, (0, 0), error);
     }
 
@@ -147,12 +153,12 @@ impl Passage {
         let Moment { before, behind, doubt, stand, .. } = moment;
         // A weight may have changed at this very instant: a cut must hold for both sides of it.
         let widest = lane.cuts.get(lane.told).map_or(0, |cut| cut.edge);
+        let (old, new) = (fraction(event.before, *before), fraction(event.weight, *behind));
         let (error, weight) = match event.edge {
-            Edge::Mark => (part(*doubt, widest, *before.max(behind)), widest),
-            Edge::Close => (part(*doubt, event.before, *before), event.before),
+            Edge::Mark => (part(*doubt, fraction(widest, *before.max(behind))), widest),
+            Edge::Close => (part(*doubt, old), event.before),
             Edge::Open | Edge::Weight => {
-                let (old, new) = (part(*doubt, event.before, *before), part(*doubt, event.weight, *behind));
-                (old.abs_diff(new) + 2, event.before.max(event.weight))
+                (part(*doubt, old).abs_diff(part(*doubt, new)) + 2, event.before.max(event.weight))
             }
         };
         let widened = if self.holds_turn_of(event) { weight.max(lane.widest) } else { weight };
@@ -166,14 +172,14 @@ impl Passage {
                 lane.told += 1;
             }
             Edge::Close => {
-                let error = self.up_to(event, mark, event.before, own).saturating_add(lane.error);
+                let error = self.up_to(event, mark, own).saturating_add(lane.error);
                 mark.finish(stand, (lane.share, lane.idle), error);
             }
             Edge::Open | Edge::Weight => {
                 lane.share += mark.share(stand);
                 lane.idle += mark.idle_part(stand).unwrap_or(0);
                 if self.holds_turn_of(event) {
-                    mark.edge = self.up_to(event, mark, event.before, own);
+                    mark.edge = self.up_to(event, mark, own);
                 } else {
                     let inside = shaken_since(mark.wobble, self.before, event.before);
                     lane.error = lane.error.saturating_add(mark.edge).saturating_add(inside);
@@ -187,7 +193,7 @@ impl Passage {
     /// Notes in advance what the group does to a span's weight: an edge's error covers all of it.
     #[cold]
     fn foresee(&self, moments: &[Moment], events: &[Event], roster: &mut Roster) {
-        for event in moments.iter().flat_map(|moment| &events[moment.begin..moment.end]) {
+        for event in moments.iter().flat_map(|moment| &events[moment.begin as usize..moment.end as usize]) {
             if (event.scope >> self.domain) & 1 == 0 || !matches!(event.edge, Edge::Weight | Edge::Mark) {
                 continue;
             }
@@ -203,21 +209,27 @@ impl Passage {
     /// What this edge's error is: `error` of its own, and what the group does to a span of this weight.
     #[inline]
     fn own(&mut self, error: u64, weight: u64, widened: u64, moment: &Moment) -> Own {
-        let left_over = moment.left_over + (weight >> 20) + 1;
         if widened != self.dues.weight {
             self.dues = self.dues_of(widened);
         }
-        let cap = self.dues.cap.saturating_add(2 * left_over);
-        let error = error.saturating_add(self.dues.inside).saturating_add(left_over);
-        Own { error: error.min(cap), cap }
+        let left_over =
+            moment.left_over + if weight == widened { self.dues.left_out } else { left_out(weight) };
+        let cap = self.dues.cap + 2 * left_over;
+        Own { error: (error + self.dues.inside + left_over).min(cap), cap }
     }
 
     #[cold]
     fn dues_of(&self, weight: u64) -> Dues {
+        let left_out = left_out(weight);
         if self.gap {
-            return Dues { weight, cap: NO_BOUND, inside: NO_BOUND };
+            return Dues { weight, cap: NO_BOUND, inside: NO_BOUND, left_out };
         }
-        Dues { weight, cap: self.group.cap(weight, self.drift), inside: weighed(self.wobble, weight) }
+        Dues {
+            weight,
+            cap: self.group.cap(weight, self.drift),
+            inside: weighed(self.wobble, weight),
+            left_out,
+        }
     }
 
     /// Whether the span's latest turn (its opening or a change of weight) lies in this group too.
@@ -228,11 +240,18 @@ impl Passage {
 
     /// The error of a span's time since its last turn, this edge included.
     #[inline]
-    fn up_to(&self, event: &Event, mark: &Mark, weight: u64, own: Own) -> u64 {
-        if self.holds_turn_of(event) {
-            return mark.edge.saturating_add(own.error).min(own.cap);
-        }
-        let inside = shaken_since(mark.wobble, self.before, weight);
-        mark.edge.saturating_add(inside).saturating_add(own.error)
+    fn up_to(&self, event: &Event, mark: &Mark, own: Own) -> u64 {
+        let error = if self.holds_turn_of(event) {
+            (mark.edge + own.error).min(own.cap)
+        } else {
+            mark.edge + shaken_since(mark.wobble, self.before, event.before) + own.error
+        };
+        error.min(NO_BOUND)
     }
+}
+
+/// What rounding 1/W down can leave out of a share, grains.
+#[inline]
+fn left_out(weight: u64) -> u64 {
+    (weight >> 20) + 1
 }

@@ -12,8 +12,8 @@ pub(crate) enum Edge {
     Close,
 }
 
-/// An edge of a span. What holds for all domains alike is told once, when the queue's head passes: `before`, `turned`,
-/// `storied`, and a scope of nothing for an edge that says nothing about its span.
+/// An edge of a span. What holds for all domains alike is told once, when the queue's head passes: `before`, `part`,
+/// `turned`, `storied`, and a scope of nothing for an edge that says nothing about its span.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Event {
     pub at_ns: u64,
@@ -22,6 +22,8 @@ pub(crate) struct Event {
     /// What the span weighs before and behind the edge, 2^-16; nothing before its opening and behind its close.
     pub before: u64,
     pub weight: u64,
+    /// The part of all open weight that comes or goes, 2^-63: of the weight behind an opening, before a close.
+    pub part: u64,
     /// The index of the span's latest edge before this one at which its weight was set: opening or change.
     pub turned: u64,
     pub slot: u32,
@@ -149,7 +151,8 @@ impl Queue {
     #[cold]
     fn squeeze_in(&mut self, event: Event) {
         let Belt { items, passed, .. } = &mut self.events;
-        let place = items[*passed..].partition_point(|other| (other.at_ns, other.edge) <= (event.at_ns, event.edge));
+        let place =
+            items[*passed..].partition_point(|other| (other.at_ns, other.edge) <= (event.at_ns, event.edge));
         items.insert(*passed + place, event);
     }
 

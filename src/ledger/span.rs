@@ -10,8 +10,9 @@ use super::queue::Event;
 use super::share::{FINE_BITS, ShareClock};
 use super::terms::{Opening, SpanKey};
 
-/// Errors are kept in grains of 2^-12 µJ; this one stands for "no guarantee can be given".
-pub(crate) const NO_BOUND: u64 = u64::MAX;
+/// Errors are kept in grains of 2^-12 µJ; this one stands for "no guarantee can be given". A few of them can be added
+/// up without a look at the carry.
+pub(crate) const NO_BOUND: u64 = 1 << 60;
 /// Grains in a microjoule, as a power of two.
 pub(crate) const GRAIN_BITS: u32 = 12;
 
@@ -92,8 +93,8 @@ pub(crate) fn remembered(wobble: u128) -> u64 {
 #[inline]
 pub(crate) fn shaken_since(mark_wobble: u64, wobble: u64, weight: u64) -> u64 {
     // Both sides were cut off: one unit makes up for it.
-    let rise = wobble.wrapping_sub(mark_wobble).saturating_add(1);
-    ((u128::from(rise) * u128::from(weight)) >> 12).min(u128::from(NO_BOUND - 1)) as u64 + 1
+    let rise = wobble.wrapping_sub(mark_wobble).checked_add(1);
+    rise.and_then(|rise| rise.checked_mul(weight)).map_or(NO_BOUND, |shaken| (shaken >> 12) + 1)
 }
 
 impl Mark {
@@ -279,8 +280,8 @@ pub(crate) struct Span {
 pub(crate) struct Roster {
     spans: Vec<Span>,
     marks: Vec<Mark>,
-    /// By slot: domains that have not passed the span's close.
-    pending: Vec<u32>,
+    /// By slot: domains that have not passed the span's close, one bit each.
+    pending: Vec<u64>,
     free: Vec<u32>,
     stride: usize,
 }
@@ -299,7 +300,7 @@ impl Roster {
     pub(crate) fn admit(&mut self, opening: Opening, opened_ns: u64, weight: u64, scope: u64) -> SpanKey {
         let slot = self.free.pop().unwrap_or_else(|| self.grow());
         let at = slot as usize;
-        self.pending[at] = scope.count_ones();
+        self.pending[at] = scope;
         for mark in &mut self.marks[at * self.stride..(at + 1) * self.stride] {
             mark.wait();
         }
@@ -361,9 +362,10 @@ impl Roster {
     }
 
     /// One more domain has passed the span's close; true when it was the last.
-    pub(crate) fn passed(&mut self, slot: u32) -> bool {
+    #[inline]
+    pub(crate) fn passed(&mut self, slot: u32, domain: usize) -> bool {
         let pending = &mut self.pending[slot as usize];
-        *pending -= 1;
+        *pending &= !(1 << domain);
         *pending == 0
     }
 

@@ -14,7 +14,7 @@ use super::knot::{Knot, KnotFinder};
 use super::passage::{Ground, Moment, Passage};
 use super::queue::{Instant, Queue};
 use super::share::{FINE_BITS, ShareClock, inverse_of};
-use super::span::{Roster, Stand, whole_uj};
+use super::span::{GRAIN_BITS, Roster, Stand, whole_uj};
 
 /// The interpolation between two knots.
 #[derive(Debug, Clone, Copy, Default)]
@@ -189,15 +189,24 @@ impl Track {
     /// Lets energy flow up to `to_ns` along the steps.
     #[inline]
     fn advance(&mut self, to_ns: u64) {
+        if to_ns >= self.step.to_ns {
+            self.cross(to_ns);
+        } else if to_ns > self.pos_ns {
+            let flowed = u128::from(self.step.power) * u128::from(to_ns - self.step.from_ns);
+            self.flow(to_ns, flowed);
+        }
+    }
+
+    /// The same, to the end of a step at least.
+    #[cold]
+    fn cross(&mut self, to_ns: u64) {
         while self.pos_ns < to_ns {
             if to_ns < self.step.to_ns {
-                let flowed = u128::from(self.step.power) * u128::from(to_ns - self.step.from_ns);
-                self.flow(to_ns, flowed);
-            } else if self.pos_ns < self.step.to_ns {
-                self.flow(self.step.to_ns, self.step.rise);
-            } else {
-                // A step of no time can still hold energy.
-                self.flow(self.pos_ns, self.step.rise);
+                return self.advance(to_ns);
+            }
+            // A step of no time can still hold energy.
+            self.flow(self.step.to_ns.max(self.pos_ns), self.step.rise);
+            if self.pos_ns < to_ns {
                 let Some(step) = self.ahead.pop_front() else { return };
                 self.step = step;
             }
@@ -241,11 +250,13 @@ impl Track {
     /// Applies all edges of one instant: no energy flows between them, so their order cannot matter.
     #[inline]
     fn turn(&mut self, instant: &Instant, first: u64, gap: bool, queue: &Queue, group: &mut Group) {
-        let change = if (instant.all >> self.index) & 1 == 1 { instant.change } else { self.change(instant, queue) };
+        let change =
+            if (instant.all >> self.index) & 1 == 1 { instant.change } else { self.change(instant, queue) };
         let weight = self.clock.weight().wrapping_add(change);
         let before = self.clock.inverse();
-        let behind = if weight == instant.total { instant.inverse } else { inverse_of(weight) };
-        let left_over = grains(u128::from(self.clock.carry));
+        let same = weight == instant.total;
+        let behind = if same { instant.inverse } else { inverse_of(weight) };
+        let left_over = left_over(self.clock.carry);
         self.clock.reweigh(weight, behind);
         let band = if gap { Band::default() } else { self.fence.band(instant.at_ns, self.clock.measured) };
         group.jump(band, before, behind);
@@ -253,10 +264,11 @@ impl Track {
             stand: self.stand(),
             before,
             behind,
+            whole: same && change == instant.change,
             doubt: band.doubt(),
             left_over,
-            begin: (instant.begin - first) as usize,
-            end: (instant.end - first) as usize,
+            begin: (instant.begin - first) as u32,
+            end: (instant.end - first) as u32,
         });
     }
 
@@ -279,6 +291,13 @@ impl Track {
             self.dust += share & ((1 << FINE_BITS) - 1);
         }
     }
+}
+
+/// What the last division left over, grains, rounded up.
+#[inline]
+fn left_over(carry: u64) -> u64 {
+    // All weight that can be open is less than 2^60 units.
+    (carry + ((1 << (FINE_BITS - GRAIN_BITS)) - 1)) >> (FINE_BITS - GRAIN_BITS)
 }
 
 /// Milliwatts as fine units per nanosecond.
