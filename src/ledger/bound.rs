@@ -51,26 +51,29 @@ impl Band {
 pub(crate) struct Fence {
     posts: Vec<Post>,
     quantum: u64,
-    /// The domain's hardest draw, grains·2^-16 per nanosecond, rounded up; `u64::MAX`: not known.
+    /// The domain's hardest draw, grains·2^-16 per nanosecond, rounded up; 0: not known.
     ceiling: u64,
     view: View,
 }
 
 /// What the posts say of a stretch of time in which none of them begins to count: worked out once for the many edges
-/// that lie in it.
+/// that lie in it. What they do not say lies out of reach.
 #[derive(Debug, Clone, Copy, Default)]
 struct View {
     /// The stretch ends before this instant.
     until_ns: u64,
     /// The truth has reached this.
-    floor: Option<u64>,
+    floor: u64,
     /// It cannot be further below this than the hardest draw makes up for until then.
-    slope: Option<(u64, u64)>,
+    slope: (u64, u64),
     /// It has not passed this,
-    roof: Option<u64>,
+    roof: u64,
     /// and cannot be further above this than the hardest draw has made since then.
-    climb: Option<(u64, u64)>,
+    climb: (u64, u64),
 }
+
+/// Further than any doubt: where nothing is known.
+const OUT_OF_REACH: u64 = NO_BOUND >> 1;
 
 impl Fence {
     pub(crate) fn new(quantum_uj: u64, ceiling_mw: Option<u64>) -> Self {
@@ -80,7 +83,7 @@ impl Fence {
         Self {
             posts: Vec::new(),
             quantum: quantum_uj.clamp(1, 1 << 50) << GRAIN_BITS,
-            ceiling: ceiling_mw.map_or(u64::MAX, steep),
+            ceiling: ceiling_mw.map_or(0, steep),
             view: View::default(),
         }
     }
@@ -103,60 +106,52 @@ impl Fence {
 
     /// The most that can be drawn in this time.
     #[inline]
-    fn climb(&self, duration_ns: u64) -> i64 {
+    fn most_in(&self, duration_ns: u64) -> i64 {
         self.ceiling.checked_mul(duration_ns).map_or((NO_BOUND >> 2) as i64, |climb| (climb >> 16) as i64 + 1)
     }
 
-    /// How far the truth can be from our figure `fine` at `at_ns`. The last post must be the first whose `early_ns`
+    /// How far the truth can be from our figure `here` at `at_ns`. The last post must be the first whose `early_ns`
     /// is not before `at_ns`, and `at_ns` not before that of the last call since the last post.
     #[inline]
-    pub(crate) fn band(&mut self, at_ns: u64, fine: u128) -> Band {
+    pub(crate) fn band(&mut self, at_ns: u64, here: u64) -> Band {
         if at_ns >= self.view.until_ns {
-            self.view = self.look(at_ns);
+            self.view = self.look(at_ns, here);
         }
-        let (here, view) = (place(fine), &self.view);
+        let View { floor, slope, roof, climb, .. } = self.view;
         // One grain for rounding `here` and the posts down.
         let over = |energy: u64| here.wrapping_sub(energy) as i64 + 1;
         let under = |energy: u64| energy.wrapping_sub(here) as i64 + 1;
-        let mut below = view.floor.map_or((NO_BOUND >> 1) as i64, over);
-        if let Some((energy, late_ns)) = view.slope {
-            below = below.min(over(energy).saturating_add(self.climb(late_ns.saturating_sub(at_ns))));
-        }
-        let mut above = view.roof.map_or(i64::MAX, under);
-        if let Some((energy, early_ns)) = view.climb {
-            above = above.min(under(energy).saturating_add(self.climb(at_ns.saturating_sub(early_ns))));
-        }
+        let below = over(floor).min(over(slope.0) + self.most_in(slope.1.wrapping_sub(at_ns)));
+        let above = under(roof).min(under(climb.0) + self.most_in(at_ns.wrapping_sub(climb.1)));
         Band { here, below: below.max(0) as u64, above: above.max(0) as u64 }
     }
 
     /// What the posts say from `at_ns` on.
-    fn look(&self, at_ns: u64) -> View {
+    #[cold]
+    fn look(&self, at_ns: u64, here: u64) -> View {
+        let (deep, high) = (here.wrapping_sub(OUT_OF_REACH), here.wrapping_add(OUT_OF_REACH));
         let floor = self.posts.iter().rposition(|post| post.late_ns <= at_ns);
         let ahead = self.posts.get(floor.map_or(0, |floor| floor + 1)..).unwrap_or_default();
-        let known = self.ceiling != u64::MAX;
+        let known = self.ceiling != 0;
         // All slopes are equally steep, so the one that says most here says most all along, but for a grain.
         let steepest = ahead
             .iter()
             .filter(|_| known)
-            .min_by_key(|post| self.climb(post.late_ns - at_ns).saturating_sub(self.since_first(post)));
+            .min_by_key(|post| here.wrapping_sub(post.energy) as i64 + self.most_in(post.late_ns - at_ns));
         let begun = self.posts.iter().rfind(|post| post.early_ns <= at_ns).filter(|_| known);
         let turns = self.posts.iter().flat_map(|post| [post.early_ns, post.late_ns]);
         View {
             until_ns: turns.filter(|&turn_ns| turn_ns > at_ns).min().unwrap_or(u64::MAX),
-            floor: floor.map(|floor| self.posts[floor].energy),
-            slope: steepest.map(|post| (post.energy, post.late_ns)),
-            roof: self.posts.last().map(|post| self.most(post)),
-            climb: begun.map(|post| (self.most(post), post.early_ns)),
+            floor: floor.map_or(deep, |floor| self.posts[floor].energy),
+            slope: steepest.map_or((deep, at_ns), |post| (post.energy, post.late_ns)),
+            roof: self.posts.last().map_or(high, |post| self.most(post)),
+            climb: begun.map_or((high, at_ns), |post| (self.most(post), post.early_ns)),
         }
     }
 
     /// The counter shows less than a quantum too little.
     fn most(&self, post: &Post) -> u64 {
         post.energy.wrapping_add(self.quantum)
-    }
-
-    fn since_first(&self, post: &Post) -> i64 {
-        self.posts.first().map_or(0, |first| post.energy.wrapping_sub(first.energy) as i64)
     }
 }
 

@@ -14,6 +14,7 @@ pub mod account;
 
 mod bound;
 mod crowd;
+mod glide;
 mod idle;
 mod knot;
 mod passage;

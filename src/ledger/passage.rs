@@ -7,8 +7,8 @@
 
 use super::bound::{Group, fraction, part, weighed};
 use super::queue::{Edge, Event};
-use super::share::WEIGHT_ONE;
-use super::span::{Cut, Mark, NO_BOUND, Roster, Stand, remembered, shaken_since};
+use super::share::{FINE_BITS, WEIGHT_ONE};
+use super::span::{Cut, GRAIN_BITS, Mark, NO_BOUND, Roster, Stand, remembered, shaken_since};
 
 /// One instant of a group as the domain passed it.
 #[derive(Debug, Clone, Copy)]
@@ -23,9 +23,24 @@ pub(crate) struct Moment {
     pub doubt: u64,
     /// What the last division left over belongs to spans before this instant and goes to those behind it, grains.
     pub left_over: u64,
-    /// Its events, counted from the group's first.
-    pub begin: u32,
-    pub end: u32,
+    /// The indices of its events.
+    pub begin: u64,
+    pub end: u64,
+}
+
+impl Moment {
+    /// Its events, of those of the group.
+    #[inline]
+    fn of<'a>(&self, first: u64, events: &'a [Event]) -> &'a [Event] {
+        &events[(self.begin - first) as usize..(self.end - first) as usize]
+    }
+}
+
+/// What the last division left over, grains, rounded up.
+#[inline]
+pub(crate) fn left_over(carry: u64) -> u64 {
+    // All weight that can be open is less than 2^60 units.
+    (carry + ((1 << (FINE_BITS - GRAIN_BITS)) - 1)) >> (FINE_BITS - GRAIN_BITS)
 }
 
 /// What a complete group means for a span of some weight: the most it can be wrong by, and its wobble, grains.
@@ -112,7 +127,7 @@ impl Passage {
             self.foresee(moments, events, roster);
         }
         for moment in moments {
-            for event in &events[moment.begin as usize..moment.end as usize] {
+            for event in moment.of(self.first, events) {
                 if (event.scope >> self.domain) & 1 == 0 {
                     continue;
                 }
@@ -193,7 +208,7 @@ impl Passage {
     /// Notes in advance what the group does to a span's weight: an edge's error covers all of it.
     #[cold]
     fn foresee(&self, moments: &[Moment], events: &[Event], roster: &mut Roster) {
-        for event in moments.iter().flat_map(|moment| &events[moment.begin as usize..moment.end as usize]) {
+        for event in moments.iter().flat_map(|moment| moment.of(self.first, events)) {
             if (event.scope >> self.domain) & 1 == 0 || !matches!(event.edge, Edge::Weight | Edge::Mark) {
                 continue;
             }

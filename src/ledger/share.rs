@@ -15,7 +15,7 @@ pub(crate) const FINE_BITS: u32 = 32;
 pub(crate) const WEIGHT_ONE: u64 = 1 << 16;
 
 /// The virtual energy clock of one domain.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct ShareClock {
     /// Energy per unit of weight so far.
     pub g: u128,
@@ -89,25 +89,37 @@ fn divide(whole: u128, weight: u64, inverse: u64) -> (u128, u64) {
     if whole >> 62 != 0 {
         return (whole / u128::from(weight), (whole % u128::from(weight)) as u64);
     }
-    let small = whole as u64;
-    let mut rise = ((u128::from(small) * u128::from(inverse)) >> 63) as u64;
-    let mut left = small - rise * weight;
+    let (rise, left) = divide_word(whole as u64, weight, inverse);
+    (u128::from(rise), left)
+}
+
+/// The same for less than 2^62.
+#[inline]
+pub(crate) fn divide_word(whole: u64, weight: u64, inverse: u64) -> (u64, u64) {
+    let mut rise = scale_word(whole, inverse);
+    let mut left = whole - rise * weight;
     // The inverse was rounded down, so the quotient may be one or two short.
     while left >= weight {
         rise += 1;
         left -= weight;
     }
-    (u128::from(rise), left)
+    (rise, left)
 }
 
 /// `energy × inverse / 2^63`, rounded down: energy per unit of weight without a division.
 #[inline]
 fn scale(energy: u128, inverse: u64) -> u128 {
-    if energy >> 64 == 0 {
-        (u128::from(energy as u64) * u128::from(inverse)) >> 63
+    if energy >> 63 == 0 {
+        u128::from(scale_word(energy as u64, inverse))
     } else {
         (energy >> 32).saturating_mul(u128::from(inverse)) >> 31
     }
+}
+
+/// The same for less than 2^63.
+#[inline]
+pub(crate) fn scale_word(energy: u64, inverse: u64) -> u64 {
+    ((u128::from(energy) * u128::from(inverse)) >> 63) as u64
 }
 
 #[cfg(test)]

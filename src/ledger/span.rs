@@ -61,6 +61,17 @@ impl Stand {
             unknown_ns,
         }
     }
+
+    /// Where it stands when `g` more has flowed.
+    #[inline]
+    pub(crate) fn after(&self, measured: u128, g: u64, idle: u128) -> Self {
+        Self {
+            g: self.g + u128::from(g),
+            energy: (measured >> ENERGY_SHIFT) as u64,
+            idle: (idle >> IDLE_SHIFT) as u64,
+            unknown_ns: self.unknown_ns,
+        }
+    }
 }
 
 /// What one domain remembers of one span: one cache line, for every edge of a span touches one in each domain.

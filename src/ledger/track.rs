@@ -8,13 +8,14 @@ use std::collections::VecDeque;
 
 use crate::energy::{Domain, Reading};
 
-use super::bound::{Band, Fence, Group, Post, grains};
+use super::bound::{Band, Fence, Group, Post, grains, place};
+use super::glide::{Glide, Line};
 use super::idle::Idle;
 use super::knot::{Knot, KnotFinder};
-use super::passage::{Ground, Moment, Passage};
+use super::passage::{Ground, Moment, Passage, left_over};
 use super::queue::{Instant, Queue};
 use super::share::{FINE_BITS, ShareClock, inverse_of};
-use super::span::{GRAIN_BITS, Roster, Stand, whole_uj};
+use super::span::{Roster, Stand, whole_uj};
 
 /// The interpolation between two knots.
 #[derive(Debug, Clone, Copy, Default)]
@@ -229,27 +230,53 @@ impl Track {
     /// Passes the group of edges that lie before `limit_ns`, noting a moment for each instant that has one in this
     /// domain; gives the group, and whether there are phases or changes of weight in it.
     fn walk(&mut self, limit_ns: u64, gap: bool, queue: &Queue) -> (Group, bool) {
-        let mut storied = false;
         let mut group = Group::begin(self.clock.inverse());
-        let first = self.passed;
-        for instant in queue.instants.rest(self.cursor) {
-            if instant.at_ns >= limit_ns {
+        let instants = queue.instants.rest(self.cursor);
+        let count = instants.iter().take_while(|instant| instant.at_ns < limit_ns).count();
+        let instants = &instants[..count];
+        let mut next = 0;
+        while next < count {
+            next += self.glide(&instants[next..], &mut group);
+            if let Some(instant) = instants.get(next) {
+                self.advance(instant.at_ns);
+                if (instant.any >> self.index) & 1 == 1 {
+                    self.turn(instant, gap, queue, &mut group);
+                }
+                next += 1;
+            }
+        }
+        self.cursor += count as u64;
+        self.passed = instants.last().map_or(self.passed, |instant| instant.end);
+        (group, instants.iter().any(|instant| instant.storied))
+    }
+
+    /// Passes as many instants as lie inside this step and concern only spans that use this domain; gives how many.
+    fn glide(&mut self, instants: &[Instant], group: &mut Group) -> usize {
+        let step = &self.step;
+        if step.gap || step.rise >> 61 != 0 || self.pos_ns < step.from_ns || self.pos_ns >= step.to_ns {
+            return 0;
+        }
+        let (from_ns, to_ns, power, flowed) = (step.from_ns, step.to_ns, step.power, step.flowed as u64);
+        let line = Line { from_ns, pos_ns: self.pos_ns, flowed, power, idle_rate: self.idle_rate };
+        let mut glide = Glide::begin(line, &self.clock, self.unknown_ns);
+        let mut passed = 0;
+        for instant in instants {
+            if instant.at_ns >= to_ns || (instant.all >> self.index) & 1 == 0 {
                 break;
             }
-            self.advance(instant.at_ns);
-            if (instant.any >> self.index) & 1 == 1 {
-                self.turn(instant, first, gap, queue, &mut group);
-            }
-            self.cursor += 1;
-            self.passed = instant.end;
-            storied |= instant.storied;
+            glide.advance(instant.at_ns);
+            self.moments.push(glide.turn(instant, &mut self.fence, group));
+            passed += 1;
         }
-        (group, storied)
+        self.pos_ns = glide.line.pos_ns;
+        self.step.flowed = u128::from(glide.line.flowed);
+        glide.end(&mut self.clock);
+        passed
     }
 
     /// Applies all edges of one instant: no energy flows between them, so their order cannot matter.
     #[inline]
-    fn turn(&mut self, instant: &Instant, first: u64, gap: bool, queue: &Queue, group: &mut Group) {
+    fn turn(&mut self, instant: &Instant, gap: bool, queue: &Queue, group: &mut Group) {
         let change =
             if (instant.all >> self.index) & 1 == 1 { instant.change } else { self.change(instant, queue) };
         let weight = self.clock.weight().wrapping_add(change);
@@ -258,7 +285,8 @@ impl Track {
         let behind = if same { instant.inverse } else { inverse_of(weight) };
         let left_over = left_over(self.clock.carry);
         self.clock.reweigh(weight, behind);
-        let band = if gap { Band::default() } else { self.fence.band(instant.at_ns, self.clock.measured) };
+        let band =
+            if gap { Band::default() } else { self.fence.band(instant.at_ns, place(self.clock.measured)) };
         group.jump(band, before, behind);
         self.moments.push(Moment {
             stand: self.stand(),
@@ -267,8 +295,8 @@ impl Track {
             whole: same && change == instant.change,
             doubt: band.doubt(),
             left_over,
-            begin: (instant.begin - first) as u32,
-            end: (instant.end - first) as u32,
+            begin: instant.begin,
+            end: instant.end,
         });
     }
 
@@ -291,13 +319,6 @@ impl Track {
             self.dust += share & ((1 << FINE_BITS) - 1);
         }
     }
-}
-
-/// What the last division left over, grains, rounded up.
-#[inline]
-fn left_over(carry: u64) -> u64 {
-    // All weight that can be open is less than 2^60 units.
-    (carry + ((1 << (FINE_BITS - GRAIN_BITS)) - 1)) >> (FINE_BITS - GRAIN_BITS)
 }
 
 /// Milliwatts as fine units per nanosecond.
