@@ -162,38 +162,37 @@ pub(crate) struct Group {
     jumps: u128,
     least: u64,
     most: u64,
-    low: Option<u64>,
+    low: u64,
     high: u64,
 }
 
 impl Group {
-    /// A group that begins while `inverse` = 1/W.
-    pub(crate) fn begin(inverse: u64) -> Self {
+    /// A group that begins while `inverse` = 1/W; its first edge lies in `band`.
+    pub(crate) fn begin(inverse: u64, band: Band) -> Self {
         let least = if inverse == 0 { u64::MAX } else { inverse };
-        Self { jumps: 0, least, most: inverse, low: None, high: 0 }
+        let (low, high) = (band.here.wrapping_sub(band.below), band.here.wrapping_sub(band.below));
+        Self { jumps: 0, least, most: inverse, low, high }
     }
 
     /// At an instant where the truth lies in `band`, 1/W jumps.
     #[inline]
     pub(crate) fn jump(&mut self, band: Band, before: u64, behind: u64) {
-        if self.low.is_none() {
-            self.low = Some(band.here.wrapping_sub(band.below));
-        }
         self.high = band.here.wrapping_add(band.above);
-        if before != 0 && behind != 0 {
+        if behind == 0 {
+            return;
+        }
+        if before != 0 {
             // 1/W was rounded down on both sides.
             let rise = before.abs_diff(behind) + 1;
             self.jumps += ((u128::from(rise) * u128::from(band.doubt())) >> 11) + 1;
         }
-        if behind != 0 {
-            self.least = self.least.min(behind);
-            self.most = self.most.max(behind);
-        }
+        self.least = self.least.min(behind);
+        self.most = self.most.max(behind);
     }
 
     /// How far the truth can move between the group's first and last edge, grains.
     fn spread(&self) -> u64 {
-        self.low.map_or(0, |low| self.high.wrapping_sub(low))
+        self.high.wrapping_sub(self.low)
     }
 
     /// The group's wobble; `drift` grains are the source's own doubt about the step.

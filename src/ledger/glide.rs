@@ -4,7 +4,7 @@
 //! began; the domain's clock takes it over when the glide ends. Invariant: to the last unit it does what
 //! `ShareClock::flow` and `reweigh` would do instant by instant. What does not fit a word is not begun here.
 
-use super::bound::{Fence, Group, place};
+use super::bound::place;
 use super::passage::{Moment, left_over};
 use super::queue::Instant;
 use super::share::{ShareClock, divide_word, inverse_of, scale_word};
@@ -84,19 +84,19 @@ impl Glide {
 
     /// Applies the edges of an instant whose spans all use the domain.
     #[inline]
-    pub(crate) fn turn(&mut self, instant: &Instant, fence: &mut Fence, group: &mut Group) -> Moment {
+    pub(crate) fn turn(&mut self, instant: &Instant) -> Moment {
         let weight = self.weight.wrapping_add(instant.change);
         let whole = weight == instant.total;
         let behind = if whole { instant.inverse } else { inverse_of(weight) };
         let measured = self.zero + u128::from(self.line.flowed);
-        let band = fence.band(instant.at_ns, place(measured));
-        group.jump(band, self.inverse, behind);
         let moment = Moment {
+            at_ns: instant.at_ns,
+            here: place(measured),
             stand: self.start.after(measured, self.since.g, self.idle + u128::from(self.since.idle)),
             before: self.inverse,
             behind,
             whole,
-            doubt: band.doubt(),
+            doubt: 0,
             left_over: left_over(self.carry),
             begin: instant.begin,
             end: instant.end,

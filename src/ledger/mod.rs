@@ -343,23 +343,14 @@ impl Ledger {
 
     /// Counts who was open together, in the order of time, and tells each edge what holds for all domains.
     fn count_heads(&mut self, behind_ns: u64) {
-        let Queue { events, instants } = &mut self.queue;
+        let Queue { events, instants, storied } = &mut self.queue;
         let mut waiting = events.rest_mut(self.head);
         while let Some((at_ns, length)) = first_instant(waiting, behind_ns) {
             let (events, rest) = waiting.split_at_mut(length);
             let (total, inverse) = (self.total, self.inverse);
             let begin = self.head;
-            let mut instant = Instant {
-                at_ns,
-                begin,
-                end: begin,
-                any: 0,
-                all: u64::MAX,
-                change: 0,
-                total,
-                inverse,
-                storied: false,
-            };
+            let mut instant =
+                Instant { at_ns, begin, end: begin, any: 0, all: u64::MAX, change: 0, total, inverse };
             let (mut opened, mut closed) = (0, 0);
             for event in &mut *events {
                 let index = instant.end;
@@ -376,8 +367,8 @@ impl Ledger {
                         opened += 1;
                         span.turned = index;
                     }
-                    Edge::Weight => span.turned = index,
-                    Edge::Mark => event.weight = span.headed,
+                    Edge::Weight => (span.turned, *storied) = (index, instant.end),
+                    Edge::Mark => (event.weight, *storied) = (span.headed, instant.end),
                     Edge::Close => {
                         closed += 1;
                         span.peak = self.crowd.peak(span.opened_ns);

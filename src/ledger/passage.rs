@@ -13,6 +13,9 @@ use super::span::{Cut, GRAIN_BITS, Mark, NO_BOUND, Roster, Stand, remembered, sh
 /// One instant of a group as the domain passed it.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Moment {
+    pub at_ns: u64,
+    /// Where our figure lies on the axis of energy, grains.
+    pub here: u64,
     pub stand: Stand,
     /// 1/W before and behind,
     pub before: u64,

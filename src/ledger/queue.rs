@@ -49,8 +49,6 @@ pub(crate) struct Instant {
     /// The open weight of all spans behind it, and its inverse: right for every domain that all spans use.
     pub total: u64,
     pub inverse: u64,
-    /// Whether one of its spans has phases or changes of weight.
-    pub storied: bool,
 }
 
 impl Instant {
@@ -60,7 +58,6 @@ impl Instant {
         self.any |= event.scope;
         self.all &= event.scope;
         self.change = self.change.wrapping_add(event.weight).wrapping_sub(event.before);
-        self.storied |= event.storied;
     }
 }
 
@@ -133,6 +130,8 @@ pub(crate) struct Queue {
     pub events: Belt<Event>,
     /// Of the events that the head has passed.
     pub instants: Belt<Instant>,
+    /// The index one behind the last event that changes a weight or begins a phase.
+    pub storied: u64,
 }
 
 impl Queue {

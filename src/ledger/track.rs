@@ -143,12 +143,14 @@ impl Track {
         let rise_uj = if knot.gap { 0 } else { knot.energy_uj.saturating_sub(self.tip.energy_uj) };
         let drift = self.reach(knot, rise_uj, duration_ns);
         let quiet = self.clock.weight() == 0;
-        let first = self.passed;
-        let (group, storied) = self.walk(limit_ns, knot.gap, queue);
+        let (first, inverse) = (self.passed, self.clock.inverse());
+        self.walk(limit_ns, queue);
         self.advance(limit_ns);
         if !self.moments.is_empty() || drift != 0 {
+            let group = self.weigh(inverse, knot.gap);
+            let (gap, storied) = (knot.gap, queue.storied > first);
             let idle_known = self.idle.power_mw().is_some();
-            let ground = Ground { domain: self.index, first, gap: knot.gap, idle_known, drift, storied };
+            let ground = Ground { domain: self.index, first, gap, idle_known, drift, storied };
             let events = queue.events.rest(first);
             Passage::new(ground, group, &mut self.wobble).tell(&self.moments, events, roster, done);
             self.moments.clear();
@@ -228,55 +230,54 @@ impl Track {
     }
 
     /// Passes the group of edges that lie before `limit_ns`, noting a moment for each instant that has one in this
-    /// domain; gives the group, and whether there are phases or changes of weight in it.
-    fn walk(&mut self, limit_ns: u64, gap: bool, queue: &Queue) -> (Group, bool) {
-        let mut group = Group::begin(self.clock.inverse());
-        let instants = queue.instants.rest(self.cursor);
-        let count = instants.iter().take_while(|instant| instant.at_ns < limit_ns).count();
-        let instants = &instants[..count];
-        let mut next = 0;
-        while next < count {
-            next += self.glide(&instants[next..], &mut group);
-            if let Some(instant) = instants.get(next) {
-                self.advance(instant.at_ns);
-                if (instant.any >> self.index) & 1 == 1 {
-                    self.turn(instant, gap, queue, &mut group);
-                }
-                next += 1;
+    /// domain.
+    fn walk(&mut self, limit_ns: u64, queue: &Queue) {
+        let mut instants = queue.instants.rest(self.cursor);
+        loop {
+            let glided = self.glide(instants, limit_ns);
+            self.cursor += glided as u64;
+            instants = &instants[glided..];
+            let Some((instant, rest)) = instants.split_first().filter(|next| next.0.at_ns < limit_ns) else {
+                break;
+            };
+            self.advance(instant.at_ns);
+            if (instant.any >> self.index) & 1 == 1 {
+                self.turn(instant, queue);
             }
+            self.cursor += 1;
+            self.passed = instant.end;
+            instants = rest;
         }
-        self.cursor += count as u64;
-        self.passed = instants.last().map_or(self.passed, |instant| instant.end);
-        (group, instants.iter().any(|instant| instant.storied))
     }
 
     /// Passes as many instants as lie inside this step and concern only spans that use this domain; gives how many.
-    fn glide(&mut self, instants: &[Instant], group: &mut Group) -> usize {
+    fn glide(&mut self, instants: &[Instant], limit_ns: u64) -> usize {
         let step = &self.step;
         if step.gap || step.rise >> 61 != 0 || self.pos_ns < step.from_ns || self.pos_ns >= step.to_ns {
             return 0;
         }
-        let (from_ns, to_ns, power, flowed) = (step.from_ns, step.to_ns, step.power, step.flowed as u64);
-        let line = Line { from_ns, pos_ns: self.pos_ns, flowed, power, idle_rate: self.idle_rate };
+        let (limit_ns, flowed) = (limit_ns.min(step.to_ns), step.flowed as u64);
+        let (from_ns, pos_ns, power, idle_rate) = (step.from_ns, self.pos_ns, step.power, self.idle_rate);
+        let line = Line { from_ns, pos_ns, flowed, power, idle_rate };
         let mut glide = Glide::begin(line, &self.clock, self.unknown_ns);
-        let mut passed = 0;
+        let before = self.moments.len();
         for instant in instants {
-            if instant.at_ns >= to_ns || (instant.all >> self.index) & 1 == 0 {
+            if instant.at_ns >= limit_ns || (instant.all >> self.index) & 1 == 0 {
                 break;
             }
             glide.advance(instant.at_ns);
-            self.moments.push(glide.turn(instant, &mut self.fence, group));
-            passed += 1;
+            self.moments.push(glide.turn(instant));
         }
         self.pos_ns = glide.line.pos_ns;
         self.step.flowed = u128::from(glide.line.flowed);
         glide.end(&mut self.clock);
+        let passed = self.moments.len() - before;
+        self.passed = instants[..passed].last().map_or(self.passed, |instant| instant.end);
         passed
     }
 
     /// Applies all edges of one instant: no energy flows between them, so their order cannot matter.
-    #[inline]
-    fn turn(&mut self, instant: &Instant, gap: bool, queue: &Queue, group: &mut Group) {
+    fn turn(&mut self, instant: &Instant, queue: &Queue) {
         let change =
             if (instant.all >> self.index) & 1 == 1 { instant.change } else { self.change(instant, queue) };
         let weight = self.clock.weight().wrapping_add(change);
@@ -285,19 +286,32 @@ impl Track {
         let behind = if same { instant.inverse } else { inverse_of(weight) };
         let left_over = left_over(self.clock.carry);
         self.clock.reweigh(weight, behind);
-        let band =
-            if gap { Band::default() } else { self.fence.band(instant.at_ns, place(self.clock.measured)) };
-        group.jump(band, before, behind);
         self.moments.push(Moment {
+            at_ns: instant.at_ns,
+            here: place(self.clock.measured),
             stand: self.stand(),
             before,
             behind,
             whole: same && change == instant.change,
-            doubt: band.doubt(),
+            doubt: 0,
             left_over,
             begin: instant.begin,
             end: instant.end,
         });
+    }
+
+    /// Tells each moment how far the truth can be from our figure; `inverse` is 1/W before the first.
+    fn weigh(&mut self, inverse: u64, gap: bool) -> Group {
+        let fence = &mut self.fence;
+        let mut band = |at_ns: u64, here: u64| if gap { Band::default() } else { fence.band(at_ns, here) };
+        let first = self.moments.first().map_or(Band::default(), |first| band(first.at_ns, first.here));
+        let mut group = Group::begin(inverse, first);
+        for moment in &mut self.moments {
+            let band = band(moment.at_ns, moment.here);
+            moment.doubt = band.doubt();
+            group.jump(band, moment.before, moment.behind);
+        }
+        group
     }
 
     /// What an instant adds to the weight where not all of its spans use this domain.
