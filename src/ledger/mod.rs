@@ -230,7 +230,10 @@ impl Ledger {
     pub fn advance(&mut self, now_ns: u64) {
         let behind_ns = self.horizon_ns(now_ns);
         self.settled_ns = now_ns;
+        let head = self.head;
         self.count_heads(behind_ns);
+        let passed = self.head - head;
+        self.roster.touch(&self.queue.events.rest(head)[..passed as usize]);
         let busy = self.busy();
         for track in &mut self.tracks {
             let unpassed = track.passed < self.queue.events.end();
