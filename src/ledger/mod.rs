@@ -134,10 +134,9 @@ impl Ledger {
             return Err(Refused::Full { quota: "open spans", limit: self.settings.max_open });
         }
         self.room_for_an_edge()?;
-        let asked: Option<u64> = opening.domains.as_ref().map(|list| {
-            list.iter().filter(|&&index| index < self.tracks.len()).fold(0, |bits, index| bits | 1 << index)
-        });
-        let scope = asked.unwrap_or(self.live);
+        let known = |index: &&usize| **index < self.tracks.len();
+        let asked = |list: &Vec<usize>| list.iter().filter(known).fold(0, |bits, index| bits | 1 << index);
+        let scope = opening.domains.as_ref().map_or(self.live, asked);
         let opened_ns = opening.at_ns.max(self.horizon_ns(now_ns));
         if self.roster.len() == 0 {
             self.busy_since_ns = now_ns;
@@ -338,8 +337,8 @@ impl Ledger {
         if span.life != Life::Open {
             return Err(Refused::AlreadyClosed);
         }
-        if at_ns < span.asked_ns {
-            return Err(Refused::InvalidTime { earliest_ns: span.asked_ns, latest_ns: now_ns });
+        if at_ns < span.asked_ns() {
+            return Err(Refused::InvalidTime { earliest_ns: span.asked_ns(), latest_ns: now_ns });
         }
         Ok(at_ns.max(self.horizon_ns(now_ns)).max(span.opened_ns))
     }
@@ -363,8 +362,7 @@ impl Ledger {
                     event.scope = 0;
                     continue;
                 };
-                (event.before, event.turned, event.storied) =
-                    (span.headed, span.turned, span.story.is_some());
+                (event.before, event.turned, event.storied) = (span.headed, span.turned, span.storied);
                 match event.edge {
                     Edge::Open => {
                         opened += 1;
@@ -452,10 +450,13 @@ fn event(at_ns: u64, key: SpanKey, scope: u64, edge: Edge, weight: u64) -> Event
 }
 
 /// A weight in units of 2^-16.
+#[inline]
 fn units_of(weight: f64) -> Result<u64, Refused> {
-    if weight == 1.0 {
-        return Ok(WEIGHT_ONE);
-    }
+    if weight == 1.0 { Ok(WEIGHT_ONE) } else { odd_units_of(weight) }
+}
+
+#[cold]
+fn odd_units_of(weight: f64) -> Result<u64, Refused> {
     let refuse = |reason: &str| Err(Refused::InvalidValue { field: "weight", reason: reason.into() });
     if !weight.is_finite() || weight < 0.0 {
         return refuse("must be a number of at least 0; leave it out for 1");

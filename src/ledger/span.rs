@@ -258,32 +258,37 @@ pub(crate) struct Story {
     pub lanes: Vec<Lane>,
 }
 
+/// A span. What its close and its settling need comes first and fills one cache line.
 #[derive(Debug, Default)]
+#[repr(C, align(64))]
 pub(crate) struct Span {
-    pub generation: u32,
-    pub life: Life,
-    pub id: Box<str>,
-    pub name: Box<str>,
-    pub attributes: BTreeMap<String, String>,
-    pub uid: u32,
     pub opened_ns: u64,
-    pub asked_ns: u64,
     pub closed_ns: u64,
+    /// How far its edges were moved from where the client asked, together.
     pub moved_ns: u64,
-    pub unix_ns: u64,
-    /// The latest weight, 2^-16.
-    pub weight: u64,
     /// Domains it uses, one bit each.
     pub scope: u64,
-    /// Of them, those in the host's total.
-    pub counted: u64,
-    pub peak: u32,
-    /// The weight at the queue's head, the index of the edge that set it, and whether the head has passed the close.
+    /// The weight at the queue's head, and the index of the edge that set it.
     pub headed: u64,
     pub turned: u64,
+    pub generation: u32,
+    pub peak: u32,
+    pub life: Life,
+    /// Whether the head has passed the close.
     pub gone: bool,
     pub abandoned: bool,
     pub cancelled: bool,
+    /// Whether it has a story.
+    pub storied: bool,
+    pub uid: u32,
+    /// Of its domains, those in the host's total.
+    pub counted: u64,
+    /// The latest weight, 2^-16.
+    pub weight: u64,
+    pub unix_ns: u64,
+    pub id: Box<str>,
+    pub name: Box<str>,
+    pub attributes: BTreeMap<String, String>,
     pub story: Option<Box<Story>>,
 }
 
@@ -304,11 +309,13 @@ impl Roster {
     }
 
     /// How many slots are in use.
+    #[inline]
     pub(crate) fn len(&self) -> usize {
         self.spans.len() - self.free.len()
     }
 
     /// Takes a slot for a new span.
+    #[inline]
     pub(crate) fn admit(&mut self, opening: Opening, opened_ns: u64, weight: u64, scope: u64) -> SpanKey {
         let slot = self.free.pop().unwrap_or_else(|| self.grow());
         let at = slot as usize;
@@ -332,6 +339,7 @@ impl Roster {
     }
 
     /// Gives the slot away again and hands out what is left of the span.
+    #[inline]
     pub(crate) fn release(&mut self, slot: u32) -> &mut Span {
         self.free.push(slot);
         let span = &mut self.spans[slot as usize];
@@ -340,6 +348,7 @@ impl Roster {
     }
 
     /// The span of a key, unless it is gone.
+    #[inline]
     pub(crate) fn find(&self, key: SpanKey) -> Option<&Span> {
         self.spans
             .get(key.slot())
@@ -347,6 +356,7 @@ impl Roster {
     }
 
     /// The same, to change it.
+    #[inline]
     pub(crate) fn find_mut(&mut self, key: SpanKey) -> Option<&mut Span> {
         self.spans
             .get_mut(key.slot())
@@ -393,21 +403,30 @@ impl Roster {
     }
 
     /// A live slot's span and marks, by domain.
+    #[inline]
     pub(crate) fn view(&self, slot: u32) -> (&Span, &[Mark]) {
         let at = slot as usize;
         (&self.spans[at], &self.marks[at * self.stride..(at + 1) * self.stride])
     }
 
+    #[inline]
     pub(crate) fn span_mut(&mut self, slot: u32) -> &mut Span {
         &mut self.spans[slot as usize]
     }
 
+    #[inline]
     pub(crate) fn key(&self, slot: u32) -> SpanKey {
         SpanKey::new(slot, self.spans[slot as usize].generation)
     }
 }
 
 impl Span {
+    /// When the client says that it began; only while the span is open.
+    #[inline]
+    pub(crate) fn asked_ns(&self) -> u64 {
+        self.opened_ns - self.moved_ns
+    }
+
     /// A new span in this slot; field by field, for a whole new `Span` would be written twice.
     #[inline]
     fn begin(&mut self, opening: Opening, opened_ns: u64, weight: u64, scope: u64) {
@@ -419,7 +438,6 @@ impl Span {
         replace(&mut self.attributes, attributes);
         self.uid = uid;
         self.opened_ns = opened_ns;
-        self.asked_ns = at_ns;
         self.closed_ns = 0;
         self.moved_ns = opened_ns - at_ns.min(opened_ns);
         self.unix_ns = unix_ns;
@@ -430,11 +448,14 @@ impl Span {
         self.headed = 0;
         self.turned = 0;
         (self.gone, self.abandoned, self.cancelled) = (false, false, false);
-        self.story = None;
+        if self.storied {
+            (self.storied, self.story) = (false, None);
+        }
     }
 
     /// The span's rarer half, made when first needed.
     pub(crate) fn story(&mut self, domains: usize) -> &mut Story {
+        self.storied = true;
         self.story.get_or_insert_with(|| {
             Box::new(Story { phases: Vec::new(), lanes: vec![Lane::default(); domains] })
         })
