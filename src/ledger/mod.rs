@@ -15,6 +15,7 @@ pub mod account;
 mod bound;
 mod crowd;
 mod glide;
+mod head;
 mod idle;
 mod knot;
 mod passage;
@@ -28,10 +29,9 @@ mod track;
 pub use terms::{Opening, Refused, Settings, SpanKey};
 
 use account::{Account, Balance};
-use bound::fraction;
-use crowd::Crowd;
-use queue::{Edge, Event, Instant, Queue, first_instant};
-use share::{FINE_BITS, WEIGHT_ONE, inverse_of};
+use head::Head;
+use queue::{Edge, Event, Queue};
+use share::{FINE_BITS, WEIGHT_ONE};
 use span::{Life, Roster};
 use track::Track;
 
@@ -47,11 +47,7 @@ pub struct Ledger {
     tracks: Vec<Track>,
     roster: Roster,
     queue: Queue,
-    crowd: Crowd,
-    head: u64,
-    /// The open weight of all spans at the queue's head, and its inverse.
-    total: u64,
-    inverse: u64,
+    head: Head,
     /// The domains that are live, and those in the host's total, one bit each.
     live: u64,
     counted: u64,
@@ -81,10 +77,7 @@ impl Ledger {
             tracks,
             settings,
             queue: Queue::default(),
-            crowd: Crowd::default(),
-            head: 0,
-            total: 0,
-            inverse: 0,
+            head: Head::default(),
             live: all,
             counted: all,
             open: 0,
@@ -229,10 +222,7 @@ impl Ledger {
     pub fn advance(&mut self, now_ns: u64) {
         let behind_ns = self.horizon_ns(now_ns);
         self.settled_ns = now_ns;
-        let head = self.head;
-        self.count_heads(behind_ns);
-        let passed = self.head - head;
-        self.roster.touch(&self.queue.events.rest(head)[..passed as usize]);
+        self.head.advance(behind_ns, &mut self.queue, &mut self.roster, &mut self.done);
         let busy = self.busy();
         for track in &mut self.tracks {
             let unpassed = track.passed < self.queue.events.end();
@@ -246,7 +236,7 @@ impl Ledger {
         }
         let heads = self.queue.instants.end();
         let passed = self.tracks.iter().map(|track| track.cursor).min().unwrap_or(heads);
-        self.queue.forget(passed, self.head);
+        self.queue.forget(passed, self.head.passed);
     }
 
     /// Shows each freshly settled span's figures once, and forgets the span.
@@ -341,62 +331,6 @@ impl Ledger {
             return Err(Refused::InvalidTime { earliest_ns: span.asked_ns(), latest_ns: now_ns });
         }
         Ok(at_ns.max(self.horizon_ns(now_ns)).max(span.opened_ns))
-    }
-
-    /// Counts who was open together, in the order of time, and tells each edge what holds for all domains.
-    fn count_heads(&mut self, behind_ns: u64) {
-        let Queue { events, instants, storied } = &mut self.queue;
-        let mut waiting = events.rest_mut(self.head);
-        while let Some((at_ns, length)) = first_instant(waiting, behind_ns) {
-            let (events, rest) = waiting.split_at_mut(length);
-            let (total, inverse) = (self.total, self.inverse);
-            let begin = self.head;
-            let mut instant =
-                Instant { at_ns, begin, end: begin, any: 0, all: u64::MAX, change: 0, total, inverse };
-            let (mut opened, mut closed) = (0, 0);
-            for event in &mut *events {
-                let index = instant.end;
-                instant.end += 1;
-                let Some(span) = self.roster.span_of(event) else {
-                    // Stamped behind its span's close: it says nothing about the span.
-                    event.scope = 0;
-                    continue;
-                };
-                (event.before, event.turned, event.storied) = (span.headed, span.turned, span.storied);
-                match event.edge {
-                    Edge::Open => {
-                        opened += 1;
-                        span.turned = index;
-                    }
-                    Edge::Weight => (span.turned, *storied) = (index, instant.end),
-                    Edge::Mark => (event.weight, *storied) = (span.headed, instant.end),
-                    Edge::Close => {
-                        closed += 1;
-                        span.peak = self.crowd.peak(span.opened_ns);
-                        span.gone = true;
-                        if event.scope == 0 {
-                            self.done.push(event.slot);
-                        }
-                    }
-                }
-                span.headed = event.weight;
-                instant.add(event);
-            }
-            self.crowd.change(at_ns, opened, closed);
-            if instant.change != 0 {
-                instant.total = total.wrapping_add(instant.change);
-                instant.inverse = inverse_of(instant.total);
-            }
-            for event in events {
-                event.part = match event.edge {
-                    Edge::Close => fraction(event.before, inverse),
-                    _ => fraction(event.weight, instant.inverse),
-                };
-            }
-            (self.head, self.total, self.inverse) = (instant.end, instant.total, instant.inverse);
-            instants.push(instant);
-            waiting = rest;
-        }
     }
 }
 

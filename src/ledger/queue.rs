@@ -55,6 +55,10 @@ impl Instant {
     /// One more of its events.
     #[inline]
     pub(crate) fn add(&mut self, event: &Event) {
+        self.end += 1;
+        if event.scope == 0 && event.weight == event.before {
+            return;
+        }
         self.any |= event.scope;
         self.all &= event.scope;
         self.change = self.change.wrapping_add(event.weight).wrapping_sub(event.before);
