@@ -7,8 +7,8 @@
 //! a group's jumps the sum is also at most (U − L)·(max f − min f), because E can only climb from L to U once.
 //! Invariant: every figure rounds up. Owns no time and no span.
 
+use super::mark::{GRAIN_BITS, NO_BOUND};
 use super::share::FINE_BITS;
-use super::span::{GRAIN_BITS, NO_BOUND};
 
 /// A knot on the axis of vouched energy. Energies here are grains, wrapping: only differences mean anything.
 #[derive(Debug, Clone, Copy)]

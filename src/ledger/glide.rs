@@ -5,10 +5,10 @@
 //! `ShareClock::flow` and `reweigh` would do instant by instant. What does not fit a word is not begun here.
 
 use super::bound::place;
+use super::mark::Stand;
 use super::passage::{Moment, left_over};
 use super::queue::Instant;
 use super::share::{ShareClock, divide_word, inverse_of, scale_word};
-use super::span::Stand;
 
 /// The straight line, and where on it the domain is.
 #[derive(Debug, Clone, Copy)]

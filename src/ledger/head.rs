@@ -7,8 +7,8 @@
 use super::bound::fraction;
 use super::crowd::Crowd;
 use super::queue::{Edge, Event, Instant, Queue, first_instant};
+use super::roster::Roster;
 use super::share::inverse_of;
-use super::span::Roster;
 
 /// The head.
 #[derive(Debug, Default)]

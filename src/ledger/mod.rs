@@ -18,9 +18,11 @@ mod glide;
 mod head;
 mod idle;
 mod knot;
+mod mark;
 mod passage;
 mod queue;
 mod result;
+mod roster;
 mod share;
 mod span;
 mod terms;
@@ -30,9 +32,11 @@ pub use terms::{Opening, Refused, Settings, SpanKey};
 
 use account::{Account, Balance};
 use head::Head;
+use mark::{Mark, whole_uj};
 use queue::{Edge, Event, Queue};
+use roster::Roster;
 use share::{FINE_BITS, WEIGHT_ONE};
-use span::{Life, Roster};
+use span::Life;
 use track::Track;
 
 /// The heaviest weight a span can have.
@@ -301,9 +305,9 @@ impl Ledger {
                     clock.alone + u128::from(clock.carry) + track.cancelled + track.dust + (running & mask);
                 Balance {
                     domain: track.domain.name.clone(),
-                    measured_uj: span::whole_uj(clock.measured),
-                    attributed_uj: track.settled_uj + span::whole_uj(running),
-                    unattributed_uj: span::whole_uj(rest),
+                    measured_uj: whole_uj(clock.measured),
+                    attributed_uj: track.settled_uj + whole_uj(running),
+                    unattributed_uj: whole_uj(rest),
                 }
             })
             .collect()
@@ -338,7 +342,7 @@ impl Ledger {
 pub struct Settled<'a> {
     key: SpanKey,
     span: &'a span::Span,
-    marks: &'a [span::Mark],
+    marks: &'a [Mark],
     tracks: &'a [Track],
 }
 
@@ -351,7 +355,7 @@ impl Settled<'_> {
     /// Its share of one domain, microjoules; `None` where it does not use it.
     pub fn share_uj(&self, domain: usize) -> Option<u64> {
         let used = domain < self.marks.len() && (self.span.scope >> domain) & 1 == 1;
-        used.then(|| span::whole_uj(self.marks[domain].g))
+        used.then(|| whole_uj(self.marks[domain].g))
     }
 
     /// The whole account.

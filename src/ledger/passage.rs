@@ -6,9 +6,11 @@
 //! group to group. Owns nothing that outlives the group.
 
 use super::bound::{Group, fraction, part, weighed};
+use super::mark::{GRAIN_BITS, Mark, NO_BOUND, Stand, remembered, shaken_since};
 use super::queue::{Edge, Event};
+use super::roster::Roster;
 use super::share::{FINE_BITS, WEIGHT_ONE};
-use super::span::{Cut, GRAIN_BITS, Mark, NO_BOUND, Roster, Stand, remembered, shaken_since};
+use super::span::Cut;
 
 /// One instant of a group as the domain passed it.
 #[derive(Debug, Clone, Copy)]

@@ -6,8 +6,9 @@ use crate::energy::Grade;
 
 use super::account::{Account, Phase, Share, State};
 use super::bound::guaranteed_uj;
+use super::mark::{Mark, Stage, shaken_since, whole_uj};
 use super::share::WEIGHT_ONE;
-use super::span::{Cut, Lane, Life, Mark, Span, Stage, shaken_since, whole_uj};
+use super::span::{Cut, Lane, Life, Span};
 use super::track::Track;
 
 /// The account of a span that every domain has passed.

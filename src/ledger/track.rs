@@ -12,10 +12,11 @@ use super::bound::{Band, Fence, Group, Post, grains, place};
 use super::glide::{Glide, Line};
 use super::idle::Idle;
 use super::knot::{Knot, KnotFinder};
+use super::mark::{Stand, whole_uj};
 use super::passage::{Ground, Moment, Passage, left_over};
 use super::queue::{Instant, Queue};
+use super::roster::Roster;
 use super::share::{FINE_BITS, ShareClock, inverse_of};
-use super::span::{Roster, Stand, whole_uj};
 
 /// The interpolation between two knots.
 #[derive(Debug, Clone, Copy, Default)]
