@@ -110,6 +110,11 @@ impl Fence {
         self.ceiling.checked_mul(duration_ns).map_or((NO_BOUND >> 2) as i64, |climb| (climb >> 16) as i64 + 1)
     }
 
+    /// The same, in grains, where the hardest draw is known.
+    pub(crate) fn known_most_in(&self, duration_ns: u64) -> Option<u64> {
+        (self.ceiling != 0).then(|| self.most_in(duration_ns) as u64)
+    }
+
     /// How far the truth can be from our figure `here` at `at_ns`. The last post must be the first whose `early_ns`
     /// is not before `at_ns`, and `at_ns` not before that of the last call since the last post.
     #[inline]

@@ -97,6 +97,7 @@ impl Glide {
             behind,
             whole,
             doubt: 0,
+            drift: (0, 0),
             left_over: left_over(self.carry),
             begin: instant.begin,
             end: instant.end,

@@ -26,6 +26,8 @@ pub(crate) struct Moment {
     pub whole: bool,
     /// How far the truth can be from our figure, grains.
     pub doubt: u64,
+    /// Of the source's own doubt about the step, how much can lie before this instant and how much behind it, grains.
+    pub drift: (u64, u64),
     /// What the last division left over belongs to spans before this instant and goes to those behind it, grains.
     pub left_over: u64,
     /// The indices of its events.
@@ -52,6 +54,7 @@ pub(crate) fn left_over(carry: u64) -> u64 {
 #[derive(Debug, Clone, Copy)]
 struct Dues {
     weight: u64,
+    drift: u64,
     cap: u64,
     inside: u64,
     /// What rounding 1/W down can leave out, grains.
@@ -77,7 +80,6 @@ pub(crate) struct Passage {
     /// The source's own doubt about the step, grains.
     drift: u64,
     group: Group,
-    wobble: u128,
     /// The domain's wobble before the group and behind it, as marks remember it.
     before: u64,
     behind: u64,
@@ -111,12 +113,11 @@ impl Passage {
             storied,
             drift,
             group,
-            wobble: *wobble - before,
             before: remembered(before),
             behind: remembered(*wobble),
-            dues: Dues { weight: WEIGHT_ONE, cap: 0, inside: 0, left_out: 0 },
+            dues: Dues { weight: WEIGHT_ONE, drift, cap: 0, inside: 0, left_out: 0 },
         };
-        passage.dues = passage.dues_of(WEIGHT_ONE);
+        passage.dues = passage.dues_of(WEIGHT_ONE, drift);
         passage
     }
 
@@ -153,7 +154,7 @@ impl Passage {
     #[inline]
     fn open(&mut self, event: &Event, moment: &Moment, mark: &mut Mark) {
         let of_all = if moment.whole { event.part } else { fraction(event.weight, moment.behind) };
-        let own = self.own(part(moment.doubt, of_all), event.weight, event.weight, moment);
+        let own = self.own(part(moment.doubt, of_all), event.weight, event.weight, moment, moment.drift.1);
         mark.begin(&moment.stand, event.weight, self.idle_known);
         mark.begin_group(own.error, self.behind);
     }
@@ -161,7 +162,7 @@ impl Passage {
     #[inline]
     fn close(&mut self, event: &Event, moment: &Moment, mark: &mut Mark) {
         let of_all = if moment.whole { event.part } else { fraction(event.before, moment.before) };
-        let own = self.own(part(moment.doubt, of_all), event.before, event.before, moment);
+        let own = self.own(part(moment.doubt, of_all), event.before, event.before, moment, moment.drift.0);
         let error = self.up_to(event, mark, own);
         mark.finish(&moment.stand, (0, 0), error);
     }
@@ -182,7 +183,7 @@ impl Passage {
             }
         };
         let widened = if self.holds_turn_of(event) { weight.max(lane.widest) } else { weight };
-        let own = self.own(error, weight, widened, moment);
+        let own = self.own(error, weight, widened, moment, self.drift);
         match event.edge {
             Edge::Mark => {
                 let share = lane.share + mark.share(stand);
@@ -226,11 +227,12 @@ impl Passage {
         }
     }
 
-    /// What this edge's error is: `error` of its own, and what the group does to a span of this weight.
+    /// What this edge's error is: `error` of its own, and what the group does to a span of this weight, of which at most
+    /// `drift` is the source's own doubt about the time on the span's side of the edge.
     #[inline]
-    fn own(&mut self, error: u64, weight: u64, widened: u64, moment: &Moment) -> Own {
-        if widened != self.dues.weight {
-            self.dues = self.dues_of(widened);
+    fn own(&mut self, error: u64, weight: u64, widened: u64, moment: &Moment, drift: u64) -> Own {
+        if widened != self.dues.weight || drift != self.dues.drift {
+            self.dues = self.dues_of(widened, drift);
         }
         let left_over =
             moment.left_over + if weight == widened { self.dues.left_out } else { left_out(weight) };
@@ -239,15 +241,16 @@ impl Passage {
     }
 
     #[cold]
-    fn dues_of(&self, weight: u64) -> Dues {
+    fn dues_of(&self, weight: u64, drift: u64) -> Dues {
         let left_out = left_out(weight);
         if self.gap {
-            return Dues { weight, cap: NO_BOUND, inside: NO_BOUND, left_out };
+            return Dues { weight, drift, cap: NO_BOUND, inside: NO_BOUND, left_out };
         }
         Dues {
             weight,
-            cap: self.group.cap(weight, self.drift),
-            inside: weighed(self.wobble, weight),
+            drift,
+            cap: self.group.cap(weight, drift),
+            inside: weighed(self.group.wobble(drift), weight),
             left_out,
         }
     }

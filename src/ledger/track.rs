@@ -143,12 +143,15 @@ impl Track {
         let duration_ns = knot.at_ns.saturating_sub(self.tip.at_ns);
         let rise_uj = if knot.gap { 0 } else { knot.energy_uj.saturating_sub(self.tip.energy_uj) };
         let drift = self.reach(knot, rise_uj, duration_ns);
-        let quiet = self.clock.weight() == 0;
+        let (quiet, begun_ns) = (self.clock.weight() == 0, self.pos_ns);
         let (first, inverse) = (self.passed, self.clock.inverse());
         self.walk(limit_ns, queue);
         self.advance(limit_ns);
         if !self.moments.is_empty() || drift != 0 {
             let group = self.weigh(inverse, knot.gap);
+            if drift != 0 {
+                self.locate(drift, begun_ns, limit_ns);
+            }
             let (gap, storied) = (knot.gap, queue.storied > first);
             let idle_known = self.idle.power_mw().is_some();
             let ground = Ground { domain: self.index, first, gap, idle_known, drift, storied };
@@ -295,6 +298,7 @@ impl Track {
             behind,
             whole: same && change == instant.change,
             doubt: 0,
+            drift: (0, 0),
             left_over,
             begin: instant.begin,
             end: instant.end,
@@ -313,6 +317,20 @@ impl Track {
             group.jump(band, moment.before, moment.behind);
         }
         group
+    }
+
+    /// Tells each moment how much of a model's doubt about the step can lie on either side of it: no more than the
+    /// hardest draw makes in that time, so that a span does not answer for a quiet hour before it.
+    fn locate(&mut self, drift: u64, begun_ns: u64, limit_ns: u64) {
+        let fence = &self.fence;
+        let within =
+            |duration_ns: u64| fence.known_most_in(duration_ns).map_or(drift, |most| most.min(drift));
+        for moment in &mut self.moments {
+            moment.drift = (
+                within(moment.at_ns.saturating_sub(begun_ns)),
+                within(limit_ns.saturating_sub(moment.at_ns)),
+            );
+        }
     }
 
     /// What an instant adds to the weight where not all of its spans use this domain.
