@@ -13,6 +13,7 @@ use crate::energy::{Domain, Reading};
 pub mod account;
 
 mod bound;
+mod course;
 mod crowd;
 mod glide;
 mod head;
@@ -23,24 +24,25 @@ mod passage;
 mod queue;
 mod result;
 mod roster;
+mod settle;
+mod settled;
 mod share;
 mod span;
 mod terms;
 mod track;
+mod weight;
 
+pub use settled::Settled;
 pub use terms::{Opening, Refused, Settings, SpanKey};
 
 use account::{Account, Balance};
 use head::Head;
-use mark::{Mark, whole_uj};
 use queue::{Edge, Event, Queue};
 use roster::Roster;
-use share::{FINE_BITS, WEIGHT_ONE};
 use span::Life;
 use track::Track;
+use weight::units_of;
 
-/// The heaviest weight a span can have.
-const HEAVIEST: f64 = 1e6;
 /// The most domains one ledger can hold: one bit each.
 pub const MOST_DOMAINS: usize = 64;
 
@@ -215,61 +217,6 @@ impl Ledger {
         Ok(())
     }
 
-    /// Settles everything that readings and the horizon allow, and appends the settled accounts to `into`. A
-    /// settled span leaves the ledger: its key is unknown from then on.
-    pub fn settle(&mut self, now_ns: u64, into: &mut Vec<(SpanKey, Account)>) {
-        self.advance(now_ns);
-        self.hand_out(|settled| into.push((settled.key(), settled.account())));
-    }
-
-    /// Settles everything that readings and the horizon allow; the figures wait for [`Ledger::hand_out`].
-    pub fn advance(&mut self, now_ns: u64) {
-        let behind_ns = self.horizon_ns(now_ns);
-        self.settled_ns = now_ns;
-        self.head.advance(behind_ns, &mut self.queue, &mut self.roster, &mut self.done);
-        let busy = self.busy();
-        for track in &mut self.tracks {
-            let unpassed = track.passed < self.queue.events.end();
-            let waited_ns = now_ns.saturating_sub(track.fed_ns().max(self.busy_since_ns));
-            if (unpassed && (self.live >> track.index()) & 1 == 0)
-                || (busy && waited_ns > track.patience_ns())
-            {
-                track.give_up(behind_ns);
-            }
-            track.settle(behind_ns, &self.queue, &mut self.roster, &mut self.done);
-        }
-        let heads = self.queue.instants.end();
-        let passed = self.tracks.iter().map(|track| track.cursor).min().unwrap_or(heads);
-        self.queue.forget(passed, self.head.passed);
-    }
-
-    /// Shows each freshly settled span's figures once, and forgets the span.
-    pub fn hand_out(&mut self, mut show: impl FnMut(Settled<'_>)) {
-        let mut done = std::mem::take(&mut self.done);
-        for slot in done.drain(..) {
-            let (span, marks) = self.roster.view(slot);
-            for (track, mark) in self.tracks.iter_mut().zip(marks) {
-                if (span.scope >> track.index()) & 1 == 1 {
-                    track.hand_out(mark.g, span.cancelled);
-                }
-            }
-            if !span.cancelled {
-                show(Settled { key: self.roster.key(slot), span, marks, tracks: &self.tracks });
-            }
-            self.roster.release(slot);
-        }
-        self.done = done;
-        if self.roster.len() == self.open {
-            self.oldest_close_ns = None;
-        }
-    }
-
-    /// The earliest instant at which [`Ledger::settle`] may have something to give; `None` while nothing is closing.
-    pub fn next_due_ns(&self) -> Option<u64> {
-        let due_ns = self.oldest_close_ns? + self.settings.horizon_ns + 1;
-        Some(if due_ns > self.settled_ns { due_ns } else { self.settled_ns + 1_000_000 })
-    }
-
     /// Whether readings are needed now: a span is open, or closed and not settled.
     pub fn busy(&self) -> bool {
         self.roster.len() > 0
@@ -294,23 +241,7 @@ impl Ledger {
     /// apart from each other: the one from accounts handed out and running shares, the other from energy that met no
     /// open weight, cancelled spans and what rounding to whole microjoules left over.
     pub fn balance(&self) -> Vec<Balance> {
-        let mask = (1_u128 << FINE_BITS) - 1;
-        self.tracks
-            .iter()
-            .map(|track| {
-                let clock = &track.clock;
-                let settled = u128::from(track.settled_uj) << FINE_BITS;
-                let running = clock.attributed - settled - track.dust - track.cancelled;
-                let rest =
-                    clock.alone + u128::from(clock.carry) + track.cancelled + track.dust + (running & mask);
-                Balance {
-                    domain: track.domain.name.clone(),
-                    measured_uj: whole_uj(clock.measured),
-                    attributed_uj: track.settled_uj + whole_uj(running),
-                    unattributed_uj: whole_uj(rest),
-                }
-            })
-            .collect()
+        self.tracks.iter().map(Track::balance).collect()
     }
 
     /// The time behind which nothing changes any more.
@@ -338,32 +269,6 @@ impl Ledger {
     }
 }
 
-/// A settled span's figures, before they become words.
-pub struct Settled<'a> {
-    key: SpanKey,
-    span: &'a span::Span,
-    marks: &'a [Mark],
-    tracks: &'a [Track],
-}
-
-impl Settled<'_> {
-    /// The span's key; unknown to the ledger from now on.
-    pub fn key(&self) -> SpanKey {
-        self.key
-    }
-
-    /// Its share of one domain, microjoules; `None` where it does not use it.
-    pub fn share_uj(&self, domain: usize) -> Option<u64> {
-        let used = domain < self.marks.len() && (self.span.scope >> domain) & 1 == 1;
-        used.then(|| whole_uj(self.marks[domain].g))
-    }
-
-    /// The whole account.
-    pub fn account(&self) -> Account {
-        result::settled(self.span, self.marks, self.tracks)
-    }
-}
-
 fn set_bit(bits: &mut u64, place: usize, set: bool) {
     *bits = *bits & !(1 << place) | u64::from(set) << place;
 }
@@ -385,28 +290,4 @@ fn event(at_ns: u64, key: SpanKey, scope: u64, edge: Edge, weight: u64) -> Event
         edge,
         storied: false,
     }
-}
-
-/// A weight in units of 2^-16.
-#[inline]
-fn units_of(weight: f64) -> Result<u64, Refused> {
-    if weight == 1.0 { Ok(WEIGHT_ONE) } else { odd_units_of(weight) }
-}
-
-#[cold]
-fn odd_units_of(weight: f64) -> Result<u64, Refused> {
-    let refuse = |reason: &str| Err(Refused::InvalidValue { field: "weight", reason: reason.into() });
-    if !weight.is_finite() || weight < 0.0 {
-        return refuse("must be a number of at least 0; leave it out for 1");
-    }
-    if weight > HEAVIEST {
-        return refuse("must be at most 1000000: scale all weights down together, only their ratios count");
-    }
-    let units = (weight * WEIGHT_ONE as f64).round() as u64;
-    if units == 0 && weight > 0.0 {
-        return refuse(
-            "must be 0 or at least 1/65536: scale all weights up together, only their ratios count",
-        );
-    }
-    Ok(units)
 }

@@ -75,9 +75,9 @@ fn running_share(track: &Track, mark: &Mark, lane: &Lane, opened_ns: u64, end_ns
     match mark.stage() {
         Stage::Waiting => {}
         Stage::Running => {
-            let vouched_to_ns = track.pos_ns().max(opened_ns);
+            let vouched_to_ns = track.course.pos_ns().max(opened_ns);
             let ahead_ns = end_ns.saturating_sub(vouched_to_ns);
-            let stand = track.stand();
+            let stand = track.course.stand();
             let fine = lane.share + mark.share(&stand);
             share.window_uj = Some(mark.window_uj(&stand).max(whole_uj(fine)));
             share.share_uj = Some(whole_uj(fine));

@@ -8,34 +8,22 @@ use std::collections::VecDeque;
 
 use crate::energy::{Domain, Reading};
 
+use super::account::Balance;
 use super::bound::{Band, Fence, Group, Post, grains, place};
-use super::glide::{Glide, Line};
+use super::course::Course;
 use super::idle::Idle;
 use super::knot::{Knot, KnotFinder};
-use super::mark::{Stand, whole_uj};
+use super::mark::whole_uj;
 use super::passage::{Ground, Moment, Passage, left_over};
 use super::queue::{Instant, Queue};
 use super::roster::Roster;
-use super::share::{FINE_BITS, ShareClock, inverse_of};
-
-/// The interpolation between two knots.
-#[derive(Debug, Clone, Copy, Default)]
-struct Step {
-    from_ns: u64,
-    to_ns: u64,
-    /// Fine: all of it, and what has flowed so far.
-    rise: u128,
-    flowed: u128,
-    /// Fine per nanosecond.
-    power: u64,
-    gap: bool,
-}
+use super::share::{FINE_BITS, inverse_of};
 
 /// One domain's timeline.
 #[derive(Debug)]
 pub(crate) struct Track {
     pub domain: Domain,
-    pub clock: ShareClock,
+    pub course: Course,
     pub settled_uj: u64,
     pub dust: u128,
     pub cancelled: u128,
@@ -45,25 +33,20 @@ pub(crate) struct Track {
     index: usize,
     finder: KnotFinder,
     waiting: VecDeque<Knot>,
-    step: Step,
-    ahead: VecDeque<Step>,
     fence: Fence,
     tip: Knot,
     tip_energy: u128,
-    pos_ns: u64,
-    unknown_ns: u64,
     wobble: u128,
     /// The instants of the group being passed.
     moments: Vec<Moment>,
     idle: Idle,
-    idle_rate: u64,
 }
 
 impl Track {
     pub(crate) fn new(index: usize, domain: Domain, patience_ns: u64, idle_mw: Option<u64>) -> Self {
         let tip = Knot { early_ns: 0, at_ns: 0, late_ns: 0, energy_uj: 0, doubt_uj: 0, gap: true };
         Self {
-            clock: ShareClock::default(),
+            course: Course::default(),
             settled_uj: 0,
             dust: 0,
             cancelled: 0,
@@ -72,17 +55,12 @@ impl Track {
             index,
             finder: KnotFinder::new(&domain, patience_ns),
             waiting: VecDeque::new(),
-            step: Step::default(),
-            ahead: VecDeque::new(),
             fence: Fence::new(domain.quantum_uj, domain.ceiling_mw),
             tip,
             tip_energy: 0,
-            pos_ns: 0,
-            unknown_ns: 0,
             wobble: 0,
             moments: Vec::new(),
             idle: Idle::new(idle_mw),
-            idle_rate: 0,
             domain,
         }
     }
@@ -103,15 +81,19 @@ impl Track {
         self.finder.fed_ns()
     }
 
-    /// Everything before this instant is final.
-    pub(crate) fn pos_ns(&self) -> u64 {
-        self.pos_ns
-    }
-
-    /// Where its clock stands there.
-    #[inline]
-    pub(crate) fn stand(&self) -> Stand {
-        Stand::of(&self.clock, self.unknown_ns)
+    /// Where its joules went.
+    pub(crate) fn balance(&self) -> Balance {
+        let mask = (1_u128 << FINE_BITS) - 1;
+        let clock = &self.course.clock;
+        let running =
+            clock.attributed - (u128::from(self.settled_uj) << FINE_BITS) - self.dust - self.cancelled;
+        let rest = clock.alone + u128::from(clock.carry) + self.cancelled + self.dust + (running & mask);
+        Balance {
+            domain: self.domain.name.clone(),
+            measured_uj: whole_uj(clock.measured),
+            attributed_uj: self.settled_uj + whole_uj(running),
+            unattributed_uj: whole_uj(rest),
+        }
     }
 
     pub(crate) fn feed(&mut self, before_ns: u64, after_ns: u64, reading: &Reading) {
@@ -142,11 +124,11 @@ impl Track {
     fn pass(&mut self, knot: Knot, limit_ns: u64, queue: &Queue, roster: &mut Roster, done: &mut Vec<u32>) {
         let duration_ns = knot.at_ns.saturating_sub(self.tip.at_ns);
         let rise_uj = if knot.gap { 0 } else { knot.energy_uj.saturating_sub(self.tip.energy_uj) };
-        let drift = self.reach(knot, rise_uj, duration_ns);
-        let (quiet, begun_ns) = (self.clock.weight() == 0, self.pos_ns);
-        let (first, inverse) = (self.passed, self.clock.inverse());
+        let drift = self.reach(knot, rise_uj);
+        let (quiet, begun_ns) = (self.course.clock.weight() == 0, self.course.pos_ns());
+        let (first, inverse) = (self.passed, self.course.clock.inverse());
         self.walk(limit_ns, queue);
-        self.advance(limit_ns);
+        self.course.advance(limit_ns);
         if !self.moments.is_empty() || drift != 0 {
             let group = self.weigh(inverse, knot.gap);
             if drift != 0 {
@@ -167,70 +149,21 @@ impl Track {
         } else {
             self.idle.interrupt();
         }
-        self.fence.forget(self.pos_ns);
+        self.fence.forget(self.course.pos_ns());
     }
 
     /// Adds the step up to the new knot; gives the source's own doubt about it, grains.
-    fn reach(&mut self, knot: Knot, rise_uj: u64, duration_ns: u64) -> u64 {
+    fn reach(&mut self, knot: Knot, rise_uj: u64) -> u64 {
         let drift_uj = if knot.gap { 0 } else { knot.doubt_uj.saturating_sub(self.tip.doubt_uj) };
         let rise = u128::from(rise_uj) << FINE_BITS;
         self.tip_energy += rise;
-        self.ahead.push_back(Step {
-            from_ns: self.tip.at_ns,
-            to_ns: knot.at_ns,
-            rise,
-            flowed: 0,
-            power: rise
-                .checked_div(u128::from(duration_ns))
-                .map_or(0, |power| u64::try_from(power).unwrap_or(0)),
-            gap: knot.gap,
-        });
+        self.course.lay(self.tip.at_ns, knot.at_ns, rise, knot.gap);
         if !knot.gap {
             self.fence.set(Post::new(knot.early_ns, knot.late_ns, self.tip_energy), false);
         }
-        self.idle_rate = self.idle.power_mw().map_or(0, idle_rate);
+        self.course.set_idle(self.idle.power_mw());
         self.tip = knot;
         grains(u128::from(drift_uj) << FINE_BITS)
-    }
-
-    /// Lets energy flow up to `to_ns` along the steps.
-    #[inline]
-    fn advance(&mut self, to_ns: u64) {
-        if to_ns >= self.step.to_ns {
-            self.cross(to_ns);
-        } else if to_ns > self.pos_ns {
-            let flowed = u128::from(self.step.power) * u128::from(to_ns - self.step.from_ns);
-            self.flow(to_ns, flowed);
-        }
-    }
-
-    /// The same, to the end of a step at least.
-    #[cold]
-    fn cross(&mut self, to_ns: u64) {
-        while self.pos_ns < to_ns {
-            if to_ns < self.step.to_ns {
-                return self.advance(to_ns);
-            }
-            // A step of no time can still hold energy.
-            self.flow(self.step.to_ns.max(self.pos_ns), self.step.rise);
-            if self.pos_ns < to_ns {
-                let Some(step) = self.ahead.pop_front() else { return };
-                self.step = step;
-            }
-        }
-    }
-
-    /// Lets what has not flowed yet of the step's first `flowed` fine flow up to `to_ns`.
-    #[inline]
-    fn flow(&mut self, to_ns: u64, flowed: u128) {
-        let past_ns = to_ns - self.pos_ns;
-        if self.step.gap {
-            self.unknown_ns += past_ns;
-        }
-        let idle = if self.idle_rate == 0 { 0 } else { u128::from(self.idle_rate) * u128::from(past_ns) };
-        self.clock.flow(flowed - self.step.flowed, idle);
-        self.step.flowed = flowed;
-        self.pos_ns = to_ns;
     }
 
     /// Passes the group of edges that lie before `limit_ns`, noting a moment for each instant that has one in this
@@ -238,13 +171,14 @@ impl Track {
     fn walk(&mut self, limit_ns: u64, queue: &Queue) {
         let mut instants = queue.instants.rest(self.cursor);
         loop {
-            let glided = self.glide(instants, limit_ns);
+            let glided = self.course.glide(self.index, instants, limit_ns, &mut self.moments);
+            self.passed = instants[..glided].last().map_or(self.passed, |instant| instant.end);
             self.cursor += glided as u64;
             instants = &instants[glided..];
             let Some((instant, rest)) = instants.split_first().filter(|next| next.0.at_ns < limit_ns) else {
                 break;
             };
-            self.advance(instant.at_ns);
+            self.course.advance(instant.at_ns);
             if (instant.any >> self.index) & 1 == 1 {
                 self.turn(instant, queue);
             }
@@ -254,46 +188,20 @@ impl Track {
         }
     }
 
-    /// Passes as many instants as lie inside this step and concern only spans that use this domain; gives how many.
-    fn glide(&mut self, instants: &[Instant], limit_ns: u64) -> usize {
-        let step = &self.step;
-        if step.gap || step.rise >> 61 != 0 || self.pos_ns < step.from_ns || self.pos_ns >= step.to_ns {
-            return 0;
-        }
-        let (limit_ns, flowed) = (limit_ns.min(step.to_ns), step.flowed as u64);
-        let (from_ns, pos_ns, power, idle_rate) = (step.from_ns, self.pos_ns, step.power, self.idle_rate);
-        let line = Line { from_ns, pos_ns, flowed, power, idle_rate };
-        let mut glide = Glide::begin(line, &self.clock, self.unknown_ns);
-        let before = self.moments.len();
-        for instant in instants {
-            if instant.at_ns >= limit_ns || (instant.all >> self.index) & 1 == 0 {
-                break;
-            }
-            glide.advance(instant.at_ns);
-            self.moments.push(glide.turn(instant));
-        }
-        self.pos_ns = glide.line.pos_ns;
-        self.step.flowed = u128::from(glide.line.flowed);
-        glide.end(&mut self.clock);
-        let passed = self.moments.len() - before;
-        self.passed = instants[..passed].last().map_or(self.passed, |instant| instant.end);
-        passed
-    }
-
     /// Applies all edges of one instant: no energy flows between them, so their order cannot matter.
     fn turn(&mut self, instant: &Instant, queue: &Queue) {
         let change =
             if (instant.all >> self.index) & 1 == 1 { instant.change } else { self.change(instant, queue) };
-        let weight = self.clock.weight().wrapping_add(change);
-        let before = self.clock.inverse();
+        let weight = self.course.clock.weight().wrapping_add(change);
+        let before = self.course.clock.inverse();
         let same = weight == instant.total;
         let behind = if same { instant.inverse } else { inverse_of(weight) };
-        let left_over = left_over(self.clock.carry);
-        self.clock.reweigh(weight, behind);
+        let left_over = left_over(self.course.clock.carry);
+        self.course.clock.reweigh(weight, behind);
         self.moments.push(Moment {
             at_ns: instant.at_ns,
-            here: place(self.clock.measured),
-            stand: self.stand(),
+            here: place(self.course.clock.measured),
+            stand: self.course.stand(),
             before,
             behind,
             whole: same && change == instant.change,
@@ -352,9 +260,4 @@ impl Track {
             self.dust += share & ((1 << FINE_BITS) - 1);
         }
     }
-}
-
-/// Milliwatts as fine units per nanosecond.
-fn idle_rate(mw: u64) -> u64 {
-    u64::try_from((u128::from(mw) << FINE_BITS) / 1_000_000).unwrap_or(u64::MAX)
 }

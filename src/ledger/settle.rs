@@ -1,0 +1,66 @@
+//! What time settles: every edge that the horizon has left behind, in all domains, and the spans this completes.
+//!
+//! Owns the order: first the queue's head tells the edges what holds for all domains, then each domain passes what its
+//! counter vouches for, then what all have passed is forgotten. Invariant: a span is handed out once, after its last
+//! domain.
+
+use crate::ledger::account::Account;
+
+use super::{Ledger, Settled, SpanKey};
+
+impl Ledger {
+    /// Settles everything that readings and the horizon allow, and appends the settled accounts to `into`. A
+    /// settled span leaves the ledger: its key is unknown from then on.
+    pub fn settle(&mut self, now_ns: u64, into: &mut Vec<(SpanKey, Account)>) {
+        self.advance(now_ns);
+        self.hand_out(|settled| into.push((settled.key(), settled.account())));
+    }
+
+    /// Settles everything that readings and the horizon allow; the figures wait for [`Ledger::hand_out`].
+    pub fn advance(&mut self, now_ns: u64) {
+        let behind_ns = self.horizon_ns(now_ns);
+        self.settled_ns = now_ns;
+        self.head.advance(behind_ns, &mut self.queue, &mut self.roster, &mut self.done);
+        let busy = self.busy();
+        for track in &mut self.tracks {
+            let unpassed = track.passed < self.queue.events.end();
+            let waited_ns = now_ns.saturating_sub(track.fed_ns().max(self.busy_since_ns));
+            if (unpassed && (self.live >> track.index()) & 1 == 0)
+                || (busy && waited_ns > track.patience_ns())
+            {
+                track.give_up(behind_ns);
+            }
+            track.settle(behind_ns, &self.queue, &mut self.roster, &mut self.done);
+        }
+        let heads = self.queue.instants.end();
+        let passed = self.tracks.iter().map(|track| track.cursor).min().unwrap_or(heads);
+        self.queue.forget(passed, self.head.passed);
+    }
+
+    /// Shows each freshly settled span's figures once, and forgets the span.
+    pub fn hand_out(&mut self, mut show: impl FnMut(Settled<'_>)) {
+        let mut done = std::mem::take(&mut self.done);
+        for slot in done.drain(..) {
+            let (span, marks) = self.roster.view(slot);
+            for (track, mark) in self.tracks.iter_mut().zip(marks) {
+                if (span.scope >> track.index()) & 1 == 1 {
+                    track.hand_out(mark.g, span.cancelled);
+                }
+            }
+            if !span.cancelled {
+                show(Settled { key: self.roster.key(slot), span, marks, tracks: &self.tracks });
+            }
+            self.roster.release(slot);
+        }
+        self.done = done;
+        if self.roster.len() == self.open {
+            self.oldest_close_ns = None;
+        }
+    }
+
+    /// The earliest instant at which [`Ledger::settle`] may have something to give; `None` while nothing is closing.
+    pub fn next_due_ns(&self) -> Option<u64> {
+        let due_ns = self.oldest_close_ns? + self.settings.horizon_ns + 1;
+        Some(if due_ns > self.settled_ns { due_ns } else { self.settled_ns + 1_000_000 })
+    }
+}
