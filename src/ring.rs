@@ -105,8 +105,8 @@ struct Written(AtomicU64);
 
 /// Words before the first reading: sequence, before_ns, after_ns.
 const HEAD: usize = 3;
-/// Words of one reading: energy, doubt, stamp, epoch with valid as its lowest bit.
-const WORDS: usize = 4;
+/// Words of one reading: energy, doubt, stamp, epoch with valid as its lowest bit, shape.
+const WORDS: usize = 5;
 
 /// A ring of `capacity` samples (rounded up to a power of two) of `domains` readings each.
 pub fn ring(capacity: usize, domains: usize) -> (Writer, Reader) {
@@ -159,6 +159,7 @@ impl Writer {
             words[1].store(reading.doubt_uj, Ordering::Relaxed);
             words[2].store(reading.stamp_ns, Ordering::Relaxed);
             words[3].store(u64::from(reading.epoch) << 1 | u64::from(reading.valid), Ordering::Relaxed);
+            words[4].store(reading.shape_uj, Ordering::Relaxed);
         }
         // Release: whoever reads this even sequence with Acquire sees every word stored above.
         slot[0].store(complete(self.next), Ordering::Release);
@@ -204,6 +205,7 @@ impl Reader {
                     doubt_uj: words[1].load(Ordering::Relaxed),
                     stamp_ns: words[2].load(Ordering::Relaxed),
                     epoch: (tail >> 1) as u32,
+                    shape_uj: words[4].load(Ordering::Relaxed),
                 };
             }
         };
@@ -252,8 +254,14 @@ mod model {
 
     fn sample(index: u64) -> Sample {
         let at_ns = index * 10 + 1;
-        let reading =
-            Reading { valid: true, energy_uj: at_ns, doubt_uj: at_ns, stamp_ns: at_ns, epoch: at_ns as u32 };
+        let reading = Reading {
+            valid: true,
+            energy_uj: at_ns,
+            doubt_uj: at_ns,
+            stamp_ns: at_ns,
+            epoch: at_ns as u32,
+            shape_uj: at_ns,
+        };
         Sample { before_ns: at_ns, after_ns: at_ns, readings: vec![reading] }
     }
 
@@ -314,7 +322,8 @@ mod tests {
         let reading = |domain: usize| {
             let word = index * 1000 + domain as u64;
             let valid = word.is_multiple_of(2);
-            Reading { valid, energy_uj: word, doubt_uj: !word, stamp_ns: word << 8, epoch: index as u32 }
+            let (doubt_uj, stamp_ns, shape_uj) = (!word, word << 8, word << 16);
+            Reading { valid, energy_uj: word, doubt_uj, stamp_ns, epoch: index as u32, shape_uj }
         };
         let readings = (0..domains).map(reading).collect();
         Sample { before_ns: index * 100, after_ns: index * 100 + 10, readings }
@@ -340,8 +349,14 @@ mod tests {
     #[test]
     fn the_largest_epoch_and_count_survive_the_packing() {
         let (mut writer, reader) = ring(1, 1);
-        let reading =
-            Reading { valid: true, energy_uj: u64::MAX, doubt_uj: u64::MAX, stamp_ns: 1, epoch: u32::MAX };
+        let reading = Reading {
+            valid: true,
+            energy_uj: u64::MAX,
+            doubt_uj: u64::MAX,
+            stamp_ns: 1,
+            epoch: u32::MAX,
+            shape_uj: 7,
+        };
         writer.push(&Sample { before_ns: u64::MAX, after_ns: u64::MAX, readings: vec![reading] });
         let mut into = Sample::blank(1);
         assert!(reader.read(0, &mut into));

@@ -13,6 +13,7 @@ use crate::energy::{Domain, Reading};
 pub mod account;
 
 mod bound;
+mod contour;
 mod crowd;
 mod idle;
 mod knot;

@@ -9,6 +9,7 @@ use std::collections::VecDeque;
 use crate::energy::{Domain, Reading};
 
 use super::bound::{Band, Fence, Group, Post, grains, part, weighed};
+use super::contour::Contour;
 use super::idle::Idle;
 use super::knot::{Knot, KnotFinder};
 use super::queue::{Edge, Event, Queue, first_instant};
@@ -25,6 +26,14 @@ struct Step {
     /// Fine per nanosecond.
     power: u64,
     gap: bool,
+}
+
+impl Step {
+    fn between((from_ns, from): (u64, u128), (to_ns, to): (u64, u128), gap: bool) -> Self {
+        let power = (to - from).checked_div(u128::from(to_ns.saturating_sub(from_ns)));
+        let power = power.map_or(0, |power| u64::try_from(power).unwrap_or(0));
+        Self { from_ns, to_ns, from, to, power, gap }
+    }
 }
 
 /// An edge whose error is still to be told when its group is complete.
@@ -62,6 +71,7 @@ pub(crate) struct Track {
     pub cursor: u64,
     index: usize,
     finder: KnotFinder,
+    contour: Contour,
     waiting: VecDeque<Knot>,
     steps: VecDeque<Step>,
     fence: Fence,
@@ -89,6 +99,7 @@ impl Track {
             cursor: 0,
             index,
             finder: KnotFinder::new(&domain, patience_ns),
+            contour: Contour::default(),
             waiting: VecDeque::new(),
             steps: VecDeque::new(),
             fence: Fence::new(domain.quantum_uj, domain.ceiling_mw),
@@ -131,6 +142,9 @@ impl Track {
     }
 
     pub(crate) fn feed(&mut self, before_ns: u64, after_ns: u64, reading: &Reading) {
+        if reading.shape_uj != 0 {
+            self.contour.note(before_ns, reading.shape_uj);
+        }
         if let Some(knot) = self.finder.feed(before_ns, after_ns, reading) {
             self.waiting.push_back(knot);
         }
@@ -158,7 +172,7 @@ impl Track {
     fn pass(&mut self, knot: Knot, limit_ns: u64, queue: &Queue, roster: &mut Roster, done: &mut Vec<u32>) {
         let duration_ns = knot.at_ns.saturating_sub(self.tip.at_ns);
         let rise_uj = if knot.gap { 0 } else { knot.energy_uj.saturating_sub(self.tip.energy_uj) };
-        let drift = self.reach(knot, rise_uj, duration_ns);
+        let drift = self.reach(knot, rise_uj);
         let mut group = Group::begin(self.clock.inverse());
         let quiet = self.clock.weight() == 0;
         let first = self.cursor;
@@ -181,24 +195,21 @@ impl Track {
             self.idle.interrupt();
         }
         self.fence.forget(self.pos_ns);
+        self.contour.forget(self.tip.at_ns);
     }
 
     /// Adds the step up to the new knot; gives the source's own doubt about it, grains.
-    fn reach(&mut self, knot: Knot, rise_uj: u64, duration_ns: u64) -> u64 {
+    fn reach(&mut self, knot: Knot, rise_uj: u64) -> u64 {
         let from = self.tip_energy;
         let drift_uj = if knot.gap { 0 } else { knot.doubt_uj.saturating_sub(self.tip.doubt_uj) };
         let rise = u128::from(rise_uj) << FINE_BITS;
         self.tip_energy = from + rise;
-        self.steps.push_back(Step {
-            from_ns: self.tip.at_ns,
-            to_ns: knot.at_ns,
-            from,
-            to: self.tip_energy,
-            power: rise
-                .checked_div(u128::from(duration_ns))
-                .map_or(0, |power| u64::try_from(power).unwrap_or(0)),
-            gap: knot.gap,
-        });
+        let mut begin = (self.tip.at_ns, from);
+        for (at_ns, risen) in self.contour.bends(self.tip.at_ns, knot.at_ns, rise) {
+            self.steps.push_back(Step::between(begin, (at_ns, from + risen), knot.gap));
+            begin = (at_ns, from + risen);
+        }
+        self.steps.push_back(Step::between(begin, (knot.at_ns, self.tip_energy), knot.gap));
         if !knot.gap {
             self.fence.set(Post::new(knot.early_ns, knot.late_ns, self.tip_energy), false);
         }
