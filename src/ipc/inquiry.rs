@@ -82,4 +82,5 @@ impl Service {
 fn hide_figures(status: &mut DomainStatus) {
     status.energy_uj = None;
     status.power_mw = None;
+    status.residual = None;
 }

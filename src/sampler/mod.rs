@@ -30,6 +30,7 @@ mod interval;
 mod pace;
 mod power;
 mod recent;
+mod residual;
 mod tally;
 mod ticker;
 
