@@ -2,7 +2,8 @@
 //!
 //! Owns the figures for the daemon's CPU time while a span is open at the default rates, by thread, and for the lateness of a
 //! CPU source's ticks while boards answer in 7 ms. The boards are the tests' stand-in library, which cost what they are told
-//! to; the sockets are powercap trees in memory. The daemon is the program itself.
+//! to; the sockets are perf groups of the time stamp counter, or powercap trees in memory where this machine has no msr PMU.
+//! The daemon is the program itself.
 //!
 //! `cargo bench --bench gpus`, on a quiet machine, as root for real-time ticks.
 
@@ -60,7 +61,11 @@ fn measure(each: Duration) -> Result<(), Box<dyn std::error::Error>> {
         };
         table.at_most(&format!("{what}: daemon, span open: CPU"), Some(percent("")), 3.0, "%");
         table.note("  of it the boards' threads", Some(percent("sampler-nvml")), "%");
-        table.note("  of it the sockets' threads", Some(percent("sampler-powerca")), "%");
+        table.note(
+            "  of it the sockets' threads",
+            Some(percent(&format!("sampler-{:.7}", machine.sockets))),
+            "%",
+        );
         drop(span.close()?);
     }
     delays(&mut table, each)
@@ -70,8 +75,8 @@ fn measure(each: Duration) -> Result<(), Box<dyn std::error::Error>> {
 fn delays(table: &mut Table, each: Duration) -> Result<(), Box<dyn std::error::Error>> {
     for (what, knob) in [("asleep", Knob::SleepNs), ("of CPU", Knob::BurnNs)] {
         let machine = machine(knob, 7_000_000)?;
-        let alone = lateness(&machine, &["powercap"], each)?;
-        let beside = lateness(&machine, &["powercap", "nvml"], each)?;
+        let alone = lateness(&machine, &[machine.sockets], each)?;
+        let beside = lateness(&machine, &[machine.sockets, "nvml"], each)?;
         let us = |ticks: &Ticks| ticks.lateness_p99_ns.map(|ns| ns as f64 / 1_000.0);
         let class = if beside.realtime { "SCHED_FIFO" } else { "NOT real-time" };
         table.note(&format!("CPU ticks alone, {class}: late p99"), us(&alone), "us");
@@ -94,14 +99,16 @@ fn lateness(
     let samplers: Vec<Sampler> = found.opened.into_iter().map(start).collect::<Result<_, _>>()?;
     samplers.iter().for_each(|sampler| sampler.demand(true));
     std::thread::sleep(each);
-    let cpu = samplers.iter().find(|sampler| sampler.feed().source == "powercap");
-    Ok(cpu.ok_or("the stand-in powercap tree was not found")?.ticks())
+    let cpu = samplers.iter().find(|sampler| sampler.feed().source == machine.sockets);
+    Ok(cpu.ok_or("the stand-in sockets were not found")?.ticks())
 }
 
 /// Boards behind a library, and sockets behind a tree.
 struct Machine {
     library: Library,
     tree: tempfile::TempDir,
+    /// The mechanism that shows the sockets.
+    sockets: &'static str,
 }
 
 impl Machine {
@@ -120,6 +127,10 @@ fn machine(knob: Knob, ns: u64) -> std::io::Result<Machine> {
     (0..BOARDS).for_each(|board| library.set(board, knob, ns));
     let memory = Path::new("/dev/shm");
     let tree = if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() }?;
+    if let Ok(kind) = fs::read_to_string("/sys/bus/event_source/devices/msr/type") {
+        events(tree.path(), &kind)?;
+        return Ok(Machine { library, tree, sockets: "perf" });
+    }
     for socket in 0..2 {
         let zone = |id: &str, name: &str| -> std::io::Result<()> {
             let zone = tree.path().join("class/powercap").join(id);
@@ -132,7 +143,30 @@ fn machine(knob: Knob, ns: u64) -> std::io::Result<Machine> {
         zone(&format!("intel-rapl:{socket}:0"), "core")?;
         zone(&format!("intel-rapl:{socket}:1"), "dram")?;
     }
-    Ok(Machine { library, tree })
+    Ok(Machine { library, tree, sockets: "powercap" })
+}
+
+/// A `power` PMU whose three events are the time stamp counter of the `msr` PMU, on two CPUs.
+fn events(tree: &Path, kind: &str) -> std::io::Result<()> {
+    let devices = tree.join("bus/event_source/devices");
+    fs::create_dir_all(devices.join("power/events"))?;
+    fs::create_dir_all(devices.join("msr/events"))?;
+    fs::write(devices.join("power/type"), kind)?;
+    fs::write(devices.join("msr/type"), kind)?;
+    fs::write(devices.join("msr/events/tsc"), "event=0x00\n")?;
+    let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+    fs::write(devices.join("power/cpumask"), if cpus > 1 { "0-1\n" } else { "0\n" })?;
+    for event in ["energy-pkg", "energy-cores", "energy-ram"] {
+        fs::write(devices.join("power/events").join(event), "event=0x00\n")?;
+        fs::write(devices.join(format!("power/events/{event}.scale")), "2.3283064365386962890625e-10\n")?;
+        fs::write(devices.join(format!("power/events/{event}.unit")), "Joules\n")?;
+    }
+    for cpu in 0..2 {
+        let topology = tree.join(format!("devices/system/cpu/cpu{cpu}/topology"));
+        fs::create_dir_all(&topology)?;
+        fs::write(topology.join("physical_package_id"), format!("{cpu}\n"))?;
+    }
+    Ok(())
 }
 
 /// The program, on this machine; ended with this value.
@@ -146,7 +180,7 @@ impl Daemon {
     fn start(machine: &Machine) -> std::io::Result<Self> {
         let folder = tempfile::tempdir()?;
         let (socket, config) = (folder.path().join("run/wattspan.sock"), folder.path().join("wattspan.toml"));
-        fs::write(&config, "[source]\nenabled = [\"powercap\", \"nvml\"]\n")?;
+        fs::write(&config, format!("[source]\nenabled = [\"{}\", \"nvml\"]\n", machine.sockets))?;
         let child = Command::new(env!("CARGO_BIN_EXE_wattspand"))
             .args(["--config".as_ref(), config.as_os_str(), "--socket".as_ref(), socket.as_os_str()])
             .args(["--sysfs-root".as_ref(), machine.tree.path().as_os_str()])

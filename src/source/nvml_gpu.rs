@@ -23,6 +23,8 @@ use super::{Opened, Source};
 
 /// Power of the moment changes some 50 times a second, the counter 10 to 50 times; reading faster gives nothing new.
 const MOST_HZ: f64 = 100.0;
+/// All boards together: their threads' waking costs more than most of their calls.
+const MOST_HZ_TOGETHER: f64 = 400.0;
 /// However dear the calls are.
 const LEAST_HZ: f64 = 1.0;
 
@@ -73,7 +75,8 @@ pub fn open(
         (Cost::of(|| drop(counts(&board, &channels))), Cost::of(|| drop(powers(&board, &channels))));
     let metered_by_power = channels.iter().any(|channel| channel.energy.is_none());
     let counting_ns = if metered_by_power { 0 } else { energy.period_ns(identity.boards) };
-    let max_rate_hz = (1e9 / power.period_ns(identity.boards).max(1) as f64).clamp(LEAST_HZ, MOST_HZ);
+    let most_hz = MOST_HZ.min(MOST_HZ_TOGETHER / identity.boards.max(1) as f64).max(LEAST_HZ);
+    let max_rate_hz = (1e9 / power.period_ns(identity.boards).max(1) as f64).clamp(LEAST_HZ, most_hz);
     let domains = domains_of(name, &channels, identity);
     let mut gpu = Gpu {
         link: Link::new(library, identity.uuid.clone(), board),
