@@ -9,12 +9,16 @@ mod stand_in {
 }
 
 use std::collections::BTreeMap;
-use std::fs;
+use std::fs::{self, File};
+use std::os::unix::net::UnixStream;
+use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Signal};
 use stand_in::nvml::{Driver, GPU_IS_LOST, Knob, LIBRARY_MISMATCH, Library, UNKNOWN};
+use wattspan::client::Client;
 use wattspan::clock::Clock;
-use wattspan::energy::{Domain, Grade, Kind, Reading};
+use wattspan::energy::{Domain, Grade, Kind, Liveness, Reading};
 use wattspan::ledger::account::{Account, Share};
 use wattspan::ledger::{self, Ledger, Opening};
 use wattspan::sampler::character::Character;
@@ -524,4 +528,68 @@ fn a_library_that_hangs_at_the_start_is_absent() {
     assert!(found.opened.is_empty());
     assert!(found.absent[0].reason.contains("the driver did not answer within 0.05 s"), "{:?}", found.absent);
     library.turn(Driver::InitHangs, 0);
+}
+
+/// The program itself on the stand-in's boards.
+struct Daemon {
+    child: Child,
+    folder: tempfile::TempDir,
+}
+
+impl Daemon {
+    fn start(library: &Library) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let config = folder.path().join("wattspan.toml");
+        fs::write(&config, "[source]\nenabled = [\"nvml\"]\n").unwrap();
+        let child = Command::new(env!("CARGO_BIN_EXE_wattspand"))
+            .args(["--config".as_ref(), config.as_os_str()])
+            .args(["--socket".as_ref(), folder.path().join("run/wattspan.sock").as_os_str()])
+            .args(["--nvml-library".as_ref(), library.path().as_os_str()])
+            .stderr(File::create(folder.path().join("log")).unwrap())
+            .spawn()
+            .unwrap();
+        Self { child, folder }
+    }
+
+    fn client(&self) -> Client {
+        let socket = self.folder.path().join("run/wattspan.sock");
+        until("it listens", || UnixStream::connect(&socket).is_ok());
+        Client::over(UnixStream::connect(&socket).unwrap()).unwrap()
+    }
+
+    fn log(&self) -> String {
+        fs::read_to_string(self.folder.path().join("log")).unwrap()
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn a_daemon_whose_board_hangs_says_so_serves_everybody_and_ends_when_it_is_told() {
+    let library = Library::new(2);
+    let mut daemon = Daemon::start(&library);
+    let client = daemon.client();
+    let live = |client: &Client| {
+        let info = client.info().unwrap();
+        info.domains.iter().map(|domain| (domain.liveness, domain.reason.clone())).collect::<Vec<_>>()
+    };
+    until("both live", || live(&client).iter().all(|domain| domain.0 == Liveness::Live));
+    let span = client.span("question").unwrap();
+    library.set(0, Knob::Hangs, 1);
+    until("the hang is seen", || live(&client)[0].0 == Liveness::Lost);
+    let states = live(&client);
+    assert_eq!(states[1].0, Liveness::Live);
+    assert!(states[0].1.as_ref().unwrap().contains("the nvml driver has not answered for"), "{states:?}");
+    let account = span.close().unwrap();
+    let kept = account.domains.iter().find(|share| share.domain == "gpu-1").unwrap();
+    assert!(kept.share_uj.unwrap() > 0, "{account:?}");
+    rustix::process::kill_process(Pid::from_child(&daemon.child), Signal::TERM).unwrap();
+    until("it ended", || daemon.child.try_wait().unwrap().is_some());
+    assert!(daemon.child.wait().unwrap().success(), "{}", daemon.log());
+    assert_eq!(library.get(0, Knob::Hangs), 1, "while the call still hangs");
 }
