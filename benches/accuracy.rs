@@ -17,7 +17,7 @@ use std::collections::BTreeMap;
 mod machine;
 
 use machine::{Dice, Held, Truth, domain, true_shares_uj};
-use wattspan::energy::{Grade, Kind};
+use wattspan::energy::{Grade, Kind, Reading};
 use wattspan::ledger::account::Account;
 use wattspan::ledger::{Ledger, Opening, Settings, SpanKey};
 
@@ -32,6 +32,8 @@ struct Case {
     ceiling_mw: u64,
     idle_mw: u64,
     query_mw: u64,
+    /// A sensor of power beside the counter, which shows something new this often; 0: none.
+    sensor_ns: u64,
 }
 
 const RAPL: Case = Case {
@@ -43,6 +45,7 @@ const RAPL: Case = Case {
     ceiling_mw: 1_000_000,
     idle_mw: 40_000,
     query_mw: 120_000,
+    sensor_ns: 0,
 };
 
 const NVML: Case = Case {
@@ -54,7 +57,11 @@ const NVML: Case = Case {
     ceiling_mw: 2_000_000,
     idle_mw: 70_000,
     query_mw: 400_000,
+    sensor_ns: 0,
 };
+
+/// The same counter, and beside it POWER_INSTANT at 50 Hz, each value the mean of the 20 ms before it.
+const NVML_SHAPED: Case = Case { counter: "  + power, 50 Hz", sensor_ns: 20 * MS, ..NVML };
 
 /// Spread of relative errors, per cent.
 struct Spread {
@@ -115,6 +122,7 @@ fn ours(case: &Case, spans: &[Vec<Held>], truth: &Truth, dice: &mut Dice) -> Vec
         .collect();
     edges.sort_unstable();
     let (mut keys, mut out, mut now, mut next) = (BTreeMap::<usize, SpanKey>::new(), Vec::new(), 0, 0);
+    let mut sensor = Sensor::default();
     while out.len() < spans.len() {
         now += case.sample_ns;
         let tick = now + dice.between(0, 80_000);
@@ -127,12 +135,40 @@ fn ours(case: &Case, spans: &[Vec<Held>], truth: &Truth, dice: &mut Dice) -> Vec
             }
             next += 1;
         }
-        ledger.feed(0, tick, tick + 8_000, &truth.reading(tick + 4_000));
+        let reading = truth.reading(tick + 4_000);
+        ledger.feed(
+            0,
+            tick,
+            tick + 8_000,
+            &Reading { shape_uj: sensor.shape_uj(case, truth, tick), ..reading },
+        );
         ledger.settle(tick + 10_000, &mut out);
     }
     let mut accounts: Vec<Account> = out.into_iter().map(|(_, account)| account).collect();
     accounts.sort_by_key(|account| account.span.parse::<usize>().expect("our own number"));
     accounts
+}
+
+/// The trapezoid over what a power sensor shows, as a source makes it.
+#[derive(Default)]
+struct Sensor {
+    energy_pj: u128,
+    last: Option<(u64, u128)>,
+}
+
+impl Sensor {
+    fn shape_uj(&mut self, case: &Case, truth: &Truth, at_ns: u64) -> u64 {
+        if case.sensor_ns == 0 {
+            return 0;
+        }
+        let shown_ns = at_ns / case.sensor_ns * case.sensor_ns;
+        let before_ns = shown_ns.saturating_sub(case.sensor_ns);
+        let power_mw = (truth.energy_pj(shown_ns) - truth.energy_pj(before_ns)) / u128::from(case.sensor_ns);
+        if let Some((last_ns, last_mw)) = self.last.replace((at_ns, power_mw)) {
+            self.energy_pj += u128::from(at_ns - last_ns) * (last_mw + power_mw) / 2;
+        }
+        (self.energy_pj / 1_000_000) as u64 + 1
+    }
 }
 
 fn opening(index: usize, at_ns: u64) -> Opening {
@@ -230,7 +266,7 @@ fn main() {
     );
     let mut dice = Dice(20_261_122);
     let mut always = true;
-    for case in [&RAPL, &NVML] {
+    for case in [&RAPL, &NVML, &NVML_SHAPED] {
         for query_ms in [30, 100, 500, 2000] {
             for lanes in [1, 8, 64] {
                 always &= row(case, query_ms, lanes, &mut dice);

@@ -133,7 +133,8 @@ fn mean_ns(mut turn: impl FnMut(u64)) -> f64 {
 }
 
 fn sample(index: u64) -> Sample {
-    let reading = Reading { valid: true, energy_uj: index, doubt_uj: 0, stamp_ns: index, epoch: 1 };
+    let reading =
+        Reading { valid: true, energy_uj: index, doubt_uj: 0, stamp_ns: index, epoch: 1, shape_uj: index };
     Sample { before_ns: index * 1000, after_ns: index * 1000 + 100, readings: vec![reading; DOMAINS] }
 }
 

@@ -93,7 +93,7 @@ pub struct Domain {
 /// One domain's answer in one read of its source.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Reading {
-    /// Whether the domain answered at all. When false the other fields mean nothing.
+    /// Whether the domain answered at all. When false the other fields mean nothing, `shape_uj` excepted.
     pub valid: bool,
     /// Cumulative energy; never decreases within an epoch, and goes on from the same value in the next.
     pub energy_uj: u64,
@@ -106,6 +106,10 @@ pub struct Reading {
     /// Grows by one whenever the energy since the previous reading could not be told (reset, implausible jump,
     /// return after absence): nothing may be concluded across a change of epoch.
     pub epoch: u32,
+    /// Where a counter moves seldom and the source can also sense power: that power, integrated. Says how energy lies
+    /// *within* a step of the counter, never how much it is; may be off by any factor, and no guarantee leans on it.
+    /// Holds in a reading that is not valid too: the counter was not asked this time. 0: no such sensor.
+    pub shape_uj: u64,
 }
 
 /// A source that was looked for and is not there; the contract's `Absent`.

@@ -33,6 +33,28 @@ struct Plan {
     interval_known: bool,
     /// A model in place of a counter: 300 W, give or take 300 W.
     modelled: bool,
+    /// A power sensor beside the counter, right or wrong.
+    sensor: Sensor,
+}
+
+/// What a power sensor says, integrated.
+#[derive(Clone, Copy)]
+enum Sensor {
+    None,
+    /// The truth.
+    True,
+    /// Anything that grows.
+    Nonsense,
+}
+
+impl Sensor {
+    fn shape_uj(self, truth: &Truth, at_ns: u64, last_uj: u64, dice: &mut Dice) -> u64 {
+        match self {
+            Sensor::None => 0,
+            Sensor::True => u64::try_from(truth.energy_pj(at_ns) / 1_000_000).unwrap() + 1,
+            Sensor::Nonsense => last_uj + 1 + [0, 7, 50_000_000, 1 << 40][dice.between(0, 3) as usize],
+        }
+    }
 }
 
 fn plan(seed: u64) -> Plan {
@@ -64,6 +86,7 @@ fn plan(seed: u64) -> Plan {
         ceiling: dice.between(0, 1) == 0,
         interval_known: dice.between(0, 1) == 0,
         modelled: dice.between(0, 4) == 0,
+        sensor: [Sensor::None, Sensor::True, Sensor::Nonsense][dice.between(0, 2) as usize],
     }
 }
 
@@ -83,6 +106,7 @@ fn run(plan: &Plan, seed: u64) -> Vec<Account> {
     }
     edges.sort_unstable();
     let (mut keys, mut out, mut now, mut next) = (BTreeMap::<usize, SpanKey>::new(), Vec::new(), MS, 0);
+    let mut shape_uj = 0;
     while now < 3_000 * MS && (out.len() < plan.spans.len() || next < edges.len()) {
         now += dice.between(plan.sample_ns.0, plan.sample_ns.1);
         while let Some(&(at, span, turn)) = edges.get(next).filter(|edge| edge.0 <= now) {
@@ -112,11 +136,14 @@ fn run(plan: &Plan, seed: u64) -> Vec<Account> {
         let window_ns = dice.between(1, 60 * US);
         let reading = if plan.modelled {
             let energy_uj = now * 300 / 1_000;
-            Reading { valid: true, energy_uj, doubt_uj: energy_uj, stamp_ns: now, epoch: 0 }
+            Reading { valid: true, energy_uj, doubt_uj: energy_uj, stamp_ns: now, ..Reading::default() }
         } else {
             plan.truth.reading(now + dice.between(0, window_ns))
         };
-        ledger.feed(0, now, now + window_ns, &reading);
+        shape_uj = plan.sensor.shape_uj(&plan.truth, now, shape_uj, &mut dice);
+        // A dear counter is not asked each time that the power is.
+        let valid = shape_uj == 0 || dice.between(0, 2) > 0;
+        ledger.feed(0, now, now + window_ns, &Reading { valid, shape_uj, ..reading });
         now += window_ns;
         ledger.settle(now, &mut out);
     }
@@ -207,6 +234,7 @@ fn the_error_is_no_larger_than_it_need_be() {
         ceiling: false,
         interval_known: true,
         modelled: false,
+        sensor: Sensor::None,
     };
     let account = run(&plan, 5).remove(0);
     let (share, error) = (account.share_uj.unwrap(), account.error_uj.unwrap());
@@ -229,6 +257,7 @@ fn a_long_span_among_many_short_ones_keeps_an_honest_and_useful_error() {
         ceiling: false,
         interval_known: true,
         modelled: false,
+        sensor: Sensor::None,
     };
     let accounts = run(&plan, 11);
     let truths = true_shares_uj(&plan.truth, &plan.spans);
@@ -259,6 +288,7 @@ fn power_in_bursts_beside_the_edges_attains_the_bound_and_does_not_pass_it() {
         ceiling: false,
         interval_known: true,
         modelled: false,
+        sensor: Sensor::None,
     };
     let account = run(&plan, 3).remove(0);
     let off = (account.share_uj.unwrap() as f64 - true_shares_uj(&plan.truth, &plan.spans)[0]).abs();
@@ -274,7 +304,8 @@ fn a_models_doubt_about_the_quiet_time_before_a_span_is_not_the_spans() {
     let mut out = Vec::new();
     let mut read = |ledger: &mut Ledger, at_ns: u64| {
         let energy_uj = at_ns * 300 / 1_000;
-        let reading = Reading { valid: true, energy_uj, doubt_uj: energy_uj, stamp_ns: at_ns, epoch: 0 };
+        let reading =
+            Reading { valid: true, energy_uj, doubt_uj: energy_uj, stamp_ns: at_ns, ..Reading::default() };
         ledger.feed(0, at_ns, at_ns + US, &reading);
         ledger.settle(at_ns + 2 * US, &mut out);
     };

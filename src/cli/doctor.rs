@@ -137,9 +137,17 @@ fn domains(domains: &[DomainStatus], terminal: Terminal) -> String {
             figure(domain.read_cost_ns.map(time)),
             figure(domain.power_mw.map(|mw| power(mw, None))),
         ];
-        table.noted(cells, printable(domain.reason.as_deref().unwrap_or_default()));
+        let notes = [domain.reason.clone(), domain.residual.map(disagreement)];
+        let notes: Vec<String> = notes.into_iter().flatten().collect();
+        table.noted(cells, printable(&notes.join("; ")));
     }
     table.draw(terminal)
+}
+
+/// A counter and the sensor of power beside it, which need not agree.
+fn disagreement(residual: f64) -> String {
+    let (percent, way) = (residual.abs() * 100.0, if residual < 0.0 { "less" } else { "more" });
+    format!("its counter shows {percent:.1} % {way} than its own power readings add up to")
 }
 
 /// Fractions of a microjoule are told as they are; steps above are rounded as energy is.

@@ -262,6 +262,7 @@ impl Metered {
             update_interval_ns: character.update_interval_ns(),
             quantum_uj: character.quantum_uj(),
             read_cost_ns: character.read_cost_ns(),
+            residual: character.residual(),
             energy_uj: self.energy_uj.filter(|_| moved).and_then(since_start),
             power_mw: character.power_mw(),
         }

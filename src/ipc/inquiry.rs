@@ -108,4 +108,5 @@ fn hide_figures(status: &mut DomainStatus) {
     status.quantum_uj = None;
     status.energy_uj = None;
     status.power_mw = None;
+    status.residual = None;
 }

@@ -13,6 +13,7 @@ use crate::energy::{Domain, Reading};
 pub mod account;
 
 mod bound;
+mod contour;
 mod course;
 mod crowd;
 mod glide;

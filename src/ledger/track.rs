@@ -10,6 +10,7 @@ use crate::energy::{Domain, Reading};
 
 use super::account::Balance;
 use super::bound::{Band, Fence, Group, Post, grains, place};
+use super::contour::Contour;
 use super::course::Course;
 use super::idle::Idle;
 use super::knot::{Knot, KnotFinder};
@@ -32,6 +33,7 @@ pub(crate) struct Track {
     pub passed: u64,
     index: usize,
     finder: KnotFinder,
+    contour: Contour,
     waiting: VecDeque<Knot>,
     fence: Fence,
     tip: Knot,
@@ -54,6 +56,7 @@ impl Track {
             passed: 0,
             index,
             finder: KnotFinder::new(&domain, patience_ns),
+            contour: Contour::default(),
             waiting: VecDeque::new(),
             fence: Fence::new(domain.quantum_uj, domain.ceiling_mw),
             tip,
@@ -97,6 +100,9 @@ impl Track {
     }
 
     pub(crate) fn feed(&mut self, before_ns: u64, after_ns: u64, reading: &Reading) {
+        if reading.shape_uj != 0 {
+            self.contour.note(before_ns, reading.shape_uj);
+        }
         if let Some(knot) = self.finder.feed(before_ns, after_ns, reading) {
             self.waiting.push_back(knot);
         }
@@ -150,6 +156,7 @@ impl Track {
             self.idle.interrupt();
         }
         self.fence.forget(self.course.pos_ns());
+        self.contour.forget(self.tip.at_ns);
     }
 
     /// Adds the step up to the new knot; gives the source's own doubt about it, grains.
@@ -157,7 +164,12 @@ impl Track {
         let drift_uj = if knot.gap { 0 } else { knot.doubt_uj.saturating_sub(self.tip.doubt_uj) };
         let rise = u128::from(rise_uj) << FINE_BITS;
         self.tip_energy += rise;
-        self.course.lay(self.tip.at_ns, knot.at_ns, rise, knot.gap);
+        let mut begin = (self.tip.at_ns, 0);
+        for bend in self.contour.bends(self.tip.at_ns, knot.at_ns, rise) {
+            self.course.lay(begin.0, bend.0, bend.1 - begin.1, knot.gap);
+            begin = bend;
+        }
+        self.course.lay(begin.0, knot.at_ns, rise - begin.1, knot.gap);
         if !knot.gap {
             self.fence.set(Post::new(knot.early_ns, knot.late_ns, self.tip_energy), false);
         }

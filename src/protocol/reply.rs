@@ -56,6 +56,9 @@ pub struct DomainStatus {
     /// What one reading takes.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub read_cost_ns: Option<u64>,
+    /// What its counter shows over what its own power readings do, less 1.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub residual: Option<f64>,
     /// Since the daemon started.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub energy_uj: Option<u64>,

@@ -105,8 +105,8 @@ struct Written(AtomicU64);
 
 /// Words before the first reading: sequence, before_ns, after_ns.
 const HEAD: usize = 3;
-/// Words of one reading: energy, doubt, stamp, epoch with valid as its lowest bit.
-const WORDS: usize = 4;
+/// Words of one reading: energy, doubt, stamp, epoch with valid as its lowest bit, shape.
+const WORDS: usize = 5;
 
 /// A ring of `capacity` samples (rounded up to a power of two) of `domains` readings each.
 pub fn ring(capacity: usize, domains: usize) -> (Writer, Reader) {
@@ -159,6 +159,7 @@ impl Writer {
             words[1].store(reading.doubt_uj, Ordering::Relaxed);
             words[2].store(reading.stamp_ns, Ordering::Relaxed);
             words[3].store(u64::from(reading.epoch) << 1 | u64::from(reading.valid), Ordering::Relaxed);
+            words[4].store(reading.shape_uj, Ordering::Relaxed);
         }
         // Release: whoever reads this even sequence with Acquire sees every word stored above.
         slot[0].store(complete(self.next), Ordering::Release);
@@ -204,6 +205,7 @@ impl Reader {
                     doubt_uj: words[1].load(Ordering::Relaxed),
                     stamp_ns: words[2].load(Ordering::Relaxed),
                     epoch: (tail >> 1) as u32,
+                    shape_uj: words[4].load(Ordering::Relaxed),
                 };
             }
         };

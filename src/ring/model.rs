@@ -8,8 +8,14 @@ use super::*;
 
 fn sample(index: u64) -> Sample {
     let at_ns = index * 10 + 1;
-    let reading =
-        Reading { valid: true, energy_uj: at_ns, doubt_uj: at_ns, stamp_ns: at_ns, epoch: at_ns as u32 };
+    let reading = Reading {
+        valid: true,
+        energy_uj: at_ns,
+        doubt_uj: at_ns,
+        stamp_ns: at_ns,
+        epoch: at_ns as u32,
+        shape_uj: at_ns,
+    };
     Sample { before_ns: at_ns, after_ns: at_ns, readings: vec![reading] }
 }
 

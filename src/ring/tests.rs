@@ -10,7 +10,14 @@ fn sample(index: u64, domains: usize) -> Sample {
     let reading = |domain: usize| {
         let word = index * 1000 + domain as u64;
         let valid = word.is_multiple_of(2);
-        Reading { valid, energy_uj: word, doubt_uj: !word, stamp_ns: word << 8, epoch: index as u32 }
+        Reading {
+            valid,
+            energy_uj: word,
+            doubt_uj: !word,
+            stamp_ns: word << 8,
+            epoch: index as u32,
+            shape_uj: word << 16,
+        }
     };
     let readings = (0..domains).map(reading).collect();
     Sample { before_ns: index * 100, after_ns: index * 100 + 10, readings }
@@ -36,8 +43,14 @@ fn a_sample_comes_out_as_it_went_in() {
 #[test]
 fn the_largest_epoch_and_count_survive_the_packing() {
     let (mut writer, reader) = ring(1, 1);
-    let reading =
-        Reading { valid: true, energy_uj: u64::MAX, doubt_uj: u64::MAX, stamp_ns: 1, epoch: u32::MAX };
+    let reading = Reading {
+        valid: true,
+        energy_uj: u64::MAX,
+        doubt_uj: u64::MAX,
+        stamp_ns: 1,
+        epoch: u32::MAX,
+        shape_uj: u64::MAX,
+    };
     writer.push(&Sample { before_ns: u64::MAX, after_ns: u64::MAX, readings: vec![reading] });
     let mut into = Sample::blank(1);
     assert!(reader.read(0, &mut into));

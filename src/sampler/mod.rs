@@ -30,6 +30,7 @@ mod interval;
 mod pace;
 mod power;
 mod recent;
+mod residual;
 mod tally;
 mod ticker;
 
@@ -76,7 +77,7 @@ pub struct Settings {
     pub linger_ns: u64,
     /// How long a characterisation takes, the one at the start and any asked for later.
     pub survey_ns: u64,
-    /// How many samples the ring keeps, rounded up to a power of two. Memory is 8 · (3 + 4 · domains) bytes for each,
+    /// How many samples the ring keeps, rounded up to a power of two. Memory is 8 · (3 + 5 · domains) bytes for each,
     /// once used.
     pub history: usize,
 }

@@ -75,6 +75,7 @@ impl Counter {
             doubt_uj: 0,
             stamp_ns: 0,
             epoch: self.epoch,
+            shape_uj: 0,
         }
     }
 

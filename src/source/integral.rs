@@ -63,6 +63,7 @@ impl Integral {
             doubt_uj: whole_uj(self.doubt_pj),
             stamp_ns: at_ns,
             epoch: self.epoch,
+            shape_uj: 0,
         }
     }
 }

@@ -8,6 +8,7 @@
 //! |---|---|---|---|
 //! | `perf` | RAPL through the kernel's `power` PMU | measured; AMD modelled | CAP_PERFMON |
 //! | `powercap` | RAPL through sysfs | the same | root |
+//! | `nvml` | NVIDIA GPUs through their driver's library | measured; without a counter integrated | /dev/nvidia* |
 //! | `estimate` | CPU load times a model | estimated | nothing |
 //! | `replay` | a recorded trace or a scripted machine | as told there | a file |
 
@@ -33,6 +34,39 @@ pub mod integral;
 
 /// A short look under load: which counters move, and which are mirrors of others.
 mod liveness;
+
+/// NVIDIA GPUs.
+#[cfg(target_os = "linux")]
+pub mod nvml;
+
+/// NVIDIA GPUs: not on this system.
+#[cfg(not(target_os = "linux"))]
+#[path = "nvml_elsewhere.rs"]
+pub mod nvml;
+
+/// One part of an NVIDIA board.
+#[cfg(target_os = "linux")]
+mod nvml_channel;
+
+/// What NVML's calls cost.
+#[cfg(target_os = "linux")]
+mod nvml_cost;
+
+/// The calls to NVML.
+#[cfg(target_os = "linux")]
+mod nvml_ffi;
+
+/// One NVIDIA board.
+#[cfg(target_os = "linux")]
+mod nvml_gpu;
+
+/// The way to a board, and back to it.
+#[cfg(target_os = "linux")]
+mod nvml_link;
+
+/// What NVML's refusals mean.
+#[cfg(target_os = "linux")]
+mod nvml_refusal;
 
 /// RAPL through the kernel's `power` PMU.
 #[cfg(target_os = "linux")]
@@ -168,7 +202,7 @@ impl Default for Settings {
             proc_root: "/proc".into(),
             nvml_library: None,
             replay: None,
-            enabled: ["perf", "powercap", "estimate"].map(String::from).to_vec(),
+            enabled: ["perf", "powercap", "nvml", "estimate"].map(String::from).to_vec(),
             estimate_mw: None,
         }
     }
@@ -186,7 +220,8 @@ impl Inventory {
     }
 }
 
-/// Finds what there is. Takes at most some 40 ms of one CPU, all of them only where a counter does not move.
+/// Finds what there is. Takes at most some 40 ms of one CPU, all of them only where a counter does not move; GPUs may
+/// need longer, and are waited for.
 ///
 /// With a replay there is nothing else. Otherwise every enabled mechanism is tried in its order; a domain that several
 /// of them show is taken from the first in which it advances; the estimate is opened only where no counter of the
@@ -196,15 +231,22 @@ pub fn discover(settings: &Settings, clock: &Clock) -> Inventory {
         return replay::open(path, clock);
     }
     let mut found = Inventory::default();
+    let gpus = settings.enabled.iter().any(|name| name == nvml::NAME).then(|| nvml::search(settings, clock));
     for name in &settings.enabled {
         match name.as_str() {
             perf::NAME => found.append(perf::open(settings, clock)),
             powercap::NAME => found.append(powercap::open(settings, clock)),
-            estimate::NAME => {}
-            _ => found.miss(name, "no source of this name; there are perf, powercap and estimate".into()),
+            nvml::NAME | estimate::NAME => {}
+            _ => {
+                found.miss(name, "no source of this name; there are perf, powercap, nvml and estimate".into())
+            }
         }
     }
     let mirrors = liveness::watch(&mut found.opened);
+    // Watched by their own threads already: a call into a GPU's driver may hang.
+    if let Some(gpus) = gpus {
+        found.append(gpus.finish());
+    }
     choice::keep_each_once(&mut found, &mirrors);
     if settings.enabled.iter().any(|name| name == estimate::NAME) {
         match measured_cpu(&found.opened) {

@@ -155,6 +155,7 @@ impl Track {
             doubt_uj: last.doubt_uj - first.doubt_uj,
             stamp_ns: 0,
             epoch: (last.epoch - first.epoch).wrapping_add(u32::from(!whole)),
+            shape_uj: 0,
         }
     }
 
@@ -175,6 +176,7 @@ impl Track {
                 stamp_ns => shifted(stamp_ns.saturating_sub(start_ns), turn_ns).max(1),
             },
             epoch: reading.epoch.wrapping_add(growth.epoch.wrapping_mul(turn as u32)),
+            shape_uj: 0,
         }
     }
 }

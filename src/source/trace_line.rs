@@ -182,6 +182,8 @@ fn reading_in(value: Value) -> Result<Reading, String> {
         doubt_uj,
         stamp_ns,
         epoch,
+        // A trace keeps what the counters showed; how energy lay within their steps is not part of it.
+        shape_uj: 0,
     }))
 }
 

@@ -15,6 +15,9 @@ impl Unit {
     /// A counter that counts microjoules itself.
     pub const MICROJOULE: Unit = Unit { numerator: 1, denominator: 1 };
 
+    /// A counter of millijoules.
+    pub const MILLIJOULE: Unit = Unit { numerator: 1_000, denominator: 1 };
+
     /// `numerator / denominator` µJ; `None` where either is 0.
     pub fn fraction(numerator: u64, denominator: u64) -> Option<Unit> {
         Self::reduced(u128::from(numerator), u128::from(denominator))

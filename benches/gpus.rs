@@ -1,0 +1,224 @@
+//! What eight NVIDIA boards cost beside two CPU sockets, and whom a slow call into their driver delays.
+//!
+//! Owns the figures for the daemon's CPU time while a span is open at the default rates, by thread, and for the lateness of a
+//! CPU source's ticks while boards answer in 7 ms. The boards are the tests' stand-in library, which cost what they are told
+//! to; the sockets are perf groups of the time stamp counter, or powercap trees in memory where this machine has no msr PMU.
+//! The daemon is the program itself.
+//!
+//! `cargo bench --bench gpus`, on a quiet machine, as root for real-time ticks.
+
+use std::fs;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitCode, Stdio};
+use std::time::{Duration, Instant};
+
+use wattspan::client::Client;
+use wattspan::clock::Clock;
+use wattspan::sampler::{self, Sampler, Ticks};
+use wattspan::source::{Settings, discover};
+
+#[path = "../tests/stand_in/nvml/mod.rs"]
+mod nvml;
+mod table;
+
+use nvml::{Knob, Library};
+use table::Table;
+
+const BOARDS: u64 = 8;
+
+fn main() -> ExitCode {
+    let seconds =
+        std::env::var("WATTSPAN_BENCH_SECONDS").ok().and_then(|text| text.parse().ok()).unwrap_or(10);
+    match measure(Duration::from_secs(seconds)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("gpus bench: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn measure(each: Duration) -> Result<(), Box<dyn std::error::Error>> {
+    let mut table = Table::new(&format!("{BOARDS} GPUs and 2 sockets, {} s a row", each.as_secs()));
+    let calls = [
+        ("a counter in 10 us", Knob::BurnNs, 10_000),
+        ("a counter in 2.4 ms asleep", Knob::SleepNs, 2_400_000),
+        ("a counter in 2.4 ms of CPU", Knob::BurnNs, 2_400_000),
+        ("a counter in 7 ms asleep", Knob::SleepNs, 7_000_000),
+    ];
+    for (what, knob, ns) in calls {
+        let machine = machine(knob, ns)?;
+        let daemon = Daemon::start(&machine)?;
+        let client = Client::over(UnixStream::connect(&daemon.socket)?)?;
+        let span = client.span("bench")?;
+        std::thread::sleep(Duration::from_secs(2));
+        let (began, before) = (Instant::now(), daemon.spent()?);
+        std::thread::sleep(each);
+        let (passed, after) = (began.elapsed(), daemon.spent()?);
+        let percent = |thread: &str| {
+            100.0 * (of(&after, thread) - of(&before, thread)) as f64 / passed.as_nanos() as f64
+        };
+        table.at_most(&format!("{what}: daemon, span open: CPU"), Some(percent("")), 3.0, "%");
+        table.note("  of it the boards' threads", Some(percent("sampler-nvml")), "%");
+        table.note(
+            "  of it the sockets' threads",
+            Some(percent(&format!("sampler-{:.7}", machine.sockets))),
+            "%",
+        );
+        drop(span.close()?);
+    }
+    delays(&mut table, each)
+}
+
+/// A CPU source's lateness beside boards of 7 ms, against its lateness without them.
+fn delays(table: &mut Table, each: Duration) -> Result<(), Box<dyn std::error::Error>> {
+    for (what, knob) in [("asleep", Knob::SleepNs), ("of CPU", Knob::BurnNs)] {
+        let machine = machine(knob, 7_000_000)?;
+        let alone = lateness(&machine, &[machine.sockets], each)?;
+        let beside = lateness(&machine, &[machine.sockets, "nvml"], each)?;
+        let us = |ticks: &Ticks| ticks.lateness_p99_ns.map(|ns| ns as f64 / 1_000.0);
+        let class = if beside.realtime { "SCHED_FIFO" } else { "NOT real-time" };
+        table.note(&format!("CPU ticks alone, {class}: late p99"), us(&alone), "us");
+        let target = 2.0 * us(&alone).unwrap_or(0.0);
+        table.at_most(&format!("beside {BOARDS} calls of 7 ms {what}: late p99"), us(&beside), target, "us");
+    }
+    Ok(())
+}
+
+fn lateness(
+    machine: &Machine,
+    enabled: &[&str],
+    each: Duration,
+) -> Result<Ticks, Box<dyn std::error::Error>> {
+    let enabled = enabled.iter().map(|name| (*name).to_owned()).collect();
+    let settings = Settings { enabled, ..machine.settings() };
+    let found = discover(&settings, &Clock::Machine);
+    let quiet = sampler::Settings { survey_ns: 0, ..sampler::Settings::default() };
+    let start = |opened| sampler::start(opened, &quiet, Clock::Machine);
+    let samplers: Vec<Sampler> = found.opened.into_iter().map(start).collect::<Result<_, _>>()?;
+    samplers.iter().for_each(|sampler| sampler.demand(true));
+    std::thread::sleep(each);
+    let cpu = samplers.iter().find(|sampler| sampler.feed().source == machine.sockets);
+    Ok(cpu.ok_or("the stand-in sockets were not found")?.ticks())
+}
+
+/// Boards behind a library, and sockets behind a tree.
+struct Machine {
+    library: Library,
+    tree: tempfile::TempDir,
+    /// The mechanism that shows the sockets.
+    sockets: &'static str,
+}
+
+impl Machine {
+    fn settings(&self) -> Settings {
+        Settings {
+            sysfs_root: self.tree.path().into(),
+            proc_root: "/proc".into(),
+            nvml_library: Some(self.library.path()),
+            ..Settings::default()
+        }
+    }
+}
+
+fn machine(knob: Knob, ns: u64) -> std::io::Result<Machine> {
+    let library = Library::new(BOARDS);
+    (0..BOARDS).for_each(|board| library.set(board, knob, ns));
+    let memory = Path::new("/dev/shm");
+    let tree = if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() }?;
+    if let Ok(kind) = fs::read_to_string("/sys/bus/event_source/devices/msr/type") {
+        events(tree.path(), &kind)?;
+        return Ok(Machine { library, tree, sockets: "perf" });
+    }
+    for socket in 0..2 {
+        let zone = |id: &str, name: &str| -> std::io::Result<()> {
+            let zone = tree.path().join("class/powercap").join(id);
+            fs::create_dir_all(&zone)?;
+            fs::write(zone.join("name"), format!("{name}\n"))?;
+            fs::write(zone.join("max_energy_range_uj"), "262143328850\n")?;
+            fs::write(zone.join("energy_uj"), "123456789012\n")
+        };
+        zone(&format!("intel-rapl:{socket}"), &format!("package-{socket}"))?;
+        zone(&format!("intel-rapl:{socket}:0"), "core")?;
+        zone(&format!("intel-rapl:{socket}:1"), "dram")?;
+    }
+    Ok(Machine { library, tree, sockets: "powercap" })
+}
+
+/// A `power` PMU whose three events are the time stamp counter of the `msr` PMU, on two CPUs.
+fn events(tree: &Path, kind: &str) -> std::io::Result<()> {
+    let devices = tree.join("bus/event_source/devices");
+    fs::create_dir_all(devices.join("power/events"))?;
+    fs::create_dir_all(devices.join("msr/events"))?;
+    fs::write(devices.join("power/type"), kind)?;
+    fs::write(devices.join("msr/type"), kind)?;
+    fs::write(devices.join("msr/events/tsc"), "event=0x00\n")?;
+    let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+    fs::write(devices.join("power/cpumask"), if cpus > 1 { "0-1\n" } else { "0\n" })?;
+    for event in ["energy-pkg", "energy-cores", "energy-ram"] {
+        fs::write(devices.join("power/events").join(event), "event=0x00\n")?;
+        fs::write(devices.join(format!("power/events/{event}.scale")), "2.3283064365386962890625e-10\n")?;
+        fs::write(devices.join(format!("power/events/{event}.unit")), "Joules\n")?;
+    }
+    for cpu in 0..2 {
+        let topology = tree.join(format!("devices/system/cpu/cpu{cpu}/topology"));
+        fs::create_dir_all(&topology)?;
+        fs::write(topology.join("physical_package_id"), format!("{cpu}\n"))?;
+    }
+    Ok(())
+}
+
+/// The program, on this machine; ended with this value.
+struct Daemon {
+    child: Child,
+    socket: PathBuf,
+    _folder: tempfile::TempDir,
+}
+
+impl Daemon {
+    fn start(machine: &Machine) -> std::io::Result<Self> {
+        let folder = tempfile::tempdir()?;
+        let (socket, config) = (folder.path().join("run/wattspan.sock"), folder.path().join("wattspan.toml"));
+        fs::write(&config, format!("[source]\nenabled = [\"{}\", \"nvml\"]\n", machine.sockets))?;
+        let child = Command::new(env!("CARGO_BIN_EXE_wattspand"))
+            .args(["--config".as_ref(), config.as_os_str(), "--socket".as_ref(), socket.as_os_str()])
+            .args(["--sysfs-root".as_ref(), machine.tree.path().as_os_str()])
+            .args(["--nvml-library".as_ref(), machine.library.path().as_os_str()])
+            .stderr(Stdio::null())
+            .spawn()?;
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while !socket.exists() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Ok(Self { child, socket, _folder: folder })
+    }
+
+    /// Nanoseconds of CPU time by thread name.
+    fn spent(&self) -> std::io::Result<Vec<(String, u64)>> {
+        let tasks = fs::read_dir(format!("/proc/{}/task", self.child.id()))?;
+        tasks
+            .map(|task| {
+                let task = task?.path();
+                let name = fs::read_to_string(task.join("comm"))?;
+                let spent = fs::read_to_string(task.join("schedstat"))?;
+                let spent_ns =
+                    spent.split_whitespace().next().and_then(|text| text.parse().ok()).unwrap_or(0);
+                Ok((name.trim().to_owned(), spent_ns))
+            })
+            .collect()
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        // Already gone is as good.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// What all threads whose name begins so have spent.
+fn of(spent: &[(String, u64)], thread: &str) -> u64 {
+    spent.iter().filter(|(name, _)| name.starts_with(thread)).map(|(_, ns)| ns).sum()
+}

@@ -1,0 +1,118 @@
+//! What a call into the driver costs here, and how often it may be made for that.
+//!
+//! The same call takes 0.5 µs on one machine and 2.4 ms on another, so it is measured, never assumed. Owns the two limits:
+//! the part of a core that all boards' calls together may burn, and the part of time for which one board's driver may be
+//! held. Invariant: a period keeps both.
+
+use std::time::{Duration, Instant};
+
+use rustix::time::{ClockId, clock_gettime};
+
+/// Calls whose median is taken, after one that may be slow because it is the first.
+const CALLS: usize = 5;
+
+/// No more than this part of a core goes into the calls of one board, ...
+const OF_A_CORE: f64 = 0.01;
+/// ... nor more than this into those of all boards together.
+const OF_A_CORE_TOGETHER: f64 = 0.012;
+/// For no more than this part of the time is a board's driver asked: it has locks that the board's real work needs too.
+const OF_THE_TIME: f64 = 0.08;
+
+/// The median cost of a call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Cost {
+    /// From begin to end.
+    pub wall_ns: u64,
+    /// CPU time of the calling thread.
+    pub cpu_ns: u64,
+}
+
+impl Cost {
+    /// Makes the call a few times and measures it.
+    pub fn of(mut call: impl FnMut()) -> Cost {
+        call();
+        let (mut wall, mut cpu) = ([0; CALLS], [0; CALLS]);
+        for (wall_ns, cpu_ns) in wall.iter_mut().zip(&mut cpu) {
+            let (began, before) = (Instant::now(), thread_time());
+            call();
+            *cpu_ns = nanoseconds(thread_time().saturating_sub(before));
+            *wall_ns = nanoseconds(began.elapsed());
+        }
+        wall.sort_unstable();
+        cpu.sort_unstable();
+        Cost { wall_ns: wall[CALLS / 2], cpu_ns: cpu[CALLS / 2] }
+    }
+
+    /// The shortest time between two calls that keeps the limits on a machine with so many boards.
+    pub fn period_ns(self, boards: usize) -> u64 {
+        let of_a_core = OF_A_CORE.min(OF_A_CORE_TOGETHER / boards.max(1) as f64);
+        let (by_core, by_time) = (self.cpu_ns as f64 / of_a_core, self.wall_ns as f64 / OF_THE_TIME);
+        by_core.max(by_time) as u64
+    }
+}
+
+/// Which of the ticks of a sampler a dear call is part of.
+#[derive(Debug, Clone)]
+pub struct Cadence {
+    period_ns: u64,
+    last_ns: Option<u64>,
+}
+
+impl Cadence {
+    /// At most once in `period_ns`.
+    pub fn new(period_ns: u64) -> Self {
+        Self { period_ns, last_ns: None }
+    }
+
+    /// Whether the call is due at a tick at `now_ns`; then it is made.
+    pub fn due(&mut self, now_ns: u64) -> bool {
+        // A tick that comes a little early is this tick, not the one before.
+        let slack_ns = self.period_ns / 16;
+        let due =
+            self.last_ns.is_none_or(|last_ns| now_ns.saturating_sub(last_ns) + slack_ns >= self.period_ns);
+        if due {
+            self.last_ns = Some(now_ns);
+        }
+        due
+    }
+}
+
+fn thread_time() -> Duration {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    Duration::new(u64::try_from(time.tv_sec).unwrap_or(0), u32::try_from(time.tv_nsec).unwrap_or(0))
+}
+
+fn nanoseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cheap_call_may_be_made_often_and_a_dear_one_seldom() {
+        let of = |wall_ns, cpu_ns, boards| Cost { wall_ns, cpu_ns }.period_ns(boards);
+        assert_eq!(of(1_000, 1_000, 1), 100_000);
+        assert_eq!(of(2_400_000, 10_000, 1), 30_000_000, "it sleeps: the driver is what is spared");
+        assert_eq!(of(2_400_000, 2_400_000, 1), 240_000_000, "it burns: the core is");
+        assert_eq!(of(2_400_000, 2_400_000, 8), 1_600_000_000);
+        assert_eq!(of(0, 0, 0), 0);
+    }
+
+    #[test]
+    fn a_cadence_picks_the_ticks_nearest_to_its_period() {
+        let mut cadence = Cadence::new(48);
+        let picked: Vec<u64> = (0..200).step_by(10).filter(|&now_ns| cadence.due(now_ns)).collect();
+        assert_eq!(picked, [0, 50, 100, 150]);
+        assert!((200..210).all(|now_ns| Cadence::new(0).due(now_ns)));
+    }
+
+    #[test]
+    fn a_tick_after_a_long_rest_always_calls() {
+        let mut cadence = Cadence::new(48);
+        assert!(cadence.due(1_000));
+        assert!(!cadence.due(1_010));
+        assert!(cadence.due(900_000));
+    }
+}

@@ -1,0 +1,595 @@
+//! NVML through what a program really sees of it: a shared library with the same symbols, on boards whose power is known.
+//!
+//! Discovery, reads, the ledger and its accounts are the program's own; the clock of the library and of the reader is
+//! turned by hand, so that nothing depends on how fast this machine is. Only where calls hang do real threads run.
+#![cfg(target_os = "linux")]
+
+mod stand_in {
+    pub mod nvml;
+}
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::os::unix::net::UnixStream;
+use std::process::{Child, Command};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal};
+use stand_in::nvml::{Driver, GPU_IS_LOST, Knob, LIBRARY_MISMATCH, Library, UNKNOWN};
+use wattspan::client::Client;
+use wattspan::clock::Clock;
+use wattspan::energy::{Domain, Grade, Kind, Liveness, Reading};
+use wattspan::ledger::account::{Account, Share};
+use wattspan::ledger::{self, Ledger, Opening};
+use wattspan::sampler::character::Character;
+use wattspan::sampler::{self, Sampler};
+use wattspan::source::profile::Profile;
+use wattspan::source::{Inventory, Opened, Settings, containment, discover, nvml};
+
+const MS: u64 = 1_000_000;
+const S: u64 = 1_000_000_000;
+/// When the clock that is turned by hand begins.
+const START_NS: u64 = 100 * S;
+/// 70 W and 400 W by turns, as [`Library::new`] has it.
+const USUAL: [(u64, u64); 2] = [(300 * MS, 70_000), (200 * MS, 400_000)];
+const OTHER: [(u64, u64); 3] = [(110 * MS, 300_000), (30 * MS, 40_000), (77 * MS, 150_000)];
+
+/// A machine whose time stands still unless it is told.
+struct Machine {
+    library: Library,
+    clock: Clock,
+    found: Inventory,
+    now_ns: u64,
+}
+
+impl Machine {
+    fn new(library: Library) -> Self {
+        Self::with(library, |library| library.settings())
+    }
+
+    fn with(library: Library, settings: impl Fn(&Library) -> Settings) -> Self {
+        let clock = Clock::manual(START_NS);
+        library.turn(Driver::NowNs, START_NS);
+        let found = discover(&settings(&library), &clock);
+        Self { library, clock, found, now_ns: START_NS }
+    }
+
+    fn domains(&self) -> Vec<Domain> {
+        self.found.opened.iter().flat_map(|source| &source.domains).cloned().collect()
+    }
+
+    fn pass_to(&mut self, now_ns: u64) {
+        self.now_ns = now_ns;
+        self.library.turn(Driver::NowNs, now_ns);
+        self.clock.set(now_ns);
+    }
+
+    /// Reads every source once, a millisecond-hundredth apart from the last: one reading for each domain.
+    fn read(&mut self) -> Vec<Reading> {
+        self.found.opened.iter_mut().flat_map(read).collect()
+    }
+
+    /// Passes `ns` in steps of 10 ms, reading at each.
+    fn read_for(&mut self, ns: u64) -> Vec<Reading> {
+        let (until_ns, mut readings) = (self.now_ns + ns, Vec::new());
+        while self.now_ns < until_ns {
+            self.pass_to(self.now_ns + 10 * MS);
+            readings = self.read();
+        }
+        readings
+    }
+
+    /// The account of a span over everything, read each 10 ms from a second before it to a second after it.
+    fn account(&mut self, from_ns: u64, to_ns: u64) -> Account {
+        self.account_while(from_ns, to_ns, |_, _| ())
+    }
+
+    fn account_while(&mut self, from_ns: u64, to_ns: u64, mut turn: impl FnMut(u64, &Library)) -> Account {
+        let domains = self.domains();
+        let counted = containment::counted(&domains, &vec![true; domains.len()]);
+        let mut ledger = Ledger::new(domains, ledger::Settings::default());
+        counted.iter().enumerate().for_each(|(at, counted)| ledger.set_counted(at, *counted));
+        let (mut key, mut closed, mut out) = (None, false, Vec::new());
+        let end_ns = to_ns + 4 * S;
+        while self.now_ns < end_ns && out.is_empty() {
+            self.pass_to(self.now_ns + 10 * MS);
+            turn(self.now_ns, &self.library);
+            if key.is_none() && self.now_ns >= from_ns {
+                key = Some(ledger.open(from_ns, opening(from_ns)).unwrap());
+            }
+            if !closed && self.now_ns >= to_ns {
+                ledger.close(to_ns, key.unwrap(), to_ns, BTreeMap::new(), false).unwrap();
+                closed = true;
+            }
+            for (at, reading) in self.read().iter().enumerate() {
+                ledger.feed(at, self.now_ns, self.now_ns, reading);
+            }
+            ledger.settle(self.now_ns + 100, &mut out);
+        }
+        out.pop().expect("settled within four seconds").1
+    }
+}
+
+fn read(opened: &mut Opened) -> Vec<Reading> {
+    let mut readings = vec![Reading::default(); opened.domains.len()];
+    opened.source.read(&mut readings);
+    readings
+}
+
+fn opening(at_ns: u64) -> Opening {
+    Opening {
+        span: "s".into(),
+        name: String::new(),
+        attributes: BTreeMap::new(),
+        weight: 1.0,
+        domains: None,
+        at_ns,
+        uid: 0,
+        unix_ns: 0,
+    }
+}
+
+fn true_uj(curve: &[(u64, u64)], from_ns: u64, to_ns: u64) -> f64 {
+    let profile = Profile::new(curve.iter().copied()).unwrap();
+    (profile.energy_pj(to_ns) - profile.energy_pj(from_ns)) as f64 / 1e6
+}
+
+fn share<'a>(account: &'a Account, domain: &str) -> &'a Share {
+    account.domains.iter().find(|share| share.domain == domain).unwrap_or_else(|| panic!("no {domain}"))
+}
+
+/// How far a share is from the truth, after a check that the guarantee holds.
+fn off_uj(share: &Share, truth_uj: f64) -> f64 {
+    let (figure, error) = (share.share_uj.unwrap() as f64, share.error_uj.unwrap() as f64);
+    assert!((figure - truth_uj).abs() <= error, "{figure} ± {error} for {truth_uj}");
+    (figure - truth_uj).abs()
+}
+
+fn names(found: &Inventory) -> Vec<&str> {
+    found.opened.iter().flat_map(|source| &source.domains).map(|domain| domain.name.as_str()).collect()
+}
+
+fn absent(library: &Library) -> String {
+    let found = discover(&library.settings(), &Clock::Machine);
+    assert!(found.opened.is_empty());
+    assert_eq!(found.absent[0].source, "nvml");
+    found.absent[0].reason.clone()
+}
+
+#[test]
+fn two_boards_are_metered_apart_and_the_total_has_each_joule_once() {
+    let library = Library::new(2);
+    library.curve(1, &OTHER);
+    let mut machine = Machine::new(library);
+    assert_eq!(names(&machine.found), ["gpu-0", "gpu-1"]);
+    assert_eq!(machine.found.opened.len(), 2, "a source, and so a thread, for each");
+    let domains = machine.domains();
+    for (nth, domain) in domains.iter().enumerate() {
+        assert_eq!((domain.kind, domain.grade, domain.quantum_uj), (Kind::Gpu, Grade::Measured, 1_000));
+        assert_eq!(domain.device, Some(Library::uuid(0xA0 + nth as u64)));
+    }
+    let (from_ns, to_ns) = (START_NS + 1_234 * MS, START_NS + 3_456 * MS);
+    let account = machine.account(from_ns, to_ns);
+    let truths = [true_uj(&USUAL, from_ns, to_ns), true_uj(&OTHER, from_ns, to_ns)];
+    for (domain, truth_uj) in ["gpu-0", "gpu-1"].into_iter().zip(truths) {
+        assert!(off_uj(share(&account, domain), truth_uj) < 0.05 * truth_uj, "{account:?}");
+    }
+    let total_uj = account.share_uj.unwrap() as f64;
+    assert!((total_uj - truths[0] - truths[1]).abs() <= account.error_uj.unwrap() as f64);
+    assert_eq!(account.grade, Some(Grade::Measured));
+}
+
+#[test]
+fn power_of_the_moment_places_energy_within_the_counters_steps_and_widens_no_bound() {
+    // Bursts of 40 ms within a counter step of 100 ms; spans that hold just one burst.
+    let curve = [(160 * MS, 60_000), (40 * MS, 500_000)];
+    let (mut off, mut bounds) = ([0.0, 0.0], [0, 0]);
+    for instant in [0, 1] {
+        let library = Library::new(1);
+        library.curve(0, &curve);
+        library.set(0, Knob::Instant, instant);
+        library.set(0, Knob::PhaseNs, 33 * MS);
+        let mut machine = Machine::new(library);
+        for nth in 1..=8 {
+            // Whole rounds of the curve after its begin.
+            let from_ns = machine.now_ns.div_ceil(200 * MS) * 200 * MS + 600 * MS + 150 * MS;
+            let to_ns = from_ns + 60 * MS + nth;
+            let account = machine.account(from_ns, to_ns);
+            let share = share(&account, "gpu-0");
+            off[instant as usize] += off_uj(share, true_uj(&curve, from_ns, to_ns));
+            bounds[instant as usize] += share.error_uj.unwrap();
+        }
+    }
+    assert!(off[1] < off[0] / 2.0, "without a sensor {} µJ off, with it {} µJ", off[0], off[1]);
+    // The band is the counter's; only where in it our figure lies has changed.
+    assert!(bounds[1] < 2 * bounds[0], "{bounds:?}");
+}
+
+#[test]
+fn a_grace_hopper_board_counts_its_module_once_and_shows_the_parts() {
+    let library = Library::new(1);
+    library.set(0, Knob::Module, 1);
+    library.set(0, Knob::Memory, 1);
+    let mut machine = Machine::new(library);
+    let domains = machine.domains();
+    let told: Vec<_> =
+        domains.iter().map(|d| (d.name.as_str(), d.kind, d.parent.as_deref(), d.grade)).collect();
+    assert_eq!(
+        told,
+        [
+            ("gpu-0", Kind::Gpu, Some("module-0"), Grade::Measured),
+            ("module-0", Kind::Module, None, Grade::Measured),
+            ("gpu-memory-0", Kind::GpuMemory, Some("gpu-0"), Grade::Measured),
+        ]
+    );
+    let (from_ns, to_ns) = (START_NS + 1_000 * MS, START_NS + 3_050 * MS);
+    let account = machine.account(from_ns, to_ns);
+    let truth_uj = true_uj(&USUAL, from_ns, to_ns);
+    off_uj(share(&account, "gpu-0"), truth_uj);
+    off_uj(share(&account, "module-0"), truth_uj * 1.5);
+    off_uj(share(&account, "gpu-memory-0"), truth_uj / 4.0);
+    assert_eq!(account.share_uj, share(&account, "module-0").share_uj);
+}
+
+#[test]
+fn a_module_that_may_hold_several_boards_is_not_counted_and_says_so() {
+    let library = Library::new(2);
+    library.set(0, Knob::Module, 2);
+    library.set(1, Knob::Module, 2);
+    let machine = Machine::new(library);
+    assert_eq!(names(&machine.found), ["gpu-0", "gpu-1"]);
+    assert!(machine.found.absent[1].reason.contains("gpu-1: NVIDIA GB200 also shows its module"));
+}
+
+#[test]
+fn mig_is_metered_as_a_board_and_says_so() {
+    let library = Library::new(2);
+    library.set(1, Knob::Mig, 1);
+    let machine = Machine::new(library);
+    assert_eq!(names(&machine.found), ["gpu-0", "gpu-1"]);
+    let reasons: Vec<_> = machine.found.absent.iter().map(|absent| absent.reason.as_str()).collect();
+    assert_eq!(
+        reasons,
+        ["gpu-1: MIG is on; NVML has energy for the whole board only, not for its instances"]
+    );
+}
+
+#[test]
+fn without_a_counter_power_is_integrated_and_graded_so_and_the_truth_lies_within_its_doubt() {
+    let library = Library::new(1);
+    library.set(0, Knob::Counter, 0);
+    let mut machine = Machine::new(library);
+    let domain = machine.domains().remove(0);
+    assert_eq!(
+        (domain.grade, domain.ceiling_mw),
+        (Grade::Integrated, Some(900_000)),
+        "twice its highest limit"
+    );
+    let (from_ns, to_ns) = (START_NS + 1_010 * MS, START_NS + 4_020 * MS);
+    let account = machine.account(from_ns, to_ns);
+    let truth_uj = true_uj(&USUAL, from_ns, to_ns);
+    assert!(off_uj(share(&account, "gpu-0"), truth_uj) < 0.05 * truth_uj);
+    assert_eq!(account.grade, Some(Grade::Integrated));
+}
+
+#[test]
+fn a_mean_over_a_second_is_never_taken_for_the_power_of_the_moment() {
+    let hopper = Library::new(1);
+    hopper.set(0, Knob::Counter, 0);
+    hopper.set(0, Knob::Instant, 0);
+    assert!(absent(&hopper).contains("neither an energy counter nor its power of the moment"));
+
+    // Turing's is instantaneous.
+    hopper.set(0, Knob::Architecture, 6);
+    let mut machine = Machine::new(hopper);
+    assert_eq!(machine.domains()[0].grade, Grade::Integrated);
+    let (from_ns, to_ns) = (START_NS + 1_010 * MS, START_NS + 4_020 * MS);
+    let account = machine.account(from_ns, to_ns);
+    let truth_uj = true_uj(&USUAL, from_ns, to_ns);
+    assert!(off_uj(share(&account, "gpu-0"), truth_uj) < 0.05 * truth_uj);
+}
+
+#[test]
+fn an_old_library_without_fields_has_its_counter_by_the_call_of_its_own() {
+    let mut machine = Machine::new(Library::built(1, &["WITHOUT_FIELDS"]));
+    assert_eq!(machine.domains()[0].grade, Grade::Measured);
+    let (from_ns, to_ns) = (START_NS + 1_010 * MS, START_NS + 4_020 * MS);
+    let account = machine.account(from_ns, to_ns);
+    off_uj(share(&account, "gpu-0"), true_uj(&USUAL, from_ns, to_ns));
+    assert_eq!(machine.read()[0].shape_uj, 0, "no power, no shape");
+}
+
+#[test]
+fn a_library_that_lacks_what_is_needed_is_absent_with_the_symbol_and_nothing_panics() {
+    let reason = absent(&Library::built(1, &["WITHOUT_SHUTDOWN"]));
+    assert!(reason.contains("nvmlShutdown") && reason.contains("newer NVIDIA driver"), "{reason}");
+    let reason = absent(&Library::built(1, &["WITHOUT_UUID"]));
+    assert!(reason.starts_with("gpu-0: ") && reason.contains("nvmlDeviceGetUUID"), "{reason}");
+}
+
+#[test]
+fn no_library_or_no_driver_is_absent_with_the_reason_and_the_mend() {
+    let library = Library::new(1);
+    library.turn(Driver::Unloaded, 1);
+    assert!(absent(&library).contains("modprobe nvidia"));
+    library.turn(Driver::Unloaded, 0);
+    library.turn(Driver::Refusal, LIBRARY_MISMATCH);
+    assert!(absent(&library).contains("updated while it ran: reboot"));
+    library.turn(Driver::Refusal, 0);
+    library.turn(Driver::Boards, 0);
+    assert!(absent(&library).contains("shows no GPU"));
+    fs::write(library.path(), "no library").unwrap();
+    let reason = absent(&library);
+    assert!(reason.contains("libnvidia-ml.so") && reason.contains("--nvml-library"), "{reason}");
+    fs::remove_file(library.path()).unwrap();
+    let reason = absent(&library);
+    assert!(reason.contains("cannot open shared object file"), "{reason}");
+}
+
+#[test]
+fn a_board_that_falls_off_the_bus_is_silent_the_other_goes_on_and_no_joule_is_made_up() {
+    for refusal in [GPU_IS_LOST, UNKNOWN] {
+        let mut machine = Machine::new(Library::new(2));
+        let before = machine.read_for(S);
+        machine.library.set(0, Knob::Refuses, refusal);
+        let lost = machine.read_for(3 * S);
+        assert!(!lost[0].valid && lost[1].valid && lost[1].energy_uj > before[1].energy_uj);
+        machine.library.set(0, Knob::Refuses, 0);
+        let back = machine.read_for(5 * S);
+        assert!(back[0].valid && back[0].epoch > before[0].epoch);
+        assert_eq!(back[1].epoch, 0);
+        // What it counts after its return is what was used after it, and no more.
+        let most_uj = true_uj(&USUAL, machine.now_ns - 5 * S - 100 * MS, machine.now_ns);
+        assert!(((back[0].energy_uj - before[0].energy_uj) as f64) <= most_uj);
+    }
+}
+
+#[test]
+fn an_account_over_a_board_that_was_lost_has_unknown_time_and_no_total() {
+    let mut machine = Machine::new(Library::new(2));
+    let (from_ns, to_ns) = (START_NS + S, START_NS + 9 * S);
+    let lost_ns = START_NS + 2 * S..START_NS + 3 * S;
+    let account = machine.account_while(from_ns, to_ns, |now_ns, library| {
+        library.set(0, Knob::Refuses, if lost_ns.contains(&now_ns) { GPU_IS_LOST } else { 0 });
+    });
+    let (lost, kept) = (share(&account, "gpu-0"), share(&account, "gpu-1"));
+    assert!(lost.unknown_ns >= S && lost.unknown_ns < 4 * S, "{lost:?}");
+    assert_eq!((lost.error_uj, kept.unknown_ns), (None, 0));
+    off_uj(kept, true_uj(&USUAL, from_ns, to_ns));
+}
+
+#[test]
+fn a_lost_board_is_asked_again_after_ever_longer_waits() {
+    let mut machine = Machine::new(Library::new(1));
+    machine.read_for(S);
+    machine.library.set(0, Knob::Refuses, GPU_IS_LOST);
+    machine.read_for(10 * MS);
+    let before = machine.library.driver(Driver::Inits);
+    machine.read_for(100 * S);
+    // After 1, 2, 4, 8, 16, 32 s: at 1, 3, 7, 15, 31 and 63 s.
+    assert_eq!(machine.library.driver(Driver::Inits) - before, 6);
+}
+
+#[test]
+fn a_driver_that_is_reloaded_begins_a_new_epoch_and_the_energy_never_goes_back() {
+    let mut machine = Machine::new(Library::new(2));
+    let before = machine.read_for(2 * S);
+    machine.library.turn(Driver::Unloaded, 1);
+    let away = machine.read_for(500 * MS);
+    assert!(away.iter().all(|reading| !reading.valid));
+    machine.library.reload(machine.now_ns);
+    machine.library.turn(Driver::Unloaded, 0);
+    let back = machine.read_for(3 * S);
+    for (back, before) in back.iter().zip(&before) {
+        assert!(back.valid && back.epoch == before.epoch + 1, "{back:?}");
+        assert!(back.energy_uj > before.energy_uj);
+        let most_uj = true_uj(&USUAL, machine.now_ns - 3 * S, machine.now_ns);
+        assert!(((back.energy_uj - before.energy_uj) as f64) <= most_uj + 1_000.0);
+    }
+}
+
+#[test]
+fn a_counter_that_begins_at_0_again_under_the_same_driver_is_a_new_epoch_too() {
+    let mut machine = Machine::new(Library::new(1));
+    let before = machine.read_for(2 * S);
+    machine.library.set(0, Knob::BaseNs, machine.now_ns);
+    let after = machine.read_for(S);
+    assert_eq!(after[0].epoch, before[0].epoch + 1);
+    assert!(after[0].energy_uj >= before[0].energy_uj);
+}
+
+#[test]
+fn boards_keep_their_names_when_a_new_driver_lists_them_in_another_order() {
+    let library = Library::new(2);
+    library.curve(1, &[(S, 10_000)]);
+    let mut machine = Machine::new(library);
+    let before = machine.read_for(2 * S);
+    machine.library.set(0, Knob::ShownAt, 1);
+    machine.library.set(1, Knob::ShownAt, 0);
+    machine.library.reload(machine.now_ns);
+    let first = machine.read_for(3 * S);
+    let second = machine.read_for(5 * S);
+    let grown: Vec<u64> = second.iter().zip(&first).map(|(b, a)| b.energy_uj - a.energy_uj).collect();
+    assert!(first[0].epoch > before[0].epoch, "the reload was seen");
+    assert_eq!(grown[1], 50_000_000, "gpu-1 still is the board of 10 W");
+    assert!(grown[0] > 500_000_000);
+    assert_eq!(machine.domains()[0].device, Some(Library::uuid(0xA0)));
+}
+
+#[test]
+fn a_counter_and_a_sensor_that_disagree_are_shown_to() {
+    let library = Library::new(2);
+    library.set(0, Knob::SensorPermille, 800);
+    let mut machine = Machine::new(library);
+    let mut characters = [Character::new(true), Character::new(true)];
+    for _ in 0..1_000 {
+        machine.pass_to(machine.now_ns + 10 * MS);
+        for (character, reading) in characters.iter_mut().zip(machine.read()) {
+            character.observe(machine.now_ns, machine.now_ns, &reading);
+        }
+    }
+    let [off, agreeing] = characters.map(|character| character.residual().unwrap());
+    assert!((off - 0.25).abs() < 0.03 && agreeing.abs() < 0.03, "{off} {agreeing}");
+}
+
+#[test]
+fn a_dear_counter_is_asked_seldom_and_the_power_still_each_time() {
+    let library = Library::new(1);
+    library.set(0, Knob::BurnNs, 2 * MS);
+    let mut machine = Machine::new(library);
+    let asked = |machine: &Machine| {
+        (machine.library.get(0, Knob::EnergyAsked), machine.library.get(0, Knob::PowerAsked))
+    };
+    let before = asked(&machine);
+    machine.read_for(2 * S);
+    let after = asked(&machine);
+    assert_eq!(after.1 - before.1, 200);
+    // 2 ms of a core's 1 % each time: once in 200 ms, or more seldom where this machine is slow.
+    assert!((1..=11).contains(&(after.0 - before.0)), "{before:?} {after:?}");
+    machine.pass_to(machine.now_ns + 60 * S);
+    assert!(machine.read()[0].valid, "after a rest the counter is asked at once");
+    machine.pass_to(machine.now_ns + 10 * MS);
+    let between = machine.read()[0];
+    assert!(!between.valid && between.shape_uj > 0);
+}
+
+#[test]
+fn a_gpu_alone_does_not_stand_for_the_cpu_and_both_make_the_total() {
+    let proc = tempfile::tempdir().unwrap();
+    fs::write(proc.path().join("stat"), "cpu  1 2 3 4 5 6 7 8 0 0\ncpu0 1 2 3 4 5 6 7 8 0 0\n").unwrap();
+    let machine = Machine::with(Library::new(1), |library| {
+        let enabled = ["nvml", "estimate"].map(String::from).to_vec();
+        Settings { proc_root: proc.path().into(), enabled, ..library.settings() }
+    });
+    assert_eq!(names(&machine.found), ["gpu-0", "cpu"]);
+    assert_eq!(containment::counted(&machine.domains(), &[true, true]), [true, true]);
+}
+
+#[test]
+fn discovery_sees_live_counters_move_and_dead_ones_not() {
+    let library = Library::new(2);
+    library.curve(1, &[(S, 0)]);
+    let found = discover(&library.settings(), &Clock::Machine);
+    let advanced: Vec<_> = found.opened.iter().map(|source| source.advanced.clone()).collect();
+    assert_eq!(advanced, [[true], [false]]);
+}
+
+/// Waits until something is so; a machine that never gets there fails.
+fn until(what: &str, mut so: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while !so() {
+        assert!(Instant::now() < deadline, "never {what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+fn start(opened: Opened) -> Sampler {
+    let settings = sampler::Settings { survey_ns: 0, ..sampler::Settings::default() };
+    let sampler = sampler::start(opened, &settings, Clock::Machine).unwrap();
+    sampler.demand(true);
+    sampler
+}
+
+#[test]
+fn a_call_that_hangs_stops_its_own_board_only_and_not_even_the_close() {
+    let library = Library::new(2);
+    let mut found = discover(&library.settings(), &Clock::Machine);
+    let (second, first) = (found.opened.pop().unwrap(), found.opened.pop().unwrap());
+    let (first, second) = (start(first), start(second));
+    until("both tick", || first.ticks().ticks > 3 && second.ticks().ticks > 3);
+    library.set(0, Knob::Hangs, 1);
+    until("the first hangs", || library.get(0, Knob::Held) == 1);
+    let (held, others) = (first.ticks().ticks, second.ticks().ticks);
+    until("the second goes on", || second.ticks().ticks > others + 50);
+    assert_eq!(first.ticks().ticks, held);
+    assert!(first.hung_for_ns(Clock::Machine.now_ns()).is_some(), "and the meter can see it");
+    drop(first);
+    assert_eq!(library.get(0, Knob::Hangs), 1, "closed while the call still hangs");
+    library.set(0, Knob::Hangs, 0);
+    let more = second.ticks().ticks;
+    until("the second still goes on", || second.ticks().ticks > more + 10);
+}
+
+#[test]
+fn a_board_that_hangs_at_the_start_is_absent_and_the_other_is_there() {
+    let library = Library::new(2);
+    library.set(0, Knob::Hangs, 1);
+    let found = nvml::search_for(&library.settings(), &Clock::Machine, Duration::from_secs(3)).finish();
+    assert_eq!(names(&found), ["gpu-1"]);
+    assert!(found.absent[0].reason.starts_with("gpu-0 did not answer within 3 s"), "{:?}", found.absent);
+    library.set(0, Knob::Hangs, 0);
+}
+
+#[test]
+fn a_library_that_hangs_at_the_start_is_absent() {
+    let library = Library::new(1);
+    library.turn(Driver::InitHangs, 1);
+    let found = nvml::search_for(&library.settings(), &Clock::Machine, Duration::from_millis(50)).finish();
+    assert!(found.opened.is_empty());
+    assert!(found.absent[0].reason.contains("the driver did not answer within 0.05 s"), "{:?}", found.absent);
+    library.turn(Driver::InitHangs, 0);
+}
+
+/// The program itself on the stand-in's boards.
+struct Daemon {
+    child: Child,
+    folder: tempfile::TempDir,
+}
+
+impl Daemon {
+    fn start(library: &Library) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let config = folder.path().join("wattspan.toml");
+        fs::write(&config, "[source]\nenabled = [\"nvml\"]\n").unwrap();
+        let child = Command::new(env!("CARGO_BIN_EXE_wattspand"))
+            .args(["--config".as_ref(), config.as_os_str()])
+            .args(["--socket".as_ref(), folder.path().join("run/wattspan.sock").as_os_str()])
+            .args(["--nvml-library".as_ref(), library.path().as_os_str()])
+            .stderr(File::create(folder.path().join("log")).unwrap())
+            .spawn()
+            .unwrap();
+        Self { child, folder }
+    }
+
+    fn client(&self) -> Client {
+        let socket = self.folder.path().join("run/wattspan.sock");
+        until("it listens", || UnixStream::connect(&socket).is_ok());
+        Client::over(UnixStream::connect(&socket).unwrap()).unwrap()
+    }
+
+    fn log(&self) -> String {
+        fs::read_to_string(self.folder.path().join("log")).unwrap()
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn a_daemon_whose_board_hangs_says_so_serves_everybody_and_ends_when_it_is_told() {
+    let library = Library::new(2);
+    let mut daemon = Daemon::start(&library);
+    let client = daemon.client();
+    let live = |client: &Client| {
+        let info = client.info().unwrap();
+        info.domains.iter().map(|domain| (domain.liveness, domain.reason.clone())).collect::<Vec<_>>()
+    };
+    until("both live", || live(&client).iter().all(|domain| domain.0 == Liveness::Live));
+    let span = client.span("question").unwrap();
+    library.set(0, Knob::Hangs, 1);
+    until("the hang is seen", || live(&client)[0].0 == Liveness::Lost);
+    let states = live(&client);
+    assert_eq!(states[1].0, Liveness::Live);
+    assert!(states[0].1.as_ref().unwrap().contains("the nvml driver has not answered for"), "{states:?}");
+    let account = span.close().unwrap();
+    let kept = account.domains.iter().find(|share| share.domain == "gpu-1").unwrap();
+    assert!(kept.share_uj.unwrap() > 0, "{account:?}");
+    rustix::process::kill_process(Pid::from_child(&daemon.child), Signal::TERM).unwrap();
+    until("it ended", || daemon.child.try_wait().unwrap().is_some());
+    assert!(daemon.child.wait().unwrap().success(), "{}", daemon.log());
+    assert_eq!(library.get(0, Knob::Hangs), 1, "while the call still hangs");
+}
