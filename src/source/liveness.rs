@@ -11,6 +11,7 @@ use crate::clock::monotonic_ns;
 use crate::energy::{Kind, Reading};
 
 use super::Opened;
+use super::agreement::{Agreement, Disagreement};
 
 /// A domain that has not moved after so long under load is stuck.
 const LONGEST_NS: u64 = 40_000_000;
@@ -34,10 +35,20 @@ pub struct Mirror {
     pub original: (usize, usize),
 }
 
-/// Watches all domains under load, fills [`Opened::advanced`], and gives back the mirrors.
-pub fn watch(opened: &mut [Opened]) -> Vec<Mirror> {
+/// What the watch saw.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Seen {
+    /// Counters that are copies of others.
+    pub mirrors: Vec<Mirror>,
+    /// Mechanisms that show the same domain and not the same energy.
+    pub disagreements: Vec<Disagreement>,
+}
+
+/// Watches all domains under load, fills [`Opened::advanced`], and says what is to be thought of them.
+pub fn watch(opened: &mut [Opened]) -> Seen {
     let end_ns = monotonic_ns() + LONGEST_NS;
     let mut watched = watched(opened);
+    let mut agreement = Agreement::new(opened);
     let mut readings: Vec<_> =
         opened.iter().map(|source| vec![Reading::default(); source.domains.len()]).collect();
     loop {
@@ -47,7 +58,9 @@ pub fn watch(opened: &mut [Opened]) -> Vec<Mirror> {
         for domain in &mut watched {
             domain.see(&readings[domain.place.0][domain.place.1]);
         }
-        if monotonic_ns() >= end_ns || (all_moved(&watched) && !any_suspects(&watched)) {
+        agreement.see(&readings);
+        let learnt = all_moved(&watched) && !any_suspects(&watched) && !agreement.wants_more();
+        if monotonic_ns() >= end_ns || learnt {
             break;
         }
         burn(PAUSE_NS);
@@ -55,7 +68,7 @@ pub fn watch(opened: &mut [Opened]) -> Vec<Mirror> {
     for domain in &watched {
         opened[domain.place.0].advanced[domain.place.1] = !domain.moves.is_empty();
     }
-    mirrors(&watched)
+    Seen { mirrors: mirrors(&watched), disagreements: agreement.disagreements(opened) }
 }
 
 /// One domain under watch.
@@ -210,7 +223,7 @@ mod tests {
     #[test]
     fn a_counter_that_never_moves_is_told_apart_from_one_that_does() {
         let mut opened = packages(&[&[5, 6, 7], &[]]);
-        assert_eq!(watch(&mut opened), []);
+        assert_eq!(watch(&mut opened), Seen::default());
         assert_eq!(opened[0].advanced, [true, false]);
     }
 
@@ -220,7 +233,7 @@ mod tests {
         let mut opened = packages(&[moves, moves, &[27, 18, 28], moves]);
         let original = (0, 0);
         assert_eq!(
-            watch(&mut opened),
+            watch(&mut opened).mirrors,
             [Mirror { copy: (0, 1), original }, Mirror { copy: (0, 3), original }]
         );
     }
@@ -228,7 +241,7 @@ mod tests {
     #[test]
     fn idle_counters_that_move_by_single_steps_are_no_mirrors() {
         let mut opened = packages(&[&[61, 61, 61, 61, 61, 61, 61, 62], &[61, 61, 61, 61, 61, 61, 61, 62]]);
-        assert_eq!(watch(&mut opened), []);
+        assert_eq!(watch(&mut opened), Seen::default());
     }
 
     #[test]
@@ -248,6 +261,6 @@ mod tests {
 
     #[test]
     fn discovery_with_nothing_to_watch_is_over_at_once() {
-        assert_eq!(watch(&mut []), []);
+        assert_eq!(watch(&mut []), Seen::default());
     }
 }
