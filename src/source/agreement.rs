@@ -13,8 +13,8 @@ use super::Opened;
 const BIAS_PPM: u64 = 3_000;
 
 /// Fewer looks than this, or so few moves, say nothing.
-const LOOKS: usize = 16;
-const MOVES: u64 = 4;
+const LOOKS: usize = 32;
+const MOVES: usize = 8;
 
 /// A domain's place: which source, which of its domains.
 type Place = (usize, usize);
@@ -104,16 +104,20 @@ impl Pair {
         self.seen.push((first.energy_uj - base.energy_uj, second.energy_uj - other.energy_uj));
     }
 
-    fn moves(&self, of: impl Fn(&(u64, u64)) -> u64) -> u64 {
-        self.seen.windows(2).filter(|two| of(&two[0]) != of(&two[1])).count() as u64
+    /// For each look but the first, by how much the two moved since the one before.
+    fn moves(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
+        self.seen.windows(2).map(|two| (two[1].0 - two[0].0, two[1].1 - two[0].1))
     }
 
     fn is_ripe(&self) -> bool {
-        self.seen.len() >= LOOKS && self.moves(|seen| seen.0) >= MOVES && self.moves(|seen| seen.1) >= MOVES
+        self.seen.len() >= LOOKS
+            && self.moves().filter(|moved| moved.0 > 0).count() >= MOVES
+            && self.moves().filter(|moved| moved.1 > 0).count() >= MOVES
     }
 
-    /// Compares the distance between the two at the begin of the watch and at its end. A look at which only one of the
-    /// two had moved shifts the distance by a step, but seldom: the medians of many looks do not have it.
+    /// Compares the distance between the two at the begin of the watch and at its end. Where they move at the same looks
+    /// they read one register, and a look that fell between two reads is rare: the medians of many looks do not have it,
+    /// and a quarter of a step is room enough. Where they do not, each may be a whole step behind.
     fn differs(&self, quanta_uj: u64) -> bool {
         if !self.is_ripe() {
             return false;
@@ -122,7 +126,17 @@ impl Pair {
         let (begin, end) = (&self.seen[..self.seen.len() / 4], &self.seen[self.seen.len() / 4 * 3..]);
         let drift_uj = median(end.iter().map(distance)).abs_diff(median(begin.iter().map(distance)));
         let grown_uj = self.seen.last().map_or(0, |seen| seen.0.max(seen.1));
-        drift_uj > u128::from(grown_uj) * u128::from(BIAS_PPM) / 1_000_000 + u128::from(2 * quanta_uj)
+        let bias_uj = u128::from(grown_uj) * u128::from(BIAS_PPM) / 1_000_000;
+        drift_uj > bias_uj + u128::from(self.step_uj()) + u128::from(2 * quanta_uj)
+    }
+
+    /// How far apart the two may be for having been read at different times.
+    fn step_uj(&self) -> u64 {
+        let most = |of: fn((u64, u64)) -> u64| self.moves().map(of).max().unwrap_or(0);
+        let (first_uj, second_uj) = (most(|moved| moved.0), most(|moved| moved.1));
+        let alone = self.moves().filter(|moved| (moved.0 > 0) != (moved.1 > 0)).count();
+        let any = self.moves().filter(|moved| moved.0 > 0 || moved.1 > 0).count();
+        if alone * 4 <= any { first_uj.min(second_uj) / 4 } else { first_uj + second_uj }
     }
 }
 
@@ -136,13 +150,13 @@ fn median(values: impl Iterator<Item = i128>) -> i128 {
 mod tests {
     use super::*;
 
-    /// A pair whose register moves by `step` every fourth look; the second reader multiplies and lags one look in ten.
+    /// A pair whose register moves by `step` every fourth look; the second reader multiplies and lags one look in twenty.
     fn pair(ppm: u64) -> Pair {
         let mut pair = Pair { first: (0, 0), second: (1, 0), seen: Vec::new(), base: None };
         let reading = |energy_uj| Reading { valid: true, energy_uj, ..Reading::default() };
         for look in 0..100_u64 {
             let register = look / 4 * 50_000;
-            let late = if look % 10 == 0 { look.saturating_sub(1) } else { look } / 4 * 50_000;
+            let late = if look % 20 == 0 { look.saturating_sub(1) } else { look } / 4 * 50_000;
             pair.see(reading(register), reading(late * ppm / 1_000_000));
         }
         pair
@@ -153,7 +167,7 @@ mod tests {
         for ppm in [1_000_000, 999_948, 1_002_703] {
             assert!(!pair(ppm).differs(62), "{ppm}");
         }
-        for ppm in [500_000, 950_000, 1_010_000, 4_000_000] {
+        for ppm in [250_000, 500_000, 950_000, 1_050_000, 4_000_000] {
             assert!(pair(ppm).differs(62), "{ppm}");
         }
     }
