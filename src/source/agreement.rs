@@ -150,13 +150,13 @@ fn median(values: impl Iterator<Item = i128>) -> i128 {
 mod tests {
     use super::*;
 
-    /// A pair whose register moves by `step` every fourth look; the second reader multiplies and lags one look in twenty.
+    /// A pair whose register moves by `step` every fourth look; the second reader multiplies and lags one look in forty.
     fn pair(ppm: u64) -> Pair {
         let mut pair = Pair { first: (0, 0), second: (1, 0), seen: Vec::new(), base: None };
         let reading = |energy_uj| Reading { valid: true, energy_uj, ..Reading::default() };
         for look in 0..100_u64 {
             let register = look / 4 * 50_000;
-            let late = if look % 20 == 0 { look.saturating_sub(1) } else { look } / 4 * 50_000;
+            let late = if look % 40 == 0 { look.saturating_sub(1) } else { look } / 4 * 50_000;
             pair.see(reading(register), reading(late * ppm / 1_000_000));
         }
         pair
