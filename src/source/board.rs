@@ -24,17 +24,25 @@ impl Place {
 
 /// What `power1_oem_info` of an ACPI power meter says on NVIDIA's Grace: "Module Power Socket 0" (processor, memory, GPU
 /// with its own memory, and the regulators' loss), "Grace Power Socket 0" (the processor's socket), "CPU Power Socket 0"
-/// (its cores' rail), "SysIO Power Socket 0" (its fabric's). NVIDIA Grace performance tuning guide, power telemetry.
+/// (its cores' rail), "SysIO Power Socket 0" (its fabric's). NVIDIA Grace performance tuning guide, power telemetry. Other
+/// firmware says "Total Power in uW socket 0", "CPU Rail Input Power in uW socket 0", "SoC Rail Power in uW socket 0".
 pub fn grace(label: &str) -> Option<Place> {
-    let (what, socket) = label.split_once(" Power Socket ")?;
+    let label = label.to_ascii_lowercase();
+    let (what, socket) = label.split_once(" socket ")?;
     let socket = socket.trim().parse::<u32>().ok()?;
     let named = |stem: &str| format!("{stem}-{socket}");
     let (module, whole) = (named("module"), named("grace"));
-    match what.trim().to_ascii_lowercase().as_str() {
-        "module" => Some(Place::new(module, Kind::Module, &[])),
-        "grace" => Some(Place::new(whole, Kind::Soc, &[module])),
-        "cpu" => Some(Place::new(named("cpu"), Kind::Package, &[whole, module])),
-        "sysio" => Some(Place::new(named("sysio"), Kind::Uncore, &[whole, module])),
+    match what.trim() {
+        "module power" => Some(Place::new(module, Kind::Module, &[])),
+        "grace power" | "total power in uw" | "total input power in uw" => {
+            Some(Place::new(whole, Kind::Soc, &[module]))
+        }
+        "cpu power" | "cpu rail power in uw" | "cpu rail input power in uw" => {
+            Some(Place::new(named("cpu"), Kind::Package, &[whole, module]))
+        }
+        "sysio power" | "soc rail power in uw" | "soc rail input power in uw" => {
+            Some(Place::new(named("sysio"), Kind::Uncore, &[whole, module]))
+        }
         _ => None,
     }
 }
@@ -43,7 +51,7 @@ pub fn grace(label: &str) -> Option<Place> {
 /// the module's input; an AGX has no such channel: its rails stand side by side, but for the memory's, which comes out of
 /// the 5 V of the system (Jetson Linux developer guide, power and performance, the tables of power rails).
 pub fn jetson(label: &str) -> Option<Place> {
-    let inputs = ["vdd-in", "vin", "pom-5v-in", "vdd-sys-in"].map(String::from);
+    let inputs = ["vdd-in", "vin", "pom-5v-in"].map(String::from);
     let upper = label.trim().to_ascii_uppercase();
     let name = plain(&upper);
     let outermost = || Some(Place::new(name.clone(), Kind::Module, &[]));
@@ -104,6 +112,9 @@ mod tests {
             place("SysIO Power Socket 3"),
             Some(("sysio-3".into(), Kind::Uncore, names(&["grace-3", "module-3"])))
         );
+        assert_eq!(place("Total Input Power in uW socket 1"), place("Grace Power Socket 1"));
+        assert_eq!(place("CPU Rail Power in uW socket 1"), place("CPU Power Socket 1"));
+        assert_eq!(place("SOC Rail Input Power in uW socket 1"), place("SysIO Power Socket 1"));
         assert_eq!(place("Total Power"), None);
         assert_eq!(place("CPU Power Socket x"), None);
     }
