@@ -449,6 +449,7 @@ fn a_jetson_nano_is_counted_by_its_input() {
     assert_eq!(names(&found), ["vdd-in", "vdd-cpu-gpu-cv", "vdd-soc"], "{}", reasons(&found));
     assert_eq!(counted_names(&found), ["vdd-in"]);
     assert_eq!(found.opened[0].max_rate_hz, 100.0);
+    assert_eq!(found.opened[0].advanced, [true, true, true]);
     let account = measure(&mut found);
     let share = account.domains.iter().find(|share| share.domain == "vdd-in").unwrap();
     let truth = truth_uj(&account, &[input]);

@@ -8,7 +8,7 @@
 use std::hint::spin_loop;
 
 use crate::clock::monotonic_ns;
-use crate::energy::{Kind, Reading};
+use crate::energy::{Domain, Grade, Kind, Reading};
 
 use super::Opened;
 use super::agreement::{Agreement, Disagreement};
@@ -18,6 +18,9 @@ const LONGEST_NS: u64 = 40_000_000;
 
 /// Time between two looks: several within the millisecond in which RAPL counters move.
 const PAUSE_NS: u64 = 200_000;
+
+/// An integral has moved by then if it ever will.
+const LEAST_LOOKS: usize = 4;
 
 /// Two counters that made so many moves alike, of so many different sizes, are one.
 const MOVES: usize = 8;
@@ -51,7 +54,7 @@ pub fn watch(opened: &mut [Opened]) -> Seen {
     let mut agreement = Agreement::new(opened);
     let mut readings: Vec<_> =
         opened.iter().map(|source| vec![Reading::default(); source.domains.len()]).collect();
-    loop {
+    for look in 1.. {
         for (source, readings) in opened.iter_mut().zip(&mut readings) {
             source.source.read(readings);
         }
@@ -59,7 +62,8 @@ pub fn watch(opened: &mut [Opened]) -> Seen {
             domain.see(&readings[domain.place.0][domain.place.1]);
         }
         agreement.see(&readings);
-        let learnt = all_moved(&watched) && !any_suspects(&watched) && !agreement.wants_more();
+        let learnt =
+            look >= LEAST_LOOKS && all_moved(&watched) && !any_suspects(&watched) && !agreement.wants_more();
         if monotonic_ns() >= end_ns || learnt {
             break;
         }
@@ -74,8 +78,10 @@ pub fn watch(opened: &mut [Opened]) -> Seen {
 /// One domain under watch.
 struct Watched {
     place: (usize, usize),
-    /// Domains of one kind are compared with each other, and only within one mechanism.
-    rival: (&'static str, Kind),
+    /// Domains of one kind are compared with each other, and only within one mechanism and one device.
+    rival: (&'static str, Kind, Option<String>),
+    /// Whether it may take a while to move: an integral moves at once or has nothing to integrate.
+    slow: bool,
     last: Option<Reading>,
     /// By how much it moved, each time that it did.
     moves: Vec<u64>,
@@ -132,19 +138,20 @@ fn likeness(a: &[u64], b: &[u64]) -> Likeness {
 fn watched(opened: &[Opened]) -> Vec<Watched> {
     let of = |(nth, source): (usize, &Opened)| {
         let name = source.name;
-        let one = move |(domain, kind)| Watched {
-            place: (nth, domain),
-            rival: (name, kind),
+        let one = move |(at, domain): (usize, &Domain)| Watched {
+            place: (nth, at),
+            rival: (name, domain.kind, domain.device.clone()),
+            slow: domain.grade != Grade::Integrated,
             last: None,
             moves: Vec::with_capacity(256),
         };
-        source.domains.iter().map(|domain| domain.kind).enumerate().map(one).collect::<Vec<_>>()
+        source.domains.iter().enumerate().map(one).collect::<Vec<_>>()
     };
     opened.iter().enumerate().flat_map(of).collect()
 }
 
 fn all_moved(watched: &[Watched]) -> bool {
-    watched.iter().all(|domain| !domain.moves.is_empty())
+    watched.iter().all(|domain| !domain.slow || !domain.moves.is_empty())
 }
 
 /// Whether there are domains that may turn out to be one.
@@ -181,7 +188,6 @@ fn burn(for_ns: u64) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::energy::{Domain, Grade};
     use crate::source::Source;
 
     /// Counters that add the next of their moves at each read, over and over; an empty list never moves.
@@ -239,6 +245,14 @@ mod tests {
     }
 
     #[test]
+    fn two_devices_are_never_one_however_alike_they_move() {
+        let moves: &[u64] = &[31, 41, 59, 26, 53, 58, 97];
+        let mut opened = packages(&[moves, moves]);
+        opened[0].domains[1].device = Some("0000:04:00.0".into());
+        assert_eq!(watch(&mut opened), Seen::default());
+    }
+
+    #[test]
     fn idle_counters_that_move_by_single_steps_are_no_mirrors() {
         let mut opened = packages(&[&[61, 61, 61, 61, 61, 61, 61, 62], &[61, 61, 61, 61, 61, 61, 61, 62]]);
         assert_eq!(watch(&mut opened), Seen::default());
@@ -250,7 +264,8 @@ mod tests {
         assert_eq!(likeness(&seen[1..], &seen[1..]), Likeness::Same);
         let of = |moves: &[u64]| Watched {
             place: (0, 0),
-            rival: ("test", Kind::Package),
+            rival: ("test", Kind::Package, None),
+            slow: true,
             last: None,
             moves: moves.to_vec(),
         };
