@@ -38,6 +38,8 @@ pub enum Kind {
     Battery,
     /// All CPUs of the machine together, where nothing finer is known.
     Cpu,
+    /// A supply rail whose place on the board nobody told: shown, and never part of a total.
+    Rail,
 }
 
 /// Where a figure comes from, best first, so that the worst of several is their maximum.

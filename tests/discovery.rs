@@ -79,7 +79,10 @@ fn a_source_that_nobody_knows_is_absent_and_not_an_error() {
     let stand_in = StandIn::new();
     let found = discover(&stand_in.settings(&["tea-leaves"]), &Clock::Machine);
     assert_eq!(found.absent.len(), 1);
-    assert!(reason(&found, "tea-leaves").contains("perf, powercap, nvml and estimate"));
+    assert!(
+        reason(&found, "tea-leaves")
+            .contains("perf, powercap, nvml, amdgpu, intelgpu, hwmon, battery, estimate, and msr")
+    );
 }
 
 #[test]

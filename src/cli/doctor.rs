@@ -20,7 +20,7 @@ use super::report::grade;
 use super::table::{Table, figures, words};
 use super::terminal::{Terminal, Tone, printable, wrap};
 use super::tick::Ticks;
-use crate::energy::Liveness;
+use crate::energy::{Kind, Liveness};
 use crate::protocol::{Access, DomainStatus, Info};
 
 /// How long the counters are watched under load.
@@ -97,6 +97,10 @@ fn shown(meter: &Named, info: &Info, terminal: Terminal) -> String {
     } else {
         out.push_str(&domains(&info.domains, terminal));
     }
+    if let Some(text) = beside_the_battery(&info.domains) {
+        out.push('\n');
+        wrap(&text, terminal.width).iter().for_each(|line| out.extend([line, "\n"]));
+    }
     if !info.absent.is_empty() {
         let _ = writeln!(out, "\n{}", terminal.paint(Tone::Head, "Not there"));
         for absent in &info.absent {
@@ -108,6 +112,22 @@ fn shown(meter: &Named, info: &Info, terminal: Terminal) -> String {
         }
     }
     out
+}
+
+/// What the batteries deliver beside the sum of what is counted: a slow check from outside, never part of any sum.
+fn beside_the_battery(domains: &[DomainStatus]) -> Option<String> {
+    let of = |wanted: &dyn Fn(&DomainStatus) -> bool| -> Option<u64> {
+        let powers: Vec<u64> =
+            domains.iter().filter(|domain| wanted(domain)).filter_map(|domain| domain.power_mw).collect();
+        (!powers.is_empty()).then(|| powers.iter().sum())
+    };
+    let batteries_mw = of(&|domain| domain.kind == Kind::Battery)?;
+    let counted = of(&|domain| domain.counted).map_or("unknown".into(), |mw| power(mw, None));
+    Some(format!(
+        "The battery delivers {}, the counted domains together {counted}: the display, the board and its regulators \
+         use the rest.",
+        power(batteries_mw, None)
+    ))
 }
 
 fn domains(domains: &[DomainStatus], terminal: Terminal) -> String {

@@ -14,13 +14,16 @@ pub struct Source {
     pub sysfs_root: PathBuf,
     /// Where the kernel's `/proc` is.
     pub proc_root: PathBuf,
+    /// Where the register files of the CPUs are, for the source `msr`.
+    pub msr_root: PathBuf,
     /// A library to load instead of the system's NVML.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub nvml_library: Option<PathBuf>,
     /// A trace or scripted machine to measure instead of this one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub replay: Option<PathBuf>,
-    /// The sources to try, in order of preference; absent: all.
+    /// The sources to try, in order of preference; absent: perf, powercap, amdgpu, intelgpu, hwmon, battery, estimate.
+    /// `msr` is tried only where it is named here, after the two that show the same.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub enabled: Option<Vec<String>>,
     /// Power of all CPUs at rest, for a machine without a counter.
@@ -36,6 +39,7 @@ impl Default for Source {
         Self {
             sysfs_root: "/sys".into(),
             proc_root: "/proc".into(),
+            msr_root: "/dev/cpu".into(),
             nvml_library: None,
             replay: None,
             enabled: None,

@@ -32,6 +32,7 @@ impl Plan {
         let source = source::Settings {
             sysfs_root: config.source.sysfs_root.clone(),
             proc_root: config.source.proc_root.clone(),
+            msr_root: config.source.msr_root.clone(),
             nvml_library: config.source.nvml_library.clone(),
             replay: config.source.replay.clone(),
             enabled: config.source.enabled.clone().unwrap_or(defaults.enabled),

@@ -2,24 +2,25 @@
 //!
 //! Owns the rule that after discovery every domain is in one source only: mirrors go, a platform has one psys, and a
 //! domain that two mechanisms show is taken from the first in which it advances. Everything left out is said in the
-//! list of absent sources. Decides only from names and liveness; reads no hardware.
+//! list of absent sources, and so is a mechanism that does not agree with the one that was taken. Decides only from names and liveness; reads no hardware.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::energy::Kind;
 
-use super::liveness::Mirror;
+use super::liveness::{Mirror, Seen};
 use super::selection::select;
-use super::{Inventory, Opened};
+use super::{Inventory, Opened, hwmon};
 
 /// A domain's place: which source, which of its domains.
 type Place = (usize, usize);
 
 /// Leaves every domain in one source only, and notes what went.
-pub fn keep_each_once(found: &mut Inventory, mirrors: &[Mirror]) {
+pub fn keep_each_once(found: &mut Inventory, seen: &Seen) {
     let mut kept: Vec<Vec<bool>> =
         found.opened.iter().map(|source| vec![true; source.domains.len()]).collect();
-    drop_mirrors(found, mirrors, &mut kept);
+    drop_mirrors(found, &seen.mirrors, &mut kept);
+    tell_disagreements(found, seen);
     drop_psys_copies(found, &mut kept);
     drop_doubles(found, &mut kept);
     let opened = std::mem::take(&mut found.opened);
@@ -36,6 +37,21 @@ fn drop_mirrors(found: &mut Inventory, mirrors: &[Mirror], kept: &mut [Vec<bool>
             format!("{copy_name} moves exactly as {original_name} does; the counter is counted once");
         let source = copy.name;
         kept[mirror.copy.0][mirror.copy.1] = false;
+        found.miss(source, reason);
+    }
+}
+
+fn tell_disagreements(found: &mut Inventory, seen: &Seen) {
+    for disagreement in &seen.disagreements {
+        let (first, second) = (&found.opened[disagreement.first.0], &found.opened[disagreement.second.0]);
+        let name = &first.domains[disagreement.first.1].name;
+        let (one_uj, other_uj) = disagreement.energies_uj;
+        let reason = format!(
+            "{name} does not agree with {}: in the same time {} counted {one_uj} µJ and {} {other_uj} µJ, more apart \
+             than the kernel's known rounding; trust neither until you know which unit is wrong",
+            first.name, first.name, second.name
+        );
+        let source = second.name;
         found.miss(source, reason);
     }
 }
@@ -100,12 +116,40 @@ fn settle_parents(found: &mut Inventory) {
     let names: BTreeSet<String> =
         found.opened.iter().flat_map(|source| &source.domains).map(|domain| domain.name.clone()).collect();
     for domain in found.opened.iter_mut().flat_map(|source| &mut source.domains) {
-        if matches!(domain.kind, Kind::Package | Kind::Dram) {
-            domain.parent = Some("psys".into());
-        }
         domain.parent = domain.parent.take().filter(|parent| names.contains(parent));
+        if matches!(domain.kind, Kind::Package | Kind::Dram) && domain.parent.is_none() {
+            domain.parent = Some("psys".to_owned()).filter(|psys| names.contains(psys));
+        }
+    }
+    settle_modules(found);
+}
+
+/// The modules of Grace Hopper and its kin contain their GPUs (the board's meter sees both), which another mechanism
+/// shows. Both are numbered by their place on the board, so equal parts of the GPUs go to each module; where they cannot
+/// be dealt out evenly the last ones go to the last module: a joule too few is better than one counted twice.
+fn settle_modules(found: &mut Inventory) {
+    let of = |kind: Kind| {
+        found.opened.iter().flat_map(|source| &source.domains).filter(move |domain| domain.kind == kind)
+    };
+    let modules: Vec<String> = of(Kind::Module)
+        .filter(|module| module.source == hwmon::NAME)
+        .map(|module| module.name.clone())
+        .collect();
+    let gpus = of(Kind::Gpu).filter(|gpu| gpu.parent.is_none() && gpu.source == NVML).count();
+    let Some(last) = modules.len().checked_sub(1) else { return };
+    let each = (gpus / modules.len()).max(1);
+    let cards = found
+        .opened
+        .iter_mut()
+        .flat_map(|source| &mut source.domains)
+        .filter(|domain| domain.kind == Kind::Gpu && domain.parent.is_none() && domain.source == NVML);
+    for (nth, card) in cards.enumerate() {
+        card.parent = Some(modules[(nth / each).min(last)].clone());
     }
 }
+
+/// What the mechanism for NVIDIA's cards calls itself.
+const NVML: &str = "nvml";
 
 fn advanced(found: &Inventory, (source, domain): Place) -> bool {
     found.opened[source].advanced[domain]
@@ -127,6 +171,7 @@ mod tests {
     use super::*;
     use crate::energy::{Domain, Grade, Reading};
     use crate::source::Source;
+    use crate::source::agreement::Disagreement;
 
     /// Answers with its own number, so that a test sees which readings belong to which domain.
     struct Numbered(Vec<u64>);
@@ -177,7 +222,7 @@ mod tests {
     fn what_perf_reads_powercap_does_not_read_again() {
         let domains = [("package-0", Kind::Package, true), ("dram-0", Kind::Dram, true)];
         let mut found = inventory(vec![opened("perf", &domains), opened("powercap", &domains)]);
-        keep_each_once(&mut found, &[]);
+        keep_each_once(&mut found, &Seen::default());
         assert_eq!(names(&found), [("perf", "package-0"), ("perf", "dram-0")]);
         assert_eq!(found.absent[0].source, "powercap");
         assert_eq!(found.absent[0].reason, "its domains are read by perf");
@@ -189,7 +234,7 @@ mod tests {
             opened("perf", &[("package-0", Kind::Package, true), ("psys", Kind::Psys, false)]),
             opened("powercap", &[("package-0", Kind::Package, true), ("psys", Kind::Psys, true)]),
         ]);
-        keep_each_once(&mut found, &[]);
+        keep_each_once(&mut found, &Seen::default());
         assert_eq!(names(&found), [("perf", "package-0"), ("powercap", "psys")]);
         let mut reading = [Reading::default()];
         found.opened[1].source.read(&mut reading);
@@ -204,7 +249,7 @@ mod tests {
             opened("perf", &[("package-0", Kind::Package, true), ("psys", Kind::Psys, false)]),
             opened("perf", &[("package-1", Kind::Package, true), ("psys-1", Kind::Psys, true)]),
         ]);
-        keep_each_once(&mut found, &[]);
+        keep_each_once(&mut found, &Seen::default());
         assert_eq!(names(&found), [("perf", "package-0"), ("perf", "package-1"), ("perf", "psys")]);
         assert_eq!(found.opened[1].advanced, [true, true]);
     }
@@ -212,7 +257,7 @@ mod tests {
     #[test]
     fn a_platform_counter_that_never_moves_stays_visible_as_stuck() {
         let mut found = inventory(vec![opened("perf", &[("psys", Kind::Psys, false)])]);
-        keep_each_once(&mut found, &[]);
+        keep_each_once(&mut found, &Seen::default());
         assert_eq!(names(&found), [("perf", "psys")]);
         assert_eq!(found.opened[0].advanced, [false]);
     }
@@ -224,9 +269,36 @@ mod tests {
             opened("powercap", &[("psys", Kind::Psys, true)]),
         ]);
         found.opened[0].domains[1].parent = Some("package-1".into());
-        keep_each_once(&mut found, &[]);
+        keep_each_once(&mut found, &Seen::default());
         assert_eq!(found.opened[0].domains[0].parent.as_deref(), Some("psys"));
         assert_eq!(found.opened[0].domains[1].parent, None);
+    }
+
+    #[test]
+    fn a_module_contains_the_nvidia_cards_on_it_and_no_others() {
+        let mut found = inventory(vec![
+            opened("hwmon", &[("module-0", Kind::Module, true), ("module-1", Kind::Module, true)]),
+            opened("nvml", &[("gpu-0", Kind::Gpu, true), ("gpu-1", Kind::Gpu, true)]),
+            opened("amdgpu", &[("amdgpu-0", Kind::Gpu, true)]),
+        ]);
+        keep_each_once(&mut found, &Seen::default());
+        let parents: Vec<_> = found.opened[1].domains.iter().map(|gpu| gpu.parent.as_deref()).collect();
+        assert_eq!(parents, [Some("module-0"), Some("module-1")]);
+        assert_eq!(found.opened[2].domains[0].parent, None);
+    }
+
+    #[test]
+    fn mechanisms_that_disagree_are_told_with_both_figures() {
+        let domains = [("package-0", Kind::Package, true)];
+        let mut found = inventory(vec![opened("perf", &domains), opened("msr", &domains)]);
+        let disagreements = vec![Disagreement { first: (0, 0), second: (1, 0), energies_uj: (100, 200) }];
+        keep_each_once(&mut found, &Seen { disagreements, ..Seen::default() });
+        let reason = &found.absent[0].reason;
+        assert!(
+            reason.contains("package-0") && reason.contains("100 µJ") && reason.contains("200 µJ"),
+            "{reason}"
+        );
+        assert_eq!(names(&found), [("perf", "package-0")]);
     }
 
     #[test]
@@ -235,7 +307,8 @@ mod tests {
             "powercap",
             &[("package-0-die-0", Kind::Package, true), ("package-0-die-1", Kind::Package, true)],
         )]);
-        keep_each_once(&mut found, &[Mirror { copy: (0, 1), original: (0, 0) }]);
+        let mirrors = vec![Mirror { copy: (0, 1), original: (0, 0) }];
+        keep_each_once(&mut found, &Seen { mirrors, ..Seen::default() });
         assert_eq!(names(&found), [("powercap", "package-0-die-0")]);
         assert!(found.absent[0].reason.starts_with("package-0-die-1 moves exactly as package-0-die-0 does"));
     }

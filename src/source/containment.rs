@@ -2,7 +2,8 @@
 //!
 //! Owns the tree: psys contains packages and memory, a package its cores and its graphics, a module everything on it.
 //! Invariant: what is counted is an antichain of that tree (no counted domain lies within another), made of the
-//! outermost live domains. An estimate is never added to a measurement of the same thing. Pure.
+//! outermost live domains. An estimate is never added to a measurement of the same thing. A battery is a check on the
+//! others, and a rail whose place nobody knows may lie within one of them: neither is ever counted. Pure.
 
 use crate::energy::{Domain, Grade, Kind};
 
@@ -15,16 +16,18 @@ pub fn counted(domains: &[Domain], live: &[bool]) -> Vec<bool> {
     let eligible: Vec<bool> = (0..domains.len())
         .map(|at| {
             live(at)
+                && !is_beside(domains[at].kind)
                 && !(measured_cpu && domains[at].grade == Grade::Estimated && is_cpu_side(domains[at].kind))
         })
         .collect();
-    let any_but_battery = (0..domains.len()).any(|at| eligible[at] && domains[at].kind != Kind::Battery);
     (0..domains.len())
-        .map(|at| {
-            let battery = domains[at].kind == Kind::Battery && any_but_battery;
-            eligible[at] && !battery && !ancestors(domains, at).iter().any(|&above| eligible[above])
-        })
+        .map(|at| eligible[at] && !ancestors(domains, at).iter().any(|&above| eligible[above]))
         .collect()
+}
+
+/// Kinds that stand beside the sum and are never part of it.
+fn is_beside(kind: Kind) -> bool {
+    matches!(kind, Kind::Battery | Kind::Rail)
 }
 
 /// Whether a live counter of this kind makes an estimate of the CPU unnecessary: it shows the CPU's energy, whole or the
@@ -159,10 +162,14 @@ mod tests {
     }
 
     #[test]
-    fn a_battery_counts_only_where_nothing_else_does() {
-        let domains = [domain("battery-0", Kind::Battery, None), domain("package-0", Kind::Package, None)];
-        assert_eq!(names(&domains, &[true, true]), ["package-0"]);
-        assert_eq!(names(&domains, &[true, false]), ["battery-0"]);
+    fn a_battery_and_a_rail_without_a_place_are_never_counted() {
+        let domains = [
+            domain("battery-0", Kind::Battery, None),
+            domain("ina226-0-power1", Kind::Rail, None),
+            domain("package-0", Kind::Package, None),
+        ];
+        assert_eq!(names(&domains, &[true, true, true]), ["package-0"]);
+        assert_eq!(names(&domains, &[true, true, false]), Vec::<String>::new());
     }
 
     #[test]

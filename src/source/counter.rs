@@ -113,7 +113,7 @@ pub fn plausible_ceiling_mw(kind: Kind) -> u64 {
         Kind::Dram | Kind::Npu | Kind::GpuMemory => 1_000_000,
         Kind::Gpu => 4_000_000,
         Kind::Module | Kind::Cpu => 10_000_000,
-        Kind::Psys | Kind::Battery => 20_000_000,
+        Kind::Psys | Kind::Battery | Kind::Rail => 20_000_000,
     }
 }
 

@@ -8,15 +8,19 @@
 use std::hint::spin_loop;
 
 use crate::clock::monotonic_ns;
-use crate::energy::{Kind, Reading};
+use crate::energy::{Domain, Grade, Kind, Reading};
 
 use super::Opened;
+use super::agreement::{Agreement, Disagreement};
 
 /// A domain that has not moved after so long under load is stuck.
 const LONGEST_NS: u64 = 40_000_000;
 
 /// Time between two looks: several within the millisecond in which RAPL counters move.
 const PAUSE_NS: u64 = 200_000;
+
+/// An integral has moved by then if it ever will.
+const LEAST_LOOKS: usize = 4;
 
 /// Two counters that made so many moves alike, of so many different sizes, are one.
 const MOVES: usize = 8;
@@ -34,20 +38,33 @@ pub struct Mirror {
     pub original: (usize, usize),
 }
 
-/// Watches all domains under load, fills [`Opened::advanced`], and gives back the mirrors.
-pub fn watch(opened: &mut [Opened]) -> Vec<Mirror> {
+/// What the watch saw.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Seen {
+    /// Counters that are copies of others.
+    pub mirrors: Vec<Mirror>,
+    /// Mechanisms that show the same domain and not the same energy.
+    pub disagreements: Vec<Disagreement>,
+}
+
+/// Watches all domains under load, fills [`Opened::advanced`], and says what is to be thought of them.
+pub fn watch(opened: &mut [Opened]) -> Seen {
     let end_ns = monotonic_ns() + LONGEST_NS;
     let mut watched = watched(opened);
+    let mut agreement = Agreement::new(opened);
     let mut readings: Vec<_> =
         opened.iter().map(|source| vec![Reading::default(); source.domains.len()]).collect();
-    loop {
+    for look in 1.. {
         for (source, readings) in opened.iter_mut().zip(&mut readings) {
             source.source.read(readings);
         }
         for domain in &mut watched {
             domain.see(&readings[domain.place.0][domain.place.1]);
         }
-        if monotonic_ns() >= end_ns || (all_moved(&watched) && !any_suspects(&watched)) {
+        agreement.see(&readings);
+        let learnt =
+            look >= LEAST_LOOKS && all_moved(&watched) && !any_suspects(&watched) && !agreement.wants_more();
+        if monotonic_ns() >= end_ns || learnt {
             break;
         }
         burn(PAUSE_NS);
@@ -55,14 +72,16 @@ pub fn watch(opened: &mut [Opened]) -> Vec<Mirror> {
     for domain in &watched {
         opened[domain.place.0].advanced[domain.place.1] = !domain.moves.is_empty();
     }
-    mirrors(&watched)
+    Seen { mirrors: mirrors(&watched), disagreements: agreement.disagreements(opened) }
 }
 
 /// One domain under watch.
 struct Watched {
     place: (usize, usize),
-    /// Domains of one kind are compared with each other, and only within one mechanism.
-    rival: (&'static str, Kind),
+    /// Domains of one kind are compared with each other, and only within one mechanism and one device.
+    rival: (&'static str, Kind, Option<String>),
+    /// Whether it may take a while to move: an integral moves at once or has nothing to integrate.
+    slow: bool,
     last: Option<Reading>,
     /// By how much it moved, each time that it did.
     moves: Vec<u64>,
@@ -119,19 +138,20 @@ fn likeness(a: &[u64], b: &[u64]) -> Likeness {
 fn watched(opened: &[Opened]) -> Vec<Watched> {
     let of = |(nth, source): (usize, &Opened)| {
         let name = source.name;
-        let one = move |(domain, kind)| Watched {
-            place: (nth, domain),
-            rival: (name, kind),
+        let one = move |(at, domain): (usize, &Domain)| Watched {
+            place: (nth, at),
+            rival: (name, domain.kind, domain.device.clone()),
+            slow: domain.grade != Grade::Integrated,
             last: None,
             moves: Vec::with_capacity(256),
         };
-        source.domains.iter().map(|domain| domain.kind).enumerate().map(one).collect::<Vec<_>>()
+        source.domains.iter().enumerate().map(one).collect::<Vec<_>>()
     };
     opened.iter().enumerate().flat_map(of).collect()
 }
 
 fn all_moved(watched: &[Watched]) -> bool {
-    watched.iter().all(|domain| !domain.moves.is_empty())
+    watched.iter().all(|domain| !domain.slow || !domain.moves.is_empty())
 }
 
 /// Whether there are domains that may turn out to be one.
@@ -168,7 +188,6 @@ fn burn(for_ns: u64) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::energy::{Domain, Grade};
     use crate::source::Source;
 
     /// Counters that add the next of their moves at each read, over and over; an empty list never moves.
@@ -210,7 +229,7 @@ mod tests {
     #[test]
     fn a_counter_that_never_moves_is_told_apart_from_one_that_does() {
         let mut opened = packages(&[&[5, 6, 7], &[]]);
-        assert_eq!(watch(&mut opened), []);
+        assert_eq!(watch(&mut opened), Seen::default());
         assert_eq!(opened[0].advanced, [true, false]);
     }
 
@@ -220,15 +239,23 @@ mod tests {
         let mut opened = packages(&[moves, moves, &[27, 18, 28], moves]);
         let original = (0, 0);
         assert_eq!(
-            watch(&mut opened),
+            watch(&mut opened).mirrors,
             [Mirror { copy: (0, 1), original }, Mirror { copy: (0, 3), original }]
         );
     }
 
     #[test]
+    fn two_devices_are_never_one_however_alike_they_move() {
+        let moves: &[u64] = &[31, 41, 59, 26, 53, 58, 97];
+        let mut opened = packages(&[moves, moves]);
+        opened[0].domains[1].device = Some("0000:04:00.0".into());
+        assert_eq!(watch(&mut opened), Seen::default());
+    }
+
+    #[test]
     fn idle_counters_that_move_by_single_steps_are_no_mirrors() {
         let mut opened = packages(&[&[61, 61, 61, 61, 61, 61, 61, 62], &[61, 61, 61, 61, 61, 61, 61, 62]]);
-        assert_eq!(watch(&mut opened), []);
+        assert_eq!(watch(&mut opened), Seen::default());
     }
 
     #[test]
@@ -237,7 +264,8 @@ mod tests {
         assert_eq!(likeness(&seen[1..], &seen[1..]), Likeness::Same);
         let of = |moves: &[u64]| Watched {
             place: (0, 0),
-            rival: ("test", Kind::Package),
+            rival: ("test", Kind::Package, None),
+            slow: true,
             last: None,
             moves: moves.to_vec(),
         };
@@ -248,6 +276,6 @@ mod tests {
 
     #[test]
     fn discovery_with_nothing_to_watch_is_over_at_once() {
-        assert_eq!(watch(&mut []), []);
+        assert_eq!(watch(&mut []), Seen::default());
     }
 }

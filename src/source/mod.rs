@@ -9,6 +9,11 @@
 //! | `perf` | RAPL through the kernel's `power` PMU | measured; AMD modelled | CAP_PERFMON |
 //! | `powercap` | RAPL through sysfs | the same | root |
 //! | `nvml` | NVIDIA GPUs through their driver's library | measured; without a counter integrated | /dev/nvidia* |
+//! | `msr` | RAPL through `/dev/cpu/N/msr`; off unless configured | the same | CAP_SYS_RAWIO |
+//! | `amdgpu` | AMD's `gpu_metrics`, else hwmon | measured; integrated | nothing |
+//! | `intelgpu` | hwmon of the drivers xe and i915 | measured | nothing |
+//! | `hwmon` | boards' sensors: Grace, Jetson, others | integrated; measured | nothing |
+//! | `battery` | `power_supply` while it discharges; never counted | integrated | nothing |
 //! | `estimate` | CPU load times a model | estimated | nothing |
 //! | `replay` | a recorded trace or a scripted machine | as told there | a file |
 
@@ -16,6 +21,24 @@ use std::path::PathBuf;
 
 use crate::clock::Clock;
 use crate::energy::{Absent, Domain, Reading};
+
+/// An AMD card's accumulator as a source.
+mod accumulator;
+
+/// Whether mechanisms that show the same domain agree.
+mod agreement;
+
+/// AMD's graphics cards through the kernel.
+pub mod amdgpu;
+
+/// A kernel's file that is kept open.
+mod attribute;
+
+/// What a battery delivers.
+pub mod battery;
+
+/// What the labels on boards mean.
+mod board;
 
 /// Of domains that are shown several times, the one that stays.
 mod choice;
@@ -29,8 +52,23 @@ pub mod counter;
 /// CPU load times a power model, where there is no counter at all.
 pub mod estimate;
 
+/// Files that show energy or power, read together.
+mod gauge;
+
+/// AMD's binary table.
+mod gpu_metrics;
+
+/// Boards' own sensors.
+pub mod hwmon;
+
+/// The chips under `class/hwmon`.
+mod hwmon_chip;
+
 /// Power integrated over time, with its doubt.
 pub mod integral;
+
+/// Intel's graphics cards through the kernel.
+pub mod intelgpu;
 
 /// A short look under load: which counters move, and which are mirrors of others.
 mod liveness;
@@ -64,9 +102,14 @@ mod nvml_gpu;
 #[cfg(target_os = "linux")]
 mod nvml_link;
 
+/// RAPL through the registers themselves.
+pub mod msr;
 /// What NVML's refusals mean.
 #[cfg(target_os = "linux")]
 mod nvml_refusal;
+
+/// Which energy registers a processor has, and in what units.
+mod msr_layout;
 
 /// RAPL through the kernel's `power` PMU.
 #[cfg(target_os = "linux")]
@@ -126,7 +169,6 @@ mod suspend;
 mod suspend;
 
 /// Where the kernel's CPUs sit.
-#[cfg(target_os = "linux")]
 mod topology;
 
 /// What a machine showed, read from a recording.
@@ -141,6 +183,9 @@ mod tsc;
 
 /// Microjoules in a raw count, exactly.
 pub mod unit;
+
+/// A sensor of power, integrated.
+mod wattmeter;
 
 /// Gives every domain's cumulative energy now.
 pub trait Source: Send {
@@ -184,6 +229,8 @@ pub struct Settings {
     pub sysfs_root: PathBuf,
     /// Where the kernel's `/proc` is.
     pub proc_root: PathBuf,
+    /// Where the register files of the CPUs are, for `msr`.
+    pub msr_root: PathBuf,
     /// A library to load instead of the system's `libnvidia-ml.so.1`.
     pub nvml_library: Option<PathBuf>,
     /// A trace or scripted machine; where given, it is the only source.
@@ -195,14 +242,27 @@ pub struct Settings {
     pub estimate_mw: Option<(u64, u64)>,
 }
 
+/// The mechanisms that are tried unless the configuration says otherwise, in order of preference.
+const DEFAULT: [&str; 8] = [
+    perf::NAME,
+    powercap::NAME,
+    nvml::NAME,
+    amdgpu::NAME,
+    intelgpu::NAME,
+    hwmon::NAME,
+    battery::NAME,
+    estimate::NAME,
+];
+
 impl Default for Settings {
     fn default() -> Self {
         Self {
             sysfs_root: "/sys".into(),
             proc_root: "/proc".into(),
+            msr_root: "/dev/cpu".into(),
             nvml_library: None,
             replay: None,
-            enabled: ["perf", "powercap", "nvml", "estimate"].map(String::from).to_vec(),
+            enabled: DEFAULT.map(String::from).to_vec(),
             estimate_mw: None,
         }
     }
@@ -220,8 +280,9 @@ impl Inventory {
     }
 }
 
-/// Finds what there is. Takes at most some 40 ms of one CPU, all of them only where a counter does not move; GPUs may
-/// need longer, and are waited for.
+/// Finds what there is. Takes at most some 40 ms of one CPU, all of them only where a counter does not move or two
+/// mechanisms are compared, and 20 ms of waiting where an AMD card has an accumulator; NVIDIA boards may need longer,
+/// and are waited for.
 ///
 /// With a replay there is nothing else. Otherwise every enabled mechanism is tried in its order; a domain that several
 /// of them show is taken from the first in which it advances; the estimate is opened only where no counter of the
@@ -237,17 +298,23 @@ pub fn discover(settings: &Settings, clock: &Clock) -> Inventory {
             perf::NAME => found.append(perf::open(settings, clock)),
             powercap::NAME => found.append(powercap::open(settings, clock)),
             nvml::NAME | estimate::NAME => {}
+            msr::NAME => found.append(msr::open(settings, clock)),
+            amdgpu::NAME => found.append(amdgpu::open(settings, clock)),
+            intelgpu::NAME => found.append(intelgpu::open(settings, clock)),
+            hwmon::NAME => found.append(hwmon::open(settings, clock)),
+            battery::NAME => found.append(battery::open(settings, clock)),
             _ => {
-                found.miss(name, "no source of this name; there are perf, powercap, nvml and estimate".into())
+                let known = DEFAULT.join(", ");
+                found.miss(name, format!("no source of this name; there are {known}, and {}", msr::NAME));
             }
         }
     }
-    let mirrors = liveness::watch(&mut found.opened);
+    let seen = liveness::watch(&mut found.opened);
     // Watched by their own threads already: a call into a GPU's driver may hang.
     if let Some(gpus) = gpus {
         found.append(gpus.finish());
     }
-    choice::keep_each_once(&mut found, &mirrors);
+    choice::keep_each_once(&mut found, &seen);
     if settings.enabled.iter().any(|name| name == estimate::NAME) {
         match measured_cpu(&found.opened) {
             None => found.append(estimate::open(settings, clock)),

@@ -5,7 +5,6 @@
 //! group, and its count narrows down when the read took place. Needs CAP_PERFMON at the opening, and nothing after.
 //! AMD's `power_core` PMU (each core by itself) is not read: its sum lies within the package's count.
 
-use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -18,7 +17,7 @@ use super::perf_refusal::{refused_event, refused_pmu};
 use super::pmu::{self, Event, Pmu};
 use super::processor::Processor;
 use super::suspend::Suspend;
-use super::topology::place_of;
+use super::topology::name_places;
 use super::tsc::Tsc;
 use super::{Inventory, Opened, Settings, Source};
 
@@ -53,7 +52,7 @@ pub fn open(settings: &Settings, clock: &Clock) -> Inventory {
         found.miss(NAME, reason.clone());
     }
     let processor = Processor::read(&settings.proc_root);
-    let places = name_places(settings, &pmu.cpus);
+    let places = name_places(&settings.sysfs_root, &pmu.cpus);
     for (&cpu, place) in &places {
         match Group::open(settings, &pmu, cpu, clock) {
             Ok(group) => found.opened.push(group.offered(place, &pmu, processor.rapl_grade())),
@@ -62,21 +61,6 @@ pub fn open(settings: &Settings, clock: &Clock) -> Inventory {
     }
     name_psys(&mut found.opened);
     found
-}
-
-/// What the domains on each CPU of the mask are called after: "0" for package 0, "0-die-1" where a package has several.
-fn name_places(settings: &Settings, cpus: &[usize]) -> BTreeMap<usize, String> {
-    let places: Vec<_> = cpus.iter().map(|&cpu| (cpu, place_of(&settings.sysfs_root, cpu))).collect();
-    let named = places.iter().enumerate().map(|(nth, &(cpu, place))| match place {
-        None => (cpu, nth.to_string()),
-        Some(place) => {
-            let alone =
-                places.iter().filter_map(|other| other.1).filter(|o| o.package == place.package).count() == 1;
-            let package = place.package;
-            (cpu, if alone { package.to_string() } else { format!("{package}-die-{}", place.die) })
-        }
-    });
-    named.collect()
 }
 
 /// A platform has one psys, whichever package shows it: the first keeps the plain name until discovery knows which of

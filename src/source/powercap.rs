@@ -5,14 +5,12 @@
 //! wraps could not be undone. Never walks the tree after the start; a zone that goes away gives invalid readings and is
 //! looked for again once a second.
 
-use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
 
 use crate::clock::Clock;
 use crate::energy::{Domain, Grade, Reading};
 
+use super::attribute::Attribute;
 use super::counter::{Counter, Shape, plausible_ceiling_mw};
 use super::powercap_zone::{Count, Zone, zones};
 use super::processor::Processor;
@@ -22,14 +20,8 @@ use super::{Inventory, Opened, Settings, Source};
 /// The mechanism's name.
 pub const NAME: &str = "powercap";
 
-/// How often a zone that went away is looked for.
-const RETRY_NS: u64 = 1_000_000_000;
-
 /// From the hardware to the register, as for perf.
 const LATENCY_NS: u64 = 50_000;
-
-/// The longest number in a zone's file: 20 digits and a newline.
-const LONGEST: usize = 24;
 
 /// Opens every zone that there is.
 pub fn open(settings: &Settings, clock: &Clock) -> Inventory {
@@ -134,18 +126,13 @@ impl Source for Zones {
 
 /// One open zone.
 struct Meter {
-    path: PathBuf,
-    /// `None` while the zone is away.
-    file: Option<File>,
+    energy: Attribute,
     count: Count,
     counter: Counter,
-    retry_at_ns: u64,
 }
 
 impl Meter {
     fn open(zone: &Zone) -> io::Result<Meter> {
-        let path = zone.energy_file();
-        let file = File::open(&path)?;
         let count = zone.count;
         let range_uj = u64::try_from(count.unit.to_uj(count.modulus)).unwrap_or(u64::MAX);
         let counter = Counter::new(Shape {
@@ -155,42 +142,15 @@ impl Meter {
             staleness_ns: 100_000_000,
             range_uj,
         });
-        // What cannot be read now is not there: a permission may be missing although the file opened.
-        number_in(&file)?;
-        Ok(Meter { path, file: Some(file), count, counter, retry_at_ns: 0 })
+        Ok(Meter { energy: Attribute::open_number(zone.energy_file())?, count, counter })
     }
 
     fn read(&mut self, clock: &Clock) -> Reading {
         let before_ns = clock.now_ns();
-        let Some(microjoules) = self.microjoules(before_ns) else { return Reading::default() };
+        let Some(microjoules) = self.energy.number(before_ns) else {
+            self.counter.interrupt();
+            return Reading::default();
+        };
         self.counter.advance(self.count.raw(microjoules), before_ns, clock.now_ns())
     }
-
-    /// What the zone's file says now; `None` while the zone is away.
-    fn microjoules(&mut self, now_ns: u64) -> Option<u64> {
-        if self.file.is_none() {
-            if now_ns < self.retry_at_ns {
-                return None;
-            }
-            self.file = File::open(&self.path).ok();
-        }
-        let number = self.file.as_ref().and_then(|file| number_in(file).ok());
-        if number.is_none() {
-            self.counter.interrupt();
-            self.file = None;
-            self.retry_at_ns = now_ns.saturating_add(RETRY_NS);
-        }
-        number
-    }
-}
-
-/// The decimal number at the beginning of `file`, read without moving its offset and without allocating.
-fn number_in(file: &File) -> io::Result<u64> {
-    let mut text = [0; LONGEST];
-    let length = file.read_at(&mut text, 0)?;
-    let digits = text[..length].trim_ascii();
-    std::str::from_utf8(digits)
-        .ok()
-        .and_then(|digits| digits.parse().ok())
-        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "no number of microjoules"))
 }

@@ -18,12 +18,15 @@ pub struct Suspend {
     watching: bool,
     /// BOOTTIME − MONOTONIC was no more than this when last asked.
     most_ns: i128,
+    /// And no less than this.
+    least_ns: i128,
 }
 
 impl Suspend {
     /// Starts watching now.
     pub fn new(clock: &Clock) -> Self {
-        let mut suspend = Self { watching: matches!(clock, Clock::Machine), most_ns: i128::MAX };
+        let mut suspend =
+            Self { watching: matches!(clock, Clock::Machine), most_ns: i128::MAX, least_ns: i128::MIN };
         suspend.slept();
         suspend
     }
@@ -39,10 +42,18 @@ impl Suspend {
         self.step(nanoseconds(before), nanoseconds(boot), nanoseconds(after))
     }
 
+    /// The latest that the monotonic clock can have shown when CLOCK_BOOTTIME showed `boot_ns`, since the last sleep;
+    /// `None` where nobody watches.
+    pub fn monotonic_ns(&self, boot_ns: u64) -> Option<u64> {
+        let at_ns = self.watching.then(|| i128::from(boot_ns).saturating_sub(self.least_ns))?;
+        u64::try_from(at_ns).ok()
+    }
+
     /// One comparison; the boot clock was read between the two monotonic instants.
     fn step(&mut self, before_ns: i128, boot_ns: i128, after_ns: i128) -> bool {
         let (least_ns, most_ns) = (boot_ns - after_ns, boot_ns - before_ns);
         let slept = least_ns.saturating_sub(self.most_ns) > SHORTEST_NS;
+        self.least_ns = if slept { least_ns } else { least_ns.max(self.least_ns) };
         // Without a sleep the distance is one constant, so the smallest upper bound ever seen holds.
         self.most_ns = if slept { most_ns } else { most_ns.min(self.most_ns) };
         slept
@@ -58,7 +69,7 @@ mod tests {
     use super::*;
 
     fn watching() -> Suspend {
-        Suspend { watching: true, most_ns: i128::MAX }
+        Suspend { watching: true, most_ns: i128::MAX, least_ns: i128::MIN }
     }
 
     #[test]
@@ -77,6 +88,16 @@ mod tests {
         // Away for 8 ms before, then after the boot clock was read.
         assert!(!suspend.step(1_000_000, 9_000_000, 9_000_050));
         assert!(!suspend.step(10_000_000, 10_000_050, 18_000_000));
+    }
+
+    #[test]
+    fn an_instant_of_the_boot_clock_is_no_earlier_on_the_other_than_it_can_have_been() {
+        let mut suspend = watching();
+        suspend.step(0, 500, 1_000);
+        suspend.step(2_000, 2_450, 2_500);
+        // The distance lies in −50..=450: the instant 3 000 was at 3 050 at the latest.
+        assert_eq!(suspend.monotonic_ns(3_000), Some(3_050));
+        assert_eq!(Suspend::new(&Clock::manual(7)).monotonic_ns(3_000), None);
     }
 
     #[test]

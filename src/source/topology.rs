@@ -3,6 +3,7 @@
 //! Owns the parsing of cpu lists and of the topology files. Both are optional: where a stand-in tree or another
 //! architecture does not tell, the answer is `None` and never an error.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
@@ -39,6 +40,21 @@ pub fn place_of(sysfs_root: &Path, cpu: usize) -> Option<Place> {
     let topology = sysfs_root.join(format!("devices/system/cpu/cpu{cpu}/topology"));
     let number = |file: &str| fs::read_to_string(topology.join(file)).ok()?.trim().parse::<u32>().ok();
     Some(Place { package: number("physical_package_id")?, die: number("die_id").unwrap_or(0) })
+}
+
+/// What the domains on each CPU of the mask are called after: "0" for package 0, "0-die-1" where a package has several.
+pub fn name_places(sysfs_root: &Path, cpus: &[usize]) -> BTreeMap<usize, String> {
+    let places: Vec<_> = cpus.iter().map(|&cpu| (cpu, place_of(sysfs_root, cpu))).collect();
+    let named = places.iter().enumerate().map(|(nth, &(cpu, place))| match place {
+        None => (cpu, nth.to_string()),
+        Some(place) => {
+            let alone =
+                places.iter().filter_map(|other| other.1).filter(|o| o.package == place.package).count() == 1;
+            let package = place.package;
+            (cpu, if alone { package.to_string() } else { format!("{package}-die-{}", place.die) })
+        }
+    });
+    named.collect()
 }
 
 #[cfg(test)]

@@ -17,6 +17,8 @@ impl Unit {
 
     /// A counter of millijoules.
     pub const MILLIJOULE: Unit = Unit { numerator: 1_000, denominator: 1 };
+    /// 2^-16 J: server memory, AMD's processors and graphics cards.
+    pub const TWO_TO_THE_MINUS_16_JOULES: Unit = Unit { numerator: 15_625, denominator: 1_024 };
 
     /// `numerator / denominator` µJ; `None` where either is 0.
     pub fn fraction(numerator: u64, denominator: u64) -> Option<Unit> {
@@ -90,6 +92,11 @@ mod tests {
         assert_eq!(unit, Unit::joules_over_power_of_two(32).unwrap());
         assert_eq!(unit.to_uj(1 << 32), 1_000_000);
         assert_eq!(unit.to_uj((1 << 32) - 1), 999_999);
+    }
+
+    #[test]
+    fn the_constants_are_what_they_are_called() {
+        assert_eq!(Unit::joules_over_power_of_two(16), Some(Unit::TWO_TO_THE_MINUS_16_JOULES));
     }
 
     #[test]

@@ -1,0 +1,157 @@
+//! A file of the kernel's that holds one value: kept open, read at its beginning, looked for again when it went away.
+//!
+//! Owns the file's comings and goings. Invariant: a read never moves an offset and never allocates, so it costs one
+//! system call (0.4 µs where opening anew costs 3 µs). Never interprets what it reads beyond a decimal number, and never
+//! gives an old value for a new one.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+/// How often a file that went away is looked for.
+const RETRY_NS: u64 = 1_000_000_000;
+
+/// The longest number that a file shows: a sign, 20 digits and a newline, and some room.
+const LONGEST: usize = 32;
+
+/// One open file.
+#[derive(Debug)]
+pub struct Attribute {
+    path: PathBuf,
+    /// `None` while the file is away.
+    file: Option<File>,
+    retry_at_ns: u64,
+}
+
+impl Attribute {
+    /// Opens the file.
+    ///
+    /// # Errors
+    /// It is not there, or may not be opened.
+    pub fn open(path: PathBuf) -> io::Result<Self> {
+        Ok(Self { file: Some(File::open(&path)?), path, retry_at_ns: 0 })
+    }
+
+    /// Opens the file and sees whether it shows a number now: one may be let in and still not be allowed to read.
+    ///
+    /// # Errors
+    /// It cannot be opened or read, or shows something else.
+    pub fn open_number(path: PathBuf) -> io::Result<Self> {
+        let attribute = Self::open(path)?;
+        let mut text = [0; LONGEST];
+        let length = attribute.file.as_ref().map_or(Ok(0), |file| file.read_at(&mut text, 0))?;
+        match number::<i128>(&text[..length]) {
+            Some(_) => Ok(attribute),
+            None => Err(io::Error::new(io::ErrorKind::InvalidData, "shows no number")),
+        }
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Reads from the beginning into `bytes` and says how many there were; `None` while the file is away.
+    pub fn bytes(&mut self, now_ns: u64, bytes: &mut [u8]) -> Option<usize> {
+        self.bytes_at(now_ns, bytes, 0)
+    }
+
+    /// The same from `offset` on.
+    pub fn bytes_at(&mut self, now_ns: u64, bytes: &mut [u8], offset: u64) -> Option<usize> {
+        if self.file.is_none() {
+            if now_ns < self.retry_at_ns {
+                return None;
+            }
+            self.file = File::open(&self.path).ok();
+        }
+        let length = self.file.as_ref().and_then(|file| file.read_at(bytes, offset).ok());
+        if length.is_none() {
+            self.lose(now_ns);
+        }
+        length
+    }
+
+    /// The decimal number that the file shows; `None` while it is away or shows none.
+    pub fn number<N: FromStr>(&mut self, now_ns: u64) -> Option<N> {
+        let mut text = [0; LONGEST];
+        let length = self.bytes(now_ns, &mut text)?;
+        let number = number(&text[..length]);
+        if number.is_none() {
+            self.lose(now_ns);
+        }
+        number
+    }
+
+    /// Whether the file's word (a state, without its newline) is `word`; `None` while it is away.
+    pub fn says(&mut self, now_ns: u64, word: &str) -> Option<bool> {
+        let mut text = [0; LONGEST];
+        let length = self.bytes(now_ns, &mut text)?;
+        Some(text[..length].trim_ascii() == word.as_bytes())
+    }
+
+    fn lose(&mut self, now_ns: u64) {
+        self.file = None;
+        self.retry_at_ns = now_ns.saturating_add(RETRY_NS);
+    }
+}
+
+/// The text of a file that is read once, trimmed; `None` where there is none or it is empty.
+pub fn text_of(path: &Path) -> Option<String> {
+    let text = fs::read_to_string(path).ok()?;
+    let text = text.trim_matches(|end: char| end.is_whitespace() || end == '\0');
+    (!text.is_empty()).then(|| text.to_owned())
+}
+
+/// The number in a file that is read once.
+pub fn number_of<N: FromStr>(path: &Path) -> Option<N> {
+    text_of(path)?.parse().ok()
+}
+
+fn number<N: FromStr>(text: &[u8]) -> Option<N> {
+    std::str::from_utf8(text.trim_ascii()).ok()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: u64 = 1_000_000_000;
+
+    #[test]
+    fn a_kept_file_shows_each_new_number_and_none_while_it_shows_nonsense() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("power1_input");
+        fs::write(&path, "-250000\n").unwrap();
+        let mut attribute = Attribute::open_number(path.clone()).unwrap();
+        assert_eq!(attribute.number::<i64>(0), Some(-250_000));
+        fs::write(&path, "17\n").unwrap();
+        assert_eq!(attribute.number::<u64>(1), Some(17));
+        fs::write(&path, "N/A\n").unwrap();
+        assert_eq!(attribute.number::<u64>(2), None);
+        fs::write(&path, "18\n").unwrap();
+        assert_eq!(attribute.number::<u64>(3), None, "looked for once a second");
+        assert_eq!(attribute.number::<u64>(3 + SECOND), Some(18));
+    }
+
+    #[test]
+    fn a_file_that_shows_no_number_is_not_opened_as_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("energy1_input");
+        assert_eq!(Attribute::open_number(path.clone()).unwrap_err().kind(), io::ErrorKind::NotFound);
+        fs::write(&path, "").unwrap();
+        assert_eq!(Attribute::open_number(path).unwrap_err().kind(), io::ErrorKind::InvalidData);
+    }
+
+    #[test]
+    fn a_word_is_compared_whole() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("status");
+        fs::write(&path, "Not charging\n").unwrap();
+        let mut attribute = Attribute::open(path.clone()).unwrap();
+        assert_eq!(attribute.says(0, "Discharging"), Some(false));
+        fs::write(&path, "Discharging\n").unwrap();
+        assert_eq!(attribute.says(0, "Discharging"), Some(true));
+    }
+}

@@ -1,0 +1,137 @@
+//! The chips under `class/hwmon`: what they are called, where their files are, which channels they have.
+//!
+//! Owns the layouts: newer drivers put their files into `hwmonN/`, older ones (and `acpi_power_meter` before Linux 6.13)
+//! into `hwmonN/device/` (linux Documentation/hwmon/sysfs-interface.rst). Reads names once; keeps nothing open. Never
+//! relies on the number in `hwmonN`, which changes from boot to boot.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::attribute::{number_of, text_of};
+
+/// One chip.
+#[derive(Debug, Clone)]
+pub struct Chip {
+    /// The driver's name for it: "amdgpu", "xe", "ina3221", "power_meter".
+    pub name: String,
+    /// Where its files are.
+    folders: Vec<PathBuf>,
+    /// Where the device behind it is, with links followed; the chip's own folder where it has none.
+    device: PathBuf,
+}
+
+/// Lists the chips, in the order of their devices, which stays the same over reboots.
+///
+/// # Errors
+/// The folder cannot be read.
+pub fn chips(sysfs_root: &Path) -> io::Result<Vec<Chip>> {
+    let mut chips = Vec::new();
+    for entry in fs::read_dir(sysfs_root.join("class/hwmon"))? {
+        chips.extend(Chip::read(&entry?.path()));
+    }
+    chips.sort_by(|a, b| (&a.device, &a.name).cmp(&(&b.device, &b.name)));
+    Ok(chips)
+}
+
+impl Chip {
+    /// The chip in `folder`; `None` where there is none.
+    pub fn read(folder: &Path) -> Option<Chip> {
+        let folders = vec![folder.to_path_buf(), folder.join("device")];
+        let name = folders.iter().find_map(|folder| text_of(&folder.join("name")))?;
+        let device = [folder.join("device"), folder.to_path_buf()]
+            .iter()
+            .find_map(|device| fs::canonicalize(device).ok())
+            .unwrap_or_else(|| folder.to_path_buf());
+        Some(Chip { name, folders, device })
+    }
+
+    /// Where one of its files is, if it has it.
+    pub fn file(&self, name: &str) -> Option<PathBuf> {
+        self.folders.iter().map(|folder| folder.join(name)).find(|path| path.exists())
+    }
+
+    /// The text in one of its files.
+    pub fn text(&self, name: &str) -> Option<String> {
+        text_of(&self.file(name)?)
+    }
+
+    /// The number in one of its files.
+    pub fn number(&self, name: &str) -> Option<u64> {
+        number_of(&self.file(name)?)
+    }
+
+    /// The device's address on the PCI bus.
+    pub fn pci_address(&self) -> Option<String> {
+        pci_address(&self.device)
+    }
+
+    /// The device's folder.
+    pub fn device(&self) -> &Path {
+        &self.device
+    }
+
+    /// The numbers of the channels that have a file `{stem}N_{ending}`, ascending.
+    pub fn channels(&self, stem: &str, ending: &str) -> Vec<u32> {
+        let number = |name: &str| -> Option<u32> {
+            name.strip_prefix(stem)?.strip_suffix(ending)?.strip_suffix('_')?.parse().ok()
+        };
+        let mut channels: Vec<u32> = self
+            .folders
+            .iter()
+            .filter_map(|folder| fs::read_dir(folder).ok())
+            .flatten()
+            .filter_map(|entry| number(entry.ok()?.file_name().to_str()?))
+            .collect();
+        channels.sort_unstable();
+        channels.dedup();
+        channels
+    }
+}
+
+/// The address at the end of a device's path, as `0000:03:00.0`.
+pub fn pci_address(device: &Path) -> Option<String> {
+    let name = device.file_name()?.to_str()?;
+    let (bus, function) = name.rsplit_once('.')?;
+    let mut parts = bus.split(':');
+    let mut hex = |length: usize| {
+        parts.next().is_some_and(|part| part.len() >= length && part.bytes().all(|b| b.is_ascii_hexdigit()))
+    };
+    let sound = hex(4) && hex(2) && hex(2) && parts.next().is_none() && function.parse::<u8>().is_ok();
+    sound.then(|| name.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pci_address_is_told_from_other_names() {
+        let address = |path: &str| pci_address(Path::new(path));
+        assert_eq!(address("/sys/devices/pci0000:00/0000:03:00.0").as_deref(), Some("0000:03:00.0"));
+        assert_eq!(address("/sys/devices/pci0000:00/10000:e1:00.1").as_deref(), Some("10000:e1:00.1"));
+        for other in ["/sys/devices/platform/ACPI000D:00", "/x/1-0040", "/x/amdgpu_xcp_1.0", "/x/0000:03:00"]
+        {
+            assert_eq!(address(other), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn channels_are_found_in_both_layouts_and_in_order() {
+        let folder = tempfile::tempdir().unwrap();
+        let write = |path: &str, text: &str| {
+            let path = folder.path().join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        };
+        write("device/name", "power_meter\n");
+        write("device/power1_average", "5\n");
+        write("power10_average", "5\n");
+        write("power2_average", "5\n");
+        write("power2_average_interval", "5\n");
+        let chip = Chip::read(folder.path()).unwrap();
+        assert_eq!((chip.name.as_str(), chip.channels("power", "average")), ("power_meter", vec![1, 2, 10]));
+        assert_eq!(chip.number("power1_average"), Some(5));
+        assert!(Chip::read(Path::new("/nowhere")).is_none());
+    }
+}

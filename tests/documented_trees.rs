@@ -1,0 +1,67 @@
+//! Machines as public documentation shows them: which domains are found, what lies in what, what is counted.
+//!
+//! Each fixture says where its shape comes from. A value that its source does not show is "?", and stays meaningless
+//! here: nothing is said of energy (see `living_machines`), only of the tree.
+
+mod stand_in;
+
+use std::fs;
+use std::path::Path;
+
+use stand_in::StandIn;
+use wattspan::clock::Clock;
+use wattspan::source::containment::counted;
+use wattspan::source::{Settings, discover};
+
+/// What stands for a value that nobody showed.
+const UNSHOWN: &str = "1000";
+
+/// The fixture as a tree, and the domains it says there are.
+fn read(fixture: &Path) -> (StandIn, Vec<String>) {
+    let (stand_in, mut expected) = (StandIn::new(), Vec::new());
+    for line in fs::read_to_string(fixture).unwrap().lines().filter(|line| !line.starts_with('#')) {
+        if let Some(domain) = line.strip_prefix("domain ") {
+            expected.push(domain.to_owned());
+            continue;
+        }
+        let (path, value) = line.split_once(" = ").unwrap_or_else(|| panic!("{line:?}"));
+        let text = format!("{}\n", if value == "?" { UNSHOWN } else { value });
+        match path.split_once('/').unwrap() {
+            ("sys", path) => stand_in.sys_file(path, &text),
+            ("proc", path) => stand_in.proc_file(path, &text),
+            _ => panic!("{path}: neither sys nor proc"),
+        }
+    }
+    (stand_in, expected)
+}
+
+#[test]
+fn documented_machines_have_the_domains_that_their_documentation_tells() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/trees");
+    let mut fixtures: Vec<_> = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    fixtures.sort();
+    assert!(fixtures.len() >= 5, "{fixtures:?}");
+    for fixture in fixtures {
+        let (stand_in, mut expected) = read(&fixture);
+        let mut enabled = Settings::default().enabled;
+        // This machine's own counters are not the fixture's.
+        enabled.retain(|name| name != "perf" && name != "nvml" && name != "estimate");
+        let enabled: Vec<_> = enabled.iter().map(String::as_str).collect();
+        let found = discover(&stand_in.settings(&enabled), &Clock::Machine);
+        let domains: Vec<_> = found.opened.iter().flat_map(|opened| opened.domains.clone()).collect();
+        let counted = counted(&domains, &vec![true; domains.len()]);
+        let mut shown: Vec<String> = domains
+            .iter()
+            .zip(counted)
+            .map(|(domain, counted)| {
+                let kind = serde_json::to_value(domain.kind).unwrap();
+                let parent = domain.parent.as_deref().unwrap_or("-");
+                let counted = if counted { "counted" } else { "-" };
+                format!("{} {} {parent} {counted}", domain.name, kind.as_str().unwrap())
+            })
+            .collect();
+        shown.sort();
+        expected.sort();
+        assert_eq!(shown, expected, "{}: {:?}", fixture.display(), found.absent);
+    }
+}
