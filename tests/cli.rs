@@ -455,6 +455,22 @@ fn the_doctor_tells_of_every_domain_and_of_the_callers_access() {
 }
 
 #[test]
+fn the_doctor_holds_the_battery_beside_the_sum_and_never_adds_it() {
+    let bench = Bench::new();
+    let battery =
+        "[[domain]]\nname = \"battery-0\"\nkind = \"battery\"\nprofile = [[1.0, 125]]\nquantum_uj = 61\n";
+    std::fs::write(&bench.machine, format!("{HUNDRED_WATTS}\n{battery}")).unwrap();
+    let told = json(&bench.output(&["doctor", "--json"]).stdout);
+    let domains = told["domains"].as_array().unwrap();
+    let battery = domains.iter().find(|domain| domain["name"] == "battery-0").unwrap();
+    assert_eq!(battery["counted"], false);
+    let shown = bench.output(&["doctor"]).stdout;
+    let words: Vec<_> = text(&shown).split_whitespace().collect();
+    assert!(words.join(" ").contains("The battery delivers 12"), "{}", text(&shown));
+    assert!(text(&shown).contains("the counted domains together"), "{}", text(&shown));
+}
+
+#[test]
 fn a_narrow_terminal_loses_no_figure() {
     let bench = Bench::new();
     let narrow = bench.wattspan(&["doctor"]).env("COLUMNS", "40").output().unwrap().stdout;

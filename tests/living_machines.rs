@@ -8,6 +8,8 @@
 mod living;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -377,6 +379,40 @@ fn of_four_amd_cards_each_is_read_as_its_counter_deserves() {
         holds(&account, name, &[CARD], 9.0);
     }
     total_holds(&account, &[CARD, CARD, CARD]);
+}
+
+#[test]
+fn a_card_that_sleeps_is_not_woken_and_is_metered_once_it_is_awake() {
+    let (asleep, reads) = (Arc::new(AtomicBool::new(true)), Arc::new(AtomicU64::new(0)));
+    let mut machine = Machine::new();
+    let device = "sys/devices/pci0000:00/0000:03:00.0";
+    machine.text(&format!("{device}/vendor"), "0x1002");
+    machine.text(&format!("{device}/hwmon/hwmon0/name"), "amdgpu");
+    for file in ["gpu_metrics", "hwmon/hwmon0/power1_average"] {
+        let reads = Arc::clone(&reads);
+        machine.number(&format!("{device}/{file}"), move |_| {
+            reads.fetch_add(1, Ordering::Relaxed);
+            15_000_000
+        });
+    }
+    let status = Arc::clone(&asleep);
+    machine.bytes(&format!("{device}/power/runtime_status"), move |_, _| {
+        if status.load(Ordering::Relaxed) { b"suspended\n".to_vec() } else { b"active\n".to_vec() }
+    });
+    machine.link("sys/class/drm/card0/device", device);
+    let Some(living) = machine.live() else { return };
+    let mut found = found(&living, &["amdgpu", "hwmon"]);
+    assert_eq!(names(&found), ["amdgpu-0"], "{}", reasons(&found));
+    assert!(reasons(&found).contains("it sleeps"), "{}", reasons(&found));
+    let mut reading = [Reading::default()];
+    found.opened[0].source.read(&mut reading);
+    assert!(!reading[0].valid, "missing is not zero");
+    assert_eq!(reads.load(Ordering::Relaxed), 0, "it was woken");
+    asleep.store(false, Ordering::Relaxed);
+    found.opened[0].source.read(&mut reading);
+    sleep(Duration::from_millis(5));
+    found.opened[0].source.read(&mut reading);
+    assert!(reading[0].valid && reading[0].energy_uj >= 5 * 15_000, "{reading:?}");
 }
 
 /// One of Grace's meters, in the layout before Linux 6.13 (`device/`) or after. Shape: linux

@@ -73,3 +73,56 @@ impl Source for Accumulator {
         (before_ns..=after_ns).contains(&taken_ns).then_some((before_ns, taken_ns))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::Path;
+
+    use super::*;
+
+    const MS: u64 = 1_000_000;
+
+    /// Version 1.1 (64 bits at 24) or 1.0 (32 bits at 36).
+    fn write(path: &Path, version: u8, count: u64) {
+        let mut table = vec![0_u8; 120];
+        table[..4].copy_from_slice(&[120, 0, 1, version]);
+        match version {
+            0 => table[36..40].copy_from_slice(&(count as u32).to_le_bytes()),
+            _ => table[24..32].copy_from_slice(&count.to_le_bytes()),
+        }
+        fs::write(path, table).unwrap();
+    }
+
+    fn grown(version: u8, bits: u32, from: u64, to: u64) -> Reading {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("gpu_metrics");
+        let clock = Clock::manual(0);
+        write(&path, version, from);
+        let mut source = Accumulator::new(Attribute::open(path.clone()).unwrap(), bits, None, &clock);
+        let mut reading = [Reading::default()];
+        assert_eq!(source.read(&mut reading), None, "a manual clock has no boot clock beside it");
+        clock.set(20 * MS);
+        write(&path, version, to);
+        source.read(&mut reading);
+        reading[0]
+    }
+
+    #[test]
+    fn a_count_is_two_to_the_minus_16_joules_and_not_what_the_vendors_libraries_multiply_with() {
+        // 15.3 µJ a count would say 1 004 108.
+        assert_eq!(grown(1, 64, 7, 65_635).energy_uj, 1_001_403);
+    }
+
+    #[test]
+    fn the_32_bit_accumulator_of_the_first_version_wraps() {
+        let reading = grown(0, 32, 0xFFFF_0000, 0x0001_0000);
+        assert_eq!((reading.energy_uj, reading.epoch), (2_000_000, 0));
+    }
+
+    #[test]
+    fn a_count_that_falls_back_is_a_restart_and_no_energy() {
+        let reading = grown(1, 64, 900_000_000_000, 5);
+        assert_eq!((reading.valid, reading.energy_uj, reading.epoch), (true, 0, 1));
+    }
+}

@@ -16,11 +16,10 @@ use crate::energy::{Domain, Grade, Kind};
 use super::accumulator::{Accumulator, COUNT};
 use super::attribute::{Attribute, text_of};
 use super::counter::plausible_ceiling_mw;
-use super::gauge::{Gauge, Gauges};
+use super::gauge::{Gauge, Gauges, awake, open_unless_asleep, sleeps};
 use super::gpu_metrics::{Metrics, PREFIX};
 use super::hwmon_chip::{Chip, pci_address};
 use super::integral::ROUNDING_UJ;
-use super::intelgpu::awake;
 use super::wattmeter::{Wattage, Wattmeter};
 use super::{Inventory, Opened, Settings};
 
@@ -66,7 +65,10 @@ pub fn open(settings: &Settings, clock: &Clock) -> Inventory {
     for (card, before) in cards.iter().zip(before) {
         let after = card.metrics();
         let name = format!("amdgpu-{named}");
-        let way = judge(before, after, monotonic_ns().saturating_sub(began_ns));
+        let way = match sleeps(&card.folder) {
+            true => Way::Power("it sleeps, so its accumulator could not be tried".into()),
+            false => judge(before, after, monotonic_ns().saturating_sub(began_ns)),
+        };
         if let Some(opened) = offer(card, &name, way, clock, &mut found) {
             named += 1;
             found.opened.push(opened);
@@ -188,7 +190,7 @@ fn cards(class: &Path) -> Vec<Card> {
 
 impl Card {
     fn metrics(&self) -> Option<Metrics> {
-        if text_of(&self.folder.join("power/runtime_status")).as_deref() == Some("suspended") {
+        if sleeps(&self.folder) {
             return None;
         }
         let mut table = [0; PREFIX];
@@ -212,8 +214,7 @@ impl Card {
 
     fn accumulator(&self, name: &str, bits: u32, clock: &Clock) -> Option<Opened> {
         let table = Attribute::open(self.folder.join("gpu_metrics")).ok()?;
-        let condition = self.chip().as_ref().and_then(awake);
-        let source = Accumulator::new(table, bits, condition, clock);
+        let source = Accumulator::new(table, bits, awake(&self.folder), clock);
         let domain = Domain {
             grade: Grade::Measured,
             latency_ns: LATENCY_NS,
@@ -233,7 +234,8 @@ impl Card {
     /// A meter of the card's power, and the name of its file. `power1_average` is a mean over a time that nobody tells.
     fn wattmeter(&self, processor: bool) -> Option<(Gauge, &'static str)> {
         let chip = self.chip()?;
-        let open = |file: &'static str| Some((Attribute::open_number(chip.file(file)?).ok()?, file));
+        let open =
+            |file: &'static str| Some((open_unless_asleep(chip.file(file)?, &self.folder).ok()?, file));
         let (power, file) = open("power1_average").or_else(|| open("power1_input"))?;
         let kind = if processor { Kind::Soc } else { Kind::Gpu };
         // Three times the limit on the mean: excursions of 100 µs may be as high (PCI Express).
@@ -242,7 +244,7 @@ impl Card {
         let plausible_mw = plausible_ceiling_mw(kind);
         let ceiling_mw = limit_mw.unwrap_or(plausible_mw).min(plausible_mw);
         let meter = Wattmeter::momentary(Wattage::Microwatts(power), ceiling_mw);
-        Some((Gauge::power(meter).only_while(awake(&chip)), file))
+        Some((Gauge::power(meter).only_while(awake(&self.folder)), file))
     }
 
     /// The domain of a card whose power is integrated. What a processor with graphics shows is the whole socket's power,

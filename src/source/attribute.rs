@@ -48,11 +48,6 @@ impl Attribute {
         }
     }
 
-    /// Where it is.
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
     /// Reads from the beginning into `bytes` and says how many there were; `None` while the file is away.
     pub fn bytes(&mut self, now_ns: u64, bytes: &mut [u8]) -> Option<usize> {
         self.bytes_at(now_ns, bytes, 0)

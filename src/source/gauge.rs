@@ -3,10 +3,13 @@
 //! Owns what all such files have in common: a device that sleeps is left asleep, a machine that slept begins anew, and a
 //! file that is away gives invalid readings while the others go on. Never knows what kind of device it reads.
 
+use std::io;
+use std::path::{Path, PathBuf};
+
 use crate::clock::Clock;
 use crate::energy::{Domain, Kind, Reading};
 
-use super::attribute::Attribute;
+use super::attribute::{Attribute, text_of};
 use super::counter::{Counter, Shape, plausible_ceiling_mw};
 use super::suspend::Suspend;
 use super::unit::Unit;
@@ -31,6 +34,30 @@ pub struct Condition {
     /// Whether the word must be there, or must not.
     pub wanted: bool,
 }
+
+/// Lets a device's files be read while it does not sleep: reading would wake it, and cost what it was to measure (linux
+/// Documentation/ABI/testing/sysfs-devices-power). `None` where the device tells nothing of sleep.
+pub fn awake(device: &Path) -> Option<Condition> {
+    let path = device.join(RUNTIME_STATUS);
+    text_of(&path)?;
+    Some(Condition { attribute: Attribute::open(path).ok()?, word: SUSPENDED, wanted: false })
+}
+
+/// Whether a device sleeps now.
+pub fn sleeps(device: &Path) -> bool {
+    text_of(&device.join(RUNTIME_STATUS)).as_deref() == Some(SUSPENDED)
+}
+
+/// Opens a file of a device's and sees whether it shows a number, unless that would wake the device.
+///
+/// # Errors
+/// It cannot be opened, or shows no number.
+pub fn open_unless_asleep(path: PathBuf, device: &Path) -> io::Result<Attribute> {
+    if sleeps(device) { Attribute::open(path) } else { Attribute::open_number(path) }
+}
+
+const RUNTIME_STATUS: &str = "power/runtime_status";
+const SUSPENDED: &str = "suspended";
 
 #[derive(Debug)]
 enum Sense {

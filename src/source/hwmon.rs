@@ -11,7 +11,7 @@ use crate::energy::{Domain, Grade, Kind};
 use super::attribute::Attribute;
 use super::board::{self, Place, plain};
 use super::counter::plausible_ceiling_mw;
-use super::gauge::{Gauge, Gauges};
+use super::gauge::{Gauge, Gauges, awake, open_unless_asleep};
 use super::hwmon_chip::{Chip, chips};
 use super::integral::ROUNDING_UJ;
 use super::wattmeter::{Wattage, Wattmeter};
@@ -213,7 +213,7 @@ fn unknown(chip: &Chip, label: Option<&str>, nth: usize, channel: &str) -> Place
 
 fn open_file(chip: &Chip, file: &str) -> Result<Attribute, String> {
     let path = chip.file(file).ok_or_else(|| format!("{}: no {file}", chip.name))?;
-    Attribute::open_number(path.clone()).map_err(|error| match error.kind() {
+    open_unless_asleep(path.clone(), chip.device()).map_err(|error| match error.kind() {
         std::io::ErrorKind::PermissionDenied => format!(
             "{}: for root alone; run the program as root, or with CAP_DAC_READ_SEARCH: sudo setcap \
              cap_dac_read_search=ep PROGRAM",
@@ -232,7 +232,7 @@ fn take(
     grade: Grade,
 ) {
     let gauge = match gauge {
-        Ok(gauge) => gauge,
+        Ok(gauge) => gauge.only_while(awake(chip.device())),
         Err(reason) => return found.miss(NAME, reason),
     };
     let domain = Domain {

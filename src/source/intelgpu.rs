@@ -11,9 +11,8 @@ use std::collections::BTreeMap;
 use crate::clock::Clock;
 use crate::energy::{Domain, Grade, Kind};
 
-use super::attribute::{Attribute, text_of};
 use super::counter::plausible_ceiling_mw;
-use super::gauge::{Condition, Gauge, Gauges};
+use super::gauge::{Gauge, Gauges, awake, open_unless_asleep};
 use super::hwmon_chip::{Chip, chips};
 use super::{Inventory, Settings};
 
@@ -78,10 +77,10 @@ fn gauges_of(card: &str, place: &str, chips: &[Chip], found: &mut Inventory) -> 
                 Some(tile) => Some(format!("gt{tile}")),
                 None => part.map(String::from),
             };
-            match Attribute::open_number(path.clone()) {
+            match open_unless_asleep(path.clone(), chip.device()) {
                 Ok(attribute) => {
                     let gauge = Gauge::energy(attribute, Kind::Gpu, Some(REGISTER_UJ));
-                    gauges.push((domain_of(card, part, place), gauge.only_while(awake(chip))));
+                    gauges.push((domain_of(card, part, place), gauge.only_while(awake(chip.device()))));
                 }
                 Err(error) => found.miss(NAME, format!("{}: {error}", path.display())),
             }
@@ -89,13 +88,6 @@ fn gauges_of(card: &str, place: &str, chips: &[Chip], found: &mut Inventory) -> 
     }
     // Where the driver shows no whole card, nothing contains its parts, and discovery drops the parent.
     gauges
-}
-
-/// Reading a card that sleeps would wake it, and cost what it was to measure.
-pub fn awake(chip: &Chip) -> Option<Condition> {
-    let path = chip.device().join("power/runtime_status");
-    text_of(&path)?;
-    Some(Condition { attribute: Attribute::open(path).ok()?, word: "suspended", wanted: false })
 }
 
 fn domain_of(card: &str, part: Option<String>, place: &str) -> Domain {
