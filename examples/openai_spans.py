@@ -178,7 +178,13 @@ def show(result):
     print(f"all windows together   {joules(known_sum(a.get('window_uj') for a in accounts))}"
           "   (what would be claimed without knowing of the overlap)")
     print(f"at once                {overlap['mean_concurrency']:.2f} on average over {overlap['wall_ns'] / 1e9:.2f} s")
+    before = {domain["domain"]: domain["attributed_uj"] for domain in result["balance_before"]}
     for domain in result["balance"]:
+        name = domain["domain"]
+        shares = known_sum(share.get("share_uj") for a in accounts for share in a["domains"] if share["domain"] == name)
+        given = domain["attributed_uj"] - before[name]
+        print(f"shares of {name:12}  {shares} of {given} µJ attributed meanwhile"
+              f"{': exact, nobody else had a span open' if shares == given else ''}")
         holds = domain["measured_uj"] == domain["attributed_uj"] + domain["unattributed_uj"]
         print(f"balance of {domain['domain']:12} measured {domain['measured_uj']} = attributed "
               f"{domain['attributed_uj']} + unattributed {domain['unattributed_uj']} µJ: "
@@ -198,6 +204,7 @@ def run(options):
     """Asks all questions, at most `concurrency` at once, and gathers what the meter says."""
     meter = Meter(options.socket)
     info = meter.call("GetInfo")
+    before = meter.call("GetBalance")["balance"]
     rows = [None] * options.requests
     free = threading.Semaphore(options.concurrency)
 
@@ -222,6 +229,7 @@ def run(options):
         "info": info,
         "requests": rows,
         "overlap": {"wall_ns": wall_ns, "mean_concurrency": spent_ns / wall_ns},
+        "balance_before": before,
         "balance": meter.call("GetBalance")["balance"],
     }
 
@@ -237,7 +245,10 @@ def main():
     parser.add_argument("--save", metavar="FILE", help="write everything to FILE as JSON")
     options = parser.parse_args()
     options.concurrency = options.concurrency or options.requests
-    options.model = options.model or served_model(options.url)
+    try:
+        options.model = options.model or served_model(options.url)
+    except (OSError, http.client.HTTPException, ValueError, LookupError) as error:
+        sys.exit(f"no model server at {options.url}: {error}")
     try:
         result = run(options)
     except (FileNotFoundError, ConnectionRefusedError) as error:

@@ -106,25 +106,18 @@ fn refuse_nothing(service: &Service) -> Result<()> {
     Err(anyhow!(NoSource(reasons.collect())))
 }
 
-/// Where to listen.
+/// Where to listen: as asked, else the system's place, else the user's own.
 fn place(config: &Config) -> Result<PathBuf> {
     if let Some(path) = &config.socket {
         return Ok(path.clone());
     }
-    let places = config::socket_places();
-    let root = rustix::process::geteuid().is_root();
-    let usable = |path: &&PathBuf| {
-        // The service manager makes the directory for a user of its own; root makes it itself.
-        root || path
-            .parent()
-            .is_some_and(|directory| is_own(directory) || directory != system_directory(&places))
-    };
-    let found = places.iter().find(usable).cloned();
-    found.context("no place for a socket: give --socket PATH, or set XDG_RUNTIME_DIR")
-}
-
-fn system_directory(places: &[PathBuf]) -> &Path {
-    places.first().and_then(|path| path.parent()).unwrap_or(Path::new("/"))
+    let mut places = config::socket_places().into_iter();
+    let system = places.next().context("no place for a socket")?;
+    // Root makes the system's directory itself; for a user of its own the service manager has made it.
+    if rustix::process::geteuid().is_root() || system.parent().is_some_and(is_own) {
+        return Ok(system);
+    }
+    places.next().context("no place for a socket: give --socket PATH, or set XDG_RUNTIME_DIR")
 }
 
 fn is_own(directory: &Path) -> bool {

@@ -69,7 +69,7 @@ impl Embedded {
         }
     }
 
-    /// A connection to it, as to a daemon; there are as many as [`CONNECTIONS`].
+    /// A connection to it, as to a daemon; there are a few, made at the start.
     pub fn connect(&self) -> Result<Client, Failure> {
         let free = self.free.lock().map(|mut free| free.pop());
         match free {

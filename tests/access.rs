@@ -147,6 +147,15 @@ fn another_users_span_does_not_exist_for_anybody_but_telemetry_and_root() {
         answers(&daemon, OPERATOR, json!([["GetSpan", { "span": "s" }], ["CloseSpan", { "span": "s" }]]));
     assert_eq!(number(&seen[0]["parameters"]["account"], "uid"), u64::from(ANN.uid));
     assert_eq!(refusal(seen[1].clone()).0, "NoSuchSpan");
+    let owners = |whom| -> std::collections::BTreeSet<u64> {
+        let listed = answers(&daemon, whom, json!([["ListSpans", {}]]));
+        let accounts = listed[0]["parameters"]["accounts"].as_array().unwrap().clone();
+        accounts.iter().map(|account| number(account, "uid")).collect()
+    };
+    let (ann, bob) = (u64::from(ANN.uid), u64::from(BOB.uid));
+    until("Bob's own span, left open, has settled", || owners(BOB) == [bob].into());
+    assert_eq!(owners(ANN), [ann].into());
+    assert_eq!(owners(OPERATOR), [ann, bob].into());
     let of_root = daemon.client().call("GetSpan", json!({ "span": "s" }));
     assert_eq!(number(&of_root["account"], "uid"), u64::from(ANN.uid));
 }
@@ -161,7 +170,9 @@ fn a_user_without_a_number_here_learns_health_but_no_figure() {
     assert_eq!(info["access"], "none");
     for domain in info["domains"].as_array().unwrap() {
         assert_eq!(domain["liveness"], "live");
-        assert!(domain.get("energy_uj").is_none() && domain.get("power_mw").is_none(), "{domain}");
+        for figure in ["energy_uj", "power_mw", "quantum_uj"] {
+            assert!(domain.get(figure).is_none(), "{domain}");
+        }
     }
     for answer in &answers[1..] {
         assert_eq!(refusal(answer.clone()), ("AccessDenied".into(), json!({ "needs": "span" })));

@@ -296,3 +296,44 @@ fn power_in_bursts_beside_the_edges_attains_the_bound_and_does_not_pass_it() {
     assert!(off <= error, "off by {off}, error {error}");
     assert!(off >= 0.97 * error, "off by {off}, error {error}: the bound is looser than the worst case");
 }
+
+#[test]
+fn a_models_doubt_about_the_quiet_time_before_a_span_is_not_the_spans() {
+    // 300 W give or take 300 W, read once a second until a span opens, which triggers a reading 50 us later.
+    let mut ledger = Ledger::new(vec![domain("cpu", Kind::Cpu, 1, Some(CEILING_MW))], Settings::default());
+    let mut out = Vec::new();
+    let mut read = |ledger: &mut Ledger, at_ns: u64| {
+        let energy_uj = at_ns * 300 / 1_000;
+        let reading =
+            Reading { valid: true, energy_uj, doubt_uj: energy_uj, stamp_ns: at_ns, ..Reading::default() };
+        ledger.feed(0, at_ns, at_ns + US, &reading);
+        ledger.settle(at_ns + 2 * US, &mut out);
+    };
+    for second in 1..=5 {
+        read(&mut ledger, second * 1_000 * MS);
+    }
+    let opened_ns = 5_900 * MS;
+    let opening = Opening {
+        span: "first".into(),
+        name: String::new(),
+        attributes: BTreeMap::new(),
+        weight: 1.0,
+        domains: None,
+        at_ns: opened_ns,
+        uid: 0,
+        unix_ns: 0,
+    };
+    let key = ledger.open(opened_ns, opening).unwrap();
+    read(&mut ledger, opened_ns + 50 * US);
+    for tick in 1..=200 {
+        if tick == 100 {
+            ledger.close(opened_ns + 100 * MS, key, opened_ns + 100 * MS, BTreeMap::new(), false).unwrap();
+        }
+        read(&mut ledger, opened_ns + 50 * US + tick * MS);
+    }
+    let account = &out[0].1;
+    let (share, error) = (account.share_uj.unwrap(), account.error_uj.unwrap());
+    assert!(share.abs_diff(30_000_000) < 100_000, "{share}");
+    // 30 J for the span's own 100 ms, and a little for its edges; the 0.9 s before it are 270 J of doubt.
+    assert!((30_000_000 - 100_000..32_000_000).contains(&error), "{error}");
+}

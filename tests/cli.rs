@@ -1,12 +1,14 @@
 //! The `wattspan` program as a person calls it, on simulated machines whose power is known.
 //!
 //! Owns the promises of the command line: exit statuses and signals pass through, results go where they belong, JSON
-//! has its fields, and a figure holds the truth within its error. No daemon takes part and nothing depends on how fast
-//! this machine is: what a span should have used is computed from the edges that its account states.
+//! has its fields, and a figure holds the truth within its error. Nothing depends on how fast this machine is: what a
+//! span should have used is computed from the edges that its account states.
 
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
+use std::thread;
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
@@ -46,6 +48,45 @@ impl Bench {
 
     fn output(&self, words: &[&str]) -> Output {
         self.wattspan(words).output().unwrap()
+    }
+}
+
+/// A `wattspand` on the simulated machine; ends with the test.
+struct Daemon {
+    process: Child,
+    socket: PathBuf,
+}
+
+impl Daemon {
+    fn start(bench: &Bench) -> Self {
+        let socket = bench.dir.path().join("daemon.sock");
+        let mut process = Command::new(env!("CARGO_BIN_EXE_wattspand"))
+            .arg("--socket")
+            .arg(&socket)
+            .arg("--state-dir")
+            .arg(bench.dir.path())
+            .arg("--replay")
+            .arg(&bench.machine)
+            .env_remove("WATTSPAN_SOCKET")
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        // It says a line once it listens.
+        let mut line = String::new();
+        BufReader::new(process.stderr.take().unwrap()).read_line(&mut line).unwrap();
+        assert!(line.contains("daemon.sock"), "the daemon did not start: {line}");
+        Daemon { process, socket }
+    }
+
+    fn output(&self, bench: &Bench, words: &[&str]) -> Output {
+        bench.bare().arg("--socket").arg(&self.socket).args(words).output().unwrap()
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
     }
 }
 
@@ -239,6 +280,121 @@ fn a_named_daemon_that_does_not_answer_is_status_4_and_never_replaced() {
         let by_variable = bench.bare().env("WATTSPAN_SOCKET", &socket).args(words).output().unwrap();
         assert_eq!(by_variable.status.code(), Some(4), "{words:?}: {}", text(&by_variable.stderr));
     }
+}
+
+#[test]
+fn a_machine_with_nothing_that_counts_is_status_3_and_the_command_is_not_run() {
+    let bench = Bench::new();
+    let stuck = HUNDRED_WATTS.replace("quantum_uj", "stuck = true\nquantum_uj");
+    std::fs::write(&bench.machine, stuck).unwrap();
+    let mark = bench.dir.path().join("mark");
+    for words in [&["read"][..], &["doctor"], &["run", "--", "touch", mark.to_str().unwrap()]] {
+        let output = bench.output(words);
+        assert_eq!(output.status.code(), Some(3), "{words:?}: {}", text(&output.stderr));
+        assert!(!text(&output.stdout).contains(" 0 W"), "missing is not zero: {}", text(&output.stdout));
+    }
+    assert!(!mark.exists());
+    let reasons = bench.output(&["read"]).stderr;
+    assert!(text(&reasons).contains("package-0: "), "no reason in {}", text(&reasons));
+}
+
+#[test]
+fn a_daemon_that_lets_this_user_not_know_is_status_5_with_the_mend() {
+    let bench = Bench::new();
+    let socket = bench.dir.path().join("strict.sock");
+    let listener = UnixListener::bind(&socket).unwrap();
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let no = br#"{"error":"org.wattspan.Meter.AccessDenied","parameters":{"needs":"span"}}"#;
+            let mut request = [0; 4096];
+            while stream.read(&mut request).unwrap_or(0) > 0 {
+                stream.write_all(no).unwrap();
+                stream.write_all(&[0]).unwrap();
+            }
+        }
+    });
+    for words in [&["read"][..], &["doctor"], &["spans"], &["balance"], &["run", "--", "true"]] {
+        let output = bench.bare().arg("--socket").arg(&socket).args(words).output().unwrap();
+        assert_eq!(output.status.code(), Some(5), "{words:?}: {}", text(&output.stderr));
+        assert!(text(&output.stderr).contains("usermod -aG"), "{}", text(&output.stderr));
+    }
+}
+
+#[test]
+fn a_command_measured_by_a_daemon_is_in_its_list_and_its_balance() {
+    let bench = Bench::new();
+    let daemon = Daemon::start(&bench);
+    let watching = bench
+        .bare()
+        .arg("--socket")
+        .arg(&daemon.socket)
+        .args(["spans", "--watch", "--json", "--count", "1"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // The list shows what settles from its beginning on, and its beginning shows nowhere: so there are spans until it
+    // has seen one.
+    let mut watching = Some(watching);
+    let mut spans = Vec::new();
+    let seen = loop {
+        let run = daemon.output(&bench, &["run", "--json", "-o", "-", "--", "sleep", "0.05"]);
+        let told = json(&run.stdout);
+        assert_eq!(told["meter"]["kind"], "daemon");
+        assert_holds_the_truth(&told["runs"][0]["account"], 100);
+        spans.push(told["runs"][0]["account"].clone());
+        if watching.as_mut().unwrap().try_wait().unwrap().is_some() {
+            break json(&watching.take().unwrap().wait_with_output().unwrap().stdout);
+        }
+    };
+    assert!(spans.contains(&seen), "{seen} is none of {spans:?}");
+
+    let one = daemon.output(&bench, &["spans", "--json", seen["span"].as_str().unwrap()]);
+    assert_eq!(json(&one.stdout), seen);
+    let recent = daemon.output(&bench, &["spans", "--json"]);
+    let listed: Vec<serde_json::Value> = String::from_utf8_lossy(&recent.stdout)
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    let latest = spans.len().saturating_sub(20);
+    assert_eq!(listed, spans[latest..], "the recent ones, the latest last");
+    let unknown = daemon.output(&bench, &["spans", "nobody"]);
+    assert_eq!(unknown.status.code(), Some(1));
+    assert!(text(&unknown.stderr).contains("nobody"), "{}", text(&unknown.stderr));
+
+    let balance = json(&daemon.output(&bench, &["balance", "--json"]).stdout);
+    let shares: u64 = spans.iter().map(|account| account["share_uj"].as_u64().unwrap()).sum();
+    let sum = |field: &str| -> u64 {
+        balance["balance"].as_array().unwrap().iter().map(|domain| domain[field].as_u64().unwrap()).sum()
+    };
+    assert_eq!(sum("attributed_uj"), shares);
+    assert_eq!(sum("measured_uj"), sum("attributed_uj") + sum("unattributed_uj"));
+    assert_eq!(daemon.output(&bench, &["balance"]).status.code(), Some(0));
+}
+
+#[test]
+fn a_daemon_that_vanishes_leaves_the_energy_unknown_and_the_status_the_commands() {
+    let bench = Bench::new();
+    let daemon = Daemon::start(&bench);
+    let script = format!("kill -9 {}; exit 6", daemon.process.id());
+    let output = daemon.output(&bench, &["run", "--", "sh", "-c", &script]);
+    assert_eq!(output.status.code(), Some(6), "{}", text(&output.stderr));
+    assert!(text(&output.stderr).contains("unknown (the daemon closed"), "{}", text(&output.stderr));
+}
+
+#[test]
+fn a_reader_that_has_heard_enough_is_no_failure() {
+    let bench = Bench::new();
+    let mut reading = bench
+        .wattspan(&["read", "--json", "--interval", "0.01"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    BufReader::new(reading.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    let ended = reading.wait_with_output().unwrap();
+    assert_eq!((ended.status.code(), text(&ended.stderr)), (Some(0), ""));
 }
 
 #[test]

@@ -98,7 +98,7 @@ fn domains_are_named_after_their_package_and_lie_within_each_other() {
     let group = &opened[0];
     assert_eq!((group.name, group.cpu, group.domains[1].kind), ("perf", Some(0), Kind::Package));
     assert!(
-        group.domains.iter().all(|domain| domain.grade == Grade::Measured && domain.ceiling_mw.is_none())
+        group.domains.iter().all(|domain| domain.grade == Grade::Measured && domain.ceiling_mw.is_some())
     );
     assert_eq!(group.domains[2].quantum_uj, 1_000_000, "a server's psys may count in joules");
 }

@@ -1,8 +1,8 @@
 //! Joules, watts and seconds as a person reads them.
 //!
-//! Owns the rounding: a figure shows no digit that its error makes meaningless, and an error is rounded up, together
-//! with what rounding moved the value, so that the truth still lies inside what is printed. Works in integers of the
-//! base unit. Never prints a missing value as 0: that is [`unknown`].
+//! Owns the rounding: a figure ends with the second digit of its error, as metrologists do, and an error is rounded up,
+//! together with what rounding moved the value, so that the truth still lies inside what is printed. Works in integers
+//! of the base unit. Never prints a missing value as 0: that is [`unknown`].
 
 /// What the digits count: the base unit is a millionth (energy), a thousandth (power) or a billionth (time).
 #[derive(Debug, Clone, Copy)]
@@ -99,22 +99,17 @@ fn plain(scale: Scale, value: u64) -> String {
 
 /// The value and its error, both with their unit and the same number of places.
 fn rounded(scale: Scale, value: u64, error: u64) -> (String, String) {
-    let ulp = last_digit(value, error);
+    let ulp = last_digit(error);
     let shown = (value.saturating_add(ulp / 2)) / ulp * ulp;
     let error = error.saturating_add(value.abs_diff(shown)).div_ceil(ulp).saturating_mul(ulp);
     let (name, places) = unit(scale, shown.max(error));
     (format!("{} {name}", digits(shown, ulp, places)), format!("{} {name}", digits(error, ulp, places)))
 }
 
-/// What the last shown digit counts: the first digit of the error, or its second where the first says too little: a 1
-/// there, or a value of hardly ten times the error, of which nothing would be left.
-fn last_digit(value: u64, error: u64) -> u64 {
-    if error == 0 {
-        return 1;
-    }
-    let first = 10u64.pow(error.ilog10());
-    let coarse = error / first == 1 || error.saturating_mul(10) > value;
-    if coarse && first >= 10 { first / 10 } else { first }
+/// What the last shown digit counts: the second digit of the error. It depends on nothing else, so that figures with one
+/// error have the same number of places.
+fn last_digit(error: u64) -> u64 {
+    10u64.pow(error.max(1).ilog10().saturating_sub(1))
 }
 
 /// `value` base units written in a unit `places` decimal places above, down to the digit of `ulp`.
@@ -135,10 +130,10 @@ mod tests {
 
     #[test]
     fn a_value_shows_the_digits_its_error_leaves_and_no_more() {
-        assert_eq!(energy(12_341_234, Some(43_000)), "12.34 J ± 0.05 J");
+        assert_eq!(energy(12_341_234, Some(43_000)), "12.341 J ± 0.044 J");
         assert_eq!(energy(12_341_234, Some(4_000_000)), "12.3 J ± 4.1 J");
-        assert_eq!(energy(12_345_678_901, Some(20_000_000)), "12.35 kJ ± 0.03 kJ");
-        assert_eq!(energy(950, Some(61)), "950 µJ ± 70 µJ");
+        assert_eq!(energy(12_345_678_901, Some(20_000_000)), "12.346 kJ ± 0.021 kJ");
+        assert_eq!(energy(950, Some(61)), "950 µJ ± 61 µJ");
         assert_eq!(power(41_234, Some(150)), "41.23 W ± 0.16 W");
     }
 
@@ -146,7 +141,7 @@ mod tests {
     fn the_printed_interval_contains_the_true_one() {
         for value in (0..2_000_000).step_by(7_919) {
             for error in [0, 1, 9, 10, 19, 20, 99, 101, 1_999, 54_321, 999_999] {
-                let ulp = last_digit(value, error);
+                let ulp = last_digit(error);
                 let shown = (value + ulp / 2) / ulp * ulp;
                 let printed = (error + value.abs_diff(shown)).div_ceil(ulp) * ulp;
                 assert!(shown + printed >= value + error, "{value} {error}");

@@ -8,8 +8,9 @@ use serde::Serialize;
 use super::Meter;
 use super::ending::{NO_COUNTER, Trouble};
 use super::say;
+use super::terminal::printable;
 use crate::client::{Client, Failure, Place};
-use crate::config::{Config, Flags};
+use crate::config::{Config, Flags, Source};
 use crate::energy::Liveness;
 use crate::meter::Embedded;
 use crate::protocol::Info;
@@ -61,8 +62,8 @@ impl Reach {
     }
 
     fn embed(asked: &Meter, remark: Option<String>) -> Result<(Self, Client), Trouble> {
-        let flags = Flags { config: asked.config.clone(), replay: asked.replay.clone(), ..Flags::default() };
-        let config = Config::load(&flags).map_err(anyhow::Error::from)?;
+        let (config, doubt) = settings(asked)?;
+        let remark = [remark, doubt].into_iter().flatten().reduce(|one, other| format!("{one}; {other}"));
         let embedded = Embedded::start(&config).map_err(anyhow::Error::from)?;
         let client = embedded.connect()?;
         Ok((Reach { meter: Which::Embedded(Box::new(embedded)), remark }, client))
@@ -94,6 +95,24 @@ impl Reach {
     }
 }
 
+/// The settings for measuring here, and what is to be said of them. A simulated machine is measured with the same
+/// settings everywhere, else a report made with it could not be repeated. The administrator's files may be closed to
+/// this user or wrong, which is no reason to measure nothing: the default settings hold then.
+fn settings(asked: &Meter) -> Result<(Config, Option<String>), Trouble> {
+    let flags = Flags { config: asked.config.clone(), replay: asked.replay.clone(), ..Flags::default() };
+    if asked.config.is_none() && asked.replay.is_some() {
+        let source = Source { replay: flags.replay, ..Source::default() };
+        return Ok((Config { source, ..Config::default() }, None));
+    }
+    match Config::load(&flags) {
+        Ok(config) => Ok((config, None)),
+        Err(wrong) if asked.config.is_none() => {
+            Ok((Config::default(), Some(format!("{wrong}\nmeasuring with the default settings"))))
+        }
+        Err(wrong) => Err(anyhow::Error::from(wrong).into()),
+    }
+}
+
 fn why_here(failure: &Failure) -> String {
     match failure {
         Failure::Unreachable { path, .. } => format!(
@@ -111,5 +130,9 @@ pub fn something_to_measure(info: &Info) -> Result<(), Trouble> {
     if any || (info.domains.is_empty() && info.access < crate::protocol::Access::Coarse) {
         return Ok(());
     }
-    Err(Trouble::new(NO_COUNTER, "no counter and no model here that advances; `wattspan doctor` tells why"))
+    let told = info.absent.iter().map(|absent| (&absent.source, &absent.reason));
+    let stuck = info.domains.iter().filter_map(|domain| Some((&domain.name, domain.reason.as_ref()?)));
+    let reasons: String =
+        told.chain(stuck).map(|(what, why)| format!("\n  {what}: {}", printable(why))).collect();
+    Err(Trouble::new(NO_COUNTER, format!("there is nothing to measure here:{reasons}")))
 }

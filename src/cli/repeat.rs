@@ -1,7 +1,7 @@
 //! Several runs of one command, as a person reads them.
 //!
-//! Owns the table of mean and spread. The guaranteed error of a mean is the mean of the errors; the spread is beside it,
-//! since what differs from run to run is another thing than what the meter does not know.
+//! Owns the table of mean and spread. The guaranteed error of a mean is the mean of the errors; the spread is beside
+//! it, since what differs from run to run is another thing than what the meter does not know.
 
 use super::quantity::{energy, energy_alone, mean_mw, percent, power, power_alone, time};
 use super::report::{graded, line};

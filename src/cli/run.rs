@@ -47,7 +47,6 @@ pub struct Arguments {
 
 impl Arguments {
     /// The command and its arguments.
-    #[cfg(test)]
     pub fn words(&self) -> &[OsString] {
         &self.words
     }
@@ -148,7 +147,7 @@ fn repeatedly(client: &Client, asked: &Arguments) -> Result<Outcome, Trouble> {
             Err(failure) if turn == 0 => return Err(failure.into()),
             Err(failure) => Err(failure),
         };
-        let ran = match command::run(&asked.words) {
+        let ran = match command::run(asked.words()) {
             Ok(ran) => ran,
             Err(reason) => {
                 // The daemon may be gone; the command's failure is what is to be told.
@@ -177,7 +176,7 @@ fn told(asked: &Arguments, reach: &Reach, runs: Vec<Run>) -> Told {
         Spread::of_all_known(runs.iter().map(|run| run.account.as_ref().and_then(figure)))
     };
     Told {
-        command: asked.words.iter().map(|word| word.to_string_lossy().into_owned()).collect(),
+        command: asked.words().iter().map(|word| word.to_string_lossy().into_owned()).collect(),
         meter: reach.named(),
         exit_status: runs.iter().map(|run| run.exit_status).find(|&status| status != 0).unwrap_or(0),
         share_uj: of(|account| account.share_uj),

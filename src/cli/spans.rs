@@ -1,4 +1,4 @@
-//! `wattspan spans`: other programs' spans, one by name or all as they settle.
+//! `wattspan spans`: other programs' spans, one by name, the recent ones, or all as they settle.
 //!
 //! Owns the line for each. A settled account never changes, so a line once printed stays true. Only a daemon knows of
 //! other programs' spans: there is no embedded meter for this.
@@ -20,10 +20,10 @@ pub struct Arguments {
     /// Tell of this one: its name in the protocol, the last column of the list
     #[arg(value_name = "SPAN", conflicts_with_all = ["watch", "count"])]
     span: Option<String>,
-    /// Tell of all as they settle, until interrupted; this is also what happens without SPAN
+    /// Tell of all as they settle, from now on, until interrupted
     #[arg(long, short = 'w')]
     watch: bool,
-    /// Stop after N
+    /// Of the recent ones tell N (at most 256) [default: 20]; with --watch, stop after N
     #[arg(long, short = 'n', value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     count: Option<u64>,
 }
@@ -33,7 +33,8 @@ pub fn spans(meter: &Meter, asked: &Arguments) -> Result<u8, Trouble> {
     let (_, client) = Reach::daemon(meter)?;
     match &asked.span {
         Some(span) => one(meter, &client, span),
-        None => watch(meter, client, asked.count),
+        None if asked.watch => watch(meter, client, asked.count),
+        None => recent(meter, &client, asked.count),
     }
 }
 
@@ -49,6 +50,38 @@ fn one(meter: &Meter, client: &Client, span: &str) -> Result<u8, Trouble> {
     Ok(OK)
 }
 
+fn recent(meter: &Meter, client: &Client, count: Option<u64>) -> Result<u8, Trouble> {
+    let accounts = client.recent(count.map(|count| i64::try_from(count).unwrap_or(i64::MAX)))?;
+    let terminal = Terminal::of(&stdout());
+    let mut out = stdout().lock();
+    if accounts.is_empty() && !meter.json {
+        writeln!(out, "no span has settled since the daemon started; --watch waits for the next")?;
+    }
+    for (number, account) in accounts.iter().enumerate() {
+        tell(meter, account, number == 0, terminal, &mut out)?;
+    }
+    Ok(OK)
+}
+
+/// One account: a line of JSON, or a line of the table, under its head where it is the first.
+fn tell(
+    meter: &Meter,
+    account: &Account,
+    first: bool,
+    terminal: Terminal,
+    out: &mut impl Write,
+) -> Result<(), Trouble> {
+    if meter.json {
+        writeln!(out, "{}", serde_json::to_string(account)?)?;
+        return Ok(());
+    }
+    if first {
+        writeln!(out, "{}", terminal.paint(Tone::Quiet, &heading()))?;
+    }
+    writeln!(out, "{}", line(account, terminal))?;
+    Ok(())
+}
+
 fn watch(meter: &Meter, client: Client, count: Option<u64>) -> Result<u8, Trouble> {
     let accounts = client.watch_spans()?;
     accounts.set_timeout(None)?;
@@ -57,14 +90,7 @@ fn watch(meter: &Meter, client: Client, count: Option<u64>) -> Result<u8, Troubl
     for account in accounts {
         let account = account?.account;
         let mut out = stdout().lock();
-        if meter.json {
-            writeln!(out, "{}", serde_json::to_string(&account)?)?;
-        } else {
-            if told == 0 {
-                writeln!(out, "{}", terminal.paint(Tone::Quiet, &heading()))?;
-            }
-            writeln!(out, "{}", line(&account, terminal))?;
-        }
+        tell(meter, &account, told == 0, terminal, &mut out)?;
         out.flush()?;
         told += 1;
         if Some(told) == count {

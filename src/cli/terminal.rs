@@ -102,9 +102,15 @@ pub fn columns(text: &str) -> usize {
         .count()
 }
 
-/// `text` without control characters, so that a span's name from elsewhere cannot move the cursor or colour a screen.
+/// `text` on one line and without control characters, so that a span's name from elsewhere cannot move the cursor or
+/// colour a screen.
 pub fn printable(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+    let shown = |c: char| match c {
+        c if c.is_whitespace() => ' ',
+        c if c.is_control() => char::REPLACEMENT_CHARACTER,
+        c => c,
+    };
+    text.chars().map(shown).collect()
 }
 
 #[cfg(test)]
@@ -129,6 +135,6 @@ mod tests {
 
     #[test]
     fn a_name_from_elsewhere_cannot_send_escape_sequences() {
-        assert_eq!(printable("a\x1b[2Jb\n"), "a\u{fffd}[2Jb\u{fffd}");
+        assert_eq!(printable("a\x1b[2J\nb"), "a\u{fffd}[2J b");
     }
 }

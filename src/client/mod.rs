@@ -1,8 +1,8 @@
 //! A blocking client of the daemon: typed calls, one connection.
 //!
-//! Owns the client's end of the socket. A daemon that vanishes, stalls or speaks nonsense is a [`Failure`], never a
-//! panic; after one the connection is given up, since nobody knows which answer would come next. Knows nothing of
-//! hardware and decides nothing: what a figure means is the daemon's word.
+//! Owns the client's end of the socket. A daemon that vanishes, stalls or speaks nonsense is a
+//! [`Failure`](crate::client::Failure), never a panic; after one the connection is given up, since nobody knows which
+//! answer would come next. Knows nothing of hardware and decides nothing: what a figure means is the daemon's word.
 //!
 //! ```no_run
 //! use wattspan::client::{Client, Place};
@@ -30,8 +30,8 @@ use std::time::Duration;
 
 use crate::ledger::account::{Account, Balance};
 use crate::protocol::{
-    Call, CloseSpan, GetBalance, GetInfo, GetSpan, Info, Method, OpenSpan, ReadWindow, WatchDomains,
-    WatchSpans, Window,
+    Call, CloseSpan, GetBalance, GetInfo, GetSpan, Info, ListSpans, Method, OpenSpan, ReadWindow,
+    WatchDomains, WatchSpans, Window,
 };
 
 use connection::Connection;
@@ -117,6 +117,11 @@ impl Client {
     /// An open span's account so far, or a closed one's.
     pub fn account(&self, span: &str) -> Result<Account, Failure> {
         Ok(self.call(GetSpan { span: span.to_owned() })?.account)
+    }
+
+    /// The latest settled accounts that the daemon still remembers, the latest last.
+    pub fn recent(&self, limit: Option<i64>) -> Result<Vec<Account>, Failure> {
+        Ok(self.call(ListSpans { limit })?.accounts)
     }
 
     /// The settled accounts as they settle.

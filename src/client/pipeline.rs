@@ -24,7 +24,7 @@ impl<'client, M: Method> Pipeline<'client, M> {
         Pipeline { connection, queued: 0, answers: Vec::new() }
     }
 
-    /// Adds a call; every [`AT_ONCE`]th waits for the answers so far.
+    /// Adds a call; every 64th waits for the answers so far.
     pub fn push(&mut self, parameters: M) -> Result<(), Failure> {
         self.connection.queue(&Call::new(parameters));
         self.queued += 1;

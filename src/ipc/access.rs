@@ -7,7 +7,7 @@
 use crate::config::Groups;
 use crate::protocol::{
     Access, CancelSpan, CloseSpan, GetBalance, GetInfo, GetInterfaceDescription, GetServiceInfo, GetSpan,
-    MarkPhase, Method, OpenSpan, ReadWindow, SetWeight, WatchDomains, WatchSpans,
+    ListSpans, MarkPhase, Method, OpenSpan, ReadWindow, SetWeight, WatchDomains, WatchSpans,
 };
 
 use super::group_ffi;
@@ -18,6 +18,7 @@ pub fn needed(method: &str) -> Option<Access> {
         GetInfo::NAME | GetServiceInfo::NAME | GetInterfaceDescription::NAME => Access::None,
         OpenSpan::NAME | CloseSpan::NAME | MarkPhase::NAME | SetWeight::NAME => Access::Span,
         CancelSpan::NAME | GetSpan::NAME | WatchSpans::NAME | GetBalance::NAME => Access::Span,
+        ListSpans::NAME => Access::Span,
         WatchDomains::NAME | ReadWindow::NAME => Access::Telemetry,
         _ => return None,
     })

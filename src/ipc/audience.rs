@@ -5,8 +5,12 @@
 
 use super::access::Peer;
 use super::exchange::Stream;
-use super::register::ConnectionId;
+use super::ticket::ConnectionId;
 use crate::protocol::Access;
+
+/// Until a sampler that rested has read again: a first answer before that would pair this instant with energy of up
+/// to a second ago.
+const AWAKE_NS: u64 = 5_000_000;
 
 /// Everybody who watches something.
 #[derive(Debug, Default)]
@@ -29,7 +33,7 @@ impl Audience {
     pub fn join(&mut self, place: usize, id: ConnectionId, peer: Peer, what: Stream, now_ns: u64) {
         let due_ns = match what {
             Stream::Spans => u64::MAX,
-            Stream::Domains { .. } => now_ns,
+            Stream::Domains { .. } => now_ns + AWAKE_NS,
         };
         self.watchers.push(Watcher { place, id, peer, what, due_ns });
     }
@@ -49,6 +53,15 @@ impl Audience {
     /// How many watch the domains.
     pub fn of_domains(&self) -> usize {
         self.watchers.iter().filter(|watcher| matches!(watcher.what, Stream::Domains { .. })).count()
+    }
+
+    /// The places of all who watch spans.
+    pub fn of_spans(&self) -> Vec<usize> {
+        self.watchers
+            .iter()
+            .filter(|watcher| watcher.what == Stream::Spans)
+            .map(|watcher| watcher.place)
+            .collect()
     }
 
     /// The places of those who may see the account of a span of this user.
@@ -103,8 +116,10 @@ mod tests {
         let mut audience = Audience::default();
         assert_eq!(audience.due_ns(), None);
         audience.join(4, 14, peer(0, Access::Admin), Stream::Domains { period_ns: 100 }, 1000);
-        assert_eq!((audience.take_due(1000), audience.due_ns()), (vec![4], Some(1100)));
-        assert!(audience.take_due(1099).is_empty());
-        assert_eq!((audience.take_due(1450), audience.due_ns()), (vec![4], Some(1450)));
+        let begun_ns = 1000 + AWAKE_NS;
+        assert!(audience.take_due(begun_ns - 1).is_empty(), "the samplers have not read yet");
+        assert_eq!((audience.take_due(begun_ns), audience.due_ns()), (vec![4], Some(begun_ns + 100)));
+        assert!(audience.take_due(begun_ns + 99).is_empty());
+        assert_eq!((audience.take_due(begun_ns + 450), audience.due_ns()), (vec![4], Some(begun_ns + 450)));
     }
 }

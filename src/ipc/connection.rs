@@ -13,12 +13,18 @@ use super::access::Peer;
 use super::exchange::{Outcome, Stream, exchange};
 use super::outbox::Outbox;
 use super::readiness_ffi::Watched;
-use super::register::{ConnectionId, Ticket};
 use super::service::{Caller, Service};
+use super::ticket::{ConnectionId, Ticket};
 use crate::protocol::{END, Refusal};
 
 /// Most answers of one client that may be awaited at a time.
 const MOST_AWAITED: usize = 4096;
+
+/// Longest turn of one client; a message that is being handled is finished.
+const TURN_NS: u64 = 1_000_000;
+
+/// Answers of a stream are gathered up to so many bytes before they are sent.
+const GATHERED: usize = 16 * 1024;
 
 /// Whether a connection goes on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,7 +45,10 @@ pub struct Connection {
     scanned: usize,
     outbox: Outbox,
     stream: Option<Stream>,
+    /// So many answers are unread that no further message is heard.
     stalled: bool,
+    /// The turn was over before all messages were handled; the rest is for the next.
+    yielded: bool,
     /// No further message is read: the client ended its side, or sent what is no message.
     deaf: bool,
     /// A message was completed, or an answer taken, since this was last looked at.
@@ -61,6 +70,7 @@ impl Connection {
             outbox: Outbox::default(),
             stream: None,
             stalled: false,
+            yielded: false,
             deaf: false,
             moved: false,
             stuck_since_ns: None,
@@ -85,10 +95,11 @@ impl Connection {
     /// The socket is ready for something.
     pub fn ready(&mut self, event: &Event, scratch: &mut [u8], service: &mut Service) -> Fate {
         // Both sides are shut, and nothing more would be read: there is nobody left to serve.
-        if event.is_interrupt() && (self.deaf || self.stalled) {
+        if event.is_interrupt() && (self.deaf || self.stalled) && !self.yielded {
             return Fate::Over;
         }
-        if event.readable && !self.deaf && !self.stalled && self.receive(scratch, service) == Fate::Over {
+        let hears = !self.deaf && !self.stalled && !self.yielded;
+        if event.readable && hears && self.receive(scratch, service) == Fate::Over {
             return Fate::Over;
         }
         self.progress(service)
@@ -109,7 +120,7 @@ impl Connection {
             Err(cause) if matches!(cause.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
             Err(_) => return Fate::Over,
         }
-        if !self.deaf && !self.stalled && self.rest.len() > service.limits().message_bytes {
+        if !self.deaf && !self.stalled && !self.yielded && self.rest.len() > service.limits().message_bytes {
             let most = service.limits().message_bytes;
             let reason = format!("is longer than {most} bytes");
             self.refuse(&Refusal::InvalidValue { field: "message".into(), reason });
@@ -129,6 +140,7 @@ impl Connection {
     /// Handles the whole messages at the start of `bytes`; gives how many bytes they were.
     fn handle(&mut self, bytes: &[u8], service: &mut Service) -> usize {
         let mut used = 0;
+        let end_ns = service.now_ns() + TURN_NS;
         loop {
             if self.deaf {
                 return bytes.len();
@@ -147,6 +159,10 @@ impl Connection {
             self.scanned = 0;
             self.message(&bytes[used..used + length], service);
             used += length + 1;
+            if used < bytes.len() && service.now_ns() >= end_ns {
+                self.yielded = true;
+                return used;
+            }
         }
     }
 
@@ -193,6 +209,7 @@ impl Connection {
 
     fn turn_deaf(&mut self) {
         self.deaf = true;
+        self.yielded = false;
         self.stream = None;
         self.rest = Vec::new();
         self.scanned = 0;
@@ -217,7 +234,20 @@ impl Connection {
         }
         self.outbox.tail().extend_from_slice(answer);
         self.outbox.wrote(answer.len());
-        Fate::Stays
+        if self.outbox.unsent() > GATHERED { self.flush() } else { Fate::Stays }
+    }
+
+    /// Whether messages are left for the next turn.
+    pub fn has_yielded(&self) -> bool {
+        self.yielded
+    }
+
+    /// The next turn of a client that had to yield.
+    pub fn resume(&mut self, service: &mut Service) -> Fate {
+        if std::mem::take(&mut self.yielded) {
+            self.handle_rest(service);
+        }
+        self.progress(service)
     }
 
     /// Sends what can be sent, goes on with messages that were held back, and watches for what comes next.
@@ -225,7 +255,7 @@ impl Connection {
         if self.flush() == Fate::Over {
             return Fate::Over;
         }
-        if self.stalled && !self.is_behind(service.limits().unread_bytes / 2) {
+        if self.stalled && !self.yielded && !self.is_behind(service.limits().unread_bytes / 2) {
             self.stalled = false;
             self.handle_rest(service);
             if self.flush() == Fate::Over {
@@ -235,7 +265,8 @@ impl Connection {
         if self.deaf && self.outbox.unsent() == 0 && self.outbox.awaited() == 0 {
             return Fate::Over;
         }
-        let half_done = !self.outbox.sendable().is_empty() || (!self.rest.is_empty() && !self.stalled);
+        let half_done =
+            !self.outbox.sendable().is_empty() || (!self.rest.is_empty() && !self.stalled && !self.yielded);
         let moved = std::mem::take(&mut self.moved);
         if !half_done {
             self.stuck_since_ns = None;
@@ -243,7 +274,7 @@ impl Connection {
             self.stuck_since_ns = Some(service.now_ns());
         }
         let mut interest = Event::none(self.key);
-        interest.readable = !self.deaf && !self.stalled;
+        interest.readable = !self.deaf && !self.stalled && !self.yielded;
         interest.writable = !self.outbox.sendable().is_empty();
         self.socket.watch(interest).map_or(Fate::Over, |()| Fate::Stays)
     }
@@ -261,6 +292,11 @@ impl Connection {
             }
         }
         Fate::Stays
+    }
+
+    /// Gives memory back that a burst took.
+    pub fn trim(&mut self) {
+        self.outbox.trim();
     }
 
     /// Whether something has been half done for longer than `stall_ns`.

@@ -18,8 +18,9 @@ use super::connection::{Connection, Fate};
 use super::exchange::Stream;
 use super::gate::Gate;
 use super::readiness_ffi::Watched;
-use super::register::Ticket;
+use super::seat::Seats;
 use super::service::{Final, Service};
+use super::ticket::Ticket;
 use crate::ledger::account::Account;
 use crate::protocol::{Refusal, Reply};
 
@@ -58,20 +59,16 @@ pub fn serve(service: Service, doors: Doors) -> io::Result<()> {
 /// How often clients that make no progress are looked for.
 const SWEEP_NS: u64 = 500_000_000;
 
-/// The bits of a connection's id that are its place; the rest is a serial number, so that no id comes twice.
-const PLACE_BITS: u32 = 24;
-
 struct Door {
     service: Service,
     poller: Arc<Poller>,
     gate: Option<Gate>,
     stop: Option<Watched<UnixStream>>,
     stopping: bool,
-    connections: Vec<Option<Connection>>,
-    vacant: Vec<usize>,
-    present: usize,
-    serial: u64,
+    seats: Seats,
     audience: Audience,
+    /// Places of those whose turn ended before their messages did.
+    yielded: Vec<usize>,
     scratch: Vec<u8>,
     finals: Vec<Final>,
     pump_at_ns: u64,
@@ -95,11 +92,9 @@ impl Door {
             stop: stop.transpose()?,
             stopping: false,
             poller,
-            connections: Vec::new(),
-            vacant: Vec::new(),
-            present: 0,
-            serial: 0,
+            seats: Seats::default(),
             audience: Audience::default(),
+            yielded: Vec::new(),
             scratch: vec![0; SCRATCH_BYTES],
             finals: Vec::new(),
             pump_at_ns: 0,
@@ -115,21 +110,30 @@ impl Door {
     }
 
     fn is_done(&self) -> bool {
-        self.stopping || (self.present == 0 && self.gate.is_none() && self.stop.is_none())
+        self.stopping || (self.seats.present() == 0 && self.gate.is_none() && self.stop.is_none())
     }
 
     /// Sleeps until something happens or is due, and does it.
     fn turn(&mut self, events: &mut Events) -> io::Result<()> {
         let now_ns = self.service.now_ns();
         self.pump_at_ns = self.pump_at_ns.min(self.service.next_pump_ns(now_ns));
-        let sleep = Duration::from_nanos(self.wake_at_ns().saturating_sub(now_ns));
+        let wake_at_ns = if self.yielded.is_empty() { self.wake_at_ns() } else { now_ns };
+        let sleep = Duration::from_nanos(wake_at_ns.saturating_sub(now_ns));
         events.clear();
         self.poller.wait(events, Some(sleep))?;
+        let yielded = std::mem::take(&mut self.yielded);
         for event in events.iter() {
             match event.key {
                 LISTENER => self.admit(),
                 STOP => self.stopping = true,
                 key => self.serve_one(key - FIRST_CONNECTION, &event),
+            }
+        }
+        for place in yielded {
+            if let Some(connection) = self.seats.at(place) {
+                let watched = connection.stream().is_some();
+                let fate = connection.resume(&mut self.service);
+                self.after_turn(place, watched, fate);
             }
         }
         let now_ns = self.service.now_ns();
@@ -162,25 +166,27 @@ impl Door {
 
     /// Gives a client its place.
     fn seat(&mut self, stream: UnixStream, peer: Peer) -> io::Result<()> {
-        let place = self.vacant.last().copied().unwrap_or(self.connections.len());
-        let key = place + FIRST_CONNECTION;
-        let socket = Watched::new(&self.poller, stream, Event::readable(key))?;
-        self.serial += 1;
-        let id = self.serial << PLACE_BITS | place as u64;
-        let connection = Some(Connection::new(socket, key, id, peer));
-        if self.vacant.pop().is_some() {
-            self.connections[place] = connection;
-        } else {
-            self.connections.push(connection);
-        }
-        self.present += 1;
-        Ok(())
+        let poller = &self.poller;
+        self.seats.seat(|place, id| {
+            let key = place + FIRST_CONNECTION;
+            let socket = Watched::new(poller, stream, Event::readable(key))?;
+            Ok(Connection::new(socket, key, id, peer))
+        })
     }
 
     fn serve_one(&mut self, place: usize, event: &Event) {
-        let Some(Some(connection)) = self.connections.get_mut(place) else { return };
+        let Some(connection) = self.seats.at(place) else { return };
         let watched = connection.stream().is_some();
-        let mut fate = connection.ready(event, &mut self.scratch, &mut self.service);
+        let fate = connection.ready(event, &mut self.scratch, &mut self.service);
+        self.after_turn(place, watched, fate);
+    }
+
+    /// What a client's turn means for the next ones.
+    fn after_turn(&mut self, place: usize, watched: bool, mut fate: Fate) {
+        let Some(connection) = self.seats.at(place) else { return };
+        if connection.has_yielded() && !self.yielded.contains(&place) {
+            self.yielded.push(place);
+        }
         if let (false, Some(what)) = (watched, connection.stream()) {
             fate = self.begin_stream(place, what);
         }
@@ -188,7 +194,7 @@ impl Door {
     }
 
     fn begin_stream(&mut self, place: usize, what: Stream) -> Fate {
-        let Some(Some(connection)) = self.connections.get_mut(place) else { return Fate::Stays };
+        let Some(connection) = self.seats.at(place) else { return Fate::Stays };
         let (id, peer, most) = (connection.id(), *connection.peer(), self.service.limits().streams_per_user);
         if !peer.unlimited && self.audience.streams_of(peer.uid) >= most {
             connection
@@ -202,16 +208,14 @@ impl Door {
 
     /// Lets a connection go that is over, or that no longer watches what it watched.
     fn conclude(&mut self, place: usize, fate: Fate) {
-        let Some(Some(connection)) = self.connections.get(place) else { return };
+        let Some(connection) = self.seats.at(place) else { return };
         let (id, peer) = (connection.id(), *connection.peer());
         let watches = connection.stream().is_some() && fate == Fate::Stays;
         if !watches && self.audience.leave(id) {
             self.service.set_watchers(self.audience.of_domains());
         }
         if fate == Fate::Over {
-            self.connections[place] = None;
-            self.vacant.push(place);
-            self.present -= 1;
+            self.seats.leave(place);
             self.service.vanished(id);
             if let Some(gate) = &mut self.gate {
                 gate.left(&peer);
@@ -229,22 +233,27 @@ impl Door {
                 self.answer(ticket, &account);
             }
         }
+        for place in self.audience.of_spans() {
+            self.progress(place);
+        }
         finals.shrink_to(1024);
         self.finals = finals;
         self.pump_at_ns = self.service.next_pump_ns(self.service.now_ns());
     }
 
+    fn progress(&mut self, place: usize) {
+        let Some(connection) = self.seats.at(place) else { return };
+        let fate = connection.progress(&mut self.service);
+        self.conclude(place, fate);
+    }
+
     fn answer(&mut self, ticket: Ticket, account: &Account) {
-        let place = (ticket.connection & ((1 << PLACE_BITS) - 1)) as usize;
-        let Some(Some(connection)) = self.connections.get_mut(place) else { return };
-        if connection.id() != ticket.connection {
-            return;
-        }
+        let Some(place) = self.seats.place_of(ticket.connection) else { return };
+        let Some(connection) = self.seats.at(place) else { return };
         let mut answer = Vec::new();
         Reply::last(Told { account }).write(&mut answer);
         connection.fill(ticket.slot, &answer);
-        let fate = connection.progress(&mut self.service);
-        self.conclude(place, fate);
+        self.progress(place);
     }
 
     fn tell_span(&mut self, account: &Account) {
@@ -262,29 +271,28 @@ impl Door {
             let mut answer = Vec::new();
             Reply::one_of_many(self.service.tick()).write(&mut answer);
             self.tell(&answer, &places);
+            places.into_iter().for_each(|place| self.progress(place));
         }
     }
 
-    /// Sends one more answer to those who watch.
+    /// One more answer for those who watch; sent with the next progress.
     fn tell(&mut self, answer: &[u8], places: &[usize]) {
         let most_unread = self.service.limits().unread_bytes;
         for &place in places {
-            let Some(Some(connection)) = self.connections.get_mut(place) else { continue };
-            let mut fate = connection.push(answer, most_unread);
-            if fate == Fate::Stays {
-                fate = connection.progress(&mut self.service);
-            }
+            let Some(connection) = self.seats.at(place) else { continue };
+            let fate = connection.push(answer, most_unread);
             self.conclude(place, fate);
         }
     }
 
-    /// Gives up clients that make no progress.
+    /// Gives up clients that make no progress, and memory that they no longer need.
     fn sweep(&mut self, now_ns: u64) {
         self.sweep_at_ns = now_ns + SWEEP_NS;
         let stall_ns = (self.service.limits().stall_s * 1e9) as u64;
-        for place in 0..self.connections.len() {
-            let connection = self.connections[place].as_ref();
-            if connection.is_some_and(|connection| connection.is_stuck(now_ns, stall_ns)) {
+        for place in self.seats.places() {
+            let Some(connection) = self.seats.at(place) else { continue };
+            connection.trim();
+            if connection.is_stuck(now_ns, stall_ns) {
                 self.conclude(place, Fate::Over);
             }
         }

@@ -4,6 +4,8 @@
 //! A domain that stops living, or comes to life, is said so once. Invariant: the ledger sees each domain's readings
 //! once, in the order of time; what a ring lost before it was read is a gap, not an error.
 
+use std::time::{Duration, Instant};
+
 use crate::energy::{Domain, Liveness, Reading};
 use crate::ledger::{self, Ledger, Opening};
 use crate::protocol::{DomainStatus, Window};
@@ -73,6 +75,16 @@ impl Feeds {
         let mut feeds = Self { feeds, domains, reviewed_ns: None, tell };
         feeds.count();
         feeds
+    }
+
+    /// Waits until every source was read once, so that no span begins before the first reading; a source that hangs is
+    /// not waited for.
+    pub fn await_first(&self) {
+        const PATIENCE: Duration = Duration::from_millis(100);
+        let deadline = Instant::now() + PATIENCE;
+        while self.feeds.iter().any(|feed| feed.ring.written() == 0) && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_micros(200));
+        }
     }
 
     /// Every domain, in the ledger's order.

@@ -7,7 +7,15 @@ use super::life::refusal;
 use super::register::Known;
 use super::service::Service;
 use crate::ledger::account::Account;
-use crate::protocol::{Access, Balances, DomainStatus, DomainTick, Info, ReadWindow, Refusal, Window};
+use crate::protocol::{
+    Access, Balances, DomainStatus, DomainTick, Info, ListSpans, ReadWindow, Refusal, SpanAccounts, Window,
+};
+
+/// Accounts that ListSpans gives where nothing is asked.
+const LISTED: i64 = 20;
+
+/// The most it ever gives.
+const MOST_LISTED: usize = 256;
 
 impl Service {
     /// GetInfo. To a caller without access the domains show their health but no figures.
@@ -51,6 +59,22 @@ impl Service {
         }
     }
 
+    /// ListSpans: the caller's own, or everybody's for telemetry.
+    pub fn accounts(&mut self, peer: &Peer, call: &ListSpans) -> Result<SpanAccounts, Refusal> {
+        let limit = match call.limit.unwrap_or(LISTED) {
+            limit @ 1.. => usize::try_from(limit).unwrap_or(MOST_LISTED).min(MOST_LISTED),
+            _ => {
+                let reason = "must be at least 1; leave it out for 20".to_owned();
+                return Err(Refusal::InvalidValue { field: "limit".into(), reason });
+            }
+        };
+        let now_ns = self.clock.now_ns();
+        self.freshen(now_ns);
+        let whose = (peer.access < Access::Telemetry).then_some(peer.uid);
+        let accounts = self.register.latest(whose, limit);
+        Ok(SpanAccounts { accounts: accounts.iter().map(|account| Account::clone(account)).collect() })
+    }
+
     /// ReadWindow.
     pub fn window(&mut self, call: &ReadWindow) -> Result<Window, Refusal> {
         let now_ns = self.clock.now_ns();
@@ -80,6 +104,8 @@ impl Service {
 
 /// Takes out of a status whatever tells about energy or power.
 fn hide_figures(status: &mut DomainStatus) {
+    // The smallest step that was seen is the energy of one update: it tells the least power.
+    status.quantum_uj = None;
     status.energy_uj = None;
     status.power_mw = None;
     status.residual = None;

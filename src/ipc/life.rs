@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 
 use super::access::Peer;
 use super::notes;
-use super::register::ConnectionId;
 use super::service::{Caller, Closed, Service};
+use super::ticket::ConnectionId;
 use crate::clock;
 use crate::ledger::{Opening, Refused};
 use crate::protocol::{CloseSpan, MarkPhase, OpenSpan, OpenedSpan, Refusal, SetWeight};

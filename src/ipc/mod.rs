@@ -27,14 +27,21 @@ mod outbox;
 mod plan;
 mod readiness_ffi;
 mod register;
+mod seat;
 mod service;
 mod socket;
+mod ticket;
 mod token;
 
 #[cfg(target_os = "linux")]
 mod so_peercred_ffi;
 #[cfg(target_os = "linux")]
 use so_peercred_ffi as peer;
+
+#[cfg(target_os = "macos")]
+mod local_peercred_ffi;
+#[cfg(target_os = "macos")]
+use local_peercred_ffi as peer;
 
 pub use access::Policy;
 pub use door::{Doors, serve};

@@ -87,9 +87,12 @@ impl Outbox {
         if self.sent == self.ready.len() {
             self.ready.clear();
             self.sent = 0;
-            // One long answer must not hold its memory for the rest of the connection.
-            self.ready.shrink_to(8192);
         }
+    }
+
+    /// Gives memory back that a burst of answers took.
+    pub fn trim(&mut self) {
+        self.ready.shrink_to(self.unsent().max(4096));
     }
 
     /// Bytes that the client has not taken.

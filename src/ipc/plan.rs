@@ -78,7 +78,9 @@ impl Plan {
     pub fn build_over(self, found: Inventory, clock: Clock, tell: fn(&str)) -> io::Result<Service> {
         let start = |opened| sampler::start(opened, &self.sampler, clock.clone());
         let samplers = found.opened.into_iter().map(start).collect::<io::Result<Vec<_>>>()?;
-        Service::new(Feeds::new(samplers, tell), found.absent, self.service, clock)
+        let feeds = Feeds::new(samplers, tell);
+        feeds.await_first();
+        Service::new(feeds, found.absent, self.service, clock)
     }
 }
 

@@ -4,7 +4,7 @@
 //! looked up where it is not and answers exactly as one that does not exist. Bounded for each user and in total: a
 //! full memory forgets the oldest account of whoever has most in it, so that nobody can push out a neighbour.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
 use crate::config::Limits;
@@ -14,18 +14,7 @@ use crate::protocol::Refusal;
 
 use super::access::Peer;
 use super::notes;
-
-/// A connection, for as long as the daemon runs.
-pub type ConnectionId = u64;
-
-/// Where an awaited answer is to go.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Ticket {
-    /// Which connection.
-    pub connection: ConnectionId,
-    /// Which of its answers.
-    pub slot: u64,
-}
+use super::ticket::{ConnectionId, Ticket};
 
 /// A span that is open.
 #[derive(Debug, Clone, Copy)]
@@ -41,7 +30,8 @@ pub struct Open {
 #[derive(Debug)]
 enum Entry {
     Open(Open),
-    Closing { key: SpanKey, noted: u32, ticket: Option<Ticket> },
+    // Its own name again, so that settling needs one look-up.
+    Closing { key: SpanKey, span: Arc<str>, noted: u32, ticket: Option<Ticket> },
     Settled { account: Arc<Account>, bytes: usize },
 }
 
@@ -63,12 +53,15 @@ struct User {
     remembered_bytes: usize,
 }
 
+/// The open spans that each connection answers for, and whose they are.
+type Owned = BTreeMap<ConnectionId, (u32, HashSet<Arc<str>>)>;
+
 /// The table.
 #[derive(Debug)]
 pub struct Register {
     limits: Limits,
-    users: HashMap<u32, User>,
-    owned: HashMap<ConnectionId, (u32, HashSet<Arc<str>>)>,
+    users: BTreeMap<u32, User>,
+    owned: Owned,
     remembered: usize,
     remembered_bytes: usize,
     waiting: usize,
@@ -77,7 +70,7 @@ pub struct Register {
 impl Register {
     /// An empty table with these bounds.
     pub fn new(limits: Limits) -> Self {
-        let (users, owned) = (HashMap::new(), HashMap::new());
+        let (users, owned) = (BTreeMap::new(), BTreeMap::new());
         Self { limits, users, owned, remembered: 0, remembered_bytes: 0, waiting: 0 }
     }
 
@@ -129,9 +122,30 @@ impl Register {
 
     /// Whatever is known of anybody's span of this name, the lowest user number first.
     pub fn known_to_anybody(&self, span: &str) -> Result<Known, Refusal> {
-        let found = self.users.iter().filter_map(|(uid, user)| Some((uid, user.spans.get(span)?)));
-        let entry = found.min_by_key(|(uid, _)| **uid).map(|(_, entry)| Known::from(entry));
+        let entry = self.users.values().find_map(|user| user.spans.get(span)).map(Known::from);
         entry.ok_or_else(|| Refusal::NoSuchSpan { span: span.to_owned() })
+    }
+
+    /// The latest remembered accounts, one user's or everybody's, the latest last: at most `limit`, and fewer where they
+    /// are large, so that an answer stays below a megabyte.
+    pub fn latest(&self, whose: Option<u32>, limit: usize) -> Vec<Arc<Account>> {
+        const MOST_BYTES: usize = 512 * 1024;
+        let users = self.users.iter().filter(|(uid, _)| whose.is_none_or(|whose| whose == **uid));
+        let mut accounts: Vec<(&Arc<Account>, usize)> = users
+            .flat_map(|(_, user)| user.remembered.iter().rev().take(limit).map(move |span| (user, span)))
+            .filter_map(|(user, span)| match user.spans.get(span) {
+                Some(Entry::Settled { account, bytes }) => Some((account, *bytes)),
+                _ => None,
+            })
+            .collect();
+        accounts.sort_by_key(|(account, _)| std::cmp::Reverse((account.closed_ns, account.opened_ns)));
+        let fits = accounts.iter().take(limit).scan(0, |sum, (account, bytes)| {
+            *sum += bytes;
+            (*sum <= MOST_BYTES).then(|| Arc::clone(account))
+        });
+        let mut latest: Vec<Arc<Account>> = fits.collect();
+        latest.reverse();
+        latest
     }
 
     /// Whether this peer may add `bytes` of notes to a span it has.
@@ -162,11 +176,11 @@ impl Register {
         let Some(user) = self.users.get_mut(&uid) else { return };
         let Some(entry) = user.spans.get_mut(span) else { return };
         if let Entry::Open(open) = *entry {
-            *entry = Entry::Closing { key: open.key, noted: open.noted + bytes as u32, ticket };
+            let span = disown(&mut self.owned, open.owner, span).unwrap_or_else(|| span.into());
+            *entry = Entry::Closing { key: open.key, span, noted: open.noted + bytes as u32, ticket };
             user.open -= 1;
             user.noted += bytes;
             self.waiting += usize::from(ticket.is_some());
-            self.disown(open.owner, span);
         }
     }
 
@@ -176,17 +190,8 @@ impl Register {
         if let Some(Entry::Open(open)) = user.spans.remove(span) {
             user.open -= 1;
             user.noted -= open.noted as usize;
-            self.disown(open.owner, span);
+            disown(&mut self.owned, open.owner, span);
             self.leave(uid);
-        }
-    }
-
-    fn disown(&mut self, owner: ConnectionId, span: &str) {
-        if let Some((_, spans)) = self.owned.get_mut(&owner) {
-            spans.remove(span);
-            if spans.is_empty() {
-                self.owned.remove(&owner);
-            }
         }
     }
 
@@ -202,19 +207,19 @@ impl Register {
 
     /// Remembers a final account; gives the ticket that waited for it.
     pub fn settle(&mut self, account: &Arc<Account>) -> Option<Ticket> {
-        let uid = account.uid;
-        let user = self.users.get_mut(&uid)?;
-        let (span, _) = user.spans.get_key_value(account.span.as_str())?;
-        let span = Arc::clone(span);
+        let user = self.users.get_mut(&account.uid)?;
+        let entry = user.spans.get_mut(account.span.as_str())?;
         let bytes = footprint(account);
-        let before = user.spans.insert(Arc::clone(&span), Entry::Settled { account: account.clone(), bytes });
-        let ticket = match before {
-            Some(Entry::Closing { noted, ticket, .. }) => {
-                user.noted -= noted as usize;
-                ticket
+        let settled = Entry::Settled { account: Arc::clone(account), bytes };
+        let (span, noted, ticket) = match std::mem::replace(entry, settled) {
+            Entry::Closing { span, noted, ticket, .. } => (span, noted as usize, ticket),
+            // The ledger settles only what was closed here.
+            other => {
+                *entry = other;
+                return None;
             }
-            _ => None,
         };
+        user.noted -= noted;
         user.remembered.push_back(span);
         user.remembered_bytes += bytes;
         self.remembered += 1;
@@ -264,6 +269,16 @@ impl Register {
         self.waiting = 0;
         given_up
     }
+}
+
+/// Takes a span from its connection; gives its name.
+fn disown(owned: &mut Owned, owner: ConnectionId, span: &str) -> Option<Arc<str>> {
+    let (_, spans) = owned.get_mut(&owner)?;
+    let name = spans.take(span);
+    if spans.is_empty() {
+        owned.remove(&owner);
+    }
+    name
 }
 
 impl Open {
@@ -368,6 +383,29 @@ mod tests {
         assert!(register.known(BOB.uid, "his").is_ok());
         assert!(register.known(ANN.uid, "hers9").is_ok());
         assert!(register.known(ANN.uid, "hers6").is_err());
+    }
+
+    #[test]
+    fn the_latest_accounts_are_as_many_as_asked_and_never_a_megabyte() {
+        let mut register = register(|_| ());
+        for (key, peer, value) in
+            [(1, ANN, 10), (2, BOB, 10), (3, ANN, 400_000), (4, ANN, 200_000), (5, ANN, 10)]
+        {
+            let span = format!("span{key}");
+            register.enter(peer.uid, &span, SpanKey(key), 1, (0, 0));
+            register.close(peer.uid, &span, 0, None);
+            let mut account = Account::clone(&account(peer.uid, &span));
+            account.closed_ns = Some(key);
+            account.attributes.insert("k".into(), "v".repeat(value));
+            register.settle(&Arc::new(account));
+        }
+        let names = |whose, limit| {
+            let latest = register.latest(whose, limit);
+            latest.iter().map(|account| account.span.clone()).collect::<Vec<_>>()
+        };
+        assert_eq!(names(None, 2), ["span4", "span5"]);
+        assert_eq!(names(Some(BOB.uid), 9), ["span2"]);
+        assert_eq!(names(Some(ANN.uid), 9), ["span4", "span5"]);
     }
 
     #[test]

@@ -18,7 +18,8 @@ use crate::sampler;
 
 use super::access::{Peer, Policy};
 use super::feed::Feeds;
-use super::register::{Register, Ticket};
+use super::register::Register;
+use super::ticket::Ticket;
 use super::token::Tokens;
 
 /// How far ahead of the daemon's clock an edge may lie (clocks of two CPUs, rounding by the client).

@@ -15,10 +15,15 @@ pub mod account;
 mod bound;
 mod contour;
 mod crowd;
+mod glide;
+mod head;
 mod idle;
 mod knot;
+mod mark;
+mod passage;
 mod queue;
 mod result;
+mod roster;
 mod share;
 mod span;
 mod terms;
@@ -27,10 +32,12 @@ mod track;
 pub use terms::{Opening, Refused, Settings, SpanKey};
 
 use account::{Account, Balance};
-use crowd::Crowd;
-use queue::{Edge, Event, Queue, first_instant};
-use share::{FINE_BITS, WEIGHT_ONE, inverse_of};
-use span::{Life, Roster};
+use head::Head;
+use mark::{Mark, whole_uj};
+use queue::{Edge, Event, Queue};
+use roster::Roster;
+use share::{FINE_BITS, WEIGHT_ONE};
+use span::Life;
 use track::Track;
 
 /// The heaviest weight a span can have.
@@ -45,10 +52,10 @@ pub struct Ledger {
     tracks: Vec<Track>,
     roster: Roster,
     queue: Queue,
-    crowd: Crowd,
-    head: u64,
-    /// The open weight of all spans at the queue's head.
-    total: u64,
+    head: Head,
+    /// The domains that are live, and those in the host's total, one bit each.
+    live: u64,
+    counted: u64,
     open: usize,
     settled_ns: u64,
     busy_since_ns: u64,
@@ -60,6 +67,7 @@ impl Ledger {
     /// A ledger over these domains (at most [`MOST_DOMAINS`]; more are not metered), in this order for ever.
     pub fn new(domains: Vec<Domain>, settings: Settings) -> Self {
         let count = domains.len().min(MOST_DOMAINS);
+        let all = (0..count).fold(0, |bits, index| bits | 1 << index);
         let tracks: Vec<Track> = domains
             .into_iter()
             .take(MOST_DOMAINS)
@@ -74,9 +82,9 @@ impl Ledger {
             tracks,
             settings,
             queue: Queue::default(),
-            crowd: Crowd::default(),
-            head: 0,
-            total: 0,
+            head: Head::default(),
+            live: all,
+            counted: all,
             open: 0,
             settled_ns: 0,
             busy_since_ns: 0,
@@ -101,16 +109,16 @@ impl Ledger {
 
     /// Whether the domain is part of the host's total, for spans opened from now on.
     pub fn set_counted(&mut self, domain: usize, counted: bool) {
-        if let Some(track) = self.tracks.get_mut(domain) {
-            track.counted = counted;
+        if domain < self.tracks.len() {
+            set_bit(&mut self.counted, domain, counted);
         }
     }
 
     /// Whether the domain takes part in the accounts of spans opened from now on. Spans that already use a domain
     /// that stops being live get its time as unknown.
     pub fn set_live(&mut self, domain: usize, live: bool) {
-        if let Some(track) = self.tracks.get_mut(domain) {
-            track.live = live;
+        if domain < self.tracks.len() {
+            set_bit(&mut self.live, domain, live);
         }
     }
 
@@ -124,23 +132,15 @@ impl Ledger {
             return Err(Refused::Full { quota: "open spans", limit: self.settings.max_open });
         }
         self.room_for_an_edge()?;
-        let asked: Option<u64> = opening.domains.as_ref().map(|list| {
-            list.iter().filter(|&&index| index < self.tracks.len()).fold(0, |bits, index| bits | 1 << index)
-        });
-        let bits = |wanted: fn(&Track) -> bool| {
-            self.tracks
-                .iter()
-                .filter(|track| wanted(track))
-                .fold(0, |bits, track| bits | 1_u64 << track.index())
-        };
-        let scope = asked.unwrap_or_else(|| bits(|track| track.live));
-        let counted = scope & bits(|track| track.counted);
+        let known = |index: &&usize| **index < self.tracks.len();
+        let asked = |list: &Vec<usize>| list.iter().filter(known).fold(0, |bits, index| bits | 1 << index);
+        let scope = opening.domains.as_ref().map_or(self.live, asked);
         let opened_ns = opening.at_ns.max(self.horizon_ns(now_ns));
         if self.roster.len() == 0 {
             self.busy_since_ns = now_ns;
         }
         let key = self.roster.admit(opening, opened_ns, weight, scope);
-        self.roster.span_mut(slot(key)).counted = counted;
+        self.roster.span_mut(slot(key)).counted = scope & self.counted;
         self.open += 1;
         self.queue.insert(event(opened_ns, key, scope, Edge::Open, weight));
         Ok(key)
@@ -197,10 +197,10 @@ impl Ledger {
         span.life = Life::Closing;
         span.closed_ns = edge_ns;
         span.moved_ns += edge_ns - at_ns.min(edge_ns);
-        span.attributes.extend(attributes);
+        span::extend(&mut span.attributes, attributes);
         span.abandoned = abandoned;
         self.open -= 1;
-        let event = event(edge_ns, key, span.scope, Edge::Close, span.weight);
+        let event = event(edge_ns, key, span.scope, Edge::Close, 0);
         self.queue.insert(event);
         self.oldest_close_ns = Some(self.oldest_close_ns.map_or(edge_ns, |oldest| oldest.min(edge_ns)));
         Ok(())
@@ -227,18 +227,21 @@ impl Ledger {
     pub fn advance(&mut self, now_ns: u64) {
         let behind_ns = self.horizon_ns(now_ns);
         self.settled_ns = now_ns;
-        self.count_heads(behind_ns);
+        self.head.advance(behind_ns, &mut self.queue, &mut self.roster, &mut self.done);
         let busy = self.busy();
         for track in &mut self.tracks {
-            let unpassed = track.cursor < self.queue.end();
+            let unpassed = track.passed < self.queue.events.end();
             let waited_ns = now_ns.saturating_sub(track.fed_ns().max(self.busy_since_ns));
-            if (unpassed && !track.live) || (busy && waited_ns > track.patience_ns()) {
+            if (unpassed && (self.live >> track.index()) & 1 == 0)
+                || (busy && waited_ns > track.patience_ns())
+            {
                 track.give_up(behind_ns);
             }
             track.settle(behind_ns, &self.queue, &mut self.roster, &mut self.done);
         }
-        let passed = self.tracks.iter().map(|track| track.cursor).min().unwrap_or(self.head).min(self.head);
-        self.queue.forget(passed);
+        let heads = self.queue.instants.end();
+        let passed = self.tracks.iter().map(|track| track.cursor).min().unwrap_or(heads);
+        self.queue.forget(passed, self.head.passed);
     }
 
     /// Shows each freshly settled span's figures once, and forgets the span.
@@ -299,12 +302,13 @@ impl Ledger {
                 let clock = &track.clock;
                 let settled = u128::from(track.settled_uj) << FINE_BITS;
                 let running = clock.attributed - settled - track.dust - track.cancelled;
-                let rest = clock.alone + clock.carry + track.cancelled + track.dust + (running & mask);
+                let rest =
+                    clock.alone + u128::from(clock.carry) + track.cancelled + track.dust + (running & mask);
                 Balance {
                     domain: track.domain.name.clone(),
-                    measured_uj: span::whole_uj(clock.measured),
-                    attributed_uj: track.settled_uj + span::whole_uj(running),
-                    unattributed_uj: span::whole_uj(rest),
+                    measured_uj: whole_uj(clock.measured),
+                    attributed_uj: track.settled_uj + whole_uj(running),
+                    unattributed_uj: whole_uj(rest),
                 }
             })
             .collect()
@@ -316,7 +320,7 @@ impl Ledger {
     }
 
     fn room_for_an_edge(&self) -> Result<(), Refused> {
-        if self.queue.len() >= self.settings.max_waiting {
+        if self.queue.events.len() >= self.settings.max_waiting {
             return Err(Refused::Full { quota: "waiting edges", limit: self.settings.max_waiting });
         }
         Ok(())
@@ -328,54 +332,10 @@ impl Ledger {
         if span.life != Life::Open {
             return Err(Refused::AlreadyClosed);
         }
-        if at_ns < span.asked_ns {
-            return Err(Refused::InvalidTime { earliest_ns: span.asked_ns, latest_ns: now_ns });
+        if at_ns < span.asked_ns() {
+            return Err(Refused::InvalidTime { earliest_ns: span.asked_ns(), latest_ns: now_ns });
         }
         Ok(at_ns.max(self.horizon_ns(now_ns)).max(span.opened_ns))
-    }
-
-    /// Counts who was open together, in the order of time, and notes the open weight behind each instant.
-    fn count_heads(&mut self, behind_ns: u64) {
-        loop {
-            let instant = first_instant(self.queue.rest(self.head));
-            let Some(at_ns) = instant.first().map(|event| event.at_ns).filter(|&at_ns| at_ns < behind_ns)
-            else {
-                return;
-            };
-            let (mut opened, mut closed) = (0, 0);
-            for event in instant {
-                let known = self.roster.knows(event);
-                let span = self.roster.span_mut(event.slot);
-                match event.edge {
-                    Edge::Open => {
-                        opened += 1;
-                        self.total += event.weight;
-                        span.headed = event.weight;
-                    }
-                    Edge::Close => {
-                        closed += 1;
-                        span.peak = self.crowd.peak(span.opened_ns);
-                        span.gone = true;
-                        self.total -= span.headed;
-                        if self.roster.complete(event.slot) {
-                            self.done.push(event.slot);
-                        }
-                    }
-                    Edge::Weight if known && !span.gone => {
-                        self.total = self.total - span.headed + event.weight;
-                        span.headed = event.weight;
-                    }
-                    Edge::Weight | Edge::Mark => {}
-                }
-            }
-            let passed = instant.len();
-            self.crowd.change(at_ns, opened, closed);
-            let inverse = inverse_of(self.total);
-            for event in self.queue.rest_mut(self.head).iter_mut().take(passed) {
-                (event.total, event.inverse) = (self.total, inverse);
-            }
-            self.head += passed as u64;
-        }
     }
 }
 
@@ -383,7 +343,7 @@ impl Ledger {
 pub struct Settled<'a> {
     key: SpanKey,
     span: &'a span::Span,
-    marks: &'a [span::Mark],
+    marks: &'a [Mark],
     tracks: &'a [Track],
 }
 
@@ -396,13 +356,17 @@ impl Settled<'_> {
     /// Its share of one domain, microjoules; `None` where it does not use it.
     pub fn share_uj(&self, domain: usize) -> Option<u64> {
         let used = domain < self.marks.len() && (self.span.scope >> domain) & 1 == 1;
-        used.then(|| span::whole_uj(self.marks[domain].g))
+        used.then(|| whole_uj(self.marks[domain].g))
     }
 
     /// The whole account.
     pub fn account(&self) -> Account {
         result::settled(self.span, self.marks, self.tracks)
     }
+}
+
+fn set_bit(bits: &mut u64, place: usize, set: bool) {
+    *bits = *bits & !(1 << place) | u64::from(set) << place;
 }
 
 fn slot(key: SpanKey) -> u32 {
@@ -413,17 +377,25 @@ fn event(at_ns: u64, key: SpanKey, scope: u64, edge: Edge, weight: u64) -> Event
     Event {
         at_ns,
         scope,
+        before: 0,
         weight,
-        total: 0,
-        inverse: 0,
+        part: 0,
+        turned: 0,
         slot: slot(key),
         generation: key.generation() as u16,
         edge,
+        storied: false,
     }
 }
 
 /// A weight in units of 2^-16.
+#[inline]
 fn units_of(weight: f64) -> Result<u64, Refused> {
+    if weight == 1.0 { Ok(WEIGHT_ONE) } else { odd_units_of(weight) }
+}
+
+#[cold]
+fn odd_units_of(weight: f64) -> Result<u64, Refused> {
     let refuse = |reason: &str| Err(Refused::InvalidValue { field: "weight", reason: reason.into() });
     if !weight.is_finite() || weight < 0.0 {
         return refuse("must be a number of at least 0; leave it out for 1");

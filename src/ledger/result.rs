@@ -6,8 +6,9 @@ use crate::energy::Grade;
 
 use super::account::{Account, Phase, Share, State};
 use super::bound::guaranteed_uj;
+use super::mark::{Mark, Stage, shaken_since, whole_uj};
 use super::share::WEIGHT_ONE;
-use super::span::{Cut, Lane, Life, Mark, Span, Stage, shaken_since, whole_uj};
+use super::span::{Cut, Lane, Life, Span};
 use super::track::Track;
 
 /// The account of a span that every domain has passed.
@@ -71,18 +72,19 @@ fn running_share(track: &Track, mark: &Mark, lane: &Lane, opened_ns: u64, end_ns
         error_uj: None,
         unknown_ns: length_ns,
     };
-    match mark.stage {
+    match mark.stage() {
         Stage::Waiting => {}
         Stage::Running => {
             let vouched_to_ns = track.pos_ns().max(opened_ns);
             let ahead_ns = end_ns.saturating_sub(vouched_to_ns);
-            let fine = lane.share + mark.share(&track.clock);
-            share.window_uj = Some(mark.window_uj(&track.clock).max(whole_uj(fine)));
+            let stand = track.stand();
+            let fine = lane.share + mark.share(&stand);
+            share.window_uj = Some(mark.window_uj(&stand).max(whole_uj(fine)));
             share.share_uj = Some(whole_uj(fine));
-            share.idle_uj = mark.idle_part(&track.clock).map(|idle| whole_uj(lane.idle + idle));
-            share.unknown_ns = ahead_ns + track.unknown_ns().saturating_sub(mark.unknown_ns);
+            share.idle_uj = mark.idle_part(&stand).map(|idle| whole_uj(lane.idle + idle));
+            share.unknown_ns = ahead_ns + stand.unknown_ns.saturating_sub(mark.unknown_ns);
         }
-        Stage::Closing | Stage::Done => return final_share(track, mark),
+        Stage::Done => return final_share(track, mark),
     }
     unvouched(share, length_ns)
 }
@@ -213,7 +215,7 @@ fn between_uj(begin: Option<&Cut>, end: Option<&Cut>, mark: &Mark) -> u64 {
 /// own edges are the phase's, the span's error bounds it.
 fn phase_error(begin: Option<&Cut>, end: Option<&Cut>, mark: &Mark, lane: &Lane) -> u64 {
     let whole = mark.wobble;
-    let widest = lane.widest.max(mark.weight);
+    let widest = lane.widest.max(mark.weight());
     let inside = match (begin, end) {
         (Some(begin), Some(end)) => shaken_since(begin.wobble.0, end.wobble.1, widest),
         _ => whole,

@@ -15,7 +15,7 @@ pub(crate) const FINE_BITS: u32 = 32;
 pub(crate) const WEIGHT_ONE: u64 = 1 << 16;
 
 /// The virtual energy clock of one domain.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct ShareClock {
     /// Energy per unit of weight so far.
     pub g: u128,
@@ -27,8 +27,8 @@ pub(crate) struct ShareClock {
     pub attributed: u128,
     /// Of it, while none was.
     pub alone: u128,
-    /// Not yet divided.
-    pub carry: u128,
+    /// Not yet divided; less than the open weight.
+    pub carry: u64,
     weight: u64,
     inverse: u64,
 }
@@ -66,12 +66,14 @@ impl ShareClock {
             // The carry waits for energy to travel with: a gap gives nobody anything.
             return;
         }
-        let whole = energy + self.carry;
+        let whole = energy + u128::from(self.carry);
         let (rise, left) = divide(whole, self.weight, self.inverse);
         self.g += rise;
-        self.attributed += whole - left;
+        self.attributed += whole - u128::from(left);
         self.carry = left;
-        self.idle += scale(idle.min(energy), self.inverse);
+        if idle != 0 {
+            self.idle += scale(idle.min(energy), self.inverse);
+        }
     }
 }
 
@@ -83,29 +85,41 @@ pub(crate) fn inverse_of(weight: u64) -> u64 {
 
 /// `whole / weight` and the remainder, exactly; by the inverse where that fits a word, which is nearly always.
 #[inline]
-fn divide(whole: u128, weight: u64, inverse: u64) -> (u128, u128) {
+fn divide(whole: u128, weight: u64, inverse: u64) -> (u128, u64) {
     if whole >> 62 != 0 {
-        return (whole / u128::from(weight), whole % u128::from(weight));
+        return (whole / u128::from(weight), (whole % u128::from(weight)) as u64);
     }
-    let small = whole as u64;
-    let mut rise = ((u128::from(small) * u128::from(inverse)) >> 63) as u64;
-    let mut left = small - rise * weight;
+    let (rise, left) = divide_word(whole as u64, weight, inverse);
+    (u128::from(rise), left)
+}
+
+/// The same for less than 2^62.
+#[inline]
+pub(crate) fn divide_word(whole: u64, weight: u64, inverse: u64) -> (u64, u64) {
+    let mut rise = scale_word(whole, inverse);
+    let mut left = whole - rise * weight;
     // The inverse was rounded down, so the quotient may be one or two short.
     while left >= weight {
         rise += 1;
         left -= weight;
     }
-    (u128::from(rise), u128::from(left))
+    (rise, left)
 }
 
 /// `energy × inverse / 2^63`, rounded down: energy per unit of weight without a division.
 #[inline]
 fn scale(energy: u128, inverse: u64) -> u128 {
-    if energy >> 64 == 0 {
-        (u128::from(energy as u64) * u128::from(inverse)) >> 63
+    if energy >> 63 == 0 {
+        u128::from(scale_word(energy as u64, inverse))
     } else {
         (energy >> 32).saturating_mul(u128::from(inverse)) >> 31
     }
+}
+
+/// The same for less than 2^63.
+#[inline]
+pub(crate) fn scale_word(energy: u64, inverse: u64) -> u64 {
+    ((u128::from(energy) * u128::from(inverse)) >> 63) as u64
 }
 
 #[cfg(test)]
@@ -113,7 +127,7 @@ mod tests {
     use super::*;
 
     fn exact(clock: &ShareClock) {
-        assert_eq!(clock.measured, clock.attributed + clock.alone + clock.carry);
+        assert_eq!(clock.measured, clock.attributed + clock.alone + u128::from(clock.carry));
     }
 
     #[test]
@@ -140,7 +154,8 @@ mod tests {
             let weight = (seed >> (20 + seed % 40)).max(1);
             let whole = u128::from(seed.rotate_left(23) >> (2 + seed % 50));
             let (rise, left) = divide(whole, weight, inverse_of(weight));
-            assert_eq!((rise, left), (whole / u128::from(weight), whole % u128::from(weight)));
+            assert_eq!(rise, whole / u128::from(weight));
+            assert_eq!(u128::from(left), whole % u128::from(weight));
         }
     }
 

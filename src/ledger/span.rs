@@ -1,151 +1,18 @@
-//! Spans while the ledger knows them: who they are, and where each domain's clock stood at their edges.
+//! A span while the ledger knows it: who it is, and the rarer half of its memory.
 //!
-//! Owns the slots. Invariant: a slot is given away again only after every domain of its span has passed the span's
-//! close; its generation tells late events of the old span from those of the new. A `Mark` is what one domain
-//! remembers of one span: the clock's readings at the opening until the close, the results from then on.
+//! Owns what does not depend on the domain; each domain keeps a `Mark` of it. Invariant: its generation tells late
+//! events of the slot's old span from those of the new.
 
 use std::collections::BTreeMap;
 
-use super::queue::{Edge, Event};
-use super::share::{FINE_BITS, ShareClock};
-use super::terms::{Opening, SpanKey};
+use super::terms::Opening;
 
-/// Errors are kept in grains of 2^-12 µJ; this one stands for "no guarantee can be given".
-pub(crate) const NO_BOUND: u64 = u64::MAX;
-/// Grains in a microjoule, as a power of two.
-pub(crate) const GRAIN_BITS: u32 = 12;
-
-const IDLE_UNKNOWN: u64 = u64::MAX;
-const IDLE_SHIFT: u32 = 12;
-const ENERGY_SHIFT: u32 = 24;
-const WOBBLE_SHIFT: u32 = 40;
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) enum Life {
+    #[default]
     Free,
     Open,
     Closing,
-}
-
-/// How far one domain has come with one span.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(crate) enum Stage {
-    #[default]
-    Waiting,
-    Running,
-    /// The results stand, but for the error.
-    Closing,
-    Done,
-}
-
-/// What one domain remembers of one span.
-#[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Mark {
-    /// Running: the clock's `g` at the opening or the last change of weight. Done: the share, fine.
-    pub g: u128,
-    /// Running: the wobble behind that edge's group, grains·2^12 per unit of weight, wrapping. Done: the error, grains.
-    pub wobble: u64,
-    /// The weight from that edge on.
-    pub weight: u64,
-    /// Running: the energy at the opening, 2^-8 µJ, wrapping. Done: the window, µJ.
-    pub energy: u64,
-    /// Running: the clock's idle part at that edge, 2^-20 µJ per unit. Done: the idle part, µJ.
-    pub idle: u64,
-    /// Running: the domain's unknown time at the opening. Done: the span's.
-    pub unknown_ns: u64,
-    /// The error of the latest edge's group, grains.
-    pub edge: u64,
-    /// That group.
-    pub group: u32,
-    /// How far it is.
-    pub stage: Stage,
-    /// Whether the span's story has something of this domain's.
-    pub storied: bool,
-}
-
-/// A domain's wobble as a mark remembers it.
-#[inline]
-pub(crate) fn remembered(wobble: u128) -> u64 {
-    (wobble >> WOBBLE_SHIFT) as u64
-}
-
-/// The wobble since a mark's, times weight: grains, rounded up.
-#[inline]
-pub(crate) fn shaken_since(mark_wobble: u64, wobble: u128, weight: u64) -> u64 {
-    // Both sides were cut off: one unit makes up for it.
-    let rise = remembered(wobble).wrapping_sub(mark_wobble).saturating_add(1);
-    ((u128::from(rise) * u128::from(weight)) >> 12).min(u128::from(NO_BOUND - 1)) as u64 + 1
-}
-
-impl Mark {
-    /// The span opens for this domain.
-    pub(crate) fn begin(&mut self, clock: &ShareClock, weight: u64, unknown_ns: u64, idle_known: bool) {
-        self.weight = weight;
-        self.energy = (clock.measured >> ENERGY_SHIFT) as u64;
-        self.unknown_ns = unknown_ns;
-        self.turn(clock, weight);
-        if !idle_known {
-            self.idle = IDLE_UNKNOWN;
-        }
-        self.stage = Stage::Running;
-    }
-
-    /// From here on the share grows with `weight`.
-    pub(crate) fn turn(&mut self, clock: &ShareClock, weight: u64) {
-        self.weight = weight;
-        self.g = clock.g;
-        if self.idle != IDLE_UNKNOWN || self.stage == Stage::Waiting {
-            self.idle = (clock.idle >> IDLE_SHIFT) as u64;
-        }
-    }
-
-    /// The error so far and where the wobble stands: what comes is counted from this group on.
-    #[inline]
-    pub(crate) fn begin_group(&mut self, error: u64, wobble: u128, group: u32) {
-        (self.edge, self.wobble, self.group) = (error, remembered(wobble), group);
-    }
-
-    /// The share since the last turn, fine.
-    pub(crate) fn share(&self, clock: &ShareClock) -> u128 {
-        u128::from(self.weight) * (clock.g - self.g)
-    }
-
-    /// Of it idle, fine; `None` where no idle power was known.
-    pub(crate) fn idle_part(&self, clock: &ShareClock) -> Option<u128> {
-        let now = (clock.idle >> IDLE_SHIFT) as u64;
-        (self.idle != IDLE_UNKNOWN)
-            .then(|| (u128::from(self.weight) * u128::from(now.wrapping_sub(self.idle))) << IDLE_SHIFT)
-    }
-
-    /// Everything the domain used since the opening, µJ.
-    pub(crate) fn window_uj(&self, clock: &ShareClock) -> u64 {
-        ((clock.measured >> ENERGY_SHIFT) as u64).wrapping_sub(self.energy) >> (FINE_BITS - ENERGY_SHIFT)
-    }
-
-    /// Of a mark that is done, the idle part.
-    pub(crate) fn idle_uj(&self) -> Option<u64> {
-        (self.idle != IDLE_UNKNOWN).then_some(self.idle)
-    }
-
-    /// The span closes for this domain, with (share, idle) fine gathered before its last turn: from now on the mark
-    /// holds results.
-    pub(crate) fn finish(&mut self, clock: &ShareClock, before: (u128, u128), unknown_ns: u64) {
-        let share = before.0 + self.share(clock);
-        let share_uj = whole_uj(share);
-        self.idle = match self.idle_part(clock) {
-            Some(idle) => whole_uj(before.1 + idle).min(share_uj),
-            None => IDLE_UNKNOWN,
-        };
-        self.energy = self.window_uj(clock).max(share_uj);
-        self.unknown_ns = unknown_ns.saturating_sub(self.unknown_ns);
-        self.g = share;
-        self.stage = Stage::Closing;
-    }
-}
-
-/// Fine units as whole microjoules.
-pub(crate) fn whole_uj(fine: u128) -> u64 {
-    u64::try_from(fine >> FINE_BITS).unwrap_or(u64::MAX)
 }
 
 /// A phase's boundary as one domain passed it.
@@ -153,10 +20,10 @@ pub(crate) fn whole_uj(fine: u128) -> u64 {
 pub(crate) struct Cut {
     /// The span's share up to here, fine.
     pub share: u128,
-    /// The error of cutting here, grains.
+    /// The error of cutting here, grains; until that is told, the most that the span weighs here.
     pub edge: u64,
     /// The wobble before and behind the boundary's group.
-    pub wobble: (u64, u128),
+    pub wobble: (u64, u64),
 }
 
 /// What one domain gathered for a span before its last change of weight.
@@ -167,6 +34,8 @@ pub(crate) struct Lane {
     pub error: u64,
     pub widest: u64,
     pub cuts: Vec<Cut>,
+    /// How many of the cuts are told.
+    pub told: usize,
 }
 
 /// The rarer half of a span's memory: phases and changes of weight.
@@ -177,169 +46,99 @@ pub(crate) struct Story {
     pub lanes: Vec<Lane>,
 }
 
-#[derive(Debug)]
+/// A span. What its close and its settling need comes first and fills one cache line.
+#[derive(Debug, Default)]
+#[repr(C, align(64))]
 pub(crate) struct Span {
-    pub generation: u32,
-    pub life: Life,
-    pub id: Box<str>,
-    pub name: Box<str>,
-    pub attributes: BTreeMap<String, String>,
-    pub uid: u32,
     pub opened_ns: u64,
-    pub asked_ns: u64,
     pub closed_ns: u64,
+    /// How far its edges were moved from where the client asked, together.
     pub moved_ns: u64,
-    pub unix_ns: u64,
-    /// The latest weight, 2^-16.
-    pub weight: u64,
     /// Domains it uses, one bit each.
     pub scope: u64,
-    /// Of them, those in the host's total.
-    pub counted: u64,
-    pub peak: u32,
-    /// The weight at the queue's head, and whether the head has passed the close.
+    /// The weight at the queue's head, and the index of the edge that set it.
     pub headed: u64,
+    pub turned: u64,
+    pub generation: u32,
+    pub peak: u32,
+    pub life: Life,
+    /// Whether the head has passed the close.
     pub gone: bool,
     pub abandoned: bool,
     pub cancelled: bool,
+    /// Whether it has a story.
+    pub storied: bool,
+    pub uid: u32,
+    /// Of its domains, those in the host's total.
+    pub counted: u64,
+    /// The latest weight, 2^-16.
+    pub weight: u64,
+    pub unix_ns: u64,
+    pub id: Box<str>,
+    pub name: Box<str>,
+    pub attributes: BTreeMap<String, String>,
     pub story: Option<Box<Story>>,
 }
 
-/// All spans, by slot.
-#[derive(Debug, Default)]
-pub(crate) struct Roster {
-    spans: Vec<Span>,
-    marks: Vec<Mark>,
-    /// By slot: domains that have not passed the span's close.
-    pending: Vec<u32>,
-    free: Vec<u32>,
-    stride: usize,
-}
-
-impl Roster {
-    pub(crate) fn new(stride: usize) -> Self {
-        Self { stride, ..Self::default() }
-    }
-
-    /// How many slots are in use.
-    pub(crate) fn len(&self) -> usize {
-        self.spans.len() - self.free.len()
-    }
-
-    /// Takes a slot for a new span.
-    pub(crate) fn admit(&mut self, opening: Opening, opened_ns: u64, weight: u64, scope: u64) -> SpanKey {
-        let span = Span {
-            generation: 1,
-            life: Life::Open,
-            id: opening.span.into(),
-            name: opening.name.into(),
-            attributes: opening.attributes,
-            uid: opening.uid,
-            opened_ns,
-            asked_ns: opening.at_ns,
-            closed_ns: 0,
-            moved_ns: opened_ns - opening.at_ns.min(opened_ns),
-            unix_ns: opening.unix_ns,
-            weight,
-            scope,
-            counted: 0,
-            peak: 0,
-            headed: 0,
-            gone: false,
-            abandoned: false,
-            cancelled: false,
-            story: None,
-        };
-        let Some(slot) = self.free.pop() else {
-            let slot = u32::try_from(self.spans.len()).expect("the ledger caps open spans far below 2^32");
-            self.spans.push(span);
-            self.pending.push(scope.count_ones());
-            self.marks.resize(self.spans.len() * self.stride, Mark::default());
-            return SpanKey::new(slot, 1);
-        };
-        let at = slot as usize;
-        let old = &mut self.spans[at];
-        let generation = old.generation.wrapping_add(1);
-        *old = Span { generation, ..span };
-        self.pending[at] = scope.count_ones();
-        self.marks[at * self.stride..(at + 1) * self.stride].fill(Mark::default());
-        SpanKey::new(slot, generation)
-    }
-
-    /// Gives the slot away again and hands out what is left of the span.
-    pub(crate) fn release(&mut self, slot: u32) -> &mut Span {
-        self.free.push(slot);
-        let span = &mut self.spans[slot as usize];
-        span.life = Life::Free;
-        span
-    }
-
-    /// The span of a key, unless it is gone.
-    pub(crate) fn find(&self, key: SpanKey) -> Option<&Span> {
-        self.spans
-            .get(key.slot())
-            .filter(|span| span.generation == key.generation() && span.life != Life::Free)
-    }
-
-    /// The same, to change it.
-    pub(crate) fn find_mut(&mut self, key: SpanKey) -> Option<&mut Span> {
-        self.spans
-            .get_mut(key.slot())
-            .filter(|span| span.generation == key.generation() && span.life != Life::Free)
-    }
-
-    /// Whether the event's span still has its slot. Opens and closes always find theirs.
-    #[inline]
-    pub(crate) fn knows(&self, event: &Event) -> bool {
-        matches!(event.edge, Edge::Open | Edge::Close)
-            || self.spans[event.slot as usize].generation as u16 == event.generation
-    }
-
-    /// The mark of a span's domain.
-    #[inline]
-    pub(crate) fn mark(&mut self, slot: u32, domain: usize) -> &mut Mark {
-        &mut self.marks[slot as usize * self.stride + domain]
-    }
-
-    /// The mark, and what the span gathered for this domain before.
-    pub(crate) fn mark_and_lane(&mut self, slot: u32, domain: usize) -> (&mut Mark, &mut Lane) {
-        let span = &mut self.spans[slot as usize];
-        let lane = &mut span.story(self.stride).lanes[domain];
-        (&mut self.marks[slot as usize * self.stride + domain], lane)
-    }
-
-    /// One more domain has passed the span's close; true when it was the last.
-    pub(crate) fn passed(&mut self, slot: u32) -> bool {
-        let pending = &mut self.pending[slot as usize];
-        *pending -= 1;
-        *pending == 0
-    }
-
-    /// Whether no domain has to pass the span's close any more.
-    pub(crate) fn complete(&self, slot: u32) -> bool {
-        self.pending[slot as usize] == 0
-    }
-
-    /// A live slot's span and marks, by domain.
-    pub(crate) fn view(&self, slot: u32) -> (&Span, &[Mark]) {
-        let at = slot as usize;
-        (&self.spans[at], &self.marks[at * self.stride..(at + 1) * self.stride])
-    }
-
-    pub(crate) fn span_mut(&mut self, slot: u32) -> &mut Span {
-        &mut self.spans[slot as usize]
-    }
-
-    pub(crate) fn key(&self, slot: u32) -> SpanKey {
-        SpanKey::new(slot, self.spans[slot as usize].generation)
-    }
-}
-
 impl Span {
+    /// When the client says that it began; only while the span is open.
+    #[inline]
+    pub(crate) fn asked_ns(&self) -> u64 {
+        self.opened_ns - self.moved_ns
+    }
+
+    /// A new span in this slot; field by field, for a whole new `Span` would be written twice.
+    #[inline]
+    pub(crate) fn begin(&mut self, opening: Opening, opened_ns: u64, weight: u64, scope: u64) {
+        let Opening { span, name, attributes, at_ns, uid, unix_ns, .. } = opening;
+        self.generation = self.generation.wrapping_add(1);
+        self.life = Life::Open;
+        self.id = span.into();
+        self.name = name.into();
+        replace(&mut self.attributes, attributes);
+        self.uid = uid;
+        self.opened_ns = opened_ns;
+        self.closed_ns = 0;
+        self.moved_ns = opened_ns - at_ns.min(opened_ns);
+        self.unix_ns = unix_ns;
+        self.weight = weight;
+        self.scope = scope;
+        self.counted = scope;
+        self.peak = 0;
+        self.headed = 0;
+        self.turned = 0;
+        (self.gone, self.abandoned, self.cancelled) = (false, false, false);
+        if self.storied {
+            (self.storied, self.story) = (false, None);
+        }
+    }
+
     /// The span's rarer half, made when first needed.
     pub(crate) fn story(&mut self, domains: usize) -> &mut Story {
+        self.storied = true;
         self.story.get_or_insert_with(|| {
             Box::new(Story { phases: Vec::new(), lanes: vec![Lane::default(); domains] })
         })
+    }
+}
+
+/// Puts attributes in the place of others. Nearly all maps are empty and own nothing, but to drop one costs as much as
+/// an edge does: those are not dropped.
+#[inline]
+pub(crate) fn replace(old: &mut BTreeMap<String, String>, new: BTreeMap<String, String>) {
+    if old.is_empty() && new.is_empty() {
+        std::mem::forget(new);
+    } else {
+        *old = new;
+    }
+}
+
+/// Adds attributes to others, likewise.
+#[inline]
+pub(crate) fn extend(old: &mut BTreeMap<String, String>, new: BTreeMap<String, String>) {
+    if new.is_empty() {
+        std::mem::forget(new);
+    } else {
+        old.extend(new);
     }
 }

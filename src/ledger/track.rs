@@ -8,80 +8,65 @@ use std::collections::VecDeque;
 
 use crate::energy::{Domain, Reading};
 
-use super::bound::{Band, Fence, Group, Post, grains, part, weighed};
+use super::bound::{Band, Fence, Group, Post, grains, place};
 use super::contour::Contour;
+use super::glide::{Glide, Line};
 use super::idle::Idle;
 use super::knot::{Knot, KnotFinder};
-use super::queue::{Edge, Event, Queue, first_instant};
+use super::mark::{Stand, whole_uj};
+use super::passage::{Ground, Moment, Passage, left_over};
+use super::queue::{Instant, Queue};
+use super::roster::Roster;
 use super::share::{FINE_BITS, ShareClock, inverse_of};
-use super::span::{Cut, Mark, NO_BOUND, Roster, Stage, remembered, shaken_since, whole_uj};
 
-/// The interpolation between two knots.
-#[derive(Debug, Clone, Copy)]
+/// A straight piece of the interpolation between two knots.
+#[derive(Debug, Clone, Copy, Default)]
 struct Step {
     from_ns: u64,
     to_ns: u64,
-    from: u128,
-    to: u128,
+    /// Fine: all of it, and what has flowed so far.
+    rise: u128,
+    flowed: u128,
     /// Fine per nanosecond.
     power: u64,
     gap: bool,
 }
 
 impl Step {
+    /// From one (instant, fine since the knot before) to the next.
     fn between((from_ns, from): (u64, u128), (to_ns, to): (u64, u128), gap: bool) -> Self {
-        let power = (to - from).checked_div(u128::from(to_ns.saturating_sub(from_ns)));
+        let rise = to - from;
+        let power = rise.checked_div(u128::from(to_ns.saturating_sub(from_ns)));
         let power = power.map_or(0, |power| u64::try_from(power).unwrap_or(0));
-        Self { from_ns, to_ns, from, to, power, gap }
+        Self { from_ns, to_ns, rise, flowed: 0, power, gap }
     }
-}
-
-/// An edge whose error is still to be told when its group is complete.
-#[derive(Debug, Clone, Copy)]
-struct Brink {
-    slot: u32,
-    edge: Edge,
-    cut: u32,
-    /// The weights before and behind the edge.
-    before: u64,
-    behind: u64,
-    error: u64,
-    left_over: u64,
-}
-
-/// What a group says of one of its edges: its error and the most it can be, grains, and the wobble around the group.
-#[derive(Debug, Clone, Copy)]
-struct Own {
-    error: u64,
-    cap: u64,
-    before: u128,
-    behind: u128,
 }
 
 /// One domain's timeline.
 #[derive(Debug)]
 pub(crate) struct Track {
     pub domain: Domain,
-    pub live: bool,
-    pub counted: bool,
     pub clock: ShareClock,
     pub settled_uj: u64,
     pub dust: u128,
     pub cancelled: u128,
+    /// The first instant that is not passed yet, and the first event.
     pub cursor: u64,
+    pub passed: u64,
     index: usize,
     finder: KnotFinder,
     contour: Contour,
     waiting: VecDeque<Knot>,
-    steps: VecDeque<Step>,
+    step: Step,
+    ahead: VecDeque<Step>,
     fence: Fence,
     tip: Knot,
     tip_energy: u128,
     pos_ns: u64,
     unknown_ns: u64,
     wobble: u128,
-    group: u32,
-    brinks: Vec<Brink>,
+    /// The instants of the group being passed.
+    moments: Vec<Moment>,
     idle: Idle,
     idle_rate: u64,
 }
@@ -90,26 +75,25 @@ impl Track {
     pub(crate) fn new(index: usize, domain: Domain, patience_ns: u64, idle_mw: Option<u64>) -> Self {
         let tip = Knot { early_ns: 0, at_ns: 0, late_ns: 0, energy_uj: 0, doubt_uj: 0, gap: true };
         Self {
-            live: true,
-            counted: true,
             clock: ShareClock::default(),
             settled_uj: 0,
             dust: 0,
             cancelled: 0,
             cursor: 0,
+            passed: 0,
             index,
             finder: KnotFinder::new(&domain, patience_ns),
             contour: Contour::default(),
             waiting: VecDeque::new(),
-            steps: VecDeque::new(),
+            step: Step::default(),
+            ahead: VecDeque::new(),
             fence: Fence::new(domain.quantum_uj, domain.ceiling_mw),
             tip,
             tip_energy: 0,
             pos_ns: 0,
             unknown_ns: 0,
             wobble: 0,
-            group: 0,
-            brinks: Vec::new(),
+            moments: Vec::new(),
             idle: Idle::new(idle_mw),
             idle_rate: 0,
             domain,
@@ -137,8 +121,10 @@ impl Track {
         self.pos_ns
     }
 
-    pub(crate) fn unknown_ns(&self) -> u64 {
-        self.unknown_ns
+    /// Where its clock stands there.
+    #[inline]
+    pub(crate) fn stand(&self) -> Stand {
+        Stand::of(&self.clock, self.unknown_ns)
     }
 
     pub(crate) fn feed(&mut self, before_ns: u64, after_ns: u64, reading: &Reading) {
@@ -173,23 +159,26 @@ impl Track {
         let duration_ns = knot.at_ns.saturating_sub(self.tip.at_ns);
         let rise_uj = if knot.gap { 0 } else { knot.energy_uj.saturating_sub(self.tip.energy_uj) };
         let drift = self.reach(knot, rise_uj);
-        let mut group = Group::begin(self.clock.inverse());
-        let quiet = self.clock.weight() == 0;
-        let first = self.cursor;
-        let mut events = queue.rest(first);
-        while let Some(at_ns) = events.first().map(|event| event.at_ns).filter(|&at_ns| at_ns < limit_ns) {
-            let instant = first_instant(events);
-            events = &events[instant.len()..];
-            self.cursor += instant.len() as u64;
-            self.advance(at_ns);
-            self.turn(instant, knot.gap, roster, &mut group);
-        }
+        let (quiet, begun_ns) = (self.clock.weight() == 0, self.pos_ns);
+        let (first, inverse) = (self.passed, self.clock.inverse());
+        self.walk(limit_ns, queue);
         self.advance(limit_ns);
-        self.complete(&group, drift, knot.gap, roster, done);
+        if !self.moments.is_empty() || drift != 0 {
+            let group = self.weigh(inverse, knot.gap);
+            if drift != 0 {
+                self.locate(drift, begun_ns, limit_ns);
+            }
+            let (gap, storied) = (knot.gap, queue.storied > first);
+            let idle_known = self.idle.power_mw().is_some();
+            let ground = Ground { domain: self.index, first, gap, idle_known, drift, storied };
+            let events = queue.events.rest(first);
+            Passage::new(ground, group, &mut self.wobble).tell(&self.moments, events, roster, done);
+            self.moments.clear();
+        }
         if knot.gap {
             self.fence.set(Post::new(knot.early_ns, knot.late_ns, self.tip_energy), true);
         }
-        if quiet && first == self.cursor && !knot.gap {
+        if quiet && first == self.passed && !knot.gap {
             self.idle.empty(rise_uj, duration_ns);
         } else {
             self.idle.interrupt();
@@ -198,18 +187,17 @@ impl Track {
         self.contour.forget(self.tip.at_ns);
     }
 
-    /// Adds the step up to the new knot; gives the source's own doubt about it, grains.
+    /// Adds the steps up to the new knot; gives the source's own doubt about it, grains.
     fn reach(&mut self, knot: Knot, rise_uj: u64) -> u64 {
-        let from = self.tip_energy;
         let drift_uj = if knot.gap { 0 } else { knot.doubt_uj.saturating_sub(self.tip.doubt_uj) };
         let rise = u128::from(rise_uj) << FINE_BITS;
-        self.tip_energy = from + rise;
-        let mut begin = (self.tip.at_ns, from);
-        for (at_ns, risen) in self.contour.bends(self.tip.at_ns, knot.at_ns, rise) {
-            self.steps.push_back(Step::between(begin, (at_ns, from + risen), knot.gap));
-            begin = (at_ns, from + risen);
+        self.tip_energy += rise;
+        let mut begin = (self.tip.at_ns, 0);
+        for bend in self.contour.bends(self.tip.at_ns, knot.at_ns, rise) {
+            self.ahead.push_back(Step::between(begin, bend, knot.gap));
+            begin = bend;
         }
-        self.steps.push_back(Step::between(begin, (knot.at_ns, self.tip_energy), knot.gap));
+        self.ahead.push_back(Step::between(begin, (knot.at_ns, rise), knot.gap));
         if !knot.gap {
             self.fence.set(Post::new(knot.early_ns, knot.late_ns, self.tip_energy), false);
         }
@@ -221,186 +209,151 @@ impl Track {
     /// Lets energy flow up to `to_ns` along the steps.
     #[inline]
     fn advance(&mut self, to_ns: u64) {
+        if to_ns >= self.step.to_ns {
+            self.cross(to_ns);
+        } else if to_ns > self.pos_ns {
+            let flowed = u128::from(self.step.power) * u128::from(to_ns - self.step.from_ns);
+            self.flow(to_ns, flowed);
+        }
+    }
+
+    /// The same, to the end of a step at least.
+    #[cold]
+    fn cross(&mut self, to_ns: u64) {
         while self.pos_ns < to_ns {
-            let Some(step) = self.steps.front() else { return };
-            let whole = to_ns >= step.to_ns;
-            let until_ns = if whole { step.to_ns } else { to_ns };
-            let here = if whole {
-                step.to
-            } else {
-                step.from + u128::from(step.power) * u128::from(until_ns - step.from_ns)
-            };
-            let past_ns = until_ns.saturating_sub(self.pos_ns);
-            if step.gap {
-                self.unknown_ns += past_ns;
+            if to_ns < self.step.to_ns {
+                return self.advance(to_ns);
             }
-            let idle = u128::from(self.idle_rate) * u128::from(past_ns);
-            self.clock.flow(here.saturating_sub(self.clock.measured), idle);
-            self.pos_ns = until_ns.max(self.pos_ns);
-            if whole {
-                self.steps.pop_front();
+            // A step of no time can still hold energy.
+            self.flow(self.step.to_ns.max(self.pos_ns), self.step.rise);
+            if self.pos_ns < to_ns {
+                let Some(step) = self.ahead.pop_front() else { return };
+                self.step = step;
             }
         }
+    }
+
+    /// Lets what has not flowed yet of the step's first `flowed` fine flow up to `to_ns`.
+    #[inline]
+    fn flow(&mut self, to_ns: u64, flowed: u128) {
+        let past_ns = to_ns - self.pos_ns;
+        if self.step.gap {
+            self.unknown_ns += past_ns;
+        }
+        let idle = if self.idle_rate == 0 { 0 } else { u128::from(self.idle_rate) * u128::from(past_ns) };
+        self.clock.flow(flowed - self.step.flowed, idle);
+        self.step.flowed = flowed;
+        self.pos_ns = to_ns;
+    }
+
+    /// Passes the group of edges that lie before `limit_ns`, noting a moment for each instant that has one in this
+    /// domain.
+    fn walk(&mut self, limit_ns: u64, queue: &Queue) {
+        let mut instants = queue.instants.rest(self.cursor);
+        loop {
+            let glided = self.glide(instants, limit_ns);
+            self.cursor += glided as u64;
+            instants = &instants[glided..];
+            let Some((instant, rest)) = instants.split_first().filter(|next| next.0.at_ns < limit_ns) else {
+                break;
+            };
+            self.advance(instant.at_ns);
+            if (instant.any >> self.index) & 1 == 1 {
+                self.turn(instant, queue);
+            }
+            self.cursor += 1;
+            self.passed = instant.end;
+            instants = rest;
+        }
+    }
+
+    /// Passes as many instants as lie inside this step and concern only spans that use this domain; gives how many.
+    fn glide(&mut self, instants: &[Instant], limit_ns: u64) -> usize {
+        let step = &self.step;
+        if step.gap || step.rise >> 61 != 0 || self.pos_ns < step.from_ns || self.pos_ns >= step.to_ns {
+            return 0;
+        }
+        let (limit_ns, flowed) = (limit_ns.min(step.to_ns), step.flowed as u64);
+        let (from_ns, pos_ns, power, idle_rate) = (step.from_ns, self.pos_ns, step.power, self.idle_rate);
+        let line = Line { from_ns, pos_ns, flowed, power, idle_rate };
+        let mut glide = Glide::begin(line, &self.clock, self.unknown_ns);
+        let before = self.moments.len();
+        for instant in instants {
+            if instant.at_ns >= limit_ns || (instant.all >> self.index) & 1 == 0 {
+                break;
+            }
+            glide.advance(instant.at_ns);
+            self.moments.push(glide.turn(instant));
+        }
+        self.pos_ns = glide.line.pos_ns;
+        self.step.flowed = u128::from(glide.line.flowed);
+        glide.end(&mut self.clock);
+        let passed = self.moments.len() - before;
+        self.passed = instants[..passed].last().map_or(self.passed, |instant| instant.end);
+        passed
     }
 
     /// Applies all edges of one instant: no energy flows between them, so their order cannot matter.
-    fn turn(&mut self, instant: &[Event], gap: bool, roster: &mut Roster, group: &mut Group) {
+    fn turn(&mut self, instant: &Instant, queue: &Queue) {
+        let change =
+            if (instant.all >> self.index) & 1 == 1 { instant.change } else { self.change(instant, queue) };
+        let weight = self.clock.weight().wrapping_add(change);
         let before = self.clock.inverse();
-        let mut weight = self.clock.weight();
-        let first = self.brinks.len();
-        let (mut at_ns, mut total, mut inverse) = (0, 0, 0);
-        for event in instant {
-            (at_ns, total, inverse) = (event.at_ns, event.total, event.inverse);
-            if (event.scope >> self.index) & 1 == 1 && roster.knows(event) {
-                self.apply(event, roster, &mut weight);
-            }
-        }
-        if self.brinks.len() == first {
-            return;
-        }
-        let behind = if weight == total { inverse } else { inverse_of(weight) };
-        // What the last division left over belongs to spans before this edge and goes to those behind it.
-        let left_over = grains(self.clock.carry);
+        let same = weight == instant.total;
+        let behind = if same { instant.inverse } else { inverse_of(weight) };
+        let left_over = left_over(self.clock.carry);
         self.clock.reweigh(weight, behind);
-        let band = if gap { Band::default() } else { self.fence.band(at_ns, self.clock.measured) };
-        group.jump(band, before, behind);
-        let doubt = band.doubt();
-        for brink in &mut self.brinks[first..] {
-            brink.left_over = left_over + (brink.before.max(brink.behind) >> 20) + 1;
-            brink.error = match brink.edge {
-                Edge::Open => part(doubt, brink.behind, behind),
-                Edge::Close => part(doubt, brink.before, before),
-                Edge::Mark => part(doubt, brink.before, before.max(behind)),
-                Edge::Weight => {
-                    let (old, new) = (part(doubt, brink.before, before), part(doubt, brink.behind, behind));
-                    old.abs_diff(new) + 2
-                }
-            };
+        self.moments.push(Moment {
+            at_ns: instant.at_ns,
+            here: place(self.clock.measured),
+            stand: self.stand(),
+            before,
+            behind,
+            whole: same && change == instant.change,
+            doubt: 0,
+            drift: (0, 0),
+            left_over,
+            begin: instant.begin,
+            end: instant.end,
+        });
+    }
+
+    /// Tells each moment how far the truth can be from our figure; `inverse` is 1/W before the first.
+    fn weigh(&mut self, inverse: u64, gap: bool) -> Group {
+        let fence = &mut self.fence;
+        let mut band = |at_ns: u64, here: u64| if gap { Band::default() } else { fence.band(at_ns, here) };
+        let first = self.moments.first().map_or(Band::default(), |first| band(first.at_ns, first.here));
+        let mut group = Group::begin(inverse, first);
+        for moment in &mut self.moments {
+            let band = band(moment.at_ns, moment.here);
+            moment.doubt = band.doubt();
+            group.jump(band, moment.before, moment.behind);
+        }
+        group
+    }
+
+    /// Tells each moment how much of a model's doubt about the step can lie on either side of it: no more than the
+    /// hardest draw makes in that time, so that a span does not answer for a quiet hour before it.
+    fn locate(&mut self, drift: u64, begun_ns: u64, limit_ns: u64) {
+        let fence = &self.fence;
+        let within =
+            |duration_ns: u64| fence.known_most_in(duration_ns).map_or(drift, |most| most.min(drift));
+        for moment in &mut self.moments {
+            moment.drift = (
+                within(moment.at_ns.saturating_sub(begun_ns)),
+                within(limit_ns.saturating_sub(moment.at_ns)),
+            );
         }
     }
 
-    /// One edge of one span, at this instant.
-    #[inline]
-    fn apply(&mut self, event: &Event, roster: &mut Roster, weight: &mut u64) {
-        let mark = roster.mark(event.slot, self.index);
-        let mut brink = Brink {
-            slot: event.slot,
-            edge: event.edge,
-            cut: 0,
-            before: mark.weight,
-            behind: event.weight,
-            error: 0,
-            left_over: 0,
-        };
-        match (event.edge, mark.stage) {
-            (Edge::Open, Stage::Waiting) => {
-                mark.begin(&self.clock, event.weight, self.unknown_ns, self.idle.power_mw().is_some());
-                brink.before = 0;
-                *weight += event.weight;
-            }
-            (Edge::Close, Stage::Running) => {
-                *weight -= mark.weight;
-                if mark.storied {
-                    let (mark, lane) = roster.mark_and_lane(event.slot, self.index);
-                    mark.finish(&self.clock, (lane.share, lane.idle), self.unknown_ns);
-                } else {
-                    mark.finish(&self.clock, (0, 0), self.unknown_ns);
-                }
-                brink.behind = 0;
-            }
-            (Edge::Weight, Stage::Running) => {
-                *weight = *weight - mark.weight + event.weight;
-                let (mark, lane) = roster.mark_and_lane(event.slot, self.index);
-                mark.storied = true;
-                lane.share += mark.share(&self.clock);
-                lane.idle += mark.idle_part(&self.clock).unwrap_or(0);
-                lane.widest = lane.widest.max(mark.weight).max(event.weight);
-                mark.turn(&self.clock, event.weight);
-            }
-            (Edge::Mark, Stage::Running) => {
-                let (mark, lane) = roster.mark_and_lane(event.slot, self.index);
-                mark.storied = true;
-                // A weight may have changed at this very instant: the cut must hold for both sides of it.
-                brink.before = mark.weight.max(lane.widest);
-                brink.cut = u32::try_from(lane.cuts.len()).unwrap_or(u32::MAX);
-                let share = lane.share + mark.share(&self.clock);
-                lane.cuts.push(Cut { share, ..Cut::default() });
-            }
-            // A mark or weight stamped behind its span's close says nothing about the span.
-            _ => return,
-        }
-        self.brinks.push(brink);
-    }
-
-    /// The group is complete: now every edge's error can be told.
-    fn complete(&mut self, group: &Group, drift: u64, gap: bool, roster: &mut Roster, done: &mut Vec<u32>) {
-        if self.brinks.is_empty() && drift == 0 {
-            return;
-        }
-        self.group = self.group.wrapping_add(1);
-        let before = self.wobble;
-        self.wobble = before.saturating_add(group.wobble(drift));
-        let wobble = self.wobble - before;
-        let mut brinks = std::mem::take(&mut self.brinks);
-        for brink in brinks.drain(..) {
-            let mark = roster.mark(brink.slot, self.index);
-            let mut weight = brink.before.max(brink.behind);
-            let storied = mark.storied;
-            if storied && mark.group == self.group {
-                weight = weight.max(roster.mark_and_lane(brink.slot, self.index).1.widest);
-            }
-            let own = if gap {
-                Own { error: NO_BOUND, cap: NO_BOUND, before, behind: self.wobble }
-            } else {
-                let cap = group.cap(weight, drift).saturating_add(2 * brink.left_over);
-                let error =
-                    brink.error.saturating_add(weighed(wobble, weight)).saturating_add(brink.left_over);
-                Own { error: error.min(cap), cap, before, behind: self.wobble }
-            };
-            let mark = roster.mark(brink.slot, self.index);
-            match brink.edge {
-                Edge::Open => mark.begin_group(own.error, own.behind, self.group),
-                Edge::Close => {
-                    mark.wobble = self.up_to(mark, &brink, &own);
-                    (mark.edge, mark.stage) = (own.error, Stage::Done);
-                    if storied {
-                        let (mark, lane) = roster.mark_and_lane(brink.slot, self.index);
-                        mark.wobble = mark.wobble.saturating_add(lane.error);
-                    }
-                    if roster.passed(brink.slot) {
-                        done.push(brink.slot);
-                    }
-                }
-                Edge::Weight | Edge::Mark => self.tell(&brink, &own, roster),
-            }
-        }
-        self.brinks = brinks;
-    }
-
-    /// The error of a span's time since its last turn, this edge included.
-    #[inline]
-    fn up_to(&self, mark: &Mark, brink: &Brink, own: &Own) -> u64 {
-        if mark.group == self.group {
-            return mark.edge.saturating_add(own.error).min(own.cap);
-        }
-        let inside = shaken_since(mark.wobble, own.before, brink.before);
-        mark.edge.saturating_add(inside).saturating_add(own.error)
-    }
-
-    /// Writes the error of a change of weight or of a phase's cut down.
-    fn tell(&self, brink: &Brink, own: &Own, roster: &mut Roster) {
-        let (mark, lane) = roster.mark_and_lane(brink.slot, self.index);
-        if brink.edge == Edge::Mark {
-            if let Some(cut) = lane.cuts.get_mut(brink.cut as usize) {
-                (cut.edge, cut.wobble) = (own.error, (remembered(own.before), own.behind));
-            }
-        } else if mark.group == self.group {
-            mark.edge = self.up_to(mark, brink, own);
-        } else {
-            let inside = shaken_since(mark.wobble, own.before, brink.before);
-            lane.error = lane.error.saturating_add(mark.edge).saturating_add(inside);
-            mark.begin_group(own.error, own.behind, self.group);
-        }
+    /// What an instant adds to the weight where not all of its spans use this domain.
+    #[cold]
+    fn change(&self, instant: &Instant, queue: &Queue) -> u64 {
+        let events = queue.events.rest(instant.begin);
+        events[..(instant.end - instant.begin) as usize]
+            .iter()
+            .filter(|event| (event.scope >> self.index) & 1 == 1)
+            .fold(0, |change: u64, event| change.wrapping_add(event.weight).wrapping_sub(event.before))
     }
 
     /// A settled span's share leaves the running sum.

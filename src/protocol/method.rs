@@ -6,11 +6,11 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::reply::{
-    Balances, Description, DomainTick, Done, Info, OpenedSpan, ServiceInfo, SpanAccount, Window,
+    Balances, Description, DomainTick, Done, Info, OpenedSpan, ServiceInfo, SpanAccount, SpanAccounts, Window,
 };
 use super::request::{
-    CancelSpan, CloseSpan, GetBalance, GetInfo, GetInterfaceDescription, GetServiceInfo, GetSpan, MarkPhase,
-    OpenSpan, ReadWindow, SetWeight, WatchDomains, WatchSpans,
+    CancelSpan, CloseSpan, GetBalance, GetInfo, GetInterfaceDescription, GetServiceInfo, GetSpan, ListSpans,
+    MarkPhase, OpenSpan, ReadWindow, SetWeight, WatchDomains, WatchSpans,
 };
 
 /// A method: its parameters are the type itself, so that a caller cannot pair the wrong ones.
@@ -41,6 +41,7 @@ methods! {
     CloseSpan = "org.wattspan.Meter.CloseSpan" -> SpanAccount;
     CancelSpan = "org.wattspan.Meter.CancelSpan" -> Done;
     GetSpan = "org.wattspan.Meter.GetSpan" -> SpanAccount;
+    ListSpans = "org.wattspan.Meter.ListSpans" -> SpanAccounts;
     WatchSpans = "org.wattspan.Meter.WatchSpans" -> SpanAccount;
     WatchDomains = "org.wattspan.Meter.WatchDomains" -> DomainTick;
     ReadWindow = "org.wattspan.Meter.ReadWindow" -> Window;

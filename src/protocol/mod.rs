@@ -17,11 +17,11 @@ pub use method::{Method, NAMES};
 pub use refusal::{Refusal, Unintelligible};
 pub use reply::{
     Access, Balances, Description, DomainStatus, DomainTick, Done, Info, OpenedSpan, ServiceInfo,
-    SpanAccount, Window,
+    SpanAccount, SpanAccounts, Window,
 };
 pub use request::{
-    CancelSpan, CloseSpan, GetBalance, GetInfo, GetInterfaceDescription, GetServiceInfo, GetSpan, MarkPhase,
-    OpenSpan, ReadWindow, SetWeight, WatchDomains, WatchSpans,
+    CancelSpan, CloseSpan, GetBalance, GetInfo, GetInterfaceDescription, GetServiceInfo, GetSpan, ListSpans,
+    MarkPhase, OpenSpan, ReadWindow, SetWeight, WatchDomains, WatchSpans,
 };
 
 /// The meter's own interface.

@@ -138,6 +138,13 @@ pub struct Balances {
     pub balance: Vec<Balance>,
 }
 
+/// What [`ListSpans`](super::ListSpans) gives.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SpanAccounts {
+    /// The latest last.
+    pub accounts: Vec<Account>,
+}
+
 /// What [`GetServiceInfo`](super::GetServiceInfo) gives.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ServiceInfo {

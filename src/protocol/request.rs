@@ -119,6 +119,15 @@ pub struct ReadWindow {
     pub to_ns: i64,
 }
 
+/// The latest settled accounts that are still remembered.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ListSpans {
+    /// At most this many; 20 if absent, never more than 256.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub limit: Option<i64>,
+}
+
 /// Where the joules went since the daemon started.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
