@@ -34,6 +34,20 @@ struct Seen {
     epoch: u32,
 }
 
+impl Seen {
+    /// A reading in which the counter has moved.
+    fn moving(before_ns: u64, after_ns: u64, reading: &Reading) -> Self {
+        Self {
+            before_ns,
+            moved_ns: after_ns,
+            energy_uj: reading.energy_uj,
+            doubt_uj: reading.doubt_uj,
+            stamp_ns: reading.stamp_ns,
+            epoch: reading.epoch,
+        }
+    }
+}
+
 /// Finds the knots of one domain in its readings.
 #[derive(Debug)]
 pub(crate) struct KnotFinder {
@@ -124,14 +138,7 @@ impl KnotFinder {
         };
         self.silent = false;
         self.last_at_ns = at_ns;
-        self.seen = Some(Seen {
-            before_ns,
-            moved_ns: after_ns,
-            energy_uj: reading.energy_uj,
-            doubt_uj: reading.doubt_uj,
-            stamp_ns: reading.stamp_ns,
-            epoch: reading.epoch,
-        });
+        self.seen = Some(Seen::moving(before_ns, after_ns, reading));
         Knot {
             early_ns: at_ns,
             at_ns,
@@ -173,14 +180,7 @@ impl KnotFinder {
             }
         };
         self.last_at_ns = knot.at_ns;
-        self.seen = Some(Seen {
-            before_ns,
-            moved_ns: after_ns,
-            energy_uj: reading.energy_uj,
-            doubt_uj: reading.doubt_uj,
-            stamp_ns: reading.stamp_ns,
-            epoch: reading.epoch,
-        });
+        self.seen = Some(Seen::moving(before_ns, after_ns, reading));
         knot
     }
 }

@@ -113,6 +113,9 @@ mod nvml_refusal;
 /// Which energy registers a processor has, and in what units.
 mod msr_layout;
 
+/// What RAPL's domains are, whichever mechanism reads them.
+mod rapl;
+
 /// What discovery needs to know.
 mod settings;
 

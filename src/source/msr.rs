@@ -10,12 +10,13 @@ use std::io;
 use std::path::Path;
 
 use crate::clock::Clock;
-use crate::energy::{Domain, Grade, Kind, Reading};
+use crate::energy::{Grade, Kind, Reading};
 
 use super::attribute::Attribute;
 use super::counter::{Counter, Shape, plausible_ceiling_mw};
 use super::msr_layout::{Layout, layout_of};
 use super::processor::Processor;
+use super::rapl;
 use super::suspend::Suspend;
 use super::topology::name_places;
 use super::unit::Unit;
@@ -23,9 +24,6 @@ use super::{Inventory, Opened, Settings, Source};
 
 /// The mechanism's name.
 pub const NAME: &str = "msr";
-
-/// From the hardware to the register, as for perf.
-const LATENCY_NS: u64 = 50_000;
 
 /// The counts are 32 bits wide.
 const MODULUS: u128 = 1 << 32;
@@ -140,8 +138,11 @@ impl Registers {
     }
 
     fn offered(self, place: &str, cpu: usize, grade: Grade) -> Opened {
-        let domains: Vec<_> =
-            self.meters.iter().map(|(kind, _, unit, _)| domain_of(*kind, place, *unit, grade)).collect();
+        let domains: Vec<_> = self
+            .meters
+            .iter()
+            .map(|(kind, _, unit, _)| rapl::domain(NAME, *kind, place, grade, unit.ceil_uj()))
+            .collect();
         Opened {
             name: NAME,
             cpu: Some(cpu),
@@ -178,27 +179,5 @@ impl Source for Registers {
             into.fill(Reading::default());
         }
         None
-    }
-}
-
-fn domain_of(kind: Kind, place: &str, unit: Unit, grade: Grade) -> Domain {
-    let (stem, parent) = match kind {
-        Kind::Core => ("core", Some(format!("package-{place}"))),
-        Kind::Uncore => ("uncore", Some(format!("package-{place}"))),
-        Kind::Dram => ("dram", None),
-        Kind::Psys => ("psys", None),
-        _ => ("package", None),
-    };
-    Domain {
-        // A platform has one psys; discovery drops the copies of the other packages.
-        name: format!("{stem}-{place}"),
-        kind,
-        source: NAME.into(),
-        device: None,
-        parent,
-        grade,
-        ceiling_mw: Some(plausible_ceiling_mw(kind)),
-        latency_ns: LATENCY_NS,
-        quantum_uj: unit.ceil_uj(),
     }
 }

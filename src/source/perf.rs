@@ -16,6 +16,7 @@ use super::perf_ffi::open_counter;
 use super::perf_refusal::{refused_event, refused_pmu};
 use super::pmu::{self, Event, Pmu};
 use super::processor::Processor;
+use super::rapl;
 use super::suspend::Suspend;
 use super::topology::name_places;
 use super::tsc::Tsc;
@@ -30,9 +31,6 @@ const REGISTER_UJ: u64 = 65_536_000_000;
 
 /// The same for psys, whose unit is 2^-14 J or more.
 const PSYS_REGISTER_UJ: u64 = 262_144_000_000;
-
-/// From the hardware to the register: tens of microseconds (reference: the update itself is not atomic).
-const LATENCY_NS: u64 = 50_000;
 
 /// Fields of a group read: their number, the counts of at most five domains, and the time stamp.
 const MOST_FIELDS: usize = 8;
@@ -118,8 +116,11 @@ impl Group {
 
     fn offered(self, place: &str, pmu: &Pmu, grade: Grade) -> Opened {
         let client = pmu.events.iter().any(|event| event.name == "energy-gpu");
-        let domains: Vec<_> =
-            self.members.iter().map(|(kind, _)| domain_of(*kind, place, client, grade)).collect();
+        let domains: Vec<_> = self
+            .members
+            .iter()
+            .map(|(kind, _)| rapl::domain(NAME, *kind, place, grade, quantum_uj(*kind, client)))
+            .collect();
         Opened {
             name: NAME,
             cpu: Some(self.cpu),
@@ -195,27 +196,8 @@ fn shape_of(kind: Kind, event: &Event) -> Shape {
     }
 }
 
-/// The domain behind an event. `client` tells a client CPU, whose psys counts in 2^-14 J, from a server, where it may
-/// count in whole joules (rapl.c, the quirk of Sapphire Rapids).
-fn domain_of(kind: Kind, place: &str, client: bool, grade: Grade) -> Domain {
-    let (stem, parent) = match kind {
-        Kind::Core => ("core", Some(format!("package-{place}"))),
-        Kind::Uncore => ("uncore", Some(format!("package-{place}"))),
-        Kind::Dram => ("dram", None),
-        Kind::Psys => ("psys", None),
-        _ => ("package", None),
-    };
-    Domain {
-        name: format!("{stem}-{place}"),
-        kind,
-        source: NAME.into(),
-        device: None,
-        parent,
-        grade,
-        // No register says how hard a package can draw; what the counter refuses as nonsense bounds it.
-        ceiling_mw: Some(plausible_ceiling_mw(kind)),
-        latency_ns: LATENCY_NS,
-        // 2^-14 J, the coarsest unit of these registers.
-        quantum_uj: if kind == Kind::Psys && !client { 1_000_000 } else { 62 },
-    }
+/// The smallest step of a domain: 2^-14 J, the coarsest unit of these registers; but a server's psys may count in whole
+/// joules (rapl.c, the quirk of Sapphire Rapids).
+fn quantum_uj(kind: Kind, client: bool) -> u64 {
+    if kind == Kind::Psys && !client { 1_000_000 } else { 62 }
 }

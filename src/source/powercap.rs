@@ -14,14 +14,12 @@ use super::attribute::Attribute;
 use super::counter::{Counter, Shape, plausible_ceiling_mw};
 use super::powercap_zone::{Count, Zone, zones};
 use super::processor::Processor;
+use super::rapl;
 use super::suspend::Suspend;
 use super::{Inventory, Opened, Settings, Source};
 
 /// The mechanism's name.
 pub const NAME: &str = "powercap";
-
-/// From the hardware to the register, as for perf.
-const LATENCY_NS: u64 = 50_000;
 
 /// Opens every zone that there is.
 pub fn open(settings: &Settings, clock: &Clock) -> Inventory {
@@ -98,7 +96,7 @@ fn domain_of(zone: &Zone, all: &[Zone], grade: Grade) -> Domain {
         grade,
         // The zone's constraints limit averages, not power; what the counter refuses as nonsense bounds it.
         ceiling_mw: Some(plausible_ceiling_mw(zone.kind)),
-        latency_ns: LATENCY_NS,
+        latency_ns: rapl::LATENCY_NS,
         quantum_uj: zone.count.unit.ceil_uj(),
     }
 }
