@@ -24,6 +24,13 @@ fn the_machine_is_described_with_every_domain_and_every_source_that_is_not_there
     assert_eq!(number(&info, "horizon_ns"), 10_000_000);
     assert!(number(&info, "history_ns") >= 1_000_000_000);
     assert!(info["absent"].is_array() && !info["boot_id"].as_str().unwrap().is_empty());
+    let sampler = &info["samplers"][0];
+    assert_eq!(
+        (&sampler["source"], &sampler["domains"]),
+        (&json!("replay"), &json!(["package-0", "core-0", "dram-0"]))
+    );
+    assert!(number(sampler, "ticks") > 0, "{sampler}");
+    assert!(number(sampler, "late") <= number(sampler, "ticks") && sampler["missed"].is_u64(), "{sampler}");
     let core = row(&info["domains"], "core-0");
     assert_eq!(
         (&core["kind"], &core["source"], &core["grade"]),

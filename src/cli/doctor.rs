@@ -21,7 +21,7 @@ use super::table::{Table, figures, words};
 use super::terminal::{Terminal, Tone, printable, wrap};
 use super::tick::Ticks;
 use crate::energy::{Kind, Liveness};
-use crate::protocol::{Access, DomainStatus, Info};
+use crate::protocol::{Access, DomainStatus, Info, SamplerStatus};
 
 /// How long the counters are watched under load.
 const EXERCISE: Duration = Duration::from_millis(300);
@@ -97,6 +97,10 @@ fn shown(meter: &Named, info: &Info, terminal: Terminal) -> String {
     } else {
         out.push_str(&domains(&info.domains, terminal));
     }
+    if !info.samplers.is_empty() {
+        out.push('\n');
+        out.push_str(&samplers(&info.samplers, terminal));
+    }
     if let Some(text) = beside_the_battery(&info.domains) {
         out.push('\n');
         wrap(&text, terminal.width).iter().for_each(|line| out.extend([line, "\n"]));
@@ -112,6 +116,41 @@ fn shown(meter: &Named, info: &Info, terminal: Terminal) -> String {
         }
     }
     out
+}
+
+/// How the samplers kept their time: late and missed ticks are shown, never hidden.
+fn samplers(samplers: &[SamplerStatus], terminal: Terminal) -> String {
+    let mut table = Table::new([
+        words("SAMPLER"),
+        words("RUNS"),
+        figures("TICKS"),
+        figures("LATE"),
+        figures("MISSED"),
+        figures("HALF WITHIN"),
+        figures("99 % WITHIN"),
+        words("READS"),
+    ]);
+    for sampler in samplers {
+        let lateness = |ns: Option<u64>| ns.map_or_else(|| "unknown".into(), time);
+        let runs = match (sampler.realtime, sampler.pinned) {
+            (true, true) => "real-time, pinned",
+            (true, false) => "real-time",
+            (false, true) => "pinned",
+            (false, false) => "as others do",
+        };
+        let cells = vec![
+            printable(&sampler.source),
+            runs.into(),
+            sampler.ticks.to_string(),
+            sampler.late.to_string(),
+            sampler.missed.to_string(),
+            lateness(sampler.lateness_p50_ns),
+            lateness(sampler.lateness_p99_ns),
+            printable(&sampler.domains.join(" ")),
+        ];
+        table.row(cells);
+    }
+    table.draw(terminal)
 }
 
 /// What the batteries deliver beside the sum of what is counted: a slow check from outside, never part of any sum.

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use crate::energy::{Domain, Liveness, Reading};
 use crate::ledger::{self, Ledger, Opening};
-use crate::protocol::{DomainStatus, Window};
+use crate::protocol::{DomainStatus, SamplerStatus, Window};
 use crate::ring::{Reader, Sample};
 use crate::sampler::character::Character;
 use crate::sampler::{self, Sampler};
@@ -37,6 +37,26 @@ struct Feed {
     next: u64,
     first: usize,
     sample: Sample,
+}
+
+impl Feed {
+    fn status(&self, domains: &[Metered]) -> SamplerStatus {
+        let own = domains.iter().skip(self.first).take(self.sample.readings.len());
+        let names: Vec<&Domain> = own.map(|metered| &metered.domain).collect();
+        let ticks = self.sampler.ticks();
+        SamplerStatus {
+            source: names.first().map_or_else(String::new, |domain| domain.source.clone()),
+            domains: names.iter().map(|domain| domain.name.clone()).collect(),
+            ticks: ticks.ticks,
+            late: ticks.late,
+            missed: ticks.missed,
+            lateness_p50_ns: ticks.lateness_p50_ns,
+            lateness_p99_ns: ticks.lateness_p99_ns,
+            read_cost_ns: ticks.read_cost_ns,
+            realtime: ticks.realtime,
+            pinned: ticks.pinned,
+        }
+    }
 }
 
 struct Metered {
@@ -177,6 +197,11 @@ impl Feeds {
     /// Every domain as it is now.
     pub fn statuses(&self) -> Vec<DomainStatus> {
         self.domains.iter().map(Metered::status).collect()
+    }
+
+    /// What became of each sampler's ticks.
+    pub fn samplers(&self) -> Vec<SamplerStatus> {
+        self.feeds.iter().map(|feed| feed.status(&self.domains)).collect()
     }
 
     /// What the domains used from `from_ns` to `to_ns`: the account of a span that had the machine to itself then, by

@@ -34,6 +34,7 @@ impl Service {
             history_ns: self.settings.history_ns,
             domains,
             absent: self.absent.clone(),
+            samplers: self.feeds.samplers(),
             access: peer.access,
         }
     }

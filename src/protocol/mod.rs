@@ -16,8 +16,8 @@ pub use envelope::{Answer, Call, Incoming, Reply};
 pub use method::{Method, NAMES};
 pub use refusal::{Refusal, Unintelligible};
 pub use reply::{
-    Access, Balances, Description, DomainStatus, DomainTick, Done, Info, OpenedSpan, ServiceInfo,
-    SpanAccount, SpanAccounts, Window,
+    Access, Balances, Description, DomainStatus, DomainTick, Done, Info, OpenedSpan, SamplerStatus,
+    ServiceInfo, SpanAccount, SpanAccounts, Window,
 };
 pub use request::{
     CancelSpan, CloseSpan, GetBalance, GetInfo, GetInterfaceDescription, GetServiceInfo, GetSpan, ListSpans,

@@ -84,8 +84,39 @@ pub struct Info {
     pub domains: Vec<DomainStatus>,
     /// Every source that was looked for and is not there.
     pub absent: Vec<Absent>,
+    /// What became of the samplers' ticks.
+    #[serde(default)]
+    pub samplers: Vec<SamplerStatus>,
     /// What the caller may do.
     pub access: Access,
+}
+
+/// What became of one sampler's ticks since the daemon started.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SamplerStatus {
+    /// The mechanism it reads.
+    pub source: String,
+    /// What it meters.
+    pub domains: Vec<String>,
+    /// Reads that were done.
+    pub ticks: u64,
+    /// Of these, how many began late.
+    pub late: u64,
+    /// Ticks at which no read was done.
+    pub missed: u64,
+    /// Half of the reads began within this time after they were due.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub lateness_p50_ns: Option<u64>,
+    /// 99 of 100 did.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub lateness_p99_ns: Option<u64>,
+    /// Half of the reads took no longer.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub read_cost_ns: Option<u64>,
+    /// It runs under a real-time policy.
+    pub realtime: bool,
+    /// It stays on the CPU on which a read is cheapest.
+    pub pinned: bool,
 }
 
 /// What [`OpenSpan`](super::OpenSpan) gives.

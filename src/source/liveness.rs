@@ -80,8 +80,9 @@ struct Watched {
     place: (usize, usize),
     /// Domains of one kind are compared with each other, and only within one mechanism and one device.
     rival: (&'static str, Kind, Option<String>),
-    /// Whether it may take a while to move: an integral moves at once or has nothing to integrate.
-    slow: bool,
+    /// Whether it counts. An integral moves at once or has nothing to integrate; and two that integrate the same steady
+    /// power move alike without being one.
+    counter: bool,
     last: Option<Reading>,
     /// By how much it moved, each time that it did.
     moves: Vec<u64>,
@@ -141,7 +142,7 @@ fn watched(opened: &[Opened]) -> Vec<Watched> {
         let one = move |(at, domain): (usize, &Domain)| Watched {
             place: (nth, at),
             rival: (name, domain.kind, domain.device.clone()),
-            slow: domain.grade != Grade::Integrated,
+            counter: domain.grade != Grade::Integrated,
             last: None,
             moves: Vec::with_capacity(256),
         };
@@ -151,7 +152,7 @@ fn watched(opened: &[Opened]) -> Vec<Watched> {
 }
 
 fn all_moved(watched: &[Watched]) -> bool {
-    watched.iter().all(|domain| !domain.slow || !domain.moves.is_empty())
+    watched.iter().all(|domain| !domain.counter || !domain.moves.is_empty())
 }
 
 /// Whether there are domains that may turn out to be one.
@@ -170,11 +171,11 @@ fn mirrors(watched: &[Watched]) -> Vec<Mirror> {
     copies
 }
 
-/// Each two domains of one kind and mechanism, the earlier first.
+/// Each two counters of one kind and mechanism, the earlier first.
 fn pairs(watched: &[Watched]) -> impl Iterator<Item = (usize, usize)> + '_ {
     (0..watched.len())
         .flat_map(move |a| (a + 1..watched.len()).map(move |b| (a, b)))
-        .filter(|&(a, b)| watched[a].rival == watched[b].rival)
+        .filter(|&(a, b)| watched[a].rival == watched[b].rival && watched[a].counter && watched[b].counter)
 }
 
 /// Keeps this CPU busy, so that what is alive has something to count.
@@ -253,6 +254,14 @@ mod tests {
     }
 
     #[test]
+    fn integrals_of_the_same_steady_power_are_no_mirrors() {
+        let moves: &[u64] = &[31, 41, 59, 26, 53, 58, 97];
+        let mut opened = packages(&[moves, moves]);
+        opened[0].domains.iter_mut().for_each(|domain| domain.grade = Grade::Integrated);
+        assert_eq!(watch(&mut opened), Seen::default());
+    }
+
+    #[test]
     fn idle_counters_that_move_by_single_steps_are_no_mirrors() {
         let mut opened = packages(&[&[61, 61, 61, 61, 61, 61, 61, 62], &[61, 61, 61, 61, 61, 61, 61, 62]]);
         assert_eq!(watch(&mut opened), Seen::default());
@@ -265,7 +274,7 @@ mod tests {
         let of = |moves: &[u64]| Watched {
             place: (0, 0),
             rival: ("test", Kind::Package, None),
-            slow: true,
+            counter: true,
             last: None,
             moves: moves.to_vec(),
         };
