@@ -337,3 +337,42 @@ fn a_models_doubt_about_the_quiet_time_before_a_span_is_not_the_spans() {
     // 30 J for the span's own 100 ms, and a little for its edges; the 0.9 s before it are 270 J of doubt.
     assert!((30_000_000 - 100_000..32_000_000).contains(&error), "{error}");
 }
+
+#[test]
+fn the_first_reading_may_be_as_old_as_the_counters_step() {
+    // 400 W, a counter that moves every 100 ms, read for the first time half-way: what that reading shows is
+    // 20 J behind the truth, which a span that opens right after it must allow for, ceiling or not.
+    for ceiling_mw in [None, Some(CEILING_MW)] {
+        let truth = Truth::new(&[(1, 400_000)], 100 * MS, 0, 1);
+        let mut ledger = Ledger::new(vec![domain("gpu-0", Kind::Gpu, 1, ceiling_mw)], Settings::default());
+        // It closes where the counter moves, so that the other edge leaves no room.
+        let (opened_ns, closed_ns) = (50_950 * US, 200 * MS);
+        let (mut out, mut key) = (Vec::new(), None);
+        for tick in 0..400 {
+            let at_ns = 50_900 * US + tick * MS;
+            ledger.feed(0, at_ns - US, at_ns, &truth.reading(at_ns));
+            if key.is_none() {
+                let opening = Opening {
+                    span: "early".into(),
+                    name: String::new(),
+                    attributes: BTreeMap::new(),
+                    weight: 1.0,
+                    domains: None,
+                    at_ns: opened_ns,
+                    uid: 0,
+                    unix_ns: 0,
+                };
+                key = Some(ledger.open(opened_ns, opening).unwrap());
+            }
+            if at_ns > closed_ns && ledger.open_spans() == 1 {
+                ledger.close(at_ns, key.unwrap(), closed_ns, BTreeMap::new(), false).unwrap();
+            }
+            ledger.settle(at_ns + US, &mut out);
+        }
+        let account: &Account = &out[0].1;
+        let held = vec![Held { from_ns: opened_ns, to_ns: closed_ns, weight: 1.0 }];
+        let off = (account.share_uj.unwrap() as f64 - true_shares_uj(&truth, &[held])[0]).abs();
+        let error = account.error_uj.unwrap() as f64;
+        assert!(off <= error, "ceiling {ceiling_mw:?}: off by {off}, error {error}");
+    }
+}

@@ -148,7 +148,8 @@ impl Track {
             self.moments.clear();
         }
         if knot.gap {
-            self.fence.set(Post::new(knot.early_ns, knot.late_ns, self.tip_energy), true);
+            // What a baseline shows may be a whole step of the counter old: no instant is known before which it is too much.
+            self.fence.set(Post::new(u64::MAX, knot.late_ns, self.tip_energy), true);
         }
         if quiet && first == self.passed && !knot.gap {
             self.idle.empty(rise_uj, duration_ns);
