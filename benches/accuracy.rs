@@ -172,16 +172,7 @@ impl Sensor {
 }
 
 fn opening(index: usize, at_ns: u64) -> Opening {
-    Opening {
-        span: index.to_string(),
-        name: String::new(),
-        attributes: BTreeMap::new(),
-        weight: 1.0,
-        domains: None,
-        at_ns,
-        uid: 0,
-        unix_ns: 0,
-    }
+    Opening::plain(index.to_string(), at_ns)
 }
 
 /// Samples every 50 ms; last sample inside minus the last sample of the query that ended before.

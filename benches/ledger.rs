@@ -31,16 +31,7 @@ struct Rig {
 }
 
 fn opening(at_ns: u64) -> Opening {
-    Opening {
-        span: String::new(),
-        name: String::new(),
-        attributes: BTreeMap::new(),
-        weight: 1.0,
-        domains: None,
-        at_ns,
-        uid: 0,
-        unix_ns: 0,
-    }
+    Opening::plain(String::new(), at_ns)
 }
 
 impl Rig {

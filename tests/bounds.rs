@@ -313,16 +313,7 @@ fn a_models_doubt_about_the_quiet_time_before_a_span_is_not_the_spans() {
         read(&mut ledger, second * 1_000 * MS);
     }
     let opened_ns = 5_900 * MS;
-    let opening = Opening {
-        span: "first".into(),
-        name: String::new(),
-        attributes: BTreeMap::new(),
-        weight: 1.0,
-        domains: None,
-        at_ns: opened_ns,
-        uid: 0,
-        unix_ns: 0,
-    };
+    let opening = Opening::plain("first", opened_ns);
     let key = ledger.open(opened_ns, opening).unwrap();
     read(&mut ledger, opened_ns + 50 * US);
     for tick in 1..=200 {
@@ -352,16 +343,7 @@ fn the_first_reading_may_be_as_old_as_the_counters_step() {
             let at_ns = 50_900 * US + tick * MS;
             ledger.feed(0, at_ns - US, at_ns, &truth.reading(at_ns));
             if key.is_none() {
-                let opening = Opening {
-                    span: "early".into(),
-                    name: String::new(),
-                    attributes: BTreeMap::new(),
-                    weight: 1.0,
-                    domains: None,
-                    at_ns: opened_ns,
-                    uid: 0,
-                    unix_ns: 0,
-                };
+                let opening = Opening::plain("early", opened_ns);
                 key = Some(ledger.open(opened_ns, opening).unwrap());
             }
             if at_ns > closed_ns && ledger.open_spans() == 1 {

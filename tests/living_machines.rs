@@ -80,16 +80,7 @@ fn account(found: &mut Inventory, read: impl Fn(&mut Opened, &mut [Reading])) ->
         }
         let now_ns = monotonic_ns();
         if key.is_none() && now_ns > begin_ns + 60 * MS {
-            let opening = Opening {
-                span: "one".into(),
-                name: String::new(),
-                attributes: BTreeMap::new(),
-                weight: 1.0,
-                domains: None,
-                at_ns: now_ns,
-                uid: 0,
-                unix_ns: 0,
-            };
+            let opening = Opening::plain("one", now_ns);
             key = Some(ledger.open(now_ns, opening).unwrap());
         }
         if let Some(key) = key.filter(|_| !closed && now_ns > begin_ns + 180 * MS) {

@@ -122,16 +122,7 @@ fn read(opened: &mut Opened) -> Vec<Reading> {
 }
 
 fn opening(at_ns: u64) -> Opening {
-    Opening {
-        span: "s".into(),
-        name: String::new(),
-        attributes: BTreeMap::new(),
-        weight: 1.0,
-        domains: None,
-        at_ns,
-        uid: 0,
-        unix_ns: 0,
-    }
+    Opening::plain("s", at_ns)
 }
 
 fn true_uj(curve: &[(u64, u64)], from_ns: u64, to_ns: u64) -> f64 {

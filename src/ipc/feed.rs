@@ -210,16 +210,7 @@ impl Feeds {
         let settings = ledger::Settings { horizon_ns: 0, ..settings.clone() };
         let mut ledger = Ledger::new(self.domains().cloned().collect(), settings);
         self.introduce(&mut ledger);
-        let opening = Opening {
-            span: String::new(),
-            name: String::new(),
-            attributes: Default::default(),
-            weight: 1.0,
-            domains: None,
-            at_ns: from_ns,
-            uid: 0,
-            unix_ns: 0,
-        };
+        let opening = Opening::plain(String::new(), from_ns);
         let key = ledger.open(from_ns, opening).ok()?;
         ledger.close(to_ns, key, to_ns, Default::default(), false).ok()?;
         let mut end_ns = to_ns.saturating_add(1);

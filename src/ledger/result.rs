@@ -155,30 +155,22 @@ fn named_phases(span: &Span) -> Vec<Phase> {
     let begun = story.phases.iter().filter(|(at_ns, _)| closed_ns.is_none_or(|end| *at_ns <= end));
     let mut list: Vec<Phase> = Vec::new();
     if story.phases.first().is_some_and(|(at_ns, _)| *at_ns > span.opened_ns) {
-        list.push(Phase {
-            name: String::new(),
-            opened_ns: span.opened_ns,
-            closed_ns: None,
-            share_uj: None,
-            error_uj: None,
-        });
+        list.push(begun_phase("", span.opened_ns));
     }
     for (at_ns, name) in begun {
         if let Some(last) = list.last_mut() {
             last.closed_ns = Some(*at_ns);
         }
-        list.push(Phase {
-            name: name.clone(),
-            opened_ns: *at_ns,
-            closed_ns: None,
-            share_uj: None,
-            error_uj: None,
-        });
+        list.push(begun_phase(name, *at_ns));
     }
     if let Some(last) = list.last_mut() {
         last.closed_ns = closed_ns;
     }
     list
+}
+
+fn begun_phase(name: &str, opened_ns: u64) -> Phase {
+    Phase { name: name.into(), opened_ns, closed_ns: None, share_uj: None, error_uj: None }
 }
 
 /// The phases with their energy: each domain's cumulative share at the cuts, in whole µJ, so that they add up.

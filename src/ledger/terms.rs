@@ -71,6 +71,22 @@ pub struct Opening {
     pub unix_ns: u64,
 }
 
+impl Opening {
+    /// A span of weight 1 over all live domains, with nothing noted about it.
+    pub fn plain(span: impl Into<String>, at_ns: u64) -> Self {
+        Self {
+            span: span.into(),
+            name: String::new(),
+            attributes: BTreeMap::new(),
+            weight: 1.0,
+            domains: None,
+            at_ns,
+            uid: 0,
+            unix_ns: 0,
+        }
+    }
+}
+
 /// Why the ledger refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refused {
