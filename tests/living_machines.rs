@@ -133,7 +133,8 @@ fn zone(machine: &mut Machine, id: &str, name: &str, waves: &[Wave], unit_nj: u6
     let waves = waves.to_vec();
     let counts = move |at: u64| waves.iter().map(|wave| wave.counts(at, UPDATE_NS, shift)).sum::<u64>();
     let wrap = (u128::from(wrap_uj) << shift) / 1_000_000;
-    let offset = (1_u64 << 32) - wrap as u64 - counts(monotonic_ns()) % (1 << 32);
+    // How long the host has been up decides what `counts` says by now, so this goes round as the register does.
+    let offset = 0_u64.wrapping_sub(wrap as u64).wrapping_sub(counts(monotonic_ns()));
     machine.number(&format!("{path}/energy_uj"), move |at| {
         (counts(at).wrapping_add(offset) & 0xFFFF_FFFF) * unit_nj / 1_000
     });
