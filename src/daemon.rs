@@ -40,11 +40,11 @@ fn run(flags: &Flags) -> Result<()> {
     make_room(config.limits.connections);
     let stop = until_signalled().context("cannot listen for signals")?;
     let plan = Plan::of(&config);
-    let group = plan.service.policy.span_gid();
+    let reach = plan.service.policy.reach();
     let mut service = plan.build(Clock::Machine, tell).context("cannot start")?;
     refuse_nothing(&service)?;
     let recording = flags.record.as_deref().map(|file| record(file, &mut service)).transpose()?;
-    let (listener, listening) = ipc::bind(&place(&config)?, group)?;
+    let (listener, listening) = ipc::bind(&place(&config)?, reach)?;
     tell(&format!("measures {}, listens on {}", service.names().join(", "), listening.path().display()));
     let doors = Doors { listener: Some(listener), connections: Vec::new(), stop: Some(stop) };
     ipc::serve(service, doors).context("the poller failed")?;

@@ -91,7 +91,7 @@ fn live(seed: u64, faults: bool) -> (Ledger, Vec<Account>) {
             }
             9 if !open.is_empty() => {
                 let key = open.swap_remove(dice.roll() as usize % open.len());
-                ledger.cancel(now, key).unwrap();
+                ledger.cancel(now, key, now).unwrap();
             }
             _ => {}
         }

@@ -178,6 +178,16 @@ impl Config {
         within("limits.open_spans", limits.open_spans as f64, 1.0, 10_000_000.0)?;
         within("limits.open_spans_per_user", limits.open_spans_per_user as f64, 1.0, 10_000_000.0)?;
         within("limits.unread_bytes", limits.unread_bytes as f64, 4096.0, f64::from(16 << 20))?;
+        for (key, calls) in [
+            ("limits.calls_per_s", limits.calls_per_s),
+            ("limits.calls_burst", limits.calls_burst),
+            ("limits.coarse_calls_per_s", limits.coarse_calls_per_s),
+            ("limits.coarse_calls_burst", limits.coarse_calls_burst),
+            ("limits.stranger_calls_per_s", limits.stranger_calls_per_s),
+            ("limits.stranger_calls_burst", limits.stranger_calls_burst),
+        ] {
+            within(key, calls, 1.0, 1e9)?;
+        }
         within("limits.stall_s", limits.stall_s, 0.1, 3600.0)
     }
 }

@@ -5,23 +5,32 @@
 //! (CVE-2020-8694), which is why the kernel keeps them for root, and why a stranger gets none here.
 
 use crate::config::Groups;
-use crate::protocol::{
-    Access, CancelSpan, CloseSpan, GetBalance, GetInfo, GetInterfaceDescription, GetServiceInfo, GetSpan,
-    ListSpans, MarkPhase, Method, OpenSpan, ReadWindow, SetWeight, WatchDomains, WatchSpans,
-};
+use crate::protocol::{Access, MethodName, Refusal};
 
 use super::group_ffi;
 
-/// The least access a method needs; `None` for a method that does not exist.
-pub fn needed(method: &str) -> Option<Access> {
-    Some(match method {
-        GetInfo::NAME | GetServiceInfo::NAME | GetInterfaceDescription::NAME => Access::None,
-        OpenSpan::NAME | CloseSpan::NAME | MarkPhase::NAME | SetWeight::NAME => Access::Span,
-        CancelSpan::NAME | GetSpan::NAME | WatchSpans::NAME | GetBalance::NAME => Access::Span,
-        ListSpans::NAME => Access::Span,
-        WatchDomains::NAME | ReadWindow::NAME => Access::Telemetry,
-        _ => return None,
-    })
+/// The least access each method needs: the table. A method that has no row here does not compile.
+pub fn needs(method: MethodName) -> Access {
+    use MethodName as M;
+    match method {
+        M::GetInfo | M::GetServiceInfo | M::GetInterfaceDescription => Access::None,
+        M::OpenSpan | M::CloseSpan | M::MarkPhase | M::SetWeight | M::CancelSpan => Access::Coarse,
+        M::GetSpan | M::ListSpans | M::WatchSpans => Access::Coarse,
+        M::GetBalance => Access::Span,
+        M::WatchDomains | M::ReadWindow => Access::Telemetry,
+    }
+}
+
+/// Whether this peer may call this method at all; both doors ask here and nowhere else.
+///
+/// # Errors
+/// `AccessDenied` with the least access that would do.
+pub fn permit(peer: &Peer, method: MethodName) -> Result<(), Refusal> {
+    let needs = needs(method);
+    if peer.access < needs {
+        return Err(Refusal::AccessDenied { needs: needs.word().to_owned() });
+    }
+    Ok(())
 }
 
 /// What a transport knows of its peer.
@@ -53,8 +62,27 @@ const OVERFLOW_UID: u32 = 65_534;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Policy {
     own_uid: u32,
+    coarse_gid: Option<u32>,
     span_gid: Option<u32>,
     telemetry_gid: Option<u32>,
+}
+
+/// Who may open the socket at all; what they may ask there is another question.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reach {
+    /// The daemon's own user.
+    Owner,
+    /// And this group.
+    Group(u32),
+    /// Everybody: a file has one group only, so that the members of a second group come in with all the others, who
+    /// are told their version and health.
+    Everybody,
+}
+
+impl From<Option<u32>> for Reach {
+    fn from(group: Option<u32>) -> Self {
+        group.map_or(Reach::Owner, Reach::Group)
+    }
 }
 
 impl Policy {
@@ -62,6 +90,7 @@ impl Policy {
     pub fn new(groups: &Groups) -> Self {
         Self {
             own_uid: rustix::process::geteuid().as_raw(),
+            coarse_gid: groups.coarse_group.as_deref().and_then(group_ffi::number),
             span_gid: group_ffi::number(&groups.span_group),
             telemetry_gid: group_ffi::number(&groups.telemetry_group),
         }
@@ -70,6 +99,14 @@ impl Policy {
     /// The group whose members may open the socket.
     pub fn span_gid(&self) -> Option<u32> {
         self.span_gid
+    }
+
+    /// Who may open the socket.
+    pub fn reach(&self) -> Reach {
+        match self.coarse_gid {
+            Some(_) => Reach::Everybody,
+            None => self.span_gid.into(),
+        }
     }
 
     /// The daemon's own process at the other end.
@@ -89,6 +126,7 @@ impl Policy {
             () if uid == OVERFLOW_UID => Access::None,
             () if member(self.telemetry_gid) => Access::Telemetry,
             () if member(self.span_gid) => Access::Span,
+            () if member(self.coarse_gid) => Access::Coarse,
             () => Access::None,
         };
         Peer { uid, access, unlimited }
@@ -99,7 +137,8 @@ impl Policy {
 mod tests {
     use super::*;
 
-    const POLICY: Policy = Policy { own_uid: 990, span_gid: Some(50), telemetry_gid: Some(60) };
+    const POLICY: Policy =
+        Policy { own_uid: 990, coarse_gid: Some(40), span_gid: Some(50), telemetry_gid: Some(60) };
 
     fn access(uid: u32, gid: u32, groups: &[u32]) -> Access {
         POLICY.judge(&Credentials { uid, gid, groups: groups.to_vec() }).access
@@ -116,6 +155,8 @@ mod tests {
         assert_eq!(access(1000, 50, &[]), Access::Span);
         assert_eq!(access(1000, 1000, &[7, 50]), Access::Span);
         assert_eq!(access(1000, 50, &[60]), Access::Telemetry);
+        assert_eq!(access(1000, 40, &[]), Access::Coarse);
+        assert_eq!(access(1000, 1000, &[40, 50]), Access::Span);
         assert_eq!(access(1000, 1000, &[7]), Access::None);
     }
 
@@ -129,19 +170,15 @@ mod tests {
 
     #[test]
     fn a_group_that_does_not_exist_has_no_members() {
-        let none = Policy { span_gid: None, telemetry_gid: None, ..POLICY };
+        let none = Policy { coarse_gid: None, span_gid: None, telemetry_gid: None, ..POLICY };
         assert_eq!(none.judge(&Credentials { uid: 5, gid: 0, groups: vec![0] }).access, Access::None);
     }
 
     #[test]
-    fn every_method_of_the_descriptions_has_its_place_in_the_table() {
-        use crate::protocol::{METER, METER_DESCRIPTION, SERVICE, SERVICE_DESCRIPTION};
-        for (interface, text) in [(METER, METER_DESCRIPTION), (SERVICE, SERVICE_DESCRIPTION)] {
-            for line in text.lines().filter_map(|line| line.strip_prefix("method ")) {
-                let name = line.split('(').next().unwrap();
-                assert!(needed(&format!("{interface}.{name}")).is_some(), "{name} is in no row");
-            }
-        }
-        assert_eq!(needed("org.wattspan.Meter.Nothing"), None);
+    fn nobody_is_coarse_until_a_group_is_named() {
+        let policy = Policy::new(&Groups::default());
+        assert_eq!((policy.coarse_gid, policy.reach() == Reach::Everybody), (None, false));
+        let named = Policy::new(&Groups { coarse_group: Some("daemon".into()), ..Groups::default() });
+        assert_eq!((named.coarse_gid.is_some(), named.reach()), (true, Reach::Everybody));
     }
 }

@@ -64,9 +64,11 @@ impl Audience {
             .collect()
     }
 
-    /// The places of those who may see the account of a span of this user.
-    pub fn of_span(&self, uid: u32) -> Vec<usize> {
-        let sees = |peer: &Peer| peer.uid == uid || peer.access >= Access::Telemetry;
+    /// The places of those who may see the account of a span of this user; `coarse`: it is one that a coarse caller may
+    /// see.
+    pub fn of_span(&self, uid: u32, coarse: bool) -> Vec<usize> {
+        let own = |peer: &Peer| peer.uid == uid && (coarse || peer.access >= Access::Span);
+        let sees = |peer: &Peer| own(peer) || peer.access >= Access::Telemetry;
         let watchers =
             self.watchers.iter().filter(|watcher| watcher.what == Stream::Spans && sees(&watcher.peer));
         watchers.map(|watcher| watcher.place).collect()
@@ -105,10 +107,14 @@ mod tests {
         audience.join(1, 11, peer(2000, Access::Span), Stream::Spans, 0);
         audience.join(2, 12, peer(3000, Access::Telemetry), Stream::Spans, 0);
         audience.join(3, 13, peer(3000, Access::Telemetry), Stream::Domains { period_ns: 5 }, 0);
-        assert_eq!(audience.of_span(1000), [0, 2]);
+        audience.join(4, 14, peer(1000, Access::Coarse), Stream::Spans, 0);
+        assert_eq!(audience.of_span(1000, false), [0, 2]);
+        assert_eq!(audience.of_span(1000, true), [0, 2, 4]);
+        assert_eq!(audience.of_span(2000, true), [1, 2]);
+        assert!(audience.leave(14));
         assert_eq!((audience.streams_of(3000), audience.of_domains()), (2, 1));
         assert!(audience.leave(12) && !audience.leave(12));
-        assert_eq!(audience.of_span(1000), [0]);
+        assert_eq!(audience.of_span(1000, false), [0]);
     }
 
     #[test]

@@ -14,6 +14,7 @@ use serde::Serialize;
 
 use super::access::Peer;
 use super::audience::Audience;
+use super::coarse;
 use super::connection::{Connection, Fate};
 use super::exchange::Stream;
 use super::gate::Gate;
@@ -257,7 +258,7 @@ impl Door {
     }
 
     fn tell_span(&mut self, account: &Account) {
-        let places = self.audience.of_span(account.uid);
+        let places = self.audience.of_span(account.uid, coarse::fits(account));
         if !places.is_empty() {
             let mut answer = Vec::new();
             Reply::one_of_many(Told { account }).write(&mut answer);

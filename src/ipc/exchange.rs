@@ -7,12 +7,13 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 
 use crate::protocol::{
-    self, Access, CancelSpan, CloseSpan, Description, Done, GetBalance, GetInfo, GetInterfaceDescription,
-    GetServiceInfo, GetSpan, Incoming, ListSpans, MarkPhase, Method, OpenSpan, ReadWindow, Refusal, Reply,
-    ServiceInfo, SetWeight, SpanAccount, WatchDomains, WatchSpans,
+    self, CancelSpan, CloseSpan, Description, Done, GetBalance, GetInfo, GetInterfaceDescription,
+    GetServiceInfo, GetSpan, Incoming, Method, MethodName, Refusal, Reply, ServiceInfo, SpanAccount,
+    WatchDomains, WatchSpans,
 };
 
-use super::access::{self, Peer};
+use super::access;
+use super::allowance::Excess;
 use super::service::{Caller, Closed, Service};
 
 /// What became of a call.
@@ -53,6 +54,12 @@ pub fn exchange(service: &mut Service, caller: &Caller, message: &[u8], out: &mu
         Refusal::InvalidParameter { parameter: "message".into() }.write(out);
         return Outcome::Broken;
     };
+    if let Err(Excess { refusal, flood }) = service.spend(&caller.peer) {
+        refusal.write(out);
+        // A call that nobody waits for cannot be refused, and one that is dropped would be missing from some account:
+        // the connection ends, and with it its open spans, as abandoned.
+        return if flood || call.oneway == Some(true) { Outcome::Broken } else { Outcome::Answered };
+    }
     let before = out.len();
     let outcome = match route(service, caller, &call, out) {
         Ok(outcome) => outcome,
@@ -74,66 +81,54 @@ fn route(
     out: &mut Vec<u8>,
 ) -> Result<Outcome, Refusal> {
     let method = call.method.as_ref();
-    let needs = access::needed(method).ok_or_else(|| unknown(method))?;
-    if caller.peer.access < needs {
-        return Err(Refusal::AccessDenied { needs: word(needs) });
-    }
+    let name = MethodName::of(method).ok_or_else(|| unknown(method))?;
+    access::permit(&caller.peer, name)?;
     if call.upgrade == Some(true) {
         return Err(Refusal::MethodNotImplemented { method: method.to_owned() });
     }
-    // The hot two first.
-    match method {
-        OpenSpan::NAME => reply(out, &service.open(caller, parameters(call)?)?),
-        CloseSpan::NAME => return close(service, caller, call, out),
-        MarkPhase::NAME => {
+    match name {
+        MethodName::OpenSpan => reply(out, &service.open(caller, parameters(call)?)?),
+        MethodName::CloseSpan => return close(service, caller, call, out),
+        MethodName::MarkPhase => {
             service.mark(&caller.peer, parameters(call)?)?;
             reply(out, &Done {});
         }
-        SetWeight::NAME => {
+        MethodName::SetWeight => {
             service.set_weight(&caller.peer, &parameters(call)?)?;
             reply(out, &Done {});
         }
-        CancelSpan::NAME => {
+        MethodName::CancelSpan => {
             service.cancel(&caller.peer, &parameters::<CancelSpan>(call)?.span)?;
             reply(out, &Done {});
         }
-        WatchSpans::NAME => {
+        MethodName::WatchSpans => {
             parameters::<WatchSpans>(call)?;
             return stream(call, Stream::Spans);
         }
-        WatchDomains::NAME => return stream(call, domains_stream(&parameters(call)?)?),
-        _ => ask(service, &caller.peer, call, out)?,
-    }
-    Ok(Outcome::Answered)
-}
-
-/// The methods that change nothing.
-fn ask(service: &mut Service, peer: &Peer, call: &Incoming, out: &mut Vec<u8>) -> Result<(), Refusal> {
-    match call.method.as_ref() {
-        GetInfo::NAME => {
+        MethodName::WatchDomains => return stream(call, domains_stream(&parameters(call)?)?),
+        MethodName::GetInfo => {
             parameters::<GetInfo>(call)?;
-            reply(out, &service.info(peer));
+            reply(out, &service.info(&caller.peer));
         }
-        GetSpan::NAME => {
-            let account = service.account(peer, &parameters::<GetSpan>(call)?.span)?;
+        MethodName::GetSpan => {
+            let account = service.account(&caller.peer, &parameters::<GetSpan>(call)?.span)?;
             reply(out, &SpanAccount { account });
         }
-        ListSpans::NAME => reply(out, &service.accounts(peer, &parameters(call)?)?),
-        ReadWindow::NAME => reply(out, &service.window(&parameters(call)?)?),
-        GetBalance::NAME => {
+        MethodName::ListSpans => reply(out, &service.accounts(&caller.peer, &parameters(call)?)?),
+        MethodName::ReadWindow => reply(out, &service.window(&parameters(call)?)?),
+        MethodName::GetBalance => {
             parameters::<GetBalance>(call)?;
             reply(out, &service.balance());
         }
-        GetServiceInfo::NAME => {
+        MethodName::GetServiceInfo => {
             parameters::<GetServiceInfo>(call)?;
             reply(out, &service_info());
         }
-        GetInterfaceDescription::NAME => {
+        MethodName::GetInterfaceDescription => {
             reply(out, &description(parameters::<GetInterfaceDescription>(call)?)?);
         }
-        method => return Err(unknown(method)),
     }
-    Ok(())
+    Ok(Outcome::Answered)
 }
 
 fn close(
@@ -202,17 +197,6 @@ fn unknown(method: &str) -> Refusal {
     }
 }
 
-fn word(access: Access) -> String {
-    match access {
-        Access::None => "none",
-        Access::Coarse => "coarse",
-        Access::Span => "span",
-        Access::Telemetry => "telemetry",
-        Access::Admin => "admin",
-    }
-    .to_owned()
-}
-
 fn parameters<M: Method>(call: &Incoming) -> Result<M, Refusal> {
     let text = call.parameters.map_or("{}", RawValue::get);
     // Derived readers would take a list as the fields in their order; Varlink knows only names.
@@ -265,6 +249,7 @@ impl<'de: 'a, 'a> serde::Deserialize<'de> for Fields<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::protocol::{OpenSpan, SetWeight};
 
     fn wrong<M: Method + std::fmt::Debug>(text: &str) -> String {
         wrong_parameter(text, &serde_json::from_str::<M>(text).unwrap_err())

@@ -2,8 +2,10 @@
 //!
 //! Owns what a caller gets to see: another user's account only with telemetry access, no figures without any.
 
+use std::sync::Arc;
+
 use super::access::Peer;
-use super::life::refusal;
+use super::coarse;
 use super::register::Known;
 use super::service::Service;
 use crate::ledger::account::Account;
@@ -43,7 +45,7 @@ impl Service {
     pub fn account(&mut self, peer: &Peer, span: &str) -> Result<Account, Refusal> {
         let now_ns = self.clock.now_ns();
         self.freshen(now_ns);
-        let mut known = self.register.known(peer.uid, span);
+        let mut known = self.known_to(peer, span);
         if known.is_err() && peer.access >= Access::Telemetry {
             known = self.register.known_to_anybody(span);
         }
@@ -55,9 +57,22 @@ impl Service {
         match known {
             Known::Settled(account) => Ok(Account::clone(&account)),
             Known::Held(key) => {
-                self.ledger.account(now_ns, key).map_err(|refused| refusal(refused, span, now_ns))
+                let so_far = || self.ledger.account(now_ns, key).ok();
+                let missing = || Refusal::NoSuchSpan { span: span.to_owned() };
+                self.coarse.so_far(key, so_far).ok_or_else(missing)
             }
         }
+    }
+
+    /// What is known of the caller's span of this name; to a coarse caller only of its coarse ones.
+    pub(super) fn known_to(&self, peer: &Peer, span: &str) -> Result<Known, Refusal> {
+        let known = self.register.known(peer.uid, span)?;
+        let shown = peer.access >= Access::Span
+            || match &known {
+                Known::Held(key) => self.coarse.has(*key),
+                Known::Settled(account) => coarse::fits(account),
+            };
+        if shown { Ok(known) } else { Err(Refusal::NoSuchSpan { span: span.to_owned() }) }
     }
 
     /// ListSpans: the caller's own, or everybody's for telemetry.
@@ -73,7 +88,9 @@ impl Service {
         self.freshen(now_ns);
         let whose = (peer.access < Access::Telemetry).then_some(peer.uid);
         let accounts = self.register.latest(whose, limit);
-        Ok(SpanAccounts { accounts: accounts.iter().map(|account| Account::clone(account)).collect() })
+        let shown = |account: &&Arc<Account>| peer.access >= Access::Span || coarse::fits(account);
+        let accounts = accounts.iter().filter(shown).map(|account| Account::clone(account)).collect();
+        Ok(SpanAccounts { accounts })
     }
 
     /// ReadWindow.
@@ -107,6 +124,8 @@ impl Service {
 fn hide_figures(status: &mut DomainStatus) {
     // The smallest step that was seen is the energy of one update: it tells the least power.
     status.quantum_uj = None;
+    // And how often the step is reached tells the power, for a counter that moves by it.
+    status.update_interval_ns = None;
     status.energy_uj = None;
     status.power_mw = None;
     status.residual = None;

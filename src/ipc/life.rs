@@ -7,17 +7,20 @@ use std::collections::BTreeMap;
 
 use super::access::Peer;
 use super::notes;
+use super::register::Open;
 use super::service::{Caller, Closed, Service};
 use super::ticket::ConnectionId;
 use crate::clock;
 use crate::ledger::{Opening, Refused};
-use crate::protocol::{CloseSpan, MarkPhase, OpenSpan, OpenedSpan, Refusal, SetWeight};
+use crate::protocol::{Access, CloseSpan, MarkPhase, OpenSpan, OpenedSpan, Refusal, SetWeight};
 
 impl Service {
     /// OpenSpan.
     pub fn open(&mut self, caller: &Caller, call: OpenSpan) -> Result<OpenedSpan, Refusal> {
         let now_ns = self.clock.now_ns();
-        let at_ns = self.edge(call.at_ns, now_ns)?;
+        let asked_ns = self.edge(call.at_ns, now_ns)?;
+        let coarse = caller.peer.access < Access::Span;
+        let at_ns = if coarse { self.coarse.opening_ns(asked_ns, now_ns) } else { asked_ns };
         let span = match call.span {
             Some(span) => notes::check_word("span", &span, notes::SPAN_BYTES).map(|()| span)?,
             None => self.tokens.next(),
@@ -36,10 +39,13 @@ impl Service {
             domains: call.domains.map(|names| self.domain_indices(&names)).transpose()?,
             at_ns,
             uid: caller.peer.uid,
-            unix_ns: clock::unix_ns().saturating_sub(now_ns.saturating_sub(at_ns)),
+            unix_ns: clock::unix_ns().saturating_add(at_ns).saturating_sub(now_ns),
         };
         let key = self.ledger.open(now_ns, opening).map_err(|refused| refusal(refused, &span, at_ns))?;
         self.register.enter(caller.peer.uid, &span, key, caller.ticket.connection, (noted, pairs));
+        if coarse {
+            self.coarse.enter(key, asked_ns, at_ns);
+        }
         self.hurry(true);
         Ok(OpenedSpan { span })
     }
@@ -47,9 +53,9 @@ impl Service {
     /// MarkPhase.
     pub fn mark(&mut self, peer: &Peer, call: MarkPhase) -> Result<(), Refusal> {
         let now_ns = self.clock.now_ns();
-        let open = self.register.open(peer.uid, &call.span)?;
+        let open = self.open_span_of(peer, &call.span)?;
         notes::check_word("phase", &call.phase, notes::PHASE_BYTES)?;
-        let at_ns = self.edge(call.at_ns, now_ns)?;
+        let at_ns = self.coarse.edge_ns(open.key, self.edge(call.at_ns, now_ns)?, now_ns)?;
         let bytes = call.phase.len();
         self.register.check_phase(peer, &open, bytes)?;
         let marked = self.ledger.mark(now_ns, open.key, call.phase, at_ns);
@@ -61,8 +67,8 @@ impl Service {
     /// SetWeight.
     pub fn set_weight(&mut self, peer: &Peer, call: &SetWeight) -> Result<(), Refusal> {
         let now_ns = self.clock.now_ns();
-        let open = self.register.open(peer.uid, &call.span)?;
-        let at_ns = self.edge(call.at_ns, now_ns)?;
+        let open = self.open_span_of(peer, &call.span)?;
+        let at_ns = self.coarse.edge_ns(open.key, self.edge(call.at_ns, now_ns)?, now_ns)?;
         let set = self.ledger.set_weight(now_ns, open.key, call.weight, at_ns);
         set.map_err(|refused| refusal(refused, &call.span, at_ns))
     }
@@ -71,13 +77,15 @@ impl Service {
     pub fn close(&mut self, caller: &Caller, call: CloseSpan, wait: bool) -> Result<Closed, Refusal> {
         let now_ns = self.clock.now_ns();
         let peer = &caller.peer;
-        let open = self.register.open(peer.uid, &call.span)?;
-        let at_ns = self.edge(call.at_ns, now_ns)?;
+        let open = self.open_span_of(peer, &call.span)?;
+        let asked_ns = self.edge(call.at_ns, now_ns)?;
+        let at_ns = self.coarse.close_ns(open.key, asked_ns, now_ns)?;
         let attributes = call.attributes.unwrap_or_default();
         let bytes = notes::check_attributes(&attributes, open.pairs())?;
         self.register.check_notes_of(peer, bytes)?;
         let closed = self.ledger.close(now_ns, open.key, at_ns, attributes, false);
         closed.map_err(|refused| refusal(refused, &call.span, at_ns))?;
+        self.coarse.close(open.key, asked_ns, at_ns);
         self.register.close(peer.uid, &call.span, bytes, wait.then_some(caller.ticket));
         if wait {
             return Ok(Closed::Awaited);
@@ -90,8 +98,10 @@ impl Service {
     /// CancelSpan.
     pub fn cancel(&mut self, peer: &Peer, span: &str) -> Result<(), Refusal> {
         let now_ns = self.clock.now_ns();
-        let open = self.register.open(peer.uid, span)?;
-        self.ledger.cancel(now_ns, open.key).map_err(|refused| refusal(refused, span, now_ns))?;
+        let open = self.open_span_of(peer, span)?;
+        let at_ns = self.coarse.edge_ns(open.key, now_ns, now_ns)?;
+        self.ledger.cancel(now_ns, open.key, at_ns).map_err(|refused| refusal(refused, span, now_ns))?;
+        self.coarse.forget(open.key);
         self.register.cancel(peer.uid, span);
         Ok(())
     }
@@ -100,8 +110,25 @@ impl Service {
     pub fn vanished(&mut self, connection: ConnectionId) {
         let now_ns = self.clock.now_ns();
         for key in self.register.abandon(connection) {
+            let at_ns = self.coarse.close_ns(key, now_ns, now_ns).unwrap_or(now_ns);
             // The only refusal possible is that the span is closed already, which is what is wanted.
-            let _ = self.ledger.close(now_ns, key, now_ns, BTreeMap::new(), true);
+            let _ = self.ledger.close(now_ns, key, at_ns, BTreeMap::new(), true);
+            self.coarse.close(key, now_ns, at_ns);
+        }
+    }
+
+    /// The caller's open span of this name. A span that its user opened with more access is none of a coarse caller's,
+    /// and answers as one that does not exist.
+    fn open_span_of(&self, peer: &Peer, span: &str) -> Result<Open, Refusal> {
+        let open = self.register.open(peer.uid, span);
+        if peer.access >= Access::Span {
+            return open;
+        }
+        let missing = || Refusal::NoSuchSpan { span: span.to_owned() };
+        match open {
+            Ok(open) if !self.coarse.has(open.key) => Err(missing()),
+            Err(Refusal::AlreadyClosed { .. }) => self.known_to(peer, span).and(open),
+            other => other,
         }
     }
 
@@ -121,7 +148,7 @@ impl Service {
 }
 
 /// The ledger's refusal in the words of the wire.
-pub(super) fn refusal(refused: Refused, span: &str, at_ns: u64) -> Refusal {
+fn refusal(refused: Refused, span: &str, at_ns: u64) -> Refusal {
     match refused {
         Refused::NoSuchSpan => Refusal::NoSuchSpan { span: span.to_owned() },
         Refused::AlreadyClosed => Refusal::AlreadyClosed { span: span.to_owned() },

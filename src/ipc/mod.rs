@@ -13,7 +13,10 @@
 //! to bound than a fork. Reading with plain `read` makes the kernel throw away any descriptors sent along.
 
 mod access;
+mod allowance;
 mod audience;
+mod coarse;
+mod coarse_spans;
 mod connection;
 mod door;
 mod exchange;
@@ -43,7 +46,7 @@ mod local_peercred_ffi;
 #[cfg(target_os = "macos")]
 use local_peercred_ffi as peer;
 
-pub use access::Policy;
+pub use access::{Policy, Reach};
 pub use door::{Doors, serve};
 pub use plan::Plan;
 pub use service::{Service, Settings};

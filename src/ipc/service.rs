@@ -17,8 +17,10 @@ use crate::protocol::Refusal;
 use crate::sampler;
 
 use super::access::{Peer, Policy};
+use super::allowance::{Allowance, Excess};
+use super::coarse_spans::CoarseSpans;
 use super::feed::Feeds;
-use super::register::Register;
+use super::register::{Known, Register};
 use super::ticket::Ticket;
 use super::token::Tokens;
 
@@ -74,6 +76,8 @@ pub struct Service {
     pub(super) settings: Settings,
     pub(super) index: HashMap<String, usize>,
     pub(super) register: Register,
+    pub(super) coarse: CoarseSpans,
+    allowance: Allowance,
     pub(super) tokens: Tokens,
     pub(super) boot_id: String,
     /// Room to settle into, empty between two calls.
@@ -98,6 +102,8 @@ impl Service {
             feeds,
             absent,
             register: Register::new(settings.limits.clone()),
+            coarse: CoarseSpans::new(settings.ledger.horizon_ns),
+            allowance: Allowance::default(),
             settings,
             index,
             tokens: Tokens::new()?,
@@ -119,6 +125,17 @@ impl Service {
     /// What one client may take.
     pub fn limits(&self) -> &Limits {
         &self.settings.limits
+    }
+
+    /// One call of this peer, through whatever door.
+    ///
+    /// # Errors
+    /// The peer's calls are used up.
+    pub fn spend(&mut self, peer: &Peer) -> Result<(), Excess> {
+        if peer.unlimited {
+            return Ok(());
+        }
+        self.allowance.spend(peer, self.clock.now_ns(), &self.settings.limits)
     }
 
     /// Who may what.
@@ -152,13 +169,25 @@ impl Service {
         self.taken_in_ns = now_ns;
         self.feeds.drain(now_ns, &mut self.ledger);
         self.ledger.settle(now_ns, &mut self.settled);
-        for (_, account) in self.settled.drain(..) {
-            let account = Arc::new(account);
-            let ticket = self.register.settle(&account);
-            self.finals.push(Final { account, ticket });
+        let mut settled = std::mem::take(&mut self.settled);
+        for (key, account) in settled.drain(..) {
+            if let Some(account) = self.coarse.withhold(key, account, now_ns) {
+                self.finish(account);
+            }
+        }
+        self.settled = settled;
+        for account in self.coarse.release(now_ns) {
+            self.finish(account);
         }
         self.settled.shrink_to(1024);
         self.hurry(self.ledger.busy() || self.watchers > 0);
+    }
+
+    /// An account is final and may be told.
+    fn finish(&mut self, account: Account) {
+        let account = Arc::new(account);
+        let ticket = self.register.settle(&account);
+        self.finals.push(Final { account, ticket });
     }
 
     /// When to pump again, if nothing happens before; on the service's clock.
@@ -170,6 +199,7 @@ impl Service {
         /// An account that is due and has not come waits for a reading; looking more often than they come is vain.
         const EAGER_NS: u64 = 500_000;
         let relaxed_ns = now_ns + if self.hurried { RELAXED_NS } else { IDLE_NS };
+        let relaxed_ns = self.coarse.due_ns().map_or(relaxed_ns, |due_ns| due_ns.clamp(now_ns, relaxed_ns));
         if !self.finals.is_empty() {
             return now_ns;
         }
@@ -177,15 +207,14 @@ impl Service {
             return relaxed_ns;
         }
         let due_ns = self.ledger.next_due_ns().unwrap_or(relaxed_ns);
-        due_ns.clamp(now_ns + EAGER_NS, relaxed_ns)
+        due_ns.max(now_ns + EAGER_NS).min(relaxed_ns)
     }
 
     /// The accounts so far of all who wait for a final one; for the end of the daemon.
     pub fn give_up_waiting(&mut self) -> Vec<(Ticket, Account)> {
         let now_ns = self.clock.now_ns();
         let waiting = self.register.give_up_waiting();
-        let ledger = &self.ledger;
-        let so_far = |(ticket, key)| Some((ticket, ledger.account(now_ns, key).ok()?));
+        let so_far = |(ticket, key)| Some((ticket, self.so_far(now_ns, "", Known::Held(key)).ok()?));
         waiting.into_iter().filter_map(so_far).collect()
     }
 

@@ -13,6 +13,8 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::FlockOperation;
 
+use super::access::Reach;
+
 /// Why the path cannot be had.
 #[derive(Debug, thiserror::Error)]
 pub enum Taken {
@@ -53,8 +55,8 @@ pub struct Listening {
     _lock: File,
 }
 
-/// Listens at `path`, which its group may open where there is one and this process may give it away.
-pub fn bind(path: &Path, group: Option<u32>) -> Result<(UnixListener, Listening), Taken> {
+/// Listens at `path`, which a group may open only where this process may give it away.
+pub fn bind(path: &Path, reach: impl Into<Reach>) -> Result<(UnixListener, Listening), Taken> {
     let directory = match path.parent() {
         Some(directory) if directory != Path::new("") => directory,
         _ => Path::new("."),
@@ -62,7 +64,7 @@ pub fn bind(path: &Path, group: Option<u32>) -> Result<(UnixListener, Listening)
     prepare(directory)?;
     let lock = lock(path)?;
     check_place(path)?;
-    let (listener, socket) = create(path, directory, group)?;
+    let (listener, socket) = create(path, directory, reach.into())?;
     let inode = (socket.dev(), socket.ino());
     Ok((listener, Listening { path: path.to_owned(), inode, _lock: lock }))
 }
@@ -161,23 +163,27 @@ fn check_place(path: &Path) -> Result<(), Taken> {
     }
 }
 
-fn create(path: &Path, directory: &Path, group: Option<u32>) -> Result<(UnixListener, Metadata), Taken> {
+fn create(path: &Path, directory: &Path, reach: Reach) -> Result<(UnixListener, Metadata), Taken> {
     let private = directory.join(format!(".wattspan-{}", std::process::id()));
     let denied = |action| move |cause| Taken::Denied { action, path: path.to_owned(), cause };
     // Left behind by a process of the same number that was killed here.
     let _ = fs::remove_file(private.join("s"));
     let _ = fs::remove_dir(&private);
     DirBuilder::new().mode(0o700).create(&private).map_err(denied("make a directory beside"))?;
-    let made = make(&private.join("s"), path, group);
+    let made = make(&private.join("s"), path, reach);
     let _ = fs::remove_file(private.join("s"));
     let _ = fs::remove_dir(&private);
     made.map_err(denied("listen on"))
 }
 
-fn make(private: &Path, path: &Path, group: Option<u32>) -> io::Result<(UnixListener, Metadata)> {
+fn make(private: &Path, path: &Path, reach: Reach) -> io::Result<(UnixListener, Metadata)> {
     let listener = UnixListener::bind(private)?;
-    let given = group.is_some_and(|group| chown(private, None, Some(group)).is_ok());
-    fs::set_permissions(private, Permissions::from_mode(if given { 0o660 } else { 0o600 }))?;
+    let mode = match reach {
+        Reach::Everybody => 0o666,
+        Reach::Group(group) if chown(private, None, Some(group)).is_ok() => 0o660,
+        Reach::Group(_) | Reach::Owner => 0o600,
+    };
+    fs::set_permissions(private, Permissions::from_mode(mode))?;
     let metadata = fs::symlink_metadata(private)?;
     fs::rename(private, path)?;
     listener.set_nonblocking(true)?;
@@ -219,9 +225,12 @@ mod tests {
     fn a_group_that_this_process_may_give_it_to_may_open_the_socket() {
         let (_dir, path) = place();
         let own = rustix::process::getegid().as_raw();
-        let _bound = bind(&path, Some(own)).unwrap();
+        let bound = bind(&path, Some(own)).unwrap();
         let found = fs::metadata(&path).unwrap();
         assert_eq!((found.mode() & 0o777, found.gid()), (0o660, own));
+        drop(bound);
+        let _bound = bind(&path, Reach::Everybody).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o666);
     }
 
     #[test]

@@ -208,12 +208,12 @@ impl Ledger {
         Ok(())
     }
 
-    /// Forgets an open span: what it used so far becomes unattributed.
+    /// Forgets an open span: what it used up to `at_ns` becomes unattributed.
     ///
     /// # Errors
-    /// `NoSuchSpan`, `AlreadyClosed`.
-    pub fn cancel(&mut self, now_ns: u64, key: SpanKey) -> Result<(), Refused> {
-        self.close(now_ns, key, now_ns, BTreeMap::new(), false)?;
+    /// As for [`Ledger::close`].
+    pub fn cancel(&mut self, now_ns: u64, key: SpanKey, at_ns: u64) -> Result<(), Refused> {
+        self.close(now_ns, key, at_ns, BTreeMap::new(), false)?;
         self.roster.find_mut(key).ok_or(Refused::NoSuchSpan)?.cancelled = true;
         Ok(())
     }

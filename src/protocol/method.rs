@@ -30,6 +30,30 @@ macro_rules! methods {
 
         /// Every method there is, by name.
         pub const NAMES: &[&str] = &[$($name),*];
+
+        /// A method's name as a value, so that the compiler insists on a place for each in every table.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        pub enum MethodName {
+            $(#[doc = $name] $parameters,)*
+        }
+
+        impl MethodName {
+            /// The method of this name: interface and method, joined by a dot.
+            #[inline]
+            pub fn of(name: &str) -> Option<Self> {
+                match name {
+                    $($name => Some(Self::$parameters),)*
+                    _ => None,
+                }
+            }
+
+            /// Interface and method, joined by a dot.
+            pub fn as_str(self) -> &'static str {
+                match self {
+                    $(Self::$parameters => $name,)*
+                }
+            }
+        }
     };
 }
 
@@ -68,5 +92,9 @@ mod tests {
         described.sort();
         ours.sort();
         assert_eq!(ours, described);
+        for name in NAMES {
+            assert_eq!(MethodName::of(name).map(MethodName::as_str), Some(*name));
+        }
+        assert_eq!(MethodName::of("org.wattspan.Meter.openspan"), None);
     }
 }

@@ -13,7 +13,7 @@ mod reply;
 mod request;
 
 pub use envelope::{Answer, Call, Incoming, Reply};
-pub use method::{Method, NAMES};
+pub use method::{Method, MethodName, NAMES};
 pub use refusal::{Refusal, Unintelligible};
 pub use reply::{
     Access, Balances, Description, DomainStatus, DomainTick, Done, Info, OpenedSpan, SamplerStatus,

@@ -8,7 +8,7 @@ use crate::energy::{Absent, Grade, Kind, Liveness};
 use crate::ledger::account::{Account, Balance, Share};
 
 /// What a caller may do; each includes those before it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Access {
     /// Version, health, own access; no energy.
@@ -21,6 +21,19 @@ pub enum Access {
     Telemetry,
     /// Everything.
     Admin,
+}
+
+impl Access {
+    /// Its word on the wire.
+    pub fn word(self) -> &'static str {
+        match self {
+            Access::None => "none",
+            Access::Coarse => "coarse",
+            Access::Span => "span",
+            Access::Telemetry => "telemetry",
+            Access::Admin => "admin",
+        }
+    }
 }
 
 /// A domain as it is now.

@@ -1,0 +1,173 @@
+//! How many calls each user may still make.
+//!
+//! Owns one token bucket for each user and kind of access, for all its connections on both doors together. Invariant: a
+//! bucket that is full again is not kept, so that memory goes with the users that called lately. Root and the daemon's
+//! own user have none.
+
+use std::collections::HashMap;
+
+use super::access::Peer;
+use crate::config::Limits;
+use crate::protocol::{Access, Refusal};
+
+/// A refused call costs this part of one that is done: about what refusing it takes of the CPU. So who floods beyond
+/// four times its rate has no call done at all, and is hung up on when a whole burst is owed.
+const PART_OF_REFUSED: f64 = 0.25;
+
+/// From so many buckets on those that are full again are looked for.
+const MANY: usize = 1024;
+
+/// A call too many.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Excess {
+    /// What the caller is told.
+    pub refusal: Refusal,
+    /// It goes on so that it is not worth answering any more: hang up.
+    pub flood: bool,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Bucket {
+    tokens: f64,
+    at_ns: u64,
+}
+
+/// All users' allowances.
+#[derive(Debug, Default)]
+pub struct Allowance {
+    buckets: HashMap<(u32, Access), Bucket>,
+    sweep_at: usize,
+}
+
+impl Allowance {
+    /// One call of this peer at `now_ns`.
+    ///
+    /// # Errors
+    /// [`Excess`] where its calls are used up.
+    pub fn spend(&mut self, peer: &Peer, now_ns: u64, limits: &Limits) -> Result<(), Excess> {
+        if peer.unlimited {
+            return Ok(());
+        }
+        let (rate, burst) = rate_and_burst(peer.access, limits);
+        self.sweep(now_ns, limits);
+        let full = Bucket { tokens: burst, at_ns: now_ns };
+        let bucket = self.buckets.entry((peer.uid, peer.access)).or_insert(full);
+        bucket.tokens = bucket.tokens_at(now_ns, rate, burst);
+        bucket.at_ns = bucket.at_ns.max(now_ns);
+        if bucket.tokens >= 1.0 {
+            bucket.tokens -= 1.0;
+            return Ok(());
+        }
+        bucket.tokens = (bucket.tokens - PART_OF_REFUSED).max(-burst);
+        let refusal = Refusal::QuotaExceeded { quota: "calls a second".to_owned(), limit: rate as u64 };
+        Err(Excess { refusal, flood: bucket.tokens <= -burst })
+    }
+
+    /// Forgets whoever has not called for so long that nothing is to be remembered.
+    fn sweep(&mut self, now_ns: u64, limits: &Limits) {
+        if self.buckets.len() < self.sweep_at.max(MANY) {
+            return;
+        }
+        self.buckets.retain(|(_, access), bucket| {
+            let (rate, burst) = rate_and_burst(*access, limits);
+            bucket.tokens_at(now_ns, rate, burst) < burst
+        });
+        // Where most are busy, looking at each of them with every call would be the flood.
+        self.sweep_at = 2 * self.buckets.len();
+    }
+}
+
+impl Bucket {
+    fn tokens_at(&self, now_ns: u64, rate: f64, burst: f64) -> f64 {
+        let gained = now_ns.saturating_sub(self.at_ns) as f64 * 1e-9 * rate;
+        (self.tokens + gained).min(burst)
+    }
+}
+
+fn rate_and_burst(access: Access, limits: &Limits) -> (f64, f64) {
+    match access {
+        Access::None => (limits.stranger_calls_per_s, limits.stranger_calls_burst),
+        Access::Coarse => (limits.coarse_calls_per_s, limits.coarse_calls_burst),
+        Access::Span | Access::Telemetry | Access::Admin => (limits.calls_per_s, limits.calls_burst),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND_NS: u64 = 1_000_000_000;
+
+    fn peer(uid: u32, access: Access) -> Peer {
+        Peer { uid, access, unlimited: false }
+    }
+
+    /// How many of `calls` at one instant are done.
+    fn done(allowance: &mut Allowance, peer: &Peer, now_ns: u64, calls: usize) -> usize {
+        let limits = Limits::default();
+        (0..calls).filter(|_| allowance.spend(peer, now_ns, &limits).is_ok()).count()
+    }
+
+    #[test]
+    fn a_user_has_its_burst_then_its_rate_and_nothing_of_anybody_elses() {
+        let limits = Limits::default();
+        for (access, rate, burst) in [
+            (Access::None, limits.stranger_calls_per_s, limits.stranger_calls_burst),
+            (Access::Coarse, limits.coarse_calls_per_s, limits.coarse_calls_burst),
+            (Access::Span, limits.calls_per_s, limits.calls_burst),
+            (Access::Telemetry, limits.calls_per_s, limits.calls_burst),
+        ] {
+            let mut allowance = Allowance::default();
+            let (ann, bob) = (peer(1000, access), peer(2000, access));
+            let burst = burst as usize;
+            assert_eq!(done(&mut allowance, &ann, 0, burst), burst);
+            let excess = allowance.spend(&ann, 0, &limits).unwrap_err();
+            let told = Refusal::QuotaExceeded { quota: "calls a second".into(), limit: rate as u64 };
+            assert_eq!((excess.refusal, excess.flood), (told, false));
+            assert_eq!(done(&mut allowance, &bob, 0, burst), burst);
+            // The refused call cost a quarter of one.
+            assert_eq!(done(&mut allowance, &ann, SECOND_NS, burst), rate as usize - 1);
+        }
+    }
+
+    #[test]
+    fn a_pause_gives_back_the_burst_and_no_more() {
+        let mut allowance = Allowance::default();
+        let ann = peer(1000, Access::Coarse);
+        assert_eq!(done(&mut allowance, &ann, 0, 400), 400);
+        assert_eq!(done(&mut allowance, &ann, 3600 * SECOND_NS, 500), 400);
+    }
+
+    #[test]
+    fn a_flood_has_nothing_done_and_is_hung_up_on_but_not_for_ever() {
+        let (mut allowance, limits) = (Allowance::default(), Limits::default());
+        let ann = peer(1000, Access::None);
+        let verdicts: Vec<_> = (0..200).map(|_| allowance.spend(&ann, 0, &limits)).collect();
+        assert_eq!(verdicts.iter().filter(|verdict| verdict.is_ok()).count(), 20);
+        let floods = verdicts.iter().flat_map(|verdict| verdict.as_ref().err());
+        // 20 calls owed at a quarter each.
+        assert_eq!(floods.filter(|excess| excess.flood).count(), 200 - 20 - 79);
+        assert!(allowance.spend(&ann, 10 * SECOND_NS, &limits).is_ok());
+    }
+
+    #[test]
+    fn root_is_not_counted() {
+        let mut allowance = Allowance::default();
+        let root = Peer { uid: 0, access: Access::Admin, unlimited: true };
+        assert_eq!(done(&mut allowance, &root, 0, 1_000_000), 1_000_000);
+        assert!(allowance.buckets.is_empty());
+    }
+
+    #[test]
+    fn users_that_went_away_are_forgotten_and_busy_ones_are_not() {
+        let mut allowance = Allowance::default();
+        for uid in 0..100_000 {
+            // A tenth of a second for the one call of each.
+            done(&mut allowance, &peer(uid, Access::None), u64::from(uid) * SECOND_NS / 1000, 1);
+        }
+        assert!(allowance.buckets.len() < 3 * MANY, "{}", allowance.buckets.len());
+        let mut crowd = Allowance::default();
+        (0..5000).for_each(|uid| assert_eq!(done(&mut crowd, &peer(uid, Access::None), 0, 20), 20));
+        assert_eq!(done(&mut crowd, &peer(0, Access::None), 0, 1), 0);
+    }
+}

@@ -1,0 +1,266 @@
+//! What a coarse caller may learn: one grid in time, one quantum in energy.
+//!
+//! Owns the two and what they make of an edge and of an account. Pure. Invariant: whatever comes out depends on the
+//! machine's energy only through what its domains used from one instant of the grid to another, which is what keeps
+//! power traces from whoever asks (CVE-2020-8694: energy at 1 kHz tells instructions and keys, at 10 Hz it does not).
+//! No account of a span that has not settled has a figure.
+//!
+//! Two figures of the ledger are made of the steps of the counters and not of the grid, and are not passed on as they
+//! are: `error_uj` is about the energy of the one step at each edge, and `idle_uj` a sum of the smaller of idle and
+//! actual energy, step by step.
+
+use crate::ledger::account::{Account, Phase, Share, State};
+
+/// The grid: multiples of this on the machine's monotonic clock, the same for everybody. Also the shortest span.
+pub const GRID_NS: u64 = 100_000_000;
+
+/// The step of every figure of energy.
+pub const QUANTUM_UJ: u64 = 1000;
+
+/// The grid's first instant that is not before `at_ns`.
+pub fn up(at_ns: u64) -> u64 {
+    at_ns.div_ceil(GRID_NS).saturating_mul(GRID_NS)
+}
+
+/// Where an edge that was asked for at `at_ns` lies: on the grid, and not behind the horizon, for there the ledger would
+/// move it off the grid again. Up to one step of the grid ahead of now.
+pub fn edge_ns(at_ns: u64, now_ns: u64, horizon_ns: u64) -> u64 {
+    up(at_ns.max(now_ns.saturating_sub(horizon_ns)))
+}
+
+/// A settled account of a span whose edges lie on the grid, as the coarse tier has it. Each figure is rounded by
+/// itself, and the error grows by what that may take.
+pub fn round(account: &mut Account) {
+    let length_ns = account.closed_ns.unwrap_or(account.opened_ns).saturating_sub(account.opened_ns);
+    let cells = (length_ns / GRID_NS).max(1);
+    for share in &mut account.domains {
+        round_share(share, length_ns, cells);
+    }
+    let cell_uj = account.window_uj.unwrap_or(0) / cells;
+    round_phases(&mut account.phases, cell_uj);
+    account.error_uj = account.error_uj.map(|error_uj| wide(error_uj, cell_uj));
+    account.share_uj = account.share_uj.map(nearest);
+    account.window_uj = account.window_uj.map(nearest);
+    account.idle_uj = None;
+    account.mean_power_mw =
+        account.share_uj.and_then(|share_uj| share_uj.saturating_mul(1_000_000).checked_div(length_ns));
+}
+
+fn round_share(share: &mut Share, length_ns: u64, cells: u64) {
+    let cell_uj = share.window_uj.unwrap_or(0) / cells;
+    share.error_uj = share.error_uj.map(|error_uj| wide(error_uj, cell_uj));
+    share.share_uj = share.share_uj.map(nearest);
+    share.window_uj = share.window_uj.map(nearest);
+    share.idle_uj = None;
+    share.unknown_ns = up(share.unknown_ns).min(length_ns);
+}
+
+/// The phases' sums are rounded and not each phase, so that they still add up to the span.
+fn round_phases(phases: &mut [Phase], cell_uj: u64) {
+    let mut sum_uj = 0;
+    for phase in phases {
+        phase.error_uj = phase.error_uj.map(|error_uj| wide(error_uj, cell_uj));
+        phase.share_uj = phase.share_uj.map(|share_uj| {
+            let before_uj = nearest(sum_uj);
+            sum_uj += share_uj;
+            nearest(sum_uj) - before_uj
+        });
+    }
+}
+
+fn nearest(uj: u64) -> u64 {
+    uj.saturating_add(QUANTUM_UJ / 2) / QUANTUM_UJ * QUANTUM_UJ
+}
+
+/// An error that holds the truth and tells nothing of the steps it is made of: half of what the domain used in a step
+/// of the grid on average, or twice that, or four times, as soon as it is enough. A counter that moves fifty times in
+/// half a step makes half of it always enough.
+fn wide(error_uj: u64, cell_uj: u64) -> u64 {
+    // Both ends of a difference are rounded.
+    let least_uj = error_uj.saturating_add(QUANTUM_UJ);
+    let mut wide_uj = (cell_uj / 2).max(QUANTUM_UJ);
+    while wide_uj < least_uj {
+        wide_uj = wide_uj.saturating_mul(2);
+    }
+    wide_uj.div_ceil(QUANTUM_UJ).saturating_mul(QUANTUM_UJ)
+}
+
+/// An account before it is final: whose, since when, and no figure.
+pub fn conceal(account: &mut Account) {
+    account.state = if account.closed_ns.is_some() { State::Provisional } else { State::Open };
+    (account.share_uj, account.window_uj, account.idle_uj) = (None, None, None);
+    (account.error_uj, account.mean_power_mw) = (None, None);
+    account.domains = Vec::new();
+    // How many others are at work this very moment is a figure too.
+    account.peak_concurrency = 1;
+    for phase in &mut account.phases {
+        (phase.share_uj, phase.error_uj) = (None, None);
+    }
+}
+
+/// Whether a coarse caller may see this account: judged by what is in it, wherever it comes from, so that a finer span
+/// of the same user, opened with more access or read back from the history, stays closed to it.
+pub fn fits(account: &Account) -> bool {
+    let on_grid = |at_ns: u64| at_ns.is_multiple_of(GRID_NS);
+    let whole = |uj: Option<u64>| uj.is_none_or(|uj| uj.is_multiple_of(QUANTUM_UJ));
+    let times = on_grid(account.opened_ns) && account.closed_ns.is_some_and(on_grid);
+    let sums = whole(account.share_uj) && whole(account.window_uj) && whole(account.error_uj);
+    let shares = account.domains.iter().all(|share| {
+        whole(share.share_uj) && whole(share.window_uj) && whole(share.error_uj) && share.idle_uj.is_none()
+    });
+    let phases = account.phases.iter().all(|phase| {
+        let ends = on_grid(phase.opened_ns) && phase.closed_ns.is_none_or(on_grid);
+        ends && whole(phase.share_uj) && whole(phase.error_uj)
+    });
+    times && sums && shares && phases && account.idle_uj.is_none()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::energy::Grade;
+
+    fn share(uj: u64, error_uj: u64) -> Share {
+        Share {
+            domain: "package-0".into(),
+            grade: Grade::Measured,
+            window_uj: Some(uj * 2),
+            share_uj: Some(uj),
+            idle_uj: Some(uj / 3),
+            error_uj: Some(error_uj),
+            unknown_ns: 7,
+        }
+    }
+
+    fn phase(at: u64, uj: u64) -> Phase {
+        let closed_ns = Some((at + 1) * GRID_NS);
+        Phase { name: "p".into(), opened_ns: at * GRID_NS, closed_ns, share_uj: Some(uj), error_uj: Some(9) }
+    }
+
+    fn account(uj: u64, error_uj: u64) -> Account {
+        Account {
+            span: "s".into(),
+            name: String::new(),
+            attributes: Default::default(),
+            state: State::Settled,
+            uid: 1,
+            opened_ns: 10 * GRID_NS,
+            closed_ns: Some(12 * GRID_NS),
+            moved_ns: 0,
+            opened_unix_ns: 0,
+            weight: 1.0,
+            share_uj: Some(uj),
+            window_uj: Some(uj * 2),
+            idle_uj: Some(uj / 3),
+            error_uj: Some(error_uj),
+            grade: Some(Grade::Measured),
+            mean_power_mw: Some(1),
+            peak_concurrency: 9,
+            domains: vec![share(uj, error_uj)],
+            phases: vec![phase(10, uj / 2), phase(11, uj - uj / 2)],
+        }
+    }
+
+    #[test]
+    fn an_edge_lies_on_the_grid_and_not_behind_the_horizon() {
+        let now_ns = 10 * GRID_NS + 37;
+        let horizon_ns = 10_000_000;
+        assert_eq!(edge_ns(now_ns, now_ns, horizon_ns), 11 * GRID_NS);
+        assert_eq!(edge_ns(10 * GRID_NS, now_ns, horizon_ns), 10 * GRID_NS);
+        assert_eq!(edge_ns(3 * GRID_NS, now_ns, horizon_ns), 10 * GRID_NS);
+        // Behind the horizon the ledger would move it off the grid.
+        let late_ns = now_ns + horizon_ns;
+        assert_eq!(edge_ns(10 * GRID_NS, late_ns, horizon_ns), 11 * GRID_NS);
+        assert_eq!((up(0), up(1), up(GRID_NS)), (0, GRID_NS, GRID_NS));
+    }
+
+    #[test]
+    fn every_figure_is_whole_millijoules_and_the_error_still_holds_the_truth() {
+        for uj in [0, 1, 499, 500, 1499, 123_456, 9_999_999, 5_000_000_000] {
+            for error_uj in [0, 1, 999, 50_000, uj, 3 * uj] {
+                let fine = account(uj, error_uj);
+                let mut rounded = fine.clone();
+                round(&mut rounded);
+                assert!(fits(&rounded), "{rounded:?}");
+                let (got, wide) = (rounded.share_uj.unwrap(), rounded.error_uj.unwrap());
+                assert!(got.saturating_sub(wide) <= uj.saturating_sub(error_uj), "{uj} ± {error_uj}");
+                assert!(got + wide >= uj + error_uj, "{uj} ± {error_uj}");
+                assert!(rounded.share_uj <= rounded.window_uj);
+                let phases: u64 = rounded.phases.iter().map(|phase| phase.share_uj.unwrap()).sum();
+                assert_eq!(phases, got);
+                assert_eq!(rounded.mean_power_mw, Some(got * 1_000_000 / (2 * GRID_NS)));
+            }
+        }
+    }
+
+    #[test]
+    fn the_error_does_not_tell_the_energy_of_the_steps_at_the_edges() {
+        let wide = |error_uj| {
+            let mut rounded = account(10_000_000, error_uj);
+            round(&mut rounded);
+            rounded.error_uj
+        };
+        // 100 W over 200 ms: a millisecond at each edge is 200 mJ, give or take any secret.
+        assert_eq!(wide(100_000), wide(300_000));
+        assert_eq!(wide(1), wide(4_000_000));
+        assert!(wide(6_000_000) > wide(4_000_000), "what is larger than half a step of the grid is told");
+    }
+
+    #[test]
+    fn what_is_unknown_stays_unknown() {
+        let mut none = Account {
+            share_uj: None,
+            window_uj: None,
+            error_uj: None,
+            domains: vec![Share { share_uj: None, window_uj: None, error_uj: None, ..share(0, 0) }],
+            ..account(0, 0)
+        };
+        round(&mut none);
+        assert_eq!(
+            (none.share_uj, none.window_uj, none.error_uj, none.mean_power_mw),
+            (None, None, None, None)
+        );
+        assert_eq!((none.domains[0].share_uj, none.domains[0].error_uj), (None, None));
+        assert_eq!(none.domains[0].unknown_ns, GRID_NS);
+    }
+
+    #[test]
+    fn an_account_that_is_not_final_has_no_figure() {
+        let mut concealed = account(123_456, 7);
+        conceal(&mut concealed);
+        assert_eq!(concealed.state, State::Provisional);
+        let text = serde_json::to_string(&concealed).unwrap();
+        for figure in ["_uj", "_mw", "package-0"] {
+            assert!(!text.contains(figure), "{text}");
+        }
+        concealed.closed_ns = None;
+        conceal(&mut concealed);
+        assert_eq!(concealed.state, State::Open);
+    }
+
+    #[test]
+    fn a_fine_account_does_not_fit_whatever_part_of_it_is_fine() {
+        let fitting = || {
+            let mut rounded = account(123_456_789, 7);
+            round(&mut rounded);
+            rounded
+        };
+        assert!(fits(&fitting()));
+        let spoilt: [fn(&mut Account); 9] = [
+            |account| account.opened_ns += 1,
+            |account| account.closed_ns = None,
+            |account| account.closed_ns = Some(12 * GRID_NS - 1),
+            |account| account.share_uj = Some(1),
+            |account| account.idle_uj = Some(1000),
+            |account| account.domains[0].window_uj = Some(1001),
+            |account| account.domains[0].error_uj = Some(1),
+            |account| account.phases[0].closed_ns = Some(1),
+            |account| account.phases[1].share_uj = Some(1),
+        ];
+        for (number, spoil) in spoilt.iter().enumerate() {
+            let mut account = fitting();
+            spoil(&mut account);
+            assert!(!fits(&account), "{number}");
+        }
+    }
+}
