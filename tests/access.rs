@@ -1,105 +1,38 @@
 //! Several users at one daemon: who sees what, and whose limits are whose.
 //!
-//! The other users are processes of their own (`setpriv` of util-linux gives them user and groups), so these tests need
-//! root; elsewhere they say so and stop. The rule itself is tested without users in `ipc::access`.
+//! The rule itself is tested without users in `ipc::access`; every method for every kind of caller in `access_table`.
 
+mod caller;
 mod support;
 
+use std::io::IoSliceMut;
+use std::mem::MaybeUninit;
 use std::os::unix::net::UnixStream;
-use std::process::Command;
 
-use serde_json::{Value, json};
-use support::{STEADY, TestClient, TestDaemon, number, pass, refusal, until};
+use caller::{GROUPS, User, answers, answers_over};
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+use serde_json::json;
+use support::{STEADY, TestClient, TestDaemon, number, refusal, until};
 
-/// Two groups that every Linux has stand in for ours; their numbers follow the base system's.
-const CONFIGURATION: &str = "
-[access]
-span_group = \"daemon\"
-telemetry_group = \"bin\"
+const LIMITS: &str = "
 [limits]
 connections_per_user = 3
 open_spans_per_user = 2
 streams_per_user = 1
 ";
 
-/// A user and its groups.
-#[derive(Clone, Copy)]
-struct User {
-    uid: u32,
-    groups: &'static str,
-}
-
 const ANN: User = User { uid: 12_001, groups: "daemon" };
 const BOB: User = User { uid: 12_002, groups: "daemon" };
 const OPERATOR: User = User { uid: 12_003, groups: "daemon,bin" };
-/// What a user that has no number here looks like.
-const UNMAPPED: User = User { uid: 65_534, groups: "daemon,bin" };
 
 fn daemon() -> Option<TestDaemon> {
-    let can =
-        rustix::process::geteuid().is_root() && Command::new("setpriv").arg("--version").output().is_ok();
-    if !can {
-        eprintln!("skipped: other users' processes need root and setpriv");
-        return None;
-    }
-    Some(TestDaemon::with(STEADY, CONFIGURATION))
-}
-
-/// What the daemon answers to these calls, in a process of this user, on one connection.
-fn answers(daemon: &TestDaemon, user: User, calls: Value) -> Vec<Value> {
-    // The test program lies where others may not look.
-    let program = daemon.socket().with_file_name("client");
-    if !program.exists() {
-        std::fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
-    }
-    let output = Command::new("setpriv")
-        .arg(format!("--reuid={}", user.uid))
-        .arg(format!("--regid={}", user.uid))
-        .arg(format!("--groups={}", user.groups))
-        .arg(program)
-        .args(["--exact", "a_client_of_another_user", "--ignored", "--nocapture"])
-        .env("SOCKET", daemon.socket())
-        .env("CALLS", calls.to_string())
-        .output()
-        .unwrap();
-    let said = String::from_utf8(output.stdout).unwrap();
-    assert!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
-    said.lines().filter_map(|line| serde_json::from_str(line.split_once("ANSWER ")?.1).ok()).collect()
+    caller::possible().then(|| TestDaemon::with(STEADY, &format!("{GROUPS}{LIMITS}")))
 }
 
 #[test]
 #[ignore = "a helper that other tests start in a process of another user"]
 fn a_client_of_another_user() {
-    let socket = std::env::var_os("SOCKET").expect("the other test says where");
-    let calls: Value = serde_json::from_str(&std::env::var("CALLS").unwrap()).unwrap();
-    let mut client = TestClient::over(UnixStream::connect(&socket).unwrap());
-    let mut more = Vec::new();
-    for call in calls.as_array().unwrap() {
-        let answer = match call[0].as_str().unwrap() {
-            "connect" => {
-                let mut next = TestClient::over(UnixStream::connect(&socket).unwrap());
-                next.send_raw(&support::message("GetInfo", json!({}), &[]));
-                let answer = next.receive().unwrap();
-                more.push(next);
-                answer
-            }
-            "watch" => {
-                let mut next = TestClient::over(UnixStream::connect(&socket).unwrap());
-                next.send("WatchSpans", json!({}), &["more"]);
-                pass(50);
-                next.stream().set_read_timeout(Some(std::time::Duration::from_millis(50))).unwrap();
-                let mut byte = [0; 1];
-                let silent =
-                    rustix::net::recv(next.stream(), &mut byte, rustix::net::RecvFlags::PEEK).is_err();
-                let answer =
-                    if silent { json!({ "parameters": "watches" }) } else { next.receive().unwrap() };
-                more.push(next);
-                answer
-            }
-            method => client.exchange(method, call[1].clone()),
-        };
-        println!("ANSWER {answer}");
-    }
+    caller::speak();
 }
 
 #[test]
@@ -161,25 +94,6 @@ fn another_users_span_does_not_exist_for_anybody_but_telemetry_and_root() {
 }
 
 #[test]
-fn a_user_without_a_number_here_learns_health_but_no_figure() {
-    let Some(daemon) = daemon() else { return };
-    let mut root = daemon.client();
-    until("there is a figure to hide", || root.call("GetInfo", json!({}))["domains"][0]["power_mw"].is_u64());
-    let answers = answers(&daemon, UNMAPPED, json!([["GetInfo", {}], ["OpenSpan", {}], ["GetBalance", {}]]));
-    let info = &answers[0]["parameters"];
-    assert_eq!(info["access"], "none");
-    for domain in info["domains"].as_array().unwrap() {
-        assert_eq!(domain["liveness"], "live");
-        for figure in ["energy_uj", "power_mw", "quantum_uj"] {
-            assert!(domain.get(figure).is_none(), "{domain}");
-        }
-    }
-    for answer in &answers[1..] {
-        assert_eq!(refusal(answer.clone()), ("AccessDenied".into(), json!({ "needs": "span" })));
-    }
-}
-
-#[test]
 fn limits_are_for_each_user_and_one_at_its_limit_does_not_stop_another() {
     let Some(daemon) = daemon() else { return };
     let full = answers(
@@ -210,4 +124,84 @@ fn limits_are_for_each_user_and_one_at_its_limit_does_not_stop_another() {
     assert_eq!(refusal(full[6].clone()), too_many);
     let free = answers(&daemon, BOB, json!([["OpenSpan", {}], ["connect", {}]]));
     assert!(free.iter().all(|answer| answer.get("error").is_none()), "{free:?}");
+}
+
+#[test]
+fn nothing_that_a_message_says_changes_who_calls() {
+    let Some(daemon) = daemon() else { return };
+    let told = answers(
+        &daemon,
+        ANN,
+        json!([
+            ["OpenSpan", { "span": "a", "uid": 0 }],
+            ["GetInfo", { "access": "admin" }],
+            ["GetInfo", {}, 0, ["uid", "access", "root"]],
+            ["OpenSpan", { "span": "a", "attributes": { "uid": "0", "access": "admin" } }],
+            ["CloseSpan", { "span": "a", "wait_settled": true }],
+            ["ReadWindow", { "from_ns": 1, "to_ns": 2 }]
+        ]),
+    );
+    for (answer, field) in told.iter().zip(["uid", "access"]) {
+        let unknown = ("org.varlink.service.InvalidParameter".into(), json!({ "parameter": field }));
+        assert_eq!(refusal(answer.clone()), unknown);
+    }
+    assert_eq!(told[2]["parameters"]["access"], "span");
+    assert_eq!(number(&told[4]["parameters"]["account"], "uid"), u64::from(ANN.uid));
+    assert_eq!(refusal(told[5].clone()).0, "AccessDenied");
+}
+
+#[test]
+fn whoever_connected_stays_who_it_was_whatever_becomes_of_the_process() {
+    let Some(daemon) = daemon() else { return };
+    let root = User { uid: 0, groups: "" };
+    let told = answers(
+        &daemon,
+        root,
+        json!([["GetInfo", {}], ["become", BOB.uid], ["GetInfo", {}], ["GetInfo", {}, 1]]),
+    );
+    let access: Vec<_> = told.iter().map(|answer| answer["parameters"]["access"].as_str()).collect();
+    // A connection that is made afterwards is one of the new user, who is in no group here.
+    assert_eq!(access, [Some("admin"), None, Some("admin"), Some("none")]);
+}
+
+#[test]
+fn a_connection_that_is_inherited_or_handed_over_is_still_of_whoever_made_it() {
+    let Some(daemon) = daemon() else { return };
+    let of_root = UnixStream::connect(daemon.socket()).unwrap();
+    let told = answers_over(&daemon.socket(), BOB, of_root, json!([["GetInfo", {}], ["GetInfo", {}, 1]]));
+    assert_eq!(told[0]["parameters"]["access"], "admin");
+    assert_eq!(told[1]["parameters"]["access"], "span");
+    let (here, there) = UnixStream::pair().unwrap();
+    answers_over(&daemon.socket(), ANN, there, json!([["hand over"]]));
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    recvmsg(&here, &mut [IoSliceMut::new(&mut [0; 1])], &mut ancillary, RecvFlags::empty()).unwrap();
+    let descriptor = ancillary.drain().find_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(mut descriptors) => descriptors.next(),
+        _ => None,
+    });
+    // Root speaks, and is Ann: her process is gone by now, too.
+    let mut of_ann = TestClient::over(UnixStream::from(descriptor.unwrap()));
+    assert_eq!(of_ann.call("GetInfo", json!({}))["access"], "span");
+    of_ann.open("a");
+    assert_eq!(number(&of_ann.settle("a"), "uid"), u64::from(ANN.uid));
+}
+
+#[test]
+#[ignore = "a trial for a quiet machine: times another user's span against one that does not exist, and prints"]
+fn another_users_span_takes_as_long_as_one_that_does_not_exist() {
+    if !caller::possible() {
+        return;
+    }
+    let limits = "[limits]\ncalls_burst = 1e9\n";
+    let daemon = TestDaemon::with(STEADY, &format!("{GROUPS}{limits}"));
+    answers(
+        &daemon,
+        ANN,
+        json!([["OpenSpan", { "span": "s1" }], ["CloseSpan", { "span": "s1", "wait_settled": true }]]),
+    );
+    for _ in 0..3 {
+        let told = answers(&daemon, BOB, json!([["compare", "s1", "s2"], ["compare", "s3", "s2"]]));
+        println!("another user's: {}; none at all: {}", told[0], told[1]);
+    }
 }

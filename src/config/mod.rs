@@ -186,7 +186,7 @@ impl Config {
             ("limits.stranger_calls_per_s", limits.stranger_calls_per_s),
             ("limits.stranger_calls_burst", limits.stranger_calls_burst),
         ] {
-            within(key, calls, 1.0, 1e9)?;
+            within(key, calls, 0.01, 1e9)?;
         }
         within("limits.stall_s", limits.stall_s, 0.1, 3600.0)
     }

@@ -59,7 +59,7 @@ impl Allowance {
             return Ok(());
         }
         bucket.tokens = (bucket.tokens - PART_OF_REFUSED).max(-burst);
-        let refusal = Refusal::QuotaExceeded { quota: "calls a second".to_owned(), limit: rate as u64 };
+        let refusal = Refusal::QuotaExceeded { quota: "calls a second".to_owned(), limit: rate.ceil() as u64 };
         Err(Excess { refusal, flood: bucket.tokens <= -burst })
     }
 
@@ -122,7 +122,7 @@ mod tests {
             let burst = burst as usize;
             assert_eq!(done(&mut allowance, &ann, 0, burst), burst);
             let excess = allowance.spend(&ann, 0, &limits).unwrap_err();
-            let told = Refusal::QuotaExceeded { quota: "calls a second".into(), limit: rate as u64 };
+            let told = Refusal::QuotaExceeded { quota: "calls a second".into(), limit: rate.ceil() as u64 };
             assert_eq!((excess.refusal, excess.flood), (told, false));
             assert_eq!(done(&mut allowance, &bob, 0, burst), burst);
             // The refused call cost a quarter of one.

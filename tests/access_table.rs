@@ -1,0 +1,294 @@
+//! Every method for every kind of caller, over the socket: what `fixtures/access.toml` says, which was written apart from
+//! the program's own table. A denied call says what it needs and nothing else; an allowed one answers sensibly; no
+//! caller sees a figure that is not for it, in any answer.
+
+mod caller;
+mod support;
+
+use std::collections::BTreeMap;
+use std::process::{Child, Command, Stdio};
+
+use caller::{GROUPS, User, answers, answers_at};
+use serde_json::{Value, json};
+use support::{STEADY, TestClient, TestDaemon, number, refusal, until};
+use wattspan::protocol::NAMES;
+
+/// Methods that the fixture names and that this version may not have yet.
+const MAY_BE_MISSING: &[&str] = &["Reload"];
+
+/// What is asked here is more than a stranger may ask by default.
+const LIMITS: &str = "[limits]\nstranger_calls_burst = 1000\n";
+
+/// Access, least first.
+const ORDER: [&str; 5] = ["none", "coarse", "span", "telemetry", "admin"];
+
+type Table = BTreeMap<String, String>;
+
+#[derive(serde::Deserialize)]
+struct Fixture {
+    needs: Table,
+    callers: Table,
+}
+
+fn fixture() -> Fixture {
+    toml::from_str(include_str!("fixtures/access.toml")).unwrap()
+}
+
+/// The methods of this version's interface.
+fn methods() -> Vec<&'static str> {
+    NAMES.iter().filter_map(|name| name.strip_prefix("org.wattspan.Meter.")).collect()
+}
+
+fn rank(access: &str) -> usize {
+    ORDER.iter().position(|word| *word == access).unwrap_or_else(|| panic!("{access} is no access"))
+}
+
+#[test]
+#[ignore = "a helper that other tests start in a process of another user"]
+fn a_client_of_another_user() {
+    caller::speak();
+}
+
+#[test]
+fn the_fixture_and_the_interface_have_the_same_methods() {
+    let fixture = fixture();
+    for method in methods() {
+        assert!(fixture.needs.contains_key(method), "{method} is in no row of fixtures/access.toml");
+    }
+    for method in fixture.needs.keys() {
+        let there = methods().contains(&method.as_str()) || MAY_BE_MISSING.contains(&method.as_str());
+        assert!(there, "{method} is in fixtures/access.toml and not in the interface");
+    }
+    for needs in fixture.needs.values().chain(fixture.callers.values()) {
+        rank(needs);
+    }
+}
+
+/// The user that is a caller of this kind; root speaks for itself.
+fn user(kind: &str) -> Option<User> {
+    Some(match kind {
+        "unmapped" => caller::UNMAPPED,
+        "nobody" => User { uid: 12_101, groups: "" },
+        "coarse" => User { uid: 12_102, groups: "games" },
+        "span" => User { uid: 12_103, groups: "daemon" },
+        "telemetry" => User { uid: 12_104, groups: "bin" },
+        "root" => return None,
+        other => panic!("a kind of caller that nobody knows how to make: {other}"),
+    })
+}
+
+/// Each method once, in an order in which each has something to say to whoever may.
+fn calls(now_ns: u64) -> Value {
+    let (from_ns, to_ns) = (now_ns - 60_000_000, now_ns - 20_000_000);
+    json!([
+        ["GetInfo", {}],
+        ["OpenSpan", { "span": "a" }],
+        ["MarkPhase", { "span": "a", "phase": "p" }],
+        ["SetWeight", { "span": "a", "weight": 2 }],
+        ["GetSpan", { "span": "a" }],
+        ["CloseSpan", { "span": "a", "wait_settled": true }],
+        ["ListSpans", {}],
+        ["OpenSpan", { "span": "b" }],
+        ["CancelSpan", { "span": "b" }],
+        ["GetBalance", {}],
+        ["ReadWindow", { "from_ns": from_ns, "to_ns": to_ns }],
+        ["first", "WatchSpans"],
+        ["first", "WatchDomains"],
+        ["Reload", {}],
+        ["org.varlink.service.GetInfo", {}],
+        ["org.varlink.service.GetInterfaceDescription", { "interface": "org.wattspan.Meter" }]
+    ])
+}
+
+fn method_of(call: &Value) -> &str {
+    call[if call[0] == "first" { 1 } else { 0 }].as_str().unwrap()
+}
+
+/// Whether an allowed answer says what its method is for.
+fn assert_sensible(method: &str, access: &str, uid: u64, answer: &Value) {
+    let told = &answer["parameters"];
+    let account = &told["account"];
+    let good = match method {
+        "GetInfo" => told["access"] == access && told["domains"][0]["liveness"] == "live",
+        "OpenSpan" => told["span"].is_string(),
+        "MarkPhase" | "SetWeight" | "CancelSpan" => told == &json!({}),
+        "Reload" => told.is_object(),
+        "GetSpan" => account["state"] == "open" && number(account, "uid") == uid,
+        "CloseSpan" => {
+            let settled = account["state"] == "settled" && number(account, "uid") == uid;
+            settled
+                && account["share_uj"].as_u64() > Some(0)
+                && account["phases"].as_array().is_some_and(|phases| phases.last().unwrap()["name"] == "p")
+        }
+        "WatchSpans" => account["share_uj"].is_u64(),
+        "ListSpans" => told["accounts"].as_array().is_some_and(|list| {
+            list.iter().any(|account| account["span"] == "a" && number(account, "uid") == uid)
+        }),
+        "GetBalance" => number(&told["balance"][0], "measured_uj") > 0,
+        "ReadWindow" => told["window_uj"].is_u64(),
+        "WatchDomains" => told["domains"].as_array().is_some_and(|list| list.len() == 3),
+        other => panic!("what does {other} say?"),
+    };
+    assert!(good && answer.get("error").is_none(), "{access}: {method}: {answer}");
+}
+
+/// Every figure of energy or power in an answer, with its name.
+fn figures(value: &Value, into: &mut Vec<(String, f64)>) {
+    const NAMES: [&str; 3] = ["quantum_uj", "residual", "update_interval_ns"];
+    match value {
+        Value::Object(fields) => {
+            for (name, value) in fields {
+                let tells = ["_uj", "_mw", "_mj", "_w", "_j"].iter().any(|unit| name.ends_with(unit));
+                match value.as_f64() {
+                    Some(figure) if tells || NAMES.contains(&name.as_str()) => {
+                        into.push((name.clone(), figure))
+                    }
+                    _ => figures(value, into),
+                }
+            }
+        }
+        Value::Array(items) => items.iter().for_each(|item| figures(item, into)),
+        _ => {}
+    }
+}
+
+/// What an account of its own span may tell; all else is the host's.
+const OF_ACCOUNTS: [&str; 4] = ["share_uj", "window_uj", "error_uj", "mean_power_mw"];
+
+fn assert_tells_no_more_than(access: &str, method: &str, answer: &Value) {
+    let mut told = Vec::new();
+    figures(answer, &mut told);
+    match access {
+        "none" => assert_eq!(told, [], "{method}: {answer}"),
+        "coarse" => {
+            for (name, figure) in told {
+                assert!(OF_ACCOUNTS.contains(&name.as_str()), "{method} tells {name}: {answer}");
+                let fine = name.ends_with("_uj") && figure % 1000.0 != 0.0;
+                assert!(!fine, "{method} tells {name} in steps of less than 1 mJ: {answer}");
+            }
+            let open = answer["parameters"]["account"]["state"] == "open";
+            assert!(!open || !answer.to_string().contains("_uj"), "{answer}");
+        }
+        _ => {}
+    }
+}
+
+fn assert_answers(fixture: &Fixture, kind: &str, uid: u64, calls: &Value, answers: &[Value]) {
+    let access = fixture.callers[kind].as_str();
+    let calls = calls.as_array().unwrap();
+    assert_eq!(calls.len(), answers.len());
+    for (call, answer) in calls.iter().zip(answers) {
+        let method = method_of(call);
+        assert_tells_no_more_than(access, method, answer);
+        if method.starts_with("org.varlink.service.") {
+            // What the service is, and what it can be asked, is no secret.
+            assert!(answer.get("error").is_none(), "{kind}: {method}: {answer}");
+        } else if !methods().contains(&method) {
+            assert!(MAY_BE_MISSING.contains(&method));
+            assert_eq!(refusal(answer.clone()).0, "org.varlink.service.MethodNotFound", "{kind}: {method}");
+        } else if rank(access) < rank(&fixture.needs[method]) {
+            let denied = ("AccessDenied".to_owned(), json!({ "needs": fixture.needs[method] }));
+            assert_eq!(refusal(answer.clone()), denied, "{kind}: {method}");
+        } else {
+            assert_sensible(method, access, uid, answer);
+        }
+    }
+    for method in fixture.needs.keys() {
+        assert!(calls.iter().any(|call| method_of(call) == method), "{method} is never called");
+    }
+}
+
+#[test]
+fn every_method_answers_every_kind_of_caller_as_the_table_says() {
+    if !caller::possible() {
+        return;
+    }
+    let (fixture, daemon) = (fixture(), TestDaemon::with(STEADY, &format!("{GROUPS}{LIMITS}")));
+    let mut root = daemon.client();
+    until("there are figures to hide", || root.call("GetInfo", json!({}))["domains"][0]["power_mw"].is_u64());
+    for kind in fixture.callers.keys() {
+        let calls = calls(number(&root.call("GetInfo", json!({})), "now_ns"));
+        match user(kind) {
+            Some(user) => {
+                let told = answers(&daemon, user, calls.clone());
+                assert_answers(&fixture, kind, user.uid.into(), &calls, &told);
+            }
+            None => {
+                let told = as_root(&daemon, &calls);
+                assert_answers(&fixture, kind, 0, &calls, &told);
+            }
+        }
+    }
+}
+
+fn as_root(daemon: &TestDaemon, calls: &Value) -> Vec<Value> {
+    let mut client = daemon.client();
+    let calls = calls.as_array().unwrap();
+    calls
+        .iter()
+        .map(|call| match call[0].as_str().unwrap() {
+            "first" => {
+                let mut watcher = daemon.client();
+                watcher.send(call[1].as_str().unwrap(), json!({}), &["more"]);
+                let seen = format!("seen by {}", call[1]);
+                client.open(&seen);
+                client.settle(&seen);
+                watcher.receive().unwrap()
+            }
+            method => client.exchange(method, call[1].clone()),
+        })
+        .collect()
+}
+
+/// A daemon in a user namespace in which only root has a number.
+struct Confined {
+    child: Child,
+    dir: tempfile::TempDir,
+}
+
+impl Drop for Confined {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// `None` where the system makes no such namespace.
+fn confined() -> Option<Confined> {
+    let can = Command::new("unshare").args(["-U", "-r", "true"]).stderr(Stdio::null()).status();
+    if !can.is_ok_and(|status| status.success()) {
+        eprintln!("skipped: this system lets nobody make a user namespace");
+        return None;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    std::fs::write(dir.path().join("machine.toml"), STEADY).unwrap();
+    // Even the group whose number everything looks like that has none here gives nothing.
+    let groups =
+        "[access]\ncoarse_group = \"nogroup\"\nspan_group = \"nogroup\"\ntelemetry_group = \"nogroup\"\n";
+    std::fs::write(dir.path().join("wattspan.toml"), format!("{groups}{LIMITS}")).unwrap();
+    let plain = support::command(dir.path());
+    let mut inside = Command::new("unshare");
+    inside.args(["-U", "-r", "--"]).arg(plain.get_program()).args(plain.get_args());
+    let child = inside.env_remove("WATTSPAN_SOCKET").stderr(Stdio::null()).spawn().unwrap();
+    Some(Confined { child, dir })
+}
+
+#[test]
+fn a_user_without_a_number_in_the_daemons_user_namespace_is_nobody() {
+    if !caller::possible() {
+        return;
+    }
+    let Some(confined) = confined() else { return };
+    let socket = confined.dir.path().join("run").join("wattspan.sock");
+    until("there is a socket", || std::os::unix::net::UnixStream::connect(&socket).is_ok());
+    let fixture = fixture();
+    let calls = calls(1_000_000_000);
+    for user in [User { uid: 12_201, groups: "" }, User { uid: 12_202, groups: "nogroup" }] {
+        let told = answers_at(&socket, user, calls.clone());
+        assert_answers(&fixture, "unmapped", user.uid.into(), &calls, &told);
+    }
+    // Root outside is root inside, for there it has a number.
+    let mut root = TestClient::over(std::os::unix::net::UnixStream::connect(&socket).unwrap());
+    assert_eq!(root.call("GetInfo", json!({}))["access"], "admin");
+}

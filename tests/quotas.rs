@@ -1,0 +1,317 @@
+//! Every quota of `[limits]`, from a table: what is at the limit is taken, one above is refused with its name and the
+//! limit. A quota that has no row here, and no test elsewhere that is named here, fails.
+
+mod caller;
+mod support;
+
+use caller::{GROUPS, User, answers};
+use serde_json::{Value, json};
+use support::{SLUGGISH, STEADY, TestClient, TestDaemon, message, refusal, until};
+
+/// Quotas that have no exact edge, and the test of `hostile_client` that holds each.
+const ELSEWHERE: &[(&str, &str)] = &[
+    ("unread_bytes", "a_caller_that_never_reads_is_not_read_from_and_then_given_up"),
+    ("stall_s", "half_a_message_is_given_up_and_a_slow_drip_too"),
+];
+
+/// Quotas with a test of their own below.
+const BELOW: &[&str] = &["message_bytes", "connections", "remembered_accounts", "remembered_bytes"];
+
+/// A quota of one user or of all: how it is set, and what reaches it.
+struct Row {
+    key: &'static str,
+    limits: &'static str,
+    /// In which group the user is; absent: root, for quotas of all users together.
+    group: Option<&'static str>,
+    /// The calls that the limit allows, then the one that it does not.
+    calls: fn() -> Vec<Value>,
+    quota: &'static str,
+    limit: u64,
+}
+
+fn opens(many: usize) -> Vec<Value> {
+    (0..many).map(|_| json!(["OpenSpan", {}])).collect()
+}
+
+fn questions(many: usize) -> Vec<Value> {
+    // Over several connections: they are the user's and not the connection's.
+    (0..many).map(|at| json!(["GetInfo", {}, at % 3])).collect()
+}
+
+const ROWS: &[Row] = &[
+    Row {
+        key: "open_spans",
+        limits: "open_spans = 3",
+        group: None,
+        calls: || opens(4),
+        quota: "open spans",
+        limit: 3,
+    },
+    Row {
+        key: "open_spans_per_user",
+        limits: "open_spans_per_user = 3",
+        group: Some("daemon"),
+        calls: || opens(4),
+        quota: "open spans",
+        limit: 3,
+    },
+    Row {
+        key: "open_spans_per_user",
+        limits: "open_spans_per_user = 3",
+        group: Some("games"),
+        calls: || opens(4),
+        quota: "open spans",
+        limit: 3,
+    },
+    Row {
+        key: "connections_per_user",
+        limits: "connections_per_user = 3",
+        group: Some("daemon"),
+        calls: || vec![json!(["GetInfo", {}]), json!(["connect"]), json!(["connect"]), json!(["connect"])],
+        quota: "connections of one user",
+        limit: 3,
+    },
+    Row {
+        key: "streams_per_user",
+        limits: "streams_per_user = 2",
+        group: Some("daemon"),
+        calls: || vec![json!(["watch"]), json!(["watch"]), json!(["watch"])],
+        quota: "streams of one user",
+        limit: 2,
+    },
+    Row {
+        key: "notes_bytes_per_user",
+        limits: "notes_bytes_per_user = 300",
+        group: Some("daemon"),
+        calls: || {
+            let notes =
+                |name: &str| json!(["OpenSpan", { "name": name, "attributes": { "key": "v".repeat(97) } }]);
+            vec![notes(&"n".repeat(100)), notes(""), json!(["OpenSpan", { "name": "n" }])]
+        },
+        quota: "bytes of notes on spans",
+        limit: 300,
+    },
+    Row {
+        key: "calls_burst",
+        limits: "calls_per_s = 0.01\ncalls_burst = 7",
+        group: Some("daemon"),
+        calls: || questions(8),
+        quota: "calls a second",
+        limit: 1,
+    },
+    Row {
+        key: "calls_per_s",
+        limits: "calls_per_s = 0.01\ncalls_burst = 1",
+        group: Some("bin"),
+        calls: || questions(2),
+        quota: "calls a second",
+        limit: 1,
+    },
+    Row {
+        key: "coarse_calls_burst",
+        limits: "coarse_calls_per_s = 0.01\ncoarse_calls_burst = 7",
+        group: Some("games"),
+        calls: || questions(8),
+        quota: "calls a second",
+        limit: 1,
+    },
+    Row {
+        key: "coarse_calls_per_s",
+        limits: "coarse_calls_per_s = 0.01\ncoarse_calls_burst = 1",
+        group: Some("games"),
+        calls: || questions(2),
+        quota: "calls a second",
+        limit: 1,
+    },
+    Row {
+        key: "stranger_calls_burst",
+        limits: "stranger_calls_per_s = 0.01\nstranger_calls_burst = 7",
+        group: Some(""),
+        calls: || questions(8),
+        quota: "calls a second",
+        limit: 1,
+    },
+    Row {
+        key: "stranger_calls_per_s",
+        limits: "stranger_calls_per_s = 0.01\nstranger_calls_burst = 1",
+        group: Some(""),
+        calls: || questions(2),
+        quota: "calls a second",
+        limit: 1,
+    },
+];
+
+#[test]
+#[ignore = "a helper that other tests start in a process of another user"]
+fn a_client_of_another_user() {
+    caller::speak();
+}
+
+#[test]
+fn what_is_at_the_limit_is_taken_and_one_above_is_refused_with_its_name() {
+    for row in ROWS {
+        let Some(answers) = answers_of(row) else { return };
+        let (last, taken) = answers.split_last().unwrap();
+        for answer in taken {
+            assert!(answer.get("error").is_none(), "{}: {answer}", row.key);
+        }
+        let told = ("QuotaExceeded".to_owned(), json!({ "quota": row.quota, "limit": row.limit }));
+        assert_eq!(refusal(last.clone()), told, "{}", row.key);
+    }
+}
+
+/// What the row's calls are answered; then another user is served as if nothing had happened.
+fn answers_of(row: &Row) -> Option<Vec<Value>> {
+    let daemon = TestDaemon::with(STEADY, &format!("{GROUPS}[limits]\n{}\n", row.limits));
+    let calls = (row.calls)();
+    let Some(groups) = row.group else {
+        let mut client = daemon.client();
+        let exchange = |call: &Value| client.exchange(call[0].as_str().unwrap(), call[1].clone());
+        return Some(calls.iter().map(exchange).collect());
+    };
+    if !caller::possible() {
+        return None;
+    }
+    let told = answers(&daemon, User { uid: 12_301, groups }, calls.into());
+    let other = answers(&daemon, User { uid: 12_302, groups }, json!([["GetInfo", {}]]));
+    assert!(other[0].get("error").is_none(), "{}: {}", row.key, other[0]);
+    Some(told)
+}
+
+#[test]
+fn every_quota_of_the_configuration_is_tried() {
+    let limits: toml::Table =
+        toml::from_str(&toml::to_string(&wattspan::config::Limits::default()).unwrap()).unwrap();
+    let tried: Vec<&str> = ROWS
+        .iter()
+        .map(|row| row.key)
+        .chain(BELOW.iter().copied())
+        .chain(ELSEWHERE.iter().map(|row| row.0))
+        .collect();
+    for key in limits.keys() {
+        assert!(tried.contains(&key.as_str()), "limits.{key} is tried nowhere");
+    }
+    for key in tried {
+        assert!(limits.contains_key(key), "limits.{key} is none");
+    }
+    for (_, test) in ELSEWHERE {
+        assert!(include_str!("hostile_client.rs").contains(&format!("fn {test}()")), "{test}");
+    }
+}
+
+#[test]
+fn the_largest_message_is_taken_and_one_byte_more_is_not() {
+    let daemon = TestDaemon::with(STEADY, "[limits]\nmessage_bytes = 1024\n");
+    let padded = |bytes: usize| {
+        let plain = message("OpenSpan", json!({ "name": "" }), &[]).len() - 1;
+        let spaces = " ".repeat(bytes - plain);
+        let mut padded = message("OpenSpan", json!({ "name": "" }), &[]);
+        padded.splice(0..0, spaces.into_bytes());
+        padded
+    };
+    let mut client = daemon.client();
+    client.send_raw(&padded(1024));
+    assert!(client.receive().unwrap().get("error").is_none());
+    client.send_raw(&padded(1025));
+    let (name, told) = refusal(client.receive().unwrap());
+    assert_eq!((name.as_str(), &told["reason"]), ("InvalidValue", &json!("is longer than 1024 bytes")));
+    assert!(client.is_hung_up_on());
+}
+
+#[test]
+fn the_last_connection_of_all_is_taken_and_one_more_is_not() {
+    let daemon = TestDaemon::with(STEADY, "[limits]\nconnections = 3\n");
+    // The one by which the harness saw that the daemon listens may not have gone yet.
+    let mut three: Vec<TestClient> = Vec::new();
+    until("three are in", || {
+        let mut client = daemon.client();
+        let taken = client.exchange("GetInfo", json!({})).get("error").is_none();
+        three.extend(taken.then_some(client));
+        three.len() == 3
+    });
+    let told = refusal(daemon.client().receive().unwrap());
+    assert_eq!(told, ("QuotaExceeded".into(), json!({ "quota": "connections", "limit": 3 })));
+    three.pop();
+    until("the place is free again", || {
+        let mut client = daemon.client();
+        client.send_raw(&message("GetInfo", json!({}), &[]));
+        client.receive().is_some_and(|answer| answer.get("error").is_none())
+    });
+}
+
+#[test]
+fn as_many_accounts_are_remembered_as_there_is_room_for() {
+    let daemon = TestDaemon::with(STEADY, "[limits]\nremembered_accounts = 2\n");
+    let mut client = daemon.client();
+    for span in ["a", "b"] {
+        client.open(span);
+        client.settle(span);
+    }
+    client.call("GetSpan", json!({ "span": "a" }));
+    client.open("c");
+    client.settle("c");
+    assert_eq!(client.refusal("GetSpan", json!({ "span": "a" })).0, "NoSuchSpan");
+    client.call("GetSpan", json!({ "span": "b" }));
+}
+
+#[test]
+fn large_accounts_are_forgotten_before_they_take_more_than_their_room() {
+    let daemon = TestDaemon::with(STEADY, "[limits]\nremembered_bytes = 30000\n");
+    let mut client = daemon.client();
+    let large: serde_json::Map<_, _> =
+        (0..20).map(|at| (format!("k{at}"), json!("v".repeat(1000)))).collect();
+    for span in ["a", "b"] {
+        client.call("OpenSpan", json!({ "span": span, "attributes": large }));
+        client.settle(span);
+    }
+    assert_eq!(client.refusal("GetSpan", json!({ "span": "a" })).0, "NoSuchSpan");
+    client.call("GetSpan", json!({ "span": "b" }));
+}
+
+#[test]
+fn calls_that_nobody_waits_for_are_never_dropped_in_silence() {
+    if !caller::possible() {
+        return;
+    }
+    let limits = "[limits]\ncalls_per_s = 0.01\ncalls_burst = 3\n";
+    let daemon = TestDaemon::with(SLUGGISH, &format!("{GROUPS}{limits}"));
+    let user = User { uid: 12_303, groups: "daemon" };
+    let told = answers(
+        &daemon,
+        user,
+        json!([
+            ["OpenSpan", { "span": "a" }],
+            ["SetWeight", { "span": "a", "weight": 2 }, 0, ["oneway"]],
+            ["SetWeight", { "span": "a", "weight": 3 }, 0, ["oneway"]],
+            ["SetWeight", { "span": "a", "weight": 4 }, 0, ["oneway"]],
+            ["CloseSpan", { "span": "a" }],
+            ["CloseSpan", { "span": "a" }]
+        ]),
+    );
+    // The third weight is one call too many: that is the answer to it, and then the line is dead.
+    let exceeded = ("QuotaExceeded".into(), json!({ "quota": "calls a second", "limit": 1 }));
+    assert_eq!(refusal(told[4].clone()), exceeded);
+    assert_eq!(told[5], Value::Null, "hung up");
+    let mut root = daemon.client();
+    until("the span is over, as far as it was weighed", || {
+        let account = root.call("GetSpan", json!({ "span": "a" }))["account"].take();
+        account["state"] != "open" && account["weight"] == 3.0
+    });
+}
+
+#[test]
+fn a_flood_of_calls_is_hung_up_on_and_the_others_are_served() {
+    if !caller::possible() {
+        return;
+    }
+    let limits = "[limits]\nstranger_calls_per_s = 0.01\nstranger_calls_burst = 10\n";
+    let daemon = TestDaemon::with(STEADY, &format!("{GROUPS}{limits}"));
+    let flood: Vec<Value> = (0..100).map(|_| json!(["GetInfo", {}])).collect();
+    let told = answers(&daemon, User { uid: 12_304, groups: "" }, flood.into());
+    let done = told.iter().filter(|answer| answer["parameters"]["access"] == "none").count();
+    let refused = told.iter().filter(|answer| answer.get("error").is_some()).count();
+    // A refusal costs a quarter of a call, and ten calls may be owed; a little comes in all the while.
+    assert!(done == 10 && (40..50).contains(&refused), "{done} done, {refused} refused");
+    let root = daemon.client().call("GetInfo", json!({}));
+    assert_eq!(root["access"], "admin");
+}
