@@ -59,7 +59,8 @@ impl Allowance {
             return Ok(());
         }
         bucket.tokens = (bucket.tokens - PART_OF_REFUSED).max(-burst);
-        let refusal = Refusal::QuotaExceeded { quota: "calls a second".to_owned(), limit: rate.ceil() as u64 };
+        let refusal =
+            Refusal::QuotaExceeded { quota: "calls a second".to_owned(), limit: rate.ceil() as u64 };
         Err(Excess { refusal, flood: bucket.tokens <= -burst })
     }
 

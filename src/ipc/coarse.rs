@@ -101,18 +101,49 @@ pub fn conceal(account: &mut Account) {
 /// Whether a coarse caller may see this account: judged by what is in it, wherever it comes from, so that a finer span
 /// of the same user, opened with more access or read back from the history, stays closed to it.
 pub fn fits(account: &Account) -> bool {
-    let on_grid = |at_ns: u64| at_ns.is_multiple_of(GRID_NS);
-    let whole = |uj: Option<u64>| uj.is_none_or(|uj| uj.is_multiple_of(QUANTUM_UJ));
-    let times = on_grid(account.opened_ns) && account.closed_ns.is_some_and(on_grid);
-    let sums = whole(account.share_uj) && whole(account.window_uj) && whole(account.error_uj);
-    let shares = account.domains.iter().all(|share| {
-        whole(share.share_uj) && whole(share.window_uj) && whole(share.error_uj) && share.idle_uj.is_none()
-    });
-    let phases = account.phases.iter().all(|phase| {
-        let ends = on_grid(phase.opened_ns) && phase.closed_ns.is_none_or(on_grid);
-        ends && whole(phase.share_uj) && whole(phase.error_uj)
-    });
-    times && sums && shares && phases && account.idle_uj.is_none()
+    // Named one by one: whoever adds a figure to the account has to say here what the coarse tier has of it.
+    let Account {
+        span: _,
+        name: _,
+        attributes: _,
+        state: _,
+        uid: _,
+        opened_ns,
+        closed_ns,
+        moved_ns: _,
+        opened_unix_ns: _,
+        weight: _,
+        share_uj,
+        window_uj,
+        idle_uj,
+        error_uj,
+        grade: _,
+        mean_power_mw: _,
+        peak_concurrency: _,
+        domains,
+        phases,
+    } = account;
+    let times = on_grid(*opened_ns) && closed_ns.is_some_and(on_grid);
+    let sums = [share_uj, window_uj, error_uj].into_iter().all(whole) && idle_uj.is_none();
+    times && sums && domains.iter().all(share_fits) && phases.iter().all(phase_fits)
+}
+
+fn share_fits(share: &Share) -> bool {
+    let Share { domain: _, grade: _, window_uj, share_uj, idle_uj, error_uj, unknown_ns } = share;
+    [share_uj, window_uj, error_uj].into_iter().all(whole) && idle_uj.is_none() && on_grid(*unknown_ns)
+}
+
+fn phase_fits(phase: &Phase) -> bool {
+    let Phase { name: _, opened_ns, closed_ns, share_uj, error_uj } = phase;
+    on_grid(*opened_ns) && closed_ns.is_none_or(on_grid) && [share_uj, error_uj].into_iter().all(whole)
+}
+
+fn on_grid(at_ns: u64) -> bool {
+    at_ns.is_multiple_of(GRID_NS)
+}
+
+fn whole(uj: &Option<u64>) -> bool {
+    uj.is_none_or(|uj| uj.is_multiple_of(QUANTUM_UJ))
 }
 
 #[cfg(test)]
@@ -246,7 +277,8 @@ mod tests {
             rounded
         };
         assert!(fits(&fitting()));
-        let spoilt: [fn(&mut Account); 9] = [
+        let spoilt: [fn(&mut Account); 10] = [
+            |account| account.domains[0].unknown_ns = 7,
             |account| account.opened_ns += 1,
             |account| account.closed_ns = None,
             |account| account.closed_ns = Some(12 * GRID_NS - 1),

@@ -322,6 +322,17 @@ fn nobody_sees_more_than_ten_instants_a_second() {
 }
 
 #[test]
+fn energy_is_conserved_under_edges_that_lie_ahead() {
+    let machine = course(Access::Coarse, 1, 8, 3000);
+    let balances = machine.service.ledger.balance();
+    assert_eq!(balances.len(), 2);
+    for balance in balances {
+        assert!(balance.attributed_uj > 0, "{balance:?}");
+        assert_eq!(balance.measured_uj, balance.attributed_uj + balance.unattributed_uj);
+    }
+}
+
+#[test]
 fn two_users_that_close_in_the_same_step_see_the_same_instants_and_the_same_energy() {
     let mut machine = Machine::new(1);
     let users = [peer(Access::Coarse), Peer { uid: 4001, ..peer(Access::Coarse) }];
