@@ -36,7 +36,10 @@ pub fn account(title: &str, account: &Account, terminal: Terminal) -> String {
         line(&mut out, "no reading", &terminal.paint(Tone::Doubt, &gaps), terminal);
     }
     if account.moved_ns > 0 {
-        let moved = format!("edges by {}: their messages came late", time(account.moved_ns));
+        let moved = format!(
+            "edges by {}: their messages came late, or your access is coarse",
+            time(account.moved_ns)
+        );
         line(&mut out, "moved", &terminal.paint(Tone::Doubt, &moved), terminal);
     }
     if let Some(state) = unusual(account.state) {

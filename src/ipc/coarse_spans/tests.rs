@@ -35,7 +35,7 @@ fn secret_w(secret: u64, cell: u64, ms: u64) -> i64 {
     let bit = bits & 1 == 1;
     let sign = match bits >> 1 & 3 {
         // The square wave of 1 kHz, the bit in its phase.
-        0 => (ms % 2 == 0) == bit,
+        0 => ms.is_multiple_of(2) == bit,
         // The bit is when in the step of the grid the work is done.
         1 => (ms < 50) == bit,
         // One short burst, and its mirror.
