@@ -112,7 +112,7 @@ def test_nesting_takes_nothing_from_anybody_and_loses_nothing(daemon: Daemon) ->
     assert account.nested.share_uj == sum(each.share_uj or 0 for each in inside)
     # Alone on the machine, so the whole window is its own, whatever was nested in it.
     assert account.energy_j == pytest.approx(account.window_j, abs=2e-5)
-    assert retrieve.energy_j == pytest.approx(retrieve.result().window_j, abs=2e-5)
+    assert retrieve.result().nested.share_uj == embed.result().share_uj
     assert account.own_energy_j is not None and account.energy_j is not None
     assert account.own_energy_j < account.energy_j / 2
     gained = {each["domain"]: each["attributed_uj"] for each in wattspan.balance()}

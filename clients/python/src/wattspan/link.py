@@ -79,7 +79,8 @@ class Link:
         sent = self._write(message)
         if sent < len(message):
             self._moved_at = time.monotonic()
-            self.keep(message[sent:])
+            # Before whatever a signal handler has kept meanwhile: half a message ends before another begins.
+            self._backlog[:0] = message[sent:]
 
     def keep(self, message: bytes) -> None:
         """Keeps bytes for later."""

@@ -9,6 +9,7 @@ Invariant: while something is awaited, the attendant lives; it ends by itself a 
 
 from __future__ import annotations
 
+import collections
 import concurrent.futures
 import heapq
 import itertools
@@ -85,8 +86,11 @@ class Meter:
         self._lock = threading.RLock()
         self._sending = False
         self._link: Link | None = None
-        self._thread: threading.Thread | None = None
+        # Held while there is an attendant.
+        self._attending = threading.Lock()
         self._unheard: list[Heard] = []
+        # What was to be sent in the middle of sending.
+        self._inside: collections.deque[bytes] = collections.deque()
         self._waits: list[tuple[float, int, Wait]] = []
         self._retry_at = 0.0
         self._why = "nothing was sent yet"
@@ -183,11 +187,13 @@ class Meter:
         with self._lock:
             if self._sending:
                 return self._send_inside(message, heard)
-            self._sending = True
+            self._sending, sent = True, False
             try:
                 sent = self._transmit(message, heard)
             finally:
                 self._sending = False
+                if not sent:
+                    self._inside.clear()
             if not sent and heard is not None:
                 self._unheard.append(heard)
             if self._unheard or (self._link is not None and self._link.busy):
@@ -195,16 +201,12 @@ class Meter:
             return sent
 
     def _send_inside(self, message: bytes, heard: Heard | None) -> bool:
-        # In the middle of another message, of which the link may have sent a part.
+        # In the middle of another message, of which the link may have sent a part, or that is connecting.
         if heard is not None:
             self._unheard.append(heard)
-        elif self._link is not None:
-            try:
-                self._link.keep(message)
-            except Broken:
-                return False
-            return True
-        return False
+        else:
+            self._inside.append(message)
+        return heard is None
 
     def _transmit(self, message: bytes, heard: Heard | None) -> bool:
         # Twice, because a daemon that was started anew is noticed by sending to the old one.
@@ -214,6 +216,7 @@ class Meter:
                 return False
             try:
                 link.send(message, heard)
+                self._send_what_came_inside(link)
                 return True
             except Broken as broken:
                 unheard = self._give_up(broken)
@@ -221,6 +224,10 @@ class Meter:
                     unheard.remove(heard)
                 self._unheard += unheard
         return False
+
+    def _send_what_came_inside(self, link: Link) -> None:
+        while self._inside:
+            link.send(self._inside.popleft())
 
     def _connect(self) -> Link | None:
         now = time.monotonic()
@@ -251,14 +258,13 @@ class Meter:
         return link.close() if link is not None else []
 
     def _attend(self) -> None:
-        if self._thread is None:
-            # Entered before it starts: a signal handler that runs meanwhile must not start another.
-            self._thread = threading.Thread(target=self._attendant, name="wattspan", daemon=True)
+        # Looked at and taken in one step: a signal handler that runs in between must not start another.
+        if self._attending.acquire(False):
             try:
-                self._thread.start()
+                threading.Thread(target=self._attendant, name="wattspan", daemon=True).start()
             except RuntimeError:
                 # The interpreter is on its way out; nobody will wait for an answer.
-                self._thread = None
+                self._attending.release()
 
     def _attendant(self) -> None:
         idle_since = time.monotonic()
@@ -271,7 +277,7 @@ class Meter:
                 if unheard or due or self._waits or (link is not None and link.busy):
                     idle_since = now
                 elif now - idle_since > LINGER_S:
-                    self._thread = None
+                    self._attending.release()
                     return
                 next_look_s = min(LOOK_S, max(self._waits[0][0] - now, 0.0) if self._waits else LOOK_S)
             for heard in unheard:
@@ -298,6 +304,7 @@ class Meter:
             self._sending = True
             try:
                 link.flush()
+                self._send_what_came_inside(link)
                 return link.receive()
             except Broken as broken:
                 self._unheard += self._give_up(broken)
