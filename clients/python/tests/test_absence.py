@@ -116,6 +116,8 @@ def test_a_daemon_that_was_started_anew_is_noticed_by_the_next_span(daemon: Daem
         pass
     assert first.energy_j is not None
     across = wattspan.begin("across")
+    # With the attendant gone nobody sees the connection end; only the next message does.
+    until("alone", lambda: all(thread.name != "wattspan" for thread in threading.enumerate()))
     daemon.kill()
     daemon.start()
     with wattspan.span("second") as second:
