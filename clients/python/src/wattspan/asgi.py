@@ -1,0 +1,169 @@
+"""An ASGI middleware: every HTTP request is a span.
+
+Owns a request's span from its arrival to the end of its answer, however it ends: whole, cut short by the client, or
+with an exception. An answer that is streamed has the phase "decode" from its first part on. Passes every message on as
+it is and at once, unless `annotate` asks for the energy in the answer. Knows no framework.
+
+    app.add_middleware(EnergyMiddleware)                      # FastAPI, Starlette
+    vllm serve MODEL --middleware wattspan.asgi.EnergyMiddleware
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, MutableMapping
+from typing import Any, Callable
+
+from .account import Account
+from .meter import Meter
+from .span import Span
+from .usual import usual
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+INFERENCE_PATHS = (
+    "/v1/chat/completions",
+    "/v1/completions",
+    "/v1/responses",
+    "/v1/embeddings",
+    "/api/chat",
+    "/api/generate",
+    "/api/embed",
+    "/completion",
+)
+"""Paths of OpenAI's, Ollama's and llama.cpp's interfaces that run a model."""
+
+ANNOTATE_TIMEOUT_S = 0.5
+"""How long the end of an answer is held back for its energy, at most."""
+
+
+class EnergyMiddleware:
+    """`paths`: None for all, a collection of paths, or a function of the path. `annotate`: the energy is told in the
+    answer, as headers where it comes in one part, as a last comment where it is a stream of events; its end waits for
+    the counters (some 15 to 120 ms). `on_account` gets each request's scope and final account, on another thread.
+    Inside the application the span is `wattspan.current()` and `scope["wattspan"]`."""
+
+    def __init__(
+        self,
+        app: App,
+        *,
+        paths: Any = None,
+        annotate: bool = False,
+        on_account: Callable[[Scope, Account], object] | None = None,
+        meter: Meter | None = None,
+    ) -> None:
+        self._app = app
+        self._wanted: Callable[[str], bool] = paths if callable(paths) else lambda path: paths is None or path in paths
+        self._annotate = annotate
+        self._on_account = on_account
+        self._meter = meter
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or not self._wanted(scope["path"]):
+            await self._app(scope, receive, send)
+            return
+        method, path = scope.get("method", "?"), scope["path"]
+        notes = [("http.request.method", method), ("url.path", path), ("traceparent", _header(scope, b"traceparent"))]
+        # A request is nobody's part, whatever span was open when the server was started.
+        span = Span(self._meter or usual(), f"{method} {path}", attributes=notes, parent=None)
+        answer = _Answer(span, send, self._annotate)
+        scope["wattspan"] = span
+        try:
+            with span:
+                await self._app(scope, receive, answer.send)
+        finally:
+            if self._on_account is not None:
+                then = self._on_account
+                span.when_settled(lambda account: then(scope, account))
+
+
+class _Answer:
+    """One request's answer on its way out."""
+
+    def __init__(self, span: Span, send: Send, annotate: bool) -> None:
+        self._span = span
+        self._send = send
+        self._annotate = annotate
+        self._start: Message | None = None
+        self._events = self._open_end = False
+        self._decoding = False
+
+    async def send(self, message: Message) -> None:
+        kind = message["type"]
+        if kind == "http.response.start":
+            await self._begin(message)
+        elif kind == "http.response.body":
+            await self._part(message)
+        else:
+            await self._release()
+            await self._send(message)
+
+    async def _begin(self, message: Message) -> None:
+        self._span.note(**{"http.response.status_code": message["status"]})
+        headers = {key.lower(): value for key, value in message.get("headers", ())}
+        self._events = headers.get(b"content-type", b"").lower().startswith(b"text/event-stream")
+        # A comment would spoil a body whose length is told, or that is compressed.
+        self._open_end = self._events and not headers.keys() & {b"content-length", b"content-encoding"}
+        if self._annotate and not self._events:
+            # Held until it is known whether the answer has one part.
+            self._start = message
+        else:
+            await self._send(message)
+
+    async def _part(self, message: Message) -> None:
+        more = message.get("more_body", False)
+        if more:
+            if message.get("body") and not self._decoding:
+                self._decoding = True
+                self._span.phase("decode")
+            await self._release()
+            await self._send(message)
+            return
+        self._span.end()
+        if self._annotate:
+            message = await self._told(message)
+        await self._release()
+        await self._send(message)
+
+    async def _told(self, message: Message) -> Message:
+        """Puts the energy where it still can be put; gives the last message."""
+        if self._start is None and not self._open_end:
+            return message
+        account = await self._span.settled(ANNOTATE_TIMEOUT_S)
+        figures = _figures(account)
+        if self._start is not None:
+            told = [(_field(key), str(value).encode()) for key, value in figures.items()]
+            self._start = {**self._start, "headers": [*self._start.get("headers", ()), *told]}
+            return message
+        comment = f": wattspan {json.dumps(figures, ensure_ascii=True)}\n\n".encode()
+        return {**message, "body": bytes(message.get("body", b"")) + comment}
+
+    async def _release(self) -> None:
+        start, self._start = self._start, None
+        if start is not None:
+            await self._send(start)
+
+
+def _figures(account: Account) -> dict[str, object]:
+    """What is told in an answer: what is not known is left out."""
+    figures = {
+        "span": account.span,
+        "energy_j": account.energy_j,
+        "error_j": account.error_j,
+        "grade": account.worst_grade,
+        "state": account.state,
+    }
+    return {key: value for key, value in figures.items() if value not in (None, "")}
+
+
+def _field(key: str) -> bytes:
+    return f"wattspan-{key.replace('_', '-')}".encode()
+
+
+def _header(scope: Scope, name: bytes) -> str | None:
+    found = next((value for key, value in scope.get("headers", ()) if key.lower() == name), None)
+    return None if found is None else bytes(found).decode("latin-1")

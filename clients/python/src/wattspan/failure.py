@@ -1,0 +1,42 @@
+"""Why there is no energy.
+
+Owns the two exceptions, which are raised only where the user asked for it (`strict`, or a call that has nothing else to
+give, such as `info()`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class Unavailable(Exception):
+    """No daemon, or none that answers. The text says why and where."""
+
+
+class Refused(Unavailable):
+    """The daemon said no."""
+
+    def __init__(self, error: str, parameters: dict[str, Any]) -> None:
+        self.error = error.rpartition(".")[2]
+        """The error's name in the contract: "AccessDenied", "QuotaExceeded"."""
+        self.parameters = parameters
+        """What came with it."""
+        super().__init__(_sentence(self.error, parameters))
+
+
+def _sentence(error: str, parameters: dict[str, Any]) -> str:
+    if error == "AccessDenied":
+        needs = parameters.get("needs", "more")
+        group = "wattspan-telemetry" if needs == "telemetry" else "wattspan"
+        return f"this needs {needs} access: have this user added to the group {group}"
+    if error == "QuotaExceeded":
+        return f"the limit of {parameters.get('limit')} {parameters.get('quota')} is reached"
+    if error == "NoSuchSpan":
+        return (
+            f"the daemon has no span {parameters.get('span')!r}: it was refused when it was opened "
+            "(strict=True or WATTSPAN_STRICT=1 tells why), or has been forgotten since"
+        )
+    if error == "InvalidValue":
+        return f"{parameters.get('field')}: {parameters.get('reason')}"
+    told = ", ".join(f"{key} {value}" for key, value in parameters.items())
+    return f"the daemon refused: {error}{f' ({told})' if told else ''}"

@@ -1,0 +1,184 @@
+"""Energy on OpenTelemetry spans.
+
+Owns the delay between a span's end and its export. A span that has ended takes no attribute any more, and its final
+energy is known only after the next counter update; so this processor stands before the one that exports, holds each
+ended span until its account has settled, and passes on a copy with the attributes added.
+
+    provider.add_span_processor(EnergySpanProcessor(BatchSpanProcessor(OTLPSpanExporter())))
+
+Every span that is recorded is measured (or those that `only` chooses), with the parents that OpenTelemetry gives them.
+No attribute is invented: where no energy is known, `wattspan.energy.reason` says why.
+"""
+
+from __future__ import annotations
+
+import collections
+import os
+import threading
+import time
+from typing import Callable
+
+from opentelemetry import trace
+from opentelemetry.context import Context
+from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
+from opentelemetry.sdk.trace import Span as SdkSpan
+
+from .account import Account
+from .meter import Meter
+from .span import Span
+from .usual import usual
+
+MOST_HELD = 4096
+"""Ended spans that wait for their energy; what comes beyond is passed on without."""
+
+ENERGY = "wattspan.energy.joules"
+OWN_ENERGY = "wattspan.energy.own_joules"
+UNCERTAINTY = "wattspan.energy.uncertainty_joules"
+IDLE = "wattspan.energy.idle_joules"
+GRADE = "wattspan.energy.grade"
+REASON = "wattspan.energy.reason"
+SPAN = "wattspan.span"
+
+
+class EnergySpanProcessor(SpanProcessor):
+    """`then`: the processor that exports. `only`: which spans are measured. `timeout`: how long an ended span is held
+    for its account, in seconds."""
+
+    def __init__(
+        self,
+        then: SpanProcessor,
+        *,
+        only: Callable[[SdkSpan], bool] | None = None,
+        timeout: float = 5.0,
+        meter: Meter | None = None,
+    ) -> None:
+        self._then = then
+        self._only = only
+        self._timeout = timeout
+        self._meter = meter
+        self._begin()
+
+    def _begin(self) -> None:
+        self._pid = os.getpid()
+        self._open: dict[int, Span] = {}
+        self._ended: collections.deque[tuple[ReadableSpan, Span]] = collections.deque()
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+        self._handing_on = False
+        self._hurry_at: float | None = None
+
+    def _own(self) -> None:
+        """Begins anew in a forked child; what was open in the parent is the parent's."""
+        if self._pid != os.getpid():
+            self._begin()
+
+    def on_start(self, span: SdkSpan, parent_context: Context | None = None) -> None:
+        self._own()
+        self._then.on_start(span, parent_context)
+        context = span.get_span_context()
+        if context is None or (self._only is not None and not self._only(span)):
+            return
+        above = span.parent
+        parent = self._open.get(above.span_id) if above is not None and not above.is_remote else None
+        notes = [
+            ("trace_id", trace.format_trace_id(context.trace_id)),
+            ("span_id", trace.format_span_id(context.span_id)),
+        ]
+        self._open[context.span_id] = Span(self._meter or usual(), span.name, attributes=notes, parent=parent).begin()
+
+    def _on_ending(self, span: SdkSpan) -> None:
+        # The SDK calls it in newer versions; the others may add attributes there.
+        self._then._on_ending(span)
+
+    def on_end(self, span: ReadableSpan) -> None:
+        self._own()
+        context = span.get_span_context()
+        measured = self._open.pop(context.span_id, None) if context is not None else None
+        if measured is None:
+            self._then.on_end(span)
+            return
+        measured.end()
+        with self._changed:
+            full = len(self._ended) >= MOST_HELD
+            if not full:
+                self._ended.append((span, measured))
+                if self._thread is None:
+                    self._thread = threading.Thread(target=self._hand_on, name="wattspan-otel", daemon=True)
+                    self._thread.start()
+                self._changed.notify_all()
+        if full:
+            self._then.on_end(_with(span, {REASON: f"{MOST_HELD} spans wait for their energy already"}))
+
+    def _hand_on(self) -> None:
+        """Passes ended spans on, in the order of their ends, as they settle."""
+        while True:
+            with self._changed:
+                self._handing_on = False
+                self._changed.notify_all()
+                while not self._ended:
+                    if not self._changed.wait(1.0) and not self._ended:
+                        self._thread = None
+                        return
+                ended, measured = self._ended.popleft()
+                self._handing_on = True
+            try:
+                account = measured.result(self._patience())
+                figures = _figures(account)
+            except Exception as error:
+                figures = {REASON: str(error)}
+            self._then.on_end(_with(ended, figures))
+
+    def _patience(self) -> float:
+        hurry_at = self._hurry_at
+        if hurry_at is None:
+            return self._timeout
+        return max(min(self._timeout, hurry_at - time.monotonic()), 0.0)
+
+    def force_flush(self, timeout_millis: int = 30000) -> bool:
+        """Waits for the accounts of what has ended, then has the next processor flush."""
+        self._own()
+        end = time.monotonic() + timeout_millis / 1000
+        with self._changed:
+            while (self._ended or self._handing_on) and self._thread is not None:
+                left = end - time.monotonic()
+                if left <= 0 or not self._changed.wait(left):
+                    return False
+        return self._then.force_flush(max(int((end - time.monotonic()) * 1000), 1))
+
+    def shutdown(self) -> None:
+        self._own()
+        # What has not settled by then goes without.
+        self._hurry_at = time.monotonic() + self._timeout
+        self.force_flush(int(self._timeout * 2000) + 1000)
+        self._then.shutdown()
+
+
+def _figures(account: Account) -> dict[str, str | float]:
+    figures = {
+        ENERGY: account.energy_j,
+        OWN_ENERGY: account.own_energy_j if account.nested.count else None,
+        UNCERTAINTY: account.error_j,
+        IDLE: account.idle_j,
+        GRADE: account.worst_grade if account.energy_j is not None else None,
+        REASON: (account.reason or account.nested.reason) if account.energy_j is None else None,
+        SPAN: account.span or None,
+    }
+    return {key: value for key, value in figures.items() if value is not None}
+
+
+def _with(span: ReadableSpan, figures: dict[str, str | float]) -> ReadableSpan:
+    """A copy with more attributes."""
+    return ReadableSpan(
+        name=span.name,
+        context=span.get_span_context(),
+        parent=span.parent,
+        resource=span.resource,
+        attributes={**(span.attributes or {}), **figures},
+        events=span.events,
+        links=span.links,
+        kind=span.kind,
+        status=span.status,
+        start_time=span.start_time,
+        end_time=span.end_time,
+        instrumentation_scope=span.instrumentation_scope,
+    )

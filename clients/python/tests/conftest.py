@@ -1,0 +1,151 @@
+"""A real daemon on a simulated machine, for each test that asks for one."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+import wattspan
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+MACHINES = REPOSITORY / "tests" / "fixtures" / "machines"
+
+PATIENCE_S = 60.0
+"""How long anything may take before a test gives up; only ever a limit, never an expectation."""
+
+STEADY = """
+[[domain]]
+name = "package-0"
+kind = "package"
+profile = [[1.0, 80]]
+quantum_uj = 61
+ceiling_w = 400
+[[domain]]
+name = "dram-0"
+kind = "dram"
+profile = [[1.0, 20]]
+quantum_uj = 15
+ceiling_w = 100
+"""
+"""A machine that draws 100 W all the time, its counters as quick as RAPL's."""
+
+SLUGGISH = """
+[[domain]]
+name = "package-0"
+kind = "package"
+profile = [[1.0, 80]]
+update_ns = 20_000_000_000
+"""
+"""A machine whose only counter moves so seldom that nothing settles during a test."""
+
+
+class Daemon:
+    """One `wattspand`, killed with the test."""
+
+    def __init__(self, program: str, machine: str, configuration: str = "") -> None:
+        # Below /tmp whatever TMPDIR says: a socket's path has at most 107 bytes.
+        self.directory = Path(tempfile.mkdtemp(prefix="wattspan-", dir="/tmp"))
+        self.directory.chmod(0o755)
+        self.program = program
+        self.socket = str(self.directory / "run" / "wattspan.sock")
+        (self.directory / "machine.toml").write_text(machine)
+        (self.directory / "wattspan.toml").write_text(configuration)
+        self.start()
+
+    def start(self) -> None:
+        """Starts it, also anew after it ended, and waits for its socket."""
+        environment = {key: value for key, value in os.environ.items() if key != "WATTSPAN_SOCKET"}
+        with open(self.directory / "log", "ab") as log:
+            self.process = subprocess.Popen(
+                [
+                    self.program,
+                    *("--config", str(self.directory / "wattspan.toml")),
+                    *("--replay", str(self.directory / "machine.toml")),
+                    *("--socket", self.socket),
+                ],
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stderr=log,
+            )
+        until("listens", self._listens)
+
+    def _listens(self) -> bool:
+        assert self.process.poll() is None, (self.directory / "log").read_text()
+        with socket.socket(socket.AF_UNIX) as probe:
+            return probe.connect_ex(self.socket) == 0
+
+    def kill(self) -> None:
+        """Ends it as a power cut would."""
+        self.process.kill()
+        self.process.wait()
+
+    def pause(self) -> None:
+        """Stops it in its tracks: it accepts, reads and answers nothing."""
+        self.process.send_signal(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        self.process.send_signal(signal.SIGCONT)
+
+    def end(self) -> None:
+        self.go_on()
+        self.kill()
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+
+def until(what: str, so: Callable[[], bool]) -> None:
+    """Waits until something is so."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not so():
+        assert time.monotonic() < deadline, f"never {what}"
+        time.sleep(0.005)
+
+
+@pytest.fixture(scope="session")
+def program() -> str:
+    """The daemon's program: WATTSPAND, else what cargo built."""
+    named = os.environ.get("WATTSPAND")
+    found = [named] if named else [str(REPOSITORY / "target" / kind / "wattspand") for kind in ("debug", "release")]
+    for path in found:
+        if os.access(path, os.X_OK):
+            return path
+    raise pytest.UsageError(f"no wattspand at {' or '.join(found)}: run cargo build, or set WATTSPAND")
+
+
+@pytest.fixture
+def boot(program: str) -> Iterator[Callable[..., Daemon]]:
+    """Starts daemons: `boot(machine, configuration)`."""
+    started: list[Daemon] = []
+
+    def start(machine: str = STEADY, configuration: str = "") -> Daemon:
+        started.append(Daemon(program, machine, configuration))
+        return started[-1]
+
+    yield start
+    for daemon in started:
+        daemon.end()
+
+
+@pytest.fixture
+def daemon(boot: Callable[..., Daemon]) -> Iterator[Daemon]:
+    """A daemon on a steady machine, used by the usual meter."""
+    started = boot()
+    wattspan.configure(started.socket)
+    yield started
+    wattspan.configure("/nonexistent/wattspan.sock")
+
+
+@pytest.fixture
+def nobody() -> Iterator[None]:
+    """No daemon."""
+    wattspan.configure("/nonexistent/wattspan.sock")
+    yield
+    wattspan.configure("/nonexistent/wattspan.sock")

@@ -1,0 +1,168 @@
+#!/usr/bin/env python3
+"""The energy of every request of a FastAPI server: three lines.
+
+    pip install wattspan fastapi uvicorn
+    fastapi_energy.py                       # serves on 127.0.0.1:8100
+    fastapi_energy.py --drive 16            # serves, asks itself 16 questions at once, and checks the sums
+
+The "model" is a loop that keeps a CPU busy; a real one goes into its place. Needs a running wattspand for figures;
+without one the server serves, and says in each answer that there are none.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import hashlib
+import http.client
+import json
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI
+from fastapi.responses import StreamingResponse
+
+import wattspan
+from wattspan.asgi import EnergyMiddleware
+
+PATH = "/v1/chat/completions"
+accounts: list[wattspan.Account] = []
+
+app = FastAPI()
+app.add_middleware(
+    EnergyMiddleware, paths=[PATH], annotate=True, on_account=lambda _, account: accounts.append(account)
+)
+
+
+def token(number: int) -> str:
+    """Some 2 ms of work."""
+    return hashlib.pbkdf2_hmac("sha256", b"prompt", str(number).encode(), 4000).hex()[:4]
+
+
+async def answer(tokens: int) -> AsyncIterator[str]:
+    """An answer in OpenAI's form, one token an event."""
+    for number in range(tokens):
+        text = await asyncio.to_thread(token, number)
+        yield f"data: {json.dumps({'choices': [{'delta': {'content': text}}]})}\n\n"
+    # The request's span is the current one here.
+    wattspan.note(**{"gen_ai.usage.output_tokens": tokens})
+    yield "data: [DONE]\n\n"
+
+
+@app.post(PATH)
+async def chat(body: dict[str, Any]) -> Any:
+    tokens = int(body.get("max_tokens", 16))
+    if body.get("stream"):
+        return StreamingResponse(answer(tokens), media_type="text/event-stream")
+    wattspan.note(**{"gen_ai.usage.output_tokens": tokens})
+    return {"text": " ".join([await asyncio.to_thread(token, number) for number in range(tokens)])}
+
+
+@app.get("/energy")
+def energy() -> list[str]:
+    """The latest requests' energy."""
+    return [str(account) for account in accounts[-20:]]
+
+
+def ask(port: int, tokens: int, stream: bool) -> dict[str, Any]:
+    """One question; what the answer says about its energy."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
+    connection.request(
+        "POST", PATH, json.dumps({"max_tokens": tokens, "stream": stream}), {"Content-Type": "application/json"}
+    )
+    response = connection.getresponse()
+    body = response.read().decode()
+    if stream:
+        return json.loads(
+            next(line for line in body.splitlines() if line.startswith(": wattspan "))[len(": wattspan ") :]
+        )
+    return {
+        key[len("wattspan-") :].replace("-", "_"): value
+        for key, value in response.getheaders()
+        if key.startswith("wattspan-")
+    }
+
+
+def drive(port: int, questions: int) -> bool:
+    """Asks all at once, every fourth without a stream; whether the sums hold."""
+    before = wattspan.balance()
+    told: list[Any] = [None] * questions
+
+    def work(number: int) -> None:
+        told[number] = ask(port, 4 + number % 13, stream=number % 4 != 3)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(questions)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    end = time.monotonic() + 60
+    while len(accounts) < questions and time.monotonic() < end:
+        time.sleep(0.01)
+    print(f"{'request':34} {'energy':>22} {'decode':>9} {'tokens':>6} {'at once':>7} {'told in the answer':>20}")
+    in_answers = {each["span"]: each for each in told}
+    for account in accounts:
+        decode = account.phase("decode")
+        error = f" ± {account.error_j:.3f}" if account.error_j is not None else ""
+        figure = f"{account.energy_j:.3f} J{error}" if account.energy_j is not None else "unknown"
+        decode_j = decode.energy_j if decode is not None else None
+        said = in_answers.get(account.span, {}).get("energy_j", "nothing")
+        print(
+            f"{account.name:34} {figure:>22} {'' if decode_j is None else f'{decode_j:.3f} J':>9} "
+            f"{account.attributes['gen_ai.usage.output_tokens']:>6} {account.peak_concurrency:>7} {said!s:>20}"
+        )
+    return sums_hold(before)
+
+
+def sums_hold(before: list[dict[str, Any]]) -> bool:
+    """Requests + the rest = measured, for every domain, in whole microjoules."""
+    holds = True
+    given_before = {domain["domain"]: domain["attributed_uj"] for domain in before}
+    for domain in wattspan.balance():
+        name = domain["domain"]
+        shares = [share.share_uj for account in accounts if (share := account.domain(name)) is not None]
+        if None in shares:
+            print(f"{name}: not known")
+            continue
+        given = domain["attributed_uj"] - given_before[name]
+        exact = sum(share or 0 for share in shares) == given
+        exact &= domain["measured_uj"] == domain["attributed_uj"] + domain["unattributed_uj"]
+        print(
+            f"{name:12} requests {sum(share or 0 for share in shares)} of {given} µJ attributed: "
+            f"{'exact' if exact else 'NOT EXACT (does anybody else measure?)'}"
+        )
+        holds &= exact
+    return holds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--port", type=int, default=8100)
+    parser.add_argument("--drive", type=int, metavar="N", help="ask itself N questions at once, and end")
+    options = parser.parse_args()
+    server = uvicorn.Server(uvicorn.Config(app, port=options.port, log_level="warning"))
+    if options.drive is None:
+        server.run()
+        return
+    try:
+        wattspan.balance()
+    except wattspan.Unavailable as why:
+        sys.exit(str(why))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        while not server.started:
+            time.sleep(0.01)
+        holds = drive(server.servers[0].sockets[0].getsockname()[1], options.drive)
+    finally:
+        server.should_exit = True
+        thread.join()
+    sys.exit(0 if holds else 1)
+
+
+if __name__ == "__main__":
+    main()
