@@ -80,11 +80,8 @@ def ask(port: int, tokens: int, stream: bool) -> dict[str, Any]:
         return json.loads(
             next(line for line in body.splitlines() if line.startswith(": wattspan "))[len(": wattspan ") :]
         )
-    return {
-        key[len("wattspan-") :].replace("-", "_"): value
-        for key, value in response.getheaders()
-        if key.startswith("wattspan-")
-    }
+    told = dict(part.split("=") for part in response.getheader("wattspan-energy", "").split(", ") if part)
+    return {**told, "span": response.getheader("wattspan-span")}
 
 
 def drive(port: int, questions: int) -> bool:
@@ -110,7 +107,8 @@ def drive(port: int, questions: int) -> bool:
         error = f" ± {account.error_j:.3f}" if account.error_j is not None else ""
         figure = f"{account.energy_j:.3f} J{error}" if account.energy_j is not None else "unknown"
         decode_j = decode.energy_j if decode is not None else None
-        said = in_answers.get(account.span, {}).get("energy_j", "nothing")
+        said = in_answers.get(account.span, {}).get("share_uj")
+        said = "nothing" if said is None else f"{int(said) / 1e6:.3f} J"
         print(
             f"{account.name:34} {figure:>22} {'' if decode_j is None else f'{decode_j:.3f} J':>9} "
             f"{account.attributes['gen_ai.usage.output_tokens']:>6} {account.peak_concurrency:>7} {said!s:>20}"

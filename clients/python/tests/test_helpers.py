@@ -191,11 +191,12 @@ def test_the_energy_is_told_in_headers_or_a_comment_where_asked(daemon: Daemon) 
     headers = {key.decode(): value.decode() for key, value in start["headers"]}
     assert start["status"] == 201 and body == {"type": "http.response.body", "body": b"{}"}
     assert headers["content-type"] == "application/json" and headers["wattspan-span"].startswith("py-")
-    if headers["wattspan-state"] == "settled":
-        assert float(headers["wattspan-energy-j"]) > 0 and headers["wattspan-grade"] == "measured"
+    told = dict(part.split("=") for part in headers["wattspan-energy"].split(", "))
+    if told["state"] == "settled":
+        assert int(told["share_uj"]) > 0 and told["grade"] == "measured"
     messages = asyncio.run(request(EnergyMiddleware(streaming, annotate=True)))
     assert messages[:-1] == asyncio.run(request(streaming))[:-1]
-    assert messages[-1]["body"].startswith(b': wattspan {"span": "py-') and messages[-1]["body"].endswith(b"}\n\n")
+    assert messages[-1]["body"].startswith(b': wattspan {"state": "') and messages[-1]["body"].endswith(b"}\n\n")
 
 
 def test_other_paths_and_protocols_pass_untouched(daemon: Daemon) -> None:

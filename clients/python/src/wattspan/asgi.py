@@ -136,7 +136,7 @@ class _Answer:
         account = await self._span.settled(ANNOTATE_TIMEOUT_S)
         figures = _figures(account)
         if self._start is not None:
-            told = [(_field(key), str(value).encode()) for key, value in figures.items()]
+            told = [(b"wattspan-span", account.span.encode()), (b"wattspan-energy", _dictionary(figures))]
             self._start = {**self._start, "headers": [*self._start.get("headers", ()), *told]}
             return message
         comment = f": wattspan {json.dumps(figures, ensure_ascii=True)}\n\n".encode()
@@ -149,19 +149,24 @@ class _Answer:
 
 
 def _figures(account: Account) -> dict[str, object]:
-    """What is told in an answer: what is not known is left out."""
+    """What is told in an answer, in the words of `wattspan proxy`: what is not known is left out."""
     figures = {
-        "span": account.span,
-        "energy_j": account.energy_j,
-        "error_j": account.error_j,
-        "grade": account.worst_grade,
         "state": account.state,
+        "span": account.span,
+        "share_uj": _whole(account.energy_j),
+        "error_uj": _whole(account.error_j),
+        "grade": account.worst_grade,
     }
     return {key: value for key, value in figures.items() if value not in (None, "")}
 
 
-def _field(key: str) -> bytes:
-    return f"wattspan-{key.replace('_', '-')}".encode()
+def _whole(joules: float | None) -> int | None:
+    return None if joules is None else round(joules * 1e6)
+
+
+def _dictionary(figures: dict[str, object]) -> bytes:
+    """A structured header (RFC 8941); the span has a header of its own."""
+    return ", ".join(f"{key}={value}" for key, value in figures.items() if key != "span").encode()
 
 
 def _header(scope: Scope, name: bytes) -> str | None:
