@@ -13,6 +13,7 @@
 //! to bound than a fork. Reading with plain `read` makes the kernel throw away any descriptors sent along.
 
 mod access;
+mod arrival;
 mod audience;
 mod connection;
 mod door;
@@ -43,7 +44,8 @@ mod local_peercred_ffi;
 #[cfg(target_os = "macos")]
 use local_peercred_ffi as peer;
 
-pub use access::Policy;
+pub use access::{Credentials, Policy};
+pub use arrival::{Arrival, Arrivals, Usher, usher};
 pub use door::{Doors, serve};
 pub use plan::Plan;
 pub use service::{Service, Settings};
