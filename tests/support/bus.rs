@@ -50,6 +50,11 @@ impl TestBus {
 
     /// A bus on which only this user may own the name, `wattspan` as installed.
     pub fn with_owner(user: &str) -> Option<Self> {
+        Self::with(user, "")
+    }
+
+    /// The same with one more policy, which this user may need to own another name.
+    pub fn with(user: &str, more: &str) -> Option<Self> {
         if Command::new("dbus-daemon").arg("--version").output().is_err() {
             eprintln!("skipped: there is no dbus-daemon; Debian has it in the package dbus");
             return None;
@@ -63,6 +68,8 @@ impl TestBus {
         assert!(policy.contains("<policy user=\"wattspan\">"));
         let policy = policy.replace("user=\"wattspan\"", &format!("user=\"{user}\""));
         std::fs::write(dir.path().join("policy.conf"), policy).unwrap();
+        let more = format!("<busconfig>{more}</busconfig>\n");
+        std::fs::write(dir.path().join("more.conf"), more).unwrap();
         let child = spawn(dir.path());
         Some(Self { child, dir })
     }
@@ -113,7 +120,7 @@ fn spawn(dir: &Path) -> Child {
         "<!DOCTYPE busconfig PUBLIC \"-//freedesktop//DTD D-BUS Bus Configuration 1.0//EN\" \
          \"http://www.freedesktop.org/standards/dbus/1.0/busconfig.dtd\">\n<busconfig>\n  <type>system</type>\n  \
          <listen>unix:path={0}/bus</listen>\n  <auth>EXTERNAL</auth>{SYSTEM}\n  <include>{0}/policy.conf</include>\n\
-         <include ignore_missing=\"yes\">{0}/more.conf</include>\n</busconfig>\n",
+         <include>{0}/more.conf</include>\n</busconfig>\n",
         dir.display()
     );
     std::fs::write(dir.join("bus.conf"), configuration).unwrap();
@@ -134,6 +141,12 @@ fn spawn(dir: &Path) -> Child {
 pub fn run<T>(of: impl Future<Output = T>) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(of)
+}
+
+/// The next message.
+pub async fn next(messages: &mut MessageStream) -> Option<zbus::Result<Message>> {
+    use zbus::export::futures_core::Stream;
+    std::future::poll_fn(|context| std::pin::Pin::new(&mut *messages).poll_next(context)).await
 }
 
 /// A client on the bus.
@@ -196,11 +209,7 @@ impl Client {
         let serial = message.primary_header().serial_num();
         self.bus.send(&message).await.unwrap();
         loop {
-            let next = std::future::poll_fn(|context| {
-                use zbus::export::futures_core::Stream;
-                std::pin::Pin::new(&mut messages).poll_next(context)
-            });
-            let answer = next.await.expect("the bus goes on").unwrap();
+            let answer = next(&mut messages).await.expect("the bus goes on").unwrap();
             if answer.header().reply_serial() == Some(serial) {
                 return answer;
             }
