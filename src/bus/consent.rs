@@ -18,6 +18,9 @@ const PATIENCE: Duration = Duration::from_secs(120);
 /// `AllowUserInteraction` of CheckAuthorization.
 const INTERACTIVE: u32 = 1;
 
+/// Authorized, could be with a password, and what nobody here needs to know.
+type Verdict = (bool, bool, BTreeMap<String, String>);
+
 /// Asks; `Err` says why not.
 pub async fn ask(bus: &Connection, caller: &str, interactive: bool) -> Result<(), String> {
     let about = BTreeMap::from([("name", Variant::from(caller))]);
@@ -36,8 +39,7 @@ pub async fn ask(bus: &Connection, caller: &str, interactive: bool) -> Result<()
     };
     let answer = answered.map_err(|why| format!("polkit cannot be asked: {why}"))?;
     let body = answer.body();
-    let told: Result<((bool, bool, BTreeMap<String, String>),), _> = body.deserialize();
-    match told {
+    match body.deserialize::<(Verdict,)>() {
         Ok(((true, _, _),)) => Ok(()),
         Ok(((false, true, _),)) => Err("polkit wants a password; call with interaction allowed".to_owned()),
         Ok(_) => Err("polkit says no".to_owned()),

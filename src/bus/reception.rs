@@ -84,7 +84,7 @@ impl Reception {
                 self.desk.answer(message, &text).await;
             }
             _ if path != PATH => return Err(Denial::unknown("Object", path)),
-            _ if guest::is_for_guests(interface, member) => self.to_guest(message)?,
+            _ if guest::is_for_guests(interface, member) => self.hand_over(message)?,
             (Some(interface), _) if !is_ours(interface) => {
                 return Err(Denial::unknown("Interface", interface));
             }
@@ -93,7 +93,7 @@ impl Reception {
         Ok(())
     }
 
-    fn to_guest(&mut self, message: &Message) -> Result<(), Denial> {
+    fn hand_over(&mut self, message: &Message) -> Result<(), Denial> {
         if was_cut(message) {
             let reason = format!("is longer than {} bytes", self.desk.most_bytes);
             return Err(Denial::from(&Refusal::InvalidValue { field: "message".into(), reason }));
