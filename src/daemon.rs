@@ -12,6 +12,7 @@ use anyhow::{Context, Result, anyhow};
 use clap::Parser;
 use rustix::process::{Resource, getrlimit, setrlimit};
 
+use crate::bus;
 use crate::clock::Clock;
 use crate::config::{self, Config, Flags};
 use crate::energy::Domain;
@@ -37,7 +38,7 @@ fn run(flags: &Flags) -> Result<()> {
         print!("{}", toml::to_string(&config).context("cannot print the configuration")?);
         return Ok(());
     }
-    make_room(config.limits.connections);
+    make_room(config.limits.connections + bus::DESCRIPTORS);
     let stop = until_signalled().context("cannot listen for signals")?;
     let plan = Plan::of(&config);
     let reach = plan.service.policy.reach();
@@ -46,8 +47,12 @@ fn run(flags: &Flags) -> Result<()> {
     let recording = flags.record.as_deref().map(|file| record(file, &mut service)).transpose()?;
     let (listener, listening) = ipc::bind(&place(&config)?, reach)?;
     tell(&format!("measures {}, listens on {}", service.names().join(", "), listening.path().display()));
-    let doors = Doors { listener: Some(listener), connections: Vec::new(), stop: Some(stop) };
+    let (bus, arrivals) = bus::start(&config, tell).context("cannot go on the bus")?.unzip();
+    let doors = Doors { listener: Some(listener), arrivals, stop: Some(stop), ..Doors::default() };
     ipc::serve(service, doors).context("the poller failed")?;
+    if let Some(bus) = bus {
+        bus.finish();
+    }
     tell("stops as asked");
     recording.map_or(Ok(()), finish)
 }

@@ -37,6 +37,14 @@ pub mod protocol;
 /// The doors: the Unix socket and who may come in.
 pub mod ipc;
 
+/// The system bus, for those who look there.
+#[cfg(target_os = "linux")]
+pub mod bus;
+#[cfg(not(target_os = "linux"))]
+mod bus_elsewhere;
+#[cfg(not(target_os = "linux"))]
+use bus_elsewhere as bus;
+
 /// A blocking client of the daemon.
 pub mod client;
 

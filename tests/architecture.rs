@@ -16,7 +16,12 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("config", &["energy", "source", "sampler", "ledger", "protocol"]),
     ("ipc", &["energy", "clock", "config", "source", "ring", "sampler", "ledger", "protocol"]),
     ("client", &["energy", "clock", "config", "ledger", "protocol"]),
-    ("daemon", &["energy", "clock", "config", "source", "ring", "sampler", "ledger", "protocol", "ipc"]),
+    ("bus", &["config", "protocol", "ipc"]),
+    ("bus_elsewhere", &["config", "ipc"]),
+    (
+        "daemon",
+        &["energy", "clock", "config", "source", "ring", "sampler", "ledger", "protocol", "ipc", "bus"],
+    ),
     ("meter", &["energy", "clock", "config", "source", "sampler", "ledger", "protocol", "ipc", "client"]),
     ("cli", &["energy", "clock", "config", "ledger", "protocol", "client", "meter"]),
 ];

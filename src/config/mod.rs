@@ -9,10 +9,12 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+mod bus;
 mod flags;
 mod place;
 mod section;
 
+pub use bus::Bus;
 pub use flags::Flags;
 pub use place::socket_places;
 pub use section::{Groups, Limits, Source};
@@ -59,6 +61,8 @@ pub struct Config {
     /// Where to listen; absent: the first of [`socket_places`] that this user can have.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub socket: Option<PathBuf>,
+    /// Whether to answer on D-Bus too, and on which; only on Linux.
+    pub bus: Bus,
     /// Where what must last is kept.
     pub state_dir: PathBuf,
     /// Readings a second while a span is open or somebody watches.
@@ -85,6 +89,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             socket: None,
+            bus: Bus::default(),
             state_dir: "/var/lib/wattspan".into(),
             rate_hz: 1000.0,
             idle_rate_hz: 1.0,
@@ -170,6 +175,10 @@ impl Config {
         within("source.estimate_idle_w", idle.unwrap_or(0.0), 0.0, 100_000.0)?;
         if let Some(most) = self.source.estimate_max_w {
             within("source.estimate_max_w", most, idle.unwrap_or(0.0), 100_000.0)?;
+        }
+        if let (Bus::At(address), Some(mend)) = (&self.bus, self.bus.fault()) {
+            let (key, value) = ("bus".into(), address.clone());
+            return Err(Wrong::Unsound { place: place.into(), key, value, mend: mend.into() });
         }
         let limits = &self.limits;
         within("limits.message_bytes", limits.message_bytes as f64, 1024.0, f64::from(1 << 20))?;

@@ -13,6 +13,7 @@ use polling::{Event, Events, Poller};
 use serde::Serialize;
 
 use super::access::Peer;
+use super::arrival::Arrivals;
 use super::audience::Audience;
 use super::coarse;
 use super::connection::{Connection, Fate};
@@ -30,6 +31,8 @@ use crate::protocol::{Refusal, Reply};
 pub struct Doors {
     /// New clients, if any come.
     pub listener: Option<UnixListener>,
+    /// Clients of another door of this daemon, beside those of the listener.
+    pub arrivals: Option<Arrivals>,
     /// Clients that are connected already: ends of pairs made by this very process, trusted as itself.
     pub connections: Vec<UnixStream>,
     /// Serving ends when something can be read here, the end of the stream included. Without it, and without a
@@ -39,7 +42,8 @@ pub struct Doors {
 
 const LISTENER: usize = 0;
 const STOP: usize = 1;
-const FIRST_CONNECTION: usize = 2;
+const ARRIVALS: usize = 2;
+const FIRST_CONNECTION: usize = 3;
 
 /// What one client's turn may read.
 const SCRATCH_BYTES: usize = 64 * 1024;
@@ -86,7 +90,9 @@ impl Door {
     fn new(service: Service, doors: Doors) -> io::Result<Self> {
         let poller = Arc::new(Poller::new()?);
         let (policy, limits) = (*service.policy(), service.limits().clone());
-        let gate = doors.listener.map(|listener| Gate::new(&poller, LISTENER, listener, policy, limits));
+        let beside = doors.arrivals.map(|arrivals| (ARRIVALS, arrivals));
+        let gate =
+            doors.listener.map(|listener| Gate::new(&poller, LISTENER, listener, beside, policy, limits));
         let stop = doors.stop.map(|stop| Watched::new(&poller, stop, Event::readable(STOP)));
         let mut door = Self {
             gate: gate.transpose()?,
@@ -125,7 +131,7 @@ impl Door {
         let yielded = std::mem::take(&mut self.yielded);
         for event in events.iter() {
             match event.key {
-                LISTENER => self.admit(),
+                LISTENER | ARRIVALS => self.admit(),
                 STOP => self.stopping = true,
                 key => self.serve_one(key - FIRST_CONNECTION, &event),
             }

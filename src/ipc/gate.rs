@@ -13,7 +13,8 @@ use std::sync::Arc;
 
 use polling::{Event, Poller};
 
-use super::access::{Peer, Policy};
+use super::access::{Credentials, Peer, Policy};
+use super::arrival::Arrivals;
 use super::peer;
 use super::readiness_ffi::Watched;
 use crate::config::Limits;
@@ -28,6 +29,8 @@ const PAUSE_NS: u64 = 100_000_000;
 /// The gate.
 pub struct Gate {
     listener: Watched<UnixListener>,
+    /// Those whom another door brings, and the bell that says so.
+    beside: Option<(Arrivals, Watched<UnixStream>)>,
     key: usize,
     reserve: Option<File>,
     resume_at_ns: Option<u64>,
@@ -38,23 +41,30 @@ pub struct Gate {
 }
 
 impl Gate {
-    /// Watches the listener under `key`.
+    /// Watches the listener under `key`, and under a key of its own the bell of those whom another door brings.
     pub fn new(
         poller: &Arc<Poller>,
         key: usize,
         listener: UnixListener,
+        beside: Option<(usize, Arrivals)>,
         policy: Policy,
         limits: Limits,
     ) -> io::Result<Self> {
         listener.set_nonblocking(true)?;
         let listener = Watched::new(poller, listener, Event::readable(key))?;
         let (present, of_user) = (0, HashMap::new());
-        Ok(Self { listener, key, reserve: spare(), resume_at_ns: None, policy, limits, present, of_user })
+        let (reserve, resume_at_ns) = (spare(), None);
+        let watch = |(key, arrivals): (usize, Arrivals)| {
+            let bell = Watched::new(poller, arrivals.bell()?, Event::readable(key))?;
+            io::Result::Ok((arrivals, bell))
+        };
+        let beside = beside.map(watch).transpose()?;
+        Ok(Self { listener, beside, key, reserve, resume_at_ns, policy, limits, present, of_user })
     }
 
     /// Accepts who is waiting, as many as one turn allows.
     pub fn admit(&mut self, now_ns: u64) -> Vec<(UnixStream, Peer)> {
-        let mut admitted = Vec::new();
+        let mut admitted = self.admit_beside();
         for _ in 0..MOST_A_TURN {
             match self.listener.accept() {
                 Ok((stream, _)) => admitted.extend(self.examine(stream)),
@@ -70,9 +80,29 @@ impl Gate {
         admitted
     }
 
+    /// Lets in whom another door has brought, by the same rule.
+    fn admit_beside(&mut self) -> Vec<(UnixStream, Peer)> {
+        let Some((arrivals, _)) = &self.beside else { return Vec::new() };
+        match arrivals.take() {
+            Some(arrived) => arrived
+                .into_iter()
+                .filter_map(|arrival| self.welcome(arrival.stream, &arrival.credentials))
+                .collect(),
+            None => {
+                self.beside = None;
+                Vec::new()
+            }
+        }
+    }
+
     fn examine(&mut self, stream: UnixStream) -> Option<(UnixStream, Peer)> {
+        let credentials = peer::credentials(stream.as_fd()).ok()?;
+        self.welcome(stream, &credentials)
+    }
+
+    fn welcome(&mut self, stream: UnixStream, credentials: &Credentials) -> Option<(UnixStream, Peer)> {
         stream.set_nonblocking(true).ok()?;
-        let peer = self.policy.judge(&peer::credentials(stream.as_fd()).ok()?);
+        let peer = self.policy.judge(credentials);
         let theirs = self.of_user.get(&peer.uid).copied().unwrap_or(0);
         let most = self.limits.connections_per_user;
         if !peer.unlimited && theirs >= most {

@@ -14,6 +14,7 @@
 
 mod access;
 mod allowance;
+mod arrival;
 mod audience;
 mod coarse;
 mod coarse_spans;
@@ -46,7 +47,8 @@ mod local_peercred_ffi;
 #[cfg(target_os = "macos")]
 use local_peercred_ffi as peer;
 
-pub use access::{Policy, Reach};
+pub use access::{Credentials, Policy, Reach};
+pub use arrival::{Arrival, Arrivals, Usher, usher};
 pub use door::{Doors, serve};
 pub use plan::Plan;
 pub use service::{Service, Settings};

@@ -1,0 +1,48 @@
+//! Polkit's word on whether somebody may do what only administrators may.
+//!
+//! Owns the question. The subject is the caller's unique name on the bus and nothing else: a process number can be taken
+//! over by another process between the question and the deed (CVE-2013-4288, CVE-2019-6133). Every failure to get a clear
+//! yes is a no: no polkit, no answer, a caller that has left (CVE-2021-3560).
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use zbus::{Connection, Variant};
+
+/// The action that polkit knows: reading the configuration again.
+pub const RELOAD_ACTION: &str = "org.wattspan.wattspand.reload";
+
+/// Somebody may have to type a password.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// `AllowUserInteraction` of CheckAuthorization.
+const INTERACTIVE: u32 = 1;
+
+/// Authorized, could be with a password, and what nobody here needs to know.
+type Verdict = (bool, bool, BTreeMap<String, String>);
+
+/// Asks; `Err` says why not.
+pub async fn ask(bus: &Connection, caller: &str, interactive: bool) -> Result<(), String> {
+    let about = BTreeMap::from([("name", Variant::from(caller))]);
+    let details = BTreeMap::<&str, &str>::new();
+    let flags = if interactive { INTERACTIVE } else { 0 };
+    let question = (("system-bus-name", about), RELOAD_ACTION, details, flags, "");
+    let asking = bus.call_method(
+        Some("org.freedesktop.PolicyKit1"),
+        "/org/freedesktop/PolicyKit1/Authority",
+        Some("org.freedesktop.PolicyKit1.Authority"),
+        "CheckAuthorization",
+        &question,
+    );
+    let Ok(answered) = tokio::time::timeout(PATIENCE, asking).await else {
+        return Err("polkit does not answer".to_owned());
+    };
+    let answer = answered.map_err(|why| format!("polkit cannot be asked: {why}"))?;
+    let body = answer.body();
+    match body.deserialize::<(Verdict,)>() {
+        Ok(((true, _, _),)) => Ok(()),
+        Ok(((false, true, _),)) => Err("polkit wants a password; call with interaction allowed".to_owned()),
+        Ok(_) => Err("polkit says no".to_owned()),
+        Err(why) => Err(format!("polkit's answer is unintelligible: {why}")),
+    }
+}

@@ -1,0 +1,81 @@
+//! Who a client is, as the bus says; and whether it is still there.
+//!
+//! Owns the questions to the bus about a unique name. The watch on the name comes before the question, so that a client
+//! that leaves in between is either unknown to the bus or its leaving is told. Every failure is a denial: whoever leaves
+//! before it is known is nobody (CVE-2021-3560).
+
+use std::time::Duration;
+
+use zbus::fdo::ConnectionCredentials;
+use zbus::{Connection, Message};
+
+use super::denial::Denial;
+use crate::ipc::Credentials;
+
+/// How long the bus may take.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A group that nobody is in: what the C library gives for no group.
+const NO_GROUP: u32 = u32::MAX;
+
+/// The bus itself.
+pub const BUS: &str = "org.freedesktop.DBus";
+
+/// The signal that tells of a name that has got or lost its owner.
+pub const OWNER_CHANGED: &str = "NameOwnerChanged";
+
+/// The user and the groups of whoever has this unique name.
+pub async fn of(bus: &Connection, name: &str) -> Result<Credentials, Denial> {
+    let answer = ask(bus, "GetConnectionCredentials", name).await?;
+    let body = answer.body();
+    let told: ConnectionCredentials =
+        body.deserialize().map_err(|why| Denial::unknown_caller(&why.to_string()))?;
+    let uid = told.unix_user_id().ok_or_else(|| Denial::unknown_caller("it names no user"))?;
+    // A bus that names no groups gives the least access that the user alone has.
+    let groups = told.into_unix_group_ids().unwrap_or_default();
+    Ok(Credentials { uid, gid: NO_GROUP, groups })
+}
+
+/// The daemon's own.
+pub fn own() -> Credentials {
+    let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+    Credentials { uid, gid, groups: Vec::new() }
+}
+
+/// Asks to be told when this name goes.
+pub async fn watch(bus: &Connection, name: &str) -> Result<(), Denial> {
+    ask(bus, "AddMatch", &rule(name)).await.map(drop)
+}
+
+/// Asks no longer.
+pub async fn unwatch(bus: &Connection, name: &str) {
+    // Where this fails the bus is gone, and the watch with it.
+    let _ = ask(bus, "RemoveMatch", &rule(name)).await;
+}
+
+/// The name that this message says has gone, if it is such a message of the bus.
+pub fn gone(message: &Message) -> Option<String> {
+    let header = message.header();
+    let from_bus = header.sender().is_some_and(|sender| sender.as_str() == BUS);
+    if !from_bus || header.member().is_none_or(|member| member.as_str() != OWNER_CHANGED) {
+        return None;
+    }
+    let body = message.body();
+    let (name, _, owner): (&str, &str, &str) = body.deserialize().ok()?;
+    owner.is_empty().then(|| name.to_owned())
+}
+
+fn rule(name: &str) -> String {
+    format!(
+        "type='signal',sender='{BUS}',path='/org/freedesktop/DBus',interface='{BUS}',\
+         member='{OWNER_CHANGED}',arg0='{name}'"
+    )
+}
+
+async fn ask(bus: &Connection, method: &str, about: &str) -> Result<Message, Denial> {
+    let asking = bus.call_method(Some(BUS), "/org/freedesktop/DBus", Some(BUS), method, &about);
+    match tokio::time::timeout(PATIENCE, asking).await {
+        Ok(answer) => answer.map_err(|why| Denial::unknown_caller(&why.to_string())),
+        Err(_) => Err(Denial::unknown_caller("it does not answer")),
+    }
+}

@@ -1,0 +1,111 @@
+//! Why a call on the bus was not done: a name and words.
+//!
+//! Owns the names. A refusal of the service has the same last word as on the socket and the same sentence; what is wrong
+//! with the message itself, before any service hears of it, has D-Bus's own names.
+
+use crate::protocol::Refusal;
+
+/// What every refusal's name begins with.
+const PREFIX: &str = "org.wattspan.Wattspan1.Error.";
+
+/// A refusal on the bus.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Denial {
+    /// Its name.
+    pub name: String,
+    /// What is wrong, and what would mend it.
+    pub words: String,
+}
+
+impl Denial {
+    /// A refusal of the service, as it stands on the wire.
+    pub fn of(error: &str, parameters: &str) -> Self {
+        let word = error.rsplit('.').next().unwrap_or_default();
+        let told = Refusal::read(error, parameters);
+        Self {
+            name: named(word),
+            words: told.map_or_else(|_| parameters.to_owned(), |told| told.to_string()),
+        }
+    }
+
+    /// The bus does not say who the caller is.
+    pub fn unknown_caller(why: &str) -> Self {
+        Self { name: named("AccessDenied"), words: format!("the bus does not say who you are: {why}") }
+    }
+
+    /// Neither root, nor does polkit say yes.
+    pub fn unauthorized(why: &str) -> Self {
+        Self { name: named("AccessDenied"), words: format!("this needs root, or polkit's consent: {why}") }
+    }
+
+    /// Whether it says that the caller may not.
+    pub fn is_about_access(&self) -> bool {
+        self.name.strip_prefix(PREFIX) == Some("AccessDenied")
+    }
+
+    /// More than the daemon keeps at a time.
+    pub fn busy(what: &str) -> Self {
+        Self { name: "org.freedesktop.DBus.Error.LimitsExceeded".into(), words: what.to_owned() }
+    }
+
+    /// The service hung up before it answered.
+    pub fn gone() -> Self {
+        let words = "the service hung up before it answered; ask again".to_owned();
+        Self { name: "org.freedesktop.DBus.Error.NoReply".into(), words }
+    }
+
+    /// Arguments of the wrong types.
+    pub fn invalid_arguments(words: String) -> Self {
+        Self { name: "org.freedesktop.DBus.Error.InvalidArgs".into(), words }
+    }
+
+    /// Nothing of this kind (`Object`, `Interface`, `Method`, `Property`) by this name.
+    pub fn unknown(kind: &str, name: &str) -> Self {
+        let words = format!("there is no {} {name:?} here", kind.to_lowercase());
+        Self { name: format!("org.freedesktop.DBus.Error.Unknown{kind}"), words }
+    }
+
+    /// Properties are for reading.
+    pub fn read_only() -> Self {
+        let words = "properties here can only be read".to_owned();
+        Self { name: "org.freedesktop.DBus.Error.PropertyReadOnly".into(), words }
+    }
+}
+
+impl From<&Refusal> for Denial {
+    fn from(refusal: &Refusal) -> Self {
+        let wire = serde_json::to_value(refusal).unwrap_or_default();
+        let word = wire["error"].as_str().and_then(|error| error.rsplit('.').next()).unwrap_or("Failed");
+        Self { name: named(word), words: refusal.to_string() }
+    }
+}
+
+fn named(word: &str) -> String {
+    // A name that could not stand on the bus would end the connection.
+    let sound = !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_alphanumeric());
+    format!("{PREFIX}{}", if sound { word } else { "Failed" })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_keeps_its_word_and_its_sentence() {
+        let refusal = Refusal::NoSuchSpan { span: "a".into() };
+        let denial = Denial::of("org.wattspan.Meter.NoSuchSpan", r#"{"span":"a"}"#);
+        assert_eq!(denial, Denial::from(&refusal));
+        assert_eq!(denial.name, "org.wattspan.Wattspan1.Error.NoSuchSpan");
+        assert_eq!(denial.words, refusal.to_string());
+    }
+
+    #[test]
+    fn a_refusal_of_a_later_service_keeps_its_word_too() {
+        let denial = Denial::of("org.wattspan.Meter.TooHot", r#"{"c":99}"#);
+        assert_eq!(
+            (denial.name.as_str(), denial.words.as_str()),
+            ("org.wattspan.Wattspan1.Error.TooHot", r#"{"c":99}"#)
+        );
+        assert_eq!(Denial::of("a.b c", "{}").name, "org.wattspan.Wattspan1.Error.Failed");
+    }
+}

@@ -1,0 +1,230 @@
+//! The socket to the bus, with a cap on what is taken in.
+//!
+//! Owns the bytes between the bus and zbus. zbus would take in messages of 128 MiB, and queue them; the system bus lets
+//! 32 MiB through to anybody. Here a message beyond the cap loses its body before it is kept: the body is read and thrown
+//! away piece by piece, so that its sender still gets an answer. Invariant: a message handed on is no longer than the cap.
+//! Takes no descriptors: they are not negotiated, so that the bus itself refuses messages that carry some.
+
+use std::io;
+use std::os::fd::{BorrowedFd, OwnedFd};
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt, BufReader, copy_buf, sink};
+use tokio::net::UnixStream;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use zbus::Message;
+use zbus::connection::socket::{ReadHalf, Socket, Split, WriteHalf};
+use zbus::export::async_trait::async_trait;
+
+/// What is read from the socket at once.
+const PIECE_BYTES: usize = 32 * 1024;
+
+/// The part of a header whose length never varies; it says how long the rest is.
+const START_BYTES: usize = 16;
+
+/// A socket to the bus.
+#[derive(Debug)]
+pub struct Intake {
+    stream: UnixStream,
+    most_bytes: usize,
+}
+
+impl Intake {
+    /// Over a connected socket; messages beyond `most_bytes` lose their bodies.
+    pub fn new(stream: UnixStream, most_bytes: usize) -> Self {
+        Self { stream, most_bytes }
+    }
+}
+
+impl Socket for Intake {
+    type ReadHalf = Inbound;
+    type WriteHalf = Outbound;
+
+    fn split(self) -> Split<Inbound, Outbound> {
+        let (read, write) = self.stream.into_split();
+        let stream = BufReader::with_capacity(PIECE_BYTES, read);
+        Split::new(Inbound { stream, before: Vec::new(), most_bytes: self.most_bytes }, Outbound(write))
+    }
+}
+
+/// From the bus.
+#[derive(Debug)]
+pub struct Inbound {
+    stream: BufReader<OwnedReadHalf>,
+    /// What was read with the end of the handshake; it comes first.
+    before: Vec<u8>,
+    most_bytes: usize,
+}
+
+impl Inbound {
+    /// The bytes of the next message that is handed on.
+    async fn message(&mut self) -> io::Result<Vec<u8>> {
+        loop {
+            let mut start = [0; START_BYTES];
+            self.fill(&mut start).await?;
+            let (header, body) = lengths(&start);
+            if header > self.most_bytes {
+                self.skip(header - START_BYTES + body).await?;
+                continue;
+            }
+            let kept = if header + body > self.most_bytes { 0 } else { body };
+            let mut message = vec![0; header + kept];
+            message[..START_BYTES].copy_from_slice(&start);
+            if kept < body {
+                message[4..8].fill(0);
+            }
+            self.fill(&mut message[START_BYTES..]).await?;
+            self.skip(body - kept).await?;
+            return Ok(message);
+        }
+    }
+
+    async fn fill(&mut self, into: &mut [u8]) -> io::Result<()> {
+        let length = self.before.len().min(into.len());
+        for (byte, early) in into.iter_mut().zip(self.before.drain(..length)) {
+            *byte = early;
+        }
+        self.stream.read_exact(&mut into[length..]).await.map(drop)
+    }
+
+    async fn skip(&mut self, bytes: usize) -> io::Result<()> {
+        let early = self.before.len().min(bytes);
+        self.before.drain(..early);
+        let bytes = (bytes - early) as u64;
+        match copy_buf(&mut (&mut self.stream).take(bytes), &mut sink()).await? {
+            skipped if skipped == bytes => Ok(()),
+            _ => Err(io::ErrorKind::UnexpectedEof.into()),
+        }
+    }
+}
+
+/// The lengths of a message's header, padding included, and of its body.
+fn lengths(start: &[u8; START_BYTES]) -> (usize, usize) {
+    let number = |at: usize| {
+        let bytes = [start[at], start[at + 1], start[at + 2], start[at + 3]];
+        // What is neither big nor little is no message; zbus says so.
+        (if start[0] == b'B' { u32::from_be_bytes(bytes) } else { u32::from_le_bytes(bytes) }) as usize
+    };
+    ((START_BYTES + number(12)).next_multiple_of(8), number(4))
+}
+
+#[async_trait]
+impl ReadHalf for Inbound {
+    async fn receive_message(
+        &mut self,
+        seq: u64,
+        before: &mut Vec<u8>,
+        fds: &mut Vec<OwnedFd>,
+    ) -> zbus::Result<Message> {
+        self.before.append(before);
+        Taken { bytes: self.message().await?, read: 0 }.receive_message(seq, before, fds).await
+    }
+
+    async fn recvmsg(&mut self, buffer: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
+        Ok((self.stream.read(buffer).await?, Vec::new()))
+    }
+}
+
+/// A whole message that was taken in; zbus's own reading makes a message of it.
+#[derive(Debug)]
+struct Taken {
+    bytes: Vec<u8>,
+    read: usize,
+}
+
+#[async_trait]
+impl ReadHalf for Taken {
+    async fn recvmsg(&mut self, buffer: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
+        let rest = &self.bytes[self.read..];
+        let length = rest.len().min(buffer.len());
+        buffer[..length].copy_from_slice(&rest[..length]);
+        self.read += length;
+        Ok((length, Vec::new()))
+    }
+}
+
+/// To the bus.
+#[derive(Debug)]
+pub struct Outbound(OwnedWriteHalf);
+
+#[async_trait]
+impl WriteHalf for Outbound {
+    async fn sendmsg(&mut self, buffer: &[u8], _: &[BorrowedFd<'_>]) -> io::Result<usize> {
+        self.0.write(buffer).await
+    }
+
+    async fn close(&mut self) -> io::Result<()> {
+        self.0.shutdown().await
+    }
+}
+
+/// Whether a message came beyond the cap: it says that it has arguments, and has none.
+pub fn was_cut(message: &Message) -> bool {
+    let body = message.body();
+    body.is_empty() && !body.signature().to_string_no_parens().is_empty()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is handed on of these messages, one after the other.
+    fn handed_on(messages: &[Message], most_bytes: usize) -> Vec<Message> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let (ours, mut bus) = UnixStream::pair().unwrap();
+            let (mut inbound, _outbound) = Intake::new(ours, most_bytes).split().take();
+            let bytes: Vec<u8> = messages.iter().flat_map(|message| message.data().to_vec()).collect();
+            let sending = tokio::spawn(async move { bus.write_all(&bytes).await });
+            let mut received = Vec::new();
+            // As after a handshake that has read on: the first bytes of the first message are there.
+            let mut before = vec![0; 5];
+            inbound.stream.read_exact(&mut before).await.unwrap();
+            while let Ok(message) = inbound.receive_message(1, &mut before, &mut Vec::new()).await {
+                received.push(message);
+            }
+            sending.await.unwrap().unwrap();
+            received
+        })
+    }
+
+    fn call(path: &str, body: &str) -> Message {
+        Message::method_call(path, "Any").build(&body).unwrap()
+    }
+
+    #[test]
+    fn a_message_beyond_the_cap_loses_its_body_and_the_next_is_whole() {
+        let long = "x".repeat(3 << 20);
+        let received = handed_on(&[call("/a", &long), call("/b", "short")], 4096);
+        assert_eq!(received.iter().map(was_cut).collect::<Vec<_>>(), [true, false]);
+        assert_eq!(received[0].header().path().unwrap().as_str(), "/a");
+        assert!(received[0].body().deserialize::<&str>().is_err());
+        assert_eq!(received[1].body().deserialize::<&str>().unwrap(), "short");
+    }
+
+    #[test]
+    fn a_message_as_long_as_the_cap_is_whole() {
+        let fits = call("/a", "just so");
+        let most = fits.data().len();
+        assert_eq!(
+            handed_on(std::slice::from_ref(&fits), most).iter().map(was_cut).collect::<Vec<_>>(),
+            [false]
+        );
+        assert_eq!(handed_on(&[fits], most - 1).iter().map(was_cut).collect::<Vec<_>>(), [true]);
+    }
+
+    #[test]
+    fn a_header_beyond_the_cap_is_passed_over() {
+        let path = format!("/{}", "x".repeat(10_000));
+        let received = handed_on(&[call(&path, "a"), call("/b", "b")], 4096);
+        assert_eq!(received.len(), 1);
+        assert_eq!(received[0].header().path().unwrap().as_str(), "/b");
+    }
+
+    #[test]
+    fn lengths_are_read_in_the_senders_byte_order() {
+        let message = Message::method_call("/a", "Any").endian(zbus::wire::Endian::Big).build(&"x").unwrap();
+        let start: [u8; START_BYTES] = message.data()[..START_BYTES].try_into().unwrap();
+        let (header, body) = lengths(&start);
+        assert_eq!(header + body, message.data().len());
+    }
+}

@@ -1,0 +1,47 @@
+//! The one signal: a domain began or ceased to be live.
+//!
+//! Owns the last known state of each domain and looks every few seconds; the service is not asked to tell. The signal names
+//! the property that changed and carries no value, because everybody on the bus may hear it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::{Map, Value};
+use zbus::Variant;
+
+use super::credential;
+use super::desk::Desk;
+use super::line::Line;
+use super::{INTERFACE, PATH, PROPERTIES_INTERFACE};
+use crate::protocol::{GetInfo, Method};
+
+/// How soon a change is told, at the latest; looking costs about 0.1 ms.
+const LOOK: Duration = Duration::from_secs(2);
+
+/// Tells changes until the service ends.
+pub async fn tell(desk: Arc<Desk>) {
+    let Ok(mut line) = desk.usher.bring(credential::own()).and_then(Line::over) else { return };
+    let mut known = None;
+    while let Ok(info) = line.ask(GetInfo::NAME).await {
+        let now = states(&info);
+        if known.as_ref().is_some_and(|known| *known != now) {
+            let changed = BTreeMap::<&str, Variant>::new();
+            let body = (INTERFACE, changed, ["Domains"].as_slice());
+            let told =
+                desk.bus.emit_signal(None::<&str>, PATH, PROPERTIES_INTERFACE, "PropertiesChanged", &body);
+            if told.await.is_err() {
+                return;
+            }
+        }
+        known = Some(now);
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// Each domain's name and state.
+fn states(info: &Map<String, Value>) -> Vec<(Value, Value)> {
+    let domains = info.get("domains").and_then(Value::as_array);
+    let state = |domain: &Value| (domain["name"].clone(), domain["liveness"].clone());
+    domains.map(|domains| domains.iter().map(state).collect()).unwrap_or_default()
+}

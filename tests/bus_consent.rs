@@ -1,0 +1,176 @@
+//! Polkit's part: who is asked about, and that everything but a clear yes is a no.
+//!
+//! The daemon's door to the bus runs in this process, with a stand-in for the service that refuses the reload to everybody
+//! but the daemon itself, and a stand-in for polkit that says what a test wants.
+
+#![cfg(target_os = "linux")]
+
+#[path = "support/bus.rs"]
+mod bus;
+mod support;
+
+use std::collections::BTreeMap;
+use std::io::{Read, Write};
+use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Arc, Mutex};
+use std::thread;
+
+use bus::{INTERFACE, NAME, PATH, TestBus, run};
+use serde_json::{Value, json};
+use wattspan::config::{Bus, Config};
+use wattspan::ipc::Arrival;
+use zbus::message::{Flags, Type};
+use zbus::{Message, MessageStream, Variant};
+
+const AUTHORITY: &str = "org.freedesktop.PolicyKit1";
+
+/// What polkit was asked: the subject's kind and name, the action, the flags.
+type Question = (String, String, String, u32);
+
+/// What the stand-in for polkit says.
+#[derive(Clone, Copy)]
+enum Says {
+    Yes,
+    No,
+    Password,
+    Nonsense,
+    Failure,
+}
+
+/// The service: `Reload` is done for the daemon itself, and refused to all others.
+fn serve(mut arrival: Arrival, reloads: Arc<Mutex<Vec<u32>>>) {
+    // What the bus states has no primary group; the daemon's own credentials do.
+    let own = arrival.credentials.gid == rustix::process::getegid().as_raw();
+    let mut message = Vec::new();
+    let mut byte = [0];
+    while arrival.stream.read(&mut byte).unwrap_or(0) == 1 {
+        if byte[0] != 0 {
+            message.push(byte[0]);
+            continue;
+        }
+        let call: Value = serde_json::from_slice(&std::mem::take(&mut message)).unwrap();
+        let answer = match call["method"].as_str().unwrap() {
+            "org.wattspan.Meter.Reload" if own => {
+                reloads.lock().unwrap().push(arrival.credentials.uid);
+                json!({ "parameters": {} })
+            }
+            "org.wattspan.Meter.Reload" => {
+                json!({ "error": "org.wattspan.Meter.AccessDenied", "parameters": { "needs": "admin" } })
+            }
+            _ => json!({ "parameters": { "domains": [] } }),
+        };
+        let _ = arrival.stream.write_all(format!("{answer}\0").as_bytes());
+    }
+}
+
+/// A bus with the door on it, polkit saying this, and what the two were asked.
+struct Stage {
+    bus: TestBus,
+    questions: Receiver<Question>,
+    reloads: Arc<Mutex<Vec<u32>>>,
+    _door: wattspan::bus::Bus,
+}
+
+fn stage(says: Option<Says>) -> Option<Stage> {
+    let user = rustix::process::geteuid().as_raw().to_string();
+    let more = format!(
+        "<policy user=\"{user}\"><allow own=\"{AUTHORITY}\"/></policy>\
+         <policy context=\"default\"><allow send_destination=\"{AUTHORITY}\"/></policy>"
+    );
+    let bus = TestBus::with(&user, &more)?;
+    let (asked, questions) = channel();
+    if let Some(says) = says {
+        let (address, (ready, is_ready)) = (bus.address(), channel());
+        thread::spawn(move || {
+            run(async {
+                let polkit = bus::Client::at(&address).await;
+                let messages = MessageStream::from(&polkit.bus);
+                polkit.bus.request_name(AUTHORITY).await.unwrap();
+                ready.send(()).unwrap();
+                authorize(&polkit.bus, messages, says, asked).await;
+            });
+        });
+        is_ready.recv().unwrap();
+    }
+    let config = Config { bus: Bus::At(bus.address()), ..Config::default() };
+    let (door, arrivals) = wattspan::bus::start(&config, |_| ()).unwrap().unwrap();
+    let reloads = Arc::new(Mutex::new(Vec::new()));
+    let done = Arc::clone(&reloads);
+    thread::spawn(move || {
+        while let Some(arrived) = arrivals.take() {
+            for arrival in arrived {
+                let reloads = Arc::clone(&done);
+                thread::spawn(move || serve(arrival, reloads));
+            }
+            support::pass(1);
+        }
+    });
+    Some(Stage { bus, questions, reloads, _door: door })
+}
+
+async fn authorize(
+    polkit: &zbus::Connection,
+    mut messages: MessageStream,
+    says: Says,
+    asked: std::sync::mpsc::Sender<Question>,
+) {
+    while let Some(message) = bus::next(&mut messages).await {
+        let message = message.unwrap();
+        if message.message_type() != Type::MethodCall {
+            continue;
+        }
+        let body = message.body();
+        type Asked<'a> =
+            ((String, BTreeMap<String, Variant<'a>>), String, BTreeMap<String, String>, u32, String);
+        let ((kind, about), action, _, flags, _): Asked = body.deserialize().unwrap();
+        let Variant::Str(name) = &about["name"] else { panic!("no name: {about:?}") };
+        let _ = asked.send((kind, name.as_str().to_owned(), action, flags));
+        let header = message.header();
+        let details = BTreeMap::<String, String>::new();
+        let answer = match says {
+            Says::Yes => Message::method_return(&header).build(&((true, false, details),)),
+            Says::No => Message::method_return(&header).build(&((false, false, details),)),
+            Says::Password => Message::method_return(&header).build(&((false, true, details),)),
+            Says::Nonsense => Message::method_return(&header).build(&"yes"),
+            Says::Failure => {
+                Message::error(&header, "org.freedesktop.PolicyKit1.Error.Failed").build(&"broken")
+            }
+        };
+        polkit.send(&answer.unwrap()).await.unwrap();
+    }
+}
+
+#[test]
+fn with_polkits_consent_the_daemon_reloads_and_the_subject_is_the_callers_name() {
+    let Some(stage) = stage(Some(Says::Yes)) else { return };
+    run(async {
+        let client = stage.bus.client().await;
+        client.await_daemon().await;
+        assert_eq!(client.ask("Reload", json!([])).await, Value::Null);
+        let name = client.bus.unique_name().unwrap().to_string();
+        let question = stage.questions.recv().unwrap();
+        let action = "org.wattspan.wattspand.reload".to_owned();
+        assert_eq!(question, ("system-bus-name".to_owned(), name.clone(), action.clone(), 0));
+        let call = Message::method_call(PATH, "Reload").destination(NAME).interface(INTERFACE);
+        let call = call.with_flags(Flags::ALLOW_INTERACTIVE_AUTH).build(&()).unwrap();
+        assert!(client.send(call).await.header().error_name().is_none());
+        assert_eq!(stage.questions.recv().unwrap(), ("system-bus-name".to_owned(), name, action, 1));
+    });
+    assert_eq!(*stage.reloads.lock().unwrap(), [rustix::process::geteuid().as_raw(); 2]);
+}
+
+#[test]
+fn everything_but_a_clear_yes_is_a_no() {
+    for says in [None, Some(Says::No), Some(Says::Password), Some(Says::Nonsense), Some(Says::Failure)] {
+        let Some(stage) = stage(says) else { return };
+        run(async {
+            let client = stage.bus.client().await;
+            client.await_daemon().await;
+            let (name, words) = client.call("Reload", json!([])).await.unwrap_err();
+            assert_eq!(name, "org.wattspan.Wattspan1.Error.AccessDenied", "{words}");
+            assert!(words.starts_with("this needs root, or polkit's consent: "), "{words}");
+            client.ask("GetInfo", json!([])).await;
+        });
+        assert!(stage.reloads.lock().unwrap().is_empty());
+    }
+}
