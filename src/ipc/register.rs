@@ -344,6 +344,7 @@ mod tests {
             peak_concurrency: 1,
             domains: vec![],
             phases: vec![],
+            durable: None,
         })
     }
 
