@@ -17,7 +17,10 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("config", &["energy", "source", "sampler", "ledger", "protocol"]),
     ("ipc", &["energy", "clock", "config", "source", "ring", "sampler", "ledger", "store", "protocol"]),
     ("client", &["energy", "clock", "config", "ledger", "protocol"]),
-    ("daemon", &["energy", "clock", "config", "source", "ring", "sampler", "ledger", "store", "protocol", "ipc"]),
+    (
+        "daemon",
+        &["energy", "clock", "config", "source", "ring", "sampler", "ledger", "store", "protocol", "ipc"],
+    ),
     ("meter", &["energy", "clock", "config", "source", "sampler", "ledger", "protocol", "ipc", "client"]),
     ("cli", &["energy", "clock", "config", "ledger", "protocol", "client", "meter"]),
 ];

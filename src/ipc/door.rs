@@ -85,6 +85,9 @@ impl Door {
     fn new(service: Service, doors: Doors) -> io::Result<Self> {
         let poller = Arc::new(Poller::new()?);
         let (policy, limits) = (*service.policy(), service.limits().clone());
+        let waker = Arc::clone(&poller);
+        // Fails only where the poller does, and then serving ends anyway.
+        service.set_waker(move || drop(waker.notify()));
         let gate = doors.listener.map(|listener| Gate::new(&poller, LISTENER, listener, policy, limits));
         let stop = doors.stop.map(|stop| Watched::new(&poller, stop, Event::readable(STOP)));
         let mut door = Self {
@@ -137,7 +140,7 @@ impl Door {
             }
         }
         let now_ns = self.service.now_ns();
-        if now_ns >= self.pump_at_ns {
+        if now_ns >= self.pump_at_ns || self.service.has_news() {
             self.pump();
         }
         self.tell_domains(now_ns);
@@ -202,8 +205,13 @@ impl Door {
             return connection.progress(&mut self.service);
         }
         self.audience.join(place, id, peer, what, self.service.now_ns());
-        self.service.set_watchers(self.audience.of_domains());
+        self.tell_of_audience();
         Fate::Stays
+    }
+
+    fn tell_of_audience(&mut self) {
+        self.service.set_watchers(self.audience.of_domains());
+        self.service.set_listened(!self.audience.of_spans().is_empty());
     }
 
     /// Lets a connection go that is over, or that no longer watches what it watched.
@@ -212,7 +220,7 @@ impl Door {
         let (id, peer) = (connection.id(), *connection.peer());
         let watches = connection.stream().is_some() && fate == Fate::Stays;
         if !watches && self.audience.leave(id) {
-            self.service.set_watchers(self.audience.of_domains());
+            self.tell_of_audience();
         }
         if fate == Fate::Over {
             self.seats.leave(place);
@@ -233,6 +241,9 @@ impl Door {
                 self.answer(ticket, &account);
             }
         }
+        for (ticket, answer) in self.service.take_replies() {
+            self.fill(ticket, &answer);
+        }
         for place in self.audience.of_spans() {
             self.progress(place);
         }
@@ -248,11 +259,15 @@ impl Door {
     }
 
     fn answer(&mut self, ticket: Ticket, account: &Account) {
-        let Some(place) = self.seats.place_of(ticket.connection) else { return };
-        let Some(connection) = self.seats.at(place) else { return };
         let mut answer = Vec::new();
         Reply::last(Told { account }).write(&mut answer);
-        connection.fill(ticket.slot, &answer);
+        self.fill(ticket, &answer);
+    }
+
+    fn fill(&mut self, ticket: Ticket, answer: &[u8]) {
+        let Some(place) = self.seats.place_of(ticket.connection) else { return };
+        let Some(connection) = self.seats.at(place) else { return };
+        connection.fill(ticket.slot, answer);
         self.progress(place);
     }
 
@@ -309,6 +324,7 @@ impl Door {
         for (ticket, account) in self.service.give_up_waiting() {
             self.answer(ticket, &account);
         }
+        self.service.end();
         Ok(())
     }
 }

@@ -102,6 +102,7 @@ fn route(
             return stream(call, Stream::Spans);
         }
         WatchDomains::NAME => return stream(call, domains_stream(&parameters(call)?)?),
+        GetSpan::NAME | ListSpans::NAME => return look_up(service, caller, call, out),
         _ => ask(service, &caller.peer, call, out)?,
     }
     Ok(Outcome::Answered)
@@ -114,11 +115,6 @@ fn ask(service: &mut Service, peer: &Peer, call: &Incoming, out: &mut Vec<u8>) -
             parameters::<GetInfo>(call)?;
             reply(out, &service.info(peer));
         }
-        GetSpan::NAME => {
-            let account = service.account(peer, &parameters::<GetSpan>(call)?.span)?;
-            reply(out, &SpanAccount { account });
-        }
-        ListSpans::NAME => reply(out, &service.accounts(peer, &parameters(call)?)?),
         ReadWindow::NAME => reply(out, &service.window(&parameters(call)?)?),
         GetBalance::NAME => {
             parameters::<GetBalance>(call)?;
@@ -151,6 +147,28 @@ fn close(
             Ok(Outcome::Answered)
         }
     }
+}
+
+/// What the disk may have to be asked for.
+fn look_up(
+    service: &mut Service,
+    caller: &Caller,
+    call: &Incoming,
+    out: &mut Vec<u8>,
+) -> Result<Outcome, Refusal> {
+    let wait = call.oneway != Some(true);
+    if call.method == ListSpans::NAME {
+        let Some(accounts) = service.accounts(caller, &parameters(call)?, wait)? else {
+            return Ok(Outcome::Awaited);
+        };
+        reply(out, &accounts);
+        return Ok(Outcome::Answered);
+    }
+    match service.account(caller, &parameters::<GetSpan>(call)?.span, wait)? {
+        Closed::Awaited => return Ok(Outcome::Awaited),
+        Closed::Account(account) => reply(out, &SpanAccount { account: *account }),
+    }
+    Ok(Outcome::Answered)
 }
 
 fn stream(call: &Incoming, stream: Stream) -> Result<Outcome, Refusal> {

@@ -92,7 +92,8 @@ impl Service {
         let now_ns = self.clock.now_ns();
         let open = self.register.open(peer.uid, span)?;
         self.ledger.cancel(now_ns, open.key).map_err(|refused| refusal(refused, span, now_ns))?;
-        self.register.cancel(peer.uid, span);
+        let journalled = self.register.cancel(peer.uid, span);
+        self.unjournal(journalled);
         Ok(())
     }
 

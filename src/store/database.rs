@@ -49,8 +49,10 @@ const TABLES: &str = "
 /// Why the database cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Broken {
-    #[error("it was written by a newer wattspan (schema {0}; this one knows {SCHEMA}); install that one again, or \
-             move the file away")]
+    #[error(
+        "it was written by a newer wattspan (schema {0}; this one knows {SCHEMA}); install that one again, or \
+             move the file away"
+    )]
     Newer(i64),
     #[error(transparent)]
     Sqlite(#[from] rusqlite::Error),
@@ -118,7 +120,9 @@ impl Database {
         let mut last_id = self.last_id;
         let fresh = {
             let mut writer = Writer::over(&transaction, &self.layouts)?;
-            for (batch, order) in batches.iter().flat_map(|batch| batch.orders.iter().map(move |o| (batch, o))) {
+            for (batch, order) in
+                batches.iter().flat_map(|batch| batch.orders.iter().map(move |o| (batch, o)))
+            {
                 match order {
                     Order::Keep { row, forget } => {
                         if let Some(key) = forget {

@@ -166,7 +166,6 @@ fn read(row: &Row<'_>) -> Option<Account> {
         _ => bytes(3)?,
     };
     let span = span_name(column(4)?)?;
-    let named =
-        Named { uid: row.get(1).ok()?, span: &span, name: std::str::from_utf8(bytes(5)?).ok()? };
+    let named = Named { uid: row.get(1).ok()?, span: &span, name: std::str::from_utf8(bytes(5)?).ok()? };
     record::read(named, layout, bytes(6)?)
 }

@@ -235,7 +235,8 @@ mod tests {
             .map(|entry| entry.unwrap().file_name().into_string().unwrap())
             .collect();
         left.sort();
-        let expected = ["ledger.damaged-13", "ledger.damaged-13-wal", "ledger.damaged-14", "ledger.damaged-14-wal"];
+        let expected =
+            ["ledger.damaged-13", "ledger.damaged-13-wal", "ledger.damaged-14", "ledger.damaged-14-wal"];
         assert_eq!(left, [&expected[..], &["lock"]].concat());
     }
 }

@@ -162,6 +162,7 @@ pub fn command(dir: &Path) -> Command {
         .args(["--config".as_ref(), dir.join("wattspan.toml").as_os_str()])
         .args(["--replay".as_ref(), dir.join("machine.toml").as_os_str()])
         .args(["--socket".as_ref(), dir.join("run").join("wattspan.sock").as_os_str()])
+        .args(["--state-dir".as_ref(), dir.join("state").as_os_str()])
         .stdin(Stdio::null())
         .stderr(log);
     command
