@@ -126,8 +126,7 @@ type Told = HashMap<String, Value>;
 
 /// Opens and closes as fast as it is answered, until the daemon goes away; gives every final account it was told. Half of
 /// them ask for it, the others are asked about until they are final.
-fn bill(daemon: &TestDaemon, prefix: &str, stop: &AtomicBool) -> Told {
-    let mut client = daemon.client();
+fn bill(mut client: TestClient, prefix: &str, stop: &AtomicBool) -> Told {
     let mut told = Told::new();
     for batch in 0.. {
         let spans: Vec<String> = (0..8).map(|at| format!("{prefix}-{batch}-{at}")).collect();
@@ -177,12 +176,11 @@ fn of_accounts_once_answered_none_is_lost_by_kill_9_at_random_moments_under_load
         random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
         let life = Duration::from_micros(1000 + u64::from(random >> 8) % 120_000);
         let stop = AtomicBool::new(false);
+        let clients: Vec<TestClient> = (0..3).map(|_| daemon.client()).collect();
         let told: Told = std::thread::scope(|scope| {
-            let bill = |thread| (&daemon, &stop, format!("r{round}-{thread}"));
-            let threads: Vec<_> = (0..3)
-                .map(bill)
-                .map(|(daemon, stop, prefix)| scope.spawn(move || bill_until_gone(daemon, &prefix, stop)))
-                .collect();
+            let stop = &stop;
+            let bill = |(at, client)| scope.spawn(move || bill(client, &format!("r{round}-{at}"), stop));
+            let threads: Vec<_> = clients.into_iter().enumerate().map(bill).collect();
             std::thread::sleep(life);
             rustix::process::kill_process(daemon.pid(), rustix::process::Signal::KILL).unwrap();
             stop.store(true, Ordering::Relaxed);
@@ -202,10 +200,6 @@ fn of_accounts_once_answered_none_is_lost_by_kill_9_at_random_moments_under_load
     println!("{rounds} rounds in {seconds} s, {answered} accounts answered, none lost");
     assert!(answered > rounds, "the load was none: {answered} accounts in {rounds} rounds");
     assert!(lines <= 2 * (rounds + 1), "{}", daemon.log());
-}
-
-fn bill_until_gone(daemon: &TestDaemon, prefix: &str, stop: &AtomicBool) -> Told {
-    bill(daemon, prefix, stop)
 }
 
 /// A file system of its own for the state directory; `None`, with the reason printed, where there can be none.

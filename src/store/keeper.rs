@@ -23,6 +23,9 @@ const RETRY: Duration = Duration::from_secs(1);
 const TIDY: Duration = Duration::from_secs(10);
 const STEP: Duration = Duration::from_millis(20);
 
+/// The same after so many orders.
+const TIDY_ORDERS: usize = 16_384;
+
 /// Why nothing can be written.
 #[derive(Debug, thiserror::Error)]
 enum Trouble {
@@ -43,6 +46,7 @@ pub(super) struct Keeper {
     failing: bool,
     retry_at: Instant,
     tidy_at: Instant,
+    untidied: usize,
     put_aside_at: Option<Instant>,
 }
 
@@ -59,6 +63,7 @@ impl Keeper {
             failing: false,
             retry_at: now,
             tidy_at: now + STEP,
+            untidied: 0,
             put_aside_at: None,
         }
     }
@@ -84,7 +89,7 @@ impl Keeper {
             if finish {
                 break;
             }
-            if Instant::now() >= self.tidy_at {
+            if Instant::now() >= self.tidy_at || self.untidied >= TIDY_ORDERS {
                 self.attempt(Self::tidy);
             }
         }
@@ -129,6 +134,7 @@ impl Keeper {
         database.write(self.held.make_contiguous(), unix_s())?;
         let last = self.held.back().map_or(0, |batch| batch.last);
         let weight = self.held.iter().map(Batch::weight).sum();
+        self.untidied += self.held.iter().map(|batch| batch.orders.len()).sum::<usize>();
         self.held.clear();
         self.shared.note_committed(last, weight);
         if self.failing {
@@ -143,6 +149,7 @@ impl Keeper {
         let more = database.let_go(&self.settings, unix_s())?;
         let bytes = database.bytes()?;
         self.tidy_at = Instant::now() + if more { STEP } else { TIDY };
+        self.untidied = 0;
         if !self.failing {
             self.shared.set_health(None, bytes);
         }

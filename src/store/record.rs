@@ -218,10 +218,10 @@ pub(super) mod tests {
     use super::*;
 
     pub fn account(span: &str) -> Account {
-        let share = |domain: &str, grade, share_uj| Share {
+        let share = |domain: &str, grade, share_uj: Option<u64>| Share {
             domain: domain.into(),
             grade,
-            window_uj: share_uj.map(|uj: u64| uj * 2),
+            window_uj: share_uj.map(|uj| uj * 2),
             share_uj,
             idle_uj: None,
             error_uj: Some(61),
