@@ -4,9 +4,6 @@
 mod support;
 
 use std::collections::HashMap;
-use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
-use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -202,100 +199,10 @@ fn of_accounts_once_answered_none_is_lost_by_kill_9_at_random_moments_under_load
     assert!(lines <= 2 * (rounds + 1), "{}", daemon.log());
 }
 
-/// A file system of its own for the state directory; `None`, with the reason printed, where there can be none.
-struct Mounted<'a>(&'a Path);
-
-impl<'a> Mounted<'a> {
-    fn of(place: &'a Path, options: &str) -> Option<Self> {
-        std::fs::create_dir_all(place).unwrap();
-        std::fs::set_permissions(place, PermissionsExt::from_mode(0o700)).unwrap();
-        let options = format!("mode=0700,{options}");
-        let mount =
-            Command::new("mount").args(["-t", "tmpfs", "-o", &options, "wattspan-test"]).arg(place).output();
-        match mount {
-            Ok(output) if output.status.success() => Some(Mounted(place)),
-            other => {
-                println!("skipped: no tmpfs can be mounted here: {other:?}");
-                None
-            }
-        }
-    }
-
-    fn again(&self, options: &str) {
-        let options = format!("remount,{options}");
-        assert!(Command::new("mount").args(["-o", &options]).arg(self.0).status().unwrap().success());
-    }
-}
-
-impl Drop for Mounted<'_> {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("-l").arg(self.0).status();
-    }
-}
-
 /// Closes a span; how it was answered.
 fn billed(client: &mut TestClient, span: &str) -> Value {
     client.call("OpenSpan", json!({ "span": span, "attributes": { "filling": "x".repeat(900) } }));
     client.settle(span)
-}
-
-#[test]
-fn a_full_disk_holds_up_no_answer_and_what_waited_is_kept_once_there_is_room() {
-    let dir = tempfile::tempdir().unwrap();
-    let place = dir.path().join("state");
-    let Some(disk) = Mounted::of(&place, "size=1m") else { return };
-    let mut daemon = TestDaemon::with(STEADY, &format!("state_dir = {:?}\n", place));
-    let mut client = daemon.client();
-    let mut kept = Vec::new();
-    let mut full = None;
-    for at in 0..5000 {
-        let account = billed(&mut client, &format!("s{at}"));
-        if account["durable"] == false {
-            full = Some(account);
-            break;
-        }
-        kept.push(account);
-    }
-    let full = full.expect("a megabyte is full some time");
-    assert!(full["share_uj"].is_u64());
-    let health = keeping(&daemon);
-    assert_eq!(health["durable"], false);
-    assert!(health["reason"].as_str().unwrap().contains("full"), "{health}");
-    for at in 0..50 {
-        assert_eq!(billed(&mut client, &format!("beside{at}"))["durable"], false);
-    }
-    let found = client.call("GetSpan", json!({ "span": "beside7" }))["account"].take();
-    assert_eq!((&found["state"], &found["durable"]), (&json!("settled"), &json!(false)));
-    assert!(!list(&mut client, json!({})).is_empty(), "from memory");
-    assert_eq!(daemon.log().matches("cannot be written").count(), 1, "{}", daemon.log());
-    disk.again("size=16m");
-    until("it is written again", || keeping(&daemon)["durable"] == true);
-    assert_eq!(billed(&mut client, "after")["durable"], true);
-    let found = client.call("GetSpan", json!({ "span": "beside7" }))["account"].take();
-    assert_eq!(found["durable"], true, "what waited is on disk now");
-    assert_eq!(daemon.log().matches("is written again").count(), 1, "{}", daemon.log());
-    daemon.kill();
-    daemon.restart();
-    let mut client = daemon.client();
-    for account in kept.iter().chain([&found]) {
-        assert_eq!(&client.call("GetSpan", json!({ "span": account["span"] }))["account"], account);
-    }
-}
-
-#[test]
-fn a_read_only_disk_is_said_so_and_used_again_when_it_is_not() {
-    let dir = tempfile::tempdir().unwrap();
-    let place = dir.path().join("state");
-    let Some(disk) = Mounted::of(&place, "size=4m") else { return };
-    disk.again("ro");
-    let daemon = TestDaemon::with(STEADY, &format!("state_dir = {:?}\n", place));
-    let mut client = daemon.client();
-    until("it is noticed", || keeping(&daemon)["reason"].is_string());
-    let account = billed(&mut client, "a");
-    assert_eq!(account["durable"], false);
-    disk.again("rw");
-    until("it is written", || keeping(&daemon)["durable"] == true);
-    assert_eq!(client.call("GetSpan", json!({ "span": "a" }))["account"]["durable"], true);
 }
 
 #[test]
