@@ -59,7 +59,8 @@ fn run(flags: &Flags) -> Result<()> {
 /// Keeps final accounts on disk, where that is wanted and there is a place for it.
 fn keep(config: &Config, service: &mut Service) -> std::io::Result<()> {
     let disk = &config.ledger;
-    if !disk.keep {
+    // A simulated machine's accounts have no place among the real one's.
+    if !disk.keep || (config.source.replay.is_some() && config.state_dir.is_none()) {
         return Ok(());
     }
     let Some(directory) = config.state_dir.clone().or_else(config::state_dir) else {

@@ -279,6 +279,14 @@ fn of_two_daemons_on_one_directory_the_second_waits_for_the_first_to_go() {
 }
 
 #[test]
+fn a_simulated_machines_accounts_are_kept_only_where_they_are_told_to() {
+    // Whatever names the place keeps the test's support from giving one.
+    let daemon = TestDaemon::with(STEADY, "# no state_dir\n");
+    assert_eq!(keeping(&daemon), Value::Null);
+    assert_eq!(billed(&mut daemon.client(), "a").get("durable"), None);
+}
+
+#[test]
 fn where_nothing_is_to_be_kept_nothing_is() {
     let daemon = TestDaemon::with(STEADY, "[ledger]\nkeep = false\n");
     let mut client = daemon.client();

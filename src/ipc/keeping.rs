@@ -18,6 +18,9 @@ use crate::store::{Found, Question, Store};
 /// A disk that takes longer than this over a commit fails, as far as those are concerned who wait for it.
 const PATIENCE_NS: u64 = 2_000_000_000;
 
+/// More than so many who wait: the disk does not keep up.
+const MOST_PENDING: usize = 65_536;
+
 /// Spans that are open for longer are journalled, each about once in this time.
 const JOURNAL_NS: u64 = 1_000_000_000;
 
@@ -72,7 +75,8 @@ impl Keeping {
             (self.tell)("the disk of the ledger answers again");
         }
         let waits_ns = self.pending.front().map_or(0, |first| now_ns.saturating_sub(first.since_ns));
-        if waits_ns > PATIENCE_NS && self.stalled.is_none() && !self.store.is_failing() {
+        let slow = waits_ns > PATIENCE_NS || self.pending.len() > MOST_PENDING;
+        if slow && self.stalled.is_none() && !self.store.is_failing() {
             self.stalled = Some(committed);
             (self.tell)(
                 "the disk of the ledger does not answer; accounts are answered, marked as not durable",

@@ -105,7 +105,12 @@ impl Keeper {
             self.retry_at = Instant::now() + RETRY;
             match trouble {
                 Trouble::Database(broken) if broken.is_damage() => self.put_aside(&broken),
-                trouble => self.fail(&trouble),
+                trouble => {
+                    if matches!(trouble, Trouble::Place(Unfit::Gone(_))) {
+                        self.place = None;
+                    }
+                    self.fail(&trouble);
+                }
             }
         }
     }
@@ -145,6 +150,7 @@ impl Keeper {
     }
 
     fn tidy(&mut self) -> Result<(), Trouble> {
+        self.place.as_ref().map_or(Ok(()), Place::check)?;
         let Some(database) = &mut self.database else { return Ok(()) };
         let more = database.let_go(&self.settings, unix_s())?;
         let bytes = database.bytes()?;

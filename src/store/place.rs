@@ -29,6 +29,8 @@ pub(super) enum Unfit {
     Locked(PathBuf),
     #[error("{} {what}; {mend}", path.display())]
     Unsafe { path: PathBuf, what: &'static str, mend: &'static str },
+    #[error("{} was taken away", .0.display())]
+    Gone(PathBuf),
     #[error("cannot {action} {}: {cause}", path.display())]
     Denied { action: &'static str, path: PathBuf, cause: io::Error },
 }
@@ -38,8 +40,8 @@ pub(super) enum Unfit {
 pub(super) struct Place {
     /// Without links in it.
     directory: PathBuf,
-    // Held, not read: the lock lives as long as the descriptor.
-    _lock: File,
+    // The lock lives as long as the descriptor.
+    lock: File,
 }
 
 impl Place {
@@ -69,7 +71,18 @@ impl Place {
         }
         let directory = directory.canonicalize().map_err(denied("look at"))?;
         let lock = lock(&directory)?;
-        Ok(Self { directory, _lock: lock })
+        Ok(Self { directory, lock })
+    }
+
+    /// Whether the directory is still the one that was locked: what is written into a removed one helps nobody.
+    pub fn check(&self) -> Result<(), Unfit> {
+        let inode = |found: Metadata| (found.dev(), found.ino());
+        let there = fs::symlink_metadata(self.directory.join(LOCK)).map(inode);
+        let file = fs::symlink_metadata(self.directory.join(FILE));
+        match (there, self.lock.metadata().map(inode)) {
+            (Ok(there), Ok(held)) if there == held && file.is_ok() => Ok(()),
+            _ => Err(Unfit::Gone(self.directory.clone())),
+        }
     }
 
     /// The database's path, with an empty file there if there was none.
@@ -218,6 +231,19 @@ mod tests {
             std::os::unix::fs::chown(&foreign, Some(12_345), None).unwrap();
             refused(&foreign, "another user");
         }
+    }
+
+    #[test]
+    fn a_directory_that_was_taken_away_is_noticed() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = dir.path().join("state");
+        let place = Place::take(&state).unwrap();
+        place.file().unwrap();
+        place.check().unwrap();
+        fs::rename(&state, dir.path().join("other")).unwrap();
+        assert!(matches!(place.check(), Err(Unfit::Gone(_))));
+        Place::take(&state).unwrap().file().unwrap();
+        assert!(matches!(place.check(), Err(Unfit::Gone(_))), "another directory in its place is not it");
     }
 
     #[test]
