@@ -10,7 +10,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use polling::{Event, Events, Poller};
-use serde::Serialize;
 
 use super::access::Peer;
 use super::audience::Audience;
@@ -21,6 +20,7 @@ use super::readiness_ffi::Watched;
 use super::seat::Seats;
 use super::service::{Final, Service};
 use super::ticket::Ticket;
+use super::told;
 use crate::ledger::account::Account;
 use crate::protocol::{Refusal, Reply};
 
@@ -73,12 +73,6 @@ struct Door {
     finals: Vec<Final>,
     pump_at_ns: u64,
     sweep_at_ns: u64,
-}
-
-/// A final account on the wire, without a copy.
-#[derive(Serialize)]
-struct Told<'a> {
-    account: &'a Account,
 }
 
 impl Door {
@@ -242,7 +236,7 @@ impl Door {
             }
         }
         for (ticket, answer) in self.service.take_replies() {
-            self.fill(ticket, &answer);
+            self.fill(ticket, &answer, true);
         }
         for place in self.audience.of_spans() {
             self.progress(place);
@@ -259,24 +253,20 @@ impl Door {
     }
 
     fn answer(&mut self, ticket: Ticket, account: &Account) {
-        let mut answer = Vec::new();
-        Reply::last(Told { account }).write(&mut answer);
-        self.fill(ticket, &answer);
+        self.fill(ticket, &told::once(account), false);
     }
 
-    fn fill(&mut self, ticket: Ticket, answer: &[u8]) {
+    fn fill(&mut self, ticket: Ticket, answer: &[u8], asked: bool) {
         let Some(place) = self.seats.place_of(ticket.connection) else { return };
         let Some(connection) = self.seats.at(place) else { return };
-        connection.fill(ticket.slot, answer);
+        connection.fill(ticket.slot, answer, asked);
         self.progress(place);
     }
 
     fn tell_span(&mut self, account: &Account) {
         let places = self.audience.of_span(account.uid);
         if !places.is_empty() {
-            let mut answer = Vec::new();
-            Reply::one_of_many(Told { account }).write(&mut answer);
-            self.tell(&answer, &places);
+            self.tell(&told::again(account), &places);
         }
     }
 

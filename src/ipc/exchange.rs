@@ -22,6 +22,8 @@ pub enum Outcome {
     Answered,
     /// The answer comes later, under the caller's ticket.
     Awaited,
+    /// Likewise, when the disk has been asked.
+    Asked,
     /// Answers come from now on, as a stream.
     Streaming(Stream),
     /// The message was not of this protocol; that is written, and nothing that follows can be trusted.
@@ -158,14 +160,14 @@ fn look_up(
 ) -> Result<Outcome, Refusal> {
     let wait = call.oneway != Some(true);
     if call.method == ListSpans::NAME {
-        let Some(accounts) = service.accounts(caller, &parameters(call)?, wait)? else {
-            return Ok(Outcome::Awaited);
-        };
-        reply(out, &accounts);
-        return Ok(Outcome::Answered);
+        let accounts = service.accounts(caller, &parameters(call)?, wait)?;
+        return Ok(accounts.map_or(Outcome::Asked, |accounts| {
+            reply(out, &accounts);
+            Outcome::Answered
+        }));
     }
     match service.account(caller, &parameters::<GetSpan>(call)?.span, wait)? {
-        Closed::Awaited => return Ok(Outcome::Awaited),
+        Closed::Awaited => return Ok(Outcome::Asked),
         Closed::Account(account) => reply(out, &SpanAccount { account: *account }),
     }
     Ok(Outcome::Answered)

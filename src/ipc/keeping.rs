@@ -8,12 +8,12 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::access::Peer;
+use super::history::Asked;
 use super::service::{Final, Service};
 use super::ticket::Ticket;
 use crate::ledger::account::{Account, State};
-use crate::protocol::{self, ListSpans, Refusal, Reply, SpanAccount, SpanAccounts};
-use crate::store::{Found, Question, Store};
+use crate::protocol;
+use crate::store::Store;
 
 /// A disk that takes longer than this over a commit fails, as far as those are concerned who wait for it.
 const PATIENCE_NS: u64 = 2_000_000_000;
@@ -33,11 +33,11 @@ const FAREWELL: Duration = Duration::from_secs(2);
 
 /// The store, and who waits for it.
 pub(super) struct Keeping {
-    store: Store,
+    pub(super) store: Store,
     tell: fn(&str),
     pending: VecDeque<Pending>,
-    asked: HashMap<u64, Asked>,
-    questions: u64,
+    pub(super) asked: HashMap<u64, Asked>,
+    pub(super) questions: u64,
     journal_at_ns: u64,
     journal_slot: usize,
     /// The number that was committed last when the disk was seen not to answer.
@@ -51,19 +51,8 @@ struct Pending {
     since_ns: u64,
 }
 
-struct Asked {
-    ticket: Ticket,
-    peer: Peer,
-    what: What,
-}
-
-enum What {
-    Span(String),
-    List(Box<ListSpans>),
-}
-
 impl Keeping {
-    fn is_failing(&self) -> bool {
+    pub(super) fn is_failing(&self) -> bool {
         self.store.is_failing() || self.stalled.is_some()
     }
 
@@ -197,69 +186,6 @@ impl Service {
             _ => account.durable = Some(false),
         }
         account
-    }
-
-    /// Asks the disk for a span that is no longer remembered; false where it cannot be asked.
-    pub(super) fn ask_for_span(&mut self, peer: &Peer, ticket: Ticket, span: &str) -> Result<bool, Refusal> {
-        let anybody = peer.access >= protocol::Access::Telemetry;
-        let question = Question::Span { uid: peer.uid, anybody, span: span.to_owned() };
-        self.ask(peer, ticket, question, What::Span(span.to_owned()))
-    }
-
-    /// Asks the disk for the latest accounts; false where it cannot be asked.
-    pub(super) fn ask_for_list(
-        &mut self,
-        peer: &Peer,
-        ticket: Ticket,
-        call: &ListSpans,
-        question: Question,
-    ) -> Result<bool, Refusal> {
-        self.ask(peer, ticket, question, What::List(Box::new(call.clone())))
-    }
-
-    fn ask(&mut self, peer: &Peer, ticket: Ticket, question: Question, what: What) -> Result<bool, Refusal> {
-        /// Of one user; all together have the store's own bound.
-        const MOST: usize = 16;
-        let full = |limit: usize| Refusal::QuotaExceeded {
-            quota: "questions to the history".into(),
-            limit: limit as u64,
-        };
-        let Some(keeping) = self.keeping.as_mut().filter(|keeping| !keeping.is_failing()) else {
-            return Ok(false);
-        };
-        let own = keeping.asked.values().filter(|asked| asked.peer.uid == peer.uid).count();
-        if !peer.unlimited && own >= MOST {
-            return Err(full(MOST));
-        }
-        let number = keeping.questions;
-        if !keeping.store.ask(number, question) {
-            return Err(full(keeping.asked.len()));
-        }
-        keeping.questions += 1;
-        keeping.asked.insert(number, Asked { ticket, peer: *peer, what });
-        Ok(true)
-    }
-
-    /// The disk's answer, in the words of the wire.
-    fn answer(&mut self, number: u64, found: Option<Found>) {
-        let asked = self.keeping.as_mut().and_then(|keeping| keeping.asked.remove(&number));
-        let Some(Asked { ticket, peer, what }) = asked else { return };
-        let mut out = Vec::new();
-        match (what, found) {
-            (What::Span(span), found) => match found.and_then(|found| found.accounts.into_iter().next()) {
-                Some(account) => Reply::last(SpanAccount { account }).write(&mut out),
-                None => Refusal::NoSuchSpan { span }.write(&mut out),
-            },
-            (What::List(_), Some(Found { mut accounts, before })) => {
-                accounts.reverse();
-                Reply::last(SpanAccounts { accounts, before }).write(&mut out);
-            }
-            (What::List(call), None) => match self.remembered(&peer, &call) {
-                Ok(accounts) => Reply::last(accounts).write(&mut out),
-                Err(refusal) => refusal.write(&mut out),
-            },
-        }
-        self.replies.push((ticket, out));
     }
 
     /// The answers of the disk that have come, each as it goes over the wire.

@@ -20,6 +20,7 @@ mod exchange;
 mod feed;
 mod gate;
 mod group_ffi;
+mod history;
 mod inquiry;
 mod keeping;
 mod life;
@@ -34,6 +35,7 @@ mod service;
 mod socket;
 mod ticket;
 mod token;
+mod told;
 
 #[cfg(target_os = "linux")]
 mod so_peercred_ffi;

@@ -26,6 +26,9 @@ const STEP: Duration = Duration::from_millis(20);
 /// The same after so many orders.
 const TIDY_ORDERS: usize = 16_384;
 
+/// How long questions are answered before the next commit.
+const MOMENT: Duration = Duration::from_millis(5);
+
 /// Why nothing can be written.
 #[derive(Debug, thiserror::Error)]
 enum Trouble {
@@ -79,8 +82,8 @@ impl Keeper {
             }
             let mut wake = self.held.iter().any(|batch| batch.wanted);
             self.attempt(Self::write);
-            if let Some((number, question)) = question {
-                self.answer(number, &question);
+            if let Some(first) = question {
+                self.answer_some(first);
                 wake = true;
             }
             if wake {
@@ -160,6 +163,16 @@ impl Keeper {
             self.shared.set_health(None, bytes);
         }
         Ok(())
+    }
+
+    /// Answers questions for a moment; those who wait for a commit come next.
+    fn answer_some(&self, first: (u64, Question)) {
+        let until = Instant::now() + MOMENT;
+        let mut next = Some(first);
+        while let Some((number, question)) = next {
+            self.answer(number, &question);
+            next = if Instant::now() < until { self.shared.next_question() } else { None };
+        }
     }
 
     /// Reading fails for itself: what cannot be read may still be written beside.

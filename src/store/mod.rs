@@ -36,7 +36,7 @@ use keeper::Keeper;
 use shared::Shared;
 
 /// Most questions that wait for an answer.
-const MOST_QUESTIONS: usize = 64;
+const MOST_QUESTIONS: usize = 32_768;
 
 /// The ledger on disk, as the one who fills it sees it.
 pub struct Store {

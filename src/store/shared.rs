@@ -90,6 +90,11 @@ impl Shared {
         (question, finish)
     }
 
+    /// One more question, if there is one.
+    pub fn next_question(&self) -> Option<(u64, Question)> {
+        lock(&self.work).questions.pop_front()
+    }
+
     fn wait<'a>(&self, work: MutexGuard<'a, Work>, rest: Duration) -> MutexGuard<'a, Work> {
         self.called.wait_timeout(work, rest).map_or_else(|poisoned| poisoned.into_inner().0, |woken| woken.0)
     }

@@ -1,3 +1,5 @@
+//! The store by itself: what it keeps, finds, lets go of and refuses.
+
 use std::path::Path;
 use std::time::Instant;
 
