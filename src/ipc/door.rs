@@ -80,7 +80,6 @@ impl Door {
         let poller = Arc::new(Poller::new()?);
         let (policy, limits) = (*service.policy(), service.limits().clone());
         let waker = Arc::clone(&poller);
-        // Fails only where the poller does, and then serving ends anyway.
         service.set_waker(move || drop(waker.notify()));
         let gate = doors.listener.map(|listener| Gate::new(&poller, LISTENER, listener, policy, limits));
         let stop = doors.stop.map(|stop| Watched::new(&poller, stop, Event::readable(STOP)));
@@ -248,8 +247,9 @@ impl Door {
 
     fn progress(&mut self, place: usize) {
         let Some(connection) = self.seats.at(place) else { return };
+        let watched = connection.stream().is_some();
         let fate = connection.progress(&mut self.service);
-        self.conclude(place, fate);
+        self.after_turn(place, watched, fate);
     }
 
     fn answer(&mut self, ticket: Ticket, account: &Account) {
