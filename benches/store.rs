@@ -276,9 +276,8 @@ fn steady_load() {
     for tick in 0..SECONDS * 1000 / EACH_MS {
         let mut calls = Vec::new();
         for _ in 0..10 * EACH_MS {
-            let span = Some(format!("load-{}", calls.len() as u64 + tick * 1_000_000));
-            Call::oneway(OpenSpan { span: span.clone(), ..OpenSpan::default() }).write(&mut calls);
-            let span = span.unwrap_or_default();
+            let span = format!("load-{}", calls.len() as u64 + tick * 1_000_000);
+            Call::oneway(OpenSpan { span: Some(span.clone()), ..OpenSpan::default() }).write(&mut calls);
             Call::new(CloseSpan { span, ..CloseSpan::default() }).write(&mut calls);
         }
         stream.write_all(&calls).expect("a daemon that reads");
