@@ -184,6 +184,7 @@ impl Daemon {
         let child = Command::new(env!("CARGO_BIN_EXE_wattspand"))
             .args(["--config".as_ref(), config.as_os_str(), "--socket".as_ref(), socket.as_os_str()])
             .args(["--sysfs-root".as_ref(), machine.tree.path().as_os_str()])
+            .args(["--state-dir".as_ref(), folder.path().join("state").as_os_str()])
             .args(["--nvml-library".as_ref(), machine.library.path().as_os_str()])
             .stderr(Stdio::null())
             .spawn()?;

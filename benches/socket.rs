@@ -100,6 +100,7 @@ impl Daemon {
         let child = Command::new(env!("CARGO_BIN_EXE_wattspand"))
             .args(["--config".as_ref(), config.as_os_str(), "--replay".as_ref(), machine.as_os_str()])
             .args(["--socket".as_ref(), dir.path().join("run/wattspan.sock").as_os_str()])
+            .args(["--state-dir".as_ref(), dir.path().join("state").as_os_str()])
             .stderr(Stdio::null())
             .spawn()
             .expect("the daemon starts");

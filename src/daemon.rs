@@ -4,9 +4,11 @@
 //! quiet otherwise: the service manager adds the time.
 
 use std::fs::File;
+use std::io::Write;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
 use clap::Parser;
@@ -20,6 +22,7 @@ use crate::ipc::{self, Doors, Plan, Service, Taken};
 use crate::ring::Sample;
 use crate::sampler::record::{self, Recording};
 use crate::source::recorder::Recorder;
+use crate::store::{self, Store};
 
 /// The whole program.
 pub fn main() -> ExitCode {
@@ -47,6 +50,7 @@ fn run(flags: &Flags) -> Result<()> {
     let recording = flags.record.as_deref().map(|file| record(file, &mut service)).transpose()?;
     let (listener, listening) = ipc::bind(&place(&config)?, reach)?;
     tell(&format!("measures {}, listens on {}", service.names().join(", "), listening.path().display()));
+    keep(&config, &mut service).context("cannot start the ledger on disk")?;
     let (bus, arrivals) = bus::start(&config, tell).context("cannot go on the bus")?.unzip();
     let doors = Doors { listener: Some(listener), arrivals, stop: Some(stop), ..Doors::default() };
     ipc::serve(service, doors).context("the poller failed")?;
@@ -55,6 +59,32 @@ fn run(flags: &Flags) -> Result<()> {
     }
     tell("stops as asked");
     recording.map_or(Ok(()), finish)
+}
+
+/// Keeps final accounts on disk, where that is wanted and there is a place for it.
+fn keep(config: &Config, service: &mut Service) -> std::io::Result<()> {
+    let disk = &config.ledger;
+    // A simulated machine's accounts have no place among the real one's.
+    if !disk.keep || (config.source.replay.is_some() && config.state_dir.is_none()) {
+        return Ok(());
+    }
+    let Some(directory) = config.state_dir.clone().or_else(config::state_dir) else {
+        tell("keeps no accounts: there is no place for them; give --state-dir, or set HOME");
+        return Ok(());
+    };
+    let settings = store::Settings {
+        directory,
+        age: Duration::from_secs_f64(disk.days * 86_400.0),
+        bytes: disk.megabytes * 1_000_000,
+        waiting_bytes: usize::try_from(disk.waiting_megabytes * 1_000_000).unwrap_or(usize::MAX),
+        sync: match disk.sync {
+            config::Sync::Off => store::Sync::Off,
+            config::Sync::Normal => store::Sync::Normal,
+            config::Sync::Full => store::Sync::Full,
+        },
+    };
+    service.keep(Store::start(settings, tell)?, tell);
+    Ok(())
 }
 
 /// Keeps what the sources say, at the full rate, in a file that `--replay` takes.
@@ -132,7 +162,8 @@ fn is_own(directory: &Path) -> bool {
 
 /// One line for the administrator.
 fn tell(line: &str) {
-    eprintln!("wattspand: {line}");
+    // Without anybody to tell it goes on; eprintln! would panic.
+    let _ = writeln!(std::io::stderr(), "wattspand: {line}");
 }
 
 /// No source was found.

@@ -31,6 +31,9 @@ pub mod sampler;
 /// Who the joules belong to: spans, the splitting rule, accounts.
 pub mod ledger;
 
+/// The ledger on disk.
+pub mod store;
+
 /// The words on the wire.
 pub mod protocol;
 

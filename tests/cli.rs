@@ -500,3 +500,33 @@ fn completions_and_manual_pages_are_made_for_both_programs() {
     let exit = std::fs::read_to_string(dir.join("wattspan.1")).unwrap();
     assert!(exit.contains("nothing to measure with"), "the exit statuses are not in the manual: {exit}");
 }
+
+#[test]
+fn history_is_found_by_age_name_and_attribute_after_the_daemon_was_killed() {
+    let bench = Bench::new();
+    let daemon = Daemon::start(&bench);
+    let run = daemon.output(&bench, &["run", "--json", "-o", "-", "--", "sleep", "0.05"]);
+    let account = json(&run.stdout)["runs"][0]["account"].take();
+    assert_eq!(account["durable"], true, "{account}");
+    drop(daemon);
+    let daemon = Daemon::start(&bench);
+    let name = account["name"].as_str().unwrap();
+    let listed = |words: &[&str]| {
+        let output = daemon.output(&bench, &[&["spans", "--json"], words].concat());
+        assert!(output.status.success(), "{words:?}: {}", text(&output.stderr));
+        text(&output.stdout).lines().map(|line| json(line.as_bytes())).collect::<Vec<Value>>()
+    };
+    for words in
+        [&["--since", "1h"][..], &["--name", name], &["--state", "settled"], &["--since", "2020-01-01"]]
+    {
+        assert_eq!(listed(words), [account.clone()], "{words:?}");
+    }
+    for words in [&["--since", "2200-01-01"][..], &["--name", "other"], &["--attribute", "model=none"]] {
+        assert!(listed(words).is_empty(), "{words:?}");
+    }
+    for words in [["--since", "yesterday"], ["--attribute", "model"], ["--state", "open"]] {
+        assert_eq!(daemon.output(&bench, &["spans", words[0], words[1]]).status.code(), Some(2), "{words:?}");
+    }
+    let doctor = daemon.output(&bench, &["doctor"]);
+    assert!(text(&doctor.stdout).contains("Accounts are on disk"), "{}", text(&doctor.stdout));
+}

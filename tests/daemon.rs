@@ -123,6 +123,7 @@ fn a_user_without_a_system_directory_listens_under_its_own_runtime_directory() {
     let mut daemon = Command::new(env!("CARGO_BIN_EXE_wattspand"))
         .env_remove("WATTSPAN_SOCKET")
         .env("XDG_RUNTIME_DIR", dir.path())
+        .env("XDG_STATE_HOME", dir.path())
         .args(["--config".as_ref(), config.as_ref(), "--replay".as_ref(), machine.as_os_str()])
         .spawn()
         .unwrap();

@@ -541,6 +541,7 @@ impl Daemon {
             .args(["--config".as_ref(), config.as_os_str()])
             .args(["--socket".as_ref(), folder.path().join("run/wattspan.sock").as_os_str()])
             .args(["--nvml-library".as_ref(), library.path().as_os_str()])
+            .args(["--state-dir".as_ref(), folder.path().join("state").as_os_str()])
             .stderr(File::create(folder.path().join("log")).unwrap())
             .spawn()
             .unwrap();

@@ -21,7 +21,7 @@ use super::table::{Table, figures, words};
 use super::terminal::{Terminal, Tone, printable, wrap};
 use super::tick::Ticks;
 use crate::energy::{Kind, Liveness};
-use crate::protocol::{Access, DomainStatus, Info, SamplerStatus};
+use crate::protocol::{Access, DomainStatus, Info, Keeping, SamplerStatus};
 
 /// How long the counters are watched under load.
 const EXERCISE: Duration = Duration::from_millis(300);
@@ -101,6 +101,10 @@ fn shown(meter: &Named, info: &Info, terminal: Terminal) -> String {
         out.push('\n');
         out.push_str(&samplers(&info.samplers, terminal));
     }
+    if let Some(keeping) = &info.keeping {
+        out.push('\n');
+        wrap(&kept(keeping), terminal.width).iter().for_each(|line| out.extend([line, "\n"]));
+    }
     if let Some(text) = beside_the_battery(&info.domains) {
         out.push('\n');
         wrap(&text, terminal.width).iter().for_each(|line| out.extend([line, "\n"]));
@@ -151,6 +155,25 @@ fn samplers(samplers: &[SamplerStatus], terminal: Terminal) -> String {
         table.row(cells);
     }
     table.draw(terminal)
+}
+
+/// How the ledger on disk is.
+fn kept(keeping: &Keeping) -> String {
+    let megabytes = keeping.bytes as f64 / 1e6;
+    let mut text = match &keeping.reason {
+        None if keeping.durable => {
+            format!("Accounts are on disk before they are answered ({megabytes:.1} MB).")
+        }
+        None => "The ledger on disk is being opened.".to_owned(),
+        Some(reason) => format!("Accounts are answered and not durable: {}.", printable(reason)),
+    };
+    if keeping.waiting > 0 {
+        let _ = write!(text, " {} wait to be written.", keeping.waiting);
+    }
+    if keeping.not_kept > 0 {
+        let _ = write!(text, " {} found no room and are not kept.", keeping.not_kept);
+    }
+    text
 }
 
 /// What the batteries deliver beside the sum of what is counted: a slow check from outside, never part of any sum.

@@ -16,6 +16,7 @@ mod repeat;
 mod report;
 mod run;
 mod signal_ffi;
+mod since;
 mod spans;
 mod spread;
 mod table;

@@ -1,4 +1,4 @@
-//! `wattspan spans`: other programs' spans, one by name, the recent ones, or all as they settle.
+//! `wattspan spans`: other programs' spans, one by name, those of the past that fit, or all as they settle.
 //!
 //! Owns the line for each. A settled account never changes, so a line once printed stays true. Only a daemon knows of
 //! other programs' spans: there is no embedded meter for this.
@@ -10,9 +10,11 @@ use super::ending::{OK, Trouble};
 use super::quantity::{energy, power, time};
 use super::reach::Reach;
 use super::report::{self, grade, state};
+use super::since;
 use super::terminal::{Terminal, Tone, printable};
 use crate::client::{Client, Failure};
 use crate::ledger::account::{Account, State};
+use crate::protocol::ListSpans;
 
 /// Which spans.
 #[derive(Debug, clap::Args)]
@@ -23,9 +25,33 @@ pub struct Arguments {
     /// Tell of all as they settle, from now on, until interrupted
     #[arg(long, short = 'w')]
     watch: bool,
-    /// Of the recent ones tell N (at most 256) [default: 20]; with --watch, stop after N
+    /// Of those that fit tell the latest N [default: 20, with --since all]; with --watch, stop after N
     #[arg(long, short = 'n', value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     count: Option<u64>,
+    /// Only those opened since: 90s, 15m, 2h, 7d ago, or in UTC 2026-11-22 or 2026-11-22T10:30:00Z
+    #[arg(long, value_name = "WHEN", value_parser = since::parse, conflicts_with_all = ["span", "watch"])]
+    since: Option<u64>,
+    /// Only those of this name
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["span", "watch"])]
+    name: Option<String>,
+    /// Only those with this attribute; with each of these, where given several times
+    #[arg(long = "attribute", short = 'a', value_name = "KEY=VALUE", value_parser = pair,
+          conflicts_with_all = ["span", "watch"])]
+    attributes: Vec<(String, String)>,
+    /// Only those in this state: settled, abandoned, interrupted
+    #[arg(long, value_name = "STATE", value_parser = state_named, conflicts_with_all = ["span", "watch"])]
+    state: Option<State>,
+}
+
+fn pair(word: &str) -> Result<(String, String), String> {
+    let (key, value) = word.split_once('=').ok_or("give KEY=VALUE")?;
+    Ok((key.to_owned(), value.to_owned()))
+}
+
+fn state_named(word: &str) -> Result<State, String> {
+    let finals = [State::Settled, State::Abandoned, State::Interrupted];
+    let found = finals.into_iter().find(|other| state(*other) == word);
+    found.ok_or_else(|| "give settled, abandoned or interrupted".to_owned())
 }
 
 /// Looks and tells.
@@ -34,7 +60,7 @@ pub fn spans(meter: &Meter, asked: &Arguments) -> Result<u8, Trouble> {
     match &asked.span {
         Some(span) => one(meter, &client, span),
         None if asked.watch => watch(meter, client, asked.count),
-        None => recent(meter, &client, asked.count),
+        None => past(meter, &client, asked),
     }
 }
 
@@ -50,17 +76,45 @@ fn one(meter: &Meter, client: &Client, span: &str) -> Result<u8, Trouble> {
     Ok(OK)
 }
 
-fn recent(meter: &Meter, client: &Client, count: Option<u64>) -> Result<u8, Trouble> {
-    let accounts = client.recent(count.map(|count| i64::try_from(count).unwrap_or(i64::MAX)))?;
+fn past(meter: &Meter, client: &Client, asked: &Arguments) -> Result<u8, Trouble> {
+    let accounts = found(client, asked)?;
     let terminal = Terminal::of(&stdout());
     let mut out = stdout().lock();
     if accounts.is_empty() && !meter.json {
-        writeln!(out, "no span has settled since the daemon started; --watch waits for the next")?;
+        writeln!(out, "no span that fits has settled; --watch waits for the next")?;
     }
-    for (number, account) in accounts.iter().enumerate() {
+    for (number, account) in accounts.iter().rev().enumerate() {
         tell(meter, account, number == 0, terminal, &mut out)?;
     }
     Ok(OK)
+}
+
+/// The accounts that fit, the latest first: asked for part by part, until there are enough or no more.
+fn found(client: &Client, asked: &Arguments) -> Result<Vec<Account>, Trouble> {
+    const USUAL: u64 = 20;
+    let enough = asked.count.unwrap_or(if asked.since.is_some() { u64::MAX } else { USUAL });
+    let enough = usize::try_from(enough).unwrap_or(usize::MAX);
+    let attributes = (!asked.attributes.is_empty()).then(|| asked.attributes.iter().cloned().collect());
+    let mut question = ListSpans {
+        since_unix_ns: asked.since.map(|ns| i64::try_from(ns).unwrap_or(i64::MAX)),
+        name: asked.name.clone(),
+        attributes,
+        state: asked.state,
+        ..ListSpans::default()
+    };
+    let mut found = Vec::new();
+    loop {
+        let rest = enough - found.len();
+        question.limit = Some(i64::try_from(rest).unwrap_or(i64::MAX));
+        let part = client.call(question.clone())?;
+        found.extend(part.accounts.into_iter().rev());
+        match part.before {
+            Some(before) if found.len() < enough => {
+                question.before = Some(i64::try_from(before).unwrap_or(i64::MAX));
+            }
+            _ => return Ok(found),
+        }
+    }
 }
 
 /// One account: a line of JSON, or a line of the table, under its head where it is the first.
@@ -105,14 +159,14 @@ fn heading() -> String {
 }
 
 fn columns(opened: &str, energy: &str, power: &str, time: &str, grade: &str) -> String {
-    format!("{opened:9}  {energy:20}  {power:18}  {time:>8}  {grade:10}  ")
+    format!("{opened:10}  {energy:20}  {power:18}  {time:>8}  {grade:10}  ")
 }
 
 fn line(account: &Account, terminal: Terminal) -> String {
     let duration_ns = account.closed_ns.map_or(0, |closed| closed.saturating_sub(account.opened_ns));
     let error_mw = account.error_uj.and_then(|uj| super::quantity::mean_mw(uj, duration_ns));
     let fixed = columns(
-        &clock(account.opened_unix_ns),
+        &opened(account.opened_unix_ns),
         &account.share_uj.map_or_else(|| "unknown".into(), |uj| energy(uj, account.error_uj)),
         &account.mean_power_mw.map_or_else(|| "unknown".into(), |mw| power(mw, error_mw)),
         &time(duration_ns),
@@ -123,6 +177,12 @@ fn line(account: &Account, terminal: Terminal) -> String {
         other => terminal.paint(Tone::Doubt, &format!("  {}", state(other))),
     };
     format!("{fixed}{} ({}){end}", printable(&account.name), printable(&account.span))
+}
+
+/// The time of day where that is today, else the day; in UTC.
+fn opened(unix_ns: u64) -> String {
+    let day = since::day(unix_ns);
+    if day == since::day(crate::clock::unix_ns()) { clock(unix_ns) } else { day }
 }
 
 /// The time of day, in UTC.

@@ -121,7 +121,7 @@ impl Client {
 
     /// The latest settled accounts that the daemon still remembers, the latest last.
     pub fn recent(&self, limit: Option<i64>) -> Result<Vec<Account>, Failure> {
-        Ok(self.call(ListSpans { limit })?.accounts)
+        Ok(self.call(ListSpans { limit, ..ListSpans::default() })?.accounts)
     }
 
     /// The settled accounts as they settle.

@@ -16,8 +16,8 @@ mod section;
 
 pub use bus::Bus;
 pub use flags::Flags;
-pub use place::socket_places;
-pub use section::{Groups, Limits, Source};
+pub use place::{socket_places, state_dir};
+pub use section::{Disk, Groups, Limits, Source, Sync};
 
 use place::{configuration_dir, files_under};
 
@@ -63,8 +63,9 @@ pub struct Config {
     pub socket: Option<PathBuf>,
     /// Whether to answer on D-Bus too, and on which; only on Linux.
     pub bus: Bus,
-    /// Where what must last is kept.
-    pub state_dir: PathBuf,
+    /// Where what must last is kept; absent: the system's place, or the user's own: see [`state_dir`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub state_dir: Option<PathBuf>,
     /// Readings a second while a span is open or somebody watches.
     pub rate_hz: f64,
     /// Readings a second otherwise.
@@ -79,6 +80,8 @@ pub struct Config {
     pub source: Source,
     /// Idle power by domain name, in watts; the others learn it.
     pub idle_w: BTreeMap<String, f64>,
+    /// How accounts are kept on disk.
+    pub ledger: Disk,
     /// What one client may take.
     pub limits: Limits,
     /// Who may know.
@@ -90,7 +93,7 @@ impl Default for Config {
         Self {
             socket: None,
             bus: Bus::default(),
-            state_dir: "/var/lib/wattspan".into(),
+            state_dir: None,
             rate_hz: 1000.0,
             idle_rate_hz: 1.0,
             history_s: 16.0,
@@ -99,6 +102,7 @@ impl Default for Config {
             source: Source::default(),
             idle_w: BTreeMap::new(),
             limits: Limits::default(),
+            ledger: Disk::default(),
             access: Groups::default(),
         }
     }
@@ -145,7 +149,7 @@ impl Config {
             }
         }
         over_option(&mut self.socket, &flags.socket);
-        over(&mut self.state_dir, &flags.state_dir);
+        over_option(&mut self.state_dir, &flags.state_dir);
         over(&mut self.rate_hz, &flags.rate_hz);
         over(&mut self.idle_rate_hz, &flags.idle_rate_hz);
         over(&mut self.source.sysfs_root, &flags.sysfs_root);
@@ -180,6 +184,9 @@ impl Config {
             let (key, value) = ("bus".into(), address.clone());
             return Err(Wrong::Unsound { place: place.into(), key, value, mend: mend.into() });
         }
+        within("ledger.days", self.ledger.days, 0.001, 36_500.0)?;
+        within("ledger.megabytes", self.ledger.megabytes as f64, 1.0, 1e9)?;
+        within("ledger.waiting_megabytes", self.ledger.waiting_megabytes as f64, 1.0, 1e6)?;
         let limits = &self.limits;
         within("limits.message_bytes", limits.message_bytes as f64, 1024.0, f64::from(1 << 20))?;
         within("limits.connections", limits.connections as f64, 1.0, 100_000.0)?;

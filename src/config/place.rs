@@ -28,6 +28,20 @@ pub fn socket_places() -> Vec<PathBuf> {
     [Some(system), user].into_iter().flatten().map(|dir| dir.join("wattspan.sock")).collect()
 }
 
+/// Where what must last is kept: the system's place for root and for the user to whom it belongs, else the user's own
+/// (`$XDG_STATE_HOME`, as the XDG base directory specification has it). `None` where there is neither.
+pub fn state_dir() -> Option<PathBuf> {
+    use std::os::unix::fs::MetadataExt;
+    let system = PathBuf::from(if apple() { "/var/db/wattspan" } else { "/var/lib/wattspan" });
+    let user = rustix::process::geteuid();
+    if user.is_root() || std::fs::metadata(&system).is_ok_and(|found| found.uid() == user.as_raw()) {
+        return Some(system);
+    }
+    let absolute = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    let own = absolute("XDG_STATE_HOME").or_else(|| Some(absolute("HOME")?.join(".local/state")));
+    own.map(|dir| dir.join("wattspan"))
+}
+
 fn apple() -> bool {
     std::env::consts::OS == "macos"
 }

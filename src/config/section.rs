@@ -1,4 +1,4 @@
-//! The configuration's tables: `[source]`, `[limits]`, `[access]`, with every default.
+//! The configuration's tables: `[source]`, `[ledger]`, `[limits]`, `[access]`, with every default.
 //!
 //! Owns the figures that bound what a client may take. Plain data; what makes sense is judged by the whole.
 
@@ -46,6 +46,40 @@ impl Default for Source {
             estimate_idle_w: None,
             estimate_max_w: None,
         }
+    }
+}
+
+/// How accounts are kept on disk.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Disk {
+    /// Whether they are.
+    pub keep: bool,
+    /// Older accounts are let go, in days.
+    pub days: f64,
+    /// Beyond so many megabytes (10^6 bytes) on disk the oldest accounts are let go.
+    pub megabytes: u64,
+    /// Most megabytes of memory that accounts take while the disk cannot be written; more are answered and not kept.
+    pub waiting_megabytes: u64,
+    /// How a commit meets the disk.
+    pub sync: Sync,
+}
+
+/// How a commit meets the disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Sync {
+    /// Left to the operating system; a power cut may damage the ledger.
+    Off,
+    /// A killed daemon loses nothing; a power cut may take the last seconds.
+    Normal,
+    /// Waits for the disk at each commit; a power cut takes nothing either.
+    Full,
+}
+
+impl Default for Disk {
+    fn default() -> Self {
+        Self { keep: true, days: 30.0, megabytes: 2000, waiting_megabytes: 32, sync: Sync::Normal }
     }
 }
 

@@ -120,6 +120,7 @@ pub fn fits(account: &Account) -> bool {
         grade: _,
         mean_power_mw: _,
         peak_concurrency: _,
+        durable: _,
         domains,
         phases,
     } = account;
@@ -187,6 +188,7 @@ mod tests {
             grade: Some(Grade::Measured),
             mean_power_mw: Some(1),
             peak_concurrency: 9,
+            durable: None,
             domains: vec![share(uj, error_uj)],
             phases: vec![phase(10, uj / 2), phase(11, uj - uj / 2)],
         }

@@ -20,6 +20,9 @@ use crate::protocol::{END, Refusal};
 /// Most answers of one client that may be awaited at a time.
 const MOST_AWAITED: usize = 4096;
 
+/// Most questions of one client that the disk may be asked at a time: an answer may be large.
+const MOST_ASKED: usize = 4;
+
 /// Longest turn of one client; a message that is being handled is finished.
 const TURN_NS: u64 = 1_000_000;
 
@@ -44,6 +47,7 @@ pub struct Connection {
     rest: Vec<u8>,
     scanned: usize,
     outbox: Outbox,
+    asked: usize,
     stream: Option<Stream>,
     /// So many answers are unread that no further message is heard.
     stalled: bool,
@@ -68,6 +72,7 @@ impl Connection {
             rest: Vec::new(),
             scanned: 0,
             outbox: Outbox::default(),
+            asked: 0,
             stream: None,
             stalled: false,
             yielded: false,
@@ -168,7 +173,8 @@ impl Connection {
 
     /// Whether the client has so many answers to take that no further question is heard.
     fn is_behind(&self, most_unread: usize) -> bool {
-        self.outbox.unsent() > most_unread || self.outbox.awaited() >= MOST_AWAITED
+        let waits = self.outbox.awaited() >= MOST_AWAITED || self.asked >= MOST_ASKED;
+        self.outbox.unsent() > most_unread || waits
     }
 
     fn message(&mut self, message: &[u8], service: &mut Service) {
@@ -192,6 +198,10 @@ impl Connection {
         match outcome {
             Outcome::Answered => {}
             Outcome::Awaited => self.outbox.await_answer(),
+            Outcome::Asked => {
+                self.outbox.await_answer();
+                self.asked += 1;
+            }
             Outcome::Streaming(stream) => self.stream = Some(stream),
             Outcome::Broken => self.turn_deaf(),
         }
@@ -221,8 +231,9 @@ impl Connection {
         service.vanished(self.id);
     }
 
-    /// An awaited answer is here.
-    pub fn fill(&mut self, slot: u64, answer: &[u8]) {
+    /// An awaited answer is here; the disk's, where that was `asked`.
+    pub fn fill(&mut self, slot: u64, answer: &[u8], asked: bool) {
+        self.asked -= usize::from(asked && self.asked > 0);
         self.outbox.fill(slot, answer);
     }
 

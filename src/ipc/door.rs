@@ -10,7 +10,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use polling::{Event, Events, Poller};
-use serde::Serialize;
 
 use super::access::Peer;
 use super::arrival::Arrivals;
@@ -23,6 +22,7 @@ use super::readiness_ffi::Watched;
 use super::seat::Seats;
 use super::service::{Final, Service};
 use super::ticket::Ticket;
+use super::told;
 use crate::ledger::account::Account;
 use crate::protocol::{Refusal, Reply};
 
@@ -80,16 +80,12 @@ struct Door {
     sweep_at_ns: u64,
 }
 
-/// A final account on the wire, without a copy.
-#[derive(Serialize)]
-struct Told<'a> {
-    account: &'a Account,
-}
-
 impl Door {
     fn new(service: Service, doors: Doors) -> io::Result<Self> {
         let poller = Arc::new(Poller::new()?);
         let (policy, limits) = (*service.policy(), service.limits().clone());
+        let waker = Arc::clone(&poller);
+        service.set_waker(move || drop(waker.notify()));
         let beside = doors.arrivals.map(|arrivals| (ARRIVALS, arrivals));
         let gate =
             doors.listener.map(|listener| Gate::new(&poller, LISTENER, listener, beside, policy, limits));
@@ -144,7 +140,7 @@ impl Door {
             }
         }
         let now_ns = self.service.now_ns();
-        if now_ns >= self.pump_at_ns {
+        if now_ns >= self.pump_at_ns || self.service.has_news() {
             self.pump();
         }
         self.tell_domains(now_ns);
@@ -209,8 +205,13 @@ impl Door {
             return connection.progress(&mut self.service);
         }
         self.audience.join(place, id, peer, what, self.service.now_ns());
-        self.service.set_watchers(self.audience.of_domains());
+        self.tell_of_audience();
         Fate::Stays
+    }
+
+    fn tell_of_audience(&mut self) {
+        self.service.set_watchers(self.audience.of_domains());
+        self.service.set_listened(!self.audience.of_spans().is_empty());
     }
 
     /// Lets a connection go that is over, or that no longer watches what it watched.
@@ -219,7 +220,7 @@ impl Door {
         let (id, peer) = (connection.id(), *connection.peer());
         let watches = connection.stream().is_some() && fate == Fate::Stays;
         if !watches && self.audience.leave(id) {
-            self.service.set_watchers(self.audience.of_domains());
+            self.tell_of_audience();
         }
         if fate == Fate::Over {
             self.seats.leave(place);
@@ -240,6 +241,9 @@ impl Door {
                 self.answer(ticket, &account);
             }
         }
+        for (ticket, answer) in self.service.take_replies() {
+            self.fill(ticket, &answer, true);
+        }
         for place in self.audience.of_spans() {
             self.progress(place);
         }
@@ -250,25 +254,26 @@ impl Door {
 
     fn progress(&mut self, place: usize) {
         let Some(connection) = self.seats.at(place) else { return };
+        let watched = connection.stream().is_some();
         let fate = connection.progress(&mut self.service);
-        self.conclude(place, fate);
+        self.after_turn(place, watched, fate);
     }
 
     fn answer(&mut self, ticket: Ticket, account: &Account) {
+        self.fill(ticket, &told::once(account), false);
+    }
+
+    fn fill(&mut self, ticket: Ticket, answer: &[u8], asked: bool) {
         let Some(place) = self.seats.place_of(ticket.connection) else { return };
         let Some(connection) = self.seats.at(place) else { return };
-        let mut answer = Vec::new();
-        Reply::last(Told { account }).write(&mut answer);
-        connection.fill(ticket.slot, &answer);
+        connection.fill(ticket.slot, answer, asked);
         self.progress(place);
     }
 
     fn tell_span(&mut self, account: &Account) {
         let places = self.audience.of_span(account.uid, coarse::fits(account));
         if !places.is_empty() {
-            let mut answer = Vec::new();
-            Reply::one_of_many(Told { account }).write(&mut answer);
-            self.tell(&answer, &places);
+            self.tell(&told::again(account), &places);
         }
     }
 
@@ -316,6 +321,7 @@ impl Door {
         for (ticket, account) in self.service.give_up_waiting() {
             self.answer(ticket, &account);
         }
+        self.service.end();
         Ok(())
     }
 }

@@ -23,6 +23,8 @@ pub enum Outcome {
     Answered,
     /// The answer comes later, under the caller's ticket.
     Awaited,
+    /// Likewise, when the disk has been asked.
+    Asked,
     /// Answers come from now on, as a stream.
     Streaming(Stream),
     /// The message was not of this protocol; that is written, and nothing that follows can be trusted.
@@ -106,15 +108,11 @@ fn route(
             return stream(call, Stream::Spans);
         }
         MethodName::WatchDomains => return stream(call, domains_stream(&parameters(call)?)?),
+        MethodName::GetSpan | MethodName::ListSpans => return look_up(service, caller, name, call, out),
         MethodName::GetInfo => {
             parameters::<GetInfo>(call)?;
             reply(out, &service.info(&caller.peer));
         }
-        MethodName::GetSpan => {
-            let account = service.account(&caller.peer, &parameters::<GetSpan>(call)?.span)?;
-            reply(out, &SpanAccount { account });
-        }
-        MethodName::ListSpans => reply(out, &service.accounts(&caller.peer, &parameters(call)?)?),
         MethodName::ReadWindow => reply(out, &service.window(&parameters(call)?)?),
         MethodName::GetBalance => {
             parameters::<GetBalance>(call)?;
@@ -146,6 +144,29 @@ fn close(
             Ok(Outcome::Answered)
         }
     }
+}
+
+/// What the disk may have to be asked for.
+fn look_up(
+    service: &mut Service,
+    caller: &Caller,
+    name: MethodName,
+    call: &Incoming,
+    out: &mut Vec<u8>,
+) -> Result<Outcome, Refusal> {
+    let wait = call.oneway != Some(true);
+    if name == MethodName::ListSpans {
+        let accounts = service.accounts(caller, &parameters(call)?, wait)?;
+        return Ok(accounts.map_or(Outcome::Asked, |accounts| {
+            reply(out, &accounts);
+            Outcome::Answered
+        }));
+    }
+    match service.account(caller, &parameters::<GetSpan>(call)?.span, wait)? {
+        Closed::Awaited => return Ok(Outcome::Asked),
+        Closed::Account(account) => reply(out, &SpanAccount { account: *account }),
+    }
+    Ok(Outcome::Answered)
 }
 
 fn stream(call: &Incoming, stream: Stream) -> Result<Outcome, Refusal> {

@@ -102,7 +102,8 @@ impl Service {
         let at_ns = self.coarse.edge_ns(open.key, now_ns, now_ns)?;
         self.ledger.cancel(now_ns, open.key, at_ns).map_err(|refused| refusal(refused, span, now_ns))?;
         self.coarse.forget(open.key);
-        self.register.cancel(peer.uid, span);
+        let journalled = self.register.cancel(peer.uid, span);
+        self.unjournal(journalled);
         Ok(())
     }
 

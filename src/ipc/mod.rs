@@ -24,18 +24,22 @@ mod exchange;
 mod feed;
 mod gate;
 mod group_ffi;
+mod history;
 mod inquiry;
+mod keeping;
 mod life;
 mod notes;
 mod outbox;
 mod plan;
 mod readiness_ffi;
+mod recall;
 mod register;
 mod seat;
 mod service;
 mod socket;
 mod ticket;
 mod token;
+mod told;
 
 #[cfg(target_os = "linux")]
 mod so_peercred_ffi;

@@ -25,31 +25,33 @@ pub struct Open {
     noted: u32,
     pairs: u16,
     phases: u16,
+    journalled: bool,
 }
 
 #[derive(Debug)]
-enum Entry {
+pub(super) enum Entry {
     Open(Open),
     // Its own name again, so that settling needs one look-up.
-    Closing { key: SpanKey, span: Arc<str>, noted: u32, ticket: Option<Ticket> },
-    Settled { account: Arc<Account>, bytes: usize },
+    Closing { key: SpanKey, span: Arc<str>, noted: u32, ticket: Option<Ticket>, journalled: bool },
+    // Its number in the store; none where nothing is kept, or it was not taken.
+    Settled { account: Arc<Account>, bytes: usize, kept: Option<u64> },
 }
 
-/// What is known of a name.
-#[derive(Debug)]
-pub enum Known {
-    /// The ledger has it.
-    Held(SpanKey),
-    /// It is final.
-    Settled(Arc<Account>),
+/// What a span left behind that has settled.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Left {
+    /// Who waits for the final account.
+    pub ticket: Option<Ticket>,
+    /// The store's journal has it under this key.
+    pub journalled: Option<SpanKey>,
 }
 
 #[derive(Debug, Default)]
-struct User {
-    spans: HashMap<Arc<str>, Entry>,
+pub(super) struct User {
+    pub(super) spans: HashMap<Arc<str>, Entry>,
     open: usize,
     noted: usize,
-    remembered: VecDeque<Arc<str>>,
+    pub(super) remembered: VecDeque<Arc<str>>,
     remembered_bytes: usize,
 }
 
@@ -60,7 +62,7 @@ type Owned = BTreeMap<ConnectionId, (u32, HashSet<Arc<str>>)>;
 #[derive(Debug)]
 pub struct Register {
     limits: Limits,
-    users: BTreeMap<u32, User>,
+    pub(super) users: BTreeMap<u32, User>,
     owned: Owned,
     remembered: usize,
     remembered_bytes: usize,
@@ -99,7 +101,10 @@ impl Register {
         let user = self.users.entry(uid).or_default();
         let span: Arc<str> = span.into();
         let (noted, pairs) = (noted.min(u32::MAX as usize) as u32, pairs.min(notes::PAIRS) as u16);
-        user.spans.insert(Arc::clone(&span), Entry::Open(Open { key, owner, noted, pairs, phases: 0 }));
+        user.spans.insert(
+            Arc::clone(&span),
+            Entry::Open(Open { key, owner, noted, pairs, phases: 0, journalled: false }),
+        );
         user.open += 1;
         user.noted += noted as usize;
         self.owned.entry(owner).or_insert_with(|| (uid, HashSet::new())).1.insert(span);
@@ -112,40 +117,6 @@ impl Register {
             Some(_) => Err(Refusal::AlreadyClosed { span: span.to_owned() }),
             None => Err(Refusal::NoSuchSpan { span: span.to_owned() }),
         }
-    }
-
-    /// Whatever is known of the user's span of this name.
-    pub fn known(&self, uid: u32, span: &str) -> Result<Known, Refusal> {
-        let entry = self.users.get(&uid).and_then(|user| user.spans.get(span));
-        entry.map(Known::from).ok_or_else(|| Refusal::NoSuchSpan { span: span.to_owned() })
-    }
-
-    /// Whatever is known of anybody's span of this name, the lowest user number first.
-    pub fn known_to_anybody(&self, span: &str) -> Result<Known, Refusal> {
-        let entry = self.users.values().find_map(|user| user.spans.get(span)).map(Known::from);
-        entry.ok_or_else(|| Refusal::NoSuchSpan { span: span.to_owned() })
-    }
-
-    /// The latest remembered accounts, one user's or everybody's, the latest last: at most `limit`, and fewer where they
-    /// are large, so that an answer stays below a megabyte.
-    pub fn latest(&self, whose: Option<u32>, limit: usize) -> Vec<Arc<Account>> {
-        const MOST_BYTES: usize = 512 * 1024;
-        let users = self.users.iter().filter(|(uid, _)| whose.is_none_or(|whose| whose == **uid));
-        let mut accounts: Vec<(&Arc<Account>, usize)> = users
-            .flat_map(|(_, user)| user.remembered.iter().rev().take(limit).map(move |span| (user, span)))
-            .filter_map(|(user, span)| match user.spans.get(span) {
-                Some(Entry::Settled { account, bytes }) => Some((account, *bytes)),
-                _ => None,
-            })
-            .collect();
-        accounts.sort_by_key(|(account, _)| std::cmp::Reverse((account.closed_ns, account.opened_ns)));
-        let fits = accounts.iter().take(limit).scan(0, |sum, (account, bytes)| {
-            *sum += bytes;
-            (*sum <= MOST_BYTES).then(|| Arc::clone(account))
-        });
-        let mut latest: Vec<Arc<Account>> = fits.collect();
-        latest.reverse();
-        latest
     }
 
     /// Whether this peer may add `bytes` of notes to a span it has.
@@ -177,21 +148,39 @@ impl Register {
         let Some(entry) = user.spans.get_mut(span) else { return };
         if let Entry::Open(open) = *entry {
             let span = disown(&mut self.owned, open.owner, span).unwrap_or_else(|| span.into());
-            *entry = Entry::Closing { key: open.key, span, noted: open.noted + bytes as u32, ticket };
+            let (noted, journalled) = (open.noted + bytes as u32, open.journalled);
+            *entry = Entry::Closing { key: open.key, span, noted, ticket, journalled };
             user.open -= 1;
             user.noted += bytes;
             self.waiting += usize::from(ticket.is_some());
         }
     }
 
-    /// An open span is forgotten.
-    pub fn cancel(&mut self, uid: u32, span: &str) {
-        let Some(user) = self.users.get_mut(&uid) else { return };
-        if let Some(Entry::Open(open)) = user.spans.remove(span) {
-            user.open -= 1;
-            user.noted -= open.noted as usize;
-            disown(&mut self.owned, open.owner, span);
-            self.leave(uid);
+    /// An open span is forgotten; gives its key where the store's journal has it.
+    pub fn cancel(&mut self, uid: u32, span: &str) -> Option<SpanKey> {
+        let user = self.users.get_mut(&uid)?;
+        let Some(Entry::Open(open)) = user.spans.remove(span) else { return None };
+        user.open -= 1;
+        user.noted -= open.noted as usize;
+        disown(&mut self.owned, open.owner, span);
+        self.leave(uid);
+        open.journalled.then_some(open.key)
+    }
+
+    /// The store's journal has this span, which is open or closing.
+    pub fn note_journalled(&mut self, uid: u32, span: &str) {
+        let entry = self.users.get_mut(&uid).and_then(|user| user.spans.get_mut(span));
+        if let Some(Entry::Open(Open { journalled, .. }) | Entry::Closing { journalled, .. }) = entry {
+            *journalled = true;
+        }
+    }
+
+    /// The store had no room for a final account.
+    pub fn note_not_kept(&mut self, account: &Account) {
+        let entry =
+            self.users.get_mut(&account.uid).and_then(|user| user.spans.get_mut(account.span.as_str()));
+        if let Some(Entry::Settled { kept, .. }) = entry {
+            *kept = None;
         }
     }
 
@@ -205,18 +194,20 @@ impl Register {
         keys
     }
 
-    /// Remembers a final account; gives the ticket that waited for it.
-    pub fn settle(&mut self, account: &Arc<Account>) -> Option<Ticket> {
-        let user = self.users.get_mut(&account.uid)?;
-        let entry = user.spans.get_mut(account.span.as_str())?;
+    /// Remembers a final account, which is to have this number in the store; gives what its span leaves behind.
+    pub fn settle(&mut self, account: &Arc<Account>, kept: Option<u64>) -> Left {
+        let Some(user) = self.users.get_mut(&account.uid) else { return Left::default() };
+        let Some(entry) = user.spans.get_mut(account.span.as_str()) else { return Left::default() };
         let bytes = footprint(account);
-        let settled = Entry::Settled { account: Arc::clone(account), bytes };
-        let (span, noted, ticket) = match std::mem::replace(entry, settled) {
-            Entry::Closing { span, noted, ticket, .. } => (span, noted as usize, ticket),
+        let settled = Entry::Settled { account: Arc::clone(account), bytes, kept };
+        let (span, noted, left) = match std::mem::replace(entry, settled) {
+            Entry::Closing { span, noted, ticket, key, journalled } => {
+                (span, noted as usize, Left { ticket, journalled: journalled.then_some(key) })
+            }
             // The ledger settles only what was closed here.
             other => {
                 *entry = other;
-                return None;
+                return Left::default();
             }
         };
         user.noted -= noted;
@@ -224,9 +215,9 @@ impl Register {
         user.remembered_bytes += bytes;
         self.remembered += 1;
         self.remembered_bytes += bytes;
-        self.waiting -= usize::from(ticket.is_some());
+        self.waiting -= usize::from(left.ticket.is_some());
         self.forget_surplus();
-        ticket
+        left
     }
 
     fn forget_surplus(&mut self) {
@@ -288,15 +279,6 @@ impl Open {
     }
 }
 
-impl From<&Entry> for Known {
-    fn from(entry: &Entry) -> Self {
-        match entry {
-            Entry::Open(Open { key, .. }) | Entry::Closing { key, .. } => Known::Held(*key),
-            Entry::Settled { account, .. } => Known::Settled(Arc::clone(account)),
-        }
-    }
-}
-
 fn full(quota: &str, limit: usize) -> Refusal {
     Refusal::QuotaExceeded { quota: quota.to_owned(), limit: limit as u64 }
 }
@@ -344,13 +326,14 @@ mod tests {
             peak_concurrency: 1,
             domains: vec![],
             phases: vec![],
+            durable: None,
         })
     }
 
     fn settled(register: &mut Register, peer: &Peer, span: &str, key: u64) {
         register.enter(peer.uid, span, SpanKey(key), 1, (0, 0));
         register.close(peer.uid, span, 0, None);
-        register.settle(&account(peer.uid, span));
+        register.settle(&account(peer.uid, span), None);
     }
 
     #[test]
@@ -397,11 +380,11 @@ mod tests {
             let mut account = Account::clone(&account(peer.uid, &span));
             account.closed_ns = Some(key);
             account.attributes.insert("k".into(), "v".repeat(value));
-            register.settle(&Arc::new(account));
+            register.settle(&Arc::new(account), None);
         }
         let names = |whose, limit| {
-            let latest = register.latest(whose, limit);
-            latest.iter().map(|account| account.span.clone()).collect::<Vec<_>>()
+            let latest = register.latest(whose, limit, |_| true);
+            latest.iter().map(|(account, _)| account.span.clone()).collect::<Vec<_>>()
         };
         assert_eq!(names(None, 2), ["span4", "span5"]);
         assert_eq!(names(Some(BOB.uid), 9), ["span2"]);
@@ -435,7 +418,7 @@ mod tests {
         register.close(ANN.uid, "a", 0, None);
         assert!(register.check_room(&ANN, "b", 10).is_ok());
         assert!(register.check_room(&ANN, "b", 11).is_err());
-        register.settle(&account(ANN.uid, "a"));
+        register.settle(&account(ANN.uid, "a"), None);
         assert!(register.check_room(&ANN, "b", 100).is_ok());
     }
 
@@ -446,7 +429,7 @@ mod tests {
         register.enter(ANN.uid, "a", SpanKey(1), 7, (0, 0));
         register.close(ANN.uid, "a", 0, Some(ticket));
         assert_eq!(register.waiting(), 1);
-        assert_eq!(register.settle(&account(ANN.uid, "a")), Some(ticket));
+        assert_eq!(register.settle(&account(ANN.uid, "a"), None).ticket, Some(ticket));
         assert_eq!(register.waiting(), 0);
     }
 }

@@ -20,7 +20,9 @@ use super::access::{Peer, Policy};
 use super::allowance::{Allowance, Excess};
 use super::coarse_spans::CoarseSpans;
 use super::feed::Feeds;
-use super::register::{Known, Register};
+use super::keeping::Keeping;
+use super::recall::Known;
+use super::register::Register;
 use super::ticket::Ticket;
 use super::token::Tokens;
 
@@ -83,7 +85,13 @@ pub struct Service {
     /// Room to settle into, empty between two calls.
     settled: Vec<(SpanKey, Account)>,
     /// Final, and not yet handed out by a pump.
-    finals: Vec<Final>,
+    pub(super) finals: Vec<Final>,
+    /// The ledger on disk, where there is one.
+    pub(super) keeping: Option<Keeping>,
+    /// The disk's answers, not yet handed out.
+    pub(super) replies: Vec<(Ticket, Vec<u8>)>,
+    /// Somebody watches the final accounts.
+    pub(super) listened: bool,
     taken_in_ns: u64,
     hurried: bool,
     recording: bool,
@@ -110,6 +118,9 @@ impl Service {
             boot_id: boot_id(),
             settled: Vec::new(),
             finals: Vec::new(),
+            keeping: None,
+            replies: Vec::new(),
+            listened: false,
             taken_in_ns: 0,
             hurried: false,
             recording: false,
@@ -172,22 +183,16 @@ impl Service {
         let mut settled = std::mem::take(&mut self.settled);
         for (key, account) in settled.drain(..) {
             if let Some(account) = self.coarse.withhold(key, account, now_ns) {
-                self.finish(account);
+                self.finish_span(account, now_ns);
             }
         }
-        self.settled = settled;
         for account in self.coarse.release(now_ns) {
-            self.finish(account);
+            self.finish_span(account, now_ns);
         }
-        self.settled.shrink_to(1024);
+        settled.shrink_to(1024);
+        self.settled = settled;
+        self.attend_to_disk(now_ns);
         self.hurry(self.ledger.busy() || self.watchers > 0);
-    }
-
-    /// An account is final and may be told.
-    fn finish(&mut self, account: Account) {
-        let account = Arc::new(account);
-        let ticket = self.register.settle(&account);
-        self.finals.push(Final { account, ticket });
     }
 
     /// When to pump again, if nothing happens before; on the service's clock.
@@ -200,7 +205,7 @@ impl Service {
         const EAGER_NS: u64 = 500_000;
         let relaxed_ns = now_ns + if self.hurried { RELAXED_NS } else { IDLE_NS };
         let relaxed_ns = self.coarse.due_ns().map_or(relaxed_ns, |due_ns| due_ns.clamp(now_ns, relaxed_ns));
-        if !self.finals.is_empty() {
+        if !self.finals.is_empty() || !self.replies.is_empty() || self.has_news() {
             return now_ns;
         }
         if self.register.waiting() == 0 {
@@ -213,9 +218,11 @@ impl Service {
     /// The accounts so far of all who wait for a final one; for the end of the daemon.
     pub fn give_up_waiting(&mut self) -> Vec<(Ticket, Account)> {
         let now_ns = self.clock.now_ns();
+        let mut given_up = self.give_up_disk();
         let waiting = self.register.give_up_waiting();
         let so_far = |(ticket, key)| Some((ticket, self.so_far(now_ns, "", Known::Held(key)).ok()?));
-        waiting.into_iter().filter_map(so_far).collect()
+        given_up.extend(waiting.into_iter().filter_map(so_far));
+        given_up
     }
 
     /// What the samplers give, for a recording; they are fast from here on.
@@ -235,9 +242,9 @@ impl Service {
         &self.absent
     }
 
-    /// How many closes wait for their final account.
+    /// How many wait for a final account, or an old one.
     pub fn waiting(&self) -> usize {
-        self.register.waiting()
+        self.register.waiting() + self.waiting_for_disk()
     }
 
     /// The samplers are to be fast, or need not be; they linger by themselves.

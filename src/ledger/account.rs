@@ -114,6 +114,9 @@ pub struct Account {
     pub domains: Vec<Share>,
     /// Its parts, if it marked any.
     pub phases: Vec<Phase>,
+    /// Whether it is on disk; absent before it is final, and where nothing is kept.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub durable: Option<bool>,
 }
 
 /// Where a domain's joules went since the ledger began: `measured = attributed + unattributed`, exactly.

@@ -29,6 +29,7 @@ mod settle;
 mod settled;
 mod share;
 mod span;
+mod survey;
 mod terms;
 mod track;
 mod weight;

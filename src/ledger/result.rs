@@ -136,6 +136,7 @@ fn frame(span: &Span, state: State, shares: Vec<Share>, tracks: &[Track]) -> Acc
         peak_concurrency: span.peak.max(1),
         domains: shares,
         phases: Vec::new(),
+        durable: None,
     }
 }
 

@@ -31,6 +31,11 @@ impl Roster {
         self.spans.len() - self.free.len()
     }
 
+    /// How many slots there are, in use or not.
+    pub(crate) fn slots(&self) -> usize {
+        self.spans.len()
+    }
+
     /// Takes a slot for a new span.
     #[inline]
     pub(crate) fn admit(&mut self, opening: Opening, opened_ns: u64, weight: u64, scope: u64) -> SpanKey {

@@ -16,7 +16,7 @@ pub use envelope::{Answer, Call, Incoming, Reply};
 pub use method::{Method, MethodName, NAMES};
 pub use refusal::{Refusal, Unintelligible};
 pub use reply::{
-    Access, Balances, Description, DomainStatus, DomainTick, Done, Info, OpenedSpan, SamplerStatus,
+    Access, Balances, Description, DomainStatus, DomainTick, Done, Info, Keeping, OpenedSpan, SamplerStatus,
     ServiceInfo, SpanAccount, SpanAccounts, Window,
 };
 pub use request::{

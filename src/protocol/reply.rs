@@ -100,8 +100,27 @@ pub struct Info {
     /// What became of the samplers' ticks.
     #[serde(default)]
     pub samplers: Vec<SamplerStatus>,
+    /// How the ledger on disk is; absent where nothing is kept.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub keeping: Option<Keeping>,
     /// What the caller may do.
     pub access: Access,
+}
+
+/// How the ledger on disk is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Keeping {
+    /// Final accounts are on disk before they are answered.
+    pub durable: bool,
+    /// Why not, and what would mend it.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub reason: Option<String>,
+    /// What it takes on disk, as of a while ago.
+    pub bytes: u64,
+    /// Final accounts that are not yet on disk.
+    pub waiting: u64,
+    /// Final accounts that found no room since the daemon started, and will not be kept.
+    pub not_kept: u64,
 }
 
 /// What became of one sampler's ticks since the daemon started.
@@ -187,6 +206,9 @@ pub struct Balances {
 pub struct SpanAccounts {
     /// The latest last.
     pub accounts: Vec<Account>,
+    /// There may be older ones: ask again with this as `before`.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub before: Option<u64>,
 }
 
 /// What [`GetServiceInfo`](super::GetServiceInfo) gives.

@@ -7,6 +7,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::ledger::account::State;
+
 /// The daemon, its clock, every domain, every source that is not there.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -119,13 +121,28 @@ pub struct ReadWindow {
     pub to_ns: i64,
 }
 
-/// The latest settled accounts that are still remembered.
+/// The latest final accounts, the kept ones of former times included.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ListSpans {
     /// At most this many; 20 if absent, never more than 256.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub limit: Option<i64>,
+    /// Opened at this wall time or later.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub since_unix_ns: Option<i64>,
+    /// Of this name, exactly.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub name: Option<String>,
+    /// With these attributes, among others.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub attributes: Option<BTreeMap<String, String>>,
+    /// In this state.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub state: Option<State>,
+    /// Older than an earlier answer's end.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub before: Option<i64>,
 }
 
 /// Where the joules went since the daemon started.

@@ -102,6 +102,11 @@ impl TestDaemon {
         self.dir.path().join("run").join("wattspan.sock")
     }
 
+    /// Where it keeps its ledger, unless the configuration says otherwise.
+    pub fn state(&self) -> PathBuf {
+        self.dir.path().join("state")
+    }
+
     /// What it said so far.
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
@@ -166,6 +171,11 @@ pub fn command(dir: &Path) -> Command {
         .args(["--socket".as_ref(), dir.join("run").join("wattspan.sock").as_os_str()])
         .stdin(Stdio::null())
         .stderr(log);
+    // A flag would win over what a test's configuration says.
+    let configured = std::fs::read_to_string(dir.join("wattspan.toml")).unwrap_or_default();
+    if !configured.contains("state_dir") {
+        command.args(["--state-dir".as_ref(), dir.join("state").as_os_str()]);
+    }
     command
 }
 

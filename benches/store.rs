@@ -1,0 +1,318 @@
+//! What it costs to keep accounts: how many a second, how many bytes each, how long a waiting close waits for the commit,
+//! how long history takes to read, and what a daemon under load does to memory.
+//!
+//! Prints a table: what, target, value, `ok` or `over`. The disk is the one of the temporary directory (`TMPDIR`). Run it
+//! with `cargo bench --bench store`; the whole takes about a minute.
+
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use hdrhistogram::Histogram;
+use wattspan::energy::Grade;
+use wattspan::ledger::account::{Account, Share, State};
+use wattspan::protocol::{Call, CloseSpan, OpenSpan};
+use wattspan::store::{Filter, Question, Settings, Store, Sync};
+
+/// Accounts of the bulk.
+const ACCOUNTS: u64 = 1_000_000;
+
+/// How many of them come together: what settles in 10 ms at 100,000 a second.
+const TOGETHER: u64 = 1000;
+
+const MACHINE: &str = r#"
+[[domain]]
+name = "package-0"
+kind = "package"
+profile = [[0.7, 60], [0.3, 140]]
+quantum_uj = 61
+[[domain]]
+name = "core-0"
+kind = "core"
+parent = "package-0"
+profile = [[0.7, 40], [0.3, 110]]
+quantum_uj = 61
+[[domain]]
+name = "dram-0"
+kind = "dram"
+profile = [[1.0, 12]]
+quantum_uj = 15
+[[domain]]
+name = "gpu-0"
+kind = "gpu"
+profile = [[0.5, 90], [0.5, 300]]
+update_ns = 20_000_000
+quantum_uj = 1000
+"#;
+
+fn main() {
+    println!("{:<62} {:>16} {:>20}", "what", "target", "value");
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    bulk(dir.path());
+    commits(dir.path());
+    steady_load();
+}
+
+fn row(what: &str, value: f64, target: f64, at_most: bool, unit: &str) {
+    let good = if at_most { value <= target } else { value >= target };
+    let (sign, verdict) = (if at_most { "≤" } else { "≥" }, if good { "ok" } else { "over" });
+    println!(
+        "{what:<62} {:>16} {:>20}  {verdict}",
+        format!("{sign} {target} {unit}"),
+        format!("{value:.1} {unit}")
+    );
+}
+
+fn note(what: &str, value: String) {
+    println!("{what:<62} {:>16} {value:>20}", "");
+}
+
+fn settings(directory: &Path) -> Settings {
+    Settings {
+        directory: directory.to_owned(),
+        age: Duration::from_secs(86_400),
+        bytes: 1 << 40,
+        waiting_bytes: 1 << 30,
+        sync: Sync::Normal,
+    }
+}
+
+fn store(directory: &Path) -> Store {
+    Store::start(settings(directory), |line| println!("{line}")).expect("a thread")
+}
+
+/// A name as the daemon gives it: nothing about it is in order.
+fn name(at: u64) -> String {
+    let mix = |at: u64| {
+        at.wrapping_add(1)
+            .wrapping_mul(0x9e37_79b9_7f4a_7c15)
+            .rotate_left(31)
+            .wrapping_mul(0xbf58_476d_1ce4_e5b9)
+    };
+    format!("{:016x}{:016x}", mix(at), mix(mix(at)))
+}
+
+fn account(at: u64) -> Account {
+    let share = |domain: &str, grade, uj| Share {
+        domain: domain.into(),
+        grade,
+        window_uj: Some(uj + at % 1000),
+        share_uj: Some(uj / 2 + at % 777),
+        idle_uj: Some(uj / 5),
+        error_uj: Some(61_000 + at % 61),
+        unknown_ns: 0,
+    };
+    Account {
+        span: name(at),
+        name: "POST /v1/chat".into(),
+        attributes: [("model".to_owned(), "llama-3.1-8b".to_owned())].into(),
+        state: State::Settled,
+        uid: 1000 + (at % 3) as u32,
+        opened_ns: 3_600_000_000_000 + at * 10_000,
+        closed_ns: Some(3_600_040_000_000 + at * 10_000),
+        moved_ns: 0,
+        opened_unix_ns: 1_763_000_000_000_000_000 + at * 10_000,
+        weight: 1.0,
+        share_uj: Some(6_000_000 + at % 1777),
+        window_uj: Some(12_000_000 + at % 5000),
+        idle_uj: Some(2_400_000),
+        error_uj: Some(183_000 + at % 61),
+        grade: Some(Grade::Measured),
+        mean_power_mw: Some(150_000 + at % 1777),
+        peak_concurrency: 12,
+        domains: vec![
+            share("package-0", Grade::Measured, 4_000_000),
+            share("core-0", Grade::Measured, 3_000_000),
+            share("dram-0", Grade::Measured, 500_000),
+            share("gpu-0", Grade::Integrated, 8_000_000),
+        ],
+        phases: vec![],
+        durable: None,
+    }
+}
+
+fn wait(store: &Store, number: u64) {
+    while store.committed() < number {
+        std::thread::yield_now();
+    }
+}
+
+fn ask(store: &mut Store, question: Question) -> (usize, Duration) {
+    let begun = Instant::now();
+    assert!(store.ask(1, question), "one question");
+    loop {
+        if let Some((_, found)) = store.answers().pop() {
+            return (found.map_or(0, |found| found.accounts.len()), begun.elapsed());
+        }
+        std::thread::yield_now();
+    }
+}
+
+fn bulk(dir: &Path) {
+    let directory = dir.join("bulk");
+    let mut store = store(&directory);
+    let accounts: Vec<Account> = (0..TOGETHER).map(account).collect();
+    let (begun, mut taking) = (Instant::now(), Duration::ZERO);
+    for at in 0..ACCOUNTS {
+        let mut account = accounts[(at % TOGETHER) as usize].clone();
+        account.span = name(at);
+        let taken = Instant::now();
+        assert!(store.keep(&account, None, false), "room");
+        taking += taken.elapsed();
+        if (at + 1) % TOGETHER == 0 {
+            store.flush();
+            // No more than a second's worth ahead of the disk.
+            wait(&store, (at + 1).saturating_sub(100_000));
+        }
+    }
+    wait(&store, ACCOUNTS);
+    let rate = ACCOUNTS as f64 / begun.elapsed().as_secs_f64();
+    row("accounts kept on disk, a second", rate, 50_000.0, false, "/s");
+    note("of the service's thread for each", format!("{:.0} ns", taking.as_nanos() as f64 / ACCOUNTS as f64));
+    for (what, span) in
+        [("a new name", ACCOUNTS - 5), ("the oldest name", 0), ("a name that is not there", u64::MAX)]
+    {
+        let question = Question::Span { uid: 1000, anybody: true, span: name(span) };
+        let (_, took) = ask(&mut store, question);
+        note(&format!("found among a million by {what}"), format!("{:.2} ms", took.as_secs_f64() * 1e3));
+    }
+    let list = |filter| Question::List { whose: Some(1000), filter, limit: 256, before: None };
+    let (found, took) = ask(&mut store, list(Filter::default()));
+    note(&format!("the latest {found} of a user"), format!("{:.2} ms", took.as_secs_f64() * 1e3));
+    let nothing = Filter { attributes: [("model".into(), "none".into())].into(), ..Filter::default() };
+    let (_, took) = ask(&mut store, list(nothing));
+    row("a search that finds nothing, one part", took.as_secs_f64() * 1e3, 50.0, true, "ms");
+    store.finish(Duration::from_secs(60));
+    let file = std::fs::metadata(directory.join("ledger.sqlite")).expect("it is there").len();
+    row("bytes of an account on disk, all indexes", file as f64 / ACCOUNTS as f64, 200.0, true, "B");
+    let begun = Instant::now();
+    let mut again = self::store(&directory);
+    ask(&mut again, Question::Span { uid: 0, anybody: false, span: String::new() });
+    row("start over a million accounts", begun.elapsed().as_secs_f64() * 1e3, 100.0, true, "ms");
+}
+
+fn commits(dir: &Path) {
+    for (what, sync) in [("normal", Sync::Normal), ("full", Sync::Full)] {
+        let settings = Settings { sync, ..settings(&dir.join(what)) };
+        let mut store = Store::start(settings, |line| println!("{line}")).expect("a thread");
+        let mut times = Histogram::<u64>::new(3).expect("a histogram");
+        for at in 0..3000 {
+            let account = account(at);
+            let begun = Instant::now();
+            store.keep(&account, None, true);
+            store.flush();
+            wait(&store, at + 1);
+            times.record(begun.elapsed().as_nanos() as u64).expect("a histogram that grows");
+        }
+        let at = |quantile| times.value_at_quantile(quantile) as f64 / 1e3;
+        let value = format!("{:.0} / {:.0} us", at(0.5), at(0.99));
+        note(&format!("commit of one account, sync = {what:?}, p50 / p99"), value);
+    }
+}
+
+struct Daemon {
+    child: Child,
+    dir: tempfile::TempDir,
+}
+
+impl Daemon {
+    fn start() -> Self {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let (machine, config) = (dir.path().join("machine.toml"), dir.path().join("wattspan.toml"));
+        std::fs::write(&machine, MACHINE).expect("a file in it");
+        std::fs::write(&config, "").expect("a file in it");
+        let child = Command::new(env!("CARGO_BIN_EXE_wattspand"))
+            .args(["--config".as_ref(), config.as_os_str(), "--replay".as_ref(), machine.as_os_str()])
+            .args(["--socket".as_ref(), dir.path().join("wattspan.sock").as_os_str()])
+            .args(["--state-dir".as_ref(), dir.path().join("state").as_os_str()])
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("the daemon starts");
+        Self { child, dir }
+    }
+
+    fn connect(&self) -> UnixStream {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        loop {
+            match UnixStream::connect(self.dir.path().join("wattspan.sock")) {
+                Ok(stream) => return stream,
+                Err(cause) if Instant::now() > deadline => panic!("no daemon: {cause}"),
+                Err(_) => std::thread::sleep(Duration::from_millis(1)),
+            }
+        }
+    }
+
+    fn resident_mb(&self) -> f64 {
+        let status =
+            std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("a running daemon");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("Linux tells it");
+        let kib: f64 = line.trim().trim_end_matches(" kB").parse().expect("a number");
+        kib / 1024.0
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// 10,000 closes a second for half a minute.
+fn steady_load() {
+    const SECONDS: u64 = 30;
+    const EACH_MS: u64 = 10;
+    let daemon = Daemon::start();
+    let mut stream = daemon.connect();
+    let mut reading = stream.try_clone().expect("a descriptor");
+    let reader = std::thread::spawn(move || {
+        let mut buffer = vec![0; 1 << 16];
+        while reading.read(&mut buffer).is_ok_and(|length| length > 0) {}
+    });
+    let begun = Instant::now();
+    let (mut early, mut most) = (0.0, 0.0_f64);
+    for tick in 0..SECONDS * 1000 / EACH_MS {
+        let mut calls = Vec::new();
+        for _ in 0..10 * EACH_MS {
+            let span = format!("load-{}", calls.len() as u64 + tick * 1_000_000);
+            Call::oneway(OpenSpan { span: Some(span.clone()), ..OpenSpan::default() }).write(&mut calls);
+            Call::new(CloseSpan { span, ..CloseSpan::default() }).write(&mut calls);
+        }
+        stream.write_all(&calls).expect("a daemon that reads");
+        if tick % 100 == 0 && begun.elapsed() > Duration::from_secs(5) {
+            let resident = daemon.resident_mb();
+            if early == 0.0 {
+                early = resident;
+            }
+            most = most.max(resident);
+        }
+        let due = begun + Duration::from_millis((tick + 1) * EACH_MS);
+        std::thread::sleep(due.saturating_duration_since(Instant::now()));
+    }
+    let taken = begun.elapsed().as_secs_f64();
+    note(
+        "closes a second asked of a daemon, for half a minute",
+        format!("{:.0} /s", SECONDS as f64 * 1e4 / taken),
+    );
+    note("its memory after 5 s", format!("{early:.1} MB"));
+    row("its most memory since, over that", most / early, 1.05, true, "x");
+    std::thread::sleep(Duration::from_millis(500));
+    let kept = {
+        let mut stream = daemon.connect();
+        stream.write_all(b"{\"method\":\"org.wattspan.Meter.GetInfo\"}\0").expect("a daemon that reads");
+        let mut buffer = vec![0; 1 << 16];
+        let mut length = 0;
+        while !buffer[..length].ends_with(&[0]) {
+            length += stream.read(&mut buffer[length..]).expect("a daemon that answers");
+        }
+        String::from_utf8_lossy(&buffer[..length]).into_owned()
+    };
+    let keeping =
+        kept.split("\"keeping\":").nth(1).and_then(|rest| rest.split('}').next()).unwrap_or("nothing");
+    note("what it says of its ledger then", format!("{keeping}}}"));
+    drop(stream);
+    drop(daemon);
+    let _ = reader.join();
+}

@@ -1,0 +1,105 @@
+//! When something began to matter, as people write it: "90s", "15m", "2h", "7d", a day, an instant in UTC.
+//!
+//! Owns the reading of such a word. No time zones but UTC: an answer must not depend on who asks.
+
+use crate::clock;
+
+/// The instant a word names, nanoseconds since 1970; `now_ns` likewise.
+///
+/// # Errors
+/// What would have been understood.
+pub fn instant(word: &str, now_ns: u64) -> Result<u64, String> {
+    ago(word).map(|ago_ns| now_ns.saturating_sub(ago_ns)).or_else(|| date(word)).ok_or_else(|| {
+        "give how long ago (90s, 15m, 2h, 7d), or a day or an instant in UTC (2026-11-22, 2026-11-22T10:30:00Z)"
+            .to_owned()
+    })
+}
+
+/// For the command line.
+pub fn parse(word: &str) -> Result<u64, String> {
+    instant(word, clock::unix_ns())
+}
+
+fn ago(word: &str) -> Option<u64> {
+    let (digits, unit) = word.split_at_checked(word.len().checked_sub(1)?)?;
+    let seconds: u64 = match unit {
+        "s" => 1,
+        "m" => 60,
+        "h" => 3600,
+        "d" => 86_400,
+        _ => return None,
+    };
+    digits.parse::<u64>().ok()?.checked_mul(seconds)?.checked_mul(1_000_000_000)
+}
+
+fn date(word: &str) -> Option<u64> {
+    let word = word.strip_suffix('Z').unwrap_or(word);
+    let (day, time) = word.split_once(['T', ' ']).unwrap_or((word, "00:00:00"));
+    let mut day = day.split('-').map(|part| part.parse::<u64>().ok());
+    let (year, month, day_of_month) = (day.next()??, day.next()??, day.next()??);
+    let mut time = time.split(':').map(|part| part.parse::<u64>().ok());
+    let (hour, minute, second) = (time.next()??, time.next()??, time.next().unwrap_or(Some(0))?);
+    let sound = (1970..=9999).contains(&year)
+        && (1..=12).contains(&month)
+        && (1..=31).contains(&day_of_month)
+        && hour < 24
+        && minute < 60
+        && second < 60;
+    let days = days_before(year, month) + day_of_month.checked_sub(1)?;
+    let seconds = ((days * 24 + hour) * 60 + minute) * 60 + second;
+    if sound { seconds.checked_mul(1_000_000_000) } else { None }
+}
+
+/// Days from 1970 to the first of a month of the Gregorian calendar.
+fn days_before(year: u64, month: u64) -> u64 {
+    const BEFORE: [u64; 12] = [0, 31, 59, 90, 120, 151, 181, 212, 243, 273, 304, 334];
+    let leaps = |years: u64| years / 4 - years / 100 + years / 400;
+    let year = year.clamp(1970, 9999);
+    let is_leap = leaps(year) > leaps(year - 1);
+    let ahead = u64::from(is_leap && month > 2);
+    let month = usize::try_from(month.clamp(1, 12)).unwrap_or(1);
+    (year - 1970) * 365 + leaps(year - 1) - leaps(1969) + BEFORE[month - 1] + ahead
+}
+
+/// The day of an instant, as `2026-11-22`, in UTC.
+pub fn day(unix_ns: u64) -> String {
+    let days = unix_ns / 86_400_000_000_000;
+    let mut year = 1970 + days / 366;
+    while days_before(year + 1, 1) <= days {
+        year += 1;
+    }
+    let month = (1..=12).rev().find(|month| days_before(year, *month) <= days).unwrap_or(1);
+    format!("{year:04}-{month:02}-{:02}", days - days_before(year, month) + 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW_NS: u64 = 1_763_000_000_000_000_000;
+
+    #[test]
+    fn ages_days_and_instants_are_understood_and_nothing_else() {
+        let seconds = |word: &str| instant(word, NOW_NS).map(|ns| ns / 1_000_000_000);
+        assert_eq!(seconds("90s"), Ok(1_763_000_000 - 90));
+        assert_eq!(seconds("2h"), Ok(1_763_000_000 - 7200));
+        assert_eq!(seconds("7d"), Ok(1_763_000_000 - 7 * 86_400));
+        assert_eq!(seconds("2025-11-13T02:13:20Z"), Ok(1_763_000_000));
+        assert_eq!(seconds("2024-03-01"), Ok(1_709_251_200));
+        assert_eq!(seconds("1970-01-01"), Ok(0));
+        for word in
+            ["", "h", "2x", "yesterday", "2025-13-01", "2025-00-01", "2025-01-00", "2025-01", "-1h", "\u{fc}"]
+        {
+            assert!(seconds(word).is_err(), "{word}");
+        }
+    }
+
+    #[test]
+    fn the_day_of_an_instant_reads_back_as_its_beginning() {
+        for days in (0..40_000).step_by(7) {
+            let ns = days * 86_400_000_000_000;
+            assert_eq!(instant(&day(ns + 5), NOW_NS), Ok(ns), "{}", day(ns));
+        }
+        assert_eq!(day(NOW_NS), "2025-11-13");
+    }
+}

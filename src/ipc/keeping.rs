@@ -1,0 +1,253 @@
+//! What the service does so that an account once answered is kept.
+//!
+//! Owns the accounts that are final and not yet on disk, and the questions that the disk is asked. Invariant: a final
+//! account is shown as final only once it is on disk, or with `durable` false where the disk fails; until then it is
+//! provisional. Never waits for the disk. Without a store nothing is kept, and an account is final when it settles.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::history::Asked;
+use super::service::{Final, Service};
+use super::ticket::Ticket;
+use crate::ledger::account::{Account, State};
+use crate::protocol;
+use crate::store::Store;
+
+/// A disk that takes longer than this over a commit fails, as far as those are concerned who wait for it.
+const PATIENCE_NS: u64 = 2_000_000_000;
+
+/// More than so many who wait: the disk does not keep up.
+const MOST_PENDING: usize = 65_536;
+
+/// Spans that are open for longer are journalled, each about once in this time.
+const JOURNAL_NS: u64 = 1_000_000_000;
+
+/// How many of the ledger's slots one step of the journal looks at, and how long it is to the next.
+const JOURNAL_SLOTS: usize = 512;
+const JOURNAL_STEP_NS: u64 = 20_000_000;
+
+/// How long the end of the daemon waits for the disk.
+const FAREWELL: Duration = Duration::from_secs(2);
+
+/// The store, and who waits for it.
+pub(super) struct Keeping {
+    pub(super) store: Store,
+    tell: fn(&str),
+    pending: VecDeque<Pending>,
+    pub(super) asked: HashMap<u64, Asked>,
+    pub(super) questions: u64,
+    journal_at_ns: u64,
+    journal_slot: usize,
+    /// The number that was committed last when the disk was seen not to answer.
+    stalled: Option<u64>,
+}
+
+struct Pending {
+    number: u64,
+    account: Arc<Account>,
+    ticket: Option<Ticket>,
+    since_ns: u64,
+}
+
+impl Keeping {
+    pub(super) fn is_failing(&self) -> bool {
+        self.store.is_failing() || self.stalled.is_some()
+    }
+
+    /// Looks whether the disk answers.
+    fn watch(&mut self, now_ns: u64) {
+        let committed = self.store.committed();
+        if self.stalled.is_some_and(|then| committed > then) {
+            self.stalled = None;
+            (self.tell)("the disk of the ledger answers again");
+        }
+        let waits_ns = self.pending.front().map_or(0, |first| now_ns.saturating_sub(first.since_ns));
+        let slow = waits_ns > PATIENCE_NS || self.pending.len() > MOST_PENDING;
+        if slow && self.stalled.is_none() && !self.store.is_failing() {
+            self.stalled = Some(committed);
+            (self.tell)(
+                "the disk of the ledger does not answer; accounts are answered, marked as not durable",
+            );
+        }
+    }
+}
+
+impl Service {
+    /// Keeps every final account in this store from now on; `tell` is told when the disk stops to answer.
+    pub fn keep(&mut self, store: Store, tell: fn(&str)) {
+        self.keeping = Some(Keeping {
+            store,
+            tell,
+            pending: VecDeque::new(),
+            asked: HashMap::new(),
+            questions: 0,
+            journal_at_ns: self.clock.now_ns() + JOURNAL_NS,
+            journal_slot: 0,
+            stalled: None,
+        });
+    }
+
+    /// Is called, on another thread, when [`Service::pump`] would have something to give: see [`Service::has_news`].
+    pub fn set_waker(&self, waker: impl Fn() + Send + Sync + 'static) {
+        if let Some(keeping) = &self.keeping {
+            keeping.store.set_waker(waker);
+        }
+    }
+
+    /// Whether the disk has given something since the last pump.
+    pub fn has_news(&self) -> bool {
+        self.keeping.as_ref().is_some_and(|keeping| keeping.store.has_news())
+    }
+
+    /// Whether somebody watches the final accounts.
+    pub fn set_listened(&mut self, listened: bool) {
+        self.listened = listened;
+    }
+
+    /// An account is final: on to the disk with it, where there is one, and else to whom it concerns.
+    pub(super) fn finish_span(&mut self, mut account: Account, now_ns: u64) {
+        let Some(keeping) = &mut self.keeping else {
+            let account = Arc::new(account);
+            let ticket = self.register.settle(&account, None).ticket;
+            return self.finals.push(Final { account, ticket });
+        };
+        // Shown to nobody before it is so.
+        account.durable = Some(true);
+        let account = Arc::new(account);
+        let number = keeping.store.next();
+        let left = self.register.settle(&account, Some(number));
+        let (ticket, wanted) = (left.ticket, left.ticket.is_some() || self.listened);
+        if !keeping.store.keep(&account, left.journalled.map(|key| key.0), wanted) {
+            self.register.note_not_kept(&account);
+            self.finals.push(Final { account: Arc::new(not_durable(&account)), ticket });
+        } else if wanted {
+            keeping.pending.push_back(Pending { number, account, ticket, since_ns: now_ns });
+        }
+    }
+
+    /// Hands over to the disk, takes what it has done, and notes how far the open spans have come.
+    pub(super) fn attend_to_disk(&mut self, now_ns: u64) {
+        let Some(keeping) = &mut self.keeping else { return };
+        keeping.store.flush();
+        keeping.watch(now_ns);
+        let (failing, committed) = (keeping.is_failing(), keeping.store.committed());
+        while let Some(first) = keeping.pending.front() {
+            let kept = first.number <= committed;
+            if !kept && !failing {
+                break;
+            }
+            let Some(Pending { account, ticket, .. }) = keeping.pending.pop_front() else { break };
+            let account = if kept { account } else { Arc::new(not_durable(&account)) };
+            self.finals.push(Final { account, ticket });
+        }
+        for (number, found) in keeping.store.answers() {
+            self.answer(number, found);
+        }
+        self.journal(now_ns);
+    }
+
+    fn journal(&mut self, now_ns: u64) {
+        let Self { keeping: Some(keeping), ledger, register, .. } = self else { return };
+        if now_ns < keeping.journal_at_ns {
+            return;
+        }
+        let mut noted = Vec::new();
+        let opened_by_ns = now_ns.saturating_sub(JOURNAL_NS);
+        let store = &mut keeping.store;
+        let next =
+            ledger.survey(keeping.journal_slot, JOURNAL_SLOTS, now_ns, opened_by_ns, |key, account| {
+                let account = interrupted(account, now_ns);
+                if store.journal(key.0, &account) {
+                    noted.push((account.uid, account.span));
+                }
+            });
+        keeping.store.flush();
+        keeping.journal_slot = next.unwrap_or(0);
+        keeping.journal_at_ns = now_ns + if next.is_some() { JOURNAL_STEP_NS } else { JOURNAL_NS };
+        noted.iter().for_each(|(uid, span)| register.note_journalled(*uid, span));
+    }
+
+    /// The journal forgets a cancelled span.
+    pub(super) fn unjournal(&mut self, key: Option<crate::ledger::SpanKey>) {
+        if let (Some(keeping), Some(key)) = (&mut self.keeping, key) {
+            keeping.store.forget(key.0);
+        }
+    }
+
+    /// A remembered account as it may be shown now.
+    pub(super) fn shown(&self, account: &Account, kept: Option<u64>) -> Account {
+        let mut account = account.clone();
+        let Some(keeping) = &self.keeping else { return account };
+        match kept {
+            Some(number) if number <= keeping.store.committed() => {}
+            Some(_) if !keeping.is_failing() => (account.state, account.durable) = (State::Provisional, None),
+            _ => account.durable = Some(false),
+        }
+        account
+    }
+
+    /// The answers of the disk that have come, each as it goes over the wire.
+    pub fn take_replies(&mut self) -> Vec<(Ticket, Vec<u8>)> {
+        std::mem::take(&mut self.replies)
+    }
+
+    /// How many wait for the disk.
+    pub(super) fn waiting_for_disk(&self) -> usize {
+        let tickets = |keeping: &Keeping| {
+            keeping.asked.len() + keeping.pending.iter().filter(|pending| pending.ticket.is_some()).count()
+        };
+        self.keeping.as_ref().map_or(0, tickets)
+    }
+
+    /// The final accounts of all who wait for the disk; they wait no longer.
+    pub(super) fn give_up_disk(&mut self) -> Vec<(Ticket, Account)> {
+        let Some(keeping) = &mut self.keeping else { return Vec::new() };
+        let given_up = |pending: Pending| Some((pending.ticket?, not_durable(&pending.account)));
+        keeping.pending.drain(..).filter_map(given_up).collect()
+    }
+
+    /// How the ledger on disk is, if there is one.
+    pub(super) fn keeping(&self) -> Option<protocol::Keeping> {
+        let keeping = self.keeping.as_ref()?;
+        let health = keeping.store.health();
+        let stalled = || Some("the disk of the ledger does not answer".to_owned());
+        Some(protocol::Keeping {
+            durable: health.durable && keeping.stalled.is_none(),
+            reason: health.reason.or_else(|| keeping.stalled.and_then(|_| stalled())),
+            bytes: health.bytes,
+            waiting: health.waiting,
+            not_kept: health.not_kept,
+        })
+    }
+
+    /// The end: what is open or not settled is kept as interrupted, with what is known.
+    pub fn end(&mut self) {
+        let now_ns = self.clock.now_ns();
+        let Self { keeping: Some(keeping), ledger, coarse, .. } = self else { return };
+        let store = &mut keeping.store;
+        // Final, and held back only until the grid's next instant.
+        for account in coarse.release(u64::MAX) {
+            store.keep(&account, None, false);
+        }
+        let mut from = Some(0);
+        while let Some(slot) = from {
+            from = ledger.survey(slot, JOURNAL_SLOTS, now_ns, u64::MAX, |key, account| {
+                store.keep(&interrupted(account, now_ns), Some(key.0), false);
+            });
+        }
+        store.finish(FAREWELL);
+    }
+}
+
+fn not_durable(account: &Account) -> Account {
+    Account { durable: Some(false), ..account.clone() }
+}
+
+/// The account so far, as it stands if nothing more comes: its figures go to its end, or to now.
+fn interrupted(mut account: Account, now_ns: u64) -> Account {
+    account.state = State::Interrupted;
+    account.closed_ns.get_or_insert(now_ns.max(account.opened_ns));
+    account
+}

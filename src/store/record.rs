@@ -1,0 +1,317 @@
+//! An account as bytes on disk, and back.
+//!
+//! Owns the form of a kept account: whatever is searched for (user, span, name) has columns of its own; the figures are
+//! one run of variable-length numbers, and the domains' names, which nearly all accounts share, are a *layout* beside it
+//! that is kept once. Invariant: what is written reads back equal, `durable` set. Bytes that were damaged give `None`,
+//! never a panic and never a wrong length of anything.
+
+use std::collections::BTreeMap;
+
+use crate::energy::Grade;
+use crate::ledger::account::{Account, Phase, Share, State};
+
+/// The first byte of the figures: this form. A later form gets another.
+const FORM: u8 = 1;
+
+const STATES: [State; 5] =
+    [State::Open, State::Provisional, State::Settled, State::Abandoned, State::Interrupted];
+
+const GRADES: [Grade; 4] = [Grade::Measured, Grade::Modelled, Grade::Integrated, Grade::Estimated];
+
+/// What names the rest of an account: its columns.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Named<'a> {
+    pub uid: u32,
+    pub span: &'a str,
+    pub name: &'a str,
+}
+
+/// Appends the account's domains with their grades, in its order.
+pub(super) fn write_layout(account: &Account, out: &mut Vec<u8>) {
+    for share in &account.domains {
+        text(out, &share.domain);
+        out.push(place(&GRADES, &share.grade));
+    }
+}
+
+/// Appends everything that is neither a column nor in the layout.
+pub(super) fn write_figures(account: &Account, out: &mut Vec<u8>) {
+    out.extend([FORM, place(&STATES, &account.state)]);
+    out.push(account.grade.map_or(0, |grade| place(&GRADES, &grade) + 1));
+    number(out, account.opened_ns);
+    option(out, account.closed_ns.map(|closed| closed.saturating_sub(account.opened_ns)));
+    number(out, account.moved_ns);
+    number(out, account.opened_unix_ns);
+    if account.weight == 1.0 {
+        out.push(0);
+    } else {
+        out.push(1);
+        out.extend(account.weight.to_le_bytes());
+    }
+    for figure in [account.share_uj, account.window_uj, account.idle_uj, account.error_uj] {
+        option(out, figure);
+    }
+    option(out, account.mean_power_mw);
+    number(out, u64::from(account.peak_concurrency));
+    for share in &account.domains {
+        for figure in [share.window_uj, share.share_uj, share.idle_uj, share.error_uj] {
+            option(out, figure);
+        }
+        number(out, share.unknown_ns);
+    }
+    number(out, account.phases.len() as u64);
+    for phase in &account.phases {
+        text(out, &phase.name);
+        number(out, phase.opened_ns.wrapping_sub(account.opened_ns));
+        option(out, phase.closed_ns.map(|closed| closed.saturating_sub(phase.opened_ns)));
+        option(out, phase.share_uj);
+        option(out, phase.error_uj);
+    }
+    number(out, account.attributes.len() as u64);
+    for (key, value) in &account.attributes {
+        text(out, key);
+        text(out, value);
+    }
+}
+
+/// The account again; `None` where the bytes are not what was written.
+pub(super) fn read(named: Named<'_>, layout: &[u8], figures: &[u8]) -> Option<Account> {
+    let mut from = figures;
+    let from = &mut from;
+    if byte(from)? != FORM {
+        return None;
+    }
+    let state = *STATES.get(usize::from(byte(from)?))?;
+    let grade = match byte(from)? {
+        0 => None,
+        place => Some(*GRADES.get(usize::from(place - 1))?),
+    };
+    let opened_ns = take_number(from)?;
+    let closed_ns = take_option(from)?.map(|length| opened_ns.saturating_add(length));
+    let (moved_ns, opened_unix_ns) = (take_number(from)?, take_number(from)?);
+    let weight = match byte(from)? {
+        0 => 1.0,
+        _ => f64::from_le_bytes(bytes(from, 8)?.try_into().ok()?),
+    };
+    let (share_uj, window_uj) = (take_option(from)?, take_option(from)?);
+    let (idle_uj, error_uj) = (take_option(from)?, take_option(from)?);
+    let mean_power_mw = take_option(from)?;
+    let peak_concurrency = u32::try_from(take_number(from)?).ok()?;
+    Some(Account {
+        span: named.span.to_owned(),
+        name: named.name.to_owned(),
+        uid: named.uid,
+        state,
+        opened_ns,
+        closed_ns,
+        moved_ns,
+        opened_unix_ns,
+        weight,
+        share_uj,
+        window_uj,
+        idle_uj,
+        error_uj,
+        grade,
+        mean_power_mw,
+        peak_concurrency,
+        domains: read_domains(layout, from)?,
+        phases: read_phases(opened_ns, from)?,
+        attributes: read_attributes(from)?,
+        durable: Some(true),
+    })
+}
+
+fn read_domains(mut layout: &[u8], from: &mut &[u8]) -> Option<Vec<Share>> {
+    let mut shares = Vec::new();
+    while !layout.is_empty() {
+        shares.push(Share {
+            domain: take_text(&mut layout)?,
+            grade: *GRADES.get(usize::from(byte(&mut layout)?))?,
+            window_uj: take_option(from)?,
+            share_uj: take_option(from)?,
+            idle_uj: take_option(from)?,
+            error_uj: take_option(from)?,
+            unknown_ns: take_number(from)?,
+        });
+    }
+    Some(shares)
+}
+
+fn read_phases(span_opened_ns: u64, from: &mut &[u8]) -> Option<Vec<Phase>> {
+    let mut phases = Vec::new();
+    for _ in 0..take_number(from)? {
+        let name = take_text(from)?;
+        let opened_ns = span_opened_ns.wrapping_add(take_number(from)?);
+        let closed_ns = take_option(from)?.map(|length| opened_ns.saturating_add(length));
+        let (share_uj, error_uj) = (take_option(from)?, take_option(from)?);
+        phases.push(Phase { name, opened_ns, closed_ns, share_uj, error_uj });
+    }
+    Some(phases)
+}
+
+fn read_attributes(from: &mut &[u8]) -> Option<BTreeMap<String, String>> {
+    let mut attributes = BTreeMap::new();
+    for _ in 0..take_number(from)? {
+        attributes.insert(take_text(from)?, take_text(from)?);
+    }
+    Some(attributes)
+}
+
+fn place<T: PartialEq>(all: &[T], one: &T) -> u8 {
+    all.iter().position(|other| other == one).unwrap_or_default() as u8
+}
+
+/// Seven bits a byte, the low ones first, the top bit where more follow.
+fn number(out: &mut Vec<u8>, mut value: u64) {
+    while value >= 0x80 {
+        out.push(value as u8 | 0x80);
+        value >>= 7;
+    }
+    out.push(value as u8);
+}
+
+/// 0 for what is not known, else one more than the figure; no counter in the world reaches 2^64 - 1 µJ.
+fn option(out: &mut Vec<u8>, value: Option<u64>) {
+    number(out, value.map_or(0, |value| value.min(u64::MAX - 1) + 1));
+}
+
+fn text(out: &mut Vec<u8>, text: &str) {
+    number(out, text.len() as u64);
+    out.extend_from_slice(text.as_bytes());
+}
+
+fn byte(from: &mut &[u8]) -> Option<u8> {
+    let (first, rest) = from.split_first()?;
+    *from = rest;
+    Some(*first)
+}
+
+fn bytes<'a>(from: &mut &'a [u8], length: usize) -> Option<&'a [u8]> {
+    let (taken, rest) = from.split_at_checked(length)?;
+    *from = rest;
+    Some(taken)
+}
+
+fn take_number(from: &mut &[u8]) -> Option<u64> {
+    let mut value = 0;
+    for shift in (0..64).step_by(7) {
+        let next = byte(from)?;
+        value |= u64::from(next & 0x7f) << shift;
+        if next < 0x80 {
+            return Some(value);
+        }
+    }
+    None
+}
+
+fn take_option(from: &mut &[u8]) -> Option<Option<u64>> {
+    take_number(from).map(|value| value.checked_sub(1))
+}
+
+fn take_text(from: &mut &[u8]) -> Option<String> {
+    let length = usize::try_from(take_number(from)?).ok()?;
+    String::from_utf8(bytes(from, length)?.to_vec()).ok()
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    pub fn account(span: &str) -> Account {
+        let share = |domain: &str, grade, share_uj: Option<u64>| Share {
+            domain: domain.into(),
+            grade,
+            window_uj: share_uj.map(|uj| uj * 2),
+            share_uj,
+            idle_uj: None,
+            error_uj: Some(61),
+            unknown_ns: 0,
+        };
+        Account {
+            span: span.into(),
+            name: "Frage 17 \u{1f525}".into(),
+            attributes: BTreeMap::from([("model".into(), "a".into()), ("tokens".into(), "".into())]),
+            state: State::Abandoned,
+            uid: 1000,
+            opened_ns: 5_000_000_000,
+            closed_ns: Some(5_040_000_000),
+            moved_ns: 3,
+            opened_unix_ns: 1_763_000_000_123_456_789,
+            weight: 2.5,
+            share_uj: Some(3_200_000),
+            window_uj: None,
+            idle_uj: Some(0),
+            error_uj: Some(u64::MAX - 1),
+            grade: Some(Grade::Estimated),
+            mean_power_mw: Some(80_000),
+            peak_concurrency: 7,
+            domains: vec![
+                share("package-0", Grade::Measured, Some(3_000_000)),
+                share("gpu-0", Grade::Estimated, None),
+            ],
+            phases: vec![Phase {
+                name: "decode".into(),
+                opened_ns: 5_010_000_000,
+                closed_ns: None,
+                share_uj: Some(1),
+                error_uj: None,
+            }],
+            durable: Some(true),
+        }
+    }
+
+    fn written(account: &Account) -> (Vec<u8>, Vec<u8>) {
+        let (mut layout, mut figures) = (Vec::new(), Vec::new());
+        write_layout(account, &mut layout);
+        write_figures(account, &mut figures);
+        (layout, figures)
+    }
+
+    fn read_back(account: &Account, layout: &[u8], figures: &[u8]) -> Option<Account> {
+        let named = Named { uid: account.uid, span: &account.span, name: &account.name };
+        read(named, layout, figures)
+    }
+
+    #[test]
+    fn an_account_reads_back_as_it_was_written() {
+        let whole = account("a");
+        let (layout, figures) = written(&whole);
+        assert_eq!(read_back(&whole, &layout, &figures), Some(whole.clone()));
+        let bare = Account {
+            attributes: BTreeMap::new(),
+            closed_ns: None,
+            weight: 1.0,
+            grade: None,
+            domains: Vec::new(),
+            phases: Vec::new(),
+            ..whole
+        };
+        let (layout, figures) = written(&bare);
+        assert_eq!(read_back(&bare, &layout, &figures), Some(bare));
+    }
+
+    #[test]
+    fn damaged_bytes_are_no_account_and_no_panic() {
+        let whole = account("a");
+        let (layout, figures) = written(&whole);
+        for length in 0..figures.len() {
+            assert_eq!(read_back(&whole, &layout, &figures[..length]), None, "cut at {length}");
+        }
+        for at in 0..figures.len() {
+            for flip in [1, 0x80, 0xff] {
+                let mut damaged = figures.clone();
+                damaged[at] ^= flip;
+                let _ = read_back(&whole, &layout, &damaged);
+            }
+        }
+        assert_eq!(read_back(&whole, &layout[..layout.len() - 1], &figures), None);
+    }
+
+    #[test]
+    fn nearly_all_accounts_share_a_layout_and_take_few_bytes() {
+        let plain = Account { attributes: BTreeMap::new(), phases: Vec::new(), ..account("a") };
+        let other = Account { share_uj: Some(9), opened_ns: 7, ..plain.clone() };
+        assert_eq!(written(&plain).0, written(&other).0);
+        assert!(written(&plain).1.len() < 80, "{} bytes", written(&plain).1.len());
+    }
+}
