@@ -31,6 +31,9 @@ pub mod sampler;
 /// Who the joules belong to: spans, the splitting rule, accounts.
 pub mod ledger;
 
+/// Who used the machine: CPU time of processes and control groups.
+pub mod usage;
+
 /// The words on the wire.
 pub mod protocol;
 

@@ -14,6 +14,7 @@ use super::exchange::{Outcome, Stream, exchange};
 use super::outbox::Outbox;
 use super::readiness_ffi::Watched;
 use super::service::{Caller, Service};
+use crate::usage::Origin;
 use super::ticket::{ConnectionId, Ticket};
 use crate::protocol::{END, Refusal};
 
@@ -41,6 +42,7 @@ pub struct Connection {
     key: usize,
     id: ConnectionId,
     peer: Peer,
+    origin: Option<Origin>,
     rest: Vec<u8>,
     scanned: usize,
     outbox: Outbox,
@@ -59,12 +61,19 @@ pub struct Connection {
 
 impl Connection {
     /// A client that has just connected; `key` is its place in the poller.
-    pub fn new(socket: Watched<UnixStream>, key: usize, id: ConnectionId, peer: Peer) -> Self {
+    pub fn new(
+        socket: Watched<UnixStream>,
+        key: usize,
+        id: ConnectionId,
+        peer: Peer,
+        origin: Option<Origin>,
+    ) -> Self {
         Self {
             socket,
             key,
             id,
             peer,
+            origin,
             rest: Vec::new(),
             scanned: 0,
             outbox: Outbox::default(),
@@ -183,7 +192,7 @@ impl Connection {
             return self.refuse(&Refusal::InvalidValue { field: "message".into(), reason });
         }
         let ticket = Ticket { connection: self.id, slot: self.outbox.next_slot() };
-        let caller = Caller { peer: self.peer, ticket };
+        let caller = Caller { peer: self.peer, ticket, origin: self.origin };
         let out = self.outbox.tail();
         let before = out.len();
         let outcome = exchange(service, &caller, message, out);

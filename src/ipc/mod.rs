@@ -30,6 +30,7 @@ mod register;
 mod seat;
 mod service;
 mod socket;
+mod subject;
 mod ticket;
 mod token;
 

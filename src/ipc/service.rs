@@ -15,10 +15,12 @@ use crate::ledger::account::Account;
 use crate::ledger::{self, Ledger, SpanKey};
 use crate::protocol::Refusal;
 use crate::sampler;
+use crate::usage::{Origin, Roots};
 
 use super::access::{Peer, Policy};
 use super::feed::Feeds;
 use super::register::Register;
+use super::subject::Subjects;
 use super::ticket::Ticket;
 use super::token::Tokens;
 
@@ -36,6 +38,8 @@ pub struct Settings {
     pub policy: Policy,
     /// How far back readings are kept, and edges are taken, at least.
     pub history_ns: u64,
+    /// Where processes and control groups are shown.
+    pub roots: Roots,
 }
 
 /// Who calls, through what.
@@ -45,6 +49,8 @@ pub struct Caller {
     pub peer: Peer,
     /// Where an awaited answer would go.
     pub ticket: Ticket,
+    /// The process at the other end, where the transport tells it.
+    pub origin: Option<Origin>,
 }
 
 /// What a close gives.
@@ -75,6 +81,7 @@ pub struct Service {
     pub(super) index: HashMap<String, usize>,
     pub(super) register: Register,
     pub(super) tokens: Tokens,
+    pub(super) subjects: Subjects,
     pub(super) boot_id: String,
     /// Room to settle into, empty between two calls.
     settled: Vec<(SpanKey, Account)>,
@@ -98,6 +105,7 @@ impl Service {
             feeds,
             absent,
             register: Register::new(settings.limits.clone()),
+            subjects: Subjects::new(settings.roots.clone()),
             settings,
             index,
             tokens: Tokens::new()?,
@@ -151,6 +159,7 @@ impl Service {
     fn take_in(&mut self, now_ns: u64) {
         self.taken_in_ns = now_ns;
         self.feeds.drain(now_ns, &mut self.ledger);
+        self.look(now_ns);
         self.ledger.settle(now_ns, &mut self.settled);
         for (_, account) in self.settled.drain(..) {
             let account = Arc::new(account);
@@ -170,6 +179,7 @@ impl Service {
         /// An account that is due and has not come waits for a reading; looking more often than they come is vain.
         const EAGER_NS: u64 = 500_000;
         let relaxed_ns = now_ns + if self.hurried { RELAXED_NS } else { IDLE_NS };
+        let relaxed_ns = relaxed_ns.min(self.look_due_ns().unwrap_or(u64::MAX).max(now_ns));
         if !self.finals.is_empty() {
             return now_ns;
         }
@@ -177,7 +187,7 @@ impl Service {
             return relaxed_ns;
         }
         let due_ns = self.ledger.next_due_ns().unwrap_or(relaxed_ns);
-        due_ns.clamp(now_ns + EAGER_NS, relaxed_ns)
+        due_ns.max(now_ns + EAGER_NS).min(relaxed_ns)
     }
 
     /// The accounts so far of all who wait for a final one; for the end of the daemon.
