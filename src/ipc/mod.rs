@@ -19,6 +19,7 @@ mod door;
 mod exchange;
 mod feed;
 mod gate;
+mod gpu_share;
 mod group_ffi;
 mod inquiry;
 mod life;

@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::clock::{self, Clock};
@@ -19,6 +20,7 @@ use crate::usage::{Origin, Roots};
 
 use super::access::{Peer, Policy};
 use super::feed::Feeds;
+use super::gpu_share::GpuShares;
 use super::register::Register;
 use super::subject::Subjects;
 use super::ticket::Ticket;
@@ -40,6 +42,8 @@ pub struct Settings {
     pub history_ns: u64,
     /// Where processes and control groups are shown.
     pub roots: Roots,
+    /// A library to load instead of the system's NVML.
+    pub nvml_library: Option<PathBuf>,
 }
 
 /// Who calls, through what.
@@ -99,13 +103,14 @@ impl Service {
         let index = feeds.domains().enumerate().map(|(at, domain)| (domain.name.clone(), at)).collect();
         let mut ledger = Ledger::new(feeds.domains().cloned().collect(), settings.ledger.clone());
         feeds.introduce(&mut ledger);
+        let gpus = GpuShares::new(feeds.domains(), settings.nvml_library.clone());
         Ok(Self {
             clock,
             ledger,
             feeds,
             absent,
             register: Register::new(settings.limits.clone()),
-            subjects: Subjects::new(settings.roots.clone()),
+            subjects: Subjects::new(settings.roots.clone(), gpus),
             settings,
             index,
             tokens: Tokens::new()?,

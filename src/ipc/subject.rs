@@ -8,7 +8,9 @@
 use std::collections::{HashMap, HashSet};
 
 use super::access::Peer;
+use super::gpu_share::GpuShares;
 use super::service::{Caller, Service};
+use crate::energy::Absent;
 use crate::ledger::{CPU_TIME, Ledger, Look, Subject, Used};
 use crate::protocol::{Access, OpenSpan, Refusal};
 use crate::usage::{Glance, Origin, Roots, Unwatched, Watch};
@@ -29,6 +31,7 @@ const FULL: &str = "too many processes are watched at once";
 /// Those whom spans ask for.
 pub(super) struct Subjects {
     watch: Watch,
+    gpus: GpuShares,
     /// Subjects of whom nothing can be known, by the reason.
     excused: HashMap<&'static str, u32>,
     looked_ns: Option<u64>,
@@ -40,9 +43,10 @@ pub(super) struct Subjects {
 }
 
 impl Subjects {
-    pub(super) fn new(roots: Roots) -> Self {
+    pub(super) fn new(roots: Roots, gpus: GpuShares) -> Self {
         Self {
             watch: Watch::new(roots),
+            gpus,
             excused: HashMap::new(),
             looked_ns: None,
             cost_ns: 0,
@@ -65,7 +69,7 @@ impl Subjects {
         Some(self.looked_ns.map_or(0, |looked_ns| looked_ns + pace_ns.max(self.cost_ns * rests)))
     }
 
-    fn look(&mut self, now_ns: u64, ledger: &mut Ledger) {
+    fn look(&mut self, now_ns: u64, ledger: &mut Ledger) -> Vec<Absent> {
         let (Glance { busy_ns, counted }, cost_ns) = self.watch.look();
         let used = |counted: &crate::usage::Counted| {
             let used = counted.used_ns;
@@ -84,6 +88,7 @@ impl Subjects {
         (self.looked_ns, self.soon) = (Some(now_ns), false);
         // One slow look alone is a hiccup.
         self.cost_ns = if self.cost_ns == 0 { cost_ns } else { self.cost_ns.midpoint(cost_ns.min(self.cost_ns * 4)) };
+        self.gpus.look(&self.watch, &counted, ledger)
     }
 
     /// Forgets those whom no span names any more.
@@ -178,7 +183,8 @@ impl Service {
     /// Looks at who used the machine, if that is due.
     pub(super) fn look(&mut self, now_ns: u64) {
         if self.look_due_ns().is_some_and(|due_ns| due_ns <= now_ns) {
-            self.subjects.look(now_ns, &mut self.ledger);
+            let silent = self.subjects.look(now_ns, &mut self.ledger);
+            self.absent.extend(silent);
         }
         self.subjects.sweep(now_ns, &mut self.ledger);
     }

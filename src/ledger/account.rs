@@ -112,7 +112,8 @@ pub struct Account {
     /// Or the control group.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub cgroup: Option<String>,
-    /// The sum over the domains that are split, each joule once; absent if one of them is unknown.
+    /// The sum over the domains that are split by CPU time, each joule once; absent if one of them is unknown. A GPU's
+    /// part stands in its own row.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub process_uj: Option<u64>,
     /// Why that is not known.

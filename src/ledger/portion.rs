@@ -362,11 +362,11 @@ impl Portions {
         }
     }
 
-    /// Whether the domain takes part in the sum: split, in the host's total by itself or inside another one, and inside
-    /// no other domain that is split.
+    /// Whether the domain takes part in the sum: split by CPU time, in the host's total by itself or inside another one,
+    /// and inside no other domain that is split so.
     fn is_on_top(&self, domain: usize, span: &Span) -> bool {
         let used = |at: usize| (span.scope >> at) & 1 == 1;
-        let split = |at: usize| self.fields[at].basis.is_some() && used(at);
+        let split = |at: usize| self.fields[at].basis == Some(CPU_TIME) && used(at);
         let counted = |at: usize| (span.counted >> at) & 1 == 1;
         let mut above = self.lineage.above(domain);
         split(domain) && (counted(domain) || above.clone().any(counted)) && !above.any(split)
@@ -374,7 +374,7 @@ impl Portions {
 }
 
 const UNLOOKED: &str = "no look at its use covers the span";
-const UNSPLIT: &str = "no domain of the total is split by use here";
+const UNSPLIT: &str = "no domain of the total is split by CPU time here";
 
 fn place(subject: u32) -> usize {
     (subject as usize).wrapping_sub(1)

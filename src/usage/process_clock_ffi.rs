@@ -5,7 +5,9 @@
 
 /// The CPU time that a process has used itself; `None` where it is gone.
 pub fn own_ns(pid: u32) -> Option<u64> {
-    let pid = libc::pid_t::try_from(pid).ok().filter(|pid| *pid > 0)?;
+    // The number goes into the clock's id, shifted; Linux gives none above 2^22 (PID_MAX_LIMIT), and larger ones would fall
+    // out of it.
+    let pid = libc::pid_t::try_from(pid).ok().filter(|pid| (1..=1 << 22).contains(pid))?;
     let mut clock: libc::clockid_t = 0;
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: the call writes one clock id to `clock`, which lives as long as the call.

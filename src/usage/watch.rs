@@ -194,6 +194,15 @@ impl Watch {
         self.watched.keys().copied().collect()
     }
 
+    /// Whether this process belongs to the one of this number, as of the last look.
+    pub fn holds(&self, number: u32, pid: u32) -> bool {
+        match self.watched.get(&number).map(|watched| &watched.kind) {
+            Some(Kind::Process(tree, _)) => tree.holds(pid),
+            Some(Kind::Group(group)) => self.group_of(pid).is_some_and(|path| group.surrounds(&path)),
+            None => false,
+        }
+    }
+
     /// Looks at everybody, and gives what the look took.
     pub fn look(&mut self) -> (Glance, u64) {
         let begun_ns = monotonic_ns();
