@@ -35,8 +35,7 @@ impl Rig {
         let admit = |pid| ledger.admit(Subject { process: Some(pid), ..Subject::default() });
         let subjects = (1..=processes as u32).map(admit).collect();
         let used = vec![0; processes];
-        let mut rig =
-            Self { ledger, truths, now_ns: 100 * MS, busy: 0, used, subjects, settled: Vec::new() };
+        let mut rig = Self { ledger, truths, now_ns: 100 * MS, busy: 0, used, subjects, settled: Vec::new() };
         rig.wait(1);
         rig
     }
@@ -59,8 +58,9 @@ impl Rig {
             *used += rise;
         }
         let counts = self.subjects.iter().zip(&self.used);
-        let used: Vec<Used> =
-            counts.map(|(subject, used)| Used { subject: *subject, used: Some(*used), apart: true }).collect();
+        let used: Vec<Used> = counts
+            .map(|(subject, used)| Used { subject: *subject, used: Some(*used), apart: true })
+            .collect();
         self.ledger.look(&Look { at_ns: self.now_ns, basis: CPU_TIME, busy: Some(self.busy), used: &used });
     }
 

@@ -223,8 +223,7 @@ fn another_users_process_is_refused_without_telemetry_access() {
         return;
     }
     // Groups that every Linux has stand in for ours.
-    let daemon =
-        TestDaemon::with(STEADY, "[access]\nspan_group = \"daemon\"\ntelemetry_group = \"bin\"\n");
+    let daemon = TestDaemon::with(STEADY, "[access]\nspan_group = \"daemon\"\ntelemetry_group = \"bin\"\n");
     let program = daemon.socket().with_file_name("client");
     std::fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
     let theirs = Running::shell("exec sleep 1000");

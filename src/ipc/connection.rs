@@ -14,9 +14,9 @@ use super::exchange::{Outcome, Stream, exchange};
 use super::outbox::Outbox;
 use super::readiness_ffi::Watched;
 use super::service::{Caller, Service};
-use crate::usage::Origin;
 use super::ticket::{ConnectionId, Ticket};
 use crate::protocol::{END, Refusal};
+use crate::usage::Origin;
 
 /// Most answers of one client that may be awaited at a time.
 const MOST_AWAITED: usize = 4096;

@@ -297,7 +297,9 @@ fn take_in(sample: &Sample, first: usize, domains: &mut [Metered], ledger: &mut 
 fn state_of(domain: &Domain, character: &Character) -> (Liveness, Option<String>) {
     const RESTS: &str = "is not discharging; a battery is metered only while it feeds the machine";
     match character.liveness() {
-        (silent, Some(_)) if domain.kind == Kind::Battery && silent != Liveness::Live => (silent, Some(RESTS.into())),
+        (silent, Some(_)) if domain.kind == Kind::Battery && silent != Liveness::Live => {
+            (silent, Some(RESTS.into()))
+        }
         state => state,
     }
 }

@@ -59,10 +59,13 @@ impl Plan {
             ..ledger::Settings::default()
         };
         let policy = Policy::new(&config.access);
-        let roots =
-            Roots { proc_root: config.source.proc_root.clone(), sysfs_root: config.source.sysfs_root.clone() };
+        let roots = Roots {
+            proc_root: config.source.proc_root.clone(),
+            sysfs_root: config.source.sysfs_root.clone(),
+        };
         let nvml_library = config.source.nvml_library.clone();
-        let service = Settings { ledger, limits: config.limits.clone(), policy, history_ns, roots, nvml_library };
+        let service =
+            Settings { ledger, limits: config.limits.clone(), policy, history_ns, roots, nvml_library };
         Self { source, sampler, service }
     }
 

@@ -87,7 +87,8 @@ impl Subjects {
         ledger.look(&Look { at_ns: now_ns, basis: CPU_TIME, busy: busy_ns, used: &used });
         (self.looked_ns, self.soon) = (Some(now_ns), false);
         // One slow look alone is a hiccup.
-        self.cost_ns = if self.cost_ns == 0 { cost_ns } else { self.cost_ns.midpoint(cost_ns.min(self.cost_ns * 4)) };
+        self.cost_ns =
+            if self.cost_ns == 0 { cost_ns } else { self.cost_ns.midpoint(cost_ns.min(self.cost_ns * 4)) };
         self.gpus.look(&self.watch, &counted, ledger)
     }
 
@@ -130,7 +131,8 @@ impl Subjects {
     fn named_process(&mut self, peer: &Peer, pid: i64, ledger: &mut Ledger) -> Result<u32, Refusal> {
         let field = |wrong| refusal("process", wrong);
         let pid = u32::try_from(pid).ok().filter(|pid| *pid > 0);
-        let pid = pid.ok_or_else(|| field(Unwatched::Absent("must be a process's number, from 1 on".into())))?;
+        let pid =
+            pid.ok_or_else(|| field(Unwatched::Absent("must be a process's number, from 1 on".into())))?;
         let (origin, uid) = self.watch.process(pid).map_err(field)?;
         if uid != peer.uid && peer.access < Access::Telemetry {
             return Err(Refusal::AccessDenied { needs: "telemetry".into() });
@@ -198,8 +200,9 @@ impl Service {
 fn refusal(field: &str, wrong: Unwatched) -> Refusal {
     match wrong {
         Unwatched::Absent(reason) => Refusal::InvalidValue { field: field.to_owned(), reason },
-        Unwatched::Full { limit } => {
-            Refusal::QuotaExceeded { quota: "watched processes and control groups".into(), limit: limit as u64 }
-        }
+        Unwatched::Full { limit } => Refusal::QuotaExceeded {
+            quota: "watched processes and control groups".into(),
+            limit: limit as u64,
+        },
     }
 }

@@ -22,6 +22,7 @@ mod idle;
 mod knot;
 mod lineage;
 mod mark;
+mod part;
 mod passage;
 mod portion;
 mod queue;

@@ -3,8 +3,8 @@
 //! Owns nothing; the ledger's face towards whoever looks at CPU times. Invariant: a subject stays as long as a span
 //! refers to it.
 
-use super::terms::{Look, Subject};
 use super::Ledger;
+use super::terms::{Look, Subject};
 
 impl Ledger {
     /// Takes up a subject; gives the number that an [`Opening`](super::Opening) names it by, never 0.

@@ -82,7 +82,8 @@ impl Basis {
             if used == 0 || piece.total == 0 || end_ns <= from_ns {
                 continue;
             }
-            let energy = part_of(energy, end_ns - row.0, length_ns) - part_of(energy, from_ns - row.0, length_ns);
+            let energy =
+                part_of(energy, end_ns - row.0, length_ns) - part_of(energy, from_ns - row.0, length_ns);
             sum += energy.saturating_mul(u128::from(used.min(piece.total))) / u128::from(piece.total);
             rounded += 1;
         }
@@ -91,7 +92,8 @@ impl Basis {
 
     /// The subject's part in the piece that is nearest to an instant.
     pub(crate) fn nearest(&self, uses: &Uses, at_ns: u64) -> Option<(u128, u128)> {
-        let place = self.pieces.partition_point(|piece| piece.to_ns <= at_ns).min(self.pieces.len().checked_sub(1)?);
+        let place =
+            self.pieces.partition_point(|piece| piece.to_ns <= at_ns).min(self.pieces.len().checked_sub(1)?);
         let (piece, used) = (self.pieces.get(place)?, uses.of(self.first + place as u64));
         Some((u128::from(used.min(piece.total)), u128::from(piece.total.max(1))))
     }

@@ -145,7 +145,8 @@ impl Track {
 
     /// By how much a whole round adds to energy, doubt and epoch.
     fn growth(&self) -> Reading {
-        let shapes = || self.points.iter().map(|(_, reading)| reading.shape_uj).filter(|shape_uj| *shape_uj != 0);
+        let shapes =
+            || self.points.iter().map(|(_, reading)| reading.shape_uj).filter(|shape_uj| *shape_uj != 0);
         let shape_uj = shapes().max().unwrap_or(0) - shapes().min().unwrap_or(0);
         let mut valid = self.points.iter().map(|(_, reading)| reading).filter(|reading| reading.valid);
         let Some(first) = valid.next() else { return Reading { shape_uj, ..Reading::default() } };

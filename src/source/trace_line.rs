@@ -183,7 +183,10 @@ fn reading_in(value: Value) -> Result<Reading, String> {
         Some(known) => (known, 0),
     };
     let [energy_uj, doubt_uj, stamp_ns, epoch] = *known else {
-        return Err(format!("has {} numbers; a reading has 4, or 5 with its shape, or its shape alone", known.len()));
+        return Err(format!(
+            "has {} numbers; a reading has 4, or 5 with its shape, or its shape alone",
+            known.len()
+        ));
     };
     let epoch = u32::try_from(epoch).map_err(|_| format!("epoch {epoch} is larger than {}", u32::MAX))?;
     Ok(Reading { valid: true, energy_uj, doubt_uj, stamp_ns, epoch, shape_uj })

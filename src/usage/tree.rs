@@ -170,7 +170,8 @@ mod tests {
         fn set(&self, pid: u32, parent: u32, start: u64, own: u64, waited: u64) {
             let folder = self.0.path().join(pid.to_string());
             std::fs::create_dir_all(&folder).unwrap();
-            let line = format!("{pid} (x) S {parent} 1 1 0 -1 0 0 0 0 0 {own} 0 {waited} 0 20 0 1 0 {start} 0 0\n");
+            let line =
+                format!("{pid} (x) S {parent} 1 1 0 -1 0 0 0 0 0 {own} 0 {waited} 0 20 0 1 0 {start} 0 0\n");
             std::fs::write(folder.join("stat"), line).unwrap();
         }
 

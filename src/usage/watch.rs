@@ -225,7 +225,8 @@ impl Watch {
 
     /// Whether nobody else who is watched holds this one, as far as can be told.
     fn is_apart(&self, number: u32) -> bool {
-        let others = || self.watched.iter().filter(|(other, _)| **other != number).map(|(_, watched)| &watched.kind);
+        let others =
+            || self.watched.iter().filter(|(other, _)| **other != number).map(|(_, watched)| &watched.kind);
         match &self.watched[&number].kind {
             Kind::Process(tree, home) => !others().any(|other| match other {
                 Kind::Process(other, _) => other.holds(tree.root()),
@@ -233,7 +234,9 @@ impl Watch {
             }),
             Kind::Group(group) => !others().any(|other| match other {
                 Kind::Group(other) => other.surrounds(&group.path),
-                Kind::Process(_, Some(home)) => !group.surrounds(home) && group.path.starts_with(home.as_str()),
+                Kind::Process(_, Some(home)) => {
+                    !group.surrounds(home) && group.path.starts_with(home.as_str())
+                }
                 Kind::Process(_, None) => false,
             }),
         }
