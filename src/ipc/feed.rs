@@ -307,3 +307,28 @@ fn state_of(domain: &Domain, character: &Character) -> (Liveness, Option<String>
 fn hung(source: &str, ns: u64) -> String {
     format!("the {source} driver has not answered for {} s; see the kernel's log", ns / 1_000_000_000)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_battery_that_is_silent_rests_and_anything_else_never_answered() {
+        let domain = |kind| Domain {
+            name: "x".into(),
+            kind,
+            source: "battery".into(),
+            device: None,
+            parent: None,
+            grade: crate::energy::Grade::Integrated,
+            ceiling_mw: None,
+            latency_ns: 0,
+            quantum_uj: 1,
+        };
+        let mut character = Character::new(false);
+        character.observe(1_000, 2_000, &Reading::default());
+        let reason = |kind| state_of(&domain(kind), &character).1.unwrap();
+        assert!(reason(Kind::Battery).contains("not discharging"), "{}", reason(Kind::Battery));
+        assert!(reason(Kind::Gpu).contains("never answered"), "{}", reason(Kind::Gpu));
+    }
+}
