@@ -12,7 +12,7 @@ mod machine;
 use machine::{Dice, Truth, domain};
 use wattspan::energy::{Domain, Kind};
 use wattspan::ledger::account::Account;
-use wattspan::ledger::{Ledger, Opening, Settings, SpanKey};
+use wattspan::ledger::{CPU_TIME, Ledger, Look, Opening, Settings, SpanKey, Subject, Used};
 
 const MS: u64 = 1_000_000;
 /// Pairs between two samples of a 1 kHz sampler: 100,000 pairs a second.
@@ -28,14 +28,16 @@ struct Rig {
     told_uj: u64,
     now_ns: u64,
     dice: Dice,
+    /// The spans' process; 0: none.
+    subject: u32,
 }
 
-fn opening(at_ns: u64) -> Opening {
-    Opening::plain(String::new(), at_ns)
+fn opening(at_ns: u64, subject: u32) -> Opening {
+    Opening { subject, ..Opening::plain(String::new(), at_ns) }
 }
 
 impl Rig {
-    fn new(open: usize, domains: usize, words: bool) -> Self {
+    fn new(open: usize, domains: usize, words: bool, process: bool) -> Self {
         let list: Vec<Domain> =
             (0..domains).map(|n| domain(&format!("d{n}"), Kind::Package, 61, Some(1_000_000))).collect();
         let settings = Settings { max_open: 2_000_000, max_waiting: 4_000_000, ..Settings::default() };
@@ -49,11 +51,15 @@ impl Rig {
             told_uj: 0,
             now_ns: 100 * MS,
             dice: Dice(42),
+            subject: 0,
         };
+        if process {
+            rig.subject = rig.ledger.admit(Subject::default());
+        }
         rig.tick();
         for _ in 0..open {
             let at_ns = rig.now_ns;
-            rig.keys.push(rig.ledger.open(at_ns, opening(at_ns)).expect("below the limit"));
+            rig.keys.push(rig.ledger.open(at_ns, opening(at_ns, rig.subject)).expect("below the limit"));
         }
         for _ in 0..30 {
             rig.tick();
@@ -67,6 +73,12 @@ impl Rig {
         let reading = self.truth.reading(self.now_ns);
         for index in 0..self.domains {
             self.ledger.feed(index, self.now_ns - 500, self.now_ns, &reading);
+        }
+        // As often as the daemon looks while spans close.
+        if self.subject != 0 && self.now_ns.is_multiple_of(10 * MS) {
+            let (at_ns, subject) = (self.now_ns, self.subject);
+            let used = [Used { subject, used: Some(at_ns / 3), apart: true }];
+            self.ledger.look(&Look { at_ns, basis: CPU_TIME, busy: Some(at_ns), used: &used });
         }
         if self.words {
             self.ledger.settle(self.now_ns, &mut self.settled);
@@ -87,7 +99,7 @@ impl Rig {
             for pair in 0..PAIRS_EACH_MS {
                 let at_ns = self.now_ns + (pair as u64) * (MS / PAIRS_EACH_MS as u64);
                 let place = self.dice.roll() as usize % self.keys.len();
-                let new = self.ledger.open(at_ns, opening(at_ns)).expect("below the limit");
+                let new = self.ledger.open(at_ns, opening(at_ns, self.subject)).expect("below the limit");
                 let old = std::mem::replace(&mut self.keys[place], new);
                 self.ledger.close(at_ns, old, at_ns, BTreeMap::new(), false).expect("it is open");
             }
@@ -98,7 +110,17 @@ impl Rig {
 }
 
 fn best(open: usize, domains: usize, words: bool) -> f64 {
-    let mut rig = Rig::new(open, domains, words);
+    best_of(Rig::new(open, domains, words, false))
+}
+
+/// The same for spans of a process: without its parts and with them, by turns, for a fair comparison.
+fn of_a_process(words: bool) -> (f64, f64) {
+    let turns = (0..3).map(|_| [false, true].map(|process| best_of(Rig::new(10_000, 4, words, process))));
+    turns.fold((f64::INFINITY, f64::INFINITY), |best, [plain, told]| (best.0.min(plain), best.1.min(told)))
+}
+
+fn best_of(mut rig: Rig) -> f64 {
+    let words = rig.words;
     rig.run(200);
     let best = (0..5).map(|_| rig.run(400)).fold(f64::INFINITY, f64::min);
     assert!(words || rig.told_uj > 0, "nothing was attributed");
@@ -114,7 +136,7 @@ fn row(what: &str, target: f64, value: f64, unit: &str) {
 /// counts instructions (the difference between two counts of ticks leaves the rig's own out) and for busy machines.
 fn short(mut numbers: impl Iterator<Item = usize>) {
     let mut number = |otherwise| numbers.next().unwrap_or(otherwise);
-    let mut rig = Rig::new(number(10_000), number(4), false);
+    let mut rig = Rig::new(number(10_000), number(4), false, false);
     let (ticks, runs) = (number(400), number(1));
     let best = (0..runs).map(|_| rig.run(ticks)).fold(f64::INFINITY, f64::min);
     println!("{best:.1} ns");
@@ -130,6 +152,10 @@ fn main() {
     row("10,000 open, 4 domains", 150.0, few, "ns");
     row("1,000,000 open, 4 domains, over 10,000", 6.0, best(1_000_000, 4, false) / few, "x");
     row("10,000 open, 16 domains, over 4", 3.0, best(10_000, 16, false) / few, "x");
+    let (plain, told) = of_a_process(false);
+    row("a span with a process, over one without", 1.05, told / plain, "x");
+    let (plain, told) = of_a_process(true);
+    row("the same with each account made into words", 1.5, told / plain, "x");
     println!("with each account made into words besides: {:.1} ns", best(10_000, 4, true));
     println!(
         "for comparison: {:.1} ns with 1 open, {:.1} ns with 1 domain",

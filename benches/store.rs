@@ -103,6 +103,7 @@ fn account(at: u64) -> Account {
         idle_uj: Some(uj / 5),
         error_uj: Some(61_000 + at % 61),
         unknown_ns: 0,
+        process_uj: None,
     };
     Account {
         span: name(at),
@@ -130,6 +131,10 @@ fn account(at: u64) -> Account {
         ],
         phases: vec![],
         durable: None,
+        process: None,
+        cgroup: None,
+        process_uj: None,
+        process_reason: None,
     }
 }
 

@@ -62,6 +62,11 @@ pub fn monotonic_ns() -> u64 {
     nanoseconds(clock_gettime(ClockId::Monotonic))
 }
 
+/// Time since the boot in nanoseconds, sleep included where the system tells it.
+pub fn boot_ns() -> u64 {
+    nanoseconds(clock_gettime(WithSleep))
+}
+
 /// Wall time in nanoseconds since 1970; only ever a label.
 pub fn unix_ns() -> u64 {
     nanoseconds(clock_gettime(ClockId::Realtime))

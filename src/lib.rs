@@ -34,6 +34,9 @@ pub mod ledger;
 /// The ledger on disk.
 pub mod store;
 
+/// Who used the machine: CPU time of processes and control groups.
+pub mod usage;
+
 /// The words on the wire.
 pub mod protocol;
 

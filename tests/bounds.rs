@@ -121,6 +121,7 @@ fn run(plan: &Plan, seed: u64) -> Vec<Account> {
                     at_ns: at,
                     uid: 0,
                     unix_ns: 0,
+                    subject: 0,
                 };
                 keys.insert(span, ledger.open(at, opening).unwrap());
                 ledger.mark(at, keys[&span], "first".into(), at + held[0].to_ns.abs_diff(at) / 3).unwrap();

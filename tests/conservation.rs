@@ -24,6 +24,7 @@ fn opening(name: &str, at_ns: u64, weight: f64, domains: Option<Vec<usize>>) -> 
         at_ns,
         uid: 1000,
         unix_ns: 0,
+        subject: 0,
     }
 }
 

@@ -320,6 +320,7 @@ fn no_library_or_no_driver_is_absent_with_the_reason_and_the_mend() {
     fs::remove_file(library.path()).unwrap();
     let reason = absent(&library);
     assert!(reason.contains("cannot open shared object file"), "{reason}");
+    assert_eq!(reason.matches("libnvidia-ml.so").count(), 1, "{reason}");
 }
 
 #[test]

@@ -242,3 +242,33 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn the_power_within_a_counters_steps_is_recorded_and_replayed() {
+    let (domains, _) = recording();
+    let reading = |valid: bool, energy_uj: u64, shape_uj: u64| Reading {
+        valid,
+        energy_uj: if valid { energy_uj } else { 0 },
+        shape_uj,
+        ..Reading::default()
+    };
+    // The counter is asked in every second read, the power in every one; the second domain has no such sensor.
+    let shown = |tick: u64| {
+        [reading(tick.is_multiple_of(2), 100 * (tick / 2 + 1), 60 * tick + 1), reading(true, tick * 10, 0)]
+    };
+    let mut out = Vec::new();
+    let mut recorder = Recorder::new(&mut out, &domains[..2], true).unwrap();
+    for tick in 0..=10 {
+        recorder.record(0, tick * MS, tick * MS + 1, &shown(tick)).unwrap();
+    }
+    recorder.flush().unwrap();
+    drop(recorder);
+    let (mut opened, clock) = started(&out);
+    for tick in 0..10 {
+        assert_eq!(read(&mut opened, &clock, tick * MS + 1), shown(tick), "{tick}");
+    }
+    // The next round goes on from where this one ended.
+    let next = read(&mut opened, &clock, 10 * MS + 1 + MS + 1);
+    assert_eq!(next[0].shape_uj, 600 + 60 + 1);
+    assert_eq!(next[1].energy_uj, 100 + 10);
+}

@@ -14,8 +14,8 @@ use crate::ledger::account::{Account, Share, State};
 /// Width of the labels.
 const LABEL: usize = 12;
 
-/// The account below `title`.
-pub fn account(title: &str, account: &Account, terminal: Terminal) -> String {
+/// The account below `title`; `whose`: what the process is called whose part is told beside the whole, if not its number.
+pub fn account(title: &str, whose: Option<&str>, account: &Account, terminal: Terminal) -> String {
     let mut out = format!("{}\n\n", terminal.paint(Tone::Head, title));
     let duration_ns = account.closed_ns.map(|closed| closed.saturating_sub(account.opened_ns));
     let whole = match account.share_uj {
@@ -29,6 +29,9 @@ pub fn account(title: &str, account: &Account, terminal: Terminal) -> String {
     line(&mut out, "mean power", &mean_power(account, duration_ns), terminal);
     line(&mut out, "time", &duration_ns.map_or("still open".into(), time), terminal);
     line(&mut out, "idle part", &idle(account), terminal);
+    if let Some(part) = part(whose, account) {
+        line(&mut out, "by CPU time", &part, terminal);
+    }
     if let Some(shared) = shared(account) {
         line(&mut out, "shared", &shared, terminal);
     }
@@ -123,6 +126,21 @@ fn idle(account: &Account) -> String {
     }
 }
 
+/// The part of the account's process or control group, and that it is a model.
+fn part(whose: Option<&str>, account: &Account) -> Option<String> {
+    let named = match (whose, account.process, &account.cgroup) {
+        (_, _, Some(group)) => format!("the control group {}", printable(group)),
+        (Some(whose), _, None) => whose.to_owned(),
+        (None, Some(pid), None) => format!("process {pid} with its children"),
+        (None, None, None) => "the process that asked".to_owned(),
+    };
+    match (account.process_uj, &account.process_reason) {
+        (Some(uj), _) => Some(format!("{} of it fell to {named} (a model)", energy(uj, None))),
+        (None, Some(reason)) => Some(format!("{}: {named}", unknown(&printable(reason)))),
+        (None, None) => None,
+    }
+}
+
 fn shared(account: &Account) -> Option<String> {
     let others = account.peak_concurrency.checked_sub(1).filter(|&others| others > 0)?;
     let spans = if others == 1 { "span" } else { "spans" };
@@ -163,15 +181,15 @@ fn share_of(share: &Share) -> String {
 }
 
 fn domains(account: &Account, duration_ns: Option<u64>, terminal: Terminal) -> String {
-    let heads = [
+    let mut table = Table::new([
         words("DOMAIN"),
         words("ENERGY"),
         figures("POWER"),
         figures("IDLE"),
+        figures("BY USE"),
         figures("WINDOW"),
         words("GRADE"),
-    ];
-    let mut table = Table::new(heads);
+    ]);
     for share in &account.domains {
         let mean = |uj: Option<u64>| uj.zip(duration_ns).and_then(|(uj, ns)| mean_mw(uj, ns));
         let alone =
@@ -182,6 +200,7 @@ fn domains(account: &Account, duration_ns: Option<u64>, terminal: Terminal) -> S
             share_of(share),
             mean(share.share_uj).map_or_else(|| "unknown".into(), |mw| power_alone(mw, error_mw)),
             alone(share.idle_uj),
+            share.process_uj.map_or_else(|| "unknown".into(), |uj| energy_alone(uj, None)),
             alone(share.window_uj),
             grade(share.grade).into(),
         ]);

@@ -190,7 +190,9 @@ fn shown(told: &Told, terminal: Terminal) -> String {
     let command = super::terminal::printable(&told.command.join(" "));
     match told.runs.as_slice() {
         [run] => match &run.account {
-            Some(account) => report::account(&format!("Energy of: {command}"), account, terminal),
+            Some(account) => {
+                report::account(&format!("Energy of: {command}"), Some("the command"), account, terminal)
+            }
             None => {
                 let why = run.unknown.as_deref().unwrap_or_default();
                 format!("Energy of: {command}\n\n  energy       {}\n", super::quantity::unknown(why))

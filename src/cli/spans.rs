@@ -70,7 +70,7 @@ fn one(meter: &Meter, client: &Client, span: &str) -> Result<u8, Trouble> {
         serde_json::to_string(&account)? + "\n"
     } else {
         let title = format!("Energy of: {}", printable(&account.name));
-        report::account(&title, &account, Terminal::of(&stdout()))
+        report::account(&title, None, &account, Terminal::of(&stdout()))
     };
     stdout().write_all(text.as_bytes())?;
     Ok(OK)

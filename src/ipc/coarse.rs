@@ -121,17 +121,25 @@ pub fn fits(account: &Account) -> bool {
         mean_power_mw: _,
         peak_concurrency: _,
         durable: _,
+        process: _,
+        cgroup: _,
+        process_uj,
+        process_reason: _,
         domains,
         phases,
     } = account;
     let times = on_grid(*opened_ns) && closed_ns.is_some_and(on_grid);
-    let sums = [share_uj, window_uj, error_uj].into_iter().all(whole) && idle_uj.is_none();
+    let sums =
+        [share_uj, window_uj, error_uj].into_iter().all(whole) && idle_uj.is_none() && process_uj.is_none();
     times && sums && domains.iter().all(share_fits) && phases.iter().all(phase_fits)
 }
 
 fn share_fits(share: &Share) -> bool {
-    let Share { domain: _, grade: _, window_uj, share_uj, idle_uj, error_uj, unknown_ns } = share;
-    [share_uj, window_uj, error_uj].into_iter().all(whole) && idle_uj.is_none() && on_grid(*unknown_ns)
+    let Share { domain: _, grade: _, window_uj, share_uj, idle_uj, error_uj, unknown_ns, process_uj } = share;
+    [share_uj, window_uj, error_uj].into_iter().all(whole)
+        && idle_uj.is_none()
+        && process_uj.is_none()
+        && on_grid(*unknown_ns)
 }
 
 fn phase_fits(phase: &Phase) -> bool {
@@ -161,6 +169,7 @@ mod tests {
             idle_uj: Some(uj / 3),
             error_uj: Some(error_uj),
             unknown_ns: 7,
+            process_uj: None,
         }
     }
 
@@ -189,6 +198,10 @@ mod tests {
             mean_power_mw: Some(1),
             peak_concurrency: 9,
             durable: None,
+            process: None,
+            cgroup: None,
+            process_uj: None,
+            process_reason: None,
             domains: vec![share(uj, error_uj)],
             phases: vec![phase(10, uj / 2), phase(11, uj - uj / 2)],
         }

@@ -16,6 +16,7 @@ use super::readiness_ffi::Watched;
 use super::service::{Caller, Service};
 use super::ticket::{ConnectionId, Ticket};
 use crate::protocol::{END, Refusal};
+use crate::usage::Origin;
 
 /// Most answers of one client that may be awaited at a time.
 const MOST_AWAITED: usize = 4096;
@@ -44,6 +45,7 @@ pub struct Connection {
     key: usize,
     id: ConnectionId,
     peer: Peer,
+    origin: Option<Origin>,
     rest: Vec<u8>,
     scanned: usize,
     outbox: Outbox,
@@ -63,12 +65,19 @@ pub struct Connection {
 
 impl Connection {
     /// A client that has just connected; `key` is its place in the poller.
-    pub fn new(socket: Watched<UnixStream>, key: usize, id: ConnectionId, peer: Peer) -> Self {
+    pub fn new(
+        socket: Watched<UnixStream>,
+        key: usize,
+        id: ConnectionId,
+        peer: Peer,
+        origin: Option<Origin>,
+    ) -> Self {
         Self {
             socket,
             key,
             id,
             peer,
+            origin,
             rest: Vec::new(),
             scanned: 0,
             outbox: Outbox::default(),
@@ -189,7 +198,7 @@ impl Connection {
             return self.refuse(&Refusal::InvalidValue { field: "message".into(), reason });
         }
         let ticket = Ticket { connection: self.id, slot: self.outbox.next_slot() };
-        let caller = Caller { peer: self.peer, ticket };
+        let caller = Caller { peer: self.peer, ticket, origin: self.origin };
         let out = self.outbox.tail();
         let before = out.len();
         let outcome = exchange(service, &caller, message, out);

@@ -5,6 +5,7 @@
 //! or the service has something due: idle costs nothing.
 
 use std::io;
+use std::os::fd::AsFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,13 +19,14 @@ use super::coarse;
 use super::connection::{Connection, Fate};
 use super::exchange::Stream;
 use super::gate::Gate;
+use super::peer;
 use super::readiness_ffi::Watched;
 use super::seat::Seats;
 use super::service::{Final, Service};
 use super::ticket::Ticket;
 use super::told;
 use crate::ledger::account::Account;
-use crate::protocol::{Refusal, Reply};
+use crate::protocol::{Access, Refusal, Reply};
 
 /// Where clients come from, and what ends the service.
 #[derive(Debug, Default)]
@@ -170,10 +172,13 @@ impl Door {
     /// Gives a client its place.
     fn seat(&mut self, stream: UnixStream, peer: Peer) -> io::Result<()> {
         let poller = &self.poller;
+        // Now, so that a later process of the same number is not taken for it.
+        let pid = peer::process(stream.as_fd()).filter(|_| peer.access >= Access::Coarse);
+        let origin = self.service.origin_of(pid);
         self.seats.seat(|place, id| {
             let key = place + FIRST_CONNECTION;
             let socket = Watched::new(poller, stream, Event::readable(key))?;
-            Ok(Connection::new(socket, key, id, peer))
+            Ok(Connection::new(socket, key, id, peer, origin))
         })
     }
 

@@ -6,7 +6,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::energy::{Domain, Liveness, Reading};
+use crate::energy::{Domain, Kind, Liveness, Reading};
 use crate::ledger::{self, Ledger, Opening};
 use crate::protocol::{DomainStatus, SamplerStatus, Window};
 use crate::ring::{Reader, Sample};
@@ -78,7 +78,7 @@ impl Feeds {
             let first = domains.len();
             for (domain, advanced) in from.domains.iter().zip(from.advanced.iter()) {
                 let character = Character::new(*advanced);
-                let liveness = character.liveness();
+                let liveness = state_of(domain, &character);
                 domains.push(Metered {
                     domain: domain.clone(),
                     character,
@@ -160,7 +160,7 @@ impl Feeds {
             let hung_ns = self.feeds[metered.feed].sampler.hung_for_ns(now_ns).filter(|ns| *ns > HUNG_NS);
             let liveness = match hung_ns {
                 Some(ns) => (Liveness::Lost, Some(hung(&metered.domain.source, ns))),
-                None => metered.character.liveness(),
+                None => state_of(&metered.domain, &metered.character),
             };
             if liveness.0 != metered.liveness.0 {
                 self.announce(at, &liveness);
@@ -293,6 +293,42 @@ fn take_in(sample: &Sample, first: usize, domains: &mut [Metered], ledger: &mut 
     }
 }
 
+/// The domain's state; a battery that is silent is so because nothing is drawn from it.
+fn state_of(domain: &Domain, character: &Character) -> (Liveness, Option<String>) {
+    const RESTS: &str = "is not discharging; a battery is metered only while it feeds the machine";
+    match character.liveness() {
+        (silent, Some(_)) if domain.kind == Kind::Battery && silent != Liveness::Live => {
+            (silent, Some(RESTS.into()))
+        }
+        state => state,
+    }
+}
+
 fn hung(source: &str, ns: u64) -> String {
     format!("the {source} driver has not answered for {} s; see the kernel's log", ns / 1_000_000_000)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_battery_that_is_silent_rests_and_anything_else_never_answered() {
+        let domain = |kind| Domain {
+            name: "x".into(),
+            kind,
+            source: "battery".into(),
+            device: None,
+            parent: None,
+            grade: crate::energy::Grade::Integrated,
+            ceiling_mw: None,
+            latency_ns: 0,
+            quantum_uj: 1,
+        };
+        let mut character = Character::new(false);
+        character.observe(1_000, 2_000, &Reading::default());
+        let reason = |kind| state_of(&domain(kind), &character).1.unwrap();
+        assert!(reason(Kind::Battery).contains("not discharging"), "{}", reason(Kind::Battery));
+        assert!(reason(Kind::Gpu).contains("never answered"), "{}", reason(Kind::Gpu));
+    }
 }

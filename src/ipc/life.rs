@@ -16,21 +16,22 @@ use crate::protocol::{Access, CloseSpan, MarkPhase, OpenSpan, OpenedSpan, Refusa
 
 impl Service {
     /// OpenSpan.
-    pub fn open(&mut self, caller: &Caller, call: OpenSpan) -> Result<OpenedSpan, Refusal> {
+    pub fn open(&mut self, caller: &Caller, mut call: OpenSpan) -> Result<OpenedSpan, Refusal> {
         let now_ns = self.clock.now_ns();
         let asked_ns = self.edge(call.at_ns, now_ns)?;
         let coarse = caller.peer.access < Access::Span;
         let at_ns = if coarse { self.coarse.opening_ns(asked_ns, now_ns) } else { asked_ns };
-        let span = match call.span {
+        let span = match call.span.take() {
             Some(span) => notes::check_word("span", &span, notes::SPAN_BYTES).map(|()| span)?,
             None => self.tokens.next(),
         };
-        let name = call.name.unwrap_or_default();
+        let name = call.name.take().unwrap_or_default();
         notes::check_text("name", &name, notes::NAME_BYTES)?;
-        let attributes = call.attributes.unwrap_or_default();
+        let attributes = call.attributes.take().unwrap_or_default();
         let pairs = attributes.len();
         let noted = notes::check_attributes(&attributes, 0)? + name.len();
         self.register.check_room(&caller.peer, &span, noted)?;
+        let subject = self.subject_of(caller, &call)?;
         let opening = Opening {
             span: span.clone(),
             name,
@@ -40,6 +41,7 @@ impl Service {
             at_ns,
             uid: caller.peer.uid,
             unix_ns: clock::unix_ns().saturating_add(at_ns).saturating_sub(now_ns),
+            subject,
         };
         let key = self.ledger.open(now_ns, opening).map_err(|refused| refusal(refused, &span, at_ns))?;
         self.register.enter(caller.peer.uid, &span, key, caller.ticket.connection, (noted, pairs));

@@ -11,6 +11,7 @@ use super::service::{Service, Settings};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::source::Inventory;
+use crate::usage::Roots;
 use crate::{ledger, sampler, source};
 
 /// The settings of every stage.
@@ -58,7 +59,13 @@ impl Plan {
             ..ledger::Settings::default()
         };
         let policy = Policy::new(&config.access);
-        let service = Settings { ledger, limits: config.limits.clone(), policy, history_ns };
+        let roots = Roots {
+            proc_root: config.source.proc_root.clone(),
+            sysfs_root: config.source.sysfs_root.clone(),
+        };
+        let nvml_library = config.source.nvml_library.clone();
+        let service =
+            Settings { ledger, limits: config.limits.clone(), policy, history_ns, roots, nvml_library };
         Self { source, sampler, service }
     }
 

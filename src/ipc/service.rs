@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::clock::{self, Clock};
@@ -15,14 +16,17 @@ use crate::ledger::account::Account;
 use crate::ledger::{self, Ledger, SpanKey};
 use crate::protocol::Refusal;
 use crate::sampler;
+use crate::usage::{Origin, Roots};
 
 use super::access::{Peer, Policy};
 use super::allowance::{Allowance, Excess};
 use super::coarse_spans::CoarseSpans;
 use super::feed::Feeds;
+use super::gpu_share::GpuShares;
 use super::keeping::Keeping;
 use super::recall::Known;
 use super::register::Register;
+use super::subject::Subjects;
 use super::ticket::Ticket;
 use super::token::Tokens;
 
@@ -40,6 +44,10 @@ pub struct Settings {
     pub policy: Policy,
     /// How far back readings are kept, and edges are taken, at least.
     pub history_ns: u64,
+    /// Where processes and control groups are shown.
+    pub roots: Roots,
+    /// A library to load instead of the system's NVML.
+    pub nvml_library: Option<PathBuf>,
 }
 
 /// Who calls, through what.
@@ -49,6 +57,8 @@ pub struct Caller {
     pub peer: Peer,
     /// Where an awaited answer would go.
     pub ticket: Ticket,
+    /// The process at the other end, where the transport tells it.
+    pub origin: Option<Origin>,
 }
 
 /// What a close gives.
@@ -81,6 +91,7 @@ pub struct Service {
     pub(super) coarse: CoarseSpans,
     allowance: Allowance,
     pub(super) tokens: Tokens,
+    pub(super) subjects: Subjects,
     pub(super) boot_id: String,
     /// Room to settle into, empty between two calls.
     settled: Vec<(SpanKey, Account)>,
@@ -104,6 +115,7 @@ impl Service {
         let index = feeds.domains().enumerate().map(|(at, domain)| (domain.name.clone(), at)).collect();
         let mut ledger = Ledger::new(feeds.domains().cloned().collect(), settings.ledger.clone());
         feeds.introduce(&mut ledger);
+        let gpus = GpuShares::new(feeds.domains(), settings.nvml_library.clone());
         Ok(Self {
             clock,
             ledger,
@@ -112,6 +124,7 @@ impl Service {
             register: Register::new(settings.limits.clone()),
             coarse: CoarseSpans::new(settings.ledger.horizon_ns),
             allowance: Allowance::default(),
+            subjects: Subjects::new(settings.roots.clone(), gpus),
             settings,
             index,
             tokens: Tokens::new()?,
@@ -179,6 +192,7 @@ impl Service {
     fn take_in(&mut self, now_ns: u64) {
         self.taken_in_ns = now_ns;
         self.feeds.drain(now_ns, &mut self.ledger);
+        self.look(now_ns);
         self.ledger.settle(now_ns, &mut self.settled);
         let mut settled = std::mem::take(&mut self.settled);
         for (key, account) in settled.drain(..) {
@@ -205,6 +219,7 @@ impl Service {
         const EAGER_NS: u64 = 500_000;
         let relaxed_ns = now_ns + if self.hurried { RELAXED_NS } else { IDLE_NS };
         let relaxed_ns = self.coarse.due_ns().map_or(relaxed_ns, |due_ns| due_ns.clamp(now_ns, relaxed_ns));
+        let relaxed_ns = relaxed_ns.min(self.look_due_ns().unwrap_or(u64::MAX).max(now_ns));
         if !self.finals.is_empty() || !self.replies.is_empty() || self.has_news() {
             return now_ns;
         }

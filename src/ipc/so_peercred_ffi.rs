@@ -15,6 +15,16 @@ const MOST_GROUPS: usize = 65_536;
 
 /// The peer's credentials.
 pub fn credentials(socket: BorrowedFd) -> io::Result<Credentials> {
+    let cred = connected(socket)?;
+    Ok(Credentials { uid: cred.uid, gid: cred.gid, groups: groups(socket)? })
+}
+
+/// The process that connected; `None` where it has no number in this PID namespace.
+pub fn process(socket: BorrowedFd) -> Option<u32> {
+    u32::try_from(connected(socket).ok()?.pid).ok().filter(|pid| *pid > 0)
+}
+
+fn connected(socket: BorrowedFd) -> io::Result<libc::ucred> {
     let mut cred = libc::ucred { pid: 0, uid: 0, gid: 0 };
     let mut length = size_of::<libc::ucred>() as libc::socklen_t;
     // SAFETY: the descriptor is open for the call, and the kernel writes at most `length` bytes, the size of `cred`.
@@ -30,7 +40,7 @@ pub fn credentials(socket: BorrowedFd) -> io::Result<Credentials> {
     if status != 0 {
         return Err(io::Error::last_os_error());
     }
-    Ok(Credentials { uid: cred.uid, gid: cred.gid, groups: groups(socket)? })
+    Ok(cred)
 }
 
 /// The peer's supplementary groups.
@@ -74,6 +84,7 @@ mod tests {
         let (here, _there) = UnixStream::pair().unwrap();
         let peer = credentials(here.as_fd()).unwrap();
         assert_eq!(peer.uid, rustix::process::geteuid().as_raw());
+        assert_eq!(process(here.as_fd()), Some(std::process::id()));
         assert_eq!(peer.gid, rustix::process::getegid().as_raw());
         let mut ours: Vec<u32> =
             rustix::process::getgroups().unwrap().into_iter().map(|group| group.as_raw()).collect();

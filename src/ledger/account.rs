@@ -41,6 +41,10 @@ pub struct Share {
     /// Of `share_uj`, what the domain would have used anyway; absent while no idle power is known.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub idle_uj: Option<u64>,
+    /// Of `share_uj`, what fell to the account's process or control group by what it used (CPU time, a GPU's time): a
+    /// model, whatever the grade. Absent where the domain is not split or nobody knows.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub process_uj: Option<u64>,
     /// Guaranteed: the true share is within `share_uj ± error_uj`. Absent while no guarantee can be given.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub error_uj: Option<u64>,
@@ -102,6 +106,19 @@ pub struct Account {
     /// Likewise.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub error_uj: Option<u64>,
+    /// The process that `process_uj` is about, with its descendants.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub process: Option<u32>,
+    /// Or the control group.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub cgroup: Option<String>,
+    /// The sum over the domains that are split by CPU time, each joule once; absent if one of them is unknown. A GPU's
+    /// part stands in its own row.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub process_uj: Option<u64>,
+    /// Why that is not known.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub process_reason: Option<String>,
     /// The worst of the counted domains.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub grade: Option<Grade>,

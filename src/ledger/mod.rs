@@ -20,8 +20,11 @@ mod glide;
 mod head;
 mod idle;
 mod knot;
+mod lineage;
 mod mark;
+mod part;
 mod passage;
+mod portion;
 mod queue;
 mod result;
 mod roster;
@@ -29,16 +32,20 @@ mod settle;
 mod settled;
 mod share;
 mod span;
+mod subject;
 mod survey;
 mod terms;
 mod track;
+mod usage;
 mod weight;
 
+pub use portion::CPU_TIME;
 pub use settled::Settled;
-pub use terms::{Opening, Refused, Settings, SpanKey};
+pub use terms::{Look, Opening, Refused, Settings, SpanKey, Subject, Used};
 
 use account::{Account, Balance};
 use head::Head;
+use portion::Portions;
 use queue::{Edge, Event, Queue};
 use roster::Roster;
 use span::Life;
@@ -56,6 +63,7 @@ pub struct Ledger {
     roster: Roster,
     queue: Queue,
     head: Head,
+    portions: Portions,
     /// The domains that are live, and those in the host's total, one bit each.
     live: u64,
     counted: u64,
@@ -82,6 +90,7 @@ impl Ledger {
             .collect();
         Self {
             roster: Roster::new(count),
+            portions: Portions::new(&tracks),
             tracks,
             settings,
             queue: Queue::default(),
@@ -143,7 +152,11 @@ impl Ledger {
             self.busy_since_ns = now_ns;
         }
         let key = self.roster.admit(opening, opened_ns, weight, scope);
-        self.roster.span_mut(slot(key)).counted = scope & self.counted;
+        let span = self.roster.span_mut(slot(key));
+        span.counted = scope & self.counted;
+        if span.subject != 0 {
+            self.portions.hold(span.subject);
+        }
         self.open += 1;
         self.queue.insert(event(opened_ns, key, scope, Edge::Open, weight));
         Ok(key)
@@ -176,8 +189,7 @@ impl Ledger {
         let at_ns = self.edge_of_open(now_ns, key, at_ns)?;
         let domains = self.tracks.len();
         let span = self.roster.find_mut(key).ok_or(Refused::NoSuchSpan)?;
-        span.weight = weight;
-        span.story(domains);
+        span.turn(at_ns, weight, domains);
         let scope = span.scope;
         self.queue.insert(event(at_ns, key, scope, Edge::Weight, weight));
         Ok(())
@@ -236,7 +248,9 @@ impl Ledger {
     pub fn account(&self, now_ns: u64, key: SpanKey) -> Result<Account, Refused> {
         self.roster.find(key).ok_or(Refused::NoSuchSpan)?;
         let (span, marks) = self.roster.view(slot(key));
-        Ok(result::so_far(span, marks, &self.tracks, now_ns))
+        let mut account = result::so_far(span, marks, &self.tracks, now_ns);
+        self.portions.tell(&mut account, span, key, &self.tracks);
+        Ok(account)
     }
 
     /// Where each domain's joules went: `measured = attributed + unattributed`, exactly. The two sides are summed

@@ -47,6 +47,11 @@ fn scope<'a>(
     tracks.iter().zip(marks).filter(|(track, _)| span.scope >> track.index() & 1 == 1)
 }
 
+/// The domains of a span's account, in its order.
+pub(crate) fn scope_of<'a>(span: &'a Span, tracks: &'a [Track]) -> impl Iterator<Item = &'a Track> {
+    tracks.iter().filter(|track| span.scope >> track.index() & 1 == 1)
+}
+
 fn final_share(track: &Track, mark: &Mark) -> Share {
     let duration_known = mark.unknown_ns == 0;
     let error = mark.wobble;
@@ -56,6 +61,7 @@ fn final_share(track: &Track, mark: &Mark) -> Share {
         window_uj: Some(mark.energy),
         share_uj: Some(whole_uj(mark.g)),
         idle_uj: mark.idle_uj(),
+        process_uj: None,
         error_uj: if duration_known { guaranteed_uj(error) } else { None },
         unknown_ns: mark.unknown_ns,
     }
@@ -69,6 +75,7 @@ fn running_share(track: &Track, mark: &Mark, lane: &Lane, opened_ns: u64, end_ns
         window_uj: None,
         share_uj: None,
         idle_uj: None,
+        process_uj: None,
         error_uj: None,
         unknown_ns: length_ns,
     };
@@ -131,6 +138,10 @@ fn frame(span: &Span, state: State, shares: Vec<Share>, tracks: &[Track]) -> Acc
         window_uj: sum(|share| share.window_uj),
         idle_uj: sum(|share| share.idle_uj),
         error_uj: sum(|share| share.error_uj),
+        process: None,
+        cgroup: None,
+        process_uj: None,
+        process_reason: None,
         grade: counted.iter().map(|share| share.grade).max().or_else(|| worst(&shares)),
         mean_power_mw: if final_state { mean_power_mw(share_uj, length_ns) } else { None },
         peak_concurrency: span.peak.max(1),

@@ -136,6 +136,12 @@ impl Roster {
         &mut self.spans[slot as usize]
     }
 
+    /// Every span that has a slot.
+    pub(crate) fn live(&self) -> impl Iterator<Item = (SpanKey, &Span)> {
+        let taken = self.spans.iter().zip(0..).filter(|(span, _)| span.life != Life::Free);
+        taken.map(|(span, slot)| (SpanKey::new(slot, span.generation), span))
+    }
+
     #[inline]
     pub(crate) fn key(&self, slot: u32) -> SpanKey {
         SpanKey::new(slot, self.spans[slot as usize].generation)

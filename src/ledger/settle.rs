@@ -32,9 +32,24 @@ impl Ledger {
             }
             track.settle(behind_ns, &self.queue, &mut self.roster, &mut self.done);
         }
+        if let Some((domain, before_ns)) = self.portions.follow(&self.tracks) {
+            self.forget_rows(domain, before_ns);
+        }
         let heads = self.queue.instants.end();
         let passed = self.tracks.iter().map(|track| track.cursor).min().unwrap_or(heads);
         self.queue.forget(passed, self.head.passed);
+    }
+
+    /// A domain's older rows make room; long spans that need them keep what they need.
+    #[cold]
+    fn forget_rows(&mut self, domain: usize, before_ns: u64) {
+        for (key, span) in self.roster.live() {
+            let uses = span.subject != 0 && (span.scope >> domain) & 1 == 1;
+            if uses && span.opened_ns <= before_ns {
+                self.portions.anchor(domain, key, span, &self.tracks);
+            }
+        }
+        self.portions.forget(domain);
     }
 
     /// Shows each freshly settled span's figures once, and forgets the span.
@@ -48,7 +63,11 @@ impl Ledger {
                 }
             }
             if !span.cancelled {
-                show(Settled { key: self.roster.key(slot), span, marks, tracks: &self.tracks });
+                let key = self.roster.key(slot);
+                show(Settled { key, span, marks, tracks: &self.tracks, portions: &self.portions });
+            }
+            if span.subject != 0 {
+                self.portions.release(span.subject, self.roster.key(slot));
             }
             self.roster.release(slot);
         }

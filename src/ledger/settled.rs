@@ -5,6 +5,7 @@
 
 use super::account::Account;
 use super::mark::{Mark, whole_uj};
+use super::portion::Portions;
 use super::result;
 use super::span::Span;
 use super::terms::SpanKey;
@@ -16,6 +17,7 @@ pub struct Settled<'a> {
     pub(super) span: &'a Span,
     pub(super) marks: &'a [Mark],
     pub(super) tracks: &'a [Track],
+    pub(super) portions: &'a Portions,
 }
 
 impl Settled<'_> {
@@ -32,6 +34,8 @@ impl Settled<'_> {
 
     /// The whole account.
     pub fn account(&self) -> Account {
-        result::settled(self.span, self.marks, self.tracks)
+        let mut account = result::settled(self.span, self.marks, self.tracks);
+        self.portions.tell(&mut account, self.span, self.key, self.tracks);
+        account
     }
 }

@@ -44,6 +44,8 @@ pub(crate) struct Story {
     /// Boundaries in the order of time, with the name of what begins there.
     pub phases: Vec<(u64, String)>,
     pub lanes: Vec<Lane>,
+    /// Where a changed weight began to hold, with it, in the order of time; the weight at the opening first.
+    pub turns: Vec<(u64, u64)>,
 }
 
 /// A span. What its close and its settling need comes first and fills one cache line.
@@ -69,6 +71,8 @@ pub(crate) struct Span {
     /// Whether it has a story.
     pub storied: bool,
     pub uid: u32,
+    /// Whose use of the domains it asks for; 0: nobody's.
+    pub subject: u32,
     /// Of its domains, those in the host's total.
     pub counted: u64,
     /// The latest weight, 2^-16.
@@ -90,13 +94,13 @@ impl Span {
     /// A new span in this slot; field by field, for a whole new `Span` would be written twice.
     #[inline]
     pub(crate) fn begin(&mut self, opening: Opening, opened_ns: u64, weight: u64, scope: u64) {
-        let Opening { span, name, attributes, at_ns, uid, unix_ns, .. } = opening;
+        let Opening { span, name, attributes, at_ns, uid, unix_ns, subject, .. } = opening;
         self.generation = self.generation.wrapping_add(1);
         self.life = Life::Open;
         self.id = span.into();
         self.name = name.into();
         replace(&mut self.attributes, attributes);
-        self.uid = uid;
+        (self.uid, self.subject) = (uid, subject);
         self.opened_ns = opened_ns;
         self.closed_ns = 0;
         self.moved_ns = opened_ns - at_ns.min(opened_ns);
@@ -113,11 +117,30 @@ impl Span {
         }
     }
 
+    /// From `at_ns` on it weighs this much.
+    pub(crate) fn turn(&mut self, at_ns: u64, weight: u64, domains: usize) {
+        let first = (self.opened_ns, std::mem::replace(&mut self.weight, weight));
+        let turns = &mut self.story(domains).turns;
+        if turns.is_empty() {
+            turns.push(first);
+        }
+        let place = turns.partition_point(|turn| turn.0 <= at_ns);
+        turns.insert(place, (at_ns, weight));
+    }
+
+    /// Its weights, each with the instant at which it ends.
+    pub(crate) fn weights(&self, end_ns: u64) -> impl Iterator<Item = (u64, u64)> + '_ {
+        let turns = self.story.as_ref().map_or(&[][..], |story| &story.turns);
+        let only = turns.is_empty().then_some((self.weight, end_ns));
+        let ends = turns.iter().skip(1).map(|turn| turn.0).chain([end_ns]);
+        only.into_iter().chain(turns.iter().zip(ends).map(|(turn, end_ns)| (turn.1, end_ns)))
+    }
+
     /// The span's rarer half, made when first needed.
     pub(crate) fn story(&mut self, domains: usize) -> &mut Story {
         self.storied = true;
         self.story.get_or_insert_with(|| {
-            Box::new(Story { phases: Vec::new(), lanes: vec![Lane::default(); domains] })
+            Box::new(Story { phases: Vec::new(), lanes: vec![Lane::default(); domains], turns: Vec::new() })
         })
     }
 }

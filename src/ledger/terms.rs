@@ -69,6 +69,8 @@ pub struct Opening {
     pub uid: u32,
     /// Wall time of the opening.
     pub unix_ns: u64,
+    /// Whose use of the domains is asked for, as [`Ledger::admit`](super::Ledger::admit) numbered it; 0: nobody's.
+    pub subject: u32,
 }
 
 impl Opening {
@@ -83,8 +85,44 @@ impl Opening {
             at_ns,
             uid: 0,
             unix_ns: 0,
+            subject: 0,
         }
     }
+}
+
+/// Somebody whose use of the domains is told apart: a process with its descendants, or a control group.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Subject {
+    /// The process at the root.
+    pub process: Option<u32>,
+    /// The control group's path.
+    pub cgroup: Option<String>,
+    /// Why nothing is known of its use, where that is so.
+    pub reason: Option<String>,
+}
+
+/// What one subject had used of a basis at the time of a look, since any beginning.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Used {
+    /// The subject's number.
+    pub subject: u32,
+    /// How much, in the basis's unit; `None`: nobody knows.
+    pub used: Option<u64>,
+    /// Whether it has nothing in common with the other subjects that say so too.
+    pub apart: bool,
+}
+
+/// A look at what was used of a basis so far.
+#[derive(Debug, Clone, Copy)]
+pub struct Look<'a> {
+    /// When.
+    pub at_ns: u64,
+    /// Of what: [`CPU_TIME`](super::CPU_TIME), or what [`Ledger::set_basis`](super::Ledger::set_basis) named.
+    pub basis: usize,
+    /// By everybody, in the basis's unit; `None`: nobody knows.
+    pub busy: Option<u64>,
+    /// By each subject; one that is left out used nothing since the look before.
+    pub used: &'a [Used],
 }
 
 /// Why the ledger refused.

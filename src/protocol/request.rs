@@ -36,6 +36,12 @@ pub struct OpenSpan {
     /// When it began; now where absent.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub at_ns: Option<i64>,
+    /// The process, with its descendants, whose part is told beside the whole; the caller's own where absent.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub process: Option<i64>,
+    /// Or the control group, as in `/proc/PID/cgroup`.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub cgroup: Option<String>,
 }
 
 /// Ends the running phase and begins the next.

@@ -104,6 +104,15 @@ mod nvml_gpu;
 #[cfg(target_os = "linux")]
 mod nvml_link;
 
+/// Which process used how much of an NVIDIA board.
+#[cfg(target_os = "linux")]
+pub mod nvml_use;
+
+/// Which process used how much of an NVIDIA board: not on this system.
+#[cfg(not(target_os = "linux"))]
+#[path = "nvml_use_elsewhere.rs"]
+pub mod nvml_use;
+
 /// RAPL through the registers themselves.
 pub mod msr;
 /// What NVML's refusals mean.

@@ -23,7 +23,7 @@ use super::{Inventory, Settings};
 pub const NAME: &str = "nvml";
 
 /// What the loader finds where no library is named.
-const LIBRARY: &str = "libnvidia-ml.so.1";
+pub(super) const LIBRARY: &str = "libnvidia-ml.so.1";
 
 /// How long the boards may take to answer at the start. A driver that keeps nothing warm needs a second for each board.
 const PATIENCE: Duration = Duration::from_secs(10);

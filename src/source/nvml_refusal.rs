@@ -10,10 +10,15 @@ use nvml_wrapper::error::NvmlError;
 pub fn refused_library(error: &NvmlError, library: &OsStr) -> String {
     let library = library.display();
     match error {
-        NvmlError::LibloadingError(error) => format!(
-            "{library}: {}; it comes with NVIDIA's driver: install that, or name the library with --nvml-library",
-            innermost(error)
-        ),
+        NvmlError::LibloadingError(error) => {
+            let said = innermost(error);
+            // The loader's words begin with the library that is missing: this one, or another that it needs.
+            let which = library.to_string();
+            let place = if said.starts_with(&which) { String::new() } else { format!("{which}: ") };
+            format!(
+                "{place}{said}; it comes with NVIDIA's driver: install that, or name the library with --nvml-library"
+            )
+        }
         NvmlError::FailedToLoadSymbol(symbol) => {
             format!("{library} is too old, or is no NVML: {symbol}; install a newer NVIDIA driver")
         }

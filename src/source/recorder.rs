@@ -76,9 +76,11 @@ impl<W: Write> Recorder<W> {
 
 fn push(line: &mut String, nth: usize, reading: &Reading) -> std::fmt::Result {
     let comma = if nth == 0 { "" } else { "," };
-    if !reading.valid {
-        return write!(line, "{comma}null");
+    let Reading { valid, energy_uj, doubt_uj, stamp_ns, epoch, shape_uj } = reading;
+    match (valid, shape_uj) {
+        (true, 0) => write!(line, "{comma}[{energy_uj},{doubt_uj},{stamp_ns},{epoch}]"),
+        (true, _) => write!(line, "{comma}[{energy_uj},{doubt_uj},{stamp_ns},{epoch},{shape_uj}]"),
+        (false, 0) => write!(line, "{comma}null"),
+        (false, _) => write!(line, "{comma}[{shape_uj}]"),
     }
-    let Reading { energy_uj, doubt_uj, stamp_ns, epoch, .. } = reading;
-    write!(line, "{comma}[{energy_uj},{doubt_uj},{stamp_ns},{epoch}]")
 }

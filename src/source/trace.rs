@@ -5,8 +5,9 @@
 //! {"first":0,"before_ns":1000,"after_ns":2500,"readings":[[12000000,0,0,0],null]}
 //! ```
 //!
-//! A reading is `[energy_uj, doubt_uj, stamp_ns, epoch]`, or null where the domain did not answer; `first` is the index of the
-//! first domain that the source has. With `loop` the trace begins anew at its end, else it holds its last readings.
+//! A reading is `[energy_uj, doubt_uj, stamp_ns, epoch]`, or null where the domain did not answer; a domain whose power is
+//! sensed beside its counter has `shape_uj` as a fifth number, or alone where the counter was not asked. `first` is the
+//! index of the first domain that the source has. With `loop` the trace begins anew at its end, else it holds its last readings.
 //! Owns the format and the looking up. Reads no clock; never takes more memory than `MOST_READINGS` need.
 
 use std::io::BufRead;
@@ -144,8 +145,11 @@ impl Track {
 
     /// By how much a whole round adds to energy, doubt and epoch.
     fn growth(&self) -> Reading {
+        let shapes =
+            || self.points.iter().map(|(_, reading)| reading.shape_uj).filter(|shape_uj| *shape_uj != 0);
+        let shape_uj = shapes().max().unwrap_or(0) - shapes().min().unwrap_or(0);
         let mut valid = self.points.iter().map(|(_, reading)| reading).filter(|reading| reading.valid);
-        let Some(first) = valid.next() else { return Reading::default() };
+        let Some(first) = valid.next() else { return Reading { shape_uj, ..Reading::default() } };
         let last = valid.next_back().unwrap_or(first);
         let whole =
             [self.points.first(), self.points.last()].into_iter().flatten().all(|(_, reading)| reading.valid);
@@ -155,18 +159,19 @@ impl Track {
             doubt_uj: last.doubt_uj - first.doubt_uj,
             stamp_ns: 0,
             epoch: (last.epoch - first.epoch).wrapping_add(u32::from(!whole)),
-            shape_uj: 0,
+            shape_uj,
         }
     }
 
     /// The reading at `at` as it looks in round `turn`.
     fn reading(&self, at: usize, turn: u64, turn_ns: u64, start_ns: u64) -> Reading {
         let reading = self.points[at].1;
-        if !reading.valid {
-            return Reading::default();
-        }
         let growth = if turn == 0 { Reading::default() } else { self.growth() };
         let shifted = |value: u64, by: u64| value.saturating_add(by.saturating_mul(turn));
+        let shape_uj = if reading.shape_uj == 0 { 0 } else { shifted(reading.shape_uj, growth.shape_uj) };
+        if !reading.valid {
+            return Reading { shape_uj, ..Reading::default() };
+        }
         Reading {
             valid: true,
             energy_uj: shifted(reading.energy_uj, growth.energy_uj),
@@ -176,7 +181,7 @@ impl Track {
                 stamp_ns => shifted(stamp_ns.saturating_sub(start_ns), turn_ns).max(1),
             },
             epoch: reading.epoch.wrapping_add(growth.epoch.wrapping_mul(turn as u32)),
-            shape_uj: 0,
+            shape_uj,
         }
     }
 }

@@ -174,17 +174,22 @@ pub fn header(line: &[u8]) -> Result<(Vec<Domain>, bool), Invalid> {
 }
 
 fn reading_in(value: Value) -> Result<Reading, String> {
-    let fields: Option<(u64, u64, u64, u32)> =
-        serde_json::from_value(value).map_err(|error| error.to_string())?;
-    Ok(fields.map_or_else(Reading::default, |(energy_uj, doubt_uj, stamp_ns, epoch)| Reading {
-        valid: true,
-        energy_uj,
-        doubt_uj,
-        stamp_ns,
-        epoch,
-        // A trace keeps what the counters showed; how energy lay within their steps is not part of it.
-        shape_uj: 0,
-    }))
+    let fields: Option<Vec<u64>> = serde_json::from_value(value).map_err(|error| error.to_string())?;
+    let (known, shape_uj) = match fields.as_deref() {
+        None => return Ok(Reading::default()),
+        // The counter was not asked, or did not answer; the power was.
+        Some([shape_uj]) => return Ok(Reading { shape_uj: *shape_uj, ..Reading::default() }),
+        Some([known @ .., shape_uj]) if known.len() == 4 => (known, *shape_uj),
+        Some(known) => (known, 0),
+    };
+    let [energy_uj, doubt_uj, stamp_ns, epoch] = *known else {
+        return Err(format!(
+            "has {} numbers; a reading has 4, or 5 with its shape, or its shape alone",
+            known.len()
+        ));
+    };
+    let epoch = u32::try_from(epoch).map_err(|_| format!("epoch {epoch} is larger than {}", u32::MAX))?;
+    Ok(Reading { valid: true, energy_uj, doubt_uj, stamp_ns, epoch, shape_uj })
 }
 
 /// The fields of one line, taken out by name so that every error can say which.

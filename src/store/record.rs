@@ -59,6 +59,7 @@ pub(super) fn write_figures(account: &Account, out: &mut Vec<u8>) {
         }
         number(out, share.unknown_ns);
     }
+    write_process(account, out);
     number(out, account.phases.len() as u64);
     for phase in &account.phases {
         text(out, &phase.name);
@@ -72,6 +73,24 @@ pub(super) fn write_figures(account: &Account, out: &mut Vec<u8>) {
         text(out, key);
         text(out, value);
     }
+}
+
+/// Whose CPU time was looked at, and its part; one byte where nobody's was.
+fn write_process(account: &Account, out: &mut Vec<u8>) {
+    let parts = account.domains.iter().map(|share| share.process_uj);
+    let told = account.process_uj.is_some() || parts.clone().any(|part| part.is_some());
+    let named = account.process.is_some() || account.cgroup.is_some() || account.process_reason.is_some();
+    if !told && !named {
+        return out.push(0);
+    }
+    out.push(1);
+    option(out, account.process.map(u64::from));
+    for words in [&account.cgroup, &account.process_reason] {
+        out.push(u8::from(words.is_some()));
+        words.iter().for_each(|words| text(out, words));
+    }
+    option(out, account.process_uj);
+    parts.for_each(|part| option(out, part));
 }
 
 /// The account again; `None` where the bytes are not what was written.
@@ -97,6 +116,8 @@ pub(super) fn read(named: Named<'_>, layout: &[u8], figures: &[u8]) -> Option<Ac
     let (idle_uj, error_uj) = (take_option(from)?, take_option(from)?);
     let mean_power_mw = take_option(from)?;
     let peak_concurrency = u32::try_from(take_number(from)?).ok()?;
+    let mut domains = read_domains(layout, from)?;
+    let process = read_process(&mut domains, from)?;
     Some(Account {
         span: named.span.to_owned(),
         name: named.name.to_owned(),
@@ -114,7 +135,11 @@ pub(super) fn read(named: Named<'_>, layout: &[u8], figures: &[u8]) -> Option<Ac
         grade,
         mean_power_mw,
         peak_concurrency,
-        domains: read_domains(layout, from)?,
+        domains,
+        process: process.process,
+        cgroup: process.cgroup,
+        process_uj: process.process_uj,
+        process_reason: process.reason,
         phases: read_phases(opened_ns, from)?,
         attributes: read_attributes(from)?,
         durable: Some(true),
@@ -132,9 +157,35 @@ fn read_domains(mut layout: &[u8], from: &mut &[u8]) -> Option<Vec<Share>> {
             idle_uj: take_option(from)?,
             error_uj: take_option(from)?,
             unknown_ns: take_number(from)?,
+            process_uj: None,
         });
     }
     Some(shares)
+}
+
+#[derive(Default)]
+struct Process {
+    process: Option<u32>,
+    cgroup: Option<String>,
+    reason: Option<String>,
+    process_uj: Option<u64>,
+}
+
+fn read_process(domains: &mut [Share], from: &mut &[u8]) -> Option<Process> {
+    if byte(from)? == 0 {
+        return Some(Process::default());
+    }
+    let process = take_option(from)?.map(u32::try_from).transpose().ok()?;
+    let words = |from: &mut &[u8]| match byte(from)? {
+        0 => Some(None),
+        _ => take_text(from).map(Some),
+    };
+    let (cgroup, reason) = (words(from)?, words(from)?);
+    let process_uj = take_option(from)?;
+    for share in domains {
+        share.process_uj = take_option(from)?;
+    }
+    Some(Process { process, cgroup, reason, process_uj })
 }
 
 fn read_phases(span_opened_ns: u64, from: &mut &[u8]) -> Option<Vec<Phase>> {
@@ -226,6 +277,7 @@ pub(super) mod tests {
             idle_uj: None,
             error_uj: Some(61),
             unknown_ns: 0,
+            process_uj: share_uj.map(|uj| uj / 3),
         };
         Account {
             span: span.into(),
@@ -257,6 +309,10 @@ pub(super) mod tests {
                 error_uj: None,
             }],
             durable: Some(true),
+            process: Some(4711),
+            cgroup: None,
+            process_uj: Some(1_000_000),
+            process_reason: Some("of a sort".into()),
         }
     }
 

@@ -73,7 +73,14 @@ impl Machine {
         let limits = Limits { coarse_calls_burst: 1e9, calls_burst: 1e9, ..Limits::default() };
         let ledger = ledger::Settings::default();
         let policy = Policy::new(&Groups::default());
-        let settings = Settings { ledger: ledger.clone(), limits, policy, history_ns: 16_000_000_000 };
+        let settings = Settings {
+            ledger: ledger.clone(),
+            limits,
+            policy,
+            history_ns: 16_000_000_000,
+            roots: crate::usage::Roots { proc_root: "/proc".into(), sysfs_root: "/sys".into() },
+            nvml_library: None,
+        };
         let feeds = Feeds::new(Vec::new(), |_| ());
         let mut service = Service::new(feeds, Vec::new(), settings, clock.clone()).unwrap();
         let domains = ["package-0", "dram-0"].map(|name| Domain {
@@ -134,7 +141,7 @@ impl Machine {
         let message = serde_json::to_vec(&json!({ "method": method, "parameters": parameters })).unwrap();
         let ticket = Ticket { connection, slot: self.told.len() as u64 };
         let mut out = Vec::new();
-        exchange(&mut self.service, &Caller { peer, ticket }, &message, &mut out);
+        exchange(&mut self.service, &Caller { peer, origin: None, ticket }, &message, &mut out);
         out.pop();
         let answer: Value = if out.is_empty() { Value::Null } else { serde_json::from_slice(&out).unwrap() };
         self.learn(answer.clone());

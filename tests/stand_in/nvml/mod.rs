@@ -16,7 +16,7 @@ use wattspan::source::Settings;
 const HEAD: u64 = 16;
 const BOARD: u64 = 64;
 const CURVE: u64 = 23;
-const MOST_STEPS: usize = 20;
+const MOST_STEPS: usize = 16;
 const MOST_BOARDS: u64 = 16;
 
 /// Knobs of the whole driver; the order is that of `nvml.c`.
@@ -75,6 +75,13 @@ pub enum Knob {
     /// A call hangs in it, or has.
     Held,
     Steps,
+    /// Whether the driver tells its use by process.
+    UsersTold = 56,
+    /// Two processes, and what each uses of the board.
+    UserA,
+    UserAPercent,
+    UserB,
+    UserBPercent,
 }
 
 pub const GPU_IS_LOST: u64 = 15;

@@ -15,13 +15,13 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { SUCCESS = 0, UNINITIALIZED = 1, INVALID_ARGUMENT = 2, NOT_SUPPORTED = 3, NOT_FOUND = 6,
+enum { SUCCESS = 0, UNINITIALIZED = 1, INVALID_ARGUMENT = 2, NOT_SUPPORTED = 3, NOT_FOUND = 6, INSUFFICIENT_SIZE = 7,
        DRIVER_NOT_LOADED = 9, GPU_IS_LOST = 15, UNKNOWN = 999 };
 
 enum { NOW_NS, BOARDS, REFUSAL, INIT_HANGS, GENERATION, UNLOADED, INITS, HEAD = 16 };
 enum { SHOWN_AT, NAME, COUNTER, INSTANT, MODULE, MEMORY, MIG, REFUSES, HANGS, UPDATE_NS, PHASE_NS, SENSOR_NS,
        BASE_NS, BURN_NS, SLEEP_NS, ENERGY_ASKED, POWER_ASKED, LIMIT_MW, USAGE, ARCHITECTURE, SENSOR_PERMILLE,
-       HELD, STEPS, CURVE, BOARD = 64 };
+       HELD, STEPS, CURVE, USERS_TOLD = 56, USER_A, USER_A_PERCENT, USER_B, USER_B_PERCENT, BOARD = 64 };
 enum { MOST_BOARDS = 16 };
 
 typedef struct {
@@ -267,6 +267,42 @@ int nvmlDeviceGetPowerUsage(void *handle, unsigned int *power)
     uint64_t at_ns = now_ns(), window_ns = b[ARCHITECTURE] < 7 ? 20000000ull : 1000000000ull;
     *power = (unsigned int)((energy_pj(b, at_ns) - energy_pj(b, at_ns - window_ns)) / window_ns);
     b[POWER_ASKED]++;
+    return SUCCESS;
+}
+
+typedef struct {
+    unsigned int pid;
+    unsigned long long timeStamp;
+    unsigned int smUtil, memUtil, encUtil, decUtil;
+} nvmlProcessUtilizationSample_t;
+
+/* Two processes at most, one sample each, of this moment; as in the real one "not found" where nobody computes, and a
+ * call without room tells how much is needed. */
+int nvmlDeviceGetProcessUtilization(void *handle, nvmlProcessUtilizationSample_t *samples, unsigned int *count,
+                                    unsigned long long lastSeen)
+{
+    volatile uint64_t *b = 0;
+    int refused = enter(handle, &b);
+    unsigned int there = 0;
+    if (refused)
+        return refused;
+    if (!b[USERS_TOLD])
+        return NOT_SUPPORTED;
+    for (int user = 0; user < 2; user++)
+        there += b[USER_A_PERCENT + 2 * user] > 0;
+    if (!there)
+        return NOT_FOUND;
+    if (!samples || *count < there) {
+        *count = there;
+        return INSUFFICIENT_SIZE;
+    }
+    *count = 0;
+    for (int user = 0; user < 2; user++)
+        if (b[USER_A_PERCENT + 2 * user]) {
+            nvmlProcessUtilizationSample_t sample = { (unsigned int)b[USER_A + 2 * user], lastSeen + 1,
+                                                      (unsigned int)b[USER_A_PERCENT + 2 * user], 0, 0, 0 };
+            samples[(*count)++] = sample;
+        }
     return SUCCESS;
 }
 

@@ -1,0 +1,81 @@
+//! How long the machine's CPUs were busy, all together.
+//!
+//! Owns which file tells it: the root control group's `cpu.stat` (microseconds), else the first line of `/proc/stat`
+//! (ticks of 10 ms). Time that a hypervisor took away is nobody's and not in it.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use super::TICK_NS;
+use super::group::usage_ns;
+
+/// The machine's busy time.
+#[derive(Debug)]
+pub enum Busy {
+    /// The root control group's.
+    Group(File),
+    /// The kernel's overall count.
+    Stat(File),
+    /// Nobody tells.
+    Untold,
+}
+
+impl Busy {
+    /// What there is.
+    pub fn find(proc_root: &Path, hierarchy: Option<&Path>) -> Self {
+        // Inside a container the hierarchy begins at the container's own group, which has a type; the true root has none.
+        let root = hierarchy.filter(|root| !root.join("cgroup.type").exists());
+        let group = root.and_then(|root| File::open(root.join("cpu.stat")).ok()).map(Busy::Group);
+        let group = group.filter(|busy| busy.busy_ns().is_some());
+        let stat = || File::open(proc_root.join("stat")).map_or(Busy::Untold, Busy::Stat);
+        group.unwrap_or_else(stat)
+    }
+
+    /// Since the boot, all CPUs together.
+    pub fn busy_ns(&self) -> Option<u64> {
+        let mut text = [0; 512];
+        let mut read = |file: &File| {
+            let length = file.read_at(&mut text, 0).ok()?;
+            String::from_utf8(text[..length].to_vec()).ok()
+        };
+        match self {
+            Busy::Group(file) => usage_ns(&read(file)?, &["user_usec", "system_usec"]),
+            Busy::Stat(file) => busy_of(&read(file)?),
+            Busy::Untold => None,
+        }
+    }
+}
+
+/// `cpu user nice system idle iowait irq softirq steal guest guest_nice`, proc_stat(5); guests' time is in user and nice.
+fn busy_of(text: &str) -> Option<u64> {
+    let line = text.lines().next()?.strip_prefix("cpu ")?;
+    let fields: Vec<u64> = line.split_ascii_whitespace().map_while(|field| field.parse().ok()).collect();
+    let busy = [0, 1, 2, 5, 6].map(|place| fields.get(place).copied().unwrap_or(0));
+    if fields.len() < 4 { None } else { busy.iter().sum::<u64>().checked_mul(TICK_NS) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn idle_waiting_and_stolen_time_are_not_busy() {
+        assert_eq!(busy_of("cpu  1 2 3 400 500 6 7 800 9 9\ncpu0 1"), Some(19 * TICK_NS));
+        assert_eq!(busy_of("cpu  1 2 3 4"), Some(6 * TICK_NS));
+        assert_eq!(busy_of("cpu  1 2 3"), None);
+        assert_eq!(busy_of("intr 5"), None);
+    }
+
+    #[test]
+    fn the_root_group_is_preferred_unless_it_is_a_containers() {
+        let root = tempfile::tempdir().unwrap();
+        std::fs::write(root.path().join("cpu.stat"), "usage_usec 90\nuser_usec 5\nsystem_usec 2\n").unwrap();
+        std::fs::write(root.path().join("stat"), "cpu  1 2 3 4\n").unwrap();
+        let busy = || Busy::find(root.path(), Some(root.path())).busy_ns();
+        assert_eq!(busy(), Some(7_000));
+        std::fs::write(root.path().join("cgroup.type"), "domain\n").unwrap();
+        assert_eq!(busy(), Some(6 * TICK_NS));
+        assert_eq!(Busy::find(&root.path().join("nowhere"), None).busy_ns(), None);
+    }
+}

@@ -1,0 +1,31 @@
+//! Who used the machine: looks at the CPU time of processes and control groups beside the machine's own.
+//!
+//! ```text
+//! /proc, cgroup2 ─► watch ─► look ─► ledger
+//!                   table    counts
+//! ```
+//!
+//! Owns the table of those who are watched, and each one's CPU time as a count that only grows. Reads when it is told to,
+//! never by itself; attributes nothing. A process is told from a later one with the same number by its time of start.
+
+mod busy;
+mod group;
+mod kin;
+mod line;
+mod tree;
+mod watch;
+
+#[cfg(target_os = "linux")]
+mod process_clock_ffi;
+#[cfg(target_os = "linux")]
+use process_clock_ffi as process_clock;
+
+#[cfg(not(target_os = "linux"))]
+mod process_clock_untold;
+#[cfg(not(target_os = "linux"))]
+use process_clock_untold as process_clock;
+
+pub use watch::{Counted, Glance, Origin, Roots, Unwatched, Watch};
+
+/// What the kernel shows CPU time in under `/proc` (USER_HZ, fixed at 100 a second on every port that Linux has: proc(5)).
+const TICK_NS: u64 = 10_000_000;

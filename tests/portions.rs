@@ -1,0 +1,280 @@
+//! Which part of a share fell to whom: the parts and a rest add up, follow the power, and are absent where nobody looked.
+
+#[path = "support/machine.rs"]
+mod machine;
+
+use std::collections::BTreeMap;
+
+use machine::{Dice, Truth, domain};
+use proptest::prelude::*;
+use wattspan::energy::Kind;
+use wattspan::ledger::account::{Account, Share};
+use wattspan::ledger::{CPU_TIME, Ledger, Look, Opening, Settings, SpanKey, Subject, Used};
+
+const MS: u64 = 1_000_000;
+
+/// A ledger over a machine, its processes, and the time.
+struct Rig {
+    ledger: Ledger,
+    truths: Vec<Truth>,
+    now_ns: u64,
+    busy: u64,
+    used: Vec<u64>,
+    subjects: Vec<u32>,
+    settled: Vec<(SpanKey, Account)>,
+}
+
+impl Rig {
+    fn new(truths: Vec<Truth>, processes: usize) -> Self {
+        let domains = vec![
+            domain("package-0", Kind::Package, 61, Some(500_000)),
+            domain("core-0", Kind::Core, 61, Some(500_000)),
+            domain("gpu-0", Kind::Gpu, 1000, None),
+        ];
+        let mut ledger = Ledger::new(domains, Settings::default());
+        let admit = |pid| ledger.admit(Subject { process: Some(pid), ..Subject::default() });
+        let subjects = (1..=processes as u32).map(admit).collect();
+        let used = vec![0; processes];
+        let mut rig = Self { ledger, truths, now_ns: 100 * MS, busy: 0, used, subjects, settled: Vec::new() };
+        rig.wait(1);
+        rig
+    }
+
+    /// Lets so many milliseconds pass.
+    fn wait(&mut self, ms: u64) {
+        for _ in 0..ms {
+            self.now_ns += MS;
+            for (index, truth) in self.truths.iter().enumerate() {
+                self.ledger.feed(index, self.now_ns - 500, self.now_ns, &truth.reading(self.now_ns));
+            }
+            self.ledger.settle(self.now_ns, &mut self.settled);
+        }
+    }
+
+    /// A look; since the one before the processes used this much, and others this much.
+    fn look(&mut self, rises: &[u64], others: u64) {
+        self.busy += rises.iter().sum::<u64>() + others;
+        for (used, rise) in self.used.iter_mut().zip(rises) {
+            *used += rise;
+        }
+        let counts = self.subjects.iter().zip(&self.used);
+        let used: Vec<Used> = counts
+            .map(|(subject, used)| Used { subject: *subject, used: Some(*used), apart: true })
+            .collect();
+        self.ledger.look(&Look { at_ns: self.now_ns, basis: CPU_TIME, busy: Some(self.busy), used: &used });
+    }
+
+    fn open(&mut self, process: usize, weight: f64) -> SpanKey {
+        let plain = Opening::plain(process.to_string(), self.now_ns);
+        let opening = Opening { subject: self.subjects[process], weight, ..plain };
+        self.ledger.open(self.now_ns, opening).unwrap()
+    }
+
+    fn close(&mut self, key: SpanKey) {
+        self.ledger.close(self.now_ns, key, self.now_ns, BTreeMap::new(), false).unwrap();
+    }
+
+    fn account(&self, key: SpanKey) -> Account {
+        self.settled.iter().find(|(settled, _)| *settled == key).expect("settled").1.clone()
+    }
+}
+
+fn steady() -> Vec<Truth> {
+    [100_000, 60_000, 50_000].map(|mw| Truth::new(&[(1, mw)], MS, 0, 1)).to_vec()
+}
+
+fn share<'a>(account: &'a Account, name: &str) -> &'a Share {
+    account.domains.iter().find(|share| share.domain == name).unwrap()
+}
+
+fn part_of(account: &Account, name: &str) -> f64 {
+    let share = share(account, name);
+    share.process_uj.unwrap() as f64 / share.share_uj.unwrap() as f64
+}
+
+fn random_truths(dice: &mut Dice) -> Vec<Truth> {
+    let mut truth = || {
+        let steps: Vec<(u64, u64)> =
+            (0..300).map(|_| (dice.between(MS / 10, 20 * MS), dice.between(1_000, 400_000))).collect();
+        Truth::new(&steps, dice.between(MS / 2, 20 * MS), dice.between(0, MS), 61)
+    };
+    vec![truth(), truth(), truth()]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+
+    /// Every process has a span over the same time. Whatever else is going on, no domain gives them more together than
+    /// the spans' share, and where they alone kept the machine busy only rounding is left over.
+    #[test]
+    fn the_parts_of_all_processes_and_the_rest_add_up(seed in any::<u64>(), alone in any::<bool>()) {
+        let mut dice = Dice(seed | 1);
+        let mut rig = Rig::new(random_truths(&mut dice), 4);
+        rig.look(&[0; 4], 0);
+        let rounds = dice.between(1, 8);
+        for _ in 0..rounds {
+            // Somebody else's span, so that a share is not the whole.
+            let other = rig.open(0, 2.5);
+            let keys: Vec<SpanKey> = (0..4).map(|process| rig.open(process, 1.0)).collect();
+            for _ in 0..dice.between(1, 20) {
+                rig.wait(dice.between(1, 40));
+                // Time in which nobody used anything would be the rest's.
+                let rises = [u64::from(alone), 0, 0, 0].map(|least| dice.between(least, 9) * MS);
+                let others = if alone { 0 } else { dice.between(0, 9) * MS };
+                rig.look(&rises, others);
+            }
+            keys.iter().for_each(|key| rig.close(*key));
+            rig.close(other);
+            rig.wait(3);
+            // What is used after the spans have closed moves nothing but the last interval.
+            rig.look(&[MS; 4], if alone { 0 } else { MS });
+            rig.wait(60);
+            for domain in ["package-0", "core-0"] {
+                let accounts: Vec<Account> = keys.iter().map(|key| rig.account(*key)).collect();
+                let shares: Vec<u64> = accounts.iter().map(|a| share(a, domain).share_uj.unwrap()).collect();
+                prop_assert!(shares.iter().all(|uj| *uj == shares[0]));
+                let parts: u64 = accounts.iter().map(|a| share(a, domain).process_uj.unwrap()).sum();
+                prop_assert!(parts <= shares[0], "{parts} of {} in {domain}", shares[0]);
+                prop_assert!(!alone || parts + 5 >= shares[0], "{parts} of {} in {domain}", shares[0]);
+            }
+        }
+    }
+}
+
+#[test]
+fn two_who_alone_keep_the_machine_busy_share_everything() {
+    let mut rig = Rig::new(steady(), 2);
+    rig.look(&[0, 0], 0);
+    let keys = [rig.open(0, 1.0), rig.open(1, 1.0)];
+    for _ in 0..20 {
+        rig.wait(50);
+        rig.look(&[30 * MS, 10 * MS], 0);
+    }
+    keys.iter().for_each(|key| rig.close(*key));
+    rig.wait(5);
+    rig.look(&[0, 0], 0);
+    rig.wait(50);
+    let accounts = keys.map(|key| rig.account(key));
+    let parts: Vec<u64> = accounts.iter().map(|a| share(a, "package-0").process_uj.unwrap()).collect();
+    let whole = share(&accounts[0], "package-0").share_uj.unwrap();
+    assert!(parts[0] + parts[1] <= whole && parts[0] + parts[1] + 2 >= whole, "{parts:?} of {whole}");
+    assert!((part_of(&accounts[0], "core-0") - 0.75).abs() < 1e-6);
+    assert_eq!(accounts[0].process, Some(1));
+    assert_eq!(share(&accounts[0], "gpu-0").process_uj, None, "a GPU is not split by CPU time");
+}
+
+#[test]
+fn the_part_follows_the_power_and_not_only_the_mean_of_the_time() {
+    // 100 ms of 10 W, then 100 ms of 190 W; the process runs alone in the second half.
+    let truth = Truth::new(&[(300 * MS, 10_000), (1, 190_000)], MS, 0, 1);
+    let mut rig = Rig::new(vec![truth.clone(), truth.clone(), truth], 1);
+    rig.wait(99);
+    rig.look(&[0], 0);
+    let key = rig.open(0, 1.0);
+    for turn in 0..10 {
+        rig.wait(20);
+        rig.look(&[if turn < 5 { 0 } else { 20 * MS }], if turn < 5 { 20 * MS } else { 0 });
+    }
+    rig.close(key);
+    rig.wait(40);
+    let part = part_of(&rig.account(key), "package-0");
+    assert!((part - 0.95).abs() < 0.02, "{part}");
+}
+
+#[test]
+fn a_change_of_weight_counts_for_the_time_in_which_it_holds() {
+    // The process runs alone in the first half; there its span has a hundredth of the domain, afterwards half.
+    let mut rig = Rig::new(steady(), 1);
+    rig.look(&[0], 0);
+    let other = rig.open(0, 1.0);
+    let key = rig.open(0, 0.01);
+    for turn in 0..10 {
+        rig.wait(20);
+        rig.look(&[if turn < 5 { 20 * MS } else { 0 }], if turn < 5 { 0 } else { 20 * MS });
+        if turn == 4 {
+            let now_ns = rig.now_ns;
+            rig.ledger.set_weight(now_ns, key, 1.0, now_ns).unwrap();
+        }
+    }
+    rig.close(key);
+    rig.close(other);
+    rig.wait(40);
+    let part = part_of(&rig.account(key), "package-0");
+    assert!((part - (0.01 / 1.01) / (0.01 / 1.01 + 0.5)).abs() < 0.005, "{part}");
+}
+
+#[test]
+fn a_span_that_outlives_the_rows_is_told_as_one_that_does_not() {
+    let mut rig = Rig::new(steady(), 1);
+    rig.look(&[0], 0);
+    let long = rig.open(0, 1.0);
+    for _ in 0..400 {
+        rig.wait(50);
+        rig.look(&[10 * MS], 30 * MS);
+    }
+    rig.close(long);
+    rig.wait(20);
+    rig.look(&[10 * MS], 30 * MS);
+    rig.wait(40);
+    let account = rig.account(long);
+    assert!((part_of(&account, "package-0") - 0.25).abs() < 1e-3, "{}", part_of(&account, "package-0"));
+    let share_uj = share(&account, "package-0").share_uj.unwrap();
+    assert!(share_uj.abs_diff(2_000_000_000) < 200_000, "{share_uj}");
+}
+
+#[test]
+fn what_nobody_looked_at_is_absent_with_a_reason_and_never_0() {
+    let mut rig = Rig::new(steady(), 2);
+    // No look at all.
+    let unseen = rig.open(0, 1.0);
+    rig.wait(100);
+    rig.close(unseen);
+    rig.wait(20);
+    let account = rig.account(unseen);
+    assert_eq!((account.process_uj, share(&account, "package-0").process_uj), (None, None));
+    assert!(account.process_reason.is_some());
+    // The first look comes long after the opening.
+    let late = rig.open(0, 1.0);
+    rig.wait(200);
+    rig.look(&[0, 0], 0);
+    rig.wait(50);
+    rig.look(&[MS, 0], 0);
+    rig.close(late);
+    rig.wait(20);
+    assert_eq!(rig.account(late).process_uj, None);
+    // Somebody cannot be looked at any more.
+    let lost = rig.open(1, 1.0);
+    rig.wait(30);
+    let used = [Used { subject: rig.subjects[1], used: None, apart: true }];
+    rig.busy += MS;
+    rig.ledger.look(&Look { at_ns: rig.now_ns, basis: CPU_TIME, busy: Some(rig.busy), used: &used });
+    rig.ledger.excuse(rig.subjects[1], Some("it went away".into()));
+    rig.close(lost);
+    rig.wait(20);
+    let account = rig.account(lost);
+    assert_eq!((account.process_uj, account.process_reason.as_deref()), (None, Some("it went away")));
+}
+
+#[test]
+fn somebody_who_used_nothing_gets_0_which_is_known() {
+    let mut rig = Rig::new(steady(), 1);
+    rig.look(&[0], 0);
+    let key = rig.open(0, 1.0);
+    rig.wait(50);
+    rig.look(&[0], 40 * MS);
+    rig.close(key);
+    rig.wait(20);
+    assert_eq!(share(&rig.account(key), "package-0").process_uj, Some(0));
+}
+
+#[test]
+fn a_subject_stays_as_long_as_a_span_refers_to_it() {
+    let mut rig = Rig::new(steady(), 1);
+    let subject = rig.subjects[0];
+    let key = rig.open(0, 1.0);
+    assert!(rig.ledger.refers_to(subject) && !rig.ledger.dismiss(subject));
+    rig.ledger.cancel(rig.now_ns, key, rig.now_ns).unwrap();
+    rig.wait(50);
+    assert!(!rig.ledger.refers_to(subject) && rig.ledger.dismiss(subject));
+    assert!(!rig.ledger.has_subjects());
+}

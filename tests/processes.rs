@@ -1,0 +1,259 @@
+//! A daemon on a simulated machine with real processes on it: which part of a span's energy fell to whom.
+
+mod support;
+
+use std::os::unix::fs::FileExt;
+use std::os::unix::net::UnixStream;
+use std::process::{Child, Command, Stdio};
+
+use serde_json::{Value, json};
+use support::{STEADY, TestClient, TestDaemon, number, pass, refusal, row};
+
+/// A process that is killed, and waited for, with this value.
+struct Running(Child);
+
+impl Running {
+    fn shell(script: &str) -> Self {
+        let quiet = || Stdio::null();
+        let child = Command::new("sh").args(["-c", script]).stdin(quiet()).stdout(quiet()).spawn().unwrap();
+        Self(child)
+    }
+
+    fn pid(&self) -> u32 {
+        self.0.id()
+    }
+
+    fn end(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+fn now_ns(client: &mut TestClient) -> u64 {
+    number(&client.call("GetInfo", json!({})), "now_ns")
+}
+
+/// Opens a span for each process at one instant.
+fn open_all(client: &mut TestClient, pids: &[u32]) {
+    let at_ns = now_ns(client);
+    for pid in pids {
+        let span = pid.to_string();
+        client.call("OpenSpan", json!({ "span": span, "process": pid, "at_ns": at_ns }));
+    }
+}
+
+/// Closes them at one instant.
+fn close_all(client: &mut TestClient, pids: &[u32]) -> Vec<Value> {
+    let at_ns = now_ns(client);
+    for pid in pids {
+        let close = json!({ "span": pid.to_string(), "at_ns": at_ns, "wait_settled": true });
+        client.send("CloseSpan", close, &[]);
+    }
+    pids.iter().map(|_| client.receive().unwrap()["parameters"]["account"].take()).collect()
+}
+
+#[test]
+fn who_burns_gets_more_than_who_sleeps_and_together_no_more_than_there_is() {
+    let daemon = TestDaemon::on(STEADY);
+    let mut client = daemon.client();
+    let burner = Running::shell("while :; do :; done");
+    let sleeper = Running::shell("exec sleep 1000");
+    let pids = [burner.pid(), sleeper.pid()];
+    open_all(&mut client, &pids);
+    pass(1500);
+    let accounts = close_all(&mut client, &pids);
+    for domain in ["package-0", "core-0", "dram-0"] {
+        let rows: Vec<&Value> = accounts.iter().map(|account| row(&account["domains"], domain)).collect();
+        let shares: Vec<u64> = rows.iter().map(|row| number(row, "share_uj")).collect();
+        let parts: Vec<u64> = rows.iter().map(|row| number(row, "process_uj")).collect();
+        assert!(parts[0] > 10 * parts[1], "{domain}: {parts:?} of {shares:?}");
+        assert!(parts[0] + parts[1] <= shares[0].min(shares[1]), "{domain}: {parts:?} of {shares:?}");
+    }
+    for (account, pid) in accounts.iter().zip(pids) {
+        assert_eq!(account["process"], pid);
+        // The package, and the memory beside it; the cores are inside the package.
+        let sum = ["package-0", "dram-0"].map(|name| number(row(&account["domains"], name), "process_uj"));
+        assert_eq!(number(account, "process_uj"), sum.iter().sum::<u64>());
+        assert_eq!(account.get("process_reason"), None);
+    }
+}
+
+#[test]
+fn children_that_come_and_go_between_two_looks_are_not_lost() {
+    let daemon = TestDaemon::on(STEADY);
+    let mut client = daemon.client();
+    // Nearly all the time goes to children of a few milliseconds.
+    let parent = Running::shell("while :; do sh -c 'i=0; while [ $i -lt 2000 ]; do i=$((i+1)); done'; done");
+    let sleeper = Running::shell("exec sleep 1000");
+    let pids = [parent.pid(), sleeper.pid()];
+    open_all(&mut client, &pids);
+    pass(1500);
+    let accounts = close_all(&mut client, &pids);
+    let parts: Vec<u64> = accounts.iter().map(|account| number(account, "process_uj")).collect();
+    assert!(parts[0] > 10 * parts[1] && parts[0] > 0, "{parts:?}");
+}
+
+#[test]
+fn by_default_the_part_is_that_of_the_process_which_connected() {
+    let daemon = TestDaemon::on(STEADY);
+    let mut client = daemon.client();
+    client.open("mine");
+    let burner = Running::shell("while :; do :; done");
+    pass(500);
+    let account = client.settle("mine");
+    assert_eq!(account["process"], std::process::id());
+    // The burner is a child of this process.
+    assert!(number(&account, "process_uj") > 0, "{account}");
+    assert!(number(&account, "process_uj") <= number(&account, "share_uj"));
+    drop(burner);
+}
+
+#[test]
+fn a_process_that_dies_has_used_what_it_had_used() {
+    let daemon = TestDaemon::on(STEADY);
+    let mut client = daemon.client();
+    let mut burner = Running::shell("while :; do :; done");
+    let sleeper = Running::shell("exec sleep 1000");
+    let pids = [burner.pid(), sleeper.pid()];
+    open_all(&mut client, &pids);
+    pass(600);
+    let midway = client.call("GetSpan", json!({ "span": pids[0].to_string() }))["account"].take();
+    burner.end();
+    pass(600);
+    let account = close_all(&mut client, &pids).remove(0);
+    let (then, in_the_end) = (number(&midway, "process_uj"), number(&account, "process_uj"));
+    assert!(then > 0 && in_the_end >= then / 2, "{then} µJ, and in the end {in_the_end} µJ");
+    // Whoever names it afterwards is told.
+    let (name, said) = client.refusal("OpenSpan", json!({ "process": burner.pid() }));
+    assert_eq!((name.as_str(), said["field"].as_str()), ("InvalidValue", Some("process")), "{said}");
+    assert!(said["reason"].as_str().unwrap().contains("no process"), "{said}");
+}
+
+#[test]
+fn numbers_that_name_no_process_are_refused_and_nothing_is_opened() {
+    let daemon = TestDaemon::on(STEADY);
+    let mut client = daemon.client();
+    for process in [json!(0), json!(-1), json!(4_194_305), json!(1_i64 << 40)] {
+        let (name, said) = client.refusal("OpenSpan", json!({ "span": "a", "process": process }));
+        assert_eq!((name.as_str(), &said["field"]), ("InvalidValue", &json!("process")), "{said}");
+    }
+    let both = json!({ "span": "a", "process": std::process::id(), "cgroup": "/a" });
+    assert_eq!(client.refusal("OpenSpan", both).0, "InvalidValue");
+    assert_eq!(client.refusal("CloseSpan", json!({ "span": "a" })).0, "NoSuchSpan");
+}
+
+/// A stand-in hierarchy of control groups with one group, `/a`.
+struct Hierarchy(tempfile::TempDir);
+
+impl Hierarchy {
+    fn new() -> Self {
+        let root = tempfile::tempdir().unwrap();
+        let top = root.path().join("fs/cgroup");
+        std::fs::create_dir_all(top.join("a")).unwrap();
+        std::fs::write(top.join("cgroup.controllers"), "cpu\n").unwrap();
+        std::fs::write(top.join("cpu.stat"), stat(0)).unwrap();
+        std::fs::write(top.join("a/cpu.stat"), stat(0)).unwrap();
+        Self(root)
+    }
+
+    /// Both have used this many microseconds so far.
+    fn set(&self, top: u64, a: u64) {
+        for (file, value) in [("a/cpu.stat", a), ("cpu.stat", top)] {
+            let file = std::fs::File::options().write(true).open(self.0.path().join("fs/cgroup").join(file));
+            file.unwrap().write_all_at(stat(value).as_bytes(), 0).unwrap();
+        }
+    }
+
+    fn configuration(&self) -> String {
+        format!("[source]\nsysfs_root = {:?}\n", self.0.path())
+    }
+}
+
+/// Always as long, so that it can be written over while it is read.
+fn stat(usec: u64) -> String {
+    format!("usage_usec {usec:012}\nuser_usec {usec:012}\nsystem_usec {:012}\n", 0)
+}
+
+#[test]
+fn a_control_group_gets_its_part_and_paths_that_leave_are_refused() {
+    let hierarchy = Hierarchy::new();
+    let daemon = TestDaemon::with(STEADY, &hierarchy.configuration());
+    let mut client = daemon.client();
+    for path in ["/../../../etc", "/a/../../x", "a", "/nowhere", "/./a", ""] {
+        let (name, said) = client.refusal("OpenSpan", json!({ "cgroup": path }));
+        assert_eq!((name.as_str(), &said["field"]), ("InvalidValue", &json!("cgroup")), "{path}: {said}");
+    }
+    client.call("OpenSpan", json!({ "span": "group", "cgroup": "/a" }));
+    for turn in 1..=60 {
+        // A quarter of the time.
+        hierarchy.set(turn * 40_000, turn * 10_000);
+        pass(10);
+    }
+    let account = client.settle("group");
+    let part = number(&account, "process_uj") as f64 / number(&account, "share_uj") as f64;
+    assert_eq!((&account["cgroup"], account.get("process")), (&json!("/a"), None));
+    assert!((part - 0.25).abs() < 0.02, "{part}");
+}
+
+#[test]
+fn where_processes_are_hidden_the_part_is_absent_with_the_reason() {
+    let empty = tempfile::tempdir().unwrap();
+    let daemon = TestDaemon::with(STEADY, &format!("[source]\nproc_root = {:?}\n", empty.path()));
+    let mut client = daemon.client();
+    client.open("mine");
+    pass(50);
+    let account = client.settle("mine");
+    assert_eq!((account.get("process_uj"), account.get("process")), (None, None));
+    assert!(account["process_reason"].as_str().unwrap().contains("hidepid"), "{account}");
+    assert!(number(&account, "share_uj") > 0);
+}
+
+#[test]
+fn another_users_process_is_refused_without_telemetry_access() {
+    let can =
+        rustix::process::geteuid().is_root() && Command::new("setpriv").arg("--version").output().is_ok();
+    if !can {
+        eprintln!("skipped: another user's process needs root and setpriv");
+        return;
+    }
+    // Groups that every Linux has stand in for ours.
+    let daemon = TestDaemon::with(STEADY, "[access]\nspan_group = \"daemon\"\ntelemetry_group = \"bin\"\n");
+    let program = daemon.socket().with_file_name("client");
+    std::fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
+    let theirs = Running::shell("exec sleep 1000");
+    for (groups, refused) in [("daemon", true), ("daemon,bin", false)] {
+        let output = Command::new("setpriv")
+            .args(["--reuid=12001", "--regid=12001", &format!("--groups={groups}")])
+            .arg(&program)
+            .args(["--exact", "a_client_of_another_user", "--ignored", "--nocapture"])
+            .env("SOCKET", daemon.socket())
+            .env("PROCESS", theirs.pid().to_string())
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
+        assert_eq!(said.contains("ANSWER refused"), refused, "{groups}: {said}");
+    }
+}
+
+#[test]
+#[ignore = "a helper that another test starts in a process of another user"]
+fn a_client_of_another_user() {
+    let socket = std::env::var_os("SOCKET").expect("the other test says where");
+    let process: u32 = std::env::var("PROCESS").unwrap().parse().unwrap();
+    let mut client = TestClient::over(UnixStream::connect(socket).unwrap());
+    // One's own is always allowed.
+    client.call("OpenSpan", json!({ "process": std::process::id() }));
+    let answer = client.exchange("OpenSpan", json!({ "process": process }));
+    if answer.get("error").is_some() {
+        let (name, said) = refusal(answer);
+        assert_eq!((name.as_str(), said), ("AccessDenied", json!({ "needs": "telemetry" })));
+        println!("ANSWER refused");
+    }
+}
