@@ -14,12 +14,14 @@
 //! | `intelgpu` | hwmon of the drivers xe and i915 | measured | nothing |
 //! | `hwmon` | boards' sensors: Grace, Jetson, others | integrated; measured | nothing |
 //! | `battery` | `power_supply` while it discharges; never counted | integrated | nothing |
+//! | `ioreport` | Apple silicon's counters through IOReport | modelled | macOS |
+//! | `smc` | the power that a Mac's controller senses | integrated | macOS |
 //! | `estimate` | CPU load times a model | estimated | nothing |
 //! | `replay` | a recorded trace or a scripted machine | as told there | a file |
 
 pub use settings::Settings;
 
-use settings::DEFAULT;
+use settings::KNOWN;
 
 use crate::clock::Clock;
 use crate::energy::{Absent, Domain, Reading};
@@ -41,6 +43,31 @@ pub mod battery;
 
 /// What the labels on boards mean.
 mod board;
+
+/// Where Apple's C functions come from.
+mod apple;
+
+/// Apple's C functions, by their addresses.
+mod apple_calls_ffi;
+
+/// A library that is loaded at run time.
+mod apple_library_ffi;
+
+/// Apple's C functions from a library that stands in for them.
+mod apple_loaded_ffi;
+
+/// Apple's C functions as the system has them.
+#[cfg(target_os = "macos")]
+#[path = "apple_linked_ffi.rs"]
+mod apple_system;
+
+/// Apple's C functions: not on this system.
+#[cfg(not(target_os = "macos"))]
+#[path = "apple_elsewhere.rs"]
+mod apple_system;
+
+/// What a call into a driver costs, and how often it may be made for that.
+mod call_cost;
 
 /// Of domains that are shown several times, the one that stays.
 mod choice;
@@ -72,6 +99,18 @@ pub mod integral;
 /// Intel's graphics cards through the kernel.
 pub mod intelgpu;
 
+/// Apple silicon's energy counters.
+pub mod ioreport;
+
+/// Which of IOReport's channels are meters.
+pub mod ioreport_channel;
+
+/// What a channel's raw bytes say.
+mod ioreport_element;
+
+/// The calls to IOReport.
+mod ioreport_ffi;
+
 /// A short look under load: which counters move, and which are mirrors of others.
 mod liveness;
 
@@ -88,9 +127,9 @@ pub mod nvml;
 #[cfg(target_os = "linux")]
 mod nvml_channel;
 
-/// What NVML's calls cost.
+/// When a dear call to NVML is due.
 #[cfg(target_os = "linux")]
-mod nvml_cost;
+mod nvml_cadence;
 
 /// The calls to NVML.
 #[cfg(target_os = "linux")]
@@ -164,16 +203,19 @@ pub mod script;
 /// The words of a script.
 mod script_text;
 
+/// A Mac's System Management Controller.
+pub mod smc;
+
+/// The calls to it.
+mod smc_ffi;
+
+/// What it is asked, and what its values mean.
+mod smc_key;
+
 /// A source with some of its domains left out.
 mod selection;
 
 /// Whether the machine slept.
-#[cfg(target_os = "linux")]
-mod suspend;
-
-/// Whether the machine slept: not told on this system.
-#[cfg(not(target_os = "linux"))]
-#[path = "suspend_untold.rs"]
 mod suspend;
 
 /// Where the kernel's CPUs sit.
@@ -259,15 +301,16 @@ pub fn discover(settings: &Settings, clock: &Clock) -> Inventory {
         match name.as_str() {
             perf::NAME => found.append(perf::open(settings, clock)),
             powercap::NAME => found.append(powercap::open(settings, clock)),
-            nvml::NAME | estimate::NAME => {}
+            nvml::NAME | ioreport::NAME | estimate::NAME => {}
+            smc::NAME => found.append(smc::open(settings, clock)),
             msr::NAME => found.append(msr::open(settings, clock)),
             amdgpu::NAME => found.append(amdgpu::open(settings, clock)),
             intelgpu::NAME => found.append(intelgpu::open(settings, clock)),
             hwmon::NAME => found.append(hwmon::open(settings, clock)),
             battery::NAME => found.append(battery::open(settings, clock)),
             _ => {
-                let known = DEFAULT.join(", ");
-                found.miss(name, format!("no source of this name; there are {known}, and {}", msr::NAME));
+                let known = KNOWN.join(", ");
+                found.miss(name, format!("no source of this name; there are {known}"));
             }
         }
     }
@@ -275,6 +318,10 @@ pub fn discover(settings: &Settings, clock: &Clock) -> Inventory {
     // Watched by their own threads already: a call into a GPU's driver may hang.
     if let Some(gpus) = gpus {
         found.append(gpus.finish());
+    }
+    // Its counters are published seldom, so it watches them itself, by their stamps.
+    if settings.enabled.iter().any(|name| name == ioreport::NAME) {
+        found.append(ioreport::open(settings, clock));
     }
     choice::keep_each_once(&mut found, &seen);
     if settings.enabled.iter().any(|name| name == estimate::NAME) {
