@@ -4,7 +4,7 @@
 //! quiet otherwise: the service manager adds the time.
 
 use std::fs::File;
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -15,7 +15,7 @@ use rustix::process::{Resource, getrlimit, setrlimit};
 use crate::clock::Clock;
 use crate::config::{self, Config, Flags};
 use crate::energy::Domain;
-use crate::ipc::{self, Doors, Plan, Service, Taken};
+use crate::ipc::{self, Doors, Listening, Plan, Service, Taken};
 use crate::ring::Sample;
 use crate::sampler::record::{self, Recording};
 use crate::source::recorder::Recorder;
@@ -44,12 +44,26 @@ fn run(flags: &Flags) -> Result<()> {
     let mut service = plan.build(Clock::Machine, tell).context("cannot start")?;
     refuse_nothing(&service)?;
     let recording = flags.record.as_deref().map(|file| record(file, &mut service)).transpose()?;
-    let (listener, listening) = ipc::bind(&place(&config)?, group)?;
-    tell(&format!("measures {}, listens on {}", service.names().join(", "), listening.path().display()));
+    let (listener, listening) = listen(&config, group)?;
+    let place = match &listening {
+        Some(listening) => listening.path().display().to_string(),
+        None => "the socket of launchd".into(),
+    };
+    tell(&format!("measures {}, listens on {place}", service.names().join(", ")));
     let doors = Doors { listener: Some(listener), connections: Vec::new(), stop: Some(stop) };
     ipc::serve(service, doors).context("the poller failed")?;
+    drop(listening);
     tell("stops as asked");
     recording.map_or(Ok(()), finish)
+}
+
+/// The socket that launchd made for us, else one of our own making, which goes with the second value.
+fn listen(config: &Config, group: Option<u32>) -> Result<(UnixListener, Option<Listening>)> {
+    if let Some(listener) = ipc::launchd_listeners().context("launchd hands over no socket")?.pop() {
+        return Ok((listener, None));
+    }
+    let (listener, listening) = ipc::bind(&place(config)?, group)?;
+    Ok((listener, Some(listening)))
 }
 
 /// Keeps what the sources say, at the full rate, in a file that `--replay` takes.
@@ -111,7 +125,7 @@ fn place(config: &Config) -> Result<PathBuf> {
     if let Some(path) = &config.socket {
         return Ok(path.clone());
     }
-    let mut places = config::socket_places().into_iter();
+    let mut places = config::listening_places().into_iter();
     let system = places.next().context("no place for a socket")?;
     // Root makes the system's directory itself; for a user of its own the service manager has made it.
     if rustix::process::geteuid().is_root() || system.parent().is_some_and(is_own) {

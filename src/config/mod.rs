@@ -14,10 +14,10 @@ mod place;
 mod section;
 
 pub use flags::Flags;
-pub use place::socket_places;
+pub use place::{listening_places, socket_places};
 pub use section::{Groups, Limits, Source};
 
-use place::{configuration_dir, files_under};
+use place::{configuration_dir, files_under, state_dir};
 
 /// What is wrong with the configuration.
 #[derive(Debug, thiserror::Error)]
@@ -85,7 +85,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             socket: None,
-            state_dir: "/var/lib/wattspan".into(),
+            state_dir: state_dir(),
             rate_hz: 1000.0,
             idle_rate_hz: 1.0,
             history_s: 16.0,

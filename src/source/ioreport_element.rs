@@ -40,11 +40,13 @@ impl Timebase {
         (numerator > 0 && denominator > 0).then_some(Timebase { numerator, denominator })
     }
 
-    /// The instant of a stamp on the meter's clock, which is the same one in nanoseconds; `None` where it cannot be: 0, or later than
-    /// `now_ns`.
+    /// The instant of a stamp on the meter's clock, which is the same one in nanoseconds: the end of the tick, by which the
+    /// value was surely reached, but no later than `now_ns`. `None` where the stamp cannot be: 0, or from the future.
     pub fn instant_ns(self, ticks: u64, now_ns: u64) -> Option<u64> {
-        let ns = u128::from(ticks) * u128::from(self.numerator) / u128::from(self.denominator);
-        u64::try_from(ns).ok().filter(|ns| (1..=now_ns).contains(ns))
+        let ns = |ticks: u128| ticks * u128::from(self.numerator) / u128::from(self.denominator);
+        let (begin_ns, end_ns) = (ns(u128::from(ticks)), ns(u128::from(ticks) + 1));
+        let told = ticks > 0 && begin_ns <= u128::from(now_ns);
+        told.then(|| u64::try_from(end_ns).map_or(now_ns, |end_ns| end_ns.min(now_ns)))
     }
 }
 
@@ -75,19 +77,20 @@ mod tests {
     #[test]
     fn a_tick_of_apple_silicon_is_125_thirds_of_a_nanosecond_and_one_of_intels_is_one() {
         let silicon = Timebase::new(125, 3).unwrap();
-        assert_eq!(silicon.instant_ns(24_000_000, u64::MAX), Some(1_000_000_000));
-        assert_eq!(silicon.instant_ns(1, u64::MAX), Some(41));
+        assert_eq!(silicon.instant_ns(23_999_999, u64::MAX), Some(1_000_000_000));
+        assert_eq!(silicon.instant_ns(1, u64::MAX), Some(83));
+        assert_eq!(Timebase::new(1, 1).unwrap().instant_ns(5, 100), Some(6));
         // 584 years of ticks do not fit in nanoseconds, and do not overflow on the way.
         assert_eq!(silicon.instant_ns(u64::MAX, u64::MAX), None);
-        assert_eq!(Timebase::new(1, 1).unwrap().instant_ns(5, 5), Some(5));
     }
 
     #[test]
-    fn a_stamp_of_nought_or_from_the_future_is_not_believed() {
+    fn a_stamp_of_nought_or_from_the_future_is_not_believed_and_none_is_later_than_now() {
         let timebase = Timebase::new(1, 1).unwrap();
         assert_eq!(timebase.instant_ns(0, 1_000), None);
         assert_eq!(timebase.instant_ns(1_001, 1_000), None);
         assert_eq!(timebase.instant_ns(1_000, 1_000), Some(1_000));
+        assert_eq!(timebase.instant_ns(999, 1_000), Some(1_000));
     }
 
     #[test]

@@ -41,7 +41,8 @@ unsafe impl Send for Owned {}
 impl Owned {
     /// Takes over what a Create or Copy function gave; `None` for null.
     fn take(foundation: &Foundation, object: Object) -> Option<Owned> {
-        (!object.is_null()).then_some(Owned { object, release: foundation.release })
+        // Lazily: a value made of null would be released on the spot, and releasing null crashes.
+        (!object.is_null()).then(|| Owned { object, release: foundation.release })
     }
 
     fn text(foundation: &Foundation, text: &str) -> Option<Owned> {

@@ -78,6 +78,10 @@ pub mod containment;
 /// Raw counts that wrap and restart, made into energy that only grows.
 pub mod counter;
 
+/// The kernel's lists of CPUs.
+#[cfg(target_os = "linux")]
+mod cpu_list;
+
 /// CPU load times a power model, where there is no counter at all.
 pub mod estimate;
 
