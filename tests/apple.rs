@@ -16,7 +16,8 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use stand_in::apple::{
-    FROZEN, HIDDEN, INTEL, Knob, Library, Mac, NOT_SIMPLE, SHORT_ELEMENT, SILICON, WITHOUT_ELEMENT, fixture, ticks,
+    FROZEN, HIDDEN, INTEL, Knob, Library, Mac, NOT_SIMPLE, SHORT_ELEMENT, SILICON, WITHOUT_ELEMENT, fixture,
+    ticks,
 };
 use wattspan::clock::Clock;
 use wattspan::energy::{Domain, Grade, Kind, Liveness, Reading};
@@ -78,7 +79,12 @@ const UNEVEN: &[u64] = &[750 * MS, 26 * MS, 1_320 * MS, 910 * MS, 1_190 * MS];
 
 fn m4() -> Vec<Meter> {
     vec![
-        Meter::new("CPU Energy", 1_000_000, &[(310 * MS, 4_000), (170 * MS, 38_000), (90 * MS, 11_000)], BATCHES),
+        Meter::new(
+            "CPU Energy",
+            1_000_000,
+            &[(310 * MS, 4_000), (170 * MS, 38_000), (90 * MS, 11_000)],
+            BATCHES,
+        ),
         Meter::new("GPU Energy", 1, &[(400 * MS, 20), (130 * MS, 27_000)], &[]),
         Meter::new("ANE", 1_000_000, &[(700 * MS, 0), (60 * MS, 8_000)], BATCHES),
         Meter::new("DRAM", 1_000_000, &[(50 * MS, 600), (55 * MS, 1_900)], UNEVEN),
@@ -179,11 +185,12 @@ fn reasons(found: &Inventory, source: &str) -> String {
 #[test]
 fn every_chip_has_its_roll_ups_as_meters_and_nothing_else() {
     let plain = ["cpu", "gpu", "ane", "dram", "gpu-sram"].as_slice();
-    let dies =
-        ["cpu-0", "cpu-1", "gpu", "ane-0", "ane-1", "dram-0", "dram-1", "gpu-sram-0", "gpu-sram-1"].as_slice();
+    let dies = ["cpu-0", "cpu-1", "gpu", "ane-0", "ane-1", "dram-0", "dram-1", "gpu-sram-0", "gpu-sram-1"]
+        .as_slice();
     let chips = ["m1", "m2", "m3", "m4", "m5"].map(|chip| (chip, plain));
-    let large = ["m1-pro", "m1-max", "m2-pro", "m2-max", "m3-pro", "m3-max", "m4-pro", "m4-max", "m5-pro", "m5-max"]
-        .map(|chip| (chip, plain));
+    let large =
+        ["m1-pro", "m1-max", "m2-pro", "m2-max", "m3-pro", "m3-max", "m4-pro", "m4-max", "m5-pro", "m5-max"]
+            .map(|chip| (chip, plain));
     let ultra = ["m1-ultra", "m2-ultra", "m3-ultra"].map(|chip| (chip, dies));
     for (chip, expected) in chips.into_iter().chain(large).chain(ultra) {
         let library = Library::new(&fixture(chip));
@@ -251,7 +258,10 @@ fn energies_lie_within_their_bounds_with_batches_of_two_seconds() {
             let share = share(&account, domain);
             let (figure, error) = (share.share_uj.unwrap() as f64, share.error_uj.unwrap() as f64);
             let truth = meter.true_uj(from_ns, to_ns);
-            assert!((figure - truth).abs() <= error, "{domain}, {length_ms} ms: {figure} ± {error} for {truth}");
+            assert!(
+                (figure - truth).abs() <= error,
+                "{domain}, {length_ms} ms: {figure} ± {error} for {truth}"
+            );
             // And the bound is one: no wider than what the batches around the edges hold.
             let around = meter.true_uj(meter.batch_ns(from_ns), to_ns + 2_300 * MS);
             assert!(error <= around + 2_100.0, "{domain}, {length_ms} ms: ± {error} of {around}");
@@ -306,7 +316,12 @@ fn a_neural_engine_at_rest_is_alive_and_one_that_is_frozen_is_stuck_and_never_no
     };
     for second in 1..=30 {
         watch(&mut machine, START_NS + second * S, &mut characters);
-        assert_eq!(characters[cpu].liveness().0, Liveness::Live, "{second} s: {:?}", characters[cpu].liveness());
+        assert_eq!(
+            characters[cpu].liveness().0,
+            Liveness::Live,
+            "{second} s: {:?}",
+            characters[cpu].liveness()
+        );
         assert_eq!(characters[ane].liveness().0, Liveness::Live, "{second} s");
     }
     let interval_ns = characters[cpu].update_interval_ns().expect("it was seen to move in batches");
@@ -478,7 +493,11 @@ fn the_systems_total_is_sensed_beside_the_counters_and_not_added_to_them() {
     library.key(0, b"PSTR", b"flt ", &20.0_f32.to_le_bytes());
     library.key(1, b"PCPT", b"flt ", &9.0_f32.to_le_bytes());
     let mut machine = Machine::with(library, m4());
-    assert_eq!(names(&machine.found), ["psys", "cpu", "gpu", "ane", "dram", "gpu-sram"], "PCPT is in cpu already");
+    assert_eq!(
+        names(&machine.found),
+        ["psys", "cpu", "gpu", "ane", "dram", "gpu-sram"],
+        "PCPT is in cpu already"
+    );
     let domains = machine.domains();
     assert!(domains[1..5].iter().all(|domain| domain.parent.as_deref() == Some("psys")));
     assert_eq!(containment::counted(&domains, &[true; 6]), [false, true, true, true, true, false]);
@@ -524,9 +543,11 @@ fn no_library_is_absent_with_what_the_loader_says() {
 #[test]
 fn a_whole_daemon_meters_a_stand_in_of_a_mac() {
     let library = Library::new(&fixture("m4-max"));
-    for (channel, power_mw, batch_ns, unit_nj) in
-        [("CPU Energy", 30_000, 150 * MS, 1_000_000), ("GPU Energy", 12_000, 0, 1), ("DRAM0", 3_000, 150 * MS, 1_000_000)]
-    {
+    for (channel, power_mw, batch_ns, unit_nj) in [
+        ("CPU Energy", 30_000, 150 * MS, 1_000_000),
+        ("GPU Energy", 12_000, 0, 1),
+        ("DRAM0", 3_000, 150 * MS, 1_000_000),
+    ] {
         library.set(channel, Knob::UnitNj, unit_nj);
         library.set(channel, Knob::BatchNs, batch_ns);
         library.set(channel, Knob::PowerMw, power_mw);
@@ -550,7 +571,8 @@ fn a_whole_daemon_meters_a_stand_in_of_a_mac() {
         std::thread::sleep(Duration::from_millis(5));
     };
     let mut call = |method: &str, parameters: serde_json::Value| -> serde_json::Value {
-        let words = serde_json::json!({ "method": format!("org.wattspan.Meter.{method}"), "parameters": parameters });
+        let words =
+            serde_json::json!({ "method": format!("org.wattspan.Meter.{method}"), "parameters": parameters });
         stream.write_all(format!("{words}\0").as_bytes()).unwrap();
         let mut answer = Vec::new();
         while answer.last() != Some(&0) {
@@ -565,10 +587,19 @@ fn a_whole_daemon_meters_a_stand_in_of_a_mac() {
     std::thread::sleep(Duration::from_millis(400));
     let account = call("CloseSpan", serde_json::json!({ "span": "s", "wait_settled": true }));
     let account = &account["parameters"]["account"];
+    let doctor = Command::new(env!("CARGO_BIN_EXE_wattspan"))
+        .args(["doctor", "--socket"])
+        .arg(&socket)
+        .output()
+        .unwrap();
+    let shown = String::from_utf8_lossy(&doctor.stdout);
+    assert!(shown.contains("ioreport") && shown.contains("modelled"), "{shown}");
+    assert!(shown.contains("Please report what you see"), "what the user of a Mac can do is told: {shown}");
     daemon.kill().unwrap();
     daemon.wait().unwrap();
     assert_eq!(account["grade"], "modelled", "{account}");
-    let seconds = (account["closed_ns"].as_u64().unwrap() - account["opened_ns"].as_u64().unwrap()) as f64 / 1e9;
+    let seconds =
+        (account["closed_ns"].as_u64().unwrap() - account["opened_ns"].as_u64().unwrap()) as f64 / 1e9;
     for (domain, watts) in [("cpu", 30.0), ("gpu", 12.0), ("dram", 3.0)] {
         let row = account["domains"].as_array().unwrap().iter().find(|row| row["domain"] == domain).unwrap();
         let (figure, error) = (row["share_uj"].as_f64().unwrap(), row["error_uj"].as_f64().unwrap());

@@ -61,10 +61,15 @@ mod tests {
     #[test]
     fn a_client_on_macos_looks_for_launchds_socket_first() {
         let user = || Some(PathBuf::from("/run/user/7"));
-        let paths = |places: Vec<PathBuf>| places.iter().map(|place| place.display().to_string()).collect::<Vec<_>>();
+        let paths =
+            |places: Vec<PathBuf>| places.iter().map(|place| place.display().to_string()).collect::<Vec<_>>();
         assert_eq!(
             paths(places(true, user())),
-            ["/var/run/wattspan.sock", "/var/run/wattspan/wattspan.sock", "/run/user/7/wattspan/wattspan.sock"]
+            [
+                "/var/run/wattspan.sock",
+                "/var/run/wattspan/wattspan.sock",
+                "/run/user/7/wattspan/wattspan.sock"
+            ]
         );
         assert_eq!(
             paths(places(false, user())),

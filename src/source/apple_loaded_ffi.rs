@@ -15,7 +15,8 @@ use super::apple_library_ffi::Library;
 /// # Errors
 /// What the loader says: there is no library, or it lacks a name.
 pub fn calls(path: &Path) -> Result<Calls, String> {
-    let path = CString::new(path.as_os_str().as_bytes()).map_err(|_| "the path has a NUL in it".to_owned())?;
+    let path =
+        CString::new(path.as_os_str().as_bytes()).map_err(|_| "the path has a NUL in it".to_owned())?;
     let library = Library::load(&path)?;
     // SAFETY: the administrator named the library as one that has Apple's functions with their types, and a `Library` stays
     // loaded.

@@ -14,9 +14,8 @@ pub fn counted(domains: &[Domain], live: &[bool]) -> Vec<bool> {
     let live = |at: usize| live.get(at).copied().unwrap_or(false);
     let measured_cpu = (0..domains.len())
         .any(|at| live(at) && is_measured(&domains[at]) && covers_the_cpu(domains[at].kind));
-    let counted_cpu = (0..domains.len()).any(|at| {
-        live(at) && domains[at].grade < Grade::Integrated && covers_the_cpu(domains[at].kind)
-    });
+    let counted_cpu = (0..domains.len())
+        .any(|at| live(at) && domains[at].grade < Grade::Integrated && covers_the_cpu(domains[at].kind));
     let eligible: Vec<bool> = (0..domains.len())
         .map(|at| {
             live(at)

@@ -94,7 +94,10 @@ impl IoReport {
         let listed = group()?;
         let Choice { chosen, notes } = choose(&listed.channels());
         if chosen.is_empty() {
-            return Err(format!("IOReport's group {GROUP:?} has no meter that is known here: {}", notes.join("; ")));
+            return Err(format!(
+                "IOReport's group {GROUP:?} has no meter that is known here: {}",
+                notes.join("; ")
+            ));
         }
         let kept: Vec<usize> = chosen.iter().map(|chosen| chosen.index).collect();
         // Should a system not take a part of the group, it may take the whole.
@@ -115,7 +118,8 @@ impl IoReport {
         let firsts = readings.clone();
         let now_ns = self.clock.now_ns();
         loop {
-            let advanced: Vec<bool> = readings.iter().zip(&firsts).map(|(now, first)| published(now, first, now_ns)).collect();
+            let advanced: Vec<bool> =
+                readings.iter().zip(&firsts).map(|(now, first)| published(now, first, now_ns)).collect();
             if !advanced.contains(&false) || Instant::now() >= deadline {
                 return advanced;
             }
@@ -203,7 +207,9 @@ impl Meter {
         let told_ns = element.and_then(|element| timebase.instant_ns(element.ticks, after_ns));
         let stamp_ns = told_ns.filter(|_| !self.unstamped).unwrap_or(0);
         let wrong = match self.last.replace((count, stamp_ns)) {
-            Some((last, last_ns)) => last_ns != 0 && (stamp_ns < last_ns || (stamp_ns == last_ns && count != last)),
+            Some((last, last_ns)) => {
+                last_ns != 0 && (stamp_ns < last_ns || (stamp_ns == last_ns && count != last))
+            }
             None => false,
         };
         if wrong {

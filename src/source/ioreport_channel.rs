@@ -78,8 +78,16 @@ const PARTS: [Part; 5] = [
         kind: Kind::Gpu,
         ways: &[Way::Whole("GPU Energy"), Way::Whole("GPU"), Way::Numbered("GPU"), Way::Twice("GPU")],
     },
-    Part { name: "ane", kind: Kind::Npu, ways: &[Way::Whole("ANE"), Way::Numbered("ANE"), Way::Twice("ANE")] },
-    Part { name: "dram", kind: Kind::Dram, ways: &[Way::Whole("DRAM"), Way::Numbered("DRAM"), Way::Twice("DRAM")] },
+    Part {
+        name: "ane",
+        kind: Kind::Npu,
+        ways: &[Way::Whole("ANE"), Way::Numbered("ANE"), Way::Twice("ANE")],
+    },
+    Part {
+        name: "dram",
+        kind: Kind::Dram,
+        ways: &[Way::Whole("DRAM"), Way::Numbered("DRAM"), Way::Twice("DRAM")],
+    },
     Part {
         name: "gpu-sram",
         kind: Kind::Rail,
@@ -144,7 +152,11 @@ pub fn choose(channels: &[Channel]) -> Choice {
             let Some(known) = known else {
                 choice.notes.push(format!(
                     "its channel {name:?} {}, so {} is not metered; please report this",
-                    if *simple { format!("counts in {unit:?}, which nobody knows") } else { "is no plain number".into() },
+                    if *simple {
+                        format!("counts in {unit:?}, which nobody knows")
+                    } else {
+                        "is no plain number".into()
+                    },
                     part.name
                 ));
                 continue;

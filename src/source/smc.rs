@@ -169,7 +169,9 @@ impl Sensor {
         match answer.result {
             0 => {}
             NO_SUCH_KEY => return Err(format!("this Mac's controller has no key {name}")),
-            result => return Err(format!("the controller answers {result:#04x} for {name}; please report it")),
+            result => {
+                return Err(format!("the controller answers {result:#04x} for {name}; please report it"));
+            }
         }
         let sensor = Sensor { key, description: answer.description, trapezoid: Trapezoid::default() };
         match sensor.power_mw(connection) {

@@ -96,8 +96,12 @@ pub const fn letters(text: &[u8; 4]) -> u32 {
 pub fn power_mw(description: &Description, bytes: &[u8; 32]) -> Option<u64> {
     let watts = match (&description.kind.to_be_bytes(), description.size) {
         (b"flt ", 4) => f64::from(f32::from_le_bytes(*bytes.first_chunk()?)),
-        (&[b's', b'p', whole, part], 2) => fixed(i32::from(i16::from_be_bytes(*bytes.first_chunk()?)), whole, part, 15)?,
-        (&[b'f', b'p', whole, part], 2) => fixed(i32::from(u16::from_be_bytes(*bytes.first_chunk()?)), whole, part, 16)?,
+        (&[b's', b'p', whole, part], 2) => {
+            fixed(i32::from(i16::from_be_bytes(*bytes.first_chunk()?)), whole, part, 15)?
+        }
+        (&[b'f', b'p', whole, part], 2) => {
+            fixed(i32::from(u16::from_be_bytes(*bytes.first_chunk()?)), whole, part, 16)?
+        }
         _ => return None,
     };
     let milliwatts = (watts * 1e3).round();
