@@ -9,6 +9,7 @@ use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::OnceLock;
 
 use tempfile::TempDir;
 use wattspan::source::Settings;
@@ -95,12 +96,9 @@ pub struct Library {
 impl Library {
     /// A Mac with these channels, a name, a tab and a unit's label a line, whose clock is the real one.
     pub fn new(list: &str) -> Self {
+        static BUILT: OnceLock<Vec<u8>> = OnceLock::new();
         let folder = tempfile::tempdir().unwrap();
-        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/stand_in/apple/apple.c");
-        let mut compiler = Command::new("cc");
-        compiler.args(["-shared", "-fPIC", "-O1", "-o"]).arg(library_in(&folder)).arg(source);
-        let built = compiler.output().expect("a C compiler, which the linker of every Rust program is, too");
-        assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
+        fs::write(library_in(&folder), BUILT.get_or_init(build)).unwrap();
         fs::write(folder.path().join("libapple.so.channels"), list).unwrap();
         let file = folder.path().join("libapple.so.words");
         let words = OpenOptions::new().read(true).write(true).create_new(true).open(file).unwrap();
@@ -177,6 +175,17 @@ impl Library {
         self.words.read_exact_at(&mut bytes, 8 * word).unwrap();
         u64::from_le_bytes(bytes)
     }
+}
+
+/// Compiles the library, once for each test program.
+fn build() -> Vec<u8> {
+    let folder = tempfile::tempdir().unwrap();
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/stand_in/apple/apple.c");
+    let mut compiler = Command::new("cc");
+    compiler.args(["-shared", "-fPIC", "-O1", "-o"]).arg(library_in(&folder)).arg(source);
+    let built = compiler.output().expect("a C compiler, which the linker of every Rust program is, too");
+    assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
+    fs::read(library_in(&folder)).unwrap()
 }
 
 fn library_in(folder: &TempDir) -> PathBuf {
