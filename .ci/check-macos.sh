@@ -99,7 +99,7 @@ stub() {
 
 # What a crate declares of names that begin with a prefix.
 declared() {
-    cat "${CARGO_HOME:-$HOME/.cargo}"/registry/src/*/"$1"-[0-9]*/src/{*,*/*}.rs 2>/dev/null |
+    find "${CARGO_HOME:-$HOME/.cargo}"/registry/src/*/"$1"-[0-9]* -name '*.rs' -exec cat {} + |
         grep -oE "pub (unsafe )?(static|fn) +$2[A-Za-z0-9_]+" | awk '{ print $NF }'
 }
 
@@ -172,6 +172,13 @@ for target in $targets; do
 done
 say "$version, $("$cargo" -V)"
 for target in $targets; do standard_library "$target"; done
+# What was built on another copy of the standard library is of no use with this one, and cargo cannot see that.
+library=$(for target in $targets; do stat -c '%n %Y' "$sysroot/usr/lib/rustlib/$target/lib/.done"; done)
+if [ "$(cat "$CARGO_TARGET_DIR/.library" 2>/dev/null)" != "$library" ]; then
+    rm -rf "$CARGO_TARGET_DIR"
+    mkdir -p "$CARGO_TARGET_DIR"
+    printf '%s\n' "$library" >"$CARGO_TARGET_DIR/.library"
+fi
 "$cargo" fetch --locked --quiet
 stub_sdk
 

@@ -27,7 +27,8 @@ fn parsed(plist: &Path) -> Value {
 fn the_plist_has_only_keys_of_launchds_with_values_of_their_types() {
     let plist = parsed(&folder().join(format!("{LABEL}.plist")));
     // launchd.plist(5). launchd ignores what it does not know, so that a misspelt key would never be seen.
-    let known: &[(&str, fn(&Value) -> bool)] = &[
+    type Fits = fn(&Value) -> bool;
+    let known: &[(&str, Fits)] = &[
         ("Label", Value::is_string),
         ("ProgramArguments", Value::is_array),
         ("UserName", Value::is_string),

@@ -68,8 +68,10 @@ mod tests {
 
     use super::*;
 
+    type Answer = Result<Vec<c_int>, c_int>;
+
     /// What the launchd of this test hands over under each name: descriptors, or an errno. Each name once, as the real one.
-    static LAUNCHD: Mutex<Vec<(&str, Result<Vec<c_int>, c_int>)>> = Mutex::new(Vec::new());
+    static LAUNCHD: Mutex<Vec<(&str, Answer)>> = Mutex::new(Vec::new());
 
     unsafe extern "C" fn activate(name: *const c_char, into: *mut *mut c_int, count: *mut usize) -> c_int {
         // SAFETY: the caller gives a text that ends with NUL and two places, as the real call wants.
@@ -89,7 +91,7 @@ mod tests {
         }
     }
 
-    fn handed(name: &'static str, what: Result<Vec<c_int>, c_int>) -> io::Result<Vec<UnixListener>> {
+    fn handed(name: &'static str, what: Answer) -> io::Result<Vec<UnixListener>> {
         LAUNCHD.lock().unwrap().push((name, what));
         let name = std::ffi::CString::new(name).unwrap();
         // SAFETY: `activate` keeps the promises of launch.h.
