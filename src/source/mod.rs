@@ -1,7 +1,6 @@
 //! Where joules come from: one file for each mechanism, all behind one trait.
 //!
-//! Owns discovery: which mechanisms are tried, and what is said of those that are not there. Absent hardware is a
-//! shorter list, never an error. Never blocks on a client, never logs for each tick, never interprets a wrap
+//! Owns the trait and what discovery gives. Absent hardware is a shorter list, never an error. Never blocks on a client, never logs for each tick, never interprets a wrap
 //! outside `counter`.
 //!
 //! | mechanism | what it reads | grade | needs |
@@ -19,11 +18,9 @@
 //! | `estimate` | CPU load times a model | estimated | nothing |
 //! | `replay` | a recorded trace or a scripted machine | as told there | a file |
 
+pub use discovery::discover;
 pub use settings::Settings;
 
-use settings::KNOWN;
-
-use crate::clock::Clock;
 use crate::energy::{Absent, Domain, Reading};
 
 /// An AMD card's accumulator as a source.
@@ -81,6 +78,9 @@ pub mod counter;
 /// The kernel's lists of CPUs.
 #[cfg(target_os = "linux")]
 mod cpu_list;
+
+/// Which mechanisms are there.
+mod discovery;
 
 /// CPU load times a power model, where there is no counter at all.
 pub mod estimate;
@@ -286,62 +286,4 @@ impl Inventory {
         self.opened.extend(other.opened);
         self.absent.extend(other.absent);
     }
-}
-
-/// Finds what there is. Takes at most some 40 ms of one CPU, all of them only where a counter does not move or two
-/// mechanisms are compared, and 20 ms of waiting where an AMD card has an accumulator; NVIDIA boards may need longer,
-/// and are waited for.
-///
-/// With a replay there is nothing else. Otherwise every enabled mechanism is tried in its order; a domain that several
-/// of them show is taken from the first in which it advances; the estimate is opened only where no counter of the
-/// CPU's energy advances.
-pub fn discover(settings: &Settings, clock: &Clock) -> Inventory {
-    if let Some(path) = &settings.replay {
-        return replay::open(path, clock);
-    }
-    let mut found = Inventory::default();
-    let gpus = settings.enabled.iter().any(|name| name == nvml::NAME).then(|| nvml::search(settings, clock));
-    for name in &settings.enabled {
-        match name.as_str() {
-            perf::NAME => found.append(perf::open(settings, clock)),
-            powercap::NAME => found.append(powercap::open(settings, clock)),
-            nvml::NAME | ioreport::NAME | estimate::NAME => {}
-            smc::NAME => found.append(smc::open(settings, clock)),
-            msr::NAME => found.append(msr::open(settings, clock)),
-            amdgpu::NAME => found.append(amdgpu::open(settings, clock)),
-            intelgpu::NAME => found.append(intelgpu::open(settings, clock)),
-            hwmon::NAME => found.append(hwmon::open(settings, clock)),
-            battery::NAME => found.append(battery::open(settings, clock)),
-            _ => {
-                let known = KNOWN.join(", ");
-                found.miss(name, format!("no source of this name; there are {known}"));
-            }
-        }
-    }
-    let seen = liveness::watch(&mut found.opened);
-    // Watched by their own threads already: a call into a GPU's driver may hang.
-    if let Some(gpus) = gpus {
-        found.append(gpus.finish());
-    }
-    // Its counters are published seldom, so it watches them itself, by their stamps.
-    if settings.enabled.iter().any(|name| name == ioreport::NAME) {
-        found.append(ioreport::open(settings, clock));
-    }
-    choice::keep_each_once(&mut found, &seen);
-    if settings.enabled.iter().any(|name| name == estimate::NAME) {
-        match measured_cpu(&found.opened) {
-            None => found.append(estimate::open(settings, clock)),
-            Some(domain) => found.miss(estimate::NAME, format!("not needed: {domain} is a live counter")),
-        }
-    }
-    found
-}
-
-/// The name of a domain whose counter shows the CPU's energy, if there is a live one.
-fn measured_cpu(opened: &[Opened]) -> Option<&str> {
-    opened
-        .iter()
-        .flat_map(|source| source.domains.iter().zip(&source.advanced))
-        .find(|(domain, advanced)| **advanced && containment::covers_the_cpu(domain.kind))
-        .map(|(domain, _)| domain.name.as_str())
 }
