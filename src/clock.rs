@@ -1,21 +1,28 @@
 //! Time: the machine's monotonic clock, and its hand-cranked twin.
 //!
-//! Owns every clock read of the program. One timeline (CLOCK_MONOTONIC; on macOS CLOCK_UPTIME_RAW's kin, which also
-//! stops asleep); wall time appears only as a label. Never sleeps and never compares wall times.
+//! Owns every clock read of the program. One timeline, which stops while the machine sleeps: CLOCK_MONOTONIC, and on macOS,
+//! where that clock goes on in sleep, CLOCK_UPTIME_RAW (`mach_absolute_time` in nanoseconds: Python's `time.monotonic`,
+//! Rust's `Instant`, IOReport's stamps). Wall time appears only as a label. Never sleeps and never compares wall times.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-#[cfg(target_os = "linux")]
-use rustix::time::ClockId::Boottime as WithSleep;
-#[cfg(not(target_os = "linux"))]
-use rustix::time::ClockId::Monotonic as WithSleep;
 use rustix::time::{ClockId, clock_gettime};
+
+#[cfg(not(target_os = "macos"))]
+mod boottime;
+#[cfg(target_os = "macos")]
+mod uptime_ffi;
+
+#[cfg(not(target_os = "macos"))]
+use boottime as kernel;
+#[cfg(target_os = "macos")]
+use uptime_ffi as kernel;
 
 /// A source of monotonic nanoseconds: the machine's, or one that a test turns by hand.
 #[derive(Debug, Clone, Default)]
 pub enum Clock {
-    /// CLOCK_MONOTONIC.
+    /// CLOCK_MONOTONIC; on macOS CLOCK_UPTIME_RAW.
     #[default]
     Machine,
     /// Whatever was last stored.
@@ -42,7 +49,7 @@ impl Clock {
     pub fn asleep_ns(&self) -> u64 {
         match self {
             Clock::Machine => {
-                let with_sleep_ns = nanoseconds(clock_gettime(WithSleep));
+                let with_sleep_ns = with_sleep_ns();
                 with_sleep_ns.saturating_sub(monotonic_ns())
             }
             Clock::Manual(_) => 0,
@@ -57,14 +64,14 @@ impl Clock {
     }
 }
 
-/// CLOCK_MONOTONIC in nanoseconds: shared by all processes of the host, stops in suspend.
+/// The meter's clock in nanoseconds: shared by all processes of the host, stops in suspend.
 pub fn monotonic_ns() -> u64 {
-    nanoseconds(clock_gettime(ClockId::Monotonic))
+    kernel::awake_ns()
 }
 
-/// Time since the boot in nanoseconds, sleep included where the system tells it.
-pub fn boot_ns() -> u64 {
-    nanoseconds(clock_gettime(WithSleep))
+/// The clock beside it that goes on in suspend: apart from the meter's by the time slept since the machine started.
+pub fn with_sleep_ns() -> u64 {
+    kernel::with_sleep_ns()
 }
 
 /// Wall time in nanoseconds since 1970; only ever a label.

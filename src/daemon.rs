@@ -5,7 +5,7 @@
 
 use std::fs::File;
 use std::io::Write;
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -18,7 +18,7 @@ use crate::bus;
 use crate::clock::Clock;
 use crate::config::{self, Config, Flags};
 use crate::energy::Domain;
-use crate::ipc::{self, Doors, Plan, Service, Taken};
+use crate::ipc::{self, Doors, Listening, Plan, Service, Taken};
 use crate::ring::Sample;
 use crate::sampler::record::{self, Recording};
 use crate::source::recorder::Recorder;
@@ -48,8 +48,12 @@ fn run(flags: &Flags) -> Result<()> {
     let mut service = plan.build(Clock::Machine, tell).context("cannot start")?;
     refuse_nothing(&service)?;
     let recording = flags.record.as_deref().map(|file| record(file, &mut service)).transpose()?;
-    let (listener, listening) = ipc::bind(&place(&config)?, reach)?;
-    tell(&format!("measures {}, listens on {}", service.names().join(", "), listening.path().display()));
+    let (listener, listening) = listen(&config, reach)?;
+    let place = match &listening {
+        Some(listening) => listening.path().display().to_string(),
+        None => "the socket of launchd".into(),
+    };
+    tell(&format!("measures {}, listens on {place}", service.names().join(", ")));
     keep(&config, &mut service).context("cannot start the ledger on disk")?;
     let (bus, arrivals) = bus::start(&config, tell).context("cannot go on the bus")?.unzip();
     let doors = Doors { listener: Some(listener), arrivals, stop: Some(stop), ..Doors::default() };
@@ -57,6 +61,7 @@ fn run(flags: &Flags) -> Result<()> {
     if let Some(bus) = bus {
         bus.finish();
     }
+    drop(listening);
     tell("stops as asked");
     recording.map_or(Ok(()), finish)
 }
@@ -85,6 +90,15 @@ fn keep(config: &Config, service: &mut Service) -> std::io::Result<()> {
     };
     service.keep(Store::start(settings, tell)?, tell);
     Ok(())
+}
+
+/// The socket that launchd made for us, else one of our own making, which goes with the second value.
+fn listen(config: &Config, reach: ipc::Reach) -> Result<(UnixListener, Option<Listening>)> {
+    if let Some(listener) = ipc::launchd_listeners().context("launchd hands over no socket")?.pop() {
+        return Ok((listener, None));
+    }
+    let (listener, listening) = ipc::bind(&place(config)?, reach)?;
+    Ok((listener, Some(listening)))
 }
 
 /// Keeps what the sources say, at the full rate, in a file that `--replay` takes.
@@ -146,7 +160,7 @@ fn place(config: &Config) -> Result<PathBuf> {
     if let Some(path) = &config.socket {
         return Ok(path.clone());
     }
-    let mut places = config::socket_places().into_iter();
+    let mut places = config::listening_places().into_iter();
     let system = places.next().context("no place for a socket")?;
     // Root makes the system's directory itself; for a user of its own the service manager has made it.
     if rustix::process::geteuid().is_root() || system.parent().is_some_and(is_own) {

@@ -249,6 +249,7 @@ fn ten_thousand_connections_are_held_or_refused_and_nobody_else_is_harmed() {
     assert_serves(&daemon);
 }
 
+#[cfg(target_os = "linux")]
 #[test]
 fn a_daemon_without_descriptors_turns_the_newest_away_and_goes_on() {
     let daemon = TestDaemon::on(STEADY);

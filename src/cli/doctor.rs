@@ -119,7 +119,25 @@ fn shown(meter: &Named, info: &Info, terminal: Terminal) -> String {
             }
         }
     }
+    if let Some(text) = from_a_mac(info) {
+        out.push('\n');
+        wrap(text, terminal.width).iter().for_each(|line| out.extend([line, "\n"]));
+    }
     out
+}
+
+/// What the user of a Mac can do for those who have none: Apple documents neither interface, and what is known of them
+/// comes from other programs.
+fn from_a_mac(info: &Info) -> Option<&'static str> {
+    let of_apple = |source: &str| matches!(source, "ioreport" | "smc");
+    let concerned = info.domains.iter().any(|domain| of_apple(&domain.source))
+        || info.absent.iter().any(|absent| of_apple(&absent.source));
+    concerned.then_some(
+        "On a Mac: these sources were built without one, from what other programs say of interfaces that Apple does not \
+         document. Please report what you see, right or wrong, with the output of `wattspan doctor --json`, of `sysctl \
+         hw.model machdep.cpu.brand_string kern.osproductversion sysctl.proc_translated`, and, for comparison, of `sudo \
+         powermetrics -n 1 -i 5000 --samplers cpu_power,gpu_power,ane_power` at rest and under load.",
+    )
 }
 
 /// How the samplers kept their time: late and missed ticks are shown, never hidden.

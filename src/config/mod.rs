@@ -16,7 +16,7 @@ mod section;
 
 pub use bus::Bus;
 pub use flags::Flags;
-pub use place::{socket_places, state_dir};
+pub use place::{listening_places, socket_places, state_dir};
 pub use section::{Disk, Groups, Limits, Source, Sync};
 
 use place::{configuration_dir, files_under};

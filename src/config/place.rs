@@ -21,11 +21,28 @@ pub(super) fn files_under(dir: &Path) -> Vec<PathBuf> {
     files
 }
 
-/// Where the daemon's socket is, the system's first; a client tries them in this order.
+/// Where the daemon's socket may be, the system's first; a client tries them in this order.
 pub fn socket_places() -> Vec<PathBuf> {
-    let system = PathBuf::from(if apple() { "/var/run/wattspan" } else { "/run/wattspan" });
-    let user = std::env::var_os("XDG_RUNTIME_DIR").map(|dir| PathBuf::from(dir).join("wattspan"));
-    [Some(system), user].into_iter().flatten().map(|dir| dir.join("wattspan.sock")).collect()
+    places(apple(), std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from))
+}
+
+/// Where a daemon that makes its own socket makes it: the system's place first, then the user's own.
+pub fn listening_places() -> Vec<PathBuf> {
+    let mut places = socket_places();
+    places.retain(|place| place != Path::new(LAUNCHD));
+    places
+}
+
+/// Where launchd makes the socket: directly in /var/run, which is emptied at each start of the machine, so that a directory
+/// of ours would not be there when launchd wants to put a socket in it.
+const LAUNCHD: &str = "/var/run/wattspan.sock";
+
+fn places(apple: bool, runtime: Option<PathBuf>) -> Vec<PathBuf> {
+    let launchd = apple.then(|| LAUNCHD.into());
+    let system = if apple { "/var/run/wattspan" } else { "/run/wattspan" };
+    let own = [Some(system.into()), runtime.map(|dir| dir.join("wattspan"))];
+    let own = own.into_iter().flatten().map(|dir: PathBuf| dir.join("wattspan.sock"));
+    launchd.into_iter().chain(own).collect()
 }
 
 /// Where what must last is kept: the system's place for root and for the user to whom it belongs, else the user's own
@@ -44,4 +61,35 @@ pub fn state_dir() -> Option<PathBuf> {
 
 fn apple() -> bool {
     std::env::consts::OS == "macos"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_client_on_macos_looks_for_launchds_socket_first() {
+        let user = || Some(PathBuf::from("/run/user/7"));
+        let paths =
+            |places: Vec<PathBuf>| places.iter().map(|place| place.display().to_string()).collect::<Vec<_>>();
+        assert_eq!(
+            paths(places(true, user())),
+            [
+                "/var/run/wattspan.sock",
+                "/var/run/wattspan/wattspan.sock",
+                "/run/user/7/wattspan/wattspan.sock"
+            ]
+        );
+        assert_eq!(
+            paths(places(false, user())),
+            ["/run/wattspan/wattspan.sock", "/run/user/7/wattspan/wattspan.sock"]
+        );
+        assert_eq!(paths(places(false, None)), ["/run/wattspan/wattspan.sock"]);
+    }
+
+    #[test]
+    fn the_plist_makes_the_socket_where_clients_look() {
+        let plist = include_str!("../../launchd/org.wattspan.wattspand.plist");
+        assert!(plist.contains(&format!("<string>{LAUNCHD}</string>")));
+    }
 }

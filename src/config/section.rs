@@ -19,6 +19,9 @@ pub struct Source {
     /// A library to load instead of the system's NVML.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub nvml_library: Option<PathBuf>,
+    /// A library that stands in for Apple's (IOReport, CoreFoundation, IOKit).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub apple_library: Option<PathBuf>,
     /// A trace or scripted machine to measure instead of this one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub replay: Option<PathBuf>,
@@ -41,6 +44,7 @@ impl Default for Source {
             proc_root: "/proc".into(),
             msr_root: "/dev/cpu".into(),
             nvml_library: None,
+            apple_library: None,
             replay: None,
             enabled: None,
             estimate_idle_w: None,

@@ -77,7 +77,7 @@ impl Feeds {
             let from = sampler.feed();
             let first = domains.len();
             for (domain, advanced) in from.domains.iter().zip(from.advanced.iter()) {
-                let character = Character::new(*advanced);
+                let character = Character::new(*advanced).with_latency(domain.latency_ns);
                 let liveness = state_of(domain, &character);
                 domains.push(Metered {
                     domain: domain.clone(),

@@ -1,7 +1,8 @@
 //! Who is at the other end of a Unix socket, by LOCAL_PEERCRED (macOS, unix(4); `struct xucred` of <sys/ucred.h>).
 //!
-//! Owns the one call. It tells the credentials at the time of `connect`, with at most 16 groups, the first of which is
-//! the primary one.
+//! Owns the one call. It tells the credentials at the time of `connect` (getpeereid(3) asks for the same and leaves out the
+//! groups), with at most 16 groups, the first of which is the primary one: the kernel keeps no more, and whoever is in the
+//! meter's group as one of many may have to be told so (README).
 #![allow(unsafe_code)]
 
 use std::io;
@@ -31,6 +32,9 @@ pub fn credentials(socket: BorrowedFd) -> io::Result<Credentials> {
     };
     if status != 0 {
         return Err(io::Error::last_os_error());
+    }
+    if cred.cr_version != libc::XUCRED_VERSION {
+        return Err(io::Error::from(io::ErrorKind::InvalidData));
     }
     let count = usize::try_from(cred.cr_ngroups).unwrap_or(0).min(cred.cr_groups.len());
     let groups = cred.cr_groups[..count].to_vec();

@@ -53,9 +53,19 @@ mod local_peercred_ffi;
 #[cfg(target_os = "macos")]
 use local_peercred_ffi as peer;
 
+#[cfg(target_os = "macos")]
+#[path = "launchd_linked_ffi.rs"]
+mod launchd;
+#[cfg(not(target_os = "macos"))]
+#[path = "launchd_elsewhere.rs"]
+mod launchd;
+#[cfg(any(test, target_os = "macos"))]
+mod launchd_ffi;
+
 pub use access::{Credentials, Policy, Reach};
 pub use arrival::{Arrival, Arrivals, Usher, usher};
 pub use door::{Doors, serve};
+pub use launchd::listeners as launchd_listeners;
 pub use plan::Plan;
 pub use service::{Service, Settings};
 pub use socket::{Listening, Taken, bind};

@@ -35,6 +35,7 @@ impl Plan {
             proc_root: config.source.proc_root.clone(),
             msr_root: config.source.msr_root.clone(),
             nvml_library: config.source.nvml_library.clone(),
+            apple_library: config.source.apple_library.clone(),
             replay: config.source.replay.clone(),
             enabled: config.source.enabled.clone().unwrap_or(defaults.enabled),
             estimate_mw: match watts {

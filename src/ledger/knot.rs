@@ -78,9 +78,9 @@ impl KnotFinder {
         self.interval_ns = Some(interval_ns);
     }
 
-    /// How long an unmoved counter is waited for.
+    /// How long an unmoved counter is waited for: one whose values take long to where they can be read, so much longer.
     pub(crate) fn patience_ns(&self) -> u64 {
-        self.patience_ns.max(self.interval_ns.unwrap_or(0).saturating_mul(10))
+        self.patience_ns.saturating_add(self.latency_ns).max(self.interval_ns.unwrap_or(0).saturating_mul(10))
     }
 
     /// When the last reading came, valid or not.

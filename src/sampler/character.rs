@@ -22,6 +22,8 @@ const COST_EACH: u64 = 16;
 pub struct Character {
     /// Whether discovery saw it advance.
     advanced: bool,
+    /// How long it may stand still before anything is made of it.
+    patience_ns: u64,
     /// How many readings were seen, answered or not.
     seen: u64,
     /// Of these, how many answered.
@@ -47,6 +49,7 @@ struct Answer {
     after_ns: u64,
     energy_uj: u64,
     epoch: u32,
+    stamp_ns: u64,
     /// How long before it the reading before it was taken.
     spacing_ns: u64,
 }
@@ -56,6 +59,7 @@ impl Character {
     pub fn new(advanced: bool) -> Self {
         Self {
             advanced,
+            patience_ns: PATIENCE_NS,
             seen: 0,
             answered: 0,
             first_ns: 0,
@@ -68,6 +72,12 @@ impl Character {
             quantum_uj: None,
             costs: Recent::default(),
         }
+    }
+
+    /// The same for a domain whose values may take `latency_ns` to where they can be read: it may stand still for so much
+    /// longer.
+    pub fn with_latency(self, latency_ns: u64) -> Self {
+        Self { patience_ns: self.patience_ns.saturating_add(latency_ns), ..self }
     }
 
     /// Learns from one reading, in the order of time; `before_ns..=after_ns` surrounds the read.
@@ -86,9 +96,15 @@ impl Character {
         }
         self.answered += 1;
         let (energy_uj, epoch) = (reading.energy_uj, reading.epoch);
-        match self.last.replace(Answer { before_ns, after_ns, energy_uj, epoch, spacing_ns }) {
+        let stamp_ns = reading.stamp_ns;
+        match self.last.replace(Answer { before_ns, after_ns, energy_uj, epoch, stamp_ns, spacing_ns }) {
             Some(last) if last.epoch == epoch && last.energy_uj < energy_uj => {
                 self.moved(&last, after_ns, reading)
+            }
+            // A counter that says again, and of a later instant, that nothing was used is alive: a neural engine at rest.
+            // An integral of no power says the same of every instant, whether its sensor lives or not.
+            Some(last) if last.epoch == epoch && reading.doubt_uj == 0 && last.stamp_ns < stamp_ns => {
+                self.moved_ns = self.moved_ns.map(|_| after_ns).or(self.advanced.then_some(after_ns));
             }
             Some(last) if last.epoch == epoch => {}
             _ => {
@@ -138,7 +154,7 @@ impl Character {
             );
             return (Liveness::Lost, Some(reason));
         }
-        let patience_ns = PATIENCE_NS.max(STILL * self.interval.ns().unwrap_or(0).max(last.spacing_ns));
+        let patience_ns = self.patience_ns.max(STILL * self.interval.ns().unwrap_or(0).max(last.spacing_ns));
         // Where discovery saw it advance, that was the last move so far.
         let moved_ns = self.moved_ns.or(self.advanced.then_some(self.first_ns));
         match moved_ns.map(|moved_ns| self.now_ns.saturating_sub(moved_ns)) {

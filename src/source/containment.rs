@@ -2,7 +2,8 @@
 //!
 //! Owns the tree: psys contains packages and memory, a package its cores and its graphics, a module everything on it.
 //! Invariant: what is counted is an antichain of that tree (no counted domain lies within another), made of the
-//! outermost live domains. An estimate is never added to a measurement of the same thing. A battery is a check on the
+//! outermost live domains. An estimate is never added to a measurement of the same thing. A platform's power that is only
+//! sensed now and then does not stand in for counters of what lies within it: it is a check on them. A battery is a check on the
 //! others, and a rail whose place nobody knows may lie within one of them: neither is ever counted. Pure.
 
 use crate::energy::{Domain, Grade, Kind};
@@ -13,10 +14,13 @@ pub fn counted(domains: &[Domain], live: &[bool]) -> Vec<bool> {
     let live = |at: usize| live.get(at).copied().unwrap_or(false);
     let measured_cpu = (0..domains.len())
         .any(|at| live(at) && is_measured(&domains[at]) && covers_the_cpu(domains[at].kind));
+    let counted_cpu = (0..domains.len())
+        .any(|at| live(at) && domains[at].grade < Grade::Integrated && covers_the_cpu(domains[at].kind));
     let eligible: Vec<bool> = (0..domains.len())
         .map(|at| {
             live(at)
                 && !is_beside(domains[at].kind)
+                && !(counted_cpu && domains[at].kind == Kind::Psys && domains[at].grade == Grade::Integrated)
                 && !(measured_cpu && domains[at].grade == Grade::Estimated && is_cpu_side(domains[at].kind))
         })
         .collect();
@@ -153,6 +157,23 @@ mod tests {
         assert_eq!(names(&domains, &[true, false]), ["cpu"]);
         let domains = [estimated("cpu"), domain("gpu-0", Kind::Gpu, None)];
         assert_eq!(names(&domains, &[true, true]), ["cpu", "gpu-0"]);
+    }
+
+    #[test]
+    fn a_platforms_power_that_is_only_sensed_is_a_check_on_counters_and_stands_in_for_none() {
+        let mac = [
+            Domain { grade: Grade::Integrated, ..domain("psys", Kind::Psys, None) },
+            Domain { grade: Grade::Modelled, ..domain("cpu", Kind::Cpu, Some("psys")) },
+            Domain { grade: Grade::Modelled, ..domain("gpu", Kind::Gpu, Some("psys")) },
+        ];
+        assert_eq!(names(&mac, &[true, true, true]), ["cpu", "gpu"]);
+        // Where the processor's counter is frozen the graphics' alone do not stand for the Mac.
+        assert_eq!(names(&mac, &[true, false, true]), ["psys"]);
+        let intel = [
+            Domain { grade: Grade::Integrated, ..domain("psys", Kind::Psys, None) },
+            Domain { grade: Grade::Integrated, ..domain("package-0", Kind::Package, Some("psys")) },
+        ];
+        assert_eq!(names(&intel, &[true, true]), ["psys"]);
     }
 
     #[test]

@@ -1,7 +1,6 @@
 //! Where joules come from: one file for each mechanism, all behind one trait.
 //!
-//! Owns discovery: which mechanisms are tried, and what is said of those that are not there. Absent hardware is a
-//! shorter list, never an error. Never blocks on a client, never logs for each tick, never interprets a wrap
+//! Owns the trait and what discovery gives. Absent hardware is a shorter list, never an error. Never blocks on a client, never logs for each tick, never interprets a wrap
 //! outside `counter`.
 //!
 //! | mechanism | what it reads | grade | needs |
@@ -14,14 +13,14 @@
 //! | `intelgpu` | hwmon of the drivers xe and i915 | measured | nothing |
 //! | `hwmon` | boards' sensors: Grace, Jetson, others | integrated; measured | nothing |
 //! | `battery` | `power_supply` while it discharges; never counted | integrated | nothing |
+//! | `ioreport` | Apple silicon's counters through IOReport | modelled | macOS |
+//! | `smc` | the power that a Mac's controller senses | integrated | macOS |
 //! | `estimate` | CPU load times a model | estimated | nothing |
 //! | `replay` | a recorded trace or a scripted machine | as told there | a file |
 
+pub use discovery::discover;
 pub use settings::Settings;
 
-use settings::DEFAULT;
-
-use crate::clock::Clock;
 use crate::energy::{Absent, Domain, Reading};
 
 /// An AMD card's accumulator as a source.
@@ -42,6 +41,31 @@ pub mod battery;
 /// What the labels on boards mean.
 mod board;
 
+/// Where Apple's C functions come from.
+mod apple;
+
+/// Apple's C functions, by their addresses.
+mod apple_calls_ffi;
+
+/// A library that is loaded at run time.
+mod apple_library_ffi;
+
+/// Apple's C functions from a library that stands in for them.
+mod apple_loaded_ffi;
+
+/// Apple's C functions as the system has them.
+#[cfg(target_os = "macos")]
+#[path = "apple_linked_ffi.rs"]
+mod apple_system;
+
+/// Apple's C functions: not on this system.
+#[cfg(not(target_os = "macos"))]
+#[path = "apple_elsewhere.rs"]
+mod apple_system;
+
+/// What a call into a driver costs, and how often it may be made for that.
+mod call_cost;
+
 /// Of domains that are shown several times, the one that stays.
 mod choice;
 
@@ -50,6 +74,13 @@ pub mod containment;
 
 /// Raw counts that wrap and restart, made into energy that only grows.
 pub mod counter;
+
+/// The kernel's lists of CPUs.
+#[cfg(target_os = "linux")]
+mod cpu_list;
+
+/// Which mechanisms are there.
+mod discovery;
 
 /// CPU load times a power model, where there is no counter at all.
 pub mod estimate;
@@ -72,6 +103,18 @@ pub mod integral;
 /// Intel's graphics cards through the kernel.
 pub mod intelgpu;
 
+/// Apple silicon's energy counters.
+pub mod ioreport;
+
+/// Which of IOReport's channels are meters.
+pub mod ioreport_channel;
+
+/// What a channel's raw bytes say.
+mod ioreport_element;
+
+/// The calls to IOReport.
+mod ioreport_ffi;
+
 /// A short look under load: which counters move, and which are mirrors of others.
 mod liveness;
 
@@ -88,9 +131,9 @@ pub mod nvml;
 #[cfg(target_os = "linux")]
 mod nvml_channel;
 
-/// What NVML's calls cost.
+/// When a dear call to NVML is due.
 #[cfg(target_os = "linux")]
-mod nvml_cost;
+mod nvml_cadence;
 
 /// The calls to NVML.
 #[cfg(target_os = "linux")]
@@ -173,16 +216,19 @@ pub mod script;
 /// The words of a script.
 mod script_text;
 
+/// A Mac's System Management Controller.
+pub mod smc;
+
+/// The calls to it.
+mod smc_ffi;
+
+/// What it is asked, and what its values mean.
+mod smc_key;
+
 /// A source with some of its domains left out.
 mod selection;
 
 /// Whether the machine slept.
-#[cfg(target_os = "linux")]
-mod suspend;
-
-/// Whether the machine slept: not told on this system.
-#[cfg(not(target_os = "linux"))]
-#[path = "suspend_untold.rs"]
 mod suspend;
 
 /// Where the kernel's CPUs sit.
@@ -249,57 +295,4 @@ impl Inventory {
         self.opened.extend(other.opened);
         self.absent.extend(other.absent);
     }
-}
-
-/// Finds what there is. Takes at most some 40 ms of one CPU, all of them only where a counter does not move or two
-/// mechanisms are compared, and 20 ms of waiting where an AMD card has an accumulator; NVIDIA boards may need longer,
-/// and are waited for.
-///
-/// With a replay there is nothing else. Otherwise every enabled mechanism is tried in its order; a domain that several
-/// of them show is taken from the first in which it advances; the estimate is opened only where no counter of the
-/// CPU's energy advances.
-pub fn discover(settings: &Settings, clock: &Clock) -> Inventory {
-    if let Some(path) = &settings.replay {
-        return replay::open(path, clock);
-    }
-    let mut found = Inventory::default();
-    let gpus = settings.enabled.iter().any(|name| name == nvml::NAME).then(|| nvml::search(settings, clock));
-    for name in &settings.enabled {
-        match name.as_str() {
-            perf::NAME => found.append(perf::open(settings, clock)),
-            powercap::NAME => found.append(powercap::open(settings, clock)),
-            nvml::NAME | estimate::NAME => {}
-            msr::NAME => found.append(msr::open(settings, clock)),
-            amdgpu::NAME => found.append(amdgpu::open(settings, clock)),
-            intelgpu::NAME => found.append(intelgpu::open(settings, clock)),
-            hwmon::NAME => found.append(hwmon::open(settings, clock)),
-            battery::NAME => found.append(battery::open(settings, clock)),
-            _ => {
-                let known = DEFAULT.join(", ");
-                found.miss(name, format!("no source of this name; there are {known}, and {}", msr::NAME));
-            }
-        }
-    }
-    let seen = liveness::watch(&mut found.opened);
-    // Watched by their own threads already: a call into a GPU's driver may hang.
-    if let Some(gpus) = gpus {
-        found.append(gpus.finish());
-    }
-    choice::keep_each_once(&mut found, &seen);
-    if settings.enabled.iter().any(|name| name == estimate::NAME) {
-        match measured_cpu(&found.opened) {
-            None => found.append(estimate::open(settings, clock)),
-            Some(domain) => found.miss(estimate::NAME, format!("not needed: {domain} is a live counter")),
-        }
-    }
-    found
-}
-
-/// The name of a domain whose counter shows the CPU's energy, if there is a live one.
-fn measured_cpu(opened: &[Opened]) -> Option<&str> {
-    opened
-        .iter()
-        .flat_map(|source| source.domains.iter().zip(&source.advanced))
-        .find(|(domain, advanced)| **advanced && containment::covers_the_cpu(domain.kind))
-        .map(|(domain, _)| domain.name.as_str())
 }

@@ -14,8 +14,9 @@ use nvml_wrapper::error::NvmlError;
 use crate::clock::Clock;
 use crate::energy::{Domain, Reading};
 
+use super::call_cost::Cost;
+use super::nvml_cadence::Cadence;
 use super::nvml_channel::{Asked, Channel, Part};
-use super::nvml_cost::{Cadence, Cost};
 use super::nvml_ffi::{Answer, Board, Field, MOST_FIELDS};
 use super::nvml_link::Link;
 use super::nvml_refusal::{is_gone, refused_board};

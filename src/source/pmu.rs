@@ -8,7 +8,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::topology::parse_cpu_list;
+use super::cpu_list::parse_cpu_list;
 use super::unit::Unit;
 
 /// A performance monitoring unit's face.

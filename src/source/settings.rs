@@ -4,7 +4,7 @@
 
 use std::path::PathBuf;
 
-use super::{amdgpu, battery, estimate, hwmon, intelgpu, nvml, perf, powercap};
+use super::{amdgpu, battery, estimate, hwmon, intelgpu, ioreport, msr, nvml, perf, powercap, smc};
 
 /// What discovery needs to know; roots and paths are arguments, so that tests can stand in for the machine.
 #[derive(Debug, Clone)]
@@ -17,6 +17,8 @@ pub struct Settings {
     pub msr_root: PathBuf,
     /// A library to load instead of the system's `libnvidia-ml.so.1`.
     pub nvml_library: Option<PathBuf>,
+    /// A library that stands in for Apple's, with the C functions of IOReport, CoreFoundation and IOKit.
+    pub apple_library: Option<PathBuf>,
     /// A trace or scripted machine; where given, it is the only source.
     pub replay: Option<PathBuf>,
     /// Names of the sources to try, in order of preference.
@@ -27,7 +29,7 @@ pub struct Settings {
 }
 
 /// The mechanisms that are tried unless the configuration says otherwise, in order of preference.
-pub(super) const DEFAULT: [&str; 8] = [
+const LINUX: [&str; 8] = [
     perf::NAME,
     powercap::NAME,
     nvml::NAME,
@@ -38,6 +40,29 @@ pub(super) const DEFAULT: [&str; 8] = [
     estimate::NAME,
 ];
 
+/// Likewise where the system is macOS, which has none of the others.
+const MACOS: [&str; 2] = [ioreport::NAME, smc::NAME];
+
+/// Every mechanism that can be named.
+pub(super) const KNOWN: [&str; 11] = [
+    perf::NAME,
+    powercap::NAME,
+    nvml::NAME,
+    amdgpu::NAME,
+    intelgpu::NAME,
+    hwmon::NAME,
+    battery::NAME,
+    ioreport::NAME,
+    smc::NAME,
+    estimate::NAME,
+    msr::NAME,
+];
+
+/// What is tried on this kind of system.
+fn usual() -> &'static [&'static str] {
+    if std::env::consts::OS == "macos" { &MACOS } else { &LINUX }
+}
+
 impl Default for Settings {
     fn default() -> Self {
         Self {
@@ -45,8 +70,9 @@ impl Default for Settings {
             proc_root: "/proc".into(),
             msr_root: "/dev/cpu".into(),
             nvml_library: None,
+            apple_library: None,
             replay: None,
-            enabled: DEFAULT.map(String::from).to_vec(),
+            enabled: usual().iter().copied().map(String::from).collect(),
             estimate_mw: None,
         }
     }

@@ -1,12 +1,11 @@
 //! Whether the machine slept since it was last asked.
 //!
-//! CLOCK_BOOTTIME goes on in suspend, CLOCK_MONOTONIC does not, and nothing else sets them apart. Counters may restart
+//! One of the machine's clocks goes on in suspend (CLOCK_BOOTTIME; on macOS CLOCK_MONOTONIC_RAW), the meter's own does not,
+//! and nothing else sets them apart. Counters may restart
 //! while the machine sleeps, so nothing is concluded across a sleep. Never mistakes being scheduled away between two
 //! clock reads for a sleep: each comparison is bounded from both sides.
 
-use rustix::time::{ClockId, Timespec, clock_gettime};
-
-use crate::clock::Clock;
+use crate::clock::{Clock, monotonic_ns, with_sleep_ns};
 
 /// Sleeps shorter than this are none: suspending alone takes longer.
 const SHORTEST_NS: i128 = 1_000_000;
@@ -36,10 +35,8 @@ impl Suspend {
         if !self.watching {
             return false;
         }
-        let before = clock_gettime(ClockId::Monotonic);
-        let boot = clock_gettime(ClockId::Boottime);
-        let after = clock_gettime(ClockId::Monotonic);
-        self.step(nanoseconds(before), nanoseconds(boot), nanoseconds(after))
+        let (before_ns, boot_ns, after_ns) = (monotonic_ns(), with_sleep_ns(), monotonic_ns());
+        self.step(i128::from(before_ns), i128::from(boot_ns), i128::from(after_ns))
     }
 
     /// The latest that the monotonic clock can have shown when CLOCK_BOOTTIME showed `boot_ns`, since the last sleep;
@@ -58,10 +55,6 @@ impl Suspend {
         self.most_ns = if slept { most_ns } else { most_ns.min(self.most_ns) };
         slept
     }
-}
-
-fn nanoseconds(at: Timespec) -> i128 {
-    i128::from(at.tv_sec) * 1_000_000_000 + i128::from(at.tv_nsec)
 }
 
 #[cfg(test)]

@@ -251,7 +251,7 @@ impl Watch {
 
 /// The time since the boot in the kernel's ticks, as processes' starts are told.
 fn boot_ticks() -> u64 {
-    crate::clock::boot_ns() / super::TICK_NS
+    crate::clock::with_sleep_ns() / super::TICK_NS
 }
 
 #[cfg(test)]

@@ -51,32 +51,6 @@ impl Cost {
     }
 }
 
-/// Which of the ticks of a sampler a dear call is part of.
-#[derive(Debug, Clone)]
-pub struct Cadence {
-    period_ns: u64,
-    last_ns: Option<u64>,
-}
-
-impl Cadence {
-    /// At most once in `period_ns`.
-    pub fn new(period_ns: u64) -> Self {
-        Self { period_ns, last_ns: None }
-    }
-
-    /// Whether the call is due at a tick at `now_ns`; then it is made.
-    pub fn due(&mut self, now_ns: u64) -> bool {
-        // A tick that comes a little early is this tick, not the one before.
-        let slack_ns = self.period_ns / 16;
-        let due =
-            self.last_ns.is_none_or(|last_ns| now_ns.saturating_sub(last_ns) + slack_ns >= self.period_ns);
-        if due {
-            self.last_ns = Some(now_ns);
-        }
-        due
-    }
-}
-
 fn thread_time() -> Duration {
     let time = clock_gettime(ClockId::ThreadCPUTime);
     Duration::new(u64::try_from(time.tv_sec).unwrap_or(0), u32::try_from(time.tv_nsec).unwrap_or(0))
@@ -98,21 +72,5 @@ mod tests {
         assert_eq!(of(2_400_000, 2_400_000, 1), 240_000_000, "it burns: the core is");
         assert_eq!(of(2_400_000, 2_400_000, 8), 1_600_000_000);
         assert_eq!(of(0, 0, 0), 0);
-    }
-
-    #[test]
-    fn a_cadence_picks_the_ticks_nearest_to_its_period() {
-        let mut cadence = Cadence::new(48);
-        let picked: Vec<u64> = (0..200).step_by(10).filter(|&now_ns| cadence.due(now_ns)).collect();
-        assert_eq!(picked, [0, 50, 100, 150]);
-        assert!((200..210).all(|now_ns| Cadence::new(0).due(now_ns)));
-    }
-
-    #[test]
-    fn a_tick_after_a_long_rest_always_calls() {
-        let mut cadence = Cadence::new(48);
-        assert!(cadence.due(1_000));
-        assert!(!cadence.due(1_010));
-        assert!(cadence.due(900_000));
     }
 }

@@ -1,0 +1,197 @@
+#!/usr/bin/env bash
+# Checks the macOS build on Linux: clippy on everything, and a link to Mach-O, for both of Apple's architectures. Nothing is
+# run: what runs on a Mac only a Mac can tell.
+#
+#   .ci/check-macos.sh            both targets
+#   .ci/check-macos.sh prove      a wrong type, a wrong symbol and a lint, each of which must fail the check
+#
+# Needs a Debian of x86_64 with rustup's toolchain, and nothing of Apple's: Debian's own rustc has the source of the standard
+# library, which is built once for each target; rustup's rust-lld links Mach-O; and the libraries are lists of symbols, of
+# libSystem those that zig ships, of the frameworks those that the crates declare. The daemon loads IOReport at run time,
+# so that its symbols are not checked here but by tests/apple.rs. All of it is kept, about 0.9 GB, in
+# WATTSPAN_APPLE_CACHE (default: ~/.cache/wattspan-apple).
+set -euo pipefail
+cd "$(dirname "$0")/.."
+root=$PWD
+kept=${WATTSPAN_APPLE_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/wattspan-apple}
+sysroot=$kept/root programs=$kept/bin sdk=$kept/sdk
+targets="aarch64-apple-darwin x86_64-apple-darwin"
+export MACOSX_DEPLOYMENT_TARGET=11.0
+mkdir -p "$kept/debs" "$sysroot" "$programs"
+
+say() { printf '== %s macOS: %s\n' "$(date +%T)" "$*"; }
+fail() { printf 'check-macos: %s\n' "$*" >&2; exit 1; }
+
+command -v apt-get >/dev/null || fail "needs Debian's packages (rustc-web); on a Mac, run cargo clippy and cargo build"
+
+# Debian's rustc and clippy with the library's source: unpacked beside the system, never installed.
+unpack() {
+    depends() {
+        apt-cache show --no-all-versions "$1" 2>/dev/null |
+            awk -v re="$2" '/^Depends:/ && !done && match($0, re) { print substr($0, RSTART, RLENGTH); done = 1 }'
+    }
+    apt-get update -qq
+    local std llvm missing
+    std=$(depends libstd-rust-web-dev 'libstd-rust-web-[0-9.]+')
+    llvm=$(depends "$std" 'libllvm[0-9]+')
+    [ -n "$llvm" ] || fail "Debian's lists have no rustc-web"
+    say "fetches rustc-web, $std, $llvm"
+    (cd "$kept/debs" && rm -f ./*.deb && apt-get -qq -o APT::Sandbox::User=root download \
+        rustc-web "$std" libstd-rust-web-dev rust-web-clippy rust-web-src "$llvm")
+    for deb in "$kept"/debs/*.deb; do
+        case $deb in
+        */rust-web-src_*)
+            dpkg-deb --fsys-tarfile "$deb" |
+                tar -x -C "$sysroot" --wildcards './usr/src/rustc-*/library' './usr/lib/rustlib/src*'
+            ;;
+        *) dpkg -x "$deb" "$sysroot" ;;
+        esac
+    done
+    rm -f "$kept"/debs/*.deb
+    local libraries=$sysroot/usr/lib/x86_64-linux-gnu
+    missing=$(LD_LIBRARY_PATH=$libraries ldd "$libraries"/librustc_driver-*.so "$libraries"/libLLVM.so.* |
+        awk '/not found/ { print $1 }' | sort -u)
+    [ -z "$missing" ] || fail "shared libraries are missing: $missing (apt-get install libedit2 libxml2 libz3-4)"
+    for program in rustc clippy-driver; do
+        printf '#!/bin/sh\nLD_LIBRARY_PATH=%s exec %s/usr/bin/%s "$@"\n' "$libraries" "$sysroot" "$program" \
+            >"$programs/$program"
+        chmod +x "$programs/$program"
+    done
+    touch "$kept/.unpacked"
+}
+[ -e "$kept/.unpacked" ] || unpack
+
+export RUSTC=$programs/rustc
+unset RUSTUP_TOOLCHAIN RUSTFLAGS CARGO_ENCODED_RUSTFLAGS CARGO_BUILD_TARGET RUSTC_WRAPPER RUSTC_WORKSPACE_WRAPPER || true
+cargo=$(rustup which cargo 2>/dev/null || command -v cargo)
+version=$("$RUSTC" -V)
+lld=$(dirname "$(dirname "$cargo")")/lib/rustlib/x86_64-unknown-linux-gnu/bin/rust-lld
+[ -x "$lld" ] || fail "rustup's toolchain has no rust-lld at $lld"
+
+# The standard library for a target, built once and put where that rustc looks for it.
+standard_library() {
+    local lib=$sysroot/usr/lib/rustlib/$1/lib seed=$kept/seed
+    [ "$(cat "$lib/.done" 2>/dev/null)" != "$version" ] || return 0
+    say "builds the standard library for $1, once"
+    rm -rf "$seed" "$lib"
+    mkdir -p "$seed/src" "$lib"
+    printf '%s\n' '[package]' 'name = "seed"' 'version = "0.0.0"' 'edition = "2021"' '[workspace]' \
+        '[profile.release]' 'debug = 0' 'opt-level = 1' 'incremental = false' >"$seed/Cargo.toml"
+    echo '#![no_std]' >"$seed/src/lib.rs"
+    (cd "$seed" && RUSTC_BOOTSTRAP=1 CARGO_TARGET_DIR=$seed/target \
+        "$cargo" build -q --release -Zbuild-std=std,panic_abort,test --target "$1")
+    cp "$seed/target/$1"/release/deps/*.rlib "$seed/target/$1"/release/deps/*.rmeta "$lib/"
+    rm -f "$lib"/libseed*
+    rm -rf "$seed"
+    echo "$version" >"$lib/.done"
+}
+
+# A stub of a library: FILE INSTALL_NAME, with its symbols on standard input.
+stub() {
+    mkdir -p "$(dirname "$1")"
+    {
+        printf -- '--- !tapi-tbd\ntbd-version: 4\ntargets: [ x86_64-macos, arm64-macos ]\ninstall-name: "%s"\n' "$2"
+        printf 'exports:\n  - targets: [ x86_64-macos, arm64-macos ]\n    symbols: [ '
+        tr -s ' \n' '\n' | sed '/^$/d; s/^/_/' | sort -u | paste -sd, | sed 's/,/, /g' | tr '\n' ' '
+        printf ']\n...\n'
+    } >"$1"
+}
+
+# What a crate declares of names that begin with a prefix.
+declared() {
+    find "${CARGO_HOME:-$HOME/.cargo}"/registry/src/*/"$1"-[0-9]* -name '*.rs' -exec cat {} + |
+        grep -oE "pub (unsafe )?(static|fn) +$2[A-Za-z0-9_]+" | awk '{ print $NF }'
+}
+
+stub_sdk() {
+    local wheel=$kept/zig frameworks=$sdk/System/Library/Frameworks
+    if [ ! -e "$sdk/.done" ]; then
+        say "makes the stubs of the system's libraries"
+        rm -rf "$sdk" "$wheel"
+        mkdir -p "$sdk/usr/lib" "$wheel"
+        python3 -m pip download -q --disable-pip-version-check --no-deps -d "$wheel" ziglang
+        python3 - "$wheel" "$sdk" <<'PY'
+import glob, sys, zipfile
+wheel, sdk = sys.argv[1:]
+archive = zipfile.ZipFile(glob.glob(wheel + "/*.whl")[0])
+name = next(name for name in archive.namelist() if name.endswith("libc/darwin/libSystem.tbd"))
+# rust-lld does not know the newest architecture's name.
+text = archive.read(name).decode().replace("arm64e.x1-", "arm64-")
+open(sdk + "/usr/lib/libSystem.tbd", "w").write(text)
+open(sdk + "/SDKSettings.json", "w").write('{"Version":"27.0"}')
+PY
+        rm -rf "$wheel"
+        for library in libc libm libpthread libdl; do ln -sf libSystem.tbd "$sdk/usr/lib/$library.tbd"; done
+        touch "$sdk/.done"
+    fi
+    stub "$sdk/usr/lib/libiconv.tbd" /usr/lib/libiconv.2.dylib <<<"iconv iconv_open iconv_close"
+    declared core-foundation-sys 'k?CF' | stub "$frameworks/CoreFoundation.framework/CoreFoundation.tbd" \
+        /System/Library/Frameworks/CoreFoundation.framework/Versions/A/CoreFoundation
+    declared io-kit-sys 'k?IO' | stub "$frameworks/IOKit.framework/IOKit.tbd" \
+        /System/Library/Frameworks/IOKit.framework/Versions/A/IOKit
+}
+
+lint() { # TARGET
+    RUSTC_WORKSPACE_WRAPPER=$programs/clippy-driver CLIPPY_ARGS=-Dwarnings__CLIPPY_HACKERY__ \
+        "$cargo" check --locked --quiet --all-targets --target "$1"
+}
+
+link() { # TARGET
+    "$cargo" build --locked --quiet --bins --target "$1"
+    for program in wattspan wattspand; do
+        local file=$CARGO_TARGET_DIR/$1/debug/$program
+        # The first word of a Mach-O of 64 bits, little endian.
+        [ "$(od -An -tx4 -N4 "$file" | tr -d ' ')" = feedfacf ] || fail "$file is no Mach-O"
+    done
+}
+
+# Each change to a copy of the source must fail, and for the reason it was made for.
+prove() {
+    local copy=$root/target/macos-prove target=${targets%% *}
+    must_fail() { # STEP REASON FILE SED-EXPRESSION
+        rm -rf "$copy" && mkdir -p "$copy"
+        cp -r Cargo.toml Cargo.lock clippy.toml src tests benches launchd "$copy/"
+        sed -i -e "$4" "$copy/$3"
+        ! cmp -s "$3" "$copy/$3" || fail "the change for $2 changes nothing: $4"
+        if (cd "$copy" && "$1" "$target") >"$copy.log" 2>&1; then fail "passes with $2 in $3"; fi
+        grep -q "$2" "$copy.log" || { cat "$copy.log"; fail "fails otherwise than with $2"; }
+        say "fails with $2, as it must"
+    }
+    must_fail lint E0308 src/source/apple_linked_ffi.rs 's/encoding: u32) -> u8 = string/encoding: u64) -> u8 = string/'
+    must_fail lint ptr_arg src/clock/uptime_ffi.rs '$a /// A lint.\npub fn lint(list: \&Vec<u8>) -> usize {\n    list.len()\n}'
+    must_fail link launch_activate_sockets src/ipc/launchd_linked_ffi.rs 's/launch_activate_socket\b/launch_activate_sockets/g'
+    rm -rf "$copy" "$copy.log"
+}
+
+export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$root/target}/macos
+export CARGO_PROFILE_DEV_DEBUG=0 CARGO_PROFILE_TEST_DEBUG=0 CARGO_INCREMENTAL=0 SDKROOT=$sdk
+for target in $targets; do
+    variable=$(tr 'a-z-' 'A-Z_' <<<"$target")
+    export "CARGO_TARGET_${variable}_LINKER=$lld"
+    export "CARGO_TARGET_${variable}_RUSTFLAGS=-Clinker-flavor=ld64.lld -Cstrip=none"
+done
+say "$version, $("$cargo" -V)"
+for target in $targets; do standard_library "$target"; done
+# What was built on another copy of the standard library is of no use with this one, and cargo cannot see that.
+library=$(for target in $targets; do stat -c '%n %Y' "$sysroot/usr/lib/rustlib/$target/lib/.done"; done)
+if [ "$(cat "$CARGO_TARGET_DIR/.library" 2>/dev/null)" != "$library" ]; then
+    rm -rf "$CARGO_TARGET_DIR"
+    mkdir -p "$CARGO_TARGET_DIR"
+    printf '%s\n' "$library" >"$CARGO_TARGET_DIR/.library"
+fi
+"$cargo" fetch --locked --quiet
+stub_sdk
+
+case ${1:-all} in
+all)
+    for target in $targets; do
+        say "lints for $target"
+        lint "$target"
+        say "links for $target"
+        link "$target"
+    done
+    ;;
+prove) prove ;;
+*) fail "there is no $1" ;;
+esac
+say "done"

@@ -1,0 +1,137 @@
+//! Sockets that launchd has made and listens on for us (`launch_activate_socket` of <launch.h>).
+//!
+//! Owns the descriptors that the call hands over, and the array that they come in, each once. Takes Unix stream sockets only;
+//! another thing under the name is a mistake in the plist that would otherwise show as a client nobody answers. The call is an argument, so that this
+//! very code runs where there is no launchd.
+#![allow(unsafe_code)]
+
+use std::ffi::{CStr, c_char, c_int};
+use std::io;
+use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::unix::net::UnixListener;
+
+use rustix::io::{FdFlags, fcntl_setfd};
+use rustix::net::sockopt::socket_type;
+use rustix::net::{AddressFamily, SocketType, getsockname};
+
+/// `launch_activate_socket`: the name in the plist, and where to put the array of descriptors and its length. 0, or an errno.
+pub type Activate = unsafe extern "C" fn(*const c_char, *mut *mut c_int, *mut usize) -> c_int;
+
+/// The sockets under `name` in the plist; none where launchd did not start us or knows no such name.
+///
+/// # Errors
+/// launchd's own, or one of them is no Unix stream socket.
+///
+/// # Safety
+/// `activate` keeps the promises of launch.h: on 0 it has put an array there that malloc made, of as many open
+/// descriptors as it says, which are ours.
+pub unsafe fn listeners(activate: Activate, name: &CStr) -> io::Result<Vec<UnixListener>> {
+    let (mut array, mut count) = (std::ptr::null_mut(), 0_usize);
+    // SAFETY: a name that ends with NUL, and two places that live through the call.
+    let status = unsafe { activate(name.as_ptr(), &raw mut array, &raw mut count) };
+    match status {
+        0 => {}
+        // Not started by launchd, no such name, and asked a second time.
+        libc::ESRCH | libc::ENOENT | libc::EALREADY => return Ok(Vec::new()),
+        errno => return Err(io::Error::from_raw_os_error(errno)),
+    }
+    let mut sockets = Vec::new();
+    if !array.is_null() {
+        for at in 0..count {
+            // SAFETY: `at` is less than the array's length, and each descriptor in it is ours and is taken once.
+            sockets.push(unsafe { OwnedFd::from_raw_fd(array.add(at).read()) });
+        }
+        // SAFETY: malloc made the array, and it is not used afterwards.
+        unsafe { libc::free(array.cast()) };
+    }
+    sockets.into_iter().map(listener).collect()
+}
+
+fn listener(socket: OwnedFd) -> io::Result<UnixListener> {
+    let stream = socket_type(&socket)? == SocketType::STREAM;
+    if !stream || getsockname(&socket)?.address_family() != AddressFamily::UNIX {
+        let wrong = "the socket that launchd made is no Unix stream socket; see Sockets in its plist";
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, wrong));
+    }
+    fcntl_setfd(&socket, FdFlags::CLOEXEC)?;
+    let listener = UnixListener::from(socket);
+    listener.set_nonblocking(true)?;
+    Ok(listener)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::IntoRawFd;
+    use std::os::unix::net::UnixStream;
+    use std::path::PathBuf;
+    use std::sync::Mutex;
+
+    use super::*;
+
+    type Answer = Result<Vec<c_int>, c_int>;
+
+    /// What the launchd of this test hands over under each name: descriptors, or an errno. Each name once, as the real one.
+    static LAUNCHD: Mutex<Vec<(&str, Answer)>> = Mutex::new(Vec::new());
+
+    unsafe extern "C" fn activate(name: *const c_char, into: *mut *mut c_int, count: *mut usize) -> c_int {
+        // SAFETY: the caller gives a text that ends with NUL and two places, as the real call wants.
+        unsafe {
+            let name = CStr::from_ptr(name).to_str().unwrap();
+            let mut launchd = LAUNCHD.lock().unwrap();
+            let Some(at) = launchd.iter().position(|(known, _)| *known == name) else { return libc::ENOENT };
+            match launchd.remove(at).1 {
+                Err(errno) => errno,
+                Ok(sockets) => {
+                    let array: *mut c_int = libc::malloc(size_of_val(sockets.as_slice())).cast();
+                    array.copy_from_nonoverlapping(sockets.as_ptr(), sockets.len());
+                    (*into, *count) = (array, sockets.len());
+                    0
+                }
+            }
+        }
+    }
+
+    fn handed(name: &'static str, what: Answer) -> io::Result<Vec<UnixListener>> {
+        LAUNCHD.lock().unwrap().push((name, what));
+        let name = std::ffi::CString::new(name).unwrap();
+        // SAFETY: `activate` keeps the promises of launch.h.
+        unsafe { listeners(activate, &name) }
+    }
+
+    #[test]
+    fn a_socket_of_launchds_is_listened_on() {
+        let dir = tempfile::tempdir().unwrap();
+        let path: PathBuf = dir.path().join("s");
+        let made = UnixListener::bind(&path).unwrap();
+        let got = handed("one", Ok(vec![made.into_raw_fd()])).unwrap();
+        assert_eq!(got.len(), 1);
+        assert_eq!(got[0].accept().unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        let _client = UnixStream::connect(&path).unwrap();
+        got[0].accept().unwrap();
+        let asked_again = unsafe_listeners(c"one").unwrap();
+        assert!(asked_again.is_empty());
+    }
+
+    fn unsafe_listeners(name: &CStr) -> io::Result<Vec<UnixListener>> {
+        // SAFETY: `activate` keeps the promises of launch.h.
+        unsafe { listeners(activate, name) }
+    }
+
+    #[test]
+    fn without_launchd_or_a_name_there_are_none_and_another_errno_is_told() {
+        assert!(unsafe_listeners(c"nobody").unwrap().is_empty());
+        assert!(handed("by hand", Err(libc::ESRCH)).unwrap().is_empty());
+        assert!(handed("again", Err(libc::EALREADY)).unwrap().is_empty());
+        assert_eq!(handed("full", Err(libc::EMFILE)).unwrap_err().raw_os_error(), Some(libc::EMFILE));
+        assert!(handed("empty", Ok(Vec::new())).unwrap().is_empty());
+    }
+
+    #[test]
+    fn what_is_no_unix_stream_socket_is_refused_and_closed() {
+        let tcp = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = tcp.local_addr().unwrap();
+        let refused = handed("tcp", Ok(vec![tcp.into_raw_fd()])).unwrap_err();
+        assert!(refused.to_string().contains("no Unix stream socket"), "{refused}");
+        assert!(std::net::TcpStream::connect(address).is_err(), "it was closed");
+    }
+}

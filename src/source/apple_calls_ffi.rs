@@ -1,0 +1,126 @@
+//! The C functions of Apple's that the sources `ioreport` and `smc` call, by their addresses.
+//!
+//! Owns their types, once for every system: `apple_linked_ffi` fills the table from the system's own libraries,
+//! `apple_loaded_ffi` from a library that stands in for them, and the code that calls does not know which it was. Calls
+//! nothing itself. The types of CoreFoundation and IOKit are those of Apple's public headers; IOReport has none, and its
+//! types are what the independent programs that call it agree on.
+#![allow(unsafe_code)]
+
+use std::ffi::{CStr, c_char, c_void};
+use std::ptr::NonNull;
+
+/// Any object of CoreFoundation's (`CFTypeRef`); null is none.
+pub type Object = *const c_void;
+
+/// An object of IOKit's in this process (`io_object_t`, a Mach port name); 0 is none.
+pub type Port = u32;
+
+/// Text as CoreFoundation counts it: UTF-8.
+pub const UTF_8: u32 = 0x0800_0100;
+
+/// Makes a struct of C functions and the way to fill it by name.
+macro_rules! calls {
+    ($(#[$about:meta])* $table:ident { $($symbol:ident as $field:ident: fn($($argument:ty),*) $(-> $answer:ty)?;)* }) => {
+        $(#[$about])*
+        #[derive(Clone, Copy)]
+        pub struct $table {
+            $(#[doc = concat!("`", stringify!($symbol), "`")]
+            pub $field: unsafe extern "C" fn($($argument),*) $(-> $answer)?,)*
+        }
+
+        impl $table {
+            /// Fills the table with what `address` finds.
+            ///
+            /// # Errors
+            /// What `address` says of the first name that it does not find.
+            ///
+            /// # Safety
+            /// What `address` gives for a name must be the C function of that name and of the type in this table, and
+            /// stay loaded for as long as the process runs.
+            pub unsafe fn find(
+                mut address: impl FnMut(&'static CStr) -> Result<NonNull<c_void>, String>,
+            ) -> Result<Self, String> {
+                Ok(Self {
+                    $($field: {
+                        let name = const {
+                            match CStr::from_bytes_with_nul(concat!(stringify!($symbol), "\0").as_bytes()) {
+                                Ok(name) => name,
+                                Err(_) => panic!("no name has a NUL in it"),
+                            }
+                        };
+                        let found = address(name)?.as_ptr();
+                        // SAFETY: the caller vouches that a function of this type is there, and on every system that this
+                        // is built for a function's address has the size of a pointer.
+                        unsafe {
+                            std::mem::transmute::<*mut c_void, unsafe extern "C" fn($($argument),*) $(-> $answer)?>(found)
+                        }
+                    },)*
+                })
+            }
+        }
+    };
+}
+
+calls! {
+    /// CoreFoundation: what is needed to take apart what IOReport gives.
+    Foundation {
+        CFRelease as release: fn(Object);
+        CFGetTypeID as kind_of: fn(Object) -> usize;
+        CFStringGetTypeID as string_kind: fn() -> usize;
+        CFArrayGetTypeID as array_kind: fn() -> usize;
+        CFDictionaryGetTypeID as dictionary_kind: fn() -> usize;
+        CFDataGetTypeID as data_kind: fn() -> usize;
+        CFStringCreateWithBytes as string_create: fn(Object, *const u8, isize, u32, u8) -> Object;
+        CFStringGetCString as string_read: fn(Object, *mut c_char, isize, u32) -> u8;
+        CFDictionaryGetValue as dictionary_get: fn(Object, Object) -> Object;
+        CFDictionaryCreateMutableCopy as dictionary_copy: fn(Object, isize, Object) -> Object;
+        CFDictionarySetValue as dictionary_set: fn(Object, Object, Object);
+        CFArrayGetCount as array_count: fn(Object) -> isize;
+        CFArrayGetValueAtIndex as array_get: fn(Object, isize) -> Object;
+        CFArrayCreateMutableCopy as array_copy: fn(Object, isize, Object) -> Object;
+        CFArrayRemoveValueAtIndex as array_remove: fn(Object, isize);
+        CFDataGetLength as data_length: fn(Object) -> isize;
+        CFDataGetBytePtr as data_bytes: fn(Object) -> *const u8;
+    }
+}
+
+calls! {
+    /// IOReport (`/usr/lib/libIOReport.dylib`), which Apple does not document.
+    Report {
+        IOReportCopyChannelsInGroup as copy_channels: fn(Object, Object, u64, u64, u64) -> Object;
+        IOReportCreateSubscription as subscribe: fn(Object, Object, *mut Object, u64, Object) -> Object;
+        IOReportCreateSamples as sample: fn(Object, Object, Object) -> Object;
+        IOReportChannelGetChannelName as name_of: fn(Object) -> Object;
+        IOReportChannelGetUnitLabel as unit_of: fn(Object) -> Object;
+        IOReportChannelGetFormat as format_of: fn(Object) -> i32;
+        IOReportSimpleGetIntegerValue as value_of: fn(Object, i32) -> i64;
+    }
+}
+
+calls! {
+    /// IOKit and Mach: the way to the System Management Controller, and the length of a tick.
+    Kit {
+        IOServiceMatching as matching: fn(*const c_char) -> Object;
+        IOServiceGetMatchingServices as services: fn(Port, Object, *mut Port) -> i32;
+        IOIteratorNext as next: fn(Port) -> Port;
+        IORegistryEntryGetName as name_of: fn(Port, *mut c_char) -> i32;
+        IOObjectRelease as release: fn(Port) -> i32;
+        IOServiceOpen as open: fn(Port, Port, u32, *mut Port) -> i32;
+        IOServiceClose as close: fn(Port) -> i32;
+        IOConnectCallStructMethod as call: fn(Port, u32, *const c_void, usize, *mut c_void, *mut usize) -> i32;
+        mach_timebase_info as timebase: fn(*mut [u32; 2]) -> i32;
+    }
+}
+
+/// Everything, and this process's own port, which IOKit wants to see.
+#[derive(Clone, Copy)]
+pub struct Calls {
+    /// CoreFoundation.
+    pub foundation: Foundation,
+    /// IOKit and Mach.
+    pub kit: Kit,
+    /// `mach_task_self()`, which is a variable.
+    pub task: Port,
+    /// IOReport, or why it is not there.
+    pub report: Result<Report, &'static str>,
+}

@@ -1,0 +1,42 @@
+//! The kernel's lists of CPUs.
+//!
+//! Owns their parsing. Never believes a list that no machine can have.
+
+/// No list of CPUs is longer; the kernel's largest build has 8,192.
+const MOST_CPUS: usize = 65_536;
+
+/// Reads a list like `0-3,8,64-67`, as in a PMU's `cpumask`.
+pub fn parse_cpu_list(text: &str) -> Option<Vec<usize>> {
+    let mut cpus = Vec::new();
+    for range in text.trim().split(',').filter(|range| !range.is_empty()) {
+        let (first, last) = range.split_once('-').unwrap_or((range, range));
+        let (first, last) = (first.trim().parse::<usize>().ok()?, last.trim().parse::<usize>().ok()?);
+        if last < first || last >= MOST_CPUS {
+            return None;
+        }
+        cpus.extend(first..=last);
+    }
+    cpus.sort_unstable();
+    cpus.dedup();
+    Some(cpus)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cpu_lists_of_all_shapes_are_read() {
+        assert_eq!(parse_cpu_list("0\n"), Some(vec![0]));
+        assert_eq!(parse_cpu_list("0,64"), Some(vec![0, 64]));
+        assert_eq!(parse_cpu_list("2-4,0-1,3"), Some(vec![0, 1, 2, 3, 4]));
+        assert_eq!(parse_cpu_list(""), Some(vec![]));
+    }
+
+    #[test]
+    fn what_is_no_cpu_list_is_refused_without_using_memory() {
+        for text in ["all", "3-1", "0-99999999999", "0-4294967295", "-1", "1-", "0x3"] {
+            assert_eq!(parse_cpu_list(text), None, "{text:?}");
+        }
+    }
+}
