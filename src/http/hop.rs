@@ -37,8 +37,18 @@ pub fn strip(headers: &mut HeaderMap) -> Wishes {
         .collect();
     let trailers = words(headers, header::TE).any(|word| word.eq_ignore_ascii_case("trailers"));
     let upgrade = headers.get(header::UPGRADE).cloned().filter(|_| named.contains(&header::UPGRADE));
-    for name in named.iter().chain(&OF_ONE_HOP) {
-        headers.remove(name);
+    let goes = |name: &HeaderName| OF_ONE_HOP.contains(name) || named.contains(name);
+    if headers.keys().any(goes) {
+        // Taking single headers out would change the order of the others.
+        let mut kept = HeaderMap::with_capacity(headers.len());
+        let mut current = None;
+        for (name, value) in std::mem::take(headers) {
+            current = name.or(current);
+            if let Some(name) = current.clone().filter(|name| !goes(name)) {
+                kept.append(name, value);
+            }
+        }
+        *headers = kept;
     }
     Wishes { upgrade, trailers }
 }
@@ -96,6 +106,14 @@ mod tests {
         assert!(asked.is_empty());
         wish(&mut asked, &wishes);
         assert_eq!(asked, headers(&[("connection", "upgrade"), ("upgrade", "websocket")]));
+    }
+
+    #[test]
+    fn what_stays_keeps_its_order() {
+        let mut map = headers(&[("x-a", "1"), ("te", "trailers"), ("x-b", "2"), ("x-a", "3"), ("x-c", "4")]);
+        strip(&mut map);
+        let names: Vec<&str> = map.iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(names, ["x-a", "x-a", "x-b", "x-c"]);
     }
 
     #[test]

@@ -7,9 +7,11 @@
 pub mod dial;
 pub mod hop;
 pub mod line;
+mod pieces;
 pub mod sse;
 mod target;
 
+pub use pieces::Pieces;
 pub use target::{NotATarget, Target};
 
 use bytes::Bytes;

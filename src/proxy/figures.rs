@@ -75,6 +75,8 @@ impl Figures {
             Some(Ending::Lost) => return without("unmeasured", Some("the meter went away")),
         };
         let phase = |name: &str| account.phases.iter().find(|phase| phase.name == name)?.share_uj;
+        // What comes before the first token has no name of its own, and is prefill only where decode was seen.
+        let prefill = phase("decode").and_then(|_| phase(""));
         let tokens = said.output_tokens.filter(|&tokens| tokens > 0);
         Figures {
             state: if account.state == State::Settled { "settled" } else { "pending" },
@@ -86,7 +88,7 @@ impl Figures {
             window_uj: account.window_uj,
             grade: account.grade,
             uj_per_output_token: account.share_uj.zip(tokens).map(|(uj, tokens)| (uj + tokens / 2) / tokens),
-            prefill_uj: phase("prefill"),
+            prefill_uj: prefill,
             decode_uj: phase("decode"),
         }
     }

@@ -107,22 +107,22 @@ fn notes(
 
 /// The server's reply; the inner error is the client's answer where there is none.
 async fn send(proxy: &Proxy, request: Request<Body>) -> Result<(response::Parts, Incoming), Response<Body>> {
-    match proxy.pool.request(request).await {
+    let why = match proxy.pool.request(request).await {
         Ok(reply) => {
             let (mut head, body) = reply.into_parts();
             head.version = Version::HTTP_11;
-            Ok((head, body))
+            // One of the two would be believed here and the other by the client (RFC 9112, 6.3).
+            let both = [header::CONTENT_LENGTH, header::TRANSFER_ENCODING];
+            match both.iter().all(|name| head.headers.contains_key(name)) {
+                false => return Ok((head, body)),
+                true => "its reply has both a length and chunks".to_owned(),
+            }
         }
-        Err(error) => {
-            proxy.tally.failed.up();
-            let why = chain(&error);
-            proxy.remarks.say(&format!("no reply from {}: {why}", proxy.target));
-            Err(refusal(
-                StatusCode::BAD_GATEWAY,
-                &format!("no reply from the server behind this proxy: {why}"),
-            ))
-        }
-    }
+        Err(error) => chain(&error),
+    };
+    proxy.tally.failed.up();
+    proxy.remarks.say(&format!("no reply from {}: {why}", proxy.target));
+    Err(refusal(StatusCode::BAD_GATEWAY, &format!("no reply from the server behind this proxy: {why}")))
 }
 
 /// A reply that is nobody's business.

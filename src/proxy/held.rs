@@ -12,7 +12,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderValue};
 use http::{Response, response};
-use http_body_util::{BodyExt, Full};
+use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use tokio::time::{Instant, timeout_at};
 
@@ -21,7 +21,7 @@ use super::insertion::Spot;
 use super::reading::Said;
 use super::streamed::{Dialect, Streamed, Tail};
 use super::weigh::Weighed;
-use crate::http::Body;
+use crate::http::{Body, Pieces};
 
 /// How long a head waits for its body's end.
 const PATIENCE: Duration = Duration::from_millis(100);
@@ -70,20 +70,17 @@ pub async fn reply(
         span.note_said(&said);
         span.close()
     };
-    let mut bytes = pieces.iter().flatten().copied().collect::<Vec<u8>>();
+    let known = head.headers.contains_key(header::CONTENT_LENGTH);
     if let Some(awaited) = awaited {
         let figures = awaited.figures(said).await;
         head.headers.insert(ENERGY, figures.header());
         if tail.usage && matches!(dialect, Dialect::Whole(_)) {
-            bytes = annotated(&mut head.headers, bytes, &figures);
+            let bytes = pieces.drain(..).flatten().collect();
+            pieces.push_back(annotated(&mut head.headers, bytes, &figures).into());
         }
     }
-    let full = Full::new(Bytes::from(bytes)).map_err(|never| match never {});
-    let body = match trailers {
-        Some(trailers) => full.with_trailers(std::future::ready(Some(Ok(trailers)))).boxed_unsync(),
-        None => full.boxed_unsync(),
-    };
-    Ok(Response::from_parts(head, body))
+    let body = Pieces { pieces, trailers, known }.map_err(|never| match never {});
+    Ok(Response::from_parts(head, body.boxed_unsync()))
 }
 
 async fn gather(body: &mut Incoming, pieces: &mut VecDeque<Bytes>, dialect: &mut Dialect) -> Came {

@@ -43,7 +43,7 @@ impl Awaited {
 }
 
 impl Measured {
-    /// Opens a span that began at `at_ns`. With `phases` it begins with prefill.
+    /// Opens a span that begins now. With `phases` its decode will be marked.
     pub fn begin(lane: &Lane, id: String, name: &str, notes: BTreeMap<String, String>, phases: bool) -> Self {
         let at_ns = now();
         let attributes = notes.into_iter().map(|(key, value)| (key, plain(&value, LONGEST.0))).collect();
@@ -54,10 +54,8 @@ impl Measured {
             ..OpenSpan::default()
         };
         let open = lane.open(id.clone(), opening);
-        match &open {
-            Ok(open) if phases => open.mark("prefill", at_ns),
-            Ok(_) => {}
-            Err(_) => lane.shared.tally.unmeasured.up(),
+        if open.is_err() {
+            lane.shared.tally.unmeasured.up();
         }
         Measured { open, id, notes: BTreeMap::new(), phases, over: false }
     }
