@@ -72,7 +72,10 @@ async fn converse(
     mut stop: watch::Receiver<bool>,
 ) -> Result<(), crate::http::Broken> {
     stream.set_nodelay(true)?;
-    let http2 = tokio::time::timeout(FIRST_WORD_TIMEOUT, speaks_http2(&stream)).await??;
+    let http2 = tokio::select! {
+        http2 = tokio::time::timeout(FIRST_WORD_TIMEOUT, speaks_http2(&stream)) => http2??,
+        _ = stop.wait_for(|stop| *stop) => return Ok(()),
+    };
     let aside;
     let wire = {
         let (wire, side) = Wire::new(stream);
@@ -128,8 +131,9 @@ fn of_http2() -> http2::Builder<TokioExecutor> {
 /// Whether the client begins with HTTP/2's preface. No method of HTTP/1.1 begins so: PRI is reserved.
 async fn speaks_http2(stream: &TcpStream) -> io::Result<bool> {
     const PREFACE: &[u8] = b"PRI ";
+    const LOOKS: u32 = 200;
     let mut first = [0; PREFACE.len()];
-    loop {
+    for _ in 0..LOOKS {
         let count = stream.peek(&mut first).await?;
         let first = first.get(..count).unwrap_or_default();
         if count == 0 || !PREFACE.starts_with(first) {
@@ -141,4 +145,6 @@ async fn speaks_http2(stream: &TcpStream) -> io::Result<bool> {
         // What was peeked at stays, so that the socket is ready at once; the rest of four bytes is on its way.
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
+    // Whoever sent "P" and dawdles, or left: the time-out for heads is for those.
+    Ok(false)
 }
