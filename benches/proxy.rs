@@ -176,7 +176,7 @@ fn connect(to: SocketAddr) -> TcpStream {
 
 fn first_bytes(to: SocketAddr) -> f64 {
     let mut stream = connect(to);
-    let mut histogram = Histogram::<u64>::new(3).expect("a histogram");
+    let mut histogram = Histogram::<u64>::new_with_bounds(1, 60_000_000_000, 3).expect("a histogram");
     for _ in 0..REQUESTS {
         let (began, mut first) = (Instant::now(), None);
         ask(&mut stream, 0, |_| _ = first.get_or_insert_with(|| began.elapsed()));
@@ -200,7 +200,7 @@ fn first_byte(table: &mut Table, stub: SocketAddr, proxy: SocketAddr) {
 
 fn chunk_times(to: SocketAddr) -> f64 {
     let mut stream = connect(to);
-    let mut histogram = Histogram::<u64>::new(3).expect("a histogram");
+    let mut histogram = Histogram::<u64>::new_with_bounds(1, 60_000_000_000, 3).expect("a histogram");
     ask(&mut stream, CHUNKS, |bytes| {
         let now = monotonic_ns();
         for at in memchr::memmem::find_iter(bytes, b"at=") {

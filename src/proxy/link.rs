@@ -150,6 +150,8 @@ async fn write(
         if orders.recv_many(&mut batch, AT_ONCE).await == 0 {
             return None;
         }
+        // The request itself goes first: what is told here says when it was.
+        tokio::task::yield_now().await;
         for Order { generation: of, bytes: message, ask } in batch.drain(..) {
             shared.took();
             if of == generation {
