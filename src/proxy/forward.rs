@@ -12,11 +12,12 @@ use http_body_util::BodyExt;
 use hyper::body::{Body as _, Incoming};
 
 use super::asked::Asked;
+use super::dialect::Dialect;
 use super::figures::{ENERGY, SPAN};
 use super::measured::Measured;
 use super::prepare::{Hop, prepare};
 use super::route::Operation;
-use super::streamed::{Dialect, Streamed, Tail};
+use super::streamed::{Streamed, Tail};
 use super::trace::Trace;
 use super::wire::Aside;
 use super::{Annotate, Proxy, held, tunnel};

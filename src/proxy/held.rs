@@ -16,10 +16,11 @@ use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use tokio::time::{Instant, timeout_at};
 
+use super::dialect::Dialect;
 use super::figures::{ENERGY, Figures};
 use super::insertion::Spot;
 use super::reading::Said;
-use super::streamed::{Dialect, Streamed, Tail};
+use super::streamed::{Streamed, Tail};
 use super::weigh::Weighed;
 use crate::http::{Body, Pieces};
 

@@ -13,6 +13,7 @@
 //! read for.
 
 mod asked;
+mod dialect;
 mod figures;
 mod forward;
 mod front;
