@@ -1,7 +1,7 @@
 //! wattspan: a power meter for one machine that bills energy to spans of time.
 //!
 //! ```text
-//! hardware ─► source ─► sampler ─► ring ─► ledger ─► ipc ─► client ─► cli
+//! hardware ─► source ─► sampler ─► ring ─► ledger ─► ipc ─► client ─► proxy ─► cli
 //!           raw counts   ticks     history  accounts  words
 //! ```
 //!
@@ -53,6 +53,12 @@ use bus_elsewhere as bus;
 
 /// A blocking client of the daemon.
 pub mod client;
+
+/// HTTP as a client of inference servers needs it.
+pub mod http;
+
+/// Energy for each request of an inference server that nobody has to change.
+pub mod proxy;
 
 /// Wiring of the daemon.
 pub mod daemon;

@@ -21,6 +21,8 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
         &["energy", "clock", "config", "source", "ring", "sampler", "ledger", "store", "usage", "protocol"],
     ),
     ("client", &["energy", "clock", "config", "ledger", "protocol"]),
+    ("http", &[]),
+    ("proxy", &["clock", "energy", "ledger", "protocol", "client", "http"]),
     ("bus", &["config", "protocol", "ipc"]),
     ("bus_elsewhere", &["config", "ipc"]),
     (
@@ -31,7 +33,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
         ],
     ),
     ("meter", &["energy", "clock", "config", "source", "sampler", "ledger", "protocol", "ipc", "client"]),
-    ("cli", &["energy", "clock", "config", "ledger", "protocol", "client", "meter"]),
+    ("cli", &["energy", "clock", "config", "ledger", "protocol", "client", "http", "proxy", "meter"]),
 ];
 
 /// Names that say nothing about what is in the room.

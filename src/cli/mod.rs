@@ -9,6 +9,7 @@ mod command;
 mod doctor;
 mod ending;
 mod generate;
+mod proxy;
 mod quantity;
 mod reach;
 mod read;
@@ -78,6 +79,8 @@ pub enum Verb {
     Spans(spans::Arguments),
     /// Tell where the joules went: measured = attributed + unattributed
     Balance,
+    /// Stand before an inference server, and tell the energy of each request
+    Proxy(proxy::Arguments),
     /// Write shell completions or manual pages
     #[command(hide = true)]
     Generate(generate::Arguments),
@@ -104,6 +107,7 @@ fn perform(arguments: Arguments) -> Result<u8, Trouble> {
         Verb::Doctor => doctor::doctor(meter),
         Verb::Spans(spans) => spans::spans(meter, &spans),
         Verb::Balance => balance::balance(meter),
+        Verb::Proxy(proxy) => proxy::proxy(meter, &proxy),
         Verb::Generate(what) => generate::generate(&what),
     }
 }

@@ -40,14 +40,18 @@ impl Place {
         }
     }
 
+    /// The places to look at, in their order.
+    pub fn paths(&self) -> &[PathBuf] {
+        match self {
+            Place::Named(path) => std::slice::from_ref(path),
+            Place::Usual(paths) => paths,
+        }
+    }
+
     /// Connects to the first place that answers. Of several failures a closed door is told before an absent one.
     pub(super) fn connect(&self) -> Result<UnixStream, Failure> {
-        let paths = match self {
-            Place::Named(path) => std::slice::from_ref(path),
-            Place::Usual(paths) => paths.as_slice(),
-        };
         let mut failure = None;
-        for path in paths {
+        for path in self.paths() {
             match UnixStream::connect(path) {
                 Ok(stream) => return Ok(stream),
                 Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {

@@ -1,0 +1,110 @@
+//! The request's body on its way to the server, read along.
+//!
+//! Owns the gate of `Expect: 100-continue`: the client is only told to go on once the server said so, or did not say
+//! anything for a while. Keeps none of the body but the model's name.
+
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+use tokio::sync::oneshot;
+use tokio::time::Sleep;
+
+use super::scan::Scan;
+use crate::http::Broken;
+
+/// How long the server may take to say "100 Continue". Servers that know nothing of it wait for the body themselves.
+const CONTINUE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// What is known of the request's body so far.
+#[derive(Clone)]
+pub struct Asked(Arc<Mutex<Scan>>);
+
+impl Asked {
+    /// Nothing yet.
+    pub fn new() -> Self {
+        Asked(Arc::new(Mutex::new(Scan::new(&["model"]))))
+    }
+
+    /// The model that was asked for, if the body named one so far.
+    pub fn model(&self) -> Option<String> {
+        let scan = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        serde_json::from_slice(&scan.get("model")?.text).ok()
+    }
+
+    fn feed(&self, piece: &[u8]) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).feed(piece);
+    }
+}
+
+/// Opens when the server says "100 Continue", or when it took too long.
+pub struct Gate {
+    said: oneshot::Receiver<()>,
+    timeout: Pin<Box<Sleep>>,
+}
+
+impl Gate {
+    /// A gate, and what opens it.
+    pub fn new() -> (Self, oneshot::Sender<()>) {
+        let (opener, said) = oneshot::channel();
+        (Gate { said, timeout: Box::pin(tokio::time::sleep(CONTINUE_TIMEOUT)) }, opener)
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        match Pin::new(&mut self.said).poll(cx) {
+            Poll::Ready(Ok(())) => Poll::Ready(()),
+            // The request's head has been answered and forgotten; nobody asks for the body then.
+            Poll::Ready(Err(_)) | Poll::Pending => self.timeout.as_mut().poll(cx),
+        }
+    }
+}
+
+/// The body.
+pub struct Question {
+    inner: Incoming,
+    gate: Option<Gate>,
+    asked: Option<Asked>,
+}
+
+impl Question {
+    /// `inner`, behind a gate, and read along.
+    pub fn new(inner: Incoming, gate: Option<Gate>, asked: Option<Asked>) -> Self {
+        Question { inner, gate, asked }
+    }
+}
+
+impl Body for Question {
+    type Data = Bytes;
+    type Error = Broken;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
+        if let Some(gate) = &mut self.gate {
+            match gate.poll(cx) {
+                Poll::Ready(()) => self.gate = None,
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+        let polled = Pin::new(&mut self.inner).poll_frame(cx);
+        if let (Poll::Ready(Some(Ok(frame))), Some(asked)) = (&polled, &self.asked)
+            && let Some(data) = frame.data_ref()
+        {
+            asked.feed(data);
+        }
+        polled.map_err(Into::into)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
+}

@@ -1,0 +1,153 @@
+//! A request's energy, as it is told to the client.
+//!
+//! Owns the two forms: a structured header (RFC 8941 dictionary) for heads and trailers, JSON for comments and usage.
+//! Integers in the contract's units; what is not known is absent, and `state` says why: `settled`, `pending` (the
+//! account did not come in time; GetSpan tells it later), or `unmeasured` with a reason.
+
+use std::fmt::Write;
+
+use http::{HeaderName, HeaderValue};
+use serde::Serialize;
+
+use super::lane::Unmeasured;
+use super::order::Ending;
+use super::reading::Said;
+use crate::energy::Grade;
+use crate::ledger::account::State;
+
+/// The header and trailer with the energy.
+pub const ENERGY: HeaderName = HeaderName::from_static("wattspan-energy");
+
+/// The header with the span's name, in every inference's reply.
+pub const SPAN: HeaderName = HeaderName::from_static("wattspan-span");
+
+/// The figures.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct Figures {
+    state: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    span: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    share_uj: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error_uj: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    idle_uj: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    window_uj: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    grade: Option<Grade>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    uj_per_output_token: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prefill_uj: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    decode_uj: Option<u64>,
+}
+
+impl Figures {
+    /// A request that had no span.
+    pub fn unmeasured(why: Unmeasured) -> Self {
+        Figures { state: "unmeasured", reason: Some(why.reason().into()), ..Figures::default() }
+    }
+
+    /// A span's end; `None` where it was not told in time.
+    pub fn of(span: &str, ending: Option<Ending>, said: &Said) -> Self {
+        let span = Some(span.to_owned());
+        let without = |state, reason: Option<&str>| Figures {
+            state,
+            reason: reason.map(str::to_owned),
+            span: span.clone(),
+            ..Figures::default()
+        };
+        let account = match ending {
+            None => return without("pending", None),
+            Some(Ending::Settled(account)) => account,
+            Some(Ending::Cancelled) => return without("unmeasured", Some("the span was cancelled")),
+            Some(Ending::Refused(why)) => {
+                // A header's string takes neither quotes nor what is not ASCII.
+                let why: String =
+                    why.chars().filter(|c| matches!(c, ' '..='~') && !"\"\\".contains(*c)).collect();
+                return without("unmeasured", Some(&format!("the meter refused: {why}")));
+            }
+            Some(Ending::Lost) => return without("unmeasured", Some("the meter went away")),
+        };
+        let phase = |name: &str| account.phases.iter().find(|phase| phase.name == name)?.share_uj;
+        // What comes before the first token has no name of its own, and is prefill only where decode was seen.
+        let prefill = phase("decode").and_then(|_| phase(""));
+        let tokens = said.output_tokens.filter(|&tokens| tokens > 0);
+        Figures {
+            state: if account.state == State::Settled { "settled" } else { "pending" },
+            reason: None,
+            span,
+            share_uj: account.share_uj,
+            error_uj: account.error_uj,
+            idle_uj: account.idle_uj,
+            window_uj: account.window_uj,
+            grade: account.grade,
+            uj_per_output_token: account.share_uj.zip(tokens).map(|(uj, tokens)| (uj + tokens / 2) / tokens),
+            prefill_uj: prefill,
+            decode_uj: phase("decode"),
+        }
+    }
+
+    /// The structured header's value: `state=settled, share_uj=1234567, ...`.
+    pub fn header(&self) -> HeaderValue {
+        let mut text = format!("state={}", self.state);
+        if let Some(reason) = &self.reason {
+            let _ = write!(text, ", reason=\"{reason}\"");
+        }
+        for (name, value) in [
+            ("share_uj", self.share_uj),
+            ("error_uj", self.error_uj),
+            ("idle_uj", self.idle_uj),
+            ("window_uj", self.window_uj),
+            ("uj_per_output_token", self.uj_per_output_token),
+            ("prefill_uj", self.prefill_uj),
+            ("decode_uj", self.decode_uj),
+        ] {
+            if let Some(value) = value {
+                let _ = write!(text, ", {name}={value}");
+            }
+        }
+        if let Some(grade) = self.grade {
+            let _ = write!(text, ", grade={}", word(grade));
+        }
+        HeaderValue::from_str(&text).unwrap_or(HeaderValue::from_static("state=unmeasured"))
+    }
+
+    /// The figures as one JSON object.
+    pub fn json(&self) -> String {
+        serde_json::to_string(self).expect("our words have string keys and finite numbers")
+    }
+
+    /// A comment of a server-sent event stream, which every reader passes over.
+    pub fn comment(&self) -> String {
+        format!(": wattspan {}\n\n", self.json())
+    }
+}
+
+fn word(grade: Grade) -> &'static str {
+    match grade {
+        Grade::Measured => "measured",
+        Grade::Modelled => "modelled",
+        Grade::Integrated => "integrated",
+        Grade::Estimated => "estimated",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_known_is_absent_and_never_0() {
+        let figures = Figures::unmeasured(Unmeasured::Away);
+        assert_eq!(figures.header(), "state=unmeasured, reason=\"the meter is away\"");
+        assert_eq!(figures.json(), r#"{"state":"unmeasured","reason":"the meter is away"}"#);
+        let figures = Figures::of("s", None, &Said::default());
+        assert_eq!(figures.comment(), ": wattspan {\"state\":\"pending\",\"span\":\"s\"}\n\n");
+    }
+}

@@ -1,0 +1,230 @@
+//! One request: to the server, and its reply back.
+//!
+//! Owns the order: a span opens when an inference arrives, and closes with the end of its reply. A request that the
+//! server does not get is answered with 502, and its span forgotten. Nothing about the daemon ever fails a request, or
+//! delays it beyond the bounded wait for its account.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use http::header::{self, HeaderValue};
+use http::{Method, Request, Response, StatusCode, Version, response};
+use http_body_util::BodyExt;
+use hyper::body::{Body as _, Incoming};
+
+use super::asked::Asked;
+use super::dialect::Dialect;
+use super::figures::{ENERGY, SPAN};
+use super::measured::Measured;
+use super::prepare::{Hop, prepare};
+use super::route::Operation;
+use super::streamed::{Streamed, Tail};
+use super::trace::Trace;
+use super::wire::Aside;
+use super::{Annotate, Proxy, held, tunnel};
+use crate::http::{Body, hop, whole};
+
+/// The header with which a client names its span.
+const NAME: &str = "wattspan-name";
+
+/// Answers one request.
+pub async fn forward(proxy: &Proxy, aside: Option<&Aside>, request: Request<Incoming>) -> Response<Body> {
+    proxy.tally.requests.up();
+    if *request.method() == Method::CONNECT || request.uri().path_and_query().is_none() {
+        return refusal(
+            StatusCode::METHOD_NOT_ALLOWED,
+            "this proxy forwards to one server and opens no tunnels",
+        );
+    }
+    if let Some(operation) = proxy.routes.operation(request.method(), request.uri()) {
+        return measure(proxy, aside, request, operation).await;
+    }
+    match prepare(&proxy.target, aside, request, None) {
+        Ok((request, hop)) => match send(proxy, request).await {
+            Ok((head, body)) => pass(head, body, hop),
+            Err(refusal) => refusal,
+        },
+        Err(error) => refusal(StatusCode::BAD_REQUEST, &error.to_string()),
+    }
+}
+
+async fn measure(
+    proxy: &Proxy,
+    aside: Option<&Aside>,
+    mut request: Request<Incoming>,
+    operation: Operation,
+) -> Response<Body> {
+    proxy.tally.inferences.up();
+    let number = proxy.next_span();
+    let trace = Trace::of(request.headers());
+    let name = request.headers().get(NAME).map(|name| String::from_utf8_lossy(name.as_bytes()).into_owned());
+    let notes = notes(&request, operation, trace.as_ref(), number);
+    let id = format!("proxy-{}-{number:016x}", std::process::id());
+    let phases = operation != Operation::Embeddings;
+    let mut span =
+        Measured::begin(&proxy.lane, id, name.as_deref().unwrap_or(operation.name()), notes, phases);
+    if let Some(trace) = trace {
+        trace.forward(request.headers_mut(), number);
+    }
+    let asked = Asked::new();
+    let (request, hop) = match prepare(&proxy.target, aside, request, Some(asked.clone())) {
+        Ok(prepared) => prepared,
+        Err(error) => {
+            span.cancel();
+            return refusal(StatusCode::BAD_REQUEST, &error.to_string());
+        }
+    };
+    match send(proxy, request).await {
+        Ok((head, body)) => {
+            span.note("http.response.status_code", head.status.as_str());
+            if let Some(model) = asked.model() {
+                span.note("gen_ai.request.model", model);
+            }
+            answer(proxy, head, body, span, hop).await
+        }
+        Err(refusal) => {
+            span.cancel();
+            refusal
+        }
+    }
+}
+
+fn notes(
+    request: &Request<Incoming>,
+    operation: Operation,
+    trace: Option<&Trace>,
+    number: u64,
+) -> BTreeMap<String, String> {
+    let mut notes = BTreeMap::from([
+        ("gen_ai.operation.name".to_owned(), operation.name().to_owned()),
+        ("url.path".to_owned(), request.uri().path().to_owned()),
+    ]);
+    if let Some(trace) = trace {
+        notes.insert("trace_id".to_owned(), trace.id.clone());
+        notes.insert("span_id".to_owned(), format!("{number:016x}"));
+        notes.insert("parent_span_id".to_owned(), trace.parent.clone());
+    }
+    notes
+}
+
+/// The server's reply; the inner error is the client's answer where there is none.
+async fn send(proxy: &Proxy, request: Request<Body>) -> Result<(response::Parts, Incoming), Response<Body>> {
+    let why = match proxy.pool.request(request).await {
+        Ok(reply) => {
+            let (mut head, body) = reply.into_parts();
+            head.version = Version::HTTP_11;
+            // One of the two would be believed here and the other by the client (RFC 9112, 6.3).
+            let both = [header::CONTENT_LENGTH, header::TRANSFER_ENCODING];
+            match both.iter().all(|name| head.headers.contains_key(name)) {
+                false => return Ok((head, body)),
+                true => "its reply has both a length and chunks".to_owned(),
+            }
+        }
+        Err(error) => chain(&error),
+    };
+    proxy.tally.failed.up();
+    proxy.remarks.say(&format!("no reply from {}: {why}", proxy.target));
+    Err(refusal(StatusCode::BAD_GATEWAY, &format!("no reply from the server behind this proxy: {why}")))
+}
+
+/// A reply that is nobody's business.
+fn pass(mut head: response::Parts, body: Incoming, hop: Hop) -> Response<Body> {
+    if head.status == StatusCode::SWITCHING_PROTOCOLS {
+        return match hop.upgrade {
+            Some(client) => tunnel::open(head, body, client),
+            None => refusal(StatusCode::BAD_GATEWAY, "the server changed the protocol unasked"),
+        };
+    }
+    hop::strip(&mut head.headers);
+    Response::from_parts(head, body.map_err(Into::into).boxed_unsync())
+}
+
+/// An inference's reply.
+async fn answer(
+    proxy: &Proxy,
+    mut head: response::Parts,
+    body: Incoming,
+    span: Measured,
+    hop: Hop,
+) -> Response<Body> {
+    if head.status == StatusCode::SWITCHING_PROTOCOLS {
+        return pass(head, body, hop);
+    }
+    hop::strip(&mut head.headers);
+    let told = proxy.annotate != Annotate::Off;
+    if told && let Ok(id) = HeaderValue::from_str(&span.id) {
+        head.headers.insert(SPAN, id);
+    }
+    let Kind { dialect, streams, plain } = Kind::of(&head);
+    let length = body.size_hint().exact();
+    let tail = Tail {
+        comment: told && plain && streams && length.is_none(),
+        trailer: told && hop.takes_trailers(length.is_some()),
+        usage: proxy.annotate == Annotate::Usage && plain && (length.is_none() || !streams),
+    };
+    let weighed = proxy.scales.put(span, proxy.weigh && streams);
+    if told && !streams && length.is_none_or(|length| length <= held::MOST) {
+        let reply = held::reply(head, body, weighed, dialect, tail).await;
+        return reply.unwrap_or_else(|error| {
+            proxy.tally.failed.up();
+            refusal(StatusCode::BAD_GATEWAY, &format!("the server broke off its reply: {}", chain(&error)))
+        });
+    }
+    if tail.trailer {
+        head.headers.append(header::TRAILER, HeaderValue::from(ENERGY));
+    }
+    let tail = Tail { usage: tail.usage && streams, ..tail };
+    let streamed = Streamed::new(body, VecDeque::new(), weighed, dialect, tail);
+    Response::from_parts(head, streamed.boxed_unsync())
+}
+
+/// What kind of reply it is, by its head.
+struct Kind {
+    dialect: Dialect,
+    streams: bool,
+    /// Not compressed: it can be read, and added to.
+    plain: bool,
+}
+
+impl Kind {
+    fn of(head: &response::Parts) -> Self {
+        let text = |name| head.headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
+        let media =
+            text(header::CONTENT_TYPE).unwrap_or_default().split(';').next().unwrap_or_default().trim();
+        let plain = text(header::CONTENT_ENCODING).is_none_or(|encoding| encoding == "identity");
+        let events = media.eq_ignore_ascii_case("text/event-stream");
+        let lines =
+            ["application/x-ndjson", "application/ndjson", "application/jsonl", "application/stream+json"]
+                .iter()
+                .any(|lines| media.eq_ignore_ascii_case(lines));
+        let streams = events || lines;
+        let dialect = match (plain, events, lines) {
+            (false, ..) => Dialect::Opaque { stream: streams },
+            (true, true, _) => Dialect::events(),
+            (true, _, true) => Dialect::lines(),
+            (true, false, false) => Dialect::whole(),
+        };
+        Kind { dialect, streams, plain }
+    }
+}
+
+/// A short answer of the proxy's own.
+fn refusal(status: StatusCode, why: &str) -> Response<Body> {
+    let mut reply = Response::new(whole(format!("wattspan proxy: {why}\n")));
+    *reply.status_mut() = status;
+    reply.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    reply
+}
+
+/// An error with what led to it.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        let more = error.to_string();
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
+        source = error.source();
+    }
+    text
+}

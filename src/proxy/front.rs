@@ -1,0 +1,150 @@
+//! The clients' side: who connects, in which version of HTTP, and how long that may take.
+//!
+//! Owns the limits that keep one client from being a burden to the others: how many connections, how long a head may
+//! take and how large it may be, how many streams one connection carries.
+
+use std::convert::Infallible;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::Request;
+use hyper::body::Incoming;
+use hyper::server::conn::{http1, http2};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, watch};
+
+use super::Proxy;
+use super::forward::forward;
+use super::wire::Wire;
+use crate::http::dial::LARGEST_HEAD;
+
+/// How long a head may take, from the first byte or the last reply on.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// How long a client may keep silent before its version is known.
+const FIRST_WORD_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Streams of one HTTP/2 connection.
+const STREAMS: u32 = 1024;
+
+/// Serves clients until `stop` says so; connections that run are left to end.
+pub async fn serve(listener: TcpListener, proxy: Arc<Proxy>, most: usize, stop: watch::Receiver<bool>) {
+    let places = Arc::new(Semaphore::new(most));
+    let mut stopped = stop.clone();
+    loop {
+        let accepted = tokio::select! {
+            accepted = accept(&listener, &places) => accepted,
+            _ = stopped.wait_for(|stop| *stop) => return,
+        };
+        match accepted {
+            Ok((stream, place)) => {
+                let (proxy, stop) = (Arc::clone(&proxy), stop.clone());
+                tokio::spawn(async move {
+                    // A connection that fails concerns its client alone, which has seen it fail.
+                    let _ = converse(stream, proxy, stop).await;
+                    drop(place);
+                });
+            }
+            Err(error) => {
+                proxy.remarks.say(&format!("cannot take a connection: {error}"));
+                // Out of descriptors: others must end first.
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+    }
+}
+
+async fn accept(
+    listener: &TcpListener,
+    places: &Arc<Semaphore>,
+) -> io::Result<(TcpStream, tokio::sync::OwnedSemaphorePermit)> {
+    let place = Arc::clone(places).acquire_owned().await.map_err(io::Error::other)?;
+    let (stream, _) = listener.accept().await?;
+    Ok((stream, place))
+}
+
+async fn converse(
+    stream: TcpStream,
+    proxy: Arc<Proxy>,
+    mut stop: watch::Receiver<bool>,
+) -> Result<(), crate::http::Broken> {
+    stream.set_nodelay(true)?;
+    let http2 = tokio::select! {
+        http2 = tokio::time::timeout(FIRST_WORD_TIMEOUT, speaks_http2(&stream)) => http2??,
+        _ = stop.wait_for(|stop| *stop) => return Ok(()),
+    };
+    let aside;
+    let wire = {
+        let (wire, side) = Wire::new(stream);
+        aside = (!http2).then_some(side);
+        wire
+    };
+    let service = service_fn(move |request: Request<Incoming>| {
+        let (proxy, aside) = (Arc::clone(&proxy), aside.clone());
+        async move { Ok::<_, Infallible>(forward(&proxy, aside.as_ref(), request).await) }
+    });
+    if http2 {
+        let connection = of_http2().serve_connection(wire, service);
+        tokio::pin!(connection);
+        tokio::select! {
+            ended = connection.as_mut() => return Ok(ended?),
+            _ = stop.wait_for(|stop| *stop) => connection.as_mut().graceful_shutdown(),
+        }
+        Ok(connection.await?)
+    } else {
+        let connection = of_http1().serve_connection(wire, service).with_upgrades();
+        tokio::pin!(connection);
+        tokio::select! {
+            ended = connection.as_mut() => return Ok(ended?),
+            _ = stop.wait_for(|stop| *stop) => connection.as_mut().graceful_shutdown(),
+        }
+        Ok(connection.await?)
+    }
+}
+
+fn of_http1() -> http1::Builder {
+    let mut builder = http1::Builder::new();
+    builder
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT)
+        .max_buf_size(LARGEST_HEAD)
+        .preserve_header_case(true)
+        .auto_date_header(false);
+    builder
+}
+
+fn of_http2() -> http2::Builder<TokioExecutor> {
+    let mut builder = http2::Builder::new(TokioExecutor::new());
+    builder
+        .timer(TokioTimer::new())
+        .keep_alive_interval(Some(Duration::from_secs(30)))
+        .max_header_list_size(LARGEST_HEAD as u32)
+        .max_concurrent_streams(STREAMS)
+        .max_send_buf_size(LARGEST_HEAD)
+        .auto_date_header(false);
+    builder
+}
+
+/// Whether the client begins with HTTP/2's preface. No method of HTTP/1.1 begins so: PRI is reserved.
+async fn speaks_http2(stream: &TcpStream) -> io::Result<bool> {
+    const PREFACE: &[u8] = b"PRI ";
+    const LOOKS: u32 = 200;
+    let mut first = [0; PREFACE.len()];
+    for _ in 0..LOOKS {
+        let count = stream.peek(&mut first).await?;
+        let first = first.get(..count).unwrap_or_default();
+        if count == 0 || !PREFACE.starts_with(first) {
+            return Ok(false);
+        }
+        if count == PREFACE.len() {
+            return Ok(true);
+        }
+        // What was peeked at stays, so that the socket is ready at once; the rest of four bytes is on its way.
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    // Whoever sent "P" and dawdles, or left: the time-out for heads is for those.
+    Ok(false)
+}

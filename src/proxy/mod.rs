@@ -1,0 +1,215 @@
+//! A reverse proxy before an inference server: energy for each request, and nobody has to change.
+//!
+//! ```text
+//! client ─► front ─► forward ─► server        measured ─► lane ─► link ─► wattspand
+//!                  ◄─ held / streamed ◄─
+//! ```
+//!
+//! Owns one listener and one connection to the daemon. A span opens when a request arrives at an inference path, begins
+//! decode at the first token of content, and closes at the end of the reply; the energy comes back in a header, a
+//! trailer, a comment of the event stream, or `usage`. Everything else passes through as it came. It fails open: a
+//! daemon that is away, slow or mad never fails a request, and delays it at most by the patience it was given. One
+//! thread serves everything; a body is never kept beyond the bounds of [`held`], and a client that does not read is not
+//! read for.
+
+mod asked;
+mod dialect;
+mod figures;
+mod forward;
+mod front;
+mod held;
+mod insertion;
+mod lane;
+mod link;
+mod measured;
+mod order;
+mod prepare;
+mod reading;
+mod remark;
+mod route;
+mod scan;
+mod streamed;
+mod tally;
+mod trace;
+mod tunnel;
+mod weigh;
+mod wire;
+
+use std::hash::{BuildHasher, RandomState};
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use tokio::sync::watch;
+
+use crate::client::Place;
+use crate::http::dial::{self, Pool};
+use crate::http::{Body, Target};
+use lane::Lane;
+use remark::Remarks;
+use route::Routes;
+pub use tally::Tally;
+use weigh::Scales;
+
+/// How long a reply's last byte may wait for the account, unless told otherwise.
+pub const USUAL_PATIENCE: Duration = Duration::from_millis(250);
+
+/// How long running requests may take to end after the proxy was asked to stop.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// How long the last accounts may take after that.
+const LAST_ACCOUNTS: Duration = Duration::from_secs(2);
+
+/// How the energy is told.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Annotate {
+    /// Not at all: replies are exactly the server's.
+    Off,
+    /// In headers, trailers and comments.
+    #[default]
+    Headers,
+    /// There, and in `usage` of the JSON itself.
+    Usage,
+}
+
+/// How the proxy is set up.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Where it listens.
+    pub listen: SocketAddr,
+    /// The server.
+    pub target: Target,
+    /// Speak HTTP/2 to the server from the first byte.
+    pub http2_only: bool,
+    /// Where the daemon is.
+    pub place: Place,
+    /// How the energy is told.
+    pub annotate: Annotate,
+    /// Spans weigh by the tokens they stream.
+    pub weigh: bool,
+    /// How long a reply waits for its account.
+    pub patience: Duration,
+    /// The known inference paths count.
+    pub known_paths: bool,
+    /// Further ones.
+    pub paths: Vec<String>,
+    /// Connections at a time.
+    pub connections: usize,
+}
+
+/// What every request needs.
+pub struct Proxy {
+    target: Target,
+    pool: Pool<Body>,
+    routes: Routes,
+    annotate: Annotate,
+    weigh: bool,
+    lane: Lane,
+    scales: Scales,
+    tally: Arc<Tally>,
+    remarks: Remarks,
+    /// Different for every run, so that spans of two proxies with the same process number never meet.
+    seed: RandomState,
+    count: AtomicU64,
+}
+
+impl Proxy {
+    /// A number that no other span has, and never 0.
+    fn next_span(&self) -> u64 {
+        self.seed.hash_one(self.count.fetch_add(1, Ordering::Relaxed)).max(1)
+    }
+}
+
+/// A proxy that listens and does not serve yet.
+pub struct Listening {
+    listener: TcpListener,
+    settings: Settings,
+    proxy: Arc<Proxy>,
+    orders: lane::Orders,
+    tell: fn(&str),
+}
+
+impl Listening {
+    /// Listens; what there is to say is said through `tell`.
+    ///
+    /// # Errors
+    /// The address is taken, or there are no certificates to trust a server by.
+    pub fn new(settings: Settings, tell: fn(&str)) -> io::Result<Self> {
+        let listener = TcpListener::bind(settings.listen).map_err(|error| {
+            io::Error::new(error.kind(), format!("cannot listen at {}: {error}", settings.listen))
+        })?;
+        listener.set_nonblocking(true)?;
+        let tally = Arc::<Tally>::default();
+        let (lane, orders) = Lane::new(settings.patience, Arc::clone(&tally));
+        let proxy = Proxy {
+            target: settings.target.clone(),
+            pool: dial::pool(&settings.target, dial::Settings { http2_only: settings.http2_only })?,
+            routes: Routes::new(settings.known_paths, settings.paths.clone()),
+            annotate: settings.annotate,
+            weigh: settings.weigh,
+            lane,
+            scales: Scales::default(),
+            tally,
+            remarks: Remarks::new(tell),
+            seed: RandomState::new(),
+            count: AtomicU64::new(0),
+        };
+        Ok(Listening { listener, settings, proxy: Arc::new(proxy), orders, tell })
+    }
+
+    /// Where it listens.
+    ///
+    /// # Errors
+    /// The system does not tell.
+    pub fn address(&self) -> io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+
+    /// What it counts.
+    pub fn tally(&self) -> Arc<Tally> {
+        Arc::clone(&self.proxy.tally)
+    }
+
+    /// Serves until `stop` is ready, and then until the running requests have ended or were given time enough.
+    ///
+    /// # Errors
+    /// The system gives no runtime.
+    pub fn serve(self, stop: impl Future<Output = ()>) -> io::Result<()> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        runtime.block_on(self.run(stop))?;
+        // Connections that are still open were given their time.
+        runtime.shutdown_background();
+        Ok(())
+    }
+
+    async fn run(self, stop: impl Future<Output = ()>) -> io::Result<()> {
+        let Listening { listener, settings, proxy, orders, tell } = self;
+        let listener = tokio::net::TcpListener::from_std(listener)?;
+        let (stopping, stopped) = watch::channel(false);
+        let shared = Arc::clone(&proxy.lane.shared);
+        let place = settings.place.clone();
+        tokio::spawn(async move { link::serve(place, orders, &shared, &tell).await });
+        if proxy.weigh {
+            tokio::spawn(proxy.scales.clone().run());
+        }
+        let serving = front::serve(listener, Arc::clone(&proxy), settings.connections, stopped);
+        let serving = tokio::spawn(serving);
+        stop.await;
+        // Whoever listens hears it; nobody is left where the front has ended.
+        let _ = stopping.send(true);
+        let _ = serving.await;
+        // Every connection holds the proxy, and the front has let go of it.
+        wait(GRACE, || Arc::strong_count(&proxy) == 1).await;
+        wait(LAST_ACCOUNTS, || proxy.tally.opened.get() == proxy.tally.ended()).await;
+        Ok(())
+    }
+}
+
+async fn wait(longest: Duration, so: impl Fn() -> bool) {
+    let deadline = tokio::time::Instant::now() + longest;
+    while !so() && tokio::time::Instant::now() < deadline {
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}

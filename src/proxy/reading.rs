@@ -1,0 +1,283 @@
+//! What a reply says of itself: model, tokens, and which of its parts are content.
+//!
+//! Owns the dialects: OpenAI's chunks and usage, its responses, Anthropic's messages, Ollama's lines, llama.cpp's own
+//! completion. Reads along with what is forwarded and changes nothing. What it cannot read says nothing; tokens are
+//! only what a server says, never chunks that were counted.
+
+use std::borrow::Cow;
+
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+/// What was read so far.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Said {
+    /// The model, as the server names it.
+    pub model: Option<String>,
+    /// Tokens of the question.
+    pub input_tokens: Option<u64>,
+    /// Tokens of the answer.
+    pub output_tokens: Option<u64>,
+    /// Parts that carried content.
+    pub content_chunks: u64,
+    /// The server said that it is done.
+    pub done: bool,
+    /// The server told of an error inside its reply.
+    pub error: bool,
+}
+
+/// What one part of a stream was.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Part {
+    /// It carried content.
+    pub content: bool,
+    /// It is the last that tells of usage.
+    pub last_usage: bool,
+}
+
+#[derive(Default, Deserialize)]
+struct Chunk<'a> {
+    #[serde(borrow, default)]
+    model: Option<Cow<'a, str>>,
+    #[serde(default)]
+    usage: Option<Usage>,
+    #[serde(borrow, default)]
+    choices: Option<Vec<Choice<'a>>>,
+    #[serde(borrow, rename = "type", default)]
+    kind: Option<Cow<'a, str>>,
+    #[serde(borrow, default)]
+    delta: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    response: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    message: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    content: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    error: Option<&'a RawValue>,
+    #[serde(default)]
+    done: Option<bool>,
+    #[serde(default)]
+    stop: Option<bool>,
+    #[serde(default)]
+    prompt_eval_count: Option<u64>,
+    #[serde(default)]
+    eval_count: Option<u64>,
+    #[serde(default)]
+    tokens_evaluated: Option<u64>,
+    #[serde(default)]
+    tokens_predicted: Option<u64>,
+}
+
+#[derive(Deserialize)]
+struct Choice<'a> {
+    #[serde(borrow, default)]
+    text: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    delta: Option<Delta<'a>>,
+    #[serde(borrow, default)]
+    finish_reason: Option<&'a RawValue>,
+}
+
+#[derive(Default, Deserialize)]
+struct Delta<'a> {
+    #[serde(borrow, default)]
+    content: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    reasoning_content: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    reasoning: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    thinking: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    tool_calls: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    text: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    partial_json: Option<&'a RawValue>,
+}
+
+#[derive(Debug, Clone, Copy, Default, Deserialize)]
+struct Usage {
+    #[serde(alias = "input_tokens", default)]
+    prompt_tokens: Option<u64>,
+    #[serde(alias = "output_tokens", default)]
+    completion_tokens: Option<u64>,
+}
+
+/// A response of OpenAI's, or a message of Anthropic's, inside an event.
+#[derive(Default, Deserialize)]
+struct Inner<'a> {
+    #[serde(borrow, default)]
+    model: Option<Cow<'a, str>>,
+    #[serde(default)]
+    usage: Option<Usage>,
+}
+
+impl Said {
+    /// Reads one event's data, or one line of JSON.
+    pub fn part(&mut self, data: &[u8]) -> Part {
+        if data == b"[DONE]" {
+            self.done = true;
+            return Part::default();
+        }
+        let Ok(chunk) = serde_json::from_slice::<Chunk<'_>>(data) else { return Part::default() };
+        let content = has_content(&chunk);
+        self.content_chunks += u64::from(content);
+        self.error |= full(chunk.error);
+        self.model(chunk.model.as_deref());
+        self.usage(chunk.usage);
+        for inner in [chunk.response, chunk.message].into_iter().flatten() {
+            if let Ok(inner) = serde_json::from_str::<Inner<'_>>(inner.get()) {
+                self.model(inner.model.as_deref());
+                self.usage(inner.usage);
+            }
+        }
+        let usage = |prompt_tokens, completion_tokens| Some(Usage { prompt_tokens, completion_tokens });
+        self.usage(usage(chunk.prompt_eval_count, chunk.eval_count));
+        self.usage(usage(chunk.tokens_evaluated, chunk.tokens_predicted));
+        let ends = matches!(chunk.kind.as_deref(), Some("response.completed" | "message_stop"));
+        let done = chunk.done == Some(true) || chunk.stop == Some(true) || ends;
+        self.done |= done;
+        let finished = match &chunk.choices {
+            Some(choices) => choices.iter().all(|choice| full(choice.finish_reason)),
+            None => chunk.kind.as_deref() == Some("message_delta"),
+        };
+        Part { content, last_usage: (chunk.usage.is_some() && finished) || chunk.done == Some(true) }
+    }
+
+    /// Takes in what a whole reply says at its top level.
+    pub fn whole(&mut self, model: Option<&[u8]>, usage: Option<&[u8]>) {
+        let model = model.and_then(|text| serde_json::from_slice::<String>(text).ok());
+        self.model(model.as_deref());
+        self.usage(usage.and_then(|text| serde_json::from_slice::<Usage>(text).ok()));
+    }
+
+    /// Takes in what Ollama and llama.cpp say at the top level of a whole reply.
+    pub fn counts(&mut self, input: Option<&[u8]>, output: Option<&[u8]>) {
+        let number = |text: &[u8]| serde_json::from_slice::<u64>(text).ok();
+        let (prompt_tokens, completion_tokens) = (input.and_then(number), output.and_then(number));
+        self.usage(Some(Usage { prompt_tokens, completion_tokens }));
+    }
+
+    fn model(&mut self, model: Option<&str>) {
+        if let Some(model) = model.filter(|model| !model.is_empty()) {
+            self.model.get_or_insert_with(|| model.to_owned());
+        }
+    }
+
+    /// The later of two is the fuller one.
+    fn usage(&mut self, usage: Option<Usage>) {
+        let Some(usage) = usage else { return };
+        self.input_tokens = usage.prompt_tokens.or(self.input_tokens);
+        self.output_tokens = usage.completion_tokens.or(self.output_tokens);
+    }
+}
+
+fn has_content(chunk: &Chunk<'_>) -> bool {
+    if let Some(choices) = &chunk.choices {
+        return choices.iter().any(|choice| full(choice.text) || choice.delta.as_ref().is_some_and(says));
+    }
+    if let Some(kind) = chunk.kind.as_deref() {
+        let delta =
+            |raw: &RawValue| serde_json::from_str::<Delta<'_>>(raw.get()).is_ok_and(|delta| says(&delta));
+        return (kind.ends_with(".delta") && full(chunk.delta))
+            || (kind == "content_block_delta" && chunk.delta.is_some_and(delta));
+    }
+    let message =
+        |raw: &RawValue| serde_json::from_str::<Delta<'_>>(raw.get()).is_ok_and(|delta| says(&delta));
+    full(chunk.content) || is_text(chunk.response) || chunk.message.is_some_and(message)
+}
+
+fn says(delta: &Delta<'_>) -> bool {
+    let Delta { content, reasoning_content, reasoning, thinking, tool_calls, text, partial_json } = delta;
+    [content, reasoning_content, reasoning, thinking, tool_calls, text, partial_json]
+        .into_iter()
+        .any(|f| full(*f))
+}
+
+/// There, and neither null nor empty.
+fn full(value: Option<&RawValue>) -> bool {
+    value.is_some_and(|raw| !matches!(raw.get(), "null" | "\"\"" | "[]" | "{}"))
+}
+
+fn is_text(value: Option<&RawValue>) -> bool {
+    full(value) && value.is_some_and(|raw| raw.get().starts_with('"'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parts(lines: &[&str]) -> (Vec<(bool, bool)>, Said) {
+        let mut said = Said::default();
+        let parts = lines.iter().map(|line| said.part(line.as_bytes()));
+        (parts.map(|part| (part.content, part.last_usage)).collect(), said)
+    }
+
+    #[test]
+    fn openais_chunks() {
+        let (parts, said) = parts(&[
+            r#"{"model":"m","choices":[{"index":0,"delta":{"role":"assistant","content":""},"finish_reason":null}]}"#,
+            r#"{"model":"m","choices":[{"delta":{"content":"Wär"}}],"usage":null}"#,
+            r#"{"choices":[{"delta":{"tool_calls":[{"index":0}]}}]}"#,
+            r#"{"choices":[{"delta":{},"finish_reason":"stop"}]}"#,
+            r#"{"choices":[],"usage":{"prompt_tokens":3,"completion_tokens":2,"total_tokens":5}}"#,
+            "[DONE]",
+        ]);
+        let content: Vec<bool> = parts.iter().map(|part| part.0).collect();
+        assert_eq!(content, [false, true, true, false, false, false]);
+        assert_eq!(parts.iter().position(|part| part.1), Some(4));
+        assert_eq!((said.input_tokens, said.output_tokens, said.content_chunks), (Some(3), Some(2), 2));
+        assert!(said.done && said.model.as_deref() == Some("m"));
+    }
+
+    #[test]
+    fn usage_in_every_chunk_is_not_the_last() {
+        let (parts, _) = parts(&[
+            r#"{"choices":[{"text":"a","finish_reason":null}],"usage":{"prompt_tokens":3,"completion_tokens":1}}"#,
+            r#"{"choices":[{"text":"b","finish_reason":"length"}],"usage":{"prompt_tokens":3,"completion_tokens":2}}"#,
+        ]);
+        assert_eq!(parts, [(true, false), (true, true)]);
+    }
+
+    #[test]
+    fn ollamas_lines_and_llama_cpps_own() {
+        let (parts_of, said) = parts(&[
+            r#"{"model":"l","response":"Hi","done":false}"#,
+            r#"{"model":"l","message":{"role":"assistant","content":"!"},"done":false}"#,
+            r#"{"model":"l","response":"","done":true,"prompt_eval_count":5,"eval_count":7}"#,
+        ]);
+        assert_eq!(parts_of, [(true, false), (true, false), (false, true)]);
+        assert_eq!((said.input_tokens, said.output_tokens), (Some(5), Some(7)));
+        let (parts, said) =
+            parts(&[r#"{"content":"x","stop":false}"#, r#"{"content":"","stop":true,"tokens_predicted":4}"#]);
+        assert_eq!((parts[0].0, parts[1].0, said.output_tokens), (true, false, Some(4)));
+    }
+
+    #[test]
+    fn responses_and_messages() {
+        let (parts, said) = parts(&[
+            r#"{"type":"response.created","response":{"model":"g","usage":null}}"#,
+            r#"{"type":"response.output_text.delta","delta":"He"}"#,
+            r#"{"type":"response.completed","response":{"model":"g","usage":{"input_tokens":1,"output_tokens":2}}}"#,
+            r#"{"type":"message_start","message":{"model":"c","usage":{"input_tokens":9,"output_tokens":1}}}"#,
+            r#"{"type":"content_block_delta","delta":{"type":"text_delta","text":"He"}}"#,
+            r#"{"type":"message_delta","delta":{"stop_reason":"end_turn"},"usage":{"output_tokens":8}}"#,
+        ]);
+        assert_eq!(
+            parts.iter().map(|part| part.0).collect::<Vec<_>>(),
+            [false, true, false, false, true, false]
+        );
+        assert_eq!((said.input_tokens, said.output_tokens), (Some(9), Some(8)));
+        assert!(parts[5].1 && !parts[2].1);
+    }
+
+    #[test]
+    fn what_is_no_json_says_nothing() {
+        let deep = "[".repeat(5000);
+        let (parts, said) = parts(&["", "{", "hello", "{\"usage\":7}", "{\"choices\":{}}", &deep, "\u{0}"]);
+        assert!(parts.iter().all(|part| *part == (false, false)));
+        assert_eq!(said, Said::default());
+    }
+}

@@ -1,0 +1,114 @@
+//! Which requests are inferences.
+//!
+//! Owns the list of paths. A request is one where its method is POST and its path ends with one of these, at a slash:
+//! servers are often mounted under a prefix. Everything else passes through untouched.
+
+use http::{Method, Uri};
+
+/// What kind of question it is, in the words of OpenTelemetry's `gen_ai.operation.name`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Operation {
+    /// A conversation.
+    Chat,
+    /// A text to go on with.
+    TextCompletion,
+    /// Vectors.
+    Embeddings,
+    /// A path that the user named.
+    Inference,
+}
+
+impl Operation {
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Operation::Chat => "chat",
+            Operation::TextCompletion => "text_completion",
+            Operation::Embeddings => "embeddings",
+            Operation::Inference => "inference",
+        }
+    }
+}
+
+/// The paths of OpenAI, Anthropic, Ollama and llama.cpp.
+const KNOWN: [(&str, Operation); 13] = [
+    ("/chat/completions", Operation::Chat),
+    ("/v1/responses", Operation::Chat),
+    ("/v1/messages", Operation::Chat),
+    ("/v1/completions", Operation::TextCompletion),
+    ("/completions", Operation::TextCompletion),
+    ("/embeddings", Operation::Embeddings),
+    ("/api/chat", Operation::Chat),
+    ("/api/generate", Operation::TextCompletion),
+    ("/api/embed", Operation::Embeddings),
+    ("/completion", Operation::TextCompletion),
+    ("/infill", Operation::TextCompletion),
+    ("/embedding", Operation::Embeddings),
+    ("/responses", Operation::Chat),
+];
+
+/// The paths.
+#[derive(Debug, Clone)]
+pub struct Routes {
+    known: bool,
+    named: Vec<String>,
+}
+
+impl Routes {
+    /// The known paths, if `known`, and those that the user names.
+    pub fn new(known: bool, named: Vec<String>) -> Self {
+        Routes { known, named }
+    }
+
+    /// What a request asks for, if it is an inference.
+    pub fn operation(&self, method: &Method, uri: &Uri) -> Option<Operation> {
+        if method != Method::POST {
+            return None;
+        }
+        let path = uri.path().trim_end_matches('/');
+        let ends = |with: &str| {
+            let with = with.trim_matches('/');
+            let before = path.strip_suffix(with);
+            !with.is_empty() && before.is_some_and(|before| before.ends_with('/'))
+        };
+        let known = KNOWN.iter().filter(|_| self.known).find(|(known, _)| ends(known));
+        let named = || self.named.iter().find(|named| ends(named)).map(|_| Operation::Inference);
+        known.map(|(_, operation)| *operation).or_else(named)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn operation(routes: &Routes, path: &'static str) -> Option<Operation> {
+        routes.operation(&Method::POST, &Uri::from_static(path))
+    }
+
+    #[test]
+    fn inferences_are_known_by_the_end_of_their_path() {
+        let routes = Routes::new(true, vec!["/rank".into()]);
+        for (path, expected) in [
+            ("/v1/chat/completions", Operation::Chat),
+            ("/openai/deployments/x/chat/completions?api-version=1", Operation::Chat),
+            ("/v1/completions/", Operation::TextCompletion),
+            ("/api/generate", Operation::TextCompletion),
+            ("/api/embed", Operation::Embeddings),
+            ("/completion", Operation::TextCompletion),
+            ("/v2/rank", Operation::Inference),
+        ] {
+            assert_eq!(operation(&routes, path), Some(expected), "{path}");
+        }
+        for path in ["/", "/v1/models", "/v1/chat/completionsx", "/xcompletion", "/frank", "/api/tags"] {
+            assert_eq!(operation(&routes, path), None, "{path}");
+        }
+        assert_eq!(routes.operation(&Method::GET, &Uri::from_static("/v1/completions")), None);
+    }
+
+    #[test]
+    fn the_known_paths_can_be_left_out() {
+        let routes = Routes::new(false, vec!["mine".into()]);
+        assert_eq!(operation(&routes, "/v1/completions"), None);
+        assert_eq!(operation(&routes, "/mine"), Some(Operation::Inference));
+    }
+}

@@ -1,0 +1,377 @@
+//! What passes through the proxy is what would pass without it: 1,000 replies, byte for byte.
+
+#[path = "support/machine.rs"]
+mod machine;
+mod support;
+mod wire;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+
+use machine::Dice;
+use support::{STEADY, TestDaemon};
+use wire::{Message, Stub, Talk, TestProxy, breathe, value};
+
+/// The replies; WATTSPAN_CASES tries so many times as many.
+fn cases() -> u64 {
+    1000 * std::env::var("WATTSPAN_CASES").ok().and_then(|text| text.parse().ok()).unwrap_or(1)
+}
+
+const WORDS: &[&str] =
+    &["Wärme", "熱", "🔥", " and", "usage", "\\n", "joule", "é", "\\\"", " data:", "日本語"];
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Media {
+    Events,
+    Lines,
+    Json,
+    Text,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Framing {
+    Length,
+    Chunks,
+    Close,
+}
+
+/// A reply, and how it is cut; the same for the same seed.
+struct Script {
+    dice: Dice,
+    media: Media,
+    framing: Framing,
+    gzip: bool,
+    expect: bool,
+    hints: bool,
+    trailers: bool,
+    body: Vec<u8>,
+    head: String,
+}
+
+impl Script {
+    fn of(seed: u64) -> Self {
+        let mut dice = Dice(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
+        (0..5).for_each(|_| _ = dice.roll());
+        let media = [Media::Events, Media::Events, Media::Lines, Media::Json, Media::Text]
+            [dice.between(0, 4) as usize];
+        let framing =
+            [Framing::Length, Framing::Chunks, Framing::Chunks, Framing::Close][dice.between(0, 3) as usize];
+        let (gzip, expect, hints) =
+            (dice.between(0, 5) == 0, dice.between(0, 5) == 0, dice.between(0, 5) == 0);
+        let trailers = framing == Framing::Chunks && dice.between(0, 3) == 0;
+        let plain = body(&mut dice, media);
+        let body = if gzip { gzipped(&plain) } else { plain };
+        let mut script =
+            Script { dice, media, framing, gzip, expect, hints, trailers, body, head: String::new() };
+        script.head = script.heads(seed);
+        script
+    }
+
+    fn heads(&mut self, seed: u64) -> String {
+        let status = ["200 OK", "200 OK", "200 Fine", "404 Not Found", "503 Service Unavailable"]
+            [self.dice.between(0, 4) as usize];
+        let media = match self.media {
+            Media::Events => "text/event-stream; charset=utf-8",
+            Media::Lines => "application/x-ndjson",
+            Media::Json => "application/json",
+            Media::Text => "text/plain",
+        };
+        let mut head = format!(
+            "HTTP/1.1 {status}\r\nContent-Type: {media}\r\nX-Seed: {seed}\r\nSet-Cookie: a=1\r\nSet-Cookie: b=\u{fc}\r\nETag: \"x\"\r\nConnection: X-Hop{}\r\nX-Hop: gone\r\n",
+            if self.framing == Framing::Close { ", close" } else { "" }
+        );
+        if self.gzip {
+            head.push_str("Content-Encoding: gzip\r\n");
+        }
+        if self.trailers {
+            head.push_str("Trailer: X-Sum\r\n");
+        }
+        match self.framing {
+            Framing::Length => head.push_str(&format!("Content-Length: {}\r\n", self.body.len())),
+            Framing::Chunks => head.push_str("Transfer-Encoding: chunked\r\n"),
+            Framing::Close => {}
+        }
+        head + "\r\n"
+    }
+
+    /// The reply's bytes with their framing.
+    fn framed(&mut self) -> Vec<u8> {
+        if self.framing != Framing::Chunks {
+            return self.body.clone();
+        }
+        let (mut out, mut rest) = (Vec::new(), &self.body[..]);
+        while !rest.is_empty() {
+            let size = (self.dice.between(1, 400) as usize).min(rest.len());
+            out.extend_from_slice(
+                format!("{size:x}{}\r\n", if size % 5 == 0 { ";ext=1" } else { "" }).as_bytes(),
+            );
+            out.extend_from_slice(&rest[..size]);
+            out.extend_from_slice(b"\r\n");
+            rest = &rest[size..];
+        }
+        out.extend_from_slice(if self.trailers { b"0\r\nX-Sum: 7\r\n\r\n" } else { b"0\r\n\r\n" });
+        out
+    }
+
+    fn play(&mut self, talk: &mut Talk) -> bool {
+        if self.hints {
+            talk.say(b"HTTP/1.1 103 Early Hints\r\nLink: </a.css>; rel=preload\r\n\r\n");
+        }
+        let bytes = [self.head.clone().into_bytes(), self.framed()].concat();
+        let mut rest = &bytes[..];
+        let fine = self.dice.between(0, 1) == 0;
+        while !rest.is_empty() {
+            let most = if fine && rest.len() < 2000 { 40 } else { 700 };
+            let size = (self.dice.between(1, most) as usize).min(rest.len());
+            if !talk.say(&rest[..size]) {
+                return false;
+            }
+            if self.dice.between(0, 3) == 0 {
+                breathe();
+            }
+            rest = &rest[size..];
+        }
+        self.framing != Framing::Close
+    }
+
+    /// Whether the energy has a place behind the body.
+    fn takes_comment(&self) -> bool {
+        let ended = self.body.ends_with(b"\n\n") || self.body.ends_with(b"\n\r\n") || self.body.is_empty();
+        self.media == Media::Events && !self.gzip && self.framing != Framing::Length && ended
+    }
+}
+
+fn body(dice: &mut Dice, media: Media) -> Vec<u8> {
+    let mut text = String::new();
+    let end = if dice.between(0, 1) == 0 { "\n" } else { "\r\n" };
+    let parts = dice.between(0, 30);
+    let words = |dice: &mut Dice| -> String {
+        (0..dice.between(0, 4)).map(|_| WORDS[dice.between(0, WORDS.len() as u64 - 1) as usize]).collect()
+    };
+    match media {
+        Media::Events => {
+            for _ in 0..parts {
+                match dice.between(0, 9) {
+                    0 => text += &format!(": keep-alive{end}{end}"),
+                    1 => text += &format!("event: ping{end}data:{end}{end}"),
+                    2 => text += &format!("data: {{\"a\":1,{end}data: \"b\":2}}{end}{end}"),
+                    _ => {
+                        let content = words(dice);
+                        text += &format!(
+                            "data: {{\"choices\":[{{\"delta\":{{\"content\":\"{content}\"}}}}]}}{end}{end}"
+                        );
+                    }
+                }
+            }
+            match dice.between(0, 3) {
+                0 => text += "data: cut off",
+                1 => {}
+                _ => {
+                    text += &format!(
+                        "data: {{\"choices\":[],\"usage\":{{\"prompt_tokens\":3,\"completion_tokens\":{parts}}}}}{end}{end}data: [DONE]{end}{end}"
+                    );
+                }
+            }
+        }
+        Media::Lines => {
+            for _ in 0..parts {
+                text += &format!("{{\"response\":\"{}\",\"done\":false}}{end}", words(dice));
+            }
+            text += "{\"done\":true,\"eval_count\":4}";
+        }
+        Media::Json | Media::Text => {
+            let long = if dice.between(0, 9) == 0 { "x".repeat(60_000) } else { String::new() };
+            text = format!(
+                "{{\"model\":\"m\",\"text\":\"{}{long}\",\"usage\":{{\"prompt_tokens\":1}}}}",
+                words(dice)
+            );
+        }
+    }
+    text.into_bytes()
+}
+
+/// A gzip file of stored blocks (RFC 1951, 3.2.4; RFC 1952).
+fn gzipped(plain: &[u8]) -> Vec<u8> {
+    let mut out = vec![0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 255];
+    let blocks: Vec<&[u8]> = if plain.is_empty() { vec![plain] } else { plain.chunks(65_535).collect() };
+    for (at, block) in blocks.iter().enumerate() {
+        let length = block.len() as u16;
+        out.push(u8::from(at + 1 == blocks.len()));
+        out.extend_from_slice(&length.to_le_bytes());
+        out.extend_from_slice(&(!length).to_le_bytes());
+        out.extend_from_slice(block);
+    }
+    let crc = plain.iter().fold(!0_u32, |crc, byte| {
+        (0..8).fold(
+            crc ^ u32::from(*byte),
+            |crc, _| if crc & 1 == 1 { crc >> 1 ^ 0xedb8_8320 } else { crc >> 1 },
+        )
+    });
+    out.extend_from_slice(&(!crc).to_le_bytes());
+    out.extend_from_slice(&(plain.len() as u32).to_le_bytes());
+    out
+}
+
+/// What the stub was sent, by seed.
+type Heard = Arc<Mutex<HashMap<u64, Vec<Message>>>>;
+
+fn stub(heard: &Heard) -> Stub {
+    let heard = Arc::clone(heard);
+    Stub::new(move |mut talk| {
+        while let Some(mut request) = talk.head() {
+            let seed =
+                request.line.split("seed=").nth(1).unwrap().split(' ').next().unwrap().parse().unwrap();
+            let mut script = Script::of(seed);
+            if script.expect {
+                talk.say(b"HTTP/1.1 100 Continue\r\n\r\n");
+            }
+            talk.body(&mut request, false);
+            heard.lock().unwrap().entry(seed).or_default().push(request);
+            if !script.play(&mut talk) {
+                return;
+            }
+        }
+    })
+}
+
+/// Asks with the seed's request, and gives the reply.
+fn ask(talk: &mut Talk, seed: u64) -> Option<Message> {
+    let mut dice = Dice(seed | 1);
+    (0..3).for_each(|_| _ = dice.roll());
+    let body = format!(
+        "{{\"model\":\"m\",\"stream\":true,\"prompt\":\"{}\"}}",
+        "熱é".repeat(dice.between(0, 3000) as usize)
+    );
+    let path = if dice.between(0, 4) == 0 { "/other" } else { "/v1/chat/completions" };
+    let mut head = format!("POST {path}?seed={seed} HTTP/1.1\r\nHost: test\r\nX-MiXed: a\r\nAccept: */*\r\n");
+    let te = dice.between(0, 1) == 0;
+    if te {
+        head.push_str("TE: trailers\r\nConnection: TE\r\n");
+    }
+    let expect = Script::of(seed).expect;
+    if expect {
+        head.push_str("Expect: 100-continue\r\n");
+    }
+    let chunked = dice.between(0, 1) == 0;
+    head.push_str(&if chunked {
+        "Transfer-Encoding: chunked\r\n\r\n".to_owned()
+    } else {
+        format!("Content-Length: {}\r\n\r\n", body.len())
+    });
+    talk.say(head.as_bytes());
+    let mut early = Vec::new();
+    if expect {
+        early.push((talk.line()?, talk.headers()?));
+    }
+    for piece in body.as_bytes().chunks(dice.between(500, 5000) as usize) {
+        if chunked {
+            talk.say(format!("{:x}\r\n", piece.len()).as_bytes());
+        }
+        talk.say(piece);
+        if chunked {
+            talk.say(b"\r\n");
+        }
+    }
+    if chunked {
+        talk.say(b"0\r\n\r\n");
+    }
+    let mut reply = talk.reply()?;
+    early.append(&mut reply.early);
+    Some(Message { early, ..reply })
+}
+
+/// A message without what belongs to one hop, and without what the proxy adds.
+fn bare(mut message: Message) -> Message {
+    const OF_ONE_HOP: &[&str] =
+        &["connection", "transfer-encoding", "x-hop", "te", "host", "keep-alive", "trailer"];
+    let strip = |headers: &mut Vec<(String, String)>| {
+        headers.retain(|(name, _)| {
+            let name = name.to_ascii_lowercase();
+            !OF_ONE_HOP.contains(&name.as_str()) && !name.starts_with("wattspan-")
+        });
+    };
+    strip(&mut message.headers);
+    strip(&mut message.trailers);
+    // The case of names is kept in heads; in trailers and early words they go on in lower case.
+    for headers in message.early.iter_mut().map(|(_, headers)| headers).chain([&mut message.trailers]) {
+        headers.iter_mut().for_each(|(name, _)| name.make_ascii_lowercase());
+    }
+    message
+}
+
+fn compare(seed: u64, direct: &Message, through: &Message, told: bool) {
+    let script = Script::of(seed);
+    let mut through = through.clone();
+    let inference = through.header("wattspan-span").is_some();
+    if told && inference && script.takes_comment() {
+        let at = memchr::memmem::rfind(&through.body, b": wattspan {")
+            .unwrap_or_else(|| panic!("{seed}: no comment"));
+        let comment = String::from_utf8(through.body.split_off(at)).unwrap();
+        let json = comment.strip_prefix(": wattspan ").unwrap().strip_suffix("\n\n").unwrap();
+        let figures: serde_json::Value = serde_json::from_str(json).unwrap();
+        assert_eq!(figures["state"], "settled", "{seed}: {figures}");
+    }
+    let te = through.header("trailer").is_some_and(|trailer| trailer.contains("wattspan-energy"));
+    if te {
+        assert!(value(&through.trailers, "wattspan-energy").unwrap().starts_with("state=settled"), "{seed}");
+    }
+    let (mut direct, through) = (bare(direct.clone()), bare(through));
+    // Trailers are for those who asked for them (RFC 9110, 6.5.1); the stub sends them to everybody.
+    if through.trailers.is_empty() && !direct.trailers.is_empty() {
+        direct.trailers.clear();
+    }
+    assert_alike(&format!("seed {seed}"), &direct, &through);
+}
+
+fn assert_alike(what: &str, direct: &Message, through: &Message) {
+    let head = |message: &Message| Message { body: Vec::new(), ..message.clone() };
+    assert_eq!(head(direct), head(through), "{what}");
+    let same = direct.body.iter().zip(&through.body).take_while(|(one, other)| one == other).count();
+    let lengths = (direct.body.len(), through.body.len());
+    assert!(direct.body == through.body, "{what}: bodies of {lengths:?} bytes differ after {same}");
+}
+
+fn run(flags: &[&str], told: bool, cases: u64) {
+    let daemon = TestDaemon::on(STEADY);
+    let heard = Heard::default();
+    let stub = stub(&heard);
+    let proxy =
+        TestProxy::before(&format!("http://{}", stub.address), &daemon.socket(), flags).meets_the_meter();
+    const THREADS: u64 = 8;
+    std::thread::scope(|scope| {
+        for thread in 0..THREADS {
+            let (stub, proxy) = (stub.address, proxy.address);
+            scope.spawn(move || {
+                let mut talks = (Talk::to(stub), Talk::to(proxy));
+                for seed in (thread..cases).step_by(THREADS as usize) {
+                    if Script::of(seed).framing == Framing::Close || seed % 50 < 8 {
+                        talks.0 = Talk::to(stub);
+                    }
+                    let direct = ask(&mut talks.0, seed).unwrap_or_else(|| panic!("{seed}: no direct reply"));
+                    if Script::of(seed).framing == Framing::Close {
+                        talks.0 = Talk::to(stub);
+                    }
+                    let through = ask(&mut talks.1, seed).unwrap_or_else(|| panic!("{seed}: no reply"));
+                    compare(seed, &direct, &through, told);
+                }
+            });
+        }
+    });
+    let heard = heard.lock().unwrap();
+    for seed in 0..cases {
+        let [direct, through] = &heard[&seed][..] else { panic!("{seed}: not asked twice") };
+        assert_alike(&format!("the request of seed {seed}"), &bare(direct.clone()), &bare(through.clone()));
+    }
+    drop(stub);
+    proxy.end().assert_balanced();
+}
+
+#[test]
+fn a_thousand_replies_are_the_same_with_and_without_the_proxy() {
+    run(&["--annotate", "headers"], true, cases());
+}
+
+#[test]
+fn with_annotations_off_nothing_is_added_at_all() {
+    run(&["--annotate", "off"], false, cases() / 5);
+}

@@ -1,0 +1,461 @@
+//! What the proxy tells the daemon: every request one span, none lost, and the energy adds up.
+
+#[path = "support/machine.rs"]
+mod machine;
+mod support;
+mod wire;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use machine::Dice;
+use serde_json::{Value, json};
+use support::{PATIENCE, SLUGGISH, STEADY, TestDaemon, until};
+use wire::{Message, Stub, Talk, TestProxy, question};
+
+const CHUNK: &str = "data: {\"model\":\"m\",\"choices\":[{\"delta\":{\"content\":\"x\"}}]}\n\n";
+const USAGE: &str =
+    "data: {\"choices\":[],\"usage\":{\"prompt_tokens\":3,\"completion_tokens\":2}}\n\ndata: [DONE]\n\n";
+const EVENTS: &str =
+    "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n";
+
+fn chunked(text: &str) -> String {
+    format!("{:x}\r\n{text}\r\n", text.len())
+}
+
+fn stream() -> String {
+    [EVENTS, &chunked(CHUNK), &chunked(CHUNK), &chunked(USAGE), "0\r\n\r\n"].concat()
+}
+
+fn json_reply(body: &str) -> String {
+    format!(
+        "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    )
+}
+
+fn before(stub: &Stub, daemon: &TestDaemon, flags: &[&str]) -> TestProxy {
+    TestProxy::before(&format!("http://{}", stub.address), &daemon.socket(), flags).meets_the_meter()
+}
+
+fn ask(proxy: &TestProxy, request: &[u8]) -> Message {
+    let mut talk = Talk::to(proxy.address);
+    assert!(talk.say(request));
+    talk.reply().expect("a reply")
+}
+
+/// The `key=value` pairs of the energy header or trailer.
+fn energy(text: &str) -> BTreeMap<String, String> {
+    text.split(", ").filter_map(|pair| pair.split_once('=')).map(|(k, v)| (k.into(), v.into())).collect()
+}
+
+fn account(daemon: &TestDaemon, reply: &Message) -> Value {
+    let span = reply.header("wattspan-span").expect("a span");
+    let mut account = Value::Null;
+    until("settled", || {
+        account = daemon.client().call("GetSpan", json!({ "span": span }))["account"].take();
+        account["state"] == "settled"
+    });
+    account
+}
+
+#[test]
+fn a_reply_in_one_piece_has_its_energy_in_the_head() {
+    let daemon = TestDaemon::on(STEADY);
+    let stub = Stub::saying(json_reply(
+        r#"{"model":"m","choices":[],"usage":{"prompt_tokens":3,"completion_tokens":2}}"#,
+    ));
+    let proxy = before(&stub, &daemon, &[]);
+    let body = r#"{"messages":[],"model":"asked"}"#;
+    let request = format!(
+        "POST /v1/chat/completions HTTP/1.1\r\nHost: test\r\nWattspan-Name: question 7\r\ntraceparent: 00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    let reply = ask(&proxy, request.as_bytes());
+    let told = energy(reply.header("wattspan-energy").unwrap());
+    let account = account(&daemon, &reply);
+    assert_eq!(told["state"], "settled");
+    for field in ["share_uj", "error_uj", "window_uj"] {
+        assert_eq!(told[field], account[field].to_string(), "{field}");
+    }
+    let share = account["share_uj"].as_u64().unwrap();
+    assert_eq!(told["uj_per_output_token"], share.div_ceil(2).to_string());
+    assert_eq!(account["name"], "question 7");
+    let notes = &account["attributes"];
+    assert_eq!(notes["gen_ai.request.model"], "asked");
+    assert_eq!(notes["gen_ai.response.model"], "m");
+    assert_eq!(notes["gen_ai.usage.input_tokens"], "3");
+    assert_eq!(notes["gen_ai.usage.output_tokens"], "2");
+    assert_eq!(notes["http.response.status_code"], "200");
+    assert_eq!(notes["url.path"], "/v1/chat/completions");
+    assert_eq!(notes["trace_id"], "4bf92f3577b34da6a3ce929d0e0e4736");
+    assert_eq!(notes["parent_span_id"], "00f067aa0ba902b7");
+    proxy.end().assert_balanced();
+}
+
+#[test]
+fn the_trace_goes_on_with_our_span_as_its_parent() {
+    let daemon = TestDaemon::on(STEADY);
+    let heard = Arc::new(Mutex::new(Vec::new()));
+    let listener = Arc::clone(&heard);
+    let stub = Stub::new(move |mut talk| {
+        while let Some(request) = talk.request() {
+            listener.lock().unwrap().push(request);
+            talk.say(json_reply("{}").as_bytes());
+        }
+    });
+    let proxy = before(&stub, &daemon, &[]);
+    let trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+    let reply = ask(
+        &proxy,
+        format!("POST /v1/completions HTTP/1.1\r\nHost: t\r\ntraceparent: {trace}\r\ntracestate: a=b\r\nContent-Length: 0\r\n\r\n").as_bytes(),
+    );
+    let other = format!("GET /v1/models HTTP/1.1\r\nHost: t\r\ntraceparent: {trace}\r\n\r\n");
+    assert!(ask(&proxy, other.as_bytes()).header("wattspan-span").is_none());
+    let ours = account(&daemon, &reply)["attributes"]["span_id"].as_str().unwrap().to_owned();
+    let heard = heard.lock().unwrap();
+    assert_eq!(
+        heard[0].header("traceparent").unwrap(),
+        format!("00-4bf92f3577b34da6a3ce929d0e0e4736-{ours}-01")
+    );
+    assert_eq!(heard[0].header("tracestate"), Some("a=b"));
+    assert_eq!(heard[1].header("traceparent"), Some(trace), "what is no inference is left alone");
+}
+
+#[test]
+fn a_stream_has_its_energy_behind_it_and_decode_is_marked_at_the_first_token() {
+    let daemon = TestDaemon::on(STEADY);
+    let stub = Stub::new(|mut talk| {
+        while talk.request().is_some() {
+            talk.say(EVENTS.as_bytes());
+            talk.say(
+                chunked("data: {\"choices\":[{\"delta\":{\"role\":\"assistant\",\"content\":\"\"}}]}\n\n")
+                    .as_bytes(),
+            );
+            support::pass(30);
+            talk.say(chunked(CHUNK).as_bytes());
+            support::pass(30);
+            talk.say([chunked(USAGE), "0\r\n\r\n".into()].concat().as_bytes());
+        }
+    });
+    let proxy = before(&stub, &daemon, &[]);
+    let request =
+        b"POST /v1/chat/completions HTTP/1.1\r\nHost: t\r\nTE: trailers\r\nConnection: TE\r\nContent-Length: 2\r\n\r\n{}";
+    let reply = ask(&proxy, request);
+    let trailer = energy(wire::value(&reply.trailers, "wattspan-energy").unwrap());
+    let comment: Value =
+        serde_json::from_str(reply.text().rsplit(": wattspan ").next().unwrap().trim()).unwrap();
+    let account = account(&daemon, &reply);
+    assert_eq!(comment["share_uj"], account["share_uj"]);
+    assert_eq!(trailer["share_uj"], account["share_uj"].to_string());
+    let phases = account["phases"].as_array().unwrap();
+    assert_eq!(phases.len(), 2, "{account}");
+    assert_eq!(phases[1]["name"], "decode");
+    let first = phases[1]["opened_ns"].as_u64().unwrap() - account["opened_ns"].as_u64().unwrap();
+    assert!(first >= 30_000_000, "decode began after {first} ns");
+    assert_eq!(comment["prefill_uj"], phases[0]["share_uj"]);
+    assert_eq!(account["attributes"]["gen_ai.usage.output_tokens"], "2");
+    proxy.end().assert_balanced();
+}
+
+#[test]
+fn usage_carries_the_energy_where_it_is_asked_for() {
+    let daemon = TestDaemon::on(STEADY);
+    let whole = r#"{"a":[1, 2],"usage":{"prompt_tokens":3,"completion_tokens":2}}"#;
+    let (one, many) = (Stub::saying(json_reply(whole)), Stub::saying(stream()));
+    let proxy = before(&one, &daemon, &["--annotate", "usage"]);
+    let reply = ask(&proxy, &question("{}"));
+    let value: Value = serde_json::from_slice(&reply.body).unwrap();
+    assert_eq!(value["usage"]["energy"]["state"], "settled");
+    let account = account(&daemon, &reply);
+    assert_eq!(value["usage"]["energy"]["share_uj"], account["share_uj"]);
+    let energy = format!("\"energy\":{},", value["usage"]["energy"]);
+    assert_eq!(energy.len() + whole.len(), reply.body.len(), "nothing else changed");
+    let proxy = before(&many, &daemon, &["--annotate", "usage"]);
+    let reply = ask(&proxy, &question("{}"));
+    let chunk = reply.text().lines().find(|line| line.contains("\"usage\"")).unwrap()[6..].to_owned();
+    let value: Value = serde_json::from_str(&chunk).unwrap();
+    assert_eq!(value["usage"]["energy"]["state"], "settled", "{value}");
+    assert_eq!(value["usage"]["completion_tokens"], 2);
+    assert_eq!(reply.text().matches("data: [DONE]\n\n").count(), 1);
+}
+
+#[test]
+fn a_daemon_that_is_away_fails_nothing_and_is_used_when_it_comes() {
+    let dir = tempfile::tempdir().unwrap();
+    let stub = Stub::saying(stream());
+    let upstream = format!("http://{}", stub.address);
+    let proxy = TestProxy::before(&upstream, &dir.path().join("none.sock"), &[]);
+    let reply = ask(&proxy, &question("{}"));
+    assert_eq!(reply.status(), 200);
+    assert!(reply.text().starts_with(CHUNK) && reply.text().contains("\"unmeasured\""), "{}", reply.text());
+    assert!(proxy.log().contains("no meter at"), "{}", proxy.log());
+    let counters = proxy.end();
+    assert_eq!((counters.opened, counters.unmeasured), (0, 1));
+
+    let mut daemon = TestDaemon::on(STEADY);
+    let proxy = before(&stub, &daemon, &[]);
+    assert!(ask(&proxy, &question("{}")).text().contains("\"settled\""));
+    daemon.kill();
+    until("seen the meter go", || proxy.log().contains("unmeasured until"));
+    assert!(ask(&proxy, &question("{}")).text().contains("\"unmeasured\""));
+    daemon.restart();
+    until("measured again", || ask(&proxy, &question("{}")).text().contains("\"settled\""));
+    proxy.end().assert_balanced();
+}
+
+#[test]
+fn a_daemon_that_stalls_delays_replies_no_more_than_a_bounded_while() {
+    let daemon = TestDaemon::on(STEADY);
+    let stub = Stub::saying(stream());
+    let proxy = before(&stub, &daemon, &["--patience", "50"]);
+    assert!(ask(&proxy, &question("{}")).text().contains("\"settled\""));
+    rustix::process::kill_process(daemon.pid(), rustix::process::Signal::STOP).unwrap();
+    // Each of them ends, although the daemon never answers while it is stopped.
+    for _ in 0..50 {
+        let reply = ask(&proxy, &question("{}"));
+        assert!(reply.whole && reply.text().contains("\"pending\""), "{}", reply.text());
+    }
+    rustix::process::kill_process(daemon.pid(), rustix::process::Signal::CONT).unwrap();
+    until("measured again", || ask(&proxy, &question("{}")).text().contains("\"settled\""));
+    proxy.end().assert_balanced();
+}
+
+#[test]
+fn an_account_that_settles_late_is_pending_and_the_reply_goes_out() {
+    let daemon = TestDaemon::on(SLUGGISH);
+    let stub = Stub::saying(json_reply("{}"));
+    let proxy = before(&stub, &daemon, &["--patience", "20"]);
+    let reply = ask(&proxy, &question("{}"));
+    assert!(reply.header("wattspan-energy").unwrap().starts_with("state=pending"));
+    assert!(reply.header("wattspan-span").is_some());
+}
+
+#[test]
+fn a_server_that_is_not_there_costs_no_energy_and_is_said_to_be_gone() {
+    let daemon = TestDaemon::on(STEADY);
+    let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let proxy = TestProxy::before(&format!("http://{closed}"), &daemon.socket(), &[]).meets_the_meter();
+    let reply = ask(&proxy, &question("{}"));
+    assert_eq!(reply.status(), 502);
+    assert!(reply.text().contains("no reply from the server"), "{}", reply.text());
+    let counters = proxy.end();
+    assert_eq!((counters.opened, counters.cancelled), (1, 1));
+}
+
+#[test]
+fn the_server_is_told_when_the_client_leaves() {
+    let daemon = TestDaemon::on(STEADY);
+    let (left, leaving) = std::sync::mpsc::channel();
+    let left = Mutex::new(left);
+    let stub = Stub::new(move |mut talk| {
+        if talk.request().is_none() {
+            return;
+        }
+        talk.say(EVENTS.as_bytes());
+        let began = Instant::now();
+        while talk.say(chunked(CHUNK).as_bytes()) && began.elapsed() < PATIENCE {
+            support::pass(2);
+        }
+        left.lock().unwrap().send(began.elapsed() < PATIENCE).unwrap();
+    });
+    let proxy = before(&stub, &daemon, &[]);
+    let mut talk = Talk::to(proxy.address);
+    talk.say(&question("{}"));
+    let head = talk.head().unwrap();
+    talk.line();
+    talk.hang_up();
+    assert!(leaving.recv_timeout(PATIENCE).unwrap(), "the server went on for nobody");
+    let account = account(&daemon, &head);
+    assert_eq!(account["attributes"]["error.type"], "the client left");
+    proxy.end().assert_balanced();
+}
+
+#[test]
+fn a_client_that_does_not_read_is_not_read_for() {
+    let daemon = TestDaemon::on(STEADY);
+    let sent = Arc::new(Mutex::new(0_u64));
+    let counted = Arc::clone(&sent);
+    let stub = Stub::new(move |mut talk| {
+        talk.stream().set_write_timeout(Some(Duration::from_millis(300))).unwrap();
+        if talk.request().is_none() {
+            return;
+        }
+        talk.say(EVENTS.as_bytes());
+        let piece = chunked(&CHUNK.repeat(100));
+        while talk.say(piece.as_bytes()) {
+            *counted.lock().unwrap() += piece.len() as u64;
+        }
+    });
+    let proxy = before(&stub, &daemon, &[]);
+    let mut talk = Talk::to(proxy.address);
+    talk.say(&question("{}"));
+    talk.head().unwrap();
+    let before = proxy.resident();
+    let mut last = u64::MAX;
+    until("stopped sending", || {
+        support::pass(400);
+        let now = *sent.lock().unwrap();
+        std::mem::replace(&mut last, now) == now
+    });
+    let grown = proxy.resident().saturating_sub(before);
+    assert!(grown < 4 << 20, "{grown} bytes are kept for a client that does not read; {last} were sent");
+}
+
+/// Streams of random length; breaks off at random.
+fn fickle(mut talk: Talk) {
+    let mut dice = Dice(0x5eed | u64::from(talk.stream().peer_addr().unwrap().port()) << 20);
+    (0..5).for_each(|_| _ = dice.roll());
+    while talk.request().is_some() {
+        match dice.between(0, 9) {
+            0 => return,
+            1 => {
+                talk.say(b"HTTP/1.1 200 OK\r\nContent-Length: 50\r\n\r\nnot all");
+                return;
+            }
+            2 => drop(talk.say(json_reply(r#"{"usage":{"completion_tokens":9}}"#).as_bytes())),
+            kind => {
+                talk.say(EVENTS.as_bytes());
+                for _ in 0..dice.between(0, 12) {
+                    talk.say(chunked(CHUNK).as_bytes());
+                    std::thread::sleep(Duration::from_micros(dice.between(0, 3000)));
+                }
+                if kind == 3 {
+                    return;
+                }
+                talk.say([chunked(USAGE), "0\r\n\r\n".into()].concat().as_bytes());
+            }
+        }
+    }
+}
+
+/// Asks `rounds` times, and leaves at random.
+fn restless(address: std::net::SocketAddr, seed: u64, rounds: u64) {
+    let mut dice = Dice(seed * 77 + 1);
+    (0..5).for_each(|_| _ = dice.roll());
+    let mut talk = Talk::to(address);
+    for _ in 0..rounds {
+        let mut request = question("{\"model\":\"m\",\"stream\":true}");
+        match dice.between(0, 5) {
+            0 => {
+                request.truncate(dice.between(1, request.len() as u64 - 1) as usize);
+                talk.say(&request);
+                talk.hang_up();
+            }
+            1 => {
+                talk.say(&request);
+                std::thread::sleep(Duration::from_micros(dice.between(0, 5000)));
+                talk.hang_up();
+            }
+            2 => {
+                talk.say(&request);
+                let _ = talk.head().map(|_| talk.line());
+                talk.hang_up();
+            }
+            _ => {
+                talk.say(&request);
+                if talk.reply().is_some_and(|reply| reply.whole) {
+                    continue;
+                }
+            }
+        }
+        talk = Talk::to(address);
+    }
+}
+
+/// The final accounts so far, by span.
+fn settled(daemon: &TestDaemon) -> Arc<Mutex<BTreeMap<String, Value>>> {
+    let accounts = Arc::new(Mutex::new(BTreeMap::new()));
+    let (mut watcher, into) = (daemon.client(), Arc::clone(&accounts));
+    watcher.send("WatchSpans", json!({}), &["more"]);
+    watcher.stream().set_read_timeout(None).unwrap();
+    std::thread::spawn(move || {
+        while let Some(mut answer) = watcher.receive() {
+            let account = answer["parameters"]["account"].take();
+            into.lock().unwrap().insert(account["span"].as_str().unwrap().to_owned(), account);
+        }
+    });
+    accounts
+}
+
+#[test]
+fn no_span_is_lost_and_the_energy_adds_up_while_clients_and_server_die_at_random() {
+    let daemon = TestDaemon::on(STEADY);
+    let accounts = settled(&daemon);
+    let stub = Stub::new(fickle);
+    let proxy = before(&stub, &daemon, &["--weight", "tokens"]);
+    let address = proxy.address;
+    std::thread::scope(|scope| {
+        for seed in 0..16 {
+            scope.spawn(move || restless(address, seed, 40));
+        }
+    });
+    let counters = proxy.end();
+    counters.assert_balanced();
+    assert!(counters.closed > 100, "{counters:?}");
+    assert_eq!(counters.abandoned, 0, "{counters:?}");
+    until("settled", || accounts.lock().unwrap().len() as u64 >= counters.closed);
+    let accounts = accounts.lock().unwrap();
+    assert_eq!(accounts.len() as u64, counters.closed, "{counters:?}");
+    for row in daemon.client().call("GetBalance", json!({}))["balance"].as_array().unwrap() {
+        let of_domain = |account: &Value| {
+            let share = account["domains"].as_array().unwrap().iter().find(|s| s["domain"] == row["domain"]);
+            share.and_then(|share| share["share_uj"].as_u64()).unwrap_or(0)
+        };
+        let shares: u64 = accounts.values().map(of_domain).sum();
+        let figure = |name: &str| row[name].as_u64().unwrap();
+        assert_eq!(shares + figure("unattributed_uj"), figure("measured_uj"), "{row}");
+    }
+}
+
+#[test]
+fn no_span_is_lost_while_the_daemon_is_killed_and_comes_back() {
+    let mut daemon = TestDaemon::on(STEADY);
+    let stub = Stub::saying(stream());
+    let proxy = before(&stub, &daemon, &[]);
+    let address = proxy.address;
+    std::thread::scope(|scope| {
+        for seed in 0..8 {
+            scope.spawn(move || {
+                for _ in 0..150 {
+                    let mut talk = Talk::to(address);
+                    assert!(talk.say(&question("{}")), "{seed}");
+                    let reply = talk.reply().expect("a reply, whatever the daemon does");
+                    assert!(reply.whole && reply.text().contains("data: [DONE]\n\n"), "{}", reply.text());
+                }
+            });
+        }
+        for _ in 0..3 {
+            support::pass(150);
+            daemon.kill();
+            support::pass(50);
+            daemon.restart();
+        }
+    });
+    until("measured again", || ask(&proxy, &question("{}")).text().contains("\"settled\""));
+    let counters = proxy.end();
+    counters.assert_balanced();
+    assert!(counters.closed > 0, "{counters:?}");
+    // What the daemon holds as open after the proxy is gone is nothing.
+    until("closed all", || {
+        let accounts = daemon.client().call("ListSpans", json!({ "limit": 256 }))["accounts"].take();
+        accounts
+            .as_array()
+            .unwrap()
+            .iter()
+            .all(|account| account["state"] == "settled" || account["state"] == "abandoned")
+    });
+}
+
+#[test]
+fn the_proxy_needs_a_daemon_and_says_so() {
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_wattspan"))
+        .args(["proxy", "--upstream", "http://127.0.0.1:1", "--replay"])
+        .arg(Path::new("machine.toml"))
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("asks a daemon"));
+}

@@ -1,0 +1,221 @@
+//! HTTP/2 and TLS: to the proxy, and from it to the server.
+
+mod support;
+mod wire;
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderMap, Request, Response, Version};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use support::{STEADY, TestDaemon};
+use tokio::net::{TcpListener, TcpStream};
+use wattspan::http::Pieces;
+use wire::{Stub, Talk, TestProxy, question};
+
+const EVENTS: &str = "data: {\"choices\":[{\"delta\":{\"content\":\"x\"}}]}\n\ndata: [DONE]\n\n";
+
+/// A server of HTTP/2, over TLS where it has a configuration; answers with events and a trailer, and says how it was
+/// asked.
+async fn serve(listener: TcpListener, tls: Option<tokio_rustls::TlsAcceptor>) {
+    while let Ok((stream, _)) = listener.accept().await {
+        let tls = tls.clone();
+        tokio::spawn(async move {
+            match tls {
+                Some(tls) => {
+                    if let Ok(stream) = tls.accept(stream).await {
+                        answer(TokioIo::new(stream)).await;
+                    }
+                }
+                None => answer(TokioIo::new(stream)).await,
+            }
+        });
+    }
+}
+
+async fn answer<S: hyper::rt::Read + hyper::rt::Write + Unpin + Send + 'static>(io: S) {
+    let service = hyper::service::service_fn(|request: Request<Incoming>| async move {
+        let version = format!("{:?}", request.version());
+        let mut cookies = request.headers().get_all("cookie").iter();
+        let cookie = cookies.next().map_or("", |value| value.to_str().unwrap()).to_owned();
+        let body = request.into_body().collect().await.unwrap().to_bytes();
+        let trailers = HeaderMap::from_iter([(http::HeaderName::from_static("x-sum"), "7".parse().unwrap())]);
+        // Of unknown length, as streams are.
+        let pieces = [Bytes::from(EVENTS)].into();
+        let stream = Pieces { pieces, trailers: Some(trailers), known: false };
+        let reply = Response::builder()
+            .header("content-type", "text/event-stream")
+            .header("x-version", version)
+            .header("x-cookie", cookie)
+            .header("x-length", body.len().to_string());
+        Ok::<_, Infallible>(reply.body(stream).unwrap())
+    });
+    let _ =
+        hyper::server::conn::http2::Builder::new(TokioExecutor::new()).serve_connection(io, service).await;
+}
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
+}
+
+/// Starts `serve` on a thread of its own, and gives its address.
+fn upstream(tls: Option<tokio_rustls::TlsAcceptor>) -> SocketAddr {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        runtime().block_on(async move { serve(TcpListener::from_std(listener).unwrap(), tls).await });
+    });
+    address
+}
+
+#[test]
+fn many_streams_of_one_http2_connection_are_each_measured() {
+    let daemon = TestDaemon::on(STEADY);
+    let length = EVENTS.len();
+    let reply = format!(
+        "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n{length:x}\r\n{EVENTS}\r\n0\r\n\r\n"
+    );
+    let heard = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let listener = Arc::clone(&heard);
+    let stub = Stub::new(move |mut talk| {
+        while let Some(request) = talk.request() {
+            listener.lock().unwrap().push(request);
+            talk.say(reply.as_bytes());
+        }
+    });
+    let proxy =
+        TestProxy::before(&format!("http://{}", stub.address), &daemon.socket(), &[]).meets_the_meter();
+    runtime().block_on(async {
+        let io = TokioIo::new(TcpStream::connect(proxy.address).await.unwrap());
+        let (sender, connection) =
+            hyper::client::conn::http2::handshake(TokioExecutor::new(), io).await.unwrap();
+        tokio::spawn(connection);
+        let mut asked = Vec::new();
+        for _ in 0..50 {
+            let mut sender = sender.clone();
+            asked.push(tokio::spawn(async move {
+                let request = Request::post("http://test/v1/chat/completions")
+                    .header("cookie", "a=1")
+                    .header("cookie", "b=2")
+                    .body(Full::new(Bytes::from_static(b"{}")))
+                    .unwrap();
+                let reply = sender.send_request(request).await.unwrap();
+                assert_eq!(reply.version(), Version::HTTP_2);
+                let collected = reply.into_body().collect().await.unwrap();
+                let trailers = collected.trailers().cloned().unwrap();
+                assert!(trailers["wattspan-energy"].to_str().unwrap().starts_with("state=settled"));
+                let text = String::from_utf8(collected.to_bytes().to_vec()).unwrap();
+                assert!(text.starts_with(EVENTS) && text.contains(": wattspan {"), "{text}");
+            }));
+        }
+        for task in asked {
+            task.await.unwrap();
+        }
+    });
+    let heard = heard.lock().unwrap();
+    assert!(heard.iter().all(|request| request.header("cookie") == Some("a=1; b=2")), "{:?}", heard[0]);
+    drop(heard);
+    let counters = proxy.end();
+    counters.assert_balanced();
+    assert_eq!(counters.closed, 50);
+}
+
+#[test]
+fn a_server_that_speaks_only_http2_is_spoken_to_so() {
+    let daemon = TestDaemon::on(STEADY);
+    let address = upstream(None);
+    let proxy = TestProxy::before(&format!("http://{address}"), &daemon.socket(), &["--upstream-http2"])
+        .meets_the_meter();
+    let mut talk = Talk::to(proxy.address);
+    talk.say(b"POST /v1/chat/completions HTTP/1.1\r\nHost: t\r\nTE: trailers\r\nConnection: TE\r\nContent-Length: 2\r\n\r\n{}");
+    let reply = talk.reply().unwrap();
+    assert_eq!((reply.header("x-version"), reply.header("x-length")), (Some("HTTP/2.0"), Some("2")));
+    assert!(reply.text().starts_with(EVENTS), "{}", reply.text());
+    assert!(wire::value(&reply.trailers, "wattspan-energy").is_some(), "{:?}", reply.trailers);
+    proxy.end().assert_balanced();
+}
+
+/// A server's TLS with a certificate of its own, and the file that a client trusts it by.
+fn tls(directory: &Path, protocols: &[&[u8]]) -> (tokio_rustls::TlsAcceptor, std::path::PathBuf) {
+    let made = rcgen::generate_simple_self_signed(vec!["localhost".into()]).unwrap();
+    let file = directory.join("trusted.pem");
+    std::fs::write(&file, made.cert.pem()).unwrap();
+    let key = rustls::pki_types::PrivateKeyDer::Pkcs8(made.signing_key.serialize_der().into());
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let mut config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![made.cert.der().clone()], key)
+        .unwrap();
+    config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
+    (tokio_rustls::TlsAcceptor::from(Arc::new(config)), file)
+}
+
+#[test]
+fn a_server_behind_tls_is_believed_where_its_certificate_is_trusted_and_nowhere_else() {
+    let daemon = TestDaemon::on(STEADY);
+    let directory = tempfile::tempdir().unwrap();
+    let (acceptor, trusted) = tls(directory.path(), &[b"h2", b"http/1.1"]);
+    let (_, stranger) = tls(
+        &{
+            let other = directory.path().join("other");
+            std::fs::create_dir(&other).unwrap();
+            other
+        },
+        &[],
+    );
+    let address = upstream(Some(acceptor));
+    let url = format!("https://localhost:{}", address.port());
+    let with = |file: &Path| {
+        TestProxy::with(&url, &daemon.socket(), &[], &[("SSL_CERT_FILE", file)]).meets_the_meter()
+    };
+    let proxy = with(&trusted);
+    let mut talk = Talk::to(proxy.address);
+    talk.say(&question("{}"));
+    let reply = talk.reply().unwrap();
+    assert_eq!((reply.status(), reply.header("x-version")), (200, Some("HTTP/2.0")), "{}", reply.text());
+    assert!(reply.text().contains("\"settled\""));
+    proxy.end().assert_balanced();
+    let proxy = with(&stranger);
+    let mut talk = Talk::to(proxy.address);
+    talk.say(&question("{}"));
+    let reply = talk.reply().unwrap();
+    assert_eq!(reply.status(), 502);
+    assert!(reply.text().contains("certificate"), "{}", reply.text());
+    proxy.end().assert_balanced();
+}
+
+#[test]
+fn an_http2_client_that_resets_its_stream_is_seen_to_have_left() {
+    let daemon = TestDaemon::on(STEADY);
+    let stub = Stub::new(|mut talk| {
+        talk.request();
+        talk.say(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n3\r\n: a\r\n");
+        // Ends with an end of file where the proxy hangs up.
+        let _ = talk.rest();
+    });
+    let proxy =
+        TestProxy::before(&format!("http://{}", stub.address), &daemon.socket(), &[]).meets_the_meter();
+    runtime().block_on(async {
+        let io = TokioIo::new(TcpStream::connect(proxy.address).await.unwrap());
+        let (mut sender, connection) =
+            hyper::client::conn::http2::handshake(TokioExecutor::new(), io).await.unwrap();
+        tokio::spawn(connection);
+        let request = Request::post("http://test/v1/completions").body(Full::new(Bytes::new())).unwrap();
+        let mut reply = sender.send_request(request).await.unwrap();
+        reply.body_mut().frame().await.unwrap().unwrap();
+        drop(reply);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    });
+    let counters = proxy.end();
+    counters.assert_balanced();
+    assert_eq!(counters.closed, 1);
+}

@@ -1,0 +1,353 @@
+//! HTTP as bytes: a server and a client that say exactly what a test wants, and a proxy between them.
+//!
+//! Owns the life of one `wattspan proxy` and of the stub before which it stands. The stub answers with bytes, not with
+//! messages, so that splits, framings and nonsense of any kind can be sent.
+
+#![allow(dead_code, reason = "each test uses its own part")]
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use crate::support::PATIENCE;
+
+/// A message as it came.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Message {
+    /// The informational replies before it: status line and headers.
+    pub early: Vec<(String, Vec<(String, String)>)>,
+    /// Request line or status line.
+    pub line: String,
+    /// Headers, in their order and case.
+    pub headers: Vec<(String, String)>,
+    /// The body, without its framing.
+    pub body: Vec<u8>,
+    /// The trailers.
+    pub trailers: Vec<(String, String)>,
+    /// It ended as its framing says.
+    pub whole: bool,
+}
+
+impl Message {
+    /// A header's value, whatever its case.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        value(&self.headers, name)
+    }
+
+    /// The status.
+    pub fn status(&self) -> u16 {
+        self.line.split(' ').nth(1).and_then(|word| word.parse().ok()).unwrap_or(0)
+    }
+
+    /// The body as text.
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.body).into_owned()
+    }
+}
+
+/// A header's value, whatever its case.
+pub fn value<'a>(headers: &'a [(String, String)], name: &str) -> Option<&'a str> {
+    headers.iter().find(|(known, _)| known.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
+}
+
+/// One end of a connection, read message by message.
+pub struct Talk {
+    reader: BufReader<TcpStream>,
+}
+
+impl Talk {
+    /// To this address.
+    pub fn to(address: SocketAddr) -> Self {
+        Self::over(TcpStream::connect(address).unwrap())
+    }
+
+    /// Over a connection.
+    pub fn over(stream: TcpStream) -> Self {
+        stream.set_nodelay(true).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_write_timeout(Some(PATIENCE)).unwrap();
+        Talk { reader: BufReader::new(stream) }
+    }
+
+    /// Sends bytes as they are; whether they were taken.
+    pub fn say(&mut self, bytes: &[u8]) -> bool {
+        self.reader.get_mut().write_all(bytes).is_ok()
+    }
+
+    /// Ends the connection at once.
+    pub fn hang_up(&self) {
+        let _ = self.reader.get_ref().shutdown(Shutdown::Both);
+    }
+
+    /// The connection.
+    pub fn stream(&self) -> &TcpStream {
+        self.reader.get_ref()
+    }
+
+    /// The next line without its end; `None` at the connection's end.
+    pub fn line(&mut self) -> Option<String> {
+        let mut line = Vec::new();
+        let count = self.reader.read_until(b'\n', &mut line).ok()?;
+        (count > 0 && line.ends_with(b"\n"))
+            .then(|| String::from_utf8_lossy(&line).trim_end_matches(['\r', '\n']).to_owned())
+    }
+
+    /// Everything up to the connection's end.
+    pub fn rest(&mut self) -> Vec<u8> {
+        let mut rest = Vec::new();
+        let _ = self.reader.read_to_end(&mut rest);
+        rest
+    }
+
+    /// The headers up to the empty line.
+    pub fn headers(&mut self) -> Option<Vec<(String, String)>> {
+        let mut headers = Vec::new();
+        loop {
+            let line = self.line()?;
+            if line.is_empty() {
+                return Some(headers);
+            }
+            let (name, value) = line.split_once(':')?;
+            headers.push((name.to_owned(), value.trim().to_owned()));
+        }
+    }
+
+    /// A reply with its body.
+    pub fn reply(&mut self) -> Option<Message> {
+        let mut message = Message::default();
+        loop {
+            let (line, headers) = (self.line()?, self.headers()?);
+            if line.split(' ').nth(1)?.starts_with('1') && !line.contains(" 101") {
+                message.early.push((line, headers));
+                continue;
+            }
+            (message.line, message.headers) = (line, headers);
+            break;
+        }
+        let empty = matches!(message.status(), 101 | 204 | 304);
+        if !empty {
+            self.body(&mut message, true);
+        }
+        Some(message)
+    }
+
+    /// A request with its body.
+    pub fn request(&mut self) -> Option<Message> {
+        let mut message = self.head()?;
+        self.body(&mut message, false);
+        Some(message)
+    }
+
+    /// A request's head.
+    pub fn head(&mut self) -> Option<Message> {
+        Some(Message { line: self.line()?, headers: self.headers()?, ..Message::default() })
+    }
+
+    /// The body of a message whose head is there.
+    pub fn body(&mut self, message: &mut Message, to_the_end: bool) {
+        let chunked = message.header("transfer-encoding").is_some();
+        let length = message.header("content-length").and_then(|length| length.parse::<usize>().ok());
+        if chunked {
+            message.whole = self.chunks(message).is_some();
+        } else if let Some(length) = length {
+            let mut taken = self.reader.by_ref().take(length as u64);
+            let read = taken.read_to_end(&mut message.body);
+            message.whole = read.is_ok() && message.body.len() == length;
+        } else if to_the_end {
+            message.whole = self.reader.read_to_end(&mut message.body).is_ok();
+        }
+    }
+
+    fn chunks(&mut self, message: &mut Message) -> Option<()> {
+        loop {
+            let size = usize::from_str_radix(self.line()?.split(';').next()?.trim(), 16).ok()?;
+            if size == 0 {
+                message.trailers = self.headers()?;
+                return Some(());
+            }
+            let start = message.body.len();
+            message.body.resize(start + size, 0);
+            self.reader.read_exact(&mut message.body[start..]).ok()?;
+            self.line()?;
+        }
+    }
+}
+
+/// A server that answers with bytes.
+pub struct Stub {
+    /// Where it listens.
+    pub address: SocketAddr,
+    stop: Arc<Mutex<bool>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Stub {
+    /// One whose every connection is handled by `handle`, on a thread of its own.
+    pub fn new(handle: impl Fn(Talk) + Send + Sync + 'static) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let stop = Arc::new(Mutex::new(false));
+        let (stopped, handle) = (Arc::clone(&stop), Arc::new(handle));
+        let thread = std::thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                if *stopped.lock().unwrap() {
+                    return;
+                }
+                let handle = Arc::clone(&handle);
+                std::thread::spawn(move || handle(Talk::over(stream)));
+            }
+        });
+        Stub { address, stop, thread: Some(thread) }
+    }
+
+    /// One that answers every request with the same bytes, and keeps the connection.
+    pub fn saying(reply: impl Into<Vec<u8>>) -> Self {
+        let reply = reply.into();
+        Stub::new(move |mut talk| while talk.request().is_some() && talk.say(&reply) {})
+    }
+}
+
+impl Drop for Stub {
+    fn drop(&mut self) {
+        *self.stop.lock().unwrap() = true;
+        let _ = TcpStream::connect(self.address);
+        let _ = self.thread.take().map(JoinHandle::join);
+    }
+}
+
+/// A running proxy.
+pub struct TestProxy {
+    child: Child,
+    /// Where it listens.
+    pub address: SocketAddr,
+    log: Arc<Mutex<String>>,
+    reader: Option<JoinHandle<()>>,
+}
+
+impl TestProxy {
+    /// Before the server at `upstream` (an URL), asking the daemon at `socket`.
+    pub fn before(upstream: &str, socket: &Path, flags: &[&str]) -> Self {
+        Self::with(upstream, socket, flags, &[])
+    }
+
+    /// The same with environment variables.
+    pub fn with(upstream: &str, socket: &Path, flags: &[&str], environment: &[(&str, &Path)]) -> Self {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_wattspan"))
+            .args(["proxy", "--listen", "127.0.0.1:0", "--upstream", upstream])
+            .arg("--socket")
+            .arg(socket)
+            .args(flags)
+            .envs(environment.iter().copied())
+            .stdin(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(child.stderr.take().unwrap());
+        let log = Arc::new(Mutex::new(String::new()));
+        let mut first = String::new();
+        lines.read_line(&mut first).unwrap();
+        let address = first.split("http://").nth(1).and_then(|rest| rest.split(',').next());
+        let address = address.and_then(|text| text.parse().ok()).unwrap_or_else(|| panic!("{first}"));
+        let written = Arc::clone(&log);
+        let reader = std::thread::spawn(move || {
+            for line in lines.lines().map_while(Result::ok) {
+                written.lock().unwrap().push_str(&(line + "\n"));
+            }
+        });
+        TestProxy { child, address, log, reader: Some(reader) }
+    }
+
+    /// What it said so far, but for its first line.
+    pub fn log(&self) -> String {
+        self.log.lock().unwrap().clone()
+    }
+
+    /// Waits until it has found the daemon.
+    pub fn meets_the_meter(self) -> Self {
+        crate::support::until("met the meter", || self.log().contains(" answers"));
+        self
+    }
+
+    /// Its resident memory, in bytes.
+    pub fn resident(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
+    }
+
+    /// Lets it end; the counters of its last words.
+    pub fn end(mut self) -> Counters {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        self.child.wait().unwrap();
+        self.reader.take().unwrap().join().unwrap();
+        Counters::read(&self.log())
+    }
+}
+
+impl Drop for TestProxy {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// What a proxy counted.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Spans by what became of them.
+    pub opened: u64,
+    /// With an account.
+    pub closed: u64,
+    /// Forgotten.
+    pub cancelled: u64,
+    /// Their connection was lost.
+    pub abandoned: u64,
+    /// By the daemon.
+    pub refused: u64,
+    /// Requests without a span.
+    pub unmeasured: u64,
+}
+
+impl Counters {
+    fn read(log: &str) -> Self {
+        let line =
+            log.lines().rev().find(|line| line.contains(" opened = ")).unwrap_or_else(|| panic!("{log}"));
+        let before = |word: &str| {
+            let text = line.split(word).next().unwrap();
+            text.rsplit(' ').next().unwrap().parse().unwrap_or_else(|_| panic!("{word} in {line}"))
+        };
+        Counters {
+            opened: before(" opened"),
+            closed: before(" closed"),
+            cancelled: before(" cancelled"),
+            abandoned: before(" abandoned"),
+            refused: before(" refused"),
+            unmeasured: before(" unmeasured"),
+        }
+    }
+
+    /// No span was lost.
+    pub fn assert_balanced(&self) {
+        assert_eq!(self.opened, self.closed + self.cancelled + self.abandoned, "{self:?}");
+        assert_eq!(self.refused, 0, "{self:?}");
+    }
+}
+
+/// A short pause, in which the other side reads what was sent.
+pub fn breathe() {
+    std::thread::sleep(Duration::from_micros(200));
+}
+
+/// A request for an inference.
+pub fn question(body: &str) -> Vec<u8> {
+    format!(
+        "POST /v1/chat/completions HTTP/1.1\r\nHost: test\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    )
+    .into_bytes()
+}
