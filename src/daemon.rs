@@ -1,31 +1,37 @@
-//! The daemon, in the order in which it comes up: configuration, sources, samplers, ledger, socket, service.
+//! The daemon, in the order in which it comes up: configuration, socket, sources, confinement, samplers, ledger, service.
 //!
-//! Owns the wiring and the exit status, and nothing else. Says on stderr what changes, one plain line each, and is
-//! quiet otherwise: the service manager adds the time.
+//! Owns the wiring and the exit status, and nothing else. Says what changes, one entry each, and is quiet otherwise.
 
 use std::fs::File;
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, anyhow};
 use clap::Parser;
+use libc::{SIGHUP, SIGINT, SIGTERM};
 use rustix::process::{Resource, getrlimit, setrlimit};
 
+use crate::activation_ffi;
 use crate::clock::Clock;
 use crate::config::{self, Config, Flags};
+use crate::confine::{self, Confinement, Needs};
 use crate::energy::Domain;
-use crate::ipc::{self, Doors, Plan, Service, Taken};
+use crate::ipc::{self, Doors, Listening, Plan, Reread, Service, Taken, Upkeep};
+use crate::journal::{Entry, Event, FAILED, LOOSE, RECORDED, STARTED, STOPPED, tell};
+use crate::notify::Manager;
 use crate::ring::Sample;
+use crate::sampler;
 use crate::sampler::record::{self, Recording};
 use crate::source::recorder::Recorder;
+use crate::source::{self, Inventory};
 
 /// The whole program.
 pub fn main() -> ExitCode {
     match run(&Flags::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(cause) => {
-            tell(&format!("{cause:#}"));
+            say(&FAILED, &format!("{cause:#}"));
             ExitCode::from(status(&cause))
         }
     }
@@ -38,22 +44,78 @@ fn run(flags: &Flags) -> Result<()> {
         return Ok(());
     }
     make_room(config.limits.connections);
-    let stop = until_signalled().context("cannot listen for signals")?;
+    let stop = when(&[SIGTERM, SIGINT]).context("cannot listen for signals")?;
+    let reload = when(&[SIGHUP]).context("cannot listen for signals")?;
+    let manager = Manager::from_environment();
     let plan = Plan::of(&config);
     let group = plan.service.policy.span_gid();
-    let mut service = plan.build(Clock::Machine, tell).context("cannot start")?;
+    // Everything that needs privilege: the socket's path, the sources, the recording's file.
+    let (listeners, listening) = listen(&config, group)?;
+    let found = source::discover(&plan.source, &Clock::Machine);
+    let out = flags.record.as_deref().map(|file| (file, File::create(file)));
+    let confinement = give_up(&config, &found, &manager);
+    let mut service = plan.build_over(found, Clock::Machine, tell).context("cannot start")?;
     refuse_nothing(&service)?;
-    let recording = flags.record.as_deref().map(|file| record(file, &mut service)).transpose()?;
-    let (listener, listening) = ipc::bind(&place(&config)?, group)?;
-    tell(&format!("measures {}, listens on {}", service.names().join(", "), listening.path().display()));
-    let doors = Doors { listener: Some(listener), connections: Vec::new(), stop: Some(stop) };
+    let recording = out.map(|(file, out)| record(file, out, &mut service)).transpose()?;
+    service.serve_as_daemon(Upkeep::new(config, reread(flags.clone()), manager, tell), confinement);
+    say(&STARTED, &format!("measures {}, listens on {}", service.names().join(", "), place_of(&listeners)));
+    let doors = Doors { listeners, stop: Some(stop), reload: Some(reload), ..Doors::default() };
     ipc::serve(service, doors).context("the poller failed")?;
-    tell("stops as asked");
+    drop(listening);
+    say(&STOPPED, "stops as asked");
     recording.map_or(Ok(()), finish)
 }
 
+/// The sockets that the service manager made for us, else one of our own making, which goes with the second value.
+fn listen(config: &Config, group: Option<u32>) -> Result<(Vec<UnixListener>, Option<Listening>)> {
+    let listeners = activation_ffi::listeners()?;
+    if !listeners.is_empty() {
+        return Ok((listeners, None));
+    }
+    let (listener, listening) = ipc::bind(&place(config)?, group)?;
+    Ok((vec![listener], Some(listening)))
+}
+
+/// Where clients find these sockets.
+fn place_of(listeners: &[UnixListener]) -> String {
+    let path =
+        |listener: &UnixListener| Some(listener.local_addr().ok()?.as_pathname()?.display().to_string());
+    let paths: Vec<String> = listeners
+        .iter()
+        .map(|listener| path(listener).unwrap_or_else(|| "a socket without a path".into()))
+        .collect();
+    paths.join(", ")
+}
+
+/// Gives up what reading does not need, and says so where something is left that should not be.
+fn give_up(config: &Config, found: &Inventory, manager: &Manager) -> Confinement {
+    let root = rustix::process::geteuid().is_root();
+    let confinement = confine::confine(&Needs {
+        powercap: found.opened.iter().any(|opened| opened.name == "powercap"),
+        state_dir: &config.state_dir,
+        serves_others: root || manager.is_there(),
+        realtime_priority: sampler::REALTIME_PRIORITY.unsigned_abs().into(),
+    });
+    if root && !manager.is_there() {
+        say(
+            &LOOSE,
+            "runs as root, by hand: it has given up what it can; `systemctl start wattspand` gives it a user of its own",
+        );
+    }
+    confinement
+}
+
+/// How the configuration is read again: the same files, under the same flags.
+fn reread(flags: Flags) -> Reread {
+    Box::new(move || {
+        let config = Config::load(&flags)?;
+        make_room(config.limits.connections);
+        Ok(config)
+    })
+}
+
 /// Keeps what the sources say, at the full rate, in a file that `--replay` takes.
-fn record(file: &Path, service: &mut Service) -> Result<Recording> {
+fn record(file: &Path, out: std::io::Result<File>, service: &mut Service) -> Result<Recording> {
     let cannot = || format!("cannot record to {}", file.display());
     let feeds = service.record();
     let domains: Vec<Domain> = feeds.iter().flat_map(|feed| feed.domains.iter().cloned()).collect();
@@ -62,7 +124,7 @@ fn record(file: &Path, service: &mut Service) -> Result<Recording> {
         *first += feed.domains.len();
         Some(*first)
     }));
-    let out = File::create(file).with_context(cannot)?;
+    let out = out.with_context(cannot)?;
     let mut recorder = Recorder::new(out, &domains, false).with_context(cannot)?;
     let sink = move |ring: usize, sample: &Sample| {
         recorder.record(firsts[ring], sample.before_ns, sample.after_ns, &sample.readings)
@@ -72,7 +134,7 @@ fn record(file: &Path, service: &mut Service) -> Result<Recording> {
 
 fn finish(recording: Recording) -> Result<()> {
     let recorded = recording.finish().context("the recording failed")?;
-    tell(&format!("recorded {} samples, lost {}", recorded.kept, recorded.lost));
+    say(&RECORDED, &format!("recorded {} samples, lost {}", recorded.kept, recorded.lost));
     Ok(())
 }
 
@@ -89,12 +151,14 @@ fn make_room(connections: usize) {
     }
 }
 
-/// A stream that can be read once SIGTERM or SIGINT came.
-fn until_signalled() -> std::io::Result<UnixStream> {
-    let (stop, signalled) = UnixStream::pair()?;
-    signal_hook::low_level::pipe::register(libc::SIGTERM, signalled.try_clone()?)?;
-    signal_hook::low_level::pipe::register(libc::SIGINT, signalled)?;
-    Ok(stop)
+/// A stream that can be read once one of these signals came.
+fn when(signals: &[i32]) -> std::io::Result<UnixStream> {
+    let (heard, signalled) = UnixStream::pair()?;
+    heard.set_nonblocking(true)?;
+    for signal in signals {
+        signal_hook::low_level::pipe::register(*signal, signalled.try_clone()?)?;
+    }
+    Ok(heard)
 }
 
 /// There is something to measure, or the reasons why not.
@@ -126,8 +190,8 @@ fn is_own(directory: &Path) -> bool {
 }
 
 /// One line for the administrator.
-fn tell(line: &str) {
-    eprintln!("wattspand: {line}");
+fn say(event: &'static Event, message: &str) {
+    tell(&Entry { event, message, fields: &[] });
 }
 
 /// No source was found.
@@ -143,6 +207,9 @@ fn status(cause: &anyhow::Error) -> u8 {
     const NO_PERMISSION: u8 = 77;
     const CONFIGURATION: u8 = 78;
     if cause.is::<config::Wrong>() {
+        return CONFIGURATION;
+    }
+    if cause.is::<activation_ffi::NotASocket>() {
         return CONFIGURATION;
     }
     if cause.is::<NoSource>() {

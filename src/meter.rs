@@ -48,7 +48,7 @@ impl Embedded {
         let pairs: Vec<_> = (0..CONNECTIONS).map(|_| UnixStream::pair()).collect::<io::Result<_>>()?;
         let (free, connections) = pairs.into_iter().unzip();
         let (stop, stopped) = UnixStream::pair()?;
-        let doors = Doors { listener: None, connections, stop: Some(stopped) };
+        let doors = Doors { connections, stop: Some(stopped), ..Doors::default() };
         let thread = thread::Builder::new().name("meter".into()).spawn(move || {
             // A service that fails hangs up, and its clients are told so by their next call.
             let _ = ipc::serve(service, doors);

@@ -52,7 +52,7 @@ impl Embedded {
         let found = Inventory { opened: vec![opened], absent: vec![] };
         let service = Plan::of(&Config::default()).build_over(found, clock, |_| ()).unwrap();
         let (ours, theirs): (Vec<_>, Vec<_>) = (0..connections).map(|_| UnixStream::pair().unwrap()).unzip();
-        let doors = Doors { listener: None, connections: theirs, stop: None };
+        let doors = Doors { connections: theirs, ..Doors::default() };
         let thread = Some(std::thread::spawn(move || serve(service, doors)));
         Self { script, began_ns, clients: ours.into_iter().map(TestClient::over).collect(), thread }
     }

@@ -12,6 +12,7 @@ mod generate;
 mod quantity;
 mod reach;
 mod read;
+mod reload;
 mod repeat;
 mod report;
 mod run;
@@ -77,6 +78,8 @@ pub enum Verb {
     Spans(spans::Arguments),
     /// Tell where the joules went: measured = attributed + unattributed
     Balance,
+    /// Have the daemon read its configuration again; changes nothing where that is broken
+    Reload,
     /// Write shell completions or manual pages
     #[command(hide = true)]
     Generate(generate::Arguments),
@@ -103,6 +106,7 @@ fn perform(arguments: Arguments) -> Result<u8, Trouble> {
         Verb::Doctor => doctor::doctor(meter),
         Verb::Spans(spans) => spans::spans(meter, &spans),
         Verb::Balance => balance::balance(meter),
+        Verb::Reload => reload::reload(meter),
         Verb::Generate(what) => generate::generate(&what),
     }
 }

@@ -9,10 +9,12 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+mod change;
 mod flags;
 mod place;
 mod section;
 
+pub use change::Change;
 pub use flags::Flags;
 pub use place::socket_places;
 pub use section::{Groups, Limits, Source};

@@ -7,7 +7,7 @@
 use crate::config::Groups;
 use crate::protocol::{
     Access, CancelSpan, CloseSpan, GetBalance, GetInfo, GetInterfaceDescription, GetServiceInfo, GetSpan,
-    ListSpans, MarkPhase, Method, OpenSpan, ReadWindow, SetWeight, WatchDomains, WatchSpans,
+    ListSpans, MarkPhase, Method, OpenSpan, ReadWindow, Reload, SetWeight, WatchDomains, WatchSpans,
 };
 
 use super::group_ffi;
@@ -20,6 +20,7 @@ pub fn needed(method: &str) -> Option<Access> {
         CancelSpan::NAME | GetSpan::NAME | WatchSpans::NAME | GetBalance::NAME => Access::Span,
         ListSpans::NAME => Access::Span,
         WatchDomains::NAME | ReadWindow::NAME => Access::Telemetry,
+        Reload::NAME => Access::Admin,
         _ => return None,
     })
 }

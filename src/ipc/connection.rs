@@ -4,14 +4,18 @@
 //! memory: at most one message and the unread answers up to their cap. A client that does not read is not read from;
 //! one that makes no progress is given up. Invariant: `rest` holds no whole message unless the client is stalled.
 
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 
 use polling::Event;
 
-use super::access::Peer;
+use super::access::{Peer, Policy};
 use super::exchange::{Outcome, Stream, exchange};
+pub use super::fate::Fate;
+use super::hearing::{Heard, hear};
 use super::outbox::Outbox;
+use super::peer;
 use super::readiness_ffi::Watched;
 use super::service::{Caller, Service};
 use super::ticket::{ConnectionId, Ticket};
@@ -25,15 +29,6 @@ const TURN_NS: u64 = 1_000_000;
 
 /// Answers of a stream are gathered up to so many bytes before they are sent.
 const GATHERED: usize = 16 * 1024;
-
-/// Whether a connection goes on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Fate {
-    /// It does.
-    Stays,
-    /// It is over; drop it.
-    Over,
-}
 
 /// A connected client.
 pub struct Connection {
@@ -87,6 +82,16 @@ impl Connection {
         &self.peer
     }
 
+    /// Judges the peer by another rule; whether it may do something else now.
+    pub fn rejudge(&mut self, policy: &Policy) -> bool {
+        // Who cannot be asked any more who it is has gone.
+        let Ok(credentials) = peer::credentials(self.socket.as_fd()) else { return false };
+        let judged = policy.judge(&credentials);
+        let changed = judged.access != self.peer.access;
+        (self.peer.access, self.peer.unlimited) = (judged.access, judged.unlimited);
+        changed
+    }
+
     /// What it watches.
     pub fn stream(&self) -> Option<Stream> {
         self.stream
@@ -107,7 +112,15 @@ impl Connection {
 
     /// Reads once, so that no client has more of a turn than a buffer's worth, and handles what is whole.
     fn receive(&mut self, scratch: &mut [u8], service: &mut Service) -> Fate {
-        match (&*self.socket).read(scratch) {
+        let read = match hear(&self.socket, scratch) {
+            Ok(Heard { descriptors: true, .. }) => {
+                let reason = "are not taken here; send messages only".to_owned();
+                self.refuse(&Refusal::InvalidValue { field: "descriptors".into(), reason });
+                return Fate::Stays;
+            }
+            heard => heard.map(|heard| heard.length),
+        };
+        match read {
             Ok(0) => self.ended(service),
             Ok(length) if self.rest.is_empty() => {
                 let used = self.handle(&scratch[..length], service);

@@ -4,41 +4,31 @@
 //! each client (one buffer of input), so that none can keep the others waiting. Sleeps until somebody says something
 //! or the service has something due: idle costs nothing.
 
-use std::io;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::io::{self, Read};
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::Duration;
 
 use polling::{Event, Events, Poller};
-use serde::Serialize;
 
 use super::access::Peer;
 use super::audience::Audience;
 use super::connection::{Connection, Fate};
+use super::doors::Doors;
 use super::exchange::Stream;
 use super::gate::Gate;
 use super::readiness_ffi::Watched;
 use super::seat::Seats;
 use super::service::{Final, Service};
+use super::telling;
 use super::ticket::Ticket;
 use crate::ledger::account::Account;
-use crate::protocol::{Refusal, Reply};
-
-/// Where clients come from, and what ends the service.
-#[derive(Debug, Default)]
-pub struct Doors {
-    /// New clients, if any come.
-    pub listener: Option<UnixListener>,
-    /// Clients that are connected already: ends of pairs made by this very process, trusted as itself.
-    pub connections: Vec<UnixStream>,
-    /// Serving ends when something can be read here, the end of the stream included. Without it, and without a
-    /// listener, it ends with the last client.
-    pub stop: Option<UnixStream>,
-}
+use crate::protocol::Refusal;
 
 const LISTENER: usize = 0;
 const STOP: usize = 1;
-const FIRST_CONNECTION: usize = 2;
+const RELOAD: usize = 2;
+const FIRST_CONNECTION: usize = 3;
 
 /// What one client's turn may read.
 const SCRATCH_BYTES: usize = 64 * 1024;
@@ -50,6 +40,7 @@ const FAREWELL_NS: u64 = 200_000_000;
 pub fn serve(service: Service, doors: Doors) -> io::Result<()> {
     let mut door = Door::new(service, doors)?;
     let mut events = Events::new();
+    door.service.say_ready();
     while !door.is_done() {
         door.turn(&mut events)?;
     }
@@ -64,6 +55,7 @@ struct Door {
     poller: Arc<Poller>,
     gate: Option<Gate>,
     stop: Option<Watched<UnixStream>>,
+    reload: Option<Watched<UnixStream>>,
     stopping: bool,
     seats: Seats,
     audience: Audience,
@@ -75,21 +67,18 @@ struct Door {
     sweep_at_ns: u64,
 }
 
-/// A final account on the wire, without a copy.
-#[derive(Serialize)]
-struct Told<'a> {
-    account: &'a Account,
-}
-
 impl Door {
     fn new(service: Service, doors: Doors) -> io::Result<Self> {
         let poller = Arc::new(Poller::new()?);
         let (policy, limits) = (*service.policy(), service.limits().clone());
-        let gate = doors.listener.map(|listener| Gate::new(&poller, LISTENER, listener, policy, limits));
+        let listeners = Some(doors.listeners).filter(|listeners| !listeners.is_empty());
+        let gate = listeners.map(|sockets| Gate::new(&poller, LISTENER, sockets, policy, limits));
         let stop = doors.stop.map(|stop| Watched::new(&poller, stop, Event::readable(STOP)));
+        let reload = doors.reload.map(|reload| Watched::new(&poller, reload, Event::readable(RELOAD)));
         let mut door = Self {
             gate: gate.transpose()?,
             stop: stop.transpose()?,
+            reload: reload.transpose()?,
             stopping: false,
             poller,
             seats: Seats::default(),
@@ -126,6 +115,7 @@ impl Door {
             match event.key {
                 LISTENER => self.admit(),
                 STOP => self.stopping = true,
+                RELOAD => self.reload(),
                 key => self.serve_one(key - FIRST_CONNECTION, &event),
             }
         }
@@ -136,7 +126,11 @@ impl Door {
                 self.after_turn(place, watched, fate);
             }
         }
+        if self.service.take_renewed() {
+            self.renew();
+        }
         let now_ns = self.service.now_ns();
+        self.service.beat(now_ns);
         if now_ns >= self.pump_at_ns {
             self.pump();
         }
@@ -149,7 +143,10 @@ impl Door {
 
     fn wake_at_ns(&self) -> u64 {
         let resume = self.gate.as_ref().and_then(Gate::resume_at_ns);
-        [self.audience.due_ns(), resume].into_iter().flatten().fold(self.pump_at_ns, u64::min)
+        [self.audience.due_ns(), resume, self.service.beat_at_ns()]
+            .into_iter()
+            .flatten()
+            .fold(self.pump_at_ns, u64::min)
     }
 
     fn admit(&mut self) {
@@ -161,6 +158,24 @@ impl Door {
                 // The poller could not take it: the socket is closed, and its place is given back.
                 gate.left(&peer);
             }
+        }
+    }
+
+    /// A signal asked for it; however many did, once is enough. What became of it is in the log.
+    fn reload(&mut self) {
+        let Some(reload) = &self.reload else { return };
+        match (&**reload).read(&mut self.scratch) {
+            Ok(0) => self.reload = None,
+            _ => drop(self.service.reload()),
+        }
+    }
+
+    /// Other limits and another rule hold, for those who are here already too; who watches and may no longer is let go.
+    fn renew(&mut self) {
+        let (policy, limits) = (*self.service.policy(), self.service.limits().clone());
+        self.gate.iter_mut().for_each(|gate| gate.renew(policy, limits.clone()));
+        for place in self.seats.rejudge(&policy) {
+            self.conclude(place, Fate::Over);
         }
     }
 
@@ -250,27 +265,22 @@ impl Door {
     fn answer(&mut self, ticket: Ticket, account: &Account) {
         let Some(place) = self.seats.place_of(ticket.connection) else { return };
         let Some(connection) = self.seats.at(place) else { return };
-        let mut answer = Vec::new();
-        Reply::last(Told { account }).write(&mut answer);
-        connection.fill(ticket.slot, &answer);
+        connection.fill(ticket.slot, &telling::answer(account));
         self.progress(place);
     }
 
     fn tell_span(&mut self, account: &Account) {
         let places = self.audience.of_span(account.uid);
         if !places.is_empty() {
-            let mut answer = Vec::new();
-            Reply::one_of_many(Told { account }).write(&mut answer);
-            self.tell(&answer, &places);
+            self.tell(&telling::span(account), &places);
         }
     }
 
     fn tell_domains(&mut self, now_ns: u64) {
         let places = self.audience.take_due(now_ns);
         if !places.is_empty() {
-            let mut answer = Vec::new();
-            Reply::one_of_many(self.service.tick()).write(&mut answer);
-            self.tell(&answer, &places);
+            let tick = telling::domains(&self.service.tick());
+            self.tell(&tick, &places);
             places.into_iter().for_each(|place| self.progress(place));
         }
     }
@@ -288,20 +298,15 @@ impl Door {
     /// Gives up clients that make no progress, and memory that they no longer need.
     fn sweep(&mut self, now_ns: u64) {
         self.sweep_at_ns = now_ns + SWEEP_NS;
-        let stall_ns = (self.service.limits().stall_s * 1e9) as u64;
-        for place in self.seats.places() {
-            let Some(connection) = self.seats.at(place) else { continue };
-            connection.trim();
-            if connection.is_stuck(now_ns, stall_ns) {
-                self.conclude(place, Fate::Over);
-            }
+        for place in self.seats.sweep(now_ns, (self.service.limits().stall_s * 1e9) as u64) {
+            self.conclude(place, Fate::Over);
         }
     }
 
     /// Nobody new comes in; who waits for a final account gets it if it comes soon, else the account so far.
     fn farewell(&mut self, events: &mut Events) -> io::Result<()> {
-        self.gate = None;
-        self.stop = None;
+        self.service.say_stopping();
+        (self.gate, self.stop, self.reload) = (None, None, None);
         let end_ns = self.service.now_ns() + FAREWELL_NS;
         while self.service.waiting() > 0 && self.service.now_ns() < end_ns {
             self.turn(events)?;

@@ -8,8 +8,8 @@ use serde_json::value::RawValue;
 
 use crate::protocol::{
     self, Access, CancelSpan, CloseSpan, Description, Done, GetBalance, GetInfo, GetInterfaceDescription,
-    GetServiceInfo, GetSpan, Incoming, ListSpans, MarkPhase, Method, OpenSpan, ReadWindow, Refusal, Reply,
-    ServiceInfo, SetWeight, SpanAccount, WatchDomains, WatchSpans,
+    GetServiceInfo, GetSpan, Incoming, ListSpans, MarkPhase, Method, OpenSpan, ReadWindow, Refusal, Reload,
+    Reply, ServiceInfo, SetWeight, SpanAccount, WatchDomains, WatchSpans,
 };
 
 use super::access::{self, Peer};
@@ -96,6 +96,10 @@ fn route(
         CancelSpan::NAME => {
             service.cancel(&caller.peer, &parameters::<CancelSpan>(call)?.span)?;
             reply(out, &Done {});
+        }
+        Reload::NAME => {
+            parameters::<Reload>(call)?;
+            reply(out, &service.reload()?);
         }
         WatchSpans::NAME => {
             parameters::<WatchSpans>(call)?;

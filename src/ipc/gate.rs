@@ -27,7 +27,7 @@ const PAUSE_NS: u64 = 100_000_000;
 
 /// The gate.
 pub struct Gate {
-    listener: Watched<UnixListener>,
+    listeners: Vec<Watched<UnixListener>>,
     key: usize,
     reserve: Option<File>,
     resume_at_ns: Option<u64>,
@@ -38,36 +38,47 @@ pub struct Gate {
 }
 
 impl Gate {
-    /// Watches the listener under `key`.
+    /// Watches the listeners, all under `key`.
     pub fn new(
         poller: &Arc<Poller>,
         key: usize,
-        listener: UnixListener,
+        listeners: Vec<UnixListener>,
         policy: Policy,
         limits: Limits,
     ) -> io::Result<Self> {
-        listener.set_nonblocking(true)?;
-        let listener = Watched::new(poller, listener, Event::readable(key))?;
+        let watch = |listener: UnixListener| {
+            listener.set_nonblocking(true)?;
+            Watched::new(poller, listener, Event::readable(key))
+        };
+        let listeners = listeners.into_iter().map(watch).collect::<io::Result<_>>()?;
         let (present, of_user) = (0, HashMap::new());
-        Ok(Self { listener, key, reserve: spare(), resume_at_ns: None, policy, limits, present, of_user })
+        Ok(Self { listeners, key, reserve: spare(), resume_at_ns: None, policy, limits, present, of_user })
     }
 
     /// Accepts who is waiting, as many as one turn allows.
     pub fn admit(&mut self, now_ns: u64) -> Vec<(UnixStream, Peer)> {
         let mut admitted = Vec::new();
-        for _ in 0..MOST_A_TURN {
-            match self.listener.accept() {
-                Ok((stream, _)) => admitted.extend(self.examine(stream)),
-                Err(cause) if no_descriptor(&cause) => {
-                    self.shed(now_ns);
-                    break;
-                }
-                // A client that gave up while it waited is no reason to stop.
-                Err(cause) if cause.kind() == io::ErrorKind::ConnectionAborted => {}
-                Err(_) => break,
-            }
+        for at in 0..self.listeners.len() {
+            self.admit_at(at, now_ns, &mut admitted);
         }
         admitted
+    }
+
+    fn admit_at(&mut self, at: usize, now_ns: u64, admitted: &mut Vec<(UnixStream, Peer)>) {
+        for _ in 0..MOST_A_TURN {
+            match self.listeners[at].accept() {
+                Ok((stream, _)) => admitted.extend(self.examine(stream)),
+                Err(cause) if no_descriptor(&cause) => return self.shed(at, now_ns),
+                // A client that gave up while it waited is no reason to stop.
+                Err(cause) if cause.kind() == io::ErrorKind::ConnectionAborted => {}
+                Err(_) => return,
+            }
+        }
+    }
+
+    /// Other limits, and another rule, for whoever comes from now on.
+    pub fn renew(&mut self, policy: Policy, limits: Limits) {
+        (self.policy, self.limits) = (policy, limits);
     }
 
     fn examine(&mut self, stream: UnixStream) -> Option<(UnixStream, Peer)> {
@@ -100,9 +111,9 @@ impl Gate {
     }
 
     /// No descriptor is left: takes the reserve to turn the newest away, so that the queue does not wake us for ever.
-    fn shed(&mut self, now_ns: u64) {
+    fn shed(&mut self, at: usize, now_ns: u64) {
         if self.reserve.take().is_some()
-            && let Ok((stream, _)) = self.listener.accept()
+            && let Ok((stream, _)) = self.listeners[at].accept()
         {
             let _ = stream.set_nonblocking(true);
             refuse(&stream, "descriptors of the daemon", self.present);
@@ -111,7 +122,7 @@ impl Gate {
         if self.reserve.is_none() {
             self.resume_at_ns = Some(now_ns + PAUSE_NS);
             // Where even this fails the poller wakes us at once and the turn comes here again: slow, not wrong.
-            let _ = self.listener.watch(Event::none(self.key));
+            let _ = self.watch(Event::none(self.key));
         }
     }
 
@@ -125,9 +136,13 @@ impl Gate {
         if self.resume_at_ns.is_some_and(|at_ns| at_ns <= now_ns) {
             self.resume_at_ns = None;
             self.reserve = spare();
-            self.listener.watch(Event::readable(self.key))?;
+            self.watch(Event::readable(self.key))?;
         }
         Ok(())
+    }
+
+    fn watch(&mut self, interest: Event) -> io::Result<()> {
+        self.listeners.iter_mut().try_for_each(|listener| listener.watch(interest))
     }
 }
 

@@ -35,6 +35,7 @@ impl Service {
             domains,
             absent: self.absent.clone(),
             samplers: self.feeds.samplers(),
+            confinement: self.confinement.clone(),
             access: peer.access,
         }
     }

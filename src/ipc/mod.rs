@@ -16,10 +16,13 @@ mod access;
 mod audience;
 mod connection;
 mod door;
+mod doors;
 mod exchange;
+mod fate;
 mod feed;
 mod gate;
 mod group_ffi;
+mod hearing;
 mod inquiry;
 mod life;
 mod notes;
@@ -30,8 +33,10 @@ mod register;
 mod seat;
 mod service;
 mod socket;
+mod telling;
 mod ticket;
 mod token;
+mod upkeep;
 
 #[cfg(target_os = "linux")]
 mod so_peercred_ffi;
@@ -44,7 +49,9 @@ mod local_peercred_ffi;
 use local_peercred_ffi as peer;
 
 pub use access::Policy;
-pub use door::{Doors, serve};
+pub use door::serve;
+pub use doors::Doors;
 pub use plan::Plan;
 pub use service::{Service, Settings};
 pub use socket::{Listening, Taken, bind};
+pub use upkeep::{Reread, Upkeep};

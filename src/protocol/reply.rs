@@ -4,6 +4,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::confine::Confinement;
 use crate::energy::{Absent, Grade, Kind, Liveness};
 use crate::ledger::account::{Account, Balance, Share};
 
@@ -87,6 +88,9 @@ pub struct Info {
     /// What became of the samplers' ticks.
     #[serde(default)]
     pub samplers: Vec<SamplerStatus>,
+    /// What the daemon gave up and what it kept; absent for the meter inside a client.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub confinement: Option<Confinement>,
     /// What the caller may do.
     pub access: Access,
 }
@@ -174,6 +178,15 @@ pub struct Balances {
 pub struct SpanAccounts {
     /// The latest last.
     pub accounts: Vec<Account>,
+}
+
+/// What [`Reload`](super::Reload) gives.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reloaded {
+    /// The keys whose new values hold from now on.
+    pub changed: Vec<String>,
+    /// The keys whose new values need a restart; they stay as they were.
+    pub needs_restart: Vec<String>,
 }
 
 /// What [`GetServiceInfo`](super::GetServiceInfo) gives.

@@ -41,6 +41,8 @@ pub(super) struct Tally {
     last_read_ns: AtomicU64,
     /// When the read now under way began; 0 between reads.
     reading_since_ns: AtomicU64,
+    /// Until when the thread sleeps; 0 before the first sleep.
+    asleep_until_ns: AtomicU64,
     realtime: AtomicBool,
     pinned: AtomicBool,
 }
@@ -55,6 +57,7 @@ impl Tally {
             read_cost: Histogram::new(),
             last_read_ns: AtomicU64::new(0),
             reading_since_ns: AtomicU64::new(0),
+            asleep_until_ns: AtomicU64::new(0),
             realtime: AtomicBool::new(false),
             pinned: AtomicBool::new(false),
         }
@@ -95,6 +98,17 @@ impl Tally {
     pub(super) fn hung_for_ns(&self, now_ns: u64) -> Option<u64> {
         let since_ns = self.reading_since_ns.load(Ordering::Relaxed);
         (since_ns != 0).then(|| now_ns.saturating_sub(since_ns))
+    }
+
+    /// The thread sleeps until then.
+    pub(super) fn asleep_until(&self, until_ns: u64) {
+        self.asleep_until_ns.store(until_ns, Ordering::Relaxed);
+    }
+
+    /// For how long the thread should have been awake by `now_ns` and is neither asleep nor in a read.
+    pub(super) fn overdue_ns(&self, now_ns: u64) -> u64 {
+        let until_ns = self.asleep_until_ns.load(Ordering::Relaxed);
+        if until_ns == 0 || self.hung_for_ns(now_ns).is_some() { 0 } else { now_ns.saturating_sub(until_ns) }
     }
 
     pub(super) fn snapshot(&self) -> Ticks {
