@@ -17,6 +17,9 @@ pub struct Confinement {
     pub no_new_privileges: bool,
     /// Its memory can be read by others of its user.
     pub dumpable: bool,
+    /// System calls that it refuses itself since its sources are open.
+    #[serde(default)]
+    pub refused_system_calls: Vec<String>,
     /// The kernel lets it make only the system calls of a list.
     pub system_calls_filtered: bool,
 }
@@ -38,9 +41,6 @@ pub struct Needs<'a> {
 pub fn confine(_needs: &Needs) -> Confinement {
     found()
 }
-
-/// Gives up nothing.
-pub fn renounce() {}
 
 /// What is so.
 pub fn found() -> Confinement {

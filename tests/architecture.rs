@@ -13,7 +13,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("activation_ffi", &[]),
     ("confine", &[]),
     ("confine_elsewhere", &[]),
-    ("source", &["energy", "clock", "confine"]),
+    ("source", &["energy", "clock"]),
     ("ring", &["energy"]),
     ("sampler", &["energy", "clock", "source", "ring"]),
     ("ledger", &["energy"]),

@@ -235,8 +235,12 @@ fn confined(to: &Confinement) -> String {
         kept => kept.join(", "),
     };
     let says = |so: bool, yes: &'static str, no: &'static str| if so { yes } else { no };
+    let refuses = match to.refused_system_calls.as_slice() {
+        [] => String::new(),
+        calls => format!("; it refuses itself {}", calls.join(", ")),
+    };
     format!(
-        "the daemon runs as user {} with {capabilities}, {}, {}, {}",
+        "the daemon runs as user {} with {capabilities}, {}, {}, {}{refuses}",
         to.uid,
         says(to.no_new_privileges, "cannot gain more", "could gain more by starting a setuid program"),
         says(to.dumpable, "open to debuggers of its user", "closed to debuggers"),

@@ -144,6 +144,18 @@ mod tests {
     }
 
     #[test]
+    fn a_thread_that_should_be_awake_is_overdue_unless_it_waits_in_the_driver() {
+        let tally = Tally::new();
+        assert_eq!(tally.overdue_ns(1_000), 0);
+        tally.asleep_until(2_000);
+        assert_eq!((tally.overdue_ns(1_999), tally.overdue_ns(7_000)), (0, 5_000));
+        tally.reading(2_001);
+        assert_eq!(tally.overdue_ns(7_000), 0);
+        tally.read(2_001, 6_000);
+        assert_eq!(tally.overdue_ns(7_000), 5_000);
+    }
+
+    #[test]
     fn a_tick_beyond_the_tolerance_is_late_and_one_at_it_is_not() {
         let tally = Tally::new();
         tally.began(100, 100);

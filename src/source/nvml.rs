@@ -12,7 +12,6 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::clock::Clock;
-use crate::confine;
 
 use super::nvml_channel::Part;
 use super::nvml_ffi::load;
@@ -57,8 +56,6 @@ pub fn search_for(settings: &Settings, clock: &Clock, patience: Duration) -> Sea
     let (tell, told) = channel();
     let (teller, clock) = (tell.clone(), clock.clone());
     let look = move || {
-        // The library is not ours and needs none of it; the boards' threads, which this one starts, inherit nothing.
-        confine::renounce();
         if let Err(reason) = list(&library, &clock, &teller) {
             // Nobody listens any more where the patience was over.
             let _ = teller.send(Told::Refused(reason));

@@ -1,10 +1,13 @@
 //! Giving up privilege: what opening the sources needed and reading them does not.
 //!
 //! Owns what the daemon keeps. Descriptors of perf events, registers and files stay readable without the privilege that
-//! opened them, so capabilities go, and with them the way back: no new privileges, no ambient or bounding set. Not
-//! dumpable, where it serves others: nobody of its user may trace it or read its memory. Capabilities belong to threads, so this comes after
-//! discovery and before any sampler's thread; the threads of NVIDIA's library, which discovery starts, call
-//! [`renounce`] themselves. Never done by the meter inside a client, but for that library: that meter is the client.
+//! opened them, so capabilities go, and with them the way back: no new privileges, no ambient or bounding set. And every
+//! thread refuses perf_event_open and the starting of programs, whatever capability a service manager's filter makes us
+//! keep. Not dumpable, where it serves others: nobody of its user may trace it or read its memory. Capabilities belong to
+//! threads, so this comes after discovery and before any sampler's thread; those of NVIDIA's library, which discovery
+//! starts, keep theirs. Never done by the meter inside a client: that one is the client.
+
+mod seccomp_ffi;
 
 use std::path::Path;
 
@@ -23,6 +26,9 @@ pub struct Confinement {
     pub no_new_privileges: bool,
     /// Its memory can be read by others of its user.
     pub dumpable: bool,
+    /// System calls that it refuses itself since its sources are open.
+    #[serde(default)]
+    pub refused_system_calls: Vec<String>,
     /// The kernel lets it make only the system calls of a list (the service manager's).
     pub system_calls_filtered: bool,
 }
@@ -56,12 +62,9 @@ pub fn confine(needs: &Needs) -> Confinement {
         // Fails in no kernel of the last ten years; what is so is read back below.
         let _ = set_dumpable_behavior(DumpableBehavior::NotDumpable);
     }
-    found()
-}
-
-/// Gives up every capability of the calling thread: for code that is not ours, which needs none.
-pub fn renounce() {
-    give_up(CapabilitySet::empty());
+    // Whatever of the privilege could not be put down is good for nothing afterwards.
+    let refused = seccomp_ffi::refuse(seccomp_ffi::EVERYBODY).unwrap_or_default();
+    Confinement { refused_system_calls: refused.into_iter().map(str::to_owned).collect(), ..found() }
 }
 
 /// What is so.
@@ -75,6 +78,7 @@ pub fn found() -> Confinement {
         no_new_privileges: rustix::thread::no_new_privs().unwrap_or(false),
         dumpable: rustix::process::dumpable_behavior() != Ok(DumpableBehavior::NotDumpable),
         system_calls_filtered: filtered,
+        refused_system_calls: Vec::new(),
     }
 }
 
@@ -115,7 +119,7 @@ mod tests {
     #[test]
     fn a_thread_that_renounces_has_nothing_left_and_no_way_back() {
         let after = std::thread::spawn(|| {
-            renounce();
+            give_up(CapabilitySet::empty());
             let back = CapabilitySets {
                 effective: CapabilitySet::PERFMON,
                 permitted: CapabilitySet::PERFMON,
