@@ -23,6 +23,10 @@ pub mod journal;
 pub mod notify;
 
 /// Sockets that the service manager made.
+#[cfg(target_os = "linux")]
+pub mod activation_ffi;
+#[cfg(not(target_os = "linux"))]
+#[path = "activation_elsewhere.rs"]
 pub mod activation_ffi;
 
 /// Giving up privilege.

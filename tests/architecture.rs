@@ -11,6 +11,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("journal", &[]),
     ("notify", &["clock"]),
     ("activation_ffi", &[]),
+    ("activation_elsewhere", &[]),
     ("confine", &[]),
     ("confine_elsewhere", &[]),
     ("source", &["energy", "clock"]),
