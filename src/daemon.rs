@@ -57,14 +57,22 @@ fn run(flags: &Flags) -> Result<()> {
     let mut service = plan.build_over(found, Clock::Machine, tell).context("cannot start")?;
     refuse_nothing(&service)?;
     let recording = out.map(|(file, out)| record(file, out, &mut service)).transpose()?;
+    let by_hand = rustix::process::geteuid().is_root() && !manager.is_there();
     service.serve_as_daemon(Upkeep::new(config, reread(flags.clone()), manager, tell), confinement);
     say(&STARTED, &format!("measures {}, listens on {}", service.names().join(", "), place_of(&listeners)));
+    if by_hand {
+        say(&LOOSE, BY_HAND);
+    }
     let doors = Doors { listeners, stop: Some(stop), reload: Some(reload), ..Doors::default() };
     ipc::serve(service, doors).context("the poller failed")?;
     drop(listening);
     say(&STOPPED, "stops as asked");
     recording.map_or(Ok(()), finish)
 }
+
+/// What to say to root who starts it without a service manager.
+const BY_HAND: &str = "runs as root, by hand: it has given up what it can; `systemctl start wattspand` gives it a user of \
+                       its own";
 
 /// The sockets that the service manager made for us, else one of our own making, which goes with the second value.
 fn listen(config: &Config, group: Option<u32>) -> Result<(Vec<UnixListener>, Option<Listening>)> {
@@ -87,22 +95,15 @@ fn place_of(listeners: &[UnixListener]) -> String {
     paths.join(", ")
 }
 
-/// Gives up what reading does not need, and says so where something is left that should not be.
+/// Gives up what reading does not need.
 fn give_up(config: &Config, found: &Inventory, manager: &Manager) -> Confinement {
     let root = rustix::process::geteuid().is_root();
-    let confinement = confine::confine(&Needs {
+    confine::confine(&Needs {
         powercap: found.opened.iter().any(|opened| opened.name == "powercap"),
         state_dir: &config.state_dir,
         serves_others: root || manager.is_there(),
         realtime_priority: sampler::REALTIME_PRIORITY.unsigned_abs().into(),
-    });
-    if root && !manager.is_there() {
-        say(
-            &LOOSE,
-            "runs as root, by hand: it has given up what it can; `systemctl start wattspand` gives it a user of its own",
-        );
-    }
-    confinement
+    })
 }
 
 /// How the configuration is read again: the same files, under the same flags.
