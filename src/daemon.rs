@@ -59,7 +59,10 @@ fn run(flags: &Flags) -> Result<()> {
     let recording = out.map(|(file, out)| record(file, out, &mut service)).transpose()?;
     let by_hand = rustix::process::geteuid().is_root() && !manager.is_there();
     service.serve_as_daemon(Upkeep::new(config, reread(flags.clone()), manager, tell), confinement);
-    say(&STARTED, &format!("measures {}, listens on {}", service.names().join(", "), place_of(&listeners)));
+    // A socket of our own was renamed into its place, and the kernel knows it by its first name only.
+    let places =
+        listening.as_ref().map_or_else(|| place_of(&listeners), |own| own.path().display().to_string());
+    say(&STARTED, &format!("measures {}, listens on {places}", service.names().join(", ")));
     if by_hand {
         say(&LOOSE, BY_HAND);
     }
