@@ -1,10 +1,8 @@
-//! The daemon, in the order in which it comes up: configuration, sources, samplers, ledger, socket, service.
+//! The daemon, in the order in which it comes up: configuration, socket, sources, confinement, samplers, ledger, service.
 //!
-//! Owns the wiring and the exit status, and nothing else. Says on stderr what changes, one plain line each, and is
-//! quiet otherwise: the service manager adds the time.
+//! Owns the wiring and the exit status, and nothing else. Says what changes, one entry each, and is quiet otherwise.
 
 use std::fs::File;
-use std::io::Write;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -12,16 +10,23 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
 use clap::Parser;
+use libc::{SIGHUP, SIGINT, SIGTERM};
 use rustix::process::{Resource, getrlimit, setrlimit};
 
+use crate::activation_ffi;
 use crate::bus;
 use crate::clock::Clock;
 use crate::config::{self, Config, Flags};
+use crate::confine::{self, Confinement, Needs};
 use crate::energy::Domain;
-use crate::ipc::{self, Doors, Listening, Plan, Service, Taken};
+use crate::ipc::{self, Doors, Listening, Plan, Reread, Service, Taken, Upkeep};
+use crate::journal::{BUS, Entry, Event, FAILED, LEDGER, LOOSE, RECORDED, STARTED, STOPPED, tell};
+use crate::notify::Manager;
 use crate::ring::Sample;
+use crate::sampler;
 use crate::sampler::record::{self, Recording};
 use crate::source::recorder::Recorder;
+use crate::source::{self, Inventory};
 use crate::store::{self, Store};
 
 /// The whole program.
@@ -29,7 +34,7 @@ pub fn main() -> ExitCode {
     match run(&Flags::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(cause) => {
-            tell(&format!("{cause:#}"));
+            say(&FAILED, &format!("{cause:#}"));
             ExitCode::from(status(&cause))
         }
     }
@@ -42,27 +47,37 @@ fn run(flags: &Flags) -> Result<()> {
         return Ok(());
     }
     make_room(config.limits.connections + bus::DESCRIPTORS);
-    let stop = until_signalled().context("cannot listen for signals")?;
+    let stop = when(&[SIGTERM, SIGINT]).context("cannot listen for signals")?;
+    let reload = when(&[SIGHUP]).context("cannot listen for signals")?;
+    let manager = Manager::from_environment();
     let plan = Plan::of(&config);
     let reach = plan.service.policy.reach();
-    let mut service = plan.build(Clock::Machine, tell).context("cannot start")?;
+    // Everything that needs privilege: the socket's path, the sources, the recording's file.
+    let (listeners, listening) = listen(&config, reach)?;
+    let found = source::discover(&plan.source, &Clock::Machine);
+    let out = flags.record.as_deref().map(|file| (file, File::create(file)));
+    let confinement = give_up(&config, &found, &manager);
+    let mut service = plan.build_over(found, Clock::Machine, tell).context("cannot start")?;
     refuse_nothing(&service)?;
-    let recording = flags.record.as_deref().map(|file| record(file, &mut service)).transpose()?;
-    let (listener, listening) = listen(&config, reach)?;
-    let place = match &listening {
-        Some(listening) => listening.path().display().to_string(),
-        None => "the socket of launchd".into(),
-    };
-    tell(&format!("measures {}, listens on {place}", service.names().join(", ")));
+    let recording = out.map(|(file, out)| record(file, out, &mut service)).transpose()?;
+    let by_hand = rustix::process::geteuid().is_root() && !manager.is_there();
     keep(&config, &mut service).context("cannot start the ledger on disk")?;
-    let (bus, arrivals) = bus::start(&config, tell).context("cannot go on the bus")?.unzip();
-    let doors = Doors { listener: Some(listener), arrivals, stop: Some(stop), ..Doors::default() };
+    let (bus, arrivals) = bus::start(&config, tell_bus).context("cannot go on the bus")?.unzip();
+    service.serve_as_daemon(Upkeep::new(config, reread(flags.clone()), manager, tell), confinement);
+    // A socket of our own was renamed into its place, and the kernel knows it by its first name only.
+    let places =
+        listening.as_ref().map_or_else(|| place_of(&listeners), |own| own.path().display().to_string());
+    say(&STARTED, &format!("measures {}, listens on {places}", service.names().join(", ")));
+    if by_hand {
+        say(&LOOSE, BY_HAND);
+    }
+    let doors = Doors { listeners, arrivals, stop: Some(stop), reload: Some(reload), ..Doors::default() };
     ipc::serve(service, doors).context("the poller failed")?;
     if let Some(bus) = bus {
         bus.finish();
     }
     drop(listening);
-    tell("stops as asked");
+    say(&STOPPED, "stops as asked");
     recording.map_or(Ok(()), finish)
 }
 
@@ -73,8 +88,8 @@ fn keep(config: &Config, service: &mut Service) -> std::io::Result<()> {
     if !disk.keep || (config.source.replay.is_some() && config.state_dir.is_none()) {
         return Ok(());
     }
-    let Some(directory) = config.state_dir.clone().or_else(config::state_dir) else {
-        tell("keeps no accounts: there is no place for them; give --state-dir, or set HOME");
+    let Some(directory) = state_dir(config) else {
+        tell_ledger("keeps no accounts: there is no place for them; give --state-dir, or set HOME");
         return Ok(());
     };
     let settings = store::Settings {
@@ -88,21 +103,64 @@ fn keep(config: &Config, service: &mut Service) -> std::io::Result<()> {
             config::Sync::Full => store::Sync::Full,
         },
     };
-    service.keep(Store::start(settings, tell)?, tell);
+    service.keep(Store::start(settings, tell_ledger)?, tell_ledger);
     Ok(())
 }
 
-/// The socket that launchd made for us, else one of our own making, which goes with the second value.
-fn listen(config: &Config, reach: ipc::Reach) -> Result<(UnixListener, Option<Listening>)> {
-    if let Some(listener) = ipc::launchd_listeners().context("launchd hands over no socket")?.pop() {
-        return Ok((listener, None));
+/// Where accounts are kept: as asked, else the system's place, else the user's own.
+fn state_dir(config: &Config) -> Option<PathBuf> {
+    config.state_dir.clone().or_else(config::state_dir)
+}
+
+/// What to say to root who starts it without a service manager.
+const BY_HAND: &str = "runs as root, by hand: it has given up what it can; `systemctl start wattspand` gives it a user of \
+                       its own";
+
+/// The sockets that the service manager made for us, else one of our own making, which goes with the second value.
+fn listen(config: &Config, reach: ipc::Reach) -> Result<(Vec<UnixListener>, Option<Listening>)> {
+    let mut listeners = activation_ffi::listeners()?;
+    listeners.extend(ipc::launchd_listeners().context("launchd hands over no socket")?);
+    if !listeners.is_empty() {
+        return Ok((listeners, None));
     }
     let (listener, listening) = ipc::bind(&place(config)?, reach)?;
-    Ok((listener, Some(listening)))
+    Ok((vec![listener], Some(listening)))
+}
+
+/// Where clients find these sockets.
+fn place_of(listeners: &[UnixListener]) -> String {
+    let path =
+        |listener: &UnixListener| Some(listener.local_addr().ok()?.as_pathname()?.display().to_string());
+    let paths: Vec<String> = listeners
+        .iter()
+        .map(|listener| path(listener).unwrap_or_else(|| "a socket without a path".into()))
+        .collect();
+    paths.join(", ")
+}
+
+/// Gives up what reading does not need.
+fn give_up(config: &Config, found: &Inventory, manager: &Manager) -> Confinement {
+    let root = rustix::process::geteuid().is_root();
+    let state_dir = state_dir(config).unwrap_or_default();
+    confine::confine(&Needs {
+        powercap: found.opened.iter().any(|opened| opened.name == "powercap"),
+        state_dir: &state_dir,
+        serves_others: root || manager.is_there(),
+        realtime_priority: sampler::REALTIME_PRIORITY.unsigned_abs().into(),
+    })
+}
+
+/// How the configuration is read again: the same files, under the same flags.
+fn reread(flags: Flags) -> Reread {
+    Box::new(move || {
+        let config = Config::load(&flags)?;
+        make_room(config.limits.connections + bus::DESCRIPTORS);
+        Ok(config)
+    })
 }
 
 /// Keeps what the sources say, at the full rate, in a file that `--replay` takes.
-fn record(file: &Path, service: &mut Service) -> Result<Recording> {
+fn record(file: &Path, out: std::io::Result<File>, service: &mut Service) -> Result<Recording> {
     let cannot = || format!("cannot record to {}", file.display());
     let feeds = service.record();
     let domains: Vec<Domain> = feeds.iter().flat_map(|feed| feed.domains.iter().cloned()).collect();
@@ -111,7 +169,7 @@ fn record(file: &Path, service: &mut Service) -> Result<Recording> {
         *first += feed.domains.len();
         Some(*first)
     }));
-    let out = File::create(file).with_context(cannot)?;
+    let out = out.with_context(cannot)?;
     let mut recorder = Recorder::new(out, &domains, false).with_context(cannot)?;
     let sink = move |ring: usize, sample: &Sample| {
         recorder.record(firsts[ring], sample.before_ns, sample.after_ns, &sample.readings)
@@ -121,7 +179,7 @@ fn record(file: &Path, service: &mut Service) -> Result<Recording> {
 
 fn finish(recording: Recording) -> Result<()> {
     let recorded = recording.finish().context("the recording failed")?;
-    tell(&format!("recorded {} samples, lost {}", recorded.kept, recorded.lost));
+    say(&RECORDED, &format!("recorded {} samples, lost {}", recorded.kept, recorded.lost));
     Ok(())
 }
 
@@ -138,12 +196,14 @@ fn make_room(connections: usize) {
     }
 }
 
-/// A stream that can be read once SIGTERM or SIGINT came.
-fn until_signalled() -> std::io::Result<UnixStream> {
-    let (stop, signalled) = UnixStream::pair()?;
-    signal_hook::low_level::pipe::register(libc::SIGTERM, signalled.try_clone()?)?;
-    signal_hook::low_level::pipe::register(libc::SIGINT, signalled)?;
-    Ok(stop)
+/// A stream that can be read once one of these signals came.
+fn when(signals: &[i32]) -> std::io::Result<UnixStream> {
+    let (heard, signalled) = UnixStream::pair()?;
+    heard.set_nonblocking(true)?;
+    for signal in signals {
+        signal_hook::low_level::pipe::register(*signal, signalled.try_clone()?)?;
+    }
+    Ok(heard)
 }
 
 /// There is something to measure, or the reasons why not.
@@ -175,9 +235,18 @@ fn is_own(directory: &Path) -> bool {
 }
 
 /// One line for the administrator.
-fn tell(line: &str) {
-    // Without anybody to tell it goes on; eprintln! would panic.
-    let _ = writeln!(std::io::stderr(), "wattspand: {line}");
+fn say(event: &'static Event, message: &str) {
+    tell(&Entry { event, message, fields: &[] });
+}
+
+/// What becomes of the ledger on disk.
+fn tell_ledger(message: &str) {
+    say(&LEDGER, message);
+}
+
+/// What becomes of the bus.
+fn tell_bus(message: &str) {
+    say(&BUS, message);
 }
 
 /// No source was found.
@@ -193,6 +262,9 @@ fn status(cause: &anyhow::Error) -> u8 {
     const NO_PERMISSION: u8 = 77;
     const CONFIGURATION: u8 = 78;
     if cause.is::<config::Wrong>() {
+        return CONFIGURATION;
+    }
+    if cause.is::<activation_ffi::NotASocket>() {
         return CONFIGURATION;
     }
     if cause.is::<NoSource>() {

@@ -16,6 +16,26 @@ pub mod energy;
 /// The monotonic clock and its hand-cranked twin.
 pub mod clock;
 
+/// What the daemon says, to the journal where that listens.
+pub mod journal;
+
+/// What the daemon tells its service manager.
+pub mod notify;
+
+/// Sockets that the service manager made.
+#[cfg(target_os = "linux")]
+pub mod activation_ffi;
+#[cfg(not(target_os = "linux"))]
+#[path = "activation_elsewhere.rs"]
+pub mod activation_ffi;
+
+/// Giving up privilege.
+#[cfg(target_os = "linux")]
+pub mod confine;
+#[cfg(not(target_os = "linux"))]
+#[path = "confine_elsewhere.rs"]
+pub mod confine;
+
 /// Settings: defaults, file, flags, checks.
 pub mod config;
 

@@ -276,23 +276,28 @@ fn a_daemon_without_descriptors_turns_the_newest_away_and_goes_on() {
 }
 
 #[test]
-fn descriptors_sent_along_are_thrown_away() {
+fn a_client_that_sends_descriptors_is_told_so_and_let_go() {
     let daemon = TestDaemon::on(STEADY);
-    let mut client = daemon.client();
     let held = || std::fs::read_dir(format!("/proc/{}/fd", daemon.pid().as_raw_nonzero())).unwrap().count();
-    client.call("GetInfo", json!({}));
+    // Only once it has answered has it opened all that it opens for itself.
+    daemon.client().call("GetInfo", json!({}));
     let before = held();
     let file = std::fs::File::open("/dev/null").unwrap();
     let descriptors = [file.as_fd(); 100];
     for _ in 0..5 {
+        let mut client = daemon.client();
+        client.call("GetInfo", json!({}));
         let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(100))];
         let mut ancillary = SendAncillaryBuffer::new(&mut space);
         assert!(ancillary.push(SendAncillaryMessage::ScmRights(&descriptors)));
         let bytes = message("GetInfo", json!({}), &[]);
         sendmsg(client.stream(), &[IoSlice::new(&bytes)], &mut ancillary, SendFlags::empty()).unwrap();
-        client.receive().unwrap();
+        let (name, parameters) = refusal(client.receive().unwrap());
+        assert_eq!((name.as_str(), &parameters["field"]), ("InvalidValue", &json!("descriptors")));
+        assert!(client.is_hung_up_on());
     }
-    assert_eq!(held(), before);
+    until("none of them is kept", || held() <= before);
+    assert_serves(&daemon);
 }
 
 #[test]

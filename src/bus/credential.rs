@@ -24,16 +24,18 @@ pub const BUS: &str = "org.freedesktop.DBus";
 /// The signal that tells of a name that has got or lost its owner.
 pub const OWNER_CHANGED: &str = "NameOwnerChanged";
 
-/// The user and the groups of whoever has this unique name.
-pub async fn of(bus: &Connection, name: &str) -> Result<Credentials, Denial> {
+/// The user, the groups and the process of whoever has this unique name; what the bus does not tell of the process costs
+/// only the part of a share that would be its.
+pub async fn of(bus: &Connection, name: &str) -> Result<(Credentials, Option<u32>), Denial> {
     let answer = ask(bus, "GetConnectionCredentials", name).await?;
     let body = answer.body();
     let told: ConnectionCredentials =
         body.deserialize().map_err(|why| Denial::unknown_caller(&why.to_string()))?;
     let uid = told.unix_user_id().ok_or_else(|| Denial::unknown_caller("it names no user"))?;
+    let pid = told.process_id();
     // A bus that names no groups gives the least access that the user alone has.
     let groups = told.into_unix_group_ids().unwrap_or_default();
-    Ok(Credentials { uid, gid: NO_GROUP, groups })
+    Ok((Credentials { uid, gid: NO_GROUP, groups }, pid))
 }
 
 /// The daemon's own.

@@ -48,8 +48,8 @@ pub async fn host(desk: Arc<Desk>, name: String, mut calls: mpsc::Receiver<Call>
 }
 
 async fn admit(desk: &Desk, name: &str) -> Result<UnixStream, Denial> {
-    let credentials = credential::of(&desk.bus, name).await?;
-    let stream = desk.usher.bring(credentials).and_then(line::connected);
+    let (credentials, pid) = credential::of(&desk.bus, name).await?;
+    let stream = desk.usher.bring(credentials, pid).and_then(line::connected);
     stream.map_err(|_| Denial::gone())
 }
 

@@ -21,7 +21,7 @@ const LOOK: Duration = Duration::from_secs(2);
 
 /// Tells changes until the service ends.
 pub async fn tell(desk: Arc<Desk>) {
-    let Ok(mut line) = desk.usher.bring(credential::own()).and_then(Line::over) else { return };
+    let Ok(mut line) = desk.usher.bring(credential::own(), None).and_then(Line::over) else { return };
     let mut known = None;
     while let Ok(info) = line.ask(GetInfo::NAME).await {
         let now = states(&info);

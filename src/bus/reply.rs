@@ -134,7 +134,7 @@ async fn reload_by_consent(desk: Arc<Desk>, call: Arc<Call>) {
     if let Err(why) = consent::ask(&desk.bus, caller.as_str(), interactive).await {
         return desk.deny(&call.message, &Denial::unauthorized(&why)).await;
     }
-    let own = desk.usher.bring(credential::own()).and_then(Line::over);
+    let own = desk.usher.bring(credential::own(), None).and_then(Line::over);
     let answer = match own {
         Ok(mut own) => own.ask(RELOAD).await,
         Err(_) => Err(Denial::gone()),

@@ -20,6 +20,7 @@ use super::report::grade;
 use super::table::{Table, figures, words};
 use super::terminal::{Terminal, Tone, printable, wrap};
 use super::tick::Ticks;
+use crate::confine::Confinement;
 use crate::energy::{Kind, Liveness};
 use crate::protocol::{Access, DomainStatus, Info, Keeping, SamplerStatus};
 
@@ -90,6 +91,11 @@ fn shown(meter: &Named, info: &Info, terminal: Terminal) -> String {
     let heading = format!("wattspan {}: {where_from}", info.version);
     for text in [heading, format!("your access: {}", allowed(info.access))] {
         wrap(&text, terminal.width).iter().for_each(|line| out.extend([line, "\n"]));
+    }
+    if let Some(confinement) = &info.confinement {
+        wrap(&printable(&confined(confinement)), terminal.width)
+            .iter()
+            .for_each(|line| out.extend([line, "\n"]));
     }
     out.push('\n');
     if info.domains.is_empty() {
@@ -261,6 +267,26 @@ fn state(liveness: Liveness, terminal: Terminal) -> String {
         Liveness::Stuck => terminal.paint(Tone::Doubt, "stuck"),
         Liveness::Lost => terminal.paint(Tone::Doubt, "lost"),
     }
+}
+
+/// What the daemon could do with its privilege, had somebody taken it over.
+fn confined(to: &Confinement) -> String {
+    let capabilities = match to.capabilities.as_slice() {
+        [] => "no capability".to_owned(),
+        kept => kept.join(", "),
+    };
+    let says = |so: bool, yes: &'static str, no: &'static str| if so { yes } else { no };
+    let refuses = match to.refused_system_calls.as_slice() {
+        [] => String::new(),
+        calls => format!("; it refuses itself {}", calls.join(", ")),
+    };
+    format!(
+        "the daemon runs as user {} with {capabilities}, {}, {}, {}{refuses}",
+        to.uid,
+        says(to.no_new_privileges, "cannot gain more", "could gain more by starting a setuid program"),
+        says(to.dumpable, "open to debuggers of its user", "closed to debuggers"),
+        says(to.system_calls_filtered, "its system calls filtered", "every system call allowed"),
+    )
 }
 
 fn allowed(access: Access) -> &'static str {

@@ -13,6 +13,7 @@ mod proxy;
 mod quantity;
 mod reach;
 mod read;
+mod reload;
 mod repeat;
 mod report;
 mod run;
@@ -81,6 +82,8 @@ pub enum Verb {
     Balance,
     /// Stand before an inference server, and tell the energy of each request
     Proxy(proxy::Arguments),
+    /// Have the daemon read its configuration again; changes nothing where that is broken
+    Reload,
     /// Write shell completions or manual pages
     #[command(hide = true)]
     Generate(generate::Arguments),
@@ -108,6 +111,7 @@ fn perform(arguments: Arguments) -> Result<u8, Trouble> {
         Verb::Spans(spans) => spans::spans(meter, &spans),
         Verb::Balance => balance::balance(meter),
         Verb::Proxy(proxy) => proxy::proxy(meter, &proxy),
+        Verb::Reload => reload::reload(meter),
         Verb::Generate(what) => generate::generate(&what),
     }
 }

@@ -10,11 +10,13 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 mod bus;
+mod change;
 mod flags;
 mod place;
 mod section;
 
 pub use bus::Bus;
+pub use change::Change;
 pub use flags::Flags;
 pub use place::{listening_places, socket_places, state_dir};
 pub use section::{Disk, Groups, Limits, Source, Sync};

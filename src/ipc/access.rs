@@ -18,6 +18,7 @@ pub fn needs(method: MethodName) -> Access {
         M::GetSpan | M::ListSpans | M::WatchSpans => Access::Coarse,
         M::GetBalance => Access::Span,
         M::WatchDomains | M::ReadWindow => Access::Telemetry,
+        M::Reload => Access::Admin,
     }
 }
 

@@ -17,6 +17,8 @@ pub struct Arrival {
     pub stream: UnixStream,
     /// Who is at the other end, as the other door's transport says.
     pub credentials: Credentials,
+    /// Its process, where that transport tells.
+    pub pid: Option<u32>,
 }
 
 /// The other door's side.
@@ -50,10 +52,10 @@ impl Usher {
     ///
     /// # Errors
     /// The system gives no pair of sockets, or the service has ended.
-    pub fn bring(&self, credentials: Credentials) -> io::Result<UnixStream> {
+    pub fn bring(&self, credentials: Credentials, pid: Option<u32>) -> io::Result<UnixStream> {
         let (theirs, stream) = UnixStream::pair()?;
         let ended = |_| io::Error::from(io::ErrorKind::NotConnected);
-        self.queue.send(Arrival { stream, credentials }).map_err(ended)?;
+        self.queue.send(Arrival { stream, credentials, pid }).map_err(ended)?;
         // A bell that is full rings already.
         let _ = (&self.bell).write(&[1]);
         Ok(theirs)
@@ -91,7 +93,7 @@ mod tests {
     fn who_is_brought_arrives_with_its_credentials_and_a_wire_to_it() {
         let (usher, arrivals) = usher().unwrap();
         assert!(arrivals.take().unwrap().is_empty());
-        let mut theirs = usher.bring(somebody()).unwrap();
+        let mut theirs = usher.bring(somebody(), None).unwrap();
         let mut arrived = arrivals.take().unwrap().pop().unwrap();
         assert_eq!(arrived.credentials, somebody());
         arrived.stream.write_all(b"x").unwrap();
@@ -107,14 +109,14 @@ mod tests {
         assert!(arrivals.take().is_none());
         let (usher, arrivals) = super::usher().unwrap();
         drop(arrivals);
-        assert!(usher.bring(somebody()).is_err());
+        assert!(usher.bring(somebody(), None).is_err());
     }
 
     #[test]
     fn a_bell_nobody_hears_does_not_hold_the_ringer_up() {
         let (usher, arrivals) = usher().unwrap();
         for _ in 0..300 {
-            drop(usher.bring(somebody()).unwrap());
+            drop(usher.bring(somebody(), None).unwrap());
         }
         assert_eq!(arrivals.take().unwrap().len(), 300);
     }

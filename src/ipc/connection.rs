@@ -4,19 +4,21 @@
 //! memory: at most one message and the unread answers up to their cap. A client that does not read is not read from;
 //! one that makes no progress is given up. Invariant: `rest` holds no whole message unless the client is stalled.
 
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::os::unix::net::UnixStream;
 
 use polling::Event;
 
-use super::access::Peer;
+use super::access::{Peer, Policy};
 use super::exchange::{Outcome, Stream, exchange};
+pub use super::fate::Fate;
+use super::hearing::{Heard, hear};
+use super::identity::Identity;
 use super::outbox::Outbox;
 use super::readiness_ffi::Watched;
 use super::service::{Caller, Service};
 use super::ticket::{ConnectionId, Ticket};
 use crate::protocol::{END, Refusal};
-use crate::usage::Origin;
 
 /// Most answers of one client that may be awaited at a time.
 const MOST_AWAITED: usize = 4096;
@@ -30,22 +32,12 @@ const TURN_NS: u64 = 1_000_000;
 /// Answers of a stream are gathered up to so many bytes before they are sent.
 const GATHERED: usize = 16 * 1024;
 
-/// Whether a connection goes on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Fate {
-    /// It does.
-    Stays,
-    /// It is over; drop it.
-    Over,
-}
-
 /// A connected client.
 pub struct Connection {
     socket: Watched<UnixStream>,
     key: usize,
     id: ConnectionId,
-    peer: Peer,
-    origin: Option<Origin>,
+    who: Identity,
     rest: Vec<u8>,
     scanned: usize,
     outbox: Outbox,
@@ -65,19 +57,12 @@ pub struct Connection {
 
 impl Connection {
     /// A client that has just connected; `key` is its place in the poller.
-    pub fn new(
-        socket: Watched<UnixStream>,
-        key: usize,
-        id: ConnectionId,
-        peer: Peer,
-        origin: Option<Origin>,
-    ) -> Self {
+    pub fn new(socket: Watched<UnixStream>, key: usize, id: ConnectionId, who: Identity) -> Self {
         Self {
             socket,
             key,
             id,
-            peer,
-            origin,
+            who,
             rest: Vec::new(),
             scanned: 0,
             outbox: Outbox::default(),
@@ -98,7 +83,12 @@ impl Connection {
 
     /// Who is there.
     pub fn peer(&self) -> &Peer {
-        &self.peer
+        &self.who.peer
+    }
+
+    /// Judges the peer by another rule; whether it may do something else now.
+    pub fn rejudge(&mut self, policy: &Policy) -> bool {
+        self.who.rejudge(policy)
     }
 
     /// What it watches.
@@ -121,7 +111,15 @@ impl Connection {
 
     /// Reads once, so that no client has more of a turn than a buffer's worth, and handles what is whole.
     fn receive(&mut self, scratch: &mut [u8], service: &mut Service) -> Fate {
-        match (&*self.socket).read(scratch) {
+        let read = match hear(&self.socket, scratch) {
+            Ok(Heard { descriptors: true, .. }) => {
+                let reason = "are not taken here; send messages only".to_owned();
+                self.refuse(&Refusal::InvalidValue { field: "descriptors".into(), reason });
+                return Fate::Stays;
+            }
+            heard => heard.map(|heard| heard.length),
+        };
+        match read {
             Ok(0) => self.ended(service),
             Ok(length) if self.rest.is_empty() => {
                 let used = self.handle(&scratch[..length], service);
@@ -198,7 +196,7 @@ impl Connection {
             return self.refuse(&Refusal::InvalidValue { field: "message".into(), reason });
         }
         let ticket = Ticket { connection: self.id, slot: self.outbox.next_slot() };
-        let caller = Caller { peer: self.peer, ticket, origin: self.origin };
+        let caller = Caller { peer: self.who.peer, ticket, origin: self.who.origin };
         let out = self.outbox.tail();
         let before = out.len();
         let outcome = exchange(service, &caller, message, out);

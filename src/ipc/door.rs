@@ -4,48 +4,31 @@
 //! each client (one buffer of input), so that none can keep the others waiting. Sleeps until somebody says something
 //! or the service has something due: idle costs nothing.
 
-use std::io;
+use std::io::{self, Read};
 use std::os::fd::AsFd;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::Duration;
 
 use polling::{Event, Events, Poller};
 
-use super::access::Peer;
-use super::arrival::Arrivals;
 use super::audience::Audience;
-use super::coarse;
 use super::connection::{Connection, Fate};
+use super::doors::Doors;
 use super::exchange::Stream;
-use super::gate::Gate;
+use super::gate::{Admitted, Gate};
+use super::identity::Identity;
 use super::peer;
 use super::readiness_ffi::Watched;
 use super::seat::Seats;
 use super::service::{Final, Service};
-use super::ticket::Ticket;
-use super::told;
-use crate::ledger::account::Account;
-use crate::protocol::{Access, Refusal, Reply};
-
-/// Where clients come from, and what ends the service.
-#[derive(Debug, Default)]
-pub struct Doors {
-    /// New clients, if any come.
-    pub listener: Option<UnixListener>,
-    /// Clients of another door of this daemon, beside those of the listener.
-    pub arrivals: Option<Arrivals>,
-    /// Clients that are connected already: ends of pairs made by this very process, trusted as itself.
-    pub connections: Vec<UnixStream>,
-    /// Serving ends when something can be read here, the end of the stream included. Without it, and without a
-    /// listener, it ends with the last client.
-    pub stop: Option<UnixStream>,
-}
+use crate::protocol::{Access, Refusal};
 
 const LISTENER: usize = 0;
 const STOP: usize = 1;
 const ARRIVALS: usize = 2;
-const FIRST_CONNECTION: usize = 3;
+const RELOAD: usize = 3;
+const FIRST_CONNECTION: usize = 4;
 
 /// What one client's turn may read.
 const SCRATCH_BYTES: usize = 64 * 1024;
@@ -57,6 +40,7 @@ const FAREWELL_NS: u64 = 200_000_000;
 pub fn serve(service: Service, doors: Doors) -> io::Result<()> {
     let mut door = Door::new(service, doors)?;
     let mut events = Events::new();
+    door.service.say_ready();
     while !door.is_done() {
         door.turn(&mut events)?;
     }
@@ -66,20 +50,21 @@ pub fn serve(service: Service, doors: Doors) -> io::Result<()> {
 /// How often clients that make no progress are looked for.
 const SWEEP_NS: u64 = 500_000_000;
 
-struct Door {
-    service: Service,
-    poller: Arc<Poller>,
-    gate: Option<Gate>,
-    stop: Option<Watched<UnixStream>>,
-    stopping: bool,
-    seats: Seats,
-    audience: Audience,
+pub(super) struct Door {
+    pub(super) service: Service,
+    pub(super) poller: Arc<Poller>,
+    pub(super) gate: Option<Gate>,
+    pub(super) stop: Option<Watched<UnixStream>>,
+    pub(super) reload: Option<Watched<UnixStream>>,
+    pub(super) stopping: bool,
+    pub(super) seats: Seats,
+    pub(super) audience: Audience,
     /// Places of those whose turn ended before their messages did.
-    yielded: Vec<usize>,
-    scratch: Vec<u8>,
-    finals: Vec<Final>,
-    pump_at_ns: u64,
-    sweep_at_ns: u64,
+    pub(super) yielded: Vec<usize>,
+    pub(super) scratch: Vec<u8>,
+    pub(super) finals: Vec<Final>,
+    pub(super) pump_at_ns: u64,
+    pub(super) sweep_at_ns: u64,
 }
 
 impl Door {
@@ -89,12 +74,14 @@ impl Door {
         let waker = Arc::clone(&poller);
         service.set_waker(move || drop(waker.notify()));
         let beside = doors.arrivals.map(|arrivals| (ARRIVALS, arrivals));
-        let gate =
-            doors.listener.map(|listener| Gate::new(&poller, LISTENER, listener, beside, policy, limits));
+        let listeners = Some(doors.listeners).filter(|listeners| !listeners.is_empty());
+        let gate = listeners.map(|sockets| Gate::new(&poller, LISTENER, sockets, beside, policy, limits));
         let stop = doors.stop.map(|stop| Watched::new(&poller, stop, Event::readable(STOP)));
+        let reload = doors.reload.map(|reload| Watched::new(&poller, reload, Event::readable(RELOAD)));
         let mut door = Self {
             gate: gate.transpose()?,
             stop: stop.transpose()?,
+            reload: reload.transpose()?,
             stopping: false,
             poller,
             seats: Seats::default(),
@@ -108,8 +95,8 @@ impl Door {
         };
         for stream in doors.connections {
             stream.set_nonblocking(true)?;
-            let ourselves = policy.ourselves();
-            door.seat(stream, ourselves)?;
+            let (credentials, pid) = (peer::credentials(stream.as_fd())?, peer::process(stream.as_fd()));
+            door.seat(Admitted { stream, peer: policy.ourselves(), credentials, pid })?;
         }
         Ok(door)
     }
@@ -131,6 +118,7 @@ impl Door {
             match event.key {
                 LISTENER | ARRIVALS => self.admit(),
                 STOP => self.stopping = true,
+                RELOAD => self.reload(),
                 key => self.serve_one(key - FIRST_CONNECTION, &event),
             }
         }
@@ -141,7 +129,11 @@ impl Door {
                 self.after_turn(place, watched, fate);
             }
         }
+        if self.service.take_renewed() {
+            self.renew();
+        }
         let now_ns = self.service.now_ns();
+        self.service.beat(now_ns);
         if now_ns >= self.pump_at_ns || self.service.has_news() {
             self.pump();
         }
@@ -154,14 +146,18 @@ impl Door {
 
     fn wake_at_ns(&self) -> u64 {
         let resume = self.gate.as_ref().and_then(Gate::resume_at_ns);
-        [self.audience.due_ns(), resume].into_iter().flatten().fold(self.pump_at_ns, u64::min)
+        [self.audience.due_ns(), resume, self.service.beat_at_ns()]
+            .into_iter()
+            .flatten()
+            .fold(self.pump_at_ns, u64::min)
     }
 
     fn admit(&mut self) {
         let now_ns = self.service.now_ns();
         let admitted = self.gate.as_mut().map_or_else(Vec::new, |gate| gate.admit(now_ns));
-        for (stream, peer) in admitted {
-            let seated = self.seat(stream, peer);
+        for admitted in admitted {
+            let peer = admitted.peer;
+            let seated = self.seat(admitted);
             if let (Err(_), Some(gate)) = (seated, &mut self.gate) {
                 // The poller could not take it: the socket is closed, and its place is given back.
                 gate.left(&peer);
@@ -169,16 +165,34 @@ impl Door {
         }
     }
 
+    /// A signal asked for it; however many did, once is enough. What became of it is in the log.
+    fn reload(&mut self) {
+        let Some(reload) = &self.reload else { return };
+        match (&**reload).read(&mut self.scratch) {
+            Ok(0) => self.reload = None,
+            _ => drop(self.service.reload()),
+        }
+    }
+
+    /// Other limits and another rule hold, for those who are here already too; who watches and may no longer is let go.
+    fn renew(&mut self) {
+        let (policy, limits) = (*self.service.policy(), self.service.limits().clone());
+        self.gate.iter_mut().for_each(|gate| gate.renew(policy, limits.clone()));
+        for place in self.seats.rejudge(&policy) {
+            self.conclude(place, Fate::Over);
+        }
+    }
+
     /// Gives a client its place.
-    fn seat(&mut self, stream: UnixStream, peer: Peer) -> io::Result<()> {
+    fn seat(&mut self, admitted: Admitted) -> io::Result<()> {
         let poller = &self.poller;
+        let Admitted { stream, peer, credentials, pid } = admitted;
         // Now, so that a later process of the same number is not taken for it.
-        let pid = peer::process(stream.as_fd()).filter(|_| peer.access >= Access::Coarse);
-        let origin = self.service.origin_of(pid);
+        let origin = self.service.origin_of(pid.filter(|_| peer.access >= Access::Coarse));
         self.seats.seat(|place, id| {
             let key = place + FIRST_CONNECTION;
             let socket = Watched::new(poller, stream, Event::readable(key))?;
-            Ok(Connection::new(socket, key, id, peer, origin))
+            Ok(Connection::new(socket, key, id, Identity { peer, credentials, origin }))
         })
     }
 
@@ -190,7 +204,7 @@ impl Door {
     }
 
     /// What a client's turn means for the next ones.
-    fn after_turn(&mut self, place: usize, watched: bool, mut fate: Fate) {
+    pub(super) fn after_turn(&mut self, place: usize, watched: bool, mut fate: Fate) {
         let Some(connection) = self.seats.at(place) else { return };
         if connection.has_yielded() && !self.yielded.contains(&place) {
             self.yielded.push(place);
@@ -220,7 +234,7 @@ impl Door {
     }
 
     /// Lets a connection go that is over, or that no longer watches what it watched.
-    fn conclude(&mut self, place: usize, fate: Fate) {
+    pub(super) fn conclude(&mut self, place: usize, fate: Fate) {
         let Some(connection) = self.seats.at(place) else { return };
         let (id, peer) = (connection.id(), *connection.peer());
         let watches = connection.stream().is_some() && fate == Fate::Stays;
@@ -236,89 +250,18 @@ impl Door {
         }
     }
 
-    /// Takes in readings and hands out what became final.
-    fn pump(&mut self) {
-        let mut finals = std::mem::take(&mut self.finals);
-        self.service.pump(&mut finals);
-        for Final { account, ticket } in finals.drain(..) {
-            self.tell_span(&account);
-            if let Some(ticket) = ticket {
-                self.answer(ticket, &account);
-            }
-        }
-        for (ticket, answer) in self.service.take_replies() {
-            self.fill(ticket, &answer, true);
-        }
-        for place in self.audience.of_spans() {
-            self.progress(place);
-        }
-        finals.shrink_to(1024);
-        self.finals = finals;
-        self.pump_at_ns = self.service.next_pump_ns(self.service.now_ns());
-    }
-
-    fn progress(&mut self, place: usize) {
-        let Some(connection) = self.seats.at(place) else { return };
-        let watched = connection.stream().is_some();
-        let fate = connection.progress(&mut self.service);
-        self.after_turn(place, watched, fate);
-    }
-
-    fn answer(&mut self, ticket: Ticket, account: &Account) {
-        self.fill(ticket, &told::once(account), false);
-    }
-
-    fn fill(&mut self, ticket: Ticket, answer: &[u8], asked: bool) {
-        let Some(place) = self.seats.place_of(ticket.connection) else { return };
-        let Some(connection) = self.seats.at(place) else { return };
-        connection.fill(ticket.slot, answer, asked);
-        self.progress(place);
-    }
-
-    fn tell_span(&mut self, account: &Account) {
-        let places = self.audience.of_span(account.uid, coarse::fits(account));
-        if !places.is_empty() {
-            self.tell(&told::again(account), &places);
-        }
-    }
-
-    fn tell_domains(&mut self, now_ns: u64) {
-        let places = self.audience.take_due(now_ns);
-        if !places.is_empty() {
-            let mut answer = Vec::new();
-            Reply::one_of_many(self.service.tick()).write(&mut answer);
-            self.tell(&answer, &places);
-            places.into_iter().for_each(|place| self.progress(place));
-        }
-    }
-
-    /// One more answer for those who watch; sent with the next progress.
-    fn tell(&mut self, answer: &[u8], places: &[usize]) {
-        let most_unread = self.service.limits().unread_bytes;
-        for &place in places {
-            let Some(connection) = self.seats.at(place) else { continue };
-            let fate = connection.push(answer, most_unread);
-            self.conclude(place, fate);
-        }
-    }
-
     /// Gives up clients that make no progress, and memory that they no longer need.
     fn sweep(&mut self, now_ns: u64) {
         self.sweep_at_ns = now_ns + SWEEP_NS;
-        let stall_ns = (self.service.limits().stall_s * 1e9) as u64;
-        for place in self.seats.places() {
-            let Some(connection) = self.seats.at(place) else { continue };
-            connection.trim();
-            if connection.is_stuck(now_ns, stall_ns) {
-                self.conclude(place, Fate::Over);
-            }
+        for place in self.seats.sweep(now_ns, (self.service.limits().stall_s * 1e9) as u64) {
+            self.conclude(place, Fate::Over);
         }
     }
 
     /// Nobody new comes in; who waits for a final account gets it if it comes soon, else the account so far.
     fn farewell(&mut self, events: &mut Events) -> io::Result<()> {
-        self.gate = None;
-        self.stop = None;
+        self.service.say_stopping();
+        (self.gate, self.stop, self.reload) = (None, None, None);
         let end_ns = self.service.now_ns() + FAREWELL_NS;
         while self.service.waiting() > 0 && self.service.now_ns() < end_ns {
             self.turn(events)?;

@@ -8,7 +8,7 @@ use serde_json::value::RawValue;
 
 use crate::protocol::{
     self, CancelSpan, CloseSpan, Description, Done, GetBalance, GetInfo, GetInterfaceDescription,
-    GetServiceInfo, GetSpan, Incoming, Method, MethodName, Refusal, Reply, ServiceInfo, SpanAccount,
+    GetServiceInfo, GetSpan, Incoming, Method, MethodName, Refusal, Reload, Reply, ServiceInfo, SpanAccount,
     WatchDomains, WatchSpans,
 };
 
@@ -102,6 +102,10 @@ fn route(
         MethodName::CancelSpan => {
             service.cancel(&caller.peer, &parameters::<CancelSpan>(call)?.span)?;
             reply(out, &Done {});
+        }
+        MethodName::Reload => {
+            parameters::<Reload>(call)?;
+            reply(out, &service.reload()?);
         }
         MethodName::WatchSpans => {
             parameters::<WatchSpans>(call)?;

@@ -7,6 +7,7 @@
 use std::time::{Duration, Instant};
 
 use crate::energy::{Domain, Kind, Liveness, Reading};
+use crate::journal::{self, Entry, Tell};
 use crate::ledger::{self, Ledger, Opening};
 use crate::protocol::{DomainStatus, SamplerStatus, Window};
 use crate::ring::{Reader, Sample};
@@ -28,7 +29,7 @@ pub struct Feeds {
     feeds: Vec<Feed>,
     domains: Vec<Metered>,
     reviewed_ns: Option<u64>,
-    tell: fn(&str),
+    tell: Tell,
 }
 
 struct Feed {
@@ -71,7 +72,7 @@ struct Metered {
 
 impl Feeds {
     /// Over these samplers; `tell` is told of each change of a domain's state, in words for the administrator.
-    pub fn new(samplers: Vec<Sampler>, tell: fn(&str)) -> Self {
+    pub fn new(samplers: Vec<Sampler>, tell: Tell) -> Self {
         let (mut feeds, mut domains) = (Vec::new(), Vec::new());
         for sampler in samplers {
             let from = sampler.feed();
@@ -128,6 +129,16 @@ impl Feeds {
         self.feeds.iter().for_each(|feed| feed.sampler.demand(fast));
     }
 
+    /// Other rates from now on.
+    pub fn set_rates(&self, settings: &sampler::Settings) {
+        self.feeds.iter().for_each(|feed| feed.sampler.set_rates(settings));
+    }
+
+    /// For how long the sampler that is worst off has made no progress.
+    pub fn overdue_ns(&self, now_ns: u64) -> u64 {
+        self.feeds.iter().map(|feed| feed.sampler.overdue_ns(now_ns)).max().unwrap_or(0)
+    }
+
     /// The samplers' own ends, for whoever keeps all readings.
     pub fn sources(&self) -> Vec<sampler::Feed> {
         self.feeds.iter().map(|feed| feed.sampler.feed()).collect()
@@ -175,12 +186,18 @@ impl Feeds {
     }
 
     fn announce(&self, at: usize, liveness: &(Liveness, Option<String>)) {
-        let name = &self.domains[at].domain.name;
+        let Domain { name, source, .. } = &self.domains[at].domain;
+        let fields = [("WATTSPAN_DOMAIN", name.as_str()), ("WATTSPAN_SOURCE", source.as_str())];
         match liveness {
-            (Liveness::Live, _) => (self.tell)(&format!("domain {name} is live")),
+            (Liveness::Live, _) => {
+                let message = format!("domain {name} is live");
+                (self.tell)(&Entry { event: &journal::LIVE, message: &message, fields: &fields });
+            }
             (_, reason) => {
                 let reason = reason.as_deref().unwrap_or("for a reason unknown");
-                (self.tell)(&format!("domain {name} is not live: {reason}"));
+                let message = format!("domain {name} is not live: {reason}");
+                let fields = [fields[0], fields[1], ("WATTSPAN_REASON", reason)];
+                (self.tell)(&Entry { event: &journal::NOT_LIVE, message: &message, fields: &fields });
             }
         }
     }

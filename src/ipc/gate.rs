@@ -26,9 +26,22 @@ const MOST_A_TURN: usize = 32;
 /// How long nobody is accepted after the system had no descriptor even for the reserve.
 const PAUSE_NS: u64 = 100_000_000;
 
+/// Somebody who may come in.
+#[derive(Debug)]
+pub struct Admitted {
+    /// The connection.
+    pub stream: UnixStream,
+    /// What it may do.
+    pub peer: Peer,
+    /// By what it was judged, as its transport states it; another rule judges by the same.
+    pub credentials: Credentials,
+    /// Its process, where the transport tells.
+    pub pid: Option<u32>,
+}
+
 /// The gate.
 pub struct Gate {
-    listener: Watched<UnixListener>,
+    listeners: Vec<Watched<UnixListener>>,
     /// Those whom another door brings, and the bell that says so.
     beside: Option<(Arrivals, Watched<UnixStream>)>,
     key: usize,
@@ -41,17 +54,20 @@ pub struct Gate {
 }
 
 impl Gate {
-    /// Watches the listener under `key`, and under a key of its own the bell of those whom another door brings.
+    /// Watches the listeners, all under `key`, and under a key of its own the bell of those whom another door brings.
     pub fn new(
         poller: &Arc<Poller>,
         key: usize,
-        listener: UnixListener,
+        listeners: Vec<UnixListener>,
         beside: Option<(usize, Arrivals)>,
         policy: Policy,
         limits: Limits,
     ) -> io::Result<Self> {
-        listener.set_nonblocking(true)?;
-        let listener = Watched::new(poller, listener, Event::readable(key))?;
+        let watch = |listener: UnixListener| {
+            listener.set_nonblocking(true)?;
+            Watched::new(poller, listener, Event::readable(key))
+        };
+        let listeners = listeners.into_iter().map(watch).collect::<io::Result<_>>()?;
         let (present, of_user) = (0, HashMap::new());
         let (reserve, resume_at_ns) = (spare(), None);
         let watch = |(key, arrivals): (usize, Arrivals)| {
@@ -59,34 +75,25 @@ impl Gate {
             io::Result::Ok((arrivals, bell))
         };
         let beside = beside.map(watch).transpose()?;
-        Ok(Self { listener, beside, key, reserve, resume_at_ns, policy, limits, present, of_user })
+        Ok(Self { listeners, beside, key, reserve, resume_at_ns, policy, limits, present, of_user })
     }
 
     /// Accepts who is waiting, as many as one turn allows.
-    pub fn admit(&mut self, now_ns: u64) -> Vec<(UnixStream, Peer)> {
+    pub fn admit(&mut self, now_ns: u64) -> Vec<Admitted> {
         let mut admitted = self.admit_beside();
-        for _ in 0..MOST_A_TURN {
-            match self.listener.accept() {
-                Ok((stream, _)) => admitted.extend(self.examine(stream)),
-                Err(cause) if no_descriptor(&cause) => {
-                    self.shed(now_ns);
-                    break;
-                }
-                // A client that gave up while it waited is no reason to stop.
-                Err(cause) if cause.kind() == io::ErrorKind::ConnectionAborted => {}
-                Err(_) => break,
-            }
+        for at in 0..self.listeners.len() {
+            self.admit_at(at, now_ns, &mut admitted);
         }
         admitted
     }
 
     /// Lets in whom another door has brought, by the same rule.
-    fn admit_beside(&mut self) -> Vec<(UnixStream, Peer)> {
+    fn admit_beside(&mut self) -> Vec<Admitted> {
         let Some((arrivals, _)) = &self.beside else { return Vec::new() };
         match arrivals.take() {
             Some(arrived) => arrived
                 .into_iter()
-                .filter_map(|arrival| self.welcome(arrival.stream, &arrival.credentials))
+                .filter_map(|arrival| self.welcome(arrival.stream, arrival.credentials, arrival.pid))
                 .collect(),
             None => {
                 self.beside = None;
@@ -95,14 +102,37 @@ impl Gate {
         }
     }
 
-    fn examine(&mut self, stream: UnixStream) -> Option<(UnixStream, Peer)> {
-        let credentials = peer::credentials(stream.as_fd()).ok()?;
-        self.welcome(stream, &credentials)
+    fn admit_at(&mut self, at: usize, now_ns: u64, admitted: &mut Vec<Admitted>) {
+        for _ in 0..MOST_A_TURN {
+            match self.listeners[at].accept() {
+                Ok((stream, _)) => admitted.extend(self.examine(stream)),
+                Err(cause) if no_descriptor(&cause) => return self.shed(at, now_ns),
+                // A client that gave up while it waited is no reason to stop.
+                Err(cause) if cause.kind() == io::ErrorKind::ConnectionAborted => {}
+                Err(_) => return,
+            }
+        }
     }
 
-    fn welcome(&mut self, stream: UnixStream, credentials: &Credentials) -> Option<(UnixStream, Peer)> {
+    /// Other limits, and another rule, for whoever comes from now on.
+    pub fn renew(&mut self, policy: Policy, limits: Limits) {
+        (self.policy, self.limits) = (policy, limits);
+    }
+
+    fn examine(&mut self, stream: UnixStream) -> Option<Admitted> {
+        let credentials = peer::credentials(stream.as_fd()).ok()?;
+        let pid = peer::process(stream.as_fd());
+        self.welcome(stream, credentials, pid)
+    }
+
+    fn welcome(
+        &mut self,
+        stream: UnixStream,
+        credentials: Credentials,
+        pid: Option<u32>,
+    ) -> Option<Admitted> {
         stream.set_nonblocking(true).ok()?;
-        let peer = self.policy.judge(credentials);
+        let peer = self.policy.judge(&credentials);
         let theirs = self.of_user.get(&peer.uid).copied().unwrap_or(0);
         let most = self.limits.connections_per_user;
         if !peer.unlimited && theirs >= most {
@@ -115,7 +145,7 @@ impl Gate {
         }
         self.present += 1;
         self.of_user.insert(peer.uid, theirs + 1);
-        Some((stream, peer))
+        Some(Admitted { stream, peer, credentials, pid })
     }
 
     /// A connection that was admitted is gone.
@@ -130,9 +160,9 @@ impl Gate {
     }
 
     /// No descriptor is left: takes the reserve to turn the newest away, so that the queue does not wake us for ever.
-    fn shed(&mut self, now_ns: u64) {
+    fn shed(&mut self, at: usize, now_ns: u64) {
         if self.reserve.take().is_some()
-            && let Ok((stream, _)) = self.listener.accept()
+            && let Ok((stream, _)) = self.listeners[at].accept()
         {
             let _ = stream.set_nonblocking(true);
             refuse(&stream, "descriptors of the daemon", self.present);
@@ -141,7 +171,7 @@ impl Gate {
         if self.reserve.is_none() {
             self.resume_at_ns = Some(now_ns + PAUSE_NS);
             // Where even this fails the poller wakes us at once and the turn comes here again: slow, not wrong.
-            let _ = self.listener.watch(Event::none(self.key));
+            let _ = self.watch(Event::none(self.key));
         }
     }
 
@@ -155,9 +185,13 @@ impl Gate {
         if self.resume_at_ns.is_some_and(|at_ns| at_ns <= now_ns) {
             self.resume_at_ns = None;
             self.reserve = spare();
-            self.listener.watch(Event::readable(self.key))?;
+            self.watch(Event::readable(self.key))?;
         }
         Ok(())
+    }
+
+    fn watch(&mut self, interest: Event) -> io::Result<()> {
+        self.listeners.iter_mut().try_for_each(|listener| listener.watch(interest))
     }
 }
 

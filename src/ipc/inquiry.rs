@@ -37,6 +37,7 @@ impl Service {
             absent: self.absent.clone(),
             samplers: self.feeds.samplers(),
             keeping: self.keeping(),
+            confinement: self.confinement.clone(),
             access: peer.access,
         }
     }

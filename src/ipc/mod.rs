@@ -20,12 +20,17 @@ mod coarse;
 mod coarse_spans;
 mod connection;
 mod door;
+mod doors;
 mod exchange;
+mod fate;
 mod feed;
 mod gate;
 mod gpu_share;
 mod group_ffi;
+mod handing;
+mod hearing;
 mod history;
+mod identity;
 mod inquiry;
 mod keeping;
 mod life;
@@ -42,6 +47,7 @@ mod subject;
 mod ticket;
 mod token;
 mod told;
+mod upkeep;
 
 #[cfg(target_os = "linux")]
 mod so_peercred_ffi;
@@ -64,8 +70,10 @@ mod launchd_ffi;
 
 pub use access::{Credentials, Policy, Reach};
 pub use arrival::{Arrival, Arrivals, Usher, usher};
-pub use door::{Doors, serve};
+pub use door::serve;
+pub use doors::Doors;
 pub use launchd::listeners as launchd_listeners;
 pub use plan::Plan;
 pub use service::{Service, Settings};
 pub use socket::{Listening, Taken, bind};
+pub use upkeep::{Reread, Upkeep};

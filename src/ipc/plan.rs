@@ -10,6 +10,7 @@ use super::feed::Feeds;
 use super::service::{Service, Settings};
 use crate::clock::Clock;
 use crate::config::Config;
+use crate::journal::Tell;
 use crate::source::Inventory;
 use crate::usage::Roots;
 use crate::{ledger, sampler, source};
@@ -75,7 +76,7 @@ impl Plan {
     ///
     /// # Errors
     /// The system gives no thread or no random device.
-    pub fn build(self, clock: Clock, tell: fn(&str)) -> io::Result<Service> {
+    pub fn build(self, clock: Clock, tell: Tell) -> io::Result<Service> {
         let found = source::discover(&self.source, &clock);
         self.build_over(found, clock, tell)
     }
@@ -84,7 +85,7 @@ impl Plan {
     ///
     /// # Errors
     /// As for [`Plan::build`].
-    pub fn build_over(self, found: Inventory, clock: Clock, tell: fn(&str)) -> io::Result<Service> {
+    pub fn build_over(self, found: Inventory, clock: Clock, tell: Tell) -> io::Result<Service> {
         let start = |opened| sampler::start(opened, &self.sampler, clock.clone());
         let samplers = found.opened.into_iter().map(start).collect::<io::Result<Vec<_>>>()?;
         let feeds = Feeds::new(samplers, tell);

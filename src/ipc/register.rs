@@ -76,6 +76,11 @@ impl Register {
         Self { limits, users, owned, remembered: 0, remembered_bytes: 0, waiting: 0 }
     }
 
+    /// Other bounds from now on; what is above them goes as it settles or is forgotten.
+    pub fn set_limits(&mut self, limits: Limits) {
+        self.limits = limits;
+    }
+
     /// Whether this peer may open a span of this name with notes of `noted` bytes.
     pub fn check_room(&self, peer: &Peer, span: &str, noted: usize) -> Result<(), Refusal> {
         let Some(user) = self.users.get(&peer.uid) else { return Ok(()) };

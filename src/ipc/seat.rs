@@ -5,6 +5,7 @@
 
 use std::io;
 
+use super::access::Policy;
 use super::connection::Connection;
 use super::ticket::ConnectionId;
 
@@ -50,6 +51,25 @@ impl Seats {
         (connection.id() == id).then_some(place)
     }
 
+    /// Judges everybody by another rule; gives the places of those who watch and may do something else now.
+    pub fn rejudge(&mut self, policy: &Policy) -> Vec<usize> {
+        let judged = |(place, seat): (usize, &mut Option<Connection>)| {
+            let connection = seat.as_mut()?;
+            (connection.rejudge(policy) && connection.stream().is_some()).then_some(place)
+        };
+        self.taken.iter_mut().enumerate().filter_map(judged).collect()
+    }
+
+    /// Gives memory back that bursts took; gives the places of those who make no progress.
+    pub fn sweep(&mut self, now_ns: u64, stall_ns: u64) -> Vec<usize> {
+        let swept = |(place, seat): (usize, &mut Option<Connection>)| {
+            let connection = seat.as_mut()?;
+            connection.trim();
+            connection.is_stuck(now_ns, stall_ns).then_some(place)
+        };
+        self.taken.iter_mut().enumerate().filter_map(swept).collect()
+    }
+
     /// The client leaves; its socket closes.
     pub fn leave(&mut self, place: usize) {
         if self.taken.get_mut(place).and_then(Option::take).is_some() {
@@ -61,10 +81,5 @@ impl Seats {
     /// How many there are.
     pub fn present(&self) -> usize {
         self.present
-    }
-
-    /// Every place there ever was.
-    pub fn places(&self) -> std::ops::Range<usize> {
-        0..self.taken.len()
     }
 }

@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use crate::clock::{self, Clock};
 use crate::config::Limits;
+use crate::confine::Confinement;
 use crate::energy::Absent;
 use crate::ledger::account::Account;
 use crate::ledger::{self, Ledger, SpanKey};
@@ -29,6 +30,7 @@ use super::register::Register;
 use super::subject::Subjects;
 use super::ticket::Ticket;
 use super::token::Tokens;
+use super::upkeep::Upkeep;
 
 /// How far ahead of the daemon's clock an edge may lie (clocks of two CPUs, rounding by the client).
 const FUTURE_NS: u64 = 1_000_000;
@@ -93,6 +95,9 @@ pub struct Service {
     pub(super) tokens: Tokens,
     pub(super) subjects: Subjects,
     pub(super) boot_id: String,
+    /// What a daemon has and a meter inside a client has not.
+    pub(super) upkeep: Option<Upkeep>,
+    pub(super) confinement: Option<Confinement>,
     /// Room to settle into, empty between two calls.
     settled: Vec<(SpanKey, Account)>,
     /// Final, and not yet handed out by a pump.
@@ -129,6 +134,8 @@ impl Service {
             index,
             tokens: Tokens::new()?,
             boot_id: boot_id(),
+            upkeep: None,
+            confinement: None,
             settled: Vec::new(),
             finals: Vec::new(),
             keeping: None,
@@ -139,6 +146,11 @@ impl Service {
             recording: false,
             watchers: 0,
         })
+    }
+
+    /// Makes it a daemon's: it can be reloaded, tells the service manager how it is, and shows what it gave up.
+    pub fn serve_as_daemon(&mut self, upkeep: Upkeep, confinement: Confinement) {
+        (self.upkeep, self.confinement) = (Some(upkeep), Some(confinement));
     }
 
     /// The service's clock.

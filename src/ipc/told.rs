@@ -1,11 +1,11 @@
-//! A final account as it goes over the wire, without a copy of it.
+//! What is told without being asked for at that moment: awaited answers, and the streams' next ones.
 //!
-//! Owns nothing but the words around the account.
+//! Owns their bytes on the wire, made once for however many are told, and without a copy of an account.
 
 use serde::Serialize;
 
 use crate::ledger::account::Account;
-use crate::protocol::Reply;
+use crate::protocol::{DomainTick, Reply};
 
 #[derive(Serialize)]
 struct Told<'a> {
@@ -23,5 +23,12 @@ pub fn once(account: &Account) -> Vec<u8> {
 pub fn again(account: &Account) -> Vec<u8> {
     let mut answer = Vec::new();
     Reply::one_of_many(Told { account }).write(&mut answer);
+    answer
+}
+
+/// The domains once more.
+pub fn domains(tick: &DomainTick) -> Vec<u8> {
+    let mut answer = Vec::new();
+    Reply::one_of_many(tick).write(&mut answer);
     answer
 }

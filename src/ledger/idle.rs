@@ -28,6 +28,12 @@ impl Idle {
         self.configured_mw.or(self.learnt_mw)
     }
 
+    /// Configures it anew; `None` goes back to what is learnt, from now on where nothing was.
+    pub(crate) fn configure(&mut self, configured_mw: Option<u64>) {
+        self.configured_mw = configured_mw;
+        self.interrupt();
+    }
+
     /// A counter step during which no span was open.
     pub(crate) fn empty(&mut self, energy_uj: u64, duration_ns: u64) {
         if self.configured_mw.is_some() {
@@ -71,6 +77,16 @@ mod tests {
         for watts in [40, 41, 90, 40, 42, 95, 41, 40, 43, 41] {
             idle.empty(watts * 100_000, 100_000_000);
         }
+        assert_eq!(idle.power_mw(), Some(40_000));
+    }
+
+    #[test]
+    fn a_configured_figure_can_come_and_go_and_what_was_learnt_stays() {
+        let mut idle = Idle::new(None);
+        idle.empty(4_000_000, 100_000_000);
+        idle.configure(Some(7_000));
+        assert_eq!(idle.power_mw(), Some(7_000));
+        idle.configure(None);
         assert_eq!(idle.power_mw(), Some(40_000));
     }
 

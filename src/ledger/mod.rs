@@ -112,6 +112,12 @@ impl Ledger {
         }
     }
 
+    /// Takes new figures for what may change while it runs: idle power and the most open spans. Changes no settled figure.
+    pub fn reconfigure(&mut self, idle_mw: BTreeMap<String, u64>, max_open: usize) {
+        self.tracks.iter_mut().for_each(|track| track.set_idle(&idle_mw));
+        (self.settings.idle_mw, self.settings.max_open) = (idle_mw, max_open);
+    }
+
     /// How often the domain's counter moves, as characterised: better estimates inside a step; no guarantee rests on it.
     pub fn set_interval(&mut self, domain: usize, interval_ns: u64) {
         if let Some(track) = self.tracks.get_mut(domain) {

@@ -4,7 +4,7 @@
 //! moved behind it, so that both sides of the truth are known. Each domain goes at its own pace: a GPU that updates
 //! every 100 ms holds up nobody else. Invariant: `pos` never goes back; each edge is passed exactly once.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use crate::energy::{Domain, Reading};
 
@@ -70,6 +70,11 @@ impl Track {
 
     pub(crate) fn set_interval(&mut self, interval_ns: u64) {
         self.finder.set_interval(interval_ns);
+    }
+
+    /// Idle power by domain name: this one's is taken out of it.
+    pub(crate) fn set_idle(&mut self, idle_mw: &BTreeMap<String, u64>) {
+        self.idle.configure(idle_mw.get(&self.domain.name).copied());
     }
 
     pub(crate) fn index(&self) -> usize {

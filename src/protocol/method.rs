@@ -6,11 +6,12 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::reply::{
-    Balances, Description, DomainTick, Done, Info, OpenedSpan, ServiceInfo, SpanAccount, SpanAccounts, Window,
+    Balances, Description, DomainTick, Done, Info, OpenedSpan, Reloaded, ServiceInfo, SpanAccount,
+    SpanAccounts, Window,
 };
 use super::request::{
     CancelSpan, CloseSpan, GetBalance, GetInfo, GetInterfaceDescription, GetServiceInfo, GetSpan, ListSpans,
-    MarkPhase, OpenSpan, ReadWindow, SetWeight, WatchDomains, WatchSpans,
+    MarkPhase, OpenSpan, ReadWindow, Reload, SetWeight, WatchDomains, WatchSpans,
 };
 
 /// A method: its parameters are the type itself, so that a caller cannot pair the wrong ones.
@@ -70,6 +71,7 @@ methods! {
     WatchDomains = "org.wattspan.Meter.WatchDomains" -> DomainTick;
     ReadWindow = "org.wattspan.Meter.ReadWindow" -> Window;
     GetBalance = "org.wattspan.Meter.GetBalance" -> Balances;
+    Reload = "org.wattspan.Meter.Reload" -> Reloaded;
     GetServiceInfo = "org.varlink.service.GetInfo" -> ServiceInfo;
     GetInterfaceDescription = "org.varlink.service.GetInterfaceDescription" -> Description;
 }

@@ -16,12 +16,12 @@ pub use envelope::{Answer, Call, Incoming, Reply};
 pub use method::{Method, MethodName, NAMES};
 pub use refusal::{Refusal, Unintelligible};
 pub use reply::{
-    Access, Balances, Description, DomainStatus, DomainTick, Done, Info, Keeping, OpenedSpan, SamplerStatus,
-    ServiceInfo, SpanAccount, SpanAccounts, Window,
+    Access, Balances, Description, DomainStatus, DomainTick, Done, Info, Keeping, OpenedSpan, Reloaded,
+    SamplerStatus, ServiceInfo, SpanAccount, SpanAccounts, Window,
 };
 pub use request::{
     CancelSpan, CloseSpan, GetBalance, GetInfo, GetInterfaceDescription, GetServiceInfo, GetSpan, ListSpans,
-    MarkPhase, OpenSpan, ReadWindow, SetWeight, WatchDomains, WatchSpans,
+    MarkPhase, OpenSpan, ReadWindow, Reload, SetWeight, WatchDomains, WatchSpans,
 };
 
 /// The meter's own interface.

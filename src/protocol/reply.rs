@@ -4,6 +4,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::confine::Confinement;
 use crate::energy::{Absent, Grade, Kind, Liveness};
 use crate::ledger::account::{Account, Balance, Share};
 
@@ -103,6 +104,9 @@ pub struct Info {
     /// How the ledger on disk is; absent where nothing is kept.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub keeping: Option<Keeping>,
+    /// What the daemon gave up and what it kept; absent for the meter inside a client.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub confinement: Option<Confinement>,
     /// What the caller may do.
     pub access: Access,
 }
@@ -209,6 +213,15 @@ pub struct SpanAccounts {
     /// There may be older ones: ask again with this as `before`.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub before: Option<u64>,
+}
+
+/// What [`Reload`](super::Reload) gives.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reloaded {
+    /// The keys whose new values hold from now on.
+    pub changed: Vec<String>,
+    /// The keys whose new values need a restart; they stay as they were.
+    pub needs_restart: Vec<String>,
 }
 
 /// What [`GetServiceInfo`](super::GetServiceInfo) gives.

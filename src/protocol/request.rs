@@ -156,6 +156,11 @@ pub struct ListSpans {
 #[serde(deny_unknown_fields)]
 pub struct GetBalance {}
 
+/// Reads the configuration again.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Reload {}
+
 /// Varlink's own question after the service.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

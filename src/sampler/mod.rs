@@ -7,7 +7,7 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -63,6 +63,9 @@ pub use tally::Ticks;
 const MAX_RATE_HZ: f64 = 10_000.0;
 /// A survey reads this often for each counter update that the source expects, to see where the updates lie.
 const OVERSAMPLING: f64 = 4.0;
+/// The real-time priority that samplers ask for: below the kernel's interrupt threads (50), which a sampler must not hold
+/// up; above everything ordinary.
+pub const REALTIME_PRIORITY: i32 = 40;
 /// How long dropping a sampler waits for a read that hangs.
 const PATIENCE: Duration = Duration::from_secs(1);
 
@@ -113,6 +116,8 @@ pub struct Feed {
 pub struct Sampler {
     feed: Feed,
     shared: Arc<Shared>,
+    /// The fastest that its source can be read.
+    source_max_hz: f64,
     /// Closes when the thread is gone; nothing is ever sent.
     gone: Receiver<()>,
     thread: Option<JoinHandle<()>>,
@@ -124,6 +129,7 @@ struct Shared {
     alarm: Alarm,
     tally: Tally,
     stop: AtomicBool,
+    rates: RatesNow,
 }
 
 impl Shared {
@@ -145,6 +151,7 @@ pub fn start(opened: Opened, settings: &Settings, clock: Clock) -> io::Result<Sa
         alarm: Alarm::default(),
         tally: Tally::new(),
         stop: AtomicBool::new(false),
+        rates: RatesNow::new(rates),
     });
     let ticker = Ticker {
         source: opened.source,
@@ -157,7 +164,9 @@ pub fn start(opened: Opened, settings: &Settings, clock: Clock) -> io::Result<Sa
         cost_ns: 0,
         shared: Arc::clone(&shared),
         rates,
+        rates_seen: 0,
     };
+    let source_max_hz = opened.max_rate_hz;
     let feed = Feed {
         source: opened.name,
         domains: opened.domains.into(),
@@ -171,7 +180,7 @@ pub fn start(opened: Opened, settings: &Settings, clock: Clock) -> io::Result<Sa
         let _going = going;
         ticker.run();
     })?;
-    Ok(Sampler { feed, shared, gone, thread: Some(thread) })
+    Ok(Sampler { feed, shared, source_max_hz, gone, thread: Some(thread) })
 }
 
 impl Sampler {
@@ -189,6 +198,18 @@ impl Sampler {
         if self.shared.wish.survey() {
             self.shared.alarm.ring();
         }
+    }
+
+    /// Ticks at these rates from now on; of the settings, everything else stays as it was at the start.
+    pub fn set_rates(&self, settings: &Settings) {
+        self.shared.rates.set(Rates::new(settings, self.source_max_hz));
+        self.shared.alarm.ring();
+    }
+
+    /// For how long, by `now_ns`, the thread has been neither asleep nor in a read without having come to its next tick:
+    /// a thread that makes no progress shows here, a driver that hangs does not.
+    pub fn overdue_ns(&self, now_ns: u64) -> u64 {
+        self.shared.tally.overdue_ns(now_ns)
     }
 
     /// What the stages behind need.
@@ -248,6 +269,46 @@ impl Rates {
             Speed::Survey => self.survey_hz,
         };
         (1e9 / hz).round() as u64
+    }
+}
+
+/// The rates as they were last set, for the thread to take up. Three plain figures: a thread that looks in the middle of a
+/// change ticks once at a mixture of two sound ones, and looks again.
+struct RatesNow {
+    slow_hz: AtomicU64,
+    fast_hz: AtomicU64,
+    survey_hz: AtomicU64,
+    /// How often they were set.
+    set: AtomicU64,
+}
+
+impl RatesNow {
+    fn new(rates: Rates) -> Self {
+        let bits = |hz: f64| AtomicU64::new(hz.to_bits());
+        let set = AtomicU64::new(0);
+        Self {
+            slow_hz: bits(rates.slow_hz),
+            fast_hz: bits(rates.fast_hz),
+            survey_hz: bits(rates.survey_hz),
+            set,
+        }
+    }
+
+    fn set(&self, rates: Rates) {
+        self.slow_hz.store(rates.slow_hz.to_bits(), Ordering::Relaxed);
+        self.fast_hz.store(rates.fast_hz.to_bits(), Ordering::Relaxed);
+        self.survey_hz.store(rates.survey_hz.to_bits(), Ordering::Relaxed);
+        self.set.fetch_add(1, Ordering::Release);
+    }
+
+    /// The rates, where they were set since `seen`, which is brought up to date.
+    fn news(&self, seen: &mut u64) -> Option<Rates> {
+        let set = self.set.load(Ordering::Acquire);
+        if std::mem::replace(seen, set) == set {
+            return None;
+        }
+        let hz = |bits: &AtomicU64| f64::from_bits(bits.load(Ordering::Relaxed));
+        Some(Rates { slow_hz: hz(&self.slow_hz), fast_hz: hz(&self.fast_hz), survey_hz: hz(&self.survey_hz) })
     }
 }
 

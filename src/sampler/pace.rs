@@ -121,6 +121,11 @@ impl Pace {
         (self.speed.replace(speed) != Some(speed)).then_some(speed)
     }
 
+    /// The speed that the last [`Pace::turn`] came to.
+    pub(super) fn speed(&self) -> Option<Speed> {
+        self.speed
+    }
+
     fn due(&mut self, now_ns: u64, wish: &Wish) -> Speed {
         let surveys = wish.surveys.load(Ordering::Relaxed);
         if std::mem::replace(&mut self.surveys, surveys) != surveys {

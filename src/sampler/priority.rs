@@ -7,7 +7,7 @@ use std::num::NonZeroU64;
 
 use rustix::thread::{CpuSet, sched_setaffinity, set_current_timer_slack};
 
-use super::priority_ffi;
+use super::{REALTIME_PRIORITY, priority_ffi};
 
 /// What the thread got.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,15 +18,12 @@ pub(super) struct Granted {
     pub(super) pinned: bool,
 }
 
-/// Below the kernel's interrupt threads (50), which a sampler must not hold up; above everything ordinary.
-const PRIORITY: i32 = 40;
-
 /// Asks for the calling thread.
 pub(super) fn claim(cpu: Option<usize>) -> Granted {
     // Only matters where the real-time policy is refused (it has no slack); costs 50 µs of lateness otherwise,
     // prctl(2), PR_SET_TIMERSLACK. Never refused for the thread itself.
     let _ = set_current_timer_slack(NonZeroU64::new(1));
-    Granted { realtime: priority_ffi::become_realtime(PRIORITY), pinned: cpu.is_some_and(pin) }
+    Granted { realtime: priority_ffi::become_realtime(REALTIME_PRIORITY), pinned: cpu.is_some_and(pin) }
 }
 
 fn pin(cpu: usize) -> bool {

@@ -41,6 +41,8 @@ pub(super) struct Tally {
     last_read_ns: AtomicU64,
     /// When the read now under way began; 0 between reads.
     reading_since_ns: AtomicU64,
+    /// Until when the thread sleeps; 0 before the first sleep.
+    asleep_until_ns: AtomicU64,
     realtime: AtomicBool,
     pinned: AtomicBool,
 }
@@ -55,6 +57,7 @@ impl Tally {
             read_cost: Histogram::new(),
             last_read_ns: AtomicU64::new(0),
             reading_since_ns: AtomicU64::new(0),
+            asleep_until_ns: AtomicU64::new(0),
             realtime: AtomicBool::new(false),
             pinned: AtomicBool::new(false),
         }
@@ -97,6 +100,17 @@ impl Tally {
         (since_ns != 0).then(|| now_ns.saturating_sub(since_ns))
     }
 
+    /// The thread sleeps until then.
+    pub(super) fn asleep_until(&self, until_ns: u64) {
+        self.asleep_until_ns.store(until_ns, Ordering::Relaxed);
+    }
+
+    /// For how long the thread should have been awake by `now_ns` and is neither asleep nor in a read.
+    pub(super) fn overdue_ns(&self, now_ns: u64) -> u64 {
+        let until_ns = self.asleep_until_ns.load(Ordering::Relaxed);
+        if until_ns == 0 || self.hung_for_ns(now_ns).is_some() { 0 } else { now_ns.saturating_sub(until_ns) }
+    }
+
     pub(super) fn snapshot(&self) -> Ticks {
         let ticks = self.ticks.load(Ordering::Relaxed);
         Ticks {
@@ -127,6 +141,18 @@ mod tests {
         let ticks = Tally::new().snapshot();
         assert_eq!((ticks.ticks, ticks.late, ticks.missed), (0, 0, 0));
         assert_eq!((ticks.lateness_p99_ns, ticks.read_cost_ns, ticks.last_read_ns), (None, None, None));
+    }
+
+    #[test]
+    fn a_thread_that_should_be_awake_is_overdue_unless_it_waits_in_the_driver() {
+        let tally = Tally::new();
+        assert_eq!(tally.overdue_ns(1_000), 0);
+        tally.asleep_until(2_000);
+        assert_eq!((tally.overdue_ns(1_999), tally.overdue_ns(7_000)), (0, 5_000));
+        tally.reading(2_001);
+        assert_eq!(tally.overdue_ns(7_000), 0);
+        tally.read(2_001, 6_000);
+        assert_eq!(tally.overdue_ns(7_000), 5_000);
     }
 
     #[test]

@@ -27,6 +27,8 @@ pub(super) struct Ticker {
     /// Reused for every read.
     pub(super) sample: Sample,
     pub(super) rates: Rates,
+    /// How often they were set when that was last looked at.
+    pub(super) rates_seen: u64,
     pub(super) pace: Pace,
     pub(super) continuity: Continuity,
     /// What the read before took.
@@ -49,7 +51,11 @@ impl Ticker {
                 return;
             }
             let now_ns = self.clock.now_ns();
-            let turned = self.pace.turn(now_ns, &shared.wish);
+            let mut turned = self.pace.turn(now_ns, &shared.wish);
+            if let Some(rates) = shared.rates.news(&mut self.rates_seen) {
+                self.rates = rates;
+                turned = turned.or(self.pace.speed());
+            }
             let lateness_ns = grid.lateness_ns(now_ns);
             if let Some(lateness_ns) = lateness_ns {
                 shared.tally.began(lateness_ns, grid.tolerance_ns());
@@ -58,7 +64,11 @@ impl Ticker {
                 grid = Grid::from(now_ns, self.rates.period_ns(speed));
             }
             match (lateness_ns, turned) {
-                (None, None) => shared.alarm.wait_until(self.wake_ns(&grid), rings),
+                (None, None) => {
+                    let wake_ns = self.wake_ns(&grid);
+                    shared.tally.asleep_until(wake_ns);
+                    shared.alarm.wait_until(wake_ns, rings);
+                }
                 (Some(_), None) => shared.tally.missed(grid.done(self.tick())),
                 // The new grid begins with this tick: its first deadline is still to come, or was missed by the read.
                 (_, Some(_)) => shared.tally.missed(grid.overrun(self.tick())),

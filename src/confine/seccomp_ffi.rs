@@ -1,0 +1,129 @@
+//! System calls that the daemon refuses itself from some point on (seccomp(2)).
+//!
+//! Owns the list and the filter, a dozen instructions. Where the service manager's filter forbids capset(2), as the
+//! packaged unit's does, CAP_PERFMON cannot be put down; without perf_event_open it is good for nothing, and that can be
+//! put down. The filter can never be taken off again.
+#![allow(unsafe_code)]
+
+use std::io;
+
+/// What is refused, with EPERM: opening counters, starting programs, and looking into other processes.
+const REFUSED: &[(&str, libc::c_long)] = &[
+    ("perf_event_open", libc::SYS_perf_event_open),
+    ("execve", libc::SYS_execve),
+    ("execveat", libc::SYS_execveat),
+    ("ptrace", libc::SYS_ptrace),
+    ("process_vm_readv", libc::SYS_process_vm_readv),
+    ("process_vm_writev", libc::SYS_process_vm_writev),
+    ("bpf", libc::SYS_bpf),
+];
+
+/// From here on the numbers of x86's 32-bit pointers begin, by which a list of numbers could be gone round.
+const X32: u32 = 0x4000_0000;
+
+/// Offsets into `struct seccomp_data`.
+const NUMBER: u32 = 0;
+const ARCHITECTURE: u32 = 4;
+
+/// The kernel's name for this architecture (linux/audit.h); `None` where nobody has looked it up.
+fn architecture() -> Option<u32> {
+    match std::env::consts::ARCH {
+        "x86_64" => Some(0xC000_003E),
+        "aarch64" => Some(0xC000_00B7),
+        "riscv64" => Some(0xC000_00F3),
+        _ => None,
+    }
+}
+
+/// Every thread there is refuses, those included that a library started; without it the calling one does, and what it starts.
+pub(super) const EVERYBODY: libc::c_ulong = libc::SECCOMP_FILTER_FLAG_TSYNC;
+
+/// Refuses them from now on; gives their names. The thread must be unable to gain privileges (no_new_privs), and the others
+/// are made so too.
+///
+/// # Errors
+/// The kernel has no such filters, or this architecture is not known here.
+pub(super) fn refuse(whom: libc::c_ulong) -> io::Result<Vec<&'static str>> {
+    let architecture = architecture().ok_or(io::ErrorKind::Unsupported)?;
+    let mut instructions = program(architecture);
+    let length = u16::try_from(instructions.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
+    let program = libc::sock_fprog { len: length, filter: instructions.as_mut_ptr() };
+    // SAFETY: the kernel copies `len` instructions from `filter`, which live through the call, and keeps nothing.
+    let status =
+        unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, whom, &raw const program) };
+    match status {
+        0 => {}
+        -1 => return Err(io::Error::last_os_error()),
+        // The number of a thread that has a filter of its own, which nobody here has made.
+        _ => return Err(io::ErrorKind::PermissionDenied.into()),
+    }
+    Ok(REFUSED.iter().map(|(name, _)| *name).collect())
+}
+
+/// Another architecture's calls and those of the list are refused, the rest goes on to whatever other filters there are.
+fn program(architecture: u32) -> Vec<libc::sock_filter> {
+    let say = |code: u32, k: u32| libc::sock_filter { code: code as u16, jt: 0, jf: 0, k };
+    let load = |offset| say(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, offset);
+    let give = |answer| say(libc::BPF_RET | libc::BPF_K, answer);
+    let jump = |how: u32, k: u32, jt: u8, jf: u8| libc::sock_filter {
+        code: (libc::BPF_JMP | how | libc::BPF_K) as u16,
+        jt,
+        jf,
+        k,
+    };
+    let mut all = vec![load(ARCHITECTURE)];
+    // How many looks at the number follow; each that hits goes to the last instruction.
+    let looks = REFUSED.len() as u8 + 1;
+    all.push(jump(libc::BPF_JEQ, architecture, 0, looks + 2));
+    all.push(load(NUMBER));
+    all.push(jump(libc::BPF_JGE, X32, looks, 0));
+    for (place, (_, number)) in REFUSED.iter().enumerate() {
+        all.push(jump(libc::BPF_JEQ, *number as u32, looks - 1 - place as u8, 0));
+    }
+    all.push(give(libc::SECCOMP_RET_ALLOW));
+    all.push(give(libc::SECCOMP_RET_ERRNO | libc::EPERM as u32));
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_jump_lands_on_the_refusal() {
+        let program = program(7);
+        let refusal = program.len() - 1;
+        for (at, instruction) in program.iter().enumerate().skip(1) {
+            let target = |offset: u8| at + 1 + usize::from(offset);
+            if instruction.code == (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16 && instruction.k == 7
+            {
+                assert_eq!((target(instruction.jt), target(instruction.jf)), (at + 1, refusal));
+            } else if u32::from(instruction.code) & 7 == libc::BPF_JMP {
+                assert_eq!((target(instruction.jt), target(instruction.jf)), (refusal, at + 1));
+            }
+        }
+    }
+
+    #[test]
+    fn a_thread_with_the_filter_opens_no_counter_and_starts_no_program_and_the_others_do() {
+        let refused = std::thread::spawn(|| {
+            rustix::thread::set_no_new_privs(true).unwrap();
+            let refused = match refuse(0) {
+                Ok(refused) => refused,
+                Err(cause) => {
+                    println!("skipped: this system takes no filter: {cause}");
+                    return None;
+                }
+            };
+            assert!(refused.contains(&"perf_event_open"));
+            // SAFETY: the call is refused before its arguments are looked at; without the filter null is EFAULT.
+            let status = unsafe { libc::syscall(libc::SYS_perf_event_open, 0, 0, -1, -1, 0) };
+            assert_eq!((status, io::Error::last_os_error().raw_os_error()), (-1, Some(libc::EPERM)));
+            Some(std::process::Command::new("true").status().is_err())
+        });
+        if refused.join().unwrap() == Some(false) {
+            panic!("a program was started");
+        }
+        assert!(std::process::Command::new("true").status().is_ok());
+    }
+}

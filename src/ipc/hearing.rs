@@ -1,0 +1,25 @@
+//! One read from a client: bytes, and whether descriptors came along.
+//!
+//! Owns the rule that nobody's descriptors are taken. There is no room for them in the call, so the kernel closes them and
+//! says that something was cut off (MSG_CTRUNC, recvmsg(2)); nothing else is ever sent beside the bytes, since the sockets
+//! ask for no credentials.
+
+use std::io::{self, IoSliceMut};
+use std::os::unix::net::UnixStream;
+
+use rustix::net::{RecvAncillaryBuffer, RecvFlags, ReturnFlags, recvmsg};
+
+/// What one read gave.
+pub struct Heard {
+    /// How many bytes; none where the client sends no more.
+    pub length: usize,
+    /// Descriptors came along, and are closed.
+    pub descriptors: bool,
+}
+
+/// Reads once.
+pub fn hear(socket: &UnixStream, scratch: &mut [u8]) -> io::Result<Heard> {
+    let (mut into, mut no_room) = ([IoSliceMut::new(scratch)], RecvAncillaryBuffer::default());
+    let message = recvmsg(socket, &mut into, &mut no_room, RecvFlags::empty())?;
+    Ok(Heard { length: message.bytes, descriptors: message.flags.contains(ReturnFlags::CTRUNC) })
+}

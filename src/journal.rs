@@ -1,0 +1,205 @@
+//! What the daemon says: one entry for each change of state, quiet otherwise.
+//!
+//! Owns where entries go, and their names. Where standard error is the journal's (JOURNAL_STREAM, systemd.exec(5)) they
+//! go there with their fields, by its native protocol (systemd.io/JOURNAL_NATIVE_PROTOCOL); elsewhere as plain lines on
+//! standard error. Never fails and never waits: a log that cannot be written must not stop a meter.
+
+use std::io::Write;
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::UnixDatagram;
+use std::sync::OnceLock;
+
+/// A kind of entry: found again by its id, whatever its words are (`journalctl MESSAGE_ID=...`).
+#[derive(Debug, PartialEq, Eq)]
+pub struct Event {
+    /// The journal's MESSAGE_ID, 128 random bits.
+    pub id: &'static str,
+    /// As syslog(3) counts: 3 error, 4 warning, 5 notice, 6 information.
+    pub priority: u8,
+}
+
+/// It measures and listens.
+pub const STARTED: Event = Event { id: "5a1f0c6de9a84f6f8e2b7d1c3f90a4b1", priority: 6 };
+/// It stops as asked.
+pub const STOPPED: Event = Event { id: "0e4c8b7a96d2455fa3b1c9e27d5f6082", priority: 6 };
+/// It cannot start, or cannot go on.
+pub const FAILED: Event = Event { id: "c7d92e5b1f3a4e80b6a5490d8e17f2c3", priority: 3 };
+/// A domain came to life.
+pub const LIVE: Event = Event { id: "91b3f6a04c7d4d2e9f58e1a2b6c0d374", priority: 5 };
+/// A domain stopped living, with the reason.
+pub const NOT_LIVE: Event = Event { id: "e2a7c4d85b90463fb1d6f37a08c9e515", priority: 4 };
+/// A source that was looked for is not there.
+pub const ABSENT: Event = Event { id: "3d6e9b02a1f84c57806f4be9d2c7a836", priority: 6 };
+/// The configuration was read again and taken.
+pub const RELOADED: Event = Event { id: "b84f1d7c62e04a9395a0c3e8f7d6b247", priority: 5 };
+/// The configuration was read again and refused: nothing changed.
+pub const NOT_RELOADED: Event = Event { id: "68c0a5f3d9174be2ae7b20d4c1f39e58", priority: 3 };
+/// What it gave up, and what it did not.
+pub const CONFINED: Event = Event { id: "f05b8e61c3a94d7db2e8967a4d10cf69", priority: 6 };
+/// It runs with more privilege than it needs.
+pub const LOOSE: Event = Event { id: "2c97d4e8f6b1403a8d5e0b7fa9c3164d", priority: 4 };
+/// A recording ended.
+pub const RECORDED: Event = Event { id: "a4e1790b5d3c4f26987c6d8fe0b2135a", priority: 6 };
+
+/// The ledger on disk changed its state.
+pub const LEDGER: Event = Event { id: "7be02f94c5d84a1e9a63d8f1b70c2e95", priority: 4 };
+/// The way to the bus changed its state.
+pub const BUS: Event = Event { id: "d3f6581ea90b4c72b8e41c7d95a0f263", priority: 5 };
+
+/// One thing that is said.
+#[derive(Debug)]
+pub struct Entry<'a> {
+    /// What kind.
+    pub event: &'static Event,
+    /// In words, for the administrator.
+    pub message: &'a str,
+    /// The journal's fields, such as WATTSPAN_DOMAIN.
+    pub fields: &'a [(&'static str, &'a str)],
+}
+
+/// How entries are said; what stands for it in a process whose log is not ours is `|_| ()`.
+pub type Tell = fn(&Entry);
+
+/// Where this process's entries go, found out once.
+enum Place {
+    Journal(UnixDatagram),
+    /// To standard error, each line with its priority in angle brackets (sd-daemon(3)).
+    Prefixed,
+    Plain,
+}
+
+/// Where journald listens.
+const JOURNAL: &str = "/run/systemd/journal/socket";
+
+/// Says it.
+pub fn tell(entry: &Entry) {
+    static PLACE: OnceLock<Place> = OnceLock::new();
+    let place = PLACE.get_or_init(|| place(std::env::var("JOURNAL_STREAM").ok().as_deref()));
+    let line = match place {
+        Place::Journal(socket) if socket.send(&datagram(entry)).is_ok() => return,
+        Place::Journal(_) | Place::Prefixed => format!("<{}>{}\n", entry.event.priority, entry.message),
+        Place::Plain => format!("wattspand: {}\n", entry.message),
+    };
+    // One write, so that lines of several threads do not mix. Where nobody can be told, nobody can be told that either.
+    let _ = std::io::stderr().lock().write_all(line.as_bytes());
+}
+
+/// The journal, if standard error is the very stream that the service manager connected to it: a daemon whose standard
+/// error somebody redirected is heard where they listen.
+fn place(stream: Option<&str>) -> Place {
+    let ours = rustix::fs::fstat(std::io::stderr()).ok();
+    let named = stream.and_then(|stream| stream.split_once(':'));
+    let is_journal = ours.zip(named).is_some_and(|(ours, (device, inode))| {
+        device.parse() == Ok(ours.st_dev) && inode.parse() == Ok(ours.st_ino)
+    });
+    if !is_journal {
+        return Place::Plain;
+    }
+    let connected = || -> std::io::Result<UnixDatagram> {
+        let socket = UnixDatagram::unbound()?;
+        socket.connect(JOURNAL)?;
+        // A journal that does not read must not hold the meter up.
+        socket.set_nonblocking(true)?;
+        Ok(socket)
+    };
+    match connected() {
+        // Only root's journal is believed: the socket's name says nothing of who bound it.
+        Ok(socket) if std::fs::metadata(JOURNAL).is_ok_and(|found| found.uid() == 0) => {
+            Place::Journal(socket)
+        }
+        _ => Place::Prefixed,
+    }
+}
+
+/// The entry in the journal's own words.
+fn datagram(entry: &Entry) -> Vec<u8> {
+    let priority = entry.event.priority.to_string();
+    let own = [
+        ("MESSAGE", entry.message),
+        ("PRIORITY", priority.as_str()),
+        ("SYSLOG_IDENTIFIER", "wattspand"),
+        ("MESSAGE_ID", entry.event.id),
+    ];
+    let mut bytes = Vec::new();
+    for (name, value) in own.iter().chain(entry.fields) {
+        append(&mut bytes, name, value);
+    }
+    bytes
+}
+
+/// `NAME=value`, or the form with a length where the value has a line end, which would else begin another field.
+fn append(bytes: &mut Vec<u8>, name: &str, value: &str) {
+    /// Far below what a datagram may hold.
+    const MOST: usize = 4096;
+    let end = (0..=value.len().min(MOST)).rev().find(|&end| value.is_char_boundary(end)).unwrap_or(0);
+    let value = &value[..end];
+    bytes.extend_from_slice(name.as_bytes());
+    if value.contains('\n') {
+        bytes.push(b'\n');
+        bytes.extend_from_slice(&(value.len() as u64).to_le_bytes());
+    } else {
+        bytes.push(b'=');
+    }
+    bytes.extend_from_slice(value.as_bytes());
+    bytes.push(b'\n');
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_entry_in_the_journals_words_has_its_fields_and_cannot_forge_another() {
+        let entry = Entry {
+            event: &NOT_LIVE,
+            message: "domain gpu-0 is not live: a\nMESSAGE=forged",
+            fields: &[("WATTSPAN_DOMAIN", "gpu-0")],
+        };
+        let bytes = datagram(&entry);
+        let length = entry.message.len() as u64;
+        let mut expected = b"MESSAGE\n".to_vec();
+        expected.extend_from_slice(&length.to_le_bytes());
+        expected.extend_from_slice(entry.message.as_bytes());
+        expected.extend_from_slice(b"\nPRIORITY=4\nSYSLOG_IDENTIFIER=wattspand\nMESSAGE_ID=");
+        expected.extend_from_slice(NOT_LIVE.id.as_bytes());
+        expected.extend_from_slice(b"\nWATTSPAN_DOMAIN=gpu-0\n");
+        assert_eq!(bytes, expected);
+    }
+
+    #[test]
+    fn a_value_that_is_too_long_is_cut_between_two_characters() {
+        let mut bytes = Vec::new();
+        append(&mut bytes, "F", &"é".repeat(4000));
+        assert_eq!(bytes.len(), 2 + 4096 + 1);
+        assert!(std::str::from_utf8(&bytes).is_ok());
+    }
+
+    #[test]
+    fn every_id_is_128_bits_and_its_own() {
+        let all = [
+            STARTED,
+            STOPPED,
+            FAILED,
+            LIVE,
+            NOT_LIVE,
+            ABSENT,
+            RELOADED,
+            NOT_RELOADED,
+            CONFINED,
+            LOOSE,
+            RECORDED,
+        ];
+        let mut ids: Vec<&str> = all.iter().map(|event| event.id).collect();
+        ids.sort_unstable();
+        ids.dedup();
+        assert_eq!(ids.len(), all.len());
+        assert!(ids.iter().all(|id| id.len() == 32 && id.bytes().all(|byte| byte.is_ascii_hexdigit())));
+    }
+
+    #[test]
+    fn another_stream_than_standard_error_is_not_taken_for_the_journal() {
+        assert!(matches!(place(None), Place::Plain));
+        assert!(matches!(place(Some("0:0")), Place::Plain));
+        assert!(matches!(place(Some("nonsense")), Place::Plain));
+    }
+}

@@ -1,0 +1,79 @@
+"""A client of the meter's socket inside the booted machine: says what try.sh tells it to, and prints the answers.
+
+    client.py call METHOD [PARAMETERS]...      calls on one connection; one answer a line
+    client.py hold SECONDS                     opens a span and holds it; prints how the connection ended
+    client.py await-close                      closes a span, waits for the final account, prints what comes
+    client.py besiege SECONDS                  connects again and again; prints how many came in and how many were refused
+    client.py descriptors                      sends a descriptor along; prints the answer and whether it was hung up on
+"""
+
+import json, os, socket, sys, time
+
+PATH = os.environ.get("WATTSPAN_SOCKET", "/run/wattspan/wattspan.sock")
+
+
+def connect():
+    meter = socket.socket(socket.AF_UNIX)
+    meter.connect(PATH)
+    return meter
+
+
+def message(method, parameters):
+    return json.dumps({"method": "org.wattspan.Meter." + method, "parameters": parameters}).encode() + b"\0"
+
+
+def answer(meter):
+    """The next answer, or None where the daemon hung up."""
+    said = b""
+    while not said.endswith(b"\0"):
+        part = meter.recv(65536)
+        if not part:
+            return None
+        said += part
+    return json.loads(said[:-1])
+
+
+def call(meter, method, **parameters):
+    meter.sendall(message(method, parameters))
+    return answer(meter)
+
+
+verb, words = sys.argv[1], sys.argv[2:]
+if verb == "call":
+    meter = connect()
+    while words:
+        method = words.pop(0)
+        parameters = json.loads(words.pop(0)) if words and words[0].startswith("{") else {}
+        print(json.dumps(call(meter, method, **parameters)), flush=True)
+elif verb == "hold":
+    meter = connect()
+    print(json.dumps(call(meter, "OpenSpan", span="held")), flush=True)
+    meter.settimeout(float(words[0]))
+    try:
+        print("hung up" if meter.recv(1) == b"" else "was told something")
+    except TimeoutError:
+        print("still connected")
+elif verb == "await-close":
+    meter = connect()
+    call(meter, "OpenSpan", span="awaited")
+    time.sleep(0.1)
+    meter.sendall(message("CloseSpan", {"span": "awaited", "wait_settled": True}))
+    print("waits", flush=True)
+    print(json.dumps(answer(meter)))
+elif verb == "besiege":
+    until, came, refused = time.monotonic() + float(words[0]), 0, 0
+    while time.monotonic() < until:
+        try:
+            if call(connect(), "GetInfo"):
+                came += 1
+        except ConnectionRefusedError:
+            refused += 1
+        except (BrokenPipeError, ConnectionResetError):
+            pass
+        time.sleep(0.002)
+    print(json.dumps({"came": came, "refused": refused}))
+elif verb == "descriptors":
+    meter = connect()
+    socket.send_fds(meter, [message("GetInfo", {})], [0])
+    print(json.dumps(answer(meter)))
+    print("hung up" if answer(meter) is None else "still connected")

@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# The units as they are in the repository: systemd-analyze verify has nothing to say, and the service's exposure is at most
+# 0.8, offline, whatever system this runs on. The drop-ins are verified with it; their exposure is printed, not bounded.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+command -v systemd-analyze >/dev/null || { echo "SKIPPED: no systemd-analyze here"; exit 0; }
+folder=$(mktemp -d)
+trap 'rm -rf "$folder"' EXIT
+# verify looks for the programs; any will do, in the place of those of the package.
+units() {
+  rm -rf "${folder:?}"/*
+  cp systemd/wattspand.service systemd/wattspand.socket "$folder"
+  sed -i -E 's,^(Exec(Start|Reload)=)/usr/bin/wattspand?,\1/bin/true,; /^(NoExecPaths|ExecPaths)=/d' "$folder/wattspand.service"
+  if [ $# = 1 ]; then mkdir "$folder/wattspand.service.d"; cp "$1" "$folder/wattspand.service.d/"; fi
+}
+for drop_in in "" systemd/examples/*.conf; do
+  units ${drop_in:+"$drop_in"}
+  said=$(systemd-analyze verify --man=no "$folder/wattspand.service" "$folder/wattspand.socket" 2>&1) || true
+  [ -z "$said" ] || { echo "systemd-analyze verify ${drop_in:-the units}: $said"; exit 1; }
+done
+exposure() { systemd-analyze security --offline=true --no-pager "$@" | tail -1; }
+exposure --threshold=8 systemd/wattspand.service || { echo "the service is more exposed than 0.8"; exit 1; }
+for drop_in in systemd/examples/*.conf; do
+  cat systemd/wattspand.service "$drop_in" >"$folder/with.service"
+  echo "  with $(basename "$drop_in"): $(exposure "$folder/with.service" | sed 's/.*: //')"
+done

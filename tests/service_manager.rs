@@ -1,0 +1,163 @@
+//! The daemon under a service manager: what it tells it, and its configuration read again while it runs.
+
+mod support;
+
+use std::os::unix::net::UnixDatagram;
+use std::path::PathBuf;
+use std::process::Child;
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::json;
+use support::{PATIENCE, STEADY, TestDaemon, command, message, number, refusal, until};
+
+fn configuration(daemon: &TestDaemon) -> PathBuf {
+    daemon.socket().parent().unwrap().with_file_name("wattspan.toml")
+}
+
+#[test]
+fn a_reload_changes_what_it_can_names_what_it_cannot_and_takes_nothing_that_is_broken() {
+    let daemon = TestDaemon::with(STEADY, "[limits]\nstall_s = 20\n");
+    let mut client = daemon.client();
+    let file = configuration(&daemon);
+    std::fs::write(
+        &file,
+        "history_s = 4\n[limits]\nstall_s = 20\nmessage_bytes = 1024\n[idle_w]\ncore-0 = 3\n",
+    )
+    .unwrap();
+    let reloaded = client.call("Reload", json!({}));
+    let changed =
+        json!({ "changed": ["idle_w.core-0", "limits.message_bytes"], "needs_restart": ["history_s"] });
+    assert_eq!(reloaded, changed);
+    // Whoever is connected already is bound too.
+    let long = json!({ "span": "a", "name": "x".repeat(2000) });
+    for (broken, key) in [
+        ("[limits]\nmessage_bytes = 60000\nstall_s = 'soon'\n", "stall_s"),
+        ("[limits]\nmessage_bites = 60000\n", "message_bites"),
+        ("rate_hz = 0\n", "rate_hz = 0"),
+    ] {
+        std::fs::write(&file, broken).unwrap();
+        let (name, parameters) = client.refusal("Reload", json!({}));
+        let reason = parameters["reason"].as_str().unwrap();
+        assert_eq!((name.as_str(), &parameters["field"]), ("InvalidValue", &json!("configuration")));
+        assert!(reason.contains(file.to_str().unwrap()) && reason.contains(key), "{reason}");
+    }
+    let (name, parameters) = client.refusal("OpenSpan", long);
+    assert_eq!((name.as_str(), &parameters["field"]), ("InvalidValue", &json!("message")));
+    let log = daemon.log();
+    assert_eq!(
+        log.matches("reloaded: idle_w.core-0, limits.message_bytes changed; history_s needs a restart")
+            .count(),
+        1,
+        "{log}"
+    );
+    assert_eq!(log.matches("not reloaded, nothing changed: in the configuration ").count(), 2, "{log}");
+}
+
+#[test]
+fn a_hangup_reads_the_configuration_again_and_the_daemon_goes_on() {
+    let daemon = TestDaemon::with(STEADY, "idle_rate_hz = 0.1\n");
+    let mut client = daemon.client();
+    let mut ticks = || number(&client.call("GetInfo", json!({}))["samplers"][0], "ticks");
+    std::fs::write(configuration(&daemon), "idle_rate_hz = 200.0\n").unwrap();
+    kill_process(daemon.pid(), Signal::HUP).unwrap();
+    until("it says so", || daemon.log().contains("reloaded: idle_rate_hz changed"));
+    // At the rate of before, this many would take longer than anybody waits.
+    let before = ticks();
+    until("the samplers tick at the new rate", || ticks() > before + 100);
+    std::fs::write(configuration(&daemon), "idle_rate_hz = \n").unwrap();
+    kill_process(daemon.pid(), Signal::HUP).unwrap();
+    until("it says why not", || daemon.log().contains("not reloaded, nothing changed"));
+}
+
+/// A daemon under a manager of ours.
+struct Managed {
+    child: Child,
+    manager: UnixDatagram,
+    _dir: tempfile::TempDir,
+}
+
+impl Managed {
+    fn start(watchdog_us: u64) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("machine.toml"), STEADY).unwrap();
+        std::fs::write(dir.path().join("wattspan.toml"), "").unwrap();
+        let notify = dir.path().join("notify");
+        let manager = UnixDatagram::bind(&notify).unwrap();
+        manager.set_read_timeout(Some(PATIENCE)).unwrap();
+        let child = command(dir.path())
+            .env("NOTIFY_SOCKET", &notify)
+            .env("WATCHDOG_USEC", watchdog_us.to_string())
+            .spawn()
+            .unwrap();
+        Self { child, manager, _dir: dir }
+    }
+
+    fn heard(&self) -> String {
+        let mut bytes = [0; 512];
+        let length = self.manager.recv(&mut bytes).expect("the daemon says something");
+        String::from_utf8(bytes[..length].to_vec()).unwrap()
+    }
+
+    /// The next message that is no sign of life.
+    fn told(&self) -> String {
+        std::iter::repeat_with(|| self.heard()).find(|said| said != "WATCHDOG=1\n").unwrap()
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).unwrap();
+    }
+}
+
+impl Drop for Managed {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn the_manager_is_told_when_it_is_ready_reloads_and_stops() {
+    let mut managed = Managed::start(60_000_000);
+    assert_eq!(managed.told(), "READY=1\nSTATUS=measures package-0, core-0, dram-0\n");
+    managed.signal(Signal::HUP);
+    assert!(managed.told().starts_with("RELOADING=1\nMONOTONIC_USEC="));
+    assert!(managed.told().starts_with("READY=1\n"));
+    managed.signal(Signal::TERM);
+    assert!(managed.told().starts_with("STOPPING=1\n"));
+    assert!(managed.child.wait().unwrap().success());
+}
+
+#[test]
+fn the_watchdog_is_fed_while_it_runs_and_not_while_it_is_stopped() {
+    let managed = Managed::start(300_000);
+    assert!(managed.heard().starts_with("READY=1\n"));
+    for _ in 0..5 {
+        assert_eq!(managed.heard(), "WATCHDOG=1\n");
+    }
+    managed.signal(Signal::STOP);
+    // What was said before it stopped is still there.
+    managed.manager.set_read_timeout(Some(Duration::from_millis(600))).unwrap();
+    let mut bytes = [0; 512];
+    let mut left = 0;
+    while managed.manager.recv(&mut bytes).is_ok() {
+        left += 1;
+        assert!(left < 5, "it is fed although the daemon is stopped");
+    }
+    managed.signal(Signal::CONT);
+    managed.manager.set_read_timeout(Some(PATIENCE)).unwrap();
+    assert_eq!(managed.heard(), "WATCHDOG=1\n");
+}
+
+#[test]
+fn a_reload_takes_no_parameters() {
+    let daemon = TestDaemon::with(STEADY, "");
+    let mut client = daemon.client();
+    // A misspelt wish must not be taken for none.
+    client.send_raw(&message("Reload", json!({ "force": true }), &[]));
+    let (name, parameters) = refusal(client.receive().unwrap());
+    assert_eq!(
+        (name.as_str(), &parameters["parameter"]),
+        ("org.varlink.service.InvalidParameter", &json!("force"))
+    );
+}
