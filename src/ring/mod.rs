@@ -9,9 +9,9 @@
 //! laps a reader; taking either fence out must make it fail:
 //!
 //! ```text
-//! RUSTFLAGS="--cfg loom" cargo test --release --lib ring::model                                   # passes
-//! RUSTFLAGS="--cfg loom --cfg ring_without_writer_fence" cargo test --release --lib ring::model   # must fail
-//! RUSTFLAGS="--cfg loom --cfg ring_without_reader_fence" cargo test --release --lib ring::model   # must fail
+//! cargo test --release --manifest-path tests/ring_model/Cargo.toml                                        # passes
+//! RING_HOLE=ring_without_writer_fence cargo test --release --manifest-path tests/ring_model/Cargo.toml    # must fail
+//! RING_HOLE=ring_without_reader_fence cargo test --release --manifest-path tests/ring_model/Cargo.toml    # must fail
 //! ```
 
 use crate::energy::Reading;

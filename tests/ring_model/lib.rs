@@ -1,0 +1,9 @@
+//! The ring and its vocabulary, as the program has them, for the model checker: see `src/ring/model.rs`.
+
+#![allow(dead_code, reason = "the rest of the program is not here")]
+
+#[path = "../../src/energy.rs"]
+pub mod energy;
+
+#[path = "../../src/ring/mod.rs"]
+pub mod ring;
