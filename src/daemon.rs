@@ -62,8 +62,7 @@ fn run(flags: &Flags) -> Result<()> {
     let recording = out.map(|(file, out)| record(file, out, &mut service)).transpose()?;
     let by_hand = rustix::process::geteuid().is_root() && !manager.is_there();
     keep(&config, &mut service).context("cannot start the ledger on disk")?;
-    let (bus, arrivals) = bus::start(&config, tell_bus).context("cannot go on the bus")?.unzip();
-    service.serve_as_daemon(Upkeep::new(config, reread(flags.clone()), manager, tell), confinement);
+    service.serve_as_daemon(Upkeep::new(config.clone(), reread(flags.clone()), manager, tell), confinement);
     // A socket of our own was renamed into its place, and the kernel knows it by its first name only.
     let places =
         listening.as_ref().map_or_else(|| place_of(&listeners), |own| own.path().display().to_string());
@@ -71,6 +70,7 @@ fn run(flags: &Flags) -> Result<()> {
     if by_hand {
         say(&LOOSE, BY_HAND);
     }
+    let (bus, arrivals) = bus::start(&config, tell_bus).context("cannot go on the bus")?.unzip();
     let doors = Doors { listeners, arrivals, stop: Some(stop), reload: Some(reload), ..Doors::default() };
     ipc::serve(service, doors).context("the poller failed")?;
     if let Some(bus) = bus {

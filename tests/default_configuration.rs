@@ -15,6 +15,9 @@ const WITHOUT_DEFAULT: &[&str] = &[
     "source.estimate_max_w",
     "source.nvml_library",
     "source.replay",
+    "access.coarse_group",
+    "source.apple_library",
+    "state_dir",
 ];
 
 /// The file with its settings in force.
@@ -49,8 +52,11 @@ fn what_it_shows_as_default_is_the_default_and_no_key_is_missing() {
     assert_eq!(keys("", &shown), expected);
     let mut config: Config = shown.try_into().expect("every example is sound");
     config.check("the packaged file").unwrap();
-    let Config { socket, idle_w, source, .. } = Config::default();
+    let Config { socket, state_dir, access, idle_w, source, .. } = Config::default();
     config.socket = socket;
+    config.state_dir = state_dir;
+    config.access.coarse_group = access.coarse_group;
+    config.source.apple_library = source.apple_library;
     config.idle_w = idle_w;
     config.source.enabled = source.enabled;
     config.source.estimate_idle_w = source.estimate_idle_w;

@@ -81,7 +81,7 @@ fn a_source_that_nobody_knows_is_absent_and_not_an_error() {
     assert_eq!(found.absent.len(), 1);
     assert!(
         reason(&found, "tea-leaves")
-            .contains("perf, powercap, nvml, amdgpu, intelgpu, hwmon, battery, estimate, and msr")
+            .contains("perf, powercap, nvml, amdgpu, intelgpu, hwmon, battery, ioreport, smc, estimate, msr")
     );
 }
 

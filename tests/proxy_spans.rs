@@ -211,7 +211,7 @@ fn a_daemon_that_stalls_delays_replies_no_more_than_a_bounded_while() {
     let daemon = TestDaemon::on(STEADY);
     let stub = Stub::saying(stream());
     let proxy = before(&stub, &daemon, &["--patience", "50"]);
-    assert!(ask(&proxy, &question("{}")).text().contains("\"settled\""));
+    until("measured", || ask(&proxy, &question("{}")).text().contains("\"settled\""));
     rustix::process::kill_process(daemon.pid(), rustix::process::Signal::STOP).unwrap();
     // Each of them ends, although the daemon never answers while it is stopped.
     for _ in 0..50 {

@@ -197,12 +197,7 @@ impl Connection {
         }
         let ticket = Ticket { connection: self.id, slot: self.outbox.next_slot() };
         let caller = Caller { peer: self.who.peer, ticket, origin: self.who.origin };
-        let out = self.outbox.tail();
-        let before = out.len();
-        let outcome = exchange(service, &caller, message, out);
-        let wrote = out.len() - before;
-        self.outbox.wrote(wrote);
-        match outcome {
+        match self.outbox.write(|out| exchange(service, &caller, message, out)) {
             Outcome::Answered => {}
             Outcome::Awaited => self.outbox.await_answer(),
             Outcome::Asked => {
@@ -216,11 +211,7 @@ impl Connection {
 
     /// Says why and hears no more; the answers so far are still sent.
     pub fn refuse(&mut self, refusal: &Refusal) {
-        let out = self.outbox.tail();
-        let before = out.len();
-        refusal.write(out);
-        let wrote = out.len() - before;
-        self.outbox.wrote(wrote);
+        self.outbox.write(|out| refusal.write(out));
         self.turn_deaf();
     }
 
@@ -250,8 +241,7 @@ impl Connection {
         if self.outbox.unsent() + answer.len() > most_unread.max(answer.len()) {
             return Fate::Over;
         }
-        self.outbox.tail().extend_from_slice(answer);
-        self.outbox.wrote(answer.len());
+        self.outbox.write(|out| out.extend_from_slice(answer));
         if self.outbox.unsent() > GATHERED { self.flush() } else { Fate::Stays }
     }
 

@@ -6,7 +6,8 @@
 
 use std::time::{Duration, Instant};
 
-use crate::energy::{Domain, Kind, Liveness, Reading};
+use super::domain_state::state_of;
+use crate::energy::{Domain, Liveness, Reading};
 use crate::journal::{self, Entry, Tell};
 use crate::ledger::{self, Ledger, Opening};
 use crate::protocol::{DomainStatus, SamplerStatus, Window};
@@ -307,17 +308,6 @@ fn take_in(sample: &Sample, first: usize, domains: &mut [Metered], ledger: &mut 
         metered.character.observe(sample.before_ns, sample.after_ns, reading);
         metered.note(reading);
         ledger.feed(first + at, sample.before_ns, sample.after_ns, reading);
-    }
-}
-
-/// The domain's state; a battery that is silent is so because nothing is drawn from it.
-fn state_of(domain: &Domain, character: &Character) -> (Liveness, Option<String>) {
-    const RESTS: &str = "is not discharging; a battery is metered only while it feeds the machine";
-    match character.liveness() {
-        (silent, Some(_)) if domain.kind == Kind::Battery && silent != Liveness::Live => {
-            (silent, Some(RESTS.into()))
-        }
-        state => state,
     }
 }
 

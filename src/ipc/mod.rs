@@ -19,6 +19,7 @@ mod audience;
 mod coarse;
 mod coarse_spans;
 mod connection;
+mod domain_state;
 mod door;
 mod doors;
 mod exchange;

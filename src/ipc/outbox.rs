@@ -43,6 +43,16 @@ impl Outbox {
         }
     }
 
+    /// Has something written at the end; gives what that gives.
+    pub fn write<T>(&mut self, what: impl FnOnce(&mut Vec<u8>) -> T) -> T {
+        let out = self.tail();
+        let before = out.len();
+        let given = what(out);
+        let wrote = out.len() - before;
+        self.wrote(wrote);
+        given
+    }
+
     /// Takes note of `bytes` appended to the tail.
     pub fn wrote(&mut self, bytes: usize) {
         if !self.held.is_empty() {
