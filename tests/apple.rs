@@ -501,7 +501,7 @@ fn the_systems_total_is_sensed_beside_the_counters_and_not_added_to_them() {
     let domains = machine.domains();
     assert!(domains[1..5].iter().all(|domain| domain.parent.as_deref() == Some("psys")));
     assert_eq!(containment::counted(&domains, &[true; 6]), [false, true, true, true, true, false]);
-    assert_eq!(containment::counted(&domains, &[true, false, true, true, true, true])[0], true);
+    assert!(containment::counted(&domains, &[true, false, true, true, true, true])[0]);
     let first = machine.one("psys");
     let later = machine.read_at(machine.now_ns + S)[0];
     assert_eq!(later.energy_uj - first.energy_uj, 20_000_000);

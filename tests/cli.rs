@@ -519,7 +519,7 @@ fn history_is_found_by_age_name_and_attribute_after_the_daemon_was_killed() {
     for words in
         [&["--since", "1h"][..], &["--name", name], &["--state", "settled"], &["--since", "2020-01-01"]]
     {
-        assert_eq!(listed(words), [account.clone()], "{words:?}");
+        assert_eq!(listed(words), std::slice::from_ref(&account), "{words:?}");
     }
     for words in [&["--since", "2200-01-01"][..], &["--name", "other"], &["--attribute", "model=none"]] {
         assert!(listed(words).is_empty(), "{words:?}");

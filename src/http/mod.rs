@@ -1,7 +1,7 @@
 //! HTTP as a client of inference servers needs it: whom to dial, a pool that dials, and what a stream of events says.
 //!
-//! Owns the address ([`Target`]), the pool of connections with TLS ([`dial`]), the headers that belong to one hop
-//! ([`hop`]), and the cutting of a byte stream into lines and server-sent events that survives any cut. Knows nothing
+//! Owns the address (`Target`), the pool of connections with TLS (`dial`), the headers that belong to one hop
+//! (`hop`), and the cutting of a byte stream into lines and server-sent events that survives any cut. Knows nothing
 //! of energy and of no particular server.
 
 pub mod dial;

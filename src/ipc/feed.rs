@@ -318,6 +318,7 @@ fn hung(source: &str, ns: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::energy::Kind;
 
     #[test]
     fn a_battery_that_is_silent_rests_and_anything_else_never_answered() {

@@ -9,7 +9,7 @@
 //! decode at the first token of content, and closes at the end of the reply; the energy comes back in a header, a
 //! trailer, a comment of the event stream, or `usage`. Everything else passes through as it came. It fails open: a
 //! daemon that is away, slow or mad never fails a request, and delays it at most by the patience it was given. One
-//! thread serves everything; a body is never kept beyond the bounds of [`held`], and a client that does not read is not
+//! thread serves everything; a body is never kept beyond the bounds of `held`, and a client that does not read is not
 //! read for.
 
 mod asked;

@@ -43,7 +43,7 @@ pub struct Chosen {
 /// What became of a list.
 #[derive(Debug, Default, PartialEq)]
 pub struct Choice {
-    /// The meters, in the order of [`PARTS`].
+    /// The meters, in the order of `PARTS`.
     pub chosen: Vec<Chosen>,
     /// What is to be said of those that somebody may miss.
     pub notes: Vec<String>,

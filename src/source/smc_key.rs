@@ -2,7 +2,7 @@
 //!
 //! Owns the 80 bytes of a question and of an answer (`SMCParamStruct` of Apple's PowerManagement sources), whose layout is
 //! asserted when this is compiled, and the decoding of power from the types that the controller has. A value that is no
-//! finite power from 0 to [`MOST_MW`] is none. Pure; calls nothing.
+//! finite power from 0 to `MOST_MW` is none. Pure; calls nothing.
 
 /// Selects the controller's one useful function (`kSMCHandleYPCEvent`).
 pub const SELECTOR: u32 = 2;

@@ -6,7 +6,7 @@
 //! ```
 //!
 //! Owns the one thread that touches the disk. Whoever hands an account over gets a number, and the account is on disk
-//! once [`Store::committed`] has reached it; nobody waits here. A disk that is full, read-only, broken or slow never
+//! once `Store::committed` has reached it; nobody waits here. A disk that is full, read-only, broken or slow never
 //! holds up an answer: the store says that it is failing, goes on trying, and writes what waited once it can. What it
 //! has in memory is bounded; what finds no room is refused and so never called kept. Knows no clients.
 
