@@ -14,7 +14,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 root=$PWD
 kept=${WATTSPAN_APPLE_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/wattspan-apple}
-sysroot=$kept/root programs=$kept/bin sdk=$kept/sdk
+sysroot=$kept/root programs=$kept/bin sdk=$kept/sdk zig=$kept/zig
 targets="aarch64-apple-darwin x86_64-apple-darwin"
 export MACOSX_DEPLOYMENT_TARGET=11.0
 mkdir -p "$kept/debs" "$sysroot" "$programs"
@@ -103,30 +103,47 @@ declared() {
         grep -oE "pub (unsafe )?(static|fn) +$2[A-Za-z0-9_]+" | awk '{ print $NF }'
 }
 
+# A compiler of C for a target, since SQLite and ring bring some: zig's, with the words that it does not know left out.
+c_compiler() { # TARGET
+    local file=$programs/cc-$1
+    cat >"$file" <<CC
+#!/usr/bin/env bash
+words=()
+while [ \$# -gt 0 ]; do
+    case \$1 in
+    -arch | -isysroot) shift ;;
+    -mmacosx-version-min=* | --target=* | -gfull | -gdwarf-*) ;;
+    *) words+=("\$1") ;;
+    esac
+    shift
+done
+unset SDKROOT
+ZIG_GLOBAL_CACHE_DIR=$kept/zig-cache ZIG_LOCAL_CACHE_DIR=$kept/zig-cache \\
+    exec "$zig/ziglang/zig" cc -target ${1%%-*}-macos "\${words[@]}"
+CC
+    printf '#!/bin/sh\nexec "%s" ar "$@"\n' "$zig/ziglang/zig" >"$programs/ar"
+    chmod +x "$file" "$programs/ar"
+    local variable=${1//-/_}
+    export "CC_$variable=$file" "AR_$variable=$programs/ar"
+}
+
 stub_sdk() {
-    local wheel=$kept/zig frameworks=$sdk/System/Library/Frameworks
+    local frameworks=$sdk/System/Library/Frameworks
     if [ ! -e "$sdk/.done" ]; then
         say "makes the stubs of the system's libraries"
-        rm -rf "$sdk" "$wheel"
-        mkdir -p "$sdk/usr/lib" "$wheel"
-        python3 -m pip download -q --disable-pip-version-check --no-deps -d "$wheel" ziglang
-        python3 - "$wheel" "$sdk" <<'PY'
-import glob, sys, zipfile
-wheel, sdk = sys.argv[1:]
-archive = zipfile.ZipFile(glob.glob(wheel + "/*.whl")[0])
-name = next(name for name in archive.namelist() if name.endswith("libc/darwin/libSystem.tbd"))
-# rust-lld does not know the newest architecture's name.
-text = archive.read(name).decode().replace("arm64e.x1-", "arm64-")
-open(sdk + "/usr/lib/libSystem.tbd", "w").write(text)
-open(sdk + "/SDKSettings.json", "w").write('{"Version":"27.0"}')
-PY
-        rm -rf "$wheel"
+        rm -rf "$sdk"
+        mkdir -p "$sdk/usr/lib"
+        # rust-lld does not know the newest architecture's name.
+        sed 's/arm64e\.x1-/arm64-/g' "$(find "$zig" -path '*libc/darwin/libSystem.tbd')" >"$sdk/usr/lib/libSystem.tbd"
+        echo '{"Version":"27.0"}' >"$sdk/SDKSettings.json"
         for library in libc libm libpthread libdl; do ln -sf libSystem.tbd "$sdk/usr/lib/$library.tbd"; done
         touch "$sdk/.done"
     fi
     stub "$sdk/usr/lib/libiconv.tbd" /usr/lib/libiconv.2.dylib <<<"iconv iconv_open iconv_close"
     declared core-foundation-sys 'k?CF' | stub "$frameworks/CoreFoundation.framework/CoreFoundation.tbd" \
         /System/Library/Frameworks/CoreFoundation.framework/Versions/A/CoreFoundation
+    declared security-framework-sys 'k?(Sec|SSL|Authorization|CMS)' |
+        stub "$frameworks/Security.framework/Security.tbd" /System/Library/Frameworks/Security.framework/Versions/A/Security
     declared io-kit-sys 'k?IO' | stub "$frameworks/IOKit.framework/IOKit.tbd" \
         /System/Library/Frameworks/IOKit.framework/Versions/A/IOKit
 }
@@ -180,7 +197,12 @@ if [ "$(cat "$CARGO_TARGET_DIR/.library" 2>/dev/null)" != "$library" ]; then
     printf '%s\n' "$library" >"$CARGO_TARGET_DIR/.library"
 fi
 "$cargo" fetch --locked --quiet
+if [ ! -x "$zig/ziglang/zig" ]; then
+    say "fetches zig"
+    python3 -m pip install -q --disable-pip-version-check --no-deps --target "$zig" ziglang
+fi
 stub_sdk
+for target in $targets; do c_compiler "$target"; done
 
 case ${1:-all} in
 all)
