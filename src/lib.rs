@@ -40,6 +40,9 @@ pub mod ipc;
 /// A blocking client of the daemon.
 pub mod client;
 
+/// Intelligence per watt: questions, answers, scores, figures.
+pub mod ipw;
+
 /// Wiring of the daemon.
 pub mod daemon;
 

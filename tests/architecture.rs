@@ -16,6 +16,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("config", &["energy", "source", "sampler", "ledger", "protocol"]),
     ("ipc", &["energy", "clock", "config", "source", "ring", "sampler", "ledger", "protocol"]),
     ("client", &["energy", "clock", "config", "ledger", "protocol"]),
+    ("ipw", &["energy", "clock", "ledger", "protocol", "client"]),
     ("daemon", &["energy", "clock", "config", "source", "ring", "sampler", "ledger", "protocol", "ipc"]),
     ("meter", &["energy", "clock", "config", "source", "sampler", "ledger", "protocol", "ipc", "client"]),
     ("cli", &["energy", "clock", "config", "ledger", "protocol", "client", "meter"]),
