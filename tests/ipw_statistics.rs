@@ -32,7 +32,8 @@ fn table(rows: &[[u64; 6]]) -> Table {
     let fingerprint = question::fingerprint(&questions);
     let manifest = Manifest { version: VERSION, fingerprint, ..Manifest::default() };
     let mut run = RunDir::begin(dir.path(), &manifest, &questions).unwrap();
-    for (at, [score, share_uj, duration_ns, tokens_in, tokens_out, first_token_ns]) in rows.iter().enumerate() {
+    for (at, [score, share_uj, duration_ns, tokens_in, tokens_out, first_token_ns]) in rows.iter().enumerate()
+    {
         let energy = Energy { share_uj: Some(*share_uj), span_ns: *duration_ns, ..Energy::default() };
         let row = Row {
             id: at.to_string(),
@@ -59,7 +60,8 @@ fn means_ratios_and_their_intervals_are_those_of_numpy() {
     let terms = Terms { scope: Scope::Host, idle: Idle::Included, seed: expected.seed };
     let ours = figures(&table(&expected.rows), None, &terms);
     let got = [ours.accuracy, ours.energy_j, ours.power_w, ours.per_watt, ours.per_joule];
-    for (at, (name, figure)) in ["accuracy", "energy", "power", "ipw", "ipj"].into_iter().zip(got).enumerate() {
+    for (at, (name, figure)) in ["accuracy", "energy", "power", "ipw", "ipj"].into_iter().zip(got).enumerate()
+    {
         let Figure { value, interval } = figure.unwrap();
         let interval = interval.unwrap();
         near(name, value, expected.figures[at]);
@@ -81,7 +83,8 @@ fn regressions_are_those_of_scipy() {
     let tokens: Vec<f64> =
         columns.tokens_in.iter().zip(&columns.tokens_out).map(|(one, other)| one + other).collect();
     let energy: Vec<f64> = columns.host_j.iter().map(known).collect();
-    let power: Vec<f64> = energy.iter().zip(&columns.span_s).map(|(joules, seconds)| joules / seconds).collect();
+    let power: Vec<f64> =
+        energy.iter().zip(&columns.span_s).map(|(joules, seconds)| joules / seconds).collect();
     let of = |x: &[f64], y: &[f64]| -> Line { line(x.iter().copied().zip(y.iter().copied())).unwrap() };
     let got = [
         ("energy", of(&tokens, &energy)),

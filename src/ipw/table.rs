@@ -4,7 +4,7 @@
 //! and the conversion to joules, seconds and watts. Memory is some 200 bytes a row. Invariant: in a column `NaN` is
 //! "not known" and nothing else; no other module sees it but through [`known`].
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io::{self, Read};
 use std::num::NonZero;
@@ -189,7 +189,12 @@ pub struct Table {
     pub broken: usize,
     /// Rows of queries that were tried again later.
     pub superseded: usize,
+    /// Why queries failed, with how often: the first few reasons; tries that were repeated count too.
+    pub failures: BTreeMap<String, usize>,
 }
+
+/// How many different reasons of failure are kept apart.
+const REASONS: usize = 16;
 
 /// What one block of the file gave.
 #[derive(Default)]
@@ -197,6 +202,7 @@ struct Block {
     subjects: Vec<String>,
     columns: Columns,
     broken: usize,
+    failures: BTreeMap<String, usize>,
 }
 
 impl Table {
@@ -210,8 +216,14 @@ impl Table {
         let file = path.join("rows.jsonl");
         let failed = |cause| Unusable::File { path: file.clone(), cause };
         let opened = File::open(&file).map_err(failed)?;
-        let mut table =
-            Self { manifest, subjects: Vec::new(), columns: Columns::default(), broken: 0, superseded: 0 };
+        let mut table = Self {
+            manifest,
+            subjects: Vec::new(),
+            columns: Columns::default(),
+            broken: 0,
+            superseded: 0,
+            failures: BTreeMap::new(),
+        };
         let mut places = HashMap::new();
         let read = in_blocks(opened, |lines| block(lines, &scopes), |block| table.take(block, &mut places));
         read.map_err(failed)?;
@@ -235,6 +247,9 @@ impl Table {
         }
         self.columns.append(block.columns);
         self.broken += block.broken;
+        for (reason, count) in block.failures {
+            note(&mut self.failures, reason, count);
+        }
     }
 
     /// The last row of a query counts.
@@ -259,6 +274,9 @@ fn block(lines: &[u8], scopes: &[(Scope, Vec<usize>); 3]) -> Block {
             block.broken += 1;
             continue;
         };
+        if let Some(reason) = &row.error {
+            note(&mut block.failures, reason.clone(), 1);
+        }
         let known = block.subjects.iter().position(|subject| *subject == row.subject);
         let subject = known.unwrap_or_else(|| {
             block.subjects.push(row.subject.clone());
@@ -267,6 +285,11 @@ fn block(lines: &[u8], scopes: &[(Scope, Vec<usize>); 3]) -> Block {
         block.columns.push(&row, subject as u32, scopes);
     }
     block
+}
+
+fn note(failures: &mut BTreeMap<String, usize>, reason: String, count: usize) {
+    let room = failures.len() < REASONS || failures.contains_key(&reason);
+    *failures.entry(if room { reason } else { "other reasons".into() }).or_insert(0) += count;
 }
 
 /// Reads a file in blocks of whole lines, works on them on every core, and takes the results in the file's order.
@@ -377,6 +400,7 @@ mod tests {
         assert_eq!(known(table.columns.score[1]), Some(1.0));
         let (_dir, table) = run(&[failed]);
         assert!(!table.columns.answered[0]);
+        assert_eq!(table.failures["refused"], 1);
         assert_eq!(known(table.columns.score[0]), None, "a failed query has no score, whatever its row says");
     }
 

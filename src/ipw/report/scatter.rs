@@ -1,0 +1,133 @@
+//! The points that the pictures show.
+//!
+//! Owns the sampling of points where there are too many to draw: every n-th query, so that a sample repeats and keeps the
+//! order in time.
+
+use serde::Serialize;
+
+use super::super::scope::Scope;
+use super::super::table::{Table, known};
+
+/// The most points in a picture.
+const MOST: usize = 2_000;
+
+/// The most spans drawn under the power over time.
+const SPANS: usize = 400;
+
+/// One query in a picture.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Point {
+    /// Tokens of prompt and answer.
+    pub tokens: Option<f64>,
+    /// Tokens of the answer.
+    pub tokens_out: Option<f64>,
+    /// Its energy.
+    pub energy_j: f64,
+    /// Its power.
+    pub power_w: f64,
+    /// Right or wrong.
+    pub score: Option<f64>,
+}
+
+/// One query in time.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Bar {
+    /// Seconds since the first query began.
+    pub from_s: f64,
+    /// Until its first token.
+    pub first_token_s: Option<f64>,
+    /// Until its end.
+    pub to_s: f64,
+    /// Mean power of its share.
+    pub power_w: Option<f64>,
+    /// Whether it was answered.
+    pub answered: bool,
+}
+
+/// What the pictures show.
+#[derive(Debug, Default)]
+pub struct Points {
+    /// A sample of the queries with a known energy.
+    pub queries: Vec<Point>,
+    /// Of how many.
+    pub of: usize,
+    /// The first queries in the order in which they began.
+    pub bars: Vec<Bar>,
+    /// The sum of all open shares' powers, at each instant where one began or ended: seconds, watts. A picture of the
+    /// load where no domain was watched meanwhile.
+    pub power: Vec<(f64, f64)>,
+}
+
+impl Points {
+    /// The points of a run.
+    pub fn of(table: &Table, scope: Scope) -> Self {
+        let columns = &table.columns;
+        let [energy, ..] = columns.scoped(scope);
+        let metered: Vec<usize> = (0..columns.len())
+            .filter(|at| columns.answered[*at] && energy[*at].is_finite() && columns.span_s[*at] > 0.0)
+            .collect();
+        let point = |at: &usize| Point {
+            tokens: known(columns.tokens_in[*at] + columns.tokens_out[*at]),
+            tokens_out: known(columns.tokens_out[*at]),
+            energy_j: energy[*at],
+            power_w: energy[*at] / columns.span_s[*at],
+            score: known(columns.score[*at]),
+        };
+        let step = metered.len().div_ceil(MOST).max(1);
+        let mut order: Vec<usize> = (0..columns.len()).collect();
+        order.sort_unstable_by(|one, other| columns.began_s[*one].total_cmp(&columns.began_s[*other]));
+        order.truncate(SPANS);
+        let start = order.first().map_or(0.0, |at| columns.began_s[*at]);
+        let bar = |at: &usize| Bar {
+            from_s: columns.began_s[*at] - start,
+            first_token_s: known(columns.first_token_s[*at]),
+            to_s: columns.began_s[*at] - start + columns.duration_s[*at],
+            power_w: known(energy[*at] / columns.span_s[*at]),
+            answered: columns.answered[*at],
+        };
+        let bars: Vec<Bar> = order.iter().map(bar).collect();
+        Self {
+            queries: metered.iter().step_by(step).map(point).collect(),
+            of: metered.len(),
+            power: power(&bars),
+            bars,
+        }
+    }
+}
+
+/// The powers of the shares that were open, added up, as a curve of steps.
+fn power(bars: &[Bar]) -> Vec<(f64, f64)> {
+    let mut edges: Vec<(f64, f64)> = Vec::new();
+    for (bar, watts) in bars.iter().filter_map(|bar| Some((bar, bar.power_w?))) {
+        edges.extend([(bar.from_s, watts), (bar.to_s, -watts)]);
+    }
+    edges.sort_unstable_by(|(one, _), (other, _)| one.total_cmp(other));
+    let mut sum = 0.0;
+    let mut curve = Vec::with_capacity(edges.len() * 2);
+    for (at, change) in edges {
+        curve.push((at, f64::max(sum, 0.0)));
+        sum += change;
+        curve.push((at, f64::max(sum, 0.0)));
+    }
+    curve
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn overlapping_shares_add_up_and_end_at_nothing() {
+        let bar = |from_s, to_s, watts| Bar {
+            from_s,
+            first_token_s: None,
+            to_s,
+            power_w: Some(watts),
+            answered: true,
+        };
+        let curve = power(&[bar(0.0, 2.0, 10.0), bar(1.0, 3.0, 5.0)]);
+        assert_eq!(curve[3], (1.0, 15.0));
+        assert_eq!(curve[5], (2.0, 5.0));
+        assert_eq!(curve.last(), Some(&(3.0, 0.0)));
+    }
+}
