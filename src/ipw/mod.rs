@@ -6,11 +6,13 @@
 //! and its interval; a query that failed is a row with its error, and never a wrong answer that was cheap.
 
 pub mod bootstrap;
+pub mod compare;
 pub mod extract;
 pub mod metric;
 pub mod question;
 pub mod regression;
 pub mod report;
+pub mod route;
 pub mod row;
 pub mod run_dir;
 pub mod scope;
