@@ -40,6 +40,9 @@ pub mod ipc;
 /// A blocking client of the daemon.
 pub mod client;
 
+/// HTTP as a client of inference servers: targets, a pool with TLS, lines and events out of any cut.
+pub mod http;
+
 /// Intelligence per watt: questions, answers, scores, figures.
 pub mod ipw;
 

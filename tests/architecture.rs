@@ -16,10 +16,11 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("config", &["energy", "source", "sampler", "ledger", "protocol"]),
     ("ipc", &["energy", "clock", "config", "source", "ring", "sampler", "ledger", "protocol"]),
     ("client", &["energy", "clock", "config", "ledger", "protocol"]),
-    ("ipw", &["energy", "clock", "ledger", "protocol", "client"]),
+    ("http", &[]),
+    ("ipw", &["energy", "clock", "ledger", "protocol", "client", "http"]),
     ("daemon", &["energy", "clock", "config", "source", "ring", "sampler", "ledger", "protocol", "ipc"]),
     ("meter", &["energy", "clock", "config", "source", "sampler", "ledger", "protocol", "ipc", "client"]),
-    ("cli", &["energy", "clock", "config", "ledger", "protocol", "client", "meter"]),
+    ("cli", &["energy", "clock", "config", "ledger", "protocol", "client", "http", "ipw", "meter"]),
 ];
 
 /// Names that say nothing about what is in the room.

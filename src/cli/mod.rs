@@ -9,6 +9,7 @@ mod command;
 mod doctor;
 mod ending;
 mod generate;
+mod ipw;
 mod quantity;
 mod reach;
 mod read;
@@ -77,6 +78,9 @@ pub enum Verb {
     Spans(spans::Arguments),
     /// Tell where the joules went: measured = attributed + unattributed
     Balance,
+    /// Measure intelligence per watt: accuracy per watt and per joule of a model on this machine
+    #[command(subcommand)]
+    Ipw(ipw::Verb),
     /// Write shell completions or manual pages
     #[command(hide = true)]
     Generate(generate::Arguments),
@@ -103,6 +107,7 @@ fn perform(arguments: Arguments) -> Result<u8, Trouble> {
         Verb::Doctor => doctor::doctor(meter),
         Verb::Spans(spans) => spans::spans(meter, &spans),
         Verb::Balance => balance::balance(meter),
+        Verb::Ipw(verb) => ipw::ipw(meter, &verb),
         Verb::Generate(what) => generate::generate(&what),
     }
 }

@@ -5,15 +5,21 @@
 //! client of the daemon. Invariant: a figure never goes without its grade, its scope, its idle policy, what it covers
 //! and its interval; a query that failed is a row with its error, and never a wrong answer that was cheap.
 
+pub mod ask;
 pub mod bootstrap;
 pub mod compare;
 pub mod extract;
+pub mod judge;
+pub mod metering;
 pub mod metric;
+pub mod power;
+pub mod query;
 pub mod question;
 pub mod regression;
 pub mod report;
 pub mod route;
 pub mod row;
+pub mod run;
 pub mod run_dir;
 pub mod scope;
 pub mod spread;

@@ -169,6 +169,14 @@ impl RunDir {
         append(&mut self.texts, text).map_err(at(&texts))?;
         append(&mut self.rows, row).map_err(at(&rows))
     }
+
+    /// Writes the row of a query again, with another score; its text is there already.
+    ///
+    /// # Errors
+    /// As for [`RunDir::add`].
+    pub fn rescore(&mut self, row: &Row) -> Result<(), Unusable> {
+        append(&mut self.rows, row).map_err(at(&self.path.join("rows.jsonl")))
+    }
 }
 
 /// What a run was.
