@@ -235,11 +235,13 @@ fn an_interrupted_run_goes_on_where_it_stopped() {
         "--url",
         &desk.llm.url(),
         "--model",
-        "good-200",
+        "good-100",
         "-o",
         "r",
         "--warm-up",
         "0",
+        "-c",
+        "3",
     ]);
     let mut child =
         command.stderr(std::process::Stdio::null()).stdout(std::process::Stdio::null()).spawn().unwrap();
@@ -254,18 +256,7 @@ fn an_interrupted_run_goes_on_where_it_stopped() {
     let before = desk.rows("r").len();
     assert!((3..50).contains(&before));
     let mut command = desk.command("run");
-    command.args([
-        "--replay",
-        "machine.toml",
-        "--url",
-        &desk.llm.url(),
-        "--model",
-        "good-1",
-        "--resume",
-        "r",
-        "-c",
-        "8",
-    ]);
+    command.args(["--replay", "machine.toml", "--resume", "r", "--warm-up", "0"]);
     let output = command.output().unwrap();
     assert!(output.status.success(), "{}", said(&output));
     let rows = desk.rows("r");

@@ -7,15 +7,16 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use http_body_util::BodyExt;
+use tokio::sync::oneshot::Receiver;
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::ask::Asking;
 use super::ask::hear::Hearing;
 use super::ask::reply::{Failure, Reply, one_line};
 use super::extract;
-use super::metering::{Metering, energy};
+use super::metering::{Metering, Settled, energy};
 use super::question::Question;
-use super::row::{Energy, Row, Text};
+use super::row::{Row, Text};
 use crate::clock::monotonic_ns;
 use crate::http::Body;
 use crate::http::dial::Pool;
@@ -38,13 +39,40 @@ pub struct Query<'a> {
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
+/// A query that ended, and whose account may not have settled.
+pub struct Answered {
+    row: Row,
+    text: Text,
+    account: Option<Receiver<Settled>>,
+}
+
+impl Answered {
+    /// Waits for the account.
+    pub async fn settle(mut self, domains: &[String]) -> (Row, Text) {
+        if let Some(account) = self.account {
+            let account = account.await.unwrap_or(Err("nobody asked the meter any more"));
+            match account.and_then(|account| energy(&account, domains)) {
+                Ok(energy) => self.row.energy = Some(energy),
+                Err(why) => self.row.unmetered = Some(why.to_owned()),
+            }
+        }
+        (self.row, self.text)
+    }
+}
+
 impl Query<'_> {
-    /// Asks a question for the `repeat`th time until it is answered or hope is lost. `number` is another one for each query.
+    /// Asks a question for the `repeat`th time until it is answered or hope is lost, and waits for its account. `number` is
+    /// another one for each query.
     pub async fn ask(&self, question: &Question, repeat: u32, number: u64) -> (Row, Text) {
+        self.answer(question, repeat, number).await.settle(self.domains).await
+    }
+
+    /// Asks, and leaves the account for later: the next question must not wait for a counter.
+    pub async fn answer(&self, question: &Question, repeat: u32, number: u64) -> Answered {
         let mut pause = FIRST_PAUSE;
         for retry in 0.. {
             let began_ns = monotonic_ns();
-            let (answer, energy, ended_ns) =
+            let (answer, account, ended_ns) =
                 self.attempt(question, repeat, number * 1000 + u64::from(retry % 1000)).await;
             match answer {
                 Err(failure) if failure.may_pass() && retry < self.retries => {
@@ -59,10 +87,10 @@ impl Query<'_> {
                         retries: retry,
                         began_ns,
                         duration_ns: ended_ns.saturating_sub(began_ns),
-                        energy,
                         ..Row::default()
                     };
-                    return told(row, question, answer);
+                    let (row, text) = told(row, question, answer);
+                    return Answered { row, text, account };
                 }
             }
         }
@@ -74,7 +102,7 @@ impl Query<'_> {
         question: &Question,
         repeat: u32,
         number: u64,
-    ) -> (Result<Reply, Failure>, Option<Energy>, u64) {
+    ) -> (Result<Reply, Failure>, Option<Receiver<Settled>>, u64) {
         let began_ns = monotonic_ns();
         let span = self.metering.map(|metering| {
             let mut notes = BTreeMap::from([
@@ -101,9 +129,8 @@ impl Query<'_> {
             }
             Err(failure) => _ = notes.insert("error".into(), one_line(&failure.to_string())),
         }
-        let account = metering.close(&span, notes, ended_ns).await;
-        let energy = account.ok().and_then(Result::ok).map(|account| energy(&account, self.domains));
-        (answer, energy, ended_ns)
+        let account = metering.close(&span, notes, (began_ns, ended_ns));
+        (answer, Some(account), ended_ns)
     }
 
     async fn exchange(&self, prompt: &str, began_ns: u64, mark: impl Fn(u64)) -> Result<Reply, Failure> {

@@ -58,6 +58,9 @@ pub struct Row {
     /// The energy that belongs to it; absent where no meter answered or the account never came.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub energy: Option<Energy>,
+    /// Why a meter that was asked gave no energy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unmetered: Option<String>,
 }
 
 /// A query's account, as far as reports need it.
@@ -83,6 +86,10 @@ pub struct Energy {
     pub grade: Option<Grade>,
     /// How long the account lasted.
     pub span_ns: u64,
+    /// How far its edges are from the query's, together: the meter heard of them too late. What that may have cost is in
+    /// `error_uj`.
+    #[serde(default, skip_serializing_if = "is_none_ns")]
+    pub moved_ns: u64,
     /// How many spans were open at most meanwhile.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub at_once: u32,
@@ -141,6 +148,11 @@ impl Row {
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
 fn is_zero(count: &u32) -> bool {
     *count == 0
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
+fn is_none_ns(time_ns: &u64) -> bool {
+    *time_ns == 0
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]

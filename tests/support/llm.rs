@@ -10,7 +10,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use wattspan::ipw::question::{Question, starter};
@@ -50,6 +50,11 @@ impl Llm {
             }
         });
         Self { address, seen }
+    }
+
+    /// One that runs already, in another process.
+    pub fn at(address: SocketAddr) -> Self {
+        Self { address, seen: Arc::default() }
     }
 
     /// Its base URL.
@@ -164,7 +169,47 @@ fn answer(out: &mut TcpStream, path: &str, asked: &Value, key: &str, seen: &Seen
     if path.ends_with("/api/chat") {
         return ollama(out, &words, pause);
     }
+    if let Some(pour) = Pour::of(&model) {
+        return pour.out(out);
+    }
     stream(out, &model, &words, pause, asked["stream_options"]["include_usage"] == true)
+}
+
+/// Many tokens at a steady pace, uncounted: "pours-COUNT-MICROSECONDS".
+struct Pour {
+    count: usize,
+    each: Duration,
+}
+
+impl Pour {
+    fn of(model: &str) -> Option<Self> {
+        let mut parts = model.strip_prefix("pours-")?.split('-');
+        let (count, micros) = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
+        Some(Self { count, each: Duration::from_micros(micros) })
+    }
+
+    fn out(&self, out: &mut TcpStream) -> std::io::Result<bool> {
+        write!(
+            out,
+            "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+        )?;
+        let began = Instant::now();
+        for number in 0..self.count {
+            chunk(
+                out,
+                &format!(
+                    "data: {{\"id\":\"chatcmpl-0123456789\",\"object\":\"chat.completion.chunk\",\"created\":1763800000,\"model\":\"pours\",\"choices\":[{{\"index\":0,\"delta\":{{\"content\":\" {number}\"}},\"logprobs\":null,\"finish_reason\":null}}]}}\n\n"
+                ),
+            )?;
+            // A late thread catches up, so that the pace holds in all.
+            let due = began + self.each * (number as u32 + 1);
+            std::thread::sleep(due.saturating_duration_since(Instant::now()));
+        }
+        chunk(out, "data: {\"choices\":[{\"index\":0,\"delta\":{},\"finish_reason\":\"length\"}]}\n\n")?;
+        chunk(out, "data: [DONE]\n\n")?;
+        chunk(out, "")?;
+        Ok(true)
+    }
 }
 
 fn whole(out: &mut TcpStream, status: &str, kind: &str, body: &str) -> std::io::Result<()> {

@@ -57,6 +57,9 @@ fn line(progress: &Progress) -> String {
             line += &format!("  {} a query", power(mean, None));
         }
     }
+    if progress.unmetered > 0 {
+        line += &format!("  {} without energy", progress.unmetered);
+    }
     if progress.failed > 0 {
         line += &format!("  {} failed", progress.failed);
     }

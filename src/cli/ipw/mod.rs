@@ -3,6 +3,7 @@
 //! Owns the verbs below it. What they compute is in `crate::ipw`; here are words and tables. Results go to standard output,
 //! the live line to standard error.
 
+mod begun;
 mod compare;
 mod live;
 mod report;

@@ -11,12 +11,16 @@ use crate::http::dial::{Pool, Settings, pool};
 use crate::http::{Body, Target};
 use crate::ipw::ask::{Api, Asking, first_model};
 
+/// Where servers listen as a rule.
+const USUAL: &str = "http://127.0.0.1:8000/v1";
+
 /// Which server, and how it is asked.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Server {
-    /// The server's base URL, as its users write it (OpenAI's interfaces: with /v1)
-    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:8000/v1")]
-    pub url: Target,
+    /// The server's base URL, as its users write it (OpenAI's interfaces: with /v1) [default: http://127.0.0.1:8000/v1,
+    /// or the server of the run that goes on]
+    #[arg(long, value_name = "URL")]
+    pub url: Option<Target>,
     /// The interface it speaks
     #[arg(long, value_enum, default_value_t = Api::Chat)]
     pub api: Api,
@@ -52,14 +56,18 @@ pub struct Server {
 impl Server {
     /// How it is asked, and connections to it. Asks the server for its models where none was named.
     pub async fn reach(&self) -> Result<(Asking, Pool<Body>), Trouble> {
-        let pool = pool(&self.url, Settings::default())
-            .map_err(|cause| Trouble::new(FAILURE, format!("{}: {cause}", self.url)))?;
+        let url = match &self.url {
+            Some(url) => url.clone(),
+            None => USUAL.parse().expect("it is a URL"),
+        };
+        let pool = pool(&url, Settings::default())
+            .map_err(|cause| Trouble::new(FAILURE, format!("{url}: {cause}")))?;
         let seed = match self.seed.as_str() {
             "-" => None,
             seed => Some(seed.parse().map_err(|_| Trouble::new(2, "--seed takes a whole number, or -"))?),
         };
         let mut asking = Asking {
-            target: self.url.clone(),
+            target: url,
             api: self.api,
             model: self.model.clone().unwrap_or_default(),
             system: self.system.clone(),
@@ -75,7 +83,10 @@ impl Server {
             asking.model = named(&asking, &pool).await.map_err(|why| {
                 Trouble::new(
                     FAILURE,
-                    format!("{}: {why}; is the server up? (--url, --api, --model name another)", self.url),
+                    format!(
+                        "{}: {why}; is the server up? (--url, --api, --model name another)",
+                        asking.target
+                    ),
                 )
             })?;
         }

@@ -36,6 +36,11 @@ impl Api {
         }
     }
 
+    /// The one of this name.
+    pub fn named(name: &str) -> Option<Self> {
+        [Self::Chat, Self::Completions, Self::Ollama].into_iter().find(|api| api.name() == name)
+    }
+
     fn path(self) -> &'static str {
         match self {
             Self::Chat => "/chat/completions",
@@ -174,7 +179,7 @@ pub fn first_model(list: &[u8]) -> Option<String> {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+pub(in crate::ipw) mod tests {
     use super::*;
 
     pub fn asking(api: Api) -> Asking {
