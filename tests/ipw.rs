@@ -145,6 +145,10 @@ fn what_passes_is_tried_again_and_what_does_not_is_not() {
         assert!(output.status.success(), "{}", said(&output));
         assert!(rows.iter().all(|row| row["retries"] == 1 && row["score"] == 1.0), "{rows:?}");
     }
+    let (_, rows) = desk.run("drops", &[]);
+    assert!(rows.iter().all(|row| row["score"] == 1.0), "{rows:?}");
+    let dropped: Vec<_> = rows.iter().map(|row| row["retries"].as_u64()).collect();
+    assert_eq!(dropped[..3], [None, Some(1), Some(1)], "a connection that was closed is replaced");
     let before = desk.llm.requests();
     let (_, rows) = desk.run("unknown", &["-c", "12"]);
     assert_eq!(desk.llm.requests() - before, 12);

@@ -76,7 +76,7 @@ impl Query<'_> {
                 self.attempt(question, repeat, number * 1000 + u64::from(retry % 1000)).await;
             match answer {
                 Err(failure) if failure.may_pass() && retry < self.retries => {
-                    sleep(failure.after().map_or(pause, |after| after.min(LONGEST_PAUSE))).await;
+                    sleep(failure.after(retry).map_or(pause, |after| after.min(LONGEST_PAUSE))).await;
                     pause = (pause * 2).min(LONGEST_PAUSE);
                 }
                 answer => {
@@ -138,7 +138,10 @@ impl Query<'_> {
         let until = Instant::now() + self.asking.timeout;
         let late = |_| Failure::TimedOut(self.asking.timeout);
         let reply = timeout_at(until, self.pool.request(request)).await.map_err(late)?;
-        let reply = reply.map_err(|cause| Failure::Unreachable(one_line(&chain(&cause))))?;
+        let reply = reply.map_err(|cause| {
+            let said = one_line(&chain(&cause));
+            if hung_up(&cause) { Failure::HungUp(said) } else { Failure::Unreachable(said) }
+        })?;
         let (head, mut body) = reply.into_parts();
         if !head.status.is_success() {
             let whole = timeout_at(until, http_body_util::Limited::new(body, 64 << 10).collect())
@@ -188,6 +191,18 @@ fn told(mut row: Row, question: &Question, answer: Result<Reply, Failure>) -> (R
         Err(failure) => row.error = Some(one_line(&failure.to_string())),
     }
     (row, text)
+}
+
+/// Whether the connection closed before the answer began, and not because nobody listens.
+fn hung_up(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        if let Some(broken) = inner.downcast_ref::<hyper::Error>() {
+            return broken.is_incomplete_message() || broken.is_canceled();
+        }
+        cause = inner.source();
+    }
+    false
 }
 
 /// An error with its causes, in one line.

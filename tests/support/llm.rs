@@ -72,6 +72,7 @@ fn serve(stream: TcpStream, seen: &Seen) -> std::io::Result<()> {
     stream.set_nodelay(true)?;
     let mut reader = BufReader::new(stream.try_clone()?);
     let mut out = stream;
+    let mut served = 0;
     loop {
         let (mut line, mut length, mut key) = (String::new(), 0, String::new());
         if reader.read_line(&mut line)? == 0 {
@@ -96,6 +97,11 @@ fn serve(stream: TcpStream, seen: &Seen) -> std::io::Result<()> {
         }
         let asked: Value = serde_json::from_slice(&body).unwrap();
         seen.requests.fetch_add(1, Ordering::Relaxed);
+        // A server that closes its kept connections while the next question is on its way.
+        if served > 0 && asked["model"] == "drops" {
+            return Ok(());
+        }
+        served += 1;
         if !answer(&mut out, &path, &asked, &key, seen)? {
             return Ok(());
         }

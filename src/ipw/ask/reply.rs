@@ -59,6 +59,9 @@ pub enum Failure {
     /// Nobody answers there, or the connection broke.
     #[error("no connection: {0}")]
     Unreachable(String),
+    /// It hung up before it answered: as a rule a kept connection that it closed while the question was on its way.
+    #[error("no connection: {0}")]
+    HungUp(String),
     /// The server refuses.
     #[error("HTTP {status}: {said}")]
     Status {
@@ -99,10 +102,11 @@ impl Failure {
         }
     }
 
-    /// When the server wants to be asked again, if it said so.
-    pub fn after(&self) -> Option<Duration> {
+    /// When to ask again for the `retry`th time, if the server said so or it cannot matter to it.
+    pub fn after(&self, retry: u32) -> Option<Duration> {
         match self {
             Self::Status { after, .. } => *after,
+            Self::HungUp(_) if retry == 0 => Some(Duration::ZERO),
             _ => None,
         }
     }
@@ -139,6 +143,8 @@ mod tests {
         let status = |status| Failure::Status { status, said: String::new(), after: None }.may_pass();
         assert!(!status(400) && !status(401) && !status(404) && status(429) && status(503));
         assert!(Failure::Empty.may_pass());
+        let stale = Failure::HungUp("closed".into());
+        assert_eq!((stale.after(0), stale.after(1)), (Some(Duration::ZERO), None), "at once, but only once");
     }
 
     #[test]

@@ -105,6 +105,9 @@ fn errors(at_once: usize, model: &'static str, questions: usize, repeats: u32) {
     assert_eq!(inside, mine.len(), "an account's error did not hold the truth");
 }
 
+/// 32 questions 12 times are three whole waves of 128.
+const QUESTIONS: usize = 32;
+
 fn processor_ns() -> u64 {
     let time = clock_gettime(ClockId::ProcessCPUTime);
     time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
@@ -113,7 +116,7 @@ fn processor_ns() -> u64 {
 fn cost(llm: &Llm, at_once: usize, model: &'static str, tokens_each: u64, repeats: u32, metering: bool) {
     let machine = InProcess::on(MACHINE, 2);
     let dir = tempfile::tempdir().expect("a directory");
-    let wish = Wish { model, pace: Pace::AtOnce(at_once), questions: 50, repeats };
+    let wish = Wish { model, pace: Pace::AtOnce(at_once), questions: QUESTIONS, repeats };
     let (began_ns, used_ns) = (monotonic_ns(), processor_ns());
     let rows = match metering {
         true => metered(&machine, llm, &["package-0"], &wish, dir.path()).0,
@@ -132,7 +135,7 @@ fn cost(llm: &Llm, at_once: usize, model: &'static str, tokens_each: u64, repeat
         used_ns as f64 / 1e3 / tokens as f64,
     );
     assert_eq!(tokens, tokens_each * rows.len() as u64, "tokens were lost");
-    assert_eq!((rows.len(), failed), (50 * repeats as usize, 0), "queries were lost");
+    assert_eq!((rows.len(), failed), (QUESTIONS * repeats as usize, 0), "queries were lost");
 }
 
 /// The server in a process of its own, whose costs are not the client's.
@@ -171,8 +174,8 @@ fn main() {
         "at once", "", "rows", "failed", "tokens", "tokens/s", "cores", "\u{b5}s/token"
     );
     pouring(|llm| {
-        cost(llm, 128, "pours-256-12800", 256, 8, true);
-        cost(llm, 128, "pours-256-12800", 256, 8, false);
-        cost(llm, 8, "pours-512-800", 512, 2, true);
+        cost(llm, 128, "pours-256-12800", 256, 12, true);
+        cost(llm, 128, "pours-256-12800", 256, 12, false);
+        cost(llm, 8, "pours-512-800", 512, 1, true);
     });
 }
