@@ -222,6 +222,9 @@ impl Meter {
         let before = self.closed.len();
         for (closed, answer) in some.into_iter().zip(answers) {
             let settled = match answer.map(|answer| answer.account) {
+                Ok(account) if account.state == State::Settled && is_another(&account, closed.edges_ns) => {
+                    Err("the meter heard of the query too late: it was stalled, or this machine is too busy")
+                }
                 Ok(mut account) if account.state == State::Settled => {
                     widen(client, &mut account, closed.edges_ns);
                     Ok(Box::new(account))
@@ -242,6 +245,11 @@ impl Meter {
         }
         before > 0 && before == self.closed.len()
     }
+}
+
+/// Whether so much of a query lies outside its account that the figure would be about something else.
+fn is_another(account: &Account, (began_ns, ended_ns): (u64, u64)) -> bool {
+    account.moved_ns > ended_ns.saturating_sub(began_ns) / 2
 }
 
 /// Where the meter moved an edge, the query may have used up to everything that the machine used between the two: this
