@@ -164,10 +164,10 @@ fn main() {
         "{:>7} {:>9} {:>11} {:>8} {:>8}  {:>7} {:>11} {:>8} {:>8}",
         "at once", "query", "metered", "ours", "worst", "bound", "truth in", "tail", "worst"
     );
-    errors(1, "good-100", 40, 1);
-    errors(8, "good-100", 50, 4);
-    errors(1, "good-400", 12, 1);
-    errors(8, "good-400", 48, 1);
+    errors(1, "good-90", 40, 1);
+    errors(8, "good-90", 50, 4);
+    errors(1, "good-250", 24, 1);
+    errors(8, "good-250", 48, 1);
     println!("\nthe client's cost where 10,000 tokens a second are poured (target: 1 core or less)");
     println!(
         "{:>7} {:>9} {:>6} {:>7} {:>9} {:>9} {:>9} {:>9}",
