@@ -96,7 +96,7 @@ pub fn differences(first: &Table, other: &Table, terms: &Terms) -> Vec<Differenc
     };
     let grade = |table: &Table| match figures_grade(table, terms) {
         Some(grade) => format!("{grade:?}").to_lowercase(),
-        None => "no energy".into(),
+        None => "unknown".into(),
     };
     let kinds = |table: &Table| {
         let domains = &table.manifest.domains;

@@ -9,6 +9,7 @@ pub mod ask;
 pub mod bootstrap;
 pub mod compare;
 pub mod extract;
+pub mod harness;
 pub mod judge;
 pub mod metering;
 pub mod metric;

@@ -43,6 +43,15 @@ macro_rules! columns {
         }
 
         impl Columns {
+            /// Room for so many more, so that columns of millions are not moved as they grow.
+            fn reserve(&mut self, more: usize) {
+                self.key.reserve_exact(more);
+                self.subject.reserve_exact(more);
+                self.answered.reserve_exact(more);
+                self.grade.reserve_exact(more);
+                $(self.$name.reserve_exact(more);)*
+            }
+
             fn append(&mut self, mut other: Self) {
                 self.key.append(&mut other.key);
                 self.subject.append(&mut other.subject);
@@ -199,6 +208,7 @@ const REASONS: usize = 16;
 /// What one block of the file gave.
 #[derive(Default)]
 struct Block {
+    bytes: usize,
     subjects: Vec<String>,
     columns: Columns,
     broken: usize,
@@ -216,6 +226,7 @@ impl Table {
         let file = path.join("rows.jsonl");
         let failed = |cause| Unusable::File { path: file.clone(), cause };
         let opened = File::open(&file).map_err(failed)?;
+        let bytes = opened.metadata().map_err(failed)?.len();
         let mut table = Self {
             manifest,
             subjects: Vec::new(),
@@ -225,7 +236,16 @@ impl Table {
             failures: BTreeMap::new(),
         };
         let mut places = HashMap::new();
-        let read = in_blocks(opened, |lines| block(lines, &scopes), |block| table.take(block, &mut places));
+        let read = in_blocks(
+            opened,
+            |lines| block(lines, &scopes),
+            |block| {
+                if table.columns.is_empty() {
+                    table.columns.reserve(expected(bytes, &block));
+                }
+                table.take(block, &mut places);
+            },
+        );
         read.map_err(failed)?;
         table.supersede();
         Ok(table)
@@ -254,21 +274,28 @@ impl Table {
 
     /// The last row of a query counts.
     fn supersede(&mut self) {
-        let mut last = HashMap::with_capacity(self.columns.len());
-        for (at, key) in self.columns.key.iter().enumerate() {
-            last.insert(*key, at);
+        let mut order: Vec<(u64, u32)> =
+            self.columns.key.iter().enumerate().map(|(at, key)| (*key, at as u32)).collect();
+        order.sort_unstable();
+        let mut keep = vec![true; order.len()];
+        for pair in order.windows(2).filter(|pair| pair[0].0 == pair[1].0) {
+            keep[pair[0].1 as usize] = false;
+            self.superseded += 1;
         }
-        self.superseded = self.columns.len() - last.len();
         if self.superseded > 0 {
-            let keep: Vec<bool> =
-                self.columns.key.iter().enumerate().map(|(at, key)| last[key] == at).collect();
             self.columns.keep(&keep);
         }
     }
 }
 
+/// How many rows a file holds, judged by its first block; a few more, since a column that grows once more doubles.
+fn expected(bytes: u64, block: &Block) -> usize {
+    let share = block.columns.len() as f64 / (block.bytes.max(1) as f64);
+    (bytes as f64 * share * 1.02) as usize
+}
+
 fn block(lines: &[u8], scopes: &[(Scope, Vec<usize>); 3]) -> Block {
-    let mut block = Block::default();
+    let mut block = Block { bytes: lines.len(), ..Block::default() };
     for line in lines.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
         let Ok(row) = serde_json::from_slice::<Row>(line) else {
             block.broken += 1;

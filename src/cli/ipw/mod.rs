@@ -4,6 +4,8 @@
 //! the live line to standard error.
 
 mod compare;
+mod export;
+mod import;
 mod live;
 mod report;
 mod route;
@@ -54,6 +56,10 @@ pub enum Verb {
     Compare(compare::Arguments),
     /// Tell what routing questions to small models would save
     Route(route::Arguments),
+    /// Read results of the public harness as a run, and say what was missing or wrong in them
+    Import(import::Arguments),
+    /// Write a run for other programs: in the harness's schema, as Parquet, as flat JSON lines
+    Export(export::Arguments),
 }
 
 /// Does it.
@@ -64,6 +70,8 @@ pub fn ipw(meter: &Meter, verb: &Verb) -> Result<u8, Trouble> {
         Verb::Report(asked) => report::report(meter, asked),
         Verb::Compare(asked) => compare::compare(meter, asked),
         Verb::Route(asked) => route::route(meter, asked),
+        Verb::Import(asked) => import::import(meter, asked),
+        Verb::Export(asked) => export::export(meter, asked),
     }
 }
 

@@ -63,21 +63,29 @@ impl Points {
     pub fn of(table: &Table, scope: Scope) -> Self {
         let columns = &table.columns;
         let [energy, ..] = columns.scoped(scope);
-        let metered: Vec<usize> = (0..columns.len())
-            .filter(|at| columns.answered[*at] && energy[*at].is_finite() && columns.span_s[*at] > 0.0)
-            .collect();
-        let point = |at: &usize| Point {
-            tokens: known(columns.tokens_in[*at] + columns.tokens_out[*at]),
-            tokens_out: known(columns.tokens_out[*at]),
-            energy_j: energy[*at],
-            power_w: energy[*at] / columns.span_s[*at],
-            score: known(columns.score[*at]),
+        let metered = || {
+            (0..columns.len())
+                .filter(|at| columns.answered[*at] && energy[*at].is_finite() && columns.span_s[*at] > 0.0)
         };
-        let step = metered.len().div_ceil(MOST).max(1);
-        let mut order: Vec<usize> = (0..columns.len()).collect();
-        order.sort_unstable_by(|one, other| columns.began_s[*one].total_cmp(&columns.began_s[*other]));
-        order.truncate(SPANS);
-        let start = order.first().map_or(0.0, |at| columns.began_s[*at]);
+        let of = metered().count();
+        let point = |at: usize| Point {
+            tokens: known(columns.tokens_in[at] + columns.tokens_out[at]),
+            tokens_out: known(columns.tokens_out[at]),
+            energy_j: energy[at],
+            power_w: energy[at] / columns.span_s[at],
+            score: known(columns.score[at]),
+        };
+        let step = of.div_ceil(MOST).max(1);
+        let mut order: Vec<u32> = (0..columns.len() as u32).collect();
+        let earlier = |one: &u32, other: &u32| {
+            columns.began_s[*one as usize].total_cmp(&columns.began_s[*other as usize])
+        };
+        if order.len() > SPANS {
+            order.select_nth_unstable_by(SPANS, earlier);
+            order.truncate(SPANS);
+        }
+        order.sort_unstable_by(earlier);
+        let start = order.first().map_or(0.0, |at| columns.began_s[*at as usize]);
         let bar = |at: &usize| Bar {
             from_s: columns.began_s[*at] - start,
             first_token_s: known(columns.first_token_s[*at]),
@@ -85,13 +93,8 @@ impl Points {
             power_w: known(energy[*at] / columns.span_s[*at]),
             answered: columns.answered[*at],
         };
-        let bars: Vec<Bar> = order.iter().map(bar).collect();
-        Self {
-            queries: metered.iter().step_by(step).map(point).collect(),
-            of: metered.len(),
-            power: power(&bars),
-            bars,
-        }
+        let bars: Vec<Bar> = order.iter().map(|at| bar(&(*at as usize))).collect();
+        Self { queries: metered().step_by(step).map(point).collect(), of, power: power(&bars), bars }
     }
 }
 
