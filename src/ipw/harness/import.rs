@@ -11,12 +11,12 @@ use serde_json::Value;
 use super::super::extract;
 use super::super::question::{Format, Question, fingerprint, guess};
 use super::super::row::{Energy, Part, Row, Text};
-use super::super::run_dir::{Manifest, RunDir, VERSION};
-use super::super::scope::Meter;
+use super::super::run_dir::RunDir;
+use super::about::{kept, manifest, meter_of};
 use super::findings::Findings;
 use super::source::Found;
-use super::{Gpu, Kept, Metrics, Record, Summary, Unusable};
-use crate::energy::{Grade, Kind};
+use super::{Gpu, Kept, Metrics, Record, Unusable};
+use crate::energy::Grade;
 
 /// Above this power an energy is a counter that was set back, and no energy.
 const MOST_WATTS: f64 = 1e6;
@@ -103,59 +103,6 @@ fn chosen(found: &Found, named: Option<&str>) -> Result<String, String> {
 
 fn gpu<'a>(record: &'a Record, model: &str) -> Option<&'a Gpu> {
     record.model_metrics.get(model)?.as_ref()?.gpu_info.as_ref()
-}
-
-/// What the harness metered there, and how: it has one scalar for the whole machine.
-fn meter_of(gpu: &Gpu) -> Option<(Meter, &'static str)> {
-    let (kind, grade, words) = match gpu.vendor.to_ascii_lowercase().as_str() {
-        "nvidia" => (
-            Kind::Gpu,
-            Grade::Measured,
-            "measured (NVML's energy counter, all cards together; no CPU and no memory)",
-        ),
-        "amd" => {
-            (Kind::Gpu, Grade::Integrated, "integrated (power readings times time; no CPU and no memory)")
-        }
-        "apple" => (Kind::Soc, Grade::Integrated, "integrated (powermetrics' modelled power times time)"),
-        _ => return None,
-    };
-    let device = Some(gpu.name.clone()).filter(|name| !name.is_empty());
-    let name = if kind == Kind::Gpu { "gpu-all" } else { "soc" };
-    let (name, source) = (name.to_owned(), format!("intelligence-per-watt, {}", gpu.backend));
-    let meter =
-        Meter { name, kind, source, device, parent: None, counted: true, grade, update_interval_ns: None };
-    Some((meter, words))
-}
-
-fn manifest(source: &Path, summary: &Summary, findings: &Findings) -> Manifest {
-    let mut settings = BTreeMap::from([
-        ("imported from".to_owned(), format!("{} (the public harness)", source.display())),
-        ("missing or wrong".to_owned(), findings.sentences().join("; ")),
-    ]);
-    if let Some(scope) = &summary.energy_scope {
-        settings.insert("scope of its energies".into(), scope.clone());
-    }
-    let system = summary.system_info.clone().unwrap_or_default();
-    let card = summary.gpu_info.clone().unwrap_or_default().name;
-    let words = [
-        system.os_name,
-        system.kernel_version,
-        system.cpu_brand,
-        card,
-        summary.hardware_label.clone().unwrap_or_default(),
-    ];
-    let words: Vec<String> =
-        words.into_iter().filter(|word| !word.is_empty() && word != "Unknown CPU").collect();
-    Manifest {
-        version: VERSION,
-        settings,
-        questions: summary.dataset_name.clone().or_else(|| summary.dataset.clone()).unwrap_or_default(),
-        machine: words.join(", "),
-        meter: "intelligence-per-watt's energy-monitor".into(),
-        idle: "unknown".into(),
-        began_unix_ns: (summary.generated_at.unwrap_or(0.0) * 1e9) as u64,
-        ..Manifest::default()
-    }
 }
 
 /// The reading of one record after the other.
@@ -317,14 +264,4 @@ impl Reading {
         self.findings.power_ratio = self.ratios.get(self.ratios.len() / 2).copied();
         self.findings
     }
-}
-
-/// What we kept in the metadata, if the records are ours.
-fn kept(metadata: &Value) -> Kept {
-    let parsed = match metadata {
-        Value::String(text) => serde_json::from_str::<Value>(text).unwrap_or_default(),
-        other => other.clone(),
-    };
-    let ours = parsed.get("wattspan").cloned().unwrap_or_default();
-    serde_json::from_value(ours).unwrap_or_default()
 }

@@ -6,6 +6,7 @@
 //! Invariant: what the harness did not know, or recorded as 0 because it did not know, is absent here, and what was
 //! found missing or wrong is told.
 
+pub mod about;
 #[cfg(feature = "parquet")]
 pub mod columnar;
 #[cfg(not(feature = "parquet"))]

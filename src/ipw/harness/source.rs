@@ -79,7 +79,11 @@ fn listed(path: &Path) -> Result<Vec<PathBuf>, Unusable> {
     let is_arrow = |file: &PathBuf| file.extension().is_some_and(|ending| ending == "arrow");
     let is_data =
         |file: &PathBuf| file.file_name().is_some_and(|name| name.to_string_lossy().starts_with("data-"));
-    if files.iter().any(is_arrow) {
+    // Without Arrow the copies are what can be read; with nothing else, the refusal says what would mend it.
+    let other = files.iter().any(|file| !is_arrow(file));
+    if !columnar::BUILT_IN && other {
+        files.retain(|file| !is_arrow(file));
+    } else if files.iter().any(is_arrow) {
         files.retain(is_arrow);
         // Beside them lie caches of the library that wrote them.
         if files.iter().any(is_data) {

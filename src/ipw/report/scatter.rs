@@ -5,6 +5,7 @@
 
 use serde::Serialize;
 
+use super::super::power;
 use super::super::scope::Scope;
 use super::super::table::{Table, known};
 
@@ -56,6 +57,8 @@ pub struct Points {
     /// The sum of all open shares' powers, at each instant where one began or ended: seconds, watts. A picture of the
     /// load where no domain was watched meanwhile.
     pub power: Vec<(f64, f64)>,
+    /// What the domains of the scope drew meanwhile, where somebody watched: seconds, watts.
+    pub watched: Vec<(f64, f64)>,
 }
 
 impl Points {
@@ -94,8 +97,27 @@ impl Points {
             answered: columns.answered[*at],
         };
         let bars: Vec<Bar> = order.iter().map(|at| bar(&(*at as usize))).collect();
-        Self { queries: metered().step_by(step).map(point).collect(), of, power: power(&bars), bars }
+        let end = bars.iter().map(|bar| bar.to_s).fold(0.0, f64::max);
+        let watched = watched(table, scope, start, end);
+        Self { watched, queries: metered().step_by(step).map(point).collect(), of, power: power(&bars), bars }
     }
+}
+
+/// The most points of the watched curve.
+const INSTANTS: usize = 1_200;
+
+/// What was watched while the drawn queries ran, and a little before and after; instants are averaged where they are many.
+fn watched(table: &Table, scope: Scope, start_s: f64, length_s: f64) -> Vec<(f64, f64)> {
+    let margin = length_s * 0.02;
+    let range = (start_s - margin, start_s + length_s + margin);
+    let domains = scope.domains(&table.manifest.domains);
+    // A picture is no reason to fail: without this file there is the sum of the shares.
+    let curve = power::curve(&table.run, &domains, range).unwrap_or_default();
+    let mean = |some: &[(f64, f64)]| {
+        let (at, watts) = some.iter().fold((0.0, 0.0), |(at, watts), of| (at + of.0, watts + of.1));
+        ((at / some.len() as f64 - start_s).max(0.0), watts / some.len() as f64)
+    };
+    curve.chunks(curve.len().div_ceil(INSTANTS).max(1)).map(mean).collect()
 }
 
 /// The powers of the shares that were open, added up, as a curve of steps.
