@@ -14,7 +14,7 @@ mod score;
 mod server;
 mod shown;
 
-use std::path::PathBuf;
+use std::path::Path;
 
 use clap::{Args, Subcommand};
 
@@ -86,7 +86,7 @@ where
 }
 
 /// What people call a run that they name by its directory.
-fn label(path: &PathBuf, manifest: &crate::ipw::run_dir::Manifest) -> String {
+fn label(path: &Path, manifest: &crate::ipw::run_dir::Manifest) -> String {
     if !manifest.label.is_empty() {
         return manifest.label.clone();
     }

@@ -141,7 +141,11 @@ fn pictures(report: &Report) -> Vec<(&'static str, Picture, String)> {
         "Each point is a subject, with 95 % intervals.".into(),
     )];
     if let Some(picture) = tokens(report) {
-        all.push(("Energy against tokens", picture, format!("The line is the least-squares fit. {shown}")));
+        all.push((
+            "Energy against tokens",
+            picture,
+            format!("Green: right; orange: wrong or not scored. The line is the least-squares fit. {shown}"),
+        ));
     }
     for (name, title) in [
         ("energy_j", "How energy spreads"),

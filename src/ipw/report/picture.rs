@@ -44,7 +44,9 @@ impl Axis {
             return over;
         }
         let half = step((most - least).max(most / 50.0)) / 2.0;
-        Self { low: (least / half).floor() * half, high: (most / half).ceil() * half, ..over }
+        let low = (least / half).floor() * half;
+        // Where all are equal there is still something to see.
+        Self { low, high: ((most / half).ceil() * half).max(low + 2.0 * half), ..over }
     }
 
     /// The same with room below 0, in which no ticks stand: a part of the height of what is above.
@@ -82,12 +84,21 @@ pub struct Picture {
     label: String,
     /// Where names stand already: left, right, and their line.
     named: Vec<(f64, f64, f64)>,
+    /// The names, drawn over all points.
+    names: String,
 }
 
 impl Picture {
     /// An empty one. `label` says in a sentence what it shows.
     pub fn new(label: &str, x: Axis, y: Axis) -> Self {
-        let mut picture = Self { x, y, body: String::new(), label: escaped(label), named: Vec::new() };
+        let mut picture = Self {
+            x,
+            y,
+            body: String::new(),
+            label: escaped(label),
+            named: Vec::new(),
+            names: String::new(),
+        };
         picture.axes();
         picture
     }
@@ -185,7 +196,8 @@ impl Picture {
         let Some((left, line)) = tries.into_iter().find(fits) else { return };
         self.named.push((left, left + wide, line));
         let name = escaped(name);
-        self.put(format_args!("<text class=tick x={left:.1} y={line:.1}>{name}</text>"));
+        // Writing into a String cannot fail.
+        let _ = write!(self.names, "<text class='tick name' x={left:.1} y={line:.1}>{name}</text>");
     }
 
     /// A name below the axis.
@@ -224,8 +236,8 @@ impl Picture {
     /// The picture's text.
     pub fn svg(&self) -> String {
         format!(
-            "<svg viewBox='0 0 {WIDTH} {HEIGHT}' role=img aria-label=\"{}\">{}</svg>",
-            self.label, self.body
+            "<svg viewBox='0 0 {WIDTH} {HEIGHT}' role=img aria-label=\"{}\">{}{}</svg>",
+            self.label, self.body, self.names
         )
     }
 }
