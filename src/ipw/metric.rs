@@ -277,7 +277,7 @@ mod tests {
             grade: Some(Grade::Measured),
             ..Energy::default()
         };
-        let subject = if id % 2 == 0 { "even" } else { "odd" };
+        let subject = if id.is_multiple_of(2) { "even" } else { "odd" };
         Row {
             id: id.to_string(),
             subject: subject.into(),

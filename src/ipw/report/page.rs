@@ -340,7 +340,7 @@ mod tests {
             Row {
                 id: id.to_string(),
                 subject: ["sums", "words"][id as usize % 2].into(),
-                score: Some((id % 3 == 0).into()),
+                score: Some(id.is_multiple_of(3).into()),
                 began_ns: id * 300_000_000,
                 duration_ns: 1_000_000_000,
                 first_token_ns: Some(200_000_000),
