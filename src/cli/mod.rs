@@ -80,7 +80,7 @@ pub enum Verb {
     Balance,
     /// Measure intelligence per watt: accuracy per watt and per joule of a model on this machine
     #[command(subcommand)]
-    Ipw(ipw::Verb),
+    Ipw(Box<ipw::Verb>),
     /// Write shell completions or manual pages
     #[command(hide = true)]
     Generate(generate::Arguments),

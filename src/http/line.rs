@@ -78,7 +78,9 @@ fn trimmed(line: &[u8]) -> &[u8] {
 mod tests {
     use super::*;
 
-    fn cut(text: &[u8], most: usize, at: impl Fn(usize) -> usize) -> (Vec<(bool, Vec<u8>)>, Option<Vec<u8>>) {
+    type Cut = Vec<(bool, Vec<u8>)>;
+
+    fn cut(text: &[u8], most: usize, at: impl Fn(usize) -> usize) -> (Cut, Option<Vec<u8>>) {
         let (mut lines, mut out, mut from) = (Lines::new(most), Vec::new(), 0);
         while from < text.len() {
             let to = (from + at(from)).min(text.len());

@@ -88,6 +88,9 @@ fn beats((accuracy, power): (f64, f64), (than_accuracy, than_power): (f64, f64))
     accuracy >= than_accuracy && power <= than_power && (accuracy > than_accuracy || power < than_power)
 }
 
+/// What a run has under a name.
+type Told<'a> = (&'static str, &'a dyn Fn(&Table) -> String);
+
 /// What makes two runs not comparable.
 pub fn differences(first: &Table, other: &Table, terms: &Terms) -> Vec<Difference> {
     let text = |of: &dyn Fn(&Table) -> String, what| {
@@ -96,7 +99,7 @@ pub fn differences(first: &Table, other: &Table, terms: &Terms) -> Vec<Differenc
     };
     let grade = |table: &Table| match figures_grade(table, terms) {
         Some(grade) => format!("{grade:?}").to_lowercase(),
-        None => "no energy".into(),
+        None => "unknown".into(),
     };
     let kinds = |table: &Table| {
         let domains = &table.manifest.domains;
@@ -110,7 +113,7 @@ pub fn differences(first: &Table, other: &Table, terms: &Terms) -> Vec<Differenc
         Idle::Included => String::new(),
         Idle::Excluded => table.manifest.idle.clone(),
     };
-    let all: [(&'static str, &dyn Fn(&Table) -> String); 5] = [
+    let all: [Told; 5] = [
         ("questions", &|table| table.manifest.fingerprint.clone()),
         ("times asked", &|table| table.manifest.repeats.to_string()),
         ("grade of the energy", &grade),

@@ -88,50 +88,84 @@ pub struct Figures {
     pub perplexity_per_joule: Option<Figure>,
 }
 
+/// The columns of a covered query. What only some queries tell stands with its own count, energy and power, so that one
+/// resampling serves every figure.
 const SCORE: usize = 0;
 const ENERGY: usize = 1;
 const POWER: usize = 2;
-const ERROR: usize = 3;
+const TOKENS: usize = 3;
+const TOKENS_ENERGY: usize = 4;
+const TOLD: usize = 5;
+const LOGPROB: usize = 6;
+const LOGPROB_ENERGY: usize = 7;
+const LOGPROB_POWER: usize = 8;
+const WIDTH: usize = 9;
 
 /// The figures over the queries of one subject, or over all.
 pub fn figures(table: &Table, subject: Option<u32>, terms: &Terms) -> Figures {
     let columns = &table.columns;
+    let Some(subject) = subject else { return over(table, "all", 0..columns.len(), terms) };
+    let chosen = (0..columns.len()).filter(|at| columns.subject[*at] == subject);
+    over(table, &table.subjects[subject as usize], chosen, terms)
+}
+
+/// The figures over some queries, given by their places.
+pub fn over(
+    table: &Table,
+    name: &str,
+    places: impl Iterator<Item = usize> + Clone,
+    terms: &Terms,
+) -> Figures {
+    let columns = &table.columns;
     let [energy, error, idle] = columns.scoped(terms.scope);
-    let of = subject.map_or("all", |subject| table.subjects[subject as usize].as_str()).to_owned();
-    let chosen = |at: &usize| subject.is_none_or(|subject| columns.subject[*at] == subject);
     let joules = |at: usize| match terms.idle {
         Idle::Included => known(energy[at]),
         Idle::Excluded => Some(known(energy[at])? - known(idle[at])?),
     };
-    let (mut asked, mut answered, mut scored) = (0, 0, 0);
+    let covered = |at: usize| {
+        let seconds = known(columns.span_s[at]).filter(|seconds| *seconds > 0.0)?;
+        Some((known(columns.score[at])?, joules(at)?, seconds))
+    };
+    let (mut asked, mut answered, mut scored, mut count) = (0, 0, 0, 0);
+    let (mut wrong, mut right) = (0, 0);
     let mut grade = None;
-    let mut rows = Vec::new();
-    let mut tokens = Vec::new();
-    let mut surprise = Vec::new();
-    for at in (0..columns.len()).filter(chosen) {
+    let mut error_j = 0.0;
+    for at in places.clone() {
         asked += 1;
         answered += usize::from(columns.answered[at]);
-        let metered = joules(at).zip(known(columns.span_s[at]).filter(|seconds| *seconds > 0.0));
-        let Some(score) = known(columns.score[at]) else { continue };
-        scored += 1;
-        let Some((joules, seconds)) = metered else { continue };
+        scored += usize::from(known(columns.score[at]).is_some());
+        let Some((score, ..)) = covered(at) else { continue };
+        count += 1;
+        wrong += usize::from(score == 0.0);
+        right += usize::from(score == 1.0);
         grade = grade.max(columns.grade[at]);
-        rows.push([score, joules, joules / seconds, error[at]]);
-        if let Some(count) = known(columns.tokens_out[at]) {
-            tokens.push([count, joules]);
-        }
-        if let Some(logprob) = known(columns.mean_logprob[at]) {
-            surprise.push([logprob, joules, joules / seconds]);
-        }
+        // One query without a guarantee leaves the mean without one.
+        error_j += error[at];
     }
-    let covered = rows.len();
-    let mut figures = empty(of, terms, [asked, answered, scored, covered]);
+    let mut figures = empty(name.to_owned(), terms, [asked, answered, scored, count]);
     // A scope's own domains may be better or worse than the host's total; the manifest knows them.
     figures.grade =
         if terms.scope == Scope::Host { grade } else { terms.scope.grade(&table.manifest.domains) };
-    intelligence(&mut figures, rows, terms.seed);
-    by_tokens(&mut figures, tokens, terms.seed);
-    by_perplexity(&mut figures, surprise, terms.seed);
+    if count == 0 {
+        return figures;
+    }
+    figures.energy_error_j = known(error_j / count as f64);
+    let rows = places.filter_map(|at| {
+        let (score, joules, seconds) = covered(at)?;
+        let watts = joules / seconds;
+        let mut row = [0.0; WIDTH];
+        (row[SCORE], row[ENERGY], row[POWER]) = (score, joules, watts);
+        if let Some(tokens) = known(columns.tokens_out[at]) {
+            (row[TOKENS], row[TOKENS_ENERGY]) = (tokens, joules);
+        }
+        if let Some(logprob) = known(columns.mean_logprob[at]) {
+            (row[TOLD], row[LOGPROB], row[LOGPROB_ENERGY], row[LOGPROB_POWER]) =
+                (1.0, logprob, joules, watts);
+        }
+        Some(row)
+    });
+    let pool = Pool::of(count, rows, terms.seed);
+    fill(&mut figures, &pool, terms.seed, wrong == count || right == count);
     figures
 }
 
@@ -168,19 +202,29 @@ fn figure(value: f64, interval: Option<Interval>) -> Option<Figure> {
     value.is_finite().then_some(Figure { value, interval })
 }
 
-fn intelligence(into: &mut Figures, rows: Vec<[f64; 4]>, seed: u64) {
+/// Every figure from the sums; `NaN` where the queries do not give it.
+fn values(sums: &Sums<WIDTH>) -> [f64; 10] {
     const JOULES_PER_KWH: f64 = 3.6e6;
-    if rows.is_empty() {
-        return;
-    }
-    let alike = rows.iter().all(|row| row[SCORE] == 0.0) || rows.iter().all(|row| row[SCORE] == 1.0);
-    let pool = Pool::new(rows.into_iter(), seed);
-    let of = |sums: &Sums<4>| {
-        let (score, energy, power) = (sums.mean(SCORE), sums.mean(ENERGY), sums.mean(POWER));
-        [score, energy, power, ratio(score, power), ratio(score, energy), ratio(JOULES_PER_KWH, energy)]
-    };
-    let values = of(pool.total());
-    let mut intervals = pool.intervals(seed, of);
+    let (score, energy, power) = (sums.mean(SCORE), sums.mean(ENERGY), sums.mean(POWER));
+    let told = sums.of[TOLD];
+    let perplexity = if told > 0.0 { (-sums.of[LOGPROB] / told).exp() } else { f64::NAN };
+    [
+        score,
+        energy,
+        power,
+        ratio(score, power),
+        ratio(score, energy),
+        ratio(JOULES_PER_KWH, energy),
+        ratio(sums.of[TOKENS], sums.of[TOKENS_ENERGY]),
+        perplexity,
+        ratio(1.0, perplexity * sums.of[LOGPROB_POWER] / told),
+        ratio(1.0, perplexity * sums.of[LOGPROB_ENERGY] / told),
+    ]
+}
+
+fn fill(into: &mut Figures, pool: &Pool<WIDTH>, seed: u64, alike: bool) {
+    let found = values(pool.total());
+    let mut intervals = pool.intervals(seed, values);
     if alike {
         // Resampling equal scores says that they are certain. They are not: Wilson's interval is, over the mean's cost.
         let total = pool.total();
@@ -188,40 +232,23 @@ fn intelligence(into: &mut Figures, rows: Vec<[f64; 4]>, seed: u64) {
         let over = |cost: f64| {
             accuracy.filter(|_| cost > 0.0).map(|it| Interval { low: it.low / cost, high: it.high / cost })
         };
-        (intervals[0], intervals[3], intervals[4]) = (accuracy, over(values[2]), over(values[1]));
+        (intervals[0], intervals[3], intervals[4]) = (accuracy, over(found[2]), over(found[1]));
     }
-    into.accuracy = figure(values[0], intervals[0]);
-    into.energy_j = figure(values[1], intervals[1]);
-    into.energy_error_j = known(pool.total().mean(ERROR));
-    into.power_w = figure(values[2], intervals[2]);
-    into.per_watt = figure(values[3], intervals[3]);
-    into.per_joule = figure(values[4], intervals[4]);
-    into.queries_per_kwh = figure(values[5], intervals[5]);
-}
-
-fn by_tokens(into: &mut Figures, rows: Vec<[f64; 2]>, seed: u64) {
-    if rows.is_empty() {
-        return;
+    let slots = [
+        &mut into.accuracy,
+        &mut into.energy_j,
+        &mut into.power_w,
+        &mut into.per_watt,
+        &mut into.per_joule,
+        &mut into.queries_per_kwh,
+        &mut into.tokens_per_joule,
+        &mut into.perplexity,
+        &mut into.perplexity_per_watt,
+        &mut into.perplexity_per_joule,
+    ];
+    for (slot, (value, interval)) in slots.into_iter().zip(found.into_iter().zip(intervals)) {
+        *slot = figure(value, interval);
     }
-    let pool = Pool::new(rows.into_iter(), seed);
-    let of = |sums: &Sums<2>| [ratio(sums.of[0], sums.of[1])];
-    into.tokens_per_joule = figure(of(pool.total())[0], pool.intervals(seed, of)[0]);
-}
-
-fn by_perplexity(into: &mut Figures, rows: Vec<[f64; 3]>, seed: u64) {
-    if rows.is_empty() {
-        return;
-    }
-    let pool = Pool::new(rows.into_iter(), seed);
-    let of = |sums: &Sums<3>| {
-        let perplexity = (-sums.mean(0)).exp();
-        let [energy, power] = [sums.mean(1), sums.mean(2)];
-        [perplexity, ratio(1.0, perplexity * power), ratio(1.0, perplexity * energy)]
-    };
-    let (values, intervals) = (of(pool.total()), pool.intervals(seed, of));
-    into.perplexity = figure(values[0], intervals[0]);
-    into.perplexity_per_watt = figure(values[1], intervals[1]);
-    into.perplexity_per_joule = figure(values[2], intervals[2]);
 }
 
 #[cfg(test)]
@@ -250,7 +277,7 @@ mod tests {
             grade: Some(Grade::Measured),
             ..Energy::default()
         };
-        let subject = if id % 2 == 0 { "even" } else { "odd" };
+        let subject = if id.is_multiple_of(2) { "even" } else { "odd" };
         Row {
             id: id.to_string(),
             subject: subject.into(),

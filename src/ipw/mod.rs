@@ -6,9 +6,12 @@
 //! and its interval; a query that failed is a row with its error, and never a wrong answer that was cheap.
 
 pub mod ask;
+pub mod blocks;
 pub mod bootstrap;
+pub mod columns;
 pub mod compare;
 pub mod extract;
+pub mod harness;
 pub mod judge;
 pub mod metering;
 pub mod metric;

@@ -71,22 +71,30 @@ impl Drop for Watch {
     }
 }
 
-/// The power of some domains together over time: seconds of the monotonic clock, watts. Instants at which one of them is
-/// unknown are left out.
+/// The power of some domains together over time, between two seconds of the monotonic clock: seconds, watts. Instants at
+/// which one of them is unknown are left out.
 ///
 /// # Errors
 /// The file is there and cannot be read.
-pub fn curve(run: &Path, domains: &[usize]) -> io::Result<Vec<(f64, f64)>> {
+pub fn curve(run: &Path, domains: &[usize], (from_s, to_s): (f64, f64)) -> io::Result<Vec<(f64, f64)>> {
     let file = match File::open(run.join("power.jsonl")) {
         Err(missing) if missing.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         file => file?,
     };
     let mut curve = Vec::new();
+    if domains.is_empty() {
+        return Ok(curve);
+    }
     for line in BufReader::new(file).lines() {
         let Ok(instant) = serde_json::from_str::<Instant>(&line?) else { continue };
+        let at_s = instant.at_ns as f64 / 1e9;
+        // A run that was resumed after a reboot begins its clock anew: no line says that the next ones are later.
+        if !(from_s..=to_s).contains(&at_s) {
+            continue;
+        }
         let power = |sum: u64, at: &usize| Some(sum + instant.power_mw.get(*at).copied().flatten()?);
         if let Some(power_mw) = domains.iter().try_fold(0, power) {
-            curve.push((instant.at_ns as f64 / 1e9, power_mw as f64 / 1e3));
+            curve.push((at_s, power_mw as f64 / 1e3));
         }
     }
     Ok(curve)
@@ -96,13 +104,17 @@ pub fn curve(run: &Path, domains: &[usize]) -> io::Result<Vec<(f64, f64)>> {
 mod tests {
     use super::*;
 
+    const ALWAYS: (f64, f64) = (0.0, f64::MAX);
+
     #[test]
     fn a_run_without_the_file_has_no_curve_and_unknown_instants_are_left_out() {
         let dir = tempfile::tempdir().unwrap();
-        assert_eq!(curve(dir.path(), &[0]).unwrap(), []);
+        assert_eq!(curve(dir.path(), &[0], ALWAYS).unwrap(), []);
         let lines = "{\"at_ns\":1000000000,\"power_mw\":[1500,500]}\n{\"at_ns\":2000000000,\"power_mw\":[null,500]}\ncut";
         std::fs::write(dir.path().join("power.jsonl"), lines).unwrap();
-        assert_eq!(curve(dir.path(), &[0, 1]).unwrap(), [(1.0, 2.0)]);
-        assert_eq!(curve(dir.path(), &[1]).unwrap().len(), 2);
+        assert_eq!(curve(dir.path(), &[0, 1], ALWAYS).unwrap(), [(1.0, 2.0)]);
+        assert_eq!(curve(dir.path(), &[1], ALWAYS).unwrap().len(), 2);
+        assert_eq!(curve(dir.path(), &[1], (1.5, 9.0)).unwrap(), [(2.0, 0.5)]);
+        assert_eq!(curve(dir.path(), &[], ALWAYS).unwrap(), []);
     }
 }

@@ -152,7 +152,7 @@ fn question(line: Line, place: usize) -> Result<Question, String> {
 
 /// The format of a question whose writer did not say: what its answer looks like. A text is left to a judge, since a right
 /// answer may be worded in many ways.
-fn guess(answer: &str, choices: &[String]) -> Format {
+pub fn guess(answer: &str, choices: &[String]) -> Format {
     let answer = answer.trim();
     let letter = answer.len() == 1 && answer.bytes().all(|byte| byte.is_ascii_uppercase());
     if letter || !choices.is_empty() {

@@ -5,6 +5,8 @@
 
 mod begun;
 mod compare;
+mod export;
+mod import;
 mod live;
 mod report;
 mod route;
@@ -13,7 +15,7 @@ mod score;
 mod server;
 mod shown;
 
-use std::path::PathBuf;
+use std::path::Path;
 
 use clap::{Args, Subcommand};
 
@@ -55,6 +57,10 @@ pub enum Verb {
     Compare(compare::Arguments),
     /// Tell what routing questions to small models would save
     Route(route::Arguments),
+    /// Read results of the public harness as a run, and say what was missing or wrong in them
+    Import(import::Arguments),
+    /// Write a run for other programs: in the harness's schema, as Parquet, as flat JSON lines
+    Export(export::Arguments),
 }
 
 /// Does it.
@@ -65,6 +71,8 @@ pub fn ipw(meter: &Meter, verb: &Verb) -> Result<u8, Trouble> {
         Verb::Report(asked) => report::report(meter, asked),
         Verb::Compare(asked) => compare::compare(meter, asked),
         Verb::Route(asked) => route::route(meter, asked),
+        Verb::Import(asked) => import::import(meter, asked),
+        Verb::Export(asked) => export::export(meter, asked),
     }
 }
 
@@ -79,7 +87,7 @@ where
 }
 
 /// What people call a run that they name by its directory.
-fn label(path: &PathBuf, manifest: &crate::ipw::run_dir::Manifest) -> String {
+fn label(path: &Path, manifest: &crate::ipw::run_dir::Manifest) -> String {
     if !manifest.label.is_empty() {
         return manifest.label.clone();
     }

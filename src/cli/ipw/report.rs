@@ -11,7 +11,8 @@ use super::super::Meter;
 use super::super::ending::{OK, Trouble};
 use super::super::terminal::{Terminal, printable};
 use super::{Wanted, shown};
-use crate::ipw::report::page::{digits, page};
+use crate::ipw::metric::Figures;
+use crate::ipw::report::page::{digits, page, with_interval};
 use crate::ipw::report::{Prices, Report};
 use crate::ipw::table::Table;
 
@@ -30,10 +31,10 @@ pub struct Arguments {
     #[arg(long, value_name = "FILE")]
     csv: Option<PathBuf>,
     /// What a kilowatt-hour costs
-    #[arg(long, value_name = "MONEY")]
+    #[arg(long, value_name = "MONEY", value_parser = rate)]
     price_per_kwh: Option<f64>,
     /// Grams of CO2 for a kilowatt-hour
-    #[arg(long, value_name = "GRAMS")]
+    #[arg(long, value_name = "GRAMS", value_parser = rate)]
     co2_per_kwh: Option<f64>,
 }
 
@@ -56,6 +57,12 @@ pub fn report(meter: &Meter, asked: &Arguments) -> Result<u8, Trouble> {
     Ok(OK)
 }
 
+/// A price or an intensity: a number, and not below nothing.
+fn rate(text: &str) -> Result<f64, String> {
+    let value: f64 = text.parse().map_err(|_| "write a number".to_owned())?;
+    if value.is_finite() && value >= 0.0 { Ok(value) } else { Err("write a number from 0 up".into()) }
+}
+
 fn write(file: &Path, bytes: &[u8]) -> Result<(), Trouble> {
     if file == Path::new("-") {
         return Ok(stdout().write_all(bytes)?);
@@ -74,6 +81,7 @@ pub fn text(report: &Report, terminal: Terminal) -> String {
     rows.extend(report.subjects.iter().map(|figures| (figures.of.clone(), figures)));
     out += &shown::table("SUBJECT", &rows, terminal);
     out += &format!("\n  {}\n", shown::basis(&report.all));
+    out += &more(report, terminal);
     if let Some(phases) = &report.phases {
         let each = |joules: Option<f64>| {
             joules.map_or_else(|| "unknown".into(), |joules| format!("{} J/token", digits(joules)))
@@ -106,12 +114,42 @@ pub fn text(report: &Report, terminal: Terminal) -> String {
     out + "\n"
 }
 
+/// What stands below the table: other scopes, spreads, and the figures that not every run has.
+fn more(report: &Report, terminal: Terminal) -> String {
+    let mut out = String::new();
+    let all = &report.all;
+    if let Some(figure) = &all.queries_per_kwh {
+        out += &format!("  {} queries for a kWh\n", with_interval(Some(figure), 1.0, ""));
+    }
+    if all.perplexity.is_some() {
+        out += &format!(
+            "  perplexity {}; 1/(perplexity \u{d7} W) {}; 1/(perplexity \u{d7} J) {}\n",
+            with_interval(all.perplexity.as_ref(), 1.0, ""),
+            with_interval(all.perplexity_per_watt.as_ref(), 1.0, ""),
+            with_interval(all.perplexity_per_joule.as_ref(), 1.0, "")
+        );
+    }
+    let others: Vec<(String, &Figures)> = report
+        .scopes
+        .iter()
+        .filter(|it| (it.scope, it.idle) != (report.scope, report.idle))
+        .map(|it| (shown::scope(it), it))
+        .collect();
+    if !others.is_empty() {
+        out += &format!("\n{}", shown::table("ALL, BY SCOPE", &others, terminal));
+    }
+    if !report.spreads.is_empty() {
+        out += &format!("\n{}\n", shown::spreads(&report.spreads, terminal));
+    }
+    out
+}
+
 /// A line for each subject; a figure that is not known is an empty cell.
 fn csv(report: &Report) -> String {
     let mut out = String::from(
         "subject,scope,idle,grade,asked,answered,scored,covered,accuracy,accuracy_low,accuracy_high,energy_j,energy_low_j,\
          energy_high_j,energy_error_j,power_w,power_low_w,power_high_w,ipw_per_w,ipw_low,ipw_high,ipj_per_j,ipj_low,ipj_high,\
-         tokens_per_joule,queries_per_kwh\n",
+         tokens_per_joule,queries_per_kwh,perplexity,perplexity_per_watt,perplexity_per_joule\n",
     );
     for of in std::iter::once(&report.all).chain(&report.subjects) {
         let mut cells = vec![
@@ -136,8 +174,14 @@ fn csv(report: &Report) -> String {
                 cells.push(number(of.energy_error_j));
             }
         }
-        cells.push(number(of.tokens_per_joule.map(|figure| figure.value)));
-        cells.push(number(of.queries_per_kwh.map(|figure| figure.value)));
+        let rest = [
+            of.tokens_per_joule,
+            of.queries_per_kwh,
+            of.perplexity,
+            of.perplexity_per_watt,
+            of.perplexity_per_joule,
+        ];
+        cells.extend(rest.map(|figure| number(figure.map(|figure| figure.value))));
         out += &(cells.join(",") + "\n");
     }
     out
@@ -164,5 +208,13 @@ mod tests {
         assert_eq!(quoted("plain"), "plain");
         assert_eq!(quoted("a \"b\", c"), "\"a \"\"b\"\", c\"");
         assert_eq!(quoted("=1+1"), "'=1+1");
+    }
+
+    #[test]
+    fn a_price_is_a_number_and_no_gain() {
+        assert_eq!((rate("0.3"), rate("0")), (Ok(0.3), Ok(0.0)));
+        for wrong in ["-1", "nan", "inf", "x", ""] {
+            assert!(rate(wrong).is_err(), "{wrong}");
+        }
     }
 }

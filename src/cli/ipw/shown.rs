@@ -3,11 +3,14 @@
 //! Owns how a figure is written on a terminal: value, interval, and what it is over. Nothing is shown without the line that says
 //! scope, idle policy, grade and coverage.
 
+use std::collections::BTreeMap;
+
 use super::super::table::{Table, figures, words};
 use super::super::terminal::{Terminal, printable};
 use crate::ipw::metric::Figures;
-use crate::ipw::report::page::with_interval;
+use crate::ipw::report::page::{digits, quantity, with_interval};
 use crate::ipw::scope::Idle;
+use crate::ipw::spread::Spread;
 
 /// What the figures are of, in a line.
 pub fn basis(figures: &Figures) -> String {
@@ -31,6 +34,30 @@ pub fn basis(figures: &Figures) -> String {
         figures.covered,
         figures.asked
     )
+}
+
+/// A scope and what it does with idle power, with its grade, for a row's name.
+pub fn scope(figures: &Figures) -> String {
+    let idle = match figures.idle {
+        Idle::Included => "with idle",
+        Idle::Excluded => "without idle",
+    };
+    let grade = figures.grade.map_or("unknown grade", super::super::report::grade);
+    format!("{}, {idle}, {grade}", figures.scope.title())
+}
+
+/// How quantities spread over the queries, a row each.
+pub fn spreads(all: &BTreeMap<&'static str, Spread>, terminal: Terminal) -> String {
+    let mut heads = vec![words("SPREAD")];
+    heads.extend(["QUERIES", "MEAN", "5 %", "50 %", "95 %", "99 %", "MOST"].map(figures));
+    let mut table = Table::new(heads);
+    for (name, of) in all {
+        let values = [of.mean, of.p5, of.p50, of.p95, of.p99, of.most];
+        let mut cells = vec![quantity(name), of.count.to_string()];
+        cells.extend(values.map(digits));
+        table.row(cells);
+    }
+    table.draw(terminal)
 }
 
 /// A table of figures, a row each.

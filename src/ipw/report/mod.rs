@@ -8,10 +8,13 @@ pub mod picture;
 pub mod scatter;
 
 use std::collections::BTreeMap;
+use std::num::NonZero;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
 
 use serde::Serialize;
 
-use super::metric::{Figures, Terms, figures};
+use super::metric::{Figures, Terms, over};
 use super::regression::{Line, line, log_line};
 use super::run_dir::Manifest;
 use super::scope::{Idle, Scope};
@@ -101,16 +104,14 @@ pub struct Sum {
 impl Report {
     /// The report over a run.
     pub fn of(table: &Table, terms: &Terms, prices: Prices) -> Self {
-        let mut subjects: Vec<u32> = (0..table.subjects.len() as u32).collect();
-        subjects.sort_by_key(|subject| &table.subjects[*subject as usize]);
-        let by_subject = if subjects.len() > 1 { subjects } else { Vec::new() };
+        let (all, subjects, scopes) = every_figure(table, terms);
         Self {
             run: table.manifest.clone(),
             scope: terms.scope,
             idle: terms.idle,
-            all: figures(table, None, terms),
-            subjects: by_subject.into_iter().map(|subject| figures(table, Some(subject), terms)).collect(),
-            scopes: scopes(table, terms),
+            all,
+            subjects,
+            scopes,
             spreads: spreads(table, terms.scope),
             lines: lines(table, terms.scope),
             phases: phases(table),
@@ -123,17 +124,59 @@ impl Report {
     }
 }
 
-fn scopes(table: &Table, terms: &Terms) -> Vec<Figures> {
-    let mut all = Vec::new();
+/// The figures over all queries, by subject, and over all in every scope and idle policy that the run can tell.
+fn every_figure(table: &Table, terms: &Terms) -> (Figures, Vec<Figures>, Vec<Figures>) {
+    let mut wanted: Vec<(Option<usize>, Terms)> = Vec::new();
     for scope in Scope::ALL {
-        for idle in [Idle::Included, Idle::Excluded] {
-            let figures = figures(table, None, &Terms { scope, idle, ..*terms });
-            if figures.covered > 0 {
-                all.push(figures);
-            }
-        }
+        wanted.extend([Idle::Included, Idle::Excluded].map(|idle| (None, Terms { scope, idle, ..*terms })));
     }
-    all
+    let places = by_subject(table);
+    let mut subjects: Vec<usize> = (0..places.len()).collect();
+    subjects.sort_by_key(|subject| &table.subjects[*subject]);
+    if subjects.len() > 1 {
+        wanted.extend(subjects.into_iter().map(|subject| (Some(subject), *terms)));
+    }
+    let mut found = on_every_core(wanted.len(), |at| match &wanted[at] {
+        (None, terms) => over(table, "all", 0..table.columns.len(), terms),
+        (Some(subject), terms) => {
+            let places = places[*subject].iter().map(|at| *at as usize);
+            over(table, &table.subjects[*subject], places, terms)
+        }
+    });
+    let subjects = found.split_off(Scope::ALL.len() * 2);
+    let same = |it: &&Figures| it.scope == terms.scope && it.idle == terms.idle;
+    let all = found.iter().find(same).expect("every scope and policy is among them").clone();
+    found.retain(|figures| figures.covered > 0);
+    (all, subjects, found)
+}
+
+/// The places of each subject's queries.
+fn by_subject(table: &Table) -> Vec<Vec<u32>> {
+    let mut places = vec![Vec::new(); table.subjects.len()];
+    for (at, subject) in table.columns.subject.iter().enumerate() {
+        places[*subject as usize].push(at as u32);
+    }
+    places
+}
+
+/// Does a number of pieces of work on all cores; results in the pieces' order.
+fn on_every_core<T: Send>(count: usize, work: impl Fn(usize) -> T + Sync) -> Vec<T> {
+    let next = AtomicUsize::new(0);
+    let pieces = || -> Vec<(usize, T)> {
+        let mine = std::iter::repeat_with(|| next.fetch_add(1, Ordering::Relaxed));
+        mine.take_while(|at| *at < count).map(|at| (at, work(at))).collect()
+    };
+    let workers = thread::available_parallelism().map_or(1, NonZero::get).min(count);
+    let mut done: Vec<(usize, T)> = thread::scope(|scope| {
+        let others: Vec<_> = (1..workers).map(|_| scope.spawn(pieces)).collect();
+        let mut done = pieces();
+        for other in others {
+            done.extend(other.join().expect("figures do not panic"));
+        }
+        done
+    });
+    done.sort_unstable_by_key(|(at, _)| *at);
+    done.into_iter().map(|(_, result)| result).collect()
 }
 
 fn spreads(table: &Table, scope: Scope) -> BTreeMap<&'static str, Spread> {

@@ -70,41 +70,62 @@ pub fn with_interval(figure: Option<&Figure>, scale: f64, unit: &str) -> String 
     }
 }
 
+/// A figure with its interval below it.
+fn cell(figure: Option<&Figure>, scale: f64, unit: &str) -> Value {
+    let Some(figure) = figure else { return context! { value => "\u{2013}" } };
+    let interval =
+        figure.interval.map(|it| format!("{} .. {}", digits(it.low * scale), digits(it.high * scale)));
+    context! { value => format!("{}{unit}", digits(figure.value * scale)), interval }
+}
+
 fn row(figures: &Figures) -> Value {
     context! {
         of => figures.of.as_str(),
         scope => figures.scope.title(),
         idle => idle(figures.idle),
-        grade => figures.grade.map(|grade| Value::from(Serde(grade))),
+        grade => figures.grade.map_or(Value::from("unknown"), |grade| Value::from(Serde(grade))),
         covered => format!("{} of {}", figures.covered, figures.asked),
-        accuracy => with_interval(figures.accuracy.as_ref(), 100.0, " %"),
-        energy => with_interval(figures.energy_j.as_ref(), 1.0, " J"),
         error => figures.energy_error_j.map(digits),
-        power => with_interval(figures.power_w.as_ref(), 1.0, " W"),
-        per_watt => with_interval(figures.per_watt.as_ref(), 1.0, ""),
-        per_joule => with_interval(figures.per_joule.as_ref(), 1.0, ""),
-        tokens => with_interval(figures.tokens_per_joule.as_ref(), 1.0, ""),
-        per_kwh => with_interval(figures.queries_per_kwh.as_ref(), 1.0, ""),
         perplexity => figures.perplexity.map(|_| with_interval(figures.perplexity.as_ref(), 1.0, "")),
         perplexity_per_watt => with_interval(figures.perplexity_per_watt.as_ref(), 1.0, ""),
         perplexity_per_joule => with_interval(figures.perplexity_per_joule.as_ref(), 1.0, ""),
+        cells => vec![
+            cell(figures.accuracy.as_ref(), 100.0, " %"),
+            cell(figures.energy_j.as_ref(), 1.0, " J"),
+            cell(figures.power_w.as_ref(), 1.0, " W"),
+            cell(figures.per_watt.as_ref(), 1.0, ""),
+            cell(figures.per_joule.as_ref(), 1.0, ""),
+            cell(figures.tokens_per_joule.as_ref(), 1.0, ""),
+            cell(figures.queries_per_kwh.as_ref(), 1.0, ""),
+        ],
     }
 }
 
 fn headline(all: &Figures) -> Vec<Value> {
-    let tile = |name, text: String, unit| context! { name, text, unit };
+    let tile = |name, cell: Value, unit| context! { name, cell, unit };
     vec![
-        tile("intelligence per watt", with_interval(all.per_watt.as_ref(), 1.0, ""), "accuracy / W"),
-        tile("intelligence per joule", with_interval(all.per_joule.as_ref(), 1.0, ""), "accuracy / J"),
-        tile("accuracy", with_interval(all.accuracy.as_ref(), 100.0, " %"), "of the covered queries"),
-        tile("energy", with_interval(all.energy_j.as_ref(), 1.0, " J"), "mean of a query"),
-        tile("power", with_interval(all.power_w.as_ref(), 1.0, " W"), "mean of a query"),
+        tile("intelligence per watt", cell(all.per_watt.as_ref(), 1.0, ""), "accuracy / W"),
+        tile("intelligence per joule", cell(all.per_joule.as_ref(), 1.0, ""), "accuracy / J"),
+        tile("accuracy", cell(all.accuracy.as_ref(), 100.0, " %"), "of the covered queries"),
+        tile("energy", cell(all.energy_j.as_ref(), 1.0, " J"), "mean of a query"),
+        tile("power", cell(all.power_w.as_ref(), 1.0, " W"), "mean of a query"),
     ]
+}
+
+/// A quantity's name for people: "energy, J".
+pub fn quantity(name: &str) -> String {
+    let (words, unit) = match name.rsplit_once('_') {
+        Some((words, "j")) => (words, ", J"),
+        Some((words, "w")) => (words, ", W"),
+        Some((words, "s")) => (words, ", s"),
+        _ => (name, ""),
+    };
+    format!("{}{unit}", words.replace('_', " "))
 }
 
 fn spread_row(name: &str, spread: &Spread) -> Value {
     let all = [spread.mean, spread.least, spread.p5, spread.p50, spread.p95, spread.p99, spread.most];
-    context! { name => name.replace('_', " "), count => spread.count, values => all.map(digits).to_vec() }
+    context! { name => quantity(name), count => spread.count, values => all.map(digits).to_vec() }
 }
 
 fn pictures(report: &Report) -> Vec<(&'static str, Picture, String)> {
@@ -120,11 +141,16 @@ fn pictures(report: &Report) -> Vec<(&'static str, Picture, String)> {
         "Each point is a subject, with 95 % intervals.".into(),
     )];
     if let Some(picture) = tokens(report) {
-        all.push(("Energy against tokens", picture, format!("The line is the least-squares fit. {shown}")));
+        all.push((
+            "Energy against tokens",
+            picture,
+            format!("Green: right; orange: wrong or not scored. The line is the least-squares fit. {shown}"),
+        ));
     }
     for (name, title) in [
         ("energy_j", "How energy spreads"),
         ("duration_s", "How time spreads"),
+        ("first_token_s", "How the time to the first token spreads"),
         ("power_w", "How power spreads"),
     ] {
         if let Some(spread) = report.spreads.get(name) {
@@ -135,15 +161,26 @@ fn pictures(report: &Report) -> Vec<(&'static str, Picture, String)> {
         let most = Axis::over("mean energy of a query, J", [phases.prefill_j, phases.decode_j].into_iter());
         let mut picture = Picture::new(
             "Energy of prefill and decode",
-            Axis { title: "prefill, then decode", low: 0.0, high: 2.0 },
+            Axis { title: "", low: 0.0, high: 2.0, numbers: false },
             most,
         );
         picture.block("prefill", (0.3, 0.0), (0.7, phases.prefill_j));
         picture.block("decode", (1.3, 0.0), (1.7, phases.decode_j));
+        picture.below(0.5, "prefill, until the first token");
+        picture.below(1.5, "decode, from there on");
         all.push(("Prefill and decode", picture, format!("Over {} queries that told both.", phases.count)));
     }
     if !points.bars.is_empty() {
-        all.push(("Power over time", time(points), format!("The first {} queries: each bar below the curve is a query, darker until its first token; the curve adds up the shares that were open.", points.bars.len())));
+        let curve = if points.watched.is_empty() {
+            "the sum of the open queries' shares"
+        } else {
+            "the domains of the scope, as they were watched"
+        };
+        let note = format!(
+            "The curve: {curve}. Below it a bar for each of the first {} queries: dark until its first token, then light.",
+            points.bars.len()
+        );
+        all.push(("Power over time", time(points), note));
     }
     all
 }
@@ -154,8 +191,11 @@ fn accuracy(report: &Report) -> Picture {
     let high = |figure: &Figure| figure.interval.map_or(figure.value, |it| it.high.max(figure.value));
     let x =
         Axis::over("mean energy of a query, J", of.iter().filter_map(|it| it.energy_j.as_ref().map(high)));
-    let mut picture =
-        Picture::new("Accuracy against mean energy", x, Axis { title: "accuracy", low: 0.0, high: 1.0 });
+    let mut picture = Picture::new(
+        "Accuracy against mean energy",
+        x,
+        Axis { title: "accuracy", low: 0.0, high: 1.0, numbers: true },
+    );
     for figures in of {
         let (Some(energy), Some(accuracy)) = (figures.energy_j, figures.accuracy) else { continue };
         let range =
@@ -188,9 +228,11 @@ fn spread_picture(name: &str, spread: &Spread) -> Picture {
     let title = match name {
         "energy_j" => "energy of a query, J",
         "duration_s" => "time of a query, s",
+        "first_token_s" => "time to the first token, s",
         _ => "power of a query, W",
     };
-    let x = Axis::over(title, spread.bars.iter().map(|(edge, _)| *edge));
+    let filled = spread.bars.iter().filter(|(_, count)| *count > 0).map(|(edge, _)| *edge);
+    let x = Axis::around(title, spread.least, filled.fold(spread.least, f64::max));
     let y = Axis::over("queries", spread.bars.iter().map(|(_, count)| *count as f64));
     let mut picture = Picture::new("Histogram", x, y);
     let width = spread.bars.first().zip(spread.bars.get(1)).map_or(0.0, |(one, two)| two.0 - one.0);
@@ -201,9 +243,18 @@ fn spread_picture(name: &str, spread: &Spread) -> Picture {
 }
 
 fn time(points: &Points) -> Picture {
-    let x = Axis::over("seconds", points.bars.iter().map(|bar| bar.to_s));
-    let y = Axis::over("W", points.power.iter().map(|(_, watts)| *watts));
-    let mut picture = Picture::new("Power of the open queries over time", x, y);
+    const BAND: f64 = 0.6;
+    let curve = if points.watched.is_empty() { &points.power } else { &points.watched };
+    // To the last query's end and no further: rounded up, a long run would leave a quarter empty.
+    let end = points.bars.iter().map(|bar| bar.to_s).fold(0.0, f64::max);
+    let x = Axis {
+        title: "seconds since the first query",
+        low: 0.0,
+        high: if end > 0.0 { end } else { 1.0 },
+        numbers: true,
+    };
+    let y = Axis::over("W", curve.iter().map(|(_, watts)| *watts)).with_room_below(BAND);
+    let mut picture = Picture::new("Power over time, and below it when each query was open", x, y);
     let mut lanes: Vec<f64> = Vec::new();
     let mut placed = Vec::new();
     for bar in &points.bars {
@@ -214,16 +265,18 @@ fn time(points: &Points) -> Picture {
         lanes[lane] = bar.to_s;
         placed.push((lane, bar));
     }
-    let tall = y.high * 0.35 / lanes.len().max(1) as f64;
+    // A single lane need not fill the room.
+    let tall = -y.low * 0.92 / lanes.len().max(4) as f64;
     for (lane, bar) in placed {
-        let (low, high) = (lane as f64 * tall, (lane as f64 + 0.8) * tall);
+        let high = y.low * 0.06 - lane as f64 * tall;
+        let low = high - tall * 0.8;
         let class = if bar.answered { "decode" } else { "failed" };
         picture.block(class, (bar.from_s, low), (bar.to_s, high));
         if let Some(first) = bar.first_token_s {
             picture.block("prefill", (bar.from_s, low), (bar.from_s + first, high));
         }
     }
-    picture.path("curve", points.power.iter().copied());
+    picture.path("curve", curve.iter().copied());
     picture
 }
 
@@ -253,6 +306,10 @@ mod tests {
             assert_eq!(digits(value), text);
         }
         assert_eq!(with_interval(None, 1.0, " J"), "\u{2013}");
+        assert_eq!(
+            (quantity("between_tokens_s"), quantity("tokens_out")),
+            ("between tokens, s".into(), "tokens out".into())
+        );
     }
 
     fn rendered(rows: &[Row], label: &str) -> String {
@@ -283,7 +340,7 @@ mod tests {
             Row {
                 id: id.to_string(),
                 subject: ["sums", "words"][id as usize % 2].into(),
-                score: Some((id % 3 == 0).into()),
+                score: Some(id.is_multiple_of(3).into()),
                 began_ns: id * 300_000_000,
                 duration_ns: 1_000_000_000,
                 first_token_ns: Some(200_000_000),
@@ -296,7 +353,7 @@ mod tests {
         let mut rows: Vec<Row> = (0..40).map(row).collect();
         rows.push(Row { id: "x".into(), error: Some("<timed out>".into()), ..Row::default() });
         let page = rendered(&rows, "<script>alert(1)</script>");
-        assert_eq!(page.matches("<svg").count(), 7);
+        assert_eq!(page.matches("<svg").count(), 8);
         for wanted in [
             "40 of 41",
             "&lt;script&gt;",

@@ -5,6 +5,7 @@
 
 use serde::Serialize;
 
+use super::super::power;
 use super::super::scope::Scope;
 use super::super::table::{Table, known};
 
@@ -56,6 +57,8 @@ pub struct Points {
     /// The sum of all open shares' powers, at each instant where one began or ended: seconds, watts. A picture of the
     /// load where no domain was watched meanwhile.
     pub power: Vec<(f64, f64)>,
+    /// What the domains of the scope drew meanwhile, where somebody watched: seconds, watts.
+    pub watched: Vec<(f64, f64)>,
 }
 
 impl Points {
@@ -63,21 +66,29 @@ impl Points {
     pub fn of(table: &Table, scope: Scope) -> Self {
         let columns = &table.columns;
         let [energy, ..] = columns.scoped(scope);
-        let metered: Vec<usize> = (0..columns.len())
-            .filter(|at| columns.answered[*at] && energy[*at].is_finite() && columns.span_s[*at] > 0.0)
-            .collect();
-        let point = |at: &usize| Point {
-            tokens: known(columns.tokens_in[*at] + columns.tokens_out[*at]),
-            tokens_out: known(columns.tokens_out[*at]),
-            energy_j: energy[*at],
-            power_w: energy[*at] / columns.span_s[*at],
-            score: known(columns.score[*at]),
+        let metered = || {
+            (0..columns.len())
+                .filter(|at| columns.answered[*at] && energy[*at].is_finite() && columns.span_s[*at] > 0.0)
         };
-        let step = metered.len().div_ceil(MOST).max(1);
-        let mut order: Vec<usize> = (0..columns.len()).collect();
-        order.sort_unstable_by(|one, other| columns.began_s[*one].total_cmp(&columns.began_s[*other]));
-        order.truncate(SPANS);
-        let start = order.first().map_or(0.0, |at| columns.began_s[*at]);
+        let of = metered().count();
+        let point = |at: usize| Point {
+            tokens: known(columns.tokens_in[at] + columns.tokens_out[at]),
+            tokens_out: known(columns.tokens_out[at]),
+            energy_j: energy[at],
+            power_w: energy[at] / columns.span_s[at],
+            score: known(columns.score[at]),
+        };
+        let step = of.div_ceil(MOST).max(1);
+        let mut order: Vec<u32> = (0..columns.len() as u32).collect();
+        let earlier = |one: &u32, other: &u32| {
+            columns.began_s[*one as usize].total_cmp(&columns.began_s[*other as usize])
+        };
+        if order.len() > SPANS {
+            order.select_nth_unstable_by(SPANS, earlier);
+            order.truncate(SPANS);
+        }
+        order.sort_unstable_by(earlier);
+        let start = order.first().map_or(0.0, |at| columns.began_s[*at as usize]);
         let bar = |at: &usize| Bar {
             from_s: columns.began_s[*at] - start,
             first_token_s: known(columns.first_token_s[*at]),
@@ -85,14 +96,28 @@ impl Points {
             power_w: known(energy[*at] / columns.span_s[*at]),
             answered: columns.answered[*at],
         };
-        let bars: Vec<Bar> = order.iter().map(bar).collect();
-        Self {
-            queries: metered.iter().step_by(step).map(point).collect(),
-            of: metered.len(),
-            power: power(&bars),
-            bars,
-        }
+        let bars: Vec<Bar> = order.iter().map(|at| bar(&(*at as usize))).collect();
+        let end = bars.iter().map(|bar| bar.to_s).fold(0.0, f64::max);
+        let watched = watched(table, scope, start, end);
+        Self { watched, queries: metered().step_by(step).map(point).collect(), of, power: power(&bars), bars }
     }
+}
+
+/// The most points of the watched curve.
+const INSTANTS: usize = 1_200;
+
+/// What was watched while the drawn queries ran, and a little before and after; instants are averaged where they are many.
+fn watched(table: &Table, scope: Scope, start_s: f64, length_s: f64) -> Vec<(f64, f64)> {
+    let margin = length_s * 0.02;
+    let range = (start_s - margin, start_s + length_s + margin);
+    let domains = scope.domains(&table.manifest.domains);
+    // A picture is no reason to fail: without this file there is the sum of the shares.
+    let curve = power::curve(&table.run, &domains, range).unwrap_or_default();
+    let mean = |some: &[(f64, f64)]| {
+        let (at, watts) = some.iter().fold((0.0, 0.0), |(at, watts), of| (at + of.0, watts + of.1));
+        ((at / some.len() as f64 - start_s).max(0.0), watts / some.len() as f64)
+    };
+    curve.chunks(curve.len().div_ceil(INSTANTS).max(1)).map(mean).collect()
 }
 
 /// The powers of the shares that were open, added up, as a curve of steps.
