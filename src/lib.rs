@@ -80,6 +80,9 @@ pub mod http;
 /// Energy for each request of an inference server that nobody has to change.
 pub mod proxy;
 
+/// Intelligence per watt: questions, answers, scores, figures.
+pub mod ipw;
+
 /// Wiring of the daemon.
 pub mod daemon;
 

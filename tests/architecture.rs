@@ -32,6 +32,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("client", &["energy", "clock", "config", "ledger", "protocol"]),
     ("http", &[]),
     ("proxy", &["clock", "energy", "ledger", "protocol", "client", "http"]),
+    ("ipw", &["energy", "clock", "ledger", "protocol", "client", "http"]),
     ("bus", &["config", "protocol", "ipc"]),
     ("bus_elsewhere", &["config", "ipc"]),
     (
@@ -57,7 +58,10 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("meter", &["energy", "clock", "config", "source", "sampler", "ledger", "protocol", "ipc", "client"]),
     (
         "cli",
-        &["energy", "clock", "confine", "config", "ledger", "protocol", "client", "http", "proxy", "meter"],
+        &[
+            "energy", "clock", "confine", "config", "ledger", "protocol", "client", "http", "proxy", "ipw",
+            "meter",
+        ],
     ),
 ];
 

@@ -9,6 +9,7 @@ mod command;
 mod doctor;
 mod ending;
 mod generate;
+mod ipw;
 mod proxy;
 mod quantity;
 mod reach;
@@ -84,6 +85,9 @@ pub enum Verb {
     Proxy(proxy::Arguments),
     /// Have the daemon read its configuration again; changes nothing where that is broken
     Reload,
+    /// Measure intelligence per watt: accuracy per watt and per joule of a model on this machine
+    #[command(subcommand)]
+    Ipw(Box<ipw::Verb>),
     /// Write shell completions or manual pages
     #[command(hide = true)]
     Generate(generate::Arguments),
@@ -112,6 +116,7 @@ fn perform(arguments: Arguments) -> Result<u8, Trouble> {
         Verb::Balance => balance::balance(meter),
         Verb::Proxy(proxy) => proxy::proxy(meter, &proxy),
         Verb::Reload => reload::reload(meter),
+        Verb::Ipw(verb) => ipw::ipw(meter, &verb),
         Verb::Generate(what) => generate::generate(&what),
     }
 }

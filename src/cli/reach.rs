@@ -15,6 +15,9 @@ use crate::energy::Liveness;
 use crate::meter::Embedded;
 use crate::protocol::Info;
 
+/// How late a message may come where nobody waits for accounts.
+const PATIENT_HORIZON_MS: f64 = 250.0;
+
 /// A meter that answers.
 pub struct Reach {
     meter: Which,
@@ -43,15 +46,25 @@ pub struct Named {
 impl Reach {
     /// The meter that `asked` means, and a first connection to it.
     pub fn of(asked: &Meter) -> Result<(Self, Client), Trouble> {
+        Self::choose(asked, 0.0)
+    }
+
+    fn choose(asked: &Meter, horizon_ms: f64) -> Result<(Self, Client), Trouble> {
         let place = asked.socket.clone().map_or_else(Place::usual, Place::Named);
         if asked.replay.is_some() || asked.config.is_some() {
-            return Self::embed(asked, None);
+            return Self::embed(asked, None, horizon_ms);
         }
         match (Client::connect(&place), &place) {
             (Ok(client), _) => Ok((Reach { meter: Which::Daemon(place), remark: None }, client)),
             (Err(failure), Place::Named(_)) => Err(failure.into()),
-            (Err(failure), Place::Usual(_)) => Self::embed(asked, Some(why_here(&failure))),
+            (Err(failure), Place::Usual(_)) => Self::embed(asked, Some(why_here(&failure)), horizon_ms),
         }
+    }
+
+    /// The meter that `asked` means, for a run in which nobody waits for accounts: one in this process takes messages that
+    /// come late, as they do on a busy machine, and settles later for it.
+    pub fn patient(asked: &Meter) -> Result<(Self, Client), Trouble> {
+        Self::choose(asked, PATIENT_HORIZON_MS)
     }
 
     /// The meter that `asked` means, which must be a daemon: for questions after what others did.
@@ -61,8 +74,9 @@ impl Reach {
         Ok((Reach { meter: Which::Daemon(place), remark: None }, client))
     }
 
-    fn embed(asked: &Meter, remark: Option<String>) -> Result<(Self, Client), Trouble> {
-        let (config, doubt) = settings(asked)?;
+    fn embed(asked: &Meter, remark: Option<String>, horizon_ms: f64) -> Result<(Self, Client), Trouble> {
+        let (mut config, doubt) = settings(asked)?;
+        config.horizon_ms = config.horizon_ms.max(horizon_ms);
         let remark = [remark, doubt].into_iter().flatten().reduce(|one, other| format!("{one}; {other}"));
         let embedded = Embedded::start(&config).map_err(anyhow::Error::from)?;
         let client = embedded.connect()?;

@@ -5,6 +5,8 @@
 
 #![allow(dead_code, reason = "each test uses its own part")]
 
+pub mod in_process;
+
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};

@@ -1,0 +1,162 @@
+//! Time and memory of a report over many queries.
+//!
+//! Targets: 1,000,000 rows in 3 s and 500 MB at most, rows read and every figure with its interval computed; and time that
+//! grows with the rows and no faster. `WATTSPAN_BENCH_ROWS=10000000` adds a report over that many (their file takes
+//! 450 bytes a row). The rows are generated: 8 subjects, 3 domains, a failed query in a thousand.
+
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+#[path = "table/mod.rs"]
+mod table;
+
+use wattspan::energy::{Grade, Kind};
+use wattspan::ipw::metric::Terms;
+use wattspan::ipw::report::{Prices, Report};
+use wattspan::ipw::row::{Energy, Part, Row};
+use wattspan::ipw::run_dir::{Manifest, VERSION};
+use wattspan::ipw::scope::{Idle, Meter, Scope};
+use wattspan::ipw::table::Table;
+
+const MILLION: usize = 1_000_000;
+const SUBJECTS: [&str; 8] =
+    ["algebra", "biology", "chemistry", "economics", "history", "law", "philosophy", "physics"];
+
+fn main() {
+    let mut shown = table::Table::new("ipw report");
+    let small = measured(MILLION / 10);
+    let million = measured(MILLION);
+    shown.at_most("1,000,000 rows: read", Some(million.read_s), 3.0, "s");
+    shown.at_most("1,000,000 rows: read and report", Some(million.all_s), 3.0, "s");
+    shown.note("1,000,000 rows: CPU time of both, over all cores", Some(million.cpu_s), "s");
+    shown.at_most("1,000,000 rows: peak memory", million.peak_mb, 500.0, "MB");
+    // A tenth of the rows still draws all the resamples, whose cost does not grow.
+    shown.note("  100,000 rows: read and report", Some(small.all_s), "s");
+    let more = std::env::var("WATTSPAN_BENCH_ROWS").ok().and_then(|rows| rows.parse::<usize>().ok());
+    if let Some(rows) = more.filter(|rows| *rows > MILLION) {
+        let large = measured(rows);
+        let growth = large.all_s / million.all_s / (rows as f64 / MILLION as f64);
+        shown.note(&format!("{rows} rows: read and report"), Some(large.all_s), "s");
+        shown.note(&format!("{rows} rows: peak memory"), large.peak_mb, "MB");
+        shown.at_most("time for a row, against 1,000,000 rows", Some(growth), 1.2, "times");
+    }
+}
+
+struct Measured {
+    read_s: f64,
+    all_s: f64,
+    cpu_s: f64,
+    peak_mb: Option<f64>,
+}
+
+fn measured(rows: usize) -> Measured {
+    let run = written(rows);
+    forget_peak();
+    let (began, used_s) = (Instant::now(), cpu_s());
+    let table = Table::read(&run).expect("the run was just written");
+    let read_s = began.elapsed().as_secs_f64();
+    assert_eq!(table.columns.len(), rows);
+    let terms = Terms { scope: Scope::Host, idle: Idle::Included, seed: 0 };
+    let report = Report::of(&table, &terms, Prices::default());
+    let all_s = began.elapsed().as_secs_f64();
+    assert_eq!((report.all.asked, report.subjects.len()), (rows, SUBJECTS.len()));
+    let (cpu_s, peak_mb) = (cpu_s() - used_s, peak_mb());
+    std::fs::remove_dir_all(&run).expect("it was just written");
+    Measured { read_s, all_s, cpu_s, peak_mb }
+}
+
+/// A run of so many rows, written line by line.
+fn written(rows: usize) -> PathBuf {
+    let run = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("ipw-{}-{rows}", std::process::id()));
+    std::fs::create_dir_all(&run).expect("the build's folder can be written");
+    let meter = |name: &str, kind| Meter {
+        name: name.into(),
+        kind,
+        source: "replay".into(),
+        device: None,
+        parent: None,
+        counted: true,
+        grade: Grade::Measured,
+        update_interval_ns: None,
+    };
+    let domains =
+        vec![meter("package-0", Kind::Package), meter("dram-0", Kind::Dram), meter("gpu-0", Kind::Gpu)];
+    let manifest = Manifest { version: VERSION, domains, count: rows, repeats: 1, ..Manifest::default() };
+    std::fs::write(run.join("run.json"), serde_json::to_vec(&manifest).expect("plain data"))
+        .expect("the build's folder can be written");
+    let mut file = BufWriter::new(File::create(run.join("rows.jsonl")).expect("as above"));
+    let mut dice = 1_u64;
+    for at in 0..rows {
+        dice = dice.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        serde_json::to_writer(&mut file, &row(at, dice >> 33)).expect("plain data");
+        file.write_all(b"\n").expect("there is room for the rows");
+    }
+    file.flush().expect("there is room for the rows");
+    run
+}
+
+fn row(at: usize, dice: u64) -> Row {
+    let tokens_out = 20 + dice % 400;
+    let duration_ns = 100_000_000 + tokens_out * 9_000_000;
+    let parts: Vec<Part> = [4_000, 700, 30_000]
+        .iter()
+        .map(|milliwatts| Part {
+            share_uj: Some(milliwatts * tokens_out),
+            error_uj: Some(milliwatts * tokens_out / 200),
+            idle_uj: Some(milliwatts * tokens_out / 3),
+        })
+        .collect();
+    let sum = |of: fn(&Part) -> Option<u64>| Some(parts.iter().filter_map(of).sum());
+    let share_uj = parts.iter().filter_map(|part| part.share_uj).sum::<u64>();
+    let energy = Energy {
+        span: format!("ipw-1234-{at}"),
+        share_uj: Some(share_uj),
+        error_uj: sum(|part| part.error_uj),
+        idle_uj: sum(|part| part.idle_uj),
+        window_uj: Some(share_uj * 4),
+        grade: Some(Grade::Measured),
+        span_ns: duration_ns + 20_000,
+        at_once: 4,
+        prefill_uj: Some(share_uj / 5),
+        decode_uj: Some(share_uj - share_uj / 5),
+        domains: parts,
+        ..Energy::default()
+    };
+    Row {
+        id: format!("q{at:07}"),
+        subject: SUBJECTS[at % SUBJECTS.len()].into(),
+        error: (at % 1000 == 999).then(|| "the server closed the connection".into()),
+        score: (at % 1000 != 999).then(|| f64::from(u8::from(dice.is_multiple_of(3)))),
+        began_ns: at as u64 * 250_000_000,
+        duration_ns,
+        first_token_ns: Some(90_000_000 + dice % 20_000_000),
+        between_tokens_ns: Some((8_900_000, 12_000_000)),
+        tokens_in: Some(50 + dice % 300),
+        tokens_cached: Some(3),
+        tokens_out: Some(tokens_out),
+        finish: Some("stop".into()),
+        mean_logprob: Some(-0.3 - (dice % 100) as f64 / 1000.0),
+        energy: Some(energy),
+        ..Row::default()
+    }
+}
+
+/// CPU time of this process: what tells a slow program from a busy machine.
+fn cpu_s() -> f64 {
+    let at = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    at.tv_sec as f64 + at.tv_nsec as f64 / 1e9
+}
+
+/// The most memory since the start, or since it was last forgotten; told on Linux.
+fn peak_mb() -> Option<f64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    Some(line.trim().strip_suffix(" kB")?.trim().parse::<f64>().ok()? / 1024.0)
+}
+
+/// What the rows' writing used is no part of the report's. Where the kernel does not allow it, the peak is the larger one.
+fn forget_peak() {
+    let _ = std::fs::write("/proc/self/clear_refs", "5");
+}

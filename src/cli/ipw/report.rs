@@ -1,0 +1,220 @@
+//! `wattspan ipw report`: what a run says.
+//!
+//! Owns the choice of form and where it goes.
+
+use std::io::{Write, stdout};
+use std::path::{Path, PathBuf};
+
+use clap::ValueEnum;
+
+use super::super::Meter;
+use super::super::ending::{OK, Trouble};
+use super::super::terminal::{Terminal, printable};
+use super::{Wanted, shown};
+use crate::ipw::metric::Figures;
+use crate::ipw::report::page::{digits, page, with_interval};
+use crate::ipw::report::{Prices, Report};
+use crate::ipw::table::Table;
+
+/// Which run, in which form.
+#[derive(Debug, clap::Args)]
+pub struct Arguments {
+    /// The run's directory
+    #[arg(value_name = "RUN")]
+    run: PathBuf,
+    #[command(flatten)]
+    wanted: Wanted,
+    /// Write one page with pictures, which needs no network to be read, to FILE
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
+    /// Write the figures as CSV, a line for each subject, to FILE ("-": standard output)
+    #[arg(long, value_name = "FILE")]
+    csv: Option<PathBuf>,
+    /// What a kilowatt-hour costs
+    #[arg(long, value_name = "MONEY", value_parser = rate)]
+    price_per_kwh: Option<f64>,
+    /// Grams of CO2 for a kilowatt-hour
+    #[arg(long, value_name = "GRAMS", value_parser = rate)]
+    co2_per_kwh: Option<f64>,
+}
+
+/// Reads and tells.
+pub fn report(meter: &Meter, asked: &Arguments) -> Result<u8, Trouble> {
+    let table = Table::read(&asked.run).map_err(anyhow::Error::from)?;
+    let prices = Prices { per_kwh: asked.price_per_kwh, co2_g_per_kwh: asked.co2_per_kwh };
+    let report = Report::of(&table, &asked.wanted.terms(), prices);
+    if let Some(file) = &asked.html {
+        write(file, page(&report).as_bytes())?;
+    }
+    if let Some(file) = &asked.csv {
+        write(file, csv(&report).as_bytes())?;
+    }
+    if meter.json {
+        writeln!(stdout(), "{}", serde_json::to_string_pretty(&report)?)?;
+    } else if asked.csv.as_deref() != Some(Path::new("-")) {
+        stdout().write_all(text(&report, Terminal::of(&stdout())).as_bytes())?;
+    }
+    Ok(OK)
+}
+
+/// A price or an intensity: a number, and not below nothing.
+fn rate(text: &str) -> Result<f64, String> {
+    let value: f64 = text.parse().map_err(|_| "write a number".to_owned())?;
+    if value.is_finite() && value >= 0.0 { Ok(value) } else { Err("write a number from 0 up".into()) }
+}
+
+fn write(file: &Path, bytes: &[u8]) -> Result<(), Trouble> {
+    if file == Path::new("-") {
+        return Ok(stdout().write_all(bytes)?);
+    }
+    std::fs::write(file, bytes).map_err(|cause| anyhow::anyhow!("{}: {cause}", file.display()).into())
+}
+
+/// The report on a terminal.
+pub fn text(report: &Report, terminal: Terminal) -> String {
+    let run = &report.run;
+    let mut out = format!(
+        "\nIntelligence per watt: {}\n\n",
+        printable(if run.label.is_empty() { &run.model } else { &run.label })
+    );
+    let mut rows = vec![("all".to_owned(), &report.all)];
+    rows.extend(report.subjects.iter().map(|figures| (figures.of.clone(), figures)));
+    out += &shown::table("SUBJECT", &rows, terminal);
+    out += &format!("\n  {}\n", shown::basis(&report.all));
+    out += &more(report, terminal);
+    if let Some(phases) = &report.phases {
+        let each = |joules: Option<f64>| {
+            joules.map_or_else(|| "unknown".into(), |joules| format!("{} J/token", digits(joules)))
+        };
+        out += &format!(
+            "  prefill {} J ({}), decode {} J ({}) a query\n",
+            digits(phases.prefill_j),
+            each(phases.prefill_j_per_token),
+            digits(phases.decode_j),
+            each(phases.decode_j_per_token)
+        );
+    }
+    let failed: usize = report.all.asked - report.all.answered;
+    if failed > 0 {
+        out += &format!("  {failed} queries failed and are in no figure:\n");
+        for (reason, count) in &report.failures {
+            out += &format!("    {count} \u{d7} {}\n", printable(reason));
+        }
+    }
+    if report.broken_lines > 0 {
+        out += &format!(
+            "  {} lines of the run's file make no sense and were passed over\n",
+            report.broken_lines
+        );
+    }
+    let sum = &report.sum;
+    out += &format!("  all together {} J over {} queries", digits(sum.energy_j), sum.metered);
+    out += &sum.cost.map_or_else(String::new, |cost| format!(", costing {}", digits(cost)));
+    out += &sum.co2_g.map_or_else(String::new, |grams| format!(", {} g CO2", digits(grams)));
+    out + "\n"
+}
+
+/// What stands below the table: other scopes, spreads, and the figures that not every run has.
+fn more(report: &Report, terminal: Terminal) -> String {
+    let mut out = String::new();
+    let all = &report.all;
+    if let Some(figure) = &all.queries_per_kwh {
+        out += &format!("  {} queries for a kWh\n", with_interval(Some(figure), 1.0, ""));
+    }
+    if all.perplexity.is_some() {
+        out += &format!(
+            "  perplexity {}; 1/(perplexity \u{d7} W) {}; 1/(perplexity \u{d7} J) {}\n",
+            with_interval(all.perplexity.as_ref(), 1.0, ""),
+            with_interval(all.perplexity_per_watt.as_ref(), 1.0, ""),
+            with_interval(all.perplexity_per_joule.as_ref(), 1.0, "")
+        );
+    }
+    let others: Vec<(String, &Figures)> = report
+        .scopes
+        .iter()
+        .filter(|it| (it.scope, it.idle) != (report.scope, report.idle))
+        .map(|it| (shown::scope(it), it))
+        .collect();
+    if !others.is_empty() {
+        out += &format!("\n{}", shown::table("ALL, BY SCOPE", &others, terminal));
+    }
+    if !report.spreads.is_empty() {
+        out += &format!("\n{}\n", shown::spreads(&report.spreads, terminal));
+    }
+    out
+}
+
+/// A line for each subject; a figure that is not known is an empty cell.
+fn csv(report: &Report) -> String {
+    let mut out = String::from(
+        "subject,scope,idle,grade,asked,answered,scored,covered,accuracy,accuracy_low,accuracy_high,energy_j,energy_low_j,\
+         energy_high_j,energy_error_j,power_w,power_low_w,power_high_w,ipw_per_w,ipw_low,ipw_high,ipj_per_j,ipj_low,ipj_high,\
+         tokens_per_joule,queries_per_kwh,perplexity,perplexity_per_watt,perplexity_per_joule\n",
+    );
+    for of in std::iter::once(&report.all).chain(&report.subjects) {
+        let mut cells = vec![
+            quoted(&of.of),
+            word(of.scope),
+            word(of.idle),
+            of.grade.map_or_else(String::new, |grade| super::super::report::grade(grade).to_owned()),
+            of.asked.to_string(),
+            of.answered.to_string(),
+            of.scored.to_string(),
+            of.covered.to_string(),
+        ];
+        let number = |value: Option<f64>| value.map_or_else(String::new, |value| value.to_string());
+        for (place, figure) in
+            [&of.accuracy, &of.energy_j, &of.power_w, &of.per_watt, &of.per_joule].iter().enumerate()
+        {
+            let interval = figure.and_then(|figure| figure.interval);
+            cells.push(number(figure.map(|figure| figure.value)));
+            cells.push(number(interval.map(|it| it.low)));
+            cells.push(number(interval.map(|it| it.high)));
+            if place == 1 {
+                cells.push(number(of.energy_error_j));
+            }
+        }
+        let rest = [
+            of.tokens_per_joule,
+            of.queries_per_kwh,
+            of.perplexity,
+            of.perplexity_per_watt,
+            of.perplexity_per_joule,
+        ];
+        cells.extend(rest.map(|figure| number(figure.map(|figure| figure.value))));
+        out += &(cells.join(",") + "\n");
+    }
+    out
+}
+
+/// A text as a cell (RFC 4180); one that a spreadsheet would take for a formula is kept from it.
+fn quoted(text: &str) -> String {
+    let formula = text.starts_with(['=', '+', '-', '@', '\t', '\r']);
+    let text = if formula { format!("'{text}") } else { text.to_owned() };
+    if text.contains(['"', ',', '\n', '\r']) { format!("\"{}\"", text.replace('"', "\"\"")) } else { text }
+}
+
+/// The command line's word for a choice.
+fn word(choice: impl ValueEnum) -> String {
+    choice.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cell_is_quoted_where_it_must_be() {
+        assert_eq!(quoted("plain"), "plain");
+        assert_eq!(quoted("a \"b\", c"), "\"a \"\"b\"\", c\"");
+        assert_eq!(quoted("=1+1"), "'=1+1");
+    }
+
+    #[test]
+    fn a_price_is_a_number_and_no_gain() {
+        assert_eq!((rate("0.3"), rate("0")), (Ok(0.3), Ok(0.0)));
+        for wrong in ["-1", "nan", "inf", "x", ""] {
+            assert!(rate(wrong).is_err(), "{wrong}");
+        }
+    }
+}

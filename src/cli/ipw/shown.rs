@@ -1,0 +1,89 @@
+//! Figures of runs as rows of a table.
+//!
+//! Owns how a figure is written on a terminal: value, interval, and what it is over. Nothing is shown without the line that says
+//! scope, idle policy, grade and coverage.
+
+use std::collections::BTreeMap;
+
+use super::super::table::{Table, figures, words};
+use super::super::terminal::{Terminal, printable};
+use crate::ipw::metric::Figures;
+use crate::ipw::report::page::{digits, quantity, with_interval};
+use crate::ipw::scope::Idle;
+use crate::ipw::spread::Spread;
+
+/// What the figures are of, in a line.
+pub fn basis(figures: &Figures) -> String {
+    let idle = match figures.idle {
+        Idle::Included => "idle power included",
+        Idle::Excluded => "idle power excluded",
+    };
+    let grade = figures.grade.map_or("of unknown grade", super::super::report::grade);
+    let error = figures.energy_error_j.map_or_else(
+        || "the meter gave no guaranteed error".to_owned(),
+        |error| {
+            format!(
+                "the meter guarantees the mean energy to \u{b1} {} J",
+                crate::ipw::report::page::digits(error)
+            )
+        },
+    );
+    format!(
+        "{}, {idle}, energy {grade}; {} of {} queries covered; {error}; brackets: 95 % over the choice of questions",
+        figures.scope.title(),
+        figures.covered,
+        figures.asked
+    )
+}
+
+/// A scope and what it does with idle power, with its grade, for a row's name.
+pub fn scope(figures: &Figures) -> String {
+    let idle = match figures.idle {
+        Idle::Included => "with idle",
+        Idle::Excluded => "without idle",
+    };
+    let grade = figures.grade.map_or("unknown grade", super::super::report::grade);
+    format!("{}, {idle}, {grade}", figures.scope.title())
+}
+
+/// How quantities spread over the queries, a row each.
+pub fn spreads(all: &BTreeMap<&'static str, Spread>, terminal: Terminal) -> String {
+    let mut heads = vec![words("SPREAD")];
+    heads.extend(["QUERIES", "MEAN", "5 %", "50 %", "95 %", "99 %", "MOST"].map(figures));
+    let mut table = Table::new(heads);
+    for (name, of) in all {
+        let values = [of.mean, of.p5, of.p50, of.p95, of.p99, of.most];
+        let mut cells = vec![quantity(name), of.count.to_string()];
+        cells.extend(values.map(digits));
+        table.row(cells);
+    }
+    table.draw(terminal)
+}
+
+/// A table of figures, a row each.
+pub fn table(first: &'static str, rows: &[(String, &Figures)], terminal: Terminal) -> String {
+    let heads = [
+        words(first),
+        figures("COVERED"),
+        figures("ACCURACY"),
+        figures("ENERGY"),
+        figures("POWER"),
+        figures("IPW 1/W"),
+        figures("IPJ 1/J"),
+        figures("TOKENS/J"),
+    ];
+    let mut table = Table::new(heads);
+    for (name, of) in rows {
+        table.row(vec![
+            printable(name),
+            format!("{}/{}", of.covered, of.asked),
+            with_interval(of.accuracy.as_ref(), 100.0, " %"),
+            with_interval(of.energy_j.as_ref(), 1.0, " J"),
+            with_interval(of.power_w.as_ref(), 1.0, " W"),
+            with_interval(of.per_watt.as_ref(), 1.0, ""),
+            with_interval(of.per_joule.as_ref(), 1.0, ""),
+            with_interval(of.tokens_per_joule.as_ref(), 1.0, ""),
+        ]);
+    }
+    table.draw(terminal)
+}

@@ -1,0 +1,309 @@
+//! An answer out of the bytes of a reply.
+//!
+//! Owns the three interfaces' answers, streamed or whole. Times are taken by our own clock when a piece comes; what a server
+//! says of its times is not read. Invariant: an answer is whole only if the server said that it ended; error texts inside
+//! a stream, empty answers and streams that stop are failures.
+
+use serde_json::Value;
+
+use super::Api;
+use super::reply::{Failure, Reply, one_line};
+use crate::http::line::{Line, Lines};
+use crate::http::sse::Events;
+
+/// The most bytes of a reply that is not streamed, and of a line of one that is.
+const MOST_BYTES: usize = 32 << 20;
+
+/// What listens to one answer.
+#[derive(Debug)]
+pub struct Hearing {
+    api: Api,
+    form: Form,
+    heard: Heard,
+}
+
+#[derive(Debug)]
+enum Form {
+    /// Server-sent events.
+    Events(Box<Events>),
+    /// A line of JSON each.
+    Lines(Lines),
+    /// One JSON object.
+    Whole(Vec<u8>),
+}
+
+#[derive(Debug, Default)]
+struct Heard {
+    reply: Reply,
+    /// Anything at all came.
+    any: bool,
+    /// The server said that it is done.
+    done: bool,
+    failed: Option<Failure>,
+    logprobs: (f64, u64),
+}
+
+impl Hearing {
+    /// A listener for a reply of this content type to a request sent at `began_ns`.
+    pub fn new(api: Api, content_type: &str, began_ns: u64) -> Self {
+        let form = match content_type.split(';').next().map(str::trim) {
+            Some("text/event-stream") => Form::Events(Box::default()),
+            // A whole answer of Ollama's is one such line.
+            _ if api == Api::Ollama => Form::Lines(Lines::new(MOST_BYTES)),
+            _ => Form::Whole(Vec::new()),
+        };
+        let reply = Reply { began_ns, ..Reply::default() };
+        Self { api, form, heard: Heard { reply, ..Heard::default() } }
+    }
+
+    /// Takes what came at `now_ns`. `true`: the first token is in it.
+    pub fn feed(&mut self, bytes: &[u8], now_ns: u64) -> bool {
+        let before = self.heard.reply.first_token_ns.is_none();
+        let (api, heard) = (self.api, &mut self.heard);
+        match &mut self.form {
+            Form::Events(events) => events.feed(bytes, |event| {
+                if event.cut_off {
+                    heard.fail(Failure::Nonsense("an event is too long".into()));
+                } else {
+                    heard.event(api, event.kind, event.data, now_ns);
+                }
+            }),
+            Form::Lines(lines) => lines.feed(bytes, |line| match line {
+                Line::Whole(line) => heard.event(api, b"message", line, now_ns),
+                Line::Long(_) => heard.fail(Failure::Nonsense("a line is too long".into())),
+            }),
+            Form::Whole(whole) if whole.len() + bytes.len() > MOST_BYTES => {
+                heard.fail(Failure::Nonsense("the body is too long".into()));
+            }
+            Form::Whole(whole) => whole.extend_from_slice(bytes),
+        }
+        before && self.heard.reply.first_token_ns.is_some()
+    }
+
+    /// The body ended at `now_ns`.
+    ///
+    /// # Errors
+    /// It is no whole answer.
+    pub fn finish(mut self, now_ns: u64) -> Result<Reply, Failure> {
+        match &mut self.form {
+            Form::Whole(whole) => {
+                let whole = std::mem::take(whole);
+                self.heard.whole(self.api, &whole);
+            }
+            Form::Lines(lines) => {
+                if let Some(rest) = lines.finish() {
+                    self.heard.event(self.api, b"message", &rest, now_ns);
+                }
+            }
+            Form::Events(_) => {}
+        }
+        let Heard { mut reply, any, done, failed, logprobs } = self.heard;
+        if let Some(failure) = failed {
+            return Err(failure);
+        }
+        let said_something = reply.tokens_out.is_some_and(|tokens| tokens > 0) || !reply.pieces_ns.is_empty();
+        if !any || (!said_something && reply.text.is_empty()) {
+            return Err(Failure::Empty);
+        }
+        if !done {
+            return Err(Failure::Unfinished);
+        }
+        if let Some(error) = error_text(&reply.text) {
+            return Err(Failure::Inside(error));
+        }
+        reply.ended_ns = now_ns;
+        reply.mean_logprob = (logprobs.1 > 0).then(|| logprobs.0 / logprobs.1 as f64);
+        Ok(reply)
+    }
+}
+
+/// A server that puts its error into the model's mouth: the whole answer is "[Error: ...]".
+fn error_text(text: &str) -> Option<String> {
+    let inner = text.trim().strip_prefix('[')?.strip_suffix(']')?;
+    let error = inner.get(..6).is_some_and(|head| head.eq_ignore_ascii_case("error:"));
+    error.then(|| one_line(inner))
+}
+
+impl Heard {
+    fn fail(&mut self, failure: Failure) {
+        self.failed.get_or_insert(failure);
+    }
+
+    fn event(&mut self, api: Api, kind: &[u8], data: &[u8], now_ns: u64) {
+        if data.iter().all(u8::is_ascii_whitespace) {
+            return;
+        }
+        self.any = true;
+        if data == b"[DONE]" {
+            self.done = true;
+            return;
+        }
+        let Ok(value) = serde_json::from_slice::<Value>(data) else {
+            let said = one_line(&String::from_utf8_lossy(data));
+            return self.fail(if kind == b"error" { Failure::Inside(said) } else { Failure::Nonsense(said) });
+        };
+        if self.reports_error(&value) {
+            return;
+        }
+        let piece = if api == Api::Ollama { self.ollama(&value) } else { self.openai(&value, "delta") };
+        if piece {
+            self.reply.first_token_ns.get_or_insert(now_ns);
+            self.reply.pieces_ns.push(now_ns);
+        }
+    }
+
+    fn whole(&mut self, api: Api, body: &[u8]) {
+        if body.iter().all(u8::is_ascii_whitespace) {
+            return;
+        }
+        self.any = true;
+        let Ok(value) = serde_json::from_slice::<Value>(body) else {
+            return self.fail(Failure::Nonsense(one_line(&String::from_utf8_lossy(body))));
+        };
+        if self.reports_error(&value) {
+            return;
+        }
+        if api == Api::Ollama {
+            self.ollama(&value)
+        } else {
+            self.openai(&value, "message")
+        };
+        // A whole body is a whole answer, whether or not it names its finish.
+        self.done = true;
+    }
+
+    fn reports_error(&mut self, value: &Value) -> bool {
+        let Some(error) = value.get("error").filter(|error| !error.is_null()) else { return false };
+        let said = error.get("message").unwrap_or(error);
+        let said = said.as_str().map_or_else(|| said.to_string(), str::to_owned);
+        self.fail(Failure::Inside(one_line(&said)));
+        true
+    }
+
+    /// One of OpenAI's chunks, or a whole completion; `true` where it brings text.
+    fn openai(&mut self, value: &Value, part: &str) -> bool {
+        if let Some(usage) = value.get("usage").filter(|usage| usage.is_object()) {
+            let count = |pointer: &str| usage.pointer(pointer).and_then(Value::as_u64);
+            self.reply.tokens_in = count("/prompt_tokens").or(self.reply.tokens_in);
+            self.reply.tokens_out = count("/completion_tokens").or(self.reply.tokens_out);
+            self.reply.tokens_cached =
+                count("/prompt_tokens_details/cached_tokens").or(self.reply.tokens_cached);
+        }
+        let Some(choice) = value.pointer("/choices/0") else { return false };
+        if let Some(finish) = choice.get("finish_reason").and_then(Value::as_str) {
+            self.reply.finish = Some(finish.to_owned());
+            self.done = true;
+        }
+        self.logprobs(choice);
+        let told = choice.get(part);
+        let text = |of: &str| told.and_then(|told| told.get(of)).and_then(Value::as_str).unwrap_or_default();
+        let content = choice.get("text").and_then(Value::as_str).unwrap_or_else(|| text("content"));
+        self.reply.text.push_str(content);
+        !content.is_empty() || !text("reasoning_content").is_empty() || !text("reasoning").is_empty()
+    }
+
+    fn logprobs(&mut self, choice: &Value) {
+        let Some(logprobs) = choice.get("logprobs") else { return };
+        let chat = logprobs.get("content").and_then(Value::as_array).into_iter().flatten();
+        let chat = chat.filter_map(|token| token.get("logprob")?.as_f64());
+        let plain = logprobs.get("token_logprobs").and_then(Value::as_array).into_iter().flatten();
+        for logprob in chat.chain(plain.filter_map(Value::as_f64)).filter(|logprob| logprob.is_finite()) {
+            self.logprobs.0 += logprob;
+            self.logprobs.1 += 1;
+        }
+    }
+
+    /// One of Ollama's lines; `true` where it brings text.
+    fn ollama(&mut self, value: &Value) -> bool {
+        let text = |of: &str| value.pointer(of).and_then(Value::as_str).unwrap_or_default();
+        if value.get("done").and_then(Value::as_bool) == Some(true) {
+            self.done = true;
+            let count = |of: &str| value.get(of).and_then(Value::as_u64);
+            self.reply.tokens_in = count("prompt_eval_count").or(self.reply.tokens_in);
+            self.reply.tokens_out = count("eval_count").or(self.reply.tokens_out);
+            let finish = text("/done_reason");
+            if !finish.is_empty() {
+                self.reply.finish = Some(finish.to_owned());
+            }
+        }
+        // Proxies that speak Ollama's words put a chat's text where `generate` has it.
+        let content = [text("/message/content"), text("/response")].concat();
+        self.reply.text.push_str(&content);
+        !content.is_empty() || !text("/message/thinking").is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn heard(api: Api, kind: &str, body: &[u8], size: usize) -> Result<Reply, Failure> {
+        let mut hearing = Hearing::new(api, kind, 100);
+        let mut now_ns = 100;
+        for piece in body.chunks(size) {
+            now_ns += 10;
+            hearing.feed(piece, now_ns);
+        }
+        hearing.finish(now_ns + 10)
+    }
+
+    const STREAM: &str = "data: {\"choices\":[{\"delta\":{\"role\":\"assistant\"},\"finish_reason\":null}]}\n\n\
+        data: {\"choices\":[{\"delta\":{\"content\":\"H\u{e9}\"},\"logprobs\":{\"content\":[{\"logprob\":-0.5}]}}]}\n\n\
+        data: {\"choices\":[{\"delta\":{\"content\":\"llo\"},\"logprobs\":{\"content\":[{\"logprob\":-1.5}]}}]}\n\n\
+        data: {\"choices\":[{\"delta\":{},\"finish_reason\":\"stop\"}]}\n\n\
+        data: {\"choices\":[],\"usage\":{\"prompt_tokens\":9,\"completion_tokens\":3,\"prompt_tokens_details\":{\"cached_tokens\":4}}}\n\n\
+        data: [DONE]\n\n";
+
+    #[test]
+    fn a_stream_says_the_same_however_it_is_cut() {
+        for size in [1, 2, 7, 64, 10_000] {
+            let reply =
+                heard(Api::Chat, "text/event-stream; charset=utf-8", STREAM.as_bytes(), size).unwrap();
+            assert_eq!((reply.text.as_str(), reply.finish.as_deref()), ("H\u{e9}llo", Some("stop")));
+            assert_eq!((reply.tokens_in, reply.tokens_out, reply.tokens_cached), (Some(9), Some(3), Some(4)));
+            assert_eq!((reply.pieces_ns.len(), reply.mean_logprob), (2, Some(-1.0)));
+            assert!(reply.first_token_ns.unwrap() > reply.began_ns);
+        }
+    }
+
+    #[test]
+    fn whole_answers_of_all_interfaces_are_understood() {
+        let chat = br#"{"choices":[{"message":{"content":"Hi"},"finish_reason":"stop"}],"usage":{"prompt_tokens":1,"completion_tokens":2}}"#;
+        let reply = heard(Api::Chat, "application/json", chat, 5).unwrap();
+        assert_eq!((reply.text.as_str(), reply.tokens_out, reply.first_token_ns), ("Hi", Some(2), None));
+        let plain = br#"{"choices":[{"text":"Hi","finish_reason":"length","logprobs":{"token_logprobs":[null,-2.0]}}]}"#;
+        let reply = heard(Api::Completions, "application/json", plain, 5).unwrap();
+        assert_eq!((reply.finish.as_deref(), reply.mean_logprob), (Some("length"), Some(-2.0)));
+        let lines = b"{\"message\":{\"content\":\"H\"},\"done\":false}\n{\"message\":{\"content\":\"i\"},\"done\":true,\
+            \"done_reason\":\"stop\",\"prompt_eval_count\":4,\"eval_count\":2}";
+        let reply = heard(Api::Ollama, "application/x-ndjson", lines, 3).unwrap();
+        assert_eq!((reply.text.as_str(), reply.tokens_in, reply.tokens_out), ("Hi", Some(4), Some(2)));
+    }
+
+    #[test]
+    fn without_usage_pieces_are_counted_and_said_to_be() {
+        let stream = "data: {\"choices\":[{\"delta\":{\"content\":\"a\"},\"finish_reason\":null}]}\n\n\
+            data: {\"choices\":[{\"delta\":{\"content\":\"b\"},\"finish_reason\":\"stop\"}]}\n\ndata: [DONE]\n\n";
+        let reply = heard(Api::Chat, "text/event-stream", stream.as_bytes(), 50).unwrap();
+        assert_eq!(reply.counted_tokens(), (Some(2), true));
+    }
+
+    #[test]
+    fn nothing_half_an_answer_and_error_texts_are_failures() {
+        let stream = |text: &str| heard(Api::Chat, "text/event-stream", text.as_bytes(), 9).unwrap_err();
+        assert_eq!(stream(""), Failure::Empty);
+        assert_eq!(stream("data: [DONE]\n\n"), Failure::Empty);
+        let begun = "data: {\"choices\":[{\"delta\":{\"content\":\"a\"},\"finish_reason\":null}]}\n\n";
+        assert_eq!(stream(begun), Failure::Unfinished);
+        let inside = |failure| matches!(failure, Failure::Inside(said) if said.contains("out of memory"));
+        assert!(inside(stream(&format!("{begun}data: {{\"error\":{{\"message\":\"out of memory\"}}}}\n\n"))));
+        assert!(inside(stream("event: error\ndata: out of memory\n\n")));
+        let told = "data: {\"choices\":[{\"delta\":{\"content\":\"[Error: out of memory]\"},\"finish_reason\":\"stop\"}]}\n\n";
+        assert!(inside(stream(told)));
+        assert!(matches!(stream("data: <html>\n\n"), Failure::Nonsense(_)));
+        let whole = |text: &str| heard(Api::Chat, "application/json", text.as_bytes(), 9).unwrap_err();
+        assert_eq!(whole(" \n"), Failure::Empty);
+        assert!(matches!(whole("oops"), Failure::Nonsense(_)));
+        assert_eq!(heard(Api::Chat, "", b"", 1), Err(Failure::Empty));
+    }
+}

@@ -1,0 +1,233 @@
+//! Asking one question of an inference server.
+//!
+//! Owns what is sent: the three interfaces that servers speak, and the settings that make a run repeatable (temperature 0 and
+//! a seed unless the user says otherwise). What comes back is heard by [`hear`]. Never sends a question twice by itself:
+//! retries are the run's business.
+
+pub mod hear;
+pub mod reply;
+
+use std::time::Duration;
+
+use http::header::{self, HeaderValue};
+use http::{Method, Request};
+use serde_json::{Map, Value, json};
+
+use crate::http::{Body, Target, whole};
+
+/// The interface that a server speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, clap::ValueEnum)]
+pub enum Api {
+    /// OpenAI's chat completions: `BASE/chat/completions`.
+    Chat,
+    /// OpenAI's plain completions: `BASE/completions`.
+    Completions,
+    /// Ollama's own: `BASE/api/chat`.
+    Ollama,
+}
+
+impl Api {
+    /// In a word, as on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Chat => "chat",
+            Self::Completions => "completions",
+            Self::Ollama => "ollama",
+        }
+    }
+
+    /// The one of this name.
+    pub fn named(name: &str) -> Option<Self> {
+        [Self::Chat, Self::Completions, Self::Ollama].into_iter().find(|api| api.name() == name)
+    }
+
+    fn path(self) -> &'static str {
+        match self {
+            Self::Chat => "/chat/completions",
+            Self::Completions => "/completions",
+            Self::Ollama => "/api/chat",
+        }
+    }
+}
+
+/// How questions are asked.
+#[derive(Debug, Clone)]
+pub struct Asking {
+    /// The server's base URL; for OpenAI's interfaces it ends with `/v1` as a rule.
+    pub target: Target,
+    /// Which interface.
+    pub api: Api,
+    /// The model, in the server's words.
+    pub model: String,
+    /// Said before each question, if anything.
+    pub system: Option<String>,
+    /// How freely the model chooses its words.
+    pub temperature: f64,
+    /// Of the server's random numbers.
+    pub seed: Option<u64>,
+    /// The most tokens of an answer.
+    pub max_tokens: u32,
+    /// The answer comes word by word.
+    pub stream: bool,
+    /// Ask for log-probabilities.
+    pub logprobs: bool,
+    /// Sent as a bearer token.
+    pub key: Option<String>,
+    /// How long an answer may take from request to end.
+    pub timeout: Duration,
+}
+
+/// Why a request cannot even be made.
+#[derive(Debug, thiserror::Error)]
+pub enum Unaskable {
+    /// The address and the path together are no URL.
+    #[error("the server's address cannot be used: {0}")]
+    Address(#[from] http::Error),
+    /// The key has characters that no header may hold.
+    #[error("the key holds characters that cannot be sent in a header (a line end?)")]
+    Key,
+}
+
+impl Asking {
+    /// The request for one prompt.
+    ///
+    /// # Errors
+    /// The address or the key cannot be used.
+    pub fn request(&self, prompt: &str) -> Result<Request<Body>, Unaskable> {
+        let body = self.body(prompt).to_string();
+        let path = self.api.path().parse().map_err(http::Error::from)?;
+        let mut request = Request::builder()
+            .method(Method::POST)
+            .uri(self.target.url(Some(&path))?)
+            .header(header::HOST, self.target.host())
+            .header(header::CONTENT_TYPE, "application/json")
+            .header(header::USER_AGENT, concat!("wattspan/", env!("CARGO_PKG_VERSION")))
+            .header(header::CONTENT_LENGTH, body.len())
+            .body(whole(body))?;
+        self.identify(request.headers_mut())?;
+        Ok(request)
+    }
+
+    /// The request for the server's models.
+    ///
+    /// # Errors
+    /// As for [`Asking::request`].
+    pub fn models(&self) -> Result<Request<Body>, Unaskable> {
+        let path = if self.api == Api::Ollama { "/api/tags" } else { "/models" };
+        let path = path.parse().map_err(http::Error::from)?;
+        let mut request = Request::builder()
+            .uri(self.target.url(Some(&path))?)
+            .header(header::HOST, self.target.host())
+            .body(whole(""))?;
+        self.identify(request.headers_mut())?;
+        Ok(request)
+    }
+
+    fn identify(&self, headers: &mut http::HeaderMap) -> Result<(), Unaskable> {
+        if let Some(key) = &self.key {
+            let mut value = HeaderValue::from_str(&format!("Bearer {key}")).map_err(|_| Unaskable::Key)?;
+            value.set_sensitive(true);
+            headers.insert(header::AUTHORIZATION, value);
+        }
+        Ok(())
+    }
+
+    fn body(&self, prompt: &str) -> Value {
+        let system = self.system.iter().map(|system| json!({"role": "system", "content": system}));
+        let user = std::iter::once(json!({"role": "user", "content": prompt}));
+        let messages: Vec<Value> = system.chain(user).collect();
+        if self.api == Api::Ollama {
+            let mut options = Map::new();
+            options.insert("temperature".into(), json!(self.temperature));
+            options.insert("num_predict".into(), json!(self.max_tokens));
+            if let Some(seed) = self.seed {
+                options.insert("seed".into(), json!(seed));
+            }
+            return json!({"model": self.model, "messages": messages, "stream": self.stream, "options": options});
+        }
+        let mut body = json!({
+            "model": self.model,
+            "temperature": self.temperature,
+            "max_tokens": self.max_tokens,
+            "stream": self.stream,
+        });
+        let fields = body.as_object_mut().expect("it was written as an object");
+        if self.api == Api::Chat {
+            fields.insert("messages".into(), messages.into());
+        } else {
+            let system = self.system.as_ref().map_or_else(String::new, |system| format!("{system}\n\n"));
+            fields.insert("prompt".into(), json!(format!("{system}{prompt}")));
+        }
+        if let Some(seed) = self.seed {
+            fields.insert("seed".into(), json!(seed));
+        }
+        if self.stream {
+            fields.insert("stream_options".into(), json!({"include_usage": true}));
+        }
+        if self.logprobs {
+            fields.insert("logprobs".into(), if self.api == Api::Chat { json!(true) } else { json!(0) });
+        }
+        body
+    }
+}
+
+/// The first model in a server's list, in either interface's form.
+pub fn first_model(list: &[u8]) -> Option<String> {
+    let list: Value = serde_json::from_slice(list).ok()?;
+    let of = |list: &Value, key: &str| Some(list.as_array()?.first()?.get(key)?.as_str()?.to_owned());
+    list.get("data").and_then(|data| of(data, "id")).or_else(|| of(list.get("models")?, "name"))
+}
+
+#[cfg(test)]
+pub(in crate::ipw) mod tests {
+    use super::*;
+
+    pub fn asking(api: Api) -> Asking {
+        Asking {
+            target: "http://127.0.0.1:8000/v1".parse().unwrap(),
+            api,
+            model: "m".into(),
+            system: None,
+            temperature: 0.0,
+            seed: Some(1),
+            max_tokens: 64,
+            stream: true,
+            logprobs: false,
+            key: None,
+            timeout: Duration::from_secs(5),
+        }
+    }
+
+    #[test]
+    fn each_interface_is_asked_in_its_own_words() {
+        let chat = asking(Api::Chat).body("why?");
+        assert_eq!(chat["messages"][0]["content"], "why?");
+        assert_eq!((&chat["temperature"], &chat["seed"]), (&json!(0.0), &json!(1)));
+        assert_eq!(chat["stream_options"]["include_usage"], true);
+        let mut plain = asking(Api::Completions);
+        plain.system = Some("Be short.".into());
+        assert_eq!(plain.body("why?")["prompt"], "Be short.\n\nwhy?");
+        let ollama = asking(Api::Ollama).body("why?");
+        assert_eq!((&ollama["options"]["num_predict"], &ollama["stream"]), (&json!(64), &json!(true)));
+        assert_eq!(asking(Api::Ollama).request("x").unwrap().uri().path(), "/v1/api/chat");
+    }
+
+    #[test]
+    fn a_key_goes_into_its_header_and_into_no_debug_text() {
+        let mut asking = asking(Api::Chat);
+        asking.key = Some("sk-secret".into());
+        let request = asking.request("x").unwrap();
+        assert_eq!(request.headers()["authorization"], "Bearer sk-secret");
+        assert!(!format!("{:?}", request.headers()).contains("secret"));
+        asking.key = Some("a\nb".into());
+        assert!(matches!(asking.request("x"), Err(Unaskable::Key)));
+    }
+
+    #[test]
+    fn the_first_model_is_found_in_both_lists() {
+        assert_eq!(first_model(br#"{"data":[{"id":"a"},{"id":"b"}]}"#).as_deref(), Some("a"));
+        assert_eq!(first_model(br#"{"models":[{"name":"c"}]}"#).as_deref(), Some("c"));
+        assert_eq!(first_model(br#"{"data":[]}"#), None);
+        assert_eq!(first_model(b"<html>"), None);
+    }
+}

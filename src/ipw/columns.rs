@@ -1,0 +1,192 @@
+//! The figures of queries, a column each.
+//!
+//! Owns the conversion from a row's whole microjoules and nanoseconds to joules and seconds. Invariant: in a column `NaN` is
+//! "not known" and nothing else; other modules see it through [`known`].
+
+use super::row::Row;
+use super::scope::Scope;
+use crate::energy::Grade;
+
+/// Not known.
+const NOT_KNOWN: f64 = f64::NAN;
+
+/// A column's value, if it is known.
+pub fn known(value: f64) -> Option<f64> {
+    (!value.is_nan()).then_some(value)
+}
+
+macro_rules! columns {
+    ($($(#[$doc:meta])* $name:ident),* $(,)?) => {
+        /// The figures of every query, one column each.
+        #[derive(Debug, Default)]
+        pub struct Columns {
+            /// The query, as a hash of its name and repetition.
+            key: Vec<u64>,
+            /// Place of the subject in [`Table::subjects`]; while a block is read, in its own list.
+            pub subject: Vec<u32>,
+            /// Whether it was answered.
+            pub answered: Vec<bool>,
+            /// The grade of its energy.
+            pub grade: Vec<Option<Grade>>,
+            $($(#[$doc])* pub $name: Vec<f64>,)*
+        }
+
+        impl Columns {
+            /// Room for so many more, so that columns of millions are not moved as they grow.
+            pub(super) fn reserve(&mut self, more: usize) {
+                self.key.reserve_exact(more);
+                self.subject.reserve_exact(more);
+                self.answered.reserve_exact(more);
+                self.grade.reserve_exact(more);
+                $(self.$name.reserve_exact(more);)*
+            }
+
+            /// Adds the rows of another.
+            pub(super) fn append(&mut self, mut other: Self) {
+                self.key.append(&mut other.key);
+                self.subject.append(&mut other.subject);
+                self.answered.append(&mut other.answered);
+                self.grade.append(&mut other.grade);
+                $(self.$name.append(&mut other.$name);)*
+            }
+
+            /// Drops the rows that are not marked.
+            pub(super) fn keep(&mut self, which: &[bool]) {
+                fn only<T>(column: &mut Vec<T>, which: &[bool]) {
+                    let mut at = 0..;
+                    column.retain(|_| at.next().is_some_and(|at: usize| which[at]));
+                }
+                only(&mut self.key, which);
+                only(&mut self.subject, which);
+                only(&mut self.answered, which);
+                only(&mut self.grade, which);
+                $(only(&mut self.$name, which);)*
+            }
+        }
+    };
+}
+
+columns! {
+    /// Right 1, wrong 0.
+    score,
+    /// Monotonic seconds at which it began.
+    began_s,
+    /// Seconds from request to end.
+    duration_s,
+    /// Seconds from request to first token.
+    first_token_s,
+    /// Median seconds between tokens.
+    between_s,
+    /// Tokens of the prompt.
+    tokens_in,
+    /// Tokens of the prompt that were cached.
+    tokens_cached,
+    /// Tokens of the answer.
+    tokens_out,
+    /// Mean log-probability of the answer's tokens.
+    mean_logprob,
+    /// Seconds the account lasted.
+    span_s,
+    /// Joules of the counted domains while it was open, whoever caused them.
+    window_j,
+    /// Joules until the first token.
+    prefill_j,
+    /// Joules from the first token on.
+    decode_j,
+    /// Joules of its share, host.
+    host_j,
+    /// Guaranteed half-width, host.
+    host_error_j,
+    /// Idle part, host.
+    host_idle_j,
+    /// Joules of its share, CPU + memory + accelerator.
+    compute_j,
+    /// Guaranteed half-width.
+    compute_error_j,
+    /// Idle part.
+    compute_idle_j,
+    /// Joules of its share, accelerator only.
+    accelerator_j,
+    /// Guaranteed half-width.
+    accelerator_error_j,
+    /// Idle part.
+    accelerator_idle_j,
+}
+
+impl Columns {
+    /// How many queries.
+    pub fn len(&self) -> usize {
+        self.key.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.key.is_empty()
+    }
+
+    /// Joules, half-width and idle joules in a scope.
+    pub fn scoped(&self, scope: Scope) -> [&[f64]; 3] {
+        match scope {
+            Scope::Host => [&self.host_j, &self.host_error_j, &self.host_idle_j],
+            Scope::Compute => [&self.compute_j, &self.compute_error_j, &self.compute_idle_j],
+            Scope::Accelerator => [&self.accelerator_j, &self.accelerator_error_j, &self.accelerator_idle_j],
+        }
+    }
+
+    /// What tells each query from the others.
+    pub fn keys(&self) -> impl Iterator<Item = u64> {
+        self.key.iter().copied()
+    }
+
+    /// What tells the query from others of its questions, the same in every run.
+    pub fn key(&self, at: usize) -> u64 {
+        self.key[at]
+    }
+
+    /// Adds a row.
+    pub(super) fn push(&mut self, row: &Row, subject: u32, scopes: &[(Scope, Vec<usize>); 3]) {
+        let count = |of: Option<u64>| of.map_or(NOT_KNOWN, |count| count as f64);
+        let seconds = |of: Option<u64>| count(of) / 1e9;
+        let joules = |of: Option<u64>| count(of) / 1e6;
+        self.key.push(key(&row.id, row.repeat));
+        self.subject.push(subject);
+        self.answered.push(row.answered());
+        self.score.push(row.score.filter(|_| row.answered()).unwrap_or(NOT_KNOWN));
+        self.began_s.push(row.began_ns as f64 / 1e9);
+        self.duration_s.push(row.duration_ns as f64 / 1e9);
+        self.first_token_s.push(seconds(row.first_token_ns));
+        self.between_s.push(seconds(row.between_tokens_ns.map(|(median, _)| median)));
+        self.tokens_in.push(count(row.tokens_in));
+        self.tokens_cached.push(count(row.tokens_cached));
+        self.tokens_out.push(count(row.tokens_out));
+        self.mean_logprob.push(row.mean_logprob.unwrap_or(NOT_KNOWN));
+        let energy = row.energy.as_ref();
+        self.grade.push(energy.and_then(|energy| energy.grade));
+        self.span_s.push(seconds(energy.map(|energy| energy.span_ns)));
+        self.window_j.push(joules(energy.and_then(|energy| energy.window_uj)));
+        self.prefill_j.push(joules(energy.and_then(|energy| energy.prefill_uj)));
+        self.decode_j.push(joules(energy.and_then(|energy| energy.decode_uj)));
+        for (scope, domains) in scopes {
+            let part = energy.map(|energy| scope.of(energy, domains)).unwrap_or_default();
+            let [share, error, idle] = match scope {
+                Scope::Host => [&mut self.host_j, &mut self.host_error_j, &mut self.host_idle_j],
+                Scope::Compute => [&mut self.compute_j, &mut self.compute_error_j, &mut self.compute_idle_j],
+                Scope::Accelerator => {
+                    [&mut self.accelerator_j, &mut self.accelerator_error_j, &mut self.accelerator_idle_j]
+                }
+            };
+            share.push(joules(part.share_uj));
+            error.push(joules(part.error_uj));
+            idle.push(joules(part.idle_uj));
+        }
+    }
+}
+
+fn key(id: &str, repeat: u32) -> u64 {
+    let mut hash = 0xcbf2_9ce4_8422_2325_u64 ^ u64::from(repeat).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    for byte in id.bytes() {
+        hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+    }
+    // Short names differ in few bits, which a table of hashes would feel.
+    hash ^ (hash >> 29).wrapping_mul(0xBF58_476D_1CE4_E5B9)
+}

@@ -1,0 +1,29 @@
+//! Intelligence per watt: what a model's right answers cost in power and energy.
+//!
+//! Owns the questions, the rows that answers become, the scores, and the figures over them: IPW = mean accuracy / mean
+//! power per query, IPJ = mean accuracy / mean energy per query (*Intelligence per Watt*, arXiv 2511.07885). An ordinary
+//! client of the daemon. Invariant: a figure never goes without its grade, its scope, its idle policy, what it covers
+//! and its interval; a query that failed is a row with its error, and never a wrong answer that was cheap.
+
+pub mod ask;
+pub mod blocks;
+pub mod bootstrap;
+pub mod columns;
+pub mod compare;
+pub mod extract;
+pub mod harness;
+pub mod judge;
+pub mod metering;
+pub mod metric;
+pub mod power;
+pub mod query;
+pub mod question;
+pub mod regression;
+pub mod report;
+pub mod route;
+pub mod row;
+pub mod run;
+pub mod run_dir;
+pub mod scope;
+pub mod spread;
+pub mod table;

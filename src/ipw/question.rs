@@ -1,0 +1,259 @@
+//! The questions a model is asked.
+//!
+//! Owns the reading of question files: JSON lines with our own names or the public harness's (`problem` for `prompt`,
+//! `expected_answer` for `answer`). Invariant: no two questions of a set have the same `id`, and each has a prompt. Never
+//! asks anybody anything.
+
+use std::collections::HashSet;
+use std::io::{self, BufRead};
+
+use serde::{Deserialize, Serialize};
+
+/// How an answer is told right from wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Format {
+    /// One of the lettered options.
+    Letter,
+    /// A number, compared by value.
+    Numeric,
+    /// A text, compared word by word.
+    Exact,
+    /// Another model says whether it is right.
+    Judge,
+}
+
+/// One question.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Question {
+    /// Its name within the set.
+    pub id: String,
+    /// What it is about; figures are told by subject too.
+    pub subject: String,
+    /// How its answer is scored.
+    pub format: Format,
+    /// What the model is asked, whole.
+    pub prompt: String,
+    /// The right answer.
+    pub answer: String,
+    /// The options of a lettered question, if they are known apart from the prompt.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub choices: Vec<String>,
+}
+
+/// A question file that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum Unusable {
+    /// It cannot be read.
+    #[error("{file}: {cause}")]
+    Unreadable {
+        /// Which.
+        file: String,
+        /// Why.
+        cause: io::Error,
+    },
+    /// A line is no question.
+    #[error("{file}, line {line}: {reason}")]
+    Line {
+        /// Which file.
+        file: String,
+        /// Counted from 1.
+        line: usize,
+        /// What is wrong and what would mend it.
+        reason: String,
+    },
+    /// There is nothing in it.
+    #[error(
+        "{file}: holds no question; each line is one JSON object with at least \"prompt\" and \"answer\""
+    )]
+    Empty {
+        /// Which.
+        file: String,
+    },
+}
+
+/// A line as people write it. Fields of others are passed over.
+#[derive(Deserialize)]
+struct Line {
+    id: Option<String>,
+    #[serde(alias = "problem", alias = "question")]
+    prompt: Option<String>,
+    #[serde(alias = "expected_answer")]
+    answer: Option<serde_json::Value>,
+    subject: Option<String>,
+    format: Option<Format>,
+    #[serde(default)]
+    choices: Vec<String>,
+}
+
+/// The longest line that is read; a question is not a book.
+const LINE_BYTES: usize = 4 << 20;
+
+/// The set that is built in, written for this project.
+const STARTER: &str = include_str!("starter.jsonl");
+
+/// The built-in set.
+pub fn starter() -> Vec<Question> {
+    parse("the built-in questions", STARTER.as_bytes()).expect("a test reads the built-in questions")
+}
+
+/// Reads a set of questions from JSON lines; `file` names it in messages.
+///
+/// # Errors
+/// The first line that is no question, by number, and what it lacks.
+pub fn parse(file: &str, mut text: impl BufRead) -> Result<Vec<Question>, Unusable> {
+    let mut questions = Vec::new();
+    let mut ids = HashSet::new();
+    let mut bytes = Vec::new();
+    let unreadable = |cause| Unusable::Unreadable { file: file.to_owned(), cause };
+    for line in 1.. {
+        bytes.clear();
+        let got = io::Read::take(&mut text, LINE_BYTES as u64 + 1).read_until(b'\n', &mut bytes);
+        if got.map_err(unreadable)? == 0 {
+            break;
+        }
+        let wrong = |reason: String| Unusable::Line { file: file.to_owned(), line, reason };
+        if bytes.len() > LINE_BYTES {
+            return Err(wrong(format!("is longer than {LINE_BYTES} bytes")));
+        }
+        if bytes.iter().all(u8::is_ascii_whitespace) {
+            continue;
+        }
+        let parsed: Line = serde_json::from_slice(&bytes).map_err(|cause| wrong(cause.to_string()))?;
+        let question = question(parsed, questions.len()).map_err(wrong)?;
+        if !ids.insert(question.id.clone()) {
+            return Err(wrong(format!("the id {:?} was used before", question.id)));
+        }
+        questions.push(question);
+    }
+    if questions.is_empty() {
+        return Err(Unusable::Empty { file: file.to_owned() });
+    }
+    Ok(questions)
+}
+
+fn question(line: Line, place: usize) -> Result<Question, String> {
+    let prompt = line.prompt.filter(|prompt| !prompt.trim().is_empty());
+    let prompt = prompt.ok_or("has no \"prompt\" (or \"problem\")")?;
+    let answer = match line.answer {
+        Some(serde_json::Value::String(text)) => text,
+        Some(serde_json::Value::Number(number)) => number.to_string(),
+        Some(_) => return Err("\"answer\" is neither text nor a number".into()),
+        None => return Err("has no \"answer\" (or \"expected_answer\")".into()),
+    };
+    if answer.trim().is_empty() {
+        return Err("\"answer\" is empty".into());
+    }
+    let format = line.format.unwrap_or_else(|| guess(&answer, &line.choices));
+    let id = line.id.unwrap_or_else(|| format!("q{place:05}"));
+    let subject = line.subject.unwrap_or_else(|| "general".into());
+    Ok(Question { id, subject, format, prompt, answer, choices: line.choices })
+}
+
+/// The format of a question whose writer did not say: what its answer looks like. A text is left to a judge, since a right
+/// answer may be worded in many ways.
+pub fn guess(answer: &str, choices: &[String]) -> Format {
+    let answer = answer.trim();
+    let letter = answer.len() == 1 && answer.bytes().all(|byte| byte.is_ascii_uppercase());
+    if letter || !choices.is_empty() {
+        Format::Letter
+    } else if super::extract::number(answer).is_some_and(|(_, rest)| rest.is_empty()) {
+        Format::Numeric
+    } else {
+        Format::Judge
+    }
+}
+
+/// What tells one set of questions from another, whatever file they came from: a 64-bit FNV-1a over ids, prompts and
+/// answers, in hexadecimal. No protection against malice: both sides of a comparison are the user's own.
+pub fn fingerprint(questions: &[Question]) -> String {
+    let mut hash = 0xcbf2_9ce4_8422_2325_u64;
+    let mut eat = |text: &str| {
+        for byte in text.bytes().chain([0xFF]) {
+            hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+        }
+    };
+    for question in questions {
+        eat(&question.id);
+        eat(&question.prompt);
+        eat(&question.answer);
+    }
+    format!("{hash:016x}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn one(line: &str) -> Result<Question, String> {
+        parse("q.jsonl", line.as_bytes()).map(|mut all| all.remove(0)).map_err(|wrong| wrong.to_string())
+    }
+
+    #[test]
+    fn the_built_in_set_has_fifty_questions_of_three_formats_and_several_subjects() {
+        let questions = starter();
+        assert_eq!(questions.len(), 50);
+        let of = |format| questions.iter().filter(|question| question.format == format).count();
+        assert!(of(Format::Letter) >= 15 && of(Format::Numeric) >= 15 && of(Format::Exact) >= 5);
+        assert_eq!(of(Format::Judge), 0);
+        let subjects: HashSet<_> = questions.iter().map(|question| &question.subject).collect();
+        assert!(subjects.len() >= 4);
+    }
+
+    #[test]
+    fn the_right_answer_to_a_built_in_question_scores_and_another_does_not() {
+        for question in starter() {
+            let right = format!("Answer: {}", question.answer);
+            assert_eq!(super::super::extract::score(&question, &right), Some(true), "{}", question.id);
+            let wrong = super::super::extract::score(&question, "Answer: nothing of the kind");
+            assert_ne!(wrong, Some(true), "{}", question.id);
+        }
+    }
+
+    #[test]
+    fn the_letters_of_the_built_in_set_favour_no_place() {
+        let mut count = std::collections::BTreeMap::new();
+        for question in starter().iter().filter(|question| question.format == Format::Letter) {
+            *count.entry(question.answer.clone()).or_insert(0) += 1;
+            let place = usize::from(question.answer.as_bytes()[0] - b'A');
+            assert!(place < question.choices.len());
+            for (place, choice) in question.choices.iter().enumerate() {
+                let option = format!("({}) {choice}", char::from(b'A' + u8::try_from(place).unwrap()));
+                assert!(question.prompt.contains(&option), "{}: {option}", question.id);
+            }
+        }
+        assert!(count.len() == 4 && count.values().all(|count| (4..=6).contains(count)), "{count:?}");
+    }
+
+    #[test]
+    fn the_harnesss_names_are_understood_and_a_format_is_guessed() {
+        let question =
+            one(r#"{"problem":"2+2?","expected_answer":4,"subject":"sums","model_answers":{}}"#).unwrap();
+        assert_eq!((question.id.as_str(), question.answer.as_str()), ("q00000", "4"));
+        assert_eq!(question.format, Format::Numeric);
+        assert_eq!(one(r#"{"prompt":"Which?","answer":"B"}"#).unwrap().format, Format::Letter);
+        assert_eq!(one(r#"{"prompt":"Why?","answer":"Because of tides"}"#).unwrap().format, Format::Judge);
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_line_is_told_by_its_number() {
+        assert_eq!(
+            one("\n{\"answer\":\"4\"}").unwrap_err(),
+            "q.jsonl, line 2: has no \"prompt\" (or \"problem\")"
+        );
+        assert!(one("{\"prompt\":\"x\"}").unwrap_err().contains("has no \"answer\""));
+        assert!(one("{\"prompt\":").unwrap_err().starts_with("q.jsonl, line 1: "));
+        let twice = "{\"id\":\"a\",\"prompt\":\"x\",\"answer\":\"1\"}\n".repeat(2);
+        assert!(one(&twice).unwrap_err().contains("was used before"));
+        assert!(one("  \n").unwrap_err().contains("holds no question"));
+    }
+
+    #[test]
+    fn two_sets_that_differ_in_a_word_have_different_fingerprints() {
+        let mut questions = starter();
+        let before = fingerprint(&questions);
+        assert_eq!(before, fingerprint(&starter()));
+        questions[7].prompt.push('!');
+        assert_ne!(before, fingerprint(&questions));
+    }
+}

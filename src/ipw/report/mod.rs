@@ -1,0 +1,269 @@
+//! What a run says, for people and for programs.
+//!
+//! Owns the report's contents: everything that the table, the page and the JSON show is computed here once. Invariant: each
+//! energy figure stands beside its grade, scope, idle policy, coverage and error.
+
+pub mod page;
+pub mod picture;
+pub mod scatter;
+
+use std::collections::BTreeMap;
+use std::num::NonZero;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+
+use serde::Serialize;
+
+use super::metric::{Figures, Terms, over};
+use super::regression::{Line, line, log_line};
+use super::run_dir::Manifest;
+use super::scope::{Idle, Scope};
+use super::spread::{Spread, spread};
+use super::table::{Table, known};
+
+/// What the user adds to a run to learn what it costs.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
+pub struct Prices {
+    /// Money for a kilowatt-hour, in any currency.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub per_kwh: Option<f64>,
+    /// Grams of CO2 for a kilowatt-hour.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub co2_g_per_kwh: Option<f64>,
+}
+
+/// A report over one run.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    /// What the run was.
+    pub run: Manifest,
+    /// Which domains the figures count.
+    pub scope: Scope,
+    /// Whether idle power is part of them.
+    pub idle: Idle,
+    /// Over all queries.
+    pub all: Figures,
+    /// By subject, in the order of their names.
+    pub subjects: Vec<Figures>,
+    /// The other scopes and idle policies, over all queries; those that this machine cannot give are left out.
+    pub scopes: Vec<Figures>,
+    /// How quantities spread, by name: `energy_j`, `power_w`, `duration_s`, `first_token_s`, `between_tokens_s`, `tokens_out`.
+    pub spreads: BTreeMap<&'static str, Spread>,
+    /// The lines that the public harness draws: energy, latency and power against all tokens, first token against the
+    /// prompt's.
+    pub lines: BTreeMap<&'static str, Line>,
+    /// Prefill and decode apart.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub phases: Option<Phases>,
+    /// Everything that was used, and what it costs.
+    pub sum: Sum,
+    /// Why queries failed.
+    pub failures: BTreeMap<String, usize>,
+    /// Lines of the run's file that make no sense.
+    pub broken_lines: usize,
+    /// Mean tokens that came from the server's cache, of those of the prompt; cached prompts cost less than fresh ones.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cached_part: Option<f64>,
+    /// Points for pictures, a sample of them where there are many.
+    #[serde(skip)]
+    pub points: scatter::Points,
+}
+
+/// What reading the prompt and writing the answer use, over the queries that tell both.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Phases {
+    /// Queries with both.
+    pub count: usize,
+    /// Mean energy until the first token.
+    pub prefill_j: f64,
+    /// Mean energy from the first token on.
+    pub decode_j: f64,
+    /// Energy for each token of the prompt that was not cached.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prefill_j_per_token: Option<f64>,
+    /// Energy for each token of the answer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub decode_j_per_token: Option<f64>,
+}
+
+/// Everything together.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Sum {
+    /// Queries whose energy is known, right or wrong, failed ones that used some too.
+    pub metered: usize,
+    /// Their energy, in the report's scope, idle power included.
+    pub energy_j: f64,
+    /// What it costs; absent without a price.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cost: Option<f64>,
+    /// What it emits; absent without an intensity.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub co2_g: Option<f64>,
+}
+
+impl Report {
+    /// The report over a run.
+    pub fn of(table: &Table, terms: &Terms, prices: Prices) -> Self {
+        let (all, subjects, scopes) = every_figure(table, terms);
+        Self {
+            run: table.manifest.clone(),
+            scope: terms.scope,
+            idle: terms.idle,
+            all,
+            subjects,
+            scopes,
+            spreads: spreads(table, terms.scope),
+            lines: lines(table, terms.scope),
+            phases: phases(table),
+            sum: sum(table, terms.scope, prices),
+            failures: table.failures.clone(),
+            broken_lines: table.broken,
+            cached_part: cached_part(table),
+            points: scatter::Points::of(table, terms.scope),
+        }
+    }
+}
+
+/// The figures over all queries, by subject, and over all in every scope and idle policy that the run can tell.
+fn every_figure(table: &Table, terms: &Terms) -> (Figures, Vec<Figures>, Vec<Figures>) {
+    let mut wanted: Vec<(Option<usize>, Terms)> = Vec::new();
+    for scope in Scope::ALL {
+        wanted.extend([Idle::Included, Idle::Excluded].map(|idle| (None, Terms { scope, idle, ..*terms })));
+    }
+    let places = by_subject(table);
+    let mut subjects: Vec<usize> = (0..places.len()).collect();
+    subjects.sort_by_key(|subject| &table.subjects[*subject]);
+    if subjects.len() > 1 {
+        wanted.extend(subjects.into_iter().map(|subject| (Some(subject), *terms)));
+    }
+    let mut found = on_every_core(wanted.len(), |at| match &wanted[at] {
+        (None, terms) => over(table, "all", 0..table.columns.len(), terms),
+        (Some(subject), terms) => {
+            let places = places[*subject].iter().map(|at| *at as usize);
+            over(table, &table.subjects[*subject], places, terms)
+        }
+    });
+    let subjects = found.split_off(Scope::ALL.len() * 2);
+    let same = |it: &&Figures| it.scope == terms.scope && it.idle == terms.idle;
+    let all = found.iter().find(same).expect("every scope and policy is among them").clone();
+    found.retain(|figures| figures.covered > 0);
+    (all, subjects, found)
+}
+
+/// The places of each subject's queries.
+fn by_subject(table: &Table) -> Vec<Vec<u32>> {
+    let mut places = vec![Vec::new(); table.subjects.len()];
+    for (at, subject) in table.columns.subject.iter().enumerate() {
+        places[*subject as usize].push(at as u32);
+    }
+    places
+}
+
+/// Does a number of pieces of work on all cores; results in the pieces' order.
+fn on_every_core<T: Send>(count: usize, work: impl Fn(usize) -> T + Sync) -> Vec<T> {
+    let next = AtomicUsize::new(0);
+    let pieces = || -> Vec<(usize, T)> {
+        let mine = std::iter::repeat_with(|| next.fetch_add(1, Ordering::Relaxed));
+        mine.take_while(|at| *at < count).map(|at| (at, work(at))).collect()
+    };
+    let workers = thread::available_parallelism().map_or(1, NonZero::get).min(count);
+    let mut done: Vec<(usize, T)> = thread::scope(|scope| {
+        let others: Vec<_> = (1..workers).map(|_| scope.spawn(pieces)).collect();
+        let mut done = pieces();
+        for other in others {
+            done.extend(other.join().expect("figures do not panic"));
+        }
+        done
+    });
+    done.sort_unstable_by_key(|(at, _)| *at);
+    done.into_iter().map(|(_, result)| result).collect()
+}
+
+fn spreads(table: &Table, scope: Scope) -> BTreeMap<&'static str, Spread> {
+    let columns = &table.columns;
+    let [energy, ..] = columns.scoped(scope);
+    let answered = |at: &usize| columns.answered[*at];
+    let of = |column: &[f64], scale| spread((0..columns.len()).filter(answered).map(|at| column[at]), scale);
+    let power = (0..columns.len()).filter(answered).map(|at| energy[at] / columns.span_s[at]);
+    let all = [
+        ("energy_j", of(energy, 1e6)),
+        ("power_w", spread(power, 1e3)),
+        ("duration_s", of(&columns.duration_s, 1e9)),
+        ("first_token_s", of(&columns.first_token_s, 1e9)),
+        ("between_tokens_s", of(&columns.between_s, 1e9)),
+        ("tokens_out", of(&columns.tokens_out, 1.0)),
+    ];
+    all.into_iter().filter_map(|(name, spread)| Some((name, spread?))).collect()
+}
+
+fn lines(table: &Table, scope: Scope) -> BTreeMap<&'static str, Line> {
+    let columns = &table.columns;
+    let [energy, ..] = columns.scoped(scope);
+    let pairs = |x: fn(&Table, usize) -> f64, y: &dyn Fn(usize) -> f64| {
+        let pair = |at: usize| (columns.answered[at]).then(|| (x(table, at), y(at)));
+        let all: Vec<_> = (0..columns.len()).filter_map(pair).filter(|(x, y)| (x + y).is_finite()).collect();
+        all
+    };
+    let tokens = |table: &Table, at: usize| table.columns.tokens_in[at] + table.columns.tokens_out[at];
+    let prompt = |table: &Table, at: usize| table.columns.tokens_in[at];
+    let power = pairs(tokens, &|at| energy[at] / columns.span_s[at]);
+    let all = [
+        ("energy_j by tokens", line(pairs(tokens, &|at| energy[at]).into_iter())),
+        ("duration_s by tokens", line(pairs(tokens, &|at| columns.duration_s[at]).into_iter())),
+        ("first_token_s by prompt tokens", line(pairs(prompt, &|at| columns.first_token_s[at]).into_iter())),
+        ("power_w by tokens", line(power.iter().copied())),
+        ("power_w by ln(tokens)", log_line(power.iter().copied())),
+    ];
+    all.into_iter().filter_map(|(name, line)| Some((name, line?))).collect()
+}
+
+fn phases(table: &Table) -> Option<Phases> {
+    let columns = &table.columns;
+    let mut count = 0;
+    let (mut prefill_j, mut decode_j) = (0.0, 0.0);
+    let (mut fresh, mut fresh_j, mut written, mut written_j) = (0.0, 0.0, 0.0, 0.0);
+    for at in 0..columns.len() {
+        let both = known(columns.prefill_j[at]).zip(known(columns.decode_j[at]));
+        let Some((prefill, decode)) = both.filter(|_| columns.answered[at]) else { continue };
+        count += 1;
+        prefill_j += prefill;
+        decode_j += decode;
+        if let Some(tokens) = known(columns.tokens_in[at]) {
+            fresh += tokens - known(columns.tokens_cached[at]).unwrap_or(0.0);
+            fresh_j += prefill;
+        }
+        if let Some(tokens) = known(columns.tokens_out[at]) {
+            written += tokens;
+            written_j += decode;
+        }
+    }
+    let each = |joules: f64, tokens: f64| (tokens > 0.0).then(|| joules / tokens);
+    (count > 0).then(|| Phases {
+        count,
+        prefill_j: prefill_j / count as f64,
+        decode_j: decode_j / count as f64,
+        prefill_j_per_token: each(fresh_j, fresh),
+        decode_j_per_token: each(written_j, written),
+    })
+}
+
+fn sum(table: &Table, scope: Scope, prices: Prices) -> Sum {
+    let [energy, ..] = table.columns.scoped(scope);
+    let known: Vec<f64> = energy.iter().copied().filter_map(known).collect();
+    let energy_j: f64 = known.iter().sum();
+    let kwh = energy_j / 3.6e6;
+    Sum {
+        metered: known.len(),
+        energy_j,
+        cost: prices.per_kwh.map(|price| price * kwh),
+        co2_g: prices.co2_g_per_kwh.map(|grams| grams * kwh),
+    }
+}
+
+fn cached_part(table: &Table) -> Option<f64> {
+    let columns = &table.columns;
+    let pairs = columns.tokens_cached.iter().zip(&columns.tokens_in);
+    let told = pairs.filter_map(|(cached, all)| Some((known(*cached)?, known(*all)?)));
+    let (cached, all) = told.fold((0.0, 0.0), |(cached, all), (more, of)| (cached + more, all + of));
+    (all > 0.0).then(|| cached / all)
+}

@@ -1,0 +1,378 @@
+//! A report as one page that needs nothing else.
+//!
+//! Owns which pictures there are and how figures are written on the page. The text is a template (`page.html`, escaped by
+//! minijinja); styles and pictures are inside it, there is no script and no address that a browser would fetch.
+
+use minijinja::value::Serde;
+use minijinja::{AutoEscape, Environment, Value, context};
+
+use super::super::metric::{Figure, Figures};
+use super::super::scope::Idle;
+use super::super::spread::Spread;
+use super::Report;
+use super::picture::{Axis, Picture};
+use super::scatter::Points;
+
+const PAGE: &str = include_str!("page.html");
+
+/// The page of a report.
+pub fn page(report: &Report) -> String {
+    let mut environment = Environment::new();
+    environment.set_auto_escape_callback(|_| AutoEscape::Html);
+    environment.add_template("page", PAGE).expect("a test renders the template");
+    let template = environment.get_template("page").expect("it was added just now");
+    let rows: Vec<Value> = std::iter::once(&report.all).chain(&report.subjects).map(row).collect();
+    let drawn: Vec<Value> = pictures(report)
+        .into_iter()
+        .map(|(title, picture, note)| context! { title, note, svg => Value::from_safe_string(picture.svg()) })
+        .collect();
+    let values = context! {
+        report => Value::from(Serde(report)),
+        headline => headline(&report.all),
+        idle => idle(report.idle),
+        scope => report.scope.title(),
+        rows,
+        scopes => report.scopes.iter().map(row).collect::<Vec<_>>(),
+        spreads => report.spreads.iter().map(|(name, spread)| spread_row(name, spread)).collect::<Vec<_>>(),
+        pictures => drawn,
+    };
+    template.render(values).expect("a test renders the template with every part absent and present")
+}
+
+fn idle(idle: Idle) -> &'static str {
+    match idle {
+        Idle::Included => "idle power included",
+        Idle::Excluded => "idle power excluded",
+    }
+}
+
+/// Four digits at most, and never a false exactness.
+pub fn digits(value: f64) -> String {
+    let size = value.abs();
+    let places = match () {
+        () if value == 0.0 => 0,
+        () if size >= 1000.0 => 0,
+        () if size >= 100.0 => 1,
+        () if size >= 10.0 => 2,
+        () if size >= 1.0 => 3,
+        () => (3 - size.log10().floor() as i32).clamp(3, 12) as usize,
+    };
+    format!("{value:.places$}")
+}
+
+/// A figure with its interval, or a dash.
+pub fn with_interval(figure: Option<&Figure>, scale: f64, unit: &str) -> String {
+    let Some(figure) = figure else { return "\u{2013}".into() };
+    let value = digits(figure.value * scale);
+    match figure.interval {
+        Some(it) => format!("{value}{unit} [{} .. {}]", digits(it.low * scale), digits(it.high * scale)),
+        None => format!("{value}{unit}"),
+    }
+}
+
+/// A figure with its interval below it.
+fn cell(figure: Option<&Figure>, scale: f64, unit: &str) -> Value {
+    let Some(figure) = figure else { return context! { value => "\u{2013}" } };
+    let interval =
+        figure.interval.map(|it| format!("{} .. {}", digits(it.low * scale), digits(it.high * scale)));
+    context! { value => format!("{}{unit}", digits(figure.value * scale)), interval }
+}
+
+fn row(figures: &Figures) -> Value {
+    context! {
+        of => figures.of.as_str(),
+        scope => figures.scope.title(),
+        idle => idle(figures.idle),
+        grade => figures.grade.map_or(Value::from("unknown"), |grade| Value::from(Serde(grade))),
+        covered => format!("{} of {}", figures.covered, figures.asked),
+        error => figures.energy_error_j.map(digits),
+        perplexity => figures.perplexity.map(|_| with_interval(figures.perplexity.as_ref(), 1.0, "")),
+        perplexity_per_watt => with_interval(figures.perplexity_per_watt.as_ref(), 1.0, ""),
+        perplexity_per_joule => with_interval(figures.perplexity_per_joule.as_ref(), 1.0, ""),
+        cells => vec![
+            cell(figures.accuracy.as_ref(), 100.0, " %"),
+            cell(figures.energy_j.as_ref(), 1.0, " J"),
+            cell(figures.power_w.as_ref(), 1.0, " W"),
+            cell(figures.per_watt.as_ref(), 1.0, ""),
+            cell(figures.per_joule.as_ref(), 1.0, ""),
+            cell(figures.tokens_per_joule.as_ref(), 1.0, ""),
+            cell(figures.queries_per_kwh.as_ref(), 1.0, ""),
+        ],
+    }
+}
+
+fn headline(all: &Figures) -> Vec<Value> {
+    let tile = |name, cell: Value, unit| context! { name, cell, unit };
+    vec![
+        tile("intelligence per watt", cell(all.per_watt.as_ref(), 1.0, ""), "accuracy / W"),
+        tile("intelligence per joule", cell(all.per_joule.as_ref(), 1.0, ""), "accuracy / J"),
+        tile("accuracy", cell(all.accuracy.as_ref(), 100.0, " %"), "of the covered queries"),
+        tile("energy", cell(all.energy_j.as_ref(), 1.0, " J"), "mean of a query"),
+        tile("power", cell(all.power_w.as_ref(), 1.0, " W"), "mean of a query"),
+    ]
+}
+
+/// A quantity's name for people: "energy, J".
+pub fn quantity(name: &str) -> String {
+    let (words, unit) = match name.rsplit_once('_') {
+        Some((words, "j")) => (words, ", J"),
+        Some((words, "w")) => (words, ", W"),
+        Some((words, "s")) => (words, ", s"),
+        _ => (name, ""),
+    };
+    format!("{}{unit}", words.replace('_', " "))
+}
+
+fn spread_row(name: &str, spread: &Spread) -> Value {
+    let all = [spread.mean, spread.least, spread.p5, spread.p50, spread.p95, spread.p99, spread.most];
+    context! { name => quantity(name), count => spread.count, values => all.map(digits).to_vec() }
+}
+
+fn pictures(report: &Report) -> Vec<(&'static str, Picture, String)> {
+    let points = &report.points;
+    let shown = if points.queries.len() < points.of {
+        format!("{} of {} queries are drawn.", points.queries.len(), points.of)
+    } else {
+        String::new()
+    };
+    let mut all = vec![(
+        "Accuracy against energy",
+        accuracy(report),
+        "Each point is a subject, with 95 % intervals.".into(),
+    )];
+    if let Some(picture) = tokens(report) {
+        all.push((
+            "Energy against tokens",
+            picture,
+            format!("Green: right; orange: wrong or not scored. The line is the least-squares fit. {shown}"),
+        ));
+    }
+    for (name, title) in [
+        ("energy_j", "How energy spreads"),
+        ("duration_s", "How time spreads"),
+        ("first_token_s", "How the time to the first token spreads"),
+        ("power_w", "How power spreads"),
+    ] {
+        if let Some(spread) = report.spreads.get(name) {
+            all.push((title, spread_picture(name, spread), String::new()));
+        }
+    }
+    if let Some(phases) = &report.phases {
+        let most = Axis::over("mean energy of a query, J", [phases.prefill_j, phases.decode_j].into_iter());
+        let mut picture = Picture::new(
+            "Energy of prefill and decode",
+            Axis { title: "", low: 0.0, high: 2.0, numbers: false },
+            most,
+        );
+        picture.block("prefill", (0.3, 0.0), (0.7, phases.prefill_j));
+        picture.block("decode", (1.3, 0.0), (1.7, phases.decode_j));
+        picture.below(0.5, "prefill, until the first token");
+        picture.below(1.5, "decode, from there on");
+        all.push(("Prefill and decode", picture, format!("Over {} queries that told both.", phases.count)));
+    }
+    if !points.bars.is_empty() {
+        let curve = if points.watched.is_empty() {
+            "the sum of the open queries' shares"
+        } else {
+            "the domains of the scope, as they were watched"
+        };
+        let note = format!(
+            "The curve: {curve}. Below it a bar for each of the first {} queries: dark until its first token, then light.",
+            points.bars.len()
+        );
+        all.push(("Power over time", time(points), note));
+    }
+    all
+}
+
+fn accuracy(report: &Report) -> Picture {
+    let of: Vec<&Figures> =
+        if report.subjects.is_empty() { vec![&report.all] } else { report.subjects.iter().collect() };
+    let high = |figure: &Figure| figure.interval.map_or(figure.value, |it| it.high.max(figure.value));
+    let x =
+        Axis::over("mean energy of a query, J", of.iter().filter_map(|it| it.energy_j.as_ref().map(high)));
+    let mut picture = Picture::new(
+        "Accuracy against mean energy",
+        x,
+        Axis { title: "accuracy", low: 0.0, high: 1.0, numbers: true },
+    );
+    for figures in of {
+        let (Some(energy), Some(accuracy)) = (figures.energy_j, figures.accuracy) else { continue };
+        let range =
+            |figure: Figure| figure.interval.map_or((figure.value, figure.value), |it| (it.low, it.high));
+        picture.cross("dot", &figures.of, (energy.value, accuracy.value), range(energy), range(accuracy));
+    }
+    picture
+}
+
+fn tokens(report: &Report) -> Option<Picture> {
+    let line = report.lines.get("energy_j by tokens")?;
+    let queries = &report.points.queries;
+    let with_tokens = || queries.iter().filter_map(|point| Some((point.tokens?, point)));
+    let x = Axis::over("tokens of prompt and answer", with_tokens().map(|(tokens, _)| tokens));
+    let y = Axis::over("energy of a query, J", with_tokens().map(|(_, point)| point.energy_j));
+    let mut picture = Picture::new("Energy of each query against its tokens", x, y);
+    let of = |right: bool| {
+        with_tokens()
+            .filter(move |(_, point)| (point.score.unwrap_or(0.0) >= 0.5) == right)
+            .map(|(tokens, point)| (tokens, point.energy_j))
+    };
+    picture.points("wrong", of(false));
+    picture.points("dot", of(true));
+    let ends = [x.low, x.high].map(|x| (x, line.intercept + line.slope * x));
+    picture.path("fit", ends.into_iter());
+    Some(picture)
+}
+
+fn spread_picture(name: &str, spread: &Spread) -> Picture {
+    let title = match name {
+        "energy_j" => "energy of a query, J",
+        "duration_s" => "time of a query, s",
+        "first_token_s" => "time to the first token, s",
+        _ => "power of a query, W",
+    };
+    let filled = spread.bars.iter().filter(|(_, count)| *count > 0).map(|(edge, _)| *edge);
+    let x = Axis::around(title, spread.least, filled.fold(spread.least, f64::max));
+    let y = Axis::over("queries", spread.bars.iter().map(|(_, count)| *count as f64));
+    let mut picture = Picture::new("Histogram", x, y);
+    let width = spread.bars.first().zip(spread.bars.get(1)).map_or(0.0, |(one, two)| two.0 - one.0);
+    for (edge, count) in spread.bars.iter().filter(|(_, count)| *count > 0) {
+        picture.block("bar", (edge - width, 0.0), (*edge, *count as f64));
+    }
+    picture
+}
+
+fn time(points: &Points) -> Picture {
+    const BAND: f64 = 0.6;
+    let curve = if points.watched.is_empty() { &points.power } else { &points.watched };
+    // To the last query's end and no further: rounded up, a long run would leave a quarter empty.
+    let end = points.bars.iter().map(|bar| bar.to_s).fold(0.0, f64::max);
+    let x = Axis {
+        title: "seconds since the first query",
+        low: 0.0,
+        high: if end > 0.0 { end } else { 1.0 },
+        numbers: true,
+    };
+    let y = Axis::over("W", curve.iter().map(|(_, watts)| *watts)).with_room_below(BAND);
+    let mut picture = Picture::new("Power over time, and below it when each query was open", x, y);
+    let mut lanes: Vec<f64> = Vec::new();
+    let mut placed = Vec::new();
+    for bar in &points.bars {
+        let lane = lanes.iter().position(|free_s| *free_s <= bar.from_s).unwrap_or(lanes.len());
+        if lane == lanes.len() {
+            lanes.push(0.0);
+        }
+        lanes[lane] = bar.to_s;
+        placed.push((lane, bar));
+    }
+    // A single lane need not fill the room.
+    let tall = -y.low * 0.92 / lanes.len().max(4) as f64;
+    for (lane, bar) in placed {
+        let high = y.low * 0.06 - lane as f64 * tall;
+        let low = high - tall * 0.8;
+        let class = if bar.answered { "decode" } else { "failed" };
+        picture.block(class, (bar.from_s, low), (bar.to_s, high));
+        if let Some(first) = bar.first_token_s {
+            picture.block("prefill", (bar.from_s, low), (bar.from_s + first, high));
+        }
+    }
+    picture.path("curve", curve.iter().copied());
+    picture
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::metric::Terms;
+    use super::super::super::question;
+    use super::super::super::row::{Energy, Row, Text};
+    use super::super::super::run_dir::{Manifest, RunDir, VERSION};
+    use super::super::super::scope::Scope;
+    use super::super::super::table::Table;
+    use super::super::Prices;
+    use super::*;
+    use crate::energy::Grade;
+
+    #[test]
+    fn figures_have_four_digits_at_most() {
+        let all = [
+            (0.0, "0"),
+            (0.001234, "0.001234"),
+            (0.5, "0.5000"),
+            (12.345, "12.35"),
+            (123.45, "123.5"),
+            (12345.6, "12346"),
+        ];
+        for (value, text) in all {
+            assert_eq!(digits(value), text);
+        }
+        assert_eq!(with_interval(None, 1.0, " J"), "\u{2013}");
+        assert_eq!(
+            (quantity("between_tokens_s"), quantity("tokens_out")),
+            ("between tokens, s".into(), "tokens out".into())
+        );
+    }
+
+    fn rendered(rows: &[Row], label: &str) -> String {
+        let dir = tempfile::tempdir().unwrap();
+        let questions = question::starter();
+        let fingerprint = question::fingerprint(&questions);
+        let manifest = Manifest { version: VERSION, fingerprint, label: label.into(), ..Manifest::default() };
+        let mut run = RunDir::begin(dir.path(), &manifest, &questions).unwrap();
+        rows.iter().for_each(|row| run.add(row, &Text::default()).unwrap());
+        let table = Table::read(dir.path()).unwrap();
+        let terms = Terms { scope: Scope::Host, idle: Idle::Included, seed: 1 };
+        page(&Report::of(&table, &terms, Prices { per_kwh: Some(0.3), co2_g_per_kwh: Some(400.0) }))
+    }
+
+    #[test]
+    fn a_page_holds_its_figures_and_pictures_and_fetches_nothing() {
+        let row = |id: u64| {
+            let energy = Energy {
+                share_uj: Some(2_000_000 + id * 100_000),
+                error_uj: Some(50_000),
+                idle_uj: Some(500_000),
+                prefill_uj: Some(500_000),
+                decode_uj: Some(1_500_000 + id * 100_000),
+                span_ns: 1_000_000_000,
+                grade: Some(Grade::Measured),
+                ..Energy::default()
+            };
+            Row {
+                id: id.to_string(),
+                subject: ["sums", "words"][id as usize % 2].into(),
+                score: Some(id.is_multiple_of(3).into()),
+                began_ns: id * 300_000_000,
+                duration_ns: 1_000_000_000,
+                first_token_ns: Some(200_000_000),
+                tokens_in: Some(20 + id),
+                tokens_out: Some(10 + id),
+                energy: Some(energy),
+                ..Row::default()
+            }
+        };
+        let mut rows: Vec<Row> = (0..40).map(row).collect();
+        rows.push(Row { id: "x".into(), error: Some("<timed out>".into()), ..Row::default() });
+        let page = rendered(&rows, "<script>alert(1)</script>");
+        assert_eq!(page.matches("<svg").count(), 8);
+        for wanted in [
+            "40 of 41",
+            "&lt;script&gt;",
+            "&lt;timed out&gt;",
+            "J guarantee".split(' ').next().unwrap(),
+            "measured",
+            "± 0.0500",
+        ] {
+            assert!(page.contains(wanted), "{wanted} is missing");
+        }
+        for forbidden in ["<script", "http://", "https://", "src=", "@import", "url("] {
+            assert!(!page.contains(forbidden), "{forbidden} is in the page");
+        }
+    }
+
+    #[test]
+    fn a_run_of_which_nothing_is_known_has_a_page_too() {
+        let page = rendered(&[Row { id: "x".into(), error: Some("refused".into()), ..Row::default() }], "");
+        assert!(page.contains("0 of 1 queries covered") && page.contains("gave no guaranteed error"));
+        assert!(!page.contains("NaN") && !page.contains("inf"));
+    }
+}

@@ -1,0 +1,344 @@
+//! A run's directory.
+//!
+//! Owns the files of a run: `run.json` (what was done where), `questions.jsonl` (what was asked), `texts.jsonl` and
+//! `rows.jsonl` (what came of it, a line for each query, as they end). Invariant: a line is written whole or not at all as far
+//! as a reader can see, a row is never without its text, and nothing is ever deleted or overwritten: a query that is tried
+//! again gets a further row, and the last one counts.
+
+use std::collections::HashSet;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::question::{self, Question};
+use super::row::{Row, Text};
+use super::scope::Meter;
+
+/// What a run was.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Manifest {
+    /// The form of these files.
+    pub version: u32,
+    /// What people call it.
+    pub label: String,
+    /// The model, in the server's words.
+    pub model: String,
+    /// Where it was asked.
+    pub server: String,
+    /// How it was asked: each setting by name, as text, for people and for comparisons.
+    pub settings: std::collections::BTreeMap<String, String>,
+    /// Where the questions came from.
+    pub questions: String,
+    /// What tells the set from others.
+    pub fingerprint: String,
+    /// How many questions.
+    pub count: usize,
+    /// How often each was asked.
+    pub repeats: u32,
+    /// The machine, in words: processor, cards, system.
+    pub machine: String,
+    /// The program that measured.
+    pub meter: String,
+    /// How idle power was known: "configured", "learnt", "unknown".
+    pub idle: String,
+    /// The machine's domains; rows keep their parts in this order.
+    pub domains: Vec<Meter>,
+    /// When it began; wall time.
+    pub began_unix_ns: u64,
+}
+
+/// The version of the files that this program writes.
+pub const VERSION: u32 = 1;
+
+/// A run's directory that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum Unusable {
+    /// A file cannot be read or written.
+    #[error("{}: {cause}", path.display())]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        cause: io::Error,
+    },
+    /// There is a run in it already.
+    #[error("{} holds a run already: name another directory, or go on with it (--resume)", .0.display())]
+    Taken(PathBuf),
+    /// Somebody else writes to it.
+    #[error("{} is being written by another process", .0.display())]
+    Busy(PathBuf),
+    /// What it says makes no sense.
+    #[error("{}: {reason}", path.display())]
+    Nonsense {
+        /// Which file.
+        path: PathBuf,
+        /// What.
+        reason: String,
+    },
+    /// Its questions cannot be read.
+    #[error(transparent)]
+    Questions(#[from] question::Unusable),
+}
+
+/// A run that is being written.
+#[derive(Debug)]
+pub struct RunDir {
+    path: PathBuf,
+    rows: File,
+    texts: File,
+    /// What is there already, and was answered.
+    done: HashSet<(String, u32)>,
+}
+
+impl RunDir {
+    /// Begins a run. The directory is made where it is not there; an empty one is taken.
+    ///
+    /// # Errors
+    /// It holds a run, or cannot be written.
+    pub fn begin(path: &Path, manifest: &Manifest, questions: &[Question]) -> Result<Self, Unusable> {
+        fs::create_dir_all(path).map_err(at(path))?;
+        if path.join("run.json").exists() || path.join("rows.jsonl").exists() {
+            return Err(Unusable::Taken(path.to_owned()));
+        }
+        let asked = path.join("questions.jsonl");
+        let mut lines = String::new();
+        for question in questions {
+            lines.push_str(&json(question));
+            lines.push('\n');
+        }
+        fs::write(&asked, lines).map_err(at(&asked))?;
+        // The manifest comes last and under its name at once: a directory with one is a whole run.
+        let (partial, whole) = (path.join("run.json.part"), path.join("run.json"));
+        let text = serde_json::to_string_pretty(manifest).expect("a manifest is plain data");
+        fs::write(&partial, text + "\n").map_err(at(&partial))?;
+        fs::rename(&partial, &whole).map_err(at(&whole))?;
+        Self::open(path)
+    }
+
+    /// Goes on with a run.
+    ///
+    /// # Errors
+    /// There is none, another process writes it, or it cannot be written.
+    pub fn resume(path: &Path) -> Result<(Self, Manifest, Vec<Question>), Unusable> {
+        let (manifest, questions) = (manifest(path)?, questions(path)?);
+        if question::fingerprint(&questions) != manifest.fingerprint {
+            let reason = "these are not the questions that the run began with".to_owned();
+            return Err(Unusable::Nonsense { path: path.join("questions.jsonl"), reason });
+        }
+        Ok((Self::open(path)?, manifest, questions))
+    }
+
+    fn open(path: &Path) -> Result<Self, Unusable> {
+        let rows_path = path.join("rows.jsonl");
+        let mut rows = appending(&rows_path)?;
+        if rustix::fs::flock(&rows, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_err() {
+            return Err(Unusable::Busy(path.to_owned()));
+        }
+        let mut texts = appending(&path.join("texts.jsonl"))?;
+        for file in [&mut rows, &mut texts] {
+            end_line(file).map_err(at(path))?;
+        }
+        let mut done = HashSet::new();
+        each_row(&rows_path, |row| {
+            if row.answered() {
+                done.insert(row.key());
+            }
+        })?;
+        Ok(Self { path: path.to_owned(), rows, texts, done })
+    }
+
+    /// Whether a query was answered already.
+    pub fn is_done(&self, id: &str, repeat: u32) -> bool {
+        self.done.contains(&(id.to_owned(), repeat))
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Adds what a query came to: its text first.
+    ///
+    /// # Errors
+    /// The disk is full or gone; what was written before is whole.
+    pub fn add(&mut self, row: &Row, text: &Text) -> Result<(), Unusable> {
+        let (rows, texts) = (self.path.join("rows.jsonl"), self.path.join("texts.jsonl"));
+        append(&mut self.texts, text).map_err(at(&texts))?;
+        append(&mut self.rows, row).map_err(at(&rows))
+    }
+
+    /// Writes the row of a query again, with another score; its text is there already.
+    ///
+    /// # Errors
+    /// As for [`RunDir::add`].
+    pub fn rescore(&mut self, row: &Row) -> Result<(), Unusable> {
+        append(&mut self.rows, row).map_err(at(&self.path.join("rows.jsonl")))
+    }
+}
+
+/// What a run was.
+///
+/// # Errors
+/// There is no run, or one of a later version.
+pub fn manifest(path: &Path) -> Result<Manifest, Unusable> {
+    let file = path.join("run.json");
+    let text = fs::read_to_string(&file).map_err(at(&file))?;
+    let nonsense = |reason| Unusable::Nonsense { path: file.clone(), reason };
+    let manifest: Manifest = serde_json::from_str(&text).map_err(|cause| nonsense(cause.to_string()))?;
+    if manifest.version != VERSION {
+        let reason = format!("was written in form {}, and this program knows {VERSION}", manifest.version);
+        return Err(nonsense(reason));
+    }
+    Ok(manifest)
+}
+
+/// What was asked.
+///
+/// # Errors
+/// They cannot be read.
+pub fn questions(path: &Path) -> Result<Vec<Question>, Unusable> {
+    let file = path.join("questions.jsonl");
+    let opened = File::open(&file).map_err(at(&file))?;
+    Ok(question::parse(&file.display().to_string(), BufReader::new(opened))?)
+}
+
+/// What was said, the last word on each query.
+///
+/// # Errors
+/// It cannot be read.
+pub fn each_text(path: &Path, mut take: impl FnMut(Text)) -> Result<(), Unusable> {
+    each_line(&path.join("texts.jsonl"), |line| {
+        if let Ok(text) = serde_json::from_slice(line) {
+            take(text);
+        }
+    })
+}
+
+/// Every row in the order of writing; lines that are none (a crash cut them) are passed over.
+///
+/// # Errors
+/// It cannot be read.
+pub fn each_row(rows: &Path, mut take: impl FnMut(Row)) -> Result<(), Unusable> {
+    each_line(rows, |line| {
+        if let Ok(row) = serde_json::from_slice(line) {
+            take(row);
+        }
+    })
+}
+
+fn each_line(path: &Path, mut take: impl FnMut(&[u8])) -> Result<(), Unusable> {
+    let mut reader = BufReader::new(File::open(path).map_err(at(path))?);
+    let mut line = Vec::new();
+    while reader.read_until(b'\n', &mut line).map_err(at(path))? > 0 {
+        take(&line);
+        line.clear();
+    }
+    Ok(())
+}
+
+fn appending(path: &Path) -> Result<File, Unusable> {
+    OpenOptions::new().read(true).append(true).create(true).open(path).map_err(at(path))
+}
+
+/// A line that a crash cut short stays as it is, and the next one begins on its own.
+fn end_line(file: &mut File) -> io::Result<()> {
+    let mut last = [0];
+    if file.seek(SeekFrom::End(0))? > 0 {
+        file.seek(SeekFrom::End(-1))?;
+        file.read_exact(&mut last)?;
+        if last != *b"\n" {
+            file.write_all(b"\n")?;
+        }
+    }
+    Ok(())
+}
+
+fn append(file: &mut File, line: &impl Serialize) -> io::Result<()> {
+    let mut bytes = json(line).into_bytes();
+    bytes.push(b'\n');
+    let whole = file.write_all(&bytes);
+    if whole.is_err() {
+        // A part may stand there; the next line must not be glued to it.
+        let _ = end_line(file);
+    }
+    whole
+}
+
+fn json(of: &impl Serialize) -> String {
+    serde_json::to_string(of).expect("rows are plain data with text keys")
+}
+
+fn at(path: &Path) -> impl Fn(io::Error) -> Unusable {
+    move |cause| Unusable::File { path: path.to_owned(), cause }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn begun(path: &Path) -> Result<RunDir, Unusable> {
+        let questions = question::starter();
+        let fingerprint = question::fingerprint(&questions);
+        RunDir::begin(path, &Manifest { version: VERSION, fingerprint, ..Manifest::default() }, &questions)
+    }
+
+    fn add(run: &mut RunDir, id: &str, error: Option<&str>) {
+        let row = Row { id: id.into(), error: error.map(str::to_owned), ..Row::default() };
+        run.add(&row, &Text { id: id.into(), reply: "x".into(), ..Text::default() }).unwrap();
+    }
+
+    #[test]
+    fn a_run_goes_on_where_it_stopped_and_failed_queries_are_tried_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut run = begun(dir.path()).unwrap();
+        add(&mut run, "a", None);
+        add(&mut run, "b", Some("refused"));
+        drop(run);
+        let (mut run, manifest, questions) = RunDir::resume(dir.path()).unwrap();
+        assert!(run.is_done("a", 0) && !run.is_done("b", 0) && !run.is_done("a", 1));
+        assert_eq!((questions.len(), manifest.version), (50, VERSION));
+        add(&mut run, "b", None);
+        let mut rows = Vec::new();
+        each_row(&dir.path().join("rows.jsonl"), |row| rows.push((row.id.clone(), row.answered()))).unwrap();
+        assert_eq!(rows, [("a".into(), true), ("b".into(), false), ("b".into(), true)]);
+    }
+
+    #[test]
+    fn a_line_that_a_crash_cut_costs_no_other_line() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut run = begun(dir.path()).unwrap();
+        add(&mut run, "a", None);
+        run.rows.write_all(b"{\"id\":\"b\",\"sub").unwrap();
+        drop(run);
+        let (mut run, ..) = RunDir::resume(dir.path()).unwrap();
+        add(&mut run, "c", None);
+        let mut ids = Vec::new();
+        each_row(&dir.path().join("rows.jsonl"), |row| ids.push(row.id)).unwrap();
+        assert_eq!(ids, ["a", "c"]);
+        let text = fs::read_to_string(dir.path().join("rows.jsonl")).unwrap();
+        assert!(text.contains("{\"id\":\"b\",\"sub\n"), "nothing is deleted");
+    }
+
+    #[test]
+    fn a_run_is_not_written_twice_nor_by_two() {
+        let dir = tempfile::tempdir().unwrap();
+        let run = begun(dir.path()).unwrap();
+        assert!(matches!(begun(dir.path()), Err(Unusable::Taken(_))));
+        assert!(matches!(RunDir::resume(dir.path()), Err(Unusable::Busy(_))));
+        drop(run);
+        assert!(RunDir::resume(dir.path()).is_ok());
+        fs::write(dir.path().join("questions.jsonl"), "{\"prompt\":\"x\",\"answer\":\"1\"}\n").unwrap();
+        assert!(matches!(RunDir::resume(dir.path()), Err(Unusable::Nonsense { .. })));
+    }
+
+    #[test]
+    fn a_later_form_is_refused_by_its_number() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("run.json"), "{\"version\": 99}").unwrap();
+        assert!(manifest(dir.path()).unwrap_err().to_string().contains("form 99"));
+        assert!(manifest(&dir.path().join("none")).unwrap_err().to_string().contains("none/run.json"));
+    }
+}

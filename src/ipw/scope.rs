@@ -1,0 +1,188 @@
+//! Which domains a figure counts, and whether idle power is part of it.
+//!
+//! Owns the choice of domains for a scope. Invariant: within a scope no domain is counted twice (one that lies within
+//! another of the same scope is left to it), and a scope that needs an unknown domain is unknown.
+
+use serde::{Deserialize, Serialize};
+
+use super::row::{Energy, Part};
+use crate::energy::{Grade, Kind};
+
+/// How far a figure reaches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Scope {
+    /// Everything that the meter counts on this machine.
+    Host,
+    /// CPUs, their memory and accelerators, and not the rest of a board.
+    Compute,
+    /// Accelerators only, which is what most published figures count.
+    Accelerator,
+}
+
+impl Scope {
+    /// All of them, widest first.
+    pub const ALL: [Self; 3] = [Self::Host, Self::Compute, Self::Accelerator];
+
+    /// In words, for people.
+    pub fn title(self) -> &'static str {
+        match self {
+            Self::Host => "host (all counted domains)",
+            Self::Compute => "CPU + memory + accelerator",
+            Self::Accelerator => "accelerator only",
+        }
+    }
+
+    fn takes(self, meter: &Meter) -> bool {
+        match self {
+            Self::Host => meter.counted,
+            Self::Accelerator => matches!(meter.kind, Kind::Gpu | Kind::Npu),
+            Self::Compute => matches!(
+                meter.kind,
+                Kind::Gpu | Kind::Npu | Kind::Package | Kind::Cpu | Kind::Dram | Kind::Soc | Kind::Module
+            ),
+        }
+    }
+
+    /// The places of the domains it counts, outermost only.
+    pub fn domains(self, meters: &[Meter]) -> Vec<usize> {
+        let taken: Vec<usize> = (0..meters.len()).filter(|at| self.takes(&meters[*at])).collect();
+        let inside = |at: &usize| {
+            let mut parent = meters[*at].parent.as_deref();
+            // As many steps as there are domains: a circle in a file that somebody edited must end.
+            for _ in 0..meters.len() {
+                let Some(name) = parent else { return false };
+                if taken.iter().any(|other| meters[*other].name == name) {
+                    return true;
+                }
+                parent =
+                    meters.iter().find(|meter| meter.name == name).and_then(|meter| meter.parent.as_deref());
+            }
+            false
+        };
+        taken.iter().filter(|at| !inside(at)).copied().collect()
+    }
+
+    /// The worst grade among its domains; `None` where it has none.
+    pub fn grade(self, meters: &[Meter]) -> Option<Grade> {
+        self.domains(meters).into_iter().map(|at| meters[at].grade).max()
+    }
+
+    /// A query's energy in this scope.
+    pub fn of(self, energy: &Energy, domains: &[usize]) -> Part {
+        if self == Self::Host {
+            return Part { share_uj: energy.share_uj, error_uj: energy.error_uj, idle_uj: energy.idle_uj };
+        }
+        let sum = |of: fn(&Part) -> Option<u64>| -> Option<u64> {
+            if domains.is_empty() {
+                return None;
+            }
+            domains.iter().try_fold(0_u64, |sum, at| Some(sum.saturating_add(of(energy.domains.get(*at)?)?)))
+        };
+        Part {
+            share_uj: sum(|part| part.share_uj),
+            error_uj: sum(|part| part.error_uj),
+            idle_uj: sum(|part| part.idle_uj),
+        }
+    }
+}
+
+/// Whether a figure counts what the machine would have used anyway.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Idle {
+    /// Idle power is part of the figure, as on the bill.
+    Included,
+    /// Only what the queries added.
+    Excluded,
+}
+
+/// A domain of the machine that a run was made on.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Meter {
+    /// "package-0", "gpu-0".
+    pub name: String,
+    /// What it meters.
+    pub kind: Kind,
+    /// The mechanism.
+    pub source: String,
+    /// What stays the same over reboots.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<String>,
+    /// The domain that contains it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent: Option<String>,
+    /// Part of the host's total.
+    pub counted: bool,
+    /// How far its figures can be trusted.
+    pub grade: Grade,
+    /// How often its counter moves.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub update_interval_ns: Option<u64>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn meter(name: &str, kind: Kind, parent: Option<&str>, counted: bool) -> Meter {
+        let (source, parent) = ("replay".into(), parent.map(str::to_owned));
+        let grade = if kind == Kind::Gpu { Grade::Integrated } else { Grade::Measured };
+        Meter {
+            name: name.into(),
+            kind,
+            source,
+            device: None,
+            parent,
+            counted,
+            grade,
+            update_interval_ns: None,
+        }
+    }
+
+    fn machine() -> Vec<Meter> {
+        vec![
+            meter("psys", Kind::Psys, None, true),
+            meter("package-0", Kind::Package, Some("psys"), false),
+            meter("core-0", Kind::Core, Some("package-0"), false),
+            meter("dram-0", Kind::Dram, Some("psys"), false),
+            meter("gpu-0", Kind::Gpu, None, true),
+            meter("gpu-memory-0", Kind::GpuMemory, Some("gpu-0"), false),
+        ]
+    }
+
+    #[test]
+    fn each_scope_counts_its_outermost_domains_once() {
+        let machine = machine();
+        assert_eq!(Scope::Host.domains(&machine), [0, 4]);
+        assert_eq!(Scope::Compute.domains(&machine), [1, 3, 4]);
+        assert_eq!(Scope::Accelerator.domains(&machine), [4]);
+        assert_eq!(Scope::Accelerator.grade(&machine), Some(Grade::Integrated));
+        assert_eq!(Scope::Accelerator.grade(&machine[..4]), None);
+    }
+
+    #[test]
+    fn memory_inside_a_module_and_a_circle_of_parents_are_survived() {
+        let grace = [
+            meter("module-0", Kind::Module, None, true),
+            meter("dram-0", Kind::Dram, Some("module-0"), false),
+            meter("gpu-0", Kind::Gpu, Some("module-0"), false),
+        ];
+        assert_eq!(Scope::Compute.domains(&grace), [0]);
+        assert_eq!(Scope::Accelerator.domains(&grace), [2]);
+        let circle = [meter("a", Kind::Gpu, Some("b"), true), meter("b", Kind::Core, Some("b"), true)];
+        assert_eq!(Scope::Accelerator.domains(&circle), [0]);
+    }
+
+    #[test]
+    fn a_scope_with_an_unknown_domain_is_unknown() {
+        let part = |share_uj| Part { share_uj, error_uj: Some(1), idle_uj: None };
+        let domains = vec![part(None), part(Some(10)), part(Some(5)), part(Some(7)), part(Some(100))];
+        let energy = Energy { share_uj: Some(112), domains, ..Energy::default() };
+        let of = |scope: Scope| scope.of(&energy, &scope.domains(&machine()));
+        assert_eq!(of(Scope::Host).share_uj, Some(112));
+        assert_eq!(of(Scope::Compute), Part { share_uj: Some(117), error_uj: Some(3), idle_uj: None });
+        assert_eq!(Scope::Compute.of(&energy, &[0, 1]).share_uj, None);
+        assert_eq!(Scope::Accelerator.of(&energy, &[]).share_uj, None);
+    }
+}

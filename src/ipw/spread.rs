@@ -1,0 +1,107 @@
+//! How a quantity spreads over the queries: percentiles, and counts for a picture.
+//!
+//! Owns the use of hdrhistogram, which keeps every value to three digits in a fixed memory however many there are. Values
+//! are scaled to whole numbers at the edge (microjoules, nanoseconds, milliwatts, whole tokens).
+
+use hdrhistogram::Histogram;
+use serde::{Deserialize, Serialize};
+
+/// Percentiles of a quantity, in its unit.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Spread {
+    /// How many queries it is known of.
+    pub count: u64,
+    /// Their mean.
+    pub mean: f64,
+    /// The least.
+    pub least: f64,
+    /// 5 % are below.
+    pub p5: f64,
+    /// 25 % are below.
+    pub p25: f64,
+    /// Half are below.
+    pub p50: f64,
+    /// 75 % are below.
+    pub p75: f64,
+    /// 95 % are below.
+    pub p95: f64,
+    /// 99 % are below.
+    pub p99: f64,
+    /// The most.
+    pub most: f64,
+    /// For a picture: the upper edge of each bar, and its count.
+    pub bars: Vec<(f64, u64)>,
+}
+
+/// How many bars a picture has.
+const BARS: usize = 40;
+
+/// The spread of known values; `scale` is how many whole steps one unit has. `None` where nothing is known.
+pub fn spread(values: impl Iterator<Item = f64>, scale: f64) -> Option<Spread> {
+    let mut histogram = Histogram::<u64>::new(3).expect("three digits are a valid precision");
+    histogram.auto(true);
+    let mut sum = 0.0;
+    for value in values.filter(|value| value.is_finite() && *value >= 0.0) {
+        // A value beyond the histogram's memory (2^64 steps) is no measurement.
+        if histogram.record((value * scale).round() as u64).is_ok() {
+            sum += value;
+        }
+    }
+    let count = histogram.len();
+    if count == 0 {
+        return None;
+    }
+    let at = |percent| histogram.value_at_percentile(percent) as f64 / scale;
+    Some(Spread {
+        count,
+        mean: sum / count as f64,
+        least: histogram.min() as f64 / scale,
+        p5: at(5.0),
+        p25: at(25.0),
+        p50: at(50.0),
+        p75: at(75.0),
+        p95: at(95.0),
+        p99: at(99.0),
+        most: histogram.max() as f64 / scale,
+        bars: bars(&histogram, scale),
+    })
+}
+
+fn bars(histogram: &Histogram<u64>, scale: f64) -> Vec<(f64, u64)> {
+    // Outliers are told by the percentiles; a picture that they squeeze tells nothing.
+    let top = histogram.value_at_percentile(99.5).max(histogram.min() + 1);
+    let step = ((top - histogram.min()) / BARS as u64 + 1).max(1);
+    let mut bars = vec![0; BARS];
+    for bar in histogram.iter_recorded() {
+        let place = (bar.value_iterated_to().saturating_sub(histogram.min()) / step) as usize;
+        bars[place.min(BARS - 1)] += bar.count_since_last_iteration();
+    }
+    let edge = |place: usize| (histogram.min() + (place as u64 + 1) * step) as f64 / scale;
+    bars.into_iter().enumerate().map(|(place, count)| (edge(place), count)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn percentiles_are_right_to_three_digits_and_bars_lose_nobody() {
+        let spread = spread((1..=1000).map(f64::from).chain([f64::NAN]), 1e6).unwrap();
+        assert_eq!(spread.count, 1000);
+        assert!((spread.mean - 500.5).abs() < 1e-9);
+        for (got, right) in
+            [(spread.p5, 50.0), (spread.p50, 500.0), (spread.p99, 990.0), (spread.most, 1000.0)]
+        {
+            assert!((got - right).abs() <= right * 2e-3, "{got}, and not {right}");
+        }
+        assert_eq!(spread.bars.iter().map(|(_, count)| count).sum::<u64>(), 1000);
+        assert_eq!(spread.bars.len(), BARS);
+    }
+
+    #[test]
+    fn one_value_and_none_are_fine() {
+        let one = spread([0.0].into_iter(), 1e9).unwrap();
+        assert_eq!((one.count, one.p50, one.bars[0].1), (1, 0.0, 1));
+        assert_eq!(spread([f64::NAN].into_iter(), 1.0), None);
+    }
+}

@@ -1,0 +1,407 @@
+//! `wattspan ipw` as a user calls it: a simulated machine, a stub of a server with every vice, a directory.
+
+#[path = "support/llm.rs"]
+mod llm;
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use llm::Llm;
+use serde_json::Value;
+
+const MACHINE: &str = r#"
+[[domain]]
+name = "package-0"
+kind = "package"
+profile = [[1.0, 80]]
+quantum_uj = 61
+ceiling_w = 400
+[[domain]]
+name = "gpu-0"
+kind = "gpu"
+profile = [[0.5, 100], [0.5, 200]]
+quantum_uj = 1000
+ceiling_w = 600
+"#;
+
+struct Desk {
+    dir: tempfile::TempDir,
+    llm: Llm,
+}
+
+impl Desk {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("machine.toml"), MACHINE).unwrap();
+        Self { dir, llm: Llm::start() }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn command(&self, verb: &str) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_wattspan"));
+        command
+            .args(["ipw", verb])
+            .current_dir(self.dir.path())
+            .env("COLUMNS", "200")
+            .env_remove("OPENAI_API_KEY");
+        command
+    }
+
+    /// Asks a model the first twelve questions; gives the output, and the rows.
+    fn run(&self, model: &str, more: &[&str]) -> (Output, Vec<Value>) {
+        let mut command = self.command("run");
+        command.args(["--replay", "machine.toml", "--url", &self.llm.url(), "--model", model, "-o", model]);
+        for (flag, usual) in [("-n", "12"), ("--warm-up", "0")] {
+            if !more.contains(&flag) {
+                command.args([flag, usual]);
+            }
+        }
+        command.args(more);
+        (command.output().unwrap(), self.rows(model))
+    }
+
+    fn rows(&self, run: &str) -> Vec<Value> {
+        lines(&self.path(run).join("rows.jsonl"))
+    }
+}
+
+fn lines(path: &Path) -> Vec<Value> {
+    let text = std::fs::read_to_string(path).unwrap_or_default();
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+fn said(output: &Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
+#[test]
+fn a_run_keeps_a_row_for_each_question_with_energy_tokens_and_score() {
+    let desk = Desk::new();
+    let (output, rows) = desk.run("good-20", &["-c", "4", "--warm-up", "2"]);
+    assert!(output.status.success(), "{}", said(&output));
+    assert_eq!(rows.len(), 12);
+    assert_eq!(desk.llm.requests(), 14, "the warm-up's questions are other ones");
+    for row in &rows {
+        assert_eq!((&row["score"], &row["error"]), (&1.0.into(), &Value::Null), "{row}");
+        assert_eq!((row["tokens_in"].as_u64(), row["tokens_cached"].as_u64()), (Some(12), Some(3)));
+        let energy = &row["energy"];
+        let number = |name: &str| energy[name].as_u64().unwrap();
+        assert!(number("share_uj") > 0 && number("error_uj") > 0, "{row}");
+        assert_eq!(number("prefill_uj") + number("decode_uj"), number("share_uj"), "{row}");
+        assert_eq!(energy["grade"], "measured");
+        assert_eq!(energy["domains"].as_array().unwrap().len(), 2);
+    }
+    let shown = said(&output);
+    for part in [
+        "100.0 % [75.75 .. 100.0]",
+        "12 of 12 queries covered",
+        "host (all counted domains)",
+        "idle power included",
+        "measured",
+    ] {
+        assert!(shown.contains(part), "{part} is not in:\n{shown}");
+    }
+    let texts = lines(&desk.path("good-20").join("texts.jsonl"));
+    assert!(texts.iter().all(|text| text["reply"].as_str().unwrap().contains("Answer:")));
+}
+
+#[test]
+fn whatever_a_server_does_a_failed_query_is_a_row_with_its_error_and_no_score() {
+    let desk = Desk::new();
+    for (model, reason) in [
+        ("unknown", "HTTP 404"),
+        ("closed", "HTTP 401"),
+        ("empty", "nothing in it"),
+        ("stops", "without saying so"),
+        ("breaks", "broke off"),
+        ("fails", "out of memory"),
+        ("hangsup", "no connection"),
+        ("hangs", "no answer within"),
+    ] {
+        let (output, rows) = desk.run(model, &["--retries", "0", "--timeout", "1", "-c", "12"]);
+        assert_eq!(output.status.code(), Some(1), "{model}: {}", said(&output));
+        assert_eq!(rows.len(), 12, "{model}");
+        for row in &rows {
+            let error = row["error"].as_str().unwrap_or_else(|| panic!("{model}: {row}"));
+            assert!(error.contains(reason), "{model}: {error}");
+            assert!(row["score"].is_null(), "{model}: {row}");
+        }
+        assert!(
+            said(&output).contains("12 queries failed and are in no figure"),
+            "{model}: {}",
+            said(&output)
+        );
+    }
+}
+
+#[test]
+fn what_passes_is_tried_again_and_what_does_not_is_not() {
+    let desk = Desk::new();
+    for model in ["flaky", "busy"] {
+        let (output, rows) = desk.run(model, &["-c", "12"]);
+        assert!(output.status.success(), "{}", said(&output));
+        assert!(rows.iter().all(|row| row["retries"] == 1 && row["score"] == 1.0), "{rows:?}");
+    }
+    let (_, rows) = desk.run("drops", &[]);
+    assert!(rows.iter().all(|row| row["score"] == 1.0), "{rows:?}");
+    let dropped: Vec<_> = rows.iter().map(|row| row["retries"].as_u64()).collect();
+    assert_eq!(dropped[..3], [None, Some(1), Some(1)], "a connection that was closed is replaced");
+    let before = desk.llm.requests();
+    let (_, rows) = desk.run("unknown", &["-c", "12"]);
+    assert_eq!(desk.llm.requests() - before, 12);
+    assert!(rows.iter().all(|row| row["retries"].is_null()));
+}
+
+#[test]
+fn without_usage_tokens_are_counted_and_called_estimated_and_other_interfaces_are_spoken() {
+    let desk = Desk::new();
+    let (_, rows) = desk.run("nousage", &["-c", "12"]);
+    assert!(rows.iter().all(|row| row["tokens_estimated"] == true && row["tokens_out"].as_u64() > Some(1)));
+    let whole = desk.run("good", &["-c", "12", "--no-stream"]).1;
+    assert!(whole.iter().all(|row| row["score"] == 1.0 && row["first_token_ns"].is_null()));
+    let base = format!("http://{}", desk.llm.address);
+    let output = desk
+        .command("run")
+        .args([
+            "--replay",
+            "machine.toml",
+            "--url",
+            &base,
+            "--api",
+            "ollama",
+            "--model",
+            "o",
+            "-o",
+            "o",
+            "-n",
+            "12",
+            "-c",
+            "12",
+        ])
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", said(&output));
+    assert!(
+        desk.rows("o").iter().all(|row| row["score"] == 1.0 && row["tokens_in"] == 12),
+        "{:?}",
+        desk.rows("o")
+    );
+}
+
+#[test]
+fn a_key_is_taken_from_the_environment_and_a_model_from_the_server() {
+    let desk = Desk::new();
+    let mut command = desk.command("run");
+    command.args([
+        "--replay",
+        "machine.toml",
+        "--url",
+        &desk.llm.url(),
+        "--model",
+        "closed",
+        "-o",
+        "a",
+        "-n",
+        "2",
+    ]);
+    let output = command.args(["--key-from", "MY_KEY"]).env("MY_KEY", "sesame").output().unwrap();
+    assert!(output.status.success(), "{}", said(&output));
+    let mut command = desk.command("run");
+    let output = command
+        .args(["--replay", "machine.toml", "--url", &desk.llm.url(), "-o", "b", "-n", "2"])
+        .output()
+        .unwrap();
+    assert!(said(&output).contains("asks good at"), "{}", said(&output));
+    let gone = desk
+        .command("run")
+        .args(["--replay", "machine.toml", "--url", "http://127.0.0.1:1/v1"])
+        .output()
+        .unwrap();
+    assert!(!gone.status.success() && said(&gone).contains("is the server up?"), "{}", said(&gone));
+    for file in ["a/run.json", "a/rows.jsonl"] {
+        assert!(
+            !std::fs::read_to_string(desk.path(file)).unwrap().contains("sesame"),
+            "{file} holds the key"
+        );
+    }
+}
+
+#[test]
+fn an_interrupted_run_goes_on_where_it_stopped() {
+    let desk = Desk::new();
+    let mut command = desk.command("run");
+    command.args([
+        "--replay",
+        "machine.toml",
+        "--url",
+        &desk.llm.url(),
+        "--model",
+        "good-100",
+        "-o",
+        "r",
+        "--warm-up",
+        "0",
+        "-c",
+        "3",
+    ]);
+    let mut child =
+        command.stderr(std::process::Stdio::null()).stdout(std::process::Stdio::null()).spawn().unwrap();
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
+    while desk.rows_so_far("r") < 3 {
+        assert!(std::time::Instant::now() < deadline, "no rows came");
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    let pid = rustix::process::Pid::from_child(&child);
+    rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    let before = desk.rows("r").len();
+    assert!((3..50).contains(&before));
+    let mut command = desk.command("run");
+    command.args(["--replay", "machine.toml", "--resume", "r", "--warm-up", "0"]);
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{}", said(&output));
+    let rows = desk.rows("r");
+    assert_eq!(rows.len(), 50, "no question twice");
+    assert!(said(&output).contains("50 of 50 queries covered"));
+    let taken = desk.run("r", &[]).0;
+    assert!(said(&taken).contains("holds a run already"), "{}", said(&taken));
+}
+
+impl Desk {
+    /// Whole lines, while a run writes.
+    fn rows_so_far(&self, run: &str) -> usize {
+        std::fs::read_to_string(self.path(run).join("rows.jsonl"))
+            .map_or(0, |text| text.matches('\n').count())
+    }
+}
+
+#[test]
+fn reports_are_told_in_every_form() {
+    let desk = Desk::new();
+    desk.run("good-4", &["-c", "4"]);
+    let report = |more: &[&str]| {
+        let output = desk.command("report").arg("good-4").args(more).output().unwrap();
+        assert!(output.status.success(), "{}", said(&output));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let json: Value =
+        serde_json::from_str(&report(&["--json", "--price-per-kwh", "0.3", "--co2-per-kwh", "400"])).unwrap();
+    assert_eq!((&json["all"]["covered"], &json["all"]["grade"]), (&12.into(), &"measured".into()));
+    let per_joule = json["all"]["per_joule"]["value"].as_f64().unwrap();
+    let energy = json["all"]["energy_j"]["value"].as_f64().unwrap();
+    assert!((per_joule * energy - 1.0).abs() < 1e-9, "all were right");
+    let scopes: Vec<_> =
+        json["scopes"].as_array().unwrap().iter().map(|of| of["scope"].as_str().unwrap()).collect();
+    assert!(scopes.contains(&"host") && scopes.contains(&"compute") && scopes.contains(&"accelerator"));
+    let cost = json["sum"]["cost"].as_f64().unwrap() / json["sum"]["energy_j"].as_f64().unwrap() * 3.6e6;
+    assert!((cost - 0.3).abs() < 1e-9);
+    let csv = report(&["--csv", "-"]);
+    let cells = |line: &str| line.split(',').count();
+    assert!(csv.lines().all(|line| cells(line) == cells(csv.lines().next().unwrap())), "{csv}");
+    report(&["--html", "page.html", "--scope", "accelerator", "--idle", "included"]);
+    let page = std::fs::read_to_string(desk.path("page.html")).unwrap();
+    assert!(page.contains("accelerator only") && page.contains("<svg"));
+    let power = lines(&desk.path("good-4").join("power.jsonl"));
+    assert!(power.iter().all(|instant| instant["power_mw"].as_array().unwrap().len() == 2));
+}
+
+#[test]
+fn runs_are_compared_and_routed_where_they_were_asked_the_same() {
+    let desk = Desk::new();
+    desk.run("good-4", &["-c", "12"]);
+    desk.run("good-12", &["-c", "12"]);
+    desk.run("good-8", &["-c", "12", "-n", "13"]);
+    let verb = |verb: &str, words: &[&str]| desk.command(verb).args(words).output().unwrap();
+    let output = verb("compare", &["good-4", "good-12", "--json"]);
+    assert!(output.status.success(), "{}", said(&output));
+    let columns: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(columns[1]["paired"]["count"], 12);
+    assert_eq!(columns[1]["paired"]["accuracy"]["value"], 0.0);
+    let refused = verb("compare", &["good-4", "good-8"]);
+    assert!(
+        !refused.status.success() && said(&refused).contains("questions: good-4 has"),
+        "{}",
+        said(&refused)
+    );
+    assert!(verb("compare", &["good-4", "good-8", "--anyway"]).status.success());
+    let output = verb(
+        "route",
+        &[
+            "good-4",
+            "--reference",
+            "good-12",
+            "--parameters",
+            "good-4=1e9",
+            "--parameters",
+            "good-12=8e9",
+            "--json",
+        ],
+    );
+    assert!(output.status.success(), "{}", said(&output));
+    let routing: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((&routing["questions"], &routing["models"][0]["ties"]), (&12.into(), &12.into()));
+    assert_eq!(routing["savings"][0]["compute"]["value"], 0.875);
+    assert!((routing["savings"][1]["compute"]["value"].as_f64().unwrap() - 0.7).abs() < 1e-12);
+}
+
+#[test]
+fn a_judge_scores_what_no_rule_can_once_and_its_energy_is_told_apart() {
+    let desk = Desk::new();
+    let questions = "{\"id\":\"sky\",\"prompt\":\"What colour is the sky?\",\"answer\":\"The sky is blue\"}\n\
+                     {\"id\":\"sum\",\"prompt\":\"2+2?\",\"answer\":\"4\"}\n";
+    std::fs::write(desk.path("q.jsonl"), questions).unwrap();
+    let (output, rows) = desk.run("good", &["-q", "q.jsonl"]);
+    assert!(output.status.success(), "{}", said(&output));
+    assert!(rows[0]["score"].is_null() && rows[1]["score"] == 0.0);
+    let judge = |more: &[&str]| {
+        let mut command = desk.command("score");
+        command
+            .args(["good", "--replay", "machine.toml", "--url", &desk.llm.url(), "--model", "judge"])
+            .args(more);
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{}", said(&output));
+        said(&output)
+    };
+    assert!(judge(&[]).contains("1 answers need a judge"));
+    let told = judge(&["--judge", "--no-stream"]);
+    assert!(
+        told.contains("judged 1 answers, 1 of them anew") && told.contains("in no figure of the run"),
+        "{told}"
+    );
+    assert_eq!(desk.rows("good").last().unwrap()["score"], 0.0);
+    let before = desk.llm.requests();
+    assert!(judge(&["--judge", "--no-stream"]).contains("0 of them anew"));
+    assert_eq!(desk.llm.requests(), before, "the verdict was kept");
+    assert!(lines(&desk.path("good/verdicts.jsonl"))[0]["energy_uj"].as_u64() > Some(0));
+}
+
+#[test]
+fn without_a_meter_a_run_is_made_only_where_the_user_agrees() {
+    let desk = Desk::new();
+    let ask = |more: &[&str]| {
+        let mut command = desk.command("run");
+        command.args([
+            "--socket",
+            "nowhere.sock",
+            "--url",
+            &desk.llm.url(),
+            "--model",
+            "good",
+            "-o",
+            "u",
+            "-n",
+            "3",
+        ]);
+        command.args(more).output().unwrap()
+    };
+    let refused = ask(&[]);
+    assert_eq!(refused.status.code(), Some(4), "{}", said(&refused));
+    assert!(!desk.path("u").exists());
+    let output = ask(&["--without-meter"]);
+    assert!(output.status.success(), "{}", said(&output));
+    assert!(desk.rows("u").iter().all(|row| row["energy"].is_null() && row["score"] == 1.0));
+    assert!(said(&output).contains("0 of 3 queries covered"), "{}", said(&output));
+}

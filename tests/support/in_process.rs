@@ -1,0 +1,124 @@
+//! A meter in this process, on a machine whose true energy is known between any two instants.
+//!
+//! Owns the service's thread and the ends of its socket pairs; the truth is computed here, from the power alone.
+
+#![allow(dead_code, reason = "each test and bench uses its own part")]
+
+use std::os::unix::net::UnixStream;
+use std::sync::Mutex;
+
+use wattspan::clock::{Clock, monotonic_ns};
+use wattspan::config::Config;
+use wattspan::ipc::{Doors, Plan, serve};
+use wattspan::source::Inventory;
+use wattspan::source::replay::scripted;
+use wattspan::source::script::Script;
+
+/// Restless: power changes between counter updates, and the counters differ in pace and step.
+pub const RESTLESS: &str = r#"
+[[domain]]
+name = "package-0"
+kind = "package"
+profile = [[0.0013, 20], [0.0021, 180], [0.0004, 5], [0.0100, 90], [0.0007, 240]]
+quantum_uj = 61
+ceiling_w = 250
+jitter_ns = 100_000
+[[domain]]
+name = "gpu-0"
+kind = "gpu"
+profile = [[0.030, 60], [0.020, 400], [0.011, 150]]
+update_ns = 20_000_000
+phase_ns = 3_000_000
+quantum_uj = 1000
+ceiling_w = 500
+"#;
+
+/// The time that a span held its part of the machine.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Held {
+    /// From here.
+    pub from_ns: u64,
+    /// To here.
+    pub to_ns: u64,
+    /// Beside the others.
+    pub weight: f64,
+}
+
+/// A service in a thread of this process; dropping it waits until its last client has hung up.
+pub struct InProcess {
+    script: Script,
+    /// When the machine began, at the earliest and at the latest.
+    began_ns: (u64, u64),
+    free: Mutex<Vec<UnixStream>>,
+    thread: Option<std::thread::JoinHandle<std::io::Result<()>>>,
+}
+
+impl InProcess {
+    /// On this machine, with so many connections.
+    pub fn on(machine: &str, connections: usize) -> Self {
+        let script = Script::parse(machine).unwrap();
+        let clock = Clock::Machine;
+        let before_ns = monotonic_ns();
+        let opened = scripted(script.clone(), &clock);
+        let began_ns = (before_ns, monotonic_ns());
+        let found = Inventory { opened: vec![opened], absent: vec![] };
+        // A busy machine tells the meter late, and what is tested is not how busy it is.
+        let config = Config { horizon_ms: 500.0, ..Config::default() };
+        let service = Plan::of(&config).build_over(found, clock, |_| ()).unwrap();
+        let (ours, theirs): (Vec<_>, Vec<_>) = (0..connections).map(|_| UnixStream::pair().unwrap()).unzip();
+        let doors = Doors { connections: theirs, ..Doors::default() };
+        let thread = Some(std::thread::spawn(move || serve(service, doors)));
+        Self { script, began_ns, free: Mutex::new(ours), thread }
+    }
+
+    /// A connection, while there are any left.
+    pub fn connection(&self) -> UnixStream {
+        self.free.lock().unwrap().pop().expect("a connection is left")
+    }
+
+    /// What a domain's counter would show at an instant if it had no steps; microjoules since the machine began.
+    pub fn counter_uj(&self, domain: usize, at_ns: u64) -> f64 {
+        let since_ns = at_ns.saturating_sub(self.began_ns.0);
+        self.script.domains[domain].profile.energy_pj(since_ns) as f64 / 1e6
+    }
+
+    /// True energy of a domain between two instants, in microjoules, with half the width of what is not known about the
+    /// machine's start.
+    pub fn energy_uj(&self, domain: usize, from_ns: u64, to_ns: u64) -> (f64, f64) {
+        let between = |began_ns: u64| {
+            let at = |ns: u64| self.script.domains[domain].profile.energy_pj(ns - began_ns) as f64;
+            (at(to_ns) - at(from_ns)) / 1e6
+        };
+        let (one, other) = (between(self.began_ns.0), between(self.began_ns.1));
+        // The start shifts both ends alike: at the worst the peak for as long as the start is not known.
+        let peak_mw = self.script.domains[domain].profile.peak_mw() as f64;
+        let doubt = peak_mw * (self.began_ns.1 - self.began_ns.0) as f64 / 1e6;
+        ((one + other) / 2.0, doubt)
+    }
+
+    /// What a span truly used of a domain, beside all the others, and the doubt about it.
+    pub fn share_uj(&self, domain: usize, span: Held, all: &[Held]) -> (f64, f64) {
+        let mut edges: Vec<u64> = all.iter().flat_map(|held| [held.from_ns, held.to_ns]).collect();
+        edges.sort_unstable();
+        edges.dedup();
+        let open = |held: &Held, at_ns: u64| held.from_ns <= at_ns && at_ns < held.to_ns;
+        let (mut sum, mut doubts) = (0.0, 0.0);
+        for step in edges.windows(2).filter(|step| open(&span, step[0])) {
+            let weights: f64 = all.iter().filter(|held| open(held, step[0])).map(|held| held.weight).sum();
+            let (energy, doubt) = self.energy_uj(domain, step[0], step[1]);
+            sum += energy * span.weight / weights;
+            doubts += doubt;
+        }
+        (sum, doubts)
+    }
+}
+
+impl Drop for InProcess {
+    fn drop(&mut self) {
+        self.free.lock().unwrap().clear();
+        if let Some(thread) = self.thread.take() {
+            // Without a listener and without clients there is nothing left to serve.
+            thread.join().unwrap().unwrap();
+        }
+    }
+}

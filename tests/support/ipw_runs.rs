@@ -1,0 +1,124 @@
+//! Runs of questions inside this process: a stub of a server, a meter on a machine with known truth, a directory.
+//!
+//! Owns the wiring, and what the queries truly used.
+
+#![allow(dead_code, reason = "each test and bench uses its own part")]
+
+use std::path::Path;
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+use wattspan::client::Client;
+use wattspan::http::dial::{self, pool};
+use wattspan::ipw::ask::{Api, Asking};
+use wattspan::ipw::metering::Metering;
+use wattspan::ipw::question::{self, Question};
+use wattspan::ipw::row::Row;
+use wattspan::ipw::run::{Ended, Pace, Setup, run, settings};
+use wattspan::ipw::run_dir::{Manifest, RunDir, VERSION, each_row};
+use wattspan::ledger::account::Account;
+
+use super::in_process::{Held, InProcess};
+use super::llm::Llm;
+
+/// What is asked of a server.
+pub struct Wish {
+    /// The stub's vice, or virtue.
+    pub model: &'static str,
+    /// How queries follow each other.
+    pub pace: Pace,
+    /// How many questions.
+    pub questions: usize,
+    /// How often each.
+    pub repeats: u32,
+}
+
+/// Asks in this process; gives every row.
+pub fn asked(
+    llm: &Llm,
+    metering: Option<Metering>,
+    domains: &[&str],
+    wish: &Wish,
+    path: &Path,
+) -> (Ended, Vec<Row>) {
+    let questions: Vec<Question> = question::starter().into_iter().take(wish.questions).collect();
+    let asking = Asking {
+        target: llm.url().parse().unwrap(),
+        api: Api::Chat,
+        model: wish.model.to_owned(),
+        system: None,
+        temperature: 0.0,
+        seed: Some(0),
+        max_tokens: 512,
+        stream: true,
+        logprobs: false,
+        key: None,
+        timeout: Duration::from_secs(120),
+    };
+    let manifest = Manifest {
+        version: VERSION,
+        fingerprint: question::fingerprint(&questions),
+        count: questions.len(),
+        repeats: wish.repeats,
+        settings: settings(&asking, wish.pace, 0, 0),
+        ..Manifest::default()
+    };
+    let mut directory = RunDir::begin(path, &manifest, &questions).unwrap();
+    let setup = Setup {
+        pool: pool(&asking.target, dial::Settings::default()).unwrap(),
+        asking,
+        metering,
+        domains: domains.iter().map(|name| (*name).to_owned()).collect(),
+        pace: wish.pace,
+        warm_up: 0,
+        repeats: wish.repeats,
+        retries: 0,
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let (_go_on, stop) = oneshot::channel();
+    let ended = runtime.block_on(run(setup, &questions, &mut directory, |_, _| (), stop)).unwrap();
+    let mut rows = Vec::new();
+    each_row(&path.join("rows.jsonl"), |row| rows.push(row)).unwrap();
+    (ended, rows)
+}
+
+/// A run of `wish` on a machine with known truth: its rows, their accounts, and a client for more.
+pub fn metered(
+    machine: &InProcess,
+    llm: &Llm,
+    domains: &[&str],
+    wish: &Wish,
+    path: &Path,
+) -> (Vec<Row>, Client) {
+    let client = Client::over(machine.connection()).unwrap();
+    let connection = std::sync::Mutex::new(Some(machine.connection()));
+    let connect = move || {
+        let connection = connection.lock().unwrap().take();
+        connection.map_or(Err(wattspan::client::Failure::Gone), Client::over)
+    };
+    let (metering, thread) = Metering::start("truth", Box::new(connect)).unwrap();
+    let (ended, rows) = asked(llm, Some(metering), domains, wish, path);
+    assert!(!ended.interrupted);
+    thread.join().unwrap();
+    (rows, client)
+}
+
+/// The meter's accounts of all of a run's queries, in the order of the rows; a query without energy has one all the same.
+pub fn accounts(client: &Client, rows: &[Row]) -> Vec<Account> {
+    let all = client.recent(Some(10_000)).unwrap();
+    let of = |row: &Row| {
+        let closed_ns = row.began_ns + row.duration_ns;
+        let near = |account: &&Account| {
+            account.attributes["question"] == row.id
+                && account.closed_ns.unwrap().abs_diff(closed_ns) <= account.moved_ns
+        };
+        all.iter().find(near).unwrap_or_else(|| panic!("no account of {row:?}")).clone()
+    };
+    rows.iter().map(of).collect()
+}
+
+/// When an account held its share.
+pub fn held(account: &Account) -> Held {
+    let to_ns = account.closed_ns.expect("a settled span has closed");
+    Held { from_ns: account.opened_ns, to_ns, weight: account.weight }
+}
