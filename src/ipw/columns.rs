@@ -22,7 +22,7 @@ macro_rules! columns {
         pub struct Columns {
             /// The query, as a hash of its name and repetition.
             key: Vec<u64>,
-            /// Place of the subject in [`Table::subjects`]; while a block is read, in its own list.
+            /// Place of the subject in `Table::subjects`; while a block is read, in its own list.
             pub subject: Vec<u32>,
             /// Whether it was answered.
             pub answered: Vec<bool>,

@@ -78,7 +78,7 @@ pub enum Failure {
     /// The body broke off.
     #[error("the answer broke off: {0}")]
     BrokenOff(String),
-    /// A stream without its end: no finish, no [DONE].
+    /// A stream without its end: no finish, no `[DONE]`.
     #[error("the answer broke off: the stream ended without saying so")]
     Unfinished,
     /// 200, and nothing in it.
