@@ -241,7 +241,7 @@ fn the_last_connection_of_all_is_taken_and_one_more_is_not() {
 
 #[test]
 fn as_many_accounts_are_remembered_as_there_is_room_for() {
-    let daemon = TestDaemon::with(STEADY, "[limits]\nremembered_accounts = 2\n");
+    let daemon = TestDaemon::with(STEADY, "[limits]\nremembered_accounts = 2\n[ledger]\nkeep = false\n");
     let mut client = daemon.client();
     for span in ["a", "b"] {
         client.open(span);
@@ -256,7 +256,7 @@ fn as_many_accounts_are_remembered_as_there_is_room_for() {
 
 #[test]
 fn large_accounts_are_forgotten_before_they_take_more_than_their_room() {
-    let daemon = TestDaemon::with(STEADY, "[limits]\nremembered_bytes = 30000\n");
+    let daemon = TestDaemon::with(STEADY, "[limits]\nremembered_bytes = 30000\n[ledger]\nkeep = false\n");
     let mut client = daemon.client();
     let large: serde_json::Map<_, _> =
         (0..20).map(|at| (format!("k{at}"), json!("v".repeat(1000)))).collect();

@@ -22,7 +22,7 @@ fn a_reload_changes_what_it_can_names_what_it_cannot_and_takes_nothing_that_is_b
     let file = configuration(&daemon);
     std::fs::write(
         &file,
-        "history_s = 4\n[limits]\nstall_s = 20\nmessage_bytes = 1024\n[idle_w]\ncore-0 = 3\n",
+        "bus = false\nhistory_s = 4\n[limits]\nstall_s = 20\nmessage_bytes = 1024\n[idle_w]\ncore-0 = 3\n",
     )
     .unwrap();
     let reloaded = client.call("Reload", json!({}));
