@@ -119,7 +119,7 @@ while [ \$# -gt 0 ]; do
 done
 unset SDKROOT
 ZIG_GLOBAL_CACHE_DIR=$kept/zig-cache ZIG_LOCAL_CACHE_DIR=$kept/zig-cache \\
-    exec "$zig/ziglang/zig" cc -target ${1%%-*}-macos "\${words[@]}"
+    exec "$zig/ziglang/zig" cc -target ${1%%-*}-macos -fno-sanitize=all "\${words[@]}"
 CC
     printf '#!/bin/sh\nexec "%s" ar "$@"\n' "$zig/ziglang/zig" >"$programs/ar"
     chmod +x "$file" "$programs/ar"

@@ -2,6 +2,8 @@
 //!
 //! The rule itself is tested without users in `ipc::access`; every method for every kind of caller in `access_table`.
 
+#![cfg(target_os = "linux")]
+
 mod caller;
 mod support;
 

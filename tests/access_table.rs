@@ -2,6 +2,8 @@
 //! the program's own table. A denied call says what it needs and nothing else; an allowed one answers sensibly; no
 //! caller sees a figure that is not for it, in any answer.
 
+#![cfg(target_os = "linux")]
+
 mod caller;
 mod support;
 

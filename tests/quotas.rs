@@ -1,6 +1,8 @@
 //! Every quota of `[limits]`, from a table: what is at the limit is taken, one above is refused with its name and the
 //! limit. A quota that has no row here, and no test elsewhere that is named here, fails.
 
+#![cfg(target_os = "linux")]
+
 mod caller;
 mod support;
 

@@ -50,7 +50,8 @@ fn idle(idle: Idle) -> &'static str {
 pub fn digits(value: f64) -> String {
     let size = value.abs();
     let places = match () {
-        () if value == 0.0 => 0,
+        // What rounding left of nothing.
+        () if size < 1e-12 => return "0".into(),
         () if size >= 1000.0 => 0,
         () if size >= 100.0 => 1,
         () if size >= 10.0 => 2,
