@@ -18,13 +18,14 @@ use serde_json::{Value, json};
 use support::{PATIENCE, SLUGGISH, STEADY, TestDaemon, number, pass, until};
 use zbus::Message;
 
-/// Two groups that every Linux has stand in for ours.
-const ACCESS: &str = "[access]\nspan_group = \"daemon\"\ntelemetry_group = \"bin\"\n";
+/// Three groups that every Linux has stand in for ours.
+const ACCESS: &str = "[access]\nspan_group = \"daemon\"\ntelemetry_group = \"bin\"\ncoarse_group = \"adm\"\n";
 
 /// The kinds of callers of tests/fixtures/access.toml, by user, groups; none has a primary group of ours.
 const CALLERS: &[(&str, u32, &str)] = &[
     ("unmapped", 65_534, "daemon,bin"),
     ("nobody", 5, ""),
+    ("coarse", 9, "adm"),
     ("span", 3, "daemon"),
     ("telemetry", 13, "daemon,bin"),
     ("root", 0, ""),
@@ -53,7 +54,10 @@ fn can_be_others() -> bool {
 fn caller(bus: &TestBus, uid: u32, groups: &str, calls: &Value) -> Child {
     let program = bus.place("client");
     if !program.exists() {
-        std::fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
+        // By a program of its own: a descriptor of ours to write it by would go into whatever another test starts
+        // meanwhile, and while that has it open it is "text file busy" for us.
+        let own = std::env::current_exe().unwrap();
+        assert!(Command::new("cp").arg(own).arg(&program).status().unwrap().success());
     }
     let groups = if groups.is_empty() { "--clear-groups".to_owned() } else { format!("--groups={groups}") };
     Command::new("setpriv")
