@@ -45,7 +45,9 @@ fn stage() -> Option<(TestBus, TestDaemon)> {
 /// A process of a stranger that does this.
 fn flood(bus: &TestBus, helper: &str, at_once: usize) -> Child {
     let program = bus.place("flood");
-    std::fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
+    // By a program of its own: a descriptor of ours to write it by would go into whatever another test starts meanwhile.
+    let own = std::env::current_exe().unwrap();
+    assert!(std::process::Command::new("cp").arg(own).arg(&program).status().unwrap().success());
     Command::new("setpriv")
         .args([&format!("--reuid={STRANGER}"), "--regid=65534", "--clear-groups"])
         .arg(program)

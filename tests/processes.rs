@@ -225,7 +225,9 @@ fn another_users_process_is_refused_without_telemetry_access() {
     // Groups that every Linux has stand in for ours.
     let daemon = TestDaemon::with(STEADY, "[access]\nspan_group = \"daemon\"\ntelemetry_group = \"bin\"\n");
     let program = daemon.socket().with_file_name("client");
-    std::fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
+    // By a program of its own: a descriptor of ours to write it by would go into whatever another test starts meanwhile.
+    let own = std::env::current_exe().unwrap();
+    assert!(std::process::Command::new("cp").arg(own).arg(&program).status().unwrap().success());
     let theirs = Running::shell("exec sleep 1000");
     for (groups, refused) in [("daemon", true), ("daemon,bin", false)] {
         let output = Command::new("setpriv")
