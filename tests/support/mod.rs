@@ -84,13 +84,20 @@ impl TestDaemon {
 
     fn await_socket(&mut self) {
         let deadline = Instant::now() + PATIENCE;
-        while UnixStream::connect(self.socket()).is_err() {
+        while !self.answers() {
             if let Some(status) = self.child.try_wait().unwrap() {
                 panic!("the daemon ended with {status}: {}", self.log());
             }
             assert!(Instant::now() < deadline, "no socket: {}", self.log());
             std::thread::sleep(Duration::from_millis(1));
         }
+    }
+
+    /// Whether it measures: the socket is there before the counters are read, and answers once they are.
+    fn answers(&self) -> bool {
+        let Ok(mut stream) = UnixStream::connect(self.socket()) else { return false };
+        let asked = stream.write_all(&message("GetInfo", json!({}), &[]));
+        asked.is_ok() && stream.read(&mut [0]).is_ok_and(|length| length > 0)
     }
 
     /// A second daemon on the same socket; how it ended, and what it said.

@@ -81,7 +81,12 @@ class Daemon:
     def _listens(self) -> bool:
         assert self.process.poll() is None, (self.directory / "log").read_text()
         with socket.socket(socket.AF_UNIX) as probe:
-            return probe.connect_ex(self.socket) == 0
+            probe.settimeout(PATIENCE_S)
+            if probe.connect_ex(self.socket) != 0:
+                return False
+            # The socket is there before the counters are read; it answers once they are.
+            probe.sendall(b'{"method":"org.wattspan.Meter.GetInfo"}\0')
+            return probe.recv(1) == b"{"
 
     def kill(self) -> None:
         """Ends it as a power cut would."""
