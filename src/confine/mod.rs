@@ -94,6 +94,10 @@ fn kept(needs: &Needs) -> CapabilitySet {
     if root && std::fs::metadata(needs.state_dir).is_ok_and(|found| found.uid() != 0) {
         kept |= CapabilitySet::DAC_OVERRIDE;
     }
+    // Where the limit could not be raised (no CAP_SYS_RESOURCE, as in containers) the samplers' priority needs this.
+    if getrlimit(Resource::Rtprio).current.is_some_and(|limit| limit < needs.realtime_priority) {
+        kept |= CapabilitySet::SYS_NICE;
+    }
     kept
 }
 
