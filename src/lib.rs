@@ -30,10 +30,6 @@ pub mod activation_ffi;
 pub mod activation_ffi;
 
 /// Giving up privilege.
-#[cfg(target_os = "linux")]
-pub mod confine;
-#[cfg(not(target_os = "linux"))]
-#[path = "confine_elsewhere.rs"]
 pub mod confine;
 
 /// Settings: defaults, file, flags, checks.

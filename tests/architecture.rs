@@ -13,7 +13,6 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("activation_ffi", &[]),
     ("activation_elsewhere", &[]),
     ("confine", &[]),
-    ("confine_elsewhere", &[]),
     ("source", &["energy", "clock"]),
     ("ring", &["energy"]),
     ("sampler", &["energy", "clock", "source", "ring"]),

@@ -264,8 +264,8 @@ fn the_first_failure_of_repeated_runs_is_the_status_and_a_signal_ends_them() {
     let output = bench.output(&["run", "-r", "3", "--", "sh", "-c", &script]);
     assert_eq!(output.status.code(), Some(1));
     assert_eq!(std::fs::read_to_string(&count).unwrap().lines().count(), 3);
-    let killed = bench.output(&["run", "-r", "3", "--json", "-o", "-", "--", "sh", "-c", "kill -INT $$"]);
-    assert_eq!(killed.status.code(), Some(130));
+    let killed = bench.output(&["run", "-r", "3", "--json", "-o", "-", "--", "sh", "-c", "kill -TERM $$"]);
+    assert_eq!(killed.status.code(), Some(143));
     assert_eq!(json(&killed.stdout)["runs"].as_array().unwrap().len(), 1);
 }
 

@@ -1,26 +1,33 @@
 //! Giving up privilege: what opening the sources needed and reading them does not.
 //!
-//! Owns what the daemon keeps. Descriptors of perf events, registers and files stay readable without the privilege that
-//! opened them, so capabilities go, and with them the way back: no new privileges, no ambient or bounding set. And every
-//! thread refuses perf_event_open and the starting of programs, whatever capability a service manager's filter makes us
-//! keep. Not dumpable, where it serves others: nobody of its user may trace it or read its memory. Capabilities belong to
-//! threads, so this comes after discovery and before any sampler's thread; those of NVIDIA's library, which discovery
-//! starts, keep theirs. Never done by the meter inside a client: that one is the client.
+//! Owns what the daemon keeps, and says it. Descriptors of perf events, registers and files stay readable without the
+//! privilege that opened them, so capabilities go, and with them the way back: no new privileges, no ambient or bounding
+//! set. And every thread refuses perf_event_open and the starting of programs, whatever capability a service manager's
+//! filter makes us keep. Not dumpable, where it serves others: nobody of its user may trace it or read its memory. This
+//! comes after discovery. Never done by the meter inside a client: that one is the client.
 
+#[cfg(not(target_os = "linux"))]
+mod elsewhere;
+#[cfg(target_os = "linux")]
+mod linux;
+#[cfg(target_os = "linux")]
 mod seccomp_ffi;
 
 use std::path::Path;
 
-use rustix::process::{DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit};
-use rustix::thread::{CapabilitySet, CapabilitySets};
 use serde::{Deserialize, Serialize};
+
+#[cfg(not(target_os = "linux"))]
+pub use elsewhere::{confine, found};
+#[cfg(target_os = "linux")]
+pub use linux::{confine, found};
 
 /// What is kept, and why.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Confinement {
     /// The user it runs as.
     pub uid: u32,
-    /// The capabilities kept, as in capabilities(7).
+    /// The capabilities kept, as in capabilities(7); none where the system has none.
     pub capabilities: Vec<String>,
     /// Nothing it starts could have more than it has itself.
     pub no_new_privileges: bool,
@@ -45,106 +52,4 @@ pub struct Needs<'a> {
     pub serves_others: bool,
     /// The priority that samplers ask for: allowed as a limit, it needs no capability later.
     pub realtime_priority: u64,
-}
-
-/// Gives up the rest. What cannot be given up is in what it returns, not an error: a meter that runs with more than it
-/// needs still measures, and `doctor` shows it.
-pub fn confine(needs: &Needs) -> Confinement {
-    let before = capabilities();
-    let limit = getrlimit(Resource::Rtprio).current;
-    if limit.is_some_and(|limit| limit < needs.realtime_priority) {
-        let wanted = Some(needs.realtime_priority);
-        // Refused without CAP_SYS_RESOURCE; then the samplers run as the service manager lets them.
-        let _ = setrlimit(Resource::Rtprio, Rlimit { current: wanted, maximum: wanted });
-    }
-    give_up(before & kept(needs));
-    if needs.serves_others {
-        // Fails in no kernel of the last ten years; what is so is read back below.
-        let _ = set_dumpable_behavior(DumpableBehavior::NotDumpable);
-    }
-    // Whatever of the privilege could not be put down is good for nothing afterwards.
-    let refused = seccomp_ffi::refuse(seccomp_ffi::EVERYBODY).unwrap_or_default();
-    Confinement { refused_system_calls: refused.into_iter().map(str::to_owned).collect(), ..found() }
-}
-
-/// What is so.
-pub fn found() -> Confinement {
-    let status = std::fs::read_to_string("/proc/thread-self/status").unwrap_or_default();
-    let filtered =
-        status.lines().any(|line| line.strip_prefix("Seccomp:").is_some_and(|mode| mode.trim() == "2"));
-    Confinement {
-        uid: rustix::process::geteuid().as_raw(),
-        capabilities: capabilities().iter_names().map(|(name, _)| format!("CAP_{name}")).collect(),
-        no_new_privileges: rustix::thread::no_new_privs().unwrap_or(false),
-        dumpable: rustix::process::dumpable_behavior() != Ok(DumpableBehavior::NotDumpable),
-        system_calls_filtered: filtered,
-        refused_system_calls: Vec::new(),
-    }
-}
-
-fn kept(needs: &Needs) -> CapabilitySet {
-    let root = rustix::process::geteuid().is_root();
-    let mut kept = CapabilitySet::empty();
-    // Root owns the zones' files, and its own files it may read without.
-    if needs.powercap && !root {
-        kept |= CapabilitySet::DAC_READ_SEARCH;
-    }
-    // Root started by hand writes into a directory that a package gave to another user.
-    use std::os::unix::fs::MetadataExt;
-    if root && std::fs::metadata(needs.state_dir).is_ok_and(|found| found.uid() != 0) {
-        kept |= CapabilitySet::DAC_OVERRIDE;
-    }
-    // Where the limit could not be raised (no CAP_SYS_RESOURCE, as in containers) the samplers' priority needs this.
-    if getrlimit(Resource::Rtprio).current.is_some_and(|limit| limit < needs.realtime_priority) {
-        kept |= CapabilitySet::SYS_NICE;
-    }
-    kept
-}
-
-fn capabilities() -> CapabilitySet {
-    rustix::thread::capabilities(None).map_or(CapabilitySet::empty(), |sets| sets.permitted)
-}
-
-/// Each step may be refused where it was done before; the last one is what counts, and is read back.
-fn give_up(keep: CapabilitySet) {
-    let _ = rustix::thread::set_no_new_privs(true);
-    let _ = rustix::thread::clear_ambient_capability_set();
-    for (_, capability) in (CapabilitySet::all() - keep).iter_names() {
-        let _ = rustix::thread::remove_capability_from_bounding_set(capability);
-    }
-    let sets = CapabilitySets { effective: keep, permitted: keep, inheritable: CapabilitySet::empty() };
-    let _ = rustix::thread::set_capabilities(None, sets);
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_thread_that_renounces_has_nothing_left_and_no_way_back() {
-        let after = std::thread::spawn(|| {
-            give_up(CapabilitySet::empty());
-            let back = CapabilitySets {
-                effective: CapabilitySet::PERFMON,
-                permitted: CapabilitySet::PERFMON,
-                inheritable: CapabilitySet::empty(),
-            };
-            assert!(rustix::thread::set_capabilities(None, back).is_err());
-            found()
-        });
-        let after = after.join().unwrap();
-        assert!(after.capabilities.is_empty(), "{:?}", after.capabilities);
-        assert!(after.no_new_privileges);
-    }
-
-    #[test]
-    fn a_powercap_zone_that_may_have_to_be_opened_anew_keeps_what_that_needs() {
-        let dir = tempfile::tempdir().unwrap();
-        let needs =
-            |powercap| Needs { powercap, state_dir: dir.path(), serves_others: false, realtime_priority: 0 };
-        let root = rustix::process::geteuid().is_root();
-        let kept_for_powercap = kept(&needs(true));
-        assert_eq!(kept_for_powercap.contains(CapabilitySet::DAC_READ_SEARCH), !root);
-        assert_eq!(kept(&needs(false)), CapabilitySet::empty());
-    }
 }

@@ -97,11 +97,6 @@ impl Policy {
         }
     }
 
-    /// The group whose members may open the socket.
-    pub fn span_gid(&self) -> Option<u32> {
-        self.span_gid
-    }
-
     /// Who may open the socket.
     pub fn reach(&self) -> Reach {
         match self.coarse_gid {

@@ -29,8 +29,7 @@ pub struct Outbox {
 }
 
 impl Outbox {
-    /// Where the next answer is to be written, by appending; call [`Outbox::wrote`] afterwards.
-    pub fn tail(&mut self) -> &mut Vec<u8> {
+    fn tail(&mut self) -> &mut Vec<u8> {
         if self.held.is_empty() {
             return &mut self.ready;
         }
@@ -49,15 +48,10 @@ impl Outbox {
         let before = out.len();
         let given = what(out);
         let wrote = out.len() - before;
-        self.wrote(wrote);
-        given
-    }
-
-    /// Takes note of `bytes` appended to the tail.
-    pub fn wrote(&mut self, bytes: usize) {
         if !self.held.is_empty() {
-            self.held_bytes += bytes;
+            self.held_bytes += wrote;
         }
+        given
     }
 
     /// The place of the answer that will be awaited next, if one will.
@@ -121,8 +115,7 @@ mod tests {
     use super::*;
 
     fn write(outbox: &mut Outbox, answer: &str) {
-        outbox.tail().extend_from_slice(answer.as_bytes());
-        outbox.wrote(answer.len());
+        outbox.write(|out| out.extend_from_slice(answer.as_bytes()));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! Owns the conversion from a row's whole microjoules and nanoseconds to joules and seconds. Invariant: in a column `NaN` is
 //! "not known" and nothing else; other modules see it through [`known`].
 
+use super::fnv::{self, fnv1a};
 use super::row::Row;
 use super::scope::Scope;
 use crate::energy::Grade;
@@ -183,10 +184,8 @@ impl Columns {
 }
 
 fn key(id: &str, repeat: u32) -> u64 {
-    let mut hash = 0xcbf2_9ce4_8422_2325_u64 ^ u64::from(repeat).wrapping_mul(0x9E37_79B9_7F4A_7C15);
-    for byte in id.bytes() {
-        hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
-    }
+    let begin = fnv::BEGIN ^ u64::from(repeat).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    let hash = fnv1a(begin, id.bytes());
     // Short names differ in few bits, which a table of hashes would feel.
     hash ^ (hash >> 29).wrapping_mul(0xBF58_476D_1CE4_E5B9)
 }

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::fnv::{self, fnv1a};
 use super::question::Question;
 
 /// What the judge is told.
@@ -69,11 +70,8 @@ pub fn read(said: &str) -> Option<f64> {
 /// What a verdict is given on, as a 128-bit hash in hexadecimal: two FNV-1a over the same text with different beginnings.
 pub fn on(judge: &str, question: &Question, reply: &str) -> String {
     let prompt = prompt(question, reply);
-    let hash = |begin: u64| {
-        let bytes = judge.bytes().chain([0xFF]).chain(prompt.bytes());
-        bytes.fold(begin, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
-    };
-    format!("{:016x}{:016x}", hash(0xcbf2_9ce4_8422_2325), hash(0x6c62_272e_07bb_0142))
+    let hash = |begin| fnv1a(begin, judge.bytes().chain([0xFF]).chain(prompt.bytes()));
+    format!("{:016x}{:016x}", hash(fnv::BEGIN), hash(0x6c62_272e_07bb_0142))
 }
 
 /// The verdicts of a run.

@@ -11,6 +11,7 @@ pub mod bootstrap;
 pub mod columns;
 pub mod compare;
 pub mod extract;
+mod fnv;
 pub mod harness;
 pub mod judge;
 pub mod metering;

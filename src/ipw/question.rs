@@ -9,6 +9,8 @@ use std::io::{self, BufRead};
 
 use serde::{Deserialize, Serialize};
 
+use super::fnv::{self, fnv1a};
+
 /// How an answer is told right from wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -165,19 +167,10 @@ pub fn guess(answer: &str, choices: &[String]) -> Format {
 }
 
 /// What tells one set of questions from another, whatever file they came from: a 64-bit FNV-1a over ids, prompts and
-/// answers, in hexadecimal. No protection against malice: both sides of a comparison are the user's own.
+/// answers, in hexadecimal.
 pub fn fingerprint(questions: &[Question]) -> String {
-    let mut hash = 0xcbf2_9ce4_8422_2325_u64;
-    let mut eat = |text: &str| {
-        for byte in text.bytes().chain([0xFF]) {
-            hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
-        }
-    };
-    for question in questions {
-        eat(&question.id);
-        eat(&question.prompt);
-        eat(&question.answer);
-    }
+    let texts = questions.iter().flat_map(|one| [&one.id, &one.prompt, &one.answer]);
+    let hash = texts.fold(fnv::BEGIN, |hash, text| fnv1a(hash, text.bytes().chain([0xFF])));
     format!("{hash:016x}")
 }
 
