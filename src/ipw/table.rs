@@ -29,7 +29,7 @@ pub struct Table {
     pub broken: usize,
     /// Rows of queries that were tried again later.
     pub superseded: usize,
-    /// Why queries failed, with how often: the first few reasons; tries that were repeated count too.
+    /// Why queries failed, with how often: the first few reasons. One that was tried again later is not among them.
     pub failures: BTreeMap<String, usize>,
 }
 
@@ -43,7 +43,38 @@ struct Block {
     subjects: Vec<String>,
     columns: Columns,
     broken: usize,
-    failures: BTreeMap<String, usize>,
+    /// The places of failed rows in the columns, and why they failed.
+    failed: Vec<(usize, String)>,
+}
+
+/// Texts by their places, each kept once, in the order in which they first came.
+#[derive(Default)]
+struct Texts {
+    texts: Vec<String>,
+    places: HashMap<String, usize>,
+}
+
+impl Texts {
+    fn place(&mut self, text: String) -> usize {
+        if let Some(place) = self.places.get(&text) {
+            return *place;
+        }
+        let place = self.texts.len();
+        self.texts.push(text.clone());
+        self.places.insert(text, place);
+        place
+    }
+}
+
+/// What the blocks so far gave.
+#[derive(Default)]
+struct Taken {
+    subjects: Texts,
+    columns: Columns,
+    broken: usize,
+    reasons: Texts,
+    /// The places of failed rows in the columns, and of their reasons.
+    failed: Vec<(usize, usize)>,
 }
 
 impl Table {
@@ -58,65 +89,58 @@ impl Table {
         let failed = |cause| Unusable::File { path: file.clone(), cause };
         let opened = File::open(&file).map_err(failed)?;
         let bytes = opened.metadata().map_err(failed)?.len();
-        let mut table = Self {
-            run: path.to_owned(),
-            manifest,
-            subjects: Vec::new(),
-            columns: Columns::default(),
-            broken: 0,
-            superseded: 0,
-            failures: BTreeMap::new(),
-        };
-        let mut places = HashMap::new();
+        let mut taken = Taken::default();
         let read = in_blocks(
             opened,
             |lines| block(lines, &scopes),
             |block| {
-                if table.columns.is_empty() {
-                    table.columns.reserve(expected(bytes, &block));
+                if taken.columns.is_empty() {
+                    taken.columns.reserve(expected(bytes, &block));
                 }
-                table.take(block, &mut places);
+                taken.take(block);
             },
         );
         read.map_err(failed)?;
-        table.supersede();
-        Ok(table)
+        let (superseded, failures) = taken.supersede();
+        let Taken { subjects, columns, broken, .. } = taken;
+        let run = path.to_owned();
+        Ok(Self { run, manifest, subjects: subjects.texts, columns, broken, superseded, failures })
     }
+}
 
-    fn take(&mut self, mut block: Block, places: &mut HashMap<String, u32>) {
-        let mut place_of = |subject: String| {
-            if let Some(place) = places.get(&subject) {
-                return *place;
-            }
-            let place = self.subjects.len() as u32;
-            self.subjects.push(subject.clone());
-            places.insert(subject, place);
-            place
-        };
-        let own: Vec<u32> = block.subjects.drain(..).map(&mut place_of).collect();
+impl Taken {
+    fn take(&mut self, mut block: Block) {
+        let own: Vec<usize> = block.subjects.drain(..).map(|subject| self.subjects.place(subject)).collect();
         for subject in &mut block.columns.subject {
-            *subject = own[*subject as usize];
+            *subject = own[*subject as usize] as u32;
+        }
+        let before = self.columns.len();
+        for (row, reason) in block.failed {
+            self.failed.push((before + row, self.reasons.place(reason)));
         }
         self.columns.append(block.columns);
         self.broken += block.broken;
-        for (reason, count) in block.failures {
-            note(&mut self.failures, reason, count);
-        }
     }
 
-    /// The last row of a query counts.
-    fn supersede(&mut self) {
+    /// The last row of a query counts, for figures and for failures; gives how many rows do not, and why others failed.
+    fn supersede(&mut self) -> (usize, BTreeMap<String, usize>) {
         let mut order: Vec<(u64, u32)> =
             self.columns.keys().enumerate().map(|(at, key)| (key, at as u32)).collect();
         order.sort_unstable();
         let mut keep = vec![true; order.len()];
+        let mut superseded = 0;
         for pair in order.windows(2).filter(|pair| pair[0].0 == pair[1].0) {
             keep[pair[0].1 as usize] = false;
-            self.superseded += 1;
+            superseded += 1;
         }
-        if self.superseded > 0 {
+        if superseded > 0 {
             self.columns.keep(&keep);
         }
+        let mut failures = BTreeMap::new();
+        for (_, reason) in self.failed.iter().filter(|(row, _)| keep[*row]) {
+            note(&mut failures, &self.reasons.texts[*reason]);
+        }
+        (superseded, failures)
     }
 }
 
@@ -134,7 +158,7 @@ fn block(lines: &[u8], scopes: &[(Scope, Vec<usize>); 3]) -> Block {
             continue;
         };
         if let Some(reason) = &row.error {
-            note(&mut block.failures, reason.clone(), 1);
+            block.failed.push((block.columns.len(), reason.clone()));
         }
         let known = block.subjects.iter().position(|subject| *subject == row.subject);
         let subject = known.unwrap_or_else(|| {
@@ -146,9 +170,9 @@ fn block(lines: &[u8], scopes: &[(Scope, Vec<usize>); 3]) -> Block {
     block
 }
 
-fn note(failures: &mut BTreeMap<String, usize>, reason: String, count: usize) {
-    let room = failures.len() < REASONS || failures.contains_key(&reason);
-    *failures.entry(if room { reason } else { "other reasons".into() }).or_insert(0) += count;
+fn note(failures: &mut BTreeMap<String, usize>, reason: &str) {
+    let room = failures.len() < REASONS || failures.contains_key(reason);
+    *failures.entry(if room { reason } else { "other reasons" }.to_owned()).or_insert(0) += 1;
 }
 
 #[cfg(test)]
@@ -199,6 +223,19 @@ mod tests {
         assert!(!table.columns.answered[0]);
         assert_eq!(table.failures["refused"], 1);
         assert_eq!(known(table.columns.score[0]), None, "a failed query has no score, whatever its row says");
+    }
+
+    #[test]
+    fn failures_are_those_of_rows_that_stand() {
+        let failed = |id, reason: String| Row { error: Some(reason), ..row(id, "a") };
+        // More reasons than are kept apart, and every one of them passed: they take no room either.
+        let mut rows: Vec<Row> = (0..20).map(|id| failed(id, format!("refused {id}"))).collect();
+        rows.extend((0..20).map(|id| row(id, "a")));
+        rows.extend([failed(1, "lost".into()), failed(30, "lost".into())]);
+        let (_dir, table) = run(&rows);
+        assert_eq!(table.failures, BTreeMap::from([("lost".to_owned(), 2)]));
+        let (_dir, table) = run(&(0..20).map(|id| failed(id, format!("refused {id}"))).collect::<Vec<_>>());
+        assert_eq!((table.failures.len(), table.failures["other reasons"]), (REASONS + 1, 4));
     }
 
     #[test]
