@@ -6,7 +6,7 @@
 
 use super::line::{Line, Lines};
 
-/// The longest data that is gathered for an event; more is cut off.
+/// The longest data that is gathered for an event unless another limit is set; more is cut off.
 pub const MOST: usize = 32 << 10;
 
 /// An event.
@@ -16,7 +16,7 @@ pub struct Event<'a> {
     pub kind: &'a [u8],
     /// Its data; only the beginning where `cut_off`.
     pub data: &'a [u8],
-    /// The data was longer than [`MOST`].
+    /// The data was longer than the limit.
     pub cut_off: bool,
 }
 
@@ -27,8 +27,9 @@ pub struct Events {
     gathered: Gathered,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Gathered {
+    most: usize,
     kind: Vec<u8>,
     data: Vec<u8>,
     any: bool,
@@ -40,11 +41,16 @@ struct Gathered {
 
 impl Default for Events {
     fn default() -> Self {
-        Events { lines: Lines::new(MOST), gathered: Gathered { between: true, ..Gathered::default() } }
+        Self::with_limit(MOST)
     }
 }
 
 impl Events {
+    /// For events of at most `most` bytes of data; a longer one is cut off.
+    pub fn with_limit(most: usize) -> Self {
+        Events { lines: Lines::new(most), gathered: Gathered::new(most) }
+    }
+
     /// Gives every event that `piece` completes.
     pub fn feed(&mut self, piece: &[u8], mut each: impl FnMut(Event<'_>)) {
         let Events { lines, gathered } = self;
@@ -58,6 +64,18 @@ impl Events {
 }
 
 impl Gathered {
+    fn new(most: usize) -> Self {
+        Self {
+            most,
+            kind: Vec::new(),
+            data: Vec::new(),
+            any: false,
+            cut_off: false,
+            first_line_seen: false,
+            between: true,
+        }
+    }
+
     fn line(&mut self, line: Line<'_>, each: &mut impl FnMut(Event<'_>)) {
         let (mut line, long) = match line {
             Line::Whole(line) => (line, false),
@@ -88,7 +106,7 @@ impl Gathered {
         if std::mem::replace(&mut self.any, true) {
             self.data.push(b'\n');
         }
-        let room = MOST.saturating_sub(self.data.len());
+        let room = self.most.saturating_sub(self.data.len());
         self.cut_off |= long || value.len() > room;
         self.data.extend_from_slice(value.get(..room.min(value.len())).unwrap_or_default());
     }

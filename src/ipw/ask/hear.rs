@@ -11,7 +11,7 @@ use super::reply::{Failure, Reply, one_line};
 use crate::http::line::{Line, Lines};
 use crate::http::sse::Events;
 
-/// The most bytes of a reply that is not streamed, and of a line of one that is.
+/// The most bytes of a reply that is not streamed, and of an event or a line of one that is.
 const MOST_BYTES: usize = 32 << 20;
 
 /// What listens to one answer.
@@ -47,7 +47,7 @@ impl Hearing {
     /// A listener for a reply of this content type to a request sent at `began_ns`.
     pub fn new(api: Api, content_type: &str, began_ns: u64) -> Self {
         let form = match content_type.split(';').next().map(str::trim) {
-            Some("text/event-stream") => Form::Events(Box::default()),
+            Some("text/event-stream") => Form::Events(Box::new(Events::with_limit(MOST_BYTES))),
             // A whole answer of Ollama's is one such line.
             _ if api == Api::Ollama => Form::Lines(Lines::new(MOST_BYTES)),
             _ => Form::Whole(Vec::new()),
@@ -264,6 +264,16 @@ mod tests {
             assert_eq!((reply.pieces_ns.len(), reply.mean_logprob), (2, Some(-1.0)));
             assert!(reply.first_token_ns.unwrap() > reply.began_ns);
         }
+    }
+
+    #[test]
+    fn an_answer_that_is_streamed_as_one_event_may_be_long() {
+        let word = "x".repeat(40_000);
+        let stream = format!(
+            "data: {{\"choices\":[{{\"delta\":{{\"content\":\"{word}\"}},\"finish_reason\":\"stop\"}}]}}\n\n"
+        );
+        let reply = heard(Api::Chat, "text/event-stream", stream.as_bytes(), 1500).unwrap();
+        assert_eq!(reply.text, word);
     }
 
     #[test]
