@@ -270,6 +270,37 @@ fn the_first_failure_of_repeated_runs_is_the_status_and_a_signal_ends_them() {
 }
 
 #[test]
+fn a_signal_that_the_command_handles_ends_the_repetition_where_it_means_the_end() {
+    let bench = Bench::new();
+    for (signal, name, runs) in [
+        (Signal::TERM, "TERM", 1),
+        (Signal::HUP, "HUP", 1),
+        (Signal::USR1, "USR1", 3),
+        (Signal::USR2, "USR2", 3),
+    ] {
+        let count = bench.dir.path().join(name);
+        // Only the first run waits for its signal, and goes well all the same.
+        let script = format!(
+            "echo x >> '{0}'; [ $(wc -l < '{0}') = 1 ] || exit 0; trap 'exit 0' {name}; echo ready; \
+             while :; do sleep 0.05; done",
+            count.display()
+        );
+        let mut child = bench
+            .wattspan(&["run", "-r", "3", "--", "sh", "-c", &script])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        assert_eq!(line, "ready\n");
+        kill_process(Pid::from_child(&child), signal).unwrap();
+        assert_eq!(child.wait().unwrap().code(), Some(0), "{name}");
+        assert_eq!(std::fs::read_to_string(&count).unwrap().lines().count(), runs, "{name}");
+    }
+}
+
+#[test]
 fn a_named_daemon_that_does_not_answer_is_status_4_and_never_replaced() {
     let bench = Bench::new();
     let socket = bench.dir.path().join("nobody.sock");

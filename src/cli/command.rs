@@ -74,6 +74,8 @@ pub struct Ran {
     pub ended_ns: u64,
     /// How it ended.
     pub ended: Ended,
+    /// A signal came meanwhile that asks a program to end, even if the command made something else of it.
+    pub told_to_end: bool,
 }
 
 /// Runs `words` (program first) to its end, passing signals on meanwhile.
@@ -92,7 +94,7 @@ pub fn run(words: &[OsString]) -> Result<Ran, NotStarted> {
     }
     let ended_ns = monotonic_ns();
     signals.to(None);
-    Ok(Ran { began_ns, ended_ns, ended: reap(&mut child) })
+    Ok(Ran { began_ns, ended_ns, ended: reap(&mut child), told_to_end: signals.told_to_end() })
 }
 
 /// Returns when `pid` has ended, and leaves it unreaped, so that a signal on its way cannot hit another process of the

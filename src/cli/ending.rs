@@ -35,7 +35,8 @@ pub const OF_RUN: &str = "\
 Exit status: the command's own; 128+N where signal N ended it, 127 where it was
 not found, 126 where it could not be executed. Where the meter cannot be used
 the command is not started, and the status is 1 to 5 as `wattspan --help` tells.
-Of repeated runs it is the first that is not 0; a signal ends the repetition.
+Of repeated runs it is the first that is not 0. A signal that ends the command
+ends the repetition, and so do INT, TERM, HUP and QUIT where it handles them.
 
 Signals that are sent to wattspan reach the command. The report comes after the
 command's own output, on standard error.";

@@ -137,7 +137,7 @@ enum Outcome {
     NotStarted(command::NotStarted),
 }
 
-/// Runs after each other, until all are done or a signal ended one.
+/// Runs after each other, until all are done or a signal ended one, or asked it to end.
 fn repeatedly(client: &Client, asked: &Arguments) -> Result<Outcome, Trouble> {
     let mut runs: Vec<Run> = Vec::new();
     for turn in 0..asked.repeat {
@@ -164,7 +164,7 @@ fn repeatedly(client: &Client, asked: &Arguments) -> Result<Outcome, Trouble> {
         let signal = if let Ended::Signal(number) = ran.ended { Some(number) } else { None };
         let duration_ns = ran.ended_ns.saturating_sub(ran.began_ns);
         runs.push(Run { exit_status: ran.ended.status(), signal, duration_ns, account, unknown });
-        if signal.is_some() {
+        if signal.is_some() || ran.told_to_end {
             break;
         }
     }

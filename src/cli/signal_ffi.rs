@@ -2,17 +2,21 @@
 //!
 //! Owns the handlers of the signals that end or steer a program, from [`forward`] until the guard goes. A signal
 //! that the terminal sends (Ctrl-C) reaches the command by itself, since it stays in our process group: passing it on
-//! would deliver it twice. One that a process sends to us alone is passed on. A signal that we were started to ignore
+//! would deliver it twice. One that a process sends to us alone is passed on. Either way it is remembered that one came
+//! which means the end, whatever the command makes of it. A signal that we were started to ignore
 //! stays ignored, here and in the command. Never ends this program: it ends when the command has.
 #![allow(unsafe_code)]
 
-use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 
 use rustix::process::{Pid, Signal, kill_process};
 
 /// Signals that a person or a service manager sends to steer a program.
 const PASSED_ON: [libc::c_int; 6] =
     [libc::SIGINT, libc::SIGQUIT, libc::SIGTERM, libc::SIGHUP, libc::SIGUSR1, libc::SIGUSR2];
+
+/// Those of them that ask a program to end; the others mean what the command takes them for.
+const TO_END: [libc::c_int; 4] = [libc::SIGINT, libc::SIGQUIT, libc::SIGTERM, libc::SIGHUP];
 
 /// What `si_code` is for a signal that `kill` sent, on macOS; on Linux such codes are 0 or below.
 const SENT_BY_KILL_ON_MACOS: libc::c_int = 0x10001;
@@ -23,6 +27,9 @@ static COMMAND: AtomicI32 = AtomicI32::new(0);
 /// The last signal that came while there was no command to pass it on to, or 0.
 static HELD: AtomicI32 = AtomicI32::new(0);
 
+/// One of [`TO_END`] came.
+static TOLD_TO_END: AtomicBool = AtomicBool::new(false);
+
 /// Handlers are in place; they go with it.
 #[derive(Debug)]
 pub struct Forwarding {
@@ -32,6 +39,7 @@ pub struct Forwarding {
 /// Installs the handlers. Until a command is named with [`Forwarding::to`], the last signal is kept for it.
 pub fn forward() -> Forwarding {
     HELD.store(0, Ordering::SeqCst);
+    TOLD_TO_END.store(false, Ordering::SeqCst);
     let before = PASSED_ON.iter().filter_map(|&signal| Some((signal, install(signal)?))).collect();
     Forwarding { before }
 }
@@ -46,6 +54,11 @@ impl Forwarding {
             // A command that has ended meanwhile needs no signal.
             let _ = kill_process(command, held);
         }
+    }
+
+    /// Whether a signal came since [`forward`] that asks a program to end, from the terminal or from a process.
+    pub fn told_to_end(&self) -> bool {
+        TOLD_TO_END.load(Ordering::SeqCst)
     }
 }
 
@@ -78,6 +91,9 @@ fn install(signal: libc::c_int) -> Option<libc::sigaction> {
 }
 
 extern "C" fn pass_on(signal: libc::c_int, info: *mut libc::siginfo_t, _context: *mut libc::c_void) {
+    if TO_END.contains(&signal) {
+        TOLD_TO_END.store(true, Ordering::SeqCst);
+    }
     // SAFETY: with SA_SIGINFO the kernel passes a valid siginfo for the time of the call.
     let code = unsafe { (*info).si_code };
     if code > 0 && code != SENT_BY_KILL_ON_MACOS {
