@@ -121,10 +121,12 @@ fn perform(arguments: Arguments) -> Result<u8, Trouble> {
     }
 }
 
-/// A remark on standard error.
+/// A remark on standard error. Its lines are kept, and no other control character: a server, a run's file or a daemon may
+/// have had a word in it.
 fn say(remark: &str) {
+    let lines: Vec<String> = remark.lines().map(terminal::printable).collect();
     // Where nobody can be told, nobody can be told that either.
-    let _ = writeln!(stderr().lock(), "wattspan: {remark}");
+    let _ = writeln!(stderr().lock(), "wattspan: {}", lines.join("\n"));
 }
 
 #[cfg(test)]

@@ -58,8 +58,9 @@ fn not_comparable(columns: &[Column]) -> String {
     for column in columns {
         for it in &column.differs {
             out += &format!(
-                "\n  {}: {first} has {}, {} has {}",
+                "\n  {}: {} has {}, {} has {}",
                 it.what,
+                printable(first),
                 printable(&it.first),
                 printable(&column.label),
                 printable(&it.other)

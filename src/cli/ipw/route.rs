@@ -61,7 +61,8 @@ pub fn route(meter: &Meter, asked: &Arguments) -> Result<u8, Trouble> {
         let same = |it: &crate::ipw::compare::Difference| it.what != "questions" && it.what != "times asked";
         if differences(&reference.1, table, &terms).iter().any(|it| !same(it)) && !asked.anyway {
             let wrong = format!(
-                "{name} was not asked what the reference was asked (--anyway takes the questions they share by name)"
+                "{} was not asked what the reference was asked (--anyway takes the questions they share by name)",
+                printable(name)
             );
             return Err(Trouble::new(FAILURE, wrong));
         }
