@@ -260,7 +260,7 @@ fn an_interrupted_run_goes_on_where_it_stopped() {
     let before = desk.rows("r").len();
     assert!((3..50).contains(&before));
     let mut command = desk.command("run");
-    command.args(["--replay", "machine.toml", "--resume", "r", "--warm-up", "0"]);
+    command.args(["--replay", "machine.toml", "--resume", "r"]);
     let output = command.output().unwrap();
     assert!(output.status.success(), "{}", said(&output));
     let rows = desk.rows("r");
@@ -412,4 +412,50 @@ fn without_a_meter_a_run_is_made_only_where_the_user_agrees() {
     assert!(output.status.success(), "{}", said(&output));
     assert!(desk.rows("u").iter().all(|row| row["energy"].is_null() && row["score"] == 1.0));
     assert!(said(&output).contains("0 of 3 queries covered"), "{}", said(&output));
+}
+
+#[test]
+fn what_a_server_or_a_run_file_says_cannot_move_the_cursor() {
+    let desk = Desk::new();
+    let evil = desk.llm.url().replace("/v1", "/evil/v1");
+    for (run, count) in [("one", "1"), ("two", "2")] {
+        let mut command = desk.command("run");
+        command.args(["--replay", "machine.toml", "--warm-up", "0", "--url", &evil, "-o", run, "-n", count]);
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{}", said(&output));
+        assert!(said(&output).contains("asks evil\u{fffd}[2J at"), "{}", said(&output));
+        assert!(!said(&output).contains('\u{1b}'), "{:?}", said(&output));
+        let manifest: Value =
+            serde_json::from_slice(&std::fs::read(desk.path(run).join("run.json")).unwrap()).unwrap();
+        assert_eq!(manifest["model"], llm::EVIL, "what is kept is the server's own word");
+    }
+    for words in [
+        &["compare", "one", "two"][..],
+        &["compare", "one", "two", "--anyway"],
+        &["route", "one", "--reference", "two"],
+    ] {
+        let output = desk.command(words[0]).args(&words[1..]).output().unwrap();
+        assert!(said(&output).contains("evil"), "{words:?}: {}", said(&output));
+        assert!(!said(&output).contains('\u{1b}'), "{words:?}: {:?}", said(&output));
+    }
+}
+
+#[test]
+fn a_time_that_nobody_can_wait_for_is_refused() {
+    let desk = Desk::new();
+    for seconds in ["0", "86401", "18446744073709551615"] {
+        let (output, _) = desk.run("good", &["--timeout", seconds]);
+        assert_eq!(output.status.code(), Some(2), "{seconds}: {}", said(&output));
+    }
+    assert!(!desk.path("good").exists());
+}
+
+#[test]
+fn a_run_goes_on_with_the_retries_and_the_warm_up_of_its_beginning() {
+    let desk = Desk::new();
+    desk.run("empty", &["-n", "2", "--retries", "0", "--warm-up", "1"]);
+    assert_eq!(desk.llm.requests(), 3);
+    let again = desk.command("run").args(["--replay", "machine.toml", "--resume", "empty"]).output().unwrap();
+    assert_eq!(again.status.code(), Some(1), "{}", said(&again));
+    assert_eq!(desk.llm.requests(), 6, "{}", said(&again));
 }

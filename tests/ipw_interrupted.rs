@@ -39,10 +39,12 @@ impl Desk {
     fn command(&self, words: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_wattspan"));
         command
-            .args(["ipw", "run", "--warm-up", "0", "--socket"])
+            .args(["ipw", "run", "--socket"])
             .arg(self.daemon.socket())
             .args(["--url", &self.llm.url()])
             .args(words)
+            // One that goes on has its own.
+            .args(if words.contains(&"--resume") { &[][..] } else { &["--warm-up", "0"] })
             .current_dir(self.dir.path())
             .env_remove("OPENAI_API_KEY")
             .stdin(Stdio::null());
@@ -199,13 +201,22 @@ fn a_run_goes_on_only_as_it_was_begun_and_where_it_was_begun() {
         .current_dir(desk.dir.path());
     let elsewhere = command.output().unwrap();
     assert!(!elsewhere.status.success() && said(&elsewhere).contains("core-7"), "{}", said(&elsewhere));
-    for changed in [["--max-tokens", "10"], ["--model", "other"], ["-c", "8"], ["--rate", "3"], ["-r", "2"]] {
+    for changed in [
+        ["--max-tokens", "10"],
+        ["--model", "other"],
+        ["-c", "8"],
+        ["--rate", "3"],
+        ["-r", "2"],
+        ["--retries", "0"],
+        ["--warm-up", "0"],
+        ["--timeout", "9"],
+    ] {
         let output = desk.command(&["--resume", "run"]).args(changed).output().unwrap();
         assert_eq!(output.status.code(), Some(2), "{changed:?}: {}", said(&output));
     }
     let asked = desk.llm.requests();
     let mut same = Command::new(env!("CARGO_BIN_EXE_wattspan"));
-    same.args(["ipw", "run", "--warm-up", "0", "--resume", "run", "--socket"]).arg(desk.daemon.socket());
+    same.args(["ipw", "run", "--resume", "run", "--socket"]).arg(desk.daemon.socket());
     let same = same.current_dir(desk.dir.path()).output().unwrap();
     assert!(same.status.success(), "{}", said(&same));
     assert_eq!(desk.llm.requests(), asked, "everything was answered already");

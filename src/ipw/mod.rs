@@ -26,5 +26,6 @@ pub mod row;
 pub mod run;
 pub mod run_dir;
 pub mod scope;
+pub mod settings;
 pub mod spread;
 pub mod table;

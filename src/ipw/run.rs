@@ -4,7 +4,6 @@
 //! query that fails is a row; only a directory that cannot be written ends a run early; a query whose account has not
 //! settled yet keeps no other from beginning. Runs on one thread.
 
-use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,7 +12,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 use tokio::task::{JoinSet, LocalSet};
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep, sleep_until};
 
-use super::ask::{Api, Asking};
+use super::ask::Asking;
 use super::metering::Metering;
 use super::query::Query;
 use super::question::{Format, Question};
@@ -30,6 +29,9 @@ pub enum Pace {
     /// So many begin each second, whether or not others have ended.
     PerSecond(f64),
 }
+
+/// The most queries that may begin each second.
+pub const MOST_A_SECOND: f64 = 1e5;
 
 /// The most queries that are open at once, whatever the rate.
 const MOST_AT_ONCE: usize = 4096;
@@ -254,74 +256,5 @@ async fn warm_up(setup: &Setup) {
     if setup.warm_up > 0 && setup.metering.is_some() {
         // So that the meter can tell the machine's rest from the run.
         sleep(Duration::from_millis(500)).await;
-    }
-}
-
-/// The settings of a run by name, for its manifest.
-pub fn settings(asking: &Asking, pace: Pace, warm_up: u32, retries: u32) -> BTreeMap<String, String> {
-    let pace = match pace {
-        Pace::AtOnce(width) => (AT_ONCE, width.to_string()),
-        Pace::PerSecond(rate) => (PER_SECOND, rate.to_string()),
-    };
-    let yes_or_no = |flag| if flag { "yes" } else { "no" }.to_owned();
-    let mut settings = BTreeMap::from([
-        (INTERFACE, asking.api.name().to_owned()),
-        (TEMPERATURE, asking.temperature.to_string()),
-        (MOST_TOKENS, asking.max_tokens.to_string()),
-        (STREAMED, yes_or_no(asking.stream)),
-        (LOG_PROBABILITIES, yes_or_no(asking.logprobs)),
-        ("warm-up", warm_up.to_string()),
-        ("retries", retries.to_string()),
-        pace,
-    ]);
-    settings.extend(asking.seed.map(|seed| (SEED, seed.to_string())));
-    settings.extend(asking.system.clone().map(|system| (SYSTEM, system)));
-    settings.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
-}
-
-const AT_ONCE: &str = "at once";
-const PER_SECOND: &str = "per second";
-const INTERFACE: &str = "interface";
-const TEMPERATURE: &str = "temperature";
-const MOST_TOKENS: &str = "most tokens";
-const STREAMED: &str = "streamed";
-const LOG_PROBABILITIES: &str = "log-probabilities";
-const SEED: &str = "seed";
-const SYSTEM: &str = "system prompt";
-
-/// Asks as a run was begun with these settings, and at its pace; `None`: they are not understood.
-pub fn as_begun(settings: &BTreeMap<String, String>, asking: &mut Asking) -> Option<Pace> {
-    let said = |name: &str| settings.get(name).map(String::as_str);
-    asking.api = Api::named(said(INTERFACE)?)?;
-    asking.temperature = said(TEMPERATURE)?.parse().ok()?;
-    asking.max_tokens = said(MOST_TOKENS)?.parse().ok()?;
-    asking.stream = said(STREAMED)? == "yes";
-    asking.logprobs = said(LOG_PROBABILITIES) == Some("yes");
-    asking.seed = said(SEED).map(str::parse).transpose().ok()?;
-    asking.system = said(SYSTEM).map(str::to_owned);
-    match (said(AT_ONCE), said(PER_SECOND)) {
-        (Some(width), None) => width.parse().map(Pace::AtOnce).ok(),
-        (None, Some(rate)) => rate.parse().map(Pace::PerSecond).ok(),
-        _ => None,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::super::ask::tests::asking;
-    use super::*;
-
-    #[test]
-    fn a_run_goes_on_with_the_settings_that_it_was_begun_with() {
-        let mut begun = asking(Api::Ollama);
-        (begun.seed, begun.system, begun.temperature) = (None, Some("Be short.".into()), 0.7);
-        (begun.stream, begun.logprobs, begun.max_tokens) = (false, true, 7);
-        for pace in [Pace::AtOnce(17), Pace::PerSecond(0.25)] {
-            let settings = settings(&begun, pace, 3, 2);
-            let mut resumed = asking(Api::Chat);
-            assert_eq!(as_begun(&settings, &mut resumed), Some(pace));
-            assert_eq!(format!("{resumed:?}"), format!("{begun:?}"));
-        }
-        assert_eq!(as_begun(&BTreeMap::new(), &mut begun), None);
     }
 }

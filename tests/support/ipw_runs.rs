@@ -14,8 +14,9 @@ use wattspan::ipw::ask::{Api, Asking};
 use wattspan::ipw::metering::Metering;
 use wattspan::ipw::question::{self, Question};
 use wattspan::ipw::row::Row;
-use wattspan::ipw::run::{Ended, Pace, Setup, run, settings};
+use wattspan::ipw::run::{Ended, Pace, Setup, run};
 use wattspan::ipw::run_dir::{Manifest, RunDir, VERSION, each_row};
+use wattspan::ipw::settings::{Conduct, settings};
 use wattspan::ledger::account::Account;
 
 use super::in_process::{Held, InProcess};
@@ -60,7 +61,7 @@ pub fn asked(
         fingerprint: question::fingerprint(&questions),
         count: questions.len(),
         repeats: wish.repeats,
-        settings: settings(&asking, wish.pace, 0, 0),
+        settings: settings(&asking, Conduct { pace: wish.pace, warm_up: 0, retries: 0 }),
         ..Manifest::default()
     };
     let mut directory = RunDir::begin(path, &manifest, &questions).unwrap();

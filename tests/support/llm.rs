@@ -15,6 +15,9 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use wattspan::ipw::question::{Question, starter};
 
+/// The model that is listed where the base path is `/evil/v1`: it would clear the screen.
+pub const EVIL: &str = "evil\u{1b}[2J";
+
 /// A running stub.
 pub struct Llm {
     /// Where it listens.
@@ -92,7 +95,9 @@ fn serve(stream: TcpStream, seen: &Seen) -> std::io::Result<()> {
         let mut body = vec![0; length];
         reader.read_exact(&mut body)?;
         if path.ends_with("/models") {
-            whole(&mut out, "200 OK", "application/json", r#"{"object":"list","data":[{"id":"good"}]}"#)?;
+            let model = if path.starts_with("/evil/") { EVIL } else { "good" };
+            let list = json!({"object": "list", "data": [{"id": model}]});
+            whole(&mut out, "200 OK", "application/json", &list.to_string())?;
             continue;
         }
         let asked: Value = serde_json::from_slice(&body).unwrap();

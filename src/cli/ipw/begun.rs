@@ -16,9 +16,10 @@ use crate::http::Body;
 use crate::http::dial::Pool;
 use crate::ipw::ask::Asking;
 use crate::ipw::question::{self, Question};
-use crate::ipw::run::{Pace, as_begun, settings};
+use crate::ipw::run::Pace;
 use crate::ipw::run_dir::{Manifest, RunDir, VERSION};
 use crate::ipw::scope;
+use crate::ipw::settings::{Conduct, as_begun, settings};
 use crate::protocol::Info;
 
 /// A run about to ask.
@@ -27,8 +28,8 @@ pub struct Begun {
     pub asking: Asking,
     /// Connections to it.
     pub pool: Pool<Body>,
-    /// How queries follow each other.
-    pub pace: Pace,
+    /// How it goes about its questions.
+    pub conduct: Conduct,
     /// The meter, if there is one, and what it said of itself.
     pub metered: Option<(Arc<Reach>, Info)>,
     /// Where rows go.
@@ -44,13 +45,14 @@ pub async fn begun(meter: &Meter, asked: &Arguments) -> Result<Begun, Trouble> {
     let (asking, pool) = asked.server.reach().await?;
     let metered = metered(meter, asked)?;
     let pace = asked.rate.map_or(Pace::AtOnce(asked.concurrency as usize), Pace::PerSecond);
+    let conduct = Conduct { pace, warm_up: asked.warm_up, retries: asked.retries };
     let questions = questions(asked)?;
     let manifest = Manifest {
         version: VERSION,
         label: asked.label.clone().unwrap_or_else(|| asking.model.clone()),
         model: asking.model.clone(),
         server: asking.target.to_string(),
-        settings: settings(&asking, pace, asked.warm_up, asked.retries),
+        settings: settings(&asking, conduct),
         questions: asked.questions.as_ref().map_or("built in".into(), |file| file.display().to_string()),
         fingerprint: question::fingerprint(&questions),
         count: questions.len(),
@@ -65,7 +67,7 @@ pub async fn begun(meter: &Meter, asked: &Arguments) -> Result<Begun, Trouble> {
     };
     let path = asked.out.clone().unwrap_or_else(|| usual_place(&manifest));
     let directory = RunDir::begin(&path, &manifest, &questions).map_err(anyhow::Error::from)?;
-    Ok(Begun { asking, pool, pace, metered, directory, manifest, questions })
+    Ok(Begun { asking, pool, conduct, metered, directory, manifest, questions })
 }
 
 /// A run goes on as it was begun: the same model, asked in the same way at the same pace, and the same machine. The server
@@ -76,7 +78,7 @@ pub async fn resumed(meter: &Meter, asked: &Arguments, path: &Path) -> Result<Be
     server.model = Some(manifest.model.clone());
     server.url = server.url.or_else(|| manifest.server.parse().ok());
     let (mut asking, pool) = server.reach().await?;
-    let pace = as_begun(&manifest.settings, &mut asking).ok_or_else(|| {
+    let conduct = as_begun(&manifest.settings, &mut asking).ok_or_else(|| {
         let file = path.join("run.json");
         Trouble::new(FAILURE, format!("{}: its settings are not understood", file.display()))
     })?;
@@ -84,7 +86,7 @@ pub async fn resumed(meter: &Meter, asked: &Arguments, path: &Path) -> Result<Be
     if let Some((_, info)) = &metered {
         same_machine(&manifest, &domains(info))?;
     }
-    Ok(Begun { asking, pool, pace, metered, directory, manifest, questions })
+    Ok(Begun { asking, pool, conduct, metered, directory, manifest, questions })
 }
 
 fn metered(meter: &Meter, asked: &Arguments) -> Result<Option<(Arc<Reach>, Info)>, Trouble> {

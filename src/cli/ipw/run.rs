@@ -10,7 +10,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 
 use super::super::ending::{FAILURE, OK, Trouble};
-use super::super::terminal::Terminal;
+use super::super::terminal::{Terminal, printable};
 use super::super::{Meter, say};
 use super::begun::{Begun, begun, resumed};
 use super::live::Live;
@@ -20,7 +20,7 @@ use crate::clock::unix_ns;
 use crate::ipw::metering::Metering;
 use crate::ipw::power::Watch;
 use crate::ipw::report::{Prices, Report};
-use crate::ipw::run::{Ended, Setup, run as ask_all};
+use crate::ipw::run::{Ended, MOST_A_SECOND, Setup, run as ask_all};
 use crate::ipw::table::Table;
 
 /// The exit status of a run that a signal ended.
@@ -69,13 +69,16 @@ pub struct Arguments {
 }
 
 /// What a run that goes on has already.
-const BEGUN: [&str; 14] = [
+const BEGUN: [&str; 17] = [
     "questions",
     "limit",
     "label",
     "concurrency",
     "rate",
     "repeats",
+    "warm_up",
+    "retries",
+    "timeout",
     "model",
     "api",
     "max_tokens",
@@ -88,7 +91,11 @@ const BEGUN: [&str; 14] = [
 
 fn rate(text: &str) -> Result<f64, String> {
     let rate: f64 = text.parse().map_err(|_| "write a number".to_owned())?;
-    if rate > 0.0 && rate <= 1e5 { Ok(rate) } else { Err("write a rate above 0 and up to 100000".into()) }
+    if rate > 0.0 && rate <= MOST_A_SECOND {
+        Ok(rate)
+    } else {
+        Err("write a rate above 0 and up to 100000".into())
+    }
 }
 
 /// Asks and tells.
@@ -98,7 +105,7 @@ pub fn run(meter: &Meter, asked: &Arguments) -> Result<u8, Trouble> {
 }
 
 async fn whole(meter: &Meter, asked: &Arguments) -> Result<u8, Trouble> {
-    let Begun { asking, pool, pace, metered, mut directory, manifest, questions } = match &asked.resume {
+    let Begun { asking, pool, conduct, metered, mut directory, manifest, questions } = match &asked.resume {
         Some(path) => resumed(meter, asked, path).await?,
         None => begun(meter, asked).await?,
     };
@@ -114,16 +121,17 @@ async fn whole(meter: &Meter, asked: &Arguments) -> Result<u8, Trouble> {
         }
         None => (None, None),
     };
-    say(&format!("asks {} at {}, into {}", manifest.model, asking.target, directory.path().display()));
+    let model = printable(&manifest.model);
+    say(&format!("asks {model} at {}, into {}", asking.target, directory.path().display()));
     let setup = Setup {
         pool,
         asking,
         metering,
         domains: names,
-        pace,
-        warm_up: asked.warm_up,
+        pace: conduct.pace,
+        warm_up: conduct.warm_up,
         repeats: manifest.repeats,
-        retries: asked.retries,
+        retries: conduct.retries,
     };
     let mut live = Live::new();
     let ended =

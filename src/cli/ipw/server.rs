@@ -9,7 +9,7 @@ use http_body_util::{BodyExt, Limited};
 use super::super::ending::{FAILURE, Trouble};
 use crate::http::dial::{Pool, Settings, pool};
 use crate::http::{Body, Target};
-use crate::ipw::ask::{Api, Asking, first_model};
+use crate::ipw::ask::{Api, Asking, LONGEST_ANSWER_S, first_model};
 
 /// Where servers listen as a rule.
 const USUAL: &str = "http://127.0.0.1:8000/v1";
@@ -49,7 +49,7 @@ pub struct Server {
     #[arg(long)]
     pub logprobs: bool,
     /// How long an answer may take, in seconds
-    #[arg(long, value_name = "S", default_value_t = 300)]
+    #[arg(long, value_name = "S", default_value_t = 300, value_parser = clap::value_parser!(u64).range(1..=LONGEST_ANSWER_S))]
     pub timeout: u64,
 }
 
@@ -77,7 +77,7 @@ impl Server {
             stream: !self.no_stream,
             logprobs: self.logprobs,
             key: std::env::var(&self.key_from).ok().filter(|key| !key.is_empty()),
-            timeout: Duration::from_secs(self.timeout.max(1)),
+            timeout: Duration::from_secs(self.timeout),
         };
         if self.model.is_none() {
             asking.model = named(&asking, &pool).await.map_err(|why| {

@@ -15,6 +15,9 @@ use serde_json::{Map, Value, json};
 
 use crate::http::{Body, Target, whole};
 
+/// The most seconds that an answer may be waited for.
+pub const LONGEST_ANSWER_S: u64 = 86_400;
+
 /// The interface that a server speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, clap::ValueEnum)]
 pub enum Api {
