@@ -13,7 +13,7 @@ use crate::client::{Client, Failure, Place};
 use crate::config::{Config, Flags, Source};
 use crate::energy::Liveness;
 use crate::meter::Embedded;
-use crate::protocol::Info;
+use crate::protocol::{Access, Info, Refusal};
 
 /// How late a message may come where nobody waits for accounts.
 const PATIENT_HORIZON_MS: f64 = 250.0;
@@ -141,7 +141,7 @@ fn why_here(failure: &Failure) -> String {
 pub fn something_to_measure(info: &Info) -> Result<(), Trouble> {
     let any = info.domains.iter().any(|domain| domain.counted && domain.liveness == Liveness::Live);
     // Without any access the domains are not told, and whoever asks on is told so.
-    if any || (info.domains.is_empty() && info.access < crate::protocol::Access::Coarse) {
+    if any || (info.domains.is_empty() && info.access < Access::Coarse) {
         return Ok(());
     }
     let told = info.absent.iter().map(|absent| (&absent.source, &absent.reason));
@@ -149,4 +149,13 @@ pub fn something_to_measure(info: &Info) -> Result<(), Trouble> {
     let reasons: String =
         told.chain(stuck).map(|(what, why)| format!("\n  {what}: {}", printable(why))).collect();
     Err(Trouble::new(NO_COUNTER, format!("there is nothing to measure here:{reasons}")))
+}
+
+/// Trouble, if this user may open no spans, as the meter itself would say at the first one.
+pub fn may_open_spans(info: &Info) -> Result<(), Trouble> {
+    if info.access < Access::Coarse {
+        let needs = Access::Coarse.word().to_owned();
+        return Err(Failure::Refused(Refusal::AccessDenied { needs }).into());
+    }
+    Ok(())
 }

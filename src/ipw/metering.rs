@@ -3,8 +3,8 @@
 //! Owns a thread of its own and its connection to the meter, so that nobody who asks a question ever waits for a socket.
 //! Spans are opened oneway with the times at which things happened; a closed span's account is fetched again and again
 //! until it is settled. Invariant: an account that was not settled in time or that ended before its query, or a meter that
-//! went away, is no energy at all, and the row says why; never a guess. What an edge that the meter heard of too late may
-//! have cost is in the account's error.
+//! went away, is no energy at all, and the row says why; never a guess. A meter that counts the caller's calls is not
+//! asked so often that it takes no more spans.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -13,20 +13,23 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
-use super::row::{Energy, Part};
+use super::settling::{DECODE, Ended, PREFILL, Settled, Word, widen, word};
 use crate::client::{Client, Failure};
-use crate::ledger::account::{Account, State};
-use crate::protocol::{CloseSpan, GetSpan, MarkPhase, Method, OpenSpan};
+use crate::protocol::{Access, CloseSpan, GetSpan, MarkPhase, Method, OpenSpan};
 
 /// How long an account may take to settle after its close: the slowest counters move every two seconds.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// How often accounts are looked for.
-const LOOK: Duration = Duration::from_millis(15);
+/// How often accounts are looked for, and how many together. Meanwhile orders wait, and the meter moves an edge of which it
+/// hears behind its horizon (10 ms unless it is set otherwise).
+const LOOK: (Duration, usize) = (Duration::from_millis(15), 32);
 
-/// Accounts that are looked for together. Meanwhile orders wait, and the meter moves an edge of which it hears behind its
-/// horizon (10 ms unless it is set otherwise).
-const TOGETHER: usize = 32;
+/// The same with coarse access: an account leaves at an instant of a grid of 100 ms, and of the 200 calls a second that such
+/// a user has, most are to be left to the spans themselves.
+const COARSE_LOOK: (Duration, usize) = (Duration::from_millis(100), 8);
+
+/// How seldom accounts are looked for where calls are used up, at most.
+const SELDOM: Duration = Duration::from_secs(1);
 
 /// How long to wait before a meter that went away is looked for again.
 const RETRY: Duration = Duration::from_secs(1);
@@ -34,16 +37,8 @@ const RETRY: Duration = Duration::from_secs(1);
 /// How long the meter may take for an answer before it counts as gone away.
 const STALLED: Duration = Duration::from_secs(10);
 
-/// The phase before the first token.
-pub const PREFILL: &str = "prefill";
-/// The phase from the first token on.
-pub const DECODE: &str = "decode";
-
 /// How connections to the meter are made.
 pub type Connect = Box<dyn Fn() -> Result<Client, Failure> + Send>;
-
-/// What a closed span gave.
-pub type Settled = Result<Box<Account>, &'static str>;
 
 enum Order {
     Open(OpenSpan),
@@ -66,7 +61,7 @@ impl Metering {
     pub fn start(prefix: &str, connect: Connect) -> std::io::Result<(Self, JoinHandle<()>)> {
         let (orders, taken) = channel();
         let thread = thread::Builder::new().name("metering".into()).spawn(move || {
-            Meter { connect, client: None, away_since: None, closed: VecDeque::new() }.serve(&taken);
+            Meter::new(connect).serve(&taken);
         })?;
         Ok((Self { orders, prefix: prefix.to_owned() }, thread))
     }
@@ -120,21 +115,31 @@ impl Metering {
 /// A span that was closed and has not settled.
 struct Closed {
     span: String,
-    /// When its query began and ended.
-    edges_ns: (u64, u64),
+    query: Ended,
     give: oneshot::Sender<Settled>,
-    until: Instant,
 }
 
 struct Meter {
     connect: Connect,
     client: Option<Client>,
+    /// What the caller may do there.
+    access: Access,
     /// When the connection was lost, or looked for in vain.
     away_since: Option<Instant>,
     closed: VecDeque<Closed>,
+    /// How long to wait before accounts are looked for again.
+    pause: Duration,
+    /// What the meter said where calls were used up when accounts were last looked for.
+    too_many: Option<String>,
 }
 
 impl Meter {
+    fn new(connect: Connect) -> Self {
+        let closed = VecDeque::new();
+        let (access, pause) = (Access::None, LOOK.0);
+        Self { connect, client: None, access, away_since: None, closed, pause, too_many: None }
+    }
+
     fn serve(&mut self, orders: &Receiver<Order>) {
         let mut next_look = Instant::now();
         loop {
@@ -158,7 +163,7 @@ impl Meter {
             }
             if Instant::now() >= next_look {
                 let more = self.look();
-                next_look = Instant::now() + if more { Duration::ZERO } else { LOOK };
+                next_look = Instant::now() + if more { Duration::ZERO } else { self.pause };
             }
         }
     }
@@ -171,10 +176,10 @@ impl Meter {
                 let span = closing.span.clone();
                 let ended_ns = closing.at_ns.and_then(|at_ns| u64::try_from(at_ns).ok()).unwrap_or(began_ns);
                 if self.send(closing) {
-                    let (edges_ns, until) = ((began_ns, ended_ns), Instant::now() + PATIENCE);
-                    self.closed.push_back(Closed { span, edges_ns, give, until });
+                    let query = Ended { edges_ns: (began_ns, ended_ns), until: Instant::now() + PATIENCE };
+                    self.closed.push_back(Closed { span, query, give });
                 } else {
-                    let _ = give.send(Err("the meter was away"));
+                    let _ = give.send(Err("the meter was away".into()));
                 }
             }
         }
@@ -183,23 +188,44 @@ impl Meter {
     /// Tells the meter something, which is connected to where it is not; `false`: it is away.
     fn send<M: Method>(&mut self, what: M) -> bool {
         if self.client.is_none() && self.away_since.is_none_or(|since| since.elapsed() >= RETRY) {
-            let client = (self.connect)().ok();
-            self.client = client.filter(|client| client.set_timeout(Some(STALLED)).is_ok());
-            self.away_since = self.client.is_none().then(Instant::now);
+            self.meet();
         }
-        let sent = self.client.as_ref().map(|client| client.oneway(what).is_ok());
-        if sent == Some(false) {
-            self.lose();
+        match self.client.as_ref().map(|client| client.oneway(what)) {
+            Some(Ok(())) => true,
+            Some(Err(failure)) => {
+                self.lose(&failure);
+                false
+            }
+            None => false,
         }
-        sent == Some(true)
     }
 
-    /// The connection is lost, and every span of it with it: the meter ends them as abandoned.
-    fn lose(&mut self) {
+    fn meet(&mut self) {
+        let met = (self.connect)().and_then(|client| {
+            client.set_timeout(Some(STALLED))?;
+            let access = client.info()?.access;
+            Ok((client, access))
+        });
+        self.away_since = met.is_err().then(Instant::now);
+        if let Ok((client, access)) = met {
+            (self.client, self.access, self.too_many) = (Some(client), access, None);
+            self.pause = self.usual_look().0;
+        }
+    }
+
+    /// How often accounts are looked for as a rule, and how many together.
+    fn usual_look(&self) -> (Duration, usize) {
+        if self.access <= Access::Coarse { COARSE_LOOK } else { LOOK }
+    }
+
+    /// The connection is lost, and every span of it with it: the meter ends them as abandoned. It hangs up, too, on who goes
+    /// on calling where calls are used up.
+    fn lose(&mut self, failure: &Failure) {
         self.away_since = Some(Instant::now());
         self.client = None;
+        let why = self.too_many.take().unwrap_or_else(|| failure.to_string());
         for closed in self.closed.drain(..) {
-            let _ = closed.give.send(Err("the meter went away"));
+            let _ = closed.give.send(Err(format!("the meter went away: {why}").into()));
         }
     }
 
@@ -207,104 +233,47 @@ impl Meter {
     fn look(&mut self) -> bool {
         // A try that failed may have nobody who waits for its account.
         self.closed.retain(|closed| !closed.give.is_closed());
-        let some: Vec<Closed> = self.closed.drain(..self.closed.len().min(TOGETHER)).collect();
+        let (usual_pause, together) = self.usual_look();
+        let some: Vec<Closed> = self.closed.drain(..self.closed.len().min(together)).collect();
         let Some(client) = self.client.as_ref().filter(|_| !some.is_empty()) else { return false };
         let mut asked = client.pipeline::<GetSpan>();
         let told = some
             .iter()
             .try_for_each(|closed| asked.push(GetSpan { span: closed.span.clone() }))
             .and_then(|()| asked.finish());
-        let Ok(answers) = told else {
-            self.closed.extend(some);
-            self.lose();
-            return false;
+        let answers = match told {
+            Ok(answers) => answers,
+            Err(failure) => {
+                self.closed.extend(some);
+                self.lose(&failure);
+                return false;
+            }
         };
         let before = self.closed.len();
+        let mut refused = None;
         for (closed, answer) in some.into_iter().zip(answers) {
-            let settled = match answer.map(|answer| answer.account) {
-                Ok(account) if account.state == State::Settled && is_another(&account, closed.edges_ns) => {
-                    Err("the meter heard of the query too late: it was stalled, or this machine is too busy")
-                }
-                Ok(mut account) if account.state == State::Settled => {
-                    widen(client, &mut account, closed.edges_ns);
-                    Ok(Box::new(account))
-                }
-                Ok(account) if matches!(account.state, State::Abandoned | State::Interrupted) => {
-                    Err("the meter ended the span before its time")
-                }
-                Ok(_) if closed.until < Instant::now() => Err("the account did not settle in time"),
-                Ok(_) => {
+            let mut settled = match word(answer.map(|answer| answer.account), closed.query, self.access) {
+                Word::Last(settled) => settled,
+                Word::NotYet => {
                     self.closed.push_back(closed);
                     continue;
                 }
-                Err(_) => {
-                    Err("the meter does not know the span: it was away when the query began, or refused it")
+                Word::TooManyCalls(said) => {
+                    refused = Some(said);
+                    self.closed.push_back(closed);
+                    continue;
                 }
             };
+            if let Ok(account) = &mut settled {
+                widen(client, self.access, account, closed.query.edges_ns);
+            }
             let _ = closed.give.send(settled);
         }
+        // A call that is refused costs a part of one, so that who asks on at the same pace is refused for ever.
+        self.pause = if refused.is_some() { (self.pause * 2).min(SELDOM) } else { usual_pause };
+        self.too_many = refused;
         before > 0 && before == self.closed.len()
     }
-}
-
-/// Whether so much of a query lies outside its account that the figure would be about something else.
-fn is_another(account: &Account, (began_ns, ended_ns): (u64, u64)) -> bool {
-    account.moved_ns > ended_ns.saturating_sub(began_ns) / 2
-}
-
-/// Where the meter moved an edge, the query may have used up to everything that the machine used between the two: this
-/// goes into the error. Where nobody can tell how much that was, nothing is guaranteed any more.
-fn widen(client: &Client, account: &mut Account, (began_ns, ended_ns): (u64, u64)) {
-    let closed_ns = account.closed_ns.unwrap_or(ended_ns);
-    for (asked_ns, got_ns) in [(began_ns, account.opened_ns), (ended_ns, closed_ns)] {
-        if asked_ns == got_ns {
-            continue;
-        }
-        let window = client.window(whole(asked_ns.min(got_ns)), whole(asked_ns.max(got_ns))).ok();
-        let sum = |error: Option<u64>, used: Option<u64>, doubt: Option<u64>| Some(error? + used? + doubt?);
-        let (used_uj, doubt_uj) = window.as_ref().map_or((None, None), |all| (all.window_uj, all.error_uj));
-        account.error_uj = sum(account.error_uj, used_uj, doubt_uj);
-        for share in &mut account.domains {
-            let all = window.iter().flat_map(|all| &all.domains).find(|all| all.domain == share.domain);
-            let (used_uj, doubt_uj) = all.map_or((None, None), |all| (all.window_uj, all.error_uj));
-            share.error_uj = sum(share.error_uj, used_uj, doubt_uj);
-        }
-    }
-}
-
-/// What a row keeps of an account; `domains` names the run's, in their order.
-///
-/// # Errors
-/// It is no account of the run's machine: the meter measures other domains by now.
-pub fn energy(account: &Account, domains: &[String]) -> Result<Energy, &'static str> {
-    if !domains.iter().all(|name| account.domains.iter().any(|share| share.domain == *name)) {
-        return Err("the meter lacks domains that it had when the run began");
-    }
-    let part = |name: &String| {
-        let share = account.domains.iter().find(|share| share.domain == *name);
-        share.map_or_else(Part::default, |share| Part {
-            share_uj: share.share_uj,
-            error_uj: share.error_uj,
-            idle_uj: share.idle_uj,
-        })
-    };
-    let phase = |name: &str| account.phases.iter().find(|phase| phase.name == name);
-    // Where the mark came later than the opening, the time between has no name, and was prefill.
-    let before = [phase(""), phase(PREFILL)].into_iter().flatten().map(|phase| phase.share_uj);
-    Ok(Energy {
-        span: account.span.clone(),
-        share_uj: account.share_uj,
-        error_uj: account.error_uj,
-        idle_uj: account.idle_uj,
-        window_uj: account.window_uj,
-        grade: account.grade,
-        span_ns: account.closed_ns.map_or(0, |closed| closed.saturating_sub(account.opened_ns)),
-        moved_ns: account.moved_ns,
-        at_once: account.peak_concurrency,
-        prefill_uj: phase(PREFILL).and_then(|_| before.sum()),
-        decode_uj: phase(DECODE).and_then(|phase| phase.share_uj),
-        domains: domains.iter().map(part).collect(),
-    })
 }
 
 fn whole(at_ns: u64) -> i64 {

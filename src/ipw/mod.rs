@@ -27,5 +27,6 @@ pub mod run;
 pub mod run_dir;
 pub mod scope;
 pub mod settings;
+mod settling;
 pub mod spread;
 pub mod table;

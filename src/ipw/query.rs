@@ -14,9 +14,10 @@ use super::ask::Asking;
 use super::ask::hear::Hearing;
 use super::ask::reply::{Failure, Reply, one_line};
 use super::extract;
-use super::metering::{Metering, Settled, energy};
+use super::metering::Metering;
 use super::question::Question;
 use super::row::{Row, Text};
+use super::settling::{Settled, energy};
 use crate::clock::monotonic_ns;
 use crate::http::Body;
 use crate::http::dial::Pool;
@@ -50,10 +51,10 @@ impl Answered {
     /// Waits for the account.
     pub async fn settle(mut self, domains: &[String]) -> (Row, Text) {
         if let Some(account) = self.account {
-            let account = account.await.unwrap_or(Err("nobody asked the meter any more"));
+            let account = account.await.unwrap_or(Err("nobody asked the meter any more".into()));
             match account.and_then(|account| energy(&account, domains)) {
                 Ok(energy) => self.row.energy = Some(energy),
-                Err(why) => self.row.unmetered = Some(why.to_owned()),
+                Err(why) => self.row.unmetered = Some(why.into_owned()),
             }
         }
         (self.row, self.text)

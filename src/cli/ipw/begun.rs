@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::super::ending::{FAILURE, Trouble};
-use super::super::reach::{Reach, something_to_measure};
+use super::super::reach::{Reach, may_open_spans, something_to_measure};
 use super::super::{Meter, say};
 use super::run::Arguments;
 use crate::clock::unix_ns;
@@ -92,6 +92,7 @@ pub async fn resumed(meter: &Meter, asked: &Arguments, path: &Path) -> Result<Be
 fn metered(meter: &Meter, asked: &Arguments) -> Result<Option<(Arc<Reach>, Info)>, Trouble> {
     let found = Reach::patient(meter).and_then(|(reach, client)| {
         let info = client.info()?;
+        may_open_spans(&info)?;
         something_to_measure(&info)?;
         reach.tell();
         Ok((Arc::new(reach), info))
