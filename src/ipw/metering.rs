@@ -279,3 +279,66 @@ impl Meter {
 fn whole(at_ns: u64) -> i64 {
     i64::try_from(at_ns).unwrap_or(i64::MAX)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::{BufRead, BufReader, Write};
+    use std::os::unix::net::UnixStream;
+    use std::sync::Mutex;
+
+    use super::*;
+
+    const QUOTA: &str =
+        r#"{"error":"org.wattspan.Meter.QuotaExceeded","parameters":{"quota":"calls a second","limit":200}}"#;
+    const INFO: &str = r#"{"parameters":{"version":"0","boot_id":"b","now_ns":0,"horizon_ns":0,"history_ns":0,"domains":[],"absent":[],"access":"coarse"}}"#;
+    const SETTLED: &str = r#"{"parameters":{"account":{"span":"t-1","name":"","attributes":{},"state":"settled","uid":1,"opened_ns":100000000,"closed_ns":900000000,"moved_ns":2,"opened_unix_ns":0,"weight":1.0,"share_uj":7,"error_uj":1,"peak_concurrency":1,"domains":[],"phases":[]}}}"#;
+
+    /// What a query is told by a meter of coarse access that gives these answers to questions after its account, and then
+    /// hangs up.
+    fn told(answers: &'static [&str]) -> Settled {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let meter = thread::spawn(move || {
+            let mut answers = answers.iter();
+            let mut out = theirs.try_clone().unwrap();
+            for message in BufReader::new(theirs).split(0) {
+                let message = String::from_utf8(message.unwrap()).unwrap();
+                let answer = match () {
+                    () if message.contains("oneway") => continue,
+                    () if message.contains("GetInfo") => INFO,
+                    () if message.contains("GetSpan") => match answers.next() {
+                        Some(answer) => answer,
+                        None => return,
+                    },
+                    () => panic!("nobody of coarse access may ask that: {message}"),
+                };
+                out.write_all(format!("{answer}\0").as_bytes()).unwrap();
+            }
+        });
+        let connection = Mutex::new(Some(Client::over(ours).unwrap()));
+        let connect = move || connection.lock().unwrap().take().ok_or(Failure::Gone);
+        let (metering, thread) = Metering::start("t", Box::new(connect)).unwrap();
+        let span = metering.open(1, "ipw", BTreeMap::new(), 99_999_999);
+        let account = metering.close(&span, BTreeMap::new(), (99_999_999, 899_999_999));
+        drop(metering);
+        thread.join().unwrap();
+        meter.join().unwrap();
+        account.blocking_recv().unwrap()
+    }
+
+    #[test]
+    fn an_account_that_calls_are_used_up_for_is_asked_for_again() {
+        let account = told(&[QUOTA, QUOTA, SETTLED]).unwrap();
+        assert_eq!(
+            (account.share_uj, account.error_uj),
+            (Some(7), None),
+            "nobody may know what the grid costs"
+        );
+    }
+
+    #[test]
+    fn a_meter_that_goes_away_over_used_up_calls_is_quoted() {
+        let why = |answers| told(answers).unwrap_err().into_owned();
+        assert_eq!(why(&[QUOTA]), "the meter went away: the limit of 200 calls a second is reached");
+        assert!(why(&[]).starts_with("the meter went away: the daemon closed the connection"));
+    }
+}

@@ -10,7 +10,7 @@ use tokio::sync::oneshot;
 
 use super::tally::Tally;
 use crate::ledger::account::Account;
-use crate::protocol::{Answer, Call, Done, Method, SpanAccount};
+use crate::protocol::{Answer, Call, Done, Method, Refusal, SpanAccount};
 
 /// How a span ended.
 #[derive(Debug)]
@@ -79,7 +79,8 @@ impl Ask {
     /// Reads the daemon's answer, and hands it on.
     ///
     /// # Errors
-    /// It is no answer: the connection is of no use any more.
+    /// Why the connection is of no use any more: it is no answer, or the caller's calls are used up, and the span would
+    /// stay open, with its part of everybody's energy, for as long as the connection lives.
     pub fn answered(mut self, message: &[u8]) -> Result<(), String> {
         let ending = self.read(message)?;
         self.end(ending);
@@ -87,19 +88,23 @@ impl Ask {
     }
 
     fn read(&self, message: &[u8]) -> Result<Ending, String> {
-        let answer = Answer::read(message).map_err(|error| error.to_string())?;
-        let refused = |refusal: crate::protocol::Refusal| Ending::Refused(refusal.to_string());
+        let nonsense = |error| format!("the meter's answer makes no sense: {error}");
+        let answer = Answer::read(message).map_err(nonsense)?;
+        let refused = |refusal: Refusal| match refusal {
+            Refusal::QuotaExceeded { .. } => Err(format!("the meter takes no more calls: {refusal}")),
+            refusal => Ok(Ending::Refused(refusal.to_string())),
+        };
         // A refusal in words of a later version ends the span all the same.
         let strange = |error: crate::protocol::Unintelligible| Ending::Refused(error.to_string());
         Ok(match self.kind {
             Kind::Close => match answer.into_reply::<SpanAccount>() {
                 Ok(Ok(reply)) => Ending::Settled(Box::new(reply.account)),
-                Ok(Err(refusal)) => refused(refusal),
+                Ok(Err(refusal)) => refused(refusal)?,
                 Err(error) => strange(error),
             },
             Kind::Cancel => match answer.into_reply::<Done>() {
                 Ok(Ok(_)) => Ending::Cancelled,
-                Ok(Err(refusal)) => refused(refusal),
+                Ok(Err(refusal)) => refused(refusal)?,
                 Err(error) => strange(error),
             },
         })
@@ -121,5 +126,24 @@ impl Ask {
 impl Drop for Ask {
     fn drop(&mut self) {
         self.end(Ending::Lost);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_close_that_calls_are_used_up_for_costs_the_connection_since_its_span_would_stay_open() {
+        let tally = Arc::<Tally>::default();
+        let (ask, mut answer) = Ask::new(Kind::Close, Arc::clone(&tally));
+        let quota = br#"{"error":"org.wattspan.Meter.QuotaExceeded","parameters":{"quota":"calls a second","limit":200}}"#;
+        let reason = ask.answered(quota).unwrap_err();
+        assert_eq!(reason, "the meter takes no more calls: the limit of 200 calls a second is reached");
+        assert!(matches!(answer.try_recv(), Ok(Ending::Lost)));
+        let (ask, mut answer) = Ask::new(Kind::Close, Arc::clone(&tally));
+        ask.answered(br#"{"error":"org.wattspan.Meter.NoSuchSpan","parameters":{"span":"s"}}"#).unwrap();
+        assert!(matches!(answer.try_recv(), Ok(Ending::Refused(_))));
+        assert_eq!((tally.abandoned.get(), tally.refused.get()), (1, 1));
     }
 }
