@@ -62,7 +62,7 @@ pub fn read(said: &str) -> Option<f64> {
     } else if word.starts_with("correct") || word.starts_with("right") {
         Some(1.0)
     } else {
-        let (value, _) = super::extract::number(word)?;
+        let (value, _) = super::number::number(word)?;
         (0.0..=1.0).contains(&value).then_some(value)
     }
 }

@@ -159,7 +159,7 @@ pub fn guess(answer: &str, choices: &[String]) -> Format {
     let letter = answer.len() == 1 && answer.bytes().all(|byte| byte.is_ascii_uppercase());
     if letter || !choices.is_empty() {
         Format::Letter
-    } else if super::extract::number(answer).is_some_and(|(_, rest)| rest.is_empty()) {
+    } else if super::number::number(answer).is_some_and(|(_, rest)| rest.is_empty()) {
         Format::Numeric
     } else {
         Format::Judge
