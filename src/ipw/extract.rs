@@ -6,7 +6,7 @@
 //! "no answer", which scores as wrong and is counted apart.
 
 use super::number::{number, same};
-use super::question::{Format, Question};
+use super::question::{Format, Question, lettered};
 
 /// What a model settled on, as text; `None`: nothing of the kind was found.
 pub fn answer(question: &Question, reply: &str) -> Option<String> {
@@ -25,11 +25,8 @@ pub fn score(question: &Question, reply: &str) -> Option<bool> {
     let reply = after_thinking(reply);
     match question.format {
         Format::Letter => {
-            let right = right.trim_matches(['(', ')', '.']).chars().next();
-            Some(
-                right.is_some()
-                    && letter(reply, &question.choices) == right.map(|right| right.to_ascii_uppercase()),
-            )
+            let right = lettered(right, &question.choices);
+            Some(right.is_some() && letter(reply, &question.choices) == right)
         }
         Format::Numeric => {
             let right = number(right).map(|(value, _)| value);
