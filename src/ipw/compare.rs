@@ -24,6 +24,17 @@ pub struct Difference {
     pub other: String,
 }
 
+impl Difference {
+    /// Whether it is one of the energies, which tells nothing against scores.
+    pub fn is_of_energy(&self) -> bool {
+        [GRADE, DOMAINS, IDLE].contains(&self.what)
+    }
+}
+
+const GRADE: &str = "grade of the energy";
+const DOMAINS: &str = "domains in the scope";
+const IDLE: &str = "idle power";
+
 /// A run beside the first one.
 #[derive(Debug, Clone, Serialize)]
 pub struct Column {
@@ -116,9 +127,9 @@ pub fn differences(first: &Table, other: &Table, terms: &Terms) -> Vec<Differenc
     let all: [Told; 5] = [
         ("questions", &|table| table.manifest.fingerprint.clone()),
         ("times asked", &|table| table.manifest.repeats.to_string()),
-        ("grade of the energy", &grade),
-        ("domains in the scope", &kinds),
-        ("idle power", &idle),
+        (GRADE, &grade),
+        (DOMAINS, &kinds),
+        (IDLE, &idle),
     ];
     all.into_iter().filter_map(|(what, of)| text(of, what)).collect()
 }

@@ -13,6 +13,7 @@ use std::collections::HashMap;
 use serde::Serialize;
 
 use super::bootstrap::{Pool, Sums};
+use super::compare::{Difference, differences};
 use super::metric::{Figure, Terms};
 use super::scope::{Idle, Scope};
 use super::table::{Table, known};
@@ -91,8 +92,40 @@ pub struct Routing {
     pub best_of_local: Coverage,
     /// The oracle, and the routers that were asked for.
     pub savings: Vec<Saving>,
-    /// How many questions the oracle gives to each model, by name, the reference last.
+    /// How many queries the oracle gives to each model, by name, the reference last.
     pub oracle_sends: Vec<(String, usize)>,
+    /// Where the runs are not comparable; empty as a rule, since it needs somebody who insists.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub unlike: Vec<Unlike>,
+}
+
+/// Two runs that are not comparable.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Unlike {
+    /// The name of the one: the reference, as a rule.
+    pub first: String,
+    /// The name of the other.
+    pub other: String,
+    /// In what they differ.
+    pub differs: Vec<Difference>,
+}
+
+/// Which runs are not comparable. A reference whose energy is all assumed has neither grade nor domains; the local models then
+/// have the first of them as their measure.
+pub fn unlike(locals: &[Model], reference: &Model, terms: &Terms) -> Vec<Unlike> {
+    let [energy, ..] = reference.table.columns.scoped(terms.scope);
+    let assumed = reference.assumed_j.is_some() && energy.iter().all(|joules| joules.is_nan());
+    let between = |first: &Model, other: &Model, counts: &dyn Fn(&Difference) -> bool| {
+        let mut differs = differences(first.table, other.table, terms);
+        differs.retain(counts);
+        let (first, other) = (first.label.clone(), other.label.clone());
+        (!differs.is_empty()).then_some(Unlike { first, other, differs })
+    };
+    let asked =
+        locals.iter().filter_map(|it| between(reference, it, &|one| !(assumed && one.is_of_energy())));
+    let energies = locals.iter().skip(1).filter(|_| assumed);
+    let energies = energies.filter_map(|it| between(&locals[0], it, &Difference::is_of_energy));
+    asked.chain(energies).collect()
 }
 
 /// What a query costs: energy, operations, money; each if known.
@@ -162,6 +195,7 @@ pub fn route(locals: &[Model], reference: &Model, accuracies: &[f64], terms: &Te
         best_of_local: of_one("best of local", &best),
         savings: std::iter::once(&1.0).chain(accuracies).map(saving).collect(),
         oracle_sends: names.zip(sends).collect(),
+        unlike: unlike(locals, reference, terms),
     })
 }
 
@@ -253,6 +287,7 @@ fn doubt([above, below]: [f64; 2], [above_error, below_error]: [f64; 2]) -> Opti
 #[cfg(test)]
 mod tests {
     use super::super::compare::tests::{TERMS, repeated, run};
+    use super::super::run_dir::Manifest;
     use super::*;
 
     #[test]
@@ -365,6 +400,28 @@ mod tests {
         let cloud = Model { assumed_j: Some(100.0), ..model("cloud", &cloud) };
         let routing = route(&[model("small", &small)], &cloud, &[], &TERMS).unwrap();
         assert_eq!((routing.assumed, routing.grade), (4, Some(Grade::Measured)));
+    }
+
+    #[test]
+    fn runs_of_other_grades_are_unlike_unless_the_references_energy_is_assumed() {
+        let estimated = |manifest: &mut Manifest| manifest.domains[0].grade = Grade::Estimated;
+        let (small, middle) = (run(&[1.0; 2], 1.0, |_| ()), run(&[1.0; 2], 1.0, estimated));
+        let mut large = run(&[1.0; 2], 9.0, |manifest| manifest.domains.clear());
+        let locals = [model("small", &small), model("middle", &middle)];
+        let names = |locals: &[Model], reference: &Model| -> Vec<(String, String)> {
+            unlike(locals, reference, &TERMS).into_iter().map(|it| (it.first, it.other)).collect()
+        };
+        let pair = |first: &str, other: &str| (first.to_owned(), other.to_owned());
+        assert_eq!(names(&locals[..1], &model("small", &small)), []);
+        assert_eq!(names(&locals, &model("small", &small)), [pair("small", "middle")]);
+        let metered = Model { assumed_j: Some(9.0), ..model("large", &large) };
+        assert_eq!(names(&locals[..1], &metered), [pair("large", "small")]);
+        large.columns.host_j.fill(f64::NAN);
+        let assumed = Model { assumed_j: Some(9.0), ..model("large", &large) };
+        assert_eq!(names(&locals[..1], &assumed), []);
+        assert_eq!(names(&locals, &assumed), [pair("small", "middle")]);
+        let routing = route(&locals, &assumed, &[], &TERMS).unwrap();
+        assert_eq!(routing.unlike[0].differs[0].what, "grade of the energy");
     }
 
     #[test]
