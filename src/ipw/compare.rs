@@ -118,7 +118,7 @@ pub fn differences(first: &Table, other: &Table, terms: &Terms) -> Vec<Differenc
             terms.scope.domains(domains).into_iter().map(|at| format!("{:?}", domains[at].kind)).collect();
         kinds.sort_unstable();
         kinds.dedup();
-        kinds.join(" + ").to_lowercase()
+        if kinds.is_empty() { "none".into() } else { kinds.join(" + ").to_lowercase() }
     };
     let idle = |table: &Table| match terms.idle {
         Idle::Included => String::new(),

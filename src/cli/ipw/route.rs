@@ -131,22 +131,6 @@ fn text(found: &Routing, asked: &Arguments, terminal: Terminal) -> String {
         String::new(),
         sends(&found.reference),
     ]);
-    let mut saved = Drawn::new([
-        words("ROUTER"),
-        figures("ENERGY SAVED"),
-        figures("COMPUTE SAVED"),
-        figures("COST SAVED"),
-    ]);
-    for it in &found.savings {
-        let name = if it.accuracy >= 1.0 {
-            "oracle".to_owned()
-        } else {
-            format!("right {} of the time", digits(it.accuracy))
-        };
-        let percent =
-            |figure: &Option<crate::ipw::metric::Figure>| with_interval(figure.as_ref(), 100.0, " %");
-        saved.row(vec![name, percent(&it.energy), percent(&it.compute), percent(&it.cost)]);
-    }
     let assumed = asked.reference_joules.map_or_else(String::new, |joules| {
         format!(
             "  where the reference's energy was not measured, {} J a query were assumed\n",
@@ -170,9 +154,29 @@ fn text(found: &Routing, asked: &Arguments, terminal: Terminal) -> String {
         found.questions,
         printable(&found.reference),
         covered.draw(terminal),
-        saved.draw(terminal),
+        savings(found).draw(terminal),
         basis(found)
     )
+}
+
+fn savings(found: &Routing) -> Drawn {
+    let mut saved = Drawn::new([
+        words("ROUTER"),
+        figures("ENERGY SAVED"),
+        figures("COMPUTE SAVED"),
+        figures("COST SAVED"),
+    ]);
+    for it in &found.savings {
+        let name = if it.accuracy >= 1.0 {
+            "oracle".to_owned()
+        } else {
+            format!("right {} of the time", digits(it.accuracy))
+        };
+        let percent =
+            |figure: &Option<crate::ipw::metric::Figure>| with_interval(figure.as_ref(), 100.0, " %");
+        saved.row(vec![name, percent(&it.energy), percent(&it.compute), percent(&it.cost)]);
+    }
+    saved
 }
 
 /// What the figures are of, in a line.
