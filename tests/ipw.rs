@@ -348,6 +348,61 @@ fn runs_are_compared_and_routed_where_they_were_asked_the_same() {
 }
 
 #[test]
+fn a_routing_mixes_no_grades_unasked_and_tells_what_its_figures_stand_on() {
+    let desk = Desk::new();
+    desk.run("good-4", &["-c", "12"]);
+    desk.run("good-12", &["-c", "12"]);
+    let unmetered = ["ipw", "run", "--socket", "nowhere.sock", "--without-meter", "--url", &desk.llm.url()];
+    let output = Command::new(env!("CARGO_BIN_EXE_wattspan"))
+        .args(unmetered)
+        .args(["--model", "good", "--label", "cloud", "-o", "cloud", "-n", "12", "--warm-up", "0"])
+        .current_dir(desk.dir.path())
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", said(&output));
+    let route = |words: &[&str]| {
+        let output = desk.command("route").arg("good-4").args(words).output().unwrap();
+        (output.status.code(), said(&output))
+    };
+    let (status, told) = route(&["--reference", "good-12"]);
+    assert_eq!(status, Some(0), "{told}");
+    for part in [
+        "host (all counted domains), idle power included, energy measured; 12 of 12 queries covered",
+        "the meter guarantees the oracle's energy saving to",
+        "95 % over the choice of questions",
+    ] {
+        assert!(told.contains(part), "{part} is not in:\n{told}");
+    }
+    let (_, json) = route(&["--reference", "good-12", "--json"]);
+    let routing: Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(
+        (&routing["scope"], &routing["idle"], &routing["grade"]),
+        (&"host".into(), &"included".into(), &"measured".into())
+    );
+    assert_eq!(
+        (&routing["asked"], &routing["queries"], &routing["assumed"]),
+        (&12.into(), &12.into(), &0.into())
+    );
+    assert!(routing["savings"][0]["energy_error"].as_f64() > Some(0.0), "{json}");
+    let (status, told) = route(&["--reference", "cloud"]);
+    assert!(
+        status == Some(1) && told.contains("grade of the energy: cloud has unknown, good-4 has"),
+        "{told}"
+    );
+    let (status, told) = route(&["--reference", "cloud", "--reference-joules", "500"]);
+    assert!(status == Some(0) && told.contains("12 of them at an assumed energy of the reference"), "{told}");
+    let manifest = desk.path("good-12").join("run.json");
+    let estimated = std::fs::read_to_string(&manifest).unwrap().replace("\"measured\"", "\"estimated\"");
+    std::fs::write(&manifest, estimated).unwrap();
+    for words in [&["--reference", "good-12"][..], &["--reference", "good-12", "--reference-joules", "500"]] {
+        let (status, told) = route(words);
+        assert!(status == Some(1) && told.contains("good-12 has estimated, good-4 has measured"), "{told}");
+    }
+    let (status, told) = route(&["--reference", "good-12", "--anyway"]);
+    assert!(status == Some(0) && told.contains("good-12 has estimated, good-4 has measured"), "{told}");
+}
+
+#[test]
 fn a_judge_scores_what_no_rule_can_once_and_its_energy_is_told_apart() {
     let desk = Desk::new();
     let questions = "{\"id\":\"sky\",\"prompt\":\"What colour is the sky?\",\"answer\":\"The sky is blue\"}\n\
@@ -384,6 +439,41 @@ fn a_judge_scores_what_no_rule_can_once_and_its_energy_is_told_apart() {
     assert!(judge(&["--judge", "--no-stream"]).contains("0 of them anew"));
     assert_eq!(desk.llm.requests(), before, "the verdict was kept");
     assert!(lines(&desk.path("good/verdicts.jsonl"))[0]["energy_uj"].as_u64() > Some(0));
+}
+
+#[test]
+fn a_judge_that_is_cut_off_or_away_gives_no_score_and_is_asked_again() {
+    let desk = Desk::new();
+    let questions =
+        "{\"id\":\"sky\",\"prompt\":\"What colour is the sky?\",\"answer\":\"The sky is blue\"}\n";
+    std::fs::write(desk.path("q.jsonl"), questions).unwrap();
+    assert!(desk.run("good", &["-q", "q.jsonl"]).0.status.success());
+    let judge = |model: &str, url: &str, meter: &[&str]| {
+        let mut command = desk.command("score");
+        command.args(["good", "--judge", "--no-stream", "--url", url, "--model", model]).args(meter);
+        let output = command.output().unwrap();
+        (output.status.code(), said(&output))
+    };
+    let (replay, none) = (["--replay", "machine.toml"], ["--socket", "nowhere.sock"]);
+    let (status, told) = judge("mumbles", &desk.llm.url(), &replay);
+    assert_eq!(status, Some(1), "{told}");
+    assert!(told.contains("judged 0 answers") && told.contains("1 verdicts could not be read"), "{told}");
+    assert!(desk.rows("good").iter().all(|row| row["score"].is_null()));
+    let (status, told) = judge("mumbles", &desk.llm.url(), &none);
+    assert_eq!(status, Some(0), "{told}");
+    assert!(
+        told.contains("judged 1 answers, 1 of them anew") && told.contains("what it used is unknown"),
+        "{told}"
+    );
+    assert_eq!(desk.rows("good").last().unwrap()["score"], 0.0);
+    let before = desk.llm.requests();
+    let (status, told) = judge("mumbles", &desk.llm.url(), &none);
+    assert!(status == Some(0) && told.contains("0 of them anew"), "the last verdict counts: {told}");
+    assert_eq!(desk.llm.requests(), before);
+    let (status, told) = judge("gone", "http://127.0.0.1:1/v1", &none);
+    assert_eq!(status, Some(1), "{told}");
+    assert!(told.contains("judged 0 answers") && told.contains("1 answers got none"), "{told}");
+    assert!(!told.contains("0 \u{b5}J"), "{told}");
 }
 
 #[test]

@@ -151,6 +151,25 @@ fn a_directory_of_other_things_or_of_several_models_is_refused_with_what_would_m
     assert_eq!((findings.records, findings.right, findings.energy_absent), (1, 0, 1));
 }
 
+#[test]
+fn a_right_answer_that_no_rule_can_compare_is_left_to_a_judge_and_the_run_stays_readable() {
+    let dir = tempfile::tempdir().unwrap();
+    let record = |answer: &str, format: &str| {
+        format!(
+            "{{\"problem\":\"p\",\"answer\":\"{answer}\",\"model_answers\":{{\"a\":\"Answer: 5\"}},\"model_metrics\":null,\
+             \"dataset_metadata\":{{\"wattspan\":{{\"format\":\"{format}\"}}}}}}\n"
+        )
+    };
+    let lines = record("about five", "numeric") + &record("$5", "numeric") + &record("Berlin", "letter");
+    std::fs::write(dir.path().join("x.jsonl"), lines).unwrap();
+    let out = dir.path().join("run");
+    let (findings, rows) = imported(dir.path(), &out);
+    assert_eq!((findings.for_judge, findings.scored, findings.right), (2, 1, 1));
+    assert_eq!(rows[1].score, Some(1.0));
+    let (_, manifest, questions) = RunDir::resume(&out).unwrap();
+    assert_eq!(question::fingerprint(&questions), manifest.fingerprint);
+}
+
 /// A run of our own with everything that a row may have.
 fn run_of_ours(at: &Path) -> Vec<Row> {
     let questions = question::starter();

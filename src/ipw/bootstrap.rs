@@ -1,15 +1,18 @@
-//! How far a figure over queries can be trusted: percentile intervals by resampling the queries.
+//! How far a figure over queries can be trusted: percentile intervals by resampling the questions.
 //!
 //! Owns the random numbers and the resampling. Seeded, so that a report repeats to the last digit; the generator is SplitMix64
 //! (Steele, Lea & Flood, OOPSLA 2014), which is a few lines in any language, and the percentiles are those of numpy's
-//! default ("linear"), so that anybody can check a figure (`tests/fixtures/ipw/statistics.py`). Over many queries whole
-//! groups drawn at random are resampled instead of single ones, which leaves the variance of a mean as it is (the
-//! queries are exchangeable) and makes the cost independent of their number.
+//! default ("linear"), so that anybody can check a figure (`tests/fixtures/ipw/statistics.py`). A question that was asked
+//! several times is drawn with all its queries: asking again tells nothing new about the choice of questions. Over many
+//! questions whole groups drawn at random are resampled instead of single ones, which leaves the variance of a mean as it is
+//! (the questions are exchangeable) and makes the cost independent of their number.
 
-/// How many times the queries are drawn anew.
+use std::collections::HashMap;
+
+/// How many times the questions are drawn anew.
 pub const RESAMPLES: usize = 2_000;
 
-/// Above this many queries groups are drawn.
+/// Above this many questions groups are drawn.
 pub const SINGLE: usize = 2_048;
 
 /// So many groups: an interval's width is then right to some 2 %, and a figure costs some 20 ms whatever the run.
@@ -61,6 +64,10 @@ pub struct Sums<const N: usize> {
 impl<const N: usize> Sums<N> {
     const NONE: Self = Self { count: 0.0, of: [0.0; N] };
 
+    fn one(of: [f64; N]) -> Self {
+        Self { count: 1.0, of }
+    }
+
     fn add(&mut self, other: &Self) {
         self.count += other.count;
         for (sum, more) in self.of.iter_mut().zip(other.of) {
@@ -74,37 +81,72 @@ impl<const N: usize> Sums<N> {
     }
 }
 
-/// What is drawn from: one entry for a query, or for a group of them.
+/// What is drawn from: one entry for a question, or for a group of them.
 #[derive(Debug, Clone)]
 pub struct Pool<const N: usize> {
     entries: Vec<Sums<N>>,
+    questions: usize,
     total: Sums<N>,
 }
 
 impl<const N: usize> Pool<N> {
-    /// A pool over the rows' columns.
+    /// A pool over the rows' columns, each of a question of its own.
     pub fn new(rows: impl ExactSizeIterator<Item = [f64; N]>, seed: u64) -> Self {
         Self::of(rows.len(), rows, seed)
     }
 
-    /// A pool over the columns of `count` rows that come one by one and need never be in memory together.
+    /// A pool over the columns of `count` queries with the hashes of their questions. Where none is `repeated` the hashes are not
+    /// looked at, so that millions need no table of them.
+    pub fn of_queries(
+        count: usize,
+        rows: impl Iterator<Item = (u64, [f64; N])>,
+        repeated: bool,
+        seed: u64,
+    ) -> Self {
+        if repeated { Self::by_question(rows, seed) } else { Self::of(count, rows.map(|(_, of)| of), seed) }
+    }
+
+    /// A pool over the columns of `count` rows, each of a question of its own, that come one by one and need never be in memory
+    /// together.
     pub fn of(count: usize, rows: impl Iterator<Item = [f64; N]>, seed: u64) -> Self {
+        Self::over(count, rows.map(Sums::one), seed)
+    }
+
+    /// A pool over rows of which several may be of one question, which is named by its hash. The questions keep the order of
+    /// their first rows.
+    pub fn by_question(rows: impl Iterator<Item = (u64, [f64; N])>, seed: u64) -> Self {
+        let mut places = HashMap::new();
+        let mut questions: Vec<Sums<N>> = Vec::new();
+        for (question, of) in rows {
+            let place = *places.entry(question).or_insert(questions.len());
+            if place == questions.len() {
+                questions.push(Sums::NONE);
+            }
+            questions[place].add(&Sums::one(of));
+        }
+        Self::over(questions.len(), questions.into_iter(), seed)
+    }
+
+    fn over(questions: usize, sums: impl Iterator<Item = Sums<N>>, seed: u64) -> Self {
         let mut total = Sums::NONE;
-        let single = |of| Sums { count: 1.0, of };
-        if count <= SINGLE {
-            let entries: Vec<_> = rows.map(single).collect();
+        if questions <= SINGLE {
+            let entries: Vec<_> = sums.collect();
             entries.iter().for_each(|entry| total.add(entry));
-            return Self { entries, total };
+            return Self { entries, questions, total };
         }
         let mut random = Random::new(seed ^ 0x67_726F_7570);
         let mut entries = vec![Sums::NONE; GROUPS];
-        for of in rows {
-            let entry = single(of);
+        for entry in sums {
             entries[random.below(GROUPS)].add(&entry);
             total.add(&entry);
         }
         entries.retain(|entry| entry.count > 0.0);
-        Self { entries, total }
+        Self { entries, questions, total }
+    }
+
+    /// How many questions there are.
+    pub fn questions(&self) -> usize {
+        self.questions
     }
 
     /// The sums over all queries.
@@ -113,7 +155,7 @@ impl<const N: usize> Pool<N> {
     }
 
     /// The 95 % intervals of `M` figures over the sums, from the same resamples; `None` for a figure that some resample could
-    /// not give, or where there are fewer than two queries.
+    /// not give, or where there are fewer than two questions.
     pub fn intervals<const M: usize>(
         &self,
         seed: u64,
@@ -201,6 +243,17 @@ mod tests {
         let width = interval.high - interval.low;
         assert!((0.9..1.1).contains(&(width / expected)), "{width} where {expected} is right");
         assert!(interval.low < mean && mean < interval.high);
+    }
+
+    #[test]
+    fn a_question_is_drawn_with_all_its_queries() {
+        let once: Vec<(u64, [f64; 1])> = (0..60_u64).map(|n| (n, [(n * n % 17) as f64])).collect();
+        let interval = |pool: Pool<1>| pool.intervals(1, |sums| [sums.mean(0)])[0].unwrap();
+        let alone = interval(Pool::new(once.iter().map(|(_, of)| *of), 1));
+        assert_eq!(interval(Pool::by_question(once.iter().copied(), 1)), alone);
+        let pool = Pool::by_question((0..10).flat_map(|_| once.iter().copied()), 1);
+        assert_eq!((pool.questions(), pool.total().count), (60, 600.0));
+        assert_eq!(interval(pool), alone);
     }
 
     #[test]

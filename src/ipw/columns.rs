@@ -5,7 +5,7 @@
 
 use super::fnv::{self, fnv1a};
 use super::row::Row;
-use super::scope::Scope;
+use super::scope::{Idle, Scope};
 use crate::energy::Grade;
 
 /// Not known.
@@ -23,6 +23,10 @@ macro_rules! columns {
         pub struct Columns {
             /// The query, as a hash of its name and repetition.
             key: Vec<u64>,
+            /// Its question, as a hash of the name alone.
+            question: Vec<u64>,
+            /// Whether some question was asked more than once.
+            repeated: bool,
             /// Place of the subject in `Table::subjects`; while a block is read, in its own list.
             pub subject: Vec<u32>,
             /// Whether it was answered.
@@ -36,6 +40,7 @@ macro_rules! columns {
             /// Room for so many more, so that columns of millions are not moved as they grow.
             pub(super) fn reserve(&mut self, more: usize) {
                 self.key.reserve_exact(more);
+                self.question.reserve_exact(more);
                 self.subject.reserve_exact(more);
                 self.answered.reserve_exact(more);
                 self.grade.reserve_exact(more);
@@ -45,6 +50,8 @@ macro_rules! columns {
             /// Adds the rows of another.
             pub(super) fn append(&mut self, mut other: Self) {
                 self.key.append(&mut other.key);
+                self.question.append(&mut other.question);
+                self.repeated |= other.repeated;
                 self.subject.append(&mut other.subject);
                 self.answered.append(&mut other.answered);
                 self.grade.append(&mut other.grade);
@@ -58,6 +65,7 @@ macro_rules! columns {
                     column.retain(|_| at.next().is_some_and(|at: usize| which[at]));
                 }
                 only(&mut self.key, which);
+                only(&mut self.question, which);
                 only(&mut self.subject, which);
                 only(&mut self.answered, which);
                 only(&mut self.grade, which);
@@ -144,12 +152,34 @@ impl Columns {
         self.key[at]
     }
 
+    /// The query's question, the same in every run and for every repetition.
+    pub fn question(&self, at: usize) -> u64 {
+        self.question[at]
+    }
+
+    /// Whether questions were asked more than once; otherwise every query is a question of its own.
+    pub fn repeated(&self) -> bool {
+        self.repeated
+    }
+
+    /// A query's joules in a scope, with idle power or without it; `NaN` where that is not known.
+    pub fn joules(&self, scope: Scope, idle: Idle) -> impl Fn(usize) -> f64 + Copy {
+        let [energy, _, of_idle] = self.scoped(scope);
+        move |at| match idle {
+            Idle::Included => energy[at],
+            Idle::Excluded => energy[at] - of_idle[at],
+        }
+    }
+
     /// Adds a row.
     pub(super) fn push(&mut self, row: &Row, subject: u32, scopes: &[(Scope, Vec<usize>); 3]) {
         let count = |of: Option<u64>| of.map_or(NOT_KNOWN, |count| count as f64);
         let seconds = |of: Option<u64>| count(of) / 1e9;
         let joules = |of: Option<u64>| count(of) / 1e6;
-        self.key.push(key(&row.id, row.repeat));
+        let question = key(&row.id, 0);
+        self.key.push(if row.repeat == 0 { question } else { key(&row.id, row.repeat) });
+        self.question.push(question);
+        self.repeated |= row.repeat > 0;
         self.subject.push(subject);
         self.answered.push(row.answered());
         self.score.push(row.score.filter(|_| row.answered()).unwrap_or(NOT_KNOWN));

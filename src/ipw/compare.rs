@@ -24,6 +24,17 @@ pub struct Difference {
     pub other: String,
 }
 
+impl Difference {
+    /// Whether it is one of the energies, which tells nothing against scores.
+    pub fn is_of_energy(&self) -> bool {
+        [GRADE, DOMAINS, IDLE].contains(&self.what)
+    }
+}
+
+const GRADE: &str = "grade of the energy";
+const DOMAINS: &str = "domains in the scope";
+const IDLE: &str = "idle power";
+
 /// A run beside the first one.
 #[derive(Debug, Clone, Serialize)]
 pub struct Column {
@@ -107,7 +118,7 @@ pub fn differences(first: &Table, other: &Table, terms: &Terms) -> Vec<Differenc
             terms.scope.domains(domains).into_iter().map(|at| format!("{:?}", domains[at].kind)).collect();
         kinds.sort_unstable();
         kinds.dedup();
-        kinds.join(" + ").to_lowercase()
+        if kinds.is_empty() { "none".into() } else { kinds.join(" + ").to_lowercase() }
     };
     let idle = |table: &Table| match terms.idle {
         Idle::Included => String::new(),
@@ -116,9 +127,9 @@ pub fn differences(first: &Table, other: &Table, terms: &Terms) -> Vec<Differenc
     let all: [Told; 5] = [
         ("questions", &|table| table.manifest.fingerprint.clone()),
         ("times asked", &|table| table.manifest.repeats.to_string()),
-        ("grade of the energy", &grade),
-        ("domains in the scope", &kinds),
-        ("idle power", &idle),
+        (GRADE, &grade),
+        (DOMAINS, &kinds),
+        (IDLE, &idle),
     ];
     all.into_iter().filter_map(|(what, of)| text(of, what)).collect()
 }
@@ -129,33 +140,31 @@ fn figures_grade(table: &Table, terms: &Terms) -> Option<crate::energy::Grade> {
 
 /// One query of a run, complete.
 fn query(table: &Table, at: usize, terms: &Terms) -> Option<[f64; 3]> {
-    let [energy, _, idle] = table.columns.scoped(terms.scope);
-    let joules = match terms.idle {
-        Idle::Included => known(energy[at])?,
-        Idle::Excluded => known(energy[at])? - known(idle[at])?,
-    };
+    let joules = known(table.columns.joules(terms.scope, terms.idle)(at))?;
     let seconds = known(table.columns.span_s[at]).filter(|seconds| *seconds > 0.0)?;
     Some([known(table.columns.score[at])?, joules, joules / seconds])
 }
 
-/// The complete queries of a run, by key.
-fn complete(table: &Table, terms: &Terms) -> impl Iterator<Item = (u64, [f64; 3])> {
-    (0..table.columns.len()).filter_map(move |at| Some((table.columns.key(at), query(table, at, terms)?)))
+/// The places of a run's complete queries, and what they tell.
+fn complete(table: &Table, terms: &Terms) -> impl Iterator<Item = (usize, [f64; 3])> {
+    (0..table.columns.len()).filter_map(move |at| Some((at, query(table, at, terms)?)))
 }
 
 fn paired(first: &Table, other: &Table, terms: &Terms) -> Option<Paired> {
-    let ours: HashMap<u64, [f64; 3]> = complete(first, terms).collect();
-    let rows: Vec<[f64; 6]> = complete(other, terms)
-        .filter_map(|(key, [score, energy, power])| {
-            let [was_score, was_energy, was_power] = ours.get(&key)?;
-            Some([*was_score, *was_energy, *was_power, score, energy, power])
+    let ours: HashMap<u64, [f64; 3]> =
+        complete(first, terms).map(|(at, of)| (first.columns.key(at), of)).collect();
+    let rows: Vec<(u64, [f64; 6])> = complete(other, terms)
+        .filter_map(|(at, [score, energy, power])| {
+            let [was_score, was_energy, was_power] = ours.get(&other.columns.key(at))?;
+            let both = [*was_score, *was_energy, *was_power, score, energy, power];
+            Some((other.columns.question(at), both))
         })
         .collect();
     if rows.is_empty() {
         return None;
     }
     let count = rows.len();
-    let pool = Pool::new(rows.into_iter(), terms.seed);
+    let pool = Pool::of_queries(count, rows.into_iter(), other.columns.repeated(), terms.seed);
     let of = |sums: &Sums<6>| {
         let [was_score, was_energy, was_power, score, energy, power] = sums.of;
         let mean = |sum: f64| sum / sums.count;
@@ -195,6 +204,11 @@ pub(super) mod tests {
 
     /// A run with these scores, each query of this energy over one second.
     pub fn run(scores: &[f64], joules: f64, change: impl FnOnce(&mut Manifest)) -> Table {
+        repeated(1, scores, joules, change)
+    }
+
+    /// The same, asked so many times with the same outcome.
+    pub fn repeated(times: u32, scores: &[f64], joules: f64, change: impl FnOnce(&mut Manifest)) -> Table {
         let dir = tempfile::tempdir().unwrap();
         let questions = question::starter();
         let meter = Meter {
@@ -211,13 +225,18 @@ pub(super) mod tests {
         let mut manifest =
             Manifest { version: VERSION, fingerprint, domains: vec![meter], ..Manifest::default() };
         let mut run = RunDir::begin(dir.path(), &manifest, &questions).unwrap();
-        for (id, score) in scores.iter().enumerate() {
+        let all = (0..times).flat_map(|repeat| (0..scores.len()).map(move |id| (id, repeat)));
+        for (id, repeat) in all {
             let share_uj = Some((joules * 1e6) as u64 + id as u64);
-            let energy = Energy { share_uj, span_ns: 1_000_000_000, ..Energy::default() };
+            let (error_uj, idle_uj) = (Some(100_000), Some(500_000));
+            let span_ns = 1_000_000_000;
+            let grade = Some(Grade::Measured);
+            let energy = Energy { share_uj, error_uj, idle_uj, span_ns, grade, ..Energy::default() };
             let tokens = Some(10);
             let row = Row {
                 id: id.to_string(),
-                score: Some(*score),
+                repeat,
+                score: Some(scores[id]),
                 energy: Some(energy),
                 tokens_in: tokens,
                 tokens_out: tokens,
@@ -244,6 +263,25 @@ pub(super) mod tests {
         assert!((paired.energy_j.value + 1.0).abs() < 1e-9);
         assert!((paired.per_joule_ratio.unwrap().value - 2.5).abs() < 1e-3);
         assert!(!columns[0].on_frontier && columns[1].on_frontier);
+    }
+
+    #[test]
+    fn asking_the_same_questions_again_makes_no_difference_more_certain() {
+        let (low, high): (Vec<f64>, Vec<f64>) =
+            (0..50).map(|id| (f64::from(id % 2), f64::from(u8::from(id % 3 > 0)))).unzip();
+        let of = |times| {
+            paired(&repeated(times, &low, 2.0, |_| ()), &repeated(times, &high, 1.0, |_| ()), &TERMS).unwrap()
+        };
+        let (once, ten) = (of(1), of(10));
+        assert_eq!((once.count, ten.count), (50, 500));
+        for (one, other) in [
+            (once.accuracy, ten.accuracy),
+            (once.energy_j, ten.energy_j),
+            (once.per_joule_ratio.unwrap(), ten.per_joule_ratio.unwrap()),
+        ] {
+            let (one, other) = (one.interval.unwrap(), other.interval.unwrap());
+            assert!((one.low - other.low).abs() < 1e-9 && (one.high - other.high).abs() < 1e-9);
+        }
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! A model as a judge of answers that no rule can score.
 //!
 //! Owns the prompt (`judge.txt`), how a verdict is read, and the verdicts of a run (`verdicts.jsonl`): a verdict once given is
-//! kept under what it was given on (judge, prompt, question, reply), so that scoring again repeats it and asks nobody.
+//! kept under what it was given on (judge, prompt, question, reply), so that scoring again repeats it and asks nobody. Words that
+//! could not be read are kept too, but are no verdict: the judge is asked again, and its last word counts.
 //! Invariant: what the judge used is kept with its verdict and never added to the run's energies; a judge whose words cannot be
 //! read gives no score.
 
@@ -12,6 +13,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::extract::after_thinking;
 use super::fnv::{self, fnv1a};
 use super::question::Question;
 
@@ -52,8 +54,13 @@ pub fn prompt(question: &Question, reply: &str) -> String {
     out + rest
 }
 
-/// The score in a judge's words: the last line that says "Verdict:".
-pub fn read(said: &str) -> Option<f64> {
+/// The score in a judge's words: the last line behind its thoughts that says "Verdict:". A judge that was cut off (`finish` is
+/// "length") has not come to its verdict, whatever it said on the way.
+pub fn read(said: &str, finish: Option<&str>) -> Option<f64> {
+    if finish == Some("length") {
+        return None;
+    }
+    let said = after_thinking(said);
     let lower = said.to_ascii_lowercase();
     let (_, after) = lower.rsplit_once("verdict:")?;
     let word = after.trim_start_matches([' ', '*', '"', '\n']);
@@ -62,7 +69,7 @@ pub fn read(said: &str) -> Option<f64> {
     } else if word.starts_with("correct") || word.starts_with("right") {
         Some(1.0)
     } else {
-        let (value, _) = super::extract::number(word)?;
+        let (value, _) = super::number::number(word)?;
         (0.0..=1.0).contains(&value).then_some(value)
     }
 }
@@ -105,9 +112,9 @@ impl Verdicts {
         Ok(Self { path, file, known })
     }
 
-    /// A verdict that was given before.
+    /// A verdict that was given before; one that could not be read is none.
     pub fn known(&self, on: &str) -> Option<&Verdict> {
-        self.known.get(on)
+        self.known.get(on).filter(|verdict| verdict.score.is_some())
     }
 
     /// Keeps one.
@@ -164,10 +171,38 @@ mod tests {
             ("correct", None),
             ("", None),
         ] {
-            let got = read(said);
+            let got = read(said, Some("stop"));
             let bold = said.contains("**");
             assert_eq!(got, if bold { Some(0.0) } else { score }, "{said}");
         }
+    }
+
+    #[test]
+    fn a_judge_that_was_cut_off_gave_no_verdict() {
+        let musing = "I must end with exactly \"Verdict: correct\" or \"Verdict: incorrect\". Hm";
+        for (said, finish, score) in [
+            (format!("<think>{musing}"), "stop", None),
+            (format!("<think>{musing}"), "length", None),
+            (musing.to_owned(), "length", None),
+            (format!("<think>{musing}</think>Wrong sky.\nVerdict: incorrect"), "stop", Some(0.0)),
+            (format!("<think>{musing}</think>It claims"), "stop", None),
+        ] {
+            assert_eq!(read(&said, Some(finish)), score, "{said}");
+        }
+        assert_eq!(read("Verdict: correct", None), Some(1.0), "not every server says why it ended");
+    }
+
+    #[test]
+    fn a_verdict_that_could_not_be_read_is_none_and_the_last_one_counts() {
+        let dir = tempfile::tempdir().unwrap();
+        let given = |score, said: &str| Verdict { on: "x".into(), score, said: said.into(), energy_uj: None };
+        let mut verdicts = Verdicts::open(dir.path()).unwrap();
+        verdicts.keep(given(None, "Hm")).unwrap();
+        assert_eq!(verdicts.known("x"), None);
+        assert_eq!(Verdicts::open(dir.path()).unwrap().known("x"), None);
+        verdicts.keep(given(Some(0.0), "Verdict: incorrect")).unwrap();
+        verdicts.keep(given(Some(1.0), "Verdict: correct")).unwrap();
+        assert_eq!(Verdicts::open(dir.path()).unwrap().known("x").unwrap().score, Some(1.0));
     }
 
     #[test]

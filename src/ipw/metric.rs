@@ -17,7 +17,7 @@ use crate::energy::Grade;
 pub struct Figure {
     /// The figure over all queries.
     pub value: f64,
-    /// 95 %, over the choice of questions.
+    /// 95 %, over the choice of questions; asking the same ones again makes it no narrower.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub interval: Option<Interval>,
 }
@@ -117,14 +117,11 @@ pub fn over(
     terms: &Terms,
 ) -> Figures {
     let columns = &table.columns;
-    let [energy, error, idle] = columns.scoped(terms.scope);
-    let joules = |at: usize| match terms.idle {
-        Idle::Included => known(energy[at]),
-        Idle::Excluded => Some(known(energy[at])? - known(idle[at])?),
-    };
+    let [_, error, _] = columns.scoped(terms.scope);
+    let joules = columns.joules(terms.scope, terms.idle);
     let covered = |at: usize| {
         let seconds = known(columns.span_s[at]).filter(|seconds| *seconds > 0.0)?;
-        Some((known(columns.score[at])?, joules(at)?, seconds))
+        Some((known(columns.score[at])?, known(joules(at))?, seconds))
     };
     let (mut asked, mut answered, mut scored, mut count) = (0, 0, 0, 0);
     let (mut wrong, mut right) = (0, 0);
@@ -162,9 +159,9 @@ pub fn over(
             (row[TOLD], row[LOGPROB], row[LOGPROB_ENERGY], row[LOGPROB_POWER]) =
                 (1.0, logprob, joules, watts);
         }
-        Some(row)
+        Some((columns.question(at), row))
     });
-    let pool = Pool::of(count, rows, terms.seed);
+    let pool = Pool::of_queries(count, rows, columns.repeated(), terms.seed);
     fill(&mut figures, &pool, terms.seed, wrong == count || right == count);
     figures
 }
@@ -227,8 +224,8 @@ fn fill(into: &mut Figures, pool: &Pool<WIDTH>, seed: u64, alike: bool) {
     let mut intervals = pool.intervals(seed, values);
     if alike {
         // Resampling equal scores says that they are certain. They are not: Wilson's interval is, over the mean's cost.
-        let total = pool.total();
-        let accuracy = wilson(total.of[SCORE], total.count);
+        let questions = pool.questions() as f64;
+        let accuracy = wilson(found[0] * questions, questions);
         let over = |cost: f64| {
             accuracy.filter(|_| cost > 0.0).map(|it| Interval { low: it.low / cost, high: it.high / cost })
         };
@@ -334,6 +331,39 @@ mod tests {
         let per_watt = all.per_watt.unwrap();
         assert_eq!(per_watt.value, 0.0);
         assert!((per_watt.interval.unwrap().high - accuracy.interval.unwrap().high).abs() < 1e-12, "at 1 W");
+    }
+
+    /// Fifty questions, each asked so many times with the same outcome.
+    fn asked(times: u32, score: impl Fn(usize) -> f64) -> Table {
+        let all = (0..times).flat_map(|repeat| (0..50).map(move |id| (id, repeat)));
+        table(all.map(|(id, repeat)| {
+            let share_uj = Some(2_000_000 + id as u64 * 70_000);
+            Row { repeat, ..row(id, Some(score(id)), share_uj) }
+        }))
+    }
+
+    #[test]
+    fn asking_the_same_questions_again_makes_no_interval_narrower() {
+        let some = |id: usize| f64::from(u8::from(id.is_multiple_of(3)));
+        for (once, ten) in [(asked(1, some), asked(10, some)), (asked(1, |_| 1.0), asked(10, |_| 1.0))] {
+            let (once, ten) = (figures(&once, None, &TERMS), figures(&ten, None, &TERMS));
+            assert_eq!((once.covered, ten.covered), (50, 500));
+            let intervals = |of: &Figures| {
+                let all = [
+                    of.accuracy,
+                    of.energy_j,
+                    of.power_w,
+                    of.per_watt,
+                    of.per_joule,
+                    of.perplexity_per_joule,
+                ];
+                all.map(|figure| figure.unwrap().interval.unwrap())
+            };
+            for (one, other) in intervals(&once).iter().zip(intervals(&ten)) {
+                let near = |one: f64, other: f64| (one - other).abs() < 1e-9;
+                assert!(near(one.low, other.low) && near(one.high, other.high), "{one:?} {other:?}");
+            }
+        }
     }
 
     #[test]

@@ -16,6 +16,7 @@ pub mod harness;
 pub mod judge;
 pub mod metering;
 pub mod metric;
+pub mod number;
 pub mod power;
 pub mod query;
 pub mod question;

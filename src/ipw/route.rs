@@ -5,15 +5,19 @@
 //! question to the cheapest model that covers it, else to the reference; a router of accuracy p takes the oracle's choice with
 //! probability p and the reference otherwise, so that quality never falls and savings are p times the oracle's. Works over the
 //! questions that every run answered and scored. Invariant: a saving needs the cost of every query it counts; one that is
-//! not known makes it absent.
+//! not known makes it absent. Each query is routed for itself; for the intervals all queries of a question are drawn together.
 
+use std::cmp::Ordering;
 use std::collections::HashMap;
 
 use serde::Serialize;
 
 use super::bootstrap::{Pool, Sums};
+use super::compare::{Difference, differences};
 use super::metric::{Figure, Terms};
+use super::scope::{Idle, Scope};
 use super::table::{Table, known};
+use crate::energy::Grade;
 
 /// A run that takes part.
 #[derive(Debug)]
@@ -51,6 +55,9 @@ pub struct Saving {
     /// Of energy.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub energy: Option<Figure>,
+    /// How far the meter's guarantee lets `energy` be off, whatever the questions; an assumed energy has no error.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub energy_error: Option<f64>,
     /// Of floating-point operations.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub compute: Option<Figure>,
@@ -62,7 +69,20 @@ pub struct Saving {
 /// The whole.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Routing {
-    /// The questions that every run answered and scored.
+    /// Which domains the energies count.
+    pub scope: Scope,
+    /// Whether idle power is part of them.
+    pub idle: Idle,
+    /// The worst grade among the energies that were measured.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub grade: Option<Grade>,
+    /// Queries in the reference's run.
+    pub asked: usize,
+    /// Of those, the ones that every run answered and scored: what the figures are over.
+    pub queries: usize,
+    /// Of those, the ones whose energy at the reference is assumed.
+    pub assumed: usize,
+    /// The questions that those ask; fewer than `queries` where questions were asked more than once.
     pub questions: usize,
     /// Of the reference's name.
     pub reference: String,
@@ -72,54 +92,110 @@ pub struct Routing {
     pub best_of_local: Coverage,
     /// The oracle, and the routers that were asked for.
     pub savings: Vec<Saving>,
-    /// How many questions the oracle gives to each model, by name, the reference last.
+    /// How many queries the oracle gives to each model, by name, the reference last.
     pub oracle_sends: Vec<(String, usize)>,
+    /// Where the runs are not comparable; empty as a rule, since it needs somebody who insists.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub unlike: Vec<Unlike>,
+}
+
+/// Two runs that are not comparable.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Unlike {
+    /// The name of the one: the reference, as a rule.
+    pub first: String,
+    /// The name of the other.
+    pub other: String,
+    /// In what they differ.
+    pub differs: Vec<Difference>,
+}
+
+/// Which runs are not comparable. A reference whose energy is all assumed has neither grade nor domains; the local models then
+/// have the first of them as their measure.
+pub fn unlike(locals: &[Model], reference: &Model, terms: &Terms) -> Vec<Unlike> {
+    let [energy, ..] = reference.table.columns.scoped(terms.scope);
+    let assumed = reference.assumed_j.is_some() && energy.iter().all(|joules| joules.is_nan());
+    let between = |first: &Model, other: &Model, counts: &dyn Fn(&Difference) -> bool| {
+        let mut differs = differences(first.table, other.table, terms);
+        differs.retain(counts);
+        let (first, other) = (first.label.clone(), other.label.clone());
+        (!differs.is_empty()).then_some(Unlike { first, other, differs })
+    };
+    let asked =
+        locals.iter().filter_map(|it| between(reference, it, &|one| !(assumed && one.is_of_energy())));
+    let energies = locals.iter().skip(1).filter(|_| assumed);
+    let energies = energies.filter_map(|it| between(&locals[0], it, &Difference::is_of_energy));
+    asked.chain(energies).collect()
 }
 
 /// What a query costs: energy, operations, money; each if known.
 type Costs = [Option<f64>; 3];
 
+/// A query that was answered and scored.
+#[derive(Debug, Clone, Copy)]
+struct Query {
+    question: u64,
+    score: f64,
+    costs: Costs,
+    /// Guaranteed half-width of its energy.
+    error_j: Option<f64>,
+    /// Its energy is an assumption.
+    assumed: bool,
+    grade: Option<Grade>,
+}
+
 /// The arithmetic over runs of the same questions. `None` where no question is in all of them.
 pub fn route(locals: &[Model], reference: &Model, accuracies: &[f64], terms: &Terms) -> Option<Routing> {
-    let local: Vec<HashMap<u64, (f64, Costs)>> = locals.iter().map(|model| rows(model, terms)).collect();
-    let mut reference_rows: Vec<(u64, (f64, Costs))> = rows(reference, terms).into_iter().collect();
-    reference_rows.retain(|(key, _)| local.iter().all(|rows| rows.contains_key(key)));
-    reference_rows.sort_unstable_by_key(|(key, _)| *key);
-    if reference_rows.is_empty() || locals.is_empty() {
+    let local: Vec<HashMap<u64, Query>> =
+        locals.iter().map(|model| queries(model, terms).collect()).collect();
+    let mut whole: Vec<(u64, Query)> = queries(reference, terms).collect();
+    whole.retain(|(key, _)| local.iter().all(|queries| queries.contains_key(key)));
+    whole.sort_unstable_by_key(|(key, query)| (query.question, *key));
+    if whole.is_empty() || locals.is_empty() {
         return None;
     }
-    let covers = |rows: &HashMap<u64, (f64, Costs)>, key: &u64, score: f64| rows[key].0.total_cmp(&score);
-    let of_one = |label: &str, order: &dyn Fn(&u64, f64) -> std::cmp::Ordering| {
-        let orders: Vec<_> = reference_rows.iter().map(|(key, (score, _))| order(key, *score)).collect();
-        coverage(label, &orders, terms.seed)
+    let mut questions: Vec<u64> = whole.iter().map(|(_, query)| query.question).collect();
+    questions.dedup();
+    let repeated = questions.len() < whole.len();
+    let compared = |at: usize, key: &u64, score: f64| local[at][key].score.total_cmp(&score);
+    let of_one = |label: &str, order: &dyn Fn(&u64, f64) -> Ordering| {
+        let orders = whole.iter().map(|(key, query)| (query.question, order(key, query.score)));
+        coverage(label, &orders.collect::<Vec<_>>(), repeated, terms.seed)
     };
-    let models = locals
-        .iter()
-        .zip(&local)
-        .map(|(model, rows)| of_one(&model.label, &|key, score| covers(rows, key, score)));
+    let every = 0..local.len();
+    let models = every.clone().map(|at| of_one(&locals[at].label, &|key, score| compared(at, key, score)));
     let best = |key: &u64, score: f64| {
-        local.iter().map(|rows| covers(rows, key, score)).max().unwrap_or(std::cmp::Ordering::Less)
+        every.clone().map(|at| compared(at, key, score)).max().unwrap_or(Ordering::Less)
     };
     let mut sends = vec![0; locals.len() + 1];
-    let mut pairs: Vec<[Costs; 2]> = Vec::new();
-    for (key, (score, costs)) in &reference_rows {
-        let fit = (0..local.len()).filter(|at| covers(&local[*at], key, *score).is_ge());
+    let mut pairs: Vec<[Query; 2]> = Vec::new();
+    for (key, query) in &whole {
+        let fit = every.clone().filter(|at| compared(*at, key, query.score).is_ge());
         // The cheapest by energy; one whose energy is not known comes after all others.
         let chosen = fit.min_by(|one, other| {
-            let joules = |at: usize| local[at][key].1[0].unwrap_or(f64::INFINITY);
+            let joules = |at: usize| local[at][key].costs[0].unwrap_or(f64::INFINITY);
             joules(*one).total_cmp(&joules(*other))
         });
         sends[chosen.unwrap_or(locals.len())] += 1;
-        pairs.push([chosen.map_or(*costs, |at| local[at][key].1), *costs]);
+        pairs.push([chosen.map_or(*query, |at| local[at][key]), *query]);
     }
     let names = locals.iter().chain([reference]).map(|model| model.label.clone());
+    let saving = |p: &f64| savings(&pairs, repeated, *p, terms.seed);
+    let shared = local.iter().flat_map(|queries| whole.iter().map(|(key, _)| &queries[key]));
     Some(Routing {
-        questions: reference_rows.len(),
+        scope: terms.scope,
+        idle: terms.idle,
+        grade: shared.chain(whole.iter().map(|(_, query)| query)).filter_map(|query| query.grade).max(),
+        asked: reference.table.columns.len(),
+        queries: whole.len(),
+        assumed: whole.iter().filter(|(_, query)| query.assumed).count(),
+        questions: questions.len(),
         reference: reference.label.clone(),
         models: models.collect(),
         best_of_local: of_one("best of local", &best),
-        savings: std::iter::once(&1.0).chain(accuracies).map(|p| savings(&pairs, *p, terms.seed)).collect(),
+        savings: std::iter::once(&1.0).chain(accuracies).map(saving).collect(),
         oracle_sends: names.zip(sends).collect(),
+        unlike: unlike(locals, reference, terms),
     })
 }
 
@@ -128,52 +204,90 @@ pub fn routed(oracle_saving: f64, p: f64) -> f64 {
     oracle_saving * p
 }
 
-fn rows(model: &Model, terms: &Terms) -> HashMap<u64, (f64, Costs)> {
-    let columns = &model.table.columns;
-    let [energy, ..] = columns.scoped(terms.scope);
-    let row = |at: usize| {
+/// A run's queries that were answered and scored, by key.
+fn queries<'a>(model: &Model<'a>, terms: &Terms) -> impl Iterator<Item = (u64, Query)> + use<'a> {
+    let &Model { table, assumed_j, active_parameters, per_million_tokens, .. } = model;
+    let columns = &table.columns;
+    let scope = terms.scope;
+    let [metered, error, _] = columns.scoped(scope);
+    let joules = columns.joules(scope, terms.idle);
+    // A scope's own domains may be better or worse than the host's total; the manifest knows them.
+    let of_scope = scope.grade(&table.manifest.domains);
+    (0..columns.len()).filter_map(move |at| {
         let score = known(columns.score[at])?;
         let (read, written) = (known(columns.tokens_in[at]), known(columns.tokens_out[at]));
         let tokens = read.zip(written);
-        let joules = known(energy[at]).or(model.assumed_j);
-        let operations =
-            model.active_parameters.zip(tokens).map(|(n, (read, written))| 2.0 * n * (read + written));
-        let money = model.per_million_tokens.zip(tokens);
+        // What was metered is never assumed, not even where its idle part is unknown.
+        let is_metered = known(metered[at]).is_some();
+        let energy = if is_metered { known(joules(at)) } else { assumed_j };
+        let operations = active_parameters.zip(tokens).map(|(n, (read, written))| 2.0 * n * (read + written));
+        let money = per_million_tokens.zip(tokens);
         let money = money.map(|((one, other), (read, written))| (one * read + other * written) / 1e6);
-        Some((columns.key(at), (score, [joules, operations, money])))
-    };
-    (0..columns.len()).filter_map(row).collect()
+        let grade = if scope == Scope::Host { columns.grade[at] } else { of_scope };
+        let query = Query {
+            question: columns.question(at),
+            score,
+            costs: [energy, operations, money],
+            error_j: if is_metered { known(error[at]) } else { assumed_j.map(|_| 0.0) },
+            assumed: !is_metered && assumed_j.is_some(),
+            grade: grade.filter(|_| is_metered),
+        };
+        Some((columns.key(at), query))
+    })
 }
 
-fn coverage(label: &str, orders: &[std::cmp::Ordering], seed: u64) -> Coverage {
-    let wins = orders.iter().filter(|order| order.is_gt()).count();
-    let ties = orders.iter().filter(|order| order.is_eq()).count();
-    let pool = Pool::new(orders.iter().map(|order| [f64::from(u8::from(order.is_ge()))]), seed);
+fn coverage(label: &str, orders: &[(u64, Ordering)], repeated: bool, seed: u64) -> Coverage {
+    let count = |which: fn(Ordering) -> bool| orders.iter().filter(|(_, order)| which(*order)).count();
+    let rows = orders.iter().map(|(question, order)| (*question, [f64::from(u8::from(order.is_ge()))]));
+    let pool = Pool::of_queries(orders.len(), rows, repeated, seed);
     let [interval] = pool.intervals(seed, |sums| [sums.mean(0)]);
     Coverage {
         label: label.to_owned(),
-        wins,
-        ties,
+        wins: count(Ordering::is_gt),
+        ties: count(Ordering::is_eq),
         covered: Figure { value: pool.total().mean(0), interval },
     }
 }
 
-fn savings(pairs: &[[Costs; 2]], p: f64, seed: u64) -> Saving {
+fn savings(pairs: &[[Query; 2]], repeated: bool, p: f64, seed: u64) -> Saving {
     let of = |which: usize| {
-        let known = pairs.iter().map(|[chosen, reference]| Some([chosen[which]?, reference[which]?]));
-        let rows: Vec<[f64; 2]> = known.collect::<Option<_>>()?;
-        let pool = Pool::new(rows.into_iter(), seed);
+        let known =
+            pairs.iter().map(|[chosen, all]| Some((all.question, [chosen.costs[which]?, all.costs[which]?])));
+        let rows: Vec<(u64, [f64; 2])> = known.collect::<Option<_>>()?;
+        let pool = Pool::of_queries(rows.len(), rows.into_iter(), repeated, seed);
         let saved = |sums: &Sums<2>| [routed(1.0 - sums.of[0] / sums.of[1], p)];
         let value = saved(pool.total())[0];
         let interval = pool.intervals(seed, saved)[0];
-        value.is_finite().then_some(Figure { value, interval })
+        value.is_finite().then_some((Figure { value, interval }, pool.total().of))
     };
-    Saving { accuracy: p, energy: of(0), compute: of(1), cost: of(2) }
+    let energy = of(0);
+    let error = energy.and_then(|(_, sums)| {
+        let errors = pairs.iter().map(|[chosen, all]| Some([chosen.error_j?, all.error_j?]));
+        let errors: Vec<[f64; 2]> = errors.collect::<Option<_>>()?;
+        let errors = errors.iter().fold([0.0; 2], |sum, of| [sum[0] + of[0], sum[1] + of[1]]);
+        doubt(sums, errors)
+    });
+    Saving {
+        accuracy: p,
+        energy: energy.map(|(figure, _)| figure),
+        energy_error: error.map(|error| routed(error, p)),
+        compute: of(1).map(|(figure, _)| figure),
+        cost: of(2).map(|(figure, _)| figure),
+    }
+}
+
+/// How far a ratio can be off where its parts can; `None` where the lower one may be nothing.
+fn doubt([above, below]: [f64; 2], [above_error, below_error]: [f64; 2]) -> Option<f64> {
+    let ratio = above / below;
+    let most = (above + above_error) / (below - below_error);
+    let least = (above - above_error) / (below + below_error);
+    (below > below_error).then(|| (most - ratio).max(ratio - least))
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::compare::tests::{TERMS, run};
+    use super::super::compare::tests::{TERMS, repeated, run};
+    use super::super::run_dir::Manifest;
     use super::*;
 
     #[test]
@@ -226,6 +340,88 @@ mod tests {
         cloud.assumed_j = Some(100.0);
         let saving = route(&locals, &cloud, &[], &TERMS).unwrap().savings[0].energy.unwrap().value;
         assert!((saving - 0.9).abs() < 1e-6);
+    }
+
+    #[test]
+    fn asking_the_same_questions_again_makes_no_saving_more_certain() {
+        let scores: Vec<f64> = (0..50).map(|id| f64::from(id % 2)).collect();
+        let of = |times| {
+            let (small, large) =
+                (repeated(times, &scores, 1.0, |_| ()), repeated(times, &[1.0; 50], 9.0, |_| ()));
+            route(&[model("small", &small)], &model("large", &large), &[], &TERMS).unwrap()
+        };
+        let (once, ten) = (of(1), of(10));
+        assert_eq!((once.questions, once.queries, ten.questions, ten.queries), (50, 50, 50, 500));
+        assert_eq!((once.best_of_local.ties, ten.best_of_local.ties), (25, 250));
+        for (one, other) in [
+            (once.best_of_local.covered, ten.best_of_local.covered),
+            (once.savings[0].energy.unwrap(), ten.savings[0].energy.unwrap()),
+        ] {
+            let (one, other) = (one.interval.unwrap(), other.interval.unwrap());
+            assert!((one.low - other.low).abs() < 1e-9 && (one.high - other.high).abs() < 1e-9);
+        }
+    }
+
+    #[test]
+    fn idle_power_that_is_excluded_is_in_no_saving() {
+        // 2 J against 4 J, of which half a joule each would have been used anyway.
+        let (small, large) = (run(&[1.0; 4], 2.0, |_| ()), run(&[1.0; 4], 4.0, |_| ()));
+        let of = |idle, large: &Model| {
+            let terms = Terms { idle, ..TERMS };
+            route(&[model("small", &small)], large, &[], &terms).unwrap()
+        };
+        let saved = |routing: &Routing| routing.savings[0].energy.unwrap().value;
+        let reference = model("large", &large);
+        assert!((saved(&of(Idle::Included, &reference)) - 0.5).abs() < 1e-5);
+        let bare = of(Idle::Excluded, &reference);
+        assert!((saved(&bare) - (1.0 - 1.5 / 3.5)).abs() < 1e-5, "{bare:?}");
+        let mut unknown = run(&[1.0; 4], 4.0, |_| ());
+        unknown.columns.host_idle_j.fill(f64::NAN);
+        let reference = Model { assumed_j: Some(100.0), ..model("large", &unknown) };
+        assert_eq!(of(Idle::Excluded, &reference).savings[0].energy, None, "what is metered is not assumed");
+    }
+
+    #[test]
+    fn a_routing_says_what_its_figures_stand_on() {
+        let (small, large) = (run(&[1.0; 4], 2.0, |_| ()), run(&[1.0; 6], 4.0, |_| ()));
+        let reference = model("large", &large);
+        let routing = route(&[model("small", &small)], &reference, &[0.5], &TERMS).unwrap();
+        assert_eq!(
+            (routing.scope, routing.idle, routing.grade),
+            (TERMS.scope, TERMS.idle, Some(Grade::Measured))
+        );
+        assert_eq!((routing.asked, routing.queries, routing.assumed), (6, 4, 0));
+        // 8 J \u{b1} 0.4 J of 16 J \u{b1} 0.4 J: at most 8.4 / 15.6.
+        let error = routing.savings[0].energy_error.unwrap();
+        assert!((error - (8.4 / 15.6 - 0.5)).abs() < 1e-5, "{error}");
+        assert!((routing.savings[1].energy_error.unwrap() - error / 2.0).abs() < 1e-12);
+        let mut cloud = run(&[1.0; 4], 4.0, |_| ());
+        cloud.columns.host_j.fill(f64::NAN);
+        let cloud = Model { assumed_j: Some(100.0), ..model("cloud", &cloud) };
+        let routing = route(&[model("small", &small)], &cloud, &[], &TERMS).unwrap();
+        assert_eq!((routing.assumed, routing.grade), (4, Some(Grade::Measured)));
+    }
+
+    #[test]
+    fn runs_of_other_grades_are_unlike_unless_the_references_energy_is_assumed() {
+        let estimated = |manifest: &mut Manifest| manifest.domains[0].grade = Grade::Estimated;
+        let (small, middle) = (run(&[1.0; 2], 1.0, |_| ()), run(&[1.0; 2], 1.0, estimated));
+        let mut large = run(&[1.0; 2], 9.0, |manifest| manifest.domains.clear());
+        let locals = [model("small", &small), model("middle", &middle)];
+        let names = |locals: &[Model], reference: &Model| -> Vec<(String, String)> {
+            unlike(locals, reference, &TERMS).into_iter().map(|it| (it.first, it.other)).collect()
+        };
+        let pair = |first: &str, other: &str| (first.to_owned(), other.to_owned());
+        assert_eq!(names(&locals[..1], &model("small", &small)), []);
+        assert_eq!(names(&locals, &model("small", &small)), [pair("small", "middle")]);
+        let metered = Model { assumed_j: Some(9.0), ..model("large", &large) };
+        assert_eq!(names(&locals[..1], &metered), [pair("large", "small")]);
+        large.columns.host_j.fill(f64::NAN);
+        let assumed = Model { assumed_j: Some(9.0), ..model("large", &large) };
+        assert_eq!(names(&locals[..1], &assumed), []);
+        assert_eq!(names(&locals, &assumed), [pair("small", "middle")]);
+        let routing = route(&locals, &assumed, &[], &TERMS).unwrap();
+        assert_eq!(routing.unlike[0].differs[0].what, "grade of the energy");
     }
 
     #[test]

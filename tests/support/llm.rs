@@ -160,12 +160,8 @@ fn answer(out: &mut TcpStream, path: &str, asked: &Value, key: &str, seen: &Seen
             return Ok(false);
         }
         "hangsup" => return Ok(false),
-        "judge" => {
-            let right = prompt.contains("[Given answer]\nIt is blue");
-            let said =
-                format!("It claims something.\nVerdict: {}", if right { "correct" } else { "incorrect" });
-            let body = json!({"choices": [{"message": {"content": said}, "finish_reason": "stop"}],
-                "usage": {"prompt_tokens": 90, "completion_tokens": 9}});
+        judge @ ("judge" | "mumbles") => {
+            let body = judged(prompt, judge == "mumbles" && tries == 1);
             whole(out, "200 OK", "application/json", &body.to_string())?;
             return Ok(true);
         }
@@ -184,6 +180,18 @@ fn answer(out: &mut TcpStream, path: &str, asked: &Value, key: &str, seen: &Seen
         return pour.out(out);
     }
     stream(out, &model, &words, pause, asked["stream_options"]["include_usage"] == true)
+}
+
+/// What a judge says; one that is cut off has only thought aloud so far.
+fn judged(prompt: &str, cut_off: bool) -> Value {
+    if cut_off {
+        let said = "<think>I must end with exactly \"Verdict: correct\" or \"Verdict: incorrect";
+        return json!({"choices": [{"message": {"content": said}, "finish_reason": "length"}]});
+    }
+    let right = prompt.contains("[Given answer]\nIt is blue");
+    let said = format!("It claims something.\nVerdict: {}", if right { "correct" } else { "incorrect" });
+    json!({"choices": [{"message": {"content": said}, "finish_reason": "stop"}],
+        "usage": {"prompt_tokens": 90, "completion_tokens": 9}})
 }
 
 /// Many tokens at a steady pace, uncounted: "pours-COUNT-MICROSECONDS".

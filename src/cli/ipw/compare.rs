@@ -56,16 +56,7 @@ fn not_comparable(columns: &[Column]) -> String {
     let first = columns.first().map_or("", |column| column.label.as_str());
     let mut out = String::from("these runs are not comparable (--anyway compares them all the same):");
     for column in columns {
-        for it in &column.differs {
-            out += &format!(
-                "\n  {}: {} has {}, {} has {}",
-                it.what,
-                printable(first),
-                printable(&it.first),
-                printable(&column.label),
-                printable(&it.other)
-            );
-        }
+        out += &shown::differing(first, &column.label, &column.differs);
     }
     out
 }

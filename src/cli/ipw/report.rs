@@ -108,7 +108,11 @@ pub fn text(report: &Report, terminal: Terminal) -> String {
         );
     }
     let sum = &report.sum;
-    out += &format!("  all together {} J over {} queries", digits(sum.energy_j), sum.metered);
+    out += &format!(
+        "  all together, failed ones too, idle included: {} J over {} queries",
+        digits(sum.energy_j),
+        sum.metered
+    );
     out += &sum.cost.map_or_else(String::new, |cost| format!(", costing {}", digits(cost)));
     out += &sum.co2_g.map_or_else(String::new, |grams| format!(", {} g CO2", digits(grams)));
     out + "\n"

@@ -9,10 +9,9 @@ use super::super::Meter;
 use super::super::ending::{FAILURE, OK, Trouble};
 use super::super::table::{Table as Drawn, figures, words};
 use super::super::terminal::{Terminal, printable};
-use super::{Wanted, label, named};
-use crate::ipw::compare::differences;
+use super::{Wanted, label, named, shown};
 use crate::ipw::report::page::{digits, with_interval};
-use crate::ipw::route::{Model, Routing, route as routing};
+use crate::ipw::route::{Model, Routing, Unlike, route as routing, unlike};
 use crate::ipw::table::Table;
 
 /// Which runs.
@@ -38,7 +37,7 @@ pub struct Arguments {
     /// Money for a million tokens of prompt and answer, by the run's name: "big=0.5:1.5"; may be given again
     #[arg(long = "price", value_name = "NAME=IN:OUT", value_parser = named::<String>)]
     prices: Vec<(String, String)>,
-    /// Go on even where the runs are not comparable
+    /// Route even what is not comparable (other questions, other grade, other domains)
     #[arg(long)]
     anyway: bool,
 }
@@ -57,18 +56,13 @@ pub fn route(meter: &Meter, asked: &Arguments) -> Result<u8, Trouble> {
     };
     let locals = asked.locals.iter().map(read).collect::<Result<Vec<_>, _>>()?;
     let reference = read(&asked.reference)?;
-    for (name, table) in &locals {
-        let same = |it: &crate::ipw::compare::Difference| it.what != "questions" && it.what != "times asked";
-        if differences(&reference.1, table, &terms).iter().any(|it| !same(it)) && !asked.anyway {
-            let wrong = format!(
-                "{} was not asked what the reference was asked (--anyway takes the questions they share by name)",
-                printable(name)
-            );
-            return Err(Trouble::new(FAILURE, wrong));
-        }
-    }
     let reference_model = model(asked, &reference, asked.reference_joules)?;
     let models = locals.iter().map(|run| model(asked, run, None)).collect::<Result<Vec<_>, _>>()?;
+    let unlike = unlike(&models, &reference_model, &terms);
+    if !unlike.is_empty() && !asked.anyway {
+        let wrong = not_comparable("these runs are not comparable (--anyway routes all the same):", &unlike);
+        return Err(Trouble::new(FAILURE, wrong));
+    }
     let Some(found) = routing(&models, &reference_model, &asked.accuracies, &terms) else {
         return Err(Trouble::new(FAILURE, "no question was answered and scored in all of these runs"));
     };
@@ -78,6 +72,11 @@ pub fn route(meter: &Meter, asked: &Arguments) -> Result<u8, Trouble> {
         stdout().write_all(text(&found, asked, Terminal::of(&stdout())).as_bytes())?;
     }
     Ok(OK)
+}
+
+fn not_comparable(what: &str, unlike: &[Unlike]) -> String {
+    let lines = unlike.iter().map(|it| shown::differing(&it.first, &it.other, &it.differs));
+    what.to_owned() + &lines.collect::<String>()
 }
 
 fn model<'a>(
@@ -132,6 +131,35 @@ fn text(found: &Routing, asked: &Arguments, terminal: Terminal) -> String {
         String::new(),
         sends(&found.reference),
     ]);
+    let assumed = asked.reference_joules.map_or_else(String::new, |joules| {
+        format!(
+            "  where the reference's energy was not measured, {} J a query were assumed\n",
+            digits(joules)
+        )
+    });
+    let unlike = match found.unlike.as_slice() {
+        [] => String::new(),
+        some => format!(
+            "  {}\n",
+            not_comparable("these runs are not comparable and were routed all the same:", some)
+        ),
+    };
+    let times = match found.queries {
+        queries if queries > found.questions => format!(", asked {queries} times in all"),
+        _ => String::new(),
+    };
+    format!(
+        "\nOver {} questions{times}, against {}\n\n{}\n{}\n  {}\n{assumed}  savings against all on the reference, at no loss of \
+         quality: misses go to the reference\n{unlike}",
+        found.questions,
+        printable(&found.reference),
+        covered.draw(terminal),
+        savings(found).draw(terminal),
+        basis(found)
+    )
+}
+
+fn savings(found: &Routing) -> Drawn {
     let mut saved = Drawn::new([
         words("ROUTER"),
         figures("ENERGY SAVED"),
@@ -148,17 +176,27 @@ fn text(found: &Routing, asked: &Arguments, terminal: Terminal) -> String {
             |figure: &Option<crate::ipw::metric::Figure>| with_interval(figure.as_ref(), 100.0, " %");
         saved.row(vec![name, percent(&it.energy), percent(&it.compute), percent(&it.cost)]);
     }
-    let assumed = asked.reference_joules.map_or_else(String::new, |joules| {
-        format!(
-            "  where the reference's energy was not measured, {} J a query were assumed\n",
-            digits(joules)
-        )
-    });
+    saved
+}
+
+/// What the figures are of, in a line.
+fn basis(found: &Routing) -> String {
+    let energies = shown::energies(found.scope, found.idle, found.grade);
+    let assumed = match found.assumed {
+        0 => String::new(),
+        count => format!(", {count} of them at an assumed energy of the reference"),
+    };
+    let error = found.savings.first().and_then(|oracle| oracle.energy_error).map_or_else(
+        || "the meter gave no guaranteed error".to_owned(),
+        |error| {
+            format!(
+                "the meter guarantees the oracle's energy saving to \u{b1} {} points",
+                digits(error * 100.0)
+            )
+        },
+    );
     format!(
-        "\nOver {} questions, against {}\n\n{}\n{}\n{assumed}  savings against all on the reference, at no loss of quality: misses go to the reference\n",
-        found.questions,
-        printable(&found.reference),
-        covered.draw(terminal),
-        saved.draw(terminal)
+        "{energies}; {} of {} queries covered{assumed}; {error}; brackets: 95 % over the choice of questions",
+        found.queries, found.asked
     )
 }

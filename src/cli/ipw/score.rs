@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::super::ending::{OK, Trouble};
+use super::super::ending::{FAILURE, OK, Trouble};
 use super::super::quantity::energy;
 use super::super::reach::Reach;
 use super::super::{Meter, say};
@@ -54,14 +54,20 @@ pub fn score(meter: &Meter, asked: &Arguments) -> Result<u8, Trouble> {
         changed += usize::from(rescored(&mut directory, row, score)?);
     }
     let judged = left.len();
+    let mut status = OK;
     if asked.judge && judged > 0 {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        changed += runtime.block_on(by_judge(meter, asked, &mut directory, left))?;
+        let told = runtime.block_on(by_judge(meter, asked, &mut directory, left))?;
+        say(&told.words());
+        changed += told.changed;
+        if told.judged == 0 {
+            status = FAILURE;
+        }
     } else if judged > 0 {
         say(&format!("{judged} answers need a judge: --judge --url URL --model NAME"));
     }
     say(&format!("{changed} scores changed"));
-    Ok(OK)
+    Ok(status)
 }
 
 type Rows = BTreeMap<(String, u32), Row>;
@@ -90,7 +96,7 @@ async fn by_judge(
     asked: &Arguments,
     directory: &mut RunDir,
     left: Vec<(Row, &Question, &Text)>,
-) -> Result<usize, Trouble> {
+) -> Result<Judged, Trouble> {
     let (asking, pool) = asked.server.reach().await?;
     let mut verdicts = Verdicts::open(directory.path())?;
     // The judge is metered where that can be had; a verdict without its energy is a verdict all the same.
@@ -100,8 +106,7 @@ async fn by_judge(
         Some(Metering::start(&prefix, Box::new(move || reach.again())).ok()?.0)
     });
     let query = Query { pool: &pool, asking: &asking, metering: metering.as_ref(), domains: &[], retries: 2 };
-    let (mut changed, mut unread, mut used_uj, mut new) = (0, 0, 0, 0);
-    let count = left.len();
+    let mut told = Judged { judge: asking.model.clone(), ..Judged::default() };
     for (number, (row, question, text)) in left.into_iter().enumerate() {
         let on = judge::on(&asking.model, question, &text.reply);
         let verdict = match verdicts.known(&on) {
@@ -109,25 +114,84 @@ async fn by_judge(
             None => {
                 let put = Question { prompt: judge::prompt(question, &text.reply), ..question.clone() };
                 let (answer, said) = query.ask(&put, row.repeat, number as u64).await;
+                let energy_uj = answer.energy.and_then(|energy| energy.share_uj);
                 if let Some(error) = answer.error {
                     say(&format!("{}: the judge gave no answer: {error}", row.id));
+                    told.unanswered += 1;
+                    told.used(energy_uj);
                     continue;
                 }
-                new += 1;
-                let energy_uj = answer.energy.and_then(|energy| energy.share_uj);
-                let verdict = Verdict { on, score: judge::read(&said.reply), said: said.reply, energy_uj };
+                let score = judge::read(&said.reply, answer.finish.as_deref());
+                told.new += usize::from(score.is_some());
+                let verdict = Verdict { on, score, said: said.reply, energy_uj };
                 verdicts.keep(verdict.clone())?;
                 verdict
             }
         };
-        unread += usize::from(verdict.score.is_none());
-        used_uj += verdict.energy_uj.unwrap_or(0);
-        changed += usize::from(rescored(directory, row, verdict.score)?);
+        told.used(verdict.energy_uj);
+        match verdict.score {
+            Some(_) => told.judged += 1,
+            None => told.unread += 1,
+        }
+        told.changed += usize::from(rescored(directory, row, verdict.score)?);
     }
-    say(&format!(
-        "{} judged {count} answers, {new} of them anew, {unread} in words that could not be read; it used {} in all, which is in no figure of the run",
-        asking.model,
-        energy(used_uj, None)
-    ));
-    Ok(changed)
+    Ok(told)
+}
+
+/// What a judge did.
+#[derive(Debug, Default)]
+struct Judged {
+    judge: String,
+    /// Answers that have its verdict now.
+    judged: usize,
+    /// Of those, the ones that it was asked about now.
+    new: usize,
+    /// It said something, and no verdict could be read in it.
+    unread: usize,
+    /// It said nothing.
+    unanswered: usize,
+    /// Scores that are other ones now.
+    changed: usize,
+    /// What it used where that is known; `None`: of no answer.
+    used_uj: Option<u64>,
+    /// How many answers it is not known of.
+    unknown: usize,
+}
+
+impl Judged {
+    fn used(&mut self, energy_uj: Option<u64>) {
+        match energy_uj {
+            Some(more) => self.used_uj = Some(self.used_uj.unwrap_or(0).saturating_add(more)),
+            None => self.unknown += 1,
+        }
+    }
+
+    fn words(&self) -> String {
+        let used = match (self.used_uj, self.unknown) {
+            (None, _) => "what it used is unknown, and".to_owned(),
+            (Some(used_uj), 0) => format!("it used {} in all, which", energy(used_uj, None)),
+            (Some(used_uj), some) => {
+                format!("it used {} (unknown for {some} answers), which", energy(used_uj, None))
+            }
+        };
+        format!(
+            "{} judged {} answers, {} of them anew; {} verdicts could not be read, {} answers got none; {used} is in no figure of \
+             the run",
+            self.judge, self.judged, self.new, self.unread, self.unanswered
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_energy_that_is_not_known_is_not_nothing() {
+        let mut told = Judged { judge: "big".into(), ..Judged::default() };
+        told.used(None);
+        assert!(told.words().contains("what it used is unknown"), "{}", told.words());
+        told.used(Some(2_000_000));
+        assert!(told.words().contains("it used 2.000 J (unknown for 1 answers)"), "{}", told.words());
+    }
 }

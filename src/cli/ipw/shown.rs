@@ -7,33 +7,49 @@ use std::collections::BTreeMap;
 
 use super::super::table::{Table, figures, words};
 use super::super::terminal::{Terminal, printable};
+use crate::energy::Grade;
+use crate::ipw::compare::Difference;
 use crate::ipw::metric::Figures;
 use crate::ipw::report::page::{digits, quantity, with_interval};
-use crate::ipw::scope::Idle;
+use crate::ipw::scope::{Idle, Scope};
 use crate::ipw::spread::Spread;
 
-/// What the figures are of, in a line.
-pub fn basis(figures: &Figures) -> String {
-    let idle = match figures.idle {
+/// Which energies are counted, and how far they can be trusted.
+pub fn energies(scope: Scope, idle: Idle, grade: Option<Grade>) -> String {
+    let idle = match idle {
         Idle::Included => "idle power included",
         Idle::Excluded => "idle power excluded",
     };
-    let grade = figures.grade.map_or("of unknown grade", super::super::report::grade);
+    let grade = grade.map_or("of unknown grade", super::super::report::grade);
+    format!("{}, {idle}, energy {grade}", scope.title())
+}
+
+/// What the figures are of, in a line.
+pub fn basis(figures: &Figures) -> String {
+    let basis = energies(figures.scope, figures.idle, figures.grade);
     let error = figures.energy_error_j.map_or_else(
         || "the meter gave no guaranteed error".to_owned(),
-        |error| {
-            format!(
-                "the meter guarantees the mean energy to \u{b1} {} J",
-                crate::ipw::report::page::digits(error)
-            )
-        },
+        |error| format!("the meter guarantees the mean energy to \u{b1} {} J", digits(error)),
     );
     format!(
-        "{}, {idle}, energy {grade}; {} of {} queries covered; {error}; brackets: 95 % over the choice of questions",
-        figures.scope.title(),
-        figures.covered,
-        figures.asked
+        "{basis}; {} of {} queries covered; {error}; brackets: 95 % over the choice of questions",
+        figures.covered, figures.asked
     )
+}
+
+/// What two runs differ in, a line each.
+pub fn differing(first: &str, other: &str, differs: &[Difference]) -> String {
+    let line = |it: &Difference| {
+        format!(
+            "\n  {}: {} has {}, {} has {}",
+            it.what,
+            printable(first),
+            printable(&it.first),
+            printable(other),
+            printable(&it.other)
+        )
+    };
+    differs.iter().map(line).collect()
 }
 
 /// A scope and what it does with idle power, with its grade, for a row's name.

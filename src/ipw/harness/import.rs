@@ -9,7 +9,7 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::super::extract;
-use super::super::question::{Format, Question, fingerprint, guess};
+use super::super::question::{Format, Question, fingerprint, guess, readable};
 use super::super::row::{Energy, Part, Row, Text};
 use super::super::run_dir::RunDir;
 use super::about::{kept, manifest, meter_of};
@@ -186,13 +186,18 @@ impl Reading {
         };
         let lacking = prompt.trim().is_empty() || answer.trim().is_empty();
         self.findings.without_question += usize::from(lacking);
+        // What no rule can compare is left to a judge, as is what has no right answer.
+        let format = kept.format.unwrap_or_else(|| guess(&answer, &[]));
+        let (format, answer) = match readable(format, answer.clone(), &[]) {
+            Ok(answer) if !lacking => (format, answer),
+            _ => (Format::Judge, answer),
+        };
         // The run's own file of questions must stay readable; where the harness kept nothing, that is what it says.
         let or = |text: String, instead: &str| if text.trim().is_empty() { instead.to_owned() } else { text };
         Question {
             id: if kept.id.is_empty() { format!("h{place:06}") } else { kept.id.clone() },
             subject: record.subject.clone().filter(|it| !it.is_empty()).unwrap_or_else(|| "general".into()),
-            // Without a right answer no rule can score.
-            format: if lacking { Format::Judge } else { kept.format.unwrap_or_else(|| guess(&answer, &[])) },
+            format,
             prompt: or(prompt, "(the question was not kept)"),
             answer: or(answer, "(the right answer was not kept)"),
             choices: Vec::new(),

@@ -52,7 +52,7 @@ pub struct Report {
     /// The lines that the public harness draws: energy, latency and power against all tokens, first token against the
     /// prompt's.
     pub lines: BTreeMap<&'static str, Line>,
-    /// Prefill and decode apart.
+    /// Prefill and decode apart; only of the host with idle power, of which alone they are known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub phases: Option<Phases>,
     /// Everything that was used, and what it costs.
@@ -112,14 +112,14 @@ impl Report {
             all,
             subjects,
             scopes,
-            spreads: spreads(table, terms.scope),
-            lines: lines(table, terms.scope),
-            phases: phases(table),
+            spreads: spreads(table, terms),
+            lines: lines(table, terms),
+            phases: phases(table, terms),
             sum: sum(table, terms.scope, prices),
             failures: table.failures.clone(),
             broken_lines: table.broken,
             cached_part: cached_part(table),
-            points: scatter::Points::of(table, terms.scope),
+            points: scatter::Points::of(table, terms),
         }
     }
 }
@@ -179,14 +179,15 @@ fn on_every_core<T: Send>(count: usize, work: impl Fn(usize) -> T + Sync) -> Vec
     done.into_iter().map(|(_, result)| result).collect()
 }
 
-fn spreads(table: &Table, scope: Scope) -> BTreeMap<&'static str, Spread> {
+fn spreads(table: &Table, terms: &Terms) -> BTreeMap<&'static str, Spread> {
     let columns = &table.columns;
-    let [energy, ..] = columns.scoped(scope);
+    let joules = columns.joules(terms.scope, terms.idle);
     let answered = |at: &usize| columns.answered[*at];
     let of = |column: &[f64], scale| spread((0..columns.len()).filter(answered).map(|at| column[at]), scale);
-    let power = (0..columns.len()).filter(answered).map(|at| energy[at] / columns.span_s[at]);
+    let energy = (0..columns.len()).filter(answered).map(joules);
+    let power = (0..columns.len()).filter(answered).map(|at| joules(at) / columns.span_s[at]);
     let all = [
-        ("energy_j", of(energy, 1e6)),
+        ("energy_j", spread(energy, 1e6)),
         ("power_w", spread(power, 1e3)),
         ("duration_s", of(&columns.duration_s, 1e9)),
         ("first_token_s", of(&columns.first_token_s, 1e9)),
@@ -196,9 +197,9 @@ fn spreads(table: &Table, scope: Scope) -> BTreeMap<&'static str, Spread> {
     all.into_iter().filter_map(|(name, spread)| Some((name, spread?))).collect()
 }
 
-fn lines(table: &Table, scope: Scope) -> BTreeMap<&'static str, Line> {
+fn lines(table: &Table, terms: &Terms) -> BTreeMap<&'static str, Line> {
     let columns = &table.columns;
-    let [energy, ..] = columns.scoped(scope);
+    let joules = columns.joules(terms.scope, terms.idle);
     let pairs = |x: fn(&Table, usize) -> f64, y: &dyn Fn(usize) -> f64| {
         let pair = |at: usize| (columns.answered[at]).then(|| (x(table, at), y(at)));
         let all: Vec<_> = (0..columns.len()).filter_map(pair).filter(|(x, y)| (x + y).is_finite()).collect();
@@ -206,9 +207,9 @@ fn lines(table: &Table, scope: Scope) -> BTreeMap<&'static str, Line> {
     };
     let tokens = |table: &Table, at: usize| table.columns.tokens_in[at] + table.columns.tokens_out[at];
     let prompt = |table: &Table, at: usize| table.columns.tokens_in[at];
-    let power = pairs(tokens, &|at| energy[at] / columns.span_s[at]);
+    let power = pairs(tokens, &|at| joules(at) / columns.span_s[at]);
     let all = [
-        ("energy_j by tokens", line(pairs(tokens, &|at| energy[at]).into_iter())),
+        ("energy_j by tokens", line(pairs(tokens, &joules).into_iter())),
         ("duration_s by tokens", line(pairs(tokens, &|at| columns.duration_s[at]).into_iter())),
         ("first_token_s by prompt tokens", line(pairs(prompt, &|at| columns.first_token_s[at]).into_iter())),
         ("power_w by tokens", line(power.iter().copied())),
@@ -217,7 +218,11 @@ fn lines(table: &Table, scope: Scope) -> BTreeMap<&'static str, Line> {
     all.into_iter().filter_map(|(name, line)| Some((name, line?))).collect()
 }
 
-fn phases(table: &Table) -> Option<Phases> {
+/// Accounts tell them of the host's total alone, idle power included; beside other terms they would mean something else.
+fn phases(table: &Table, terms: &Terms) -> Option<Phases> {
+    if (terms.scope, terms.idle) != (Scope::Host, Idle::Included) {
+        return None;
+    }
     let columns = &table.columns;
     let mut count = 0;
     let (mut prefill_j, mut decode_j) = (0.0, 0.0);
@@ -266,4 +271,58 @@ fn cached_part(table: &Table) -> Option<f64> {
     let told = pairs.filter_map(|(cached, all)| Some((known(*cached)?, known(*all)?)));
     let (cached, all) = told.fold((0.0, 0.0), |(cached, all), (more, of)| (cached + more, all + of));
     (all > 0.0).then(|| cached / all)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::question;
+    use super::super::row::{Energy, Row, Text};
+    use super::super::run_dir::{RunDir, VERSION};
+    use super::*;
+
+    #[test]
+    fn everything_below_the_basis_has_its_scope_and_idle_policy() {
+        let dir = tempfile::tempdir().unwrap();
+        let questions = question::starter();
+        let fingerprint = question::fingerprint(&questions);
+        let manifest = Manifest { version: VERSION, fingerprint, ..Manifest::default() };
+        let mut run = RunDir::begin(dir.path(), &manifest, &questions).unwrap();
+        for id in 0..3_u64 {
+            let energy = Energy {
+                share_uj: Some(4_000_000 + id),
+                idle_uj: Some(1_000_000),
+                prefill_uj: Some(500_000),
+                decode_uj: Some(3_500_000 + id),
+                span_ns: 2_000_000_000,
+                ..Energy::default()
+            };
+            let (score, tokens) = (Some(1.0), Some(10 + id));
+            let id = id.to_string();
+            let row = Row {
+                id,
+                score,
+                tokens_in: tokens,
+                tokens_out: tokens,
+                energy: Some(energy),
+                ..Row::default()
+            };
+            run.add(&row, &Text::default()).unwrap();
+        }
+        let table = Table::read(dir.path()).unwrap();
+        let of = |scope, idle| Report::of(&table, &Terms { scope, idle, seed: 1 }, Prices::default());
+        let near = |one: f64, other: f64| (one - other).abs() < 1e-2;
+        for (idle, joules) in [(Idle::Included, 4.0), (Idle::Excluded, 3.0)] {
+            let report = of(Scope::Host, idle);
+            assert!(near(report.spreads["energy_j"].mean, joules), "{report:?}");
+            assert!(near(report.spreads["power_w"].mean, joules / 2.0), "{report:?}");
+            assert!(near(report.lines["energy_j by tokens"].mean_y, joules), "{report:?}");
+            assert!(near(report.lines["power_w by tokens"].mean_y, joules / 2.0), "{report:?}");
+            let point = report.points.queries[0];
+            assert!(near(point.energy_j, joules) && near(point.power_w, joules / 2.0), "{point:?}");
+            assert!(near(report.points.bars[0].power_w.unwrap(), joules / 2.0));
+            assert_eq!(report.phases.is_some(), idle == Idle::Included);
+            assert!(near(report.sum.energy_j, 12.0), "the sum is the bill's, whatever the figures count");
+        }
+        assert!(of(Scope::Accelerator, Idle::Included).phases.is_none());
+    }
 }

@@ -173,9 +173,9 @@ fn pictures(report: &Report) -> Vec<(&'static str, Picture, String)> {
     }
     if !points.bars.is_empty() {
         let curve = if points.watched.is_empty() {
-            "the sum of the open queries' shares"
+            format!("the sum of the open queries' shares, {}", idle(report.idle))
         } else {
-            "the domains of the scope, as they were watched"
+            "all that the domains of the scope drew, idle power included".to_owned()
         };
         let note = format!(
             "The curve: {curve}. Below it a bar for each of the first {} queries: dark until its first token, then light.",

@@ -5,6 +5,7 @@
 
 use serde::Serialize;
 
+use super::super::metric::Terms;
 use super::super::power;
 use super::super::scope::Scope;
 use super::super::table::{Table, known};
@@ -57,25 +58,25 @@ pub struct Points {
     /// The sum of all open shares' powers, at each instant where one began or ended: seconds, watts. A picture of the
     /// load where no domain was watched meanwhile.
     pub power: Vec<(f64, f64)>,
-    /// What the domains of the scope drew meanwhile, where somebody watched: seconds, watts.
+    /// All that the domains of the scope drew meanwhile, where somebody watched: seconds, watts.
     pub watched: Vec<(f64, f64)>,
 }
 
 impl Points {
     /// The points of a run.
-    pub fn of(table: &Table, scope: Scope) -> Self {
+    pub fn of(table: &Table, terms: &Terms) -> Self {
         let columns = &table.columns;
-        let [energy, ..] = columns.scoped(scope);
+        let joules = columns.joules(terms.scope, terms.idle);
         let metered = || {
             (0..columns.len())
-                .filter(|at| columns.answered[*at] && energy[*at].is_finite() && columns.span_s[*at] > 0.0)
+                .filter(|at| columns.answered[*at] && joules(*at).is_finite() && columns.span_s[*at] > 0.0)
         };
         let of = metered().count();
         let point = |at: usize| Point {
             tokens: known(columns.tokens_in[at] + columns.tokens_out[at]),
             tokens_out: known(columns.tokens_out[at]),
-            energy_j: energy[at],
-            power_w: energy[at] / columns.span_s[at],
+            energy_j: joules(at),
+            power_w: joules(at) / columns.span_s[at],
             score: known(columns.score[at]),
         };
         let step = of.div_ceil(MOST).max(1);
@@ -93,12 +94,12 @@ impl Points {
             from_s: columns.began_s[*at] - start,
             first_token_s: known(columns.first_token_s[*at]),
             to_s: columns.began_s[*at] - start + columns.duration_s[*at],
-            power_w: known(energy[*at] / columns.span_s[*at]),
+            power_w: known(joules(*at) / columns.span_s[*at]),
             answered: columns.answered[*at],
         };
         let bars: Vec<Bar> = order.iter().map(|at| bar(&(*at as usize))).collect();
         let end = bars.iter().map(|bar| bar.to_s).fold(0.0, f64::max);
-        let watched = watched(table, scope, start, end);
+        let watched = watched(table, terms.scope, start, end);
         Self { watched, queries: metered().step_by(step).map(point).collect(), of, power: power(&bars), bars }
     }
 }
