@@ -238,3 +238,32 @@ fn a_web_socket_passes_through() {
     talk.hang_up();
     assert!(closed.recv_timeout(support::PATIENCE).is_ok(), "the server was not told that the client left");
 }
+
+#[test]
+fn a_server_that_answers_without_asking_for_the_body_ends_nothing_but_the_request() {
+    let daemon = TestDaemon::on(STEADY);
+    let stub = Stub::new(|mut talk| {
+        while let Some(request) = talk.head() {
+            let expects = request.header("expect").is_some();
+            talk.say(if expects { b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 2\r\n\r\nno" } else { OK });
+        }
+    });
+    let proxy =
+        TestProxy::before(&format!("http://{}", stub.address), &daemon.socket(), &[]).meets_the_meter();
+    for path in ["/v1/chat/completions", "/v1/files"] {
+        let mut talk = Talk::to(proxy.address);
+        talk.say(
+            format!("POST {path} HTTP/1.1\r\nHost: t\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\n")
+                .as_bytes(),
+        );
+        assert_eq!(talk.reply().map(|reply| reply.status()), Some(401), "{path}");
+        // The body is asked for, once more and later than the server would be waited for.
+        support::pass(1200);
+        let mut other = Talk::to(proxy.address);
+        other.say(b"GET /v1/models HTTP/1.1\r\nHost: t\r\n\r\n");
+        assert_eq!(other.reply().map(|reply| reply.status()), Some(200), "{path}");
+    }
+    // Where a panic ends the program it would be gone; a build that unwinds says it all the same.
+    assert!(!proxy.log().contains("panicked"), "{}", proxy.log());
+    proxy.end().assert_balanced();
+}
