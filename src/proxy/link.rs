@@ -187,8 +187,8 @@ async fn read(mut reader: OwnedReadHalf, asked: &Asked, shared: &Shared) -> Stri
                 return "the meter answers what nobody asked".into();
             };
             shared.came(ask.since.elapsed());
-            if let Err(nonsense) = ask.answered(message) {
-                return format!("the meter's answer makes no sense: {nonsense}");
+            if let Err(reason) = ask.answered(message) {
+                return reason;
             }
             from += length + 1;
         }
