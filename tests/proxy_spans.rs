@@ -247,6 +247,28 @@ fn a_server_that_is_not_there_costs_no_energy_and_is_said_to_be_gone() {
 }
 
 #[test]
+fn what_a_server_computed_before_it_hung_up_is_somebodys_energy() {
+    let daemon = TestDaemon::on(STEADY);
+    let stub = Stub::new(|mut talk| {
+        talk.request();
+        support::pass(50);
+    });
+    let proxy = before(&stub, &daemon, &[]);
+    assert_eq!(ask(&proxy, &question("{\"model\":\"m\"}")).status(), 502);
+    let mut account = Value::Null;
+    until("settled", || {
+        let accounts = daemon.client().call("ListSpans", json!({}))["accounts"].take();
+        account = accounts.as_array().unwrap().first().cloned().unwrap_or_default();
+        account["state"] == "settled"
+    });
+    assert_eq!(account["attributes"]["error.type"], "no reply from the server");
+    assert_eq!(account["attributes"]["gen_ai.request.model"], "m");
+    assert!(account["share_uj"].as_u64().unwrap() > 0, "{account}");
+    let counters = proxy.end();
+    assert_eq!((counters.closed, counters.cancelled), (1, 0), "{counters:?}");
+}
+
+#[test]
 fn the_server_is_told_when_the_client_leaves() {
     let daemon = TestDaemon::on(STEADY);
     let (left, leaving) = std::sync::mpsc::channel();

@@ -1,7 +1,8 @@
 //! One request: to the server, and its reply back.
 //!
 //! Owns the order: a span opens when an inference arrives, and closes with the end of its reply. A request that the
-//! server does not get is answered with 502, and its span forgotten. Nothing about the daemon ever fails a request, or
+//! server cannot have got is answered with 502, and its span forgotten; where it may have got it, the energy up to there
+//! is the request's. Nothing about the daemon ever fails a request, or
 //! delays it beyond the bounded wait for its account.
 
 use std::collections::{BTreeMap, VecDeque};
@@ -41,7 +42,7 @@ pub async fn forward(proxy: &Proxy, aside: Option<&Aside>, request: Request<Inco
     match prepare(&proxy.target, aside, request, None) {
         Ok((request, hop)) => match send(proxy, request).await {
             Ok((head, body)) => pass(head, body, hop),
-            Err(refusal) => refusal,
+            Err(failure) => failure.refusal,
         },
         Err(error) => refusal(StatusCode::BAD_REQUEST, &error.to_string()),
     }
@@ -76,15 +77,25 @@ async fn measure(
     match send(proxy, request).await {
         Ok((head, body)) => {
             span.note("http.response.status_code", head.status.as_str());
-            if let Some(model) = asked.model() {
-                span.note("gen_ai.request.model", model);
-            }
+            note_model(&mut span, &asked);
             answer(proxy, head, body, span, hop).await
         }
-        Err(refusal) => {
+        Err(Failure { unsent: true, refusal }) => {
             span.cancel();
             refusal
         }
+        Err(Failure { unsent: false, refusal }) => {
+            note_model(&mut span, &asked);
+            span.note("error.type", "no reply from the server");
+            drop(span.close());
+            refusal
+        }
+    }
+}
+
+fn note_model(span: &mut Measured, asked: &Asked) {
+    if let Some(model) = asked.model() {
+        span.note("gen_ai.request.model", model);
     }
 }
 
@@ -106,9 +117,17 @@ fn notes(
     notes
 }
 
-/// The server's reply; the inner error is the client's answer where there is none.
-async fn send(proxy: &Proxy, request: Request<Body>) -> Result<(response::Parts, Incoming), Response<Body>> {
-    let why = match proxy.pool.request(request).await {
+/// There is no reply.
+struct Failure {
+    /// The server cannot have got the request: there was no connection to it.
+    unsent: bool,
+    /// The client's answer instead.
+    refusal: Response<Body>,
+}
+
+/// The server's reply.
+async fn send(proxy: &Proxy, request: Request<Body>) -> Result<(response::Parts, Incoming), Failure> {
+    let (unsent, why) = match proxy.pool.request(request).await {
         Ok(reply) => {
             let (mut head, body) = reply.into_parts();
             head.version = Version::HTTP_11;
@@ -116,14 +135,16 @@ async fn send(proxy: &Proxy, request: Request<Body>) -> Result<(response::Parts,
             let both = [header::CONTENT_LENGTH, header::TRANSFER_ENCODING];
             match both.iter().all(|name| head.headers.contains_key(name)) {
                 false => return Ok((head, body)),
-                true => "its reply has both a length and chunks".to_owned(),
+                true => (false, "its reply has both a length and chunks".to_owned()),
             }
         }
-        Err(error) => chain(&error),
+        Err(error) => (error.is_connect(), chain(&error)),
     };
     proxy.tally.failed.up();
     proxy.remarks.say(&format!("no reply from {}: {why}", proxy.target));
-    Err(refusal(StatusCode::BAD_GATEWAY, &format!("no reply from the server behind this proxy: {why}")))
+    let refusal =
+        refusal(StatusCode::BAD_GATEWAY, &format!("no reply from the server behind this proxy: {why}"));
+    Err(Failure { unsent, refusal })
 }
 
 /// A reply that is nobody's business.
