@@ -15,12 +15,12 @@ use hyper::body::{Body as _, Incoming};
 use super::asked::Asked;
 use super::dialect::Dialect;
 use super::figures::{ENERGY, SPAN};
+use super::front::Client;
 use super::measured::Measured;
 use super::prepare::{Hop, prepare};
 use super::route::Operation;
 use super::streamed::{Streamed, Tail};
 use super::trace::Trace;
-use super::wire::Aside;
 use super::{Annotate, Proxy, held, tunnel};
 use crate::http::{Body, hop, whole};
 
@@ -28,7 +28,8 @@ use crate::http::{Body, hop, whole};
 const NAME: &str = "wattspan-name";
 
 /// Answers one request.
-pub async fn forward(proxy: &Proxy, aside: Option<&Aside>, request: Request<Incoming>) -> Response<Body> {
+pub async fn forward(client: &Client, request: Request<Incoming>) -> Response<Body> {
+    let proxy = &*client.proxy;
     proxy.tally.requests.up();
     if *request.method() == Method::CONNECT || request.uri().path_and_query().is_none() {
         return refusal(
@@ -37,23 +38,19 @@ pub async fn forward(proxy: &Proxy, aside: Option<&Aside>, request: Request<Inco
         );
     }
     if let Some(operation) = proxy.routes.operation(request.method(), request.uri()) {
-        return measure(proxy, aside, request, operation).await;
+        return measure(client, request, operation).await;
     }
-    match prepare(&proxy.target, aside, request, None) {
+    match prepare(&proxy.target, client.aside.as_ref(), request, None) {
         Ok((request, hop)) => match send(proxy, request).await {
-            Ok((head, body)) => pass(head, body, hop),
+            Ok((head, body)) => pass(client, head, body, hop),
             Err(failure) => failure.refusal,
         },
         Err(error) => refusal(StatusCode::BAD_REQUEST, &error.to_string()),
     }
 }
 
-async fn measure(
-    proxy: &Proxy,
-    aside: Option<&Aside>,
-    mut request: Request<Incoming>,
-    operation: Operation,
-) -> Response<Body> {
+async fn measure(client: &Client, mut request: Request<Incoming>, operation: Operation) -> Response<Body> {
+    let proxy = &*client.proxy;
     proxy.tally.inferences.up();
     let number = proxy.next_span();
     let trace = Trace::of(request.headers());
@@ -67,7 +64,7 @@ async fn measure(
         trace.forward(request.headers_mut(), number);
     }
     let asked = Asked::new();
-    let (request, hop) = match prepare(&proxy.target, aside, request, Some(asked.clone())) {
+    let (request, hop) = match prepare(&proxy.target, client.aside.as_ref(), request, Some(asked.clone())) {
         Ok(prepared) => prepared,
         Err(error) => {
             span.cancel();
@@ -78,7 +75,7 @@ async fn measure(
         Ok((head, body)) => {
             span.note("http.response.status_code", head.status.as_str());
             note_model(&mut span, &asked);
-            answer(proxy, head, body, span, hop).await
+            answer(client, head, body, span, hop).await
         }
         Err(Failure { unsent: true, refusal }) => {
             span.cancel();
@@ -148,10 +145,10 @@ async fn send(proxy: &Proxy, request: Request<Body>) -> Result<(response::Parts,
 }
 
 /// A reply that is nobody's business.
-fn pass(mut head: response::Parts, body: Incoming, hop: Hop) -> Response<Body> {
+fn pass(client: &Client, mut head: response::Parts, body: Incoming, hop: Hop) -> Response<Body> {
     if head.status == StatusCode::SWITCHING_PROTOCOLS {
         return match hop.upgrade {
-            Some(client) => tunnel::open(head, body, client),
+            Some(upgrade) => tunnel::open(head, body, upgrade, client.clone()),
             None => refusal(StatusCode::BAD_GATEWAY, "the server changed the protocol unasked"),
         };
     }
@@ -161,14 +158,15 @@ fn pass(mut head: response::Parts, body: Incoming, hop: Hop) -> Response<Body> {
 
 /// An inference's reply.
 async fn answer(
-    proxy: &Proxy,
+    client: &Client,
     mut head: response::Parts,
     body: Incoming,
     span: Measured,
     hop: Hop,
 ) -> Response<Body> {
+    let proxy = &*client.proxy;
     if head.status == StatusCode::SWITCHING_PROTOCOLS {
-        return pass(head, body, hop);
+        return pass(client, head, body, hop);
     }
     hop::strip(&mut head.headers);
     let told = proxy.annotate != Annotate::Off;

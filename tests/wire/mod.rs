@@ -297,10 +297,21 @@ impl TestProxy {
         line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
     }
 
-    /// Lets it end; the counters of its last words.
-    pub fn end(mut self) -> Counters {
+    /// Asks it to end, and waits until it has heard.
+    pub fn terminate(&self) {
         let pid = rustix::process::Pid::from_child(&self.child);
         rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        crate::support::until("heard that it is to end", || self.log().contains("stopping"));
+    }
+
+    /// Lets it end; the counters of its last words.
+    pub fn end(self) -> Counters {
+        self.terminate();
+        self.last_words()
+    }
+
+    /// Waits for it to end; the counters of its last words.
+    pub fn last_words(mut self) -> Counters {
         self.child.wait().unwrap();
         self.reader.take().unwrap().join().unwrap();
         Counters::read(&self.log())
