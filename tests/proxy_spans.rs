@@ -162,6 +162,43 @@ fn a_stream_has_its_energy_behind_it_and_decode_is_marked_at_the_first_token() {
 }
 
 #[test]
+fn a_reply_that_comes_slowly_in_chunks_has_its_energy_in_a_trailer_that_is_announced() {
+    let daemon = TestDaemon::on(STEADY);
+    let (go_on, held) = std::sync::mpsc::channel();
+    let held = Mutex::new(held);
+    let stub = Stub::new(move |mut talk| {
+        while talk.request().is_some() {
+            let head =
+                "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n";
+            talk.say([head, &chunked("{\"a\":")].concat().as_bytes());
+            held.lock().unwrap().recv().unwrap();
+            talk.say([chunked("1}"), "0\r\n\r\n".into()].concat().as_bytes());
+        }
+    });
+    let proxy = before(&stub, &daemon, &[]);
+    let slowly = |request: &[u8]| {
+        let mut talk = Talk::to(proxy.address);
+        talk.say(request);
+        // The head waits for the body's end no longer than it may.
+        let mut reply = talk.head().unwrap();
+        go_on.send(()).unwrap();
+        talk.body(&mut reply, true);
+        assert!(reply.whole && reply.text() == "{\"a\":1}", "{reply:?}");
+        reply
+    };
+    let reply = slowly(
+        b"POST /v1/embeddings HTTP/1.1\r\nHost: t\r\nTE: trailers\r\nConnection: TE\r\nContent-Length: 2\r\n\r\n{}",
+    );
+    assert_eq!(reply.header("trailer"), Some("wattspan-energy"));
+    let trailer = energy(wire::value(&reply.trailers, "wattspan-energy").unwrap());
+    let account = account(&daemon, &reply);
+    assert_eq!(trailer["share_uj"], account["share_uj"].to_string());
+    // Who did not ask for trailers is sent none.
+    let reply = slowly(&question("{}"));
+    assert_eq!((reply.header("trailer"), reply.trailers.len()), (None, 0));
+}
+
+#[test]
 fn usage_carries_the_energy_where_it_is_asked_for() {
     let daemon = TestDaemon::on(STEADY);
     let whole = r#"{"a":[1, 2],"usage":{"prompt_tokens":3,"completion_tokens":2}}"#;

@@ -14,7 +14,7 @@ use hyper::body::{Body as _, Incoming};
 
 use super::asked::Asked;
 use super::dialect::Dialect;
-use super::figures::{ENERGY, SPAN};
+use super::figures::SPAN;
 use super::front::Client;
 use super::measured::Measured;
 use super::prepare::{Hop, prepare};
@@ -188,9 +188,7 @@ async fn answer(
             refusal(StatusCode::BAD_GATEWAY, &format!("the server broke off its reply: {}", chain(&error)))
         });
     }
-    if tail.trailer {
-        head.headers.append(header::TRAILER, HeaderValue::from(ENERGY));
-    }
+    tail.announce(&mut head.headers);
     let tail = Tail { usage: tail.usage && streams, ..tail };
     let streamed = Streamed::new(body, VecDeque::new(), weighed, dialect, tail);
     Response::from_parts(head, streamed.boxed_unsync())

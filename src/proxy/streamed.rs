@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
-use http::HeaderMap;
+use http::header::{self, HeaderMap, HeaderValue};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
@@ -32,6 +32,15 @@ pub struct Tail {
     pub trailer: bool,
     /// In the last chunk that tells of usage.
     pub usage: bool,
+}
+
+impl Tail {
+    /// Names the trailer in the head: over HTTP/1.1 one that is not named there is not sent.
+    pub fn announce(self, headers: &mut HeaderMap) {
+        if self.trailer {
+            headers.append(header::TRAILER, HeaderValue::from(ENERGY));
+        }
+    }
 }
 
 enum State {
