@@ -375,3 +375,29 @@ fn a_thousand_replies_are_the_same_with_and_without_the_proxy() {
 fn with_annotations_off_nothing_is_added_at_all() {
     run(&["--annotate", "off"], false, cases() / 5);
 }
+
+#[test]
+fn all_that_came_before_a_server_broke_off_is_passed_on() {
+    let daemon = TestDaemon::on(STEADY);
+    let whole = "data: {\"choices\":[{\"index\":0,\"text\":\"a\"}]}\n\n";
+    let cut = "data: {\"choices\":[{\"index\":0,\"te";
+    let stub = Stub::new(move |mut talk| {
+        if talk.request().is_none() {
+            return;
+        }
+        let chunk = |text: &str| format!("{:x}\r\n{text}\r\n", text.len());
+        let head = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n";
+        talk.say([head, &chunk(whole), &chunk(cut)].concat().as_bytes());
+    });
+    for flags in [&["--annotate", "off"][..], &["--annotate", "headers"], &["--annotate", "usage"]] {
+        let upstream = format!("http://{}", stub.address);
+        let proxy = TestProxy::before(&upstream, &daemon.socket(), flags).meets_the_meter();
+        for _ in 0..20 {
+            let mut talk = Talk::to(proxy.address);
+            talk.say(&wire::question("{}"));
+            let reply = talk.reply().unwrap();
+            assert_eq!((reply.text(), reply.whole), (format!("{whole}{cut}"), false), "{flags:?}");
+        }
+        proxy.end().assert_balanced();
+    }
+}

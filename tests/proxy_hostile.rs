@@ -238,3 +238,94 @@ fn a_web_socket_passes_through() {
     talk.hang_up();
     assert!(closed.recv_timeout(support::PATIENCE).is_ok(), "the server was not told that the client left");
 }
+
+const UPGRADE: &[u8] =
+    b"GET /v1/realtime HTTP/1.1\r\nHost: t\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
+
+/// A server that changes the protocol where it is asked to, and repeats every line from then on.
+fn repeating() -> Stub {
+    Stub::new(|mut talk| {
+        while let Some(request) = talk.request() {
+            if request.header("upgrade").is_none() {
+                talk.say(OK);
+                continue;
+            }
+            talk.say(
+                b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n",
+            );
+            while let Some(line) = talk.line() {
+                talk.say(format!("{line}\n").as_bytes());
+            }
+        }
+    })
+}
+
+/// A connection whose protocol has changed.
+fn tunnel(proxy: &TestProxy) -> Talk {
+    let mut talk = Talk::to(proxy.address);
+    talk.say(UPGRADE);
+    assert_eq!(talk.reply().unwrap().status(), 101);
+    talk.say(b"one\n");
+    assert_eq!(talk.line().as_deref(), Some("one"));
+    talk
+}
+
+#[test]
+fn a_connection_whose_protocol_changed_counts_as_long_as_it_is_open() {
+    let daemon = TestDaemon::on(STEADY);
+    let stub = repeating();
+    let upstream = format!("http://{}", stub.address);
+    let proxy = TestProxy::before(&upstream, &daemon.socket(), &["--connections", "1"]).meets_the_meter();
+    let first = tunnel(&proxy);
+    let mut second = Talk::to(proxy.address);
+    second.say(b"GET / HTTP/1.1\r\nHost: t\r\n\r\n");
+    second.stream().set_read_timeout(Some(std::time::Duration::from_millis(300))).unwrap();
+    assert_eq!(second.line(), None, "a second connection was served beside the only one");
+    second.stream().set_read_timeout(Some(support::PATIENCE)).unwrap();
+    first.hang_up();
+    assert_eq!(second.reply().unwrap().status(), 200);
+}
+
+#[test]
+fn a_connection_whose_protocol_changed_has_its_time_when_the_proxy_stops() {
+    let daemon = TestDaemon::on(STEADY);
+    let stub = repeating();
+    let proxy =
+        TestProxy::before(&format!("http://{}", stub.address), &daemon.socket(), &[]).meets_the_meter();
+    let mut talk = tunnel(&proxy);
+    proxy.terminate();
+    support::pass(100);
+    talk.say(b"two\n");
+    assert_eq!(talk.line().as_deref(), Some("two"));
+    talk.hang_up();
+    proxy.last_words().assert_balanced();
+}
+
+#[test]
+fn a_server_that_answers_without_asking_for_the_body_ends_nothing_but_the_request() {
+    let daemon = TestDaemon::on(STEADY);
+    let stub = Stub::new(|mut talk| {
+        while let Some(request) = talk.head() {
+            let expects = request.header("expect").is_some();
+            talk.say(if expects { b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 2\r\n\r\nno" } else { OK });
+        }
+    });
+    let proxy =
+        TestProxy::before(&format!("http://{}", stub.address), &daemon.socket(), &[]).meets_the_meter();
+    for path in ["/v1/chat/completions", "/v1/files"] {
+        let mut talk = Talk::to(proxy.address);
+        talk.say(
+            format!("POST {path} HTTP/1.1\r\nHost: t\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\n")
+                .as_bytes(),
+        );
+        assert_eq!(talk.reply().map(|reply| reply.status()), Some(401), "{path}");
+        // The body is asked for, once more and later than the server would be waited for.
+        support::pass(1200);
+        let mut other = Talk::to(proxy.address);
+        other.say(b"GET /v1/models HTTP/1.1\r\nHost: t\r\n\r\n");
+        assert_eq!(other.reply().map(|reply| reply.status()), Some(200), "{path}");
+    }
+    // Where a panic ends the program it would be gone; a build that unwinds says it all the same.
+    assert!(!proxy.log().contains("panicked"), "{}", proxy.log());
+    proxy.end().assert_balanced();
+}

@@ -1,5 +1,6 @@
 //! What the proxy tells the daemon: every request one span, none lost, and the energy adds up.
 
+mod caller;
 #[path = "support/machine.rs"]
 mod machine;
 mod support;
@@ -7,13 +8,13 @@ mod wire;
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Barrier, Mutex};
 use std::time::{Duration, Instant};
 
 use machine::Dice;
 use serde_json::{Value, json};
 use support::{PATIENCE, SLUGGISH, STEADY, TestDaemon, until};
-use wire::{Message, Stub, Talk, TestProxy, question};
+use wire::{Counters, Message, Stub, Talk, TestProxy, question};
 
 const CHUNK: &str = "data: {\"model\":\"m\",\"choices\":[{\"delta\":{\"content\":\"x\"}}]}\n\n";
 const USAGE: &str =
@@ -161,6 +162,43 @@ fn a_stream_has_its_energy_behind_it_and_decode_is_marked_at_the_first_token() {
 }
 
 #[test]
+fn a_reply_that_comes_slowly_in_chunks_has_its_energy_in_a_trailer_that_is_announced() {
+    let daemon = TestDaemon::on(STEADY);
+    let (go_on, held) = std::sync::mpsc::channel();
+    let held = Mutex::new(held);
+    let stub = Stub::new(move |mut talk| {
+        while talk.request().is_some() {
+            let head =
+                "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n";
+            talk.say([head, &chunked("{\"a\":")].concat().as_bytes());
+            held.lock().unwrap().recv().unwrap();
+            talk.say([chunked("1}"), "0\r\n\r\n".into()].concat().as_bytes());
+        }
+    });
+    let proxy = before(&stub, &daemon, &[]);
+    let slowly = |request: &[u8]| {
+        let mut talk = Talk::to(proxy.address);
+        talk.say(request);
+        // The head waits for the body's end no longer than it may.
+        let mut reply = talk.head().unwrap();
+        go_on.send(()).unwrap();
+        talk.body(&mut reply, true);
+        assert!(reply.whole && reply.text() == "{\"a\":1}", "{reply:?}");
+        reply
+    };
+    let reply = slowly(
+        b"POST /v1/embeddings HTTP/1.1\r\nHost: t\r\nTE: trailers\r\nConnection: TE\r\nContent-Length: 2\r\n\r\n{}",
+    );
+    assert_eq!(reply.header("trailer"), Some("wattspan-energy"));
+    let trailer = energy(wire::value(&reply.trailers, "wattspan-energy").unwrap());
+    let account = account(&daemon, &reply);
+    assert_eq!(trailer["share_uj"], account["share_uj"].to_string());
+    // Who did not ask for trailers is sent none.
+    let reply = slowly(&question("{}"));
+    assert_eq!((reply.header("trailer"), reply.trailers.len()), (None, 0));
+}
+
+#[test]
 fn usage_carries_the_energy_where_it_is_asked_for() {
     let daemon = TestDaemon::on(STEADY);
     let whole = r#"{"a":[1, 2],"usage":{"prompt_tokens":3,"completion_tokens":2}}"#;
@@ -243,6 +281,28 @@ fn a_server_that_is_not_there_costs_no_energy_and_is_said_to_be_gone() {
     assert!(reply.text().contains("no reply from the server"), "{}", reply.text());
     let counters = proxy.end();
     assert_eq!((counters.opened, counters.cancelled), (1, 1));
+}
+
+#[test]
+fn what_a_server_computed_before_it_hung_up_is_somebodys_energy() {
+    let daemon = TestDaemon::on(STEADY);
+    let stub = Stub::new(|mut talk| {
+        talk.request();
+        support::pass(50);
+    });
+    let proxy = before(&stub, &daemon, &[]);
+    assert_eq!(ask(&proxy, &question("{\"model\":\"m\"}")).status(), 502);
+    let mut account = Value::Null;
+    until("settled", || {
+        let accounts = daemon.client().call("ListSpans", json!({}))["accounts"].take();
+        account = accounts.as_array().unwrap().first().cloned().unwrap_or_default();
+        account["state"] == "settled"
+    });
+    assert_eq!(account["attributes"]["error.type"], "no reply from the server");
+    assert_eq!(account["attributes"]["gen_ai.request.model"], "m");
+    assert!(account["share_uj"].as_u64().unwrap() > 0, "{account}");
+    let counters = proxy.end();
+    assert_eq!((counters.closed, counters.cancelled), (1, 0), "{counters:?}");
 }
 
 #[test]
@@ -447,6 +507,60 @@ fn no_span_is_lost_while_the_daemon_is_killed_and_comes_back() {
             .iter()
             .all(|account| account["state"] == "settled" || account["state"] == "abandoned")
     });
+}
+
+/// A hundred requests, so many at once, through the proxy of a user with these calls a second; no span stays open.
+fn a_hundred_of_a_limited_user(limits: &str, at_once: usize) -> Option<Counters> {
+    if !caller::possible() {
+        return None;
+    }
+    let daemon = TestDaemon::with(STEADY, &format!("{}[limits]\n{limits}", caller::GROUPS));
+    // All are open before the first of them ends.
+    let all_here = Barrier::new(at_once);
+    let stub = Stub::new(move |mut talk| {
+        while talk.request().is_some() {
+            all_here.wait();
+            talk.say(json_reply("{}").as_bytes());
+        }
+    });
+    let upstream = format!("http://{}", stub.address);
+    let proxy = TestProxy::of(12_306, "daemon", &upstream, &daemon.socket()).meets_the_meter();
+    let spans = Mutex::new(Vec::new());
+    std::thread::scope(|scope| {
+        for _ in 0..at_once {
+            scope.spawn(|| {
+                for _ in 0..100 / at_once {
+                    let reply = ask(&proxy, &question("{}"));
+                    assert_eq!(reply.status(), 200);
+                    let span = reply.header("wattspan-span").unwrap().to_owned();
+                    spans.lock().unwrap().push(span);
+                }
+            });
+        }
+    });
+    let mut root = daemon.client();
+    for span in spans.into_inner().unwrap() {
+        until("ended, whatever became of it", || {
+            let answer = root.exchange("GetSpan", json!({ "span": span }));
+            answer["parameters"]["account"]["state"] != "open"
+        });
+    }
+    Some(proxy.end())
+}
+
+#[test]
+fn the_ends_of_spans_are_never_refused_for_the_calls_that_their_openings_used_up() {
+    let limits = "calls_per_s = 0.01\ncalls_burst = 110\n";
+    let Some(counters) = a_hundred_of_a_limited_user(limits, 100) else { return };
+    assert_eq!((counters.opened, counters.closed), (100, 100), "{counters:?}");
+}
+
+#[test]
+fn a_proxy_that_has_used_up_its_calls_leaves_no_span_open() {
+    let limits = "calls_per_s = 20\ncalls_burst = 40\n";
+    let Some(counters) = a_hundred_of_a_limited_user(limits, 4) else { return };
+    counters.assert_ended();
+    assert!(counters.closed > 0, "{counters:?}");
 }
 
 #[test]

@@ -142,6 +142,19 @@ fn a_server_that_speaks_only_http2_is_spoken_to_so() {
     proxy.end().assert_balanced();
 }
 
+#[test]
+fn a_server_of_http2_that_never_says_continue_gets_the_body_all_the_same() {
+    let daemon = TestDaemon::on(STEADY);
+    let address = upstream(None);
+    let proxy = TestProxy::before(&format!("http://{address}"), &daemon.socket(), &["--upstream-http2"])
+        .meets_the_meter();
+    let mut talk = Talk::to(proxy.address);
+    talk.say(b"POST /v1/chat/completions HTTP/1.1\r\nHost: t\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\n{}");
+    let reply = talk.reply().unwrap_or_default();
+    assert_eq!((reply.status(), reply.header("x-length")), (200, Some("2")), "{reply:?}");
+    proxy.end().assert_balanced();
+}
+
 /// A server's TLS with a certificate of its own, and the file that a client trusts it by.
 fn tls(directory: &Path, protocols: &[&[u8]]) -> (tokio_rustls::TlsAcceptor, std::path::PathBuf) {
     let made = rcgen::generate_simple_self_signed(vec!["localhost".into()]).unwrap();

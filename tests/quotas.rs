@@ -302,6 +302,44 @@ fn calls_that_nobody_waits_for_are_never_dropped_in_silence() {
 }
 
 #[test]
+fn the_end_of_an_open_span_is_owed_and_not_refused_until_a_whole_burst_is_owed() {
+    if !caller::possible() {
+        return;
+    }
+    let limits = "[limits]\ncalls_per_s = 0.01\ncalls_burst = 4\n";
+    let daemon = TestDaemon::with(STEADY, &format!("{GROUPS}{limits}"));
+    let told = answers(
+        &daemon,
+        User { uid: 12_305, groups: "daemon" },
+        json!([
+            ["OpenSpan", { "span": "a" }],
+            ["OpenSpan", { "span": "b" }],
+            ["OpenSpan", { "span": "c" }],
+            ["OpenSpan", { "span": "d" }],
+            ["CloseSpan", { "span": "a" }],
+            ["CancelSpan", { "span": "b" }],
+            ["CloseSpan", { "span": "nobody's" }],
+            ["CloseSpan", { "span": "c" }],
+            ["CloseSpan", { "span": "d" }],
+            ["GetInfo", {}]
+        ]),
+    );
+    let exceeded = ("QuotaExceeded".into(), json!({ "quota": "calls a second", "limit": 1 }));
+    for (at, answer) in told.iter().take(8).enumerate() {
+        match at {
+            6 => assert_eq!(refusal(answer.clone()), exceeded),
+            _ => assert!(answer.get("error").is_none(), "{at}: {answer}"),
+        }
+    }
+    assert_eq!(refusal(told[8].clone()), exceeded);
+    assert_eq!(told[9], Value::Null, "hung up");
+    let mut root = daemon.client();
+    until("the last span ended with the connection", || {
+        root.call("GetSpan", json!({ "span": "d" }))["account"]["state"] == "abandoned"
+    });
+}
+
+#[test]
 fn a_flood_of_calls_is_hung_up_on_and_the_others_are_served() {
     if !caller::possible() {
         return;

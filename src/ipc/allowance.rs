@@ -17,6 +17,16 @@ const PART_OF_REFUSED: f64 = 0.25;
 /// From so many buckets on those that are full again are looked for.
 const MANY: usize = 1024;
 
+/// What a call is to the allowance.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Errand {
+    /// It ends a span. It is owed in full where nothing is left, so that it can be done all the same: the span's opening
+    /// was paid for, and a span that nobody may end would take energy from the others for ever.
+    End,
+    /// Anything else.
+    Other,
+}
+
 /// A call too many.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Excess {
@@ -43,8 +53,8 @@ impl Allowance {
     /// One call of this peer at `now_ns`.
     ///
     /// # Errors
-    /// [`Excess`] where its calls are used up.
-    pub fn spend(&mut self, peer: &Peer, now_ns: u64, limits: &Limits) -> Result<(), Excess> {
+    /// [`Excess`] where its calls are used up; whether an end is done all the same is for those who know its span.
+    pub fn spend(&mut self, peer: &Peer, errand: Errand, now_ns: u64, limits: &Limits) -> Result<(), Excess> {
         if peer.unlimited {
             return Ok(());
         }
@@ -58,10 +68,15 @@ impl Allowance {
             bucket.tokens -= 1.0;
             return Ok(());
         }
-        bucket.tokens = (bucket.tokens - PART_OF_REFUSED).max(-burst);
+        let (tokens, flood) = match errand {
+            // As many ends as a burst has openings.
+            Errand::End => (bucket.tokens - 1.0, bucket.tokens - 1.0 < -burst),
+            Errand::Other => (bucket.tokens - PART_OF_REFUSED, bucket.tokens - PART_OF_REFUSED <= -burst),
+        };
+        bucket.tokens = tokens.max(-burst);
         let refusal =
             Refusal::QuotaExceeded { quota: "calls a second".to_owned(), limit: rate.ceil() as u64 };
-        Err(Excess { refusal, flood: bucket.tokens <= -burst })
+        Err(Excess { refusal, flood })
     }
 
     /// Forgets whoever has not called for so long that nothing is to be remembered.
@@ -106,7 +121,7 @@ mod tests {
     /// How many of `calls` at one instant are done.
     fn done(allowance: &mut Allowance, peer: &Peer, now_ns: u64, calls: usize) -> usize {
         let limits = Limits::default();
-        (0..calls).filter(|_| allowance.spend(peer, now_ns, &limits).is_ok()).count()
+        (0..calls).filter(|_| allowance.spend(peer, Errand::Other, now_ns, &limits).is_ok()).count()
     }
 
     #[test]
@@ -122,7 +137,7 @@ mod tests {
             let (ann, bob) = (peer(1000, access), peer(2000, access));
             let burst = burst as usize;
             assert_eq!(done(&mut allowance, &ann, 0, burst), burst);
-            let excess = allowance.spend(&ann, 0, &limits).unwrap_err();
+            let excess = allowance.spend(&ann, Errand::Other, 0, &limits).unwrap_err();
             let told = Refusal::QuotaExceeded { quota: "calls a second".into(), limit: rate.ceil() as u64 };
             assert_eq!((excess.refusal, excess.flood), (told, false));
             assert_eq!(done(&mut allowance, &bob, 0, burst), burst);
@@ -143,12 +158,30 @@ mod tests {
     fn a_flood_has_nothing_done_and_is_hung_up_on_but_not_for_ever() {
         let (mut allowance, limits) = (Allowance::default(), Limits::default());
         let ann = peer(1000, Access::None);
-        let verdicts: Vec<_> = (0..200).map(|_| allowance.spend(&ann, 0, &limits)).collect();
+        let verdicts: Vec<_> = (0..200).map(|_| allowance.spend(&ann, Errand::Other, 0, &limits)).collect();
         assert_eq!(verdicts.iter().filter(|verdict| verdict.is_ok()).count(), 20);
         let floods = verdicts.iter().flat_map(|verdict| verdict.as_ref().err());
         // 20 calls owed at a quarter each.
         assert_eq!(floods.filter(|excess| excess.flood).count(), 200 - 20 - 79);
-        assert!(allowance.spend(&ann, 10 * SECOND_NS, &limits).is_ok());
+        assert!(allowance.spend(&ann, Errand::Other, 10 * SECOND_NS, &limits).is_ok());
+    }
+
+    #[test]
+    fn as_many_ends_may_be_owed_as_a_burst_has_calls_and_then_it_is_a_flood() {
+        let (mut allowance, limits) = (Allowance::default(), Limits::default());
+        let ann = peer(1000, Access::Coarse);
+        let burst = limits.coarse_calls_burst as usize;
+        assert_eq!(done(&mut allowance, &ann, 0, burst), burst);
+        let ends = |allowance: &mut Allowance, many| {
+            let spend = |_| allowance.spend(&ann, Errand::End, 0, &limits).unwrap_err().flood;
+            (0..many).map(spend).filter(|flood| *flood).count()
+        };
+        assert_eq!(ends(&mut allowance, burst), 0);
+        assert_eq!(ends(&mut allowance, 3), 3);
+        // All of them are owed: two bursts' time later there is as much as at first.
+        let rate = limits.coarse_calls_per_s;
+        let later_ns = (2.0 * burst as f64 / rate) as u64 * SECOND_NS;
+        assert_eq!(done(&mut allowance, &ann, later_ns, 2 * burst), burst);
     }
 
     #[test]

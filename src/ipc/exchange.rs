@@ -13,7 +13,7 @@ use crate::protocol::{
 };
 
 use super::access;
-use super::allowance::Excess;
+use super::allowance::{Errand, Excess};
 use super::service::{Caller, Closed, Service};
 
 /// What became of a call.
@@ -56,7 +56,13 @@ pub fn exchange(service: &mut Service, caller: &Caller, message: &[u8], out: &mu
         Refusal::InvalidParameter { parameter: "message".into() }.write(out);
         return Outcome::Broken;
     };
-    if let Err(Excess { refusal, flood }) = service.spend(&caller.peer) {
+    let errand = match MethodName::of(&call.method) {
+        Some(MethodName::CloseSpan | MethodName::CancelSpan) => Errand::End,
+        _ => Errand::Other,
+    };
+    if let Err(Excess { refusal, flood }) = service.spend(&caller.peer, errand)
+        && (flood || errand == Errand::Other || !names_open_span(service, caller, &call))
+    {
         refusal.write(out);
         // A call that nobody waits for cannot be refused, and one that is dropped would be missing from some account:
         // the connection ends, and with it its open spans, as abandoned.
@@ -74,6 +80,17 @@ pub fn exchange(service: &mut Service, caller: &Caller, message: &[u8], out: &mu
         out.truncate(before);
     }
     outcome
+}
+
+/// Whether there is anything to end.
+fn names_open_span(service: &Service, caller: &Caller, call: &Incoming) -> bool {
+    #[derive(serde::Deserialize)]
+    struct Named<'a> {
+        #[serde(borrow)]
+        span: std::borrow::Cow<'a, str>,
+    }
+    let text = call.parameters.map_or("{}", RawValue::get);
+    serde_json::from_str::<Named<'_>>(text).is_ok_and(|named| service.has_open(&caller.peer, &named.span))
 }
 
 fn route(

@@ -120,6 +120,11 @@ impl Service {
         }
     }
 
+    /// Whether the caller has an open span of this name.
+    pub fn has_open(&self, peer: &Peer, span: &str) -> bool {
+        self.open_span_of(peer, span).is_ok()
+    }
+
     /// The caller's open span of this name. A span that its user opened with more access is none of a coarse caller's,
     /// and answers as one that does not exist.
     fn open_span_of(&self, peer: &Peer, span: &str) -> Result<Open, Refusal> {

@@ -20,7 +20,7 @@ use crate::sampler;
 use crate::usage::{Origin, Roots};
 
 use super::access::{Peer, Policy};
-use super::allowance::{Allowance, Excess};
+use super::allowance::{Allowance, Errand, Excess};
 use super::coarse_spans::CoarseSpans;
 use super::feed::Feeds;
 use super::gpu_share::GpuShares;
@@ -167,11 +167,11 @@ impl Service {
     ///
     /// # Errors
     /// The peer's calls are used up.
-    pub fn spend(&mut self, peer: &Peer) -> Result<(), Excess> {
+    pub fn spend(&mut self, peer: &Peer, errand: Errand) -> Result<(), Excess> {
         if peer.unlimited {
             return Ok(());
         }
-        self.allowance.spend(peer, self.clock.now_ns(), &self.settings.limits)
+        self.allowance.spend(peer, errand, self.clock.now_ns(), &self.settings.limits)
     }
 
     /// Who may what.

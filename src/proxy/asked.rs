@@ -43,7 +43,8 @@ impl Asked {
 
 /// Opens when the server says "100 Continue", or when it took too long.
 pub struct Gate {
-    said: oneshot::Receiver<()>,
+    /// `None` once nobody is left who could say it: it must not be asked again then.
+    said: Option<oneshot::Receiver<()>>,
     timeout: Pin<Box<Sleep>>,
 }
 
@@ -51,15 +52,20 @@ impl Gate {
     /// A gate, and what opens it.
     pub fn new() -> (Self, oneshot::Sender<()>) {
         let (opener, said) = oneshot::channel();
-        (Gate { said, timeout: Box::pin(tokio::time::sleep(CONTINUE_TIMEOUT)) }, opener)
+        (Gate { said: Some(said), timeout: Box::pin(tokio::time::sleep(CONTINUE_TIMEOUT)) }, opener)
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        match Pin::new(&mut self.said).poll(cx) {
-            Poll::Ready(Ok(())) => Poll::Ready(()),
-            // The request's head has been answered and forgotten; nobody asks for the body then.
-            Poll::Ready(Err(_)) | Poll::Pending => self.timeout.as_mut().poll(cx),
+        if let Some(said) = &mut self.said {
+            match Pin::new(said).poll(cx) {
+                Poll::Ready(Ok(())) => return Poll::Ready(()),
+                // The request's head was answered without it, or the server speaks HTTP/2, whose early words are not
+                // heard: the body goes on after the time-out all the same.
+                Poll::Ready(Err(_)) => self.said = None,
+                Poll::Pending => {}
+            }
         }
+        self.timeout.as_mut().poll(cx)
     }
 }
 

@@ -1,7 +1,8 @@
 //! One request: to the server, and its reply back.
 //!
 //! Owns the order: a span opens when an inference arrives, and closes with the end of its reply. A request that the
-//! server does not get is answered with 502, and its span forgotten. Nothing about the daemon ever fails a request, or
+//! server cannot have got is answered with 502, and its span forgotten; where it may have got it, the energy up to there
+//! is the request's. Nothing about the daemon ever fails a request, or
 //! delays it beyond the bounded wait for its account.
 
 use std::collections::{BTreeMap, VecDeque};
@@ -13,13 +14,13 @@ use hyper::body::{Body as _, Incoming};
 
 use super::asked::Asked;
 use super::dialect::Dialect;
-use super::figures::{ENERGY, SPAN};
+use super::figures::SPAN;
+use super::front::Client;
 use super::measured::Measured;
 use super::prepare::{Hop, prepare};
 use super::route::Operation;
 use super::streamed::{Streamed, Tail};
 use super::trace::Trace;
-use super::wire::Aside;
 use super::{Annotate, Proxy, held, tunnel};
 use crate::http::{Body, hop, whole};
 
@@ -27,7 +28,8 @@ use crate::http::{Body, hop, whole};
 const NAME: &str = "wattspan-name";
 
 /// Answers one request.
-pub async fn forward(proxy: &Proxy, aside: Option<&Aside>, request: Request<Incoming>) -> Response<Body> {
+pub async fn forward(client: &Client, request: Request<Incoming>) -> Response<Body> {
+    let proxy = &*client.proxy;
     proxy.tally.requests.up();
     if *request.method() == Method::CONNECT || request.uri().path_and_query().is_none() {
         return refusal(
@@ -36,23 +38,19 @@ pub async fn forward(proxy: &Proxy, aside: Option<&Aside>, request: Request<Inco
         );
     }
     if let Some(operation) = proxy.routes.operation(request.method(), request.uri()) {
-        return measure(proxy, aside, request, operation).await;
+        return measure(client, request, operation).await;
     }
-    match prepare(&proxy.target, aside, request, None) {
+    match prepare(&proxy.target, client.aside.as_ref(), request, None) {
         Ok((request, hop)) => match send(proxy, request).await {
-            Ok((head, body)) => pass(head, body, hop),
-            Err(refusal) => refusal,
+            Ok((head, body)) => pass(client, head, body, hop),
+            Err(failure) => failure.refusal,
         },
         Err(error) => refusal(StatusCode::BAD_REQUEST, &error.to_string()),
     }
 }
 
-async fn measure(
-    proxy: &Proxy,
-    aside: Option<&Aside>,
-    mut request: Request<Incoming>,
-    operation: Operation,
-) -> Response<Body> {
+async fn measure(client: &Client, mut request: Request<Incoming>, operation: Operation) -> Response<Body> {
+    let proxy = &*client.proxy;
     proxy.tally.inferences.up();
     let number = proxy.next_span();
     let trace = Trace::of(request.headers());
@@ -66,7 +64,7 @@ async fn measure(
         trace.forward(request.headers_mut(), number);
     }
     let asked = Asked::new();
-    let (request, hop) = match prepare(&proxy.target, aside, request, Some(asked.clone())) {
+    let (request, hop) = match prepare(&proxy.target, client.aside.as_ref(), request, Some(asked.clone())) {
         Ok(prepared) => prepared,
         Err(error) => {
             span.cancel();
@@ -76,15 +74,25 @@ async fn measure(
     match send(proxy, request).await {
         Ok((head, body)) => {
             span.note("http.response.status_code", head.status.as_str());
-            if let Some(model) = asked.model() {
-                span.note("gen_ai.request.model", model);
-            }
-            answer(proxy, head, body, span, hop).await
+            note_model(&mut span, &asked);
+            answer(client, head, body, span, hop).await
         }
-        Err(refusal) => {
+        Err(Failure { unsent: true, refusal }) => {
             span.cancel();
             refusal
         }
+        Err(Failure { unsent: false, refusal }) => {
+            note_model(&mut span, &asked);
+            span.note("error.type", "no reply from the server");
+            drop(span.close());
+            refusal
+        }
+    }
+}
+
+fn note_model(span: &mut Measured, asked: &Asked) {
+    if let Some(model) = asked.model() {
+        span.note("gen_ai.request.model", model);
     }
 }
 
@@ -106,9 +114,17 @@ fn notes(
     notes
 }
 
-/// The server's reply; the inner error is the client's answer where there is none.
-async fn send(proxy: &Proxy, request: Request<Body>) -> Result<(response::Parts, Incoming), Response<Body>> {
-    let why = match proxy.pool.request(request).await {
+/// There is no reply.
+struct Failure {
+    /// The server cannot have got the request: there was no connection to it.
+    unsent: bool,
+    /// The client's answer instead.
+    refusal: Response<Body>,
+}
+
+/// The server's reply.
+async fn send(proxy: &Proxy, request: Request<Body>) -> Result<(response::Parts, Incoming), Failure> {
+    let (unsent, why) = match proxy.pool.request(request).await {
         Ok(reply) => {
             let (mut head, body) = reply.into_parts();
             head.version = Version::HTTP_11;
@@ -116,21 +132,23 @@ async fn send(proxy: &Proxy, request: Request<Body>) -> Result<(response::Parts,
             let both = [header::CONTENT_LENGTH, header::TRANSFER_ENCODING];
             match both.iter().all(|name| head.headers.contains_key(name)) {
                 false => return Ok((head, body)),
-                true => "its reply has both a length and chunks".to_owned(),
+                true => (false, "its reply has both a length and chunks".to_owned()),
             }
         }
-        Err(error) => chain(&error),
+        Err(error) => (error.is_connect(), chain(&error)),
     };
     proxy.tally.failed.up();
     proxy.remarks.say(&format!("no reply from {}: {why}", proxy.target));
-    Err(refusal(StatusCode::BAD_GATEWAY, &format!("no reply from the server behind this proxy: {why}")))
+    let refusal =
+        refusal(StatusCode::BAD_GATEWAY, &format!("no reply from the server behind this proxy: {why}"));
+    Err(Failure { unsent, refusal })
 }
 
 /// A reply that is nobody's business.
-fn pass(mut head: response::Parts, body: Incoming, hop: Hop) -> Response<Body> {
+fn pass(client: &Client, mut head: response::Parts, body: Incoming, hop: Hop) -> Response<Body> {
     if head.status == StatusCode::SWITCHING_PROTOCOLS {
         return match hop.upgrade {
-            Some(client) => tunnel::open(head, body, client),
+            Some(upgrade) => tunnel::open(head, body, upgrade, client.clone()),
             None => refusal(StatusCode::BAD_GATEWAY, "the server changed the protocol unasked"),
         };
     }
@@ -140,14 +158,15 @@ fn pass(mut head: response::Parts, body: Incoming, hop: Hop) -> Response<Body> {
 
 /// An inference's reply.
 async fn answer(
-    proxy: &Proxy,
+    client: &Client,
     mut head: response::Parts,
     body: Incoming,
     span: Measured,
     hop: Hop,
 ) -> Response<Body> {
+    let proxy = &*client.proxy;
     if head.status == StatusCode::SWITCHING_PROTOCOLS {
-        return pass(head, body, hop);
+        return pass(client, head, body, hop);
     }
     hop::strip(&mut head.headers);
     let told = proxy.annotate != Annotate::Off;
@@ -169,9 +188,7 @@ async fn answer(
             refusal(StatusCode::BAD_GATEWAY, &format!("the server broke off its reply: {}", chain(&error)))
         });
     }
-    if tail.trailer {
-        head.headers.append(header::TRAILER, HeaderValue::from(ENERGY));
-    }
+    tail.announce(&mut head.headers);
     let tail = Tail { usage: tail.usage && streams, ..tail };
     let streamed = Streamed::new(body, VecDeque::new(), weighed, dialect, tail);
     Response::from_parts(head, streamed.boxed_unsync())

@@ -14,11 +14,11 @@ use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use super::Proxy;
 use super::forward::forward;
-use super::wire::Wire;
+use super::wire::{Aside, Wire};
 use crate::http::dial::LARGEST_HEAD;
 
 /// How long a head may take, from the first byte or the last reply on.
@@ -29,6 +29,18 @@ const FIRST_WORD_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Streams of one HTTP/2 connection.
 const STREAMS: u32 = 1024;
+
+/// A client's connection, as its requests see it. Whoever holds one keeps the connection's place and the proxy: the
+/// connection itself, and the tunnel that it may become.
+#[derive(Clone)]
+pub struct Client {
+    /// What serves it.
+    pub proxy: Arc<Proxy>,
+    /// The side way to it, where its version has one.
+    pub aside: Option<Aside>,
+    /// One of the places that there are.
+    _place: Arc<OwnedSemaphorePermit>,
+}
 
 /// Serves clients until `stop` says so; connections that run are left to end.
 pub async fn serve(listener: TcpListener, proxy: Arc<Proxy>, most: usize, stop: watch::Receiver<bool>) {
@@ -44,8 +56,7 @@ pub async fn serve(listener: TcpListener, proxy: Arc<Proxy>, most: usize, stop: 
                 let (proxy, stop) = (Arc::clone(&proxy), stop.clone());
                 tokio::spawn(async move {
                     // A connection that fails concerns its client alone, which has seen it fail.
-                    let _ = converse(stream, proxy, stop).await;
-                    drop(place);
+                    let _ = converse(stream, place, proxy, stop).await;
                 });
             }
             Err(error) => {
@@ -60,7 +71,7 @@ pub async fn serve(listener: TcpListener, proxy: Arc<Proxy>, most: usize, stop: 
 async fn accept(
     listener: &TcpListener,
     places: &Arc<Semaphore>,
-) -> io::Result<(TcpStream, tokio::sync::OwnedSemaphorePermit)> {
+) -> io::Result<(TcpStream, OwnedSemaphorePermit)> {
     let place = Arc::clone(places).acquire_owned().await.map_err(io::Error::other)?;
     let (stream, _) = listener.accept().await?;
     Ok((stream, place))
@@ -68,6 +79,7 @@ async fn accept(
 
 async fn converse(
     stream: TcpStream,
+    place: OwnedSemaphorePermit,
     proxy: Arc<Proxy>,
     mut stop: watch::Receiver<bool>,
 ) -> Result<(), crate::http::Broken> {
@@ -76,15 +88,11 @@ async fn converse(
         http2 = tokio::time::timeout(FIRST_WORD_TIMEOUT, speaks_http2(&stream)) => http2??,
         _ = stop.wait_for(|stop| *stop) => return Ok(()),
     };
-    let aside;
-    let wire = {
-        let (wire, side) = Wire::new(stream);
-        aside = (!http2).then_some(side);
-        wire
-    };
+    let (wire, aside) = Wire::new(stream);
+    let client = Client { proxy, aside: (!http2).then_some(aside), _place: Arc::new(place) };
     let service = service_fn(move |request: Request<Incoming>| {
-        let (proxy, aside) = (Arc::clone(&proxy), aside.clone());
-        async move { Ok::<_, Infallible>(forward(&proxy, aside.as_ref(), request).await) }
+        let client = client.clone();
+        async move { Ok::<_, Infallible>(forward(&client, request).await) }
     });
     if http2 {
         let connection = of_http2().serve_connection(wire, service);

@@ -54,6 +54,7 @@ pub async fn reply(
         Came::Whole(trailers) => trailers,
         Came::Part => {
             let tail = Tail { comment: false, usage: false, ..tail };
+            tail.announce(&mut head.headers);
             let streamed = Streamed::new(body, pieces, weighed, dialect, tail);
             return Ok(Response::from_parts(head, streamed.boxed_unsync()));
         }

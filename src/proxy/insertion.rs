@@ -38,6 +38,8 @@ pub struct Insertion {
     /// The line is too long to be it.
     passing: bool,
     done: bool,
+    /// What the lines so far said: whether one is the last depends on those before it.
+    said: Said,
 }
 
 impl Spot {
@@ -82,7 +84,7 @@ impl Insertion {
         let mut passed = 0;
         while let Some(length) = memchr(b'\n', self.line.get(passed..).unwrap_or_default()) {
             let line = self.line.get(passed..=passed + length).unwrap_or_default();
-            let spot = if self.passing || self.done { None } else { spot(line) };
+            let spot = if self.passing || self.done { None } else { spot(line, &mut self.said) };
             self.passing = false;
             if let Some(spot) = spot {
                 let line = line.to_vec();
@@ -114,15 +116,15 @@ fn push(out: &mut VecDeque<Bytes>, bytes: std::vec::Drain<'_, u8>) {
 }
 
 /// Where in a line of a stream the energy goes, if it is the last that tells of usage.
-fn spot(line: &[u8]) -> Option<Spot> {
+fn spot(line: &[u8], said: &mut Said) -> Option<Spot> {
     let json = line.strip_prefix(b"data:").unwrap_or(line);
     let offset = line.len() - json.len();
     let json = json.trim_ascii_end();
-    if memmem::find(json, b"\"usage\"").is_none() && memmem::find(json, b"\"done\"").is_none() {
+    let tells = [&b"\"usage\""[..], b"\"done\"", b"\"choices\""];
+    if tells.iter().all(|word| memmem::find(json, word).is_none()) {
         return None;
     }
-    let trimmed = json.trim_ascii_start();
-    if !Said::default().part(trimmed).last_usage {
+    if !said.part(json.trim_ascii_start()).last_usage {
         return None;
     }
     Spot::of(json, true).map(|spot| Spot { at: spot.at + offset, ..spot })
@@ -159,6 +161,31 @@ mod tests {
                 ollama.replace("{\"response\":\"\"", "{\"usage\":{\"energy\":{\"e\":1}},\"response\":\"\"");
             assert_eq!(through(ollama, size), expected, "pieces of {size}");
             assert_eq!(through(&other, size), other, "pieces of {size}");
+        }
+    }
+
+    #[test]
+    fn of_two_choices_the_one_that_ends_first_is_not_the_end() {
+        let chunk = |index: u32, reason: &str, tokens: u32| {
+            format!(
+                "data: {{\"choices\":[{{\"index\":{index},\"text\":\"x\",\"finish_reason\":{reason}}}],\
+                 \"usage\":{{\"completion_tokens\":{tokens}}}}}\n\n"
+            )
+        };
+        let chunks = [
+            chunk(0, "null", 1),
+            // Without usage it is a choice all the same.
+            "data: {\"choices\":[{\"index\":1,\"text\":\"x\"}]}\n\n".to_owned(),
+            chunk(0, "\"stop\"", 3),
+            chunk(1, "null", 4),
+            chunk(1, "\"stop\"", 5),
+            "data: [DONE]\n\n".to_owned(),
+        ];
+        let text = chunks.concat();
+        let expected =
+            text.replace("\"completion_tokens\":5", "\"energy\":{\"e\":1},\"completion_tokens\":5");
+        for size in [1, 50, 100_000] {
+            assert_eq!(through(&text, size), expected, "pieces of {size}");
         }
     }
 

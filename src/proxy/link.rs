@@ -5,6 +5,7 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -39,10 +40,10 @@ pub async fn serve(place: Place, mut orders: Orders, shared: &Shared, tell: &(dy
     loop {
         let began = Instant::now();
         let reason = match meet(&place).await {
-            Ok(stream) => {
+            Ok((stream, path)) => {
                 generation += 1;
                 if told.take() != Some(String::new()) {
-                    tell(&format!("the meter at {} answers", place.path().display()));
+                    tell(&format!("the meter at {} answers", path.display()));
                     told = Some(String::new());
                 }
                 shared.set_generation(generation);
@@ -82,8 +83,8 @@ async fn sleep(pause: Duration, orders: &mut Orders, shared: &Shared) -> bool {
     }
 }
 
-/// Connects to the first place that answers a question.
-async fn meet(place: &Place) -> Result<UnixStream, String> {
+/// Connects to the first place that answers a question; which that was.
+async fn meet(place: &Place) -> Result<(UnixStream, &Path), String> {
     let mut failure = String::from("no place to look for the meter at");
     for path in place.paths() {
         let at = path.display();
@@ -102,7 +103,7 @@ async fn meet(place: &Place) -> Result<UnixStream, String> {
         };
         match timeout(STALL, meeting).await {
             Ok(Ok((stream, incoming))) => match may_measure(&incoming) {
-                Ok(()) => return Ok(stream),
+                Ok(()) => return Ok((stream, path)),
                 Err(reason) => failure = format!("the meter at {at}: {reason}"),
             },
             Ok(Err(reason)) => failure = format!("no meter at {at}: {reason}"),
@@ -150,10 +151,11 @@ async fn write(
         if orders.recv_many(&mut batch, AT_ONCE).await == 0 {
             return None;
         }
+        // They have left the queue, whatever becomes of them: this may end at any wait from here on.
+        batch.iter().for_each(|_| shared.took());
         // The request itself goes first: what is told here says when it was.
         tokio::task::yield_now().await;
         for Order { generation: of, bytes: message, ask } in batch.drain(..) {
-            shared.took();
             if of == generation {
                 bytes.extend_from_slice(&message);
                 asked.lock().unwrap_or_else(PoisonError::into_inner).extend(ask);
@@ -196,5 +198,81 @@ async fn read(mut reader: OwnedReadHalf, asked: &Asked, shared: &Shared) -> Stri
         if incoming.len() > LARGEST_MESSAGE {
             return "the meter's answer does not end".into();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use tokio::net::UnixListener;
+
+    use super::*;
+    use crate::protocol::{CloseSpan, OpenSpan, Reply};
+    use crate::proxy::lane::Lane;
+
+    fn info() -> Info {
+        Info {
+            version: "1".into(),
+            boot_id: String::new(),
+            now_ns: 1,
+            horizon_ns: 1,
+            history_ns: 1,
+            domains: Vec::new(),
+            absent: Vec::new(),
+            samplers: Vec::new(),
+            keeping: None,
+            confinement: None,
+            access: Access::Span,
+        }
+    }
+
+    #[tokio::test]
+    async fn of_the_usual_places_the_one_that_answered_is_told() {
+        let directory = tempfile::tempdir().unwrap();
+        let places = ["none.sock", "here.sock"].map(|name| directory.path().join(name));
+        let listener = UnixListener::bind(&places[1]).unwrap();
+        let (lane, orders) = Lane::new(Duration::ZERO, Arc::default());
+        let told = Mutex::new(String::new());
+        let tell = |line: &str| told.lock().unwrap().push_str(line);
+        let daemon = async {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut answer = Vec::new();
+            Reply::last(info()).write(&mut answer);
+            stream.write_all(&answer).await.unwrap();
+            while lane.shared.generation() == 0 {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::select! {
+            () = serve(Place::Usual(places.to_vec()), orders, &lane.shared, &tell) => {}
+            () = daemon => {}
+        }
+        let expected = format!("the meter at {} answers", places[1].display());
+        assert_eq!(*told.lock().unwrap(), expected);
+    }
+
+    #[tokio::test]
+    async fn what_is_lost_with_a_connection_waits_no_more() {
+        let (lane, mut orders) = Lane::new(Duration::ZERO, Arc::default());
+        lane.shared.set_generation(1);
+        // As many as may wait, twice over, in batches whose connection is lost before they are written.
+        for _ in 0..128 {
+            for _ in 0..128 {
+                let open = lane.open("a".into(), OpenSpan::default()).expect("nothing waits");
+                drop(open.close(CloseSpan::default()));
+            }
+            let (stream, _other) = UnixStream::pair().unwrap();
+            let (_reader, writer) = stream.into_split();
+            let asked = Mutex::new(VecDeque::new());
+            let writing = write(writer, 1, &mut orders, &asked, &lane.shared);
+            tokio::pin!(writing);
+            std::future::poll_fn(|cx| {
+                assert!(writing.as_mut().poll(cx).is_pending(), "it lets the request go first");
+                std::task::Poll::Ready(())
+            })
+            .await;
+        }
+        assert_eq!(lane.shared.tally.ended(), 128 * 128);
     }
 }

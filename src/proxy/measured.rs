@@ -121,7 +121,7 @@ impl Measured {
         self.over
     }
 
-    /// Forgets it: the request never reached the server.
+    /// Forgets it: the request cannot have reached the server.
     pub fn cancel(&mut self) {
         self.over = true;
         if let Ok(open) = std::mem::replace(&mut self.open, Err(Unmeasured::Away)) {

@@ -10,7 +10,7 @@ use tokio::sync::oneshot;
 
 use super::tally::Tally;
 use crate::ledger::account::Account;
-use crate::protocol::{Answer, Call, Done, Method, Refusal, SpanAccount};
+use crate::protocol::{Answer, Call, Done, Method, Refusal, SpanAccount, Unintelligible};
 
 /// How a span ended.
 #[derive(Debug)]
@@ -19,7 +19,7 @@ pub enum Ending {
     Settled(Box<Account>),
     /// The daemon forgot it, as asked.
     Cancelled,
-    /// The daemon refused, and why.
+    /// The daemon has no such open span, and why.
     Refused(String),
     /// The connection was lost.
     Lost,
@@ -79,8 +79,8 @@ impl Ask {
     /// Reads the daemon's answer, and hands it on.
     ///
     /// # Errors
-    /// Why the connection is of no use any more: it is no answer, or the caller's calls are used up, and the span would
-    /// stay open, with its part of everybody's energy, for as long as the connection lives.
+    /// Why the connection is of no use any more: it is no answer, or the span is still open. Only the connection's end
+    /// ends such a span, and one that stays open takes energy from the others for ever.
     pub fn answered(mut self, message: &[u8]) -> Result<(), String> {
         let ending = self.read(message)?;
         self.end(ending);
@@ -88,26 +88,21 @@ impl Ask {
     }
 
     fn read(&self, message: &[u8]) -> Result<Ending, String> {
-        let nonsense = |error| format!("the meter's answer makes no sense: {error}");
+        let nonsense = |error: Unintelligible| format!("the meter's answer makes no sense: {error}");
         let answer = Answer::read(message).map_err(nonsense)?;
-        let refused = |refusal: Refusal| match refusal {
-            Refusal::QuotaExceeded { .. } => Err(format!("the meter takes no more calls: {refusal}")),
-            refusal => Ok(Ending::Refused(refusal.to_string())),
+        let ended = match self.kind {
+            Kind::Close => answer
+                .into_reply::<SpanAccount>()
+                .map(|reply| reply.map(|reply| Ending::Settled(Box::new(reply.account)))),
+            Kind::Cancel => answer.into_reply::<Done>().map(|reply| reply.map(|_| Ending::Cancelled)),
         };
-        // A refusal in words of a later version ends the span all the same.
-        let strange = |error: crate::protocol::Unintelligible| Ending::Refused(error.to_string());
-        Ok(match self.kind {
-            Kind::Close => match answer.into_reply::<SpanAccount>() {
-                Ok(Ok(reply)) => Ending::Settled(Box::new(reply.account)),
-                Ok(Err(refusal)) => refused(refusal)?,
-                Err(error) => strange(error),
-            },
-            Kind::Cancel => match answer.into_reply::<Done>() {
-                Ok(Ok(_)) => Ending::Cancelled,
-                Ok(Err(refusal)) => refused(refusal)?,
-                Err(error) => strange(error),
-            },
-        })
+        match ended.map_err(nonsense)? {
+            Ok(ending) => Ok(ending),
+            Err(refusal @ (Refusal::NoSuchSpan { .. } | Refusal::AlreadyClosed { .. })) => {
+                Ok(Ending::Refused(refusal.to_string()))
+            }
+            Err(refusal) => Err(format!("the meter leaves a span open that has ended: {refusal}")),
+        }
     }
 
     fn end(&mut self, ending: Ending) {
@@ -133,17 +128,29 @@ impl Drop for Ask {
 mod tests {
     use super::*;
 
+    fn asked(kind: Kind, message: &str) -> (Result<(), String>, Arc<Tally>) {
+        let tally = Arc::new(Tally::default());
+        let (ask, _answer) = Ask::new(kind, Arc::clone(&tally));
+        (ask.answered(message.as_bytes()), tally)
+    }
+
     #[test]
-    fn a_close_that_calls_are_used_up_for_costs_the_connection_since_its_span_would_stay_open() {
-        let tally = Arc::<Tally>::default();
-        let (ask, mut answer) = Ask::new(Kind::Close, Arc::clone(&tally));
-        let quota = br#"{"error":"org.wattspan.Meter.QuotaExceeded","parameters":{"quota":"calls a second","limit":200}}"#;
-        let reason = ask.answered(quota).unwrap_err();
-        assert_eq!(reason, "the meter takes no more calls: the limit of 200 calls a second is reached");
-        assert!(matches!(answer.try_recv(), Ok(Ending::Lost)));
-        let (ask, mut answer) = Ask::new(Kind::Close, Arc::clone(&tally));
-        ask.answered(br#"{"error":"org.wattspan.Meter.NoSuchSpan","parameters":{"span":"s"}}"#).unwrap();
-        assert!(matches!(answer.try_recv(), Ok(Ending::Refused(_))));
-        assert_eq!((tally.abandoned.get(), tally.refused.get()), (1, 1));
+    fn a_refusal_that_leaves_the_span_open_is_no_end() {
+        let refusal = |name: &str, parameters: &str| {
+            format!(r#"{{"error":"org.wattspan.Meter.{name}","parameters":{parameters}}}"#)
+        };
+        for kind in [Kind::Close, Kind::Cancel] {
+            for name in ["NoSuchSpan", "AlreadyClosed"] {
+                let (answered, tally) = asked(kind, &refusal(name, r#"{"span":"a"}"#));
+                assert_eq!((answered, tally.refused.get()), (Ok(()), 1), "{name}");
+            }
+            let exceeded = refusal("QuotaExceeded", r#"{"quota":"calls a second","limit":20}"#);
+            for message in [exceeded, refusal("OfALaterVersion", "{}"), "{".to_owned()] {
+                let (answered, tally) = asked(kind, &message);
+                assert!(answered.is_err(), "{message}");
+                // The connection ends now, and with it the span.
+                assert_eq!((tally.refused.get(), tally.abandoned.get()), (0, 1), "{message}");
+            }
+        }
     }
 }

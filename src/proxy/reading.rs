@@ -24,6 +24,16 @@ pub struct Said {
     pub done: bool,
     /// The server told of an error inside its reply.
     pub error: bool,
+    choices: Choices,
+}
+
+/// Which choices of a reply came so far, and which of them ended. They come interleaved where several were asked for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Choices {
+    seen: u128,
+    finished: u128,
+    /// There are more than are told apart here.
+    beyond: bool,
 }
 
 /// What one part of a stream was.
@@ -72,6 +82,8 @@ struct Chunk<'a> {
 #[derive(Deserialize)]
 struct Choice<'a> {
     #[serde(borrow, default)]
+    index: Option<&'a RawValue>,
+    #[serde(borrow, default)]
     text: Option<&'a RawValue>,
     #[serde(borrow, default)]
     delta: Option<Delta<'a>>,
@@ -114,6 +126,23 @@ struct Inner<'a> {
     usage: Option<Usage>,
 }
 
+impl Choices {
+    fn note(&mut self, choice: &Choice<'_>) {
+        let index = choice.index.map_or(Some(0), |raw| raw.get().parse::<u32>().ok());
+        match index.and_then(|index| 1_u128.checked_shl(index)) {
+            Some(bit) => {
+                self.seen |= bit;
+                self.finished |= if full(choice.finish_reason) { bit } else { 0 };
+            }
+            None => self.beyond = true,
+        }
+    }
+
+    fn have_finished(self) -> bool {
+        !self.beyond && self.seen == self.finished
+    }
+}
+
 impl Said {
     /// Reads one event's data, or one line of JSON.
     pub fn part(&mut self, data: &[u8]) -> Part {
@@ -140,7 +169,10 @@ impl Said {
         let done = chunk.done == Some(true) || chunk.stop == Some(true) || ends;
         self.done |= done;
         let finished = match &chunk.choices {
-            Some(choices) => choices.iter().all(|choice| full(choice.finish_reason)),
+            Some(choices) => {
+                choices.iter().for_each(|choice| self.choices.note(choice));
+                choices.is_empty() || self.choices.have_finished()
+            }
             None => chunk.kind.as_deref() == Some("message_delta"),
         };
         Part { content, last_usage: (chunk.usage.is_some() && finished) || chunk.done == Some(true) }
@@ -239,6 +271,27 @@ mod tests {
             r#"{"choices":[{"text":"b","finish_reason":"length"}],"usage":{"prompt_tokens":3,"completion_tokens":2}}"#,
         ]);
         assert_eq!(parts, [(true, false), (true, true)]);
+    }
+
+    #[test]
+    fn the_usage_is_not_the_last_while_another_choice_goes_on() {
+        let chunk = |choices: &str| format!(r#"{{"choices":[{choices}],"usage":{{"completion_tokens":2}}}}"#);
+        let choice = |index: u32, reason: &str| {
+            format!(r#"{{"index":{index},"delta":{{"content":"x"}},"finish_reason":{reason}}}"#)
+        };
+        let last = |chunks: &[String]| {
+            let (parts, _) = parts(&chunks.iter().map(String::as_str).collect::<Vec<_>>());
+            parts.iter().position(|part| part.1)
+        };
+        let (first, second) = (|reason| chunk(&choice(0, reason)), |reason| chunk(&choice(1, reason)));
+        let open = "null";
+        assert_eq!(last(&[first(open), second(open), first("\"stop\""), second("\"length\"")]), Some(3));
+        assert_eq!(last(&[first(open), second(open), first("\"stop\""), chunk("")]), Some(3));
+        let both = [choice(0, "\"stop\""), choice(1, open)].join(",");
+        assert_eq!(last(&[chunk(&both), second("\"stop\"")]), Some(1));
+        // More than are told apart: only the end without choices is believed.
+        let far = |reason| chunk(&choice(500, reason));
+        assert_eq!(last(&[far(open), far("\"stop\""), chunk("")]), Some(2));
     }
 
     #[test]

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
-use http::HeaderMap;
+use http::header::{self, HeaderMap, HeaderValue};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
@@ -34,11 +34,25 @@ pub struct Tail {
     pub usage: bool,
 }
 
+impl Tail {
+    /// Names the trailer in the head: over HTTP/1.1 one that is not named there is not sent.
+    pub fn announce(self, headers: &mut HeaderMap) {
+        if self.trailer {
+            headers.append(header::TRAILER, HeaderValue::from(ENERGY));
+        }
+    }
+}
+
 enum State {
     Flowing,
     Settling(Pin<Box<dyn Future<Output = Figures> + Send>>),
     /// Everything but the trailers was handed on.
     Last(Option<HeaderMap>),
+    /// The server broke off; everything that came before was handed on, and has been sent where `sent`.
+    Broken {
+        error: Option<hyper::Error>,
+        sent: bool,
+    },
     Ended,
 }
 
@@ -152,7 +166,9 @@ impl Streamed {
         }
     }
 
-    fn broke(&mut self) {
+    fn broke(&mut self, error: hyper::Error) {
+        self.insertion.flush(&mut self.out);
+        self.state = State::Broken { error: Some(error), sent: false };
         let mut span = self.weighed.span();
         span.note_said(&self.said);
         span.note("error.type", "the server broke off");
@@ -194,11 +210,7 @@ impl Body for Streamed {
                             this.end();
                         }
                     },
-                    Some(Err(error)) => {
-                        this.broke();
-                        this.state = State::Ended;
-                        return Poll::Ready(Some(Err(error.into())));
-                    }
+                    Some(Err(error)) => this.broke(error),
                     None => this.end(),
                 },
                 State::Last(trailers) => {
@@ -207,6 +219,17 @@ impl Body for Streamed {
                     if let Some(trailers) = trailers {
                         return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
                     }
+                }
+                // hyper throws away what it has not sent yet when it hears of an error; it sends while it waits.
+                State::Broken { sent: sent @ false, .. } => {
+                    *sent = true;
+                    cx.waker().wake_by_ref();
+                    return Poll::Pending;
+                }
+                State::Broken { error, .. } => {
+                    let error = error.take();
+                    this.state = State::Ended;
+                    return Poll::Ready(error.map(|error| Err(error.into())));
                 }
                 State::Ended => return Poll::Ready(None),
             }

@@ -36,7 +36,7 @@ pub struct Tally {
     pub cancelled: Count,
     /// Spans whose connection to the daemon was lost; the daemon keeps those that it saw as abandoned or interrupted.
     pub abandoned: Count,
-    /// Spans whose opening or close the daemon refused.
+    /// Spans that the daemon knew nothing of when they ended: it had refused their opening.
     pub refused: Count,
     /// Inference requests without a span: the daemon was away or too slow.
     pub unmeasured: Count,

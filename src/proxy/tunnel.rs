@@ -1,16 +1,17 @@
 //! A connection whose protocol changed: WebSocket and its like.
 //!
-//! Owns the copying, both ways, until both sides have ended. Knows nothing of what is said.
+//! Owns the copying, both ways, until both sides have ended, and keeps the client's place as long. Knows nothing of what is said.
 
 use http::{Response, StatusCode, header, response};
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 
+use super::front::Client;
 use crate::http::{Body, hop, whole};
 
 /// The reply that changes the protocol, and behind it the copying.
-pub fn open(mut head: response::Parts, body: Incoming, client: OnUpgrade) -> Response<Body> {
+pub fn open(mut head: response::Parts, body: Incoming, upgrade: OnUpgrade, client: Client) -> Response<Body> {
     let protocol = head.headers.get(header::UPGRADE).cloned();
     let mut reply = Response::from_parts(head.clone(), body);
     // The server's half of the connection travels in the reply's extensions.
@@ -18,10 +19,11 @@ pub fn open(mut head: response::Parts, body: Incoming, client: OnUpgrade) -> Res
     let server = hyper::upgrade::on(&mut reply);
     tokio::spawn(async move {
         // Whoever hangs up before the change, or breaks off after it, ends the tunnel; nobody is left to be told.
-        if let (Ok(client), Ok(server)) = tokio::join!(client, server) {
-            let (mut client, mut server) = (TokioIo::new(client), TokioIo::new(server));
-            let _ = tokio::io::copy_bidirectional(&mut client, &mut server).await;
+        if let (Ok(near), Ok(far)) = tokio::join!(upgrade, server) {
+            let (mut near, mut far) = (TokioIo::new(near), TokioIo::new(far));
+            let _ = tokio::io::copy_bidirectional(&mut near, &mut far).await;
         }
+        drop(client);
     });
     hop::strip(&mut head.headers);
     hop::wish(&mut head.headers, &hop::Wishes { upgrade: protocol, trailers: false });

@@ -236,12 +236,30 @@ impl TestProxy {
 
     /// The same with environment variables.
     pub fn with(upstream: &str, socket: &Path, flags: &[&str], environment: &[(&str, &Path)]) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_wattspan"))
+        let mut command = Command::new(env!("CARGO_BIN_EXE_wattspan"));
+        command.envs(environment.iter().copied());
+        Self::run(command, upstream, socket, flags)
+    }
+
+    /// The same as a process of another user, in this group only. Needs root and setpriv.
+    pub fn of(uid: u32, group: &str, upstream: &str, socket: &Path) -> Self {
+        // The program lies where others may not look.
+        let program = socket.parent().unwrap().with_file_name("wattspan");
+        // By a program of its own: a descriptor of ours to write it by would go into whatever another test starts.
+        let copied = Command::new("cp").arg(env!("CARGO_BIN_EXE_wattspan")).arg(&program).status();
+        assert!(copied.unwrap().success());
+        let mut command = Command::new("setpriv");
+        command.args([format!("--reuid={uid}"), format!("--regid={uid}"), format!("--groups={group}")]);
+        command.arg(program);
+        Self::run(command, upstream, socket, &[])
+    }
+
+    fn run(mut command: Command, upstream: &str, socket: &Path, flags: &[&str]) -> Self {
+        let mut child = command
             .args(["proxy", "--listen", "127.0.0.1:0", "--upstream", upstream])
             .arg("--socket")
             .arg(socket)
             .args(flags)
-            .envs(environment.iter().copied())
             .stdin(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()
@@ -279,10 +297,21 @@ impl TestProxy {
         line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
     }
 
-    /// Lets it end; the counters of its last words.
-    pub fn end(mut self) -> Counters {
+    /// Asks it to end, and waits until it has heard.
+    pub fn terminate(&self) {
         let pid = rustix::process::Pid::from_child(&self.child);
         rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        crate::support::until("heard that it is to end", || self.log().contains("stopping"));
+    }
+
+    /// Lets it end; the counters of its last words.
+    pub fn end(self) -> Counters {
+        self.terminate();
+        self.last_words()
+    }
+
+    /// Waits for it to end; the counters of its last words.
+    pub fn last_words(mut self) -> Counters {
         self.child.wait().unwrap();
         self.reader.take().unwrap().join().unwrap();
         Counters::read(&self.log())
@@ -329,6 +358,12 @@ impl Counters {
             refused: before(" refused"),
             unmeasured: before(" unmeasured"),
         }
+    }
+
+    /// Every span that was opened has ended, one way or the other.
+    pub fn assert_ended(&self) {
+        let ended = self.closed + self.cancelled + self.abandoned + self.refused;
+        assert_eq!(self.opened, ended, "{self:?}");
     }
 
     /// No span was lost.

@@ -199,6 +199,33 @@ def test_the_energy_is_told_in_headers_or_a_comment_where_asked(daemon: Daemon) 
     assert messages[-1]["body"].startswith(b': wattspan {"state": "') and messages[-1]["body"].endswith(b"}\n\n")
 
 
+@pytest.mark.parametrize(
+    ("parts", "told"),
+    [
+        # Cut inside an event, which a receiver throws away: a comment would complete it.
+        ([b"data: 1\n\n", b'data: {"half"'], False),
+        # No blank line behind it.
+        ([b"data: 1\n\n", b"data: [DONE]"], False),
+        ([b"data: [DONE]\n", b""], False),
+        ([b"data: 1\r\n"], False),
+        ([b"data: 1\n", b"\n", b""], True),
+        ([b"data: 1\r\n\r", b"\n"], True),
+        ([b""], True),
+    ],
+)
+def test_a_stream_that_ends_inside_an_event_gets_no_comment(daemon: Daemon, parts: list[bytes], told: bool) -> None:
+    async def stream(scope: Scope, receive: Any, send: Any) -> None:
+        await send(START)
+        for number, part in enumerate(parts, 1):
+            await send({"type": "http.response.body", "body": part, "more_body": number < len(parts)})
+
+    bare = asyncio.run(request(stream))
+    messages = asyncio.run(request(EnergyMiddleware(stream, annotate=True)))
+    assert messages[:-1] == bare[:-1]
+    comment = messages[-1]["body"][len(bare[-1]["body"]) :]
+    assert comment.startswith(b": wattspan ") if told else messages == bare
+
+
 def test_other_paths_and_protocols_pass_untouched(daemon: Daemon) -> None:
     seen: list[Scope] = []
 
@@ -318,3 +345,23 @@ def test_spans_of_many_threads_are_all_exported_and_a_forked_child_has_its_own(d
         flushed = provider.force_flush() and otel.ENERGY in (exported(exporter)["child"].attributes or {})
         os._exit(0 if flushed else 1)
     assert os.waitpid(child, 0)[1] == 0
+
+
+def test_a_processor_that_fails_costs_its_span_and_no_other(nobody: None, caplog: pytest.LogCaptureFixture) -> None:
+    class Fickle(SimpleSpanProcessor):
+        def on_end(self, span: ReadableSpan) -> None:
+            if span.name == "bad":
+                raise RuntimeError("the exporter is broken")
+            super().on_end(span)
+
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(otel.EnergySpanProcessor(Fickle(exporter)))
+    tracer = provider.get_tracer("test")
+    for name in ("first", "bad", "last"):
+        with tracer.start_as_current_span(name):
+            pass
+    assert provider.force_flush()
+    assert sorted(exported(exporter)) == ["first", "last"]
+    assert "the exporter is broken" in caplog.text
+    provider.shutdown()

@@ -91,6 +91,7 @@ class _Answer:
         self._start: Message | None = None
         self._events = self._open_end = False
         self._decoding = False
+        self._last = b""
 
     async def send(self, message: Message) -> None:
         kind = message["type"]
@@ -116,6 +117,7 @@ class _Answer:
 
     async def _part(self, message: Message) -> None:
         more = message.get("more_body", False)
+        self._last = (self._last + bytes(message.get("body", b"")[-4:]))[-4:]
         if more:
             if message.get("body") and not self._decoding:
                 self._decoding = True
@@ -131,7 +133,9 @@ class _Answer:
 
     async def _told(self, message: Message) -> Message:
         """Puts the energy where it still can be put; gives the last message."""
-        if self._start is None and not self._open_end:
+        # Inside an event a comment would complete it; a receiver throws away what a stream cut off.
+        between_events = not self._last or self._last.endswith((b"\n\n", b"\r\n\r\n"))
+        if self._start is None and not (self._open_end and between_events):
             return message
         account = await self._span.settled(ANNOTATE_TIMEOUT_S)
         figures = _figures(account)

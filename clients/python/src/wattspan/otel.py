@@ -13,6 +13,7 @@ No attribute is invented: where no energy is known, `wattspan.energy.reason` say
 from __future__ import annotations
 
 import collections
+import logging
 import os
 import threading
 import time
@@ -27,6 +28,8 @@ from .account import Account
 from .meter import Meter
 from .span import Span
 from .usual import usual
+
+_log = logging.getLogger("wattspan")
 
 MOST_HELD = 4096
 """Ended spans that wait for their energy; what comes beyond is passed on without."""
@@ -126,7 +129,11 @@ class EnergySpanProcessor(SpanProcessor):
                 figures = _figures(account)
             except Exception as error:
                 figures = {REASON: str(error)}
-            self._then.on_end(_with(ended, figures))
+            try:
+                self._then.on_end(_with(ended, figures))
+            except Exception:
+                # This span is lost; without this thread all that follow would be.
+                _log.exception("the span %r was not passed on: the next processor failed", ended.name)
 
     def _patience(self) -> float:
         hurry_at = self._hurry_at
