@@ -522,6 +522,23 @@ fn a_rail_that_nobody_knows_is_shown_and_never_counted_and_a_graphics_card_is_no
 }
 
 #[test]
+fn a_chips_counter_claims_no_finer_step_and_no_less_delay_than_the_register_behind_it() {
+    // Shape: linux Documentation/hwmon/amd_energy.rst; its registers are RAPL's.
+    let mut machine = Machine::new();
+    let socket = chip(&mut machine, 0, "amd_energy", "sys/devices/platform/amd_energy.0");
+    machine.text(&format!("{socket}/energy1_label"), "Esocket0");
+    machine.number(&format!("{socket}/energy1_input"), |at| CPU0.energy_uj(at / UPDATE_NS * UPDATE_NS));
+    let unknown = chip(&mut machine, 1, "ltc4282", "sys/devices/platform/i2c-0/0-0040");
+    machine.number(&format!("{unknown}/energy1_input"), |at| REST.energy_uj(at / UPDATE_NS * UPDATE_NS));
+    let Some(living) = machine.live() else { return };
+    let found = found(&living, &["hwmon"]);
+    assert_eq!(names(&found), ["package-0", "ltc4282-0-energy1"], "{}", reasons(&found));
+    let of = |name: &str| (domain(&found, name).quantum_uj, domain(&found, name).latency_ns);
+    assert_eq!(of("package-0"), (16, 50_000));
+    assert_eq!(of("ltc4282-0-energy1"), (62, MS), "nothing is known of it");
+}
+
+#[test]
 fn a_battery_is_metered_while_it_discharges_and_never_counted() {
     // Shape: linux Documentation/ABI/testing/sysfs-class-power.
     let draw = Wave::steady(12_000);
