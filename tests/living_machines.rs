@@ -201,9 +201,8 @@ fn mirrored_zones_are_counted_once_and_zones_that_may_not_be_read_say_what_mends
     zone(&mut machine, "intel-rapl:2", "package-1", &[CPU1], 15_258, 16, 900_000_000);
     let Some(living) = machine.live() else { return };
     living.deny("sys/class/powercap/intel-rapl:2/energy_uj");
-    // A busy machine may look so seldom that nothing is proven in one watch.
-    let found = (0..50).map(|_| found(&living, &["powercap"])).find(|found| names(found).len() == 1).unwrap();
-    assert_eq!(names(&found), ["package-0-die-0"]);
+    let found = found(&living, &["powercap"]);
+    assert_eq!(names(&found), ["package-0-die-0"], "{}", reasons(&found));
     let told = reasons(&found);
     assert!(told.contains("package-0-die-1 moves exactly as package-0-die-0 does"), "{told}");
     assert!(told.contains("package-1: energy_uj is for root alone"), "{told}");
@@ -520,6 +519,23 @@ fn a_rail_that_nobody_knows_is_shown_and_never_counted_and_a_graphics_card_is_no
     assert_eq!(counted_names(&found), ["package-0"]);
     assert!(reasons(&found).contains("hwmon: package-0 is read by powercap"), "{}", reasons(&found));
     assert!(!reasons(&found).contains("does not agree"), "{}", reasons(&found));
+}
+
+#[test]
+fn a_chips_counter_claims_no_finer_step_and_no_less_delay_than_the_register_behind_it() {
+    // Shape: linux Documentation/hwmon/amd_energy.rst; its registers are RAPL's.
+    let mut machine = Machine::new();
+    let socket = chip(&mut machine, 0, "amd_energy", "sys/devices/platform/amd_energy.0");
+    machine.text(&format!("{socket}/energy1_label"), "Esocket0");
+    machine.number(&format!("{socket}/energy1_input"), |at| CPU0.energy_uj(at / UPDATE_NS * UPDATE_NS));
+    let unknown = chip(&mut machine, 1, "ltc4282", "sys/devices/platform/i2c-0/0-0040");
+    machine.number(&format!("{unknown}/energy1_input"), |at| REST.energy_uj(at / UPDATE_NS * UPDATE_NS));
+    let Some(living) = machine.live() else { return };
+    let found = found(&living, &["hwmon"]);
+    assert_eq!(names(&found), ["package-0", "ltc4282-0-energy1"], "{}", reasons(&found));
+    let of = |name: &str| (domain(&found, name).quantum_uj, domain(&found, name).latency_ns);
+    assert_eq!(of("package-0"), (16, 50_000));
+    assert_eq!(of("ltc4282-0-energy1"), (62, MS), "nothing is known of it");
 }
 
 #[test]

@@ -471,6 +471,41 @@ fn discovery_sees_live_counters_move_and_dead_ones_not() {
     assert_eq!(advanced, [[true], [false]]);
 }
 
+#[test]
+fn boards_with_dear_counters_are_seen_to_live_and_the_first_reading_is_valid() {
+    let library = Library::new(2);
+    for board in [0, 1] {
+        // Together no more than once in 400 ms: longer than the watch.
+        library.set(board, Knob::BurnNs, 2_400_000);
+    }
+    let mut found = discover(&library.settings(), &Clock::Machine);
+    let advanced: Vec<_> = found.opened.iter().map(|source| source.advanced.clone()).collect();
+    assert_eq!(advanced, [[true], [true]]);
+    for source in &mut found.opened {
+        assert!(read(source)[0].valid, "a span may begin at the first reading");
+    }
+}
+
+#[test]
+fn a_counter_however_dear_is_asked_often_enough_not_to_be_lost() {
+    let library = Library::new(1);
+    library.set(0, Knob::SleepNs, 200 * MS);
+    let mut machine = Machine::new(library);
+    let mut character = Character::new(true);
+    let (mut last_ns, mut valid) = (machine.now_ns, 0);
+    for _ in 0..450 {
+        machine.pass_to(machine.now_ns + 10 * MS);
+        let reading = machine.read()[0];
+        character.observe(machine.now_ns, machine.now_ns, &reading);
+        assert_ne!(character.liveness().0, Liveness::Lost, "at {}", machine.now_ns);
+        if reading.valid {
+            assert!(machine.now_ns - last_ns <= 1_100 * MS, "silent from {last_ns} to {}", machine.now_ns);
+            (last_ns, valid) = (machine.now_ns, valid + 1);
+        }
+    }
+    assert!((4..=6).contains(&valid), "asked once a second, and not at each read: {valid}");
+}
+
 /// Waits until something is so; a machine that never gets there fails.
 fn until(what: &str, mut so: impl FnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(30);

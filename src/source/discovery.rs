@@ -12,8 +12,9 @@ use super::{
 };
 
 /// Finds what there is. Takes at most some 40 ms of one CPU, all of them only where a counter does not move or two
-/// mechanisms are compared, and 20 ms of waiting where an AMD card has an accumulator; NVIDIA boards may need longer,
-/// and are waited for.
+/// mechanisms are compared, and 20 ms of waiting where an AMD card has an accumulator; a machine so busy that it gives that
+/// CPU only at times may need up to a second for them where two counters may be one. NVIDIA boards may need longer, and are
+/// waited for.
 ///
 /// With a replay there is nothing else. Otherwise every enabled mechanism is tried in its order; a domain that several
 /// of them show is taken from the first in which it advances; the estimate is opened only where no counter of the

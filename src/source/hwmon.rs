@@ -15,13 +15,16 @@ use super::gauge::{Gauge, Gauges, awake, open_unless_asleep};
 use super::hwmon_chip::{Chip, chips};
 use super::integral::ROUNDING_UJ;
 use super::wattmeter::{Wattage, Wattmeter};
-use super::{Inventory, Settings, intelgpu};
+use super::{Inventory, Settings, intelgpu, rapl};
 
 /// The mechanism's name.
 pub const NAME: &str = "hwmon";
 
 /// Chips on slow buses answer in a millisecond or so and refresh at their own pace: faster gives nothing.
 const MAX_RATE_HZ: f64 = 100.0;
+
+/// The step of `amd_energy`, whose files are RAPL's registers: 2^-16 J, rounded up.
+const AMD_ENERGY_UJ: u64 = 16;
 
 /// For counters in registers, where a read is cheap.
 const MAX_COUNTER_RATE_HZ: f64 = 1_000.0;
@@ -235,6 +238,10 @@ fn take(
         Ok(gauge) => gauge.only_while(awake(chip.device())),
         Err(reason) => return found.miss(NAME, reason),
     };
+    let (latency_ns, quantum_uj) = match grade {
+        Grade::Measured => counting(chip),
+        _ => (gauge.latency_ns(), ROUNDING_UJ),
+    };
     let domain = Domain {
         name: place.name,
         kind: place.kind,
@@ -246,10 +253,19 @@ fn take(
         parent: None,
         grade,
         ceiling_mw: Some(plausible_ceiling_mw(place.kind)),
-        latency_ns: gauge.latency_ns(),
-        quantum_uj: ROUNDING_UJ,
+        latency_ns,
+        quantum_uj,
     };
     rails.push(Rail { domain, gauge, within: place.within, acpi: chip.name == POWER_METER });
+}
+
+/// How late the counters of a chip show what was used, and in what steps. Of a chip that nobody knows it is taken to be no
+/// better than what is known of other boards' counters: they are published each millisecond, in steps of 2^-14 J.
+fn counting(chip: &Chip) -> (u64, u64) {
+    match chip.name.as_str() {
+        "amd_energy" => (rapl::LATENCY_NS, AMD_ENERGY_UJ),
+        _ => (intelgpu::LATENCY_NS, intelgpu::QUANTUM_UJ),
+    }
 }
 
 /// Gives every rail the nearest of those it may lie in that is there, and a name of its own.

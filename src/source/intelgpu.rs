@@ -23,7 +23,10 @@ pub const NAME: &str = "intelgpu";
 const REGISTER_UJ: u64 = 262_144_000_000;
 
 /// From the hardware to the register: the firmware publishes each millisecond or so (as for the CPU's counters).
-const LATENCY_NS: u64 = 1_000_000;
+pub(super) const LATENCY_NS: u64 = 1_000_000;
+
+/// 2^-14 J, rounded up.
+pub(super) const QUANTUM_UJ: u64 = 62;
 
 /// Reads go through the card's mailbox or registers; faster than its own cadence they give nothing.
 const MAX_RATE_HZ: f64 = 1_000.0;
@@ -100,7 +103,6 @@ fn domain_of(card: &str, part: Option<String>, place: &str) -> Domain {
         grade: Grade::Measured,
         ceiling_mw: Some(plausible_ceiling_mw(Kind::Gpu)),
         latency_ns: LATENCY_NS,
-        // 2^-14 J, rounded up.
-        quantum_uj: 62,
+        quantum_uj: QUANTUM_UJ,
     }
 }

@@ -2,8 +2,8 @@
 //!
 //! A counter that is present may be dead (cloud machines show a `psys` that always reads 0), and two may be one
 //! (`package-0-die-0` and `-die-1` of a Threadripper). Only watching tells. Owns the watch at the start: a busy loop on
-//! the calling thread, ended as soon as there is nothing left to learn, and by `LONGEST_NS` at the latest. Never
-//! decides what becomes of a domain.
+//! the calling thread, ended as soon as there is nothing left to learn, and by `LONGEST_NS` at the latest; on a machine so
+//! busy that it could hardly look, by `LONGEST_BUSY_NS`. Never decides what becomes of a domain.
 
 use std::hint::spin_loop;
 
@@ -12,22 +12,21 @@ use crate::energy::{Domain, Grade, Kind, Reading};
 
 use super::Opened;
 use super::agreement::{Agreement, Disagreement};
+use super::likeness::{Likeness, Pair};
 
 /// A domain that has not moved after so long under load is stuck.
 const LONGEST_NS: u64 = 40_000_000;
+
+/// Two counters that may be one are watched on where a busy machine has let them be looked at less often than this by then;
+/// a quiet one looks twice as often. It takes no more of a CPU, only more time, and ends in any case.
+const LOOKS: usize = 100;
+const LONGEST_BUSY_NS: u64 = 1_000_000_000;
 
 /// Time between two looks: several within the millisecond in which RAPL counters move.
 const PAUSE_NS: u64 = 200_000;
 
 /// An integral has moved by then if it ever will.
 const LEAST_LOOKS: usize = 4;
-
-/// Two counters that made so many moves alike, of so many different sizes, are one.
-const MOVES: usize = 8;
-const SIZES: usize = 4;
-
-/// Moves of the two counters may be seen one look apart; more is not tried.
-const MOST_SHIFT: usize = 1;
 
 /// Two domains, as (source, domain), whose counters are one and the same.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,8 +48,9 @@ pub struct Seen {
 
 /// Watches all domains under load, fills [`Opened::advanced`], and says what is to be thought of them.
 pub fn watch(opened: &mut [Opened]) -> Seen {
-    let end_ns = monotonic_ns() + LONGEST_NS;
+    let begin_ns = monotonic_ns();
     let mut watched = watched(opened);
+    let mut rivals = rivals(&watched);
     let mut agreement = Agreement::new(opened);
     let mut readings: Vec<_> =
         opened.iter().map(|source| vec![Reading::default(); source.domains.len()]).collect();
@@ -58,21 +58,22 @@ pub fn watch(opened: &mut [Opened]) -> Seen {
         for (source, readings) in opened.iter_mut().zip(&mut readings) {
             source.source.read(readings);
         }
-        for domain in &mut watched {
-            domain.see(&readings[domain.place.0][domain.place.1]);
-        }
+        let of = |place: (usize, usize)| &readings[place.0][place.1];
+        watched.iter_mut().for_each(|domain| domain.see(of(domain.place)));
+        rivals.iter_mut().for_each(|rivals| rivals.pair.see(of(rivals.original), of(rivals.copy)));
         agreement.see(&readings);
-        let learnt =
-            look >= LEAST_LOOKS && all_moved(&watched) && !any_suspects(&watched) && !agreement.wants_more();
-        if monotonic_ns() >= end_ns || learnt {
+        let suspects = rivals.iter().any(|rivals| rivals.pair.likeness() == Likeness::Suspect);
+        let learnt = look >= LEAST_LOOKS && all_moved(&watched) && !suspects && !agreement.wants_more();
+        let longest_ns = if suspects && look < LOOKS { LONGEST_BUSY_NS } else { LONGEST_NS };
+        if learnt || monotonic_ns() - begin_ns >= longest_ns {
             break;
         }
         burn(PAUSE_NS);
     }
     for domain in &watched {
-        opened[domain.place.0].advanced[domain.place.1] = !domain.moves.is_empty();
+        opened[domain.place.0].advanced[domain.place.1] = domain.moved;
     }
-    Seen { mirrors: mirrors(&watched), disagreements: agreement.disagreements(opened) }
+    Seen { mirrors: mirrors(&rivals), disagreements: agreement.disagreements(opened) }
 }
 
 /// One domain under watch.
@@ -84,8 +85,7 @@ struct Watched {
     /// power move alike without being one.
     counter: bool,
     last: Option<Reading>,
-    /// By how much it moved, each time that it did.
-    moves: Vec<u64>,
+    moved: bool,
 }
 
 impl Watched {
@@ -93,47 +93,17 @@ impl Watched {
         if !reading.valid {
             return;
         }
-        if let Some(last) =
-            self.last.filter(|last| reading.epoch == last.epoch && reading.energy_uj > last.energy_uj)
-        {
-            self.moves.push(reading.energy_uj - last.energy_uj);
-        }
+        let moved = |last: &Reading| reading.epoch == last.epoch && reading.energy_uj > last.energy_uj;
+        self.moved |= self.last.as_ref().is_some_and(moved);
         self.last = Some(*reading);
     }
-
-    /// How far the two are alike.
-    fn likeness(&self, other: &Watched) -> Likeness {
-        let shifts = (0..=MOST_SHIFT)
-            .flat_map(|shift| [(&self.moves, &other.moves, shift), (&other.moves, &self.moves, shift)]);
-        shifts
-            .map(|(a, b, shift)| likeness(a.get(shift..).unwrap_or(&[]), b))
-            .max()
-            .unwrap_or(Likeness::Different)
-    }
 }
 
-/// What is known of two counters, from the least alike to the most.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Likeness {
-    /// One moved otherwise than the other.
-    Different,
-    /// Nothing sets them apart so far.
-    Suspect,
-    /// They are one.
-    Same,
-}
-
-/// Compares moves pair by pair. Small moves of two idle counters are often one and the same step of the register, so
-/// only moves of several sizes prove anything.
-fn likeness(a: &[u64], b: &[u64]) -> Likeness {
-    let alike = a.iter().zip(b).take_while(|(a, b)| a == b).count();
-    if alike < a.len().min(b.len()) {
-        return Likeness::Different;
-    }
-    let mut sizes = a[..alike].to_vec();
-    sizes.sort_unstable();
-    sizes.dedup();
-    if alike >= MOVES && sizes.len() >= SIZES { Likeness::Same } else { Likeness::Suspect }
+/// Two domains that may be one.
+struct Rivals {
+    original: (usize, usize),
+    copy: (usize, usize),
+    pair: Pair,
 }
 
 fn watched(opened: &[Opened]) -> Vec<Watched> {
@@ -144,7 +114,7 @@ fn watched(opened: &[Opened]) -> Vec<Watched> {
             rival: (name, domain.kind, domain.device.clone()),
             counter: domain.grade != Grade::Integrated,
             last: None,
-            moves: Vec::with_capacity(256),
+            moved: false,
         };
         source.domains.iter().enumerate().map(one).collect::<Vec<_>>()
     };
@@ -152,30 +122,29 @@ fn watched(opened: &[Opened]) -> Vec<Watched> {
 }
 
 fn all_moved(watched: &[Watched]) -> bool {
-    watched.iter().all(|domain| !domain.counter || !domain.moves.is_empty())
+    watched.iter().all(|domain| !domain.counter || domain.moved)
 }
 
-/// Whether there are domains that may turn out to be one.
-fn any_suspects(watched: &[Watched]) -> bool {
-    pairs(watched).any(|(a, b)| watched[a].likeness(&watched[b]) == Likeness::Suspect)
+/// Each two counters of one kind and mechanism, the earlier first.
+fn rivals(watched: &[Watched]) -> Vec<Rivals> {
+    let of = |(nth, original): (usize, &Watched)| {
+        let copies = watched[nth + 1..].iter().filter(|copy| copy.counter && copy.rival == original.rival);
+        let one = |copy: &Watched| Rivals { original: original.place, copy: copy.place, pair: Pair::new() };
+        copies.map(one).collect::<Vec<_>>()
+    };
+    watched.iter().enumerate().filter(|(_, original)| original.counter).flat_map(of).collect()
 }
 
-fn mirrors(watched: &[Watched]) -> Vec<Mirror> {
-    let mut copies: Vec<_> = pairs(watched)
-        .filter(|&(a, b)| watched[a].likeness(&watched[b]) == Likeness::Same)
-        .map(|(original, copy)| Mirror { copy: watched[copy].place, original: watched[original].place })
+fn mirrors(rivals: &[Rivals]) -> Vec<Mirror> {
+    let mut copies: Vec<_> = rivals
+        .iter()
+        .filter(|rivals| rivals.pair.likeness() == Likeness::Same)
+        .map(|rivals| Mirror { copy: rivals.copy, original: rivals.original })
         .collect();
     // Three counters that are one make three pairs: each copy is named once, with the first original.
     copies.sort_by_key(|mirror| (mirror.copy, mirror.original));
     copies.dedup_by_key(|mirror| mirror.copy);
     copies
-}
-
-/// Each two counters of one kind and mechanism, the earlier first.
-fn pairs(watched: &[Watched]) -> impl Iterator<Item = (usize, usize)> + '_ {
-    (0..watched.len())
-        .flat_map(move |a| (a + 1..watched.len()).map(move |b| (a, b)))
-        .filter(|&(a, b)| watched[a].rival == watched[b].rival && watched[a].counter && watched[b].counter)
 }
 
 /// Keeps this CPU busy, so that what is alive has something to count.
@@ -265,22 +234,6 @@ mod tests {
     fn idle_counters_that_move_by_single_steps_are_no_mirrors() {
         let mut opened = packages(&[&[61, 61, 61, 61, 61, 61, 61, 62], &[61, 61, 61, 61, 61, 61, 61, 62]]);
         assert_eq!(watch(&mut opened), Seen::default());
-    }
-
-    #[test]
-    fn a_mirror_that_was_seen_one_look_later_is_still_one() {
-        let seen: Vec<u64> = vec![31, 41, 59, 26, 53, 58, 97, 93, 23];
-        assert_eq!(likeness(&seen[1..], &seen[1..]), Likeness::Same);
-        let of = |moves: &[u64]| Watched {
-            place: (0, 0),
-            rival: ("test", Kind::Package, None),
-            counter: true,
-            last: None,
-            moves: moves.to_vec(),
-        };
-        assert_eq!(of(&seen).likeness(&of(&seen[1..])), Likeness::Same);
-        assert_eq!(of(&seen[1..]).likeness(&of(&seen)), Likeness::Same);
-        assert_eq!(of(&seen).likeness(&of(&[31, 41, 60, 26, 53, 58, 97, 93, 23])), Likeness::Different);
     }
 
     #[test]

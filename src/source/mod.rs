@@ -115,6 +115,9 @@ mod ioreport_element;
 /// The calls to IOReport.
 mod ioreport_ffi;
 
+/// Whether two counters are one register under two names.
+mod likeness;
+
 /// A short look under load: which counters move, and which are mirrors of others.
 mod liveness;
 

@@ -29,9 +29,12 @@ const MOST_HZ_TOGETHER: f64 = 400.0;
 /// However dear the calls are.
 const LEAST_HZ: f64 = 1.0;
 
-/// How long a counter that stands still is watched at the start, and how often it is looked at.
+/// How long a counter that stands still is watched at the start, after the first look at it.
 const WATCH: Duration = Duration::from_millis(300);
-const LOOK: Duration = Duration::from_millis(5);
+/// The pause between two looks: no shorter than this, ...
+const LEAST_PAUSE: Duration = Duration::from_millis(5);
+/// ... nor than so many times what a look takes, since the driver has locks that the board's real work needs too.
+const PAUSE_FOR_EACH_LOOK: u32 = 4;
 
 /// Which board it is.
 #[derive(Debug, Clone)]
@@ -75,17 +78,22 @@ pub fn open(
     let (energy, power) =
         (Cost::of(|| drop(counts(&board, &channels))), Cost::of(|| drop(powers(&board, &channels))));
     let metered_by_power = channels.iter().any(|channel| channel.energy.is_none());
-    let counting_ns = if metered_by_power { 0 } else { energy.period_ns(identity.boards) };
+    // However dear, a counter is asked often enough not to be taken for lost.
+    let dear_ns = energy.period_ns(identity.boards).min((1e9 / LEAST_HZ) as u64);
+    let counting_ns = if metered_by_power { 0 } else { dear_ns };
     let most_hz = MOST_HZ.min(MOST_HZ_TOGETHER / identity.boards.max(1) as f64).max(LEAST_HZ);
     let max_rate_hz = (1e9 / power.period_ns(identity.boards).max(1) as f64).clamp(LEAST_HZ, most_hz);
     let domains = domains_of(name, &channels, identity);
     let mut gpu = Gpu {
         link: Link::new(library, identity.uuid.clone(), board),
         channels,
-        counting: Cadence::new(counting_ns),
+        // While it is watched each look asks: a counter that is left out is not seen to move.
+        counting: Cadence::new(0),
         clock: clock.clone(),
     };
-    let advanced = watch(&mut gpu);
+    let advanced = watch(&mut gpu, Duration::from_nanos(energy.wall_ns + power.wall_ns));
+    // One that was never asked, so that the first reading of whoever takes the source is valid.
+    gpu.counting = Cadence::new(counting_ns);
     let opened = Opened { name, source: Box::new(gpu), domains, cpu: None, max_rate_hz, advanced };
     Ok(Found { opened, notes })
 }
@@ -134,23 +142,25 @@ fn domains_of(source: &str, channels: &[Channel], identity: &Identity) -> Vec<Do
 }
 
 /// Reads until every part's energy has grown, or for a while; says for each whether it has. A board draws watts at rest, so
-/// that a live counter moves without a load.
-fn watch(gpu: &mut Gpu) -> Vec<bool> {
-    let until = Instant::now() + WATCH;
+/// that a live counter moves without a load. However long a look takes there is one at the end of the watch, too.
+fn watch(gpu: &mut Gpu, look: Duration) -> Vec<bool> {
+    let pause = (PAUSE_FOR_EACH_LOOK * look).clamp(LEAST_PAUSE, WATCH);
     let mut readings = vec![Reading::default(); gpu.channels.len()];
     let mut first: Vec<Option<Reading>> = vec![None; gpu.channels.len()];
     let mut advanced = vec![false; gpu.channels.len()];
+    let mut until = None;
     loop {
+        let began = Instant::now();
         gpu.read(&mut readings);
         for ((reading, first), advanced) in readings.iter().zip(&mut first).zip(&mut advanced) {
             if reading.valid {
                 *advanced |= reading.energy_uj > first.get_or_insert(*reading).energy_uj;
             }
         }
-        if !advanced.contains(&false) || Instant::now() >= until {
+        if !advanced.contains(&false) || began >= *until.get_or_insert_with(|| Instant::now() + WATCH) {
             return advanced;
         }
-        sleep(LOOK);
+        sleep(pause);
     }
 }
 
