@@ -52,6 +52,11 @@ impl CoarseSpans {
         self.spans.contains_key(&key)
     }
 
+    /// When the client says that it began, if it is one of them.
+    pub fn asked_ns(&self, key: SpanKey) -> Option<u64> {
+        self.spans.get(&key).map(|span| span.asked_ns)
+    }
+
     /// Where an edge lies that is asked for at `at_ns`: as asked for a span that is not coarse.
     ///
     /// # Errors

@@ -431,3 +431,32 @@ fn a_finer_span_of_the_same_user_is_none_of_a_coarse_callers() {
     assert_eq!(closed["parameters"]["account"]["closed_ns"], begin_ns + 800 * MS_NS);
     assert!(closed["parameters"]["account"].get("share_uj").is_none());
 }
+
+#[test]
+fn a_span_that_begins_a_moment_ahead_ends_on_the_grid_with_its_client() {
+    let mut machine = Machine::new(1);
+    let coarse = peer(Access::Coarse);
+    let now_ns = START_NS + 2000 * MS_NS + 99_500_000;
+    machine.pass_to(now_ns);
+    for span in ["gone", "closed", "dropped"] {
+        let connection = if span == "gone" { 1 } else { 2 };
+        machine.ask(coarse, connection, "OpenSpan", json!({ "span": span, "at_ns": now_ns + 900_000 }));
+    }
+    machine.clock.set(now_ns + 1);
+    machine.service.vanished(1);
+    machine.ask(coarse, 2, "CloseSpan", json!({ "span": "closed" }));
+    assert!(machine.ask(coarse, 2, "CancelSpan", json!({ "span": "dropped" })).get("error").is_none());
+    assert_eq!(machine.service.ledger.open_spans(), 0);
+    machine.pass_to(now_ns + 500 * MS_NS);
+    for (span, state) in [("gone", "abandoned"), ("closed", "settled")] {
+        let account =
+            machine.ask(coarse, 2, "GetSpan", json!({ "span": span }))["parameters"]["account"].take();
+        assert_eq!(account["state"], state, "{account}");
+        let grid_ns = START_NS + 2200 * MS_NS;
+        assert_eq!(
+            (&account["opened_ns"], &account["closed_ns"]),
+            (&json!(grid_ns), &json!(grid_ns + GRID_NS))
+        );
+        assert_eq!(account["moved_ns"], 2 * (99_600_000) + GRID_NS);
+    }
+}
