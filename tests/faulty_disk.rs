@@ -14,7 +14,7 @@ use std::process::Command;
 
 use faulty::{Disk, Mood};
 use serde_json::{Value, json};
-use support::{STEADY, TestClient, TestDaemon, until};
+use support::{STEADY, TestClient, TestDaemon, pass, until};
 
 fn keeping(daemon: &TestDaemon) -> Value {
     daemon.client().call("GetInfo", json!({}))["keeping"].take()
@@ -147,6 +147,30 @@ fn after_an_io_error_the_file_is_opened_anew_and_nothing_that_was_answered_is_lo
     for span in ["during0", "after0", "during2", "after2"] {
         assert_eq!(client.call("GetSpan", json!({ "span": span }))["account"]["durable"], true);
     }
+}
+
+#[test]
+fn a_span_that_is_open_while_the_disk_fails_has_one_account_in_the_end() {
+    let Some(disk) = Disk::mount() else { return };
+    let mut daemon = on(disk.path());
+    let mut client = daemon.client();
+    assert_eq!(billed(&mut client, "before")["durable"], true, "{}", daemon.log());
+    client.open("long");
+    // It is in the journal by then.
+    pass(2500);
+    disk.set(Mood::Failing);
+    assert_eq!(billed(&mut client, "during")["durable"], false);
+    disk.set(Mood::Sound);
+    until("it is written again", || keeping(&daemon)["durable"] == true);
+    let account = client.settle("long");
+    assert_eq!(account["durable"], true);
+    daemon.kill();
+    daemon.restart();
+    let mut client = daemon.client();
+    let mut listed = client.call("ListSpans", json!({ "limit": 100 }))["accounts"].take();
+    listed.as_array_mut().unwrap().retain(|listed| listed["span"] == "long");
+    assert_eq!(listed, json!([account]));
+    assert!(!daemon.log().contains("went away while"), "{}", daemon.log());
 }
 
 #[test]
