@@ -228,8 +228,8 @@ impl Service {
         let Self { keeping: Some(keeping), ledger, coarse, .. } = self else { return };
         let store = &mut keeping.store;
         // Final, and held back only until the grid's next instant.
-        for account in coarse.release(u64::MAX) {
-            store.keep(&account, None, false);
+        for (key, account) in coarse.release(u64::MAX) {
+            store.keep(&account, Some(key.0), false);
         }
         let mut from = Some(0);
         while let Some(slot) = from {

@@ -212,7 +212,7 @@ impl Service {
                 self.finish_span(account, now_ns);
             }
         }
-        for account in self.coarse.release(now_ns) {
+        for (_, account) in self.coarse.release(now_ns) {
             self.finish_span(account, now_ns);
         }
         settled.shrink_to(1024);
