@@ -194,3 +194,31 @@ fn a_disk_that_does_not_answer_holds_up_no_answer_for_long() {
     assert_eq!(daemon.log().matches("does not answer").count(), 1, "{}", daemon.log());
     assert_eq!(daemon.log().matches("answers again").count(), 1, "{}", daemon.log());
 }
+
+#[test]
+fn a_disk_that_does_not_answer_holds_up_no_question_either_and_says_so() {
+    let Some(disk) = Disk::mount() else { return };
+    let daemon = on(disk.path());
+    let mut client = daemon.client();
+    let before = billed(&mut client, "before");
+    assert_eq!(before["durable"], true, "{}", daemon.log());
+    disk.set(Mood::Hanging);
+    client.open("unawaited");
+    client.call("CloseSpan", json!({ "span": "unawaited" }));
+    // Nobody waits for it; but whatever the disk is asked from now on comes behind it.
+    until("it is handed to the disk", || keeping(&daemon)["waiting"] == 1);
+    let mut other = daemon.client();
+    other.send("GetSpan", json!({ "span": "nobody's" }), &[]);
+    let listed = client.call("ListSpans", json!({}))["accounts"].take();
+    assert!(listed.as_array().unwrap().contains(&before), "from memory: {listed}");
+    assert_eq!(support::refusal(other.receive().unwrap()).0, "NoSuchSpan");
+    let health = keeping(&daemon);
+    assert_eq!(health["durable"], false);
+    assert!(health["reason"].as_str().unwrap().contains("does not answer"), "{health}");
+    disk.set(Mood::Sound);
+    until("it answers again", || keeping(&daemon)["durable"] == true);
+    let listed = client.call("ListSpans", json!({}))["accounts"].take();
+    assert_eq!(listed.as_array().unwrap().len(), 2, "{listed}");
+    assert_eq!(daemon.log().matches("does not answer").count(), 1, "{}", daemon.log());
+    assert_eq!(daemon.log().matches("answers again").count(), 1, "{}", daemon.log());
+}
