@@ -85,11 +85,15 @@ impl Outbox {
         &self.ready[self.sent..]
     }
 
-    /// Takes note of `bytes` sent.
+    /// Takes note of `bytes` sent; what was sent goes as soon as it is more than what is not, so that a client that is
+    /// always a little behind costs no more memory than that, and no byte is moved more than once on average.
     pub fn sent(&mut self, bytes: usize) {
+        /// Less is not worth the move.
+        const WORTH_MOVING: usize = 16 * 1024;
         self.sent += bytes;
-        if self.sent == self.ready.len() {
-            self.ready.clear();
+        let left = self.ready.len() - self.sent;
+        if left == 0 || (self.sent >= WORTH_MOVING && self.sent >= left) {
+            self.ready.drain(..self.sent);
             self.sent = 0;
         }
     }
@@ -148,5 +152,21 @@ mod tests {
         assert_eq!(outbox.sendable(), b"bcd");
         outbox.sent(3);
         assert_eq!(outbox.unsent(), 0);
+    }
+
+    #[test]
+    fn memory_is_bounded_by_what_is_unsent_however_much_was_sent() {
+        let mut outbox = Outbox::default();
+        let bytes = |from: usize| (0..1000).map(move |at| (from + at) as u8);
+        outbox.write(|out| out.extend(bytes(0).take(500)));
+        let (mut written, mut sent) = (500, 0);
+        for _ in 0..100_000 {
+            outbox.write(|out| out.extend(bytes(written)));
+            assert!(outbox.sendable()[..1000].iter().copied().eq(bytes(sent)));
+            outbox.sent(1000);
+            (written, sent) = (written + 1000, sent + 1000);
+            assert_eq!(outbox.unsent(), 500);
+        }
+        assert!(outbox.ready.capacity() < 100_000, "{}", outbox.ready.capacity());
     }
 }
