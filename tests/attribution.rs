@@ -8,7 +8,7 @@ mod support;
 use std::process::Command;
 
 use serde_json::{Value, json};
-use support::{SLUGGISH, STEADY, TestClient, TestDaemon, number, pass, row, until};
+use support::{SLUGGISH, STEADY, TestClient, TestDaemon, message, number, pass, row, until};
 
 /// What `watts` come to between two instants, in microjoules.
 fn truth_uj(watts: f64, from_ns: u64, to_ns: u64) -> f64 {
@@ -210,6 +210,39 @@ fn who_waits_for_a_final_account_when_the_daemon_stops_gets_the_one_so_far() {
     assert!(client.is_hung_up_on());
     assert!(daemon.wait().success());
     assert!(!daemon.socket().exists());
+}
+
+#[test]
+fn whoever_reads_gets_every_answer_it_asked_for_before_the_daemon_stops() {
+    const CLOSES: usize = 1000;
+    let domain = |at: u32| {
+        format!(
+            "[[domain]]\nname = \"package-{at}\"\nkind = \"package\"\nprofile = [[1.0, 80]]\nquantum_uj = 61\n"
+        )
+    };
+    let mut daemon = TestDaemon::on(&(0..8).map(domain).collect::<String>());
+    let mut client = daemon.client();
+    let calls = |method: &str, parameters: Value, flags: &[&str]| {
+        let one = |at: usize| {
+            let mut parameters = parameters.clone();
+            parameters["span"] = json!(format!("s{at}"));
+            message(method, parameters, flags)
+        };
+        (0..CLOSES).flat_map(one).collect::<Vec<u8>>()
+    };
+    assert!(client.send_raw(&calls("OpenSpan", json!({}), &["oneway"])));
+    client.call("GetInfo", json!({}));
+    let closes = calls("CloseSpan", json!({ "wait_settled": true }), &[]);
+    let mut writer = TestClient::over(client.stream().try_clone().unwrap());
+    let reader = std::thread::spawn(move || std::iter::from_fn(|| client.receive()).collect::<Vec<_>>());
+    assert!(writer.send_raw(&closes));
+    daemon.terminate();
+    let answers = reader.join().unwrap();
+    assert!(daemon.wait().success());
+    assert_eq!(answers.len(), CLOSES);
+    for (at, answer) in answers.iter().enumerate() {
+        assert_eq!(answer["parameters"]["account"]["span"], format!("s{at}"), "{answer}");
+    }
 }
 
 #[test]

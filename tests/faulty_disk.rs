@@ -14,7 +14,7 @@ use std::process::Command;
 
 use faulty::{Disk, Mood};
 use serde_json::{Value, json};
-use support::{STEADY, TestClient, TestDaemon, until};
+use support::{STEADY, TestClient, TestDaemon, pass, until};
 
 fn keeping(daemon: &TestDaemon) -> Value {
     daemon.client().call("GetInfo", json!({}))["keeping"].take()
@@ -150,6 +150,30 @@ fn after_an_io_error_the_file_is_opened_anew_and_nothing_that_was_answered_is_lo
 }
 
 #[test]
+fn a_span_that_is_open_while_the_disk_fails_has_one_account_in_the_end() {
+    let Some(disk) = Disk::mount() else { return };
+    let mut daemon = on(disk.path());
+    let mut client = daemon.client();
+    assert_eq!(billed(&mut client, "before")["durable"], true, "{}", daemon.log());
+    client.open("long");
+    // It is in the journal by then.
+    pass(2500);
+    disk.set(Mood::Failing);
+    assert_eq!(billed(&mut client, "during")["durable"], false);
+    disk.set(Mood::Sound);
+    until("it is written again", || keeping(&daemon)["durable"] == true);
+    let account = client.settle("long");
+    assert_eq!(account["durable"], true);
+    daemon.kill();
+    daemon.restart();
+    let mut client = daemon.client();
+    let mut listed = client.call("ListSpans", json!({ "limit": 100 }))["accounts"].take();
+    listed.as_array_mut().unwrap().retain(|listed| listed["span"] == "long");
+    assert_eq!(listed, json!([account]));
+    assert!(!daemon.log().contains("went away while"), "{}", daemon.log());
+}
+
+#[test]
 fn a_disk_that_does_not_answer_holds_up_no_answer_for_long() {
     let Some(disk) = Disk::mount() else { return };
     let daemon = on(disk.path());
@@ -167,6 +191,34 @@ fn a_disk_that_does_not_answer_holds_up_no_answer_for_long() {
     until("it answers again", || keeping(&daemon)["durable"] == true);
     assert_eq!(client.call("GetSpan", json!({ "span": "waits" }))["account"]["durable"], true);
     assert_eq!(billed(&mut client, "after")["durable"], true);
+    assert_eq!(daemon.log().matches("does not answer").count(), 1, "{}", daemon.log());
+    assert_eq!(daemon.log().matches("answers again").count(), 1, "{}", daemon.log());
+}
+
+#[test]
+fn a_disk_that_does_not_answer_holds_up_no_question_either_and_says_so() {
+    let Some(disk) = Disk::mount() else { return };
+    let daemon = on(disk.path());
+    let mut client = daemon.client();
+    let before = billed(&mut client, "before");
+    assert_eq!(before["durable"], true, "{}", daemon.log());
+    disk.set(Mood::Hanging);
+    client.open("unawaited");
+    client.call("CloseSpan", json!({ "span": "unawaited" }));
+    // Nobody waits for it; but whatever the disk is asked from now on comes behind it.
+    until("it is handed to the disk", || keeping(&daemon)["waiting"] == 1);
+    let mut other = daemon.client();
+    other.send("GetSpan", json!({ "span": "nobody's" }), &[]);
+    let listed = client.call("ListSpans", json!({}))["accounts"].take();
+    assert!(listed.as_array().unwrap().contains(&before), "from memory: {listed}");
+    assert_eq!(support::refusal(other.receive().unwrap()).0, "NoSuchSpan");
+    let health = keeping(&daemon);
+    assert_eq!(health["durable"], false);
+    assert!(health["reason"].as_str().unwrap().contains("does not answer"), "{health}");
+    disk.set(Mood::Sound);
+    until("it answers again", || keeping(&daemon)["durable"] == true);
+    let listed = client.call("ListSpans", json!({}))["accounts"].take();
+    assert_eq!(listed.as_array().unwrap().len(), 2, "{listed}");
     assert_eq!(daemon.log().matches("does not answer").count(), 1, "{}", daemon.log());
     assert_eq!(daemon.log().matches("answers again").count(), 1, "{}", daemon.log());
 }

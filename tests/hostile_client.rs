@@ -439,3 +439,35 @@ fn a_client_with_costly_questions_takes_turns_with_the_others() {
     assert!(sender.join().unwrap());
     reader.join().unwrap();
 }
+
+#[test]
+fn a_span_that_begins_a_moment_ahead_ends_with_its_client_and_can_be_closed_at_once() {
+    let daemon = TestDaemon::on(STEADY);
+    let mut watcher = daemon.client();
+    let ahead = || json!(wattspan::clock::monotonic_ns() + 950_000);
+    for turn in 0..20 {
+        let span = format!("gone{turn}");
+        let mut client = daemon.client();
+        client.send("OpenSpan", json!({ "span": span, "at_ns": ahead() }), &["oneway"]);
+        drop(client);
+        until("the span ends with its client", || {
+            let answer = watcher.exchange("GetSpan", json!({ "span": span }));
+            answer["parameters"]["account"]["state"] == "abandoned"
+        });
+    }
+    for turn in 0..20 {
+        for (method, span) in
+            [("CloseSpan", format!("closed{turn}")), ("CancelSpan", format!("dropped{turn}"))]
+        {
+            watcher.call("OpenSpan", json!({ "span": span, "at_ns": ahead() }));
+            watcher.call("MarkPhase", json!({ "span": span, "phase": "p" }));
+            watcher.call("SetWeight", json!({ "span": span, "weight": 2.0 }));
+            watcher.call(method, json!({ "span": span }));
+        }
+    }
+    // What names an instant of its own is still held to it.
+    let at_ns = ahead();
+    watcher.call("OpenSpan", json!({ "span": "named", "at_ns": at_ns }));
+    let before = json!(at_ns.as_u64().unwrap() - 1);
+    assert_eq!(watcher.refusal("CloseSpan", json!({ "span": "named", "at_ns": before })).0, "InvalidTime");
+}

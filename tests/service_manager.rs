@@ -55,6 +55,32 @@ fn a_reload_changes_what_it_can_names_what_it_cannot_and_takes_nothing_that_is_b
 }
 
 #[test]
+fn what_holds_only_in_part_until_a_restart_is_named_on_both_sides() {
+    let daemon = TestDaemon::with(STEADY, "[access]\nspan_group = 'daemon'\n");
+    let mut client = daemon.client();
+    let mut reload = |access: &str| {
+        std::fs::write(configuration(&daemon), format!("bus = false\n[access]\n{access}")).unwrap();
+        let reloaded = client.call("Reload", json!({}));
+        (reloaded["changed"].clone(), reloaded["needs_restart"].clone())
+    };
+    // The socket was made for the group of then.
+    let (span, coarse) = (json!(["access.span_group"]), json!(["access.coarse_group"]));
+    assert_eq!(reload("span_group = 'games'\n"), (span.clone(), span.clone()));
+    assert_eq!(reload("span_group = 'games'\n"), (json!([]), span.clone()), "as long as it is so");
+    assert_eq!(reload("span_group = 'daemon'\n"), (span, json!([])));
+    assert_eq!(reload("span_group = 'daemon'\ncoarse_group = 'games'\n"), (coarse.clone(), coarse));
+    assert!(daemon.log().contains("access.coarse_group changed; access.coarse_group needs a restart"));
+
+    // Nobody is at this address; it is tried again and again.
+    let bus = "bus = 'unix:path=/nonexistent/bus'\n";
+    let daemon = TestDaemon::with(STEADY, bus);
+    std::fs::write(configuration(&daemon), format!("{bus}[limits]\nmessage_bytes = 2048\n")).unwrap();
+    let reloaded = daemon.client().call("Reload", json!({}));
+    let key = json!(["limits.message_bytes"]);
+    assert_eq!(reloaded, json!({ "changed": key, "needs_restart": key }), "the bus keeps its limit");
+}
+
+#[test]
 fn a_hangup_reads_the_configuration_again_and_the_daemon_goes_on() {
     let daemon = TestDaemon::with(STEADY, "idle_rate_hz = 0.1\n");
     let mut client = daemon.client();

@@ -15,6 +15,9 @@ pub type Named = BTreeMap<String, Variant<'static>>;
 /// Objects of text only: `a{ss}`.
 const TEXTS_BY_NAME: &[&str] = &["attributes"];
 
+/// Lists of text, `as` when they are empty too; others without an entry are lists of objects.
+const TEXTS: &[&str] = &["capabilities", "refused_system_calls"];
+
 /// A value that has no place in the service's words.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
@@ -63,7 +66,9 @@ pub fn variant(name: &str, said: Value) -> Option<Variant<'static>> {
             _ => number.as_f64()?.into(),
         },
         Value::String(text) => text.into(),
-        Value::Array(list) if list.first().is_some_and(Value::is_string) => texts(list).into(),
+        Value::Array(list) if TEXTS.contains(&name) || list.first().is_some_and(Value::is_string) => {
+            texts(list).into()
+        }
         Value::Array(list) => rows(list).into(),
         Value::Object(object) if TEXTS_BY_NAME.contains(&name) => {
             let text =
@@ -101,7 +106,8 @@ mod tests {
     fn an_account_has_the_natural_types_and_leaves_out_what_is_unknown() {
         let Value::Object(account) = json!({
             "span": "a", "weight": 1.0, "share_uj": 12, "idle_uj": null, "attributes": {"model": "m"},
-            "domains": [{"domain": "dram-0", "unknown_ns": 0}], "phases": [], "counted": true
+            "domains": [{"domain": "dram-0", "unknown_ns": 0}], "phases": [], "counted": true,
+            "capabilities": [], "refused_system_calls": ["execve"]
         }) else {
             unreachable!()
         };
@@ -116,6 +122,8 @@ mod tests {
             ("domains", "aa{sv}"),
             ("phases", "aa{sv}"),
             ("counted", "b"),
+            ("capabilities", "as"),
+            ("refused_system_calls", "as"),
         ] {
             assert_eq!(signature(name), expected, "{name}");
         }

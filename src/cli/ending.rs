@@ -42,8 +42,9 @@ Signals that are sent to wattspan reach the command. The report comes after the
 command's own output, on standard error.";
 
 /// How a user comes to more access.
-const MEND_OF_DENIED: &str = "membership in the group wattspan gives span access (own spans, the machine's totals), in \
-                              wattspan-telemetry everybody's: sudo usermod -aG GROUP USER, and a new login";
+const MEND_OF_DENIED: &str = "membership in the group wattspan gives span access (own spans, the machine's totals) and \
+                              opens the socket, in wattspan-telemetry as well as in wattspan everybody's: sudo usermod \
+                              -aG GROUP USER, and a new login";
 
 /// Why the program ends before it is done.
 #[derive(Debug)]
@@ -102,5 +103,18 @@ impl From<io::Error> for Trouble {
 impl From<serde_json::Error> for Trouble {
     fn from(cause: serde_json::Error) -> Self {
         io::Error::from(cause).into()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_member_of_the_telemetry_group_alone_is_told_that_it_needs_both() {
+        // The socket has one group, so that this is all that such a member sees of it.
+        let trouble = Trouble::from(Failure::KeptOut { path: "/run/wattspan/wattspan.sock".into() });
+        assert_eq!(trouble.status, DENIED);
+        assert!(trouble.to_string().contains("in wattspan-telemetry as well as in wattspan"), "{trouble}");
     }
 }

@@ -21,6 +21,11 @@ impl Default for Bus {
 }
 
 impl Bus {
+    /// Whether the daemon is on a bus, once there is one.
+    pub fn is_joined(&self) -> bool {
+        *self != Bus::System(false) && std::env::consts::OS == "linux"
+    }
+
     /// What is wrong with it, in words, if anything is.
     pub(super) fn fault(&self) -> Option<&'static str> {
         match self {

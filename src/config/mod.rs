@@ -45,7 +45,7 @@ pub enum Wrong {
     /// A value that makes no sense.
     #[error("in {place}: {key} = {value}: {mend}")]
     Unsound {
-        /// Which file, or "the flags".
+        /// Which file or files, or "the flags".
         place: String,
         /// Which key.
         key: String,
@@ -54,6 +54,19 @@ pub enum Wrong {
         /// What would be right.
         mend: String,
     },
+}
+
+impl Wrong {
+    /// Whether both are about the same value of the same key.
+    fn is_like(&self, other: &Self) -> bool {
+        match (self, other) {
+            (
+                Wrong::Unsound { key, value, .. },
+                Wrong::Unsound { key: other_key, value: other_value, .. },
+            ) => (key, value) == (other_key, other_value),
+            _ => false,
+        }
+    }
 }
 
 /// The effective settings; printed as TOML by `wattspand --check`.
@@ -115,7 +128,7 @@ impl Config {
     pub fn load(flags: &Flags) -> Result<Self, Wrong> {
         let files = match &flags.config {
             Some(file) => vec![file.clone()],
-            None => files_under(&configuration_dir()),
+            None => files_under(&configuration_dir())?,
         };
         let mut config = Self::from_files(&files)?;
         config.take(flags);
@@ -125,18 +138,24 @@ impl Config {
 
     /// The settings that these files come to, the later ones over the earlier.
     fn from_files(files: &[PathBuf]) -> Result<Self, Wrong> {
-        let mut whole = toml::Table::new();
+        let (mut whole, mut faults) = (toml::Table::new(), Vec::new());
         for file in files {
             let unreadable = |cause| Wrong::Unreadable { file: file.clone(), cause };
             let text = std::fs::read_to_string(file).map_err(unreadable)?;
             // Each file is read alone first, so that a mistake is told with the name of the file it is in.
             let malformed = |cause| Wrong::Malformed { file: file.clone(), cause: Box::new(cause) };
             let alone: Self = toml::from_str(&text).map_err(malformed)?;
-            alone.check(&file.display().to_string())?;
+            faults.extend(alone.check(&file.display().to_string()).err());
             overlay(&mut whole, text.parse().map_err(malformed)?);
         }
         let last = || files.last().cloned().unwrap_or_default();
-        whole.try_into().map_err(|cause| Wrong::Malformed { file: last(), cause: Box::new(cause) })
+        let malformed = |cause| Wrong::Malformed { file: last(), cause: Box::new(cause) };
+        let config: Self = whole.try_into().map_err(malformed)?;
+        // What counts is what they come to; where one file alone has the same fault, it is that one's.
+        let names: Vec<String> = files.iter().map(|file| file.display().to_string()).collect();
+        let whose = |wrong: Wrong| faults.into_iter().find(|fault| fault.is_like(&wrong)).unwrap_or(wrong);
+        config.check(&names.join(" and ")).map_err(whose)?;
+        Ok(config)
     }
 
     fn take(&mut self, flags: &Flags) {
@@ -240,7 +259,7 @@ mod tests {
         written(&dir, "wattspan.toml.d/20.toml", "[limits]\nconnections = 30\n[idle_w]\npackage-0 = 4.5\n");
         written(&dir, "wattspan.toml.d/10.toml", "[limits]\nconnections = 20\n");
         written(&dir, "wattspan.toml.d/notes.txt", "not = 'read");
-        let mut config = Config::from_files(&files_under(dir.path())).unwrap();
+        let mut config = Config::from_files(&files_under(dir.path()).unwrap()).unwrap();
         assert_eq!((config.limits.connections, config.limits.stall_s), (30, 3.0));
         assert_eq!(config.idle_w["package-0"], 4.5);
         config.take(&Flags { rate_hz: Some(250.0), ..Flags::default() });
@@ -265,6 +284,53 @@ mod tests {
         assert!(wrong.contains("rate_hz = 1000000: choose a number from 1 to 10000"), "{wrong}");
         let nan = Config { horizon_ms: f64::NAN, ..Config::default() };
         assert!(nan.check("here").is_err());
+    }
+
+    #[test]
+    fn files_are_sound_or_not_together_and_a_mistake_is_told_with_whose_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let main = written(&dir, "wattspan.toml", "rate_hz = 5000\n");
+        let more = written(&dir, "wattspan.toml.d/10.toml", "idle_rate_hz = 2000\n");
+        let load = || Config::from_files(&files_under(dir.path())?);
+        let config = load().unwrap();
+        assert_eq!((config.rate_hz, config.idle_rate_hz), (5000.0, 2000.0));
+        // Each would do alone.
+        std::fs::write(&main, "rate_hz = 500\n").unwrap();
+        std::fs::write(&more, "idle_rate_hz = 800\n").unwrap();
+        let wrong = load().unwrap_err().to_string();
+        for part in [main.to_str().unwrap(), more.to_str().unwrap(), "idle_rate_hz = 800: choose", "to 500"] {
+            assert!(wrong.contains(part), "{part} is missing in: {wrong}");
+        }
+        // One does not even alone: the others are not named.
+        std::fs::write(&more, "history_s = 0\n").unwrap();
+        let wrong = load().unwrap_err().to_string();
+        assert!(wrong.starts_with(&format!("in {}: history_s = 0", more.display())), "{wrong}");
+    }
+
+    #[test]
+    fn what_is_there_and_cannot_be_read_is_refused_with_its_path() {
+        let dir = tempfile::tempdir().unwrap();
+        let load = || Config::from_files(&files_under(dir.path())?);
+        assert_eq!(load().unwrap(), Config::default());
+        let more = written(&dir, "wattspan.toml.d", "rate_hz = 500\n");
+        let refused = |path: &PathBuf| {
+            let wrong = load().unwrap_err().to_string();
+            assert!(wrong.contains("cannot read") && wrong.contains(path.to_str().unwrap()), "{wrong}");
+        };
+        refused(&more);
+        std::fs::remove_file(&more).unwrap();
+        let lost = more.join("10.toml");
+        std::fs::create_dir(&more).unwrap();
+        std::os::unix::fs::symlink("/nonexistent", &lost).unwrap();
+        refused(&lost);
+        std::fs::remove_file(&lost).unwrap();
+        load().unwrap();
+        let main = dir.path().join("wattspan.toml");
+        std::os::unix::fs::symlink(&main, &main).unwrap();
+        refused(&main);
+        let nowhere = dir.path().join("file");
+        std::fs::write(&nowhere, "").unwrap();
+        assert!(files_under(&nowhere).is_err(), "a file in the place of the directory");
     }
 
     #[test]

@@ -2,7 +2,10 @@
 //!
 //! Owns the paths that an administrator finds in the documentation. Creates nothing.
 
+use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
+
+use super::Wrong;
 
 /// Where the configuration is.
 pub(super) fn configuration_dir() -> PathBuf {
@@ -10,15 +13,30 @@ pub(super) fn configuration_dir() -> PathBuf {
 }
 
 /// `wattspan.toml` and then `wattspan.toml.d/*.toml` by name, as far as they are there.
-pub(super) fn files_under(dir: &Path) -> Vec<PathBuf> {
-    let mut files: Vec<PathBuf> = std::fs::read_dir(dir.join("wattspan.toml.d"))
-        .map(|entries| entries.filter_map(|entry| Some(entry.ok()?.path())).collect())
-        .unwrap_or_default();
+///
+/// # Errors
+/// Something is there and cannot be looked at: settings that are left out in silence are worse than none.
+pub(super) fn files_under(dir: &Path) -> Result<Vec<PathBuf>, Wrong> {
+    let (main, more) = (dir.join("wattspan.toml"), dir.join("wattspan.toml.d"));
+    let unreadable = |file: &Path| {
+        let file = file.to_owned();
+        move |cause| Wrong::Unreadable { file, cause }
+    };
+    let entries = match std::fs::read_dir(&more) {
+        Err(cause) if cause.kind() == ErrorKind::NotFound => Vec::new(),
+        entries => entries.and_then(Iterator::collect::<io::Result<Vec<_>>>).map_err(unreadable(&more))?,
+    };
+    let mut files: Vec<PathBuf> = entries.iter().map(std::fs::DirEntry::path).collect();
     files.retain(|file| file.extension().is_some_and(|ending| ending == "toml"));
     files.sort();
-    files.insert(0, dir.join("wattspan.toml"));
-    files.retain(|file| file.exists());
-    files
+    match std::fs::symlink_metadata(&main) {
+        Err(cause) if cause.kind() == ErrorKind::NotFound => {}
+        found => {
+            found.map_err(unreadable(&main))?;
+            files.insert(0, main);
+        }
+    }
+    Ok(files)
 }
 
 /// Where the daemon's socket may be, the system's first; a client tries them in this order.

@@ -164,7 +164,7 @@ pub struct Groups {
     pub coarse_group: Option<String>,
     /// Own spans at full precision, the host's totals.
     pub span_group: String,
-    /// Everybody's accounts, the domains' stream.
+    /// Everybody's accounts, the domains' stream; its members have to be in the former too, which opens the socket.
     pub telemetry_group: String,
 }
 

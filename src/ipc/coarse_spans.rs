@@ -52,6 +52,11 @@ impl CoarseSpans {
         self.spans.contains_key(&key)
     }
 
+    /// When the client says that it began, if it is one of them.
+    pub fn asked_ns(&self, key: SpanKey) -> Option<u64> {
+        self.spans.get(&key).map(|span| span.asked_ns)
+    }
+
     /// Where an edge lies that is asked for at `at_ns`: as asked for a span that is not coarse.
     ///
     /// # Errors
@@ -103,15 +108,15 @@ impl CoarseSpans {
         self.releases.keys().next().copied()
     }
 
-    /// The accounts that may be told now.
-    pub fn release(&mut self, now_ns: u64) -> Vec<Account> {
+    /// The accounts that may be told now, each with its span's key.
+    pub fn release(&mut self, now_ns: u64) -> Vec<(SpanKey, Account)> {
         let mut released = Vec::new();
         while let Some(entry) = self.releases.first_entry().filter(|entry| *entry.key() <= now_ns) {
             let keys = entry.remove();
-            let mut accounts: Vec<Account> =
-                keys.iter().filter_map(|key| self.spans.remove(key)?.account).collect();
+            let settled = |key| Some((key, self.spans.remove(&key)?.account?));
+            let mut accounts: Vec<(SpanKey, Account)> = keys.into_iter().filter_map(settled).collect();
             // Which settled first is a matter of milliseconds too.
-            accounts.sort_by(|one, other| (one.uid, &one.span).cmp(&(other.uid, &other.span)));
+            accounts.sort_by(|(_, one), (_, other)| (one.uid, &one.span).cmp(&(other.uid, &other.span)));
             released.append(&mut accounts);
         }
         released

@@ -34,25 +34,27 @@ const GATHERED: usize = 16 * 1024;
 
 /// A connected client.
 pub struct Connection {
-    socket: Watched<UnixStream>,
+    pub(super) socket: Watched<UnixStream>,
     key: usize,
     id: ConnectionId,
     who: Identity,
-    rest: Vec<u8>,
+    pub(super) rest: Vec<u8>,
     scanned: usize,
-    outbox: Outbox,
+    pub(super) outbox: Outbox,
     asked: usize,
-    stream: Option<Stream>,
+    pub(super) stream: Option<Stream>,
     /// So many answers are unread that no further message is heard.
-    stalled: bool,
+    pub(super) stalled: bool,
     /// The turn was over before all messages were handled; the rest is for the next.
-    yielded: bool,
+    pub(super) yielded: bool,
+    /// More may have been said than was read.
+    pub(super) unheard: bool,
     /// No further message is read: the client ended its side, or sent what is no message.
-    deaf: bool,
+    pub(super) deaf: bool,
     /// A message was completed, or an answer taken, since this was last looked at.
-    moved: bool,
+    pub(super) moved: bool,
     /// Since when nothing moved although something is half done: a message incomplete, or answers not taken.
-    stuck_since_ns: Option<u64>,
+    pub(super) stuck_since_ns: Option<u64>,
 }
 
 impl Connection {
@@ -70,6 +72,7 @@ impl Connection {
             stream: None,
             stalled: false,
             yielded: false,
+            unheard: false,
             deaf: false,
             moved: false,
             stuck_since_ns: None,
@@ -119,6 +122,7 @@ impl Connection {
             }
             heard => heard.map(|heard| heard.length),
         };
+        self.unheard = read.as_ref().is_ok_and(|length| *length == scratch.len());
         match read {
             Ok(0) => self.ended(service),
             Ok(length) if self.rest.is_empty() => {
@@ -159,7 +163,7 @@ impl Connection {
             }
             let most_unread = service.limits().unread_bytes;
             if self.is_behind(most_unread) && (self.flush() == Fate::Over || self.is_behind(most_unread)) {
-                self.stalled = true;
+                (self.stalled, self.unheard) = (true, true);
                 return used;
             }
             // What was looked through before holds no end.
@@ -273,14 +277,7 @@ impl Connection {
         if self.deaf && self.outbox.unsent() == 0 && self.outbox.awaited() == 0 {
             return Fate::Over;
         }
-        let half_done =
-            !self.outbox.sendable().is_empty() || (!self.rest.is_empty() && !self.stalled && !self.yielded);
-        let moved = std::mem::take(&mut self.moved);
-        if !half_done {
-            self.stuck_since_ns = None;
-        } else if moved || self.stuck_since_ns.is_none() {
-            self.stuck_since_ns = Some(service.now_ns());
-        }
+        self.note_progress(service.now_ns());
         let mut interest = Event::none(self.key);
         interest.readable = !self.deaf && !self.stalled && !self.yielded;
         interest.writable = !self.outbox.sendable().is_empty();
@@ -305,10 +302,5 @@ impl Connection {
     /// Gives memory back that a burst took.
     pub fn trim(&mut self) {
         self.outbox.trim();
-    }
-
-    /// Whether something has been half done for longer than `stall_ns`.
-    pub fn is_stuck(&self, now_ns: u64, stall_ns: u64) -> bool {
-        self.stuck_since_ns.is_some_and(|since| now_ns.saturating_sub(since) > stall_ns)
     }
 }

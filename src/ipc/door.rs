@@ -33,8 +33,15 @@ const FIRST_CONNECTION: usize = 4;
 /// What one client's turn may read.
 const SCRATCH_BYTES: usize = 64 * 1024;
 
-/// How long waiting closes are still answered when the service ends.
+/// How long waiting closes may still settle when the service ends.
 const FAREWELL_NS: u64 = 200_000_000;
+
+/// How long the end then waits for clients that take what they are owed, and for one that takes nothing.
+const LONGEST_FAREWELL_NS: u64 = 4_000_000_000;
+const UNTAKEN_NS: u64 = 1_000_000_000;
+
+/// How often it looks whether all have it.
+const FAREWELL_STEP_NS: u64 = 20_000_000;
 
 /// Serves until told to stop. Fails only where the system gives no poller.
 pub fn serve(service: Service, doors: Doors) -> io::Result<()> {
@@ -42,7 +49,7 @@ pub fn serve(service: Service, doors: Doors) -> io::Result<()> {
     let mut events = Events::new();
     door.service.say_ready();
     while !door.is_done() {
-        door.turn(&mut events)?;
+        door.turn(&mut events, u64::MAX)?;
     }
     door.farewell(&mut events)
 }
@@ -105,12 +112,12 @@ impl Door {
         self.stopping || (self.seats.present() == 0 && self.gate.is_none() && self.stop.is_none())
     }
 
-    /// Sleeps until something happens or is due, and does it.
-    fn turn(&mut self, events: &mut Events) -> io::Result<()> {
+    /// Sleeps until something happens or is due, at most until `latest_ns`, and does it.
+    fn turn(&mut self, events: &mut Events, latest_ns: u64) -> io::Result<()> {
         let now_ns = self.service.now_ns();
         self.pump_at_ns = self.pump_at_ns.min(self.service.next_pump_ns(now_ns));
         let wake_at_ns = if self.yielded.is_empty() { self.wake_at_ns() } else { now_ns };
-        let sleep = Duration::from_nanos(wake_at_ns.saturating_sub(now_ns));
+        let sleep = Duration::from_nanos(wake_at_ns.min(latest_ns).saturating_sub(now_ns));
         events.clear();
         self.poller.wait(events, Some(sleep))?;
         let yielded = std::mem::take(&mut self.yielded);
@@ -258,16 +265,23 @@ impl Door {
         }
     }
 
-    /// Nobody new comes in; who waits for a final account gets it if it comes soon, else the account so far.
+    /// Nobody new comes in. What was said is heard; who waits for a final account gets it if it comes soon, else the account
+    /// so far; and who reads gets all of its answers.
     fn farewell(&mut self, events: &mut Events) -> io::Result<()> {
         self.service.say_stopping();
         (self.gate, self.stop, self.reload) = (None, None, None);
-        let end_ns = self.service.now_ns() + FAREWELL_NS;
-        while self.service.waiting() > 0 && self.service.now_ns() < end_ns {
-            self.turn(events)?;
-        }
-        for (ticket, account) in self.service.give_up_waiting() {
-            self.answer(ticket, &account);
+        let begun_ns = self.service.now_ns();
+        self.turn(events, begun_ns)?;
+        loop {
+            let now_ns = self.service.now_ns();
+            if now_ns >= begun_ns + FAREWELL_NS {
+                self.give_up_waiting();
+            }
+            let owing = self.service.waiting() > 0 || self.seats.is_anybody_owed(now_ns, UNTAKEN_NS);
+            if !owing || now_ns >= begun_ns + LONGEST_FAREWELL_NS {
+                break;
+            }
+            self.turn(events, now_ns + FAREWELL_STEP_NS)?;
         }
         self.service.end();
         Ok(())

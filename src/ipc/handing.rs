@@ -21,9 +21,7 @@ impl Door {
                 self.answer(ticket, &account);
             }
         }
-        for (ticket, answer) in self.service.take_replies() {
-            self.fill(ticket, &answer, true);
-        }
+        self.hand_replies();
         for place in self.audience.of_spans() {
             self.progress(place);
         }
@@ -32,14 +30,28 @@ impl Door {
         self.pump_at_ns = self.service.next_pump_ns(self.service.now_ns());
     }
 
-    pub(super) fn progress(&mut self, place: usize) {
+    /// Whoever still waits gets what there is.
+    pub(super) fn give_up_waiting(&mut self) {
+        for (ticket, account) in self.service.give_up_waiting() {
+            self.answer(ticket, &account);
+        }
+        self.hand_replies();
+    }
+
+    fn hand_replies(&mut self) {
+        for (ticket, answer) in self.service.take_replies() {
+            self.fill(ticket, &answer, true);
+        }
+    }
+
+    fn progress(&mut self, place: usize) {
         let Some(connection) = self.seats.at(place) else { return };
         let watched = connection.stream().is_some();
         let fate = connection.progress(&mut self.service);
         self.after_turn(place, watched, fate);
     }
 
-    pub(super) fn answer(&mut self, ticket: Ticket, account: &Account) {
+    fn answer(&mut self, ticket: Ticket, account: &Account) {
         self.fill(ticket, &told::once(account), false);
     }
 

@@ -14,6 +14,7 @@ pub(super) struct Asked {
     ticket: Ticket,
     peer: Peer,
     what: What,
+    pub(super) since_ns: u64,
 }
 
 enum What {
@@ -54,19 +55,26 @@ impl Service {
         if matches!(what, What::List(_)) && keeping.asked.values().filter(is_list).count() >= MOST_LISTS {
             return Err(full(MOST_LISTS));
         }
-        let number = keeping.questions;
+        let (number, since_ns) = (keeping.questions, self.clock.now_ns());
         if !keeping.store.ask(number, question) {
             return Err(full(keeping.asked.len()));
         }
         keeping.questions += 1;
-        keeping.asked.insert(number, Asked { ticket, peer: *peer, what });
+        keeping.asked.insert(number, Asked { ticket, peer: *peer, what, since_ns });
         Ok(true)
+    }
+
+    /// Answers from memory what the disk was asked; should its own answers come, nobody waits for them any more.
+    pub(super) fn answer_without_disk(&mut self) {
+        let asked =
+            self.keeping.as_ref().map_or(Vec::new(), |keeping| keeping.asked.keys().copied().collect());
+        asked.into_iter().for_each(|number| self.answer(number, None));
     }
 
     /// The disk's answer, in the words of the wire.
     pub(super) fn answer(&mut self, number: u64, found: Option<Found>) {
         let asked = self.keeping.as_mut().and_then(|keeping| keeping.asked.remove(&number));
-        let Some(Asked { ticket, peer, what }) = asked else { return };
+        let Some(Asked { ticket, peer, what, .. }) = asked else { return };
         let mut out = Vec::new();
         let seen = |mut found: Found| {
             found.accounts.retain(|account| may_see(&peer, account));

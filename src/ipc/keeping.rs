@@ -4,7 +4,7 @@
 //! account is shown as final only once it is on disk, or with `durable` false where the disk fails; until then it is
 //! provisional. Never waits for the disk. Without a store nothing is kept, and an account is final when it settles.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use crate::ledger::account::{Account, State};
 use crate::protocol;
 use crate::store::Store;
 
-/// A disk that takes longer than this over a commit fails, as far as those are concerned who wait for it.
+/// A disk that takes longer than this over a commit or an answer fails, as far as those are concerned who wait for it.
 const PATIENCE_NS: u64 = 2_000_000_000;
 
 /// More than so many who wait: the disk does not keep up.
@@ -36,12 +36,16 @@ pub(super) struct Keeping {
     pub(super) store: Store,
     tell: fn(&str),
     pending: VecDeque<Pending>,
-    pub(super) asked: HashMap<u64, Asked>,
+    /// By number, so the oldest first.
+    pub(super) asked: BTreeMap<u64, Asked>,
     pub(super) questions: u64,
     journal_at_ns: u64,
     journal_slot: usize,
-    /// The number that was committed last when the disk was seen not to answer.
-    stalled: Option<u64>,
+    /// When the disk gave something last, and up to which number it had committed then.
+    heard_ns: u64,
+    committed: u64,
+    /// It does not answer.
+    stalled: bool,
 }
 
 struct Pending {
@@ -53,20 +57,30 @@ struct Pending {
 
 impl Keeping {
     pub(super) fn is_failing(&self) -> bool {
-        self.store.is_failing() || self.stalled.is_some()
+        self.store.is_failing() || self.stalled
     }
 
-    /// Looks whether the disk answers.
-    fn watch(&mut self, now_ns: u64) {
+    /// Since when the oldest waits in vain: for its commit; or for an answer, where the disk gave nothing meanwhile, since
+    /// many questions may be before it.
+    fn waits_since_ns(&self) -> Option<u64> {
+        let pending = self.pending.front().map(|first| first.since_ns);
+        let asked = self.asked.values().next().map(|first| first.since_ns.max(self.heard_ns));
+        pending.into_iter().chain(asked).min()
+    }
+
+    /// Looks whether the disk answers; `answered`: it has just answered a question.
+    fn watch(&mut self, now_ns: u64, answered: bool) {
         let committed = self.store.committed();
-        if self.stalled.is_some_and(|then| committed > then) {
-            self.stalled = None;
-            (self.tell)("the disk of the ledger answers again");
+        if answered || committed > self.committed {
+            (self.heard_ns, self.committed) = (now_ns, committed);
+            if std::mem::take(&mut self.stalled) && !self.store.is_failing() {
+                (self.tell)("the disk of the ledger answers again");
+            }
         }
-        let waits_ns = self.pending.front().map_or(0, |first| now_ns.saturating_sub(first.since_ns));
+        let waits_ns = self.waits_since_ns().map_or(0, |since_ns| now_ns.saturating_sub(since_ns));
         let slow = waits_ns > PATIENCE_NS || self.pending.len() > MOST_PENDING;
-        if slow && self.stalled.is_none() && !self.store.is_failing() {
-            self.stalled = Some(committed);
+        if slow && !self.stalled && !self.store.is_failing() {
+            self.stalled = true;
             (self.tell)(
                 "the disk of the ledger does not answer; accounts are answered, marked as not durable",
             );
@@ -81,11 +95,13 @@ impl Service {
             store,
             tell,
             pending: VecDeque::new(),
-            asked: HashMap::new(),
+            asked: BTreeMap::new(),
             questions: 0,
             journal_at_ns: self.clock.now_ns() + JOURNAL_NS,
             journal_slot: 0,
-            stalled: None,
+            heard_ns: 0,
+            committed: 0,
+            stalled: false,
         });
     }
 
@@ -129,9 +145,12 @@ impl Service {
 
     /// Hands over to the disk, takes what it has done, and notes how far the open spans have come.
     pub(super) fn attend_to_disk(&mut self, now_ns: u64) {
+        let answers = self.keeping.as_ref().map_or(Vec::new(), |keeping| keeping.store.answers());
+        let answered = !answers.is_empty();
+        answers.into_iter().for_each(|(number, found)| self.answer(number, found));
         let Some(keeping) = &mut self.keeping else { return };
         keeping.store.flush();
-        keeping.watch(now_ns);
+        keeping.watch(now_ns, answered);
         let (failing, committed) = (keeping.is_failing(), keeping.store.committed());
         while let Some(first) = keeping.pending.front() {
             let kept = first.number <= committed;
@@ -142,10 +161,15 @@ impl Service {
             let account = if kept { account } else { Arc::new(not_durable(&account)) };
             self.finals.push(Final { account, ticket });
         }
-        for (number, found) in keeping.store.answers() {
-            self.answer(number, found);
+        if failing {
+            self.answer_without_disk();
         }
         self.journal(now_ns);
+    }
+
+    /// When the disk will have been silent for too long, if somebody waits for it.
+    pub(super) fn disk_due_ns(&self) -> Option<u64> {
+        self.keeping.as_ref()?.waits_since_ns().map(|since_ns| since_ns + PATIENCE_NS + 1)
     }
 
     fn journal(&mut self, now_ns: u64) {
@@ -212,10 +236,10 @@ impl Service {
     pub(super) fn keeping(&self) -> Option<protocol::Keeping> {
         let keeping = self.keeping.as_ref()?;
         let health = keeping.store.health();
-        let stalled = || Some("the disk of the ledger does not answer".to_owned());
+        let stalled = || keeping.stalled.then(|| "the disk of the ledger does not answer".to_owned());
         Some(protocol::Keeping {
-            durable: health.durable && keeping.stalled.is_none(),
-            reason: health.reason.or_else(|| keeping.stalled.and_then(|_| stalled())),
+            durable: health.durable && !keeping.stalled,
+            reason: health.reason.or_else(stalled),
             bytes: health.bytes,
             waiting: health.waiting,
             not_kept: health.not_kept,
@@ -228,8 +252,8 @@ impl Service {
         let Self { keeping: Some(keeping), ledger, coarse, .. } = self else { return };
         let store = &mut keeping.store;
         // Final, and held back only until the grid's next instant.
-        for account in coarse.release(u64::MAX) {
-            store.keep(&account, None, false);
+        for (key, account) in coarse.release(u64::MAX) {
+            store.keep(&account, Some(key.0), false);
         }
         let mut from = Some(0);
         while let Some(slot) = from {

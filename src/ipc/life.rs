@@ -11,7 +11,7 @@ use super::register::Open;
 use super::service::{Caller, Closed, Service};
 use super::ticket::ConnectionId;
 use crate::clock;
-use crate::ledger::{Opening, Refused};
+use crate::ledger::{Opening, Refused, SpanKey};
 use crate::protocol::{Access, CloseSpan, MarkPhase, OpenSpan, OpenedSpan, Refusal, SetWeight};
 
 impl Service {
@@ -57,7 +57,8 @@ impl Service {
         let now_ns = self.clock.now_ns();
         let open = self.open_span_of(peer, &call.span)?;
         notes::check_word("phase", &call.phase, notes::PHASE_BYTES)?;
-        let at_ns = self.coarse.edge_ns(open.key, self.edge(call.at_ns, now_ns)?, now_ns)?;
+        let asked_ns = self.edge_of_open(open.key, call.at_ns, now_ns)?;
+        let at_ns = self.coarse.edge_ns(open.key, asked_ns, now_ns)?;
         let bytes = call.phase.len();
         self.register.check_phase(peer, &open, bytes)?;
         let marked = self.ledger.mark(now_ns, open.key, call.phase, at_ns);
@@ -70,7 +71,8 @@ impl Service {
     pub fn set_weight(&mut self, peer: &Peer, call: &SetWeight) -> Result<(), Refusal> {
         let now_ns = self.clock.now_ns();
         let open = self.open_span_of(peer, &call.span)?;
-        let at_ns = self.coarse.edge_ns(open.key, self.edge(call.at_ns, now_ns)?, now_ns)?;
+        let asked_ns = self.edge_of_open(open.key, call.at_ns, now_ns)?;
+        let at_ns = self.coarse.edge_ns(open.key, asked_ns, now_ns)?;
         let set = self.ledger.set_weight(now_ns, open.key, call.weight, at_ns);
         set.map_err(|refused| refusal(refused, &call.span, at_ns))
     }
@@ -80,7 +82,7 @@ impl Service {
         let now_ns = self.clock.now_ns();
         let peer = &caller.peer;
         let open = self.open_span_of(peer, &call.span)?;
-        let asked_ns = self.edge(call.at_ns, now_ns)?;
+        let asked_ns = self.edge_of_open(open.key, call.at_ns, now_ns)?;
         let at_ns = self.coarse.close_ns(open.key, asked_ns, now_ns)?;
         let attributes = call.attributes.unwrap_or_default();
         let bytes = notes::check_attributes(&attributes, open.pairs())?;
@@ -101,8 +103,9 @@ impl Service {
     pub fn cancel(&mut self, peer: &Peer, span: &str) -> Result<(), Refusal> {
         let now_ns = self.clock.now_ns();
         let open = self.open_span_of(peer, span)?;
-        let at_ns = self.coarse.edge_ns(open.key, now_ns, now_ns)?;
-        self.ledger.cancel(now_ns, open.key, at_ns).map_err(|refused| refusal(refused, span, now_ns))?;
+        let asked_ns = self.now_or_opening_ns(open.key, now_ns);
+        let at_ns = self.coarse.edge_ns(open.key, asked_ns, now_ns)?;
+        self.ledger.cancel(now_ns, open.key, at_ns).map_err(|refused| refusal(refused, span, at_ns))?;
         self.coarse.forget(open.key);
         let journalled = self.register.cancel(peer.uid, span);
         self.unjournal(journalled);
@@ -113,16 +116,31 @@ impl Service {
     pub fn vanished(&mut self, connection: ConnectionId) {
         let now_ns = self.clock.now_ns();
         for key in self.register.abandon(connection) {
-            let at_ns = self.coarse.close_ns(key, now_ns, now_ns).unwrap_or(now_ns);
-            // The only refusal possible is that the span is closed already, which is what is wanted.
+            let asked_ns = self.now_or_opening_ns(key, now_ns);
+            let at_ns = self.coarse.close_ns(key, asked_ns, now_ns).unwrap_or(asked_ns);
+            // The register has the span open, so the ledger has; and the ledger takes an abandoned close at any instant.
             let _ = self.ledger.close(now_ns, key, at_ns, BTreeMap::new(), true);
-            self.coarse.close(key, now_ns, at_ns);
+            self.coarse.close(key, asked_ns, at_ns);
         }
     }
 
     /// Whether the caller has an open span of this name.
     pub fn has_open(&self, peer: &Peer, span: &str) -> bool {
         self.open_span_of(peer, span).is_ok()
+    }
+
+    /// Where an edge of an open span is asked for: where the client names an instant there, else now.
+    fn edge_of_open(&self, key: SpanKey, at_ns: Option<i64>, now_ns: u64) -> Result<u64, Refusal> {
+        match at_ns {
+            Some(_) => self.edge(at_ns, now_ns),
+            None => Ok(self.now_or_opening_ns(key, now_ns)),
+        }
+    }
+
+    /// Now, or when the span began where that lies a moment ahead: nothing of it is earlier.
+    fn now_or_opening_ns(&self, key: SpanKey, now_ns: u64) -> u64 {
+        let asked_ns = self.coarse.asked_ns(key).or_else(|| self.ledger.asked_ns(key));
+        asked_ns.map_or(now_ns, |asked_ns| asked_ns.max(now_ns))
     }
 
     /// The caller's open span of this name. A span that its user opened with more access is none of a coarse caller's,

@@ -14,6 +14,7 @@
 
 mod access;
 mod allowance;
+mod arrears;
 mod arrival;
 mod audience;
 mod coarse;

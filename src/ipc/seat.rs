@@ -70,6 +70,11 @@ impl Seats {
         self.taken.iter_mut().enumerate().filter_map(swept).collect()
     }
 
+    /// Whether somebody is owed something, and has taken some of it within `stall_ns`.
+    pub fn is_anybody_owed(&self, now_ns: u64, stall_ns: u64) -> bool {
+        self.taken.iter().flatten().any(|seat| seat.is_owed() && !seat.is_stuck(now_ns, stall_ns))
+    }
+
     /// The client leaves; its socket closes.
     pub fn leave(&mut self, place: usize) {
         if self.taken.get_mut(place).and_then(Option::take).is_some() {

@@ -212,7 +212,7 @@ impl Service {
                 self.finish_span(account, now_ns);
             }
         }
-        for account in self.coarse.release(now_ns) {
+        for (_, account) in self.coarse.release(now_ns) {
             self.finish_span(account, now_ns);
         }
         settled.shrink_to(1024);
@@ -231,7 +231,8 @@ impl Service {
         const EAGER_NS: u64 = 500_000;
         let relaxed_ns = now_ns + if self.hurried { RELAXED_NS } else { IDLE_NS };
         let relaxed_ns = self.coarse.due_ns().map_or(relaxed_ns, |due_ns| due_ns.clamp(now_ns, relaxed_ns));
-        let relaxed_ns = relaxed_ns.min(self.look_due_ns().unwrap_or(u64::MAX).max(now_ns));
+        let looks = [self.look_due_ns(), self.disk_due_ns()].into_iter().flatten();
+        let relaxed_ns = looks.fold(relaxed_ns, |soonest_ns, due_ns| soonest_ns.min(due_ns.max(now_ns)));
         if !self.finals.is_empty() || !self.replies.is_empty() || self.has_news() {
             return now_ns;
         }
@@ -242,9 +243,11 @@ impl Service {
         due_ns.max(now_ns + EAGER_NS).min(relaxed_ns)
     }
 
-    /// The accounts so far of all who wait for a final one; for the end of the daemon.
+    /// The accounts so far of all who wait for a final one; for the end of the daemon. Questions that the disk has not
+    /// answered are answered without it.
     pub fn give_up_waiting(&mut self) -> Vec<(Ticket, Account)> {
         let now_ns = self.clock.now_ns();
+        self.answer_without_disk();
         let mut given_up = self.give_up_disk();
         let waiting = self.register.give_up_waiting();
         let so_far = |(ticket, key)| Some((ticket, self.so_far(now_ns, "", Known::Held(key)).ok()?));

@@ -10,6 +10,7 @@ use crate::journal::{self, Entry, Tell};
 use crate::notify::Manager;
 use crate::protocol::{Method, Refusal, Reload, Reloaded};
 
+use super::access::{Policy, Reach};
 use super::plan::Plan;
 use super::service::Service;
 
@@ -19,6 +20,9 @@ pub type Reread = Box<dyn FnMut() -> Result<Config, Wrong> + Send>;
 /// What the daemon has beyond a meter inside a client.
 pub struct Upkeep {
     config: Config,
+    /// What the sockets were made for and the bus was joined with: they stay as they are.
+    reach: Reach,
+    bus_message_bytes: Option<usize>,
     reread: Reread,
     /// The rate that the history was made for.
     most_hz: f64,
@@ -32,8 +36,21 @@ pub struct Upkeep {
 impl Upkeep {
     /// For a daemon that was started with `config`.
     pub fn new(config: Config, reread: Reread, manager: Manager, tell: Tell) -> Self {
-        let most_hz = config.rate_hz;
-        Self { config, reread, most_hz, manager, tell, beat_at_ns: 0, renewed: false }
+        let (most_hz, reach) = (config.rate_hz, Policy::new(&config.access).reach());
+        let bus_message_bytes = config.bus.is_joined().then_some(config.limits.message_bytes);
+        let (beat_at_ns, renewed) = (0, false);
+        Self { config, reach, bus_message_bytes, reread, most_hz, manager, tell, beat_at_ns, renewed }
+    }
+
+    /// The keys that are taken, but hold in part only until the daemon starts again.
+    fn in_part(&self, reach: Reach) -> Vec<String> {
+        let limit = self.bus_message_bytes.filter(|bytes| *bytes != self.config.limits.message_bytes);
+        let group = match (self.reach, reach) {
+            (before, now) if before == now => None,
+            (Reach::Everybody, _) | (_, Reach::Everybody) => Some("access.coarse_group"),
+            _ => Some("access.span_group"),
+        };
+        group.into_iter().chain(limit.map(|_| "limits.message_bytes")).map(str::to_owned).collect()
     }
 }
 
@@ -59,7 +76,7 @@ impl Service {
 
     fn renew(&mut self, read: &Config) -> Reloaded {
         let Some(upkeep) = &mut self.upkeep else { return Reloaded::default() };
-        let (next, change) = upkeep.config.adopt(read, upkeep.most_hz);
+        let (next, mut change) = upkeep.config.adopt(read, upkeep.most_hz);
         let plan = Plan::of(&next);
         let rates = |config: &Config| (config.rate_hz, config.idle_rate_hz);
         if rates(&next) != rates(&upkeep.config) {
@@ -67,6 +84,8 @@ impl Service {
         }
         upkeep.config = next;
         upkeep.renewed = true;
+        change.needs_restart.append(&mut upkeep.in_part(plan.service.policy.reach()));
+        change.needs_restart.sort();
         self.ledger.reconfigure(plan.service.ledger.idle_mw.clone(), plan.service.ledger.max_open);
         self.register.set_limits(plan.service.limits.clone());
         // The ledger's other settings need a restart, so what holds is what was.

@@ -201,7 +201,8 @@ impl Ledger {
         Ok(())
     }
 
-    /// Ends a span, with attributes to add; `abandoned` where its client went away.
+    /// Ends a span, with attributes to add; `abandoned` where its client went away, which a span that begins a moment
+    /// ahead does not outlive.
     ///
     /// # Errors
     /// `NoSuchSpan`, `AlreadyClosed`, `InvalidTime` before the span's opening.
@@ -213,6 +214,8 @@ impl Ledger {
         attributes: BTreeMap<String, String>,
         abandoned: bool,
     ) -> Result<(), Refused> {
+        let at_ns =
+            if abandoned { self.asked_ns(key).map_or(at_ns, |asked| asked.max(at_ns)) } else { at_ns };
         let edge_ns = self.edge_of_open(now_ns, key, at_ns)?;
         let span = self.roster.find_mut(key).ok_or(Refused::NoSuchSpan)?;
         span.life = Life::Closing;
@@ -313,3 +316,6 @@ fn event(at_ns: u64, key: SpanKey, scope: u64, edge: Edge, weight: u64) -> Event
         storied: false,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -77,8 +77,8 @@ pub(super) struct Database {
 }
 
 impl Database {
-    /// Opens the file, which may be empty, and keeps what was in the journal as interrupted; gives how many those were.
-    pub fn open(file: &Path, settings: &Settings, now_s: i64) -> Result<(Self, usize), Broken> {
+    /// Opens the file, which may be empty.
+    pub fn open(file: &Path, settings: &Settings, now_s: i64) -> Result<Self, Broken> {
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
             | OpenFlags::SQLITE_OPEN_NO_MUTEX
             | OpenFlags::SQLITE_OPEN_NOFOLLOW;
@@ -106,11 +106,20 @@ impl Database {
         let newest = "SELECT id, kept_s FROM account ORDER BY id DESC LIMIT 1";
         let newest = transaction.query_row(newest, [], |row| Ok((row.get(0)?, row.get(1)?))).optional()?;
         let (last_id, kept_s) = newest.unwrap_or((0, 0));
-        let kept_s = now_s.max(kept_s);
-        let (interrupted, last_id) = recover(&transaction, last_id, kept_s)?;
         let layouts = read_layouts(&transaction)?;
         transaction.commit()?;
-        Ok((Self { connection, layouts, last_id, kept_s }, interrupted))
+        Ok(Self { connection, layouts, last_id, kept_s: now_s.max(kept_s) })
+    }
+
+    /// Keeps what is in the journal as interrupted; gives how many those were. Only for a journal of a process that is
+    /// gone: a span that is still open would get a second account when it settles.
+    pub fn recover(&mut self, now_s: i64) -> Result<usize, Broken> {
+        let kept_s = self.kept_s.max(now_s);
+        let transaction = self.connection.transaction()?;
+        let (interrupted, last_id) = recover(&transaction, self.last_id, kept_s)?;
+        transaction.commit()?;
+        (self.last_id, self.kept_s) = (last_id, kept_s);
+        Ok(interrupted)
     }
 
     /// Keeps batches, in their order, in one transaction.

@@ -44,6 +44,8 @@ pub(super) struct Keeper {
     tell: fn(&str),
     place: Option<Place>,
     database: Option<Database>,
+    /// Files whose journal is this process's own: opened anew after a failure, they have spans in it that are open.
+    own: Vec<(u64, u64)>,
     /// Taken, and not on disk.
     held: VecDeque<Batch>,
     failing: bool,
@@ -62,6 +64,7 @@ impl Keeper {
             tell,
             place: None,
             database: None,
+            own: Vec::new(),
             held: VecDeque::new(),
             failing: false,
             retry_at: now,
@@ -123,11 +126,16 @@ impl Keeper {
             self.place = Some(Place::take(&self.settings.directory)?);
         }
         let Some(place) = &self.place else { return Ok(()) };
-        let (database, interrupted) = Database::open(&place.file()?, &self.settings, unix_s())?;
-        if interrupted > 0 {
-            (self.tell)(&format!(
-                "the daemon went away while {interrupted} spans were open; they are kept as interrupted"
-            ));
+        let mut database = Database::open(&place.file()?, &self.settings, unix_s())?;
+        let file = place.identity()?;
+        if !self.own.contains(&file) {
+            let interrupted = database.recover(unix_s())?;
+            self.own.push(file);
+            if interrupted > 0 {
+                (self.tell)(&format!(
+                    "the daemon went away while {interrupted} spans were open; they are kept as interrupted"
+                ));
+            }
         }
         let bytes = database.bytes()?;
         self.database = Some(database);

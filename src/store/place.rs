@@ -98,6 +98,14 @@ impl Place {
         Ok(path)
     }
 
+    /// Which file the database is, whatever its path: its device and its number there.
+    pub fn identity(&self) -> Result<(u64, u64), Unfit> {
+        let path = self.directory.join(FILE);
+        let found = fs::symlink_metadata(&path);
+        let denied = |cause| Unfit::Denied { action: "look at", path, cause };
+        found.map(|found| (found.dev(), found.ino())).map_err(denied)
+    }
+
     /// Moves a damaged database out of the way, with what belongs to it; gives its new name. Of those moved before, the
     /// oldest go, so that a failing disk does not fill up with them.
     pub fn put_aside(&self, unix_s: u64) -> Result<PathBuf, Unfit> {

@@ -218,3 +218,40 @@ fn more_layouts_than_are_kept_once_go_with_their_accounts() {
         assert_eq!(asked(&mut second, span(1000, false, &format!("s{at}"))).accounts, [odd(at)]);
     }
 }
+
+#[test]
+fn another_file_brings_the_past_of_another_process_and_the_own_one_none() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mine, other) = (dir.path().join("mine"), dir.path().join("other"));
+    let mut dead = store(&settings(&other));
+    assert!(dead.journal(1, &account("of the dead")));
+    drop(dead);
+    let settings = settings(&mine);
+    let mut living = store(&settings);
+    assert!(living.journal(1, &account("open")));
+    kept(&mut living, &account("first"));
+    // Enough to have it look at its directory.
+    let noticed = |living: &mut Store, span_there: &str| {
+        (0..20_000).for_each(|_| living.forget(99));
+        living.flush();
+        until("it has opened what is there now", || {
+            assert!(living.ask(9, all(None, Filter::default(), 9)));
+            let mut answers = Vec::new();
+            until("answered", || {
+                answers.extend(living.answers());
+                !answers.is_empty()
+            });
+            let found = answers.pop().and_then(|(_, found)| found);
+            found.is_some_and(|found| names(&found).contains(&span_there))
+        });
+    };
+    let (state, aside) = (&settings.directory, mine.join("aside"));
+    std::fs::rename(state, &aside).unwrap();
+    std::fs::rename(other.join("state"), state).unwrap();
+    noticed(&mut living, "of the dead");
+    std::fs::rename(state, other.join("state")).unwrap();
+    std::fs::rename(&aside, state).unwrap();
+    noticed(&mut living, "first");
+    let found = asked(&mut living, all(None, Filter::default(), 9));
+    assert_eq!(names(&found), ["first"], "what is open has no account yet");
+}

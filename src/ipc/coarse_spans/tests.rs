@@ -4,6 +4,7 @@
 
 use std::collections::BTreeSet;
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
@@ -16,8 +17,10 @@ use super::super::ticket::Ticket;
 use crate::clock::Clock;
 use crate::config::{Groups, Limits};
 use crate::energy::{Domain, Grade, Kind, Reading};
+use crate::ledger::account::State;
 use crate::ledger::{self, Ledger};
 use crate::protocol::Access;
+use crate::store::{self, Store};
 
 const MS_NS: u64 = 1_000_000;
 const START_NS: u64 = 5_000_000_000;
@@ -430,4 +433,69 @@ fn a_finer_span_of_the_same_user_is_none_of_a_coarse_callers() {
     let closed = machine.ask(fine, 1, "CloseSpan", json!({ "span": "coarse" }));
     assert_eq!(closed["parameters"]["account"]["closed_ns"], begin_ns + 800 * MS_NS);
     assert!(closed["parameters"]["account"].get("share_uj").is_none());
+}
+
+#[test]
+fn a_span_that_begins_a_moment_ahead_ends_on_the_grid_with_its_client() {
+    let mut machine = Machine::new(1);
+    let coarse = peer(Access::Coarse);
+    let now_ns = START_NS + 2000 * MS_NS + 99_500_000;
+    machine.pass_to(now_ns);
+    for span in ["gone", "closed", "dropped"] {
+        let connection = if span == "gone" { 1 } else { 2 };
+        machine.ask(coarse, connection, "OpenSpan", json!({ "span": span, "at_ns": now_ns + 900_000 }));
+    }
+    machine.clock.set(now_ns + 1);
+    machine.service.vanished(1);
+    machine.ask(coarse, 2, "CloseSpan", json!({ "span": "closed" }));
+    assert!(machine.ask(coarse, 2, "CancelSpan", json!({ "span": "dropped" })).get("error").is_none());
+    assert_eq!(machine.service.ledger.open_spans(), 0);
+    machine.pass_to(now_ns + 500 * MS_NS);
+    for (span, state) in [("gone", "abandoned"), ("closed", "settled")] {
+        let account =
+            machine.ask(coarse, 2, "GetSpan", json!({ "span": span }))["parameters"]["account"].take();
+        assert_eq!(account["state"], state, "{account}");
+        let grid_ns = START_NS + 2200 * MS_NS;
+        assert_eq!(
+            (&account["opened_ns"], &account["closed_ns"]),
+            (&json!(grid_ns), &json!(grid_ns + GRID_NS))
+        );
+        assert_eq!(account["moved_ns"], 2 * (99_600_000) + GRID_NS);
+    }
+}
+
+#[test]
+fn what_is_settled_and_held_back_when_the_daemon_stops_has_one_account_in_the_next_life() {
+    let dir = tempfile::tempdir().unwrap();
+    let settings = store::Settings {
+        directory: dir.path().join("state"),
+        age: Duration::from_secs(3600),
+        bytes: 1 << 30,
+        waiting_bytes: 1 << 20,
+        sync: store::Sync::Normal,
+    };
+    let start = || Store::start(settings.clone(), |_| ()).unwrap();
+    let mut machine = Machine::new(1);
+    machine.service.keep(start(), |_| ());
+    let begin_ns = START_NS + 2000 * MS_NS;
+    machine.pass_to(begin_ns);
+    machine.ask(peer(Access::Coarse), 1, "OpenSpan", json!({ "span": "s" }));
+    // It is in the journal by then.
+    machine.pass_to(begin_ns + 2550 * MS_NS);
+    machine.ask(peer(Access::Coarse), 1, "CloseSpan", json!({ "span": "s" }));
+    machine.pass_to(begin_ns + 2650 * MS_NS);
+    assert!(machine.service.coarse.due_ns().is_some(), "it is settled, and held back");
+    machine.service.end();
+    drop(machine);
+    let mut next = start();
+    let question = store::Question::List { whose: None, filter: Default::default(), limit: 9, before: None };
+    assert!(next.ask(1, question));
+    let mut answers = Vec::new();
+    while answers.is_empty() {
+        std::thread::sleep(Duration::from_millis(1));
+        answers = next.answers();
+    }
+    let accounts = answers.remove(0).1.unwrap().accounts;
+    assert_eq!(accounts.iter().map(|account| account.state).collect::<Vec<_>>(), [State::Settled]);
+    assert!(coarse::fits(&accounts[0]), "so that its owner sees it");
 }
