@@ -272,17 +272,15 @@ fn the_first_failure_of_repeated_runs_is_the_status_and_a_signal_ends_them() {
 #[test]
 fn a_signal_that_the_command_handles_ends_the_repetition_where_it_means_the_end() {
     let bench = Bench::new();
-    for (signal, name, runs) in [
-        (Signal::TERM, "TERM", 1),
-        (Signal::HUP, "HUP", 1),
-        (Signal::USR1, "USR1", 3),
-        (Signal::USR2, "USR2", 3),
-    ] {
+    // Not INT, QUIT or HUP: whoever starts the tests may ignore them, and what is ignored cannot be trapped.
+    for (signal, name, runs) in
+        [(Signal::TERM, "TERM", 1), (Signal::USR1, "USR1", 3), (Signal::USR2, "USR2", 3)]
+    {
         let count = bench.dir.path().join(name);
         // Only the first run waits for its signal, and goes well all the same.
         let script = format!(
             "echo x >> '{0}'; [ $(wc -l < '{0}') = 1 ] || exit 0; trap 'exit 0' {name}; echo ready; \
-             while :; do sleep 0.05; done",
+             for _ in $(seq 400); do sleep 0.05; done; exit 9",
             count.display()
         );
         let mut child = bench
