@@ -1,0 +1,77 @@
+//! A proxy whose user has few calls a second: it measures less, and leaves no span open.
+//!
+//! The proxy runs as another user (`setpriv`), so these tests need root.
+
+#![cfg(target_os = "linux")]
+
+mod caller;
+mod support;
+mod wire;
+
+use std::sync::{Barrier, Mutex};
+
+use serde_json::json;
+use support::{STEADY, TestDaemon, until};
+use wire::{Counters, Message, Stub, Talk, TestProxy, question};
+
+const REPLY: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}";
+
+fn ask(proxy: &TestProxy) -> Message {
+    let mut talk = Talk::to(proxy.address);
+    assert!(talk.say(&question("{}")));
+    talk.reply().expect("a reply")
+}
+
+/// A hundred requests, so many at once, through the proxy of a user with these calls a second; no span stays open.
+fn a_hundred_of_a_limited_user(limits: &str, at_once: usize) -> Option<Counters> {
+    if !caller::possible() {
+        return None;
+    }
+    let daemon = TestDaemon::with(STEADY, &format!("{}[limits]\n{limits}", caller::GROUPS));
+    // All are open before the first of them ends.
+    let all_here = Barrier::new(at_once);
+    let stub = Stub::new(move |mut talk| {
+        while talk.request().is_some() {
+            all_here.wait();
+            talk.say(REPLY);
+        }
+    });
+    let upstream = format!("http://{}", stub.address);
+    let proxy = TestProxy::of(12_306, "daemon", &upstream, &daemon.socket()).meets_the_meter();
+    let spans = Mutex::new(Vec::new());
+    std::thread::scope(|scope| {
+        for _ in 0..at_once {
+            scope.spawn(|| {
+                for _ in 0..100 / at_once {
+                    let reply = ask(&proxy);
+                    assert_eq!(reply.status(), 200);
+                    let span = reply.header("wattspan-span").unwrap().to_owned();
+                    spans.lock().unwrap().push(span);
+                }
+            });
+        }
+    });
+    let mut root = daemon.client();
+    for span in spans.into_inner().unwrap() {
+        until("ended, whatever became of it", || {
+            let answer = root.exchange("GetSpan", json!({ "span": span }));
+            answer["parameters"]["account"]["state"] != "open"
+        });
+    }
+    Some(proxy.end())
+}
+
+#[test]
+fn the_ends_of_spans_are_never_refused_for_the_calls_that_their_openings_used_up() {
+    let limits = "calls_per_s = 0.01\ncalls_burst = 110\n";
+    let Some(counters) = a_hundred_of_a_limited_user(limits, 100) else { return };
+    assert_eq!((counters.opened, counters.closed), (100, 100), "{counters:?}");
+}
+
+#[test]
+fn a_proxy_that_has_used_up_its_calls_leaves_no_span_open() {
+    let limits = "calls_per_s = 20\ncalls_burst = 40\n";
+    let Some(counters) = a_hundred_of_a_limited_user(limits, 4) else { return };
+    counters.assert_ended();
+    assert!(counters.closed > 0, "{counters:?}");
+}
