@@ -1,8 +1,9 @@
 """Serves the model that start-llm-server.sh installed, until it is asked to stop.
 
-    llm_server.py PORT SLOTS THREADS
+    llm_server.py PORT SLOTS THREADS ADDRESS_FILE
 
-Prints "LISTENING URL" when it answers. Each slot has its own 1024 tokens of context.
+Writes its URL to ADDRESS_FILE when it answers: the engine's own threads write to the standard streams at any moment, also
+into the middle of a line. Each slot has its own 1024 tokens of context.
 """
 
 import importlib.util
@@ -41,7 +42,10 @@ def main() -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     server = xllamacpp.Server(settings)
-    print("LISTENING", server.listening_address, flush=True)
+    address = pathlib.Path(sys.argv[4])
+    whole = address.with_suffix(".new")
+    whole.write_text(server.listening_address + "\n")
+    whole.rename(address)
     stop.wait()
 
 

@@ -27,6 +27,7 @@ mkdir -p "$directory"
 directory=$(cd "$directory" && pwd)
 python=$directory/venv/bin/python
 log=$directory/server.log
+address=$directory/server.address
 
 if [ ! -f "$directory/installed" ] || [ "$(cat "$directory/installed")" != "$ENGINE $MODEL" ]; then
     # An environment that an interrupt left half made has a python and no pip.
@@ -36,15 +37,16 @@ if [ ! -f "$directory/installed" ] || [ "$(cat "$directory/installed")" != "$ENG
     echo "$ENGINE $MODEL" > "$directory/installed"
 fi
 
+rm -f "$address"
 # OpenMP threads that spin while they wait would be measured as work, and slow a busy machine down tenfold.
-OMP_WAIT_POLICY=passive nohup "$python" "$here/llm_server.py" "$port" "$slots" "$threads" > "$log" 2>&1 < /dev/null &
+OMP_WAIT_POLICY=passive nohup "$python" "$here/llm_server.py" "$port" "$slots" "$threads" "$address" > "$log" 2>&1 < /dev/null &
 pid=$!
 echo "$pid" > "$directory/server.pid"
 
 deadline=$((SECONDS + PATIENCE_S))
 while [ "$SECONDS" -lt "$deadline" ]; do
-    if url=$(sed -n 's/^LISTENING //p' "$log") && [ -n "$url" ]; then
-        echo "READY $url $pid"
+    if [ -f "$address" ]; then
+        echo "READY $(cat "$address") $pid"
         exit 0
     fi
     if ! kill -0 "$pid" 2> /dev/null; then
