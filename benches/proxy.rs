@@ -52,8 +52,8 @@ fn main() {
     let stub = stub();
     let proxy = Proxy::start(stub, &socket);
     let mut table = Table::new("the proxy on loopback (differences of medians within one run)");
-    first_byte(&mut table, stub, proxy.address);
-    chunks(&mut table, stub, proxy.address);
+    added(&mut table, "first byte", 150.0, [stub, proxy.address], first_bytes);
+    added(&mut table, "a chunk", 30.0, [stub, proxy.address], chunk_times);
     streams(&mut table, &proxy);
 }
 
@@ -185,19 +185,6 @@ fn first_bytes(to: SocketAddr) -> f64 {
     histogram.value_at_quantile(0.5) as f64 / 1e3
 }
 
-fn first_byte(table: &mut Table, stub: SocketAddr, proxy: SocketAddr) {
-    let (mut direct, mut through, mut added) = (Vec::new(), Vec::new(), Vec::new());
-    for _ in 0..ROUNDS {
-        let (one, other) = (first_bytes(stub), first_bytes(proxy));
-        direct.push(one);
-        through.push(other);
-        added.push(other - one);
-    }
-    table.note("first byte, direct, p50", median(&mut direct), "us");
-    table.note("first byte, through the proxy, p50", median(&mut through), "us");
-    table.at_most("first byte, added, p50", median(&mut added), 150.0, "us");
-}
-
 fn chunk_times(to: SocketAddr) -> f64 {
     let mut stream = connect(to);
     let mut histogram = Histogram::<u64>::new_with_bounds(1, 60_000_000_000, 3).expect("a histogram");
@@ -213,17 +200,18 @@ fn chunk_times(to: SocketAddr) -> f64 {
     histogram.value_at_quantile(0.5) as f64 / 1e3
 }
 
-fn chunks(table: &mut Table, stub: SocketAddr, proxy: SocketAddr) {
+/// What the proxy adds to a time, in alternating rounds.
+fn added(table: &mut Table, what: &str, most_us: f64, ways: [SocketAddr; 2], time_us: fn(SocketAddr) -> f64) {
     let (mut direct, mut through, mut added) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
-        let (one, other) = (chunk_times(stub), chunk_times(proxy));
+        let [one, other] = ways.map(time_us);
         direct.push(one);
         through.push(other);
         added.push(other - one);
     }
-    table.note("a chunk, direct, p50", median(&mut direct), "us");
-    table.note("a chunk, through the proxy, p50", median(&mut through), "us");
-    table.at_most("a chunk, added, p50", median(&mut added), 30.0, "us");
+    table.note(&format!("{what}, direct, p50"), median(&mut direct), "us");
+    table.note(&format!("{what}, through the proxy, p50"), median(&mut through), "us");
+    table.at_most(&format!("{what}, added, p50"), median(&mut added), most_us, "us");
 }
 
 /// Many streams at once, each with a chunk four times a second, from a stub that waits for all of them.

@@ -27,7 +27,7 @@ pub struct Events {
     gathered: Gathered,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Gathered {
     most: usize,
     kind: Vec<u8>,
@@ -48,7 +48,7 @@ impl Default for Events {
 impl Events {
     /// For events of at most `most` bytes of data; a longer one is cut off.
     pub fn with_limit(most: usize) -> Self {
-        Events { lines: Lines::new(most), gathered: Gathered::new(most) }
+        Events { lines: Lines::new(most), gathered: Gathered { most, between: true, ..Gathered::default() } }
     }
 
     /// Gives every event that `piece` completes.
@@ -64,18 +64,6 @@ impl Events {
 }
 
 impl Gathered {
-    fn new(most: usize) -> Self {
-        Self {
-            most,
-            kind: Vec::new(),
-            data: Vec::new(),
-            any: false,
-            cut_off: false,
-            first_line_seen: false,
-            between: true,
-        }
-    }
-
     fn line(&mut self, line: Line<'_>, each: &mut impl FnMut(Event<'_>)) {
         let (mut line, long) = match line {
             Line::Whole(line) => (line, false),

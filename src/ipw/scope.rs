@@ -97,6 +97,16 @@ pub enum Idle {
     Excluded,
 }
 
+impl Idle {
+    /// In words, for people.
+    pub fn title(self) -> &'static str {
+        match self {
+            Self::Included => "idle power included",
+            Self::Excluded => "idle power excluded",
+        }
+    }
+}
+
 /// A domain of the machine that a run was made on.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Meter {

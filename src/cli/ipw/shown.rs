@@ -16,12 +16,8 @@ use crate::ipw::spread::Spread;
 
 /// Which energies are counted, and how far they can be trusted.
 pub fn energies(scope: Scope, idle: Idle, grade: Option<Grade>) -> String {
-    let idle = match idle {
-        Idle::Included => "idle power included",
-        Idle::Excluded => "idle power excluded",
-    };
     let grade = grade.map_or("of unknown grade", super::super::report::grade);
-    format!("{}, {idle}, energy {grade}", scope.title())
+    format!("{}, {}, energy {grade}", scope.title(), idle.title())
 }
 
 /// What the figures are of, in a line.

@@ -7,7 +7,6 @@ use minijinja::value::Serde;
 use minijinja::{AutoEscape, Environment, Value, context};
 
 use super::super::metric::{Figure, Figures};
-use super::super::scope::Idle;
 use super::super::spread::Spread;
 use super::Report;
 use super::picture::{Axis, Picture};
@@ -29,7 +28,7 @@ pub fn page(report: &Report) -> String {
     let values = context! {
         report => Value::from(Serde(report)),
         headline => headline(&report.all),
-        idle => idle(report.idle),
+        idle => report.idle.title(),
         scope => report.scope.title(),
         rows,
         scopes => report.scopes.iter().map(row).collect::<Vec<_>>(),
@@ -37,13 +36,6 @@ pub fn page(report: &Report) -> String {
         pictures => drawn,
     };
     template.render(values).expect("a test renders the template with every part absent and present")
-}
-
-fn idle(idle: Idle) -> &'static str {
-    match idle {
-        Idle::Included => "idle power included",
-        Idle::Excluded => "idle power excluded",
-    }
 }
 
 /// Four digits at most, and never a false exactness.
@@ -83,7 +75,7 @@ fn row(figures: &Figures) -> Value {
     context! {
         of => figures.of.as_str(),
         scope => figures.scope.title(),
-        idle => idle(figures.idle),
+        idle => figures.idle.title(),
         grade => figures.grade.map_or(Value::from("unknown"), |grade| Value::from(Serde(grade))),
         covered => format!("{} of {}", figures.covered, figures.asked),
         error => figures.energy_error_j.map(digits),
@@ -173,7 +165,7 @@ fn pictures(report: &Report) -> Vec<(&'static str, Picture, String)> {
     }
     if !points.bars.is_empty() {
         let curve = if points.watched.is_empty() {
-            format!("the sum of the open queries' shares, {}", idle(report.idle))
+            format!("the sum of the open queries' shares, {}", report.idle.title())
         } else {
             "all that the domains of the scope drew, idle power included".to_owned()
         };
@@ -287,7 +279,7 @@ mod tests {
     use super::super::super::question;
     use super::super::super::row::{Energy, Row, Text};
     use super::super::super::run_dir::{Manifest, RunDir, VERSION};
-    use super::super::super::scope::Scope;
+    use super::super::super::scope::{Idle, Scope};
     use super::super::super::table::Table;
     use super::super::Prices;
     use super::*;
