@@ -155,11 +155,16 @@ def known_sum(figures):
     return None if None in figures else sum(figures)
 
 
+def quality(account):
+    """The grade, and whether the machine is a replayed one."""
+    return account.get("grade", "unknown") + (", simulated" if account.get("simulated") else "")
+
+
 def show(result):
     """The accounts, the overlap and the balance as a table."""
     accounts = [row["account"] for row in result["requests"]]
     print(f"\n{'question':12} {'energy':>20} {'prefill':>10} {'decode':>10} {'window':>10} {'time':>8} "
-          f"{'tokens':>6} {'J/token':>8} {'grade':>9} {'at once':>7}")
+          f"{'tokens':>6} {'J/token':>8} {'grade':>19} {'at once':>7}")
     for row in result["requests"]:
         account = row["account"]
         phases = {phase["name"]: phase.get("share_uj") for phase in account["phases"]}
@@ -170,7 +175,7 @@ def show(result):
         print(f"{account['name']:12} {joules(share, account.get('error_uj')):>20} "
               f"{joules(phases.get('prefill')):>10} {joules(phases.get('decode')):>10} "
               f"{joules(account.get('window_uj')):>10} {seconds:>6.2f} s {tokens or 'unknown':>6} {each:>8} "
-              f"{account.get('grade', 'unknown'):>9} {account['peak_concurrency']:>7}")
+              f"{quality(account):>19} {account['peak_concurrency']:>7}")
         if "error" in row:
             print(f"{'':12} failed: {row['error']}")
     overlap = result["overlap"]

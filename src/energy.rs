@@ -92,6 +92,16 @@ pub struct Domain {
     pub quantum_uj: u64,
 }
 
+/// The mechanism that replays a scripted or recorded machine; its figures are *simulated*, whatever their grade.
+pub const REPLAY: &str = "replay";
+
+impl Domain {
+    /// Whether its energy comes from a file and not from this machine's hardware.
+    pub fn is_simulated(&self) -> bool {
+        self.source == REPLAY
+    }
+}
+
 /// One domain's answer in one read of its source.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Reading {

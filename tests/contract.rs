@@ -21,6 +21,7 @@ fn the_machine_is_described_with_every_domain_and_every_source_that_is_not_there
         (info["version"].as_str(), info["access"].as_str()),
         (Some(env!("CARGO_PKG_VERSION")), Some("admin"))
     );
+    assert_eq!(info["simulated"], true, "the machine is a replayed one");
     assert_eq!(number(&info, "horizon_ns"), 10_000_000);
     assert!(number(&info, "history_ns") >= 1_000_000_000);
     assert!(info["absent"].is_array() && !info["boot_id"].as_str().unwrap().is_empty());
@@ -103,6 +104,7 @@ fn a_span_carries_its_name_its_attributes_and_its_weight() {
     assert_eq!(account["name"], "a question");
     assert_eq!(account["attributes"], json!({ "model": "m", "x": "2", "tokens": "7" }));
     assert_eq!((&account["weight"], &account["state"]), (&json!(2.5), &json!("settled")));
+    assert_eq!((&account["grade"], &account["simulated"]), (&json!("measured"), &json!(true)));
     assert!(number(&account, "opened_unix_ns") > 1_600_000_000_000_000_000);
     assert_eq!(client.call("GetSpan", json!({ "span": "a" }))["account"], account);
 }

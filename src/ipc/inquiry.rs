@@ -6,6 +6,7 @@ use super::access::Peer;
 use super::coarse;
 use super::recall::Known;
 use super::service::{Caller, Closed, Service};
+use crate::energy::Domain;
 use crate::ledger::account::Account;
 use crate::protocol::{
     Access, Balances, DomainStatus, DomainTick, Info, ListSpans, ReadWindow, Refusal, SpanAccounts, Window,
@@ -36,6 +37,7 @@ impl Service {
             domains,
             absent: self.absent.clone(),
             samplers: self.feeds.samplers(),
+            simulated: self.feeds.domains().any(Domain::is_simulated).then_some(true),
             keeping: self.keeping(),
             confinement: self.confinement.clone(),
             access: peer.access,

@@ -331,6 +331,7 @@ mod tests {
             process_uj: None,
             process_reason: None,
             grade: None,
+            simulated: None,
             mean_power_mw: None,
             peak_concurrency: 1,
             domains: vec![],

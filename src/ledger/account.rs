@@ -122,6 +122,9 @@ pub struct Account {
     /// The worst of the counted domains.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub grade: Option<Grade>,
+    /// True where a domain of it is replayed from a file, whatever the grade; absent otherwise.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub simulated: Option<bool>,
     /// `share_uj` over the span's duration.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub mean_power_mw: Option<u64>,

@@ -143,12 +143,18 @@ fn frame(span: &Span, state: State, shares: Vec<Share>, tracks: &[Track]) -> Acc
         process_uj: None,
         process_reason: None,
         grade: counted.iter().map(|share| share.grade).max().or_else(|| worst(&shares)),
+        simulated: simulated(span, tracks),
         mean_power_mw: if final_state { mean_power_mw(share_uj, length_ns) } else { None },
         peak_concurrency: span.peak.max(1),
         domains: shares,
         phases: Vec::new(),
         durable: None,
     }
+}
+
+/// `Some(true)` where one of the span's domains belongs to a replayed machine.
+fn simulated(span: &Span, tracks: &[Track]) -> Option<bool> {
+    scope_of(span, tracks).any(|track| track.domain.is_simulated()).then_some(true)
 }
 
 fn worst(shares: &[Share]) -> Option<Grade> {

@@ -101,6 +101,9 @@ pub struct Info {
     /// What became of the samplers' ticks.
     #[serde(default)]
     pub samplers: Vec<SamplerStatus>,
+    /// True where a domain is replayed from a file; absent otherwise.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub simulated: Option<bool>,
     /// How the ledger on disk is; absent where nothing is kept.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub keeping: Option<Keeping>,

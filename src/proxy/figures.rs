@@ -40,6 +40,8 @@ pub struct Figures {
     #[serde(skip_serializing_if = "Option::is_none")]
     grade: Option<Grade>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    simulated: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     uj_per_output_token: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     prefill_uj: Option<u64>,
@@ -87,6 +89,7 @@ impl Figures {
             idle_uj: account.idle_uj,
             window_uj: account.window_uj,
             grade: account.grade,
+            simulated: account.simulated,
             uj_per_output_token: account.share_uj.zip(tokens).map(|(uj, tokens)| (uj + tokens / 2) / tokens),
             prefill_uj: prefill,
             decode_uj: phase("decode"),
@@ -114,6 +117,10 @@ impl Figures {
         }
         if let Some(grade) = self.grade {
             let _ = write!(text, ", grade={}", word(grade));
+        }
+        // A key alone is a true boolean in a structured dictionary (RFC 8941, section 3.2).
+        if self.simulated == Some(true) {
+            text.push_str(", simulated");
         }
         HeaderValue::from_str(&text).unwrap_or(HeaderValue::from_static("state=unmeasured"))
     }

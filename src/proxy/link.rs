@@ -221,6 +221,7 @@ mod tests {
             domains: Vec::new(),
             absent: Vec::new(),
             samplers: Vec::new(),
+            simulated: None,
             keeping: None,
             confinement: None,
             access: Access::Span,

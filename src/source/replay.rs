@@ -18,7 +18,7 @@ use super::unit::Unit;
 use super::{Inventory, Opened, Source};
 
 /// The mechanism's name.
-pub const NAME: &str = "replay";
+pub const NAME: &str = crate::energy::REPLAY;
 
 /// The longest script that is read.
 const LONGEST_SCRIPT: u64 = 16 << 20;

@@ -105,7 +105,7 @@ impl DomainText {
             domain: Domain {
                 name: self.name,
                 kind: self.kind,
-                source: "replay".into(),
+                source: crate::energy::REPLAY.into(),
                 device: self.device,
                 parent: self.parent,
                 grade: self.grade.unwrap_or(Grade::Measured),

@@ -85,7 +85,7 @@ impl From<DomainLine> for Domain {
             name: line.name,
             kind: line.kind,
             // Whoever read it then, it is replayed now.
-            source: "replay".into(),
+            source: crate::energy::REPLAY.into(),
             device: line.device,
             parent: line.parent,
             grade: line.grade,

@@ -10,6 +10,9 @@ use std::collections::BTreeMap;
 use crate::energy::Grade;
 use crate::ledger::account::{Account, Phase, Share, State};
 
+/// Set in the state's byte of a simulated account. Accounts written before there was such a flag lack it.
+const SIMULATED: u8 = 0x80;
+
 /// The first byte of the figures: this form. A later form gets another.
 const FORM: u8 = 1;
 
@@ -36,7 +39,8 @@ pub(super) fn write_layout(account: &Account, out: &mut Vec<u8>) {
 
 /// Appends everything that is neither a column nor in the layout.
 pub(super) fn write_figures(account: &Account, out: &mut Vec<u8>) {
-    out.extend([FORM, place(&STATES, &account.state)]);
+    let simulated = if account.simulated == Some(true) { SIMULATED } else { 0 };
+    out.extend([FORM, place(&STATES, &account.state) | simulated]);
     out.push(account.grade.map_or(0, |grade| place(&GRADES, &grade) + 1));
     number(out, account.opened_ns);
     option(out, account.closed_ns.map(|closed| closed.saturating_sub(account.opened_ns)));
@@ -100,7 +104,9 @@ pub(super) fn read(named: Named<'_>, layout: &[u8], figures: &[u8]) -> Option<Ac
     if byte(from)? != FORM {
         return None;
     }
-    let state = *STATES.get(usize::from(byte(from)?))?;
+    let state = byte(from)?;
+    let simulated = (state & SIMULATED != 0).then_some(true);
+    let state = *STATES.get(usize::from(state & !SIMULATED))?;
     let grade = match byte(from)? {
         0 => None,
         place => Some(*GRADES.get(usize::from(place - 1))?),
@@ -133,6 +139,7 @@ pub(super) fn read(named: Named<'_>, layout: &[u8], figures: &[u8]) -> Option<Ac
         idle_uj,
         error_uj,
         grade,
+        simulated,
         mean_power_mw,
         peak_concurrency,
         domains,
@@ -295,6 +302,7 @@ pub(super) mod tests {
             idle_uj: Some(0),
             error_uj: Some(u64::MAX - 1),
             grade: Some(Grade::Estimated),
+            simulated: Some(true),
             mean_power_mw: Some(80_000),
             peak_concurrency: 7,
             domains: vec![
@@ -338,6 +346,7 @@ pub(super) mod tests {
             closed_ns: None,
             weight: 1.0,
             grade: None,
+            simulated: None,
             domains: Vec::new(),
             phases: Vec::new(),
             ..whole

@@ -191,9 +191,11 @@ def test_the_energy_is_told_in_headers_or_a_comment_where_asked(daemon: Daemon) 
     headers = {key.decode(): value.decode() for key, value in start["headers"]}
     assert start["status"] == 201 and body == {"type": "http.response.body", "body": b"{}"}
     assert headers["content-type"] == "application/json" and headers["wattspan-span"].startswith("py-")
-    told = dict(part.split("=") for part in headers["wattspan-energy"].split(", "))
-    if told["state"] == "settled":
-        assert int(told["share_uj"]) > 0 and told["grade"] == "measured"
+    members = headers["wattspan-energy"].split(", ")
+    energy = dict(part.split("=") for part in members if "=" in part)
+    assert "simulated" in members
+    if energy["state"] == "settled":
+        assert int(energy["share_uj"]) > 0 and energy["grade"] == "measured"
     messages = asyncio.run(request(EnergyMiddleware(streaming, annotate=True)))
     assert messages[:-1] == asyncio.run(request(streaming))[:-1]
     assert messages[-1]["body"].startswith(b': wattspan {"state": "') and messages[-1]["body"].endswith(b"}\n\n")
@@ -298,6 +300,7 @@ def test_exported_spans_carry_their_final_energy(daemon: Daemon, kind: Any) -> N
     assert energy == pytest.approx(own + inside) and own > 0 and inside > 0
     assert isinstance(request_[otel.UNCERTAINTY], float) and otel.OWN_ENERGY not in tool
     account = wattspan.attach(str(tool[otel.SPAN])).result()
+    assert tool[otel.SIMULATED] is True
     context = spans["tool"].get_span_context()
     assert context is not None and account.attributes["span_id"] == f"{context.span_id:016x}"
     assert account.energy_j == inside

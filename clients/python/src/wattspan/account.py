@@ -119,6 +119,8 @@ class Account:
     phases: tuple[Phase, ...] = ()
     nested: Nested = Nested()
     """The spans that were nested in this one."""
+    simulated: bool = False
+    """A domain of it is replayed from a file: no hardware was read for it, whatever `grade` says."""
 
     @property
     def settled(self) -> bool:
@@ -168,6 +170,12 @@ class Account:
         """The grade of `energy_j`: the worst of this span's and of those nested in it."""
         return worst((self.grade, self.nested.grade))
 
+    @property
+    def quality(self) -> str | None:
+        """`worst_grade`, with "simulated" after it for a replayed machine: what stands beside a printed figure."""
+        grade = self.worst_grade
+        return f"{grade}, simulated" if grade is not None and self.simulated else grade
+
     def phase(self, name: str) -> Phase | None:
         """The last phase of this name."""
         return next((phase for phase in reversed(self.phases) if phase.name == name), None)
@@ -182,7 +190,7 @@ class Account:
             return f"{self.name}: energy unknown ({self.reason or self.nested.reason or self.state})"
         error_j = self.error_j
         within = f" ± {error_j:.3g} J" if error_j is not None else ""
-        return f"{self.name}: {energy_j:.4g} J{within} ({self.worst_grade})"
+        return f"{self.name}: {energy_j:.4g} J{within} ({self.quality})"
 
 
 def joules(energy_uj: int | None) -> float | None:
@@ -254,6 +262,7 @@ def read(wire: dict[str, Any], nested: Nested, reason: str | None = None) -> Acc
         shares,
         phases,
         nested,
+        wire.get("simulated") is True,
     )
 
 

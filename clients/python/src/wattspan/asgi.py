@@ -160,6 +160,7 @@ def _figures(account: Account) -> dict[str, object]:
         "share_uj": _whole(account.energy_j),
         "error_uj": _whole(account.error_j),
         "grade": account.worst_grade,
+        "simulated": account.simulated or None,
     }
     return {key: value for key, value in figures.items() if value not in (None, "")}
 
@@ -169,8 +170,9 @@ def _whole(joules: float | None) -> int | None:
 
 
 def _dictionary(figures: dict[str, object]) -> bytes:
-    """A structured header (RFC 8941); the span has a header of its own."""
-    return ", ".join(f"{key}={value}" for key, value in figures.items() if key != "span").encode()
+    """A structured header (RFC 8941, where a key alone is true); the span has a header of its own."""
+    members = ((key, value) for key, value in figures.items() if key != "span")
+    return ", ".join(key if value is True else f"{key}={value}" for key, value in members).encode()
 
 
 def _header(scope: Scope, name: bytes) -> str | None:

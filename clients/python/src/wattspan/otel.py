@@ -39,6 +39,7 @@ OWN_ENERGY = "wattspan.energy.own_joules"
 UNCERTAINTY = "wattspan.energy.uncertainty_joules"
 IDLE = "wattspan.energy.idle_joules"
 GRADE = "wattspan.energy.grade"
+SIMULATED = "wattspan.energy.simulated"
 REASON = "wattspan.energy.reason"
 SPAN = "wattspan.span"
 
@@ -160,20 +161,21 @@ class EnergySpanProcessor(SpanProcessor):
         self._then.shutdown()
 
 
-def _figures(account: Account) -> dict[str, str | float]:
+def _figures(account: Account) -> dict[str, str | float | bool]:
     figures = {
         ENERGY: account.energy_j,
         OWN_ENERGY: account.own_energy_j if account.nested.count else None,
         UNCERTAINTY: account.error_j,
         IDLE: account.idle_j,
         GRADE: account.worst_grade if account.energy_j is not None else None,
+        SIMULATED: account.simulated or None,
         REASON: (account.reason or account.nested.reason) if account.energy_j is None else None,
         SPAN: account.span or None,
     }
     return {key: value for key, value in figures.items() if value is not None}
 
 
-def _with(span: ReadableSpan, figures: dict[str, str | float]) -> ReadableSpan:
+def _with(span: ReadableSpan, figures: dict[str, str | float | bool]) -> ReadableSpan:
     """A copy with more attributes."""
     return ReadableSpan(
         name=span.name,
