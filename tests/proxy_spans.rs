@@ -75,6 +75,7 @@ fn a_reply_in_one_piece_has_its_energy_in_the_head() {
     );
     let reply = ask(&proxy, request.as_bytes());
     let told = energy(reply.header("wattspan-energy").unwrap());
+    assert_eq!(told["simulated"], "?1", "the tests' machine is replayed");
     let account = account(&daemon, &reply);
     assert_eq!(told["state"], "settled");
     for field in ["share_uj", "error_uj", "window_uj"] {

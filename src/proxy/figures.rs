@@ -118,9 +118,9 @@ impl Figures {
         if let Some(grade) = self.grade {
             let _ = write!(text, ", grade={}", word(grade));
         }
-        // A key alone is a true boolean in a structured dictionary (RFC 8941, section 3.2).
+        // RFC 8941, section 3.3.6. The shorter form, a key alone, breaks readers that split each member at "=".
         if self.simulated == Some(true) {
-            text.push_str(", simulated");
+            text.push_str(", simulated=?1");
         }
         HeaderValue::from_str(&text).unwrap_or(HeaderValue::from_static("state=unmeasured"))
     }

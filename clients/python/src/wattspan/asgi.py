@@ -170,9 +170,9 @@ def _whole(joules: float | None) -> int | None:
 
 
 def _dictionary(figures: dict[str, object]) -> bytes:
-    """A structured header (RFC 8941, where a key alone is true); the span has a header of its own."""
-    members = ((key, value) for key, value in figures.items() if key != "span")
-    return ", ".join(key if value is True else f"{key}={value}" for key, value in members).encode()
+    """A structured header (RFC 8941, where true is "?1"); the span has a header of its own."""
+    members = ((key, "?1" if value is True else value) for key, value in figures.items() if key != "span")
+    return ", ".join(f"{key}={value}" for key, value in members).encode()
 
 
 def _header(scope: Scope, name: bytes) -> str | None:
