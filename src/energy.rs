@@ -68,6 +68,18 @@ pub enum Liveness {
     Lost,
 }
 
+/// Whether two domains are two names of one counter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Duplicate {
+    /// Both names show one counter.
+    Same,
+    /// They are two counters.
+    Independent,
+    /// Not known yet: until it is, the two count once.
+    Undecided,
+}
+
 /// The fixed description of one thing with a meter.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Domain {

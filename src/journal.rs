@@ -28,6 +28,8 @@ pub const FAILED: Event = Event { id: "c7d92e5b1f3a4e80b6a5490d8e17f2c3", priori
 pub const LIVE: Event = Event { id: "91b3f6a04c7d4d2e9f58e1a2b6c0d374", priority: 5 };
 /// A domain stopped living, with the reason.
 pub const NOT_LIVE: Event = Event { id: "e2a7c4d85b90463fb1d6f37a08c9e515", priority: 4 };
+/// It is known now whether two domains are two names of one counter.
+pub const DUPLICATE: Event = Event { id: "9c2c8d5cf5a408fed36986517b4d27db", priority: 5 };
 /// A source that was looked for is not there.
 pub const ABSENT: Event = Event { id: "3d6e9b02a1f84c57806f4be9d2c7a836", priority: 6 };
 /// The configuration was read again and taken.

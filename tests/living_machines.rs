@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use living::{Living, Machine, Wave};
 use wattspan::clock::{Clock, monotonic_ns};
-use wattspan::energy::{Domain, Grade, Kind, Reading};
+use wattspan::energy::{Domain, Duplicate, Grade, Kind, Reading};
 use wattspan::ledger::account::Account;
 use wattspan::ledger::{Ledger, Opening, Settings as LedgerSettings};
 use wattspan::source::containment::counted;
@@ -193,7 +193,7 @@ fn a_zone_that_wraps_while_it_is_read_goes_on_in_the_same_epoch() {
 }
 
 #[test]
-fn mirrored_zones_are_counted_once_and_zones_that_may_not_be_read_say_what_mends_it() {
+fn mirrored_zones_are_no_independent_pair_and_zones_that_may_not_be_read_say_what_mends_it() {
     let mut machine = Machine::new();
     // The two dies of a Threadripper show one counter.
     zone(&mut machine, "intel-rapl:0", "package-0-die-0", &[CPU0], 15_258, 16, 900_000_000);
@@ -202,9 +202,11 @@ fn mirrored_zones_are_counted_once_and_zones_that_may_not_be_read_say_what_mends
     let Some(living) = machine.live() else { return };
     living.deny("sys/class/powercap/intel-rapl:2/energy_uj");
     let found = found(&living, &["powercap"]);
-    assert_eq!(names(&found), ["package-0-die-0"], "{}", reasons(&found));
+    assert_eq!(names(&found), ["package-0-die-0", "package-0-die-1"], "{}", reasons(&found));
+    let [pair] = &found.duplicates[..] else { panic!("{:?}", found.duplicates) };
+    assert_eq!((&*pair.original, &*pair.copy), ("package-0-die-0", "package-0-die-1"));
+    assert_ne!(pair.state(), Duplicate::Independent);
     let told = reasons(&found);
-    assert!(told.contains("package-0-die-1 moves exactly as package-0-die-0 does"), "{told}");
     assert!(told.contains("package-1: energy_uj is for root alone"), "{told}");
 }
 

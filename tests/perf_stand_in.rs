@@ -44,7 +44,7 @@ fn power(events: &[&str], cpumask: &str, event: &str) -> Option<StandIn> {
 
 /// Opens perf on it, or says why this machine does not let the test.
 fn open(stand_in: &StandIn) -> Option<Vec<Opened>> {
-    let Inventory { opened, absent } = perf::open(&stand_in.settings(&["perf"]), &Clock::Machine);
+    let Inventory { opened, absent, .. } = perf::open(&stand_in.settings(&["perf"]), &Clock::Machine);
     if absent.iter().any(|absent| absent.reason.contains("perf_event_open")) {
         println!("skipped: {}", absent[0].reason);
         return None;

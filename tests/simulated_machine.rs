@@ -166,7 +166,7 @@ fn a_stamped_counter_tells_the_instant_for_which_its_energy_is_the_truth() {
 #[test]
 fn a_stuck_counter_is_listed_and_marked() {
     let settings = Settings { replay: Some(machine("faults.toml")), ..Settings::default() };
-    let Inventory { opened, absent } = discover(&settings, &Clock::manual(0));
+    let Inventory { opened, absent, .. } = discover(&settings, &Clock::manual(0));
     assert!(absent.is_empty());
     assert_eq!(opened.len(), 1, "a replay is the only source");
     assert_eq!(opened[0].advanced, [true, true, true, false, true]);

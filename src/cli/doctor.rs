@@ -14,14 +14,14 @@ use serde::Serialize;
 
 use super::Meter;
 use super::ending::{NO_COUNTER, OK, Trouble};
-use super::quantity::{energy, power, time};
+use super::quantity::{energy, lower_bound, power, time};
 use super::reach::{Named, Reach, something_to_measure};
 use super::report::grade;
 use super::table::{Table, figures, words};
 use super::terminal::{Terminal, Tone, printable, wrap};
 use super::tick::Ticks;
 use crate::confine::Confinement;
-use crate::energy::{Kind, Liveness};
+use crate::energy::{Duplicate, Kind, Liveness};
 use crate::protocol::{Access, DomainStatus, Info, Keeping, SamplerStatus};
 
 /// How long the counters are watched under load.
@@ -111,7 +111,11 @@ fn shown(meter: &Named, info: &Info, terminal: Terminal) -> String {
         out.push('\n');
         wrap(&kept(keeping), terminal.width).iter().for_each(|line| out.extend([line, "\n"]));
     }
-    if let Some(text) = beside_the_battery(&info.domains) {
+    if info.at_least == Some(true) {
+        out.push('\n');
+        wrap(AT_LEAST, terminal.width).iter().for_each(|line| out.extend([line, "\n"]));
+    }
+    if let Some(text) = beside_the_battery(info) {
         out.push('\n');
         wrap(&text, terminal.width).iter().for_each(|line| out.extend([line, "\n"]));
     }
@@ -201,7 +205,8 @@ fn kept(keeping: &Keeping) -> String {
 }
 
 /// What the batteries deliver beside the sum of what is counted: a slow check from outside, never part of any sum.
-fn beside_the_battery(domains: &[DomainStatus]) -> Option<String> {
+fn beside_the_battery(info: &Info) -> Option<String> {
+    let domains = &info.domains;
     let of = |wanted: &dyn Fn(&DomainStatus) -> bool| -> Option<u64> {
         let powers: Vec<u64> =
             domains.iter().filter(|domain| wanted(domain)).filter_map(|domain| domain.power_mw).collect();
@@ -209,6 +214,7 @@ fn beside_the_battery(domains: &[DomainStatus]) -> Option<String> {
     };
     let batteries_mw = of(&|domain| domain.kind == Kind::Battery)?;
     let counted = of(&|domain| domain.counted).map_or("unknown".into(), |mw| power(mw, None));
+    let counted = lower_bound(info.at_least, counted);
     Some(format!(
         "The battery delivers {}, the counted domains together {counted}: the display, the board and its regulators \
          use the rest.",
@@ -243,11 +249,27 @@ fn domains(domains: &[DomainStatus], terminal: Terminal) -> String {
             figure(domain.read_cost_ns.map(time)),
             figure(domain.power_mw.map(|mw| power(mw, None))),
         ];
-        let notes = [domain.reason.clone(), domain.residual.map(disagreement)];
+        let notes = [domain.reason.clone(), duplicate(domain), domain.residual.map(disagreement)];
         let notes: Vec<String> = notes.into_iter().flatten().collect();
         table.noted(cells, printable(&notes.join("; ")));
     }
     table.draw(terminal)
+}
+
+/// Why totals are lower bounds.
+const AT_LEAST: &str = "Totals are lower bounds: a domain is not counted while it is undecided whether it is a second name of \
+                        a counted one. Load on the machine decides it sooner.";
+
+/// Whether the domain is a second name of another.
+fn duplicate(domain: &DomainStatus) -> Option<String> {
+    let other = domain.duplicate_of.as_deref()?;
+    Some(match domain.duplicate? {
+        Duplicate::Same => format!("same counter as {other}: not counted"),
+        Duplicate::Independent => format!("independent of {other}"),
+        Duplicate::Undecided => {
+            format!("undecided: may be a second name of {other}'s counter, so it is not counted yet")
+        }
+    })
 }
 
 /// A counter and the sensor of power beside it, which need not agree.

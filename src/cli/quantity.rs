@@ -49,6 +49,11 @@ pub fn power_alone(mw: u64, error_mw: Option<u64>) -> String {
     }
 }
 
+/// A total, which is a lower bound where a domain is perhaps missing from it.
+pub fn lower_bound(at_least: Option<bool>, total: String) -> String {
+    if at_least == Some(true) { format!("at least {total}") } else { total }
+}
+
 /// A figure that is not there.
 pub fn unknown(reason: &str) -> String {
     if reason.is_empty() { "unknown".into() } else { format!("unknown ({reason})") }

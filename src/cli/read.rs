@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::Meter;
 use super::ending::Trouble;
-use super::quantity::{energy, mean_mw, power_alone, unknown};
+use super::quantity::{energy, lower_bound, mean_mw, power_alone, unknown};
 use super::reach::{Reach, something_to_measure};
 use super::report::grade;
 use super::table::{Table, figures, words};
@@ -101,6 +101,7 @@ impl View {
         let (total, worst) = total(before, now);
         let total =
             total.map_or_else(|| unknown("a counted domain gives no reading"), |total| shown(Some(total)));
+        let total = lower_bound(now.at_least, total);
         let total = self.terminal.paint(Tone::Figure, &total);
         let worst = worst.map_or("", grade);
         format!("{}\n  this machine: {total}   {worst}\n", table.draw(self.terminal))
@@ -114,7 +115,8 @@ impl View {
             .map(|domain| (printable(&domain.name), shown(power_between(before, now, domain))))
             .collect();
         let (total, worst) = total(before, now);
-        cells.push(("total".into(), shown(total)));
+        let name = if now.at_least == Some(true) { "total (at least)" } else { "total" };
+        cells.push((name.into(), shown(total)));
         let width = |name: &str| columns(name).max(FIGURE);
         let needed: usize = cells.iter().map(|(name, _)| width(name) + 2).sum();
         let mark = if worst == Some(Grade::Estimated) { "  (estimated)" } else { "" };

@@ -5,7 +5,7 @@
 
 use std::fmt::Write;
 
-use super::quantity::{energy, energy_alone, mean_mw, power, power_alone, time, unknown};
+use super::quantity::{energy, energy_alone, lower_bound, mean_mw, power, power_alone, time, unknown};
 use super::table::{Table, figures, words};
 use super::terminal::{Terminal, Tone, printable};
 use crate::energy::Grade;
@@ -20,7 +20,8 @@ pub fn account(title: &str, whose: Option<&str>, account: &Account, terminal: Te
     let duration_ns = account.closed_ns.map(|closed| closed.saturating_sub(account.opened_ns));
     let whole = match account.share_uj {
         Some(uj) => {
-            let figure = terminal.paint(Tone::Figure, &energy(uj, account.error_uj));
+            let figure = lower_bound(account.at_least, energy(uj, account.error_uj));
+            let figure = terminal.paint(Tone::Figure, &figure);
             figure + &graded(account.grade, terminal)
         }
         None => terminal.paint(Tone::Doubt, &unknown(&silent(account))),
@@ -114,7 +115,7 @@ fn unusual(state: State) -> Option<&'static str> {
 fn mean_power(account: &Account, duration_ns: Option<u64>) -> String {
     let error = account.error_uj.zip(duration_ns).and_then(|(uj, ns)| mean_mw(uj, ns));
     match account.mean_power_mw {
-        Some(mw) => power(mw, error),
+        Some(mw) => lower_bound(account.at_least, power(mw, error)),
         None => unknown(""),
     }
 }
@@ -144,7 +145,9 @@ fn part(whose: Option<&str>, account: &Account) -> Option<String> {
 fn shared(account: &Account) -> Option<String> {
     let others = account.peak_concurrency.checked_sub(1).filter(|&others| others > 0)?;
     let spans = if others == 1 { "span" } else { "spans" };
-    let whole = account.window_uj.map_or_else(|| unknown(""), |uj| energy_alone(uj, account.error_uj));
+    let whole = account
+        .window_uj
+        .map_or_else(|| unknown(""), |uj| lower_bound(account.at_least, energy_alone(uj, account.error_uj)));
     Some(format!("with up to {others} other {spans}; all of them and the rest together used {whole}"))
 }
 

@@ -92,7 +92,7 @@ impl Asking {
             thread::sleep(self.interval);
         }
         let info = self.client.info()?;
-        Ok(DomainTick { now_ns: info.now_ns, domains: info.domains })
+        Ok(DomainTick { now_ns: info.now_ns, domains: info.domains, at_least: info.at_least })
     }
 }
 

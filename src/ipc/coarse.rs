@@ -126,6 +126,7 @@ pub fn fits(account: &Account) -> bool {
         cgroup: _,
         process_uj,
         process_reason: _,
+        at_least: _,
         domains,
         phases,
     } = account;
@@ -204,6 +205,7 @@ mod tests {
             cgroup: None,
             process_uj: None,
             process_reason: None,
+            at_least: None,
             domains: vec![share(uj, error_uj)],
             phases: vec![phase(10, uj / 2), phase(11, uj - uj / 2)],
         }

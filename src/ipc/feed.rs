@@ -7,14 +7,16 @@
 use std::time::{Duration, Instant};
 
 use super::domain_state::state_of;
-use crate::energy::{Domain, Liveness, Reading};
+use super::duplicate::{Duplicates, NumberedPair};
+use crate::energy::{Domain, Duplicate, Liveness, Reading};
 use crate::journal::{self, Entry, Tell};
+use crate::ledger::account::Account;
 use crate::ledger::{self, Ledger, Opening};
 use crate::protocol::{DomainStatus, SamplerStatus, Window};
 use crate::ring::{Reader, Sample};
 use crate::sampler::character::Character;
 use crate::sampler::{self, Sampler};
-use crate::source::containment;
+use crate::source::duplicate::DuplicatePair;
 
 /// How often liveness and the characters' figures are passed on to the ledger.
 const REVIEW_NS: u64 = 100_000_000;
@@ -29,6 +31,7 @@ const MARGIN_NS: u64 = 3_000_000_000;
 pub struct Feeds {
     feeds: Vec<Feed>,
     domains: Vec<Metered>,
+    duplicates: Duplicates,
     reviewed_ns: Option<u64>,
     tell: Tell,
 }
@@ -66,14 +69,20 @@ struct Metered {
     character: Character,
     feed: usize,
     liveness: (Liveness, Option<String>),
+    /// The parent that its source names; the domain's own may be one that it perhaps duplicates.
+    source_parent: Option<String>,
     counted: bool,
+    in_doubt: bool,
+    /// When it was found to be no second name of another domain; absent where it never was in question.
+    independent_since_ns: Option<u64>,
     base_uj: Option<u64>,
     energy_uj: Option<u64>,
 }
 
 impl Feeds {
     /// Over these samplers; `tell` is told of each change of a domain's state, in words for the administrator.
-    pub fn new(samplers: Vec<Sampler>, tell: Tell) -> Self {
+    /// `duplicates`: domains that may be two names of one counter.
+    pub fn new(samplers: Vec<Sampler>, duplicates: Vec<DuplicatePair>, tell: Tell) -> Self {
         let (mut feeds, mut domains) = (Vec::new(), Vec::new());
         for sampler in samplers {
             let from = sampler.feed();
@@ -86,7 +95,10 @@ impl Feeds {
                     character,
                     feed: feeds.len(),
                     liveness,
+                    source_parent: domain.parent.clone(),
                     counted: false,
+                    in_doubt: false,
+                    independent_since_ns: None,
                     base_uj: None,
                     energy_uj: None,
                 });
@@ -94,7 +106,9 @@ impl Feeds {
             let sample = Sample::blank(from.domains.len());
             feeds.push(Feed { sampler, ring: from.ring, next: 0, first, sample });
         }
-        let mut feeds = Self { feeds, domains, reviewed_ns: None, tell };
+        let named: Vec<&Domain> = domains.iter().map(|metered: &Metered| &metered.domain).collect();
+        let duplicates = Duplicates::new(duplicates, &named);
+        let mut feeds = Self { feeds, domains, duplicates, reviewed_ns: None, tell };
         feeds.count();
         feeds
     }
@@ -119,6 +133,7 @@ impl Feeds {
         for (index, metered) in self.domains.iter().enumerate() {
             ledger.set_live(index, metered.liveness.0 == Liveness::Live);
             ledger.set_counted(index, metered.counted);
+            ledger.set_in_doubt(index, metered.in_doubt);
             if let Some(interval_ns) = metered.character.update_interval_ns() {
                 ledger.set_interval(index, interval_ns);
             }
@@ -140,9 +155,15 @@ impl Feeds {
         self.feeds.iter().map(|feed| feed.sampler.overdue_ns(now_ns)).max().unwrap_or(0)
     }
 
-    /// The samplers' own ends, for whoever keeps all readings.
+    /// The samplers' own ends, for a recording. Each domain names the parent that it has now, so that a replay counts no
+    /// counter twice that may have two names.
     pub fn sources(&self) -> Vec<sampler::Feed> {
-        self.feeds.iter().map(|feed| feed.sampler.feed()).collect()
+        let source = |feed: &Feed| {
+            let own = self.domains.iter().skip(feed.first).take(feed.sample.readings.len());
+            let domains = own.map(|metered| metered.domain.clone()).collect();
+            sampler::Feed { domains, ..feed.sampler.feed() }
+        };
+        self.feeds.iter().map(source).collect()
     }
 
     /// Passes on every reading that is new.
@@ -153,7 +174,7 @@ impl Feeds {
             while feed.next < written {
                 if feed.ring.read(feed.next, &mut feed.sample) {
                     let domains = &mut self.domains[feed.first..];
-                    take_in(&feed.sample, feed.first, domains, ledger);
+                    take_in(&feed.sample, feed.first, domains, &mut self.duplicates, ledger);
                 }
                 feed.next += 1;
             }
@@ -180,10 +201,33 @@ impl Feeds {
             }
             self.domains[at].liveness = liveness;
         }
+        changed |= self.decide_duplicates(now_ns, ledger);
         if changed {
             self.count();
+            ledger.relate(self.domains());
         }
         self.introduce(ledger);
+    }
+
+    /// Decides what the readings allow of domains that may be two names of one counter; gives whether a state changed.
+    /// A domain that is found to be a second name leaves the totals of the spans that are open; one that is found to be
+    /// independent is in the totals of spans that open from now on, since what it used before was not counted.
+    fn decide_duplicates(&mut self, now_ns: u64, ledger: &mut Ledger) -> bool {
+        let (mut changed, domains, tell) = (false, &mut self.domains, self.tell);
+        self.duplicates.decide(|pair| {
+            changed = true;
+            match pair.state {
+                Duplicate::Same => ledger.exclude(pair.copy),
+                Duplicate::Independent => domains[pair.copy].independent_since_ns = Some(now_ns),
+                Duplicate::Undecided => {}
+            }
+            announce_duplicate(pair, domains, tell);
+        });
+        let live: Vec<bool> = self.live().collect();
+        if self.duplicates.wants_survey(now_ns, &live) {
+            self.feeds.iter().for_each(|feed| feed.sampler.survey());
+        }
+        changed
     }
 
     fn announce(&self, at: usize, liveness: &(Liveness, Option<String>)) {
@@ -203,18 +247,39 @@ impl Feeds {
         }
     }
 
+    fn live(&self) -> impl Iterator<Item = bool> + '_ {
+        self.domains.iter().map(|metered| metered.liveness.0 == Liveness::Live)
+    }
+
     fn count(&mut self) {
-        let domains: Vec<Domain> = self.domains().cloned().collect();
-        let live: Vec<bool> =
-            self.domains.iter().map(|metered| metered.liveness.0 == Liveness::Live).collect();
-        for (metered, counted) in self.domains.iter_mut().zip(containment::counted(&domains, &live)) {
-            metered.counted = counted;
+        let own =
+            |metered: &Metered| Domain { parent: metered.source_parent.clone(), ..metered.domain.clone() };
+        let domains: Vec<Domain> = self.domains.iter().map(own).collect();
+        let live: Vec<bool> = self.live().collect();
+        let membership = self.duplicates.membership(&domains, &live);
+        let parents = membership.parents.into_iter();
+        let totals = membership.counted.into_iter().zip(membership.in_doubt);
+        for (metered, (parent, (counted, in_doubt))) in self.domains.iter_mut().zip(parents.zip(totals)) {
+            metered.domain.parent = parent;
+            (metered.counted, metered.in_doubt) = (counted, in_doubt);
         }
     }
 
     /// Every domain as it is now.
     pub fn statuses(&self) -> Vec<DomainStatus> {
-        self.domains.iter().map(Metered::status).collect()
+        let mut statuses: Vec<DomainStatus> = self.domains.iter().map(Metered::status).collect();
+        for (at, status) in statuses.iter_mut().enumerate() {
+            if let Some((state, original)) = self.duplicates.of(at) {
+                status.duplicate = Some(state);
+                status.duplicate_of = Some(self.domains[original].domain.name.clone());
+            }
+        }
+        statuses
+    }
+
+    /// Whether the total leaves out domains that may be part of it: then it is at least what it says.
+    pub fn at_least(&self) -> Option<bool> {
+        self.domains.iter().any(|metered| metered.in_doubt).then_some(true)
     }
 
     /// What became of each sampler's ticks.
@@ -228,6 +293,13 @@ impl Feeds {
         let settings = ledger::Settings { horizon_ns: 0, ..settings.clone() };
         let mut ledger = Ledger::new(self.domains().cloned().collect(), settings);
         self.introduce(&mut ledger);
+        let later =
+            |metered: &Metered| metered.independent_since_ns.is_some_and(|since_ns| since_ns > from_ns);
+        for (index, metered) in self.domains.iter().enumerate().filter(|(_, metered)| later(metered)) {
+            // A decision holds from its instant on, never backwards.
+            ledger.set_in_doubt(index, metered.counted || metered.in_doubt);
+            ledger.set_counted(index, false);
+        }
         let opening = Opening::plain(String::new(), from_ns);
         let key = ledger.open(from_ns, opening).ok()?;
         ledger.close(to_ns, key, to_ns, Default::default(), false).ok()?;
@@ -243,8 +315,8 @@ impl Feeds {
             Some((_, account)) => account,
             None => ledger.account(end_ns, key).ok()?,
         };
-        let (window_uj, error_uj, grade) = (account.window_uj, account.error_uj, account.grade);
-        Some(Window { domains: account.domains, window_uj, error_uj, grade })
+        let Account { domains, window_uj, error_uj, grade, at_least, .. } = account;
+        Some(Window { domains, window_uj, error_uj, grade, at_least })
     }
 }
 
@@ -290,6 +362,8 @@ impl Metered {
             device: domain.device.clone(),
             parent: domain.parent.clone(),
             counted: self.counted,
+            duplicate: None,
+            duplicate_of: None,
             grade: domain.grade,
             liveness: self.liveness.0,
             reason: self.liveness.1.clone(),
@@ -303,12 +377,33 @@ impl Metered {
     }
 }
 
-fn take_in(sample: &Sample, first: usize, domains: &mut [Metered], ledger: &mut Ledger) {
+fn take_in(
+    sample: &Sample,
+    first: usize,
+    domains: &mut [Metered],
+    duplicates: &mut Duplicates,
+    ledger: &mut Ledger,
+) {
     for (at, (reading, metered)) in sample.readings.iter().zip(domains).enumerate() {
         metered.character.observe(sample.before_ns, sample.after_ns, reading);
         metered.note(reading);
+        duplicates.see(first + at, sample.before_ns, sample.after_ns, reading);
         ledger.feed(first + at, sample.before_ns, sample.after_ns, reading);
     }
+}
+
+fn announce_duplicate(pair: &NumberedPair, domains: &[Metered], tell: Tell) {
+    let name = |at: usize| domains[at].domain.name.as_str();
+    let (original, copy) = (name(pair.original), name(pair.copy));
+    let message = match pair.state {
+        Duplicate::Same => format!("domains {original} and {copy} show one counter; {copy} is not counted"),
+        Duplicate::Independent => {
+            format!("domain {copy} is independent of {original} and counts from now on")
+        }
+        Duplicate::Undecided => return,
+    };
+    let fields = [("WATTSPAN_DOMAIN", copy), ("WATTSPAN_SOURCE", domains[pair.copy].domain.source.as_str())];
+    tell(&Entry { event: &journal::DUPLICATE, message: &message, fields: &fields });
 }
 
 fn hung(source: &str, ns: u64) -> String {

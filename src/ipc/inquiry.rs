@@ -35,6 +35,7 @@ impl Service {
             horizon_ns: self.settings.ledger.horizon_ns,
             history_ns: self.settings.history_ns,
             domains,
+            at_least: self.feeds.at_least(),
             absent: self.absent.clone(),
             samplers: self.feeds.samplers(),
             simulated: self.feeds.domains().any(Domain::is_simulated).then_some(true),
@@ -136,7 +137,7 @@ impl Service {
     pub fn tick(&mut self) -> DomainTick {
         let now_ns = self.clock.now_ns();
         self.freshen(now_ns);
-        DomainTick { now_ns, domains: self.feeds.statuses() }
+        DomainTick { now_ns, domains: self.feeds.statuses(), at_least: self.feeds.at_least() }
     }
 }
 

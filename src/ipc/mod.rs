@@ -23,6 +23,7 @@ mod connection;
 mod domain_state;
 mod door;
 mod doors;
+mod duplicate;
 mod exchange;
 mod fate;
 mod feed;

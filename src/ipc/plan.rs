@@ -88,7 +88,7 @@ impl Plan {
     pub fn build_over(self, found: Inventory, clock: Clock, tell: Tell) -> io::Result<Service> {
         let start = |opened| sampler::start(opened, &self.sampler, clock.clone());
         let samplers = found.opened.into_iter().map(start).collect::<io::Result<Vec<_>>>()?;
-        let feeds = Feeds::new(samplers, tell);
+        let feeds = Feeds::new(samplers, found.duplicates, tell);
         feeds.await_first();
         Service::new(feeds, found.absent, self.service, clock)
     }

@@ -336,6 +336,7 @@ mod tests {
             peak_concurrency: 1,
             domains: vec![],
             phases: vec![],
+            at_least: None,
             durable: None,
         })
     }

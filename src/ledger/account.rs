@@ -134,6 +134,10 @@ pub struct Account {
     pub domains: Vec<Share>,
     /// Its parts, if it marked any.
     pub phases: Vec<Phase>,
+    /// Whether a domain is left out of the sums because it was undecided, when the span opened, if it is a second name of
+    /// a counted one: then they are lower bounds.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub at_least: Option<bool>,
     /// Whether it is on disk; absent before it is final, and where nothing is kept.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub durable: Option<bool>,

@@ -67,6 +67,8 @@ pub struct Ledger {
     /// The domains that are live, and those in the host's total, one bit each.
     live: u64,
     counted: u64,
+    /// Those that are left out of it although they may be part of it.
+    in_doubt: u64,
     open: usize,
     settled_ns: u64,
     busy_since_ns: u64,
@@ -97,6 +99,7 @@ impl Ledger {
             head: Head::default(),
             live: all,
             counted: all,
+            in_doubt: 0,
             open: 0,
             settled_ns: 0,
             busy_since_ns: 0,
@@ -132,6 +135,30 @@ impl Ledger {
         }
     }
 
+    /// Whether the domain is left out of the total although it may be part of it: sums of spans opened from now on are lower
+    /// bounds.
+    pub fn set_in_doubt(&mut self, domain: usize, in_doubt: bool) {
+        if domain < self.tracks.len() {
+            set_bit(&mut self.in_doubt, domain, in_doubt);
+        }
+    }
+
+    /// Takes the domain out of the totals of all spans that are not settled: it was found to be a second name of another.
+    pub fn exclude(&mut self, domain: usize) {
+        if domain < self.tracks.len() {
+            set_bit(&mut self.counted, domain, false);
+            self.roster.live_mut().for_each(|span| set_bit(&mut span.counted, domain, false));
+        }
+    }
+
+    /// Takes new parents of its domains, which come in the ledger's order.
+    pub fn relate<'a>(&mut self, domains: impl Iterator<Item = &'a Domain>) {
+        for (track, domain) in self.tracks.iter_mut().zip(domains) {
+            track.domain.parent.clone_from(&domain.parent);
+        }
+        self.portions.relate(&self.tracks);
+    }
+
     /// Whether the domain takes part in the accounts of spans opened from now on. Spans that already use a domain
     /// that stops being live get its time as unknown.
     pub fn set_live(&mut self, domain: usize, live: bool) {
@@ -159,7 +186,7 @@ impl Ledger {
         }
         let key = self.roster.admit(opening, opened_ns, weight, scope);
         let span = self.roster.span_mut(slot(key));
-        span.counted = scope & self.counted;
+        (span.counted, span.in_doubt) = (scope & self.counted, scope & self.in_doubt);
         if span.subject != 0 {
             self.portions.hold(span.subject);
         }

@@ -90,6 +90,11 @@ impl Portions {
         }
     }
 
+    /// Which domain lies in which changed.
+    pub(crate) fn relate(&mut self, tracks: &[Track]) {
+        self.lineage = Lineage::of(tracks.iter().map(|track| &track.domain));
+    }
+
     /// From now on this domain is split by this basis.
     pub(crate) fn set_basis(&mut self, domain: usize, basis: usize) {
         if let Some(field) = self.fields.get_mut(domain) {

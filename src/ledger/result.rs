@@ -148,6 +148,7 @@ fn frame(span: &Span, state: State, shares: Vec<Share>, tracks: &[Track]) -> Acc
         peak_concurrency: span.peak.max(1),
         domains: shares,
         phases: Vec::new(),
+        at_least: (span.in_doubt != 0).then_some(true),
         durable: None,
     }
 }

@@ -142,6 +142,11 @@ impl Roster {
         taken.map(|(span, slot)| (SpanKey::new(slot, span.generation), span))
     }
 
+    /// The same, to change them.
+    pub(crate) fn live_mut(&mut self) -> impl Iterator<Item = &mut Span> {
+        self.spans.iter_mut().filter(|span| span.life != Life::Free)
+    }
+
     #[inline]
     pub(crate) fn key(&self, slot: u32) -> SpanKey {
         SpanKey::new(slot, self.spans[slot as usize].generation)

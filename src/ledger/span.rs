@@ -75,6 +75,8 @@ pub(crate) struct Span {
     pub subject: u32,
     /// Of its domains, those in the host's total.
     pub counted: u64,
+    /// Those that were left out of the total although they may be part of it.
+    pub in_doubt: u64,
     /// The latest weight, 2^-16.
     pub weight: u64,
     pub unix_ns: u64,

@@ -5,7 +5,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::confine::Confinement;
-use crate::energy::{Absent, Grade, Kind, Liveness};
+use crate::energy::{Absent, Duplicate, Grade, Kind, Liveness};
 use crate::ledger::account::{Account, Balance, Share};
 
 /// What a caller may do; each includes those before it.
@@ -54,6 +54,12 @@ pub struct DomainStatus {
     pub parent: Option<String>,
     /// Part of the host's total.
     pub counted: bool,
+    /// Whether it is a second name of another domain's counter; absent where no earlier domain is of its kind.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub duplicate: Option<Duplicate>,
+    /// The name of that domain.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub duplicate_of: Option<String>,
     /// How far its figures can be trusted.
     pub grade: Grade,
     /// Whether its counter moves.
@@ -96,6 +102,9 @@ pub struct Info {
     pub history_ns: u64,
     /// Every domain.
     pub domains: Vec<DomainStatus>,
+    /// Whether the counted domains are perhaps not all: one is left out while it is undecided whether it is a duplicate.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub at_least: Option<bool>,
     /// Every source that was looked for and is not there.
     pub absent: Vec<Absent>,
     /// What became of the samplers' ticks.
@@ -183,6 +192,9 @@ pub struct DomainTick {
     pub now_ns: u64,
     /// Every domain.
     pub domains: Vec<DomainStatus>,
+    /// Whether the counted domains are perhaps not all.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub at_least: Option<bool>,
 }
 
 /// What [`ReadWindow`](super::ReadWindow) gives.
@@ -199,6 +211,9 @@ pub struct Window {
     /// The worst of the counted domains.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub grade: Option<Grade>,
+    /// Whether the sum is perhaps not all.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub at_least: Option<bool>,
 }
 
 /// What [`GetBalance`](super::GetBalance) gives.
@@ -255,7 +270,7 @@ mod tests {
 
     #[test]
     fn what_is_not_known_is_absent_on_the_wire() {
-        let window = Window { domains: vec![], window_uj: None, error_uj: None, grade: None };
+        let window = Window { domains: vec![], window_uj: None, error_uj: None, grade: None, at_least: None };
         assert_eq!(serde_json::to_string(&window).unwrap(), r#"{"domains":[]}"#);
     }
 }

@@ -219,6 +219,7 @@ mod tests {
             horizon_ns: 1,
             history_ns: 1,
             domains: Vec::new(),
+            at_least: None,
             absent: Vec::new(),
             samplers: Vec::new(),
             simulated: None,

@@ -1,6 +1,6 @@
 //! Of domains that are shown several times, the one that stays.
 //!
-//! Owns the rule that after discovery every domain is in one source only: mirrors go, a platform has one psys, and a
+//! Owns the rule that after discovery every domain is in one source only: a platform has one psys, and a
 //! domain that two mechanisms show is taken from the first in which it advances. Everything left out is said in the
 //! list of absent sources, and so is a mechanism that does not agree with the one that was taken. Decides only from names and liveness; reads no hardware.
 
@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::energy::Kind;
 
-use super::liveness::{Mirror, Seen};
+use super::liveness::Seen;
 use super::selection::select;
 use super::{Inventory, Opened, hwmon};
 
@@ -16,28 +16,27 @@ use super::{Inventory, Opened, hwmon};
 type Place = (usize, usize);
 
 /// Leaves every domain in one source only, and notes what went.
-pub fn keep_each_once(found: &mut Inventory, seen: &Seen) {
+pub fn keep_each_once(found: &mut Inventory, seen: Seen) {
     let mut kept: Vec<Vec<bool>> =
         found.opened.iter().map(|source| vec![true; source.domains.len()]).collect();
-    drop_mirrors(found, &seen.mirrors, &mut kept);
-    tell_disagreements(found, seen);
+    tell_disagreements(found, &seen);
     drop_psys_copies(found, &mut kept);
     drop_doubles(found, &mut kept);
+    keep_pairs(found, seen, &kept);
     let opened = std::mem::take(&mut found.opened);
     found.opened = opened.into_iter().zip(kept).filter_map(|(source, kept)| select(source, &kept)).collect();
     settle_parents(found);
 }
 
-fn drop_mirrors(found: &mut Inventory, mirrors: &[Mirror], kept: &mut [Vec<bool>]) {
-    for mirror in mirrors {
-        let (copy, original) = (&found.opened[mirror.copy.0], &found.opened[mirror.original.0]);
-        let (copy_name, original_name) =
-            (&copy.domains[mirror.copy.1].name, &original.domains[mirror.original.1].name);
-        let reason =
-            format!("{copy_name} moves exactly as {original_name} does; the counter is counted once");
-        let source = copy.name;
-        kept[mirror.copy.0][mirror.copy.1] = false;
-        found.miss(source, reason);
+/// The pairs of domains that stay, by the names that these have now.
+fn keep_pairs(found: &mut Inventory, seen: Seen, kept: &[Vec<bool>]) {
+    let is_kept = |(source, domain): Place| kept[source][domain];
+    for mut candidate in seen.candidates {
+        if is_kept(candidate.original) && is_kept(candidate.copy) {
+            let name = |(source, domain): Place| found.opened[source].domains[domain].name.clone();
+            (candidate.pair.original, candidate.pair.copy) = (name(candidate.original), name(candidate.copy));
+            found.duplicates.push(candidate.pair);
+        }
     }
 }
 
@@ -172,6 +171,8 @@ mod tests {
     use crate::energy::{Domain, Grade, Reading};
     use crate::source::Source;
     use crate::source::agreement::Disagreement;
+    use crate::source::duplicate::DuplicatePair;
+    use crate::source::liveness::Candidate;
 
     /// Answers with its own number, so that a test sees which readings belong to which domain.
     struct Numbered(Vec<u64>);
@@ -208,7 +209,7 @@ mod tests {
     }
 
     fn inventory(opened: Vec<Opened>) -> Inventory {
-        Inventory { opened, absent: Vec::new() }
+        Inventory { opened, ..Inventory::default() }
     }
 
     fn names(found: &Inventory) -> Vec<(&str, &str)> {
@@ -222,7 +223,7 @@ mod tests {
     fn what_perf_reads_powercap_does_not_read_again() {
         let domains = [("package-0", Kind::Package, true), ("dram-0", Kind::Dram, true)];
         let mut found = inventory(vec![opened("perf", &domains), opened("powercap", &domains)]);
-        keep_each_once(&mut found, &Seen::default());
+        keep_each_once(&mut found, Seen::default());
         assert_eq!(names(&found), [("perf", "package-0"), ("perf", "dram-0")]);
         assert_eq!(found.absent[0].source, "powercap");
         assert_eq!(found.absent[0].reason, "its domains are read by perf");
@@ -234,7 +235,7 @@ mod tests {
             opened("perf", &[("package-0", Kind::Package, true), ("psys", Kind::Psys, false)]),
             opened("powercap", &[("package-0", Kind::Package, true), ("psys", Kind::Psys, true)]),
         ]);
-        keep_each_once(&mut found, &Seen::default());
+        keep_each_once(&mut found, Seen::default());
         assert_eq!(names(&found), [("perf", "package-0"), ("powercap", "psys")]);
         let mut reading = [Reading::default()];
         found.opened[1].source.read(&mut reading);
@@ -249,7 +250,7 @@ mod tests {
             opened("perf", &[("package-0", Kind::Package, true), ("psys", Kind::Psys, false)]),
             opened("perf", &[("package-1", Kind::Package, true), ("psys-1", Kind::Psys, true)]),
         ]);
-        keep_each_once(&mut found, &Seen::default());
+        keep_each_once(&mut found, Seen::default());
         assert_eq!(names(&found), [("perf", "package-0"), ("perf", "package-1"), ("perf", "psys")]);
         assert_eq!(found.opened[1].advanced, [true, true]);
     }
@@ -257,7 +258,7 @@ mod tests {
     #[test]
     fn a_platform_counter_that_never_moves_stays_visible_as_stuck() {
         let mut found = inventory(vec![opened("perf", &[("psys", Kind::Psys, false)])]);
-        keep_each_once(&mut found, &Seen::default());
+        keep_each_once(&mut found, Seen::default());
         assert_eq!(names(&found), [("perf", "psys")]);
         assert_eq!(found.opened[0].advanced, [false]);
     }
@@ -269,7 +270,7 @@ mod tests {
             opened("powercap", &[("psys", Kind::Psys, true)]),
         ]);
         found.opened[0].domains[1].parent = Some("package-1".into());
-        keep_each_once(&mut found, &Seen::default());
+        keep_each_once(&mut found, Seen::default());
         assert_eq!(found.opened[0].domains[0].parent.as_deref(), Some("psys"));
         assert_eq!(found.opened[0].domains[1].parent, None);
     }
@@ -281,7 +282,7 @@ mod tests {
             opened("nvml", &[("gpu-0", Kind::Gpu, true), ("gpu-1", Kind::Gpu, true)]),
             opened("amdgpu", &[("amdgpu-0", Kind::Gpu, true)]),
         ]);
-        keep_each_once(&mut found, &Seen::default());
+        keep_each_once(&mut found, Seen::default());
         let parents: Vec<_> = found.opened[1].domains.iter().map(|gpu| gpu.parent.as_deref()).collect();
         assert_eq!(parents, [Some("module-0"), Some("module-1")]);
         assert_eq!(found.opened[2].domains[0].parent, None);
@@ -292,7 +293,7 @@ mod tests {
         let domains = [("package-0", Kind::Package, true)];
         let mut found = inventory(vec![opened("perf", &domains), opened("msr", &domains)]);
         let disagreements = vec![Disagreement { first: (0, 0), second: (1, 0), energies_uj: (100, 200) }];
-        keep_each_once(&mut found, &Seen { disagreements, ..Seen::default() });
+        keep_each_once(&mut found, Seen { disagreements, ..Seen::default() });
         let reason = &found.absent[0].reason;
         assert!(
             reason.contains("package-0") && reason.contains("100 µJ") && reason.contains("200 µJ"),
@@ -302,14 +303,17 @@ mod tests {
     }
 
     #[test]
-    fn a_mirror_is_dropped_with_the_name_of_its_original() {
-        let mut found = inventory(vec![opened(
-            "powercap",
-            &[("package-0-die-0", Kind::Package, true), ("package-0-die-1", Kind::Package, true)],
-        )]);
-        let mirrors = vec![Mirror { copy: (0, 1), original: (0, 0) }];
-        keep_each_once(&mut found, &Seen { mirrors, ..Seen::default() });
-        assert_eq!(names(&found), [("powercap", "package-0-die-0")]);
-        assert!(found.absent[0].reason.starts_with("package-0-die-1 moves exactly as package-0-die-0 does"));
+    fn a_pair_stays_where_both_its_domains_do() {
+        let domains = [("package-0", Kind::Package, true), ("package-1", Kind::Package, true)];
+        let mut found = inventory(vec![opened("perf", &domains), opened("powercap", &domains)]);
+        let pair = |original: Place, copy: Place| {
+            let of = |(source, domain): Place| &found.opened[source].domains[domain];
+            let pair = DuplicatePair::of(of(original), of(copy), &BTreeSet::new()).unwrap();
+            Candidate { original, copy, pair }
+        };
+        let candidates = vec![pair((0, 0), (0, 1)), pair((0, 0), (1, 1)), pair((1, 0), (1, 1))];
+        keep_each_once(&mut found, Seen { candidates, ..Seen::default() });
+        let kept: Vec<_> = found.duplicates.iter().map(|pair| (&*pair.original, &*pair.copy)).collect();
+        assert_eq!(kept, [("package-0", "package-1")]);
     }
 }

@@ -8,12 +8,11 @@ use crate::clock::Clock;
 use super::settings::KNOWN;
 use super::{
     Inventory, Opened, Settings, amdgpu, battery, choice, containment, estimate, hwmon, intelgpu, ioreport,
-    liveness, msr, nvml, perf, powercap, replay, smc,
+    liveness, msr, nvml, perf, powercap, replay, smc, topology,
 };
 
 /// Finds what there is. Takes at most some 40 ms of one CPU, all of them only where a counter does not move or two
-/// mechanisms are compared, and 20 ms of waiting where an AMD card has an accumulator; a machine so busy that it gives that
-/// CPU only at times may need up to a second for them where two counters may be one. NVIDIA boards may need longer, and are
+/// counters are compared, and 20 ms of waiting where an AMD card has an accumulator. NVIDIA boards may need longer, and are
 /// waited for.
 ///
 /// With a replay there is nothing else. Otherwise every enabled mechanism is tried in its order; a domain that several
@@ -42,7 +41,7 @@ pub fn discover(settings: &Settings, clock: &Clock) -> Inventory {
             }
         }
     }
-    let seen = liveness::watch(&mut found.opened);
+    let seen = liveness::watch(&mut found.opened, &topology::packages(&settings.sysfs_root));
     // Watched by their own threads already: a call into a GPU's driver may hang.
     if let Some(gpus) = gpus {
         found.append(gpus.finish());
@@ -51,7 +50,7 @@ pub fn discover(settings: &Settings, clock: &Clock) -> Inventory {
     if settings.enabled.iter().any(|name| name == ioreport::NAME) {
         found.append(ioreport::open(settings, clock));
     }
-    choice::keep_each_once(&mut found, &seen);
+    choice::keep_each_once(&mut found, seen);
     if settings.enabled.iter().any(|name| name == estimate::NAME) {
         match measured_cpu(&found.opened) {
             None => found.append(estimate::open(settings, clock)),

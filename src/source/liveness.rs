@@ -1,71 +1,89 @@
-//! A short look under load: which counters move, and which are mirrors of others.
+//! A short look under load: which counters move, and what that says of counters that may be one.
 //!
 //! A counter that is present may be dead (cloud machines show a `psys` that always reads 0), and two may be one
 //! (`package-0-die-0` and `-die-1` of a Threadripper). Only watching tells. Owns the watch at the start: a busy loop on
-//! the calling thread, ended as soon as there is nothing left to learn, and by `LONGEST_NS` at the latest; on a machine so
-//! busy that it could hardly look, by `LONGEST_BUSY_NS`. Never decides what becomes of a domain.
+//! the calling thread, ended as soon as there is nothing left to learn, and by `LONGEST_NS` at the latest. What it leaves
+//! undecided is watched on by the sampler's readings. Never decides what becomes of a domain.
 
+use std::collections::BTreeSet;
 use std::hint::spin_loop;
 
 use crate::clock::monotonic_ns;
-use crate::energy::{Domain, Grade, Kind, Reading};
+use crate::energy::{Domain, Duplicate, Grade, Reading};
 
 use super::Opened;
 use super::agreement::{Agreement, Disagreement};
-use super::likeness::{Likeness, Pair};
+use super::duplicate::DuplicatePair;
 
 /// A domain that has not moved after so long under load is stuck.
 const LONGEST_NS: u64 = 40_000_000;
-
-/// Two counters that may be one are watched on where a busy machine has let them be looked at less often than this by then;
-/// a quiet one looks twice as often. It takes no more of a CPU, only more time, and ends in any case.
-const LOOKS: usize = 100;
-const LONGEST_BUSY_NS: u64 = 1_000_000_000;
 
 /// Time between two looks: several within the millisecond in which RAPL counters move.
 const PAUSE_NS: u64 = 200_000;
 
 /// An integral has moved by then if it ever will.
-const LEAST_LOOKS: usize = 4;
+const LEAST_LOOKS: u32 = 4;
 
-/// Two domains, as (source, domain), whose counters are one and the same.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Mirror {
-    /// The later one.
-    pub copy: (usize, usize),
+/// So many looks lie between two judgements of the pairs.
+const LOOKS_TO_A_JUDGEMENT: u32 = 8;
+
+/// A domain's place: which source, which of its domains.
+type Place = (usize, usize);
+
+/// Two domains that may be one.
+#[derive(Debug)]
+pub struct Candidate {
     /// The earlier one.
-    pub original: (usize, usize),
+    pub original: Place,
+    /// The later one.
+    pub copy: Place,
+    /// What is known of them.
+    pub pair: DuplicatePair,
 }
 
 /// What the watch saw.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Default)]
 pub struct Seen {
-    /// Counters that are copies of others.
-    pub mirrors: Vec<Mirror>,
+    /// Domains that may be two names of one counter.
+    pub candidates: Vec<Candidate>,
     /// Mechanisms that show the same domain and not the same energy.
     pub disagreements: Vec<Disagreement>,
 }
 
-/// Watches all domains under load, fills [`Opened::advanced`], and says what is to be thought of them.
-pub fn watch(opened: &mut [Opened]) -> Seen {
+/// Watches all domains under load, fills [`Opened::advanced`], and says what is to be thought of them. `packages`: the
+/// physical packages that the kernel lists.
+pub fn watch(opened: &mut [Opened], packages: &BTreeSet<u32>) -> Seen {
     let begin_ns = monotonic_ns();
     let mut watched = watched(opened);
-    let mut rivals = rivals(&watched);
+    let mut candidates = candidates(opened, packages);
     let mut agreement = Agreement::new(opened);
     let mut readings: Vec<_> =
         opened.iter().map(|source| vec![Reading::default(); source.domains.len()]).collect();
+    let mut windows_ns = vec![(0, 0); opened.len()];
     for look in 1.. {
-        for (source, readings) in opened.iter_mut().zip(&mut readings) {
+        for ((source, readings), window_ns) in opened.iter_mut().zip(&mut readings).zip(&mut windows_ns) {
+            let before_ns = monotonic_ns();
             source.source.read(readings);
+            *window_ns = (before_ns, monotonic_ns());
         }
-        let of = |place: (usize, usize)| &readings[place.0][place.1];
-        watched.iter_mut().for_each(|domain| domain.see(of(domain.place)));
-        rivals.iter_mut().for_each(|rivals| rivals.pair.see(of(rivals.original), of(rivals.copy)));
+        watched.iter_mut().for_each(|domain| domain.see(&readings[domain.place.0][domain.place.1]));
+        for candidate in &mut candidates {
+            let of = |(source, domain): Place| (windows_ns[source], &readings[source][domain]);
+            let ((before_ns, after_ns), reading) = of(candidate.original);
+            candidate.pair.see_original(before_ns, after_ns, reading);
+            let ((before_ns, after_ns), reading) = of(candidate.copy);
+            candidate.pair.see_copy(before_ns, after_ns, reading);
+        }
         agreement.see(&readings);
-        let suspects = rivals.iter().any(|rivals| rivals.pair.likeness() == Likeness::Suspect);
-        let learnt = look >= LEAST_LOOKS && all_moved(&watched) && !suspects && !agreement.wants_more();
-        let longest_ns = if suspects && look < LOOKS { LONGEST_BUSY_NS } else { LONGEST_NS };
-        if learnt || monotonic_ns() - begin_ns >= longest_ns {
+        if look % LOOKS_TO_A_JUDGEMENT == 0 {
+            candidates.iter_mut().for_each(|candidate| candidate.pair.decide());
+        }
+        let undecided = |candidate: &Candidate| candidate.pair.state() == Duplicate::Undecided;
+        let learnt = look >= LEAST_LOOKS
+            && all_moved(&watched)
+            && !candidates.iter().any(undecided)
+            && !agreement.wants_more();
+        if learnt || monotonic_ns() - begin_ns >= LONGEST_NS {
             break;
         }
         burn(PAUSE_NS);
@@ -73,16 +91,13 @@ pub fn watch(opened: &mut [Opened]) -> Seen {
     for domain in &watched {
         opened[domain.place.0].advanced[domain.place.1] = domain.moved;
     }
-    Seen { mirrors: mirrors(&rivals), disagreements: agreement.disagreements(opened) }
+    Seen { candidates, disagreements: agreement.disagreements(opened) }
 }
 
 /// One domain under watch.
 struct Watched {
-    place: (usize, usize),
-    /// Domains of one kind are compared with each other, and only within one mechanism and one device.
-    rival: (&'static str, Kind, Option<String>),
-    /// Whether it counts. An integral moves at once or has nothing to integrate; and two that integrate the same steady
-    /// power move alike without being one.
+    place: Place,
+    /// Whether it counts. An integral moves at once or has nothing to integrate.
     counter: bool,
     last: Option<Reading>,
     moved: bool,
@@ -99,19 +114,10 @@ impl Watched {
     }
 }
 
-/// Two domains that may be one.
-struct Rivals {
-    original: (usize, usize),
-    copy: (usize, usize),
-    pair: Pair,
-}
-
 fn watched(opened: &[Opened]) -> Vec<Watched> {
     let of = |(nth, source): (usize, &Opened)| {
-        let name = source.name;
         let one = move |(at, domain): (usize, &Domain)| Watched {
             place: (nth, at),
-            rival: (name, domain.kind, domain.device.clone()),
             counter: domain.grade != Grade::Integrated,
             last: None,
             moved: false,
@@ -125,26 +131,23 @@ fn all_moved(watched: &[Watched]) -> bool {
     watched.iter().all(|domain| !domain.counter || domain.moved)
 }
 
-/// Each two counters of one kind and mechanism, the earlier first.
-fn rivals(watched: &[Watched]) -> Vec<Rivals> {
-    let of = |(nth, original): (usize, &Watched)| {
-        let copies = watched[nth + 1..].iter().filter(|copy| copy.counter && copy.rival == original.rival);
-        let one = |copy: &Watched| Rivals { original: original.place, copy: copy.place, pair: Pair::new() };
-        copies.map(one).collect::<Vec<_>>()
-    };
-    watched.iter().enumerate().filter(|(_, original)| original.counter).flat_map(of).collect()
-}
-
-fn mirrors(rivals: &[Rivals]) -> Vec<Mirror> {
-    let mut copies: Vec<_> = rivals
+/// Each two domains that may be one, the earlier first.
+fn candidates(opened: &[Opened], packages: &BTreeSet<u32>) -> Vec<Candidate> {
+    let domains: Vec<(Place, &Domain)> = opened
         .iter()
-        .filter(|rivals| rivals.pair.likeness() == Likeness::Same)
-        .map(|rivals| Mirror { copy: rivals.copy, original: rivals.original })
+        .enumerate()
+        .flat_map(|(nth, source)| {
+            source.domains.iter().enumerate().map(move |(at, domain)| ((nth, at), domain))
+        })
         .collect();
-    // Three counters that are one make three pairs: each copy is named once, with the first original.
-    copies.sort_by_key(|mirror| (mirror.copy, mirror.original));
-    copies.dedup_by_key(|mirror| mirror.copy);
-    copies
+    let with_later = |(nth, (original, domain)): (usize, &(Place, &Domain))| {
+        let of = |(copy, other): &(Place, &Domain)| {
+            let pair = DuplicatePair::of(domain, other, packages)?;
+            Some(Candidate { original: *original, copy: *copy, pair })
+        };
+        domains[nth + 1..].iter().filter_map(of).collect::<Vec<_>>()
+    };
+    domains.iter().enumerate().flat_map(with_later).collect()
 }
 
 /// Keeps this CPU busy, so that what is alive has something to count.
@@ -158,6 +161,7 @@ fn burn(for_ns: u64) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::energy::Kind;
     use crate::source::Source;
 
     /// Counters that add the next of their moves at each read, over and over; an empty list never moves.
@@ -196,48 +200,36 @@ mod tests {
         }]
     }
 
+    /// Each pair of the watched domains with its state.
+    fn states(opened: &mut [Opened]) -> Vec<(usize, usize, Duplicate)> {
+        let seen = watch(opened, &BTreeSet::new());
+        assert!(seen.disagreements.is_empty());
+        seen.candidates.iter().map(|of| (of.original.1, of.copy.1, of.pair.state())).collect()
+    }
+
     #[test]
     fn a_counter_that_never_moves_is_told_apart_from_one_that_does() {
         let mut opened = packages(&[&[5, 6, 7], &[]]);
-        assert_eq!(watch(&mut opened), Seen::default());
+        states(&mut opened);
         assert_eq!(opened[0].advanced, [true, false]);
     }
 
     #[test]
-    fn counters_that_move_exactly_alike_are_mirrors_of_the_first() {
+    fn counters_that_move_exactly_alike_are_the_same_and_another_is_not() {
         let moves: &[u64] = &[31, 41, 59, 26, 53, 58, 97];
-        let mut opened = packages(&[moves, moves, &[27, 18, 28], moves]);
-        let original = (0, 0);
-        assert_eq!(
-            watch(&mut opened).mirrors,
-            [Mirror { copy: (0, 1), original }, Mirror { copy: (0, 3), original }]
-        );
+        let mut opened = packages(&[moves, moves, &[27, 18, 28]]);
+        use Duplicate::{Independent, Same};
+        assert_eq!(states(&mut opened), [(0, 1, Same), (0, 2, Independent), (1, 2, Independent)]);
     }
 
     #[test]
-    fn two_devices_are_never_one_however_alike_they_move() {
-        let moves: &[u64] = &[31, 41, 59, 26, 53, 58, 97];
-        let mut opened = packages(&[moves, moves]);
-        opened[0].domains[1].device = Some("0000:04:00.0".into());
-        assert_eq!(watch(&mut opened), Seen::default());
-    }
-
-    #[test]
-    fn integrals_of_the_same_steady_power_are_no_mirrors() {
-        let moves: &[u64] = &[31, 41, 59, 26, 53, 58, 97];
-        let mut opened = packages(&[moves, moves]);
-        opened[0].domains.iter_mut().for_each(|domain| domain.grade = Grade::Integrated);
-        assert_eq!(watch(&mut opened), Seen::default());
-    }
-
-    #[test]
-    fn idle_counters_that_move_by_single_steps_are_no_mirrors() {
+    fn idle_counters_that_move_by_single_steps_are_undecided() {
         let mut opened = packages(&[&[61, 61, 61, 61, 61, 61, 61, 62], &[61, 61, 61, 61, 61, 61, 61, 62]]);
-        assert_eq!(watch(&mut opened), Seen::default());
+        assert_eq!(states(&mut opened), [(0, 1, Duplicate::Undecided)]);
     }
 
     #[test]
     fn discovery_with_nothing_to_watch_is_over_at_once() {
-        assert_eq!(watch(&mut []), Seen::default());
+        assert!(states(&mut []).is_empty());
     }
 }

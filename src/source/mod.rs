@@ -23,6 +23,8 @@ pub use settings::Settings;
 
 use crate::energy::{Absent, Domain, Reading};
 
+use duplicate::DuplicatePair;
+
 /// An AMD card's accumulator as a source.
 mod accumulator;
 
@@ -82,6 +84,9 @@ mod cpu_list;
 /// Which mechanisms are there.
 mod discovery;
 
+/// Pairs of domains that may be two names of one counter.
+pub mod duplicate;
+
 /// CPU load times a power model, where there is no counter at all.
 pub mod estimate;
 
@@ -118,7 +123,7 @@ mod ioreport_ffi;
 /// Whether two counters are one register under two names.
 mod likeness;
 
-/// A short look under load: which counters move, and which are mirrors of others.
+/// A short look under load: which counters move.
 mod liveness;
 
 /// NVIDIA GPUs.
@@ -286,6 +291,8 @@ pub struct Inventory {
     pub opened: Vec<Opened>,
     /// Sources that are not there, with the reason and the mend.
     pub absent: Vec<Absent>,
+    /// Domains that may be two names of one counter.
+    pub duplicates: Vec<DuplicatePair>,
 }
 
 impl Inventory {
@@ -297,5 +304,6 @@ impl Inventory {
     fn append(&mut self, other: Inventory) {
         self.opened.extend(other.opened);
         self.absent.extend(other.absent);
+        self.duplicates.extend(other.duplicates);
     }
 }

@@ -3,7 +3,7 @@
 //! Owns the parsing of the topology files. They are optional: where a stand-in tree or another
 //! architecture does not tell, the answer is `None` and never an error.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 
@@ -21,6 +21,14 @@ pub fn place_of(sysfs_root: &Path, cpu: usize) -> Option<Place> {
     let topology = sysfs_root.join(format!("devices/system/cpu/cpu{cpu}/topology"));
     let number = |file: &str| fs::read_to_string(topology.join(file)).ok()?.trim().parse::<u32>().ok();
     Some(Place { package: number("physical_package_id")?, die: number("die_id").unwrap_or(0) })
+}
+
+/// The physical packages of all CPUs that the kernel lists under `sysfs_root`.
+pub fn packages(sysfs_root: &Path) -> BTreeSet<u32> {
+    let Ok(folder) = fs::read_dir(sysfs_root.join("devices/system/cpu")) else { return BTreeSet::new() };
+    let cpu = |name: &str| name.strip_prefix("cpu")?.parse().ok();
+    let cpus = folder.flatten().filter_map(|entry| cpu(entry.file_name().to_str()?));
+    cpus.filter_map(|cpu| Some(place_of(sysfs_root, cpu)?.package)).collect()
 }
 
 /// What the domains on each CPU of the mask are called after: "0" for package 0, "0-die-1" where a package has several.

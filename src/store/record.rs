@@ -16,6 +16,9 @@ const SIMULATED: u8 = 0x80;
 /// The first byte of the figures: this form. A later form gets another.
 const FORM: u8 = 1;
 
+/// Added to the state's byte: the sums are lower bounds.
+const AT_LEAST: u8 = 0x40;
+
 const STATES: [State; 5] =
     [State::Open, State::Provisional, State::Settled, State::Abandoned, State::Interrupted];
 
@@ -40,7 +43,8 @@ pub(super) fn write_layout(account: &Account, out: &mut Vec<u8>) {
 /// Appends everything that is neither a column nor in the layout.
 pub(super) fn write_figures(account: &Account, out: &mut Vec<u8>) {
     let simulated = if account.simulated == Some(true) { SIMULATED } else { 0 };
-    out.extend([FORM, place(&STATES, &account.state) | simulated]);
+    let at_least = if account.at_least == Some(true) { AT_LEAST } else { 0 };
+    out.extend([FORM, place(&STATES, &account.state) | simulated | at_least]);
     out.push(account.grade.map_or(0, |grade| place(&GRADES, &grade) + 1));
     number(out, account.opened_ns);
     option(out, account.closed_ns.map(|closed| closed.saturating_sub(account.opened_ns)));
@@ -106,7 +110,8 @@ pub(super) fn read(named: Named<'_>, layout: &[u8], figures: &[u8]) -> Option<Ac
     }
     let state = byte(from)?;
     let simulated = (state & SIMULATED != 0).then_some(true);
-    let state = *STATES.get(usize::from(state & !SIMULATED))?;
+    let at_least = (state & AT_LEAST != 0).then_some(true);
+    let state = *STATES.get(usize::from(state & !(SIMULATED | AT_LEAST)))?;
     let grade = match byte(from)? {
         0 => None,
         place => Some(*GRADES.get(usize::from(place - 1))?),
@@ -149,6 +154,7 @@ pub(super) fn read(named: Named<'_>, layout: &[u8], figures: &[u8]) -> Option<Ac
         process_reason: process.reason,
         phases: read_phases(opened_ns, from)?,
         attributes: read_attributes(from)?,
+        at_least,
         durable: Some(true),
     })
 }
@@ -316,6 +322,7 @@ pub(super) mod tests {
                 share_uj: Some(1),
                 error_uj: None,
             }],
+            at_least: Some(true),
             durable: Some(true),
             process: Some(4711),
             cgroup: None,

@@ -61,7 +61,7 @@ impl InProcess {
         let before_ns = monotonic_ns();
         let opened = scripted(script.clone(), &clock);
         let began_ns = (before_ns, monotonic_ns());
-        let found = Inventory { opened: vec![opened], absent: vec![] };
+        let found = Inventory { opened: vec![opened], ..Inventory::default() };
         // A busy machine tells the meter late, and what is tested is not how busy it is.
         let config = Config { horizon_ms: 500.0, ..Config::default() };
         let service = Plan::of(&config).build_over(found, clock, |_| ()).unwrap();

@@ -84,7 +84,7 @@ impl Machine {
             roots: crate::usage::Roots { proc_root: "/proc".into(), sysfs_root: "/sys".into() },
             nvml_library: None,
         };
-        let feeds = Feeds::new(Vec::new(), |_| ());
+        let feeds = Feeds::new(Vec::new(), Vec::new(), |_| ());
         let mut service = Service::new(feeds, Vec::new(), settings, clock.clone()).unwrap();
         let domains = ["package-0", "dram-0"].map(|name| Domain {
             name: name.into(),

@@ -1,0 +1,276 @@
+//! Two names of one counter are never counted twice, and two counters are not taken for one.
+//!
+//! The machines' files live (see `living`); each start is a whole meter, as `wattspan run` has one.
+#![cfg(target_os = "linux")]
+
+mod living;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use living::{Living, Machine};
+use wattspan::client::Client;
+use wattspan::config::Config;
+use wattspan::energy::Duplicate;
+use wattspan::ledger::account::Account;
+use wattspan::meter::Embedded;
+use wattspan::protocol::{DomainStatus, Info};
+
+const MS: u64 = 1_000_000;
+
+/// How long two independent counters of equal load may be undecided where the kernel does not number their packages.
+const DECIDED_WITHIN: Duration = Duration::from_secs(60);
+
+/// Starts of a short run; `WATTSPAN_TEST_STARTS=100` makes it the long one.
+fn starts(short: usize) -> usize {
+    std::env::var("WATTSPAN_TEST_STARTS").map_or(short, |starts| starts.parse().unwrap())
+}
+
+/// A register of 2^-14 J that moves each millisecond by `least` counts and up to `spread` more, the same at each look.
+fn register(seed: u64, least: u64, spread: u64) -> impl Fn(u64) -> u64 + Clone + Send + Sync + 'static {
+    const PERIOD: u64 = 1 << 14;
+    let mut state = seed;
+    let mut sums = vec![0_u64];
+    for at in 0..PERIOD as usize {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        sums.push(sums[at] + least + (state >> 33) % spread);
+    }
+    let sums: Arc<[u64]> = sums.into();
+    move |at_ns| {
+        let update = at_ns / MS;
+        update / PERIOD * sums[PERIOD as usize] + sums[(update % PERIOD) as usize]
+    }
+}
+
+/// A package's zone as the kernel names and fills it (linux drivers/powercap/intel_rapl_common.c).
+fn zone(machine: &mut Machine, id: &str, name: &str, counts: impl Fn(u64) -> u64 + Send + Sync + 'static) {
+    let path = format!("sys/class/powercap/{id}");
+    machine.text(&format!("{path}/name"), name);
+    machine.text(&format!("{path}/max_energy_range_uj"), "262143328850");
+    machine.number(&format!("{path}/energy_uj"), move |at_ns| (counts(at_ns) & 0xFFFF_FFFF) * 61_035 / 1_000);
+}
+
+/// CPUs in so many packages, two in each.
+fn topology(machine: &mut Machine, packages: usize) {
+    for cpu in 0..2 * packages {
+        let path = format!("sys/devices/system/cpu/cpu{cpu}/topology");
+        machine.text(&format!("{path}/physical_package_id"), &(cpu / 2).to_string());
+    }
+}
+
+/// 68 W, and as restless as a package is.
+const LOADED: (u64, u64) = (1_080, 70);
+/// An idle one, whose steps are of two sizes only: no levels prove anything of it.
+const IDLE: (u64, u64) = (16, 2);
+
+const DIES: [&str; 2] = ["package-0-die-0", "package-0-die-1"];
+
+/// One counter under two names: a package's dies, or a mirrored zone with a package's name that no CPU is in.
+fn one_counter_twice(names: [&str; 2], load: (u64, u64), packages: usize) -> Machine {
+    let mut machine = Machine::new();
+    topology(&mut machine, packages);
+    let counts = register(7, load.0, load.1);
+    zone(&mut machine, "intel-rapl:0", names[0], counts.clone());
+    zone(&mut machine, "intel-rapl:1", names[1], counts);
+    machine
+}
+
+fn two_packages(load: (u64, u64), packages: usize) -> Machine {
+    let mut machine = Machine::new();
+    topology(&mut machine, packages);
+    zone(&mut machine, "intel-rapl:0", "package-0", register(7, load.0, load.1));
+    zone(&mut machine, "intel-rapl:1", "package-1", register(8, load.0, load.1));
+    machine
+}
+
+struct Started {
+    client: Client,
+    _meter: Embedded,
+}
+
+fn start(living: &Living) -> Started {
+    let settings = living.settings(&["powercap"]);
+    let mut config = Config::default();
+    config.source.sysfs_root = settings.sysfs_root;
+    config.source.proc_root = settings.proc_root;
+    config.source.enabled = Some(settings.enabled);
+    let meter = Embedded::start(&config).unwrap();
+    Started { client: meter.connect().unwrap(), _meter: meter }
+}
+
+impl Started {
+    fn info(&self) -> Info {
+        self.client.info().unwrap()
+    }
+
+    /// Asks until it is so, at most so long.
+    fn until(&self, within: Duration, what: &str, holds: impl Fn(&Info) -> bool) -> Info {
+        let end = Instant::now() + within;
+        loop {
+            let info = self.info();
+            if holds(&info) {
+                return info;
+            }
+            assert!(Instant::now() < end, "{what}: {:?}", info.domains);
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    fn span_of(&self, length: Duration) -> Account {
+        let span = self.client.span("one").unwrap();
+        thread::sleep(length);
+        span.close().unwrap()
+    }
+}
+
+fn counted(info: &Info) -> Vec<&str> {
+    info.domains.iter().filter(|domain| domain.counted).map(|domain| &*domain.name).collect()
+}
+
+fn second(info: &Info) -> &DomainStatus {
+    &info.domains[1]
+}
+
+/// The total is what these domains got, no more and no less.
+fn total_is_of(account: &Account, names: &[&str]) {
+    let share =
+        |name: &&str| account.domains.iter().find(|share| share.domain == **name).unwrap().share_uj.unwrap();
+    let sum: u64 = names.iter().map(share).sum();
+    assert_eq!(account.share_uj, Some(sum), "{names:?} of {account:?}");
+    assert!(sum > 0, "{account:?}");
+}
+
+/// Keeps every CPU busy with eight loops, until dropped.
+struct Load(Arc<AtomicBool>, Vec<thread::JoinHandle<()>>);
+
+impl Load {
+    fn eight_loops() -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let spin = |stop: Arc<AtomicBool>| move || while !stop.load(Ordering::Relaxed) {};
+        Self(Arc::clone(&stop), (0..8).map(|_| thread::spawn(spin(Arc::clone(&stop)))).collect())
+    }
+}
+
+impl Drop for Load {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+        self.1.drain(..).for_each(|thread| thread.join().unwrap());
+    }
+}
+
+#[test]
+fn two_names_of_one_counter_count_once_in_every_start_on_a_busy_machine() {
+    let machines = [
+        one_counter_twice(DIES, LOADED, 1),
+        one_counter_twice(DIES, IDLE, 1),
+        one_counter_twice(["package-0", "package-1"], LOADED, 1),
+        one_counter_twice(["package-0", "package-1"], IDLE, 0),
+    ];
+    let livings: Vec<Living> = machines.into_iter().map_while(Machine::live).collect();
+    let load = Load::eight_loops();
+    for (at, living) in livings.iter().cycle().take(starts(8) * livings.len().min(1)).enumerate() {
+        let meter = start(living);
+        let before = meter.info();
+        let account = meter.span_of(Duration::from_millis(30));
+        for info in [&before, &meter.info()] {
+            assert_eq!(counted(info).len(), 1, "start {at}: {:?}", info.domains);
+            let undecided = second(info).duplicate == Some(Duplicate::Undecided);
+            assert_ne!(second(info).duplicate, Some(Duplicate::Independent), "start {at}");
+            assert_eq!(info.at_least == Some(true), undecided, "start {at}: {info:?}");
+        }
+        total_is_of(&account, &counted(&before));
+        if second(&meter.info()).duplicate == Some(Duplicate::Undecided) {
+            assert_eq!(account.at_least, Some(true), "start {at}");
+        }
+    }
+    drop(load);
+}
+
+#[test]
+fn two_packages_that_the_kernel_numbers_apart_are_both_counted_from_every_start() {
+    let Some(living) = two_packages(LOADED, 2).live() else { return };
+    let load = Load::eight_loops();
+    for at in 0..starts(8) {
+        let meter = start(&living);
+        let account = meter.span_of(Duration::from_millis(30));
+        let info = meter.info();
+        assert_eq!(counted(&info), ["package-0", "package-1"], "start {at}: {:?}", info.domains);
+        assert_eq!((info.at_least, account.at_least), (None, None), "start {at}");
+        assert_eq!(second(&info).duplicate, Some(Duplicate::Independent), "start {at}");
+        total_is_of(&account, &["package-0", "package-1"]);
+    }
+    drop(load);
+}
+
+#[test]
+fn the_readings_decide_where_the_kernel_does_not() {
+    let Some(one) = one_counter_twice(DIES, LOADED, 1).live() else { return };
+    let Some(two) = two_packages(LOADED, 0).live() else { return };
+    let meter = start(&one);
+    let info = meter.until(DECIDED_WITHIN, "one counter is recognised", |info| {
+        second(info).duplicate == Some(Duplicate::Same)
+    });
+    assert_eq!((counted(&info), info.at_least), (vec!["package-0-die-0"], None));
+    assert_eq!(second(&info).duplicate_of.as_deref(), Some("package-0-die-0"));
+    assert_eq!(meter.span_of(Duration::from_millis(30)).at_least, None);
+    let meter = start(&two);
+    let info = meter.until(DECIDED_WITHIN, "two counters are recognised", |info| {
+        second(info).duplicate == Some(Duplicate::Independent)
+    });
+    assert_eq!((counted(&info), info.at_least), (vec!["package-0", "package-1"], None));
+}
+
+#[test]
+fn a_decision_holds_from_its_instant_on_and_never_backwards() {
+    // Both zones show the same seldom and equal steps, which prove nothing, until the second goes a way of its own.
+    let apart_ns = Arc::new(AtomicU64::new(u64::MAX));
+    let mut machine = Machine::new();
+    let counts = |at_ns: u64| at_ns / (100 * MS) * 6_100;
+    let since_ns = Arc::clone(&apart_ns);
+    zone(&mut machine, "intel-rapl:0", "package-0", counts);
+    zone(&mut machine, "intel-rapl:1", "package-1", move |at_ns| {
+        let alone_ns = at_ns.saturating_sub(since_ns.load(Ordering::Relaxed));
+        counts(at_ns) + alone_ns / MS * 500
+    });
+    let Some(living) = machine.live() else { return };
+    let meter = start(&living);
+    meter.until(DECIDED_WITHIN, "both live", |info| counted(info).len() == 1 && info.at_least == Some(true));
+    let settled = meter.span_of(Duration::from_millis(30));
+    let across = meter.client.span("across").unwrap();
+    let from_ns = meter.info().now_ns;
+    assert_eq!(second(&meter.info()).duplicate, Some(Duplicate::Undecided));
+    apart_ns.store(wattspan::clock::monotonic_ns(), Ordering::Relaxed);
+    meter.until(DECIDED_WITHIN, "two counters are recognised", |info| {
+        second(info).duplicate == Some(Duplicate::Independent) && info.at_least.is_none()
+    });
+    let after_ns = meter.info().now_ns;
+    let after = meter.span_of(Duration::from_millis(30));
+    let across = across.close().unwrap();
+    for account in [&settled, &across] {
+        total_is_of(account, &["package-0"]);
+        assert_eq!(account.at_least, Some(true), "{account:?}");
+    }
+    total_is_of(&after, &["package-0", "package-1"]);
+    assert_eq!(after.at_least, None);
+    assert_eq!(meter.client.account(&settled.span).unwrap(), settled, "settled accounts never change");
+    let window = |from_ns: u64, to_ns: u64| meter.client.window(from_ns as i64, to_ns as i64).unwrap();
+    let now_ns = meter.info().now_ns;
+    assert_eq!(window(from_ns, now_ns).at_least, Some(true));
+    assert_eq!(window(after_ns, now_ns).at_least, None);
+}
+
+#[test]
+fn one_counter_in_two_numbered_packages_is_counted_once_when_its_levels_show_it() {
+    // A virtual machine may show one register of its host in two packages of its own.
+    let Some(living) = one_counter_twice(["package-0", "package-1"], LOADED, 2).live() else { return };
+    let meter = start(&living);
+    let across = meter.client.span("across").unwrap();
+    meter.until(DECIDED_WITHIN, "one counter is recognised", |info| {
+        second(info).duplicate == Some(Duplicate::Same)
+    });
+    let across = across.close().unwrap();
+    total_is_of(&across, &["package-0"]);
+    assert_eq!(counted(&meter.info()), ["package-0"]);
+}
