@@ -19,7 +19,7 @@ use crate::clock::Clock;
 use crate::config::{self, Config, Flags};
 use crate::confine::{self, Confinement, Needs};
 use crate::energy::Domain;
-use crate::ipc::{self, Doors, Listening, Plan, Reread, Service, Taken, Upkeep};
+use crate::ipc::{self, Doors, Plan, Reread, Service, Upkeep};
 use crate::journal::{BUS, Entry, Event, FAILED, LEDGER, LOOSE, RECORDED, STARTED, STOPPED, tell};
 use crate::notify::Manager;
 use crate::ring::Sample;
@@ -28,6 +28,7 @@ use crate::sampler::record::{self, Recording};
 use crate::source::recorder::Recorder;
 use crate::source::{self, Inventory};
 use crate::store::{self, Store};
+use crate::unix_socket::{self, Listening, Reach, Taken};
 
 /// The whole program.
 pub fn main() -> ExitCode {
@@ -117,13 +118,13 @@ const BY_HAND: &str = "runs as root, by hand: it has given up what it can; `syst
                        its own";
 
 /// The sockets that the service manager made for us, else one of our own making, which goes with the second value.
-fn listen(config: &Config, reach: ipc::Reach) -> Result<(Vec<UnixListener>, Option<Listening>)> {
+fn listen(config: &Config, reach: Reach) -> Result<(Vec<UnixListener>, Option<Listening>)> {
     let mut listeners = activation_ffi::listeners()?;
     listeners.extend(ipc::launchd_listeners().context("launchd hands over no socket")?);
     if !listeners.is_empty() {
         return Ok((listeners, None));
     }
-    let (listener, listening) = ipc::bind(&place(config)?, reach)?;
+    let (listener, listening) = unix_socket::bind(&place(config)?, reach)?;
     Ok((vec![listener], Some(listening)))
 }
 

@@ -32,6 +32,9 @@ pub mod activation_ffi;
 /// Giving up privilege.
 pub mod confine;
 
+/// Unix sockets: paths taken safely, and the peer's credentials.
+pub mod unix_socket;
+
 /// Settings: defaults, file, flags, checks.
 pub mod config;
 

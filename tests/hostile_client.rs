@@ -364,7 +364,7 @@ fn a_second_daemon_is_refused_with_a_message_and_the_first_stays() {
     let daemon = TestDaemon::on(STEADY);
     let (status, said) = daemon.rival();
     assert_eq!(status.code(), Some(75), "{said}");
-    assert!(said.contains("another wattspand listens"), "{said}");
+    assert!(said.contains("another process listens"), "{said}");
     assert_serves(&daemon);
 }
 

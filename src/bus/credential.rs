@@ -10,7 +10,7 @@ use zbus::fdo::ConnectionCredentials;
 use zbus::{Connection, Message};
 
 use super::denial::Denial;
-use crate::ipc::Credentials;
+use crate::unix_socket::Credentials;
 
 /// How long the bus may take.
 const PATIENCE: Duration = Duration::from_secs(10);

@@ -2,21 +2,23 @@
 //!
 //! Owns the flags, and the end: a first signal lets the running requests end, a second one ends the program.
 
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::ending::{OK, Trouble};
 use super::{Meter, say};
 use crate::client::Place;
 use crate::http::Target;
-use crate::proxy::{Annotate, Listening, Settings, USUAL_PATIENCE};
+use crate::proxy::{Annotate, FigureGroup, ListenAddress, Listening, Settings, USUAL_PATIENCE, gid_of};
 
 /// Where to listen, whom to forward to, and how to tell the energy.
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
-    /// Listen here; port 0 takes a free one
-    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:8088")]
-    listen: SocketAddr,
+    /// Listen on HOST:PORT (port 0 takes a free one) or on a Unix socket, unix:PATH
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8088")]
+    listen: ListenAddress,
+    /// Let the members of this group open the Unix socket; its mode is 0660 then, else 0600
+    #[arg(long, value_name = "GROUP")]
+    listen_group: Option<String>,
     /// Forward to this server: http:// or https://, with or without a base path
     #[arg(long, value_name = "URL")]
     upstream: Target,
@@ -26,6 +28,12 @@ pub struct Arguments {
     /// How the energy is told: not at all; in headers, trailers and comments of event streams; or in usage.energy too
     #[arg(long, value_enum, value_name = "HOW", default_value_t = How::Headers)]
     annotate: How,
+    /// Show the energy to clients of this group's members too, not only to this user and root
+    #[arg(long, value_name = "GROUP", default_value = SPAN_GROUP)]
+    annotate_group: String,
+    /// Show the energy to every client, whatever its access and wherever it connects from
+    #[arg(long)]
+    annotate_all: bool,
     /// How requests that run at once share: equally, or by the tokens they stream
     #[arg(long, value_enum, value_name = "HOW", default_value_t = Weight::Equal)]
     weight: Weight,
@@ -42,6 +50,9 @@ pub struct Arguments {
     #[arg(long, value_name = "N", default_value_t = 8192, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     connections: u32,
 }
+
+/// The group with span access, unless the daemon's configuration names another.
+const SPAN_GROUP: &str = "wattspan";
 
 #[derive(Debug, Clone, Copy, clap::ValueEnum)]
 enum How {
@@ -64,7 +75,8 @@ pub fn proxy(meter: &Meter, arguments: &Arguments) -> Result<u8, Trouble> {
     }
     let raised = raise_descriptors();
     let settings = Settings {
-        listen: arguments.listen,
+        listen: arguments.listen.clone(),
+        listen_group: listen_group(arguments)?,
         target: arguments.upstream.clone(),
         http2_only: arguments.upstream_http2,
         place: meter.socket.clone().map_or_else(Place::usual, Place::Named),
@@ -73,6 +85,8 @@ pub fn proxy(meter: &Meter, arguments: &Arguments) -> Result<u8, Trouble> {
             How::Headers => Annotate::Headers,
             How::Usage => Annotate::Usage,
         },
+        annotate_all: arguments.annotate_all,
+        annotate_group: annotate_group(arguments)?,
         weigh: arguments.weight == Weight::Tokens,
         patience: Duration::from_millis(arguments.patience),
         known_paths: !arguments.only_paths,
@@ -81,13 +95,36 @@ pub fn proxy(meter: &Meter, arguments: &Arguments) -> Result<u8, Trouble> {
     };
     let listening = Listening::new(settings, say)?;
     let tally = listening.tally();
-    say(&format!("listening at http://{}, forwarding to {}", listening.address()?, arguments.upstream));
+    say(&format!("listening at {}, forwarding to {}", listening.address()?, arguments.upstream));
+    say(&listening.describe_figure_access()?);
     if let Some(most) = raised.filter(|most| *most < 2 * u64::from(arguments.connections)) {
         say(&format!("{most} descriptors are allowed (ulimit -n): about {} requests at a time", most / 2));
     }
     listening.serve(told_to_stop())?;
     say(&tally.to_string());
     Ok(OK)
+}
+
+/// The number of the group that may open the Unix socket.
+fn listen_group(arguments: &Arguments) -> Result<Option<u32>, Trouble> {
+    let Some(name) = &arguments.listen_group else { return Ok(None) };
+    if matches!(arguments.listen, ListenAddress::Tcp(_)) {
+        return Err(anyhow::anyhow!("--listen-group is for a Unix socket; give --listen unix:PATH").into());
+    }
+    match gid_of(name) {
+        Some(gid) => Ok(Some(gid)),
+        None => Err(anyhow::anyhow!("--listen-group {name}: there is no such group on this machine").into()),
+    }
+}
+
+/// The group whose members get figures. The usual one may be missing; one that was asked for may not.
+fn annotate_group(arguments: &Arguments) -> Result<FigureGroup, Trouble> {
+    let name = &arguments.annotate_group;
+    let group = FigureGroup::named(name);
+    if group.exists() || name == SPAN_GROUP {
+        return Ok(group);
+    }
+    Err(anyhow::anyhow!("--annotate-group {name}: there is no such group on this machine").into())
 }
 
 /// SIGINT or SIGTERM. The second one ends the program by itself, since nobody waits for it any more.

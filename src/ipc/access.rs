@@ -6,6 +6,7 @@
 
 use crate::config::Groups;
 use crate::protocol::{Access, MethodName, Refusal};
+use crate::unix_socket::{Credentials, OVERFLOW_UID, Reach};
 
 use super::group_ffi;
 
@@ -34,17 +35,6 @@ pub fn permit(peer: &Peer, method: MethodName) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// What a transport knows of its peer.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Credentials {
-    /// User.
-    pub uid: u32,
-    /// Primary group.
-    pub gid: u32,
-    /// Supplementary groups.
-    pub groups: Vec<u32>,
-}
-
 /// A caller, as far as it matters here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Peer {
@@ -56,9 +46,6 @@ pub struct Peer {
     pub unlimited: bool,
 }
 
-/// What the kernel shows for a user that has no number in this user namespace: nobody in particular, so nobody.
-const OVERFLOW_UID: u32 = 65_534;
-
 /// From credentials to access.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Policy {
@@ -66,24 +53,6 @@ pub struct Policy {
     coarse_gid: Option<u32>,
     span_gid: Option<u32>,
     telemetry_gid: Option<u32>,
-}
-
-/// Who may open the socket at all; what they may ask there is another question.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Reach {
-    /// The daemon's own user.
-    Owner,
-    /// And this group.
-    Group(u32),
-    /// Everybody: a file has one group only, so that the members of a second group come in with all the others, who
-    /// are told their version and health.
-    Everybody,
-}
-
-impl From<Option<u32>> for Reach {
-    fn from(group: Option<u32>) -> Self {
-        group.map_or(Reach::Owner, Reach::Group)
-    }
 }
 
 impl Policy {
@@ -114,9 +83,7 @@ impl Policy {
     pub fn judge(&self, credentials: &Credentials) -> Peer {
         let uid = credentials.uid;
         let unlimited = uid != OVERFLOW_UID && (uid == 0 || uid == self.own_uid);
-        let member = |group: Option<u32>| {
-            group.is_some_and(|group| credentials.gid == group || credentials.groups.contains(&group))
-        };
+        let member = |group: Option<u32>| group.is_some_and(|group| credentials.has_group(group));
         let access = match () {
             () if unlimited => Access::Admin,
             () if uid == OVERFLOW_UID => Access::None,

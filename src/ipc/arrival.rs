@@ -8,7 +8,7 @@ use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
-use super::access::Credentials;
+use crate::unix_socket::Credentials;
 
 /// A client on its way in.
 #[derive(Debug)]

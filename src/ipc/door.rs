@@ -18,11 +18,11 @@ use super::doors::Doors;
 use super::exchange::Stream;
 use super::gate::{Admitted, Gate};
 use super::identity::Identity;
-use super::peer;
 use super::readiness_ffi::Watched;
 use super::seat::Seats;
 use super::service::{Final, Service};
 use crate::protocol::{Access, Refusal};
+use crate::unix_socket as peer;
 
 const LISTENER: usize = 0;
 const STOP: usize = 1;

@@ -13,12 +13,12 @@ use std::sync::Arc;
 
 use polling::{Event, Poller};
 
-use super::access::{Credentials, Peer, Policy};
+use super::access::{Peer, Policy};
 use super::arrival::Arrivals;
-use super::peer;
 use super::readiness_ffi::Watched;
 use crate::config::Limits;
 use crate::protocol::Refusal;
+use crate::unix_socket::{self as peer, Credentials};
 
 /// Most connections accepted in one turn; a flood waits its turn like everybody.
 const MOST_A_TURN: usize = 32;

@@ -3,7 +3,8 @@
 //! Owns what its transport stated when it came, and what that lets it do. Invariant: a later rule judges by the same
 //! statement; the socket is not asked again, since that of a client whom another door brought is the daemon's own.
 
-use super::access::{Credentials, Peer, Policy};
+use super::access::{Peer, Policy};
+use crate::unix_socket::Credentials;
 use crate::usage::Origin;
 
 /// Somebody.

@@ -45,22 +45,11 @@ mod recall;
 mod register;
 mod seat;
 mod service;
-mod socket;
 mod subject;
 mod ticket;
 mod token;
 mod told;
 mod upkeep;
-
-#[cfg(target_os = "linux")]
-mod so_peercred_ffi;
-#[cfg(target_os = "linux")]
-use so_peercred_ffi as peer;
-
-#[cfg(target_os = "macos")]
-mod local_peercred_ffi;
-#[cfg(target_os = "macos")]
-use local_peercred_ffi as peer;
 
 #[cfg(target_os = "macos")]
 #[path = "launchd_linked_ffi.rs"]
@@ -71,12 +60,11 @@ mod launchd;
 #[cfg(any(test, target_os = "macos"))]
 mod launchd_ffi;
 
-pub use access::{Credentials, Policy, Reach};
+pub use access::Policy;
 pub use arrival::{Arrival, Arrivals, Usher, usher};
 pub use door::serve;
 pub use doors::Doors;
 pub use launchd::listeners as launchd_listeners;
 pub use plan::Plan;
 pub use service::{Service, Settings};
-pub use socket::{Listening, Taken, bind};
 pub use upkeep::{Reread, Upkeep};

@@ -9,8 +9,9 @@ use crate::config::{Config, Wrong};
 use crate::journal::{self, Entry, Tell};
 use crate::notify::Manager;
 use crate::protocol::{Method, Refusal, Reload, Reloaded};
+use crate::unix_socket::Reach;
 
-use super::access::{Policy, Reach};
+use super::access::Policy;
 use super::plan::Plan;
 use super::service::Service;
 

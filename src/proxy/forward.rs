@@ -169,16 +169,19 @@ async fn answer(
         return pass(client, head, body, hop);
     }
     hop::strip(&mut head.headers);
-    let told = proxy.annotate != Annotate::Off;
-    if told && let Ok(id) = HeaderValue::from_str(&span.id) {
+    // A span's name reveals no energy, and with it the operator finds the account of a request.
+    if proxy.annotate != Annotate::Off
+        && let Ok(id) = HeaderValue::from_str(&span.id)
+    {
         head.headers.insert(SPAN, id);
     }
+    let told = client.annotate != Annotate::Off;
     let Kind { dialect, streams, plain } = Kind::of(&head);
     let length = body.size_hint().exact();
     let tail = Tail {
         comment: told && plain && streams && length.is_none(),
         trailer: told && hop.takes_trailers(length.is_some()),
-        usage: proxy.annotate == Annotate::Usage && plain && (length.is_none() || !streams),
+        usage: client.annotate == Annotate::Usage && plain && (length.is_none() || !streams),
     };
     let weighed = proxy.scales.put(span, proxy.weigh && streams);
     if told && !streams && length.is_none_or(|length| length <= held::MOST) {

@@ -13,12 +13,12 @@ use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
-use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
-use super::Proxy;
 use super::forward::forward;
+use super::listen::{Connection, Listener};
 use super::wire::{Aside, Wire};
+use super::{Annotate, Proxy};
 use crate::http::dial::LARGEST_HEAD;
 
 /// How long a head may take, from the first byte or the last reply on.
@@ -36,6 +36,8 @@ const STREAMS: u32 = 1024;
 pub struct Client {
     /// What serves it.
     pub proxy: Arc<Proxy>,
+    /// How its replies are annotated.
+    pub annotate: Annotate,
     /// The side way to it, where its version has one.
     pub aside: Option<Aside>,
     /// One of the places that there are.
@@ -43,7 +45,7 @@ pub struct Client {
 }
 
 /// Serves clients until `stop` says so; connections that run are left to end.
-pub async fn serve(listener: TcpListener, proxy: Arc<Proxy>, most: usize, stop: watch::Receiver<bool>) {
+pub async fn serve(listener: Listener, proxy: Arc<Proxy>, most: usize, stop: watch::Receiver<bool>) {
     let places = Arc::new(Semaphore::new(most));
     let mut stopped = stop.clone();
     loop {
@@ -52,11 +54,11 @@ pub async fn serve(listener: TcpListener, proxy: Arc<Proxy>, most: usize, stop: 
             _ = stopped.wait_for(|stop| *stop) => return,
         };
         match accepted {
-            Ok((stream, place)) => {
+            Ok((connection, place)) => {
                 let (proxy, stop) = (Arc::clone(&proxy), stop.clone());
                 tokio::spawn(async move {
                     // A connection that fails concerns its client alone, which has seen it fail.
-                    let _ = converse(stream, place, proxy, stop).await;
+                    let _ = converse(connection, place, proxy, stop).await;
                 });
             }
             Err(error) => {
@@ -69,27 +71,28 @@ pub async fn serve(listener: TcpListener, proxy: Arc<Proxy>, most: usize, stop: 
 }
 
 async fn accept(
-    listener: &TcpListener,
+    listener: &Listener,
     places: &Arc<Semaphore>,
-) -> io::Result<(TcpStream, OwnedSemaphorePermit)> {
+) -> io::Result<(Connection, OwnedSemaphorePermit)> {
     let place = Arc::clone(places).acquire_owned().await.map_err(io::Error::other)?;
-    let (stream, _) = listener.accept().await?;
-    Ok((stream, place))
+    Ok((listener.accept().await?, place))
 }
 
 async fn converse(
-    stream: TcpStream,
+    connection: Connection,
     place: OwnedSemaphorePermit,
     proxy: Arc<Proxy>,
     mut stop: watch::Receiver<bool>,
 ) -> Result<(), crate::http::Broken> {
-    stream.set_nodelay(true)?;
+    connection.set_nodelay()?;
+    // Before anything is read: the socket's user is that of the moment at which the connection was accepted.
+    let annotate = proxy.annotate_for(&connection).await;
     let http2 = tokio::select! {
-        http2 = tokio::time::timeout(FIRST_WORD_TIMEOUT, speaks_http2(&stream)) => http2??,
+        http2 = tokio::time::timeout(FIRST_WORD_TIMEOUT, speaks_http2(&connection)) => http2??,
         _ = stop.wait_for(|stop| *stop) => return Ok(()),
     };
-    let (wire, aside) = Wire::new(stream);
-    let client = Client { proxy, aside: (!http2).then_some(aside), _place: Arc::new(place) };
+    let (wire, aside) = Wire::new(connection);
+    let client = Client { proxy, annotate, aside: (!http2).then_some(aside), _place: Arc::new(place) };
     let service = service_fn(move |request: Request<Incoming>| {
         let client = client.clone();
         async move { Ok::<_, Infallible>(forward(&client, request).await) }
@@ -137,12 +140,12 @@ fn of_http2() -> http2::Builder<TokioExecutor> {
 }
 
 /// Whether the client begins with HTTP/2's preface. No method of HTTP/1.1 begins so: PRI is reserved.
-async fn speaks_http2(stream: &TcpStream) -> io::Result<bool> {
+async fn speaks_http2(connection: &Connection) -> io::Result<bool> {
     const PREFACE: &[u8] = b"PRI ";
     const LOOKS: u32 = 200;
     let mut first = [0; PREFACE.len()];
     for _ in 0..LOOKS {
-        let count = stream.peek(&mut first).await?;
+        let count = connection.peek(&mut first).await?;
         let first = first.get(..count).unwrap_or_default();
         if count == 0 || !PREFACE.starts_with(first) {
             return Ok(false);

@@ -14,6 +14,7 @@
 
 mod asked;
 mod dialect;
+mod figure_access;
 mod figures;
 mod forward;
 mod front;
@@ -21,6 +22,7 @@ mod held;
 mod insertion;
 mod lane;
 mod link;
+mod listen;
 mod measured;
 mod order;
 mod prepare;
@@ -30,6 +32,11 @@ mod route;
 mod scan;
 mod streamed;
 mod tally;
+#[cfg(target_os = "linux")]
+mod tcp_owner;
+#[cfg(not(target_os = "linux"))]
+#[path = "tcp_owner_unsupported.rs"]
+mod tcp_owner;
 mod trace;
 mod tunnel;
 mod weigh;
@@ -37,7 +44,6 @@ mod wire;
 
 use std::hash::{BuildHasher, RandomState};
 use std::io;
-use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -47,7 +53,11 @@ use tokio::sync::watch;
 use crate::client::Place;
 use crate::http::dial::{self, Pool};
 use crate::http::{Body, Target};
+use figure_access::{FigureAccess, Owner};
+pub use figure_access::{FigureGroup, gid_of};
 use lane::Lane;
+use listen::{Connection, Listener, Socket};
+pub use listen::{ListenAddress, ParseListenAddressError};
 use remark::Remarks;
 use route::Routes;
 pub use tally::Tally;
@@ -78,7 +88,9 @@ pub enum Annotate {
 #[derive(Debug, Clone)]
 pub struct Settings {
     /// Where it listens.
-    pub listen: SocketAddr,
+    pub listen: ListenAddress,
+    /// The group that may open a Unix socket besides its owner.
+    pub listen_group: Option<u32>,
     /// The server.
     pub target: Target,
     /// Speak HTTP/2 to the server from the first byte.
@@ -87,6 +99,10 @@ pub struct Settings {
     pub place: Place,
     /// How the energy is told.
     pub annotate: Annotate,
+    /// Replies to every client are annotated, whatever its access.
+    pub annotate_all: bool,
+    /// The group whose members get figures.
+    pub annotate_group: FigureGroup,
     /// Spans weigh by the tokens they stream.
     pub weigh: bool,
     /// How long a reply waits for its account.
@@ -105,6 +121,7 @@ pub struct Proxy {
     pool: Pool<Body>,
     routes: Routes,
     annotate: Annotate,
+    figure_access: FigureAccess,
     weigh: bool,
     lane: Lane,
     scales: Scales,
@@ -120,11 +137,24 @@ impl Proxy {
     fn next_span(&self) -> u64 {
         self.seed.hash_one(self.count.fetch_add(1, Ordering::Relaxed)).max(1)
     }
+
+    /// How replies on this connection are annotated: not at all where its owner has no access or is unknown.
+    async fn annotate_for(&self, connection: &Connection) -> Annotate {
+        if self.annotate == Annotate::Off || self.figure_access.is_for_everyone() {
+            return self.annotate;
+        }
+        let owner = connection.owner().unwrap_or_else(|error| {
+            self.remarks
+                .say(&format!("cannot look up the user of a connection, which gets no figures: {error}"));
+            Owner::Unknown
+        });
+        if self.figure_access.permits(&owner).await { self.annotate } else { Annotate::Off }
+    }
 }
 
 /// A proxy that listens and does not serve yet.
 pub struct Listening {
-    listener: TcpListener,
+    socket: Socket,
     settings: Settings,
     proxy: Arc<Proxy>,
     orders: lane::Orders,
@@ -137,10 +167,7 @@ impl Listening {
     /// # Errors
     /// The address is taken, or there are no certificates to trust a server by.
     pub fn new(settings: Settings, tell: fn(&str)) -> io::Result<Self> {
-        let listener = TcpListener::bind(settings.listen).map_err(|error| {
-            io::Error::new(error.kind(), format!("cannot listen at {}: {error}", settings.listen))
-        })?;
-        listener.set_nonblocking(true)?;
+        let socket = Socket::bind(&settings.listen, settings.listen_group)?;
         let tally = Arc::<Tally>::default();
         let (lane, orders) = Lane::new(settings.patience, Arc::clone(&tally));
         let proxy = Proxy {
@@ -148,6 +175,7 @@ impl Listening {
             pool: dial::pool(&settings.target, dial::Settings { http2_only: settings.http2_only })?,
             routes: Routes::new(settings.known_paths, settings.paths.clone()),
             annotate: settings.annotate,
+            figure_access: FigureAccess::new(settings.annotate_all, settings.annotate_group.clone()),
             weigh: settings.weigh,
             lane,
             scales: Scales::default(),
@@ -156,15 +184,26 @@ impl Listening {
             seed: RandomState::new(),
             count: AtomicU64::new(0),
         };
-        Ok(Listening { listener, settings, proxy: Arc::new(proxy), orders, tell })
+        Ok(Listening { socket, settings, proxy: Arc::new(proxy), orders, tell })
     }
 
-    /// Where it listens.
+    /// The URL or path that clients connect to.
     ///
     /// # Errors
-    /// The system does not tell.
-    pub fn address(&self) -> io::Result<SocketAddr> {
-        self.listener.local_addr()
+    /// The system does not state it.
+    pub fn address(&self) -> io::Result<String> {
+        self.socket.describe()
+    }
+
+    /// One sentence: the connections that get figures.
+    ///
+    /// # Errors
+    /// The system does not state the address.
+    pub fn describe_figure_access(&self) -> io::Result<String> {
+        if self.proxy.annotate == Annotate::Off {
+            return Ok("figures go to no client (--annotate off)".to_owned());
+        }
+        Ok(self.proxy.figure_access.describe(self.socket.tcp_address()?))
     }
 
     /// What it counts.
@@ -185,8 +224,8 @@ impl Listening {
     }
 
     async fn run(self, stop: impl Future<Output = ()>) -> io::Result<()> {
-        let Listening { listener, settings, proxy, orders, tell } = self;
-        let listener = tokio::net::TcpListener::from_std(listener)?;
+        let Listening { socket, settings, proxy, orders, tell } = self;
+        let listener = Listener::new(socket)?;
         let (stopping, stopped) = watch::channel(false);
         let shared = Arc::clone(&proxy.lane.shared);
         let place = settings.place.clone();

@@ -7,17 +7,17 @@
 use std::io;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 
 use http::{HeaderMap, StatusCode};
 use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper_util::rt::TokioIo;
-use tokio::net::TcpStream;
-use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+
+use super::listen::{Connection, Reader, Writer as Outgoing};
 
 /// The connection.
 pub struct Wire {
-    reader: TokioIo<OwnedReadHalf>,
+    reader: TokioIo<Reader>,
     writer: Arc<Mutex<Writer>>,
 }
 
@@ -26,7 +26,7 @@ pub struct Wire {
 pub struct Aside(Arc<Mutex<Writer>>);
 
 struct Writer {
-    half: TokioIo<OwnedWriteHalf>,
+    half: TokioIo<Outgoing>,
     /// hyper has nothing more to write.
     flushed: bool,
     /// What was begun aside and did not fit.
@@ -35,8 +35,8 @@ struct Writer {
 
 impl Wire {
     /// A connection, and the side way to its client.
-    pub fn new(stream: TcpStream) -> (Self, Aside) {
-        let (reader, writer) = stream.into_split();
+    pub fn new(connection: Connection) -> (Self, Aside) {
+        let (reader, writer) = connection.into_split();
         let writer = Writer { half: TokioIo::new(writer), flushed: true, rest: Vec::new() };
         let writer = Arc::new(Mutex::new(writer));
         (Wire { reader: TokioIo::new(reader), writer: Arc::clone(&writer) }, Aside(writer))
@@ -61,7 +61,10 @@ impl Aside {
         if !writer.flushed || !writer.rest.is_empty() {
             return;
         }
-        if let Ok(written) = writer.half.inner().try_write(head.as_bytes()) {
+        // Without a task to wake: what the socket does not take now goes out before hyper's next write.
+        let mut unwoken = Context::from_waker(Waker::noop());
+        if let Poll::Ready(Ok(written)) = Pin::new(&mut writer.half).poll_write(&mut unwoken, head.as_bytes())
+        {
             writer.rest = head.split_off(written).into_bytes();
         }
     }

@@ -222,8 +222,10 @@ impl Drop for Stub {
 /// A running proxy.
 pub struct TestProxy {
     child: Child,
-    /// Where it listens.
+    /// Where it listens; unspecified for a Unix socket.
     pub address: SocketAddr,
+    /// The listening address as it stated it.
+    pub at: String,
     log: Arc<Mutex<String>>,
     reader: Option<JoinHandle<()>>,
 }
@@ -243,6 +245,11 @@ impl TestProxy {
 
     /// The same as a process of another user, in this group only. Needs root and setpriv.
     pub fn of(uid: u32, group: &str, upstream: &str, socket: &Path) -> Self {
+        Self::of_with(uid, group, upstream, socket, &[])
+    }
+
+    /// The same with flags.
+    pub fn of_with(uid: u32, group: &str, upstream: &str, socket: &Path, flags: &[&str]) -> Self {
         // The program lies where others may not look.
         let program = socket.parent().unwrap().with_file_name("wattspan");
         // By a program of its own: a descriptor of ours to write it by would go into whatever another test starts.
@@ -251,12 +258,20 @@ impl TestProxy {
         let mut command = Command::new("setpriv");
         command.args([format!("--reuid={uid}"), format!("--regid={uid}"), format!("--groups={group}")]);
         command.arg(program);
-        Self::run(command, upstream, socket, &[])
+        Self::run(command, upstream, socket, flags)
     }
 
-    fn run(mut command: Command, upstream: &str, socket: &Path, flags: &[&str]) -> Self {
+    /// The proxy that this command starts.
+    pub fn run(mut command: Command, upstream: &str, socket: &Path, flags: &[&str]) -> Self {
+        command.args(["proxy", "--upstream", upstream]);
+        if !flags.contains(&"--listen") {
+            command.args(["--listen", "127.0.0.1:0"]);
+        }
+        // Elsewhere the user of a TCP connection is not known.
+        if cfg!(not(target_os = "linux")) && !flags.contains(&"--annotate-all") {
+            command.arg("--annotate-all");
+        }
         let mut child = command
-            .args(["proxy", "--listen", "127.0.0.1:0", "--upstream", upstream])
             .arg("--socket")
             .arg(socket)
             .args(flags)
@@ -268,15 +283,17 @@ impl TestProxy {
         let log = Arc::new(Mutex::new(String::new()));
         let mut first = String::new();
         lines.read_line(&mut first).unwrap();
-        let address = first.split("http://").nth(1).and_then(|rest| rest.split(',').next());
-        let address = address.and_then(|text| text.parse().ok()).unwrap_or_else(|| panic!("{first}"));
+        let at = first.split("listening at ").nth(1).and_then(|rest| rest.split(',').next());
+        let at = at.unwrap_or_else(|| panic!("{first}")).to_owned();
+        let nowhere = SocketAddr::from(([0, 0, 0, 0], 0));
+        let address = at.strip_prefix("http://").map_or(nowhere, |address| address.parse().unwrap());
         let written = Arc::clone(&log);
         let reader = std::thread::spawn(move || {
             for line in lines.lines().map_while(Result::ok) {
                 written.lock().unwrap().push_str(&(line + "\n"));
             }
         });
-        TestProxy { child, address, log, reader: Some(reader) }
+        TestProxy { child, address, at, log, reader: Some(reader) }
     }
 
     /// What it said so far, but for its first line.
@@ -288,6 +305,11 @@ impl TestProxy {
     pub fn meets_the_meter(self) -> Self {
         crate::support::until("met the meter", || self.log().contains(" answers"));
         self
+    }
+
+    /// Its process.
+    pub fn pid(&self) -> rustix::process::Pid {
+        rustix::process::Pid::from_child(&self.child)
     }
 
     /// Its resident memory, in bytes.

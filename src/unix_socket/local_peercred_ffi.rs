@@ -8,7 +8,7 @@
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-use super::access::Credentials;
+use super::Credentials;
 
 /// Which process connected is not asked here: CPU time of processes is not read on this system.
 pub fn process(_socket: BorrowedFd) -> Option<u32> {

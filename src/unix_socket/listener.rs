@@ -1,4 +1,4 @@
-//! Where the daemon listens: the socket's path, taken safely.
+//! Where a program listens: the socket's path, taken safely.
 //!
 //! Owns the path and the lock beside it. Refuses whatever it did not make: a path that is a link, another thing than a
 //! socket, or somebody else's; a directory that others may write to. Never removes a socket that answers. The new
@@ -13,13 +13,28 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::FlockOperation;
 
-use super::access::Reach;
+/// Which users may open the socket; what they may request there is decided elsewhere.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reach {
+    /// The owner only.
+    Owner,
+    /// And this group.
+    Group(u32),
+    /// Every user: a file has one group only, so that members of a second group need this.
+    Everybody,
+}
+
+impl From<Option<u32>> for Reach {
+    fn from(group: Option<u32>) -> Self {
+        group.map_or(Reach::Owner, Reach::Group)
+    }
+}
 
 /// Why the path cannot be had.
 #[derive(Debug, thiserror::Error)]
 pub enum Taken {
     /// Another daemon listens there.
-    #[error("another wattspand listens on {}; stop it first, or choose another --socket", path.display())]
+    #[error("another process listens on {}; stop it first, or choose another path", path.display())]
     Running {
         /// Where.
         path: PathBuf,
@@ -104,15 +119,12 @@ fn prepare(directory: &Path) -> Result<(), Taken> {
         return refused("is a symbolic link", "give the real directory");
     }
     if !is_ours(&found) && found.uid() != 0 {
-        return refused("belongs to another user", "choose a --socket in a directory of root or of your own");
+        return refused("belongs to another user", "choose a path in a directory of root or of your own");
     }
     const OTHERS_WRITE: u32 = 0o022;
     const STICKY: u32 = 0o1000;
     if found.mode() & OTHERS_WRITE != 0 && found.mode() & STICKY == 0 {
-        return refused(
-            "can be written by others",
-            "take that away with chmod go-w, or choose another --socket",
-        );
+        return refused("can be written by others", "take that away with chmod go-w, or choose another path");
     }
     Ok(())
 }
@@ -144,13 +156,13 @@ fn check_place(path: &Path) -> Result<(), Taken> {
         Err(cause) => return Err(Taken::Denied { action: "look at", path: path.to_owned(), cause }),
     };
     if found.is_symlink() {
-        return refused("is a symbolic link", "remove it, or choose another --socket");
+        return refused("is a symbolic link", "remove it, or choose another path");
     }
     if !found.file_type().is_socket() {
-        return refused("is not a socket", "remove it, or choose another --socket");
+        return refused("is not a socket", "remove it, or choose another path");
     }
     if !is_ours(&found) {
-        return refused("is a socket of another user", "find out whose, or choose another --socket");
+        return refused("is a socket of another user", "find out whose, or choose another path");
     }
     match UnixStream::connect(path) {
         Ok(_) => Err(Taken::Running { path: path.to_owned() }),
