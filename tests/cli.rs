@@ -5,9 +5,10 @@
 //! span should have used is computed from the edges that its account states.
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -90,6 +91,57 @@ impl Drop for Daemon {
     }
 }
 
+/// Stands between `wattspan` and its daemon, and holds each CloseSpan until the test releases it.
+struct Relay {
+    socket: PathBuf,
+    /// One message for each CloseSpan that is held.
+    held: Receiver<()>,
+    /// Releases one; where it is gone, nothing is held any more.
+    release: Sender<()>,
+}
+
+impl Relay {
+    fn before(daemon: &Daemon) -> Self {
+        let socket = daemon.socket.with_extension("relay");
+        let _ = std::fs::remove_file(&socket);
+        let listener = UnixListener::bind(&socket).unwrap();
+        let daemon = daemon.socket.clone();
+        let ((holds, held), (release, released)) = (channel(), channel());
+        thread::spawn(move || {
+            let (mut client, _) = listener.accept().unwrap();
+            let mut server = UnixStream::connect(daemon).unwrap();
+            let (mut answers, mut back) = (server.try_clone().unwrap(), client.try_clone().unwrap());
+            thread::spawn(move || std::io::copy(&mut answers, &mut back));
+            let mut bytes = [0; 65_536];
+            while let Ok(count @ 1..) = client.read(&mut bytes) {
+                if bytes[..count].windows(9).any(|part| part == b"CloseSpan") {
+                    let _ = holds.send(());
+                    let _ = released.recv();
+                }
+                server.write_all(&bytes[..count]).unwrap();
+            }
+            let _ = server.shutdown(std::net::Shutdown::Both);
+        });
+        Relay { socket, held, release }
+    }
+}
+
+/// Sends a signal and waits until the process has it, where the system shows that: two of a kind that wait are one.
+fn deliver(child: &Child, signal: Signal) {
+    kill_process(Pid::from_child(child), signal).unwrap();
+    let pending = || {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap_or_default();
+        if status.lines().any(|line| line.starts_with("State:") && line.contains('Z')) {
+            return false;
+        }
+        let waiting = status.lines().filter(|line| line.starts_with("ShdPnd:") || line.starts_with("SigPnd:"));
+        waiting.flat_map(|line| line.split_whitespace().skip(1)).any(|bits| bits.contains(|c| c != '0'))
+    };
+    while pending() {
+        thread::yield_now();
+    }
+}
+
 fn text(bytes: &[u8]) -> &str {
     std::str::from_utf8(bytes).unwrap()
 }
@@ -144,6 +196,53 @@ fn a_signal_sent_to_us_reaches_the_command() {
     let mut report = String::new();
     child.stderr.take().unwrap().read_to_string(&mut report).unwrap();
     assert!(report.contains("Energy of: sh"), "{report}");
+}
+
+#[test]
+fn signals_while_the_account_settles_cost_neither_the_report_nor_the_status() {
+    let bench = Bench::new();
+    let daemon = Daemon::start(&bench);
+    for signal in [Signal::INT, Signal::TERM, Signal::HUP, Signal::QUIT, Signal::USR1, Signal::USR2] {
+        let relay = Relay::before(&daemon);
+        let mut command = bench.bare();
+        command.arg("--socket").arg(&relay.socket).args(["run", "--", "sh", "-c", "exit 7"]);
+        let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        relay.held.recv().unwrap();
+        for _ in 0..3 {
+            deliver(&child, signal);
+        }
+        drop(relay.release);
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(7), "{signal:?}: {:?}", output.status);
+        let report = text(&output.stderr);
+        assert!(report.contains("Energy of: sh") && report.contains("mean power"), "{signal:?}: {report}");
+    }
+}
+
+#[test]
+fn a_signal_while_an_account_settles_ends_the_repetition_only_where_it_means_the_end() {
+    let bench = Bench::new();
+    let daemon = Daemon::start(&bench);
+    // Not INT, QUIT or HUP: the tests may run with those ignored, and then they end nothing.
+    for (signal, runs) in [(Signal::TERM, 2), (Signal::USR1, 3), (Signal::USR2, 3)] {
+        let relay = Relay::before(&daemon);
+        let mut command = bench.bare();
+        command.arg("--socket").arg(&relay.socket);
+        command.args(["run", "-r", "3", "--json", "-o", "-", "--", "true"]);
+        let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        relay.held.recv().unwrap();
+        relay.release.send(()).unwrap();
+        relay.held.recv().unwrap();
+        for _ in 0..3 {
+            deliver(&child, signal);
+        }
+        drop(relay.release);
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(0), "{signal:?}: {:?}", output.status);
+        let told = json(&output.stdout);
+        let energies = told["runs"].as_array().unwrap().iter().filter(|run| run["account"].is_object());
+        assert_eq!(energies.count(), runs, "{signal:?}: {told}");
+    }
 }
 
 #[test]

@@ -11,7 +11,7 @@ use std::process::{Child, Command as Process, ExitStatus};
 use rustix::io::Errno;
 use rustix::process::{Pid, WaitId, WaitIdOptions, waitid};
 
-use super::signal_ffi;
+use super::signal_ffi::Forwarding;
 use crate::clock::monotonic_ns;
 
 /// What shells give for a command that is not there.
@@ -74,14 +74,11 @@ pub struct Ran {
     pub ended_ns: u64,
     /// How it ended.
     pub ended: Ended,
-    /// A signal came meanwhile that asks a program to end, even if the command made something else of it.
-    pub told_to_end: bool,
 }
 
-/// Runs `words` (program first) to its end, passing signals on meanwhile.
-pub fn run(words: &[OsString]) -> Result<Ran, NotStarted> {
+/// Runs `words` (program first) to its end, and passes signals on to it meanwhile.
+pub fn run(words: &[OsString], signals: &Forwarding) -> Result<Ran, NotStarted> {
     let (program, arguments) = words.split_first().map_or((OsString::new(), words), |(p, a)| (p.clone(), a));
-    let signals = signal_ffi::forward();
     let began_ns = monotonic_ns();
     let mut child = match Process::new(&program).args(arguments).spawn() {
         Ok(child) => child,
@@ -94,7 +91,7 @@ pub fn run(words: &[OsString]) -> Result<Ran, NotStarted> {
     }
     let ended_ns = monotonic_ns();
     signals.to(None);
-    Ok(Ran { began_ns, ended_ns, ended: reap(&mut child), told_to_end: signals.told_to_end() })
+    Ok(Ran { began_ns, ended_ns, ended: reap(&mut child) })
 }
 
 /// Returns when `pid` has ended, and leaves it unreaped, so that a signal on its way cannot hit another process of the

@@ -12,13 +12,14 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
-use super::command::{self, Ended};
+use super::command::{self, Ended, NotStarted};
 use super::ending::{FAILURE, Trouble};
 use super::reach::{Named, Reach, something_to_measure};
+use super::signal_ffi::{self, Forwarding};
 use super::spread::Spread;
 use super::terminal::Terminal;
 use super::{Meter, repeat, report};
-use crate::client::{Client, Failure};
+use crate::client::{Client, Failure, Span};
 use crate::ledger::account::Account;
 use crate::protocol::OpenSpan;
 
@@ -112,11 +113,15 @@ pub fn run(meter: &Meter, asked: &Arguments) -> Result<u8, Trouble> {
     if !meter.json {
         reach.tell();
     }
-    let runs = match repeatedly(&client, asked)? {
-        Outcome::Ran(runs) => runs,
-        Outcome::NotStarted(reason) => {
-            super::say(&reason.to_string());
-            return Ok(reason.status());
+    // A meter that refuses the first span refuses them all: the command does not start.
+    let first = client.open(asked.opening())?;
+    // Until the report is printed: a signal may come twice, to this process and to its group.
+    let signals = signal_ffi::forward();
+    let runs = match repeatedly(&client, asked, first, &signals) {
+        Ok(runs) => runs,
+        Err(not_started) => {
+            super::say(&not_started.to_string());
+            return Ok(not_started.status());
         }
     };
     let told = told(asked, &reach, runs);
@@ -132,27 +137,23 @@ pub fn run(meter: &Meter, asked: &Arguments) -> Result<u8, Trouble> {
     Ok(told.exit_status)
 }
 
-enum Outcome {
-    Ran(Vec<Run>),
-    NotStarted(command::NotStarted),
-}
-
-/// Runs after each other, until all are done or a signal ended one, or asked it to end.
-fn repeatedly(client: &Client, asked: &Arguments) -> Result<Outcome, Trouble> {
+/// Runs one after the other, until all are done, or a signal ended one or asked it to end. `first` is the span of the
+/// first of them.
+fn repeatedly(
+    client: &Client,
+    asked: &Arguments,
+    first: Span<'_>,
+    signals: &Forwarding,
+) -> Result<Vec<Run>, NotStarted> {
     let mut runs: Vec<Run> = Vec::new();
-    for turn in 0..asked.repeat {
-        let span = match client.open(asked.opening()) {
-            Ok(span) => Ok(span),
-            // A meter that refuses the first span was never going to tell: the command is better not run for nothing.
-            Err(failure) if turn == 0 => return Err(failure.into()),
-            Err(failure) => Err(failure),
-        };
-        let ran = match command::run(asked.words()) {
+    let mut span = Ok(first);
+    loop {
+        let ran = match command::run(asked.words(), signals) {
             Ok(ran) => ran,
-            Err(reason) => {
-                // The daemon may be gone; the command's failure is what is to be told.
-                let _ = span.map(crate::client::Span::cancel);
-                return Ok(Outcome::NotStarted(reason));
+            Err(not_started) => {
+                // The daemon may be gone; the command's failure is what the user has to know.
+                let _ = span.map(Span::cancel);
+                return Err(not_started);
             }
         };
         let at_ns = i64::try_from(ran.ended_ns).unwrap_or(i64::MAX);
@@ -164,11 +165,13 @@ fn repeatedly(client: &Client, asked: &Arguments) -> Result<Outcome, Trouble> {
         let signal = if let Ended::Signal(number) = ran.ended { Some(number) } else { None };
         let duration_ns = ran.ended_ns.saturating_sub(ran.began_ns);
         runs.push(Run { exit_status: ran.ended.status(), signal, duration_ns, account, unknown });
-        if signal.is_some() || ran.told_to_end {
-            break;
+        // In this order: a signal that asks for the end is either seen here or held for the next command.
+        signals.drop_held();
+        if signal.is_some() || signals.told_to_end() || runs.len() >= asked.repeat as usize {
+            return Ok(runs);
         }
+        span = client.open(asked.opening());
     }
-    Ok(Outcome::Ran(runs))
 }
 
 fn told(asked: &Arguments, reach: &Reach, runs: Vec<Run>) -> Told {

@@ -4,7 +4,7 @@
 //! that the terminal sends (Ctrl-C) reaches the command by itself, since it stays in our process group: passing it on
 //! would deliver it twice. One that a process sends to us alone is passed on. Either way it is remembered that one came
 //! which means the end, whatever the command makes of it. A signal that we were started to ignore
-//! stays ignored, here and in the command. Never ends this program: it ends when the command has.
+//! stays ignored, here and in the command. Never ends this program: it ends once its report is printed.
 #![allow(unsafe_code)]
 
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
@@ -54,6 +54,11 @@ impl Forwarding {
             // A command that has ended meanwhile needs no signal.
             let _ = kill_process(command, held);
         }
+    }
+
+    /// Drops a signal that came while no command ran: it was sent to the one that has ended, not to the next.
+    pub fn drop_held(&self) {
+        HELD.store(0, Ordering::SeqCst);
     }
 
     /// Whether a signal came since [`forward`] that asks a program to end, from the terminal or from a process.
