@@ -34,6 +34,9 @@ def main() -> None:
     settings.hostnames = ["127.0.0.1"]
     settings.port = port
     settings.n_parallel = slots
+    # A question that is asked again must cost what it cost the first time, else two runs cannot be compared.
+    settings.cache_prompt = False
+    settings.cache_ram_mib = 0
     settings.n_ctx = CONTEXT_TOKENS_PER_SLOT * slots
     settings.cpuparams.n_threads = threads
     settings.cpuparams_batch.n_threads = threads

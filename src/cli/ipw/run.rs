@@ -14,7 +14,7 @@ use super::super::terminal::{Terminal, printable};
 use super::super::{Meter, say};
 use super::begun::{Begun, begun, resumed};
 use super::live::Live;
-use super::server::Server;
+use super::server::{KEY_VARIABLE, Server};
 use super::{Wanted, report};
 use crate::clock::unix_ns;
 use crate::ipw::metering::Metering;
@@ -43,6 +43,9 @@ pub struct Arguments {
     /// Go on with a run that was interrupted, as it was begun; failed queries are asked again
     #[arg(long, value_name = "DIRECTORY", conflicts_with_all = BEGUN)]
     pub resume: Option<PathBuf>,
+    /// Print COMMAND as the way to continue an interrupted run, for a script that starts this program
+    #[arg(long, value_name = "COMMAND")]
+    pub resume_command: Option<String>,
     /// What the run is called in reports [default: the model]
     #[arg(long, value_name = "NAME")]
     pub label: Option<String>,
@@ -140,8 +143,7 @@ async fn whole(meter: &Meter, asked: &Arguments) -> Result<u8, Trouble> {
     drop(watch);
     let path = directory.path();
     let ended = ended.map_err(|unusable| {
-        let mend =
-            format!("what was answered is kept; go on with: wattspan ipw run --resume {}", path.display());
+        let mend = format!("what was answered is kept; go on with: {}", resume_command(meter, asked, path));
         Trouble::new(FAILURE, format!("{unusable}\n{mend}"))
     })?;
     told(meter, asked, path, &ended)
@@ -175,13 +177,66 @@ fn told(meter: &Meter, asked: &Arguments, path: &Path, ended: &Ended) -> Result<
     } else {
         stdout().write_all(report::text(&figures, Terminal::of(&stdout())).as_bytes())?;
     }
-    let path = path.display();
     if ended.interrupted {
-        say(&format!("interrupted; go on with: wattspan ipw run --resume {path}"));
+        say(&format!("interrupted; go on with: {}", resume_command(meter, asked, path)));
         return Ok(INTERRUPTED);
     }
-    say(&format!("a page with pictures: wattspan ipw report {path} --html report.html"));
+    let path = path.display().to_string();
+    let page = command_line([&program(), "ipw", "report", &path, "--html", "report.html"]);
+    say(&format!("a page with pictures: {page}"));
     // A run in which nothing at all was answered is no success, and its rows say why.
     let progress = &ended.progress;
     Ok(if progress.of > 0 && progress.failed == progress.of { FAILURE } else { OK })
+}
+
+/// The command that continues the run: the same program, meter and server, which need not be the default ones.
+fn resume_command(meter: &Meter, asked: &Arguments, path: &Path) -> String {
+    if let Some(command) = &asked.resume_command {
+        return command.clone();
+    }
+    let mut words = vec![program()];
+    for (option, value) in
+        [("--socket", &meter.socket), ("--replay", &meter.replay), ("--config", &meter.config)]
+    {
+        words.extend(value.iter().flat_map(|value| [option.to_owned(), value.display().to_string()]));
+    }
+    words.extend(["ipw".into(), "run".into(), "--resume".into(), path.display().to_string()]);
+    // The directory has the server at which the run began, and neither a later one nor its key.
+    if let (Some(_), Some(url)) = (&asked.resume, &asked.server.url) {
+        words.extend(["--url".to_owned(), url.to_string()]);
+    }
+    if asked.server.key_from != KEY_VARIABLE {
+        words.extend(["--key-from".to_owned(), asked.server.key_from.clone()]);
+    }
+    if asked.without_meter {
+        words.push("--without-meter".into());
+    }
+    command_line(words.iter().map(String::as_str))
+}
+
+/// This program as it was called, which may be off the PATH.
+fn program() -> String {
+    std::env::args().next().unwrap_or_else(|| "wattspan".into())
+}
+
+/// Words as a shell reads them.
+fn command_line<'a>(words: impl IntoIterator<Item = &'a str>) -> String {
+    let plain = |word: &str| {
+        !word.is_empty() && word.chars().all(|c| c.is_ascii_alphanumeric() || "/._-:=,@+".contains(c))
+    };
+    let quoted = |word: &str| {
+        if plain(word) { word.to_owned() } else { format!("'{}'", word.replace('\'', "'\\''")) }
+    };
+    words.into_iter().map(quoted).collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_printed_command_is_what_a_shell_takes_apart_again() {
+        let words = ["/opt/a b/wattspan", "ipw", "--resume", "it's $HOME", ""];
+        assert_eq!(command_line(words), r"'/opt/a b/wattspan' ipw --resume 'it'\''s $HOME' ''");
+    }
 }

@@ -14,6 +14,9 @@ use crate::ipw::ask::{Api, Asking, LONGEST_ANSWER_S, first_model};
 /// Where servers listen as a rule.
 const USUAL: &str = "http://127.0.0.1:8000/v1";
 
+/// The environment variable that has the server's key, unless the user names another.
+pub const KEY_VARIABLE: &str = "OPENAI_API_KEY";
+
 /// Which server, and how it is asked.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Server {
@@ -28,7 +31,7 @@ pub struct Server {
     #[arg(long, value_name = "NAME")]
     pub model: Option<String>,
     /// Take the key from this environment variable
-    #[arg(long, value_name = "VARIABLE", default_value = "OPENAI_API_KEY")]
+    #[arg(long, value_name = "VARIABLE", default_value = KEY_VARIABLE)]
     pub key_from: String,
     /// The most tokens of an answer
     #[arg(long, value_name = "N", default_value_t = 512)]
