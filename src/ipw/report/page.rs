@@ -212,8 +212,7 @@ fn tokens(report: &Report) -> Option<Picture> {
     };
     picture.points("wrong", of(false));
     picture.points("dot", of(true));
-    let ends = [x.low, x.high].map(|x| (x, line.intercept + line.slope * x));
-    picture.path("fit", ends.into_iter());
+    picture.line("fit", [x.low, x.high].map(|x| (x, line.intercept + line.slope * x)));
     Some(picture)
 }
 
@@ -360,6 +359,40 @@ mod tests {
         for forbidden in ["<script", "http://", "https://", "src=", "@import", "url("] {
             assert!(!page.contains(forbidden), "{forbidden} is in the page");
         }
+    }
+
+    #[test]
+    fn the_line_of_the_fit_has_the_fits_slope_where_its_intercept_is_negative() {
+        // Energy in J is 0.2 × tokens - 10: below nothing for short queries.
+        let row = |id: u64| {
+            let energy = Energy {
+                share_uj: Some(id * 200_000 * 2 - 10_000_000),
+                span_ns: 1_000_000_000,
+                ..Energy::default()
+            };
+            let tokens = Some(id);
+            Row {
+                id: id.to_string(),
+                tokens_in: tokens,
+                tokens_out: tokens,
+                energy: Some(energy),
+                ..Row::default()
+            }
+        };
+        let page = rendered(&(30..80).map(row).collect::<Vec<_>>(), "");
+        let figure = page.split("<b>Energy against tokens</b>").nth(1).unwrap();
+        let number = |text: &str| text.parse::<f64>().unwrap();
+        let path = figure.split("<path class=fit d='M").nth(1).unwrap().split('\'').next().unwrap();
+        let ends: Vec<f64> = path.split(['L', ' ']).map(number).collect();
+        let slope = (ends[3] - ends[1]) / (ends[2] - ends[0]);
+        let value =
+            |circle: &str, name: &str| number(circle.split(name).nth(1).unwrap().split(' ').next().unwrap());
+        let dots: Vec<(f64, f64)> =
+            figure.split("<circle").skip(1).map(|it| (value(it, "cx="), value(it, "cy="))).collect();
+        let (first, last) = (dots[0], dots[49]);
+        let truth = (last.1 - first.1) / (last.0 - first.0);
+        assert!((slope / truth - 1.0).abs() < 0.01, "{slope}, and the points rise by {truth}");
+        assert!((ends[1] + slope * (first.0 - ends[0]) - first.1).abs() < 0.5, "the line misses its points");
     }
 
     #[test]
