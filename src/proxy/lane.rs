@@ -217,9 +217,10 @@ impl Closing {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::proxy::visible::Log;
 
     fn lane() -> (Lane, Orders) {
-        Lane::new(Duration::from_millis(5), Arc::default(), Named::new(None, |_| ()))
+        Lane::new(Duration::from_millis(5), Arc::default(), Named::new(None, Log::new(|_| ())))
     }
 
     #[test]

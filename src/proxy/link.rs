@@ -220,6 +220,7 @@ mod tests {
     use crate::protocol::{CloseSpan, OpenSpan, Reply};
     use crate::proxy::lane::Lane;
     use crate::proxy::server_process::Named;
+    use crate::proxy::visible::Log;
 
     fn info() -> Info {
         Info {
@@ -242,7 +243,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let places = ["none.sock", "here.sock"].map(|name| directory.path().join(name));
         let listener = UnixListener::bind(&places[1]).unwrap();
-        let (lane, orders) = Lane::new(Duration::ZERO, Arc::default(), Named::new(None, |_| ()));
+        let (lane, orders) = Lane::new(Duration::ZERO, Arc::default(), Named::new(None, Log::new(|_| ())));
         let told = Mutex::new(String::new());
         let tell = |line: &str| told.lock().unwrap().push_str(line);
         let daemon = async {
@@ -264,7 +265,8 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_lost_with_a_connection_waits_no_more() {
-        let (lane, mut orders) = Lane::new(Duration::ZERO, Arc::default(), Named::new(None, |_| ()));
+        let (lane, mut orders) =
+            Lane::new(Duration::ZERO, Arc::default(), Named::new(None, Log::new(|_| ())));
         lane.shared.set_generation(1);
         // As many as may wait, twice over, in batches whose connection is lost before they are written.
         for _ in 0..128 {

@@ -45,6 +45,7 @@ mod tcp_owner;
 mod tcp_owner;
 mod trace;
 mod tunnel;
+mod visible;
 mod weigh;
 mod wire;
 
@@ -70,6 +71,7 @@ use route::Routes;
 use server_process::Named;
 pub use server_process::ServerProcess;
 pub use tally::Tally;
+use visible::Log;
 use weigh::Scales;
 
 /// How long a reply's last byte may wait for the account, unless told otherwise.
@@ -170,19 +172,20 @@ pub struct Listening {
     proxy: Arc<Proxy>,
     orders: lane::Orders,
     server: Option<WatchedProcess>,
-    tell: fn(&str),
+    log: Log,
 }
 
 impl Listening {
-    /// Listens; what there is to say is said through `tell`.
+    /// Listens; the proxy's lines go to `write`.
     ///
     /// # Errors
     /// The address is taken, the server's process does not exist, or there are no certificates to trust a server by.
-    pub fn new(settings: Settings, tell: fn(&str)) -> io::Result<Self> {
+    pub fn new(settings: Settings, write: fn(&str)) -> io::Result<Self> {
+        let log = Log::new(write);
         let socket = Socket::bind(&settings.listen, settings.listen_group)?;
         let tally = Arc::<Tally>::default();
         let server = watched(settings.server.as_ref())?;
-        let named = Named::new(settings.server.clone(), tell);
+        let named = Named::new(settings.server.clone(), log);
         let (lane, orders) = Lane::new(settings.patience, Arc::clone(&tally), named);
         let proxy = Proxy {
             target: settings.target.clone(),
@@ -194,11 +197,11 @@ impl Listening {
             lane,
             scales: Scales::default(),
             tally,
-            remarks: Remarks::new(tell),
+            remarks: Remarks::new(log),
             seed: RandomState::new(),
             count: AtomicU64::new(0),
         };
-        Ok(Listening { socket, settings, proxy: Arc::new(proxy), orders, server, tell })
+        Ok(Listening { socket, settings, proxy: Arc::new(proxy), orders, server, log })
     }
 
     /// The URL or path that clients connect to.
@@ -238,12 +241,14 @@ impl Listening {
     }
 
     async fn run(self, stop: impl Future<Output = ()>) -> io::Result<()> {
-        let Listening { socket, settings, proxy, orders, server, tell } = self;
+        let Listening { socket, settings, proxy, orders, server, log } = self;
         let listener = Listener::new(socket)?;
         let (stopping, stopped) = watch::channel(false);
         let shared = Arc::clone(&proxy.lane.shared);
         let place = settings.place.clone();
-        tokio::spawn(async move { link::serve(place, orders, &shared, &tell).await });
+        tokio::spawn(
+            async move { link::serve(place, orders, &shared, &move |line: &str| log.line(line)).await },
+        );
         if let Some(server) = server {
             let named = Arc::clone(&proxy.lane.server);
             server.on_exit(move || named.forget("it has ended"))?;

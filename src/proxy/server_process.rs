@@ -8,6 +8,7 @@ use std::fmt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::visible::Log;
 use crate::protocol::{Answer, OpenSpan, OpenedSpan, Refusal};
 
 /// How long a control group that the daemon refused is not named: a service that restarts has none for a moment. One
@@ -35,7 +36,7 @@ impl fmt::Display for ServerProcess {
 /// The process that spans name now.
 pub struct Named {
     state: Mutex<State>,
-    log: fn(&str),
+    log: Log,
 }
 
 struct State {
@@ -45,7 +46,7 @@ struct State {
 
 impl Named {
     /// Spans name this one, or none.
-    pub fn new(server: Option<ServerProcess>, log: fn(&str)) -> Self {
+    pub fn new(server: Option<ServerProcess>, log: Log) -> Self {
         Named { state: Mutex::new(State { server, refused: None }), log }
     }
 
@@ -65,7 +66,7 @@ impl Named {
     pub fn forget(&self, reason: &str) {
         let server = self.state().server.take();
         if let Some(server) = server {
-            (self.log)(&format!(
+            self.log.line(&format!(
                 "{server}: {reason}; accounts have no process share from now on. Start the proxy again to name another"
             ));
         }
@@ -76,7 +77,7 @@ impl Named {
         let mut state = self.state();
         let is_first = state.refused.replace(Instant::now()).is_none();
         if let Some(server) = state.server.as_ref().filter(|_| is_first) {
-            (self.log)(&format!(
+            self.log.line(&format!(
                 "{server}: {refusal}; accounts have no process share until the daemon accepts it (tried every {} s)",
                 RETRY.as_secs()
             ));
@@ -127,18 +128,18 @@ mod tests {
 
     #[test]
     fn a_span_names_the_server_or_has_no_process_share_and_never_the_default() {
-        let (depends, opening) = filled(&Named::new(None, |_| ()));
+        let (depends, opening) = filled(&Named::new(None, Log::new(|_| ())));
         assert_eq!((depends, opening.process_share), (false, Some(false)));
-        let (depends, opening) = filled(&Named::new(Some(ServerProcess::Process(7)), |_| ()));
+        let (depends, opening) = filled(&Named::new(Some(ServerProcess::Process(7)), Log::new(|_| ())));
         assert_eq!((depends, opening.process, opening.process_share), (true, Some(7), None));
         let group = ServerProcess::ControlGroup("/vllm".into());
-        let (depends, opening) = filled(&Named::new(Some(group), |_| ()));
+        let (depends, opening) = filled(&Named::new(Some(group), Log::new(|_| ())));
         assert_eq!((depends, opening.cgroup.as_deref()), (true, Some("/vllm")));
     }
 
     /// Whether spans name the server after this answer.
     fn still_named(server: ServerProcess, message: &str) -> bool {
-        let named = Named::new(Some(server), |_| ());
+        let named = Named::new(Some(server), Log::new(|_| ()));
         named.opened(message.as_bytes()).unwrap();
         filled(&named).0
     }
@@ -172,7 +173,7 @@ mod tests {
 
     #[test]
     fn a_control_group_that_was_missing_is_named_again_later() {
-        let named = Named::new(Some(ServerProcess::ControlGroup("/vllm".into())), |_| ());
+        let named = Named::new(Some(ServerProcess::ControlGroup("/vllm".into())), Log::new(|_| ()));
         let gone = refusal("InvalidValue", r#"{"field":"cgroup","reason":"gone"}"#);
         named.opened(gone.as_bytes()).unwrap();
         assert!(!filled(&named).0);
