@@ -27,6 +27,9 @@ fn holds_the_truth(at_once: usize, questions: usize) {
     assert!(rows.iter().all(|row| row.score == Some(1.0) && row.duration_ns >= 100_000_000));
     assert!(rows.iter().all(|row| row.energy.is_some()), "{rows:?}");
     let accounts = accounts(&client, &rows);
+    // This process only asks; a share of its own CPU time would be read as the server's.
+    let shares = accounts.iter().map(|account| (account.process, &account.process_reason));
+    assert!(shares.clone().all(|share| share == (None, &None)), "{:?}", shares.collect::<Vec<_>>());
     let all: Vec<Held> = accounts.iter().map(held).collect();
     for (row, span) in rows.iter().zip(&all) {
         let Some(energy) = &row.energy else { continue };

@@ -259,3 +259,21 @@ fn a_client_of_another_user() {
         println!("ANSWER refused");
     }
 }
+
+#[test]
+fn a_client_that_is_not_the_load_has_no_process_share_where_it_asks_for_none() {
+    let daemon = TestDaemon::on(STEADY);
+    let mut client = daemon.client();
+    client.call("OpenSpan", json!({ "span": "a", "process_share": false }));
+    pass(150);
+    let account = client.settle("a");
+    for field in ["process", "cgroup", "process_uj", "process_reason"] {
+        assert_eq!(account.get(field), None, "{field}: {account}");
+    }
+    assert!(account["domains"].as_array().unwrap().iter().all(|share| share.get("process_uj").is_none()));
+    client.call("OpenSpan", json!({ "span": "b", "process_share": true }));
+    assert_eq!(client.settle("b")["process"], std::process::id());
+    let both = json!({ "process": std::process::id(), "process_share": false });
+    let (name, said) = client.refusal("OpenSpan", both);
+    assert_eq!((name.as_str(), &said["field"]), ("InvalidValue", &json!("process_share")), "{said}");
+}

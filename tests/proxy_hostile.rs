@@ -329,3 +329,24 @@ fn a_server_that_answers_without_asking_for_the_body_ends_nothing_but_the_reques
     assert!(!proxy.log().contains("panicked"), "{}", proxy.log());
     proxy.end().assert_balanced();
 }
+
+#[test]
+fn the_meters_words_can_forge_no_line_of_the_log_and_hide_nothing_in_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("meter.sock");
+    let meter = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    let refusal = "{\"error\":\"org.wattspan.Meter.InvalidValue\",\"parameters\":{\"field\":\"x\",\"reason\":\
+                   \"\\u202eoff\\u001b[2J\\nwattspan: forged\\u009b\"}}\0";
+    std::thread::spawn(move || {
+        for mut stream in meter.incoming().flatten() {
+            let _ = std::io::Write::write_all(&mut stream, refusal.as_bytes());
+            let _ = std::io::Read::read(&mut stream, &mut [0; 4096]);
+        }
+    });
+    let proxy = TestProxy::before("http://127.0.0.1:1", &socket, &[]);
+    support::until("heard the meter", || proxy.log().contains("requests go through unmeasured"));
+    let log = proxy.log();
+    assert!(log.contains(r"\u{202e}off\u{1b}[2J\nwattspan: forged\u{9b}"), "{log}");
+    assert!(log.chars().all(|c| matches!(c, ' '..='~' | '\n')), "{log:?}");
+    assert!(!log.lines().any(|line| line.starts_with("wattspan: forged")), "{log}");
+}

@@ -519,3 +519,69 @@ fn the_proxy_needs_a_daemon_and_says_so() {
     assert_eq!(output.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&output.stderr).contains("asks a daemon"));
 }
+
+/// The fields of an account that are about a process.
+fn process_share(account: &Value) -> Vec<&str> {
+    ["process", "cgroup", "process_uj", "process_reason"]
+        .into_iter()
+        .filter(|field| account.get(field).is_some())
+        .collect()
+}
+
+#[test]
+fn without_a_named_server_an_account_has_no_process_share_and_never_the_proxys() {
+    let daemon = TestDaemon::on(STEADY);
+    let stub = Stub::saying(json_reply("{}"));
+    let proxy = before(&stub, &daemon, &[]);
+    let reply = ask(&proxy, &question("{}"));
+    let account = account(&daemon, &reply);
+    assert_eq!(process_share(&account), [""; 0], "{account}");
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_wattspan"))
+        .arg("--socket")
+        .arg(daemon.socket())
+        .args(["spans", reply.header("wattspan-span").unwrap()])
+        .output()
+        .unwrap();
+    let printed = String::from_utf8(output.stdout).unwrap();
+    assert!(printed.contains("energy") && !printed.contains("by CPU time"), "{printed}");
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_named_server_process_is_the_one_of_the_share_until_it_ends() {
+    let daemon = TestDaemon::on(STEADY);
+    let stub = Stub::saying(json_reply("{}"));
+    let mut server = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
+    let pid = server.id().to_string();
+    let proxy = before(&stub, &daemon, &["--upstream-pid", &pid]);
+    let named = account(&daemon, &ask(&proxy, &question("{}")));
+    assert_eq!(named["process"].to_string(), pid, "{named}");
+    server.kill().unwrap();
+    server.wait().unwrap();
+    until("seen the server end", || proxy.log().contains("it has ended"));
+    let later = account(&daemon, &ask(&proxy, &question("{}")));
+    assert_eq!(process_share(&later), [""; 0], "{later}");
+    proxy.end().assert_balanced();
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_server_that_the_meter_refuses_costs_one_measurement_and_a_line() {
+    let daemon = TestDaemon::on(STEADY);
+    let stub = Stub::saying(json_reply("{}"));
+    let proxy = before(&stub, &daemon, &["--upstream-cgroup", "/no/such/group"]);
+    assert_eq!(ask(&proxy, &question("{}")).status(), 200);
+    until("refused", || proxy.log().contains("control group /no/such/group"));
+    let later = account(&daemon, &ask(&proxy, &question("{}")));
+    assert_eq!((process_share(&later).len(), &later["state"]), (0, &json!("settled")), "{later}");
+    let counters = proxy.end();
+    counters.assert_ended();
+    assert_eq!((counters.opened, counters.closed, counters.refused), (2, 1, 1));
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_wattspan"))
+        .args(["proxy", "--upstream", "http://127.0.0.1:1", "--listen", "127.0.0.1:0"])
+        .args(["--upstream-pid", "4194305"])
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("--upstream-pid 4194305"));
+}

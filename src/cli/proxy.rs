@@ -8,7 +8,9 @@ use super::ending::{OK, Trouble};
 use super::{Meter, say};
 use crate::client::Place;
 use crate::http::Target;
-use crate::proxy::{Annotate, FigureGroup, ListenAddress, Listening, Settings, USUAL_PATIENCE, gid_of};
+use crate::proxy::{
+    Annotate, FigureGroup, ListenAddress, Listening, ServerProcess, Settings, USUAL_PATIENCE, gid_of,
+};
 
 /// Where to listen, whom to forward to, and how to tell the energy.
 #[derive(Debug, clap::Args)]
@@ -25,6 +27,12 @@ pub struct Arguments {
     /// Speak HTTP/2 to the server from the first byte (with https it is agreed on by itself)
     #[arg(long)]
     upstream_http2: bool,
+    /// The server's process, whose share of each account is stated too; without it there is no such share
+    #[arg(long, value_name = "PID", value_parser = clap::value_parser!(u32).range(1..))]
+    upstream_pid: Option<u32>,
+    /// Or the server's control group, by its path in /proc/PID/cgroup
+    #[arg(long, value_name = "PATH", conflicts_with = "upstream_pid")]
+    upstream_cgroup: Option<String>,
     /// How the energy is told: not at all; in headers, trailers and comments of event streams; or in usage.energy too
     #[arg(long, value_enum, value_name = "HOW", default_value_t = How::Headers)]
     annotate: How,
@@ -79,6 +87,7 @@ pub fn proxy(meter: &Meter, arguments: &Arguments) -> Result<u8, Trouble> {
         listen_group: listen_group(arguments)?,
         target: arguments.upstream.clone(),
         http2_only: arguments.upstream_http2,
+        server: server(arguments),
         place: meter.socket.clone().map_or_else(Place::usual, Place::Named),
         annotate: match arguments.annotate {
             How::Off => Annotate::Off,
@@ -103,6 +112,12 @@ pub fn proxy(meter: &Meter, arguments: &Arguments) -> Result<u8, Trouble> {
     listening.serve(told_to_stop())?;
     say(&tally.to_string());
     Ok(OK)
+}
+
+/// The server's process, as far as it is named.
+fn server(arguments: &Arguments) -> Option<ServerProcess> {
+    let process = arguments.upstream_pid.map(ServerProcess::Process);
+    process.or_else(|| arguments.upstream_cgroup.clone().map(ServerProcess::ControlGroup))
 }
 
 /// The number of the group that may open the Unix socket.

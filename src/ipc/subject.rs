@@ -172,6 +172,13 @@ impl Service {
             let denied = Refusal::AccessDenied { needs: Access::Span.word().into() };
             return if asked { Err(denied) } else { Ok(0) };
         }
+        if call.process_share == Some(false) {
+            if call.process.is_some() || call.cgroup.is_some() {
+                let reason = "cannot be false beside process or cgroup; leave one of them out".to_owned();
+                return Err(Refusal::InvalidValue { field: "process_share".into(), reason });
+            }
+            return Ok(0);
+        }
         match (call.process, &call.cgroup, caller.origin) {
             (Some(_), Some(_), _) => {
                 let reason = "cannot be named beside process; choose one".to_owned();

@@ -75,6 +75,8 @@ impl Metering {
             name: Some(name.to_owned()),
             attributes: Some(notes),
             at_ns,
+            // The default would be this process, which only waits for the server.
+            process_share: Some(false),
             ..OpenSpan::default()
         };
         self.send(Order::Open(opening));

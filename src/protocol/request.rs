@@ -42,6 +42,9 @@ pub struct OpenSpan {
     /// Or the control group, as in `/proc/PID/cgroup`.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub cgroup: Option<String>,
+    /// `false`: the account has no process share; a client that is not itself the load has no use for its own.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub process_share: Option<bool>,
 }
 
 /// Ends the running phase and begins the next.

@@ -12,6 +12,7 @@ use serde::Serialize;
 use super::lane::Unmeasured;
 use super::order::Ending;
 use super::reading::Said;
+use super::visible::visible;
 use crate::energy::Grade;
 use crate::ledger::account::State;
 
@@ -69,9 +70,7 @@ impl Figures {
             Some(Ending::Settled(account)) => account,
             Some(Ending::Cancelled) => return without("unmeasured", Some("the span was cancelled")),
             Some(Ending::Refused(why)) => {
-                // A header's string takes neither quotes nor what is not ASCII.
-                let why: String =
-                    why.chars().filter(|c| matches!(c, ' '..='~') && !"\"\\".contains(*c)).collect();
+                let why = visible(&why);
                 return without("unmeasured", Some(&format!("the meter refused: {why}")));
             }
             Some(Ending::Lost) => return without("unmeasured", Some("the meter went away")),
@@ -100,6 +99,8 @@ impl Figures {
     pub fn header(&self) -> HeaderValue {
         let mut text = format!("state={}", self.state);
         if let Some(reason) = &self.reason {
+            // A structured header's string escapes these two (RFC 8941, 3.3.3).
+            let reason = reason.replace('\\', r"\\").replace('"', "\\\"");
             let _ = write!(text, ", reason=\"{reason}\"");
         }
         for (name, value) in [
@@ -148,6 +149,16 @@ fn word(grade: Grade) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_meters_words_cannot_break_a_header_or_hide_in_it() {
+        let words = "no \"span\" \u{202e}\u{1b}[2J\r\nSet-Cookie: a=b \\ é";
+        let figures = Figures::of("s", Some(Ending::Refused(words.into())), &Said::default());
+        let header = figures.header();
+        let expected = r#"state=unmeasured, reason="the meter refused: no \"span\" \\u{202e}\\u{1b}[2J\\r\\nSet-Cookie: a=b \\ \\u{e9}""#;
+        assert_eq!(header.to_str().unwrap(), expected);
+        assert!(figures.json().bytes().all(|byte| (b' '..=b'~').contains(&byte)), "{}", figures.json());
+    }
 
     #[test]
     fn what_is_not_known_is_absent_and_never_0() {

@@ -21,6 +21,7 @@ use super::prepare::{Hop, prepare};
 use super::route::Operation;
 use super::streamed::{Streamed, Tail};
 use super::trace::Trace;
+use super::visible::visible;
 use super::{Annotate, Proxy, held, tunnel};
 use crate::http::{Body, hop, whole};
 
@@ -229,7 +230,7 @@ impl Kind {
 
 /// A short answer of the proxy's own.
 fn refusal(status: StatusCode, why: &str) -> Response<Body> {
-    let mut reply = Response::new(whole(format!("wattspan proxy: {why}\n")));
+    let mut reply = Response::new(whole(format!("wattspan proxy: {}\n", visible(why))));
     *reply.status_mut() = status;
     reply.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
     reply

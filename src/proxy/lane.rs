@@ -12,7 +12,8 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 
-use super::order::{Ask, Ending, Kind, Order};
+use super::order::{Ask, Ending, Kind, Order, Question};
+use super::server_process::Named;
 use super::tally::Tally;
 use crate::protocol::{CancelSpan, CloseSpan, MarkPhase, Method, OpenSpan, SetWeight};
 
@@ -59,6 +60,8 @@ pub struct Lane {
     orders: mpsc::UnboundedSender<Order>,
     /// What both ends know.
     pub shared: Arc<Shared>,
+    /// The server's process, which spans name.
+    pub server: Arc<Named>,
 }
 
 /// The daemon's end of the lane.
@@ -66,7 +69,7 @@ pub type Orders = mpsc::UnboundedReceiver<Order>;
 
 impl Lane {
     /// A lane whose replies wait at most `patience` for an account, and its other end.
-    pub fn new(patience: Duration, tally: Arc<Tally>) -> (Self, Orders) {
+    pub fn new(patience: Duration, tally: Arc<Tally>, server: Named) -> (Self, Orders) {
         let (orders, taken) = mpsc::unbounded_channel();
         let shared = Shared {
             generation: AtomicU64::new(0),
@@ -75,7 +78,7 @@ impl Lane {
             patience,
             tally,
         };
-        (Lane { orders, shared: Arc::new(shared) }, taken)
+        (Lane { orders, shared: Arc::new(shared), server: Arc::new(server) }, taken)
     }
 
     /// Opens a span, if there is a daemon that takes it.
@@ -88,7 +91,11 @@ impl Lane {
             return Err(Unmeasured::Busy);
         }
         self.shared.tally.opened.up();
-        self.send(Order::say(generation, OpenSpan { span: Some(span.clone()), ..opening }));
+        let mut opening = OpenSpan { span: Some(span.clone()), ..opening };
+        self.send(match self.server.fill(&mut opening) {
+            true => Order::ask(generation, opening, Question::Opening(Arc::clone(&self.server))),
+            false => Order::say(generation, opening),
+        });
         Ok(Open { lane: self.clone(), generation, span })
     }
 
@@ -163,14 +170,14 @@ impl Open {
     pub fn close(self, closing: CloseSpan) -> Closing {
         let (ask, answer) = Ask::new(Kind::Close, Arc::clone(&self.lane.shared.tally));
         let closing = CloseSpan { span: self.span, wait_settled: Some(true), ..closing };
-        self.lane.send(Order::ask(self.generation, closing, ask));
+        self.lane.send(Order::ask(self.generation, closing, Question::Ending(ask)));
         Closing { answer, shared: Arc::clone(&self.lane.shared) }
     }
 
     /// It never was.
     pub fn cancel(self) {
         let (ask, _) = Ask::new(Kind::Cancel, Arc::clone(&self.lane.shared.tally));
-        self.lane.send(Order::ask(self.generation, CancelSpan { span: self.span }, ask));
+        self.lane.send(Order::ask(self.generation, CancelSpan { span: self.span }, Question::Ending(ask)));
     }
 
     fn say<M: Method>(&self, parameters: M) {
@@ -210,9 +217,10 @@ impl Closing {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::proxy::visible::Log;
 
     fn lane() -> (Lane, Orders) {
-        Lane::new(Duration::from_millis(5), Arc::default())
+        Lane::new(Duration::from_millis(5), Arc::default(), Named::new(None, Log::new(|_| ())))
     }
 
     #[test]
@@ -232,8 +240,8 @@ mod tests {
         assert_eq!(lane.open("b".into(), OpenSpan::default()).err(), Some(Unmeasured::Busy));
         assert_eq!(lane.shared.tally.left_out.get(), 1);
         drop(open.close(CloseSpan::default()));
-        assert!(orders.try_recv().unwrap().ask.is_none());
-        assert!(orders.try_recv().unwrap().ask.is_some());
+        assert!(orders.try_recv().unwrap().question.is_none());
+        assert!(orders.try_recv().unwrap().question.is_some());
     }
 
     #[test]

@@ -15,7 +15,7 @@ use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::time::timeout;
 
 use super::lane::{Orders, Shared};
-use super::order::{Ask, Order};
+use super::order::{Order, Question};
 use crate::client::Place;
 use crate::protocol::{Access, Answer, Call, END, GetInfo, Info};
 
@@ -137,7 +137,7 @@ async fn talk(stream: UnixStream, generation: u64, orders: &mut Orders, shared: 
     }
 }
 
-type Asked = Mutex<VecDeque<Ask>>;
+type Asked = Mutex<VecDeque<Question>>;
 
 async fn write(
     mut writer: OwnedWriteHalf,
@@ -155,10 +155,10 @@ async fn write(
         batch.iter().for_each(|_| shared.took());
         // The request itself goes first: what is told here says when it was.
         tokio::task::yield_now().await;
-        for Order { generation: of, bytes: message, ask } in batch.drain(..) {
+        for Order { generation: of, bytes: message, question } in batch.drain(..) {
             if of == generation {
                 bytes.extend_from_slice(&message);
-                asked.lock().unwrap_or_else(PoisonError::into_inner).extend(ask);
+                asked.lock().unwrap_or_else(PoisonError::into_inner).extend(question);
             }
         }
         match timeout(STALL, writer.write_all(&bytes)).await {
@@ -171,7 +171,10 @@ async fn write(
 
 async fn read(mut reader: OwnedReadHalf, asked: &Asked, shared: &Shared) -> String {
     let mut incoming = Vec::new();
-    let oldest = || asked.lock().unwrap_or_else(PoisonError::into_inner).front().map(|ask| ask.since);
+    let oldest = || match asked.lock().unwrap_or_else(PoisonError::into_inner).front() {
+        Some(Question::Ending(ask)) => Some(ask.since),
+        Some(Question::Opening(_)) | None => None,
+    };
     loop {
         match timeout(STALL, reader.read_buf(&mut incoming)).await {
             Ok(Ok(0)) => return "the meter hung up".into(),
@@ -185,11 +188,17 @@ async fn read(mut reader: OwnedReadHalf, asked: &Asked, shared: &Shared) -> Stri
         let mut from = 0;
         while let Some(length) = memchr::memchr(END, incoming.get(from..).unwrap_or_default()) {
             let message = incoming.get(from..from + length).unwrap_or_default();
-            let Some(ask) = asked.lock().unwrap_or_else(PoisonError::into_inner).pop_front() else {
+            let Some(question) = asked.lock().unwrap_or_else(PoisonError::into_inner).pop_front() else {
                 return "the meter answers what nobody asked".into();
             };
-            shared.came(ask.since.elapsed());
-            if let Err(reason) = ask.answered(message) {
+            let answered = match question {
+                Question::Opening(server) => server.opened(message),
+                Question::Ending(ask) => {
+                    shared.came(ask.since.elapsed());
+                    ask.answered(message)
+                }
+            };
+            if let Err(reason) = answered {
                 return reason;
             }
             from += length + 1;
@@ -210,6 +219,8 @@ mod tests {
     use super::*;
     use crate::protocol::{CloseSpan, OpenSpan, Reply};
     use crate::proxy::lane::Lane;
+    use crate::proxy::server_process::Named;
+    use crate::proxy::visible::Log;
 
     fn info() -> Info {
         Info {
@@ -234,7 +245,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let places = ["none.sock", "here.sock"].map(|name| directory.path().join(name));
         let listener = UnixListener::bind(&places[1]).unwrap();
-        let (lane, orders) = Lane::new(Duration::ZERO, Arc::default());
+        let (lane, orders) = Lane::new(Duration::ZERO, Arc::default(), Named::new(None, Log::new(|_| ())));
         let told = Mutex::new(String::new());
         let tell = |line: &str| told.lock().unwrap().push_str(line);
         let daemon = async {
@@ -256,7 +267,8 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_lost_with_a_connection_waits_no_more() {
-        let (lane, mut orders) = Lane::new(Duration::ZERO, Arc::default());
+        let (lane, mut orders) =
+            Lane::new(Duration::ZERO, Arc::default(), Named::new(None, Log::new(|_| ())));
         lane.shared.set_generation(1);
         // As many as may wait, twice over, in batches whose connection is lost before they are written.
         for _ in 0..128 {

@@ -26,10 +26,16 @@ mod listen;
 mod measured;
 mod order;
 mod prepare;
+#[cfg(target_os = "linux")]
+mod process_exit;
+#[cfg(not(target_os = "linux"))]
+#[path = "process_exit_unsupported.rs"]
+mod process_exit;
 mod reading;
 mod remark;
 mod route;
 mod scan;
+mod server_process;
 mod streamed;
 mod tally;
 #[cfg(target_os = "linux")]
@@ -39,6 +45,7 @@ mod tcp_owner;
 mod tcp_owner;
 mod trace;
 mod tunnel;
+mod visible;
 mod weigh;
 mod wire;
 
@@ -58,9 +65,13 @@ pub use figure_access::{FigureGroup, gid_of};
 use lane::Lane;
 use listen::{Connection, Listener, Socket};
 pub use listen::{ListenAddress, ParseListenAddressError};
+use process_exit::WatchedProcess;
 use remark::Remarks;
 use route::Routes;
+use server_process::Named;
+pub use server_process::ServerProcess;
 pub use tally::Tally;
+use visible::Log;
 use weigh::Scales;
 
 /// How long a reply's last byte may wait for the account, unless told otherwise.
@@ -95,6 +106,8 @@ pub struct Settings {
     pub target: Target,
     /// Speak HTTP/2 to the server from the first byte.
     pub http2_only: bool,
+    /// The server's process, whose share accounts state; none where unknown.
+    pub server: Option<ServerProcess>,
     /// Where the daemon is.
     pub place: Place,
     /// How the energy is told.
@@ -158,18 +171,22 @@ pub struct Listening {
     settings: Settings,
     proxy: Arc<Proxy>,
     orders: lane::Orders,
-    tell: fn(&str),
+    server: Option<WatchedProcess>,
+    log: Log,
 }
 
 impl Listening {
-    /// Listens; what there is to say is said through `tell`.
+    /// Listens; the proxy's lines go to `write`.
     ///
     /// # Errors
-    /// The address is taken, or there are no certificates to trust a server by.
-    pub fn new(settings: Settings, tell: fn(&str)) -> io::Result<Self> {
+    /// The address is taken, the server's process does not exist, or there are no certificates to trust a server by.
+    pub fn new(settings: Settings, write: fn(&str)) -> io::Result<Self> {
+        let log = Log::new(write);
         let socket = Socket::bind(&settings.listen, settings.listen_group)?;
         let tally = Arc::<Tally>::default();
-        let (lane, orders) = Lane::new(settings.patience, Arc::clone(&tally));
+        let server = watched(settings.server.as_ref())?;
+        let named = Named::new(settings.server.clone(), log);
+        let (lane, orders) = Lane::new(settings.patience, Arc::clone(&tally), named);
         let proxy = Proxy {
             target: settings.target.clone(),
             pool: dial::pool(&settings.target, dial::Settings { http2_only: settings.http2_only })?,
@@ -180,11 +197,11 @@ impl Listening {
             lane,
             scales: Scales::default(),
             tally,
-            remarks: Remarks::new(tell),
+            remarks: Remarks::new(log),
             seed: RandomState::new(),
             count: AtomicU64::new(0),
         };
-        Ok(Listening { socket, settings, proxy: Arc::new(proxy), orders, tell })
+        Ok(Listening { socket, settings, proxy: Arc::new(proxy), orders, server, log })
     }
 
     /// The URL or path that clients connect to.
@@ -224,12 +241,18 @@ impl Listening {
     }
 
     async fn run(self, stop: impl Future<Output = ()>) -> io::Result<()> {
-        let Listening { socket, settings, proxy, orders, tell } = self;
+        let Listening { socket, settings, proxy, orders, server, log } = self;
         let listener = Listener::new(socket)?;
         let (stopping, stopped) = watch::channel(false);
         let shared = Arc::clone(&proxy.lane.shared);
         let place = settings.place.clone();
-        tokio::spawn(async move { link::serve(place, orders, &shared, &tell).await });
+        tokio::spawn(
+            async move { link::serve(place, orders, &shared, &move |line: &str| log.line(line)).await },
+        );
+        if let Some(server) = server {
+            let named = Arc::clone(&proxy.lane.server);
+            server.on_exit(move || named.forget("it has ended"))?;
+        }
         if proxy.weigh {
             tokio::spawn(proxy.scales.clone().run());
         }
@@ -244,6 +267,16 @@ impl Listening {
         wait(LAST_ACCOUNTS, || proxy.tally.opened.get() == proxy.tally.ended()).await;
         Ok(())
     }
+}
+
+/// The server's process, where one is named.
+fn watched(server: Option<&ServerProcess>) -> io::Result<Option<WatchedProcess>> {
+    let Some(ServerProcess::Process(pid)) = server else { return Ok(None) };
+    let watched = WatchedProcess::new(*pid);
+    let failed = |error: io::Error| {
+        io::Error::new(error.kind(), format!("--upstream-pid {pid}: cannot watch this process: {error}"))
+    };
+    watched.map(Some).map_err(failed)
 }
 
 async fn wait(longest: Duration, so: impl Fn() -> bool) {

@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use tokio::sync::oneshot;
 
+use super::server_process::Named;
 use super::tally::Tally;
 use crate::ledger::account::Account;
 use crate::protocol::{Answer, Call, Done, Method, Refusal, SpanAccount, Unintelligible};
@@ -32,7 +33,15 @@ pub struct Order {
     /// The call, its end included.
     pub bytes: Vec<u8>,
     /// What is to be done with the answer; `None` for a call that has none.
-    pub ask: Option<Ask>,
+    pub question: Option<Question>,
+}
+
+/// What the daemon's answer is for.
+pub enum Question {
+    /// A span that names the server's process was opened, or was not.
+    Opening(Arc<Named>),
+    /// A span's end.
+    Ending(Ask),
 }
 
 impl Order {
@@ -40,14 +49,14 @@ impl Order {
     pub fn say<M: Method>(generation: u64, parameters: M) -> Self {
         let mut bytes = Vec::new();
         Call::oneway(parameters).write(&mut bytes);
-        Order { generation, bytes, ask: None }
+        Order { generation, bytes, question: None }
     }
 
-    /// A call that ends a span.
-    pub fn ask<M: Method>(generation: u64, parameters: M, ask: Ask) -> Self {
+    /// A call with an answer.
+    pub fn ask<M: Method>(generation: u64, parameters: M, question: Question) -> Self {
         let mut bytes = Vec::new();
         Call::new(parameters).write(&mut bytes);
-        Order { generation, bytes, ask: Some(ask) }
+        Order { generation, bytes, question: Some(question) }
     }
 }
 

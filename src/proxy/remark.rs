@@ -5,19 +5,21 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::visible::Log;
+
 /// The least time between two remarks of this kind.
 const PAUSE: Duration = Duration::from_secs(1);
 
 /// Says things, not too often.
 pub struct Remarks {
-    tell: fn(&str),
+    log: Log,
     last: Mutex<(Option<Instant>, u64)>,
 }
 
 impl Remarks {
-    /// Says them through `tell`.
-    pub fn new(tell: fn(&str)) -> Self {
-        Remarks { tell, last: Mutex::new((None, 0)) }
+    /// Says them in `log`.
+    pub fn new(log: Log) -> Self {
+        Remarks { log, last: Mutex::new((None, 0)) }
     }
 
     /// Says it, unless something was said just now.
@@ -29,8 +31,8 @@ impl Remarks {
             return;
         }
         match kept {
-            0 => (self.tell)(remark),
-            _ => (self.tell)(&format!("{remark} (and {kept} more like it since the last remark)")),
+            0 => self.log.line(remark),
+            _ => self.log.line(&format!("{remark} (and {kept} more like it since the last remark)")),
         }
         *last = (Some(Instant::now()), 0);
     }
