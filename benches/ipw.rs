@@ -106,6 +106,7 @@ fn row(at: usize, dice: u64) -> Row {
             share_uj: Some(milliwatts * tokens_out),
             error_uj: Some(milliwatts * tokens_out / 200),
             idle_uj: Some(milliwatts * tokens_out / 3),
+            window_uj: Some(milliwatts * tokens_out * 4),
         })
         .collect();
     let sum = |of: fn(&Part) -> Option<u64>| Some(parts.iter().filter_map(of).sum());

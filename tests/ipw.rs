@@ -24,6 +24,51 @@ quantum_uj = 1000
 ceiling_w = 600
 "#;
 
+/// As many cloud machines show it: a platform counter that never moves, and the package within it that does.
+const STUCK: &str = r#"
+[[domain]]
+name = "psys"
+kind = "psys"
+profile = [[1.0, 300]]
+stuck = true
+[[domain]]
+name = "package-0"
+kind = "package"
+parent = "psys"
+profile = [[1.0, 80]]
+quantum_uj = 61
+ceiling_w = 400
+[[domain]]
+name = "dram-0"
+kind = "dram"
+parent = "psys"
+profile = [[1.0, 20]]
+quantum_uj = 61
+ceiling_w = 100
+stuck = true
+"#;
+
+/// A card that goes away some seconds after the start, and a package that stays.
+const DEPARTING: &str = r#"
+[[domain]]
+name = "package-0"
+kind = "package"
+profile = [[1.0, 80]]
+quantum_uj = 61
+ceiling_w = 400
+[[domain]]
+name = "gpu-0"
+kind = "gpu"
+profile = [[1.0, 200]]
+quantum_uj = 1000
+ceiling_w = 600
+lost_at_s = 3.0
+"#;
+
+const HUNDRED_WATTS: &str = include_str!("fixtures/hundred-watts.toml");
+
+const PATIENT: [&str; 4] = ["--replay", "machine.toml", "--config", "patient.toml"];
+
 struct Desk {
     dir: tempfile::TempDir,
     llm: Llm,
@@ -31,9 +76,29 @@ struct Desk {
 
 impl Desk {
     fn new() -> Self {
+        Self::on(MACHINE)
+    }
+
+    fn on(machine: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        std::fs::write(dir.path().join("machine.toml"), MACHINE).unwrap();
+        std::fs::write(dir.path().join("machine.toml"), machine).unwrap();
+        // A busy machine tells the meter late, and what is tested is not how busy it is.
+        std::fs::write(dir.path().join("patient.toml"), "horizon_ms = 1000\n").unwrap();
         Self { dir, llm: Llm::start() }
+    }
+
+    /// The report of a run in JSON, whatever the exit status.
+    fn report(&self, run: &str, more: &[&str]) -> Value {
+        let output = self.command("report").args([run, "--json"]).args(more).output().unwrap();
+        serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{}", said(&output)))
+    }
+
+    /// The manifest of a run, changed by hand.
+    fn edit(&self, run: &str, change: impl FnOnce(&mut Value)) {
+        let path = self.path(run).join("run.json");
+        let mut manifest: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+        change(&mut manifest);
+        std::fs::write(path, manifest.to_string()).unwrap();
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -53,7 +118,7 @@ impl Desk {
     /// Asks a model the first twelve questions; gives the output, and the rows.
     fn run(&self, model: &str, more: &[&str]) -> (Output, Vec<Value>) {
         let mut command = self.command("run");
-        command.args(["--replay", "machine.toml", "--url", &self.llm.url(), "--model", model, "-o", model]);
+        command.args(PATIENT).args(["--url", &self.llm.url(), "--model", model, "-o", model]);
         for (flag, usual) in [("-n", "12"), ("--warm-up", "0")] {
             if !more.contains(&flag) {
                 command.args([flag, usual]);
@@ -66,6 +131,12 @@ impl Desk {
     fn rows(&self, run: &str) -> Vec<Value> {
         lines(&self.path(run).join("rows.jsonl"))
     }
+}
+
+/// The run ended as its rows say: well, or without any energy, as on a machine too busy to measure answers of a millisecond.
+fn ended(output: &Output, rows: &[Value]) {
+    let measured = rows.iter().any(|row| row["energy"]["share_uj"].is_u64());
+    assert_eq!(output.status.code(), Some(if measured { 0 } else { 3 }), "{}", said(output));
 }
 
 fn lines(path: &Path) -> Vec<Value> {
@@ -142,10 +213,12 @@ fn what_passes_is_tried_again_and_what_does_not_is_not() {
     let desk = Desk::new();
     for model in ["flaky", "busy"] {
         let (output, rows) = desk.run(model, &["-c", "12"]);
-        assert!(output.status.success(), "{}", said(&output));
+        ended(&output, &rows);
         assert!(rows.iter().all(|row| row["retries"] == 1 && row["score"] == 1.0), "{rows:?}");
     }
-    let (_, rows) = desk.run("drops", &[]);
+    let (_, mut rows) = desk.run("drops", &[]);
+    // Rows come as their accounts do, which is not always the order of the questions.
+    rows.sort_by_key(|row| row["began_ns"].as_u64());
     assert!(rows.iter().all(|row| row["score"] == 1.0), "{rows:?}");
     let dropped: Vec<_> = rows.iter().map(|row| row["retries"].as_u64()).collect();
     assert_eq!(dropped[..3], [None, Some(1), Some(1)], "a connection that was closed is replaced");
@@ -183,7 +256,7 @@ fn without_usage_tokens_are_counted_and_called_estimated_and_other_interfaces_ar
         ])
         .output()
         .unwrap();
-    assert!(output.status.success(), "{}", said(&output));
+    ended(&output, &desk.rows("o"));
     assert!(
         desk.rows("o").iter().all(|row| row["score"] == 1.0 && row["tokens_in"] == 12),
         "{:?}",
@@ -208,7 +281,7 @@ fn a_key_is_taken_from_the_environment_and_a_model_from_the_server() {
         "2",
     ]);
     let output = command.args(["--key-from", "MY_KEY"]).env("MY_KEY", "sesame").output().unwrap();
-    assert!(output.status.success(), "{}", said(&output));
+    ended(&output, &desk.rows("a"));
     let mut command = desk.command("run");
     let output = command
         .args(["--replay", "machine.toml", "--url", &desk.llm.url(), "-o", "b", "-n", "2"])
@@ -233,9 +306,7 @@ fn a_key_is_taken_from_the_environment_and_a_model_from_the_server() {
 fn an_interrupted_run_goes_on_where_it_stopped() {
     let desk = Desk::new();
     let mut command = desk.command("run");
-    command.args([
-        "--replay",
-        "machine.toml",
+    command.args(PATIENT).args([
         "--url",
         &desk.llm.url(),
         "--model",
@@ -260,7 +331,7 @@ fn an_interrupted_run_goes_on_where_it_stopped() {
     let before = desk.rows("r").len();
     assert!((3..50).contains(&before));
     let mut command = desk.command("run");
-    command.args(["--replay", "machine.toml", "--resume", "r"]);
+    command.args(PATIENT).args(["--resume", "r"]);
     let output = command.output().unwrap();
     assert!(output.status.success(), "{}", said(&output));
     let rows = desk.rows("r");
@@ -299,11 +370,27 @@ fn reports_are_told_in_every_form() {
     let cost = json["sum"]["cost"].as_f64().unwrap() / json["sum"]["energy_j"].as_f64().unwrap() * 3.6e6;
     assert!((cost - 0.3).abs() < 1e-9);
     let csv = report(&["--csv", "-"]);
-    let cells = |line: &str| line.split(',').count();
-    assert!(csv.lines().all(|line| cells(line) == cells(csv.lines().next().unwrap())), "{csv}");
-    report(&["--html", "page.html", "--scope", "accelerator", "--idle", "included"]);
+    let rows: Vec<Vec<&str>> = csv.lines().map(|line| line.split(',').collect()).collect();
+    assert!(rows.len() > 2 && rows.iter().all(|row| row.len() == rows[0].len()), "{csv}");
+    for (column, name) in [("ipw_per_w", "per_watt"), ("power_w", "power_w"), ("accuracy", "accuracy")] {
+        let place = rows[0].iter().position(|head| *head == column).unwrap();
+        assert_eq!(rows[1][place].parse::<f64>().unwrap(), figure(&json, name), "{csv}");
+    }
+    let scope = ["--scope", "accelerator", "--idle", "included"];
+    report(&[&["--html", "page.html"][..], &scope].concat());
     let page = std::fs::read_to_string(desk.path("page.html")).unwrap();
-    assert!(page.contains("accelerator only") && page.contains("<svg"));
+    let accelerator = desk.report("good-4", &scope);
+    for (tile, name) in [("intelligence per watt", "per_watt"), ("power", "power_w")] {
+        let shown = page.split(&format!("<span>{tile}</span><b>")).nth(1).expect(tile);
+        let shown: f64 = shown.split(['<', ' ']).next().unwrap().parse().expect(tile);
+        let right = figure(&accelerator, name);
+        assert!((shown / right - 1.0).abs() < 1e-3, "{tile}: {shown}, and not {right}");
+    }
+    assert!(
+        page.contains("<p>accelerator only, idle power included, energy measured; 12 of 12 queries covered")
+    );
+    let subjects = accelerator["subjects"].as_array().unwrap().len();
+    assert_eq!(page.matches("<circle class=dot").count(), subjects, "each subject is a point");
     let power = lines(&desk.path("good-4").join("power.jsonl"));
     assert!(power.iter().all(|instant| instant["power_mw"].as_array().unwrap().len() == 2));
 }
@@ -409,7 +496,7 @@ fn a_judge_scores_what_no_rule_can_once_and_its_energy_is_told_apart() {
                      {\"id\":\"sum\",\"prompt\":\"2+2?\",\"answer\":\"4\"}\n";
     std::fs::write(desk.path("q.jsonl"), questions).unwrap();
     let (output, rows) = desk.run("good", &["-q", "q.jsonl"]);
-    assert!(output.status.success(), "{}", said(&output));
+    ended(&output, &rows);
     // Rows come as their accounts do, which is not always the order of the questions.
     let score = |of: &str| &rows.iter().find(|row| row["id"] == of).unwrap()["score"];
     assert!(score("sky").is_null() && *score("sum") == 0.0, "{rows:?}");
@@ -447,7 +534,8 @@ fn a_judge_that_is_cut_off_or_away_gives_no_score_and_is_asked_again() {
     let questions =
         "{\"id\":\"sky\",\"prompt\":\"What colour is the sky?\",\"answer\":\"The sky is blue\"}\n";
     std::fs::write(desk.path("q.jsonl"), questions).unwrap();
-    assert!(desk.run("good", &["-q", "q.jsonl"]).0.status.success());
+    let (output, rows) = desk.run("good", &["-q", "q.jsonl"]);
+    ended(&output, &rows);
     let judge = |model: &str, url: &str, meter: &[&str]| {
         let mut command = desk.command("score");
         command.args(["good", "--judge", "--no-stream", "--url", url, "--model", model]).args(meter);
@@ -512,7 +600,7 @@ fn what_a_server_or_a_run_file_says_cannot_move_the_cursor() {
         let mut command = desk.command("run");
         command.args(["--replay", "machine.toml", "--warm-up", "0", "--url", &evil, "-o", run, "-n", count]);
         let output = command.output().unwrap();
-        assert!(output.status.success(), "{}", said(&output));
+        ended(&output, &desk.rows(run));
         assert!(said(&output).contains("asks evil\u{fffd}[2J at"), "{}", said(&output));
         assert!(!said(&output).contains('\u{1b}'), "{:?}", said(&output));
         let manifest: Value =
@@ -548,4 +636,158 @@ fn a_run_goes_on_with_the_retries_and_the_warm_up_of_its_beginning() {
     let again = desk.command("run").args(["--replay", "machine.toml", "--resume", "empty"]).output().unwrap();
     assert_eq!(again.status.code(), Some(1), "{}", said(&again));
     assert_eq!(desk.llm.requests(), 6, "{}", said(&again));
+}
+
+/// A figure that is there, with an interval around it.
+fn figure(report: &Value, name: &str) -> f64 {
+    let number =
+        |of: &Value| of.as_f64().filter(|it| it.is_finite()).unwrap_or_else(|| panic!("{name}: {report}"));
+    let of = &report["all"][name];
+    let (value, low, high) =
+        (number(&of["value"]), number(&of["interval"]["low"]), number(&of["interval"]["high"]));
+    assert!(low <= value && value <= high && value > 0.0, "{name}: {of}");
+    value
+}
+
+#[test]
+fn a_domain_that_never_lives_is_no_part_of_a_run() {
+    let desk = Desk::on(STUCK);
+    let (output, rows) = desk.run("good-20", &[]);
+    let told = said(&output);
+    assert!(output.status.success(), "{told}");
+    assert!(rows.iter().all(|row| row["energy"]["share_uj"].as_u64() > Some(0)), "{rows:?}");
+    assert!(told.contains("12 of 12 queries covered"), "{told}");
+    for (name, start) in [("IPW ", "  IPW "), ("psys", "wattspan: psys is not live")] {
+        assert!(told.lines().any(|line| line.starts_with(start)), "{name}: {told}");
+    }
+    let report = desk.report("good-20", &[]);
+    assert_eq!((&report["all"]["covered"], &report["all"]["asked"]), (&12.into(), &12.into()));
+    assert!((figure(&report, "power_w") - 80.0).abs() < 0.8, "{report}");
+    assert!((figure(&report, "per_watt") * 80.0 - 1.0).abs() < 0.01, "{report}");
+    let names: Vec<_> = report["run"]["domains"].as_array().unwrap().iter().map(|it| &it["name"]).collect();
+    assert_eq!(names, ["package-0"]);
+    // The memory never lived either, so that this scope is the package.
+    assert!((figure(&desk.report("good-20", &["--scope", "compute"]), "power_w") - 80.0).abs() < 0.8);
+}
+
+#[test]
+fn a_run_whose_list_holds_a_stuck_domain_goes_on() {
+    let desk = Desk::on(STUCK);
+    desk.run("good-20", &[]);
+    let dead = |name: &str, kind: &str, parent: Option<&str>| {
+        serde_json::json!({
+            "name": name, "kind": kind, "source": "replay", "parent": parent, "counted": false, "grade": "measured",
+        })
+    };
+    desk.edit("good-20", |manifest| {
+        manifest.as_object_mut().unwrap().remove("not_live");
+        let domains = manifest["domains"].as_array_mut().unwrap();
+        domains.insert(0, dead("psys", "psys", None));
+        domains.push(dead("dram-0", "dram", Some("psys")));
+    });
+    // Earlier versions refused every row of such a run.
+    let refused = |mut row: Value| {
+        row.as_object_mut().unwrap().remove("energy");
+        row["unmetered"] = "the meter lacks domains that it had when the run began".into();
+        row["error"] = "asked again".into();
+        row.to_string() + "\n"
+    };
+    let rows: String = desk.rows("good-20").into_iter().map(refused).collect();
+    std::fs::write(desk.path("good-20").join("rows.jsonl"), rows).unwrap();
+    let output = desk.command("run").args(PATIENT).args(["--resume", "good-20"]).output().unwrap();
+    assert!(output.status.success(), "{}", said(&output));
+    assert!(said(&output).contains("12 of 12 queries covered"), "{}", said(&output));
+    let report = desk.report("good-20", &[]);
+    assert!((figure(&report, "per_watt") * 80.0 - 1.0).abs() < 0.01, "{report}");
+}
+
+#[test]
+fn a_domain_that_stops_during_a_run_is_reported_once_and_makes_no_figure_smaller() {
+    let desk = Desk::on(DEPARTING);
+    let (output, rows) = desk.run("good-700", &[]);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    let notices = |text: &str| text.matches("gpu-0").count();
+    assert_eq!(notices(&errors), 1, "{}", said(&output));
+    let lost = rows.iter().filter(|row| row["energy"]["share_uj"].is_null()).count();
+    assert!((1..12).contains(&lost), "{rows:?}");
+    let report = desk.report("good-700", &[]);
+    assert_eq!(report["all"]["covered"], 12 - lost);
+    assert!((figure(&report, "power_w") - 280.0).abs() < 3.0, "a total without the card is none: {report}");
+    assert_eq!(report["domain_gaps"]["gpu-0"], lost);
+    let output = desk.command("report").args(["good-700", "--html", "page.html"]).output().unwrap();
+    let told = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(notices(&told), 1, "{told}");
+    let page = std::fs::read_to_string(desk.path("page.html")).unwrap();
+    let wanted = format!("gpu-0: no energy for {lost} of 12 queries");
+    assert!(told.contains(&wanted) && page.contains(&wanted), "{told}");
+}
+
+#[test]
+fn where_no_energy_was_measured_the_reason_comes_first_and_the_status_says_so() {
+    let desk = Desk::new();
+    desk.run("good-4", &[]);
+    let unmetered = |mut row: Value| {
+        row.as_object_mut().unwrap().remove("energy");
+        row["unmetered"] = "the account did not settle in time".into();
+        row.to_string() + "\n"
+    };
+    let rows: String = desk.rows("good-4").into_iter().map(unmetered).collect();
+    std::fs::write(desk.path("good-4").join("rows.jsonl"), rows).unwrap();
+    let run = ["run", "--replay", "machine.toml", "--resume", "good-4"];
+    let report = ["report", "good-4", "--html", "page.html"];
+    for words in [&run[..], &report] {
+        let output = desk.command(words[0]).args(&words[1..]).output().unwrap();
+        let told = said(&output);
+        assert_eq!(output.status.code(), Some(3), "{told}");
+        let first: Vec<&str> = told.lines().filter(|line| !line.is_empty()).take(3).collect();
+        assert!(
+            first[1].contains("no energy was measured: 12 \u{d7} the account did not settle in time"),
+            "{told}"
+        );
+        assert!(first[2].contains("accuracy 100.0 % [75.75 .. 100.0] over 12 scored answers"), "{told}");
+        assert!(!told.contains(" -0"), "{told}");
+    }
+    let page = std::fs::read_to_string(desk.path("page.html")).unwrap();
+    let body = page.split_once("<h1>").unwrap().1;
+    let reason =
+        body.find("No energy was measured: 12 \u{d7} the account did not settle").expect("the reason");
+    assert!(reason < body.find("class=\"tiles\"").unwrap(), "the reason comes before all figures");
+    assert!(body.contains("<b>100.0 %</b><small>75.75 .. 100.0</small>"), "{body}");
+    assert!(!body.contains(" -0") && !body.contains(">-0"), "{body}");
+    let json = desk.report("good-4", &[]);
+    assert_eq!(json["sum"]["energy_j"].as_f64().map(f64::to_bits), Some(0), "{json}");
+    assert!(json["no_energy"].as_str().is_some_and(|reason| reason.contains("settle in time")), "{json}");
+}
+
+#[test]
+fn intelligence_per_watt_does_not_depend_on_how_many_queries_are_open() {
+    let desk = Desk::on(HUNDRED_WATTS);
+    for at_once in ["1", "4", "16"] {
+        let words = ["-c", at_once, "-n", "32", "--label", at_once];
+        let (output, _) = desk.run("good-60", &words);
+        assert!(output.status.success(), "{}", said(&output));
+        let report = desk.report("good-60", &[]);
+        assert!((figure(&report, "per_watt") * 100.0 - 1.0).abs() < 0.01, "{at_once} at once: {report}");
+        let power_w = figure(&report, "power_w");
+        let error_w = report["all"]["power_error_w"].as_f64().unwrap();
+        assert!((power_w - 100.0).abs() <= error_w && error_w > 0.0, "{at_once}: {power_w} \u{b1} {error_w}");
+        let attributed_w = figure(&report, "attributed_power_w");
+        match at_once {
+            "1" => assert!((attributed_w - power_w).abs() < 1.0, "{attributed_w} of {power_w}"),
+            _ => assert!(attributed_w < 0.7 * power_w, "{attributed_w} of {power_w}"),
+        }
+        std::fs::rename(desk.path("good-60"), desk.path(at_once)).unwrap();
+    }
+    let output = desk.command("compare").args(["1", "4", "16", "--json"]).output().unwrap();
+    let columns: Value = serde_json::from_slice(&output.stdout).unwrap();
+    for column in &columns.as_array().unwrap()[1..] {
+        let ratio = column["paired"]["per_watt_ratio"]["value"].as_f64().unwrap();
+        assert!((ratio - 1.0).abs() < 0.01, "{column}");
+    }
+    let flat = desk.command("export").args(["16", "--harness", "harness"]).output().unwrap();
+    assert!(flat.status.success(), "{}", said(&flat));
+    let exported = std::fs::read_to_string(desk.path("harness/data.jsonl")).unwrap();
+    let import = desk.command("import").args(["harness", "-o", "again"]).output().unwrap();
+    assert!(import.status.success(), "{}", said(&import));
+    assert!((figure(&desk.report("again", &[]), "power_w") - 100.0).abs() < 1.0, "{exported}");
 }

@@ -201,11 +201,13 @@ fn run_of_ours(at: &Path) -> Vec<Row> {
             share_uj: Some(2_000_001 + number * 7),
             error_uj: Some(1_000 + number),
             idle_uj: (!number.is_multiple_of(3)).then_some(500),
+            window_uj: Some(4_000_003 + number * 7),
         };
         let energy = Energy {
             share_uj: part.share_uj,
             error_uj: part.error_uj,
             idle_uj: part.idle_uj,
+            window_uj: part.window_uj,
             grade: Some(Grade::Measured),
             span_ns: 1_000_000_007 + number,
             domains: vec![part],

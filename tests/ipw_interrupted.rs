@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use support::{STEADY, TestDaemon, until};
 
 /// A busy machine tells the meter late, and what is tested is not how busy it is.
-const PATIENT: &str = "horizon_ms = 500";
+const PATIENT: &str = "horizon_ms = 1000";
 
 struct Desk {
     dir: tempfile::TempDir,

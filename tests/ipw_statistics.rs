@@ -13,11 +13,11 @@ use wattspan::ipw::{bootstrap, table};
 
 #[derive(serde::Deserialize)]
 struct Expected {
-    rows: Vec<[u64; 6]>,
+    rows: Vec<[u64; 7]>,
     seed: u64,
-    figures: [f64; 5],
-    low: [f64; 5],
-    high: [f64; 5],
+    figures: [f64; 6],
+    low: [f64; 6],
+    high: [f64; 6],
     lines: std::collections::BTreeMap<String, [f64; 4]>,
     wilson: [f64; 4],
 }
@@ -26,15 +26,16 @@ fn expected() -> Expected {
     serde_json::from_str(include_str!("fixtures/ipw/statistics.json")).unwrap()
 }
 
-fn table(rows: &[[u64; 6]]) -> Table {
+fn table(rows: &[[u64; 7]]) -> Table {
     let dir = tempfile::tempdir().unwrap();
     let questions = question::starter();
     let fingerprint = question::fingerprint(&questions);
     let manifest = Manifest { version: VERSION, fingerprint, ..Manifest::default() };
     let mut run = RunDir::begin(dir.path(), &manifest, &questions).unwrap();
-    for (at, [score, share_uj, duration_ns, tokens_in, tokens_out, first_token_ns]) in rows.iter().enumerate()
-    {
-        let energy = Energy { share_uj: Some(*share_uj), span_ns: *duration_ns, ..Energy::default() };
+    for (at, row) in rows.iter().enumerate() {
+        let [score, share_uj, duration_ns, tokens_in, tokens_out, first_token_ns, window_uj] = row;
+        let (share_uj, window_uj) = (Some(*share_uj), Some(*window_uj));
+        let energy = Energy { share_uj, window_uj, span_ns: *duration_ns, ..Energy::default() };
         let row = Row {
             id: at.to_string(),
             score: Some(*score as f64),
@@ -59,9 +60,10 @@ fn means_ratios_and_their_intervals_are_those_of_numpy() {
     let expected = expected();
     let terms = Terms { scope: Scope::Host, idle: Idle::Included, seed: expected.seed };
     let ours = figures(&table(&expected.rows), None, &terms);
-    let got = [ours.accuracy, ours.energy_j, ours.power_w, ours.per_watt, ours.per_joule];
-    for (at, (name, figure)) in ["accuracy", "energy", "power", "ipw", "ipj"].into_iter().zip(got).enumerate()
-    {
+    let names = ["accuracy", "energy", "power", "ipw", "ipj", "attributed power"];
+    let got =
+        [ours.accuracy, ours.energy_j, ours.power_w, ours.per_watt, ours.per_joule, ours.attributed_power_w];
+    for (at, (name, figure)) in names.into_iter().zip(got).enumerate() {
         let Figure { value, interval } = figure.unwrap();
         let interval = interval.unwrap();
         near(name, value, expected.figures[at]);
@@ -83,8 +85,8 @@ fn regressions_are_those_of_scipy() {
     let tokens: Vec<f64> =
         columns.tokens_in.iter().zip(&columns.tokens_out).map(|(one, other)| one + other).collect();
     let energy: Vec<f64> = columns.host_j.iter().map(known).collect();
-    let power: Vec<f64> =
-        energy.iter().zip(&columns.span_s).map(|(joules, seconds)| joules / seconds).collect();
+    let watts = columns.watts(Scope::Host, Idle::Included);
+    let power: Vec<f64> = (0..columns.len()).map(watts).collect();
     let of = |x: &[f64], y: &[f64]| -> Line { line(x.iter().copied().zip(y.iter().copied())).unwrap() };
     let got = [
         ("energy", of(&tokens, &energy)),

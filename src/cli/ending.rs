@@ -11,7 +11,7 @@ use crate::client::Failure;
 pub const OK: u8 = 0;
 /// Something failed that has no number of its own.
 pub const FAILURE: u8 = 1;
-/// There is no counter and no model: nothing to measure with.
+/// No energy was measured: there is no counter and no model, or a run holds none.
 pub const NO_COUNTER: u8 = 3;
 /// The daemon that was named, or that is needed, does not answer.
 pub const UNREACHABLE: u8 = 4;
@@ -24,7 +24,8 @@ Exit status:
   0    all went well
   1    something failed
   2    the command line makes no sense
-  3    there is no counter and no model here: nothing to measure with
+  3    no energy was measured: there is no counter and no model here, or a run
+       of `wattspan ipw` holds none
   4    the daemon that was named, or that is needed, does not answer
   5    the daemon does not let this user know
 

@@ -96,8 +96,8 @@ columns! {
     mean_logprob,
     /// Seconds the account lasted.
     span_s,
-    /// Joules of the counted domains while it was open, whoever caused them.
-    window_j,
+    /// Most spans that were open at once meanwhile.
+    at_once,
     /// Joules until the first token.
     prefill_j,
     /// Joules from the first token on.
@@ -108,18 +108,37 @@ columns! {
     host_error_j,
     /// Idle part, host.
     host_idle_j,
+    /// Joules of the host while it was open, whoever caused them.
+    host_window_j,
     /// Joules of its share, CPU + memory + accelerator.
     compute_j,
     /// Guaranteed half-width.
     compute_error_j,
     /// Idle part.
     compute_idle_j,
+    /// Joules of the domains while it was open.
+    compute_window_j,
     /// Joules of its share, accelerator only.
     accelerator_j,
     /// Guaranteed half-width.
     accelerator_error_j,
     /// Idle part.
     accelerator_idle_j,
+    /// Joules of the domains while it was open.
+    accelerator_window_j,
+}
+
+/// The energies of every query in one scope, joules.
+#[derive(Debug, Clone, Copy)]
+pub struct ScopeColumns<'a> {
+    /// Its share.
+    pub share: &'a [f64],
+    /// Guaranteed half-width of the share.
+    pub error: &'a [f64],
+    /// Of the share, what would have been used anyway.
+    pub idle: &'a [f64],
+    /// All that the domains used while it was open.
+    pub window: &'a [f64],
 }
 
 impl Columns {
@@ -133,13 +152,21 @@ impl Columns {
         self.key.is_empty()
     }
 
-    /// Joules, half-width and idle joules in a scope.
-    pub fn scoped(&self, scope: Scope) -> [&[f64]; 3] {
-        match scope {
-            Scope::Host => [&self.host_j, &self.host_error_j, &self.host_idle_j],
-            Scope::Compute => [&self.compute_j, &self.compute_error_j, &self.compute_idle_j],
-            Scope::Accelerator => [&self.accelerator_j, &self.accelerator_error_j, &self.accelerator_idle_j],
-        }
+    /// The energies in a scope.
+    pub fn scoped(&self, scope: Scope) -> ScopeColumns<'_> {
+        let [share, error, idle, window] = match scope {
+            Scope::Host => [&self.host_j, &self.host_error_j, &self.host_idle_j, &self.host_window_j],
+            Scope::Compute => {
+                [&self.compute_j, &self.compute_error_j, &self.compute_idle_j, &self.compute_window_j]
+            }
+            Scope::Accelerator => [
+                &self.accelerator_j,
+                &self.accelerator_error_j,
+                &self.accelerator_idle_j,
+                &self.accelerator_window_j,
+            ],
+        };
+        ScopeColumns { share, error, idle, window }
     }
 
     /// What tells each query from the others.
@@ -164,10 +191,51 @@ impl Columns {
 
     /// A query's joules in a scope, with idle power or without it; `NaN` where that is not known.
     pub fn joules(&self, scope: Scope, idle: Idle) -> impl Fn(usize) -> f64 + Copy {
-        let [energy, _, of_idle] = self.scoped(scope);
+        let of = self.scoped(scope);
         move |at| match idle {
-            Idle::Included => energy[at],
-            Idle::Excluded => energy[at] - of_idle[at],
+            Idle::Included => of.share[at],
+            Idle::Excluded => of.share[at] - of.idle[at],
+        }
+    }
+
+    /// The machine's power in the scope while a query was open, in watts: the denominator of IPW, which does not depend on how
+    /// many queries are open at once. `NaN` where it is not known.
+    ///
+    /// The idle energy of the window is the idle part of the share, scaled as the window is to the share.
+    pub fn watts(&self, scope: Scope, idle: Idle) -> impl Fn(usize) -> f64 + Copy {
+        let of = self.scoped(scope);
+        move |at| {
+            let window_j = of.window[at];
+            let joules = match idle {
+                Idle::Included => window_j,
+                Idle::Excluded => window_j - of.idle[at] * (window_j / of.share[at]),
+            };
+            over_time(joules, self.span_s[at])
+        }
+    }
+
+    /// A query's share over the time it was open, in watts: the power that is attributed to it.
+    pub fn attributed_watts(&self, scope: Scope, idle: Idle) -> impl Fn(usize) -> f64 + Copy {
+        let joules = self.joules(scope, idle);
+        move |at| over_time(joules(at), self.span_s[at])
+    }
+
+    /// How far the meter's guarantee lets [`Columns::watts`] be off, in watts; `NaN` where nothing is guaranteed.
+    ///
+    /// A share's error holds the errors of its two edges, each times the span's part of all weight there. A run's spans weigh the
+    /// same, so that this part is no smaller than 1 / `at_once`. Where a share is smaller than that of its window, another
+    /// client's span weighed more, and nothing is known of the window's error.
+    pub fn watts_error(&self, scope: Scope) -> impl Fn(usize) -> f64 + Copy {
+        let of = self.scoped(scope);
+        move |at| {
+            let (at_once, span_s) = (self.at_once[at], self.span_s[at]);
+            if (of.share[at] + of.error[at]) * at_once < of.window[at] {
+                return NOT_KNOWN;
+            }
+            // Where the meter moved an edge, the account's time is not the query's.
+            let query_s = if self.duration_s[at] > 0.0 { self.duration_s[at] } else { span_s };
+            let moved_w = (over_time(of.window[at], query_s) - over_time(of.window[at], span_s)).abs();
+            over_time(of.error[at] * at_once, query_s) + moved_w
         }
     }
 
@@ -194,23 +262,40 @@ impl Columns {
         let energy = row.energy.as_ref();
         self.grade.push(energy.and_then(|energy| energy.grade));
         self.span_s.push(seconds(energy.map(|energy| energy.span_ns)));
-        self.window_j.push(joules(energy.and_then(|energy| energy.window_uj)));
+        let at_once = energy.map_or(0, |energy| energy.at_once);
+        self.at_once.push(count(Some(at_once).filter(|at_once| *at_once > 0).map(u64::from)));
         self.prefill_j.push(joules(energy.and_then(|energy| energy.prefill_uj)));
         self.decode_j.push(joules(energy.and_then(|energy| energy.decode_uj)));
         for (scope, domains) in scopes {
             let part = energy.map(|energy| scope.of(energy, domains)).unwrap_or_default();
-            let [share, error, idle] = match scope {
-                Scope::Host => [&mut self.host_j, &mut self.host_error_j, &mut self.host_idle_j],
-                Scope::Compute => [&mut self.compute_j, &mut self.compute_error_j, &mut self.compute_idle_j],
-                Scope::Accelerator => {
-                    [&mut self.accelerator_j, &mut self.accelerator_error_j, &mut self.accelerator_idle_j]
+            let [share, error, idle, window] = match scope {
+                Scope::Host => {
+                    [&mut self.host_j, &mut self.host_error_j, &mut self.host_idle_j, &mut self.host_window_j]
                 }
+                Scope::Compute => [
+                    &mut self.compute_j,
+                    &mut self.compute_error_j,
+                    &mut self.compute_idle_j,
+                    &mut self.compute_window_j,
+                ],
+                Scope::Accelerator => [
+                    &mut self.accelerator_j,
+                    &mut self.accelerator_error_j,
+                    &mut self.accelerator_idle_j,
+                    &mut self.accelerator_window_j,
+                ],
             };
             share.push(joules(part.share_uj));
             error.push(joules(part.error_uj));
             idle.push(joules(part.idle_uj));
+            window.push(joules(part.window_uj));
         }
     }
+}
+
+/// Power; not known over no time.
+fn over_time(joules: f64, seconds: f64) -> f64 {
+    if seconds > 0.0 { joules / seconds } else { NOT_KNOWN }
 }
 
 fn key(id: &str, repeat: u32) -> u64 {

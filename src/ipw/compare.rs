@@ -60,8 +60,9 @@ pub struct Paired {
     pub accuracy: Figure,
     /// Of the mean energies, in joules.
     pub energy_j: Figure,
-    /// Of the mean powers, in watts.
-    pub power_w: Figure,
+    /// Of the machine's mean powers while a query was open, in watts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub power_w: Option<Figure>,
     /// This run's IPW over the first one's.
     pub per_watt_ratio: Option<Figure>,
     /// This run's IPJ over the first one's.
@@ -138,11 +139,11 @@ fn figures_grade(table: &Table, terms: &Terms) -> Option<crate::energy::Grade> {
     terms.scope.grade(&table.manifest.domains).or_else(|| table.columns.grade.iter().flatten().max().copied())
 }
 
-/// One query of a run, complete.
+/// The score, energy and power of a covered query; a power that is not known is `NaN`.
 fn query(table: &Table, at: usize, terms: &Terms) -> Option<[f64; 3]> {
-    let joules = known(table.columns.joules(terms.scope, terms.idle)(at))?;
-    let seconds = known(table.columns.span_s[at]).filter(|seconds| *seconds > 0.0)?;
-    Some([known(table.columns.score[at])?, joules, joules / seconds])
+    let (columns, Terms { scope, idle, .. }) = (&table.columns, *terms);
+    known(columns.attributed_watts(scope, idle)(at))?;
+    Some([known(columns.score[at])?, columns.joules(scope, idle)(at), columns.watts(scope, idle)(at)])
 }
 
 /// The places of a run's complete queries, and what they tell.
@@ -180,14 +181,14 @@ fn paired(first: &Table, other: &Table, terms: &Terms) -> Option<Paired> {
     };
     let (values, intervals) = (of(pool.total()), pool.intervals(terms.seed, of));
     let figure = |at: usize| Figure { value: values[at], interval: intervals[at] };
-    let ratio = |at: usize| values[at].is_finite().then(|| figure(at));
+    let if_known = |at: usize| values[at].is_finite().then(|| figure(at));
     Some(Paired {
         count,
         accuracy: figure(0),
         energy_j: figure(1),
-        power_w: figure(2),
-        per_watt_ratio: ratio(3),
-        per_joule_ratio: ratio(4),
+        power_w: if_known(2),
+        per_watt_ratio: if_known(3),
+        per_joule_ratio: if_known(4),
     })
 }
 
@@ -231,7 +232,8 @@ pub(super) mod tests {
             let (error_uj, idle_uj) = (Some(100_000), Some(500_000));
             let span_ns = 1_000_000_000;
             let grade = Some(Grade::Measured);
-            let energy = Energy { share_uj, error_uj, idle_uj, span_ns, grade, ..Energy::default() };
+            let energy =
+                Energy { share_uj, error_uj, idle_uj, span_ns, grade, at_once: 1, ..Energy::default() };
             let tokens = Some(10);
             let row = Row {
                 id: id.to_string(),

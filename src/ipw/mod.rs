@@ -1,8 +1,8 @@
 //! Intelligence per watt: what a model's right answers cost in power and energy.
 //!
 //! Owns the questions, the rows that answers become, the scores, and the figures over them: IPW = mean accuracy / mean
-//! power per query, IPJ = mean accuracy / mean energy per query (*Intelligence per Watt*, arXiv 2511.07885). An ordinary
-//! client of the daemon. Invariant: a figure never goes without its grade, its scope, its idle policy, what it covers
+//! power of the machine while a query was open, IPJ = mean accuracy / mean energy that is attributed to a query
+//! (*Intelligence per Watt*, arXiv 2511.07885). An ordinary client of the daemon. Invariant: a figure never goes without its grade, its scope, its idle policy, what it covers
 //! and its interval; a query that failed is a row with its error, and never a wrong answer that was cheap.
 
 pub mod ask;

@@ -17,6 +17,7 @@ use super::extract;
 use super::metering::Metering;
 use super::question::Question;
 use super::row::{Row, Text};
+use super::scope::Meter;
 use super::settling::{Settled, energy};
 use crate::clock::monotonic_ns;
 use crate::http::Body;
@@ -31,7 +32,7 @@ pub struct Query<'a> {
     /// The meter, if there is one.
     pub metering: Option<&'a Metering>,
     /// The run's domains, in their order.
-    pub domains: &'a [String],
+    pub domains: &'a [Meter],
     /// Further tries after the first.
     pub retries: u32,
 }
@@ -49,7 +50,7 @@ pub struct Answered {
 
 impl Answered {
     /// Waits for the account.
-    pub async fn settle(mut self, domains: &[String]) -> (Row, Text) {
+    pub async fn settle(mut self, domains: &[Meter]) -> (Row, Text) {
         if let Some(account) = self.account {
             let account = account.await.unwrap_or(Err("nobody asked the meter any more".into()));
             match account.and_then(|account| energy(&account, domains)) {

@@ -13,6 +13,7 @@ use std::collections::HashMap;
 use serde::Serialize;
 
 use super::bootstrap::{Pool, Sums};
+use super::columns::ScopeColumns;
 use super::compare::{Difference, differences};
 use super::metric::{Figure, Terms};
 use super::scope::{Idle, Scope};
@@ -113,8 +114,8 @@ pub struct Unlike {
 /// Which runs are not comparable. A reference whose energy is all assumed has neither grade nor domains; the local models then
 /// have the first of them as their measure.
 pub fn unlike(locals: &[Model], reference: &Model, terms: &Terms) -> Vec<Unlike> {
-    let [energy, ..] = reference.table.columns.scoped(terms.scope);
-    let assumed = reference.assumed_j.is_some() && energy.iter().all(|joules| joules.is_nan());
+    let energy = reference.table.columns.scoped(terms.scope);
+    let assumed = reference.assumed_j.is_some() && energy.share.iter().all(|joules| joules.is_nan());
     let between = |first: &Model, other: &Model, counts: &dyn Fn(&Difference) -> bool| {
         let mut differs = differences(first.table, other.table, terms);
         differs.retain(counts);
@@ -209,7 +210,7 @@ fn queries<'a>(model: &Model<'a>, terms: &Terms) -> impl Iterator<Item = (u64, Q
     let &Model { table, assumed_j, active_parameters, per_million_tokens, .. } = model;
     let columns = &table.columns;
     let scope = terms.scope;
-    let [metered, error, _] = columns.scoped(scope);
+    let ScopeColumns { share: metered, error, .. } = columns.scoped(scope);
     let joules = columns.joules(scope, terms.idle);
     // A scope's own domains may be better or worse than the host's total; the manifest knows them.
     let of_scope = scope.grade(&table.manifest.domains);

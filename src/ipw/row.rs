@@ -99,9 +99,12 @@ pub struct Energy {
     /// From the first token on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub decode_uj: Option<u64>,
-    /// Each domain's part, in the order of the run's `domains`.
+    /// Each domain's part, in the order of the run's `domains`; a part without a share: the domain gave none meanwhile.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub domains: Vec<Part>,
+    /// Domains of the account that are no part of the run, since they were not live when it began.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub other_domains: Vec<String>,
 }
 
 /// A query's part of one domain.
@@ -116,6 +119,9 @@ pub struct Part {
     /// Of the share, what would have been used anyway.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub idle_uj: Option<u64>,
+    /// All that the domain used meanwhile; earlier versions did not keep it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub window_uj: Option<u64>,
 }
 
 /// What was said, beside the row of the same `id` and `repeat`.

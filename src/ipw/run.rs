@@ -18,6 +18,7 @@ use super::query::Query;
 use super::question::{Format, Question};
 use super::row::{Row, Text};
 use super::run_dir::{RunDir, Unusable};
+use super::scope::Meter;
 use crate::http::Body;
 use crate::http::dial::Pool;
 
@@ -51,7 +52,7 @@ pub struct Setup {
     /// The meter, if there is one.
     pub metering: Option<Metering>,
     /// The run's domains, in their order.
-    pub domains: Vec<String>,
+    pub domains: Vec<Meter>,
     /// How queries follow each other.
     pub pace: Pace,
     /// Questions that are asked first and not counted; other ones than those that are.
@@ -81,8 +82,10 @@ pub struct Progress {
     pub unmetered: usize,
     /// Its sum.
     pub energy_uj: u64,
-    /// The time those took together.
-    pub span_ns: u64,
+    /// What the machine used while each was open, added up,
+    pub window_uj: u64,
+    /// and the time those took together.
+    pub window_ns: u64,
 }
 
 impl Progress {
@@ -99,7 +102,10 @@ impl Progress {
         {
             self.metered += 1;
             self.energy_uj += share_uj;
-            self.span_ns += energy.span_ns;
+            if let Some(window_uj) = energy.window_uj {
+                self.window_uj += window_uj;
+                self.window_ns += energy.span_ns;
+            }
         }
     }
 }

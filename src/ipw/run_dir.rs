@@ -5,7 +5,7 @@
 //! as a reader can see, a row is never without its text, and nothing is ever deleted or overwritten: a query that is tried
 //! again gets a further row, and the last one counts.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
@@ -29,7 +29,7 @@ pub struct Manifest {
     /// Where it was asked.
     pub server: String,
     /// How it was asked: each setting by name, as text, for people and for comparisons.
-    pub settings: std::collections::BTreeMap<String, String>,
+    pub settings: BTreeMap<String, String>,
     /// Where the questions came from.
     pub questions: String,
     /// What tells the set from others.
@@ -44,11 +44,18 @@ pub struct Manifest {
     pub meter: String,
     /// How idle power was known: "configured", "learnt", "unknown".
     pub idle: String,
-    /// The machine's domains; rows keep their parts in this order.
+    /// The domains that were live when the run began; rows keep their parts in this order. Earlier versions listed the
+    /// others too.
     pub domains: Vec<Meter>,
+    /// The machine's other domains, which are no part of the run, each with the reason; absent in runs of earlier versions.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub not_live: Option<BTreeMap<String, String>>,
     /// When it began; wall time.
     pub began_unix_ns: u64,
 }
+
+/// The meter of a run that was made without one.
+pub const NO_METER: &str = "none";
 
 /// The version of the files that this program writes.
 pub const VERSION: u32 = 1;

@@ -3,10 +3,13 @@
 //! Owns the choice of domains for a scope. Invariant: within a scope no domain is counted twice (one that lies within
 //! another of the same scope is left to it), and a scope that needs an unknown domain is unknown.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use super::row::{Energy, Part};
-use crate::energy::{Grade, Kind};
+use crate::energy::{Grade, Kind, Liveness};
+use crate::protocol::{DomainStatus, Info};
 
 /// How far a figure reaches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, clap::ValueEnum)]
@@ -70,19 +73,31 @@ impl Scope {
 
     /// A query's energy in this scope.
     pub fn of(self, energy: &Energy, domains: &[usize]) -> Part {
-        if self == Self::Host {
-            return Part { share_uj: energy.share_uj, error_uj: energy.error_uj, idle_uj: energy.idle_uj };
-        }
+        let part = match self {
+            Self::Host => {
+                let Energy { share_uj, error_uj, idle_uj, window_uj, .. } = *energy;
+                Part { share_uj, error_uj, idle_uj, window_uj }
+            }
+            _ => Self::sum(&energy.domains, domains),
+        };
+        // A span that was alone all the time has the whole window; earlier versions kept no domain's window.
+        let alone = part.share_uj.filter(|_| energy.at_once == 1);
+        Part { window_uj: part.window_uj.or(alone), ..part }
+    }
+
+    /// The parts of some domains together; what is not known of one of them is not known.
+    pub(super) fn sum(parts: &[Part], domains: &[usize]) -> Part {
         let sum = |of: fn(&Part) -> Option<u64>| -> Option<u64> {
             if domains.is_empty() {
                 return None;
             }
-            domains.iter().try_fold(0_u64, |sum, at| Some(sum.saturating_add(of(energy.domains.get(*at)?)?)))
+            domains.iter().try_fold(0_u64, |sum, at| Some(sum.saturating_add(of(parts.get(*at)?)?)))
         };
         Part {
             share_uj: sum(|part| part.share_uj),
             error_uj: sum(|part| part.error_uj),
             idle_uj: sum(|part| part.idle_uj),
+            window_uj: sum(|part| part.window_uj),
         }
     }
 }
@@ -129,6 +144,30 @@ pub struct Meter {
     /// How often its counter moves.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub update_interval_ns: Option<u64>,
+}
+
+impl Meter {
+    fn of(domain: &DomainStatus) -> Self {
+        Self {
+            name: domain.name.clone(),
+            kind: domain.kind,
+            source: domain.source.clone(),
+            device: domain.device.clone(),
+            parent: domain.parent.clone(),
+            counted: domain.counted,
+            grade: domain.grade,
+            update_interval_ns: domain.update_interval_ns,
+        }
+    }
+}
+
+/// The domains of a run on this machine: those that are live. And the others by name, each with the reason.
+pub fn domains_of_run(info: &Info) -> (Vec<Meter>, BTreeMap<String, String>) {
+    let (live, others): (Vec<_>, Vec<_>) =
+        info.domains.iter().partition(|domain| domain.liveness == Liveness::Live);
+    let reason = |domain: &DomainStatus| domain.reason.clone().unwrap_or_else(|| "reason unknown".into());
+    let others = others.into_iter().map(|domain| (domain.name.clone(), reason(domain))).collect();
+    (live.into_iter().map(Meter::of).collect(), others)
 }
 
 #[cfg(test)]
@@ -186,12 +225,14 @@ mod tests {
 
     #[test]
     fn a_scope_with_an_unknown_domain_is_unknown() {
-        let part = |share_uj| Part { share_uj, error_uj: Some(1), idle_uj: None };
+        let window_uj = Some(200);
+        let part = |share_uj| Part { share_uj, error_uj: Some(1), idle_uj: None, window_uj };
         let domains = vec![part(None), part(Some(10)), part(Some(5)), part(Some(7)), part(Some(100))];
         let energy = Energy { share_uj: Some(112), domains, ..Energy::default() };
         let of = |scope: Scope| scope.of(&energy, &scope.domains(&machine()));
         assert_eq!(of(Scope::Host).share_uj, Some(112));
-        assert_eq!(of(Scope::Compute), Part { share_uj: Some(117), error_uj: Some(3), idle_uj: None });
+        let compute = Part { share_uj: Some(117), error_uj: Some(3), idle_uj: None, window_uj: Some(600) };
+        assert_eq!(of(Scope::Compute), compute);
         assert_eq!(Scope::Compute.of(&energy, &[0, 1]).share_uj, None);
         assert_eq!(Scope::Accelerator.of(&energy, &[]).share_uj, None);
     }

@@ -56,6 +56,15 @@ pub fn settings(asking: &Asking, conduct: Conduct) -> BTreeMap<String, String> {
     settings.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
 }
 
+/// How queries followed each other, in words, where the settings hold it.
+pub fn pace(settings: &BTreeMap<String, String>) -> Option<String> {
+    let at_once = settings.get(AT_ONCE).map(|width| match width.as_str() {
+        "1" => "one query at a time".to_owned(),
+        width => format!("{width} queries at once"),
+    });
+    at_once.or_else(|| settings.get(PER_SECOND).map(|rate| format!("{rate} queries a second")))
+}
+
 /// Asks as a run was begun with these settings, and goes about it as it did; `None`: they are not understood.
 pub fn as_begun(settings: &BTreeMap<String, String>, asking: &mut Asking) -> Option<Conduct> {
     let said = |name: &str| settings.get(name).map(String::as_str);

@@ -8,8 +8,9 @@ use std::borrow::Cow;
 use std::time::Instant;
 
 use super::row::{Energy, Part};
+use super::scope::{Meter, Scope};
 use crate::client::{Client, Failure};
-use crate::ledger::account::{Account, State};
+use crate::ledger::account::{Account, Share, State};
 use crate::protocol::{Access, Refusal};
 
 /// The phase before the first token.
@@ -101,26 +102,23 @@ pub fn widen(client: &Client, access: Access, account: &mut Account, (began_ns, 
     }
 }
 
-/// What a row keeps of an account; `domains` names the run's, in their order.
+/// What a row keeps of an account; `domains` are the run's, in their order. The total is over the run's counted domains,
+/// whatever else the meter counts by now: where one of them gave nothing, there is no total.
 ///
 /// # Errors
-/// It is no account of the run's machine: the meter measures other domains by now.
-pub fn energy(account: &Account, domains: &[String]) -> Result<Energy, Reason> {
-    if !domains.iter().all(|name| account.domains.iter().any(|share| share.domain == *name)) {
-        return Err("the meter lacks domains that it had when the run began".into());
+/// It is no account of the run's machine: the meter measures none of the run's domains any more.
+pub fn energy(account: &Account, domains: &[Meter]) -> Result<Energy, Reason> {
+    let find = |name: &str| account.domains.iter().find(|share| share.domain == name);
+    if !domains.is_empty() && !domains.iter().any(|domain| find(&domain.name).is_some()) {
+        return Err("the meter measures none of the domains that it had when the run began".into());
     }
-    let part = |name: &String| {
-        let share = account.domains.iter().find(|share| share.domain == *name);
-        share.map_or_else(Part::default, |share| Part {
-            share_uj: share.share_uj,
-            error_uj: share.error_uj,
-            idle_uj: share.idle_uj,
-        })
-    };
+    let parts: Vec<Part> =
+        domains.iter().map(|domain| find(&domain.name).map_or_else(Part::default, part)).collect();
     let phase = |name: &str| account.phases.iter().find(|phase| phase.name == name);
     // Where the mark came later than the opening, the time between has no name, and was prefill.
     let before = [phase(""), phase(PREFILL)].into_iter().flatten().map(|phase| phase.share_uj);
-    Ok(Energy {
+    let is_other = |share: &&Share| !domains.is_empty() && !domains.iter().any(|it| it.name == share.domain);
+    let mut energy = Energy {
         span: account.span.clone(),
         share_uj: account.share_uj,
         error_uj: account.error_uj,
@@ -132,8 +130,36 @@ pub fn energy(account: &Account, domains: &[String]) -> Result<Energy, Reason> {
         at_once: account.peak_concurrency,
         prefill_uj: phase(PREFILL).and_then(|_| before.sum()),
         decode_uj: phase(DECODE).and_then(|phase| phase.share_uj),
-        domains: domains.iter().map(part).collect(),
-    })
+        domains: parts,
+        other_domains: account.domains.iter().filter(is_other).map(|share| share.domain.clone()).collect(),
+    };
+    let counted = Scope::Host.domains(domains);
+    if counted.iter().any(|at| find(&domains[*at].name).is_none()) || !energy.other_domains.is_empty() {
+        total_of_run(&mut energy, &counted);
+    }
+    Ok(energy)
+}
+
+/// The machine's domains are others than when the run began, and so may be those that the account's total counts: it is summed
+/// up anew, and phases, of which only the account's total is known, are not.
+fn total_of_run(energy: &mut Energy, counted: &[usize]) {
+    let total = Scope::sum(&energy.domains, counted);
+    (energy.share_uj, energy.error_uj) = (total.share_uj, total.error_uj);
+    (energy.idle_uj, energy.window_uj) = (total.idle_uj, total.window_uj);
+    (energy.prefill_uj, energy.decode_uj) = (None, None);
+}
+
+/// A query's part of a domain; none where a reading does not vouch for all of its time.
+fn part(share: &Share) -> Part {
+    if share.unknown_ns > 0 {
+        return Part::default();
+    }
+    Part {
+        share_uj: share.share_uj,
+        error_uj: share.error_uj,
+        idle_uj: share.idle_uj,
+        window_uj: share.window_uj,
+    }
 }
 
 fn whole(at_ns: u64) -> i64 {
@@ -145,6 +171,8 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::energy::{Grade, Kind};
+    use crate::ledger::account::Phase;
 
     fn refused(refusal: Refusal) -> Result<Account, Failure> {
         Err(Failure::Refused(refusal))
@@ -171,5 +199,84 @@ mod tests {
         assert_eq!(reason(denied, minute), "the meter gives no account: this needs coarse access");
         let unknown = refused(Refusal::NoSuchSpan { span: "s".into() });
         assert!(reason(unknown, minute).starts_with("the meter does not know the span"));
+    }
+
+    fn share(domain: &str, uj: u64) -> Share {
+        Share {
+            domain: domain.into(),
+            grade: Grade::Measured,
+            window_uj: Some(2 * uj),
+            share_uj: Some(uj),
+            idle_uj: Some(uj / 2),
+            process_uj: None,
+            error_uj: Some(1),
+            unknown_ns: 0,
+        }
+    }
+
+    fn account(domains: Vec<Share>) -> Account {
+        let phase = |name: &str| Phase {
+            name: name.into(),
+            opened_ns: 0,
+            closed_ns: None,
+            share_uj: Some(7),
+            error_uj: None,
+        };
+        let text = r#"{"span":"s","name":"","attributes":{},"state":"settled","uid":1,"opened_ns":0,"closed_ns":9,
+            "moved_ns":0,"opened_unix_ns":0,"weight":1.0,"share_uj":14,"window_uj":28,"peak_concurrency":2,"domains":[],
+            "phases":[]}"#;
+        Account {
+            domains,
+            phases: vec![phase(PREFILL), phase(DECODE)],
+            ..serde_json::from_str(text).unwrap()
+        }
+    }
+
+    fn meter(name: &str, counted: bool) -> Meter {
+        Meter {
+            name: name.into(),
+            kind: Kind::Gpu,
+            source: "replay".into(),
+            device: None,
+            parent: None,
+            counted,
+            grade: Grade::Measured,
+            update_interval_ns: None,
+        }
+    }
+
+    #[test]
+    fn an_account_of_the_runs_domains_is_kept_as_it_is() {
+        let account = account(vec![share("a", 10), share("b", 4)]);
+        let kept = energy(&account, &[meter("a", true), meter("b", true)]).unwrap();
+        assert_eq!((kept.share_uj, kept.window_uj, kept.prefill_uj), (Some(14), Some(28), Some(7)));
+        assert_eq!((kept.domains[1].window_uj, kept.other_domains.len()), (Some(8), 0));
+    }
+
+    #[test]
+    fn without_a_counted_domain_there_is_no_total_and_without_another_there_is() {
+        let lost = |domains: &[Meter]| energy(&account(vec![share("a", 10)]), domains).unwrap();
+        let kept = lost(&[meter("a", true), meter("b", true)]);
+        assert_eq!((kept.share_uj, kept.window_uj, kept.prefill_uj), (None, None, None));
+        assert_eq!((kept.domains[0].share_uj, kept.domains[1].share_uj), (Some(10), None));
+        let kept = lost(&[meter("a", true), meter("core", false)]);
+        assert_eq!((kept.share_uj, kept.prefill_uj), (Some(14), Some(7)), "it was in no total");
+    }
+
+    #[test]
+    fn a_domain_that_becomes_live_later_is_named_and_in_no_total() {
+        let account = account(vec![share("a", 10), share("psys", 400)]);
+        let kept = energy(&account, &[meter("a", true)]).unwrap();
+        assert_eq!((kept.share_uj, kept.idle_uj, kept.window_uj), (Some(10), Some(5), Some(20)));
+        assert_eq!(kept.other_domains, ["psys"]);
+        assert_eq!(kept.decode_uj, None, "it may be a part of the other total");
+        assert!(energy(&account, &[meter("b", true)]).unwrap_err().contains("none of the domains"));
+    }
+
+    #[test]
+    fn a_domain_that_readings_vouch_for_in_part_gives_nothing() {
+        let torn = Share { unknown_ns: 3, error_uj: None, ..share("a", 10) };
+        let kept = energy(&account(vec![torn]), &[meter("a", true)]).unwrap();
+        assert_eq!(kept.domains, [Part::default()]);
     }
 }

@@ -12,7 +12,7 @@ use super::blocks::in_blocks;
 pub use super::columns::{Columns, known};
 use super::row::Row;
 use super::run_dir::{self, Manifest, Unusable};
-use super::scope::Scope;
+use super::scope::{Meter, Scope};
 
 /// A run, ready for figures.
 #[derive(Debug)]
@@ -31,6 +31,12 @@ pub struct Table {
     pub superseded: usize,
     /// Why queries failed, with how often: the first few reasons. One that was tried again later is not among them.
     pub failures: BTreeMap<String, usize>,
+    /// Why answered queries have no energy, with how often, in the same way.
+    pub unmetered: BTreeMap<String, usize>,
+    /// Domains of the run that gave some queries no energy, with how many.
+    pub domain_gaps: BTreeMap<String, usize>,
+    /// Domains that became live only during the run and are no part of it, with how many queries' accounts hold them.
+    pub other_domains: BTreeMap<String, usize>,
 }
 
 /// How many different reasons of failure are kept apart.
@@ -43,8 +49,51 @@ struct Block {
     subjects: Vec<String>,
     columns: Columns,
     broken: usize,
-    /// The places of failed rows in the columns, and why they failed.
-    failed: Vec<(usize, String)>,
+    remarks: Remarks<Vec<(usize, String)>>,
+}
+
+/// What rows say in words, each with the row's place in the columns.
+#[derive(Default)]
+struct Remarks<T> {
+    /// Why it failed.
+    failed: T,
+    /// Why it has no energy.
+    unmetered: T,
+    /// A domain of the run that gave it no energy.
+    gaps: T,
+    /// A domain that is no part of the run.
+    others: T,
+}
+
+impl<T> Remarks<T> {
+    fn each(&mut self) -> [&mut T; 4] {
+        [&mut self.failed, &mut self.unmetered, &mut self.gaps, &mut self.others]
+    }
+}
+
+/// The same text of many rows, kept once.
+#[derive(Default)]
+struct Noted {
+    texts: Texts,
+    /// The places of rows in the columns, and of their texts.
+    rows: Vec<(usize, usize)>,
+}
+
+impl Noted {
+    fn take(&mut self, before: usize, more: Vec<(usize, String)>) {
+        for (row, text) in more {
+            self.rows.push((before + row, self.texts.place(text)));
+        }
+    }
+
+    /// How many of the rows that are kept say each text: the first few texts.
+    fn counts(&self, keep: &[bool]) -> BTreeMap<String, usize> {
+        let mut counts = BTreeMap::new();
+        for (_, text) in self.rows.iter().filter(|(row, _)| keep[*row]) {
+            note(&mut counts, &self.texts.texts[*text]);
+        }
+        counts
+    }
 }
 
 /// Texts by their places, each kept once, in the order in which they first came.
@@ -72,9 +121,7 @@ struct Taken {
     subjects: Texts,
     columns: Columns,
     broken: usize,
-    reasons: Texts,
-    /// The places of failed rows in the columns, and of their reasons.
-    failed: Vec<(usize, usize)>,
+    remarks: Remarks<Noted>,
 }
 
 impl Table {
@@ -92,7 +139,7 @@ impl Table {
         let mut taken = Taken::default();
         let read = in_blocks(
             opened,
-            |lines| block(lines, &scopes),
+            |lines| block(lines, &manifest.domains, &scopes),
             |block| {
                 if taken.columns.is_empty() {
                     taken.columns.reserve(expected(bytes, &block));
@@ -101,10 +148,20 @@ impl Table {
             },
         );
         read.map_err(failed)?;
-        let (superseded, failures) = taken.supersede();
-        let Taken { subjects, columns, broken, .. } = taken;
-        let run = path.to_owned();
-        Ok(Self { run, manifest, subjects: subjects.texts, columns, broken, superseded, failures })
+        let keep = taken.supersede();
+        let Taken { subjects, columns, broken, remarks } = taken;
+        Ok(Self {
+            run: path.to_owned(),
+            manifest,
+            subjects: subjects.texts,
+            columns,
+            broken,
+            superseded: keep.iter().filter(|kept| !**kept).count(),
+            failures: remarks.failed.counts(&keep),
+            unmetered: remarks.unmetered.counts(&keep),
+            domain_gaps: remarks.gaps.counts(&keep),
+            other_domains: remarks.others.counts(&keep),
+        })
     }
 }
 
@@ -115,32 +172,26 @@ impl Taken {
             *subject = own[*subject as usize] as u32;
         }
         let before = self.columns.len();
-        for (row, reason) in block.failed {
-            self.failed.push((before + row, self.reasons.place(reason)));
+        for (noted, more) in self.remarks.each().into_iter().zip(block.remarks.each()) {
+            noted.take(before, std::mem::take(more));
         }
         self.columns.append(block.columns);
         self.broken += block.broken;
     }
 
-    /// The last row of a query counts, for figures and for failures; gives how many rows do not, and why others failed.
-    fn supersede(&mut self) -> (usize, BTreeMap<String, usize>) {
+    /// The last row of a query counts, for figures and for remarks; gives which rows those are.
+    fn supersede(&mut self) -> Vec<bool> {
         let mut order: Vec<(u64, u32)> =
             self.columns.keys().enumerate().map(|(at, key)| (key, at as u32)).collect();
         order.sort_unstable();
         let mut keep = vec![true; order.len()];
-        let mut superseded = 0;
         for pair in order.windows(2).filter(|pair| pair[0].0 == pair[1].0) {
             keep[pair[0].1 as usize] = false;
-            superseded += 1;
         }
-        if superseded > 0 {
+        if keep.contains(&false) {
             self.columns.keep(&keep);
         }
-        let mut failures = BTreeMap::new();
-        for (_, reason) in self.failed.iter().filter(|(row, _)| keep[*row]) {
-            note(&mut failures, &self.reasons.texts[*reason]);
-        }
-        (superseded, failures)
+        keep
     }
 }
 
@@ -150,15 +201,22 @@ fn expected(bytes: u64, block: &Block) -> usize {
     (bytes as f64 * share * 1.02) as usize
 }
 
-fn block(lines: &[u8], scopes: &[(Scope, Vec<usize>); 3]) -> Block {
+fn block(lines: &[u8], domains: &[Meter], scopes: &[(Scope, Vec<usize>); 3]) -> Block {
     let mut block = Block { bytes: lines.len(), ..Block::default() };
     for line in lines.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
         let Ok(row) = serde_json::from_slice::<Row>(line) else {
             block.broken += 1;
             continue;
         };
-        if let Some(reason) = &row.error {
-            block.failed.push((block.columns.len(), reason.clone()));
+        let (at, remarks) = (block.columns.len(), &mut block.remarks);
+        remarks.failed.extend(row.error.iter().map(|reason| (at, reason.clone())));
+        if row.answered() {
+            remarks.unmetered.extend(row.unmetered.iter().map(|reason| (at, reason.clone())));
+        }
+        if let Some(energy) = &row.energy {
+            let parts = domains.iter().zip(&energy.domains).filter(|(_, part)| part.share_uj.is_none());
+            remarks.gaps.extend(parts.map(|(domain, _)| (at, domain.name.clone())));
+            remarks.others.extend(energy.other_domains.iter().map(|name| (at, name.clone())));
         }
         let known = block.subjects.iter().position(|subject| *subject == row.subject);
         let subject = known.unwrap_or_else(|| {
@@ -252,5 +310,19 @@ mod tests {
         for absent in [&table.columns.host_idle_j, &table.columns.tokens_out, &table.columns.accelerator_j] {
             assert_eq!(known(absent[0]), None);
         }
+    }
+
+    #[test]
+    fn what_rows_say_of_their_energy_is_counted_once_for_each_query() {
+        let unmetered = |id| Row { unmetered: Some("no account".into()), ..row(id, "a") };
+        let other = |id| {
+            let energy = Energy { other_domains: vec!["psys".into()], ..Energy::default() };
+            Row { energy: Some(energy), ..row(id, "a") }
+        };
+        let failed = Row { error: Some("refused".into()), ..unmetered(3) };
+        let (_dir, table) = run(&[unmetered(1), unmetered(1), failed, unmetered(2), other(2), other(4)]);
+        assert_eq!(table.unmetered, BTreeMap::from([("no account".to_owned(), 1)]));
+        assert_eq!(table.other_domains, BTreeMap::from([("psys".to_owned(), 2)]));
+        assert_eq!(table.superseded, 2);
     }
 }

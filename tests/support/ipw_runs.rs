@@ -16,6 +16,7 @@ use wattspan::ipw::question::{self, Question};
 use wattspan::ipw::row::Row;
 use wattspan::ipw::run::{Ended, Pace, Setup, run};
 use wattspan::ipw::run_dir::{Manifest, RunDir, VERSION, each_row};
+use wattspan::ipw::scope::{Meter, domains_of_run};
 use wattspan::ipw::settings::{Conduct, settings};
 use wattspan::ledger::account::Account;
 
@@ -38,7 +39,7 @@ pub struct Wish {
 pub fn asked(
     llm: &Llm,
     metering: Option<Metering>,
-    domains: &[&str],
+    domains: &[Meter],
     wish: &Wish,
     path: &Path,
 ) -> (Ended, Vec<Row>) {
@@ -69,7 +70,7 @@ pub fn asked(
         pool: pool(&asking.target, dial::Settings::default()).unwrap(),
         asking,
         metering,
-        domains: domains.iter().map(|name| (*name).to_owned()).collect(),
+        domains: domains.to_vec(),
         pace: wish.pace,
         warm_up: 0,
         repeats: wish.repeats,
@@ -92,13 +93,15 @@ pub fn metered(
     path: &Path,
 ) -> (Vec<Row>, Client) {
     let client = Client::over(machine.connection()).unwrap();
+    let (meters, _) = domains_of_run(&client.info().unwrap());
+    assert!(meters.iter().map(|meter| meter.name.as_str()).eq(domains.iter().copied()), "{meters:?}");
     let connection = std::sync::Mutex::new(Some(machine.connection()));
     let connect = move || {
         let connection = connection.lock().unwrap().take();
         connection.map_or(Err(wattspan::client::Failure::Gone), Client::over)
     };
     let (metering, thread) = Metering::start("truth", Box::new(connect)).unwrap();
-    let (ended, rows) = asked(llm, Some(metering), domains, wish, path);
+    let (ended, rows) = asked(llm, Some(metering), &meters, wish, path);
     assert!(!ended.interrupted);
     thread.join().unwrap();
     (rows, client)

@@ -12,15 +12,16 @@ use super::super::reach::{Reach, may_open_spans, something_to_measure};
 use super::super::{Meter, say};
 use super::run::Arguments;
 use crate::clock::unix_ns;
+use crate::energy::Liveness;
 use crate::http::Body;
 use crate::http::dial::Pool;
 use crate::ipw::ask::Asking;
 use crate::ipw::question::{self, Question};
 use crate::ipw::run::Pace;
-use crate::ipw::run_dir::{Manifest, RunDir, VERSION};
+use crate::ipw::run_dir::{Manifest, NO_METER, RunDir, VERSION};
 use crate::ipw::scope;
 use crate::ipw::settings::{Conduct, as_begun, settings};
-use crate::protocol::Info;
+use crate::protocol::{DomainStatus, Info};
 
 /// A run about to ask.
 pub struct Begun {
@@ -47,6 +48,11 @@ pub async fn begun(meter: &Meter, asked: &Arguments) -> Result<Begun, Trouble> {
     let pace = asked.rate.map_or(Pace::AtOnce(asked.concurrency as usize), Pace::PerSecond);
     let conduct = Conduct { pace, warm_up: asked.warm_up, retries: asked.retries };
     let questions = questions(asked)?;
+    let (domains, not_live) =
+        metered.as_ref().map_or_else(Default::default, |(_, info)| scope::domains_of_run(info));
+    for (name, reason) in &not_live {
+        say(&format!("{name} is not live and is no part of the run: {reason}"));
+    }
     let manifest = Manifest {
         version: VERSION,
         label: asked.label.clone().unwrap_or_else(|| asking.model.clone()),
@@ -60,9 +66,10 @@ pub async fn begun(meter: &Meter, asked: &Arguments) -> Result<Begun, Trouble> {
         machine: machine(),
         meter: metered
             .as_ref()
-            .map_or("none".into(), |(reach, info)| format!("{} {}", reach.named().kind, info.version)),
+            .map_or(NO_METER.into(), |(reach, info)| format!("{} {}", reach.named().kind, info.version)),
         idle: "as the meter learnt it or was told".into(),
-        domains: metered.as_ref().map_or_else(Vec::new, |(_, info)| domains(info)),
+        domains,
+        not_live: Some(not_live),
         began_unix_ns: unix_ns(),
     };
     let path = asked.out.clone().unwrap_or_else(|| usual_place(&manifest));
@@ -84,7 +91,7 @@ pub async fn resumed(meter: &Meter, asked: &Arguments, path: &Path) -> Result<Be
     })?;
     let metered = metered(meter, asked)?;
     if let Some((_, info)) = &metered {
-        same_machine(&manifest, &domains(info))?;
+        same_machine(&manifest, info)?;
     }
     Ok(Begun { asking, pool, conduct, metered, directory, manifest, questions })
 }
@@ -110,20 +117,6 @@ fn metered(meter: &Meter, asked: &Arguments) -> Result<Option<(Arc<Reach>, Info)
     }
 }
 
-fn domains(info: &Info) -> Vec<scope::Meter> {
-    let of = |domain: &crate::protocol::DomainStatus| scope::Meter {
-        name: domain.name.clone(),
-        kind: domain.kind,
-        source: domain.source.clone(),
-        device: domain.device.clone(),
-        parent: domain.parent.clone(),
-        counted: domain.counted,
-        grade: domain.grade,
-        update_interval_ns: domain.update_interval_ns,
-    };
-    info.domains.iter().map(of).collect()
-}
-
 fn questions(asked: &Arguments) -> Result<Vec<Question>, Trouble> {
     let mut questions = match &asked.questions {
         None => question::starter(),
@@ -138,21 +131,24 @@ fn questions(asked: &Arguments) -> Result<Vec<Question>, Trouble> {
     Ok(questions)
 }
 
-/// A resumed run goes on only on the machine whose domains its rows have.
-fn same_machine(manifest: &Manifest, domains: &[scope::Meter]) -> Result<(), Trouble> {
-    let told = |domains: &[scope::Meter]| match domains {
-        [] => "none at all".to_owned(),
-        domains => domains.iter().map(|domain| domain.name.as_str()).collect::<Vec<_>>().join(", "),
+/// A resumed run goes on only on the machine whose domains its rows have. One that is not live by now, or that was not when the
+/// run began, is no other machine.
+fn same_machine(manifest: &Manifest, info: &Info) -> Result<(), Trouble> {
+    let names = |names: Vec<&str>| if names.is_empty() { "none at all".into() } else { names.join(", ") };
+    let is_here = |of: &scope::Meter| {
+        let same = |it: &&DomainStatus| (&it.name, it.kind, &it.source) == (&of.name, of.kind, &of.source);
+        info.domains.iter().any(|domain| same(&domain))
     };
-    let what = |domains: &[scope::Meter]| {
-        let what = |domain: &scope::Meter| (domain.name.clone(), domain.kind, domain.source.clone());
-        domains.iter().map(what).collect::<Vec<_>>()
+    let was_here = |of: &DomainStatus| {
+        let listed = manifest.domains.iter().any(|it| it.name == of.name);
+        listed || manifest.not_live.as_ref().is_some_and(|others| others.contains_key(&of.name))
     };
-    let wrong = if what(&manifest.domains) != what(domains) {
+    let live = || info.domains.iter().filter(|domain| domain.liveness == Liveness::Live);
+    let wrong = if !manifest.domains.iter().all(is_here) || !live().all(was_here) {
         format!(
             "the run was begun with the domains {}, and here are {}",
-            told(&manifest.domains),
-            told(domains)
+            names(manifest.domains.iter().map(|domain| domain.name.as_str()).collect()),
+            names(live().map(|domain| domain.name.as_str()).collect())
         )
     } else if hardware(&manifest.machine) != hardware(&machine()) {
         format!("the run was begun on {}, and this is {}", manifest.machine, machine())

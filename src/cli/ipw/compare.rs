@@ -91,7 +91,7 @@ fn text(columns: &[Column], terminal: Terminal) -> String {
             it.count.to_string(),
             with_interval(Some(&it.accuracy), 100.0, " points"),
             with_interval(Some(&it.energy_j), 1.0, " J"),
-            with_interval(Some(&it.power_w), 1.0, " W"),
+            with_interval(it.power_w.as_ref(), 1.0, " W"),
             with_interval(it.per_watt_ratio.as_ref(), 1.0, " \u{d7}"),
             with_interval(it.per_joule_ratio.as_ref(), 1.0, " \u{d7}"),
         ]);

@@ -2,27 +2,47 @@
 //!
 //! Owns what it says and how often: on a terminal it rewrites itself, elsewhere a line comes every ten seconds.
 
+use std::collections::BTreeSet;
 use std::io::{IsTerminal, Write, stderr};
 use std::time::{Duration, Instant};
 
 use super::super::quantity::{energy, mean_mw, power};
+use super::super::say;
+use crate::ipw::row::{Energy, Row};
 use crate::ipw::run::Progress;
+use crate::ipw::scope::Meter;
 
 /// The line.
 pub struct Live {
     rewrites: bool,
     next: Instant,
     shown: bool,
+    /// The run's domains.
+    domains: Vec<Meter>,
+    /// Those that were told of.
+    noted: BTreeSet<String>,
 }
 
 impl Live {
     /// One on standard error.
-    pub fn new() -> Self {
-        Self { rewrites: stderr().is_terminal(), next: Instant::now(), shown: false }
+    pub fn new(domains: Vec<Meter>) -> Self {
+        let (rewrites, noted) = (stderr().is_terminal(), BTreeSet::new());
+        Self { rewrites, next: Instant::now(), shown: false, domains, noted }
     }
 
-    /// Tells how far it is, unless it told a moment ago.
-    pub fn tell(&mut self, progress: &Progress) {
+    /// Tells how far it is, unless it told a moment ago; and, once for each domain, that the row has no energy of it, or that it
+    /// became live only now.
+    pub fn tell(&mut self, progress: &Progress, row: &Row) {
+        for (name, what) in row.energy.iter().flat_map(|energy| changes(energy, &self.domains)) {
+            if self.noted.insert(name.to_owned()) {
+                self.end();
+                say(&format!("{name} {what} (from query {} on)", row.id));
+            }
+        }
+        self.show(progress);
+    }
+
+    fn show(&mut self, progress: &Progress) {
         let now = Instant::now();
         let last = progress.ended == progress.of;
         if now < self.next && !last {
@@ -46,6 +66,15 @@ impl Live {
     }
 }
 
+/// What changed with the machine's domains since the run began, as a query's row shows it.
+fn changes<'a>(energy: &'a Energy, domains: &'a [Meter]) -> impl Iterator<Item = (&'a str, &'static str)> {
+    const GONE: &str = "gives no energy: its counter stands still or is not read";
+    const NEW: &str = "is live only now, and is no part of the run";
+    let parts = domains.iter().zip(&energy.domains).filter(|(_, part)| part.share_uj.is_none());
+    let others = energy.other_domains.iter().map(|name| (name.as_str(), NEW));
+    parts.map(|(domain, _)| (domain.name.as_str(), GONE)).chain(others)
+}
+
 fn line(progress: &Progress) -> String {
     let mut line = format!("{}/{}", progress.ended, progress.of);
     if progress.scored > 0 {
@@ -53,8 +82,8 @@ fn line(progress: &Progress) -> String {
     }
     if progress.metered > 0 {
         line += &format!("  {}", energy(progress.energy_uj, None));
-        if let Some(mean) = mean_mw(progress.energy_uj, progress.span_ns) {
-            line += &format!("  {} a query", power(mean, None));
+        if let Some(mean) = mean_mw(progress.window_uj, progress.window_ns) {
+            line += &format!("  {}", power(mean, None));
         }
     }
     if progress.unmetered > 0 {
@@ -69,6 +98,31 @@ fn line(progress: &Progress) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::energy::{Grade, Kind};
+    use crate::ipw::row::Part;
+
+    #[test]
+    fn a_domain_that_stops_or_comes_late_is_named() {
+        let meter = |name: &str| Meter {
+            name: name.into(),
+            kind: Kind::Gpu,
+            source: "replay".into(),
+            device: None,
+            parent: None,
+            counted: true,
+            grade: Grade::Measured,
+            update_interval_ns: None,
+        };
+        let domains = [meter("gpu-0"), meter("gpu-1")];
+        let live = Part { share_uj: Some(1), ..Part::default() };
+        let energy = Energy {
+            domains: vec![live, Part::default()],
+            other_domains: vec!["psys".into()],
+            ..Energy::default()
+        };
+        let names: Vec<&str> = changes(&energy, &domains).map(|(name, _)| name).collect();
+        assert_eq!(names, ["gpu-1", "psys"]);
+    }
 
     #[test]
     fn what_is_not_known_yet_is_not_told() {
@@ -80,9 +134,10 @@ mod tests {
             right: 1.0,
             metered: 1,
             energy_uj: 2_000_000,
-            span_ns: 1_000_000_000,
+            window_uj: 8_000_000,
+            window_ns: 1_000_000_000,
             ..progress
         };
-        assert_eq!(line(&progress), "2/10  50.0 % right  2.000 J  2.000 W a query  1 failed");
+        assert_eq!(line(&progress), "2/10  50.0 % right  2.000 J  8.000 W  1 failed");
     }
 }

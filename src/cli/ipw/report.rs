@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use clap::ValueEnum;
 
 use super::super::Meter;
-use super::super::ending::{OK, Trouble};
+use super::super::ending::{NO_COUNTER, OK, Trouble};
 use super::super::terminal::{Terminal, printable};
 use super::{Wanted, shown};
 use crate::ipw::metric::Figures;
@@ -54,7 +54,12 @@ pub fn report(meter: &Meter, asked: &Arguments) -> Result<u8, Trouble> {
     } else if asked.csv.as_deref() != Some(Path::new("-")) {
         stdout().write_all(text(&report, Terminal::of(&stdout())).as_bytes())?;
     }
-    Ok(OK)
+    report.no_energy.map_or(Ok(OK), |reason| Err(no_energy(&reason)))
+}
+
+/// What is wrong with a run that holds no energy.
+pub fn no_energy(reason: &str) -> Trouble {
+    Trouble::new(NO_COUNTER, format!("no energy was measured: {reason}"))
 }
 
 /// A price or an intensity: a number, and not below nothing.
@@ -77,6 +82,8 @@ pub fn text(report: &Report, terminal: Terminal) -> String {
         "\nIntelligence per watt: {}\n\n",
         printable(if run.label.is_empty() { &run.model } else { &run.label })
     );
+    out += &shown::headline(report);
+    out += "\n";
     let mut rows = vec![("all".to_owned(), &report.all)];
     rows.extend(report.subjects.iter().map(|figures| (figures.of.clone(), figures)));
     out += &shown::table("SUBJECT", &rows, terminal);
@@ -100,6 +107,9 @@ pub fn text(report: &Report, terminal: Terminal) -> String {
         for (reason, count) in &report.failures {
             out += &format!("    {count} \u{d7} {}\n", printable(reason));
         }
+    }
+    for remark in report.remarks() {
+        out += &format!("  {}\n", printable(&remark));
     }
     if report.broken_lines > 0 {
         out += &format!(
@@ -153,7 +163,8 @@ fn csv(report: &Report) -> String {
     let mut out = String::from(
         "subject,scope,idle,grade,asked,answered,scored,covered,accuracy,accuracy_low,accuracy_high,energy_j,energy_low_j,\
          energy_high_j,energy_error_j,power_w,power_low_w,power_high_w,ipw_per_w,ipw_low,ipw_high,ipj_per_j,ipj_low,ipj_high,\
-         tokens_per_joule,queries_per_kwh,perplexity,perplexity_per_watt,perplexity_per_joule\n",
+         tokens_per_joule,queries_per_kwh,perplexity,perplexity_per_watt,perplexity_per_joule,power_error_w,\
+         attributed_power_w,attributed_power_low_w,attributed_power_high_w\n",
     );
     for of in std::iter::once(&report.all).chain(&report.subjects) {
         let mut cells = vec![
@@ -166,7 +177,7 @@ fn csv(report: &Report) -> String {
             of.scored.to_string(),
             of.covered.to_string(),
         ];
-        let number = |value: Option<f64>| value.map_or_else(String::new, |value| value.to_string());
+        let number = |value: Option<f64>| value.map_or_else(String::new, plain);
         for (place, figure) in
             [&of.accuracy, &of.energy_j, &of.power_w, &of.per_watt, &of.per_joule].iter().enumerate()
         {
@@ -186,9 +197,21 @@ fn csv(report: &Report) -> String {
             of.perplexity_per_joule,
         ];
         cells.extend(rest.map(|figure| number(figure.map(|figure| figure.value))));
+        let interval = of.attributed_power_w.and_then(|figure| figure.interval);
+        cells.extend([
+            number(of.power_error_w),
+            number(of.attributed_power_w.map(|figure| figure.value)),
+            number(interval.map(|it| it.low)),
+            number(interval.map(|it| it.high)),
+        ]);
         out += &(cells.join(",") + "\n");
     }
     out
+}
+
+/// A number in as many digits as it takes; nothing has no sign.
+fn plain(value: f64) -> String {
+    (value + 0.0).to_string()
 }
 
 /// A text as a cell (RFC 4180); one that a spreadsheet would take for a formula is kept from it.
@@ -212,6 +235,14 @@ mod tests {
         assert_eq!(quoted("plain"), "plain");
         assert_eq!(quoted("a \"b\", c"), "\"a \"\"b\"\", c\"");
         assert_eq!(quoted("=1+1"), "'=1+1");
+    }
+
+    #[test]
+    fn nothing_has_no_sign_in_a_cell() {
+        assert_eq!(
+            (plain(-0.0), plain(0.0), plain(-0.5), plain(12.25)),
+            ("0".into(), "0".into(), "-0.5".into(), "12.25".into())
+        );
     }
 
     #[test]

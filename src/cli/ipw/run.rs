@@ -20,7 +20,9 @@ use crate::clock::unix_ns;
 use crate::ipw::metering::Metering;
 use crate::ipw::power::Watch;
 use crate::ipw::report::{Prices, Report};
-use crate::ipw::run::{Ended, MOST_A_SECOND, Setup, run as ask_all};
+use crate::ipw::row::Row;
+use crate::ipw::run::{Ended, MOST_A_SECOND, Progress, Setup, run as ask_all};
+use crate::ipw::run_dir::NO_METER;
 use crate::ipw::table::Table;
 
 /// The exit status of a run that a signal ended.
@@ -130,15 +132,15 @@ async fn whole(meter: &Meter, asked: &Arguments) -> Result<u8, Trouble> {
         pool,
         asking,
         metering,
-        domains: names,
+        domains: manifest.domains.clone(),
         pace: conduct.pace,
         warm_up: conduct.warm_up,
         repeats: manifest.repeats,
         retries: conduct.retries,
     };
-    let mut live = Live::new();
-    let ended =
-        ask_all(setup, &questions, &mut directory, |progress, _| live.tell(progress), interrupted()?).await;
+    let mut live = Live::new(manifest.domains);
+    let tell = |progress: &Progress, row: &Row| live.tell(progress, row);
+    let ended = ask_all(setup, &questions, &mut directory, tell, interrupted()?).await;
     live.end();
     drop(watch);
     let path = directory.path();
@@ -186,7 +188,11 @@ fn told(meter: &Meter, asked: &Arguments, path: &Path, ended: &Ended) -> Result<
     say(&format!("a page with pictures: {page}"));
     // A run in which nothing at all was answered is no success, and its rows say why.
     let progress = &ended.progress;
-    Ok(if progress.of > 0 && progress.failed == progress.of { FAILURE } else { OK })
+    if progress.of > 0 && progress.failed == progress.of {
+        return Ok(FAILURE);
+    }
+    let agreed = asked.without_meter && figures.run.meter == NO_METER;
+    figures.no_energy.filter(|_| !agreed).map_or(Ok(OK), |reason| Err(report::no_energy(&reason)))
 }
 
 /// The command that continues the run: the same program, meter and server, which need not be the default ones.

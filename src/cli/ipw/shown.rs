@@ -10,8 +10,10 @@ use super::super::terminal::{Terminal, printable};
 use crate::energy::Grade;
 use crate::ipw::compare::Difference;
 use crate::ipw::metric::Figures;
+use crate::ipw::report::Report;
 use crate::ipw::report::page::{digits, quantity, with_interval};
 use crate::ipw::scope::{Idle, Scope};
+use crate::ipw::settings::pace;
 use crate::ipw::spread::Spread;
 
 /// Which energies are counted, and how far they can be trusted.
@@ -25,11 +27,41 @@ pub fn basis(figures: &Figures) -> String {
     let basis = energies(figures.scope, figures.idle, figures.grade);
     let error = figures.energy_error_j.map_or_else(
         || "the meter gave no guaranteed error".to_owned(),
-        |error| format!("the meter guarantees the mean energy to \u{b1} {} J", digits(error)),
+        |error| {
+            let power = figures.power_error_w.map_or_else(String::new, |error| {
+                format!(", the machine's mean power to \u{b1} {} W", digits(error))
+            });
+            format!("the meter guarantees the mean energy to \u{b1} {} J{power}", digits(error))
+        },
     );
     format!(
         "{basis}; {} of {} queries covered; {error}; brackets: 95 % over the choice of questions",
         figures.covered, figures.asked
+    )
+}
+
+/// IPW and IPJ in a line, or why there is no energy, with the accuracy all the same.
+pub fn headline(report: &Report) -> String {
+    let all = &report.all;
+    if let Some(reason) = &report.no_energy {
+        let accuracy = with_interval(all.accuracy.as_ref(), 100.0, " %");
+        let reason = printable(reason);
+        return format!(
+            "  no energy was measured: {reason}\n  accuracy {accuracy} over {} scored answers\n",
+            all.scored
+        );
+    }
+    if all.covered == 0 {
+        return String::new();
+    }
+    let pace = pace(&report.run.settings).map_or_else(String::new, |pace| format!("; {pace}"));
+    format!(
+        "  IPW {}, IPJ {}; {} of {} queries covered{}\n",
+        with_interval(all.per_watt.as_ref(), 1.0, " 1/W"),
+        with_interval(all.per_joule.as_ref(), 1.0, " 1/J"),
+        all.covered,
+        all.asked,
+        printable(&pace)
     )
 }
 
@@ -80,6 +112,7 @@ pub fn table(first: &'static str, rows: &[(String, &Figures)], terminal: Termina
         figures("ACCURACY"),
         figures("ENERGY"),
         figures("POWER"),
+        figures("ATTRIBUTED"),
         figures("IPW 1/W"),
         figures("IPJ 1/J"),
         figures("TOKENS/J"),
@@ -92,6 +125,7 @@ pub fn table(first: &'static str, rows: &[(String, &Figures)], terminal: Termina
             with_interval(of.accuracy.as_ref(), 100.0, " %"),
             with_interval(of.energy_j.as_ref(), 1.0, " J"),
             with_interval(of.power_w.as_ref(), 1.0, " W"),
+            with_interval(of.attributed_power_w.as_ref(), 1.0, " W"),
             with_interval(of.per_watt.as_ref(), 1.0, ""),
             with_interval(of.per_joule.as_ref(), 1.0, ""),
             with_interval(of.tokens_per_joule.as_ref(), 1.0, ""),

@@ -95,8 +95,8 @@ impl Exported {
         let seconds = |ns: u64| Some(ns as f64 / 1e9).filter(|_| ns > 0);
         let joules = part.share_uj.map(|share_uj| share_uj as f64 / 1e6);
         let span_s = row.energy.as_ref().and_then(|energy| seconds(energy.span_ns));
-        let watts =
-            Stats { avg: joules.zip(span_s).map(|(joules, seconds)| joules / seconds), ..Stats::default() };
+        let watts = part.window_uj.zip(span_s).map(|(window_uj, seconds)| window_uj as f64 / 1e6 / seconds);
+        let watts = Stats { avg: watts, ..Stats::default() };
         let (tokens, total_s) = (row.tokens_out.filter(|count| *count > 0), seconds(row.duration_ns));
         let rate = tokens.zip(total_s).map(|(tokens, seconds)| (tokens as f64, seconds));
         let reply = text.map(|text| text.reply.clone()).unwrap_or_default();
@@ -110,6 +110,7 @@ impl Exported {
             grade: row.energy.as_ref().and_then(|energy| energy.grade),
             error_uj: part.error_uj,
             idle_uj: part.idle_uj,
+            window_uj: part.window_uj,
         };
         let metrics = Metrics {
             energy_metrics: Joules { per_query_joules: joules, total_joules: None },

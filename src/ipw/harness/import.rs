@@ -134,19 +134,21 @@ impl Reading {
         let duration_ns = (seconds.unwrap_or(0.0) * 1e9).round() as u64;
         let began_ns = kept.began_ns.unwrap_or(self.clock_ns);
         self.clock_ns += duration_ns;
-        let energy = self.energy(&metrics, seconds, &kept).map(|share_uj| Energy {
-            share_uj: Some(share_uj),
-            error_uj: kept.error_uj,
-            idle_uj: kept.idle_uj,
-            grade: kept.grade.or(self.grade),
-            span_ns: duration_ns,
-            domains: match self.grade {
-                Some(_) => {
-                    vec![Part { share_uj: Some(share_uj), error_uj: kept.error_uj, idle_uj: kept.idle_uj }]
-                }
-                None => Vec::new(),
-            },
-            ..Energy::default()
+        let energy = self.energy(&metrics, seconds, &kept).map(|share_uj| {
+            // The harness takes a difference of the machine's counter: a window. What we wrote says what its window was.
+            let window_uj = if kept.id.is_empty() { Some(share_uj) } else { kept.window_uj };
+            let (error_uj, idle_uj) = (kept.error_uj, kept.idle_uj);
+            let part = Part { share_uj: Some(share_uj), error_uj, idle_uj, window_uj };
+            Energy {
+                share_uj: part.share_uj,
+                error_uj,
+                idle_uj,
+                window_uj,
+                grade: kept.grade.or(self.grade),
+                span_ns: duration_ns,
+                domains: self.grade.map(|_| part).into_iter().collect(),
+                ..Energy::default()
+            }
         });
         let mut tokens = |count: Option<u64>| {
             self.findings.tokens_zero += usize::from(count == Some(0));
@@ -254,7 +256,9 @@ impl Reading {
         }
         self.findings.metered += 1;
         self.findings.with_error += usize::from(kept.error_uj.is_some());
-        let watts = metrics.power_metrics.gpu.per_query_watts.avg.filter(|watts| watts.is_finite());
+        // What we wrote there is the machine's power, and the energy a share of it.
+        let watts = metrics.power_metrics.gpu.per_query_watts.avg;
+        let watts = watts.filter(|watts| watts.is_finite() && kept.id.is_empty());
         if let Some((watts, seconds)) = watts.zip(seconds) {
             let ratio = watts * seconds / joules;
             self.findings.power_disagrees += usize::from(!(0.8..=1.2).contains(&ratio));

@@ -302,6 +302,9 @@ pub struct Kept {
     /// Of the energy, what would have been used anyway.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub idle_uj: Option<u64>,
+    /// All that the machine used in the scope meanwhile.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub window_uj: Option<u64>,
 }
 
 /// Python's and Arrow's nulls stand where an object or a text belongs.

@@ -16,7 +16,7 @@ use serde::Serialize;
 
 use super::metric::{Figures, Terms, over};
 use super::regression::{Line, line, log_line};
-use super::run_dir::Manifest;
+use super::run_dir::{Manifest, NO_METER};
 use super::scope::{Idle, Scope};
 use super::spread::{Spread, spread};
 use super::table::{Table, known};
@@ -41,13 +41,17 @@ pub struct Report {
     pub scope: Scope,
     /// Whether idle power is part of them.
     pub idle: Idle,
+    /// Why there is no energy in this scope, though queries were answered.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub no_energy: Option<String>,
     /// Over all queries.
     pub all: Figures,
     /// By subject, in the order of their names.
     pub subjects: Vec<Figures>,
     /// The other scopes and idle policies, over all queries; those that this machine cannot give are left out.
     pub scopes: Vec<Figures>,
-    /// How quantities spread, by name: `energy_j`, `power_w`, `duration_s`, `first_token_s`, `between_tokens_s`, `tokens_out`.
+    /// How quantities spread, by name: `energy_j`, `power_w`, `attributed_power_w`, `duration_s`, `first_token_s`,
+    /// `between_tokens_s`, `tokens_out`.
     pub spreads: BTreeMap<&'static str, Spread>,
     /// The lines that the public harness draws: energy, latency and power against all tokens, first token against the
     /// prompt's.
@@ -59,6 +63,12 @@ pub struct Report {
     pub sum: Sum,
     /// Why queries failed.
     pub failures: BTreeMap<String, usize>,
+    /// Why answered queries have no energy.
+    pub unmetered: BTreeMap<String, usize>,
+    /// Domains of the run that gave some queries no energy, with how many.
+    pub domain_gaps: BTreeMap<String, usize>,
+    /// Domains that became live only during the run and are no part of it, with how many queries' accounts hold them.
+    pub other_domains: BTreeMap<String, usize>,
     /// Lines of the run's file that make no sense.
     pub broken_lines: usize,
     /// Mean tokens that came from the server's cache, of those of the prompt; cached prompts cost less than fresh ones.
@@ -109,6 +119,7 @@ impl Report {
             run: table.manifest.clone(),
             scope: terms.scope,
             idle: terms.idle,
+            no_energy: no_energy(table, terms),
             all,
             subjects,
             scopes,
@@ -117,11 +128,82 @@ impl Report {
             phases: phases(table, terms),
             sum: sum(table, terms.scope, prices),
             failures: table.failures.clone(),
+            unmetered: table.unmetered.clone(),
+            domain_gaps: table.domain_gaps.clone(),
+            other_domains: table.other_domains.clone(),
             broken_lines: table.broken,
             cached_part: cached_part(table),
             points: scatter::Points::of(table, terms),
         }
     }
+}
+
+impl Report {
+    /// What the reader must know of the run's energies beside the figures, a sentence each.
+    pub fn remarks(&self) -> Vec<String> {
+        let asked = self.all.asked;
+        let mut all = Vec::new();
+        for (name, reason) in self.run.not_live.iter().flatten() {
+            all.push(format!("{name}: not live when the run began, and no part of it: {reason}"));
+        }
+        for (name, count) in &self.domain_gaps {
+            all.push(format!(
+                "{name}: no energy for {count} of {asked} queries: its counter stood still or was not read meanwhile"
+            ));
+        }
+        for (name, count) in &self.other_domains {
+            all.push(format!(
+                "{name}: became live during the run ({count} of {asked} queries), and is no part of it"
+            ));
+        }
+        if self.no_energy.is_none() && !self.unmetered.is_empty() {
+            let count: usize = self.unmetered.values().sum();
+            all.push(format!("{count} answered queries have no energy: {}", counted(&self.unmetered)));
+        }
+        if self.all.without_power > 0 {
+            all.push(format!(
+                "IPW is not known: the run does not hold the machine's power for {} of {} covered queries; measure again with \
+                 this version",
+                self.all.without_power, self.all.covered
+            ));
+        }
+        all
+    }
+}
+
+/// Reasons with how often.
+fn counted(reasons: &BTreeMap<String, usize>) -> String {
+    reasons.iter().map(|(reason, count)| format!("{count} \u{d7} {reason}")).collect::<Vec<_>>().join("; ")
+}
+
+/// Why no answered query has an energy in the scope; `None` where one has, or none was answered.
+fn no_energy(table: &Table, terms: &Terms) -> Option<String> {
+    let columns = &table.columns;
+    let answered = || (0..columns.len()).filter(|at| columns.answered[*at]);
+    let watts = columns.attributed_watts(terms.scope, terms.idle);
+    if answered().next().is_none() || answered().any(|at| known(watts(at)).is_some()) {
+        return None;
+    }
+    let any = |joules: &[f64]| answered().any(|at| known(joules[at]).is_some());
+    let names = |all: &mut dyn Iterator<Item = &str>| all.collect::<Vec<_>>().join(", ");
+    let domains = &table.manifest.domains;
+    Some(match () {
+        () if any(columns.scoped(terms.scope).share) => {
+            "the meter knows no idle power (--idle included)".to_owned()
+        }
+        () if any(columns.scoped(Scope::Host).share) && terms.scope.domains(domains).is_empty() => format!(
+            "no domain of the run lies in the scope \"{}\"; it has {} (--scope host)",
+            terms.scope.title(),
+            names(&mut domains.iter().map(|domain| domain.name.as_str()))
+        ),
+        () if !table.unmetered.is_empty() => counted(&table.unmetered),
+        () if !table.domain_gaps.is_empty() => format!(
+            "the counters of {} stood still or were not read",
+            names(&mut table.domain_gaps.keys().map(String::as_str))
+        ),
+        () if table.manifest.meter == NO_METER => "the run was made without a meter (--without-meter)".into(),
+        () => "the run's rows hold none".into(),
+    })
 }
 
 /// The figures over all queries, by subject, and over all in every scope and idle policy that the run can tell.
@@ -185,10 +267,13 @@ fn spreads(table: &Table, terms: &Terms) -> BTreeMap<&'static str, Spread> {
     let answered = |at: &usize| columns.answered[*at];
     let of = |column: &[f64], scale| spread((0..columns.len()).filter(answered).map(|at| column[at]), scale);
     let energy = (0..columns.len()).filter(answered).map(joules);
-    let power = (0..columns.len()).filter(answered).map(|at| joules(at) / columns.span_s[at]);
+    let power = (0..columns.len()).filter(answered).map(columns.watts(terms.scope, terms.idle));
+    let attributed = columns.attributed_watts(terms.scope, terms.idle);
+    let attributed = (0..columns.len()).filter(answered).map(attributed);
     let all = [
         ("energy_j", spread(energy, 1e6)),
         ("power_w", spread(power, 1e3)),
+        ("attributed_power_w", spread(attributed, 1e3)),
         ("duration_s", of(&columns.duration_s, 1e9)),
         ("first_token_s", of(&columns.first_token_s, 1e9)),
         ("between_tokens_s", of(&columns.between_s, 1e9)),
@@ -207,7 +292,7 @@ fn lines(table: &Table, terms: &Terms) -> BTreeMap<&'static str, Line> {
     };
     let tokens = |table: &Table, at: usize| table.columns.tokens_in[at] + table.columns.tokens_out[at];
     let prompt = |table: &Table, at: usize| table.columns.tokens_in[at];
-    let power = pairs(tokens, &|at| joules(at) / columns.span_s[at]);
+    let power = pairs(tokens, &columns.watts(terms.scope, terms.idle));
     let all = [
         ("energy_j by tokens", line(pairs(tokens, &joules).into_iter())),
         ("duration_s by tokens", line(pairs(tokens, &|at| columns.duration_s[at]).into_iter())),
@@ -253,12 +338,13 @@ fn phases(table: &Table, terms: &Terms) -> Option<Phases> {
 }
 
 fn sum(table: &Table, scope: Scope, prices: Prices) -> Sum {
-    let [energy, ..] = table.columns.scoped(scope);
-    let known: Vec<f64> = energy.iter().copied().filter_map(known).collect();
-    let energy_j: f64 = known.iter().sum();
+    let share = table.columns.scoped(scope).share;
+    let known = || share.iter().copied().filter_map(known);
+    // The sum of no floats is -0.0 by the standard library.
+    let energy_j = known().fold(0.0, |sum, joules| sum + joules);
     let kwh = energy_j / 3.6e6;
     Sum {
-        metered: known.len(),
+        metered: known().count(),
         energy_j,
         cost: prices.per_kwh.map(|price| price * kwh),
         co2_g: prices.co2_g_per_kwh.map(|grams| grams * kwh),
@@ -293,6 +379,9 @@ mod tests {
                 idle_uj: Some(1_000_000),
                 prefill_uj: Some(500_000),
                 decode_uj: Some(3_500_000 + id),
+                // Two at once, so that the machine's power is twice what is attributed.
+                window_uj: Some(8_000_000 + id * 2),
+                at_once: 2,
                 span_ns: 2_000_000_000,
                 ..Energy::default()
             };
@@ -314,12 +403,13 @@ mod tests {
         for (idle, joules) in [(Idle::Included, 4.0), (Idle::Excluded, 3.0)] {
             let report = of(Scope::Host, idle);
             assert!(near(report.spreads["energy_j"].mean, joules), "{report:?}");
-            assert!(near(report.spreads["power_w"].mean, joules / 2.0), "{report:?}");
+            assert!(near(report.spreads["power_w"].mean, joules), "{report:?}");
+            assert!(near(report.spreads["attributed_power_w"].mean, joules / 2.0), "{report:?}");
             assert!(near(report.lines["energy_j by tokens"].mean_y, joules), "{report:?}");
-            assert!(near(report.lines["power_w by tokens"].mean_y, joules / 2.0), "{report:?}");
+            assert!(near(report.lines["power_w by tokens"].mean_y, joules), "{report:?}");
             let point = report.points.queries[0];
-            assert!(near(point.energy_j, joules) && near(point.power_w, joules / 2.0), "{point:?}");
-            assert!(near(report.points.bars[0].power_w.unwrap(), joules / 2.0));
+            assert!(near(point.energy_j, joules) && near(point.power_w, joules), "{point:?}");
+            assert!(near(report.points.bars[0].attributed_power_w.unwrap(), joules / 2.0));
             assert_eq!(report.phases.is_some(), idle == Idle::Included);
             assert!(near(report.sum.energy_j, 12.0), "the sum is the bill's, whatever the figures count");
         }

@@ -28,6 +28,12 @@ pub fn page(report: &Report) -> String {
     let values = context! {
         report => Value::from(Serde(report)),
         headline => headline(&report.all),
+        remarks => report.remarks(),
+        sum_j => digits(report.sum.energy_j),
+        cost => report.sum.cost.map(digits),
+        co2_g => report.sum.co2_g.map(digits),
+        cached_percent => report.cached_part.map(|part| digits(part * 100.0)),
+        power_error => report.all.power_error_w.map(digits),
         idle => report.idle.title(),
         scope => report.scope.title(),
         rows,
@@ -86,6 +92,7 @@ fn row(figures: &Figures) -> Value {
             cell(figures.accuracy.as_ref(), 100.0, " %"),
             cell(figures.energy_j.as_ref(), 1.0, " J"),
             cell(figures.power_w.as_ref(), 1.0, " W"),
+            cell(figures.attributed_power_w.as_ref(), 1.0, " W"),
             cell(figures.per_watt.as_ref(), 1.0, ""),
             cell(figures.per_joule.as_ref(), 1.0, ""),
             cell(figures.tokens_per_joule.as_ref(), 1.0, ""),
@@ -96,12 +103,18 @@ fn row(figures: &Figures) -> Value {
 
 fn headline(all: &Figures) -> Vec<Value> {
     let tile = |name, cell: Value, unit| context! { name, cell, unit };
+    let of = if all.covered > 0 { "of the covered queries" } else { "of the scored queries" };
     vec![
         tile("intelligence per watt", cell(all.per_watt.as_ref(), 1.0, ""), "accuracy / W"),
         tile("intelligence per joule", cell(all.per_joule.as_ref(), 1.0, ""), "accuracy / J"),
-        tile("accuracy", cell(all.accuracy.as_ref(), 100.0, " %"), "of the covered queries"),
-        tile("energy", cell(all.energy_j.as_ref(), 1.0, " J"), "mean of a query"),
-        tile("power", cell(all.power_w.as_ref(), 1.0, " W"), "mean of a query"),
+        tile("accuracy", cell(all.accuracy.as_ref(), 100.0, " %"), of),
+        tile("energy", cell(all.energy_j.as_ref(), 1.0, " J"), "mean share of a query"),
+        tile("power", cell(all.power_w.as_ref(), 1.0, " W"), "mean of the machine while a query was open"),
+        tile(
+            "attributed power",
+            cell(all.attributed_power_w.as_ref(), 1.0, " W"),
+            "mean share over time of a query",
+        ),
     ]
 }
 
@@ -144,7 +157,8 @@ fn pictures(report: &Report) -> Vec<(&'static str, Picture, String)> {
         ("energy_j", "How energy spreads"),
         ("duration_s", "How time spreads"),
         ("first_token_s", "How the time to the first token spreads"),
-        ("power_w", "How power spreads"),
+        ("power_w", "How the machine's power spreads"),
+        ("attributed_power_w", "How attributed power spreads"),
     ] {
         if let Some(spread) = report.spreads.get(name) {
             all.push((title, spread_picture(name, spread), String::new()));
@@ -212,8 +226,7 @@ fn tokens(report: &Report) -> Option<Picture> {
     };
     picture.points("wrong", of(false));
     picture.points("dot", of(true));
-    let ends = [x.low, x.high].map(|x| (x, line.intercept + line.slope * x));
-    picture.path("fit", ends.into_iter());
+    picture.line("fit", [x.low, x.high].map(|x| (x, line.intercept + line.slope * x)));
     Some(picture)
 }
 
@@ -222,7 +235,8 @@ fn spread_picture(name: &str, spread: &Spread) -> Picture {
         "energy_j" => "energy of a query, J",
         "duration_s" => "time of a query, s",
         "first_token_s" => "time to the first token, s",
-        _ => "power of a query, W",
+        "power_w" => "power of the machine while a query was open, W",
+        _ => "attributed power of a query, W",
     };
     let filled = spread.bars.iter().filter(|(_, count)| *count > 0).map(|(edge, _)| *edge);
     let x = Axis::around(title, spread.least, filled.fold(spread.least, f64::max));
@@ -294,6 +308,9 @@ mod tests {
             (12.345, "12.35"),
             (123.45, "123.5"),
             (12345.6, "12346"),
+            (-0.0, "0"),
+            (-1e-13, "0"),
+            (-0.5, "-0.5000"),
         ];
         for (value, text) in all {
             assert_eq!(digits(value), text);
@@ -321,6 +338,8 @@ mod tests {
     fn a_page_holds_its_figures_and_pictures_and_fetches_nothing() {
         let row = |id: u64| {
             let energy = Energy {
+                window_uj: Some(4_000_000 + id * 200_000),
+                at_once: 2,
                 share_uj: Some(2_000_000 + id * 100_000),
                 error_uj: Some(50_000),
                 idle_uj: Some(500_000),
@@ -346,7 +365,7 @@ mod tests {
         let mut rows: Vec<Row> = (0..40).map(row).collect();
         rows.push(Row { id: "x".into(), error: Some("<timed out>".into()), ..Row::default() });
         let page = rendered(&rows, "<script>alert(1)</script>");
-        assert_eq!(page.matches("<svg").count(), 8);
+        assert_eq!(page.matches("<svg").count(), 9);
         for wanted in [
             "40 of 41",
             "&lt;script&gt;",
@@ -360,6 +379,40 @@ mod tests {
         for forbidden in ["<script", "http://", "https://", "src=", "@import", "url("] {
             assert!(!page.contains(forbidden), "{forbidden} is in the page");
         }
+    }
+
+    #[test]
+    fn the_line_of_the_fit_has_the_fits_slope_where_its_intercept_is_negative() {
+        // Energy in J is 0.2 × tokens - 10: below nothing for short queries.
+        let row = |id: u64| {
+            let energy = Energy {
+                share_uj: Some(id * 200_000 * 2 - 10_000_000),
+                span_ns: 1_000_000_000,
+                ..Energy::default()
+            };
+            let tokens = Some(id);
+            Row {
+                id: id.to_string(),
+                tokens_in: tokens,
+                tokens_out: tokens,
+                energy: Some(energy),
+                ..Row::default()
+            }
+        };
+        let page = rendered(&(30..80).map(row).collect::<Vec<_>>(), "");
+        let figure = page.split("<b>Energy against tokens</b>").nth(1).unwrap();
+        let number = |text: &str| text.parse::<f64>().unwrap();
+        let path = figure.split("<path class=fit d='M").nth(1).unwrap().split('\'').next().unwrap();
+        let ends: Vec<f64> = path.split(['L', ' ']).map(number).collect();
+        let slope = (ends[3] - ends[1]) / (ends[2] - ends[0]);
+        let value =
+            |circle: &str, name: &str| number(circle.split(name).nth(1).unwrap().split(' ').next().unwrap());
+        let dots: Vec<(f64, f64)> =
+            figure.split("<circle").skip(1).map(|it| (value(it, "cx="), value(it, "cy="))).collect();
+        let (first, last) = (dots[0], dots[49]);
+        let truth = (last.1 - first.1) / (last.0 - first.0);
+        assert!((slope / truth - 1.0).abs() < 0.01, "{slope}, and the points rise by {truth}");
+        assert!((ends[1] + slope * (first.0 - ends[0]) - first.1).abs() < 0.5, "the line misses its points");
     }
 
     #[test]

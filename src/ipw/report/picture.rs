@@ -224,6 +224,31 @@ impl Picture {
         }
     }
 
+    /// A straight line, as far as it lies within the axes.
+    pub fn line(&mut self, class: &str, ends: [(f64, f64); 2]) {
+        if let Some(ends) = self.clipped(ends) {
+            self.path(class, ends.into_iter());
+        }
+    }
+
+    /// The part of a line within the axes (Liang and Barsky, ACM TOG 3, 1984); none where it passes them by.
+    fn clipped(&self, [(x, y), (to_x, to_y)]: [(f64, f64); 2]) -> Option<[(f64, f64); 2]> {
+        let (run, rise) = (to_x - x, to_y - y);
+        let (mut enters, mut leaves) = (0.0, 1.0);
+        for (step, room) in
+            [(-run, x - self.x.low), (run, self.x.high - x), (-rise, y - self.y.low), (rise, self.y.high - y)]
+        {
+            match step {
+                0.0 if room < 0.0 => return None,
+                0.0 => {}
+                step if step < 0.0 => enters = f64::max(enters, room / step),
+                step => leaves = f64::min(leaves, room / step),
+            }
+        }
+        let at = |part: f64| (x + run * part, y + rise * part);
+        (enters <= leaves).then(|| [at(enters), at(leaves)])
+    }
+
     /// A box between two corners.
     pub fn block(&mut self, class: &str, (left, low): (f64, f64), (right, high): (f64, f64)) {
         let ((left, bottom), (right, top)) = (self.at(left, low), self.at(right, high));
@@ -244,7 +269,7 @@ impl Picture {
 
 /// A tick's number in as few digits as it needs.
 fn tick_text(value: f64, most: f64) -> String {
-    if most >= 1e5 {
+    if most >= 1e5 && value.abs() >= 500.0 {
         return format!("{:.0}k", value / 1e3);
     }
     let digits = if most >= 20.0 {
@@ -257,6 +282,8 @@ fn tick_text(value: f64, most: f64) -> String {
         4
     };
     let text = format!("{value:.digits$}");
+    // What rounds to nothing has no sign.
+    let text = if text.trim_matches(['-', '0', '.']).is_empty() { text.replace('-', "") } else { text };
     if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.').to_owned() } else { text }
 }
 
@@ -284,6 +311,9 @@ mod tests {
         assert_eq!(tick_text(0.25, 1.0), "0.25");
         assert_eq!(tick_text(40.0, 200.0), "40");
         assert_eq!(tick_text(150_000.0, 200_000.0), "150k");
+        for most in [1e6, 100.0, 10.0, 1.0, 0.1] {
+            assert_eq!((tick_text(-0.0, most), tick_text(-1e-9, most)), ("0".into(), "0".into()), "{most}");
+        }
     }
 
     #[test]
@@ -295,6 +325,22 @@ mod tests {
         assert_eq!(svg.matches("<circle").count(), 2);
         assert!(svg.contains("cx=66.0 cy=228.0") && svg.contains("cx=462.0 cy=14.0"), "{svg}");
         assert!(svg.contains("a &lt;test&gt;"));
+    }
+
+    #[test]
+    fn a_line_is_cut_at_the_axes_and_keeps_its_slope() {
+        let axis = |title| Axis { title, low: 0.0, high: 10.0, numbers: true };
+        let picture = Picture::new("line", axis("x"), axis("y"));
+        for (ends, within) in [
+            ([(0.0, -5.0), (10.0, 5.0)], Some([(5.0, 0.0), (10.0, 5.0)])),
+            ([(0.0, 5.0), (10.0, 25.0)], Some([(0.0, 5.0), (2.5, 10.0)])),
+            ([(0.0, 15.0), (10.0, -5.0)], Some([(2.5, 10.0), (7.5, 0.0)])),
+            ([(0.0, 4.0), (10.0, 4.0)], Some([(0.0, 4.0), (10.0, 4.0)])),
+            ([(0.0, -1.0), (10.0, -1.0)], None),
+            ([(0.0, 11.0), (10.0, 30.0)], None),
+        ] {
+            assert_eq!(picture.clipped(ends), within, "{ends:?}");
+        }
     }
 
     #[test]

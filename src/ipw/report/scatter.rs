@@ -25,7 +25,7 @@ pub struct Point {
     pub tokens_out: Option<f64>,
     /// Its energy.
     pub energy_j: f64,
-    /// Its power.
+    /// The machine's power meanwhile.
     pub power_w: f64,
     /// Right or wrong.
     pub score: Option<f64>,
@@ -40,8 +40,8 @@ pub struct Bar {
     pub first_token_s: Option<f64>,
     /// Until its end.
     pub to_s: f64,
-    /// Mean power of its share.
-    pub power_w: Option<f64>,
+    /// Mean power of its share: the open ones add up to the machine's.
+    pub attributed_power_w: Option<f64>,
     /// Whether it was answered.
     pub answered: bool,
 }
@@ -66,17 +66,16 @@ impl Points {
     /// The points of a run.
     pub fn of(table: &Table, terms: &Terms) -> Self {
         let columns = &table.columns;
-        let joules = columns.joules(terms.scope, terms.idle);
-        let metered = || {
-            (0..columns.len())
-                .filter(|at| columns.answered[*at] && joules(*at).is_finite() && columns.span_s[*at] > 0.0)
-        };
+        let (joules, watts) =
+            (columns.joules(terms.scope, terms.idle), columns.watts(terms.scope, terms.idle));
+        let attributed = columns.attributed_watts(terms.scope, terms.idle);
+        let metered = || (0..columns.len()).filter(|at| columns.answered[*at] && attributed(*at).is_finite());
         let of = metered().count();
         let point = |at: usize| Point {
             tokens: known(columns.tokens_in[at] + columns.tokens_out[at]),
             tokens_out: known(columns.tokens_out[at]),
             energy_j: joules(at),
-            power_w: joules(at) / columns.span_s[at],
+            power_w: watts(at),
             score: known(columns.score[at]),
         };
         let step = of.div_ceil(MOST).max(1);
@@ -94,7 +93,7 @@ impl Points {
             from_s: columns.began_s[*at] - start,
             first_token_s: known(columns.first_token_s[*at]),
             to_s: columns.began_s[*at] - start + columns.duration_s[*at],
-            power_w: known(joules(*at) / columns.span_s[*at]),
+            attributed_power_w: known(attributed(*at)),
             answered: columns.answered[*at],
         };
         let bars: Vec<Bar> = order.iter().map(|at| bar(&(*at as usize))).collect();
@@ -124,7 +123,7 @@ fn watched(table: &Table, scope: Scope, start_s: f64, length_s: f64) -> Vec<(f64
 /// The powers of the shares that were open, added up, as a curve of steps.
 fn power(bars: &[Bar]) -> Vec<(f64, f64)> {
     let mut edges: Vec<(f64, f64)> = Vec::new();
-    for (bar, watts) in bars.iter().filter_map(|bar| Some((bar, bar.power_w?))) {
+    for (bar, watts) in bars.iter().filter_map(|bar| Some((bar, bar.attributed_power_w?))) {
         edges.extend([(bar.from_s, watts), (bar.to_s, -watts)]);
     }
     edges.sort_unstable_by(|(one, _), (other, _)| one.total_cmp(other));
@@ -148,7 +147,7 @@ mod tests {
             from_s,
             first_token_s: None,
             to_s,
-            power_w: Some(watts),
+            attributed_power_w: Some(watts),
             answered: true,
         };
         let curve = power(&[bar(0.0, 2.0, 10.0), bar(1.0, 3.0, 5.0)]);
