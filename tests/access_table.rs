@@ -259,7 +259,7 @@ impl Drop for Confined {
 fn confined() -> Option<Confined> {
     let can = Command::new("unshare").args(["-U", "-r", "true"]).stderr(Stdio::null()).status();
     if !can.is_ok_and(|status| status.success()) {
-        eprintln!("skipped: this system lets nobody make a user namespace");
+        support::skip::skip("user namespaces", "the kernel or its policy forbids them");
         return None;
     }
     let dir = tempfile::tempdir().unwrap();

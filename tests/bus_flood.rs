@@ -32,8 +32,7 @@ const LARGE: usize = 32 * 1024 * 1024 - 4096;
 const ROOM: u64 = 24 << 20;
 
 fn stage() -> Option<(TestBus, TestDaemon)> {
-    if !rustix::process::geteuid().is_root() || Command::new("setpriv").arg("--version").output().is_err() {
-        eprintln!("skipped: other users' processes need root and setpriv");
+    if !support::skip::can_change_users() {
         return None;
     }
     let bus = TestBus::start()?;

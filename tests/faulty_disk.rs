@@ -43,7 +43,7 @@ impl<'a> Mounted<'a> {
         match mount {
             Ok(output) if output.status.success() => Some(Mounted(place)),
             other => {
-                println!("skipped: no tmpfs can be mounted here: {other:?}");
+                support::skip::skip("the right to mount a tmpfs", format!("{other:?}"));
                 None
             }
         }

@@ -6,6 +6,8 @@
 #![cfg(target_os = "linux")]
 
 mod living;
+#[path = "support/skip.rs"]
+mod skip;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

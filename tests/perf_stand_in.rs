@@ -4,6 +4,8 @@
 //! that of `power` and its `tsc` as every energy event, so that the "energy" really advances, in the kernel.
 #![cfg(target_os = "linux")]
 
+#[path = "support/skip.rs"]
+mod skip;
 mod stand_in;
 
 use std::fs;
@@ -20,7 +22,7 @@ const SCALE: &str = "2.3283064365386962890625e-10\n";
 /// The stand-in with `events` on `cpumask`, all of them the counter `event`, or `None` where this machine has no msr PMU.
 fn power(events: &[&str], cpumask: &str, event: &str) -> Option<StandIn> {
     let Ok(kind) = fs::read_to_string("/sys/bus/event_source/devices/msr/type") else {
-        println!("skipped: this machine has no msr PMU");
+        skip::skip("the msr PMU", "the kernel shows it on x86 processors");
         return None;
     };
     let stand_in = StandIn::new();
@@ -46,7 +48,7 @@ fn power(events: &[&str], cpumask: &str, event: &str) -> Option<StandIn> {
 fn open(stand_in: &StandIn) -> Option<Vec<Opened>> {
     let Inventory { opened, absent, .. } = perf::open(&stand_in.settings(&["perf"]), &Clock::Machine);
     if absent.iter().any(|absent| absent.reason.contains("perf_event_open")) {
-        println!("skipped: {}", absent[0].reason);
+        skip::skip("access to perf_event_open", &absent[0].reason);
         return None;
     }
     assert!(absent.is_empty(), "{absent:?}");
@@ -106,7 +108,7 @@ fn domains_are_named_after_their_package_and_lie_within_each_other() {
 #[test]
 fn every_cpu_of_the_mask_is_opened_once() {
     if std::thread::available_parallelism().map_or(1, usize::from) < 2 {
-        println!("skipped: one CPU");
+        skip::skip("a second CPU", "one CPU cannot show that each is opened once");
         return;
     }
     let Some(opened) =

@@ -216,10 +216,7 @@ fn where_processes_are_hidden_the_part_is_absent_with_the_reason() {
 
 #[test]
 fn another_users_process_is_refused_without_telemetry_access() {
-    let can =
-        rustix::process::geteuid().is_root() && Command::new("setpriv").arg("--version").output().is_ok();
-    if !can {
-        eprintln!("skipped: another user's process needs root and setpriv");
+    if !support::skip::can_change_users() {
         return;
     }
     // Groups that every Linux has stand in for ours.

@@ -71,13 +71,13 @@ fn python(dir: &Path) -> Option<PathBuf> {
     let made = Command::new("python3").args(["-m", "venv"]).arg(dir).output();
     let python = dir.join("bin").join("python");
     if !made.is_ok_and(|output| output.status.success()) {
-        eprintln!("skipped: no python3 that can make a virtual environment");
+        support::skip::skip("python3 with venv", "install python3-venv");
         return None;
     }
     let pip = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--retries", "1", PACKAGE];
     let installed = Command::new(&python).args(pip).output().ok()?;
     if !has(&python) {
-        eprintln!("skipped: {PACKAGE} cannot be installed: {}", String::from_utf8_lossy(&installed.stderr));
+        support::skip::skip(PACKAGE, String::from_utf8_lossy(&installed.stderr));
         return None;
     }
     Some(python)

@@ -1,13 +1,15 @@
-"""A client of the meter's socket inside the booted machine: says what try.sh tells it to, and prints the answers.
+"""A client of the meter's socket inside the booted machine, for try.sh; it prints the answers.
 
     client.py call METHOD [PARAMETERS]...      calls on one connection; one answer a line
     client.py hold SECONDS                     opens a span and holds it; prints how the connection ended
     client.py await-close                      closes a span, waits for the final account, prints what comes
     client.py besiege SECONDS                  connects again and again; prints how many came in and how many were refused
     client.py descriptors                      sends a descriptor along; prints the answer and whether it was hung up on
+    client.py counters SYSFS                   asks the kernel, not the meter, for each counter of the power PMU; prints its
+                                               kind and whether it moves
 """
 
-import json, os, socket, sys, time
+import ctypes, json, os, pathlib, socket, struct, sys, time
 
 PATH = os.environ.get("WATTSPAN_SOCKET", "/run/wattspan/wattspan.sock")
 
@@ -36,6 +38,45 @@ def answer(meter):
 def call(meter, method, **parameters):
     meter.sendall(message(method, parameters))
     return answer(meter)
+
+
+KINDS = {"cores": "core", "pkg": "package", "ram": "dram", "gpu": "uncore", "psys": "psys"}
+
+
+def cpus(text):
+    """The CPUs of a list as sysfs writes it: 0,4-6"""
+    for part in text.strip().split(","):
+        first, _, last = part.partition("-")
+        yield from range(int(first), int(last or first) + 1)
+
+
+def opened(kind, config, cpu):
+    """A counter of this CPU; None where the kernel refuses it."""
+    attributes = struct.pack("=IIQ", kind, 112, config).ljust(112, b"\0")
+    system_call = {"x86_64": 298, "aarch64": 241}[os.uname().machine]
+    every_process, no_group, close_on_exec = -1, -1, 8
+    counter = ctypes.CDLL(None).syscall(system_call, attributes, every_process, cpu, no_group, close_on_exec)
+    return None if counter < 0 else counter
+
+
+def counters(sysfs):
+    """Kind and liveness of each counter, by reading it twice with work between."""
+    power = sysfs / "bus/event_source/devices/power"
+    found = []
+    for event in sorted(power.glob("events/energy-*")) if power.is_dir() else []:
+        if event.suffix:
+            continue
+        config = int(event.read_text().strip().removeprefix("event="), 16)
+        for cpu in cpus((power / "cpumask").read_text()):
+            counter = opened(int((power / "type").read_text()), config, cpu)
+            if counter is not None:
+                found.append((KINDS[event.name.removeprefix("energy-")], counter))
+    before = [os.read(counter, 8) for _, counter in found]
+    until = time.monotonic() + 1
+    while time.monotonic() < until:
+        pass
+    moves = [os.read(counter, 8) != was for (_, counter), was in zip(found, before)]
+    return sorted([kind, "live" if moved else "stuck"] for (kind, _), moved in zip(found, moves))
 
 
 verb, words = sys.argv[1], sys.argv[2:]
@@ -72,6 +113,8 @@ elif verb == "besiege":
             pass
         time.sleep(0.002)
     print(json.dumps({"came": came, "refused": refused}))
+elif verb == "counters":
+    print(counters(pathlib.Path(words[0])))
 elif verb == "descriptors":
     meter = connect()
     socket.send_fds(meter, [message("GetInfo", {})], [0])

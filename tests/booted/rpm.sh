@@ -2,7 +2,8 @@
 # The .rpm as packaging/build made it: lists what the .deb contains, and installs into an empty root.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-command -v rpm >/dev/null || { echo "SKIPPED: no rpm here"; exit 0; }
+. tests/skip.sh
+command -v rpm >/dev/null || { skip "rpm" "install rpm"; exit 0; }
 made=$(ls -t target/package/wattspan-*.rpm | head -1)
 root=$(mktemp -d)
 trap 'rm -rf "$root"' EXIT

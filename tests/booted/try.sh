@@ -4,18 +4,18 @@
 #   tests/booted/try.sh            after cargo build --release --locked
 #   KEEP=1 tests/booted/try.sh     leaves the machine's files for a look (target/booted)
 #
-# Says loudly that it is skipped where a system cannot be booted (not root, no namespaces), and fails there with
-# REQUIRE=1. Every check is one line of output; the first that fails ends it, with the daemon's journal.
+# Skipped where a system cannot be booted (not root, no namespaces), which fails with CI=true. Every check is one line of
+# output; the first that fails ends it, with the daemon's journal.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 here=tests/booted
 boot=$PWD/$here/boot.sh
 machine=$PWD/target/booted
 
+. tests/skip.sh
 if ! why=$("$boot" can); then
-  echo "SKIPPED: the booted system, and with it units, packages, watchdog and journal: $why"
-  [ -z "${REQUIRE:-}" ]
-  exit
+  skip "a bootable system" "units, packages, watchdog and journal are not checked: $why"
+  exit 0
 fi
 
 in_() { timeout 60 "$boot" inside "$machine" "$@"; }
@@ -50,6 +50,38 @@ field() { python3 -c 'import json, sys; it = json.loads(sys.stdin.read().strip()
 # The machine that is measured from the next restart on, and further configuration.
 measure() { cat >"$machine/rootfs/etc/wattspan/machine.toml"; printf '[source]\nreplay = "/etc/wattspan/machine.toml"\n%s' "${1:-}" >"$machine/rootfs/etc/wattspan/wattspan.toml.d/50-test.toml"; }
 restart() { in_ systemctl restart wattspand.service; active; }
+# The meter shows the power PMU's counters as the kernel itself answers for them: a live one with its energy, a stuck one as
+# stuck, without energy and counted in no total; the estimate exactly where no counter is live; and nothing else, unless
+# the system has other mechanisms.
+shows() { # SYSFS WHAT
+  local expected said
+  expected=$(python3 $here/client.py counters "$1")
+  said=$(in_ wattspan doctor --json)
+  is "$(field 'sorted([domain["kind"], domain["liveness"]] for domain in it["domains"] if domain["source"] == "perf")' <<<"$said")" "$expected" "$2: the power PMU's counters are"
+  is "$(field 'all(("energy_uj" in domain) == (domain["liveness"] == "live") and (domain["liveness"] == "live" or not domain["counted"]) for domain in it["domains"])' <<<"$said")" True "$2: a stuck counter adds nothing"
+  is "$(field '[domain["liveness"] for domain in it["domains"] if domain["source"] == "estimate"] == (["live"] if not any(domain["liveness"] == "live" and domain["counted"] and domain["source"] != "estimate" for domain in it["domains"]) else [])' <<<"$said")" True "$2: the estimate is there where no counter is live"
+  is "$(field 'any(domain["liveness"] == "live" and domain["counted"] for domain in it["domains"])' <<<"$said")" True "$2: something is counted"
+  [ -n "$(others "$1")" ] || is "$(field 'sorted({domain["source"] for domain in it["domains"]} - {"perf", "estimate"})' <<<"$said")" "[]" "$2: other sources are"
+}
+# What a system has of other mechanisms.
+others() { find -L "$1/class/powercap" "$1/class/hwmon" "$1/class/power_supply" "$1/class/drm" /proc/driver/nvidia -mindepth 1 -maxdepth 1 2>/dev/null || true; }
+# A stand-in for the power PMU below /etc/wattspan/sys, which has the type and the events of another: TYPE NAME=EVENT...
+stand_in() {
+  local tree=$machine/rootfs/etc/wattspan/sys devices kind=$1 event
+  devices=$tree/bus/event_source/devices
+  rm -rf "$tree"
+  mkdir -p "$devices/power/events" "$devices/msr/events" "$tree/devices/system/cpu/cpu0/topology" "$machine/rootfs/etc/wattspan/proc"
+  echo "$kind" >"$devices/power/type"
+  echo 0 | tee "$devices/power/cpumask" >"$tree/devices/system/cpu/cpu0/topology/physical_package_id"
+  for event in "${@:2}"; do
+    echo "event=${event#*=}" >"$devices/power/events/${event%=*}"
+    echo 2.3283064365386962890625e-10 >"$devices/power/events/${event%=*}.scale"; echo Joules >"$devices/power/events/${event%=*}.unit"
+  done
+  printf 'vendor_id : GenuineIntel\n' >"$machine/rootfs/etc/wattspan/proc/cpuinfo"
+  cp /proc/stat "$machine/rootfs/etc/wattspan/proc/stat"
+  printf '[source]\nsysfs_root = "/etc/wattspan/sys"\nproc_root = "/etc/wattspan/proc"\nenabled = ["perf", "estimate"]\n' \
+    >"$machine/rootfs/etc/wattspan/wattspan.toml.d/50-test.toml"
+}
 files() { (cd "$machine/rootfs" && find . -xdev \( -path ./proc -o -path ./sys -o -path ./dev -o -path ./run -o -path ./tmp \
   -o -path ./root -o -path ./var/log -o -path ./var/cache -o -path ./var/lib/dpkg -o -path ./var/lib/systemd \) -prune -o -print | sort); }
 
@@ -77,7 +109,7 @@ is "$(in_ systemctl is-enabled wattspand.service wattspand.socket | sort -u)" en
 is "$(in_ systemd-analyze verify --man=no wattspand.service wattspand.socket 2>&1)" "" "systemd-analyze verify says"
 in_ systemd-analyze security --no-pager --threshold=8 wattspand.service >"$machine/security.log" || fail "exposure: $(tail -1 "$machine/security.log")"
 ok "$(tail -1 "$machine/security.log" | sed 's/[^A-Za-z0-9]*//')"
-is "$(in_ wattspan read --json | field '[domain["source"] for domain in it["domains"]]' 2>/dev/null || true)" "['estimate']" "without a counter the source is"
+shows /sys "as installed"
 
 echo "== confinement"
 pid=$(show MainPID)
@@ -112,10 +144,13 @@ has "$(as ann python3 /root/client.py descriptors)" "hung up" "whoever sends des
 echo "== the second door"
 # A script tests/booted/with-*.sh checks what is beside the socket (the system bus), on the machine that is up now. It is
 # sourced, so that it has the words above; it leaves the machine as it found it.
-for more in $here/with-*.sh; do
+tried=0
+for more in "$here"/with-*.sh; do
   # shellcheck disable=SC1090
-  if [ -e "$more" ]; then . "$more"; else echo "       no script $more: nothing beside the socket is tried here"; fi
+  . "$more"
+  tried=$((tried + 1))
 done
+[ $tried -ge 1 ] || fail "no script $here/with-*.sh"
 
 echo "== reload"
 conf=$machine/rootfs/etc/wattspan/wattspan.toml.d/60-test.toml
@@ -210,23 +245,28 @@ as ann python3 /root/client.py call GetInfo >/dev/null; active; ok "whoever come
 
 echo "== perf_event_open under the unit's capability and filter"
 if kind=$(in_ cat /sys/bus/event_source/devices/msr/type 2>/dev/null); then
-  tree=$machine/rootfs/etc/wattspan/sys; devices=$tree/bus/event_source/devices
-  mkdir -p "$devices/power/events" "$devices/msr/events" "$tree/devices/system/cpu/cpu0/topology" "$machine/rootfs/etc/wattspan/proc"
-  echo "$kind" | tee "$devices/power/type" >"$devices/msr/type"
-  echo 0 >"$devices/power/cpumask"; echo 0 >"$tree/devices/system/cpu/cpu0/topology/physical_package_id"
-  echo event=0x00 | tee "$devices/power/events/energy-pkg" >"$devices/msr/events/tsc"
-  echo 2.3283064365386962890625e-10 >"$devices/power/events/energy-pkg.scale"; echo Joules >"$devices/power/events/energy-pkg.unit"
-  printf 'vendor_id : GenuineIntel\n' >"$machine/rootfs/etc/wattspan/proc/cpuinfo"
-  printf '[source]\nsysfs_root = "/etc/wattspan/sys"\nproc_root = "/etc/wattspan/proc"\nenabled = ["perf"]\n' \
-    >"$machine/rootfs/etc/wattspan/wattspan.toml.d/50-test.toml"
+  stand_in "$kind" energy-pkg=0x00
+  echo "$kind" >"$machine/rootfs/etc/wattspan/sys/bus/event_source/devices/msr/type"
+  echo event=0x00 >"$machine/rootfs/etc/wattspan/sys/bus/event_source/devices/msr/events/tsc"
   in_ systemctl reset-failed wattspand.service
   restart
   said=$(in_ wattspan doctor --json)
   is "$(field '[(domain["source"], domain["liveness"]) for domain in it["domains"]], it["confinement"]["refused_system_calls"][0]' <<<"$said")" \
     "([('perf', 'live')], 'perf_event_open')" "the msr PMU in place of power: it counts, and opens no other any more"
 else
-  echo "       skipped: this machine has no msr PMU"
+  skip "the msr PMU" "the kernel shows it on x86 processors"
 fi
+
+echo "== a platform counter that never moves"
+# The kernel's software events: one counts CPU time, the other (dummy) nothing, ever.
+software=$(in_ cat /sys/bus/event_source/devices/software/type)
+for events in "energy-psys=0x09" "energy-psys=0x09 energy-pkg=0x00"; do
+  read -r -a words <<<"$events"
+  stand_in "$software" "${words[@]}"
+  in_ systemctl reset-failed wattspand.service
+  restart
+  shows "$machine/rootfs/etc/wattspan/sys" "${events//=0x??/}"
+done
 
 echo "== upgrade with an open span"
 measure <<<$'[[domain]]\nname = "package-0"\nkind = "package"\nprofile = [[1.0, 80]]'

@@ -3,7 +3,8 @@
 # 0.8, offline, whatever system this runs on. The drop-ins are verified with it; their exposure is printed, not bounded.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-command -v systemd-analyze >/dev/null || { echo "SKIPPED: no systemd-analyze here"; exit 0; }
+. tests/skip.sh
+command -v systemd-analyze >/dev/null || { skip "systemd-analyze" "install systemd"; exit 0; }
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 # verify looks for the programs; any will do, in the place of those of the package.

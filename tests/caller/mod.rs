@@ -40,12 +40,7 @@ pub const UNMAPPED: User = User { uid: 65_534, groups: "games,daemon,bin" };
 
 /// Whether this process may start others of other users.
 pub fn possible() -> bool {
-    let can =
-        rustix::process::geteuid().is_root() && Command::new("setpriv").arg("--version").output().is_ok();
-    if !can {
-        eprintln!("skipped: other users' processes need root and setpriv");
-    }
-    can
+    support::skip::can_change_users()
 }
 
 /// A process of this user that will run the test `a_client_of_another_user` of this program.

@@ -48,7 +48,7 @@ impl Disk {
         match fuser::spawn_mount(files, place.path(), &Config::default()) {
             Ok(session) => Some(Self { session: Some(session), mood, place }),
             Err(error) => {
-                println!("skipped: no file system can be mounted through /dev/fuse: {error}");
+                crate::support::skip::skip("FUSE", format!("no mount through /dev/fuse: {error}"));
                 None
             }
         }

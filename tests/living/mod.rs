@@ -94,7 +94,7 @@ impl Machine {
         match fuser::spawn_mount(tree, place.path(), &Config::default()) {
             Ok(session) => Some(Living { session: Some(session), hidden, denied, place }),
             Err(error) => {
-                println!("skipped: no file system can be mounted through /dev/fuse: {error}");
+                crate::skip::skip("FUSE", format!("no mount through /dev/fuse: {error}"));
                 None
             }
         }

@@ -4,6 +4,7 @@
 # window. Leaves the screenshots for people: shot.sh WATTSPAN [DIRECTORY]
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
+. "$here/../skip.sh"
 wattspan=$(realpath "$1")
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
@@ -14,7 +15,7 @@ browser=
 for name in ${CHROMIUM:-} chromium chromium-browser google-chrome; do
   if command -v "$name" >/dev/null; then browser=$name; break; fi
 done
-[ -n "$browser" ] || { echo "skipped: there is no Chromium here (Debian: apt-get install chromium; or set CHROMIUM)"; exit 0; }
+[ -n "$browser" ] || { skip "Chromium" "install chromium, or set CHROMIUM"; exit 0; }
 
 python3 "$here/run.py" "$work/run"
 "$wattspan" ipw report "$work/run" --html "$out/report.html" --price-per-kwh 0.3 --co2-per-kwh 400 >/dev/null

@@ -56,7 +56,7 @@ impl TestBus {
     /// The same with one more policy, which this user may need to own another name.
     pub fn with(user: &str, more: &str) -> Option<Self> {
         if Command::new("dbus-daemon").arg("--version").output().is_err() {
-            eprintln!("skipped: there is no dbus-daemon; Debian has it in the package dbus");
+            crate::support::skip::skip("dbus-daemon", "install dbus");
             return None;
         }
         let dir = tempfile::tempdir().unwrap();

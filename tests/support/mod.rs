@@ -6,6 +6,7 @@
 #![allow(dead_code, reason = "each test uses its own part")]
 
 pub mod in_process;
+pub mod skip;
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
