@@ -4,6 +4,8 @@
 #![cfg(target_os = "linux")]
 
 mod living;
+#[path = "support/skip.rs"]
+mod skip;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

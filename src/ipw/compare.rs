@@ -32,6 +32,7 @@ impl Difference {
 }
 
 const GRADE: &str = "grade of the energy";
+const MACHINE: &str = "machine";
 const DOMAINS: &str = "domains in the scope";
 const IDLE: &str = "idle power";
 
@@ -125,10 +126,15 @@ pub fn differences(first: &Table, other: &Table, terms: &Terms) -> Vec<Differenc
         Idle::Included => String::new(),
         Idle::Excluded => table.manifest.idle.clone(),
     };
-    let all: [Told; 5] = [
+    let machine = |table: &Table| {
+        let simulated = table.manifest.is_simulated();
+        if simulated { "simulated".into() } else { "real".to_owned() }
+    };
+    let all: [Told; 6] = [
         ("questions", &|table| table.manifest.fingerprint.clone()),
         ("times asked", &|table| table.manifest.repeats.to_string()),
         (GRADE, &grade),
+        (MACHINE, &machine),
         (DOMAINS, &kinds),
         (IDLE, &idle),
     ];

@@ -46,6 +46,9 @@ pub struct Figures {
     /// The worst grade among the queries' energies.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub grade: Option<Grade>,
+    /// The run's machine was replayed from a file, whatever the grade.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub simulated: bool,
     /// Queries in the run.
     pub asked: usize,
     /// Of those, answered.
@@ -155,6 +158,7 @@ pub fn over(
     // A scope's own domains may be better or worse than the host's total; the manifest knows them.
     figures.grade =
         if terms.scope == Scope::Host { grade } else { terms.scope.grade(&table.manifest.domains) };
+    figures.simulated = table.manifest.is_simulated();
     if count == 0 {
         figures.accuracy = of_scored(table, places, scored, terms.seed);
         return figures;
@@ -204,6 +208,7 @@ fn empty(of: String, terms: &Terms, [asked, answered, scored, covered]: [usize; 
         scope: terms.scope,
         idle: terms.idle,
         grade: None,
+        simulated: false,
         asked,
         answered,
         scored,

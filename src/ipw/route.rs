@@ -77,6 +77,9 @@ pub struct Routing {
     /// The worst grade among the energies that were measured.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub grade: Option<Grade>,
+    /// A run's machine was replayed from a file, whatever the grade.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub simulated: bool,
     /// Queries in the reference's run.
     pub asked: usize,
     /// Of those, the ones that every run answered and scored: what the figures are over.
@@ -187,6 +190,7 @@ pub fn route(locals: &[Model], reference: &Model, accuracies: &[f64], terms: &Te
         scope: terms.scope,
         idle: terms.idle,
         grade: shared.chain(whole.iter().map(|(_, query)| query)).filter_map(|query| query.grade).max(),
+        simulated: locals.iter().chain([reference]).any(|model| model.table.manifest.is_simulated()),
         asked: reference.table.columns.len(),
         queries: whole.len(),
         assumed: whole.iter().filter(|(_, query)| query.assumed).count(),

@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use super::question::{self, Question};
 use super::row::{Row, Text};
 use super::scope::Meter;
+use crate::energy::REPLAY;
 
 /// What a run was.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
@@ -52,6 +53,13 @@ pub struct Manifest {
     pub not_live: Option<BTreeMap<String, String>>,
     /// When it began; wall time.
     pub began_unix_ns: u64,
+}
+
+impl Manifest {
+    /// Whether the energies are of a machine that was replayed from a file.
+    pub fn is_simulated(&self) -> bool {
+        self.domains.iter().any(|domain| domain.source == REPLAY)
+    }
 }
 
 /// The meter of a run that was made without one.

@@ -164,7 +164,7 @@ fn csv(report: &Report) -> String {
         "subject,scope,idle,grade,asked,answered,scored,covered,accuracy,accuracy_low,accuracy_high,energy_j,energy_low_j,\
          energy_high_j,energy_error_j,power_w,power_low_w,power_high_w,ipw_per_w,ipw_low,ipw_high,ipj_per_j,ipj_low,ipj_high,\
          tokens_per_joule,queries_per_kwh,perplexity,perplexity_per_watt,perplexity_per_joule,power_error_w,\
-         attributed_power_w,attributed_power_low_w,attributed_power_high_w\n",
+         attributed_power_w,attributed_power_low_w,attributed_power_high_w,simulated\n",
     );
     for of in std::iter::once(&report.all).chain(&report.subjects) {
         let mut cells = vec![
@@ -203,6 +203,7 @@ fn csv(report: &Report) -> String {
             number(of.attributed_power_w.map(|figure| figure.value)),
             number(interval.map(|it| it.low)),
             number(interval.map(|it| it.high)),
+            of.simulated.to_string(),
         ]);
         out += &(cells.join(",") + "\n");
     }

@@ -181,7 +181,7 @@ fn savings(found: &Routing) -> Drawn {
 
 /// What the figures are of, in a line.
 fn basis(found: &Routing) -> String {
-    let energies = shown::energies(found.scope, found.idle, found.grade);
+    let energies = shown::energies(found.scope, found.idle, found.grade, found.simulated);
     let assumed = match found.assumed {
         0 => String::new(),
         count => format!(", {count} of them at an assumed energy of the reference"),

@@ -17,14 +17,15 @@ use crate::ipw::settings::pace;
 use crate::ipw::spread::Spread;
 
 /// Which energies are counted, and how far they can be trusted.
-pub fn energies(scope: Scope, idle: Idle, grade: Option<Grade>) -> String {
+pub fn energies(scope: Scope, idle: Idle, grade: Option<Grade>, simulated: bool) -> String {
     let grade = grade.map_or("of unknown grade", super::super::report::grade);
-    format!("{}, {}, energy {grade}", scope.title(), idle.title())
+    let simulated = if simulated { ", simulated" } else { "" };
+    format!("{}, {}, energy {grade}{simulated}", scope.title(), idle.title())
 }
 
 /// What the figures are of, in a line.
 pub fn basis(figures: &Figures) -> String {
-    let basis = energies(figures.scope, figures.idle, figures.grade);
+    let basis = energies(figures.scope, figures.idle, figures.grade, figures.simulated);
     let error = figures.energy_error_j.map_or_else(
         || "the meter gave no guaranteed error".to_owned(),
         |error| {
@@ -56,12 +57,13 @@ pub fn headline(report: &Report) -> String {
     }
     let pace = pace(&report.run.settings).map_or_else(String::new, |pace| format!("; {pace}"));
     format!(
-        "  IPW {}, IPJ {}; {} of {} queries covered{}\n",
+        "  IPW {}, IPJ {}; {} of {} queries covered{}{}\n",
         with_interval(all.per_watt.as_ref(), 1.0, " 1/W"),
         with_interval(all.per_joule.as_ref(), 1.0, " 1/J"),
         all.covered,
         all.asked,
-        printable(&pace)
+        printable(&pace),
+        if all.simulated { "; simulated machine" } else { "" }
     )
 }
 
@@ -87,7 +89,8 @@ pub fn scope(figures: &Figures) -> String {
         Idle::Excluded => "without idle",
     };
     let grade = figures.grade.map_or("unknown grade", super::super::report::grade);
-    format!("{}, {idle}, {grade}", figures.scope.title())
+    let simulated = if figures.simulated { ", simulated" } else { "" };
+    format!("{}, {idle}, {grade}{simulated}", figures.scope.title())
 }
 
 /// How quantities spread over the queries, a row each.

@@ -119,6 +119,8 @@ flat! {
     at_once: Count u64,
     /// How far the energy can be trusted.
     grade: Text String,
+    /// Whether the machine was replayed from a file.
+    simulated: Flag bool,
 }
 
 impl Flat {
@@ -160,6 +162,7 @@ impl Flat {
             span_ns: metered.then_some(energy.span_ns),
             at_once: metered.then_some(energy.at_once.into()),
             grade: energy.grade.map(|grade| format!("{grade:?}").to_lowercase()),
+            simulated: metered.then(|| manifest.is_simulated()),
         }
     }
 }
