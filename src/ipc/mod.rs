@@ -20,6 +20,7 @@ mod audience;
 mod coarse;
 mod coarse_spans;
 mod connection;
+mod cursor;
 mod domain_state;
 mod door;
 mod doors;
