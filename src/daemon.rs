@@ -20,7 +20,7 @@ use crate::config::{self, AcceptedOwner, Config, Flags};
 use crate::confine::{self, Confinement, Needs};
 use crate::energy::Domain;
 use crate::ipc::{self, Doors, Listening, Plan, Reread, Service, Taken, Upkeep};
-use crate::journal::{BUS, Entry, Event, FAILED, LEDGER, LOOSE, RECORDED, STARTED, STOPPED, tell};
+use crate::journal::{BUS, Entry, Event, FAILED, LEDGER, LOOSE, NO_GROUP, RECORDED, STARTED, STOPPED, tell};
 use crate::notify::Manager;
 use crate::private_file;
 use crate::ring::Sample;
@@ -74,6 +74,9 @@ fn run(flags: &Flags) -> Result<()> {
     say(&STARTED, &format!("measures {}, listens on {places}", service.names().join(", ")));
     if by_hand {
         say(&LOOSE, BY_HAND);
+    }
+    if config::serves_system() {
+        config::missing_groups(&config.access).iter().for_each(|missing| say(&NO_GROUP, missing));
     }
     let (bus, arrivals) = bus::start(&config, tell_bus).context("cannot go on the bus")?.unzip();
     let doors = Doors { listeners, arrivals, stop: Some(stop), reload: Some(reload), ..Doors::default() };

@@ -29,7 +29,6 @@ mod fate;
 mod feed;
 mod gate;
 mod gpu_share;
-mod group_ffi;
 mod handing;
 mod hearing;
 mod history;
