@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The energy of every request of a FastAPI server: three lines.
 
-    pip install wattspan fastapi uvicorn
+    pip install ./clients/python fastapi uvicorn
     fastapi_energy.py                       # serves on 127.0.0.1:8100
     fastapi_energy.py --drive 16            # serves, asks itself 16 questions at once, and checks the sums
 

@@ -16,12 +16,13 @@ use rustix::process::{Resource, getrlimit, setrlimit};
 use crate::activation_ffi;
 use crate::bus;
 use crate::clock::Clock;
-use crate::config::{self, Config, Flags};
+use crate::config::{self, AcceptedOwner, Config, Flags};
 use crate::confine::{self, Confinement, Needs};
 use crate::energy::Domain;
 use crate::ipc::{self, Doors, Plan, Reread, Service, Upkeep};
-use crate::journal::{BUS, Entry, Event, FAILED, LEDGER, LOOSE, RECORDED, STARTED, STOPPED, tell};
+use crate::journal::{BUS, Entry, Event, FAILED, LEDGER, LOOSE, NO_GROUP, RECORDED, STARTED, STOPPED, tell};
 use crate::notify::Manager;
+use crate::private_file;
 use crate::ring::Sample;
 use crate::sampler;
 use crate::sampler::record::{self, Recording};
@@ -42,7 +43,8 @@ pub fn main() -> ExitCode {
 }
 
 fn run(flags: &Flags) -> Result<()> {
-    let config = Config::load(flags)?;
+    let owner = AcceptedOwner::of_this_process();
+    let config = Config::load(flags, owner)?;
     if flags.check {
         print!("{}", toml::to_string(&config).context("cannot print the configuration")?);
         return Ok(());
@@ -56,20 +58,26 @@ fn run(flags: &Flags) -> Result<()> {
     // Everything that needs privilege: the socket's path, the sources, the recording's file.
     let (listeners, listening) = listen(&config, reach)?;
     let found = source::discover(&plan.source, &Clock::Machine);
-    let out = flags.record.as_deref().map(|file| (file, File::create(file)));
+    let out = flags.record.as_deref().map(|file| (file, private_file::create(file)));
     let confinement = give_up(&config, &found, &manager);
     let mut service = plan.build_over(found, Clock::Machine, tell).context("cannot start")?;
     refuse_nothing(&service)?;
     let recording = out.map(|(file, out)| record(file, out, &mut service)).transpose()?;
     let by_hand = rustix::process::geteuid().is_root() && !manager.is_there();
     keep(&config, &mut service).context("cannot start the ledger on disk")?;
-    service.serve_as_daemon(Upkeep::new(config.clone(), reread(flags.clone()), manager, tell), confinement);
+    service.serve_as_daemon(
+        Upkeep::new(config.clone(), reread(flags.clone(), owner), manager, tell),
+        confinement,
+    );
     // A socket of our own was renamed into its place, and the kernel knows it by its first name only.
     let places =
         listening.as_ref().map_or_else(|| place_of(&listeners), |own| own.path().display().to_string());
     say(&STARTED, &format!("measures {}, listens on {places}", service.names().join(", ")));
     if by_hand {
         say(&LOOSE, BY_HAND);
+    }
+    if config::serves_system() {
+        config::missing_groups(&config.access).iter().for_each(|missing| say(&NO_GROUP, missing));
     }
     let (bus, arrivals) = bus::start(&config, tell_bus).context("cannot go on the bus")?.unzip();
     let doors = Doors { listeners, arrivals, stop: Some(stop), reload: Some(reload), ..Doors::default() };
@@ -152,9 +160,9 @@ fn give_up(config: &Config, found: &Inventory, manager: &Manager) -> Confinement
 }
 
 /// How the configuration is read again: the same files, under the same flags.
-fn reread(flags: Flags) -> Reread {
+fn reread(flags: Flags, owner: AcceptedOwner) -> Reread {
     Box::new(move || {
-        let config = Config::load(&flags)?;
+        let config = Config::load(&flags, owner)?;
         make_room(config.limits.connections + bus::DESCRIPTORS);
         Ok(config)
     })

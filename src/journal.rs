@@ -40,6 +40,8 @@ pub const NOT_RELOADED: Event = Event { id: "68c0a5f3d9174be2ae7b20d4c1f39e58", 
 pub const CONFINED: Event = Event { id: "f05b8e61c3a94d7db2e8967a4d10cf69", priority: 6 };
 /// It runs with more privilege than it needs.
 pub const LOOSE: Event = Event { id: "2c97d4e8f6b1403a8d5e0b7fa9c3164d", priority: 4 };
+/// A group to which the configuration gives access does not exist.
+pub const NO_GROUP: Event = Event { id: "524db23c58510006b04b13acb73debc9", priority: 4 };
 /// A recording ended.
 pub const RECORDED: Event = Event { id: "a4e1790b5d3c4f26987c6d8fe0b2135a", priority: 6 };
 

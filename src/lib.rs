@@ -19,6 +19,9 @@ pub mod clock;
 /// What the daemon says, to the journal where that listens.
 pub mod journal;
 
+/// Files that only their owner reads.
+pub mod private_file;
+
 /// What the daemon tells its service manager.
 pub mod notify;
 

@@ -128,6 +128,93 @@ fn limits_are_for_each_user_and_one_at_its_limit_does_not_stop_another() {
     assert!(free.iter().all(|answer| answer.get("error").is_none()), "{free:?}");
 }
 
+/// Of an answer to GetInfo, what must be the same whatever others do: all but the clock, and what is said of the caller.
+fn quiet(answer: &serde_json::Value) -> serde_json::Value {
+    let mut info = answer["parameters"].clone();
+    info["now_ns"].take();
+    info
+}
+
+#[test]
+fn the_meter_looks_the_same_to_callers_without_span_access_whatever_others_do() {
+    let Some(daemon) = daemon() else { return };
+    let strangers =
+        [(User { uid: 12_004, groups: "" }, "none"), (User { uid: 12_005, groups: "games" }, "coarse")];
+    for (caller, access) in strangers {
+        let info = || answers(&daemon, caller, json!([["GetInfo", {}]])).remove(0);
+        let before = info();
+        assert_eq!(before["parameters"]["access"], access);
+        let mut client = daemon.client();
+        for at in 0..50 {
+            let span = format!("{access}{at}");
+            client.open(&span);
+            client.settle(&span);
+        }
+        let seen_by_root = client.call("GetInfo", json!({}));
+        assert!(number(&seen_by_root["samplers"][0], "ticks") > 0 && seen_by_root["keeping"].is_object());
+        assert_eq!(quiet(&info()), quiet(&before), "{access}");
+        assert_eq!(before["parameters"]["samplers"], json!([]));
+    }
+}
+
+#[test]
+fn where_a_list_goes_on_does_not_count_the_accounts_of_others() {
+    let Some(mut daemon) = daemon() else { return };
+    let own = json!([
+        ["OpenSpan", { "span": "a" }],
+        ["CloseSpan", { "span": "a", "wait_settled": true }],
+        ["OpenSpan", { "span": "b" }],
+        ["CloseSpan", { "span": "b", "wait_settled": true }],
+    ]);
+    answers(&daemon, ANN, own);
+    let list = |daemon: &TestDaemon, whom, before: &serde_json::Value| {
+        let before = before.as_u64().map_or(json!({}), |before| json!({ "before": before }));
+        let mut question = json!({ "limit": 1 });
+        question.as_object_mut().unwrap().extend(before.as_object().unwrap().clone());
+        answers(daemon, whom, json!([["ListSpans", question]])).remove(0)
+    };
+    let none = serde_json::Value::Null;
+    let first = list(&daemon, ANN, &none);
+    let cursor = first["parameters"]["before"].clone();
+    assert_eq!(first["parameters"]["accounts"][0]["span"], "b");
+    assert_eq!(list(&daemon, ANN, &cursor)["parameters"]["accounts"][0]["span"], "a");
+    // Plain numbers are a few units apart; two of 62 random bits are so once in 10^15.
+    let plain = list(&daemon, OPERATOR, &none)["parameters"]["before"].as_u64().unwrap();
+    assert!(cursor.as_u64().unwrap().abs_diff(plain) > 4096, "{cursor} beside {plain}");
+    let invalid = |answer: serde_json::Value| {
+        let (error, of) = refusal(answer);
+        assert_eq!((error.as_str(), of["field"].as_str()), ("InvalidValue", Some("before")));
+        assert!(of["reason"].as_str().unwrap().contains("list again without it"), "{of}");
+    };
+    // A number of the sequence, a cursor of another user, one of an earlier start.
+    invalid(list(&daemon, ANN, &json!(plain)));
+    invalid(list(&daemon, BOB, &cursor));
+    daemon.kill();
+    daemon.restart();
+    invalid(list(&daemon, ANN, &cursor));
+    assert_eq!(list(&daemon, ANN, &none)["parameters"]["accounts"][0]["span"], "b");
+}
+
+#[test]
+fn a_coarse_span_weighs_one_at_most() {
+    let Some(daemon) = daemon() else { return };
+    let calls = json!([
+        ["OpenSpan", { "span": "a", "weight": 1.5 }],
+        ["OpenSpan", { "span": "b", "weight": 1 }],
+        ["SetWeight", { "span": "b", "weight": 1e6 }],
+        ["SetWeight", { "span": "b", "weight": 0.5 }],
+    ]);
+    let told = answers(&daemon, User { uid: 12_005, groups: "games" }, calls.clone());
+    for answer in [&told[0], &told[2]] {
+        let (error, of) = refusal(answer.clone());
+        assert_eq!((error.as_str(), of["field"].as_str()), ("InvalidValue", Some("weight")));
+        assert!(of["reason"].as_str().unwrap().contains("at most 1"), "{of}");
+    }
+    assert!([&told[1], &told[3]].iter().all(|answer| answer.get("error").is_none()), "{told:?}");
+    let with_span_access = answers(&daemon, ANN, calls);
+    assert!(with_span_access.iter().all(|answer| answer.get("error").is_none()), "{with_span_access:?}");
+}
+
 #[test]
 fn nothing_that_a_message_says_changes_who_calls() {
     let Some(daemon) = daemon() else { return };

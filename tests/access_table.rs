@@ -86,7 +86,7 @@ fn calls(now_ns: u64) -> Value {
         ["GetInfo", {}],
         ["OpenSpan", { "span": "a" }],
         ["MarkPhase", { "span": "a", "phase": "p" }],
-        ["SetWeight", { "span": "a", "weight": 2 }],
+        ["SetWeight", { "span": "a", "weight": 0.5 }],
         ["GetSpan", { "span": "a" }],
         ["CloseSpan", { "span": "a", "wait_settled": true }],
         ["ListSpans", {}],

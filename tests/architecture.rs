@@ -9,6 +9,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("energy", &[]),
     ("clock", &[]),
     ("journal", &[]),
+    ("private_file", &[]),
     ("notify", &["clock"]),
     ("activation_ffi", &[]),
     ("activation_elsewhere", &[]),
@@ -21,7 +22,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("store", &["energy", "clock", "ledger"]),
     ("usage", &["clock"]),
     ("protocol", &["energy", "confine", "ledger"]),
-    ("config", &["energy", "source", "sampler", "ledger", "protocol"]),
+    ("config", &["energy", "confine", "source", "sampler", "ledger", "protocol"]),
     (
         "ipc",
         &[
@@ -44,7 +45,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("client", &["energy", "clock", "config", "ledger", "protocol"]),
     ("http", &[]),
     ("proxy", &["clock", "energy", "unix_socket", "ledger", "protocol", "client", "http"]),
-    ("ipw", &["energy", "clock", "ledger", "protocol", "client", "http"]),
+    ("ipw", &["energy", "clock", "private_file", "ledger", "protocol", "client", "http"]),
     ("bus", &["unix_socket", "config", "protocol", "ipc"]),
     ("bus_elsewhere", &["config", "ipc"]),
     (
@@ -53,6 +54,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "energy",
             "clock",
             "journal",
+            "private_file",
             "notify",
             "activation_ffi",
             "confine",
@@ -72,7 +74,17 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     (
         "cli",
         &[
-            "energy", "clock", "confine", "config", "ledger", "protocol", "client", "http", "proxy", "ipw",
+            "energy",
+            "clock",
+            "private_file",
+            "confine",
+            "config",
+            "ledger",
+            "protocol",
+            "client",
+            "http",
+            "proxy",
+            "ipw",
             "meter",
         ],
     ),
@@ -239,6 +251,44 @@ fn nothing_is_left_for_later_under_the_name_of_done() {
             assert!(!text.contains(mark), "{}: says {mark}", path.display());
         }
     }
+}
+
+/// The files that may create files by themselves, each with the reason.
+const CREATE_FILES: &[(&str, &str)] = &[
+    ("private_file.rs", "the one place for it"),
+    ("cli/generate.rs", "manual pages are for everybody"),
+    ("store/place.rs", "the state directory, judged and locked before anything is written"),
+    ("ipc/socket.rs", "the socket's directory, which every user enters"),
+];
+
+/// Whether a line of code can create a file or a directory.
+fn creates_a_file(line: &str) -> bool {
+    let calls = [
+        "File::create",
+        "File::options",
+        "OpenOptions",
+        "fs::write(",
+        "fs::copy(",
+        "fs::create_dir",
+        "DirBuilder",
+        "OFlags::CREATE",
+        "create_new(",
+    ];
+    calls.iter().any(|call| line.contains(call))
+}
+
+#[test]
+fn files_are_created_in_one_place() {
+    for path in sources() {
+        let name = under_src(&path).display().to_string();
+        if name.ends_with("tests.rs") || CREATE_FILES.iter().any(|(file, _)| *file == name) {
+            continue;
+        }
+        let text = fs::read_to_string(&path).expect("readable");
+        let made = code(&text).find(|line| creates_a_file(line));
+        assert!(made.is_none(), "{name} creates a file without private_file: {}", made.unwrap_or_default());
+    }
+    assert!(creates_a_file("    std::fs::write(file, bytes)"));
 }
 
 #[test]

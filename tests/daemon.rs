@@ -116,6 +116,29 @@ fn the_log_says_what_is_measured_and_each_change_once() {
 }
 
 #[test]
+fn a_daemon_of_root_says_at_start_which_group_is_missing_and_how_to_create_it() {
+    let says = |configuration: &str| {
+        let mut daemon = TestDaemon::with(STEADY, configuration);
+        daemon.terminate();
+        assert!(daemon.wait().success());
+        let lines = daemon.log();
+        lines.lines().filter(|line| line.contains("does not exist")).map(str::to_owned).collect::<Vec<_>>()
+    };
+    let missing = says("[access]\nspan_group = \"no-such-group\"\n");
+    if !rustix::process::geteuid().is_root() {
+        assert!(missing.is_empty(), "an ordinary user's own meter needs no group: {missing:?}");
+        return;
+    }
+    assert_eq!(missing.len(), 1, "{missing:?}");
+    for part in
+        ["the group no-such-group does not exist", "-aG no-such-group USER", "--system no-such-group &&"]
+    {
+        assert!(missing[0].contains(part), "no {part:?} in {missing:?}");
+    }
+    assert!(says("[access]\nspan_group = \"daemon\"\n").is_empty());
+}
+
+#[test]
 fn a_user_without_a_system_directory_listens_under_its_own_runtime_directory() {
     let dir = tempfile::tempdir().unwrap();
     let config = file(dir.path(), "");

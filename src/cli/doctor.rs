@@ -20,6 +20,7 @@ use super::report::grade;
 use super::table::{Table, figures, words};
 use super::terminal::{Terminal, Tone, printable, wrap};
 use super::tick::Ticks;
+use crate::config::{Groups, join_commands};
 use crate::confine::Confinement;
 use crate::energy::{Duplicate, Kind, Liveness};
 use crate::protocol::{Access, DomainStatus, Info, Keeping, SamplerStatus};
@@ -311,12 +312,16 @@ fn confined(to: &Confinement) -> String {
     )
 }
 
-fn allowed(access: Access) -> &'static str {
-    match access {
-        Access::None => "none (no energy; a member of the group wattspan may measure)",
+fn allowed(access: Access) -> String {
+    let what = match access {
+        Access::None => {
+            let join = join_commands(&[&Groups::default().span_group]);
+            return format!("none (no energy; members of the group wattspan may measure: {join})");
+        }
         Access::Coarse => "coarse (own spans of 100 ms and more, in steps of 1 mJ)",
         Access::Span => "span (own spans at full precision, and the host's totals)",
         Access::Telemetry => "telemetry (everybody's accounts, and the domains' stream)",
         Access::Admin => "admin (everything)",
-    }
+    };
+    what.to_owned()
 }

@@ -6,6 +6,7 @@ use std::fmt;
 use std::io;
 
 use crate::client::Failure;
+use crate::config::{Groups, group_exists, join_commands};
 
 /// All went well.
 pub const OK: u8 = 0;
@@ -42,10 +43,19 @@ ends the repetition, and so do INT, TERM, HUP and QUIT where it handles them.
 Signals that are sent to wattspan reach the command. The report comes after the
 command's own output, on standard error.";
 
-/// How a user comes to more access.
-const MEND_OF_DENIED: &str = "membership in the group wattspan gives span access (own spans, the machine's totals) and \
-                              opens the socket, in wattspan-telemetry as well as in wattspan everybody's: sudo usermod \
-                              -aG GROUP USER, and a new login";
+/// How a user comes to more access, with commands that this system can carry out. Not from the daemon's configuration,
+/// which this user may not be able to read.
+fn remedy_of_denied() -> String {
+    let Groups { span_group, telemetry_group, .. } = Groups::default();
+    let restart = if group_exists(&span_group) { "" } else { ", restart wattspand" };
+    format!(
+        "membership in the group {span_group} gives span access (own spans, the machine's totals) and opens the socket: \
+         {}{restart}, and log in again; everybody's accounts need {telemetry_group} as well as {span_group}: {} (the \
+         daemon's [access] may name other groups)",
+        join_commands(&[&span_group]),
+        join_commands(&[&span_group, &telemetry_group]),
+    )
+}
 
 /// Why the program ends before it is done.
 #[derive(Debug)]
@@ -82,7 +92,7 @@ impl From<Failure> for Trouble {
             _ => FAILURE,
         };
         let cause = match status {
-            DENIED => anyhow::anyhow!("{failure}; {MEND_OF_DENIED}"),
+            DENIED => anyhow::anyhow!("{failure}; {}", remedy_of_denied()),
             _ => failure.into(),
         };
         Trouble { status, cause }
@@ -116,6 +126,14 @@ mod tests {
         // The socket has one group, so that this is all that such a member sees of it.
         let trouble = Trouble::from(Failure::KeptOut { path: "/run/wattspan/wattspan.sock".into() });
         assert_eq!(trouble.status, DENIED);
-        assert!(trouble.to_string().contains("in wattspan-telemetry as well as in wattspan"), "{trouble}");
+        let told = trouble.to_string();
+        assert!(told.contains("need wattspan-telemetry as well as wattspan"), "{told}");
+        assert!(
+            told.contains("usermod -aG wattspan,wattspan-telemetry USER") || cfg!(target_os = "macos"),
+            "{told}"
+        );
+        // A group is named to usermod only where it exists, or after the command that creates it.
+        let creates = told.contains("groupadd --system wattspan &&");
+        assert!(creates != group_exists("wattspan") || cfg!(target_os = "macos"), "{told}");
     }
 }

@@ -10,7 +10,7 @@ use super::ending::{NO_COUNTER, Trouble};
 use super::say;
 use super::terminal::printable;
 use crate::client::{Client, Failure, Place};
-use crate::config::{Config, Flags, Source};
+use crate::config::{AcceptedOwner, Config, Flags, Source};
 use crate::energy::Liveness;
 use crate::meter::Embedded;
 use crate::protocol::{Access, Info, Refusal};
@@ -118,7 +118,7 @@ fn settings(asked: &Meter) -> Result<(Config, Option<String>), Trouble> {
         let source = Source { replay: flags.replay, ..Source::default() };
         return Ok((Config { source, ..Config::default() }, None));
     }
-    match Config::load(&flags) {
+    match Config::load(&flags, AcceptedOwner::of_this_process()) {
         Ok(config) => Ok((config, None)),
         Err(wrong) if asked.config.is_none() => {
             Ok((Config::default(), Some(format!("{wrong}\nmeasuring with the default settings"))))

@@ -21,6 +21,7 @@ use super::terminal::Terminal;
 use super::{Meter, repeat, report};
 use crate::client::{Client, Failure, Span};
 use crate::ledger::account::Account;
+use crate::private_file;
 use crate::protocol::OpenSpan;
 
 /// What to run, and what to do with the result.
@@ -217,7 +218,7 @@ impl Output {
         match path {
             None => Ok(Output::Stderr),
             Some(path) if path.as_os_str() == "-" => Ok(Output::Stdout),
-            Some(path) => File::create(path)
+            Some(path) => private_file::create(path)
                 .map(Output::File)
                 .map_err(|error| Trouble::new(FAILURE, format!("--output {}: {error}", path.display()))),
         }

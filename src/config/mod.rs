@@ -5,21 +5,27 @@
 //! because a misspelt limit that is silently ignored is no limit.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 mod bus;
 mod change;
 mod flags;
+mod group_ffi;
+mod membership;
 mod place;
 mod section;
+mod trusted_path;
 
 pub use bus::Bus;
 pub use change::Change;
 pub use flags::Flags;
-pub use place::{listening_places, socket_places, state_dir};
+pub use group_ffi::number as group_number;
+pub use membership::{group_exists, join_commands, missing_groups};
+pub use place::{listening_places, serves_system, socket_places, state_dir};
 pub use section::{Disk, Groups, Limits, Source, Sync};
+pub use trusted_path::{AcceptedOwner, UntrustedPathError};
 
 use place::{configuration_dir, files_under};
 
@@ -33,6 +39,14 @@ pub enum Wrong {
         file: PathBuf,
         /// Why not.
         cause: std::io::Error,
+    },
+    /// A file that another user could change, for a privileged process.
+    #[error("cannot use {}: {cause}", file.display())]
+    Untrusted {
+        /// The file that was named.
+        file: PathBuf,
+        /// The component that is not accepted, and why.
+        cause: UntrustedPathError,
     },
     /// A file is not TOML, or has a key that nobody knows, or a value of the wrong type.
     #[error("in the configuration {}: {cause}", file.display())]
@@ -57,6 +71,14 @@ pub enum Wrong {
 }
 
 impl Wrong {
+    fn of_path(file: &Path, cause: UntrustedPathError) -> Self {
+        let file = file.to_owned();
+        match cause {
+            UntrustedPathError::Io(cause) => Wrong::Unreadable { file, cause },
+            cause => Wrong::Untrusted { file, cause },
+        }
+    }
+
     /// Whether both are about the same value of the same key.
     fn is_like(&self, other: &Self) -> bool {
         match (self, other) {
@@ -125,23 +147,28 @@ impl Default for Config {
 
 impl Config {
     /// The settings that files and flags come to. Without `--config` a file that is not there is no error.
-    pub fn load(flags: &Flags) -> Result<Self, Wrong> {
+    ///
+    /// `owner`: whose files are accepted. Applies to the configuration and to the libraries that it names, which are code of
+    /// this process. A machine to replay is data and read whoever owns it; `state_dir` is checked where it is taken.
+    pub fn load(flags: &Flags, owner: AcceptedOwner) -> Result<Self, Wrong> {
         let files = match &flags.config {
             Some(file) => vec![file.clone()],
             None => files_under(&configuration_dir())?,
         };
-        let mut config = Self::from_files(&files)?;
+        let mut config = Self::from_files(&files, owner)?;
         config.take(flags);
         config.check("the flags")?;
+        if owner == AcceptedOwner::Root {
+            config.check_libraries()?;
+        }
         Ok(config)
     }
 
     /// The settings that these files come to, the later ones over the earlier.
-    fn from_files(files: &[PathBuf]) -> Result<Self, Wrong> {
+    fn from_files(files: &[PathBuf], owner: AcceptedOwner) -> Result<Self, Wrong> {
         let (mut whole, mut faults) = (toml::Table::new(), Vec::new());
         for file in files {
-            let unreadable = |cause| Wrong::Unreadable { file: file.clone(), cause };
-            let text = std::fs::read_to_string(file).map_err(unreadable)?;
+            let text = trusted_path::read(file, owner).map_err(|cause| Wrong::of_path(file, cause))?;
             // Each file is read alone first, so that a mistake is told with the name of the file it is in.
             let malformed = |cause| Wrong::Malformed { file: file.clone(), cause: Box::new(cause) };
             let alone: Self = toml::from_str(&text).map_err(malformed)?;
@@ -156,6 +183,19 @@ impl Config {
         let whose = |wrong: Wrong| faults.into_iter().find(|fault| fault.is_like(&wrong)).unwrap_or(wrong);
         config.check(&names.join(" and ")).map_err(whose)?;
         Ok(config)
+    }
+
+    /// A library that is named without a directory is searched for by the loader, in directories of the system.
+    fn check_libraries(&self) -> Result<(), Wrong> {
+        let libraries = [&self.source.nvml_library, &self.source.apple_library];
+        let named = libraries.into_iter().flatten().filter(|library| library.components().count() > 1);
+        for library in named {
+            match trusted_path::resolve(library) {
+                Err(UntrustedPathError::Io(cause)) if cause.kind() == std::io::ErrorKind::NotFound => {}
+                resolved => drop(resolved.map_err(|cause| Wrong::of_path(library, cause))?),
+            }
+        }
+        Ok(())
     }
 
     fn take(&mut self, flags: &Flags) {
@@ -259,7 +299,7 @@ mod tests {
         written(&dir, "wattspan.toml.d/20.toml", "[limits]\nconnections = 30\n[idle_w]\npackage-0 = 4.5\n");
         written(&dir, "wattspan.toml.d/10.toml", "[limits]\nconnections = 20\n");
         written(&dir, "wattspan.toml.d/notes.txt", "not = 'read");
-        let mut config = Config::from_files(&files_under(dir.path()).unwrap()).unwrap();
+        let mut config = Config::from_files(&files_under(dir.path()).unwrap(), AcceptedOwner::Any).unwrap();
         assert_eq!((config.limits.connections, config.limits.stall_s), (30, 3.0));
         assert_eq!(config.idle_w["package-0"], 4.5);
         config.take(&Flags { rate_hz: Some(250.0), ..Flags::default() });
@@ -270,7 +310,7 @@ mod tests {
     fn an_unknown_key_is_refused_with_the_file_and_the_keys_there_are() {
         let dir = tempfile::tempdir().unwrap();
         let file = written(&dir, "a.toml", "[limits]\nconections = 10\n");
-        let wrong = Config::from_files(from_ref(&file)).unwrap_err().to_string();
+        let wrong = Config::from_files(from_ref(&file), AcceptedOwner::Any).unwrap_err().to_string();
         for part in [file.to_str().unwrap(), "conections", "connections_per_user", "line 2"] {
             assert!(wrong.contains(part), "{part} is missing in: {wrong}");
         }
@@ -280,7 +320,7 @@ mod tests {
     fn a_senseless_figure_is_refused_with_its_key_and_the_mend() {
         let dir = tempfile::tempdir().unwrap();
         let file = written(&dir, "a.toml", "rate_hz = 1e6\n");
-        let wrong = Config::from_files(&[file]).unwrap_err().to_string();
+        let wrong = Config::from_files(&[file], AcceptedOwner::Any).unwrap_err().to_string();
         assert!(wrong.contains("rate_hz = 1000000: choose a number from 1 to 10000"), "{wrong}");
         let nan = Config { horizon_ms: f64::NAN, ..Config::default() };
         assert!(nan.check("here").is_err());
@@ -291,7 +331,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let main = written(&dir, "wattspan.toml", "rate_hz = 5000\n");
         let more = written(&dir, "wattspan.toml.d/10.toml", "idle_rate_hz = 2000\n");
-        let load = || Config::from_files(&files_under(dir.path())?);
+        let load = || Config::from_files(&files_under(dir.path())?, AcceptedOwner::Any);
         let config = load().unwrap();
         assert_eq!((config.rate_hz, config.idle_rate_hz), (5000.0, 2000.0));
         // Each would do alone.
@@ -310,7 +350,7 @@ mod tests {
     #[test]
     fn what_is_there_and_cannot_be_read_is_refused_with_its_path() {
         let dir = tempfile::tempdir().unwrap();
-        let load = || Config::from_files(&files_under(dir.path())?);
+        let load = || Config::from_files(&files_under(dir.path())?, AcceptedOwner::Any);
         assert_eq!(load().unwrap(), Config::default());
         let more = written(&dir, "wattspan.toml.d", "rate_hz = 500\n");
         let refused = |path: &PathBuf| {
@@ -331,6 +371,33 @@ mod tests {
         let nowhere = dir.path().join("file");
         std::fs::write(&nowhere, "").unwrap();
         assert!(files_under(&nowhere).is_err(), "a file in the place of the directory");
+    }
+
+    #[test]
+    fn a_privileged_process_takes_no_drop_in_that_others_can_write() {
+        if !rustix::process::geteuid().is_root() {
+            eprintln!("skipped: files of root need root");
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        written(&dir, "wattspan.toml", "rate_hz = 500\n");
+        let more = written(&dir, "wattspan.toml.d/10.toml", "rate_hz = 600\n");
+        let load = |owner| Config::from_files(&files_under(dir.path()).unwrap(), owner);
+        assert_eq!(load(AcceptedOwner::Root).unwrap().rate_hz, 600.0);
+        let folder = more.parent().unwrap();
+        for (path, sound) in [(more.as_path(), 0o644), (folder, 0o755)] {
+            let chmod = |mode| {
+                let mode = std::os::unix::fs::PermissionsExt::from_mode(mode);
+                std::fs::set_permissions(path, mode).unwrap();
+            };
+            chmod(sound | 0o020);
+            let refused = load(AcceptedOwner::Root).unwrap_err().to_string();
+            for part in [more.display().to_string(), format!("chmod go-w {}", path.display())] {
+                assert!(refused.contains(&part), "{part} is missing in: {refused}");
+            }
+            assert_eq!(load(AcceptedOwner::Any).unwrap().rate_hz, 600.0);
+            chmod(sound);
+        }
     }
 
     #[test]

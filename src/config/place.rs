@@ -3,6 +3,7 @@
 //! Owns the paths that an administrator finds in the documentation. Creates nothing.
 
 use std::io::{self, ErrorKind};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::Wrong;
@@ -51,6 +52,25 @@ pub fn listening_places() -> Vec<PathBuf> {
     places
 }
 
+/// Whether this process serves the machine, not only its own user: it is root, or the user to whom the system's
+/// directory for the socket or for the state belongs.
+pub fn serves_system() -> bool {
+    let user = rustix::process::geteuid();
+    user.is_root() || [system_runtime_dir(), system_state_dir()].iter().any(|dir| is_owned_by(dir, user))
+}
+
+fn system_runtime_dir() -> PathBuf {
+    (if apple() { "/var/run/wattspan" } else { "/run/wattspan" }).into()
+}
+
+fn system_state_dir() -> PathBuf {
+    (if apple() { "/var/db/wattspan" } else { "/var/lib/wattspan" }).into()
+}
+
+fn is_owned_by(path: &Path, user: rustix::process::Uid) -> bool {
+    std::fs::metadata(path).is_ok_and(|found| found.uid() == user.as_raw())
+}
+
 /// Where launchd makes the socket: directly in /var/run, which is emptied at each start of the machine, so that a directory
 /// of ours would not be there when launchd wants to put a socket in it.
 const LAUNCHD: &str = "/var/run/wattspan.sock";
@@ -66,10 +86,9 @@ fn places(apple: bool, runtime: Option<PathBuf>) -> Vec<PathBuf> {
 /// Where what must last is kept: the system's place for root and for the user to whom it belongs, else the user's own
 /// (`$XDG_STATE_HOME`, as the XDG base directory specification has it). `None` where there is neither.
 pub fn state_dir() -> Option<PathBuf> {
-    use std::os::unix::fs::MetadataExt;
-    let system = PathBuf::from(if apple() { "/var/db/wattspan" } else { "/var/lib/wattspan" });
+    let system = system_state_dir();
     let user = rustix::process::geteuid();
-    if user.is_root() || std::fs::metadata(&system).is_ok_and(|found| found.uid() == user.as_raw()) {
+    if user.is_root() || is_owned_by(&system, user) {
         return Some(system);
     }
     let absolute = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());

@@ -4,11 +4,9 @@
 //! Identity comes from the transport only; nothing a message says changes it. Fast energy readings leak secrets
 //! (CVE-2020-8694), which is why the kernel keeps them for root, and why a stranger gets none here.
 
-use crate::config::Groups;
+use crate::config::{Groups, group_number};
 use crate::protocol::{Access, MethodName, Refusal};
 use crate::unix_socket::{Credentials, OVERFLOW_UID, Reach};
-
-use super::group_ffi;
 
 /// The least access each method needs: the table. A method that has no row here does not compile.
 pub fn needs(method: MethodName) -> Access {
@@ -60,9 +58,9 @@ impl Policy {
     pub fn new(groups: &Groups) -> Self {
         Self {
             own_uid: rustix::process::geteuid().as_raw(),
-            coarse_gid: groups.coarse_group.as_deref().and_then(group_ffi::number),
-            span_gid: group_ffi::number(&groups.span_group),
-            telemetry_gid: group_ffi::number(&groups.telemetry_group),
+            coarse_gid: groups.coarse_group.as_deref().and_then(group_number),
+            span_gid: group_number(&groups.span_group),
+            telemetry_gid: group_number(&groups.telemetry_group),
         }
     }
 

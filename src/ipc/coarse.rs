@@ -10,12 +10,28 @@
 //! actual energy, step by step.
 
 use crate::ledger::account::{Account, Phase, Share, State};
+use crate::protocol::Refusal;
 
 /// The grid: multiples of this on the machine's monotonic clock, the same for everybody. Also the shortest span.
 pub const GRID_NS: u64 = 100_000_000;
 
 /// The step of every figure of energy.
 pub const QUANTUM_UJ: u64 = 1000;
+
+/// The largest weight of a coarse caller's span. A larger one would take the energy of others' spans.
+pub const MAX_WEIGHT: f64 = 1.0;
+
+/// Refuses a weight above [`MAX_WEIGHT`]; what is no weight at all is the ledger's to refuse.
+///
+/// # Errors
+/// It is above.
+pub fn check_weight(weight: f64) -> Result<(), Refusal> {
+    if weight <= MAX_WEIGHT || weight.is_nan() {
+        return Ok(());
+    }
+    let reason = format!("is {weight}; with coarse access a weight is at most {MAX_WEIGHT}");
+    Err(Refusal::InvalidValue { field: "weight".into(), reason })
+}
 
 /// The grid's first instant that is not before `at_ns`.
 pub fn up(at_ns: u64) -> u64 {

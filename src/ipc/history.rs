@@ -7,7 +7,7 @@ use super::inquiry::may_see;
 use super::service::Service;
 use super::ticket::Ticket;
 use crate::protocol::{self, ListSpans, Refusal, Reply, SpanAccount, SpanAccounts};
-use crate::store::{Found, Question};
+use crate::store::{Found, MAX_QUESTIONS, Question};
 
 /// A question that the disk was asked, and whose.
 pub(super) struct Asked {
@@ -57,7 +57,8 @@ impl Service {
         }
         let (number, since_ns) = (keeping.questions, self.clock.now_ns());
         if !keeping.store.ask(number, question) {
-            return Err(full(keeping.asked.len()));
+            // Not how many wait: those are questions of others.
+            return Err(full(MAX_QUESTIONS));
         }
         keeping.questions += 1;
         keeping.asked.insert(number, Asked { ticket, peer: *peer, what, since_ns });
@@ -88,6 +89,7 @@ impl Service {
             },
             (What::List(_), Some(Found { mut accounts, before })) => {
                 accounts.reverse();
+                let before = before.map(|number| self.sealed(&peer, number));
                 Reply::last(SpanAccounts { accounts, before }).write(&mut out);
             }
             (What::List(call), None) => match self.remembered(&peer, &call) {

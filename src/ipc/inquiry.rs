@@ -25,8 +25,11 @@ impl Service {
         let now_ns = self.clock.now_ns();
         self.freshen(now_ns);
         let mut domains = self.feeds.statuses();
+        // How many ticks and accounts there are, and how late, shows when and how much others measure.
+        let (mut samplers, mut keeping) = (self.feeds.samplers(), self.keeping());
         if peer.access < Access::Span {
             domains.iter_mut().for_each(hide_figures);
+            (samplers, keeping) = (Vec::new(), None);
         }
         Info {
             version: env!("CARGO_PKG_VERSION").into(),
@@ -37,9 +40,9 @@ impl Service {
             domains,
             at_least: self.feeds.at_least(),
             absent: self.absent.clone(),
-            samplers: self.feeds.samplers(),
+            samplers,
             simulated: self.feeds.domains().any(Domain::is_simulated).then_some(true),
-            keeping: self.keeping(),
+            keeping,
             confinement: self.confinement.clone(),
             access: peer.access,
         }
@@ -96,12 +99,28 @@ impl Service {
         let (limit, filter) = (limit(call)?, filter(call)?);
         let (now_ns, peer) = (self.clock.now_ns(), &caller.peer);
         self.freshen(now_ns);
-        let before = call.before.map(|before| u64::try_from(before).unwrap_or(0));
+        let before = call.before.map(|cursor| self.opened(peer, cursor)).transpose()?;
         let question = Question::List { whose: whose(peer), filter, limit, before };
         if wait && self.ask_for_list(peer, caller.ticket, call, question)? {
             return Ok(None);
         }
         self.remembered(peer, call).map(Some)
+    }
+
+    /// The number in a cursor that an earlier answer gave this caller.
+    fn opened(&self, peer: &Peer, cursor: i64) -> Result<u64, Refusal> {
+        let invalid =
+            |reason: &str| Refusal::InvalidValue { field: "before".into(), reason: reason.to_owned() };
+        let cursor = u64::try_from(cursor).map_err(|_| invalid("is negative; leave it out for all"))?;
+        let number = whose(peer).map_or(Some(cursor), |uid| self.cursors.open(uid, cursor));
+        let reason =
+            "comes from no answer that this user got since the daemon started; list again without it";
+        number.ok_or_else(|| invalid(reason))
+    }
+
+    /// The cursor with which this caller goes on before the account of this number.
+    pub(super) fn sealed(&self, peer: &Peer, number: u64) -> u64 {
+        whose(peer).map_or(number, |uid| self.cursors.seal(uid, number))
     }
 
     /// The same from memory alone; there is nothing before it.
@@ -163,14 +182,12 @@ fn limit(call: &ListSpans) -> Result<usize, Refusal> {
 
 fn filter(call: &ListSpans) -> Result<Filter, Refusal> {
     let since = call.since_unix_ns.map(u64::try_from).transpose();
-    let before = call.before.map(u64::try_from).transpose();
-    let negative = |field: &str| {
+    let negative = || {
         let reason = "is negative; leave it out for all".to_owned();
-        Refusal::InvalidValue { field: field.into(), reason }
+        Refusal::InvalidValue { field: "since_unix_ns".into(), reason }
     };
-    before.map_err(|_| negative("before"))?;
     Ok(Filter {
-        since_unix_ns: since.map_err(|_| negative("since_unix_ns"))?,
+        since_unix_ns: since.map_err(|_| negative())?,
         name: call.name.clone(),
         attributes: call.attributes.clone().unwrap_or_default(),
         state: call.state,
@@ -186,4 +203,6 @@ fn hide_figures(status: &mut DomainStatus) {
     status.energy_uj = None;
     status.power_mw = None;
     status.residual = None;
+    // A busy machine takes longer over a reading.
+    status.read_cost_ns = None;
 }

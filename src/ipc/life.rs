@@ -6,10 +6,10 @@
 use std::collections::BTreeMap;
 
 use super::access::Peer;
-use super::notes;
 use super::register::Open;
 use super::service::{Caller, Closed, Service};
 use super::ticket::ConnectionId;
+use super::{coarse, notes};
 use crate::clock;
 use crate::ledger::{Opening, Refused, SpanKey};
 use crate::protocol::{Access, CloseSpan, MarkPhase, OpenSpan, OpenedSpan, Refusal, SetWeight};
@@ -21,6 +21,10 @@ impl Service {
         let asked_ns = self.edge(call.at_ns, now_ns)?;
         let coarse = caller.peer.access < Access::Span;
         let at_ns = if coarse { self.coarse.opening_ns(asked_ns, now_ns) } else { asked_ns };
+        let weight = call.weight.unwrap_or(1.0);
+        if coarse {
+            coarse::check_weight(weight)?;
+        }
         let span = match call.span.take() {
             Some(span) => notes::check_word("span", &span, notes::SPAN_BYTES).map(|()| span)?,
             None => self.tokens.next(),
@@ -36,7 +40,7 @@ impl Service {
             span: span.clone(),
             name,
             attributes,
-            weight: call.weight.unwrap_or(1.0),
+            weight,
             domains: call.domains.map(|names| self.domain_indices(&names)).transpose()?,
             at_ns,
             uid: caller.peer.uid,
@@ -71,6 +75,9 @@ impl Service {
     pub fn set_weight(&mut self, peer: &Peer, call: &SetWeight) -> Result<(), Refusal> {
         let now_ns = self.clock.now_ns();
         let open = self.open_span_of(peer, &call.span)?;
+        if peer.access < Access::Span {
+            coarse::check_weight(call.weight)?;
+        }
         let asked_ns = self.edge_of_open(open.key, call.at_ns, now_ns)?;
         let at_ns = self.coarse.edge_ns(open.key, asked_ns, now_ns)?;
         let set = self.ledger.set_weight(now_ns, open.key, call.weight, at_ns);

@@ -22,6 +22,7 @@ use crate::usage::{Origin, Roots};
 use super::access::{Peer, Policy};
 use super::allowance::{Allowance, Errand, Excess};
 use super::coarse_spans::CoarseSpans;
+use super::cursor::Cursors;
 use super::feed::Feeds;
 use super::gpu_share::GpuShares;
 use super::keeping::Keeping;
@@ -93,6 +94,8 @@ pub struct Service {
     pub(super) coarse: CoarseSpans,
     allowance: Allowance,
     pub(super) tokens: Tokens,
+    /// Of lists that go on on disk.
+    pub(super) cursors: Cursors,
     pub(super) subjects: Subjects,
     pub(super) boot_id: String,
     /// What a daemon has and a meter inside a client has not.
@@ -133,6 +136,7 @@ impl Service {
             settings,
             index,
             tokens: Tokens::new()?,
+            cursors: Cursors::default(),
             boot_id: boot_id(),
             upkeep: None,
             confinement: None,

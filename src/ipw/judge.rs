@@ -7,7 +7,7 @@
 //! read gives no score.
 
 use std::collections::HashMap;
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{self, BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 
@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use super::extract::after_thinking;
 use super::fnv::{self, fnv1a};
 use super::question::Question;
+use crate::private_file;
 
 /// What the judge is told.
 pub const PROMPT: &str = include_str!("judge.txt");
@@ -96,7 +97,7 @@ impl Verdicts {
     /// The run's directory cannot be read or written.
     pub fn open(run: &Path) -> io::Result<Self> {
         let path = run.join("verdicts.jsonl");
-        let mut file = OpenOptions::new().read(true).append(true).create(true).open(&path)?;
+        let mut file = private_file::append(&path)?;
         let mut known = HashMap::new();
         let mut whole = true;
         for line in BufReader::new(File::open(&path)?).split(b'\n') {

@@ -3,7 +3,7 @@
 //! Owns `power.jsonl`: a line ten times a second with every domain's power, for the picture of power over time. Needs
 //! telemetry access; without it there is no such file, and the picture adds up the queries' own powers.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{self, BufRead, BufReader, Write};
 use std::path::Path;
 use std::sync::Arc;
@@ -13,6 +13,7 @@ use std::thread::{self, JoinHandle};
 use serde::{Deserialize, Serialize};
 
 use crate::client::{Client, Failure};
+use crate::private_file;
 
 const RATE_HZ: f64 = 10.0;
 
@@ -41,7 +42,7 @@ impl Watch {
         let mut stream = client.watch_domains(Some(RATE_HZ))?;
         // The first answer, or the refusal, before a file is made.
         let Some(first) = stream.next().transpose()? else { return Err(Failure::Gone) };
-        let file = OpenOptions::new().append(true).create(true).open(run.join("power.jsonl"));
+        let file = private_file::append(&run.join("power.jsonl"));
         let mut file = file.map_err(Failure::Socket)?;
         let over = Arc::new(AtomicBool::new(false));
         let (ended, domains) = (Arc::clone(&over), domains.to_vec());

@@ -6,7 +6,7 @@
 //! again gets a further row, and the last one counts.
 
 use std::collections::{BTreeMap, HashSet};
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
@@ -16,6 +16,7 @@ use super::question::{self, Question};
 use super::row::{Row, Text};
 use super::scope::Meter;
 use crate::energy::REPLAY;
+use crate::private_file;
 
 /// What a run was.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
@@ -114,7 +115,7 @@ impl RunDir {
     /// # Errors
     /// It holds a run, or cannot be written.
     pub fn begin(path: &Path, manifest: &Manifest, questions: &[Question]) -> Result<Self, Unusable> {
-        fs::create_dir_all(path).map_err(at(path))?;
+        private_file::create_dir_all(path).map_err(at(path))?;
         if path.join("run.json").exists() || path.join("rows.jsonl").exists() {
             return Err(Unusable::Taken(path.to_owned()));
         }
@@ -124,11 +125,11 @@ impl RunDir {
             lines.push_str(&json(question));
             lines.push('\n');
         }
-        fs::write(&asked, lines).map_err(at(&asked))?;
+        private_file::write(&asked, lines).map_err(at(&asked))?;
         // The manifest comes last and under its name at once: a directory with one is a whole run.
         let (partial, whole) = (path.join("run.json.part"), path.join("run.json"));
         let text = serde_json::to_string_pretty(manifest).expect("a manifest is plain data");
-        fs::write(&partial, text + "\n").map_err(at(&partial))?;
+        private_file::write(&partial, text + "\n").map_err(at(&partial))?;
         fs::rename(&partial, &whole).map_err(at(&whole))?;
         Self::open(path)
     }
@@ -255,7 +256,7 @@ fn each_line(path: &Path, mut take: impl FnMut(&[u8])) -> Result<(), Unusable> {
 }
 
 fn appending(path: &Path) -> Result<File, Unusable> {
-    OpenOptions::new().read(true).append(true).create(true).open(path).map_err(at(path))
+    private_file::append(path).map_err(at(path))
 }
 
 /// A line that a crash cut short stays as it is, and the next one begins on its own.

@@ -119,7 +119,7 @@ fn may_measure(incoming: &[u8]) -> Result<(), String> {
     let answer = Answer::read(message).map_err(|error| error.to_string())?;
     match answer.into_reply::<Info>() {
         Ok(Ok(info)) if info.access == Access::None => {
-            Err("this user may not open spans (the group wattspan may)".into())
+            Err("this user may not open spans; `wattspan doctor` says how to get access".into())
         }
         Ok(Ok(_)) => Ok(()),
         Ok(Err(refusal)) => Err(refusal.to_string()),

@@ -16,7 +16,7 @@ pub fn refused_library(error: &NvmlError, library: &OsStr) -> String {
             let which = library.to_string();
             let place = if said.starts_with(&which) { String::new() } else { format!("{which}: ") };
             format!(
-                "{place}{said}; it comes with NVIDIA's driver: install that, or name the library with --nvml-library"
+                "{place}{said}; it comes with NVIDIA's driver: install that, or name the library: wattspand --nvml-library, or nvml_library under [source] in the configuration"
             )
         }
         NvmlError::FailedToLoadSymbol(symbol) => {

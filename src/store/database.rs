@@ -108,6 +108,7 @@ impl Database {
         let (last_id, kept_s) = newest.unwrap_or((0, 0));
         let layouts = read_layouts(&transaction)?;
         transaction.commit()?;
+        rekey_names(&connection)?;
         Ok(Self { connection, layouts, last_id, kept_s: now_s.max(kept_s) })
     }
 
@@ -192,7 +193,7 @@ impl<'a> Writer<'a> {
         let layout = self.layout(&row.layout)?;
         let (span, name, figures) = batch.texts(row);
         self.insert.execute(params![id, row.uid, kept_s, layout, SpanName(span), name, figures])?;
-        self.name.execute(params![stretch(id), hash(span), id])?;
+        self.name.execute(params![stretch(id), name_key(span, row.uid), id])?;
         Ok(())
     }
 
@@ -222,7 +223,7 @@ impl<'a> Writer<'a> {
 /// keys. Gives how many, and the last id.
 fn recover(transaction: &Transaction<'_>, mut last_id: i64, kept_s: i64) -> rusqlite::Result<(usize, i64)> {
     let first_id = last_id + 1;
-    let mut open = transaction.prepare("SELECT key, span FROM journal ORDER BY key")?;
+    let mut open = transaction.prepare("SELECT key, span, uid FROM journal ORDER BY key")?;
     let mut rows = open.query([])?;
     let mut keep = transaction.prepare(
         "INSERT INTO account SELECT ?1, uid, ?2, layout, span, name, figures FROM journal WHERE key = ?3",
@@ -232,7 +233,7 @@ fn recover(transaction: &Transaction<'_>, mut last_id: i64, kept_s: i64) -> rusq
         last_id += 1;
         let span = span_name(row.get_ref(1)?).unwrap_or_default();
         keep.execute([last_id, kept_s, row.get(0)?])?;
-        name.execute(params![stretch(last_id), hash(&span), last_id])?;
+        name.execute(params![stretch(last_id), name_key(&span, row.get(2)?), last_id])?;
     }
     drop(rows);
     transaction.execute("DELETE FROM journal", [])?;
@@ -251,9 +252,29 @@ pub(super) fn stretch(id: i64) -> i64 {
 }
 
 /// FNV-1a, 32 bits: finds candidates, which are then compared.
-pub(super) fn hash(span: &str) -> i64 {
+fn hash(span: &str) -> u32 {
     let mix = |hash: u32, byte: u8| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193);
-    i64::from(span.bytes().fold(0x811c_9dc5, mix))
+    span.bytes().fold(0x811c_9dc5, mix)
+}
+
+/// What a user's span of this name is indexed by: the name's hash, then the user. A look-up for one user never meets the
+/// rows of another, so that it takes as long for another user's name as for one that does not exist.
+pub(super) fn name_key(span: &str, uid: u32) -> i64 {
+    // The highest bit marks this form: keys without the user, which earlier versions wrote, are not negative.
+    (i64::from(hash(span) | 1 << 31) << 32) | i64::from(uid)
+}
+
+/// Gives the keys that an earlier version wrote the user, one stretch at a time: a large index is no one transaction.
+fn rekey_names(connection: &Connection) -> rusqlite::Result<()> {
+    let edges = "SELECT (SELECT min(stretch) FROM named), (SELECT max(stretch) FROM named)";
+    let edges = connection.query_row(edges, [], |row| Ok((row.get(0)?, row.get(1)?)))?;
+    let (Some(first), Some(last)): (Option<i64>, Option<i64>) = edges else { return Ok(()) };
+    let mut rekey = connection.prepare(
+        "UPDATE named SET hash = ((hash | 0x80000000) << 32)
+                              | coalesce((SELECT uid FROM account WHERE account.id = named.id), 0)
+         WHERE stretch = ?1 AND hash >= 0",
+    )?;
+    (first..=last).try_for_each(|stretch| rekey.execute([stretch]).map(drop))
 }
 
 /// A span's name as it is kept: the names that the daemon gives are 16 bytes in hexadecimal digits, and kept as these.

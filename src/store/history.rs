@@ -7,9 +7,9 @@
 use std::collections::BTreeMap;
 
 use rusqlite::types::ValueRef;
-use rusqlite::{OptionalExtension, Row};
+use rusqlite::{Connection, OptionalExtension, Row, Statement};
 
-use super::database::{Broken, Database, hash, span_name, stretch};
+use super::database::{Broken, Database, name_key, span_name, stretch};
 use super::record::{self, Named};
 use crate::ledger::account::{Account, State};
 
@@ -95,28 +95,7 @@ impl Database {
     }
 
     fn span(&self, span: &str, whose: Option<u32>) -> Result<Option<Account>, Broken> {
-        let edge = |order: &str| {
-            let sql = format!("SELECT id FROM account ORDER BY id {order} LIMIT 1");
-            self.connection.query_row(&sql, [], |row| row.get::<_, i64>(0)).optional()
-        };
-        let (Some(first), Some(last)) = (edge("ASC")?, edge("DESC")?) else { return Ok(None) };
-        let mut ids = self
-            .connection
-            .prepare("SELECT id FROM named WHERE stretch = ?1 AND hash = ?2 ORDER BY id DESC")?;
-        let mut account = self.connection.prepare(&format!("SELECT {COLUMNS} WHERE account.id = ?1"))?;
-        let hash = hash(span);
-        for stretch in (stretch(first)..=stretch(last)).rev() {
-            let mut candidates = ids.query([stretch, hash])?;
-            while let Some(candidate) = candidates.next()? {
-                let id: i64 = candidate.get(0)?;
-                let found = account.query_row([id], |row| Ok(read(row))).optional()?.flatten();
-                let ours = |found: &Account| found.span == span && whose.is_none_or(|uid| uid == found.uid);
-                if let Some(found) = found.filter(ours) {
-                    return Ok(Some(found));
-                }
-            }
-        }
-        Ok(None)
+        Lookup::over(&self.connection, whose)?.latest(span)
     }
 
     fn list(
@@ -156,6 +135,49 @@ impl Database {
     }
 }
 
+/// The statements of a look-up by name.
+struct Lookup<'a> {
+    whose: Option<u32>,
+    edges: Statement<'a>,
+    ids: Statement<'a>,
+    account: Statement<'a>,
+}
+
+impl<'a> Lookup<'a> {
+    /// Of this user's accounts alone, and then no row of another is read; `None`: of everybody's.
+    fn over(connection: &'a Connection, whose: Option<u32>) -> rusqlite::Result<Self> {
+        let keys = if whose.is_some() { "hash = ?2" } else { "hash BETWEEN ?2 AND ?2 | 0xffffffff" };
+        let ids = format!("SELECT id FROM named WHERE stretch = ?1 AND {keys} ORDER BY id DESC");
+        let edges = "SELECT (SELECT min(id) FROM account), (SELECT max(id) FROM account)";
+        Ok(Self {
+            whose,
+            edges: connection.prepare(edges)?,
+            ids: connection.prepare(&ids)?,
+            account: connection.prepare(&format!("SELECT {COLUMNS} WHERE account.id = ?1"))?,
+        })
+    }
+
+    /// The latest account of this name.
+    fn latest(&mut self, span: &str) -> Result<Option<Account>, Broken> {
+        let whose = self.whose;
+        let edges = self.edges.query_row([], |row| Ok((row.get(0)?, row.get(1)?)))?;
+        let (Some(first), Some(last)): (Option<i64>, Option<i64>) = edges else { return Ok(None) };
+        let key = name_key(span, whose.unwrap_or(0));
+        for stretch in (stretch(first)..=stretch(last)).rev() {
+            let mut candidates = self.ids.query([stretch, key])?;
+            while let Some(candidate) = candidates.next()? {
+                let id: i64 = candidate.get(0)?;
+                let found = self.account.query_row([id], |row| Ok(read(row))).optional()?.flatten();
+                let ours = |found: &Account| found.span == span && whose.is_none_or(|uid| uid == found.uid);
+                if let Some(found) = found.filter(ours) {
+                    return Ok(Some(found));
+                }
+            }
+        }
+        Ok(None)
+    }
+}
+
 /// The account of a row; `None` where it was damaged.
 fn read(row: &Row<'_>) -> Option<Account> {
     let column = |at| row.get_ref(at).ok();
@@ -168,4 +190,81 @@ fn read(row: &Row<'_>) -> Option<Account> {
     let span = span_name(column(4)?)?;
     let named = Named { uid: row.get(1).ok()?, span: &span, name: std::str::from_utf8(bytes(5)?).ok()? };
     record::read(named, layout, bytes(6)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::time::Duration;
+
+    use rusqlite::StatementStatus;
+
+    use super::super::record::tests::account;
+    use super::super::{Settings, Store, Sync};
+    use super::*;
+
+    const OWN: u32 = 1;
+    const OTHER: u32 = 2;
+
+    /// A database with spans of both users.
+    fn database(dir: &Path) -> (Database, Settings) {
+        let settings = Settings {
+            directory: dir.join("state"),
+            age: Duration::from_secs(3600),
+            bytes: 1 << 30,
+            waiting_bytes: 1 << 24,
+            sync: Sync::Normal,
+        };
+        let mut store = Store::start(settings.clone(), |_| ()).unwrap();
+        for at in 0..300 {
+            for (uid, span) in
+                [(OTHER, "theirs".to_owned()), (OTHER, format!("o{at}")), (OWN, format!("s{at}"))]
+            {
+                assert!(store.keep(&Account { uid, ..account(&span) }, None, false));
+            }
+        }
+        store.finish(Duration::from_secs(20));
+        let file = settings.directory.join(super::super::place::FILE);
+        (Database::open(&file, &settings, 0).unwrap(), settings)
+    }
+
+    /// What SQLite did to look a name up: steps of its machine, and rows it was asked for.
+    fn work(database: &Database, span: &str) -> (bool, [i32; 2]) {
+        let mut lookup = Lookup::over(&database.connection, Some(OWN)).unwrap();
+        let found = lookup.latest(span).unwrap();
+        let statements = [&lookup.edges, &lookup.ids, &lookup.account];
+        let sum = |of| statements.iter().map(|statement| statement.get_status(of)).sum();
+        (found.is_some(), [sum(StatementStatus::VmStep), sum(StatementStatus::Run)])
+    }
+
+    #[test]
+    fn another_users_name_costs_the_work_of_one_that_does_not_exist() {
+        let dir = tempfile::tempdir().unwrap();
+        let (database, _) = database(dir.path());
+        let (found, missing) = work(&database, "no such span");
+        assert!(!found);
+        for span in ["theirs", "o7", "o299"] {
+            assert_eq!(work(&database, span), (false, missing), "{span}");
+        }
+        let (found, own) = work(&database, "s7");
+        assert!(found && own > missing, "the count sees the work of a row that is read");
+    }
+
+    #[test]
+    fn names_of_an_earlier_version_are_found_and_then_cost_the_same() {
+        let dir = tempfile::tempdir().unwrap();
+        let (database, settings) = database(dir.path());
+        // An earlier version indexed a name without its user.
+        let changed =
+            database.connection.execute("UPDATE named SET hash = hash >> 32 & 0xffffffff", []).unwrap();
+        assert_eq!(changed, 900);
+        drop(database);
+        let file = settings.directory.join(super::super::place::FILE);
+        let database = Database::open(&file, &settings, 0).unwrap();
+        let missing = work(&database, "no such span");
+        assert_eq!(work(&database, "theirs"), missing);
+        assert!(work(&database, "s7").0);
+        let question = Question::Span { uid: OWN, anybody: true, span: "o7".into() };
+        assert_eq!(database.answer(&question).unwrap().accounts[0].uid, OTHER);
+    }
 }

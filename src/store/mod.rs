@@ -36,7 +36,7 @@ use keeper::Keeper;
 use shared::Shared;
 
 /// Most questions that wait for an answer.
-const MOST_QUESTIONS: usize = 32_768;
+pub const MAX_QUESTIONS: usize = 32_768;
 
 /// The ledger on disk, as the one who fills it sees it.
 pub struct Store {
@@ -119,7 +119,7 @@ impl Store {
     /// too many questions wait.
     pub fn ask(&mut self, number: u64, question: Question) -> bool {
         self.flush();
-        self.shared.ask(number, question, MOST_QUESTIONS)
+        self.shared.ask(number, question, MAX_QUESTIONS)
     }
 
     /// Every account up to this number is on disk.

@@ -15,6 +15,7 @@ use crate::ipw::metric::Figures;
 use crate::ipw::report::page::{digits, page, with_interval};
 use crate::ipw::report::{Prices, Report};
 use crate::ipw::table::Table;
+use crate::private_file;
 
 /// Which run, in which form.
 #[derive(Debug, clap::Args)]
@@ -72,7 +73,7 @@ fn write(file: &Path, bytes: &[u8]) -> Result<(), Trouble> {
     if file == Path::new("-") {
         return Ok(stdout().write_all(bytes)?);
     }
-    std::fs::write(file, bytes).map_err(|cause| anyhow::anyhow!("{}: {cause}", file.display()).into())
+    private_file::write(file, bytes).map_err(|cause| anyhow::anyhow!("{}: {cause}", file.display()).into())
 }
 
 /// The report on a terminal.

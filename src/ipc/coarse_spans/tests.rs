@@ -218,7 +218,7 @@ impl Prober {
     }
 
     fn weight(&mut self) -> f64 {
-        [0.0, 1.0 / 65_536.0, 0.37, 1.0, 1000.0, 1e6][self.roll(6) as usize]
+        [0.0, 1.0 / 65_536.0, 0.37, 0.75, 1.0, 1e6][self.roll(6) as usize]
     }
 
     fn probe(&mut self, machine: &mut Machine) {

@@ -4,7 +4,7 @@
 //! `Dataset.save_to_disk` writes it; the file form is read too) into JSON values and back, and flat rows as Parquet. Feature
 //! `parquet`.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{BufReader, Read, Seek, SeekFrom};
 use std::path::Path;
 use std::sync::Arc;
@@ -29,6 +29,7 @@ use serde_json::{Map, Value, json};
 use super::export::whole;
 use super::flat::{COLUMNS, Cell, Flat, Form};
 use super::{Record, Unusable};
+use crate::private_file;
 
 /// Whether Arrow and Parquet can be read and written.
 pub const BUILT_IN: bool = true;
@@ -119,7 +120,7 @@ pub fn write_records(folder: &Path, model: &str, records: &[Record]) -> Result<(
     let about = json!({ "citation": "", "description": "", "homepage": "", "license": "" });
     for (name, text) in [("state.json", state), ("dataset_info.json", about)] {
         let path = folder.join(name);
-        fs::write(&path, format!("{text:#}\n")).map_err(Unusable::at(path.clone()))?;
+        private_file::write(&path, format!("{text:#}\n")).map_err(Unusable::at(path.clone()))?;
     }
     Ok(())
 }

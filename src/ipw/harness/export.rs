@@ -21,6 +21,7 @@ use super::{
     columnar,
 };
 use crate::energy::Kind;
+use crate::private_file;
 
 /// What an export needs of a run, the last word on each query.
 #[derive(Debug)]
@@ -163,7 +164,7 @@ impl Exported {
     /// # Errors
     /// There are results in it already, or it cannot be written.
     pub fn to_harness(&self, folder: &Path, scope: Scope) -> Result<(), Unusable> {
-        fs::create_dir_all(folder).map_err(Unusable::at(folder))?;
+        private_file::create_dir_all(folder).map_err(Unusable::at(folder))?;
         let taken = fs::read_dir(folder).map_err(Unusable::at(folder))?.next().is_some();
         if taken {
             return Err(Unusable::nonsense(
@@ -191,7 +192,7 @@ impl Exported {
         let text = serde_json::to_string_pretty(&summary).expect("a summary is plain data");
         // Last, as the harness does it: a directory with a summary is whole.
         let file = folder.join("summary.json");
-        fs::write(&file, text + "\n").map_err(Unusable::at(file.clone()))
+        private_file::write(&file, text + "\n").map_err(Unusable::at(file.clone()))
     }
 }
 
@@ -221,15 +222,19 @@ fn written<T: serde::Serialize>(
     Ok(count)
 }
 
-/// A file that takes its name only when it is whole.
+/// A file that takes its name only when it is whole; a device or a pipe is written directly.
 pub(super) fn whole<T>(
     path: &Path,
     write: impl FnOnce(&mut File) -> Result<T, Unusable>,
 ) -> Result<T, Unusable> {
+    if private_file::is_stream(path) {
+        return write(&mut private_file::create(path).map_err(Unusable::at(path))?);
+    }
+    private_file::check_replaceable(path).map_err(Unusable::at(path))?;
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(".part");
     let part = path.with_file_name(name);
-    let mut file = File::create(&part).map_err(Unusable::at(part.clone()))?;
+    let mut file = private_file::create(&part).map_err(Unusable::at(part.clone()))?;
     let done = write(&mut file).and_then(|done| {
         file.sync_all().and_then(|()| fs::rename(&part, path)).map_err(Unusable::at(path))?;
         Ok(done)

@@ -49,7 +49,7 @@ pub enum Unusable {
     },
     /// This program was built without what it takes.
     #[error(
-        "this wattspan was built without Arrow and Parquet: {0}; `cargo install wattspan --features parquet` has them, and so have the packages"
+        "this wattspan was built without Arrow and Parquet: {0}; install it from a checkout with `cargo install --path . --features parquet`, or from a package, which has them"
     )]
     WithoutParquet(&'static str),
     /// The run's own files.

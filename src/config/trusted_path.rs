@@ -1,0 +1,257 @@
+//! Which files a privileged process accepts: configuration, and libraries that the configuration names.
+//!
+//! Walks a path from `/`, link by link. Invariant: every directory, link and file on an accepted path belongs to root and
+//! can be written by root alone, so that no other user can exchange any of them, before the check or after it. A sticky
+//! directory of root (`/tmp`) may be on the path where the next component is a directory of root: others can neither
+//! rename nor replace it. A file or link there is refused, because another user may have moved it there.
+
+use std::ffi::OsString;
+use std::fs::{self, File, Metadata};
+use std::io::{self, Read};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Component, Path, PathBuf};
+
+use rustix::fs::{Mode, OFlags};
+
+use super::place::serves_system;
+use crate::confine;
+
+const OTHERS_WRITE: u32 = 0o022;
+const STICKY: u32 = 0o1000;
+
+/// As many links as the kernel follows (path_resolution(7)).
+const MAX_LINKS: usize = 40;
+
+/// Whose files a process accepts as configuration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AcceptedOwner {
+    /// An ordinary user that serves itself: what it names itself.
+    Any,
+    /// A process with privileges, or one that serves other users: only what root alone can write.
+    Root,
+}
+
+impl AcceptedOwner {
+    /// The rule for this process. Asked before privileges are dropped: it holds for every later reload.
+    pub fn of_this_process() -> Self {
+        let privileged = serves_system() || !confine::found().capabilities.is_empty();
+        if privileged { Self::Root } else { Self::Any }
+    }
+}
+
+/// Why a path is not accepted.
+#[derive(Debug, thiserror::Error)]
+pub enum UntrustedPathError {
+    /// It cannot be looked at or read.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    /// Another user could change what it leads to.
+    #[error(
+        "{} {reason}; a privileged process accepts only files and directories that root owns and no other user can \
+         write: {remedy}",
+        path.display()
+    )]
+    Writable {
+        /// The component of the path.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+        /// The command that corrects it.
+        remedy: String,
+    },
+}
+
+/// The content of a configuration file, of an owner that is accepted.
+pub(super) fn read(path: &Path, owner: AcceptedOwner) -> Result<String, UntrustedPathError> {
+    if owner == AcceptedOwner::Any {
+        return Ok(fs::read_to_string(path)?);
+    }
+    let resolved = resolve(path)?;
+    // NONBLOCK: a FIFO must not hold up the start; it is refused below.
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    let mut file = File::from(rustix::fs::open(&resolved, flags, Mode::empty()).map_err(io::Error::from)?);
+    let found = file.metadata()?;
+    judge(&resolved, &found, false)?;
+    if !found.is_file() {
+        return Err(io::Error::other("is no regular file").into());
+    }
+    let mut text = String::new();
+    file.read_to_string(&mut text)?;
+    Ok(text)
+}
+
+/// The path without links, every component of it accepted.
+pub(super) fn resolve(path: &Path) -> Result<PathBuf, UntrustedPathError> {
+    let mut resolved = PathBuf::from("/");
+    let mut sticky = judge(&resolved, &fs::symlink_metadata(&resolved)?, false)?;
+    let mut pending = Vec::new();
+    push(&mut pending, &std::path::absolute(path)?);
+    let mut links = 0;
+    while let Some(name) = pending.pop() {
+        if name == ".." {
+            resolved.pop();
+            sticky = judge(&resolved, &fs::symlink_metadata(&resolved)?, false)?;
+            continue;
+        }
+        let next = resolved.join(name);
+        let found = fs::symlink_metadata(&next)?;
+        let next_sticky = judge(&next, &found, sticky)?;
+        if !found.is_symlink() {
+            (resolved, sticky) = (next, next_sticky);
+            continue;
+        }
+        links += 1;
+        if links > MAX_LINKS {
+            return Err(io::Error::from(rustix::io::Errno::LOOP).into());
+        }
+        let target = fs::read_link(&next)?;
+        if target.is_absolute() {
+            resolved = PathBuf::from("/");
+            sticky = false;
+        }
+        push(&mut pending, &target);
+    }
+    Ok(resolved)
+}
+
+/// Puts a path's components on the stack of those to come, the first on top.
+fn push(pending: &mut Vec<OsString>, path: &Path) {
+    let named = path.components().filter(|part| matches!(part, Component::Normal(_) | Component::ParentDir));
+    let named: Vec<OsString> = named.map(|part| part.as_os_str().to_owned()).collect();
+    pending.extend(named.into_iter().rev());
+}
+
+/// Refuses a component that another user owns or can exchange; gives whether it is a sticky directory. `in_sticky`: its
+/// directory is one.
+fn judge(path: &Path, found: &Metadata, in_sticky: bool) -> Result<bool, UntrustedPathError> {
+    let refused = |reason: String, remedy: String| {
+        Err(UntrustedPathError::Writable { path: path.to_owned(), reason, remedy })
+    };
+    let mode = found.mode() & 0o7777;
+    if found.uid() != 0 {
+        let own = if found.is_symlink() { "chown -h root" } else { "chown root" };
+        return refused(
+            format!("belongs to user {} (mode {mode:04o})", found.uid()),
+            format!("{own} {}", path.display()),
+        );
+    }
+    if in_sticky && !found.is_dir() {
+        let reason = "lies in a directory into which every user can move files".to_owned();
+        return refused(reason, "move it to a directory that root alone can write".to_owned());
+    }
+    let sticky = found.is_dir() && mode & STICKY != 0;
+    // A link's own mode means nothing.
+    if !found.is_symlink() && mode & OTHERS_WRITE != 0 && !sticky {
+        let who = if mode & 0o002 != 0 { "every user".to_owned() } else { format!("group {}", found.gid()) };
+        return refused(
+            format!("can be written by {who} (owner 0, mode {mode:04o})"),
+            format!("chmod go-w {}", path.display()),
+        );
+    }
+    Ok(sticky && mode & OTHERS_WRITE != 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{PermissionsExt, chown, symlink};
+
+    use super::*;
+
+    /// A directory of root below `/tmp`; `None` where the test cannot make one.
+    fn folder() -> Option<tempfile::TempDir> {
+        if rustix::process::geteuid().is_root() {
+            return Some(tempfile::tempdir().unwrap());
+        }
+        eprintln!("skipped: files of root need root");
+        None
+    }
+
+    fn chmod(path: &Path, mode: u32) {
+        fs::set_permissions(path, PermissionsExt::from_mode(mode)).unwrap();
+    }
+
+    fn refusal(path: &Path) -> String {
+        match read(path, AcceptedOwner::Root) {
+            Err(wrong @ UntrustedPathError::Writable { .. }) => wrong.to_string(),
+            other => panic!("{}: {other:?}", path.display()),
+        }
+    }
+
+    #[test]
+    fn a_file_of_root_below_directories_of_root_is_accepted_through_links_of_root_too() {
+        let Some(dir) = folder() else { return };
+        let real = dir.path().join("real");
+        fs::create_dir(&real).unwrap();
+        fs::write(real.join("a.toml"), "text").unwrap();
+        symlink("real/../real", dir.path().join("relative")).unwrap();
+        symlink(&real, dir.path().join("absolute")).unwrap();
+        for path in ["real/a.toml", "relative/a.toml", "absolute/a.toml", "real/../real/a.toml"] {
+            assert_eq!(read(&dir.path().join(path), AcceptedOwner::Root).unwrap(), "text", "{path}");
+        }
+        symlink("loop", dir.path().join("loop")).unwrap();
+        assert!(matches!(resolve(&dir.path().join("loop")), Err(UntrustedPathError::Io(_))));
+    }
+
+    #[test]
+    fn every_component_that_others_could_change_is_refused_with_the_command_that_corrects_it() {
+        let Some(dir) = folder() else { return };
+        let (upper, lower) = (dir.path().join("upper"), dir.path().join("upper/lower"));
+        let file = lower.join("a.toml");
+        fs::create_dir_all(&lower).unwrap();
+        fs::write(&file, "text").unwrap();
+        let parts = [(&upper, 0o755), (&lower, 0o755), (&file, 0o644)];
+        for (part, sound) in parts {
+            for mode in [sound | 0o020, sound | 0o002] {
+                chmod(part, mode);
+                let told = refusal(&file);
+                let expected = format!("mode {mode:04o})");
+                assert!(told.starts_with(part.to_str().unwrap()) && told.contains(&expected), "{told}");
+                assert!(told.ends_with(&format!("chmod go-w {}", part.display())), "{told}");
+                assert_eq!(read(&file, AcceptedOwner::Any).unwrap(), "text");
+            }
+            chmod(part, sound);
+            chown(part, Some(12_345), None).unwrap();
+            let told = refusal(&file);
+            assert!(told.contains(&format!("{} belongs to user 12345", part.display())), "{told}");
+            assert!(told.ends_with(&format!("chown root {}", part.display())), "{told}");
+            chown(part, Some(0), None).unwrap();
+            read(&file, AcceptedOwner::Root).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_link_of_another_user_and_one_to_a_directory_of_others_are_refused() {
+        let Some(dir) = folder() else { return };
+        let (open, link) = (dir.path().join("open"), dir.path().join("link"));
+        fs::create_dir(&open).unwrap();
+        fs::write(open.join("a.toml"), "text").unwrap();
+        symlink(&open, &link).unwrap();
+        chmod(&open, 0o777);
+        assert!(refusal(&link.join("a.toml")).contains("open can be written by every user"));
+        chmod(&open, 0o755);
+        std::os::unix::fs::lchown(&link, Some(12_345), None).unwrap();
+        assert!(refusal(&link.join("a.toml")).contains("chown -h root"));
+    }
+
+    #[test]
+    fn in_a_sticky_directory_only_directories_of_root_are_accepted() {
+        let Some(dir) = folder() else { return };
+        let sticky = dir.path().join("sticky");
+        fs::create_dir(&sticky).unwrap();
+        chmod(&sticky, 0o1777);
+        fs::create_dir(sticky.join("sound")).unwrap();
+        for file in ["a.toml", "sound/a.toml"] {
+            fs::write(sticky.join(file), "text").unwrap();
+        }
+        assert!(refusal(&sticky.join("a.toml")).contains("every user can move files"));
+        read(&sticky.join("sound/a.toml"), AcceptedOwner::Root).unwrap();
+        symlink("sound", sticky.join("link")).unwrap();
+        assert!(refusal(&sticky.join("link/a.toml")).contains("every user can move files"));
+        chown(sticky.join("sound"), Some(12_345), None).unwrap();
+        refusal(&sticky.join("sound/a.toml"));
+        // Sticky, and owned by another user: that one may replace everything in it.
+        chown(sticky.join("sound"), Some(0), None).unwrap();
+        chown(&sticky, Some(12_345), None).unwrap();
+        refusal(&sticky.join("sound/a.toml"));
+    }
+}

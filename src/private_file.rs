@@ -1,0 +1,266 @@
+//! Files that hold figures, prompts or answers.
+//!
+//! Creates files with mode 0600 and directories with mode 0700. Invariant: a regular file is never opened through a
+//! symbolic link in its last component, and never written if another user owns it or if it has a second name. Devices,
+//! FIFOs and this process's own descriptors (`/dev/stderr`, `/dev/fd/63`) stay usable as outputs.
+
+use std::fs::{self, DirBuilder, File, Metadata, OpenOptions};
+use std::io::{self, ErrorKind, Write};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+
+/// Opens an output for writing: a new file, an own file without its previous content, a device or a FIFO.
+///
+/// # Errors
+/// The system refuses, or the path is a link or a file of another user.
+pub fn create(path: &Path) -> io::Result<File> {
+    if is_descriptor(path) {
+        // The parent process opened it. Append: what is in a redirected file stays.
+        return OpenOptions::new().append(true).open(path);
+    }
+    let file = match open(path, OFlags::WRONLY | OFlags::CREATE | OFlags::NOFOLLOW) {
+        Err(Errno::LOOP) => open_linked_device(path)?,
+        opened => opened?,
+    };
+    let found = file.metadata()?;
+    check(&found)?;
+    if found.is_file() {
+        // Not O_TRUNC, which would empty the file before its owner is known.
+        file.set_len(0)?;
+    }
+    Ok(file)
+}
+
+/// Opens a regular file to read it and to add to its end; creates it where it is missing.
+///
+/// # Errors
+/// As for [`create`], and where the path is no regular file.
+pub fn append(path: &Path) -> io::Result<File> {
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::APPEND | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    let file = match open(path, flags) {
+        Err(Errno::LOOP) => return Err(is_link()),
+        opened => opened?,
+    };
+    let found = file.metadata()?;
+    check(&found)?;
+    if found.is_file() { Ok(file) } else { Err(refused("is no regular file", "name another file")) }
+}
+
+/// Writes a whole file.
+///
+/// # Errors
+/// As for [`create`], and where the file cannot be written.
+pub fn write(path: &Path, bytes: impl AsRef<[u8]>) -> io::Result<()> {
+    create(path)?.write_all(bytes.as_ref())
+}
+
+/// Creates a directory and its missing parents.
+///
+/// # Errors
+/// The system refuses, or the path itself is a link.
+pub fn create_dir_all(path: &Path) -> io::Result<()> {
+    DirBuilder::new().mode(0o700).recursive(true).create(path)?;
+    // Without a trailing slash, which would follow the link.
+    let bare: PathBuf = path.components().collect();
+    if fs::symlink_metadata(bare)?.is_symlink() {
+        return Err(refused("is a symbolic link", "name the directory itself"));
+    }
+    Ok(())
+}
+
+/// Whether the path names a device, a FIFO or a descriptor, which is written directly and never replaced.
+pub fn is_stream(path: &Path) -> bool {
+    is_descriptor(path) || fs::metadata(path).is_ok_and(|found| !found.is_file() && !found.is_dir())
+}
+
+/// Refuses a path that a finished file must not be renamed to: a link, or a file of another user.
+///
+/// # Errors
+/// It is one, or it cannot be looked at.
+pub fn check_replaceable(path: &Path) -> io::Result<()> {
+    match fs::symlink_metadata(path) {
+        Err(cause) if cause.kind() == ErrorKind::NotFound => Ok(()),
+        Err(cause) => Err(cause),
+        Ok(found) if found.is_symlink() => Err(is_link()),
+        Ok(found) => check(&found),
+    }
+}
+
+fn open(path: &Path, flags: OFlags) -> Result<File, Errno> {
+    let flags = flags | OFlags::CLOEXEC | OFlags::NOCTTY;
+    rustix::fs::open(path, flags, Mode::RUSR | Mode::WUSR).map(File::from)
+}
+
+/// A link to a device (`out -> /dev/null`) is a name for that device; any other link is refused.
+fn open_linked_device(path: &Path) -> io::Result<File> {
+    if !fs::metadata(path).is_ok_and(|found| found.file_type().is_char_device()) {
+        return Err(is_link());
+    }
+    let file = open(path, OFlags::WRONLY | OFlags::NONBLOCK)?;
+    if !file.metadata()?.file_type().is_char_device() {
+        return Err(is_link());
+    }
+    Ok(file)
+}
+
+/// Refuses what another user owns, devices apart, and a regular file with a second name: a directory of another user may
+/// hold a hard link to a file that this user wants to keep.
+fn check(found: &Metadata) -> io::Result<()> {
+    let own_uid = rustix::process::geteuid().as_raw();
+    if found.file_type().is_char_device() {
+        return Ok(());
+    }
+    if found.uid() != own_uid {
+        let what = format!("belongs to user {}, not to user {own_uid}", found.uid());
+        return Err(refused(&what, "name another file, or remove this one"));
+    }
+    if found.is_file() && found.nlink() > 1 {
+        return Err(refused("has a second name (a hard link)", "name another file, or remove this one"));
+    }
+    Ok(())
+}
+
+fn is_link() -> io::Error {
+    refused("is a symbolic link", "name the file itself")
+}
+
+fn refused(what: &str, remedy: &str) -> io::Error {
+    io::Error::new(ErrorKind::PermissionDenied, format!("{what}; {remedy}"))
+}
+
+/// Whether the path names a descriptor of this process: the system shows these as links.
+fn is_descriptor(path: &Path) -> bool {
+    const STANDARD: [&str; 3] = ["/dev/stdin", "/dev/stdout", "/dev/stderr"];
+    const FOLDERS: [&str; 3] = ["/dev/fd", "/proc/self/fd", "/proc/thread-self/fd"];
+    let numbered = || {
+        let number = path.file_name()?.to_str()?;
+        let folder = path.parent()?;
+        Some(FOLDERS.iter().any(|own| folder == Path::new(own)) && number.parse::<u32>().is_ok())
+    };
+    STANDARD.iter().any(|own| path == Path::new(own)) || numbered() == Some(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::os::fd::AsRawFd;
+    use std::os::unix::fs::{PermissionsExt, chown, symlink};
+
+    use super::*;
+
+    fn mode(path: &Path) -> u32 {
+        fs::symlink_metadata(path).unwrap().mode() & 0o7777
+    }
+
+    /// The ways to write a file at a path.
+    const WAYS: [fn(&Path) -> io::Result<()>; 3] =
+        [|path| create(path).map(drop), |path| append(path).map(drop), |path| write(path, "new")];
+
+    #[test]
+    fn files_and_directories_are_created_for_their_owner_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        for (number, way) in WAYS.iter().enumerate() {
+            let path = dir.path().join(number.to_string());
+            way(&path).unwrap();
+            assert_eq!(mode(&path), 0o600);
+        }
+        let deep = dir.path().join("a/b/c");
+        create_dir_all(&deep).unwrap();
+        create_dir_all(&deep).unwrap();
+        for made in ["a", "a/b", "a/b/c"] {
+            assert_eq!(mode(&dir.path().join(made)), 0o700, "{made}");
+        }
+    }
+
+    #[test]
+    fn an_own_file_is_overwritten_or_continued_and_keeps_its_mode() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("report.csv");
+        write(&path, "a long first content").unwrap();
+        fs::set_permissions(&path, PermissionsExt::from_mode(0o640)).unwrap();
+        write(&path, "one").unwrap();
+        append(&path).unwrap().write_all(b" two").unwrap();
+        assert_eq!((fs::read_to_string(&path).unwrap(), mode(&path)), ("one two".into(), 0o640));
+    }
+
+    #[test]
+    fn a_link_is_never_followed_to_a_file_whether_it_is_there_or_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let (precious, link) = (dir.path().join("precious"), dir.path().join("link"));
+        fs::write(&precious, "kept").unwrap();
+        symlink(&precious, &link).unwrap();
+        let dangling = dir.path().join("dangling");
+        symlink(dir.path().join("made"), &dangling).unwrap();
+        for path in [&link, &dangling] {
+            for way in WAYS {
+                assert!(way(path).unwrap_err().to_string().contains("symbolic link"));
+            }
+            assert!(check_replaceable(path).is_err());
+        }
+        assert_eq!(fs::read_to_string(&precious).unwrap(), "kept");
+        assert!(!dir.path().join("made").exists());
+        fs::create_dir(dir.path().join("real")).unwrap();
+        let folder = dir.path().join("folder");
+        symlink(dir.path().join("real"), &folder).unwrap();
+        assert!(create_dir_all(&folder).is_err() && create_dir_all(&folder.join("")).is_err());
+    }
+
+    #[test]
+    fn a_file_with_a_second_name_keeps_its_content() {
+        let dir = tempfile::tempdir().unwrap();
+        let (precious, other) = (dir.path().join("precious"), dir.path().join("other"));
+        fs::write(&precious, "kept").unwrap();
+        fs::hard_link(&precious, &other).unwrap();
+        for way in WAYS {
+            assert!(way(&other).unwrap_err().to_string().contains("second name"));
+        }
+        assert_eq!(fs::read_to_string(&precious).unwrap(), "kept");
+    }
+
+    #[test]
+    fn a_file_or_fifo_of_another_user_is_not_written() {
+        if !rustix::process::geteuid().is_root() {
+            eprintln!("skipped: giving a file to another user needs root");
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("file");
+        fs::write(&file, "kept").unwrap();
+        chown(&file, Some(12_345), None).unwrap();
+        for way in WAYS {
+            assert!(way(&file).unwrap_err().to_string().contains("user 12345"));
+        }
+        assert!(check_replaceable(&file).is_err());
+        assert_eq!(fs::read_to_string(&file).unwrap(), "kept");
+    }
+
+    #[test]
+    fn devices_fifos_and_own_descriptors_are_written_to() {
+        write(Path::new("/dev/null"), "gone").unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let link = dir.path().join("link");
+        symlink("/dev/null", &link).unwrap();
+        write(&link, "gone").unwrap();
+        let fifo = dir.path().join("fifo");
+        rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, Mode::RUSR | Mode::WUSR, 0)
+            .unwrap();
+        // Both ends, so that neither open waits for the other.
+        let mut reader = OpenOptions::new().read(true).write(true).open(&fifo).unwrap();
+        write(&fifo, "through").unwrap();
+        let mut read = [0; 7];
+        reader.read_exact(&mut read).unwrap();
+        assert_eq!(&read, b"through");
+        // What a shell redirected, by its number, which the system shows as a link.
+        let redirected = dir.path().join("redirected");
+        fs::write(&redirected, "first ").unwrap();
+        let open = OpenOptions::new().append(true).open(&redirected).unwrap();
+        let path = PathBuf::from(format!("/dev/fd/{}", open.as_raw_fd()));
+        assert!(is_stream(&path) && is_stream(&fifo) && !is_stream(&redirected));
+        write(&path, "second").unwrap();
+        assert_eq!(fs::read_to_string(&redirected).unwrap(), "first second");
+        assert!(!is_descriptor(Path::new("/dev/fd/../shm")) && !is_descriptor(Path::new("/tmp/fd/1")));
+    }
+}
