@@ -46,8 +46,8 @@ dom, name = sys.argv[1:]
 found = re.search(r'<pre id="found"[^>]*>(.*?)</pre>', open(dom).read(), re.S)
 found = json.loads(html.unescape(found.group(1))) if found and found.group(1) else {"wrong": ["the page did not load"]}
 wrong = list(found["wrong"])
-if found.get("pictures") != 8:
-    wrong.append(f"{found.get('pictures')} pictures, and not 8")
+if found.get("pictures") != 9:
+    wrong.append(f"{found.get('pictures')} pictures, and not 9")
 if found.get("dark") != name.startswith("dark"):
     wrong.append(f"asked for another theme: {found.get('dark')}, {found.get('paper')}")
 for line in wrong:
