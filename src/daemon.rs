@@ -25,6 +25,7 @@ use crate::notify::Manager;
 use crate::ring::Sample;
 use crate::sampler;
 use crate::sampler::record::{self, Recording};
+use crate::source::powercap::NAME as POWERCAP;
 use crate::source::recorder::Recorder;
 use crate::source::{self, Inventory};
 use crate::store::{self, Store};
@@ -54,7 +55,7 @@ fn run(flags: &Flags) -> Result<()> {
     let reach = plan.service.policy.reach();
     // Everything that needs privilege: the socket's path, the sources, the recording's file.
     let (listeners, listening) = listen(&config, reach)?;
-    let found = source::discover(&plan.source, &Clock::Machine);
+    let found = source::discover_within(&plan.source, &Clock::Machine, ipc::DAEMON_WAIT);
     let out = flags.record.as_deref().map(|file| (file, File::create(file)));
     let confinement = give_up(&config, &found, &manager);
     let mut service = plan.build_over(found, Clock::Machine, tell).context("cannot start")?;
@@ -143,7 +144,8 @@ fn give_up(config: &Config, found: &Inventory, manager: &Manager) -> Confinement
     let root = rustix::process::geteuid().is_root();
     let state_dir = state_dir(config).unwrap_or_default();
     confine::confine(&Needs {
-        powercap: found.opened.iter().any(|opened| opened.name == "powercap"),
+        powercap: found.opened.iter().any(|opened| opened.name == POWERCAP)
+            || found.starting.iter().any(|starting| starting.sources().iter().any(|name| name == POWERCAP)),
         state_dir: &state_dir,
         serves_others: root || manager.is_there(),
         realtime_priority: sampler::REALTIME_PRIORITY.unsigned_abs().into(),
