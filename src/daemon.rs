@@ -26,6 +26,7 @@ use crate::private_file;
 use crate::ring::Sample;
 use crate::sampler;
 use crate::sampler::record::{self, Recording};
+use crate::source::powercap::NAME as POWERCAP;
 use crate::source::recorder::Recorder;
 use crate::source::{self, Inventory};
 use crate::store::{self, Store};
@@ -57,7 +58,7 @@ fn run(flags: &Flags) -> Result<()> {
     let reach = plan.service.policy.reach();
     // Everything that needs privilege: the socket's path, the sources, the recording's file.
     let (listeners, listening) = listen(&config, reach)?;
-    let found = source::discover(&plan.source, &Clock::Machine);
+    let found = source::discover_within(&plan.source, &Clock::Machine, ipc::DAEMON_WAIT);
     let out = flags.record.as_deref().map(|file| (file, private_file::create(file)));
     let confinement = give_up(&config, &found, &manager);
     let mut service = plan.build_over(found, Clock::Machine, tell).context("cannot start")?;
@@ -152,7 +153,8 @@ fn give_up(config: &Config, found: &Inventory, manager: &Manager) -> Confinement
     let root = rustix::process::geteuid().is_root();
     let state_dir = state_dir(config).unwrap_or_default();
     confine::confine(&Needs {
-        powercap: found.opened.iter().any(|opened| opened.name == "powercap"),
+        powercap: found.opened.iter().any(|opened| opened.name == POWERCAP)
+            || found.starting.iter().any(|starting| starting.sources().iter().any(|name| name == POWERCAP)),
         state_dir: &state_dir,
         serves_others: root || manager.is_there(),
         realtime_priority: sampler::REALTIME_PRIORITY.unsigned_abs().into(),

@@ -66,6 +66,8 @@ pub enum Liveness {
     Stuck,
     /// It was live and went away.
     Lost,
+    /// Its source has not answered yet since the meter started.
+    Starting,
 }
 
 /// Whether two domains are two names of one counter.

@@ -46,20 +46,26 @@ fn assert_balanced(ledger: &Ledger) {
 }
 
 /// A random life: opens, closes, marks, weights, cancels; three domains of different cadence; readings that fail,
-/// counters that reset. Gives every settled account.
+/// counters that reset; the last domain may come while spans are open. Gives every settled account.
 fn live(seed: u64, faults: bool) -> (Ledger, Vec<Account>) {
     let mut dice = Dice(seed | 1);
     let truths: Vec<Truth> = (0..3).map(|_| random_truth(&mut dice)).collect();
-    let domains = vec![
+    let mut domains = vec![
         domain("package-0", Kind::Package, truths[0].quantum_uj, None),
         domain("dram-0", Kind::Dram, truths[1].quantum_uj, Some(500_000)),
         domain("gpu-0", Kind::Gpu, truths[2].quantum_uj, None),
     ];
+    let comes_at = dice.between(0, 1000) as u32;
+    let late = if comes_at < 200 { None } else { domains.pop() };
     let mut ledger = Ledger::new(domains, Settings { patience_ns: 200 * MS, ..Settings::default() });
+    let mut late = late.map(|domain| (comes_at, domain));
     let (mut open, mut out, mut epochs) = (Vec::<SpanKey>::new(), Vec::new(), [0_u32; 3]);
     let mut now = MS;
     for turn in 0..1500_u32 {
         now += dice.between(MS / 10, 2 * MS);
+        if let Some((_, domain)) = late.take_if(|(comes_at, _)| *comes_at == turn) {
+            ledger.add(domain);
+        }
         for (index, truth) in truths.iter().enumerate() {
             if faults && dice.between(0, 400) == 0 {
                 epochs[index] += 1;

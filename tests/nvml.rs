@@ -24,7 +24,7 @@ use wattspan::ledger::{self, Ledger, Opening};
 use wattspan::sampler::character::Character;
 use wattspan::sampler::{self, Sampler};
 use wattspan::source::profile::Profile;
-use wattspan::source::{Inventory, Opened, Settings, containment, discover, nvml};
+use wattspan::source::{Inventory, Opened, Settings, containment, discover, discover_within};
 
 const MS: u64 = 1_000_000;
 const S: u64 = 1_000_000_000;
@@ -543,23 +543,26 @@ fn a_call_that_hangs_stops_its_own_board_only_and_not_even_the_close() {
 }
 
 #[test]
-fn a_board_that_hangs_at_the_start_is_absent_and_the_other_is_there() {
+fn a_board_that_hangs_at_the_start_keeps_the_source_starting_and_the_other_is_there() {
     let library = Library::new(2);
     library.set(0, Knob::Hangs, 1);
-    let found = nvml::search_for(&library.settings(), &Clock::Machine, Duration::from_secs(3)).finish();
+    let found = discover_within(&library.settings(), &Clock::Machine, Duration::from_secs(3));
     assert_eq!(names(&found), ["gpu-1"]);
-    assert!(found.absent[0].reason.starts_with("gpu-0 did not answer within 3 s"), "{:?}", found.absent);
+    assert_eq!(found.starting.as_ref().unwrap().sources(), ["nvml"]);
     library.set(0, Knob::Hangs, 0);
 }
 
 #[test]
-fn a_library_that_hangs_at_the_start_is_absent() {
+fn a_library_that_hangs_at_the_start_keeps_the_source_starting_and_its_boards_come_later() {
     let library = Library::new(1);
     library.turn(Driver::InitHangs, 1);
-    let found = nvml::search_for(&library.settings(), &Clock::Machine, Duration::from_millis(50)).finish();
+    let found = discover_within(&library.settings(), &Clock::Machine, Duration::from_millis(50));
     assert!(found.opened.is_empty());
-    assert!(found.absent[0].reason.contains("the driver did not answer within 0.05 s"), "{:?}", found.absent);
+    let mut starting = found.starting.unwrap();
+    assert_eq!(starting.sources(), ["nvml"]);
     library.turn(Driver::InitHangs, 0);
+    let progress = starting.next(Some(Instant::now() + Duration::from_secs(30))).unwrap();
+    assert_eq!(names(&progress.found), ["gpu-0"]);
 }
 
 /// The program itself on the stand-in's boards.
@@ -625,4 +628,33 @@ fn a_daemon_whose_board_hangs_says_so_serves_everybody_and_ends_when_it_is_told(
     until("it ended", || daemon.child.try_wait().unwrap().is_some());
     assert!(daemon.child.wait().unwrap().success(), "{}", daemon.log());
     assert_eq!(library.get(0, Knob::Hangs), 1, "while the call still hangs");
+}
+
+#[test]
+fn a_daemon_is_ready_while_the_library_hangs_and_its_totals_are_unknown_until_the_boards_are_there() {
+    let library = Library::new(2);
+    library.turn(Driver::InitHangs, 1);
+    let daemon = Daemon::start(&library);
+    let client = daemon.client();
+    let starting = client.info().unwrap().domains;
+    assert_eq!(starting.len(), 1, "{starting:?}");
+    assert_eq!((&*starting[0].name, starting[0].liveness), ("nvml", Liveness::Starting), "{starting:?}");
+    assert!(starting[0].counted && starting[0].reason.as_ref().unwrap().contains("has not answered"));
+    let across = client.span("across").unwrap();
+    library.turn(Driver::InitHangs, 0);
+    until("the boards are there", || {
+        let info = client.info().unwrap();
+        let live = info.domains.iter().filter(|domain| domain.counted && domain.liveness == Liveness::Live);
+        live.map(|domain| domain.name.clone()).collect::<Vec<_>>() == ["gpu-0", "gpu-1"]
+            && info.domains.len() == 2
+    });
+    let after = client.span("after").unwrap();
+    std::thread::sleep(Duration::from_millis(300));
+    let (after, across) = (after.close().unwrap(), across.close().unwrap());
+    assert_eq!((across.share_uj, across.window_uj), (None, None), "{across:?}");
+    assert_eq!(across.domains.len(), 1);
+    assert_eq!(across.domains[0].unknown_ns, across.closed_ns.unwrap() - across.opened_ns, "{across:?}");
+    let parts: Vec<u64> = after.domains.iter().map(|share| share.share_uj.unwrap()).collect();
+    assert_eq!((parts.len(), after.share_uj), (2, Some(parts.iter().sum())), "{after:?}");
+    assert!(client.balance().unwrap().iter().all(|balance| balance.domain != "nvml"));
 }

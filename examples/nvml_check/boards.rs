@@ -21,7 +21,7 @@ use serde_json::{Value, json};
 use wattspan::clock::{Clock, monotonic_ns, unix_ns};
 use wattspan::ring::Sample;
 use wattspan::sampler::{self, character::Character};
-use wattspan::source::{Settings, nvml};
+use wattspan::source::{Settings, discover, nvml};
 
 const TOTAL_ENERGY: u32 = 83;
 const ENERGY: u32 = 191;
@@ -298,8 +298,9 @@ fn residuals(trail: &[Look]) -> Value {
 
 /// What the meter's own source and sampler make of the boards at their own pace.
 fn meter(flags: &Flags, each: Duration) -> Result<Value, Box<dyn Error>> {
-    let settings = Settings { nvml_library: Some((&flags.nvml_library).into()), ..Settings::default() };
-    let found = nvml::search(&settings, &Clock::Machine).finish();
+    let nvml_library = Some((&flags.nvml_library).into());
+    let settings = Settings { nvml_library, enabled: vec![nvml::NAME.into()], ..Settings::default() };
+    let found = discover(&settings, &Clock::Machine);
     let absent: Vec<_> = found.absent.iter().map(|absent| absent.reason.clone()).collect();
     let start = |opened| sampler::start(opened, &sampler::Settings::default(), Clock::Machine);
     let samplers = found.opened.into_iter().map(start).collect::<Result<Vec<_>, _>>()?;

@@ -289,6 +289,7 @@ fn state(liveness: Liveness, terminal: Terminal) -> String {
         Liveness::Live => terminal.paint(Tone::Good, "live"),
         Liveness::Stuck => terminal.paint(Tone::Doubt, "stuck"),
         Liveness::Lost => terminal.paint(Tone::Doubt, "lost"),
+        Liveness::Starting => terminal.paint(Tone::Doubt, "starting"),
     }
 }
 

@@ -1,7 +1,7 @@
 //! Giving up privilege under Linux: capabilities, the way back to them, and the system calls that need them.
 //!
-//! Owns the order of it. Capabilities belong to threads, so this comes before any sampler's thread; those of NVIDIA's
-//! library, which discovery starts, keep theirs.
+//! Owns the order of it. Capabilities belong to threads, so this comes before any sampler's thread. Threads that discovery
+//! starts keep theirs: those of NVIDIA's library, and one that opens a source, until the opening returns.
 
 use rustix::process::{DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit};
 use rustix::thread::{CapabilitySet, CapabilitySets};

@@ -43,16 +43,19 @@ pub(super) struct Duplicates {
 }
 
 impl Duplicates {
-    /// The pairs of these domains.
-    pub(super) fn new(pairs: Vec<DuplicatePair>, domains: &[&Domain]) -> Self {
+    /// Adds pairs of these domains.
+    pub(super) fn extend(&mut self, pairs: Vec<DuplicatePair>, domains: &[&Domain]) {
         let place = |name: &str| domains.iter().position(|domain| domain.name == name);
         let numbered = |readings: DuplicatePair| {
             let (original, copy) = (place(&readings.original)?, place(&readings.copy)?);
             Some(NumberedPair { original, copy, state: readings.state(), readings })
         };
-        let mut pairs: Vec<_> = pairs.into_iter().filter_map(numbered).collect();
-        pairs.sort_by_key(|pair| (pair.copy, pair.original));
-        Self { pairs, survey_due_ns: None, survey_after_ns: FIRST_SURVEY_NS }
+        let before = self.pairs.len();
+        self.pairs.extend(pairs.into_iter().filter_map(numbered));
+        if self.pairs.len() > before {
+            self.pairs.sort_by_key(|pair| (pair.copy, pair.original));
+            (self.survey_due_ns, self.survey_after_ns) = (None, FIRST_SURVEY_NS);
+        }
     }
 
     /// Takes one reading of one domain.
@@ -160,7 +163,9 @@ mod tests {
                 domains[nth + 1..].iter().filter_map(|copy| DuplicatePair::of(original, copy, &packages)),
             );
         }
-        Duplicates::new(pairs, &domains.iter().collect::<Vec<_>>())
+        let mut duplicates = Duplicates::default();
+        duplicates.extend(pairs, &domains.iter().collect::<Vec<_>>());
+        duplicates
     }
 
     #[test]

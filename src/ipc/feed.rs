@@ -2,13 +2,16 @@
 //!
 //! Owns the samplers, how far each ring was read, and every domain's character, liveness and place in the host's total.
 //! A domain that stops living, or comes to life, is said so once. Invariant: the ledger sees each domain's readings
-//! once, in the order of time; what a ring lost before it was read is a gap, not an error.
+//! once, in the order of time; what a ring lost before it was read is a gap, not an error. A source that has not answered
+//! when the meter starts stands in the list as a domain of its own that is *starting*, until its domains are added.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use super::domain_state::state_of;
 use super::duplicate::{Duplicates, NumberedPair};
-use crate::energy::{Domain, Duplicate, Liveness, Reading};
+use crate::clock::Clock;
+use crate::energy::{Absent, Domain, Duplicate, Grade, Kind, Liveness, Reading};
 use crate::journal::{self, Entry, Tell};
 use crate::ledger::account::Account;
 use crate::ledger::{self, Ledger, Opening};
@@ -17,6 +20,8 @@ use crate::ring::{Reader, Sample};
 use crate::sampler::character::Character;
 use crate::sampler::{self, Sampler};
 use crate::source::duplicate::DuplicatePair;
+use crate::source::starting::Starting;
+use crate::source::{self, Opened, choice};
 
 /// How often liveness and the characters' figures are passed on to the ledger.
 const REVIEW_NS: u64 = 100_000_000;
@@ -32,6 +37,8 @@ pub struct Feeds {
     feeds: Vec<Feed>,
     domains: Vec<Metered>,
     duplicates: Duplicates,
+    late: Option<Late>,
+    fast: bool,
     reviewed_ns: Option<u64>,
     tell: Tell,
 }
@@ -64,10 +71,41 @@ impl Feed {
     }
 }
 
+/// Sources that have not answered, and what starting their samplers takes.
+pub struct Late {
+    /// The sources.
+    pub starting: Starting,
+    /// How samplers tick.
+    pub settings: sampler::Settings,
+    /// The meter's clock.
+    pub clock: Clock,
+    /// The physical packages that the kernel lists.
+    pub packages: BTreeSet<u32>,
+}
+
+/// What a late source brought.
+pub struct Attached {
+    /// The number of its first domain.
+    pub first: usize,
+    /// What it does not have, with the reason.
+    pub absent: Vec<Absent>,
+}
+
+/// Where a domain's readings come from.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Origin {
+    /// The feed of this number.
+    Feed(usize),
+    /// It stands for a source that has not answered, or not for all its domains; the number of those that it has.
+    Starting(usize),
+    /// It stood for one.
+    Ended,
+}
+
 struct Metered {
     domain: Domain,
     character: Character,
-    feed: usize,
+    origin: Origin,
     liveness: (Liveness, Option<String>),
     /// The parent that its source names; the domain's own may be one that it perhaps duplicates.
     source_parent: Option<String>,
@@ -83,34 +121,148 @@ impl Feeds {
     /// Over these samplers; `tell` is told of each change of a domain's state, in words for the administrator.
     /// `duplicates`: domains that may be two names of one counter.
     pub fn new(samplers: Vec<Sampler>, duplicates: Vec<DuplicatePair>, tell: Tell) -> Self {
-        let (mut feeds, mut domains) = (Vec::new(), Vec::new());
-        for sampler in samplers {
-            let from = sampler.feed();
-            let first = domains.len();
-            for (domain, advanced) in from.domains.iter().zip(from.advanced.iter()) {
-                let character = Character::new(*advanced).with_latency(domain.latency_ns);
-                let liveness = state_of(domain, &character);
-                domains.push(Metered {
-                    domain: domain.clone(),
-                    character,
-                    feed: feeds.len(),
-                    liveness,
-                    source_parent: domain.parent.clone(),
-                    counted: false,
-                    in_doubt: false,
-                    independent_since_ns: None,
-                    base_uj: None,
-                    energy_uj: None,
-                });
-            }
-            let sample = Sample::blank(from.domains.len());
-            feeds.push(Feed { sampler, ring: from.ring, next: 0, first, sample });
-        }
-        let named: Vec<&Domain> = domains.iter().map(|metered: &Metered| &metered.domain).collect();
-        let duplicates = Duplicates::new(duplicates, &named);
-        let mut feeds = Self { feeds, domains, duplicates, reviewed_ns: None, tell };
+        let mut feeds = Self {
+            feeds: Vec::new(),
+            domains: Vec::new(),
+            duplicates: Duplicates::default(),
+            late: None,
+            fast: false,
+            reviewed_ns: None,
+            tell,
+        };
+        samplers.into_iter().for_each(|sampler| feeds.push(sampler));
+        feeds.compare(duplicates);
         feeds.count();
         feeds
+    }
+
+    fn push(&mut self, sampler: Sampler) {
+        let from = sampler.feed();
+        let first = self.domains.len();
+        for (domain, advanced) in from.domains.iter().zip(from.advanced.iter()) {
+            self.domains.push(Metered::new(domain.clone(), *advanced, Origin::Feed(self.feeds.len())));
+        }
+        let sample = Sample::blank(from.domains.len());
+        self.feeds.push(Feed { sampler, ring: from.ring, next: 0, first, sample });
+    }
+
+    fn compare(&mut self, pairs: Vec<DuplicatePair>) {
+        let named: Vec<&Domain> = self.domains.iter().map(|metered| &metered.domain).collect();
+        self.duplicates.extend(pairs, &named);
+    }
+
+    /// Expects the domains of sources that have not answered. Each source stands for them as a domain that is starting.
+    pub fn expect(&mut self, late: Late) {
+        for source in late.starting.sources() {
+            self.domains.push(Metered::new(stand_in_of(source), false, Origin::Starting(0)));
+        }
+        self.late = Some(late);
+        self.review_starting();
+        self.count();
+        for at in 0..self.domains.len() {
+            if matches!(self.domains[at].origin, Origin::Starting(_)) {
+                self.announce(at, &self.domains[at].liveness);
+            }
+        }
+    }
+
+    /// Adds the domains of sources that have answered since.
+    pub fn attach_late(&mut self, ledger: &mut Ledger) -> Option<Attached> {
+        let mut late = self.late.take()?;
+        let (first, mut absent, mut any) = (self.domains.len(), Vec::new(), false);
+        while let Some(progress) = late.starting.next(None) {
+            any = true;
+            let mut found = progress.found;
+            let present: Vec<&Domain> = self.metered().map(|metered| &metered.domain).collect();
+            choice::keep_new(&mut found, &present, &late.packages);
+            let before = self.domains.len();
+            for opened in found.opened {
+                absent.extend(self.start_sampler(opened, &late).err());
+            }
+            let brought = self.domains.len() - before;
+            self.compare(found.duplicates);
+            absent.extend(found.absent);
+            self.note_progress(&progress.source, brought, progress.is_last, ledger);
+        }
+        self.late = Some(late).filter(|late| !late.starting.sources().is_empty());
+        if !any {
+            return None;
+        }
+        self.settle_parents();
+        self.review_starting();
+        self.count();
+        self.domains[first..].iter().for_each(|metered| ledger.add(metered.domain.clone()));
+        ledger.relate(self.domains());
+        self.introduce(ledger);
+        Some(Attached { first, absent })
+    }
+
+    fn start_sampler(&mut self, opened: Opened, late: &Late) -> Result<(), Absent> {
+        let source = opened.name;
+        let sampler = sampler::start(opened, &late.settings, late.clock.clone()).map_err(|error| Absent {
+            source: source.into(),
+            reason: format!("the system gives no thread to read it: {error}"),
+        })?;
+        sampler.demand(self.fast);
+        self.push(sampler);
+        Ok(())
+    }
+
+    /// A source that has brought all its domains, or none, no longer makes totals unknown; where it brought none, it has
+    /// not used anything in the spans that are open.
+    fn note_progress(&mut self, source: &str, brought: usize, is_last: bool, ledger: &mut Ledger) {
+        for (at, metered) in self.domains.iter_mut().enumerate() {
+            let Origin::Starting(so_far) = metered.origin else { continue };
+            if metered.domain.source != source {
+                continue;
+            }
+            let so_far = so_far + brought;
+            metered.origin = if is_last { Origin::Ended } else { Origin::Starting(so_far) };
+            if is_last && so_far == 0 {
+                ledger.exclude(at);
+            }
+        }
+    }
+
+    /// Parents across mechanisms, once other domains are there.
+    fn settle_parents(&mut self) {
+        let mut own: Vec<Domain> = self.metered().map(Metered::as_its_source_has_it).collect();
+        choice::settle_parents(own.iter_mut().collect());
+        let metered = self.domains.iter_mut().filter(|metered| matches!(metered.origin, Origin::Feed(_)));
+        for (metered, own) in metered.zip(own) {
+            metered.source_parent = own.parent;
+        }
+    }
+
+    /// What is said of sources that have not answered.
+    fn review_starting(&mut self) {
+        let Some(late) = &self.late else { return };
+        let waited_s = late.starting.elapsed().as_secs();
+        for metered in self.domains.iter_mut().filter(|metered| matches!(metered.origin, Origin::Starting(_)))
+        {
+            let reason = format!(
+                "{} has not answered for {waited_s} s; its domains are added once it does, and totals are unknown until \
+                 then: see the kernel's log, or leave the source out of source.enabled",
+                metered.domain.source
+            );
+            metered.liveness = (Liveness::Starting, Some(reason));
+        }
+    }
+
+    /// The domains that have readings, not those that stand for a source.
+    fn metered(&self) -> impl Iterator<Item = &Metered> {
+        self.domains.iter().filter(|metered| matches!(metered.origin, Origin::Feed(_)))
+    }
+
+    /// The names of the domains that are there.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        let there = self.domains.iter().filter(|metered| metered.origin != Origin::Ended);
+        there.map(|metered| metered.domain.name.as_str())
+    }
+
+    /// The names of the domains that have readings.
+    pub fn has_readings(&self, name: &str) -> bool {
+        self.metered().any(|metered| metered.domain.name == name)
     }
 
     /// Waits until every source was read once, so that no span begins before the first reading; a source that hangs is
@@ -134,6 +286,7 @@ impl Feeds {
             ledger.set_live(index, metered.liveness.0 == Liveness::Live);
             ledger.set_counted(index, metered.counted);
             ledger.set_in_doubt(index, metered.in_doubt);
+            ledger.set_starting(index, matches!(metered.origin, Origin::Starting(_)));
             if let Some(interval_ns) = metered.character.update_interval_ns() {
                 ledger.set_interval(index, interval_ns);
             }
@@ -141,12 +294,16 @@ impl Feeds {
     }
 
     /// Says whether readings are needed now.
-    pub fn demand(&self, fast: bool) {
+    pub fn demand(&mut self, fast: bool) {
+        self.fast = fast;
         self.feeds.iter().for_each(|feed| feed.sampler.demand(fast));
     }
 
     /// Other rates from now on.
-    pub fn set_rates(&self, settings: &sampler::Settings) {
+    pub fn set_rates(&mut self, settings: &sampler::Settings) {
+        if let Some(late) = &mut self.late {
+            late.settings = settings.clone();
+        }
         self.feeds.iter().for_each(|feed| feed.sampler.set_rates(settings));
     }
 
@@ -188,9 +345,11 @@ impl Feeds {
     /// Looks at every domain's state, and passes on and tells what changed.
     fn review(&mut self, now_ns: u64, ledger: &mut Ledger) {
         let mut changed = false;
+        self.review_starting();
         for at in 0..self.domains.len() {
             let metered = &self.domains[at];
-            let hung_ns = self.feeds[metered.feed].sampler.hung_for_ns(now_ns).filter(|ns| *ns > HUNG_NS);
+            let Origin::Feed(feed) = metered.origin else { continue };
+            let hung_ns = self.feeds[feed].sampler.hung_for_ns(now_ns).filter(|ns| *ns > HUNG_NS);
             let liveness = match hung_ns {
                 Some(ns) => (Liveness::Lost, Some(hung(&metered.domain.source, ns))),
                 None => state_of(&metered.domain, &metered.character),
@@ -252,9 +411,7 @@ impl Feeds {
     }
 
     fn count(&mut self) {
-        let own =
-            |metered: &Metered| Domain { parent: metered.source_parent.clone(), ..metered.domain.clone() };
-        let domains: Vec<Domain> = self.domains.iter().map(own).collect();
+        let domains: Vec<Domain> = self.domains.iter().map(Metered::as_its_source_has_it).collect();
         let live: Vec<bool> = self.live().collect();
         let membership = self.duplicates.membership(&domains, &live);
         let parents = membership.parents.into_iter();
@@ -263,18 +420,28 @@ impl Feeds {
             metered.domain.parent = parent;
             (metered.counted, metered.in_doubt) = (counted, in_doubt);
         }
+        // What a source will show is not known, so it may be any part of the total; but RAPL has one set of registers.
+        let rapl_is_read = self.domains.iter().any(|metered| metered.counted && is_rapl(&metered.domain));
+        for metered in &mut self.domains {
+            if matches!(metered.origin, Origin::Starting(_)) {
+                metered.counted =
+                    !(rapl_is_read && is_rapl(&metered.domain)) && metered.domain.kind != Kind::Battery;
+            }
+        }
     }
 
     /// Every domain as it is now.
     pub fn statuses(&self) -> Vec<DomainStatus> {
-        let mut statuses: Vec<DomainStatus> = self.domains.iter().map(Metered::status).collect();
-        for (at, status) in statuses.iter_mut().enumerate() {
-            if let Some((state, original)) = self.duplicates.of(at) {
-                status.duplicate = Some(state);
-                status.duplicate_of = Some(self.domains[original].domain.name.clone());
+        let there = self.domains.iter().enumerate().filter(|(_, metered)| metered.origin != Origin::Ended);
+        let status = |(at, metered): (usize, &Metered)| {
+            let duplicate = self.duplicates.of(at);
+            DomainStatus {
+                duplicate: duplicate.map(|(state, _)| state),
+                duplicate_of: duplicate.map(|(_, original)| self.domains[original].domain.name.clone()),
+                ..metered.status()
             }
-        }
-        statuses
+        };
+        there.map(status).collect()
     }
 
     /// Whether the total leaves out domains that may be part of it: then it is at least what it says.
@@ -343,6 +510,26 @@ impl Feed {
 }
 
 impl Metered {
+    fn new(domain: Domain, advanced: bool, origin: Origin) -> Self {
+        let character = Character::new(advanced).with_latency(domain.latency_ns);
+        Self {
+            liveness: state_of(&domain, &character),
+            source_parent: domain.parent.clone(),
+            domain,
+            character,
+            origin,
+            counted: false,
+            in_doubt: false,
+            independent_since_ns: None,
+            base_uj: None,
+            energy_uj: None,
+        }
+    }
+
+    fn as_its_source_has_it(&self) -> Domain {
+        Domain { parent: self.source_parent.clone(), ..self.domain.clone() }
+    }
+
     fn note(&mut self, reading: &Reading) {
         if reading.valid {
             self.base_uj.get_or_insert(reading.energy_uj);
@@ -404,6 +591,34 @@ fn announce_duplicate(pair: &NumberedPair, domains: &[Metered], tell: Tell) {
     };
     let fields = [("WATTSPAN_DOMAIN", copy), ("WATTSPAN_SOURCE", domains[pair.copy].domain.source.as_str())];
     tell(&Entry { event: &journal::DUPLICATE, message: &message, fields: &fields });
+}
+
+/// What stands for a source that has not answered. Its kind is what such a source mostly shows.
+fn stand_in_of(source: &str) -> Domain {
+    let kind = match source {
+        source::nvml::NAME | source::amdgpu::NAME | source::intelgpu::NAME => Kind::Gpu,
+        source::battery::NAME => Kind::Battery,
+        source::perf::NAME | source::powercap::NAME | source::msr::NAME => Kind::Package,
+        source::hwmon::NAME => Kind::Module,
+        source::smc::NAME => Kind::Psys,
+        _ => Kind::Soc,
+    };
+    Domain {
+        name: source.to_owned(),
+        kind,
+        source: source.to_owned(),
+        device: None,
+        parent: None,
+        grade: Grade::Measured,
+        ceiling_mw: None,
+        latency_ns: 0,
+        quantum_uj: 1,
+    }
+}
+
+/// Mechanisms that read RAPL's registers.
+fn is_rapl(domain: &Domain) -> bool {
+    [source::perf::NAME, source::powercap::NAME, source::msr::NAME].contains(&domain.source.as_str())
 }
 
 fn hung(source: &str, ns: u64) -> String {

@@ -34,13 +34,23 @@ pub(super) struct GpuShares {
 
 impl GpuShares {
     /// Of those of these domains that are whole boards of NVIDIA's.
-    pub(super) fn new<'a>(domains: impl Iterator<Item = &'a Domain>, library: Option<PathBuf>) -> Self {
+    pub(super) fn new<'a>(
+        domains: impl Iterator<Item = (usize, &'a Domain)>,
+        library: Option<PathBuf>,
+    ) -> Self {
+        let mut shares = Self { library, boards: Vec::new() };
+        shares.extend(domains);
+        shares
+    }
+
+    /// More of them, by their numbers.
+    pub(super) fn extend<'a>(&mut self, domains: impl Iterator<Item = (usize, &'a Domain)>) {
         let board = |(domain, of): (usize, &Domain)| {
             let uuid = of.device.clone().filter(|_| of.source == nvml::NAME && of.kind == Kind::Gpu)?;
             let name = of.name.clone();
             Some(Board { domain, name, uuid, time: None, used: HashMap::new(), busy: 0, said: false })
         };
-        Self { library, boards: domains.enumerate().filter_map(board).collect() }
+        self.boards.extend(domains.filter_map(board));
     }
 
     /// Passes on what the boards have told, and asks them again; gives what is to be said of those that do not tell.

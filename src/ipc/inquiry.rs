@@ -149,7 +149,9 @@ impl Service {
     pub fn balance(&mut self) -> Balances {
         let now_ns = self.clock.now_ns();
         self.freshen(now_ns);
-        Balances { balance: self.ledger.balance() }
+        let mut balance = self.ledger.balance();
+        balance.retain(|balance| self.feeds.has_readings(&balance.domain));
+        Balances { balance }
     }
 
     /// What WatchDomains tells now.

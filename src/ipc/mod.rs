@@ -65,6 +65,6 @@ pub use arrival::{Arrival, Arrivals, Usher, usher};
 pub use door::serve;
 pub use doors::Doors;
 pub use launchd::listeners as launchd_listeners;
-pub use plan::Plan;
+pub use plan::{DAEMON_WAIT, Plan};
 pub use service::{Service, Settings};
 pub use upkeep::{Reread, Upkeep};

@@ -4,16 +4,25 @@
 //! (milliwatts, nanoseconds, group numbers), once for the daemon and for the meter inside a client. Decides nothing.
 
 use std::io;
+use std::time::Duration;
 
 use super::access::Policy;
-use super::feed::Feeds;
+use super::feed::{Feeds, Late};
 use super::service::{Service, Settings};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::journal::Tell;
-use crate::source::Inventory;
+use crate::source::{Inventory, topology};
 use crate::usage::Roots;
 use crate::{ledger, sampler, source};
+
+/// How long the meter inside a client waits for its sources: its spans open at once, and a GPU's driver that keeps nothing
+/// warm needs seconds.
+const EMBEDDED_WAIT: Duration = Duration::from_secs(5);
+
+/// How long a daemon's readiness waits for its sources: most answer within milliseconds, and what is there from the start
+/// is in every span.
+pub const DAEMON_WAIT: Duration = Duration::from_millis(500);
 
 /// The settings of every stage.
 #[derive(Debug, Clone)]
@@ -77,7 +86,7 @@ impl Plan {
     /// # Errors
     /// The system gives no thread or no random device.
     pub fn build(self, clock: Clock, tell: Tell) -> io::Result<Service> {
-        let found = source::discover(&self.source, &clock);
+        let found = source::discover_within(&self.source, &clock, EMBEDDED_WAIT);
         self.build_over(found, clock, tell)
     }
 
@@ -88,7 +97,11 @@ impl Plan {
     pub fn build_over(self, found: Inventory, clock: Clock, tell: Tell) -> io::Result<Service> {
         let start = |opened| sampler::start(opened, &self.sampler, clock.clone());
         let samplers = found.opened.into_iter().map(start).collect::<io::Result<Vec<_>>>()?;
-        let feeds = Feeds::new(samplers, found.duplicates, tell);
+        let mut feeds = Feeds::new(samplers, found.duplicates, tell);
+        if let Some(starting) = found.starting {
+            let packages = topology::packages(&self.source.sysfs_root);
+            feeds.expect(Late { starting, settings: self.sampler, clock: clock.clone(), packages });
+        }
         feeds.await_first();
         Service::new(feeds, found.absent, self.service, clock)
     }

@@ -123,7 +123,7 @@ impl Service {
         let index = feeds.domains().enumerate().map(|(at, domain)| (domain.name.clone(), at)).collect();
         let mut ledger = Ledger::new(feeds.domains().cloned().collect(), settings.ledger.clone());
         feeds.introduce(&mut ledger);
-        let gpus = GpuShares::new(feeds.domains(), settings.nvml_library.clone());
+        let gpus = GpuShares::new(feeds.domains().enumerate(), settings.nvml_library.clone());
         Ok(Self {
             clock,
             ledger,
@@ -207,6 +207,7 @@ impl Service {
 
     fn take_in(&mut self, now_ns: u64) {
         self.taken_in_ns = now_ns;
+        self.attach_late();
         self.feeds.drain(now_ns, &mut self.ledger);
         self.look(now_ns);
         self.ledger.settle(now_ns, &mut self.settled);
@@ -223,6 +224,15 @@ impl Service {
         self.settled = settled;
         self.attend_to_disk(now_ns);
         self.hurry(self.ledger.busy() || self.watchers > 0);
+    }
+
+    /// Takes up the domains of sources that have answered since.
+    fn attach_late(&mut self) {
+        let Some(attached) = self.feeds.attach_late(&mut self.ledger) else { return };
+        self.absent.extend(attached.absent);
+        let new = || self.feeds.domains().enumerate().skip(attached.first);
+        self.index.extend(new().map(|(at, domain)| (domain.name.clone(), at)));
+        self.subjects.add_gpus(new());
     }
 
     /// When to pump again, if nothing happens before; on the service's clock.
@@ -268,7 +278,7 @@ impl Service {
 
     /// The domains' names.
     pub fn names(&self) -> Vec<&str> {
-        self.feeds.domains().map(|domain| domain.name.as_str()).collect()
+        self.feeds.names().collect()
     }
 
     /// The sources that are not there.

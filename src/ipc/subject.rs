@@ -10,7 +10,7 @@ use std::collections::{HashMap, HashSet};
 use super::access::Peer;
 use super::gpu_share::GpuShares;
 use super::service::{Caller, Service};
-use crate::energy::Absent;
+use crate::energy::{Absent, Domain};
 use crate::ledger::{CPU_TIME, Ledger, Look, Subject, Used};
 use crate::protocol::{Access, OpenSpan, Refusal};
 use crate::usage::{Glance, Origin, Roots, Unwatched, Watch};
@@ -54,6 +54,11 @@ impl Subjects {
             swept_ns: 0,
             unused: HashSet::new(),
         }
+    }
+
+    /// GPUs that were found late, by their domains' numbers.
+    pub(super) fn add_gpus<'a>(&mut self, domains: impl Iterator<Item = (usize, &'a Domain)>) {
+        self.gpus.extend(domains);
     }
 
     /// When a look is due; `None` while nobody is asked for.

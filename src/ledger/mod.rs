@@ -64,8 +64,9 @@ pub struct Ledger {
     queue: Queue,
     head: Head,
     portions: Portions,
-    /// The domains that are live, and those in the host's total, one bit each.
+    /// The domains that are live, those whose source has not answered, and those in the host's total, one bit each.
     live: u64,
+    starting: u64,
     counted: u64,
     /// Those that are left out of it although they may be part of it.
     in_doubt: u64,
@@ -98,6 +99,7 @@ impl Ledger {
             queue: Queue::default(),
             head: Head::default(),
             live: all,
+            starting: 0,
             counted: all,
             in_doubt: 0,
             open: 0,
@@ -167,6 +169,28 @@ impl Ledger {
         }
     }
 
+    /// Whether the domain's source has not answered yet: it takes part in spans opened from now on, all their time unknown.
+    pub fn set_starting(&mut self, domain: usize, starting: bool) {
+        if domain < self.tracks.len() {
+            set_bit(&mut self.starting, domain, starting);
+        }
+    }
+
+    /// One more domain, behind the others; beyond [`MOST_DOMAINS`] it is not metered. Spans that are open do not use it.
+    pub fn add(&mut self, domain: Domain) {
+        let index = self.tracks.len();
+        if index == MOST_DOMAINS {
+            return;
+        }
+        let idle_mw = self.settings.idle_mw.get(&domain.name).copied();
+        let mut track = Track::new(index, domain, self.settings.patience_ns, idle_mw);
+        // No edge so far is one of its own.
+        (track.cursor, track.passed) = (self.queue.instants.end(), self.head.passed);
+        self.tracks.push(track);
+        self.roster.widen();
+        self.portions.widen(&self.tracks);
+    }
+
     /// Opens a span; `now_ns` is when the message came. An edge older than the horizon is moved to it.
     ///
     /// # Errors
@@ -179,7 +203,7 @@ impl Ledger {
         self.room_for_an_edge()?;
         let known = |index: &&usize| **index < self.tracks.len();
         let asked = |list: &Vec<usize>| list.iter().filter(known).fold(0, |bits, index| bits | 1 << index);
-        let scope = opening.domains.as_ref().map_or(self.live, asked);
+        let scope = opening.domains.as_ref().map_or(self.live | self.starting, asked);
         let opened_ns = opening.at_ns.max(self.horizon_ns(now_ns));
         if self.roster.len() == 0 {
             self.busy_since_ns = now_ns;

@@ -90,6 +90,14 @@ impl Portions {
         }
     }
 
+    /// A domain was added behind the others.
+    pub(crate) fn widen(&mut self, tracks: &[Track]) {
+        let new = tracks.iter().skip(self.fields.len());
+        self.fields.extend(new.map(|track| Field { basis: basis_of(track), ..Field::default() }));
+        self.anchors.values_mut().for_each(|anchors| anchors.resize(tracks.len(), None));
+        self.relate(tracks);
+    }
+
     /// Which domain lies in which changed.
     pub(crate) fn relate(&mut self, tracks: &[Track]) {
         self.lineage = Lineage::of(tracks.iter().map(|track| &track.domain));

@@ -25,6 +25,23 @@ impl Roster {
         Self { stride, ..Self::default() }
     }
 
+    /// Room for one more domain in every slot.
+    pub(crate) fn widen(&mut self) {
+        let wider = self.stride + 1;
+        let mut marks = Vec::with_capacity(self.spans.len() * wider);
+        for own in self.marks.chunks(self.stride.max(1)).take(self.spans.len()) {
+            marks.extend_from_slice(own);
+            marks.push(Mark::default());
+        }
+        marks.resize(self.spans.len() * wider, Mark::default());
+        (self.marks, self.stride) = (marks, wider);
+        for span in &mut self.spans {
+            if let Some(story) = &mut span.story {
+                story.lanes.resize(wider, Lane::default());
+            }
+        }
+    }
+
     /// How many slots are in use.
     #[inline]
     pub(crate) fn len(&self) -> usize {

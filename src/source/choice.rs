@@ -6,8 +6,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::energy::Kind;
+use crate::energy::{Domain, Kind};
 
+use super::duplicate::DuplicatePair;
 use super::liveness::Seen;
 use super::selection::select;
 use super::{Inventory, Opened, hwmon};
@@ -25,7 +26,28 @@ pub fn keep_each_once(found: &mut Inventory, seen: Seen) {
     keep_pairs(found, seen, &kept);
     let opened = std::mem::take(&mut found.opened);
     found.opened = opened.into_iter().zip(kept).filter_map(|(source, kept)| select(source, &kept)).collect();
-    settle_parents(found);
+    settle_parents(found.opened.iter_mut().flat_map(|source| &mut source.domains).collect());
+}
+
+/// Of what a source brings that answered late, keeps the domains that `present` does not have, and adds the pairs of the
+/// new ones with each other and with those. `packages`: the physical packages that the kernel lists.
+pub fn keep_new(found: &mut Inventory, present: &[&Domain], packages: &BTreeSet<u32>) {
+    let mut domains: Vec<Domain> = present.iter().map(|domain| (*domain).clone()).collect();
+    for source in std::mem::take(&mut found.opened) {
+        let mut kept = Vec::new();
+        for domain in &source.domains {
+            let taken = domains.iter().find(|other| other.name == domain.name);
+            kept.push(taken.is_none());
+            if let Some(other) = taken {
+                found.miss(source.name, format!("{} is read by {}", domain.name, other.source));
+                continue;
+            }
+            let pair = |one: &Domain| DuplicatePair::of(one, domain, packages);
+            found.duplicates.extend(domains.iter().filter_map(pair));
+            domains.push(domain.clone());
+        }
+        found.opened.extend(select(source, &kept));
+    }
 }
 
 /// The pairs of domains that stay, by the names that these have now.
@@ -111,38 +133,33 @@ fn drop_doubles(found: &mut Inventory, kept: &mut [Vec<bool>]) {
 }
 
 /// Names as parents only what is there, whichever mechanism shows it: psys contains packages and memory.
-fn settle_parents(found: &mut Inventory) {
-    let names: BTreeSet<String> =
-        found.opened.iter().flat_map(|source| &source.domains).map(|domain| domain.name.clone()).collect();
-    for domain in found.opened.iter_mut().flat_map(|source| &mut source.domains) {
+pub fn settle_parents(mut domains: Vec<&mut Domain>) {
+    let names: BTreeSet<String> = domains.iter().map(|domain| domain.name.clone()).collect();
+    for domain in &mut domains {
         domain.parent = domain.parent.take().filter(|parent| names.contains(parent));
         if matches!(domain.kind, Kind::Package | Kind::Dram) && domain.parent.is_none() {
             domain.parent = Some("psys".to_owned()).filter(|psys| names.contains(psys));
         }
     }
-    settle_modules(found);
+    settle_modules(domains);
 }
 
 /// The modules of Grace Hopper and its kin contain their GPUs (the board's meter sees both), which another mechanism
 /// shows. Both are numbered by their place on the board, so equal parts of the GPUs go to each module; where they cannot
 /// be dealt out evenly the last ones go to the last module: a joule too few is better than one counted twice.
-fn settle_modules(found: &mut Inventory) {
-    let of = |kind: Kind| {
-        found.opened.iter().flat_map(|source| &source.domains).filter(move |domain| domain.kind == kind)
-    };
-    let modules: Vec<String> = of(Kind::Module)
-        .filter(|module| module.source == hwmon::NAME)
-        .map(|module| module.name.clone())
-        .collect();
-    let gpus = of(Kind::Gpu).filter(|gpu| gpu.parent.is_none() && gpu.source == NVML).count();
+fn settle_modules(domains: Vec<&mut Domain>) {
+    let is_module = |domain: &Domain| domain.kind == Kind::Module && domain.source == hwmon::NAME;
+    let modules: Vec<String> =
+        domains.iter().filter(|domain| is_module(domain)).map(|module| module.name.clone()).collect();
     let Some(last) = modules.len().checked_sub(1) else { return };
-    let each = (gpus / modules.len()).max(1);
-    let cards = found
-        .opened
-        .iter_mut()
-        .flat_map(|source| &mut source.domains)
-        .filter(|domain| domain.kind == Kind::Gpu && domain.parent.is_none() && domain.source == NVML);
-    for (nth, card) in cards.enumerate() {
+    // Those that were dealt out before an other board answered are dealt out anew.
+    let is_outermost = |domain: &Domain| domain.parent.as_ref().is_none_or(|parent| modules.contains(parent));
+    let mut cards: Vec<&mut Domain> = domains
+        .into_iter()
+        .filter(|domain| domain.kind == Kind::Gpu && domain.source == NVML && is_outermost(domain))
+        .collect();
+    let each = (cards.len() / modules.len()).max(1);
+    for (nth, card) in cards.iter_mut().enumerate() {
         card.parent = Some(modules[(nth / each).min(last)].clone());
     }
 }
@@ -168,10 +185,9 @@ fn mechanisms(found: &Inventory) -> Vec<&'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::energy::{Domain, Grade, Reading};
+    use crate::energy::{Grade, Reading};
     use crate::source::Source;
     use crate::source::agreement::Disagreement;
-    use crate::source::duplicate::DuplicatePair;
     use crate::source::liveness::Candidate;
 
     /// Answers with its own number, so that a test sees which readings belong to which domain.
@@ -315,5 +331,20 @@ mod tests {
         keep_each_once(&mut found, Seen { candidates, ..Seen::default() });
         let kept: Vec<_> = found.duplicates.iter().map(|pair| (&*pair.original, &*pair.copy)).collect();
         assert_eq!(kept, [("package-0", "package-1")]);
+    }
+
+    #[test]
+    fn of_a_source_that_answers_late_only_new_domains_are_kept_and_compared() {
+        let package = |name| [(name, Kind::Package, true)];
+        let present = opened("perf", &package("package-0"));
+        let late = [("package-0", Kind::Package, false), ("package-0-die-1", Kind::Package, false)];
+        let mut found = inventory(vec![opened("powercap", &late)]);
+        keep_new(&mut found, &[&present.domains[0]], &BTreeSet::from([0]));
+        assert_eq!(names(&found), [("powercap", "package-0-die-1")]);
+        assert_eq!(found.absent[0].reason, "package-0 is read by perf");
+        assert_eq!(
+            (&*found.duplicates[0].original, &*found.duplicates[0].copy),
+            ("package-0", "package-0-die-1")
+        );
     }
 }

@@ -1,55 +1,58 @@
 //! Which mechanisms are there, and what of each is read.
 //!
-//! Owns the order: what is tried, what is watched under load, what is chosen, and whether an estimate is needed. What is
-//! not there is said with its reason.
+//! Owns the order: what is opened, what is watched under load, what is chosen, and whether an estimate is needed. What is
+//! not there is said with its reason. No source delays another: one that takes too long is left to come later.
+
+use std::time::{Duration, Instant};
 
 use crate::clock::Clock;
 
 use super::settings::KNOWN;
-use super::{
-    Inventory, Opened, Settings, amdgpu, battery, choice, containment, estimate, hwmon, intelgpu, ioreport,
-    liveness, msr, nvml, perf, powercap, replay, smc, topology,
-};
+use super::starting::{Starting, watches_itself};
+use super::{Inventory, Opened, Settings, choice, containment, estimate, liveness, replay, topology};
 
-/// Finds what there is. Takes at most some 40 ms of one CPU, all of them only where a counter does not move or two
-/// counters are compared, and 20 ms of waiting where an AMD card has an accumulator. NVIDIA boards may need longer, and are
-/// waited for.
-///
-/// With a replay there is nothing else. Otherwise every enabled mechanism is tried in its order; a domain that several
-/// of them show is taken from the first in which it advances; the estimate is opened only where no counter of the
-/// CPU's energy advances.
+/// How long sources may take where the caller waits for all of them. A driver that keeps nothing warm needs a second for
+/// each board.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Finds what there is, as [`discover_within`] ten seconds.
 pub fn discover(settings: &Settings, clock: &Clock) -> Inventory {
+    discover_within(settings, clock, PATIENCE)
+}
+
+/// Finds what there is. Waits at most `wait` for the sources to open; those that have not answered by then are in
+/// [`Inventory::starting`]. Takes some 40 ms of one CPU besides, all of them only where a counter does not move or two
+/// counters are compared.
+///
+/// With a replay there is nothing else. Otherwise every enabled mechanism is tried; a domain that several of them show is
+/// taken from the first, in their order, in which it advances; the estimate is opened only where no counter of the CPU's
+/// energy advances.
+pub fn discover_within(settings: &Settings, clock: &Clock, wait: Duration) -> Inventory {
     if let Some(path) = &settings.replay {
         return replay::open(path, clock);
     }
-    let mut found = Inventory::default();
-    let gpus = settings.enabled.iter().any(|name| name == nvml::NAME).then(|| nvml::search(settings, clock));
-    for name in &settings.enabled {
-        match name.as_str() {
-            perf::NAME => found.append(perf::open(settings, clock)),
-            powercap::NAME => found.append(powercap::open(settings, clock)),
-            nvml::NAME | ioreport::NAME | estimate::NAME => {}
-            smc::NAME => found.append(smc::open(settings, clock)),
-            msr::NAME => found.append(msr::open(settings, clock)),
-            amdgpu::NAME => found.append(amdgpu::open(settings, clock)),
-            intelgpu::NAME => found.append(intelgpu::open(settings, clock)),
-            hwmon::NAME => found.append(hwmon::open(settings, clock)),
-            battery::NAME => found.append(battery::open(settings, clock)),
-            _ => {
-                let known = KNOWN.join(", ");
-                found.miss(name, format!("no source of this name; there are {known}"));
-            }
+    let deadline = Instant::now() + wait;
+    let is_opened = |name: &&str| *name != estimate::NAME && KNOWN.contains(name);
+    let mut starting =
+        Starting::begin(settings.enabled.iter().map(String::as_str).filter(is_opened), settings, clock);
+    let mut parts: Vec<Inventory> = settings.enabled.iter().map(|name| unknown(name)).collect();
+    while let Some(progress) = starting.next(Some(deadline)) {
+        let place = settings.enabled.iter().position(|name| *name == progress.source);
+        if let Some(part) = place.and_then(|place| parts.get_mut(place)) {
+            part.append(progress.found);
+        }
+    }
+    let (mut found, mut watched) = (Inventory::default(), Inventory::default());
+    for (name, mut part) in settings.enabled.iter().zip(parts) {
+        if watches_itself(name) {
+            part.opened.sort_by_key(in_order);
+            watched.append(part);
+        } else {
+            found.append(part);
         }
     }
     let seen = liveness::watch(&mut found.opened, &topology::packages(&settings.sysfs_root));
-    // Watched by their own threads already: a call into a GPU's driver may hang.
-    if let Some(gpus) = gpus {
-        found.append(gpus.finish());
-    }
-    // Its counters are published seldom, so it watches them itself, by their stamps.
-    if settings.enabled.iter().any(|name| name == ioreport::NAME) {
-        found.append(ioreport::open(settings, clock));
-    }
+    found.append(watched);
     choice::keep_each_once(&mut found, seen);
     if settings.enabled.iter().any(|name| name == estimate::NAME) {
         match measured_cpu(&found.opened) {
@@ -57,7 +60,24 @@ pub fn discover(settings: &Settings, clock: &Clock) -> Inventory {
             Some(domain) => found.miss(estimate::NAME, format!("not needed: {domain} is a live counter")),
         }
     }
+    found.starting = Some(starting).filter(|starting| !starting.sources().is_empty());
     found
+}
+
+/// What is to be said of a mechanism before it is opened.
+fn unknown(name: &str) -> Inventory {
+    let mut found = Inventory::default();
+    if !KNOWN.contains(&name) {
+        let known = KNOWN.join(", ");
+        found.miss(name, format!("no source of this name; there are {known}"));
+    }
+    found
+}
+
+/// The order of a mechanism's parts, whichever answered first: "gpu-2" before "gpu-10".
+fn in_order(opened: &Opened) -> (usize, String) {
+    let name = opened.domains.first().map_or_else(String::new, |domain| domain.name.clone());
+    (name.len(), name)
 }
 
 /// The name of a domain whose counter shows the CPU's energy, if there is a live one.

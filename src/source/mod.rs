@@ -18,12 +18,13 @@
 //! | `estimate` | CPU load times a model | estimated | nothing |
 //! | `replay` | a recorded trace or a scripted machine | as told there | a file |
 
-pub use discovery::discover;
+pub use discovery::{discover, discover_within};
 pub use settings::Settings;
 
 use crate::energy::{Absent, Domain, Reading};
 
 use duplicate::DuplicatePair;
+use starting::Starting;
 
 /// An AMD card's accumulator as a source.
 mod accumulator;
@@ -69,7 +70,7 @@ mod apple_system;
 mod call_cost;
 
 /// Of domains that are shown several times, the one that stays.
-mod choice;
+pub mod choice;
 
 /// Which domains make up the host's total: each joule once.
 pub mod containment;
@@ -233,6 +234,9 @@ mod smc_ffi;
 /// What it is asked, and what its values mean.
 mod smc_key;
 
+/// Opening the sources, each on a thread of its own.
+pub mod starting;
+
 /// A source with some of its domains left out.
 mod selection;
 
@@ -240,7 +244,7 @@ mod selection;
 mod suspend;
 
 /// Where the kernel's CPUs sit.
-mod topology;
+pub mod topology;
 
 /// What a machine showed, read from a recording.
 pub mod trace;
@@ -293,6 +297,8 @@ pub struct Inventory {
     pub absent: Vec<Absent>,
     /// Domains that may be two names of one counter.
     pub duplicates: Vec<DuplicatePair>,
+    /// Sources that have not answered yet.
+    pub starting: Option<Starting>,
 }
 
 impl Inventory {

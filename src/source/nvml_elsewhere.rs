@@ -7,19 +7,9 @@ use super::{Inventory, Settings};
 /// The mechanism's name.
 pub const NAME: &str = "nvml";
 
-/// A search that is over before it began.
-pub struct Search;
-
-/// Looks nowhere.
-pub fn search(_settings: &Settings, _clock: &Clock) -> Search {
-    Search
-}
-
-impl Search {
-    /// Says so.
-    pub fn finish(self) -> Inventory {
-        let mut found = Inventory::default();
-        found.miss(NAME, "NVIDIA GPUs are read on Linux only".into());
-        found
-    }
+/// Shows that there are none.
+pub fn open_each(_settings: &Settings, _clock: &Clock, mut show: impl FnMut(Inventory)) {
+    let mut found = Inventory::default();
+    found.miss(NAME, "NVIDIA GPUs are read on Linux only".into());
+    show(found);
 }

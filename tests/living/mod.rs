@@ -89,10 +89,15 @@ impl Machine {
     /// Mounts it; `None`, with the reason printed, where this system lets nobody mount.
     pub fn live(self) -> Option<Living> {
         let place = tempfile::tempdir().unwrap();
-        let (hidden, denied) = (Arc::default(), Arc::default());
-        let tree = Tree { nodes: self.nodes, hidden: Arc::clone(&hidden), denied: Arc::clone(&denied) };
+        let (hidden, denied, blocked) = (Arc::default(), Arc::default(), Blocked::default());
+        let tree = Tree {
+            nodes: self.nodes,
+            hidden: Arc::clone(&hidden),
+            denied: Arc::clone(&denied),
+            blocked: Arc::clone(&blocked),
+        };
         match fuser::spawn_mount(tree, place.path(), &Config::default()) {
-            Ok(session) => Some(Living { session: Some(session), hidden, denied, place }),
+            Ok(session) => Some(Living { session: Some(session), hidden, denied, blocked, place }),
             Err(error) => {
                 crate::skip::skip("FUSE", format!("no mount through /dev/fuse: {error}"));
                 None
@@ -104,11 +109,15 @@ impl Machine {
 /// Paths, and everything below them.
 type Paths = Arc<Mutex<BTreeSet<PathBuf>>>;
 
+/// Paths whose opening blocks, and the answers to those that wait.
+type Blocked = Arc<Mutex<(BTreeSet<PathBuf>, Vec<ReplyOpen>)>>;
+
 /// A mounted machine; unmounted when dropped.
 pub struct Living {
     session: Option<BackgroundSession>,
     hidden: Paths,
     denied: Paths,
+    blocked: Blocked,
     place: TempDir,
 }
 
@@ -134,6 +143,18 @@ impl Living {
         self.hidden.lock().unwrap().remove(Path::new(path));
     }
 
+    /// Blocks whoever opens it, until it is released.
+    pub fn block(&self, path: &str) {
+        self.blocked.lock().unwrap().0.insert(path.into());
+    }
+
+    /// Opens everything that was blocked.
+    pub fn release(&self) {
+        let (paths, waiting) = std::mem::take(&mut *self.blocked.lock().unwrap());
+        drop(paths);
+        waiting.into_iter().for_each(opened);
+    }
+
     /// Lets nobody open it.
     pub fn deny(&self, path: &str) {
         self.denied.lock().unwrap().insert(path.into());
@@ -142,6 +163,7 @@ impl Living {
 
 impl Drop for Living {
     fn drop(&mut self) {
+        self.release();
         if let Some(session) = self.session.take() {
             let _ = session.umount_and_join();
         }
@@ -152,6 +174,12 @@ struct Tree {
     nodes: Vec<(PathBuf, Node)>,
     hidden: Paths,
     denied: Paths,
+    blocked: Blocked,
+}
+
+/// Direct IO, so that a kept-open descriptor sees each answer anew.
+fn opened(reply: ReplyOpen) {
+    reply.opened(FileHandle(0), FopenFlags::FOPEN_DIRECT_IO);
 }
 
 impl Tree {
@@ -216,7 +244,11 @@ impl Filesystem for Tree {
     fn open(&self, _: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
         match self.node(ino) {
             Some((path, _)) if Self::holds(&self.denied, path) => reply.error(Errno::EACCES),
-            _ => reply.opened(FileHandle(0), FopenFlags::FOPEN_DIRECT_IO),
+            Some((path, _)) => {
+                let mut blocked = self.blocked.lock().unwrap();
+                if blocked.0.contains(path) { blocked.1.push(reply) } else { opened(reply) }
+            }
+            None => opened(reply),
         }
     }
 
