@@ -207,12 +207,15 @@ fn row(case: &Case, query_ms: u64, lanes: u64, dice: &mut Dice) -> bool {
     let (spans, truth) = schedule(case, query_ms * MS, lanes, dice);
     let truths = true_shares_uj(&truth, &spans);
     let accounts = ours(case, &spans, &truth, dice);
-    let shares: Vec<f64> = accounts.iter().map(|account| account.share_uj.unwrap_or(0) as f64).collect();
-    let bound = |account: &Account| account.error_uj.map_or(f64::INFINITY, |error| error as f64);
+    // An account without a share or an error would hold any truth.
+    let share = |account: &Account| account.share_uj.expect("each account has a share") as f64;
+    let bound = |account: &Account| account.error_uj.expect("each account has an error") as f64;
+    assert_eq!(accounts.len(), truths.len());
+    let shares: Vec<f64> = accounts.iter().map(share).collect();
     let inside = accounts
         .iter()
         .zip(&truths)
-        .filter(|(account, truth)| (account.share_uj.unwrap_or(0) as f64 - **truth).abs() <= bound(account))
+        .filter(|(account, truth)| (share(account) - **truth).abs() <= bound(account))
         .count();
     let bounds = accounts.iter().zip(&truths).map(|(account, truth)| bound(account) / truth * 100.0);
     let bounds = Spread::of(bounds.collect());

@@ -102,6 +102,7 @@ fn errors(at_once: usize, model: &'static str, questions: usize, repeats: u32) {
         tail.mean,
         tail.worst
     );
+    assert_eq!((mine.len(), rows.len()), (questions * repeats as usize, mine.len()), "a query has no energy");
     assert_eq!(inside, mine.len(), "an account's error did not hold the truth");
 }
 

@@ -125,6 +125,7 @@ fn limits_are_for_each_user_and_one_at_its_limit_does_not_stop_another() {
     let too_many = ("QuotaExceeded".into(), json!({ "quota": "connections of one user", "limit": 3 }));
     assert_eq!(refusal(full[6].clone()), too_many);
     let free = answers(&daemon, BOB, json!([["OpenSpan", {}], ["connect", {}]]));
+    assert_eq!(free.len(), 2);
     assert!(free.iter().all(|answer| answer.get("error").is_none()), "{free:?}");
 }
 

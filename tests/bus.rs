@@ -267,7 +267,9 @@ fn a_stranger_learns_health_but_no_figure() {
         let told = answers(&bus, *uid, groups, json!([["properties"]]));
         let all = &told[0]["ok"];
         assert_eq!((all["Access"].as_str(), all.get("Balance")), (Some("none"), None), "{kind}");
-        for domain in all["Domains"].as_array().unwrap() {
+        let domains = all["Domains"].as_array().unwrap();
+        assert_eq!(domains.len(), 3, "{all}");
+        for domain in domains {
             assert_eq!(domain["liveness"], "live");
             for figure in ["energy_uj", "power_mw", "quantum_uj"] {
                 assert!(domain.get(figure).is_none(), "{kind}: {domain}");

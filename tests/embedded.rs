@@ -60,6 +60,7 @@ fn concurrent_spans_on_a_restless_machine_get_accounts_that_hold_the_truth() {
         }
     }
     let balance = clients[0].call("GetBalance", json!({}));
+    assert_eq!(balance["balance"].as_array().unwrap().len(), 2, "{balance}");
     for (domain, of) in balance["balance"].as_array().unwrap().iter().enumerate() {
         assert_eq!(
             number(of, "measured_uj"),

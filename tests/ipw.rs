@@ -176,6 +176,7 @@ fn a_run_keeps_a_row_for_each_question_with_energy_tokens_and_score() {
         assert!(shown.contains(part), "{part} is not in:\n{shown}");
     }
     let texts = lines(&desk.path("good-20").join("texts.jsonl"));
+    assert_eq!(texts.len(), 12);
     assert!(texts.iter().all(|text| text["reply"].as_str().unwrap().contains("Answer:")));
 }
 
@@ -225,15 +226,17 @@ fn what_passes_is_tried_again_and_what_does_not_is_not() {
     let before = desk.llm.requests();
     let (_, rows) = desk.run("unknown", &["-c", "12"]);
     assert_eq!(desk.llm.requests() - before, 12);
-    assert!(rows.iter().all(|row| row["retries"].is_null()));
+    assert!(rows.len() == 12 && rows.iter().all(|row| row["retries"].is_null()), "{rows:?}");
 }
 
 #[test]
 fn without_usage_tokens_are_counted_and_called_estimated_and_other_interfaces_are_spoken() {
     let desk = Desk::new();
     let (_, rows) = desk.run("nousage", &["-c", "12"]);
+    assert_eq!(rows.len(), 12);
     assert!(rows.iter().all(|row| row["tokens_estimated"] == true && row["tokens_out"].as_u64() > Some(1)));
     let whole = desk.run("good", &["-c", "12", "--no-stream"]).1;
+    assert_eq!(whole.len(), 12);
     assert!(whole.iter().all(|row| row["score"] == 1.0 && row["first_token_ns"].is_null()));
     let base = format!("http://{}", desk.llm.address);
     let output = desk
@@ -392,6 +395,7 @@ fn reports_are_told_in_every_form() {
     let subjects = accelerator["subjects"].as_array().unwrap().len();
     assert_eq!(page.matches("<circle class=dot").count(), subjects, "each subject is a point");
     let power = lines(&desk.path("good-4").join("power.jsonl"));
+    assert!(!power.is_empty());
     assert!(power.iter().all(|instant| instant["power_mw"].as_array().unwrap().len() == 2));
 }
 
@@ -588,6 +592,7 @@ fn without_a_meter_a_run_is_made_only_where_the_user_agrees() {
     assert!(!desk.path("u").exists());
     let output = ask(&["--without-meter"]);
     assert!(output.status.success(), "{}", said(&output));
+    assert_eq!(desk.rows("u").len(), 3);
     assert!(desk.rows("u").iter().all(|row| row["energy"].is_null() && row["score"] == 1.0));
     assert!(said(&output).contains("0 of 3 queries covered"), "{}", said(&output));
 }

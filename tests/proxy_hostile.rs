@@ -100,7 +100,10 @@ fn a_chunk_whose_size_is_a_trick_ends_the_request() {
         talk.say(request.as_bytes());
         let _ = talk.rest();
     }
+    // The proxy still serves, or it would have kept everything back.
+    assert_eq!(status(&scene, b"GET /after HTTP/1.1\r\nHost: t\r\n\r\n"), 200);
     let heard = scene.heard.lock().unwrap();
+    assert!(heard.iter().any(|request| request.line.contains("/after")), "{heard:?}");
     assert!(heard.iter().all(|request| !request.line.contains("smuggled")), "{heard:?}");
 }
 

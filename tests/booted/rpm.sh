@@ -5,6 +5,7 @@ cd "$(dirname "$0")/../.."
 . tests/skip.sh
 command -v rpm >/dev/null || { skip "rpm" "install rpm"; exit 0; }
 made=$(ls -t target/package/wattspan-*.rpm | head -1)
+[ "$made" -nt target/release/wattspand ] || { echo "$made is older than the program: packaging/build made none"; exit 1; }
 root=$(mktemp -d)
 trap 'rm -rf "$root"' EXIT
 rpm --dbpath "$root/db" --initdb
@@ -17,5 +18,7 @@ for file in usr/bin/wattspan usr/bin/wattspand usr/lib/systemd/system/wattspand.
 done
 [ "$(rpm -qcp "$made")" = /etc/wattspan/wattspan.toml ] || { echo "its configuration file is not marked as one"; exit 1; }
 [ "$("$root/usr/bin/wattspand" --config "$root/etc/wattspan/wattspan.toml" --check | grep -c '^rate_hz = 1000.0$')" = 1 ]
-rpm -qp --scripts "$made" | grep -q systemd-sysusers
+version=$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -1)
+[ "$("$root/usr/bin/wattspan" --version)" = "wattspan $version" ] || { echo "its wattspan does not run, or is another version"; exit 1; }
+case $(rpm -qp --scripts "$made") in *systemd-sysusers*) ;; *) echo "its scripts make no user"; exit 1 ;; esac
 echo "$made: $(rpm -qlp "$made" | wc -l) files, as they should be"

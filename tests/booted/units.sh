@@ -16,9 +16,16 @@ units() {
 }
 for drop_in in "" systemd/examples/*.conf; do
   units ${drop_in:+"$drop_in"}
-  said=$(systemd-analyze verify --man=no "$folder/wattspand.service" "$folder/wattspand.socket" 2>&1) || true
+  said=$(systemd-analyze verify --man=no "$folder/wattspand.service" "$folder/wattspand.socket" 2>&1) || said="status $?: $said"
   [ -z "$said" ] || { echo "systemd-analyze verify ${drop_in:-the units}: $said"; exit 1; }
 done
+# A unit with a word that systemd does not know, or verify is silent whatever it is given.
+units
+sed -i '/^\[Service\]/a NoSuchWord=yes' "$folder/wattspand.service"
+case $(systemd-analyze verify --man=no "$folder/wattspand.service" "$folder/wattspand.socket" 2>&1 || true) in
+*NoSuchWord*) ;;
+*) echo "systemd-analyze verify passes a unit that is wrong"; exit 1 ;;
+esac
 exposure() { systemd-analyze security --offline=true --no-pager "$@" | tail -1; }
 exposure --threshold=8 systemd/wattspand.service || { echo "the service is more exposed than 0.8"; exit 1; }
 for drop_in in systemd/examples/*.conf; do

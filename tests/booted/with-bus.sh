@@ -30,7 +30,10 @@ is "$by_bus" "$by_socket" "and has one account at both doors"
 
 if said=$(call_ bob OpenSpan 'a{sv}' 0 2>&1); then fail "nobody opened a span: $said"; fi
 has "$said" "needs" "nobody is refused on the bus"
-hasnt "$(as bob busctl --json=short get-property org.wattspan.Wattspan1 /org/wattspan/Wattspan1 org.wattspan.Wattspan1 Domains)" "energy_uj" "and learns no figure there"
+said=$(as bob busctl --json=short get-property org.wattspan.Wattspan1 /org/wattspan/Wattspan1 org.wattspan.Wattspan1 Domains)
+has "$said" '"liveness"' "and learns of the domains there"
+hasnt "$said" "energy_uj" "but no figure"
+as root busctl get-property org.wattspan.Wattspan1 /org/wattspan/Wattspan1 org.wattspan.Wattspan1 Balance >/dev/null || fail "root cannot read the balance"
 if said=$(as bob busctl get-property org.wattspan.Wattspan1 /org/wattspan/Wattspan1 org.wattspan.Wattspan1 Balance 2>&1); then fail "nobody read the balance: $said"; fi
 ok "nor the balance"
 if said=$(call_ ann Reload 2>&1); then fail "a member reloaded over the bus: $said"; fi
@@ -38,4 +41,4 @@ ok "polkit lets no member reload without being asked"
 call_ root Reload >/dev/null || fail "root cannot reload over the bus"
 ok "root may"
 if said=$(as bob busctl call org.freedesktop.DBus /org/freedesktop/DBus org.freedesktop.DBus RequestName su org.wattspan.Wattspan1 4 2>&1); then fail "bob took the name: $said"; fi
-ok "nobody else can own the name"
+has "$said" "not allowed to own" "nobody else can own the name"

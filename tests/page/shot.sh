@@ -30,6 +30,14 @@ browse() {
     --enable-logging=stderr --log-level=0 "$@" 2>"$work/log"
 }
 
+# A page that asks for a file, is too wide and lacks its pictures: all of it must be found, or what follows proves nothing.
+sed 's#<svg#<svg hidden style="display:none"#g; s#</html>#<img src="x.png"><div style="width:3000px">wide</div></html>#' "$out/report.html" >"$work/broken.html"
+browse --window-size=1300,900 --dump-dom "file://$work/look.html#$work/broken.html|1280|900" >"$work/dom"
+for found in 'asks for' 'the page is [0-9]* wide' '0 x 0'; do
+  grep -q "$found" "$work/dom" || { echo "WRONG: a broken page passes: nothing says \"$found\""; exit 1; }
+done
+grep -q CONSOLE "$work/log" || { echo "WRONG: the browser's log has no word of a blocked picture"; exit 1; }
+
 failed=0
 wrong() { echo "WRONG: $*"; failed=1; }
 
