@@ -15,7 +15,7 @@ use crate::proxy::{Annotate, Listening, Settings, USUAL_PATIENCE};
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
     /// Listen here; port 0 takes a free one
-    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:8088")]
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:8088", value_parser = super::address::parse)]
     listen: SocketAddr,
     /// Forward to this server: http:// or https://, with or without a base path
     #[arg(long, value_name = "URL")]
