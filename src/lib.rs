@@ -16,6 +16,9 @@ pub mod energy;
 /// The monotonic clock and its hand-cranked twin.
 pub mod clock;
 
+/// Control and format characters made visible.
+pub mod escape;
+
 /// What the daemon says, to the journal where that listens.
 pub mod journal;
 

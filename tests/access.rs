@@ -96,6 +96,32 @@ fn another_users_span_does_not_exist_for_anybody_but_telemetry_and_root() {
 }
 
 #[test]
+fn the_open_spans_of_others_are_listed_for_telemetry_and_root_only() {
+    let Some(daemon) = daemon() else { return };
+    let mut root = daemon.client();
+    root.open("root's");
+    let calls = json!([["OpenSpan", { "span": "own" }], ["ListSpans", { "state": "open" }]]);
+    let names = |whom| -> Vec<String> {
+        let listed = answers(&daemon, whom, calls.clone())[1]["parameters"]["accounts"].take();
+        let names = listed.as_array().unwrap().iter().map(|account| {
+            assert_eq!(account["state"], "open", "{account}");
+            account["span"].as_str().unwrap().to_owned()
+        });
+        names.collect()
+    };
+    assert_eq!(names(ANN), ["own"]);
+    let of_operator = names(OPERATOR);
+    assert!(
+        of_operator.starts_with(&["root's".into()]) && of_operator.contains(&"own".into()),
+        "{of_operator:?}"
+    );
+    let of_root = root.call("ListSpans", json!({ "state": "open", "limit": 1 }))["accounts"].take();
+    assert_eq!(of_root.as_array().unwrap().len(), 1);
+    let older = root.call("ListSpans", json!({ "state": "open", "before": 5 }))["accounts"].take();
+    assert_eq!(older, json!([]), "there is nothing before the first answer");
+}
+
+#[test]
 fn limits_are_for_each_user_and_one_at_its_limit_does_not_stop_another() {
     let Some(daemon) = daemon() else { return };
     let full = answers(

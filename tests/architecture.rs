@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("energy", &[]),
     ("clock", &[]),
+    ("escape", &[]),
     ("journal", &[]),
     ("private_file", &[]),
     ("notify", &["clock"]),
@@ -45,7 +46,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("client", &["energy", "clock", "config", "ledger", "protocol"]),
     ("http", &[]),
     ("proxy", &["clock", "energy", "unix_socket", "ledger", "protocol", "client", "http"]),
-    ("ipw", &["energy", "clock", "private_file", "ledger", "protocol", "client", "http"]),
+    ("ipw", &["energy", "clock", "escape", "private_file", "ledger", "protocol", "client", "http"]),
     ("bus", &["unix_socket", "config", "protocol", "ipc"]),
     ("bus_elsewhere", &["config", "ipc"]),
     (
@@ -76,6 +77,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
         &[
             "energy",
             "clock",
+            "escape",
             "private_file",
             "confine",
             "config",
@@ -289,6 +291,34 @@ fn files_are_created_in_one_place() {
         assert!(made.is_none(), "{name} creates a file without private_file: {}", made.unwrap_or_default());
     }
     assert!(creates_a_file("    std::fs::write(file, bytes)"));
+}
+
+/// The files of the command line that write on standard streams: the one that makes hidden characters visible, and the
+/// line of a run, which is figures only.
+const WRITES: &[&str] = &["cli/output.rs", "cli/ipw/live.rs"];
+
+/// Whether a line may write on a standard stream; a look at what the stream can show is none.
+fn writes_on_a_stream(line: &str) -> bool {
+    let rest = line.replace("of(&stdout())", "").replace("of(&stderr())", "");
+    ["stdout()", "stderr()", "print!(", "println!("].iter().any(|part| rest.contains(part))
+}
+
+#[test]
+fn the_command_line_writes_in_one_place_which_shows_hidden_characters() {
+    for path in sources() {
+        let file = under_src(&path).to_string_lossy().into_owned();
+        if !file.starts_with("cli/") || WRITES.contains(&file.as_str()) {
+            continue;
+        }
+        let text = fs::read_to_string(&path).expect("readable");
+        for line in code(&text) {
+            assert!(!writes_on_a_stream(line), "{file}: writes past cli/output.rs: {line}");
+        }
+    }
+    assert!(
+        writes_on_a_stream("writeln!(stdout(), \"{name}\")") && writes_on_a_stream("eprintln!(\"{name}\")")
+    );
+    assert!(!writes_on_a_stream("Terminal::of(&stdout())"));
 }
 
 #[test]

@@ -134,7 +134,8 @@ fn deliver(child: &Child, signal: Signal) {
         if status.lines().any(|line| line.starts_with("State:") && line.contains('Z')) {
             return false;
         }
-        let waiting = status.lines().filter(|line| line.starts_with("ShdPnd:") || line.starts_with("SigPnd:"));
+        let waiting =
+            status.lines().filter(|line| line.starts_with("ShdPnd:") || line.starts_with("SigPnd:"));
         waiting.flat_map(|line| line.split_whitespace().skip(1)).any(|bits| bits.contains(|c| c != '0'))
     };
     while pending() {
@@ -657,4 +658,465 @@ fn history_is_found_by_age_name_and_attribute_after_the_daemon_was_killed() {
     }
     let doctor = daemon.output(&bench, &["doctor"]);
     assert!(text(&doctor.stdout).contains("Accounts are on disk"), "{}", text(&doctor.stdout));
+}
+
+/// Domains inside each other, the outermost slow: what a short command used is below its error.
+const NESTED: &str = r#"
+[[domain]]
+name = "core-0"
+kind = "core"
+parent = "package-0"
+profile = [[1.0, 50]]
+quantum_uj = 61
+ceiling_w = 400
+[[domain]]
+name = "package-0"
+kind = "package"
+parent = "psys"
+profile = [[1.0, 80]]
+quantum_uj = 61
+ceiling_w = 400
+[[domain]]
+name = "psys"
+kind = "psys"
+profile = [[1.0, 100]]
+update_ns = 100_000_000
+quantum_uj = 61
+ceiling_w = 9000
+"#;
+
+/// The line of a table that names a domain.
+fn row<'a>(table: &'a str, domain: &str) -> &'a str {
+    let named = |line: &&str| line.split_whitespace().next() == Some(domain);
+    table.lines().find(named).unwrap_or_else(|| panic!("no row of {domain} in {table}"))
+}
+
+#[test]
+fn a_command_too_short_for_a_counter_says_so_and_json_says_why() {
+    let bench = Bench::new();
+    std::fs::write(&bench.machine, NESTED).unwrap();
+    let report = bench.output(&["run", "--", "true"]).stderr;
+    let report = text(&report);
+    let energy = row(report, "energy");
+    assert!(energy.contains("at most ") && !energy.contains('±'), "{report}");
+    assert!(row(report, "mean").contains("at most "), "{report}");
+    let short = report.lines().find(|line| line.trim_start().starts_with("too short")).unwrap();
+    assert!(short.contains("for psys (") && !short.contains("core-0"), "{report}");
+    assert!(
+        row(report, "psys").contains("at most ") && row(report, "psys").contains("too short"),
+        "{report}"
+    );
+    let repeated = bench.output(&["run", "-r", "2", "--", "true"]).stderr;
+    let repeated = text(&repeated);
+    assert!(row(repeated, "energy").contains("at most ") && repeated.contains("for psys"), "{repeated}");
+
+    let told = json(&bench.output(&["run", "--json", "-o", "-", "--", "true"]).stdout);
+    let run = &told["runs"][0];
+    let short = run["too_short"].as_array().unwrap();
+    let psys = short.iter().find(|counter| counter["domain"] == "psys").unwrap();
+    assert!(
+        ["shorter_than_update_interval", "error_not_below_share"].contains(&psys["reason"].as_str().unwrap()),
+        "{psys}"
+    );
+    assert!(psys["duration_ns"].is_u64(), "{psys}");
+    for field in ["share_uj", "error_uj"] {
+        assert!(run["account"][field].is_u64(), "a number is missing: {run}");
+    }
+
+    let long = bench.output(&["run", "--domain", "package-0", "--", "sleep", "0.3"]).stderr;
+    assert!(!text(&long).contains("too short"), "300 steps of its counter are enough: {}", text(&long));
+}
+
+#[test]
+fn a_span_shorter_than_the_update_interval_is_too_short_also_in_the_lists() {
+    let bench = Bench::new();
+    std::fs::write(&bench.machine, NESTED).unwrap();
+    let daemon = Daemon::start(&bench);
+    let is_known = || {
+        let info = json(&daemon.output(&bench, &["doctor", "--json"]).stdout);
+        let domains = info["domains"].as_array().unwrap();
+        domains.iter().any(|domain| domain["name"] == "psys" && domain["update_interval_ns"].is_u64())
+    };
+    assert!((0..100).any(|_| is_known()), "the update interval is never known");
+    let report = daemon.output(&bench, &["run", "--", "true"]).stderr;
+    assert!(text(&report).contains("for psys (updates every "), "{}", text(&report));
+    let told = json(&daemon.output(&bench, &["run", "--json", "-o", "-", "--", "true"]).stdout);
+    assert!(told["runs"][0]["too_short"][0]["update_interval_ns"].is_u64(), "{told}");
+    let span = told["runs"][0]["account"]["span"].as_str().unwrap();
+    let one = daemon.output(&bench, &["spans", span]).stdout;
+    assert!(row(text(&one), "energy").contains("at most ") && text(&one).contains("psys"), "{}", text(&one));
+    let list = daemon.output(&bench, &["spans"]).stdout;
+    assert!(text(&list).contains("at most "), "{}", text(&list));
+    let one = json(&daemon.output(&bench, &["spans", "--json", span]).stdout);
+    assert!(one["too_short"].as_array().unwrap().iter().any(|counter| counter["domain"] == "psys"), "{one}");
+    assert!(one["share_uj"].is_u64(), "{one}");
+}
+
+#[test]
+fn a_counter_that_moves_less_often_than_it_is_read_shows_no_power_of_zero() {
+    let bench = Bench::new();
+    std::fs::write(&bench.machine, NESTED).unwrap();
+    let lines = bench.output(&["read", "--interval", "0.02", "--count", "4"]).stdout;
+    let lines: Vec<&str> = text(&lines).lines().collect();
+    assert_eq!(lines.len(), 5, "{lines:?}");
+    assert!(lines[1..].iter().any(|line| line.contains("too short")), "{lines:?}");
+    assert!(!lines[1..].iter().any(|line| line.contains(" 0 mW")), "{lines:?}");
+    let csv = bench.output(&["read", "--csv", "--interval", "0.02", "--count", "4"]).stdout;
+    let psys: Vec<Vec<String>> = text(&csv).lines().map(cells).filter(|line| line[1] == "psys").collect();
+    assert!(psys.len() == 4 && psys.iter().any(|line| line[2].is_empty() && !line[4].is_empty()), "{psys:?}");
+    assert!(psys.iter().all(|line| line[2] != "0.000"), "{psys:?}");
+}
+
+#[test]
+fn every_table_of_domains_shows_what_lies_inside_what_and_what_is_no_part_of_the_total() {
+    let bench = Bench::new();
+    std::fs::write(&bench.machine, NESTED).unwrap();
+    let daemon = Daemon::start(&bench);
+    let run = daemon.output(&bench, &["run", "--json", "-o", "-", "--", "sleep", "0.1"]);
+    let span = json(&run.stdout)["runs"][0]["account"]["span"].as_str().unwrap().to_owned();
+    let shown = |words: &[&str]| {
+        let output = daemon.output(&bench, words);
+        format!("{}{}", text(&output.stdout), text(&output.stderr))
+    };
+    let info = json(&daemon.output(&bench, &["doctor", "--json"]).stdout);
+    let counted = |name: &str| {
+        let domains = info["domains"].as_array().unwrap();
+        domains.iter().find(|domain| domain["name"] == name).unwrap()["counted"] == true
+    };
+    for words in [
+        &["run", "--", "true"][..],
+        &["run", "-r", "2", "--", "true"],
+        &["spans", &span],
+        &["read"],
+        &["doctor"],
+        &["balance"],
+    ] {
+        let table = shown(words);
+        for (depth, name) in [(0, "psys"), (1, "package-0"), (2, "core-0")] {
+            let row = row(&table, name);
+            assert!(row.starts_with(&format!("{}{name}", "  ".repeat(depth + 1))), "{words:?}: {table}");
+            assert_eq!(row.contains("not counted"), !counted(name), "{words:?}: {row}");
+            assert!(row.contains("counted"), "{words:?}: {row}");
+        }
+        let place = |name: &str| table.lines().position(|line| line.trim_start().starts_with(name)).unwrap();
+        assert!(place("psys") < place("package-0") && place("package-0") < place("core-0"), "{table}");
+    }
+}
+
+#[test]
+fn a_question_to_the_daemon_refuses_a_machine_of_its_own() {
+    let bench = Bench::new();
+    let daemon = Daemon::start(&bench);
+    for verb in ["spans", "balance", "reload"] {
+        for flag in ["--replay", "--config"] {
+            let machine = bench.machine.to_str().unwrap();
+            let output = bench
+                .bare()
+                .env("WATTSPAN_SOCKET", &daemon.socket)
+                .args([verb, flag, machine])
+                .output()
+                .unwrap();
+            assert_eq!(output.status.code(), Some(2), "{verb} {flag}: {}", text(&output.stdout));
+            assert!(
+                output.stdout.is_empty() && text(&output.stderr).contains(flag),
+                "{}",
+                text(&output.stderr)
+            );
+        }
+    }
+    // A machine of one's own wins over the environment, and not over a daemon that is named beside it.
+    let mut own = bench.bare();
+    own.env("WATTSPAN_SOCKET", &daemon.socket).arg("--replay").arg(&bench.machine);
+    let told = json(&own.args(["doctor", "--json"]).output().unwrap().stdout);
+    assert_eq!(told["meter"]["kind"], "embedded");
+    let mut both = bench.bare();
+    both.arg("--replay").arg(&bench.machine).args(["doctor", "--socket"]).arg(&daemon.socket);
+    assert_eq!(both.output().unwrap().status.code(), Some(2));
+}
+
+#[test]
+fn help_is_a_command_at_every_level_and_shows_all_of_them() {
+    let bench = Bench::new();
+    let help = |words: &[&str]| {
+        let output = bench.bare().args(words).output().unwrap();
+        assert_eq!(output.status.code(), Some(0), "{words:?}: {}", text(&output.stderr));
+        text(&output.stdout).to_owned()
+    };
+    for (words, same) in
+        [(&["help", "run"][..], &["run", "--help"][..]), (&["help", "ipw", "run"], &["ipw", "run", "--help"])]
+    {
+        assert_eq!(help(words), help(same), "{words:?}");
+    }
+    assert!(help(&["help"]).lines().any(|line| line.trim_start().starts_with("generate ")));
+}
+
+#[test]
+fn a_proxy_listens_at_a_hosts_name() {
+    let bench = Bench::new();
+    let daemon = Daemon::start(&bench);
+    let mut proxy = bench.bare();
+    proxy.arg("--socket").arg(&daemon.socket);
+    proxy.args(["proxy", "--listen", "localhost:0", "--upstream", "http://localhost:1"]);
+    let mut proxy = proxy.stderr(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(proxy.stderr.take().unwrap()).lines();
+    let listens = lines.any(|line| line.unwrap().contains("listening at http://"));
+    let _ = proxy.kill();
+    proxy.wait().unwrap();
+    assert!(listens);
+}
+
+/// The cells of comma-separated values, as RFC 4180 has them, of files whose cells hold no line break.
+fn cells(line: &str) -> Vec<String> {
+    let (mut cells, mut quoted) = (vec![String::new()], false);
+    for c in line.chars() {
+        match c {
+            '"' => quoted = !quoted,
+            ',' if !quoted => cells.push(String::new()),
+            c => cells.last_mut().unwrap().push(c),
+        }
+    }
+    cells
+}
+
+#[test]
+fn readings_are_written_as_comma_separated_values_with_the_time() {
+    let bench = Bench::new();
+    let named = HUNDRED_WATTS.replace("\"dram-0\"", "\"=dram, 0\"");
+    std::fs::write(&bench.machine, named).unwrap();
+    let output = bench.output(&["read", "--csv", "--interval", "0.1", "--count", "2"]);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    let lines: Vec<Vec<String>> = text(&output.stdout).lines().map(cells).collect();
+    assert_eq!(lines[0].join(" "), "time domain power_w power_error_w energy_j grade liveness counted");
+    assert_eq!(lines.len(), 5, "{lines:?}");
+    for line in &lines {
+        assert_eq!(line.len(), lines[0].len(), "{lines:?}");
+    }
+    assert_eq!([&*lines[1][1], &*lines[2][1]], ["package-0", "'=dram, 0"]);
+    let energy = |line: &[String]| line[4].parse::<f64>().unwrap();
+    assert!(energy(&lines[1]) < energy(&lines[3]) && energy(&lines[2]) < energy(&lines[4]));
+    assert!(lines[1][0] < lines[3][0] && lines[1][0] == lines[2][0], "{lines:?}");
+    for line in &lines[1..] {
+        let time = line[0].as_bytes();
+        assert!(time.len() == 24 && time[10] == b'T' && time[19] == b'.' && time[23] == b'Z', "{line:?}");
+        assert!(line[2].parse::<f64>().unwrap() > 0.0 && line[7] == "true", "{line:?}");
+    }
+    let seen = bench.output(&["read", "--interval", "0.1", "--count", "1"]).stdout;
+    assert!(text(&seen).contains("TIME") && text(&seen).contains("Z  "), "{}", text(&seen));
+    let timed = json(&bench.output(&["read", "--json"]).stdout);
+    let now = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap();
+    let hour_ns = 3_600_000_000_000;
+    assert!(timed["unix_ns"].as_u64().unwrap().abs_diff(now.as_nanos() as u64) < hour_ns, "{timed}");
+    assert_eq!(bench.output(&["read", "--csv", "--json"]).status.code(), Some(2));
+}
+
+#[test]
+fn the_open_spans_are_listed_with_their_figures_so_far() {
+    let bench = Bench::new();
+    let daemon = Daemon::start(&bench);
+    let none = daemon.output(&bench, &["spans", "--open"]);
+    assert_eq!(text(&none.stdout), "no span that fits is open\n");
+    let mut client = UnixStream::connect(&daemon.socket).unwrap();
+    for (span, name) in [("one", "first"), ("two", "second"), ("three", "first")] {
+        let call = serde_json::json!({
+            "method": "org.wattspan.Meter.OpenSpan",
+            "parameters": { "span": span, "name": name, "attributes": { "model": "small" } }
+        });
+        client.write_all(format!("{call}\0").as_bytes()).unwrap();
+        let mut answer = [0];
+        while client.read(&mut answer).unwrap() > 0 && answer[0] != 0 {}
+    }
+    let listed = |words: &[&str]| -> Vec<Value> {
+        let output = daemon.output(&bench, &[&["spans", "--open", "--json"], words].concat());
+        assert!(output.status.success(), "{words:?}: {}", text(&output.stderr));
+        text(&output.stdout).lines().map(|line| json(line.as_bytes())).collect()
+    };
+    let names = |words: &[&str]| -> Vec<String> {
+        listed(words).iter().map(|account| account["span"].as_str().unwrap().to_owned()).collect()
+    };
+    assert_eq!(names(&[]), ["one", "two", "three"], "the latest last");
+    assert_eq!(names(&["--count", "2"]), ["two", "three"]);
+    assert_eq!(names(&["--name", "first"]), ["one", "three"]);
+    assert_eq!(names(&["--attribute", "model=small", "--since", "1h"]).len(), 3);
+    assert!(
+        names(&["--attribute", "model=large"]).is_empty() && names(&["--since", "2200-01-01"]).is_empty()
+    );
+    for account in listed(&[]) {
+        assert!(account["state"] == "open" && account["share_uj"].is_u64(), "{account}");
+    }
+    let shown = daemon.output(&bench, &["spans", "--open"]).stdout;
+    assert!(text(&shown).contains("second (two)  open"), "{}", text(&shown));
+    drop(client);
+    while !names(&[]).is_empty() {}
+    assert_eq!(daemon.output(&bench, &["spans", "--open", "--watch"]).status.code(), Some(2));
+}
+
+/// Every character that moves a cursor, ends a line, colours a screen or reorders it.
+fn hidden() -> impl Iterator<Item = char> {
+    let codes = (1..0x20).chain(0x7f..0xa0).chain([0x200e, 0x200f, 0x61c]);
+    codes.chain(0x202a..=0x202e).chain(0x2066..=0x2069).map(|code| char::from_u32(code).unwrap())
+}
+
+/// A name that shows itself for what it is only where each of its characters is made visible.
+fn hostile(name: &str) -> String {
+    format!("{name}{}end", hidden().collect::<String>())
+}
+
+fn assert_shows_everything(what: &str, bytes: &[u8]) {
+    let shown = text(bytes);
+    let found: Vec<char> = shown.chars().filter(|&c| c != '\n' && hidden().any(|other| other == c)).collect();
+    assert!(found.is_empty(), "{what}: {found:?} in {shown:?}");
+}
+
+/// A daemon all of whose texts are hostile.
+fn hostile_daemon(socket: &Path) {
+    let share =
+        serde_json::json!({ "domain": hostile("dram"), "grade": "measured", "share_uj": 1, "unknown_ns": 0 });
+    let account = serde_json::json!({
+        "span": hostile("span"), "name": hostile("name"), "attributes": { hostile("key"): hostile("value") },
+        "state": "settled", "uid": 0, "opened_ns": 1, "closed_ns": 2, "moved_ns": 0, "opened_unix_ns": 1, "weight": 1.0,
+        "process_reason": hostile("reason"), "cgroup": hostile("group"), "peak_concurrency": 1, "domains": [share],
+        "phases": [{ "name": hostile("phase"), "opened_ns": 1, "closed_ns": 2 }]
+    });
+    let domain = serde_json::json!({
+        "name": hostile("dram"), "kind": "dram", "source": hostile("source"), "device": hostile("device"),
+        "counted": true, "grade": "measured", "liveness": "live", "reason": hostile("why"), "energy_uj": 5
+    });
+    let sampler = serde_json::json!({
+        "source": hostile("source"), "domains": [hostile("dram")], "ticks": 1, "late": 0, "missed": 0,
+        "realtime": false, "pinned": false
+    });
+    let info = serde_json::json!({
+        "version": hostile("1"), "boot_id": "b", "now_ns": 1, "horizon_ns": 1, "history_ns": 1, "domains": [domain],
+        "absent": [{ "source": hostile("source"), "reason": hostile("reason") }], "samplers": [sampler],
+        "keeping": { "durable": false, "reason": hostile("reason"), "bytes": 1, "waiting": 0, "not_kept": 0 },
+        "access": "admin"
+    });
+    let balance = serde_json::json!({ "domain": hostile("dram"), "measured_uj": 2, "attributed_uj": 1, "unattributed_uj": 1 });
+    let refusal = serde_json::json!({ "field": hostile("field"), "reason": hostile("reason") });
+    let answer = move |method: &str, turn: u64| match method {
+        "GetInfo" => info.clone(),
+        "OpenSpan" => serde_json::json!({ "span": "s" }),
+        "GetSpan" | "CloseSpan" | "WatchSpans" => {
+            serde_json::json!({ "account": account })
+        }
+        "ListSpans" => serde_json::json!({ "accounts": [account] }),
+        "GetBalance" => serde_json::json!({ "balance": [balance] }),
+        "WatchDomains" => {
+            let now_ns = turn * 100_000_000;
+            serde_json::json!({ "now_ns": now_ns, "domains": info["domains"] })
+        }
+        "Reload" => serde_json::json!({ "changed": [hostile("key")], "needs_restart": [hostile("key")] }),
+        other => panic!("{other}"),
+    };
+    let listener = UnixListener::bind(socket).unwrap();
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let (mut stream, answer, refusal) = (stream.unwrap(), answer.clone(), refusal.clone());
+            thread::spawn(move || {
+                let mut reader = BufReader::new(stream.try_clone().unwrap());
+                let mut call = Vec::new();
+                while reader.read_until(0, &mut call).unwrap_or(0) > 0 {
+                    let asked = json(&call[..call.len() - 1]);
+                    call.clear();
+                    let method = asked["method"].as_str().unwrap().rsplit('.').next().unwrap();
+                    let more = asked["more"] == true;
+                    for turn in 1.. {
+                        let mut reply = serde_json::json!({ "parameters": answer(method, turn) });
+                        if asked["parameters"]["span"] == "none" {
+                            reply["error"] = "org.wattspan.Meter.InvalidValue".into();
+                            reply["parameters"] = refusal.clone();
+                        }
+                        if more {
+                            reply["continues"] = true.into();
+                        }
+                        if stream.write_all(format!("{reply}\0").as_bytes()).is_err() || !more {
+                            break;
+                        }
+                        thread::sleep(std::time::Duration::from_millis(1));
+                    }
+                }
+            });
+        }
+    });
+}
+
+#[test]
+fn no_text_of_a_daemon_reaches_a_terminal_with_a_hidden_character() {
+    let bench = Bench::new();
+    let socket = bench.dir.path().join("hostile.sock");
+    hostile_daemon(&socket);
+    for words in [
+        &["spans"][..],
+        &["spans", "--open"],
+        &["spans", "--watch", "-n", "2"],
+        &["spans", "name"],
+        &["balance"],
+        &["doctor"],
+        &["read"],
+        &["read", "-n", "2", "-I", "0.01"],
+        &["read", "-n", "2", "-I", "0.01", "--csv"],
+        &["reload"],
+        &["run", "--", "true"],
+        &["run", "-r", "2", "--", "true"],
+    ] {
+        for more in [&[][..], &["--json"]] {
+            if words.contains(&"--csv") && !more.is_empty() {
+                continue;
+            }
+            let mut command = bench.bare();
+            command.arg("--socket").arg(&socket).args(more).args(words);
+            for width in ["60", "400"] {
+                let output = command.env("COLUMNS", width).output().unwrap();
+                let all = [output.stdout.as_slice(), &output.stderr].concat();
+                assert_eq!(output.status.code(), Some(0), "{words:?}: {}", text(&all));
+                assert_shows_everything(&format!("{words:?} {more:?}"), &all);
+                let escape = if more.is_empty() { "\\u{202e}" } else { "\\u202e" };
+                assert!(text(&all).contains(escape), "{words:?} {more:?} lost the name: {}", text(&all));
+            }
+            if more.is_empty() {
+                continue;
+            }
+            for line in text(&command.output().unwrap().stdout).lines() {
+                json(line.as_bytes());
+            }
+        }
+    }
+    let failed = bench.bare().arg("--socket").arg(&socket).args(["spans", "none"]).output().unwrap();
+    assert_eq!(failed.status.code(), Some(1));
+    assert_shows_everything("a refusal", &failed.stderr);
+    let forged = text(&failed.stderr).lines().skip(1).find(|line| !line.starts_with(' '));
+    assert_eq!(forged, None, "a reason must not look like another message");
+    let json_of_one =
+        bench.bare().arg("--socket").arg(&socket).args(["spans", "name", "--json"]).output().unwrap();
+    assert_eq!(json(&json_of_one.stdout)["name"], hostile("name"), "JSON means the same");
+}
+
+#[test]
+fn no_name_of_a_machine_or_a_command_reaches_a_terminal_with_a_hidden_character() {
+    let bench = Bench::new();
+    let in_toml: String = hostile("dram").chars().map(|c| format!("\\U{:08x}", u32::from(c))).collect();
+    std::fs::write(&bench.machine, HUNDRED_WATTS.replace("dram-0", &in_toml)).unwrap();
+    let word: String = hostile("word");
+    let name = "name\u{202e}\u{2066}end";
+    for words in [
+        &["doctor"][..],
+        &["read"],
+        &["read", "--csv"],
+        &["run", "--name", name, "-a", &format!("{name}={name}"), "--", "true", &word],
+        &["run", "--name", &word, "--", "true"],
+        &["run", "-r", "2", "--", "true", &word],
+        &["run", "--json", "--", "true", &word],
+        &["run", "--", &word],
+        &["run", "-d", &word, "--", "true"],
+        &["run", "-o", &format!("/nonexistent/{word}"), "--", "true"],
+    ] {
+        let output = bench.output(words);
+        let all = [output.stdout.as_slice(), &output.stderr].concat();
+        assert_shows_everything(&format!("{words:?}"), &all);
+        let shown = text(&all).contains("u{202e}") || text(&all).contains("u202e");
+        assert!(shown || text(&all).contains("has a control character"), "{words:?}: {}", text(&all));
+    }
+    let file = bench.dir.path().join("report");
+    bench.output(&["run", "-o", file.to_str().unwrap(), "--", "true", &word]);
+    assert_shows_everything("a report in a file", &std::fs::read(file).unwrap());
 }

@@ -399,6 +399,59 @@ fn reports_are_told_in_every_form() {
     assert!(power.iter().all(|instant| instant["power_mw"].as_array().unwrap().len() == 2));
 }
 
+/// Every character that moves a cursor, ends a line, colours a screen or reorders it.
+fn hidden() -> impl Iterator<Item = char> {
+    let codes = (1..0x20).chain(0x7f..0xa0).chain([0x200e, 0x200f, 0x61c]);
+    codes.chain(0x202a..=0x202e).chain(0x2066..=0x2069).map(|code| char::from_u32(code).unwrap())
+}
+
+fn hostile(text: &mut Value) {
+    if let Value::String(name) = text {
+        name.push_str(&hidden().collect::<String>());
+    }
+}
+
+#[test]
+fn no_text_of_a_run_is_shown_with_a_hidden_character() {
+    let desk = Desk::new();
+    desk.run("good-4", &["-c", "4"]);
+    let (file, rows) = (desk.path("good-4").join("run.json"), desk.path("good-4").join("rows.jsonl"));
+    let mut run: Value = serde_json::from_str(&std::fs::read_to_string(&file).unwrap()).unwrap();
+    for field in ["label", "model", "server", "questions", "machine", "meter", "idle"] {
+        hostile(&mut run[field]);
+    }
+    run["settings"].as_object_mut().unwrap().values_mut().for_each(hostile);
+    run["domains"].as_array_mut().unwrap().iter_mut().for_each(|domain| hostile(&mut domain["name"]));
+    std::fs::write(&file, run.to_string()).unwrap();
+    let mut changed: Vec<Value> = lines(&rows);
+    for row in &mut changed {
+        hostile(&mut row["subject"]);
+    }
+    let failed = &mut changed[0];
+    (failed["error"], failed["score"]) = ("refused".into(), Value::Null);
+    hostile(&mut failed["error"]);
+    let changed: Vec<String> = changed.iter().map(Value::to_string).collect();
+    std::fs::write(&rows, changed.join("\n") + "\n").unwrap();
+    desk.run("good-12", &["-c", "12"]);
+    for words in [
+        &["report", "good-4"][..],
+        &["report", "good-4", "--csv", "-"],
+        &["report", "good-4", "--json"],
+        &["report", "good-4", "--html", "-"],
+        &["compare", "good-4", "good-12"],
+        &["compare", "good-4", "good-12", "--anyway"],
+    ] {
+        let output = desk.command(words[0]).args(&words[1..]).output().unwrap();
+        let shown = said(&output);
+        let found: Vec<char> = shown.chars().filter(|&c| c != '\n' && hidden().any(|it| it == c)).collect();
+        assert!(found.is_empty(), "{words:?}: {found:?} in {shown:?}");
+        assert!(shown.contains("u{202e}") || shown.contains("u202e"), "{words:?} lost the name: {shown}");
+        // A line break of a name begins no line of its own; on a page it is a space.
+        let on_a_page = words.contains(&"--html");
+        assert!(on_a_page || !shown.lines().any(|line| line.starts_with("\\u{b}")), "{words:?}: {shown}");
+    }
+}
+
 #[test]
 fn runs_are_compared_and_routed_where_they_were_asked_the_same() {
     let desk = Desk::new();
@@ -606,7 +659,7 @@ fn what_a_server_or_a_run_file_says_cannot_move_the_cursor() {
         command.args(["--replay", "machine.toml", "--warm-up", "0", "--url", &evil, "-o", run, "-n", count]);
         let output = command.output().unwrap();
         ended(&output, &desk.rows(run));
-        assert!(said(&output).contains("asks evil\u{fffd}[2J at"), "{}", said(&output));
+        assert!(said(&output).contains("asks evil\\u{1b}[2J at"), "{}", said(&output));
         assert!(!said(&output).contains('\u{1b}'), "{:?}", said(&output));
         let manifest: Value =
             serde_json::from_slice(&std::fs::read(desk.path(run).join("run.json")).unwrap()).unwrap();

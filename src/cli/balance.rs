@@ -3,17 +3,19 @@
 //! Owns the check that the daemon's promise holds: for every domain measured = attributed + unattributed, exactly. A
 //! balance that does not add up is a failure of the daemon, and is told as one.
 
-use std::io::{Write, stdout};
+use std::io::stdout;
 
 use serde::Serialize;
 
-use super::Meter;
+use super::domain_tree::{self, indented};
 use super::ending::{FAILURE, OK, Trouble};
 use super::quantity::{energy, percent};
 use super::reach::Reach;
 use super::table::{Table, figures, words};
-use super::terminal::{Terminal, printable};
+use super::terminal::Terminal;
+use super::{Meter, output};
 use crate::ledger::account::Balance;
+use crate::protocol::DomainStatus;
 
 #[derive(Serialize)]
 struct Told<'a> {
@@ -22,14 +24,15 @@ struct Told<'a> {
 
 /// Asks, checks and tells.
 pub fn balance(meter: &Meter) -> Result<u8, Trouble> {
-    let (_, client) = Reach::daemon(meter)?;
+    let client = Reach::daemon(meter)?;
     let balance = client.balance()?;
-    let text = if meter.json {
-        serde_json::to_string(&Told { balance: &balance })? + "\n"
+    if meter.json {
+        output::json(&Told { balance: &balance })?;
     } else {
-        shown(&balance, Terminal::of(&stdout()))
-    };
-    stdout().write_all(text.as_bytes())?;
+        // A balance says nothing of parents; the table is worth its rows without.
+        let domains = client.info().map_or_else(|_| Vec::new(), |info| info.domains);
+        output::text(&shown(&balance, &domains, Terminal::of(&stdout())))?;
+    }
     match balance.iter().find(|domain| !adds_up(domain)) {
         None => Ok(OK),
         Some(wrong) => {
@@ -43,17 +46,24 @@ fn adds_up(balance: &Balance) -> bool {
     balance.attributed_uj.checked_add(balance.unattributed_uj) == Some(balance.measured_uj)
 }
 
-fn shown(balance: &[Balance], terminal: Terminal) -> String {
-    let heads =
-        [words("DOMAIN"), figures("MEASURED"), figures("ATTRIBUTED"), figures(""), figures("UNATTRIBUTED")];
-    let mut table = Table::new(heads);
-    for domain in balance {
+fn shown(balance: &[Balance], domains: &[DomainStatus], terminal: Terminal) -> String {
+    let mut table = Table::new([
+        words("DOMAIN"),
+        figures("MEASURED"),
+        figures("ATTRIBUTED"),
+        figures(""),
+        figures("UNATTRIBUTED"),
+        words("TOTAL"),
+    ]);
+    for (depth, row) in domain_tree::rows(balance, |row| &row.domain, domains) {
+        let status = domains.iter().find(|domain| domain.name == row.domain);
         table.row(vec![
-            printable(&domain.domain),
-            energy(domain.measured_uj, None),
-            energy(domain.attributed_uj, None),
-            percent(domain.attributed_uj, domain.measured_uj).unwrap_or_default(),
-            energy(domain.unattributed_uj, None),
+            indented(&row.domain, depth),
+            energy(row.measured_uj, None).into(),
+            energy(row.attributed_uj, None).into(),
+            percent(row.attributed_uj, row.measured_uj).unwrap_or_default().into(),
+            energy(row.unattributed_uj, None).into(),
+            status.map_or("".into(), |domain| domain_tree::total(domain.counted)),
         ]);
     }
     table.draw(terminal)

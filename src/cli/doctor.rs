@@ -5,21 +5,22 @@
 
 use std::fmt::Write as _;
 use std::hint::black_box;
-use std::io::{Write, stdout};
+use std::io::stdout;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-use super::Meter;
+use super::domain_tree::{self, indented};
 use super::ending::{NO_COUNTER, OK, Trouble};
 use super::quantity::{energy, lower_bound, power, time};
 use super::reach::{Named, Reach, something_to_measure};
 use super::report::grade;
-use super::table::{Table, figures, words};
+use super::table::{Cell, Table, figures, words};
 use super::terminal::{Terminal, Tone, printable, wrap};
 use super::tick::Ticks;
+use super::{Meter, output};
 use crate::config::{Groups, join_commands};
 use crate::confine::Confinement;
 use crate::energy::{Duplicate, Kind, Liveness};
@@ -43,12 +44,11 @@ pub fn doctor(meter: &Meter) -> Result<u8, Trouble> {
     let (reach, client) = Reach::of(meter)?;
     exercise(&reach, &client.info()?);
     let info = client.info()?;
-    let text = if meter.json {
-        serde_json::to_string(&Told { meter: reach.named(), info: &info })? + "\n"
+    if meter.json {
+        output::json(&Told { meter: reach.named(), info: &info })?;
     } else {
-        shown(&reach.named(), &info, Terminal::of(&stdout()))
-    };
-    stdout().write_all(text.as_bytes())?;
+        output::text(&shown(&reach.named(), &info, Terminal::of(&stdout())))?;
+    }
     Ok(if something_to_measure(&info).is_ok() { OK } else { NO_COUNTER })
 }
 
@@ -94,9 +94,7 @@ fn shown(meter: &Named, info: &Info, terminal: Terminal) -> String {
         wrap(&text, terminal.width).iter().for_each(|line| out.extend([line, "\n"]));
     }
     if let Some(confinement) = &info.confinement {
-        wrap(&printable(&confined(confinement)), terminal.width)
-            .iter()
-            .for_each(|line| out.extend([line, "\n"]));
+        wrap(&confined(confinement), terminal.width).iter().for_each(|line| out.extend([line, "\n"]));
     }
     out.push('\n');
     if info.domains.is_empty() {
@@ -124,8 +122,7 @@ fn shown(meter: &Named, info: &Info, terminal: Terminal) -> String {
         let _ = writeln!(out, "\n{}", terminal.paint(Tone::Head, "Not there"));
         for absent in &info.absent {
             let _ = writeln!(out, "  {}", printable(&absent.source));
-            for line in wrap(&printable(&absent.reason), terminal.width.map(|width| width.saturating_sub(4)))
-            {
+            for line in wrap(&absent.reason, terminal.width.map(|width| width.saturating_sub(4))) {
                 let _ = writeln!(out, "    {line}");
             }
         }
@@ -172,14 +169,14 @@ fn samplers(samplers: &[SamplerStatus], terminal: Terminal) -> String {
             (false, false) => "as others do",
         };
         let cells = vec![
-            printable(&sampler.source),
+            sampler.source.clone(),
             runs.into(),
             sampler.ticks.to_string(),
             sampler.late.to_string(),
             sampler.missed.to_string(),
             lateness(sampler.lateness_p50_ns),
             lateness(sampler.lateness_p99_ns),
-            printable(&sampler.domains.join(" ")),
+            sampler.domains.join(" "),
         ];
         table.row(cells);
     }
@@ -194,7 +191,7 @@ fn kept(keeping: &Keeping) -> String {
             format!("Accounts are on disk before they are answered ({megabytes:.1} MB).")
         }
         None => "The ledger on disk is being opened.".to_owned(),
-        Some(reason) => format!("Accounts are answered and not durable: {}.", printable(reason)),
+        Some(reason) => format!("Accounts are answered and not durable: {reason}."),
     };
     if keeping.waiting > 0 {
         let _ = write!(text, " {} wait to be written.", keeping.waiting);
@@ -236,15 +233,15 @@ fn domains(domains: &[DomainStatus], terminal: Terminal) -> String {
         figures("READ"),
         figures("POWER"),
     ]);
-    for domain in domains {
-        let figure = |text: Option<String>| text.unwrap_or_else(|| "unknown".into());
+    for (depth, domain) in domain_tree::rows(domains, |domain| &domain.name, domains) {
+        let figure = |text: Option<String>| Cell::from(text.unwrap_or_else(|| "unknown".into()));
         let cells = vec![
-            printable(&domain.name),
-            printable(&domain.source),
+            indented(&domain.name, depth),
+            domain.source.as_str().into(),
             grade(domain.grade).into(),
-            state(domain.liveness, terminal),
-            if domain.counted { "counted" } else { "" }.into(),
-            printable(domain.parent.as_deref().unwrap_or_default()),
+            state(domain.liveness),
+            domain_tree::total(domain.counted),
+            domain.parent.as_deref().unwrap_or_default().into(),
             figure(domain.update_interval_ns.map(time)),
             figure(domain.quantum_uj.map(step)),
             figure(domain.read_cost_ns.map(time)),
@@ -252,7 +249,7 @@ fn domains(domains: &[DomainStatus], terminal: Terminal) -> String {
         ];
         let notes = [domain.reason.clone(), duplicate(domain), domain.residual.map(disagreement)];
         let notes: Vec<String> = notes.into_iter().flatten().collect();
-        table.noted(cells, printable(&notes.join("; ")));
+        table.noted(cells, notes.join("; "));
     }
     table.draw(terminal)
 }
@@ -284,12 +281,12 @@ fn step(uj: f64) -> String {
     if uj < 100.0 { format!("{uj:.1} µJ") } else { energy(uj.round() as u64, None) }
 }
 
-fn state(liveness: Liveness, terminal: Terminal) -> String {
+fn state(liveness: Liveness) -> Cell {
     match liveness {
-        Liveness::Live => terminal.paint(Tone::Good, "live"),
-        Liveness::Stuck => terminal.paint(Tone::Doubt, "stuck"),
-        Liveness::Lost => terminal.paint(Tone::Doubt, "lost"),
-        Liveness::Starting => terminal.paint(Tone::Doubt, "starting"),
+        Liveness::Live => Cell::toned(Tone::Good, "live"),
+        Liveness::Stuck => Cell::toned(Tone::Doubt, "stuck"),
+        Liveness::Lost => Cell::toned(Tone::Doubt, "lost"),
+        Liveness::Starting => Cell::toned(Tone::Doubt, "starting"),
     }
 }
 

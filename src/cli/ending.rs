@@ -12,6 +12,8 @@ use crate::config::{Groups, group_exists, join_commands};
 pub const OK: u8 = 0;
 /// Something failed that has no number of its own.
 pub const FAILURE: u8 = 1;
+/// The command line is not understood, as clap has it.
+pub const USAGE: u8 = 2;
 /// No energy was measured: there is no counter and no model, or a run holds none.
 pub const NO_COUNTER: u8 = 3;
 /// The daemon that was named, or that is needed, does not answer.

@@ -4,12 +4,12 @@
 //! what the programs do.
 
 use std::fs::{self, File};
-use std::io::{Write, stdout};
 use std::path::PathBuf;
 
 use clap::{CommandFactory, Subcommand};
 
 use super::ending::{OK, Trouble};
+use super::output;
 use crate::config::Flags;
 
 /// What to write.
@@ -47,11 +47,13 @@ pub fn generate(asked: &Arguments) -> Result<u8, Trouble> {
             };
             let mut text = Vec::new();
             clap_complete::generate(*shell, &mut command, name, &mut text);
-            stdout().write_all(&text)?;
+            output::bytes(&text)?;
         }
         What::Man { directory } => {
             fs::create_dir_all(directory)?;
-            clap_mangen::generate_to(super::Arguments::command(), directory)?;
+            // No page for `help`: it shows what the other pages say.
+            let program = super::Arguments::command().disable_help_subcommand(true);
+            clap_mangen::generate_to(program, directory)?;
             let daemon = clap_mangen::Man::new(Flags::command()).section("8");
             daemon.render(&mut File::create(directory.join("wattspand.8"))?)?;
         }

@@ -6,10 +6,13 @@
 
 mod balance;
 mod command;
+mod csv;
 mod doctor;
+mod domain_tree;
 mod ending;
 mod generate;
 mod ipw;
+mod output;
 mod proxy;
 mod quantity;
 mod reach;
@@ -17,6 +20,7 @@ mod read;
 mod reload;
 mod repeat;
 mod report;
+mod resolution;
 mod run;
 mod signal_ffi;
 mod since;
@@ -26,7 +30,6 @@ mod table;
 mod terminal;
 mod tick;
 
-use std::io::{Write, stderr};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -37,7 +40,7 @@ use ending::Trouble;
 /// What energy this machine uses, and for what.
 #[derive(Debug, Parser)]
 #[command(name = "wattspan", version, about = ABOUT, after_help = ending::TABLE, max_term_width = 100)]
-#[command(arg_required_else_help = true, disable_help_subcommand = true)]
+#[command(arg_required_else_help = true)]
 pub struct Arguments {
     #[command(flatten)]
     meter: Meter,
@@ -67,6 +70,22 @@ pub struct Meter {
     config: Option<PathBuf>,
 }
 
+impl Meter {
+    /// clap sees no conflict between a flag before the verb and one after it.
+    fn check(&self) -> Result<(), Trouble> {
+        let here = [("--replay", self.replay.is_some()), ("--config", self.config.is_some())];
+        match here.into_iter().find(|(_, given)| *given && self.socket.is_some()) {
+            Some((flag, _)) => Err(Trouble::new(
+                ending::USAGE,
+                format!(
+                    "--socket names a daemon, and {flag} a measurement in this process: leave one of them out"
+                ),
+            )),
+            None => Ok(()),
+        }
+    }
+}
+
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub enum Verb {
@@ -89,7 +108,6 @@ pub enum Verb {
     #[command(subcommand)]
     Ipw(Box<ipw::Verb>),
     /// Write shell completions or manual pages
-    #[command(hide = true)]
     Generate(generate::Arguments),
 }
 
@@ -108,6 +126,7 @@ pub fn main() -> ExitCode {
 
 fn perform(arguments: Arguments) -> Result<u8, Trouble> {
     let meter = &arguments.meter;
+    meter.check()?;
     match arguments.verb {
         Verb::Run(run) => run::run(meter, &run),
         Verb::Read(read) => read::read(meter, &read),
@@ -121,12 +140,9 @@ fn perform(arguments: Arguments) -> Result<u8, Trouble> {
     }
 }
 
-/// A remark on standard error. Its lines are kept, and no other control character: a server, a run's file or a daemon may
-/// have had a word in it.
-fn say(remark: &str) {
-    let lines: Vec<String> = remark.lines().map(terminal::printable).collect();
-    // Where nobody can be told, nobody can be told that either.
-    let _ = writeln!(stderr().lock(), "wattspan: {}", lines.join("\n"));
+/// A message on standard error.
+fn say(message: &str) {
+    output::message(message);
 }
 
 #[cfg(test)]

@@ -54,6 +54,35 @@ pub fn lower_bound(at_least: Option<bool>, total: String) -> String {
     if at_least == Some(true) { format!("at least {total}") } else { total }
 }
 
+/// `12.34 J ± 0.05 J`, or `at most 9.6 J` where the error is as large as the figure.
+pub fn energy_or_bound(uj: u64, error_uj: Option<u64>) -> String {
+    match error_uj.filter(|&error_uj| is_lost_in(uj, error_uj)) {
+        Some(error_uj) => at_most(ENERGY, uj.saturating_add(error_uj)),
+        None => energy(uj, error_uj),
+    }
+}
+
+/// The same of a power.
+pub fn power_or_bound(mw: u64, error_mw: Option<u64>) -> String {
+    match error_mw.filter(|&error_mw| is_lost_in(mw, error_mw)) {
+        Some(error_mw) => at_most(POWER, mw.saturating_add(error_mw)),
+        None => power(mw, error_mw),
+    }
+}
+
+/// Whether a figure says nothing beside its error. A domain that used nothing says so.
+pub fn is_lost_in(figure: u64, error: u64) -> bool {
+    figure > 0 && error >= figure
+}
+
+/// An upper bound of two digits, rounded up.
+fn at_most(scale: Scale, value: u64) -> String {
+    let ulp = last_digit(value);
+    let value = value.div_ceil(ulp).saturating_mul(ulp);
+    let (name, places) = unit(scale, value);
+    format!("at most {} {name}", digits(value, ulp, places))
+}
+
 /// A figure that is not there.
 pub fn unknown(reason: &str) -> String {
     if reason.is_empty() { "unknown".into() } else { format!("unknown ({reason})") }
@@ -168,6 +197,16 @@ mod tests {
         assert_eq!(time(61), "61 ns");
         assert_eq!(time(0), "0 ns");
         assert_eq!(time(123_456_000_000_000), "123500 s");
+    }
+
+    #[test]
+    fn a_figure_within_its_error_is_a_bound_that_holds_the_truth() {
+        assert_eq!(energy_or_bound(900_000, Some(8_700_000)), "at most 9.6 J");
+        assert_eq!(energy_or_bound(1_000_000, Some(1_000_001)), "at most 2.1 J");
+        assert_eq!(energy_or_bound(12_341_234, Some(43_000)), "12.341 J ± 0.044 J");
+        assert_eq!(energy_or_bound(0, Some(61)), "0 µJ ± 61 µJ");
+        assert_eq!(energy_or_bound(61, None), "61 µJ");
+        assert_eq!(power_or_bound(900_000, Some(8_700_000)), "at most 9.6 kW");
     }
 
     #[test]

@@ -6,7 +6,7 @@
 use serde::Serialize;
 
 use super::Meter;
-use super::ending::{NO_COUNTER, Trouble};
+use super::ending::{NO_COUNTER, Trouble, USAGE};
 use super::say;
 use super::terminal::printable;
 use crate::client::{Client, Failure, Place};
@@ -67,11 +67,22 @@ impl Reach {
         Self::choose(asked, PATIENT_HORIZON_MS)
     }
 
-    /// The meter that `asked` means, which must be a daemon: for questions after what others did.
-    pub fn daemon(asked: &Meter) -> Result<(Self, Client), Trouble> {
+    /// A daemon, for questions after what other programs did; a meter in this process has no answer to them.
+    pub fn daemon(asked: &Meter) -> Result<Client, Trouble> {
+        let here = [("--replay", asked.replay.is_some()), ("--config", asked.config.is_some())];
+        if let Some((flag, _)) = here.into_iter().find(|(_, given)| *given) {
+            let reason =
+                "this command asks a daemon, since a meter in this process knows of no other program's spans";
+            let remedy = "start one: wattspand --socket PATH";
+            return Err(Trouble::new(
+                USAGE,
+                format!(
+                    "{flag} has no effect here: {reason}; leave it out, or {remedy} {flag} FILE, and give --socket PATH"
+                ),
+            ));
+        }
         let place = asked.socket.clone().map_or_else(Place::usual, Place::Named);
-        let client = Client::connect(&place)?;
-        Ok((Reach { meter: Which::Daemon(place), remark: None }, client))
+        Ok(Client::connect(&place)?)
     }
 
     fn embed(asked: &Meter, remark: Option<String>, horizon_ms: f64) -> Result<(Self, Client), Trouble> {
@@ -147,7 +158,7 @@ pub fn something_to_measure(info: &Info) -> Result<(), Trouble> {
     let told = info.absent.iter().map(|absent| (&absent.source, &absent.reason));
     let stuck = info.domains.iter().filter_map(|domain| Some((&domain.name, domain.reason.as_ref()?)));
     let reasons: String =
-        told.chain(stuck).map(|(what, why)| format!("\n  {what}: {}", printable(why))).collect();
+        told.chain(stuck).map(|(what, why)| format!("\n{}: {}", printable(what), printable(why))).collect();
     Err(Trouble::new(NO_COUNTER, format!("there is nothing to measure here:{reasons}")))
 }
 

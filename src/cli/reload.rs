@@ -3,20 +3,21 @@
 //! Owns the words of the answer. What `systemctl reload wattspand` runs: it fails where the configuration is broken, and
 //! says file and key.
 
-use std::io::{Write, stdout};
-
-use super::Meter;
 use super::ending::{OK, Trouble};
 use super::reach::Reach;
 use super::terminal::printable;
+use super::{Meter, output};
 use crate::protocol::{Reload, Reloaded};
 
 /// Asks and tells.
 pub fn reload(meter: &Meter) -> Result<u8, Trouble> {
-    let (_, client) = Reach::daemon(meter)?;
+    let client = Reach::daemon(meter)?;
     let reloaded = client.call(Reload {})?;
-    let text = if meter.json { serde_json::to_string(&reloaded)? + "\n" } else { shown(&reloaded) };
-    stdout().write_all(text.as_bytes())?;
+    if meter.json {
+        output::json(&reloaded)?;
+    } else {
+        output::text(&shown(&reloaded))?;
+    }
     Ok(OK)
 }
 

@@ -3,57 +3,58 @@
 //! Owns the wording: what is estimated says so in words, what is unknown says why, what was shared says with how many.
 //! Every figure is the daemon's; nothing is added up here.
 
-use std::fmt::Write;
-
-use super::quantity::{energy, energy_alone, lower_bound, mean_mw, power, power_alone, time, unknown};
-use super::table::{Table, figures, words};
-use super::terminal::{Terminal, Tone, printable};
+use super::domain_tree::{self, indented};
+use super::quantity::{
+    energy, energy_alone, energy_or_bound, is_lost_in, lower_bound, mean_mw, power_alone, power_or_bound, time, unknown,
+};
+use super::resolution::{counters, too_short};
+use super::table::{Cell, Labelled, Table, figures, words};
+use super::terminal::{Terminal, Tone};
 use crate::energy::Grade;
 use crate::ledger::account::{Account, Share, State};
+use crate::protocol::DomainStatus;
 
-/// Width of the labels.
-const LABEL: usize = 12;
+/// What stands where a figure would say nothing.
+pub const TOO_SHORT: &str = "too short";
 
-/// The account below `title`; `whose`: what the process is called whose part is told beside the whole, if not its number.
-pub fn account(title: &str, whose: Option<&str>, account: &Account, terminal: Terminal) -> String {
-    let mut out = format!("{}\n\n", terminal.paint(Tone::Head, title));
+/// The account below `title`; `whose`: what the process is called whose part is told beside the whole, if not its number;
+/// `all`: what the meter says of its domains.
+pub fn account(
+    title: &str,
+    whose: Option<&str>,
+    account: &Account,
+    all: &[DomainStatus],
+    terminal: Terminal,
+) -> String {
     let duration_ns = account.closed_ns.map(|closed| closed.saturating_sub(account.opened_ns));
-    let whole = match account.share_uj {
+    let mut lines = Labelled::default();
+    match account.share_uj {
         Some(uj) => {
-            let figure = lower_bound(account.at_least, energy(uj, account.error_uj));
-            let figure = terminal.paint(Tone::Figure, &figure);
-            figure + &graded(account.grade, terminal)
+            let figure = lower_bound(account.at_least, energy_or_bound(uj, account.error_uj));
+            let figure = Cell::toned(Tone::Figure, &figure);
+            lines.line("energy", [figure, "   ".into(), graded(account.grade)]);
         }
-        None => terminal.paint(Tone::Doubt, &unknown(&silent(account))),
-    };
-    line(&mut out, "energy", &whole, terminal);
-    line(&mut out, "mean power", &mean_power(account, duration_ns), terminal);
-    line(&mut out, "time", &duration_ns.map_or("still open".into(), time), terminal);
-    line(&mut out, "idle part", &idle(account), terminal);
+        None => lines.line("energy", [Cell::toned(Tone::Doubt, &unknown(&silent(account)))]),
+    }
+    lines.line("mean power", [mean_power(account, duration_ns).into()]);
+    lines.line("time", [duration_ns.map_or("still open".into(), time).into()]);
+    lines.line("idle part", [idle(account).into()]);
     if let Some(part) = part(whose, account) {
-        line(&mut out, "by CPU time", &part, terminal);
+        lines.line("by CPU time", [part.into()]);
     }
     if let Some(shared) = shared(account) {
-        line(&mut out, "shared", &shared, terminal);
+        lines.line("shared", [shared.into()]);
     }
-    if let Some(gaps) = gaps(account) {
-        line(&mut out, "no reading", &terminal.paint(Tone::Doubt, &gaps), terminal);
+    let short = too_short(account, all);
+    if !short.is_empty() {
+        lines.line(TOO_SHORT, [Cell::toned(Tone::Doubt, &counters(&short))]);
     }
-    if account.moved_ns > 0 {
-        let moved = format!(
-            "edges by {}: their messages came late, or your access is coarse",
-            time(account.moved_ns)
-        );
-        line(&mut out, "moved", &terminal.paint(Tone::Doubt, &moved), terminal);
-    }
-    if let Some(state) = unusual(account.state) {
-        line(&mut out, "state", &terminal.paint(Tone::Doubt, state), terminal);
-    }
+    doubts(account, &mut lines);
     for (key, value) in &account.attributes {
-        line(&mut out, &printable(key), &printable(value), terminal);
+        lines.line(key, [value.as_str().into()]);
     }
-    out.push('\n');
-    out.push_str(&domains(account, duration_ns, terminal));
+    let mut out = format!("{}\n\n{}\n", terminal.paint(Tone::Head, title), lines.draw(terminal));
+    out.push_str(&domains(account, duration_ns, all, terminal));
     if !account.phases.is_empty() {
         out.push('\n');
         out.push_str(&phases(account, terminal));
@@ -61,22 +62,32 @@ pub fn account(title: &str, whose: Option<&str>, account: &Account, terminal: Te
     out
 }
 
-/// A labelled line.
-pub fn line(out: &mut String, label: &str, text: &str, terminal: Terminal) {
-    let label = terminal.paint(Tone::Quiet, &format!("{label:LABEL$}"));
-    let _ = writeln!(out, "  {label} {text}");
+/// What limits the figures: missing readings, moved edges, an account that is not settled.
+fn doubts(account: &Account, lines: &mut Labelled) {
+    if let Some(gaps) = gaps(account) {
+        lines.line("no reading", [Cell::toned(Tone::Doubt, &gaps)]);
+    }
+    if account.moved_ns > 0 {
+        let moved = format!(
+            "edges by {}: their messages came late, or your access is coarse",
+            time(account.moved_ns)
+        );
+        lines.line("moved", [Cell::toned(Tone::Doubt, &moved)]);
+    }
+    if let Some(state) = unusual(account.state) {
+        lines.line("state", [Cell::toned(Tone::Doubt, state)]);
+    }
 }
 
 /// How far a figure can be trusted, in words; a measured one needs no more than the word.
-pub fn graded(grade: Option<Grade>, terminal: Terminal) -> String {
+pub fn graded(grade: Option<Grade>) -> Cell {
     match grade {
-        None => String::new(),
-        Some(Grade::Measured) => "   measured".into(),
-        Some(Grade::Modelled) => "   modelled (a vendor's model behind a counter)".into(),
-        Some(Grade::Integrated) => "   integrated (from power readings)".into(),
+        None => "".into(),
+        Some(Grade::Measured) => "measured".into(),
+        Some(Grade::Modelled) => "modelled (a vendor's model behind a counter)".into(),
+        Some(Grade::Integrated) => "integrated (from power readings)".into(),
         Some(Grade::Estimated) => {
-            let words = "   estimated (from CPU load by a model: no counter was read)";
-            terminal.paint(Tone::Doubt, words)
+            Cell::toned(Tone::Doubt, "estimated (from CPU load by a model: no counter was read)")
         }
     }
 }
@@ -115,12 +126,15 @@ fn unusual(state: State) -> Option<&'static str> {
 fn mean_power(account: &Account, duration_ns: Option<u64>) -> String {
     let error = account.error_uj.zip(duration_ns).and_then(|(uj, ns)| mean_mw(uj, ns));
     match account.mean_power_mw {
-        Some(mw) => lower_bound(account.at_least, power(mw, error)),
+        Some(mw) => lower_bound(account.at_least, power_or_bound(mw, error)),
         None => unknown(""),
     }
 }
 
 fn idle(account: &Account) -> String {
+    if account.share_uj.zip(account.error_uj).is_some_and(|(uj, error_uj)| is_lost_in(uj, error_uj)) {
+        return unknown("the span was too short");
+    }
     match account.idle_uj {
         Some(uj) => format!("{} of it would have been used anyway", energy_alone(uj, account.error_uj)),
         None => unknown("no idle power is configured or learnt yet"),
@@ -130,14 +144,14 @@ fn idle(account: &Account) -> String {
 /// The part of the account's process or control group, and that it is a model.
 fn part(whose: Option<&str>, account: &Account) -> Option<String> {
     let named = match (whose, account.process, &account.cgroup) {
-        (_, _, Some(group)) => format!("the control group {}", printable(group)),
+        (_, _, Some(group)) => format!("the control group {}", group),
         (Some(whose), _, None) => whose.to_owned(),
         (None, Some(pid), None) => format!("process {pid} with its children"),
         (None, None, None) => "the process that asked".to_owned(),
     };
     match (account.process_uj, &account.process_reason) {
         (Some(uj), _) => Some(format!("{} of it fell to {named} (a model)", energy(uj, None))),
-        (None, Some(reason)) => Some(format!("{}: {named}", unknown(&printable(reason)))),
+        (None, Some(reason)) => Some(format!("{}: {named}", unknown(reason))),
         (None, None) => None,
     }
 }
@@ -179,11 +193,11 @@ fn share_of(share: &Share) -> String {
     match (share.share_uj, share.error_uj) {
         (None, _) => "unknown".into(),
         (Some(uj), None) if share.unknown_ns > 0 => format!("{} at least", energy(uj, None)),
-        (Some(uj), error) => energy(uj, error),
+        (Some(uj), error) => energy_or_bound(uj, error),
     }
 }
 
-fn domains(account: &Account, duration_ns: Option<u64>, terminal: Terminal) -> String {
+fn domains(account: &Account, duration_ns: Option<u64>, all: &[DomainStatus], terminal: Terminal) -> String {
     let mut table = Table::new([
         words("DOMAIN"),
         words("ENERGY"),
@@ -192,20 +206,26 @@ fn domains(account: &Account, duration_ns: Option<u64>, terminal: Terminal) -> S
         figures("BY USE"),
         figures("WINDOW"),
         words("GRADE"),
+        words("TOTAL"),
     ]);
-    for share in &account.domains {
+    for (depth, share) in domain_tree::rows(&account.domains, |share| &share.domain, all) {
+        let lost = share.share_uj.zip(share.error_uj).is_some_and(|(uj, error_uj)| is_lost_in(uj, error_uj));
+        let figure = |text: Option<String>| match text {
+            Some(_) if lost => TOO_SHORT.into(),
+            text => Cell::from(text.unwrap_or_else(|| "unknown".into())),
+        };
         let mean = |uj: Option<u64>| uj.zip(duration_ns).and_then(|(uj, ns)| mean_mw(uj, ns));
-        let alone =
-            |uj: Option<u64>| uj.map_or_else(|| "unknown".into(), |uj| energy_alone(uj, share.error_uj));
-        let error_mw = mean(share.error_uj);
+        let alone = |uj: Option<u64>| uj.map(|uj| energy_alone(uj, share.error_uj));
+        let status = all.iter().find(|domain| domain.name == share.domain);
         table.row(vec![
-            printable(&share.domain),
-            share_of(share),
-            mean(share.share_uj).map_or_else(|| "unknown".into(), |mw| power_alone(mw, error_mw)),
-            alone(share.idle_uj),
-            share.process_uj.map_or_else(|| "unknown".into(), |uj| energy_alone(uj, None)),
-            alone(share.window_uj),
+            indented(&share.domain, depth),
+            share_of(share).into(),
+            figure(mean(share.share_uj).map(|mw| power_alone(mw, mean(share.error_uj)))),
+            figure(alone(share.idle_uj)),
+            figure(share.process_uj.map(|uj| energy_alone(uj, None))),
+            figure(alone(share.window_uj)),
             grade(share.grade).into(),
+            status.map_or("".into(), |domain| domain_tree::total(domain.counted)),
         ]);
     }
     table.draw(terminal)
@@ -216,8 +236,8 @@ fn phases(account: &Account, terminal: Terminal) -> String {
     for phase in &account.phases {
         let name = if phase.name.is_empty() { "(before the first mark)" } else { &phase.name };
         table.row(vec![
-            printable(name),
-            phase.share_uj.map_or_else(|| "unknown".into(), |uj| energy(uj, phase.error_uj)),
+            name.to_owned(),
+            phase.share_uj.map_or_else(|| "unknown".into(), |uj| energy_or_bound(uj, phase.error_uj)),
             phase.closed_ns.map_or("open".into(), |closed| time(closed.saturating_sub(phase.opened_ns))),
         ]);
     }

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs::File;
-use std::io::{Write, stderr, stdout};
+use std::io::{stderr, stdout};
 use std::path::PathBuf;
 
 use serde::Serialize;
@@ -15,14 +15,16 @@ use serde::Serialize;
 use super::command::{self, Ended, NotStarted};
 use super::ending::{FAILURE, Trouble};
 use super::reach::{Named, Reach, something_to_measure};
+use super::resolution::{TooShort, too_short};
 use super::signal_ffi::{self, Forwarding};
 use super::spread::Spread;
-use super::terminal::Terminal;
-use super::{Meter, repeat, report};
+use super::table::Labelled;
+use super::terminal::{Terminal, printable};
+use super::{Meter, output, repeat, report, say};
 use crate::client::{Client, Failure, Span};
 use crate::ledger::account::Account;
 use crate::private_file;
-use crate::protocol::OpenSpan;
+use crate::protocol::{DomainStatus, OpenSpan};
 
 /// What to run, and what to do with the result.
 #[derive(Debug, clap::Args)]
@@ -82,6 +84,9 @@ pub struct Run {
     /// Why that is not known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub unknown: Option<String>,
+    /// The counters that the run was too short for: their figures in the account say little.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub too_short: Vec<TooShort>,
 }
 
 /// All that `run` has to tell, as JSON has it.
@@ -110,7 +115,8 @@ pub struct Told {
 pub fn run(meter: &Meter, asked: &Arguments) -> Result<u8, Trouble> {
     let output = Output::of(asked.output.as_ref())?;
     let (reach, client) = Reach::of(meter)?;
-    something_to_measure(&client.info()?)?;
+    let info = client.info()?;
+    something_to_measure(&info)?;
     if !meter.json {
         reach.tell();
     }
@@ -118,22 +124,27 @@ pub fn run(meter: &Meter, asked: &Arguments) -> Result<u8, Trouble> {
     let first = client.open(asked.opening())?;
     // Until the report is printed: a signal may come twice, to this process and to its group.
     let signals = signal_ffi::forward();
-    let runs = match repeatedly(&client, asked, first, &signals) {
+    let mut runs = match repeatedly(&client, asked, first, &signals) {
         Ok(runs) => runs,
         Err(not_started) => {
-            super::say(&not_started.to_string());
+            say(&not_started.to_string());
             return Ok(not_started.status());
         }
     };
+    // After the runs more counters were seen to move; a daemon that is gone has said what it could before.
+    let domains = client.info().unwrap_or(info).domains;
+    for run in &mut runs {
+        run.too_short = run.account.as_ref().map_or_else(Vec::new, |account| too_short(account, &domains));
+    }
     let told = told(asked, &reach, runs);
     let text = if meter.json {
-        serde_json::to_string(&told)? + "\n"
+        output::json_line(&told)?
     } else {
-        format!("\n{}", shown(&told, output.terminal()))
+        format!("\n{}", shown(&told, &domains, output.terminal()))
     };
     // The command has run; that its report has no place to go does not change how it ended.
     if let Err(error) = output.write(&text) {
-        super::say(&format!("cannot write the report: {error}"));
+        say(&format!("cannot write the report: {error}"));
     }
     Ok(told.exit_status)
 }
@@ -165,7 +176,14 @@ fn repeatedly(
         };
         let signal = if let Ended::Signal(number) = ran.ended { Some(number) } else { None };
         let duration_ns = ran.ended_ns.saturating_sub(ran.began_ns);
-        runs.push(Run { exit_status: ran.ended.status(), signal, duration_ns, account, unknown });
+        runs.push(Run {
+            exit_status: ran.ended.status(),
+            signal,
+            duration_ns,
+            account,
+            unknown,
+            too_short: Vec::new(),
+        });
         // In this order: a signal that asks for the end is either seen here or held for the next command.
         signals.drop_held();
         if signal.is_some() || signals.told_to_end() || runs.len() >= asked.repeat as usize {
@@ -190,19 +208,22 @@ fn told(asked: &Arguments, reach: &Reach, runs: Vec<Run>) -> Told {
     }
 }
 
-fn shown(told: &Told, terminal: Terminal) -> String {
-    let command = super::terminal::printable(&told.command.join(" "));
+fn shown(told: &Told, domains: &[DomainStatus], terminal: Terminal) -> String {
+    let command = told.command.join(" ");
     match told.runs.as_slice() {
         [run] => match &run.account {
             Some(account) => {
-                report::account(&format!("Energy of: {command}"), Some("the command"), account, terminal)
+                let title = format!("Energy of: {command}");
+                report::account(&title, Some("the command"), account, domains, terminal)
             }
             None => {
                 let why = run.unknown.as_deref().unwrap_or_default();
-                format!("Energy of: {command}\n\n  energy       {}\n", super::quantity::unknown(why))
+                let mut lines = Labelled::default();
+                lines.line("energy", [super::quantity::unknown(why).into()]);
+                format!("Energy of: {}\n\n{}", printable(&command), lines.draw(terminal))
             }
         },
-        runs => repeat::runs(&format!("Energy of: {command}, {} runs", runs.len()), told, terminal),
+        runs => repeat::runs(&format!("Energy of: {command}, {} runs", runs.len()), told, domains, terminal),
     }
 }
 
@@ -232,11 +253,11 @@ impl Output {
         }
     }
 
-    fn write(self, text: &str) -> std::io::Result<()> {
+    fn write(self, text: &str) -> Result<(), Trouble> {
         match self {
-            Output::Stderr => stderr().write_all(text.as_bytes()),
-            Output::Stdout => stdout().write_all(text.as_bytes()),
-            Output::File(mut file) => file.write_all(text.as_bytes()),
+            Output::Stderr => output::text_beside(text),
+            Output::Stdout => output::text(text),
+            Output::File(mut file) => Ok(output::write(&mut file, text, Terminal::PLAIN)?),
         }
     }
 }

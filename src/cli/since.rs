@@ -72,6 +72,13 @@ pub fn day(unix_ns: u64) -> String {
     format!("{year:04}-{month:02}-{:02}", days - days_before(year, month) + 1)
 }
 
+/// An instant as `2026-11-22T10:30:00.123Z` (RFC 3339, UTC).
+pub fn rfc3339(unix_ns: u64) -> String {
+    let (seconds, milliseconds) = (unix_ns / 1_000_000_000 % 86_400, unix_ns / 1_000_000 % 1000);
+    let (hour, minute, second) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
+    format!("{}T{hour:02}:{minute:02}:{second:02}.{milliseconds:03}Z", day(unix_ns))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -101,5 +108,6 @@ mod tests {
             assert_eq!(instant(&day(ns + 5), NOW_NS), Ok(ns), "{}", day(ns));
         }
         assert_eq!(day(NOW_NS), "2025-11-13");
+        assert_eq!(rfc3339(NOW_NS + 45_678_999), "2025-11-13T02:13:20.045Z");
     }
 }

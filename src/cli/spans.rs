@@ -1,18 +1,22 @@
-//! `wattspan spans`: other programs' spans, one by name, those of the past that fit, or all as they settle.
+//! `wattspan spans`: other programs' spans, one by name, those of the past that fit, the open ones, or all as they settle.
 //!
 //! Owns the line for each. A settled account never changes, so a line once printed stays true. Only a daemon knows of
 //! other programs' spans: there is no embedded meter for this.
 
-use std::io::{Write, stdout};
+use std::io::stdout;
 
-use super::Meter;
+use serde::Serialize;
+
 use super::ending::{OK, Trouble};
-use super::quantity::{energy, power, time};
+use super::quantity::{energy_or_bound, mean_mw, power_or_bound, time};
 use super::reach::Reach;
 use super::report::{self, grade, state};
+use super::resolution::{TooShort, too_short};
 use super::since;
-use super::terminal::{Terminal, Tone, printable};
+use super::terminal::{Terminal, Tone, padded, padded_before, printable};
+use super::{Meter, output};
 use crate::client::{Client, Failure};
+use crate::clock;
 use crate::ledger::account::{Account, State};
 use crate::protocol::ListSpans;
 
@@ -41,6 +45,9 @@ pub struct Arguments {
     /// Only those in this state: settled, abandoned, interrupted
     #[arg(long, value_name = "STATE", value_parser = state_named, conflicts_with_all = ["span", "watch"])]
     state: Option<State>,
+    /// Those that are open now, with their figures so far; the latest 20 that fit
+    #[arg(long, conflicts_with_all = ["span", "watch", "state"])]
+    open: bool,
 }
 
 fn pair(word: &str) -> Result<(String, String), String> {
@@ -56,7 +63,7 @@ fn state_named(word: &str) -> Result<State, String> {
 
 /// Looks and tells.
 pub fn spans(meter: &Meter, asked: &Arguments) -> Result<u8, Trouble> {
-    let (_, client) = Reach::daemon(meter)?;
+    let client = Reach::daemon(meter)?;
     match &asked.span {
         Some(span) => one(meter, &client, span),
         None if asked.watch => watch(meter, client, asked.count),
@@ -64,27 +71,39 @@ pub fn spans(meter: &Meter, asked: &Arguments) -> Result<u8, Trouble> {
     }
 }
 
+/// An account as JSON has it, with the counters that its span was too short for.
+#[derive(Serialize)]
+struct Judged<'a> {
+    #[serde(flatten)]
+    account: &'a Account,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    too_short: Vec<TooShort>,
+}
+
 fn one(meter: &Meter, client: &Client, span: &str) -> Result<u8, Trouble> {
     let account = client.account(span)?;
-    let text = if meter.json {
-        serde_json::to_string(&account)? + "\n"
+    let domains = client.info()?.domains;
+    if meter.json {
+        output::json(&Judged { account: &account, too_short: too_short(&account, &domains) })?;
     } else {
-        let title = format!("Energy of: {}", printable(&account.name));
-        report::account(&title, None, &account, Terminal::of(&stdout()))
-    };
-    stdout().write_all(text.as_bytes())?;
+        let title = format!("Energy of: {}", account.name);
+        output::text(&report::account(&title, None, &account, &domains, Terminal::of(&stdout())))?;
+    }
     Ok(OK)
 }
 
 fn past(meter: &Meter, client: &Client, asked: &Arguments) -> Result<u8, Trouble> {
     let accounts = found(client, asked)?;
     let terminal = Terminal::of(&stdout());
-    let mut out = stdout().lock();
     if accounts.is_empty() && !meter.json {
-        writeln!(out, "no span that fits has settled; --watch waits for the next")?;
+        let none = match asked.open {
+            true => "no span that fits is open\n",
+            false => "no span that fits has settled; --watch waits for the next\n",
+        };
+        output::text(none)?;
     }
     for (number, account) in accounts.iter().rev().enumerate() {
-        tell(meter, account, number == 0, terminal, &mut out)?;
+        tell(meter, account, number == 0, terminal)?;
     }
     Ok(OK)
 }
@@ -99,7 +118,7 @@ fn found(client: &Client, asked: &Arguments) -> Result<Vec<Account>, Trouble> {
         since_unix_ns: asked.since.map(|ns| i64::try_from(ns).unwrap_or(i64::MAX)),
         name: asked.name.clone(),
         attributes,
-        state: asked.state,
+        state: if asked.open { Some(State::Open) } else { asked.state },
         ..ListSpans::default()
     };
     let mut found = Vec::new();
@@ -118,22 +137,12 @@ fn found(client: &Client, asked: &Arguments) -> Result<Vec<Account>, Trouble> {
 }
 
 /// One account: a line of JSON, or a line of the table, under its head where it is the first.
-fn tell(
-    meter: &Meter,
-    account: &Account,
-    first: bool,
-    terminal: Terminal,
-    out: &mut impl Write,
-) -> Result<(), Trouble> {
+fn tell(meter: &Meter, account: &Account, first: bool, terminal: Terminal) -> Result<(), Trouble> {
     if meter.json {
-        writeln!(out, "{}", serde_json::to_string(account)?)?;
-        return Ok(());
+        return output::json(account);
     }
-    if first {
-        writeln!(out, "{}", terminal.paint(Tone::Quiet, &heading()))?;
-    }
-    writeln!(out, "{}", line(account, terminal))?;
-    Ok(())
+    let head = if first { terminal.paint(Tone::Quiet, &heading()) + "\n" } else { String::new() };
+    output::text(&format!("{head}{}\n", line(account, terminal)))
 }
 
 fn watch(meter: &Meter, client: Client, count: Option<u64>) -> Result<u8, Trouble> {
@@ -142,10 +151,7 @@ fn watch(meter: &Meter, client: Client, count: Option<u64>) -> Result<u8, Troubl
     let terminal = Terminal::of(&stdout());
     let mut told = 0;
     for account in accounts {
-        let account = account?.account;
-        let mut out = stdout().lock();
-        tell(meter, &account, told == 0, terminal, &mut out)?;
-        out.flush()?;
+        tell(meter, &account?.account, told == 0, terminal)?;
         told += 1;
         if Some(told) == count {
             return Ok(OK);
@@ -159,16 +165,26 @@ fn heading() -> String {
 }
 
 fn columns(opened: &str, energy: &str, power: &str, time: &str, grade: &str) -> String {
-    format!("{opened:10}  {energy:20}  {power:18}  {time:>8}  {grade:10}  ")
+    format!(
+        "{}  {}  {}  {}  {}  ",
+        padded(opened, 10),
+        padded(energy, 20),
+        padded(power, 18),
+        padded_before(time, 8),
+        padded(grade, 10)
+    )
 }
 
 fn line(account: &Account, terminal: Terminal) -> String {
-    let duration_ns = account.closed_ns.map_or(0, |closed| closed.saturating_sub(account.opened_ns));
-    let error_mw = account.error_uj.and_then(|uj| super::quantity::mean_mw(uj, duration_ns));
+    // An open span's time is that up to now, on the clock that this machine has once.
+    let closed_ns = account.closed_ns.unwrap_or_else(clock::monotonic_ns);
+    let duration_ns = closed_ns.saturating_sub(account.opened_ns);
+    let error_mw = account.error_uj.and_then(|uj| mean_mw(uj, duration_ns));
+    let unknown = || "unknown".to_owned();
     let fixed = columns(
         &opened(account.opened_unix_ns),
-        &account.share_uj.map_or_else(|| "unknown".into(), |uj| energy(uj, account.error_uj)),
-        &account.mean_power_mw.map_or_else(|| "unknown".into(), |mw| power(mw, error_mw)),
+        &account.share_uj.map_or_else(unknown, |uj| energy_or_bound(uj, account.error_uj)),
+        &account.mean_power_mw.map_or_else(unknown, |mw| power_or_bound(mw, error_mw)),
         &time(duration_ns),
         account.grade.map_or("unknown", grade),
     );

@@ -7,6 +7,10 @@ use std::env;
 use std::io::IsTerminal;
 use std::os::fd::AsFd;
 
+use unicode_width::UnicodeWidthStr;
+
+use crate::escape;
+
 /// Width of a terminal that does not tell its own.
 const USUAL_COLUMNS: usize = 80;
 
@@ -55,25 +59,44 @@ impl Terminal {
         Terminal { colour: !refused, width: Some(width.max(LEAST_COLUMNS)) }
     }
 
-    /// `text` in the colour of `tone`, or as it is.
+    /// `text` in the colour of `tone`, or as it is; its hidden characters are made visible.
     pub fn paint(self, tone: Tone, text: &str) -> String {
+        let text = printable(text);
         if !self.colour || text.is_empty() {
-            return text.to_owned();
+            return text;
         }
-        let code = match tone {
-            Tone::Head => "1",
-            Tone::Figure => "1;36",
-            Tone::Good => "32",
-            Tone::Doubt => "33",
-            Tone::Quiet => "2",
-        };
-        format!("\x1b[{code}m{text}\x1b[0m")
+        format!("{}{text}{RESET}", tone.code())
+    }
+
+    /// How long the colour code is with which `text` begins, if it is one of ours and this stream shows colours.
+    pub fn colour_at(self, text: &str) -> Option<usize> {
+        let codes = Tone::ALL.map(Tone::code).into_iter().chain([RESET]);
+        codes.filter(|code| self.colour && text.starts_with(code)).map(str::len).next()
     }
 }
 
-/// `text` broken at spaces into lines of at most `width` columns; one longer word stands alone.
+/// Ends a colour.
+const RESET: &str = "\x1b[0m";
+
+impl Tone {
+    const ALL: [Tone; 5] = [Tone::Head, Tone::Figure, Tone::Good, Tone::Doubt, Tone::Quiet];
+
+    const fn code(self) -> &'static str {
+        match self {
+            Tone::Head => "\x1b[1m",
+            Tone::Figure => "\x1b[1;36m",
+            Tone::Good => "\x1b[32m",
+            Tone::Doubt => "\x1b[33m",
+            Tone::Quiet => "\x1b[2m",
+        }
+    }
+}
+
+/// `text`, its hidden characters made visible, broken at spaces into lines of at most `width` columns; one longer word
+/// stands alone.
 pub fn wrap(text: &str, width: Option<usize>) -> Vec<String> {
-    let Some(width) = width else { return vec![text.to_owned()] };
+    let text = printable(text);
+    let Some(width) = width else { return vec![text] };
     let mut lines = vec![String::new()];
     for word in text.split_whitespace() {
         let line = lines.last().map_or(0, |line| columns(line));
@@ -90,27 +113,27 @@ pub fn wrap(text: &str, width: Option<usize>) -> Vec<String> {
     lines
 }
 
-/// Columns that `text` takes, escape sequences of [`Terminal::paint`] left out.
+/// Columns that `text` takes on a terminal: wide characters take two, colours of [`Terminal::paint`] none.
 pub fn columns(text: &str) -> usize {
-    let mut escape = false;
-    text.chars()
-        .filter(|&c| {
-            let shown = !escape && c != '\x1b';
-            escape = c == '\x1b' || (escape && c != 'm');
-            shown
-        })
-        .count()
+    let codes = Tone::ALL.map(Tone::code).into_iter().chain([RESET]);
+    let colours: usize = codes.map(|code| text.matches(code).count() * code.width()).sum();
+    text.width() - colours
 }
 
-/// `text` on one line and without control characters, so that a span's name from elsewhere cannot move the cursor or
-/// colour a screen.
+/// `text` and the space that fills `width` columns after it.
+pub fn padded(text: &str, width: usize) -> String {
+    text.to_owned() + &" ".repeat(width.saturating_sub(columns(text)))
+}
+
+/// The space that fills `width` columns before `text`, and the text.
+pub fn padded_before(text: &str, width: usize) -> String {
+    " ".repeat(width.saturating_sub(columns(text))) + text
+}
+
+/// `text` on one line, with control and format characters made visible, so that a name from elsewhere can neither move
+/// the cursor nor look like another one.
 pub fn printable(text: &str) -> String {
-    let shown = |c: char| match c {
-        c if c.is_whitespace() => ' ',
-        c if c.is_control() => char::REPLACEMENT_CHARACTER,
-        c => c,
-    };
-    text.chars().map(shown).collect()
+    escape::visible(text)
 }
 
 #[cfg(test)]
@@ -127,6 +150,13 @@ mod tests {
     }
 
     #[test]
+    fn a_wide_character_takes_two_columns() {
+        assert_eq!((columns("熱量"), columns("é"), columns("🔥 J")), (4, 1, 4));
+        assert_eq!(padded("熱量", 6) + "|", "熱量  |");
+        assert_eq!(padded_before("熱量", 6), "  熱量");
+    }
+
+    #[test]
     fn lines_are_broken_between_words() {
         assert_eq!(wrap("one two three", Some(8)), ["one two", "three"]);
         assert_eq!(wrap("incomprehensibilities all", Some(8)), ["incomprehensibilities", "all"]);
@@ -135,6 +165,6 @@ mod tests {
 
     #[test]
     fn a_name_from_elsewhere_cannot_send_escape_sequences() {
-        assert_eq!(printable("a\x1b[2J\nb"), "a\u{fffd}[2J b");
+        assert_eq!(printable("a\x1b[2J\nb"), "a\\u{1b}[2J\\nb");
     }
 }

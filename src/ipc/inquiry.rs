@@ -4,10 +4,12 @@
 
 use super::access::Peer;
 use super::coarse;
-use super::recall::Known;
+use super::recall::{Known, MAX_LIST_BYTES};
+use super::register::footprint;
 use super::service::{Caller, Closed, Service};
 use crate::energy::Domain;
-use crate::ledger::account::Account;
+use crate::ledger::SpanKey;
+use crate::ledger::account::{Account, State};
 use crate::protocol::{
     Access, Balances, DomainStatus, DomainTick, Info, ListSpans, ReadWindow, Refusal, SpanAccounts, Window,
 };
@@ -18,6 +20,9 @@ const LISTED: i64 = 20;
 
 /// The most it ever gives.
 const MOST_LISTED: usize = 256;
+
+/// The most open spans whose accounts one ListSpans computes.
+const MAX_OPEN_EXAMINED: usize = 1024;
 
 impl Service {
     /// GetInfo. To a caller without access the domains show their health but no figures.
@@ -99,6 +104,11 @@ impl Service {
         let (limit, filter) = (limit(call)?, filter(call)?);
         let (now_ns, peer) = (self.clock.now_ns(), &caller.peer);
         self.freshen(now_ns);
+        if call.state == Some(State::Open) {
+            let accounts =
+                if call.before.is_some() { Vec::new() } else { self.open_accounts(peer, limit, &filter) };
+            return Ok(Some(SpanAccounts { accounts, before: None }));
+        }
         let before = call.before.map(|cursor| self.opened(peer, cursor)).transpose()?;
         let question = Question::List { whose: whose(peer), filter, limit, before };
         if wait && self.ask_for_list(peer, caller.ticket, call, question)? {
@@ -121,6 +131,26 @@ impl Service {
     /// The cursor with which this caller goes on before the account of this number.
     pub(super) fn sealed(&self, peer: &Peer, number: u64) -> u64 {
         whose(peer).map_or(number, |uid| self.cursors.seal(uid, number))
+    }
+
+    /// The accounts so far of open spans, the latest last: of as many as [`MAX_OPEN_EXAMINED`], those that fit.
+    fn open_accounts(&self, peer: &Peer, limit: usize, filter: &Filter) -> Vec<Account> {
+        let now_ns = self.clock.now_ns();
+        let may_see = |key: &SpanKey| peer.access >= Access::Span || self.coarse.has(*key);
+        let dated = |(span, key)| Some((self.ledger.asked_ns(key)?, span, key));
+        let mut spans: Vec<(u64, &str, SpanKey)> =
+            self.register.open_spans(whose(peer)).filter(|(_, key)| may_see(key)).filter_map(dated).collect();
+        spans.sort_unstable_by_key(|&(asked_ns, span, _)| (std::cmp::Reverse(asked_ns), span));
+        spans.truncate(MAX_OPEN_EXAMINED);
+        let so_far = |(_, span, key): (u64, &str, SpanKey)| self.so_far(now_ns, span, Known::Held(key)).ok();
+        let fits = spans.into_iter().filter_map(so_far).filter(|account| filter.takes(account));
+        let within = fits.scan(0, |bytes, account| {
+            *bytes += footprint(&account);
+            (*bytes <= MAX_LIST_BYTES).then_some(account)
+        });
+        let mut accounts: Vec<Account> = within.take(limit).collect();
+        accounts.reverse();
+        accounts
     }
 
     /// The same from memory alone; there is nothing before it.

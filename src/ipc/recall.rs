@@ -9,6 +9,9 @@ use crate::ledger::SpanKey;
 use crate::ledger::account::Account;
 use crate::protocol::Refusal;
 
+/// The most bytes of accounts in one list, as they are in memory, so that an answer stays below a megabyte.
+pub(super) const MAX_LIST_BYTES: usize = 512 * 1024;
+
 /// What is known of a name.
 #[derive(Debug)]
 pub enum Known {
@@ -31,6 +34,13 @@ impl Register {
         entry.ok_or_else(|| Refusal::NoSuchSpan { span: span.to_owned() })
     }
 
+    /// The spans that are open, one user's or everybody's: name and place in the ledger, in no order.
+    pub fn open_spans(&self, whose: Option<u32>) -> impl Iterator<Item = (&str, SpanKey)> {
+        let owned = self.owned.values().filter(move |(uid, _)| whose.is_none_or(|whose| whose == *uid));
+        let names = owned.flat_map(|(uid, spans)| spans.iter().map(|span| (*uid, span)));
+        names.filter_map(|(uid, span)| Some((&**span, self.open(uid, span).ok()?.key)))
+    }
+
     /// The latest remembered accounts, one user's or everybody's, the latest last: at most `limit`, and fewer where they
     /// are large, so that an answer stays below a megabyte; each with its number in the store. Only those that `takes`.
     pub fn latest(
@@ -39,7 +49,6 @@ impl Register {
         limit: usize,
         takes: impl Fn(&Account) -> bool,
     ) -> Vec<(Arc<Account>, Option<u64>)> {
-        const MOST_BYTES: usize = 512 * 1024;
         let users = self.users.iter().filter(|(uid, _)| whose.is_none_or(|whose| whose == **uid));
         let of_user = |user: &'_ User| {
             let settled = user.remembered.iter().rev().filter_map(|span| match user.spans.get(span) {
@@ -52,7 +61,7 @@ impl Register {
         accounts.sort_by_key(|(account, ..)| std::cmp::Reverse((account.closed_ns, account.opened_ns)));
         let fits = accounts.into_iter().take(limit).scan(0, |sum, (account, bytes, kept)| {
             *sum += bytes;
-            (*sum <= MOST_BYTES).then_some((account, kept))
+            (*sum <= MAX_LIST_BYTES).then_some((account, kept))
         });
         let mut latest: Vec<_> = fits.collect();
         latest.reverse();

@@ -63,7 +63,7 @@ type Owned = BTreeMap<ConnectionId, (u32, HashSet<Arc<str>>)>;
 pub struct Register {
     limits: Limits,
     pub(super) users: BTreeMap<u32, User>,
-    owned: Owned,
+    pub(super) owned: Owned,
     remembered: usize,
     remembered_bytes: usize,
     waiting: usize,
@@ -289,7 +289,7 @@ fn full(quota: &str, limit: usize) -> Refusal {
 }
 
 /// Roughly what an account takes in memory: its texts, and its rows.
-fn footprint(account: &Account) -> usize {
+pub(super) fn footprint(account: &Account) -> usize {
     let texts = account.attributes.iter().map(|(key, value)| key.len() + value.len() + 64).sum::<usize>();
     let rows = size_of_val(account.domains.as_slice()) + size_of_val(account.phases.as_slice());
     size_of::<Account>() + account.span.len() * 2 + account.name.len() + texts + rows

@@ -2,13 +2,13 @@
 //!
 //! Owns the refusal: what is not comparable is told, and compared only where the user insists.
 
-use std::io::{Write, stdout};
+use std::io::stdout;
 use std::path::PathBuf;
 
-use super::super::Meter;
 use super::super::ending::{FAILURE, OK, Trouble};
 use super::super::table::{Table as Drawn, figures, words};
 use super::super::terminal::{Terminal, printable};
+use super::super::{Meter, output};
 use super::{Wanted, label, shown};
 use crate::ipw::compare::{Column, compare as side_by_side};
 use crate::ipw::report::page::with_interval;
@@ -45,9 +45,9 @@ pub fn compare(meter: &Meter, asked: &Arguments) -> Result<u8, Trouble> {
         return Err(Trouble::new(FAILURE, not_comparable(&columns)));
     }
     if meter.json {
-        writeln!(stdout(), "{}", serde_json::to_string_pretty(&columns)?)?;
+        output::json_pretty(&columns)?;
     } else {
-        stdout().write_all(text(&columns, Terminal::of(&stdout())).as_bytes())?;
+        output::text(&text(&columns, Terminal::of(&stdout())))?;
     }
     Ok(OK)
 }

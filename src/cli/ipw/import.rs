@@ -2,12 +2,11 @@
 //!
 //! Owns what is said of them: what was missing or wrong, on standard error, and the way on.
 
-use std::io::{Write, stdout};
 use std::path::PathBuf;
 
 use super::super::ending::{OK, Trouble};
 use super::super::terminal::printable;
-use super::super::{Meter, say};
+use super::super::{Meter, output, say};
 use crate::ipw::harness::{import::import as as_run, source};
 
 /// Which results, and where the run goes.
@@ -33,13 +32,13 @@ pub fn import(meter: &Meter, asked: &Arguments) -> Result<u8, Trouble> {
     let findings = as_run(&asked.source, found, asked.model.as_deref(), asked.label.as_deref(), &asked.out)
         .map_err(anyhow::Error::from)?;
     if meter.json {
-        writeln!(stdout(), "{}", serde_json::to_string_pretty(&findings)?)?;
+        output::json_pretty(&findings)?;
         return Ok(OK);
     }
     let out = asked.out.display();
-    writeln!(stdout(), "{} queries of {} in {out}", findings.records, printable(&findings.model))?;
+    output::text(&format!("{} queries of {} in {out}\n", findings.records, printable(&findings.model)))?;
     for sentence in findings.sentences() {
-        writeln!(stdout(), "  {}", printable(&sentence))?;
+        output::text(&format!("  {}\n", printable(&sentence)))?;
     }
     say(&format!("what it says: wattspan ipw report {out}"));
     Ok(OK)

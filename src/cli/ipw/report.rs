@@ -2,14 +2,14 @@
 //!
 //! Owns the choice of form and where it goes.
 
-use std::io::{Write, stdout};
+use std::io::stdout;
 use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
 
-use super::super::Meter;
 use super::super::ending::{NO_COUNTER, OK, Trouble};
 use super::super::terminal::{Terminal, printable};
+use super::super::{Meter, csv::cell as quoted, output};
 use super::{Wanted, shown};
 use crate::ipw::metric::Figures;
 use crate::ipw::report::page::{digits, page, with_interval};
@@ -51,9 +51,9 @@ pub fn report(meter: &Meter, asked: &Arguments) -> Result<u8, Trouble> {
         write(file, csv(&report).as_bytes())?;
     }
     if meter.json {
-        writeln!(stdout(), "{}", serde_json::to_string_pretty(&report)?)?;
+        output::json_pretty(&report)?;
     } else if asked.csv.as_deref() != Some(Path::new("-")) {
-        stdout().write_all(text(&report, Terminal::of(&stdout())).as_bytes())?;
+        output::text(&text(&report, Terminal::of(&stdout())))?;
     }
     report.no_energy.map_or(Ok(OK), |reason| Err(no_energy(&reason)))
 }
@@ -71,7 +71,7 @@ fn rate(text: &str) -> Result<f64, String> {
 
 fn write(file: &Path, bytes: &[u8]) -> Result<(), Trouble> {
     if file == Path::new("-") {
-        return Ok(stdout().write_all(bytes)?);
+        return output::bytes(bytes);
     }
     private_file::write(file, bytes).map_err(|cause| anyhow::anyhow!("{}: {cause}", file.display()).into())
 }
@@ -216,13 +216,6 @@ fn plain(value: f64) -> String {
     (value + 0.0).to_string()
 }
 
-/// A text as a cell (RFC 4180); one that a spreadsheet would take for a formula is kept from it.
-fn quoted(text: &str) -> String {
-    let formula = text.starts_with(['=', '+', '-', '@', '\t', '\r']);
-    let text = if formula { format!("'{text}") } else { text.to_owned() };
-    if text.contains(['"', ',', '\n', '\r']) { format!("\"{}\"", text.replace('"', "\"\"")) } else { text }
-}
-
 /// The command line's word for a choice.
 fn word(choice: impl ValueEnum) -> String {
     choice.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
@@ -231,13 +224,6 @@ fn word(choice: impl ValueEnum) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_cell_is_quoted_where_it_must_be() {
-        assert_eq!(quoted("plain"), "plain");
-        assert_eq!(quoted("a \"b\", c"), "\"a \"\"b\"\", c\"");
-        assert_eq!(quoted("=1+1"), "'=1+1");
-    }
 
     #[test]
     fn nothing_has_no_sign_in_a_cell() {

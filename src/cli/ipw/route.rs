@@ -2,13 +2,13 @@
 //!
 //! Owns the words for it. What is assumed and not measured is said beside the figures.
 
-use std::io::{Write, stdout};
+use std::io::stdout;
 use std::path::PathBuf;
 
-use super::super::Meter;
 use super::super::ending::{FAILURE, OK, Trouble};
 use super::super::table::{Table as Drawn, figures, words};
 use super::super::terminal::{Terminal, printable};
+use super::super::{Meter, output};
 use super::{Wanted, label, named, shown};
 use crate::ipw::report::page::{digits, with_interval};
 use crate::ipw::route::{Model, Routing, Unlike, route as routing, unlike};
@@ -67,9 +67,9 @@ pub fn route(meter: &Meter, asked: &Arguments) -> Result<u8, Trouble> {
         return Err(Trouble::new(FAILURE, "no question was answered and scored in all of these runs"));
     };
     if meter.json {
-        writeln!(stdout(), "{}", serde_json::to_string_pretty(&found)?)?;
+        output::json_pretty(&found)?;
     } else {
-        stdout().write_all(text(&found, asked, Terminal::of(&stdout())).as_bytes())?;
+        output::text(&text(&found, asked, Terminal::of(&stdout())))?;
     }
     Ok(OK)
 }

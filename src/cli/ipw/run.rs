@@ -2,7 +2,7 @@
 //!
 //! Owns the wiring and what is said at the start and the end, also where a signal ended the run.
 
-use std::io::{Write, stdout};
+use std::io::stdout;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use tokio::sync::oneshot;
 
 use super::super::ending::{FAILURE, OK, Trouble};
 use super::super::terminal::{Terminal, printable};
-use super::super::{Meter, say};
+use super::super::{Meter, output, say};
 use super::begun::{Begun, begun, resumed};
 use super::live::Live;
 use super::server::{KEY_VARIABLE, Server};
@@ -175,9 +175,9 @@ fn told(meter: &Meter, asked: &Arguments, path: &Path, ended: &Ended) -> Result<
     let table = Table::read(path).map_err(anyhow::Error::from)?;
     let figures = Report::of(&table, &asked.wanted.terms(), Prices::default());
     if meter.json {
-        writeln!(stdout(), "{}", serde_json::to_string_pretty(&figures)?)?;
+        output::json_pretty(&figures)?;
     } else {
-        stdout().write_all(report::text(&figures, Terminal::of(&stdout())).as_bytes())?;
+        output::text(&report::text(&figures, Terminal::of(&stdout())))?;
     }
     if ended.interrupted {
         say(&format!("interrupted; go on with: {}", resume_command(meter, asked, path)));

@@ -12,6 +12,7 @@ use super::super::spread::Spread;
 use super::Report;
 use super::picture::{Axis, Picture};
 use super::scatter::Points;
+use crate::escape::visible_lines;
 
 const PAGE: &str = include_str!("page.html");
 
@@ -43,7 +44,10 @@ pub fn page(report: &Report) -> String {
         spreads => report.spreads.iter().map(|(name, spread)| spread_row(name, spread)).collect::<Vec<_>>(),
         pictures => drawn,
     };
-    template.render(values).expect("a test renders the template with every part absent and present")
+    let page =
+        template.render(values).expect("a test renders the template with every part absent and present");
+    // Here and not where each text is put in, so that none is missed: names, servers, failures, labels in pictures.
+    visible_lines(&page)
 }
 
 /// Four digits at most, and never a false exactness.

@@ -1,0 +1,78 @@
+//! Domains in the order of the tree: one that contains others comes before them.
+//!
+//! Owns the order and the depth. What a daemon answers may be odd: a cycle of parents, a parent that is not shown.
+
+use super::table::Cell;
+use crate::protocol::DomainStatus;
+
+/// What follows each domain's name in a table: whether it is a part of the machine's total.
+pub fn total(counted: bool) -> Cell {
+    if counted { "counted" } else { "not counted" }.into()
+}
+
+/// A domain's name, indented by how many of those that are shown contain it.
+pub fn indented(name: &str, depth: usize) -> Cell {
+    format!("{}{name}", "  ".repeat(depth)).into()
+}
+
+/// The rows of those of `names` that `all` describes, and of the others, in the order of the tree, each with its depth: the
+/// number of rows that contain it.
+pub fn rows<'a, T>(rows: &'a [T], name: impl Fn(&T) -> &str, all: &[DomainStatus]) -> Vec<(usize, &'a T)> {
+    let place = |wanted: &str| rows.iter().position(|row| name(row) == wanted);
+    let parents: Vec<Option<usize>> =
+        rows.iter().map(|row| ancestors(name(row), all).into_iter().find_map(place)).collect();
+    let mut ordered = Vec::with_capacity(rows.len());
+    let mut waiting: Vec<(usize, usize)> =
+        (0..rows.len()).rev().filter(|&at| parents[at].is_none()).map(|at| (0, at)).collect();
+    while let Some((depth, at)) = waiting.pop() {
+        ordered.push((depth, at));
+        let inside = (0..rows.len()).rev().filter(|&other| parents[other] == Some(at));
+        waiting.extend(inside.map(|other| (depth + 1, other)));
+    }
+    // Those of a cycle.
+    let missing: Vec<usize> =
+        (0..rows.len()).filter(|at| !ordered.iter().any(|(_, other)| other == at)).collect();
+    ordered.extend(missing.into_iter().map(|at| (0, at)));
+    ordered.into_iter().map(|(depth, at)| (depth, &rows[at])).collect()
+}
+
+/// The domains that contain one, the nearest first.
+fn ancestors<'a>(name: &str, all: &'a [DomainStatus]) -> Vec<&'a str> {
+    let parent = |name: &str| {
+        all.iter().find(|domain| domain.name == name).and_then(|domain| domain.parent.as_deref())
+    };
+    std::iter::successors(parent(name), |name| parent(name)).take(all.len()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ordered(domains: &[(&str, Option<&str>)], shown: &[&str]) -> Vec<(usize, String)> {
+        let status = |(name, parent): &(&str, Option<&str>)| {
+            let value = serde_json::json!({
+                "name": name, "parent": parent, "kind": "package", "source": "replay", "counted": true,
+                "grade": "measured", "liveness": "live"
+            });
+            serde_json::from_value::<DomainStatus>(value).unwrap()
+        };
+        let all: Vec<DomainStatus> = domains.iter().map(status).collect();
+        rows(shown, |name| name, &all).into_iter().map(|(depth, name)| (depth, (*name).to_owned())).collect()
+    }
+
+    #[test]
+    fn a_domain_stands_below_the_nearest_one_shown_that_contains_it() {
+        let machine = [("core", Some("package")), ("dram", None), ("package", Some("psys")), ("psys", None)];
+        let row = |depth: usize, name: &str| (depth, name.to_owned());
+        let whole = ordered(&machine, &["core", "dram", "package", "psys"]);
+        assert_eq!(whole, [row(0, "dram"), row(0, "psys"), row(1, "package"), row(2, "core")]);
+        assert_eq!(ordered(&machine, &["core", "psys"]), [row(0, "psys"), row(1, "core")]);
+        assert_eq!(ordered(&machine, &["core", "gone"]), [row(0, "core"), row(0, "gone")]);
+    }
+
+    #[test]
+    fn a_cycle_of_parents_loses_no_row() {
+        let machine = [("a", Some("b")), ("b", Some("a")), ("c", Some("c"))];
+        assert_eq!(ordered(&machine, &["a", "b", "c"]).len(), 3);
+    }
+}

@@ -1,0 +1,70 @@
+//! Which counters a span was too short for.
+//!
+//! Owns the decision and its words. A counter says nothing of a time shorter than its update interval, and nothing where the
+//! guaranteed error is as large as the figure.
+
+use serde::Serialize;
+
+use super::quantity::{is_lost_in, time};
+use crate::energy::Grade;
+use crate::ledger::account::Account;
+use crate::protocol::DomainStatus;
+
+/// A domain whose figure says little.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct TooShort {
+    /// The domain's name.
+    pub domain: String,
+    /// Why.
+    pub reason: Reason,
+    /// How long the span was.
+    pub duration_ns: u64,
+    /// How often the counter moves, where that is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub update_interval_ns: Option<u64>,
+}
+
+/// What makes a span too short for a counter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reason {
+    /// The counter need not have moved once.
+    ShorterThanUpdateInterval,
+    /// The guaranteed error is as large as the figure.
+    ErrorNotBelowShare,
+}
+
+/// The domains of an account for which its span was too short; `all` says how often their counters move. A model's error does
+/// not shrink with time, so an estimate is none of them.
+pub fn too_short(account: &Account, all: &[DomainStatus]) -> Vec<TooShort> {
+    let Some(closed_ns) = account.closed_ns else { return Vec::new() };
+    let duration_ns = closed_ns.saturating_sub(account.opened_ns);
+    let judged = |share: &crate::ledger::account::Share| {
+        let share_uj = share.share_uj.filter(|_| share.grade != Grade::Estimated)?;
+        let status = all.iter().find(|domain| domain.name == share.domain);
+        let update_interval_ns = status.and_then(|domain| domain.update_interval_ns);
+        let reason = if update_interval_ns.is_some_and(|interval_ns| duration_ns < interval_ns) {
+            Reason::ShorterThanUpdateInterval
+        } else if share.error_uj.is_some_and(|error_uj| is_lost_in(share_uj, error_uj)) {
+            Reason::ErrorNotBelowShare
+        } else {
+            return None;
+        };
+        Some(TooShort { domain: share.domain.clone(), reason, duration_ns, update_interval_ns })
+    };
+    account.domains.iter().filter_map(judged).collect()
+}
+
+/// `for psys (updates every 1.000 s), gpu-0 (updates every 100.0 ms)`; a domain is named once.
+pub fn counters(all: &[TooShort]) -> String {
+    let mut named: Vec<String> = Vec::new();
+    for counter in all {
+        let interval = counter.update_interval_ns.map(|ns| format!("updates every {}", time(ns)));
+        let interval = interval.unwrap_or_else(|| "its update interval is not known yet".into());
+        let words = format!("{} ({interval})", counter.domain);
+        if !named.contains(&words) {
+            named.push(words);
+        }
+    }
+    format!("for {}", named.join(", "))
+}
