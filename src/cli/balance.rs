@@ -66,7 +66,9 @@ fn shown(balance: &[Balance], domains: &[DomainStatus], terminal: Terminal) -> S
             status.map_or("".into(), |domain| domain_tree::total(domain.counted)),
         ]);
     }
-    table.draw(terminal)
+    let simulated = domains.iter().any(DomainStatus::is_simulated);
+    let remark = if simulated { "\n  simulated: the machine is replayed from a file\n" } else { "" };
+    table.draw(terminal) + remark
 }
 
 #[cfg(test)]

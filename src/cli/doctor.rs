@@ -16,7 +16,7 @@ use super::domain_tree::{self, indented};
 use super::ending::{NO_COUNTER, OK, Trouble};
 use super::quantity::{energy, lower_bound, power, time};
 use super::reach::{Named, Reach, something_to_measure};
-use super::report::grade;
+use super::report::quality;
 use super::table::{Cell, Table, figures, words};
 use super::terminal::{Terminal, Tone, printable, wrap};
 use super::tick::Ticks;
@@ -238,7 +238,7 @@ fn domains(domains: &[DomainStatus], terminal: Terminal) -> String {
         let cells = vec![
             indented(&domain.name, depth),
             domain.source.as_str().into(),
-            grade(domain.grade).into(),
+            quality(domain.grade, domain.is_simulated()).into(),
             state(domain.liveness),
             domain_tree::total(domain.counted),
             domain.parent.as_deref().unwrap_or_default().into(),

@@ -12,7 +12,7 @@ use super::domain_tree::{self, indented};
 use super::ending::{Trouble, USAGE};
 use super::quantity::{energy, is_lost_in, lower_bound, mean_mw, power_alone, time, unknown};
 use super::reach::{Reach, something_to_measure};
-use super::report::{TOO_SHORT, grade};
+use super::report::{TOO_SHORT, grade, quality};
 use super::since::rfc3339;
 use super::table::{Cell, Table, figures, words};
 use super::terminal::{Terminal, Tone, columns, padded, padded_before, printable};
@@ -44,7 +44,7 @@ const ONCE: Duration = Duration::from_millis(500);
 const FIGURE: usize = 10;
 
 /// The first line of the comma-separated values.
-const CSV_HEAD: &str = "time,domain,power_w,power_error_w,energy_j,grade,liveness,counted\n";
+const CSV_HEAD: &str = "time,domain,power_w,power_error_w,energy_j,grade,liveness,counted,simulated\n";
 
 /// Reads and tells.
 pub fn read(meter: &Meter, asked: &Arguments) -> Result<u8, Trouble> {
@@ -133,7 +133,7 @@ impl View {
                 indented(&domain.name, depth),
                 shown(power).into(),
                 domain.energy_uj.map_or_else(|| "unknown".into(), |uj| Cell::from(energy(uj, None))),
-                grade(domain.grade).into(),
+                quality(domain.grade, domain.is_simulated()).into(),
                 domain_tree::total(domain.counted),
             ];
             table.noted(cells, remark.unwrap_or_default());
@@ -143,7 +143,7 @@ impl View {
             total.map_or_else(|| unknown("a counted domain gives no reading"), |total| shown(Some(total)));
         let total = lower_bound(now.at_least, total);
         let total = self.terminal.paint(Tone::Figure, &total);
-        let worst = worst.map_or("", grade);
+        let worst = worst.map_or_else(String::new, |worst| quality(worst, simulated(now)));
         let at = rfc3339(wall_ns(now));
         format!("{}\n  this machine: {total}   {worst}   {at}\n", table.draw(self.terminal))
     }
@@ -161,7 +161,11 @@ impl View {
         let at = rfc3339(wall_ns(now));
         let width = |name: &str| columns(name).max(FIGURE);
         let needed: usize = at.len() + cells.iter().map(|(name, _)| width(name) + 2).sum::<usize>();
-        let mark = if worst == Some(Grade::Estimated) { "  (estimated)" } else { "" };
+        let mark = match (simulated(now), worst) {
+            (true, _) => "  (simulated)",
+            (false, Some(Grade::Estimated)) => "  (estimated)",
+            (false, _) => "",
+        };
         if self.terminal.width.is_some_and(|wide| needed + mark.len() > wide) {
             let lines = cells.iter().map(|(name, figure)| format!("{name} {figure}{mark}\n"));
             return std::iter::once(format!("{at}\n")).chain(lines).chain(["\n".to_owned()]).collect();
@@ -194,6 +198,7 @@ impl View {
                 grade(domain.grade).into(),
                 liveness(domain.liveness).into(),
                 domain.counted.to_string(),
+                domain.is_simulated().to_string(),
             ];
             out += &(cells.join(",") + "\n");
         }
@@ -250,6 +255,11 @@ fn power_between(before: &DomainTick, now: &DomainTick, domain: &DomainStatus) -
     // A counter that has not moved shows no power of 0 while it is not known how often it moves.
     let too_short = domain.update_interval_ns.map_or(used_uj == 0, |interval_ns| time_ns < interval_ns);
     Some(Power { mw, error_mw, too_short })
+}
+
+/// Whether a domain is replayed from a file.
+fn simulated(tick: &DomainTick) -> bool {
+    tick.domains.iter().any(DomainStatus::is_simulated)
 }
 
 /// The counted domains' power with its error, and the worst of their grades.

@@ -23,7 +23,8 @@ pub fn runs(title: &str, told: &Told, all: &[DomainStatus], terminal: Terminal) 
     let table = table(told, &accounts, all);
     let mut lines = Labelled::default();
     let grade: Option<Grade> = accounts.iter().filter_map(|account| account.grade).max();
-    lines.line("grade", [graded(grade)]);
+    let simulated = accounts.iter().any(|account| account.simulated == Some(true));
+    lines.line("grade", [graded(grade, Some(simulated))]);
     let short: Vec<TooShort> = told.runs.iter().flat_map(|run| run.too_short.iter().cloned()).collect();
     if !short.is_empty() {
         lines.line(TOO_SHORT, [Cell::toned(Tone::Doubt, &counters(&short))]);

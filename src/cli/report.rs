@@ -5,7 +5,8 @@
 
 use super::domain_tree::{self, indented};
 use super::quantity::{
-    energy, energy_alone, energy_or_bound, is_lost_in, lower_bound, mean_mw, power_alone, power_or_bound, time, unknown,
+    energy, energy_alone, energy_or_bound, is_lost_in, lower_bound, mean_mw, power_alone, power_or_bound,
+    time, unknown,
 };
 use super::resolution::{counters, too_short};
 use super::table::{Cell, Labelled, Table, figures, words};
@@ -32,7 +33,7 @@ pub fn account(
         Some(uj) => {
             let figure = lower_bound(account.at_least, energy_or_bound(uj, account.error_uj));
             let figure = Cell::toned(Tone::Figure, &figure);
-            lines.line("energy", [figure, "   ".into(), graded(account.grade)]);
+            lines.line("energy", [figure, "   ".into(), graded(account.grade, account.simulated)]);
         }
         None => lines.line("energy", [Cell::toned(Tone::Doubt, &unknown(&silent(account)))]),
     }
@@ -79,17 +80,28 @@ fn doubts(account: &Account, lines: &mut Labelled) {
     }
 }
 
-/// How far a figure can be trusted, in words; a measured one needs no more than the word.
-pub fn graded(grade: Option<Grade>) -> Cell {
-    match grade {
-        None => "".into(),
-        Some(Grade::Measured) => "measured".into(),
-        Some(Grade::Modelled) => "modelled (a vendor's model behind a counter)".into(),
-        Some(Grade::Integrated) => "integrated (from power readings)".into(),
-        Some(Grade::Estimated) => {
-            Cell::toned(Tone::Doubt, "estimated (from CPU load by a model: no counter was read)")
-        }
+/// How far a figure can be trusted, in words; a measured one needs no more than the word. That the machine was replayed is
+/// said first, since no grade is worth anything without it.
+pub fn graded(grade: Option<Grade>, simulated: Option<bool>) -> Cell {
+    let words = match grade {
+        None => "",
+        Some(Grade::Measured) => "measured",
+        Some(Grade::Modelled) => "modelled (a vendor's model behind a counter)",
+        Some(Grade::Integrated) => "integrated (from power readings)",
+        Some(Grade::Estimated) => "estimated (from CPU load by a model: no counter was read)",
+    };
+    if simulated == Some(true) {
+        Cell::toned(Tone::Doubt, &format!("simulated (replayed from a file), {words}"))
+    } else if grade == Some(Grade::Estimated) {
+        Cell::toned(Tone::Doubt, words)
+    } else {
+        words.into()
     }
+}
+
+/// The grade's name for a table, with "simulated" after it where the machine was replayed from a file.
+pub fn quality(of: Grade, simulated: bool) -> String {
+    if simulated { format!("{}, simulated", grade(of)) } else { grade(of).to_owned() }
 }
 
 /// The grade's name, as in the contract.
@@ -224,7 +236,7 @@ fn domains(account: &Account, duration_ns: Option<u64>, all: &[DomainStatus], te
             figure(alone(share.idle_uj)),
             figure(share.process_uj.map(|uj| energy_alone(uj, None))),
             figure(alone(share.window_uj)),
-            grade(share.grade).into(),
+            quality(share.grade, account.simulated == Some(true)).into(),
             status.map_or("".into(), |domain| domain_tree::total(domain.counted)),
         ]);
     }

@@ -10,7 +10,7 @@ use serde::Serialize;
 use super::ending::{OK, Trouble};
 use super::quantity::{energy_or_bound, mean_mw, power_or_bound, time};
 use super::reach::Reach;
-use super::report::{self, grade, state};
+use super::report::{self, state};
 use super::resolution::{TooShort, too_short};
 use super::since;
 use super::terminal::{Terminal, Tone, padded, padded_before, printable};
@@ -171,7 +171,7 @@ fn columns(opened: &str, energy: &str, power: &str, time: &str, grade: &str) -> 
         padded(energy, 20),
         padded(power, 18),
         padded_before(time, 8),
-        padded(grade, 10)
+        padded(grade, 21)
     )
 }
 
@@ -186,7 +186,7 @@ fn line(account: &Account, terminal: Terminal) -> String {
         &account.share_uj.map_or_else(unknown, |uj| energy_or_bound(uj, account.error_uj)),
         &account.mean_power_mw.map_or_else(unknown, |mw| power_or_bound(mw, error_mw)),
         &time(duration_ns),
-        account.grade.map_or("unknown", grade),
+        &account.grade.map_or_else(unknown, |grade| report::quality(grade, account.simulated == Some(true))),
     );
     let end = match account.state {
         State::Settled => String::new(),

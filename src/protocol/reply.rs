@@ -5,7 +5,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::confine::Confinement;
-use crate::energy::{Absent, Duplicate, Grade, Kind, Liveness};
+use crate::energy::{Absent, Duplicate, Grade, Kind, Liveness, REPLAY};
 use crate::ledger::account::{Account, Balance, Share};
 
 /// What a caller may do; each includes those before it.
@@ -85,6 +85,13 @@ pub struct DomainStatus {
     /// Over the last update intervals.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub power_mw: Option<u64>,
+}
+
+impl DomainStatus {
+    /// Whether its energy comes from a file and not from this machine's hardware.
+    pub fn is_simulated(&self) -> bool {
+        self.source == REPLAY
+    }
 }
 
 /// What [`GetInfo`](super::GetInfo) gives.
