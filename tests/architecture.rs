@@ -9,7 +9,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("energy", &[]),
     ("clock", &[]),
     ("escape", &[]),
-    ("journal", &[]),
+    ("journal", &["escape"]),
     ("notify", &["clock"]),
     ("activation_ffi", &[]),
     ("activation_elsewhere", &[]),
