@@ -9,6 +9,8 @@ use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixDatagram;
 use std::sync::OnceLock;
 
+use crate::escape::{visible, visible_lines};
+
 /// A kind of entry: found again by its id, whatever its words are (`journalctl MESSAGE_ID=...`).
 #[derive(Debug, PartialEq, Eq)]
 pub struct Event {
@@ -81,8 +83,10 @@ pub fn tell(entry: &Entry) {
     let place = PLACE.get_or_init(|| place(std::env::var("JOURNAL_STREAM").ok().as_deref()));
     let line = match place {
         Place::Journal(socket) if socket.send(&datagram(entry)).is_ok() => return,
-        Place::Journal(_) | Place::Prefixed => format!("<{}>{}\n", entry.event.priority, entry.message),
-        Place::Plain => format!("wattspand: {}\n", entry.message),
+        Place::Journal(_) | Place::Prefixed => {
+            format!("<{}>{}\n", entry.event.priority, visible(entry.message))
+        }
+        Place::Plain => format!("wattspand: {}\n", visible_lines(entry.message).replace('\n', "\n  ")),
     };
     // One write, so that lines of several threads do not mix. Where nobody can be told, nobody can be told that either.
     let _ = std::io::stderr().lock().write_all(line.as_bytes());

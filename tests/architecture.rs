@@ -9,7 +9,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("energy", &[]),
     ("clock", &[]),
     ("escape", &[]),
-    ("journal", &[]),
+    ("journal", &["escape"]),
     ("private_file", &[]),
     ("notify", &["clock"]),
     ("activation_ffi", &[]),

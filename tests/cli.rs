@@ -1116,6 +1116,15 @@ fn no_name_of_a_machine_or_a_command_reaches_a_terminal_with_a_hidden_character(
         let shown = text(&all).contains("u{202e}") || text(&all).contains("u202e");
         assert!(shown || text(&all).contains("has a control character"), "{words:?}: {}", text(&all));
     }
+    for words in [&["spans", "--state", &word][..], &[&word]] {
+        let output = bench.output(words);
+        assert_eq!(output.status.code(), Some(2), "{}", text(&output.stderr));
+        assert_shows_everything("a usage error", &output.stderr);
+    }
+    let mut daemon = Command::new(env!("CARGO_BIN_EXE_wattspand"));
+    let log = daemon.arg("--config").arg(format!("/nonexistent/{word}")).output().unwrap().stderr;
+    assert_shows_everything("the daemon's log", &log);
+    assert!(text(&log).contains("u{202e}"), "{}", text(&log));
     let file = bench.dir.path().join("report");
     bench.output(&["run", "-o", file.to_str().unwrap(), "--", "true", &word]);
     assert_shows_everything("a report in a file", &std::fs::read(file).unwrap());

@@ -113,7 +113,15 @@ pub enum Verb {
 
 /// The whole program.
 pub fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(wrong) if wrong.exit_code() != 0 => {
+            // Without clap's colours, since it repeats the wrong word as it is.
+            let _ = output::text_beside(&wrong.render().to_string());
+            return ExitCode::from(ending::USAGE);
+        }
+        Err(help) => help.exit(),
+    };
     match perform(arguments) {
         Ok(status) => ExitCode::from(status),
         Err(trouble) if trouble.is_closed_pipe() => ExitCode::from(ending::OK),
