@@ -226,3 +226,35 @@ fn an_edge_older_than_the_horizon_is_moved_to_it_and_says_so() {
     let share = account.share_uj.unwrap();
     assert!(share.abs_diff(2_500_000) <= account.error_uj.unwrap(), "{share}");
 }
+
+#[test]
+fn every_edge_that_is_moved_to_the_horizon_counts_in_what_the_account_says_was_moved() {
+    let truth = Truth::new(&[(1, 100_000)], MS, 0, 1);
+    let mut ledger = Ledger::new(vec![domain("package-0", Kind::Package, 1, None)], Settings::default());
+    let mut out = Vec::new();
+    let mut pass = |ledger: &mut Ledger, from: u64, to: u64| {
+        for now in (from..=to).step_by(MS as usize) {
+            ledger.feed(0, now - 100, now, &truth.reading(now));
+            ledger.settle(now, &mut out);
+        }
+        std::mem::take(&mut out)
+    };
+    pass(&mut ledger, MS, 500 * MS);
+    // The horizon is 10 ms: the opening moves by 40 ms, the weight by 55, the phase by 30, the close by 2.
+    let key = ledger.open(500 * MS, opening("late", 450 * MS, 1.0, None)).unwrap();
+    pass(&mut ledger, 501 * MS, 520 * MS);
+    ledger.set_weight(520 * MS, key, 2.0, 455 * MS).unwrap();
+    ledger.mark(520 * MS, key, "decode".into(), 480 * MS).unwrap();
+    assert_eq!(ledger.asked_ns(key), Some(450 * MS), "moves of other edges do not move the opening");
+    assert_eq!(ledger.account(520 * MS, key).unwrap().moved_ns, (40 + 55 + 30) * MS);
+    // In time: nothing is added.
+    ledger.set_weight(520 * MS, key, 1.0, 515 * MS).unwrap();
+    ledger.close(540 * MS, key, 528 * MS, BTreeMap::new(), false).unwrap();
+    let settled = pass(&mut ledger, 521 * MS, 600 * MS);
+    assert_eq!(settled[0].1.moved_ns, (40 + 55 + 30 + 2) * MS);
+    assert_eq!(settled[0].1.phases.last().unwrap().opened_ns, 510 * MS);
+    // An edge between the asked and the moved opening lies at the opening.
+    let key = ledger.open(600 * MS, opening("again", 550 * MS, 1.0, None)).unwrap();
+    ledger.set_weight(600 * MS, key, 2.0, 570 * MS).unwrap();
+    assert_eq!(ledger.account(600 * MS, key).unwrap().moved_ns, (40 + 20) * MS);
+}

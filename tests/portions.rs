@@ -278,3 +278,50 @@ fn a_subject_stays_as_long_as_a_span_refers_to_it() {
     assert!(!rig.ledger.refers_to(subject) && rig.ledger.dismiss(subject));
     assert!(!rig.ledger.has_subjects());
 }
+
+#[test]
+fn changes_of_weight_that_outlive_the_rows_count_as_those_that_do_not() {
+    // Again and again the process runs alone while its span has a hundredth of the domain, and not while it has half.
+    let mut rig = Rig::new(steady(), 1);
+    rig.look(&[0], 0);
+    let other = rig.open(0, 1.0);
+    let key = rig.open(0, 0.01);
+    for turn in 0..200 {
+        let runs = turn % 2 == 0;
+        for _ in 0..2 {
+            rig.wait(50);
+            rig.look(&[if runs { 50 * MS } else { 0 }], if runs { 0 } else { 50 * MS });
+        }
+        let now_ns = rig.now_ns;
+        rig.ledger.set_weight(now_ns, key, if runs { 1.0 } else { 0.01 }, now_ns).unwrap();
+    }
+    rig.close(key);
+    rig.close(other);
+    rig.wait(40);
+    let part = part_of(&rig.account(key), "package-0");
+    assert!((part - (0.01 / 1.01) / (0.01 / 1.01 + 0.5)).abs() < 0.005, "{part}");
+}
+
+#[test]
+fn so_many_changes_that_they_are_counted_together_split_as_their_mean() {
+    // The weight flips every millisecond; the process uses a quarter of the machine throughout.
+    let mut rig = Rig::new(steady(), 1);
+    rig.look(&[0], 0);
+    let key = rig.open(0, 1.0);
+    let other = rig.open(0, 1.0);
+    for turn in 0..8000_u64 {
+        rig.wait(1);
+        if turn % 100 == 99 {
+            rig.look(&[10 * MS], 30 * MS);
+        }
+        let now_ns = rig.now_ns;
+        rig.ledger.set_weight(now_ns, key, if turn % 2 == 0 { 3.0 } else { 1.0 }, now_ns).unwrap();
+    }
+    rig.close(key);
+    rig.close(other);
+    rig.wait(20);
+    rig.look(&[10 * MS], 30 * MS);
+    rig.wait(40);
+    let part = part_of(&rig.account(key), "package-0");
+    assert!((part - 0.25).abs() < 1e-3, "{part}");
+}

@@ -8,7 +8,7 @@ mod support;
 
 use caller::{GROUPS, User, answers};
 use serde_json::{Value, json};
-use support::{SLUGGISH, STEADY, TestClient, TestDaemon, message, refusal, until};
+use support::{SLUGGISH, STEADY, TestClient, TestDaemon, message, pass, refusal, until};
 
 /// Quotas that have no exact edge, and the test of `hostile_client` that holds each.
 const ELSEWHERE: &[(&str, &str)] = &[
@@ -17,7 +17,8 @@ const ELSEWHERE: &[(&str, &str)] = &[
 ];
 
 /// Quotas with a test of their own below.
-const BELOW: &[&str] = &["message_bytes", "connections", "remembered_accounts", "remembered_bytes"];
+const BELOW: &[&str] =
+    &["message_bytes", "connections", "remembered_accounts", "remembered_bytes", "weight_changes_per_span"];
 
 /// A quota of one user or of all: how it is set, and what reaches it.
 struct Row {
@@ -40,7 +41,48 @@ fn questions(many: usize) -> Vec<Value> {
     (0..many).map(|at| json!(["GetInfo", {}, at % 3])).collect()
 }
 
+/// A span of little text that takes much memory.
+fn pairs() -> Value {
+    let pairs: serde_json::Map<_, _> = (10..74).map(|at| (at.to_string(), json!("v"))).collect();
+    json!(["OpenSpan", { "attributes": pairs }])
+}
+
 const ROWS: &[Row] = &[
+    Row {
+        key: "span_memory_bytes_per_user",
+        limits: "span_memory_bytes_per_user = 8192",
+        group: Some("daemon"),
+        calls: || vec![json!(["OpenSpan", {}]), pairs()],
+        quota: "bytes of memory of one user's spans",
+        limit: 8192,
+    },
+    Row {
+        key: "span_memory_bytes",
+        limits: "span_memory_bytes = 65536",
+        group: None,
+        calls: || vec![pairs(), pairs(), pairs(), pairs()],
+        quota: "bytes of memory of all spans",
+        limit: 65_536,
+    },
+    Row {
+        key: "span_memory_bytes_per_user",
+        limits: "span_memory_bytes_per_user = 8192",
+        group: Some("daemon"),
+        calls: || vec![json!(["OpenSpan", { "span": "a" }]), json!(["CloseSpan", { "span": "a" }]), pairs()],
+        quota: "bytes of memory of one user's spans",
+        limit: 8192,
+    },
+    Row {
+        key: "phases_per_span",
+        limits: "phases_per_span = 2",
+        group: Some("daemon"),
+        calls: || {
+            let mark = |phase: &str| json!(["MarkPhase", { "span": "a", "phase": phase }]);
+            vec![json!(["OpenSpan", { "span": "a" }]), mark("p"), mark("q"), mark("r")]
+        },
+        quota: "phases of a span",
+        limit: 2,
+    },
     Row {
         key: "open_spans",
         limits: "open_spans = 3",
@@ -354,4 +396,59 @@ fn a_flood_of_calls_is_hung_up_on_and_the_others_are_served() {
     assert!(done == 10 && (40..50).contains(&refused), "{done} done, {refused} refused");
     let root = daemon.client().call("GetInfo", json!({}));
     assert_eq!(root["access"], "admin");
+}
+
+#[test]
+fn as_many_changes_of_weight_of_a_span_wait_for_a_counter_as_are_allowed() {
+    let limits = "patience_ms = 60000\n[limits]\nweight_changes_per_span = 3\n";
+    let daemon = TestDaemon::with(SLUGGISH, limits);
+    let mut client = daemon.client();
+    for span in ["a", "b"] {
+        client.open(span);
+        for weight in 1..=3 {
+            client.call("SetWeight", json!({ "span": span, "weight": weight }));
+        }
+        let told = client.refusal("SetWeight", json!({ "span": span, "weight": 4 }));
+        let quota = "unsettled weight changes of one span";
+        assert_eq!(told, ("QuotaExceeded".into(), json!({ "quota": quota, "limit": 3 })));
+        client.call("CloseSpan", json!({ "span": span }));
+    }
+}
+
+#[test]
+fn a_span_whose_weight_changed_often_is_asked_after_as_quickly_as_one_whose_weight_changed_once() {
+    const CHANGES: usize = 40_000;
+    let daemon = TestDaemon::on(STEADY);
+    let mut client = daemon.client();
+    for (span, changes) in [("few", 1), ("many", CHANGES)] {
+        client.open(span);
+        let mut done = 0;
+        while done < changes {
+            let weight = |at: usize| json!({ "span": span, "weight": at % 9 + 1 });
+            let batch = (changes - done).min(200);
+            let calls: Vec<u8> =
+                (0..batch).flat_map(|at| message("SetWeight", weight(done + at), &[])).collect();
+            assert!(client.send_raw(&calls));
+            let answers: Vec<Value> = (0..batch).map(|_| client.receive().unwrap()).collect();
+            // Too many wait for a counter: those are settled in a moment.
+            let taken = answers.iter().filter(|answer| answer.get("error").is_none()).count();
+            done += taken;
+            if taken < batch {
+                pass(2);
+            }
+        }
+    }
+    let mut took = [Vec::new(), Vec::new()];
+    for _ in 0..400 {
+        for (took, span) in took.iter_mut().zip(["few", "many"]) {
+            let begun = std::time::Instant::now();
+            client.call("GetSpan", json!({ "span": span }));
+            took.push(begun.elapsed());
+        }
+    }
+    let [few, many] = took.map(|mut took| {
+        took.sort_unstable();
+        took[took.len() / 2]
+    });
+    assert!(many < 3 * few, "{many:?} after {CHANGES} changes, {few:?} after one");
 }

@@ -254,6 +254,11 @@ impl Config {
         within("limits.connections_per_user", limits.connections_per_user as f64, 1.0, 100_000.0)?;
         within("limits.open_spans", limits.open_spans as f64, 1.0, 10_000_000.0)?;
         within("limits.open_spans_per_user", limits.open_spans_per_user as f64, 1.0, 10_000_000.0)?;
+        let memory = [limits.span_memory_bytes, limits.span_memory_bytes_per_user];
+        within("limits.span_memory_bytes", memory[0] as f64, f64::from(1 << 16), 1e12)?;
+        within("limits.span_memory_bytes_per_user", memory[1] as f64, 4096.0, 1e12)?;
+        within("limits.phases_per_span", limits.phases_per_span as f64, 0.0, 65_535.0)?;
+        within("limits.weight_changes_per_span", limits.weight_changes_per_span as f64, 1.0, 1e6)?;
         within("limits.unread_bytes", limits.unread_bytes as f64, 4096.0, f64::from(16 << 20))?;
         for (key, calls) in [
             ("limits.calls_per_s", limits.calls_per_s),

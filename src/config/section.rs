@@ -83,7 +83,7 @@ pub enum Sync {
 
 impl Default for Disk {
     fn default() -> Self {
-        Self { keep: true, days: 30.0, megabytes: 2000, waiting_megabytes: 32, sync: Sync::Normal }
+        Self { keep: true, days: 30.0, megabytes: 2000, waiting_megabytes: 16, sync: Sync::Normal }
     }
 }
 
@@ -103,6 +103,16 @@ pub struct Limits {
     pub open_spans_per_user: usize,
     /// Bytes of names and attributes of one user's open spans; likewise.
     pub notes_bytes_per_user: usize,
+    /// Estimated bytes of memory that all spans take until they are settled, all users together: texts, attributes,
+    /// phases, weights, what each domain keeps of them, and the allocator's overhead. A quarter is set aside for the
+    /// first 512th of each user.
+    pub span_memory_bytes: usize,
+    /// The same of one user; root and the daemon's own user have only three quarters of the total.
+    pub span_memory_bytes_per_user: usize,
+    /// Phases of one span.
+    pub phases_per_span: usize,
+    /// Changes of weight of one span that wait for a counter to move; settled ones are not counted.
+    pub weight_changes_per_span: usize,
     /// Streams (WatchSpans, WatchDomains) of one user; likewise.
     pub streams_per_user: usize,
     /// Calls a second of one user with span or telemetry access, all its connections on both doors together; likewise.
@@ -123,7 +133,7 @@ pub struct Limits {
     pub stall_s: f64,
     /// Settled accounts that `GetSpan` remembers, all users together.
     pub remembered_accounts: usize,
-    /// The bytes they may take.
+    /// Estimated bytes of memory that they may take.
     pub remembered_bytes: usize,
 }
 
@@ -136,6 +146,12 @@ impl Default for Limits {
             open_spans: 131_072,
             open_spans_per_user: 4096,
             notes_bytes_per_user: 16 << 20,
+            // With everything else at its limit the daemon stays under half of its unit's MemoryMax.
+            span_memory_bytes: 32 << 20,
+            span_memory_bytes_per_user: 8 << 20,
+            phases_per_span: 256,
+            // A proxy changes a weight 50 times a second; a counter that has stopped is waited for 2 s.
+            weight_changes_per_span: 1024,
             streams_per_user: 8,
             // Some 7 % of one CPU at the measured 300,000 calls a second (benches/socket.rs); a proxy that serves 128
             // answers at a time and weighs each anew 50 times a second needs a third of it.
@@ -149,7 +165,7 @@ impl Default for Limits {
             unread_bytes: 64 * 1024,
             stall_s: 30.0,
             remembered_accounts: 4096,
-            remembered_bytes: 16 << 20,
+            remembered_bytes: 8 << 20,
         }
     }
 }

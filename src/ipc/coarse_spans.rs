@@ -80,11 +80,16 @@ impl CoarseSpans {
         Ok(span.map_or(edge_ns, |span| edge_ns.max(span.opened_ns + GRID_NS)))
     }
 
-    /// The ledger has closed it at `closed_ns`, which was asked for at `at_ns`.
-    pub fn close(&mut self, key: SpanKey, at_ns: u64, closed_ns: u64) {
+    /// The ledger has put an edge of it at `at_ns`, which was asked for at `asked_ns`.
+    pub fn note_moved(&mut self, key: SpanKey, asked_ns: u64, at_ns: u64) {
         if let Some(span) = self.spans.get_mut(&key) {
-            span.moved_ns += closed_ns.abs_diff(at_ns);
+            span.moved_ns += at_ns.abs_diff(asked_ns);
         }
+    }
+
+    /// Gives memory back that many spans took.
+    pub fn shrink(&mut self) {
+        self.spans.shrink_to(2 * self.spans.len());
     }
 
     /// It is cancelled.

@@ -26,9 +26,6 @@ const MOST_AWAITED: usize = 4096;
 /// Most questions of one client that the disk may be asked at a time: an answer may be large.
 const MOST_ASKED: usize = 4;
 
-/// Longest turn of one client; a message that is being handled is finished.
-const TURN_NS: u64 = 1_000_000;
-
 /// Answers of a stream are gathered up to so many bytes before they are sent.
 const GATHERED: usize = 16 * 1024;
 
@@ -42,6 +39,10 @@ pub struct Connection {
     scanned: usize,
     pub(super) outbox: Outbox,
     asked: usize,
+    /// How long a turn may take; a message that is being handled is finished.
+    turn_ns: u64,
+    /// The number of its latest turn.
+    latest_turn: u64,
     pub(super) stream: Option<Stream>,
     /// So many answers are unread that no further message is heard.
     pub(super) stalled: bool,
@@ -69,6 +70,8 @@ impl Connection {
             scanned: 0,
             outbox: Outbox::default(),
             asked: 0,
+            turn_ns: 0,
+            latest_turn: 0,
             stream: None,
             stalled: false,
             yielded: false,
@@ -77,6 +80,16 @@ impl Connection {
             moved: false,
             stuck_since_ns: None,
         }
+    }
+
+    /// Its next turn has this number and may take so long.
+    pub fn begin_turn(&mut self, number: u64, turn_ns: u64) {
+        (self.latest_turn, self.turn_ns) = (number, turn_ns);
+    }
+
+    /// The number of its latest turn.
+    pub fn latest_turn(&self) -> u64 {
+        self.latest_turn
     }
 
     /// Which connection.
@@ -156,7 +169,7 @@ impl Connection {
     /// Handles the whole messages at the start of `bytes`; gives how many bytes they were.
     fn handle(&mut self, bytes: &[u8], service: &mut Service) -> usize {
         let mut used = 0;
-        let end_ns = service.now_ns() + TURN_NS;
+        let end_ns = service.now_ns() + self.turn_ns;
         loop {
             if self.deaf {
                 return bytes.len();

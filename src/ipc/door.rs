@@ -21,6 +21,7 @@ use super::identity::Identity;
 use super::readiness_ffi::Watched;
 use super::seat::Seats;
 use super::service::{Final, Service};
+use super::turns::Turns;
 use crate::protocol::{Access, Refusal};
 use crate::unix_socket as peer;
 
@@ -54,6 +55,9 @@ pub fn serve(service: Service, doors: Doors) -> io::Result<()> {
     door.farewell(&mut events)
 }
 
+/// Turns of clients between two looks at the sockets; at least one is taken.
+const TURNS_NS: u64 = 200_000;
+
 /// How often clients that make no progress are looked for.
 const SWEEP_NS: u64 = 500_000_000;
 
@@ -68,10 +72,21 @@ pub(super) struct Door {
     pub(super) audience: Audience,
     /// Places of those whose turn ended before their messages did.
     pub(super) yielded: Vec<usize>,
+    turns: Turns,
+    turn_number: u64,
     pub(super) scratch: Vec<u8>,
     pub(super) finals: Vec<Final>,
     pub(super) pump_at_ns: u64,
     pub(super) sweep_at_ns: u64,
+}
+
+/// A client that has something to say.
+struct Ready {
+    rank: (u64, u64),
+    place: usize,
+    uid: u32,
+    /// None where its last turn ended before its messages did.
+    event: Option<Event>,
 }
 
 impl Door {
@@ -94,6 +109,8 @@ impl Door {
             seats: Seats::default(),
             audience: Audience::default(),
             yielded: Vec::new(),
+            turns: Turns::default(),
+            turn_number: 0,
             scratch: vec![0; SCRATCH_BYTES],
             finals: Vec::new(),
             pump_at_ns: 0,
@@ -121,21 +138,16 @@ impl Door {
         events.clear();
         self.poller.wait(events, Some(sleep))?;
         let yielded = std::mem::take(&mut self.yielded);
+        let mut ready: Vec<Ready> = yielded.into_iter().filter_map(|place| self.ready(place, None)).collect();
         for event in events.iter() {
             match event.key {
                 LISTENER | ARRIVALS => self.admit(),
                 STOP => self.stopping = true,
                 RELOAD => self.reload(),
-                key => self.serve_one(key - FIRST_CONNECTION, &event),
+                key => ready.extend(self.ready(key - FIRST_CONNECTION, Some(event))),
             }
         }
-        for place in yielded {
-            if let Some(connection) = self.seats.at(place) {
-                let watched = connection.stream().is_some();
-                let fate = connection.resume(&mut self.service);
-                self.after_turn(place, watched, fate);
-            }
-        }
+        self.take_turns(ready);
         if self.service.take_renewed() {
             self.renew();
         }
@@ -149,6 +161,41 @@ impl Door {
             self.sweep(now_ns);
         }
         self.gate.as_mut().map_or(Ok(()), |gate| gate.resume(now_ns))
+    }
+
+    fn ready(&mut self, place: usize, event: Option<Event>) -> Option<Ready> {
+        let connection = self.seats.at(place)?;
+        let uid = connection.peer().uid;
+        Some(Ready { rank: (self.turns.rank(uid), connection.latest_turn()), place, uid, event })
+    }
+
+    /// Turns of those who have something to say, the users first that have used least. Who has to wait is ready again at
+    /// the next look, since readiness is level-triggered.
+    fn take_turns(&mut self, mut ready: Vec<Ready>) {
+        ready.sort_by_key(|ready| ready.rank);
+        let mut now_ns = self.service.now_ns();
+        // What was said before the end is heard whole.
+        let end_ns = if self.stopping { u64::MAX } else { now_ns + TURNS_NS };
+        for (number, Ready { place, uid, event, .. }) in ready.into_iter().enumerate() {
+            if number > 0 && now_ns >= end_ns {
+                if event.is_none() {
+                    self.yielded.push(place);
+                }
+                continue;
+            }
+            let Some(connection) = self.seats.at(place) else { continue };
+            self.turn_number += 1;
+            connection.begin_turn(self.turn_number, self.turns.length_ns(now_ns));
+            let watched = connection.stream().is_some();
+            let fate = match event {
+                Some(event) => connection.ready(&event, &mut self.scratch, &mut self.service),
+                None => connection.resume(&mut self.service),
+            };
+            self.after_turn(place, watched, fate);
+            let ended_ns = self.service.now_ns();
+            self.turns.charge(uid, ended_ns - now_ns, ended_ns);
+            now_ns = ended_ns;
+        }
     }
 
     fn wake_at_ns(&self) -> u64 {
@@ -201,13 +248,6 @@ impl Door {
             let socket = Watched::new(poller, stream, Event::readable(key))?;
             Ok(Connection::new(socket, key, id, Identity { peer, credentials, origin }))
         })
-    }
-
-    fn serve_one(&mut self, place: usize, event: &Event) {
-        let Some(connection) = self.seats.at(place) else { return };
-        let watched = connection.stream().is_some();
-        let fate = connection.ready(event, &mut self.scratch, &mut self.service);
-        self.after_turn(place, watched, fate);
     }
 
     /// What a client's turn means for the next ones.

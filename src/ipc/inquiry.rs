@@ -5,11 +5,10 @@
 use super::access::Peer;
 use super::coarse;
 use super::recall::{Known, MAX_LIST_BYTES};
-use super::register::footprint;
 use super::service::{Caller, Closed, Service};
 use crate::energy::Domain;
-use crate::ledger::SpanKey;
 use crate::ledger::account::{Account, State};
+use crate::ledger::{SpanKey, footprint};
 use crate::protocol::{
     Access, Balances, DomainStatus, DomainTick, Info, ListSpans, ReadWindow, Refusal, SpanAccounts, Window,
 };
@@ -145,7 +144,7 @@ impl Service {
         let so_far = |(_, span, key): (u64, &str, SpanKey)| self.so_far(now_ns, span, Known::Held(key)).ok();
         let fits = spans.into_iter().filter_map(so_far).filter(|account| filter.takes(account));
         let within = fits.scan(0, |bytes, account| {
-            *bytes += footprint(&account);
+            *bytes += footprint::account(&account);
             (*bytes <= MAX_LIST_BYTES).then_some(account)
         });
         let mut accounts: Vec<Account> = within.take(limit).collect();

@@ -12,21 +12,24 @@ use super::history::Asked;
 use super::service::{Final, Service};
 use super::ticket::Ticket;
 use crate::ledger::account::{Account, State};
+use crate::ledger::footprint;
 use crate::protocol;
 use crate::store::Store;
 
 /// A disk that takes longer than this over a commit or an answer fails, as far as those are concerned who wait for it.
 const PATIENCE_NS: u64 = 2_000_000_000;
 
-/// More than so many who wait: the disk does not keep up.
-const MOST_PENDING: usize = 65_536;
+/// More than so many bytes of accounts that wait for their commit: the disk does not keep up.
+const MOST_PENDING_BYTES: usize = 8 << 20;
 
 /// Spans that are open for longer are journalled, each about once in this time.
 const JOURNAL_NS: u64 = 1_000_000_000;
 
-/// How many of the ledger's slots one step of the journal looks at, and how long it is to the next.
-const JOURNAL_SLOTS: usize = 512;
-const JOURNAL_STEP_NS: u64 = 20_000_000;
+/// How many of the ledger's slots the journal looks at before it looks at the time, how long one step takes, and how long
+/// it is to the next: large spans are journalled less often, so that nobody waits for them.
+const JOURNAL_SLOTS: usize = 4;
+const JOURNAL_STEP_NS: u64 = 200_000;
+const JOURNAL_PAUSE_NS: u64 = 5_000_000;
 
 /// How long the end of the daemon waits for the disk.
 const FAREWELL: Duration = Duration::from_secs(2);
@@ -36,6 +39,8 @@ pub(super) struct Keeping {
     pub(super) store: Store,
     tell: fn(&str),
     pending: VecDeque<Pending>,
+    /// Memory of the accounts in `pending`, by estimate.
+    pending_bytes: usize,
     /// By number, so the oldest first.
     pub(super) asked: BTreeMap<u64, Asked>,
     pub(super) questions: u64,
@@ -51,6 +56,7 @@ pub(super) struct Keeping {
 struct Pending {
     number: u64,
     account: Arc<Account>,
+    bytes: usize,
     ticket: Option<Ticket>,
     since_ns: u64,
 }
@@ -78,7 +84,7 @@ impl Keeping {
             }
         }
         let waits_ns = self.waits_since_ns().map_or(0, |since_ns| now_ns.saturating_sub(since_ns));
-        let slow = waits_ns > PATIENCE_NS || self.pending.len() > MOST_PENDING;
+        let slow = waits_ns > PATIENCE_NS || self.pending_bytes > MOST_PENDING_BYTES;
         if slow && !self.stalled && !self.store.is_failing() {
             self.stalled = true;
             (self.tell)(
@@ -95,6 +101,7 @@ impl Service {
             store,
             tell,
             pending: VecDeque::new(),
+            pending_bytes: 0,
             asked: BTreeMap::new(),
             questions: 0,
             journal_at_ns: self.clock.now_ns() + JOURNAL_NS,
@@ -127,7 +134,10 @@ impl Service {
         let Some(keeping) = &mut self.keeping else {
             let account = Arc::new(account);
             let ticket = self.register.settle(&account, None).ticket;
-            return self.finals.push(Final { account, ticket });
+            if ticket.is_some() || self.listened {
+                self.finals.push(Final { account, ticket });
+            }
+            return;
         };
         // Shown to nobody before it is so.
         account.durable = Some(true);
@@ -137,9 +147,13 @@ impl Service {
         let (ticket, wanted) = (left.ticket, left.ticket.is_some() || self.listened);
         if !keeping.store.keep(&account, left.journalled.map(|key| key.0), wanted) {
             self.register.note_not_kept(&account);
-            self.finals.push(Final { account: Arc::new(not_durable(&account)), ticket });
+            if wanted {
+                self.finals.push(Final { account: Arc::new(not_durable(&account)), ticket });
+            }
         } else if wanted {
-            keeping.pending.push_back(Pending { number, account, ticket, since_ns: now_ns });
+            let bytes = footprint::account(&account);
+            keeping.pending_bytes += bytes;
+            keeping.pending.push_back(Pending { number, account, bytes, ticket, since_ns: now_ns });
         }
     }
 
@@ -157,7 +171,8 @@ impl Service {
             if !kept && !failing {
                 break;
             }
-            let Some(Pending { account, ticket, .. }) = keeping.pending.pop_front() else { break };
+            let Some(Pending { account, bytes, ticket, .. }) = keeping.pending.pop_front() else { break };
+            keeping.pending_bytes -= bytes;
             let account = if kept { account } else { Arc::new(not_durable(&account)) };
             self.finals.push(Final { account, ticket });
         }
@@ -167,29 +182,40 @@ impl Service {
         self.journal(now_ns);
     }
 
+    /// Memory of accounts that wait for the disk, by estimate.
+    pub(super) fn bytes_for_disk(&self) -> usize {
+        self.keeping.as_ref().map_or(0, |keeping| keeping.pending_bytes + keeping.store.waiting_bytes())
+    }
+
     /// When the disk will have been silent for too long, if somebody waits for it.
     pub(super) fn disk_due_ns(&self) -> Option<u64> {
         self.keeping.as_ref()?.waits_since_ns().map(|since_ns| since_ns + PATIENCE_NS + 1)
     }
 
     fn journal(&mut self, now_ns: u64) {
-        let Self { keeping: Some(keeping), ledger, register, .. } = self else { return };
+        let Self { keeping: Some(keeping), ledger, register, clock, .. } = self else { return };
         if now_ns < keeping.journal_at_ns {
             return;
         }
         let mut noted = Vec::new();
         let opened_by_ns = now_ns.saturating_sub(JOURNAL_NS);
         let store = &mut keeping.store;
-        let next =
-            ledger.survey(keeping.journal_slot, JOURNAL_SLOTS, now_ns, opened_by_ns, |key, account| {
+        let end_ns = now_ns + JOURNAL_STEP_NS;
+        let mut next = Some(keeping.journal_slot);
+        while let Some(slot) = next {
+            next = ledger.survey(slot, JOURNAL_SLOTS, now_ns, opened_by_ns, |key, account| {
                 let account = interrupted(account, now_ns);
                 if store.journal(key.0, &account) {
                     noted.push((account.uid, account.span));
                 }
             });
+            if clock.now_ns() >= end_ns {
+                break;
+            }
+        }
         keeping.store.flush();
         keeping.journal_slot = next.unwrap_or(0);
-        keeping.journal_at_ns = now_ns + if next.is_some() { JOURNAL_STEP_NS } else { JOURNAL_NS };
+        keeping.journal_at_ns = now_ns + if next.is_some() { JOURNAL_PAUSE_NS } else { JOURNAL_NS };
         noted.iter().for_each(|(uid, span)| register.note_journalled(*uid, span));
     }
 
@@ -229,6 +255,7 @@ impl Service {
     pub(super) fn give_up_disk(&mut self) -> Vec<(Ticket, Account)> {
         let Some(keeping) = &mut self.keeping else { return Vec::new() };
         let given_up = |pending: Pending| Some((pending.ticket?, not_durable(&pending.account)));
+        keeping.pending_bytes = 0;
         keeping.pending.drain(..).filter_map(given_up).collect()
     }
 
@@ -257,7 +284,7 @@ impl Service {
         }
         let mut from = Some(0);
         while let Some(slot) = from {
-            from = ledger.survey(slot, JOURNAL_SLOTS, now_ns, u64::MAX, |key, account| {
+            from = ledger.survey(slot, usize::MAX, now_ns, u64::MAX, |key, account| {
                 store.keep(&interrupted(account, now_ns), Some(key.0), false);
             });
         }

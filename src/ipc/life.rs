@@ -6,12 +6,12 @@
 use std::collections::BTreeMap;
 
 use super::access::Peer;
-use super::register::Open;
+use super::register::{Open, Size};
 use super::service::{Caller, Closed, Service};
 use super::ticket::ConnectionId;
 use super::{coarse, notes};
 use crate::clock;
-use crate::ledger::{Opening, Refused, SpanKey};
+use crate::ledger::{Opening, Refused, SpanKey, footprint};
 use crate::protocol::{Access, CloseSpan, MarkPhase, OpenSpan, OpenedSpan, Refusal, SetWeight};
 
 impl Service {
@@ -32,9 +32,9 @@ impl Service {
         let name = call.name.take().unwrap_or_default();
         notes::check_text("name", &name, notes::NAME_BYTES)?;
         let attributes = call.attributes.take().unwrap_or_default();
-        let pairs = attributes.len();
-        let noted = notes::check_attributes(&attributes, 0)? + name.len();
-        self.register.check_room(&caller.peer, &span, noted)?;
+        notes::check_attributes(&attributes, 0)?;
+        let size = self.register.size_of(&span, &name, &attributes, coarse);
+        self.register.check_room(&caller.peer, &span, size)?;
         let subject = self.subject_of(caller, &call)?;
         let opening = Opening {
             span: span.clone(),
@@ -48,7 +48,7 @@ impl Service {
             subject,
         };
         let key = self.ledger.open(now_ns, opening).map_err(|refused| refusal(refused, &span, at_ns))?;
-        self.register.enter(caller.peer.uid, &span, key, caller.ticket.connection, (noted, pairs));
+        self.register.enter(caller.peer.uid, &span, key, caller.ticket.connection, size);
         if coarse {
             self.coarse.enter(key, asked_ns, at_ns);
         }
@@ -63,11 +63,11 @@ impl Service {
         notes::check_word("phase", &call.phase, notes::PHASE_BYTES)?;
         let asked_ns = self.edge_of_open(open.key, call.at_ns, now_ns)?;
         let at_ns = self.coarse.edge_ns(open.key, asked_ns, now_ns)?;
-        let bytes = call.phase.len();
-        self.register.check_phase(peer, &open, bytes)?;
+        let size = self.register.check_phase(peer, &open, &call.phase)?;
         let marked = self.ledger.mark(now_ns, open.key, call.phase, at_ns);
         marked.map_err(|refused| refusal(refused, &call.span, at_ns))?;
-        self.register.note_phase(peer.uid, &call.span, bytes);
+        self.coarse.note_moved(open.key, asked_ns, at_ns);
+        self.register.note_phase(peer.uid, &call.span, size);
         Ok(())
     }
 
@@ -80,8 +80,14 @@ impl Service {
         }
         let asked_ns = self.edge_of_open(open.key, call.at_ns, now_ns)?;
         let at_ns = self.coarse.edge_ns(open.key, asked_ns, now_ns)?;
+        let size = self.register.check_weight(peer, &open)?;
         let set = self.ledger.set_weight(now_ns, open.key, call.weight, at_ns);
-        set.map_err(|refused| refusal(refused, &call.span, at_ns))
+        set.map_err(|refused| refusal(refused, &call.span, at_ns))?;
+        self.coarse.note_moved(open.key, asked_ns, at_ns);
+        if size != Size::default() {
+            self.register.note_weight(peer.uid, &call.span, size);
+        }
+        Ok(())
     }
 
     /// CloseSpan.
@@ -92,12 +98,16 @@ impl Service {
         let asked_ns = self.edge_of_open(open.key, call.at_ns, now_ns)?;
         let at_ns = self.coarse.close_ns(open.key, asked_ns, now_ns)?;
         let attributes = call.attributes.unwrap_or_default();
-        let bytes = notes::check_attributes(&attributes, open.pairs())?;
-        self.register.check_notes_of(peer, bytes)?;
+        let noted = notes::check_attributes(&attributes, open.pairs())?;
+        let held = footprint::attributes(&attributes);
+        let more = Size { noted, pairs: attributes.len(), held };
+        if !attributes.is_empty() {
+            self.register.check_growth(peer, more)?;
+        }
         let closed = self.ledger.close(now_ns, open.key, at_ns, attributes, false);
         closed.map_err(|refused| refusal(refused, &call.span, at_ns))?;
-        self.coarse.close(open.key, asked_ns, at_ns);
-        self.register.close(peer.uid, &call.span, bytes, wait.then_some(caller.ticket));
+        self.coarse.note_moved(open.key, asked_ns, at_ns);
+        self.register.close(peer.uid, &call.span, more, wait.then_some(caller.ticket));
         if wait {
             return Ok(Closed::Awaited);
         }
@@ -127,7 +137,7 @@ impl Service {
             let at_ns = self.coarse.close_ns(key, asked_ns, now_ns).unwrap_or(asked_ns);
             // The register has the span open, so the ledger has; and the ledger takes an abandoned close at any instant.
             let _ = self.ledger.close(now_ns, key, at_ns, BTreeMap::new(), true);
-            self.coarse.close(key, asked_ns, at_ns);
+            self.coarse.note_moved(key, asked_ns, at_ns);
         }
     }
 

@@ -49,7 +49,18 @@ mod subject;
 mod ticket;
 mod token;
 mod told;
+mod turns;
 mod upkeep;
+
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+mod malloc_trim_ffi;
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+use malloc_trim_ffi as allocator;
+
+#[cfg(not(all(target_os = "linux", target_env = "gnu")))]
+mod allocator_unsupported;
+#[cfg(not(all(target_os = "linux", target_env = "gnu")))]
+use allocator_unsupported as allocator;
 
 #[cfg(target_os = "macos")]
 #[path = "launchd_linked_ffi.rs"]

@@ -16,9 +16,6 @@ pub const NAME_BYTES: usize = 256;
 /// Longest name of a phase, in bytes.
 pub const PHASE_BYTES: usize = 128;
 
-/// Most phases of one span.
-pub const PHASES: u16 = 256;
-
 /// Most attributes of one span.
 pub const PAIRS: usize = 64;
 

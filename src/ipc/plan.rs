@@ -66,6 +66,7 @@ impl Plan {
             horizon_ns: nanoseconds(config.horizon_ms * 1e6),
             patience_ns: nanoseconds(config.patience_ms * 1e6),
             max_open: config.limits.open_spans,
+            max_changes: config.limits.weight_changes_per_span as u64,
             idle_mw: config.idle_w.iter().map(|(name, watts)| (name.clone(), milliwatts(*watts))).collect(),
             ..ledger::Settings::default()
         };

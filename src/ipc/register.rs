@@ -10,10 +10,10 @@ use std::sync::Arc;
 use crate::config::Limits;
 use crate::ledger::SpanKey;
 use crate::ledger::account::Account;
+use crate::ledger::footprint::{self, Footprint};
 use crate::protocol::Refusal;
 
 use super::access::Peer;
-use super::notes;
 use super::ticket::{ConnectionId, Ticket};
 
 /// A span that is open.
@@ -22,17 +22,28 @@ pub struct Open {
     /// Its place in the ledger.
     pub key: SpanKey,
     owner: ConnectionId,
-    noted: u32,
-    pairs: u16,
-    phases: u16,
+    size: Size,
+    phases: u32,
+    weighed: bool,
     journalled: bool,
+}
+
+/// How large a span is, or becomes by what is added to it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Size {
+    /// Bytes of its texts.
+    pub noted: usize,
+    /// Its attributes.
+    pub pairs: usize,
+    /// Bytes of memory that it takes, by estimate.
+    pub held: usize,
 }
 
 #[derive(Debug)]
 pub(super) enum Entry {
     Open(Open),
     // Its own name again, so that settling needs one look-up.
-    Closing { key: SpanKey, span: Arc<str>, noted: u32, ticket: Option<Ticket>, journalled: bool },
+    Closing { key: SpanKey, span: Arc<str>, size: Size, ticket: Option<Ticket>, journalled: bool },
     // Its number in the store; none where nothing is kept, or it was not taken.
     Settled { account: Arc<Account>, bytes: usize, kept: Option<u64> },
 }
@@ -51,6 +62,7 @@ pub(super) struct User {
     pub(super) spans: HashMap<Arc<str>, Entry>,
     open: usize,
     noted: usize,
+    held: usize,
     pub(super) remembered: VecDeque<Arc<str>>,
     remembered_bytes: usize,
 }
@@ -67,51 +79,109 @@ pub struct Register {
     remembered: usize,
     remembered_bytes: usize,
     waiting: usize,
+    footprint: Footprint,
+    /// Bytes of memory that the spans of all users take, and of them those beyond each user's guaranteed part.
+    held: usize,
+    shared: usize,
 }
 
 impl Register {
-    /// An empty table with these bounds.
-    pub fn new(limits: Limits) -> Self {
-        let (users, owned) = (BTreeMap::new(), BTreeMap::new());
-        Self { limits, users, owned, remembered: 0, remembered_bytes: 0, waiting: 0 }
+    /// An empty table with these bounds, for a ledger over so many domains.
+    pub fn new(limits: Limits, domains: usize) -> Self {
+        Self {
+            limits,
+            users: BTreeMap::new(),
+            owned: BTreeMap::new(),
+            remembered: 0,
+            remembered_bytes: 0,
+            waiting: 0,
+            footprint: Footprint::new(domains),
+            held: 0,
+            shared: 0,
+        }
+    }
+
+    /// Spans that are opened from now on are held over so many domains.
+    pub fn set_domains(&mut self, domains: usize) {
+        self.footprint = Footprint::new(domains);
     }
 
     /// Other bounds from now on; what is above them goes as it settles or is forgotten.
     pub fn set_limits(&mut self, limits: Limits) {
         self.limits = limits;
+        let guaranteed = self.guaranteed();
+        self.shared = self.users.values().map(|user| user.held.saturating_sub(guaranteed)).sum();
     }
 
-    /// Whether this peer may open a span of this name with notes of `noted` bytes.
-    pub fn check_room(&self, peer: &Peer, span: &str, noted: usize) -> Result<(), Refusal> {
-        let Some(user) = self.users.get(&peer.uid) else { return Ok(()) };
-        if user.spans.contains_key(span) {
-            return Err(Refusal::SpanExists { span: span.to_owned() });
-        }
-        if !peer.unlimited && user.open >= self.limits.open_spans_per_user {
-            return Err(full("open spans", self.limits.open_spans_per_user));
-        }
-        self.check_notes(peer, user, noted)
+    /// What a span of this name would take, with these notes; `withheld`: its account is kept back for a while.
+    pub fn size_of(
+        &self,
+        span: &str,
+        name: &str,
+        attributes: &BTreeMap<String, String>,
+        withheld: bool,
+    ) -> Size {
+        /// An entry under its name in a user's table and in a connection's set, both up to twice as large as they need.
+        const ENTRY_BYTES: usize = 2 * (size_of::<(Arc<str>, Entry)>() + size_of::<Arc<str>>() + 2);
+        let texts: usize = attributes.iter().map(|(key, value)| key.len() + value.len()).sum();
+        let in_ledger = self.footprint.span(span, name) * if withheld { 2 } else { 1 };
+        let held = in_ledger
+            + footprint::attributes(attributes)
+            + ENTRY_BYTES
+            + footprint::allocation(16 + span.len());
+        Size { noted: texts + name.len(), pairs: attributes.len(), held }
     }
 
-    fn check_notes(&self, peer: &Peer, user: &User, noted: usize) -> Result<(), Refusal> {
-        if !peer.unlimited && user.noted + noted > self.limits.notes_bytes_per_user {
-            return Err(full("bytes of notes on spans", self.limits.notes_bytes_per_user));
+    /// Whether this peer may open a span of this name and size.
+    pub fn check_room(&self, peer: &Peer, span: &str, size: Size) -> Result<(), Refusal> {
+        if let Some(user) = self.users.get(&peer.uid) {
+            if user.spans.contains_key(span) {
+                return Err(Refusal::SpanExists { span: span.to_owned() });
+            }
+            if !peer.unlimited && user.open >= self.limits.open_spans_per_user {
+                return Err(full("open spans", self.limits.open_spans_per_user));
+            }
+        }
+        self.check_growth(peer, size)
+    }
+
+    /// Whether a peer's spans may grow by so much.
+    pub fn check_growth(&self, peer: &Peer, size: Size) -> Result<(), Refusal> {
+        let (limits, user) = (&self.limits, self.users.get(&peer.uid));
+        let (noted, held) = user.map_or((0, 0), |user| (user.noted, user.held));
+        if !peer.unlimited && noted + size.noted > limits.notes_bytes_per_user {
+            return Err(full("bytes of notes on spans", limits.notes_bytes_per_user));
+        }
+        if !peer.unlimited && held + size.held > limits.span_memory_bytes_per_user {
+            return Err(full("bytes of memory of one user's spans", limits.span_memory_bytes_per_user));
+        }
+        // The last quarter is for guaranteed parts, so that those who take all they can leave room for others.
+        let beyond = (held + size.held).saturating_sub(self.guaranteed().max(held));
+        let total = limits.span_memory_bytes;
+        if self.held + size.held > total || (beyond > 0 && self.shared + beyond > total / 4 * 3) {
+            return Err(full("bytes of memory of all spans", total));
         }
         Ok(())
     }
 
+    /// Bytes of memory that each user has beside what all share.
+    fn guaranteed(&self) -> usize {
+        self.limits.span_memory_bytes / 512
+    }
+
+    /// Bytes of memory that all spans take, by estimate.
+    pub fn held(&self) -> usize {
+        self.held
+    }
+
     /// Enters a span that the ledger has opened.
-    pub fn enter(&mut self, uid: u32, span: &str, key: SpanKey, owner: ConnectionId, size: (usize, usize)) {
-        let (noted, pairs) = size;
+    pub fn enter(&mut self, uid: u32, span: &str, key: SpanKey, owner: ConnectionId, size: Size) {
         let user = self.users.entry(uid).or_default();
         let span: Arc<str> = span.into();
-        let (noted, pairs) = (noted.min(u32::MAX as usize) as u32, pairs.min(notes::PAIRS) as u16);
-        user.spans.insert(
-            Arc::clone(&span),
-            Entry::Open(Open { key, owner, noted, pairs, phases: 0, journalled: false }),
-        );
+        let open = Open { key, owner, size, phases: 0, weighed: false, journalled: false };
+        user.spans.insert(Arc::clone(&span), Entry::Open(open));
         user.open += 1;
-        user.noted += noted as usize;
+        self.grow(uid, size);
         self.owned.entry(owner).or_insert_with(|| (uid, HashSet::new())).1.insert(span);
     }
 
@@ -124,40 +194,118 @@ impl Register {
         }
     }
 
-    /// Whether this peer may add `bytes` of notes to a span it has.
-    pub fn check_notes_of(&self, peer: &Peer, bytes: usize) -> Result<(), Refusal> {
-        self.users.get(&peer.uid).map_or(Ok(()), |user| self.check_notes(peer, user, bytes))
-    }
-
-    /// Whether there is room for one more phase of `bytes` on an open span.
-    pub fn check_phase(&self, peer: &Peer, open: &Open, bytes: usize) -> Result<(), Refusal> {
-        if open.phases >= notes::PHASES {
-            return Err(full("phases of a span", usize::from(notes::PHASES)));
+    /// What one more phase of an open span adds to it.
+    ///
+    /// # Errors
+    /// There is no room for it.
+    pub fn check_phase(&self, peer: &Peer, open: &Open, phase: &str) -> Result<Size, Refusal> {
+        let limit = self.limits.phases_per_span;
+        if open.phases as usize >= limit {
+            return Err(full("phases of a span", limit));
         }
-        self.check_notes_of(peer, bytes)
+        let held = self.footprint.phase(phase) + self.story_of(open);
+        let size = Size { noted: phase.len(), pairs: 0, held };
+        self.check_growth(peer, size).map(|()| size)
     }
 
-    /// An open span has one more phase, of `bytes`.
-    pub fn note_phase(&mut self, uid: u32, span: &str, bytes: usize) {
-        let Some(user) = self.users.get_mut(&uid) else { return };
-        if let Some(Entry::Open(open)) = user.spans.get_mut(span) {
-            open.phases += 1;
-            open.noted += bytes as u32;
-            user.noted += bytes;
+    /// What a change of weight adds to an open span: the first one only.
+    ///
+    /// # Errors
+    /// There is no room for it.
+    pub fn check_weight(&self, peer: &Peer, open: &Open) -> Result<Size, Refusal> {
+        if open.weighed {
+            return Ok(Size::default());
+        }
+        let size = Size { held: self.footprint.weights() + self.story_of(open), ..Size::default() };
+        self.check_growth(peer, size).map(|()| size)
+    }
+
+    fn story_of(&self, open: &Open) -> usize {
+        if open.phases == 0 && !open.weighed { self.footprint.story() } else { 0 }
+    }
+
+    /// An open span has one more phase, of this size.
+    pub fn note_phase(&mut self, uid: u32, span: &str, size: Size) {
+        self.note(uid, span, size, |open| open.phases += 1);
+    }
+
+    /// An open span has its first change of weight, of this size.
+    pub fn note_weight(&mut self, uid: u32, span: &str, size: Size) {
+        self.note(uid, span, size, |open| open.weighed = true);
+    }
+
+    fn note(&mut self, uid: u32, span: &str, size: Size, change: impl FnOnce(&mut Open)) {
+        let entry = self.users.get_mut(&uid).and_then(|user| user.spans.get_mut(span));
+        if let Some(Entry::Open(open)) = entry {
+            change(open);
+            open.size.add(size);
+            self.grow(uid, size);
         }
     }
 
-    /// An open span is closed in the ledger with `bytes` more of notes, and `ticket` waits for its final account.
-    pub fn close(&mut self, uid: u32, span: &str, bytes: usize, ticket: Option<Ticket>) {
+    /// A user's spans have become larger.
+    fn grow(&mut self, uid: u32, size: Size) {
+        let guaranteed = self.guaranteed();
+        if let Some(user) = self.users.get_mut(&uid) {
+            let beyond = user.held.saturating_sub(guaranteed);
+            user.noted += size.noted;
+            user.held += size.held;
+            self.held += size.held;
+            self.shared += user.held.saturating_sub(guaranteed) - beyond;
+        }
+    }
+
+    /// A span of this size has left the ledger.
+    fn shed(&mut self, uid: u32, size: Size) {
+        let guaranteed = self.guaranteed();
+        if let Some(user) = self.users.get_mut(&uid) {
+            let beyond = user.held.saturating_sub(guaranteed);
+            user.noted -= size.noted;
+            user.held -= size.held;
+            self.held -= size.held;
+            self.shared -= beyond - user.held.saturating_sub(guaranteed);
+        }
+    }
+
+    /// Copies the remembered accounts next to each other. They were made while spans lay between them, and each would keep a
+    /// page of what those took.
+    pub fn compact(&mut self) {
+        let entries = self.users.values_mut().flat_map(|user| user.spans.values_mut());
+        let mut accounts: Vec<&mut Arc<Account>> = entries
+            .filter_map(|entry| match entry {
+                Entry::Settled { account, .. } => Some(account),
+                _ => None,
+            })
+            .collect();
+        // All are copied before the first is freed: else each copy would take the place of the one before.
+        let copies: Vec<Arc<Account>> =
+            accounts.iter().map(|account| Arc::new(Account::clone(account))).collect();
+        for (account, copy) in accounts.iter_mut().zip(copies) {
+            **account = copy;
+        }
+    }
+
+    /// Gives memory back that many spans took, once they are gone.
+    pub fn shrink(&mut self) {
+        for user in self.users.values_mut() {
+            user.spans.shrink_to(2 * user.spans.len());
+            user.remembered.shrink_to(2 * user.remembered.len());
+        }
+        self.owned.values_mut().for_each(|(_, spans)| spans.shrink_to(2 * spans.len()));
+    }
+
+    /// An open span is closed in the ledger with so much more of notes, and `ticket` waits for its final account.
+    pub fn close(&mut self, uid: u32, span: &str, more: Size, ticket: Option<Ticket>) {
         let Some(user) = self.users.get_mut(&uid) else { return };
         let Some(entry) = user.spans.get_mut(span) else { return };
         if let Entry::Open(open) = *entry {
             let span = disown(&mut self.owned, open.owner, span).unwrap_or_else(|| span.into());
-            let (noted, journalled) = (open.noted + bytes as u32, open.journalled);
-            *entry = Entry::Closing { key: open.key, span, noted, ticket, journalled };
+            let (mut size, journalled) = (open.size, open.journalled);
+            size.add(more);
+            *entry = Entry::Closing { key: open.key, span, size, ticket, journalled };
             user.open -= 1;
-            user.noted += bytes;
             self.waiting += usize::from(ticket.is_some());
+            self.grow(uid, more);
         }
     }
 
@@ -166,7 +314,7 @@ impl Register {
         let user = self.users.get_mut(&uid)?;
         let Some(Entry::Open(open)) = user.spans.remove(span) else { return None };
         user.open -= 1;
-        user.noted -= open.noted as usize;
+        self.shed(uid, open.size);
         disown(&mut self.owned, open.owner, span);
         self.leave(uid);
         open.journalled.then_some(open.key)
@@ -194,7 +342,7 @@ impl Register {
         let Some((uid, spans)) = self.owned.remove(&connection) else { return Vec::new() };
         let keys = spans.iter().filter_map(|span| self.open(uid, span).ok()).map(|open| open.key).collect();
         for span in spans {
-            self.close(uid, &span, 0, None);
+            self.close(uid, &span, Size::default(), None);
         }
         keys
     }
@@ -203,11 +351,11 @@ impl Register {
     pub fn settle(&mut self, account: &Arc<Account>, kept: Option<u64>) -> Left {
         let Some(user) = self.users.get_mut(&account.uid) else { return Left::default() };
         let Some(entry) = user.spans.get_mut(account.span.as_str()) else { return Left::default() };
-        let bytes = footprint(account);
+        let bytes = footprint::account(account);
         let settled = Entry::Settled { account: Arc::clone(account), bytes, kept };
-        let (span, noted, left) = match std::mem::replace(entry, settled) {
-            Entry::Closing { span, noted, ticket, key, journalled } => {
-                (span, noted as usize, Left { ticket, journalled: journalled.then_some(key) })
+        let (span, size, left) = match std::mem::replace(entry, settled) {
+            Entry::Closing { span, size, ticket, key, journalled } => {
+                (span, size, Left { ticket, journalled: journalled.then_some(key) })
             }
             // The ledger settles only what was closed here.
             other => {
@@ -215,9 +363,9 @@ impl Register {
                 return Left::default();
             }
         };
-        user.noted -= noted;
         user.remembered.push_back(span);
         user.remembered_bytes += bytes;
+        self.shed(account.uid, size);
         self.remembered += 1;
         self.remembered_bytes += bytes;
         self.waiting -= usize::from(left.ticket.is_some());
@@ -280,19 +428,20 @@ fn disown(owned: &mut Owned, owner: ConnectionId, span: &str) -> Option<Arc<str>
 impl Open {
     /// Attributes it has already.
     pub fn pairs(&self) -> usize {
-        usize::from(self.pairs)
+        self.size.pairs
+    }
+}
+
+impl Size {
+    fn add(&mut self, more: Self) {
+        self.noted += more.noted;
+        self.pairs += more.pairs;
+        self.held += more.held;
     }
 }
 
 fn full(quota: &str, limit: usize) -> Refusal {
     Refusal::QuotaExceeded { quota: quota.to_owned(), limit: limit as u64 }
-}
-
-/// Roughly what an account takes in memory: its texts, and its rows.
-pub(super) fn footprint(account: &Account) -> usize {
-    let texts = account.attributes.iter().map(|(key, value)| key.len() + value.len() + 64).sum::<usize>();
-    let rows = size_of_val(account.domains.as_slice()) + size_of_val(account.phases.as_slice());
-    size_of::<Account>() + account.span.len() * 2 + account.name.len() + texts + rows
 }
 
 #[cfg(test)]
@@ -307,7 +456,7 @@ mod tests {
     fn register(change: impl FnOnce(&mut Limits)) -> Register {
         let mut limits = Limits::default();
         change(&mut limits);
-        Register::new(limits)
+        Register::new(limits, 3)
     }
 
     fn account(uid: u32, span: &str) -> Arc<Account> {
@@ -341,21 +490,32 @@ mod tests {
         })
     }
 
+    fn noted(bytes: usize) -> Size {
+        Size { noted: bytes, ..Size::default() }
+    }
+
+    fn held(bytes: usize) -> Size {
+        Size { held: bytes, ..Size::default() }
+    }
+
     fn settled(register: &mut Register, peer: &Peer, span: &str, key: u64) {
-        register.enter(peer.uid, span, SpanKey(key), 1, (0, 0));
-        register.close(peer.uid, span, 0, None);
+        register.enter(peer.uid, span, SpanKey(key), 1, Size::default());
+        register.close(peer.uid, span, Size::default(), None);
         register.settle(&account(peer.uid, span), None);
     }
 
     #[test]
     fn another_users_span_answers_as_one_that_does_not_exist() {
         let mut register = register(|_| ());
-        register.enter(ANN.uid, "a", SpanKey(1), 1, (0, 0));
+        register.enter(ANN.uid, "a", SpanKey(1), 1, Size::default());
         let missing = Refusal::NoSuchSpan { span: "a".into() };
         assert_eq!(register.open(BOB.uid, "a").unwrap_err(), missing);
         assert_eq!(register.known(BOB.uid, "a").unwrap_err(), missing);
-        assert!(register.check_room(&BOB, "a", 0).is_ok());
-        assert_eq!(register.check_room(&ANN, "a", 0), Err(Refusal::SpanExists { span: "a".into() }));
+        assert!(register.check_room(&BOB, "a", Size::default()).is_ok());
+        assert_eq!(
+            register.check_room(&ANN, "a", Size::default()),
+            Err(Refusal::SpanExists { span: "a".into() })
+        );
     }
 
     #[test]
@@ -386,8 +546,8 @@ mod tests {
             [(1, ANN, 10), (2, BOB, 10), (3, ANN, 400_000), (4, ANN, 200_000), (5, ANN, 10)]
         {
             let span = format!("span{key}");
-            register.enter(peer.uid, &span, SpanKey(key), 1, (0, 0));
-            register.close(peer.uid, &span, 0, None);
+            register.enter(peer.uid, &span, SpanKey(key), 1, Size::default());
+            register.close(peer.uid, &span, Size::default(), None);
             let mut account = Account::clone(&account(peer.uid, &span));
             account.closed_ns = Some(key);
             account.attributes.insert("k".into(), "v".repeat(value));
@@ -406,9 +566,9 @@ mod tests {
     fn a_vanished_connection_leaves_only_what_it_opened_and_did_not_close() {
         let mut register = register(|_| ());
         for (key, owner) in [(1, 7), (2, 7), (3, 8)] {
-            register.enter(ANN.uid, &format!("span{key}"), SpanKey(key), owner, (0, 0));
+            register.enter(ANN.uid, &format!("span{key}"), SpanKey(key), owner, Size::default());
         }
-        register.close(ANN.uid, "span1", 0, None);
+        register.close(ANN.uid, "span1", Size::default(), None);
         assert_eq!(register.abandon(7), vec![SpanKey(2)]);
         assert!(register.open(ANN.uid, "span3").is_ok());
         assert!(register.abandon(7).is_empty());
@@ -420,27 +580,94 @@ mod tests {
             limits.open_spans_per_user = 1;
             limits.notes_bytes_per_user = 100;
         });
-        register.enter(ANN.uid, "a", SpanKey(1), 1, (90, 1));
-        let refused = register.check_room(&ANN, "b", 0).unwrap_err();
+        register.enter(ANN.uid, "a", SpanKey(1), 1, noted(90));
+        let refused = register.check_room(&ANN, "b", Size::default()).unwrap_err();
         assert_eq!(refused, Refusal::QuotaExceeded { quota: "open spans".into(), limit: 1 });
-        assert!(register.check_room(&BOB, "b", 0).is_ok());
+        assert!(register.check_room(&BOB, "b", Size::default()).is_ok());
         let unlimited = Peer { unlimited: true, ..ANN };
-        assert!(register.check_room(&unlimited, "b", 1000).is_ok());
-        register.close(ANN.uid, "a", 0, None);
-        assert!(register.check_room(&ANN, "b", 10).is_ok());
-        assert!(register.check_room(&ANN, "b", 11).is_err());
+        assert!(register.check_room(&unlimited, "b", noted(1000)).is_ok());
+        register.close(ANN.uid, "a", Size::default(), None);
+        assert!(register.check_room(&ANN, "b", noted(10)).is_ok());
+        assert!(register.check_room(&ANN, "b", noted(11)).is_err());
         register.settle(&account(ANN.uid, "a"), None);
-        assert!(register.check_room(&ANN, "b", 100).is_ok());
+        assert!(register.check_room(&ANN, "b", noted(100)).is_ok());
     }
 
     #[test]
     fn a_ticket_comes_back_with_the_account_it_waited_for() {
         let mut register = register(|_| ());
         let ticket = Ticket { connection: 7, slot: 3 };
-        register.enter(ANN.uid, "a", SpanKey(1), 7, (0, 0));
-        register.close(ANN.uid, "a", 0, Some(ticket));
+        register.enter(ANN.uid, "a", SpanKey(1), 7, Size::default());
+        register.close(ANN.uid, "a", Size::default(), Some(ticket));
         assert_eq!(register.waiting(), 1);
         assert_eq!(register.settle(&account(ANN.uid, "a"), None).ticket, Some(ticket));
         assert_eq!(register.waiting(), 0);
+    }
+    #[test]
+    fn those_who_take_all_they_can_leave_each_other_user_its_guaranteed_part() {
+        let mut register = register(|limits| {
+            limits.span_memory_bytes = 512 * 1000;
+            limits.span_memory_bytes_per_user = 256 * 1000;
+        });
+        let total = Refusal::QuotaExceeded { quota: "bytes of memory of all spans".into(), limit: 512_000 };
+        let own =
+            Refusal::QuotaExceeded { quota: "bytes of memory of one user's spans".into(), limit: 256_000 };
+        let mut key = 0;
+        let mut fill = |register: &mut Register, uid, most: usize| {
+            let peer = Peer { uid, ..ANN };
+            let mut taken = 0;
+            while taken < most {
+                let span = format!("s{taken}");
+                if let Err(refusal) = register.check_room(&peer, &span, held(100)) {
+                    return (taken, Some(refusal));
+                }
+                key += 1;
+                register.enter(uid, &span, SpanKey(key), u64::from(uid), held(100));
+                taken += 100;
+            }
+            (taken, None)
+        };
+        assert_eq!(fill(&mut register, 1, usize::MAX), (256_000, Some(own)));
+        // Beside the first one's guaranteed part: three quarters of the whole are for all.
+        assert_eq!(fill(&mut register, 2, usize::MAX), (130_000, Some(total.clone())));
+        for uid in 3..100 {
+            assert_eq!(fill(&mut register, uid, usize::MAX), (1000, Some(total.clone())), "user {uid}");
+        }
+        assert_eq!(register.held(), 256_000 + 130_000 + 97_000);
+        for uid in 1..100 {
+            register.abandon(u64::from(uid));
+            let closing: Vec<Arc<str>> = register.users[&uid].spans.keys().cloned().collect();
+            closing.iter().for_each(|span| {
+                register.settle(&account(uid, span), None);
+            });
+        }
+        assert_eq!((register.held(), register.shared), (0, 0));
+    }
+
+    #[test]
+    fn phases_attributes_and_weights_count_with_what_they_take_and_come_back() {
+        let mut register = register(|limits| limits.phases_per_span = 2);
+        let attributes = (0..64).map(|at| (format!("{at:02}"), String::new())).collect();
+        let plain = register.size_of("a", "", &BTreeMap::new(), false).held;
+        let rich = register.size_of("a", "", &attributes, false).held;
+        assert!(rich > plain + 64 * 100, "{plain} {rich}");
+        register.enter(ANN.uid, "a", SpanKey(1), 1, register.size_of("a", "", &attributes, false));
+        let open = register.open(ANN.uid, "a").unwrap();
+        let first = register.check_phase(&ANN, &open, "p").unwrap();
+        register.note_phase(ANN.uid, "a", first);
+        let open = register.open(ANN.uid, "a").unwrap();
+        let second = register.check_phase(&ANN, &open, "p").unwrap();
+        assert!(first.held > second.held && second.held > 3 * 48, "{first:?} {second:?}");
+        register.note_phase(ANN.uid, "a", second);
+        let open = register.open(ANN.uid, "a").unwrap();
+        let refused = register.check_phase(&ANN, &open, "p").unwrap_err();
+        assert_eq!(refused, Refusal::QuotaExceeded { quota: "phases of a span".into(), limit: 2 });
+        let weight = register.check_weight(&ANN, &open).unwrap();
+        register.note_weight(ANN.uid, "a", weight);
+        let open = register.open(ANN.uid, "a").unwrap();
+        assert_eq!(register.check_weight(&ANN, &open), Ok(Size::default()));
+        assert_eq!(register.held(), rich + first.held + second.held + weight.held);
+        register.cancel(ANN.uid, "a");
+        assert_eq!(register.held(), 0);
     }
 }

@@ -14,12 +14,13 @@ use crate::config::Limits;
 use crate::confine::Confinement;
 use crate::energy::Absent;
 use crate::ledger::account::Account;
-use crate::ledger::{self, Ledger, SpanKey};
+use crate::ledger::{self, Ledger, MOST_DOMAINS, SpanKey};
 use crate::protocol::Refusal;
 use crate::sampler;
 use crate::usage::{Origin, Roots};
 
 use super::access::{Peer, Policy};
+use super::allocator;
 use super::allowance::{Allowance, Errand, Excess};
 use super::coarse_spans::CoarseSpans;
 use super::cursor::Cursors;
@@ -103,6 +104,12 @@ pub struct Service {
     pub(super) confinement: Option<Confinement>,
     /// Room to settle into, empty between two calls.
     settled: Vec<(SpanKey, Account)>,
+    /// Some have settled and are not finished.
+    unfinished: bool,
+    /// The most memory that spans took since memory was last given back, by estimate.
+    peak_held: usize,
+    /// When it is given back once more.
+    compact_at_ns: Option<u64>,
     /// Final, and not yet handed out by a pump.
     pub(super) finals: Vec<Final>,
     /// The ledger on disk, where there is one.
@@ -124,12 +131,13 @@ impl Service {
         let mut ledger = Ledger::new(feeds.domains().cloned().collect(), settings.ledger.clone());
         feeds.introduce(&mut ledger);
         let gpus = GpuShares::new(feeds.domains().enumerate(), settings.nvml_library.clone());
+        let domains = feeds.domains().count().min(MOST_DOMAINS);
         Ok(Self {
             clock,
             ledger,
             feeds,
             absent,
-            register: Register::new(settings.limits.clone()),
+            register: Register::new(settings.limits.clone(), domains),
             coarse: CoarseSpans::new(settings.ledger.horizon_ns),
             allowance: Allowance::default(),
             subjects: Subjects::new(settings.roots.clone(), gpus),
@@ -141,6 +149,9 @@ impl Service {
             upkeep: None,
             confinement: None,
             settled: Vec::new(),
+            unfinished: false,
+            peak_held: 0,
+            compact_at_ns: None,
             finals: Vec::new(),
             keeping: None,
             replies: Vec::new(),
@@ -210,19 +221,13 @@ impl Service {
         self.attach_late();
         self.feeds.drain(now_ns, &mut self.ledger);
         self.look(now_ns);
-        self.ledger.settle(now_ns, &mut self.settled);
-        let mut settled = std::mem::take(&mut self.settled);
-        for (key, account) in settled.drain(..) {
-            if let Some(account) = self.coarse.withhold(key, account, now_ns) {
-                self.finish_span(account, now_ns);
-            }
-        }
+        self.ledger.advance(now_ns);
+        self.unfinished = self.settle_for_a_moment(now_ns);
         for (_, account) in self.coarse.release(now_ns) {
             self.finish_span(account, now_ns);
         }
-        settled.shrink_to(1024);
-        self.settled = settled;
         self.attend_to_disk(now_ns);
+        self.give_memory_back(now_ns);
         self.hurry(self.ledger.busy() || self.watchers > 0);
     }
 
@@ -233,6 +238,55 @@ impl Service {
         let new = || self.feeds.domains().enumerate().skip(attached.first);
         self.index.extend(new().map(|(at, domain)| (domain.name.clone(), at)));
         self.subjects.add_gpus(new());
+        self.register.set_domains(self.feeds.domains().count().min(MOST_DOMAINS));
+    }
+
+    /// Finishes spans that have settled, one by one, so that accounts of thousands that end together are never in memory all
+    /// at once, and nobody is kept waiting for all of them; whether there are more.
+    fn settle_for_a_moment(&mut self, now_ns: u64) -> bool {
+        const MOMENT_NS: u64 = 200_000;
+        let mut settled = std::mem::take(&mut self.settled);
+        let end_ns = now_ns + MOMENT_NS;
+        let more = loop {
+            let more = self.ledger.hand_out_some(1, |span| settled.push((span.key(), span.account())));
+            for (key, account) in settled.drain(..) {
+                if let Some(account) = self.coarse.withhold(key, account, now_ns) {
+                    self.finish_span(account, now_ns);
+                }
+            }
+            if !more || self.clock.now_ns() >= end_ns {
+                break more;
+            }
+        };
+        self.settled = settled;
+        more
+    }
+
+    /// Shrinks tables and gives free memory back to the system once most of what spans and their accounts took is free. Costs milliseconds, so
+    /// only where that is megabytes.
+    fn give_memory_back(&mut self, now_ns: u64) {
+        /// By estimate, like what spans take.
+        const WORTH_BYTES: usize = 2 << 20;
+        const EDGE_BYTES: usize = 128;
+        /// Then once more: the disk's thread has freed its part too.
+        const CALM_NS: u64 = 2_000_000_000;
+        let edges = self.ledger.waiting_edges() * EDGE_BYTES;
+        let held = self.register.held() + edges + self.bytes_for_disk();
+        self.peak_held = self.peak_held.max(held);
+        let much = self.peak_held >= WORTH_BYTES && held <= self.peak_held / 4;
+        let calm = held < WORTH_BYTES && self.compact_at_ns.is_some_and(|at_ns| now_ns >= at_ns);
+        if !much && !calm {
+            return;
+        }
+        self.peak_held = held;
+        self.ledger.shrink();
+        self.register.shrink();
+        self.coarse.shrink();
+        if calm {
+            self.register.compact();
+        }
+        self.compact_at_ns = much.then_some(now_ns + CALM_NS);
+        allocator::return_free_memory();
     }
 
     /// When to pump again, if nothing happens before; on the service's clock.
@@ -247,7 +301,7 @@ impl Service {
         let relaxed_ns = self.coarse.due_ns().map_or(relaxed_ns, |due_ns| due_ns.clamp(now_ns, relaxed_ns));
         let looks = [self.look_due_ns(), self.disk_due_ns()].into_iter().flatten();
         let relaxed_ns = looks.fold(relaxed_ns, |soonest_ns, due_ns| soonest_ns.min(due_ns.max(now_ns)));
-        if !self.finals.is_empty() || !self.replies.is_empty() || self.has_news() {
+        if self.unfinished || !self.finals.is_empty() || !self.replies.is_empty() || self.has_news() {
             return now_ns;
         }
         if self.register.waiting() == 0 {

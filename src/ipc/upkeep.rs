@@ -87,7 +87,8 @@ impl Service {
         upkeep.renewed = true;
         change.needs_restart.append(&mut upkeep.in_part(plan.service.policy.reach()));
         change.needs_restart.sort();
-        self.ledger.reconfigure(plan.service.ledger.idle_mw.clone(), plan.service.ledger.max_open);
+        let ledger = &plan.service.ledger;
+        self.ledger.reconfigure(ledger.idle_mw.clone(), ledger.max_open, ledger.max_changes);
         self.register.set_limits(plan.service.limits.clone());
         // The ledger's other settings need a restart, so what holds is what was.
         self.settings.limits = plan.service.limits;

@@ -88,7 +88,7 @@ pub struct Account {
     /// Likewise.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub closed_ns: Option<u64>,
-    /// How far the two edges were moved from where the client asked, together.
+    /// How far its edges (opening, closing, phases, changes of weight) were moved from where the client asked, together.
     pub moved_ns: u64,
     /// Wall time of the opening.
     pub opened_unix_ns: u64,

@@ -30,6 +30,11 @@ impl Crowd {
         }
     }
 
+    /// Gives memory back that many peaks took.
+    pub(crate) fn shrink(&mut self) {
+        self.peaks.shrink_to(64);
+    }
+
     /// The most spans open at once between `since_ns` and now.
     pub(crate) fn peak(&self, since_ns: u64) -> u32 {
         let behind = self.peaks.partition_point(|&(since, _)| since <= since_ns);

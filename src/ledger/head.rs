@@ -19,6 +19,8 @@ pub(crate) struct Head {
     /// The open weight of all spans, and its inverse.
     total: u64,
     inverse: u64,
+    /// Slots of spans whose weight history is to be folded.
+    pub full: Vec<u32>,
 }
 
 impl Head {
@@ -66,16 +68,28 @@ impl Head {
         roster.touch(&queue.events.rest(begin)[..(self.passed - begin) as usize]);
     }
 
+    /// Gives memory back that many spans took.
+    pub(crate) fn shrink(&mut self) {
+        self.crowd.shrink();
+        self.full.shrink_to(64);
+    }
+
     /// Tells an edge what its span was before it; `None` where it is stamped behind its span's close, and says nothing.
     #[inline]
-    fn pass(&self, event: &mut Event, index: u64, roster: &mut Roster) -> Option<Edge> {
+    fn pass(&mut self, event: &mut Event, index: u64, roster: &mut Roster) -> Option<Edge> {
         let Some(span) = roster.span_of(event) else {
             (event.scope, event.before, event.weight) = (0, 0, 0);
             return None;
         };
         (event.before, event.turned, event.storied) = (span.headed, span.turned, span.storied);
         match event.edge {
-            Edge::Open | Edge::Weight => span.turned = index,
+            Edge::Open => span.turned = index,
+            Edge::Weight => {
+                span.turned = index;
+                if span.pass_change(event.at_ns, event.weight) && self.full.last() != Some(&event.slot) {
+                    self.full.push(event.slot);
+                }
+            }
             Edge::Mark => event.weight = span.headed,
             Edge::Close => {
                 span.peak = self.crowd.peak(span.opened_ns);

@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 use crate::energy::{Domain, Reading};
 
 pub mod account;
+pub mod footprint;
 
 mod bound;
 mod contour;
@@ -117,10 +118,12 @@ impl Ledger {
         }
     }
 
-    /// Takes new figures for what may change while it runs: idle power and the most open spans. Changes no settled figure.
-    pub fn reconfigure(&mut self, idle_mw: BTreeMap<String, u64>, max_open: usize) {
+    /// Takes new figures for what may change while it runs: idle power, the most open spans, the most unsettled changes of
+    /// weight. Changes no settled figure.
+    pub fn reconfigure(&mut self, idle_mw: BTreeMap<String, u64>, max_open: usize, max_changes: u64) {
         self.tracks.iter_mut().for_each(|track| track.set_idle(&idle_mw));
         (self.settings.idle_mw, self.settings.max_open) = (idle_mw, max_open);
+        self.settings.max_changes = max_changes;
     }
 
     /// How often the domain's counter moves, as characterised: better estimates inside a step; no guarantee rests on it.
@@ -200,7 +203,7 @@ impl Ledger {
         if self.roster.len() >= self.settings.max_open {
             return Err(Refused::Full { quota: "open spans", limit: self.settings.max_open });
         }
-        self.room_for_an_edge()?;
+        self.room_for_an_edge(self.settings.max_waiting)?;
         let known = |index: &&usize| **index < self.tracks.len();
         let asked = |list: &Vec<usize>| list.iter().filter(known).fold(0, |bits, index| bits | 1 << index);
         let scope = opening.domains.as_ref().map_or(self.live | self.starting, asked);
@@ -224,11 +227,12 @@ impl Ledger {
     /// # Errors
     /// `NoSuchSpan`, `AlreadyClosed`, `InvalidTime` before the span's opening, `Full`.
     pub fn mark(&mut self, now_ns: u64, key: SpanKey, phase: String, at_ns: u64) -> Result<(), Refused> {
-        self.room_for_an_edge()?;
-        let at_ns = self.edge_of_open(now_ns, key, at_ns)?;
+        self.room_for_an_edge(self.settings.max_waiting / 2)?;
+        let (asked_ns, at_ns) = (at_ns, self.edge_of_open(now_ns, key, at_ns)?);
         let domains = self.tracks.len();
         let span = self.roster.find_mut(key).ok_or(Refused::NoSuchSpan)?;
         let story = span.story(domains);
+        story.moved_ns += at_ns - asked_ns;
         let place = story.phases.partition_point(|(begun, _)| *begun <= at_ns);
         story.phases.insert(place, (at_ns, phase));
         let scope = span.scope;
@@ -242,11 +246,18 @@ impl Ledger {
     /// As for [`Ledger::mark`], and `InvalidValue`.
     pub fn set_weight(&mut self, now_ns: u64, key: SpanKey, weight: f64, at_ns: u64) -> Result<(), Refused> {
         let weight = units_of(weight)?;
-        self.room_for_an_edge()?;
-        let at_ns = self.edge_of_open(now_ns, key, at_ns)?;
-        let domains = self.tracks.len();
+        self.room_for_an_edge(self.settings.max_waiting / 2)?;
+        let (asked_ns, at_ns) = (at_ns, self.edge_of_open(now_ns, key, at_ns)?);
+        let (domains, most) = (self.tracks.len(), self.settings.max_changes);
         let span = self.roster.find_mut(key).ok_or(Refused::NoSuchSpan)?;
-        span.turn(at_ns, weight, domains);
+        if span.has_unsettled_changes(most) {
+            let quota = "unsettled weight changes of one span";
+            return Err(Refused::Full { quota, limit: usize::try_from(most).unwrap_or(usize::MAX) });
+        }
+        span.weight = weight;
+        let story = span.story(domains);
+        story.changes += 1;
+        story.moved_ns += at_ns - asked_ns;
         let scope = span.scope;
         self.queue.insert(event(at_ns, key, scope, Edge::Weight, weight));
         Ok(())
@@ -320,14 +331,30 @@ impl Ledger {
         self.tracks.iter().map(Track::balance).collect()
     }
 
+    /// How many edges wait for their counters.
+    pub fn waiting_edges(&self) -> usize {
+        self.queue.events.len()
+    }
+
+    /// Gives memory back that many spans took, once they are gone. Costs as much as there are slots: for seldom use.
+    pub fn shrink(&mut self) {
+        let waiting = self.queue.slots();
+        self.roster.shrink(waiting);
+        self.queue.shrink();
+        self.head.shrink();
+        self.tracks.iter_mut().for_each(Track::shrink);
+        self.done.shrink_to(64);
+    }
+
     /// The time behind which nothing changes any more.
     fn horizon_ns(&self, now_ns: u64) -> u64 {
         now_ns.saturating_sub(self.settings.horizon_ns)
     }
 
-    fn room_for_an_edge(&self) -> Result<(), Refused> {
-        if self.queue.events.len() >= self.settings.max_waiting {
-            return Err(Refused::Full { quota: "waiting edges", limit: self.settings.max_waiting });
+    /// Phases and changes of weight leave half of the room to openings, so that they cannot keep new spans out.
+    fn room_for_an_edge(&self, limit: usize) -> Result<(), Refused> {
+        if self.queue.events.len() >= limit {
+            return Err(Refused::Full { quota: "waiting edges", limit });
         }
         Ok(())
     }

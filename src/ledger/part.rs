@@ -3,7 +3,7 @@
 //! Owns no state. Invariant: a part is between 0 and the share it is a part of; where a look is missing it is absent.
 
 use super::account::Account;
-use super::portion::{CPU_TIME, Portions, place};
+use super::portion::{CPU_TIME, Point, Portion, Portions, place};
 use super::result;
 use super::span::Span;
 use super::terms::SpanKey;
@@ -13,6 +13,17 @@ use super::track::Track;
 /// What is not looked at is taken to be as the rest is.
 const TOLERANCE_NS: u64 = 50_000_000;
 const TOLERATED: u64 = 8;
+
+impl Portion {
+    /// Up to this point the span weighed `weight`.
+    fn add(&mut self, weight: u64, point: Point) {
+        let last = self.point;
+        let rise = point.h.saturating_sub(last.h).saturating_sub(last.rounded + 1);
+        self.part += u128::from(weight) * rise.min(point.g.saturating_sub(last.g));
+        self.whole += u128::from(weight) * point.g.saturating_sub(last.g);
+        self.point = point;
+    }
+}
 
 impl Portions {
     /// Notes where a long span opened, before the row is dropped that tells it.
@@ -50,20 +61,55 @@ impl Portions {
             // All of it lies outside the looks: the nearest one tells what was going on.
             return self.bases[basis].nearest(uses, from_ns);
         }
-        let anchor = self.anchors.get(&key).and_then(|anchors| anchors.get(domain).copied().flatten());
-        let begin = anchor.filter(|_| begin_ns == from_ns);
-        let begin = begin.or_else(|| self.point(domain, span.subject, begin_ns, track))?;
-        let mut last = begin;
-        let (mut part, mut whole) = (0, 0);
+        let mut portion = match span.folded(domain) {
+            Some(folded) => folded,
+            None => Portion { point: self.begin(domain, span, key, track, begin_ns)?, part: 0, whole: 0 },
+        };
         for (weight, until_ns) in span.weights(end_ns) {
             let until_ns = until_ns.clamp(begin_ns, end_ns);
-            let point = self.point(domain, span.subject, until_ns, track)?;
-            let rise = point.h.saturating_sub(last.h).saturating_sub(last.rounded + 1);
-            part += u128::from(weight) * rise.min(point.g.saturating_sub(last.g));
-            whole += u128::from(weight) * point.g.saturating_sub(last.g);
-            last = point;
+            portion.add(weight, self.point(domain, span.subject, until_ns, track)?);
         }
+        let Portion { part, whole, .. } = portion;
         if whole == 0 { self.bases[basis].nearest(uses, from_ns) } else { Some((part, whole)) }
+    }
+
+    /// Where the clocks stood when the span's part begins to count.
+    fn begin(&self, domain: usize, span: &Span, key: SpanKey, track: &Track, begin_ns: u64) -> Option<Point> {
+        let anchor = self.anchors.get(&key).and_then(|anchors| anchors.get(domain).copied().flatten());
+        let anchor = anchor.filter(|_| begin_ns == span.opened_ns);
+        anchor.or_else(|| self.point(domain, span.subject, begin_ns, track))
+    }
+
+    /// Folds the span's weights up to where its subject's clock is final in every domain that splits it. Does nothing
+    /// where the subject's use is not known: then its part is absent, and the pieces stay few.
+    pub(crate) fn fold(&self, span: &mut Span, key: SpanKey, tracks: &[Track]) {
+        let split = |track: &&Track| {
+            (span.scope >> track.index()) & 1 == 1 && self.fields[track.index()].basis.is_some()
+        };
+        let split: Vec<&Track> = tracks.iter().filter(split).collect();
+        let final_ns = split.iter().map(|track| self.final_ns(track.index())).min().unwrap_or(0);
+        let (count, folded_to_ns) = span.pieces_until(final_ns);
+        if count == 0 {
+            return;
+        }
+        let portion = |track: &&Track| {
+            let (domain, track) = (track.index(), *track);
+            let entry = self.entries.get(place(span.subject))?.as_ref()?;
+            let uses = entry.uses.get(self.fields[domain].basis?)?;
+            let known_ns = uses.known_since_ns(span.opened_ns, folded_to_ns)?;
+            let begin_ns = span.opened_ns.max(known_ns);
+            let mut portion = match span.folded(domain) {
+                Some(folded) => folded,
+                None => Portion { point: self.begin(domain, span, key, track, begin_ns)?, part: 0, whole: 0 },
+            };
+            for (weight, until_ns) in span.weights(folded_to_ns).take(count) {
+                let until_ns = until_ns.max(begin_ns);
+                portion.add(weight, self.point(domain, span.subject, until_ns, track)?);
+            }
+            Some((domain, portion))
+        };
+        let Some(portions) = split.iter().map(portion).collect::<Option<Vec<_>>>() else { return };
+        span.fold(count, portions, tracks.len());
     }
 
     /// Tells an account which part of it fell to the span's subject.

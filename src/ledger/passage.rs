@@ -197,6 +197,7 @@ impl Passage {
                 mark.finish(stand, (lane.share, lane.idle), error);
             }
             Edge::Open | Edge::Weight => {
+                lane.changes += u64::from(event.edge == Edge::Weight);
                 lane.share += mark.share(stand);
                 lane.idle += mark.idle_part(stand).unwrap_or(0);
                 if self.holds_turn_of(event) {

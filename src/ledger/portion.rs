@@ -34,6 +34,15 @@ pub(super) struct Point {
     pub(super) rounded: u128,
 }
 
+/// What one domain gave a span up to some instant, and the part of its subject, both times a common factor.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Portion {
+    /// Where the clocks stood at that instant.
+    pub(super) point: Point,
+    pub(super) part: u128,
+    pub(super) whole: u128,
+}
+
 #[derive(Debug, Clone, Copy)]
 struct Row {
     at_ns: u64,
@@ -271,6 +280,13 @@ impl Portions {
                 uses.forget(passed);
             }
         }
+    }
+
+    /// Up to which instant no later reading or look moves a subject's clock in this domain.
+    pub(super) fn final_ns(&self, domain: usize) -> u64 {
+        let field = &self.fields[domain];
+        let last = (field.told - field.first).checked_sub(1).and_then(|place| field.rows.get(place as usize));
+        last.map_or(0, |row| row.at_ns)
     }
 
     /// Where a domain's clock and a subject's stood at an instant that the rows, or the way since the last one, hold.

@@ -122,6 +122,11 @@ impl<T> Belt<T> {
         }
     }
 
+    fn shrink(&mut self) {
+        self.items.drain(..std::mem::take(&mut self.passed));
+        self.items.shrink_to(64);
+    }
+
     #[inline]
     fn place(&self, index: u64) -> usize {
         usize::try_from(index.saturating_sub(self.first)).unwrap_or(usize::MAX).saturating_add(self.passed)
@@ -157,6 +162,18 @@ impl Queue {
         let place =
             items[*passed..].partition_point(|other| (other.at_ns, other.edge) <= (event.at_ns, event.edge));
         items.insert(*passed + place, event);
+    }
+
+    /// One more than the highest slot of a waiting edge.
+    pub(crate) fn slots(&self) -> usize {
+        let waiting = self.events.rest(self.events.first).iter();
+        waiting.map(|event| event.slot as usize + 1).max().unwrap_or(0)
+    }
+
+    /// Gives memory back that many edges took.
+    pub(crate) fn shrink(&mut self) {
+        self.events.shrink();
+        self.instants.shrink();
     }
 
     /// Forgets the instants before `index`, and their events.

@@ -131,7 +131,7 @@ fn frame(span: &Span, state: State, shares: Vec<Share>, tracks: &[Track]) -> Acc
         uid: span.uid,
         opened_ns: span.opened_ns,
         closed_ns,
-        moved_ns: span.moved_ns,
+        moved_ns: span.all_moved_ns(),
         opened_unix_ns: span.unix_ns,
         weight: span.weight as f64 / WEIGHT_ONE as f64,
         share_uj,
@@ -172,7 +172,7 @@ fn named_phases(span: &Span) -> Vec<Phase> {
     let Some(story) = span.story.as_ref().filter(|story| !story.phases.is_empty()) else { return Vec::new() };
     let closed_ns = (span.life == Life::Closing).then_some(span.closed_ns);
     let begun = story.phases.iter().filter(|(at_ns, _)| closed_ns.is_none_or(|end| *at_ns <= end));
-    let mut list: Vec<Phase> = Vec::new();
+    let mut list: Vec<Phase> = Vec::with_capacity(story.phases.len() + 1);
     if story.phases.first().is_some_and(|(at_ns, _)| *at_ns > span.opened_ns) {
         list.push(begun_phase("", span.opened_ns));
     }

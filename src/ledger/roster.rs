@@ -18,6 +18,8 @@ pub(crate) struct Roster {
     pending: Vec<u64>,
     free: Vec<u32>,
     stride: usize,
+    /// The generation of the slots that were given up: a later slot of the same number begins after it.
+    generation: u32,
 }
 
 impl Roster {
@@ -71,7 +73,7 @@ impl Roster {
     #[cold]
     fn grow(&mut self) -> u32 {
         let slot = u32::try_from(self.spans.len()).expect("the ledger caps open spans far below 2^32");
-        self.spans.push(Span::default());
+        self.spans.push(Span { generation: self.generation, ..Span::default() });
         self.pending.push(0);
         self.marks.resize(self.spans.len() * self.stride, Mark::default());
         slot
@@ -82,8 +84,24 @@ impl Roster {
     pub(crate) fn release(&mut self, slot: u32) -> &mut Span {
         self.free.push(slot);
         let span = &mut self.spans[slot as usize];
-        span.life = Life::Free;
+        span.clear();
         span
+    }
+
+    /// Gives up the free slots at the end, but none below `least`, to which waiting edges refer.
+    pub(crate) fn shrink(&mut self, least: usize) {
+        let used = self.spans.iter().rposition(|span| span.life != Life::Free).map_or(0, |last| last + 1);
+        let slots = used.max(least).min(self.spans.len());
+        let dropped = self.spans[slots..].iter().map(|span| span.generation).max();
+        self.generation = self.generation.max(dropped.unwrap_or(0));
+        self.spans.truncate(slots);
+        self.marks.truncate(slots * self.stride);
+        self.pending.truncate(slots);
+        self.free.retain(|slot| (*slot as usize) < slots);
+        self.spans.shrink_to_fit();
+        self.marks.shrink_to_fit();
+        self.pending.shrink_to_fit();
+        self.free.shrink_to_fit();
     }
 
     /// The span of a key, unless it is gone.

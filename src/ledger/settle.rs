@@ -6,6 +6,7 @@
 
 use crate::ledger::account::Account;
 
+use super::span::Span;
 use super::{Ledger, Settled, SpanKey};
 
 impl Ledger {
@@ -35,9 +36,19 @@ impl Ledger {
         if let Some((domain, before_ns)) = self.portions.follow(&self.tracks) {
             self.forget_rows(domain, before_ns);
         }
+        while let Some(slot) = self.head.full.pop() {
+            self.fold_weights(slot);
+        }
         let heads = self.queue.instants.end();
         let passed = self.tracks.iter().map(|track| track.cursor).min().unwrap_or(heads);
         self.queue.forget(passed, self.head.passed);
+    }
+
+    /// Folds a span's old weights into one portion for each domain.
+    #[cold]
+    fn fold_weights(&mut self, slot: u32) {
+        let key = self.roster.key(slot);
+        self.portions.fold(self.roster.span_mut(slot), key, &self.tracks);
     }
 
     /// A domain's older rows make room; long spans that need them keep what they need.
@@ -49,13 +60,21 @@ impl Ledger {
                 self.portions.anchor(domain, key, span, &self.tracks);
             }
         }
+        let changed = |(key, span): (SpanKey, &Span)| span.has_weight_pieces().then_some(super::slot(key));
+        let changed: Vec<u32> = self.roster.live().filter_map(changed).collect();
+        changed.into_iter().for_each(|slot| self.fold_weights(slot));
         self.portions.forget(domain);
     }
 
     /// Shows each freshly settled span's figures once, and forgets the span.
-    pub fn hand_out(&mut self, mut show: impl FnMut(Settled<'_>)) {
+    pub fn hand_out(&mut self, show: impl FnMut(Settled<'_>)) {
+        self.hand_out_some(usize::MAX, show);
+    }
+
+    /// The same for at most `most` spans; whether there are more.
+    pub fn hand_out_some(&mut self, most: usize, mut show: impl FnMut(Settled<'_>)) -> bool {
         let mut done = std::mem::take(&mut self.done);
-        for slot in done.drain(..) {
+        for slot in done.drain(..done.len().min(most)) {
             let (span, marks) = self.roster.view(slot);
             for (track, mark) in self.tracks.iter_mut().zip(marks) {
                 if (span.scope >> track.index()) & 1 == 1 {
@@ -75,6 +94,7 @@ impl Ledger {
         if self.roster.len() == self.open {
             self.oldest_close_ns = None;
         }
+        !self.done.is_empty()
     }
 
     /// The earliest instant at which [`Ledger::settle`] may have something to give; `None` while nothing is closing.

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 
+use super::portion::Portion;
 use super::terms::Opening;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -36,6 +37,74 @@ pub(crate) struct Lane {
     pub cuts: Vec<Cut>,
     /// How many of the cuts are told.
     pub told: usize,
+    /// Changes of weight that this domain has passed.
+    pub changes: u64,
+}
+
+/// Time with one weight, or with several that follow each other quickly.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct WeightPiece {
+    pub until_ns: u64,
+    length_ns: u64,
+    /// The sum of weight × time.
+    weight_ns: u128,
+}
+
+impl WeightPiece {
+    fn add(&mut self, until_ns: u64, length_ns: u64, weight: u64) {
+        self.until_ns = until_ns;
+        self.length_ns += length_ns;
+        self.weight_ns += u128::from(weight) * u128::from(length_ns);
+    }
+
+    fn mean_weight(&self) -> u64 {
+        u64::try_from(self.weight_ns / u128::from(self.length_ns.max(1))).unwrap_or(u64::MAX)
+    }
+}
+
+/// What a span weighed until the queue's head: only a split by process needs it. Pieces that no later reading changes are
+/// folded into `folded`, so that the memory does not grow with the number of changes.
+#[derive(Debug, Default)]
+pub(crate) struct WeightHistory {
+    pub pieces: Vec<WeightPiece>,
+    /// By domain, the portion up to the first of the pieces; empty before anything is folded.
+    pub folded: Vec<Option<Portion>>,
+    since_ns: u64,
+    weight: u64,
+}
+
+/// A split by process resolves no shorter time: its rows are as far apart.
+const PIECE_NS: u64 = 20_000_000;
+/// Pieces kept at most; beyond them the last one grows, and its weight is a mean.
+pub(crate) const MOST_PIECES: usize = 64;
+/// From so many pieces on they are folded.
+const FOLD_AT: usize = 16;
+
+impl WeightHistory {
+    /// At `at_ns` the weight became `weight`; it was `before` since the opening, or the last change.
+    fn change(&mut self, opened_ns: u64, at_ns: u64, before: u64, weight: u64) {
+        let since_ns = self.since_ns.max(opened_ns);
+        let length_ns = at_ns.saturating_sub(since_ns);
+        (self.since_ns, self.weight) = (at_ns, weight);
+        if length_ns == 0 {
+            return;
+        }
+        let full = self.pieces.len() >= MOST_PIECES;
+        match self.pieces.last_mut().filter(|last| full || last.length_ns + length_ns <= PIECE_NS) {
+            Some(last) => last.add(at_ns, length_ns, before),
+            None => {
+                let mut piece = WeightPiece { until_ns: at_ns, length_ns: 0, weight_ns: 0 };
+                piece.add(at_ns, length_ns, before);
+                self.pieces.push(piece);
+            }
+        }
+    }
+
+    /// Each weight with the instant at which it ends; the last one ends at `end_ns`.
+    pub(crate) fn weights(&self, end_ns: u64) -> impl Iterator<Item = (u64, u64)> + '_ {
+        let pieces = self.pieces.iter().map(|piece| (piece.mean_weight(), piece.until_ns));
+        pieces.chain([(self.weight, end_ns)])
+    }
 }
 
 /// The rarer half of a span's memory: phases and changes of weight.
@@ -44,8 +113,20 @@ pub(crate) struct Story {
     /// Boundaries in the order of time, with the name of what begins there.
     pub phases: Vec<(u64, String)>,
     pub lanes: Vec<Lane>,
-    /// Where a changed weight began to hold, with it, in the order of time; the weight at the opening first.
-    pub turns: Vec<(u64, u64)>,
+    pub weights: WeightHistory,
+    /// Changes of weight so far.
+    pub changes: u64,
+    /// How far phases and changes of weight were moved from where the client asked, together.
+    pub moved_ns: u64,
+}
+
+impl Story {
+    /// Changes of weight that some domain of the scope has not passed.
+    fn unsettled_changes(&self, scope: u64) -> u64 {
+        let used = self.lanes.iter().enumerate().filter(|(domain, _)| (scope >> domain) & 1 == 1);
+        let passed = used.map(|(_, lane)| lane.changes).min();
+        self.changes - passed.unwrap_or(self.changes)
+    }
 }
 
 /// A span. What its close and its settling need comes first and fills one cache line.
@@ -54,7 +135,7 @@ pub(crate) struct Story {
 pub(crate) struct Span {
     pub opened_ns: u64,
     pub closed_ns: u64,
-    /// How far its edges were moved from where the client asked, together.
+    /// How far its opening and closing were moved from where the client asked, together; the story has the other edges.
     pub moved_ns: u64,
     /// Domains it uses, one bit each.
     pub scope: u64,
@@ -119,30 +200,77 @@ impl Span {
         }
     }
 
-    /// From `at_ns` on it weighs this much.
-    pub(crate) fn turn(&mut self, at_ns: u64, weight: u64, domains: usize) {
-        let first = (self.opened_ns, std::mem::replace(&mut self.weight, weight));
-        let turns = &mut self.story(domains).turns;
-        if turns.is_empty() {
-            turns.push(first);
-        }
-        let place = turns.partition_point(|turn| turn.0 <= at_ns);
-        turns.insert(place, (at_ns, weight));
+    /// How far all of its edges were moved from where the client asked, together.
+    pub(crate) fn all_moved_ns(&self) -> u64 {
+        self.moved_ns + self.story.as_ref().map_or(0, |story| story.moved_ns)
     }
 
-    /// Its weights, each with the instant at which it ends.
+    /// Whether so many changes of weight wait for a domain's counter.
+    pub(crate) fn has_unsettled_changes(&self, most: u64) -> bool {
+        self.story
+            .as_ref()
+            .is_some_and(|story| story.changes >= most && story.unsettled_changes(self.scope) >= most)
+    }
+
+    /// The queue's head passes a change from the present weight to `weight`; whether the history is to be folded.
+    #[cold]
+    pub(crate) fn pass_change(&mut self, at_ns: u64, weight: u64) -> bool {
+        let Some(story) = self.story.as_mut().filter(|_| self.subject != 0) else { return false };
+        story.weights.change(self.opened_ns, at_ns, self.headed, weight);
+        story.weights.pieces.len() >= FOLD_AT
+    }
+
+    /// How many of the weight history's pieces end by `at_ns`, and where the last of them ends.
+    pub(crate) fn pieces_until(&self, at_ns: u64) -> (usize, u64) {
+        let pieces = self.story.as_ref().map_or(&[][..], |story| &story.weights.pieces);
+        let count = pieces.partition_point(|piece| piece.until_ns <= at_ns);
+        (count, pieces[..count].last().map_or(0, |last| last.until_ns))
+    }
+
+    /// What is folded of its weights for a domain.
+    pub(crate) fn folded(&self, domain: usize) -> Option<Portion> {
+        self.story.as_ref()?.weights.folded.get(domain).copied().flatten()
+    }
+
+    /// The first `count` pieces are in these portions now.
+    pub(crate) fn fold(&mut self, count: usize, portions: Vec<(usize, Portion)>, domains: usize) {
+        let Some(story) = &mut self.story else { return };
+        story.weights.pieces.drain(..count);
+        story.weights.folded.resize(domains, None);
+        for (domain, portion) in portions {
+            story.weights.folded[domain] = Some(portion);
+        }
+    }
+
+    /// Whether its weight changed in time that is not folded yet.
+    pub(crate) fn has_weight_pieces(&self) -> bool {
+        self.story.as_ref().is_some_and(|story| !story.weights.pieces.is_empty())
+    }
+
+    /// Its weights up to the queue's head, each with the instant at which it ends.
     pub(crate) fn weights(&self, end_ns: u64) -> impl Iterator<Item = (u64, u64)> + '_ {
-        let turns = self.story.as_ref().map_or(&[][..], |story| &story.turns);
-        let only = turns.is_empty().then_some((self.weight, end_ns));
-        let ends = turns.iter().skip(1).map(|turn| turn.0).chain([end_ns]);
-        only.into_iter().chain(turns.iter().zip(ends).map(|(turn, end_ns)| (turn.1, end_ns)))
+        let changed = self.story.as_ref().filter(|story| story.weights.since_ns > 0);
+        // A weight that never changed cancels out.
+        let only = changed.is_none().then_some((self.weight.max(1), end_ns));
+        only.into_iter().chain(changed.into_iter().flat_map(move |story| story.weights.weights(end_ns)))
+    }
+
+    /// Frees what a span owns, once it has left the ledger.
+    #[inline]
+    pub(crate) fn clear(&mut self) {
+        self.life = Life::Free;
+        (self.id, self.name) = (Box::default(), Box::default());
+        replace(&mut self.attributes, BTreeMap::new());
+        if self.storied {
+            (self.storied, self.story) = (false, None);
+        }
     }
 
     /// The span's rarer half, made when first needed.
     pub(crate) fn story(&mut self, domains: usize) -> &mut Story {
         self.storied = true;
         self.story.get_or_insert_with(|| {
-            Box::new(Story { phases: Vec::new(), lanes: vec![Lane::default(); domains], turns: Vec::new() })
+            Box::new(Story { lanes: vec![Lane::default(); domains], ..Story::default() })
         })
     }
 }

@@ -16,6 +16,8 @@ pub struct Settings {
     pub max_open: usize,
     /// Most edges (opens, closes, marks, weights) that may wait for their counters.
     pub max_waiting: usize,
+    /// Most changes of weight of one span that may wait for their counters.
+    pub max_changes: u64,
     /// Configured idle power by domain name, milliwatts; the other domains learn theirs.
     pub idle_mw: BTreeMap<String, u64>,
 }
@@ -26,7 +28,8 @@ impl Default for Settings {
             horizon_ns: 10_000_000,
             patience_ns: 2_000_000_000,
             max_open: 131_072,
-            max_waiting: 524_288,
+            max_waiting: 131_072,
+            max_changes: 1024,
             idle_mw: BTreeMap::new(),
         }
     }

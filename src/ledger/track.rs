@@ -89,6 +89,11 @@ impl Track {
         self.finder.fed_ns()
     }
 
+    /// Gives memory back that a group of many edges took.
+    pub(crate) fn shrink(&mut self) {
+        self.moments.shrink_to(64);
+    }
+
     /// Where its joules went.
     pub(crate) fn balance(&self) -> Balance {
         let mask = (1_u128 << FINE_BITS) - 1;

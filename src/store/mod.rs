@@ -160,7 +160,8 @@ impl Store {
         }
     }
 
-    fn waiting_bytes(&self) -> usize {
+    /// Memory of what waits to be written.
+    pub fn waiting_bytes(&self) -> usize {
         self.shared.waiting_bytes() + self.batch.weight()
     }
 

@@ -102,7 +102,7 @@ class Account:
     """What the split was made with, on the machine's monotonic clock."""
     closed_ns: int | None = None
     moved_ns: int | None = None
-    """How far the two edges were moved from where they were asked for, because a message came too late."""
+    """How far its edges (opening, closing, phases, weights) were moved from where they were asked for, together."""
     opened_unix_ns: int | None = None
     weight: float | None = None
     share_uj: int | None = None
