@@ -18,6 +18,9 @@ pub const PREFILL: &str = "prefill";
 /// The phase from the first token on.
 pub const DECODE: &str = "decode";
 
+/// The most that rounding may move a figure with coarse access.
+const ROUNDING_UJ: u64 = 1_000;
+
 /// Why a query has no energy.
 pub type Reason = Cow<'static, str>;
 
@@ -134,19 +137,24 @@ pub fn energy(account: &Account, domains: &[Meter]) -> Result<Energy, Reason> {
         other_domains: account.domains.iter().filter(is_other).map(|share| share.domain.clone()).collect(),
     };
     let counted = Scope::Host.domains(domains);
-    if counted.iter().any(|at| find(&domains[*at].name).is_none()) || !energy.other_domains.is_empty() {
-        total_of_run(&mut energy, &counted);
+    let total = Scope::sum(&energy.domains, &counted);
+    // With coarse access every figure is rounded by itself.
+    let is_total =
+        |of_run: u64, of_meter: u64| of_run.abs_diff(of_meter) <= ROUNDING_UJ * counted.len() as u64;
+    let counts_others =
+        total.share_uj.zip(account.share_uj).is_some_and(|(one, other)| !is_total(one, other));
+    let lacks_one = counted.iter().any(|at| find(&domains[*at].name).is_none());
+    if lacks_one || counts_others || !energy.other_domains.is_empty() {
+        // The machine's domains are others than when the run began, and so may be those that the account counts. Of phases only
+        // the account's total is known.
+        (energy.share_uj, energy.error_uj) = (total.share_uj, total.error_uj);
+        (energy.idle_uj, energy.window_uj) = (total.idle_uj, total.window_uj);
+        (energy.prefill_uj, energy.decode_uj) = (None, None);
+        let of_run =
+            account.domains.iter().filter(|share| counted.iter().any(|at| domains[*at].name == share.domain));
+        energy.grade = of_run.map(|share| share.grade).max();
     }
     Ok(energy)
-}
-
-/// The machine's domains are others than when the run began, and so may be those that the account's total counts: it is summed
-/// up anew, and phases, of which only the account's total is known, are not.
-fn total_of_run(energy: &mut Energy, counted: &[usize]) {
-    let total = Scope::sum(&energy.domains, counted);
-    (energy.share_uj, energy.error_uj) = (total.share_uj, total.error_uj);
-    (energy.idle_uj, energy.window_uj) = (total.idle_uj, total.window_uj);
-    (energy.prefill_uj, energy.decode_uj) = (None, None);
 }
 
 /// A query's part of a domain; none where a reading does not vouch for all of its time.
@@ -271,6 +279,17 @@ mod tests {
         assert_eq!(kept.other_domains, ["psys"]);
         assert_eq!(kept.decode_uj, None, "it may be a part of the other total");
         assert!(energy(&account, &[meter("b", true)]).unwrap_err().contains("none of the domains"));
+    }
+
+    #[test]
+    fn a_total_of_other_domains_than_the_runs_is_summed_up_anew() {
+        let mut account = account(vec![share("a", 10_000_000), share("b", 4_000_000)]);
+        account.share_uj = Some(14_000_000);
+        let kept = energy(&account, &[meter("a", true), meter("b", false)]).unwrap();
+        assert_eq!((kept.share_uj, kept.prefill_uj), (Some(10_000_000), None));
+        account.share_uj = Some(10_001_000);
+        let kept = energy(&account, &[meter("a", true), meter("b", false)]).unwrap();
+        assert_eq!((kept.share_uj, kept.prefill_uj), (Some(10_001_000), Some(7)), "that is rounding");
     }
 
     #[test]

@@ -30,7 +30,7 @@ for at in range(300):
     watts = (40 + 110 * dice.uniform(0.8, 1.0)) / lanes
     share = int(watts * seconds * 1e6)
     prefill = int(share * min(0.9, 1.6 * first / seconds))
-    part = lambda of: {"share_uj": int(share * of), "error_uj": int(share * of * 0.01), "idle_uj": int(share * of * 0.3)}
+    part = lambda of: {"share_uj": int(share * of), "error_uj": int(share * of * 0.01), "idle_uj": int(share * of * 0.3), "window_uj": int(share * of) * lanes}
     spans.append((began, began + seconds))
     questions.append({"id": f"q{at:03}", "subject": subject, "format": "numeric", "prompt": f"{at}?", "answer": str(at)})
     row = {"id": f"q{at:03}", "subject": subject, "began_ns": 10**12 + int(began * 1e9), "duration_ns": int(seconds * 1e9)}

@@ -36,7 +36,7 @@ impl Live {
         for (name, what) in row.energy.iter().flat_map(|energy| changes(energy, &self.domains)) {
             if self.noted.insert(name.to_owned()) {
                 self.end();
-                say(&format!("{name} {what} (from query {} on)", row.id));
+                say(&format!("{name} {what}, first at query {}", row.id));
             }
         }
         self.show(progress);
@@ -68,8 +68,8 @@ impl Live {
 
 /// What changed with the machine's domains since the run began, as a query's row shows it.
 fn changes<'a>(energy: &'a Energy, domains: &'a [Meter]) -> impl Iterator<Item = (&'a str, &'static str)> {
-    const GONE: &str = "gives no energy: its counter stands still or is not read";
-    const NEW: &str = "is live only now, and is no part of the run";
+    const GONE: &str = "gives no energy, since its counter stands still or is not read";
+    const NEW: &str = "became live during the run and is no part of it";
     let parts = domains.iter().zip(&energy.domains).filter(|(_, part)| part.share_uj.is_none());
     let others = energy.other_domains.iter().map(|name| (name.as_str(), NEW));
     parts.map(|(domain, _)| (domain.name.as_str(), GONE)).chain(others)

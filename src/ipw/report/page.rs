@@ -7,6 +7,7 @@ use minijinja::value::Serde;
 use minijinja::{AutoEscape, Environment, Value, context};
 
 use super::super::metric::{Figure, Figures};
+use super::super::settings::pace;
 use super::super::spread::Spread;
 use super::Report;
 use super::picture::{Axis, Picture};
@@ -29,6 +30,7 @@ pub fn page(report: &Report) -> String {
         report => Value::from(Serde(report)),
         headline => headline(&report.all),
         remarks => report.remarks(),
+        pace => pace(&report.run.settings),
         sum_j => digits(report.sum.energy_j),
         cost => report.sum.cost.map(digits),
         co2_g => report.sum.co2_g.map(digits),
