@@ -41,4 +41,4 @@ ok "polkit lets no member reload without being asked"
 call_ root Reload >/dev/null || fail "root cannot reload over the bus"
 ok "root may"
 if said=$(as bob busctl call org.freedesktop.DBus /org/freedesktop/DBus org.freedesktop.DBus RequestName su org.wattspan.Wattspan1 4 2>&1); then fail "bob took the name: $said"; fi
-has "$said" "not allowed to own" "nobody else can own the name"
+has "$said" "Access denied" "nobody else can own the name"
