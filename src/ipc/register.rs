@@ -267,21 +267,22 @@ impl Register {
         }
     }
 
-    /// Copies the remembered accounts next to each other. They were made while spans lay between them, and each would keep a
-    /// page of what those took.
+    /// Copies the remembered accounts and their names next to each other. They were made while spans lay between them, and
+    /// each would keep a page of what those took.
     pub fn compact(&mut self) {
-        let entries = self.users.values_mut().flat_map(|user| user.spans.values_mut());
-        let mut accounts: Vec<&mut Arc<Account>> = entries
-            .filter_map(|entry| match entry {
-                Entry::Settled { account, .. } => Some(account),
-                _ => None,
-            })
-            .collect();
-        // All are copied before the first is freed: else each copy would take the place of the one before.
-        let copies: Vec<Arc<Account>> =
-            accounts.iter().map(|account| Arc::new(Account::clone(account))).collect();
-        for (account, copy) in accounts.iter_mut().zip(copies) {
-            **account = copy;
+        for user in self.users.values_mut() {
+            // All are copied before the first is freed: else each copy would take the place of the one before.
+            let mut copies = Vec::new();
+            for name in &user.remembered {
+                if let Some(Entry::Settled { account, bytes, kept }) = user.spans.get(name) {
+                    let account = Arc::new(Account::clone(account));
+                    let settled = Entry::Settled { account, bytes: *bytes, kept: *kept };
+                    copies.push((Arc::<str>::from(&**name), settled));
+                }
+            }
+            user.remembered.iter().for_each(|name| drop(user.spans.remove(name)));
+            user.remembered = copies.iter().map(|(name, _)| Arc::clone(name)).collect();
+            user.spans.extend(copies);
         }
     }
 
