@@ -36,7 +36,7 @@ impl Service {
             domains,
             absent: self.absent.clone(),
             samplers: self.feeds.samplers(),
-            keeping: self.keeping(),
+            keeping: self.keeping(peer),
             confinement: self.confinement.clone(),
             access: peer.access,
         }

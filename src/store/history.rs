@@ -2,14 +2,16 @@
 //!
 //! Owns what may be asked and how far one answer looks: a bounded number of rows, so that those who wait for a commit
 //! never wait long for somebody's search. A list that ends early says where to go on. Never shows a user more than what
-//! the question was allowed to: whose accounts may be seen is part of it.
+//! the question was allowed to: whose accounts may be seen is part of it. Invariant: nothing that is damaged or lost is
+//! passed over in silence. A list ends before it, and begins with an error where it would be the first.
 
 use std::collections::BTreeMap;
 
-use rusqlite::types::ValueRef;
-use rusqlite::{OptionalExtension, Row};
+use rusqlite::OptionalExtension;
 
-use super::database::{Broken, Database, hash, span_name, stretch};
+use super::database::{Broken, COLUMNS, Database, SpanName, Stored, bytes_of, span_name};
+use super::gap::Damage;
+use super::name_index::{self, bucket, key, stretch, stretch_start};
 use super::record::{self, Named};
 use crate::ledger::account::{Account, State};
 
@@ -18,9 +20,6 @@ const MOST_ROWS: usize = 16_384;
 
 /// Most bytes of accounts in one answer, so that it stays below a megabyte on the wire.
 const MOST_BYTES: usize = 256 * 1024;
-
-const COLUMNS: &str = "account.id, account.uid, account.kept_s, layout.domains, account.span, account.name, \
-                       account.figures, account.layout FROM account LEFT JOIN layout ON layout.id = account.layout";
 
 /// What an account must be to be listed.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -79,9 +78,51 @@ pub struct Found {
     pub before: Option<u64>,
 }
 
+/// Why the disk gave no answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Fault {
+    /// What was asked for is, or may be, among accounts that are damaged or lost.
+    Damaged {
+        /// In words, without numbers of accounts.
+        reason: String,
+        /// A list goes on before it: ask again with this as `before`.
+        before: Option<u64>,
+    },
+    /// The disk cannot be read at present.
+    Unavailable {
+        /// In words.
+        reason: String,
+    },
+}
+
+/// Why a question has no answer.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ReadError {
+    #[error("{}", .0.reason())]
+    Damaged(Damage),
+    #[error(transparent)]
+    Database(#[from] Broken),
+}
+
+impl From<rusqlite::Error> for ReadError {
+    fn from(cause: rusqlite::Error) -> Self {
+        ReadError::Database(cause.into())
+    }
+}
+
+/// What a row is to a list.
+struct Listed {
+    uid: u32,
+    kept_s: i64,
+    previous: i64,
+    bytes: usize,
+    /// Where it fits.
+    account: Option<Account>,
+}
+
 impl Database {
-    /// Answers a question. A row that cannot be read is passed over.
-    pub(super) fn answer(&self, question: &Question) -> Result<Found, Broken> {
+    /// Answers a question.
+    pub(super) fn answer(&self, question: &Question) -> Result<Found, ReadError> {
         match question {
             Question::Span { uid, anybody, span } => {
                 let mut found = self.span(span, Some(*uid))?;
@@ -94,78 +135,134 @@ impl Database {
         }
     }
 
-    fn span(&self, span: &str, whose: Option<u32>) -> Result<Option<Account>, Broken> {
-        let edge = |order: &str| {
-            let sql = format!("SELECT id FROM account ORDER BY id {order} LIMIT 1");
-            self.connection.query_row(&sql, [], |row| row.get::<_, i64>(0)).optional()
-        };
-        let (Some(first), Some(last)) = (edge("ASC")?, edge("DESC")?) else { return Ok(None) };
-        let mut ids = self
-            .connection
-            .prepare("SELECT id FROM named WHERE stretch = ?1 AND hash = ?2 ORDER BY id DESC")?;
-        let mut account = self.connection.prepare(&format!("SELECT {COLUMNS} WHERE account.id = ?1"))?;
-        let hash = hash(span);
-        for stretch in (stretch(first)..=stretch(last)).rev() {
-            let mut candidates = ids.query([stretch, hash])?;
-            while let Some(candidate) = candidates.next()? {
-                let id: i64 = candidate.get(0)?;
-                let found = account.query_row([id], |row| Ok(read(row))).optional()?.flatten();
-                let ours = |found: &Account| found.span == span && whose.is_none_or(|uid| uid == found.uid);
-                if let Some(found) = found.filter(ours) {
-                    return Ok(Some(found));
+    /// The latest account of this name. Damage on the way is an error: the latest may be there. A name that was given is
+    /// unique, so what is found beyond the damage is it.
+    fn span(&self, span: &str, whose: Option<u32>) -> Result<Option<Account>, ReadError> {
+        let name = SpanName::of(span);
+        let is_unique = matches!(name, SpanName::Given(_));
+        let hash = name_index::hash(bytes_of(name.value()));
+        let mut row = self.connection.prepare(&format!("SELECT {COLUMNS} WHERE id = ?1"))?;
+        let mut met = None;
+        let mut above = self.numbers.last + 1;
+        for stretch in (stretch(self.numbers.first)..=stretch(above)).rev() {
+            let candidates = match self.candidates(stretch, hash)? {
+                Ok(candidates) => candidates,
+                Err(damage) if is_unique => {
+                    met = met.or(Some(damage));
+                    continue;
+                }
+                Err(damage) => return Err(ReadError::Damaged(damage)),
+            };
+            for id in candidates.into_iter().filter(|id| *id >= self.numbers.first) {
+                let gap = self.numbers.gap_within(id, above - 1).map(|gap| Damage::Lost(*gap));
+                if let Some(damage) = gap.filter(|_| !is_unique) {
+                    return Err(ReadError::Damaged(damage));
+                }
+                above = id;
+                let Some(account) = self.row(&mut row, id, account)? else {
+                    return Err(ReadError::Damaged(Damage::Unsound { first: id, last: id }));
+                };
+                if account.span == span && whose.is_none_or(|uid| uid == account.uid) {
+                    return Ok(Some(account));
                 }
             }
         }
-        Ok(None)
+        let lost =
+            self.numbers.gap_within(self.numbers.first, self.numbers.last).map(|gap| Damage::Lost(*gap));
+        lost.or(met).map_or(Ok(None), |damage| Err(ReadError::Damaged(damage)))
     }
 
+    /// The numbers that a stretch has for a hash, the latest first.
+    fn candidates(&self, of: i64, hash: u32) -> Result<Result<Vec<i64>, Damage>, ReadError> {
+        if of == stretch(self.numbers.last + 1) {
+            let recent = self.numbers.recent.iter().rev().filter(|(other, _)| *other == hash);
+            return Ok(Ok(recent.map(|(_, id)| *id).collect()));
+        }
+        let (first, last) = (stretch_start(of).max(self.numbers.first), stretch_start(of + 1) - 1);
+        let block = key(of, bucket(hash));
+        let read = |row: &rusqlite::Row<'_>| row.get::<_, Vec<u8>>(0);
+        let bytes =
+            self.connection.query_row("SELECT bytes FROM block WHERE id = ?1", [block], read).optional();
+        let bytes = match bytes.map_err(Broken::Sqlite) {
+            Err(broken) if broken.is_damage() => None,
+            bytes => bytes?,
+        };
+        if let Some(block) = bytes.as_deref().and_then(|bytes| name_index::opened(block, bytes)) {
+            return Ok(Ok(name_index::candidates(of, block, hash)));
+        }
+        let lost = self.numbers.gaps.iter().find(|gap| gap.first <= first && gap.last >= last);
+        Ok(Err(lost.map_or(Damage::Unsound { first, last }, |gap| Damage::Lost(*gap))))
+    }
+
+    /// Goes down the numbers; a user's own accounts each name the one before.
     fn list(
         &self,
         whose: Option<u32>,
         filter: &Filter,
         limit: usize,
         before: Option<u64>,
-    ) -> Result<Found, Broken> {
-        let of_user = if whose.is_some() { "account.uid = ?2 AND" } else { "?2 IS NULL AND" };
-        let sql = format!("SELECT {COLUMNS} WHERE {of_user} account.id < ?1 ORDER BY account.id DESC");
-        let mut statement = self.connection.prepare(&sql)?;
-        let below = before.map_or(i64::MAX, |before| i64::try_from(before).unwrap_or(i64::MAX));
-        let mut rows = statement.query(rusqlite::params![below, whose])?;
+    ) -> Result<Found, ReadError> {
+        let numbers = &self.numbers;
+        let mut row = self.connection.prepare(&format!("SELECT {COLUMNS} WHERE id = ?1"))?;
+        let before = before.map_or(i64::MAX, |before| i64::try_from(before).unwrap_or(i64::MAX));
+        let mut above = before.min(numbers.last + 1);
+        let mut next = match whose {
+            Some(uid) if before > numbers.last && numbers.heads_known => {
+                numbers.heads.get(&uid).copied().unwrap_or(0)
+            }
+            _ => above - 1,
+        };
         let since_s = filter.since_unix_ns.map_or(0, |ns| (ns / 1_000_000_000) as i64);
         let (mut found, mut looked, mut bytes) = (Found::default(), 0, 0);
-        while let Some(row) = rows.next()? {
+        loop {
+            let gap = numbers.gap_within(next.max(numbers.first), above - 1).map(|gap| Damage::Lost(*gap));
+            if gap.is_none() && next < numbers.first {
+                return Ok(found);
+            }
+            let wanted = |listed: &Stored<'_>| listed_as(listed, whose, filter);
+            let listed = if gap.is_some() { None } else { self.row(&mut row, next, wanted)? };
+            let Some(listed) = listed else {
+                let damage = gap.unwrap_or(Damage::Unsound { first: next, last: next });
+                if looked == 0 {
+                    return Err(ReadError::Damaged(damage));
+                }
+                found.before = Some(damage.last() as u64 + 1);
+                return Ok(found);
+            };
             // Accounts are kept after their spans have opened, and in the order of `kept_s`.
-            if row.get::<_, i64>(2)? < since_s {
+            if listed.kept_s < since_s {
                 return Ok(found);
             }
             looked += 1;
-            let id: i64 = row.get(0)?;
-            let named = row.get_ref(5)?.as_bytes().unwrap_or_default();
-            let plausible = filter.name.as_ref().is_none_or(|name| name.as_bytes() == named);
-            let account = if plausible { read(row) } else { None };
-            if let Some(account) = account.filter(|account| filter.takes(account)) {
-                bytes += row.get_ref(6)?.as_bytes().map_or(0, <[u8]>::len) + 512;
+            if let Some(account) = listed.account {
+                bytes += listed.bytes + 512;
                 found.accounts.push(account);
             }
             if found.accounts.len() >= limit || looked >= MOST_ROWS || bytes >= MOST_BYTES {
-                found.before = Some(id as u64);
+                found.before = Some(next as u64);
                 return Ok(found);
             }
+            above = next;
+            next = if whose == Some(listed.uid) { listed.previous } else { next - 1 };
         }
-        Ok(found)
     }
 }
 
-/// The account of a row; `None` where it was damaged.
-fn read(row: &Row<'_>) -> Option<Account> {
-    let column = |at| row.get_ref(at).ok();
-    let bytes = |at| column(at)?.as_bytes().ok();
-    // Its layout, or the number of one.
-    let layout = match column(7)? {
-        ValueRef::Blob(own) => own,
-        _ => bytes(3)?,
-    };
-    let span = span_name(column(4)?)?;
-    let named = Named { uid: row.get(1).ok()?, span: &span, name: std::str::from_utf8(bytes(5)?).ok()? };
-    record::read(named, layout, bytes(6)?)
+/// What a row is to a list; `None` where it is no account.
+fn listed_as(stored: &Stored<'_>, whose: Option<u32>, filter: &Filter) -> Option<Listed> {
+    let columns = &stored.columns;
+    let plausible = whose.is_none_or(|uid| uid == columns.uid)
+        && filter.name.as_ref().is_none_or(|name| name == columns.name);
+    let account =
+        if plausible { Some(account(stored)?).filter(|account| filter.takes(account)) } else { None };
+    let (uid, kept_s, previous, bytes) = (columns.uid, stored.kept_s, stored.previous, columns.figures.len());
+    Some(Listed { uid, kept_s, previous, bytes, account })
+}
+
+/// The account of a sound row.
+fn account(stored: &Stored<'_>) -> Option<Account> {
+    let columns = &stored.columns;
+    let span = span_name(columns.span)?;
+    let named = Named { uid: columns.uid, span: &span, name: columns.name };
+    record::read(named, columns.layout, columns.figures)
 }
