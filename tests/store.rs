@@ -534,3 +534,44 @@ fn wattspan(daemon: &TestDaemon, arguments: &[&str]) -> String {
     let text = [output.stdout, output.stderr].concat();
     String::from_utf8(text).unwrap().split_whitespace().collect::<Vec<_>>().join(" ")
 }
+
+#[test]
+fn how_long_accounts_are_kept_at_the_present_rate_is_shown() {
+    let mut daemon = TestDaemon::with(STEADY, "[ledger]\nmegabytes = 1\ndays = 30\n");
+    let mut client = daemon.client();
+    for at in 0..150 {
+        billed(&mut client, &format!("s{at}"));
+    }
+    until("there is a rate", || keeping(&daemon)["keeps_s"].is_u64());
+    let health = keeping(&daemon);
+    assert_eq!(health["limited_by"], "size", "{health}");
+    let fills_s =
+        3600.0 * 1e6 / number(&health, "bytes_per_account") as f64 / number(&health, "accounts_per_h") as f64;
+    let keeps_s = number(&health, "keeps_s") as f64;
+    // The three are rounded, each by itself.
+    assert!((keeps_s - fills_s).abs() < 2.0 + fills_s / 20.0, "{health}");
+    let doctor = wattspan(&daemon, &["doctor"]);
+    assert!(
+        doctor.contains("they are kept for") && doctor.contains("ledger.megabytes limits that"),
+        "{doctor}"
+    );
+    let check = |daemon: &TestDaemon| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_wattspand"));
+        let config = daemon.state().with_file_name("wattspan.toml");
+        let output =
+            command.arg("--check").arg("--config").arg(config).arg("--state-dir").arg(daemon.state());
+        let text = String::from_utf8(output.output().unwrap().stdout).unwrap();
+        assert!(text.parse::<toml::Table>().is_ok(), "{text}");
+        text
+    };
+    let running = check(&daemon);
+    assert!(running.contains("cannot be read now") && running.contains("at 100 a second"), "{running}");
+    daemon.terminate();
+    daemon.wait();
+    let before = std::fs::read(daemon.state().join("ledger.sqlite")).unwrap();
+    let stopped = check(&daemon);
+    assert!(stopped.contains("At the rate of the last hours"), "{stopped}");
+    assert!(stopped.contains("ledger.megabytes limits that"), "{stopped}");
+    assert_eq!(std::fs::read(daemon.state().join("ledger.sqlite")).unwrap(), before);
+    assert!(!daemon.state().join("ledger.sqlite-wal").exists(), "it makes nothing");
+}
