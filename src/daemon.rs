@@ -48,6 +48,9 @@ fn run(flags: &Flags) -> Result<()> {
     let config = Config::load(flags, owner)?;
     if flags.check {
         print!("{}", toml::to_string(&config).context("cannot print the configuration")?);
+        if let Some(settings) = store_settings(&config) {
+            print!("\n# {}\n", store::forecast(&settings));
+        }
         return Ok(());
     }
     make_room(config.limits.connections + bus::DESCRIPTORS);
@@ -93,17 +96,24 @@ fn run(flags: &Flags) -> Result<()> {
 
 /// Keeps final accounts on disk, where that is wanted and there is a place for it.
 fn keep(config: &Config, service: &mut Service) -> std::io::Result<()> {
-    let disk = &config.ledger;
-    // A simulated machine's accounts have no place among the real one's.
-    if !disk.keep || (config.source.replay.is_some() && config.state_dir.is_none()) {
-        return Ok(());
-    }
-    let Some(directory) = state_dir(config) else {
+    if let Some(settings) = store_settings(config) {
+        service.keep(Store::start(settings, tell_ledger)?, tell_ledger);
+    } else if keeps(config) {
         tell_ledger("keeps no accounts: there is no place for them; give --state-dir, or set HOME");
-        return Ok(());
-    };
-    let settings = store::Settings {
-        directory,
+    }
+    Ok(())
+}
+
+/// Whether accounts are to be kept. Those of a simulated machine have no place among the real one's.
+fn keeps(config: &Config) -> bool {
+    config.ledger.keep && (config.source.replay.is_none() || config.state_dir.is_some())
+}
+
+/// How the store is set up; `None` where nothing is to be kept, or there is no place for it.
+fn store_settings(config: &Config) -> Option<store::Settings> {
+    let disk = &config.ledger;
+    Some(store::Settings {
+        directory: state_dir(config).filter(|_| keeps(config))?,
         age: Duration::from_secs_f64(disk.days * 86_400.0),
         bytes: disk.megabytes * 1_000_000,
         waiting_bytes: usize::try_from(disk.waiting_megabytes * 1_000_000).unwrap_or(usize::MAX),
@@ -112,9 +122,7 @@ fn keep(config: &Config, service: &mut Service) -> std::io::Result<()> {
             config::Sync::Normal => store::Sync::Normal,
             config::Sync::Full => store::Sync::Full,
         },
-    };
-    service.keep(Store::start(settings, tell_ledger)?, tell_ledger);
-    Ok(())
+    })
 }
 
 /// Where accounts are kept: as asked, else the system's place, else the user's own.

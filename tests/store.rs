@@ -4,7 +4,8 @@
 mod support;
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -123,7 +124,7 @@ type Told = HashMap<String, Value>;
 
 /// Opens and closes as fast as it is answered, until the daemon goes away; gives every final account it was told. Half of
 /// them ask for it, the others are asked about until they are final.
-fn bill(mut client: TestClient, prefix: &str, stop: &AtomicBool) -> Told {
+fn bill(mut client: TestClient, prefix: &str, stop: &AtomicBool, answered: &AtomicUsize) -> Told {
     let mut told = Told::new();
     for batch in 0.. {
         let spans: Vec<String> = (0..8).map(|at| format!("{prefix}-{batch}-{at}")).collect();
@@ -142,6 +143,7 @@ fn bill(mut client: TestClient, prefix: &str, stop: &AtomicBool) -> Told {
             let account = answer["parameters"]["account"].take();
             if account["state"] == "settled" {
                 told.insert(span.clone(), account);
+                answered.fetch_add(1, Ordering::Relaxed);
             } else {
                 open.push(span);
             }
@@ -154,6 +156,7 @@ fn bill(mut client: TestClient, prefix: &str, stop: &AtomicBool) -> Told {
             let account = answer["parameters"]["account"].take();
             if account["state"] == "settled" {
                 told.insert(span.clone(), account);
+                answered.fetch_add(1, Ordering::Relaxed);
             } else {
                 open.insert(0, span);
             }
@@ -172,12 +175,17 @@ fn of_accounts_once_answered_none_is_lost_by_kill_9_at_random_moments_under_load
     for round in 0..rounds {
         random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
         let life = Duration::from_micros(1000 + u64::from(random >> 8) % 120_000);
-        let stop = AtomicBool::new(false);
+        let (stop, answers) = (AtomicBool::new(false), AtomicUsize::new(0));
         let clients: Vec<TestClient> = (0..3).map(|_| daemon.client()).collect();
         let told: Told = std::thread::scope(|scope| {
-            let stop = &stop;
-            let bill = |(at, client)| scope.spawn(move || bill(client, &format!("r{round}-{at}"), stop));
+            let (stop, answers) = (&stop, &answers);
+            let bill =
+                |(at, client)| scope.spawn(move || bill(client, &format!("r{round}-{at}"), stop, answers));
             let threads: Vec<_> = clients.into_iter().enumerate().map(bill).collect();
+            // Every other life begins with its first answers, so that there are some on however busy a machine.
+            if round % 2 == 0 {
+                until("some are answered", || answers.load(Ordering::Relaxed) >= 4);
+            }
             std::thread::sleep(life);
             rustix::process::kill_process(daemon.pid(), rustix::process::Signal::KILL).unwrap();
             stop.store(true, Ordering::Relaxed);
@@ -252,8 +260,8 @@ fn a_ledger_of_a_newer_version_is_left_alone() {
     daemon.wait();
     // The schema's version lies at byte 60 of the file, big end first (sqlite.org/fileformat2.html, 1.3).
     let mut bytes = std::fs::read(&file).unwrap();
-    assert_eq!(bytes[60..64], [0, 0, 0, 1]);
-    bytes[63] = 2;
+    assert_eq!(bytes[60..64], [0, 0, 0, 2]);
+    bytes[63] = 3;
     std::fs::write(&file, &bytes).unwrap();
     daemon.restart();
     until("it is noticed", || keeping(&daemon)["reason"].is_string());
@@ -295,4 +303,275 @@ fn where_nothing_is_to_be_kept_nothing_is() {
     assert_eq!(keeping(&daemon), Value::Null);
     assert!(!daemon.state().exists());
     assert_eq!(names(&list(&mut client, json!({}))), ["a"]);
+}
+
+/// Copies a state directory's files; the lock is made anew.
+fn copy_state(from: &Path, to: &Path) {
+    let _ = std::fs::remove_dir_all(to);
+    std::fs::create_dir(to).unwrap();
+    std::fs::set_permissions(to, std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
+    for entry in std::fs::read_dir(from).unwrap().flatten() {
+        std::fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
+    }
+}
+
+/// A daemon that has answered accounts as durable and is gone; its state directory can be damaged and tried again.
+struct Answered {
+    daemon: TestDaemon,
+    saved: PathBuf,
+    accounts: Vec<Value>,
+}
+
+impl Answered {
+    /// `cleanly`: it was asked to stop, so that all is in the database; else killed, so that all is in the WAL.
+    fn new(count: usize, cleanly: bool) -> Self {
+        let mut daemon = TestDaemon::on(STEADY);
+        let mut client = daemon.client();
+        let mut accounts = Vec::new();
+        for at in 0..count {
+            // Names that a client chooses, and such as the daemon gives.
+            let span = if at % 2 == 0 { format!("job-{at}") } else { format!("{at:032x}") };
+            client.call(
+                "OpenSpan",
+                json!({ "span": span, "name": "a question", "attributes": { "at": at.to_string() } }),
+            );
+            let account = client.settle(&span);
+            assert_eq!(account["durable"], true);
+            accounts.push(account);
+        }
+        if cleanly {
+            daemon.terminate();
+            daemon.wait();
+        } else {
+            daemon.kill();
+        }
+        let saved = daemon.state().with_file_name("saved");
+        copy_state(&daemon.state(), &saved);
+        Self { daemon, saved, accounts }
+    }
+
+    /// Begins anew from what was saved, damaged by `damage`, and looks every account up: gives how many were answered
+    /// unchanged. Every other one is a typed error.
+    fn try_damage(&mut self, what: &str, damage: impl FnOnce(&Path)) -> usize {
+        let state = self.daemon.state();
+        copy_state(&self.saved, &state);
+        damage(&state);
+        self.daemon.restart();
+        let mut client = self.daemon.client();
+        let mut unchanged = 0;
+        for account in &self.accounts {
+            let answer = client.exchange("GetSpan", json!({ "span": account["span"] }));
+            match answer["error"].as_str() {
+                None => {
+                    assert_eq!(&answer["parameters"]["account"], account, "{what}");
+                    unchanged += 1;
+                }
+                Some("org.wattspan.Meter.StoreDamaged" | "org.wattspan.Meter.StoreUnavailable") => {}
+                Some(other) => panic!("{what}: {other} for {account}\n{}", self.daemon.log()),
+            }
+        }
+        let listed = self.list_past_damage(what);
+        assert!(listed >= unchanged.min(1), "{what}: {listed} listed, {unchanged} found by name");
+        self.daemon.kill();
+        unchanged
+    }
+
+    /// Lists everything; damage is stated wherever an account is missing. Gives how many were listed.
+    fn list_past_damage(&self, what: &str) -> usize {
+        let mut client = self.daemon.client();
+        let (mut question, mut listed, mut damaged) = (json!({ "limit": 256 }), Vec::new(), false);
+        loop {
+            let mut answer = client.exchange("ListSpans", question.clone());
+            let mut parameters = answer["parameters"].take();
+            match answer["error"].as_str() {
+                None => {
+                    let page = parameters["accounts"].as_array_mut().unwrap();
+                    page.reverse();
+                    listed.append(page);
+                }
+                Some("org.wattspan.Meter.StoreDamaged" | "org.wattspan.Meter.StoreUnavailable") => {
+                    damaged = true
+                }
+                Some(other) => panic!("{what}: {other}"),
+            }
+            match parameters["before"].as_u64() {
+                Some(before) => question["before"] = json!(before),
+                None => break,
+            }
+        }
+        for account in &listed {
+            assert!(self.accounts.contains(account), "{what}: changed: {account}");
+        }
+        assert!(damaged || listed.len() == self.accounts.len(), "{what}: {} listed", listed.len());
+        listed.len()
+    }
+}
+
+/// Flips `count` bits of a file, the same ones for a seed.
+fn flip_bits(file: &Path, seed: u64, count: usize) {
+    let mut bytes = std::fs::read(file).unwrap();
+    let mut random = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    for _ in 0..count {
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        let bit = random as usize % (bytes.len() * 8);
+        bytes[bit / 8] ^= 1 << (bit % 8);
+    }
+    std::fs::write(file, bytes).unwrap();
+}
+
+#[test]
+fn an_account_in_a_damaged_database_is_answered_unchanged_or_as_damaged() {
+    let mut answered = Answered::new(400, true);
+    assert_eq!(answered.try_damage("sound", |_| ()), 400);
+    let mut unchanged = 0;
+    for seed in 1..=25 {
+        let what = format!("seed {seed}");
+        unchanged += answered.try_damage(&what, |state| flip_bits(&state.join("ledger.sqlite"), seed, 5));
+    }
+    println!("{unchanged} of {} accounts answered unchanged", 25 * 400);
+    assert!(unchanged > 0, "a flipped bit does not make every account unreadable");
+    assert!(unchanged < 25 * 400, "the flips hit nothing");
+}
+
+#[test]
+fn an_account_in_a_damaged_log_is_answered_unchanged_or_as_damaged_and_the_loss_is_reported() {
+    let mut answered = Answered::new(200, false);
+    assert_eq!(answered.try_damage("sound", |_| ()), 200);
+    for seed in 1..=25 {
+        let what = format!("seed {seed}");
+        answered.try_damage(&what, |state| {
+            flip_bits(&state.join("ledger.sqlite-wal"), seed, 1 + seed as usize % 5)
+        });
+    }
+    let lost = |answered: &Answered, what: &str| {
+        let log = answered.daemon.log();
+        assert!(log.contains("may be lost"), "{what}: {log}");
+    };
+    let half = |state: &Path| {
+        let file = std::fs::File::options().write(true).open(state.join("ledger.sqlite-wal")).unwrap();
+        file.set_len(file.metadata().unwrap().len() / 2).unwrap();
+    };
+    let unchanged = answered.try_damage("half of the log", half);
+    assert!(unchanged > 0 && unchanged < 200, "{unchanged}");
+    lost(&answered, "half of the log");
+    let gone = |state: &Path| std::fs::remove_file(state.join("ledger.sqlite-wal")).unwrap();
+    assert_eq!(answered.try_damage("no log", gone), 0);
+    lost(&answered, "no log");
+    // It is shown, and what comes next is kept beside it.
+    answered.daemon.restart();
+    until("it is open", || keeping(&answered.daemon)["durable"] == true);
+    assert!(keeping(&answered.daemon)["reason"].as_str().unwrap().contains("may be lost since"));
+    let doctor = wattspan(&answered.daemon, &["doctor"]);
+    assert!(doctor.contains("may be lost"), "{doctor}");
+    let listed = wattspan(&answered.daemon, &["spans"]);
+    assert!(listed.contains("accounts are missing from this list"), "{listed}");
+    let next = billed(&mut answered.daemon.client(), "next");
+    answered.daemon.kill();
+    answered.daemon.restart();
+    let mut client = answered.daemon.client();
+    assert_eq!(client.call("GetSpan", json!({ "span": "next" }))["account"], next);
+    assert_eq!(client.refusal("GetSpan", json!({ "span": "job-0" })).0, "StoreDamaged");
+}
+
+#[test]
+fn an_emptied_database_and_a_missing_table_are_damage() {
+    let mut answered = Answered::new(60, true);
+    let sql = |state: &Path, sql: &str| {
+        rusqlite::Connection::open(state.join("ledger.sqlite")).unwrap().execute_batch(sql).unwrap();
+    };
+    let cut = |state: &Path, length: u64| {
+        let file = std::fs::File::options().write(true).open(state.join("ledger.sqlite")).unwrap();
+        file.set_len(length).unwrap();
+    };
+    assert_eq!(answered.try_damage("emptied", |state| cut(state, 0)), 0);
+    answered.try_damage("cut", |state| cut(state, 8192));
+    answered.try_damage("removed", |state| std::fs::remove_file(state.join("ledger.sqlite")).unwrap());
+    assert_eq!(answered.try_damage("no rows", |state| sql(state, "DELETE FROM account")), 0);
+    assert_eq!(answered.try_damage("no table", |state| sql(state, "DROP TABLE account")), 0);
+    let some = "DELETE FROM account WHERE id BETWEEN 20 AND 29";
+    // Of the nineteen before them the nine of given names: the latest of a chosen name may be among the missing ones.
+    assert_eq!(answered.try_damage("ten rows missing", |state| sql(state, some)), 31 + 9);
+    let all = "UPDATE account SET figures = (SELECT figures FROM account WHERE id = 2)";
+    assert_eq!(answered.try_damage("another's figures", |state| sql(state, all)), 1);
+    let layout = "UPDATE layout SET domains = replace(domains, 'dram-0', 'dram-1')";
+    answered.try_damage("another domain", |state| sql(state, layout));
+}
+
+#[test]
+fn an_account_in_a_database_that_was_unlinked_is_not_durable() {
+    for replaced in [false, true] {
+        let mut daemon = TestDaemon::on(STEADY);
+        let state = daemon.state();
+        let mut client = daemon.client();
+        assert_eq!(billed(&mut client, "before")["durable"], true);
+        for file in ["ledger.sqlite", "ledger.sqlite-wal"] {
+            std::fs::rename(state.join(file), state.join(format!("{file}.old"))).unwrap();
+        }
+        if replaced {
+            std::fs::File::create(state.join("ledger.sqlite")).unwrap();
+        }
+        let during = billed(&mut client, "during");
+        until("there is another one", || keeping(&daemon)["durable"] == true);
+        let after = billed(&mut client, "after");
+        assert_eq!(after["durable"], true);
+        daemon.kill();
+        daemon.restart();
+        let mut client = daemon.client();
+        assert_eq!(client.call("GetSpan", json!({ "span": "after" }))["account"], after);
+        // It waited, and is in the new one by now: what was answered as durable is there, and the rest does no harm.
+        let found = client.call("GetSpan", json!({ "span": "during" }))["account"].take();
+        assert_eq!((&found["durable"], &found["share_uj"]), (&json!(true), &during["share_uj"]));
+        assert_eq!(client.refusal("GetSpan", json!({ "span": "before" })).0, "StoreDamaged");
+    }
+}
+
+/// What a command of the client prints, on both streams, in one line.
+fn wattspan(daemon: &TestDaemon, arguments: &[&str]) -> String {
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_wattspan"));
+    let output = command.args(arguments).arg("--socket").arg(daemon.socket()).output().unwrap();
+    let text = [output.stdout, output.stderr].concat();
+    String::from_utf8(text).unwrap().split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+#[test]
+fn how_long_accounts_are_kept_at_the_present_rate_is_shown() {
+    let mut daemon = TestDaemon::with(STEADY, "[ledger]\nmegabytes = 1\ndays = 30\n");
+    let mut client = daemon.client();
+    for at in 0..150 {
+        billed(&mut client, &format!("s{at}"));
+    }
+    until("there is a rate", || keeping(&daemon)["keeps_s"].is_u64());
+    let health = keeping(&daemon);
+    assert_eq!(health["limited_by"], "size", "{health}");
+    let fills_s =
+        3600.0 * 1e6 / number(&health, "bytes_per_account") as f64 / number(&health, "accounts_per_h") as f64;
+    let keeps_s = number(&health, "keeps_s") as f64;
+    // The three are rounded, each by itself.
+    assert!((keeps_s - fills_s).abs() < 2.0 + fills_s / 20.0, "{health}");
+    let doctor = wattspan(&daemon, &["doctor"]);
+    assert!(
+        doctor.contains("they are kept for") && doctor.contains("ledger.megabytes limits that"),
+        "{doctor}"
+    );
+    let check = |daemon: &TestDaemon| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_wattspand"));
+        let config = daemon.state().with_file_name("wattspan.toml");
+        let output =
+            command.arg("--check").arg("--config").arg(config).arg("--state-dir").arg(daemon.state());
+        let text = String::from_utf8(output.output().unwrap().stdout).unwrap();
+        assert!(text.parse::<toml::Table>().is_ok(), "{text}");
+        text
+    };
+    let running = check(&daemon);
+    assert!(running.contains("cannot be read now") && running.contains("at 100 a second"), "{running}");
+    daemon.terminate();
+    daemon.wait();
+    let before = std::fs::read(daemon.state().join("ledger.sqlite")).unwrap();
+    let stopped = check(&daemon);
+    assert!(stopped.contains("At the rate of the last hours"), "{stopped}");
+    assert!(stopped.contains("ledger.megabytes limits that"), "{stopped}");
+    assert_eq!(std::fs::read(daemon.state().join("ledger.sqlite")).unwrap(), before);
+    assert!(!daemon.state().join("ledger.sqlite-wal").exists(), "it makes nothing");
 }

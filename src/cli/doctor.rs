@@ -187,12 +187,32 @@ fn samplers(samplers: &[SamplerStatus], terminal: Terminal) -> String {
 fn kept(keeping: &Keeping) -> String {
     let megabytes = keeping.bytes as f64 / 1e6;
     let mut text = match &keeping.reason {
-        None if keeping.durable => {
-            format!("Accounts are on disk before they are answered ({megabytes:.1} MB).")
+        reason if keeping.durable => {
+            let loss = reason.as_ref().map(|reason| format!(" The store is damaged: {}.", printable(reason)));
+            format!(
+                "Accounts are on disk before they are answered ({megabytes:.1} MB).{}",
+                loss.unwrap_or_default()
+            )
         }
         None => "The ledger on disk is being opened.".to_owned(),
         Some(reason) => format!("Accounts are answered and not durable: {reason}."),
     };
+    if let Some(keeps_s) = keeping.keeps_s {
+        let rate = match (keeping.accounts_per_h, keeping.bytes_per_account) {
+            (Some(accounts), Some(bytes)) => format!(" ({accounts} accounts an hour of {bytes} bytes)"),
+            _ => String::new(),
+        };
+        let key = if keeping.limited_by.as_deref() == Some("size") { "megabytes" } else { "days" };
+        let length = match keeps_s {
+            0..7200 => format!("{} min", keeps_s / 60),
+            7200..259_200 => format!("{} h", keeps_s / 3600),
+            _ => format!("{} days", keeps_s / 86_400),
+        };
+        let _ = write!(
+            text,
+            " At the rate of the last hours{rate} they are kept for {length}; ledger.{key} limits that."
+        );
+    }
     if keeping.waiting > 0 {
         let _ = write!(text, " {} wait to be written.", keeping.waiting);
     }
@@ -322,4 +342,43 @@ fn allowed(access: Access) -> String {
         Access::Admin => "admin (everything)",
     };
     what.to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_store_is_described_with_what_may_be_lost_and_how_long_accounts_are_kept() {
+        let sound = Keeping {
+            durable: true,
+            reason: None,
+            bytes: 2_000_000,
+            waiting: 0,
+            not_kept: 0,
+            keeps_s: None,
+            limited_by: None,
+            accounts_per_h: None,
+            bytes_per_account: None,
+        };
+        assert_eq!(kept(&sound), "Accounts are on disk before they are answered (2.0 MB).");
+        let lossy = Keeping { reason: Some("accounts 3 to 9 may be lost since T".into()), ..sound.clone() };
+        assert!(
+            kept(&lossy).contains("are on disk")
+                && kept(&lossy).contains("accounts 3 to 9 may be lost since T")
+        );
+        let failing = Keeping { durable: false, ..lossy.clone() };
+        assert!(kept(&failing).contains("not durable"));
+        let busy = Keeping {
+            keeps_s: Some(100_000),
+            limited_by: Some("size".into()),
+            accounts_per_h: Some(360_000),
+            bytes_per_account: Some(200),
+            ..sound
+        };
+        let text = kept(&busy);
+        let rate =
+            "At the rate of the last hours (360000 accounts an hour of 200 bytes) they are kept for 27 h";
+        assert!(text.contains(rate) && text.contains("ledger.megabytes limits that"), "{text}");
+    }
 }

@@ -18,7 +18,7 @@ use super::{Meter, output};
 use crate::client::{Client, Failure};
 use crate::clock;
 use crate::ledger::account::{Account, State};
-use crate::protocol::ListSpans;
+use crate::protocol::{ListSpans, Refusal};
 
 /// Which spans.
 #[derive(Debug, clap::Args)]
@@ -125,7 +125,15 @@ fn found(client: &Client, asked: &Arguments) -> Result<Vec<Account>, Trouble> {
     loop {
         let rest = enough - found.len();
         question.limit = Some(i64::try_from(rest).unwrap_or(i64::MAX));
-        let part = client.call(question.clone())?;
+        let part = match client.call(question.clone()) {
+            // The rest is listed all the same; what is missing is never left out in silence.
+            Err(Failure::Refused(Refusal::StoreDamaged { reason, before: Some(before) })) => {
+                super::say(&format!("accounts are missing from this list: {}", printable(&reason)));
+                question.before = Some(i64::try_from(before).unwrap_or(i64::MAX));
+                continue;
+            }
+            part => part?,
+        };
         found.extend(part.accounts.into_iter().rev());
         match part.before {
             Some(before) if found.len() < enough => {

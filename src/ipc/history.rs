@@ -4,10 +4,11 @@
 
 use super::access::Peer;
 use super::inquiry::may_see;
+use super::keeping::Keeping;
 use super::service::Service;
 use super::ticket::Ticket;
 use crate::protocol::{self, ListSpans, Refusal, Reply, SpanAccount, SpanAccounts};
-use crate::store::{Found, MAX_QUESTIONS, Question};
+use crate::store::{Fault, Found, MAX_QUESTIONS, Question};
 
 /// A question that the disk was asked, and whose.
 pub(super) struct Asked {
@@ -48,9 +49,12 @@ impl Service {
             quota: "lists of spans at a time".into(),
             limit: limit as u64,
         };
-        let Some(keeping) = self.keeping.as_mut().filter(|keeping| !keeping.is_failing()) else {
-            return Ok(false);
-        };
+        let Some(keeping) = &mut self.keeping else { return Ok(false) };
+        if keeping.is_failing() {
+            // The latest accounts are in memory, and GetInfo says that it is so; a name that is not may be on disk.
+            let is_list = matches!(what, What::List(_));
+            return if is_list { Ok(false) } else { Err(unavailable(keeping.reason())) };
+        }
         let is_list = |asked: &&Asked| matches!(asked.what, What::List(_)) && asked.peer.uid == peer.uid;
         if matches!(what, What::List(_)) && keeping.asked.values().filter(is_list).count() >= MOST_LISTS {
             return Err(full(MOST_LISTS));
@@ -69,34 +73,61 @@ impl Service {
     pub(super) fn answer_without_disk(&mut self) {
         let asked =
             self.keeping.as_ref().map_or(Vec::new(), |keeping| keeping.asked.keys().copied().collect());
-        asked.into_iter().for_each(|number| self.answer(number, None));
+        let reason = self.keeping.as_ref().and_then(Keeping::reason);
+        asked.into_iter().for_each(|number| self.answer(number, Answer::Forgone(reason.clone())));
     }
 
     /// The disk's answer, in the words of the wire.
-    pub(super) fn answer(&mut self, number: u64, found: Option<Found>) {
+    pub(super) fn answer(&mut self, number: u64, answer: Answer) {
         let asked = self.keeping.as_mut().and_then(|keeping| keeping.asked.remove(&number));
         let Some(Asked { ticket, peer, what, .. }) = asked else { return };
         let mut out = Vec::new();
-        let seen = |mut found: Found| {
-            found.accounts.retain(|account| may_see(&peer, account));
-            found
-        };
-        let found = found.map(seen);
-        match (what, found) {
-            (What::Span(span), found) => match found.and_then(|found| found.accounts.into_iter().next()) {
-                Some(account) => Reply::last(SpanAccount { account }).write(&mut out),
-                None => Refusal::NoSuchSpan { span }.write(&mut out),
-            },
-            (What::List(_), Some(Found { mut accounts, before })) => {
+        match (what, answer) {
+            (What::Span(span), Answer::Found(found)) => {
+                match found.accounts.into_iter().find(|account| may_see(&peer, account)) {
+                    Some(account) => Reply::last(SpanAccount { account }).write(&mut out),
+                    None => Refusal::NoSuchSpan { span }.write(&mut out),
+                }
+            }
+            (What::List(_), Answer::Found(Found { mut accounts, before })) => {
+                accounts.retain(|account| may_see(&peer, account));
                 accounts.reverse();
                 let before = before.map(|number| self.sealed(&peer, number));
                 Reply::last(SpanAccounts { accounts, before }).write(&mut out);
             }
-            (What::List(call), None) => match self.remembered(&peer, &call) {
+            (What::List(call), Answer::Forgone(_)) => match self.remembered(&peer, &call) {
                 Ok(accounts) => Reply::last(accounts).write(&mut out),
                 Err(refusal) => refusal.write(&mut out),
             },
+            (What::Span(_), Answer::Forgone(reason)) => unavailable(reason).write(&mut out),
+            (_, Answer::Fault(Fault::Damaged { reason, before })) => {
+                let before = before.map(|number| self.sealed(&peer, number));
+                Refusal::StoreDamaged { reason, before }.write(&mut out);
+            }
+            (_, Answer::Fault(Fault::Unavailable { reason })) => unavailable(Some(reason)).write(&mut out),
         }
         self.replies.push((ticket, out));
+    }
+}
+
+/// What became of a question.
+pub(super) enum Answer {
+    /// The disk answered.
+    Found(Found),
+    /// The disk could not.
+    Fault(Fault),
+    /// The disk fails or is silent, for this reason.
+    Forgone(Option<String>),
+}
+
+impl From<Result<Found, Fault>> for Answer {
+    fn from(answer: Result<Found, Fault>) -> Self {
+        answer.map_or_else(Answer::Fault, Answer::Found)
+    }
+}
+
+fn unavailable(reason: Option<String>) -> Refusal {
+    Refusal::StoreUnavailable {
+        reason: reason.unwrap_or_else(|| "the disk does not answer; ask again".into()),
     }
 }

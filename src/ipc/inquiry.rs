@@ -30,7 +30,7 @@ impl Service {
         self.freshen(now_ns);
         let mut domains = self.feeds.statuses();
         // How many ticks and accounts there are, and how late, shows when and how much others measure.
-        let (mut samplers, mut keeping) = (self.feeds.samplers(), self.keeping());
+        let (mut samplers, mut keeping) = (self.feeds.samplers(), self.keeping(peer));
         if peer.access < Access::Span {
             domains.iter_mut().for_each(hide_figures);
             (samplers, keeping) = (Vec::new(), None);

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::access::Peer;
 use super::history::Asked;
 use super::service::{Final, Service};
 use super::ticket::Ticket;
@@ -64,6 +65,13 @@ struct Pending {
 impl Keeping {
     pub(super) fn is_failing(&self) -> bool {
         self.store.is_failing() || self.stalled
+    }
+
+    /// Why nothing can be written, or what may be lost.
+    pub(super) fn reason(&self) -> Option<String> {
+        let health = self.store.health();
+        let silent = self.stalled && health.reason.as_ref().is_none_or(|_| health.durable);
+        if silent { Some("the disk of the ledger does not answer".into()) } else { health.reason }
     }
 
     /// Since when the oldest waits in vain: for its commit; or for an answer, where the disk gave nothing meanwhile, since
@@ -161,7 +169,7 @@ impl Service {
     pub(super) fn attend_to_disk(&mut self, now_ns: u64) {
         let answers = self.keeping.as_ref().map_or(Vec::new(), |keeping| keeping.store.answers());
         let answered = !answers.is_empty();
-        answers.into_iter().for_each(|(number, found)| self.answer(number, found));
+        answers.into_iter().for_each(|(number, found)| self.answer(number, found.into()));
         let Some(keeping) = &mut self.keeping else { return };
         keeping.store.flush();
         keeping.watch(now_ns, answered);
@@ -260,16 +268,22 @@ impl Service {
     }
 
     /// How the ledger on disk is, if there is one.
-    pub(super) fn keeping(&self) -> Option<protocol::Keeping> {
+    pub(super) fn keeping(&self, peer: &Peer) -> Option<protocol::Keeping> {
         let keeping = self.keeping.as_ref()?;
         let health = keeping.store.health();
-        let stalled = || keeping.stalled.then(|| "the disk of the ledger does not answer".to_owned());
+        // The rate of all users together is for those who see the host's totals.
+        let outlook = health.outlook.filter(|_| peer.access >= protocol::Access::Span);
         Some(protocol::Keeping {
             durable: health.durable && !keeping.stalled,
-            reason: health.reason.or_else(stalled),
+            reason: keeping.reason(),
             bytes: health.bytes,
             waiting: health.waiting,
             not_kept: health.not_kept,
+            keeps_s: outlook.map(|outlook| outlook.keeps_s),
+            limited_by: outlook
+                .map(|outlook| if outlook.limited_by_size { "size" } else { "age" }.to_owned()),
+            accounts_per_h: outlook.map(|outlook| outlook.accounts_per_h),
+            bytes_per_account: outlook.map(|outlook| outlook.bytes_per_account),
         })
     }
 

@@ -74,6 +74,23 @@ pub enum Refusal {
         /// The least access that would do.
         needs: String,
     },
+    /// The account is, or may be, among those that are damaged or lost on disk.
+    #[error("the store is damaged: {reason}")]
+    #[serde(rename = "org.wattspan.Meter.StoreDamaged")]
+    StoreDamaged {
+        /// Which accounts, as far as that is known.
+        reason: String,
+        /// Of a list: older accounts come with this as `before`.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        before: Option<u64>,
+    },
+    /// The account may be on disk, which cannot be read at present.
+    #[error("the store cannot be read: {reason}")]
+    #[serde(rename = "org.wattspan.Meter.StoreUnavailable")]
+    StoreUnavailable {
+        /// Why not.
+        reason: String,
+    },
     /// The service does not offer the interface.
     #[error("there is no interface {interface:?}")]
     #[serde(rename = "org.varlink.service.InterfaceNotFound")]
@@ -136,6 +153,13 @@ impl Refusal {
                 Self::QuotaExceeded { quota: field(parameters, "quota")?, limit: field(parameters, "limit")? }
             }
             (super::METER, "AccessDenied") => Self::AccessDenied { needs: field(parameters, "needs")? },
+            (super::METER, "StoreDamaged") => Self::StoreDamaged {
+                reason: field(parameters, "reason")?,
+                before: field(parameters, "before")?,
+            },
+            (super::METER, "StoreUnavailable") => {
+                Self::StoreUnavailable { reason: field(parameters, "reason")? }
+            }
             (super::SERVICE, "InterfaceNotFound") => {
                 Self::InterfaceNotFound { interface: field(parameters, "interface")? }
             }
@@ -176,6 +200,9 @@ mod tests {
             Refusal::InvalidValue { field: word(), reason: word() },
             Refusal::QuotaExceeded { quota: word(), limit: 3 },
             Refusal::AccessDenied { needs: word() },
+            Refusal::StoreDamaged { reason: word(), before: Some(7) },
+            Refusal::StoreDamaged { reason: word(), before: None },
+            Refusal::StoreUnavailable { reason: word() },
             Refusal::InterfaceNotFound { interface: word() },
             Refusal::MethodNotFound { method: word() },
             Refusal::MethodNotImplemented { method: word() },

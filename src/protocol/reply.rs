@@ -135,7 +135,7 @@ pub struct Info {
 pub struct Keeping {
     /// Final accounts are on disk before they are answered.
     pub durable: bool,
-    /// Why not, and what would mend it.
+    /// Why not, and what would help; where `durable`, which accounts may be lost.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub reason: Option<String>,
     /// What it takes on disk, as of a while ago.
@@ -144,6 +144,18 @@ pub struct Keeping {
     pub waiting: u64,
     /// Final accounts that found no room since the daemon started, and will not be kept.
     pub not_kept: u64,
+    /// How long accounts will be kept at the rate of the last hours, in seconds; absent while there are too few to say.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub keeps_s: Option<u64>,
+    /// What limits that: `age` (`ledger.days`) or `size` (`ledger.megabytes`).
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub limited_by: Option<String>,
+    /// Accounts an hour, over the last hours.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub accounts_per_h: Option<u64>,
+    /// What an account takes on disk.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub bytes_per_account: Option<u64>,
 }
 
 /// What became of one sampler's ticks since the daemon started.

@@ -1,13 +1,16 @@
-//! How the ledger on disk is, for the administrator.
+//! How the store is, for the administrator.
 //!
-//! Owns the words and nothing else.
+//! Owns the words and the estimate of how long accounts will be kept.
 
-/// How the ledger on disk is.
+use super::retention::duration;
+use super::settings::Settings;
+
+/// How the store is.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Health {
     /// Accounts are on disk before they are answered.
     pub durable: bool,
-    /// Why not, and what would mend it.
+    /// Why not, and what would help; or, where `durable`, what may be lost.
     pub reason: Option<String>,
     /// What it takes on disk, as of a while ago.
     pub bytes: u64,
@@ -15,4 +18,57 @@ pub struct Health {
     pub waiting: u64,
     /// Accounts that found no room, since the start.
     pub not_kept: u64,
+    /// How long accounts will be kept; absent while there are too few to say.
+    pub outlook: Option<Outlook>,
+}
+
+/// How long accounts will be kept at the rate of the last hours.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Outlook {
+    /// So long, in seconds.
+    pub keeps_s: u64,
+    /// Their size limits that, not their age.
+    pub limited_by_size: bool,
+    /// Accounts an hour.
+    pub accounts_per_h: u64,
+    /// What one takes on disk, in bytes.
+    pub bytes_per_account: u64,
+}
+
+impl Outlook {
+    /// In words.
+    pub(super) fn sentence(&self) -> String {
+        let Self { keeps_s, limited_by_size, accounts_per_h, bytes_per_account } = self;
+        let key = if *limited_by_size { "ledger.megabytes" } else { "ledger.days" };
+        format!(
+            "At the rate of the last hours ({accounts_per_h} an hour, {bytes_per_account} bytes each) accounts are kept for \
+             {}; {key} limits that.",
+            duration(*keeps_s)
+        )
+    }
+
+    /// Of a store of `bytes` and `accounts`, of which the latest `recent` came within `length_s`.
+    pub(super) fn of(
+        settings: &Settings,
+        bytes: u64,
+        accounts: i64,
+        recent: i64,
+        length_s: i64,
+    ) -> Option<Self> {
+        /// Fewer say nothing: the pages of an empty database would count as theirs.
+        const ENOUGH: i64 = 100;
+        if accounts < ENOUGH || recent <= 0 || length_s <= 0 {
+            return None;
+        }
+        let bytes_per_account = bytes as f64 / accounts as f64;
+        let per_s = recent as f64 / length_s as f64;
+        let (age_s, fills_s) =
+            (settings.age.as_secs(), (settings.bytes as f64 / bytes_per_account / per_s) as u64);
+        Some(Self {
+            keeps_s: age_s.min(fills_s),
+            limited_by_size: fills_s < age_s,
+            accounts_per_h: (per_s * 3600.0).round() as u64,
+            bytes_per_account: bytes_per_account.round() as u64,
+        })
+    }
 }

@@ -2,14 +2,16 @@
 //!
 //! Owns what may be asked and how far one answer looks: a bounded number of rows, so that those who wait for a commit
 //! never wait long for somebody's search. A list that ends early says where to go on. Never shows a user more than what
-//! the question was allowed to: whose accounts may be seen is part of it.
+//! the question was allowed to: whose accounts may be seen is part of it. Invariant: nothing that is damaged or lost is
+//! passed over in silence. A list ends before it, and begins with an error where it would be the first.
 
 use std::collections::BTreeMap;
 
-use rusqlite::types::ValueRef;
-use rusqlite::{Connection, OptionalExtension, Row, Statement};
+use rusqlite::{OptionalExtension, Statement};
 
-use super::database::{Broken, Database, name_key, span_name, stretch};
+use super::database::{Broken, COLUMNS, Database, SpanName, Stored, bytes_of, span_name};
+use super::gap::Damage;
+use super::name_index::{self, bucket, key, stretch, stretch_start};
 use super::record::{self, Named};
 use crate::ledger::account::{Account, State};
 
@@ -18,9 +20,6 @@ const MOST_ROWS: usize = 16_384;
 
 /// Most bytes of accounts in one answer, so that it stays below a megabyte on the wire.
 const MOST_BYTES: usize = 256 * 1024;
-
-const COLUMNS: &str = "account.id, account.uid, account.kept_s, layout.domains, account.span, account.name, \
-                       account.figures, account.layout FROM account LEFT JOIN layout ON layout.id = account.layout";
 
 /// What an account must be to be listed.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -79,14 +78,57 @@ pub struct Found {
     pub before: Option<u64>,
 }
 
+/// Why the disk gave no answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Fault {
+    /// What was asked for is, or may be, among accounts that are damaged or lost.
+    Damaged {
+        /// In words, without numbers of accounts.
+        reason: String,
+        /// A list goes on before it: ask again with this as `before`.
+        before: Option<u64>,
+    },
+    /// The disk cannot be read at present.
+    Unavailable {
+        /// In words.
+        reason: String,
+    },
+}
+
+/// Why a question has no answer.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ReadError {
+    #[error("{}", .0.reason())]
+    Damaged(Damage),
+    #[error(transparent)]
+    Database(#[from] Broken),
+}
+
+impl From<rusqlite::Error> for ReadError {
+    fn from(cause: rusqlite::Error) -> Self {
+        ReadError::Database(cause.into())
+    }
+}
+
+/// What a row is to a list.
+struct Listed {
+    uid: u32,
+    kept_s: i64,
+    previous: i64,
+    bytes: usize,
+    /// Where it fits.
+    account: Option<Account>,
+}
+
 impl Database {
-    /// Answers a question. A row that cannot be read is passed over.
-    pub(super) fn answer(&self, question: &Question) -> Result<Found, Broken> {
+    /// Answers a question.
+    pub(super) fn answer(&self, question: &Question) -> Result<Found, ReadError> {
         match question {
             Question::Span { uid, anybody, span } => {
-                let mut found = self.span(span, Some(*uid))?;
+                let mut lookup = Lookup::over(self)?;
+                let mut found = lookup.latest(span, Some(*uid))?;
                 if found.is_none() && *anybody {
-                    found = self.span(span, None)?;
+                    found = lookup.latest(span, None)?;
                 }
                 Ok(Found { accounts: found.into_iter().collect(), before: None })
             }
@@ -94,102 +136,154 @@ impl Database {
         }
     }
 
-    fn span(&self, span: &str, whose: Option<u32>) -> Result<Option<Account>, Broken> {
-        Lookup::over(&self.connection, whose)?.latest(span)
-    }
-
+    /// Goes down the numbers; a user's own accounts each name the one before.
     fn list(
         &self,
         whose: Option<u32>,
         filter: &Filter,
         limit: usize,
         before: Option<u64>,
-    ) -> Result<Found, Broken> {
-        let of_user = if whose.is_some() { "account.uid = ?2 AND" } else { "?2 IS NULL AND" };
-        let sql = format!("SELECT {COLUMNS} WHERE {of_user} account.id < ?1 ORDER BY account.id DESC");
-        let mut statement = self.connection.prepare(&sql)?;
-        let below = before.map_or(i64::MAX, |before| i64::try_from(before).unwrap_or(i64::MAX));
-        let mut rows = statement.query(rusqlite::params![below, whose])?;
+    ) -> Result<Found, ReadError> {
+        let numbers = &self.numbers;
+        let mut row = self.connection.prepare(&format!("SELECT {COLUMNS} WHERE id = ?1"))?;
+        let before = before.map_or(i64::MAX, |before| i64::try_from(before).unwrap_or(i64::MAX));
+        let mut above = before.min(numbers.last + 1);
+        let mut next = match whose {
+            Some(uid) if before > numbers.last && numbers.heads_known => {
+                numbers.heads.get(&uid).copied().unwrap_or(0)
+            }
+            _ => above - 1,
+        };
         let since_s = filter.since_unix_ns.map_or(0, |ns| (ns / 1_000_000_000) as i64);
         let (mut found, mut looked, mut bytes) = (Found::default(), 0, 0);
-        while let Some(row) = rows.next()? {
+        loop {
+            let gap = numbers.gap_within(next.max(numbers.first), above - 1).map(|gap| Damage::Lost(*gap));
+            if gap.is_none() && next < numbers.first {
+                return Ok(found);
+            }
+            let wanted = |listed: &Stored<'_>| listed_as(listed, whose, filter);
+            let listed = if gap.is_some() { None } else { self.row(&mut row, next, wanted)? };
+            let Some(listed) = listed else {
+                let damage = gap.unwrap_or(Damage::Unsound { first: next, last: next });
+                if looked == 0 {
+                    return Err(ReadError::Damaged(damage));
+                }
+                found.before = Some(damage.last() as u64 + 1);
+                return Ok(found);
+            };
             // Accounts are kept after their spans have opened, and in the order of `kept_s`.
-            if row.get::<_, i64>(2)? < since_s {
+            if listed.kept_s < since_s {
                 return Ok(found);
             }
             looked += 1;
-            let id: i64 = row.get(0)?;
-            let named = row.get_ref(5)?.as_bytes().unwrap_or_default();
-            let plausible = filter.name.as_ref().is_none_or(|name| name.as_bytes() == named);
-            let account = if plausible { read(row) } else { None };
-            if let Some(account) = account.filter(|account| filter.takes(account)) {
-                bytes += row.get_ref(6)?.as_bytes().map_or(0, <[u8]>::len) + 512;
+            if let Some(account) = listed.account {
+                bytes += listed.bytes + 512;
                 found.accounts.push(account);
             }
             if found.accounts.len() >= limit || looked >= MOST_ROWS || bytes >= MOST_BYTES {
-                found.before = Some(id as u64);
+                found.before = Some(next as u64);
                 return Ok(found);
             }
+            above = next;
+            next = if whose == Some(listed.uid) { listed.previous } else { next - 1 };
         }
-        Ok(found)
     }
 }
 
-/// The statements of a look-up by name.
+/// A look-up by name, with its statements.
 struct Lookup<'a> {
-    whose: Option<u32>,
-    edges: Statement<'a>,
-    ids: Statement<'a>,
-    account: Statement<'a>,
+    database: &'a Database,
+    row: Statement<'a>,
+    block: Statement<'a>,
 }
 
 impl<'a> Lookup<'a> {
-    /// Of this user's accounts alone, and then no row of another is read; `None`: of everybody's.
-    fn over(connection: &'a Connection, whose: Option<u32>) -> rusqlite::Result<Self> {
-        let keys = if whose.is_some() { "hash = ?2" } else { "hash BETWEEN ?2 AND ?2 | 0xffffffff" };
-        let ids = format!("SELECT id FROM named WHERE stretch = ?1 AND {keys} ORDER BY id DESC");
-        let edges = "SELECT (SELECT min(id) FROM account), (SELECT max(id) FROM account)";
-        Ok(Self {
-            whose,
-            edges: connection.prepare(edges)?,
-            ids: connection.prepare(&ids)?,
-            account: connection.prepare(&format!("SELECT {COLUMNS} WHERE account.id = ?1"))?,
-        })
+    fn over(database: &'a Database) -> rusqlite::Result<Self> {
+        let row = database.connection.prepare(&format!("SELECT {COLUMNS} WHERE id = ?1"))?;
+        let block = database.connection.prepare("SELECT bytes FROM block WHERE id = ?1")?;
+        Ok(Self { database, row, block })
     }
 
-    /// The latest account of this name.
-    fn latest(&mut self, span: &str) -> Result<Option<Account>, Broken> {
-        let whose = self.whose;
-        let edges = self.edges.query_row([], |row| Ok((row.get(0)?, row.get(1)?)))?;
-        let (Some(first), Some(last)): (Option<i64>, Option<i64>) = edges else { return Ok(None) };
-        let key = name_key(span, whose.unwrap_or(0));
-        for stretch in (stretch(first)..=stretch(last)).rev() {
-            let mut candidates = self.ids.query([stretch, key])?;
-            while let Some(candidate) = candidates.next()? {
-                let id: i64 = candidate.get(0)?;
-                let found = self.account.query_row([id], |row| Ok(read(row))).optional()?.flatten();
-                let ours = |found: &Account| found.span == span && whose.is_none_or(|uid| uid == found.uid);
-                if let Some(found) = found.filter(ours) {
-                    return Ok(Some(found));
+    /// The latest account of this name; of one user, whose rows alone are read then, or of all. Damage on the way is an
+    /// error: the latest may be there. A name that was given is unique, so what is found beyond the damage is it.
+    fn latest(&mut self, span: &str, whose: Option<u32>) -> Result<Option<Account>, ReadError> {
+        let (database, numbers) = (self.database, &self.database.numbers);
+        let name = SpanName::of(span);
+        let is_unique = matches!(name, SpanName::Given(_));
+        let hash = name_index::hash(bytes_of(name.value()));
+        let mut met = None;
+        let mut above = numbers.last + 1;
+        for stretch in (stretch(numbers.first)..=stretch(above)).rev() {
+            let candidates = match self.candidates(stretch, hash, whose)? {
+                Ok(candidates) => candidates,
+                Err(damage) if is_unique => {
+                    met = met.or(Some(damage));
+                    continue;
+                }
+                Err(damage) => return Err(ReadError::Damaged(damage)),
+            };
+            for id in candidates.into_iter().filter(|id| *id >= numbers.first) {
+                let gap = numbers.gap_within(id, above - 1).map(|gap| Damage::Lost(*gap));
+                if let Some(damage) = gap.filter(|_| !is_unique) {
+                    return Err(ReadError::Damaged(damage));
+                }
+                above = id;
+                let Some(account) = database.row(&mut self.row, id, account)? else {
+                    return Err(ReadError::Damaged(Damage::Unsound { first: id, last: id }));
+                };
+                if account.span == span && whose.is_none_or(|uid| uid == account.uid) {
+                    return Ok(Some(account));
                 }
             }
         }
-        Ok(None)
+        let lost = numbers.gap_within(numbers.first, numbers.last).map(|gap| Damage::Lost(*gap));
+        lost.or(met).map_or(Ok(None), |damage| Err(ReadError::Damaged(damage)))
+    }
+
+    /// The numbers that a stretch has for a hash, the latest first.
+    fn candidates(
+        &mut self,
+        of: i64,
+        hash: u32,
+        whose: Option<u32>,
+    ) -> Result<Result<Vec<i64>, Damage>, ReadError> {
+        let numbers = &self.database.numbers;
+        if of == stretch(numbers.last + 1) {
+            let recent = numbers.recent.iter().rev().filter(|entry| entry.fits(hash, whose));
+            return Ok(Ok(recent.map(|entry| entry.id).collect()));
+        }
+        let (first, last) = (stretch_start(of).max(numbers.first), stretch_start(of + 1) - 1);
+        let block = key(of, bucket(hash));
+        let bytes = self.block.query_row([block], |row| row.get::<_, Vec<u8>>(0)).optional();
+        let bytes = match bytes.map_err(Broken::Sqlite) {
+            Err(broken) if broken.is_damage() => None,
+            bytes => bytes?,
+        };
+        if let Some(block) = bytes.as_deref().and_then(|bytes| name_index::opened(block, bytes)) {
+            return Ok(Ok(name_index::candidates(of, block, hash, whose)));
+        }
+        let lost = numbers.gaps.iter().find(|gap| gap.first <= first && gap.last >= last);
+        Ok(Err(lost.map_or(Damage::Unsound { first, last }, |gap| Damage::Lost(*gap))))
     }
 }
 
-/// The account of a row; `None` where it was damaged.
-fn read(row: &Row<'_>) -> Option<Account> {
-    let column = |at| row.get_ref(at).ok();
-    let bytes = |at| column(at)?.as_bytes().ok();
-    // Its layout, or the number of one.
-    let layout = match column(7)? {
-        ValueRef::Blob(own) => own,
-        _ => bytes(3)?,
-    };
-    let span = span_name(column(4)?)?;
-    let named = Named { uid: row.get(1).ok()?, span: &span, name: std::str::from_utf8(bytes(5)?).ok()? };
-    record::read(named, layout, bytes(6)?)
+/// What a row is to a list; `None` where it is no account.
+fn listed_as(stored: &Stored<'_>, whose: Option<u32>, filter: &Filter) -> Option<Listed> {
+    let columns = &stored.columns;
+    let plausible = whose.is_none_or(|uid| uid == columns.uid)
+        && filter.name.as_ref().is_none_or(|name| name == columns.name);
+    let account =
+        if plausible { Some(account(stored)?).filter(|account| filter.takes(account)) } else { None };
+    let (uid, kept_s, previous, bytes) = (columns.uid, stored.kept_s, stored.previous, columns.figures.len());
+    Some(Listed { uid, kept_s, previous, bytes, account })
+}
+
+/// The account of a sound row.
+fn account(stored: &Stored<'_>) -> Option<Account> {
+    let columns = &stored.columns;
+    let span = span_name(columns.span)?;
+    let named = Named { uid: columns.uid, span: &span, name: columns.name };
+    record::read(named, columns.layout, columns.figures)
 }
 
 #[cfg(test)]
@@ -199,71 +293,64 @@ mod tests {
 
     use rusqlite::StatementStatus;
 
+    use super::super::mark::Mark;
+    use super::super::moment::Moment;
     use super::super::record::tests::account;
-    use super::super::{Settings, Store, Sync};
+    use super::super::{Settings, Store, Sync, place};
     use super::*;
 
     const OWN: u32 = 1;
     const OTHER: u32 = 2;
 
-    /// A database with spans of both users.
-    fn database(dir: &Path) -> (Database, Settings) {
+    /// A database with spans of both users, in a full stretch and in one that is being filled.
+    fn database(dir: &Path) -> Database {
         let settings = Settings {
             directory: dir.join("state"),
             age: Duration::from_secs(3600),
             bytes: 1 << 30,
-            waiting_bytes: 1 << 24,
-            sync: Sync::Normal,
+            waiting_bytes: 1 << 26,
+            sync: Sync::Off,
         };
         let mut store = Store::start(settings.clone(), |_| ()).unwrap();
-        for at in 0..300 {
-            for (uid, span) in
-                [(OTHER, "theirs".to_owned()), (OTHER, format!("o{at}")), (OWN, format!("s{at}"))]
-            {
-                assert!(store.keep(&Account { uid, ..account(&span) }, None, false));
+        for at in 0..9_000 {
+            for (uid, span) in [(OTHER, format!("o{at}")), (OWN, format!("s{at}"))] {
+                while !store.keep(&Account { uid, ..account(&span) }, None, false) {
+                    std::thread::yield_now();
+                }
             }
         }
-        store.finish(Duration::from_secs(20));
-        let file = settings.directory.join(super::super::place::FILE);
-        (Database::open(&file, &settings, 0).unwrap(), settings)
+        store.finish(Duration::from_secs(60));
+        let file = settings.directory.join(place::FILE);
+        let mark = std::fs::File::options()
+            .read(true)
+            .write(true)
+            .open(settings.directory.join(place::MARK))
+            .unwrap();
+        let mark = Mark(mark);
+        let database = Database::open(&file, mark, &settings, Moment::now()).unwrap();
+        assert_eq!((database.numbers.last, stretch(database.numbers.last)), (18_000, 1));
+        database
     }
 
-    /// What SQLite did to look a name up: steps of its machine, and rows it was asked for.
+    /// What SQLite did to look a name up: steps of its machine, and rows that it was asked for.
     fn work(database: &Database, span: &str) -> (bool, [i32; 2]) {
-        let mut lookup = Lookup::over(&database.connection, Some(OWN)).unwrap();
-        let found = lookup.latest(span).unwrap();
-        let statements = [&lookup.edges, &lookup.ids, &lookup.account];
-        let sum = |of| statements.iter().map(|statement| statement.get_status(of)).sum();
+        let mut lookup = Lookup::over(database).unwrap();
+        let found = lookup.latest(span, Some(OWN)).unwrap();
+        let sum = |of| [&lookup.row, &lookup.block].iter().map(|statement| statement.get_status(of)).sum();
         (found.is_some(), [sum(StatementStatus::VmStep), sum(StatementStatus::Run)])
     }
 
     #[test]
     fn another_users_name_costs_the_work_of_one_that_does_not_exist() {
         let dir = tempfile::tempdir().unwrap();
-        let (database, _) = database(dir.path());
+        let database = database(dir.path());
         let (found, missing) = work(&database, "no such span");
         assert!(!found);
-        for span in ["theirs", "o7", "o299"] {
+        for span in ["o7", "o8000", "o8999"] {
             assert_eq!(work(&database, span), (false, missing), "{span}");
         }
         let (found, own) = work(&database, "s7");
         assert!(found && own > missing, "the count sees the work of a row that is read");
-    }
-
-    #[test]
-    fn names_of_an_earlier_version_are_found_and_then_cost_the_same() {
-        let dir = tempfile::tempdir().unwrap();
-        let (database, settings) = database(dir.path());
-        // An earlier version indexed a name without its user.
-        let changed =
-            database.connection.execute("UPDATE named SET hash = hash >> 32 & 0xffffffff", []).unwrap();
-        assert_eq!(changed, 900);
-        drop(database);
-        let file = settings.directory.join(super::super::place::FILE);
-        let database = Database::open(&file, &settings, 0).unwrap();
-        let missing = work(&database, "no such span");
-        assert_eq!(work(&database, "theirs"), missing);
-        assert!(work(&database, "s7").0);
         let question = Question::Span { uid: OWN, anybody: true, span: "o7".into() };
         assert_eq!(database.answer(&question).unwrap().accounts[0].uid, OTHER);
     }

@@ -5,16 +5,19 @@
 //! from the file every second. Invariant: accounts are written in the order in which they were taken, each once.
 
 use std::collections::VecDeque;
+use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::backlog::Batch;
 use super::database::{Broken, Database};
-use super::history::Question;
-use super::place::{Place, Unfit};
+use super::gap::Damage;
+use super::history::{Fault, Found, Question, ReadError};
+use super::mark::Mark;
+use super::moment::Moment;
+use super::place::{Identity, Place, Unfit};
 use super::settings::Settings;
 use super::shared::Shared;
-use crate::clock;
 
 /// How long to wait after a failure.
 const RETRY: Duration = Duration::from_secs(1);
@@ -36,6 +39,8 @@ enum Trouble {
     Place(#[from] Unfit),
     #[error("{0}")]
     Database(#[from] Broken),
+    #[error("cannot write ledger.mark: {0}")]
+    Mark(#[from] io::Error),
 }
 
 pub(super) struct Keeper {
@@ -44,6 +49,11 @@ pub(super) struct Keeper {
     tell: fn(&str),
     place: Option<Place>,
     database: Option<Database>,
+    /// The files that are open.
+    identity: Option<Identity>,
+    /// For the administrator: what may be lost, and the damage that a look-up met first.
+    loss: Option<String>,
+    met: Option<String>,
     /// Files whose journal is this process's own: opened anew after a failure, they have spans in it that are open.
     own: Vec<(u64, u64)>,
     /// Taken, and not on disk.
@@ -64,6 +74,9 @@ impl Keeper {
             tell,
             place: None,
             database: None,
+            identity: None,
+            loss: None,
+            met: None,
             own: Vec::new(),
             held: VecDeque::new(),
             failing: false,
@@ -126,19 +139,27 @@ impl Keeper {
             self.place = Some(Place::take(&self.settings.directory)?);
         }
         let Some(place) = &self.place else { return Ok(()) };
-        let mut database = Database::open(&place.file()?, &self.settings, unix_s())?;
-        let file = place.identity()?;
-        if !self.own.contains(&file) {
-            let interrupted = database.recover(unix_s())?;
-            self.own.push(file);
+        let (file, mark) = (place.file()?, Mark(place.mark()?));
+        let now = Moment::now();
+        let mut database = Database::open(&file, mark, &self.settings, now)?;
+        let identity = place.identity()?;
+        let losses = std::mem::take(&mut database.losses);
+        if !self.own.contains(&identity.database) {
+            let interrupted = database.recover(now)?;
+            self.own.push(identity.database);
             if interrupted > 0 {
                 (self.tell)(&format!(
                     "the daemon went away while {interrupted} spans were open; they are kept as interrupted"
                 ));
             }
         }
+        self.identity = Some(place.identity()?);
+        (self.loss, self.met) = (database.loss(), None);
         let bytes = database.bytes()?;
         self.database = Some(database);
+        for loss in losses {
+            (self.tell)(&format!("the store in {} is incomplete: {loss}", self.directory()));
+        }
         if !self.failing || self.held.is_empty() {
             self.succeed(bytes);
         }
@@ -147,12 +168,17 @@ impl Keeper {
 
     fn write(&mut self) -> Result<(), Trouble> {
         let (Some(database), false) = (&mut self.database, self.held.is_empty()) else { return Ok(()) };
-        database.write(self.held.make_contiguous(), unix_s())?;
+        database.write(self.held.make_contiguous(), Moment::now())?;
+        // What went into files that have no name any more is written again into those that have.
+        self.check_files()?;
+        let Some(database) = &self.database else { return Ok(()) };
+        let marked = database.mark();
         let last = self.held.back().map_or(0, |batch| batch.last);
         let weight = self.held.iter().map(Batch::weight).sum();
         self.untidied += self.held.iter().map(|batch| batch.orders.len()).sum::<usize>();
         self.held.clear();
         self.shared.note_committed(last, weight);
+        marked?;
         if self.failing {
             let bytes = database.bytes()?;
             self.succeed(bytes);
@@ -160,43 +186,100 @@ impl Keeper {
         Ok(())
     }
 
+    /// Whether the open files are still those of their names.
+    fn check_files(&mut self) -> Result<(), Trouble> {
+        let (Some(place), Some(open)) = (&self.place, &mut self.identity) else { return Ok(()) };
+        let there = place.identity()?;
+        let log = *open.log.get_or_insert(there.log.unwrap_or_default());
+        if there.database == open.database && there.log == Some(log) {
+            return Ok(());
+        }
+        Err(Unfit::Gone(self.settings.directory.clone()).into())
+    }
+
     fn tidy(&mut self) -> Result<(), Trouble> {
         self.place.as_ref().map_or(Ok(()), Place::check)?;
         let Some(database) = &mut self.database else { return Ok(()) };
-        let more = database.let_go(&self.settings, unix_s())?;
-        let bytes = database.bytes()?;
-        self.tidy_at = Instant::now() + if more { STEP } else { TIDY };
+        let now = Moment::now();
+        let step = database.let_go(&self.settings, now)?;
+        database.mark_time(now)?;
+        step.lines.iter().for_each(|line| (self.tell)(line));
+        self.tidy_at = Instant::now() + if step.more { STEP } else { TIDY };
         self.untidied = 0;
+        if !step.more {
+            self.shared.set_outlook(database.outlook(&self.settings, now)?);
+            self.loss = database.loss();
+        }
+        let bytes = database.bytes()?;
         if !self.failing {
-            self.shared.set_health(None, bytes);
+            self.shared.set_written(bytes, self.damage());
         }
         Ok(())
     }
 
     /// Answers questions for a moment; those who wait for a commit come next.
-    fn answer_some(&self, first: (u64, Question)) {
+    fn answer_some(&mut self, first: (u64, Question)) {
         let until = Instant::now() + MOMENT;
         let mut next = Some(first);
         while let Some((number, question)) = next {
-            self.answer(number, &question);
+            let found = self.answer(&question);
+            self.shared.answer(number, found);
             next = if Instant::now() < until { self.shared.next_question() } else { None };
         }
     }
 
     /// Reading fails for itself: what cannot be read may still be written beside.
-    fn answer(&self, number: u64, question: &Question) {
-        let found = self.database.as_ref().and_then(|database| match database.answer(question) {
-            Ok(found) => Some(found),
-            Err(broken) => {
-                (self.tell)(&format!("a question to the ledger in {} failed: {broken}", self.directory()));
-                None
+    fn answer(&mut self, question: &Question) -> Result<Found, Fault> {
+        let Some(database) = &self.database else {
+            let reason =
+                self.shared.health().reason.unwrap_or_else(|| "the store is being opened; ask again".into());
+            return Err(Fault::Unavailable { reason });
+        };
+        let broken = match database.answer(question) {
+            Ok(found) => return Ok(found),
+            Err(ReadError::Damaged(damage)) => {
+                let before =
+                    matches!(question, Question::List { .. }).then_some(damage.first().max(1) as u64);
+                let reason = damage.reason();
+                // A loss was reported when it was found.
+                if let Damage::Unsound { first, last } = damage {
+                    self.note_damage(&format!("{reason} (accounts {first} to {last})"));
+                }
+                return Err(Fault::Damaged { reason, before });
             }
-        });
-        self.shared.answer(number, found);
+            Err(ReadError::Database(broken)) => broken,
+        };
+        let reason = format!("the store in {} cannot be read: {broken}", self.directory());
+        if broken.is_damage() {
+            self.note_damage(&reason);
+            return Err(Fault::Damaged { reason: "the store on disk is damaged".into(), before: None });
+        }
+        (self.tell)(&reason);
+        Err(Fault::Unavailable { reason })
+    }
+
+    /// A look-up met damage: it is logged once, and shown from now on.
+    fn note_damage(&mut self, reason: &str) {
+        if self.met.is_some() {
+            return;
+        }
+        (self.tell)(&format!(
+            "{}: {reason}; look-ups that meet it fail, new accounts are kept",
+            self.directory()
+        ));
+        self.met = Some(reason.to_owned());
+        if !self.failing {
+            self.shared.set_written(self.shared.health().bytes, self.damage());
+        }
+    }
+
+    fn damage(&self) -> Option<String> {
+        let all: Vec<&str> = [&self.loss, &self.met].into_iter().flatten().map(String::as_str).collect();
+        (!all.is_empty()).then(|| all.join("; "))
     }
 
     fn succeed(&mut self, bytes: u64) {
-        self.shared.set_health(None, bytes);
+        self.shared.set_written(bytes, self.damage());
         if std::mem::take(&mut self.failing) {
             (self.tell)(&format!("the ledger in {} is written again", self.directory()));
         }
@@ -204,20 +287,19 @@ impl Keeper {
 
     fn fail(&mut self, trouble: &Trouble) {
         let reason = format!("the ledger in {} cannot be written: {trouble}", self.directory());
-        let bytes = self.shared.health().bytes;
         if !std::mem::replace(&mut self.failing, true) {
             (self.tell)(&format!(
                 "{reason}; accounts are answered, marked as not durable; it is tried again every second"
             ));
         }
-        self.shared.set_health(Some(reason), bytes);
+        self.shared.set_failing(reason);
         self.shared.wake();
     }
 
     /// The file is no sound database: another one takes its place.
     fn put_aside(&mut self, broken: &Broken) {
         let moved = match &self.place {
-            Some(place) => place.put_aside(unix_s().max(0) as u64),
+            Some(place) => place.put_aside(Moment::now().unix_s.max(0) as u64),
             None => return,
         };
         match moved {
@@ -240,8 +322,4 @@ impl Keeper {
     fn directory(&self) -> std::path::Display<'_> {
         self.settings.directory.display()
     }
-}
-
-fn unix_s() -> i64 {
-    (clock::unix_ns() / 1_000_000_000) as i64
 }

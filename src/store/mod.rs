@@ -11,10 +11,17 @@
 //! has in memory is bounded; what finds no room is refused and so never called kept. Knows no clients.
 
 mod backlog;
+mod checksum;
 mod database;
+mod forecast;
+mod gap;
 mod health;
 mod history;
 mod keeper;
+mod mark;
+mod migration;
+mod moment;
+mod name_index;
 mod place;
 mod record;
 mod retention;
@@ -26,8 +33,9 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-pub use health::Health;
-pub use history::{Filter, Found, Question};
+pub use forecast::forecast;
+pub use health::{Health, Outlook};
+pub use history::{Fault, Filter, Found, Question};
 pub use settings::{Settings, Sync};
 
 use crate::ledger::account::Account;
@@ -137,8 +145,8 @@ impl Store {
         self.shared.has_news()
     }
 
-    /// The answers that have come, by number; `None` where the disk did not give one.
-    pub fn answers(&self) -> Vec<(u64, Option<Found>)> {
+    /// The answers that have come, by number.
+    pub fn answers(&self) -> Vec<(u64, Result<Found, Fault>)> {
         self.shared.take_answers()
     }
 

@@ -22,6 +22,9 @@ const KEPT_ASIDE: usize = 2;
 
 const LOCK: &str = "lock";
 
+/// The high-water mark's name: see [`super::mark`].
+pub(super) const MARK: &str = "ledger.mark";
+
 /// Why the directory cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Unfit {
@@ -33,6 +36,13 @@ pub(super) enum Unfit {
     Gone(PathBuf),
     #[error("cannot {action} {}: {cause}", path.display())]
     Denied { action: &'static str, path: PathBuf, cause: io::Error },
+}
+
+/// Which files are open, by device and number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Identity {
+    pub database: (u64, u64),
+    pub log: Option<(u64, u64)>,
 }
 
 /// The directory, locked.
@@ -98,12 +108,22 @@ impl Place {
         Ok(path)
     }
 
-    /// Which file the database is, whatever its path: its device and its number there.
-    pub fn identity(&self) -> Result<(u64, u64), Unfit> {
+    /// The file of the high-water mark, made if it is not there.
+    pub fn mark(&self) -> Result<File, Unfit> {
+        let path = self.directory.join(MARK);
+        judge(&path)?;
+        open(&path, OFlags::CREATE)
+    }
+
+    /// Which files the database and its log are, whatever their paths; the log is made with the first commit.
+    pub fn identity(&self) -> Result<Identity, Unfit> {
         let path = self.directory.join(FILE);
-        let found = fs::symlink_metadata(&path);
-        let denied = |cause| Unfit::Denied { action: "look at", path, cause };
-        found.map(|found| (found.dev(), found.ino())).map_err(denied)
+        let inode = |path: &Path| fs::symlink_metadata(path).map(|found| (found.dev(), found.ino()));
+        let database = match inode(&path) {
+            Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Err(Unfit::Gone(path)),
+            found => found.map_err(|cause| Unfit::Denied { action: "look at", path: path.clone(), cause })?,
+        };
+        Ok(Identity { database, log: inode(&with_ending(&path, "-wal")).ok() })
     }
 
     /// Moves a damaged database out of the way, with what belongs to it; gives its new name. Of those moved before, the

@@ -8,8 +8,8 @@ use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::backlog::Batch;
-use super::health::Health;
-use super::history::{Found, Question};
+use super::health::{Health, Outlook};
+use super::history::{Fault, Found, Question};
 
 /// So long a commit may wait for more accounts while nobody waits for it.
 const LINGER: Duration = Duration::from_millis(10);
@@ -43,7 +43,7 @@ pub(super) struct Shared {
     waiting_bytes: AtomicUsize,
     failing: AtomicBool,
     news: AtomicBool,
-    answers: Mutex<Vec<(u64, Option<Found>)>>,
+    answers: Mutex<Vec<(u64, Result<Found, Fault>)>>,
     health: Mutex<Health>,
     pub waker: OnceLock<Box<dyn Fn() + Send + Sync>>,
 }
@@ -117,20 +117,29 @@ impl Shared {
         self.failing.load(Ordering::Acquire)
     }
 
-    /// How it is from now on.
-    pub fn set_health(&self, reason: Option<String>, bytes: u64) {
+    /// It is written; `damage` says what may be lost.
+    pub fn set_written(&self, bytes: u64, damage: Option<String>) {
         let mut health = lock(&self.health);
-        health.durable = reason.is_none();
-        health.bytes = bytes;
-        self.failing.store(reason.is_some(), Ordering::Release);
-        health.reason = reason;
+        self.failing.store(false, Ordering::Release);
+        (health.durable, health.bytes, health.reason) = (true, bytes, damage);
+    }
+
+    /// It cannot be written.
+    pub fn set_failing(&self, reason: String) {
+        let mut health = lock(&self.health);
+        self.failing.store(true, Ordering::Release);
+        (health.durable, health.reason) = (false, Some(reason));
+    }
+
+    pub fn set_outlook(&self, outlook: Option<Outlook>) {
+        lock(&self.health).outlook = outlook;
     }
 
     pub fn health(&self) -> Health {
         lock(&self.health).clone()
     }
 
-    pub fn answer(&self, number: u64, found: Option<Found>) {
+    pub fn answer(&self, number: u64, found: Result<Found, Fault>) {
         lock(&self.answers).push((number, found));
     }
 
@@ -146,7 +155,7 @@ impl Shared {
         self.news.load(Ordering::Acquire)
     }
 
-    pub fn take_answers(&self) -> Vec<(u64, Option<Found>)> {
+    pub fn take_answers(&self) -> Vec<(u64, Result<Found, Fault>)> {
         self.news.store(false, Ordering::Release);
         std::mem::take(&mut *lock(&self.answers))
     }

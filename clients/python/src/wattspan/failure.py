@@ -36,6 +36,10 @@ def _sentence(error: str, parameters: dict[str, Any]) -> str:
             f"the daemon has no span {parameters.get('span')!r}: it was refused when it was opened "
             "(strict=True or WATTSPAN_STRICT=1 tells why), or has been forgotten since"
         )
+    if error == "StoreDamaged":
+        return f"the daemon's store on disk is damaged: {parameters.get('reason')}"
+    if error == "StoreUnavailable":
+        return f"the daemon cannot read its store on disk: {parameters.get('reason')}"
     if error == "InvalidValue":
         return f"{parameters.get('field')}: {parameters.get('reason')}"
     told = ", ".join(f"{key} {value}" for key, value in parameters.items())
