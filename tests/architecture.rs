@@ -260,7 +260,7 @@ const CREATE_FILES: &[(&str, &str)] = &[
     ("private_file.rs", "the one place for it"),
     ("cli/generate.rs", "manual pages are for everybody"),
     ("store/place.rs", "the state directory, judged and locked before anything is written"),
-    ("ipc/socket.rs", "the socket's directory, which every user enters"),
+    ("unix_socket/listener.rs", "the socket's directory, which every user enters"),
 ];
 
 /// Whether a line of code can create a file or a directory.

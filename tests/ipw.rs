@@ -389,8 +389,17 @@ fn reports_are_told_in_every_form() {
         let right = figure(&accelerator, name);
         assert!((shown / right - 1.0).abs() < 1e-3, "{tile}: {shown}, and not {right}");
     }
+    let basis = "<p>accelerator only, idle power included, energy measured, <strong>simulated</strong>; 12 of 12 queries";
+    assert!(page.contains(basis), "{page}");
+    // The real machine has no part in simulated joules.
+    let manifest: Value =
+        serde_json::from_str(&std::fs::read_to_string(desk.path("good-4/run.json")).unwrap()).unwrap();
+    let machine = manifest["machine"].as_str().unwrap();
+    assert!(!machine.is_empty() && !page.contains(machine), "the page shows {machine}");
+    let simulated = rows[0].iter().position(|head| *head == "simulated").unwrap();
     assert!(
-        page.contains("<p>accelerator only, idle power included, energy measured; 12 of 12 queries covered")
+        json["all"]["simulated"] == true && rows[1..].iter().all(|row| row[simulated] == "true"),
+        "{csv}"
     );
     let subjects = accelerator["subjects"].as_array().unwrap().len();
     assert_eq!(page.matches("<circle class=dot").count(), subjects, "each subject is a point");
@@ -511,7 +520,7 @@ fn a_routing_mixes_no_grades_unasked_and_tells_what_its_figures_stand_on() {
     let (status, told) = route(&["--reference", "good-12"]);
     assert_eq!(status, Some(0), "{told}");
     for part in [
-        "host (all counted domains), idle power included, energy measured; 12 of 12 queries covered",
+        "host (all counted domains), idle power included, energy measured, simulated; 12 of 12 queries covered",
         "the meter guarantees the oracle's energy saving to",
         "95 % over the choice of questions",
     ] {

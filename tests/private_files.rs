@@ -161,7 +161,7 @@ fn a_run_and_everything_made_of_it_are_the_owners_alone() {
 #[test]
 fn a_privileged_daemon_takes_no_configuration_and_no_library_that_others_can_write() {
     if !rustix::process::geteuid().is_root() {
-        eprintln!("skipped: a privileged daemon needs root");
+        support::skip::skip("root", "a privileged daemon needs it");
         return;
     }
     let dir = tempfile::tempdir().unwrap();
@@ -191,7 +191,7 @@ fn a_privileged_daemon_takes_no_configuration_and_no_library_that_others_can_wri
 #[test]
 fn a_reload_takes_no_configuration_that_others_can_write_and_the_daemon_goes_on() {
     if !rustix::process::geteuid().is_root() {
-        eprintln!("skipped: a privileged daemon needs root");
+        support::skip::skip("root", "a privileged daemon needs it");
         return;
     }
     let daemon = TestDaemon::on(STEADY);
@@ -206,10 +206,7 @@ fn a_reload_takes_no_configuration_that_others_can_write_and_the_daemon_goes_on(
 
 #[test]
 fn a_user_with_a_capability_is_privileged_and_one_without_names_its_own_files() {
-    let possible =
-        rustix::process::geteuid().is_root() && Command::new("setpriv").arg("--version").output().is_ok();
-    if !possible {
-        eprintln!("skipped: other users' processes need root and setpriv");
+    if !support::skip::can_change_users() {
         return;
     }
     const USER: u32 = 12_345;

@@ -27,7 +27,7 @@ pub struct Difference {
 impl Difference {
     /// Whether it is one of the energies, which tells nothing against scores.
     pub fn is_of_energy(&self) -> bool {
-        [GRADE, DOMAINS, IDLE].contains(&self.what)
+        [GRADE, MACHINE, DOMAINS, IDLE].contains(&self.what)
     }
 }
 
