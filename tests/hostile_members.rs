@@ -15,6 +15,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::mpsc::TryRecvError;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use caller::{GROUPS, User};
@@ -30,7 +31,7 @@ const ATTACK_S: f64 = 6.0;
 /// Another user's GetInfo calls in each of some runs, and the pause after each. The best run counts, with the attack and
 /// without: whatever else the machine does only ever makes a run slower.
 const QUESTIONS: usize = 150;
-const RUNS: usize = 3;
+const RUNS: usize = 5;
 const PAUSE: Duration = Duration::from_millis(3);
 
 /// Bytes that may stay after a few attackers have left beside what was there before, and after many: remembered accounts
@@ -304,10 +305,14 @@ fn take_priority(daemon: &TestDaemon) {
     let _ = Command::new("renice").args(["-n", nice, "-p"]).args(tasks).output();
 }
 
+/// One attack at a time: another one's daemon would take the CPUs from this one's.
+static ATTACKING: Mutex<()> = Mutex::new(());
+
 fn attack_by(members: usize) {
     if !caller::possible() {
         return;
     }
+    let _alone = ATTACKING.lock().unwrap_or_else(PoisonError::into_inner);
     let attack_s = std::env::var("WATTSPAN_HOSTILE_S").map_or(ATTACK_S, |seconds| seconds.parse().unwrap());
     let daemon = TestDaemon::with(STEADY, GROUPS);
     take_priority(&daemon);

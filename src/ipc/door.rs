@@ -56,7 +56,7 @@ pub fn serve(service: Service, doors: Doors) -> io::Result<()> {
 }
 
 /// Turns of clients between two looks at the sockets; at least one is taken.
-const TURNS_NS: u64 = 200_000;
+const TURNS_NS: u64 = 100_000;
 
 /// How often clients that make no progress are looked for.
 const SWEEP_NS: u64 = 500_000_000;

@@ -267,6 +267,12 @@ impl Service {
         keeping.pending.drain(..).filter_map(given_up).collect()
     }
 
+    /// Accounts up to this number are on disk and can be read there; 0 where none can.
+    pub(super) fn committed(&self) -> u64 {
+        let readable = self.keeping.as_ref().filter(|keeping| !keeping.is_failing());
+        readable.map_or(0, |keeping| keeping.store.committed())
+    }
+
     /// How the ledger on disk is, if there is one.
     pub(super) fn keeping(&self, peer: &Peer) -> Option<protocol::Keeping> {
         let keeping = self.keeping.as_ref()?;

@@ -267,14 +267,19 @@ impl Register {
         }
     }
 
-    /// Copies the remembered accounts and their names next to each other. They were made while spans lay between them, and
-    /// each would keep a page of what those took.
-    pub fn compact(&mut self) {
+    /// Forgets remembered accounts up to this number of the store, which has them, and copies the others with their names next
+    /// to each other. They were made while spans lay between them, and each would keep a page of what those took.
+    pub fn compact(&mut self, committed: u64) {
         for user in self.users.values_mut() {
             // All are copied before the first is freed: else each copy would take the place of the one before.
             let mut copies = Vec::new();
             for name in &user.remembered {
-                if let Some(Entry::Settled { account, bytes, kept }) = user.spans.get(name) {
+                let Some(Entry::Settled { account, bytes, kept }) = user.spans.get(name) else { continue };
+                if kept.is_some_and(|number| number <= committed) {
+                    user.remembered_bytes -= bytes;
+                    self.remembered -= 1;
+                    self.remembered_bytes -= bytes;
+                } else {
                     let account = Arc::new(Account::clone(account));
                     let settled = Entry::Settled { account, bytes: *bytes, kept: *kept };
                     copies.push((Arc::<str>::from(&**name), settled));
@@ -282,6 +287,7 @@ impl Register {
             }
             user.remembered.iter().for_each(|name| drop(user.spans.remove(name)));
             user.remembered = copies.iter().map(|(name, _)| Arc::clone(name)).collect();
+            user.spans.shrink_to(2 * (user.spans.len() + copies.len()));
             user.spans.extend(copies);
         }
     }

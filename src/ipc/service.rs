@@ -244,7 +244,7 @@ impl Service {
     /// Finishes spans that have settled, one by one, so that accounts of thousands that end together are never in memory all
     /// at once, and nobody is kept waiting for all of them; whether there are more.
     fn settle_for_a_moment(&mut self, now_ns: u64) -> bool {
-        const MOMENT_NS: u64 = 200_000;
+        const MOMENT_NS: u64 = 100_000;
         let mut settled = std::mem::take(&mut self.settled);
         let end_ns = now_ns + MOMENT_NS;
         let more = loop {
@@ -262,8 +262,8 @@ impl Service {
         more
     }
 
-    /// Shrinks tables and gives free memory back to the system once most of what spans and their accounts took is free. Costs milliseconds, so
-    /// only where that is megabytes.
+    /// Shrinks tables and gives free memory back to the system once most of what spans and their accounts took is free. Costs
+    /// milliseconds, so only where that is megabytes.
     fn give_memory_back(&mut self, now_ns: u64) {
         /// By estimate, like what spans take.
         const WORTH_BYTES: usize = 2 << 20;
@@ -283,7 +283,7 @@ impl Service {
         self.register.shrink();
         self.coarse.shrink();
         if calm {
-            self.register.compact();
+            self.register.compact(self.committed());
         }
         self.compact_at_ns = much.then_some(now_ns + CALM_NS);
         allocator::return_free_memory();

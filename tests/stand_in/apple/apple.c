@@ -10,6 +10,7 @@
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -53,13 +54,11 @@ enum { GRAVES = 8192 };
 static Object *graves[GRAVES];
 static unsigned long buried;
 
-static void map(void)
+static void map_once(void)
 {
     Dl_info info;
     char path[4096], line[512];
-    if (words)
-        return;
-    if (!dladdr((void *)map, &info))
+    if (!dladdr((void *)map_once, &info))
         abort();
     snprintf(path, sizeof path, "%s.words", info.dli_fname);
     int fd = open(path, O_RDWR | O_CLOEXEC);
@@ -83,7 +82,16 @@ static void map(void)
         fclose(list);
 }
 
-static void misused(void) { words[MISUSED]++; }
+/* Sources open on threads of their own, so whatever they share is safe to use from several. */
+static void map(void)
+{
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    pthread_once(&once, map_once);
+}
+
+static uint64_t count(int word, int64_t by) { return __atomic_add_fetch(&words[word], by, __ATOMIC_SEQ_CST); }
+
+static void misused(void) { count(MISUSED, 1); }
 
 static Object *make(enum kind kind)
 {
@@ -93,7 +101,7 @@ static Object *make(enum kind kind)
     made->kind = kind;
     made->references = 1;
     made->channel = -1;
-    words[LIVE]++;
+    count(LIVE, 1);
     return made;
 }
 
@@ -129,14 +137,14 @@ void CFRelease(Ref ref)
         if (!object->items[at]->permanent)
             CFRelease(object->items[at]);
     object->mark = DEAD;
-    words[LIVE]--;
-    Object **grave = &graves[buried++ % GRAVES];
-    if (*grave) {
-        free((*grave)->text);
-        free((*grave)->items);
-        free(*grave);
+    count(LIVE, -1);
+    unsigned long grave = __atomic_fetch_add(&buried, 1, __ATOMIC_SEQ_CST) % GRAVES;
+    Object *before = __atomic_exchange_n(&graves[grave], object, __ATOMIC_SEQ_CST);
+    if (before) {
+        free(before->text);
+        free(before->items);
+        free(before);
     }
-    *grave = object;
 }
 
 unsigned long CFGetTypeID(Ref ref)
@@ -301,11 +309,14 @@ static volatile uint64_t *knobs(int channel) { return words + HEAD + CHANNEL * c
 
 static Object *permanent(Object **kept, const char *of)
 {
+    static pthread_mutex_t making = PTHREAD_MUTEX_INITIALIZER;
+    pthread_mutex_lock(&making);
     if (!*kept) {
         *kept = text(of);
         (*kept)->permanent = 1;
-        words[LIVE]--;
+        count(LIVE, -1);
     }
+    pthread_mutex_unlock(&making);
     return *kept;
 }
 
@@ -392,7 +403,7 @@ Ref IOReportCreateSubscription(Ref zero, Ref wanted, Ref *granted, uint64_t id, 
 Ref IOReportCreateSamples(Ref subscription, Ref wanted, Ref none)
 {
     map();
-    words[SAMPLES]++;
+    count(SAMPLES, 1);
     if (!as(subscription, SUBSCRIPTION) || !as(wanted, DICTIONARY) || none || words[NO_SAMPLES])
         return 0;
     Object *list = make(ARRAY), *from = as(list_of(wanted), ARRAY);
@@ -459,7 +470,7 @@ int32_t IOServiceGetMatchingServices(uint32_t port, Ref matching, uint32_t *foun
     if (!wanted)
         return (int32_t)0xe00002c2;
     next_entry = 0;
-    words[ENTRIES]++;
+    count(ENTRIES, 1);
     *found = ITERATOR;
     return 0;
 }
@@ -478,7 +489,7 @@ uint32_t IOIteratorNext(uint32_t iterator)
         misused();
     if (!entry_name(next_entry))
         return 0;
-    words[ENTRIES]++;
+    count(ENTRIES, 1);
     return FIRST_ENTRY + next_entry++;
 }
 
@@ -508,7 +519,7 @@ int32_t IOServiceOpen(uint32_t service, uint32_t task, uint32_t type, uint32_t *
         misused();
     if (words[CONTROLLER_REFUSES])
         return (int32_t)words[CONTROLLER_REFUSES];
-    words[ENTRIES]++;
+    count(ENTRIES, 1);
     *connection = OPENED;
     return 0;
 }
@@ -537,7 +548,7 @@ int32_t IOConnectCallStructMethod(uint32_t connection, uint32_t selector, const 
 {
     const Words80 *asked = in;
     Words80 *answer = out;
-    words[CONTROLLER_CALLS]++;
+    count(CONTROLLER_CALLS, 1);
     if (connection != OPENED || selector != 2 || in_length != 80 || *out_length != 80) {
         misused();
         return (int32_t)0xe00002c2;
