@@ -2,7 +2,8 @@
 //! half of its unit's MemoryMax, serves another user about as quickly as before, and gives the memory back.
 //!
 //! The daemon runs in a memory control group with the unit's limit where one can be made; its own peak is checked in any
-//! case. `WATTSPAN_HOSTILE_S` makes each attack last longer than its few seconds.
+//! case. How quickly it serves is judged of an optimised daemon (`WATTSPAN_TEST_DAEMON`), as in `.ci/run`.
+//! `WATTSPAN_HOSTILE_S` makes each attack last longer than its few seconds.
 
 #![cfg(target_os = "linux")]
 
@@ -25,8 +26,9 @@ use support::{STEADY, TestClient, TestDaemon, message};
 /// The unit that the daemon is installed with.
 const UNIT: &str = include_str!("../systemd/wattspand.service");
 
-/// How long each attack lasts unless `WATTSPAN_HOSTILE_S` says otherwise.
+/// How long each attack lasts unless `WATTSPAN_HOSTILE_S` says otherwise: on an optimised daemon, and on another one.
 const ATTACK_S: f64 = 6.0;
+const BRIEF_ATTACK_S: f64 = 3.0;
 
 /// Another user's GetInfo calls in each of some runs, and the pause after each. The best run counts, with the attack and
 /// without: whatever else the machine does only ever makes a run slower.
@@ -34,11 +36,9 @@ const QUESTIONS: usize = 150;
 const RUNS: usize = 5;
 const PAUSE: Duration = Duration::from_millis(3);
 
-/// Bytes that may stay after a few attackers have left beside what was there before, and after many: remembered accounts
-/// (8 MiB by default), pages that small allocations between spans keep in part, SQLite's cache, and the samplers' history,
-/// which fills up meanwhile.
-const MAY_STAY: u64 = 24 << 20;
-const MAY_STAY_OF_MANY: u64 = 36 << 20;
+/// Bytes that may stay after the attackers have left beside what was there before: the samplers' history, which fills up
+/// meanwhile, SQLite's cache, and pages that small allocations between spans keep in part.
+const MAY_STAY: u64 = 12 << 20;
 
 const MIB: u64 = 1 << 20;
 
@@ -244,7 +244,8 @@ impl Drop for Member {
 
 /// How long an ordinary user's questions take in the median, in the best of some runs.
 fn median_ns(daemon: &TestDaemon) -> u64 {
-    (0..RUNS).map(|_| median_of_a_run_ns(daemon)).min().unwrap()
+    let runs = if support::optimised().is_some() { RUNS } else { 1 };
+    (0..runs).map(|_| median_of_a_run_ns(daemon)).min().unwrap()
 }
 
 fn median_of_a_run_ns(daemon: &TestDaemon) -> u64 {
@@ -313,7 +314,8 @@ fn attack_by(members: usize) {
         return;
     }
     let _alone = ATTACKING.lock().unwrap_or_else(PoisonError::into_inner);
-    let attack_s = std::env::var("WATTSPAN_HOSTILE_S").map_or(ATTACK_S, |seconds| seconds.parse().unwrap());
+    let usual_s = if support::optimised().is_some() { ATTACK_S } else { BRIEF_ATTACK_S };
+    let attack_s = std::env::var("WATTSPAN_HOSTILE_S").map_or(usual_s, |seconds| seconds.parse().unwrap());
     let daemon = TestDaemon::with(STEADY, GROUPS);
     take_priority(&daemon);
     let group = ControlGroup::around(daemon.pid(), memory_max());
@@ -338,11 +340,16 @@ fn attack_by(members: usize) {
     );
     let half = memory_max() / 2;
     assert!(peak < half, "the daemon took {} MiB of {}", peak / MIB, half / MIB);
-    assert!(attacked_ns <= 3 * quiet_ns, "{attacked_ns} ns during the attack, {quiet_ns} ns without");
-    let deadline = Instant::now() + Duration::from_secs(60);
+    // One call with 40 KB of text takes an unoptimised daemon 2 ms, and no other call can interrupt it.
+    let is_optimised = support::optimised().is_some();
+    assert!(
+        !is_optimised || attacked_ns <= 3 * quiet_ns,
+        "{attacked_ns} ns during the attack, {quiet_ns} ns without"
+    );
+    // It falls in steps, as spans end and accounts reach the disk.
+    let deadline = Instant::now() + Duration::from_secs(30);
     let mut after = status_bytes(&daemon, "VmRSS");
-    let may_stay = if members <= 4 { MAY_STAY } else { MAY_STAY_OF_MANY };
-    while after > before + may_stay {
+    while after > before + MAY_STAY {
         assert!(Instant::now() < deadline, "{} MiB before, {} MiB stay", before / MIB, after / MIB);
         std::thread::sleep(Duration::from_millis(100));
         after = status_bytes(&daemon, "VmRSS");

@@ -84,6 +84,9 @@ pub struct Energy {
     /// The worst grade among the counted domains.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub grade: Option<Grade>,
+    /// The totals are lower bounds: a counted domain may be missing from them.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub at_least: bool,
     /// How long the account lasted.
     pub span_ns: u64,
     /// How far its edges are from the query's, together: the meter heard of them too late. What that may have cost is in

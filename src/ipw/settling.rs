@@ -128,6 +128,7 @@ pub fn energy(account: &Account, domains: &[Meter]) -> Result<Energy, Reason> {
         idle_uj: account.idle_uj,
         window_uj: account.window_uj,
         grade: account.grade,
+        at_least: account.at_least == Some(true),
         span_ns: account.closed_ns.map_or(0, |closed| closed.saturating_sub(account.opened_ns)),
         moved_ns: account.moved_ns,
         at_once: account.peak_concurrency,

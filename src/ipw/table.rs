@@ -37,6 +37,8 @@ pub struct Table {
     pub domain_gaps: BTreeMap<String, usize>,
     /// Domains that became live only during the run and are no part of it, with how many queries' accounts hold them.
     pub other_domains: BTreeMap<String, usize>,
+    /// Queries whose totals are lower bounds.
+    pub lower_bounds: usize,
 }
 
 /// How many different reasons of failure are kept apart.
@@ -63,11 +65,13 @@ struct Remarks<T> {
     gaps: T,
     /// A domain that is no part of the run.
     others: T,
+    /// Its totals are lower bounds.
+    bounds: T,
 }
 
 impl<T> Remarks<T> {
-    fn each(&mut self) -> [&mut T; 4] {
-        [&mut self.failed, &mut self.unmetered, &mut self.gaps, &mut self.others]
+    fn each(&mut self) -> [&mut T; 5] {
+        [&mut self.failed, &mut self.unmetered, &mut self.gaps, &mut self.others, &mut self.bounds]
     }
 }
 
@@ -161,6 +165,7 @@ impl Table {
             unmetered: remarks.unmetered.counts(&keep),
             domain_gaps: remarks.gaps.counts(&keep),
             other_domains: remarks.others.counts(&keep),
+            lower_bounds: remarks.bounds.counts(&keep).into_values().sum(),
         })
     }
 }
@@ -216,6 +221,7 @@ fn block(lines: &[u8], domains: &[Meter], scopes: &[(Scope, Vec<usize>); 3]) -> 
         if let Some(energy) = &row.energy {
             let parts = domains.iter().zip(&energy.domains).filter(|(_, part)| part.share_uj.is_none());
             remarks.gaps.extend(parts.map(|(domain, _)| (at, domain.name.clone())));
+            remarks.bounds.extend(energy.at_least.then(|| (at, String::new())));
             remarks.others.extend(energy.other_domains.iter().map(|name| (at, name.clone())));
         }
         let known = block.subjects.iter().position(|subject| *subject == row.subject);
@@ -316,13 +322,14 @@ mod tests {
     fn what_rows_say_of_their_energy_is_counted_once_for_each_query() {
         let unmetered = |id| Row { unmetered: Some("no account".into()), ..row(id, "a") };
         let other = |id| {
-            let energy = Energy { other_domains: vec!["psys".into()], ..Energy::default() };
+            let other_domains = vec!["psys".into()];
+            let energy = Energy { other_domains, at_least: id == 4, ..Energy::default() };
             Row { energy: Some(energy), ..row(id, "a") }
         };
         let failed = Row { error: Some("refused".into()), ..unmetered(3) };
         let (_dir, table) = run(&[unmetered(1), unmetered(1), failed, unmetered(2), other(2), other(4)]);
         assert_eq!(table.unmetered, BTreeMap::from([("no account".to_owned(), 1)]));
         assert_eq!(table.other_domains, BTreeMap::from([("psys".to_owned(), 2)]));
-        assert_eq!(table.superseded, 2);
+        assert_eq!((table.superseded, table.lower_bounds), (2, 1));
     }
 }

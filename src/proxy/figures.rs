@@ -43,6 +43,8 @@ pub struct Figures {
     #[serde(skip_serializing_if = "Option::is_none")]
     simulated: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    at_least: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     uj_per_output_token: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     prefill_uj: Option<u64>,
@@ -89,6 +91,7 @@ impl Figures {
             window_uj: account.window_uj,
             grade: account.grade,
             simulated: account.simulated,
+            at_least: account.at_least,
             uj_per_output_token: account.share_uj.zip(tokens).map(|(uj, tokens)| (uj + tokens / 2) / tokens),
             prefill_uj: prefill,
             decode_uj: phase("decode"),
@@ -120,8 +123,10 @@ impl Figures {
             let _ = write!(text, ", grade={}", word(grade));
         }
         // RFC 8941, section 3.3.6. The shorter form, a key alone, breaks readers that split each member at "=".
-        if self.simulated == Some(true) {
-            text.push_str(", simulated=?1");
+        for (name, flag) in [("simulated", self.simulated), ("at_least", self.at_least)] {
+            if flag == Some(true) {
+                let _ = write!(text, ", {name}=?1");
+            }
         }
         HeaderValue::from_str(&text).unwrap_or(HeaderValue::from_static("state=unmeasured"))
     }
@@ -167,5 +172,14 @@ mod tests {
         assert_eq!(figures.json(), r#"{"state":"unmeasured","reason":"the meter is away"}"#);
         let figures = Figures::of("s", None, &Said::default());
         assert_eq!(figures.comment(), ": wattspan {\"state\":\"pending\",\"span\":\"s\"}\n\n");
+    }
+
+    #[test]
+    fn flags_are_booleans_of_a_structured_header_and_absent_where_they_are_not_set() {
+        let figures = Figures { state: "settled", share_uj: Some(7), ..Figures::default() };
+        assert_eq!(figures.header(), "state=settled, share_uj=7");
+        let figures = Figures { simulated: Some(true), at_least: Some(true), ..figures };
+        assert_eq!(figures.header(), "state=settled, share_uj=7, simulated=?1, at_least=?1");
+        assert_eq!(figures.json(), r#"{"state":"settled","share_uj":7,"simulated":true,"at_least":true}"#);
     }
 }

@@ -173,9 +173,11 @@ impl Drop for TestDaemon {
 }
 
 /// `wattspand` in this directory, as the machine of this directory.
+///
+/// `WATTSPAN_TEST_DAEMON` names another build of it, for what an unoptimised one is too slow for.
 pub fn command(dir: &Path) -> Command {
     let log = std::fs::File::options().create(true).append(true).open(dir.join("log")).unwrap();
-    let mut command = Command::new(env!("CARGO_BIN_EXE_wattspand"));
+    let mut command = Command::new(optimised().unwrap_or_else(|| env!("CARGO_BIN_EXE_wattspand").into()));
     command
         .env_remove("WATTSPAN_SOCKET")
         .args(["--config".as_ref(), dir.join("wattspan.toml").as_os_str()])
@@ -189,6 +191,11 @@ pub fn command(dir: &Path) -> Command {
         command.args(["--state-dir".as_ref(), dir.join("state").as_os_str()]);
     }
     command
+}
+
+/// The optimised daemon that is tested instead of the test's own build.
+pub fn optimised() -> Option<std::ffi::OsString> {
+    std::env::var_os("WATTSPAN_TEST_DAEMON")
 }
 
 /// A client that says anything.

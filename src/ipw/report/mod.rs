@@ -69,6 +69,9 @@ pub struct Report {
     pub domain_gaps: BTreeMap<String, usize>,
     /// Domains that became live only during the run and are no part of it, with how many queries' accounts hold them.
     pub other_domains: BTreeMap<String, usize>,
+    /// Queries whose totals are lower bounds: the meter did not know whether two of its domains show one counter.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub lower_bounds: usize,
     /// Lines of the run's file that make no sense.
     pub broken_lines: usize,
     /// Mean tokens that came from the server's cache, of those of the prompt; cached prompts cost less than fresh ones.
@@ -131,6 +134,7 @@ impl Report {
             unmetered: table.unmetered.clone(),
             domain_gaps: table.domain_gaps.clone(),
             other_domains: table.other_domains.clone(),
+            lower_bounds: table.lower_bounds,
             broken_lines: table.broken,
             cached_part: cached_part(table),
             points: scatter::Points::of(table, terms),
@@ -156,6 +160,13 @@ impl Report {
                 "{name}: became live during the run ({count} of {asked} queries), and is no part of it"
             ));
         }
+        if self.lower_bounds > 0 {
+            all.push(format!(
+                "the energy of {} of {asked} queries is at least what is shown, and IPW and IPJ at most: the meter did not know \
+                 yet whether two of its domains show one counter",
+                self.lower_bounds
+            ));
+        }
         if self.no_energy.is_none() && !self.unmetered.is_empty() {
             let count: usize = self.unmetered.values().sum();
             all.push(format!("{count} answered queries have no energy: {}", counted(&self.unmetered)));
@@ -169,6 +180,10 @@ impl Report {
         }
         all
     }
+}
+
+fn is_zero(count: &usize) -> bool {
+    *count == 0
 }
 
 /// Reasons with how often.

@@ -121,6 +121,8 @@ class Account:
     """The spans that were nested in this one."""
     simulated: bool = False
     """A domain of it is replayed from a file: no hardware was read for it, whatever `grade` says."""
+    at_least: bool = False
+    """The sums are lower bounds: two domains may show one counter or two, and count once until that is known."""
 
     @property
     def settled(self) -> bool:
@@ -190,7 +192,8 @@ class Account:
             return f"{self.name}: energy unknown ({self.reason or self.nested.reason or self.state})"
         error_j = self.error_j
         within = f" ± {error_j:.3g} J" if error_j is not None else ""
-        return f"{self.name}: {energy_j:.4g} J{within} ({self.quality})"
+        bound = "at least " if self.at_least else ""
+        return f"{self.name}: {bound}{energy_j:.4g} J{within} ({self.quality})"
 
 
 def joules(energy_uj: int | None) -> float | None:
@@ -263,6 +266,7 @@ def read(wire: dict[str, Any], nested: Nested, reason: str | None = None) -> Acc
         phases,
         nested,
         wire.get("simulated") is True,
+        wire.get("at_least") is True,
     )
 
 

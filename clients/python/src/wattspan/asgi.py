@@ -161,6 +161,7 @@ def _figures(account: Account) -> dict[str, object]:
         "error_uj": _whole(account.error_j),
         "grade": account.worst_grade,
         "simulated": account.simulated or None,
+        "at_least": account.at_least or None,
     }
     return {key: value for key, value in figures.items() if value not in (None, "")}
 

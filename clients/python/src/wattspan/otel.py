@@ -40,6 +40,7 @@ UNCERTAINTY = "wattspan.energy.uncertainty_joules"
 IDLE = "wattspan.energy.idle_joules"
 GRADE = "wattspan.energy.grade"
 SIMULATED = "wattspan.energy.simulated"
+AT_LEAST = "wattspan.energy.at_least"
 REASON = "wattspan.energy.reason"
 SPAN = "wattspan.span"
 
@@ -169,6 +170,7 @@ def _figures(account: Account) -> dict[str, str | float | bool]:
         IDLE: account.idle_j,
         GRADE: account.worst_grade if account.energy_j is not None else None,
         SIMULATED: account.simulated or None,
+        AT_LEAST: account.at_least or None,
         REASON: (account.reason or account.nested.reason) if account.energy_j is None else None,
         SPAN: account.span or None,
     }
