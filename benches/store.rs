@@ -130,6 +130,7 @@ fn account(at: u64) -> Account {
             share("gpu-0", Grade::Integrated, 8_000_000),
         ],
         phases: vec![],
+        simulated: None,
         at_least: None,
         durable: None,
         process: None,

@@ -1,8 +1,17 @@
 //! The pipeline is the layout: a module imports only from those before it, every file says what it owns, and the
 //! house rules that a compiler does not check hold.
 
+#[path = "architecture/allowed.rs"]
+mod allowed;
+#[path = "architecture/modules.rs"]
+mod modules;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
+
+use allowed::Allowed;
+use modules::Modules;
 
 /// Each module with all it may import, in the order of the pipeline.
 const MAY_IMPORT: &[(&str, &[&str])] = &[
@@ -337,4 +346,160 @@ fn only_the_function_that_fails_in_ci_skips_a_test() {
         let text = fs::read_to_string(file).unwrap().to_lowercase();
         assert!(!text.contains("println!(\"skip"), "{} skips by itself", file.display());
     }
+}
+
+fn modules() -> Modules {
+    Modules::read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"))
+}
+
+/// Files that import each other cannot be read, tested or moved one by one.
+#[test]
+fn files_import_each_other_in_no_circle() {
+    let modules = modules();
+    let circles = modules::circles(&modules.edges());
+    let named = circles.iter().map(|circle| {
+        circle.iter().map(|file| modules.files[*file].path.as_str()).collect::<Vec<_>>().join(" ")
+    });
+    Allowed::read("circles").check(named.collect(), "files that import each other in a circle");
+}
+
+/// One type has one file for its methods, two at most.
+#[test]
+fn a_type_has_its_methods_in_two_files_at_most() {
+    let modules = modules();
+    let mut files_of: BTreeMap<(String, String), BTreeSet<&str>> = BTreeMap::new();
+    for file in &modules.files {
+        // A type's name is unique in its module only, so types of one name in two modules are told apart by it.
+        let module = file.path.split('/').next().unwrap_or_default().trim_end_matches(".rs").to_owned();
+        for item in &file.syntax.items {
+            let syn::Item::Impl(item) = item else { continue };
+            let syn::Type::Path(of) = &*item.self_ty else { continue };
+            let (None, Some(name)) = (&item.trait_, of.path.segments.last()) else { continue };
+            files_of.entry((module.clone(), name.ident.to_string())).or_default().insert(&file.path);
+        }
+    }
+    let wide = files_of.into_iter().filter(|(_, files)| files.len() > 2);
+    let named =
+        wide.map(|((_, name), files)| format!("{name}: {}", files.into_iter().collect::<Vec<_>>().join(" ")));
+    Allowed::read("wide_types").check(named.collect(), "types with methods in more than two files");
+}
+
+#[test]
+fn error_types_end_in_error() {
+    let modules = modules();
+    let mut named = BTreeSet::new();
+    for file in &modules.files {
+        for item in &file.syntax.items {
+            let (name, attributes) = match item {
+                syn::Item::Enum(item) => (&item.ident, &item.attrs),
+                syn::Item::Struct(item) => (&item.ident, &item.attrs),
+                _ => continue,
+            };
+            let derives_error = attributes.iter().any(|attribute| match &attribute.meta {
+                syn::Meta::List(list) if list.path.is_ident("derive") => list
+                    .parse_args_with(
+                        syn::punctuated::Punctuated::<syn::Path, syn::Token![,]>::parse_terminated,
+                    )
+                    .is_ok_and(|paths| {
+                        paths
+                            .iter()
+                            .any(|path| path.segments.last().is_some_and(|last| last.ident == "Error"))
+                    }),
+                _ => false,
+            });
+            if derives_error && !name.to_string().ends_with("Error") {
+                named.insert(format!("{name}: {}", file.path));
+            }
+        }
+    }
+    Allowed::read("error_names").check(named, "error types whose name does not end in Error");
+}
+
+/// A file that stands in for another one where a platform lacks the mechanism.
+#[test]
+fn platform_stubs_end_in_unsupported() {
+    let modules = modules();
+    let mut named = BTreeSet::new();
+    for file in &modules.files {
+        for item in &file.syntax.items {
+            let syn::Item::Mod(item) = item else { continue };
+            let cfg = item.attrs.iter().any(|attribute| attribute.path().is_ident("cfg"));
+            let path = item.attrs.iter().find_map(|attribute| match &attribute.meta {
+                syn::Meta::NameValue(meta) if meta.path.is_ident("path") => match &meta.value {
+                    syn::Expr::Lit(syn::ExprLit { lit: syn::Lit::Str(path), .. }) => Some(path.value()),
+                    _ => None,
+                },
+                _ => None,
+            });
+            if let Some(path) = path.filter(|path| cfg && !path.ends_with("_unsupported.rs")) {
+                named.insert(format!("{}: {path}", file.path));
+            }
+        }
+    }
+    Allowed::read("stubs").check(named, "platform stubs whose name does not end in _unsupported");
+}
+
+/// Names and phrases of the project's former private language (tests/architecture/retired.txt).
+#[test]
+fn retired_names_do_not_come_back() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let list = fs::read_to_string(root.join("tests/architecture/retired.txt")).expect("the list of names");
+    let retired: Vec<&str> = list.lines().filter(|line| !line.is_empty() && !line.starts_with('#')).collect();
+    assert!(retired.len() > 40, "the list of retired names is cut short");
+    let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+    for path in texts(root) {
+        let text = fs::read_to_string(&path).unwrap_or_default();
+        for name in &retired {
+            *counts.entry(name).or_default() += occurrences(&text, name);
+        }
+    }
+    let named = counts.into_iter().filter(|(_, count)| *count > 0);
+    let named = named.map(|(name, count)| format!("{name}: {count}")).collect();
+    Allowed::read("retired_uses").check_counts(named, "names that vocabulary and writing rules retired");
+}
+
+/// How often `name` stands in `text` as words of its own.
+fn occurrences(text: &str, name: &str) -> usize {
+    let is_word = |c: Option<char>| c.is_some_and(|c| c.is_alphanumeric() || c == '_');
+    let alone = |at: &usize| {
+        !is_word(text[..*at].chars().next_back()) && !is_word(text[*at + name.len()..].chars().next())
+    };
+    text.match_indices(name).map(|(at, _)| at).filter(alone).count()
+}
+
+/// Source and documents that people read.
+fn texts(root: &Path) -> Vec<PathBuf> {
+    fn walk(folder: &Path, into: &mut Vec<PathBuf>) {
+        for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+            let path = entry.path();
+            if path.is_dir() {
+                walk(&path, into);
+            } else if path
+                .extension()
+                .is_some_and(|ending| ["rs", "md", "py", "varlink"].iter().any(|e| ending == *e))
+            {
+                into.push(path);
+            }
+        }
+    }
+    let mut list = vec![root.join("README.md")];
+    for folder in ["src", "docs", "clients/python/src", "examples", "benches"] {
+        walk(&root.join(folder), &mut list);
+    }
+    list.sort();
+    list
+}
+
+#[test]
+fn the_check_of_circles_can_fail() {
+    let edges = |of: &[(usize, usize)]| {
+        let mut edges = vec![BTreeSet::new(); 5];
+        of.iter().for_each(|(from, to)| {
+            edges[*from].insert(*to);
+        });
+        edges
+    };
+    assert_eq!(modules::circles(&edges(&[(0, 1), (1, 2), (2, 0), (3, 0)])), [vec![0, 1, 2]]);
+    assert!(modules::circles(&edges(&[(0, 1), (1, 2), (0, 2), (3, 4)])).is_empty());
+    assert_eq!(occurrences("Fate fate Fates a_Fate (Fate)", "Fate"), 2);
 }

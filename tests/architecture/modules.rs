@@ -1,0 +1,229 @@
+//! The modules of `src/` as a graph of files: which file names an item of which other.
+//!
+//! Invariant: an edge stands for a path in code outside tests. A path through a re-export (`pub use`) leads to the file
+//! that defines the item, so that a folder's `mod.rs` is not charged with what it only passes on.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use syn::visit::{self, Visit};
+
+/// A module path below the crate, such as `["ipc", "gate"]`.
+type ModulePath = Vec<String>;
+
+/// A source file with its syntax tree, tests removed.
+pub struct SourceFile {
+    /// Relative to `src/`.
+    pub path: String,
+    /// The tree.
+    pub syntax: syn::File,
+    module: ModulePath,
+}
+
+/// Every file below `src/`.
+pub struct Modules {
+    /// In the order of their paths.
+    pub files: Vec<SourceFile>,
+    by_module: BTreeMap<ModulePath, usize>,
+}
+
+impl Modules {
+    /// Reads and parses every file below `src`.
+    pub fn read(src: &Path) -> Self {
+        let mut paths = Vec::new();
+        list(src, &mut paths);
+        paths.sort();
+        let mut files = Vec::new();
+        let mut by_module = BTreeMap::new();
+        for path in paths {
+            let relative = path.strip_prefix(src).expect("below src").to_path_buf();
+            let text = fs::read_to_string(&path).expect("readable");
+            let mut syntax =
+                syn::parse_file(&text).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+            syntax.items.retain(|item| !is_test(item));
+            let module = module_path(&relative);
+            // A stub for other platforms (`#[path]`) has a path of its own here and is found by no import.
+            by_module.insert(module.clone(), files.len());
+            files.push(SourceFile { path: relative.display().to_string(), syntax, module });
+        }
+        Self { files, by_module }
+    }
+
+    /// For each file, by index, the other files that it names.
+    pub fn edges(&self) -> Vec<BTreeSet<usize>> {
+        let edges_of = |(at, file): (usize, &SourceFile)| {
+            let mut paths = Paths { found: Vec::new() };
+            paths.visit_file(&file.syntax);
+            let resolved = paths.found.iter().filter_map(|path| self.resolve(&file.module, path));
+            resolved.filter(|to| *to != at).collect()
+        };
+        self.files.iter().enumerate().map(edges_of).collect()
+    }
+
+    /// The file that defines what `path` names, seen from the module `from`; `None` outside this crate.
+    fn resolve(&self, from: &ModulePath, path: &[String]) -> Option<usize> {
+        let (mut module, rest) = match path.first()?.as_str() {
+            "crate" => (Vec::new(), &path[1..]),
+            "self" => (from.clone(), &path[1..]),
+            "super" => {
+                let ups = path.iter().take_while(|segment| *segment == "super").count();
+                (from[..from.len().checked_sub(ups)?].to_vec(), &path[ups..])
+            }
+            // A child module named without `self::`; a name that was imported counts where it was imported.
+            first if self.is_child(from, first) => (from.clone(), path),
+            _ => return None,
+        };
+        let mut rest = rest;
+        while let Some(next) = rest.first() {
+            let mut deeper = module.clone();
+            deeper.push(next.clone());
+            if !self.by_module.contains_key(&deeper) {
+                break;
+            }
+            (module, rest) = (deeper, &rest[1..]);
+        }
+        let file = *self.by_module.get(&module)?;
+        match rest.first() {
+            Some(name) => Some(self.through_reexport(file, name, 0).unwrap_or(file)),
+            None => Some(file),
+        }
+    }
+
+    fn is_child(&self, of: &ModulePath, name: &str) -> bool {
+        let mut child = of.clone();
+        child.push(name.to_owned());
+        self.by_module.contains_key(&child)
+    }
+
+    /// Where `file` passes `name` on from another file, that file.
+    fn through_reexport(&self, file: usize, name: &str, depth: usize) -> Option<usize> {
+        let of = &self.files[file];
+        for item in &of.syntax.items {
+            let syn::Item::Use(item) = item else { continue };
+            if matches!(item.vis, syn::Visibility::Inherited) {
+                continue;
+            }
+            let mut leaves = Vec::new();
+            flatten(&item.tree, &mut Vec::new(), &mut leaves);
+            for (path, visible_as) in leaves {
+                if visible_as == name && depth < 4 {
+                    return self.resolve(&of.module, &path).filter(|to| *to != file);
+                }
+            }
+        }
+        None
+    }
+}
+
+/// The strongly connected components of more than one file, each sorted by path.
+pub fn circles(edges: &[BTreeSet<usize>]) -> Vec<Vec<usize>> {
+    let reach = |from: usize| {
+        let (mut seen, mut open) = (BTreeSet::new(), vec![from]);
+        while let Some(at) = open.pop() {
+            for to in &edges[at] {
+                if seen.insert(*to) {
+                    open.push(*to);
+                }
+            }
+        }
+        seen
+    };
+    let reached: Vec<BTreeSet<usize>> = (0..edges.len()).map(reach).collect();
+    let mut found: Vec<Vec<usize>> = Vec::new();
+    for at in 0..edges.len() {
+        if reached[at].contains(&at) && !found.iter().any(|circle| circle.contains(&at)) {
+            found.push(
+                (0..edges.len())
+                    .filter(|to| reached[at].contains(to) && reached[*to].contains(&at))
+                    .collect(),
+            );
+        }
+    }
+    found
+}
+
+/// The paths that code names, imports included.
+struct Paths {
+    found: Vec<Vec<String>>,
+}
+
+impl<'ast> Visit<'ast> for Paths {
+    fn visit_item_use(&mut self, item: &'ast syn::ItemUse) {
+        // What a module passes on to others it does not need itself.
+        if matches!(item.vis, syn::Visibility::Inherited) {
+            let mut leaves = Vec::new();
+            flatten(&item.tree, &mut Vec::new(), &mut leaves);
+            self.found.extend(leaves.into_iter().map(|(path, _)| path));
+        }
+    }
+
+    fn visit_path(&mut self, path: &'ast syn::Path) {
+        if path.segments.len() > 1 {
+            self.found.push(path.segments.iter().map(|segment| segment.ident.to_string()).collect());
+        }
+        visit::visit_path(self, path);
+    }
+
+    fn visit_item_mod(&mut self, item: &'ast syn::ItemMod) {
+        if !has_test_cfg(&item.attrs) {
+            visit::visit_item_mod(self, item);
+        }
+    }
+}
+
+/// Each leaf of an import with its whole path and the name under which it is visible.
+fn flatten(tree: &syn::UseTree, before: &mut Vec<String>, into: &mut Vec<(Vec<String>, String)>) {
+    let mut leaf = |name: &syn::Ident, visible_as: &syn::Ident| {
+        let mut path = before.clone();
+        // `use a::{self}` names `a`.
+        if name != "self" {
+            path.push(name.to_string());
+        }
+        into.push((path, visible_as.to_string()));
+    };
+    match tree {
+        syn::UseTree::Name(name) => leaf(&name.ident, &name.ident),
+        syn::UseTree::Rename(rename) => leaf(&rename.ident, &rename.rename),
+        syn::UseTree::Glob(_) => into.push((before.clone(), "*".into())),
+        syn::UseTree::Group(group) => group.items.iter().for_each(|tree| flatten(tree, before, into)),
+        syn::UseTree::Path(path) => {
+            before.push(path.ident.to_string());
+            flatten(&path.tree, before, into);
+            before.pop();
+        }
+    }
+}
+
+fn list(folder: &Path, into: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(folder).expect("a folder").flatten() {
+        let path = entry.path();
+        if path.is_dir() {
+            list(&path, into);
+        } else if path.extension().is_some_and(|ending| ending == "rs")
+            && path.file_name().is_some_and(|name| name != "tests.rs")
+        {
+            into.push(path);
+        }
+    }
+}
+
+fn module_path(relative: &Path) -> ModulePath {
+    let mut parts: ModulePath =
+        relative.with_extension("").iter().map(|part| part.to_string_lossy().into()).collect();
+    if matches!(parts.last().map(String::as_str), Some("mod" | "lib")) {
+        parts.pop();
+    }
+    parts
+}
+
+fn is_test(item: &syn::Item) -> bool {
+    matches!(item, syn::Item::Mod(module) if has_test_cfg(&module.attrs))
+}
+
+fn has_test_cfg(attributes: &[syn::Attribute]) -> bool {
+    attributes.iter().any(|attribute| {
+        attribute.path().is_ident("cfg")
+            && attribute.parse_args::<syn::Path>().is_ok_and(|path| path.is_ident("test"))
+    })
+}
