@@ -8,7 +8,7 @@
 use std::ffi::OsString;
 use std::fs::{self, File, Metadata};
 use std::io::{self, Read};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags};
@@ -72,7 +72,7 @@ pub(super) fn read(path: &Path, owner: AcceptedOwner) -> Result<String, Untruste
     let mut file = File::from(rustix::fs::open(&resolved, flags, Mode::empty()).map_err(io::Error::from)?);
     let found = file.metadata()?;
     judge(&resolved, &found, false)?;
-    if !found.is_file() {
+    if !found.is_file() && !is_null_device(&found) {
         return Err(io::Error::other("is no regular file").into());
     }
     let mut text = String::new();
@@ -114,6 +114,12 @@ pub(super) fn resolve(path: &Path) -> Result<PathBuf, UntrustedPathError> {
     Ok(resolved)
 }
 
+/// Whether it is `/dev/null`, by which an administrator says that there is no configuration.
+fn is_null_device(found: &Metadata) -> bool {
+    let null = fs::metadata("/dev/null").ok();
+    found.file_type().is_char_device() && null.is_some_and(|null| null.rdev() == found.rdev())
+}
+
 /// Puts a path's components on the stack of those to come, the first on top.
 fn push(pending: &mut Vec<OsString>, path: &Path) {
     let named = path.components().filter(|part| matches!(part, Component::Normal(_) | Component::ParentDir));
@@ -140,8 +146,9 @@ fn judge(path: &Path, found: &Metadata, in_sticky: bool) -> Result<bool, Untrust
         return refused(reason, "move it to a directory that root alone can write".to_owned());
     }
     let sticky = found.is_dir() && mode & STICKY != 0;
-    // A link's own mode means nothing.
-    if !found.is_symlink() && mode & OTHERS_WRITE != 0 && !sticky {
+    // A link's own mode means nothing, and a device's says who may write to the device: its content is the kernel's.
+    let is_device = found.file_type().is_char_device();
+    if !found.is_symlink() && !is_device && mode & OTHERS_WRITE != 0 && !sticky {
         let who = if mode & 0o002 != 0 { "every user".to_owned() } else { format!("group {}", found.gid()) };
         return refused(
             format!("can be written by {who} (owner 0, mode {mode:04o})"),
@@ -253,5 +260,11 @@ mod tests {
         chown(sticky.join("sound"), Some(0), None).unwrap();
         chown(&sticky, Some(12_345), None).unwrap();
         refusal(&sticky.join("sound/a.toml"));
+    }
+
+    #[test]
+    fn the_null_device_is_an_empty_file_and_other_devices_are_none() {
+        assert_eq!(read(Path::new("/dev/null"), AcceptedOwner::Root).unwrap(), "");
+        assert!(read(Path::new("/dev/zero"), AcceptedOwner::Root).is_err());
     }
 }
