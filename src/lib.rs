@@ -32,7 +32,7 @@ pub mod notify;
 #[cfg(target_os = "linux")]
 pub mod activation_ffi;
 #[cfg(not(target_os = "linux"))]
-#[path = "activation_elsewhere.rs"]
+#[path = "activation_unsupported.rs"]
 pub mod activation_ffi;
 
 /// Giving up privilege.
@@ -72,9 +72,9 @@ pub mod ipc;
 #[cfg(target_os = "linux")]
 pub mod bus;
 #[cfg(not(target_os = "linux"))]
-mod bus_elsewhere;
+mod bus_unsupported;
 #[cfg(not(target_os = "linux"))]
-use bus_elsewhere as bus;
+use bus_unsupported as bus;
 
 /// A blocking client of the daemon.
 pub mod client;

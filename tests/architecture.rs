@@ -22,7 +22,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("private_file", &[]),
     ("notify", &["clock"]),
     ("activation_ffi", &[]),
-    ("activation_elsewhere", &[]),
+    ("activation_unsupported", &[]),
     ("confine", &[]),
     ("unix_socket", &[]),
     ("source", &["energy", "clock"]),
@@ -57,7 +57,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("proxy", &["clock", "energy", "unix_socket", "ledger", "protocol", "client", "http"]),
     ("ipw", &["energy", "clock", "escape", "private_file", "ledger", "protocol", "client", "http"]),
     ("bus", &["unix_socket", "config", "protocol", "ipc"]),
-    ("bus_elsewhere", &["config", "ipc"]),
+    ("bus_unsupported", &["config", "ipc"]),
     (
         "daemon",
         &[
@@ -415,15 +415,15 @@ fn error_types_end_in_error() {
     Allowed::read("error_names").check(named, "error types whose name does not end in Error");
 }
 
-/// A file that stands in for another one where a platform lacks the mechanism.
+/// A module that stands in for another one where a platform lacks the mechanism: one for every platform but some
+/// (`cfg(not(…))`), or one in a file of another name. Foreign functions are no stubs.
 #[test]
 fn platform_stubs_end_in_unsupported() {
     let modules = modules();
-    let mut named = BTreeSet::new();
+    let (mut named, mut stubs) = (BTreeSet::new(), 0);
     for file in &modules.files {
         for item in &file.syntax.items {
             let syn::Item::Mod(item) = item else { continue };
-            let cfg = item.attrs.iter().any(|attribute| attribute.path().is_ident("cfg"));
             let path = item.attrs.iter().find_map(|attribute| match &attribute.meta {
                 syn::Meta::NameValue(meta) if meta.path.is_ident("path") => match &meta.value {
                     syn::Expr::Lit(syn::ExprLit { lit: syn::Lit::Str(path), .. }) => Some(path.value()),
@@ -431,11 +431,21 @@ fn platform_stubs_end_in_unsupported() {
                 },
                 _ => None,
             });
-            if let Some(path) = path.filter(|path| cfg && !path.ends_with("_unsupported.rs")) {
-                named.insert(format!("{}: {path}", file.path));
+            let cfg = item.attrs.iter().find(|attribute| attribute.path().is_ident("cfg"));
+            let is_negated = cfg.is_some_and(|cfg| {
+                cfg.parse_args::<syn::Meta>().is_ok_and(|meta| meta.path().is_ident("not"))
+            });
+            let name = path.clone().unwrap_or_else(|| format!("{}.rs", item.ident));
+            if cfg.is_none() || !(is_negated || path.is_some()) || name.ends_with("_ffi.rs") {
+                continue;
+            }
+            stubs += 1;
+            if !name.ends_with("_unsupported.rs") {
+                named.insert(format!("{}: {name}", file.path));
             }
         }
     }
+    assert!(stubs > 5, "the stubs were not found");
     Allowed::read("stubs").check(named, "platform stubs whose name does not end in _unsupported");
 }
 

@@ -7,7 +7,7 @@
 //! comes after discovery. Never done by the meter inside a client: that one is the client.
 
 #[cfg(not(target_os = "linux"))]
-mod elsewhere;
+mod confinement_unsupported;
 #[cfg(target_os = "linux")]
 mod linux;
 #[cfg(target_os = "linux")]
@@ -18,7 +18,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 #[cfg(not(target_os = "linux"))]
-pub use elsewhere::{confine, found};
+pub use confinement_unsupported::{confine, found};
 #[cfg(target_os = "linux")]
 pub use linux::{confine, found};
 

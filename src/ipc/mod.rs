@@ -66,7 +66,7 @@ use allocator_unsupported as allocator;
 #[path = "launchd_linked_ffi.rs"]
 mod launchd;
 #[cfg(not(target_os = "macos"))]
-#[path = "launchd_elsewhere.rs"]
+#[path = "launchd_unsupported.rs"]
 mod launchd;
 #[cfg(any(test, target_os = "macos"))]
 mod launchd_ffi;

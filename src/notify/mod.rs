@@ -11,7 +11,7 @@ use crate::clock;
 #[cfg(target_os = "linux")]
 mod address;
 #[cfg(not(target_os = "linux"))]
-#[path = "pathname.rs"]
+#[path = "address_unsupported.rs"]
 mod address;
 
 /// The service manager, if there is one.

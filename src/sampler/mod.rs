@@ -49,7 +49,7 @@ mod priority_ffi;
 #[cfg(target_os = "linux")]
 mod priority;
 #[cfg(not(target_os = "linux"))]
-#[path = "besteffort.rs"]
+#[path = "priority_unsupported.rs"]
 mod priority;
 
 use continuity::Continuity;

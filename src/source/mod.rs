@@ -63,7 +63,7 @@ mod apple_system;
 
 /// Apple's C functions: not on this system.
 #[cfg(not(target_os = "macos"))]
-#[path = "apple_elsewhere.rs"]
+#[path = "apple_unsupported.rs"]
 mod apple_system;
 
 /// What a call into a driver costs, and how often it may be made for that.
@@ -133,7 +133,7 @@ pub mod nvml;
 
 /// NVIDIA GPUs: not on this system.
 #[cfg(not(target_os = "linux"))]
-#[path = "nvml_elsewhere.rs"]
+#[path = "nvml_unsupported.rs"]
 pub mod nvml;
 
 /// One part of an NVIDIA board.
@@ -162,7 +162,7 @@ pub mod nvml_use;
 
 /// Which process used how much of an NVIDIA board: not on this system.
 #[cfg(not(target_os = "linux"))]
-#[path = "nvml_use_elsewhere.rs"]
+#[path = "nvml_use_unsupported.rs"]
 pub mod nvml_use;
 
 /// RAPL through the registers themselves.
@@ -186,7 +186,7 @@ pub mod perf;
 
 /// RAPL through the kernel's `power` PMU: not on this system.
 #[cfg(not(target_os = "linux"))]
-#[path = "perf_elsewhere.rs"]
+#[path = "perf_unsupported.rs"]
 pub mod perf;
 
 /// `perf_event_open(2)`.

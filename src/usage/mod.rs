@@ -21,9 +21,9 @@ mod process_clock_ffi;
 use process_clock_ffi as process_clock;
 
 #[cfg(not(target_os = "linux"))]
-mod process_clock_untold;
+mod process_clock_unsupported;
 #[cfg(not(target_os = "linux"))]
-use process_clock_untold as process_clock;
+use process_clock_unsupported as process_clock;
 
 pub use watch::{Counted, Glance, Origin, Roots, Unwatched, Watch};
 

@@ -10,7 +10,7 @@ pub mod about;
 #[cfg(feature = "parquet")]
 pub mod columnar;
 #[cfg(not(feature = "parquet"))]
-#[path = "columnar_absent.rs"]
+#[path = "columnar_unsupported.rs"]
 pub mod columnar;
 pub mod export;
 pub mod findings;
