@@ -46,6 +46,7 @@ pub fn discover_within(settings: &Settings, clock: &Clock, wait: Duration) -> In
     for (name, mut part) in settings.enabled.iter().zip(parts) {
         if watches_itself(name) {
             part.opened.sort_by_key(in_order);
+            part.absent.sort_by_key(|absent| about_in_order(&absent.reason));
             watched.append(part);
         } else {
             found.append(part);
@@ -78,6 +79,12 @@ fn unknown(name: &str) -> Inventory {
 fn in_order(opened: &Opened) -> (usize, String) {
     let name = opened.domains.first().map_or_else(String::new, |domain| domain.name.clone());
     (name.len(), name)
+}
+
+/// The same of reasons, which begin with the part's name and a colon.
+fn about_in_order(reason: &str) -> (usize, String) {
+    let name = reason.split_once(':').map_or("", |(name, _)| name);
+    (name.len(), name.to_owned())
 }
 
 /// The name of a domain whose counter shows the CPU's energy, if there is a live one.
