@@ -97,7 +97,9 @@ impl Daemon {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let (machine, config) = (dir.path().join("machine.toml"), dir.path().join("wattspan.toml"));
         std::fs::write(&machine, MACHINE).expect("a file in it");
-        let settings = format!("[limits]\nopen_spans = 131072\n[ledger]\nkeep = {keep}\n");
+        let settings = format!(
+            "[limits]\nopen_spans = 131072\nspan_memory_bytes = 268435456\n[ledger]\nkeep = {keep}\n"
+        );
         std::fs::write(&config, settings).expect("a file in it");
         let child = Command::new(env!("CARGO_BIN_EXE_wattspand"))
             .args(["--config".as_ref(), config.as_os_str(), "--replay".as_ref(), machine.as_os_str()])
@@ -294,6 +296,9 @@ fn pipelined(daemon: &Daemon, table: &mut Table, what: &str) {
             while answers < PAIRS / BATCH * BATCH * 2 {
                 let length = reading.read(&mut buffer).expect("a daemon that answers");
                 assert!(length > 0, "the daemon hung up");
+                // A refusal is quick, and no pair.
+                let refused = memchr::memmem::find(&buffer[..length], b"{\"error\"").is_some();
+                assert!(!refused, "refused: {}", String::from_utf8_lossy(&buffer[..length.min(400)]));
                 answers += buffer[..length].iter().filter(|byte| **byte == 0).count();
             }
         });

@@ -6,6 +6,8 @@
 mod caller;
 mod support;
 
+use std::io::{Read, Write};
+
 use caller::{GROUPS, User, answers};
 use serde_json::{Value, json};
 use support::{SLUGGISH, STEADY, TestClient, TestDaemon, message, pass, refusal, until};
@@ -451,4 +453,43 @@ fn a_span_whose_weight_changed_often_is_asked_after_as_quickly_as_one_whose_weig
         took[took.len() / 2]
     });
     assert!(many < 3 * few, "{many:?} after {CHANGES} changes, {few:?} after one");
+}
+
+/// Pairs sent as fast as the daemon takes them, over three connections: settling keeps up with the calls, so that no quota of
+/// what waits to settle is reached.
+#[test]
+fn spans_that_are_opened_and_closed_at_full_speed_are_never_refused() {
+    const PAIRS: usize = 25_000;
+    let daemon = TestDaemon::with(STEADY, "[ledger]\nkeep = false\n");
+    let clients = (0..3).map(|client| {
+        let mut stream = std::os::unix::net::UnixStream::connect(daemon.socket()).unwrap();
+        let mut reading = stream.try_clone().unwrap();
+        let answers = std::thread::spawn(move || {
+            let (mut buffer, mut answers, mut refused) = (vec![0; 1 << 16], 0, 0);
+            // Of a reply across two reads only the end is seen: one of thousands.
+            while answers < 2 * PAIRS {
+                let length = reading.read(&mut buffer).unwrap();
+                assert!(length > 0, "the daemon hung up");
+                answers += buffer[..length].iter().filter(|byte| **byte == 0).count();
+                refused += buffer[..length].windows(8).filter(|part| part == b"{\"error\"").count();
+            }
+            refused
+        });
+        let writing = std::thread::spawn(move || {
+            for batch in 0..PAIRS / 50 {
+                let pair = |at| {
+                    let span = format!("{client}-{batch}-{at}");
+                    let close = message("CloseSpan", json!({ "span": span }), &[]);
+                    [message("OpenSpan", json!({ "span": span }), &[]), close].concat()
+                };
+                stream.write_all(&(0..50).flat_map(pair).collect::<Vec<u8>>()).unwrap();
+            }
+        });
+        (writing, answers)
+    });
+    let clients: Vec<_> = clients.collect();
+    for (writing, answers) in clients {
+        writing.join().unwrap();
+        assert_eq!(answers.join().unwrap(), 0, "refused");
+    }
 }

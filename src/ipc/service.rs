@@ -217,12 +217,13 @@ impl Service {
     }
 
     fn take_in(&mut self, now_ns: u64) {
+        let since_ns = now_ns.saturating_sub(self.taken_in_ns);
         self.taken_in_ns = now_ns;
         self.attach_late();
         self.feeds.drain(now_ns, &mut self.ledger);
         self.look(now_ns);
         self.ledger.advance(now_ns);
-        self.unfinished = self.settle_for_a_moment(now_ns);
+        self.unfinished = self.settle_for_a_moment(now_ns, since_ns);
         for (_, account) in self.coarse.release(now_ns) {
             self.finish_span(account, now_ns);
         }
@@ -242,11 +243,13 @@ impl Service {
     }
 
     /// Finishes spans that have settled, one by one, so that accounts of thousands that end together are never in memory all
-    /// at once, and nobody is kept waiting for all of them; whether there are more.
-    fn settle_for_a_moment(&mut self, now_ns: u64) -> bool {
-        const MOMENT_NS: u64 = 100_000;
+    /// at once, and no call waits for all of them; whether there are more. It may take as long as calls took since it ran
+    /// last: settling a span is cheaper than the calls that opened and closed it, so that no backlog builds up.
+    fn settle_for_a_moment(&mut self, now_ns: u64, since_ns: u64) -> bool {
+        const SHORTEST_NS: u64 = 100_000;
+        const LONGEST_NS: u64 = 2_000_000;
         let mut settled = std::mem::take(&mut self.settled);
-        let end_ns = now_ns + MOMENT_NS;
+        let end_ns = now_ns + since_ns.clamp(SHORTEST_NS, LONGEST_NS);
         let more = loop {
             let more = self.ledger.hand_out_some(1, |span| settled.push((span.key(), span.account())));
             for (key, account) in settled.drain(..) {
