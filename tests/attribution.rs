@@ -37,7 +37,10 @@ fn a_span_alone_gets_everything_and_its_account_holds_the_truth() {
     }
     // The core lies within the package, so the sum is of package and memory.
     assert_holds(&account, truth_uj(100.0, from_ns, to_ns));
-    assert_eq!(account["share_uj"], account["window_uj"]);
+    // A share is cut to whole microjoules after a division whose remainder is carried on (`unattributed_uj` has it), so it may
+    // be 1 below the window in each of the two counted domains, and is never above it.
+    let (share_uj, window_uj) = (number(&account, "share_uj"), number(&account, "window_uj"));
+    assert!(share_uj <= window_uj && window_uj - share_uj <= 2, "{share_uj} of {window_uj}");
     assert_eq!((&account["grade"], &account["peak_concurrency"]), (&json!("measured"), &json!(1)));
     assert!((95_000..105_000).contains(&number(&account, "mean_power_mw")), "{account}");
     assert!(number(&account, "error_uj") < number(&account, "share_uj") / 10, "{account}");
