@@ -1,7 +1,7 @@
 //! The database: its schema, and what is written into it.
 //!
 //! Owns the connection and every number that orders the rows. An account's id grows by one for each, its `running_s` (see
-//! [`super::moment`]) and its `kept_s` (wall time when it was written, seconds since 1970) never fall. Each row has a
+//! [`super::clock_reading`]) and its `kept_s` (wall time when it was written, seconds since 1970) never fall. Each row has a
 //! checksum over all that is stored of it, its layout's bytes included, and names its user's account before it. Invariant:
 //! one call of [`Database::write`] is one transaction: all of it is kept, or nothing. After an error the value is of no more
 //! use: what it has in memory may be ahead of the file.
@@ -20,10 +20,10 @@ use rusqlite::{Connection, Error, OpenFlags, OptionalExtension, Row, Transaction
 
 use super::backlog::{Batch, Order};
 use super::checksum::Checksum;
+use super::clock_reading::ClockReading;
 use super::gap::Gap;
 use super::mark::{Mark, Reached, Reading};
 use super::migration;
-use super::moment::Moment;
 use super::name_index::{self, HEADS, NameEntry, Recent, stretch, stretch_start};
 use super::retention::Retention;
 use super::settings::{Settings, Sync};
@@ -226,7 +226,7 @@ pub(super) struct Database {
     pub(super) retention: Retention,
     mark: Mark,
     newest: Stamp,
-    opened: Moment,
+    opened: ClockReading,
     opened_running_s: i64,
     /// Found when it was opened.
     pub losses: Vec<String>,
@@ -234,7 +234,7 @@ pub(super) struct Database {
 
 impl Database {
     /// Opens the file, which may be empty.
-    pub fn open(file: &Path, mark: Mark, settings: &Settings, now: Moment) -> Result<Self, Broken> {
+    pub fn open(file: &Path, mark: Mark, settings: &Settings, now: ClockReading) -> Result<Self, Broken> {
         let (mut connection, version) = connect(file, settings)?;
         let reading = mark.read()?;
         if version < SCHEMA {
@@ -255,11 +255,11 @@ impl Database {
     }
 
     /// How long the store has run.
-    pub fn running_s(&self, now: Moment) -> i64 {
+    pub fn running_s(&self, now: ClockReading) -> i64 {
         self.opened_running_s + (now.boot_s - self.opened.boot_s).max(0)
     }
 
-    fn stamp(&self, now: Moment) -> Stamp {
+    fn stamp(&self, now: ClockReading) -> Stamp {
         let running_s = self.running_s(now).max(self.newest.running_s);
         Stamp { kept_s: now.unix_s.max(self.newest.kept_s), running_s }
     }
@@ -271,7 +271,7 @@ impl Database {
     }
 
     /// Notes its running time, where no account did for a while.
-    pub fn mark_time(&mut self, now: Moment) -> io::Result<()> {
+    pub fn mark_time(&mut self, now: ClockReading) -> io::Result<()> {
         /// What a restart may forget of it.
         const FORGOTTEN_S: i64 = 600;
         let running_s = self.running_s(now);
@@ -284,7 +284,7 @@ impl Database {
 
     /// Keeps what is in the journal as interrupted; gives how many those were. Only for a journal of a process that is
     /// gone: a span that is still open would get a second account when it settles.
-    pub fn recover(&mut self, now: Moment) -> Result<usize, Broken> {
+    pub fn recover(&mut self, now: ClockReading) -> Result<usize, Broken> {
         let stamp = self.stamp(now);
         let before = self.numbers.last;
         let transaction = self.connection.transaction()?;
@@ -309,7 +309,7 @@ impl Database {
     }
 
     /// Keeps batches, in their order, in one transaction.
-    pub fn write(&mut self, batches: &[Batch], now: Moment) -> Result<(), Broken> {
+    pub fn write(&mut self, batches: &[Batch], now: ClockReading) -> Result<(), Broken> {
         let stamp = self.stamp(now);
         let transaction = self.connection.transaction()?;
         {
@@ -482,7 +482,7 @@ impl Database {
     }
 
     /// Compares what is there with what once was committed; what is missing at the end is noted as a gap.
-    fn note_losses(&mut self, reading: &Reading, marked: bool, now: Moment) -> Result<(), Broken> {
+    fn note_losses(&mut self, reading: &Reading, marked: bool, now: ClockReading) -> Result<(), Broken> {
         let Stamp { kept_s: since_s, running_s } = self.newest;
         let last = self.numbers.last;
         let gap = match reading {
@@ -555,7 +555,7 @@ fn create(
     version: i64,
     mark: &Mark,
     reading: &Reading,
-    now: Moment,
+    now: ClockReading,
 ) -> Result<(), Broken> {
     let transaction = connection.transaction()?;
     let mut first = 1;

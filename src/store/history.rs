@@ -293,8 +293,8 @@ mod tests {
 
     use rusqlite::StatementStatus;
 
+    use super::super::clock_reading::ClockReading;
     use super::super::mark::Mark;
-    use super::super::moment::Moment;
     use super::super::record::tests::account;
     use super::super::{Settings, Store, Sync, place};
     use super::*;
@@ -327,7 +327,7 @@ mod tests {
             .open(settings.directory.join(place::MARK))
             .unwrap();
         let mark = Mark(mark);
-        let database = Database::open(&file, mark, &settings, Moment::now()).unwrap();
+        let database = Database::open(&file, mark, &settings, ClockReading::now()).unwrap();
         assert_eq!((database.numbers.last, stretch(database.numbers.last)), (18_000, 1));
         database
     }

@@ -10,11 +10,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::backlog::Batch;
+use super::clock_reading::ClockReading;
 use super::database::{Broken, Database};
 use super::gap::Damage;
 use super::history::{Fault, Found, Question, ReadError};
 use super::mark::Mark;
-use super::moment::Moment;
 use super::place::{Identity, Place, Unfit};
 use super::settings::Settings;
 use super::shared::Shared;
@@ -140,7 +140,7 @@ impl Keeper {
         }
         let Some(place) = &self.place else { return Ok(()) };
         let (file, mark) = (place.file()?, Mark(place.mark()?));
-        let now = Moment::now();
+        let now = ClockReading::now();
         let mut database = Database::open(&file, mark, &self.settings, now)?;
         let identity = place.identity()?;
         let losses = std::mem::take(&mut database.losses);
@@ -168,7 +168,7 @@ impl Keeper {
 
     fn write(&mut self) -> Result<(), Trouble> {
         let (Some(database), false) = (&mut self.database, self.held.is_empty()) else { return Ok(()) };
-        database.write(self.held.make_contiguous(), Moment::now())?;
+        database.write(self.held.make_contiguous(), ClockReading::now())?;
         // What went into files that have no name any more is written again into those that have.
         self.check_files()?;
         let Some(database) = &self.database else { return Ok(()) };
@@ -200,7 +200,7 @@ impl Keeper {
     fn tidy(&mut self) -> Result<(), Trouble> {
         self.place.as_ref().map_or(Ok(()), Place::check)?;
         let Some(database) = &mut self.database else { return Ok(()) };
-        let now = Moment::now();
+        let now = ClockReading::now();
         let step = database.let_go(&self.settings, now)?;
         database.mark_time(now)?;
         step.lines.iter().for_each(|line| (self.tell)(line));
@@ -299,7 +299,7 @@ impl Keeper {
     /// The file is no sound database: another one takes its place.
     fn put_aside(&mut self, broken: &Broken) {
         let moved = match &self.place {
-            Some(place) => place.put_aside(Moment::now().unix_s.max(0) as u64),
+            Some(place) => place.put_aside(ClockReading::now().unix_s.max(0) as u64),
             None => return,
         };
         match moved {

@@ -6,17 +6,17 @@
 use rusqlite::types::ValueRef;
 use rusqlite::{Row, Transaction};
 
+use super::clock_reading::ClockReading;
 use super::database::{Broken, Columns, Database, Layouts, Stamp, Writer, span_name};
 use super::gap::Gap;
 use super::mark::Reached;
-use super::moment::Moment;
 use super::record::{self, Named};
 
 /// Rows that move in one transaction.
 const STEP: i64 = 16_384;
 
 /// Sets the old tables aside; the lowest number there is, and the highest.
-pub(super) fn begin(transaction: &Transaction<'_>, now: Moment) -> rusqlite::Result<(i64, Reached)> {
+pub(super) fn begin(transaction: &Transaction<'_>, now: ClockReading) -> rusqlite::Result<(i64, Reached)> {
     let edge = "SELECT coalesce(min(id), 1), coalesce(max(id), 0), coalesce(max(kept_s), 0) FROM account";
     let (first, last, kept_s) =
         transaction.query_row(edge, [], |row| Ok((row.get(0)?, row.get(1)?, row.get::<_, i64>(2)?)))?;
@@ -28,7 +28,7 @@ pub(super) fn begin(transaction: &Transaction<'_>, now: Moment) -> rusqlite::Res
 }
 
 /// Moves what is still in the old tables.
-pub(super) fn convert(database: &mut Database, now: Moment) -> Result<(), Broken> {
+pub(super) fn convert(database: &mut Database, now: ClockReading) -> Result<(), Broken> {
     let pending = "SELECT count(*) FROM sqlite_schema WHERE name = 'account_v1'";
     if database.connection.query_row(pending, [], |row| row.get::<_, i64>(0))? == 0 {
         return Ok(());
@@ -55,7 +55,7 @@ pub(super) fn convert(database: &mut Database, now: Moment) -> Result<(), Broken
 }
 
 /// Moves some accounts; whether there may be more.
-fn step(database: &mut Database, now: Moment) -> Result<bool, Broken> {
+fn step(database: &mut Database, now: ClockReading) -> Result<bool, Broken> {
     let Database { connection, layouts, numbers, .. } = database;
     let transaction = connection.transaction()?;
     let mut moved = None;

@@ -12,6 +12,7 @@
 
 mod backlog;
 mod checksum;
+mod clock_reading;
 mod database;
 mod forecast;
 mod gap;
@@ -20,7 +21,6 @@ mod history;
 mod keeper;
 mod mark;
 mod migration;
-mod moment;
 mod name_index;
 mod place;
 mod record;

@@ -9,10 +9,10 @@
 use rusqlite::{Connection, OptionalExtension, params};
 
 use super::checksum::Checksum;
+use super::clock_reading::ClockReading;
 use super::database::{Broken, COLUMNS, Database, Stamp, Stored};
 use super::gap::utc;
 use super::health::Outlook;
-use super::moment::Moment;
 use super::name_index;
 use super::settings::Settings;
 
@@ -106,7 +106,7 @@ fn checksum(numbers: [i64; 3]) -> i32 {
 
 impl Database {
     /// One step of deleting what is due.
-    pub(super) fn let_go(&mut self, settings: &Settings, now: Moment) -> Result<Step, Broken> {
+    pub(super) fn let_go(&mut self, settings: &Settings, now: ClockReading) -> Result<Step, Broken> {
         let mut step = Step::default();
         let (target, why) = match self.due(settings, now)? {
             Some(due) => due,
@@ -131,7 +131,7 @@ impl Database {
     }
 
     /// Up to which number accounts are to be deleted now, and why.
-    fn due(&mut self, settings: &Settings, now: Moment) -> Result<Option<(i64, Why)>, Broken> {
+    fn due(&mut self, settings: &Settings, now: ClockReading) -> Result<Option<(i64, Why)>, Broken> {
         let (first, end) = (self.numbers.first, self.numbers.last + 1);
         let deleting = |why| self.retention.run.as_ref().is_some_and(|run| run.why == why);
         let free = if deleting(Why::Size) { settings.bytes / SIZE_PART } else { 0 };
@@ -187,7 +187,7 @@ impl Database {
         Ok(())
     }
 
-    fn end_run(&mut self, settings: &Settings, now: Moment, step: &mut Step) -> Result<(), Broken> {
+    fn end_run(&mut self, settings: &Settings, now: ClockReading, step: &mut Step) -> Result<(), Broken> {
         let Some(Run { why, first, from_s, to_s }) = self.retention.run.take() else { return Ok(()) };
         let reason = match why {
             Why::Age => format!("older than {}", duration(settings.age.as_secs())),
@@ -248,7 +248,7 @@ impl Database {
     }
 
     /// How long accounts will be kept at the present rate; `None` where there are too few to say.
-    pub(super) fn outlook(&self, settings: &Settings, now: Moment) -> Result<Option<Outlook>, Broken> {
+    pub(super) fn outlook(&self, settings: &Settings, now: ClockReading) -> Result<Option<Outlook>, Broken> {
         let (first, last) = (self.numbers.first, self.numbers.last);
         let running_s = self.running_s(now);
         let since = self.number_at(running_s - RATE_S)?;

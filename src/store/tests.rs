@@ -4,9 +4,9 @@ use std::path::Path;
 use std::time::Instant;
 
 use super::backlog::{Batch, Layouts, Order};
+use super::clock_reading::ClockReading;
 use super::database::{Broken, Database};
 use super::mark::{Mark, Reached, Reading};
-use super::moment::Moment;
 use super::record::tests::account;
 use super::*;
 use crate::ledger::account::{Account, State};
@@ -264,11 +264,11 @@ fn another_file_brings_the_past_of_another_process_and_the_own_one_none() {
 struct Bench {
     dir: tempfile::TempDir,
     settings: Settings,
-    now: Moment,
+    now: ClockReading,
     layouts: Layouts,
 }
 
-const START: Moment = Moment { unix_s: 1_763_000_000, boot_s: 500 };
+const START: ClockReading = ClockReading { unix_s: 1_763_000_000, boot_s: 500 };
 
 const DAY_S: i64 = 86_400;
 
@@ -292,7 +292,7 @@ impl Bench {
 
     /// Both clocks go on.
     fn pass(&mut self, seconds: i64) {
-        self.now = Moment { unix_s: self.now.unix_s + seconds, boot_s: self.now.boot_s + seconds };
+        self.now = ClockReading { unix_s: self.now.unix_s + seconds, boot_s: self.now.boot_s + seconds };
     }
 
     fn write(&mut self, database: &mut Database, accounts: impl IntoIterator<Item = Account>) {

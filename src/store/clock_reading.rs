@@ -7,14 +7,14 @@ use crate::clock;
 
 /// An instant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Moment {
+pub(super) struct ClockReading {
     /// Wall time, in seconds since 1970.
     pub unix_s: i64,
     /// Boot time, in seconds; suspend counts.
     pub boot_s: i64,
 }
 
-impl Moment {
+impl ClockReading {
     pub fn now() -> Self {
         let seconds = |ns: u64| (ns / 1_000_000_000) as i64;
         Self { unix_s: seconds(clock::unix_ns()), boot_s: seconds(clock::with_sleep_ns()) }
