@@ -18,8 +18,8 @@ mod machine;
 
 use machine::{Dice, Held, Truth, domain, true_shares_uj};
 use wattspan::energy::{Grade, Kind, Reading};
-use wattspan::ledger::account::Account;
-use wattspan::ledger::{Ledger, Opening, Settings, SpanKey};
+use wattspan::attribution::account::Account;
+use wattspan::attribution::{Ledger, Opening, Settings, SpanKey};
 
 const MS: u64 = 1_000_000;
 

@@ -11,8 +11,8 @@ mod machine;
 
 use machine::{Dice, Truth, domain};
 use wattspan::energy::{Domain, Kind};
-use wattspan::ledger::account::Account;
-use wattspan::ledger::{CPU_TIME, Ledger, Look, Opening, Settings, SpanKey, Subject, Used};
+use wattspan::attribution::account::Account;
+use wattspan::attribution::{CPU_TIME, Ledger, Look, Opening, Settings, SpanKey, Subject, Used};
 
 const MS: u64 = 1_000_000;
 /// Pairs between two samples of a 1 kHz sampler: 100,000 pairs a second.

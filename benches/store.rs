@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
 use wattspan::energy::Grade;
-use wattspan::ledger::account::{Account, Share, State};
+use wattspan::attribution::account::{Account, Share, State};
 use wattspan::protocol::{Call, CloseSpan, OpenSpan};
 use wattspan::store::{Filter, Question, Settings, Store, Sync};
 

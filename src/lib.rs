@@ -54,7 +54,7 @@ pub mod ring;
 pub mod sampler;
 
 /// Who the joules belong to: spans, the splitting rule, accounts.
-pub mod ledger;
+pub mod attribution;
 
 /// The ledger on disk.
 pub mod store;

@@ -21,8 +21,8 @@ use stand_in::apple::{
 };
 use wattspan::clock::Clock;
 use wattspan::energy::{Domain, Grade, Kind, Liveness, Reading};
-use wattspan::ledger::account::{Account, Share};
-use wattspan::ledger::{self, Ledger, Opening};
+use wattspan::attribution::account::{Account, Share};
+use wattspan::attribution::{self, Ledger, Opening};
 use wattspan::sampler::character::Character;
 use wattspan::source::profile::Profile;
 use wattspan::source::{Inventory, containment, discover};
@@ -147,7 +147,7 @@ impl Machine {
     fn account(&mut self, from_ns: u64, to_ns: u64) -> Account {
         let domains = self.domains();
         let counted = containment::counted(&domains, &vec![true; domains.len()]);
-        let mut ledger = Ledger::new(domains, ledger::Settings::default());
+        let mut ledger = Ledger::new(domains, attribution::Settings::default());
         counted.iter().enumerate().for_each(|(at, counted)| ledger.set_counted(at, *counted));
         let (mut key, mut closed, mut out) = (None, false, Vec::new());
         while self.now_ns < to_ns + 9 * S && out.is_empty() {

@@ -16,7 +16,7 @@ use living::{Living, Machine};
 use wattspan::client::Client;
 use wattspan::config::Config;
 use wattspan::energy::{Duplicate, Liveness};
-use wattspan::ledger::account::Account;
+use wattspan::attribution::account::Account;
 use wattspan::meter::Embedded;
 use wattspan::protocol::{DomainStatus, Info};
 

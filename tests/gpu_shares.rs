@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use stand_in::nvml::{Knob, Library};
 use wattspan::client::Client;
 use wattspan::config::Config;
-use wattspan::ledger::account::{Account, Share};
+use wattspan::attribution::account::{Account, Share};
 use wattspan::meter::Embedded;
 use wattspan::protocol::OpenSpan;
 

@@ -18,8 +18,8 @@ use std::time::{Duration, Instant};
 use living::{Living, Machine, Wave};
 use wattspan::clock::{Clock, monotonic_ns};
 use wattspan::energy::{Domain, Duplicate, Grade, Kind, Reading};
-use wattspan::ledger::account::Account;
-use wattspan::ledger::{Ledger, Opening, Settings as LedgerSettings};
+use wattspan::attribution::account::Account;
+use wattspan::attribution::{Ledger, Opening, Settings as LedgerSettings};
 use wattspan::source::containment::counted;
 use wattspan::source::{Inventory, Opened, Settings, discover};
 

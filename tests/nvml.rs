@@ -19,8 +19,8 @@ use stand_in::nvml::{Driver, GPU_IS_LOST, Knob, LIBRARY_MISMATCH, Library, UNKNO
 use wattspan::client::Client;
 use wattspan::clock::Clock;
 use wattspan::energy::{Domain, Grade, Kind, Liveness, Reading};
-use wattspan::ledger::account::{Account, Share};
-use wattspan::ledger::{self, Ledger, Opening};
+use wattspan::attribution::account::{Account, Share};
+use wattspan::attribution::{self, Ledger, Opening};
 use wattspan::sampler::character::Character;
 use wattspan::sampler::{self, Sampler};
 use wattspan::source::profile::Profile;
@@ -92,7 +92,7 @@ impl Machine {
     fn account_while(&mut self, from_ns: u64, to_ns: u64, mut turn: impl FnMut(u64, &Library)) -> Account {
         let domains = self.domains();
         let counted = containment::counted(&domains, &vec![true; domains.len()]);
-        let mut ledger = Ledger::new(domains, ledger::Settings::default());
+        let mut ledger = Ledger::new(domains, attribution::Settings::default());
         counted.iter().enumerate().for_each(|(at, counted)| ledger.set_counted(at, *counted));
         let (mut key, mut closed, mut out) = (None, false, Vec::new());
         let end_ns = to_ns + 4 * S;

@@ -8,8 +8,8 @@ use std::collections::BTreeMap;
 use machine::{Dice, Truth, domain};
 use proptest::prelude::*;
 use wattspan::energy::Kind;
-use wattspan::ledger::account::{Account, Share};
-use wattspan::ledger::{CPU_TIME, Ledger, Look, Opening, Settings, SpanKey, Subject, Used};
+use wattspan::attribution::account::{Account, Share};
+use wattspan::attribution::{CPU_TIME, Ledger, Look, Opening, Settings, SpanKey, Subject, Used};
 
 const MS: u64 = 1_000_000;
 

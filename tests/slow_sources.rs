@@ -17,7 +17,7 @@ use stand_in::StandIn;
 use wattspan::client::Client;
 use wattspan::config::Config;
 use wattspan::energy::Liveness;
-use wattspan::ledger::account::Account;
+use wattspan::attribution::account::Account;
 use wattspan::meter::Embedded;
 use wattspan::protocol::{DomainStatus, Info};
 use wattspan::source::Settings;

@@ -14,7 +14,7 @@ use super::reach::Reach;
 use super::table::{Table, figures, words};
 use super::terminal::Terminal;
 use super::{Meter, output};
-use crate::ledger::account::Balance;
+use crate::attribution::account::Balance;
 use crate::protocol::DomainStatus;
 
 #[derive(Serialize)]

@@ -14,7 +14,7 @@ use super::spread::Spread;
 use super::table::{Cell, Labelled, Table, figures, words};
 use super::terminal::{Terminal, Tone};
 use crate::energy::Grade;
-use crate::ledger::account::{Account, Share};
+use crate::attribution::account::{Account, Share};
 use crate::protocol::DomainStatus;
 
 /// The runs below `title`; `all`: what the meter says of its domains.

@@ -12,7 +12,7 @@ use super::resolution::{counters, too_short};
 use super::table::{Cell, Labelled, Table, figures, words};
 use super::terminal::{Terminal, Tone};
 use crate::energy::Grade;
-use crate::ledger::account::{Account, Share, State};
+use crate::attribution::account::{Account, Share, State};
 use crate::protocol::DomainStatus;
 
 /// What stands where a figure would say nothing.

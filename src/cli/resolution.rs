@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::quantity::{is_lost_in, time};
 use crate::energy::Grade;
-use crate::ledger::account::Account;
+use crate::attribution::account::Account;
 use crate::protocol::DomainStatus;
 
 /// A domain whose figure says little.
@@ -39,7 +39,7 @@ pub enum Reason {
 pub fn too_short(account: &Account, all: &[DomainStatus]) -> Vec<TooShort> {
     let Some(closed_ns) = account.closed_ns else { return Vec::new() };
     let duration_ns = closed_ns.saturating_sub(account.opened_ns);
-    let judged = |share: &crate::ledger::account::Share| {
+    let judged = |share: &crate::attribution::account::Share| {
         let share_uj = share.share_uj.filter(|_| share.grade != Grade::Estimated)?;
         let status = all.iter().find(|domain| domain.name == share.domain);
         let update_interval_ns = status.and_then(|domain| domain.update_interval_ns);

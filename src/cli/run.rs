@@ -22,7 +22,7 @@ use super::table::Labelled;
 use super::terminal::{Terminal, printable};
 use super::{Meter, output, repeat, report, say};
 use crate::client::{Client, Failure, Span};
-use crate::ledger::account::Account;
+use crate::attribution::account::Account;
 use crate::private_file;
 use crate::protocol::{DomainStatus, OpenSpan};
 

@@ -17,7 +17,7 @@ use super::terminal::{Terminal, Tone, padded, padded_before, printable};
 use super::{Meter, output};
 use crate::client::{Client, Failure};
 use crate::clock;
-use crate::ledger::account::{Account, State};
+use crate::attribution::account::{Account, State};
 use crate::protocol::{ListSpans, Refusal};
 
 /// Which spans.

@@ -28,7 +28,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use crate::ledger::account::{Account, Balance};
+use crate::attribution::account::{Account, Balance};
 use crate::protocol::{
     Call, CloseSpan, GetBalance, GetInfo, GetSpan, Info, ListSpans, Method, OpenSpan, ReadWindow,
     WatchDomains, WatchSpans, Window,

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use super::{Client, Failure};
 use crate::clock::monotonic_ns;
-use crate::ledger::account::Account;
+use crate::attribution::account::Account;
 use crate::protocol::{CancelSpan, CloseSpan, MarkPhase, SetWeight};
 
 /// An open span.

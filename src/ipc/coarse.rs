@@ -9,7 +9,7 @@
 //! are: `error_uj` is about the energy of the one step at each edge, and `idle_uj` a sum of the smaller of idle and
 //! actual energy, step by step.
 
-use crate::ledger::account::{Account, Phase, Share, State};
+use crate::attribution::account::{Account, Phase, Share, State};
 use crate::protocol::Refusal;
 
 /// The grid: multiples of this on the machine's monotonic clock, the same for everybody. Also the shortest span.

@@ -7,8 +7,8 @@
 use std::collections::{BTreeMap, HashMap};
 
 use super::coarse::{self, GRID_NS};
-use crate::ledger::SpanKey;
-use crate::ledger::account::Account;
+use crate::attribution::SpanKey;
+use crate::attribution::account::Account;
 use crate::protocol::Refusal;
 
 #[derive(Debug)]

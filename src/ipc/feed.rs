@@ -13,8 +13,8 @@ use super::duplicate::{Duplicates, NumberedPair};
 use crate::clock::Clock;
 use crate::energy::{Absent, Domain, Duplicate, Grade, Kind, Liveness, Reading};
 use crate::journal::{self, Entry, Tell};
-use crate::ledger::account::Account;
-use crate::ledger::{self, Ledger, Opening};
+use crate::attribution::account::Account;
+use crate::attribution::{self, Ledger, Opening};
 use crate::protocol::{DomainStatus, SamplerStatus, Window};
 use crate::ring::{Reader, Sample};
 use crate::sampler::character::Character;
@@ -456,8 +456,8 @@ impl Feeds {
 
     /// What the domains used from `from_ns` to `to_ns`: the account of a span that had the machine to itself then, by
     /// the same rule and with the same guarantee as every other account, from the readings that the rings still hold.
-    pub fn window(&self, from_ns: u64, to_ns: u64, settings: &ledger::Settings) -> Option<Window> {
-        let settings = ledger::Settings { horizon_ns: 0, ..settings.clone() };
+    pub fn window(&self, from_ns: u64, to_ns: u64, settings: &attribution::Settings) -> Option<Window> {
+        let settings = attribution::Settings { horizon_ns: 0, ..settings.clone() };
         let mut ledger = Ledger::new(self.domains().cloned().collect(), settings);
         self.introduce(&mut ledger);
         let later =

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 
 use crate::energy::{Absent, Domain, Kind};
-use crate::ledger::{Ledger, Look, Used};
+use crate::attribution::{Ledger, Look, Used};
 use crate::source::nvml;
 use crate::source::nvml_use::{GpuTime, Told};
 use crate::usage::{Counted, Watch};

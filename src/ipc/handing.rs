@@ -8,7 +8,7 @@ use super::door::Door;
 use super::service::Final;
 use super::ticket::Ticket;
 use super::told;
-use crate::ledger::account::Account;
+use crate::attribution::account::Account;
 
 impl Door {
     /// Takes in readings and hands out what became final.

@@ -7,8 +7,8 @@ use super::coarse;
 use super::recall::{Known, MAX_LIST_BYTES};
 use super::service::{Caller, Closed, Service};
 use crate::energy::Domain;
-use crate::ledger::account::{Account, State};
-use crate::ledger::{SpanKey, footprint};
+use crate::attribution::account::{Account, State};
+use crate::attribution::{SpanKey, footprint};
 use crate::protocol::{
     Access, Balances, DomainStatus, DomainTick, Info, ListSpans, ReadWindow, Refusal, SpanAccounts, Window,
 };

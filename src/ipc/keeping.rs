@@ -12,8 +12,8 @@ use super::access::Peer;
 use super::history::Asked;
 use super::service::{Final, Service};
 use super::ticket::Ticket;
-use crate::ledger::account::{Account, State};
-use crate::ledger::footprint;
+use crate::attribution::account::{Account, State};
+use crate::attribution::footprint;
 use crate::protocol;
 use crate::store::Store;
 
@@ -228,7 +228,7 @@ impl Service {
     }
 
     /// The journal forgets a cancelled span.
-    pub(super) fn unjournal(&mut self, key: Option<crate::ledger::SpanKey>) {
+    pub(super) fn unjournal(&mut self, key: Option<crate::attribution::SpanKey>) {
         if let (Some(keeping), Some(key)) = (&mut self.keeping, key) {
             keeping.store.forget(key.0);
         }

@@ -11,7 +11,7 @@ use super::service::{Caller, Closed, Service};
 use super::ticket::ConnectionId;
 use super::{coarse, notes};
 use crate::clock;
-use crate::ledger::{Opening, Refused, SpanKey, footprint};
+use crate::attribution::{Opening, Refused, SpanKey, footprint};
 use crate::protocol::{Access, CloseSpan, MarkPhase, OpenSpan, OpenedSpan, Refusal, SetWeight};
 
 impl Service {

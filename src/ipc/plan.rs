@@ -14,7 +14,7 @@ use crate::config::Config;
 use crate::journal::Tell;
 use crate::source::{Inventory, topology};
 use crate::usage::Roots;
-use crate::{ledger, sampler, source};
+use crate::{attribution, sampler, source};
 
 /// How long the meter inside a client waits for its sources: its spans open at once, and a GPU's driver that keeps nothing
 /// warm needs seconds.
@@ -62,13 +62,13 @@ impl Plan {
             history: (config.history_s * config.rate_hz).ceil() as usize,
             ..sampler::Settings::default()
         };
-        let ledger = ledger::Settings {
+        let ledger = attribution::Settings {
             horizon_ns: nanoseconds(config.horizon_ms * 1e6),
             patience_ns: nanoseconds(config.patience_ms * 1e6),
             max_open: config.limits.open_spans,
             max_changes: config.limits.weight_changes_per_span as u64,
             idle_mw: config.idle_w.iter().map(|(name, watts)| (name.clone(), milliwatts(*watts))).collect(),
-            ..ledger::Settings::default()
+            ..attribution::Settings::default()
         };
         let policy = Policy::new(&config.access);
         let roots = Roots {

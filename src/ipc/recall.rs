@@ -5,8 +5,8 @@
 use std::sync::Arc;
 
 use super::register::{Entry, Open, Register, User};
-use crate::ledger::SpanKey;
-use crate::ledger::account::Account;
+use crate::attribution::SpanKey;
+use crate::attribution::account::Account;
 use crate::protocol::Refusal;
 
 /// The most bytes of accounts in one list, as they are in memory, so that an answer stays below a megabyte.

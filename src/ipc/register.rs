@@ -8,9 +8,9 @@ use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
 use crate::config::Limits;
-use crate::ledger::SpanKey;
-use crate::ledger::account::Account;
-use crate::ledger::footprint::{self, Footprint};
+use crate::attribution::SpanKey;
+use crate::attribution::account::Account;
+use crate::attribution::footprint::{self, Footprint};
 use crate::protocol::Refusal;
 
 use super::access::Peer;
@@ -454,7 +454,7 @@ fn full(quota: &str, limit: usize) -> Refusal {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ledger::account::State;
+    use crate::attribution::account::State;
     use crate::protocol::Access;
 
     const ANN: Peer = Peer { uid: 1000, access: Access::Span, unlimited: false };

@@ -13,8 +13,8 @@ use crate::clock::{self, Clock};
 use crate::config::Limits;
 use crate::confine::Confinement;
 use crate::energy::Absent;
-use crate::ledger::account::Account;
-use crate::ledger::{self, Ledger, MOST_DOMAINS, SpanKey};
+use crate::attribution::account::Account;
+use crate::attribution::{self, Ledger, MOST_DOMAINS, SpanKey};
 use crate::protocol::Refusal;
 use crate::sampler;
 use crate::usage::{Origin, Roots};
@@ -41,7 +41,7 @@ const FUTURE_NS: u64 = 1_000_000;
 #[derive(Debug, Clone)]
 pub struct Settings {
     /// How the ledger is.
-    pub ledger: ledger::Settings,
+    pub ledger: attribution::Settings,
     /// What one client may take.
     pub limits: Limits,
     /// Who may what.

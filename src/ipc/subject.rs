@@ -11,7 +11,7 @@ use super::access::Peer;
 use super::gpu_share::GpuShares;
 use super::service::{Caller, Service};
 use crate::energy::{Absent, Domain};
-use crate::ledger::{CPU_TIME, Ledger, Look, Subject, Used};
+use crate::attribution::{CPU_TIME, Ledger, Look, Subject, Used};
 use crate::protocol::{Access, OpenSpan, Refusal};
 use crate::usage::{Glance, Origin, Roots, Unwatched, Watch};
 

@@ -4,7 +4,7 @@
 
 use serde::Serialize;
 
-use crate::ledger::account::Account;
+use crate::attribution::account::Account;
 use crate::protocol::{DomainTick, Reply};
 
 #[derive(Serialize)]

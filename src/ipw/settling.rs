@@ -10,7 +10,7 @@ use std::time::Instant;
 use super::row::{Energy, Part};
 use super::scope::{Meter, Scope};
 use crate::client::{Client, Failure};
-use crate::ledger::account::{Account, Share, State};
+use crate::attribution::account::{Account, Share, State};
 use crate::protocol::{Access, Refusal};
 
 /// The phase before the first token.
@@ -181,7 +181,7 @@ mod tests {
 
     use super::*;
     use crate::energy::{Grade, Kind};
-    use crate::ledger::account::Phase;
+    use crate::attribution::account::Phase;
 
     fn refused(refusal: Refusal) -> Result<Account, Failure> {
         Err(Failure::Refused(refusal))

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::confine::Confinement;
 use crate::energy::{Absent, Duplicate, Grade, Kind, Liveness, REPLAY};
-use crate::ledger::account::{Account, Balance, Share};
+use crate::attribution::account::{Account, Balance, Share};
 
 /// What a caller may do; each includes those before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

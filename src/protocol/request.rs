@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::ledger::account::State;
+use crate::attribution::account::State;
 
 /// The daemon, its clock, every domain, every source that is not there.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]

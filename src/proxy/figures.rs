@@ -14,7 +14,7 @@ use super::order::Ending;
 use super::reading::Said;
 use super::visible::visible;
 use crate::energy::Grade;
-use crate::ledger::account::State;
+use crate::attribution::account::State;
 
 /// The header and trailer with the energy.
 pub const ENERGY: HeaderName = HeaderName::from_static("wattspan-energy");

@@ -10,7 +10,7 @@ use tokio::sync::oneshot;
 
 use super::server_process::Named;
 use super::tally::Tally;
-use crate::ledger::account::Account;
+use crate::attribution::account::Account;
 use crate::protocol::{Answer, Call, Done, Method, Refusal, SpanAccount, Unintelligible};
 
 /// How a span ended.

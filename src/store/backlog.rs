@@ -7,7 +7,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use super::record;
-use crate::ledger::account::Account;
+use crate::attribution::account::Account;
 
 /// A row to be written; its texts lie in its batch.
 #[derive(Debug)]

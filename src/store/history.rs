@@ -13,7 +13,7 @@ use super::database::{Broken, COLUMNS, Database, SpanName, Stored, bytes_of, spa
 use super::gap::Damage;
 use super::name_index::{self, bucket, key, stretch, stretch_start};
 use super::record::{self, Named};
-use crate::ledger::account::{Account, State};
+use crate::attribution::account::{Account, State};
 
 /// Most rows that one answer looks at.
 const MOST_ROWS: usize = 16_384;

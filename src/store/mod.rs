@@ -38,7 +38,7 @@ pub use health::{Health, Outlook};
 pub use history::{Fault, Filter, Found, Question};
 pub use settings::{Settings, Sync};
 
-use crate::ledger::account::Account;
+use crate::attribution::account::Account;
 use backlog::{Batch, Layouts, Order};
 use keeper::Keeper;
 use shared::Shared;

@@ -9,7 +9,7 @@ use super::database::{Broken, Database};
 use super::mark::{Mark, Reached, Reading};
 use super::record::tests::account;
 use super::*;
-use crate::ledger::account::{Account, State};
+use crate::attribution::account::{Account, State};
 
 fn settings(directory: &Path) -> Settings {
     Settings {

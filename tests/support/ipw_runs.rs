@@ -18,7 +18,7 @@ use wattspan::ipw::run::{Ended, Pace, Setup, run};
 use wattspan::ipw::run_dir::{Manifest, RunDir, VERSION, each_row};
 use wattspan::ipw::scope::{Meter, domains_of_run};
 use wattspan::ipw::settings::{Conduct, settings};
-use wattspan::ledger::account::Account;
+use wattspan::attribution::account::Account;
 
 use super::in_process::{Held, InProcess};
 use super::llm::Llm;

@@ -17,8 +17,8 @@ use super::super::ticket::Ticket;
 use crate::clock::Clock;
 use crate::config::{Groups, Limits};
 use crate::energy::{Domain, Grade, Kind, Reading};
-use crate::ledger::account::State;
-use crate::ledger::{self, Ledger};
+use crate::attribution::account::State;
+use crate::attribution::{self, Ledger};
 use crate::protocol::Access;
 use crate::store::{self, Store};
 
@@ -74,7 +74,7 @@ impl Machine {
     fn new(secret: u64) -> Self {
         let clock = Clock::manual(START_NS);
         let limits = Limits { coarse_calls_burst: 1e9, calls_burst: 1e9, ..Limits::default() };
-        let ledger = ledger::Settings::default();
+        let ledger = attribution::Settings::default();
         let policy = Policy::new(&Groups::default());
         let settings = Settings {
             ledger: ledger.clone(),

@@ -9,7 +9,7 @@ use crate::energy::{Domain, Reading};
 
 /// An instant at which a counter moved, or the end of a time for which nothing vouches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Knot {
+pub(crate) struct CounterUpdate {
     /// The counter still showed less than this: the truth had not passed `energy_uj + quantum` yet.
     pub early_ns: u64,
     /// When it probably moved.
@@ -50,7 +50,7 @@ impl Seen {
 
 /// Finds the knots of one domain in its readings.
 #[derive(Debug)]
-pub(crate) struct KnotFinder {
+pub(crate) struct UpdateDetector {
     latency_ns: u64,
     patience_ns: u64,
     interval_ns: Option<u64>,
@@ -60,7 +60,7 @@ pub(crate) struct KnotFinder {
     silent: bool,
 }
 
-impl KnotFinder {
+impl UpdateDetector {
     pub(crate) fn new(domain: &Domain, patience_ns: u64) -> Self {
         Self {
             latency_ns: domain.latency_ns,
@@ -89,7 +89,7 @@ impl KnotFinder {
     }
 
     /// Takes a reading; gives a knot where it shows that the counter moved, or that it has been silent too long.
-    pub(crate) fn feed(&mut self, before_ns: u64, after_ns: u64, reading: &Reading) -> Option<Knot> {
+    pub(crate) fn feed(&mut self, before_ns: u64, after_ns: u64, reading: &Reading) -> Option<CounterUpdate> {
         if before_ns < self.last_at_ns || after_ns < before_ns {
             return None;
         }
@@ -98,7 +98,7 @@ impl KnotFinder {
             return if reading.valid { Some(self.begin(before_ns, after_ns, reading)) } else { None };
         };
         if !reading.valid {
-            return self.quiet(seen, before_ns);
+            return self.is_quiet(seen, before_ns);
         }
         if reading.epoch != seen.epoch || reading.energy_uj < seen.energy_uj {
             return Some(self.begin(before_ns, after_ns, reading));
@@ -110,27 +110,27 @@ impl KnotFinder {
         };
         if !moved {
             self.seen = Some(Seen { before_ns, ..seen });
-            return self.quiet(seen, before_ns);
+            return self.is_quiet(seen, before_ns);
         }
         if self.silent {
             return Some(self.begin(before_ns, after_ns, reading));
         }
-        Some(self.advance(seen, before_ns, after_ns, reading))
+        Some(self.advance_to(seen, before_ns, after_ns, reading))
     }
 
     /// Nothing has been read for too long (a hung driver): the time up to `at_ns` is unknown.
-    pub(crate) fn give_up(&mut self, at_ns: u64) -> Option<Knot> {
+    pub(crate) fn give_up(&mut self, at_ns: u64) -> Option<CounterUpdate> {
         if at_ns <= self.last_at_ns {
             return None;
         }
         self.silent = true;
         self.last_at_ns = at_ns;
         let (energy_uj, doubt_uj) = self.seen.map_or((0, 0), |seen| (seen.energy_uj, seen.doubt_uj));
-        Some(Knot { early_ns: at_ns, at_ns, late_ns: at_ns, energy_uj, doubt_uj, gap: true })
+        Some(CounterUpdate { early_ns: at_ns, at_ns, late_ns: at_ns, energy_uj, doubt_uj, gap: true })
     }
 
     /// The first reading, or the first after something that cannot be bridged: a baseline and no energy.
-    fn begin(&mut self, before_ns: u64, after_ns: u64, reading: &Reading) -> Knot {
+    fn begin(&mut self, before_ns: u64, after_ns: u64, reading: &Reading) -> CounterUpdate {
         let at_ns = if reading.stamp_ns > self.last_at_ns && reading.stamp_ns <= after_ns {
             reading.stamp_ns
         } else {
@@ -139,7 +139,7 @@ impl KnotFinder {
         self.silent = false;
         self.last_at_ns = at_ns;
         self.seen = Some(Seen::moving(before_ns, after_ns, reading));
-        Knot {
+        CounterUpdate {
             early_ns: at_ns,
             at_ns,
             late_ns: after_ns.max(at_ns),
@@ -149,17 +149,17 @@ impl KnotFinder {
         }
     }
 
-    fn quiet(&mut self, seen: Seen, before_ns: u64) -> Option<Knot> {
+    fn is_quiet(&mut self, seen: Seen, before_ns: u64) -> Option<CounterUpdate> {
         if before_ns.saturating_sub(seen.moved_ns) <= self.patience_ns() {
             return None;
         }
         self.give_up(before_ns)
     }
 
-    fn advance(&mut self, seen: Seen, before_ns: u64, after_ns: u64, reading: &Reading) -> Knot {
+    fn advance_to(&mut self, seen: Seen, before_ns: u64, after_ns: u64, reading: &Reading) -> CounterUpdate {
         let knot = if reading.stamp_ns != 0 {
             let at_ns = reading.stamp_ns.min(after_ns);
-            Knot {
+            CounterUpdate {
                 early_ns: at_ns,
                 at_ns,
                 late_ns: at_ns,
@@ -170,7 +170,7 @@ impl KnotFinder {
         } else {
             let early_ns = seen.before_ns.saturating_sub(self.latency_ns);
             let youngest = self.interval_ns.map_or(early_ns, |t| after_ns.saturating_sub(t).max(early_ns));
-            Knot {
+            CounterUpdate {
                 early_ns,
                 at_ns: (youngest + (after_ns - youngest) / 2).max(self.last_at_ns + 1),
                 late_ns: after_ns.max(self.last_at_ns + 1),

@@ -13,7 +13,7 @@ use super::bound::{Band, Fence, Group, Post, grains, place};
 use super::contour::Contour;
 use super::course::Course;
 use super::idle::Idle;
-use super::knot::{Knot, KnotFinder};
+use super::update_detector::{CounterUpdate, UpdateDetector};
 use super::mark::whole_uj;
 use super::passage::{Ground, Moment, Passage, left_over};
 use super::queue::{Instant, Queue};
@@ -32,11 +32,11 @@ pub(crate) struct Track {
     pub cursor: u64,
     pub passed: u64,
     index: usize,
-    finder: KnotFinder,
+    finder: UpdateDetector,
     contour: Contour,
-    waiting: VecDeque<Knot>,
+    waiting: VecDeque<CounterUpdate>,
     fence: Fence,
-    tip: Knot,
+    tip: CounterUpdate,
     tip_energy: u128,
     wobble: u128,
     /// The instants of the group being passed.
@@ -46,7 +46,7 @@ pub(crate) struct Track {
 
 impl Track {
     pub(crate) fn new(index: usize, domain: Domain, patience_ns: u64, idle_mw: Option<u64>) -> Self {
-        let tip = Knot { early_ns: 0, at_ns: 0, late_ns: 0, energy_uj: 0, doubt_uj: 0, gap: true };
+        let tip = CounterUpdate { early_ns: 0, at_ns: 0, late_ns: 0, energy_uj: 0, doubt_uj: 0, gap: true };
         Self {
             course: Course::default(),
             settled_uj: 0,
@@ -55,7 +55,7 @@ impl Track {
             cursor: 0,
             passed: 0,
             index,
-            finder: KnotFinder::new(&domain, patience_ns),
+            finder: UpdateDetector::new(&domain, patience_ns),
             contour: Contour::default(),
             waiting: VecDeque::new(),
             fence: Fence::new(domain.quantum_uj, domain.ceiling_mw),
@@ -137,7 +137,7 @@ impl Track {
         }
     }
 
-    fn pass(&mut self, knot: Knot, limit_ns: u64, queue: &Queue, roster: &mut Roster, done: &mut Vec<u32>) {
+    fn pass(&mut self, knot: CounterUpdate, limit_ns: u64, queue: &Queue, roster: &mut Roster, done: &mut Vec<u32>) {
         let duration_ns = knot.at_ns.saturating_sub(self.tip.at_ns);
         let rise_uj = if knot.gap { 0 } else { knot.energy_uj.saturating_sub(self.tip.energy_uj) };
         let drift = self.reach(knot, rise_uj);
@@ -171,7 +171,7 @@ impl Track {
     }
 
     /// Adds the step up to the new knot; gives the source's own doubt about it, grains.
-    fn reach(&mut self, knot: Knot, rise_uj: u64) -> u64 {
+    fn reach(&mut self, knot: CounterUpdate, rise_uj: u64) -> u64 {
         let drift_uj = if knot.gap { 0 } else { knot.doubt_uj.saturating_sub(self.tip.doubt_uj) };
         let rise = u128::from(rise_uj) << FINE_BITS;
         self.tip_energy += rise;

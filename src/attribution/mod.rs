@@ -20,7 +20,7 @@ mod crowd;
 mod glide;
 mod head;
 mod idle;
-mod knot;
+mod update_detector;
 mod lineage;
 mod mark;
 mod part;

@@ -4,7 +4,7 @@
 //! counter vouches for, then what all have passed is forgotten. Invariant: a span is handed out once, after its last
 //! domain.
 
-use crate::ledger::account::Account;
+use crate::attribution::account::Account;
 
 use super::span::Span;
 use super::{Ledger, Settled, SpanKey};
