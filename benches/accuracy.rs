@@ -17,9 +17,9 @@ use std::collections::BTreeMap;
 mod machine;
 
 use machine::{Dice, Held, Truth, domain, true_shares_uj};
-use wattspan::energy::{Grade, Kind, Reading};
 use wattspan::attribution::account::Account;
 use wattspan::attribution::{Ledger, Opening, Settings, SpanKey};
+use wattspan::domain::{Grade, Kind, Reading};
 
 const MS: u64 = 1_000_000;
 

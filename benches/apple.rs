@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};
 use wattspan::clock::Clock;
-use wattspan::energy::Reading;
-use wattspan::source::discover;
+use wattspan::domain::Reading;
+use wattspan::sources::discover;
 
 #[path = "../tests/stand_in/apple/mod.rs"]
 mod apple;

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use wattspan::client::Client;
 use wattspan::clock::Clock;
 use wattspan::sampler::{self, Sampler, Ticks};
-use wattspan::source::{Settings, discover};
+use wattspan::sources::{Settings, discover};
 
 #[path = "../tests/stand_in/nvml/mod.rs"]
 mod nvml;

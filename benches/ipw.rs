@@ -12,7 +12,7 @@ use std::time::Instant;
 #[path = "table/mod.rs"]
 mod table;
 
-use wattspan::energy::{Grade, Kind};
+use wattspan::domain::{Grade, Kind};
 use wattspan::ipw::metric::Terms;
 use wattspan::ipw::report::{Prices, Report};
 use wattspan::ipw::row::{Energy, Part, Row};

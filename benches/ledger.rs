@@ -10,9 +10,9 @@ use std::time::Instant;
 mod machine;
 
 use machine::{Dice, Truth, domain};
-use wattspan::energy::{Domain, Kind};
 use wattspan::attribution::account::Account;
 use wattspan::attribution::{CPU_TIME, Ledger, Look, Opening, Settings, SpanKey, Subject, Used};
+use wattspan::domain::{Domain, Kind};
 
 const MS: u64 = 1_000_000;
 /// Pairs between two samples of a 1 kHz sampler: 100,000 pairs a second.

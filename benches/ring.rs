@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
-use wattspan::energy::Reading;
+use wattspan::domain::Reading;
 use wattspan::ring::{Reader, Sample, ring};
 use wattspan::sampler::character::Character;
 

@@ -16,9 +16,9 @@ use std::time::{Duration, Instant};
 
 use rustix::time::{ClockId, clock_gettime};
 use wattspan::clock::{Clock, monotonic_ns};
-use wattspan::energy::{Domain, Grade, Kind, Reading};
+use wattspan::domain::{Domain, Grade, Kind, Reading};
 use wattspan::sampler::{self, Sampler, Settings, Ticks};
-use wattspan::source::{Opened, Source};
+use wattspan::sources::{Opened, Source};
 
 mod table;
 

@@ -11,8 +11,8 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
-use wattspan::energy::Grade;
 use wattspan::attribution::account::{Account, Share, State};
+use wattspan::domain::Grade;
 use wattspan::protocol::{Call, CloseSpan, OpenSpan};
 use wattspan::store::{Filter, Question, Settings, Store, Sync};
 

@@ -17,18 +17,18 @@ use crate::activation_ffi;
 use crate::bus;
 use crate::clock::Clock;
 use crate::config::{self, AcceptedOwner, Config, Flags};
-use crate::confine::{self, Confinement, Needs};
-use crate::energy::Domain;
+use crate::domain::Domain;
 use crate::ipc::{self, Doors, Plan, Reread, Service, Upkeep};
 use crate::journal::{BUS, Entry, Event, FAILED, LEDGER, LOOSE, NO_GROUP, RECORDED, STARTED, STOPPED, tell};
 use crate::notify::Manager;
 use crate::private_file;
+use crate::privileges::{self, Confinement, Needs};
 use crate::ring::Sample;
 use crate::sampler;
 use crate::sampler::record::{self, Recording};
-use crate::source::powercap::NAME as POWERCAP;
-use crate::source::recorder::Recorder;
-use crate::source::{self, Inventory};
+use crate::sources::powercap::NAME as POWERCAP;
+use crate::sources::recorder::Recorder;
+use crate::sources::{self, Inventory};
 use crate::store::{self, Store};
 use crate::unix_socket::{self, Listening, Reach, Taken};
 
@@ -61,7 +61,7 @@ fn run(flags: &Flags) -> Result<()> {
     let reach = plan.service.policy.reach();
     // Everything that needs privilege: the socket's path, the sources, the recording's file.
     let (listeners, listening) = listen(&config, reach)?;
-    let found = source::discover_within(&plan.source, &Clock::Machine, ipc::DAEMON_WAIT);
+    let found = sources::discover_within(&plan.source, &Clock::Machine, ipc::DAEMON_WAIT);
     let out = flags.record.as_deref().map(|file| (file, private_file::create(file)));
     let confinement = give_up(&config, &found, &manager);
     let mut service = plan.build_over(found, Clock::Machine, tell).context("cannot start")?;
@@ -160,7 +160,7 @@ fn place_of(listeners: &[UnixListener]) -> String {
 fn give_up(config: &Config, found: &Inventory, manager: &Manager) -> Confinement {
     let root = rustix::process::geteuid().is_root();
     let state_dir = state_dir(config).unwrap_or_default();
-    confine::confine(&Needs {
+    privileges::confine(&Needs {
         powercap: found.opened.iter().any(|opened| opened.name == POWERCAP)
             || found.starting.iter().any(|starting| starting.sources().iter().any(|name| name == POWERCAP)),
         state_dir: &state_dir,

@@ -11,7 +11,7 @@
 #![warn(clippy::unwrap_used)]
 
 /// Units, domains, readings: the words of the program.
-pub mod energy;
+pub mod domain;
 
 /// The monotonic clock and its hand-cranked twin.
 pub mod clock;
@@ -36,7 +36,7 @@ pub mod activation_ffi;
 pub mod activation_ffi;
 
 /// Giving up privilege.
-pub mod confine;
+pub mod privileges;
 
 /// Unix sockets: paths taken safely, and the peer's credentials.
 pub mod unix_socket;
@@ -45,7 +45,7 @@ pub mod unix_socket;
 pub mod config;
 
 /// Reads hardware.
-pub mod source;
+pub mod sources;
 
 /// Fixed history of samples: one writer, many readers.
 pub mod ring;
@@ -60,7 +60,7 @@ pub mod attribution;
 pub mod store;
 
 /// Who used the machine: CPU time of processes and control groups.
-pub mod usage;
+pub mod process_usage;
 
 /// The words on the wire.
 pub mod protocol;
@@ -92,7 +92,7 @@ pub mod ipw;
 pub mod daemon;
 
 /// The same meter inside the client's process, where no daemon answers.
-pub mod meter;
+pub mod embedded;
 
 /// The `wattspan` program.
 pub mod cli;

@@ -19,13 +19,13 @@ use stand_in::apple::{
     FROZEN, HIDDEN, INTEL, Knob, Library, Mac, NOT_SIMPLE, SHORT_ELEMENT, SILICON, WITHOUT_ELEMENT, fixture,
     ticks,
 };
-use wattspan::clock::Clock;
-use wattspan::energy::{Domain, Grade, Kind, Liveness, Reading};
 use wattspan::attribution::account::{Account, Share};
 use wattspan::attribution::{self, Ledger, Opening};
+use wattspan::clock::Clock;
+use wattspan::domain::{Domain, Grade, Kind, Liveness, Reading};
 use wattspan::sampler::character::Character;
-use wattspan::source::profile::Profile;
-use wattspan::source::{Inventory, containment, discover};
+use wattspan::sources::profile::Profile;
+use wattspan::sources::{Inventory, containment, discover};
 
 const MS: u64 = 1_000_000;
 const S: u64 = 1_000_000_000;
@@ -125,7 +125,7 @@ impl Machine {
     }
 
     fn read(&mut self) -> Vec<Reading> {
-        let read = |source: &mut wattspan::source::Opened| {
+        let read = |source: &mut wattspan::sources::Opened| {
             let mut readings = vec![Reading::default(); source.domains.len()];
             source.source.read(&mut readings);
             readings

@@ -8,9 +8,9 @@ use std::collections::BTreeMap;
 
 use machine::{Dice, Truth, domain};
 use proptest::prelude::*;
-use wattspan::energy::{Kind, Reading};
 use wattspan::attribution::account::Account;
 use wattspan::attribution::{Ledger, Opening, Settings, SpanKey};
+use wattspan::domain::{Kind, Reading};
 
 const MS: u64 = 1_000_000;
 

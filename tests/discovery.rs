@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use stand_in::StandIn;
 use wattspan::clock::Clock;
-use wattspan::energy::{Grade, Reading};
-use wattspan::source::{Inventory, Settings, discover};
+use wattspan::domain::{Grade, Reading};
+use wattspan::sources::{Inventory, Settings, discover};
 
 const ESU_14: &str = "262143328850";
 const STAT: &str =
@@ -18,7 +18,7 @@ const STAT: &str =
 
 /// What is where, by source and domain, with whether it advanced.
 fn shape(found: &Inventory) -> Vec<(String, bool)> {
-    let of = |source: &wattspan::source::Opened| {
+    let of = |source: &wattspan::sources::Opened| {
         let pairs = source.domains.iter().zip(&source.advanced);
         pairs
             .map(|(domain, advanced)| (format!("{}:{}", source.name, domain.name), *advanced))

@@ -10,8 +10,8 @@ use std::path::Path;
 
 use stand_in::StandIn;
 use wattspan::clock::Clock;
-use wattspan::source::containment::counted;
-use wattspan::source::{Settings, discover};
+use wattspan::sources::containment::counted;
+use wattspan::sources::{Settings, discover};
 
 /// What stands for a value that nobody showed.
 const UNSHOWN: &str = "1000";

@@ -13,11 +13,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use living::{Living, Machine};
+use wattspan::attribution::account::Account;
 use wattspan::client::Client;
 use wattspan::config::Config;
-use wattspan::energy::{Duplicate, Liveness};
-use wattspan::attribution::account::Account;
-use wattspan::meter::Embedded;
+use wattspan::domain::{Duplicate, Liveness};
+use wattspan::embedded::Embedded;
 use wattspan::protocol::{DomainStatus, Info};
 
 const MS: u64 = 1_000_000;

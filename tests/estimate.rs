@@ -7,8 +7,8 @@ mod stand_in;
 use proptest::prelude::*;
 use stand_in::StandIn;
 use wattspan::clock::Clock;
-use wattspan::energy::Reading;
-use wattspan::source::{Opened, Settings, estimate};
+use wattspan::domain::Reading;
+use wattspan::sources::{Opened, Settings, estimate};
 
 const MS: u64 = 1_000_000;
 

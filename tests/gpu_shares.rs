@@ -9,10 +9,10 @@ use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
 use stand_in::nvml::{Knob, Library};
+use wattspan::attribution::account::{Account, Share};
 use wattspan::client::Client;
 use wattspan::config::Config;
-use wattspan::attribution::account::{Account, Share};
-use wattspan::meter::Embedded;
+use wattspan::embedded::Embedded;
 use wattspan::protocol::OpenSpan;
 
 struct Sleeper(Child);
@@ -112,7 +112,7 @@ fn under_mig_no_process_has_a_part_of_the_board_and_the_reason_is_told() {
     assert_eq!(gpu(&account, 0).process_uj, None);
     assert!(gpu(&account, 0).share_uj.is_some());
     let absent = client.info().unwrap().absent;
-    let said = |absent: &wattspan::energy::Absent| {
+    let said = |absent: &wattspan::domain::Absent| {
         absent.reason.contains("no part by process") && absent.reason.contains("MIG")
     };
     assert!(absent.iter().any(said), "{absent:?}");

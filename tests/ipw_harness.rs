@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use serde_json::Value;
-use wattspan::energy::{Grade, Kind};
+use wattspan::domain::{Grade, Kind};
 use wattspan::ipw::harness::export::{Exported, to_file};
 use wattspan::ipw::harness::findings::Findings;
 use wattspan::ipw::harness::flat::COLUMNS;

@@ -16,12 +16,12 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use living::{Living, Machine, Wave};
-use wattspan::clock::{Clock, monotonic_ns};
-use wattspan::energy::{Domain, Duplicate, Grade, Kind, Reading};
 use wattspan::attribution::account::Account;
 use wattspan::attribution::{Ledger, Opening, Settings as LedgerSettings};
-use wattspan::source::containment::counted;
-use wattspan::source::{Inventory, Opened, Settings, discover};
+use wattspan::clock::{Clock, monotonic_ns};
+use wattspan::domain::{Domain, Duplicate, Grade, Kind, Reading};
+use wattspan::sources::containment::counted;
+use wattspan::sources::{Inventory, Opened, Settings, discover};
 
 const MS: u64 = 1_000_000;
 

@@ -16,15 +16,15 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal};
 use stand_in::nvml::{Driver, GPU_IS_LOST, Knob, LIBRARY_MISMATCH, Library, UNKNOWN};
-use wattspan::client::Client;
-use wattspan::clock::Clock;
-use wattspan::energy::{Domain, Grade, Kind, Liveness, Reading};
 use wattspan::attribution::account::{Account, Share};
 use wattspan::attribution::{self, Ledger, Opening};
+use wattspan::client::Client;
+use wattspan::clock::Clock;
+use wattspan::domain::{Domain, Grade, Kind, Liveness, Reading};
 use wattspan::sampler::character::Character;
 use wattspan::sampler::{self, Sampler};
-use wattspan::source::profile::Profile;
-use wattspan::source::{Inventory, Opened, Settings, containment, discover, discover_within};
+use wattspan::sources::profile::Profile;
+use wattspan::sources::{Inventory, Opened, Settings, containment, discover, discover_within};
 
 const MS: u64 = 1_000_000;
 const S: u64 = 1_000_000_000;

@@ -14,8 +14,8 @@ use std::time::Duration;
 
 use stand_in::StandIn;
 use wattspan::clock::Clock;
-use wattspan::energy::{Grade, Kind, Reading};
-use wattspan::source::{Inventory, Opened, discover, perf};
+use wattspan::domain::{Grade, Kind, Reading};
+use wattspan::sources::{Inventory, Opened, discover, perf};
 
 const SCALE: &str = "2.3283064365386962890625e-10\n";
 

@@ -7,9 +7,9 @@ use std::collections::BTreeMap;
 
 use machine::{Dice, Truth, domain};
 use proptest::prelude::*;
-use wattspan::energy::Kind;
 use wattspan::attribution::account::{Account, Share};
 use wattspan::attribution::{CPU_TIME, Ledger, Look, Opening, Settings, SpanKey, Subject, Used};
+use wattspan::domain::Kind;
 
 const MS: u64 = 1_000_000;
 

@@ -10,8 +10,8 @@ use std::process::Command;
 use proptest::prelude::*;
 use stand_in::StandIn;
 use wattspan::clock::Clock;
-use wattspan::energy::{Domain, Grade, Kind, Reading};
-use wattspan::source::{Inventory, Opened, powercap};
+use wattspan::domain::{Domain, Grade, Kind, Reading};
+use wattspan::sources::{Inventory, Opened, powercap};
 
 const MS: u64 = 1_000_000;
 
@@ -85,7 +85,7 @@ fn psys_contains_packages_and_memory() {
     }
     assert_eq!((domain(&opened, "psys").kind, domain(&opened, "psys").parent.as_deref()), (Kind::Psys, None));
     let live = vec![true; opened.domains.len()];
-    let counted = wattspan::source::containment::counted(&opened.domains, &live);
+    let counted = wattspan::sources::containment::counted(&opened.domains, &live);
     let counted: Vec<_> = opened.domains.iter().zip(counted).filter(|(_, counted)| *counted).collect();
     assert_eq!(counted.len(), 1);
     assert_eq!(counted[0].0.name, "psys");

@@ -4,11 +4,11 @@ use std::path::{Path, PathBuf};
 
 use proptest::prelude::*;
 use wattspan::clock::Clock;
-use wattspan::energy::{Domain, Reading};
-use wattspan::source::recorder::Recorder;
-use wattspan::source::script::Script;
-use wattspan::source::trace::Trace;
-use wattspan::source::{Opened, Settings, discover, replay};
+use wattspan::domain::{Domain, Reading};
+use wattspan::sources::recorder::Recorder;
+use wattspan::sources::script::Script;
+use wattspan::sources::trace::Trace;
+use wattspan::sources::{Opened, Settings, discover, replay};
 
 const MS: u64 = 1_000_000;
 

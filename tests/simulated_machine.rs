@@ -4,9 +4,9 @@ use std::path::{Path, PathBuf};
 
 use proptest::prelude::*;
 use wattspan::clock::Clock;
-use wattspan::energy::Reading;
-use wattspan::source::script::{Invalid, Script};
-use wattspan::source::{Inventory, Opened, Settings, discover, replay};
+use wattspan::domain::Reading;
+use wattspan::sources::script::{Invalid, Script};
+use wattspan::sources::{Inventory, Opened, Settings, discover, replay};
 
 const MS: u64 = 1_000_000;
 

@@ -14,13 +14,13 @@ use std::time::{Duration, Instant};
 
 use living::{Living, Machine, Wave};
 use stand_in::StandIn;
+use wattspan::attribution::account::Account;
 use wattspan::client::Client;
 use wattspan::config::Config;
-use wattspan::energy::Liveness;
-use wattspan::attribution::account::Account;
-use wattspan::meter::Embedded;
+use wattspan::domain::Liveness;
+use wattspan::embedded::Embedded;
 use wattspan::protocol::{DomainStatus, Info};
-use wattspan::source::Settings;
+use wattspan::sources::Settings;
 
 /// How long anything may take before a test gives up; only ever a limit, never an expectation.
 const PATIENCE: Duration = Duration::from_secs(30);

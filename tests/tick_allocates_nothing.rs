@@ -4,9 +4,9 @@ use std::sync::mpsc::{Sender, channel};
 use std::time::Duration;
 
 use wattspan::clock::Clock;
-use wattspan::energy::{Domain, Grade, Kind, Reading};
+use wattspan::domain::{Domain, Grade, Kind, Reading};
 use wattspan::sampler::{self, Settings};
-use wattspan::source::{Opened, Source};
+use wattspan::sources::{Opened, Source};
 
 #[path = "support/counting_ffi.rs"]
 mod counting_ffi;

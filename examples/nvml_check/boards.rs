@@ -21,7 +21,7 @@ use serde_json::{Value, json};
 use wattspan::clock::{Clock, monotonic_ns, unix_ns};
 use wattspan::ring::Sample;
 use wattspan::sampler::{self, character::Character};
-use wattspan::source::{Settings, discover, nvml};
+use wattspan::sources::{Settings, discover, nvml};
 
 const TOTAL_ENERGY: u32 = 83;
 const ENERGY: u32 = 191;

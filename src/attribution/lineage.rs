@@ -2,7 +2,7 @@
 //!
 //! Owns the parents by number. Never follows more steps than there are domains, whatever the sources say.
 
-use crate::energy::Domain;
+use crate::domain::Domain;
 
 /// The parents of all domains.
 #[derive(Debug, Default)]

@@ -8,7 +8,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::energy::{Domain, Reading};
+use crate::domain::{Domain, Reading};
 
 pub mod account;
 pub mod footprint;
@@ -20,7 +20,6 @@ mod crowd;
 mod glide;
 mod head;
 mod idle;
-mod update_detector;
 mod lineage;
 mod mark;
 mod part;
@@ -37,6 +36,7 @@ mod subject;
 mod survey;
 mod terms;
 mod track;
+mod update_detector;
 mod usage;
 mod weight;
 

@@ -324,7 +324,7 @@ pub(super) fn place(subject: u32) -> usize {
 /// What is split by CPU time: what CPUs draw, and the memory beside them, of whose traffic the kernel keeps no account
 /// by process. Not the graphics beside the cores, nor a whole board.
 fn basis_of(track: &Track) -> Option<usize> {
-    use crate::energy::Kind::{Core, Cpu, Dram, Package};
+    use crate::domain::Kind::{Core, Cpu, Dram, Package};
     matches!(track.domain.kind, Package | Core | Dram | Cpu).then_some(CPU_TIME)
 }
 

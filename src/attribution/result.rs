@@ -2,7 +2,7 @@
 //!
 //! Owns no state. Invariant: a total is the sum over the counted domains or absent; nothing unknown counts as 0.
 
-use crate::energy::Grade;
+use crate::domain::Grade;
 
 use super::account::{Account, Phase, Share, State};
 use super::bound::guaranteed_uj;

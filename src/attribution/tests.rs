@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::*;
-use crate::energy::{Grade, Kind};
+use crate::domain::{Grade, Kind};
 
 const NOW_NS: u64 = 5_000_000_000;
 const AHEAD_NS: u64 = NOW_NS + 900_000;

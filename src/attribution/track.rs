@@ -6,19 +6,19 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use crate::energy::{Domain, Reading};
+use crate::domain::{Domain, Reading};
 
 use super::account::Balance;
 use super::bound::{Band, Fence, Group, Post, grains, place};
 use super::contour::Contour;
 use super::course::Course;
 use super::idle::Idle;
-use super::update_detector::{CounterUpdate, UpdateDetector};
 use super::mark::whole_uj;
 use super::passage::{Ground, Moment, Passage, left_over};
 use super::queue::{Instant, Queue};
 use super::roster::Roster;
 use super::share::{FINE_BITS, inverse_of};
+use super::update_detector::{CounterUpdate, UpdateDetector};
 
 /// One domain's timeline.
 #[derive(Debug)]
@@ -137,7 +137,14 @@ impl Track {
         }
     }
 
-    fn pass(&mut self, knot: CounterUpdate, limit_ns: u64, queue: &Queue, roster: &mut Roster, done: &mut Vec<u32>) {
+    fn pass(
+        &mut self,
+        knot: CounterUpdate,
+        limit_ns: u64,
+        queue: &Queue,
+        roster: &mut Roster,
+        done: &mut Vec<u32>,
+    ) {
         let duration_ns = knot.at_ns.saturating_sub(self.tip.at_ns);
         let rise_uj = if knot.gap { 0 } else { knot.energy_uj.saturating_sub(self.tip.energy_uj) };
         let drift = self.reach(knot, rise_uj);

@@ -5,7 +5,7 @@
 //! Invariant, for a knot and the true energy E: `E(early) <= energy + quantum` and `E(late) >= energy`; `at` is the
 //! best guess between them; `early`, `at` and `late` never go back from knot to knot. Never interpolates.
 
-use crate::energy::{Domain, Reading};
+use crate::domain::{Domain, Reading};
 
 /// An instant at which a counter moved, or the end of a time for which nothing vouches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -22,8 +22,8 @@ use super::terminal::{Terminal, Tone, printable, wrap};
 use super::tick::Ticks;
 use super::{Meter, output};
 use crate::config::{Groups, join_commands};
-use crate::confine::Confinement;
-use crate::energy::{Duplicate, Kind, Liveness};
+use crate::domain::{Duplicate, Kind, Liveness};
+use crate::privileges::Confinement;
 use crate::protocol::{Access, DomainStatus, Info, Keeping, SamplerStatus};
 
 /// How long the counters are watched under load.

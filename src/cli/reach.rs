@@ -11,8 +11,8 @@ use super::say;
 use super::terminal::printable;
 use crate::client::{Client, Failure, Place};
 use crate::config::{AcceptedOwner, Config, Flags, Source};
-use crate::energy::Liveness;
-use crate::meter::Embedded;
+use crate::domain::Liveness;
+use crate::embedded::Embedded;
 use crate::protocol::{Access, Info, Refusal};
 
 /// How late a message may come where nobody waits for accounts.

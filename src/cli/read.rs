@@ -20,7 +20,7 @@ use super::tick::Ticks;
 use super::{Meter, csv, output};
 use crate::client::Failure;
 use crate::clock;
-use crate::energy::{Grade, Liveness};
+use crate::domain::{Grade, Liveness};
 use crate::protocol::{DomainStatus, DomainTick};
 
 /// How often, and how many times.

@@ -13,8 +13,8 @@ use super::run::Told;
 use super::spread::Spread;
 use super::table::{Cell, Labelled, Table, figures, words};
 use super::terminal::{Terminal, Tone};
-use crate::energy::Grade;
 use crate::attribution::account::{Account, Share};
+use crate::domain::Grade;
 use crate::protocol::DomainStatus;
 
 /// The runs below `title`; `all`: what the meter says of its domains.

@@ -11,8 +11,8 @@ use super::quantity::{
 use super::resolution::{counters, too_short};
 use super::table::{Cell, Labelled, Table, figures, words};
 use super::terminal::{Terminal, Tone};
-use crate::energy::Grade;
 use crate::attribution::account::{Account, Share, State};
+use crate::domain::Grade;
 use crate::protocol::DomainStatus;
 
 /// What stands where a figure would say nothing.

@@ -6,8 +6,8 @@
 use serde::Serialize;
 
 use super::quantity::{is_lost_in, time};
-use crate::energy::Grade;
 use crate::attribution::account::Account;
+use crate::domain::Grade;
 use crate::protocol::DomainStatus;
 
 /// A domain whose figure says little.

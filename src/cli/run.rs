@@ -21,8 +21,8 @@ use super::spread::Spread;
 use super::table::Labelled;
 use super::terminal::{Terminal, printable};
 use super::{Meter, output, repeat, report, say};
-use crate::client::{Client, Failure, Span};
 use crate::attribution::account::Account;
+use crate::client::{Client, Failure, Span};
 use crate::private_file;
 use crate::protocol::{DomainStatus, OpenSpan};
 

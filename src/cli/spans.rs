@@ -15,9 +15,9 @@ use super::resolution::{TooShort, too_short};
 use super::since;
 use super::terminal::{Terminal, Tone, padded, padded_before, printable};
 use super::{Meter, output};
+use crate::attribution::account::{Account, State};
 use crate::client::{Client, Failure};
 use crate::clock;
-use crate::attribution::account::{Account, State};
 use crate::protocol::{ListSpans, Refusal};
 
 /// Which spans.

@@ -6,8 +6,8 @@
 use std::collections::BTreeMap;
 
 use super::{Client, Failure};
-use crate::clock::monotonic_ns;
 use crate::attribution::account::Account;
+use crate::clock::monotonic_ns;
 use crate::protocol::{CancelSpan, CloseSpan, MarkPhase, SetWeight};
 
 /// An open span.

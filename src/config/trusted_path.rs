@@ -14,7 +14,7 @@ use std::path::{Component, Path, PathBuf};
 use rustix::fs::{Mode, OFlags};
 
 use super::place::serves_system;
-use crate::confine;
+use crate::privileges;
 
 const OTHERS_WRITE: u32 = 0o022;
 const STICKY: u32 = 0o1000;
@@ -34,7 +34,7 @@ pub enum AcceptedOwner {
 impl AcceptedOwner {
     /// The rule for this process. Asked before privileges are dropped: it holds for every later reload.
     pub fn of_this_process() -> Self {
-        let privileged = serves_system() || !confine::found().capabilities.is_empty();
+        let privileged = serves_system() || !privileges::found().capabilities.is_empty();
         if privileged { Self::Root } else { Self::Any }
     }
 }

@@ -176,7 +176,7 @@ fn whole(uj: &Option<u64>) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::energy::Grade;
+    use crate::domain::Grade;
 
     fn share(uj: u64, error_uj: u64) -> Share {
         Share {

@@ -2,7 +2,7 @@
 //!
 //! Owns the one exception to what the sampler's character says: a battery that rests is no broken counter.
 
-use crate::energy::{Domain, Kind, Liveness};
+use crate::domain::{Domain, Kind, Liveness};
 use crate::sampler::character::Character;
 
 /// The domain's state; a battery that is silent is so because nothing is drawn from it.

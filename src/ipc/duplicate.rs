@@ -4,9 +4,9 @@
 //! Invariant: of two domains that are not known to be independent, the later one lies within the earlier one while that
 //! lives, so that one of them is counted. Work for each reading: one comparison for each open pair of its domain.
 
-use crate::energy::{Domain, Duplicate, Reading};
-use crate::source::containment;
-use crate::source::duplicate::DuplicatePair;
+use crate::domain::{Domain, Duplicate, Reading};
+use crate::sources::containment;
+use crate::sources::duplicate::DuplicatePair;
 
 /// Reads a second apart decide nothing, so undecided pairs ask for a survey: after so long, then after twice as long each
 /// time, and never more seldom than the last.
@@ -129,7 +129,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
-    use crate::energy::{Grade, Kind};
+    use crate::domain::{Grade, Kind};
 
     fn domain(name: &str, kind: Kind, parent: Option<&str>) -> Domain {
         Domain {

@@ -10,18 +10,18 @@ use std::time::{Duration, Instant};
 
 use super::domain_state::state_of;
 use super::duplicate::{Duplicates, NumberedPair};
-use crate::clock::Clock;
-use crate::energy::{Absent, Domain, Duplicate, Grade, Kind, Liveness, Reading};
-use crate::journal::{self, Entry, Tell};
 use crate::attribution::account::Account;
 use crate::attribution::{self, Ledger, Opening};
+use crate::clock::Clock;
+use crate::domain::{Absent, Domain, Duplicate, Grade, Kind, Liveness, Reading};
+use crate::journal::{self, Entry, Tell};
 use crate::protocol::{DomainStatus, SamplerStatus, Window};
 use crate::ring::{Reader, Sample};
 use crate::sampler::character::Character;
 use crate::sampler::{self, Sampler};
-use crate::source::duplicate::DuplicatePair;
-use crate::source::starting::Starting;
-use crate::source::{self, Opened, choice};
+use crate::sources::duplicate::DuplicatePair;
+use crate::sources::starting::Starting;
+use crate::sources::{self, Opened, choice};
 
 /// How often liveness and the characters' figures are passed on to the ledger.
 const REVIEW_NS: u64 = 100_000_000;
@@ -596,11 +596,11 @@ fn announce_duplicate(pair: &NumberedPair, domains: &[Metered], tell: Tell) {
 /// What stands for a source that has not answered. Its kind is what such a source mostly shows.
 fn stand_in_of(source: &str) -> Domain {
     let kind = match source {
-        source::nvml::NAME | source::amdgpu::NAME | source::intelgpu::NAME => Kind::Gpu,
-        source::battery::NAME => Kind::Battery,
-        source::perf::NAME | source::powercap::NAME | source::msr::NAME => Kind::Package,
-        source::hwmon::NAME => Kind::Module,
-        source::smc::NAME => Kind::Psys,
+        sources::nvml::NAME | sources::amdgpu::NAME | sources::intelgpu::NAME => Kind::Gpu,
+        sources::battery::NAME => Kind::Battery,
+        sources::perf::NAME | sources::powercap::NAME | sources::msr::NAME => Kind::Package,
+        sources::hwmon::NAME => Kind::Module,
+        sources::smc::NAME => Kind::Psys,
         _ => Kind::Soc,
     };
     Domain {
@@ -618,7 +618,7 @@ fn stand_in_of(source: &str) -> Domain {
 
 /// Mechanisms that read RAPL's registers.
 fn is_rapl(domain: &Domain) -> bool {
-    [source::perf::NAME, source::powercap::NAME, source::msr::NAME].contains(&domain.source.as_str())
+    [sources::perf::NAME, sources::powercap::NAME, sources::msr::NAME].contains(&domain.source.as_str())
 }
 
 fn hung(source: &str, ns: u64) -> String {
@@ -628,7 +628,7 @@ fn hung(source: &str, ns: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::energy::Kind;
+    use crate::domain::Kind;
 
     #[test]
     fn a_battery_that_is_silent_rests_and_anything_else_never_answered() {
@@ -638,7 +638,7 @@ mod tests {
             source: "battery".into(),
             device: None,
             parent: None,
-            grade: crate::energy::Grade::Integrated,
+            grade: crate::domain::Grade::Integrated,
             ceiling_mw: None,
             latency_ns: 0,
             quantum_uj: 1,

@@ -6,11 +6,11 @@
 use std::collections::HashMap;
 use std::path::PathBuf;
 
-use crate::energy::{Absent, Domain, Kind};
 use crate::attribution::{Ledger, Look, Used};
-use crate::source::nvml;
-use crate::source::nvml_use::{GpuTime, Told};
-use crate::usage::{Counted, Watch};
+use crate::domain::{Absent, Domain, Kind};
+use crate::process_usage::{Counted, Watch};
+use crate::sources::nvml;
+use crate::sources::nvml_use::{GpuTime, Told};
 
 /// One board.
 #[derive(Debug)]

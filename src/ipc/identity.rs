@@ -4,8 +4,8 @@
 //! statement; the socket is not asked again, since that of a client whom another door brought is the daemon's own.
 
 use super::access::{Peer, Policy};
+use crate::process_usage::Origin;
 use crate::unix_socket::Credentials;
-use crate::usage::Origin;
 
 /// Somebody.
 #[derive(Debug)]

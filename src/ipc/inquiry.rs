@@ -6,9 +6,9 @@ use super::access::Peer;
 use super::coarse;
 use super::recall::{Known, MAX_LIST_BYTES};
 use super::service::{Caller, Closed, Service};
-use crate::energy::Domain;
 use crate::attribution::account::{Account, State};
 use crate::attribution::{SpanKey, footprint};
+use crate::domain::Domain;
 use crate::protocol::{
     Access, Balances, DomainStatus, DomainTick, Info, ListSpans, ReadWindow, Refusal, SpanAccounts, Window,
 };

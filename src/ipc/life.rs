@@ -10,8 +10,8 @@ use super::register::{Open, Size};
 use super::service::{Caller, Closed, Service};
 use super::ticket::ConnectionId;
 use super::{coarse, notes};
-use crate::clock;
 use crate::attribution::{Opening, Refused, SpanKey, footprint};
+use crate::clock;
 use crate::protocol::{Access, CloseSpan, MarkPhase, OpenSpan, OpenedSpan, Refusal, SetWeight};
 
 impl Service {

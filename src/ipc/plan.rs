@@ -12,9 +12,9 @@ use super::service::{Service, Settings};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::journal::Tell;
-use crate::source::{Inventory, topology};
-use crate::usage::Roots;
-use crate::{attribution, sampler, source};
+use crate::process_usage::Roots;
+use crate::sources::{Inventory, topology};
+use crate::{attribution, sampler, sources};
 
 /// How long the meter inside a client waits for its sources: its spans open at once, and a GPU's driver that keeps nothing
 /// warm needs seconds.
@@ -28,7 +28,7 @@ pub const DAEMON_WAIT: Duration = Duration::from_millis(500);
 #[derive(Debug, Clone)]
 pub struct Plan {
     /// Where joules come from.
-    pub source: source::Settings,
+    pub source: sources::Settings,
     /// How often they are looked at.
     pub sampler: sampler::Settings,
     /// Whose they are.
@@ -38,9 +38,9 @@ pub struct Plan {
 impl Plan {
     /// What the configuration, which is checked, comes to.
     pub fn of(config: &Config) -> Self {
-        let defaults = source::Settings::default();
+        let defaults = sources::Settings::default();
         let watts = (config.source.estimate_idle_w, config.source.estimate_max_w);
-        let source = source::Settings {
+        let source = sources::Settings {
             sysfs_root: config.source.sysfs_root.clone(),
             proc_root: config.source.proc_root.clone(),
             msr_root: config.source.msr_root.clone(),
@@ -87,7 +87,7 @@ impl Plan {
     /// # Errors
     /// The system gives no thread or no random device.
     pub fn build(self, clock: Clock, tell: Tell) -> io::Result<Service> {
-        let found = source::discover_within(&self.source, &clock, EMBEDDED_WAIT);
+        let found = sources::discover_within(&self.source, &clock, EMBEDDED_WAIT);
         self.build_over(found, clock, tell)
     }
 

@@ -7,10 +7,10 @@
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
-use crate::config::Limits;
 use crate::attribution::SpanKey;
 use crate::attribution::account::Account;
 use crate::attribution::footprint::{self, Footprint};
+use crate::config::Limits;
 use crate::protocol::Refusal;
 
 use super::access::Peer;

@@ -9,15 +9,15 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::clock::{self, Clock};
-use crate::config::Limits;
-use crate::confine::Confinement;
-use crate::energy::Absent;
 use crate::attribution::account::Account;
 use crate::attribution::{self, Ledger, MOST_DOMAINS, SpanKey};
+use crate::clock::{self, Clock};
+use crate::config::Limits;
+use crate::domain::Absent;
+use crate::privileges::Confinement;
+use crate::process_usage::{Origin, Roots};
 use crate::protocol::Refusal;
 use crate::sampler;
-use crate::usage::{Origin, Roots};
 
 use super::access::{Peer, Policy};
 use super::allocator;

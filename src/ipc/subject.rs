@@ -10,10 +10,10 @@ use std::collections::{HashMap, HashSet};
 use super::access::Peer;
 use super::gpu_share::GpuShares;
 use super::service::{Caller, Service};
-use crate::energy::{Absent, Domain};
 use crate::attribution::{CPU_TIME, Ledger, Look, Subject, Used};
+use crate::domain::{Absent, Domain};
+use crate::process_usage::{Glance, Origin, Roots, Unwatched, Watch};
 use crate::protocol::{Access, OpenSpan, Refusal};
-use crate::usage::{Glance, Origin, Roots, Unwatched, Watch};
 
 /// From one look to the next while spans are open, and while some wait for their accounts.
 const OPEN_NS: u64 = 100_000_000;
@@ -76,7 +76,7 @@ impl Subjects {
 
     fn look(&mut self, now_ns: u64, ledger: &mut Ledger) -> Vec<Absent> {
         let (Glance { busy_ns, counted }, cost_ns) = self.watch.look();
-        let used = |counted: &crate::usage::Counted| {
+        let used = |counted: &crate::process_usage::Counted| {
             let used = counted.used_ns;
             Used { subject: counted.number, used, apart: counted.apart }
         };

@@ -6,7 +6,7 @@
 use super::fnv::{self, fnv1a};
 use super::row::Row;
 use super::scope::{Idle, Scope};
-use crate::energy::Grade;
+use crate::domain::Grade;
 
 /// Not known.
 const NOT_KNOWN: f64 = f64::NAN;

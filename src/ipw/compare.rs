@@ -141,7 +141,7 @@ pub fn differences(first: &Table, other: &Table, terms: &Terms) -> Vec<Differenc
     all.into_iter().filter_map(|(what, of)| text(of, what)).collect()
 }
 
-fn figures_grade(table: &Table, terms: &Terms) -> Option<crate::energy::Grade> {
+fn figures_grade(table: &Table, terms: &Terms) -> Option<crate::domain::Grade> {
     terms.scope.grade(&table.manifest.domains).or_else(|| table.columns.grade.iter().flatten().max().copied())
 }
 
@@ -205,7 +205,7 @@ pub(super) mod tests {
     use super::super::run_dir::{Manifest, RunDir, VERSION};
     use super::super::scope::{Meter, Scope};
     use super::*;
-    use crate::energy::{Grade, Kind};
+    use crate::domain::{Grade, Kind};
 
     pub const TERMS: Terms = Terms { scope: Scope::Host, idle: Idle::Included, seed: 1 };
 

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::bootstrap::{Interval, Pool, Sums, wilson};
 use super::scope::{Idle, Scope};
 use super::table::{Table, known};
-use crate::energy::Grade;
+use crate::domain::Grade;
 
 /// A figure and how far it can be trusted.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]

@@ -18,7 +18,7 @@ use super::compare::{Difference, differences};
 use super::metric::{Figure, Terms};
 use super::scope::{Idle, Scope};
 use super::table::{Table, known};
-use crate::energy::Grade;
+use crate::domain::Grade;
 
 /// A run that takes part.
 #[derive(Debug)]

@@ -6,7 +6,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::energy::Grade;
+use crate::domain::Grade;
 
 /// One query.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use super::question::{self, Question};
 use super::row::{Row, Text};
 use super::scope::Meter;
-use crate::energy::REPLAY;
+use crate::domain::REPLAY;
 use crate::private_file;
 
 /// What a run was.

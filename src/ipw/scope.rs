@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::row::{Energy, Part};
-use crate::energy::{Grade, Kind, Liveness};
+use crate::domain::{Grade, Kind, Liveness};
 use crate::protocol::{DomainStatus, Info};
 
 /// How far a figure reaches.

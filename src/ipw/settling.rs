@@ -9,8 +9,8 @@ use std::time::Instant;
 
 use super::row::{Energy, Part};
 use super::scope::{Meter, Scope};
-use crate::client::{Client, Failure};
 use crate::attribution::account::{Account, Share, State};
+use crate::client::{Client, Failure};
 use crate::protocol::{Access, Refusal};
 
 /// The phase before the first token.
@@ -180,8 +180,8 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::energy::{Grade, Kind};
     use crate::attribution::account::Phase;
+    use crate::domain::{Grade, Kind};
 
     fn refused(refusal: Refusal) -> Result<Account, Failure> {
         Err(Failure::Refused(refusal))

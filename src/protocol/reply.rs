@@ -4,9 +4,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::confine::Confinement;
-use crate::energy::{Absent, Duplicate, Grade, Kind, Liveness, REPLAY};
 use crate::attribution::account::{Account, Balance, Share};
+use crate::domain::{Absent, Duplicate, Grade, Kind, Liveness, REPLAY};
+use crate::privileges::Confinement;
 
 /// What a caller may do; each includes those before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

@@ -13,8 +13,8 @@ use super::lane::Unmeasured;
 use super::order::Ending;
 use super::reading::Said;
 use super::visible::visible;
-use crate::energy::Grade;
 use crate::attribution::account::State;
+use crate::domain::Grade;
 
 /// The header and trailer with the energy.
 pub const ENERGY: HeaderName = HeaderName::from_static("wattspan-energy");

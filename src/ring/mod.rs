@@ -14,7 +14,7 @@
 //! RING_HOLE=ring_without_reader_fence cargo test --release --manifest-path tests/ring_model/Cargo.toml    # must fail
 //! ```
 
-use crate::energy::Reading;
+use crate::domain::Reading;
 use atomic::{Arc, AtomicU64, Ordering, reader_fence, writer_fence, zeroed};
 
 /// The machine's atomics, or the model checker's; and under the model only, no fences, to see it fail.

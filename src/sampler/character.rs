@@ -3,7 +3,7 @@
 //! Owns what `wattspan doctor` says of a domain, learnt from the stream of its readings. Pure, constant memory, well
 //! under 100 ns for a reading. What could not be established is absent, never 0; a bound is never reported as a value.
 
-use crate::energy::{Liveness, Reading};
+use crate::domain::{Liveness, Reading};
 
 use super::interval::Interval;
 use super::power::Trail;

@@ -3,7 +3,7 @@
 //! Owns the epochs that the machine's own sleep adds to those of a source: the monotonic clock stands still in suspend
 //! while counters may reset, wrap or run on, so nothing may be concluded across it. Pure and allocation-free.
 
-use crate::energy::Reading;
+use crate::domain::Reading;
 
 /// A step of the time spent asleep larger than this is a suspend.
 const STEP_NS: u64 = 1_000_000;

@@ -13,9 +13,9 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crate::clock::Clock;
-use crate::energy::Domain;
+use crate::domain::Domain;
 use crate::ring::{Reader, Sample, ring};
-use crate::source::Opened;
+use crate::sources::Opened;
 
 /// What a domain's counter is like, learnt from its readings.
 pub mod character;

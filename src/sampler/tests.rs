@@ -7,8 +7,8 @@ use std::sync::mpsc::{Sender, SyncSender, sync_channel};
 
 use super::*;
 use crate::clock::monotonic_ns;
-use crate::energy::{Grade, Kind, Reading};
-use crate::source::Source;
+use crate::domain::{Grade, Kind, Reading};
+use crate::sources::Source;
 
 const SECOND_NS: u64 = 1_000_000_000;
 

@@ -6,9 +6,9 @@
 use std::sync::Arc;
 
 use crate::clock::{Clock, monotonic_ns};
-use crate::energy::Reading;
+use crate::domain::Reading;
 use crate::ring::{Sample, Writer};
-use crate::source::Source;
+use crate::sources::Source;
 
 use super::continuity::Continuity;
 use super::grid::Grid;

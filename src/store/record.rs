@@ -7,8 +7,8 @@
 
 use std::collections::BTreeMap;
 
-use crate::energy::Grade;
 use crate::attribution::account::{Account, Phase, Share, State};
+use crate::domain::Grade;
 
 /// Set in the state's byte of a simulated account. Accounts written before there was such a flag lack it.
 const SIMULATED: u8 = 0x80;

@@ -18,7 +18,7 @@ use fuser::{
 };
 use tempfile::TempDir;
 use wattspan::clock::monotonic_ns;
-use wattspan::source::Settings;
+use wattspan::sources::Settings;
 
 /// What a file answers at an instant of the monotonic clock, from an offset on.
 type Answer = Box<dyn Fn(u64, u64) -> Vec<u8> + Send + Sync>;

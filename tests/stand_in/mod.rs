@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
-use wattspan::source::Settings;
+use wattspan::sources::Settings;
 
 /// The two roots.
 pub struct StandIn {

@@ -10,9 +10,9 @@ use std::sync::Mutex;
 use wattspan::clock::{Clock, monotonic_ns};
 use wattspan::config::Config;
 use wattspan::ipc::{Doors, Plan, serve};
-use wattspan::source::Inventory;
-use wattspan::source::replay::scripted;
-use wattspan::source::script::Script;
+use wattspan::sources::Inventory;
+use wattspan::sources::replay::scripted;
+use wattspan::sources::script::Script;
 
 /// Restless: power changes between counter updates, and the counters differ in pace and step.
 pub const RESTLESS: &str = r#"

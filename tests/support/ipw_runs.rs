@@ -8,6 +8,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use tokio::sync::oneshot;
+use wattspan::attribution::account::Account;
 use wattspan::client::Client;
 use wattspan::http::dial::{self, pool};
 use wattspan::ipw::ask::{Api, Asking};
@@ -18,7 +19,6 @@ use wattspan::ipw::run::{Ended, Pace, Setup, run};
 use wattspan::ipw::run_dir::{Manifest, RunDir, VERSION, each_row};
 use wattspan::ipw::scope::{Meter, domains_of_run};
 use wattspan::ipw::settings::{Conduct, settings};
-use wattspan::attribution::account::Account;
 
 use super::in_process::{Held, InProcess};
 use super::llm::Llm;

@@ -5,7 +5,7 @@
 
 #![allow(dead_code, reason = "each test and bench uses its own part")]
 
-use wattspan::energy::{Domain, Grade, Kind, Reading};
+use wattspan::domain::{Domain, Grade, Kind, Reading};
 
 /// A small generator of numbers that every run repeats.
 #[derive(Debug, Clone)]

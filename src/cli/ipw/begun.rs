@@ -12,7 +12,7 @@ use super::super::reach::{Reach, may_open_spans, something_to_measure};
 use super::super::{Meter, say};
 use super::run::Arguments;
 use crate::clock::unix_ns;
-use crate::energy::Liveness;
+use crate::domain::Liveness;
 use crate::http::Body;
 use crate::http::dial::Pool;
 use crate::ipw::ask::Asking;

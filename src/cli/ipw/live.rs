@@ -98,7 +98,7 @@ fn line(progress: &Progress) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::energy::{Grade, Kind};
+    use crate::domain::{Grade, Kind};
     use crate::ipw::row::Part;
 
     #[test]

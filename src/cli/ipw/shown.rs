@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use super::super::table::{Table, figures, words};
 use super::super::terminal::{Terminal, printable};
-use crate::energy::Grade;
+use crate::domain::Grade;
 use crate::ipw::compare::Difference;
 use crate::ipw::metric::Figures;
 use crate::ipw::report::Report;

@@ -14,11 +14,11 @@ use super::super::exchange::exchange;
 use super::super::feed::Feeds;
 use super::super::service::{Caller, Service, Settings};
 use super::super::ticket::Ticket;
-use crate::clock::Clock;
-use crate::config::{Groups, Limits};
-use crate::energy::{Domain, Grade, Kind, Reading};
 use crate::attribution::account::State;
 use crate::attribution::{self, Ledger};
+use crate::clock::Clock;
+use crate::config::{Groups, Limits};
+use crate::domain::{Domain, Grade, Kind, Reading};
 use crate::protocol::Access;
 use crate::store::{self, Store};
 
@@ -81,7 +81,7 @@ impl Machine {
             limits,
             policy,
             history_ns: 16_000_000_000,
-            roots: crate::usage::Roots { proc_root: "/proc".into(), sysfs_root: "/sys".into() },
+            roots: crate::process_usage::Roots { proc_root: "/proc".into(), sysfs_root: "/sys".into() },
             nvml_library: None,
         };
         let feeds = Feeds::new(Vec::new(), Vec::new(), |_| ());

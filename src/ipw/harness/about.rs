@@ -12,7 +12,7 @@ use super::super::run_dir::{Manifest, VERSION};
 use super::super::scope::Meter;
 use super::findings::Findings;
 use super::{Gpu, Kept, Summary};
-use crate::energy::{Grade, Kind};
+use crate::domain::{Grade, Kind};
 
 /// What the harness metered there, and how: it has one scalar for the whole machine.
 pub fn meter_of(gpu: &Gpu) -> Option<(Meter, &'static str)> {

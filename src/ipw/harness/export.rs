@@ -20,7 +20,7 @@ use super::{
     Gpu, Joules, Kept, Latency, Metrics, Power, Record, Stats, Summary, System, Tokens, Unusable, Watts,
     columnar,
 };
-use crate::energy::Kind;
+use crate::domain::Kind;
 use crate::private_file;
 
 /// What an export needs of a run, the last word on each query.

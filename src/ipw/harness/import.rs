@@ -16,7 +16,7 @@ use super::about::{kept, manifest, meter_of};
 use super::findings::Findings;
 use super::source::Found;
 use super::{Gpu, Kept, Metrics, Record, Unusable};
-use crate::energy::Grade;
+use crate::domain::Grade;
 
 /// Above this power an energy is a counter that was set back, and no energy.
 const MOST_WATTS: f64 = 1e6;

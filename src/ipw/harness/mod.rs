@@ -26,7 +26,7 @@ use serde_json::Value;
 
 use super::question::Format;
 use super::run_dir;
-use crate::energy::Grade;
+use crate::domain::Grade;
 
 /// Results that cannot be read or written.
 #[derive(Debug, thiserror::Error)]

@@ -303,7 +303,7 @@ mod tests {
     use super::super::super::table::Table;
     use super::super::Prices;
     use super::*;
-    use crate::energy::Grade;
+    use crate::domain::Grade;
 
     #[test]
     fn figures_have_four_digits_at_most() {

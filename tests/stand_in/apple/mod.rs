@@ -12,7 +12,7 @@ use std::process::Command;
 use std::sync::OnceLock;
 
 use tempfile::TempDir;
-use wattspan::source::Settings;
+use wattspan::sources::Settings;
 
 const HEAD: u64 = 64;
 const CHANNEL: u64 = 16;

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use tempfile::TempDir;
-use wattspan::source::Settings;
+use wattspan::sources::Settings;
 
 const HEAD: u64 = 16;
 const BOARD: u64 = 64;

@@ -1,0 +1,138 @@
+//! What the labels on boards mean: which part of the machine a rail feeds, and which rail it comes out of.
+//!
+//! Owns the knowledge of board makers' labels and nothing else. Invariant: a label that is not known here has no place,
+//! and a rail without a place is never part of a total (`Kind::Rail`): it could be inside another one. Pure.
+
+use crate::domain::Kind;
+
+/// Where a rail sits.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    /// The domain's name.
+    pub name: String,
+    /// What it feeds.
+    pub kind: Kind,
+    /// The rails it may lie in, nearest first: the first of them that is there is its parent.
+    pub within: Vec<String>,
+}
+
+impl Place {
+    fn new(name: String, kind: Kind, within: &[String]) -> Self {
+        Self { name, kind, within: within.to_vec() }
+    }
+}
+
+/// What `power1_oem_info` of an ACPI power meter says on NVIDIA's Grace: "Module Power Socket 0" (processor, memory, GPU
+/// with its own memory, and the regulators' loss), "Grace Power Socket 0" (the processor's socket), "CPU Power Socket 0"
+/// (its cores' rail), "SysIO Power Socket 0" (its fabric's). NVIDIA Grace performance tuning guide, power telemetry. Other
+/// firmware says "Total Power in uW socket 0", "CPU Rail Input Power in uW socket 0", "SoC Rail Power in uW socket 0".
+pub fn grace(label: &str) -> Option<Place> {
+    let label = label.to_ascii_lowercase();
+    let (what, socket) = label.split_once(" socket ")?;
+    let socket = socket.trim().parse::<u32>().ok()?;
+    let named = |stem: &str| format!("{stem}-{socket}");
+    let (module, whole) = (named("module"), named("grace"));
+    match what.trim() {
+        "module power" => Some(Place::new(module, Kind::Module, &[])),
+        "grace power" | "total power in uw" | "total input power in uw" => {
+            Some(Place::new(whole, Kind::Soc, &[module]))
+        }
+        "cpu power" | "cpu rail power in uw" | "cpu rail input power in uw" => {
+            Some(Place::new(named("cpu"), Kind::Package, &[whole, module]))
+        }
+        "sysio power" | "soc rail power in uw" | "soc rail input power in uw" => {
+            Some(Place::new(named("sysio"), Kind::Uncore, &[whole, module]))
+        }
+        _ => None,
+    }
+}
+
+/// What the INA3221's channels of NVIDIA's Jetson boards are called. The rails of a Nano, NX or TX2 come out of `VDD_IN`,
+/// the module's input; an AGX has no such channel: its rails stand side by side, but for the memory's, which comes out of
+/// the 5 V of the system (Jetson Linux developer guide, power and performance, the tables of power rails).
+pub fn jetson(label: &str) -> Option<Place> {
+    let inputs = ["vdd-in", "vin", "pom-5v-in"].map(String::from);
+    let upper = label.trim().to_ascii_uppercase();
+    let name = plain(&upper);
+    let outermost = || Some(Place::new(name.clone(), Kind::Module, &[]));
+    let within = |kind| Some(Place::new(name.clone(), kind, &inputs));
+    match upper.as_str() {
+        "VDD_IN" | "VIN" | "POM_5V_IN" => outermost(),
+        "CPU" | "VDD_CPU" | "VDD_CPU_CV" | "VDD_SYS_CPU" | "POM_5V_CPU" => within(Kind::Package),
+        "GPU" | "VDD_GPU" | "VDD_SYS_GPU" | "POM_5V_GPU" => within(Kind::Gpu),
+        "SOC" | "VDD_SOC" | "VDD_SYS_SOC" | "VDD_CPU_GPU_CV" | "VDD_GPU_SOC" | "VDD_CPU_SOC_MSS" => {
+            within(Kind::Soc)
+        }
+        "CV" => within(Kind::Npu),
+        "VDDRQ" | "VDD_SYS_DDR" => within(Kind::Dram),
+        "SYS5V" | "VIN_SYS_5V0" => within(Kind::Uncore),
+        "VDDQ_VDD2_1V8AO" => {
+            let nearest = std::iter::once("vin-sys-5v0".to_owned()).chain(inputs.clone());
+            Some(Place::new(name.clone(), Kind::Dram, &nearest.collect::<Vec<_>>()))
+        }
+        _ => None,
+    }
+}
+
+/// What the driver `amd_energy` calls its counters: the package's, which RAPL shows too, so it gets RAPL's name and is
+/// read once. Each core by itself ("Ecore000") lies in it and is not read.
+pub fn amd_energy(label: &str) -> Option<Place> {
+    let socket = label.strip_prefix("Esocket")?.parse::<u32>().ok()?;
+    Some(Place::new(format!("package-{socket}"), Kind::Package, &[]))
+}
+
+/// A label as a name: small letters, digits and hyphens.
+pub fn plain(label: &str) -> String {
+    let mut name = String::new();
+    for letter in label.chars() {
+        match letter.to_ascii_lowercase() {
+            letter if letter.is_ascii_alphanumeric() => name.push(letter),
+            _ if !name.is_empty() && !name.ends_with('-') => name.push('-'),
+            _ => {}
+        }
+    }
+    name.trim_end_matches('-').to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn grace_is_a_module_around_a_socket_around_its_rails() {
+        let place = |label| grace(label).map(|place| (place.name, place.kind, place.within));
+        let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+        assert_eq!(place("Module Power Socket 1"), Some(("module-1".into(), Kind::Module, vec![])));
+        assert_eq!(place("Grace Power Socket 0"), Some(("grace-0".into(), Kind::Soc, names(&["module-0"]))));
+        assert_eq!(
+            place("CPU Power Socket 0"),
+            Some(("cpu-0".into(), Kind::Package, names(&["grace-0", "module-0"])))
+        );
+        assert_eq!(
+            place("SysIO Power Socket 3"),
+            Some(("sysio-3".into(), Kind::Uncore, names(&["grace-3", "module-3"])))
+        );
+        assert_eq!(place("Total Input Power in uW socket 1"), place("Grace Power Socket 1"));
+        assert_eq!(place("CPU Rail Power in uW socket 1"), place("CPU Power Socket 1"));
+        assert_eq!(place("SOC Rail Input Power in uW socket 1"), place("SysIO Power Socket 1"));
+        assert_eq!(place("Total Power"), None);
+        assert_eq!(place("CPU Power Socket x"), None);
+    }
+
+    #[test]
+    fn a_jetsons_rails_lie_in_its_input_and_the_memory_in_the_system_rail() {
+        assert_eq!(jetson("VDD_IN").unwrap().within, Vec::<String>::new());
+        assert_eq!(jetson("VDD_CPU_GPU_CV").unwrap().within[0], "vdd-in");
+        assert_eq!(jetson("VDDQ_VDD2_1V8AO").unwrap().within[0], "vin-sys-5v0");
+        assert_eq!(jetson("sum of shunt voltages"), None);
+        assert_eq!(jetson("NC"), None);
+    }
+
+    #[test]
+    fn a_core_of_amd_energy_is_no_domain_and_names_are_plain() {
+        assert_eq!(amd_energy("Ecore012"), None);
+        assert_eq!(amd_energy("Esocket1").unwrap().name, "package-1");
+        assert_eq!(plain("Power +12V (total)"), "power-12v-total");
+        assert_eq!(plain("--"), "");
+    }
+}

@@ -1,0 +1,229 @@
+//! Which domains make up the host's total, so that each joule is counted once.
+//!
+//! Owns the tree: psys contains packages and memory, a package its cores and its graphics, a module everything on it.
+//! Invariant: what is counted is an antichain of that tree (no counted domain lies within another), made of the
+//! outermost live domains. An estimate is never added to a measurement of the same thing. A platform's power that is only
+//! sensed now and then does not stand in for counters of what lies within it: it is a check on them. A battery is a check on the
+//! others, and a rail whose place nobody knows may lie within one of them: neither is ever counted. Pure.
+
+use crate::domain::{Domain, Grade, Kind};
+
+/// For each of `domains` whether it is part of the host's total. `live` says which can be relied on now; a domain that is
+/// not live is never counted, and those within it stand in for it.
+pub fn counted(domains: &[Domain], live: &[bool]) -> Vec<bool> {
+    let live = |at: usize| live.get(at).copied().unwrap_or(false);
+    let measured_cpu = (0..domains.len())
+        .any(|at| live(at) && is_measured(&domains[at]) && covers_the_cpu(domains[at].kind));
+    let counted_cpu = (0..domains.len())
+        .any(|at| live(at) && domains[at].grade < Grade::Integrated && covers_the_cpu(domains[at].kind));
+    let eligible: Vec<bool> = (0..domains.len())
+        .map(|at| {
+            live(at)
+                && !is_beside(domains[at].kind)
+                && !(counted_cpu && domains[at].kind == Kind::Psys && domains[at].grade == Grade::Integrated)
+                && !(measured_cpu && domains[at].grade == Grade::Estimated && is_cpu_side(domains[at].kind))
+        })
+        .collect();
+    (0..domains.len())
+        .map(|at| eligible[at] && !ancestors(domains, at).iter().any(|&above| eligible[above]))
+        .collect()
+}
+
+/// Kinds that stand beside the sum and are never part of it.
+fn is_beside(kind: Kind) -> bool {
+    matches!(kind, Kind::Battery | Kind::Rail)
+}
+
+/// Whether a live counter of this kind makes an estimate of the CPU unnecessary: it shows the CPU's energy, whole or the
+/// greater part of it.
+pub fn covers_the_cpu(kind: Kind) -> bool {
+    matches!(kind, Kind::Psys | Kind::Package | Kind::Core | Kind::Soc | Kind::Module | Kind::Cpu)
+}
+
+/// Kinds that lie within the platform's counter even where nobody says so.
+fn is_cpu_side(kind: Kind) -> bool {
+    matches!(kind, Kind::Package | Kind::Core | Kind::Uncore | Kind::Dram | Kind::Cpu | Kind::Soc)
+}
+
+fn is_measured(domain: &Domain) -> bool {
+    domain.grade != Grade::Estimated
+}
+
+/// Everything that contains domain `at`: by the parents' names, and psys for all that is on the CPU's side. A circle of
+/// parents ends where it would begin again.
+fn ancestors(domains: &[Domain], at: usize) -> Vec<usize> {
+    let mut above: Vec<usize> = Vec::new();
+    let mut next = Some(at);
+    while let Some(child) = next {
+        let parent = domains[child].parent.as_deref();
+        next = parent.and_then(|parent| domains.iter().position(|domain| domain.name == parent));
+        match next {
+            Some(parent) if parent == at || above.contains(&parent) => break,
+            Some(parent) => above.push(parent),
+            None => {}
+        }
+    }
+    let within_psys = [at].iter().chain(&above).any(|&domain| is_cpu_side(domains[domain].kind));
+    if within_psys {
+        above.extend((0..domains.len()).filter(|&psys| psys != at && domains[psys].kind == Kind::Psys));
+    }
+    above
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn domain(name: &str, kind: Kind, parent: Option<&str>) -> Domain {
+        Domain {
+            name: name.into(),
+            kind,
+            source: "test".into(),
+            device: None,
+            parent: parent.map(String::from),
+            grade: Grade::Measured,
+            ceiling_mw: None,
+            latency_ns: 0,
+            quantum_uj: 1,
+        }
+    }
+
+    fn estimated(name: &str) -> Domain {
+        Domain { grade: Grade::Estimated, ..domain(name, Kind::Cpu, None) }
+    }
+
+    /// Two packages with cores and memory under a platform counter, and a graphics card beside it.
+    fn server() -> Vec<Domain> {
+        vec![
+            domain("psys", Kind::Psys, None),
+            domain("package-0", Kind::Package, Some("psys")),
+            domain("core-0", Kind::Core, Some("package-0")),
+            domain("dram-0", Kind::Dram, Some("psys")),
+            domain("package-1", Kind::Package, Some("psys")),
+            domain("core-1", Kind::Core, Some("package-1")),
+            domain("dram-1", Kind::Dram, Some("psys")),
+            domain("gpu-0", Kind::Gpu, None),
+        ]
+    }
+
+    fn names(domains: &[Domain], live: &[bool]) -> Vec<String> {
+        let counted = counted(domains, live);
+        domains
+            .iter()
+            .zip(counted)
+            .filter(|(_, counted)| *counted)
+            .map(|(domain, _)| domain.name.clone())
+            .collect()
+    }
+
+    fn all_but(domains: &[Domain], dead: &[&str]) -> Vec<bool> {
+        domains.iter().map(|domain| !dead.contains(&domain.name.as_str())).collect()
+    }
+
+    #[test]
+    fn psys_is_never_added_to_its_packages() {
+        let server = server();
+        assert_eq!(names(&server, &all_but(&server, &[])), ["psys", "gpu-0"]);
+    }
+
+    #[test]
+    fn where_psys_is_stuck_packages_and_memory_stand_in_for_it() {
+        let server = server();
+        assert_eq!(
+            names(&server, &all_but(&server, &["psys"])),
+            ["package-0", "dram-0", "package-1", "dram-1", "gpu-0"]
+        );
+    }
+
+    #[test]
+    fn where_a_package_is_stuck_its_cores_stand_in_for_it() {
+        let server = server();
+        let live = all_but(&server, &["psys", "package-1"]);
+        assert_eq!(names(&server, &live), ["package-0", "dram-0", "core-1", "dram-1", "gpu-0"]);
+    }
+
+    #[test]
+    fn psys_contains_packages_even_where_nobody_says_so() {
+        let domains = [domain("package-0", Kind::Package, None), domain("psys", Kind::Psys, None)];
+        assert_eq!(names(&domains, &[true, true]), ["psys"]);
+    }
+
+    #[test]
+    fn an_estimate_is_never_added_to_a_measurement_of_the_cpu() {
+        let domains = [estimated("cpu"), domain("package-0", Kind::Package, None)];
+        assert_eq!(names(&domains, &[true, true]), ["package-0"]);
+        assert_eq!(names(&domains, &[true, false]), ["cpu"]);
+        let domains = [estimated("cpu"), domain("gpu-0", Kind::Gpu, None)];
+        assert_eq!(names(&domains, &[true, true]), ["cpu", "gpu-0"]);
+    }
+
+    #[test]
+    fn a_platforms_power_that_is_only_sensed_is_a_check_on_counters_and_stands_in_for_none() {
+        let mac = [
+            Domain { grade: Grade::Integrated, ..domain("psys", Kind::Psys, None) },
+            Domain { grade: Grade::Modelled, ..domain("cpu", Kind::Cpu, Some("psys")) },
+            Domain { grade: Grade::Modelled, ..domain("gpu", Kind::Gpu, Some("psys")) },
+        ];
+        assert_eq!(names(&mac, &[true, true, true]), ["cpu", "gpu"]);
+        // Where the processor's counter is frozen the graphics' alone do not stand for the Mac.
+        assert_eq!(names(&mac, &[true, false, true]), ["psys"]);
+        let intel = [
+            Domain { grade: Grade::Integrated, ..domain("psys", Kind::Psys, None) },
+            Domain { grade: Grade::Integrated, ..domain("package-0", Kind::Package, Some("psys")) },
+        ];
+        assert_eq!(names(&intel, &[true, true]), ["psys"]);
+    }
+
+    #[test]
+    fn memory_alone_does_not_stand_for_the_cpu() {
+        let domains = [estimated("cpu"), domain("dram-0", Kind::Dram, None)];
+        assert_eq!(names(&domains, &[true, true]), ["cpu", "dram-0"]);
+    }
+
+    #[test]
+    fn a_battery_and_a_rail_without_a_place_are_never_counted() {
+        let domains = [
+            domain("battery-0", Kind::Battery, None),
+            domain("ina226-0-power1", Kind::Rail, None),
+            domain("package-0", Kind::Package, None),
+        ];
+        assert_eq!(names(&domains, &[true, true, true]), ["package-0"]);
+        assert_eq!(names(&domains, &[true, true, false]), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_module_contains_the_card_that_names_it() {
+        let domains = [domain("gpu-0", Kind::Gpu, Some("module-0")), domain("module-0", Kind::Module, None)];
+        assert_eq!(names(&domains, &[true, true]), ["module-0"]);
+    }
+
+    #[test]
+    fn a_circle_of_parents_ends_and_a_parent_that_is_not_there_contains_nothing() {
+        let domains = [
+            domain("a", Kind::Gpu, Some("b")),
+            domain("b", Kind::Gpu, Some("a")),
+            domain("c", Kind::Gpu, Some("nobody")),
+        ];
+        assert_eq!(names(&domains, &[true, true, true]), ["c"]);
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_is_live_nothing_counted_lies_within_something_counted(
+            live in proptest::collection::vec(any::<bool>(), 8),
+        ) {
+            let server = server();
+            let counted = counted(&server, &live);
+            for at in (0..server.len()).filter(|&at| counted[at]) {
+                prop_assert!(live[at]);
+                prop_assert!(!ancestors(&server, at).iter().any(|&above| counted[above]));
+            }
+            // Nothing live is left out unless something above it is counted.
+            for at in (0..server.len()).filter(|&at| live[at] && !counted[at]) {
+                prop_assert!(ancestors(&server, at).iter().any(|&above| counted[above]));
+            }
+        }
+    }
+}

@@ -1,0 +1,176 @@
+//! CPU load times a power model: for machines with no counter at all, which is most cloud machines.
+//!
+//! The model: a CPU at rest draws `IDLE_MW_PER_CPU`, a busy one `MAX_MW_PER_CPU`, and in between its power follows the
+//! share of time in which it is busy. Its interval, and the only thing it promises, is [rest, full load]: `doubt_uj`
+//! grows so that whatever the true power did between the two, the true energy lies within. Owns the kept-open
+//! `/proc/stat`. Always graded estimated; never opened beside a live counter of the CPU (discovery sees to that).
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use crate::clock::Clock;
+use crate::domain::{Domain, Grade, Kind, Reading};
+
+use super::integral::{Integral, ROUNDING_UJ, Slice};
+use super::{Inventory, Opened, Settings, Source};
+
+/// The mechanism's name.
+pub const NAME: &str = "estimate";
+
+/// A logical CPU of a server at rest: the lowest of the three means that Cloud Carbon Footprint publishes for the
+/// large clouds (AWS 0.74, Azure 0.74, Google 0.68 W), themselves fitted to SPECpower results.
+pub const IDLE_MW_PER_CPU: u64 = 680;
+
+/// A logical CPU of a server at full load: the highest of the three (AWS 3.5, Azure 3.54, Google 4.11 W).
+pub const MAX_MW_PER_CPU: u64 = 4_110;
+
+/// The first line of `/proc/stat` is never longer: ten numbers of 20 digits.
+const LONGEST_LINE: usize = 256;
+
+/// More busy time than fits the time that passed is kept for later, but not more than so many ticks of each CPU.
+const MOST_OWED_TICKS: u128 = 10;
+
+/// Opens the estimate.
+pub fn open(settings: &Settings, clock: &Clock) -> Inventory {
+    let mut found = Inventory::default();
+    let path = settings.proc_root.join("stat");
+    match Estimate::open(&path, settings.estimate_mw, clock) {
+        Ok(estimate) => found.opened.push(estimate.offered()),
+        Err(error) => found.miss(NAME, format!("{}: {error}", path.display())),
+    }
+    found
+}
+
+struct Estimate {
+    stat: File,
+    clock: Clock,
+    cpus: u64,
+    idle_mw: u64,
+    max_mw: u64,
+    /// The length of the kernel's tick, in which `/proc/stat` counts.
+    tick_ns: u64,
+    busy_ticks: u64,
+    /// Busy time of all CPUs together that was counted but does not fit into the time that passed: ticks come whole.
+    owed_ns: u128,
+    integral: Integral,
+    latest: Reading,
+}
+
+impl Estimate {
+    fn open(path: &Path, power_mw: Option<(u64, u64)>, clock: &Clock) -> io::Result<Estimate> {
+        let stat = File::open(path)?;
+        let busy_ticks = busy_ticks(&stat)?;
+        let cpus = count_cpus(path)?;
+        let (idle_mw, max_mw) = power_mw.unwrap_or((cpus * IDLE_MW_PER_CPU, cpus * MAX_MW_PER_CPU));
+        Ok(Estimate {
+            stat,
+            clock: clock.clone(),
+            cpus,
+            idle_mw,
+            max_mw: max_mw.max(idle_mw),
+            tick_ns: 1_000_000_000 / rustix::param::clock_ticks_per_second().max(1),
+            busy_ticks,
+            owed_ns: 0,
+            integral: Integral::default(),
+            latest: Reading::default(),
+        })
+    }
+
+    fn offered(self) -> Opened {
+        let domain = Domain {
+            name: "cpu".into(),
+            kind: Kind::Cpu,
+            source: NAME.into(),
+            device: None,
+            parent: None,
+            grade: Grade::Estimated,
+            ceiling_mw: Some(self.max_mw),
+            latency_ns: 0,
+            quantum_uj: ROUNDING_UJ,
+        };
+        Opened {
+            name: NAME,
+            cpu: None,
+            max_rate_hz: 1e9 / self.tick_ns as f64,
+            domains: vec![domain],
+            // A model needs no proof of life: it goes on as long as time does.
+            advanced: vec![true],
+            source: Box::new(self),
+        }
+    }
+
+    /// The model's energy of `elapsed_ns` in which the CPUs were busy for what they still owe, as far as that fits.
+    fn slice(&mut self, elapsed_ns: u128) -> Slice {
+        let most_ns = elapsed_ns * u128::from(self.cpus);
+        let used_ns = self.owed_ns.min(most_ns);
+        let most_owed_ns = MOST_OWED_TICKS * u128::from(self.tick_ns * self.cpus);
+        self.owed_ns = (self.owed_ns - used_ns).min(most_owed_ns);
+        let low_pj = u128::from(self.idle_mw) * elapsed_ns;
+        let above_mw = u128::from(self.max_mw - self.idle_mw);
+        Slice {
+            energy_pj: low_pj + above_mw * used_ns / u128::from(self.cpus),
+            low_pj,
+            high_pj: u128::from(self.max_mw) * elapsed_ns,
+        }
+    }
+}
+
+impl Source for Estimate {
+    fn read(&mut self, into: &mut [Reading]) -> Option<(u64, u64)> {
+        let now_ns = self.clock.now_ns();
+        // Within a tick there is nothing new; the last reading is still the truth for its own stamp.
+        let fresh = self.latest.valid && now_ns < self.latest.stamp_ns + self.tick_ns * 9 / 10;
+        if !fresh {
+            self.latest = match busy_ticks(&self.stat) {
+                Err(_) => {
+                    self.integral.interrupt();
+                    Reading::default()
+                }
+                Ok(busy_ticks) => {
+                    let busy_ns =
+                        u128::from(busy_ticks.saturating_sub(self.busy_ticks)) * u128::from(self.tick_ns);
+                    self.busy_ticks = busy_ticks;
+                    self.owed_ns += busy_ns;
+                    let mut integral = std::mem::take(&mut self.integral);
+                    let reading = integral.advance(now_ns, |elapsed_ns| self.slice(elapsed_ns));
+                    self.integral = integral;
+                    reading
+                }
+            };
+        }
+        if let Some(reading) = into.first_mut() {
+            *reading = self.latest;
+        }
+        None
+    }
+}
+
+/// Ticks in which the CPUs were busy since boot, all together: the first line of `/proc/stat` without idle, iowait and
+/// steal (time in which the host ran somebody else); guest time is already in user time (proc_stat(5)).
+fn busy_ticks(stat: &File) -> io::Result<u64> {
+    let mut text = [0; LONGEST_LINE];
+    let length = stat.read_at(&mut text, 0)?;
+    let line =
+        text[..length].split(|byte| *byte == b'\n').next().and_then(|line| std::str::from_utf8(line).ok());
+    line.and_then(busy_in).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "no line of CPU times"))
+}
+
+fn busy_in(line: &str) -> Option<u64> {
+    let mut fields =
+        line.strip_prefix("cpu ")?.split_ascii_whitespace().map(|field| field.parse::<u64>().ok());
+    let (user, nice, system) = (fields.next()??, fields.next()??, fields.next()??);
+    let (_idle, _iowait) = (fields.next()??, fields.next()??);
+    let (irq, softirq) = (fields.next()??, fields.next()??);
+    [user, nice, system, irq, softirq].into_iter().try_fold(0_u64, u64::checked_add)
+}
+
+/// CPUs that have a line in `/proc/stat`, which are those online now; the model keeps their number.
+fn count_cpus(path: &Path) -> io::Result<u64> {
+    let numbered = |line: &&str| {
+        line.strip_prefix("cpu").is_some_and(|rest| rest.starts_with(|first: char| first.is_ascii_digit()))
+    };
+    let cpus = std::fs::read_to_string(path)?.lines().filter(numbered).count();
+    u64::try_from(cpus.max(1)).map_err(io::Error::other)
+}

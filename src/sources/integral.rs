@@ -1,0 +1,176 @@
+//! Energy from power: the integral over time of what a sensor or a model says.
+//!
+//! For everything that has no counter. Owns the trapezoid and its doubt. Invariant: where the true power lay in
+//! `[low, high]` the whole time, the true energy of any interval lies within the growth of `energy_uj` ± (the growth of
+//! `doubt_uj` + `ROUNDING_UJ`). Never bridges a gap: after one, the integral goes on in a new epoch.
+
+use crate::domain::Reading;
+
+/// What flooring both cumulative figures can hide in a difference of two readings, in µJ.
+pub const ROUNDING_UJ: u64 = 2;
+
+/// Cumulative energy and doubt, kept in picojoules (mW times ns), so that no rounding accumulates.
+#[derive(Debug, Clone, Default)]
+pub struct Integral {
+    energy_pj: u128,
+    doubt_pj: u128,
+    /// Until when it is integrated; `None` before the first reading and after an interruption.
+    until_ns: Option<u64>,
+    begun: bool,
+    epoch: u32,
+}
+
+/// The energy of one interval, and what it can have been.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Slice {
+    /// The best guess.
+    pub energy_pj: u128,
+    /// No less than this.
+    pub low_pj: u128,
+    /// No more than this.
+    pub high_pj: u128,
+}
+
+impl Integral {
+    /// Adds what was used since the last reading, as `slice` says it for the nanoseconds that passed. The first reading,
+    /// and the first after an interruption, is a baseline; one that is not later than the last changes nothing.
+    pub fn advance(&mut self, at_ns: u64, slice: impl FnOnce(u128) -> Slice) -> Reading {
+        match self.until_ns {
+            None if self.begun => self.epoch = self.epoch.wrapping_add(1),
+            None => self.begun = true,
+            Some(until_ns) if at_ns <= until_ns => return self.reading(until_ns),
+            Some(until_ns) => {
+                let slice = slice(u128::from(at_ns - until_ns));
+                let below_pj = slice.energy_pj.saturating_sub(slice.low_pj);
+                self.energy_pj += slice.energy_pj;
+                self.doubt_pj += below_pj.max(slice.high_pj.saturating_sub(slice.energy_pj));
+            }
+        }
+        self.until_ns = Some(at_ns);
+        self.reading(at_ns)
+    }
+
+    /// The sensor was away: the energy until its next reading is unknown.
+    pub fn interrupt(&mut self) {
+        self.until_ns = None;
+    }
+
+    fn reading(&self, at_ns: u64) -> Reading {
+        let whole_uj = |pj: u128| u64::try_from(pj / 1_000_000).unwrap_or(u64::MAX);
+        Reading {
+            valid: true,
+            energy_uj: whole_uj(self.energy_pj),
+            doubt_uj: whole_uj(self.doubt_pj),
+            stamp_ns: at_ns,
+            epoch: self.epoch,
+            shape_uj: 0,
+        }
+    }
+}
+
+/// A sensor of power without a counter: the trapezoid between its readings.
+#[derive(Debug, Clone, Default)]
+pub struct Trapezoid {
+    integral: Integral,
+    last_mw: u64,
+}
+
+/// What a sensor said at one instant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Power {
+    /// The instant.
+    pub at_ns: u64,
+    /// The power at it.
+    pub power_mw: u64,
+    /// The true power was no less than this since the reading before.
+    pub low_mw: u64,
+    /// And no more than this.
+    pub high_mw: u64,
+}
+
+impl Trapezoid {
+    /// Adds the trapezoid from the last reading to this one.
+    pub fn advance(&mut self, power: Power) -> Reading {
+        let doubled_mw = u128::from(self.last_mw) + u128::from(power.power_mw);
+        self.last_mw = power.power_mw;
+        self.integral.advance(power.at_ns, |elapsed_ns| Slice {
+            energy_pj: doubled_mw * elapsed_ns / 2,
+            low_pj: u128::from(power.low_mw) * elapsed_ns,
+            high_pj: u128::from(power.high_mw) * elapsed_ns,
+        })
+    }
+
+    /// The sensor was away.
+    pub fn interrupt(&mut self) {
+        self.integral.interrupt();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn power(at_ns: u64, power_mw: u64) -> Power {
+        Power { at_ns, power_mw, low_mw: 0, high_mw: 400_000 }
+    }
+
+    #[test]
+    fn a_ramp_is_integrated_by_its_mean() {
+        let mut integral = Trapezoid::default();
+        integral.advance(power(0, 100_000));
+        let reading = integral.advance(power(1_000_000_000, 300_000));
+        assert_eq!(reading.energy_uj, 200_000_000);
+        assert_eq!(reading.doubt_uj, 200_000_000);
+        assert_eq!(reading.stamp_ns, 1_000_000_000);
+    }
+
+    #[test]
+    fn a_gap_adds_nothing_and_opens_an_epoch() {
+        let mut integral = Trapezoid::default();
+        integral.advance(power(0, 100_000));
+        let before = integral.advance(power(1_000_000, 100_000));
+        integral.interrupt();
+        let after = integral.advance(power(9_000_000_000, 100_000));
+        assert_eq!((after.energy_uj, after.doubt_uj, after.epoch), (before.energy_uj, before.doubt_uj, 1));
+    }
+
+    #[test]
+    fn a_reading_from_the_past_changes_nothing() {
+        let mut integral = Trapezoid::default();
+        integral.advance(power(0, 100_000));
+        let reading = integral.advance(power(1_000_000, 100_000));
+        assert_eq!(integral.advance(power(500_000, 300_000)), reading);
+    }
+
+    proptest! {
+        #[test]
+        fn the_truth_under_the_bounds_lies_within_the_doubt_for_every_interval(
+            steps in proptest::collection::vec((1_u64..5_000_000, 50_u64..=400, 50_u64..=400), 2..60),
+            from in 0_usize..60, to in 0_usize..60,
+        ) {
+            // Whatever the sensor says at the edges, the true power of a step is constant at `mean`, inside 50..=400 W.
+            let mut integral = Trapezoid::default();
+            let mut at_ns = 0;
+            let mut truth_pj = 0_u128;
+            let mut points = Vec::new();
+            for (elapsed_ns, sensed, mean) in steps {
+                at_ns += elapsed_ns;
+                if !points.is_empty() {
+                    truth_pj += u128::from(mean * 1_000) * u128::from(elapsed_ns);
+                }
+                let reading = integral.advance(Power {
+                    at_ns, power_mw: sensed * 1_000, low_mw: 50_000, high_mw: 400_000,
+                });
+                points.push((truth_pj, reading));
+            }
+            let (from, to) = (from % points.len(), to % points.len());
+            let (from, to) = (points[from.min(to)], points[from.max(to)]);
+            let truth_pj = to.0 - from.0;
+            let energy_pj = u128::from(to.1.energy_uj - from.1.energy_uj) * 1_000_000;
+            let doubt_pj = u128::from(to.1.doubt_uj - from.1.doubt_uj + ROUNDING_UJ) * 1_000_000;
+            prop_assert!(truth_pj.abs_diff(energy_pj) <= doubt_pj);
+        }
+    }
+}

@@ -1,0 +1,108 @@
+//! Intel's graphics cards through the kernel: the energy counters of the drivers xe and i915.
+//!
+//! Owns `energy1_input` (the card) and `energy2_input` (its package) of each card's chip under `class/hwmon` (linux
+//! Documentation/ABI/testing/sysfs-driver-intel-xe-hwmon), and i915's chip for each tile. A package and a tile lie
+//! within their card. The drivers add up a 32-bit register of 2^-14 J *when they are read* and have no timer of their own
+//! (xe_hwmon.c): at 1 kW it wraps in 4.4 minutes, so the meter must look at least once a minute. It does, once a second
+//! while idle; a longer silence is given up, never guessed. Needs no vendor's library and no privilege.
+
+use std::collections::BTreeMap;
+
+use crate::clock::Clock;
+use crate::domain::{Domain, Grade, Kind};
+
+use super::counter::plausible_ceiling_mw;
+use super::gauge::{Gauge, Gauges, awake, open_unless_asleep};
+use super::hwmon_chip::{Chip, chips};
+use super::{Inventory, Settings};
+
+/// The mechanism's name.
+pub const NAME: &str = "intelgpu";
+
+/// 2^32 counts of 2^-14 J: after so much the register behind the file may have wrapped unseen.
+const REGISTER_UJ: u64 = 262_144_000_000;
+
+/// From the hardware to the register: the firmware publishes each millisecond or so (as for the CPU's counters).
+pub(super) const LATENCY_NS: u64 = 1_000_000;
+
+/// 2^-14 J, rounded up.
+pub(super) const QUANTUM_UJ: u64 = 62;
+
+/// Reads go through the card's mailbox or registers; faster than its own cadence they give nothing.
+const MAX_RATE_HZ: f64 = 1_000.0;
+
+/// Whether a chip is one of these cards'; other mechanisms leave it alone.
+pub fn owns(chip: &Chip) -> bool {
+    chip.name == "xe" || chip.name == "i915" || tile_of(&chip.name).is_some()
+}
+
+/// i915 calls the chip of a tile `i915_gt0`.
+fn tile_of(name: &str) -> Option<&str> {
+    name.strip_prefix("i915_gt")
+}
+
+/// Opens every card that there is, each as a source of its own.
+pub fn open(settings: &Settings, clock: &Clock) -> Inventory {
+    let mut found = Inventory::default();
+    let mut cards = BTreeMap::<String, Vec<Chip>>::new();
+    for chip in chips(&settings.sysfs_root).unwrap_or_default().into_iter().filter(owns) {
+        let place = chip.pci_address().unwrap_or_else(|| chip.device().display().to_string());
+        cards.entry(place).or_default().push(chip);
+    }
+    if cards.is_empty() {
+        found.miss(
+            NAME,
+            "no card of the drivers xe or i915 shows its energy in class/hwmon; an integrated one is part \
+                          of its package, and a card needs Linux 6.5 (xe) or 6.2 (i915)"
+                .into(),
+        );
+    }
+    let mut named = 0;
+    for (place, chips) in cards {
+        let card = format!("intelgpu-{named}");
+        let gauges = gauges_of(&card, &place, &chips, &mut found);
+        if gauges.is_empty() {
+            found.miss(NAME, format!("{place}: the driver {} shows no energy of this card", chips[0].name));
+        } else {
+            named += 1;
+            found.opened.push(Gauges::offered(NAME, gauges, MAX_RATE_HZ, clock));
+        }
+    }
+    found
+}
+
+fn gauges_of(card: &str, place: &str, chips: &[Chip], found: &mut Inventory) -> Vec<(Domain, Gauge)> {
+    let mut gauges: Vec<(Domain, Gauge)> = Vec::new();
+    for chip in chips {
+        for (file, part) in [("energy1_input", None), ("energy2_input", Some("package"))] {
+            let Some(path) = chip.file(file) else { continue };
+            let part = match tile_of(&chip.name) {
+                Some(tile) => Some(format!("gt{tile}")),
+                None => part.map(String::from),
+            };
+            match open_unless_asleep(path.clone(), chip.device()) {
+                Ok(attribute) => {
+                    let gauge = Gauge::energy(attribute, Kind::Gpu, Some(REGISTER_UJ));
+                    gauges.push((domain_of(card, part, place), gauge.only_while(awake(chip.device()))));
+                }
+                Err(error) => found.miss(NAME, format!("{}: {error}", path.display())),
+            }
+        }
+    }
+    // Where the driver shows no whole card, nothing contains its parts, and discovery drops the parent.
+    gauges
+}
+
+fn domain_of(card: &str, part: Option<String>, place: &str) -> Domain {
+    Domain {
+        name: part.as_ref().map_or_else(|| card.to_owned(), |part| format!("{card}-{part}")),
+        kind: Kind::Gpu,
+        source: NAME.into(),
+        device: Some(place.into()),
+        parent: part.map(|_| card.to_owned()),
+        grade: Grade::Measured,
+        ceiling_mw: Some(plausible_ceiling_mw(Kind::Gpu)),
+        latency_ns: LATENCY_NS,
+        quantum_uj: QUANTUM_UJ,
+    }
+}

@@ -1,0 +1,461 @@
+//! Whether two counters are one register under two names.
+//!
+//! Owns the comparison of two streams of readings. A register only grows, so a read of one name that began after a read of
+//! the other had ended shows at least as much, but for one constant: the two need not have begun at the same count. Bounds
+//! of that constant that exclude each other prove two registers, whatever delays the reader. Levels that both names show,
+//! more of them than chance gives, show that they are one. Bounded memory and work. Reads no counter and no clock.
+
+use std::collections::VecDeque;
+
+use crate::domain::{Duplicate, Reading};
+
+/// Two counters that showed so many levels alike, with so many different distances between them, are one. Small moves of two
+/// idle counters are often one and the same step of the register, so that only distances of several sizes prove anything.
+pub const LEVELS: usize = 9;
+const SIZES: usize = 4;
+
+/// Energies that began at different counts are rounded down at different places (see `counter`).
+const ROUNDING_UJ: i128 = 1;
+
+/// A CPU may see a register's step so much before another CPU does.
+const SKEW_NS: u64 = 200_000;
+
+/// Levels kept of each counter, and differences kept of both.
+const MOST_LEVELS: usize = 512;
+const MOST_LEADS: usize = 1_024;
+
+/// Reads of one counter that wait for the other's, which come from another thread's ring in batches. Reads beyond it are
+/// dropped: fewer reads prove less, never something else.
+const MOST_WAITING: usize = 4_096;
+
+/// Which of the two counters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    /// The one that is counted while nothing is known.
+    Original,
+    /// The other.
+    Copy,
+}
+
+/// One read of one counter.
+#[derive(Debug, Clone, Copy)]
+struct Look {
+    before_ns: u64,
+    after_ns: u64,
+    energy_uj: u64,
+    epoch: u32,
+}
+
+/// What was read of one counter since both began their epochs.
+#[derive(Debug, Default)]
+struct Seen {
+    /// Not compared yet.
+    waiting: VecDeque<Look>,
+    /// Compared, and perhaps too recent to have ended before the other's next read began.
+    recent: VecDeque<Look>,
+    /// The latest that had.
+    clear: Option<Look>,
+    base: Option<Look>,
+    last: Option<Look>,
+    /// Each level once.
+    levels: VecDeque<u64>,
+}
+
+impl Seen {
+    fn restart(&mut self) {
+        let waiting = std::mem::take(&mut self.waiting);
+        *self = Self { waiting, ..Self::default() };
+    }
+
+    fn grown_uj(&self) -> u64 {
+        self.base.zip(self.last).map_or(0, |(base, last)| last.energy_uj - base.energy_uj)
+    }
+}
+
+/// Two counters, and what their readings say of them.
+#[derive(Debug)]
+pub struct Pair {
+    original: Seen,
+    copy: Seen,
+    /// How far the original is ahead of the copy all the time if they are one: the least and the most.
+    least_uj: i128,
+    most_uj: i128,
+    /// How far it was ahead at recent reads.
+    leads: VecDeque<i128>,
+    /// A level was added since the last decision.
+    fresh: bool,
+    needed: usize,
+    bias_ppm: u64,
+    state: Duplicate,
+}
+
+impl Pair {
+    /// Nothing read yet. `needed`: so many common levels are asked for. `bias_ppm`: two mechanisms may show one register
+    /// with units that differ by so much.
+    pub fn new(needed: usize, bias_ppm: u64) -> Self {
+        Self {
+            original: Seen::default(),
+            copy: Seen::default(),
+            least_uj: i128::MIN / 2,
+            most_uj: i128::MAX / 2,
+            leads: VecDeque::new(),
+            fresh: false,
+            needed,
+            bias_ppm,
+            state: Duplicate::Undecided,
+        }
+    }
+
+    /// What the readings say so far. *Independent* is proved and stays; *same* holds until that is proved.
+    pub fn state(&self) -> Duplicate {
+        self.state
+    }
+
+    /// Takes one reading of one of the two, in the order of time of that one; `before_ns..=after_ns` surrounds the read.
+    pub fn see(&mut self, side: Side, before_ns: u64, after_ns: u64, reading: &Reading) {
+        if !reading.valid || self.state == Duplicate::Independent {
+            return;
+        }
+        let Reading { energy_uj, epoch, .. } = *reading;
+        let waiting = &mut self.of(side).waiting;
+        if waiting.len() == MOST_WAITING {
+            waiting.pop_front();
+        }
+        waiting.push_back(Look { before_ns, after_ns, energy_uj, epoch });
+        while let Some((original, copy)) = self.original.waiting.front().zip(self.copy.waiting.front()) {
+            let side = if original.after_ns <= copy.after_ns { Side::Original } else { Side::Copy };
+            if let Some(look) = self.of(side).waiting.pop_front() {
+                self.compare(side, look);
+            }
+        }
+    }
+
+    /// Judges by all readings so far. Costs some 100 µs where levels are compared, so it is called now and then.
+    pub fn decide(&mut self) {
+        let fresh = std::mem::take(&mut self.fresh);
+        let grown_uj = self.original.grown_uj().max(self.copy.grown_uj());
+        let bias_uj = (u128::from(grown_uj) * u128::from(self.bias_ppm) / 1_000_000).cast_signed();
+        if self.least_uj > self.most_uj + ROUNDING_UJ + bias_uj {
+            self.state = Duplicate::Independent;
+        } else if fresh && self.state == Duplicate::Undecided && self.show_the_same_levels() {
+            self.state = Duplicate::Same;
+        }
+    }
+
+    fn of(&mut self, side: Side) -> &mut Seen {
+        match side {
+            Side::Original => &mut self.original,
+            Side::Copy => &mut self.copy,
+        }
+    }
+
+    /// Takes up the earliest read that was not compared yet.
+    fn compare(&mut self, side: Side, look: Look) {
+        if self.of(side).last.is_some_and(|last| last.epoch != look.epoch) {
+            // Something began anew: so does the comparison.
+            self.original.restart();
+            self.copy.restart();
+            self.leads.clear();
+            (self.least_uj, self.most_uj) = (i128::MIN / 2, i128::MAX / 2);
+        }
+        let (own, other) = match side {
+            Side::Original => (&mut self.original, &mut self.copy),
+            Side::Copy => (&mut self.copy, &mut self.original),
+        };
+        while other.recent.front().is_some_and(|earlier| earlier.after_ns + SKEW_NS <= look.before_ns) {
+            other.clear = other.recent.pop_front();
+        }
+        let lead = |other: Look| match side {
+            Side::Original => ahead(look.energy_uj, other.energy_uj),
+            Side::Copy => ahead(other.energy_uj, look.energy_uj),
+        };
+        match (side, other.clear.map(lead)) {
+            (Side::Original, Some(lead_uj)) => self.most_uj = self.most_uj.min(lead_uj),
+            (Side::Copy, Some(lead_uj)) => self.least_uj = self.least_uj.max(lead_uj),
+            (_, None) => {}
+        }
+        if let Some(lead_uj) = other.last.map(lead) {
+            push(&mut self.leads, lead_uj, MOST_LEADS);
+        }
+        if own.levels.back() != Some(&look.energy_uj) {
+            push(&mut own.levels, look.energy_uj, MOST_LEVELS);
+            self.fresh = true;
+        }
+        push(&mut own.recent, look, MOST_WAITING);
+        own.base.get_or_insert(look);
+        own.last = Some(look);
+    }
+
+    fn show_the_same_levels(&self) -> bool {
+        if self.original.levels.len() < 2 || self.copy.levels.len() < 2 {
+            return false;
+        }
+        let possible =
+            |lead: &i128| (self.least_uj - ROUNDING_UJ..=self.most_uj + ROUNDING_UJ).contains(lead);
+        let Some(offset_uj) = commonest(self.leads.iter().copied().filter(possible).collect()) else {
+            return false;
+        };
+        let original: Vec<_> = self.original.levels.iter().map(|level| i128::from(*level)).collect();
+        let copy: Vec<_> = self.copy.levels.iter().map(|level| i128::from(*level) + offset_uj).collect();
+        let shown_by_both = common(&original, &copy);
+        let many =
+            shown_by_both.len() >= self.needed && shown_by_both.len() as f64 >= needed(&original, &copy);
+        many && sizes(&shown_by_both) >= SIZES
+    }
+}
+
+fn push<T>(into: &mut VecDeque<T>, value: T, most: usize) {
+    if into.len() == most {
+        into.pop_front();
+    }
+    into.push_back(value);
+}
+
+fn ahead(first_uj: u64, second_uj: u64) -> i128 {
+    i128::from(first_uj) - i128::from(second_uj)
+}
+
+/// The value that is there most often.
+fn commonest(mut values: Vec<i128>) -> Option<i128> {
+    values.sort_unstable();
+    values.chunk_by(|a, b| a == b).max_by_key(|alike| alike.len())?.first().copied()
+}
+
+/// The levels of `first` that `second` has too.
+fn common(first: &[i128], second: &[i128]) -> Vec<i128> {
+    let mut second = second.iter().peekable();
+    let shown = |level: &&i128| {
+        while second.next_if(|other| **other < **level - ROUNDING_UJ).is_some() {}
+        second.peek().is_some_and(|other| **other <= **level + ROUNDING_UJ)
+    };
+    first.iter().filter(shown).copied().collect()
+}
+
+/// How many levels two must both show to be one. Of two that are not, the more meet by chance the closer they lie, since each
+/// level is a number of steps of the register: asked for is what chance would give and four times by how much chance strays
+/// from that. And a quarter of all: of two that are one, a reader who is held up at nearly every look sees most levels in
+/// one of them only.
+fn needed(first: &[i128], second: &[i128]) -> f64 {
+    let span = |levels: &[i128]| levels.last().zip(levels.first()).map_or(0, |(last, first)| last - first);
+    let (most, fewest) = (first.len().max(second.len()) as f64, first.len().min(second.len()) as f64);
+    // Of the places where a level may lie.
+    let filled = (step(first, second) as f64 * most / span(first).min(span(second)).max(1) as f64).min(1.0);
+    let by_chance = fewest * filled;
+    (by_chance + 4.0 * (by_chance * (1.0 - filled)).sqrt()).max(fewest / 4.0)
+}
+
+/// A guess at the register's step, too large rather than too small: the least by which distances between levels differ.
+fn step(first: &[i128], second: &[i128]) -> i128 {
+    let distances = |levels: &[i128]| levels.windows(2).map(|two| two[1] - two[0]).collect::<Vec<_>>();
+    let mut distances = [vec![0], distances(first), distances(second)].concat();
+    distances.sort_unstable();
+    let apart = distances.windows(2).map(|two| two[1] - two[0]).filter(|apart| *apart > 2 * ROUNDING_UJ);
+    apart.min().unwrap_or(0)
+}
+
+/// How many different distances lie between levels that follow each other.
+fn sizes(levels: &[i128]) -> usize {
+    let mut sizes: Vec<_> = levels.windows(2).map(|two| two[1] - two[0]).collect();
+    sizes.sort_unstable();
+    sizes.dedup_by(|larger, size| *larger - *size <= ROUNDING_UJ);
+    sizes.len()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn reading(energy_uj: u64) -> Reading {
+        Reading { valid: true, energy_uj, ..Reading::default() }
+    }
+
+    /// Looks at both counters each millisecond.
+    fn of(looks: impl IntoIterator<Item = (u64, u64)>) -> Pair {
+        let mut pair = Pair::new(LEVELS, 0);
+        for (look, (original, copy)) in (1..).zip(looks) {
+            look_at(&mut pair, look, &reading(original), &reading(copy));
+        }
+        pair
+    }
+
+    fn look_at(pair: &mut Pair, look: u64, original: &Reading, copy: &Reading) {
+        let at_ns = look * 1_000_000;
+        pair.see(Side::Original, at_ns, at_ns + 10_000, original);
+        pair.see(Side::Copy, at_ns + 10_000, at_ns + 20_000, copy);
+        pair.decide();
+    }
+
+    /// What a register shows that moves by these, the first value included.
+    fn register(moves: &[u64]) -> Vec<u64> {
+        let mut sum = 0;
+        std::iter::once(0)
+            .chain(moves.iter().map(|step| {
+                sum += step;
+                sum
+            }))
+            .collect()
+    }
+
+    /// Numbers of a fixed sequence that looks random.
+    struct Noise(u64);
+
+    impl Noise {
+        fn below(&mut self, bound: u64) -> u64 {
+            self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (self.0 >> 33) % bound
+        }
+    }
+
+    /// A register that moves each millisecond by `step` counts of 61.035 µJ, from `phase_us` on.
+    fn counts(noise: &mut Noise, step: impl Fn(&mut Noise) -> u64) -> Vec<u64> {
+        register(&(0..2_000).map(|_| step(noise)).collect::<Vec<_>>())
+    }
+
+    /// Looks at two registers for 40 ms, each read and each pause as long as the machine likes.
+    fn watched(first: &[u64], second: (&[u64], u64), mut read_us: impl FnMut() -> u64) -> Pair {
+        let (mut pair, mut at_us, mut bases) = (Pair::new(LEVELS, 0), 5_300, None);
+        let (second, phase_us) = second;
+        for _ in 0..190 {
+            let (one, began_us) = (first[(at_us / 1_000) as usize], at_us);
+            at_us += read_us();
+            let (other, between_us) = (second[((at_us + phase_us) / 1_000) as usize], at_us);
+            at_us += read_us();
+            let (base, begin) = *bases.get_or_insert((one, other));
+            let uj = |count: u64| count * 1_000_000 / (1 << 14);
+            pair.see(Side::Original, began_us * 1_000, between_us * 1_000, &reading(uj(one - base)));
+            pair.see(Side::Copy, between_us * 1_000, at_us * 1_000, &reading(uj(other - begin)));
+            at_us += 200;
+        }
+        pair.decide();
+        pair
+    }
+
+    #[test]
+    fn a_move_that_one_of_them_shows_as_two_makes_them_no_different() {
+        let first = register(&[5, 7, 9, 4, 6, 8, 3, 2, 10, 11]);
+        let mut second = register(&[5, 16, 4, 6, 8, 3, 2, 10, 11]);
+        // At the third look the reader was held up before its second read.
+        second.insert(3, second[2]);
+        assert_eq!(of(first.iter().copied().zip(second)).state(), Duplicate::Same);
+    }
+
+    #[test]
+    fn one_that_began_a_look_later_is_still_the_same() {
+        let levels = register(&[31, 41, 59, 26, 53, 58, 97, 93, 23, 84]);
+        let later = || std::iter::once(0).chain(levels[1..].iter().map(|level| level - levels[1]));
+        assert_eq!(of(levels.iter().copied().zip(later())).state(), Duplicate::Same);
+        let mut earlier: Vec<_> = later().zip(levels.iter().copied()).collect();
+        // The first read is never ahead of the second by more than a core's view of the register.
+        assert_eq!(of(earlier.iter().copied()).state(), Duplicate::Same);
+        earlier[5].1 += 60;
+        assert_eq!(of(earlier).state(), Duplicate::Independent);
+    }
+
+    #[test]
+    fn one_register_is_the_same_however_often_the_reader_is_held_up() {
+        let mut noise = Noise(7);
+        for watch in 0..300_u64 {
+            let counts = counts(&mut noise, |noise| 80 + noise.below(90));
+            let held_up = watch % 60;
+            let read_us = || match noise.below(100) {
+                luck if luck < held_up => 100 + noise.below(6_000),
+                _ => 10,
+            };
+            let pair = watched(&counts, (&counts, 0), read_us);
+            assert_eq!(pair.state(), Duplicate::Same, "held up in {held_up} % of the reads");
+        }
+    }
+
+    #[test]
+    fn two_packages_are_never_one_whatever_they_draw_and_however_seldom_they_are_looked_at() {
+        let mut noise = Noise(11);
+        for watch in 0..900_u64 {
+            // Idle by one or two counts, by a few, and under the same load.
+            let (least, spread) = [(1, 2), (1, 4), (2, 5), (0, 3), (150, 9)][(watch % 5) as usize];
+            let step = |noise: &mut Noise| least + noise.below(spread);
+            let (first, second) = (counts(&mut noise, step), counts(&mut noise, step));
+            let (phase_us, held_up) = (watch % 3 * 300, watch / 5 % 4 * 10);
+            let read_us = || match noise.below(100) {
+                luck if luck < held_up => 100 + noise.below(6_000),
+                _ => 10,
+            };
+            let pair = watched(&first, (&second, phase_us), read_us);
+            assert_ne!(pair.state(), Duplicate::Same, "{least} and {spread}, held up in {held_up} %");
+        }
+    }
+
+    #[test]
+    fn counters_that_take_the_same_single_steps_are_suspect_and_never_the_same() {
+        let steps = register(&[61; 100].map(|step| step));
+        let pair = of(steps.iter().copied().zip(steps.iter().copied()));
+        assert_eq!(pair.state(), Duplicate::Undecided);
+        assert_eq!(of([(0, 0); 50]).state(), Duplicate::Undecided, "nothing moves");
+        assert_eq!(of((0..20).map(|look| (look * 61, 0))).state(), Duplicate::Independent);
+    }
+
+    #[test]
+    fn a_new_epoch_begins_the_comparison_anew() {
+        let levels = register(&[31, 41, 59, 26, 53]);
+        let mut pair = of(levels.iter().copied().zip(levels.iter().copied()));
+        // 40 µJ were lost on one side only, which would prove two counters.
+        for (look, uj) in (10..).zip([251, 281, 340]) {
+            look_at(&mut pair, look, &Reading { epoch: 1, ..reading(uj) }, &reading(uj - 40));
+            assert_eq!(pair.state(), Duplicate::Undecided);
+        }
+        look_at(&mut pair, 14, &Reading { epoch: 1, ..reading(340) }, &reading(401));
+        look_at(&mut pair, 15, &Reading { epoch: 1, ..reading(340) }, &reading(401));
+        assert_eq!(pair.state(), Duplicate::Independent);
+    }
+
+    #[test]
+    fn readings_that_come_in_batches_of_one_counter_are_compared_in_the_order_of_time() {
+        let mut noise = Noise(5);
+        let step = |noise: &mut Noise| 100 + noise.below(90);
+        let one = register(&(0..2_000).map(|_| step(&mut noise)).collect::<Vec<_>>());
+        let other = register(&(0..2_000).map(|_| step(&mut noise)).collect::<Vec<_>>());
+        for (copy, expected) in [(&one, Duplicate::Same), (&other, Duplicate::Independent)] {
+            let mut pair = Pair::new(LEVELS, 0);
+            for batch in (0..2_000).step_by(500) {
+                for (side, counts, phase_ns) in [(Side::Copy, copy, 300_000), (Side::Original, &one, 0)] {
+                    for (at, uj) in counts.iter().enumerate().skip(batch).take(500) {
+                        let at_ns = at as u64 * 1_000_000 + phase_ns;
+                        pair.see(side, at_ns, at_ns + 5_000, &reading(*uj));
+                    }
+                }
+                pair.decide();
+            }
+            assert_eq!(pair.state(), expected);
+        }
+    }
+
+    #[test]
+    fn what_looked_like_one_counter_is_two_once_that_is_proved() {
+        let levels = register(&[31, 41, 59, 26, 53, 58, 97, 93, 23, 84]);
+        let mut pair = of(levels.iter().copied().zip(levels.iter().copied()));
+        assert_eq!(pair.state(), Duplicate::Same);
+        look_at(&mut pair, 20, &reading(600), &reading(900));
+        look_at(&mut pair, 21, &reading(600), &reading(900));
+        assert_eq!(pair.state(), Duplicate::Independent);
+    }
+
+    #[test]
+    fn a_known_bias_between_two_mechanisms_proves_nothing() {
+        let looks = |ppm: u64| (1..3_000_u64).map(move |look| (look * 61_000, look * 61 * ppm / 1_000));
+        let of = |ppm| {
+            let mut pair = Pair::new(LEVELS, 3_000);
+            for (look, (original, copy)) in (1..).zip(looks(ppm)) {
+                look_at(&mut pair, look, &reading(original), &reading(copy));
+            }
+            pair.state()
+        };
+        assert_ne!(of(1_002_703), Duplicate::Independent);
+        assert_eq!(of(1_030_000), Duplicate::Independent);
+    }
+
+    #[test]
+    fn memory_is_bounded_where_one_counter_no_longer_answers() {
+        let mut pair = Pair::new(LEVELS, 0);
+        (0..20_000_u64).for_each(|at| pair.see(Side::Copy, at * 1_000, at * 1_000, &reading(at)));
+        assert_eq!(pair.copy.waiting.len(), MOST_WAITING);
+    }
+}

@@ -1,0 +1,235 @@
+//! A short look under load: which counters move, and what that says of counters that may be one.
+//!
+//! A counter that is present may be dead (cloud machines show a `psys` that always reads 0), and two may be one
+//! (`package-0-die-0` and `-die-1` of a Threadripper). Only watching tells. Owns the watch at the start: a busy loop on
+//! the calling thread, ended as soon as there is nothing left to learn, and by `LONGEST_NS` at the latest. What it leaves
+//! undecided is watched on by the sampler's readings. Never decides what becomes of a domain.
+
+use std::collections::BTreeSet;
+use std::hint::spin_loop;
+
+use crate::clock::monotonic_ns;
+use crate::domain::{Domain, Duplicate, Grade, Reading};
+
+use super::Opened;
+use super::agreement::{Agreement, Disagreement};
+use super::duplicate::DuplicatePair;
+
+/// A domain that has not moved after so long under load is stuck.
+const LONGEST_NS: u64 = 40_000_000;
+
+/// Time between two looks: several within the millisecond in which RAPL counters move.
+const PAUSE_NS: u64 = 200_000;
+
+/// An integral has moved by then if it ever will.
+const LEAST_LOOKS: u32 = 4;
+
+/// So many looks lie between two judgements of the pairs.
+const LOOKS_TO_A_JUDGEMENT: u32 = 8;
+
+/// A domain's place: which source, which of its domains.
+type Place = (usize, usize);
+
+/// Two domains that may be one.
+#[derive(Debug)]
+pub struct Candidate {
+    /// The earlier one.
+    pub original: Place,
+    /// The later one.
+    pub copy: Place,
+    /// What is known of them.
+    pub pair: DuplicatePair,
+}
+
+/// What the watch saw.
+#[derive(Debug, Default)]
+pub struct Seen {
+    /// Domains that may be two names of one counter.
+    pub candidates: Vec<Candidate>,
+    /// Mechanisms that show the same domain and not the same energy.
+    pub disagreements: Vec<Disagreement>,
+}
+
+/// Watches all domains under load, fills [`Opened::advanced`], and says what is to be thought of them. `packages`: the
+/// physical packages that the kernel lists.
+pub fn watch(opened: &mut [Opened], packages: &BTreeSet<u32>) -> Seen {
+    let begin_ns = monotonic_ns();
+    let mut watched = watched(opened);
+    let mut candidates = candidates(opened, packages);
+    let mut agreement = Agreement::new(opened);
+    let mut readings: Vec<_> =
+        opened.iter().map(|source| vec![Reading::default(); source.domains.len()]).collect();
+    let mut windows_ns = vec![(0, 0); opened.len()];
+    for look in 1.. {
+        for ((source, readings), window_ns) in opened.iter_mut().zip(&mut readings).zip(&mut windows_ns) {
+            let before_ns = monotonic_ns();
+            source.source.read(readings);
+            *window_ns = (before_ns, monotonic_ns());
+        }
+        watched.iter_mut().for_each(|domain| domain.see(&readings[domain.place.0][domain.place.1]));
+        for candidate in &mut candidates {
+            let of = |(source, domain): Place| (windows_ns[source], &readings[source][domain]);
+            let ((before_ns, after_ns), reading) = of(candidate.original);
+            candidate.pair.see_original(before_ns, after_ns, reading);
+            let ((before_ns, after_ns), reading) = of(candidate.copy);
+            candidate.pair.see_copy(before_ns, after_ns, reading);
+        }
+        agreement.see(&readings);
+        if look % LOOKS_TO_A_JUDGEMENT == 0 {
+            candidates.iter_mut().for_each(|candidate| candidate.pair.decide());
+        }
+        let undecided = |candidate: &Candidate| candidate.pair.state() == Duplicate::Undecided;
+        let learnt = look >= LEAST_LOOKS
+            && all_moved(&watched)
+            && !candidates.iter().any(undecided)
+            && !agreement.wants_more();
+        if learnt || monotonic_ns() - begin_ns >= LONGEST_NS {
+            break;
+        }
+        burn(PAUSE_NS);
+    }
+    for domain in &watched {
+        opened[domain.place.0].advanced[domain.place.1] = domain.moved;
+    }
+    Seen { candidates, disagreements: agreement.disagreements(opened) }
+}
+
+/// One domain under watch.
+struct Watched {
+    place: Place,
+    /// Whether it counts. An integral moves at once or has nothing to integrate.
+    counter: bool,
+    last: Option<Reading>,
+    moved: bool,
+}
+
+impl Watched {
+    fn see(&mut self, reading: &Reading) {
+        if !reading.valid {
+            return;
+        }
+        let moved = |last: &Reading| reading.epoch == last.epoch && reading.energy_uj > last.energy_uj;
+        self.moved |= self.last.as_ref().is_some_and(moved);
+        self.last = Some(*reading);
+    }
+}
+
+fn watched(opened: &[Opened]) -> Vec<Watched> {
+    let of = |(nth, source): (usize, &Opened)| {
+        let one = move |(at, domain): (usize, &Domain)| Watched {
+            place: (nth, at),
+            counter: domain.grade != Grade::Integrated,
+            last: None,
+            moved: false,
+        };
+        source.domains.iter().enumerate().map(one).collect::<Vec<_>>()
+    };
+    opened.iter().enumerate().flat_map(of).collect()
+}
+
+fn all_moved(watched: &[Watched]) -> bool {
+    watched.iter().all(|domain| !domain.counter || domain.moved)
+}
+
+/// Each two domains that may be one, the earlier first.
+fn candidates(opened: &[Opened], packages: &BTreeSet<u32>) -> Vec<Candidate> {
+    let domains: Vec<(Place, &Domain)> = opened
+        .iter()
+        .enumerate()
+        .flat_map(|(nth, source)| {
+            source.domains.iter().enumerate().map(move |(at, domain)| ((nth, at), domain))
+        })
+        .collect();
+    let with_later = |(nth, (original, domain)): (usize, &(Place, &Domain))| {
+        let of = |(copy, other): &(Place, &Domain)| {
+            let pair = DuplicatePair::of(domain, other, packages)?;
+            Some(Candidate { original: *original, copy: *copy, pair })
+        };
+        domains[nth + 1..].iter().filter_map(of).collect::<Vec<_>>()
+    };
+    domains.iter().enumerate().flat_map(with_later).collect()
+}
+
+/// Keeps this CPU busy, so that what is alive has something to count.
+fn burn(for_ns: u64) {
+    let end_ns = monotonic_ns() + for_ns;
+    while monotonic_ns() < end_ns {
+        spin_loop();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::Kind;
+    use crate::sources::Source;
+
+    /// Counters that add the next of their moves at each read, over and over; an empty list never moves.
+    struct Moving(Vec<Vec<u64>>, Vec<u64>, usize);
+
+    impl Source for Moving {
+        fn read(&mut self, into: &mut [Reading]) -> Option<(u64, u64)> {
+            for ((moves, sum), reading) in self.0.iter().zip(&mut self.1).zip(into) {
+                *sum += moves.get(self.2 % moves.len().max(1)).copied().unwrap_or(0);
+                *reading = Reading { valid: true, energy_uj: *sum, ..Reading::default() };
+            }
+            self.2 += 1;
+            None
+        }
+    }
+
+    fn packages(moves: &[&[u64]]) -> Vec<Opened> {
+        let domain = |nth: usize| Domain {
+            name: format!("package-{nth}"),
+            kind: Kind::Package,
+            source: "test".into(),
+            device: None,
+            parent: None,
+            grade: Grade::Measured,
+            ceiling_mw: None,
+            latency_ns: 0,
+            quantum_uj: 1,
+        };
+        vec![Opened {
+            name: "test",
+            source: Box::new(Moving(moves.iter().map(|m| m.to_vec()).collect(), vec![0; moves.len()], 0)),
+            domains: (0..moves.len()).map(domain).collect(),
+            cpu: None,
+            max_rate_hz: 1_000.0,
+            advanced: vec![false; moves.len()],
+        }]
+    }
+
+    /// Each pair of the watched domains with its state.
+    fn states(opened: &mut [Opened]) -> Vec<(usize, usize, Duplicate)> {
+        let seen = watch(opened, &BTreeSet::new());
+        assert!(seen.disagreements.is_empty());
+        seen.candidates.iter().map(|of| (of.original.1, of.copy.1, of.pair.state())).collect()
+    }
+
+    #[test]
+    fn a_counter_that_never_moves_is_told_apart_from_one_that_does() {
+        let mut opened = packages(&[&[5, 6, 7], &[]]);
+        states(&mut opened);
+        assert_eq!(opened[0].advanced, [true, false]);
+    }
+
+    #[test]
+    fn counters_that_move_exactly_alike_are_the_same_and_another_is_not() {
+        let moves: &[u64] = &[31, 41, 59, 26, 53, 58, 97];
+        let mut opened = packages(&[moves, moves, &[27, 18, 28]]);
+        use Duplicate::{Independent, Same};
+        assert_eq!(states(&mut opened), [(0, 1, Same), (0, 2, Independent), (1, 2, Independent)]);
+    }
+
+    #[test]
+    fn idle_counters_that_move_by_single_steps_are_undecided() {
+        let mut opened = packages(&[&[61, 61, 61, 61, 61, 61, 61, 62], &[61, 61, 61, 61, 61, 61, 61, 62]]);
+        assert_eq!(states(&mut opened), [(0, 1, Duplicate::Undecided)]);
+    }
+
+    #[test]
+    fn discovery_with_nothing_to_watch_is_over_at_once() {
+        assert!(states(&mut []).is_empty());
+    }
+}

@@ -1,0 +1,315 @@
+//! Where joules come from: one file for each mechanism, all behind one trait.
+//!
+//! Owns the trait and what discovery gives. Absent hardware is a shorter list, never an error. Never blocks on a client, never logs for each tick, never interprets a wrap
+//! outside `counter`.
+//!
+//! | mechanism | what it reads | grade | needs |
+//! |---|---|---|---|
+//! | `perf` | RAPL through the kernel's `power` PMU | measured; AMD modelled | CAP_PERFMON |
+//! | `powercap` | RAPL through sysfs | the same | root |
+//! | `nvml` | NVIDIA GPUs through their driver's library | measured; without a counter integrated | /dev/nvidia* |
+//! | `msr` | RAPL through `/dev/cpu/N/msr`; off unless configured | the same | CAP_SYS_RAWIO |
+//! | `amdgpu` | AMD's `gpu_metrics`, else hwmon | measured; integrated | nothing |
+//! | `intelgpu` | hwmon of the drivers xe and i915 | measured | nothing |
+//! | `hwmon` | boards' sensors: Grace, Jetson, others | integrated; measured | nothing |
+//! | `battery` | `power_supply` while it discharges; never counted | integrated | nothing |
+//! | `ioreport` | Apple silicon's counters through IOReport | modelled | macOS |
+//! | `smc` | the power that a Mac's controller senses | integrated | macOS |
+//! | `estimate` | CPU load times a model | estimated | nothing |
+//! | `replay` | a recorded trace or a scripted machine | as told there | a file |
+
+pub use discovery::{discover, discover_within};
+pub use settings::Settings;
+
+use crate::domain::{Absent, Domain, Reading};
+
+use duplicate::DuplicatePair;
+use starting::Starting;
+
+/// An AMD card's accumulator as a source.
+mod accumulator;
+
+/// Whether mechanisms that show the same domain agree.
+mod agreement;
+
+/// AMD's graphics cards through the kernel.
+pub mod amdgpu;
+
+/// A kernel's file that is kept open.
+mod attribute;
+
+/// What a battery delivers.
+pub mod battery;
+
+/// What the labels on boards mean.
+mod board;
+
+/// Where Apple's C functions come from.
+mod apple;
+
+/// Apple's C functions, by their addresses.
+mod apple_calls_ffi;
+
+/// A library that is loaded at run time.
+mod apple_library_ffi;
+
+/// Apple's C functions from a library that stands in for them.
+mod apple_loaded_ffi;
+
+/// Apple's C functions as the system has them.
+#[cfg(target_os = "macos")]
+#[path = "apple_linked_ffi.rs"]
+mod apple_system;
+
+/// Apple's C functions: not on this system.
+#[cfg(not(target_os = "macos"))]
+#[path = "apple_unsupported.rs"]
+mod apple_system;
+
+/// What a call into a driver costs, and how often it may be made for that.
+mod call_cost;
+
+/// Of domains that are shown several times, the one that stays.
+pub mod choice;
+
+/// Which domains make up the host's total: each joule once.
+pub mod containment;
+
+/// Raw counts that wrap and restart, made into energy that only grows.
+pub mod counter;
+
+/// The kernel's lists of CPUs.
+#[cfg(target_os = "linux")]
+mod cpu_list;
+
+/// Which mechanisms are there.
+mod discovery;
+
+/// Pairs of domains that may be two names of one counter.
+pub mod duplicate;
+
+/// CPU load times a power model, where there is no counter at all.
+pub mod estimate;
+
+/// Files that show energy or power, read together.
+mod gauge;
+
+/// AMD's binary table.
+mod gpu_metrics;
+
+/// Boards' own sensors.
+pub mod hwmon;
+
+/// The chips under `class/hwmon`.
+mod hwmon_chip;
+
+/// Power integrated over time, with its doubt.
+pub mod integral;
+
+/// Intel's graphics cards through the kernel.
+pub mod intelgpu;
+
+/// Apple silicon's energy counters.
+pub mod ioreport;
+
+/// Which of IOReport's channels are meters.
+pub mod ioreport_channel;
+
+/// What a channel's raw bytes say.
+mod ioreport_element;
+
+/// The calls to IOReport.
+mod ioreport_ffi;
+
+/// Whether two counters are one register under two names.
+mod likeness;
+
+/// A short look under load: which counters move.
+mod liveness;
+
+/// NVIDIA GPUs.
+#[cfg(target_os = "linux")]
+pub mod nvml;
+
+/// NVIDIA GPUs: not on this system.
+#[cfg(not(target_os = "linux"))]
+#[path = "nvml_unsupported.rs"]
+pub mod nvml;
+
+/// One part of an NVIDIA board.
+#[cfg(target_os = "linux")]
+mod nvml_channel;
+
+/// When a dear call to NVML is due.
+#[cfg(target_os = "linux")]
+mod nvml_cadence;
+
+/// The calls to NVML.
+#[cfg(target_os = "linux")]
+mod nvml_ffi;
+
+/// One NVIDIA board.
+#[cfg(target_os = "linux")]
+mod nvml_gpu;
+
+/// The way to a board, and back to it.
+#[cfg(target_os = "linux")]
+mod nvml_link;
+
+/// Which process used how much of an NVIDIA board.
+#[cfg(target_os = "linux")]
+pub mod nvml_use;
+
+/// Which process used how much of an NVIDIA board: not on this system.
+#[cfg(not(target_os = "linux"))]
+#[path = "nvml_use_unsupported.rs"]
+pub mod nvml_use;
+
+/// RAPL through the registers themselves.
+pub mod msr;
+/// What NVML's refusals mean.
+#[cfg(target_os = "linux")]
+mod nvml_refusal;
+
+/// Which energy registers a processor has, and in what units.
+mod msr_layout;
+
+/// What RAPL's domains are, whichever mechanism reads them.
+mod rapl;
+
+/// What discovery needs to know.
+mod settings;
+
+/// RAPL through the kernel's `power` PMU.
+#[cfg(target_os = "linux")]
+pub mod perf;
+
+/// RAPL through the kernel's `power` PMU: not on this system.
+#[cfg(not(target_os = "linux"))]
+#[path = "perf_unsupported.rs"]
+pub mod perf;
+
+/// `perf_event_open(2)`.
+#[cfg(target_os = "linux")]
+mod perf_ffi;
+
+/// What to say where perf is closed.
+#[cfg(target_os = "linux")]
+mod perf_refusal;
+
+/// Event sources as sysfs describes them.
+#[cfg(target_os = "linux")]
+mod pmu;
+
+/// RAPL through the kernel's powercap zones.
+pub mod powercap;
+
+/// The powercap tree: zones, names, units.
+mod powercap_zone;
+
+/// Who made the processor.
+mod processor;
+
+/// Power in repeating steps, and its energy in closed form.
+pub mod profile;
+
+/// Writes what a machine shows as a trace.
+pub mod recorder;
+
+/// Recorded and scripted machines as a source.
+pub mod replay;
+
+/// A simulated machine, computed from a description.
+pub mod script;
+
+/// The words of a script.
+mod script_text;
+
+/// A Mac's System Management Controller.
+pub mod smc;
+
+/// The calls to it.
+mod smc_ffi;
+
+/// What it is asked, and what its values mean.
+mod smc_key;
+
+/// Opening the sources, each on a thread of its own.
+pub mod starting;
+
+/// A source with some of its domains left out.
+mod selection;
+
+/// Whether the machine slept.
+mod suspend;
+
+/// Where the kernel's CPUs sit.
+pub mod topology;
+
+/// What a machine showed, read from a recording.
+pub mod trace;
+
+/// The lines of a recording.
+mod trace_line;
+
+/// The time stamp counter as the time stamp of a read.
+#[cfg(target_os = "linux")]
+mod tsc;
+
+/// Microjoules in a raw count, exactly.
+pub mod unit;
+
+/// A sensor of power, integrated.
+mod wattmeter;
+
+/// Gives every domain's cumulative energy now.
+pub trait Source: Send {
+    /// Fills one reading for each domain, in the order of [`Opened::domains`]. A domain that cannot answer leaves
+    /// `valid: false`. Allocates nothing once warm.
+    ///
+    /// Gives back a window of the source's clock in which the read took place, where the source knows a narrower one
+    /// than the caller's two clock readings around the call; it lies within them.
+    fn read(&mut self, into: &mut [Reading]) -> Option<(u64, u64)>;
+}
+
+/// A source that is there, with what it offers.
+pub struct Opened {
+    /// The mechanism: "perf", "powercap", ... One mechanism may open several (perf: one for each package).
+    pub name: &'static str,
+    /// The reader itself.
+    pub source: Box<dyn Source>,
+    /// What it meters, in the order of the readings.
+    pub domains: Vec<Domain>,
+    /// The CPU on which a read is cheapest, if it matters.
+    pub cpu: Option<usize>,
+    /// Reading faster than this gives nothing new.
+    pub max_rate_hz: f64,
+    /// For each domain whether it advanced while discovery watched it under load; one that did not is stuck.
+    pub advanced: Vec<bool>,
+}
+
+/// Everything that discovery found.
+#[derive(Default)]
+pub struct Inventory {
+    /// Sources that opened.
+    pub opened: Vec<Opened>,
+    /// Sources that are not there, with the reason and the mend.
+    pub absent: Vec<Absent>,
+    /// Domains that may be two names of one counter.
+    pub duplicates: Vec<DuplicatePair>,
+    /// Sources that have not answered yet.
+    pub starting: Option<Starting>,
+}
+
+impl Inventory {
+    /// Notes that a mechanism, or a part of it, is not there.
+    fn miss(&mut self, source: &str, reason: String) {
+        self.absent.push(Absent { source: source.into(), reason });
+    }
+
+    fn append(&mut self, other: Inventory) {
+        self.opened.extend(other.opened);
+        self.absent.extend(other.absent);
+        self.duplicates.extend(other.duplicates);
+    }
+}

@@ -1,0 +1,203 @@
+//! RAPL through the kernel's `power` PMU: all domains of a package in one system call.
+//!
+//! Owns one group of events for each CPU in the PMU's `cpumask` (linux arch/x86/events/rapl.c), opened once and kept.
+//! The counts are 2^-32 J in 64 bits and fresh at each read. Where the `msr` PMU has `tsc`, it is a member of the
+//! group, and its count narrows down when the read took place. Needs CAP_PERFMON at the opening, and nothing after.
+//! AMD's `power_core` PMU (each core by itself) is not read: its sum lies within the package's count.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+
+use crate::clock::Clock;
+use crate::domain::{Domain, Grade, Kind, Reading};
+
+use super::counter::{Counter, Shape, plausible_ceiling_mw};
+use super::perf_ffi::open_counter;
+use super::perf_refusal::{refused_event, refused_pmu};
+use super::pmu::{self, Event, Pmu};
+use super::processor::Processor;
+use super::rapl;
+use super::suspend::Suspend;
+use super::topology::name_places;
+use super::tsc::Tsc;
+use super::{Inventory, Opened, Settings, Source};
+
+/// The mechanism's name.
+pub const NAME: &str = "perf";
+
+/// The count is 64 bits wide, but the register behind it may wrap at 2^32 units of 2^-16 J, and the kernel's own timer
+/// catches that only up to 400 W.
+const REGISTER_UJ: u64 = 65_536_000_000;
+
+/// The same for psys, whose unit is 2^-14 J or more.
+const PSYS_REGISTER_UJ: u64 = 262_144_000_000;
+
+/// Fields of a group read: their number, the counts of at most five domains, and the time stamp.
+const MOST_FIELDS: usize = 8;
+
+/// Opens every group that there is.
+pub fn open(settings: &Settings, clock: &Clock) -> Inventory {
+    let folder = pmu::folder(&settings.sysfs_root, "power");
+    let mut found = Inventory::default();
+    let pmu = match Pmu::read(&folder) {
+        Ok(pmu) => pmu,
+        Err(error) => {
+            found.miss(NAME, refused_pmu(&error, &folder, &settings.proc_root));
+            return found;
+        }
+    };
+    for reason in &pmu.refused {
+        found.miss(NAME, reason.clone());
+    }
+    let processor = Processor::read(&settings.proc_root);
+    let places = name_places(&settings.sysfs_root, &pmu.cpus);
+    for (&cpu, place) in &places {
+        match Group::open(settings, &pmu, cpu, clock) {
+            Ok(group) => found.opened.push(group.offered(place, &pmu, processor.rapl_grade())),
+            Err(error) => found.miss(NAME, refused_event(&error, cpu, &settings.proc_root)),
+        }
+    }
+    name_psys(&mut found.opened);
+    found
+}
+
+/// A platform has one psys, whichever package shows it: the first keeps the plain name until discovery knows which of
+/// them advances, and everything outermost is within it.
+fn name_psys(opened: &mut [Opened]) {
+    let mut domains: Vec<&mut Domain> = opened.iter_mut().flat_map(|group| &mut group.domains).collect();
+    let Some(first) = domains.iter_mut().find(|domain| domain.kind == Kind::Psys) else { return };
+    first.name = "psys".into();
+    for domain in domains {
+        if matches!(domain.kind, Kind::Package | Kind::Dram) {
+            domain.parent = Some("psys".into());
+        }
+    }
+}
+
+/// The open events of one CPU, read together.
+struct Group {
+    cpu: usize,
+    /// First the leader. Dropping one would close it, so the members stay although only the leader is read.
+    events: Vec<OwnedFd>,
+    /// Which of the PMU's events are in the group, in the order of the counts, and what they meter.
+    members: Vec<(Kind, Event)>,
+    counters: Vec<Counter>,
+    /// The carrier of the time stamp, the last member of the group.
+    tsc: Option<Tsc>,
+    suspend: Suspend,
+    clock: Clock,
+}
+
+impl Group {
+    /// Opens the events of `pmu` on `cpu`. An event that the CPU does not have is left out.
+    ///
+    /// # Errors
+    /// The kernel's answer to the last event, where it refused all.
+    fn open(settings: &Settings, pmu: &Pmu, cpu: usize, clock: &Clock) -> io::Result<Group> {
+        let mut refusal = io::Error::from(io::ErrorKind::NotFound);
+        let (mut events, mut members) = (Vec::<OwnedFd>::new(), Vec::new());
+        for event in &pmu.events {
+            let Some(kind) = kind_of(&event.name) else { continue };
+            match open_counter(pmu.kind, event.config, cpu, events.first().map(AsFd::as_fd)) {
+                Ok(fd) => {
+                    events.push(fd);
+                    members.push((kind, event.clone()));
+                }
+                Err(error) => refusal = error,
+            }
+        }
+        let Some(leader) = events.first() else { return Err(refusal) };
+        let stamp = open_tsc(settings, cpu, leader);
+        let tsc = stamp.is_some().then(Tsc::default);
+        events.extend(stamp);
+        let counters = members.iter().map(|(kind, event)| Counter::new(shape_of(*kind, event))).collect();
+        Ok(Group { cpu, events, members, counters, tsc, suspend: Suspend::new(clock), clock: clock.clone() })
+    }
+
+    fn offered(self, place: &str, pmu: &Pmu, grade: Grade) -> Opened {
+        let client = pmu.events.iter().any(|event| event.name == "energy-gpu");
+        let domains: Vec<_> = self
+            .members
+            .iter()
+            .map(|(kind, _)| rapl::domain(NAME, *kind, place, grade, quantum_uj(*kind, client)))
+            .collect();
+        Opened {
+            name: NAME,
+            cpu: Some(self.cpu),
+            max_rate_hz: 10_000.0,
+            advanced: vec![false; domains.len()],
+            domains,
+            source: Box::new(self),
+        }
+    }
+
+    /// The counts of one group read: as many as members, then the time stamp.
+    fn counts(&self) -> Option<[u64; MOST_FIELDS]> {
+        let mut bytes = [0_u8; 8 * MOST_FIELDS];
+        let fields = self.events.len() + 1;
+        let read = rustix::io::read(self.events.first()?, &mut bytes).ok()?;
+        let mut counts = [0; MOST_FIELDS];
+        for (count, field) in counts.iter_mut().zip(bytes.chunks_exact(8)) {
+            *count = u64::from_ne_bytes(field.try_into().ok()?);
+        }
+        // An event whose CPU went away reads as nothing.
+        (read == 8 * fields && counts[0] == self.events.len() as u64).then_some(counts)
+    }
+}
+
+impl Source for Group {
+    fn read(&mut self, into: &mut [Reading]) -> Option<(u64, u64)> {
+        let before_ns = self.clock.now_ns();
+        let counts = self.counts();
+        let after_ns = self.clock.now_ns();
+        if counts.is_none() || self.suspend.slept() {
+            self.counters.iter_mut().for_each(Counter::interrupt);
+        }
+        let Some(counts) = counts else {
+            into.fill(Reading::default());
+            return None;
+        };
+        let stamp = counts[self.counters.len() + 1];
+        let window = self.tsc.as_mut().map(|tsc| tsc.narrow(stamp, before_ns, after_ns));
+        let (before_ns, after_ns) = window.unwrap_or((before_ns, after_ns));
+        for ((counter, count), reading) in self.counters.iter_mut().zip(&counts[1..]).zip(into) {
+            *reading = counter.advance(*count, before_ns, after_ns);
+        }
+        Some((before_ns, after_ns))
+    }
+}
+
+/// `msr/tsc/` as a member of the group; its absence only costs precision.
+fn open_tsc(settings: &Settings, cpu: usize, leader: &OwnedFd) -> Option<OwnedFd> {
+    let folder = pmu::folder(&settings.sysfs_root, "msr");
+    let config = pmu::config_of(&folder.join("events/tsc")).ok()?;
+    open_counter(pmu::type_of(&folder).ok()?, config, cpu, Some(leader.as_fd())).ok()
+}
+
+/// What an event of the `power` PMU meters; `None` for one that this program does not know.
+fn kind_of(event: &str) -> Option<Kind> {
+    match event {
+        "energy-pkg" => Some(Kind::Package),
+        "energy-cores" => Some(Kind::Core),
+        "energy-gpu" => Some(Kind::Uncore),
+        "energy-ram" => Some(Kind::Dram),
+        "energy-psys" => Some(Kind::Psys),
+        _ => None,
+    }
+}
+
+fn shape_of(kind: Kind, event: &Event) -> Shape {
+    Shape {
+        unit: event.unit,
+        modulus: 1 << 64,
+        ceiling_mw: plausible_ceiling_mw(kind),
+        staleness_ns: 100_000_000,
+        range_uj: if kind == Kind::Psys { PSYS_REGISTER_UJ } else { REGISTER_UJ },
+    }
+}
+
+/// The smallest step of a domain: 2^-14 J, the coarsest unit of these registers; but a server's psys may count in whole
+/// joules (rapl.c, the quirk of Sapphire Rapids).
+fn quantum_uj(kind: Kind, client: bool) -> u64 {
+    if kind == Kind::Psys && !client { 1_000_000 } else { 62 }
+}

@@ -1,0 +1,76 @@
+//! Who made the processor.
+//!
+//! Owns the parsing of `/proc/cpuinfo`. Everything in it is optional: a machine that is no x86 has other fields, and then
+//! they are empty here.
+
+use std::fs;
+use std::path::Path;
+
+use crate::domain::Grade;
+
+/// The first processor of `/proc/cpuinfo`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Processor {
+    /// "GenuineIntel", "AuthenticAMD", "HygonGenuine"; empty where unknown.
+    pub vendor: String,
+    /// The CPU family.
+    pub family: u32,
+    /// The model within the family.
+    pub model: u32,
+    /// Whether the machine is somebody's guest.
+    pub guest: bool,
+}
+
+impl Processor {
+    /// Reads `cpuinfo` under `proc_root`; all fields empty where there is none.
+    pub fn read(proc_root: &Path) -> Self {
+        Self::parse(&fs::read_to_string(proc_root.join("cpuinfo")).unwrap_or_default())
+    }
+
+    fn parse(text: &str) -> Self {
+        let first = text.split("\n\n").next().unwrap_or("");
+        let field = |name: &str| {
+            first.lines().filter_map(|line| line.split_once(':')).find(|(key, _)| key.trim() == name)
+        };
+        let number = |name| field(name).and_then(|(_, value)| value.trim().parse().ok()).unwrap_or(0);
+        Self {
+            vendor: field("vendor_id").map(|(_, value)| value.trim().to_owned()).unwrap_or_default(),
+            family: number("cpu family"),
+            model: number("model"),
+            guest: field("flags")
+                .is_some_and(|(_, flags)| flags.split_whitespace().any(|f| f == "hypervisor")),
+        }
+    }
+
+    /// How far this processor's RAPL counters can be trusted: Intel measures since Haswell and modelled before
+    /// (Hackenberg et al. 2015), AMD models (Schöne et al. 2021).
+    pub fn rapl_grade(&self) -> Grade {
+        // Sandy Bridge, Sandy Bridge-EP, Ivy Bridge, Ivy Bridge-EP.
+        let before_haswell = self.family == 6 && matches!(self.model, 0x2A | 0x2D | 0x3A | 0x3E);
+        if self.vendor == "GenuineIntel" && !before_haswell { Grade::Measured } else { Grade::Modelled }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn amd_is_modelled_and_intel_measured_since_haswell() {
+        let grade = |vendor: &str, model: u32| {
+            Processor::parse(&format!("vendor_id\t: {vendor}\ncpu family\t: 6\nmodel\t\t: {model}\n"))
+                .rapl_grade()
+        };
+        assert_eq!(grade("GenuineIntel", 0x3C), Grade::Measured);
+        assert_eq!(grade("GenuineIntel", 0x2A), Grade::Modelled);
+        assert_eq!(grade("AuthenticAMD", 17), Grade::Modelled);
+        assert_eq!(grade("HygonGenuine", 1), Grade::Modelled);
+    }
+
+    #[test]
+    fn a_guest_is_known_by_its_flag_and_an_empty_file_is_nobody() {
+        assert!(Processor::parse("vendor_id : X\nflags : fpu hypervisor rdrand\n").guest);
+        assert!(!Processor::parse("vendor_id : X\nflags : fpu\n\nflags : hypervisor\n").guest);
+        assert_eq!(Processor::parse(""), Processor::default());
+    }
+}

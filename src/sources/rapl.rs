@@ -1,0 +1,34 @@
+//! What RAPL's domains are, whichever mechanism reads them: names, containment, and what is known of their counters.
+//!
+//! Owns no state. A platform has one psys; discovery drops the copies of the other packages.
+
+use crate::domain::{Domain, Grade, Kind};
+
+use super::counter::plausible_ceiling_mw;
+
+/// From the hardware's update to where it can be read: the registers change at once, and firmware in system management
+/// mode may hold a reader up. An assumption: what is reported of update jitter is tens of microseconds.
+pub(super) const LATENCY_NS: u64 = 50_000;
+
+/// The domain of a register in the package called `place`.
+pub(super) fn domain(source: &str, kind: Kind, place: &str, grade: Grade, quantum_uj: u64) -> Domain {
+    let (stem, parent) = match kind {
+        Kind::Core => ("core", Some(format!("package-{place}"))),
+        Kind::Uncore => ("uncore", Some(format!("package-{place}"))),
+        Kind::Dram => ("dram", None),
+        Kind::Psys => ("psys", None),
+        _ => ("package", None),
+    };
+    Domain {
+        name: format!("{stem}-{place}"),
+        kind,
+        source: source.into(),
+        device: None,
+        parent,
+        grade,
+        // No register says how hard a package can draw; what the counter refuses as nonsense bounds it.
+        ceiling_mw: Some(plausible_ceiling_mw(kind)),
+        latency_ns: LATENCY_NS,
+        quantum_uj,
+    }
+}

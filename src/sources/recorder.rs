@@ -1,0 +1,86 @@
+//! Writes what a machine shows as a trace that `trace` reads.
+//!
+//! Owns the buffer. Invariant: the file never ends within a line, except where the system cut the writing itself. Never
+//! decides when to write: the caller has the samples.
+
+use std::fmt::Write as _;
+use std::io::{self, BufWriter, Write};
+
+use serde::Serialize;
+
+use crate::domain::{Domain, Reading};
+
+use super::trace_line::{DomainLine, VERSION};
+
+/// Writes samples, one line each.
+pub struct Recorder<W: Write> {
+    /// Gives its content away before a line that does not fit, hence always whole lines.
+    out: BufWriter<W>,
+    line: String,
+}
+
+/// The first line.
+#[derive(Serialize)]
+struct Header {
+    wattspan_trace: u64,
+    #[serde(rename = "loop")]
+    looped: bool,
+    domains: Vec<DomainLine>,
+}
+
+impl<W: Write> Recorder<W> {
+    /// Begins a trace of `domains` with its header. `looped`: at its end a replay begins anew.
+    ///
+    /// # Errors
+    /// Where the header cannot be written.
+    pub fn new(out: W, domains: &[Domain], looped: bool) -> io::Result<Self> {
+        let domains: Vec<DomainLine> = domains.iter().map(DomainLine::from).collect();
+        let mut out = BufWriter::with_capacity(1 << 16, out);
+        serde_json::to_writer(&mut out, &Header { wattspan_trace: VERSION, looped, domains })?;
+        out.write_all(b"\n")?;
+        out.flush()?;
+        Ok(Self { out, line: String::with_capacity(1_024) })
+    }
+
+    /// Adds one read of a source whose first domain is number `first` of the header's.
+    ///
+    /// # Errors
+    /// Where the buffer is full and cannot be written.
+    pub fn record(
+        &mut self,
+        first: usize,
+        before_ns: u64,
+        after_ns: u64,
+        readings: &[Reading],
+    ) -> io::Result<()> {
+        self.line.clear();
+        let line = &mut self.line;
+        let written =
+            write!(line, r#"{{"first":{first},"before_ns":{before_ns},"after_ns":{after_ns},"readings":["#)
+                .and_then(|()| {
+                    readings.iter().enumerate().try_for_each(|(nth, reading)| push(line, nth, reading))
+                })
+                .and_then(|()| writeln!(line, "]}}"));
+        written.map_err(io::Error::other)?;
+        self.out.write_all(self.line.as_bytes())
+    }
+
+    /// Hands everything recorded so far to the system.
+    ///
+    /// # Errors
+    /// Where it cannot be written.
+    pub fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
+}
+
+fn push(line: &mut String, nth: usize, reading: &Reading) -> std::fmt::Result {
+    let comma = if nth == 0 { "" } else { "," };
+    let Reading { valid, energy_uj, doubt_uj, stamp_ns, epoch, shape_uj } = reading;
+    match (valid, shape_uj) {
+        (true, 0) => write!(line, "{comma}[{energy_uj},{doubt_uj},{stamp_ns},{epoch}]"),
+        (true, _) => write!(line, "{comma}[{energy_uj},{doubt_uj},{stamp_ns},{epoch},{shape_uj}]"),
+        (false, 0) => write!(line, "{comma}null"),
+        (false, _) => write!(line, "{comma}[{shape_uj}]"),
+    }
+}

@@ -1,0 +1,143 @@
+//! The simulated machine: a scripted or recorded one, read as if it were hardware.
+//!
+//! Tests, demos and bug reports use this one mechanism, in the program as it is shipped. Owns the machine's start on the
+//! clock it is given, which may be turned by hand. Counters of a scripted machine wrap, restart and vanish like real
+//! ones and go through the same `counter`. Never sleeps and never takes longer for being asked often.
+
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Read};
+use std::path::Path;
+
+use crate::clock::Clock;
+use crate::domain::Reading;
+
+use super::counter::{Counter, Shape, plausible_ceiling_mw};
+use super::script::{Script, Simulated};
+use super::trace::Trace;
+use super::unit::Unit;
+use super::{Inventory, Opened, Source};
+
+/// The mechanism's name.
+pub const NAME: &str = crate::domain::REPLAY;
+
+/// The longest script that is read.
+const LONGEST_SCRIPT: u64 = 16 << 20;
+
+/// A counter's edges are found the better the more often it is read in one of its intervals, up to here.
+const LOOKS_PER_UPDATE: f64 = 8.0;
+const MOST_HZ: f64 = 10_000.0;
+
+/// Opens the machine described in the file at `path`: a trace where it begins with `{`, else a script.
+pub fn open(path: &Path, clock: &Clock) -> Inventory {
+    let mut found = Inventory::default();
+    match load(path, clock) {
+        Ok(opened) => found.opened.push(opened),
+        Err(reason) => found.miss(NAME, format!("{}: {reason}", path.display())),
+    }
+    found
+}
+
+fn load(path: &Path, clock: &Clock) -> Result<Opened, String> {
+    let told = |error: io::Error| error.to_string();
+    let mut file = BufReader::new(File::open(path).map_err(told)?);
+    if file.fill_buf().map_err(told)?.first() == Some(&b'{') {
+        return Trace::parse(file).map(|trace| recorded(trace, clock)).map_err(|error| error.to_string());
+    }
+    let mut text = String::new();
+    file.take(LONGEST_SCRIPT).read_to_string(&mut text).map_err(told)?;
+    Script::parse(&text).map(|script| scripted(script, clock)).map_err(|error| error.to_string())
+}
+
+/// Starts a scripted machine now: its time 0 is what `clock` says at this moment.
+pub fn scripted(script: Script, clock: &Clock) -> Opened {
+    let shortest_ns = script.domains.iter().map(|domain| domain.update_ns).min().unwrap_or(1_000_000);
+    Opened {
+        name: NAME,
+        domains: script.domains.iter().map(|domain| domain.domain.clone()).collect(),
+        cpu: None,
+        max_rate_hz: rate_hz(shortest_ns),
+        advanced: script.domains.iter().map(|domain| !domain.stuck && domain.profile.peak_mw() > 0).collect(),
+        source: Box::new(Scripted {
+            counters: script.domains.iter().map(|domain| Counter::new(shape_of(domain))).collect(),
+            script,
+            start_ns: clock.now_ns(),
+            clock: clock.clone(),
+        }),
+    }
+}
+
+/// Starts a recorded machine now.
+pub fn recorded(trace: Trace, clock: &Clock) -> Opened {
+    Opened {
+        name: NAME,
+        domains: trace.domains.clone(),
+        cpu: None,
+        max_rate_hz: rate_hz(trace.shortest_ns()),
+        advanced: trace.advances(),
+        source: Box::new(Recorded { trace, start_ns: clock.now_ns(), clock: clock.clone() }),
+    }
+}
+
+fn rate_hz(shortest_ns: u64) -> f64 {
+    (LOOKS_PER_UPDATE * 1e9 / shortest_ns as f64).clamp(1.0, MOST_HZ)
+}
+
+struct Scripted {
+    script: Script,
+    counters: Vec<Counter>,
+    start_ns: u64,
+    clock: Clock,
+}
+
+impl Source for Scripted {
+    fn read(&mut self, into: &mut [Reading]) -> Option<(u64, u64)> {
+        let now_ns = self.clock.now_ns();
+        let since_start_ns = now_ns.saturating_sub(self.start_ns);
+        for ((domain, counter), reading) in self.script.domains.iter().zip(&mut self.counters).zip(into) {
+            *reading = match domain.shown(since_start_ns) {
+                None => {
+                    counter.interrupt();
+                    Reading::default()
+                }
+                Some(shown) => {
+                    let reading = counter.advance(shown.raw, now_ns, now_ns);
+                    Reading {
+                        stamp_ns: shown.stamp_ns.map_or(0, |stamp_ns| self.start_ns + stamp_ns),
+                        ..reading
+                    }
+                }
+            };
+        }
+        None
+    }
+}
+
+fn shape_of(domain: &Simulated) -> Shape {
+    let quantum_uj = domain.domain.quantum_uj;
+    let modulus = domain.wrap_counts.map_or(1 << 64, u128::from);
+    Shape {
+        unit: Unit::fraction(quantum_uj, 1).unwrap_or(Unit::MICROJOULE),
+        modulus,
+        ceiling_mw: domain.domain.ceiling_mw.unwrap_or_else(|| plausible_ceiling_mw(domain.domain.kind)),
+        staleness_ns: domain.update_ns + domain.jitter_ns + domain.domain.latency_ns,
+        range_uj: u64::try_from(modulus * u128::from(quantum_uj)).unwrap_or(u64::MAX),
+    }
+}
+
+struct Recorded {
+    trace: Trace,
+    start_ns: u64,
+    clock: Clock,
+}
+
+impl Source for Recorded {
+    fn read(&mut self, into: &mut [Reading]) -> Option<(u64, u64)> {
+        let since_start_ns = self.clock.now_ns().saturating_sub(self.start_ns);
+        for (domain, reading) in into.iter_mut().enumerate() {
+            let shown = self.trace.reading(domain, since_start_ns);
+            let stamp_ns = if shown.stamp_ns == 0 { 0 } else { self.start_ns.saturating_add(shown.stamp_ns) };
+            *reading = Reading { stamp_ns, ..shown };
+        }
+        None
+    }
+}
