@@ -13,23 +13,26 @@ use clap::Parser;
 use libc::{SIGHUP, SIGINT, SIGTERM};
 use rustix::process::{Resource, getrlimit, setrlimit};
 
-use crate::activation_ffi;
-use crate::bus;
 use crate::clock::Clock;
 use crate::config::{self, AcceptedOwner, Config, Flags};
+use crate::dbus;
 use crate::domain::Domain;
-use crate::ipc::{self, Doors, Plan, Reread, Service, Upkeep};
-use crate::journal::{BUS, Entry, Event, FAILED, LEDGER, LOOSE, NO_GROUP, RECORDED, STARTED, STOPPED, tell};
-use crate::notify::Manager;
 use crate::private_file;
 use crate::privileges::{self, Confinement, Needs};
 use crate::ring::Sample;
 use crate::sampler;
 use crate::sampler::record::{self, Recording};
+use crate::server::Doors;
+use crate::service::{Plan, Reread, Service, Upkeep};
 use crate::sources::powercap::NAME as POWERCAP;
 use crate::sources::recorder::Recorder;
 use crate::sources::{self, Inventory};
 use crate::store::{self, Store};
+use crate::systemd::activation_ffi;
+use crate::systemd::journal::{
+    BUS, Entry, Event, FAILED, LEDGER, LOOSE, NO_GROUP, RECORDED, STARTED, STOPPED, tell,
+};
+use crate::systemd::notify::Manager;
 use crate::unix_socket::{self, Listening, Reach, Taken};
 
 /// The whole program.
@@ -53,7 +56,7 @@ fn run(flags: &Flags) -> Result<()> {
         }
         return Ok(());
     }
-    make_room(config.limits.connections + bus::DESCRIPTORS);
+    make_room(config.limits.connections + dbus::DESCRIPTORS);
     let stop = when(&[SIGTERM, SIGINT]).context("cannot listen for signals")?;
     let reload = when(&[SIGHUP]).context("cannot listen for signals")?;
     let manager = Manager::from_environment();
@@ -61,7 +64,7 @@ fn run(flags: &Flags) -> Result<()> {
     let reach = plan.service.policy.reach();
     // Everything that needs privilege: the socket's path, the sources, the recording's file.
     let (listeners, listening) = listen(&config, reach)?;
-    let found = sources::discover_within(&plan.source, &Clock::Machine, ipc::DAEMON_WAIT);
+    let found = sources::discover_within(&plan.source, &Clock::Machine, crate::service::DAEMON_WAIT);
     let out = flags.record.as_deref().map(|file| (file, private_file::create(file)));
     let confinement = give_up(&config, &found, &manager);
     let mut service = plan.build_over(found, Clock::Machine, tell).context("cannot start")?;
@@ -83,9 +86,9 @@ fn run(flags: &Flags) -> Result<()> {
     if config::serves_system() {
         config::missing_groups(&config.access).iter().for_each(|missing| say(&NO_GROUP, missing));
     }
-    let (bus, arrivals) = bus::start(&config, tell_bus).context("cannot go on the bus")?.unzip();
+    let (bus, arrivals) = dbus::start(&config, tell_bus).context("cannot go on the bus")?.unzip();
     let doors = Doors { listeners, arrivals, stop: Some(stop), reload: Some(reload), ..Doors::default() };
-    ipc::serve(service, doors).context("the poller failed")?;
+    crate::server::serve(service, doors).context("the poller failed")?;
     if let Some(bus) = bus {
         bus.finish();
     }
@@ -137,7 +140,7 @@ const BY_HAND: &str = "runs as root, by hand: it has given up what it can; `syst
 /// The sockets that the service manager made for us, else one of our own making, which goes with the second value.
 fn listen(config: &Config, reach: Reach) -> Result<(Vec<UnixListener>, Option<Listening>)> {
     let mut listeners = activation_ffi::listeners()?;
-    listeners.extend(ipc::launchd_listeners().context("launchd hands over no socket")?);
+    listeners.extend(crate::server::launchd_listeners().context("launchd hands over no socket")?);
     if !listeners.is_empty() {
         return Ok((listeners, None));
     }
@@ -173,7 +176,7 @@ fn give_up(config: &Config, found: &Inventory, manager: &Manager) -> Confinement
 fn reread(flags: Flags, owner: AcceptedOwner) -> Reread {
     Box::new(move || {
         let config = Config::load(&flags, owner)?;
-        make_room(config.limits.connections + bus::DESCRIPTORS);
+        make_room(config.limits.connections + dbus::DESCRIPTORS);
         Ok(config)
     })
 }

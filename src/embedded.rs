@@ -14,8 +14,9 @@ use crate::client::{Client, Failure};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::domain::Liveness;
-use crate::ipc::{self, Doors, Plan};
 use crate::protocol::DomainStatus;
+use crate::server::Doors;
+use crate::service::Plan;
 
 /// How long to wait for the first reading, and how often to look for it.
 const PATIENCE: Duration = Duration::from_millis(150);
@@ -51,7 +52,7 @@ impl Embedded {
         let doors = Doors { connections, stop: Some(stopped), ..Doors::default() };
         let thread = thread::Builder::new().name("meter".into()).spawn(move || {
             // A service that fails hangs up, and its clients are told so by their next call.
-            let _ = ipc::serve(service, doors);
+            let _ = crate::server::serve(service, doors);
         })?;
         let embedded = Embedded { free: Mutex::new(free), stop: Some(stop), thread: Some(thread) };
         embedded.await_first_reading();

@@ -19,21 +19,11 @@ pub mod clock;
 /// Control and format characters made visible.
 pub mod escape;
 
-/// What the daemon says, to the journal where that listens.
-pub mod journal;
-
 /// Files that only their owner reads.
 pub mod private_file;
 
-/// What the daemon tells its service manager.
-pub mod notify;
-
-/// Sockets that the service manager made.
-#[cfg(target_os = "linux")]
-pub mod activation_ffi;
-#[cfg(not(target_os = "linux"))]
-#[path = "activation_unsupported.rs"]
-pub mod activation_ffi;
+/// Notifications, journal entries and socket activation.
+pub mod systemd;
 
 /// Giving up privilege.
 pub mod privileges;
@@ -65,16 +55,19 @@ pub mod process_usage;
 /// The words on the wire.
 pub mod protocol;
 
-/// The doors: the Unix socket and who may come in.
-pub mod ipc;
+/// The methods of the contract: spans, queries, durability, access, rate limits.
+pub mod service;
+
+/// The Unix socket: event loop, acceptor, connections, dispatch, subscriptions.
+pub mod server;
 
 /// The system bus, for those who look there.
 #[cfg(target_os = "linux")]
-pub mod bus;
+pub mod dbus;
 #[cfg(not(target_os = "linux"))]
-mod bus_unsupported;
+mod dbus_unsupported;
 #[cfg(not(target_os = "linux"))]
-use bus_unsupported as bus;
+use dbus_unsupported as dbus;
 
 /// A blocking client of the daemon.
 pub mod client;

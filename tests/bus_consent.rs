@@ -18,7 +18,7 @@ use std::thread;
 use bus::{INTERFACE, NAME, PATH, TestBus, run};
 use serde_json::{Value, json};
 use wattspan::config::{Bus, Config};
-use wattspan::ipc::Arrival;
+use wattspan::server::Arrival;
 use zbus::message::{Flags, Type};
 use zbus::{Message, MessageStream, Variant};
 
@@ -68,7 +68,7 @@ struct Stage {
     bus: TestBus,
     questions: Receiver<Question>,
     reloads: Arc<Mutex<Vec<u32>>>,
-    _door: wattspan::bus::Bus,
+    _door: wattspan::dbus::Bus,
 }
 
 fn stage(says: Option<Says>) -> Option<Stage> {
@@ -93,7 +93,7 @@ fn stage(says: Option<Says>) -> Option<Stage> {
         is_ready.recv().unwrap();
     }
     let config = Config { bus: Bus::At(bus.address()), ..Config::default() };
-    let (door, arrivals) = wattspan::bus::start(&config, |_| ()).unwrap().unwrap();
+    let (door, arrivals) = wattspan::dbus::start(&config, |_| ()).unwrap().unwrap();
     let reloads = Arc::new(Mutex::new(Vec::new()));
     let done = Arc::clone(&reloads);
     thread::spawn(move || {

@@ -2,8 +2,8 @@
 
 #![allow(dead_code, reason = "the rest of the program is not here")]
 
-#[path = "../../src/energy.rs"]
-pub mod energy;
+#[path = "../../src/domain.rs"]
+pub mod domain;
 
 #[path = "../../src/ring/mod.rs"]
 pub mod ring;

@@ -9,7 +9,8 @@ use std::sync::Mutex;
 
 use wattspan::clock::{Clock, monotonic_ns};
 use wattspan::config::Config;
-use wattspan::ipc::{Doors, Plan, serve};
+use wattspan::server::{Doors, serve};
+use wattspan::service::Plan;
 use wattspan::sources::Inventory;
 use wattspan::sources::replay::scripted;
 use wattspan::sources::script::Script;

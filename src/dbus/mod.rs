@@ -1,0 +1,95 @@
+//! The second door: the system bus, where every program finds the meter by name.
+//!
+//! ```text
+//! bus ─► intake ─► reception ─► guest ─► (socket pair) ─► the door of `ipc` ─► service
+//!        a cap     who gets it  one client, one connection
+//! ```
+//!
+//! Owns nothing of the meter. Each client on the bus becomes one ordinary connection of the socket's door, with the
+//! credentials that the bus states for it, so that access, quotas, refusals and abandonment are the same code. Runs on a
+//! thread of its own with its own runtime; a flood here costs that thread, not the service's and never a sampler's.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+
+use crate::config::{Bus as Where, Config};
+use crate::server::Arrivals;
+
+mod consent;
+mod credential;
+mod denial;
+mod desk;
+mod guest;
+mod intake;
+mod introspection;
+mod line;
+mod link;
+mod liveness;
+mod member;
+mod property;
+mod reception;
+mod reply;
+mod value;
+
+/// The name on the bus.
+pub const NAME: &str = "org.wattspan.Wattspan1";
+
+/// The object.
+pub const PATH: &str = "/org/wattspan/Wattspan1";
+
+/// The interface.
+pub const INTERFACE: &str = "org.wattspan.Wattspan1";
+
+/// D-Bus's own interface for properties.
+const PROPERTIES_INTERFACE: &str = "org.freedesktop.DBus.Properties";
+
+/// Descriptors that a full bus may take: two for each client, which has a pair.
+pub const DESCRIPTORS: usize = 2 * reception::GUESTS;
+
+/// How long the daemon waits for the bus to take the last answers; a bus that hangs does not keep it from ending.
+const FAREWELL: Duration = Duration::from_millis(500);
+
+/// The daemon's presence on the bus.
+#[derive(Debug)]
+pub struct Bus {
+    stop: oneshot::Sender<()>,
+    /// Disconnected once the thread has ended.
+    ended: mpsc::Receiver<()>,
+}
+
+/// Goes on the bus that the configuration names, and gives what the door of the socket needs to know of it; `None` where
+/// it names none. `tell` is told of each change of state.
+///
+/// # Errors
+/// The system gives no thread or no sockets.
+pub fn start(config: &Config, tell: fn(&str)) -> io::Result<Option<(Bus, Arrivals)>> {
+    let address = match &config.bus {
+        Where::System(false) => return Ok(None),
+        Where::System(true) => None,
+        Where::At(address) => Some(address.clone()),
+    };
+    let (usher, arrivals) = crate::server::usher()?;
+    let (stop, stopped) = oneshot::channel();
+    let most_bytes = config.limits.message_bytes;
+    let link = link::Link { address, usher: Arc::new(usher), most_bytes, tell };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build()?;
+    let (ending, ended) = mpsc::channel();
+    thread::Builder::new().name("bus".into()).spawn(move || {
+        runtime.block_on(link.hold(stopped));
+        drop(ending);
+    })?;
+    Ok(Some((Bus { stop, ended }, arrivals)))
+}
+
+impl Bus {
+    /// After the service has ended: passes its last answers on, and leaves the bus.
+    pub fn finish(self) {
+        let _ = self.stop.send(());
+        let _ = self.ended.recv_timeout(FAREWELL);
+    }
+}

@@ -1,4 +1,0 @@
-//! Free memory stays with the allocator where it has no call to give it back.
-
-/// Does nothing.
-pub(super) fn return_free_memory() {}

@@ -1,0 +1,29 @@
+//! Who is at the other end of a connection.
+//!
+//! Owns what its transport stated when it came, and what that lets it do. Invariant: a later rule judges by the same
+//! statement; the socket is not asked again, since that of a client whom another door brought is the daemon's own.
+
+use crate::process_usage::Origin;
+use crate::service::access::{Peer, Policy};
+use crate::unix_socket::Credentials;
+
+/// Somebody.
+#[derive(Debug)]
+pub struct Identity {
+    /// What it may do.
+    pub peer: Peer,
+    /// By what it was judged.
+    pub credentials: Credentials,
+    /// Its process.
+    pub origin: Option<Origin>,
+}
+
+impl Identity {
+    /// Judges it by another rule; whether it may do something else now.
+    pub fn rejudge(&mut self, policy: &Policy) -> bool {
+        let judged = policy.judge(&self.credentials);
+        let changed = judged.access != self.peer.access;
+        (self.peer.access, self.peer.unlimited) = (judged.access, judged.unlimited);
+        changed
+    }
+}

@@ -1,0 +1,220 @@
+//! Domains that may be two names of one counter, watched while the daemon runs.
+//!
+//! Owns every pair's state as it was last announced, and when the samplers are asked for reads close enough to decide it.
+//! Invariant: of two domains that are not known to be independent, the later one lies within the earlier one while that
+//! lives, so that one of them is counted. Work for each reading: one comparison for each open pair of its domain.
+
+use crate::domain::{Domain, Duplicate, Reading};
+use crate::sources::containment;
+use crate::sources::duplicate::DuplicatePair;
+
+/// Reads a second apart decide nothing, so undecided pairs ask for a survey: after so long, then after twice as long each
+/// time, and never more seldom than the last.
+const FIRST_SURVEY_NS: u64 = 500_000_000;
+const LAST_SURVEY_NS: u64 = 64_000_000_000;
+
+/// Two domains, by number.
+#[derive(Debug)]
+pub(crate) struct NumberedPair {
+    pub(crate) original: usize,
+    pub(crate) copy: usize,
+    /// As it was last announced.
+    pub(crate) state: Duplicate,
+    readings: DuplicatePair,
+}
+
+/// What the duplicates leave of a set of domains.
+#[derive(Debug)]
+pub(crate) struct Membership {
+    /// For each domain, the one that contains it now.
+    pub(crate) parents: Vec<Option<String>>,
+    /// Whether it is part of the host's total.
+    pub(crate) counted: Vec<bool>,
+    /// Whether it would be if all undecided pairs were independent.
+    pub(crate) in_doubt: Vec<bool>,
+}
+
+/// All pairs.
+#[derive(Debug, Default)]
+pub(crate) struct Duplicates {
+    pairs: Vec<NumberedPair>,
+    survey_due_ns: Option<u64>,
+    survey_after_ns: u64,
+}
+
+impl Duplicates {
+    /// Adds pairs of these domains.
+    pub(crate) fn extend(&mut self, pairs: Vec<DuplicatePair>, domains: &[&Domain]) {
+        let place = |name: &str| domains.iter().position(|domain| domain.name == name);
+        let numbered = |readings: DuplicatePair| {
+            let (original, copy) = (place(&readings.original)?, place(&readings.copy)?);
+            Some(NumberedPair { original, copy, state: readings.state(), readings })
+        };
+        let before = self.pairs.len();
+        self.pairs.extend(pairs.into_iter().filter_map(numbered));
+        if self.pairs.len() > before {
+            self.pairs.sort_by_key(|pair| (pair.copy, pair.original));
+            (self.survey_due_ns, self.survey_after_ns) = (None, FIRST_SURVEY_NS);
+        }
+    }
+
+    /// Takes one reading of one domain.
+    pub(crate) fn see(&mut self, domain: usize, before_ns: u64, after_ns: u64, reading: &Reading) {
+        for pair in self.pairs.iter_mut().filter(|pair| pair.readings.is_open()) {
+            if pair.original == domain {
+                pair.readings.see_original(before_ns, after_ns, reading);
+            } else if pair.copy == domain {
+                pair.readings.see_copy(before_ns, after_ns, reading);
+            }
+        }
+    }
+
+    /// Decides what the readings allow, and shows each pair whose state changed.
+    pub(crate) fn decide(&mut self, mut show: impl FnMut(&NumberedPair)) {
+        for pair in self.pairs.iter_mut().filter(|pair| pair.readings.is_open()) {
+            pair.readings.decide();
+            let state = pair.readings.state();
+            if std::mem::replace(&mut pair.state, state) != state {
+                show(pair);
+            }
+        }
+    }
+
+    /// Whether an undecided pair wants reads that lie close together now, of the domains that `live` says live.
+    pub(crate) fn wants_survey(&mut self, now_ns: u64, live: &[bool]) -> bool {
+        let undecided = |pair: &NumberedPair| {
+            pair.state == Duplicate::Undecided && live[pair.original] && live[pair.copy]
+        };
+        if !self.pairs.iter().any(undecided) {
+            return false;
+        }
+        let due_ns = *self.survey_due_ns.get_or_insert(now_ns + self.survey_after_ns);
+        if now_ns < due_ns {
+            return false;
+        }
+        self.survey_after_ns = (2 * self.survey_after_ns).min(LAST_SURVEY_NS);
+        self.survey_due_ns = Some(now_ns + self.survey_after_ns);
+        true
+    }
+
+    /// What is known of a domain that has an earlier one of its kind: its state, and the number of the other.
+    pub(crate) fn of(&self, domain: usize) -> Option<(Duplicate, usize)> {
+        let pairs = || self.pairs.iter().filter(|pair| pair.copy == domain);
+        let in_state = |state: Duplicate| pairs().find(|pair| pair.state == state);
+        let first = in_state(Duplicate::Same).or_else(|| in_state(Duplicate::Undecided)).or(pairs().next());
+        first.map(|pair| (pair.state, pair.original))
+    }
+
+    /// Which of `domains`, which name their own parents, make up the total.
+    pub(crate) fn membership(&self, domains: &[Domain], live: &[bool]) -> Membership {
+        let with = |is_one: fn(Duplicate) -> bool| {
+            let mut domains = domains.to_vec();
+            // The earliest last, so that its name stays.
+            for pair in self.pairs.iter().rev().filter(|pair| is_one(pair.state) && live[pair.original]) {
+                domains[pair.copy].parent = Some(domains[pair.original].name.clone());
+            }
+            let counted = containment::counted(&domains, live);
+            (domains, counted)
+        };
+        let (domains, counted) = with(|state| state != Duplicate::Independent);
+        let (_, possible) = with(|state| state == Duplicate::Same);
+        let in_doubt =
+            possible.iter().zip(&counted).map(|(possible, counted)| *possible && !counted).collect();
+        Membership { parents: domains.into_iter().map(|domain| domain.parent).collect(), counted, in_doubt }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::domain::{Grade, Kind};
+
+    fn domain(name: &str, kind: Kind, parent: Option<&str>) -> Domain {
+        Domain {
+            name: name.into(),
+            kind,
+            source: "perf".into(),
+            device: None,
+            parent: parent.map(String::from),
+            grade: Grade::Measured,
+            ceiling_mw: None,
+            latency_ns: 0,
+            quantum_uj: 1,
+        }
+    }
+
+    /// Three dies, the last with cores.
+    fn dies() -> Vec<Domain> {
+        vec![
+            domain("package-0-die-0", Kind::Package, None),
+            domain("package-0-die-1", Kind::Package, None),
+            domain("package-0-die-2", Kind::Package, None),
+            domain("core-0-die-2", Kind::Core, Some("package-0-die-2")),
+        ]
+    }
+
+    fn duplicates(domains: &[Domain]) -> Duplicates {
+        let packages = BTreeSet::from([0]);
+        let mut pairs = Vec::new();
+        for (nth, original) in domains.iter().enumerate() {
+            pairs.extend(
+                domains[nth + 1..].iter().filter_map(|copy| DuplicatePair::of(original, copy, &packages)),
+            );
+        }
+        let mut duplicates = Duplicates::default();
+        duplicates.extend(pairs, &domains.iter().collect::<Vec<_>>());
+        duplicates
+    }
+
+    #[test]
+    fn of_undecided_domains_the_first_live_one_counts_and_the_others_are_in_doubt() {
+        let domains = dies();
+        let duplicates = duplicates(&domains);
+        let membership = duplicates.membership(&domains, &[true; 4]);
+        assert_eq!(membership.counted, [true, false, false, false]);
+        assert_eq!(membership.in_doubt, [false, true, true, false]);
+        let first = Some("package-0-die-0".to_owned());
+        assert_eq!(membership.parents[..3], [None, first.clone(), first]);
+        // With the first one gone the second stands for both others; with two gone, the third and what lies within it.
+        let membership = duplicates.membership(&domains, &[false, true, true, true]);
+        assert_eq!(membership.counted, [false, true, false, false]);
+        let membership = duplicates.membership(&domains, &[true, false, false, true]);
+        assert_eq!(membership.counted, [true, false, false, false], "the cores may lie within the first die");
+        assert_eq!(membership.in_doubt, [false, false, false, true]);
+    }
+
+    #[test]
+    fn a_platform_counter_above_all_leaves_nothing_in_doubt() {
+        let mut domains = dies();
+        domains.push(domain("psys", Kind::Psys, None));
+        let membership = duplicates(&domains).membership(&domains, &[true; 5]);
+        assert_eq!(membership.counted, [false, false, false, false, true]);
+        assert_eq!(membership.in_doubt, [false; 5]);
+    }
+
+    #[test]
+    fn readings_decide_each_pair_once_and_surveys_end_with_it() {
+        let domains = dies();
+        let mut duplicates = duplicates(&domains[..2]);
+        assert_eq!(duplicates.of(1), Some((Duplicate::Undecided, 0)));
+        assert!(!duplicates.wants_survey(0, &[true, true]));
+        assert!(!duplicates.wants_survey(FIRST_SURVEY_NS, &[true, false]), "one of them counts nothing");
+        assert!(duplicates.wants_survey(FIRST_SURVEY_NS, &[true, true]));
+        assert!(!duplicates.wants_survey(FIRST_SURVEY_NS + 1, &[true, true]));
+        let reading = |energy_uj| Reading { valid: true, energy_uj, ..Reading::default() };
+        for look in 0..4_u64 {
+            let at_ns = look * 1_000_000;
+            duplicates.see(0, at_ns, at_ns, &reading(look * 500));
+            duplicates.see(1, at_ns, at_ns, &reading(look * 5_000));
+        }
+        let mut changes = Vec::new();
+        duplicates.decide(|pair| changes.push((pair.original, pair.copy, pair.state)));
+        duplicates.decide(|pair| changes.push((pair.original, pair.copy, pair.state)));
+        assert_eq!(changes, [(0, 1, Duplicate::Independent)]);
+        assert!(!duplicates.wants_survey(u64::MAX, &[true, true]));
+        let membership = duplicates.membership(&domains[..2], &[true; 2]);
+        assert_eq!((membership.counted, membership.in_doubt), (vec![true, true], vec![false, false]));
+    }
+}

@@ -1,0 +1,117 @@
+//! What a configuration comes to, stage by stage, and the service built from it.
+//!
+//! Owns the translation from what people write (watts, milliseconds, group names) to what the stages take
+//! (milliwatts, nanoseconds, group numbers), once for the daemon and for the meter inside a client. Decides nothing.
+
+use std::io;
+use std::time::Duration;
+
+use super::access::Policy;
+use super::feed::{Feeds, Late};
+use super::service::{Service, Settings};
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::process_usage::Roots;
+use crate::sources::{Inventory, topology};
+use crate::systemd::journal::Tell;
+use crate::{attribution, sampler, sources};
+
+/// How long the meter inside a client waits for its sources: its spans open at once, and a GPU's driver that keeps nothing
+/// warm needs seconds.
+const EMBEDDED_WAIT: Duration = Duration::from_secs(5);
+
+/// How long a daemon's readiness waits for its sources: most answer within milliseconds, and what is there from the start
+/// is in every span.
+pub const DAEMON_WAIT: Duration = Duration::from_millis(500);
+
+/// The settings of every stage.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// Where joules come from.
+    pub source: sources::Settings,
+    /// How often they are looked at.
+    pub sampler: sampler::Settings,
+    /// Whose they are.
+    pub service: Settings,
+}
+
+impl Plan {
+    /// What the configuration, which is checked, comes to.
+    pub fn of(config: &Config) -> Self {
+        let defaults = sources::Settings::default();
+        let watts = (config.source.estimate_idle_w, config.source.estimate_max_w);
+        let source = sources::Settings {
+            sysfs_root: config.source.sysfs_root.clone(),
+            proc_root: config.source.proc_root.clone(),
+            msr_root: config.source.msr_root.clone(),
+            nvml_library: config.source.nvml_library.clone(),
+            apple_library: config.source.apple_library.clone(),
+            replay: config.source.replay.clone(),
+            enabled: config.source.enabled.clone().unwrap_or(defaults.enabled),
+            estimate_mw: match watts {
+                (Some(idle_w), Some(max_w)) => Some((milliwatts(idle_w), milliwatts(max_w))),
+                _ => None,
+            },
+        };
+        let history_ns = nanoseconds(config.history_s * 1e9);
+        let sampler = sampler::Settings {
+            rate_hz: config.rate_hz,
+            idle_rate_hz: config.idle_rate_hz,
+            // A client in a loop must not make the samplers change pace twice for each question.
+            linger_ns: 1_000_000_000,
+            history: (config.history_s * config.rate_hz).ceil() as usize,
+            ..sampler::Settings::default()
+        };
+        let ledger = attribution::Settings {
+            horizon_ns: nanoseconds(config.horizon_ms * 1e6),
+            patience_ns: nanoseconds(config.patience_ms * 1e6),
+            max_open: config.limits.open_spans,
+            max_changes: config.limits.weight_changes_per_span as u64,
+            idle_mw: config.idle_w.iter().map(|(name, watts)| (name.clone(), milliwatts(*watts))).collect(),
+            ..attribution::Settings::default()
+        };
+        let policy = Policy::new(&config.access);
+        let roots = Roots {
+            proc_root: config.source.proc_root.clone(),
+            sysfs_root: config.source.sysfs_root.clone(),
+        };
+        let nvml_library = config.source.nvml_library.clone();
+        let service =
+            Settings { ledger, limits: config.limits.clone(), policy, history_ns, roots, nvml_library };
+        Self { source, sampler, service }
+    }
+
+    /// Finds the sources, starts their samplers and puts the service over them. `tell` is told of every later change of
+    /// a domain's state.
+    ///
+    /// # Errors
+    /// The system gives no thread or no random device.
+    pub fn build(self, clock: Clock, tell: Tell) -> io::Result<Service> {
+        let found = sources::discover_within(&self.source, &clock, EMBEDDED_WAIT);
+        self.build_over(found, clock, tell)
+    }
+
+    /// The same over sources that are found already.
+    ///
+    /// # Errors
+    /// As for [`Plan::build`].
+    pub fn build_over(self, found: Inventory, clock: Clock, tell: Tell) -> io::Result<Service> {
+        let start = |opened| sampler::start(opened, &self.sampler, clock.clone());
+        let samplers = found.opened.into_iter().map(start).collect::<io::Result<Vec<_>>>()?;
+        let mut feeds = Feeds::new(samplers, found.duplicates, tell);
+        if let Some(starting) = found.starting {
+            let packages = topology::packages(&self.source.sysfs_root);
+            feeds.expect(Late { starting, settings: self.sampler, clock: clock.clone(), packages });
+        }
+        feeds.await_first();
+        Service::new(feeds, found.absent, self.service, clock)
+    }
+}
+
+fn milliwatts(watts: f64) -> u64 {
+    (watts * 1e3).round() as u64
+}
+
+fn nanoseconds(of: f64) -> u64 {
+    of.round() as u64
+}

@@ -1,0 +1,79 @@
+//! What is still remembered of spans: one by its name, or the latest.
+//!
+//! Owns the looking up and changes nothing: the register remembers and forgets.
+
+use std::sync::Arc;
+
+use super::register::{Entry, Open, Register, User};
+use crate::attribution::SpanKey;
+use crate::attribution::account::Account;
+use crate::protocol::Refusal;
+
+/// The most bytes of accounts in one list, as they are in memory, so that an answer stays below a megabyte.
+pub(crate) const MAX_LIST_BYTES: usize = 512 * 1024;
+
+/// What is known of a name.
+#[derive(Debug)]
+pub enum Known {
+    /// The ledger has it.
+    Held(SpanKey),
+    /// It is final, and to be on disk under this number.
+    Settled(Arc<Account>, Option<u64>),
+}
+
+impl Register {
+    /// Whatever is known of the user's span of this name.
+    pub fn known(&self, uid: u32, span: &str) -> Result<Known, Refusal> {
+        let entry = self.users.get(&uid).and_then(|user| user.spans.get(span));
+        entry.map(Known::from).ok_or_else(|| Refusal::NoSuchSpan { span: span.to_owned() })
+    }
+
+    /// Whatever is known of anybody's span of this name, the lowest user number first.
+    pub fn known_to_anybody(&self, span: &str) -> Result<Known, Refusal> {
+        let entry = self.users.values().find_map(|user| user.spans.get(span)).map(Known::from);
+        entry.ok_or_else(|| Refusal::NoSuchSpan { span: span.to_owned() })
+    }
+
+    /// The spans that are open, one user's or everybody's: name and place in the ledger, in no order.
+    pub fn open_spans(&self, whose: Option<u32>) -> impl Iterator<Item = (&str, SpanKey)> {
+        let owned = self.owned.values().filter(move |(uid, _)| whose.is_none_or(|whose| whose == *uid));
+        let names = owned.flat_map(|(uid, spans)| spans.iter().map(|span| (*uid, span)));
+        names.filter_map(|(uid, span)| Some((&**span, self.open(uid, span).ok()?.key)))
+    }
+
+    /// The latest remembered accounts, one user's or everybody's, the latest last: at most `limit`, and fewer where they
+    /// are large, so that an answer stays below a megabyte; each with its number in the store. Only those that `takes`.
+    pub fn latest(
+        &self,
+        whose: Option<u32>,
+        limit: usize,
+        takes: impl Fn(&Account) -> bool,
+    ) -> Vec<(Arc<Account>, Option<u64>)> {
+        let users = self.users.iter().filter(|(uid, _)| whose.is_none_or(|whose| whose == **uid));
+        let of_user = |user: &'_ User| {
+            let settled = user.remembered.iter().rev().filter_map(|span| match user.spans.get(span) {
+                Some(Entry::Settled { account, bytes, kept }) => Some((Arc::clone(account), *bytes, *kept)),
+                _ => None,
+            });
+            settled.filter(|(account, ..)| takes(account)).take(limit).collect::<Vec<_>>()
+        };
+        let mut accounts: Vec<_> = users.flat_map(|(_, user)| of_user(user)).collect();
+        accounts.sort_by_key(|(account, ..)| std::cmp::Reverse((account.closed_ns, account.opened_ns)));
+        let fits = accounts.into_iter().take(limit).scan(0, |sum, (account, bytes, kept)| {
+            *sum += bytes;
+            (*sum <= MAX_LIST_BYTES).then_some((account, kept))
+        });
+        let mut latest: Vec<_> = fits.collect();
+        latest.reverse();
+        latest
+    }
+}
+
+impl From<&Entry> for Known {
+    fn from(entry: &Entry) -> Self {
+        match entry {
+            Entry::Open(Open { key, .. }) | Entry::Closing { key, .. } => Known::Held(*key),
+            Entry::Settled { account, kept, .. } => Known::Settled(Arc::clone(account), *kept),
+        }
+    }
+}

@@ -1,0 +1,680 @@
+//! Whose span is which: names, their state, and the settled accounts that are still remembered.
+//!
+//! Owns the table from (user, span name) to the ledger's key. Names live for each user, so another user's span is
+//! looked up where it is not and answers exactly as one that does not exist. Bounded for each user and in total: a
+//! full memory forgets the oldest account of whoever has most in it, so that nobody can push out a neighbour.
+
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::sync::Arc;
+
+use crate::attribution::SpanKey;
+use crate::attribution::account::Account;
+use crate::attribution::footprint::{self, Footprint};
+use crate::config::Limits;
+use crate::protocol::Refusal;
+
+use super::access::Peer;
+use super::ticket::{ConnectionId, Ticket};
+
+/// A span that is open.
+#[derive(Debug, Clone, Copy)]
+pub struct Open {
+    /// Its place in the ledger.
+    pub key: SpanKey,
+    owner: ConnectionId,
+    size: Size,
+    phases: u32,
+    weighed: bool,
+    journalled: bool,
+}
+
+/// How large a span is, or becomes by what is added to it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Size {
+    /// Bytes of its texts.
+    pub noted: usize,
+    /// Its attributes.
+    pub pairs: usize,
+    /// Bytes of memory that it takes, by estimate.
+    pub held: usize,
+}
+
+#[derive(Debug)]
+pub(crate) enum Entry {
+    Open(Open),
+    // Its own name again, so that settling needs one look-up.
+    Closing { key: SpanKey, span: Arc<str>, size: Size, ticket: Option<Ticket>, journalled: bool },
+    // Its number in the store; none where nothing is kept, or it was not taken.
+    Settled { account: Arc<Account>, bytes: usize, kept: Option<u64> },
+}
+
+/// What a span left behind that has settled.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Left {
+    /// Who waits for the final account.
+    pub ticket: Option<Ticket>,
+    /// The store's journal has it under this key.
+    pub journalled: Option<SpanKey>,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct User {
+    pub(crate) spans: HashMap<Arc<str>, Entry>,
+    open: usize,
+    noted: usize,
+    held: usize,
+    pub(crate) remembered: VecDeque<Arc<str>>,
+    remembered_bytes: usize,
+}
+
+/// The open spans that each connection answers for, and whose they are.
+type Owned = BTreeMap<ConnectionId, (u32, HashSet<Arc<str>>)>;
+
+/// The table.
+#[derive(Debug)]
+pub struct Register {
+    limits: Limits,
+    pub(crate) users: BTreeMap<u32, User>,
+    pub(crate) owned: Owned,
+    remembered: usize,
+    remembered_bytes: usize,
+    waiting: usize,
+    footprint: Footprint,
+    /// Bytes of memory that the spans of all users take, and of them those beyond each user's guaranteed part.
+    held: usize,
+    shared: usize,
+}
+
+impl Register {
+    /// An empty table with these bounds, for a ledger over so many domains.
+    pub fn new(limits: Limits, domains: usize) -> Self {
+        Self {
+            limits,
+            users: BTreeMap::new(),
+            owned: BTreeMap::new(),
+            remembered: 0,
+            remembered_bytes: 0,
+            waiting: 0,
+            footprint: Footprint::new(domains),
+            held: 0,
+            shared: 0,
+        }
+    }
+
+    /// Spans that are opened from now on are held over so many domains.
+    pub fn set_domains(&mut self, domains: usize) {
+        self.footprint = Footprint::new(domains);
+    }
+
+    /// Other bounds from now on; what is above them goes as it settles or is forgotten.
+    pub fn set_limits(&mut self, limits: Limits) {
+        self.limits = limits;
+        let guaranteed = self.guaranteed();
+        self.shared = self.users.values().map(|user| user.held.saturating_sub(guaranteed)).sum();
+    }
+
+    /// What a span of this name would take, with these notes; `withheld`: its account is kept back for a while.
+    pub fn size_of(
+        &self,
+        span: &str,
+        name: &str,
+        attributes: &BTreeMap<String, String>,
+        withheld: bool,
+    ) -> Size {
+        /// An entry under its name in a user's table and in a connection's set, both up to twice as large as they need.
+        const ENTRY_BYTES: usize = 2 * (size_of::<(Arc<str>, Entry)>() + size_of::<Arc<str>>() + 2);
+        let texts: usize = attributes.iter().map(|(key, value)| key.len() + value.len()).sum();
+        let in_ledger = self.footprint.span(span, name) * if withheld { 2 } else { 1 };
+        let held = in_ledger
+            + footprint::attributes(attributes)
+            + ENTRY_BYTES
+            + footprint::allocation(16 + span.len());
+        Size { noted: texts + name.len(), pairs: attributes.len(), held }
+    }
+
+    /// Whether this peer may open a span of this name and size.
+    pub fn check_room(&self, peer: &Peer, span: &str, size: Size) -> Result<(), Refusal> {
+        if let Some(user) = self.users.get(&peer.uid) {
+            if user.spans.contains_key(span) {
+                return Err(Refusal::SpanExists { span: span.to_owned() });
+            }
+            if !peer.unlimited && user.open >= self.limits.open_spans_per_user {
+                return Err(full("open spans", self.limits.open_spans_per_user));
+            }
+        }
+        self.check_growth(peer, size)
+    }
+
+    /// Whether a peer's spans may grow by so much.
+    pub fn check_growth(&self, peer: &Peer, size: Size) -> Result<(), Refusal> {
+        let (limits, user) = (&self.limits, self.users.get(&peer.uid));
+        let (noted, held) = user.map_or((0, 0), |user| (user.noted, user.held));
+        if !peer.unlimited && noted + size.noted > limits.notes_bytes_per_user {
+            return Err(full("bytes of notes on spans", limits.notes_bytes_per_user));
+        }
+        if !peer.unlimited && held + size.held > limits.span_memory_bytes_per_user {
+            return Err(full("bytes of memory of one user's spans", limits.span_memory_bytes_per_user));
+        }
+        // The last quarter is for guaranteed parts, so that those who take all they can leave room for others.
+        let beyond = (held + size.held).saturating_sub(self.guaranteed().max(held));
+        let total = limits.span_memory_bytes;
+        if self.held + size.held > total || (beyond > 0 && self.shared + beyond > total / 4 * 3) {
+            return Err(full("bytes of memory of all spans", total));
+        }
+        Ok(())
+    }
+
+    /// Bytes of memory that each user has beside what all share.
+    fn guaranteed(&self) -> usize {
+        self.limits.span_memory_bytes / 512
+    }
+
+    /// Bytes of memory that all spans take, by estimate.
+    pub fn held(&self) -> usize {
+        self.held
+    }
+
+    /// Enters a span that the ledger has opened.
+    pub fn enter(&mut self, uid: u32, span: &str, key: SpanKey, owner: ConnectionId, size: Size) {
+        let user = self.users.entry(uid).or_default();
+        let span: Arc<str> = span.into();
+        let open = Open { key, owner, size, phases: 0, weighed: false, journalled: false };
+        user.spans.insert(Arc::clone(&span), Entry::Open(open));
+        user.open += 1;
+        self.grow(uid, size);
+        self.owned.entry(owner).or_insert_with(|| (uid, HashSet::new())).1.insert(span);
+    }
+
+    /// The user's open span of this name.
+    pub fn open(&self, uid: u32, span: &str) -> Result<Open, Refusal> {
+        match self.users.get(&uid).and_then(|user| user.spans.get(span)) {
+            Some(Entry::Open(open)) => Ok(*open),
+            Some(_) => Err(Refusal::AlreadyClosed { span: span.to_owned() }),
+            None => Err(Refusal::NoSuchSpan { span: span.to_owned() }),
+        }
+    }
+
+    /// What one more phase of an open span adds to it.
+    ///
+    /// # Errors
+    /// There is no room for it.
+    pub fn check_phase(&self, peer: &Peer, open: &Open, phase: &str) -> Result<Size, Refusal> {
+        let limit = self.limits.phases_per_span;
+        if open.phases as usize >= limit {
+            return Err(full("phases of a span", limit));
+        }
+        let held = self.footprint.phase(phase) + self.story_of(open);
+        let size = Size { noted: phase.len(), pairs: 0, held };
+        self.check_growth(peer, size).map(|()| size)
+    }
+
+    /// What a change of weight adds to an open span: the first one only.
+    ///
+    /// # Errors
+    /// There is no room for it.
+    pub fn check_weight(&self, peer: &Peer, open: &Open) -> Result<Size, Refusal> {
+        if open.weighed {
+            return Ok(Size::default());
+        }
+        let size = Size { held: self.footprint.weights() + self.story_of(open), ..Size::default() };
+        self.check_growth(peer, size).map(|()| size)
+    }
+
+    fn story_of(&self, open: &Open) -> usize {
+        if open.phases == 0 && !open.weighed { self.footprint.story() } else { 0 }
+    }
+
+    /// An open span has one more phase, of this size.
+    pub fn note_phase(&mut self, uid: u32, span: &str, size: Size) {
+        self.note(uid, span, size, |open| open.phases += 1);
+    }
+
+    /// An open span has its first change of weight, of this size.
+    pub fn note_weight(&mut self, uid: u32, span: &str, size: Size) {
+        self.note(uid, span, size, |open| open.weighed = true);
+    }
+
+    fn note(&mut self, uid: u32, span: &str, size: Size, change: impl FnOnce(&mut Open)) {
+        let entry = self.users.get_mut(&uid).and_then(|user| user.spans.get_mut(span));
+        if let Some(Entry::Open(open)) = entry {
+            change(open);
+            open.size.add(size);
+            self.grow(uid, size);
+        }
+    }
+
+    /// A user's spans have become larger.
+    fn grow(&mut self, uid: u32, size: Size) {
+        let guaranteed = self.guaranteed();
+        if let Some(user) = self.users.get_mut(&uid) {
+            let beyond = user.held.saturating_sub(guaranteed);
+            user.noted += size.noted;
+            user.held += size.held;
+            self.held += size.held;
+            self.shared += user.held.saturating_sub(guaranteed) - beyond;
+        }
+    }
+
+    /// A span of this size has left the ledger.
+    fn shed(&mut self, uid: u32, size: Size) {
+        let guaranteed = self.guaranteed();
+        if let Some(user) = self.users.get_mut(&uid) {
+            let beyond = user.held.saturating_sub(guaranteed);
+            user.noted -= size.noted;
+            user.held -= size.held;
+            self.held -= size.held;
+            self.shared -= beyond - user.held.saturating_sub(guaranteed);
+        }
+    }
+
+    /// Forgets remembered accounts up to this number of the store, which has them, and copies the others with their names next
+    /// to each other. They were made while spans lay between them, and each would keep a page of what those took.
+    pub fn compact(&mut self, committed: u64) {
+        for user in self.users.values_mut() {
+            // All are copied before the first is freed: else each copy would take the place of the one before.
+            let mut copies = Vec::new();
+            for name in &user.remembered {
+                let Some(Entry::Settled { account, bytes, kept }) = user.spans.get(name) else { continue };
+                if kept.is_some_and(|number| number <= committed) {
+                    user.remembered_bytes -= bytes;
+                    self.remembered -= 1;
+                    self.remembered_bytes -= bytes;
+                } else {
+                    let account = Arc::new(Account::clone(account));
+                    let settled = Entry::Settled { account, bytes: *bytes, kept: *kept };
+                    copies.push((Arc::<str>::from(&**name), settled));
+                }
+            }
+            user.remembered.iter().for_each(|name| drop(user.spans.remove(name)));
+            user.remembered = copies.iter().map(|(name, _)| Arc::clone(name)).collect();
+            user.spans.shrink_to(2 * (user.spans.len() + copies.len()));
+            user.spans.extend(copies);
+        }
+    }
+
+    /// Gives memory back that many spans took, once they are gone.
+    pub fn shrink(&mut self) {
+        for user in self.users.values_mut() {
+            user.spans.shrink_to(2 * user.spans.len());
+            user.remembered.shrink_to(2 * user.remembered.len());
+        }
+        self.owned.values_mut().for_each(|(_, spans)| spans.shrink_to(2 * spans.len()));
+    }
+
+    /// An open span is closed in the ledger with so much more of notes, and `ticket` waits for its final account.
+    pub fn close(&mut self, uid: u32, span: &str, more: Size, ticket: Option<Ticket>) {
+        let Some(user) = self.users.get_mut(&uid) else { return };
+        let Some(entry) = user.spans.get_mut(span) else { return };
+        if let Entry::Open(open) = *entry {
+            let span = disown(&mut self.owned, open.owner, span).unwrap_or_else(|| span.into());
+            let (mut size, journalled) = (open.size, open.journalled);
+            size.add(more);
+            *entry = Entry::Closing { key: open.key, span, size, ticket, journalled };
+            user.open -= 1;
+            self.waiting += usize::from(ticket.is_some());
+            self.grow(uid, more);
+        }
+    }
+
+    /// An open span is forgotten; gives its key where the store's journal has it.
+    pub fn cancel(&mut self, uid: u32, span: &str) -> Option<SpanKey> {
+        let user = self.users.get_mut(&uid)?;
+        let Some(Entry::Open(open)) = user.spans.remove(span) else { return None };
+        user.open -= 1;
+        self.shed(uid, open.size);
+        disown(&mut self.owned, open.owner, span);
+        self.leave(uid);
+        open.journalled.then_some(open.key)
+    }
+
+    /// The store's journal has this span, which is open or closing.
+    pub fn note_journalled(&mut self, uid: u32, span: &str) {
+        let entry = self.users.get_mut(&uid).and_then(|user| user.spans.get_mut(span));
+        if let Some(Entry::Open(Open { journalled, .. }) | Entry::Closing { journalled, .. }) = entry {
+            *journalled = true;
+        }
+    }
+
+    /// The store had no room for a final account.
+    pub fn note_not_kept(&mut self, account: &Account) {
+        let entry =
+            self.users.get_mut(&account.uid).and_then(|user| user.spans.get_mut(account.span.as_str()));
+        if let Some(Entry::Settled { kept, .. }) = entry {
+            *kept = None;
+        }
+    }
+
+    /// The open spans of a connection that is gone; they are closing from here on.
+    pub fn abandon(&mut self, connection: ConnectionId) -> Vec<SpanKey> {
+        let Some((uid, spans)) = self.owned.remove(&connection) else { return Vec::new() };
+        let keys = spans.iter().filter_map(|span| self.open(uid, span).ok()).map(|open| open.key).collect();
+        for span in spans {
+            self.close(uid, &span, Size::default(), None);
+        }
+        keys
+    }
+
+    /// Remembers a final account, which is to have this number in the store; gives what its span leaves behind.
+    pub fn settle(&mut self, account: &Arc<Account>, kept: Option<u64>) -> Left {
+        let Some(user) = self.users.get_mut(&account.uid) else { return Left::default() };
+        let Some(entry) = user.spans.get_mut(account.span.as_str()) else { return Left::default() };
+        let bytes = footprint::account(account);
+        let settled = Entry::Settled { account: Arc::clone(account), bytes, kept };
+        let (span, size, left) = match std::mem::replace(entry, settled) {
+            Entry::Closing { span, size, ticket, key, journalled } => {
+                (span, size, Left { ticket, journalled: journalled.then_some(key) })
+            }
+            // The ledger settles only what was closed here.
+            other => {
+                *entry = other;
+                return Left::default();
+            }
+        };
+        user.remembered.push_back(span);
+        user.remembered_bytes += bytes;
+        self.shed(account.uid, size);
+        self.remembered += 1;
+        self.remembered_bytes += bytes;
+        self.waiting -= usize::from(left.ticket.is_some());
+        self.forget_surplus();
+        left
+    }
+
+    fn forget_surplus(&mut self) {
+        while self.remembered > self.limits.remembered_accounts
+            || self.remembered_bytes > self.limits.remembered_bytes
+        {
+            let greediest = self.users.iter().max_by_key(|(uid, user)| (user.remembered_bytes, **uid));
+            let Some(uid) = greediest.map(|(uid, _)| *uid) else { return };
+            let Some(user) = self.users.get_mut(&uid) else { return };
+            let Some(span) = user.remembered.pop_front() else { return };
+            if let Some(Entry::Settled { bytes, .. }) = user.spans.remove(&span) {
+                user.remembered_bytes -= bytes;
+                self.remembered -= 1;
+                self.remembered_bytes -= bytes;
+            }
+            self.leave(uid);
+        }
+    }
+
+    /// Forgets a user of whom nothing is left.
+    fn leave(&mut self, uid: u32) {
+        if self.users.get(&uid).is_some_and(|user| user.spans.is_empty()) {
+            self.users.remove(&uid);
+        }
+    }
+
+    /// How many closes wait for their final account.
+    pub fn waiting(&self) -> usize {
+        self.waiting
+    }
+
+    /// Every ticket that still waits, with the span it waits for; they wait no longer.
+    pub fn give_up_waiting(&mut self) -> Vec<(Ticket, SpanKey)> {
+        let mut given_up = Vec::new();
+        for entry in self.users.values_mut().flat_map(|user| user.spans.values_mut()) {
+            if let Entry::Closing { key, ticket, .. } = entry {
+                given_up.extend(ticket.take().map(|ticket| (ticket, *key)));
+            }
+        }
+        self.waiting = 0;
+        given_up
+    }
+}
+
+/// Takes a span from its connection; gives its name.
+fn disown(owned: &mut Owned, owner: ConnectionId, span: &str) -> Option<Arc<str>> {
+    let (_, spans) = owned.get_mut(&owner)?;
+    let name = spans.take(span);
+    if spans.is_empty() {
+        owned.remove(&owner);
+    }
+    name
+}
+
+impl Open {
+    /// Attributes it has already.
+    pub fn pairs(&self) -> usize {
+        self.size.pairs
+    }
+}
+
+impl Size {
+    fn add(&mut self, more: Self) {
+        self.noted += more.noted;
+        self.pairs += more.pairs;
+        self.held += more.held;
+    }
+}
+
+fn full(quota: &str, limit: usize) -> Refusal {
+    Refusal::QuotaExceeded { quota: quota.to_owned(), limit: limit as u64 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::attribution::account::State;
+    use crate::protocol::Access;
+
+    const ANN: Peer = Peer { uid: 1000, access: Access::Span, unlimited: false };
+    const BOB: Peer = Peer { uid: 2000, access: Access::Span, unlimited: false };
+
+    fn register(change: impl FnOnce(&mut Limits)) -> Register {
+        let mut limits = Limits::default();
+        change(&mut limits);
+        Register::new(limits, 3)
+    }
+
+    fn account(uid: u32, span: &str) -> Arc<Account> {
+        Arc::new(Account {
+            span: span.into(),
+            name: String::new(),
+            attributes: Default::default(),
+            state: State::Settled,
+            uid,
+            opened_ns: 0,
+            closed_ns: Some(1),
+            moved_ns: 0,
+            opened_unix_ns: 0,
+            weight: 1.0,
+            share_uj: None,
+            window_uj: None,
+            idle_uj: None,
+            error_uj: None,
+            process: None,
+            cgroup: None,
+            process_uj: None,
+            process_reason: None,
+            grade: None,
+            simulated: None,
+            mean_power_mw: None,
+            peak_concurrency: 1,
+            domains: vec![],
+            phases: vec![],
+            at_least: None,
+            durable: None,
+        })
+    }
+
+    fn noted(bytes: usize) -> Size {
+        Size { noted: bytes, ..Size::default() }
+    }
+
+    fn held(bytes: usize) -> Size {
+        Size { held: bytes, ..Size::default() }
+    }
+
+    fn settled(register: &mut Register, peer: &Peer, span: &str, key: u64) {
+        register.enter(peer.uid, span, SpanKey(key), 1, Size::default());
+        register.close(peer.uid, span, Size::default(), None);
+        register.settle(&account(peer.uid, span), None);
+    }
+
+    #[test]
+    fn another_users_span_answers_as_one_that_does_not_exist() {
+        let mut register = register(|_| ());
+        register.enter(ANN.uid, "a", SpanKey(1), 1, Size::default());
+        let missing = Refusal::NoSuchSpan { span: "a".into() };
+        assert_eq!(register.open(BOB.uid, "a").unwrap_err(), missing);
+        assert_eq!(register.known(BOB.uid, "a").unwrap_err(), missing);
+        assert!(register.check_room(&BOB, "a", Size::default()).is_ok());
+        assert_eq!(
+            register.check_room(&ANN, "a", Size::default()),
+            Err(Refusal::SpanExists { span: "a".into() })
+        );
+    }
+
+    #[test]
+    fn a_closed_span_is_told_from_an_unknown_one_as_long_as_it_is_remembered() {
+        let mut register = register(|limits| limits.remembered_accounts = 1);
+        settled(&mut register, &ANN, "a", 1);
+        assert_eq!(register.open(ANN.uid, "a").unwrap_err(), Refusal::AlreadyClosed { span: "a".into() });
+        settled(&mut register, &ANN, "b", 2);
+        assert_eq!(register.open(ANN.uid, "a").unwrap_err(), Refusal::NoSuchSpan { span: "a".into() });
+    }
+
+    #[test]
+    fn whoever_has_most_in_memory_is_forgotten_first() {
+        let mut register = register(|limits| limits.remembered_accounts = 4);
+        settled(&mut register, &BOB, "his", 1);
+        for key in 2..10 {
+            settled(&mut register, &ANN, &format!("hers{key}"), key);
+        }
+        assert!(register.known(BOB.uid, "his").is_ok());
+        assert!(register.known(ANN.uid, "hers9").is_ok());
+        assert!(register.known(ANN.uid, "hers6").is_err());
+    }
+
+    #[test]
+    fn the_latest_accounts_are_as_many_as_asked_and_never_a_megabyte() {
+        let mut register = register(|_| ());
+        for (key, peer, value) in
+            [(1, ANN, 10), (2, BOB, 10), (3, ANN, 400_000), (4, ANN, 200_000), (5, ANN, 10)]
+        {
+            let span = format!("span{key}");
+            register.enter(peer.uid, &span, SpanKey(key), 1, Size::default());
+            register.close(peer.uid, &span, Size::default(), None);
+            let mut account = Account::clone(&account(peer.uid, &span));
+            account.closed_ns = Some(key);
+            account.attributes.insert("k".into(), "v".repeat(value));
+            register.settle(&Arc::new(account), None);
+        }
+        let names = |whose, limit| {
+            let latest = register.latest(whose, limit, |_| true);
+            latest.iter().map(|(account, _)| account.span.clone()).collect::<Vec<_>>()
+        };
+        assert_eq!(names(None, 2), ["span4", "span5"]);
+        assert_eq!(names(Some(BOB.uid), 9), ["span2"]);
+        assert_eq!(names(Some(ANN.uid), 9), ["span4", "span5"]);
+    }
+
+    #[test]
+    fn a_vanished_connection_leaves_only_what_it_opened_and_did_not_close() {
+        let mut register = register(|_| ());
+        for (key, owner) in [(1, 7), (2, 7), (3, 8)] {
+            register.enter(ANN.uid, &format!("span{key}"), SpanKey(key), owner, Size::default());
+        }
+        register.close(ANN.uid, "span1", Size::default(), None);
+        assert_eq!(register.abandon(7), vec![SpanKey(2)]);
+        assert!(register.open(ANN.uid, "span3").is_ok());
+        assert!(register.abandon(7).is_empty());
+    }
+
+    #[test]
+    fn the_quotas_are_for_each_user_and_come_back_with_the_close() {
+        let mut register = register(|limits| {
+            limits.open_spans_per_user = 1;
+            limits.notes_bytes_per_user = 100;
+        });
+        register.enter(ANN.uid, "a", SpanKey(1), 1, noted(90));
+        let refused = register.check_room(&ANN, "b", Size::default()).unwrap_err();
+        assert_eq!(refused, Refusal::QuotaExceeded { quota: "open spans".into(), limit: 1 });
+        assert!(register.check_room(&BOB, "b", Size::default()).is_ok());
+        let unlimited = Peer { unlimited: true, ..ANN };
+        assert!(register.check_room(&unlimited, "b", noted(1000)).is_ok());
+        register.close(ANN.uid, "a", Size::default(), None);
+        assert!(register.check_room(&ANN, "b", noted(10)).is_ok());
+        assert!(register.check_room(&ANN, "b", noted(11)).is_err());
+        register.settle(&account(ANN.uid, "a"), None);
+        assert!(register.check_room(&ANN, "b", noted(100)).is_ok());
+    }
+
+    #[test]
+    fn a_ticket_comes_back_with_the_account_it_waited_for() {
+        let mut register = register(|_| ());
+        let ticket = Ticket { connection: 7, slot: 3 };
+        register.enter(ANN.uid, "a", SpanKey(1), 7, Size::default());
+        register.close(ANN.uid, "a", Size::default(), Some(ticket));
+        assert_eq!(register.waiting(), 1);
+        assert_eq!(register.settle(&account(ANN.uid, "a"), None).ticket, Some(ticket));
+        assert_eq!(register.waiting(), 0);
+    }
+    #[test]
+    fn those_who_take_all_they_can_leave_each_other_user_its_guaranteed_part() {
+        let mut register = register(|limits| {
+            limits.span_memory_bytes = 512 * 1000;
+            limits.span_memory_bytes_per_user = 256 * 1000;
+        });
+        let total = Refusal::QuotaExceeded { quota: "bytes of memory of all spans".into(), limit: 512_000 };
+        let own =
+            Refusal::QuotaExceeded { quota: "bytes of memory of one user's spans".into(), limit: 256_000 };
+        let mut key = 0;
+        let mut fill = |register: &mut Register, uid, most: usize| {
+            let peer = Peer { uid, ..ANN };
+            let mut taken = 0;
+            while taken < most {
+                let span = format!("s{taken}");
+                if let Err(refusal) = register.check_room(&peer, &span, held(100)) {
+                    return (taken, Some(refusal));
+                }
+                key += 1;
+                register.enter(uid, &span, SpanKey(key), u64::from(uid), held(100));
+                taken += 100;
+            }
+            (taken, None)
+        };
+        assert_eq!(fill(&mut register, 1, usize::MAX), (256_000, Some(own)));
+        // Beside the first one's guaranteed part: three quarters of the whole are for all.
+        assert_eq!(fill(&mut register, 2, usize::MAX), (130_000, Some(total.clone())));
+        for uid in 3..100 {
+            assert_eq!(fill(&mut register, uid, usize::MAX), (1000, Some(total.clone())), "user {uid}");
+        }
+        assert_eq!(register.held(), 256_000 + 130_000 + 97_000);
+        for uid in 1..100 {
+            register.abandon(u64::from(uid));
+            let closing: Vec<Arc<str>> = register.users[&uid].spans.keys().cloned().collect();
+            closing.iter().for_each(|span| {
+                register.settle(&account(uid, span), None);
+            });
+        }
+        assert_eq!((register.held(), register.shared), (0, 0));
+    }
+
+    #[test]
+    fn phases_attributes_and_weights_count_with_what_they_take_and_come_back() {
+        let mut register = register(|limits| limits.phases_per_span = 2);
+        let attributes = (0..64).map(|at| (format!("{at:02}"), String::new())).collect();
+        let plain = register.size_of("a", "", &BTreeMap::new(), false).held;
+        let rich = register.size_of("a", "", &attributes, false).held;
+        assert!(rich > plain + 64 * 100, "{plain} {rich}");
+        register.enter(ANN.uid, "a", SpanKey(1), 1, register.size_of("a", "", &attributes, false));
+        let open = register.open(ANN.uid, "a").unwrap();
+        let first = register.check_phase(&ANN, &open, "p").unwrap();
+        register.note_phase(ANN.uid, "a", first);
+        let open = register.open(ANN.uid, "a").unwrap();
+        let second = register.check_phase(&ANN, &open, "p").unwrap();
+        assert!(first.held > second.held && second.held > 3 * 48, "{first:?} {second:?}");
+        register.note_phase(ANN.uid, "a", second);
+        let open = register.open(ANN.uid, "a").unwrap();
+        let refused = register.check_phase(&ANN, &open, "p").unwrap_err();
+        assert_eq!(refused, Refusal::QuotaExceeded { quota: "phases of a span".into(), limit: 2 });
+        let weight = register.check_weight(&ANN, &open).unwrap();
+        register.note_weight(ANN.uid, "a", weight);
+        let open = register.open(ANN.uid, "a").unwrap();
+        assert_eq!(register.check_weight(&ANN, &open), Ok(Size::default()));
+        assert_eq!(register.held(), rich + first.held + second.held + weight.held);
+        register.cancel(ANN.uid, "a");
+        assert_eq!(register.held(), 0);
+    }
+}
