@@ -51,6 +51,9 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     (
         "server",
         &[
+            "domain",
+            "clock",
+            "store",
             "attribution",
             "config",
             "privileges",
