@@ -40,8 +40,8 @@ pub fn main() -> ExitCode {
     match run(&Flags::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(cause) => {
-            say(&FAILED, &format!("{cause:#}"));
-            ExitCode::from(status(&cause))
+            log_event(&FAILED, &format!("{cause:#}"));
+            ExitCode::from(exit_status(&cause))
         }
     }
 }
@@ -56,59 +56,59 @@ fn run(flags: &Flags) -> Result<()> {
         }
         return Ok(());
     }
-    make_room(config.limits.connections + dbus::DESCRIPTORS);
-    let stop = when(&[SIGTERM, SIGINT]).context("cannot listen for signals")?;
-    let reload = when(&[SIGHUP]).context("cannot listen for signals")?;
+    raise_descriptor_limit(config.limits.connections + dbus::DESCRIPTORS);
+    let stop = signal_stream(&[SIGTERM, SIGINT]).context("cannot listen for signals")?;
+    let reload = signal_stream(&[SIGHUP]).context("cannot listen for signals")?;
     let manager = Manager::from_environment();
     let plan = Plan::of(&config);
     let reach = plan.service.policy.reach();
     // Everything that needs privilege: the socket's path, the sources, the recording's file.
     let (listeners, listening) = listen(&config, reach)?;
-    let found = sources::discover_within(&plan.source, &Clock::Machine, crate::service::DAEMON_WAIT);
+    let inventory = sources::discover_within(&plan.source, &Clock::Machine, crate::service::DAEMON_WAIT);
     let out = flags.record.as_deref().map(|file| (file, private_file::create(file)));
-    let confinement = give_up(&config, &found, &manager);
-    let mut service = plan.build_over(found, Clock::Machine, tell).context("cannot start")?;
-    refuse_nothing(&service)?;
-    let recording = out.map(|(file, out)| record(file, out, &mut service)).transpose()?;
-    let by_hand = rustix::process::geteuid().is_root() && !manager.is_there();
-    keep(&config, &mut service).context("cannot start the ledger on disk")?;
+    let confinement = drop_privileges(&config, &inventory, &manager);
+    let mut service = plan.build_over(inventory, Clock::Machine, tell).context("cannot start")?;
+    ensure_sources(&service)?;
+    let recording = out.map(|(file, out)| start_recording(file, out, &mut service)).transpose()?;
+    let is_manual_root = rustix::process::geteuid().is_root() && !manager.is_there();
+    start_store(&config, &mut service).context("cannot start the ledger on disk")?;
     service.serve_as_daemon(
-        Upkeep::new(config.clone(), reread(flags.clone(), owner), manager, tell),
+        Upkeep::new(config.clone(), config_loader(flags.clone(), owner), manager, tell),
         confinement,
     );
     // A socket of our own was renamed into its place, and the kernel knows it by its first name only.
-    let places =
-        listening.as_ref().map_or_else(|| place_of(&listeners), |own| own.path().display().to_string());
-    say(&STARTED, &format!("measures {}, listens on {places}", service.names().join(", ")));
-    if by_hand {
-        say(&LOOSE, BY_HAND);
+    let addresses =
+        listening.as_ref().map_or_else(|| listener_paths(&listeners), |own| own.path().display().to_string());
+    log_event(&STARTED, &format!("measures {}, listens on {addresses}", service.names().join(", ")));
+    if is_manual_root {
+        log_event(&LOOSE, MANUAL_ROOT_NOTICE);
     }
     if config::serves_system() {
-        config::missing_groups(&config.access).iter().for_each(|missing| say(&NO_GROUP, missing));
+        config::missing_groups(&config.access).iter().for_each(|missing| log_event(&NO_GROUP, missing));
     }
-    let (bus, arrivals) = dbus::start(&config, tell_bus).context("cannot go on the bus")?.unzip();
+    let (bus, arrivals) = dbus::start(&config, log_bus).context("cannot go on the bus")?.unzip();
     let doors = Doors { listeners, arrivals, stop: Some(stop), reload: Some(reload), ..Doors::default() };
     crate::server::serve(service, doors).context("the poller failed")?;
     if let Some(bus) = bus {
         bus.finish();
     }
     drop(listening);
-    say(&STOPPED, "stops as asked");
-    recording.map_or(Ok(()), finish)
+    log_event(&STOPPED, "stops as asked");
+    recording.map_or(Ok(()), finish_recording)
 }
 
 /// Keeps final accounts on disk, where that is wanted and there is a place for it.
-fn keep(config: &Config, service: &mut Service) -> std::io::Result<()> {
+fn start_store(config: &Config, service: &mut Service) -> std::io::Result<()> {
     if let Some(settings) = store_settings(config) {
-        service.keep(Store::start(settings, tell_ledger)?, tell_ledger);
-    } else if keeps(config) {
-        tell_ledger("keeps no accounts: there is no place for them; give --state-dir, or set HOME");
+        service.keep(Store::start(settings, log_store)?, log_store);
+    } else if is_store_enabled(config) {
+        log_store("keeps no accounts: there is no place for them; give --state-dir, or set HOME");
     }
     Ok(())
 }
 
 /// Whether accounts are to be kept. Those of a simulated machine have no place among the real one's.
-fn keeps(config: &Config) -> bool {
+fn is_store_enabled(config: &Config) -> bool {
     config.ledger.keep && (config.source.replay.is_none() || config.state_dir.is_some())
 }
 
@@ -116,7 +116,7 @@ fn keeps(config: &Config) -> bool {
 fn store_settings(config: &Config) -> Option<store::Settings> {
     let disk = &config.ledger;
     Some(store::Settings {
-        directory: state_dir(config).filter(|_| keeps(config))?,
+        directory: state_dir(config).filter(|_| is_store_enabled(config))?,
         age: Duration::from_secs_f64(disk.days * 86_400.0),
         bytes: disk.megabytes * 1_000_000,
         waiting_bytes: usize::try_from(disk.waiting_megabytes * 1_000_000).unwrap_or(usize::MAX),
@@ -134,7 +134,7 @@ fn state_dir(config: &Config) -> Option<PathBuf> {
 }
 
 /// What to say to root who starts it without a service manager.
-const BY_HAND: &str = "runs as root, by hand: it has given up what it can; `systemctl start wattspand` gives it a user of \
+const MANUAL_ROOT_NOTICE: &str = "runs as root, by hand: it has given up what it can; `systemctl start wattspand` gives it a user of \
                        its own";
 
 /// The sockets that the service manager made for us, else one of our own making, which goes with the second value.
@@ -144,12 +144,12 @@ fn listen(config: &Config, reach: Reach) -> Result<(Vec<UnixListener>, Option<Li
     if !listeners.is_empty() {
         return Ok((listeners, None));
     }
-    let (listener, listening) = unix_socket::bind(&place(config)?, reach)?;
+    let (listener, listening) = unix_socket::bind(&socket_path(config)?, reach)?;
     Ok((vec![listener], Some(listening)))
 }
 
 /// Where clients find these sockets.
-fn place_of(listeners: &[UnixListener]) -> String {
+fn listener_paths(listeners: &[UnixListener]) -> String {
     let path =
         |listener: &UnixListener| Some(listener.local_addr().ok()?.as_pathname()?.display().to_string());
     let paths: Vec<String> = listeners
@@ -160,12 +160,15 @@ fn place_of(listeners: &[UnixListener]) -> String {
 }
 
 /// Gives up what reading does not need.
-fn give_up(config: &Config, found: &Inventory, manager: &Manager) -> Confinement {
+fn drop_privileges(config: &Config, inventory: &Inventory, manager: &Manager) -> Confinement {
     let root = rustix::process::geteuid().is_root();
     let state_dir = state_dir(config).unwrap_or_default();
     privileges::confine(&Needs {
-        powercap: found.opened.iter().any(|opened| opened.name == POWERCAP)
-            || found.starting.iter().any(|starting| starting.sources().iter().any(|name| name == POWERCAP)),
+        powercap: inventory.opened.iter().any(|opened| opened.name == POWERCAP)
+            || inventory
+                .starting
+                .iter()
+                .any(|starting| starting.sources().iter().any(|name| name == POWERCAP)),
         state_dir: &state_dir,
         serves_others: root || manager.is_there(),
         realtime_priority: sampler::REALTIME_PRIORITY.unsigned_abs().into(),
@@ -173,128 +176,128 @@ fn give_up(config: &Config, found: &Inventory, manager: &Manager) -> Confinement
 }
 
 /// How the configuration is read again: the same files, under the same flags.
-fn reread(flags: Flags, owner: AcceptedOwner) -> Reread {
+fn config_loader(flags: Flags, owner: AcceptedOwner) -> Reread {
     Box::new(move || {
         let config = Config::load(&flags, owner)?;
-        make_room(config.limits.connections + dbus::DESCRIPTORS);
+        raise_descriptor_limit(config.limits.connections + dbus::DESCRIPTORS);
         Ok(config)
     })
 }
 
 /// Keeps what the sources say, at the full rate, in a file that `--replay` takes.
-fn record(file: &Path, out: std::io::Result<File>, service: &mut Service) -> Result<Recording> {
-    let cannot = || format!("cannot record to {}", file.display());
+fn start_recording(file: &Path, out: std::io::Result<File>, service: &mut Service) -> Result<Recording> {
+    let context = || format!("cannot record to {}", file.display());
     let feeds = service.record();
     let domains: Vec<Domain> = feeds.iter().flat_map(|feed| feed.domains.iter().cloned()).collect();
-    let mut firsts = vec![0];
-    firsts.extend(feeds.iter().scan(0, |first, feed| {
+    let mut domain_offsets = vec![0];
+    domain_offsets.extend(feeds.iter().scan(0, |first, feed| {
         *first += feed.domains.len();
         Some(*first)
     }));
-    let out = out.with_context(cannot)?;
-    let mut recorder = Recorder::new(out, &domains, false).with_context(cannot)?;
+    let out = out.with_context(context)?;
+    let mut recorder = Recorder::new(out, &domains, false).with_context(context)?;
     let sink = move |ring: usize, sample: &Sample| {
-        recorder.record(firsts[ring], sample.before_ns, sample.after_ns, &sample.readings)
+        recorder.record(domain_offsets[ring], sample.before_ns, sample.after_ns, &sample.readings)
     };
-    record::start(feeds.into_iter().map(|feed| feed.ring).collect(), sink).with_context(cannot)
+    record::start(feeds.into_iter().map(|feed| feed.ring).collect(), sink).with_context(context)
 }
 
-fn finish(recording: Recording) -> Result<()> {
+fn finish_recording(recording: Recording) -> Result<()> {
     let recorded = recording.finish().context("the recording failed")?;
-    say(&RECORDED, &format!("recorded {} samples, lost {}", recorded.kept, recorded.lost));
+    log_event(&RECORDED, &format!("recorded {} samples, lost {}", recorded.kept, recorded.lost));
     Ok(())
 }
 
 /// Takes as many descriptors as the connections may need, as far as the system lets us; where it does not, the gate turns
 /// clients away.
-fn make_room(connections: usize) {
+fn raise_descriptor_limit(connections: usize) {
     /// For the sources, the rings' threads, the poller and the reserve.
-    const OWN: u64 = 256;
+    const RESERVED_DESCRIPTORS: u64 = 256;
     let mut limit = getrlimit(Resource::Nofile);
-    let wanted = connections as u64 + OWN;
-    if limit.current.is_some_and(|current| current < wanted) {
-        limit.current = Some(limit.maximum.map_or(wanted, |most| most.min(wanted)));
+    let required = connections as u64 + RESERVED_DESCRIPTORS;
+    if limit.current.is_some_and(|current| current < required) {
+        limit.current = Some(limit.maximum.map_or(required, |maximum| maximum.min(required)));
         let _ = setrlimit(Resource::Nofile, limit);
     }
 }
 
 /// A stream that can be read once one of these signals came.
-fn when(signals: &[i32]) -> std::io::Result<UnixStream> {
-    let (heard, signalled) = UnixStream::pair()?;
-    heard.set_nonblocking(true)?;
+fn signal_stream(signals: &[i32]) -> std::io::Result<UnixStream> {
+    let (reader, writer) = UnixStream::pair()?;
+    reader.set_nonblocking(true)?;
     for signal in signals {
-        signal_hook::low_level::pipe::register(*signal, signalled.try_clone()?)?;
+        signal_hook::low_level::pipe::register(*signal, writer.try_clone()?)?;
     }
-    Ok(heard)
+    Ok(reader)
 }
 
 /// There is something to measure, or the reasons why not.
-fn refuse_nothing(service: &Service) -> Result<()> {
+fn ensure_sources(service: &Service) -> Result<()> {
     if !service.names().is_empty() {
         return Ok(());
     }
     let reasons = service.absent().iter().map(|absent| format!("\n  {}: {}", absent.source, absent.reason));
-    Err(anyhow!(NoSource(reasons.collect())))
+    Err(anyhow!(NoSourceError(reasons.collect())))
 }
 
 /// Where to listen: as asked, else the system's place, else the user's own.
-fn place(config: &Config) -> Result<PathBuf> {
+fn socket_path(config: &Config) -> Result<PathBuf> {
     if let Some(path) = &config.socket {
         return Ok(path.clone());
     }
-    let mut places = config::listening_places().into_iter();
-    let system = places.next().context("no place for a socket")?;
+    let mut candidates = config::listening_places().into_iter();
+    let system_path = candidates.next().context("no place for a socket")?;
     // Root makes the system's directory itself; for a user of its own the service manager has made it.
-    if rustix::process::geteuid().is_root() || system.parent().is_some_and(is_own) {
-        return Ok(system);
+    if rustix::process::geteuid().is_root() || system_path.parent().is_some_and(is_owned_by_this_user) {
+        return Ok(system_path);
     }
-    places.next().context("no place for a socket: give --socket PATH, or set XDG_RUNTIME_DIR")
+    candidates.next().context("no place for a socket: give --socket PATH, or set XDG_RUNTIME_DIR")
 }
 
-fn is_own(directory: &Path) -> bool {
+fn is_owned_by_this_user(directory: &Path) -> bool {
     use std::os::unix::fs::MetadataExt;
-    std::fs::metadata(directory).is_ok_and(|found| found.uid() == rustix::process::geteuid().as_raw())
+    std::fs::metadata(directory).is_ok_and(|metadata| metadata.uid() == rustix::process::geteuid().as_raw())
 }
 
 /// One line for the administrator.
-fn say(event: &'static Event, message: &str) {
+fn log_event(event: &'static Event, message: &str) {
     tell(&Entry { event, message, fields: &[] });
 }
 
 /// What becomes of the ledger on disk.
-fn tell_ledger(message: &str) {
-    say(&LEDGER, message);
+fn log_store(message: &str) {
+    log_event(&LEDGER, message);
 }
 
 /// What becomes of the bus.
-fn tell_bus(message: &str) {
-    say(&BUS, message);
+fn log_bus(message: &str) {
+    log_event(&BUS, message);
 }
 
 /// No source was found.
 #[derive(Debug, thiserror::Error)]
 #[error("there is nothing to measure here:{0}")]
-struct NoSource(String);
+struct NoSourceError(String);
 
 /// The exit status that tells a service manager what kind of failure it was (sysexits.h).
-fn status(cause: &anyhow::Error) -> u8 {
-    const UNAVAILABLE: u8 = 69;
-    const SOFTWARE: u8 = 70;
-    const TEMPORARY: u8 = 75;
-    const NO_PERMISSION: u8 = 77;
-    const CONFIGURATION: u8 = 78;
+fn exit_status(cause: &anyhow::Error) -> u8 {
+    const EX_UNAVAILABLE: u8 = 69;
+    const EX_SOFTWARE: u8 = 70;
+    const EX_TEMPFAIL: u8 = 75;
+    const EX_NOPERM: u8 = 77;
+    const EX_CONFIG: u8 = 78;
     if cause.is::<config::Wrong>() {
-        return CONFIGURATION;
+        return EX_CONFIG;
     }
     if cause.is::<activation_ffi::NotASocket>() {
-        return CONFIGURATION;
+        return EX_CONFIG;
     }
-    if cause.is::<NoSource>() {
-        return UNAVAILABLE;
+    if cause.is::<NoSourceError>() {
+        return EX_UNAVAILABLE;
     }
     match cause.downcast_ref::<Taken>() {
-        Some(Taken::Running { .. }) => TEMPORARY,
-        Some(_) => NO_PERMISSION,
-        None => SOFTWARE,
+        Some(Taken::Running { .. }) => EX_TEMPFAIL,
+        Some(_) => EX_NOPERM,
+        None => EX_SOFTWARE,
     }
 }

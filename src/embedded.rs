@@ -19,68 +19,72 @@ use crate::server::Doors;
 use crate::service::Plan;
 
 /// How long to wait for the first reading, and how often to look for it.
-const PATIENCE: Duration = Duration::from_millis(150);
-const LOOK: Duration = Duration::from_micros(500);
+const FIRST_READING_TIMEOUT: Duration = Duration::from_millis(150);
+const POLL_INTERVAL: Duration = Duration::from_micros(500);
 
 /// Connections made when the meter starts: to see it started, to ask, to watch, to waken. The doors take no more later.
-const CONNECTIONS: usize = 4;
+const CONNECTION_COUNT: usize = 4;
 
 /// Why there is no embedded meter.
 #[derive(Debug, thiserror::Error)]
-pub enum NotStarted {
+pub enum StartMeterError {
     /// The system refuses a thread, a socket pair or random numbers.
     #[error("cannot start measuring in this process: {0}")]
     System(#[from] io::Error),
 }
 
 /// A meter in this process; dropping it ends it.
-pub struct Embedded {
-    free: Mutex<Vec<UnixStream>>,
+pub struct EmbeddedMeter {
+    unused_connections: Mutex<Vec<UnixStream>>,
     /// Hanging up ends the service.
     stop: Option<UnixStream>,
     thread: Option<JoinHandle<()>>,
 }
 
-impl Embedded {
+impl EmbeddedMeter {
     /// Finds the sources, starts the samplers and serves. A machine without any counter has a meter without domains.
-    pub fn start(config: &Config) -> Result<Self, NotStarted> {
+    pub fn start(config: &Config) -> Result<Self, StartMeterError> {
         // A domain's change of state is in what the meter answers; there is no log here.
         let service = Plan::of(config).build(Clock::Machine, |_| ())?;
-        let pairs: Vec<_> = (0..CONNECTIONS).map(|_| UnixStream::pair()).collect::<io::Result<_>>()?;
-        let (free, connections) = pairs.into_iter().unzip();
+        let pairs: Vec<_> = (0..CONNECTION_COUNT).map(|_| UnixStream::pair()).collect::<io::Result<_>>()?;
+        let (unused_connections, connections) = pairs.into_iter().unzip();
         let (stop, stopped) = UnixStream::pair()?;
         let doors = Doors { connections, stop: Some(stopped), ..Doors::default() };
         let thread = thread::Builder::new().name("meter".into()).spawn(move || {
             // A service that fails hangs up, and its clients are told so by their next call.
             let _ = crate::server::serve(service, doors);
         })?;
-        let embedded = Embedded { free: Mutex::new(free), stop: Some(stop), thread: Some(thread) };
-        embedded.await_first_reading();
+        let embedded = EmbeddedMeter {
+            unused_connections: Mutex::new(unused_connections),
+            stop: Some(stop),
+            thread: Some(thread),
+        };
+        embedded.wait_for_first_reading();
         Ok(embedded)
     }
 
     /// Waits until every live domain was read once: time before the first reading would be unknown time of a span that
     /// opens at once. A domain that takes longer than a fresh start may is left to its span's account.
-    fn await_first_reading(&self) {
+    fn wait_for_first_reading(&self) {
         let Ok(client) = self.connect() else { return };
-        let patience = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + FIRST_READING_TIMEOUT;
         let unread = |domain: &DomainStatus| domain.liveness == Liveness::Live && domain.energy_uj.is_none();
-        while client.info().is_ok_and(|info| info.domains.iter().any(unread)) && Instant::now() < patience {
-            thread::sleep(LOOK);
+        while client.info().is_ok_and(|info| info.domains.iter().any(unread)) && Instant::now() < deadline {
+            thread::sleep(POLL_INTERVAL);
         }
     }
 
     /// A connection to it, as to a daemon; there are a few, made at the start.
     pub fn connect(&self) -> Result<Client, Failure> {
-        let free = self.free.lock().map(|mut free| free.pop());
-        match free {
+        let connection = self.unused_connections.lock().map(|mut free| free.pop());
+        match connection {
             Ok(Some(stream)) => Client::over(stream),
             _ => Err(Failure::Gone),
         }
     }
 }
 
-impl Drop for Embedded {
+impl Drop for EmbeddedMeter {
     fn drop(&mut self) {
         drop(self.stop.take());
         if let Some(thread) = self.thread.take() {

@@ -7,7 +7,7 @@ use std::fmt::Write;
 
 /// Whether a reader cannot see the character for what it is. The joiners U+200C and U+200D are not among them: Persian,
 /// Indic scripts and emoji need them, and they reorder nothing.
-pub fn is_hidden(c: char) -> bool {
+pub fn is_control_or_format(c: char) -> bool {
     c.is_control()
         || matches!(c, '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}' | '\u{200e}'..='\u{200f}'
             | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}'
@@ -15,12 +15,12 @@ pub fn is_hidden(c: char) -> bool {
 }
 
 /// `text` on one line, with each hidden character as `\n`, `\r`, `\t` or `\u{202e}`.
-pub fn visible(text: &str) -> String {
+pub fn printable(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
         match c {
             '\n' | '\r' | '\t' => out.extend(c.escape_default()),
-            c if is_hidden(c) => out.extend(c.escape_unicode()),
+            c if is_control_or_format(c) => out.extend(c.escape_unicode()),
             c => out.push(c),
         }
     }
@@ -28,16 +28,16 @@ pub fn visible(text: &str) -> String {
 }
 
 /// The same of a text of several lines: the line breaks stay.
-pub fn visible_lines(text: &str) -> String {
-    text.split('\n').map(visible).collect::<Vec<_>>().join("\n")
+pub fn printable_lines(text: &str) -> String {
+    text.split('\n').map(printable).collect::<Vec<_>>().join("\n")
 }
 
 /// A JSON document with each hidden character of its strings as `\u202e`; it means the same. Line breaks between its
 /// values stay: in strings JSON has escaped them already.
-pub fn visible_json(document: &str) -> String {
+pub fn printable_json(document: &str) -> String {
     let mut out = String::with_capacity(document.len());
     for c in document.chars() {
-        if c == '\n' || !is_hidden(c) {
+        if c == '\n' || !is_control_or_format(c) {
             out.push(c);
         } else {
             for unit in c.encode_utf16(&mut [0; 2]) {
@@ -53,25 +53,25 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_control_and_bidi_character_is_shown_and_other_scripts_stay() {
-        let hidden = (0..0x20).chain(0x7f..0xa0).chain([0x200e, 0x200f]).chain(0x202a..=0x202e);
-        for code in hidden.chain(0x2066..=0x2069).chain([0x61c, 0xfeff, 0xe0041]) {
+    fn control_and_bidi_characters_are_escaped_and_other_scripts_are_not() {
+        let control_codes = (0..0x20).chain(0x7f..0xa0).chain([0x200e, 0x200f]).chain(0x202a..=0x202e);
+        for code in control_codes.chain(0x2066..=0x2069).chain([0x61c, 0xfeff, 0xe0041]) {
             let c = char::from_u32(code).unwrap();
-            let shown = visible(&format!("a{c}b"));
-            assert!(shown.starts_with("a\\") && shown.ends_with('b'), "{shown:?}");
-            assert!(!shown.chars().any(is_hidden), "{shown:?}");
+            let escaped = printable(&format!("a{c}b"));
+            assert!(escaped.starts_with("a\\") && escaped.ends_with('b'), "{escaped:?}");
+            assert!(!escaped.chars().any(is_control_or_format), "{escaped:?}");
         }
-        assert_eq!(visible("a\u{202e}b\nc\u{1b}[2J"), "a\\u{202e}b\\nc\\u{1b}[2J");
+        assert_eq!(printable("a\u{202e}b\nc\u{1b}[2J"), "a\\u{202e}b\\nc\\u{1b}[2J");
         for text in ["Wärme 熱 🔥", "می\u{200c}خواهم", "👩\u{200d}🔬", "שלום"] {
-            assert_eq!(visible(text), text);
+            assert_eq!(printable(text), text);
         }
     }
 
     #[test]
-    fn a_json_document_means_the_same_afterwards() {
+    fn an_escaped_json_document_parses_to_the_same_value() {
         let value = serde_json::json!({ "\u{202e}a": "\u{7f}\u{9b}\u{e0041}\n\u{1b}é" });
-        let shown = visible_json(&serde_json::to_string_pretty(&value).unwrap());
-        assert!(!shown.chars().any(|c| c != '\n' && is_hidden(c)), "{shown:?}");
-        assert_eq!(serde_json::from_str::<serde_json::Value>(&shown).unwrap(), value);
+        let escaped = printable_json(&serde_json::to_string_pretty(&value).unwrap());
+        assert!(!escaped.chars().any(|c| c != '\n' && is_control_or_format(c)), "{escaped:?}");
+        assert_eq!(serde_json::from_str::<serde_json::Value>(&escaped).unwrap(), value);
     }
 }

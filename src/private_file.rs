@@ -17,7 +17,7 @@ use rustix::io::Errno;
 /// # Errors
 /// The system refuses, or the path is a link or a file of another user.
 pub fn create(path: &Path) -> io::Result<File> {
-    if is_descriptor(path) {
+    if is_own_descriptor(path) {
         // The parent process opened it. Append: what is in a redirected file stays.
         return OpenOptions::new().append(true).open(path);
     }
@@ -25,9 +25,9 @@ pub fn create(path: &Path) -> io::Result<File> {
         Err(Errno::LOOP) => open_linked_device(path)?,
         opened => opened?,
     };
-    let found = file.metadata()?;
-    check(&found)?;
-    if found.is_file() {
+    let metadata = file.metadata()?;
+    check_ownership(&metadata)?;
+    if metadata.is_file() {
         // Not O_TRUNC, which would empty the file before its owner is known.
         file.set_len(0)?;
     }
@@ -41,12 +41,16 @@ pub fn create(path: &Path) -> io::Result<File> {
 pub fn append(path: &Path) -> io::Result<File> {
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::APPEND | OFlags::NOFOLLOW | OFlags::NONBLOCK;
     let file = match open(path, flags) {
-        Err(Errno::LOOP) => return Err(is_link()),
+        Err(Errno::LOOP) => return Err(symlink_error()),
         opened => opened?,
     };
-    let found = file.metadata()?;
-    check(&found)?;
-    if found.is_file() { Ok(file) } else { Err(refused("is no regular file", "name another file")) }
+    let metadata = file.metadata()?;
+    check_ownership(&metadata)?;
+    if metadata.is_file() {
+        Ok(file)
+    } else {
+        Err(permission_error("is no regular file", "name another file"))
+    }
 }
 
 /// Writes a whole file.
@@ -66,14 +70,15 @@ pub fn create_dir_all(path: &Path) -> io::Result<()> {
     // Without a trailing slash, which would follow the link.
     let bare: PathBuf = path.components().collect();
     if fs::symlink_metadata(bare)?.is_symlink() {
-        return Err(refused("is a symbolic link", "name the directory itself"));
+        return Err(permission_error("is a symbolic link", "name the directory itself"));
     }
     Ok(())
 }
 
 /// Whether the path names a device, a FIFO or a descriptor, which is written directly and never replaced.
 pub fn is_stream(path: &Path) -> bool {
-    is_descriptor(path) || fs::metadata(path).is_ok_and(|found| !found.is_file() && !found.is_dir())
+    is_own_descriptor(path)
+        || fs::metadata(path).is_ok_and(|metadata| !metadata.is_file() && !metadata.is_dir())
 }
 
 /// Refuses a path that a finished file must not be renamed to: a link, or a file of another user.
@@ -84,8 +89,8 @@ pub fn check_replaceable(path: &Path) -> io::Result<()> {
     match fs::symlink_metadata(path) {
         Err(cause) if cause.kind() == ErrorKind::NotFound => Ok(()),
         Err(cause) => Err(cause),
-        Ok(found) if found.is_symlink() => Err(is_link()),
-        Ok(found) => check(&found),
+        Ok(metadata) if metadata.is_symlink() => Err(symlink_error()),
+        Ok(metadata) => check_ownership(&metadata),
     }
 }
 
@@ -96,51 +101,54 @@ fn open(path: &Path, flags: OFlags) -> Result<File, Errno> {
 
 /// A link to a device (`out -> /dev/null`) is a name for that device; any other link is refused.
 fn open_linked_device(path: &Path) -> io::Result<File> {
-    if !fs::metadata(path).is_ok_and(|found| found.file_type().is_char_device()) {
-        return Err(is_link());
+    if !fs::metadata(path).is_ok_and(|metadata| metadata.file_type().is_char_device()) {
+        return Err(symlink_error());
     }
     let file = open(path, OFlags::WRONLY | OFlags::NONBLOCK)?;
     if !file.metadata()?.file_type().is_char_device() {
-        return Err(is_link());
+        return Err(symlink_error());
     }
     Ok(file)
 }
 
 /// Refuses what another user owns, devices apart, and a regular file with a second name: a directory of another user may
 /// hold a hard link to a file that this user wants to keep.
-fn check(found: &Metadata) -> io::Result<()> {
+fn check_ownership(metadata: &Metadata) -> io::Result<()> {
     let own_uid = rustix::process::geteuid().as_raw();
-    if found.file_type().is_char_device() {
+    if metadata.file_type().is_char_device() {
         return Ok(());
     }
-    if found.uid() != own_uid {
-        let what = format!("belongs to user {}, not to user {own_uid}", found.uid());
-        return Err(refused(&what, "name another file, or remove this one"));
+    if metadata.uid() != own_uid {
+        let what = format!("belongs to user {}, not to user {own_uid}", metadata.uid());
+        return Err(permission_error(&what, "name another file, or remove this one"));
     }
-    if found.is_file() && found.nlink() > 1 {
-        return Err(refused("has a second name (a hard link)", "name another file, or remove this one"));
+    if metadata.is_file() && metadata.nlink() > 1 {
+        return Err(permission_error(
+            "has a second name (a hard link)",
+            "name another file, or remove this one",
+        ));
     }
     Ok(())
 }
 
-fn is_link() -> io::Error {
-    refused("is a symbolic link", "name the file itself")
+fn symlink_error() -> io::Error {
+    permission_error("is a symbolic link", "name the file itself")
 }
 
-fn refused(what: &str, remedy: &str) -> io::Error {
+fn permission_error(what: &str, remedy: &str) -> io::Error {
     io::Error::new(ErrorKind::PermissionDenied, format!("{what}; {remedy}"))
 }
 
 /// Whether the path names a descriptor of this process: the system shows these as links.
-fn is_descriptor(path: &Path) -> bool {
-    const STANDARD: [&str; 3] = ["/dev/stdin", "/dev/stdout", "/dev/stderr"];
-    const FOLDERS: [&str; 3] = ["/dev/fd", "/proc/self/fd", "/proc/thread-self/fd"];
-    let numbered = || {
+fn is_own_descriptor(path: &Path) -> bool {
+    const STANDARD_STREAMS: [&str; 3] = ["/dev/stdin", "/dev/stdout", "/dev/stderr"];
+    const DESCRIPTOR_DIRS: [&str; 3] = ["/dev/fd", "/proc/self/fd", "/proc/thread-self/fd"];
+    let is_numbered = || {
         let number = path.file_name()?.to_str()?;
         let folder = path.parent()?;
-        Some(FOLDERS.iter().any(|own| folder == Path::new(own)) && number.parse::<u32>().is_ok())
+        Some(DESCRIPTOR_DIRS.iter().any(|own| folder == Path::new(own)) && number.parse::<u32>().is_ok())
     };
-    STANDARD.iter().any(|own| path == Path::new(own)) || numbered() == Some(true)
+    STANDARD_STREAMS.iter().any(|own| path == Path::new(own)) || is_numbered() == Some(true)
 }
 
 #[cfg(test)]
@@ -156,13 +164,13 @@ mod tests {
     }
 
     /// The ways to write a file at a path.
-    const WAYS: [fn(&Path) -> io::Result<()>; 3] =
+    const WRITERS: [fn(&Path) -> io::Result<()>; 3] =
         [|path| create(path).map(drop), |path| append(path).map(drop), |path| write(path, "new")];
 
     #[test]
     fn files_and_directories_are_created_for_their_owner_alone() {
         let dir = tempfile::tempdir().unwrap();
-        for (number, way) in WAYS.iter().enumerate() {
+        for (number, way) in WRITERS.iter().enumerate() {
             let path = dir.path().join(number.to_string());
             way(&path).unwrap();
             assert_eq!(mode(&path), 0o600);
@@ -195,7 +203,7 @@ mod tests {
         let dangling = dir.path().join("dangling");
         symlink(dir.path().join("made"), &dangling).unwrap();
         for path in [&link, &dangling] {
-            for way in WAYS {
+            for way in WRITERS {
                 assert!(way(path).unwrap_err().to_string().contains("symbolic link"));
             }
             assert!(check_replaceable(path).is_err());
@@ -214,7 +222,7 @@ mod tests {
         let (precious, other) = (dir.path().join("precious"), dir.path().join("other"));
         fs::write(&precious, "kept").unwrap();
         fs::hard_link(&precious, &other).unwrap();
-        for way in WAYS {
+        for way in WRITERS {
             assert!(way(&other).unwrap_err().to_string().contains("second name"));
         }
         assert_eq!(fs::read_to_string(&precious).unwrap(), "kept");
@@ -230,7 +238,7 @@ mod tests {
         let file = dir.path().join("file");
         fs::write(&file, "kept").unwrap();
         chown(&file, Some(12_345), None).unwrap();
-        for way in WAYS {
+        for way in WRITERS {
             assert!(way(&file).unwrap_err().to_string().contains("user 12345"));
         }
         assert!(check_replaceable(&file).is_err());
@@ -260,6 +268,8 @@ mod tests {
         assert!(is_stream(&path) && is_stream(&fifo) && !is_stream(&redirected));
         write(&path, "second").unwrap();
         assert_eq!(fs::read_to_string(&redirected).unwrap(), "first second");
-        assert!(!is_descriptor(Path::new("/dev/fd/../shm")) && !is_descriptor(Path::new("/tmp/fd/1")));
+        assert!(
+            !is_own_descriptor(Path::new("/dev/fd/../shm")) && !is_own_descriptor(Path::new("/tmp/fd/1"))
+        );
     }
 }

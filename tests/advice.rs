@@ -48,7 +48,7 @@ fn files(directory: &str, endings: &[&str]) -> Vec<PathBuf> {
 }
 
 fn programs() -> [Command; 2] {
-    let mut both = [wattspan::cli::Arguments::command(), wattspan::config::Flags::command()];
+    let mut both = [wattspan::cli::Cli::command(), wattspan::config::Flags::command()];
     both.iter_mut().for_each(Command::build);
     both
 }

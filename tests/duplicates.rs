@@ -17,7 +17,7 @@ use wattspan::attribution::account::Account;
 use wattspan::client::Client;
 use wattspan::config::Config;
 use wattspan::domain::{Duplicate, Liveness};
-use wattspan::embedded::Embedded;
+use wattspan::embedded::EmbeddedMeter;
 use wattspan::protocol::{DomainStatus, Info};
 
 const MS: u64 = 1_000_000;
@@ -102,7 +102,7 @@ fn two_packages(load: (u64, u64), packages: usize) -> Machine {
 
 struct Started {
     client: Client,
-    _meter: Embedded,
+    _meter: EmbeddedMeter,
 }
 
 fn start(living: &Living) -> Started {
@@ -111,7 +111,7 @@ fn start(living: &Living) -> Started {
     config.source.sysfs_root = settings.sysfs_root;
     config.source.proc_root = settings.proc_root;
     config.source.enabled = Some(settings.enabled);
-    let meter = Embedded::start(&config).unwrap();
+    let meter = EmbeddedMeter::start(&config).unwrap();
     Started { client: meter.connect().unwrap(), _meter: meter }
 }
 

@@ -12,7 +12,7 @@ use stand_in::nvml::{Knob, Library};
 use wattspan::attribution::account::{Account, Share};
 use wattspan::client::Client;
 use wattspan::config::Config;
-use wattspan::embedded::Embedded;
+use wattspan::embedded::EmbeddedMeter;
 use wattspan::protocol::OpenSpan;
 
 struct Sleeper(Child);
@@ -34,11 +34,11 @@ impl Drop for Sleeper {
     }
 }
 
-fn meter(library: &Library) -> (Embedded, Client) {
+fn meter(library: &Library) -> (EmbeddedMeter, Client) {
     let mut config = Config::default();
     config.source.nvml_library = Some(library.path());
     config.source.enabled = Some(vec!["nvml".into()]);
-    let meter = Embedded::start(&config).unwrap();
+    let meter = EmbeddedMeter::start(&config).unwrap();
     let client = meter.connect().unwrap();
     (meter, client)
 }

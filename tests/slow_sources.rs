@@ -18,7 +18,7 @@ use wattspan::attribution::account::Account;
 use wattspan::client::Client;
 use wattspan::config::Config;
 use wattspan::domain::Liveness;
-use wattspan::embedded::Embedded;
+use wattspan::embedded::EmbeddedMeter;
 use wattspan::protocol::{DomainStatus, Info};
 use wattspan::sources::Settings;
 
@@ -208,7 +208,7 @@ fn the_meter_inside_a_client_starts_although_a_file_blocks_for_ever() {
     config.source.sysfs_root = settings.sysfs_root;
     config.source.proc_root = settings.proc_root;
     config.source.enabled = Some(settings.enabled);
-    let meter = Embedded::start(&config).unwrap();
+    let meter = EmbeddedMeter::start(&config).unwrap();
     let client = meter.connect().unwrap();
     assert_eq!(named(&client.info().unwrap(), "powercap").unwrap().liveness, Liveness::Starting);
     is_unknown_for(&span_of(&client, Duration::from_millis(30)), "powercap");

@@ -7,68 +7,68 @@ use std::io::stdout;
 
 use serde::Serialize;
 
-use super::domain_tree::{self, indented};
-use super::ending::{FAILURE, OK, Trouble};
-use super::quantity::{energy, percent};
-use super::reach::Reach;
-use super::table::{Table, figures, words};
+use super::connect::MeterConnector;
+use super::domain_tree::{self, indented_name};
+use super::exit_status::{CliError, FAILURE, OK};
+use super::quantity::{format_energy, format_percent};
+use super::table::{TextTable, number_column, text_column};
 use super::terminal::Terminal;
-use super::{Meter, output};
+use super::{MeterOptions, output};
 use crate::attribution::account::Balance;
 use crate::protocol::DomainStatus;
 
 #[derive(Serialize)]
-struct Told<'a> {
+struct BalanceOutput<'a> {
     balance: &'a [Balance],
 }
 
 /// Asks, checks and tells.
-pub fn balance(meter: &Meter) -> Result<u8, Trouble> {
-    let client = Reach::daemon(meter)?;
+pub fn balance(options: &MeterOptions) -> Result<u8, CliError> {
+    let client = MeterConnector::connect_daemon(options)?;
     let balance = client.balance()?;
-    if meter.json {
-        output::json(&Told { balance: &balance })?;
+    if options.json {
+        output::print_json(&BalanceOutput { balance: &balance })?;
     } else {
         // A balance says nothing of parents; the table is worth its rows without.
         let domains = client.info().map_or_else(|_| Vec::new(), |info| info.domains);
-        output::text(&shown(&balance, &domains, Terminal::of(&stdout())))?;
+        output::print_text(&render_balance(&balance, &domains, Terminal::of(&stdout())))?;
     }
-    match balance.iter().find(|domain| !adds_up(domain)) {
+    match balance.iter().find(|domain| !is_balanced(domain)) {
         None => Ok(OK),
-        Some(wrong) => {
-            let text = format!("the balance of {} does not add up; please report this", wrong.domain);
-            Err(Trouble::new(FAILURE, text))
+        Some(unbalanced) => {
+            let text = format!("the balance of {} does not add up; please report this", unbalanced.domain);
+            Err(CliError::new(FAILURE, text))
         }
     }
 }
 
-fn adds_up(balance: &Balance) -> bool {
+fn is_balanced(balance: &Balance) -> bool {
     balance.attributed_uj.checked_add(balance.unattributed_uj) == Some(balance.measured_uj)
 }
 
-fn shown(balance: &[Balance], domains: &[DomainStatus], terminal: Terminal) -> String {
-    let mut table = Table::new([
-        words("DOMAIN"),
-        figures("MEASURED"),
-        figures("ATTRIBUTED"),
-        figures(""),
-        figures("UNATTRIBUTED"),
-        words("TOTAL"),
+fn render_balance(balance: &[Balance], domains: &[DomainStatus], terminal: Terminal) -> String {
+    let mut table = TextTable::new([
+        text_column("DOMAIN"),
+        number_column("MEASURED"),
+        number_column("ATTRIBUTED"),
+        number_column(""),
+        number_column("UNATTRIBUTED"),
+        text_column("TOTAL"),
     ]);
-    for (depth, row) in domain_tree::rows(balance, |row| &row.domain, domains) {
+    for (depth, row) in domain_tree::order_rows(balance, |row| &row.domain, domains) {
         let status = domains.iter().find(|domain| domain.name == row.domain);
-        table.row(vec![
-            indented(&row.domain, depth),
-            energy(row.measured_uj, None).into(),
-            energy(row.attributed_uj, None).into(),
-            percent(row.attributed_uj, row.measured_uj).unwrap_or_default().into(),
-            energy(row.unattributed_uj, None).into(),
-            status.map_or("".into(), |domain| domain_tree::total(domain.counted)),
+        table.add_row(vec![
+            indented_name(&row.domain, depth),
+            format_energy(row.measured_uj, None).into(),
+            format_energy(row.attributed_uj, None).into(),
+            format_percent(row.attributed_uj, row.measured_uj).unwrap_or_default().into(),
+            format_energy(row.unattributed_uj, None).into(),
+            status.map_or("".into(), |domain| domain_tree::counted_cell(domain.counted)),
         ]);
     }
     let simulated = domains.iter().any(DomainStatus::is_simulated);
-    let remark = if simulated { "\n  simulated: the machine is replayed from a file\n" } else { "" };
-    table.draw(terminal) + remark
+    let note = if simulated { "\n  simulated: the machine is replayed from a file\n" } else { "" };
+    table.render(terminal) + note
 }
 
 #[cfg(test)]
@@ -78,7 +78,7 @@ mod tests {
     #[test]
     fn a_missing_microjoule_is_noticed() {
         let whole = Balance { domain: "a".into(), measured_uj: 10, attributed_uj: 7, unattributed_uj: 3 };
-        assert!(adds_up(&whole));
-        assert!(!adds_up(&Balance { measured_uj: 11, ..whole }));
+        assert!(is_balanced(&whole));
+        assert!(!is_balanced(&Balance { measured_uj: 11, ..whole }));
     }
 }

@@ -12,49 +12,49 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-use super::domain_tree::{self, indented};
-use super::ending::{NO_COUNTER, OK, Trouble};
-use super::quantity::{energy, lower_bound, power, time};
-use super::reach::{Named, Reach, something_to_measure};
-use super::report::quality;
-use super::table::{Cell, Table, figures, words};
-use super::terminal::{Terminal, Tone, printable, wrap};
-use super::tick::Ticks;
-use super::{Meter, output};
+use super::account_report::grade_label;
+use super::connect::{MeterConnector, MeterDescription, ensure_measurable};
+use super::domain_ticks::DomainTicks;
+use super::domain_tree::{self, indented_name};
+use super::exit_status::{CliError, NO_COUNTER, OK};
+use super::quantity::{format_duration, format_energy, format_lower_bound, format_power};
+use super::table::{TableCell, TextTable, number_column, text_column};
+use super::terminal::{Terminal, TextStyle, printable, wrap};
+use super::{MeterOptions, output};
 use crate::config::{Groups, join_commands};
 use crate::domain::{Duplicate, Kind, Liveness};
 use crate::privileges::Confinement;
 use crate::protocol::{Access, DomainStatus, Info, Keeping, SamplerStatus};
 
 /// How long the counters are watched under load.
-const EXERCISE: Duration = Duration::from_millis(300);
+const LOAD_DURATION: Duration = Duration::from_millis(300);
 
 /// How often, meanwhile.
-const TICK: Duration = Duration::from_millis(20);
+const TICK_INTERVAL: Duration = Duration::from_millis(20);
 
 #[derive(Serialize)]
-struct Told<'a> {
-    meter: Named,
+struct DoctorOutput<'a> {
+    meter: MeterDescription,
     #[serde(flatten)]
     info: &'a Info,
 }
 
 /// Examines and tells.
-pub fn doctor(meter: &Meter) -> Result<u8, Trouble> {
-    let (reach, client) = Reach::of(meter)?;
-    exercise(&reach, &client.info()?);
+pub fn doctor(options: &MeterOptions) -> Result<u8, CliError> {
+    let (connector, client) = MeterConnector::open(options)?;
+    watch_under_load(&connector, &client.info()?);
     let info = client.info()?;
-    if meter.json {
-        output::json(&Told { meter: reach.named(), info: &info })?;
+    if options.json {
+        output::print_json(&DoctorOutput { meter: connector.description(), info: &info })?;
     } else {
-        output::text(&shown(&reach.named(), &info, Terminal::of(&stdout())))?;
+        output::print_text(&render_doctor(&connector.description(), &info, Terminal::of(&stdout())))?;
     }
-    Ok(if something_to_measure(&info).is_ok() { OK } else { NO_COUNTER })
+    Ok(if ensure_measurable(&info).is_ok() { OK } else { NO_COUNTER })
 }
 
 /// Keeps one CPU busy while the domains are watched, so that the samplers run fast and the counters move. A caller who
 /// may not watch is told what is known without.
-fn exercise(reach: &Reach, info: &Info) {
+fn watch_under_load(connector: &MeterConnector, info: &Info) {
     let busy = AtomicBool::new(true);
     thread::scope(|scope| {
         scope.spawn(|| {
@@ -65,61 +65,63 @@ fn exercise(reach: &Reach, info: &Info) {
                 }
             }
         });
-        let _ = watch(reach, info);
+        let _ = watch_domains(connector, info);
         busy.store(false, Ordering::Relaxed);
     });
 }
 
-fn watch(reach: &Reach, info: &Info) -> Result<(), Trouble> {
-    let until = Instant::now() + EXERCISE;
-    let ticks = Ticks::open(reach, reach.again()?, info, TICK)?;
+fn watch_domains(connector: &MeterConnector, info: &Info) -> Result<(), CliError> {
+    let deadline = Instant::now() + LOAD_DURATION;
+    let ticks = DomainTicks::open(connector, connector.connect()?, info, TICK_INTERVAL)?;
     for tick in ticks {
         tick?;
-        if Instant::now() >= until {
+        if Instant::now() >= deadline {
             break;
         }
     }
     Ok(())
 }
 
-fn shown(meter: &Named, info: &Info, terminal: Terminal) -> String {
+fn render_doctor(meter: &MeterDescription, info: &Info, terminal: Terminal) -> String {
     let mut out = String::new();
-    let where_from = match (&meter.socket, &meter.remark) {
+    let meter_text = match (&meter.socket, &meter.remark) {
         (Some(socket), _) => format!("the daemon at {socket}"),
         (None, Some(remark)) => remark.clone(),
         (None, None) => "measuring in this process".into(),
     };
-    let heading = format!("wattspan {}: {where_from}", info.version);
-    for text in [heading, format!("your access: {}", allowed(info.access))] {
+    let heading = format!("wattspan {}: {meter_text}", info.version);
+    for text in [heading, format!("your access: {}", describe_access(info.access))] {
         wrap(&text, terminal.width).iter().for_each(|line| out.extend([line, "\n"]));
     }
     if let Some(confinement) = &info.confinement {
-        wrap(&confined(confinement), terminal.width).iter().for_each(|line| out.extend([line, "\n"]));
+        wrap(&describe_confinement(confinement), terminal.width)
+            .iter()
+            .for_each(|line| out.extend([line, "\n"]));
     }
     out.push('\n');
     if info.domains.is_empty() {
-        let _ = writeln!(out, "{}", terminal.paint(Tone::Doubt, "no domains"));
+        let _ = writeln!(out, "{}", terminal.paint(TextStyle::Warning, "no domains"));
     } else {
-        out.push_str(&domains(&info.domains, terminal));
+        out.push_str(&render_domains(&info.domains, terminal));
     }
     if !info.samplers.is_empty() {
         out.push('\n');
-        out.push_str(&samplers(&info.samplers, terminal));
+        out.push_str(&render_samplers(&info.samplers, terminal));
     }
     if let Some(keeping) = &info.keeping {
         out.push('\n');
-        wrap(&kept(keeping), terminal.width).iter().for_each(|line| out.extend([line, "\n"]));
+        wrap(&describe_store(keeping), terminal.width).iter().for_each(|line| out.extend([line, "\n"]));
     }
     if info.at_least == Some(true) {
         out.push('\n');
-        wrap(AT_LEAST, terminal.width).iter().for_each(|line| out.extend([line, "\n"]));
+        wrap(LOWER_BOUND_NOTICE, terminal.width).iter().for_each(|line| out.extend([line, "\n"]));
     }
-    if let Some(text) = beside_the_battery(info) {
+    if let Some(text) = compare_with_battery(info) {
         out.push('\n');
         wrap(&text, terminal.width).iter().for_each(|line| out.extend([line, "\n"]));
     }
     if !info.absent.is_empty() {
-        let _ = writeln!(out, "\n{}", terminal.paint(Tone::Head, "Not there"));
+        let _ = writeln!(out, "\n{}", terminal.paint(TextStyle::Heading, "Not there"));
         for absent in &info.absent {
             let _ = writeln!(out, "  {}", printable(&absent.source));
             for line in wrap(&absent.reason, terminal.width.map(|width| width.saturating_sub(4))) {
@@ -127,7 +129,7 @@ fn shown(meter: &Named, info: &Info, terminal: Terminal) -> String {
             }
         }
     }
-    if let Some(text) = from_a_mac(info) {
+    if let Some(text) = apple_notice(info) {
         out.push('\n');
         wrap(text, terminal.width).iter().for_each(|line| out.extend([line, "\n"]));
     }
@@ -136,11 +138,11 @@ fn shown(meter: &Named, info: &Info, terminal: Terminal) -> String {
 
 /// What the user of a Mac can do for those who have none: Apple documents neither interface, and what is known of them
 /// comes from other programs.
-fn from_a_mac(info: &Info) -> Option<&'static str> {
-    let of_apple = |source: &str| matches!(source, "ioreport" | "smc");
-    let concerned = info.domains.iter().any(|domain| of_apple(&domain.source))
-        || info.absent.iter().any(|absent| of_apple(&absent.source));
-    concerned.then_some(
+fn apple_notice(info: &Info) -> Option<&'static str> {
+    let is_apple_source = |source: &str| matches!(source, "ioreport" | "smc");
+    let has_apple_source = info.domains.iter().any(|domain| is_apple_source(&domain.source))
+        || info.absent.iter().any(|absent| is_apple_source(&absent.source));
+    has_apple_source.then_some(
         "On a Mac: these sources were built without one, from what other programs say of interfaces that Apple does not \
          document. Please report what you see, right or wrong, with the output of `wattspan doctor --json`, of `sysctl \
          hw.model machdep.cpu.brand_string kern.osproductversion sysctl.proc_translated`, and, for comparison, of `sudo \
@@ -149,20 +151,20 @@ fn from_a_mac(info: &Info) -> Option<&'static str> {
 }
 
 /// How the samplers kept their time: late and missed ticks are shown, never hidden.
-fn samplers(samplers: &[SamplerStatus], terminal: Terminal) -> String {
-    let mut table = Table::new([
-        words("SAMPLER"),
-        words("RUNS"),
-        figures("TICKS"),
-        figures("LATE"),
-        figures("MISSED"),
-        figures("HALF WITHIN"),
-        figures("99 % WITHIN"),
-        words("READS"),
+fn render_samplers(samplers: &[SamplerStatus], terminal: Terminal) -> String {
+    let mut table = TextTable::new([
+        text_column("SAMPLER"),
+        text_column("RUNS"),
+        number_column("TICKS"),
+        number_column("LATE"),
+        number_column("MISSED"),
+        number_column("HALF WITHIN"),
+        number_column("99 % WITHIN"),
+        text_column("READS"),
     ]);
     for sampler in samplers {
-        let lateness = |ns: Option<u64>| ns.map_or_else(|| "unknown".into(), time);
-        let runs = match (sampler.realtime, sampler.pinned) {
+        let format_lateness = |ns: Option<u64>| ns.map_or_else(|| "unknown".into(), format_duration);
+        let scheduling = match (sampler.realtime, sampler.pinned) {
             (true, true) => "real-time, pinned",
             (true, false) => "real-time",
             (false, true) => "pinned",
@@ -170,21 +172,21 @@ fn samplers(samplers: &[SamplerStatus], terminal: Terminal) -> String {
         };
         let cells = vec![
             sampler.source.clone(),
-            runs.into(),
+            scheduling.into(),
             sampler.ticks.to_string(),
             sampler.late.to_string(),
             sampler.missed.to_string(),
-            lateness(sampler.lateness_p50_ns),
-            lateness(sampler.lateness_p99_ns),
+            format_lateness(sampler.lateness_p50_ns),
+            format_lateness(sampler.lateness_p99_ns),
             sampler.domains.join(" "),
         ];
-        table.row(cells);
+        table.add_row(cells);
     }
-    table.draw(terminal)
+    table.render(terminal)
 }
 
 /// How the ledger on disk is.
-fn kept(keeping: &Keeping) -> String {
+fn describe_store(keeping: &Keeping) -> String {
     let megabytes = keeping.bytes as f64 / 1e6;
     let mut text = match &keeping.reason {
         reason if keeping.durable => {
@@ -223,63 +225,64 @@ fn kept(keeping: &Keeping) -> String {
 }
 
 /// What the batteries deliver beside the sum of what is counted: a slow check from outside, never part of any sum.
-fn beside_the_battery(info: &Info) -> Option<String> {
+fn compare_with_battery(info: &Info) -> Option<String> {
     let domains = &info.domains;
-    let of = |wanted: &dyn Fn(&DomainStatus) -> bool| -> Option<u64> {
+    let power_of = |wanted: &dyn Fn(&DomainStatus) -> bool| -> Option<u64> {
         let powers: Vec<u64> =
             domains.iter().filter(|domain| wanted(domain)).filter_map(|domain| domain.power_mw).collect();
         (!powers.is_empty()).then(|| powers.iter().sum())
     };
-    let batteries_mw = of(&|domain| domain.kind == Kind::Battery)?;
-    let counted = of(&|domain| domain.counted).map_or("unknown".into(), |mw| power(mw, None));
-    let counted = lower_bound(info.at_least, counted);
+    let batteries_mw = power_of(&|domain| domain.kind == Kind::Battery)?;
+    let counted = power_of(&|domain| domain.counted).map_or("unknown".into(), |mw| format_power(mw, None));
+    let counted = format_lower_bound(info.at_least, counted);
     Some(format!(
         "The battery delivers {}, the counted domains together {counted}: the display, the board and its regulators \
          use the rest.",
-        power(batteries_mw, None)
+        format_power(batteries_mw, None)
     ))
 }
 
-fn domains(domains: &[DomainStatus], terminal: Terminal) -> String {
-    let mut table = Table::new([
-        words("DOMAIN"),
-        words("SOURCE"),
-        words("GRADE"),
-        words("STATE"),
-        words("TOTAL"),
-        words("INSIDE"),
-        figures("UPDATES"),
-        figures("STEP"),
-        figures("READ"),
-        figures("POWER"),
+fn render_domains(domains: &[DomainStatus], terminal: Terminal) -> String {
+    let mut table = TextTable::new([
+        text_column("DOMAIN"),
+        text_column("SOURCE"),
+        text_column("GRADE"),
+        text_column("STATE"),
+        text_column("TOTAL"),
+        text_column("INSIDE"),
+        number_column("UPDATES"),
+        number_column("STEP"),
+        number_column("READ"),
+        number_column("POWER"),
     ]);
-    for (depth, domain) in domain_tree::rows(domains, |domain| &domain.name, domains) {
-        let figure = |text: Option<String>| Cell::from(text.unwrap_or_else(|| "unknown".into()));
+    for (depth, domain) in domain_tree::order_rows(domains, |domain| &domain.name, domains) {
+        let cell = |text: Option<String>| TableCell::from(text.unwrap_or_else(|| "unknown".into()));
         let cells = vec![
-            indented(&domain.name, depth),
+            indented_name(&domain.name, depth),
             domain.source.as_str().into(),
-            quality(domain.grade, domain.is_simulated()).into(),
-            state(domain.liveness),
-            domain_tree::total(domain.counted),
+            grade_label(domain.grade, domain.is_simulated()).into(),
+            liveness_cell(domain.liveness),
+            domain_tree::counted_cell(domain.counted),
             domain.parent.as_deref().unwrap_or_default().into(),
-            figure(domain.update_interval_ns.map(time)),
-            figure(domain.quantum_uj.map(step)),
-            figure(domain.read_cost_ns.map(time)),
-            figure(domain.power_mw.map(|mw| power(mw, None))),
+            cell(domain.update_interval_ns.map(format_duration)),
+            cell(domain.quantum_uj.map(format_quantum)),
+            cell(domain.read_cost_ns.map(format_duration)),
+            cell(domain.power_mw.map(|mw| format_power(mw, None))),
         ];
-        let notes = [domain.reason.clone(), duplicate(domain), domain.residual.map(disagreement)];
+        let notes =
+            [domain.reason.clone(), describe_duplicate(domain), domain.residual.map(describe_residual)];
         let notes: Vec<String> = notes.into_iter().flatten().collect();
-        table.noted(cells, notes.join("; "));
+        table.add_row_with_note(cells, notes.join("; "));
     }
-    table.draw(terminal)
+    table.render(terminal)
 }
 
 /// Why totals are lower bounds.
-const AT_LEAST: &str = "Totals are lower bounds: a domain is not counted while it is undecided whether it is a second name of \
+const LOWER_BOUND_NOTICE: &str = "Totals are lower bounds: a domain is not counted while it is undecided whether it is a second name of \
                         a counted one. Load on the machine decides it sooner.";
 
 /// Whether the domain is a second name of another.
-fn duplicate(domain: &DomainStatus) -> Option<String> {
+fn describe_duplicate(domain: &DomainStatus) -> Option<String> {
     let other = domain.duplicate_of.as_deref()?;
     Some(match domain.duplicate? {
         Duplicate::Same => format!("same counter as {other}: not counted"),
@@ -291,47 +294,51 @@ fn duplicate(domain: &DomainStatus) -> Option<String> {
 }
 
 /// A counter and the sensor of power beside it, which need not agree.
-fn disagreement(residual: f64) -> String {
-    let (percent, way) = (residual.abs() * 100.0, if residual < 0.0 { "less" } else { "more" });
-    format!("its counter shows {percent:.1} % {way} than its own power readings add up to")
+fn describe_residual(residual: f64) -> String {
+    let (percent, direction) = (residual.abs() * 100.0, if residual < 0.0 { "less" } else { "more" });
+    format!("its counter shows {percent:.1} % {direction} than its own power readings add up to")
 }
 
 /// Fractions of a microjoule are told as they are; steps above are rounded as energy is.
-fn step(uj: f64) -> String {
-    if uj < 100.0 { format!("{uj:.1} µJ") } else { energy(uj.round() as u64, None) }
+fn format_quantum(uj: f64) -> String {
+    if uj < 100.0 { format!("{uj:.1} µJ") } else { format_energy(uj.round() as u64, None) }
 }
 
-fn state(liveness: Liveness) -> Cell {
+fn liveness_cell(liveness: Liveness) -> TableCell {
     match liveness {
-        Liveness::Live => Cell::toned(Tone::Good, "live"),
-        Liveness::Stuck => Cell::toned(Tone::Doubt, "stuck"),
-        Liveness::Lost => Cell::toned(Tone::Doubt, "lost"),
-        Liveness::Starting => Cell::toned(Tone::Doubt, "starting"),
+        Liveness::Live => TableCell::styled(TextStyle::Success, "live"),
+        Liveness::Stuck => TableCell::styled(TextStyle::Warning, "stuck"),
+        Liveness::Lost => TableCell::styled(TextStyle::Warning, "lost"),
+        Liveness::Starting => TableCell::styled(TextStyle::Warning, "starting"),
     }
 }
 
 /// What the daemon could do with its privilege, had somebody taken it over.
-fn confined(to: &Confinement) -> String {
-    let capabilities = match to.capabilities.as_slice() {
+fn describe_confinement(confinement: &Confinement) -> String {
+    let capabilities = match confinement.capabilities.as_slice() {
         [] => "no capability".to_owned(),
         kept => kept.join(", "),
     };
-    let says = |so: bool, yes: &'static str, no: &'static str| if so { yes } else { no };
-    let refuses = match to.refused_system_calls.as_slice() {
+    let choose = |condition: bool, yes: &'static str, no: &'static str| if condition { yes } else { no };
+    let refused_calls = match confinement.refused_system_calls.as_slice() {
         [] => String::new(),
         calls => format!("; it refuses itself {}", calls.join(", ")),
     };
     format!(
-        "the daemon runs as user {} with {capabilities}, {}, {}, {}{refuses}",
-        to.uid,
-        says(to.no_new_privileges, "cannot gain more", "could gain more by starting a setuid program"),
-        says(to.dumpable, "open to debuggers of its user", "closed to debuggers"),
-        says(to.system_calls_filtered, "its system calls filtered", "every system call allowed"),
+        "the daemon runs as user {} with {capabilities}, {}, {}, {}{refused_calls}",
+        confinement.uid,
+        choose(
+            confinement.no_new_privileges,
+            "cannot gain more",
+            "could gain more by starting a setuid program"
+        ),
+        choose(confinement.dumpable, "open to debuggers of its user", "closed to debuggers"),
+        choose(confinement.system_calls_filtered, "its system calls filtered", "every system call allowed"),
     )
 }
 
-fn allowed(access: Access) -> String {
-    let what = match access {
+fn describe_access(access: Access) -> String {
+    let text = match access {
         Access::None => {
             let join = join_commands(&[&Groups::default().span_group]);
             return format!("none (no energy; members of the group wattspan may measure: {join})");
@@ -341,7 +348,7 @@ fn allowed(access: Access) -> String {
         Access::Telemetry => "telemetry (everybody's accounts, and the domains' stream)",
         Access::Admin => "admin (everything)",
     };
-    what.to_owned()
+    text.to_owned()
 }
 
 #[cfg(test)]
@@ -349,7 +356,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_store_is_described_with_what_may_be_lost_and_how_long_accounts_are_kept() {
+    fn the_store_description_names_losses_and_retention() {
         let sound = Keeping {
             durable: true,
             reason: None,
@@ -361,14 +368,14 @@ mod tests {
             accounts_per_h: None,
             bytes_per_account: None,
         };
-        assert_eq!(kept(&sound), "Accounts are on disk before they are answered (2.0 MB).");
+        assert_eq!(describe_store(&sound), "Accounts are on disk before they are answered (2.0 MB).");
         let lossy = Keeping { reason: Some("accounts 3 to 9 may be lost since T".into()), ..sound.clone() };
         assert!(
-            kept(&lossy).contains("are on disk")
-                && kept(&lossy).contains("accounts 3 to 9 may be lost since T")
+            describe_store(&lossy).contains("are on disk")
+                && describe_store(&lossy).contains("accounts 3 to 9 may be lost since T")
         );
         let failing = Keeping { durable: false, ..lossy.clone() };
-        assert!(kept(&failing).contains("not durable"));
+        assert!(describe_store(&failing).contains("not durable"));
         let busy = Keeping {
             keeps_s: Some(100_000),
             limited_by: Some("size".into()),
@@ -376,7 +383,7 @@ mod tests {
             bytes_per_account: Some(200),
             ..sound
         };
-        let text = kept(&busy);
+        let text = describe_store(&busy);
         let rate =
             "At the rate of the last hours (360000 accounts an hour of 200 bytes) they are kept for 27 h";
         assert!(text.contains(rate) && text.contains("ledger.megabytes limits that"), "{text}");

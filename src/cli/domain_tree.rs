@@ -2,32 +2,36 @@
 //!
 //! Owns the order and the depth. What a daemon answers may be odd: a cycle of parents, a parent that is not shown.
 
-use super::table::Cell;
+use super::table::TableCell;
 use crate::protocol::DomainStatus;
 
 /// What follows each domain's name in a table: whether it is a part of the machine's total.
-pub fn total(counted: bool) -> Cell {
+pub fn counted_cell(counted: bool) -> TableCell {
     if counted { "counted" } else { "not counted" }.into()
 }
 
 /// A domain's name, indented by how many of those that are shown contain it.
-pub fn indented(name: &str, depth: usize) -> Cell {
+pub fn indented_name(name: &str, depth: usize) -> TableCell {
     format!("{}{name}", "  ".repeat(depth)).into()
 }
 
 /// The rows of those of `names` that `all` describes, and of the others, in the order of the tree, each with its depth: the
 /// number of rows that contain it.
-pub fn rows<'a, T>(rows: &'a [T], name: impl Fn(&T) -> &str, all: &[DomainStatus]) -> Vec<(usize, &'a T)> {
-    let place = |wanted: &str| rows.iter().position(|row| name(row) == wanted);
+pub fn order_rows<'a, T>(
+    rows: &'a [T],
+    name: impl Fn(&T) -> &str,
+    all: &[DomainStatus],
+) -> Vec<(usize, &'a T)> {
+    let position = |ancestor: &str| rows.iter().position(|row| name(row) == ancestor);
     let parents: Vec<Option<usize>> =
-        rows.iter().map(|row| ancestors(name(row), all).into_iter().find_map(place)).collect();
+        rows.iter().map(|row| ancestors(name(row), all).into_iter().find_map(position)).collect();
     let mut ordered = Vec::with_capacity(rows.len());
-    let mut waiting: Vec<(usize, usize)> =
+    let mut stack: Vec<(usize, usize)> =
         (0..rows.len()).rev().filter(|&at| parents[at].is_none()).map(|at| (0, at)).collect();
-    while let Some((depth, at)) = waiting.pop() {
-        ordered.push((depth, at));
-        let inside = (0..rows.len()).rev().filter(|&other| parents[other] == Some(at));
-        waiting.extend(inside.map(|other| (depth + 1, other)));
+    while let Some((depth, index)) = stack.pop() {
+        ordered.push((depth, index));
+        let children = (0..rows.len()).rev().filter(|&other| parents[other] == Some(index));
+        stack.extend(children.map(|other| (depth + 1, other)));
     }
     // Those of a cycle.
     let missing: Vec<usize> =
@@ -48,7 +52,7 @@ fn ancestors<'a>(name: &str, all: &'a [DomainStatus]) -> Vec<&'a str> {
 mod tests {
     use super::*;
 
-    fn ordered(domains: &[(&str, Option<&str>)], shown: &[&str]) -> Vec<(usize, String)> {
+    fn ordered(domains: &[(&str, Option<&str>)], row_names: &[&str]) -> Vec<(usize, String)> {
         let status = |(name, parent): &(&str, Option<&str>)| {
             let value = serde_json::json!({
                 "name": name, "parent": parent, "kind": "package", "source": "replay", "counted": true,
@@ -57,11 +61,14 @@ mod tests {
             serde_json::from_value::<DomainStatus>(value).unwrap()
         };
         let all: Vec<DomainStatus> = domains.iter().map(status).collect();
-        rows(shown, |name| name, &all).into_iter().map(|(depth, name)| (depth, (*name).to_owned())).collect()
+        order_rows(row_names, |name| name, &all)
+            .into_iter()
+            .map(|(depth, name)| (depth, (*name).to_owned()))
+            .collect()
     }
 
     #[test]
-    fn a_domain_stands_below_the_nearest_one_shown_that_contains_it() {
+    fn a_domain_follows_its_nearest_listed_ancestor() {
         let machine = [("core", Some("package")), ("dram", None), ("package", Some("psys")), ("psys", None)];
         let row = |depth: usize, name: &str| (depth, name.to_owned());
         let whole = ordered(&machine, &["core", "dram", "package", "psys"]);
@@ -71,7 +78,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cycle_of_parents_loses_no_row() {
+    fn a_parent_cycle_drops_no_row() {
         let machine = [("a", Some("b")), ("b", Some("a")), ("c", Some("c"))];
         assert_eq!(ordered(&machine, &["a", "b", "c"]).len(), 3);
     }

@@ -8,19 +8,19 @@ use std::path::PathBuf;
 
 use clap::{CommandFactory, Subcommand};
 
-use super::ending::{OK, Trouble};
+use super::exit_status::{CliError, OK};
 use super::output;
 use crate::config::Flags;
 
 /// What to write.
 #[derive(Debug, clap::Args)]
-pub struct Arguments {
+pub struct GenerateArgs {
     #[command(subcommand)]
-    what: What,
+    command: GenerateCommand,
 }
 
 #[derive(Debug, Subcommand)]
-enum What {
+enum GenerateCommand {
     /// Completions for a shell, on standard output
     Completions {
         /// Which shell
@@ -37,22 +37,19 @@ enum What {
 }
 
 /// Writes what is asked for.
-pub fn generate(asked: &Arguments) -> Result<u8, Trouble> {
-    match &asked.what {
-        What::Completions { shell, daemon } => {
-            let (mut command, name) = if *daemon {
-                (Flags::command(), "wattspand")
-            } else {
-                (super::Arguments::command(), "wattspan")
-            };
+pub fn generate(args: &GenerateArgs) -> Result<u8, CliError> {
+    match &args.command {
+        GenerateCommand::Completions { shell, daemon } => {
+            let (mut command, name) =
+                if *daemon { (Flags::command(), "wattspand") } else { (super::Cli::command(), "wattspan") };
             let mut text = Vec::new();
             clap_complete::generate(*shell, &mut command, name, &mut text);
-            output::bytes(&text)?;
+            output::print_bytes(&text)?;
         }
-        What::Man { directory } => {
+        GenerateCommand::Man { directory } => {
             fs::create_dir_all(directory)?;
             // No page for `help`: it shows what the other pages say.
-            let program = super::Arguments::command().disable_help_subcommand(true);
+            let program = super::Cli::command().disable_help_subcommand(true);
             clap_mangen::generate_to(program, directory)?;
             let daemon = clap_mangen::Man::new(Flags::command()).section("8");
             daemon.render(&mut File::create(directory.join("wattspand.8"))?)?;

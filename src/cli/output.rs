@@ -8,68 +8,68 @@ use std::io::{self, Write, stderr, stdout};
 
 use serde::Serialize;
 
-use super::ending::Trouble;
+use super::exit_status::CliError;
 use super::terminal::{Terminal, printable};
 use crate::escape;
 
 /// Writes a text for people on standard output.
-pub fn text(text: &str) -> Result<(), Trouble> {
-    Ok(write(&mut stdout().lock(), text, Terminal::of(&stdout()))?)
+pub fn print_text(text: &str) -> Result<(), CliError> {
+    Ok(write_text(&mut stdout().lock(), text, Terminal::of(&stdout()))?)
 }
 
 /// Writes a text for people on standard error, beside what a command writes on standard output.
-pub fn text_beside(text: &str) -> Result<(), Trouble> {
-    Ok(write(&mut stderr().lock(), text, Terminal::of(&stderr()))?)
+pub fn eprint_text(text: &str) -> Result<(), CliError> {
+    Ok(write_text(&mut stderr().lock(), text, Terminal::of(&stderr()))?)
 }
 
 /// Writes a value as one line of JSON on standard output.
-pub fn json(value: &impl Serialize) -> Result<(), Trouble> {
-    bytes(json_line(value)?.as_bytes())
+pub fn print_json(value: &impl Serialize) -> Result<(), CliError> {
+    print_bytes(to_json_line(value)?.as_bytes())
 }
 
 /// Writes a value as JSON for people's eyes on standard output.
-pub fn json_pretty(value: &impl Serialize) -> Result<(), Trouble> {
-    bytes((escape::visible_json(&serde_json::to_string_pretty(value)?) + "\n").as_bytes())
+pub fn print_json_pretty(value: &impl Serialize) -> Result<(), CliError> {
+    print_bytes((escape::printable_json(&serde_json::to_string_pretty(value)?) + "\n").as_bytes())
 }
 
 /// A value as one line of JSON, with hidden characters escaped, so that it is safe on a terminal as well.
-pub fn json_line(value: &impl Serialize) -> Result<String, Trouble> {
-    Ok(escape::visible_json(&serde_json::to_string(value)?) + "\n")
+pub fn to_json_line(value: &impl Serialize) -> Result<String, CliError> {
+    Ok(escape::printable_json(&serde_json::to_string(value)?) + "\n")
 }
 
 /// Writes what is made elsewhere, and is no text of names and figures, on standard output.
-pub fn bytes(bytes: &[u8]) -> Result<(), Trouble> {
+pub fn print_bytes(bytes: &[u8]) -> Result<(), CliError> {
     let mut out = stdout().lock();
     out.write_all(bytes)?;
     Ok(out.flush()?)
 }
 
 /// Writes a message on standard error. Its further lines are indented, so that none of them looks like a message.
-pub fn message(message: &str) {
+pub fn eprint_message(message: &str) {
     let lines: Vec<String> = message.lines().map(printable).collect();
     // Where standard error is closed, there is no place to report that.
     let _ = writeln!(stderr().lock(), "wattspan: {}", lines.join("\n  "));
 }
 
 /// Writes a text for people on a stream that can show what `terminal` says.
-pub fn write(out: &mut impl Write, text: &str, terminal: Terminal) -> io::Result<()> {
-    out.write_all(checked(text, terminal).as_bytes())?;
+pub fn write_text(out: &mut impl Write, text: &str, terminal: Terminal) -> io::Result<()> {
+    out.write_all(escape_unstyled(text, terminal).as_bytes())?;
     out.flush()
 }
 
-fn checked(text: &str, terminal: Terminal) -> String {
+fn escape_unstyled(text: &str, terminal: Terminal) -> String {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
-    while let Some(at) = rest.find(|c| c != '\n' && escape::is_hidden(c)) {
+    while let Some(at) = rest.find(|c| c != '\n' && escape::is_control_or_format(c)) {
         let (before, from) = rest.split_at(at);
         out.push_str(before);
         let length =
-            terminal.colour_at(from).unwrap_or_else(|| from.chars().next().map_or(0, char::len_utf8));
+            terminal.colour_code_len(from).unwrap_or_else(|| from.chars().next().map_or(0, char::len_utf8));
         let (hidden, after) = from.split_at(length);
-        if terminal.colour_at(from).is_some() {
+        if terminal.colour_code_len(from).is_some() {
             out.push_str(hidden)
         } else {
-            out += &escape::visible(hidden)
+            out += &escape::printable(hidden)
         }
         rest = after;
     }
@@ -79,18 +79,18 @@ fn checked(text: &str, terminal: Terminal) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::terminal::Tone;
+    use crate::cli::terminal::TextStyle;
 
     #[test]
-    fn only_line_breaks_and_our_own_colours_reach_a_terminal() {
-        let bright = Terminal { colour: true, width: None };
-        let painted = bright.paint(Tone::Figure, "1 J") + "\n";
-        assert_eq!(checked(&painted, bright), painted);
+    fn only_line_breaks_and_known_colour_codes_reach_a_terminal() {
+        let colour_terminal = Terminal { colour: true, width: None };
+        let painted = colour_terminal.paint(TextStyle::Value, "1 J") + "\n";
+        assert_eq!(escape_unstyled(&painted, colour_terminal), painted);
         assert_eq!(
-            checked("a\u{202e}b\x1b[2Jc\x1b]0;t\x07\r\n", bright),
+            escape_unstyled("a\u{202e}b\x1b[2Jc\x1b]0;t\x07\r\n", colour_terminal),
             "a\\u{202e}b\\u{1b}[2Jc\\u{1b}]0;t\\u{7}\\r\n"
         );
-        assert_eq!(checked("\x1b[31mred", bright), "\\u{1b}[31mred");
-        assert_eq!(checked(&painted, Terminal::PLAIN), "\\u{1b}[1;36m1 J\\u{1b}[0m\n");
+        assert_eq!(escape_unstyled("\x1b[31mred", colour_terminal), "\\u{1b}[31mred");
+        assert_eq!(escape_unstyled(&painted, Terminal::PLAIN), "\\u{1b}[1;36m1 J\\u{1b}[0m\n");
     }
 }

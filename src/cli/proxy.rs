@@ -4,8 +4,8 @@
 
 use std::time::Duration;
 
-use super::ending::{OK, Trouble};
-use super::{Meter, say};
+use super::exit_status::{CliError, OK};
+use super::{MeterOptions, eprint_message};
 use crate::client::Place;
 use crate::http::Target;
 use crate::proxy::{
@@ -14,7 +14,7 @@ use crate::proxy::{
 
 /// Where to listen, whom to forward to, and how to tell the energy.
 #[derive(Debug, clap::Args)]
-pub struct Arguments {
+pub struct ProxyArgs {
     /// Listen on HOST:PORT (port 0 takes a free one) or on a Unix socket, unix:PATH
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8088")]
     listen: ListenAddress,
@@ -34,17 +34,17 @@ pub struct Arguments {
     #[arg(long, value_name = "PATH", conflicts_with = "upstream_pid")]
     upstream_cgroup: Option<String>,
     /// How the energy is told: not at all; in headers, trailers and comments of event streams; or in usage.energy too
-    #[arg(long, value_enum, value_name = "HOW", default_value_t = How::Headers)]
-    annotate: How,
+    #[arg(long, value_enum, value_name = "HOW", default_value_t = AnnotateMode::Headers)]
+    annotate: AnnotateMode,
     /// Show the energy to clients of this group's members too, not only to this user and root
-    #[arg(long, value_name = "GROUP", default_value = SPAN_GROUP)]
+    #[arg(long, value_name = "GROUP", default_value = DEFAULT_SPAN_GROUP)]
     annotate_group: String,
     /// Show the energy to every client, whatever its access and wherever it connects from
     #[arg(long)]
     annotate_all: bool,
     /// How requests that run at once share: equally, or by the tokens they stream
-    #[arg(long, value_enum, value_name = "HOW", default_value_t = Weight::Equal)]
-    weight: Weight,
+    #[arg(long, value_enum, value_name = "HOW", default_value_t = WeightMode::Equal)]
+    weight: WeightMode,
     /// A further path whose POST requests are inferences, known by its end; may be given again
     #[arg(long = "path", value_name = "PATH")]
     paths: Vec<String>,
@@ -60,70 +60,73 @@ pub struct Arguments {
 }
 
 /// The group with span access, unless the daemon's configuration names another.
-const SPAN_GROUP: &str = "wattspan";
+const DEFAULT_SPAN_GROUP: &str = "wattspan";
 
 #[derive(Debug, Clone, Copy, clap::ValueEnum)]
-enum How {
+enum AnnotateMode {
     Off,
     Headers,
     Usage,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-enum Weight {
+enum WeightMode {
     Equal,
     Tokens,
 }
 
 /// Serves until it is told to stop.
-pub fn proxy(meter: &Meter, arguments: &Arguments) -> Result<u8, Trouble> {
-    if meter.replay.is_some() || meter.config.is_some() {
-        let mend = "start one: wattspand, or wattspand --replay FILE --socket PATH for a simulated machine";
-        return Err(anyhow::anyhow!("the proxy asks a daemon and measures nothing itself; {mend}").into());
+pub fn proxy(options: &MeterOptions, args: &ProxyArgs) -> Result<u8, CliError> {
+    if options.replay.is_some() || options.config.is_some() {
+        let hint = "start one: wattspand, or wattspand --replay FILE --socket PATH for a simulated machine";
+        return Err(anyhow::anyhow!("the proxy asks a daemon and measures nothing itself; {hint}").into());
     }
-    let raised = raise_descriptors();
+    let descriptor_limit = raise_descriptor_limit();
     let settings = Settings {
-        listen: arguments.listen.clone(),
-        listen_group: listen_group(arguments)?,
-        target: arguments.upstream.clone(),
-        http2_only: arguments.upstream_http2,
-        server: server(arguments),
-        place: meter.socket.clone().map_or_else(Place::usual, Place::Named),
-        annotate: match arguments.annotate {
-            How::Off => Annotate::Off,
-            How::Headers => Annotate::Headers,
-            How::Usage => Annotate::Usage,
+        listen: args.listen.clone(),
+        listen_group: listen_gid(args)?,
+        target: args.upstream.clone(),
+        http2_only: args.upstream_http2,
+        server: server_process(args),
+        place: options.socket.clone().map_or_else(Place::usual, Place::Named),
+        annotate: match args.annotate {
+            AnnotateMode::Off => Annotate::Off,
+            AnnotateMode::Headers => Annotate::Headers,
+            AnnotateMode::Usage => Annotate::Usage,
         },
-        annotate_all: arguments.annotate_all,
-        annotate_group: annotate_group(arguments)?,
-        weigh: arguments.weight == Weight::Tokens,
-        patience: Duration::from_millis(arguments.patience),
-        known_paths: !arguments.only_paths,
-        paths: arguments.paths.clone(),
-        connections: arguments.connections as usize,
+        annotate_all: args.annotate_all,
+        annotate_group: annotate_group_members(args)?,
+        weigh: args.weight == WeightMode::Tokens,
+        patience: Duration::from_millis(args.patience),
+        known_paths: !args.only_paths,
+        paths: args.paths.clone(),
+        connections: args.connections as usize,
     };
-    let listening = Listening::new(settings, say)?;
+    let listening = Listening::new(settings, eprint_message)?;
     let tally = listening.tally();
-    say(&format!("listening at {}, forwarding to {}", listening.address()?, arguments.upstream));
-    say(&listening.describe_figure_access()?);
-    if let Some(most) = raised.filter(|most| *most < 2 * u64::from(arguments.connections)) {
-        say(&format!("{most} descriptors are allowed (ulimit -n): about {} requests at a time", most / 2));
+    eprint_message(&format!("listening at {}, forwarding to {}", listening.address()?, args.upstream));
+    eprint_message(&listening.describe_figure_access()?);
+    if let Some(limit) = descriptor_limit.filter(|most| *most < 2 * u64::from(args.connections)) {
+        eprint_message(&format!(
+            "{limit} descriptors are allowed (ulimit -n): about {} requests at a time",
+            limit / 2
+        ));
     }
-    listening.serve(told_to_stop())?;
-    say(&tally.to_string());
+    listening.serve(shutdown_signal())?;
+    eprint_message(&tally.to_string());
     Ok(OK)
 }
 
 /// The server's process, as far as it is named.
-fn server(arguments: &Arguments) -> Option<ServerProcess> {
-    let process = arguments.upstream_pid.map(ServerProcess::Process);
-    process.or_else(|| arguments.upstream_cgroup.clone().map(ServerProcess::ControlGroup))
+fn server_process(args: &ProxyArgs) -> Option<ServerProcess> {
+    let process = args.upstream_pid.map(ServerProcess::Process);
+    process.or_else(|| args.upstream_cgroup.clone().map(ServerProcess::ControlGroup))
 }
 
 /// The number of the group that may open the Unix socket.
-fn listen_group(arguments: &Arguments) -> Result<Option<u32>, Trouble> {
-    let Some(name) = &arguments.listen_group else { return Ok(None) };
-    if matches!(arguments.listen, ListenAddress::Tcp(_)) {
+fn listen_gid(args: &ProxyArgs) -> Result<Option<u32>, CliError> {
+    let Some(name) = &args.listen_group else { return Ok(None) };
+    if matches!(args.listen, ListenAddress::Tcp(_)) {
         return Err(anyhow::anyhow!("--listen-group is for a Unix socket; give --listen unix:PATH").into());
     }
     match gid_of(name) {
@@ -133,17 +136,17 @@ fn listen_group(arguments: &Arguments) -> Result<Option<u32>, Trouble> {
 }
 
 /// The group whose members get figures. The usual one may be missing; one that was asked for may not.
-fn annotate_group(arguments: &Arguments) -> Result<FigureGroup, Trouble> {
-    let name = &arguments.annotate_group;
+fn annotate_group_members(args: &ProxyArgs) -> Result<FigureGroup, CliError> {
+    let name = &args.annotate_group;
     let group = FigureGroup::named(name);
-    if group.exists() || name == SPAN_GROUP {
+    if group.exists() || name == DEFAULT_SPAN_GROUP {
         return Ok(group);
     }
     Err(anyhow::anyhow!("--annotate-group {name}: there is no such group on this machine").into())
 }
 
 /// SIGINT or SIGTERM. The second one ends the program by itself, since nobody waits for it any more.
-async fn told_to_stop() {
+async fn shutdown_signal() {
     use tokio::signal::unix::{SignalKind, signal};
     let (Ok(mut interrupt), Ok(mut terminate)) =
         (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
@@ -155,7 +158,7 @@ async fn told_to_stop() {
         _ = interrupt.recv() => {}
         _ = terminate.recv() => {}
     }
-    say("stopping; running requests have 10 s to end");
+    eprint_message("stopping; running requests have 10 s to end");
     tokio::spawn(async move {
         tokio::select! {
             _ = interrupt.recv() => {}
@@ -166,7 +169,7 @@ async fn told_to_stop() {
 }
 
 /// Raises the soft limit of open files to the hard one; each request takes two. Gives what it is now.
-fn raise_descriptors() -> Option<u64> {
+fn raise_descriptor_limit() -> Option<u64> {
     use rustix::process::{Resource, getrlimit, setrlimit};
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = limit.maximum;

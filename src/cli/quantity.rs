@@ -6,85 +6,86 @@
 
 /// What the digits count: the base unit is a millionth (energy), a thousandth (power) or a billionth (time).
 #[derive(Debug, Clone, Copy)]
-struct Scale {
+struct UnitScale {
     /// Unit names with the number of decimal places between the base unit and this one, smallest first.
-    steps: &'static [(&'static str, u32)],
+    units: &'static [(&'static str, u32)],
 }
 
-const ENERGY: Scale = Scale { steps: &[("µJ", 0), ("mJ", 3), ("J", 6), ("kJ", 9), ("MJ", 12)] };
-const POWER: Scale = Scale { steps: &[("mW", 0), ("W", 3), ("kW", 6)] };
-const TIME: Scale = Scale { steps: &[("ns", 0), ("µs", 3), ("ms", 6), ("s", 9)] };
+const ENERGY_UNITS: UnitScale =
+    UnitScale { units: &[("µJ", 0), ("mJ", 3), ("J", 6), ("kJ", 9), ("MJ", 12)] };
+const POWER_UNITS: UnitScale = UnitScale { units: &[("mW", 0), ("W", 3), ("kW", 6)] };
+const TIME_UNITS: UnitScale = UnitScale { units: &[("ns", 0), ("µs", 3), ("ms", 6), ("s", 9)] };
 
 /// Digits of a figure whose error is not known.
-const PLAIN_DIGITS: u32 = 4;
+const DEFAULT_DIGITS: u32 = 4;
 
 /// `12.34 J ± 0.05 J`; without an error four digits of the value.
-pub fn energy(uj: u64, error_uj: Option<u64>) -> String {
-    with_error(ENERGY, uj, error_uj)
+pub fn format_energy(uj: u64, error_uj: Option<u64>) -> String {
+    format_with_error(ENERGY_UNITS, uj, error_uj)
 }
 
 /// `41.2 W ± 0.2 W`; without an error four digits of the value.
-pub fn power(mw: u64, error_mw: Option<u64>) -> String {
-    with_error(POWER, mw, error_mw)
+pub fn format_power(mw: u64, error_mw: Option<u64>) -> String {
+    format_with_error(POWER_UNITS, mw, error_mw)
 }
 
 /// `0.3012 s`, `61.04 µs`: four digits.
-pub fn time(ns: u64) -> String {
-    plain(TIME, ns)
+pub fn format_duration(ns: u64) -> String {
+    format_value(TIME_UNITS, ns)
 }
 
 /// The value alone, with the digits that `error_uj` leaves meaningful.
-pub fn energy_alone(uj: u64, error_uj: Option<u64>) -> String {
+pub fn format_energy_value(uj: u64, error_uj: Option<u64>) -> String {
     match error_uj {
-        Some(error) => rounded(ENERGY, uj, error).0,
-        None => plain(ENERGY, uj),
+        Some(error) => round_to_error(ENERGY_UNITS, uj, error).0,
+        None => format_value(ENERGY_UNITS, uj),
     }
 }
 
 /// The value alone, with the digits that `error_mw` leaves meaningful.
-pub fn power_alone(mw: u64, error_mw: Option<u64>) -> String {
+pub fn format_power_value(mw: u64, error_mw: Option<u64>) -> String {
     match error_mw {
-        Some(error) => rounded(POWER, mw, error).0,
-        None => plain(POWER, mw),
+        Some(error) => round_to_error(POWER_UNITS, mw, error).0,
+        None => format_value(POWER_UNITS, mw),
     }
 }
 
 /// A total, which is a lower bound where a domain is perhaps missing from it.
-pub fn lower_bound(at_least: Option<bool>, total: String) -> String {
+pub fn format_lower_bound(at_least: Option<bool>, total: String) -> String {
     if at_least == Some(true) { format!("at least {total}") } else { total }
 }
 
 /// `12.34 J ± 0.05 J`, or `at most 9.6 J` where the error is as large as the figure.
-pub fn energy_or_bound(uj: u64, error_uj: Option<u64>) -> String {
-    match error_uj.filter(|&error_uj| is_lost_in(uj, error_uj)) {
-        Some(error_uj) => at_most(ENERGY, uj.saturating_add(error_uj)),
-        None => energy(uj, error_uj),
+pub fn format_energy_or_bound(uj: u64, error_uj: Option<u64>) -> String {
+    match error_uj.filter(|&error_uj| is_within_error(uj, error_uj)) {
+        Some(error_uj) => format_upper_bound(ENERGY_UNITS, uj.saturating_add(error_uj)),
+        None => format_energy(uj, error_uj),
     }
 }
 
 /// The same of a power.
-pub fn power_or_bound(mw: u64, error_mw: Option<u64>) -> String {
-    match error_mw.filter(|&error_mw| is_lost_in(mw, error_mw)) {
-        Some(error_mw) => at_most(POWER, mw.saturating_add(error_mw)),
-        None => power(mw, error_mw),
+pub fn format_power_or_bound(mw: u64, error_mw: Option<u64>) -> String {
+    match error_mw.filter(|&error_mw| is_within_error(mw, error_mw)) {
+        Some(error_mw) => format_upper_bound(POWER_UNITS, mw.saturating_add(error_mw)),
+        None => format_power(mw, error_mw),
     }
 }
 
 /// Whether a figure says nothing beside its error. A domain that used nothing says so.
-pub fn is_lost_in(figure: u64, error: u64) -> bool {
+pub fn is_within_error(figure: u64, error: u64) -> bool {
     figure > 0 && error >= figure
 }
 
 /// An upper bound of two digits, rounded up.
-fn at_most(scale: Scale, value: u64) -> String {
-    let ulp = last_digit(value);
+fn format_upper_bound(scale: UnitScale, value: u64) -> String {
+    let ulp = last_digit_value(value);
     let value = value.div_ceil(ulp).saturating_mul(ulp);
-    let (name, places) = unit(scale, value);
-    format!("at most {} {name}", digits(value, ulp, places))
+    let (name, places) = choose_unit(scale, value);
+    format!("at most {} {name}", format_digits(value, ulp, places))
 }
 
 /// A figure that is not there.
-pub fn unknown(reason: &str) -> String {
+pub fn format_unknown(reason: &str) -> String {
     if reason.is_empty() { "unknown".into() } else { format!("unknown ({reason})") }
 }
 
@@ -97,7 +98,7 @@ pub fn mean_mw(uj: u64, ns: u64) -> Option<u64> {
 }
 
 /// `44 %`, from a part and the whole; less than half a percent says so.
-pub fn percent(part: u64, whole: u64) -> Option<String> {
+pub fn format_percent(part: u64, whole: u64) -> Option<String> {
     let thousandths = (u128::from(part) * 1000).checked_div(u128::from(whole))?;
     Some(match thousandths {
         0 if part > 0 => "<0.1 %".into(),
@@ -106,56 +107,59 @@ pub fn percent(part: u64, whole: u64) -> Option<String> {
     })
 }
 
-fn with_error(scale: Scale, value: u64, error: Option<u64>) -> String {
+fn format_with_error(scale: UnitScale, value: u64, error: Option<u64>) -> String {
     match error {
-        None => plain(scale, value),
+        None => format_value(scale, value),
         Some(error) => {
-            let (value, error) = rounded(scale, value, error);
+            let (value, error) = round_to_error(scale, value, error);
             format!("{value} ± {error}")
         }
     }
 }
 
 /// The unit in which `largest` has one to four digits before the point.
-fn unit(scale: Scale, largest: u64) -> (&'static str, u32) {
+fn choose_unit(scale: UnitScale, largest: u64) -> (&'static str, u32) {
     let fits = |&&(_, places): &&(&str, u32)| u128::from(largest) >= 10u128.pow(places);
-    scale.steps.iter().rev().find(fits).or(scale.steps.first()).copied().unwrap_or(("", 0))
+    scale.units.iter().rev().find(fits).or(scale.units.first()).copied().unwrap_or(("", 0))
 }
 
-fn plain(scale: Scale, value: u64) -> String {
-    let last = |value: u64| 10u64.pow(value.max(1).ilog10().saturating_sub(PLAIN_DIGITS - 1));
-    let ulp = last(value);
+fn format_value(scale: UnitScale, value: u64) -> String {
+    let digit_value = |value: u64| 10u64.pow(value.max(1).ilog10().saturating_sub(DEFAULT_DIGITS - 1));
+    let ulp = digit_value(value);
     let value = value.saturating_add(ulp / 2) / ulp * ulp;
-    let (name, places) = unit(scale, value);
+    let (name, places) = choose_unit(scale, value);
     // Asked again, since 999.96 rounds to 1000.0, which has a digit too many.
-    format!("{} {name}", digits(value, last(value), places))
+    format!("{} {name}", format_digits(value, digit_value(value), places))
 }
 
 /// The value and its error, both with their unit and the same number of places.
-fn rounded(scale: Scale, value: u64, error: u64) -> (String, String) {
-    let ulp = last_digit(error);
-    let shown = (value.saturating_add(ulp / 2)) / ulp * ulp;
-    let error = error.saturating_add(value.abs_diff(shown)).div_ceil(ulp).saturating_mul(ulp);
-    let (name, places) = unit(scale, shown.max(error));
-    (format!("{} {name}", digits(shown, ulp, places)), format!("{} {name}", digits(error, ulp, places)))
+fn round_to_error(scale: UnitScale, value: u64, error: u64) -> (String, String) {
+    let ulp = last_digit_value(error);
+    let rounded = (value.saturating_add(ulp / 2)) / ulp * ulp;
+    let error = error.saturating_add(value.abs_diff(rounded)).div_ceil(ulp).saturating_mul(ulp);
+    let (name, places) = choose_unit(scale, rounded.max(error));
+    (
+        format!("{} {name}", format_digits(rounded, ulp, places)),
+        format!("{} {name}", format_digits(error, ulp, places)),
+    )
 }
 
 /// What the last shown digit counts: the second digit of the error. It depends on nothing else, so that figures with one
 /// error have the same number of places.
-fn last_digit(error: u64) -> u64 {
+fn last_digit_value(error: u64) -> u64 {
     10u64.pow(error.max(1).ilog10().saturating_sub(1))
 }
 
 /// `value` base units written in a unit `places` decimal places above, down to the digit of `ulp`.
-fn digits(value: u64, ulp: u64, places: u32) -> String {
+fn format_digits(value: u64, ulp: u64, places: u32) -> String {
     let one = 10u64.pow(places);
     let (whole, fraction) = (value / one, value % one);
-    let shown = places.saturating_sub(ulp.ilog10());
-    if shown == 0 {
+    let decimals = places.saturating_sub(ulp.ilog10());
+    if decimals == 0 {
         return whole.to_string();
     }
-    let fraction = fraction / 10u64.pow(places - shown);
-    format!("{whole}.{fraction:0width$}", width = shown as usize)
+    let fraction = fraction / 10u64.pow(places - decimals);
+    format!("{whole}.{fraction:0width$}", width = decimals as usize)
 }
 
 #[cfg(test)]
@@ -164,49 +168,52 @@ mod tests {
 
     #[test]
     fn a_value_shows_the_digits_its_error_leaves_and_no_more() {
-        assert_eq!(energy(12_341_234, Some(43_000)), "12.341 J ± 0.044 J");
-        assert_eq!(energy(12_341_234, Some(4_000_000)), "12.3 J ± 4.1 J");
-        assert_eq!(energy(12_345_678_901, Some(20_000_000)), "12.346 kJ ± 0.021 kJ");
-        assert_eq!(energy(950, Some(61)), "950 µJ ± 61 µJ");
-        assert_eq!(power(41_234, Some(150)), "41.23 W ± 0.16 W");
+        assert_eq!(format_energy(12_341_234, Some(43_000)), "12.341 J ± 0.044 J");
+        assert_eq!(format_energy(12_341_234, Some(4_000_000)), "12.3 J ± 4.1 J");
+        assert_eq!(format_energy(12_345_678_901, Some(20_000_000)), "12.346 kJ ± 0.021 kJ");
+        assert_eq!(format_energy(950, Some(61)), "950 µJ ± 61 µJ");
+        assert_eq!(format_power(41_234, Some(150)), "41.23 W ± 0.16 W");
     }
 
     #[test]
     fn the_printed_interval_contains_the_true_one() {
         for value in (0..2_000_000).step_by(7_919) {
             for error in [0, 1, 9, 10, 19, 20, 99, 101, 1_999, 54_321, 999_999] {
-                let ulp = last_digit(error);
-                let shown = (value + ulp / 2) / ulp * ulp;
-                let printed = (error + value.abs_diff(shown)).div_ceil(ulp) * ulp;
-                assert!(shown + printed >= value + error, "{value} {error}");
-                assert!(shown.saturating_sub(printed) <= value.saturating_sub(error), "{value} {error}");
+                let ulp = last_digit_value(error);
+                let rounded = (value + ulp / 2) / ulp * ulp;
+                let printed_error = (error + value.abs_diff(rounded)).div_ceil(ulp) * ulp;
+                assert!(rounded + printed_error >= value + error, "{value} {error}");
+                assert!(
+                    rounded.saturating_sub(printed_error) <= value.saturating_sub(error),
+                    "{value} {error}"
+                );
             }
         }
     }
 
     #[test]
     fn an_error_larger_than_the_value_chooses_the_unit() {
-        assert_eq!(energy(3_000, Some(4_000_000)), "0.0 J ± 4.1 J");
+        assert_eq!(format_energy(3_000, Some(4_000_000)), "0.0 J ± 4.1 J");
     }
 
     #[test]
     fn time_has_four_digits_in_the_unit_that_fits() {
-        assert_eq!(time(301_234_567), "301.2 ms");
-        assert_eq!(time(1_000_000), "1.000 ms");
-        assert_eq!(time(999_960_000), "1.000 s");
-        assert_eq!(time(61), "61 ns");
-        assert_eq!(time(0), "0 ns");
-        assert_eq!(time(123_456_000_000_000), "123500 s");
+        assert_eq!(format_duration(301_234_567), "301.2 ms");
+        assert_eq!(format_duration(1_000_000), "1.000 ms");
+        assert_eq!(format_duration(999_960_000), "1.000 s");
+        assert_eq!(format_duration(61), "61 ns");
+        assert_eq!(format_duration(0), "0 ns");
+        assert_eq!(format_duration(123_456_000_000_000), "123500 s");
     }
 
     #[test]
-    fn a_figure_within_its_error_is_a_bound_that_holds_the_truth() {
-        assert_eq!(energy_or_bound(900_000, Some(8_700_000)), "at most 9.6 J");
-        assert_eq!(energy_or_bound(1_000_000, Some(1_000_001)), "at most 2.1 J");
-        assert_eq!(energy_or_bound(12_341_234, Some(43_000)), "12.341 J ± 0.044 J");
-        assert_eq!(energy_or_bound(0, Some(61)), "0 µJ ± 61 µJ");
-        assert_eq!(energy_or_bound(61, None), "61 µJ");
-        assert_eq!(power_or_bound(900_000, Some(8_700_000)), "at most 9.6 kW");
+    fn a_value_within_its_error_is_an_upper_bound() {
+        assert_eq!(format_energy_or_bound(900_000, Some(8_700_000)), "at most 9.6 J");
+        assert_eq!(format_energy_or_bound(1_000_000, Some(1_000_001)), "at most 2.1 J");
+        assert_eq!(format_energy_or_bound(12_341_234, Some(43_000)), "12.341 J ± 0.044 J");
+        assert_eq!(format_energy_or_bound(0, Some(61)), "0 µJ ± 61 µJ");
+        assert_eq!(format_energy_or_bound(61, None), "61 µJ");
+        assert_eq!(format_power_or_bound(900_000, Some(8_700_000)), "at most 9.6 kW");
     }
 
     #[test]
@@ -216,10 +223,10 @@ mod tests {
     }
 
     #[test]
-    fn a_share_of_nothing_has_no_percentage() {
-        assert_eq!(percent(1, 0), None);
-        assert_eq!(percent(1, 10_000).as_deref(), Some("<0.1 %"));
-        assert_eq!(percent(1, 3).as_deref(), Some("33 %"));
-        assert_eq!(percent(35, 1000).as_deref(), Some("3.5 %"));
+    fn a_share_of_zero_has_no_percentage() {
+        assert_eq!(format_percent(1, 0), None);
+        assert_eq!(format_percent(1, 10_000).as_deref(), Some("<0.1 %"));
+        assert_eq!(format_percent(1, 3).as_deref(), Some("33 %"));
+        assert_eq!(format_percent(35, 1000).as_deref(), Some("3.5 %"));
     }
 }

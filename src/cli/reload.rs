@@ -3,25 +3,25 @@
 //! Owns the words of the answer. What `systemctl reload wattspand` runs: it fails where the configuration is broken, and
 //! says file and key.
 
-use super::ending::{OK, Trouble};
-use super::reach::Reach;
+use super::connect::MeterConnector;
+use super::exit_status::{CliError, OK};
 use super::terminal::printable;
-use super::{Meter, output};
+use super::{MeterOptions, output};
 use crate::protocol::{Reload, Reloaded};
 
 /// Asks and tells.
-pub fn reload(meter: &Meter) -> Result<u8, Trouble> {
-    let client = Reach::daemon(meter)?;
+pub fn reload(options: &MeterOptions) -> Result<u8, CliError> {
+    let client = MeterConnector::connect_daemon(options)?;
     let reloaded = client.call(Reload {})?;
-    if meter.json {
-        output::json(&reloaded)?;
+    if options.json {
+        output::print_json(&reloaded)?;
     } else {
-        output::text(&shown(&reloaded))?;
+        output::print_text(&render_reload(&reloaded))?;
     }
     Ok(OK)
 }
 
-fn shown(reloaded: &Reloaded) -> String {
+fn render_reload(reloaded: &Reloaded) -> String {
     let keys = |keys: &[String]| printable(&keys.join(", "));
     let mut text = match reloaded.changed.as_slice() {
         [] => "nothing changed\n".to_owned(),
@@ -38,11 +38,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_changed_and_what_did_not_are_told_apart() {
+    fn changed_keys_and_keys_that_need_a_restart_are_listed() {
         let mut reloaded = Reloaded::default();
-        assert_eq!(shown(&reloaded), "nothing changed\n");
+        assert_eq!(render_reload(&reloaded), "nothing changed\n");
         reloaded.changed = vec!["limits.connections".into(), "idle_rate_hz".into()];
         reloaded.needs_restart = vec!["socket".into()];
-        assert_eq!(shown(&reloaded), "changed: limits.connections, idle_rate_hz\nneeds a restart: socket\n");
+        assert_eq!(
+            render_reload(&reloaded),
+            "changed: limits.connections, idle_rate_hz\nneeds a restart: socket\n"
+        );
     }
 }

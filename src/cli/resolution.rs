@@ -5,18 +5,18 @@
 
 use serde::Serialize;
 
-use super::quantity::{is_lost_in, time};
+use super::quantity::{format_duration, is_within_error};
 use crate::attribution::account::Account;
 use crate::domain::Grade;
 use crate::protocol::DomainStatus;
 
 /// A domain whose figure says little.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct TooShort {
+pub struct TooShortDomain {
     /// The domain's name.
     pub domain: String,
     /// Why.
-    pub reason: Reason,
+    pub reason: TooShortReason,
     /// How long the span was.
     pub duration_ns: u64,
     /// How often the counter moves, where that is known.
@@ -27,7 +27,7 @@ pub struct TooShort {
 /// What makes a span too short for a counter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Reason {
+pub enum TooShortReason {
     /// The counter need not have moved once.
     ShorterThanUpdateInterval,
     /// The guaranteed error is as large as the figure.
@@ -36,35 +36,35 @@ pub enum Reason {
 
 /// The domains of an account for which its span was too short; `all` says how often their counters move. A model's error does
 /// not shrink with time, so an estimate is none of them.
-pub fn too_short(account: &Account, all: &[DomainStatus]) -> Vec<TooShort> {
+pub fn too_short_domains(account: &Account, all: &[DomainStatus]) -> Vec<TooShortDomain> {
     let Some(closed_ns) = account.closed_ns else { return Vec::new() };
     let duration_ns = closed_ns.saturating_sub(account.opened_ns);
-    let judged = |share: &crate::attribution::account::Share| {
+    let classify = |share: &crate::attribution::account::Share| {
         let share_uj = share.share_uj.filter(|_| share.grade != Grade::Estimated)?;
         let status = all.iter().find(|domain| domain.name == share.domain);
         let update_interval_ns = status.and_then(|domain| domain.update_interval_ns);
         let reason = if update_interval_ns.is_some_and(|interval_ns| duration_ns < interval_ns) {
-            Reason::ShorterThanUpdateInterval
-        } else if share.error_uj.is_some_and(|error_uj| is_lost_in(share_uj, error_uj)) {
-            Reason::ErrorNotBelowShare
+            TooShortReason::ShorterThanUpdateInterval
+        } else if share.error_uj.is_some_and(|error_uj| is_within_error(share_uj, error_uj)) {
+            TooShortReason::ErrorNotBelowShare
         } else {
             return None;
         };
-        Some(TooShort { domain: share.domain.clone(), reason, duration_ns, update_interval_ns })
+        Some(TooShortDomain { domain: share.domain.clone(), reason, duration_ns, update_interval_ns })
     };
-    account.domains.iter().filter_map(judged).collect()
+    account.domains.iter().filter_map(classify).collect()
 }
 
 /// `for psys (updates every 1.000 s), gpu-0 (updates every 100.0 ms)`; a domain is named once.
-pub fn counters(all: &[TooShort]) -> String {
-    let mut named: Vec<String> = Vec::new();
+pub fn format_too_short(all: &[TooShortDomain]) -> String {
+    let mut descriptions: Vec<String> = Vec::new();
     for counter in all {
-        let interval = counter.update_interval_ns.map(|ns| format!("updates every {}", time(ns)));
+        let interval = counter.update_interval_ns.map(|ns| format!("updates every {}", format_duration(ns)));
         let interval = interval.unwrap_or_else(|| "its update interval is not known yet".into());
-        let words = format!("{} ({interval})", counter.domain);
-        if !named.contains(&words) {
-            named.push(words);
+        let description = format!("{} ({interval})", counter.domain);
+        if !descriptions.contains(&description) {
+            descriptions.push(description);
         }
     }
-    format!("for {}", named.join(", "))
+    format!("for {}", descriptions.join(", "))
 }

@@ -12,15 +12,15 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
-use super::command::{self, Ended, NotStarted};
-use super::ending::{FAILURE, Trouble};
-use super::reach::{Named, Reach, something_to_measure};
-use super::resolution::{TooShort, too_short};
-use super::signal_ffi::{self, Forwarding};
-use super::spread::Spread;
-use super::table::Labelled;
+use super::child_process::{self, ChildExit, StartCommandError};
+use super::connect::{MeterConnector, MeterDescription, ensure_measurable};
+use super::exit_status::{CliError, FAILURE};
+use super::resolution::{TooShortDomain, too_short_domains};
+use super::sample_statistics::SampleStatistics;
+use super::signal_ffi::{self, SignalForwarder};
+use super::table::KeyValueTable;
 use super::terminal::{Terminal, printable};
-use super::{Meter, output, repeat, report, say};
+use super::{MeterOptions, account_report, eprint_message, output, repeat_report};
 use crate::attribution::account::Account;
 use crate::client::{Client, Failure, Span};
 use crate::private_file;
@@ -28,7 +28,7 @@ use crate::protocol::{DomainStatus, OpenSpan};
 
 /// What to run, and what to do with the result.
 #[derive(Debug, clap::Args)]
-pub struct Arguments {
+pub struct RunArgs {
     /// Run the command N times and tell mean and spread
     #[arg(long, short = 'r', value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     repeat: u32,
@@ -39,7 +39,7 @@ pub struct Arguments {
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
     /// Note something about the span; may be given again
-    #[arg(long = "attribute", short = 'a', value_name = "KEY=VALUE", value_parser = attribute)]
+    #[arg(long = "attribute", short = 'a', value_name = "KEY=VALUE", value_parser = parse_attribute)]
     attributes: Vec<(String, String)>,
     /// Count only this domain; may be given again [default: all]
     #[arg(long = "domain", short = 'd', value_name = "DOMAIN")]
@@ -49,19 +49,19 @@ pub struct Arguments {
     words: Vec<OsString>,
 }
 
-impl Arguments {
+impl RunArgs {
     /// The command and its arguments.
-    pub fn words(&self) -> &[OsString] {
+    pub fn command(&self) -> &[OsString] {
         &self.words
     }
 
-    fn opening(&self) -> OpenSpan {
+    fn open_request(&self) -> OpenSpan {
         let program = self.words.first().map(|word| word.to_string_lossy().into_owned()).unwrap_or_default();
         let base = program.rsplit('/').next().unwrap_or(&program).to_owned();
         let attributes: BTreeMap<_, _> = self.attributes.iter().cloned().collect();
         OpenSpan {
             name: Some(self.name.clone().unwrap_or(base)),
-            attributes: Some(attributes).filter(|notes| !notes.is_empty()),
+            attributes: Some(attributes).filter(|attributes| !attributes.is_empty()),
             domains: Some(self.domains.clone()).filter(|domains| !domains.is_empty()),
             ..OpenSpan::default()
         }
@@ -70,7 +70,7 @@ impl Arguments {
 
 /// One run of the command and what it used.
 #[derive(Debug, Serialize)]
-pub struct Run {
+pub struct MeasuredRun {
     /// As a shell would give it.
     pub exit_status: u8,
     /// The signal that ended it, if one did.
@@ -86,98 +86,99 @@ pub struct Run {
     pub unknown: Option<String>,
     /// The counters that the run was too short for: their figures in the account say little.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub too_short: Vec<TooShort>,
+    pub too_short: Vec<TooShortDomain>,
 }
 
 /// All that `run` has to tell, as JSON has it.
 #[derive(Debug, Serialize)]
-pub struct Told {
+pub struct RunReport {
     /// The command and its arguments.
     pub command: Vec<String>,
     /// The meter that was asked.
-    pub meter: Named,
+    pub meter: MeterDescription,
     /// The first status that is not 0, else 0.
     pub exit_status: u8,
     /// Every run.
-    pub runs: Vec<Run>,
+    pub runs: Vec<MeasuredRun>,
     /// Energy over the runs, where every run's is known.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub share_uj: Option<Spread>,
+    pub share_uj: Option<SampleStatistics>,
     /// Mean power over the runs, where every run's is known.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub mean_power_mw: Option<Spread>,
+    pub mean_power_mw: Option<SampleStatistics>,
     /// Time over the runs.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub duration_ns: Option<Spread>,
+    pub duration_ns: Option<SampleStatistics>,
 }
 
 /// Runs the command and tells.
-pub fn run(meter: &Meter, asked: &Arguments) -> Result<u8, Trouble> {
-    let output = Output::of(asked.output.as_ref())?;
-    let (reach, client) = Reach::of(meter)?;
+pub fn run(options: &MeterOptions, args: &RunArgs) -> Result<u8, CliError> {
+    let output = ReportOutput::open(args.output.as_ref())?;
+    let (connector, client) = MeterConnector::open(options)?;
     let info = client.info()?;
-    something_to_measure(&info)?;
-    if !meter.json {
-        reach.tell();
+    ensure_measurable(&info)?;
+    if !options.json {
+        connector.print_fallback_notice();
     }
     // A meter that refuses the first span refuses them all: the command does not start.
-    let first = client.open(asked.opening())?;
+    let first_span = client.open(args.open_request())?;
     // Until the report is printed: a signal may come twice, to this process and to its group.
-    let signals = signal_ffi::forward();
-    let mut runs = match repeatedly(&client, asked, first, &signals) {
+    let signals = signal_ffi::install_handlers();
+    let mut runs = match run_repeatedly(&client, args, first_span, &signals) {
         Ok(runs) => runs,
-        Err(not_started) => {
-            say(&not_started.to_string());
-            return Ok(not_started.status());
+        Err(error) => {
+            eprint_message(&error.to_string());
+            return Ok(error.shell_status());
         }
     };
     // After the runs more counters were seen to move; a daemon that is gone has said what it could before.
     let domains = client.info().unwrap_or(info).domains;
     for run in &mut runs {
-        run.too_short = run.account.as_ref().map_or_else(Vec::new, |account| too_short(account, &domains));
+        run.too_short =
+            run.account.as_ref().map_or_else(Vec::new, |account| too_short_domains(account, &domains));
     }
-    let told = told(asked, &reach, runs);
-    let text = if meter.json {
-        output::json_line(&told)?
+    let run_report = build_report(args, &connector, runs);
+    let text = if options.json {
+        output::to_json_line(&run_report)?
     } else {
-        format!("\n{}", shown(&told, &domains, output.terminal()))
+        format!("\n{}", render_report(&run_report, &domains, output.terminal()))
     };
     // The command has run; that its report has no place to go does not change how it ended.
     if let Err(error) = output.write(&text) {
-        say(&format!("cannot write the report: {error}"));
+        eprint_message(&format!("cannot write the report: {error}"));
     }
-    Ok(told.exit_status)
+    Ok(run_report.exit_status)
 }
 
 /// Runs one after the other, until all are done, or a signal ended one or asked it to end. `first` is the span of the
 /// first of them.
-fn repeatedly(
+fn run_repeatedly(
     client: &Client,
-    asked: &Arguments,
-    first: Span<'_>,
-    signals: &Forwarding,
-) -> Result<Vec<Run>, NotStarted> {
-    let mut runs: Vec<Run> = Vec::new();
-    let mut span = Ok(first);
+    args: &RunArgs,
+    first_span: Span<'_>,
+    signals: &SignalForwarder,
+) -> Result<Vec<MeasuredRun>, StartCommandError> {
+    let mut runs: Vec<MeasuredRun> = Vec::new();
+    let mut span = Ok(first_span);
     loop {
-        let ran = match command::run(asked.words(), signals) {
-            Ok(ran) => ran,
-            Err(not_started) => {
+        let command_run = match child_process::run_command(args.command(), signals) {
+            Ok(command_run) => command_run,
+            Err(error) => {
                 // The daemon may be gone; the command's failure is what the user has to know.
                 let _ = span.map(Span::cancel);
-                return Err(not_started);
+                return Err(error);
             }
         };
-        let at_ns = i64::try_from(ran.ended_ns).unwrap_or(i64::MAX);
+        let at_ns = i64::try_from(command_run.ended_ns).unwrap_or(i64::MAX);
         let account: Result<Account, Failure> = span.and_then(|span| span.close_at(at_ns));
         let (account, unknown) = match account {
             Ok(account) => (Some(account), None),
-            Err(failure) => (None, Some(failure.to_string())),
+            Err(error) => (None, Some(error.to_string())),
         };
-        let signal = if let Ended::Signal(number) = ran.ended { Some(number) } else { None };
-        let duration_ns = ran.ended_ns.saturating_sub(ran.began_ns);
-        runs.push(Run {
-            exit_status: ran.ended.status(),
+        let signal = if let ChildExit::Signaled(number) = command_run.exit { Some(number) } else { None };
+        let duration_ns = command_run.ended_ns.saturating_sub(command_run.started_ns);
+        runs.push(MeasuredRun {
+            exit_status: command_run.exit.shell_status(),
             signal,
             duration_ns,
             account,
@@ -185,84 +186,89 @@ fn repeatedly(
             too_short: Vec::new(),
         });
         // In this order: a signal that asks for the end is either seen here or held for the next command.
-        signals.drop_held();
-        if signal.is_some() || signals.told_to_end() || runs.len() >= asked.repeat as usize {
+        signals.discard_pending();
+        if signal.is_some() || signals.is_termination_requested() || runs.len() >= args.repeat as usize {
             return Ok(runs);
         }
-        span = client.open(asked.opening());
+        span = client.open(args.open_request());
     }
 }
 
-fn told(asked: &Arguments, reach: &Reach, runs: Vec<Run>) -> Told {
-    let of = |figure: fn(&Account) -> Option<u64>| {
-        Spread::of_all_known(runs.iter().map(|run| run.account.as_ref().and_then(figure)))
+fn build_report(args: &RunArgs, connector: &MeterConnector, runs: Vec<MeasuredRun>) -> RunReport {
+    let statistics_of = |value_of: fn(&Account) -> Option<u64>| {
+        SampleStatistics::if_all_known(runs.iter().map(|run| run.account.as_ref().and_then(value_of)))
     };
-    Told {
-        command: asked.words().iter().map(|word| word.to_string_lossy().into_owned()).collect(),
-        meter: reach.named(),
+    RunReport {
+        command: args.command().iter().map(|word| word.to_string_lossy().into_owned()).collect(),
+        meter: connector.description(),
         exit_status: runs.iter().map(|run| run.exit_status).find(|&status| status != 0).unwrap_or(0),
-        share_uj: of(|account| account.share_uj),
-        mean_power_mw: of(|account| account.mean_power_mw),
-        duration_ns: Spread::of_all_known(runs.iter().map(|run| Some(run.duration_ns))),
+        share_uj: statistics_of(|account| account.share_uj),
+        mean_power_mw: statistics_of(|account| account.mean_power_mw),
+        duration_ns: SampleStatistics::if_all_known(runs.iter().map(|run| Some(run.duration_ns))),
         runs,
     }
 }
 
-fn shown(told: &Told, domains: &[DomainStatus], terminal: Terminal) -> String {
-    let command = told.command.join(" ");
-    match told.runs.as_slice() {
+fn render_report(run_report: &RunReport, domains: &[DomainStatus], terminal: Terminal) -> String {
+    let command = run_report.command.join(" ");
+    match run_report.runs.as_slice() {
         [run] => match &run.account {
             Some(account) => {
                 let title = format!("Energy of: {command}");
-                report::account(&title, Some("the command"), account, domains, terminal)
+                account_report::render_account(&title, Some("the command"), account, domains, terminal)
             }
             None => {
-                let why = run.unknown.as_deref().unwrap_or_default();
-                let mut lines = Labelled::default();
-                lines.line("energy", [super::quantity::unknown(why).into()]);
-                format!("Energy of: {}\n\n{}", printable(&command), lines.draw(terminal))
+                let reason = run.unknown.as_deref().unwrap_or_default();
+                let mut lines = KeyValueTable::default();
+                lines.add_row("energy", [super::quantity::format_unknown(reason).into()]);
+                format!("Energy of: {}\n\n{}", printable(&command), lines.render(terminal))
             }
         },
-        runs => repeat::runs(&format!("Energy of: {command}, {} runs", runs.len()), told, domains, terminal),
+        runs => repeat_report::render_runs(
+            &format!("Energy of: {command}, {} runs", runs.len()),
+            run_report,
+            domains,
+            terminal,
+        ),
     }
 }
 
 /// Where the report goes; opened before the command runs, so that a wrong path is told in time.
-enum Output {
+enum ReportOutput {
     Stderr,
     Stdout,
     File(File),
 }
 
-impl Output {
-    fn of(path: Option<&PathBuf>) -> Result<Self, Trouble> {
+impl ReportOutput {
+    fn open(path: Option<&PathBuf>) -> Result<Self, CliError> {
         match path {
-            None => Ok(Output::Stderr),
-            Some(path) if path.as_os_str() == "-" => Ok(Output::Stdout),
+            None => Ok(ReportOutput::Stderr),
+            Some(path) if path.as_os_str() == "-" => Ok(ReportOutput::Stdout),
             Some(path) => private_file::create(path)
-                .map(Output::File)
-                .map_err(|error| Trouble::new(FAILURE, format!("--output {}: {error}", path.display()))),
+                .map(ReportOutput::File)
+                .map_err(|error| CliError::new(FAILURE, format!("--output {}: {error}", path.display()))),
         }
     }
 
     fn terminal(&self) -> Terminal {
         match self {
-            Output::Stderr => Terminal::of(&stderr()),
-            Output::Stdout => Terminal::of(&stdout()),
-            Output::File(_) => Terminal::PLAIN,
+            ReportOutput::Stderr => Terminal::of(&stderr()),
+            ReportOutput::Stdout => Terminal::of(&stdout()),
+            ReportOutput::File(_) => Terminal::PLAIN,
         }
     }
 
-    fn write(self, text: &str) -> Result<(), Trouble> {
+    fn write(self, text: &str) -> Result<(), CliError> {
         match self {
-            Output::Stderr => output::text_beside(text),
-            Output::Stdout => output::text(text),
-            Output::File(mut file) => Ok(output::write(&mut file, text, Terminal::PLAIN)?),
+            ReportOutput::Stderr => output::eprint_text(text),
+            ReportOutput::Stdout => output::print_text(text),
+            ReportOutput::File(mut file) => Ok(output::write_text(&mut file, text, Terminal::PLAIN)?),
         }
     }
 }
 
-fn attribute(text: &str) -> Result<(String, String), String> {
+fn parse_attribute(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
         _ => Err("expected KEY=VALUE".into()),

@@ -7,14 +7,14 @@ use std::io::stdout;
 
 use serde::Serialize;
 
-use super::ending::{OK, Trouble};
-use super::quantity::{energy_or_bound, mean_mw, power_or_bound, time};
-use super::reach::Reach;
-use super::report::{self, state};
-use super::resolution::{TooShort, too_short};
-use super::since;
-use super::terminal::{Terminal, Tone, padded, padded_before, printable};
-use super::{Meter, output};
+use super::account_report::{self, state_name};
+use super::connect::MeterConnector;
+use super::exit_status::{CliError, OK};
+use super::quantity::{format_duration, format_energy_or_bound, format_power_or_bound, mean_mw};
+use super::resolution::{TooShortDomain, too_short_domains};
+use super::terminal::{Terminal, TextStyle, pad_left, pad_right, printable};
+use super::utc_time;
+use super::{MeterOptions, output};
 use crate::attribution::account::{Account, State};
 use crate::client::{Client, Failure};
 use crate::clock;
@@ -22,7 +22,7 @@ use crate::protocol::{ListSpans, Refusal};
 
 /// Which spans.
 #[derive(Debug, clap::Args)]
-pub struct Arguments {
+pub struct SpansArgs {
     /// Tell of this one: its name in the protocol, the last column of the list
     #[arg(value_name = "SPAN", conflicts_with_all = ["watch", "count"])]
     span: Option<String>,
@@ -33,184 +33,203 @@ pub struct Arguments {
     #[arg(long, short = 'n', value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     count: Option<u64>,
     /// Only those opened since: 90s, 15m, 2h, 7d ago, or in UTC 2026-11-22 or 2026-11-22T10:30:00Z
-    #[arg(long, value_name = "WHEN", value_parser = since::parse, conflicts_with_all = ["span", "watch"])]
+    #[arg(long, value_name = "WHEN", value_parser = utc_time::parse_since, conflicts_with_all = ["span", "watch"])]
     since: Option<u64>,
     /// Only those of this name
     #[arg(long, value_name = "NAME", conflicts_with_all = ["span", "watch"])]
     name: Option<String>,
     /// Only those with this attribute; with each of these, where given several times
-    #[arg(long = "attribute", short = 'a', value_name = "KEY=VALUE", value_parser = pair,
+    #[arg(long = "attribute", short = 'a', value_name = "KEY=VALUE", value_parser = parse_attribute,
           conflicts_with_all = ["span", "watch"])]
     attributes: Vec<(String, String)>,
     /// Only those in this state: settled, abandoned, interrupted
-    #[arg(long, value_name = "STATE", value_parser = state_named, conflicts_with_all = ["span", "watch"])]
+    #[arg(long, value_name = "STATE", value_parser = parse_state, conflicts_with_all = ["span", "watch"])]
     state: Option<State>,
     /// Those that are open now, with their figures so far; the latest 20 that fit
     #[arg(long, conflicts_with_all = ["span", "watch", "state"])]
     open: bool,
 }
 
-fn pair(word: &str) -> Result<(String, String), String> {
-    let (key, value) = word.split_once('=').ok_or("give KEY=VALUE")?;
+fn parse_attribute(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text.split_once('=').ok_or("give KEY=VALUE")?;
     Ok((key.to_owned(), value.to_owned()))
 }
 
-fn state_named(word: &str) -> Result<State, String> {
-    let finals = [State::Settled, State::Abandoned, State::Interrupted];
-    let found = finals.into_iter().find(|other| state(*other) == word);
-    found.ok_or_else(|| "give settled, abandoned or interrupted".to_owned())
+fn parse_state(text: &str) -> Result<State, String> {
+    let final_states = [State::Settled, State::Abandoned, State::Interrupted];
+    let state = final_states.into_iter().find(|other| state_name(*other) == text);
+    state.ok_or_else(|| "give settled, abandoned or interrupted".to_owned())
 }
 
 /// Looks and tells.
-pub fn spans(meter: &Meter, asked: &Arguments) -> Result<u8, Trouble> {
-    let client = Reach::daemon(meter)?;
-    match &asked.span {
-        Some(span) => one(meter, &client, span),
-        None if asked.watch => watch(meter, client, asked.count),
-        None => past(meter, &client, asked),
+pub fn spans(options: &MeterOptions, args: &SpansArgs) -> Result<u8, CliError> {
+    let client = MeterConnector::connect_daemon(options)?;
+    match &args.span {
+        Some(span) => show_span(options, &client, span),
+        None if args.watch => watch_spans(options, client, args.count),
+        None => list_spans(options, &client, args),
     }
 }
 
 /// An account as JSON has it, with the counters that its span was too short for.
 #[derive(Serialize)]
-struct Judged<'a> {
+struct AccountOutput<'a> {
     #[serde(flatten)]
     account: &'a Account,
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    too_short: Vec<TooShort>,
+    too_short: Vec<TooShortDomain>,
 }
 
-fn one(meter: &Meter, client: &Client, span: &str) -> Result<u8, Trouble> {
+fn show_span(options: &MeterOptions, client: &Client, span: &str) -> Result<u8, CliError> {
     let account = client.account(span)?;
     let domains = client.info()?.domains;
-    if meter.json {
-        output::json(&Judged { account: &account, too_short: too_short(&account, &domains) })?;
+    if options.json {
+        output::print_json(&AccountOutput {
+            account: &account,
+            too_short: too_short_domains(&account, &domains),
+        })?;
     } else {
         let title = format!("Energy of: {}", account.name);
-        output::text(&report::account(&title, None, &account, &domains, Terminal::of(&stdout())))?;
+        output::print_text(&account_report::render_account(
+            &title,
+            None,
+            &account,
+            &domains,
+            Terminal::of(&stdout()),
+        ))?;
     }
     Ok(OK)
 }
 
-fn past(meter: &Meter, client: &Client, asked: &Arguments) -> Result<u8, Trouble> {
-    let accounts = found(client, asked)?;
+fn list_spans(options: &MeterOptions, client: &Client, args: &SpansArgs) -> Result<u8, CliError> {
+    let accounts = fetch_accounts(client, args)?;
     let terminal = Terminal::of(&stdout());
-    if accounts.is_empty() && !meter.json {
-        let none = match asked.open {
+    if accounts.is_empty() && !options.json {
+        let message = match args.open {
             true => "no span that fits is open\n",
             false => "no span that fits has settled; --watch waits for the next\n",
         };
-        output::text(none)?;
+        output::print_text(message)?;
     }
     for (number, account) in accounts.iter().rev().enumerate() {
-        tell(meter, account, number == 0, terminal)?;
+        print_account(options, account, number == 0, terminal)?;
     }
     Ok(OK)
 }
 
 /// The accounts that fit, the latest first: asked for part by part, until there are enough or no more.
-fn found(client: &Client, asked: &Arguments) -> Result<Vec<Account>, Trouble> {
-    const USUAL: u64 = 20;
-    let enough = asked.count.unwrap_or(if asked.since.is_some() { u64::MAX } else { USUAL });
-    let enough = usize::try_from(enough).unwrap_or(usize::MAX);
-    let attributes = (!asked.attributes.is_empty()).then(|| asked.attributes.iter().cloned().collect());
-    let mut question = ListSpans {
-        since_unix_ns: asked.since.map(|ns| i64::try_from(ns).unwrap_or(i64::MAX)),
-        name: asked.name.clone(),
+fn fetch_accounts(client: &Client, args: &SpansArgs) -> Result<Vec<Account>, CliError> {
+    const DEFAULT_COUNT: u64 = 20;
+    let limit = args.count.unwrap_or(if args.since.is_some() { u64::MAX } else { DEFAULT_COUNT });
+    let limit = usize::try_from(limit).unwrap_or(usize::MAX);
+    let attributes = (!args.attributes.is_empty()).then(|| args.attributes.iter().cloned().collect());
+    let mut request = ListSpans {
+        since_unix_ns: args.since.map(|ns| i64::try_from(ns).unwrap_or(i64::MAX)),
+        name: args.name.clone(),
         attributes,
-        state: if asked.open { Some(State::Open) } else { asked.state },
+        state: if args.open { Some(State::Open) } else { args.state },
         ..ListSpans::default()
     };
-    let mut found = Vec::new();
+    let mut accounts = Vec::new();
     loop {
-        let rest = enough - found.len();
-        question.limit = Some(i64::try_from(rest).unwrap_or(i64::MAX));
-        let part = match client.call(question.clone()) {
+        let remaining = limit - accounts.len();
+        request.limit = Some(i64::try_from(remaining).unwrap_or(i64::MAX));
+        let page = match client.call(request.clone()) {
             // The rest is listed all the same; what is missing is never left out in silence.
             Err(Failure::Refused(Refusal::StoreDamaged { reason, before: Some(before) })) => {
-                super::say(&format!("accounts are missing from this list: {}", printable(&reason)));
-                question.before = Some(i64::try_from(before).unwrap_or(i64::MAX));
+                super::eprint_message(&format!(
+                    "accounts are missing from this list: {}",
+                    printable(&reason)
+                ));
+                request.before = Some(i64::try_from(before).unwrap_or(i64::MAX));
                 continue;
             }
-            part => part?,
+            page => page?,
         };
-        found.extend(part.accounts.into_iter().rev());
-        match part.before {
-            Some(before) if found.len() < enough => {
-                question.before = Some(i64::try_from(before).unwrap_or(i64::MAX));
+        accounts.extend(page.accounts.into_iter().rev());
+        match page.before {
+            Some(before) if accounts.len() < limit => {
+                request.before = Some(i64::try_from(before).unwrap_or(i64::MAX));
             }
-            _ => return Ok(found),
+            _ => return Ok(accounts),
         }
     }
 }
 
 /// One account: a line of JSON, or a line of the table, under its head where it is the first.
-fn tell(meter: &Meter, account: &Account, first: bool, terminal: Terminal) -> Result<(), Trouble> {
-    if meter.json {
-        return output::json(account);
+fn print_account(
+    options: &MeterOptions,
+    account: &Account,
+    first: bool,
+    terminal: Terminal,
+) -> Result<(), CliError> {
+    if options.json {
+        return output::print_json(account);
     }
-    let head = if first { terminal.paint(Tone::Quiet, &heading()) + "\n" } else { String::new() };
-    output::text(&format!("{head}{}\n", line(account, terminal)))
+    let header = if first { terminal.paint(TextStyle::Dim, &header_line()) + "\n" } else { String::new() };
+    output::print_text(&format!("{header}{}\n", account_line(account, terminal)))
 }
 
-fn watch(meter: &Meter, client: Client, count: Option<u64>) -> Result<u8, Trouble> {
+fn watch_spans(options: &MeterOptions, client: Client, count: Option<u64>) -> Result<u8, CliError> {
     let accounts = client.watch_spans()?;
     accounts.set_timeout(None)?;
     let terminal = Terminal::of(&stdout());
-    let mut told = 0;
+    let mut printed = 0;
     for account in accounts {
-        tell(meter, &account?.account, told == 0, terminal)?;
-        told += 1;
-        if Some(told) == count {
+        print_account(options, &account?.account, printed == 0, terminal)?;
+        printed += 1;
+        if Some(printed) == count {
             return Ok(OK);
         }
     }
     Err(Failure::Gone.into())
 }
 
-fn heading() -> String {
-    columns("OPENED", "ENERGY", "POWER", "TIME", "GRADE") + "NAME (SPAN)"
+fn header_line() -> String {
+    format_columns("OPENED", "ENERGY", "POWER", "TIME", "GRADE") + "NAME (SPAN)"
 }
 
-fn columns(opened: &str, energy: &str, power: &str, time: &str, grade: &str) -> String {
+fn format_columns(opened: &str, energy: &str, power: &str, time: &str, grade: &str) -> String {
     format!(
         "{}  {}  {}  {}  {}  ",
-        padded(opened, 10),
-        padded(energy, 20),
-        padded(power, 18),
-        padded_before(time, 8),
-        padded(grade, 21)
+        pad_right(opened, 10),
+        pad_right(energy, 20),
+        pad_right(power, 18),
+        pad_left(time, 8),
+        pad_right(grade, 21)
     )
 }
 
-fn line(account: &Account, terminal: Terminal) -> String {
+fn account_line(account: &Account, terminal: Terminal) -> String {
     // An open span's time is that up to now, on the clock that this machine has once.
     let closed_ns = account.closed_ns.unwrap_or_else(clock::monotonic_ns);
     let duration_ns = closed_ns.saturating_sub(account.opened_ns);
     let error_mw = account.error_uj.and_then(|uj| mean_mw(uj, duration_ns));
     let unknown = || "unknown".to_owned();
-    let fixed = columns(
-        &opened(account.opened_unix_ns),
-        &account.share_uj.map_or_else(unknown, |uj| energy_or_bound(uj, account.error_uj)),
-        &account.mean_power_mw.map_or_else(unknown, |mw| power_or_bound(mw, error_mw)),
-        &time(duration_ns),
-        &account.grade.map_or_else(unknown, |grade| report::quality(grade, account.simulated == Some(true))),
+    let fixed = format_columns(
+        &format_opened(account.opened_unix_ns),
+        &account.share_uj.map_or_else(unknown, |uj| format_energy_or_bound(uj, account.error_uj)),
+        &account.mean_power_mw.map_or_else(unknown, |mw| format_power_or_bound(mw, error_mw)),
+        &format_duration(duration_ns),
+        &account.grade.map_or_else(unknown, |grade| {
+            account_report::grade_label(grade, account.simulated == Some(true))
+        }),
     );
     let end = match account.state {
         State::Settled => String::new(),
-        other => terminal.paint(Tone::Doubt, &format!("  {}", state(other))),
+        other => terminal.paint(TextStyle::Warning, &format!("  {}", state_name(other))),
     };
     format!("{fixed}{} ({}){end}", printable(&account.name), printable(&account.span))
 }
 
 /// The time of day where that is today, else the day; in UTC.
-fn opened(unix_ns: u64) -> String {
-    let day = since::day(unix_ns);
-    if day == since::day(crate::clock::unix_ns()) { clock(unix_ns) } else { day }
+fn format_opened(unix_ns: u64) -> String {
+    let day = utc_time::format_date(unix_ns);
+    if day == utc_time::format_date(crate::clock::unix_ns()) { format_time_of_day(unix_ns) } else { day }
 }
 
 /// The time of day, in UTC.
-fn clock(unix_ns: u64) -> String {
+fn format_time_of_day(unix_ns: u64) -> String {
     let seconds = unix_ns / 1_000_000_000 % 86_400;
     format!("{:02}:{:02}:{:02}Z", seconds / 3600, seconds / 60 % 60, seconds % 60)
 }
@@ -221,6 +240,6 @@ mod tests {
 
     #[test]
     fn the_time_of_day_is_utc() {
-        assert_eq!(clock(1_763_000_000_123_456_789), "02:13:20Z");
+        assert_eq!(format_time_of_day(1_763_000_000_123_456_789), "02:13:20Z");
     }
 }

@@ -4,56 +4,56 @@
 
 use std::fmt::Write;
 
-use super::terminal::{Terminal, Tone, columns, padded, padded_before, printable, wrap};
+use super::terminal::{Terminal, TextStyle, display_width, pad_left, pad_right, printable, wrap};
 
 /// Space between two columns.
-const GAP: usize = 2;
+const COLUMN_GAP: usize = 2;
 
 /// A column's heading and the side on which its cells stand.
 #[derive(Debug, Clone, Copy)]
-pub struct Column {
+pub struct TableColumn {
     /// Shown above, or before each value when stacked.
-    pub head: &'static str,
+    pub header: &'static str,
     /// Figures stand on the right.
-    pub right: bool,
+    pub right_aligned: bool,
 }
 
 /// A column of words.
-pub const fn words(head: &'static str) -> Column {
-    Column { head, right: false }
+pub const fn text_column(header: &'static str) -> TableColumn {
+    TableColumn { header, right_aligned: false }
 }
 
 /// A column of figures.
-pub const fn figures(head: &'static str) -> Column {
-    Column { head, right: true }
+pub const fn number_column(header: &'static str) -> TableColumn {
+    TableColumn { header, right_aligned: true }
 }
 
 /// One cell. Hidden characters of its text are made visible, so that no caller has to think of it.
 #[derive(Debug, Clone)]
-pub struct Cell {
+pub struct TableCell {
     text: String,
-    tone: Option<Tone>,
+    style: Option<TextStyle>,
 }
 
-impl Cell {
+impl TableCell {
     /// A text in a colour.
-    pub fn toned(tone: Tone, text: &str) -> Self {
-        Cell { text: printable(text), tone: Some(tone) }
+    pub fn styled(style: TextStyle, text: &str) -> Self {
+        TableCell { text: printable(text), style: Some(style) }
     }
 
     /// As it is written to `terminal`.
-    pub fn drawn(&self, terminal: Terminal) -> String {
-        self.tone.map_or_else(|| self.text.clone(), |tone| terminal.paint(tone, &self.text))
+    pub fn render(&self, terminal: Terminal) -> String {
+        self.style.map_or_else(|| self.text.clone(), |tone| terminal.paint(tone, &self.text))
     }
 }
 
-impl From<&str> for Cell {
+impl From<&str> for TableCell {
     fn from(text: &str) -> Self {
-        Cell { text: printable(text), tone: None }
+        TableCell { text: printable(text), style: None }
     }
 }
 
-impl From<String> for Cell {
+impl From<String> for TableCell {
     fn from(text: String) -> Self {
         text.as_str().into()
     }
@@ -61,80 +61,83 @@ impl From<String> for Cell {
 
 /// Cells, each row with an optional remark below it.
 #[derive(Debug)]
-pub struct Table {
-    heads: Vec<Column>,
-    rows: Vec<(Vec<Cell>, String)>,
+pub struct TextTable {
+    columns: Vec<TableColumn>,
+    rows: Vec<(Vec<TableCell>, String)>,
 }
 
-impl Table {
+impl TextTable {
     /// An empty table.
-    pub fn new(heads: impl Into<Vec<Column>>) -> Self {
-        Table { heads: heads.into(), rows: Vec::new() }
+    pub fn new(columns: impl Into<Vec<TableColumn>>) -> Self {
+        TextTable { columns: columns.into(), rows: Vec::new() }
     }
 
     /// Adds a row.
-    pub fn row(&mut self, cells: Vec<impl Into<Cell>>) {
-        self.noted(cells, String::new());
+    pub fn add_row(&mut self, cells: Vec<impl Into<TableCell>>) {
+        self.add_row_with_note(cells, String::new());
     }
 
     /// Adds a row with a remark that stands below it.
-    pub fn noted(&mut self, cells: Vec<impl Into<Cell>>, remark: String) {
-        self.rows.push((cells.into_iter().map(Into::into).collect(), remark));
+    pub fn add_row_with_note(&mut self, cells: Vec<impl Into<TableCell>>, note: String) {
+        self.rows.push((cells.into_iter().map(Into::into).collect(), note));
     }
 
     /// The table as it fits `terminal`, indented by two.
-    pub fn draw(&self, terminal: Terminal) -> String {
-        let widths = self.widths();
-        let needed = widths.iter().map(|width| width + GAP).sum::<usize>();
+    pub fn render(&self, terminal: Terminal) -> String {
+        let widths = self.column_widths();
+        let needed = widths.iter().map(|width| width + COLUMN_GAP).sum::<usize>();
         match terminal.width {
-            Some(width) if needed > width => self.stacked(terminal),
-            _ => self.aligned(terminal, &widths),
+            Some(width) if needed > width => self.render_stacked(terminal),
+            _ => self.render_aligned(terminal, &widths),
         }
     }
 
-    fn widths(&self) -> Vec<usize> {
-        let cell = |row: &(Vec<Cell>, String), at: usize| row.0.get(at).map_or(0, |cell| columns(&cell.text));
-        let widest = |(at, head): (usize, &Column)| {
-            self.rows.iter().map(|row| cell(row, at)).fold(columns(head.head), usize::max)
+    fn column_widths(&self) -> Vec<usize> {
+        let cell_width = |row: &(Vec<TableCell>, String), index: usize| {
+            row.0.get(index).map_or(0, |cell| display_width(&cell.text))
         };
-        self.heads.iter().enumerate().map(widest).collect()
+        let column_width = |(index, column): (usize, &TableColumn)| {
+            self.rows.iter().map(|row| cell_width(row, index)).fold(display_width(column.header), usize::max)
+        };
+        self.columns.iter().enumerate().map(column_width).collect()
     }
 
-    fn aligned(&self, terminal: Terminal, widths: &[usize]) -> String {
+    fn render_aligned(&self, terminal: Terminal, widths: &[usize]) -> String {
         let mut out = String::new();
-        let heads: Vec<Cell> =
-            self.heads.iter().map(|column| Cell::toned(Tone::Quiet, column.head)).collect();
-        self.line(&mut out, &heads, widths, terminal);
-        for (cells, remark) in &self.rows {
-            self.line(&mut out, cells, widths, terminal);
-            remark_lines(&mut out, remark, terminal);
+        let headers: Vec<TableCell> =
+            self.columns.iter().map(|column| TableCell::styled(TextStyle::Dim, column.header)).collect();
+        self.write_line(&mut out, &headers, widths, terminal);
+        for (cells, note) in &self.rows {
+            self.write_line(&mut out, cells, widths, terminal);
+            write_note(&mut out, note, terminal);
         }
         out
     }
 
-    fn line(&self, out: &mut String, cells: &[Cell], widths: &[usize], terminal: Terminal) {
+    fn write_line(&self, out: &mut String, cells: &[TableCell], widths: &[usize], terminal: Terminal) {
         let mut line = String::new();
-        for ((column, cell), width) in self.heads.iter().zip(cells).zip(widths) {
-            let cell = cell.drawn(terminal);
-            line.push_str(&" ".repeat(GAP));
-            line += &if column.right { padded_before(&cell, *width) } else { padded(&cell, *width) };
+        for ((column, cell), width) in self.columns.iter().zip(cells).zip(widths) {
+            let cell = cell.render(terminal);
+            line.push_str(&" ".repeat(COLUMN_GAP));
+            line += &if column.right_aligned { pad_left(&cell, *width) } else { pad_right(&cell, *width) };
         }
         out.push_str(line.trim_end());
         out.push('\n');
     }
 
-    fn stacked(&self, terminal: Terminal) -> String {
+    fn render_stacked(&self, terminal: Terminal) -> String {
         let mut out = String::new();
-        let label = self.heads.iter().skip(1).map(|column| columns(column.head)).max().unwrap_or(0);
-        for (cells, remark) in &self.rows {
+        let label_width =
+            self.columns.iter().skip(1).map(|column| display_width(column.header)).max().unwrap_or(0);
+        for (cells, note) in &self.rows {
             let mut cells = cells.iter();
-            let _ = writeln!(out, "  {}", cells.next().map_or(String::new(), |cell| cell.drawn(terminal)));
-            let filled = self.heads.iter().skip(1).zip(cells).filter(|(_, cell)| !cell.text.is_empty());
+            let _ = writeln!(out, "  {}", cells.next().map_or(String::new(), |cell| cell.render(terminal)));
+            let filled = self.columns.iter().skip(1).zip(cells).filter(|(_, cell)| !cell.text.is_empty());
             for (column, cell) in filled {
-                let head = terminal.paint(Tone::Quiet, &padded(column.head, label));
-                let _ = writeln!(out, "    {head}  {}", cell.drawn(terminal));
+                let header = terminal.paint(TextStyle::Dim, &pad_right(column.header, label_width));
+                let _ = writeln!(out, "    {header}  {}", cell.render(terminal));
             }
-            remark_lines(&mut out, remark, terminal);
+            write_note(&mut out, note, terminal);
         }
         out
     }
@@ -142,36 +145,38 @@ impl Table {
 
 /// Labels with what they name, one below the other.
 #[derive(Debug, Default)]
-pub struct Labelled {
-    lines: Vec<(String, Vec<Cell>)>,
+pub struct KeyValueTable {
+    rows: Vec<(String, Vec<TableCell>)>,
 }
 
-impl Labelled {
+impl KeyValueTable {
     /// Adds a line; its parts follow each other.
-    pub fn line(&mut self, label: &str, parts: impl IntoIterator<Item = Cell>) {
-        self.lines.push((printable(label), parts.into_iter().collect()));
+    pub fn add_row(&mut self, label: &str, parts: impl IntoIterator<Item = TableCell>) {
+        self.rows.push((printable(label), parts.into_iter().collect()));
     }
 
     /// The lines, with their parts in one column.
-    pub fn draw(&self, terminal: Terminal) -> String {
+    pub fn render(&self, terminal: Terminal) -> String {
         /// The widest label of our own.
-        const LABEL: usize = 12;
-        let label = self.lines.iter().map(|(label, _)| columns(label)).fold(LABEL, usize::max);
+        const MIN_LABEL_WIDTH: usize = 12;
+        let label_width =
+            self.rows.iter().map(|(label, _)| display_width(label)).fold(MIN_LABEL_WIDTH, usize::max);
         let mut out = String::new();
-        for (name, parts) in &self.lines {
-            let text: String = parts.iter().map(|part| part.drawn(terminal)).collect();
-            let _ = writeln!(out, "  {} {text}", terminal.paint(Tone::Quiet, &padded(name, label)));
+        for (name, parts) in &self.rows {
+            let text: String = parts.iter().map(|part| part.render(terminal)).collect();
+            let _ =
+                writeln!(out, "  {} {text}", terminal.paint(TextStyle::Dim, &pad_right(name, label_width)));
         }
         out
     }
 }
 
-fn remark_lines(out: &mut String, remark: &str, terminal: Terminal) {
-    if remark.is_empty() {
+fn write_note(out: &mut String, note: &str, terminal: Terminal) {
+    if note.is_empty() {
         return;
     }
-    for line in wrap(remark, terminal.width.map(|width| width.saturating_sub(4))) {
-        let _ = writeln!(out, "    {}", terminal.paint(Tone::Doubt, &line));
+    for line in wrap(note, terminal.width.map(|width| width.saturating_sub(4))) {
+        let _ = writeln!(out, "    {}", terminal.paint(TextStyle::Warning, &line));
     }
 }
 
@@ -179,47 +184,50 @@ fn remark_lines(out: &mut String, remark: &str, terminal: Terminal) {
 mod tests {
     use super::*;
 
-    fn table() -> Table {
-        let mut table = Table::new([words("DOMAIN"), figures("ENERGY")]);
-        table.row(vec!["package-0", "1 J"]);
-        table.noted(vec!["psys", "12 kJ"], "stuck: always 0".into());
+    fn sample_table() -> TextTable {
+        let mut table = TextTable::new([text_column("DOMAIN"), number_column("ENERGY")]);
+        table.add_row(vec!["package-0", "1 J"]);
+        table.add_row_with_note(vec!["psys", "12 kJ"], "stuck: always 0".into());
         table
     }
 
     #[test]
-    fn words_stand_left_and_figures_right() {
+    fn text_is_left_aligned_and_numbers_are_right_aligned() {
         let want = "  DOMAIN     ENERGY\n  package-0     1 J\n  psys        12 kJ\n    stuck: always 0\n";
-        assert_eq!(table().draw(Terminal::PLAIN), want);
+        assert_eq!(sample_table().render(Terminal::PLAIN), want);
     }
 
     #[test]
-    fn a_terminal_too_narrow_gets_every_cell_below_the_other() {
+    fn a_narrow_terminal_gets_stacked_cells() {
         let narrow = Terminal { colour: false, width: Some(18) };
         let want = "  package-0\n    ENERGY  1 J\n  psys\n    ENERGY  12 kJ\n    stuck: always\n    0\n";
-        assert_eq!(table().draw(narrow), want);
+        assert_eq!(sample_table().render(narrow), want);
     }
 
     #[test]
     fn a_cell_of_wide_characters_and_a_long_label_move_no_column() {
-        let mut table = Table::new([words("NAME"), figures("ENERGY")]);
-        table.row(vec!["熱量", "1 J"]);
-        table.row(vec!["abcdef", "12 J"]);
-        assert_eq!(table.draw(Terminal::PLAIN), "  NAME    ENERGY\n  熱量       1 J\n  abcdef    12 J\n");
-        let mut lines = Labelled::default();
-        lines.line("energy", ["1 J".into()]);
-        lines.line("gen_ai.request.model", ["small".into()]);
-        lines.line("模型", ["large".into()]);
+        let mut table = TextTable::new([text_column("NAME"), number_column("ENERGY")]);
+        table.add_row(vec!["熱量", "1 J"]);
+        table.add_row(vec!["abcdef", "12 J"]);
+        assert_eq!(table.render(Terminal::PLAIN), "  NAME    ENERGY\n  熱量       1 J\n  abcdef    12 J\n");
+        let mut lines = KeyValueTable::default();
+        lines.add_row("energy", ["1 J".into()]);
+        lines.add_row("gen_ai.request.model", ["small".into()]);
+        lines.add_row("模型", ["large".into()]);
         let want = "  energy               1 J\n  gen_ai.request.model small\n  模型                 large\n";
-        assert_eq!(lines.draw(Terminal::PLAIN), want);
+        assert_eq!(lines.render(Terminal::PLAIN), want);
     }
 
     #[test]
-    fn a_cell_and_a_remark_hold_no_control_character_but_ours() {
-        let bright = Terminal { colour: true, width: None };
-        let mut table = Table::new([words("NAME")]);
-        table.noted(vec![Cell::toned(Tone::Doubt, "a\u{202e}\nb")], "c\x1b[2J\u{2066}\n".into());
-        let drawn = table.draw(bright);
-        assert!(drawn.contains("\x1b[33ma\\u{202e}\\nb\x1b[0m"), "{drawn:?}");
-        assert!(drawn.contains("c\\u{1b}[2J\\u{2066}\\n"), "{drawn:?}");
+    fn control_characters_in_cells_and_notes_are_escaped() {
+        let colour_terminal = Terminal { colour: true, width: None };
+        let mut table = TextTable::new([text_column("NAME")]);
+        table.add_row_with_note(
+            vec![TableCell::styled(TextStyle::Warning, "a\u{202e}\nb")],
+            "c\x1b[2J\u{2066}\n".into(),
+        );
+        let rendered = table.render(colour_terminal);
+        assert!(rendered.contains("\x1b[33ma\\u{202e}\\nb\x1b[0m"), "{rendered:?}");
+        assert!(rendered.contains("c\\u{1b}[2J\\u{2066}\\n"), "{rendered:?}");
     }
 }

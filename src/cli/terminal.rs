@@ -12,10 +12,10 @@ use unicode_width::UnicodeWidthStr;
 use crate::escape;
 
 /// Width of a terminal that does not tell its own.
-const USUAL_COLUMNS: usize = 80;
+const DEFAULT_COLUMNS: usize = 80;
 
 /// Narrower than this no table is any use; a terminal that claims less is not believed.
-const LEAST_COLUMNS: usize = 20;
+const MIN_COLUMNS: usize = 20;
 
 /// What a stream can show.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,17 +28,17 @@ pub struct Terminal {
 
 /// What a piece of text is, from which its colour follows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Tone {
+pub enum TextStyle {
     /// A heading.
-    Head,
+    Heading,
     /// The figure one came for.
-    Figure,
+    Value,
     /// All is well.
-    Good,
+    Success,
     /// Look here: estimated, stuck, unknown.
-    Doubt,
+    Warning,
     /// Said for completeness.
-    Quiet,
+    Dim,
 }
 
 impl Terminal {
@@ -50,44 +50,47 @@ impl Terminal {
         let columns = env::var("COLUMNS").ok().and_then(|text| text.parse().ok());
         if !stream.is_terminal() {
             // COLUMNS is a wish that holds for pipes too; without it there is no limit.
-            return Terminal { colour: false, width: columns.map(|wide: usize| wide.max(LEAST_COLUMNS)) };
+            return Terminal { colour: false, width: columns.map(|columns: usize| columns.max(MIN_COLUMNS)) };
         }
-        let refused = env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty())
+        let colour_disabled = env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty())
             || env::var_os("TERM").is_some_and(|term| term == "dumb");
-        let told = || rustix::termios::tcgetwinsize(stream).ok().map(|size| usize::from(size.ws_col));
-        let width = columns.or_else(told).filter(|&wide| wide > 0).unwrap_or(USUAL_COLUMNS);
-        Terminal { colour: !refused, width: Some(width.max(LEAST_COLUMNS)) }
+        let reported_columns =
+            || rustix::termios::tcgetwinsize(stream).ok().map(|size| usize::from(size.ws_col));
+        let width =
+            columns.or_else(reported_columns).filter(|&columns| columns > 0).unwrap_or(DEFAULT_COLUMNS);
+        Terminal { colour: !colour_disabled, width: Some(width.max(MIN_COLUMNS)) }
     }
 
     /// `text` in the colour of `tone`, or as it is; its hidden characters are made visible.
-    pub fn paint(self, tone: Tone, text: &str) -> String {
+    pub fn paint(self, style: TextStyle, text: &str) -> String {
         let text = printable(text);
         if !self.colour || text.is_empty() {
             return text;
         }
-        format!("{}{text}{RESET}", tone.code())
+        format!("{}{text}{ANSI_RESET}", style.ansi_code())
     }
 
     /// How long the colour code is with which `text` begins, if it is one of ours and this stream shows colours.
-    pub fn colour_at(self, text: &str) -> Option<usize> {
-        let codes = Tone::ALL.map(Tone::code).into_iter().chain([RESET]);
+    pub fn colour_code_len(self, text: &str) -> Option<usize> {
+        let codes = TextStyle::ALL.map(TextStyle::ansi_code).into_iter().chain([ANSI_RESET]);
         codes.filter(|code| self.colour && text.starts_with(code)).map(str::len).next()
     }
 }
 
 /// Ends a colour.
-const RESET: &str = "\x1b[0m";
+const ANSI_RESET: &str = "\x1b[0m";
 
-impl Tone {
-    const ALL: [Tone; 5] = [Tone::Head, Tone::Figure, Tone::Good, Tone::Doubt, Tone::Quiet];
+impl TextStyle {
+    const ALL: [TextStyle; 5] =
+        [TextStyle::Heading, TextStyle::Value, TextStyle::Success, TextStyle::Warning, TextStyle::Dim];
 
-    const fn code(self) -> &'static str {
+    const fn ansi_code(self) -> &'static str {
         match self {
-            Tone::Head => "\x1b[1m",
-            Tone::Figure => "\x1b[1;36m",
-            Tone::Good => "\x1b[32m",
-            Tone::Doubt => "\x1b[33m",
-            Tone::Quiet => "\x1b[2m",
+            TextStyle::Heading => "\x1b[1m",
+            TextStyle::Value => "\x1b[1;36m",
+            TextStyle::Success => "\x1b[32m",
+            TextStyle::Warning => "\x1b[33m",
+            TextStyle::Dim => "\x1b[2m",
         }
     }
 }
@@ -99,8 +102,8 @@ pub fn wrap(text: &str, width: Option<usize>) -> Vec<String> {
     let Some(width) = width else { return vec![text] };
     let mut lines = vec![String::new()];
     for word in text.split_whitespace() {
-        let line = lines.last().map_or(0, |line| columns(line));
-        if line > 0 && line + 1 + columns(word) > width {
+        let line = lines.last().map_or(0, |line| display_width(line));
+        if line > 0 && line + 1 + display_width(word) > width {
             lines.push(String::new());
         }
         if let Some(line) = lines.last_mut() {
@@ -114,26 +117,26 @@ pub fn wrap(text: &str, width: Option<usize>) -> Vec<String> {
 }
 
 /// Columns that `text` takes on a terminal: wide characters take two, colours of [`Terminal::paint`] none.
-pub fn columns(text: &str) -> usize {
-    let codes = Tone::ALL.map(Tone::code).into_iter().chain([RESET]);
+pub fn display_width(text: &str) -> usize {
+    let codes = TextStyle::ALL.map(TextStyle::ansi_code).into_iter().chain([ANSI_RESET]);
     let colours: usize = codes.map(|code| text.matches(code).count() * code.width()).sum();
     text.width() - colours
 }
 
 /// `text` and the space that fills `width` columns after it.
-pub fn padded(text: &str, width: usize) -> String {
-    text.to_owned() + &" ".repeat(width.saturating_sub(columns(text)))
+pub fn pad_right(text: &str, width: usize) -> String {
+    text.to_owned() + &" ".repeat(width.saturating_sub(display_width(text)))
 }
 
 /// The space that fills `width` columns before `text`, and the text.
-pub fn padded_before(text: &str, width: usize) -> String {
-    " ".repeat(width.saturating_sub(columns(text))) + text
+pub fn pad_left(text: &str, width: usize) -> String {
+    " ".repeat(width.saturating_sub(display_width(text))) + text
 }
 
 /// `text` on one line, with control and format characters made visible, so that a name from elsewhere can neither move
 /// the cursor nor look like another one.
 pub fn printable(text: &str) -> String {
-    escape::visible(text)
+    escape::printable(text)
 }
 
 #[cfg(test)]
@@ -142,18 +145,18 @@ mod tests {
 
     #[test]
     fn colour_takes_no_columns() {
-        let bright = Terminal { colour: true, width: None };
-        let painted = bright.paint(Tone::Figure, "12 J");
+        let colour_terminal = Terminal { colour: true, width: None };
+        let painted = colour_terminal.paint(TextStyle::Value, "12 J");
         assert!(painted.starts_with('\x1b'));
-        assert_eq!(columns(&painted), 4);
-        assert_eq!(Terminal::PLAIN.paint(Tone::Figure, "12 J"), "12 J");
+        assert_eq!(display_width(&painted), 4);
+        assert_eq!(Terminal::PLAIN.paint(TextStyle::Value, "12 J"), "12 J");
     }
 
     #[test]
     fn a_wide_character_takes_two_columns() {
-        assert_eq!((columns("熱量"), columns("é"), columns("🔥 J")), (4, 1, 4));
-        assert_eq!(padded("熱量", 6) + "|", "熱量  |");
-        assert_eq!(padded_before("熱量", 6), "  熱量");
+        assert_eq!((display_width("熱量"), display_width("é"), display_width("🔥 J")), (4, 1, 4));
+        assert_eq!(pad_right("熱量", 6) + "|", "熱量  |");
+        assert_eq!(pad_left("熱量", 6), "  熱量");
     }
 
     #[test]
@@ -164,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_from_elsewhere_cannot_send_escape_sequences() {
+    fn escape_sequences_in_names_are_escaped() {
         assert_eq!(printable("a\x1b[2J\nb"), "a\\u{1b}[2J\\nb");
     }
 }

@@ -9,7 +9,7 @@ use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixDatagram;
 use std::sync::OnceLock;
 
-use crate::escape::{visible, visible_lines};
+use crate::escape::{printable, printable_lines};
 
 /// A kind of entry: found again by its id, whatever its words are (`journalctl MESSAGE_ID=...`).
 #[derive(Debug, PartialEq, Eq)]
@@ -84,9 +84,9 @@ pub fn tell(entry: &Entry) {
     let line = match place {
         Place::Journal(socket) if socket.send(&datagram(entry)).is_ok() => return,
         Place::Journal(_) | Place::Prefixed => {
-            format!("<{}>{}\n", entry.event.priority, visible(entry.message))
+            format!("<{}>{}\n", entry.event.priority, printable(entry.message))
         }
-        Place::Plain => format!("wattspand: {}\n", visible_lines(entry.message).replace('\n', "\n  ")),
+        Place::Plain => format!("wattspand: {}\n", printable_lines(entry.message).replace('\n', "\n  ")),
     };
     // One write, so that lines of several threads do not mix. Where nobody can be told, nobody can be told that either.
     let _ = std::io::stderr().lock().write_all(line.as_bytes());

@@ -5,88 +5,88 @@
 use std::io::stdout;
 use std::path::PathBuf;
 
-use super::super::ending::{FAILURE, OK, Trouble};
-use super::super::table::{Table as Drawn, figures, words};
+use super::super::exit_status::{CliError, FAILURE, OK};
+use super::super::table::{TextTable, number_column, text_column};
 use super::super::terminal::{Terminal, printable};
-use super::super::{Meter, output};
-use super::{Wanted, label, shown};
+use super::super::{MeterOptions, output};
+use super::{FigureOptions, figure_tables, run_label};
 use crate::ipw::compare::{Column, compare as side_by_side};
 use crate::ipw::report::page::with_interval;
 use crate::ipw::table::Table;
 
 /// Which runs.
 #[derive(Debug, clap::Args)]
-pub struct Arguments {
+pub struct CompareArgs {
     /// The runs' directories; the first is the measure of the others
     #[arg(value_name = "RUN", num_args = 2..)]
     runs: Vec<PathBuf>,
     #[command(flatten)]
-    wanted: Wanted,
+    figure_options: FigureOptions,
     /// Compare even what is not comparable (other questions, other grade, other domains)
     #[arg(long)]
     anyway: bool,
 }
 
 /// Reads and tells.
-pub fn compare(meter: &Meter, asked: &Arguments) -> Result<u8, Trouble> {
+pub fn compare(options: &MeterOptions, args: &CompareArgs) -> Result<u8, CliError> {
     let read = |path: &PathBuf| {
         let table = Table::read(path).map_err(anyhow::Error::from)?;
-        Ok((label(path, &table.manifest), table))
+        Ok((run_label(path, &table.manifest), table))
     };
-    let mut runs = asked.runs.iter().map(read).collect::<Result<Vec<_>, Trouble>>()?;
+    let mut runs = args.runs.iter().map(read).collect::<Result<Vec<_>, CliError>>()?;
     // Two runs of the same name are told apart by their directories.
-    for at in 0..runs.len() {
-        if runs.iter().filter(|(name, _)| *name == runs[at].0).count() > 1 {
-            runs[at].0 = asked.runs[at].display().to_string();
+    for index in 0..runs.len() {
+        if runs.iter().filter(|(name, _)| *name == runs[index].0).count() > 1 {
+            runs[index].0 = args.runs[index].display().to_string();
         }
     }
-    let columns = side_by_side(&runs, &asked.wanted.terms());
-    if !asked.anyway && columns.iter().any(|column| !column.differs.is_empty()) {
-        return Err(Trouble::new(FAILURE, not_comparable(&columns)));
+    let columns = side_by_side(&runs, &args.figure_options.terms());
+    if !args.anyway && columns.iter().any(|column| !column.differs.is_empty()) {
+        return Err(CliError::new(FAILURE, describe_differences(&columns)));
     }
-    if meter.json {
-        output::json_pretty(&columns)?;
+    if options.json {
+        output::print_json_pretty(&columns)?;
     } else {
-        output::text(&text(&columns, Terminal::of(&stdout())))?;
+        output::print_text(&render_comparison(&columns, Terminal::of(&stdout())))?;
     }
     Ok(OK)
 }
 
-fn not_comparable(columns: &[Column]) -> String {
+fn describe_differences(columns: &[Column]) -> String {
     let first = columns.first().map_or("", |column| column.label.as_str());
     let mut out = String::from("these runs are not comparable (--anyway compares them all the same):");
     for column in columns {
-        out += &shown::differing(first, &column.label, &column.differs);
+        out += &figure_tables::format_differences(first, &column.label, &column.differs);
     }
     out
 }
 
-fn text(columns: &[Column], terminal: Terminal) -> String {
+fn render_comparison(columns: &[Column], terminal: Terminal) -> String {
     let name = |column: &Column| format!("{}{}", column.label, if column.on_frontier { " *" } else { "" });
     let rows: Vec<_> = columns.iter().map(|column| (name(column), &column.figures)).collect();
-    let mut out = format!("\n{}", shown::table("RUN", &rows, terminal));
+    let mut out = format!("\n{}", figure_tables::figure_table("RUN", &rows, terminal));
     if let Some(first) = columns.first() {
-        out += &format!("\n  {}\n", shown::basis(&first.figures));
+        out += &format!("\n  {}\n", figure_tables::describe_basis(&first.figures));
     }
     out += "  *: no other run is more accurate at less power (the frontier)\n";
     if columns.iter().any(|column| !column.differs.is_empty()) {
         out += &format!(
             "  {}\n",
-            not_comparable(columns)
+            describe_differences(columns)
                 .replace("(--anyway compares them all the same)", "and were compared all the same")
         );
     }
-    let mut paired = Drawn::new([
-        words("AGAINST THE FIRST"),
-        figures("QUERIES"),
-        figures("ACCURACY"),
-        figures("ENERGY"),
-        figures("POWER"),
-        figures("IPW"),
-        figures("IPJ"),
+    let mut paired = TextTable::new([
+        text_column("AGAINST THE FIRST"),
+        number_column("QUERIES"),
+        number_column("ACCURACY"),
+        number_column("ENERGY"),
+        number_column("POWER"),
+        number_column("IPW"),
+        number_column("IPJ"),
     ]);
     for (column, it) in columns.iter().filter_map(|column| Some((column, column.paired?))) {
-        paired.row(vec![
+        paired.add_row(vec![
             printable(&column.label),
             it.count.to_string(),
             with_interval(Some(&it.accuracy), 100.0, " points"),
@@ -96,5 +96,5 @@ fn text(columns: &[Column], terminal: Terminal) -> String {
             with_interval(it.per_joule_ratio.as_ref(), 1.0, " \u{d7}"),
         ]);
     }
-    out + "\n" + &paired.draw(terminal)
+    out + "\n" + &paired.render(terminal)
 }

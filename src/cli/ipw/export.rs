@@ -4,8 +4,8 @@
 
 use std::path::PathBuf;
 
-use super::super::ending::{OK, Trouble};
-use super::super::{Meter, say};
+use super::super::exit_status::{CliError, OK};
+use super::super::{MeterOptions, eprint_message};
 use crate::ipw::harness::columnar;
 use crate::ipw::harness::export::{Exported, to_file};
 use crate::ipw::scope::Scope;
@@ -13,7 +13,7 @@ use crate::ipw::scope::Scope;
 /// Which run, and into what.
 #[derive(Debug, clap::Args)]
 #[command(group = clap::ArgGroup::new("form").required(true).multiple(true))]
-pub struct Arguments {
+pub struct ExportArgs {
     /// The run's directory
     #[arg(value_name = "RUN")]
     run: PathBuf,
@@ -32,26 +32,26 @@ pub struct Arguments {
 }
 
 /// Reads, writes and tells.
-pub fn export(_: &Meter, asked: &Arguments) -> Result<u8, Trouble> {
-    let read = || Exported::read(&asked.run).map_err(anyhow::Error::from);
-    if let Some(folder) = &asked.harness {
+pub fn export(_: &MeterOptions, args: &ExportArgs) -> Result<u8, CliError> {
+    let read = || Exported::read(&args.run).map_err(anyhow::Error::from);
+    if let Some(folder) = &args.harness {
         let run = read()?;
-        run.to_harness(folder, asked.scope).map_err(anyhow::Error::from)?;
+        run.to_harness(folder, args.scope).map_err(anyhow::Error::from)?;
         let forms = if columnar::BUILT_IN { "Arrow and JSON lines" } else { "JSON lines" };
-        say(&format!(
+        eprint_message(&format!(
             "{}: {} queries as {forms}, energies of: {}",
             folder.display(),
             run.len(),
-            asked.scope.title()
+            args.scope.title()
         ));
     }
-    if let Some(file) = &asked.jsonl {
+    if let Some(file) = &args.jsonl {
         let count = to_file(file, read()?.flat()).map_err(anyhow::Error::from)?;
-        say(&format!("{}: {count} queries", file.display()));
+        eprint_message(&format!("{}: {count} queries", file.display()));
     }
-    if let Some(file) = &asked.parquet {
+    if let Some(file) = &args.parquet {
         let count = columnar::write_flat(file, read()?.flat()).map_err(anyhow::Error::from)?;
-        say(&format!("{}: {count} queries", file.display()));
+        eprint_message(&format!("{}: {count} queries", file.display()));
     }
     Ok(OK)
 }

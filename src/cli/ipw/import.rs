@@ -4,14 +4,14 @@
 
 use std::path::PathBuf;
 
-use super::super::ending::{OK, Trouble};
+use super::super::exit_status::{CliError, OK};
 use super::super::terminal::printable;
-use super::super::{Meter, output, say};
-use crate::ipw::harness::{import::import as as_run, source};
+use super::super::{MeterOptions, eprint_message, output};
+use crate::ipw::harness::{import::import as import_run, source};
 
 /// Which results, and where the run goes.
 #[derive(Debug, clap::Args)]
-pub struct Arguments {
+pub struct ImportArgs {
     /// The harness's results directory (data-*.arrow, or its records as JSON lines or JSON), or one file of it
     #[arg(value_name = "HARNESS_DIR")]
     source: PathBuf,
@@ -27,19 +27,23 @@ pub struct Arguments {
 }
 
 /// Reads, writes and tells.
-pub fn import(meter: &Meter, asked: &Arguments) -> Result<u8, Trouble> {
-    let found = source::read(&asked.source).map_err(anyhow::Error::from)?;
-    let findings = as_run(&asked.source, found, asked.model.as_deref(), asked.label.as_deref(), &asked.out)
+pub fn import(options: &MeterOptions, args: &ImportArgs) -> Result<u8, CliError> {
+    let found = source::read(&args.source).map_err(anyhow::Error::from)?;
+    let findings = import_run(&args.source, found, args.model.as_deref(), args.label.as_deref(), &args.out)
         .map_err(anyhow::Error::from)?;
-    if meter.json {
-        output::json_pretty(&findings)?;
+    if options.json {
+        output::print_json_pretty(&findings)?;
         return Ok(OK);
     }
-    let out = asked.out.display();
-    output::text(&format!("{} queries of {} in {out}\n", findings.records, printable(&findings.model)))?;
+    let out = args.out.display();
+    output::print_text(&format!(
+        "{} queries of {} in {out}\n",
+        findings.records,
+        printable(&findings.model)
+    ))?;
     for sentence in findings.sentences() {
-        output::text(&format!("  {}\n", printable(&sentence)))?;
+        output::print_text(&format!("  {}\n", printable(&sentence)))?;
     }
-    say(&format!("what it says: wattspan ipw report {out}"));
+    eprint_message(&format!("what it says: wattspan ipw report {out}"));
     Ok(OK)
 }

@@ -3,30 +3,30 @@
 //! Owns the verbs below it. What they compute is in `crate::ipw`; here are words and tables. Results go to standard output,
 //! the live line to standard error.
 
-mod begun;
 mod compare;
 mod export;
+mod figure_tables;
 mod import;
-mod live;
+mod prepare;
+mod progress_line;
 mod report;
 mod route;
 mod run;
 mod score;
-mod server;
-mod shown;
+mod server_options;
 
 use std::path::Path;
 
 use clap::{Args, Subcommand};
 
-use super::Meter;
-use super::ending::Trouble;
+use super::MeterOptions;
+use super::exit_status::CliError;
 use crate::ipw::metric::Terms;
 use crate::ipw::scope::{Idle, Scope};
 
 /// Which figures.
 #[derive(Debug, Clone, Args)]
-struct Wanted {
+struct FigureOptions {
     /// Which domains count
     #[arg(long, value_enum, default_value_t = Scope::Host)]
     scope: Scope,
@@ -38,7 +38,7 @@ struct Wanted {
     interval_seed: u64,
 }
 
-impl Wanted {
+impl FigureOptions {
     fn terms(&self) -> Terms {
         Terms { scope: self.scope, idle: self.idle, seed: self.interval_seed }
     }
@@ -46,48 +46,48 @@ impl Wanted {
 
 /// What to do.
 #[derive(Debug, Subcommand)]
-pub enum Verb {
+pub enum IpwCommand {
     /// Ask a server a set of questions and keep what each answer used
-    Run(run::Arguments),
+    Run(run::IpwRunArgs),
     /// Score a run's answers again, without asking the model again
-    Score(score::Arguments),
+    Score(score::ScoreArgs),
     /// Tell what a run says: a table, JSON, CSV, or a page with pictures
-    Report(report::Arguments),
+    Report(report::ReportArgs),
     /// Put runs of the same questions side by side
-    Compare(compare::Arguments),
+    Compare(compare::CompareArgs),
     /// Tell what routing questions to small models would save
-    Route(route::Arguments),
+    Route(route::RouteArgs),
     /// Read results of the public harness as a run, and say what was missing or wrong in them
-    Import(import::Arguments),
+    Import(import::ImportArgs),
     /// Write a run for other programs: in the harness's schema, as Parquet, as flat JSON lines
-    Export(export::Arguments),
+    Export(export::ExportArgs),
 }
 
 /// Does it.
-pub fn ipw(meter: &Meter, verb: &Verb) -> Result<u8, Trouble> {
-    match verb {
-        Verb::Run(asked) => run::run(meter, asked),
-        Verb::Score(asked) => score::score(meter, asked),
-        Verb::Report(asked) => report::report(meter, asked),
-        Verb::Compare(asked) => compare::compare(meter, asked),
-        Verb::Route(asked) => route::route(meter, asked),
-        Verb::Import(asked) => import::import(meter, asked),
-        Verb::Export(asked) => export::export(meter, asked),
+pub fn ipw(options: &MeterOptions, command: &IpwCommand) -> Result<u8, CliError> {
+    match command {
+        IpwCommand::Run(args) => run::run(options, args),
+        IpwCommand::Score(args) => score::score(options, args),
+        IpwCommand::Report(args) => report::report(options, args),
+        IpwCommand::Compare(args) => compare::compare(options, args),
+        IpwCommand::Route(args) => route::route(options, args),
+        IpwCommand::Import(args) => import::import(options, args),
+        IpwCommand::Export(args) => export::export(options, args),
     }
 }
 
 /// `NAME=VALUE` on the command line.
-fn named<T: std::str::FromStr>(text: &str) -> Result<(String, T), String>
+fn parse_named_value<T: std::str::FromStr>(text: &str) -> Result<(String, T), String>
 where
     T::Err: std::fmt::Display,
 {
     let (name, value) = text.split_once('=').ok_or("write NAME=VALUE")?;
-    let value = value.parse().map_err(|wrong| format!("{value}: {wrong}"))?;
+    let value = value.parse().map_err(|error| format!("{value}: {error}"))?;
     Ok((name.to_owned(), value))
 }
 
 /// What people call a run that they name by its directory.
-fn label(path: &Path, manifest: &crate::ipw::run_dir::Manifest) -> String {
+fn run_label(path: &Path, manifest: &crate::ipw::run_dir::Manifest) -> String {
     if !manifest.label.is_empty() {
         return manifest.label.clone();
     }

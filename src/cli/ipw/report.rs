@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
 
-use super::super::ending::{NO_COUNTER, OK, Trouble};
+use super::super::exit_status::{CliError, NO_COUNTER, OK};
 use super::super::terminal::{Terminal, printable};
-use super::super::{Meter, csv::cell as quoted, output};
-use super::{Wanted, shown};
+use super::super::{MeterOptions, csv::escape_cell, output};
+use super::{FigureOptions, figure_tables};
 use crate::ipw::metric::Figures;
 use crate::ipw::report::page::{digits, page, with_interval};
 use crate::ipw::report::{Prices, Report};
@@ -19,12 +19,12 @@ use crate::private_file;
 
 /// Which run, in which form.
 #[derive(Debug, clap::Args)]
-pub struct Arguments {
+pub struct ReportArgs {
     /// The run's directory
     #[arg(value_name = "RUN")]
     run: PathBuf,
     #[command(flatten)]
-    wanted: Wanted,
+    figure_options: FigureOptions,
     /// Write one page with pictures, which needs no network to be read, to FILE
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
@@ -32,74 +32,74 @@ pub struct Arguments {
     #[arg(long, value_name = "FILE")]
     csv: Option<PathBuf>,
     /// What a kilowatt-hour costs
-    #[arg(long, value_name = "MONEY", value_parser = rate)]
+    #[arg(long, value_name = "MONEY", value_parser = parse_rate)]
     price_per_kwh: Option<f64>,
     /// Grams of CO2 for a kilowatt-hour
-    #[arg(long, value_name = "GRAMS", value_parser = rate)]
+    #[arg(long, value_name = "GRAMS", value_parser = parse_rate)]
     co2_per_kwh: Option<f64>,
 }
 
 /// Reads and tells.
-pub fn report(meter: &Meter, asked: &Arguments) -> Result<u8, Trouble> {
-    let table = Table::read(&asked.run).map_err(anyhow::Error::from)?;
-    let prices = Prices { per_kwh: asked.price_per_kwh, co2_g_per_kwh: asked.co2_per_kwh };
-    let report = Report::of(&table, &asked.wanted.terms(), prices);
-    if let Some(file) = &asked.html {
-        write(file, page(&report).as_bytes())?;
+pub fn report(options: &MeterOptions, args: &ReportArgs) -> Result<u8, CliError> {
+    let table = Table::read(&args.run).map_err(anyhow::Error::from)?;
+    let prices = Prices { per_kwh: args.price_per_kwh, co2_g_per_kwh: args.co2_per_kwh };
+    let report = Report::of(&table, &args.figure_options.terms(), prices);
+    if let Some(file) = &args.html {
+        write_output(file, page(&report).as_bytes())?;
     }
-    if let Some(file) = &asked.csv {
-        write(file, csv(&report).as_bytes())?;
+    if let Some(file) = &args.csv {
+        write_output(file, render_csv(&report).as_bytes())?;
     }
-    if meter.json {
-        output::json_pretty(&report)?;
-    } else if asked.csv.as_deref() != Some(Path::new("-")) {
-        output::text(&text(&report, Terminal::of(&stdout())))?;
+    if options.json {
+        output::print_json_pretty(&report)?;
+    } else if args.csv.as_deref() != Some(Path::new("-")) {
+        output::print_text(&render_report(&report, Terminal::of(&stdout())))?;
     }
-    report.no_energy.map_or(Ok(OK), |reason| Err(no_energy(&reason)))
+    report.no_energy.map_or(Ok(OK), |reason| Err(no_energy_error(&reason)))
 }
 
 /// What is wrong with a run that holds no energy.
-pub fn no_energy(reason: &str) -> Trouble {
-    Trouble::new(NO_COUNTER, format!("no energy was measured: {reason}"))
+pub fn no_energy_error(reason: &str) -> CliError {
+    CliError::new(NO_COUNTER, format!("no energy was measured: {reason}"))
 }
 
 /// A price or an intensity: a number, and not below nothing.
-fn rate(text: &str) -> Result<f64, String> {
+fn parse_rate(text: &str) -> Result<f64, String> {
     let value: f64 = text.parse().map_err(|_| "write a number".to_owned())?;
     if value.is_finite() && value >= 0.0 { Ok(value) } else { Err("write a number from 0 up".into()) }
 }
 
-fn write(file: &Path, bytes: &[u8]) -> Result<(), Trouble> {
+fn write_output(file: &Path, bytes: &[u8]) -> Result<(), CliError> {
     if file == Path::new("-") {
-        return output::bytes(bytes);
+        return output::print_bytes(bytes);
     }
     private_file::write(file, bytes).map_err(|cause| anyhow::anyhow!("{}: {cause}", file.display()).into())
 }
 
 /// The report on a terminal.
-pub fn text(report: &Report, terminal: Terminal) -> String {
+pub fn render_report(report: &Report, terminal: Terminal) -> String {
     let run = &report.run;
     let mut out = format!(
         "\nIntelligence per watt: {}\n\n",
         printable(if run.label.is_empty() { &run.model } else { &run.label })
     );
-    out += &shown::headline(report);
+    out += &figure_tables::format_headline(report);
     out += "\n";
     let mut rows = vec![("all".to_owned(), &report.all)];
     rows.extend(report.subjects.iter().map(|figures| (figures.of.clone(), figures)));
-    out += &shown::table("SUBJECT", &rows, terminal);
-    out += &format!("\n  {}\n", shown::basis(&report.all));
-    out += &more(report, terminal);
+    out += &figure_tables::figure_table("SUBJECT", &rows, terminal);
+    out += &format!("\n  {}\n", figure_tables::describe_basis(&report.all));
+    out += &render_details(report, terminal);
     if let Some(phases) = &report.phases {
-        let each = |joules: Option<f64>| {
+        let per_token = |joules: Option<f64>| {
             joules.map_or_else(|| "unknown".into(), |joules| format!("{} J/token", digits(joules)))
         };
         out += &format!(
             "  prefill {} J ({}), decode {} J ({}) a query\n",
             digits(phases.prefill_j),
-            each(phases.prefill_j_per_token),
+            per_token(phases.prefill_j_per_token),
             digits(phases.decode_j),
-            each(phases.decode_j_per_token)
+            per_token(phases.decode_j_per_token)
         );
     }
     let failed: usize = report.all.asked - report.all.answered;
@@ -130,7 +130,7 @@ pub fn text(report: &Report, terminal: Terminal) -> String {
 }
 
 /// What stands below the table: other scopes, spreads, and the figures that not every run has.
-fn more(report: &Report, terminal: Terminal) -> String {
+fn render_details(report: &Report, terminal: Terminal) -> String {
     let mut out = String::new();
     let all = &report.all;
     if let Some(figure) = &all.queries_per_kwh {
@@ -148,63 +148,67 @@ fn more(report: &Report, terminal: Terminal) -> String {
         .scopes
         .iter()
         .filter(|it| (it.scope, it.idle) != (report.scope, report.idle))
-        .map(|it| (shown::scope(it), it))
+        .map(|it| (figure_tables::scope_label(it), it))
         .collect();
     if !others.is_empty() {
-        out += &format!("\n{}", shown::table("ALL, BY SCOPE", &others, terminal));
+        out += &format!("\n{}", figure_tables::figure_table("ALL, BY SCOPE", &others, terminal));
     }
     if !report.spreads.is_empty() {
-        out += &format!("\n{}\n", shown::spreads(&report.spreads, terminal));
+        out += &format!("\n{}\n", figure_tables::spread_table(&report.spreads, terminal));
     }
     out
 }
 
 /// A line for each subject; a figure that is not known is an empty cell.
-fn csv(report: &Report) -> String {
+fn render_csv(report: &Report) -> String {
     let mut out = String::from(
         "subject,scope,idle,grade,asked,answered,scored,covered,accuracy,accuracy_low,accuracy_high,energy_j,energy_low_j,\
          energy_high_j,energy_error_j,power_w,power_low_w,power_high_w,ipw_per_w,ipw_low,ipw_high,ipj_per_j,ipj_low,ipj_high,\
          tokens_per_joule,queries_per_kwh,perplexity,perplexity_per_watt,perplexity_per_joule,power_error_w,\
          attributed_power_w,attributed_power_low_w,attributed_power_high_w,simulated\n",
     );
-    for of in std::iter::once(&report.all).chain(&report.subjects) {
+    for figures in std::iter::once(&report.all).chain(&report.subjects) {
         let mut cells = vec![
-            quoted(&of.of),
-            word(of.scope),
-            word(of.idle),
-            of.grade.map_or_else(String::new, |grade| super::super::report::grade(grade).to_owned()),
-            of.asked.to_string(),
-            of.answered.to_string(),
-            of.scored.to_string(),
-            of.covered.to_string(),
+            escape_cell(&figures.of),
+            value_name(figures.scope),
+            value_name(figures.idle),
+            figures
+                .grade
+                .map_or_else(String::new, |grade| super::super::account_report::grade_name(grade).to_owned()),
+            figures.asked.to_string(),
+            figures.answered.to_string(),
+            figures.scored.to_string(),
+            figures.covered.to_string(),
         ];
-        let number = |value: Option<f64>| value.map_or_else(String::new, plain);
-        for (place, figure) in
-            [&of.accuracy, &of.energy_j, &of.power_w, &of.per_watt, &of.per_joule].iter().enumerate()
+        let number = |value: Option<f64>| value.map_or_else(String::new, format_number);
+        for (column, figure) in
+            [&figures.accuracy, &figures.energy_j, &figures.power_w, &figures.per_watt, &figures.per_joule]
+                .iter()
+                .enumerate()
         {
             let interval = figure.and_then(|figure| figure.interval);
             cells.push(number(figure.map(|figure| figure.value)));
             cells.push(number(interval.map(|it| it.low)));
             cells.push(number(interval.map(|it| it.high)));
-            if place == 1 {
-                cells.push(number(of.energy_error_j));
+            if column == 1 {
+                cells.push(number(figures.energy_error_j));
             }
         }
         let rest = [
-            of.tokens_per_joule,
-            of.queries_per_kwh,
-            of.perplexity,
-            of.perplexity_per_watt,
-            of.perplexity_per_joule,
+            figures.tokens_per_joule,
+            figures.queries_per_kwh,
+            figures.perplexity,
+            figures.perplexity_per_watt,
+            figures.perplexity_per_joule,
         ];
         cells.extend(rest.map(|figure| number(figure.map(|figure| figure.value))));
-        let interval = of.attributed_power_w.and_then(|figure| figure.interval);
+        let interval = figures.attributed_power_w.and_then(|figure| figure.interval);
         cells.extend([
-            number(of.power_error_w),
-            number(of.attributed_power_w.map(|figure| figure.value)),
+            number(figures.power_error_w),
+            number(figures.attributed_power_w.map(|figure| figure.value)),
             number(interval.map(|it| it.low)),
             number(interval.map(|it| it.high)),
-            of.simulated.to_string(),
+            figures.simulated.to_string(),
         ]);
         out += &(cells.join(",") + "\n");
     }
@@ -212,12 +216,12 @@ fn csv(report: &Report) -> String {
 }
 
 /// A number in as many digits as it takes; nothing has no sign.
-fn plain(value: f64) -> String {
+fn format_number(value: f64) -> String {
     (value + 0.0).to_string()
 }
 
 /// The command line's word for a choice.
-fn word(choice: impl ValueEnum) -> String {
+fn value_name(choice: impl ValueEnum) -> String {
     choice.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
 }
 
@@ -226,18 +230,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nothing_has_no_sign_in_a_cell() {
+    fn negative_zero_is_written_as_zero() {
         assert_eq!(
-            (plain(-0.0), plain(0.0), plain(-0.5), plain(12.25)),
+            (format_number(-0.0), format_number(0.0), format_number(-0.5), format_number(12.25)),
             ("0".into(), "0".into(), "-0.5".into(), "12.25".into())
         );
     }
 
     #[test]
-    fn a_price_is_a_number_and_no_gain() {
-        assert_eq!((rate("0.3"), rate("0")), (Ok(0.3), Ok(0.0)));
+    fn a_rate_is_a_number_of_at_least_zero() {
+        assert_eq!((parse_rate("0.3"), parse_rate("0")), (Ok(0.3), Ok(0.0)));
         for wrong in ["-1", "nan", "inf", "x", ""] {
-            assert!(rate(wrong).is_err(), "{wrong}");
+            assert!(parse_rate(wrong).is_err(), "{wrong}");
         }
     }
 }

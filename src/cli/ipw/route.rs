@@ -5,18 +5,18 @@
 use std::io::stdout;
 use std::path::PathBuf;
 
-use super::super::ending::{FAILURE, OK, Trouble};
-use super::super::table::{Table as Drawn, figures, words};
+use super::super::exit_status::{CliError, FAILURE, OK};
+use super::super::table::{TextTable, number_column, text_column};
 use super::super::terminal::{Terminal, printable};
-use super::super::{Meter, output};
-use super::{Wanted, label, named, shown};
+use super::super::{MeterOptions, output};
+use super::{FigureOptions, figure_tables, parse_named_value, run_label};
 use crate::ipw::report::page::{digits, with_interval};
 use crate::ipw::route::{Model, Routing, Unlike, route as routing, unlike};
 use crate::ipw::table::Table;
 
 /// Which runs.
 #[derive(Debug, clap::Args)]
-pub struct Arguments {
+pub struct RouteArgs {
     /// The runs of the local models
     #[arg(value_name = "RUN", required = true)]
     locals: Vec<PathBuf>,
@@ -24,99 +24,105 @@ pub struct Arguments {
     #[arg(long, value_name = "RUN")]
     reference: PathBuf,
     #[command(flatten)]
-    wanted: Wanted,
+    figure_options: FigureOptions,
     /// How often a router takes the right choice; may be given again
-    #[arg(long = "accuracy", value_name = "0..1", default_values_t = [0.8], value_parser = part)]
+    #[arg(long = "accuracy", value_name = "0..1", default_values_t = [0.8], value_parser = parse_fraction)]
     accuracies: Vec<f64>,
     /// Joules of a query of the reference where its run has none (a model in the cloud): an assumption, and told as one
     #[arg(long, value_name = "J")]
     reference_joules: Option<f64>,
     /// Parameters that work on a token, by the run's name: "small=135e6"; may be given again
-    #[arg(long = "parameters", value_name = "NAME=COUNT", value_parser = named::<f64>)]
+    #[arg(long = "parameters", value_name = "NAME=COUNT", value_parser = parse_named_value::<f64>)]
     parameters: Vec<(String, f64)>,
     /// Money for a million tokens of prompt and answer, by the run's name: "big=0.5:1.5"; may be given again
-    #[arg(long = "price", value_name = "NAME=IN:OUT", value_parser = named::<String>)]
+    #[arg(long = "price", value_name = "NAME=IN:OUT", value_parser = parse_named_value::<String>)]
     prices: Vec<(String, String)>,
     /// Route even what is not comparable (other questions, other grade, other domains)
     #[arg(long)]
     anyway: bool,
 }
 
-fn part(text: &str) -> Result<f64, String> {
+fn parse_fraction(text: &str) -> Result<f64, String> {
     let value: f64 = text.parse().map_err(|_| "write a number between 0 and 1".to_owned())?;
     if (0.0..=1.0).contains(&value) { Ok(value) } else { Err("write a number between 0 and 1".into()) }
 }
 
 /// Reads and tells.
-pub fn route(meter: &Meter, asked: &Arguments) -> Result<u8, Trouble> {
-    let terms = asked.wanted.terms();
-    let read = |path: &PathBuf| -> Result<(String, Table), Trouble> {
+pub fn route(options: &MeterOptions, args: &RouteArgs) -> Result<u8, CliError> {
+    let terms = args.figure_options.terms();
+    let read = |path: &PathBuf| -> Result<(String, Table), CliError> {
         let table = Table::read(path).map_err(anyhow::Error::from)?;
-        Ok((label(path, &table.manifest), table))
+        Ok((run_label(path, &table.manifest), table))
     };
-    let locals = asked.locals.iter().map(read).collect::<Result<Vec<_>, _>>()?;
-    let reference = read(&asked.reference)?;
-    let reference_model = model(asked, &reference, asked.reference_joules)?;
-    let models = locals.iter().map(|run| model(asked, run, None)).collect::<Result<Vec<_>, _>>()?;
-    let unlike = unlike(&models, &reference_model, &terms);
-    if !unlike.is_empty() && !asked.anyway {
-        let wrong = not_comparable("these runs are not comparable (--anyway routes all the same):", &unlike);
-        return Err(Trouble::new(FAILURE, wrong));
+    let locals = args.locals.iter().map(read).collect::<Result<Vec<_>, _>>()?;
+    let reference = read(&args.reference)?;
+    let reference_model = build_model(args, &reference, args.reference_joules)?;
+    let models = locals.iter().map(|run| build_model(args, run, None)).collect::<Result<Vec<_>, _>>()?;
+    let incomparable = unlike(&models, &reference_model, &terms);
+    if !incomparable.is_empty() && !args.anyway {
+        let message = describe_differences(
+            "these runs are not comparable (--anyway routes all the same):",
+            &incomparable,
+        );
+        return Err(CliError::new(FAILURE, message));
     }
-    let Some(found) = routing(&models, &reference_model, &asked.accuracies, &terms) else {
-        return Err(Trouble::new(FAILURE, "no question was answered and scored in all of these runs"));
+    let Some(routing) = routing(&models, &reference_model, &args.accuracies, &terms) else {
+        return Err(CliError::new(FAILURE, "no question was answered and scored in all of these runs"));
     };
-    if meter.json {
-        output::json_pretty(&found)?;
+    if options.json {
+        output::print_json_pretty(&routing)?;
     } else {
-        output::text(&text(&found, asked, Terminal::of(&stdout())))?;
+        output::print_text(&render_routing(&routing, args, Terminal::of(&stdout())))?;
     }
     Ok(OK)
 }
 
-fn not_comparable(what: &str, unlike: &[Unlike]) -> String {
-    let lines = unlike.iter().map(|it| shown::differing(&it.first, &it.other, &it.differs));
+fn describe_differences(what: &str, unlike: &[Unlike]) -> String {
+    let lines = unlike.iter().map(|it| figure_tables::format_differences(&it.first, &it.other, &it.differs));
     what.to_owned() + &lines.collect::<String>()
 }
 
-fn model<'a>(
-    asked: &Arguments,
+fn build_model<'a>(
+    args: &RouteArgs,
     (label, table): &'a (String, Table),
     assumed_j: Option<f64>,
-) -> Result<Model<'a>, Trouble> {
-    let price = asked.prices.iter().find(|(name, _)| name == label).map(|(_, price)| {
+) -> Result<Model<'a>, CliError> {
+    let price = args.prices.iter().find(|(name, _)| name == label).map(|(_, price)| {
         let (read, written) = price.split_once(':')?;
         Some((read.parse().ok()?, written.parse().ok()?))
     });
-    let wrong = || {
-        Trouble::new(2, format!("the price of {label} is written as IN:OUT, money for a million tokens each"))
+    let invalid_price = || {
+        CliError::new(
+            2,
+            format!("the price of {label} is written as IN:OUT, money for a million tokens each"),
+        )
     };
     Ok(Model {
         label: label.clone(),
         table,
         assumed_j,
-        active_parameters: asked.parameters.iter().find(|(name, _)| name == label).map(|(_, count)| *count),
-        per_million_tokens: price.map(|price| price.ok_or_else(wrong)).transpose()?,
+        active_parameters: args.parameters.iter().find(|(name, _)| name == label).map(|(_, count)| *count),
+        per_million_tokens: price.map(|price| price.ok_or_else(invalid_price)).transpose()?,
     })
 }
 
-fn text(found: &Routing, asked: &Arguments, terminal: Terminal) -> String {
-    let mut covered = Drawn::new([
-        words("MODEL"),
-        figures("BETTER"),
-        figures("AS GOOD"),
-        figures("COVERS"),
-        figures("ORACLE SENDS"),
+fn render_routing(routing: &Routing, args: &RouteArgs, terminal: Terminal) -> String {
+    let mut covered = TextTable::new([
+        text_column("MODEL"),
+        number_column("BETTER"),
+        number_column("AS GOOD"),
+        number_column("COVERS"),
+        number_column("ORACLE SENDS"),
     ]);
     let sends = |label: &str| {
-        found
+        routing
             .oracle_sends
             .iter()
             .find(|(name, _)| name == label)
             .map_or(String::new(), |(_, n)| n.to_string())
     };
-    for it in found.models.iter().chain([&found.best_of_local]) {
-        covered.row(vec![
+    for it in routing.models.iter().chain([&routing.best_of_local]) {
+        covered.add_row(vec![
             printable(&it.label),
             it.wins.to_string(),
             it.ties.to_string(),
@@ -124,49 +130,49 @@ fn text(found: &Routing, asked: &Arguments, terminal: Terminal) -> String {
             sends(&it.label),
         ]);
     }
-    covered.row(vec![
-        printable(&found.reference),
+    covered.add_row(vec![
+        printable(&routing.reference),
         String::new(),
         String::new(),
         String::new(),
-        sends(&found.reference),
+        sends(&routing.reference),
     ]);
-    let assumed = asked.reference_joules.map_or_else(String::new, |joules| {
+    let assumed = args.reference_joules.map_or_else(String::new, |joules| {
         format!(
             "  where the reference's energy was not measured, {} J a query were assumed\n",
             digits(joules)
         )
     });
-    let unlike = match found.unlike.as_slice() {
+    let unlike = match routing.unlike.as_slice() {
         [] => String::new(),
         some => format!(
             "  {}\n",
-            not_comparable("these runs are not comparable and were routed all the same:", some)
+            describe_differences("these runs are not comparable and were routed all the same:", some)
         ),
     };
-    let times = match found.queries {
-        queries if queries > found.questions => format!(", asked {queries} times in all"),
+    let times = match routing.queries {
+        queries if queries > routing.questions => format!(", asked {queries} times in all"),
         _ => String::new(),
     };
     format!(
         "\nOver {} questions{times}, against {}\n\n{}\n{}\n  {}\n{assumed}  savings against all on the reference, at no loss of \
          quality: misses go to the reference\n{unlike}",
-        found.questions,
-        printable(&found.reference),
-        covered.draw(terminal),
-        savings(found).draw(terminal),
-        basis(found)
+        routing.questions,
+        printable(&routing.reference),
+        covered.render(terminal),
+        savings_table(routing).render(terminal),
+        describe_basis(routing)
     )
 }
 
-fn savings(found: &Routing) -> Drawn {
-    let mut saved = Drawn::new([
-        words("ROUTER"),
-        figures("ENERGY SAVED"),
-        figures("COMPUTE SAVED"),
-        figures("COST SAVED"),
+fn savings_table(routing: &Routing) -> TextTable {
+    let mut saved = TextTable::new([
+        text_column("ROUTER"),
+        number_column("ENERGY SAVED"),
+        number_column("COMPUTE SAVED"),
+        number_column("COST SAVED"),
     ]);
-    for it in &found.savings {
+    for it in &routing.savings {
         let name = if it.accuracy >= 1.0 {
             "oracle".to_owned()
         } else {
@@ -174,19 +180,20 @@ fn savings(found: &Routing) -> Drawn {
         };
         let percent =
             |figure: &Option<crate::ipw::metric::Figure>| with_interval(figure.as_ref(), 100.0, " %");
-        saved.row(vec![name, percent(&it.energy), percent(&it.compute), percent(&it.cost)]);
+        saved.add_row(vec![name, percent(&it.energy), percent(&it.compute), percent(&it.cost)]);
     }
     saved
 }
 
 /// What the figures are of, in a line.
-fn basis(found: &Routing) -> String {
-    let energies = shown::energies(found.scope, found.idle, found.grade, found.simulated);
-    let assumed = match found.assumed {
+fn describe_basis(routing: &Routing) -> String {
+    let energies =
+        figure_tables::describe_energies(routing.scope, routing.idle, routing.grade, routing.simulated);
+    let assumed = match routing.assumed {
         0 => String::new(),
         count => format!(", {count} of them at an assumed energy of the reference"),
     };
-    let error = found.savings.first().and_then(|oracle| oracle.energy_error).map_or_else(
+    let error = routing.savings.first().and_then(|oracle| oracle.energy_error).map_or_else(
         || "the meter gave no guaranteed error".to_owned(),
         |error| {
             format!(
@@ -197,6 +204,6 @@ fn basis(found: &Routing) -> String {
     );
     format!(
         "{energies}; {} of {} queries covered{assumed}; {error}; brackets: 95 % over the choice of questions",
-        found.queries, found.asked
+        routing.queries, routing.asked
     )
 }

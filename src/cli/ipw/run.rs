@@ -9,13 +9,13 @@ use std::sync::Arc;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 
-use super::super::ending::{FAILURE, OK, Trouble};
+use super::super::exit_status::{CliError, FAILURE, OK};
 use super::super::terminal::{Terminal, printable};
-use super::super::{Meter, output, say};
-use super::begun::{Begun, begun, resumed};
-use super::live::Live;
-use super::server::{KEY_VARIABLE, Server};
-use super::{Wanted, report};
+use super::super::{MeterOptions, eprint_message, output};
+use super::prepare::{PreparedRun, prepare_new, prepare_resumed};
+use super::progress_line::ProgressLine;
+use super::server_options::{DEFAULT_KEY_VARIABLE, ServerOptions};
+use super::{FigureOptions, report};
 use crate::clock::unix_ns;
 use crate::ipw::metering::Metering;
 use crate::ipw::power::Watch;
@@ -26,13 +26,13 @@ use crate::ipw::run_dir::NO_METER;
 use crate::ipw::table::Table;
 
 /// The exit status of a run that a signal ended.
-const INTERRUPTED: u8 = 130;
+const STATUS_INTERRUPTED: u8 = 130;
 
 /// What to ask, of whom, how.
 #[derive(Debug, clap::Args)]
-pub struct Arguments {
+pub struct IpwRunArgs {
     #[command(flatten)]
-    pub server: Server,
+    pub server: ServerOptions,
     /// The questions, JSON lines [default: 50 built-in ones]
     #[arg(long, short = 'q', value_name = "FILE")]
     pub questions: Option<PathBuf>,
@@ -43,7 +43,7 @@ pub struct Arguments {
     #[arg(long, short = 'o', value_name = "DIRECTORY", conflicts_with = "resume")]
     pub out: Option<PathBuf>,
     /// Go on with a run that was interrupted, as it was begun; failed queries are asked again
-    #[arg(long, value_name = "DIRECTORY", conflicts_with_all = BEGUN)]
+    #[arg(long, value_name = "DIRECTORY", conflicts_with_all = FIXED_ON_RESUME)]
     pub resume: Option<PathBuf>,
     /// Print COMMAND as the way to continue an interrupted run, for a script that starts this program
     #[arg(long, value_name = "COMMAND")]
@@ -55,7 +55,7 @@ pub struct Arguments {
     #[arg(long, short = 'c', value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=4096))]
     pub concurrency: u64,
     /// So many queries begin each second, whether or not others have ended
-    #[arg(long, value_name = "RATE", conflicts_with = "concurrency", value_parser = rate)]
+    #[arg(long, value_name = "RATE", conflicts_with = "concurrency", value_parser = parse_rate)]
     pub rate: Option<f64>,
     /// Ask each question N times
     #[arg(long, short = 'r', value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
@@ -70,11 +70,11 @@ pub struct Arguments {
     #[arg(long)]
     pub without_meter: bool,
     #[command(flatten)]
-    wanted: Wanted,
+    figure_options: FigureOptions,
 }
 
 /// What a run that goes on has already.
-const BEGUN: [&str; 17] = [
+const FIXED_ON_RESUME: [&str; 17] = [
     "questions",
     "limit",
     "label",
@@ -94,7 +94,7 @@ const BEGUN: [&str; 17] = [
     "logprobs",
 ];
 
-fn rate(text: &str) -> Result<f64, String> {
+fn parse_rate(text: &str) -> Result<f64, String> {
     let rate: f64 = text.parse().map_err(|_| "write a number".to_owned())?;
     if rate > 0.0 && rate <= MOST_A_SECOND {
         Ok(rate)
@@ -104,30 +104,33 @@ fn rate(text: &str) -> Result<f64, String> {
 }
 
 /// Asks and tells.
-pub fn run(meter: &Meter, asked: &Arguments) -> Result<u8, Trouble> {
+pub fn run(options: &MeterOptions, args: &IpwRunArgs) -> Result<u8, CliError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(whole(meter, asked))
+    runtime.block_on(run_questions(options, args))
 }
 
-async fn whole(meter: &Meter, asked: &Arguments) -> Result<u8, Trouble> {
-    let Begun { asking, pool, conduct, metered, mut directory, manifest, questions } = match &asked.resume {
-        Some(path) => resumed(meter, asked, path).await?,
-        None => begun(meter, asked).await?,
+async fn run_questions(options: &MeterOptions, args: &IpwRunArgs) -> Result<u8, CliError> {
+    let PreparedRun { asking, pool, conduct, meter, mut directory, manifest, questions } = match &args.resume
+    {
+        Some(path) => prepare_resumed(options, args, path).await?,
+        None => prepare_new(options, args).await?,
     };
     let names: Vec<String> = manifest.domains.iter().map(|domain| domain.name.clone()).collect();
-    let (metering, watch) = match &metered {
-        Some((reach, _)) => {
-            let again = Arc::clone(reach);
+    let (metering, watch) = match &meter {
+        Some((connector, _)) => {
+            let reconnect = Arc::clone(connector);
             let prefix = format!("ipw-{}-{}", std::process::id(), unix_ns() % 1_000_000_000);
-            let (metering, _) = Metering::start(&prefix, Box::new(move || again.again()))?;
-            let watch =
-                reach.again().ok().and_then(|client| Watch::start(client, directory.path(), &names).ok());
+            let (metering, _) = Metering::start(&prefix, Box::new(move || reconnect.connect()))?;
+            let watch = connector
+                .connect()
+                .ok()
+                .and_then(|client| Watch::start(client, directory.path(), &names).ok());
             (Some(metering), watch)
         }
         None => (None, None),
     };
     let model = printable(&manifest.model);
-    say(&format!("asks {model} at {}, into {}", asking.target, directory.path().display()));
+    eprint_message(&format!("asks {model} at {}, into {}", asking.target, directory.path().display()));
     let setup = Setup {
         pool,
         asking,
@@ -138,102 +141,107 @@ async fn whole(meter: &Meter, asked: &Arguments) -> Result<u8, Trouble> {
         repeats: manifest.repeats,
         retries: conduct.retries,
     };
-    let mut live = Live::new(manifest.domains);
-    let tell = |progress: &Progress, row: &Row| live.tell(progress, row);
-    let ended = ask_all(setup, &questions, &mut directory, tell, interrupted()?).await;
-    live.end();
+    let mut progress_line = ProgressLine::new(manifest.domains);
+    let update = |progress: &Progress, row: &Row| progress_line.update(progress, row);
+    let ended = ask_all(setup, &questions, &mut directory, update, interrupt_signal()?).await;
+    progress_line.finish();
     drop(watch);
     let path = directory.path();
-    let ended = ended.map_err(|unusable| {
-        let mend = format!("what was answered is kept; go on with: {}", resume_command(meter, asked, path));
-        Trouble::new(FAILURE, format!("{unusable}\n{mend}"))
+    let ended = ended.map_err(|error| {
+        let hint = format!("what was answered is kept; go on with: {}", resume_command(options, args, path));
+        CliError::new(FAILURE, format!("{error}\n{hint}"))
     })?;
-    told(meter, asked, path, &ended)
+    print_result(options, args, path, &ended)
 }
 
 /// Comes when the user or the system asks the program to stop.
-fn interrupted() -> Result<oneshot::Receiver<()>, Trouble> {
+fn interrupt_signal() -> Result<oneshot::Receiver<()>, CliError> {
     let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
-    let (tell, told) = oneshot::channel();
+    let (sender, receiver) = oneshot::channel();
     tokio::spawn(async move {
         tokio::select! {
             _ = interrupt.recv() => {}
             _ = terminate.recv() => {}
         }
-        let _ = tell.send(());
+        let _ = sender.send(());
         // Who asks twice does not want to wait for the last accounts.
         tokio::select! {
             _ = interrupt.recv() => {}
             _ = terminate.recv() => {}
         }
-        std::process::exit(i32::from(INTERRUPTED));
+        std::process::exit(i32::from(STATUS_INTERRUPTED));
     });
-    Ok(told)
+    Ok(receiver)
 }
 
-fn told(meter: &Meter, asked: &Arguments, path: &Path, ended: &Ended) -> Result<u8, Trouble> {
+fn print_result(
+    options: &MeterOptions,
+    args: &IpwRunArgs,
+    path: &Path,
+    ended: &Ended,
+) -> Result<u8, CliError> {
     let table = Table::read(path).map_err(anyhow::Error::from)?;
-    let figures = Report::of(&table, &asked.wanted.terms(), Prices::default());
-    if meter.json {
-        output::json_pretty(&figures)?;
+    let figures = Report::of(&table, &args.figure_options.terms(), Prices::default());
+    if options.json {
+        output::print_json_pretty(&figures)?;
     } else {
-        output::text(&report::text(&figures, Terminal::of(&stdout())))?;
+        output::print_text(&report::render_report(&figures, Terminal::of(&stdout())))?;
     }
     if ended.interrupted {
-        say(&format!("interrupted; go on with: {}", resume_command(meter, asked, path)));
-        return Ok(INTERRUPTED);
+        eprint_message(&format!("interrupted; go on with: {}", resume_command(options, args, path)));
+        return Ok(STATUS_INTERRUPTED);
     }
     let path = path.display().to_string();
-    let page = command_line([&program(), "ipw", "report", &path, "--html", "report.html"]);
-    say(&format!("a page with pictures: {page}"));
+    let page = shell_command([&program_name(), "ipw", "report", &path, "--html", "report.html"]);
+    eprint_message(&format!("a page with pictures: {page}"));
     // A run in which nothing at all was answered is no success, and its rows say why.
     let progress = &ended.progress;
     if progress.of > 0 && progress.failed == progress.of {
         return Ok(FAILURE);
     }
-    let agreed = asked.without_meter && figures.run.meter == NO_METER;
-    figures.no_energy.filter(|_| !agreed).map_or(Ok(OK), |reason| Err(report::no_energy(&reason)))
+    let accepted = args.without_meter && figures.run.meter == NO_METER;
+    figures.no_energy.filter(|_| !accepted).map_or(Ok(OK), |reason| Err(report::no_energy_error(&reason)))
 }
 
 /// The command that continues the run: the same program, meter and server, which need not be the default ones.
-fn resume_command(meter: &Meter, asked: &Arguments, path: &Path) -> String {
-    if let Some(command) = &asked.resume_command {
+fn resume_command(options: &MeterOptions, args: &IpwRunArgs, path: &Path) -> String {
+    if let Some(command) = &args.resume_command {
         return command.clone();
     }
-    let mut words = vec![program()];
+    let mut words = vec![program_name()];
     for (option, value) in
-        [("--socket", &meter.socket), ("--replay", &meter.replay), ("--config", &meter.config)]
+        [("--socket", &options.socket), ("--replay", &options.replay), ("--config", &options.config)]
     {
         words.extend(value.iter().flat_map(|value| [option.to_owned(), value.display().to_string()]));
     }
     words.extend(["ipw".into(), "run".into(), "--resume".into(), path.display().to_string()]);
     // The directory has the server at which the run began, and neither a later one nor its key.
-    if let (Some(_), Some(url)) = (&asked.resume, &asked.server.url) {
+    if let (Some(_), Some(url)) = (&args.resume, &args.server.url) {
         words.extend(["--url".to_owned(), url.to_string()]);
     }
-    if asked.server.key_from != KEY_VARIABLE {
-        words.extend(["--key-from".to_owned(), asked.server.key_from.clone()]);
+    if args.server.key_from != DEFAULT_KEY_VARIABLE {
+        words.extend(["--key-from".to_owned(), args.server.key_from.clone()]);
     }
-    if asked.without_meter {
+    if args.without_meter {
         words.push("--without-meter".into());
     }
-    command_line(words.iter().map(String::as_str))
+    shell_command(words.iter().map(String::as_str))
 }
 
 /// This program as it was called, which may be off the PATH.
-fn program() -> String {
+fn program_name() -> String {
     std::env::args().next().unwrap_or_else(|| "wattspan".into())
 }
 
 /// Words as a shell reads them.
-fn command_line<'a>(words: impl IntoIterator<Item = &'a str>) -> String {
-    let plain = |word: &str| {
+fn shell_command<'a>(words: impl IntoIterator<Item = &'a str>) -> String {
+    let is_plain = |word: &str| {
         !word.is_empty() && word.chars().all(|c| c.is_ascii_alphanumeric() || "/._-:=,@+".contains(c))
     };
-    let quoted = |word: &str| {
-        if plain(word) { word.to_owned() } else { format!("'{}'", word.replace('\'', "'\\''")) }
+    let quote = |word: &str| {
+        if is_plain(word) { word.to_owned() } else { format!("'{}'", word.replace('\'', "'\\''")) }
     };
-    words.into_iter().map(quoted).collect::<Vec<_>>().join(" ")
+    words.into_iter().map(quote).collect::<Vec<_>>().join(" ")
 }
 
 #[cfg(test)]
@@ -241,8 +249,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_printed_command_is_what_a_shell_takes_apart_again() {
+    fn a_printed_command_is_quoted_for_a_shell() {
         let words = ["/opt/a b/wattspan", "ipw", "--resume", "it's $HOME", ""];
-        assert_eq!(command_line(words), r"'/opt/a b/wattspan' ipw --resume 'it'\''s $HOME' ''");
+        assert_eq!(shell_command(words), r"'/opt/a b/wattspan' ipw --resume 'it'\''s $HOME' ''");
     }
 }

@@ -8,11 +8,11 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::super::ending::{FAILURE, OK, Trouble};
-use super::super::quantity::energy;
-use super::super::reach::Reach;
-use super::super::{Meter, say};
-use super::server::Server;
+use super::super::connect::MeterConnector;
+use super::super::exit_status::{CliError, FAILURE, OK};
+use super::super::quantity::format_energy;
+use super::super::{MeterOptions, eprint_message};
+use super::server_options::ServerOptions;
 use crate::clock::unix_ns;
 use crate::ipw::extract;
 use crate::ipw::judge::{self, Verdict, Verdicts};
@@ -24,7 +24,7 @@ use crate::ipw::run_dir::{RunDir, each_row, each_text};
 
 /// Which run, and who judges.
 #[derive(Debug, clap::Args)]
-pub struct Arguments {
+pub struct ScoreArgs {
     /// The run's directory
     #[arg(value_name = "RUN")]
     run: PathBuf,
@@ -32,41 +32,41 @@ pub struct Arguments {
     #[arg(long)]
     judge: bool,
     #[command(flatten)]
-    server: Server,
+    server: ServerOptions,
 }
 
 /// Scores and tells.
-pub fn score(meter: &Meter, asked: &Arguments) -> Result<u8, Trouble> {
-    let (mut directory, _, questions) = RunDir::resume(&asked.run).map_err(anyhow::Error::from)?;
-    let (rows, texts) = last_words(&asked.run)?;
+pub fn score(options: &MeterOptions, args: &ScoreArgs) -> Result<u8, CliError> {
+    let (mut directory, _, questions) = RunDir::resume(&args.run).map_err(anyhow::Error::from)?;
+    let (rows, texts) = latest_rows(&args.run)?;
     let questions: HashMap<&str, &Question> =
         questions.iter().map(|question| (question.id.as_str(), question)).collect();
-    let (mut changed, mut left) = (0, Vec::new());
+    let (mut changed, mut judge_queue) = (0, Vec::new());
     for row in rows.into_values().filter(Row::answered) {
         let (Some(question), Some(text)) = (questions.get(row.id.as_str()), texts.get(&row.key())) else {
             continue;
         };
         if question.format == Format::Judge {
-            left.push((row, *question, text));
+            judge_queue.push((row, *question, text));
             continue;
         }
         let score = extract::score(question, &text.reply).map(|right| f64::from(u8::from(right)));
-        changed += usize::from(rescored(&mut directory, row, score)?);
+        changed += usize::from(update_score(&mut directory, row, score)?);
     }
-    let judged = left.len();
+    let to_judge = judge_queue.len();
     let mut status = OK;
-    if asked.judge && judged > 0 {
+    if args.judge && to_judge > 0 {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let told = runtime.block_on(by_judge(meter, asked, &mut directory, left))?;
-        say(&told.words());
-        changed += told.changed;
-        if told.judged == 0 {
+        let summary = runtime.block_on(score_with_judge(options, args, &mut directory, judge_queue))?;
+        eprint_message(&summary.text());
+        changed += summary.changed;
+        if summary.judged == 0 {
             status = FAILURE;
         }
-    } else if judged > 0 {
-        say(&format!("{judged} answers need a judge: --judge --url URL --model NAME"));
+    } else if to_judge > 0 {
+        eprint_message(&format!("{to_judge} answers need a judge: --judge --url URL --model NAME"));
     }
-    say(&format!("{changed} scores changed"));
+    eprint_message(&format!("{changed} scores changed"));
     Ok(status)
 }
 
@@ -74,7 +74,7 @@ type Rows = BTreeMap<(String, u32), Row>;
 type Texts = HashMap<(String, u32), Text>;
 
 /// The last row and text of each query.
-fn last_words(run: &Path) -> Result<(Rows, Texts), Trouble> {
+fn latest_rows(run: &Path) -> Result<(Rows, Texts), CliError> {
     let (mut rows, mut texts) = (Rows::new(), Texts::new());
     each_row(&run.join("rows.jsonl"), |row| _ = rows.insert(row.key(), row)).map_err(anyhow::Error::from)?;
     each_text(run, |text| _ = texts.insert((text.id.clone(), text.repeat), text))
@@ -82,7 +82,7 @@ fn last_words(run: &Path) -> Result<(Rows, Texts), Trouble> {
     Ok((rows, texts))
 }
 
-fn rescored(directory: &mut RunDir, mut row: Row, score: Option<f64>) -> Result<bool, Trouble> {
+fn update_score(directory: &mut RunDir, mut row: Row, score: Option<f64>) -> Result<bool, CliError> {
     if row.score == score {
         return Ok(false);
     }
@@ -91,93 +91,94 @@ fn rescored(directory: &mut RunDir, mut row: Row, score: Option<f64>) -> Result<
     Ok(true)
 }
 
-async fn by_judge(
-    meter: &Meter,
-    asked: &Arguments,
+async fn score_with_judge(
+    options: &MeterOptions,
+    args: &ScoreArgs,
     directory: &mut RunDir,
-    left: Vec<(Row, &Question, &Text)>,
-) -> Result<Judged, Trouble> {
-    let (asking, pool) = asked.server.reach().await?;
+    judge_queue: Vec<(Row, &Question, &Text)>,
+) -> Result<JudgeSummary, CliError> {
+    let (asking, pool) = args.server.connect().await?;
     let mut verdicts = Verdicts::open(directory.path())?;
     // The judge is metered where that can be had; a verdict without its energy is a verdict all the same.
-    let metering = Reach::of(meter).ok().and_then(|(reach, _)| {
-        let reach = Arc::new(reach);
+    let metering = MeterConnector::open(options).ok().and_then(|(connector, _)| {
+        let connector = Arc::new(connector);
         let prefix = format!("judge-{}-{}", std::process::id(), unix_ns() % 1_000_000_000);
-        Some(Metering::start(&prefix, Box::new(move || reach.again())).ok()?.0)
+        Some(Metering::start(&prefix, Box::new(move || connector.connect())).ok()?.0)
     });
     let query = Query { pool: &pool, asking: &asking, metering: metering.as_ref(), domains: &[], retries: 2 };
-    let mut told = Judged { judge: asking.model.clone(), ..Judged::default() };
-    for (number, (row, question, text)) in left.into_iter().enumerate() {
-        let on = judge::on(&asking.model, question, &text.reply);
-        let verdict = match verdicts.known(&on) {
+    let mut summary = JudgeSummary { model: asking.model.clone(), ..JudgeSummary::default() };
+    for (number, (row, question, text)) in judge_queue.into_iter().enumerate() {
+        let judged_text = judge::on(&asking.model, question, &text.reply);
+        let verdict = match verdicts.known(&judged_text) {
             Some(verdict) => verdict.clone(),
             None => {
-                let put = Question { prompt: judge::prompt(question, &text.reply), ..question.clone() };
-                let (answer, said) = query.ask(&put, row.repeat, number as u64).await;
+                let judge_question =
+                    Question { prompt: judge::prompt(question, &text.reply), ..question.clone() };
+                let (answer, judge_text) = query.ask(&judge_question, row.repeat, number as u64).await;
                 let energy_uj = answer.energy.and_then(|energy| energy.share_uj);
                 if let Some(error) = answer.error {
-                    say(&format!("{}: the judge gave no answer: {error}", row.id));
-                    told.unanswered += 1;
-                    told.used(energy_uj);
+                    eprint_message(&format!("{}: the judge gave no answer: {error}", row.id));
+                    summary.unanswered += 1;
+                    summary.add_energy(energy_uj);
                     continue;
                 }
-                let score = judge::read(&said.reply, answer.finish.as_deref());
-                told.new += usize::from(score.is_some());
-                let verdict = Verdict { on, score, said: said.reply, energy_uj };
+                let score = judge::read(&judge_text.reply, answer.finish.as_deref());
+                summary.newly_judged += usize::from(score.is_some());
+                let verdict = Verdict { on: judged_text, score, said: judge_text.reply, energy_uj };
                 verdicts.keep(verdict.clone())?;
                 verdict
             }
         };
-        told.used(verdict.energy_uj);
+        summary.add_energy(verdict.energy_uj);
         match verdict.score {
-            Some(_) => told.judged += 1,
-            None => told.unread += 1,
+            Some(_) => summary.judged += 1,
+            None => summary.unparsed += 1,
         }
-        told.changed += usize::from(rescored(directory, row, verdict.score)?);
+        summary.changed += usize::from(update_score(directory, row, verdict.score)?);
     }
-    Ok(told)
+    Ok(summary)
 }
 
 /// What a judge did.
 #[derive(Debug, Default)]
-struct Judged {
-    judge: String,
+struct JudgeSummary {
+    model: String,
     /// Answers that have its verdict now.
     judged: usize,
     /// Of those, the ones that it was asked about now.
-    new: usize,
+    newly_judged: usize,
     /// It said something, and no verdict could be read in it.
-    unread: usize,
+    unparsed: usize,
     /// It said nothing.
     unanswered: usize,
     /// Scores that are other ones now.
     changed: usize,
     /// What it used where that is known; `None`: of no answer.
-    used_uj: Option<u64>,
+    energy_uj: Option<u64>,
     /// How many answers it is not known of.
-    unknown: usize,
+    without_energy: usize,
 }
 
-impl Judged {
-    fn used(&mut self, energy_uj: Option<u64>) {
+impl JudgeSummary {
+    fn add_energy(&mut self, energy_uj: Option<u64>) {
         match energy_uj {
-            Some(more) => self.used_uj = Some(self.used_uj.unwrap_or(0).saturating_add(more)),
-            None => self.unknown += 1,
+            Some(more) => self.energy_uj = Some(self.energy_uj.unwrap_or(0).saturating_add(more)),
+            None => self.without_energy += 1,
         }
     }
 
-    fn words(&self) -> String {
-        let used = match (self.used_uj, self.unknown) {
+    fn text(&self) -> String {
+        let used = match (self.energy_uj, self.without_energy) {
             (None, _) => "what it used is unknown, and".to_owned(),
-            (Some(used_uj), 0) => format!("it used {} in all, which", energy(used_uj, None)),
+            (Some(used_uj), 0) => format!("it used {} in all, which", format_energy(used_uj, None)),
             (Some(used_uj), some) => {
-                format!("it used {} (unknown for {some} answers), which", energy(used_uj, None))
+                format!("it used {} (unknown for {some} answers), which", format_energy(used_uj, None))
             }
         };
         format!(
             "{} judged {} answers, {} of them anew; {} verdicts could not be read, {} answers got none; {used} is in no figure of \
              the run",
-            self.judge, self.judged, self.new, self.unread, self.unanswered
+            self.model, self.judged, self.newly_judged, self.unparsed, self.unanswered
         )
     }
 }
@@ -187,11 +188,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_energy_that_is_not_known_is_not_nothing() {
-        let mut told = Judged { judge: "big".into(), ..Judged::default() };
-        told.used(None);
-        assert!(told.words().contains("what it used is unknown"), "{}", told.words());
-        told.used(Some(2_000_000));
-        assert!(told.words().contains("it used 2.000 J (unknown for 1 answers)"), "{}", told.words());
+    fn an_unknown_energy_is_not_zero() {
+        let mut summary = JudgeSummary { model: "big".into(), ..JudgeSummary::default() };
+        summary.add_energy(None);
+        assert!(summary.text().contains("what it used is unknown"), "{}", summary.text());
+        summary.add_energy(Some(2_000_000));
+        assert!(summary.text().contains("it used 2.000 J (unknown for 1 answers)"), "{}", summary.text());
     }
 }

@@ -12,7 +12,7 @@ use super::super::spread::Spread;
 use super::Report;
 use super::picture::{Axis, Picture};
 use super::scatter::Points;
-use crate::escape::visible_lines;
+use crate::escape::printable_lines;
 
 const PAGE: &str = include_str!("page.html");
 
@@ -47,7 +47,7 @@ pub fn page(report: &Report) -> String {
     let page =
         template.render(values).expect("a test renders the template with every part absent and present");
     // Here and not where each text is put in, so that none is missed: names, servers, failures, labels in pictures.
-    visible_lines(&page)
+    printable_lines(&page)
 }
 
 /// Four digits at most, and never a false exactness.

@@ -6,84 +6,88 @@ use std::collections::BTreeSet;
 use std::io::{IsTerminal, Write, stderr};
 use std::time::{Duration, Instant};
 
-use super::super::quantity::{energy, mean_mw, power};
-use super::super::say;
+use super::super::eprint_message;
+use super::super::quantity::{format_energy, format_power, mean_mw};
 use crate::ipw::row::{Energy, Row};
 use crate::ipw::run::Progress;
 use crate::ipw::scope::Meter;
 
 /// The line.
-pub struct Live {
-    rewrites: bool,
-    next: Instant,
-    shown: bool,
+pub struct ProgressLine {
+    rewrites_line: bool,
+    next_update: Instant,
+    is_printed: bool,
     /// The run's domains.
     domains: Vec<Meter>,
     /// Those that were told of.
-    noted: BTreeSet<String>,
+    reported_domains: BTreeSet<String>,
 }
 
-impl Live {
+impl ProgressLine {
     /// One on standard error.
     pub fn new(domains: Vec<Meter>) -> Self {
-        let (rewrites, noted) = (stderr().is_terminal(), BTreeSet::new());
-        Self { rewrites, next: Instant::now(), shown: false, domains, noted }
+        let (rewrites_line, reported_domains) = (stderr().is_terminal(), BTreeSet::new());
+        Self { rewrites_line, next_update: Instant::now(), is_printed: false, domains, reported_domains }
     }
 
     /// Tells how far it is, unless it told a moment ago; and, once for each domain, that the row has no energy of it, or that it
     /// became live only now.
-    pub fn tell(&mut self, progress: &Progress, row: &Row) {
-        for (name, what) in row.energy.iter().flat_map(|energy| changes(energy, &self.domains)) {
-            if self.noted.insert(name.to_owned()) {
-                self.end();
-                say(&format!("{name} {what}, first at query {}", row.id));
+    pub fn update(&mut self, progress: &Progress, row: &Row) {
+        for (name, change) in row.energy.iter().flat_map(|energy| domain_changes(energy, &self.domains)) {
+            if self.reported_domains.insert(name.to_owned()) {
+                self.finish();
+                eprint_message(&format!("{name} {change}, first at query {}", row.id));
             }
         }
-        self.show(progress);
+        self.print(progress);
     }
 
-    fn show(&mut self, progress: &Progress) {
+    fn print(&mut self, progress: &Progress) {
         let now = Instant::now();
-        let last = progress.ended == progress.of;
-        if now < self.next && !last {
+        let is_last = progress.ended == progress.of;
+        if now < self.next_update && !is_last {
             return;
         }
-        self.next = now + if self.rewrites { Duration::from_millis(100) } else { Duration::from_secs(10) };
-        self.shown = true;
-        let text = line(progress);
+        self.next_update =
+            now + if self.rewrites_line { Duration::from_millis(100) } else { Duration::from_secs(10) };
+        self.is_printed = true;
+        let text = format_progress(progress);
         // Where nobody can be told, the run goes on.
-        let _ = match self.rewrites {
+        let _ = match self.rewrites_line {
             true => write!(stderr().lock(), "\r\x1b[K{text}"),
             false => writeln!(stderr().lock(), "{text}"),
         };
     }
 
     /// Leaves the last line standing.
-    pub fn end(&self) {
-        if self.rewrites && self.shown {
+    pub fn finish(&self) {
+        if self.rewrites_line && self.is_printed {
             let _ = writeln!(stderr().lock());
         }
     }
 }
 
 /// What changed with the machine's domains since the run began, as a query's row shows it.
-fn changes<'a>(energy: &'a Energy, domains: &'a [Meter]) -> impl Iterator<Item = (&'a str, &'static str)> {
-    const GONE: &str = "gives no energy, since its counter stands still or is not read";
-    const NEW: &str = "became live during the run and is no part of it";
+fn domain_changes<'a>(
+    energy: &'a Energy,
+    domains: &'a [Meter],
+) -> impl Iterator<Item = (&'a str, &'static str)> {
+    const NO_ENERGY: &str = "gives no energy, since its counter stands still or is not read";
+    const BECAME_LIVE: &str = "became live during the run and is no part of it";
     let parts = domains.iter().zip(&energy.domains).filter(|(_, part)| part.share_uj.is_none());
-    let others = energy.other_domains.iter().map(|name| (name.as_str(), NEW));
-    parts.map(|(domain, _)| (domain.name.as_str(), GONE)).chain(others)
+    let others = energy.other_domains.iter().map(|name| (name.as_str(), BECAME_LIVE));
+    parts.map(|(domain, _)| (domain.name.as_str(), NO_ENERGY)).chain(others)
 }
 
-fn line(progress: &Progress) -> String {
+fn format_progress(progress: &Progress) -> String {
     let mut line = format!("{}/{}", progress.ended, progress.of);
     if progress.scored > 0 {
         line += &format!("  {:.1} % right", 100.0 * progress.right / progress.scored as f64);
     }
     if progress.metered > 0 {
-        line += &format!("  {}", energy(progress.energy_uj, None));
+        line += &format!("  {}", format_energy(progress.energy_uj, None));
         if let Some(mean) = mean_mw(progress.window_uj, progress.window_ns) {
-            line += &format!("  {}", power(mean, None));
+            line += &format!("  {}", format_power(mean, None));
         }
     }
     if progress.unmetered > 0 {
@@ -102,7 +106,7 @@ mod tests {
     use crate::ipw::row::Part;
 
     #[test]
-    fn a_domain_that_stops_or_comes_late_is_named() {
+    fn domains_that_stop_or_become_live_late_are_reported() {
         let meter = |name: &str| Meter {
             name: name.into(),
             kind: Kind::Gpu,
@@ -120,14 +124,14 @@ mod tests {
             other_domains: vec!["psys".into()],
             ..Energy::default()
         };
-        let names: Vec<&str> = changes(&energy, &domains).map(|(name, _)| name).collect();
+        let names: Vec<&str> = domain_changes(&energy, &domains).map(|(name, _)| name).collect();
         assert_eq!(names, ["gpu-1", "psys"]);
     }
 
     #[test]
-    fn what_is_not_known_yet_is_not_told() {
+    fn unknown_values_are_not_printed() {
         let mut progress = Progress { of: 10, ended: 1, failed: 1, ..Progress::default() };
-        assert_eq!(line(&progress), "1/10  1 failed");
+        assert_eq!(format_progress(&progress), "1/10  1 failed");
         progress = Progress {
             ended: 2,
             scored: 2,
@@ -138,6 +142,6 @@ mod tests {
             window_ns: 1_000_000_000,
             ..progress
         };
-        assert_eq!(line(&progress), "2/10  50.0 % right  2.000 J  8.000 W  1 failed");
+        assert_eq!(format_progress(&progress), "2/10  50.0 % right  2.000 J  8.000 W  1 failed");
     }
 }

@@ -7,87 +7,92 @@
 use std::thread;
 use std::time::Duration;
 
-use super::ending::Trouble;
-use super::reach::Reach;
+use super::connect::MeterConnector;
+use super::exit_status::CliError;
 use crate::client::{Client, Failure, Stream};
 use crate::protocol::{Access, CancelSpan, DomainTick, Info, OpenSpan, Refusal};
 
 /// How long the samplers are kept awake before the first tick counts.
-const WAKING: Duration = Duration::from_millis(60);
+const WARM_UP: Duration = Duration::from_millis(60);
 
 /// How often the waking stream ticks.
-const WAKING_HZ: f64 = 100.0;
+const WARM_UP_HZ: f64 = 100.0;
 
 /// How far behind its interval a tick may be before the meter counts as stalled.
-const PATIENCE: Duration = Duration::from_secs(10);
+const STALL_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Ticks without end, until the first failure.
-pub enum Ticks {
+pub enum DomainTicks {
     /// The daemon sends them.
-    Sent(Stream<DomainTick>),
+    Streamed(Stream<DomainTick>),
     /// The daemon is asked for them.
-    Asked(Asking),
+    Polled(DomainPoller),
 }
 
 /// A client that asks again and again.
-pub struct Asking {
+pub struct DomainPoller {
     client: Client,
     interval: Duration,
     span: String,
     first: bool,
 }
 
-impl Ticks {
+impl DomainTicks {
     /// Ticks every `interval`, in the way that the caller's access allows.
-    pub fn open(reach: &Reach, client: Client, info: &Info, interval: Duration) -> Result<Self, Trouble> {
+    pub fn open(
+        connector: &MeterConnector,
+        client: Client,
+        info: &Info,
+        interval: Duration,
+    ) -> Result<Self, CliError> {
         match info.access {
             Access::None | Access::Coarse => {
                 Err(Failure::Refused(Refusal::AccessDenied { needs: "span".into() }).into())
             }
             Access::Span => {
-                let opening =
+                let request =
                     OpenSpan { name: Some("wattspan read".into()), weight: Some(0.0), ..OpenSpan::default() };
-                let span = client.call(opening)?.span;
-                thread::sleep(WAKING);
-                Ok(Ticks::Asked(Asking { client, interval, span, first: true }))
+                let span = client.call(request)?.span;
+                thread::sleep(WARM_UP);
+                Ok(DomainTicks::Polled(DomainPoller { client, interval, span, first: true }))
             }
             Access::Telemetry | Access::Admin => {
-                waken(reach)?;
+                warm_up_samplers(connector)?;
                 let stream = client.watch_domains(Some(1.0 / interval.as_secs_f64()))?;
-                stream.set_timeout(Some(interval + PATIENCE))?;
-                Ok(Ticks::Sent(stream))
+                stream.set_timeout(Some(interval + STALL_TIMEOUT))?;
+                Ok(DomainTicks::Streamed(stream))
             }
         }
     }
 }
 
 /// Watches on a connection of its own until the samplers are fast; they stay so for a while after.
-fn waken(reach: &Reach) -> Result<(), Failure> {
-    let mut stream = reach.again()?.watch_domains(Some(WAKING_HZ))?;
+fn warm_up_samplers(connector: &MeterConnector) -> Result<(), Failure> {
+    let mut stream = connector.connect()?.watch_domains(Some(WARM_UP_HZ))?;
     let first = stream.next().transpose()?;
-    let begin = first.map_or(0, |tick| tick.now_ns);
-    let waking_ns = u64::try_from(WAKING.as_nanos()).unwrap_or(u64::MAX);
+    let start_ns = first.map_or(0, |tick| tick.now_ns);
+    let warm_up_ns = u64::try_from(WARM_UP.as_nanos()).unwrap_or(u64::MAX);
     for tick in stream {
-        if tick?.now_ns.saturating_sub(begin) >= waking_ns {
+        if tick?.now_ns.saturating_sub(start_ns) >= warm_up_ns {
             break;
         }
     }
     Ok(())
 }
 
-impl Iterator for Ticks {
+impl Iterator for DomainTicks {
     type Item = Result<DomainTick, Failure>;
 
     fn next(&mut self) -> Option<Self::Item> {
         match self {
-            Ticks::Sent(stream) => stream.next(),
-            Ticks::Asked(asking) => Some(asking.ask()),
+            DomainTicks::Streamed(stream) => stream.next(),
+            DomainTicks::Polled(poller) => Some(poller.poll()),
         }
     }
 }
 
-impl Asking {
-    fn ask(&mut self) -> Result<DomainTick, Failure> {
+impl DomainPoller {
+    fn poll(&mut self) -> Result<DomainTick, Failure> {
         if !std::mem::replace(&mut self.first, false) {
             thread::sleep(self.interval);
         }
@@ -96,7 +101,7 @@ impl Asking {
     }
 }
 
-impl Drop for Asking {
+impl Drop for DomainPoller {
     fn drop(&mut self) {
         // The daemon forgets it with the connection otherwise.
         let _ = self.client.oneway(CancelSpan { span: std::mem::take(&mut self.span) });

@@ -11,41 +11,41 @@ use std::process::{Child, Command as Process, ExitStatus};
 use rustix::io::Errno;
 use rustix::process::{Pid, WaitId, WaitIdOptions, waitid};
 
-use super::signal_ffi::Forwarding;
+use super::signal_ffi::SignalForwarder;
 use crate::clock::monotonic_ns;
 
 /// What shells give for a command that is not there.
-const NOT_FOUND: u8 = 127;
+const STATUS_NOT_FOUND: u8 = 127;
 
 /// What shells give for a command that cannot be executed.
-const NOT_EXECUTABLE: u8 = 126;
+const STATUS_NOT_EXECUTABLE: u8 = 126;
 
 /// What shells add to the number of the signal that ended a command.
-const BY_SIGNAL: u8 = 128;
+const SIGNAL_STATUS_BASE: u8 = 128;
 
 /// How a command ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Ended {
+pub enum ChildExit {
     /// With this exit status.
-    Exit(u8),
+    Exited(u8),
     /// By this signal.
-    Signal(u8),
+    Signaled(u8),
 }
 
-impl Ended {
+impl ChildExit {
     /// The status that a shell would give.
-    pub fn status(self) -> u8 {
+    pub fn shell_status(self) -> u8 {
         match self {
-            Ended::Exit(code) => code,
-            Ended::Signal(number) => BY_SIGNAL.saturating_add(number),
+            ChildExit::Exited(code) => code,
+            ChildExit::Signaled(number) => SIGNAL_STATUS_BASE.saturating_add(number),
         }
     }
 
     fn of(status: ExitStatus) -> Self {
         let byte = |number: i32| u8::try_from(number).unwrap_or(u8::MAX);
         match (status.code(), status.signal()) {
-            (Some(code), _) => Ended::Exit(byte(code)),
-            (None, signal) => Ended::Signal(signal.map_or(0, byte)),
+            (Some(code), _) => ChildExit::Exited(byte(code)),
+            (None, signal) => ChildExit::Signaled(signal.map_or(0, byte)),
         }
     }
 }
@@ -53,45 +53,49 @@ impl Ended {
 /// Why a command did not start.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot run {program:?}: {reason}")]
-pub struct NotStarted {
+pub struct StartCommandError {
     program: OsString,
     reason: io::Error,
 }
 
-impl NotStarted {
+impl StartCommandError {
     /// The status that a shell would give.
-    pub fn status(&self) -> u8 {
-        if self.reason.kind() == io::ErrorKind::NotFound { NOT_FOUND } else { NOT_EXECUTABLE }
+    pub fn shell_status(&self) -> u8 {
+        if self.reason.kind() == io::ErrorKind::NotFound { STATUS_NOT_FOUND } else { STATUS_NOT_EXECUTABLE }
     }
 }
 
 /// One run of a command.
 #[derive(Debug, Clone, Copy)]
-pub struct Ran {
+pub struct CommandRun {
     /// Just before it was started.
-    pub began_ns: u64,
+    pub started_ns: u64,
     /// Just after it was seen to have ended.
     pub ended_ns: u64,
     /// How it ended.
-    pub ended: Ended,
+    pub exit: ChildExit,
 }
 
 /// Runs `words` (program first) to its end, and passes signals on to it meanwhile.
-pub fn run(words: &[OsString], signals: &Forwarding) -> Result<Ran, NotStarted> {
-    let (program, arguments) = words.split_first().map_or((OsString::new(), words), |(p, a)| (p.clone(), a));
-    let began_ns = monotonic_ns();
+pub fn run_command(
+    command_line: &[OsString],
+    signals: &SignalForwarder,
+) -> Result<CommandRun, StartCommandError> {
+    let (program, arguments) =
+        command_line.split_first().map_or((OsString::new(), command_line), |(p, a)| (p.clone(), a));
+    let started_ns = monotonic_ns();
     let mut child = match Process::new(&program).args(arguments).spawn() {
         Ok(child) => child,
-        Err(reason) => return Err(NotStarted { program, reason }),
+        Err(reason) => return Err(StartCommandError { program, reason }),
     };
     let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
-    signals.to(pid);
+    signals.set_target(pid);
     if let Some(pid) = pid {
         wait_unreaped(pid);
     }
     let ended_ns = monotonic_ns();
-    signals.to(None);
-    Ok(Ran { began_ns, ended_ns, ended: reap(&mut child) })
+    signals.set_target(None);
+    Ok(CommandRun { started_ns, ended_ns, exit: reap(&mut child) })
 }
 
 /// Returns when `pid` has ended, and leaves it unreaped, so that a signal on its way cannot hit another process of the
@@ -101,7 +105,7 @@ fn wait_unreaped(pid: Pid) {
     while waitid(WaitId::Pid(pid), options).is_err_and(|error| error == Errno::INTR) {}
 }
 
-fn reap(child: &mut Child) -> Ended {
+fn reap(child: &mut Child) -> ChildExit {
     // Fails only for a child that somebody else reaped, and nobody else is in this process.
-    child.wait().map_or(Ended::Signal(0), Ended::of)
+    child.wait().map_or(ChildExit::Signaled(0), ChildExit::of)
 }

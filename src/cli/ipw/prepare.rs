@@ -7,10 +7,10 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::super::ending::{FAILURE, Trouble};
-use super::super::reach::{Reach, may_open_spans, something_to_measure};
-use super::super::{Meter, say};
-use super::run::Arguments;
+use super::super::connect::{MeterConnector, ensure_measurable, ensure_span_access};
+use super::super::exit_status::{CliError, FAILURE};
+use super::super::{MeterOptions, eprint_message};
+use super::run::IpwRunArgs;
 use crate::clock::unix_ns;
 use crate::domain::Liveness;
 use crate::http::Body;
@@ -24,7 +24,7 @@ use crate::ipw::settings::{Conduct, as_begun, settings};
 use crate::protocol::{DomainStatus, Info};
 
 /// A run about to ask.
-pub struct Begun {
+pub struct PreparedRun {
     /// How the server is asked.
     pub asking: Asking,
     /// Connections to it.
@@ -32,7 +32,7 @@ pub struct Begun {
     /// How it goes about its questions.
     pub conduct: Conduct,
     /// The meter, if there is one, and what it said of itself.
-    pub metered: Option<(Arc<Reach>, Info)>,
+    pub meter: Option<(Arc<MeterConnector>, Info)>,
     /// Where rows go.
     pub directory: RunDir,
     /// What the run is.
@@ -42,137 +42,146 @@ pub struct Begun {
 }
 
 /// A new run, with its directory.
-pub async fn begun(meter: &Meter, asked: &Arguments) -> Result<Begun, Trouble> {
-    let (asking, pool) = asked.server.reach().await?;
-    let metered = metered(meter, asked)?;
-    let pace = asked.rate.map_or(Pace::AtOnce(asked.concurrency as usize), Pace::PerSecond);
-    let conduct = Conduct { pace, warm_up: asked.warm_up, retries: asked.retries };
-    let questions = questions(asked)?;
+pub async fn prepare_new(options: &MeterOptions, args: &IpwRunArgs) -> Result<PreparedRun, CliError> {
+    let (asking, pool) = args.server.connect().await?;
+    let meter = connect_meter(options, args)?;
+    let pace = args.rate.map_or(Pace::AtOnce(args.concurrency as usize), Pace::PerSecond);
+    let conduct = Conduct { pace, warm_up: args.warm_up, retries: args.retries };
+    let questions = load_questions(args)?;
     let (domains, not_live) =
-        metered.as_ref().map_or_else(Default::default, |(_, info)| scope::domains_of_run(info));
+        meter.as_ref().map_or_else(Default::default, |(_, info)| scope::domains_of_run(info));
     for (name, reason) in &not_live {
-        say(&format!("{name} is not live and is no part of the run: {reason}"));
+        eprint_message(&format!("{name} is not live and is no part of the run: {reason}"));
     }
     let manifest = Manifest {
         version: VERSION,
-        label: asked.label.clone().unwrap_or_else(|| asking.model.clone()),
+        label: args.label.clone().unwrap_or_else(|| asking.model.clone()),
         model: asking.model.clone(),
         server: asking.target.to_string(),
         settings: settings(&asking, conduct),
-        questions: asked.questions.as_ref().map_or("built in".into(), |file| file.display().to_string()),
+        questions: args.questions.as_ref().map_or("built in".into(), |file| file.display().to_string()),
         fingerprint: question::fingerprint(&questions),
         count: questions.len(),
-        repeats: asked.repeats,
-        machine: machine(),
-        meter: metered
-            .as_ref()
-            .map_or(NO_METER.into(), |(reach, info)| format!("{} {}", reach.named().kind, info.version)),
+        repeats: args.repeats,
+        machine: describe_machine(),
+        meter: meter.as_ref().map_or(NO_METER.into(), |(connector, info)| {
+            format!("{} {}", connector.description().kind, info.version)
+        }),
         idle: "as the meter learnt it or was told".into(),
         domains,
         not_live: Some(not_live),
         began_unix_ns: unix_ns(),
     };
-    let path = asked.out.clone().unwrap_or_else(|| usual_place(&manifest));
+    let path = args.out.clone().unwrap_or_else(|| default_run_dir(&manifest));
     let directory = RunDir::begin(&path, &manifest, &questions).map_err(anyhow::Error::from)?;
-    Ok(Begun { asking, pool, conduct, metered, directory, manifest, questions })
+    Ok(PreparedRun { asking, pool, conduct, meter, directory, manifest, questions })
 }
 
 /// A run goes on as it was begun: the same model, asked in the same way at the same pace, and the same machine. The server
 /// may have moved.
-pub async fn resumed(meter: &Meter, asked: &Arguments, path: &Path) -> Result<Begun, Trouble> {
+pub async fn prepare_resumed(
+    options: &MeterOptions,
+    args: &IpwRunArgs,
+    path: &Path,
+) -> Result<PreparedRun, CliError> {
     let (directory, manifest, questions) = RunDir::resume(path).map_err(anyhow::Error::from)?;
-    let mut server = asked.server.clone();
+    let mut server = args.server.clone();
     server.model = Some(manifest.model.clone());
     server.url = server.url.or_else(|| manifest.server.parse().ok());
-    let (mut asking, pool) = server.reach().await?;
+    let (mut asking, pool) = server.connect().await?;
     let conduct = as_begun(&manifest.settings, &mut asking).ok_or_else(|| {
         let file = path.join("run.json");
-        Trouble::new(FAILURE, format!("{}: its settings are not understood", file.display()))
+        CliError::new(FAILURE, format!("{}: its settings are not understood", file.display()))
     })?;
-    let metered = metered(meter, asked)?;
-    if let Some((_, info)) = &metered {
-        same_machine(&manifest, info)?;
+    let meter = connect_meter(options, args)?;
+    if let Some((_, info)) = &meter {
+        ensure_same_machine(&manifest, info)?;
     }
-    Ok(Begun { asking, pool, conduct, metered, directory, manifest, questions })
+    Ok(PreparedRun { asking, pool, conduct, meter, directory, manifest, questions })
 }
 
-fn metered(meter: &Meter, asked: &Arguments) -> Result<Option<(Arc<Reach>, Info)>, Trouble> {
-    let found = Reach::patient(meter).and_then(|(reach, client)| {
+fn connect_meter(
+    options: &MeterOptions,
+    args: &IpwRunArgs,
+) -> Result<Option<(Arc<MeterConnector>, Info)>, CliError> {
+    let found = MeterConnector::open_with_long_horizon(options).and_then(|(connector, client)| {
         let info = client.info()?;
-        may_open_spans(&info)?;
-        something_to_measure(&info)?;
-        reach.tell();
-        Ok((Arc::new(reach), info))
+        ensure_span_access(&info)?;
+        ensure_measurable(&info)?;
+        connector.print_fallback_notice();
+        Ok((Arc::new(connector), info))
     });
     match found {
         Ok(found) => Ok(Some(found)),
-        Err(trouble) if asked.without_meter => {
-            say(&format!("{trouble}; going on without energies"));
+        Err(error) if args.without_meter => {
+            eprint_message(&format!("{error}; going on without energies"));
             Ok(None)
         }
-        Err(trouble) => {
-            say("without a meter there is no figure per watt; --without-meter asks all the same");
-            Err(trouble)
+        Err(error) => {
+            eprint_message("without a meter there is no figure per watt; --without-meter asks all the same");
+            Err(error)
         }
     }
 }
 
-fn questions(asked: &Arguments) -> Result<Vec<Question>, Trouble> {
-    let mut questions = match &asked.questions {
+fn load_questions(args: &IpwRunArgs) -> Result<Vec<Question>, CliError> {
+    let mut questions = match &args.questions {
         None => question::starter(),
         Some(path) => {
             let file = std::fs::File::open(path)
-                .map_err(|cause| Trouble::new(FAILURE, format!("{}: {cause}", path.display())))?;
+                .map_err(|cause| CliError::new(FAILURE, format!("{}: {cause}", path.display())))?;
             let name = path.display().to_string();
             question::parse(&name, std::io::BufReader::new(file)).map_err(anyhow::Error::from)?
         }
     };
-    questions.truncate(asked.limit.map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX)));
+    questions.truncate(args.limit.map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX)));
     Ok(questions)
 }
 
 /// A resumed run goes on only on the machine whose domains its rows have. One that is not live by now, or that was not when the
 /// run began, is no other machine.
-fn same_machine(manifest: &Manifest, info: &Info) -> Result<(), Trouble> {
+fn ensure_same_machine(manifest: &Manifest, info: &Info) -> Result<(), CliError> {
     let names = |names: Vec<&str>| if names.is_empty() { "none at all".into() } else { names.join(", ") };
-    let is_here = |of: &scope::Meter| {
-        let same = |it: &&DomainStatus| (&it.name, it.kind, &it.source) == (&of.name, of.kind, &of.source);
+    let is_here = |expected: &scope::Meter| {
+        let same = |domain: &&DomainStatus| {
+            (&domain.name, domain.kind, &domain.source) == (&expected.name, expected.kind, &expected.source)
+        };
         info.domains.iter().any(|domain| same(&domain))
     };
-    let was_here = |of: &DomainStatus| {
-        let listed = manifest.domains.iter().any(|it| it.name == of.name);
-        listed || manifest.not_live.as_ref().is_some_and(|others| others.contains_key(&of.name))
+    let was_here = |domain: &DomainStatus| {
+        let listed = manifest.domains.iter().any(|it| it.name == domain.name);
+        listed || manifest.not_live.as_ref().is_some_and(|others| others.contains_key(&domain.name))
     };
     let live = || info.domains.iter().filter(|domain| domain.liveness == Liveness::Live);
-    let wrong = if !manifest.domains.iter().all(is_here) || !live().all(was_here) {
+    let mismatch = if !manifest.domains.iter().all(is_here) || !live().all(was_here) {
         format!(
             "the run was begun with the domains {}, and here are {}",
             names(manifest.domains.iter().map(|domain| domain.name.as_str()).collect()),
             names(live().map(|domain| domain.name.as_str()).collect())
         )
-    } else if hardware(&manifest.machine) != hardware(&machine()) {
-        format!("the run was begun on {}, and this is {}", manifest.machine, machine())
+    } else if without_system_release(&manifest.machine) != without_system_release(&describe_machine()) {
+        format!("the run was begun on {}, and this is {}", manifest.machine, describe_machine())
     } else {
         return Ok(());
     };
-    Err(Trouble::new(FAILURE, format!("{wrong}; begin another run here (-o DIRECTORY)")))
+    Err(CliError::new(FAILURE, format!("{mismatch}; begin another run here (-o DIRECTORY)")))
 }
 
 /// What does not change with an update of the system.
-fn hardware(machine: &str) -> &str {
+fn without_system_release(machine: &str) -> &str {
     machine.split_once(", ").map_or(machine, |(_, hardware)| hardware)
 }
 
-fn usual_place(manifest: &Manifest) -> PathBuf {
+fn default_run_dir(manifest: &Manifest) -> PathBuf {
     let last = manifest.label.rsplit('/').next().unwrap_or_default();
-    let word: String =
+    let name: String =
         last.chars().map(|c| if c.is_ascii_alphanumeric() || "._-".contains(c) { c } else { '-' }).collect();
-    let word = word.trim_start_matches('.').chars().take(60).collect::<String>();
-    Path::new("runs").join(format!("{word}-{}", manifest.began_unix_ns / 1_000_000_000))
+    let name = name.trim_start_matches('.').chars().take(60).collect::<String>();
+    Path::new("runs").join(format!("{name}-{}", manifest.began_unix_ns / 1_000_000_000))
 }
 
 /// The machine in words: system, processor.
-fn machine() -> String {
+fn describe_machine() -> String {
     let name = rustix::system::uname();
     let part = |text: &std::ffi::CStr| text.to_string_lossy().into_owned();
     let processors = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();

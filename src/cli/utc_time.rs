@@ -8,20 +8,20 @@ use crate::clock;
 ///
 /// # Errors
 /// What would have been understood.
-pub fn instant(word: &str, now_ns: u64) -> Result<u64, String> {
-    ago(word).map(|ago_ns| now_ns.saturating_sub(ago_ns)).or_else(|| date(word)).ok_or_else(|| {
+pub fn parse_instant(text: &str, now_ns: u64) -> Result<u64, String> {
+    parse_age(text).map(|ago_ns| now_ns.saturating_sub(ago_ns)).or_else(|| parse_date_time(text)).ok_or_else(|| {
         "give how long ago (90s, 15m, 2h, 7d), or a day or an instant in UTC (2026-11-22, 2026-11-22T10:30:00Z)"
             .to_owned()
     })
 }
 
 /// For the command line.
-pub fn parse(word: &str) -> Result<u64, String> {
-    instant(word, clock::unix_ns())
+pub fn parse_since(text: &str) -> Result<u64, String> {
+    parse_instant(text, clock::unix_ns())
 }
 
-fn ago(word: &str) -> Option<u64> {
-    let (digits, unit) = word.split_at_checked(word.len().checked_sub(1)?)?;
+fn parse_age(text: &str) -> Option<u64> {
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
     let seconds: u64 = match unit {
         "s" => 1,
         "m" => 60,
@@ -32,51 +32,51 @@ fn ago(word: &str) -> Option<u64> {
     digits.parse::<u64>().ok()?.checked_mul(seconds)?.checked_mul(1_000_000_000)
 }
 
-fn date(word: &str) -> Option<u64> {
-    let word = word.strip_suffix('Z').unwrap_or(word);
+fn parse_date_time(text: &str) -> Option<u64> {
+    let word = text.strip_suffix('Z').unwrap_or(text);
     let (day, time) = word.split_once(['T', ' ']).unwrap_or((word, "00:00:00"));
     let mut day = day.split('-').map(|part| part.parse::<u64>().ok());
     let (year, month, day_of_month) = (day.next()??, day.next()??, day.next()??);
     let mut time = time.split(':').map(|part| part.parse::<u64>().ok());
     let (hour, minute, second) = (time.next()??, time.next()??, time.next().unwrap_or(Some(0))?);
-    let sound = (1970..=9999).contains(&year)
+    let is_valid = (1970..=9999).contains(&year)
         && (1..=12).contains(&month)
         && (1..=31).contains(&day_of_month)
         && hour < 24
         && minute < 60
         && second < 60;
-    let days = days_before(year, month) + day_of_month.checked_sub(1)?;
+    let days = days_since_epoch(year, month) + day_of_month.checked_sub(1)?;
     let seconds = ((days * 24 + hour) * 60 + minute) * 60 + second;
-    if sound { seconds.checked_mul(1_000_000_000) } else { None }
+    if is_valid { seconds.checked_mul(1_000_000_000) } else { None }
 }
 
 /// Days from 1970 to the first of a month of the Gregorian calendar.
-fn days_before(year: u64, month: u64) -> u64 {
-    const BEFORE: [u64; 12] = [0, 31, 59, 90, 120, 151, 181, 212, 243, 273, 304, 334];
+fn days_since_epoch(year: u64, month: u64) -> u64 {
+    const DAYS_BEFORE_MONTH: [u64; 12] = [0, 31, 59, 90, 120, 151, 181, 212, 243, 273, 304, 334];
     let leaps = |years: u64| years / 4 - years / 100 + years / 400;
     let year = year.clamp(1970, 9999);
     let is_leap = leaps(year) > leaps(year - 1);
-    let ahead = u64::from(is_leap && month > 2);
+    let leap_day = u64::from(is_leap && month > 2);
     let month = usize::try_from(month.clamp(1, 12)).unwrap_or(1);
-    (year - 1970) * 365 + leaps(year - 1) - leaps(1969) + BEFORE[month - 1] + ahead
+    (year - 1970) * 365 + leaps(year - 1) - leaps(1969) + DAYS_BEFORE_MONTH[month - 1] + leap_day
 }
 
 /// The day of an instant, as `2026-11-22`, in UTC.
-pub fn day(unix_ns: u64) -> String {
+pub fn format_date(unix_ns: u64) -> String {
     let days = unix_ns / 86_400_000_000_000;
     let mut year = 1970 + days / 366;
-    while days_before(year + 1, 1) <= days {
+    while days_since_epoch(year + 1, 1) <= days {
         year += 1;
     }
-    let month = (1..=12).rev().find(|month| days_before(year, *month) <= days).unwrap_or(1);
-    format!("{year:04}-{month:02}-{:02}", days - days_before(year, month) + 1)
+    let month = (1..=12).rev().find(|month| days_since_epoch(year, *month) <= days).unwrap_or(1);
+    format!("{year:04}-{month:02}-{:02}", days - days_since_epoch(year, month) + 1)
 }
 
 /// An instant as `2026-11-22T10:30:00.123Z` (RFC 3339, UTC).
-pub fn rfc3339(unix_ns: u64) -> String {
+pub fn format_rfc3339(unix_ns: u64) -> String {
     let (seconds, milliseconds) = (unix_ns / 1_000_000_000 % 86_400, unix_ns / 1_000_000 % 1000);
     let (hour, minute, second) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
-    format!("{}T{hour:02}:{minute:02}:{second:02}.{milliseconds:03}Z", day(unix_ns))
+    format!("{}T{hour:02}:{minute:02}:{second:02}.{milliseconds:03}Z", format_date(unix_ns))
 }
 
 #[cfg(test)]
@@ -86,8 +86,8 @@ mod tests {
     const NOW_NS: u64 = 1_763_000_000_000_000_000;
 
     #[test]
-    fn ages_days_and_instants_are_understood_and_nothing_else() {
-        let seconds = |word: &str| instant(word, NOW_NS).map(|ns| ns / 1_000_000_000);
+    fn ages_dates_and_instants_are_parsed_and_nothing_else() {
+        let seconds = |word: &str| parse_instant(word, NOW_NS).map(|ns| ns / 1_000_000_000);
         assert_eq!(seconds("90s"), Ok(1_763_000_000 - 90));
         assert_eq!(seconds("2h"), Ok(1_763_000_000 - 7200));
         assert_eq!(seconds("7d"), Ok(1_763_000_000 - 7 * 86_400));
@@ -102,12 +102,12 @@ mod tests {
     }
 
     #[test]
-    fn the_day_of_an_instant_reads_back_as_its_beginning() {
+    fn a_formatted_date_parses_back_to_the_start_of_the_day() {
         for days in (0..40_000).step_by(7) {
             let ns = days * 86_400_000_000_000;
-            assert_eq!(instant(&day(ns + 5), NOW_NS), Ok(ns), "{}", day(ns));
+            assert_eq!(parse_instant(&format_date(ns + 5), NOW_NS), Ok(ns), "{}", format_date(ns));
         }
-        assert_eq!(day(NOW_NS), "2025-11-13");
-        assert_eq!(rfc3339(NOW_NS + 45_678_999), "2025-11-13T02:13:20.045Z");
+        assert_eq!(format_date(NOW_NS), "2025-11-13");
+        assert_eq!(format_rfc3339(NOW_NS + 45_678_999), "2025-11-13T02:13:20.045Z");
     }
 }

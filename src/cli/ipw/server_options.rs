@@ -6,20 +6,20 @@ use std::time::Duration;
 
 use http_body_util::{BodyExt, Limited};
 
-use super::super::ending::{FAILURE, Trouble};
+use super::super::exit_status::{CliError, FAILURE};
 use crate::http::dial::{Pool, Settings, pool};
 use crate::http::{Body, Target};
 use crate::ipw::ask::{Api, Asking, LONGEST_ANSWER_S, first_model};
 
 /// Where servers listen as a rule.
-const USUAL: &str = "http://127.0.0.1:8000/v1";
+const DEFAULT_URL: &str = "http://127.0.0.1:8000/v1";
 
 /// The environment variable that has the server's key, unless the user names another.
-pub const KEY_VARIABLE: &str = "OPENAI_API_KEY";
+pub const DEFAULT_KEY_VARIABLE: &str = "OPENAI_API_KEY";
 
 /// Which server, and how it is asked.
 #[derive(Debug, Clone, clap::Args)]
-pub struct Server {
+pub struct ServerOptions {
     /// The server's base URL, as its users write it (OpenAI's interfaces: with /v1) [default: http://127.0.0.1:8000/v1,
     /// or the server of the run that goes on]
     #[arg(long, value_name = "URL")]
@@ -31,7 +31,7 @@ pub struct Server {
     #[arg(long, value_name = "NAME")]
     pub model: Option<String>,
     /// Take the key from this environment variable
-    #[arg(long, value_name = "VARIABLE", default_value = KEY_VARIABLE)]
+    #[arg(long, value_name = "VARIABLE", default_value = DEFAULT_KEY_VARIABLE)]
     pub key_from: String,
     /// The most tokens of an answer
     #[arg(long, value_name = "N", default_value_t = 512)]
@@ -56,18 +56,18 @@ pub struct Server {
     pub timeout: u64,
 }
 
-impl Server {
+impl ServerOptions {
     /// How it is asked, and connections to it. Asks the server for its models where none was named.
-    pub async fn reach(&self) -> Result<(Asking, Pool<Body>), Trouble> {
+    pub async fn connect(&self) -> Result<(Asking, Pool<Body>), CliError> {
         let url = match &self.url {
             Some(url) => url.clone(),
-            None => USUAL.parse().expect("it is a URL"),
+            None => DEFAULT_URL.parse().expect("it is a URL"),
         };
         let pool = pool(&url, Settings::default())
-            .map_err(|cause| Trouble::new(FAILURE, format!("{url}: {cause}")))?;
+            .map_err(|cause| CliError::new(FAILURE, format!("{url}: {cause}")))?;
         let seed = match self.seed.as_str() {
             "-" => None,
-            seed => Some(seed.parse().map_err(|_| Trouble::new(2, "--seed takes a whole number, or -"))?),
+            seed => Some(seed.parse().map_err(|_| CliError::new(2, "--seed takes a whole number, or -"))?),
         };
         let mut asking = Asking {
             target: url,
@@ -83,11 +83,11 @@ impl Server {
             timeout: Duration::from_secs(self.timeout),
         };
         if self.model.is_none() {
-            asking.model = named(&asking, &pool).await.map_err(|why| {
-                Trouble::new(
+            asking.model = first_listed_model(&asking, &pool).await.map_err(|reason| {
+                CliError::new(
                     FAILURE,
                     format!(
-                        "{}: {why}; is the server up? (--url, --api, --model name another)",
+                        "{}: {reason}; is the server up? (--url, --api, --model name another)",
                         asking.target
                     ),
                 )
@@ -97,8 +97,8 @@ impl Server {
     }
 }
 
-async fn named(asking: &Asking, pool: &Pool<Body>) -> Result<String, String> {
-    let request = asking.models().map_err(|wrong| wrong.to_string())?;
+async fn first_listed_model(asking: &Asking, pool: &Pool<Body>) -> Result<String, String> {
+    let request = asking.models().map_err(|error| error.to_string())?;
     let reply = tokio::time::timeout(Duration::from_secs(15), pool.request(request)).await;
     let reply =
         reply.map_err(|_| "no answer within 15 s")?.map_err(|cause| {

@@ -19,10 +19,10 @@ pub const NO_COUNTER: u8 = 3;
 /// The daemon that was named, or that is needed, does not answer.
 pub const UNREACHABLE: u8 = 4;
 /// The daemon answers, and this user may not know.
-pub const DENIED: u8 = 5;
+pub const PERMISSION_DENIED: u8 = 5;
 
 /// What `--help` and the manual say of it.
-pub const TABLE: &str = "\
+pub const EXIT_STATUS_HELP: &str = "\
 Exit status:
   0    all went well
   1    something failed
@@ -35,7 +35,7 @@ Exit status:
 `wattspan run` gives the command's own status instead.";
 
 /// What the help of `run` says of it.
-pub const OF_RUN: &str = "\
+pub const RUN_EXIT_STATUS_HELP: &str = "\
 Exit status: the command's own; 128+N where signal N ended it, 127 where it was
 not found, 126 where it could not be executed. Where the meter cannot be used
 the command is not started, and the status is 1 to 5 as `wattspan --help` tells.
@@ -47,7 +47,7 @@ command's own output, on standard error.";
 
 /// How a user comes to more access, with commands that this system can carry out. Not from the daemon's configuration,
 /// which this user may not be able to read.
-fn remedy_of_denied() -> String {
+fn permission_denied_hint() -> String {
     let Groups { span_group, telemetry_group, .. } = Groups::default();
     let restart = if group_exists(&span_group) { "" } else { ", restart wattspand" };
     format!(
@@ -61,59 +61,59 @@ fn remedy_of_denied() -> String {
 
 /// Why the program ends before it is done.
 #[derive(Debug)]
-pub struct Trouble {
+pub struct CliError {
     /// The exit status.
     pub status: u8,
     cause: anyhow::Error,
 }
 
-impl Trouble {
+impl CliError {
     /// Trouble with this exit status.
     pub fn new(status: u8, cause: impl fmt::Display) -> Self {
-        Trouble { status, cause: anyhow::anyhow!("{cause}") }
+        CliError { status, cause: anyhow::anyhow!("{cause}") }
     }
 
     /// Nothing to tell: whoever was reading has heard enough (`wattspan read | head -1`).
-    pub fn is_closed_pipe(&self) -> bool {
+    pub fn is_broken_pipe(&self) -> bool {
         let kind = self.cause.downcast_ref::<io::Error>().map(io::Error::kind);
         kind == Some(io::ErrorKind::BrokenPipe)
     }
 }
 
-impl fmt::Display for Trouble {
+impl fmt::Display for CliError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:#}", self.cause)
     }
 }
 
-impl From<Failure> for Trouble {
-    fn from(failure: Failure) -> Self {
-        let status = match &failure {
+impl From<Failure> for CliError {
+    fn from(error: Failure) -> Self {
+        let status = match &error {
             Failure::Unreachable { .. } => UNREACHABLE,
-            denied if denied.is_denied() => DENIED,
+            error if error.is_denied() => PERMISSION_DENIED,
             _ => FAILURE,
         };
         let cause = match status {
-            DENIED => anyhow::anyhow!("{failure}; {}", remedy_of_denied()),
-            _ => failure.into(),
+            PERMISSION_DENIED => anyhow::anyhow!("{error}; {}", permission_denied_hint()),
+            _ => error.into(),
         };
-        Trouble { status, cause }
+        CliError { status, cause }
     }
 }
 
-impl From<anyhow::Error> for Trouble {
+impl From<anyhow::Error> for CliError {
     fn from(cause: anyhow::Error) -> Self {
-        Trouble { status: FAILURE, cause }
+        CliError { status: FAILURE, cause }
     }
 }
 
-impl From<io::Error> for Trouble {
+impl From<io::Error> for CliError {
     fn from(cause: io::Error) -> Self {
-        Trouble { status: FAILURE, cause: cause.into() }
+        CliError { status: FAILURE, cause: cause.into() }
     }
 }
 
-impl From<serde_json::Error> for Trouble {
+impl From<serde_json::Error> for CliError {
     fn from(cause: serde_json::Error) -> Self {
         io::Error::from(cause).into()
     }
@@ -124,18 +124,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_member_of_the_telemetry_group_alone_is_told_that_it_needs_both() {
+    fn the_hint_for_a_member_of_the_telemetry_group_alone_names_both_groups() {
         // The socket has one group, so that this is all that such a member sees of it.
-        let trouble = Trouble::from(Failure::KeptOut { path: "/run/wattspan/wattspan.sock".into() });
-        assert_eq!(trouble.status, DENIED);
-        let told = trouble.to_string();
-        assert!(told.contains("need wattspan-telemetry as well as wattspan"), "{told}");
+        let error = CliError::from(Failure::KeptOut { path: "/run/wattspan/wattspan.sock".into() });
+        assert_eq!(error.status, PERMISSION_DENIED);
+        let message = error.to_string();
+        assert!(message.contains("need wattspan-telemetry as well as wattspan"), "{message}");
         assert!(
-            told.contains("usermod -aG wattspan,wattspan-telemetry USER") || cfg!(target_os = "macos"),
-            "{told}"
+            message.contains("usermod -aG wattspan,wattspan-telemetry USER") || cfg!(target_os = "macos"),
+            "{message}"
         );
         // A group is named to usermod only where it exists, or after the command that creates it.
-        let creates = told.contains("groupadd --system wattspan &&");
-        assert!(creates != group_exists("wattspan") || cfg!(target_os = "macos"), "{told}");
+        let creates = message.contains("groupadd --system wattspan &&");
+        assert!(creates != group_exists("wattspan") || cfg!(target_os = "macos"), "{message}");
     }
 }

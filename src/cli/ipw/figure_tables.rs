@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use super::super::table::{Table, figures, words};
+use super::super::table::{TextTable, number_column, text_column};
 use super::super::terminal::{Terminal, printable};
 use crate::domain::Grade;
 use crate::ipw::compare::Difference;
@@ -17,15 +17,15 @@ use crate::ipw::settings::pace;
 use crate::ipw::spread::Spread;
 
 /// Which energies are counted, and how far they can be trusted.
-pub fn energies(scope: Scope, idle: Idle, grade: Option<Grade>, simulated: bool) -> String {
-    let grade = grade.map_or("of unknown grade", super::super::report::grade);
+pub fn describe_energies(scope: Scope, idle: Idle, grade: Option<Grade>, simulated: bool) -> String {
+    let grade = grade.map_or("of unknown grade", super::super::account_report::grade_name);
     let simulated = if simulated { ", simulated" } else { "" };
     format!("{}, {}, energy {grade}{simulated}", scope.title(), idle.title())
 }
 
 /// What the figures are of, in a line.
-pub fn basis(figures: &Figures) -> String {
-    let basis = energies(figures.scope, figures.idle, figures.grade, figures.simulated);
+pub fn describe_basis(figures: &Figures) -> String {
+    let basis = describe_energies(figures.scope, figures.idle, figures.grade, figures.simulated);
     let error = figures.energy_error_j.map_or_else(
         || "the meter gave no guaranteed error".to_owned(),
         |error| {
@@ -42,7 +42,7 @@ pub fn basis(figures: &Figures) -> String {
 }
 
 /// IPW and IPJ in a line, or why there is no energy, with the accuracy all the same.
-pub fn headline(report: &Report) -> String {
+pub fn format_headline(report: &Report) -> String {
     let all = &report.all;
     if let Some(reason) = &report.no_energy {
         let accuracy = with_interval(all.accuracy.as_ref(), 100.0, " %");
@@ -68,71 +68,71 @@ pub fn headline(report: &Report) -> String {
 }
 
 /// What two runs differ in, a line each.
-pub fn differing(first: &str, other: &str, differs: &[Difference]) -> String {
-    let line = |it: &Difference| {
+pub fn format_differences(first: &str, other: &str, differs: &[Difference]) -> String {
+    let line = |difference: &Difference| {
         format!(
             "\n  {}: {} has {}, {} has {}",
-            it.what,
+            difference.what,
             printable(first),
-            printable(&it.first),
+            printable(&difference.first),
             printable(other),
-            printable(&it.other)
+            printable(&difference.other)
         )
     };
     differs.iter().map(line).collect()
 }
 
 /// A scope and what it does with idle power, with its grade, for a row's name.
-pub fn scope(figures: &Figures) -> String {
+pub fn scope_label(figures: &Figures) -> String {
     let idle = match figures.idle {
         Idle::Included => "with idle",
         Idle::Excluded => "without idle",
     };
-    let grade = figures.grade.map_or("unknown grade", super::super::report::grade);
+    let grade = figures.grade.map_or("unknown grade", super::super::account_report::grade_name);
     let simulated = if figures.simulated { ", simulated" } else { "" };
     format!("{}, {idle}, {grade}{simulated}", figures.scope.title())
 }
 
 /// How quantities spread over the queries, a row each.
-pub fn spreads(all: &BTreeMap<&'static str, Spread>, terminal: Terminal) -> String {
-    let mut heads = vec![words("SPREAD")];
-    heads.extend(["QUERIES", "MEAN", "5 %", "50 %", "95 %", "99 %", "MOST"].map(figures));
-    let mut table = Table::new(heads);
-    for (name, of) in all {
-        let values = [of.mean, of.p5, of.p50, of.p95, of.p99, of.most];
-        let mut cells = vec![quantity(name), of.count.to_string()];
+pub fn spread_table(all: &BTreeMap<&'static str, Spread>, terminal: Terminal) -> String {
+    let mut columns = vec![text_column("SPREAD")];
+    columns.extend(["QUERIES", "MEAN", "5 %", "50 %", "95 %", "99 %", "MOST"].map(number_column));
+    let mut table = TextTable::new(columns);
+    for (name, spread) in all {
+        let values = [spread.mean, spread.p5, spread.p50, spread.p95, spread.p99, spread.most];
+        let mut cells = vec![quantity(name), spread.count.to_string()];
         cells.extend(values.map(digits));
-        table.row(cells);
+        table.add_row(cells);
     }
-    table.draw(terminal)
+    table.render(terminal)
 }
 
 /// A table of figures, a row each.
-pub fn table(first: &'static str, rows: &[(String, &Figures)], terminal: Terminal) -> String {
-    let heads = [
-        words(first),
-        figures("COVERED"),
-        figures("ACCURACY"),
-        figures("ENERGY"),
-        figures("POWER"),
-        figures("ATTRIBUTED"),
-        figures("IPW 1/W"),
-        figures("IPJ 1/J"),
-        figures("TOKENS/J"),
+pub fn figure_table(first: &'static str, rows: &[(String, &Figures)], terminal: Terminal) -> String {
+    let columns = [
+        text_column(first),
+        number_column("COVERED"),
+        number_column("ACCURACY"),
+        number_column("ENERGY"),
+        number_column("POWER"),
+        number_column("ATTRIBUTED"),
+        number_column("IPW 1/W"),
+        number_column("IPJ 1/J"),
+        number_column("TOKENS/J"),
     ];
-    let mut table = Table::new(heads);
-    for (name, of) in rows {
-        table.row(vec![
+    let mut table = TextTable::new(columns);
+    for (name, figures_of_row) in rows {
+        table.add_row(vec![
             printable(name),
-            format!("{}/{}", of.covered, of.asked),
-            with_interval(of.accuracy.as_ref(), 100.0, " %"),
-            with_interval(of.energy_j.as_ref(), 1.0, " J"),
-            with_interval(of.power_w.as_ref(), 1.0, " W"),
-            with_interval(of.attributed_power_w.as_ref(), 1.0, " W"),
-            with_interval(of.per_watt.as_ref(), 1.0, ""),
-            with_interval(of.per_joule.as_ref(), 1.0, ""),
-            with_interval(of.tokens_per_joule.as_ref(), 1.0, ""),
+            format!("{}/{}", figures_of_row.covered, figures_of_row.asked),
+            with_interval(figures_of_row.accuracy.as_ref(), 100.0, " %"),
+            with_interval(figures_of_row.energy_j.as_ref(), 1.0, " J"),
+            with_interval(figures_of_row.power_w.as_ref(), 1.0, " W"),
+            with_interval(figures_of_row.attributed_power_w.as_ref(), 1.0, " W"),
+            with_interval(figures_of_row.per_watt.as_ref(), 1.0, ""),
+            with_interval(figures_of_row.per_joule.as_ref(), 1.0, ""),
+            with_interval(figures_of_row.tokens_per_joule.as_ref(), 1.0, ""),
         ]);
     }
-    table.draw(terminal)
+    table.render(terminal)
 }
