@@ -13,12 +13,12 @@ use std::time::Instant;
 mod table;
 
 use wattspan::domain::{Grade, Kind};
-use wattspan::ipw::metric::Terms;
-use wattspan::ipw::report::{Prices, Report};
-use wattspan::ipw::row::{Energy, Part, Row};
-use wattspan::ipw::run_dir::{Manifest, VERSION};
-use wattspan::ipw::scope::{Idle, Meter, Scope};
-use wattspan::ipw::table::Table;
+use wattspan::ipw::metrics::MetricOptions;
+use wattspan::ipw::report::{EnergyPrices, Report};
+use wattspan::ipw::row::{DomainEnergy, QueryEnergy, QueryRow};
+use wattspan::ipw::run_dir::{FORMAT_VERSION, Manifest};
+use wattspan::ipw::scope::{IdlePolicy, RunDomain, Scope};
+use wattspan::ipw::table::RunTable;
 
 const MILLION: usize = 1_000_000;
 const SUBJECTS: [&str; 8] =
@@ -55,11 +55,11 @@ fn measured(rows: usize) -> Measured {
     let run = written(rows);
     forget_peak();
     let (began, used_s) = (Instant::now(), cpu_s());
-    let table = Table::read(&run).expect("the run was just written");
+    let table = RunTable::read(&run).expect("the run was just written");
     let read_s = began.elapsed().as_secs_f64();
     assert_eq!(table.columns.len(), rows);
-    let terms = Terms { scope: Scope::Host, idle: Idle::Included, seed: 0 };
-    let report = Report::of(&table, &terms, Prices::default());
+    let terms = MetricOptions { scope: Scope::Host, idle: IdlePolicy::Included, seed: 0 };
+    let report = Report::new(&table, &terms, EnergyPrices::default());
     let all_s = began.elapsed().as_secs_f64();
     assert_eq!((report.all.asked, report.subjects.len()), (rows, SUBJECTS.len()));
     let (cpu_s, peak_mb) = (cpu_s() - used_s, peak_mb());
@@ -71,7 +71,7 @@ fn measured(rows: usize) -> Measured {
 fn written(rows: usize) -> PathBuf {
     let run = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("ipw-{}-{rows}", std::process::id()));
     std::fs::create_dir_all(&run).expect("the build's folder can be written");
-    let meter = |name: &str, kind| Meter {
+    let meter = |name: &str, kind| RunDomain {
         name: name.into(),
         kind,
         source: "replay".into(),
@@ -83,7 +83,8 @@ fn written(rows: usize) -> PathBuf {
     };
     let domains =
         vec![meter("package-0", Kind::Package), meter("dram-0", Kind::Dram), meter("gpu-0", Kind::Gpu)];
-    let manifest = Manifest { version: VERSION, domains, count: rows, repeats: 1, ..Manifest::default() };
+    let manifest =
+        Manifest { version: FORMAT_VERSION, domains, count: rows, repeats: 1, ..Manifest::default() };
     std::fs::write(run.join("run.json"), serde_json::to_vec(&manifest).expect("plain data"))
         .expect("the build's folder can be written");
     let mut file = BufWriter::new(File::create(run.join("rows.jsonl")).expect("as above"));
@@ -97,21 +98,21 @@ fn written(rows: usize) -> PathBuf {
     run
 }
 
-fn row(at: usize, dice: u64) -> Row {
+fn row(at: usize, dice: u64) -> QueryRow {
     let tokens_out = 20 + dice % 400;
     let duration_ns = 100_000_000 + tokens_out * 9_000_000;
-    let parts: Vec<Part> = [4_000, 700, 30_000]
+    let parts: Vec<DomainEnergy> = [4_000, 700, 30_000]
         .iter()
-        .map(|milliwatts| Part {
+        .map(|milliwatts| DomainEnergy {
             share_uj: Some(milliwatts * tokens_out),
             error_uj: Some(milliwatts * tokens_out / 200),
             idle_uj: Some(milliwatts * tokens_out / 3),
             window_uj: Some(milliwatts * tokens_out * 4),
         })
         .collect();
-    let sum = |of: fn(&Part) -> Option<u64>| Some(parts.iter().filter_map(of).sum());
+    let sum = |of: fn(&DomainEnergy) -> Option<u64>| Some(parts.iter().filter_map(of).sum());
     let share_uj = parts.iter().filter_map(|part| part.share_uj).sum::<u64>();
-    let energy = Energy {
+    let energy = QueryEnergy {
         span: format!("ipw-1234-{at}"),
         share_uj: Some(share_uj),
         error_uj: sum(|part| part.error_uj),
@@ -123,9 +124,9 @@ fn row(at: usize, dice: u64) -> Row {
         prefill_uj: Some(share_uj / 5),
         decode_uj: Some(share_uj - share_uj / 5),
         domains: parts,
-        ..Energy::default()
+        ..QueryEnergy::default()
     };
-    Row {
+    QueryRow {
         id: format!("q{at:07}"),
         subject: SUBJECTS[at % SUBJECTS.len()].into(),
         error: (at % 1000 == 999).then(|| "the server closed the connection".into()),
@@ -140,7 +141,7 @@ fn row(at: usize, dice: u64) -> Row {
         finish: Some("stop".into()),
         mean_logprob: Some(-0.3 - (dice % 100) as f64 / 1000.0),
         energy: Some(energy),
-        ..Row::default()
+        ..QueryRow::default()
     }
 }
 

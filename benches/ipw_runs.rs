@@ -23,8 +23,8 @@ use ipw_runs::{Wish, accounts, held, metered};
 use llm::Llm;
 use rustix::time::{ClockId, clock_gettime};
 use wattspan::clock::monotonic_ns;
-use wattspan::ipw::row::Row;
-use wattspan::ipw::run::Pace;
+use wattspan::ipw::row::QueryRow;
+use wattspan::ipw::run::Workload;
 
 const MS: u64 = 1_000_000;
 
@@ -54,7 +54,7 @@ impl Errors {
 }
 
 /// What the harness's rule would have said of these queries.
-fn tail_rule(machine: &InProcess, rows: &[Row]) -> Vec<f64> {
+fn tail_rule(machine: &InProcess, rows: &[QueryRow]) -> Vec<f64> {
     let sample = |at_ns: u64| machine.counter_uj(0, at_ns / (50 * MS) * (50 * MS));
     let mut order: Vec<usize> = (0..rows.len()).collect();
     order.sort_by_key(|&at| rows[at].began_ns + rows[at].duration_ns);
@@ -71,7 +71,7 @@ fn tail_rule(machine: &InProcess, rows: &[Row]) -> Vec<f64> {
 fn errors(at_once: usize, model: &'static str, questions: usize, repeats: u32) {
     let (machine, llm) = (InProcess::on(MACHINE, 2), Llm::start());
     let dir = tempfile::tempdir().expect("a directory");
-    let wish = Wish { model, pace: Pace::AtOnce(at_once), questions, repeats };
+    let wish = Wish { model, pace: Workload::ClosedLoop(at_once), questions, repeats };
     let (rows, client) = metered(&machine, &llm, &["package-0"], &wish, dir.path());
     let accounts = accounts(&client, &rows);
     let all: Vec<Held> = accounts.iter().map(held).collect();
@@ -119,7 +119,7 @@ fn processor_ns() -> u64 {
 fn cost(llm: &Llm, at_once: usize, model: &'static str, tokens_each: u64, repeats: u32, metering: bool) {
     let machine = InProcess::on(MACHINE, 2);
     let dir = tempfile::tempdir().expect("a directory");
-    let wish = Wish { model, pace: Pace::AtOnce(at_once), questions: QUESTIONS, repeats };
+    let wish = Wish { model, pace: Workload::ClosedLoop(at_once), questions: QUESTIONS, repeats };
     let (began_ns, used_ns) = (monotonic_ns(), processor_ns());
     let rows = match metering {
         true => metered(&machine, llm, &["package-0"], &wish, dir.path()).0,
@@ -127,7 +127,7 @@ fn cost(llm: &Llm, at_once: usize, model: &'static str, tokens_each: u64, repeat
     };
     let (took_ns, used_ns) = (monotonic_ns() - began_ns, processor_ns() - used_ns);
     let tokens: u64 = rows.iter().filter_map(|row| row.tokens_out).sum();
-    let failed = rows.iter().filter(|row| !row.answered()).count();
+    let failed = rows.iter().filter(|row| !row.is_answered()).count();
     println!(
         "{at_once:>7} {:>9} {:>6} {failed:>7} {:>9} {:>9.0} {:>9.2} {:>9.1}",
         if metering { "metered" } else { "unmetered" },

@@ -329,7 +329,7 @@ fn files_are_created_in_one_place() {
 
 /// The files of the command line that write on standard streams: the one that makes hidden characters visible, and the
 /// line of a run, which is figures only.
-const WRITES: &[&str] = &["cli/output.rs", "cli/ipw/live.rs"];
+const WRITES: &[&str] = &["cli/output.rs", "cli/ipw/progress_line.rs"];
 
 /// Whether a line may write on a standard stream; a look at what the stream can show is none.
 fn writes_on_a_stream(line: &str) -> bool {

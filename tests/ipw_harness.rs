@@ -8,29 +8,29 @@ use std::process::{Command, Output};
 
 use serde_json::Value;
 use wattspan::domain::{Grade, Kind};
-use wattspan::ipw::harness::export::{Exported, to_file};
-use wattspan::ipw::harness::findings::Findings;
-use wattspan::ipw::harness::flat::COLUMNS;
-use wattspan::ipw::harness::{import::import, source};
-use wattspan::ipw::metric::{Terms, figures};
+use wattspan::ipw::harness::export::{RunExport, write_json_lines};
+use wattspan::ipw::harness::findings::ImportFindings;
+use wattspan::ipw::harness::flat_row::COLUMNS;
+use wattspan::ipw::harness::{import::import, results_reader};
+use wattspan::ipw::metrics::{MetricOptions, compute_metrics};
 use wattspan::ipw::question;
-use wattspan::ipw::row::{Energy, Part, Row, Text};
-use wattspan::ipw::run_dir::{Manifest, RunDir, VERSION, each_row};
-use wattspan::ipw::scope::{Idle, Meter, Scope};
-use wattspan::ipw::table::Table;
+use wattspan::ipw::row::{DomainEnergy, QueryEnergy, QueryRow, ReplyText};
+use wattspan::ipw::run_dir::{FORMAT_VERSION, Manifest, RunDir, for_each_row};
+use wattspan::ipw::scope::{IdlePolicy, RunDomain, Scope};
+use wattspan::ipw::table::RunTable;
 
 fn fixture() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/ipw/harness")
 }
 
-fn imported(from: &Path, out: &Path) -> (Findings, Vec<Row>) {
-    let findings = import(from, source::read(from).unwrap(), None, None, out).unwrap();
+fn imported(from: &Path, out: &Path) -> (ImportFindings, Vec<QueryRow>) {
+    let findings = import(from, results_reader::read_results(from).unwrap(), None, None, out).unwrap();
     (findings, rows(out))
 }
 
-fn rows(run: &Path) -> Vec<Row> {
+fn rows(run: &Path) -> Vec<QueryRow> {
     let mut rows = Vec::new();
-    each_row(&run.join("rows.jsonl"), |row| rows.push(row)).unwrap();
+    for_each_row(&run.join("rows.jsonl"), |row| rows.push(row)).unwrap();
     rows
 }
 
@@ -43,7 +43,7 @@ fn said(output: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
 
-fn is_what_the_fixture_holds(findings: &Findings, rows: &[Row]) {
+fn is_what_the_fixture_holds(findings: &ImportFindings, rows: &[QueryRow]) {
     let counts = [
         ("records", findings.records, 9),
         ("broken", findings.broken, 0),
@@ -86,17 +86,17 @@ fn the_harnesss_results_read_as_a_run_and_what_they_lack_is_told() {
     let out = dir.path().join("run");
     let (findings, rows) = imported(&fixture().join("data.jsonl"), &out);
     is_what_the_fixture_holds(&findings, &rows);
-    let table = Table::read(&out).unwrap();
+    let table = RunTable::read(&out).unwrap();
     assert_eq!((table.manifest.model.as_str(), table.manifest.count), ("tiny-1b", 9));
     assert_eq!(table.manifest.questions, "Nine made-up questions");
-    let terms = Terms { scope: Scope::Accelerator, idle: Idle::Included, seed: 0 };
-    let all = figures(&table, None, &terms);
+    let terms = MetricOptions { scope: Scope::Accelerator, idle: IdlePolicy::Included, seed: 0 };
+    let all = compute_metrics(&table, None, &terms);
     // Right, wrong, right, right: 12.5, 7.5, 8 and 400 J.
     assert_eq!((all.asked, all.answered, all.scored, all.covered), (9, 8, 7, 4));
     assert!((all.accuracy.unwrap().value - 0.75).abs() < 1e-12);
     assert!((all.energy_j.unwrap().value - 107.0).abs() < 1e-9);
     assert_eq!((all.energy_error_j, all.grade), (None, Some(Grade::Measured)));
-    let bare = figures(&table, None, &Terms { idle: Idle::Excluded, ..terms });
+    let bare = compute_metrics(&table, None, &MetricOptions { idle: IdlePolicy::Excluded, ..terms });
     assert_eq!(bare.covered, 0, "the harness knows no idle power");
 }
 
@@ -134,13 +134,13 @@ fn import_says_what_was_wrong_and_its_run_can_be_reported_scored_and_compared() 
 fn a_directory_of_other_things_or_of_several_models_is_refused_with_what_would_mend_it() {
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("x.jsonl"), "{\"a\": 1}\ngarbage\n").unwrap();
-    let reason = source::read(dir.path()).unwrap_err().to_string();
+    let reason = results_reader::read_results(dir.path()).unwrap_err().to_string();
     assert!(reason.contains("holds no record"), "{reason}");
-    assert!(source::read(&dir.path().join("none")).is_err());
+    assert!(results_reader::read_results(&dir.path().join("none")).is_err());
     let two = "{\"problem\":\"p\",\"answer\":\"A\",\"model_answers\":{\"a\":\"A\",\"b\":\"B\"},\"model_metrics\":null}\n";
     std::fs::write(dir.path().join("x.jsonl"), format!("{two}\u{0}\n[1]\n")).unwrap();
-    let found = || source::read(dir.path()).unwrap();
-    assert_eq!(found().broken, 2);
+    let found = || results_reader::read_results(dir.path()).unwrap();
+    assert_eq!(found().invalid_records, 2);
     let out = dir.path().join("run");
     let reason = import(dir.path(), found(), None, None, &out).unwrap_err().to_string();
     assert!(reason.contains("--model: a, b"), "{reason}");
@@ -171,9 +171,9 @@ fn a_right_answer_that_no_rule_can_compare_is_left_to_a_judge_and_the_run_stays_
 }
 
 /// A run of our own with everything that a row may have.
-fn run_of_ours(at: &Path) -> Vec<Row> {
-    let questions = question::starter();
-    let domains = vec![Meter {
+fn run_of_ours(at: &Path) -> Vec<QueryRow> {
+    let questions = question::built_in();
+    let domains = vec![RunDomain {
         name: "gpu-0".into(),
         kind: Kind::Gpu,
         source: "replay".into(),
@@ -184,7 +184,7 @@ fn run_of_ours(at: &Path) -> Vec<Row> {
         update_interval_ns: None,
     }];
     let manifest = Manifest {
-        version: VERSION,
+        version: FORMAT_VERSION,
         label: "ours".into(),
         model: "model \u{e9}/1".into(),
         fingerprint: question::fingerprint(&questions),
@@ -193,17 +193,17 @@ fn run_of_ours(at: &Path) -> Vec<Row> {
         domains,
         ..Manifest::default()
     };
-    let mut run = RunDir::begin(at, &manifest, &questions).unwrap();
+    let mut run = RunDir::create(at, &manifest, &questions).unwrap();
     let mut rows = Vec::new();
     for (at, question) in questions.iter().enumerate().flat_map(|it| [it, it]).take(40) {
         let number = rows.len() as u64;
-        let part = Part {
+        let part = DomainEnergy {
             share_uj: Some(2_000_001 + number * 7),
             error_uj: Some(1_000 + number),
             idle_uj: (!number.is_multiple_of(3)).then_some(500),
             window_uj: Some(4_000_003 + number * 7),
         };
-        let energy = Energy {
+        let energy = QueryEnergy {
             share_uj: part.share_uj,
             error_uj: part.error_uj,
             idle_uj: part.idle_uj,
@@ -211,10 +211,10 @@ fn run_of_ours(at: &Path) -> Vec<Row> {
             grade: Some(Grade::Measured),
             span_ns: 1_000_000_007 + number,
             domains: vec![part],
-            ..Energy::default()
+            ..QueryEnergy::default()
         };
         let failed = number % 10 == 9;
-        let row = Row {
+        let row = QueryRow {
             id: question.id.clone(),
             repeat: (number % 2) as u32,
             subject: question.subject.clone(),
@@ -226,10 +226,11 @@ fn run_of_ours(at: &Path) -> Vec<Row> {
             tokens_in: Some(12),
             tokens_out: (!number.is_multiple_of(5)).then_some(34),
             energy: (!number.is_multiple_of(7)).then_some(energy),
-            ..Row::default()
+            ..QueryRow::default()
         };
         let reply = if failed { String::new() } else { format!("Answer: {number} \u{1f50b}") };
-        run.add(&row, &Text { id: row.id.clone(), repeat: row.repeat, reply, settled: None }).unwrap();
+        run.append_row(&row, &ReplyText { id: row.id.clone(), repeat: row.repeat, reply, settled: None })
+            .unwrap();
         rows.push(row);
     }
     rows
@@ -240,17 +241,17 @@ fn a_run_comes_back_from_the_harnesss_schema_as_it_was() {
     let dir = tempfile::tempdir().unwrap();
     let (ours, harness, back) = (dir.path().join("a"), dir.path().join("b"), dir.path().join("c"));
     let before = run_of_ours(&ours);
-    let exported = Exported::read(&ours).unwrap();
-    exported.to_harness(&harness, Scope::Host).unwrap();
+    let exported = RunExport::read(&ours).unwrap();
+    exported.write_harness_dir(&harness, Scope::Host).unwrap();
     let (findings, after) = imported(&harness, &back);
     assert_eq!((findings.records, findings.broken, findings.with_beginning), (40, 0, 40));
     // The copy's vendor is not one of the harness's: the sum is known, and no domain of it.
-    let strip = |row: &Row| Row {
-        energy: row.energy.clone().map(|energy| Energy { domains: Vec::new(), ..energy }),
+    let strip = |row: &QueryRow| QueryRow {
+        energy: row.energy.clone().map(|energy| QueryEnergy { domains: Vec::new(), ..energy }),
         ..row.clone()
     };
     assert_eq!(after, before.iter().map(strip).collect::<Vec<_>>());
-    let refused = exported.to_harness(&harness, Scope::Host).unwrap_err().to_string();
+    let refused = exported.write_harness_dir(&harness, Scope::Host).unwrap_err().to_string();
     assert!(refused.contains("is not empty"), "{refused}");
 }
 
@@ -259,7 +260,8 @@ fn a_flat_row_has_every_column_and_null_for_what_is_not_known() {
     let dir = tempfile::tempdir().unwrap();
     let before = run_of_ours(&dir.path().join("run"));
     let file = dir.path().join("flat.jsonl");
-    let count = to_file(&file, Exported::read(&dir.path().join("run")).unwrap().flat()).unwrap();
+    let count =
+        write_json_lines(&file, RunExport::read(&dir.path().join("run")).unwrap().into_flat_rows()).unwrap();
     let text = std::fs::read_to_string(&file).unwrap();
     let flat: Vec<BTreeMap<String, Value>> =
         text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
@@ -298,7 +300,7 @@ fn export_needs_a_form_and_says_where_parquet_is_to_be_had() {
 #[cfg(feature = "parquet")]
 mod columnar {
     use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
-    use wattspan::ipw::harness::columnar::{each_value, write_flat};
+    use wattspan::ipw::harness::columnar::{for_each_value, write_parquet};
 
     use super::*;
 
@@ -322,7 +324,7 @@ mod columnar {
         {
             let path = dir.path().join(format!("{number}.arrow"));
             std::fs::write(&path, bytes).unwrap();
-            assert!(each_value(&path, |_| ()).is_err(), "{number}");
+            assert!(for_each_value(&path, |_| ()).is_err(), "{number}");
         }
     }
 
@@ -332,7 +334,7 @@ mod columnar {
         let run = dir.path().join("run");
         let before = run_of_ours(&run);
         let file = dir.path().join("run.parquet");
-        assert_eq!(write_flat(&file, Exported::read(&run).unwrap().flat()).unwrap(), 40);
+        assert_eq!(write_parquet(&file, RunExport::read(&run).unwrap().into_flat_rows()).unwrap(), 40);
         let opened = std::fs::File::open(&file).unwrap();
         let mut shares = Vec::new();
         for batch in ParquetRecordBatchReaderBuilder::try_new(opened).unwrap().build().unwrap() {

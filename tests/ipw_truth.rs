@@ -12,8 +12,8 @@ use in_process::{Held, InProcess, RESTLESS};
 use ipw_runs::{Wish, accounts, asked, held, metered};
 use llm::Llm;
 use wattspan::clock::monotonic_ns;
-use wattspan::ipw::run::Pace;
-use wattspan::ipw::run_dir::each_text;
+use wattspan::ipw::run::Workload;
+use wattspan::ipw::run_dir::for_each_text;
 
 const DOMAINS: [&str; 2] = ["package-0", "gpu-0"];
 
@@ -21,7 +21,7 @@ const DOMAINS: [&str; 2] = ["package-0", "gpu-0"];
 fn holds_the_truth(at_once: usize, questions: usize) {
     let (machine, llm) = (InProcess::on(RESTLESS, 2), Llm::start());
     let dir = tempfile::tempdir().unwrap();
-    let wish = Wish { model: "good-100", pace: Pace::AtOnce(at_once), questions, repeats: 1 };
+    let wish = Wish { model: "good-100", pace: Workload::ClosedLoop(at_once), questions, repeats: 1 };
     let (rows, client) = metered(&machine, &llm, &DOMAINS, &wish, dir.path());
     assert_eq!(rows.len(), questions);
     assert!(rows.iter().all(|row| row.score == Some(1.0) && row.duration_ns >= 100_000_000));
@@ -73,7 +73,7 @@ fn of_a_hundred_and_twenty_eight_streams_that_pour_no_token_is_lost() {
     let (machine, llm) = (InProcess::on(RESTLESS, 2), Llm::start());
     let dir = tempfile::tempdir().unwrap();
     // 128 streams of a token every 12.8 ms are 10,000 tokens a second, and nobody counts them but the client.
-    let wish = Wish { model: "pours-60-12800", pace: Pace::AtOnce(128), questions: 50, repeats: 6 };
+    let wish = Wish { model: "pours-60-12800", pace: Workload::ClosedLoop(128), questions: 50, repeats: 6 };
     let (rows, client) = metered(&machine, &llm, &DOMAINS, &wish, dir.path());
     assert_eq!((rows.len(), llm.requests()), (300, 300));
     for row in &rows {
@@ -83,7 +83,7 @@ fn of_a_hundred_and_twenty_eight_streams_that_pour_no_token_is_lost() {
     }
     let poured: String = (0..60).map(|number| format!(" {number}")).collect();
     let mut texts = 0;
-    each_text(dir.path(), |text| {
+    for_each_text(dir.path(), |text| {
         assert_eq!(text.reply, poured);
         texts += 1;
     })
@@ -98,10 +98,10 @@ fn of_a_hundred_and_twenty_eight_streams_that_pour_no_token_is_lost() {
 fn a_rate_begins_queries_at_its_pace_whether_or_not_others_have_ended() {
     let llm = Llm::start();
     let dir = tempfile::tempdir().unwrap();
-    let wish = Wish { model: "good-400", pace: Pace::PerSecond(50.0), questions: 20, repeats: 2 };
+    let wish = Wish { model: "good-400", pace: Workload::OpenLoop(50.0), questions: 20, repeats: 2 };
     let before_ns = monotonic_ns();
     let (ended, mut rows) = asked(&llm, None, &[], &wish, dir.path());
-    assert_eq!((ended.progress.ended, rows.len()), (40, 40));
+    assert_eq!((ended.progress.finished, rows.len()), (40, 40));
     rows.sort_by_key(|row| row.began_ns);
     // Never early, however late this machine is.
     let early = |at: usize| rows[at].began_ns < before_ns + at as u64 * 20_000_000;

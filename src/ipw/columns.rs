@@ -4,12 +4,12 @@
 //! "not known" and nothing else; other modules see it through [`known`].
 
 use super::fnv::{self, fnv1a};
-use super::row::Row;
-use super::scope::{Idle, Scope};
+use super::row::QueryRow;
+use super::scope::{IdlePolicy, Scope};
 use crate::domain::Grade;
 
 /// Not known.
-const NOT_KNOWN: f64 = f64::NAN;
+const UNKNOWN: f64 = f64::NAN;
 
 /// A column's value, if it is known.
 pub fn known(value: f64) -> Option<f64> {
@@ -20,7 +20,7 @@ macro_rules! columns {
     ($($(#[$doc:meta])* $name:ident),* $(,)?) => {
         /// The figures of every query, one column each.
         #[derive(Debug, Default)]
-        pub struct Columns {
+        pub struct QueryColumns {
             /// The query, as a hash of its name and repetition.
             key: Vec<u64>,
             /// Its question, as a hash of the name alone.
@@ -36,7 +36,7 @@ macro_rules! columns {
             $($(#[$doc])* pub $name: Vec<f64>,)*
         }
 
-        impl Columns {
+        impl QueryColumns {
             /// Room for so many more, so that columns of millions are not moved as they grow.
             pub(super) fn reserve(&mut self, more: usize) {
                 self.key.reserve_exact(more);
@@ -59,17 +59,17 @@ macro_rules! columns {
             }
 
             /// Drops the rows that are not marked.
-            pub(super) fn keep(&mut self, which: &[bool]) {
-                fn only<T>(column: &mut Vec<T>, which: &[bool]) {
+            pub(super) fn retain_rows(&mut self, mask: &[bool]) {
+                fn only<T>(column: &mut Vec<T>, mask: &[bool]) {
                     let mut at = 0..;
-                    column.retain(|_| at.next().is_some_and(|at: usize| which[at]));
+                    column.retain(|_| at.next().is_some_and(|at: usize| mask[at]));
                 }
-                only(&mut self.key, which);
-                only(&mut self.question, which);
-                only(&mut self.subject, which);
-                only(&mut self.answered, which);
-                only(&mut self.grade, which);
-                $(only(&mut self.$name, which);)*
+                only(&mut self.key, mask);
+                only(&mut self.question, mask);
+                only(&mut self.subject, mask);
+                only(&mut self.answered, mask);
+                only(&mut self.grade, mask);
+                $(only(&mut self.$name, mask);)*
             }
         }
     };
@@ -85,7 +85,7 @@ columns! {
     /// Seconds from request to first token.
     first_token_s,
     /// Median seconds between tokens.
-    between_s,
+    inter_token_s,
     /// Tokens of the prompt.
     tokens_in,
     /// Tokens of the prompt that were cached.
@@ -97,7 +97,7 @@ columns! {
     /// Seconds the account lasted.
     span_s,
     /// Most spans that were open at once meanwhile.
-    at_once,
+    peak_concurrency,
     /// Joules until the first token.
     prefill_j,
     /// Joules from the first token on.
@@ -141,7 +141,7 @@ pub struct ScopeColumns<'a> {
     pub window: &'a [f64],
 }
 
-impl Columns {
+impl QueryColumns {
     /// How many queries.
     pub fn len(&self) -> usize {
         self.key.len()
@@ -153,7 +153,7 @@ impl Columns {
     }
 
     /// The energies in a scope.
-    pub fn scoped(&self, scope: Scope) -> ScopeColumns<'_> {
+    pub fn scope_columns(&self, scope: Scope) -> ScopeColumns<'_> {
         let [share, error, idle, window] = match scope {
             Scope::Host => [&self.host_j, &self.host_error_j, &self.host_idle_j, &self.host_window_j],
             Scope::Compute => {
@@ -170,31 +170,31 @@ impl Columns {
     }
 
     /// What tells each query from the others.
-    pub fn keys(&self) -> impl Iterator<Item = u64> {
+    pub fn query_hashes(&self) -> impl Iterator<Item = u64> {
         self.key.iter().copied()
     }
 
     /// What tells the query from others of its questions, the same in every run.
-    pub fn key(&self, at: usize) -> u64 {
+    pub fn query_hash(&self, at: usize) -> u64 {
         self.key[at]
     }
 
     /// The query's question, the same in every run and for every repetition.
-    pub fn question(&self, at: usize) -> u64 {
+    pub fn question_hash(&self, at: usize) -> u64 {
         self.question[at]
     }
 
     /// Whether questions were asked more than once; otherwise every query is a question of its own.
-    pub fn repeated(&self) -> bool {
+    pub fn has_repeats(&self) -> bool {
         self.repeated
     }
 
     /// A query's joules in a scope, with idle power or without it; `NaN` where that is not known.
-    pub fn joules(&self, scope: Scope, idle: Idle) -> impl Fn(usize) -> f64 + Copy {
-        let of = self.scoped(scope);
+    pub fn energy_j(&self, scope: Scope, idle: IdlePolicy) -> impl Fn(usize) -> f64 + Copy {
+        let columns = self.scope_columns(scope);
         move |at| match idle {
-            Idle::Included => of.share[at],
-            Idle::Excluded => of.share[at] - of.idle[at],
+            IdlePolicy::Included => columns.share[at],
+            IdlePolicy::Excluded => columns.share[at] - columns.idle[at],
         }
     }
 
@@ -202,72 +202,75 @@ impl Columns {
     /// many queries are open at once. `NaN` where it is not known.
     ///
     /// The idle energy of the window is the idle part of the share, scaled as the window is to the share.
-    pub fn watts(&self, scope: Scope, idle: Idle) -> impl Fn(usize) -> f64 + Copy {
-        let of = self.scoped(scope);
+    pub fn power_w(&self, scope: Scope, idle: IdlePolicy) -> impl Fn(usize) -> f64 + Copy {
+        let columns = self.scope_columns(scope);
         move |at| {
-            let window_j = of.window[at];
-            let joules = match idle {
-                Idle::Included => window_j,
-                Idle::Excluded => window_j - of.idle[at] * (window_j / of.share[at]),
+            let window_j = columns.window[at];
+            let energy_j = match idle {
+                IdlePolicy::Included => window_j,
+                IdlePolicy::Excluded => window_j - columns.idle[at] * (window_j / columns.share[at]),
             };
-            over_time(joules, self.span_s[at])
+            mean_power_w(energy_j, self.span_s[at])
         }
     }
 
     /// A query's share over the time it was open, in watts: the power that is attributed to it.
-    pub fn attributed_watts(&self, scope: Scope, idle: Idle) -> impl Fn(usize) -> f64 + Copy {
-        let joules = self.joules(scope, idle);
-        move |at| over_time(joules(at), self.span_s[at])
+    pub fn attributed_power_w(&self, scope: Scope, idle: IdlePolicy) -> impl Fn(usize) -> f64 + Copy {
+        let energy_j = self.energy_j(scope, idle);
+        move |at| mean_power_w(energy_j(at), self.span_s[at])
     }
 
-    /// How far the meter's guarantee lets [`Columns::watts`] be off, in watts; `NaN` where nothing is guaranteed.
+    /// How far the meter's guarantee lets [`QueryColumns::watts`] be off, in watts; `NaN` where nothing is guaranteed.
     ///
     /// A share's error holds the errors of its two edges, each times the span's part of all weight there. A run's spans weigh the
-    /// same, so that this part is no smaller than 1 / `at_once`. Where a share is smaller than that of its window, another
+    /// same, so that this part is no smaller than 1 / `peak_concurrency`. Where a share is smaller than that of its window, another
     /// client's span weighed more, and nothing is known of the window's error.
-    pub fn watts_error(&self, scope: Scope) -> impl Fn(usize) -> f64 + Copy {
-        let of = self.scoped(scope);
+    pub fn power_error_w(&self, scope: Scope) -> impl Fn(usize) -> f64 + Copy {
+        let columns = self.scope_columns(scope);
         move |at| {
-            let (at_once, span_s) = (self.at_once[at], self.span_s[at]);
-            if (of.share[at] + of.error[at]) * at_once < of.window[at] {
-                return NOT_KNOWN;
+            let (peak_concurrency, span_s) = (self.peak_concurrency[at], self.span_s[at]);
+            if (columns.share[at] + columns.error[at]) * peak_concurrency < columns.window[at] {
+                return UNKNOWN;
             }
             // Where the meter moved an edge, the account's time is not the query's.
             let query_s = if self.duration_s[at] > 0.0 { self.duration_s[at] } else { span_s };
-            let moved_w = (over_time(of.window[at], query_s) - over_time(of.window[at], span_s)).abs();
-            over_time(of.error[at] * at_once, query_s) + moved_w
+            let moved_w =
+                (mean_power_w(columns.window[at], query_s) - mean_power_w(columns.window[at], span_s)).abs();
+            mean_power_w(columns.error[at] * peak_concurrency, query_s) + moved_w
         }
     }
 
     /// Adds a row.
-    pub(super) fn push(&mut self, row: &Row, subject: u32, scopes: &[(Scope, Vec<usize>); 3]) {
-        let count = |of: Option<u64>| of.map_or(NOT_KNOWN, |count| count as f64);
+    pub(super) fn push(&mut self, row: &QueryRow, subject: u32, scopes: &[(Scope, Vec<usize>); 3]) {
+        let count = |of: Option<u64>| of.map_or(UNKNOWN, |count| count as f64);
         let seconds = |of: Option<u64>| count(of) / 1e9;
         let joules = |of: Option<u64>| count(of) / 1e6;
-        let question = key(&row.id, 0);
-        self.key.push(if row.repeat == 0 { question } else { key(&row.id, row.repeat) });
+        let question = hash_query(&row.id, 0);
+        self.key.push(if row.repeat == 0 { question } else { hash_query(&row.id, row.repeat) });
         self.question.push(question);
         self.repeated |= row.repeat > 0;
         self.subject.push(subject);
-        self.answered.push(row.answered());
-        self.score.push(row.score.filter(|_| row.answered()).unwrap_or(NOT_KNOWN));
+        self.answered.push(row.is_answered());
+        self.score.push(row.score.filter(|_| row.is_answered()).unwrap_or(UNKNOWN));
         self.began_s.push(row.began_ns as f64 / 1e9);
         self.duration_s.push(row.duration_ns as f64 / 1e9);
         self.first_token_s.push(seconds(row.first_token_ns));
-        self.between_s.push(seconds(row.between_tokens_ns.map(|(median, _)| median)));
+        self.inter_token_s.push(seconds(row.between_tokens_ns.map(|(median, _)| median)));
         self.tokens_in.push(count(row.tokens_in));
         self.tokens_cached.push(count(row.tokens_cached));
         self.tokens_out.push(count(row.tokens_out));
-        self.mean_logprob.push(row.mean_logprob.unwrap_or(NOT_KNOWN));
+        self.mean_logprob.push(row.mean_logprob.unwrap_or(UNKNOWN));
         let energy = row.energy.as_ref();
         self.grade.push(energy.and_then(|energy| energy.grade));
         self.span_s.push(seconds(energy.map(|energy| energy.span_ns)));
-        let at_once = energy.map_or(0, |energy| energy.at_once);
-        self.at_once.push(count(Some(at_once).filter(|at_once| *at_once > 0).map(u64::from)));
+        let peak_concurrency = energy.map_or(0, |energy| energy.at_once);
+        self.peak_concurrency.push(count(
+            Some(peak_concurrency).filter(|peak_concurrency| *peak_concurrency > 0).map(u64::from),
+        ));
         self.prefill_j.push(joules(energy.and_then(|energy| energy.prefill_uj)));
         self.decode_j.push(joules(energy.and_then(|energy| energy.decode_uj)));
         for (scope, domains) in scopes {
-            let part = energy.map(|energy| scope.of(energy, domains)).unwrap_or_default();
+            let part = energy.map(|energy| scope.energy(energy, domains)).unwrap_or_default();
             let [share, error, idle, window] = match scope {
                 Scope::Host => {
                     [&mut self.host_j, &mut self.host_error_j, &mut self.host_idle_j, &mut self.host_window_j]
@@ -294,12 +297,12 @@ impl Columns {
 }
 
 /// Power; not known over no time.
-fn over_time(joules: f64, seconds: f64) -> f64 {
-    if seconds > 0.0 { joules / seconds } else { NOT_KNOWN }
+fn mean_power_w(joules: f64, seconds: f64) -> f64 {
+    if seconds > 0.0 { joules / seconds } else { UNKNOWN }
 }
 
-fn key(id: &str, repeat: u32) -> u64 {
-    let begin = fnv::BEGIN ^ u64::from(repeat).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+fn hash_query(id: &str, repeat: u32) -> u64 {
+    let begin = fnv::OFFSET_BASIS ^ u64::from(repeat).wrapping_mul(0x9E37_79B9_7F4A_7C15);
     let hash = fnv1a(begin, id.bytes());
     // Short names differ in few bits, which a table of hashes would feel.
     hash ^ (hash >> 29).wrapping_mul(0xBF58_476D_1CE4_E5B9)

@@ -5,45 +5,51 @@
 //! Invariant: the prompt is never looked at, so that an echo of the options is not an answer; what cannot be read is `None`,
 //! "no answer", which scores as wrong and is counted apart.
 
-use super::number::{number, same};
-use super::question::{Format, Question, lettered};
+use super::number::{approximately_equal, parse_number};
+use super::question::{AnswerFormat, Question, parse_option_letter};
 
 /// What a model settled on, as text; `None`: nothing of the kind was found.
-pub fn answer(question: &Question, reply: &str) -> Option<String> {
-    let reply = after_thinking(reply);
+pub fn extract_answer(question: &Question, reply: &str) -> Option<String> {
+    let reply = strip_reasoning(reply);
     match question.format {
-        Format::Letter => letter(reply, &question.choices).map(String::from),
-        Format::Numeric => last_number(reply).map(|value| value.to_string()),
-        Format::Exact => settled(reply).map(|settled| words(settled.text)).filter(|words| !words.is_empty()),
-        Format::Judge => None,
+        AnswerFormat::Letter => extract_letter(reply, &question.choices).map(String::from),
+        AnswerFormat::Numeric => extract_number(reply).map(|value| value.to_string()),
+        AnswerFormat::Exact => {
+            final_answer(reply).map(|answer| normalize_words(answer.text)).filter(|words| !words.is_empty())
+        }
+        AnswerFormat::Judge => None,
     }
 }
 
 /// Whether a reply is right; `None` where only a judge can say.
-pub fn score(question: &Question, reply: &str) -> Option<bool> {
-    let right = question.answer.trim();
-    let reply = after_thinking(reply);
+pub fn score_reply(question: &Question, reply: &str) -> Option<bool> {
+    let expected = question.answer.trim();
+    let reply = strip_reasoning(reply);
     match question.format {
-        Format::Letter => {
-            let right = lettered(right, &question.choices);
-            Some(right.is_some() && letter(reply, &question.choices) == right)
+        AnswerFormat::Letter => {
+            let expected = parse_option_letter(expected, &question.choices);
+            Some(expected.is_some() && extract_letter(reply, &question.choices) == expected)
         }
-        Format::Numeric => {
-            let right = number(right).map(|(value, _)| value);
+        AnswerFormat::Numeric => {
+            let expected = parse_number(expected).map(|(value, _)| value);
             Some(
-                right.is_some()
-                    && last_number(reply)
-                        .is_some_and(|value| Some(true) == right.map(|right| same(value, right))),
+                expected.is_some()
+                    && extract_number(reply).is_some_and(|value| {
+                        Some(true) == expected.map(|expected| approximately_equal(value, expected))
+                    }),
             )
         }
-        Format::Exact => Some(settled(reply).is_some_and(|settled| words(settled.text) == words(right))),
-        Format::Judge => None,
+        AnswerFormat::Exact => Some(
+            final_answer(reply)
+                .is_some_and(|answer| normalize_words(answer.text) == normalize_words(expected)),
+        ),
+        AnswerFormat::Judge => None,
     }
 }
 
 /// What comes after a reasoning model's thoughts; all of it where there are none. Thoughts that never ended were cut off by
 /// the token limit: nothing was answered.
-pub(super) fn after_thinking(reply: &str) -> &str {
+pub(super) fn strip_reasoning(reply: &str) -> &str {
     match reply.rsplit_once("</think>") {
         Some((_, rest)) => rest,
         None if reply.trim_start().starts_with("<think>") => "",
@@ -53,35 +59,36 @@ pub(super) fn after_thinking(reply: &str) -> &str {
 
 /// The part of a reply that says what the model settled on.
 #[derive(Clone, Copy)]
-struct Settled<'a> {
+struct FinalAnswer<'a> {
     text: &'a str,
     /// A marker says so; otherwise it is only the last line.
     marked: bool,
 }
 
 /// What marks an answer, in small letters.
-const MARKERS: [&str; 5] = ["answer:", "answer is", "####", "answer**:", "answer:**"];
+const ANSWER_MARKERS: [&str; 5] = ["answer:", "answer is", "####", "answer**:", "answer:**"];
 
 /// What the last marker points at: the inside of `\boxed{}`, or what follows up to the end of its line. Without a marker the
 /// last line counts: a model that explains does so first.
-fn settled(reply: &str) -> Option<Settled<'_>> {
+fn final_answer(reply: &str) -> Option<FinalAnswer<'_>> {
     let lower = reply.to_ascii_lowercase();
-    let behind = MARKERS.iter().filter_map(|marker| Some(lower.rfind(marker)? + marker.len())).max();
-    if let Some((at, inside)) = boxed(reply)
-        && behind.is_none_or(|behind| behind <= at)
+    let after_marker =
+        ANSWER_MARKERS.iter().filter_map(|marker| Some(lower.rfind(marker)? + marker.len())).max();
+    if let Some((at, inside)) = last_boxed(reply)
+        && after_marker.is_none_or(|after_marker| after_marker <= at)
     {
-        return Some(Settled { text: inside, marked: true });
+        return Some(FinalAnswer { text: inside, marked: true });
     }
-    let filled = |line: &&str| line.chars().any(char::is_alphanumeric);
-    let text = match behind {
-        Some(at) => reply[at..].lines().find(filled),
-        None => reply.lines().rfind(filled),
+    let is_filled = |line: &&str| line.chars().any(char::is_alphanumeric);
+    let text = match after_marker {
+        Some(at) => reply[at..].lines().find(is_filled),
+        None => reply.lines().rfind(is_filled),
     };
-    text.map(|text| Settled { text, marked: behind.is_some() })
+    text.map(|text| FinalAnswer { text, marked: after_marker.is_some() })
 }
 
 /// Where the last whole `\boxed{...}` begins, and its inside, braces balanced.
-fn boxed(reply: &str) -> Option<(usize, &str)> {
+fn last_boxed(reply: &str) -> Option<(usize, &str)> {
     const OPEN: &str = "\\boxed{";
     let inside = |from: usize| {
         let mut depth = 1;
@@ -100,90 +107,90 @@ fn boxed(reply: &str) -> Option<(usize, &str)> {
 
 /// The option a reply settled on. A letter counts only where it stands alone; the article "A" and the pronoun "I" at the
 /// head of a sentence do not. Where no letter is given, the words of exactly one option are taken for it.
-fn letter(reply: &str, choices: &[String]) -> Option<char> {
-    let last = last_letter(choices);
-    let settled = settled(reply)?;
-    let whole = reply.len() == settled.text.len();
-    lone_letter(settled, last, true)
-        .or_else(|| by_words(settled.text, choices))
+fn extract_letter(reply: &str, choices: &[String]) -> Option<char> {
+    let last = last_option_letter(choices);
+    let answer = final_answer(reply)?;
+    let is_whole_reply = reply.len() == answer.text.len();
+    standalone_letter(answer, last, true)
+        .or_else(|| option_by_text(answer.text, choices))
         .or_else(|| {
-            let all = Settled { text: reply, marked: false };
-            if whole { None } else { lone_letter(all, last, false) }
+            let all = FinalAnswer { text: reply, marked: false };
+            if is_whole_reply { None } else { standalone_letter(all, last, false) }
         })
-        .or_else(|| by_words(reply, choices))
+        .or_else(|| option_by_text(reply, choices))
 }
 
 /// The letter of the last option; where the options are not known there are ten at most.
-pub(super) fn last_letter(choices: &[String]) -> u8 {
+pub(super) fn last_option_letter(choices: &[String]) -> u8 {
     if choices.is_empty() { b'J' } else { b'A' + (choices.len() - 1).min(25) as u8 }
 }
 
 /// What may follow a letter that answers, and follows no article or pronoun: "Answer: A because ...".
-const REASONS: [&str; 12] =
+const EXPLANATION_WORDS: [&str; 12] =
     ["because", "since", "as", "is", "and", "but", "for", "so", "that", "which", "due", "it"];
 
 /// A letter that stands alone: the first of a text that answers, the last of one that argues.
-fn lone_letter(Settled { text, marked }: Settled, last: u8, first: bool) -> Option<char> {
+fn standalone_letter(FinalAnswer { text, marked }: FinalAnswer, last: u8, first: bool) -> Option<char> {
     let bytes = text.as_bytes();
-    let alone = |at: usize| {
+    let is_alone = |at: usize| {
         let before = at.checked_sub(1).map(|at| bytes[at]);
         let after = bytes.get(at + 1).copied();
-        let wordy = |byte: Option<u8>| {
+        let is_word_byte = |byte: Option<u8>| {
             byte.is_some_and(|byte| byte.is_ascii_alphanumeric() || byte >= 0x80 || byte == b'\'')
         };
-        !wordy(before) && !wordy(after)
+        !is_word_byte(before) && !is_word_byte(after)
     };
-    let answers = |at: usize, next: &str| {
+    let is_explained = |at: usize, next: &str| {
         let word = next.split(|c: char| !c.is_ascii_alphanumeric()).next().unwrap_or_default();
-        marked && !text[..at].contains(char::is_alphanumeric) && REASONS.contains(&word)
+        marked && !text[..at].contains(char::is_alphanumeric) && EXPLANATION_WORDS.contains(&word)
     };
-    let sentence = |at: usize| {
+    let is_sentence_start = |at: usize| {
         let next = text[at + 1..].strip_prefix(' ').unwrap_or_default();
         matches!(bytes[at], b'A' | b'I')
             && next.starts_with(|next: char| next.is_ascii_lowercase())
-            && !answers(at, next)
+            && !is_explained(at, next)
     };
-    let option = |at: &usize| {
+    let is_option = |at: &usize| {
         let letter = bytes[*at];
         let bracketed = bytes.get(at + 1) == Some(&b')');
         let in_range = (b'A'..=last).contains(&letter)
             || (bracketed && (b'a'..=last.to_ascii_lowercase()).contains(&letter));
-        in_range && alone(*at) && !sentence(*at)
+        in_range && is_alone(*at) && !is_sentence_start(*at)
     };
-    let mut found = (0..bytes.len()).filter(option);
+    let mut found = (0..bytes.len()).filter(is_option);
     let at = if first { found.next() } else { found.next_back() };
     at.map(|at| char::from(bytes[at].to_ascii_uppercase()))
 }
 
-fn by_words(text: &str, choices: &[String]) -> Option<char> {
-    let text = format!(" {} ", words(text));
-    let says = |choice: &String| {
-        let choice = words(choice);
+fn option_by_text(text: &str, choices: &[String]) -> Option<char> {
+    let text = format!(" {} ", normalize_words(text));
+    let mentions = |choice: &String| {
+        let choice = normalize_words(choice);
         !choice.is_empty() && text.contains(&format!(" {choice} "))
     };
-    let mut said = choices.iter().enumerate().filter(|(_, choice)| says(choice));
-    let (place, _) = said.next()?;
-    if said.next().is_some() {
+    let mut mentioned = choices.iter().enumerate().filter(|(_, choice)| mentions(choice));
+    let (index, _) = mentioned.next()?;
+    if mentioned.next().is_some() {
         return None;
     }
-    u8::try_from(place).ok().map(|place| char::from(b'A' + place))
+    u8::try_from(index).ok().map(|index| char::from(b'A' + index))
 }
 
 /// The number a reply settled on. Behind a marker: the one after the last "=", else the last before a remark; without one the
 /// last of all. "3 x 4 = 12" says 12.
-fn last_number(reply: &str) -> Option<f64> {
-    let behind_equals = |text: &str| numbers(text.rsplit_once('=')?.1).next();
-    let in_settled = |settled: Settled| {
-        let said = if settled.marked { without_remark(settled.text) } else { settled.text };
-        let equal = if settled.marked { behind_equals(said) } else { None };
-        equal.or_else(|| numbers(said).last()).or_else(|| numbers(settled.text).last())
+fn extract_number(reply: &str) -> Option<f64> {
+    let after_equals = |text: &str| parse_numbers(text.rsplit_once('=')?.1).next();
+    let in_answer = |answer: FinalAnswer| {
+        let answer_text = if answer.marked { strip_explanation(answer.text) } else { answer.text };
+        let result = if answer.marked { after_equals(answer_text) } else { None };
+        result.or_else(|| parse_numbers(answer_text).last()).or_else(|| parse_numbers(answer.text).last())
     };
-    settled(reply).and_then(in_settled).or_else(|| numbers(reply).last())
+    final_answer(reply).and_then(in_answer).or_else(|| parse_numbers(reply).last())
 }
 
 /// An answer up to where it is explained: "12 (3 groups of 4)", "12 because ...". A bracket that is part of an equation is no
 /// remark.
-fn without_remark(text: &str) -> &str {
+fn strip_explanation(text: &str) -> &str {
     let lower = text.to_ascii_lowercase();
     let reason = [" because", " since"].iter().filter_map(|word| lower.find(word)).min();
     let text = &text[..reason.unwrap_or(text.len())];
@@ -194,12 +201,12 @@ fn without_remark(text: &str) -> &str {
 }
 
 /// Every number in a text, in order.
-fn numbers(text: &str) -> impl Iterator<Item = f64> {
+fn parse_numbers(text: &str) -> impl Iterator<Item = f64> {
     let mut rest = text;
     std::iter::from_fn(move || {
         loop {
             let at = rest.find(|c: char| c.is_ascii_digit() || c == '.' || c == '-' || c == '\u{2212}')?;
-            match number(&rest[at..]) {
+            match parse_number(&rest[at..]) {
                 Some((value, after)) => {
                     rest = after;
                     return Some(value);
@@ -211,7 +218,7 @@ fn numbers(text: &str) -> impl Iterator<Item = f64> {
 }
 
 /// A text's words in small letters, without punctuation and articles.
-pub(super) fn words(text: &str) -> String {
+pub(super) fn normalize_words(text: &str) -> String {
     let lower = text.to_lowercase();
     let all = lower.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty());
     all.filter(|word| !matches!(*word, "a" | "an" | "the")).collect::<Vec<_>>().join(" ")
@@ -221,7 +228,7 @@ pub(super) fn words(text: &str) -> String {
 mod tests {
     use super::*;
 
-    fn question(format: Format, answer: &str, choices: &[&str]) -> Question {
+    fn question(format: AnswerFormat, answer: &str, choices: &[&str]) -> Question {
         let choices = choices.iter().map(|choice| (*choice).to_owned()).collect();
         Question {
             id: "q".into(),
@@ -234,9 +241,9 @@ mod tests {
     }
 
     #[test]
-    fn a_letter_is_the_one_that_the_model_settled_on() {
+    fn extracts_the_final_letter() {
         let four = ["Paris", "London", "Berlin", "Madrid"];
-        let asked = question(Format::Letter, "B", &four);
+        let asked = question(AnswerFormat::Letter, "B", &four);
         for reply in [
             "B",
             "(B)",
@@ -254,7 +261,7 @@ mod tests {
             "It must be London.",
             "A capital on the Thames: London",
         ] {
-            assert_eq!(score(&asked, reply), Some(true), "{reply}");
+            assert_eq!(score_reply(&asked, reply), Some(true), "{reply}");
         }
         for reply in [
             "A",
@@ -268,15 +275,15 @@ mod tests {
             "Answer: (A) not B",
         ] {
             let right = reply == "Both B";
-            assert_eq!(score(&asked, reply), Some(right), "{reply}");
+            assert_eq!(score_reply(&asked, reply), Some(right), "{reply}");
         }
-        assert_eq!(answer(&asked, "A nice day"), None);
+        assert_eq!(extract_answer(&asked, "A nice day"), None);
     }
 
     #[test]
-    fn a_letter_behind_a_marker_may_be_followed_by_its_reason() {
-        let asked = question(Format::Letter, "A", &["Paris", "London", "Berlin", "Madrid"]);
-        for (reply, settled) in [
+    fn a_marked_letter_may_be_followed_by_an_explanation() {
+        let asked = question(AnswerFormat::Letter, "A", &["Paris", "London", "Berlin", "Madrid"]);
+        for (reply, expected) in [
             ("The correct answer is A because it lies on the Seine.", Some("A")),
             ("Answer: A is correct", Some("A")),
             ("**Answer:** A since B and the rest are wrong.", Some("A")),
@@ -286,16 +293,16 @@ mod tests {
             ("Answer: A nice day", None),
             ("A because I say so. Answer: C", Some("C")),
         ] {
-            assert_eq!(answer(&asked, reply).as_deref(), settled, "{reply}");
+            assert_eq!(extract_answer(&asked, reply).as_deref(), expected, "{reply}");
         }
-        let many = question(Format::Letter, "I", &["x"; 9]);
-        assert_eq!(answer(&many, "Answer: I because it fits").as_deref(), Some("I"));
-        assert_eq!(answer(&many, "Answer: I think that it is B").as_deref(), Some("B"));
+        let many = question(AnswerFormat::Letter, "I", &["x"; 9]);
+        assert_eq!(extract_answer(&many, "Answer: I because it fits").as_deref(), Some("I"));
+        assert_eq!(extract_answer(&many, "Answer: I think that it is B").as_deref(), Some("B"));
     }
 
     #[test]
-    fn the_last_marker_wins_whatever_it_is() {
-        let asked = question(Format::Letter, "B", &["Paris", "London", "Berlin", "Madrid"]);
+    fn the_last_marker_wins() {
+        let asked = question(AnswerFormat::Letter, "B", &["Paris", "London", "Berlin", "Madrid"]);
         for reply in [
             "\\boxed{A}, but that was wrong.\nAnswer: B",
             "Answer: A? No.\n\\boxed{B}",
@@ -303,13 +310,13 @@ mod tests {
             "\\boxed{B} and no \\boxed{A",
             "Answer: \\boxed{B}, since A is in France",
         ] {
-            assert_eq!(score(&asked, reply), Some(true), "{reply}");
+            assert_eq!(score_reply(&asked, reply), Some(true), "{reply}");
         }
     }
 
     #[test]
-    fn remarks_behind_a_number_are_none_of_it() {
-        let asked = question(Format::Numeric, "12", &[]);
+    fn explanations_after_a_number_are_ignored() {
+        let asked = question(AnswerFormat::Numeric, "12", &[]);
         for reply in [
             "Answer: 12 (3 groups of 4)",
             "The answer is 12, because 3 x 4 is 12 and not 7.",
@@ -323,13 +330,13 @@ mod tests {
             "Answer: 12 =",
             "It is 12.\nAnswer:",
         ] {
-            assert_eq!(score(&asked, reply), Some(true), "{reply}");
+            assert_eq!(score_reply(&asked, reply), Some(true), "{reply}");
         }
     }
 
     #[test]
-    fn a_number_is_compared_by_value_however_it_is_written() {
-        let asked = question(Format::Numeric, "1200", &[]);
+    fn numbers_are_compared_by_value() {
+        let asked = question(AnswerFormat::Numeric, "1200", &[]);
         for reply in [
             "1200",
             "1,200",
@@ -344,7 +351,7 @@ mod tests {
             "2400/2",
             "It costs \u{20ac}1200!",
         ] {
-            assert_eq!(score(&asked, reply), Some(true), "{reply}");
+            assert_eq!(score_reply(&asked, reply), Some(true), "{reply}");
         }
         for reply in [
             "120",
@@ -356,39 +363,42 @@ mod tests {
             "1200, no: 1300",
             "Answer: 7\n(1200 was wrong)",
         ] {
-            assert_eq!(score(&asked, reply), Some(false), "{reply}");
+            assert_eq!(score_reply(&asked, reply), Some(false), "{reply}");
         }
-        assert_eq!(score(&question(Format::Numeric, "-0.5", &[]), "So it is \u{2212}1/2."), Some(true));
-        assert_eq!(score(&question(Format::Numeric, "3", &[]), "1, 2, 3"), Some(true));
+        assert_eq!(
+            score_reply(&question(AnswerFormat::Numeric, "-0.5", &[]), "So it is \u{2212}1/2."),
+            Some(true)
+        );
+        assert_eq!(score_reply(&question(AnswerFormat::Numeric, "3", &[]), "1, 2, 3"), Some(true));
     }
 
     #[test]
-    fn a_text_is_compared_word_by_word() {
-        let asked = question(Format::Exact, "The Nile", &[]);
+    fn exact_answers_are_compared_word_by_word() {
+        let asked = question(AnswerFormat::Exact, "The Nile", &[]);
         for reply in
             ["Nile", "the nile.", "Answer: Nile", "It flows north.\nThe answer is the Nile.", "**Nile**"]
         {
-            assert_eq!(score(&asked, reply), Some(true), "{reply}");
+            assert_eq!(score_reply(&asked, reply), Some(true), "{reply}");
         }
         for reply in ["The Nile or the Amazon", "Amazon", "", "Nile\nAmazon"] {
-            assert_eq!(score(&asked, reply), Some(false), "{reply}");
+            assert_eq!(score_reply(&asked, reply), Some(false), "{reply}");
         }
     }
 
     #[test]
-    fn what_only_a_judge_can_tell_has_no_score() {
-        assert_eq!(score(&question(Format::Judge, "Because", &[]), "Because"), None);
+    fn judge_questions_have_no_score() {
+        assert_eq!(score_reply(&question(AnswerFormat::Judge, "Because", &[]), "Because"), None);
     }
 
     #[test]
-    fn any_text_at_all_is_read_without_harm() {
+    fn arbitrary_text_does_not_panic() {
         use proptest::prelude::*;
         proptest!(|(text in "\\PC{0,60}", head in "(Answer:|####|\\\\boxed\\{|-|,|\\.|<think>){0,4}", tail in "[0-9,./e\u{2212}-]{0,12}")| {
             let reply = format!("{head}{text}{tail}");
-            for format in [Format::Letter, Format::Numeric, Format::Exact] {
+            for format in [AnswerFormat::Letter, AnswerFormat::Numeric, AnswerFormat::Exact] {
                 let asked = question(format, "B", &["yes", "no"]);
-                prop_assert!(score(&asked, &reply).is_some());
-                answer(&asked, &reply);
+                prop_assert!(score_reply(&asked, &reply).is_some());
+                extract_answer(&asked, &reply);
             }
         });
     }

@@ -5,13 +5,13 @@
 //! draft-eastlake-fnv, section 5.
 
 /// Where a hash begins.
-pub const BEGIN: u64 = 0xcbf2_9ce4_8422_2325;
+pub const OFFSET_BASIS: u64 = 0xcbf2_9ce4_8422_2325;
 
-const PRIME: u64 = 0x0100_0000_01b3;
+const FNV_PRIME: u64 = 0x0100_0000_01b3;
 
 /// The hash `begin`, continued over `bytes`.
-pub fn fnv1a(begin: u64, bytes: impl IntoIterator<Item = u8>) -> u64 {
-    bytes.into_iter().fold(begin, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(PRIME))
+pub fn fnv1a(state: u64, bytes: impl IntoIterator<Item = u8>) -> u64 {
+    bytes.into_iter().fold(state, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(FNV_PRIME))
 }
 
 #[cfg(test)]
@@ -19,9 +19,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_gives_the_published_values() {
-        for (text, hash) in [("", BEGIN), ("a", 0xaf63_dc4c_8601_ec8c), ("foobar", 0x8594_4171_f739_67e8)] {
-            assert_eq!(fnv1a(BEGIN, text.bytes()), hash, "{text}");
+    fn matches_published_test_vectors() {
+        for (text, hash) in
+            [("", OFFSET_BASIS), ("a", 0xaf63_dc4c_8601_ec8c), ("foobar", 0x8594_4171_f739_67e8)]
+        {
+            assert_eq!(fnv1a(OFFSET_BASIS, text.bytes()), hash, "{text}");
         }
     }
 }

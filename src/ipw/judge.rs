@@ -1,6 +1,6 @@
 //! A model as a judge of answers that no rule can score.
 //!
-//! Owns the prompt (`judge.txt`), how a verdict is read, and the verdicts of a run (`verdicts.jsonl`): a verdict once given is
+//! Owns the prompt (`judge_prompt.txt`), how a verdict is read, and the verdicts of a run (`verdicts.jsonl`): a verdict once given is
 //! kept under what it was given on (judge, prompt, question, reply), so that scoring again repeats it and asks nobody. Words that
 //! could not be read are kept too, but are no verdict: the judge is asked again, and its last word counts.
 //! Invariant: what the judge used is kept with its verdict and never added to the run's energies; a judge whose words cannot be
@@ -13,17 +13,17 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::extract::after_thinking;
+use super::extract::strip_reasoning;
 use super::fnv::{self, fnv1a};
 use super::question::Question;
 use crate::private_file;
 
 /// What the judge is told.
-pub const PROMPT: &str = include_str!("judge.txt");
+pub const PROMPT_TEMPLATE: &str = include_str!("judge_prompt.txt");
 
 /// A verdict.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Verdict {
+pub struct JudgeVerdict {
     /// What it was given on.
     pub on: String,
     /// Right 1, wrong 0, or between; absent: the judge's words could not be read.
@@ -37,14 +37,14 @@ pub struct Verdict {
 }
 
 /// The question to the judge.
-pub fn prompt(question: &Question, reply: &str) -> String {
+pub fn render_prompt(question: &Question, reply: &str) -> String {
     // One pass over the template, so that braces in a reply are only braces.
-    let mut out = String::new();
-    let mut rest = PROMPT;
+    let mut text = String::new();
+    let mut rest = PROMPT_TEMPLATE;
     while let Some((before, after)) = rest.split_once("{{") {
-        out.push_str(before);
+        text.push_str(before);
         let (name, after) = after.split_once("}}").unwrap_or((after, ""));
-        out.push_str(match name {
+        text.push_str(match name {
             "question" => &question.prompt,
             "answer" => &question.answer,
             "reply" => reply,
@@ -52,17 +52,17 @@ pub fn prompt(question: &Question, reply: &str) -> String {
         });
         rest = after;
     }
-    out + rest
+    text + rest
 }
 
 /// The score in a judge's words: the last line behind its thoughts that says "Verdict:". A judge that was cut off (`finish` is
 /// "length") has not come to its verdict, whatever it said on the way.
-pub fn read(said: &str, finish: Option<&str>) -> Option<f64> {
+pub fn parse_verdict(reply: &str, finish: Option<&str>) -> Option<f64> {
     if finish == Some("length") {
         return None;
     }
-    let said = after_thinking(said);
-    let lower = said.to_ascii_lowercase();
+    let reply = strip_reasoning(reply);
+    let lower = reply.to_ascii_lowercase();
     let (_, after) = lower.rsplit_once("verdict:")?;
     let word = after.trim_start_matches([' ', '*', '"', '\n']);
     if word.starts_with("incorrect") || word.starts_with("wrong") {
@@ -70,27 +70,27 @@ pub fn read(said: &str, finish: Option<&str>) -> Option<f64> {
     } else if word.starts_with("correct") || word.starts_with("right") {
         Some(1.0)
     } else {
-        let (value, _) = super::number::number(word)?;
+        let (value, _) = super::number::parse_number(word)?;
         (0.0..=1.0).contains(&value).then_some(value)
     }
 }
 
 /// What a verdict is given on, as a 128-bit hash in hexadecimal: two FNV-1a over the same text with different beginnings.
-pub fn on(judge: &str, question: &Question, reply: &str) -> String {
-    let prompt = prompt(question, reply);
-    let hash = |begin| fnv1a(begin, judge.bytes().chain([0xFF]).chain(prompt.bytes()));
-    format!("{:016x}{:016x}", hash(fnv::BEGIN), hash(0x6c62_272e_07bb_0142))
+pub fn verdict_key(judge: &str, question: &Question, reply: &str) -> String {
+    let prompt = render_prompt(question, reply);
+    let hash = |basis| fnv1a(basis, judge.bytes().chain([0xFF]).chain(prompt.bytes()));
+    format!("{:016x}{:016x}", hash(fnv::OFFSET_BASIS), hash(0x6c62_272e_07bb_0142))
 }
 
 /// The verdicts of a run.
 #[derive(Debug)]
-pub struct Verdicts {
+pub struct VerdictCache {
     path: PathBuf,
     file: File,
-    known: HashMap<String, Verdict>,
+    entries: HashMap<String, JudgeVerdict>,
 }
 
-impl Verdicts {
+impl VerdictCache {
     /// Those that are there, and room for more.
     ///
     /// # Errors
@@ -102,7 +102,7 @@ impl Verdicts {
         let mut whole = true;
         for line in BufReader::new(File::open(&path)?).split(b'\n') {
             let line = line?;
-            match serde_json::from_slice::<Verdict>(&line) {
+            match serde_json::from_slice::<JudgeVerdict>(&line) {
                 Ok(verdict) => _ = known.insert(verdict.on.clone(), verdict),
                 Err(_) => whole = false,
             }
@@ -110,22 +110,22 @@ impl Verdicts {
         if !whole {
             file.write_all(b"\n")?;
         }
-        Ok(Self { path, file, known })
+        Ok(Self { path, file, entries: known })
     }
 
     /// A verdict that was given before; one that could not be read is none.
-    pub fn known(&self, on: &str) -> Option<&Verdict> {
-        self.known.get(on).filter(|verdict| verdict.score.is_some())
+    pub fn get(&self, on: &str) -> Option<&JudgeVerdict> {
+        self.entries.get(on).filter(|verdict| verdict.score.is_some())
     }
 
     /// Keeps one.
     ///
     /// # Errors
     /// It cannot be written.
-    pub fn keep(&mut self, verdict: Verdict) -> io::Result<()> {
+    pub fn insert(&mut self, verdict: JudgeVerdict) -> io::Result<()> {
         let line = serde_json::to_string(&verdict)? + "\n";
         self.file.write_all(line.as_bytes())?;
-        self.known.insert(verdict.on.clone(), verdict);
+        self.entries.insert(verdict.on.clone(), verdict);
         Ok(())
     }
 
@@ -137,14 +137,14 @@ impl Verdicts {
 
 #[cfg(test)]
 mod tests {
-    use super::super::question::Format;
+    use super::super::question::AnswerFormat;
     use super::*;
 
     fn question() -> Question {
         Question {
             id: "q".into(),
             subject: "s".into(),
-            format: Format::Judge,
+            format: AnswerFormat::Judge,
             prompt: "Why is the sky blue? {{reply}}".into(),
             answer: "Scattering".into(),
             choices: Vec::new(),
@@ -152,8 +152,8 @@ mod tests {
     }
 
     #[test]
-    fn the_judge_sees_question_answer_and_reply_and_braces_in_them_do_nothing() {
-        let prompt = prompt(&question(), "Because {{answer}} of Rayleigh");
+    fn the_prompt_is_rendered_in_one_pass() {
+        let prompt = render_prompt(&question(), "Because {{answer}} of Rayleigh");
         for part in
             ["Why is the sky blue? {{reply}}", "Scattering", "Because {{answer}} of Rayleigh", "Verdict:"]
         {
@@ -162,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn a_verdict_is_read_from_its_last_line_or_not_at_all() {
+    fn parses_the_last_verdict_line() {
         for (said, score) in [
             ("Verdict: correct", Some(1.0)),
             ("It is not correct.\n**Verdict:** incorrect", None),
@@ -172,14 +172,14 @@ mod tests {
             ("correct", None),
             ("", None),
         ] {
-            let got = read(said, Some("stop"));
-            let bold = said.contains("**");
-            assert_eq!(got, if bold { Some(0.0) } else { score }, "{said}");
+            let got = parse_verdict(said, Some("stop"));
+            let is_bold = said.contains("**");
+            assert_eq!(got, if is_bold { Some(0.0) } else { score }, "{said}");
         }
     }
 
     #[test]
-    fn a_judge_that_was_cut_off_gave_no_verdict() {
+    fn a_truncated_reply_has_no_verdict() {
         let musing = "I must end with exactly \"Verdict: correct\" or \"Verdict: incorrect\". Hm";
         for (said, finish, score) in [
             (format!("<think>{musing}"), "stop", None),
@@ -188,44 +188,45 @@ mod tests {
             (format!("<think>{musing}</think>Wrong sky.\nVerdict: incorrect"), "stop", Some(0.0)),
             (format!("<think>{musing}</think>It claims"), "stop", None),
         ] {
-            assert_eq!(read(&said, Some(finish)), score, "{said}");
+            assert_eq!(parse_verdict(&said, Some(finish)), score, "{said}");
         }
-        assert_eq!(read("Verdict: correct", None), Some(1.0), "not every server says why it ended");
+        assert_eq!(parse_verdict("Verdict: correct", None), Some(1.0), "not every server says why it ended");
     }
 
     #[test]
-    fn a_verdict_that_could_not_be_read_is_none_and_the_last_one_counts() {
+    fn unparsable_verdicts_are_not_cached() {
         let dir = tempfile::tempdir().unwrap();
-        let given = |score, said: &str| Verdict { on: "x".into(), score, said: said.into(), energy_uj: None };
-        let mut verdicts = Verdicts::open(dir.path()).unwrap();
-        verdicts.keep(given(None, "Hm")).unwrap();
-        assert_eq!(verdicts.known("x"), None);
-        assert_eq!(Verdicts::open(dir.path()).unwrap().known("x"), None);
-        verdicts.keep(given(Some(0.0), "Verdict: incorrect")).unwrap();
-        verdicts.keep(given(Some(1.0), "Verdict: correct")).unwrap();
-        assert_eq!(Verdicts::open(dir.path()).unwrap().known("x").unwrap().score, Some(1.0));
+        let given =
+            |score, said: &str| JudgeVerdict { on: "x".into(), score, said: said.into(), energy_uj: None };
+        let mut verdicts = VerdictCache::open(dir.path()).unwrap();
+        verdicts.insert(given(None, "Hm")).unwrap();
+        assert_eq!(verdicts.get("x"), None);
+        assert_eq!(VerdictCache::open(dir.path()).unwrap().get("x"), None);
+        verdicts.insert(given(Some(0.0), "Verdict: incorrect")).unwrap();
+        verdicts.insert(given(Some(1.0), "Verdict: correct")).unwrap();
+        assert_eq!(VerdictCache::open(dir.path()).unwrap().get("x").unwrap().score, Some(1.0));
     }
 
     #[test]
-    fn a_verdict_is_remembered_under_what_it_was_given_on() {
+    fn verdicts_are_cached_by_their_key() {
         let dir = tempfile::tempdir().unwrap();
-        let one = on("judge", &question(), "reply");
-        assert_ne!(one, on("judge", &question(), "Reply"));
-        assert_ne!(one, on("another", &question(), "reply"));
-        let verdict = Verdict {
+        let one = verdict_key("judge", &question(), "reply");
+        assert_ne!(one, verdict_key("judge", &question(), "Reply"));
+        assert_ne!(one, verdict_key("another", &question(), "reply"));
+        let verdict = JudgeVerdict {
             on: one.clone(),
             score: Some(1.0),
             said: "Verdict: correct".into(),
             energy_uj: Some(5),
         };
-        Verdicts::open(dir.path()).unwrap().keep(verdict.clone()).unwrap();
+        VerdictCache::open(dir.path()).unwrap().insert(verdict.clone()).unwrap();
         let path = dir.path().join("verdicts.jsonl");
         let mut text = std::fs::read_to_string(&path).unwrap();
         text += "{\"on\":\"cut";
         std::fs::write(&path, text).unwrap();
-        let mut again = Verdicts::open(dir.path()).unwrap();
-        assert_eq!(again.known(&one), Some(&verdict));
-        again.keep(Verdict { on: "two".into(), ..verdict }).unwrap();
-        assert!(Verdicts::open(dir.path()).unwrap().known("two").is_some());
+        let mut again = VerdictCache::open(dir.path()).unwrap();
+        assert_eq!(again.get(&one), Some(&verdict));
+        again.insert(JudgeVerdict { on: "two".into(), ..verdict }).unwrap();
+        assert!(VerdictCache::open(dir.path()).unwrap().get("two").is_some());
     }
 }

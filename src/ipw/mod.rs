@@ -5,19 +5,21 @@
 //! (*Intelligence per Watt*, arXiv 2511.07885). An ordinary client of the daemon. Invariant: a figure never goes without its grade, its scope, its idle policy, what it covers
 //! and its interval; a query that failed is a row with its error, and never a wrong answer that was cheap.
 
-pub mod ask;
-pub mod blocks;
+mod account_result;
 pub mod bootstrap;
+pub mod chunks;
 pub mod columns;
 pub mod compare;
+pub mod distribution;
 pub mod extract;
 mod fnv;
 pub mod harness;
 pub mod judge;
-pub mod metering;
-pub mod metric;
+pub mod llm_api;
+pub mod metering_thread;
+pub mod metrics;
 pub mod number;
-pub mod power;
+pub mod power_series;
 pub mod query;
 pub mod question;
 pub mod regression;
@@ -26,8 +28,6 @@ pub mod route;
 pub mod row;
 pub mod run;
 pub mod run_dir;
+pub mod run_settings;
 pub mod scope;
-pub mod settings;
-mod settling;
-pub mod spread;
 pub mod table;

@@ -5,11 +5,11 @@
 
 /// The number a text begins with, and what follows it. Thousands may be grouped by commas; a fraction of two whole numbers
 /// counts by its value; a full stop that ends a sentence is none of it; a percent sign is left to what follows.
-pub fn number(text: &str) -> Option<(f64, &str)> {
-    let (value, rest) = plain_number(text)?;
+pub fn parse_number(text: &str) -> Option<(f64, &str)> {
+    let (value, rest) = parse_decimal(text)?;
     if let Some(divisor) = rest.strip_prefix('/')
         && divisor.starts_with(|first: char| first.is_ascii_digit())
-        && let Some((divisor, rest)) = plain_number(divisor)
+        && let Some((divisor, rest)) = parse_decimal(divisor)
         && divisor != 0.0
     {
         return Some((value / divisor, rest));
@@ -17,7 +17,7 @@ pub fn number(text: &str) -> Option<(f64, &str)> {
     Some((value, rest))
 }
 
-fn plain_number(text: &str) -> Option<(f64, &str)> {
+fn parse_decimal(text: &str) -> Option<(f64, &str)> {
     let mut digits = String::new();
     let mut rest = text;
     if let Some(after) = rest.strip_prefix('-').or_else(|| rest.strip_prefix('\u{2212}')) {
@@ -25,12 +25,12 @@ fn plain_number(text: &str) -> Option<(f64, &str)> {
         rest = after;
     }
     let sign = digits.len();
-    let take = |rest: &mut &str, digits: &mut String| {
+    let take_digits = |rest: &mut &str, digits: &mut String| {
         let end = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
         digits.push_str(&rest[..end]);
         *rest = &rest[end..];
     };
-    take(&mut rest, &mut digits);
+    take_digits(&mut rest, &mut digits);
     while (sign + 1..=sign + 3).contains(&digits.len()) || digits.len() > sign + 3 {
         let group = rest.strip_prefix(',').and_then(|after| after.get(..3));
         let Some(group) = group.filter(|group| group.bytes().all(|byte| byte.is_ascii_digit())) else {
@@ -47,7 +47,7 @@ fn plain_number(text: &str) -> Option<(f64, &str)> {
     {
         digits.push('.');
         rest = after;
-        take(&mut rest, &mut digits);
+        take_digits(&mut rest, &mut digits);
     }
     if let Some(after) = rest.strip_prefix(['e', 'E']) {
         let unsigned = after.strip_prefix(['-', '+']).unwrap_or(after);
@@ -55,7 +55,7 @@ fn plain_number(text: &str) -> Option<(f64, &str)> {
             digits.push('e');
             digits.push_str(&after[..after.len() - unsigned.len()]);
             rest = unsigned;
-            take(&mut rest, &mut digits);
+            take_digits(&mut rest, &mut digits);
         }
     }
     let value: f64 = digits.parse().ok()?;
@@ -63,8 +63,8 @@ fn plain_number(text: &str) -> Option<(f64, &str)> {
 }
 
 /// Equal but for the last digit that a float keeps.
-pub fn same(one: f64, other: f64) -> bool {
-    (one - other).abs() <= 1e-9 * one.abs().max(other.abs()).max(1.0)
+pub fn approximately_equal(a: f64, b: f64) -> bool {
+    (a - b).abs() <= 1e-9 * a.abs().max(b.abs()).max(1.0)
 }
 
 #[cfg(test)]
@@ -72,7 +72,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_number_is_read_up_to_what_is_none_of_it() {
+    fn parses_the_leading_number_and_returns_the_rest() {
         for (text, value, rest) in [
             ("1,200.50 dollars", 1200.5, " dollars"),
             ("12.", 12.0, "."),
@@ -82,11 +82,11 @@ mod tests {
             ("1.2e3%", 1200.0, "%"),
             ("5em", 5.0, "em"),
         ] {
-            assert_eq!(number(text), Some((value, rest)), "{text}");
+            assert_eq!(parse_number(text), Some((value, rest)), "{text}");
         }
         for none in ["", "-", "x1", "$5", "1e999"] {
-            assert_eq!(number(none), None, "{none}");
+            assert_eq!(parse_number(none), None, "{none}");
         }
-        assert!(same(0.1 + 0.2, 0.3) && !same(1.0, 1.001));
+        assert!(approximately_equal(0.1 + 0.2, 0.3) && !approximately_equal(1.0, 1.001));
     }
 }

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 /// `y = intercept + slope × x`.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct Line {
+pub struct LinearFit {
     /// How many points.
     pub count: usize,
     /// Change of y for each x.
@@ -22,7 +22,7 @@ pub struct Line {
 }
 
 /// The least-squares line; `None` with fewer than two points, or where all have the same x.
-pub fn line(points: impl Iterator<Item = (f64, f64)> + Clone) -> Option<Line> {
+pub fn fit_linear(points: impl Iterator<Item = (f64, f64)> + Clone) -> Option<LinearFit> {
     let mut count = 0_usize;
     let (mut mean_x, mut mean_y) = (0.0, 0.0);
     let (mut xx, mut xy, mut yy) = (0.0, 0.0, 0.0);
@@ -40,12 +40,12 @@ pub fn line(points: impl Iterator<Item = (f64, f64)> + Clone) -> Option<Line> {
     }
     let slope = xy / xx;
     let r2 = (yy > 0.0).then(|| (slope * xy / yy).min(1.0));
-    Some(Line { count, slope, intercept: mean_y - slope * mean_x, r2, mean_y })
+    Some(LinearFit { count, slope, intercept: mean_y - slope * mean_x, r2, mean_y })
 }
 
 /// The same against the logarithm of x; points whose x is not above 0 are left out.
-pub fn log_line(points: impl Iterator<Item = (f64, f64)> + Clone) -> Option<Line> {
-    line(points.filter(|(x, _)| *x > 0.0).map(|(x, y)| (x.ln(), y)))
+pub fn fit_log_linear(points: impl Iterator<Item = (f64, f64)> + Clone) -> Option<LinearFit> {
+    fit_linear(points.filter(|(x, _)| *x > 0.0).map(|(x, y)| (x.ln(), y)))
 }
 
 #[cfg(test)]
@@ -53,18 +53,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_line_through_points_on_a_line_is_that_line() {
+    fn fits_collinear_points_exactly() {
         let points = [(1e9, 5.0), (1e9 + 1.0, 7.0), (1e9 + 2.0, 9.0)];
-        let line = line(points.into_iter()).unwrap();
-        assert_eq!((line.count, line.slope, line.r2, line.mean_y), (3, 2.0, Some(1.0), 7.0));
+        let fit = fit_linear(points.into_iter()).unwrap();
+        assert_eq!((fit.count, fit.slope, fit.r2, fit.mean_y), (3, 2.0, Some(1.0), 7.0));
     }
 
     #[test]
-    fn a_constant_is_not_explained_perfectly() {
-        let flat = line([(1.0, 0.0), (2.0, 0.0), (3.0, 0.0)].into_iter()).unwrap();
+    fn constant_y_has_no_r2() {
+        let flat = fit_linear([(1.0, 0.0), (2.0, 0.0), (3.0, 0.0)].into_iter()).unwrap();
         assert_eq!((flat.slope, flat.r2), (0.0, None));
-        assert_eq!(line([(1.0, 1.0), (1.0, 2.0)].into_iter()), None);
-        assert_eq!(line([(1.0, 1.0)].into_iter()), None);
-        assert_eq!(log_line([(0.0, 1.0), (1.0, 2.0)].into_iter()), None);
+        assert_eq!(fit_linear([(1.0, 1.0), (1.0, 2.0)].into_iter()), None);
+        assert_eq!(fit_linear([(1.0, 1.0)].into_iter()), None);
+        assert_eq!(fit_log_linear([(0.0, 1.0), (1.0, 2.0)].into_iter()), None);
     }
 }

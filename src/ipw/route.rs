@@ -12,21 +12,21 @@ use std::collections::HashMap;
 
 use serde::Serialize;
 
-use super::bootstrap::{Pool, Sums};
+use super::bootstrap::{BootstrapSample, ColumnSums};
 use super::columns::ScopeColumns;
 use super::compare::{Difference, differences};
-use super::metric::{Figure, Terms};
-use super::scope::{Idle, Scope};
-use super::table::{Table, known};
+use super::metrics::{Estimate, MetricOptions};
+use super::scope::{IdlePolicy, Scope};
+use super::table::{RunTable, known};
 use crate::domain::Grade;
 
 /// A run that takes part.
 #[derive(Debug)]
-pub struct Model<'a> {
+pub struct RoutedModel<'a> {
     /// Its name.
     pub label: String,
     /// Its rows.
-    pub table: &'a Table,
+    pub table: &'a RunTable,
     /// Joules of a query whose row has none, as for a model in the cloud; an assumption of the user's.
     pub assumed_j: Option<f64>,
     /// Parameters that work on a token; the floating-point operations of a query are twice that for each token.
@@ -45,7 +45,7 @@ pub struct Coverage {
     /// Where it was as good.
     pub ties: usize,
     /// Both, as a part of all.
-    pub covered: Figure,
+    pub covered: Estimate,
 }
 
 /// What a way of routing saves against all on the reference, as parts of the reference's use.
@@ -55,16 +55,16 @@ pub struct Saving {
     pub accuracy: f64,
     /// Of energy.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub energy: Option<Figure>,
+    pub energy: Option<Estimate>,
     /// How far the meter's guarantee lets `energy` be off, whatever the questions; an assumed energy has no error.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub energy_error: Option<f64>,
     /// Of floating-point operations.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub compute: Option<Figure>,
+    pub compute: Option<Estimate>,
     /// Of money.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub cost: Option<Figure>,
+    pub cost: Option<Estimate>,
 }
 
 /// The whole.
@@ -73,7 +73,7 @@ pub struct Routing {
     /// Which domains the energies count.
     pub scope: Scope,
     /// Whether idle power is part of them.
-    pub idle: Idle,
+    pub idle: IdlePolicy,
     /// The worst grade among the energies that were measured.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub grade: Option<Grade>,
@@ -100,12 +100,12 @@ pub struct Routing {
     pub oracle_sends: Vec<(String, usize)>,
     /// Where the runs are not comparable; empty as a rule, since it needs somebody who insists.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub unlike: Vec<Unlike>,
+    pub unlike: Vec<IncomparableRuns>,
 }
 
 /// Two runs that are not comparable.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Unlike {
+pub struct IncomparableRuns {
     /// The name of the one: the reference, as a rule.
     pub first: String,
     /// The name of the other.
@@ -116,31 +116,35 @@ pub struct Unlike {
 
 /// Which runs are not comparable. A reference whose energy is all assumed has neither grade nor domains; the local models then
 /// have the first of them as their measure.
-pub fn unlike(locals: &[Model], reference: &Model, terms: &Terms) -> Vec<Unlike> {
-    let energy = reference.table.columns.scoped(terms.scope);
+pub fn incomparable_runs(
+    locals: &[RoutedModel],
+    reference: &RoutedModel,
+    options: &MetricOptions,
+) -> Vec<IncomparableRuns> {
+    let energy = reference.table.columns.scope_columns(options.scope);
     let assumed = reference.assumed_j.is_some() && energy.share.iter().all(|joules| joules.is_nan());
-    let between = |first: &Model, other: &Model, counts: &dyn Fn(&Difference) -> bool| {
-        let mut differs = differences(first.table, other.table, terms);
+    let compare = |first: &RoutedModel, other: &RoutedModel, counts: &dyn Fn(&Difference) -> bool| {
+        let mut differs = differences(first.table, other.table, options);
         differs.retain(counts);
         let (first, other) = (first.label.clone(), other.label.clone());
-        (!differs.is_empty()).then_some(Unlike { first, other, differs })
+        (!differs.is_empty()).then_some(IncomparableRuns { first, other, differs })
     };
-    let asked =
-        locals.iter().filter_map(|it| between(reference, it, &|one| !(assumed && one.is_of_energy())));
-    let energies = locals.iter().skip(1).filter(|_| assumed);
-    let energies = energies.filter_map(|it| between(&locals[0], it, &Difference::is_of_energy));
-    asked.chain(energies).collect()
+    let against_reference =
+        locals.iter().filter_map(|it| compare(reference, it, &|one| !(assumed && one.is_energy_related())));
+    let among_locals = locals.iter().skip(1).filter(|_| assumed);
+    let among_locals = among_locals.filter_map(|it| compare(&locals[0], it, &Difference::is_energy_related));
+    against_reference.chain(among_locals).collect()
 }
 
 /// What a query costs: energy, operations, money; each if known.
-type Costs = [Option<f64>; 3];
+type QueryCosts = [Option<f64>; 3];
 
 /// A query that was answered and scored.
 #[derive(Debug, Clone, Copy)]
-struct Query {
+struct RoutedQuery {
     question: u64,
     score: f64,
-    costs: Costs,
+    costs: QueryCosts,
     /// Guaranteed half-width of its energy.
     error_j: Option<f64>,
     /// Its energy is an assumption.
@@ -149,161 +153,180 @@ struct Query {
 }
 
 /// The arithmetic over runs of the same questions. `None` where no question is in all of them.
-pub fn route(locals: &[Model], reference: &Model, accuracies: &[f64], terms: &Terms) -> Option<Routing> {
-    let local: Vec<HashMap<u64, Query>> =
-        locals.iter().map(|model| queries(model, terms).collect()).collect();
-    let mut whole: Vec<(u64, Query)> = queries(reference, terms).collect();
-    whole.retain(|(key, _)| local.iter().all(|queries| queries.contains_key(key)));
-    whole.sort_unstable_by_key(|(key, query)| (query.question, *key));
-    if whole.is_empty() || locals.is_empty() {
+pub fn evaluate_routing(
+    locals: &[RoutedModel],
+    reference: &RoutedModel,
+    accuracies: &[f64],
+    options: &MetricOptions,
+) -> Option<Routing> {
+    let local_queries: Vec<HashMap<u64, RoutedQuery>> =
+        locals.iter().map(|model| scored_queries(model, options).collect()).collect();
+    let mut reference_queries: Vec<(u64, RoutedQuery)> = scored_queries(reference, options).collect();
+    reference_queries.retain(|(key, _)| local_queries.iter().all(|queries| queries.contains_key(key)));
+    reference_queries.sort_unstable_by_key(|(key, query)| (query.question, *key));
+    if reference_queries.is_empty() || locals.is_empty() {
         return None;
     }
-    let mut questions: Vec<u64> = whole.iter().map(|(_, query)| query.question).collect();
+    let mut questions: Vec<u64> = reference_queries.iter().map(|(_, query)| query.question).collect();
     questions.dedup();
-    let repeated = questions.len() < whole.len();
-    let compared = |at: usize, key: &u64, score: f64| local[at][key].score.total_cmp(&score);
-    let of_one = |label: &str, order: &dyn Fn(&u64, f64) -> Ordering| {
-        let orders = whole.iter().map(|(key, query)| (query.question, order(key, query.score)));
-        coverage(label, &orders.collect::<Vec<_>>(), repeated, terms.seed)
+    let repeated = questions.len() < reference_queries.len();
+    let score_order = |at: usize, key: &u64, score: f64| local_queries[at][key].score.total_cmp(&score);
+    let coverage_of = |label: &str, order: &dyn Fn(&u64, f64) -> Ordering| {
+        let orders = reference_queries.iter().map(|(key, query)| (query.question, order(key, query.score)));
+        coverage(label, &orders.collect::<Vec<_>>(), repeated, options.seed)
     };
-    let every = 0..local.len();
-    let models = every.clone().map(|at| of_one(&locals[at].label, &|key, score| compared(at, key, score)));
-    let best = |key: &u64, score: f64| {
-        every.clone().map(|at| compared(at, key, score)).max().unwrap_or(Ordering::Less)
+    let indices = 0..local_queries.len();
+    let models =
+        indices.clone().map(|at| coverage_of(&locals[at].label, &|key, score| score_order(at, key, score)));
+    let best_order = |key: &u64, score: f64| {
+        indices.clone().map(|at| score_order(at, key, score)).max().unwrap_or(Ordering::Less)
     };
     let mut sends = vec![0; locals.len() + 1];
-    let mut pairs: Vec<[Query; 2]> = Vec::new();
-    for (key, query) in &whole {
-        let fit = every.clone().filter(|at| compared(*at, key, query.score).is_ge());
+    let mut choices: Vec<[RoutedQuery; 2]> = Vec::new();
+    for (key, query) in &reference_queries {
+        let covering = indices.clone().filter(|at| score_order(*at, key, query.score).is_ge());
         // The cheapest by energy; one whose energy is not known comes after all others.
-        let chosen = fit.min_by(|one, other| {
-            let joules = |at: usize| local[at][key].costs[0].unwrap_or(f64::INFINITY);
+        let chosen = covering.min_by(|one, other| {
+            let joules = |at: usize| local_queries[at][key].costs[0].unwrap_or(f64::INFINITY);
             joules(*one).total_cmp(&joules(*other))
         });
         sends[chosen.unwrap_or(locals.len())] += 1;
-        pairs.push([chosen.map_or(*query, |at| local[at][key]), *query]);
+        choices.push([chosen.map_or(*query, |at| local_queries[at][key]), *query]);
     }
     let names = locals.iter().chain([reference]).map(|model| model.label.clone());
-    let saving = |p: &f64| savings(&pairs, repeated, *p, terms.seed);
-    let shared = local.iter().flat_map(|queries| whole.iter().map(|(key, _)| &queries[key]));
+    let saving = |p: &f64| router_savings(&choices, repeated, *p, options.seed);
+    let local_answers =
+        local_queries.iter().flat_map(|queries| reference_queries.iter().map(|(key, _)| &queries[key]));
     Some(Routing {
-        scope: terms.scope,
-        idle: terms.idle,
-        grade: shared.chain(whole.iter().map(|(_, query)| query)).filter_map(|query| query.grade).max(),
+        scope: options.scope,
+        idle: options.idle,
+        grade: local_answers
+            .chain(reference_queries.iter().map(|(_, query)| query))
+            .filter_map(|query| query.grade)
+            .max(),
         simulated: locals.iter().chain([reference]).any(|model| model.table.manifest.is_simulated()),
         asked: reference.table.columns.len(),
-        queries: whole.len(),
-        assumed: whole.iter().filter(|(_, query)| query.assumed).count(),
+        queries: reference_queries.len(),
+        assumed: reference_queries.iter().filter(|(_, query)| query.assumed).count(),
         questions: questions.len(),
         reference: reference.label.clone(),
         models: models.collect(),
-        best_of_local: of_one("best of local", &best),
+        best_of_local: coverage_of("best of local", &best_order),
         savings: std::iter::once(&1.0).chain(accuracies).map(saving).collect(),
         oracle_sends: names.zip(sends).collect(),
-        unlike: unlike(locals, reference, terms),
+        unlike: incomparable_runs(locals, reference, options),
     })
 }
 
 /// The savings of a router of accuracy `p`, from those of the oracle: misses go to the reference and save nothing.
-pub fn routed(oracle_saving: f64, p: f64) -> f64 {
+pub fn router_saving(oracle_saving: f64, p: f64) -> f64 {
     oracle_saving * p
 }
 
 /// A run's queries that were answered and scored, by key.
-fn queries<'a>(model: &Model<'a>, terms: &Terms) -> impl Iterator<Item = (u64, Query)> + use<'a> {
-    let &Model { table, assumed_j, active_parameters, per_million_tokens, .. } = model;
+fn scored_queries<'a>(
+    model: &RoutedModel<'a>,
+    options: &MetricOptions,
+) -> impl Iterator<Item = (u64, RoutedQuery)> + use<'a> {
+    let &RoutedModel { table, assumed_j, active_parameters, per_million_tokens, .. } = model;
     let columns = &table.columns;
-    let scope = terms.scope;
-    let ScopeColumns { share: metered, error, .. } = columns.scoped(scope);
-    let joules = columns.joules(scope, terms.idle);
+    let scope = options.scope;
+    let ScopeColumns { share: share_j, error, .. } = columns.scope_columns(scope);
+    let joules = columns.energy_j(scope, options.idle);
     // A scope's own domains may be better or worse than the host's total; the manifest knows them.
     let of_scope = scope.grade(&table.manifest.domains);
     (0..columns.len()).filter_map(move |at| {
         let score = known(columns.score[at])?;
-        let (read, written) = (known(columns.tokens_in[at]), known(columns.tokens_out[at]));
-        let tokens = read.zip(written);
+        let (tokens_in, tokens_out) = (known(columns.tokens_in[at]), known(columns.tokens_out[at]));
+        let tokens = tokens_in.zip(tokens_out);
         // What was metered is never assumed, not even where its idle part is unknown.
-        let is_metered = known(metered[at]).is_some();
+        let is_metered = known(share_j[at]).is_some();
         let energy = if is_metered { known(joules(at)) } else { assumed_j };
-        let operations = active_parameters.zip(tokens).map(|(n, (read, written))| 2.0 * n * (read + written));
-        let money = per_million_tokens.zip(tokens);
-        let money = money.map(|((one, other), (read, written))| (one * read + other * written) / 1e6);
+        let operations = active_parameters
+            .zip(tokens)
+            .map(|(n, (tokens_in, tokens_out))| 2.0 * n * (tokens_in + tokens_out));
+        let cost = per_million_tokens.zip(tokens);
+        let cost =
+            cost.map(|((one, other), (tokens_in, tokens_out))| (one * tokens_in + other * tokens_out) / 1e6);
         let grade = if scope == Scope::Host { columns.grade[at] } else { of_scope };
-        let query = Query {
-            question: columns.question(at),
+        let query = RoutedQuery {
+            question: columns.question_hash(at),
             score,
-            costs: [energy, operations, money],
+            costs: [energy, operations, cost],
             error_j: if is_metered { known(error[at]) } else { assumed_j.map(|_| 0.0) },
             assumed: !is_metered && assumed_j.is_some(),
             grade: grade.filter(|_| is_metered),
         };
-        Some((columns.key(at), query))
+        Some((columns.query_hash(at), query))
     })
 }
 
 fn coverage(label: &str, orders: &[(u64, Ordering)], repeated: bool, seed: u64) -> Coverage {
     let count = |which: fn(Ordering) -> bool| orders.iter().filter(|(_, order)| which(*order)).count();
     let rows = orders.iter().map(|(question, order)| (*question, [f64::from(u8::from(order.is_ge()))]));
-    let pool = Pool::of_queries(orders.len(), rows, repeated, seed);
-    let [interval] = pool.intervals(seed, |sums| [sums.mean(0)]);
+    let pool = BootstrapSample::from_queries(orders.len(), rows, repeated, seed);
+    let [interval] = pool.confidence_intervals(seed, |sums| [sums.mean(0)]);
     Coverage {
         label: label.to_owned(),
         wins: count(Ordering::is_gt),
         ties: count(Ordering::is_eq),
-        covered: Figure { value: pool.total().mean(0), interval },
+        covered: Estimate { value: pool.total().mean(0), interval },
     }
 }
 
-fn savings(pairs: &[[Query; 2]], repeated: bool, p: f64, seed: u64) -> Saving {
+fn router_savings(pairs: &[[RoutedQuery; 2]], repeated: bool, p: f64, seed: u64) -> Saving {
     let of = |which: usize| {
         let known =
             pairs.iter().map(|[chosen, all]| Some((all.question, [chosen.costs[which]?, all.costs[which]?])));
         let rows: Vec<(u64, [f64; 2])> = known.collect::<Option<_>>()?;
-        let pool = Pool::of_queries(rows.len(), rows.into_iter(), repeated, seed);
-        let saved = |sums: &Sums<2>| [routed(1.0 - sums.of[0] / sums.of[1], p)];
+        let pool = BootstrapSample::from_queries(rows.len(), rows.into_iter(), repeated, seed);
+        let saved = |sums: &ColumnSums<2>| [router_saving(1.0 - sums.sums[0] / sums.sums[1], p)];
         let value = saved(pool.total())[0];
-        let interval = pool.intervals(seed, saved)[0];
-        value.is_finite().then_some((Figure { value, interval }, pool.total().of))
+        let interval = pool.confidence_intervals(seed, saved)[0];
+        value.is_finite().then_some((Estimate { value, interval }, pool.total().sums))
     };
     let energy = of(0);
     let error = energy.and_then(|(_, sums)| {
         let errors = pairs.iter().map(|[chosen, all]| Some([chosen.error_j?, all.error_j?]));
         let errors: Vec<[f64; 2]> = errors.collect::<Option<_>>()?;
         let errors = errors.iter().fold([0.0; 2], |sum, of| [sum[0] + of[0], sum[1] + of[1]]);
-        doubt(sums, errors)
+        ratio_error(sums, errors)
     });
     Saving {
         accuracy: p,
         energy: energy.map(|(figure, _)| figure),
-        energy_error: error.map(|error| routed(error, p)),
+        energy_error: error.map(|error| router_saving(error, p)),
         compute: of(1).map(|(figure, _)| figure),
         cost: of(2).map(|(figure, _)| figure),
     }
 }
 
 /// How far a ratio can be off where its parts can; `None` where the lower one may be nothing.
-fn doubt([above, below]: [f64; 2], [above_error, below_error]: [f64; 2]) -> Option<f64> {
-    let ratio = above / below;
-    let most = (above + above_error) / (below - below_error);
-    let least = (above - above_error) / (below + below_error);
-    (below > below_error).then(|| (most - ratio).max(ratio - least))
+fn ratio_error(
+    [numerator, denominator]: [f64; 2],
+    [numerator_error, denominator_error]: [f64; 2],
+) -> Option<f64> {
+    let ratio = numerator / denominator;
+    let upper = (numerator + numerator_error) / (denominator - denominator_error);
+    let lower = (numerator - numerator_error) / (denominator + denominator_error);
+    (denominator > denominator_error).then(|| (upper - ratio).max(ratio - lower))
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::compare::tests::{TERMS, repeated, run};
+    use super::super::compare::tests::{OPTIONS, repeated, run};
     use super::super::run_dir::Manifest;
     use super::*;
 
     #[test]
-    fn a_router_of_accuracy_p_saves_p_of_the_oracle_as_the_paper_has_it() {
+    fn router_saving_is_accuracy_times_oracle_saving() {
         for (oracle, at_eight_tenths) in [(80.4, 64.3), (77.3, 61.8), (73.8, 59.0)] {
-            assert_eq!((routed(oracle, 0.8) * 10.0).round() / 10.0, at_eight_tenths);
+            assert_eq!((router_saving(oracle, 0.8) * 10.0).round() / 10.0, at_eight_tenths);
         }
     }
 
-    fn model<'a>(label: &str, table: &'a Table) -> Model<'a> {
-        Model {
+    fn model<'a>(label: &str, table: &'a RunTable) -> RoutedModel<'a> {
+        RoutedModel {
             label: label.into(),
             table,
             assumed_j: None,
@@ -313,7 +336,7 @@ mod tests {
     }
 
     #[test]
-    fn each_question_goes_to_the_cheapest_model_that_is_good_enough() {
+    fn the_oracle_picks_the_cheapest_covering_model() {
         // The reference knows all but the last; small knows one of four, middle three, at 1 J and 2 J against 10 J.
         let reference = run(&[1.0, 1.0, 1.0, 0.0], 10.0, |_| ());
         let (small, middle) =
@@ -321,7 +344,7 @@ mod tests {
         let locals = [model("small", &small), model("middle", &middle)];
         let mut whole = model("reference", &reference);
         whole.active_parameters = Some(8e9);
-        let routing = route(&locals, &whole, &[0.8], &TERMS).unwrap();
+        let routing = evaluate_routing(&locals, &whole, &[0.8], &OPTIONS).unwrap();
         assert_eq!(routing.questions, 4);
         let counts: Vec<(usize, usize)> = routing.models.iter().map(|it| (it.wins, it.ties)).collect();
         assert_eq!(counts, [(0, 2), (1, 2)]);
@@ -335,25 +358,26 @@ mod tests {
     }
 
     #[test]
-    fn a_reference_without_a_meter_saves_nothing_unless_its_energy_is_assumed() {
+    fn an_unmetered_reference_needs_an_assumed_energy() {
         let reference = run(&[1.0, 1.0], 10.0, |_| ());
         let mut unmetered = run(&[1.0, 1.0], 10.0, |_| ());
         unmetered.columns.host_j.fill(f64::NAN);
         let locals = [model("local", &reference)];
         let mut cloud = model("cloud", &unmetered);
-        assert_eq!(route(&locals, &cloud, &[], &TERMS).unwrap().savings[0].energy, None);
+        assert_eq!(evaluate_routing(&locals, &cloud, &[], &OPTIONS).unwrap().savings[0].energy, None);
         cloud.assumed_j = Some(100.0);
-        let saving = route(&locals, &cloud, &[], &TERMS).unwrap().savings[0].energy.unwrap().value;
+        let saving =
+            evaluate_routing(&locals, &cloud, &[], &OPTIONS).unwrap().savings[0].energy.unwrap().value;
         assert!((saving - 0.9).abs() < 1e-6);
     }
 
     #[test]
-    fn asking_the_same_questions_again_makes_no_saving_more_certain() {
+    fn repeats_do_not_narrow_the_saving_interval() {
         let scores: Vec<f64> = (0..50).map(|id| f64::from(id % 2)).collect();
         let of = |times| {
             let (small, large) =
                 (repeated(times, &scores, 1.0, |_| ()), repeated(times, &[1.0; 50], 9.0, |_| ()));
-            route(&[model("small", &small)], &model("large", &large), &[], &TERMS).unwrap()
+            evaluate_routing(&[model("small", &small)], &model("large", &large), &[], &OPTIONS).unwrap()
         };
         let (once, ten) = (of(1), of(10));
         assert_eq!((once.questions, once.queries, ten.questions, ten.queries), (50, 50, 50, 500));
@@ -368,32 +392,36 @@ mod tests {
     }
 
     #[test]
-    fn idle_power_that_is_excluded_is_in_no_saving() {
+    fn excluded_idle_power_is_not_in_the_saving() {
         // 2 J against 4 J, of which half a joule each would have been used anyway.
         let (small, large) = (run(&[1.0; 4], 2.0, |_| ()), run(&[1.0; 4], 4.0, |_| ()));
-        let of = |idle, large: &Model| {
-            let terms = Terms { idle, ..TERMS };
-            route(&[model("small", &small)], large, &[], &terms).unwrap()
+        let of = |idle, large: &RoutedModel| {
+            let options = MetricOptions { idle, ..OPTIONS };
+            evaluate_routing(&[model("small", &small)], large, &[], &options).unwrap()
         };
         let saved = |routing: &Routing| routing.savings[0].energy.unwrap().value;
         let reference = model("large", &large);
-        assert!((saved(&of(Idle::Included, &reference)) - 0.5).abs() < 1e-5);
-        let bare = of(Idle::Excluded, &reference);
+        assert!((saved(&of(IdlePolicy::Included, &reference)) - 0.5).abs() < 1e-5);
+        let bare = of(IdlePolicy::Excluded, &reference);
         assert!((saved(&bare) - (1.0 - 1.5 / 3.5)).abs() < 1e-5, "{bare:?}");
         let mut unknown = run(&[1.0; 4], 4.0, |_| ());
         unknown.columns.host_idle_j.fill(f64::NAN);
-        let reference = Model { assumed_j: Some(100.0), ..model("large", &unknown) };
-        assert_eq!(of(Idle::Excluded, &reference).savings[0].energy, None, "what is metered is not assumed");
+        let reference = RoutedModel { assumed_j: Some(100.0), ..model("large", &unknown) };
+        assert_eq!(
+            of(IdlePolicy::Excluded, &reference).savings[0].energy,
+            None,
+            "what is metered is not assumed"
+        );
     }
 
     #[test]
-    fn a_routing_says_what_its_figures_stand_on() {
+    fn a_routing_states_scope_grade_and_coverage() {
         let (small, large) = (run(&[1.0; 4], 2.0, |_| ()), run(&[1.0; 6], 4.0, |_| ()));
         let reference = model("large", &large);
-        let routing = route(&[model("small", &small)], &reference, &[0.5], &TERMS).unwrap();
+        let routing = evaluate_routing(&[model("small", &small)], &reference, &[0.5], &OPTIONS).unwrap();
         assert_eq!(
             (routing.scope, routing.idle, routing.grade),
-            (TERMS.scope, TERMS.idle, Some(Grade::Measured))
+            (OPTIONS.scope, OPTIONS.idle, Some(Grade::Measured))
         );
         assert_eq!((routing.asked, routing.queries, routing.assumed), (6, 4, 0));
         // 8 J \u{b1} 0.4 J of 16 J \u{b1} 0.4 J: at most 8.4 / 15.6.
@@ -402,37 +430,40 @@ mod tests {
         assert!((routing.savings[1].energy_error.unwrap() - error / 2.0).abs() < 1e-12);
         let mut cloud = run(&[1.0; 4], 4.0, |_| ());
         cloud.columns.host_j.fill(f64::NAN);
-        let cloud = Model { assumed_j: Some(100.0), ..model("cloud", &cloud) };
-        let routing = route(&[model("small", &small)], &cloud, &[], &TERMS).unwrap();
+        let cloud = RoutedModel { assumed_j: Some(100.0), ..model("cloud", &cloud) };
+        let routing = evaluate_routing(&[model("small", &small)], &cloud, &[], &OPTIONS).unwrap();
         assert_eq!((routing.assumed, routing.grade), (4, Some(Grade::Measured)));
     }
 
     #[test]
-    fn runs_of_other_grades_are_unlike_unless_the_references_energy_is_assumed() {
+    fn different_grades_are_incomparable_unless_the_reference_energy_is_assumed() {
         let estimated = |manifest: &mut Manifest| manifest.domains[0].grade = Grade::Estimated;
         let (small, middle) = (run(&[1.0; 2], 1.0, |_| ()), run(&[1.0; 2], 1.0, estimated));
         let mut large = run(&[1.0; 2], 9.0, |manifest| manifest.domains.clear());
         let locals = [model("small", &small), model("middle", &middle)];
-        let names = |locals: &[Model], reference: &Model| -> Vec<(String, String)> {
-            unlike(locals, reference, &TERMS).into_iter().map(|it| (it.first, it.other)).collect()
+        let names = |locals: &[RoutedModel], reference: &RoutedModel| -> Vec<(String, String)> {
+            incomparable_runs(locals, reference, &OPTIONS)
+                .into_iter()
+                .map(|it| (it.first, it.other))
+                .collect()
         };
         let pair = |first: &str, other: &str| (first.to_owned(), other.to_owned());
         assert_eq!(names(&locals[..1], &model("small", &small)), []);
         assert_eq!(names(&locals, &model("small", &small)), [pair("small", "middle")]);
-        let metered = Model { assumed_j: Some(9.0), ..model("large", &large) };
+        let metered = RoutedModel { assumed_j: Some(9.0), ..model("large", &large) };
         assert_eq!(names(&locals[..1], &metered), [pair("large", "small")]);
         large.columns.host_j.fill(f64::NAN);
-        let assumed = Model { assumed_j: Some(9.0), ..model("large", &large) };
+        let assumed = RoutedModel { assumed_j: Some(9.0), ..model("large", &large) };
         assert_eq!(names(&locals[..1], &assumed), []);
         assert_eq!(names(&locals, &assumed), [pair("small", "middle")]);
-        let routing = route(&locals, &assumed, &[], &TERMS).unwrap();
+        let routing = evaluate_routing(&locals, &assumed, &[], &OPTIONS).unwrap();
         assert_eq!(routing.unlike[0].differs[0].what, "grade of the energy");
     }
 
     #[test]
     fn runs_that_share_no_question_have_no_routing() {
         let (one, none) = (run(&[1.0], 1.0, |_| ()), run(&[], 1.0, |_| ()));
-        assert!(route(&[model("a", &one)], &model("b", &none), &[], &TERMS).is_none());
-        assert!(route(&[], &model("b", &one), &[], &TERMS).is_none());
+        assert!(evaluate_routing(&[model("a", &one)], &model("b", &none), &[], &OPTIONS).is_none());
+        assert!(evaluate_routing(&[], &model("b", &one), &[], &OPTIONS).is_none());
     }
 }

@@ -10,7 +10,7 @@ use crate::domain::Grade;
 
 /// One query.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
-pub struct Row {
+pub struct QueryRow {
     /// The question's name.
     pub id: String,
     /// Which repetition of the question, from 0.
@@ -57,7 +57,7 @@ pub struct Row {
     pub mean_logprob: Option<f64>,
     /// The energy that belongs to it; absent where no meter answered or the account never came.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub energy: Option<Energy>,
+    pub energy: Option<QueryEnergy>,
     /// Why a meter that was asked gave no energy.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unmetered: Option<String>,
@@ -65,7 +65,7 @@ pub struct Row {
 
 /// A query's account, as far as reports need it.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
-pub struct Energy {
+pub struct QueryEnergy {
     /// Its span.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub span: String,
@@ -91,7 +91,7 @@ pub struct Energy {
     pub span_ns: u64,
     /// How far its edges are from the query's, together: the meter heard of them too late. What that may have cost is in
     /// `error_uj`.
-    #[serde(default, skip_serializing_if = "is_none_ns")]
+    #[serde(default, skip_serializing_if = "is_zero_ns")]
     pub moved_ns: u64,
     /// How many spans were open at most meanwhile.
     #[serde(default, skip_serializing_if = "is_zero")]
@@ -104,7 +104,7 @@ pub struct Energy {
     pub decode_uj: Option<u64>,
     /// Each domain's part, in the order of the run's `domains`; a part without a share: the domain gave none meanwhile.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub domains: Vec<Part>,
+    pub domains: Vec<DomainEnergy>,
     /// Domains of the account that are no part of the run, since they were not live when it began.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub other_domains: Vec<String>,
@@ -112,7 +112,7 @@ pub struct Energy {
 
 /// A query's part of one domain.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
-pub struct Part {
+pub struct DomainEnergy {
     /// Its share.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub share_uj: Option<u64>,
@@ -129,7 +129,7 @@ pub struct Part {
 
 /// What was said, beside the row of the same `id` and `repeat`.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
-pub struct Text {
+pub struct ReplyText {
     /// The question's name.
     pub id: String,
     /// Which repetition.
@@ -142,9 +142,9 @@ pub struct Text {
     pub settled: Option<String>,
 }
 
-impl Row {
+impl QueryRow {
     /// Whether the model answered.
-    pub fn answered(&self) -> bool {
+    pub fn is_answered(&self) -> bool {
         self.error.is_none()
     }
 
@@ -160,7 +160,7 @@ fn is_zero(count: &u32) -> bool {
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
-fn is_none_ns(time_ns: &u64) -> bool {
+fn is_zero_ns(time_ns: &u64) -> bool {
     *time_ns == 0
 }
 

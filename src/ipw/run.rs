@@ -12,49 +12,49 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 use tokio::task::{JoinSet, LocalSet};
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep, sleep_until};
 
-use super::ask::Asking;
-use super::metering::Metering;
-use super::query::Query;
-use super::question::{Format, Question};
-use super::row::{Row, Text};
-use super::run_dir::{RunDir, Unusable};
-use super::scope::Meter;
+use super::llm_api::RequestSettings;
+use super::metering_thread::MeteringHandle;
+use super::query::QueryRunner;
+use super::question::{AnswerFormat, Question};
+use super::row::{QueryRow, ReplyText};
+use super::run_dir::{RunDir, RunDirError};
+use super::scope::RunDomain;
 use crate::http::Body;
 use crate::http::dial::Pool;
 
 /// How queries follow each other.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Pace {
+pub enum Workload {
     /// So many are open at once.
-    AtOnce(usize),
+    ClosedLoop(usize),
     /// So many begin each second, whether or not others have ended.
-    PerSecond(f64),
+    OpenLoop(f64),
 }
 
 /// The most queries that may begin each second.
-pub const MOST_A_SECOND: f64 = 1e5;
+pub const MAX_QUERIES_PER_SECOND: f64 = 1e5;
 
 /// The most queries that are open at once, whatever the rate.
-const MOST_AT_ONCE: usize = 4096;
+const MAX_CONCURRENCY: usize = 4096;
 
 /// The most queries that are open or wait for their accounts.
-const MOST_UNSETTLED: usize = 4 * MOST_AT_ONCE;
+const MAX_UNSETTLED_QUERIES: usize = 4 * MAX_CONCURRENCY;
 
 /// How long an interrupted run waits for the accounts of queries that were answered.
-const LAST_ACCOUNTS: Duration = Duration::from_secs(3);
+const INTERRUPT_GRACE_PERIOD: Duration = Duration::from_secs(3);
 
 /// What a run is made with.
-pub struct Setup {
+pub struct RunSetup {
     /// Connections to the server.
     pub pool: Pool<Body>,
     /// How it is asked.
-    pub asking: Asking,
+    pub request_settings: RequestSettings,
     /// The meter, if there is one.
-    pub metering: Option<Metering>,
+    pub metering: Option<MeteringHandle>,
     /// The run's domains, in their order.
-    pub domains: Vec<Meter>,
+    pub domains: Vec<RunDomain>,
     /// How queries follow each other.
-    pub pace: Pace,
+    pub workload: Workload,
     /// Questions that are asked first and not counted; other ones than those that are.
     pub warm_up: u32,
     /// How often each question is asked.
@@ -65,17 +65,17 @@ pub struct Setup {
 
 /// What has come so far.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct Progress {
+pub struct RunProgress {
     /// Queries of this call: all that are to be made.
-    pub of: usize,
+    pub total: usize,
     /// Those that ended.
-    pub ended: usize,
+    pub finished: usize,
     /// Of those, failed ones.
     pub failed: usize,
     /// Of those, scored ones.
     pub scored: usize,
     /// The sum of their scores.
-    pub right: f64,
+    pub score_sum: f64,
     /// Of those, with a known energy.
     pub metered: usize,
     /// Of those, the ones to which a meter that was asked gave none.
@@ -88,14 +88,14 @@ pub struct Progress {
     pub window_ns: u64,
 }
 
-impl Progress {
-    fn count(&mut self, row: &Row) {
-        self.ended += 1;
-        self.failed += usize::from(!row.answered());
+impl RunProgress {
+    fn record(&mut self, row: &QueryRow) {
+        self.finished += 1;
+        self.failed += usize::from(!row.is_answered());
         self.unmetered += usize::from(row.unmetered.is_some());
         if let Some(score) = row.score {
             self.scored += 1;
-            self.right += score;
+            self.score_sum += score;
         }
         if let Some((energy, share_uj)) =
             row.energy.as_ref().and_then(|energy| Some((energy, energy.share_uj?)))
@@ -112,9 +112,9 @@ impl Progress {
 
 /// How a run ended.
 #[derive(Debug)]
-pub struct Ended {
+pub struct RunOutcome {
     /// What came.
-    pub progress: Progress,
+    pub progress: RunProgress,
     /// It was interrupted; what was answered is kept.
     pub interrupted: bool,
 }
@@ -123,141 +123,151 @@ pub struct Ended {
 ///
 /// # Errors
 /// The directory cannot be written any more; what was written is whole.
-pub async fn run(
-    setup: Setup,
+pub async fn run_queries(
+    setup: RunSetup,
     questions: &[Question],
     directory: &mut RunDir,
-    mut tell: impl FnMut(&Progress, &Row),
+    mut on_row: impl FnMut(&RunProgress, &QueryRow),
     mut stop: oneshot::Receiver<()>,
-) -> Result<Ended, Unusable> {
-    let todo: Vec<(usize, u32)> = (0..setup.repeats)
-        .flat_map(|repeat| (0..questions.len()).map(move |place| (place, repeat)))
-        .filter(|(place, repeat)| !directory.is_done(&questions[*place].id, *repeat))
+) -> Result<RunOutcome, RunDirError> {
+    let remaining: Vec<(usize, u32)> = (0..setup.repeats)
+        .flat_map(|repeat| (0..questions.len()).map(move |index| (index, repeat)))
+        .filter(|(index, repeat)| !directory.is_answered(&questions[*index].id, *repeat))
         .collect();
-    let mut progress = Progress { of: todo.len(), ..Progress::default() };
-    let (halt, halted) = watch::channel(false);
+    let mut progress = RunProgress { total: remaining.len(), ..RunProgress::default() };
+    let (cancel, cancelled) = watch::channel(false);
     let local = LocalSet::new();
-    let whole = local.run_until(async {
+    let result = local.run_until(async {
         tokio::select! {
             () = warm_up(&setup) => {}
             _ = &mut stop => return Ok(true),
         }
-        let mut course = Course::new(setup, questions, halted);
-        let mut todo = todo.into_iter().enumerate().peekable();
-        let mut give_up = None;
-        while todo.peek().is_some() || !course.open.is_empty() {
-            let (may_begin, wait_until) = (todo.peek().is_some() && course.has_room(), give_up);
+        let mut scheduler = QueryScheduler::new(setup, questions, cancelled);
+        let mut remaining = remaining.into_iter().enumerate().peekable();
+        let mut deadline = None;
+        while remaining.peek().is_some() || !scheduler.open.is_empty() {
+            let (may_begin, wait_until) = (remaining.peek().is_some() && scheduler.has_room(), deadline);
             tokio::select! {
                 biased;
                 _ = &mut stop, if wait_until.is_none() => {
-                    todo = Vec::new().into_iter().enumerate().peekable();
-                    give_up = Some(Instant::now() + LAST_ACCOUNTS);
-                    let _ = halt.send(true);
+                    remaining = Vec::new().into_iter().enumerate().peekable();
+                    deadline = Some(Instant::now() + INTERRUPT_GRACE_PERIOD);
+                    let _ = cancel.send(true);
                 }
                 () = sleep_until(wait_until.unwrap_or_else(Instant::now)), if wait_until.is_some() => break,
-                slot = course.turn.next(), if may_begin => {
-                    if let Some((number, (place, repeat))) = todo.next() {
-                        course.begin(slot, number as u64, place, repeat);
+                permit = scheduler.pacer.wait(), if may_begin => {
+                    if let Some((number, (index, repeat))) = remaining.next() {
+                        scheduler.spawn_query(permit, number as u64, index, repeat);
                     }
                 }
-                Some(ended) = course.open.join_next() => {
+                Some(ended) = scheduler.open.join_next() => {
                     // A query that panicked ends the program (panic = abort); one that was interrupted has no row.
                     if let Ok(Some((row, text))) = ended {
-                        directory.add(&row, &text)?;
-                        progress.count(&row);
-                        tell(&progress, &row);
+                        directory.append_row(&row, &text)?;
+                        progress.record(&row);
+                        on_row(&progress, &row);
                     }
                 }
             }
         }
-        Ok::<bool, Unusable>(give_up.is_some())
+        Ok::<bool, RunDirError>(deadline.is_some())
     });
-    let interrupted = whole.await?;
-    Ok(Ended { progress, interrupted })
+    let interrupted = result.await?;
+    Ok(RunOutcome { progress, interrupted })
 }
 
 /// Queries under way.
-struct Course {
-    setup: Rc<Setup>,
+struct QueryScheduler {
+    setup: Rc<RunSetup>,
     questions: Rc<[Question]>,
-    halted: watch::Receiver<bool>,
-    turn: Turn,
+    cancelled: watch::Receiver<bool>,
+    pacer: Pacer,
     /// Those that are open or wait for their accounts.
-    open: JoinSet<Option<(Row, Text)>>,
+    open: JoinSet<Option<(QueryRow, ReplyText)>>,
 }
 
-impl Course {
-    fn new(setup: Setup, questions: &[Question], halted: watch::Receiver<bool>) -> Self {
-        let turn = Turn::of(setup.pace);
-        Self { setup: Rc::new(setup), questions: questions.into(), halted, turn, open: JoinSet::new() }
+impl QueryScheduler {
+    fn new(setup: RunSetup, questions: &[Question], cancelled: watch::Receiver<bool>) -> Self {
+        let pacer = Pacer::new(setup.workload);
+        Self { setup: Rc::new(setup), questions: questions.into(), cancelled, pacer, open: JoinSet::new() }
     }
 
     fn has_room(&self) -> bool {
-        self.open.len() < MOST_UNSETTLED
+        self.open.len() < MAX_UNSETTLED_QUERIES
     }
 
-    fn begin(&mut self, slot: OwnedSemaphorePermit, number: u64, place: usize, repeat: u32) {
-        let (setup, questions, mut halted) =
-            (Rc::clone(&self.setup), Rc::clone(&self.questions), self.halted.clone());
+    fn spawn_query(&mut self, permit: OwnedSemaphorePermit, number: u64, index: usize, repeat: u32) {
+        let (setup, questions, mut cancelled) =
+            (Rc::clone(&self.setup), Rc::clone(&self.questions), self.cancelled.clone());
         self.open.spawn_local(async move {
-            let query = query(&setup, setup.metering.as_ref(), setup.retries);
+            let query = query_runner(&setup, setup.metering.as_ref(), setup.retries);
             let answered = tokio::select! {
-                answered = query.answer(&questions[place], repeat, number) => answered,
-                _ = halted.wait_for(|halted| *halted) => return None,
+                answered = query.ask(&questions[index], repeat, number) => answered,
+                _ = cancelled.wait_for(|cancelled| *cancelled) => return None,
             };
-            drop(slot);
+            drop(permit);
             Some(answered.settle(&setup.domains).await)
         });
     }
 }
 
 /// Who may begin when.
-struct Turn {
-    slots: Arc<Semaphore>,
-    beat: Option<Interval>,
+struct Pacer {
+    permits: Arc<Semaphore>,
+    arrivals: Option<Interval>,
 }
 
-impl Turn {
-    fn of(pace: Pace) -> Self {
-        let (width, beat) = match pace {
-            Pace::AtOnce(width) => (width.clamp(1, MOST_AT_ONCE), None),
-            Pace::PerSecond(rate) => {
-                let mut beat = interval(Duration::from_secs_f64(1.0 / rate.max(1e-3)));
+impl Pacer {
+    fn new(workload: Workload) -> Self {
+        let (concurrency, arrivals) = match workload {
+            Workload::ClosedLoop(concurrency) => (concurrency.clamp(1, MAX_CONCURRENCY), None),
+            Workload::OpenLoop(rate) => {
+                let mut arrivals = interval(Duration::from_secs_f64(1.0 / rate.max(1e-3)));
                 // A stall of this program is caught up with, so that the mean rate is the one that was asked for.
-                beat.set_missed_tick_behavior(MissedTickBehavior::Burst);
-                (MOST_AT_ONCE, Some(beat))
+                arrivals.set_missed_tick_behavior(MissedTickBehavior::Burst);
+                (MAX_CONCURRENCY, Some(arrivals))
             }
         };
-        Self { slots: Arc::new(Semaphore::new(width)), beat }
+        Self { permits: Arc::new(Semaphore::new(concurrency)), arrivals }
     }
 
     /// Waits until the next query may begin; may be given up at any time.
-    async fn next(&mut self) -> OwnedSemaphorePermit {
-        let slot = Arc::clone(&self.slots).acquire_owned().await.expect("nobody closes it");
-        if let Some(beat) = &mut self.beat {
-            beat.tick().await;
+    async fn wait(&mut self) -> OwnedSemaphorePermit {
+        let permit = Arc::clone(&self.permits).acquire_owned().await.expect("nobody closes it");
+        if let Some(arrivals) = &mut self.arrivals {
+            arrivals.tick().await;
         }
-        slot
+        permit
     }
 }
 
-fn query<'a>(setup: &'a Setup, metering: Option<&'a Metering>, retries: u32) -> Query<'a> {
-    Query { pool: &setup.pool, asking: &setup.asking, metering, domains: &setup.domains, retries }
+fn query_runner<'a>(
+    setup: &'a RunSetup,
+    metering: Option<&'a MeteringHandle>,
+    retries: u32,
+) -> QueryRunner<'a> {
+    QueryRunner {
+        pool: &setup.pool,
+        request_settings: &setup.request_settings,
+        metering,
+        domains: &setup.domains,
+        retries,
+    }
 }
 
 /// Loads the model and wakes the hardware with prompts that are none of the questions, so that none of those is cached.
-async fn warm_up(setup: &Setup) {
-    let query = query(setup, None, 0);
+async fn warm_up(setup: &RunSetup) {
+    let query = query_runner(setup, None, 0);
     for number in 0..setup.warm_up {
         let question = Question {
             id: format!("warm-up {number}"),
             subject: String::new(),
-            format: Format::Exact,
+            format: AnswerFormat::Exact,
             prompt: format!("This is warm-up number {number}. Reply with the word ready."),
             answer: "ready".into(),
             choices: Vec::new(),
         };
-        query.ask(&question, 0, u64::from(number)).await;
+        query.ask_and_settle(&question, 0, u64::from(number)).await;
     }
     if setup.warm_up > 0 && setup.metering.is_some() {
         // So that the meter can tell the machine's rest from the run.

@@ -13,8 +13,8 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::question::{self, Question};
-use super::row::{Row, Text};
-use super::scope::Meter;
+use super::row::{QueryRow, ReplyText};
+use super::scope::RunDomain;
 use crate::domain::REPLAY;
 use crate::private_file;
 
@@ -48,7 +48,7 @@ pub struct Manifest {
     pub idle: String,
     /// The domains that were live when the run began; rows keep their parts in this order. Earlier versions listed the
     /// others too.
-    pub domains: Vec<Meter>,
+    pub domains: Vec<RunDomain>,
     /// The machine's other domains, which are no part of the run, each with the reason; absent in runs of earlier versions.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub not_live: Option<BTreeMap<String, String>>,
@@ -67,14 +67,14 @@ impl Manifest {
 pub const NO_METER: &str = "none";
 
 /// The version of the files that this program writes.
-pub const VERSION: u32 = 1;
+pub const FORMAT_VERSION: u32 = 1;
 
 /// A run's directory that cannot be used.
 #[derive(Debug, thiserror::Error)]
-pub enum Unusable {
+pub enum RunDirError {
     /// A file cannot be read or written.
     #[error("{}: {cause}", path.display())]
-    File {
+    Io {
         /// Which.
         path: PathBuf,
         /// Why.
@@ -82,13 +82,13 @@ pub enum Unusable {
     },
     /// There is a run in it already.
     #[error("{} holds a run already: name another directory, or go on with it (--resume)", .0.display())]
-    Taken(PathBuf),
+    AlreadyExists(PathBuf),
     /// Somebody else writes to it.
     #[error("{} is being written by another process", .0.display())]
-    Busy(PathBuf),
+    Locked(PathBuf),
     /// What it says makes no sense.
     #[error("{}: {reason}", path.display())]
-    Nonsense {
+    Invalid {
         /// Which file.
         path: PathBuf,
         /// What.
@@ -96,7 +96,7 @@ pub enum Unusable {
     },
     /// Its questions cannot be read.
     #[error(transparent)]
-    Questions(#[from] question::Unusable),
+    Questions(#[from] question::QuestionsError),
 }
 
 /// A run that is being written.
@@ -106,7 +106,7 @@ pub struct RunDir {
     rows: File,
     texts: File,
     /// What is there already, and was answered.
-    done: HashSet<(String, u32)>,
+    answered: HashSet<(String, u32)>,
 }
 
 impl RunDir {
@@ -114,23 +114,23 @@ impl RunDir {
     ///
     /// # Errors
     /// It holds a run, or cannot be written.
-    pub fn begin(path: &Path, manifest: &Manifest, questions: &[Question]) -> Result<Self, Unusable> {
-        private_file::create_dir_all(path).map_err(at(path))?;
+    pub fn create(path: &Path, manifest: &Manifest, questions: &[Question]) -> Result<Self, RunDirError> {
+        private_file::create_dir_all(path).map_err(io_error_at(path))?;
         if path.join("run.json").exists() || path.join("rows.jsonl").exists() {
-            return Err(Unusable::Taken(path.to_owned()));
+            return Err(RunDirError::AlreadyExists(path.to_owned()));
         }
-        let asked = path.join("questions.jsonl");
+        let questions_path = path.join("questions.jsonl");
         let mut lines = String::new();
         for question in questions {
-            lines.push_str(&json(question));
+            lines.push_str(&to_json(question));
             lines.push('\n');
         }
-        private_file::write(&asked, lines).map_err(at(&asked))?;
+        private_file::write(&questions_path, lines).map_err(io_error_at(&questions_path))?;
         // The manifest comes last and under its name at once: a directory with one is a whole run.
-        let (partial, whole) = (path.join("run.json.part"), path.join("run.json"));
+        let (partial_path, final_path) = (path.join("run.json.part"), path.join("run.json"));
         let text = serde_json::to_string_pretty(manifest).expect("a manifest is plain data");
-        private_file::write(&partial, text + "\n").map_err(at(&partial))?;
-        fs::rename(&partial, &whole).map_err(at(&whole))?;
+        private_file::write(&partial_path, text + "\n").map_err(io_error_at(&partial_path))?;
+        fs::rename(&partial_path, &final_path).map_err(io_error_at(&final_path))?;
         Self::open(path)
     }
 
@@ -138,37 +138,37 @@ impl RunDir {
     ///
     /// # Errors
     /// There is none, another process writes it, or it cannot be written.
-    pub fn resume(path: &Path) -> Result<(Self, Manifest, Vec<Question>), Unusable> {
-        let (manifest, questions) = (manifest(path)?, questions(path)?);
+    pub fn resume(path: &Path) -> Result<(Self, Manifest, Vec<Question>), RunDirError> {
+        let (manifest, questions) = (read_manifest(path)?, read_questions(path)?);
         if question::fingerprint(&questions) != manifest.fingerprint {
             let reason = "these are not the questions that the run began with".to_owned();
-            return Err(Unusable::Nonsense { path: path.join("questions.jsonl"), reason });
+            return Err(RunDirError::Invalid { path: path.join("questions.jsonl"), reason });
         }
         Ok((Self::open(path)?, manifest, questions))
     }
 
-    fn open(path: &Path) -> Result<Self, Unusable> {
+    fn open(path: &Path) -> Result<Self, RunDirError> {
         let rows_path = path.join("rows.jsonl");
-        let mut rows = appending(&rows_path)?;
+        let mut rows = open_append(&rows_path)?;
         if rustix::fs::flock(&rows, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_err() {
-            return Err(Unusable::Busy(path.to_owned()));
+            return Err(RunDirError::Locked(path.to_owned()));
         }
-        let mut texts = appending(&path.join("texts.jsonl"))?;
+        let mut texts = open_append(&path.join("texts.jsonl"))?;
         for file in [&mut rows, &mut texts] {
-            end_line(file).map_err(at(path))?;
+            terminate_line(file).map_err(io_error_at(path))?;
         }
         let mut done = HashSet::new();
-        each_row(&rows_path, |row| {
-            if row.answered() {
+        for_each_row(&rows_path, |row| {
+            if row.is_answered() {
                 done.insert(row.key());
             }
         })?;
-        Ok(Self { path: path.to_owned(), rows, texts, done })
+        Ok(Self { path: path.to_owned(), rows, texts, answered: done })
     }
 
     /// Whether a query was answered already.
-    pub fn is_done(&self, id: &str, repeat: u32) -> bool {
-        self.done.contains(&(id.to_owned(), repeat))
+    pub fn is_answered(&self, id: &str, repeat: u32) -> bool {
+        self.answered.contains(&(id.to_owned(), repeat))
     }
 
     /// Where it is.
@@ -180,18 +180,18 @@ impl RunDir {
     ///
     /// # Errors
     /// The disk is full or gone; what was written before is whole.
-    pub fn add(&mut self, row: &Row, text: &Text) -> Result<(), Unusable> {
+    pub fn append_row(&mut self, row: &QueryRow, text: &ReplyText) -> Result<(), RunDirError> {
         let (rows, texts) = (self.path.join("rows.jsonl"), self.path.join("texts.jsonl"));
-        append(&mut self.texts, text).map_err(at(&texts))?;
-        append(&mut self.rows, row).map_err(at(&rows))
+        append_line(&mut self.texts, text).map_err(io_error_at(&texts))?;
+        append_line(&mut self.rows, row).map_err(io_error_at(&rows))
     }
 
     /// Writes the row of a query again, with another score; its text is there already.
     ///
     /// # Errors
     /// As for [`RunDir::add`].
-    pub fn rescore(&mut self, row: &Row) -> Result<(), Unusable> {
-        append(&mut self.rows, row).map_err(at(&self.path.join("rows.jsonl")))
+    pub fn rescore(&mut self, row: &QueryRow) -> Result<(), RunDirError> {
+        append_line(&mut self.rows, row).map_err(io_error_at(&self.path.join("rows.jsonl")))
     }
 }
 
@@ -199,14 +199,15 @@ impl RunDir {
 ///
 /// # Errors
 /// There is no run, or one of a later version.
-pub fn manifest(path: &Path) -> Result<Manifest, Unusable> {
+pub fn read_manifest(path: &Path) -> Result<Manifest, RunDirError> {
     let file = path.join("run.json");
-    let text = fs::read_to_string(&file).map_err(at(&file))?;
-    let nonsense = |reason| Unusable::Nonsense { path: file.clone(), reason };
-    let manifest: Manifest = serde_json::from_str(&text).map_err(|cause| nonsense(cause.to_string()))?;
-    if manifest.version != VERSION {
-        let reason = format!("was written in form {}, and this program knows {VERSION}", manifest.version);
-        return Err(nonsense(reason));
+    let text = fs::read_to_string(&file).map_err(io_error_at(&file))?;
+    let invalid = |reason| RunDirError::Invalid { path: file.clone(), reason };
+    let manifest: Manifest = serde_json::from_str(&text).map_err(|cause| invalid(cause.to_string()))?;
+    if manifest.version != FORMAT_VERSION {
+        let reason =
+            format!("was written in form {}, and this program knows {FORMAT_VERSION}", manifest.version);
+        return Err(invalid(reason));
     }
     Ok(manifest)
 }
@@ -215,9 +216,9 @@ pub fn manifest(path: &Path) -> Result<Manifest, Unusable> {
 ///
 /// # Errors
 /// They cannot be read.
-pub fn questions(path: &Path) -> Result<Vec<Question>, Unusable> {
+pub fn read_questions(path: &Path) -> Result<Vec<Question>, RunDirError> {
     let file = path.join("questions.jsonl");
-    let opened = File::open(&file).map_err(at(&file))?;
+    let opened = File::open(&file).map_err(io_error_at(&file))?;
     Ok(question::parse(&file.display().to_string(), BufReader::new(opened))?)
 }
 
@@ -225,10 +226,10 @@ pub fn questions(path: &Path) -> Result<Vec<Question>, Unusable> {
 ///
 /// # Errors
 /// It cannot be read.
-pub fn each_text(path: &Path, mut take: impl FnMut(Text)) -> Result<(), Unusable> {
-    each_line(&path.join("texts.jsonl"), |line| {
+pub fn for_each_text(path: &Path, mut visit: impl FnMut(ReplyText)) -> Result<(), RunDirError> {
+    for_each_line(&path.join("texts.jsonl"), |line| {
         if let Ok(text) = serde_json::from_slice(line) {
-            take(text);
+            visit(text);
         }
     })
 }
@@ -237,30 +238,30 @@ pub fn each_text(path: &Path, mut take: impl FnMut(Text)) -> Result<(), Unusable
 ///
 /// # Errors
 /// It cannot be read.
-pub fn each_row(rows: &Path, mut take: impl FnMut(Row)) -> Result<(), Unusable> {
-    each_line(rows, |line| {
+pub fn for_each_row(rows: &Path, mut visit: impl FnMut(QueryRow)) -> Result<(), RunDirError> {
+    for_each_line(rows, |line| {
         if let Ok(row) = serde_json::from_slice(line) {
-            take(row);
+            visit(row);
         }
     })
 }
 
-fn each_line(path: &Path, mut take: impl FnMut(&[u8])) -> Result<(), Unusable> {
-    let mut reader = BufReader::new(File::open(path).map_err(at(path))?);
+fn for_each_line(path: &Path, mut visit: impl FnMut(&[u8])) -> Result<(), RunDirError> {
+    let mut reader = BufReader::new(File::open(path).map_err(io_error_at(path))?);
     let mut line = Vec::new();
-    while reader.read_until(b'\n', &mut line).map_err(at(path))? > 0 {
-        take(&line);
+    while reader.read_until(b'\n', &mut line).map_err(io_error_at(path))? > 0 {
+        visit(&line);
         line.clear();
     }
     Ok(())
 }
 
-fn appending(path: &Path) -> Result<File, Unusable> {
-    private_file::append(path).map_err(at(path))
+fn open_append(path: &Path) -> Result<File, RunDirError> {
+    private_file::append(path).map_err(io_error_at(path))
 }
 
 /// A line that a crash cut short stays as it is, and the next one begins on its own.
-fn end_line(file: &mut File) -> io::Result<()> {
+fn terminate_line(file: &mut File) -> io::Result<()> {
     let mut last = [0];
     if file.seek(SeekFrom::End(0))? > 0 {
         file.seek(SeekFrom::End(-1))?;
@@ -272,89 +273,95 @@ fn end_line(file: &mut File) -> io::Result<()> {
     Ok(())
 }
 
-fn append(file: &mut File, line: &impl Serialize) -> io::Result<()> {
-    let mut bytes = json(line).into_bytes();
+fn append_line(file: &mut File, value: &impl Serialize) -> io::Result<()> {
+    let mut bytes = to_json(value).into_bytes();
     bytes.push(b'\n');
-    let whole = file.write_all(&bytes);
-    if whole.is_err() {
+    let written = file.write_all(&bytes);
+    if written.is_err() {
         // A part may stand there; the next line must not be glued to it.
-        let _ = end_line(file);
+        let _ = terminate_line(file);
     }
-    whole
+    written
 }
 
-fn json(of: &impl Serialize) -> String {
-    serde_json::to_string(of).expect("rows are plain data with text keys")
+fn to_json(value: &impl Serialize) -> String {
+    serde_json::to_string(value).expect("rows are plain data with text keys")
 }
 
-fn at(path: &Path) -> impl Fn(io::Error) -> Unusable {
-    move |cause| Unusable::File { path: path.to_owned(), cause }
+fn io_error_at(path: &Path) -> impl Fn(io::Error) -> RunDirError {
+    move |cause| RunDirError::Io { path: path.to_owned(), cause }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn begun(path: &Path) -> Result<RunDir, Unusable> {
-        let questions = question::starter();
+    fn create_run(path: &Path) -> Result<RunDir, RunDirError> {
+        let questions = question::built_in();
         let fingerprint = question::fingerprint(&questions);
-        RunDir::begin(path, &Manifest { version: VERSION, fingerprint, ..Manifest::default() }, &questions)
+        RunDir::create(
+            path,
+            &Manifest { version: FORMAT_VERSION, fingerprint, ..Manifest::default() },
+            &questions,
+        )
     }
 
-    fn add(run: &mut RunDir, id: &str, error: Option<&str>) {
-        let row = Row { id: id.into(), error: error.map(str::to_owned), ..Row::default() };
-        run.add(&row, &Text { id: id.into(), reply: "x".into(), ..Text::default() }).unwrap();
+    fn append(run: &mut RunDir, id: &str, error: Option<&str>) {
+        let row = QueryRow { id: id.into(), error: error.map(str::to_owned), ..QueryRow::default() };
+        run.append_row(&row, &ReplyText { id: id.into(), reply: "x".into(), ..ReplyText::default() })
+            .unwrap();
     }
 
     #[test]
-    fn a_run_goes_on_where_it_stopped_and_failed_queries_are_tried_again() {
+    fn a_resumed_run_skips_answered_queries() {
         let dir = tempfile::tempdir().unwrap();
-        let mut run = begun(dir.path()).unwrap();
-        add(&mut run, "a", None);
-        add(&mut run, "b", Some("refused"));
+        let mut run = create_run(dir.path()).unwrap();
+        append(&mut run, "a", None);
+        append(&mut run, "b", Some("refused"));
         drop(run);
         let (mut run, manifest, questions) = RunDir::resume(dir.path()).unwrap();
-        assert!(run.is_done("a", 0) && !run.is_done("b", 0) && !run.is_done("a", 1));
-        assert_eq!((questions.len(), manifest.version), (50, VERSION));
-        add(&mut run, "b", None);
+        assert!(run.is_answered("a", 0) && !run.is_answered("b", 0) && !run.is_answered("a", 1));
+        assert_eq!((questions.len(), manifest.version), (50, FORMAT_VERSION));
+        append(&mut run, "b", None);
         let mut rows = Vec::new();
-        each_row(&dir.path().join("rows.jsonl"), |row| rows.push((row.id.clone(), row.answered()))).unwrap();
+        for_each_row(&dir.path().join("rows.jsonl"), |row| rows.push((row.id.clone(), row.is_answered())))
+            .unwrap();
         assert_eq!(rows, [("a".into(), true), ("b".into(), false), ("b".into(), true)]);
     }
 
     #[test]
-    fn a_line_that_a_crash_cut_costs_no_other_line() {
+    fn a_truncated_line_does_not_damage_other_lines() {
         let dir = tempfile::tempdir().unwrap();
-        let mut run = begun(dir.path()).unwrap();
-        add(&mut run, "a", None);
+        let mut run = create_run(dir.path()).unwrap();
+        append(&mut run, "a", None);
         run.rows.write_all(b"{\"id\":\"b\",\"sub").unwrap();
         drop(run);
         let (mut run, ..) = RunDir::resume(dir.path()).unwrap();
-        add(&mut run, "c", None);
+        append(&mut run, "c", None);
         let mut ids = Vec::new();
-        each_row(&dir.path().join("rows.jsonl"), |row| ids.push(row.id)).unwrap();
+        for_each_row(&dir.path().join("rows.jsonl"), |row| ids.push(row.id)).unwrap();
         assert_eq!(ids, ["a", "c"]);
         let text = fs::read_to_string(dir.path().join("rows.jsonl")).unwrap();
         assert!(text.contains("{\"id\":\"b\",\"sub\n"), "nothing is deleted");
     }
 
     #[test]
-    fn a_run_is_not_written_twice_nor_by_two() {
+    fn existing_and_locked_directories_are_rejected() {
         let dir = tempfile::tempdir().unwrap();
-        let run = begun(dir.path()).unwrap();
-        assert!(matches!(begun(dir.path()), Err(Unusable::Taken(_))));
-        assert!(matches!(RunDir::resume(dir.path()), Err(Unusable::Busy(_))));
+        let run = create_run(dir.path()).unwrap();
+        assert!(matches!(create_run(dir.path()), Err(RunDirError::AlreadyExists(_))));
+        assert!(matches!(RunDir::resume(dir.path()), Err(RunDirError::Locked(_))));
         drop(run);
         assert!(RunDir::resume(dir.path()).is_ok());
         fs::write(dir.path().join("questions.jsonl"), "{\"prompt\":\"x\",\"answer\":\"1\"}\n").unwrap();
-        assert!(matches!(RunDir::resume(dir.path()), Err(Unusable::Nonsense { .. })));
+        assert!(matches!(RunDir::resume(dir.path()), Err(RunDirError::Invalid { .. })));
     }
 
     #[test]
-    fn a_later_form_is_refused_by_its_number() {
+    fn a_newer_format_version_is_rejected() {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("run.json"), "{\"version\": 99}").unwrap();
-        assert!(manifest(dir.path()).unwrap_err().to_string().contains("form 99"));
-        assert!(manifest(&dir.path().join("none")).unwrap_err().to_string().contains("none/run.json"));
+        assert!(read_manifest(dir.path()).unwrap_err().to_string().contains("form 99"));
+        assert!(read_manifest(&dir.path().join("none")).unwrap_err().to_string().contains("none/run.json"));
     }
 }

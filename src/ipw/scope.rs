@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::row::{Energy, Part};
+use super::row::{DomainEnergy, QueryEnergy};
 use crate::domain::{Grade, Kind, Liveness};
 use crate::protocol::{DomainStatus, Info};
 
@@ -36,64 +36,66 @@ impl Scope {
         }
     }
 
-    fn takes(self, meter: &Meter) -> bool {
+    fn includes(self, domain: &RunDomain) -> bool {
         match self {
-            Self::Host => meter.counted,
-            Self::Accelerator => matches!(meter.kind, Kind::Gpu | Kind::Npu),
+            Self::Host => domain.counted,
+            Self::Accelerator => matches!(domain.kind, Kind::Gpu | Kind::Npu),
             Self::Compute => matches!(
-                meter.kind,
+                domain.kind,
                 Kind::Gpu | Kind::Npu | Kind::Package | Kind::Cpu | Kind::Dram | Kind::Soc | Kind::Module
             ),
         }
     }
 
     /// The places of the domains it counts, outermost only.
-    pub fn domains(self, meters: &[Meter]) -> Vec<usize> {
-        let taken: Vec<usize> = (0..meters.len()).filter(|at| self.takes(&meters[*at])).collect();
-        let inside = |at: &usize| {
-            let mut parent = meters[*at].parent.as_deref();
+    pub fn domain_indices(self, domains: &[RunDomain]) -> Vec<usize> {
+        let included: Vec<usize> = (0..domains.len()).filter(|at| self.includes(&domains[*at])).collect();
+        let is_nested = |at: &usize| {
+            let mut parent = domains[*at].parent.as_deref();
             // As many steps as there are domains: a circle in a file that somebody edited must end.
-            for _ in 0..meters.len() {
+            for _ in 0..domains.len() {
                 let Some(name) = parent else { return false };
-                if taken.iter().any(|other| meters[*other].name == name) {
+                if included.iter().any(|other| domains[*other].name == name) {
                     return true;
                 }
-                parent =
-                    meters.iter().find(|meter| meter.name == name).and_then(|meter| meter.parent.as_deref());
+                parent = domains
+                    .iter()
+                    .find(|domain| domain.name == name)
+                    .and_then(|domain| domain.parent.as_deref());
             }
             false
         };
-        taken.iter().filter(|at| !inside(at)).copied().collect()
+        included.iter().filter(|at| !is_nested(at)).copied().collect()
     }
 
     /// The worst grade among its domains; `None` where it has none.
-    pub fn grade(self, meters: &[Meter]) -> Option<Grade> {
-        self.domains(meters).into_iter().map(|at| meters[at].grade).max()
+    pub fn grade(self, domains: &[RunDomain]) -> Option<Grade> {
+        self.domain_indices(domains).into_iter().map(|at| domains[at].grade).max()
     }
 
     /// A query's energy in this scope.
-    pub fn of(self, energy: &Energy, domains: &[usize]) -> Part {
-        let part = match self {
+    pub fn energy(self, energy: &QueryEnergy, domain_indices: &[usize]) -> DomainEnergy {
+        let energy_part = match self {
             Self::Host => {
-                let Energy { share_uj, error_uj, idle_uj, window_uj, .. } = *energy;
-                Part { share_uj, error_uj, idle_uj, window_uj }
+                let QueryEnergy { share_uj, error_uj, idle_uj, window_uj, .. } = *energy;
+                DomainEnergy { share_uj, error_uj, idle_uj, window_uj }
             }
-            _ => Self::sum(&energy.domains, domains),
+            _ => Self::sum_domains(&energy.domains, domain_indices),
         };
         // A span that was alone all the time has the whole window; earlier versions kept no domain's window.
-        let alone = part.share_uj.filter(|_| energy.at_once == 1);
-        Part { window_uj: part.window_uj.or(alone), ..part }
+        let alone = energy_part.share_uj.filter(|_| energy.at_once == 1);
+        DomainEnergy { window_uj: energy_part.window_uj.or(alone), ..energy_part }
     }
 
     /// The parts of some domains together; what is not known of one of them is not known.
-    pub(super) fn sum(parts: &[Part], domains: &[usize]) -> Part {
-        let sum = |of: fn(&Part) -> Option<u64>| -> Option<u64> {
+    pub(super) fn sum_domains(parts: &[DomainEnergy], domains: &[usize]) -> DomainEnergy {
+        let sum = |of: fn(&DomainEnergy) -> Option<u64>| -> Option<u64> {
             if domains.is_empty() {
                 return None;
             }
             domains.iter().try_fold(0_u64, |sum, at| Some(sum.saturating_add(of(parts.get(*at)?)?)))
         };
-        Part {
+        DomainEnergy {
             share_uj: sum(|part| part.share_uj),
             error_uj: sum(|part| part.error_uj),
             idle_uj: sum(|part| part.idle_uj),
@@ -105,14 +107,14 @@ impl Scope {
 /// Whether a figure counts what the machine would have used anyway.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
-pub enum Idle {
+pub enum IdlePolicy {
     /// Idle power is part of the figure, as on the bill.
     Included,
     /// Only what the queries added.
     Excluded,
 }
 
-impl Idle {
+impl IdlePolicy {
     /// In words, for people.
     pub fn title(self) -> &'static str {
         match self {
@@ -124,7 +126,7 @@ impl Idle {
 
 /// A domain of the machine that a run was made on.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Meter {
+pub struct RunDomain {
     /// "package-0", "gpu-0".
     pub name: String,
     /// What it meters.
@@ -146,8 +148,8 @@ pub struct Meter {
     pub update_interval_ns: Option<u64>,
 }
 
-impl Meter {
-    fn of(domain: &DomainStatus) -> Self {
+impl RunDomain {
+    fn from_status(domain: &DomainStatus) -> Self {
         Self {
             name: domain.name.clone(),
             kind: domain.kind,
@@ -162,22 +164,22 @@ impl Meter {
 }
 
 /// The domains of a run on this machine: those that are live. And the others by name, each with the reason.
-pub fn domains_of_run(info: &Info) -> (Vec<Meter>, BTreeMap<String, String>) {
-    let (live, others): (Vec<_>, Vec<_>) =
+pub fn live_domains(info: &Info) -> (Vec<RunDomain>, BTreeMap<String, String>) {
+    let (live, not_live): (Vec<_>, Vec<_>) =
         info.domains.iter().partition(|domain| domain.liveness == Liveness::Live);
     let reason = |domain: &DomainStatus| domain.reason.clone().unwrap_or_else(|| "reason unknown".into());
-    let others = others.into_iter().map(|domain| (domain.name.clone(), reason(domain))).collect();
-    (live.into_iter().map(Meter::of).collect(), others)
+    let not_live = not_live.into_iter().map(|domain| (domain.name.clone(), reason(domain))).collect();
+    (live.into_iter().map(RunDomain::from_status).collect(), not_live)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn meter(name: &str, kind: Kind, parent: Option<&str>, counted: bool) -> Meter {
+    fn run_domain(name: &str, kind: Kind, parent: Option<&str>, counted: bool) -> RunDomain {
         let (source, parent) = ("replay".into(), parent.map(str::to_owned));
         let grade = if kind == Kind::Gpu { Grade::Integrated } else { Grade::Measured };
-        Meter {
+        RunDomain {
             name: name.into(),
             kind,
             source,
@@ -189,51 +191,53 @@ mod tests {
         }
     }
 
-    fn machine() -> Vec<Meter> {
+    fn machine() -> Vec<RunDomain> {
         vec![
-            meter("psys", Kind::Psys, None, true),
-            meter("package-0", Kind::Package, Some("psys"), false),
-            meter("core-0", Kind::Core, Some("package-0"), false),
-            meter("dram-0", Kind::Dram, Some("psys"), false),
-            meter("gpu-0", Kind::Gpu, None, true),
-            meter("gpu-memory-0", Kind::GpuMemory, Some("gpu-0"), false),
+            run_domain("psys", Kind::Psys, None, true),
+            run_domain("package-0", Kind::Package, Some("psys"), false),
+            run_domain("core-0", Kind::Core, Some("package-0"), false),
+            run_domain("dram-0", Kind::Dram, Some("psys"), false),
+            run_domain("gpu-0", Kind::Gpu, None, true),
+            run_domain("gpu-memory-0", Kind::GpuMemory, Some("gpu-0"), false),
         ]
     }
 
     #[test]
-    fn each_scope_counts_its_outermost_domains_once() {
+    fn each_scope_counts_only_its_outermost_domains() {
         let machine = machine();
-        assert_eq!(Scope::Host.domains(&machine), [0, 4]);
-        assert_eq!(Scope::Compute.domains(&machine), [1, 3, 4]);
-        assert_eq!(Scope::Accelerator.domains(&machine), [4]);
+        assert_eq!(Scope::Host.domain_indices(&machine), [0, 4]);
+        assert_eq!(Scope::Compute.domain_indices(&machine), [1, 3, 4]);
+        assert_eq!(Scope::Accelerator.domain_indices(&machine), [4]);
         assert_eq!(Scope::Accelerator.grade(&machine), Some(Grade::Integrated));
         assert_eq!(Scope::Accelerator.grade(&machine[..4]), None);
     }
 
     #[test]
-    fn memory_inside_a_module_and_a_circle_of_parents_are_survived() {
+    fn nested_domains_and_parent_cycles_are_handled() {
         let grace = [
-            meter("module-0", Kind::Module, None, true),
-            meter("dram-0", Kind::Dram, Some("module-0"), false),
-            meter("gpu-0", Kind::Gpu, Some("module-0"), false),
+            run_domain("module-0", Kind::Module, None, true),
+            run_domain("dram-0", Kind::Dram, Some("module-0"), false),
+            run_domain("gpu-0", Kind::Gpu, Some("module-0"), false),
         ];
-        assert_eq!(Scope::Compute.domains(&grace), [0]);
-        assert_eq!(Scope::Accelerator.domains(&grace), [2]);
-        let circle = [meter("a", Kind::Gpu, Some("b"), true), meter("b", Kind::Core, Some("b"), true)];
-        assert_eq!(Scope::Accelerator.domains(&circle), [0]);
+        assert_eq!(Scope::Compute.domain_indices(&grace), [0]);
+        assert_eq!(Scope::Accelerator.domain_indices(&grace), [2]);
+        let cycle =
+            [run_domain("a", Kind::Gpu, Some("b"), true), run_domain("b", Kind::Core, Some("b"), true)];
+        assert_eq!(Scope::Accelerator.domain_indices(&cycle), [0]);
     }
 
     #[test]
-    fn a_scope_with_an_unknown_domain_is_unknown() {
+    fn a_scope_with_an_unknown_domain_has_no_energy() {
         let window_uj = Some(200);
-        let part = |share_uj| Part { share_uj, error_uj: Some(1), idle_uj: None, window_uj };
+        let part = |share_uj| DomainEnergy { share_uj, error_uj: Some(1), idle_uj: None, window_uj };
         let domains = vec![part(None), part(Some(10)), part(Some(5)), part(Some(7)), part(Some(100))];
-        let energy = Energy { share_uj: Some(112), domains, ..Energy::default() };
-        let of = |scope: Scope| scope.of(&energy, &scope.domains(&machine()));
+        let energy = QueryEnergy { share_uj: Some(112), domains, ..QueryEnergy::default() };
+        let of = |scope: Scope| scope.energy(&energy, &scope.domain_indices(&machine()));
         assert_eq!(of(Scope::Host).share_uj, Some(112));
-        let compute = Part { share_uj: Some(117), error_uj: Some(3), idle_uj: None, window_uj: Some(600) };
+        let compute =
+            DomainEnergy { share_uj: Some(117), error_uj: Some(3), idle_uj: None, window_uj: Some(600) };
         assert_eq!(of(Scope::Compute), compute);
-        assert_eq!(Scope::Compute.of(&energy, &[0, 1]).share_uj, None);
-        assert_eq!(Scope::Accelerator.of(&energy, &[]).share_uj, None);
+        assert_eq!(Scope::Compute.energy(&energy, &[0, 1]).share_uj, None);
+        assert_eq!(Scope::Accelerator.energy(&energy, &[]).share_uj, None);
     }
 }

@@ -8,15 +8,15 @@ use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
-use super::blocks::in_blocks;
-pub use super::columns::{Columns, known};
-use super::row::Row;
-use super::run_dir::{self, Manifest, Unusable};
-use super::scope::{Meter, Scope};
+use super::chunks::process_chunks;
+pub use super::columns::{QueryColumns, known};
+use super::row::QueryRow;
+use super::run_dir::{self, Manifest, RunDirError};
+use super::scope::{RunDomain, Scope};
 
 /// A run, ready for figures.
 #[derive(Debug)]
-pub struct Table {
+pub struct RunTable {
     /// The run's directory.
     pub run: PathBuf,
     /// What the run was.
@@ -24,9 +24,9 @@ pub struct Table {
     /// The subjects, in the order in which they first came.
     pub subjects: Vec<String>,
     /// Its queries.
-    pub columns: Columns,
+    pub columns: QueryColumns,
     /// Lines that are no row: cut short by a crash, or edited.
-    pub broken: usize,
+    pub invalid_lines: usize,
     /// Rows of queries that were tried again later.
     pub superseded: usize,
     /// Why queries failed, with how often: the first few reasons. One that was tried again later is not among them.
@@ -42,21 +42,21 @@ pub struct Table {
 }
 
 /// How many different reasons of failure are kept apart.
-const REASONS: usize = 16;
+const MAX_REASONS: usize = 16;
 
 /// What one block of the file gave.
 #[derive(Default)]
-struct Block {
+struct TableChunk {
     bytes: usize,
     subjects: Vec<String>,
-    columns: Columns,
-    broken: usize,
-    remarks: Remarks<Vec<(usize, String)>>,
+    columns: QueryColumns,
+    invalid_lines: usize,
+    notes: RowNotes<Vec<(usize, String)>>,
 }
 
 /// What rows say in words, each with the row's place in the columns.
 #[derive(Default)]
-struct Remarks<T> {
+struct RowNotes<T> {
     /// Why it failed.
     failed: T,
     /// Why it has no energy.
@@ -69,24 +69,24 @@ struct Remarks<T> {
     bounds: T,
 }
 
-impl<T> Remarks<T> {
-    fn each(&mut self) -> [&mut T; 5] {
+impl<T> RowNotes<T> {
+    fn fields(&mut self) -> [&mut T; 5] {
         [&mut self.failed, &mut self.unmetered, &mut self.gaps, &mut self.others, &mut self.bounds]
     }
 }
 
 /// The same text of many rows, kept once.
 #[derive(Default)]
-struct Noted {
-    texts: Texts,
+struct InternedNotes {
+    strings: StringInterner,
     /// The places of rows in the columns, and of their texts.
     rows: Vec<(usize, usize)>,
 }
 
-impl Noted {
-    fn take(&mut self, before: usize, more: Vec<(usize, String)>) {
+impl InternedNotes {
+    fn extend(&mut self, before: usize, more: Vec<(usize, String)>) {
         for (row, text) in more {
-            self.rows.push((before + row, self.texts.place(text)));
+            self.rows.push((before + row, self.strings.intern(text)));
         }
     }
 
@@ -94,7 +94,7 @@ impl Noted {
     fn counts(&self, keep: &[bool]) -> BTreeMap<String, usize> {
         let mut counts = BTreeMap::new();
         for (_, text) in self.rows.iter().filter(|(row, _)| keep[*row]) {
-            note(&mut counts, &self.texts.texts[*text]);
+            count_reason(&mut counts, &self.strings.strings[*text]);
         }
         counts
     }
@@ -102,64 +102,64 @@ impl Noted {
 
 /// Texts by their places, each kept once, in the order in which they first came.
 #[derive(Default)]
-struct Texts {
-    texts: Vec<String>,
-    places: HashMap<String, usize>,
+struct StringInterner {
+    strings: Vec<String>,
+    indices: HashMap<String, usize>,
 }
 
-impl Texts {
-    fn place(&mut self, text: String) -> usize {
-        if let Some(place) = self.places.get(&text) {
+impl StringInterner {
+    fn intern(&mut self, text: String) -> usize {
+        if let Some(place) = self.indices.get(&text) {
             return *place;
         }
-        let place = self.texts.len();
-        self.texts.push(text.clone());
-        self.places.insert(text, place);
+        let place = self.strings.len();
+        self.strings.push(text.clone());
+        self.indices.insert(text, place);
         place
     }
 }
 
 /// What the blocks so far gave.
 #[derive(Default)]
-struct Taken {
-    subjects: Texts,
-    columns: Columns,
-    broken: usize,
-    remarks: Remarks<Noted>,
+struct TableBuilder {
+    subjects: StringInterner,
+    columns: QueryColumns,
+    invalid_lines: usize,
+    notes: RowNotes<InternedNotes>,
 }
 
-impl Table {
+impl RunTable {
     /// Reads a run.
     ///
     /// # Errors
     /// Its files are not there or cannot be read; lines that make no sense are counted, and are no error.
-    pub fn read(path: &Path) -> Result<Self, Unusable> {
-        let manifest = run_dir::manifest(path)?;
-        let scopes = Scope::ALL.map(|scope| (scope, scope.domains(&manifest.domains)));
+    pub fn read(path: &Path) -> Result<Self, RunDirError> {
+        let manifest = run_dir::read_manifest(path)?;
+        let scopes = Scope::ALL.map(|scope| (scope, scope.domain_indices(&manifest.domains)));
         let file = path.join("rows.jsonl");
-        let failed = |cause| Unusable::File { path: file.clone(), cause };
+        let failed = |cause| RunDirError::Io { path: file.clone(), cause };
         let opened = File::open(&file).map_err(failed)?;
         let bytes = opened.metadata().map_err(failed)?.len();
-        let mut taken = Taken::default();
-        let read = in_blocks(
+        let mut builder = TableBuilder::default();
+        let read = process_chunks(
             opened,
-            |lines| block(lines, &manifest.domains, &scopes),
+            |lines| parse_chunk(lines, &manifest.domains, &scopes),
             |block| {
-                if taken.columns.is_empty() {
-                    taken.columns.reserve(expected(bytes, &block));
+                if builder.columns.is_empty() {
+                    builder.columns.reserve(estimate_row_count(bytes, &block));
                 }
-                taken.take(block);
+                builder.add_chunk(block);
             },
         );
         read.map_err(failed)?;
-        let keep = taken.supersede();
-        let Taken { subjects, columns, broken, remarks } = taken;
+        let keep = builder.remove_superseded();
+        let TableBuilder { subjects, columns, invalid_lines: broken, notes: remarks } = builder;
         Ok(Self {
             run: path.to_owned(),
             manifest,
-            subjects: subjects.texts,
+            subjects: subjects.strings,
             columns,
-            broken,
+            invalid_lines: broken,
             superseded: keep.iter().filter(|kept| !**kept).count(),
             failures: remarks.failed.counts(&keep),
             unmetered: remarks.unmetered.counts(&keep),
@@ -170,62 +170,63 @@ impl Table {
     }
 }
 
-impl Taken {
-    fn take(&mut self, mut block: Block) {
-        let own: Vec<usize> = block.subjects.drain(..).map(|subject| self.subjects.place(subject)).collect();
+impl TableBuilder {
+    fn add_chunk(&mut self, mut block: TableChunk) {
+        let subject_indices: Vec<usize> =
+            block.subjects.drain(..).map(|subject| self.subjects.intern(subject)).collect();
         for subject in &mut block.columns.subject {
-            *subject = own[*subject as usize] as u32;
+            *subject = subject_indices[*subject as usize] as u32;
         }
         let before = self.columns.len();
-        for (noted, more) in self.remarks.each().into_iter().zip(block.remarks.each()) {
-            noted.take(before, std::mem::take(more));
+        for (notes, more) in self.notes.fields().into_iter().zip(block.notes.fields()) {
+            notes.extend(before, std::mem::take(more));
         }
         self.columns.append(block.columns);
-        self.broken += block.broken;
+        self.invalid_lines += block.invalid_lines;
     }
 
     /// The last row of a query counts, for figures and for remarks; gives which rows those are.
-    fn supersede(&mut self) -> Vec<bool> {
+    fn remove_superseded(&mut self) -> Vec<bool> {
         let mut order: Vec<(u64, u32)> =
-            self.columns.keys().enumerate().map(|(at, key)| (key, at as u32)).collect();
+            self.columns.query_hashes().enumerate().map(|(at, key)| (key, at as u32)).collect();
         order.sort_unstable();
         let mut keep = vec![true; order.len()];
         for pair in order.windows(2).filter(|pair| pair[0].0 == pair[1].0) {
             keep[pair[0].1 as usize] = false;
         }
         if keep.contains(&false) {
-            self.columns.keep(&keep);
+            self.columns.retain_rows(&keep);
         }
         keep
     }
 }
 
 /// How many rows a file holds, judged by its first block; a few more, since a column that grows once more doubles.
-fn expected(bytes: u64, block: &Block) -> usize {
+fn estimate_row_count(bytes: u64, block: &TableChunk) -> usize {
     let share = block.columns.len() as f64 / (block.bytes.max(1) as f64);
     (bytes as f64 * share * 1.02) as usize
 }
 
-fn block(lines: &[u8], domains: &[Meter], scopes: &[(Scope, Vec<usize>); 3]) -> Block {
-    let mut block = Block { bytes: lines.len(), ..Block::default() };
+fn parse_chunk(lines: &[u8], domains: &[RunDomain], scopes: &[(Scope, Vec<usize>); 3]) -> TableChunk {
+    let mut block = TableChunk { bytes: lines.len(), ..TableChunk::default() };
     for line in lines.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
-        let Ok(row) = serde_json::from_slice::<Row>(line) else {
-            block.broken += 1;
+        let Ok(row) = serde_json::from_slice::<QueryRow>(line) else {
+            block.invalid_lines += 1;
             continue;
         };
-        let (at, remarks) = (block.columns.len(), &mut block.remarks);
-        remarks.failed.extend(row.error.iter().map(|reason| (at, reason.clone())));
-        if row.answered() {
-            remarks.unmetered.extend(row.unmetered.iter().map(|reason| (at, reason.clone())));
+        let (at, notes) = (block.columns.len(), &mut block.notes);
+        notes.failed.extend(row.error.iter().map(|reason| (at, reason.clone())));
+        if row.is_answered() {
+            notes.unmetered.extend(row.unmetered.iter().map(|reason| (at, reason.clone())));
         }
         if let Some(energy) = &row.energy {
             let parts = domains.iter().zip(&energy.domains).filter(|(_, part)| part.share_uj.is_none());
-            remarks.gaps.extend(parts.map(|(domain, _)| (at, domain.name.clone())));
-            remarks.bounds.extend(energy.at_least.then(|| (at, String::new())));
-            remarks.others.extend(energy.other_domains.iter().map(|name| (at, name.clone())));
+            notes.gaps.extend(parts.map(|(domain, _)| (at, domain.name.clone())));
+            notes.bounds.extend(energy.at_least.then(|| (at, String::new())));
+            notes.others.extend(energy.other_domains.iter().map(|name| (at, name.clone())));
         }
-        let known = block.subjects.iter().position(|subject| *subject == row.subject);
-        let subject = known.unwrap_or_else(|| {
+        let index = block.subjects.iter().position(|subject| *subject == row.subject);
+        let subject = index.unwrap_or_else(|| {
             block.subjects.push(row.subject.clone());
             block.subjects.len() - 1
         });
@@ -234,38 +235,43 @@ fn block(lines: &[u8], domains: &[Meter], scopes: &[(Scope, Vec<usize>); 3]) -> 
     block
 }
 
-fn note(failures: &mut BTreeMap<String, usize>, reason: &str) {
-    let room = failures.len() < REASONS || failures.contains_key(reason);
-    *failures.entry(if room { reason } else { "other reasons" }.to_owned()).or_insert(0) += 1;
+fn count_reason(counts: &mut BTreeMap<String, usize>, reason: &str) {
+    let has_room = counts.len() < MAX_REASONS || counts.contains_key(reason);
+    *counts.entry(if has_room { reason } else { "other reasons" }.to_owned()).or_insert(0) += 1;
 }
 
 #[cfg(test)]
 mod tests {
     use super::super::question;
-    use super::super::row::{Energy, Text};
-    use super::super::run_dir::{RunDir, VERSION};
+    use super::super::row::{QueryEnergy, ReplyText};
+    use super::super::run_dir::{FORMAT_VERSION, RunDir};
     use super::*;
 
-    fn run(rows: &[Row]) -> (tempfile::TempDir, Table) {
+    fn run(rows: &[QueryRow]) -> (tempfile::TempDir, RunTable) {
         let dir = tempfile::tempdir().unwrap();
-        let questions = question::starter();
+        let questions = question::built_in();
         let fingerprint = question::fingerprint(&questions);
-        let manifest = Manifest { version: VERSION, fingerprint, ..Manifest::default() };
-        let mut run = RunDir::begin(dir.path(), &manifest, &questions).unwrap();
+        let manifest = Manifest { version: FORMAT_VERSION, fingerprint, ..Manifest::default() };
+        let mut run = RunDir::create(dir.path(), &manifest, &questions).unwrap();
         for row in rows {
-            run.add(row, &Text::default()).unwrap();
+            run.append_row(row, &ReplyText::default()).unwrap();
         }
-        let table = Table::read(dir.path()).unwrap();
+        let table = RunTable::read(dir.path()).unwrap();
         (dir, table)
     }
 
-    fn row(id: usize, subject: &str) -> Row {
-        Row { id: format!("q{id}"), subject: subject.into(), duration_ns: id as u64, ..Row::default() }
+    fn row(id: usize, subject: &str) -> QueryRow {
+        QueryRow {
+            id: format!("q{id}"),
+            subject: subject.into(),
+            duration_ns: id as u64,
+            ..QueryRow::default()
+        }
     }
 
     #[test]
-    fn rows_keep_their_order_and_subjects_over_many_blocks() {
-        let rows: Vec<Row> = (0..40_000).map(|id| row(id, ["a", "b", "c"][id % 3])).collect();
+    fn rows_keep_their_order_over_many_chunks() {
+        let rows: Vec<QueryRow> = (0..40_000).map(|id| row(id, ["a", "b", "c"][id % 3])).collect();
         let (_dir, table) = run(&rows);
         assert_eq!(table.columns.len(), 40_000);
         assert_eq!(table.subjects, ["a", "b", "c"]);
@@ -273,13 +279,13 @@ mod tests {
             assert_eq!(table.columns.duration_s[at], at as f64 / 1e9);
             assert_eq!(table.columns.subject[at] as usize, at % 3);
         }
-        assert_eq!((table.broken, table.superseded), (0, 0));
+        assert_eq!((table.invalid_lines, table.superseded), (0, 0));
     }
 
     #[test]
-    fn the_last_row_of_a_query_counts() {
-        let failed = Row { error: Some("refused".into()), score: Some(1.0), ..row(1, "a") };
-        let right = Row { score: Some(1.0), ..row(1, "a") };
+    fn the_last_row_of_a_query_wins() {
+        let failed = QueryRow { error: Some("refused".into()), score: Some(1.0), ..row(1, "a") };
+        let right = QueryRow { score: Some(1.0), ..row(1, "a") };
         let (_dir, table) = run(&[failed.clone(), row(2, "a"), right]);
         assert_eq!((table.columns.len(), table.superseded), (2, 1));
         assert_eq!(known(table.columns.score[1]), Some(1.0));
@@ -290,27 +296,28 @@ mod tests {
     }
 
     #[test]
-    fn failures_are_those_of_rows_that_stand() {
-        let failed = |id, reason: String| Row { error: Some(reason), ..row(id, "a") };
+    fn superseded_failures_are_not_counted() {
+        let failed = |id, reason: String| QueryRow { error: Some(reason), ..row(id, "a") };
         // More reasons than are kept apart, and every one of them passed: they take no room either.
-        let mut rows: Vec<Row> = (0..20).map(|id| failed(id, format!("refused {id}"))).collect();
+        let mut rows: Vec<QueryRow> = (0..20).map(|id| failed(id, format!("refused {id}"))).collect();
         rows.extend((0..20).map(|id| row(id, "a")));
         rows.extend([failed(1, "lost".into()), failed(30, "lost".into())]);
         let (_dir, table) = run(&rows);
         assert_eq!(table.failures, BTreeMap::from([("lost".to_owned(), 2)]));
         let (_dir, table) = run(&(0..20).map(|id| failed(id, format!("refused {id}"))).collect::<Vec<_>>());
-        assert_eq!((table.failures.len(), table.failures["other reasons"]), (REASONS + 1, 4));
+        assert_eq!((table.failures.len(), table.failures["other reasons"]), (MAX_REASONS + 1, 4));
     }
 
     #[test]
-    fn lines_that_are_no_rows_are_counted_and_what_is_absent_is_not_zero() {
-        let energy = Energy { share_uj: Some(2_500_000), span_ns: 500_000_000, ..Energy::default() };
-        let (dir, _) = run(&[Row { energy: Some(energy), ..row(1, "a") }]);
+    fn invalid_lines_are_counted_and_absent_values_are_unknown() {
+        let energy =
+            QueryEnergy { share_uj: Some(2_500_000), span_ns: 500_000_000, ..QueryEnergy::default() };
+        let (dir, _) = run(&[QueryRow { energy: Some(energy), ..row(1, "a") }]);
         let path = dir.path().join("rows.jsonl");
         let text = std::fs::read_to_string(&path).unwrap();
         std::fs::write(&path, format!("{{\"id\":\n{text}garbage")).unwrap();
-        let table = Table::read(dir.path()).unwrap();
-        assert_eq!((table.broken, table.columns.len()), (2, 1));
+        let table = RunTable::read(dir.path()).unwrap();
+        assert_eq!((table.invalid_lines, table.columns.len()), (2, 1));
         assert_eq!(known(table.columns.host_j[0]), Some(2.5));
         assert_eq!(known(table.columns.span_s[0]), Some(0.5));
         for absent in [&table.columns.host_idle_j, &table.columns.tokens_out, &table.columns.accelerator_j] {
@@ -319,14 +326,14 @@ mod tests {
     }
 
     #[test]
-    fn what_rows_say_of_their_energy_is_counted_once_for_each_query() {
-        let unmetered = |id| Row { unmetered: Some("no account".into()), ..row(id, "a") };
+    fn energy_notes_are_counted_once_per_query() {
+        let unmetered = |id| QueryRow { unmetered: Some("no account".into()), ..row(id, "a") };
         let other = |id| {
             let other_domains = vec!["psys".into()];
-            let energy = Energy { other_domains, at_least: id == 4, ..Energy::default() };
-            Row { energy: Some(energy), ..row(id, "a") }
+            let energy = QueryEnergy { other_domains, at_least: id == 4, ..QueryEnergy::default() };
+            QueryRow { energy: Some(energy), ..row(id, "a") }
         };
-        let failed = Row { error: Some("refused".into()), ..unmetered(3) };
+        let failed = QueryRow { error: Some("refused".into()), ..unmetered(3) };
         let (_dir, table) = run(&[unmetered(1), unmetered(1), failed, unmetered(2), other(2), other(4)]);
         assert_eq!(table.unmetered, BTreeMap::from([("no account".to_owned(), 1)]));
         assert_eq!(table.other_domains, BTreeMap::from([("psys".to_owned(), 2)]));

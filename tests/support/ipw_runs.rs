@@ -11,14 +11,14 @@ use tokio::sync::oneshot;
 use wattspan::attribution::account::Account;
 use wattspan::client::Client;
 use wattspan::http::dial::{self, pool};
-use wattspan::ipw::ask::{Api, Asking};
-use wattspan::ipw::metering::Metering;
+use wattspan::ipw::llm_api::{Api, RequestSettings};
+use wattspan::ipw::metering_thread::MeteringHandle;
 use wattspan::ipw::question::{self, Question};
-use wattspan::ipw::row::Row;
-use wattspan::ipw::run::{Ended, Pace, Setup, run};
-use wattspan::ipw::run_dir::{Manifest, RunDir, VERSION, each_row};
-use wattspan::ipw::scope::{Meter, domains_of_run};
-use wattspan::ipw::settings::{Conduct, settings};
+use wattspan::ipw::row::QueryRow;
+use wattspan::ipw::run::{RunOutcome, RunSetup, Workload, run_queries};
+use wattspan::ipw::run_dir::{FORMAT_VERSION, Manifest, RunDir, for_each_row};
+use wattspan::ipw::run_settings::{RunSettings, encode_settings};
+use wattspan::ipw::scope::{RunDomain, live_domains};
 
 use super::in_process::{Held, InProcess};
 use super::llm::Llm;
@@ -28,7 +28,7 @@ pub struct Wish {
     /// The stub's vice, or virtue.
     pub model: &'static str,
     /// How queries follow each other.
-    pub pace: Pace,
+    pub pace: Workload,
     /// How many questions.
     pub questions: usize,
     /// How often each.
@@ -38,49 +38,49 @@ pub struct Wish {
 /// Asks in this process; gives every row.
 pub fn asked(
     llm: &Llm,
-    metering: Option<Metering>,
-    domains: &[Meter],
+    metering: Option<MeteringHandle>,
+    domains: &[RunDomain],
     wish: &Wish,
     path: &Path,
-) -> (Ended, Vec<Row>) {
-    let questions: Vec<Question> = question::starter().into_iter().take(wish.questions).collect();
-    let asking = Asking {
+) -> (RunOutcome, Vec<QueryRow>) {
+    let questions: Vec<Question> = question::built_in().into_iter().take(wish.questions).collect();
+    let asking = RequestSettings {
         target: llm.url().parse().unwrap(),
         api: Api::Chat,
         model: wish.model.to_owned(),
-        system: None,
+        system_prompt: None,
         temperature: 0.0,
         seed: Some(0),
         max_tokens: 512,
         stream: true,
         logprobs: false,
-        key: None,
+        api_key: None,
         timeout: Duration::from_secs(120),
     };
     let manifest = Manifest {
-        version: VERSION,
+        version: FORMAT_VERSION,
         fingerprint: question::fingerprint(&questions),
         count: questions.len(),
         repeats: wish.repeats,
-        settings: settings(&asking, Conduct { pace: wish.pace, warm_up: 0, retries: 0 }),
+        settings: encode_settings(&asking, RunSettings { workload: wish.pace, warm_up: 0, retries: 0 }),
         ..Manifest::default()
     };
-    let mut directory = RunDir::begin(path, &manifest, &questions).unwrap();
-    let setup = Setup {
+    let mut directory = RunDir::create(path, &manifest, &questions).unwrap();
+    let setup = RunSetup {
         pool: pool(&asking.target, dial::Settings::default()).unwrap(),
-        asking,
+        request_settings: asking,
         metering,
         domains: domains.to_vec(),
-        pace: wish.pace,
+        workload: wish.pace,
         warm_up: 0,
         repeats: wish.repeats,
         retries: 0,
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let (_go_on, stop) = oneshot::channel();
-    let ended = runtime.block_on(run(setup, &questions, &mut directory, |_, _| (), stop)).unwrap();
+    let ended = runtime.block_on(run_queries(setup, &questions, &mut directory, |_, _| (), stop)).unwrap();
     let mut rows = Vec::new();
-    each_row(&path.join("rows.jsonl"), |row| rows.push(row)).unwrap();
+    for_each_row(&path.join("rows.jsonl"), |row| rows.push(row)).unwrap();
     (ended, rows)
 }
 
@@ -91,16 +91,16 @@ pub fn metered(
     domains: &[&str],
     wish: &Wish,
     path: &Path,
-) -> (Vec<Row>, Client) {
+) -> (Vec<QueryRow>, Client) {
     let client = Client::over(machine.connection()).unwrap();
-    let (meters, _) = domains_of_run(&client.info().unwrap());
+    let (meters, _) = live_domains(&client.info().unwrap());
     assert!(meters.iter().map(|meter| meter.name.as_str()).eq(domains.iter().copied()), "{meters:?}");
     let connection = std::sync::Mutex::new(Some(machine.connection()));
     let connect = move || {
         let connection = connection.lock().unwrap().take();
         connection.map_or(Err(wattspan::client::Failure::Gone), Client::over)
     };
-    let (metering, thread) = Metering::start("truth", Box::new(connect)).unwrap();
+    let (metering, thread) = MeteringHandle::start("truth", Box::new(connect)).unwrap();
     let (ended, rows) = asked(llm, Some(metering), &meters, wish, path);
     assert!(!ended.interrupted);
     thread.join().unwrap();
@@ -108,9 +108,9 @@ pub fn metered(
 }
 
 /// The meter's accounts of all of a run's queries, in the order of the rows; a query without energy has one all the same.
-pub fn accounts(client: &Client, rows: &[Row]) -> Vec<Account> {
+pub fn accounts(client: &Client, rows: &[QueryRow]) -> Vec<Account> {
     let all = client.recent(Some(10_000)).unwrap();
-    let of = |row: &Row| {
+    let of = |row: &QueryRow| {
         let closed_ns = row.began_ns + row.duration_ns;
         let near = |account: &&Account| {
             account.attributes["question"] == row.id

@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use wattspan::ipw::question::{Question, starter};
+use wattspan::ipw::question::{Question, built_in};
 
 /// The model that is listed where the base path is `/evil/v1`: it would clear the screen.
 pub const EVIL: &str = "evil\u{1b}[2J";
@@ -35,7 +35,7 @@ struct Seen {
 impl Llm {
     /// A server that knows the answers to the built-in questions.
     pub fn start() -> Self {
-        Self::knowing(starter())
+        Self::knowing(built_in())
     }
 
     /// A server that knows the answers to these.

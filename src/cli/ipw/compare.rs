@@ -10,9 +10,9 @@ use super::super::table::{TextTable, number_column, text_column};
 use super::super::terminal::{Terminal, printable};
 use super::super::{MeterOptions, output};
 use super::{FigureOptions, figure_tables, run_label};
-use crate::ipw::compare::{Column, compare as side_by_side};
-use crate::ipw::report::page::with_interval;
-use crate::ipw::table::Table;
+use crate::ipw::compare::{ComparedRun, compare_runs as side_by_side};
+use crate::ipw::report::html_page::format_estimate;
+use crate::ipw::table::RunTable;
 
 /// Which runs.
 #[derive(Debug, clap::Args)]
@@ -30,7 +30,7 @@ pub struct CompareArgs {
 /// Reads and tells.
 pub fn compare(options: &MeterOptions, args: &CompareArgs) -> Result<u8, CliError> {
     let read = |path: &PathBuf| {
-        let table = Table::read(path).map_err(anyhow::Error::from)?;
+        let table = RunTable::read(path).map_err(anyhow::Error::from)?;
         Ok((run_label(path, &table.manifest), table))
     };
     let mut runs = args.runs.iter().map(read).collect::<Result<Vec<_>, CliError>>()?;
@@ -52,7 +52,7 @@ pub fn compare(options: &MeterOptions, args: &CompareArgs) -> Result<u8, CliErro
     Ok(OK)
 }
 
-fn describe_differences(columns: &[Column]) -> String {
+fn describe_differences(columns: &[ComparedRun]) -> String {
     let first = columns.first().map_or("", |column| column.label.as_str());
     let mut out = String::from("these runs are not comparable (--anyway compares them all the same):");
     for column in columns {
@@ -61,8 +61,9 @@ fn describe_differences(columns: &[Column]) -> String {
     out
 }
 
-fn render_comparison(columns: &[Column], terminal: Terminal) -> String {
-    let name = |column: &Column| format!("{}{}", column.label, if column.on_frontier { " *" } else { "" });
+fn render_comparison(columns: &[ComparedRun], terminal: Terminal) -> String {
+    let name =
+        |column: &ComparedRun| format!("{}{}", column.label, if column.on_frontier { " *" } else { "" });
     let rows: Vec<_> = columns.iter().map(|column| (name(column), &column.figures)).collect();
     let mut out = format!("\n{}", figure_tables::figure_table("RUN", &rows, terminal));
     if let Some(first) = columns.first() {
@@ -89,11 +90,11 @@ fn render_comparison(columns: &[Column], terminal: Terminal) -> String {
         paired.add_row(vec![
             printable(&column.label),
             it.count.to_string(),
-            with_interval(Some(&it.accuracy), 100.0, " points"),
-            with_interval(Some(&it.energy_j), 1.0, " J"),
-            with_interval(it.power_w.as_ref(), 1.0, " W"),
-            with_interval(it.per_watt_ratio.as_ref(), 1.0, " \u{d7}"),
-            with_interval(it.per_joule_ratio.as_ref(), 1.0, " \u{d7}"),
+            format_estimate(Some(&it.accuracy), 100.0, " points"),
+            format_estimate(Some(&it.energy_j), 1.0, " J"),
+            format_estimate(it.power_w.as_ref(), 1.0, " W"),
+            format_estimate(it.per_watt_ratio.as_ref(), 1.0, " \u{d7}"),
+            format_estimate(it.per_joule_ratio.as_ref(), 1.0, " \u{d7}"),
         ]);
     }
     out + "\n" + &paired.render(terminal)

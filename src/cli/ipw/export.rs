@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use super::super::exit_status::{CliError, OK};
 use super::super::{MeterOptions, eprint_message};
 use crate::ipw::harness::columnar;
-use crate::ipw::harness::export::{Exported, to_file};
+use crate::ipw::harness::export::{RunExport, write_json_lines};
 use crate::ipw::scope::Scope;
 
 /// Which run, and into what.
@@ -33,11 +33,11 @@ pub struct ExportArgs {
 
 /// Reads, writes and tells.
 pub fn export(_: &MeterOptions, args: &ExportArgs) -> Result<u8, CliError> {
-    let read = || Exported::read(&args.run).map_err(anyhow::Error::from);
+    let read = || RunExport::read(&args.run).map_err(anyhow::Error::from);
     if let Some(folder) = &args.harness {
         let run = read()?;
-        run.to_harness(folder, args.scope).map_err(anyhow::Error::from)?;
-        let forms = if columnar::BUILT_IN { "Arrow and JSON lines" } else { "JSON lines" };
+        run.write_harness_dir(folder, args.scope).map_err(anyhow::Error::from)?;
+        let forms = if columnar::IS_SUPPORTED { "Arrow and JSON lines" } else { "JSON lines" };
         eprint_message(&format!(
             "{}: {} queries as {forms}, energies of: {}",
             folder.display(),
@@ -46,11 +46,11 @@ pub fn export(_: &MeterOptions, args: &ExportArgs) -> Result<u8, CliError> {
         ));
     }
     if let Some(file) = &args.jsonl {
-        let count = to_file(file, read()?.flat()).map_err(anyhow::Error::from)?;
+        let count = write_json_lines(file, read()?.into_flat_rows()).map_err(anyhow::Error::from)?;
         eprint_message(&format!("{}: {count} queries", file.display()));
     }
     if let Some(file) = &args.parquet {
-        let count = columnar::write_flat(file, read()?.flat()).map_err(anyhow::Error::from)?;
+        let count = columnar::write_parquet(file, read()?.into_flat_rows()).map_err(anyhow::Error::from)?;
         eprint_message(&format!("{}: {count} queries", file.display()));
     }
     Ok(OK)

@@ -9,30 +9,30 @@ use super::super::table::{TextTable, number_column, text_column};
 use super::super::terminal::{Terminal, printable};
 use crate::domain::Grade;
 use crate::ipw::compare::Difference;
-use crate::ipw::metric::Figures;
+use crate::ipw::distribution::Distribution;
+use crate::ipw::metrics::EfficiencyMetrics;
 use crate::ipw::report::Report;
-use crate::ipw::report::page::{digits, quantity, with_interval};
-use crate::ipw::scope::{Idle, Scope};
-use crate::ipw::settings::pace;
-use crate::ipw::spread::Spread;
+use crate::ipw::report::html_page::{format_estimate, format_significant, quantity_label};
+use crate::ipw::run_settings::describe_workload;
+use crate::ipw::scope::{IdlePolicy, Scope};
 
 /// Which energies are counted, and how far they can be trusted.
-pub fn describe_energies(scope: Scope, idle: Idle, grade: Option<Grade>, simulated: bool) -> String {
+pub fn describe_energies(scope: Scope, idle: IdlePolicy, grade: Option<Grade>, simulated: bool) -> String {
     let grade = grade.map_or("of unknown grade", super::super::account_report::grade_name);
     let simulated = if simulated { ", simulated" } else { "" };
     format!("{}, {}, energy {grade}{simulated}", scope.title(), idle.title())
 }
 
 /// What the figures are of, in a line.
-pub fn describe_basis(figures: &Figures) -> String {
+pub fn describe_basis(figures: &EfficiencyMetrics) -> String {
     let basis = describe_energies(figures.scope, figures.idle, figures.grade, figures.simulated);
     let error = figures.energy_error_j.map_or_else(
         || "the meter gave no guaranteed error".to_owned(),
         |error| {
             let power = figures.power_error_w.map_or_else(String::new, |error| {
-                format!(", the machine's mean power to \u{b1} {} W", digits(error))
+                format!(", the machine's mean power to \u{b1} {} W", format_significant(error))
             });
-            format!("the meter guarantees the mean energy to \u{b1} {} J{power}", digits(error))
+            format!("the meter guarantees the mean energy to \u{b1} {} J{power}", format_significant(error))
         },
     );
     format!(
@@ -45,7 +45,7 @@ pub fn describe_basis(figures: &Figures) -> String {
 pub fn format_headline(report: &Report) -> String {
     let all = &report.all;
     if let Some(reason) = &report.no_energy {
-        let accuracy = with_interval(all.accuracy.as_ref(), 100.0, " %");
+        let accuracy = format_estimate(all.accuracy.as_ref(), 100.0, " %");
         let reason = printable(reason);
         return format!(
             "  no energy was measured: {reason}\n  accuracy {accuracy} over {} scored answers\n",
@@ -55,11 +55,11 @@ pub fn format_headline(report: &Report) -> String {
     if all.covered == 0 {
         return String::new();
     }
-    let pace = pace(&report.run.settings).map_or_else(String::new, |pace| format!("; {pace}"));
+    let pace = describe_workload(&report.run.settings).map_or_else(String::new, |pace| format!("; {pace}"));
     format!(
         "  IPW {}, IPJ {}; {} of {} queries covered{}{}\n",
-        with_interval(all.per_watt.as_ref(), 1.0, " 1/W"),
-        with_interval(all.per_joule.as_ref(), 1.0, " 1/J"),
+        format_estimate(all.per_watt.as_ref(), 1.0, " 1/W"),
+        format_estimate(all.per_joule.as_ref(), 1.0, " 1/J"),
         all.covered,
         all.asked,
         printable(&pace),
@@ -83,10 +83,10 @@ pub fn format_differences(first: &str, other: &str, differs: &[Difference]) -> S
 }
 
 /// A scope and what it does with idle power, with its grade, for a row's name.
-pub fn scope_label(figures: &Figures) -> String {
+pub fn scope_label(figures: &EfficiencyMetrics) -> String {
     let idle = match figures.idle {
-        Idle::Included => "with idle",
-        Idle::Excluded => "without idle",
+        IdlePolicy::Included => "with idle",
+        IdlePolicy::Excluded => "without idle",
     };
     let grade = figures.grade.map_or("unknown grade", super::super::account_report::grade_name);
     let simulated = if figures.simulated { ", simulated" } else { "" };
@@ -94,21 +94,25 @@ pub fn scope_label(figures: &Figures) -> String {
 }
 
 /// How quantities spread over the queries, a row each.
-pub fn spread_table(all: &BTreeMap<&'static str, Spread>, terminal: Terminal) -> String {
+pub fn spread_table(all: &BTreeMap<&'static str, Distribution>, terminal: Terminal) -> String {
     let mut columns = vec![text_column("SPREAD")];
     columns.extend(["QUERIES", "MEAN", "5 %", "50 %", "95 %", "99 %", "MOST"].map(number_column));
     let mut table = TextTable::new(columns);
     for (name, spread) in all {
         let values = [spread.mean, spread.p5, spread.p50, spread.p95, spread.p99, spread.most];
-        let mut cells = vec![quantity(name), spread.count.to_string()];
-        cells.extend(values.map(digits));
+        let mut cells = vec![quantity_label(name), spread.count.to_string()];
+        cells.extend(values.map(format_significant));
         table.add_row(cells);
     }
     table.render(terminal)
 }
 
 /// A table of figures, a row each.
-pub fn figure_table(first: &'static str, rows: &[(String, &Figures)], terminal: Terminal) -> String {
+pub fn figure_table(
+    first: &'static str,
+    rows: &[(String, &EfficiencyMetrics)],
+    terminal: Terminal,
+) -> String {
     let columns = [
         text_column(first),
         number_column("COVERED"),
@@ -125,13 +129,13 @@ pub fn figure_table(first: &'static str, rows: &[(String, &Figures)], terminal: 
         table.add_row(vec![
             printable(name),
             format!("{}/{}", figures_of_row.covered, figures_of_row.asked),
-            with_interval(figures_of_row.accuracy.as_ref(), 100.0, " %"),
-            with_interval(figures_of_row.energy_j.as_ref(), 1.0, " J"),
-            with_interval(figures_of_row.power_w.as_ref(), 1.0, " W"),
-            with_interval(figures_of_row.attributed_power_w.as_ref(), 1.0, " W"),
-            with_interval(figures_of_row.per_watt.as_ref(), 1.0, ""),
-            with_interval(figures_of_row.per_joule.as_ref(), 1.0, ""),
-            with_interval(figures_of_row.tokens_per_joule.as_ref(), 1.0, ""),
+            format_estimate(figures_of_row.accuracy.as_ref(), 100.0, " %"),
+            format_estimate(figures_of_row.energy_j.as_ref(), 1.0, " J"),
+            format_estimate(figures_of_row.power_w.as_ref(), 1.0, " W"),
+            format_estimate(figures_of_row.attributed_power_w.as_ref(), 1.0, " W"),
+            format_estimate(figures_of_row.per_watt.as_ref(), 1.0, ""),
+            format_estimate(figures_of_row.per_joule.as_ref(), 1.0, ""),
+            format_estimate(figures_of_row.tokens_per_joule.as_ref(), 1.0, ""),
         ]);
     }
     table.render(terminal)

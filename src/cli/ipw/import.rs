@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use super::super::exit_status::{CliError, OK};
 use super::super::terminal::printable;
 use super::super::{MeterOptions, eprint_message, output};
-use crate::ipw::harness::{import::import as import_run, source};
+use crate::ipw::harness::{import::import as import_run, results_reader};
 
 /// Which results, and where the run goes.
 #[derive(Debug, clap::Args)]
@@ -28,7 +28,7 @@ pub struct ImportArgs {
 
 /// Reads, writes and tells.
 pub fn import(options: &MeterOptions, args: &ImportArgs) -> Result<u8, CliError> {
-    let found = source::read(&args.source).map_err(anyhow::Error::from)?;
+    let found = results_reader::read_results(&args.source).map_err(anyhow::Error::from)?;
     let findings = import_run(&args.source, found, args.model.as_deref(), args.label.as_deref(), &args.out)
         .map_err(anyhow::Error::from)?;
     if options.json {

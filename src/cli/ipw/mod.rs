@@ -21,8 +21,8 @@ use clap::{Args, Subcommand};
 
 use super::MeterOptions;
 use super::exit_status::CliError;
-use crate::ipw::metric::Terms;
-use crate::ipw::scope::{Idle, Scope};
+use crate::ipw::metrics::MetricOptions;
+use crate::ipw::scope::{IdlePolicy, Scope};
 
 /// Which figures.
 #[derive(Debug, Clone, Args)]
@@ -31,16 +31,16 @@ struct FigureOptions {
     #[arg(long, value_enum, default_value_t = Scope::Host)]
     scope: Scope,
     /// Whether idle power is part of the figures
-    #[arg(long, value_enum, default_value_t = Idle::Included)]
-    idle: Idle,
+    #[arg(long, value_enum, default_value_t = IdlePolicy::Included)]
+    idle: IdlePolicy,
     /// Of the resampling that gives the intervals
     #[arg(long, value_name = "N", default_value_t = 0)]
     interval_seed: u64,
 }
 
 impl FigureOptions {
-    fn terms(&self) -> Terms {
-        Terms { scope: self.scope, idle: self.idle, seed: self.interval_seed }
+    fn terms(&self) -> MetricOptions {
+        MetricOptions { scope: self.scope, idle: self.idle, seed: self.interval_seed }
     }
 }
 

@@ -15,22 +15,22 @@ use crate::clock::unix_ns;
 use crate::domain::Liveness;
 use crate::http::Body;
 use crate::http::dial::Pool;
-use crate::ipw::ask::Asking;
+use crate::ipw::llm_api::RequestSettings;
 use crate::ipw::question::{self, Question};
-use crate::ipw::run::Pace;
-use crate::ipw::run_dir::{Manifest, NO_METER, RunDir, VERSION};
+use crate::ipw::run::Workload;
+use crate::ipw::run_dir::{FORMAT_VERSION, Manifest, NO_METER, RunDir};
+use crate::ipw::run_settings::{RunSettings, decode_settings, encode_settings};
 use crate::ipw::scope;
-use crate::ipw::settings::{Conduct, as_begun, settings};
 use crate::protocol::{DomainStatus, Info};
 
 /// A run about to ask.
 pub struct PreparedRun {
     /// How the server is asked.
-    pub asking: Asking,
+    pub asking: RequestSettings,
     /// Connections to it.
     pub pool: Pool<Body>,
     /// How it goes about its questions.
-    pub conduct: Conduct,
+    pub conduct: RunSettings,
     /// The meter, if there is one, and what it said of itself.
     pub meter: Option<(Arc<MeterConnector>, Info)>,
     /// Where rows go.
@@ -45,20 +45,20 @@ pub struct PreparedRun {
 pub async fn prepare_new(options: &MeterOptions, args: &IpwRunArgs) -> Result<PreparedRun, CliError> {
     let (asking, pool) = args.server.connect().await?;
     let meter = connect_meter(options, args)?;
-    let pace = args.rate.map_or(Pace::AtOnce(args.concurrency as usize), Pace::PerSecond);
-    let conduct = Conduct { pace, warm_up: args.warm_up, retries: args.retries };
+    let pace = args.rate.map_or(Workload::ClosedLoop(args.concurrency as usize), Workload::OpenLoop);
+    let conduct = RunSettings { workload: pace, warm_up: args.warm_up, retries: args.retries };
     let questions = load_questions(args)?;
     let (domains, not_live) =
-        meter.as_ref().map_or_else(Default::default, |(_, info)| scope::domains_of_run(info));
+        meter.as_ref().map_or_else(Default::default, |(_, info)| scope::live_domains(info));
     for (name, reason) in &not_live {
         eprint_message(&format!("{name} is not live and is no part of the run: {reason}"));
     }
     let manifest = Manifest {
-        version: VERSION,
+        version: FORMAT_VERSION,
         label: args.label.clone().unwrap_or_else(|| asking.model.clone()),
         model: asking.model.clone(),
         server: asking.target.to_string(),
-        settings: settings(&asking, conduct),
+        settings: encode_settings(&asking, conduct),
         questions: args.questions.as_ref().map_or("built in".into(), |file| file.display().to_string()),
         fingerprint: question::fingerprint(&questions),
         count: questions.len(),
@@ -73,7 +73,7 @@ pub async fn prepare_new(options: &MeterOptions, args: &IpwRunArgs) -> Result<Pr
         began_unix_ns: unix_ns(),
     };
     let path = args.out.clone().unwrap_or_else(|| default_run_dir(&manifest));
-    let directory = RunDir::begin(&path, &manifest, &questions).map_err(anyhow::Error::from)?;
+    let directory = RunDir::create(&path, &manifest, &questions).map_err(anyhow::Error::from)?;
     Ok(PreparedRun { asking, pool, conduct, meter, directory, manifest, questions })
 }
 
@@ -89,7 +89,7 @@ pub async fn prepare_resumed(
     server.model = Some(manifest.model.clone());
     server.url = server.url.or_else(|| manifest.server.parse().ok());
     let (mut asking, pool) = server.connect().await?;
-    let conduct = as_begun(&manifest.settings, &mut asking).ok_or_else(|| {
+    let conduct = decode_settings(&manifest.settings, &mut asking).ok_or_else(|| {
         let file = path.join("run.json");
         CliError::new(FAILURE, format!("{}: its settings are not understood", file.display()))
     })?;
@@ -126,7 +126,7 @@ fn connect_meter(
 
 fn load_questions(args: &IpwRunArgs) -> Result<Vec<Question>, CliError> {
     let mut questions = match &args.questions {
-        None => question::starter(),
+        None => question::built_in(),
         Some(path) => {
             let file = std::fs::File::open(path)
                 .map_err(|cause| CliError::new(FAILURE, format!("{}: {cause}", path.display())))?;
@@ -142,7 +142,7 @@ fn load_questions(args: &IpwRunArgs) -> Result<Vec<Question>, CliError> {
 /// run began, is no other machine.
 fn ensure_same_machine(manifest: &Manifest, info: &Info) -> Result<(), CliError> {
     let names = |names: Vec<&str>| if names.is_empty() { "none at all".into() } else { names.join(", ") };
-    let is_here = |expected: &scope::Meter| {
+    let is_here = |expected: &scope::RunDomain| {
         let same = |domain: &&DomainStatus| {
             (&domain.name, domain.kind, &domain.source) == (&expected.name, expected.kind, &expected.source)
         };

@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 
 use super::super::eprint_message;
 use super::super::quantity::{format_energy, format_power, mean_mw};
-use crate::ipw::row::{Energy, Row};
-use crate::ipw::run::Progress;
-use crate::ipw::scope::Meter;
+use crate::ipw::row::{QueryEnergy, QueryRow};
+use crate::ipw::run::RunProgress;
+use crate::ipw::scope::RunDomain;
 
 /// The line.
 pub struct ProgressLine {
@@ -18,21 +18,21 @@ pub struct ProgressLine {
     next_update: Instant,
     is_printed: bool,
     /// The run's domains.
-    domains: Vec<Meter>,
+    domains: Vec<RunDomain>,
     /// Those that were told of.
     reported_domains: BTreeSet<String>,
 }
 
 impl ProgressLine {
     /// One on standard error.
-    pub fn new(domains: Vec<Meter>) -> Self {
+    pub fn new(domains: Vec<RunDomain>) -> Self {
         let (rewrites_line, reported_domains) = (stderr().is_terminal(), BTreeSet::new());
         Self { rewrites_line, next_update: Instant::now(), is_printed: false, domains, reported_domains }
     }
 
     /// Tells how far it is, unless it told a moment ago; and, once for each domain, that the row has no energy of it, or that it
     /// became live only now.
-    pub fn update(&mut self, progress: &Progress, row: &Row) {
+    pub fn update(&mut self, progress: &RunProgress, row: &QueryRow) {
         for (name, change) in row.energy.iter().flat_map(|energy| domain_changes(energy, &self.domains)) {
             if self.reported_domains.insert(name.to_owned()) {
                 self.finish();
@@ -42,9 +42,9 @@ impl ProgressLine {
         self.print(progress);
     }
 
-    fn print(&mut self, progress: &Progress) {
+    fn print(&mut self, progress: &RunProgress) {
         let now = Instant::now();
-        let is_last = progress.ended == progress.of;
+        let is_last = progress.finished == progress.total;
         if now < self.next_update && !is_last {
             return;
         }
@@ -69,8 +69,8 @@ impl ProgressLine {
 
 /// What changed with the machine's domains since the run began, as a query's row shows it.
 fn domain_changes<'a>(
-    energy: &'a Energy,
-    domains: &'a [Meter],
+    energy: &'a QueryEnergy,
+    domains: &'a [RunDomain],
 ) -> impl Iterator<Item = (&'a str, &'static str)> {
     const NO_ENERGY: &str = "gives no energy, since its counter stands still or is not read";
     const BECAME_LIVE: &str = "became live during the run and is no part of it";
@@ -79,10 +79,10 @@ fn domain_changes<'a>(
     parts.map(|(domain, _)| (domain.name.as_str(), NO_ENERGY)).chain(others)
 }
 
-fn format_progress(progress: &Progress) -> String {
-    let mut line = format!("{}/{}", progress.ended, progress.of);
+fn format_progress(progress: &RunProgress) -> String {
+    let mut line = format!("{}/{}", progress.finished, progress.total);
     if progress.scored > 0 {
-        line += &format!("  {:.1} % right", 100.0 * progress.right / progress.scored as f64);
+        line += &format!("  {:.1} % right", 100.0 * progress.score_sum / progress.scored as f64);
     }
     if progress.metered > 0 {
         line += &format!("  {}", format_energy(progress.energy_uj, None));
@@ -103,11 +103,11 @@ fn format_progress(progress: &Progress) -> String {
 mod tests {
     use super::*;
     use crate::domain::{Grade, Kind};
-    use crate::ipw::row::Part;
+    use crate::ipw::row::DomainEnergy;
 
     #[test]
     fn domains_that_stop_or_become_live_late_are_reported() {
-        let meter = |name: &str| Meter {
+        let meter = |name: &str| RunDomain {
             name: name.into(),
             kind: Kind::Gpu,
             source: "replay".into(),
@@ -118,11 +118,11 @@ mod tests {
             update_interval_ns: None,
         };
         let domains = [meter("gpu-0"), meter("gpu-1")];
-        let live = Part { share_uj: Some(1), ..Part::default() };
-        let energy = Energy {
-            domains: vec![live, Part::default()],
+        let live = DomainEnergy { share_uj: Some(1), ..DomainEnergy::default() };
+        let energy = QueryEnergy {
+            domains: vec![live, DomainEnergy::default()],
             other_domains: vec!["psys".into()],
-            ..Energy::default()
+            ..QueryEnergy::default()
         };
         let names: Vec<&str> = domain_changes(&energy, &domains).map(|(name, _)| name).collect();
         assert_eq!(names, ["gpu-1", "psys"]);
@@ -130,12 +130,12 @@ mod tests {
 
     #[test]
     fn unknown_values_are_not_printed() {
-        let mut progress = Progress { of: 10, ended: 1, failed: 1, ..Progress::default() };
+        let mut progress = RunProgress { total: 10, finished: 1, failed: 1, ..RunProgress::default() };
         assert_eq!(format_progress(&progress), "1/10  1 failed");
-        progress = Progress {
-            ended: 2,
+        progress = RunProgress {
+            finished: 2,
             scored: 2,
-            right: 1.0,
+            score_sum: 1.0,
             metered: 1,
             energy_uj: 2_000_000,
             window_uj: 8_000_000,

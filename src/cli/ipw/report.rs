@@ -11,10 +11,10 @@ use super::super::exit_status::{CliError, NO_COUNTER, OK};
 use super::super::terminal::{Terminal, printable};
 use super::super::{MeterOptions, csv::escape_cell, output};
 use super::{FigureOptions, figure_tables};
-use crate::ipw::metric::Figures;
-use crate::ipw::report::page::{digits, page, with_interval};
-use crate::ipw::report::{Prices, Report};
-use crate::ipw::table::Table;
+use crate::ipw::metrics::EfficiencyMetrics;
+use crate::ipw::report::html_page::{format_estimate, format_significant, render_page};
+use crate::ipw::report::{EnergyPrices, Report};
+use crate::ipw::table::RunTable;
 use crate::private_file;
 
 /// Which run, in which form.
@@ -41,11 +41,11 @@ pub struct ReportArgs {
 
 /// Reads and tells.
 pub fn report(options: &MeterOptions, args: &ReportArgs) -> Result<u8, CliError> {
-    let table = Table::read(&args.run).map_err(anyhow::Error::from)?;
-    let prices = Prices { per_kwh: args.price_per_kwh, co2_g_per_kwh: args.co2_per_kwh };
-    let report = Report::of(&table, &args.figure_options.terms(), prices);
+    let table = RunTable::read(&args.run).map_err(anyhow::Error::from)?;
+    let prices = EnergyPrices { per_kwh: args.price_per_kwh, co2_g_per_kwh: args.co2_per_kwh };
+    let report = Report::new(&table, &args.figure_options.terms(), prices);
     if let Some(file) = &args.html {
-        write_output(file, page(&report).as_bytes())?;
+        write_output(file, render_page(&report).as_bytes())?;
     }
     if let Some(file) = &args.csv {
         write_output(file, render_csv(&report).as_bytes())?;
@@ -92,13 +92,14 @@ pub fn render_report(report: &Report, terminal: Terminal) -> String {
     out += &render_details(report, terminal);
     if let Some(phases) = &report.phases {
         let per_token = |joules: Option<f64>| {
-            joules.map_or_else(|| "unknown".into(), |joules| format!("{} J/token", digits(joules)))
+            joules
+                .map_or_else(|| "unknown".into(), |joules| format!("{} J/token", format_significant(joules)))
         };
         out += &format!(
             "  prefill {} J ({}), decode {} J ({}) a query\n",
-            digits(phases.prefill_j),
+            format_significant(phases.prefill_j),
             per_token(phases.prefill_j_per_token),
-            digits(phases.decode_j),
+            format_significant(phases.decode_j),
             per_token(phases.decode_j_per_token)
         );
     }
@@ -121,11 +122,11 @@ pub fn render_report(report: &Report, terminal: Terminal) -> String {
     let sum = &report.sum;
     out += &format!(
         "  all together, failed ones too, idle included: {} J over {} queries",
-        digits(sum.energy_j),
+        format_significant(sum.energy_j),
         sum.metered
     );
-    out += &sum.cost.map_or_else(String::new, |cost| format!(", costing {}", digits(cost)));
-    out += &sum.co2_g.map_or_else(String::new, |grams| format!(", {} g CO2", digits(grams)));
+    out += &sum.cost.map_or_else(String::new, |cost| format!(", costing {}", format_significant(cost)));
+    out += &sum.co2_g.map_or_else(String::new, |grams| format!(", {} g CO2", format_significant(grams)));
     out + "\n"
 }
 
@@ -134,17 +135,17 @@ fn render_details(report: &Report, terminal: Terminal) -> String {
     let mut out = String::new();
     let all = &report.all;
     if let Some(figure) = &all.queries_per_kwh {
-        out += &format!("  {} queries for a kWh\n", with_interval(Some(figure), 1.0, ""));
+        out += &format!("  {} queries for a kWh\n", format_estimate(Some(figure), 1.0, ""));
     }
     if all.perplexity.is_some() {
         out += &format!(
             "  perplexity {}; 1/(perplexity \u{d7} W) {}; 1/(perplexity \u{d7} J) {}\n",
-            with_interval(all.perplexity.as_ref(), 1.0, ""),
-            with_interval(all.perplexity_per_watt.as_ref(), 1.0, ""),
-            with_interval(all.perplexity_per_joule.as_ref(), 1.0, "")
+            format_estimate(all.perplexity.as_ref(), 1.0, ""),
+            format_estimate(all.perplexity_per_watt.as_ref(), 1.0, ""),
+            format_estimate(all.perplexity_per_joule.as_ref(), 1.0, "")
         );
     }
-    let others: Vec<(String, &Figures)> = report
+    let others: Vec<(String, &EfficiencyMetrics)> = report
         .scopes
         .iter()
         .filter(|it| (it.scope, it.idle) != (report.scope, report.idle))

@@ -10,9 +10,11 @@ use super::super::table::{TextTable, number_column, text_column};
 use super::super::terminal::{Terminal, printable};
 use super::super::{MeterOptions, output};
 use super::{FigureOptions, figure_tables, parse_named_value, run_label};
-use crate::ipw::report::page::{digits, with_interval};
-use crate::ipw::route::{Model, Routing, Unlike, route as routing, unlike};
-use crate::ipw::table::Table;
+use crate::ipw::report::html_page::{format_estimate, format_significant};
+use crate::ipw::route::{
+    IncomparableRuns, RoutedModel, Routing, evaluate_routing as routing, incomparable_runs,
+};
+use crate::ipw::table::RunTable;
 
 /// Which runs.
 #[derive(Debug, clap::Args)]
@@ -50,15 +52,15 @@ fn parse_fraction(text: &str) -> Result<f64, String> {
 /// Reads and tells.
 pub fn route(options: &MeterOptions, args: &RouteArgs) -> Result<u8, CliError> {
     let terms = args.figure_options.terms();
-    let read = |path: &PathBuf| -> Result<(String, Table), CliError> {
-        let table = Table::read(path).map_err(anyhow::Error::from)?;
+    let read = |path: &PathBuf| -> Result<(String, RunTable), CliError> {
+        let table = RunTable::read(path).map_err(anyhow::Error::from)?;
         Ok((run_label(path, &table.manifest), table))
     };
     let locals = args.locals.iter().map(read).collect::<Result<Vec<_>, _>>()?;
     let reference = read(&args.reference)?;
     let reference_model = build_model(args, &reference, args.reference_joules)?;
     let models = locals.iter().map(|run| build_model(args, run, None)).collect::<Result<Vec<_>, _>>()?;
-    let incomparable = unlike(&models, &reference_model, &terms);
+    let incomparable = incomparable_runs(&models, &reference_model, &terms);
     if !incomparable.is_empty() && !args.anyway {
         let message = describe_differences(
             "these runs are not comparable (--anyway routes all the same):",
@@ -77,16 +79,16 @@ pub fn route(options: &MeterOptions, args: &RouteArgs) -> Result<u8, CliError> {
     Ok(OK)
 }
 
-fn describe_differences(what: &str, unlike: &[Unlike]) -> String {
+fn describe_differences(what: &str, unlike: &[IncomparableRuns]) -> String {
     let lines = unlike.iter().map(|it| figure_tables::format_differences(&it.first, &it.other, &it.differs));
     what.to_owned() + &lines.collect::<String>()
 }
 
 fn build_model<'a>(
     args: &RouteArgs,
-    (label, table): &'a (String, Table),
+    (label, table): &'a (String, RunTable),
     assumed_j: Option<f64>,
-) -> Result<Model<'a>, CliError> {
+) -> Result<RoutedModel<'a>, CliError> {
     let price = args.prices.iter().find(|(name, _)| name == label).map(|(_, price)| {
         let (read, written) = price.split_once(':')?;
         Some((read.parse().ok()?, written.parse().ok()?))
@@ -97,7 +99,7 @@ fn build_model<'a>(
             format!("the price of {label} is written as IN:OUT, money for a million tokens each"),
         )
     };
-    Ok(Model {
+    Ok(RoutedModel {
         label: label.clone(),
         table,
         assumed_j,
@@ -126,7 +128,7 @@ fn render_routing(routing: &Routing, args: &RouteArgs, terminal: Terminal) -> St
             printable(&it.label),
             it.wins.to_string(),
             it.ties.to_string(),
-            with_interval(Some(&it.covered), 100.0, " %"),
+            format_estimate(Some(&it.covered), 100.0, " %"),
             sends(&it.label),
         ]);
     }
@@ -140,7 +142,7 @@ fn render_routing(routing: &Routing, args: &RouteArgs, terminal: Terminal) -> St
     let assumed = args.reference_joules.map_or_else(String::new, |joules| {
         format!(
             "  where the reference's energy was not measured, {} J a query were assumed\n",
-            digits(joules)
+            format_significant(joules)
         )
     });
     let unlike = match routing.unlike.as_slice() {
@@ -176,10 +178,10 @@ fn savings_table(routing: &Routing) -> TextTable {
         let name = if it.accuracy >= 1.0 {
             "oracle".to_owned()
         } else {
-            format!("right {} of the time", digits(it.accuracy))
+            format!("right {} of the time", format_significant(it.accuracy))
         };
         let percent =
-            |figure: &Option<crate::ipw::metric::Figure>| with_interval(figure.as_ref(), 100.0, " %");
+            |figure: &Option<crate::ipw::metrics::Estimate>| format_estimate(figure.as_ref(), 100.0, " %");
         saved.add_row(vec![name, percent(&it.energy), percent(&it.compute), percent(&it.cost)]);
     }
     saved
@@ -198,7 +200,7 @@ fn describe_basis(routing: &Routing) -> String {
         |error| {
             format!(
                 "the meter guarantees the oracle's energy saving to \u{b1} {} points",
-                digits(error * 100.0)
+                format_significant(error * 100.0)
             )
         },
     );

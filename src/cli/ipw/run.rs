@@ -17,13 +17,13 @@ use super::progress_line::ProgressLine;
 use super::server_options::{DEFAULT_KEY_VARIABLE, ServerOptions};
 use super::{FigureOptions, report};
 use crate::clock::unix_ns;
-use crate::ipw::metering::Metering;
-use crate::ipw::power::Watch;
-use crate::ipw::report::{Prices, Report};
-use crate::ipw::row::Row;
-use crate::ipw::run::{Ended, MOST_A_SECOND, Progress, Setup, run as ask_all};
+use crate::ipw::metering_thread::MeteringHandle;
+use crate::ipw::power_series::PowerRecorder;
+use crate::ipw::report::{EnergyPrices, Report};
+use crate::ipw::row::QueryRow;
+use crate::ipw::run::{MAX_QUERIES_PER_SECOND, RunOutcome, RunProgress, RunSetup, run_queries as ask_all};
 use crate::ipw::run_dir::NO_METER;
-use crate::ipw::table::Table;
+use crate::ipw::table::RunTable;
 
 /// The exit status of a run that a signal ended.
 const STATUS_INTERRUPTED: u8 = 130;
@@ -96,7 +96,7 @@ const FIXED_ON_RESUME: [&str; 17] = [
 
 fn parse_rate(text: &str) -> Result<f64, String> {
     let rate: f64 = text.parse().map_err(|_| "write a number".to_owned())?;
-    if rate > 0.0 && rate <= MOST_A_SECOND {
+    if rate > 0.0 && rate <= MAX_QUERIES_PER_SECOND {
         Ok(rate)
     } else {
         Err("write a rate above 0 and up to 100000".into())
@@ -120,29 +120,29 @@ async fn run_questions(options: &MeterOptions, args: &IpwRunArgs) -> Result<u8, 
         Some((connector, _)) => {
             let reconnect = Arc::clone(connector);
             let prefix = format!("ipw-{}-{}", std::process::id(), unix_ns() % 1_000_000_000);
-            let (metering, _) = Metering::start(&prefix, Box::new(move || reconnect.connect()))?;
+            let (metering, _) = MeteringHandle::start(&prefix, Box::new(move || reconnect.connect()))?;
             let watch = connector
                 .connect()
                 .ok()
-                .and_then(|client| Watch::start(client, directory.path(), &names).ok());
+                .and_then(|client| PowerRecorder::start(client, directory.path(), &names).ok());
             (Some(metering), watch)
         }
         None => (None, None),
     };
     let model = printable(&manifest.model);
     eprint_message(&format!("asks {model} at {}, into {}", asking.target, directory.path().display()));
-    let setup = Setup {
+    let setup = RunSetup {
         pool,
-        asking,
+        request_settings: asking,
         metering,
         domains: manifest.domains.clone(),
-        pace: conduct.pace,
+        workload: conduct.workload,
         warm_up: conduct.warm_up,
         repeats: manifest.repeats,
         retries: conduct.retries,
     };
     let mut progress_line = ProgressLine::new(manifest.domains);
-    let update = |progress: &Progress, row: &Row| progress_line.update(progress, row);
+    let update = |progress: &RunProgress, row: &QueryRow| progress_line.update(progress, row);
     let ended = ask_all(setup, &questions, &mut directory, update, interrupt_signal()?).await;
     progress_line.finish();
     drop(watch);
@@ -178,10 +178,10 @@ fn print_result(
     options: &MeterOptions,
     args: &IpwRunArgs,
     path: &Path,
-    ended: &Ended,
+    ended: &RunOutcome,
 ) -> Result<u8, CliError> {
-    let table = Table::read(path).map_err(anyhow::Error::from)?;
-    let figures = Report::of(&table, &args.figure_options.terms(), Prices::default());
+    let table = RunTable::read(path).map_err(anyhow::Error::from)?;
+    let figures = Report::new(&table, &args.figure_options.terms(), EnergyPrices::default());
     if options.json {
         output::print_json_pretty(&figures)?;
     } else {
@@ -196,7 +196,7 @@ fn print_result(
     eprint_message(&format!("a page with pictures: {page}"));
     // A run in which nothing at all was answered is no success, and its rows say why.
     let progress = &ended.progress;
-    if progress.of > 0 && progress.failed == progress.of {
+    if progress.total > 0 && progress.failed == progress.total {
         return Ok(FAILURE);
     }
     let accepted = args.without_meter && figures.run.meter == NO_METER;

@@ -15,12 +15,12 @@ use super::super::{MeterOptions, eprint_message};
 use super::server_options::ServerOptions;
 use crate::clock::unix_ns;
 use crate::ipw::extract;
-use crate::ipw::judge::{self, Verdict, Verdicts};
-use crate::ipw::metering::Metering;
-use crate::ipw::query::Query;
-use crate::ipw::question::{Format, Question};
-use crate::ipw::row::{Row, Text};
-use crate::ipw::run_dir::{RunDir, each_row, each_text};
+use crate::ipw::judge::{self, JudgeVerdict, VerdictCache};
+use crate::ipw::metering_thread::MeteringHandle;
+use crate::ipw::query::QueryRunner;
+use crate::ipw::question::{AnswerFormat, Question};
+use crate::ipw::row::{QueryRow, ReplyText};
+use crate::ipw::run_dir::{RunDir, for_each_row, for_each_text};
 
 /// Which run, and who judges.
 #[derive(Debug, clap::Args)]
@@ -42,15 +42,15 @@ pub fn score(options: &MeterOptions, args: &ScoreArgs) -> Result<u8, CliError> {
     let questions: HashMap<&str, &Question> =
         questions.iter().map(|question| (question.id.as_str(), question)).collect();
     let (mut changed, mut judge_queue) = (0, Vec::new());
-    for row in rows.into_values().filter(Row::answered) {
+    for row in rows.into_values().filter(QueryRow::is_answered) {
         let (Some(question), Some(text)) = (questions.get(row.id.as_str()), texts.get(&row.key())) else {
             continue;
         };
-        if question.format == Format::Judge {
+        if question.format == AnswerFormat::Judge {
             judge_queue.push((row, *question, text));
             continue;
         }
-        let score = extract::score(question, &text.reply).map(|right| f64::from(u8::from(right)));
+        let score = extract::score_reply(question, &text.reply).map(|right| f64::from(u8::from(right)));
         changed += usize::from(update_score(&mut directory, row, score)?);
     }
     let to_judge = judge_queue.len();
@@ -70,19 +70,20 @@ pub fn score(options: &MeterOptions, args: &ScoreArgs) -> Result<u8, CliError> {
     Ok(status)
 }
 
-type Rows = BTreeMap<(String, u32), Row>;
-type Texts = HashMap<(String, u32), Text>;
+type Rows = BTreeMap<(String, u32), QueryRow>;
+type Texts = HashMap<(String, u32), ReplyText>;
 
 /// The last row and text of each query.
 fn latest_rows(run: &Path) -> Result<(Rows, Texts), CliError> {
     let (mut rows, mut texts) = (Rows::new(), Texts::new());
-    each_row(&run.join("rows.jsonl"), |row| _ = rows.insert(row.key(), row)).map_err(anyhow::Error::from)?;
-    each_text(run, |text| _ = texts.insert((text.id.clone(), text.repeat), text))
+    for_each_row(&run.join("rows.jsonl"), |row| _ = rows.insert(row.key(), row))
+        .map_err(anyhow::Error::from)?;
+    for_each_text(run, |text| _ = texts.insert((text.id.clone(), text.repeat), text))
         .map_err(anyhow::Error::from)?;
     Ok((rows, texts))
 }
 
-fn update_score(directory: &mut RunDir, mut row: Row, score: Option<f64>) -> Result<bool, CliError> {
+fn update_score(directory: &mut RunDir, mut row: QueryRow, score: Option<f64>) -> Result<bool, CliError> {
     if row.score == score {
         return Ok(false);
     }
@@ -95,26 +96,33 @@ async fn score_with_judge(
     options: &MeterOptions,
     args: &ScoreArgs,
     directory: &mut RunDir,
-    judge_queue: Vec<(Row, &Question, &Text)>,
+    judge_queue: Vec<(QueryRow, &Question, &ReplyText)>,
 ) -> Result<JudgeSummary, CliError> {
     let (asking, pool) = args.server.connect().await?;
-    let mut verdicts = Verdicts::open(directory.path())?;
+    let mut verdicts = VerdictCache::open(directory.path())?;
     // The judge is metered where that can be had; a verdict without its energy is a verdict all the same.
     let metering = MeterConnector::open(options).ok().and_then(|(connector, _)| {
         let connector = Arc::new(connector);
         let prefix = format!("judge-{}-{}", std::process::id(), unix_ns() % 1_000_000_000);
-        Some(Metering::start(&prefix, Box::new(move || connector.connect())).ok()?.0)
+        Some(MeteringHandle::start(&prefix, Box::new(move || connector.connect())).ok()?.0)
     });
-    let query = Query { pool: &pool, asking: &asking, metering: metering.as_ref(), domains: &[], retries: 2 };
+    let query = QueryRunner {
+        pool: &pool,
+        request_settings: &asking,
+        metering: metering.as_ref(),
+        domains: &[],
+        retries: 2,
+    };
     let mut summary = JudgeSummary { model: asking.model.clone(), ..JudgeSummary::default() };
     for (number, (row, question, text)) in judge_queue.into_iter().enumerate() {
-        let judged_text = judge::on(&asking.model, question, &text.reply);
-        let verdict = match verdicts.known(&judged_text) {
+        let judged_text = judge::verdict_key(&asking.model, question, &text.reply);
+        let verdict = match verdicts.get(&judged_text) {
             Some(verdict) => verdict.clone(),
             None => {
                 let judge_question =
-                    Question { prompt: judge::prompt(question, &text.reply), ..question.clone() };
-                let (answer, judge_text) = query.ask(&judge_question, row.repeat, number as u64).await;
+                    Question { prompt: judge::render_prompt(question, &text.reply), ..question.clone() };
+                let (answer, judge_text) =
+                    query.ask_and_settle(&judge_question, row.repeat, number as u64).await;
                 let energy_uj = answer.energy.and_then(|energy| energy.share_uj);
                 if let Some(error) = answer.error {
                     eprint_message(&format!("{}: the judge gave no answer: {error}", row.id));
@@ -122,10 +130,10 @@ async fn score_with_judge(
                     summary.add_energy(energy_uj);
                     continue;
                 }
-                let score = judge::read(&judge_text.reply, answer.finish.as_deref());
+                let score = judge::parse_verdict(&judge_text.reply, answer.finish.as_deref());
                 summary.newly_judged += usize::from(score.is_some());
-                let verdict = Verdict { on: judged_text, score, said: judge_text.reply, energy_uj };
-                verdicts.keep(verdict.clone())?;
+                let verdict = JudgeVerdict { on: judged_text, score, said: judge_text.reply, energy_uj };
+                verdicts.insert(verdict.clone())?;
                 verdict
             }
         };

@@ -9,7 +9,7 @@ use http_body_util::{BodyExt, Limited};
 use super::super::exit_status::{CliError, FAILURE};
 use crate::http::dial::{Pool, Settings, pool};
 use crate::http::{Body, Target};
-use crate::ipw::ask::{Api, Asking, LONGEST_ANSWER_S, first_model};
+use crate::ipw::llm_api::{Api, MAX_TIMEOUT_S, RequestSettings, first_model};
 
 /// Where servers listen as a rule.
 const DEFAULT_URL: &str = "http://127.0.0.1:8000/v1";
@@ -52,13 +52,13 @@ pub struct ServerOptions {
     #[arg(long)]
     pub logprobs: bool,
     /// How long an answer may take, in seconds
-    #[arg(long, value_name = "S", default_value_t = 300, value_parser = clap::value_parser!(u64).range(1..=LONGEST_ANSWER_S))]
+    #[arg(long, value_name = "S", default_value_t = 300, value_parser = clap::value_parser!(u64).range(1..=MAX_TIMEOUT_S))]
     pub timeout: u64,
 }
 
 impl ServerOptions {
     /// How it is asked, and connections to it. Asks the server for its models where none was named.
-    pub async fn connect(&self) -> Result<(Asking, Pool<Body>), CliError> {
+    pub async fn connect(&self) -> Result<(RequestSettings, Pool<Body>), CliError> {
         let url = match &self.url {
             Some(url) => url.clone(),
             None => DEFAULT_URL.parse().expect("it is a URL"),
@@ -69,17 +69,17 @@ impl ServerOptions {
             "-" => None,
             seed => Some(seed.parse().map_err(|_| CliError::new(2, "--seed takes a whole number, or -"))?),
         };
-        let mut asking = Asking {
+        let mut asking = RequestSettings {
             target: url,
             api: self.api,
             model: self.model.clone().unwrap_or_default(),
-            system: self.system.clone(),
+            system_prompt: self.system.clone(),
             temperature: self.temperature,
             seed,
             max_tokens: self.max_tokens,
             stream: !self.no_stream,
             logprobs: self.logprobs,
-            key: std::env::var(&self.key_from).ok().filter(|key| !key.is_empty()),
+            api_key: std::env::var(&self.key_from).ok().filter(|key| !key.is_empty()),
             timeout: Duration::from_secs(self.timeout),
         };
         if self.model.is_none() {
@@ -97,8 +97,8 @@ impl ServerOptions {
     }
 }
 
-async fn first_listed_model(asking: &Asking, pool: &Pool<Body>) -> Result<String, String> {
-    let request = asking.models().map_err(|error| error.to_string())?;
+async fn first_listed_model(asking: &RequestSettings, pool: &Pool<Body>) -> Result<String, String> {
+    let request = asking.models_request().map_err(|error| error.to_string())?;
     let reply = tokio::time::timeout(Duration::from_secs(15), pool.request(request)).await;
     let reply =
         reply.map_err(|_| "no answer within 15 s")?.map_err(|cause| {

@@ -26,41 +26,41 @@ use parquet::basic::Compression;
 use parquet::file::properties::WriterProperties;
 use serde_json::{Map, Value, json};
 
-use super::export::whole;
-use super::flat::{COLUMNS, Cell, Flat, Form};
-use super::{Record, Unusable};
+use super::export::write_atomically;
+use super::flat_row::{COLUMNS, ColumnType, FlatCell, FlatRow};
+use super::{HarnessError, ProfilingRecord};
 use crate::private_file;
 
 /// Whether Arrow and Parquet can be read and written.
-pub const BUILT_IN: bool = true;
+pub const IS_SUPPORTED: bool = true;
 
 /// Rows that are in memory together.
-const BATCH: usize = 16_384;
+const BATCH_ROWS: usize = 16_384;
 
 /// Every row of an Arrow file as a JSON value.
 ///
 /// # Errors
 /// It cannot be read, or is no Arrow.
-pub fn each_value(path: &Path, mut take: impl FnMut(Value)) -> Result<(), Unusable> {
-    let mut file = BufReader::new(File::open(path).map_err(Unusable::at(path))?);
+pub fn for_each_value(path: &Path, mut visit: impl FnMut(Value)) -> Result<(), HarnessError> {
+    let mut file = BufReader::new(File::open(path).map_err(HarnessError::io(path))?);
     let mut magic = [0; 6];
-    let in_file_form = file.read_exact(&mut magic).is_ok() && &magic == b"ARROW1";
-    file.seek(SeekFrom::Start(0)).map_err(Unusable::at(path))?;
-    let wrong = |cause: ArrowError| Unusable::nonsense(path, format!("is no Arrow file: {cause}"));
-    let mut each = |batch: Result<RecordBatch, ArrowError>| -> Result<(), Unusable> {
-        let rows = StructArray::from(batch.map_err(wrong)?);
-        (0..rows.len()).for_each(|at| take(value(&rows, at)));
+    let is_file_format = file.read_exact(&mut magic).is_ok() && &magic == b"ARROW1";
+    file.seek(SeekFrom::Start(0)).map_err(HarnessError::io(path))?;
+    let arrow_error = |cause: ArrowError| HarnessError::invalid(path, format!("is no Arrow file: {cause}"));
+    let mut visit_batch = |batch: Result<RecordBatch, ArrowError>| -> Result<(), HarnessError> {
+        let rows = StructArray::from(batch.map_err(arrow_error)?);
+        (0..rows.len()).for_each(|at| visit(array_value(&rows, at)));
         Ok(())
     };
-    if in_file_form {
-        FileReader::try_new(file, None).map_err(wrong)?.try_for_each(&mut each)
+    if is_file_format {
+        FileReader::try_new(file, None).map_err(arrow_error)?.try_for_each(&mut visit_batch)
     } else {
-        StreamReader::try_new(file, None).map_err(wrong)?.try_for_each(&mut each)
+        StreamReader::try_new(file, None).map_err(arrow_error)?.try_for_each(&mut visit_batch)
     }
 }
 
 /// One value of a column. What has no counterpart in JSON is null; the harness writes no such thing.
-fn value(column: &dyn Array, at: usize) -> Value {
+fn array_value(column: &dyn Array, at: usize) -> Value {
     if column.is_null(at) {
         return Value::Null;
     }
@@ -79,39 +79,40 @@ fn value(column: &dyn Array, at: usize) -> Value {
         DataType::UInt64 => column.as_primitive::<UInt64Type>().value(at).into(),
         DataType::Float32 => column.as_primitive::<Float32Type>().value(at).into(),
         DataType::Float64 => column.as_primitive::<Float64Type>().value(at).into(),
-        DataType::List(_) => values(&column.as_list::<i32>().value(at)),
-        DataType::LargeList(_) => values(&column.as_list::<i64>().value(at)),
+        DataType::List(_) => list_values(&column.as_list::<i32>().value(at)),
+        DataType::LargeList(_) => list_values(&column.as_list::<i64>().value(at)),
         DataType::Struct(fields) => {
             let columns = column.as_struct().columns();
-            let pairs = fields.iter().zip(columns).map(|(field, of)| (field.name().clone(), value(of, at)));
+            let pairs =
+                fields.iter().zip(columns).map(|(field, of)| (field.name().clone(), array_value(of, at)));
             Value::Object(pairs.collect::<Map<_, _>>())
         }
         _ => Value::Null,
     }
 }
 
-fn values(list: &ArrayRef) -> Value {
-    Value::Array((0..list.len()).map(|at| value(list, at)).collect())
+fn list_values(list: &ArrayRef) -> Value {
+    Value::Array((0..list.len()).map(|at| array_value(list, at)).collect())
 }
 
 /// Writes the harness's records as Hugging Face's library saves them: an Arrow stream and two files about it.
 ///
 /// # Errors
 /// They cannot be written.
-pub fn write_records(folder: &Path, model: &str, records: &[Record]) -> Result<(), Unusable> {
+pub fn write_arrow(folder: &Path, model: &str, records: &[ProfilingRecord]) -> Result<(), HarnessError> {
     const NAME: &str = "data-00000-of-00001.arrow";
     let path = folder.join(NAME);
     let schema = Arc::new(Schema::new(record_fields(model)));
-    whole(&path, |file| {
-        let wrong = |cause: ArrowError| Unusable::nonsense(&path, cause);
-        let mut writer = StreamWriter::try_new(file, &schema).map_err(wrong)?;
-        for some in records.chunks(BATCH) {
+    write_atomically(&path, |file| {
+        let arrow_error = |cause: ArrowError| HarnessError::invalid(&path, cause);
+        let mut writer = StreamWriter::try_new(file, &schema).map_err(arrow_error)?;
+        for batch in records.chunks(BATCH_ROWS) {
             let values: Vec<Value> =
-                some.iter().map(|record| serde_json::to_value(record).expect("plain data")).collect();
-            let rows = group(schema.fields(), &values.iter().collect::<Vec<_>>());
-            writer.write(&RecordBatch::from(rows)).map_err(wrong)?;
+                batch.iter().map(|record| serde_json::to_value(record).expect("plain data")).collect();
+            let rows = struct_array(schema.fields(), &values.iter().collect::<Vec<_>>());
+            writer.write(&RecordBatch::from(rows)).map_err(arrow_error)?;
         }
-        writer.finish().map_err(wrong)
+        writer.finish().map_err(arrow_error)
     })?;
     let state = json!({
         "_data_files": [{ "filename": NAME }], "_fingerprint": "0000000000000000", "_format_columns": null,
@@ -120,7 +121,7 @@ pub fn write_records(folder: &Path, model: &str, records: &[Record]) -> Result<(
     let about = json!({ "citation": "", "description": "", "homepage": "", "license": "" });
     for (name, text) in [("state.json", state), ("dataset_info.json", about)] {
         let path = folder.join(name);
-        private_file::write(&path, format!("{text:#}\n")).map_err(Unusable::at(path.clone()))?;
+        private_file::write(&path, format!("{text:#}\n")).map_err(HarnessError::io(path.clone()))?;
     }
     Ok(())
 }
@@ -179,33 +180,33 @@ fn record_fields(model: &str) -> Fields {
 }
 
 /// JSON objects as a column of their fields.
-fn group(fields: &Fields, values: &[&Value]) -> StructArray {
+fn struct_array(fields: &Fields, values: &[&Value]) -> StructArray {
     let columns = fields.iter().map(|field| {
-        let of: Vec<&Value> =
+        let field_values: Vec<&Value> =
             values.iter().map(|value| value.get(field.name()).unwrap_or(&Value::Null)).collect();
-        column(field.data_type(), &of)
+        build_column(field.data_type(), &field_values)
     });
     let columns: Vec<ArrayRef> = columns.collect();
-    let there = values.iter().map(|value| value.is_object()).collect();
-    StructArray::try_new_with_length(fields.clone(), columns, Some(there), values.len())
+    let validity = values.iter().map(|value| value.is_object()).collect();
+    StructArray::try_new_with_length(fields.clone(), columns, Some(validity), values.len())
         .expect("each column was made for its field, with as many values")
 }
 
-fn column(kind: &DataType, values: &[&Value]) -> ArrayRef {
-    fn made<B: ArrayBuilder>(mut builder: B, values: &[&Value], add: impl Fn(&mut B, &Value)) -> ArrayRef {
+fn build_column(kind: &DataType, values: &[&Value]) -> ArrayRef {
+    fn build<B: ArrayBuilder>(mut builder: B, values: &[&Value], add: impl Fn(&mut B, &Value)) -> ArrayRef {
         values.iter().for_each(|value| add(&mut builder, value));
         builder.finish()
     }
     match kind {
-        DataType::Struct(fields) => Arc::new(group(fields, values)),
+        DataType::Struct(fields) => Arc::new(struct_array(fields, values)),
         DataType::Float64 => {
-            made(Float64Builder::new(), values, |to, value| to.append_option(value.as_f64()))
+            build(Float64Builder::new(), values, |to, value| to.append_option(value.as_f64()))
         }
-        DataType::Int64 => made(Int64Builder::new(), values, |to, value| to.append_option(value.as_i64())),
+        DataType::Int64 => build(Int64Builder::new(), values, |to, value| to.append_option(value.as_i64())),
         DataType::Boolean => {
-            made(BooleanBuilder::new(), values, |to, value| to.append_option(value.as_bool()))
+            build(BooleanBuilder::new(), values, |to, value| to.append_option(value.as_bool()))
         }
-        _ => made(StringBuilder::new(), values, |to, value| to.append_option(value.as_str())),
+        _ => build(StringBuilder::new(), values, |to, value| to.append_option(value.as_str())),
     }
 }
 
@@ -213,67 +214,71 @@ fn column(kind: &DataType, values: &[&Value]) -> ArrayRef {
 ///
 /// # Errors
 /// It cannot be written; a file that was there stays as it was.
-pub fn write_flat(path: &Path, rows: impl Iterator<Item = Flat>) -> Result<usize, Unusable> {
+pub fn write_parquet(path: &Path, rows: impl Iterator<Item = FlatRow>) -> Result<usize, HarnessError> {
     let fields: Vec<Field> = COLUMNS
         .iter()
-        .map(|(name, form)| {
-            let kind = match form {
-                Form::Text => DataType::Utf8,
-                Form::Count => DataType::UInt64,
-                Form::Real => DataType::Float64,
-                Form::Flag => DataType::Boolean,
+        .map(|(name, column_type)| {
+            let kind = match column_type {
+                ColumnType::Text => DataType::Utf8,
+                ColumnType::Count => DataType::UInt64,
+                ColumnType::Real => DataType::Float64,
+                ColumnType::Flag => DataType::Boolean,
             };
             Field::new(*name, kind, true)
         })
         .collect();
     let schema = Arc::new(Schema::new(fields));
-    whole(path, |file| {
+    write_atomically(path, |file| {
         let settings = WriterProperties::builder().set_compression(Compression::SNAPPY).build();
-        let wrong = |cause: &dyn std::fmt::Display| Unusable::nonsense(path, cause);
-        let mut writer =
-            ArrowWriter::try_new(file, Arc::clone(&schema), Some(settings)).map_err(|cause| wrong(&cause))?;
+        let parquet_error = |cause: &dyn std::fmt::Display| HarnessError::invalid(path, cause);
+        let mut writer = ArrowWriter::try_new(file, Arc::clone(&schema), Some(settings))
+            .map_err(|cause| parquet_error(&cause))?;
         let (mut rows, mut count) = (rows.peekable(), 0);
         while rows.peek().is_some() {
-            let some: Vec<Flat> = rows.by_ref().take(BATCH).collect();
-            count += some.len();
-            let batch =
-                RecordBatch::try_new(Arc::clone(&schema), columns(&some)).map_err(|cause| wrong(&cause))?;
-            writer.write(&batch).map_err(|cause| wrong(&cause))?;
+            let batch_rows: Vec<FlatRow> = rows.by_ref().take(BATCH_ROWS).collect();
+            count += batch_rows.len();
+            let batch = RecordBatch::try_new(Arc::clone(&schema), flat_columns(&batch_rows))
+                .map_err(|cause| parquet_error(&cause))?;
+            writer.write(&batch).map_err(|cause| parquet_error(&cause))?;
         }
-        writer.close().map_err(|cause| wrong(&cause))?;
+        writer.close().map_err(|cause| parquet_error(&cause))?;
         Ok(count)
     })
 }
 
-fn columns(rows: &[Flat]) -> Vec<ArrayRef> {
-    let cells: Vec<_> = rows.iter().map(Flat::cells).collect();
+fn flat_columns(rows: &[FlatRow]) -> Vec<ArrayRef> {
+    let cells: Vec<_> = rows.iter().map(FlatRow::cells).collect();
     (0..COLUMNS.len())
         .map(|place| -> ArrayRef {
-            let of = || cells.iter().map(|row| row[place]);
+            let column = || cells.iter().map(|row| row[place]);
             match COLUMNS[place].1 {
-                Form::Text => {
-                    let mut to = StringBuilder::new();
-                    of().for_each(|cell| {
-                        to.append_option(if let Cell::Text(text) = cell { text } else { None })
+                ColumnType::Text => {
+                    let mut builder = StringBuilder::new();
+                    column().for_each(|cell| {
+                        builder.append_option(if let FlatCell::Text(text) = cell { text } else { None })
                     });
-                    Arc::new(to.finish())
+                    Arc::new(builder.finish())
                 }
-                Form::Count => {
-                    let mut to = UInt64Builder::new();
-                    of().for_each(|cell| {
-                        to.append_option(if let Cell::Count(it) = cell { it } else { None })
+                ColumnType::Count => {
+                    let mut builder = UInt64Builder::new();
+                    column().for_each(|cell| {
+                        builder.append_option(if let FlatCell::Count(it) = cell { it } else { None })
                     });
-                    Arc::new(to.finish())
+                    Arc::new(builder.finish())
                 }
-                Form::Real => {
-                    let mut to = Float64Builder::new();
-                    of().for_each(|cell| to.append_option(if let Cell::Real(it) = cell { it } else { None }));
-                    Arc::new(to.finish())
+                ColumnType::Real => {
+                    let mut builder = Float64Builder::new();
+                    column().for_each(|cell| {
+                        builder.append_option(if let FlatCell::Real(it) = cell { it } else { None })
+                    });
+                    Arc::new(builder.finish())
                 }
-                Form::Flag => {
-                    let mut to = BooleanBuilder::new();
-                    of().for_each(|cell| to.append_option(if let Cell::Flag(it) = cell { it } else { None }));
-                    Arc::new(to.finish())
+                ColumnType::Flag => {
+                    let mut builder = BooleanBuilder::new();
+                    column().for_each(|cell| {
+                        builder.append_option(if let FlatCell::Flag(it) = cell { it } else { None })
+                    });
+                    Arc::new(builder.finish())
                 }
             }
         })

@@ -12,12 +12,13 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use super::super::question::Question;
-use super::super::row::{Row, Text};
+use super::super::row::{QueryRow, ReplyText};
 use super::super::run_dir::{self, Manifest};
 use super::super::scope::Scope;
-use super::flat::Flat;
+use super::flat_row::FlatRow;
 use super::{
-    Gpu, Joules, Kept, Latency, Metrics, Power, Record, Stats, Summary, System, Tokens, Unusable, Watts,
+    EnergyMetrics, GpuInfo, HarnessError, HarnessSummary, LatencyMetrics, MetricStats, ModelMetrics,
+    PowerComponentMetrics, PowerMetrics, ProfilingRecord, SystemInfo, TokenMetrics, WattspanMetadata,
     columnar,
 };
 use crate::domain::Kind;
@@ -25,29 +26,29 @@ use crate::private_file;
 
 /// What an export needs of a run, the last word on each query.
 #[derive(Debug)]
-pub struct Exported {
+pub struct RunExport {
     manifest: Manifest,
     questions: HashMap<String, Question>,
-    texts: HashMap<(String, u32), Text>,
-    rows: Vec<Row>,
+    texts: HashMap<(String, u32), ReplyText>,
+    rows: Vec<QueryRow>,
 }
 
-impl Exported {
+impl RunExport {
     /// Reads a run, with what was said in it.
     ///
     /// # Errors
     /// It cannot be read.
-    pub fn read(run: &Path) -> Result<Self, Unusable> {
-        let manifest = run_dir::manifest(run)?;
-        let questions = run_dir::questions(run)?.into_iter().map(|it| (it.id.clone(), it)).collect();
+    pub fn read(run: &Path) -> Result<Self, HarnessError> {
+        let manifest = run_dir::read_manifest(run)?;
+        let questions = run_dir::read_questions(run)?.into_iter().map(|it| (it.id.clone(), it)).collect();
         let mut texts = HashMap::new();
-        run_dir::each_text(run, |text| _ = texts.insert((text.id.clone(), text.repeat), text))?;
-        let mut places = HashMap::new();
-        let mut rows: Vec<Row> = Vec::new();
-        run_dir::each_row(&run.join("rows.jsonl"), |row| match places.get(&row.key()) {
+        run_dir::for_each_text(run, |text| _ = texts.insert((text.id.clone(), text.repeat), text))?;
+        let mut indices = HashMap::new();
+        let mut rows: Vec<QueryRow> = Vec::new();
+        run_dir::for_each_row(&run.join("rows.jsonl"), |row| match indices.get(&row.key()) {
             Some(at) => rows[*at] = row,
             None => {
-                places.insert(row.key(), rows.len());
+                indices.insert(row.key(), rows.len());
                 rows.push(row);
             }
         })?;
@@ -65,43 +66,45 @@ impl Exported {
     }
 
     /// The queries as flat rows.
-    pub fn flat(self) -> impl Iterator<Item = Flat> {
+    pub fn into_flat_rows(self) -> impl Iterator<Item = FlatRow> {
         let Self { manifest, questions, mut texts, rows } = self;
         rows.into_iter().map(move |row| {
             let text = texts.remove(&row.key());
             let question = questions.get(&row.id).cloned();
-            Flat::of(&manifest, row, question.as_ref(), text.as_ref())
+            FlatRow::new(&manifest, row, question.as_ref(), text.as_ref())
         })
     }
 
     /// The queries as the harness's records; energies count a scope.
-    pub fn records(&self, scope: Scope) -> Vec<Record> {
-        let domains = scope.domains(&self.manifest.domains);
-        let of = |row: &Row| {
+    pub fn to_records(&self, scope: Scope) -> Vec<ProfilingRecord> {
+        let domains = scope.domain_indices(&self.manifest.domains);
+        let of = |row: &QueryRow| {
             let (question, text) = (self.questions.get(&row.id), self.texts.get(&row.key()));
-            self.record(row, question, text, scope, &domains)
+            self.to_record(row, question, text, scope, &domains)
         };
         self.rows.iter().map(of).collect()
     }
 
-    fn record(
+    fn to_record(
         &self,
-        row: &Row,
+        row: &QueryRow,
         question: Option<&Question>,
-        text: Option<&Text>,
+        text: Option<&ReplyText>,
         scope: Scope,
         domains: &[usize],
-    ) -> Record {
-        let part = row.energy.as_ref().map(|energy| scope.of(energy, domains)).unwrap_or_default();
+    ) -> ProfilingRecord {
+        let scope_energy =
+            row.energy.as_ref().map(|energy| scope.energy(energy, domains)).unwrap_or_default();
         let seconds = |ns: u64| Some(ns as f64 / 1e9).filter(|_| ns > 0);
-        let joules = part.share_uj.map(|share_uj| share_uj as f64 / 1e6);
+        let joules = scope_energy.share_uj.map(|share_uj| share_uj as f64 / 1e6);
         let span_s = row.energy.as_ref().and_then(|energy| seconds(energy.span_ns));
-        let watts = part.window_uj.zip(span_s).map(|(window_uj, seconds)| window_uj as f64 / 1e6 / seconds);
-        let watts = Stats { avg: watts, ..Stats::default() };
+        let watts =
+            scope_energy.window_uj.zip(span_s).map(|(window_uj, seconds)| window_uj as f64 / 1e6 / seconds);
+        let watts = MetricStats { avg: watts, ..MetricStats::default() };
         let (tokens, total_s) = (row.tokens_out.filter(|count| *count > 0), seconds(row.duration_ns));
         let rate = tokens.zip(total_s).map(|(tokens, seconds)| (tokens as f64, seconds));
         let reply = text.map(|text| text.reply.clone()).unwrap_or_default();
-        let kept = Kept {
+        let metadata = WattspanMetadata {
             id: row.id.clone(),
             repeat: row.repeat,
             format: question.map(|question| question.format),
@@ -109,20 +112,22 @@ impl Exported {
             score: row.score,
             began_ns: Some(row.began_ns),
             grade: row.energy.as_ref().and_then(|energy| energy.grade),
-            error_uj: part.error_uj,
-            idle_uj: part.idle_uj,
-            window_uj: part.window_uj,
+            error_uj: scope_energy.error_uj,
+            idle_uj: scope_energy.idle_uj,
+            window_uj: scope_energy.window_uj,
         };
-        let metrics = Metrics {
-            energy_metrics: Joules { per_query_joules: joules, total_joules: None },
-            latency_metrics: Latency {
+        let metrics = ModelMetrics {
+            energy_metrics: EnergyMetrics { per_query_joules: joules, total_joules: None },
+            latency_metrics: LatencyMetrics {
                 per_token_ms: rate.map(|(tokens, seconds)| seconds * 1e3 / tokens),
                 throughput_tokens_per_sec: rate.map(|(tokens, seconds)| tokens / seconds),
                 time_to_first_token_seconds: row.first_token_ns.and_then(seconds),
                 total_query_seconds: total_s,
             },
-            power_metrics: Power { gpu: Watts { per_query_watts: watts, total_watts: Stats::default() } },
-            token_metrics: Tokens {
+            power_metrics: PowerMetrics {
+                gpu: PowerComponentMetrics { per_query_watts: watts, total_watts: MetricStats::default() },
+            },
+            token_metrics: TokenMetrics {
                 input: row.tokens_in,
                 output: row.tokens_out,
                 total: row.tokens_in.zip(row.tokens_out).map(|(input, output)| input + output),
@@ -131,15 +136,15 @@ impl Exported {
             system_info: Some(self.system()),
             lm_correctness: row.score.map(|score| score >= 0.5),
             lm_response: reply.clone(),
-            ..Metrics::default()
+            ..ModelMetrics::default()
         };
         let model = self.model();
-        Record {
+        ProfilingRecord {
             problem: question.map(|question| question.prompt.clone()),
             answer: question.map_or(Value::Null, |question| question.answer.clone().into()),
             subject: Some(row.subject.clone()),
-            dataset_metadata: Value::String(json!({ "wattspan": kept }).to_string()),
-            model_answers: BTreeMap::from([(model.clone(), Some(reply).filter(|_| row.answered()))]),
+            dataset_metadata: Value::String(json!({ "wattspan": metadata }).to_string()),
+            model_answers: BTreeMap::from([(model.clone(), Some(reply).filter(|_| row.is_answered()))]),
             model_metrics: BTreeMap::from([(model, Some(metrics))]),
         }
     }
@@ -149,35 +154,35 @@ impl Exported {
         if model.is_empty() { "unknown".into() } else { model.clone() }
     }
 
-    fn gpu(&self) -> Option<Gpu> {
+    fn gpu(&self) -> Option<GpuInfo> {
         let meter = self.manifest.domains.iter().find(|meter| meter.kind == Kind::Gpu)?;
         let name = meter.device.clone().unwrap_or_else(|| meter.name.clone());
-        Some(Gpu { name, backend: meter.source.clone(), device_type: "GPU".into(), ..Gpu::default() })
+        Some(GpuInfo { name, backend: meter.source.clone(), device_type: "GPU".into(), ..GpuInfo::default() })
     }
 
-    fn system(&self) -> System {
-        System { cpu_brand: self.manifest.machine.clone(), ..System::default() }
+    fn system(&self) -> SystemInfo {
+        SystemInfo { cpu_brand: self.manifest.machine.clone(), ..SystemInfo::default() }
     }
 
     /// Writes a directory as the harness's: JSON lines, `summary.json`, and Arrow where it was built in.
     ///
     /// # Errors
     /// There are results in it already, or it cannot be written.
-    pub fn to_harness(&self, folder: &Path, scope: Scope) -> Result<(), Unusable> {
-        private_file::create_dir_all(folder).map_err(Unusable::at(folder))?;
-        let taken = fs::read_dir(folder).map_err(Unusable::at(folder))?.next().is_some();
-        if taken {
-            return Err(Unusable::nonsense(
-                folder,
+    pub fn write_harness_dir(&self, dir: &Path, scope: Scope) -> Result<(), HarnessError> {
+        private_file::create_dir_all(dir).map_err(HarnessError::io(dir))?;
+        let is_occupied = fs::read_dir(dir).map_err(HarnessError::io(dir))?.next().is_some();
+        if is_occupied {
+            return Err(HarnessError::invalid(
+                dir,
                 "is not empty: name another directory; nothing is written over",
             ));
         }
-        let records = self.records(scope);
-        to_file(&folder.join("data.jsonl"), records.iter())?;
-        if columnar::BUILT_IN {
-            columnar::write_records(folder, &self.model(), &records)?;
+        let records = self.to_records(scope);
+        write_json_lines(&dir.join("data.jsonl"), records.iter())?;
+        if columnar::IS_SUPPORTED {
+            columnar::write_arrow(dir, &self.model(), &records)?;
         }
-        let summary = Summary {
+        let summary = HarnessSummary {
             model: Some(self.model()),
             dataset: Some(self.manifest.fingerprint.clone()),
             dataset_name: Some(self.manifest.questions.clone()),
@@ -191,8 +196,8 @@ impl Exported {
         };
         let text = serde_json::to_string_pretty(&summary).expect("a summary is plain data");
         // Last, as the harness does it: a directory with a summary is whole.
-        let file = folder.join("summary.json");
-        private_file::write(&file, text + "\n").map_err(Unusable::at(file.clone()))
+        let file = dir.join("summary.json");
+        private_file::write(&file, text + "\n").map_err(HarnessError::io(file.clone()))
     }
 }
 
@@ -200,14 +205,17 @@ impl Exported {
 ///
 /// # Errors
 /// It cannot be written; a file that was there stays as it was.
-pub fn to_file<T: serde::Serialize>(path: &Path, lines: impl Iterator<Item = T>) -> Result<usize, Unusable> {
+pub fn write_json_lines<T: serde::Serialize>(
+    path: &Path,
+    lines: impl Iterator<Item = T>,
+) -> Result<usize, HarnessError> {
     if path == Path::new("-") {
-        return written(&mut stdout().lock(), lines).map_err(Unusable::at(path));
+        return write_lines(&mut stdout().lock(), lines).map_err(HarnessError::io(path));
     }
-    whole(path, |file| written(file, lines).map_err(Unusable::at(path)))
+    write_atomically(path, |file| write_lines(file, lines).map_err(HarnessError::io(path)))
 }
 
-fn written<T: serde::Serialize>(
+fn write_lines<T: serde::Serialize>(
     to: &mut impl Write,
     lines: impl Iterator<Item = T>,
 ) -> std::io::Result<usize> {
@@ -223,25 +231,25 @@ fn written<T: serde::Serialize>(
 }
 
 /// A file that takes its name only when it is whole; a device or a pipe is written directly.
-pub(super) fn whole<T>(
+pub(super) fn write_atomically<T>(
     path: &Path,
-    write: impl FnOnce(&mut File) -> Result<T, Unusable>,
-) -> Result<T, Unusable> {
+    write: impl FnOnce(&mut File) -> Result<T, HarnessError>,
+) -> Result<T, HarnessError> {
     if private_file::is_stream(path) {
-        return write(&mut private_file::create(path).map_err(Unusable::at(path))?);
+        return write(&mut private_file::create(path).map_err(HarnessError::io(path))?);
     }
-    private_file::check_replaceable(path).map_err(Unusable::at(path))?;
+    private_file::check_replaceable(path).map_err(HarnessError::io(path))?;
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(".part");
-    let part = path.with_file_name(name);
-    let mut file = private_file::create(&part).map_err(Unusable::at(part.clone()))?;
-    let done = write(&mut file).and_then(|done| {
-        file.sync_all().and_then(|()| fs::rename(&part, path)).map_err(Unusable::at(path))?;
-        Ok(done)
+    let partial = path.with_file_name(name);
+    let mut file = private_file::create(&partial).map_err(HarnessError::io(partial.clone()))?;
+    let result = write(&mut file).and_then(|result| {
+        file.sync_all().and_then(|()| fs::rename(&partial, path)).map_err(HarnessError::io(path))?;
+        Ok(result)
     });
-    if done.is_err() {
+    if result.is_err() {
         // What is left of it is of no use to anybody.
-        let _ = fs::remove_file(&part);
+        let _ = fs::remove_file(&partial);
     }
-    done
+    result
 }

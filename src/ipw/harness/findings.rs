@@ -7,7 +7,7 @@ use serde::Serialize;
 
 /// What was found, in numbers of queries.
 #[derive(Debug, Clone, PartialEq, Default, Serialize)]
-pub struct Findings {
+pub struct ImportFindings {
     /// The model whose answers were read.
     pub model: String,
     /// Records read.
@@ -58,21 +58,21 @@ pub struct Findings {
     pub mechanism: Option<String>,
 }
 
-impl Findings {
+impl ImportFindings {
     /// In sentences.
     pub fn sentences(&self) -> Vec<String> {
         let mut all = Vec::new();
-        let mut say = |count: usize, text: String| {
+        let mut push_if = |count: usize, text: String| {
             if count > 0 {
                 all.push(text);
             }
         };
         let of = |count: usize| format!("{count} of {}", self.records);
-        say(
+        push_if(
             self.broken,
             format!("{} lines are no records of {}, and were passed over", self.broken, self.model),
         );
-        say(
+        push_if(
             self.scored + self.for_judge,
             format!(
                 "accuracy: the file has none (lm_correctness is false throughout); scored here by rule: {} right of {}{}",
@@ -84,48 +84,48 @@ impl Findings {
                 }
             ),
         );
-        say(self.scores_kept, format!("accuracy: {} scores are those of the file", of(self.scores_kept)));
-        say(
+        push_if(self.scores_kept, format!("accuracy: {} scores are those of the file", of(self.scores_kept)));
+        push_if(
             self.unanswered,
             format!("answers: {} are empty, and count as failed, not as wrong", of(self.unanswered)),
         );
-        say(
+        push_if(
             self.without_question,
             format!("questions: {} lack the question or its right answer", of(self.without_question)),
         );
-        self.energies(&mut say);
-        say(
+        self.energy_sentences(&mut push_if);
+        push_if(
             self.first_token_zero,
             format!(
                 "first token: {} stand at 0.0 s, which the harness writes when none was seen; they are absent here",
                 of(self.first_token_zero)
             ),
         );
-        say(
+        push_if(
             self.tokens_zero,
             format!(
                 "tokens: {} counts are 0, which stands for unknown; they are absent here",
                 self.tokens_zero
             ),
         );
-        say(
+        push_if(
             self.without_duration,
             format!(
                 "durations: {} have none; without it there is no power, and they are in no figure",
                 of(self.without_duration)
             ),
         );
-        say(
+        push_if(
             self.records - self.with_beginning,
             "times: the file does not say when a query began; they stand one after the other here".into(),
         );
         all
     }
 
-    fn energies(&self, say: &mut impl FnMut(usize, String)) {
+    fn energy_sentences(&self, push_if: &mut impl FnMut(usize, String)) {
         let of = |count: usize| format!("{count} of {}", self.records);
         let without = self.energy_absent + self.energy_zero + self.energy_absurd;
-        say(
+        push_if(
             without,
             format!(
                 "energy: {} queries have none that can be used ({} absent, {} at 0 J, {} impossible); they are in no figure, and are not cheap",
@@ -136,14 +136,14 @@ impl Findings {
             ),
         );
         let unguaranteed = self.metered - self.with_error.min(self.metered);
-        say(
+        push_if(
             unguaranteed,
             format!(
                 "energy: {unguaranteed} figures have no guaranteed error and no idle part; each is a difference of samples since the query \
                  before, so that pauses between queries are billed to the next one"
             ),
         );
-        say(
+        push_if(
             self.metered,
             match &self.mechanism {
                 Some(mechanism) => format!("grade: {mechanism}"),
@@ -152,7 +152,7 @@ impl Findings {
                 }
             },
         );
-        say(
+        push_if(
             self.total_copied,
             format!(
                 "total_joules: repeats per_query_joules in {}, and was passed over",
@@ -160,7 +160,7 @@ impl Findings {
             ),
         );
         if let Some(ratio) = self.power_ratio {
-            say(
+            push_if(
                 self.power_disagrees,
                 format!(
                     "power: samples times seconds is more than a fifth off the joules in {} of {} queries (in the middle {ratio:.2} times); \
@@ -169,7 +169,7 @@ impl Findings {
                 ),
             );
         }
-        say(
+        push_if(
             self.longer_than_samples,
             format!(
                 "power: {} queries lasted longer than the 30 s of samples that the harness keeps",

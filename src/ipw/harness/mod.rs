@@ -6,7 +6,6 @@
 //! Invariant: what the harness did not know, or recorded as 0 because it did not know, is absent here, and what was
 //! found missing or wrong is told.
 
-pub mod about;
 #[cfg(feature = "parquet")]
 pub mod columnar;
 #[cfg(not(feature = "parquet"))]
@@ -14,9 +13,10 @@ pub mod columnar;
 pub mod columnar;
 pub mod export;
 pub mod findings;
-pub mod flat;
+pub mod flat_row;
 pub mod import;
-pub mod source;
+pub mod provenance;
+pub mod results_reader;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -24,16 +24,16 @@ use std::path::PathBuf;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 
-use super::question::Format;
+use super::question::AnswerFormat;
 use super::run_dir;
 use crate::domain::Grade;
 
 /// Results that cannot be read or written.
 #[derive(Debug, thiserror::Error)]
-pub enum Unusable {
+pub enum HarnessError {
     /// A file cannot be read or written.
     #[error("{}: {cause}", path.display())]
-    File {
+    Io {
         /// Which.
         path: PathBuf,
         /// Why.
@@ -41,7 +41,7 @@ pub enum Unusable {
     },
     /// A file makes no sense.
     #[error("{}: {reason}", path.display())]
-    Nonsense {
+    Invalid {
         /// Which.
         path: PathBuf,
         /// What is wrong and what would mend it.
@@ -51,26 +51,26 @@ pub enum Unusable {
     #[error(
         "this wattspan was built without Arrow and Parquet: {0}; install it from a checkout with `cargo install --path . --features parquet`, or from a package, which has them"
     )]
-    WithoutParquet(&'static str),
+    ParquetUnsupported(&'static str),
     /// The run's own files.
     #[error(transparent)]
-    Run(#[from] run_dir::Unusable),
+    RunDir(#[from] run_dir::RunDirError),
 }
 
-impl Unusable {
-    fn at(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
+impl HarnessError {
+    fn io(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.into();
-        move |cause| Self::File { path, cause }
+        move |cause| Self::Io { path, cause }
     }
 
-    fn nonsense(path: impl Into<PathBuf>, reason: impl ToString) -> Self {
-        Self::Nonsense { path: path.into(), reason: reason.to_string() }
+    fn invalid(path: impl Into<PathBuf>, reason: impl ToString) -> Self {
+        Self::Invalid { path: path.into(), reason: reason.to_string() }
     }
 }
 
 /// One query of the harness. Columns that nobody here needs are passed over.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
-pub struct Record {
+pub struct ProfilingRecord {
     /// What was asked.
     #[serde(default, alias = "prompt")]
     pub problem: Option<String>,
@@ -80,7 +80,7 @@ pub struct Record {
     /// What it is about.
     #[serde(default)]
     pub subject: Option<String>,
-    /// Text (JSON inside) or an object; ours holds [`Kept`] under "wattspan".
+    /// Text (JSON inside) or an object; ours holds [`WattspanMetadata`] under "wattspan".
     #[serde(default)]
     pub dataset_metadata: Value,
     /// What each model replied.
@@ -88,38 +88,38 @@ pub struct Record {
     pub model_answers: BTreeMap<String, Option<String>>,
     /// What each model's reply took.
     #[serde(default, deserialize_with = "or_default")]
-    pub model_metrics: BTreeMap<String, Option<Metrics>>,
+    pub model_metrics: BTreeMap<String, Option<ModelMetrics>>,
 }
 
 /// What a reply took. Every value may be null; an object that is null is one of nulls.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default)]
-pub struct Metrics {
+pub struct ModelMetrics {
     /// Always null in the harness.
     #[serde(deserialize_with = "or_default")]
-    pub compute_metrics: Compute,
+    pub compute_metrics: ComputeMetrics,
     /// Joules.
     #[serde(deserialize_with = "or_default")]
-    pub energy_metrics: Joules,
+    pub energy_metrics: EnergyMetrics,
     /// Seconds and rates.
     #[serde(deserialize_with = "or_default")]
-    pub latency_metrics: Latency,
+    pub latency_metrics: LatencyMetrics,
     /// Megabytes.
     #[serde(deserialize_with = "or_default")]
-    pub memory_metrics: Memory,
+    pub memory_metrics: MemoryMetrics,
     /// Watts.
     #[serde(deserialize_with = "or_default")]
-    pub power_metrics: Power,
+    pub power_metrics: PowerMetrics,
     /// Degrees.
     #[serde(deserialize_with = "or_default")]
-    pub temperature_metrics: Stats,
+    pub temperature_metrics: MetricStats,
     /// Tokens; 0 where the harness did not know.
     #[serde(deserialize_with = "or_default")]
-    pub token_metrics: Tokens,
+    pub token_metrics: TokenMetrics,
     /// The accelerator.
-    pub gpu_info: Option<Gpu>,
+    pub gpu_info: Option<GpuInfo>,
     /// The machine.
-    pub system_info: Option<System>,
+    pub system_info: Option<SystemInfo>,
     /// False in everything that the harness wrote: it never scored.
     pub lm_correctness: Option<bool>,
     /// The reply again.
@@ -131,7 +131,7 @@ pub struct Metrics {
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default)]
 #[expect(missing_docs, reason = "the names are the harness's")]
-pub struct Compute {
+pub struct ComputeMetrics {
     pub flops_per_request: Option<f64>,
     pub macs_per_request: Option<f64>,
 }
@@ -139,7 +139,7 @@ pub struct Compute {
 /// Energy of a query.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default)]
-pub struct Joules {
+pub struct EnergyMetrics {
     /// The counter's last sample in the query less the one of the query before it: whatever the machine used in between is in it.
     pub per_query_joules: Option<f64>,
     /// The same again.
@@ -150,7 +150,7 @@ pub struct Joules {
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default)]
 #[expect(missing_docs, reason = "the names are the harness's and say it")]
-pub struct Latency {
+pub struct LatencyMetrics {
     pub per_token_ms: Option<f64>,
     pub throughput_tokens_per_sec: Option<f64>,
     /// 0 where no token came.
@@ -162,39 +162,39 @@ pub struct Latency {
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default)]
 #[expect(missing_docs, reason = "the names are the harness's and say it")]
-pub struct Memory {
+pub struct MemoryMetrics {
     #[serde(deserialize_with = "or_default")]
-    pub cpu_mb: Stats,
+    pub cpu_mb: MetricStats,
     #[serde(deserialize_with = "or_default")]
-    pub gpu_mb: Stats,
+    pub gpu_mb: MetricStats,
 }
 
 /// Power of a query, by component.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default)]
-pub struct Power {
+pub struct PowerMetrics {
     /// All accelerators together.
     #[serde(deserialize_with = "or_default")]
-    pub gpu: Watts,
+    pub gpu: PowerComponentMetrics,
 }
 
 /// Power of a query.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default)]
-pub struct Watts {
+pub struct PowerComponentMetrics {
     /// Over the samples within the query, of the last 30 s of it at most.
     #[serde(deserialize_with = "or_default")]
-    pub per_query_watts: Stats,
+    pub per_query_watts: MetricStats,
     /// The same again.
     #[serde(deserialize_with = "or_default")]
-    pub total_watts: Stats,
+    pub total_watts: MetricStats,
 }
 
 /// Samples in four numbers.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default)]
 #[expect(missing_docs, reason = "the names are the harness's and say it")]
-pub struct Stats {
+pub struct MetricStats {
     pub avg: Option<f64>,
     pub max: Option<f64>,
     pub median: Option<f64>,
@@ -205,7 +205,7 @@ pub struct Stats {
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default)]
 #[expect(missing_docs, reason = "the names are the harness's and say it")]
-pub struct Tokens {
+pub struct TokenMetrics {
     pub input: Option<u64>,
     pub output: Option<u64>,
     pub total: Option<u64>,
@@ -215,7 +215,7 @@ pub struct Tokens {
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default)]
 #[expect(missing_docs, reason = "the names are the harness's and say it")]
-pub struct Gpu {
+pub struct GpuInfo {
     #[serde(deserialize_with = "or_default")]
     pub name: String,
     #[serde(deserialize_with = "or_default")]
@@ -232,7 +232,7 @@ pub struct Gpu {
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default)]
 #[expect(missing_docs, reason = "the names are the harness's and say it")]
-pub struct System {
+pub struct SystemInfo {
     #[serde(deserialize_with = "or_default")]
     pub os_name: String,
     #[serde(deserialize_with = "or_default")]
@@ -250,7 +250,7 @@ pub struct System {
 /// `summary.json`.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default)]
-pub struct Summary {
+pub struct HarnessSummary {
     /// The model.
     pub model: Option<String>,
     /// The data set's identifier.
@@ -264,9 +264,9 @@ pub struct Summary {
     /// How many records.
     pub total_queries: Option<u64>,
     /// The machine.
-    pub system_info: Option<System>,
+    pub system_info: Option<SystemInfo>,
     /// The accelerator.
-    pub gpu_info: Option<Gpu>,
+    pub gpu_info: Option<GpuInfo>,
     /// Where it was written.
     pub output_dir: Option<String>,
     /// What the energies count; the harness knows accelerators only and has no such word.
@@ -277,13 +277,13 @@ pub struct Summary {
 /// What the harness's schema has no place for, kept in the metadata of what we write.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default)]
-pub struct Kept {
+pub struct WattspanMetadata {
     /// The question's name.
     pub id: String,
     /// Which repetition.
     pub repeat: u32,
     /// How it is scored.
-    pub format: Option<Format>,
+    pub format: Option<AnswerFormat>,
     /// Why there is no answer.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,

@@ -3,9 +3,9 @@
 //! Owns the report's contents: everything that the table, the page and the JSON show is computed here once. Invariant: each
 //! energy figure stands beside its grade, scope, idle policy, coverage and error.
 
-pub mod page;
-pub mod picture;
-pub mod scatter;
+pub mod chart;
+pub mod html_page;
+pub mod plot_data;
 
 use std::collections::BTreeMap;
 use std::num::NonZero;
@@ -14,16 +14,16 @@ use std::thread;
 
 use serde::Serialize;
 
-use super::metric::{Figures, Terms, over};
-use super::regression::{Line, line, log_line};
+use super::distribution::{Distribution, distribution};
+use super::metrics::{EfficiencyMetrics, MetricOptions, compute_metrics_over};
+use super::regression::{LinearFit, fit_linear, fit_log_linear};
 use super::run_dir::{Manifest, NO_METER};
-use super::scope::{Idle, Scope};
-use super::spread::{Spread, spread};
-use super::table::{Table, known};
+use super::scope::{IdlePolicy, Scope};
+use super::table::{RunTable, known};
 
 /// What the user adds to a run to learn what it costs.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
-pub struct Prices {
+pub struct EnergyPrices {
     /// Money for a kilowatt-hour, in any currency.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub per_kwh: Option<f64>,
@@ -40,27 +40,27 @@ pub struct Report {
     /// Which domains the figures count.
     pub scope: Scope,
     /// Whether idle power is part of them.
-    pub idle: Idle,
+    pub idle: IdlePolicy,
     /// Why there is no energy in this scope, though queries were answered.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub no_energy: Option<String>,
     /// Over all queries.
-    pub all: Figures,
+    pub all: EfficiencyMetrics,
     /// By subject, in the order of their names.
-    pub subjects: Vec<Figures>,
+    pub subjects: Vec<EfficiencyMetrics>,
     /// The other scopes and idle policies, over all queries; those that this machine cannot give are left out.
-    pub scopes: Vec<Figures>,
+    pub scopes: Vec<EfficiencyMetrics>,
     /// How quantities spread, by name: `energy_j`, `power_w`, `attributed_power_w`, `duration_s`, `first_token_s`,
     /// `between_tokens_s`, `tokens_out`.
-    pub spreads: BTreeMap<&'static str, Spread>,
+    pub spreads: BTreeMap<&'static str, Distribution>,
     /// The lines that the public harness draws: energy, latency and power against all tokens, first token against the
     /// prompt's.
-    pub lines: BTreeMap<&'static str, Line>,
+    pub lines: BTreeMap<&'static str, LinearFit>,
     /// Prefill and decode apart; only of the host with idle power, of which alone they are known.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub phases: Option<Phases>,
+    pub phases: Option<PhaseEnergy>,
     /// Everything that was used, and what it costs.
-    pub sum: Sum,
+    pub sum: Totals,
     /// Why queries failed.
     pub failures: BTreeMap<String, usize>,
     /// Why answered queries have no energy.
@@ -79,12 +79,12 @@ pub struct Report {
     pub cached_part: Option<f64>,
     /// Points for pictures, a sample of them where there are many.
     #[serde(skip)]
-    pub points: scatter::Points,
+    pub points: plot_data::PlotData,
 }
 
 /// What reading the prompt and writing the answer use, over the queries that tell both.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Phases {
+pub struct PhaseEnergy {
     /// Queries with both.
     pub count: usize,
     /// Mean energy until the first token.
@@ -101,7 +101,7 @@ pub struct Phases {
 
 /// Everything together.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Sum {
+pub struct Totals {
     /// Queries whose energy is known, right or wrong, failed ones that used some too.
     pub metered: usize,
     /// Their energy, in the report's scope, idle power included.
@@ -116,28 +116,28 @@ pub struct Sum {
 
 impl Report {
     /// The report over a run.
-    pub fn of(table: &Table, terms: &Terms, prices: Prices) -> Self {
-        let (all, subjects, scopes) = every_figure(table, terms);
+    pub fn new(table: &RunTable, options: &MetricOptions, prices: EnergyPrices) -> Self {
+        let (all, subjects, scopes) = all_metrics(table, options);
         Self {
             run: table.manifest.clone(),
-            scope: terms.scope,
-            idle: terms.idle,
-            no_energy: no_energy(table, terms),
+            scope: options.scope,
+            idle: options.idle,
+            no_energy: no_energy_reason(table, options),
             all,
             subjects,
             scopes,
-            spreads: spreads(table, terms),
-            lines: lines(table, terms),
-            phases: phases(table, terms),
-            sum: sum(table, terms.scope, prices),
+            spreads: distributions(table, options),
+            lines: regressions(table, options),
+            phases: phase_energy(table, options),
+            sum: totals(table, options.scope, prices),
             failures: table.failures.clone(),
             unmetered: table.unmetered.clone(),
             domain_gaps: table.domain_gaps.clone(),
             other_domains: table.other_domains.clone(),
             lower_bounds: table.lower_bounds,
-            broken_lines: table.broken,
-            cached_part: cached_part(table),
-            points: scatter::Points::of(table, terms),
+            broken_lines: table.invalid_lines,
+            cached_part: cached_token_fraction(table),
+            points: plot_data::PlotData::new(table, options),
         }
     }
 }
@@ -169,7 +169,7 @@ impl Report {
         }
         if self.no_energy.is_none() && !self.unmetered.is_empty() {
             let count: usize = self.unmetered.values().sum();
-            all.push(format!("{count} answered queries have no energy: {}", counted(&self.unmetered)));
+            all.push(format!("{count} answered queries have no energy: {}", format_reasons(&self.unmetered)));
         }
         if self.all.without_power > 0 {
             all.push(format!(
@@ -187,15 +187,15 @@ fn is_zero(count: &usize) -> bool {
 }
 
 /// Reasons with how often.
-fn counted(reasons: &BTreeMap<String, usize>) -> String {
+fn format_reasons(reasons: &BTreeMap<String, usize>) -> String {
     reasons.iter().map(|(reason, count)| format!("{count} \u{d7} {reason}")).collect::<Vec<_>>().join("; ")
 }
 
 /// Why no answered query has an energy in the scope; `None` where one has, or none was answered.
-fn no_energy(table: &Table, terms: &Terms) -> Option<String> {
+fn no_energy_reason(table: &RunTable, options: &MetricOptions) -> Option<String> {
     let columns = &table.columns;
     let answered = || (0..columns.len()).filter(|at| columns.answered[*at]);
-    let watts = columns.attributed_watts(terms.scope, terms.idle);
+    let watts = columns.attributed_power_w(options.scope, options.idle);
     if answered().next().is_none() || answered().any(|at| known(watts(at)).is_some()) {
         return None;
     }
@@ -203,15 +203,19 @@ fn no_energy(table: &Table, terms: &Terms) -> Option<String> {
     let names = |all: &mut dyn Iterator<Item = &str>| all.collect::<Vec<_>>().join(", ");
     let domains = &table.manifest.domains;
     Some(match () {
-        () if any(columns.scoped(terms.scope).share) => {
+        () if any(columns.scope_columns(options.scope).share) => {
             "the meter knows no idle power (--idle included)".to_owned()
         }
-        () if any(columns.scoped(Scope::Host).share) && terms.scope.domains(domains).is_empty() => format!(
-            "no domain of the run lies in the scope \"{}\"; it has {} (--scope host)",
-            terms.scope.title(),
-            names(&mut domains.iter().map(|domain| domain.name.as_str()))
-        ),
-        () if !table.unmetered.is_empty() => counted(&table.unmetered),
+        () if any(columns.scope_columns(Scope::Host).share)
+            && options.scope.domain_indices(domains).is_empty() =>
+        {
+            format!(
+                "no domain of the run lies in the scope \"{}\"; it has {} (--scope host)",
+                options.scope.title(),
+                names(&mut domains.iter().map(|domain| domain.name.as_str()))
+            )
+        }
+        () if !table.unmetered.is_empty() => format_reasons(&table.unmetered),
         () if !table.domain_gaps.is_empty() => format!(
             "the counters of {} stood still or were not read",
             names(&mut table.domain_gaps.keys().map(String::as_str))
@@ -222,33 +226,39 @@ fn no_energy(table: &Table, terms: &Terms) -> Option<String> {
 }
 
 /// The figures over all queries, by subject, and over all in every scope and idle policy that the run can tell.
-fn every_figure(table: &Table, terms: &Terms) -> (Figures, Vec<Figures>, Vec<Figures>) {
-    let mut wanted: Vec<(Option<usize>, Terms)> = Vec::new();
+fn all_metrics(
+    table: &RunTable,
+    options: &MetricOptions,
+) -> (EfficiencyMetrics, Vec<EfficiencyMetrics>, Vec<EfficiencyMetrics>) {
+    let mut wanted: Vec<(Option<usize>, MetricOptions)> = Vec::new();
     for scope in Scope::ALL {
-        wanted.extend([Idle::Included, Idle::Excluded].map(|idle| (None, Terms { scope, idle, ..*terms })));
+        wanted.extend(
+            [IdlePolicy::Included, IdlePolicy::Excluded]
+                .map(|idle| (None, MetricOptions { scope, idle, ..*options })),
+        );
     }
-    let places = by_subject(table);
-    let mut subjects: Vec<usize> = (0..places.len()).collect();
+    let rows = rows_by_subject(table);
+    let mut subjects: Vec<usize> = (0..rows.len()).collect();
     subjects.sort_by_key(|subject| &table.subjects[*subject]);
     if subjects.len() > 1 {
-        wanted.extend(subjects.into_iter().map(|subject| (Some(subject), *terms)));
+        wanted.extend(subjects.into_iter().map(|subject| (Some(subject), *options)));
     }
-    let mut found = on_every_core(wanted.len(), |at| match &wanted[at] {
-        (None, terms) => over(table, "all", 0..table.columns.len(), terms),
-        (Some(subject), terms) => {
-            let places = places[*subject].iter().map(|at| *at as usize);
-            over(table, &table.subjects[*subject], places, terms)
+    let mut metrics = parallel_map(wanted.len(), |at| match &wanted[at] {
+        (None, options) => compute_metrics_over(table, "all", 0..table.columns.len(), options),
+        (Some(subject), options) => {
+            let rows = rows[*subject].iter().map(|at| *at as usize);
+            compute_metrics_over(table, &table.subjects[*subject], rows, options)
         }
     });
-    let subjects = found.split_off(Scope::ALL.len() * 2);
-    let same = |it: &&Figures| it.scope == terms.scope && it.idle == terms.idle;
-    let all = found.iter().find(same).expect("every scope and policy is among them").clone();
-    found.retain(|figures| figures.covered > 0);
-    (all, subjects, found)
+    let subjects = metrics.split_off(Scope::ALL.len() * 2);
+    let is_selected = |it: &&EfficiencyMetrics| it.scope == options.scope && it.idle == options.idle;
+    let all = metrics.iter().find(is_selected).expect("every scope and policy is among them").clone();
+    metrics.retain(|figures| figures.covered > 0);
+    (all, subjects, metrics)
 }
 
 /// The places of each subject's queries.
-fn by_subject(table: &Table) -> Vec<Vec<u32>> {
+fn rows_by_subject(table: &RunTable) -> Vec<Vec<u32>> {
     let mut places = vec![Vec::new(); table.subjects.len()];
     for (at, subject) in table.columns.subject.iter().enumerate() {
         places[*subject as usize].push(at as u32);
@@ -257,16 +267,16 @@ fn by_subject(table: &Table) -> Vec<Vec<u32>> {
 }
 
 /// Does a number of pieces of work on all cores; results in the pieces' order.
-fn on_every_core<T: Send>(count: usize, work: impl Fn(usize) -> T + Sync) -> Vec<T> {
+fn parallel_map<T: Send>(count: usize, compute: impl Fn(usize) -> T + Sync) -> Vec<T> {
     let next = AtomicUsize::new(0);
-    let pieces = || -> Vec<(usize, T)> {
-        let mine = std::iter::repeat_with(|| next.fetch_add(1, Ordering::Relaxed));
-        mine.take_while(|at| *at < count).map(|at| (at, work(at))).collect()
+    let compute_share = || -> Vec<(usize, T)> {
+        let claimed = std::iter::repeat_with(|| next.fetch_add(1, Ordering::Relaxed));
+        claimed.take_while(|at| *at < count).map(|at| (at, compute(at))).collect()
     };
     let workers = thread::available_parallelism().map_or(1, NonZero::get).min(count);
     let mut done: Vec<(usize, T)> = thread::scope(|scope| {
-        let others: Vec<_> = (1..workers).map(|_| scope.spawn(pieces)).collect();
-        let mut done = pieces();
+        let others: Vec<_> = (1..workers).map(|_| scope.spawn(compute_share)).collect();
+        let mut done = compute_share();
         for other in others {
             done.extend(other.join().expect("figures do not panic"));
         }
@@ -276,57 +286,61 @@ fn on_every_core<T: Send>(count: usize, work: impl Fn(usize) -> T + Sync) -> Vec
     done.into_iter().map(|(_, result)| result).collect()
 }
 
-fn spreads(table: &Table, terms: &Terms) -> BTreeMap<&'static str, Spread> {
+fn distributions(table: &RunTable, options: &MetricOptions) -> BTreeMap<&'static str, Distribution> {
     let columns = &table.columns;
-    let joules = columns.joules(terms.scope, terms.idle);
+    let joules = columns.energy_j(options.scope, options.idle);
     let answered = |at: &usize| columns.answered[*at];
-    let of = |column: &[f64], scale| spread((0..columns.len()).filter(answered).map(|at| column[at]), scale);
+    let of =
+        |column: &[f64], scale| distribution((0..columns.len()).filter(answered).map(|at| column[at]), scale);
     let energy = (0..columns.len()).filter(answered).map(joules);
-    let power = (0..columns.len()).filter(answered).map(columns.watts(terms.scope, terms.idle));
-    let attributed = columns.attributed_watts(terms.scope, terms.idle);
+    let power = (0..columns.len()).filter(answered).map(columns.power_w(options.scope, options.idle));
+    let attributed = columns.attributed_power_w(options.scope, options.idle);
     let attributed = (0..columns.len()).filter(answered).map(attributed);
     let all = [
-        ("energy_j", spread(energy, 1e6)),
-        ("power_w", spread(power, 1e3)),
-        ("attributed_power_w", spread(attributed, 1e3)),
+        ("energy_j", distribution(energy, 1e6)),
+        ("power_w", distribution(power, 1e3)),
+        ("attributed_power_w", distribution(attributed, 1e3)),
         ("duration_s", of(&columns.duration_s, 1e9)),
         ("first_token_s", of(&columns.first_token_s, 1e9)),
-        ("between_tokens_s", of(&columns.between_s, 1e9)),
+        ("between_tokens_s", of(&columns.inter_token_s, 1e9)),
         ("tokens_out", of(&columns.tokens_out, 1.0)),
     ];
     all.into_iter().filter_map(|(name, spread)| Some((name, spread?))).collect()
 }
 
-fn lines(table: &Table, terms: &Terms) -> BTreeMap<&'static str, Line> {
+fn regressions(table: &RunTable, options: &MetricOptions) -> BTreeMap<&'static str, LinearFit> {
     let columns = &table.columns;
-    let joules = columns.joules(terms.scope, terms.idle);
-    let pairs = |x: fn(&Table, usize) -> f64, y: &dyn Fn(usize) -> f64| {
+    let joules = columns.energy_j(options.scope, options.idle);
+    let pairs = |x: fn(&RunTable, usize) -> f64, y: &dyn Fn(usize) -> f64| {
         let pair = |at: usize| (columns.answered[at]).then(|| (x(table, at), y(at)));
         let all: Vec<_> = (0..columns.len()).filter_map(pair).filter(|(x, y)| (x + y).is_finite()).collect();
         all
     };
-    let tokens = |table: &Table, at: usize| table.columns.tokens_in[at] + table.columns.tokens_out[at];
-    let prompt = |table: &Table, at: usize| table.columns.tokens_in[at];
-    let power = pairs(tokens, &columns.watts(terms.scope, terms.idle));
+    let tokens = |table: &RunTable, at: usize| table.columns.tokens_in[at] + table.columns.tokens_out[at];
+    let prompt = |table: &RunTable, at: usize| table.columns.tokens_in[at];
+    let power = pairs(tokens, &columns.power_w(options.scope, options.idle));
     let all = [
-        ("energy_j by tokens", line(pairs(tokens, &joules).into_iter())),
-        ("duration_s by tokens", line(pairs(tokens, &|at| columns.duration_s[at]).into_iter())),
-        ("first_token_s by prompt tokens", line(pairs(prompt, &|at| columns.first_token_s[at]).into_iter())),
-        ("power_w by tokens", line(power.iter().copied())),
-        ("power_w by ln(tokens)", log_line(power.iter().copied())),
+        ("energy_j by tokens", fit_linear(pairs(tokens, &joules).into_iter())),
+        ("duration_s by tokens", fit_linear(pairs(tokens, &|at| columns.duration_s[at]).into_iter())),
+        (
+            "first_token_s by prompt tokens",
+            fit_linear(pairs(prompt, &|at| columns.first_token_s[at]).into_iter()),
+        ),
+        ("power_w by tokens", fit_linear(power.iter().copied())),
+        ("power_w by ln(tokens)", fit_log_linear(power.iter().copied())),
     ];
     all.into_iter().filter_map(|(name, line)| Some((name, line?))).collect()
 }
 
 /// Accounts tell them of the host's total alone, idle power included; beside other terms they would mean something else.
-fn phases(table: &Table, terms: &Terms) -> Option<Phases> {
-    if (terms.scope, terms.idle) != (Scope::Host, Idle::Included) {
+fn phase_energy(table: &RunTable, options: &MetricOptions) -> Option<PhaseEnergy> {
+    if (options.scope, options.idle) != (Scope::Host, IdlePolicy::Included) {
         return None;
     }
     let columns = &table.columns;
     let mut count = 0;
     let (mut prefill_j, mut decode_j) = (0.0, 0.0);
-    let (mut fresh, mut fresh_j, mut written, mut written_j) = (0.0, 0.0, 0.0, 0.0);
+    let (mut uncached_tokens, mut uncached_j, mut output_tokens, mut output_j) = (0.0, 0.0, 0.0, 0.0);
     for at in 0..columns.len() {
         let both = known(columns.prefill_j[at]).zip(known(columns.decode_j[at]));
         let Some((prefill, decode)) = both.filter(|_| columns.answered[at]) else { continue };
@@ -334,31 +348,31 @@ fn phases(table: &Table, terms: &Terms) -> Option<Phases> {
         prefill_j += prefill;
         decode_j += decode;
         if let Some(tokens) = known(columns.tokens_in[at]) {
-            fresh += tokens - known(columns.tokens_cached[at]).unwrap_or(0.0);
-            fresh_j += prefill;
+            uncached_tokens += tokens - known(columns.tokens_cached[at]).unwrap_or(0.0);
+            uncached_j += prefill;
         }
         if let Some(tokens) = known(columns.tokens_out[at]) {
-            written += tokens;
-            written_j += decode;
+            output_tokens += tokens;
+            output_j += decode;
         }
     }
     let each = |joules: f64, tokens: f64| (tokens > 0.0).then(|| joules / tokens);
-    (count > 0).then(|| Phases {
+    (count > 0).then(|| PhaseEnergy {
         count,
         prefill_j: prefill_j / count as f64,
         decode_j: decode_j / count as f64,
-        prefill_j_per_token: each(fresh_j, fresh),
-        decode_j_per_token: each(written_j, written),
+        prefill_j_per_token: each(uncached_j, uncached_tokens),
+        decode_j_per_token: each(output_j, output_tokens),
     })
 }
 
-fn sum(table: &Table, scope: Scope, prices: Prices) -> Sum {
-    let share = table.columns.scoped(scope).share;
+fn totals(table: &RunTable, scope: Scope, prices: EnergyPrices) -> Totals {
+    let share = table.columns.scope_columns(scope).share;
     let known = || share.iter().copied().filter_map(known);
     // The sum of no floats is -0.0 by the standard library.
     let energy_j = known().fold(0.0, |sum, joules| sum + joules);
     let kwh = energy_j / 3.6e6;
-    Sum {
+    Totals {
         metered: known().count(),
         energy_j,
         cost: prices.per_kwh.map(|price| price * kwh),
@@ -366,30 +380,30 @@ fn sum(table: &Table, scope: Scope, prices: Prices) -> Sum {
     }
 }
 
-fn cached_part(table: &Table) -> Option<f64> {
+fn cached_token_fraction(table: &RunTable) -> Option<f64> {
     let columns = &table.columns;
     let pairs = columns.tokens_cached.iter().zip(&columns.tokens_in);
-    let told = pairs.filter_map(|(cached, all)| Some((known(*cached)?, known(*all)?)));
-    let (cached, all) = told.fold((0.0, 0.0), |(cached, all), (more, of)| (cached + more, all + of));
+    let known_pairs = pairs.filter_map(|(cached, all)| Some((known(*cached)?, known(*all)?)));
+    let (cached, all) = known_pairs.fold((0.0, 0.0), |(cached, all), (more, of)| (cached + more, all + of));
     (all > 0.0).then(|| cached / all)
 }
 
 #[cfg(test)]
 mod tests {
     use super::super::question;
-    use super::super::row::{Energy, Row, Text};
-    use super::super::run_dir::{RunDir, VERSION};
+    use super::super::row::{QueryEnergy, QueryRow, ReplyText};
+    use super::super::run_dir::{FORMAT_VERSION, RunDir};
     use super::*;
 
     #[test]
-    fn everything_below_the_basis_has_its_scope_and_idle_policy() {
+    fn all_parts_use_the_scope_and_idle_policy() {
         let dir = tempfile::tempdir().unwrap();
-        let questions = question::starter();
+        let questions = question::built_in();
         let fingerprint = question::fingerprint(&questions);
-        let manifest = Manifest { version: VERSION, fingerprint, ..Manifest::default() };
-        let mut run = RunDir::begin(dir.path(), &manifest, &questions).unwrap();
+        let manifest = Manifest { version: FORMAT_VERSION, fingerprint, ..Manifest::default() };
+        let mut run = RunDir::create(dir.path(), &manifest, &questions).unwrap();
         for id in 0..3_u64 {
-            let energy = Energy {
+            let energy = QueryEnergy {
                 share_uj: Some(4_000_000 + id),
                 idle_uj: Some(1_000_000),
                 prefill_uj: Some(500_000),
@@ -398,24 +412,26 @@ mod tests {
                 window_uj: Some(8_000_000 + id * 2),
                 at_once: 2,
                 span_ns: 2_000_000_000,
-                ..Energy::default()
+                ..QueryEnergy::default()
             };
             let (score, tokens) = (Some(1.0), Some(10 + id));
             let id = id.to_string();
-            let row = Row {
+            let row = QueryRow {
                 id,
                 score,
                 tokens_in: tokens,
                 tokens_out: tokens,
                 energy: Some(energy),
-                ..Row::default()
+                ..QueryRow::default()
             };
-            run.add(&row, &Text::default()).unwrap();
+            run.append_row(&row, &ReplyText::default()).unwrap();
         }
-        let table = Table::read(dir.path()).unwrap();
-        let of = |scope, idle| Report::of(&table, &Terms { scope, idle, seed: 1 }, Prices::default());
+        let table = RunTable::read(dir.path()).unwrap();
+        let of = |scope, idle| {
+            Report::new(&table, &MetricOptions { scope, idle, seed: 1 }, EnergyPrices::default())
+        };
         let near = |one: f64, other: f64| (one - other).abs() < 1e-2;
-        for (idle, joules) in [(Idle::Included, 4.0), (Idle::Excluded, 3.0)] {
+        for (idle, joules) in [(IdlePolicy::Included, 4.0), (IdlePolicy::Excluded, 3.0)] {
             let report = of(Scope::Host, idle);
             assert!(near(report.spreads["energy_j"].mean, joules), "{report:?}");
             assert!(near(report.spreads["power_w"].mean, joules), "{report:?}");
@@ -424,10 +440,10 @@ mod tests {
             assert!(near(report.lines["power_w by tokens"].mean_y, joules), "{report:?}");
             let point = report.points.queries[0];
             assert!(near(point.energy_j, joules) && near(point.power_w, joules), "{point:?}");
-            assert!(near(report.points.bars[0].attributed_power_w.unwrap(), joules / 2.0));
-            assert_eq!(report.phases.is_some(), idle == Idle::Included);
+            assert!(near(report.points.timeline[0].attributed_power_w.unwrap(), joules / 2.0));
+            assert_eq!(report.phases.is_some(), idle == IdlePolicy::Included);
             assert!(near(report.sum.energy_j, 12.0), "the sum is the bill's, whatever the figures count");
         }
-        assert!(of(Scope::Accelerator, Idle::Included).phases.is_none());
+        assert!(of(Scope::Accelerator, IdlePolicy::Included).phases.is_none());
     }
 }

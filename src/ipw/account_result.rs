@@ -7,8 +7,8 @@
 use std::borrow::Cow;
 use std::time::Instant;
 
-use super::row::{Energy, Part};
-use super::scope::{Meter, Scope};
+use super::row::{DomainEnergy, QueryEnergy};
+use super::scope::{RunDomain, Scope};
 use crate::attribution::account::{Account, Share, State};
 use crate::client::{Client, Failure};
 use crate::protocol::{Access, Refusal};
@@ -19,39 +19,39 @@ pub const PREFILL: &str = "prefill";
 pub const DECODE: &str = "decode";
 
 /// The most that rounding may move a figure with coarse access.
-const ROUNDING_UJ: u64 = 1_000;
+const MAX_ROUNDING_UJ: u64 = 1_000;
 
 /// Why a query has no energy.
-pub type Reason = Cow<'static, str>;
+pub type NoEnergyReason = Cow<'static, str>;
 
 /// What a closed span gave.
-pub type Settled = Result<Box<Account>, Reason>;
+pub type AccountResult = Result<Box<Account>, NoEnergyReason>;
 
 /// A query whose span was closed.
 #[derive(Debug, Clone, Copy)]
-pub struct Ended {
+pub struct EndedQuery {
     /// When it began and ended.
     pub edges_ns: (u64, u64),
     /// How long its account is waited for.
-    pub until: Instant,
+    pub deadline: Instant,
 }
 
 /// What the meter's answer means.
 #[derive(Debug, PartialEq)]
-pub enum Word {
+pub enum AccountStatus {
     /// It is not settled.
-    NotYet,
+    Pending,
     /// The caller's calls are used up.
-    TooManyCalls(String),
+    QuotaExceeded(String),
     /// This is all that there will be.
-    Last(Settled),
+    Final(AccountResult),
 }
 
 /// What this answer means for a query, at this access.
-pub fn word(answer: Result<Account, Failure>, query: Ended, access: Access) -> Word {
-    let late = query.until < Instant::now();
-    Word::Last(match answer {
-        Ok(account) if account.state == State::Settled => match is_another(&account, query.edges_ns) {
+pub fn account_status(reply: Result<Account, Failure>, query: EndedQuery, access: Access) -> AccountStatus {
+    let is_late = query.deadline < Instant::now();
+    AccountStatus::Final(match reply {
+        Ok(account) if account.state == State::Settled => match is_mostly_outside(&account, query.edges_ns) {
             true if access == Access::Coarse => {
                 Err("the query is too short for the grid of 100 ms on which spans of coarse access lie"
                     .into())
@@ -65,42 +65,46 @@ pub fn word(answer: Result<Account, Failure>, query: Ended, access: Access) -> W
         Ok(account) if matches!(account.state, State::Abandoned | State::Interrupted) => {
             Err("the meter ended the span before its time".into())
         }
-        Ok(_) if late => Err("the account did not settle in time".into()),
-        Ok(_) => return Word::NotYet,
-        Err(Failure::Refused(refusal @ Refusal::QuotaExceeded { .. })) if !late => {
-            return Word::TooManyCalls(refusal.to_string());
+        Ok(_) if is_late => Err("the account did not settle in time".into()),
+        Ok(_) => return AccountStatus::Pending,
+        Err(Failure::Refused(method_error @ Refusal::QuotaExceeded { .. })) if !is_late => {
+            return AccountStatus::QuotaExceeded(method_error.to_string());
         }
         Err(Failure::Refused(Refusal::NoSuchSpan { .. })) => {
             Err("the meter does not know the span: it was away when the query began, or refused it".into())
         }
-        Err(failure) => Err(format!("the meter gives no account: {failure}").into()),
+        Err(error) => Err(format!("the meter gives no account: {error}").into()),
     })
 }
 
 /// Whether so much of a query lies outside its account that the figure would be about something else.
-fn is_another(account: &Account, (began_ns, ended_ns): (u64, u64)) -> bool {
+fn is_mostly_outside(account: &Account, (began_ns, ended_ns): (u64, u64)) -> bool {
     account.moved_ns > ended_ns.saturating_sub(began_ns) / 2
 }
 
 /// Where the meter moved an edge, the query may have used up to everything that the machine used between the two: this
 /// goes into the error. Where nobody can tell how much that was, nothing is guaranteed any more: so it is for every caller
 /// that may not read windows, and with coarse access for nearly every query, since the grid moves both its edges.
-pub fn widen(client: &Client, access: Access, account: &mut Account, (began_ns, ended_ns): (u64, u64)) {
+pub fn widen_error(client: &Client, access: Access, account: &mut Account, (began_ns, ended_ns): (u64, u64)) {
     let closed_ns = account.closed_ns.unwrap_or(ended_ns);
-    for (asked_ns, got_ns) in [(began_ns, account.opened_ns), (ended_ns, closed_ns)] {
-        if asked_ns == got_ns {
+    for (query_ns, account_ns) in [(began_ns, account.opened_ns), (ended_ns, closed_ns)] {
+        if query_ns == account_ns {
             continue;
         }
-        let may_know = access >= Access::Telemetry;
-        let read = || client.window(whole(asked_ns.min(got_ns)), whole(asked_ns.max(got_ns))).ok();
-        let window = may_know.then(read).flatten();
-        let sum = |error: Option<u64>, used: Option<u64>, doubt: Option<u64>| Some(error? + used? + doubt?);
-        let (used_uj, doubt_uj) = window.as_ref().map_or((None, None), |all| (all.window_uj, all.error_uj));
-        account.error_uj = sum(account.error_uj, used_uj, doubt_uj);
+        let can_read_window = access >= Access::Telemetry;
+        let read_window =
+            || client.window(wire_ns(query_ns.min(account_ns)), wire_ns(query_ns.max(account_ns))).ok();
+        let window = can_read_window.then(read_window).flatten();
+        let sum = |error: Option<u64>, used: Option<u64>, uncertainty: Option<u64>| {
+            Some(error? + used? + uncertainty?)
+        };
+        let (used_uj, uncertainty_uj) =
+            window.as_ref().map_or((None, None), |all| (all.window_uj, all.error_uj));
+        account.error_uj = sum(account.error_uj, used_uj, uncertainty_uj);
         for share in &mut account.domains {
             let all = window.iter().flat_map(|all| &all.domains).find(|all| all.domain == share.domain);
-            let (used_uj, doubt_uj) = all.map_or((None, None), |all| (all.window_uj, all.error_uj));
-            share.error_uj = sum(share.error_uj, used_uj, doubt_uj);
+            let (used_uj, uncertainty_uj) = all.map_or((None, None), |all| (all.window_uj, all.error_uj));
+            share.error_uj = sum(share.error_uj, used_uj, uncertainty_uj);
         }
     }
 }
@@ -110,18 +114,20 @@ pub fn widen(client: &Client, access: Access, account: &mut Account, (began_ns, 
 ///
 /// # Errors
 /// It is no account of the run's machine: the meter measures none of the run's domains any more.
-pub fn energy(account: &Account, domains: &[Meter]) -> Result<Energy, Reason> {
+pub fn query_energy(account: &Account, domains: &[RunDomain]) -> Result<QueryEnergy, NoEnergyReason> {
     let find = |name: &str| account.domains.iter().find(|share| share.domain == name);
     if !domains.is_empty() && !domains.iter().any(|domain| find(&domain.name).is_some()) {
         return Err("the meter measures none of the domains that it had when the run began".into());
     }
-    let parts: Vec<Part> =
-        domains.iter().map(|domain| find(&domain.name).map_or_else(Part::default, part)).collect();
+    let parts: Vec<DomainEnergy> = domains
+        .iter()
+        .map(|domain| find(&domain.name).map_or_else(DomainEnergy::default, domain_energy))
+        .collect();
     let phase = |name: &str| account.phases.iter().find(|phase| phase.name == name);
     // Where the mark came later than the opening, the time between has no name, and was prefill.
-    let before = [phase(""), phase(PREFILL)].into_iter().flatten().map(|phase| phase.share_uj);
+    let prefill_shares = [phase(""), phase(PREFILL)].into_iter().flatten().map(|phase| phase.share_uj);
     let is_other = |share: &&Share| !domains.is_empty() && !domains.iter().any(|it| it.name == share.domain);
-    let mut energy = Energy {
+    let mut energy = QueryEnergy {
         span: account.span.clone(),
         share_uj: account.share_uj,
         error_uj: account.error_uj,
@@ -132,20 +138,20 @@ pub fn energy(account: &Account, domains: &[Meter]) -> Result<Energy, Reason> {
         span_ns: account.closed_ns.map_or(0, |closed| closed.saturating_sub(account.opened_ns)),
         moved_ns: account.moved_ns,
         at_once: account.peak_concurrency,
-        prefill_uj: phase(PREFILL).and_then(|_| before.sum()),
+        prefill_uj: phase(PREFILL).and_then(|_| prefill_shares.sum()),
         decode_uj: phase(DECODE).and_then(|phase| phase.share_uj),
         domains: parts,
         other_domains: account.domains.iter().filter(is_other).map(|share| share.domain.clone()).collect(),
     };
-    let counted = Scope::Host.domains(domains);
-    let total = Scope::sum(&energy.domains, &counted);
+    let counted = Scope::Host.domain_indices(domains);
+    let total = Scope::sum_domains(&energy.domains, &counted);
     // With coarse access every figure is rounded by itself.
-    let is_total =
-        |of_run: u64, of_meter: u64| of_run.abs_diff(of_meter) <= ROUNDING_UJ * counted.len() as u64;
-    let counts_others =
-        total.share_uj.zip(account.share_uj).is_some_and(|(one, other)| !is_total(one, other));
-    let lacks_one = counted.iter().any(|at| find(&domains[*at].name).is_none());
-    if lacks_one || counts_others || !energy.other_domains.is_empty() {
+    let is_same_total =
+        |of_run: u64, of_meter: u64| of_run.abs_diff(of_meter) <= MAX_ROUNDING_UJ * counted.len() as u64;
+    let differs_from_total =
+        total.share_uj.zip(account.share_uj).is_some_and(|(one, other)| !is_same_total(one, other));
+    let lacks_domain = counted.iter().any(|at| find(&domains[*at].name).is_none());
+    if lacks_domain || differs_from_total || !energy.other_domains.is_empty() {
         // The machine's domains are others than when the run began, and so may be those that the account counts. Of phases only
         // the account's total is known.
         (energy.share_uj, energy.error_uj) = (total.share_uj, total.error_uj);
@@ -159,11 +165,11 @@ pub fn energy(account: &Account, domains: &[Meter]) -> Result<Energy, Reason> {
 }
 
 /// A query's part of a domain; none where a reading does not vouch for all of its time.
-fn part(share: &Share) -> Part {
+fn domain_energy(share: &Share) -> DomainEnergy {
     if share.unknown_ns > 0 {
-        return Part::default();
+        return DomainEnergy::default();
     }
-    Part {
+    DomainEnergy {
         share_uj: share.share_uj,
         error_uj: share.error_uj,
         idle_uj: share.idle_uj,
@@ -171,7 +177,7 @@ fn part(share: &Share) -> Part {
     }
 }
 
-fn whole(at_ns: u64) -> i64 {
+fn wire_ns(at_ns: u64) -> i64 {
     i64::try_from(at_ns).unwrap_or(i64::MAX)
 }
 
@@ -183,30 +189,38 @@ mod tests {
     use crate::attribution::account::Phase;
     use crate::domain::{Grade, Kind};
 
-    fn refused(refusal: Refusal) -> Result<Account, Failure> {
+    fn method_error(refusal: Refusal) -> Result<Account, Failure> {
         Err(Failure::Refused(refusal))
     }
 
-    fn query(patience: Duration) -> Ended {
-        Ended { edges_ns: (0, 1), until: Instant::now() + patience }
+    fn query(timeout: Duration) -> EndedQuery {
+        EndedQuery { edges_ns: (0, 1), deadline: Instant::now() + timeout }
     }
 
     #[test]
-    fn a_refusal_is_told_in_the_meters_words_and_used_up_calls_are_waited_for() {
+    fn method_errors_are_quoted_and_quota_errors_are_retried() {
         let minute = query(Duration::from_secs(60));
-        let past =
-            Ended { edges_ns: (0, 1), until: Instant::now().checked_sub(Duration::from_secs(1)).unwrap() };
+        let expired = EndedQuery {
+            edges_ns: (0, 1),
+            deadline: Instant::now().checked_sub(Duration::from_secs(1)).unwrap(),
+        };
         let quota = || Refusal::QuotaExceeded { quota: "calls a second".into(), limit: 200 };
-        let told = "the limit of 200 calls a second is reached";
-        assert_eq!(word(refused(quota()), minute, Access::Coarse), Word::TooManyCalls(told.into()));
-        let reason = |answer, query| match word(answer, query, Access::Coarse) {
-            Word::Last(Err(reason)) => reason.into_owned(),
+        let quota_message = "the limit of 200 calls a second is reached";
+        assert_eq!(
+            account_status(method_error(quota()), minute, Access::Coarse),
+            AccountStatus::QuotaExceeded(quota_message.into())
+        );
+        let reason = |reply, query| match account_status(reply, query, Access::Coarse) {
+            AccountStatus::Final(Err(reason)) => reason.into_owned(),
             word => panic!("{word:?}"),
         };
-        assert_eq!(reason(refused(quota()), past), format!("the meter gives no account: {told}"));
-        let denied = refused(Refusal::AccessDenied { needs: "coarse".into() });
+        assert_eq!(
+            reason(method_error(quota()), expired),
+            format!("the meter gives no account: {quota_message}")
+        );
+        let denied = method_error(Refusal::AccessDenied { needs: "coarse".into() });
         assert_eq!(reason(denied, minute), "the meter gives no account: this needs coarse access");
-        let unknown = refused(Refusal::NoSuchSpan { span: "s".into() });
+        let unknown = method_error(Refusal::NoSuchSpan { span: "s".into() });
         assert!(reason(unknown, minute).starts_with("the meter does not know the span"));
     }
 
@@ -241,8 +255,8 @@ mod tests {
         }
     }
 
-    fn meter(name: &str, counted: bool) -> Meter {
-        Meter {
+    fn run_domain(name: &str, counted: bool) -> RunDomain {
+        RunDomain {
             name: name.into(),
             kind: Kind::Gpu,
             source: "replay".into(),
@@ -255,48 +269,51 @@ mod tests {
     }
 
     #[test]
-    fn an_account_of_the_runs_domains_is_kept_as_it_is() {
+    fn an_account_of_the_run_domains_is_unchanged() {
         let account = account(vec![share("a", 10), share("b", 4)]);
-        let kept = energy(&account, &[meter("a", true), meter("b", true)]).unwrap();
+        let kept = query_energy(&account, &[run_domain("a", true), run_domain("b", true)]).unwrap();
         assert_eq!((kept.share_uj, kept.window_uj, kept.prefill_uj), (Some(14), Some(28), Some(7)));
         assert_eq!((kept.domains[1].window_uj, kept.other_domains.len()), (Some(8), 0));
     }
 
     #[test]
-    fn without_a_counted_domain_there_is_no_total_and_without_another_there_is() {
-        let lost = |domains: &[Meter]| energy(&account(vec![share("a", 10)]), domains).unwrap();
-        let kept = lost(&[meter("a", true), meter("b", true)]);
+    fn a_missing_counted_domain_leaves_no_total() {
+        let energy_of =
+            |domains: &[RunDomain]| query_energy(&account(vec![share("a", 10)]), domains).unwrap();
+        let kept = energy_of(&[run_domain("a", true), run_domain("b", true)]);
         assert_eq!((kept.share_uj, kept.window_uj, kept.prefill_uj), (None, None, None));
         assert_eq!((kept.domains[0].share_uj, kept.domains[1].share_uj), (Some(10), None));
-        let kept = lost(&[meter("a", true), meter("core", false)]);
+        let kept = energy_of(&[run_domain("a", true), run_domain("core", false)]);
         assert_eq!((kept.share_uj, kept.prefill_uj), (Some(14), Some(7)), "it was in no total");
     }
 
     #[test]
-    fn a_domain_that_becomes_live_later_is_named_and_in_no_total() {
+    fn a_domain_that_becomes_live_during_the_run_is_excluded_from_totals() {
         let account = account(vec![share("a", 10), share("psys", 400)]);
-        let kept = energy(&account, &[meter("a", true)]).unwrap();
+        let kept = query_energy(&account, &[run_domain("a", true)]).unwrap();
         assert_eq!((kept.share_uj, kept.idle_uj, kept.window_uj), (Some(10), Some(5), Some(20)));
         assert_eq!(kept.other_domains, ["psys"]);
         assert_eq!(kept.decode_uj, None, "it may be a part of the other total");
-        assert!(energy(&account, &[meter("b", true)]).unwrap_err().contains("none of the domains"));
+        assert!(
+            query_energy(&account, &[run_domain("b", true)]).unwrap_err().contains("none of the domains")
+        );
     }
 
     #[test]
-    fn a_total_of_other_domains_than_the_runs_is_summed_up_anew() {
+    fn totals_over_other_domains_are_recomputed() {
         let mut account = account(vec![share("a", 10_000_000), share("b", 4_000_000)]);
         account.share_uj = Some(14_000_000);
-        let kept = energy(&account, &[meter("a", true), meter("b", false)]).unwrap();
+        let kept = query_energy(&account, &[run_domain("a", true), run_domain("b", false)]).unwrap();
         assert_eq!((kept.share_uj, kept.prefill_uj), (Some(10_000_000), None));
         account.share_uj = Some(10_001_000);
-        let kept = energy(&account, &[meter("a", true), meter("b", false)]).unwrap();
+        let kept = query_energy(&account, &[run_domain("a", true), run_domain("b", false)]).unwrap();
         assert_eq!((kept.share_uj, kept.prefill_uj), (Some(10_001_000), Some(7)), "that is rounding");
     }
 
     #[test]
-    fn a_domain_that_readings_vouch_for_in_part_gives_nothing() {
-        let torn = Share { unknown_ns: 3, error_uj: None, ..share("a", 10) };
-        let kept = energy(&account(vec![torn]), &[meter("a", true)]).unwrap();
-        assert_eq!(kept.domains, [Part::default()]);
+    fn a_domain_with_unknown_time_has_no_energy() {
+        let partial = Share { unknown_ns: 3, error_uj: None, ..share("a", 10) };
+        let kept = query_energy(&account(vec![partial]), &[run_domain("a", true)]).unwrap();
+        assert_eq!(kept.domains, [DomainEnergy::default()]);
     }
 }

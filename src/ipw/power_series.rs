@@ -15,11 +15,11 @@ use serde::{Deserialize, Serialize};
 use crate::client::{Client, Failure};
 use crate::private_file;
 
-const RATE_HZ: f64 = 10.0;
+const SAMPLE_RATE_HZ: f64 = 10.0;
 
 /// One instant.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Instant {
+pub struct PowerSample {
     /// On the machine's monotonic clock.
     pub at_ns: u64,
     /// Each domain's power, in the order of the run's `domains`.
@@ -28,43 +28,44 @@ pub struct Instant {
 
 /// Somebody who writes the power down.
 #[derive(Debug)]
-pub struct Watch {
-    over: Arc<AtomicBool>,
+pub struct PowerRecorder {
+    stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
 
-impl Watch {
+impl PowerRecorder {
     /// Watches until it is dropped.
     ///
     /// # Errors
     /// The caller may not watch, or the file cannot be written.
     pub fn start(client: Client, run: &Path, domains: &[String]) -> Result<Self, Failure> {
-        let mut stream = client.watch_domains(Some(RATE_HZ))?;
+        let mut stream = client.watch_domains(Some(SAMPLE_RATE_HZ))?;
         // The first answer, or the refusal, before a file is made.
         let Some(first) = stream.next().transpose()? else { return Err(Failure::Gone) };
         let file = private_file::append(&run.join("power.jsonl"));
         let mut file = file.map_err(Failure::Socket)?;
-        let over = Arc::new(AtomicBool::new(false));
-        let (ended, domains) = (Arc::clone(&over), domains.to_vec());
+        let stop = Arc::new(AtomicBool::new(false));
+        let (stopped, domains) = (Arc::clone(&stop), domains.to_vec());
         let thread = thread::Builder::new().name("power".into()).spawn(move || {
-            for tick in std::iter::once(Ok(first)).chain(stream) {
-                let Ok(tick) = tick else { return };
-                let power = |name: &String| tick.domains.iter().find(|domain| domain.name == *name)?.power_mw;
+            for update in std::iter::once(Ok(first)).chain(stream) {
+                let Ok(update) = update else { return };
+                let power =
+                    |name: &String| update.domains.iter().find(|domain| domain.name == *name)?.power_mw;
                 let power_mw = domains.iter().map(power).collect();
-                let line = serde_json::to_string(&Instant { at_ns: tick.now_ns, power_mw });
+                let line = serde_json::to_string(&PowerSample { at_ns: update.now_ns, power_mw });
                 let Ok(line) = line else { return };
-                if ended.load(Ordering::Relaxed) || file.write_all((line + "\n").as_bytes()).is_err() {
+                if stopped.load(Ordering::Relaxed) || file.write_all((line + "\n").as_bytes()).is_err() {
                     return;
                 }
             }
         });
-        Ok(Self { over, thread: Some(thread.map_err(Failure::Socket)?) })
+        Ok(Self { stop, thread: Some(thread.map_err(Failure::Socket)?) })
     }
 }
 
-impl Drop for Watch {
+impl Drop for PowerRecorder {
     fn drop(&mut self) {
-        self.over.store(true, Ordering::Relaxed);
+        self.stop.store(true, Ordering::Relaxed);
         if let Some(thread) = self.thread.take() {
             // It ends with the next tick; a panic of it was reported where it happened.
             let _ = thread.join();
@@ -77,28 +78,32 @@ impl Drop for Watch {
 ///
 /// # Errors
 /// The file is there and cannot be read.
-pub fn curve(run: &Path, domains: &[usize], (from_s, to_s): (f64, f64)) -> io::Result<Vec<(f64, f64)>> {
+pub fn read_power_series(
+    run: &Path,
+    domains: &[usize],
+    (from_s, to_s): (f64, f64),
+) -> io::Result<Vec<(f64, f64)>> {
     let file = match File::open(run.join("power.jsonl")) {
         Err(missing) if missing.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         file => file?,
     };
-    let mut curve = Vec::new();
+    let mut series = Vec::new();
     if domains.is_empty() {
-        return Ok(curve);
+        return Ok(series);
     }
     for line in BufReader::new(file).lines() {
-        let Ok(instant) = serde_json::from_str::<Instant>(&line?) else { continue };
-        let at_s = instant.at_ns as f64 / 1e9;
+        let Ok(sample) = serde_json::from_str::<PowerSample>(&line?) else { continue };
+        let at_s = sample.at_ns as f64 / 1e9;
         // A run that was resumed after a reboot begins its clock anew: no line says that the next ones are later.
         if !(from_s..=to_s).contains(&at_s) {
             continue;
         }
-        let power = |sum: u64, at: &usize| Some(sum + instant.power_mw.get(*at).copied().flatten()?);
+        let power = |sum: u64, at: &usize| Some(sum + sample.power_mw.get(*at).copied().flatten()?);
         if let Some(power_mw) = domains.iter().try_fold(0, power) {
-            curve.push((at_s, power_mw as f64 / 1e3));
+            series.push((at_s, power_mw as f64 / 1e3));
         }
     }
-    Ok(curve)
+    Ok(series)
 }
 
 #[cfg(test)]
@@ -108,14 +113,14 @@ mod tests {
     const ALWAYS: (f64, f64) = (0.0, f64::MAX);
 
     #[test]
-    fn a_run_without_the_file_has_no_curve_and_unknown_instants_are_left_out() {
+    fn a_missing_file_is_empty_and_unknown_samples_are_skipped() {
         let dir = tempfile::tempdir().unwrap();
-        assert_eq!(curve(dir.path(), &[0], ALWAYS).unwrap(), []);
+        assert_eq!(read_power_series(dir.path(), &[0], ALWAYS).unwrap(), []);
         let lines = "{\"at_ns\":1000000000,\"power_mw\":[1500,500]}\n{\"at_ns\":2000000000,\"power_mw\":[null,500]}\ncut";
         std::fs::write(dir.path().join("power.jsonl"), lines).unwrap();
-        assert_eq!(curve(dir.path(), &[0, 1], ALWAYS).unwrap(), [(1.0, 2.0)]);
-        assert_eq!(curve(dir.path(), &[1], ALWAYS).unwrap().len(), 2);
-        assert_eq!(curve(dir.path(), &[1], (1.5, 9.0)).unwrap(), [(2.0, 0.5)]);
-        assert_eq!(curve(dir.path(), &[], ALWAYS).unwrap(), []);
+        assert_eq!(read_power_series(dir.path(), &[0, 1], ALWAYS).unwrap(), [(1.0, 2.0)]);
+        assert_eq!(read_power_series(dir.path(), &[1], ALWAYS).unwrap().len(), 2);
+        assert_eq!(read_power_series(dir.path(), &[1], (1.5, 9.0)).unwrap(), [(2.0, 0.5)]);
+        assert_eq!(read_power_series(dir.path(), &[], ALWAYS).unwrap(), []);
     }
 }

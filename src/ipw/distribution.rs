@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 /// Percentiles of a quantity, in its unit.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Spread {
+pub struct Distribution {
     /// How many queries it is known of.
     pub count: u64,
     /// Their mean.
@@ -34,10 +34,10 @@ pub struct Spread {
 }
 
 /// How many bars a picture has.
-const BARS: usize = 40;
+const BIN_COUNT: usize = 40;
 
 /// The spread of known values; `scale` is how many whole steps one unit has. `None` where nothing is known.
-pub fn spread(values: impl Iterator<Item = f64>, scale: f64) -> Option<Spread> {
+pub fn distribution(values: impl Iterator<Item = f64>, scale: f64) -> Option<Distribution> {
     let mut histogram = Histogram::<u64>::new(3).expect("three digits are a valid precision");
     histogram.auto(true);
     let mut sum = 0.0;
@@ -51,33 +51,33 @@ pub fn spread(values: impl Iterator<Item = f64>, scale: f64) -> Option<Spread> {
     if count == 0 {
         return None;
     }
-    let at = |percent| histogram.value_at_percentile(percent) as f64 / scale;
-    Some(Spread {
+    let percentile = |percent| histogram.value_at_percentile(percent) as f64 / scale;
+    Some(Distribution {
         count,
         mean: sum / count as f64,
         least: histogram.min() as f64 / scale,
-        p5: at(5.0),
-        p25: at(25.0),
-        p50: at(50.0),
-        p75: at(75.0),
-        p95: at(95.0),
-        p99: at(99.0),
+        p5: percentile(5.0),
+        p25: percentile(25.0),
+        p50: percentile(50.0),
+        p75: percentile(75.0),
+        p95: percentile(95.0),
+        p99: percentile(99.0),
         most: histogram.max() as f64 / scale,
-        bars: bars(&histogram, scale),
+        bars: histogram_bins(&histogram, scale),
     })
 }
 
-fn bars(histogram: &Histogram<u64>, scale: f64) -> Vec<(f64, u64)> {
+fn histogram_bins(histogram: &Histogram<u64>, scale: f64) -> Vec<(f64, u64)> {
     // Outliers are told by the percentiles; a picture that they squeeze tells nothing.
     let top = histogram.value_at_percentile(99.5).max(histogram.min() + 1);
-    let step = ((top - histogram.min()) / BARS as u64 + 1).max(1);
-    let mut bars = vec![0; BARS];
-    for bar in histogram.iter_recorded() {
-        let place = (bar.value_iterated_to().saturating_sub(histogram.min()) / step) as usize;
-        bars[place.min(BARS - 1)] += bar.count_since_last_iteration();
+    let step = ((top - histogram.min()) / BIN_COUNT as u64 + 1).max(1);
+    let mut bins = vec![0; BIN_COUNT];
+    for bin in histogram.iter_recorded() {
+        let index = (bin.value_iterated_to().saturating_sub(histogram.min()) / step) as usize;
+        bins[index.min(BIN_COUNT - 1)] += bin.count_since_last_iteration();
     }
-    let edge = |place: usize| (histogram.min() + (place as u64 + 1) * step) as f64 / scale;
-    bars.into_iter().enumerate().map(|(place, count)| (edge(place), count)).collect()
+    let edge = |index: usize| (histogram.min() + (index as u64 + 1) * step) as f64 / scale;
+    bins.into_iter().enumerate().map(|(index, count)| (edge(index), count)).collect()
 }
 
 #[cfg(test)]
@@ -85,23 +85,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn percentiles_are_right_to_three_digits_and_bars_lose_nobody() {
-        let spread = spread((1..=1000).map(f64::from).chain([f64::NAN]), 1e6).unwrap();
+    fn percentiles_are_accurate_to_three_digits_and_bins_hold_every_value() {
+        let spread = distribution((1..=1000).map(f64::from).chain([f64::NAN]), 1e6).unwrap();
         assert_eq!(spread.count, 1000);
         assert!((spread.mean - 500.5).abs() < 1e-9);
-        for (got, right) in
+        for (got, expected) in
             [(spread.p5, 50.0), (spread.p50, 500.0), (spread.p99, 990.0), (spread.most, 1000.0)]
         {
-            assert!((got - right).abs() <= right * 2e-3, "{got}, and not {right}");
+            assert!((got - expected).abs() <= expected * 2e-3, "{got}, and not {expected}");
         }
         assert_eq!(spread.bars.iter().map(|(_, count)| count).sum::<u64>(), 1000);
-        assert_eq!(spread.bars.len(), BARS);
+        assert_eq!(spread.bars.len(), BIN_COUNT);
     }
 
     #[test]
-    fn one_value_and_none_are_fine() {
-        let one = spread([0.0].into_iter(), 1e9).unwrap();
+    fn one_value_and_no_value() {
+        let one = distribution([0.0].into_iter(), 1e9).unwrap();
         assert_eq!((one.count, one.p50, one.bars[0].1), (1, 0.0, 1));
-        assert_eq!(spread([f64::NAN].into_iter(), 1.0), None);
+        assert_eq!(distribution([f64::NAN].into_iter(), 1.0), None);
     }
 }

@@ -1,11 +1,11 @@
 //! Asking one question of an inference server.
 //!
 //! Owns what is sent: the three interfaces that servers speak, and the settings that make a run repeatable (temperature 0 and
-//! a seed unless the user says otherwise). What comes back is heard by [`hear`]. Never sends a question twice by itself:
+//! a seed unless the user says otherwise). What comes back is heard by [`reply_parser`]. Never sends a question twice by itself:
 //! retries are the run's business.
 
-pub mod hear;
 pub mod reply;
+pub mod reply_parser;
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use serde_json::{Map, Value, json};
 use crate::http::{Body, Target, whole};
 
 /// The most seconds that an answer may be waited for.
-pub const LONGEST_ANSWER_S: u64 = 86_400;
+pub const MAX_TIMEOUT_S: u64 = 86_400;
 
 /// The interface that a server speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, clap::ValueEnum)]
@@ -40,7 +40,7 @@ impl Api {
     }
 
     /// The one of this name.
-    pub fn named(name: &str) -> Option<Self> {
+    pub fn from_name(name: &str) -> Option<Self> {
         [Self::Chat, Self::Completions, Self::Ollama].into_iter().find(|api| api.name() == name)
     }
 
@@ -55,7 +55,7 @@ impl Api {
 
 /// How questions are asked.
 #[derive(Debug, Clone)]
-pub struct Asking {
+pub struct RequestSettings {
     /// The server's base URL; for OpenAI's interfaces it ends with `/v1` as a rule.
     pub target: Target,
     /// Which interface.
@@ -63,7 +63,7 @@ pub struct Asking {
     /// The model, in the server's words.
     pub model: String,
     /// Said before each question, if anything.
-    pub system: Option<String>,
+    pub system_prompt: Option<String>,
     /// How freely the model chooses its words.
     pub temperature: f64,
     /// Of the server's random numbers.
@@ -75,14 +75,14 @@ pub struct Asking {
     /// Ask for log-probabilities.
     pub logprobs: bool,
     /// Sent as a bearer token.
-    pub key: Option<String>,
+    pub api_key: Option<String>,
     /// How long an answer may take from request to end.
     pub timeout: Duration,
 }
 
 /// Why a request cannot even be made.
 #[derive(Debug, thiserror::Error)]
-pub enum Unaskable {
+pub enum BuildRequestError {
     /// The address and the path together are no URL.
     #[error("the server's address cannot be used: {0}")]
     Address(#[from] http::Error),
@@ -91,12 +91,12 @@ pub enum Unaskable {
     Key,
 }
 
-impl Asking {
+impl RequestSettings {
     /// The request for one prompt.
     ///
     /// # Errors
     /// The address or the key cannot be used.
-    pub fn request(&self, prompt: &str) -> Result<Request<Body>, Unaskable> {
+    pub fn prompt_request(&self, prompt: &str) -> Result<Request<Body>, BuildRequestError> {
         let body = self.body(prompt).to_string();
         let path = self.api.path().parse().map_err(http::Error::from)?;
         let mut request = Request::builder()
@@ -107,28 +107,29 @@ impl Asking {
             .header(header::USER_AGENT, concat!("wattspan/", env!("CARGO_PKG_VERSION")))
             .header(header::CONTENT_LENGTH, body.len())
             .body(whole(body))?;
-        self.identify(request.headers_mut())?;
+        self.add_authorization(request.headers_mut())?;
         Ok(request)
     }
 
     /// The request for the server's models.
     ///
     /// # Errors
-    /// As for [`Asking::request`].
-    pub fn models(&self) -> Result<Request<Body>, Unaskable> {
+    /// As for [`RequestSettings::request`].
+    pub fn models_request(&self) -> Result<Request<Body>, BuildRequestError> {
         let path = if self.api == Api::Ollama { "/api/tags" } else { "/models" };
         let path = path.parse().map_err(http::Error::from)?;
         let mut request = Request::builder()
             .uri(self.target.url(Some(&path))?)
             .header(header::HOST, self.target.host())
             .body(whole(""))?;
-        self.identify(request.headers_mut())?;
+        self.add_authorization(request.headers_mut())?;
         Ok(request)
     }
 
-    fn identify(&self, headers: &mut http::HeaderMap) -> Result<(), Unaskable> {
-        if let Some(key) = &self.key {
-            let mut value = HeaderValue::from_str(&format!("Bearer {key}")).map_err(|_| Unaskable::Key)?;
+    fn add_authorization(&self, headers: &mut http::HeaderMap) -> Result<(), BuildRequestError> {
+        if let Some(key) = &self.api_key {
+            let mut value =
+                HeaderValue::from_str(&format!("Bearer {key}")).map_err(|_| BuildRequestError::Key)?;
             value.set_sensitive(true);
             headers.insert(header::AUTHORIZATION, value);
         }
@@ -136,7 +137,7 @@ impl Asking {
     }
 
     fn body(&self, prompt: &str) -> Value {
-        let system = self.system.iter().map(|system| json!({"role": "system", "content": system}));
+        let system = self.system_prompt.iter().map(|system| json!({"role": "system", "content": system}));
         let user = std::iter::once(json!({"role": "user", "content": prompt}));
         let messages: Vec<Value> = system.chain(user).collect();
         if self.api == Api::Ollama {
@@ -158,7 +159,8 @@ impl Asking {
         if self.api == Api::Chat {
             fields.insert("messages".into(), messages.into());
         } else {
-            let system = self.system.as_ref().map_or_else(String::new, |system| format!("{system}\n\n"));
+            let system =
+                self.system_prompt.as_ref().map_or_else(String::new, |system| format!("{system}\n\n"));
             fields.insert("prompt".into(), json!(format!("{system}{prompt}")));
         }
         if let Some(seed) = self.seed {
@@ -185,49 +187,49 @@ pub fn first_model(list: &[u8]) -> Option<String> {
 pub(in crate::ipw) mod tests {
     use super::*;
 
-    pub fn asking(api: Api) -> Asking {
-        Asking {
+    pub fn request_settings(api: Api) -> RequestSettings {
+        RequestSettings {
             target: "http://127.0.0.1:8000/v1".parse().unwrap(),
             api,
             model: "m".into(),
-            system: None,
+            system_prompt: None,
             temperature: 0.0,
             seed: Some(1),
             max_tokens: 64,
             stream: true,
             logprobs: false,
-            key: None,
+            api_key: None,
             timeout: Duration::from_secs(5),
         }
     }
 
     #[test]
-    fn each_interface_is_asked_in_its_own_words() {
-        let chat = asking(Api::Chat).body("why?");
+    fn request_bodies_match_each_api() {
+        let chat = request_settings(Api::Chat).body("why?");
         assert_eq!(chat["messages"][0]["content"], "why?");
         assert_eq!((&chat["temperature"], &chat["seed"]), (&json!(0.0), &json!(1)));
         assert_eq!(chat["stream_options"]["include_usage"], true);
-        let mut plain = asking(Api::Completions);
-        plain.system = Some("Be short.".into());
+        let mut plain = request_settings(Api::Completions);
+        plain.system_prompt = Some("Be short.".into());
         assert_eq!(plain.body("why?")["prompt"], "Be short.\n\nwhy?");
-        let ollama = asking(Api::Ollama).body("why?");
+        let ollama = request_settings(Api::Ollama).body("why?");
         assert_eq!((&ollama["options"]["num_predict"], &ollama["stream"]), (&json!(64), &json!(true)));
-        assert_eq!(asking(Api::Ollama).request("x").unwrap().uri().path(), "/v1/api/chat");
+        assert_eq!(request_settings(Api::Ollama).prompt_request("x").unwrap().uri().path(), "/v1/api/chat");
     }
 
     #[test]
-    fn a_key_goes_into_its_header_and_into_no_debug_text() {
-        let mut asking = asking(Api::Chat);
-        asking.key = Some("sk-secret".into());
-        let request = asking.request("x").unwrap();
+    fn the_api_key_is_sent_and_not_logged() {
+        let mut settings = request_settings(Api::Chat);
+        settings.api_key = Some("sk-secret".into());
+        let request = settings.prompt_request("x").unwrap();
         assert_eq!(request.headers()["authorization"], "Bearer sk-secret");
         assert!(!format!("{:?}", request.headers()).contains("secret"));
-        asking.key = Some("a\nb".into());
-        assert!(matches!(asking.request("x"), Err(Unaskable::Key)));
+        settings.api_key = Some("a\nb".into());
+        assert!(matches!(settings.prompt_request("x"), Err(BuildRequestError::Key)));
     }
 
     #[test]
-    fn the_first_model_is_found_in_both_lists() {
+    fn first_model_of_openai_and_ollama_lists() {
         assert_eq!(first_model(br#"{"data":[{"id":"a"},{"id":"b"}]}"#).as_deref(), Some("a"));
         assert_eq!(first_model(br#"{"models":[{"name":"c"}]}"#).as_deref(), Some("c"));
         assert_eq!(first_model(br#"{"data":[]}"#), None);

@@ -9,12 +9,12 @@ use std::fmt::Write;
 // As wide as a phone's screen and a bit, so that labels stay readable there; a desktop shows two beside each other.
 const WIDTH: f64 = 480.0;
 const HEIGHT: f64 = 280.0;
-const LEFT: f64 = 66.0;
-const RIGHT: f64 = 18.0;
-const TOP: f64 = 14.0;
-const BOTTOM: f64 = 52.0;
+const MARGIN_LEFT: f64 = 66.0;
+const MARGIN_RIGHT: f64 = 18.0;
+const MARGIN_TOP: f64 = 14.0;
+const MARGIN_BOTTOM: f64 = 52.0;
 /// The height of a line of names.
-const LINE: f64 = 15.5;
+const LABEL_HEIGHT: f64 = 15.5;
 
 /// One axis: what it shows, and from where to where.
 #[derive(Debug, Clone, Copy)]
@@ -26,27 +26,32 @@ pub struct Axis {
     /// The most.
     pub high: f64,
     /// Whether numbers stand along it; names may, instead.
-    pub numbers: bool,
+    pub has_numbers: bool,
 }
 
 impl Axis {
     /// An axis from 0 to somewhat above all values.
-    pub fn over(title: &'static str, values: impl Iterator<Item = f64>) -> Self {
-        let most = values.filter(|value| value.is_finite()).fold(0.0, f64::max);
-        let half = step(if most > 0.0 { most } else { 1.0 }) / 2.0;
-        Self { title, low: 0.0, high: ((most / half).ceil() * half).max(half * 2.0), numbers: true }
+    pub fn from_zero(title: &'static str, values: impl Iterator<Item = f64>) -> Self {
+        let max = values.filter(|value| value.is_finite()).fold(0.0, f64::max);
+        let half_step = tick_step(if max > 0.0 { max } else { 1.0 }) / 2.0;
+        Self {
+            title,
+            low: 0.0,
+            high: ((max / half_step).ceil() * half_step).max(half_step * 2.0),
+            has_numbers: true,
+        }
     }
 
     /// The same, but not from 0 where all values are far from it.
-    pub fn around(title: &'static str, least: f64, most: f64) -> Self {
-        let over = Self::over(title, [most].into_iter());
-        if least < most / 2.0 {
+    pub fn fitted(title: &'static str, min: f64, max: f64) -> Self {
+        let over = Self::from_zero(title, [max].into_iter());
+        if min < max / 2.0 {
             return over;
         }
-        let half = step((most - least).max(most / 50.0)) / 2.0;
-        let low = (least / half).floor() * half;
+        let half_step = tick_step((max - min).max(max / 50.0)) / 2.0;
+        let low = (min / half_step).floor() * half_step;
         // Where all are equal there is still something to see.
-        Self { low, high: ((most / half).ceil() * half).max(low + 2.0 * half), ..over }
+        Self { low, high: ((max / half_step).ceil() * half_step).max(low + 2.0 * half_step), ..over }
     }
 
     /// The same with room below 0, in which no ticks stand: a part of the height of what is above.
@@ -56,19 +61,19 @@ impl Axis {
 
     fn ticks(&self) -> Vec<f64> {
         let from = self.low.max(0.0);
-        let step = step(self.high - from);
+        let step = tick_step(self.high - from);
         let first = (from / step - 1e-9).ceil();
         let count = (self.high / step + 1e-9).floor() - first;
         (0..=count.max(0.0) as usize).map(|tick| (first + tick as f64) * step).collect()
     }
 
-    fn place(&self, value: f64) -> f64 {
+    fn fraction(&self, value: f64) -> f64 {
         ((value - self.low) / (self.high - self.low)).clamp(0.0, 1.0)
     }
 }
 
 /// The round distance (1, 2 or 5 and zeroes) that gives some five ticks.
-fn step(range: f64) -> f64 {
+fn tick_step(range: f64) -> f64 {
     let rough = range / 5.0;
     let ten = 10_f64.powf(rough.log10().floor());
     let digit = [1.0, 2.0, 5.0, 10.0].into_iter().find(|digit| digit * ten >= rough * 0.999);
@@ -77,73 +82,73 @@ fn step(range: f64) -> f64 {
 
 /// A picture that is being drawn.
 #[derive(Debug)]
-pub struct Picture {
+pub struct Chart {
     x: Axis,
     y: Axis,
     body: String,
     label: String,
     /// Where names stand already: left, right, and their line.
-    named: Vec<(f64, f64, f64)>,
+    label_boxes: Vec<(f64, f64, f64)>,
     /// The names, drawn over all points.
-    names: String,
+    labels_svg: String,
 }
 
-impl Picture {
+impl Chart {
     /// An empty one. `label` says in a sentence what it shows.
     pub fn new(label: &str, x: Axis, y: Axis) -> Self {
-        let mut picture = Self {
+        let mut chart = Self {
             x,
             y,
             body: String::new(),
-            label: escaped(label),
-            named: Vec::new(),
-            names: String::new(),
+            label: escape_xml(label),
+            label_boxes: Vec::new(),
+            labels_svg: String::new(),
         };
-        picture.axes();
-        picture
+        chart.draw_axes();
+        chart
     }
 
-    fn at(&self, x: f64, y: f64) -> (f64, f64) {
-        let across = LEFT + self.x.place(x) * (WIDTH - LEFT - RIGHT);
-        let down = HEIGHT - BOTTOM - self.y.place(y) * (HEIGHT - TOP - BOTTOM);
+    fn to_pixels(&self, x: f64, y: f64) -> (f64, f64) {
+        let across = MARGIN_LEFT + self.x.fraction(x) * (WIDTH - MARGIN_LEFT - MARGIN_RIGHT);
+        let down = HEIGHT - MARGIN_BOTTOM - self.y.fraction(y) * (HEIGHT - MARGIN_TOP - MARGIN_BOTTOM);
         (across, down)
     }
 
-    fn put(&mut self, text: std::fmt::Arguments) {
+    fn write(&mut self, text: std::fmt::Arguments) {
         // Writing into a String cannot fail.
         let _ = self.body.write_fmt(text);
     }
 
-    fn axes(&mut self) {
+    fn draw_axes(&mut self) {
         let (x, y) = (self.x, self.y);
         for tick in y.ticks() {
-            let (left, down) = self.at(x.low, tick);
-            let right = WIDTH - RIGHT;
-            self.put(format_args!("<path class=grid d='M{left:.1} {down:.1}H{right:.1}'/>"));
-            let text = tick_text(tick, y.high - y.low.max(0.0));
-            self.put(format_args!(
+            let (left, down) = self.to_pixels(x.low, tick);
+            let right = WIDTH - MARGIN_RIGHT;
+            self.write(format_args!("<path class=grid d='M{left:.1} {down:.1}H{right:.1}'/>"));
+            let text = format_tick(tick, y.high - y.low.max(0.0));
+            self.write(format_args!(
                 "<text class=tick x={:.1} y={:.1} text-anchor=end>{text}</text>",
                 left - 6.0,
                 down + 4.0
             ));
         }
-        for tick in x.ticks().into_iter().filter(|_| x.numbers) {
-            let (across, down) = self.at(tick, y.low);
-            let text = tick_text(tick, x.high - x.low.max(0.0));
-            self.put(format_args!(
+        for tick in x.ticks().into_iter().filter(|_| x.has_numbers) {
+            let (across, down) = self.to_pixels(tick, y.low);
+            let text = format_tick(tick, x.high - x.low.max(0.0));
+            self.write(format_args!(
                 "<text class=tick x={across:.1} y={:.1} text-anchor=middle>{text}</text>",
                 down + 19.0
             ));
         }
         if !x.title.is_empty() {
-            let (middle, down) = ((LEFT + WIDTH - RIGHT) / 2.0, HEIGHT - 8.0);
+            let (middle, down) = ((MARGIN_LEFT + WIDTH - MARGIN_RIGHT) / 2.0, HEIGHT - 8.0);
             let title = x.title;
-            self.put(format_args!(
+            self.write(format_args!(
                 "<text class=axis x={middle:.1} y={down:.1} text-anchor=middle>{title}</text>"
             ));
         }
-        let middle = (TOP + HEIGHT - BOTTOM) / 2.0;
-        self.put(format_args!(
+        let middle = (MARGIN_TOP + HEIGHT - MARGIN_BOTTOM) / 2.0;
+        self.write(format_args!(
             "<text class=axis transform='translate(14 {middle:.1}) rotate(-90)' text-anchor=middle>{}</text>",
             y.title
         ));
@@ -152,13 +157,13 @@ impl Picture {
     /// Points of one kind.
     pub fn points(&mut self, class: &str, points: impl Iterator<Item = (f64, f64)>) {
         for (x, y) in points.filter(|(x, y)| x.is_finite() && y.is_finite()) {
-            let (across, down) = self.at(x, y);
-            self.put(format_args!("<circle class={class} cx={across:.1} cy={down:.1} r=2.6 />"));
+            let (across, down) = self.to_pixels(x, y);
+            self.write(format_args!("<circle class={class} cx={across:.1} cy={down:.1} r=2.6 />"));
         }
     }
 
     /// A point with the intervals around it, and a name beside it.
-    pub fn cross(
+    pub fn point_with_intervals(
         &mut self,
         class: &str,
         name: &str,
@@ -166,73 +171,75 @@ impl Picture {
         x_range: (f64, f64),
         y_range: (f64, f64),
     ) {
-        let (across, down) = self.at(x, y);
-        let ((left, low), (right, high)) = (self.at(x_range.0, y_range.0), self.at(x_range.1, y_range.1));
-        self.put(format_args!(
+        let (across, down) = self.to_pixels(x, y);
+        let ((left, low), (right, high)) =
+            (self.to_pixels(x_range.0, y_range.0), self.to_pixels(x_range.1, y_range.1));
+        self.write(format_args!(
             "<path class='{class} whisker' d='M{left:.1} {down:.1}H{right:.1}M{across:.1} {low:.1}V{high:.1}'/>\
              <circle class={class} cx={across:.1} cy={down:.1} r=4 />"
         ));
-        self.name(name, across, down);
+        self.place_label(name, across, down);
     }
 
     /// A name beside a place, where no other name stands.
-    fn name(&mut self, name: &str, across: f64, down: f64) {
+    fn place_label(&mut self, name: &str, across: f64, down: f64) {
         // As a phone shows them, which is larger in proportion.
-        const LETTER: f64 = 7.8;
-        let wide = name.chars().count() as f64 * LETTER;
+        const CHAR_WIDTH: f64 = 7.8;
+        let wide = name.chars().count() as f64 * CHAR_WIDTH;
         let tries = [-6.0, 16.0, -22.0, 32.0, -38.0, 48.0, -54.0, 64.0].into_iter().flat_map(|below| {
             let line = down + below;
             [(across + 8.0, line), (across - 8.0 - wide, line)]
         });
         let fits = |(left, line): &(f64, f64)| {
-            let inside =
-                *left > LEFT && left + wide < WIDTH && (TOP + LINE..HEIGHT - BOTTOM - 2.0).contains(line);
+            let inside = *left > MARGIN_LEFT
+                && left + wide < WIDTH
+                && (MARGIN_TOP + LABEL_HEIGHT..HEIGHT - MARGIN_BOTTOM - 2.0).contains(line);
             let free = |(from, to, at): &(f64, f64, f64)| {
-                *to < *left || left + wide < *from || (at - line).abs() >= LINE
+                *to < *left || left + wide < *from || (at - line).abs() >= LABEL_HEIGHT
             };
-            inside && self.named.iter().all(free)
+            inside && self.label_boxes.iter().all(free)
         };
         // With no room for it the point goes without; the table beside the picture has every name.
         let Some((left, line)) = tries.into_iter().find(fits) else { return };
-        self.named.push((left, left + wide, line));
-        let name = escaped(name);
+        self.label_boxes.push((left, left + wide, line));
+        let name = escape_xml(name);
         // Writing into a String cannot fail.
-        let _ = write!(self.names, "<text class='tick name' x={left:.1} y={line:.1}>{name}</text>");
+        let _ = write!(self.labels_svg, "<text class='tick name' x={left:.1} y={line:.1}>{name}</text>");
     }
 
     /// A name below the axis.
-    pub fn below(&mut self, x: f64, name: &str) {
-        let (across, down) = self.at(x, self.y.low);
-        let name = escaped(name);
-        self.put(format_args!(
+    pub fn x_label(&mut self, x: f64, name: &str) {
+        let (across, down) = self.to_pixels(x, self.y.low);
+        let name = escape_xml(name);
+        self.write(format_args!(
             "<text class=tick x={across:.1} y={:.1} text-anchor=middle>{name}</text>",
             down + 19.0
         ));
     }
 
     /// A line through points.
-    pub fn path(&mut self, class: &str, points: impl Iterator<Item = (f64, f64)>) {
+    pub fn polyline(&mut self, class: &str, points: impl Iterator<Item = (f64, f64)>) {
         let mut path = String::new();
         for (x, y) in points {
-            let (across, down) = self.at(x, y);
+            let (across, down) = self.to_pixels(x, y);
             let command = if path.is_empty() { 'M' } else { 'L' };
             // Writing into a String cannot fail.
             let _ = write!(path, "{command}{across:.1} {down:.1}");
         }
         if !path.is_empty() {
-            self.put(format_args!("<path class={class} d='{path}'/>"));
+            self.write(format_args!("<path class={class} d='{path}'/>"));
         }
     }
 
     /// A straight line, as far as it lies within the axes.
-    pub fn line(&mut self, class: &str, ends: [(f64, f64); 2]) {
-        if let Some(ends) = self.clipped(ends) {
-            self.path(class, ends.into_iter());
+    pub fn line_segment(&mut self, class: &str, ends: [(f64, f64); 2]) {
+        if let Some(ends) = self.clip_line(ends) {
+            self.polyline(class, ends.into_iter());
         }
     }
 
     /// The part of a line within the axes (Liang and Barsky, ACM TOG 3, 1984); none where it passes them by.
-    fn clipped(&self, [(x, y), (to_x, to_y)]: [(f64, f64); 2]) -> Option<[(f64, f64); 2]> {
+    fn clip_line(&self, [(x, y), (to_x, to_y)]: [(f64, f64); 2]) -> Option<[(f64, f64); 2]> {
         let (run, rise) = (to_x - x, to_y - y);
         let (mut enters, mut leaves) = (0.0, 1.0);
         for (step, room) in
@@ -250,33 +257,33 @@ impl Picture {
     }
 
     /// A box between two corners.
-    pub fn block(&mut self, class: &str, (left, low): (f64, f64), (right, high): (f64, f64)) {
-        let ((left, bottom), (right, top)) = (self.at(left, low), self.at(right, high));
+    pub fn rectangle(&mut self, class: &str, (left, low): (f64, f64), (right, high): (f64, f64)) {
+        let ((left, bottom), (right, top)) = (self.to_pixels(left, low), self.to_pixels(right, high));
         let (wide, tall) = ((right - left).max(0.6), (bottom - top).max(0.0));
-        self.put(format_args!(
+        self.write(format_args!(
             "<rect class={class} x={left:.1} y={top:.1} width={wide:.1} height={tall:.1} />"
         ));
     }
 
     /// The picture's text.
-    pub fn svg(&self) -> String {
+    pub fn to_svg(&self) -> String {
         format!(
             "<svg viewBox='0 0 {WIDTH} {HEIGHT}' role=img aria-label=\"{}\">{}{}</svg>",
-            self.label, self.body, self.names
+            self.label, self.body, self.labels_svg
         )
     }
 }
 
 /// A tick's number in as few digits as it needs.
-fn tick_text(value: f64, most: f64) -> String {
-    if most >= 1e5 && value.abs() >= 500.0 {
+fn format_tick(value: f64, max: f64) -> String {
+    if max >= 1e5 && value.abs() >= 500.0 {
         return format!("{:.0}k", value / 1e3);
     }
-    let digits = if most >= 20.0 {
+    let digits = if max >= 20.0 {
         0
-    } else if most >= 2.0 {
+    } else if max >= 2.0 {
         1
-    } else if most >= 0.2 {
+    } else if max >= 0.2 {
         2
     } else {
         4
@@ -287,7 +294,7 @@ fn tick_text(value: f64, most: f64) -> String {
     if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.').to_owned() } else { text }
 }
 
-fn escaped(text: &str) -> String {
+fn escape_xml(text: &str) -> String {
     text.replace('&', "&amp;")
         .replace('<', "&lt;")
         .replace('>', "&gt;")
@@ -300,37 +307,37 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ticks_are_round_and_hold_every_value() {
-        for most in [0.0, 0.003, 0.9, 1.0, 7.3, 99.0, 123_456.0] {
-            let axis = Axis::over("x", [most].into_iter());
+    fn ticks_are_round_and_cover_the_range() {
+        for max in [0.0, 0.003, 0.9, 1.0, 7.3, 99.0, 123_456.0] {
+            let axis = Axis::from_zero("x", [max].into_iter());
             let ticks = axis.ticks();
-            assert!((3..=11).contains(&ticks.len()), "{most}: {ticks:?}");
-            assert!(axis.high >= most && axis.high <= (most * 1.34).max(1.0), "{most}: {}", axis.high);
-            assert!(*ticks.last().unwrap() <= axis.high * 1.000_001, "{most}: {ticks:?}");
+            assert!((3..=11).contains(&ticks.len()), "{max}: {ticks:?}");
+            assert!(axis.high >= max && axis.high <= (max * 1.34).max(1.0), "{max}: {}", axis.high);
+            assert!(*ticks.last().unwrap() <= axis.high * 1.000_001, "{max}: {ticks:?}");
         }
-        assert_eq!(tick_text(0.25, 1.0), "0.25");
-        assert_eq!(tick_text(40.0, 200.0), "40");
-        assert_eq!(tick_text(150_000.0, 200_000.0), "150k");
-        for most in [1e6, 100.0, 10.0, 1.0, 0.1] {
-            assert_eq!((tick_text(-0.0, most), tick_text(-1e-9, most)), ("0".into(), "0".into()), "{most}");
+        assert_eq!(format_tick(0.25, 1.0), "0.25");
+        assert_eq!(format_tick(40.0, 200.0), "40");
+        assert_eq!(format_tick(150_000.0, 200_000.0), "150k");
+        for max in [1e6, 100.0, 10.0, 1.0, 0.1] {
+            assert_eq!((format_tick(-0.0, max), format_tick(-1e-9, max)), ("0".into(), "0".into()), "{max}");
         }
     }
 
     #[test]
-    fn a_value_is_drawn_where_it_belongs() {
-        let axis = |title| Axis { title, low: 0.0, high: 10.0, numbers: true };
-        let mut picture = Picture::new("a <test>", axis("x"), axis("y"));
-        picture.points("dot", [(0.0, 0.0), (10.0, 10.0), (f64::NAN, 1.0)].into_iter());
-        let svg = picture.svg();
+    fn points_are_placed_by_value() {
+        let axis = |title| Axis { title, low: 0.0, high: 10.0, has_numbers: true };
+        let mut chart = Chart::new("a <test>", axis("x"), axis("y"));
+        chart.points("dot", [(0.0, 0.0), (10.0, 10.0), (f64::NAN, 1.0)].into_iter());
+        let svg = chart.to_svg();
         assert_eq!(svg.matches("<circle").count(), 2);
         assert!(svg.contains("cx=66.0 cy=228.0") && svg.contains("cx=462.0 cy=14.0"), "{svg}");
         assert!(svg.contains("a &lt;test&gt;"));
     }
 
     #[test]
-    fn a_line_is_cut_at_the_axes_and_keeps_its_slope() {
-        let axis = |title| Axis { title, low: 0.0, high: 10.0, numbers: true };
-        let picture = Picture::new("line", axis("x"), axis("y"));
+    fn lines_are_clipped_to_the_axes() {
+        let axis = |title| Axis { title, low: 0.0, high: 10.0, has_numbers: true };
+        let chart = Chart::new("line", axis("x"), axis("y"));
         for (ends, within) in [
             ([(0.0, -5.0), (10.0, 5.0)], Some([(5.0, 0.0), (10.0, 5.0)])),
             ([(0.0, 5.0), (10.0, 25.0)], Some([(0.0, 5.0), (2.5, 10.0)])),
@@ -339,32 +346,32 @@ mod tests {
             ([(0.0, -1.0), (10.0, -1.0)], None),
             ([(0.0, 11.0), (10.0, 30.0)], None),
         ] {
-            assert_eq!(picture.clipped(ends), within, "{ends:?}");
+            assert_eq!(chart.clip_line(ends), within, "{ends:?}");
         }
     }
 
     #[test]
-    fn an_axis_far_from_nothing_does_not_begin_there() {
-        let power = Axis::around("W", 32.0, 37.5);
+    fn a_fitted_axis_does_not_start_at_zero() {
+        let power = Axis::fitted("W", 32.0, 37.5);
         assert_eq!((power.low, power.high), (32.0, 38.0));
         assert!(power.ticks().first().is_some_and(|tick| (32.0..34.0).contains(tick)), "{:?}", power.ticks());
-        assert_eq!(Axis::around("J", 3.0, 37.5).low, 0.0);
-        let one = Axis::around("W", 5.0, 5.0);
+        assert_eq!(Axis::fitted("J", 3.0, 37.5).low, 0.0);
+        let one = Axis::fitted("W", 5.0, 5.0);
         assert!(one.low <= 5.0 && one.high >= 5.0 && one.high > one.low, "{one:?}");
     }
 
     #[test]
-    fn names_of_points_that_lie_close_do_not_lie_on_each_other() {
-        let axis = |title| Axis { title, low: 0.0, high: 1.0, numbers: true };
-        let mut picture = Picture::new("names", axis("x"), axis("y"));
+    fn labels_do_not_overlap() {
+        let axis = |title| Axis { title, low: 0.0, high: 1.0, has_numbers: true };
+        let mut chart = Chart::new("names", axis("x"), axis("y"));
         for at in 0..6 {
             let place = (0.5 + f64::from(at) * 0.01, 0.5);
-            picture.cross("dot", "a name of some length", place, (0.4, 0.6), (0.4, 0.6));
+            chart.point_with_intervals("dot", "a name of some length", place, (0.4, 0.6), (0.4, 0.6));
         }
-        assert!(picture.named.len() >= 4);
-        for (at, one) in picture.named.iter().enumerate() {
-            for other in &picture.named[at + 1..] {
-                let apart = one.1 < other.0 || other.1 < one.0 || (one.2 - other.2).abs() >= LINE;
+        assert!(chart.label_boxes.len() >= 4);
+        for (at, one) in chart.label_boxes.iter().enumerate() {
+            for other in &chart.label_boxes[at + 1..] {
+                let apart = one.1 < other.0 || other.1 < one.0 || (one.2 - other.2).abs() >= LABEL_HEIGHT;
                 assert!(apart, "{one:?} {other:?}");
             }
         }

@@ -15,52 +15,52 @@ use std::thread;
 ///
 /// # Errors
 /// The file cannot be read.
-pub fn in_blocks<T: Send>(
+pub fn process_chunks<T: Send>(
     mut file: File,
-    work: impl Fn(&[u8]) -> T + Sync,
-    mut take: impl FnMut(T),
+    process: impl Fn(&[u8]) -> T + Sync,
+    mut consume: impl FnMut(T),
 ) -> io::Result<()> {
-    const BLOCK_BYTES: usize = 2 << 20;
+    const CHUNK_BYTES: usize = 2 << 20;
     let workers = thread::available_parallelism().map_or(1, NonZero::get).min(8);
     thread::scope(|scope| {
-        let (send, jobs) = sync_channel::<(usize, Vec<u8>)>(workers);
-        let (done, results) = sync_channel(workers * 2);
+        let (job_sender, jobs) = sync_channel::<(usize, Vec<u8>)>(workers);
+        let (result_sender, results) = sync_channel(workers * 2);
         let jobs = Arc::new(Mutex::new(jobs));
         for _ in 0..workers {
-            let (jobs, done, work) = (Arc::clone(&jobs), done.clone(), &work);
+            let (jobs, result_sender, process) = (Arc::clone(&jobs), result_sender.clone(), &process);
             scope.spawn(move || {
                 loop {
                     let job = jobs.lock().expect("no holder of this lock can panic").recv();
                     let Ok((number, lines)) = job else { return };
-                    if done.send((number, work(&lines))).is_err() {
+                    if result_sender.send((number, process(&lines))).is_err() {
                         return;
                     }
                 }
             });
         }
-        drop((jobs, done));
+        drop((jobs, result_sender));
         let reader = scope.spawn(move || -> io::Result<()> {
             let mut rest = Vec::new();
             for number in 0.. {
                 let mut lines = std::mem::take(&mut rest);
-                lines.reserve(BLOCK_BYTES);
-                let got = Read::by_ref(&mut file).take(BLOCK_BYTES as u64).read_to_end(&mut lines)?;
+                lines.reserve(CHUNK_BYTES);
+                let read = Read::by_ref(&mut file).take(CHUNK_BYTES as u64).read_to_end(&mut lines)?;
                 let end = memchr::memrchr(b'\n', &lines).map_or(0, |at| at + 1);
-                if got > 0 {
+                if read > 0 {
                     rest = lines.split_off(end);
                 }
-                if send.send((number, lines)).is_err() || got == 0 {
+                if job_sender.send((number, lines)).is_err() || read == 0 {
                     break;
                 }
             }
             Ok(())
         });
-        let mut early = HashMap::new();
+        let mut out_of_order = HashMap::new();
         let mut next = 0;
         for (number, result) in results {
-            early.insert(number, result);
-            while let Some(result) = early.remove(&next) {
-                take(result);
+            out_of_order.insert(number, result);
+            while let Some(result) = out_of_order.remove(&next) {
+                consume(result);
                 next += 1;
             }
         }

@@ -8,15 +8,15 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use super::super::run_dir::{Manifest, VERSION};
-use super::super::scope::Meter;
-use super::findings::Findings;
-use super::{Gpu, Kept, Summary};
+use super::super::run_dir::{FORMAT_VERSION, Manifest};
+use super::super::scope::RunDomain;
+use super::findings::ImportFindings;
+use super::{GpuInfo, HarnessSummary, WattspanMetadata};
 use crate::domain::{Grade, Kind};
 
 /// What the harness metered there, and how: it has one scalar for the whole machine.
-pub fn meter_of(gpu: &Gpu) -> Option<(Meter, &'static str)> {
-    let (kind, grade, words) = match gpu.vendor.to_ascii_lowercase().as_str() {
+pub fn metered_domain(gpu: &GpuInfo) -> Option<(RunDomain, &'static str)> {
+    let (kind, grade, description) = match gpu.vendor.to_ascii_lowercase().as_str() {
         "nvidia" => (
             Kind::Gpu,
             Grade::Measured,
@@ -31,13 +31,21 @@ pub fn meter_of(gpu: &Gpu) -> Option<(Meter, &'static str)> {
     let device = Some(gpu.name.clone()).filter(|name| !name.is_empty());
     let name = if kind == Kind::Gpu { "gpu-all" } else { "soc" };
     let (name, source) = (name.to_owned(), format!("intelligence-per-watt, {}", gpu.backend));
-    let meter =
-        Meter { name, kind, source, device, parent: None, counted: true, grade, update_interval_ns: None };
-    Some((meter, words))
+    let domain = RunDomain {
+        name,
+        kind,
+        source,
+        device,
+        parent: None,
+        counted: true,
+        grade,
+        update_interval_ns: None,
+    };
+    Some((domain, description))
 }
 
 /// What the run was, as far as the harness tells.
-pub fn manifest(source: &Path, summary: &Summary, findings: &Findings) -> Manifest {
+pub fn import_manifest(source: &Path, summary: &HarnessSummary, findings: &ImportFindings) -> Manifest {
     let mut settings = BTreeMap::from([
         ("imported from".to_owned(), format!("{} (the public harness)", source.display())),
         ("missing or wrong".to_owned(), findings.sentences().join("; ")),
@@ -47,20 +55,20 @@ pub fn manifest(source: &Path, summary: &Summary, findings: &Findings) -> Manife
     }
     let system = summary.system_info.clone().unwrap_or_default();
     let card = summary.gpu_info.clone().unwrap_or_default().name;
-    let words = [
+    let parts = [
         system.os_name,
         system.kernel_version,
         system.cpu_brand,
         card,
         summary.hardware_label.clone().unwrap_or_default(),
     ];
-    let words: Vec<String> =
-        words.into_iter().filter(|word| !word.is_empty() && word != "Unknown CPU").collect();
+    let parts: Vec<String> =
+        parts.into_iter().filter(|word| !word.is_empty() && word != "Unknown CPU").collect();
     Manifest {
-        version: VERSION,
+        version: FORMAT_VERSION,
         settings,
         questions: summary.dataset_name.clone().or_else(|| summary.dataset.clone()).unwrap_or_default(),
-        machine: words.join(", "),
+        machine: parts.join(", "),
         meter: "intelligence-per-watt's energy-monitor".into(),
         idle: "unknown".into(),
         began_unix_ns: (summary.generated_at.unwrap_or(0.0) * 1e9) as u64,
@@ -69,11 +77,11 @@ pub fn manifest(source: &Path, summary: &Summary, findings: &Findings) -> Manife
 }
 
 /// What we kept in the metadata, if the records are ours.
-pub fn kept(metadata: &Value) -> Kept {
+pub fn wattspan_metadata(metadata: &Value) -> WattspanMetadata {
     let parsed = match metadata {
         Value::String(text) => serde_json::from_str::<Value>(text).unwrap_or_default(),
         other => other.clone(),
     };
-    let ours = parsed.get("wattspan").cloned().unwrap_or_default();
-    serde_json::from_value(ours).unwrap_or_default()
+    let extension = parsed.get("wattspan").cloned().unwrap_or_default();
+    serde_json::from_value(extension).unwrap_or_default()
 }

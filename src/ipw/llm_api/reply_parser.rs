@@ -7,109 +7,112 @@
 use serde_json::Value;
 
 use super::Api;
-use super::reply::{Failure, Reply, one_line};
+use super::reply::{ModelReply, ReplyError, one_line};
 use crate::http::line::{Line, Lines};
 use crate::http::sse::Events;
 
 /// The most bytes of a reply that is not streamed, and of an event or a line of one that is.
-const MOST_BYTES: usize = 32 << 20;
+const MAX_REPLY_BYTES: usize = 32 << 20;
 
 /// What listens to one answer.
 #[derive(Debug)]
-pub struct Hearing {
+pub struct ReplyParser {
     api: Api,
-    form: Form,
-    heard: Heard,
+    format: BodyFormat,
+    partial: PartialReply,
 }
 
 #[derive(Debug)]
-enum Form {
+enum BodyFormat {
     /// Server-sent events.
-    Events(Box<Events>),
+    ServerSentEvents(Box<Events>),
     /// A line of JSON each.
-    Lines(Lines),
+    JsonLines(Lines),
     /// One JSON object.
-    Whole(Vec<u8>),
+    Json(Vec<u8>),
 }
 
 #[derive(Debug, Default)]
-struct Heard {
-    reply: Reply,
+struct PartialReply {
+    reply: ModelReply,
     /// Anything at all came.
-    any: bool,
+    received_data: bool,
     /// The server said that it is done.
     done: bool,
-    failed: Option<Failure>,
+    error: Option<ReplyError>,
     logprobs: (f64, u64),
 }
 
-impl Hearing {
+impl ReplyParser {
     /// A listener for a reply of this content type to a request sent at `began_ns`.
     pub fn new(api: Api, content_type: &str, began_ns: u64) -> Self {
-        let form = match content_type.split(';').next().map(str::trim) {
-            Some("text/event-stream") => Form::Events(Box::new(Events::with_limit(MOST_BYTES))),
+        let format = match content_type.split(';').next().map(str::trim) {
+            Some("text/event-stream") => {
+                BodyFormat::ServerSentEvents(Box::new(Events::with_limit(MAX_REPLY_BYTES)))
+            }
             // A whole answer of Ollama's is one such line.
-            _ if api == Api::Ollama => Form::Lines(Lines::new(MOST_BYTES)),
-            _ => Form::Whole(Vec::new()),
+            _ if api == Api::Ollama => BodyFormat::JsonLines(Lines::new(MAX_REPLY_BYTES)),
+            _ => BodyFormat::Json(Vec::new()),
         };
-        let reply = Reply { began_ns, ..Reply::default() };
-        Self { api, form, heard: Heard { reply, ..Heard::default() } }
+        let reply = ModelReply { began_ns, ..ModelReply::default() };
+        Self { api, format, partial: PartialReply { reply, ..PartialReply::default() } }
     }
 
     /// Takes what came at `now_ns`. `true`: the first token is in it.
     pub fn feed(&mut self, bytes: &[u8], now_ns: u64) -> bool {
-        let before = self.heard.reply.first_token_ns.is_none();
-        let (api, heard) = (self.api, &mut self.heard);
-        match &mut self.form {
-            Form::Events(events) => events.feed(bytes, |event| {
+        let before_first_token = self.partial.reply.first_token_ns.is_none();
+        let (api, partial) = (self.api, &mut self.partial);
+        match &mut self.format {
+            BodyFormat::ServerSentEvents(events) => events.feed(bytes, |event| {
                 if event.cut_off {
-                    heard.fail(Failure::Nonsense("an event is too long".into()));
+                    partial.set_error(ReplyError::Malformed("an event is too long".into()));
                 } else {
-                    heard.event(api, event.kind, event.data, now_ns);
+                    partial.push_event(api, event.kind, event.data, now_ns);
                 }
             }),
-            Form::Lines(lines) => lines.feed(bytes, |line| match line {
-                Line::Whole(line) => heard.event(api, b"message", line, now_ns),
-                Line::Long(_) => heard.fail(Failure::Nonsense("a line is too long".into())),
+            BodyFormat::JsonLines(lines) => lines.feed(bytes, |line| match line {
+                Line::Whole(line) => partial.push_event(api, b"message", line, now_ns),
+                Line::Long(_) => partial.set_error(ReplyError::Malformed("a line is too long".into())),
             }),
-            Form::Whole(whole) if whole.len() + bytes.len() > MOST_BYTES => {
-                heard.fail(Failure::Nonsense("the body is too long".into()));
+            BodyFormat::Json(whole) if whole.len() + bytes.len() > MAX_REPLY_BYTES => {
+                partial.set_error(ReplyError::Malformed("the body is too long".into()));
             }
-            Form::Whole(whole) => whole.extend_from_slice(bytes),
+            BodyFormat::Json(whole) => whole.extend_from_slice(bytes),
         }
-        before && self.heard.reply.first_token_ns.is_some()
+        before_first_token && self.partial.reply.first_token_ns.is_some()
     }
 
     /// The body ended at `now_ns`.
     ///
     /// # Errors
     /// It is no whole answer.
-    pub fn finish(mut self, now_ns: u64) -> Result<Reply, Failure> {
-        match &mut self.form {
-            Form::Whole(whole) => {
+    pub fn finish(mut self, now_ns: u64) -> Result<ModelReply, ReplyError> {
+        match &mut self.format {
+            BodyFormat::Json(whole) => {
                 let whole = std::mem::take(whole);
-                self.heard.whole(self.api, &whole);
+                self.partial.push_body(self.api, &whole);
             }
-            Form::Lines(lines) => {
+            BodyFormat::JsonLines(lines) => {
                 if let Some(rest) = lines.finish() {
-                    self.heard.event(self.api, b"message", &rest, now_ns);
+                    self.partial.push_event(self.api, b"message", &rest, now_ns);
                 }
             }
-            Form::Events(_) => {}
+            BodyFormat::ServerSentEvents(_) => {}
         }
-        let Heard { mut reply, any, done, failed, logprobs } = self.heard;
-        if let Some(failure) = failed {
-            return Err(failure);
+        let PartialReply { mut reply, received_data, done, error, logprobs } = self.partial;
+        if let Some(error) = error {
+            return Err(error);
         }
-        let said_something = reply.tokens_out.is_some_and(|tokens| tokens > 0) || !reply.pieces_ns.is_empty();
-        if !any || (!said_something && reply.text.is_empty()) {
-            return Err(Failure::Empty);
+        let has_output =
+            reply.tokens_out.is_some_and(|tokens| tokens > 0) || !reply.chunk_times_ns.is_empty();
+        if !received_data || (!has_output && reply.text.is_empty()) {
+            return Err(ReplyError::Empty);
         }
         if !done {
-            return Err(Failure::Unfinished);
+            return Err(ReplyError::IncompleteStream);
         }
         if let Some(error) = error_text(&reply.text) {
-            return Err(Failure::Inside(error));
+            return Err(ReplyError::ErrorInBody(error));
         }
         reply.ended_ns = now_ns;
         reply.mean_logprob = (logprobs.1 > 0).then(|| logprobs.0 / logprobs.1 as f64);
@@ -124,49 +127,54 @@ fn error_text(text: &str) -> Option<String> {
     error.then(|| one_line(inner))
 }
 
-impl Heard {
-    fn fail(&mut self, failure: Failure) {
-        self.failed.get_or_insert(failure);
+impl PartialReply {
+    fn set_error(&mut self, error: ReplyError) {
+        self.error.get_or_insert(error);
     }
 
-    fn event(&mut self, api: Api, kind: &[u8], data: &[u8], now_ns: u64) {
+    fn push_event(&mut self, api: Api, event_type: &[u8], data: &[u8], now_ns: u64) {
         if data.iter().all(u8::is_ascii_whitespace) {
             return;
         }
-        self.any = true;
+        self.received_data = true;
         if data == b"[DONE]" {
             self.done = true;
             return;
         }
         let Ok(value) = serde_json::from_slice::<Value>(data) else {
-            let said = one_line(&String::from_utf8_lossy(data));
-            return self.fail(if kind == b"error" { Failure::Inside(said) } else { Failure::Nonsense(said) });
+            let text = one_line(&String::from_utf8_lossy(data));
+            return self.set_error(if event_type == b"error" {
+                ReplyError::ErrorInBody(text)
+            } else {
+                ReplyError::Malformed(text)
+            });
         };
         if self.reports_error(&value) {
             return;
         }
-        let piece = if api == Api::Ollama { self.ollama(&value) } else { self.openai(&value, "delta") };
-        if piece {
+        let has_text =
+            if api == Api::Ollama { self.push_ollama(&value) } else { self.push_openai(&value, "delta") };
+        if has_text {
             self.reply.first_token_ns.get_or_insert(now_ns);
-            self.reply.pieces_ns.push(now_ns);
+            self.reply.chunk_times_ns.push(now_ns);
         }
     }
 
-    fn whole(&mut self, api: Api, body: &[u8]) {
+    fn push_body(&mut self, api: Api, body: &[u8]) {
         if body.iter().all(u8::is_ascii_whitespace) {
             return;
         }
-        self.any = true;
+        self.received_data = true;
         let Ok(value) = serde_json::from_slice::<Value>(body) else {
-            return self.fail(Failure::Nonsense(one_line(&String::from_utf8_lossy(body))));
+            return self.set_error(ReplyError::Malformed(one_line(&String::from_utf8_lossy(body))));
         };
         if self.reports_error(&value) {
             return;
         }
         if api == Api::Ollama {
-            self.ollama(&value)
+            self.push_ollama(&value)
         } else {
-            self.openai(&value, "message")
+            self.push_openai(&value, "message")
         };
         // A whole body is a whole answer, whether or not it names its finish.
         self.done = true;
@@ -174,14 +182,14 @@ impl Heard {
 
     fn reports_error(&mut self, value: &Value) -> bool {
         let Some(error) = value.get("error").filter(|error| !error.is_null()) else { return false };
-        let said = error.get("message").unwrap_or(error);
-        let said = said.as_str().map_or_else(|| said.to_string(), str::to_owned);
-        self.fail(Failure::Inside(one_line(&said)));
+        let message = error.get("message").unwrap_or(error);
+        let message = message.as_str().map_or_else(|| message.to_string(), str::to_owned);
+        self.set_error(ReplyError::ErrorInBody(one_line(&message)));
         true
     }
 
     /// One of OpenAI's chunks, or a whole completion; `true` where it brings text.
-    fn openai(&mut self, value: &Value, part: &str) -> bool {
+    fn push_openai(&mut self, value: &Value, part: &str) -> bool {
         if let Some(usage) = value.get("usage").filter(|usage| usage.is_object()) {
             let count = |pointer: &str| usage.pointer(pointer).and_then(Value::as_u64);
             self.reply.tokens_in = count("/prompt_tokens").or(self.reply.tokens_in);
@@ -194,15 +202,17 @@ impl Heard {
             self.reply.finish = Some(finish.to_owned());
             self.done = true;
         }
-        self.logprobs(choice);
-        let told = choice.get(part);
-        let text = |of: &str| told.and_then(|told| told.get(of)).and_then(Value::as_str).unwrap_or_default();
+        self.push_logprobs(choice);
+        let message = choice.get(part);
+        let text = |of: &str| {
+            message.and_then(|message| message.get(of)).and_then(Value::as_str).unwrap_or_default()
+        };
         let content = choice.get("text").and_then(Value::as_str).unwrap_or_else(|| text("content"));
         self.reply.text.push_str(content);
         !content.is_empty() || !text("reasoning_content").is_empty() || !text("reasoning").is_empty()
     }
 
-    fn logprobs(&mut self, choice: &Value) {
+    fn push_logprobs(&mut self, choice: &Value) {
         let Some(logprobs) = choice.get("logprobs") else { return };
         let chat = logprobs.get("content").and_then(Value::as_array).into_iter().flatten();
         let chat = chat.filter_map(|token| token.get("logprob")?.as_f64());
@@ -214,7 +224,7 @@ impl Heard {
     }
 
     /// One of Ollama's lines; `true` where it brings text.
-    fn ollama(&mut self, value: &Value) -> bool {
+    fn push_ollama(&mut self, value: &Value) -> bool {
         let text = |of: &str| value.pointer(of).and_then(Value::as_str).unwrap_or_default();
         if value.get("done").and_then(Value::as_bool) == Some(true) {
             self.done = true;
@@ -237,14 +247,14 @@ impl Heard {
 mod tests {
     use super::*;
 
-    fn heard(api: Api, kind: &str, body: &[u8], size: usize) -> Result<Reply, Failure> {
-        let mut hearing = Hearing::new(api, kind, 100);
+    fn parse(api: Api, kind: &str, body: &[u8], size: usize) -> Result<ModelReply, ReplyError> {
+        let mut parser = ReplyParser::new(api, kind, 100);
         let mut now_ns = 100;
         for piece in body.chunks(size) {
             now_ns += 10;
-            hearing.feed(piece, now_ns);
+            parser.feed(piece, now_ns);
         }
-        hearing.finish(now_ns + 10)
+        parser.finish(now_ns + 10)
     }
 
     const STREAM: &str = "data: {\"choices\":[{\"delta\":{\"role\":\"assistant\"},\"finish_reason\":null}]}\n\n\
@@ -255,65 +265,67 @@ mod tests {
         data: [DONE]\n\n";
 
     #[test]
-    fn a_stream_says_the_same_however_it_is_cut() {
+    fn parsing_does_not_depend_on_chunk_boundaries() {
         for size in [1, 2, 7, 64, 10_000] {
             let reply =
-                heard(Api::Chat, "text/event-stream; charset=utf-8", STREAM.as_bytes(), size).unwrap();
+                parse(Api::Chat, "text/event-stream; charset=utf-8", STREAM.as_bytes(), size).unwrap();
             assert_eq!((reply.text.as_str(), reply.finish.as_deref()), ("H\u{e9}llo", Some("stop")));
             assert_eq!((reply.tokens_in, reply.tokens_out, reply.tokens_cached), (Some(9), Some(3), Some(4)));
-            assert_eq!((reply.pieces_ns.len(), reply.mean_logprob), (2, Some(-1.0)));
+            assert_eq!((reply.chunk_times_ns.len(), reply.mean_logprob), (2, Some(-1.0)));
             assert!(reply.first_token_ns.unwrap() > reply.began_ns);
         }
     }
 
     #[test]
-    fn an_answer_that_is_streamed_as_one_event_may_be_long() {
+    fn a_long_event_is_parsed() {
         let word = "x".repeat(40_000);
         let stream = format!(
             "data: {{\"choices\":[{{\"delta\":{{\"content\":\"{word}\"}},\"finish_reason\":\"stop\"}}]}}\n\n"
         );
-        let reply = heard(Api::Chat, "text/event-stream", stream.as_bytes(), 1500).unwrap();
+        let reply = parse(Api::Chat, "text/event-stream", stream.as_bytes(), 1500).unwrap();
         assert_eq!(reply.text, word);
     }
 
     #[test]
-    fn whole_answers_of_all_interfaces_are_understood() {
+    fn unstreamed_replies_of_all_apis_are_parsed() {
         let chat = br#"{"choices":[{"message":{"content":"Hi"},"finish_reason":"stop"}],"usage":{"prompt_tokens":1,"completion_tokens":2}}"#;
-        let reply = heard(Api::Chat, "application/json", chat, 5).unwrap();
+        let reply = parse(Api::Chat, "application/json", chat, 5).unwrap();
         assert_eq!((reply.text.as_str(), reply.tokens_out, reply.first_token_ns), ("Hi", Some(2), None));
         let plain = br#"{"choices":[{"text":"Hi","finish_reason":"length","logprobs":{"token_logprobs":[null,-2.0]}}]}"#;
-        let reply = heard(Api::Completions, "application/json", plain, 5).unwrap();
+        let reply = parse(Api::Completions, "application/json", plain, 5).unwrap();
         assert_eq!((reply.finish.as_deref(), reply.mean_logprob), (Some("length"), Some(-2.0)));
         let lines = b"{\"message\":{\"content\":\"H\"},\"done\":false}\n{\"message\":{\"content\":\"i\"},\"done\":true,\
             \"done_reason\":\"stop\",\"prompt_eval_count\":4,\"eval_count\":2}";
-        let reply = heard(Api::Ollama, "application/x-ndjson", lines, 3).unwrap();
+        let reply = parse(Api::Ollama, "application/x-ndjson", lines, 3).unwrap();
         assert_eq!((reply.text.as_str(), reply.tokens_in, reply.tokens_out), ("Hi", Some(4), Some(2)));
     }
 
     #[test]
-    fn without_usage_pieces_are_counted_and_said_to_be() {
+    fn tokens_are_estimated_from_chunks_without_usage() {
         let stream = "data: {\"choices\":[{\"delta\":{\"content\":\"a\"},\"finish_reason\":null}]}\n\n\
             data: {\"choices\":[{\"delta\":{\"content\":\"b\"},\"finish_reason\":\"stop\"}]}\n\ndata: [DONE]\n\n";
-        let reply = heard(Api::Chat, "text/event-stream", stream.as_bytes(), 50).unwrap();
-        assert_eq!(reply.counted_tokens(), (Some(2), true));
+        let reply = parse(Api::Chat, "text/event-stream", stream.as_bytes(), 50).unwrap();
+        assert_eq!(reply.output_tokens(), (Some(2), true));
     }
 
     #[test]
-    fn nothing_half_an_answer_and_error_texts_are_failures() {
-        let stream = |text: &str| heard(Api::Chat, "text/event-stream", text.as_bytes(), 9).unwrap_err();
-        assert_eq!(stream(""), Failure::Empty);
-        assert_eq!(stream("data: [DONE]\n\n"), Failure::Empty);
-        let begun = "data: {\"choices\":[{\"delta\":{\"content\":\"a\"},\"finish_reason\":null}]}\n\n";
-        assert_eq!(stream(begun), Failure::Unfinished);
-        let inside = |failure| matches!(failure, Failure::Inside(said) if said.contains("out of memory"));
-        assert!(inside(stream(&format!("{begun}data: {{\"error\":{{\"message\":\"out of memory\"}}}}\n\n"))));
+    fn empty_truncated_and_error_replies_are_errors() {
+        let stream = |text: &str| parse(Api::Chat, "text/event-stream", text.as_bytes(), 9).unwrap_err();
+        assert_eq!(stream(""), ReplyError::Empty);
+        assert_eq!(stream("data: [DONE]\n\n"), ReplyError::Empty);
+        let unfinished = "data: {\"choices\":[{\"delta\":{\"content\":\"a\"},\"finish_reason\":null}]}\n\n";
+        assert_eq!(stream(unfinished), ReplyError::IncompleteStream);
+        let inside = |error| matches!(error, ReplyError::ErrorInBody(said) if said.contains("out of memory"));
+        assert!(inside(stream(&format!(
+            "{unfinished}data: {{\"error\":{{\"message\":\"out of memory\"}}}}\n\n"
+        ))));
         assert!(inside(stream("event: error\ndata: out of memory\n\n")));
-        let told = "data: {\"choices\":[{\"delta\":{\"content\":\"[Error: out of memory]\"},\"finish_reason\":\"stop\"}]}\n\n";
-        assert!(inside(stream(told)));
-        assert!(matches!(stream("data: <html>\n\n"), Failure::Nonsense(_)));
-        let whole = |text: &str| heard(Api::Chat, "application/json", text.as_bytes(), 9).unwrap_err();
-        assert_eq!(whole(" \n"), Failure::Empty);
-        assert!(matches!(whole("oops"), Failure::Nonsense(_)));
-        assert_eq!(heard(Api::Chat, "", b"", 1), Err(Failure::Empty));
+        let error_reply = "data: {\"choices\":[{\"delta\":{\"content\":\"[Error: out of memory]\"},\"finish_reason\":\"stop\"}]}\n\n";
+        assert!(inside(stream(error_reply)));
+        assert!(matches!(stream("data: <html>\n\n"), ReplyError::Malformed(_)));
+        let whole = |text: &str| parse(Api::Chat, "application/json", text.as_bytes(), 9).unwrap_err();
+        assert_eq!(whole(" \n"), ReplyError::Empty);
+        assert!(matches!(whole("oops"), ReplyError::Malformed(_)));
+        assert_eq!(parse(Api::Chat, "", b"", 1), Err(ReplyError::Empty));
     }
 }

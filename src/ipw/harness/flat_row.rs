@@ -6,12 +6,12 @@
 use serde::Serialize;
 
 use super::super::question::Question;
-use super::super::row::{Energy, Row, Text};
+use super::super::row::{QueryEnergy, QueryRow, ReplyText};
 use super::super::run_dir::Manifest;
 
 /// What a column holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Form {
+pub enum ColumnType {
     /// Text.
     Text,
     /// A whole number.
@@ -24,8 +24,8 @@ pub enum Form {
 
 /// One value.
 #[derive(Debug, Clone, Copy, PartialEq)]
-#[expect(missing_docs, reason = "as in Form")]
-pub enum Cell<'a> {
+#[expect(missing_docs, reason = "as in ColumnType")]
+pub enum FlatCell<'a> {
     Text(Option<&'a str>),
     Count(Option<u64>),
     Real(Option<f64>),
@@ -36,22 +36,22 @@ macro_rules! flat {
     ($($(#[$doc:meta])* $name:ident: $form:ident $kind:ty,)*) => {
         /// One query.
         #[derive(Debug, Clone, PartialEq, Default, Serialize)]
-        pub struct Flat {
+        pub struct FlatRow {
             $($(#[$doc])* pub $name: Option<$kind>,)*
         }
 
         /// The columns in their order.
-        pub const COLUMNS: &[(&str, Form)] = &[$((stringify!($name), Form::$form),)*];
+        pub const COLUMNS: &[(&str, ColumnType)] = &[$((stringify!($name), ColumnType::$form),)*];
 
-        impl Flat {
+        impl FlatRow {
             /// The values in the columns' order.
-            pub fn cells(&self) -> [Cell<'_>; COLUMNS.len()] {
+            pub fn cells(&self) -> [FlatCell<'_>; COLUMNS.len()] {
                 [$(flat!(@ $form self.$name),)*]
             }
         }
     };
-    (@ Text $of:expr) => { Cell::Text($of.as_deref()) };
-    (@ $form:ident $of:expr) => { Cell::$form($of) };
+    (@ Text $of:expr) => { FlatCell::Text($of.as_deref()) };
+    (@ $form:ident $of:expr) => { FlatCell::$form($of) };
 }
 
 flat! {
@@ -123,12 +123,17 @@ flat! {
     simulated: Flag bool,
 }
 
-impl Flat {
+impl FlatRow {
     /// A query with all that is known of it.
-    pub fn of(manifest: &Manifest, row: Row, question: Option<&Question>, text: Option<&Text>) -> Self {
+    pub fn new(
+        manifest: &Manifest,
+        row: QueryRow,
+        question: Option<&Question>,
+        text: Option<&ReplyText>,
+    ) -> Self {
         let metered = row.energy.is_some();
         let energy = row.energy.unwrap_or_default();
-        let Energy { share_uj, error_uj, idle_uj, window_uj, prefill_uj, decode_uj, .. } = energy;
+        let QueryEnergy { share_uj, error_uj, idle_uj, window_uj, prefill_uj, decode_uj, .. } = energy;
         Self {
             run: Some(manifest.label.clone()).filter(|label| !label.is_empty()),
             model: Some(manifest.model.clone()).filter(|model| !model.is_empty()),
@@ -146,7 +151,7 @@ impl Flat {
             duration_ns: Some(row.duration_ns),
             first_token_ns: row.first_token_ns,
             between_tokens_p50_ns: row.between_tokens_ns.map(|(median, _)| median),
-            between_tokens_p99_ns: row.between_tokens_ns.map(|(_, late)| late),
+            between_tokens_p99_ns: row.between_tokens_ns.map(|(_, p99)| p99),
             tokens_in: row.tokens_in,
             tokens_cached: row.tokens_cached,
             tokens_out: row.tokens_out,

@@ -1,0 +1,154 @@
+//! A run's settings by name, as its manifest keeps them, and the way back.
+//!
+//! Owns the names. Invariant: what is written here is what a run that goes on is made with, so that its rows are of one
+//! kind. A setting that older runs did not keep is optional; one that makes no sense is refused, never guessed.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::llm_api::{Api, MAX_TIMEOUT_S, RequestSettings};
+use super::run::{MAX_QUERIES_PER_SECOND, Workload};
+
+const CONCURRENCY: &str = "at once";
+const REQUEST_RATE: &str = "per second";
+const WARM_UP: &str = "warm-up";
+const RETRIES: &str = "retries";
+const API: &str = "interface";
+const TEMPERATURE: &str = "temperature";
+const MAX_TOKENS: &str = "most tokens";
+const TIMEOUT_S: &str = "most seconds";
+const STREAM: &str = "streamed";
+const LOGPROBS: &str = "log-probabilities";
+const SEED: &str = "seed";
+const SYSTEM_PROMPT: &str = "system prompt";
+
+/// How a run goes about its questions, whoever is asked.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct RunSettings {
+    /// How queries follow each other.
+    pub workload: Workload,
+    /// Questions that are asked first and not counted.
+    pub warm_up: u32,
+    /// Further tries after a failure.
+    pub retries: u32,
+}
+
+/// The settings of a run by name.
+pub fn encode_settings(
+    request_settings: &RequestSettings,
+    run_settings: RunSettings,
+) -> BTreeMap<String, String> {
+    let workload = match run_settings.workload {
+        Workload::ClosedLoop(concurrency) => (CONCURRENCY, concurrency.to_string()),
+        Workload::OpenLoop(rate) => (REQUEST_RATE, rate.to_string()),
+    };
+    let yes_or_no = |flag| if flag { "yes" } else { "no" }.to_owned();
+    let mut settings = BTreeMap::from([
+        (API, request_settings.api.name().to_owned()),
+        (TEMPERATURE, request_settings.temperature.to_string()),
+        (MAX_TOKENS, request_settings.max_tokens.to_string()),
+        (TIMEOUT_S, request_settings.timeout.as_secs().to_string()),
+        (STREAM, yes_or_no(request_settings.stream)),
+        (LOGPROBS, yes_or_no(request_settings.logprobs)),
+        (WARM_UP, run_settings.warm_up.to_string()),
+        (RETRIES, run_settings.retries.to_string()),
+        workload,
+    ]);
+    settings.extend(request_settings.seed.map(|seed| (SEED, seed.to_string())));
+    settings.extend(request_settings.system_prompt.clone().map(|system| (SYSTEM_PROMPT, system)));
+    settings.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+}
+
+/// How queries followed each other, in words, where the settings hold it.
+pub fn describe_workload(settings: &BTreeMap<String, String>) -> Option<String> {
+    let closed_loop = settings.get(CONCURRENCY).map(|concurrency| match concurrency.as_str() {
+        "1" => "one query at a time".to_owned(),
+        concurrency => format!("{concurrency} queries at once"),
+    });
+    closed_loop.or_else(|| settings.get(REQUEST_RATE).map(|rate| format!("{rate} queries a second")))
+}
+
+/// Asks as a run was begun with these settings, and goes about it as it did; `None`: they are not understood.
+pub fn decode_settings(
+    settings: &BTreeMap<String, String>,
+    request_settings: &mut RequestSettings,
+) -> Option<RunSettings> {
+    let get = |name: &str| settings.get(name).map(String::as_str);
+    request_settings.api = Api::from_name(get(API)?)?;
+    request_settings.temperature = get(TEMPERATURE)?.parse().ok()?;
+    request_settings.max_tokens = get(MAX_TOKENS)?.parse().ok()?;
+    request_settings.stream = get(STREAM)? == "yes";
+    request_settings.logprobs = get(LOGPROBS) == Some("yes");
+    request_settings.seed = get(SEED).map(str::parse).transpose().ok()?;
+    request_settings.system_prompt = get(SYSTEM_PROMPT).map(str::to_owned);
+    if let Some(seconds) = get(TIMEOUT_S) {
+        let seconds = seconds.parse().ok().filter(|seconds| (1..=MAX_TIMEOUT_S).contains(seconds))?;
+        request_settings.timeout = Duration::from_secs(seconds);
+    }
+    let workload = match (get(CONCURRENCY), get(REQUEST_RATE)) {
+        (Some(concurrency), None) => concurrency.parse().map(Workload::ClosedLoop).ok(),
+        (None, Some(rate)) => rate
+            .parse()
+            .ok()
+            .filter(|rate| *rate > 0.0 && *rate <= MAX_QUERIES_PER_SECOND)
+            .map(Workload::OpenLoop),
+        _ => None,
+    };
+    Some(RunSettings {
+        workload: workload?,
+        warm_up: get(WARM_UP)?.parse().ok()?,
+        retries: get(RETRIES)?.parse().ok()?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::llm_api::tests::request_settings;
+    use super::*;
+
+    #[test]
+    fn settings_round_trip() {
+        let mut original = request_settings(Api::Ollama);
+        (original.seed, original.system_prompt, original.temperature) = (None, Some("Be short.".into()), 0.7);
+        (original.stream, original.logprobs, original.max_tokens) = (false, true, 7);
+        original.timeout = Duration::from_secs(77);
+        for workload in [Workload::ClosedLoop(17), Workload::OpenLoop(0.25)] {
+            let run_settings = RunSettings { workload, warm_up: 4, retries: 5 };
+            let encoded = encode_settings(&original, run_settings);
+            let mut resumed = request_settings(Api::Chat);
+            assert_eq!(decode_settings(&encoded, &mut resumed), Some(run_settings));
+            assert_eq!(format!("{resumed:?}"), format!("{original:?}"));
+        }
+        assert_eq!(decode_settings(&BTreeMap::new(), &mut original), None);
+    }
+
+    #[test]
+    fn a_missing_timeout_keeps_the_current_one() {
+        let run_settings = RunSettings { workload: Workload::ClosedLoop(1), warm_up: 0, retries: 0 };
+        let mut encoded = encode_settings(&request_settings(Api::Chat), run_settings);
+        encoded.remove(TIMEOUT_S);
+        let mut resumed = request_settings(Api::Chat);
+        resumed.timeout = Duration::from_secs(9);
+        assert_eq!(decode_settings(&encoded, &mut resumed), Some(run_settings));
+        assert_eq!(resumed.timeout, Duration::from_secs(9));
+    }
+
+    #[test]
+    fn invalid_settings_are_rejected() {
+        let run_settings = RunSettings { workload: Workload::OpenLoop(1.0), warm_up: 0, retries: 0 };
+        let encoded = encode_settings(&request_settings(Api::Chat), run_settings);
+        for (name, value) in [
+            (TIMEOUT_S, "0"),
+            (TIMEOUT_S, "18446744073709551615"),
+            (TIMEOUT_S, "soon"),
+            (REQUEST_RATE, "inf"),
+            (REQUEST_RATE, "NaN"),
+            (REQUEST_RATE, "0"),
+            (RETRIES, "-1"),
+        ] {
+            let mut edited = encoded.clone();
+            edited.insert(name.into(), value.into());
+            assert_eq!(decode_settings(&edited, &mut request_settings(Api::Chat)), None, "{name}: {value}");
+        }
+    }
+}
