@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use wattspan::client::Client;
 use wattspan::clock::Clock;
-use wattspan::sampler::{self, Sampler, Ticks};
+use wattspan::sampler::{self, Sampler, TickStats};
 use wattspan::sources::{Settings, discover};
 
 #[path = "../tests/stand_in/nvml/mod.rs"]
@@ -77,7 +77,7 @@ fn delays(table: &mut Table, each: Duration) -> Result<(), Box<dyn std::error::E
         let machine = machine(knob, 7_000_000)?;
         let alone = lateness(&machine, &[machine.sockets], each)?;
         let beside = lateness(&machine, &[machine.sockets, "nvml"], each)?;
-        let us = |ticks: &Ticks| ticks.lateness_p99_ns.map(|ns| ns as f64 / 1_000.0);
+        let us = |ticks: &TickStats| ticks.lateness_p99_ns.map(|ns| ns as f64 / 1_000.0);
         let class = if beside.realtime { "SCHED_FIFO" } else { "NOT real-time" };
         table.note(&format!("CPU ticks alone, {class}: late p99"), us(&alone), "us");
         let target = 2.0 * us(&alone).unwrap_or(0.0);
@@ -90,17 +90,17 @@ fn lateness(
     machine: &Machine,
     enabled: &[&str],
     each: Duration,
-) -> Result<Ticks, Box<dyn std::error::Error>> {
+) -> Result<TickStats, Box<dyn std::error::Error>> {
     let enabled = enabled.iter().map(|name| (*name).to_owned()).collect();
     let settings = Settings { enabled, ..machine.settings() };
     let found = discover(&settings, &Clock::Machine);
-    let quiet = sampler::Settings { survey_ns: 0, ..sampler::Settings::default() };
+    let quiet = sampler::SamplerSettings { characterisation_ns: 0, ..sampler::SamplerSettings::default() };
     let start = |opened| sampler::start(opened, &quiet, Clock::Machine);
     let samplers: Vec<Sampler> = found.opened.into_iter().map(start).collect::<Result<_, _>>()?;
-    samplers.iter().for_each(|sampler| sampler.demand(true));
+    samplers.iter().for_each(|sampler| sampler.set_fast(true));
     std::thread::sleep(each);
-    let cpu = samplers.iter().find(|sampler| sampler.feed().source == machine.sockets);
-    Ok(cpu.ok_or("the stand-in sockets were not found")?.ticks())
+    let cpu = samplers.iter().find(|sampler| sampler.stream().source == machine.sockets);
+    Ok(cpu.ok_or("the stand-in sockets were not found")?.stats())
 }
 
 /// Boards behind a library, and sockets behind a tree.

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use hdrhistogram::Histogram;
 use wattspan::domain::Reading;
 use wattspan::ring::{Reader, Sample, ring};
-use wattspan::sampler::character::Character;
+use wattspan::sampler::counter_profile::CounterProfile;
 
 mod table;
 
@@ -44,7 +44,7 @@ fn measure() -> Result<(), Box<dyn std::error::Error>> {
     drop(untouched);
 
     for readers in 0..=2 {
-        let pushed = pushing(readers)?;
+        let pushed = measure_pushes(readers)?;
         table.note(
             &format!("push, {readers} hostile readers: p50"),
             Some(pushed.value_at_quantile(0.5) as f64),
@@ -58,19 +58,19 @@ fn measure() -> Result<(), Box<dyn std::error::Error>> {
         let tail_ns = pushed.value_at_quantile(0.999) as f64;
         table.at_most(&format!("push, {readers} hostile readers: p99.9"), Some(tail_ns), 10_000.0, "ns");
     }
-    reading(&mut table);
-    characterising(&mut table);
+    measure_reads(&mut table);
+    measure_profile(&mut table);
     Ok(())
 }
 
 /// Times single pushes (with the two clock reads around them) while readers copy the newest samples without a pause.
-fn pushing(readers: usize) -> Result<Histogram<u64>, hdrhistogram::CreationError> {
+fn measure_pushes(readers: usize) -> Result<Histogram<u64>, hdrhistogram::CreationError> {
     let (mut writer, reader) = ring(4096, DOMAINS);
     let mut pushed = Histogram::new(3)?;
     let (stop, read) = (AtomicBool::new(false), AtomicU64::new(0));
     std::thread::scope(|scope| {
         for _ in 0..readers {
-            scope.spawn(|| read.fetch_add(hostile(&reader, &stop), Ordering::Relaxed));
+            scope.spawn(|| read.fetch_add(read_newest(&reader, &stop), Ordering::Relaxed));
         }
         for index in 0..PUSHES {
             let (sample, paused) = (sample(index), Instant::now());
@@ -87,7 +87,7 @@ fn pushing(readers: usize) -> Result<Histogram<u64>, hdrhistogram::CreationError
     Ok(pushed)
 }
 
-fn hostile(reader: &Reader, stop: &AtomicBool) -> u64 {
+fn read_newest(reader: &Reader, stop: &AtomicBool) -> u64 {
     let (mut into, mut read) = (Sample::blank(DOMAINS), 0);
     while !stop.load(Ordering::Relaxed) || (read == 0 && reader.written() > 0) {
         if reader.read(reader.written().saturating_sub(1), &mut into) {
@@ -97,39 +97,40 @@ fn hostile(reader: &Reader, stop: &AtomicBool) -> u64 {
     read
 }
 
-fn reading(table: &mut Table) {
+fn measure_reads(table: &mut Table) {
     let (mut writer, reader) = ring(65_536, DOMAINS);
     (0..100_000).for_each(|index| writer.push(&sample(index)));
     let mut into = Sample::blank(DOMAINS);
     let newest = reader.written() - 1;
     let read_ns = mean_ns(|_| assert!(reader.read(newest, black_box(&mut into))));
     table.note("read of the newest sample", Some(read_ns), "ns");
-    let follow_ns = mean_ns(|turn| assert!(reader.read(newest - turn % 60_000, black_box(&mut into))));
+    let follow_ns = mean_ns(|round| assert!(reader.read(newest - round % 60_000, black_box(&mut into))));
     table.note("read of one sample after the other", Some(follow_ns), "ns");
     // A prime stride through the instants, so that no search resembles the one before.
-    let find_ns = mean_ns(|turn| assert!(reader.find(35_000_000 + turn * 7_919_023 % 60_000_000).is_some()));
+    let find_ns =
+        mean_ns(|round| assert!(reader.find(35_000_000 + round * 7_919_023 % 60_000_000).is_some()));
     table.note("search by time in 65,536 samples", Some(find_ns), "ns");
 }
 
 /// A counter of 50 W that moves each millisecond, read at 1 kHz and at 4 kHz.
-fn characterising(table: &mut Table) {
+fn measure_profile(table: &mut Table) {
     for (rate, step_ns) in [("1 kHz", 1_000_000), ("4 kHz", 250_000)] {
-        let mut character = Character::new(true);
-        let observe_ns = mean_ns(|turn| {
-            let at_ns = turn * step_ns;
+        let mut profile = CounterProfile::new(true);
+        let observe_ns = mean_ns(|round| {
+            let at_ns = round * step_ns;
             let reading =
                 Reading { valid: true, energy_uj: at_ns / 1_000_000 * 50_000, ..Reading::default() };
-            black_box(&mut character).observe(at_ns, at_ns + 2_000, &reading);
+            black_box(&mut profile).observe(at_ns, at_ns + 2_000, &reading);
         });
         table.at_most(&format!("character: one reading at {rate}"), Some(observe_ns), 100.0, "ns");
     }
 }
 
-fn mean_ns(mut turn: impl FnMut(u64)) -> f64 {
-    const TURNS: u64 = 2_000_000;
+fn mean_ns(mut round: impl FnMut(u64)) -> f64 {
+    const ROUNDS: u64 = 2_000_000;
     let began = Instant::now();
-    (0..TURNS).for_each(&mut turn);
-    began.elapsed().as_nanos() as f64 / TURNS as f64
+    (0..ROUNDS).for_each(&mut round);
+    began.elapsed().as_nanos() as f64 / ROUNDS as f64
 }
 
 fn sample(index: u64) -> Sample {

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use rustix::time::{ClockId, clock_gettime};
 use wattspan::clock::{Clock, monotonic_ns};
 use wattspan::domain::{Domain, Grade, Kind, Reading};
-use wattspan::sampler::{self, Sampler, Settings, Ticks};
+use wattspan::sampler::{self, Sampler, SamplerSettings, TickStats};
 use wattspan::sources::{Opened, Source};
 
 mod table;
@@ -45,43 +45,48 @@ fn main() -> ExitCode {
     }
 }
 
-fn measure(each: Duration) -> std::io::Result<()> {
-    let (floor, spun_s) = stolen(each)?;
-    let title = format!("sampler: {DOMAINS} domains, {} s a row, {} CPUs", each.as_secs(), cpus());
+fn measure(duration: Duration) -> std::io::Result<()> {
+    let (floor, watched_s) = measure_steal(duration)?;
+    let title = format!("sampler: {DOMAINS} domains, {} s a row, {} CPUs", duration.as_secs(), cpus());
     let mut table = Table::new(&title);
-    table.note(&format!("floor: 1 kHz ticks that nobody can make ({spun_s:.0} s)"), Some(floor), "%");
-    table.at_most("at rest, 1 Hz: CPU", Some(cost(&idle()?, each)), 0.1, "%");
+    table.note(&format!("floor: 1 kHz ticks that nobody can make ({watched_s:.0} s)"), Some(floor), "%");
+    table.at_most("at rest, 1 Hz: CPU", Some(cpu_percent(&slow_sampler()?, duration)), 0.1, "%");
     for (rate_hz, target) in [(1000.0, 3.0), (10_000.0, 25.0)] {
-        let quiet = fast(rate_hz)?;
+        let quiet = fast_sampler(rate_hz)?;
         table.at_most(
             &format!("{rate_hz} Hz, nothing else running: CPU"),
-            Some(cost(&quiet, each)),
+            Some(cpu_percent(&quiet, duration)),
             target,
             "%",
         );
-        lateness(&mut table, rate_hz, "nothing else running", &quiet.ticks(), None);
+        report_lateness(&mut table, rate_hz, "nothing else running", &quiet.stats(), None);
         drop(quiet);
-        let burners = Burners::start(cpus())?;
-        let busy = fast(rate_hz)?;
-        table.at_most(&format!("{rate_hz} Hz, every CPU busy: CPU"), Some(cost(&busy, each)), target, "%");
+        let load = CpuLoad::start(cpus())?;
+        let busy = fast_sampler(rate_hz)?;
+        table.at_most(
+            &format!("{rate_hz} Hz, every CPU busy: CPU"),
+            Some(cpu_percent(&busy, duration)),
+            target,
+            "%",
+        );
         let limits = (rate_hz == 1000.0).then_some((100.0, 0.01));
-        lateness(&mut table, rate_hz, "every CPU busy", &busy.ticks(), limits);
-        drop(burners);
+        report_lateness(&mut table, rate_hz, "every CPU busy", &busy.stats(), limits);
+        drop(load);
     }
-    waking(&mut table)?;
+    measure_wake_up(&mut table)?;
     Ok(())
 }
 
 /// How many ticks of 1 kHz, in %, a thread that never sleeps and calls nothing loses because the machine takes its CPU
 /// away (a hypervisor, mostly), and for how long that was watched. No sampler can miss fewer.
-fn stolen(each: Duration) -> std::io::Result<(f64, f64)> {
+fn measure_steal(duration: Duration) -> std::io::Result<(f64, f64)> {
     let lost = Arc::new(AtomicU64::new(0));
     let spinner = Opened { source: Box::new(Spinner(Arc::clone(&lost))), max_rate_hz: 1.0, ..opened()? };
-    let sampler = sampler::start(spinner, &resting(), Clock::Machine)?;
-    sampler.demand(true);
-    std::thread::sleep(each.max(Duration::from_secs(2)));
-    let spun_ms = sampler.ticks().ticks * Spinner::SPIN_NS / 1_000_000;
-    Ok((100.0 * lost.load(Ordering::Relaxed) as f64 / spun_ms as f64, spun_ms as f64 / 1000.0))
+    let sampler = sampler::start(spinner, &slow_settings(), Clock::Machine)?;
+    sampler.set_fast(true);
+    std::thread::sleep(duration.max(Duration::from_secs(2)));
+    let watched_ms = sampler.stats().ticks * Spinner::SPIN_NS / 1_000_000;
+    Ok((100.0 * lost.load(Ordering::Relaxed) as f64 / watched_ms as f64, watched_ms as f64 / 1000.0))
 }
 
 /// Not a meter at all: each read spins on the clock and counts the milliseconds at which it was not running.
@@ -107,16 +112,22 @@ impl Source for Spinner {
 }
 
 /// Lateness in µs and missed ticks in %, against limits for the 99th percentile and the misses where there are any.
-fn lateness(table: &mut Table, rate_hz: f64, while_what: &str, ticks: &Ticks, limits: Option<(f64, f64)>) {
+fn report_lateness(
+    table: &mut Table,
+    rate_hz: f64,
+    condition: &str,
+    ticks: &TickStats,
+    limits: Option<(f64, f64)>,
+) {
     let us = |ns: Option<u64>| ns.map(|ns| ns as f64 / 1000.0);
     let class = if ticks.realtime { "SCHED_FIFO" } else { "NOT real-time" };
-    let label = |what: &str| format!("{rate_hz} Hz, {while_what}, {class}: {what}");
+    let label = |what: &str| format!("{rate_hz} Hz, {condition}, {class}: {what}");
     let missed = 100.0 * ticks.missed as f64 / (ticks.ticks + ticks.missed) as f64;
     table.note(&label("late p50"), us(ticks.lateness_p50_ns), "us");
     match limits {
-        Some((p99_us, missed_most)) => {
+        Some((p99_us, max_missed)) => {
             table.at_most(&label("p99"), us(ticks.lateness_p99_ns), p99_us, "us");
-            table.at_most(&label("missed"), Some(missed), missed_most, "%");
+            table.at_most(&label("missed"), Some(missed), max_missed, "%");
         }
         None => {
             table.note(&label("p99"), us(ticks.lateness_p99_ns), "us");
@@ -126,20 +137,21 @@ fn lateness(table: &mut Table, rate_hz: f64, while_what: &str, ticks: &Ticks, li
     table.note(&label("read p50"), us(ticks.read_cost_ns), "us");
 }
 
-/// From a demand at rest to the end of the reading that it asked for.
-fn waking(table: &mut Table) -> std::io::Result<()> {
-    let sampler = sampler::start(opened()?, &Settings { linger_ns: 0, ..resting() }, Clock::Machine)?;
-    let (ring, mut took_ns, mut calls_ns) = (sampler.feed().ring, Vec::new(), Vec::new());
+/// From a switch to fast while slow to the end of the reading that it asked for.
+fn measure_wake_up(table: &mut Table) -> std::io::Result<()> {
+    let sampler =
+        sampler::start(opened()?, &SamplerSettings { linger_ns: 0, ..slow_settings() }, Clock::Machine)?;
+    let (ring, mut took_ns, mut calls_ns) = (sampler.stream().ring, Vec::new(), Vec::new());
     for _ in 0..300 {
         std::thread::sleep(Duration::from_millis(5));
         let (written, asked_ns) = (ring.written(), monotonic_ns());
-        sampler.demand(true);
+        sampler.set_fast(true);
         calls_ns.push(monotonic_ns() - asked_ns);
         while ring.written() == written {
             std::hint::spin_loop();
         }
         took_ns.push(monotonic_ns() - asked_ns);
-        sampler.demand(false);
+        sampler.set_fast(false);
     }
     for (what, mut ns) in [("the call", calls_ns), ("until the reading is there", took_ns)] {
         ns.sort_unstable();
@@ -154,13 +166,13 @@ fn waking(table: &mut Table) -> std::io::Result<()> {
 }
 
 /// CPU time of this process while `sampler` runs, in % of one core.
-fn cost(sampler: &Sampler, each: Duration) -> f64 {
+fn cpu_percent(sampler: &Sampler, duration: Duration) -> f64 {
     // Past the start, so that it is the steady state.
     std::thread::sleep(Duration::from_millis(200));
     let (began, before) = (Instant::now(), process_time());
-    std::thread::sleep(each);
+    std::thread::sleep(duration);
     let spent = process_time() - before;
-    assert!(sampler.ticks().ticks > 0, "a sampler that did not tick costs nothing");
+    assert!(sampler.stats().ticks > 0, "a sampler that did not tick costs nothing");
     100.0 * spent.as_secs_f64() / began.elapsed().as_secs_f64()
 }
 
@@ -173,34 +185,34 @@ fn cpus() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
-fn resting() -> Settings {
-    Settings { survey_ns: 0, ..Settings::default() }
+fn slow_settings() -> SamplerSettings {
+    SamplerSettings { characterisation_ns: 0, ..SamplerSettings::default() }
 }
 
-fn idle() -> std::io::Result<Sampler> {
-    sampler::start(opened()?, &resting(), Clock::Machine)
+fn slow_sampler() -> std::io::Result<Sampler> {
+    sampler::start(opened()?, &slow_settings(), Clock::Machine)
 }
 
-fn fast(rate_hz: f64) -> std::io::Result<Sampler> {
-    let sampler = sampler::start(opened()?, &Settings { rate_hz, ..resting() }, Clock::Machine)?;
-    sampler.demand(true);
+fn fast_sampler(rate_hz: f64) -> std::io::Result<Sampler> {
+    let sampler = sampler::start(opened()?, &SamplerSettings { rate_hz, ..slow_settings() }, Clock::Machine)?;
+    sampler.set_fast(true);
     Ok(sampler)
 }
 
 /// Other processes that keep every CPU busy; dropping ends them.
-struct Burners(Vec<Child>);
+struct CpuLoad(Vec<Child>);
 
-impl Burners {
+impl CpuLoad {
     fn start(count: usize) -> std::io::Result<Self> {
         let program = std::env::current_exe()?;
         let burner = |_| Command::new(&program).arg(BURN).stdin(Stdio::null()).spawn();
-        let burners = (0..count).map(burner).collect::<std::io::Result<_>>().map(Self);
+        let load = (0..count).map(burner).collect::<std::io::Result<_>>().map(Self);
         std::thread::sleep(Duration::from_millis(500));
-        burners
+        load
     }
 }
 
-impl Drop for Burners {
+impl Drop for CpuLoad {
     fn drop(&mut self) {
         for burner in &mut self.0 {
             // Already gone is as good.

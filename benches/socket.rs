@@ -341,7 +341,7 @@ fn many_open(daemon: &Daemon, table: &mut Table) {
 }
 
 fn idle(daemon: &Daemon, table: &mut Table) {
-    // The survey of the counters at the start is over by then.
+    // The characterisation of the counters at the start is over by then.
     std::thread::sleep(Duration::from_secs(3));
     let (before, begun) = (daemon.processor(), Instant::now());
     std::thread::sleep(Duration::from_secs(10));

@@ -14,13 +14,13 @@ use hdrhistogram::Histogram;
 use wattspan::attribution::account::{Account, Share, State};
 use wattspan::domain::Grade;
 use wattspan::protocol::{Call, CloseSpan, OpenSpan};
-use wattspan::store::{Filter, Question, Settings, Store, Sync};
+use wattspan::store::{Filter, Store, StoreQuery, StoreSettings, SyncMode};
 
 /// Accounts of the bulk.
 const ACCOUNTS: u64 = 1_000_000;
 
 /// How many of them come together: what settles in 10 ms at 100,000 a second.
-const TOGETHER: u64 = 1000;
+const BATCH: u64 = 1000;
 
 const MACHINE: &str = r#"
 [[domain]]
@@ -69,13 +69,13 @@ fn note(what: &str, value: String) {
     println!("{what:<62} {:>16} {value:>20}", "");
 }
 
-fn settings(directory: &Path) -> Settings {
-    Settings {
+fn settings(directory: &Path) -> StoreSettings {
+    StoreSettings {
         directory: directory.to_owned(),
-        age: Duration::from_secs(86_400),
-        bytes: 1 << 40,
-        waiting_bytes: 1 << 30,
-        sync: Sync::Normal,
+        max_age: Duration::from_secs(86_400),
+        max_bytes: 1 << 40,
+        max_waiting_bytes: 1 << 30,
+        sync: SyncMode::Normal,
     }
 }
 
@@ -146,12 +146,12 @@ fn wait(store: &Store, number: u64) {
     }
 }
 
-fn ask(store: &mut Store, question: Question) -> (usize, Duration) {
-    let begun = Instant::now();
-    assert!(store.ask(1, question), "one question");
+fn run_query(store: &mut Store, query: StoreQuery) -> (usize, Duration) {
+    let started = Instant::now();
+    assert!(store.submit_query(1, query), "one question");
     loop {
-        if let Some((_, found)) = store.answers().pop() {
-            return (found.map_or(0, |found| found.accounts.len()), begun.elapsed());
+        if let Some((_, found)) = store.take_query_results().pop() {
+            return (found.map_or(0, |found| found.accounts.len()), started.elapsed());
         }
         std::thread::yield_now();
     }
@@ -160,58 +160,61 @@ fn ask(store: &mut Store, question: Question) -> (usize, Duration) {
 fn bulk(dir: &Path) {
     let directory = dir.join("bulk");
     let mut store = store(&directory);
-    let accounts: Vec<Account> = (0..TOGETHER).map(account).collect();
-    let (begun, mut taking) = (Instant::now(), Duration::ZERO);
+    let accounts: Vec<Account> = (0..BATCH).map(account).collect();
+    let (started, mut append_time) = (Instant::now(), Duration::ZERO);
     for at in 0..ACCOUNTS {
-        let mut account = accounts[(at % TOGETHER) as usize].clone();
+        let mut account = accounts[(at % BATCH) as usize].clone();
         account.span = name(at);
         let taken = Instant::now();
-        assert!(store.keep(&account, None, false), "room");
-        taking += taken.elapsed();
-        if (at + 1) % TOGETHER == 0 {
+        assert!(store.append(&account, None, false), "room");
+        append_time += taken.elapsed();
+        if (at + 1) % BATCH == 0 {
             store.flush();
             // No more than a second's worth ahead of the disk.
             wait(&store, (at + 1).saturating_sub(100_000));
         }
     }
     wait(&store, ACCOUNTS);
-    let rate = ACCOUNTS as f64 / begun.elapsed().as_secs_f64();
+    let rate = ACCOUNTS as f64 / started.elapsed().as_secs_f64();
     row("accounts kept on disk, a second", rate, 50_000.0, false, "/s");
-    note("of the service's thread for each", format!("{:.0} ns", taking.as_nanos() as f64 / ACCOUNTS as f64));
+    note(
+        "of the service's thread for each",
+        format!("{:.0} ns", append_time.as_nanos() as f64 / ACCOUNTS as f64),
+    );
     for (what, span) in
         [("a new name", ACCOUNTS - 5), ("the oldest name", 0), ("a name that is not there", u64::MAX)]
     {
-        let question = Question::Span { uid: 1000, anybody: true, span: name(span) };
-        let (_, took) = ask(&mut store, question);
+        let query = StoreQuery::Span { uid: 1000, all_users: true, span: name(span) };
+        let (_, took) = run_query(&mut store, query);
         note(&format!("found among a million by {what}"), format!("{:.2} ms", took.as_secs_f64() * 1e3));
     }
-    let list = |filter| Question::List { whose: Some(1000), filter, limit: 256, before: None };
-    let (found, took) = ask(&mut store, list(Filter::default()));
+    let list = |filter| StoreQuery::List { uid: Some(1000), filter, limit: 256, before: None };
+    let (found, took) = run_query(&mut store, list(Filter::default()));
     note(&format!("the latest {found} of a user"), format!("{:.2} ms", took.as_secs_f64() * 1e3));
     let nothing = Filter { attributes: [("model".into(), "none".into())].into(), ..Filter::default() };
-    let (_, took) = ask(&mut store, list(nothing));
+    let (_, took) = run_query(&mut store, list(nothing));
     row("a search that finds nothing, one part", took.as_secs_f64() * 1e3, 50.0, true, "ms");
-    store.finish(Duration::from_secs(60));
+    store.shutdown(Duration::from_secs(60));
     let file = std::fs::metadata(directory.join("ledger.sqlite")).expect("it is there").len();
     row("bytes of an account on disk, all indexes", file as f64 / ACCOUNTS as f64, 200.0, true, "B");
-    let begun = Instant::now();
+    let started = Instant::now();
     let mut again = self::store(&directory);
-    ask(&mut again, Question::Span { uid: 0, anybody: false, span: String::new() });
-    row("start over a million accounts", begun.elapsed().as_secs_f64() * 1e3, 100.0, true, "ms");
+    run_query(&mut again, StoreQuery::Span { uid: 0, all_users: false, span: String::new() });
+    row("start over a million accounts", started.elapsed().as_secs_f64() * 1e3, 100.0, true, "ms");
 }
 
 fn commits(dir: &Path) {
-    for (what, sync) in [("normal", Sync::Normal), ("full", Sync::Full)] {
-        let settings = Settings { sync, ..settings(&dir.join(what)) };
+    for (what, sync) in [("normal", SyncMode::Normal), ("full", SyncMode::Full)] {
+        let settings = StoreSettings { sync, ..settings(&dir.join(what)) };
         let mut store = Store::start(settings, |line| println!("{line}")).expect("a thread");
         let mut times = Histogram::<u64>::new(3).expect("a histogram");
         for at in 0..3000 {
             let account = account(at);
-            let begun = Instant::now();
-            store.keep(&account, None, true);
+            let started = Instant::now();
+            store.append(&account, None, true);
             store.flush();
             wait(&store, at + 1);
-            times.record(begun.elapsed().as_nanos() as u64).expect("a histogram that grows");
+            times.record(started.elapsed().as_nanos() as u64).expect("a histogram that grows");
         }
         let at = |quantile| times.value_at_quantile(quantile) as f64 / 1e3;
         let value = format!("{:.0} / {:.0} us", at(0.5), at(0.99));
@@ -278,8 +281,8 @@ fn steady_load() {
         let mut buffer = vec![0; 1 << 16];
         while reading.read(&mut buffer).is_ok_and(|length| length > 0) {}
     });
-    let begun = Instant::now();
-    let (mut early, mut most) = (0.0, 0.0_f64);
+    let started = Instant::now();
+    let (mut early, mut peak) = (0.0, 0.0_f64);
     for tick in 0..SECONDS * 1000 / EACH_MS {
         let mut calls = Vec::new();
         for _ in 0..10 * EACH_MS {
@@ -288,23 +291,23 @@ fn steady_load() {
             Call::new(CloseSpan { span, ..CloseSpan::default() }).write(&mut calls);
         }
         stream.write_all(&calls).expect("a daemon that reads");
-        if tick % 100 == 0 && begun.elapsed() > Duration::from_secs(5) {
+        if tick % 100 == 0 && started.elapsed() > Duration::from_secs(5) {
             let resident = daemon.resident_mb();
             if early == 0.0 {
                 early = resident;
             }
-            most = most.max(resident);
+            peak = peak.max(resident);
         }
-        let due = begun + Duration::from_millis((tick + 1) * EACH_MS);
+        let due = started + Duration::from_millis((tick + 1) * EACH_MS);
         std::thread::sleep(due.saturating_duration_since(Instant::now()));
     }
-    let taken = begun.elapsed().as_secs_f64();
+    let taken = started.elapsed().as_secs_f64();
     note(
         "closes a second asked of a daemon, for half a minute",
         format!("{:.0} /s", SECONDS as f64 * 1e4 / taken),
     );
     note("its memory after 5 s", format!("{early:.1} MB"));
-    row("its most memory since, over that", most / early, 1.05, true, "x");
+    row("its most memory since, over that", peak / early, 1.05, true, "x");
     std::thread::sleep(Duration::from_millis(500));
     let kept = {
         let mut stream = daemon.connect();
@@ -316,9 +319,9 @@ fn steady_load() {
         }
         String::from_utf8_lossy(&buffer[..length]).into_owned()
     };
-    let keeping =
+    let ledger_health =
         kept.split("\"keeping\":").nth(1).and_then(|rest| rest.split('}').next()).unwrap_or("nothing");
-    note("what it says of its ledger then", format!("{keeping}}}"));
+    note("what it says of its ledger then", format!("{ledger_health}}}"));
     drop(stream);
     drop(daemon);
     let _ = reader.join();

@@ -21,7 +21,7 @@ use crate::private_file;
 use crate::privileges::{self, Confinement, Needs};
 use crate::ring::Sample;
 use crate::sampler;
-use crate::sampler::record::{self, Recording};
+use crate::sampler::recording::{self, Recording};
 use crate::server::Doors;
 use crate::service::{Plan, Reread, Service, Upkeep};
 use crate::sources::powercap::NAME as POWERCAP;
@@ -52,7 +52,7 @@ fn run(flags: &Flags) -> Result<()> {
     if flags.check {
         print!("{}", toml::to_string(&config).context("cannot print the configuration")?);
         if let Some(settings) = store_settings(&config) {
-            print!("\n# {}\n", store::forecast(&settings));
+            print!("\n# {}\n", store::describe_retention(&settings));
         }
         return Ok(());
     }
@@ -113,17 +113,17 @@ fn is_store_enabled(config: &Config) -> bool {
 }
 
 /// How the store is set up; `None` where nothing is to be kept, or there is no place for it.
-fn store_settings(config: &Config) -> Option<store::Settings> {
+fn store_settings(config: &Config) -> Option<store::StoreSettings> {
     let disk = &config.ledger;
-    Some(store::Settings {
+    Some(store::StoreSettings {
         directory: state_dir(config).filter(|_| is_store_enabled(config))?,
-        age: Duration::from_secs_f64(disk.days * 86_400.0),
-        bytes: disk.megabytes * 1_000_000,
-        waiting_bytes: usize::try_from(disk.waiting_megabytes * 1_000_000).unwrap_or(usize::MAX),
+        max_age: Duration::from_secs_f64(disk.days * 86_400.0),
+        max_bytes: disk.megabytes * 1_000_000,
+        max_waiting_bytes: usize::try_from(disk.waiting_megabytes * 1_000_000).unwrap_or(usize::MAX),
         sync: match disk.sync {
-            config::Sync::Off => store::Sync::Off,
-            config::Sync::Normal => store::Sync::Normal,
-            config::Sync::Full => store::Sync::Full,
+            config::Sync::Off => store::SyncMode::Off,
+            config::Sync::Normal => store::SyncMode::Normal,
+            config::Sync::Full => store::SyncMode::Full,
         },
     })
 }
@@ -199,12 +199,12 @@ fn start_recording(file: &Path, out: std::io::Result<File>, service: &mut Servic
     let sink = move |ring: usize, sample: &Sample| {
         recorder.record(domain_offsets[ring], sample.before_ns, sample.after_ns, &sample.readings)
     };
-    record::start(feeds.into_iter().map(|feed| feed.ring).collect(), sink).with_context(context)
+    recording::start(feeds.into_iter().map(|feed| feed.ring).collect(), sink).with_context(context)
 }
 
 fn finish_recording(recording: Recording) -> Result<()> {
     let recorded = recording.finish().context("the recording failed")?;
-    log_event(&RECORDED, &format!("recorded {} samples, lost {}", recorded.kept, recorded.lost));
+    log_event(&RECORDED, &format!("recorded {} samples, lost {}", recorded.recorded, recorded.lost));
     Ok(())
 }
 

@@ -23,7 +23,7 @@ use wattspan::attribution::account::{Account, Share};
 use wattspan::attribution::{self, Ledger, Opening};
 use wattspan::clock::Clock;
 use wattspan::domain::{Domain, Grade, Kind, Liveness, Reading};
-use wattspan::sampler::character::Character;
+use wattspan::sampler::counter_profile::CounterProfile;
 use wattspan::sources::profile::Profile;
 use wattspan::sources::{Inventory, containment, discover};
 
@@ -299,43 +299,38 @@ fn a_neural_engine_at_rest_is_alive_and_one_that_is_frozen_is_stuck_and_never_no
     let busy = Meter::new("CPU Energy", 1_000_000, &[(S, 9_000)], BATCHES);
     let mut machine = Machine::new("m4", vec![busy, idle]);
     let (domains, advanced) = (machine.domains(), machine.found.opened[0].advanced.clone());
-    let mut characters: Vec<Character> = domains
+    let mut profiles: Vec<CounterProfile> = domains
         .iter()
         .zip(advanced)
-        .map(|(domain, advanced)| Character::new(advanced).with_latency(domain.latency_ns))
+        .map(|(domain, advanced)| CounterProfile::new(advanced).with_latency(domain.latency_ns))
         .collect();
     let place = |name: &str| domains.iter().position(|domain| domain.name == name).unwrap();
     let (cpu, ane) = (place("cpu"), place("ane"));
-    let watch = |machine: &mut Machine, until_ns: u64, characters: &mut Vec<Character>| {
+    let watch = |machine: &mut Machine, until_ns: u64, profiles: &mut Vec<CounterProfile>| {
         while machine.now_ns < until_ns {
             let readings = machine.read_at(machine.now_ns + 100 * MS);
-            for (character, reading) in characters.iter_mut().zip(&readings) {
-                character.observe(machine.now_ns, machine.now_ns, reading);
+            for (profile, reading) in profiles.iter_mut().zip(&readings) {
+                profile.observe(machine.now_ns, machine.now_ns, reading);
             }
         }
     };
     for second in 1..=30 {
-        watch(&mut machine, START_NS + second * S, &mut characters);
-        assert_eq!(
-            characters[cpu].liveness().0,
-            Liveness::Live,
-            "{second} s: {:?}",
-            characters[cpu].liveness()
-        );
-        assert_eq!(characters[ane].liveness().0, Liveness::Live, "{second} s");
+        watch(&mut machine, START_NS + second * S, &mut profiles);
+        assert_eq!(profiles[cpu].liveness().0, Liveness::Live, "{second} s: {:?}", profiles[cpu].liveness());
+        assert_eq!(profiles[ane].liveness().0, Liveness::Live, "{second} s");
     }
-    let interval_ns = characters[cpu].update_interval_ns().expect("it was seen to move in batches");
+    let interval_ns = profiles[cpu].update_interval_ns().expect("it was seen to move in batches");
     assert!((1_900 * MS..2_400 * MS).contains(&interval_ns), "{interval_ns}");
     // As after a sleep, or on macOS 27: number and stamp stand still.
     let last = (machine.one("cpu"), machine.now_ns);
     machine.library.set("CPU Energy", Knob::Flags, FROZEN);
     machine.meters.remove(0);
-    watch(&mut machine, START_NS + 60 * S, &mut characters);
-    let (liveness, reason) = characters[cpu].liveness();
+    watch(&mut machine, START_NS + 60 * S, &mut profiles);
+    let (liveness, reason) = profiles[cpu].liveness();
     assert_eq!(liveness, Liveness::Stuck);
     assert!(reason.unwrap().contains("has not moved for"));
-    assert_eq!(characters[cpu].power_mw(), None, "not 0 W");
-    assert_eq!(characters[ane].liveness().0, Liveness::Live);
+    assert_eq!(profiles[cpu].power_mw(), None, "not 0 W");
+    assert_eq!(profiles[ane].liveness().0, Liveness::Live);
     let now = machine.one("cpu");
     assert!(now.valid && now.energy_uj == last.0.energy_uj && now.stamp_ns <= last.1, "nothing is made up");
 }

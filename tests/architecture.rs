@@ -293,7 +293,7 @@ fn nothing_is_left_for_later_under_the_name_of_done() {
 const CREATE_FILES: &[(&str, &str)] = &[
     ("private_file.rs", "the one place for it"),
     ("cli/generate.rs", "manual pages are for everybody"),
-    ("store/place.rs", "the state directory, judged and locked before anything is written"),
+    ("store/state_dir.rs", "the state directory, checked and locked before anything is written"),
     ("unix_socket/listener.rs", "the socket's directory, which every user enters"),
 ];
 

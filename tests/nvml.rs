@@ -21,7 +21,7 @@ use wattspan::attribution::{self, Ledger, Opening};
 use wattspan::client::Client;
 use wattspan::clock::Clock;
 use wattspan::domain::{Domain, Grade, Kind, Liveness, Reading};
-use wattspan::sampler::character::Character;
+use wattspan::sampler::counter_profile::CounterProfile;
 use wattspan::sampler::{self, Sampler};
 use wattspan::sources::profile::Profile;
 use wattspan::sources::{Inventory, Opened, Settings, containment, discover, discover_within};
@@ -418,14 +418,14 @@ fn a_counter_and_a_sensor_that_disagree_are_shown_to() {
     let library = Library::new(2);
     library.set(0, Knob::SensorPermille, 800);
     let mut machine = Machine::new(library);
-    let mut characters = [Character::new(true), Character::new(true)];
+    let mut profiles = [CounterProfile::new(true), CounterProfile::new(true)];
     for _ in 0..1_000 {
         machine.pass_to(machine.now_ns + 10 * MS);
-        for (character, reading) in characters.iter_mut().zip(machine.read()) {
-            character.observe(machine.now_ns, machine.now_ns, &reading);
+        for (profile, reading) in profiles.iter_mut().zip(machine.read()) {
+            profile.observe(machine.now_ns, machine.now_ns, &reading);
         }
     }
-    let [off, agreeing] = characters.map(|character| character.residual().unwrap());
+    let [off, agreeing] = profiles.map(|profile| profile.residual().unwrap());
     assert!((off - 0.25).abs() < 0.03 && agreeing.abs() < 0.03, "{off} {agreeing}");
 }
 
@@ -491,13 +491,13 @@ fn a_counter_however_dear_is_asked_often_enough_not_to_be_lost() {
     let library = Library::new(1);
     library.set(0, Knob::SleepNs, 200 * MS);
     let mut machine = Machine::new(library);
-    let mut character = Character::new(true);
+    let mut profile = CounterProfile::new(true);
     let (mut last_ns, mut valid) = (machine.now_ns, 0);
     for _ in 0..450 {
         machine.pass_to(machine.now_ns + 10 * MS);
         let reading = machine.read()[0];
-        character.observe(machine.now_ns, machine.now_ns, &reading);
-        assert_ne!(character.liveness().0, Liveness::Lost, "at {}", machine.now_ns);
+        profile.observe(machine.now_ns, machine.now_ns, &reading);
+        assert_ne!(profile.liveness().0, Liveness::Lost, "at {}", machine.now_ns);
         if reading.valid {
             assert!(machine.now_ns - last_ns <= 1_100 * MS, "silent from {last_ns} to {}", machine.now_ns);
             (last_ns, valid) = (machine.now_ns, valid + 1);
@@ -516,9 +516,9 @@ fn until(what: &str, mut so: impl FnMut() -> bool) {
 }
 
 fn start(opened: Opened) -> Sampler {
-    let settings = sampler::Settings { survey_ns: 0, ..sampler::Settings::default() };
+    let settings = sampler::SamplerSettings { characterisation_ns: 0, ..sampler::SamplerSettings::default() };
     let sampler = sampler::start(opened, &settings, Clock::Machine).unwrap();
-    sampler.demand(true);
+    sampler.set_fast(true);
     sampler
 }
 
@@ -528,18 +528,18 @@ fn a_call_that_hangs_stops_its_own_board_only_and_not_even_the_close() {
     let mut found = discover(&library.settings(), &Clock::Machine);
     let (second, first) = (found.opened.pop().unwrap(), found.opened.pop().unwrap());
     let (first, second) = (start(first), start(second));
-    until("both tick", || first.ticks().ticks > 3 && second.ticks().ticks > 3);
+    until("both tick", || first.stats().ticks > 3 && second.stats().ticks > 3);
     library.set(0, Knob::Hangs, 1);
     until("the first hangs", || library.get(0, Knob::Held) == 1);
-    let (held, others) = (first.ticks().ticks, second.ticks().ticks);
-    until("the second goes on", || second.ticks().ticks > others + 50);
-    assert_eq!(first.ticks().ticks, held);
+    let (held, others) = (first.stats().ticks, second.stats().ticks);
+    until("the second goes on", || second.stats().ticks > others + 50);
+    assert_eq!(first.stats().ticks, held);
     assert!(first.hung_for_ns(Clock::Machine.now_ns()).is_some(), "and the meter can see it");
     drop(first);
     assert_eq!(library.get(0, Knob::Hangs), 1, "closed while the call still hangs");
     library.set(0, Knob::Hangs, 0);
-    let more = second.ticks().ticks;
-    until("the second still goes on", || second.ticks().ticks > more + 10);
+    let more = second.stats().ticks;
+    until("the second still goes on", || second.stats().ticks > more + 10);
 }
 
 #[test]

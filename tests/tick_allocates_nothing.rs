@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use wattspan::clock::Clock;
 use wattspan::domain::{Domain, Grade, Kind, Reading};
-use wattspan::sampler::{self, Settings};
+use wattspan::sampler::{self, SamplerSettings};
 use wattspan::sources::{Opened, Source};
 
 #[path = "support/counting_ffi.rs"]
@@ -59,11 +59,12 @@ fn from_the_first_read_on_the_thread_asks_for_no_memory() {
         max_rate_hz: 1000.0,
         advanced: vec![true; 4],
     };
-    let settings = Settings { survey_ns: 20_000_000, history: 64, ..Settings::default() };
+    let settings =
+        SamplerSettings { characterisation_ns: 20_000_000, ring_samples: 64, ..SamplerSettings::default() };
     let sampler = sampler::start(opened, &settings, Clock::Machine).unwrap();
-    // Through all speeds: the survey, rest, and fast.
+    // Through all speeds: characterisation, slow and fast.
     std::thread::sleep(Duration::from_millis(40));
-    sampler.demand(true);
+    sampler.set_fast(true);
     let noted = reported.recv_timeout(Duration::from_secs(60)).unwrap();
     assert!(counting_ffi::requests() > 0, "the count counts");
     assert_eq!(noted, [noted[0]; TICKS], "requests at each read");

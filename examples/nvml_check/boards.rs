@@ -20,7 +20,7 @@ use rustix::time::{ClockId, clock_gettime};
 use serde_json::{Value, json};
 use wattspan::clock::{Clock, monotonic_ns, unix_ns};
 use wattspan::ring::Sample;
-use wattspan::sampler::{self, character::Character};
+use wattspan::sampler::{self, counter_profile::CounterProfile};
 use wattspan::sources::{Settings, discover, nvml};
 
 const TOTAL_ENERGY: u32 = 83;
@@ -302,29 +302,30 @@ fn meter(flags: &Flags, each: Duration) -> Result<Value, Box<dyn Error>> {
     let settings = Settings { nvml_library, enabled: vec![nvml::NAME.into()], ..Settings::default() };
     let found = discover(&settings, &Clock::Machine);
     let absent: Vec<_> = found.absent.iter().map(|absent| absent.reason.clone()).collect();
-    let start = |opened| sampler::start(opened, &sampler::Settings::default(), Clock::Machine);
+    let start = |opened| sampler::start(opened, &sampler::SamplerSettings::default(), Clock::Machine);
     let samplers = found.opened.into_iter().map(start).collect::<Result<Vec<_>, _>>()?;
-    samplers.iter().for_each(|sampler| sampler.demand(true));
+    samplers.iter().for_each(|sampler| sampler.set_fast(true));
     sleep(each.max(Duration::from_secs(6)));
     let mut domains = Vec::new();
     for sampler in &samplers {
-        let (feed, ticks) = (sampler.feed(), sampler.ticks());
-        let mut sample = Sample::blank(feed.domains.len());
-        let mut characters: Vec<_> = feed.advanced.iter().map(|&advanced| Character::new(advanced)).collect();
-        for index in feed.ring.oldest()..feed.ring.written() {
-            if feed.ring.read(index, &mut sample) {
-                for (character, reading) in characters.iter_mut().zip(&sample.readings) {
-                    character.observe(sample.before_ns, sample.after_ns, reading);
+        let (stream, ticks) = (sampler.stream(), sampler.stats());
+        let mut sample = Sample::blank(stream.domains.len());
+        let mut profiles: Vec<_> =
+            stream.advanced.iter().map(|&advanced| CounterProfile::new(advanced)).collect();
+        for index in stream.ring.oldest()..stream.ring.written() {
+            if stream.ring.read(index, &mut sample) {
+                for (profile, reading) in profiles.iter_mut().zip(&sample.readings) {
+                    profile.observe(sample.before_ns, sample.after_ns, reading);
                 }
             }
         }
-        for (domain, character) in feed.domains.iter().zip(&characters) {
-            let (liveness, reason) = character.liveness();
+        for (domain, profile) in stream.domains.iter().zip(&profiles) {
+            let (liveness, reason) = profile.liveness();
             domains.push(json!({
-                "domain": domain.name, "device": domain.device, "grade": domain.grade, "rate_hz": feed.rate_hz,
-                "liveness": liveness, "reason": reason, "update_interval_ns": character.update_interval_ns(),
-                "quantum_uj": character.quantum_uj(), "read_cost_ns": character.read_cost_ns(),
-                "power_mw": character.power_mw(), "residual": character.residual(),
+                "domain": domain.name, "device": domain.device, "grade": domain.grade, "rate_hz": stream.rate_hz,
+                "liveness": liveness, "reason": reason, "update_interval_ns": profile.update_interval_ns(),
+                "quantum_uj": profile.quantum_uj(), "read_cost_ns": profile.read_cost_ns(),
+                "power_mw": profile.power_mw(), "residual": profile.residual(),
                 "ticks": ticks.ticks, "late": ticks.late, "missed": ticks.missed,
                 "lateness_p99_ns": ticks.lateness_p99_ns,
             }));

@@ -6,10 +6,10 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Buckets for each doubling, as a power of two.
-const FINENESS: u32 = 4;
+const SUB_BUCKET_BITS: u32 = 4;
 /// Values of 2^41 ns (37 minutes) and more all count in the last bucket.
-const DOUBLINGS: u32 = 41;
-const BUCKETS: usize = ((DOUBLINGS - FINENESS + 1) as usize) << FINENESS;
+const MAX_EXPONENT: u32 = 41;
+const BUCKETS: usize = ((MAX_EXPONENT - SUB_BUCKET_BITS + 1) as usize) << SUB_BUCKET_BITS;
 
 /// Counts of durations in nanoseconds.
 pub(super) struct Histogram {
@@ -32,30 +32,30 @@ impl Histogram {
         let counts: Vec<u64> = self.buckets.iter().map(|bucket| bucket.load(Ordering::Relaxed)).collect();
         let total: u64 = counts.iter().sum();
         let rank = (total * permille).div_ceil(1000).max(1);
-        let mut below = 0;
+        let mut cumulative = 0;
         let reached = counts.iter().position(|count| {
-            below += count;
-            below >= rank
+            cumulative += count;
+            cumulative >= rank
         })?;
-        Some(upper_edge_ns(reached))
+        Some(upper_bound_ns(reached))
     }
 }
 
 fn bucket_of(ns: u64) -> usize {
-    let Some(doubling) = ns.checked_ilog2().filter(|&doubling| doubling >= FINENESS) else {
+    let Some(doubling) = ns.checked_ilog2().filter(|&doubling| doubling >= SUB_BUCKET_BITS) else {
         return ns as usize;
     };
-    let within = (ns >> (doubling - FINENESS)) as usize & ((1 << FINENESS) - 1);
-    let bucket = (((doubling - FINENESS + 1) as usize) << FINENESS) + within;
+    let within = (ns >> (doubling - SUB_BUCKET_BITS)) as usize & ((1 << SUB_BUCKET_BITS) - 1);
+    let bucket = (((doubling - SUB_BUCKET_BITS + 1) as usize) << SUB_BUCKET_BITS) + within;
     bucket.min(BUCKETS - 1)
 }
 
 /// The largest duration that counts in this bucket.
-fn upper_edge_ns(bucket: usize) -> u64 {
-    let (doubling, within) = (bucket >> FINENESS, bucket & ((1 << FINENESS) - 1));
+fn upper_bound_ns(bucket: usize) -> u64 {
+    let (doubling, within) = (bucket >> SUB_BUCKET_BITS, bucket & ((1 << SUB_BUCKET_BITS) - 1));
     match doubling.checked_sub(1) {
         None => bucket as u64,
-        Some(shift) => (((1 << FINENESS) + within as u64 + 1) << shift) - 1,
+        Some(shift) => (((1 << SUB_BUCKET_BITS) + within as u64 + 1) << shift) - 1,
     }
 }
 
@@ -69,19 +69,19 @@ mod tests {
     }
 
     #[test]
-    fn every_duration_lies_in_a_bucket_whose_upper_edge_is_at_most_a_sixteenth_above_it() {
+    fn the_upper_bound_exceeds_a_duration_by_at_most_a_sixteenth() {
         let spread = (0..40).flat_map(|doubling| [0, 1, 3].map(|more| (1_u64 << doubling) + more));
         for ns in (0..5_000).chain(spread) {
-            let edge_ns = upper_edge_ns(bucket_of(ns));
-            assert!(edge_ns >= ns && edge_ns - ns <= ns / 16, "{ns} in a bucket up to {edge_ns}");
+            let bound_ns = upper_bound_ns(bucket_of(ns));
+            assert!(bound_ns >= ns && bound_ns - ns <= ns / 16, "{ns} in a bucket up to {bound_ns}");
         }
     }
 
     #[test]
-    fn buckets_follow_each_other_without_hole_or_overlap() {
+    fn buckets_are_contiguous() {
         for bucket in 0..BUCKETS - 1 {
-            assert_eq!(bucket_of(upper_edge_ns(bucket)), bucket);
-            assert_eq!(bucket_of(upper_edge_ns(bucket) + 1), bucket + 1);
+            assert_eq!(bucket_of(upper_bound_ns(bucket)), bucket);
+            assert_eq!(bucket_of(upper_bound_ns(bucket) + 1), bucket + 1);
         }
     }
 
@@ -91,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn the_median_and_the_tail_are_where_they_were_put() {
+    fn quantiles_match_the_recorded_durations() {
         let histogram = Histogram::new();
         (0..990).for_each(|_| histogram.record(10));
         (0..10).for_each(|_| histogram.record(100_000));

@@ -18,30 +18,30 @@ use crate::ring::{Reader, Sample, ring};
 use crate::sources::Opened;
 
 /// What a domain's counter is like, learnt from its readings.
-pub mod character;
+pub mod counter_profile;
 
 /// Hands every sample to a sink, from a thread of its own.
-pub mod record;
+pub mod recording;
 
-mod continuity;
-mod grid;
+mod deadlines;
 mod histogram;
-mod interval;
-mod pace;
 mod power;
-mod recent;
+mod rate_control;
 mod residual;
-mod tally;
-mod ticker;
+mod running_median;
+mod stats;
+mod suspend_detector;
+mod thread;
+mod update_interval;
 
+#[cfg(any(test, not(target_os = "linux")))]
+mod condvar;
 #[cfg(target_os = "linux")]
 mod futex;
-#[cfg(any(test, not(target_os = "linux")))]
-mod park;
-#[cfg(target_os = "linux")]
-use futex::Alarm;
 #[cfg(not(target_os = "linux"))]
-use park::Alarm;
+use condvar::EventCount;
+#[cfg(target_os = "linux")]
+use futex::EventCount;
 
 #[cfg(target_os = "linux")]
 mod priority_ffi;
@@ -52,26 +52,26 @@ mod priority;
 #[path = "priority_unsupported.rs"]
 mod priority;
 
-use continuity::Continuity;
-use pace::{Pace, Speed, Wish};
-use tally::Tally;
-use ticker::Ticker;
+use rate_control::{RateController, RateRequest, Speed};
+use stats::SamplerStats;
+use suspend_detector::SuspendDetector;
+use thread::SamplerThread;
 
-pub use tally::Ticks;
+pub use stats::TickStats;
 
 /// The fastest that any sampler ticks.
 const MAX_RATE_HZ: f64 = 10_000.0;
-/// A survey reads this often for each counter update that the source expects, to see where the updates lie.
+/// Characterisation reads this often for each counter update that the source expects, to see where the updates lie.
 const OVERSAMPLING: f64 = 4.0;
 /// The real-time priority that samplers ask for: below the kernel's interrupt threads (50), which a sampler must not hold
 /// up; above everything ordinary.
 pub const REALTIME_PRIORITY: i32 = 40;
 /// How long dropping a sampler waits for a read that hangs.
-const PATIENCE: Duration = Duration::from_secs(1);
+const JOIN_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How samplers tick.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Settings {
+pub struct SamplerSettings {
     /// Reads a second while somebody needs them; at most 10,000 and the source's own maximum.
     pub rate_hz: f64,
     /// Reads a second while nobody does.
@@ -79,27 +79,27 @@ pub struct Settings {
     /// How long after the last need it stays fast.
     pub linger_ns: u64,
     /// How long a characterisation takes, the one at the start and any asked for later.
-    pub survey_ns: u64,
+    pub characterisation_ns: u64,
     /// How many samples the ring keeps, rounded up to a power of two. Memory is 8 · (3 + 5 · domains) bytes for each,
     /// once used.
-    pub history: usize,
+    pub ring_samples: usize,
 }
 
-impl Default for Settings {
+impl Default for SamplerSettings {
     fn default() -> Self {
         Self {
             rate_hz: 1000.0,
             idle_rate_hz: 1.0,
             linger_ns: 20_000_000,
-            survey_ns: 300_000_000,
-            history: 32_768,
+            characterisation_ns: 300_000_000,
+            ring_samples: 32_768,
         }
     }
 }
 
-/// What the stages behind the sampler need of it; cheap to clone.
+/// What the stages after the sampler need of it; cheap to clone.
 #[derive(Clone)]
-pub struct Feed {
+pub struct SampleStream {
     /// The mechanism: "perf", "powercap", ...
     pub source: &'static str,
     /// What it meters, in the order of the readings.
@@ -114,127 +114,127 @@ pub struct Feed {
 
 /// A running sampler; dropping it stops the thread.
 pub struct Sampler {
-    feed: Feed,
-    shared: Arc<Shared>,
+    stream: SampleStream,
+    shared: Arc<SamplerShared>,
     /// The fastest that its source can be read.
     source_max_hz: f64,
     /// Closes when the thread is gone; nothing is ever sent.
-    gone: Receiver<()>,
+    thread_ended: Receiver<()>,
     thread: Option<JoinHandle<()>>,
 }
 
 /// What the thread shares with those who look at it.
-struct Shared {
-    wish: Wish,
-    alarm: Alarm,
-    tally: Tally,
+struct SamplerShared {
+    rate_request: RateRequest,
+    wakeup: EventCount,
+    stats: SamplerStats,
     stop: AtomicBool,
-    rates: RatesNow,
+    rates: AtomicRates,
 }
 
-impl Shared {
-    fn stopped(&self) -> bool {
+impl SamplerShared {
+    fn is_stopped(&self) -> bool {
         self.stop.load(Ordering::Acquire)
     }
 }
 
-/// Starts a sampler on an opened source. It reads at once, surveys the counters for a while, and then ticks as
-/// [`Sampler::demand`] says.
+/// Starts a sampler on an opened source. It reads at once, characterises the counters for a while, and then ticks as
+/// [`Sampler::set_fast`] says.
 ///
 /// # Errors
 /// The system refuses another thread.
-pub fn start(opened: Opened, settings: &Settings, clock: Clock) -> io::Result<Sampler> {
+pub fn start(opened: Opened, settings: &SamplerSettings, clock: Clock) -> io::Result<Sampler> {
     let rates = Rates::new(settings, opened.max_rate_hz);
-    let (writer, reader) = ring(settings.history, opened.domains.len());
-    let shared = Arc::new(Shared {
-        wish: Wish::new(),
-        alarm: Alarm::default(),
-        tally: Tally::new(),
+    let (writer, reader) = ring(settings.ring_samples, opened.domains.len());
+    let shared = Arc::new(SamplerShared {
+        rate_request: RateRequest::new(),
+        wakeup: EventCount::default(),
+        stats: SamplerStats::new(),
         stop: AtomicBool::new(false),
-        rates: RatesNow::new(rates),
+        rates: AtomicRates::new(rates),
     });
-    let ticker = Ticker {
+    let sampler_thread = SamplerThread {
         source: opened.source,
         cpu: opened.cpu,
         clock,
         writer,
         sample: Sample::blank(opened.domains.len()),
-        pace: Pace::new(settings.linger_ns, settings.survey_ns),
-        continuity: Continuity::default(),
-        cost_ns: 0,
+        rate_controller: RateController::new(settings.linger_ns, settings.characterisation_ns),
+        suspend_detector: SuspendDetector::default(),
+        last_cost_ns: 0,
         shared: Arc::clone(&shared),
         rates,
-        rates_seen: 0,
+        rates_generation: 0,
     };
     let source_max_hz = opened.max_rate_hz;
-    let feed = Feed {
+    let stream = SampleStream {
         source: opened.name,
         domains: opened.domains.into(),
         advanced: opened.advanced.into(),
         ring: reader,
         rate_hz: rates.fast_hz,
     };
-    let (going, gone) = channel();
+    let (thread_alive, thread_ended) = channel();
     let thread = std::thread::Builder::new().name(format!("sampler-{}", opened.name)).spawn(move || {
         // Held until the thread ends, however it ends.
-        let _going = going;
-        ticker.run();
+        let _thread_alive = thread_alive;
+        sampler_thread.run();
     })?;
-    Ok(Sampler { feed, shared, source_max_hz, gone, thread: Some(thread) })
+    Ok(Sampler { stream, shared, source_max_hz, thread_ended, thread: Some(thread) })
 }
 
 impl Sampler {
     /// Says whether readings are needed now. The first need wakes the thread, which reads at once; the end of it takes
     /// effect after the linger. Cheap enough to be called for every message: a flag, and a system call only where the
     /// thread rests.
-    pub fn demand(&self, fast: bool) {
-        if self.shared.wish.fast(fast) {
-            self.shared.alarm.ring();
+    pub fn set_fast(&self, fast: bool) {
+        if self.shared.rate_request.set_fast(fast) {
+            self.shared.wakeup.notify();
         }
     }
 
-    /// Ticks as fast as characterisation needs for the length of a survey.
-    pub fn survey(&self) {
-        if self.shared.wish.survey() {
-            self.shared.alarm.ring();
+    /// Ticks as fast as characterisation needs for the length of a characterisation.
+    pub fn characterise(&self) {
+        if self.shared.rate_request.request_characterisation() {
+            self.shared.wakeup.notify();
         }
     }
 
     /// Ticks at these rates from now on; of the settings, everything else stays as it was at the start.
-    pub fn set_rates(&self, settings: &Settings) {
-        self.shared.rates.set(Rates::new(settings, self.source_max_hz));
-        self.shared.alarm.ring();
+    pub fn set_rates(&self, settings: &SamplerSettings) {
+        self.shared.rates.store(Rates::new(settings, self.source_max_hz));
+        self.shared.wakeup.notify();
     }
 
     /// For how long, by `now_ns`, the thread has been neither asleep nor in a read without having come to its next tick:
     /// a thread that makes no progress shows here, a driver that hangs does not.
     pub fn overdue_ns(&self, now_ns: u64) -> u64 {
-        self.shared.tally.overdue_ns(now_ns)
+        self.shared.stats.overdue_ns(now_ns)
     }
 
-    /// What the stages behind need.
-    pub fn feed(&self) -> Feed {
-        self.feed.clone()
+    /// What the stages after the sampler need.
+    pub fn stream(&self) -> SampleStream {
+        self.stream.clone()
     }
 
     /// What became of the ticks so far.
-    pub fn ticks(&self) -> Ticks {
-        self.shared.tally.snapshot()
+    pub fn stats(&self) -> TickStats {
+        self.shared.stats.snapshot()
     }
 
     /// How long the read under way has taken by `now_ns`; `None` between reads. A source that hangs shows here.
     pub fn hung_for_ns(&self, now_ns: u64) -> Option<u64> {
-        self.shared.tally.hung_for_ns(now_ns)
+        self.shared.stats.hung_for_ns(now_ns)
     }
 }
 
 impl Drop for Sampler {
     fn drop(&mut self) {
         self.shared.stop.store(true, Ordering::Release);
-        self.shared.alarm.ring();
+        self.shared.wakeup.notify();
         let Some(thread) = self.thread.take() else { return };
         // A read that hangs in a driver cannot be interrupted: then the thread is left behind, and ends when it returns.
-        if self.gone.recv_timeout(PATIENCE) == Err(RecvTimeoutError::Disconnected) {
+        if self.thread_ended.recv_timeout(JOIN_TIMEOUT) == Err(RecvTimeoutError::Disconnected) {
             // A panic of the thread was reported where it happened.
             let _ = thread.join();
         }
@@ -246,27 +246,27 @@ impl Drop for Sampler {
 struct Rates {
     slow_hz: f64,
     fast_hz: f64,
-    survey_hz: f64,
+    characterisation_hz: f64,
 }
 
 impl Rates {
     /// Below this a rate is a way of saying "never".
     const MIN_RATE_HZ: f64 = 0.001;
 
-    fn new(settings: &Settings, source_max_hz: f64) -> Self {
-        let within = |hz: f64, max_hz: f64| hz.min(max_hz).max(Self::MIN_RATE_HZ);
-        let source_max_hz = within(source_max_hz, MAX_RATE_HZ);
-        let fast_hz = within(settings.rate_hz, source_max_hz);
+    fn new(settings: &SamplerSettings, source_max_hz: f64) -> Self {
+        let clamp = |hz: f64, max_hz: f64| hz.min(max_hz).max(Self::MIN_RATE_HZ);
+        let source_max_hz = clamp(source_max_hz, MAX_RATE_HZ);
+        let fast_hz = clamp(settings.rate_hz, source_max_hz);
         // `source_max_hz` is about how often the counter moves; seeing when it does takes several reads a move.
-        let survey_hz = within(OVERSAMPLING * source_max_hz, MAX_RATE_HZ).max(fast_hz);
-        Self { slow_hz: within(settings.idle_rate_hz, fast_hz), fast_hz, survey_hz }
+        let characterisation_hz = clamp(OVERSAMPLING * source_max_hz, MAX_RATE_HZ).max(fast_hz);
+        Self { slow_hz: clamp(settings.idle_rate_hz, fast_hz), fast_hz, characterisation_hz }
     }
 
     fn period_ns(self, speed: Speed) -> u64 {
         let hz = match speed {
             Speed::Slow => self.slow_hz,
             Speed::Fast => self.fast_hz,
-            Speed::Survey => self.survey_hz,
+            Speed::Characterise => self.characterisation_hz,
         };
         (1e9 / hz).round() as u64
     }
@@ -274,41 +274,45 @@ impl Rates {
 
 /// The rates as they were last set, for the thread to take up. Three plain figures: a thread that looks in the middle of a
 /// change ticks once at a mixture of two sound ones, and looks again.
-struct RatesNow {
+struct AtomicRates {
     slow_hz: AtomicU64,
     fast_hz: AtomicU64,
-    survey_hz: AtomicU64,
+    characterisation_hz: AtomicU64,
     /// How often they were set.
-    set: AtomicU64,
+    generation: AtomicU64,
 }
 
-impl RatesNow {
+impl AtomicRates {
     fn new(rates: Rates) -> Self {
         let bits = |hz: f64| AtomicU64::new(hz.to_bits());
-        let set = AtomicU64::new(0);
+        let generation = AtomicU64::new(0);
         Self {
             slow_hz: bits(rates.slow_hz),
             fast_hz: bits(rates.fast_hz),
-            survey_hz: bits(rates.survey_hz),
-            set,
+            characterisation_hz: bits(rates.characterisation_hz),
+            generation,
         }
     }
 
-    fn set(&self, rates: Rates) {
+    fn store(&self, rates: Rates) {
         self.slow_hz.store(rates.slow_hz.to_bits(), Ordering::Relaxed);
         self.fast_hz.store(rates.fast_hz.to_bits(), Ordering::Relaxed);
-        self.survey_hz.store(rates.survey_hz.to_bits(), Ordering::Relaxed);
-        self.set.fetch_add(1, Ordering::Release);
+        self.characterisation_hz.store(rates.characterisation_hz.to_bits(), Ordering::Relaxed);
+        self.generation.fetch_add(1, Ordering::Release);
     }
 
-    /// The rates, where they were set since `seen`, which is brought up to date.
-    fn news(&self, seen: &mut u64) -> Option<Rates> {
-        let set = self.set.load(Ordering::Acquire);
-        if std::mem::replace(seen, set) == set {
+    /// The rates, where they were stored since `seen_generation`, which is brought up to date.
+    fn load_if_changed(&self, seen_generation: &mut u64) -> Option<Rates> {
+        let generation = self.generation.load(Ordering::Acquire);
+        if std::mem::replace(seen_generation, generation) == generation {
             return None;
         }
         let hz = |bits: &AtomicU64| f64::from_bits(bits.load(Ordering::Relaxed));
-        Some(Rates { slow_hz: hz(&self.slow_hz), fast_hz: hz(&self.fast_hz), survey_hz: hz(&self.survey_hz) })
+        Some(Rates {
+            slow_hz: hz(&self.slow_hz),
+            fast_hz: hz(&self.fast_hz),
+            characterisation_hz: hz(&self.characterisation_hz),
+        })
     }
 }
 

@@ -1,4 +1,4 @@
-//! Coming first on the machine: what the Linux scheduler grants a sampler's thread.
+//! Scheduling priority: what the Linux scheduler grants a sampler's thread.
 //!
 //! Owns what the calling thread asks of the scheduler once, before its first tick: a CPU, the shortest timer slack, a
 //! real-time policy. Everything is optional; what was refused is said, and the thread goes on without it.
@@ -9,21 +9,24 @@ use rustix::thread::{CpuSet, sched_setaffinity, set_current_timer_slack};
 
 use super::{REALTIME_PRIORITY, priority_ffi};
 
-/// What the thread got.
+/// The scheduling that the thread was granted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Granted {
+pub(super) struct GrantedScheduling {
     /// It runs before every ordinary thread.
     pub(super) realtime: bool,
     /// It stays on the CPU it asked for.
     pub(super) pinned: bool,
 }
 
-/// Asks for the calling thread.
-pub(super) fn claim(cpu: Option<usize>) -> Granted {
+/// Requests real-time scheduling and a CPU for the calling thread.
+pub(super) fn request_scheduling(cpu: Option<usize>) -> GrantedScheduling {
     // Only matters where the real-time policy is refused (it has no slack); costs 50 µs of lateness otherwise,
     // prctl(2), PR_SET_TIMERSLACK. Never refused for the thread itself.
     let _ = set_current_timer_slack(NonZeroU64::new(1));
-    Granted { realtime: priority_ffi::become_realtime(REALTIME_PRIORITY), pinned: cpu.is_some_and(pin) }
+    GrantedScheduling {
+        realtime: priority_ffi::become_realtime(REALTIME_PRIORITY),
+        pinned: cpu.is_some_and(pin),
+    }
 }
 
 fn pin(cpu: usize) -> bool {
@@ -40,8 +43,8 @@ mod tests {
     use super::*;
 
     /// On a thread of its own, since what is granted stays.
-    fn on_a_thread(cpu: Option<usize>) -> (Granted, usize) {
-        std::thread::spawn(move || (claim(cpu), rustix::thread::sched_getcpu())).join().unwrap()
+    fn on_a_thread(cpu: Option<usize>) -> (GrantedScheduling, usize) {
+        std::thread::spawn(move || (request_scheduling(cpu), rustix::thread::sched_getcpu())).join().unwrap()
     }
 
     #[test]
@@ -54,7 +57,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cpu_that_is_not_there_is_refused_and_said() {
+    fn pinning_to_a_missing_cpu_is_reported_as_refused() {
         assert!(!on_a_thread(Some(CpuSet::MAX_CPU - 1)).0.pinned);
         assert!(!on_a_thread(Some(usize::MAX)).0.pinned);
         assert!(!on_a_thread(None).0.pinned);

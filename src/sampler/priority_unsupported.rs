@@ -1,10 +1,10 @@
-//! Coming first on the machine, where nothing is known about how: the thread runs as it is.
+//! Scheduling priority on other systems: the thread runs as it is.
 //!
 //! Owns the answer "not granted" for systems without a mechanism of their own here. Never fails.
 
-/// What the thread got.
+/// The scheduling that the thread was granted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Granted {
+pub(super) struct GrantedScheduling {
     /// It runs before every ordinary thread.
     pub(super) realtime: bool,
     /// It stays on the CPU it asked for.
@@ -12,6 +12,6 @@ pub(super) struct Granted {
 }
 
 /// Asks for nothing.
-pub(super) fn claim(_cpu: Option<usize>) -> Granted {
-    Granted { realtime: false, pinned: false }
+pub(super) fn request_scheduling(_cpu: Option<usize>) -> GrantedScheduling {
+    GrantedScheduling { realtime: false, pinned: false }
 }

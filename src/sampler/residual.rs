@@ -1,17 +1,17 @@
 //! How far a counter and the power sensor beside it disagree.
 //!
 //! A counter is not right for being one: boards are known whose counter and whose power, integrated, differ by a quarter for
-//! a second and agree over five. Owns a sliding window over both. Reports nothing from less than [`LEAST_NS`], within which
-//! the counter's own step would show as a disagreement. Judges neither.
+//! a second and agree over five. Owns a sliding window over both. Reports nothing from less than [`MIN_WINDOW_NS`], within
+//! which the counter's own step would show as a disagreement. Judges neither.
 
 /// The shortest window: 50 steps of a counter that moves each 100 ms, so that a step more or less is 2 %.
-const LEAST_NS: u64 = 5_000_000_000;
+const MIN_WINDOW_NS: u64 = 5_000_000_000;
 /// The window slides in halves of this.
 const WINDOW_NS: u64 = 60_000_000_000;
 
 /// An instant at which the counter moved, and what both showed.
 #[derive(Debug, Clone, Copy, Default)]
-struct Point {
+struct ResidualPoint {
     at_ns: u64,
     energy_uj: u64,
     shape_uj: u64,
@@ -20,16 +20,16 @@ struct Point {
 /// The window over both.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Residual {
-    from: Option<Point>,
+    from: Option<ResidualPoint>,
     /// Where the window will begin after the next slide.
-    middle: Point,
-    to: Point,
+    middle: ResidualPoint,
+    to: ResidualPoint,
 }
 
 impl Residual {
     /// The counter moved to `energy_uj` at about `at_ns`, when the integrated power was `shape_uj`.
-    pub(super) fn moved(&mut self, at_ns: u64, energy_uj: u64, shape_uj: u64) {
-        let point = Point { at_ns, energy_uj, shape_uj };
+    pub(super) fn record_update(&mut self, at_ns: u64, energy_uj: u64, shape_uj: u64) {
+        let point = ResidualPoint { at_ns, energy_uj, shape_uj };
         if self.from.is_none_or(|from| shape_uj < from.shape_uj) {
             (self.from, self.middle) = (Some(point), point);
         }
@@ -47,7 +47,7 @@ impl Residual {
     /// What the counter shows over what the sensor does, less 1; `None` where the window is too short or one of them
     /// showed nothing.
     pub(super) fn ratio(&self) -> Option<f64> {
-        let from = self.from.filter(|from| self.to.at_ns.saturating_sub(from.at_ns) >= LEAST_NS)?;
+        let from = self.from.filter(|from| self.to.at_ns.saturating_sub(from.at_ns) >= MIN_WINDOW_NS)?;
         let (energy_uj, shape_uj) = (self.to.energy_uj - from.energy_uj, self.to.shape_uj - from.shape_uj);
         (shape_uj > 0).then(|| energy_uj as f64 / shape_uj as f64 - 1.0)
     }
@@ -62,12 +62,12 @@ mod tests {
     /// 100 W by the sensor for so many counter steps of 100 ms, and `counter_w` by the counter.
     fn watch(residual: &mut Residual, from_ms: u64, to_ms: u64, counter_w: u64) {
         for at_ms in (from_ms..=to_ms).step_by(100) {
-            residual.moved(at_ms * MS, at_ms * counter_w * 1_000, at_ms * 100 * 1_000 + 1);
+            residual.record_update(at_ms * MS, at_ms * counter_w * 1_000, at_ms * 100 * 1_000 + 1);
         }
     }
 
     #[test]
-    fn a_counter_that_shows_less_than_the_sensor_is_told_by_how_much() {
+    fn the_ratio_of_counter_to_sensor_is_measured() {
         let mut residual = Residual::default();
         watch(&mut residual, 0, 4_900, 74);
         assert_eq!(residual.ratio(), None, "too short to tell");
@@ -76,13 +76,13 @@ mod tests {
     }
 
     #[test]
-    fn what_was_long_ago_is_forgotten() {
+    fn the_window_slides() {
         let mut residual = Residual::default();
         watch(&mut residual, 0, 100_000, 50);
         let counted_uj = 100_000 * 50 * 1_000;
         for at_ms in (100_100..400_000).step_by(100) {
             let energy_uj = counted_uj + (at_ms - 100_000) * 100 * 1_000;
-            residual.moved(at_ms * MS, energy_uj, at_ms * 100 * 1_000 + 1);
+            residual.record_update(at_ms * MS, energy_uj, at_ms * 100 * 1_000 + 1);
         }
         assert!(residual.ratio().unwrap().abs() < 1e-3);
     }
@@ -94,14 +94,14 @@ mod tests {
         residual.interrupt();
         assert_eq!(residual.ratio(), None);
         watch(&mut residual, 30_000, 40_000, 74);
-        residual.moved(40_100 * MS, 40_100 * 74_000, 5);
+        residual.record_update(40_100 * MS, 40_100 * 74_000, 5);
         assert_eq!(residual.ratio(), None);
     }
 
     #[test]
-    fn a_sensor_that_shows_nothing_is_no_disagreement() {
+    fn a_sensor_that_shows_nothing_gives_no_ratio() {
         let mut residual = Residual::default();
-        (0..100).for_each(|step| residual.moved(step * 100 * MS, step, 7));
+        (0..100).for_each(|step| residual.record_update(step * 100 * MS, step, 7));
         assert_eq!(residual.ratio(), None);
     }
 }

@@ -54,8 +54,13 @@ fn counting() -> impl FnMut(&mut [Reading]) -> Option<(u64, u64)> + Send + 'stat
 }
 
 /// Reads once and then rests for a thousand seconds, unless asked.
-fn restful() -> Settings {
-    Settings { idle_rate_hz: 0.001, survey_ns: 0, history: 1024, ..Settings::default() }
+fn slow_settings() -> SamplerSettings {
+    SamplerSettings {
+        idle_rate_hz: 0.001,
+        characterisation_ns: 0,
+        ring_samples: 1024,
+        ..SamplerSettings::default()
+    }
 }
 
 fn wait_for(what: &str, mut happened: impl FnMut() -> bool) {
@@ -66,31 +71,31 @@ fn wait_for(what: &str, mut happened: impl FnMut() -> bool) {
     }
 }
 
-fn sample(feed: &Feed, index: u64) -> Sample {
-    let mut into = Sample::blank(feed.domains.len());
-    assert!(feed.ring.read(index, &mut into), "sample {index} is there");
+fn sample(stream: &SampleStream, index: u64) -> Sample {
+    let mut into = Sample::blank(stream.domains.len());
+    assert!(stream.ring.read(index, &mut into), "sample {index} is there");
     into
 }
 
 #[test]
-fn the_first_reading_comes_at_once_and_then_it_rests() {
-    let sampler = start(opened(2, counting()), &restful(), Clock::Machine).unwrap();
-    let feed = sampler.feed();
-    wait_for("the first reading", || feed.ring.written() == 1);
-    let first = sample(&feed, 0);
+fn a_sampler_reads_at_once_and_then_is_slow() {
+    let sampler = start(opened(2, counting()), &slow_settings(), Clock::Machine).unwrap();
+    let stream = sampler.stream();
+    wait_for("the first reading", || stream.ring.written() == 1);
+    let first = sample(&stream, 0);
     assert!(first.before_ns <= first.after_ns && first.after_ns <= monotonic_ns());
     assert_eq!(first.readings.len(), 2);
-    assert_eq!(sampler.ticks().ticks, 1);
+    assert_eq!(sampler.stats().ticks, 1);
 }
 
 #[test]
-fn a_demand_wakes_it_and_the_end_of_all_demand_lets_it_rest_again() {
-    let sampler = start(opened(1, counting()), &restful(), Clock::Machine).unwrap();
-    let ring = sampler.feed().ring;
+fn set_fast_wakes_the_thread_and_its_end_slows_it_down() {
+    let sampler = start(opened(1, counting()), &slow_settings(), Clock::Machine).unwrap();
+    let ring = sampler.stream().ring;
     wait_for("the first reading", || ring.written() == 1);
-    sampler.demand(true);
+    sampler.set_fast(true);
     wait_for("fast ticks", || ring.written() > 20);
-    sampler.demand(false);
+    sampler.set_fast(false);
     wait_for("rest", || {
         let written = ring.written();
         std::thread::sleep(Duration::from_millis(30));
@@ -99,11 +104,11 @@ fn a_demand_wakes_it_and_the_end_of_all_demand_lets_it_rest_again() {
 }
 
 #[test]
-fn a_survey_on_demand_reads_several_times_for_each_update_and_ends() {
+fn characterisation_reads_several_times_per_update_and_ends() {
     let clock = Clock::manual(SECOND_NS);
-    let settings = Settings { survey_ns: 10_000_000, ..restful() };
+    let settings = SamplerSettings { characterisation_ns: 10_000_000, ..slow_settings() };
     let sampler = start(opened(1, counting()), &settings, clock.clone()).unwrap();
-    let ring = sampler.feed().ring;
+    let ring = sampler.stream().ring;
     wait_for("the first reading", || ring.written() == 1);
     // The source's 1000 Hz, four times over.
     for tick in 1..=4 {
@@ -112,31 +117,31 @@ fn a_survey_on_demand_reads_several_times_for_each_update_and_ends() {
     }
     clock.set(2 * SECOND_NS);
     wait_for("the tick that ends it", || ring.written() == 6);
-    sampler.survey();
+    sampler.characterise();
     wait_for("the reading that begins another", || ring.written() == 7);
 }
 
 #[test]
-fn a_late_tick_is_counted_and_what_it_missed_is_skipped() {
+fn a_late_tick_is_counted_and_missed_ticks_are_skipped() {
     let clock = Clock::manual(SECOND_NS);
-    let settings = Settings { idle_rate_hz: 1.0, ..restful() };
+    let settings = SamplerSettings { idle_rate_hz: 1.0, ..slow_settings() };
     let sampler = start(opened(1, counting()), &settings, clock.clone()).unwrap();
-    let feed = sampler.feed();
-    wait_for("the first reading", || feed.ring.written() == 1);
+    let stream = sampler.stream();
+    wait_for("the first reading", || stream.ring.written() == 1);
     clock.set(2 * SECOND_NS);
-    wait_for("the tick in time", || feed.ring.written() == 2);
+    wait_for("the tick in time", || stream.ring.written() == 2);
     // Due at 3 s; 4 s and 5 s pass as well.
     clock.set(11 * SECOND_NS / 2);
-    wait_for("the late tick", || sampler.ticks().missed == 2);
-    let ticks = sampler.ticks();
+    wait_for("the late tick", || sampler.stats().missed == 2);
+    let ticks = sampler.stats();
     assert_eq!((ticks.ticks, ticks.late), (3, 1), "one late tick and no burst after it");
-    assert_eq!(sample(&feed, 2).before_ns, 11 * SECOND_NS / 2);
+    assert_eq!(sample(&stream, 2).before_ns, 11 * SECOND_NS / 2);
     clock.set(6 * SECOND_NS);
-    wait_for("the tick on the same grid as before", || feed.ring.written() == 4);
+    wait_for("the tick on the same grid as before", || stream.ring.written() == 4);
 }
 
 #[test]
-fn a_read_that_takes_long_misses_points_without_a_burst() {
+fn a_slow_read_misses_ticks_without_a_burst() {
     let clock = Clock::manual(SECOND_NS);
     let slow = {
         let clock = clock.clone();
@@ -148,17 +153,17 @@ fn a_read_that_takes_long_misses_points_without_a_burst() {
             None
         }
     };
-    let settings = Settings { idle_rate_hz: 1.0, ..restful() };
+    let settings = SamplerSettings { idle_rate_hz: 1.0, ..slow_settings() };
     let sampler = start(opened(1, slow), &settings, clock.clone()).unwrap();
-    wait_for("the first reading", || sampler.ticks().ticks == 1);
+    wait_for("the first reading", || sampler.stats().ticks == 1);
     clock.set(2 * SECOND_NS);
-    wait_for("the long read", || sampler.ticks().missed == 2);
-    let ticks = sampler.ticks();
+    wait_for("the long read", || sampler.stats().missed == 2);
+    let ticks = sampler.stats();
     assert_eq!((ticks.ticks, ticks.late), (2, 0), "it began in time and the next one is due at 5 s");
 }
 
 #[test]
-fn a_source_whose_every_read_takes_long_leaves_half_of_the_time_to_others() {
+fn a_slow_source_is_read_at_most_half_of_the_time() {
     let clock = Clock::manual(0);
     let slow = {
         let clock = clock.clone();
@@ -167,20 +172,20 @@ fn a_source_whose_every_read_takes_long_leaves_half_of_the_time_to_others() {
             None
         }
     };
-    let settings = Settings { idle_rate_hz: 1.0, ..restful() };
+    let settings = SamplerSettings { idle_rate_hz: 1.0, ..slow_settings() };
     let sampler = start(opened(1, slow), &settings, clock.clone()).unwrap();
-    let feed = sampler.feed();
-    wait_for("the first reading", || sampler.ticks().ticks == 1);
+    let stream = sampler.stream();
+    wait_for("the first reading", || sampler.stats().ticks == 1);
     clock.set(SECOND_NS);
     // From 1 s to 1.9 s; the grid's 2 s would leave it no rest.
-    wait_for("the second reading", || sampler.ticks().missed == 1);
+    wait_for("the second reading", || sampler.stats().missed == 1);
     clock.set(3 * SECOND_NS);
-    wait_for("the third reading", || feed.ring.written() == 3);
-    assert_eq!(sample(&feed, 2).before_ns, 3 * SECOND_NS);
+    wait_for("the third reading", || stream.ring.written() == 3);
+    assert_eq!(sample(&stream, 2).before_ns, 3 * SECOND_NS);
 }
 
 #[test]
-fn a_domain_that_is_left_out_of_a_read_is_invalid_and_not_the_reading_before() {
+fn a_domain_left_out_of_a_read_is_invalid() {
     let mut reads = 0;
     let source = move |into: &mut [Reading]| {
         reads += 1;
@@ -189,12 +194,12 @@ fn a_domain_that_is_left_out_of_a_read_is_invalid_and_not_the_reading_before() {
         }
         None
     };
-    let sampler = start(opened(1, source), &restful(), Clock::Machine).unwrap();
-    let feed = sampler.feed();
-    sampler.demand(true);
-    wait_for("two readings", || feed.ring.written() >= 2);
-    assert!(sample(&feed, 0).readings[0].valid);
-    assert_eq!(sample(&feed, 1).readings[0], Reading::default());
+    let sampler = start(opened(1, source), &slow_settings(), Clock::Machine).unwrap();
+    let stream = sampler.stream();
+    sampler.set_fast(true);
+    wait_for("two readings", || stream.ring.written() >= 2);
+    assert!(sample(&stream, 0).readings[0].valid);
+    assert_eq!(sample(&stream, 1).readings[0], Reading::default());
 }
 
 #[test]
@@ -207,10 +212,10 @@ fn the_sources_narrower_window_goes_into_the_sample() {
             Some((SECOND_NS + 40, SECOND_NS + 60))
         }
     };
-    let sampler = start(opened(1, source), &restful(), clock).unwrap();
-    let feed = sampler.feed();
-    wait_for("the first reading", || feed.ring.written() == 1);
-    let first = sample(&feed, 0);
+    let sampler = start(opened(1, source), &slow_settings(), clock).unwrap();
+    let stream = sampler.stream();
+    wait_for("the first reading", || stream.ring.written() == 1);
+    let first = sample(&stream, 0);
     assert_eq!((first.before_ns, first.after_ns), (SECOND_NS + 40, SECOND_NS + 60));
 }
 
@@ -221,25 +226,25 @@ fn hanging() -> (Sampler, SyncSender<()>) {
         let _ = closed.recv();
         None
     };
-    (start(opened(1, read), &restful(), Clock::Machine).unwrap(), gate)
+    (start(opened(1, read), &slow_settings(), Clock::Machine).unwrap(), gate)
 }
 
 #[test]
-fn a_read_that_hangs_shows_and_delays_no_other_source() {
+fn a_hung_read_is_reported_and_delays_no_other_source() {
     let (stuck, gate) = hanging();
-    let other = start(opened(1, counting()), &restful(), Clock::Machine).unwrap();
+    let other = start(opened(1, counting()), &slow_settings(), Clock::Machine).unwrap();
     wait_for("the hang", || stuck.hung_for_ns(monotonic_ns()).is_some_and(|ns| ns > 1_000_000));
-    other.demand(true);
-    wait_for("the other's ticks", || other.feed().ring.written() > 10);
-    assert_eq!((stuck.ticks().ticks, stuck.ticks().last_read_ns), (0, None));
+    other.set_fast(true);
+    wait_for("the other's ticks", || other.stream().ring.written() > 10);
+    assert_eq!((stuck.stats().ticks, stuck.stats().last_read_ns), (0, None));
     drop(gate);
     wait_for("the end of the hang", || stuck.hung_for_ns(monotonic_ns()).is_none());
 }
 
 /// Says when it is dropped.
-struct Witness(Sender<()>);
+struct DropSignal(Sender<()>);
 
-impl Drop for Witness {
+impl Drop for DropSignal {
     fn drop(&mut self) {
         let _ = self.0.send(());
     }
@@ -248,17 +253,17 @@ impl Drop for Witness {
 #[test]
 fn dropping_a_sampler_ends_its_thread_and_drops_its_source() {
     let (dropped, saw) = channel();
-    let witness = Witness(dropped);
+    let drop_signal = DropSignal(dropped);
     let source = move |_: &mut [Reading]| {
-        let _held = &witness;
+        let _held = &drop_signal;
         None
     };
-    drop(start(opened(1, source), &restful(), Clock::Machine).unwrap());
+    drop(start(opened(1, source), &slow_settings(), Clock::Machine).unwrap());
     saw.try_recv().expect("the thread was joined, so its source is gone");
 }
 
 #[test]
-fn dropping_a_sampler_whose_read_hangs_leaves_the_thread_behind() {
+fn dropping_a_sampler_with_a_hung_read_detaches_the_thread() {
     let (sampler, gate) = hanging();
     wait_for("the hang", || sampler.hung_for_ns(monotonic_ns()).is_some());
     let shared = Arc::downgrade(&sampler.shared);
@@ -269,11 +274,11 @@ fn dropping_a_sampler_whose_read_hangs_leaves_the_thread_behind() {
 }
 
 #[test]
-fn rates_are_bounded_by_the_source_and_by_what_is_sensible() {
+fn rates_are_clamped_to_the_source_and_to_global_limits() {
     let rates = |rate_hz, idle_rate_hz, source_max_hz| {
-        let settings = Settings { rate_hz, idle_rate_hz, ..Settings::default() };
+        let settings = SamplerSettings { rate_hz, idle_rate_hz, ..SamplerSettings::default() };
         let rates = Rates::new(&settings, source_max_hz);
-        (rates.slow_hz, rates.fast_hz, rates.survey_hz)
+        (rates.slow_hz, rates.fast_hz, rates.characterisation_hz)
     };
     assert_eq!(rates(1000.0, 1.0, 1000.0), (1.0, 1000.0, 4000.0));
     assert_eq!(rates(1e6, 1.0, f64::INFINITY), (1.0, 10_000.0, 10_000.0));
@@ -283,45 +288,45 @@ fn rates_are_bounded_by_the_source_and_by_what_is_sensible() {
 }
 
 /// The same checks for every way of waiting.
-macro_rules! alarm {
+macro_rules! event_count {
     ($name:ident) => {
         mod $name {
-            use super::super::$name::Alarm;
+            use super::super::$name::EventCount;
             use super::*;
 
             #[test]
-            fn a_ring_after_the_look_keeps_it_from_falling_asleep() {
-                let alarm = Alarm::default();
-                let rings = alarm.rings();
-                alarm.ring();
+            fn a_notification_after_the_count_was_read_prevents_sleep() {
+                let event_count = EventCount::default();
+                let count = event_count.count();
+                event_count.notify();
                 // Would sleep for years otherwise.
-                alarm.wait_until(u64::MAX / 2, rings);
-                assert_eq!(alarm.rings(), rings + 1);
+                event_count.wait_until(u64::MAX / 2, count);
+                assert_eq!(event_count.count(), count + 1);
             }
 
             #[test]
-            fn a_ring_wakes_it() {
-                let (alarm, asleep) = (Arc::new(Alarm::default()), Arc::new(AtomicU64::new(0)));
+            fn notify_wakes_the_waiter() {
+                let (event_count, asleep) = (Arc::new(EventCount::default()), Arc::new(AtomicU64::new(0)));
                 let waiter = std::thread::spawn({
-                    let (alarm, asleep) = (Arc::clone(&alarm), Arc::clone(&asleep));
+                    let (event_count, asleep) = (Arc::clone(&event_count), Arc::clone(&asleep));
                     move || {
-                        let rings = alarm.rings();
+                        let count = event_count.count();
                         asleep.store(1, Ordering::Release);
-                        while alarm.rings() == rings {
-                            alarm.wait_until(u64::MAX / 2, rings);
+                        while event_count.count() == count {
+                            event_count.wait_until(u64::MAX / 2, count);
                         }
                     }
                 });
                 wait_for("sleep", || asleep.load(Ordering::Acquire) == 1);
-                alarm.ring();
+                event_count.notify();
                 wait_for("waking", || waiter.is_finished());
             }
 
             #[test]
-            fn a_deadline_wakes_it_and_one_that_passed_does_not_let_it_sleep() {
-                let alarm = Alarm::default();
+            fn wait_until_returns_at_the_deadline_and_at_once_after_it() {
+                let event_count = EventCount::default();
                 for deadline_ns in [0, monotonic_ns(), monotonic_ns() + 2_000_000] {
-                    alarm.wait_until(deadline_ns, alarm.rings());
+                    event_count.wait_until(deadline_ns, event_count.count());
                     wait_for("the deadline", || monotonic_ns() >= deadline_ns);
                 }
             }
@@ -330,5 +335,5 @@ macro_rules! alarm {
 }
 
 #[cfg(target_os = "linux")]
-alarm!(futex);
-alarm!(park);
+event_count!(futex);
+event_count!(condvar);

@@ -467,12 +467,12 @@ fn a_span_that_begins_a_moment_ahead_ends_on_the_grid_with_its_client() {
 #[test]
 fn what_is_settled_and_held_back_when_the_daemon_stops_has_one_account_in_the_next_life() {
     let dir = tempfile::tempdir().unwrap();
-    let settings = store::Settings {
+    let settings = store::StoreSettings {
         directory: dir.path().join("state"),
-        age: Duration::from_secs(3600),
-        bytes: 1 << 30,
-        waiting_bytes: 1 << 20,
-        sync: store::Sync::Normal,
+        max_age: Duration::from_secs(3600),
+        max_bytes: 1 << 30,
+        max_waiting_bytes: 1 << 20,
+        sync: store::SyncMode::Normal,
     };
     let start = || Store::start(settings.clone(), |_| ()).unwrap();
     let mut machine = Machine::new(1);
@@ -488,12 +488,12 @@ fn what_is_settled_and_held_back_when_the_daemon_stops_has_one_account_in_the_ne
     machine.service.end();
     drop(machine);
     let mut next = start();
-    let question = store::Question::List { whose: None, filter: Default::default(), limit: 9, before: None };
-    assert!(next.ask(1, question));
+    let question = store::StoreQuery::List { uid: None, filter: Default::default(), limit: 9, before: None };
+    assert!(next.submit_query(1, question));
     let mut answers = Vec::new();
     while answers.is_empty() {
         std::thread::sleep(Duration::from_millis(1));
-        answers = next.answers();
+        answers = next.take_query_results();
     }
     let accounts = answers.remove(0).1.unwrap().accounts;
     assert_eq!(accounts.iter().map(|account| account.state).collect::<Vec<_>>(), [State::Settled]);

@@ -16,7 +16,7 @@ use crate::clock::Clock;
 use crate::domain::{Absent, Domain, Duplicate, Grade, Kind, Liveness, Reading};
 use crate::protocol::{DomainStatus, SamplerStatus, Window};
 use crate::ring::{Reader, Sample};
-use crate::sampler::character::Character;
+use crate::sampler::counter_profile::CounterProfile;
 use crate::sampler::{self, Sampler};
 use crate::sources::duplicate::DuplicatePair;
 use crate::sources::starting::Starting;
@@ -55,7 +55,7 @@ impl Feed {
     fn status(&self, domains: &[Metered]) -> SamplerStatus {
         let own = domains.iter().skip(self.first).take(self.sample.readings.len());
         let names: Vec<&Domain> = own.map(|metered| &metered.domain).collect();
-        let ticks = self.sampler.ticks();
+        let ticks = self.sampler.stats();
         SamplerStatus {
             source: names.first().map_or_else(String::new, |domain| domain.source.clone()),
             domains: names.iter().map(|domain| domain.name.clone()).collect(),
@@ -76,7 +76,7 @@ pub struct Late {
     /// The sources.
     pub starting: Starting,
     /// How samplers tick.
-    pub settings: sampler::Settings,
+    pub settings: sampler::SamplerSettings,
     /// The meter's clock.
     pub clock: Clock,
     /// The physical packages that the kernel lists.
@@ -104,7 +104,7 @@ enum Origin {
 
 struct Metered {
     domain: Domain,
-    character: Character,
+    character: CounterProfile,
     origin: Origin,
     liveness: (Liveness, Option<String>),
     /// The parent that its source names; the domain's own may be one that it perhaps duplicates.
@@ -137,7 +137,7 @@ impl Feeds {
     }
 
     fn push(&mut self, sampler: Sampler) {
-        let from = sampler.feed();
+        let from = sampler.stream();
         let first = self.domains.len();
         for (domain, advanced) in from.domains.iter().zip(from.advanced.iter()) {
             self.domains.push(Metered::new(domain.clone(), *advanced, Origin::Feed(self.feeds.len())));
@@ -203,7 +203,7 @@ impl Feeds {
             source: source.into(),
             reason: format!("the system gives no thread to read it: {error}"),
         })?;
-        sampler.demand(self.fast);
+        sampler.set_fast(self.fast);
         self.push(sampler);
         Ok(())
     }
@@ -296,11 +296,11 @@ impl Feeds {
     /// Says whether readings are needed now.
     pub fn demand(&mut self, fast: bool) {
         self.fast = fast;
-        self.feeds.iter().for_each(|feed| feed.sampler.demand(fast));
+        self.feeds.iter().for_each(|feed| feed.sampler.set_fast(fast));
     }
 
     /// Other rates from now on.
-    pub fn set_rates(&mut self, settings: &sampler::Settings) {
+    pub fn set_rates(&mut self, settings: &sampler::SamplerSettings) {
         if let Some(late) = &mut self.late {
             late.settings = settings.clone();
         }
@@ -314,11 +314,11 @@ impl Feeds {
 
     /// The samplers' own ends, for a recording. Each domain names the parent that it has now, so that a replay counts no
     /// counter twice that may have two names.
-    pub fn sources(&self) -> Vec<sampler::Feed> {
+    pub fn sources(&self) -> Vec<sampler::SampleStream> {
         let source = |feed: &Feed| {
             let own = self.domains.iter().skip(feed.first).take(feed.sample.readings.len());
             let domains = own.map(|metered| metered.domain.clone()).collect();
-            sampler::Feed { domains, ..feed.sampler.feed() }
+            sampler::SampleStream { domains, ..feed.sampler.stream() }
         };
         self.feeds.iter().map(source).collect()
     }
@@ -384,7 +384,7 @@ impl Feeds {
         });
         let live: Vec<bool> = self.live().collect();
         if self.duplicates.wants_survey(now_ns, &live) {
-            self.feeds.iter().for_each(|feed| feed.sampler.survey());
+            self.feeds.iter().for_each(|feed| feed.sampler.characterise());
         }
         changed
     }
@@ -511,7 +511,7 @@ impl Feed {
 
 impl Metered {
     fn new(domain: Domain, advanced: bool, origin: Origin) -> Self {
-        let character = Character::new(advanced).with_latency(domain.latency_ns);
+        let character = CounterProfile::new(advanced).with_latency(domain.latency_ns);
         Self {
             liveness: state_of(&domain, &character),
             source_parent: domain.parent.clone(),
@@ -643,7 +643,7 @@ mod tests {
             latency_ns: 0,
             quantum_uj: 1,
         };
-        let mut character = Character::new(false);
+        let mut character = CounterProfile::new(false);
         character.observe(1_000, 2_000, &Reading::default());
         let reason = |kind| state_of(&domain(kind), &character).1.unwrap();
         assert!(reason(Kind::Battery).contains("not discharging"), "{}", reason(Kind::Battery));

@@ -8,7 +8,7 @@ use super::keeping::Keeping;
 use super::service::Service;
 use super::ticket::Ticket;
 use crate::protocol::{self, ListSpans, Refusal, Reply, SpanAccount, SpanAccounts};
-use crate::store::{Fault, Found, MAX_QUESTIONS, Question};
+use crate::store::{MAX_PENDING_QUERIES, QueryError, QueryResult, StoreQuery};
 
 /// A question that the disk was asked, and whose.
 pub(crate) struct Asked {
@@ -27,7 +27,7 @@ impl Service {
     /// Asks the disk for a span that is no longer remembered; false where it cannot be asked.
     pub(crate) fn ask_for_span(&mut self, peer: &Peer, ticket: Ticket, span: &str) -> Result<bool, Refusal> {
         let anybody = peer.access >= protocol::Access::Telemetry;
-        let question = Question::Span { uid: peer.uid, anybody, span: span.to_owned() };
+        let question = StoreQuery::Span { uid: peer.uid, all_users: anybody, span: span.to_owned() };
         self.ask(peer, ticket, question, What::Span(span.to_owned()))
     }
 
@@ -37,12 +37,18 @@ impl Service {
         peer: &Peer,
         ticket: Ticket,
         call: &ListSpans,
-        question: Question,
+        question: StoreQuery,
     ) -> Result<bool, Refusal> {
         self.ask(peer, ticket, question, What::List(Box::new(call.clone())))
     }
 
-    fn ask(&mut self, peer: &Peer, ticket: Ticket, question: Question, what: What) -> Result<bool, Refusal> {
+    fn ask(
+        &mut self,
+        peer: &Peer,
+        ticket: Ticket,
+        question: StoreQuery,
+        what: What,
+    ) -> Result<bool, Refusal> {
         /// Of one user: a list may be a megabyte on the wire. Of single spans, each connection has its bound.
         const MOST_LISTS: usize = 8;
         let full = |limit: usize| Refusal::QuotaExceeded {
@@ -60,9 +66,9 @@ impl Service {
             return Err(full(MOST_LISTS));
         }
         let (number, since_ns) = (keeping.questions, self.clock.now_ns());
-        if !keeping.store.ask(number, question) {
+        if !keeping.store.submit_query(number, question) {
             // Not how many wait: those are questions of others.
-            return Err(full(MAX_QUESTIONS));
+            return Err(full(MAX_PENDING_QUERIES));
         }
         keeping.questions += 1;
         keeping.asked.insert(number, Asked { ticket, peer: *peer, what, since_ns });
@@ -89,7 +95,7 @@ impl Service {
                     None => Refusal::NoSuchSpan { span }.write(&mut out),
                 }
             }
-            (What::List(_), Answer::Found(Found { mut accounts, before })) => {
+            (What::List(_), Answer::Found(QueryResult { mut accounts, before })) => {
                 accounts.retain(|account| may_see(&peer, account));
                 accounts.reverse();
                 let before = before.map(|number| self.sealed(&peer, number));
@@ -100,11 +106,13 @@ impl Service {
                 Err(refusal) => refusal.write(&mut out),
             },
             (What::Span(_), Answer::Forgone(reason)) => unavailable(reason).write(&mut out),
-            (_, Answer::Fault(Fault::Damaged { reason, before })) => {
+            (_, Answer::Fault(QueryError::Damaged { reason, before })) => {
                 let before = before.map(|number| self.sealed(&peer, number));
                 Refusal::StoreDamaged { reason, before }.write(&mut out);
             }
-            (_, Answer::Fault(Fault::Unavailable { reason })) => unavailable(Some(reason)).write(&mut out),
+            (_, Answer::Fault(QueryError::Unavailable { reason })) => {
+                unavailable(Some(reason)).write(&mut out)
+            }
         }
         self.replies.push((ticket, out));
     }
@@ -113,15 +121,15 @@ impl Service {
 /// What became of a question.
 pub(crate) enum Answer {
     /// The disk answered.
-    Found(Found),
+    Found(QueryResult),
     /// The disk could not.
-    Fault(Fault),
+    Fault(QueryError),
     /// The disk fails or is silent, for this reason.
     Forgone(Option<String>),
 }
 
-impl From<Result<Found, Fault>> for Answer {
-    fn from(answer: Result<Found, Fault>) -> Self {
+impl From<Result<QueryResult, QueryError>> for Answer {
+    fn from(answer: Result<QueryResult, QueryError>) -> Self {
         answer.map_or_else(Answer::Fault, Answer::Found)
     }
 }

@@ -12,7 +12,7 @@ use crate::domain::Domain;
 use crate::protocol::{
     Access, Balances, DomainStatus, DomainTick, Info, ListSpans, ReadWindow, Refusal, SpanAccounts, Window,
 };
-use crate::store::{Filter, Question};
+use crate::store::{Filter, StoreQuery};
 
 /// Accounts that ListSpans gives where nothing is asked.
 const LISTED: i64 = 20;
@@ -109,7 +109,7 @@ impl Service {
             return Ok(Some(SpanAccounts { accounts, before: None }));
         }
         let before = call.before.map(|cursor| self.opened(peer, cursor)).transpose()?;
-        let question = Question::List { whose: whose(peer), filter, limit, before };
+        let question = StoreQuery::List { uid: whose(peer), filter, limit, before };
         if wait && self.ask_for_list(peer, caller.ticket, call, question)? {
             return Ok(None);
         }
@@ -142,7 +142,7 @@ impl Service {
         spans.sort_unstable_by_key(|&(asked_ns, span, _)| (std::cmp::Reverse(asked_ns), span));
         spans.truncate(MAX_OPEN_EXAMINED);
         let so_far = |(_, span, key): (u64, &str, SpanKey)| self.so_far(now_ns, span, Known::Held(key)).ok();
-        let fits = spans.into_iter().filter_map(so_far).filter(|account| filter.takes(account));
+        let fits = spans.into_iter().filter_map(so_far).filter(|account| filter.matches(account));
         let within = fits.scan(0, |bytes, account| {
             *bytes += footprint::account(&account);
             (*bytes <= MAX_LIST_BYTES).then_some(account)
@@ -156,7 +156,7 @@ impl Service {
     pub(crate) fn remembered(&self, peer: &Peer, call: &ListSpans) -> Result<SpanAccounts, Refusal> {
         let (limit, filter) = (limit(call)?, filter(call)?);
         let limit = if call.before.is_some() { 0 } else { limit };
-        let takes = |account: &Account| filter.takes(account) && may_see(peer, account);
+        let takes = |account: &Account| filter.matches(account) && may_see(peer, account);
         let latest = self.register.latest(whose(peer), limit, takes);
         let accounts = latest.iter().map(|(account, kept)| self.shown(account, *kept)).collect();
         Ok(SpanAccounts { accounts, before: None })

@@ -129,7 +129,7 @@ impl Service {
 
     /// Whether the disk has given something since the last pump.
     pub fn has_news(&self) -> bool {
-        self.keeping.as_ref().is_some_and(|keeping| keeping.store.has_news())
+        self.keeping.as_ref().is_some_and(|keeping| keeping.store.has_updates())
     }
 
     /// Whether somebody watches the final accounts.
@@ -150,10 +150,10 @@ impl Service {
         // Shown to nobody before it is so.
         account.durable = Some(true);
         let account = Arc::new(account);
-        let number = keeping.store.next();
+        let number = keeping.store.next_number();
         let left = self.register.settle(&account, Some(number));
         let (ticket, wanted) = (left.ticket, left.ticket.is_some() || self.listened);
-        if !keeping.store.keep(&account, left.journalled.map(|key| key.0), wanted) {
+        if !keeping.store.append(&account, left.journalled.map(|key| key.0), wanted) {
             self.register.note_not_kept(&account);
             if wanted {
                 self.finals.push(Final { account: Arc::new(not_durable(&account)), ticket });
@@ -167,7 +167,7 @@ impl Service {
 
     /// Hands over to the disk, takes what it has done, and notes how far the open spans have come.
     pub(crate) fn attend_to_disk(&mut self, now_ns: u64) {
-        let answers = self.keeping.as_ref().map_or(Vec::new(), |keeping| keeping.store.answers());
+        let answers = self.keeping.as_ref().map_or(Vec::new(), |keeping| keeping.store.take_query_results());
         let answered = !answers.is_empty();
         answers.into_iter().for_each(|(number, found)| self.answer(number, found.into()));
         let Some(keeping) = &mut self.keeping else { return };
@@ -213,7 +213,7 @@ impl Service {
         while let Some(slot) = next {
             next = ledger.survey(slot, JOURNAL_SLOTS, now_ns, opened_by_ns, |key, account| {
                 let account = interrupted(account, now_ns);
-                if store.journal(key.0, &account) {
+                if store.write_journal(key.0, &account) {
                     noted.push((account.uid, account.span));
                 }
             });
@@ -230,7 +230,7 @@ impl Service {
     /// The journal forgets a cancelled span.
     pub(crate) fn unjournal(&mut self, key: Option<crate::attribution::SpanKey>) {
         if let (Some(keeping), Some(key)) = (&mut self.keeping, key) {
-            keeping.store.forget(key.0);
+            keeping.store.delete_journal(key.0);
         }
     }
 
@@ -278,14 +278,14 @@ impl Service {
         let keeping = self.keeping.as_ref()?;
         let health = keeping.store.health();
         // The rate of all users together is for those who see the host's totals.
-        let outlook = health.outlook.filter(|_| peer.access >= protocol::Access::Span);
+        let outlook = health.forecast.filter(|_| peer.access >= protocol::Access::Span);
         Some(protocol::Keeping {
             durable: health.durable && !keeping.stalled,
             reason: keeping.reason(),
             bytes: health.bytes,
             waiting: health.waiting,
             not_kept: health.not_kept,
-            keeps_s: outlook.map(|outlook| outlook.keeps_s),
+            keeps_s: outlook.map(|outlook| outlook.retention_s),
             limited_by: outlook
                 .map(|outlook| if outlook.limited_by_size { "size" } else { "age" }.to_owned()),
             accounts_per_h: outlook.map(|outlook| outlook.accounts_per_h),
@@ -300,15 +300,15 @@ impl Service {
         let store = &mut keeping.store;
         // Final, and held back only until the grid's next instant.
         for (key, account) in coarse.release(u64::MAX) {
-            store.keep(&account, Some(key.0), false);
+            store.append(&account, Some(key.0), false);
         }
         let mut from = Some(0);
         while let Some(slot) = from {
             from = ledger.survey(slot, usize::MAX, now_ns, u64::MAX, |key, account| {
-                store.keep(&interrupted(account, now_ns), Some(key.0), false);
+                store.append(&interrupted(account, now_ns), Some(key.0), false);
             });
         }
-        store.finish(FAREWELL);
+        store.shutdown(FAREWELL);
     }
 }
 

@@ -30,7 +30,7 @@ pub struct Plan {
     /// Where joules come from.
     pub source: sources::Settings,
     /// How often they are looked at.
-    pub sampler: sampler::Settings,
+    pub sampler: sampler::SamplerSettings,
     /// Whose they are.
     pub service: Settings,
 }
@@ -54,13 +54,13 @@ impl Plan {
             },
         };
         let history_ns = nanoseconds(config.history_s * 1e9);
-        let sampler = sampler::Settings {
+        let sampler = sampler::SamplerSettings {
             rate_hz: config.rate_hz,
             idle_rate_hz: config.idle_rate_hz,
             // A client in a loop must not make the samplers change pace twice for each question.
             linger_ns: 1_000_000_000,
-            history: (config.history_s * config.rate_hz).ceil() as usize,
-            ..sampler::Settings::default()
+            ring_samples: (config.history_s * config.rate_hz).ceil() as usize,
+            ..sampler::SamplerSettings::default()
         };
         let ledger = attribution::Settings {
             horizon_ns: nanoseconds(config.horizon_ms * 1e6),

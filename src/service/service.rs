@@ -327,7 +327,7 @@ impl Service {
     }
 
     /// What the samplers give, for a recording; they are fast from here on.
-    pub fn record(&mut self) -> Vec<sampler::Feed> {
+    pub fn record(&mut self) -> Vec<sampler::SampleStream> {
         self.recording = true;
         self.hurry(true);
         self.feeds.sources()

@@ -18,28 +18,28 @@ use std::sync::Arc;
 use rusqlite::types::{ToSqlOutput, ValueRef};
 use rusqlite::{Connection, Error, OpenFlags, OptionalExtension, Row, Transaction, params};
 
-use super::backlog::{Batch, Order};
+use super::batch::{Batch, WriteOp};
 use super::checksum::Checksum;
 use super::clock_reading::ClockReading;
 use super::gap::Gap;
-use super::mark::{Mark, Reached, Reading};
+use super::high_water_mark::{HighWaterMark, MarkContents, MarkFile};
 use super::migration;
-use super::name_index::{self, HEADS, NameEntry, Recent, stretch, stretch_start};
+use super::name_index::{self, HEADS, NameEntry, OpenSegment, segment_of, segment_start};
 use super::retention::Retention;
-use super::settings::{Settings, Sync};
+use super::settings::{StoreSettings, SyncMode};
 
 /// The schema's version; a database of a later one is left alone.
-const SCHEMA: i64 = 2;
+const SCHEMA_VERSION: i64 = 2;
 
 /// So many layouts are kept once each; further ones (clients may choose domains in any combination) go with their
 /// accounts.
-const MOST_LAYOUTS: usize = 256;
+const MAX_LAYOUTS: usize = 256;
 
-pub(super) const LAYOUT_TABLE: &str =
+pub(super) const CREATE_LAYOUT_TABLE: &str =
     "CREATE TABLE layout (id INTEGER PRIMARY KEY, domains BLOB NOT NULL UNIQUE);";
 
 /// All but the layouts, whose table is as it was in version 1.
-pub(super) const TABLES: &str = "
+pub(super) const CREATE_TABLES: &str = "
     CREATE TABLE account (
         id INTEGER PRIMARY KEY, uid INTEGER NOT NULL, kept_s INTEGER NOT NULL, running_s INTEGER NOT NULL,
         previous INTEGER NOT NULL, layout, span NOT NULL, name TEXT NOT NULL, figures BLOB NOT NULL,
@@ -61,35 +61,35 @@ pub(super) const TABLES: &str = "
     PRAGMA user_version = 2;
 ";
 
-/// The columns of [`Stored`], in the order in which they are read.
-pub(super) const COLUMNS: &str =
+/// The columns of [`AccountRow`], in the order in which they are read.
+pub(super) const ACCOUNT_COLUMNS: &str =
     "id, uid, kept_s, running_s, previous, layout, span, name, figures, crc FROM account";
 
 /// Why the database cannot be used.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Broken {
+pub(super) enum DatabaseError {
     #[error(
-        "it was written by a newer wattspan (schema {0}; this one knows {SCHEMA}); install that one again, or \
+        "it was written by a newer wattspan (schema {0}; this one knows {SCHEMA_VERSION}); install that one again, or \
              move the file away"
     )]
-    Newer(i64),
+    NewerSchema(i64),
     #[error("its tables are not those that were made")]
-    Schema,
+    SchemaMismatch,
     #[error("the mark beside it cannot be read or written: {0}")]
-    Mark(#[from] io::Error),
+    MarkFile(#[from] io::Error),
     #[error(transparent)]
     Sqlite(#[from] rusqlite::Error),
 }
 
-impl Broken {
+impl DatabaseError {
     /// Whether the file is no sound database, so that only another one helps.
-    pub fn is_damage(&self) -> bool {
+    pub fn is_corruption(&self) -> bool {
         // Our rows break no constraint, unless what is there already is not what we wrote.
         use rusqlite::ErrorCode::{ConstraintViolation, DatabaseCorrupt, NotADatabase};
         match self {
-            Broken::Schema => true,
-            Broken::Sqlite(Error::InvalidColumnType(..) | Error::IntegralValueOutOfRange(..)) => true,
-            Broken::Sqlite(cause) => matches!(
+            DatabaseError::SchemaMismatch => true,
+            DatabaseError::Sqlite(Error::InvalidColumnType(..) | Error::IntegralValueOutOfRange(..)) => true,
+            DatabaseError::Sqlite(cause) => matches!(
                 cause.sqlite_error_code(),
                 Some(ConstraintViolation | DatabaseCorrupt | NotADatabase)
             ),
@@ -100,7 +100,7 @@ impl Broken {
 
 /// What an account's row has beside its numbers.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Columns<'a> {
+pub(super) struct AccountColumns<'a> {
     pub uid: u32,
     pub layout: &'a [u8],
     /// As it is kept: see [`SpanName`].
@@ -109,32 +109,32 @@ pub(super) struct Columns<'a> {
     pub figures: &'a [u8],
 }
 
-impl Columns<'_> {
-    fn checksum(&self, numbers: &[i64]) -> i32 {
-        let sum = Checksum::default().numbers(numbers).numbers(&[i64::from(self.uid)]);
+impl AccountColumns<'_> {
+    fn checksum(&self, integers: &[i64]) -> i32 {
+        let sum = Checksum::default().numbers(integers).numbers(&[i64::from(self.uid)]);
         sum.bytes(self.layout).value(self.span).bytes(self.name.as_bytes()).bytes(self.figures).finish()
     }
 }
 
 /// A sound row.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Stored<'a> {
+pub(super) struct AccountRow<'a> {
     pub id: i64,
     pub kept_s: i64,
     pub running_s: i64,
     /// Its user's account before it; 0: there was none. Where it was not known, the number before its own.
     pub previous: i64,
-    pub columns: Columns<'a>,
+    pub columns: AccountColumns<'a>,
 }
 
-impl<'a> Stored<'a> {
+impl<'a> AccountRow<'a> {
     /// `None` where the row is not what was written.
-    pub fn read(row: &'a Row<'_>, layouts: &'a Layouts) -> Option<Self> {
+    pub fn read(row: &'a Row<'_>, layouts: &'a LayoutTable) -> Option<Self> {
         let number = |at| row.get_ref(at).ok()?.as_i64().ok();
         let (id, kept_s, running_s, previous) = (number(0)?, number(2)?, number(3)?, number(4)?);
-        let columns = Columns {
+        let columns = AccountColumns {
             uid: u32::try_from(number(1)?).ok()?,
-            layout: layouts.bytes(row.get_ref(5).ok()?)?,
+            layout: layouts.resolve(row.get_ref(5).ok()?)?,
             span: row.get_ref(6).ok()?,
             name: row.get_ref(7).ok()?.as_str().ok()?,
             figures: row.get_ref(8).ok()?.as_blob().ok()?,
@@ -146,12 +146,12 @@ impl<'a> Stored<'a> {
 
 /// The layouts that are kept once.
 #[derive(Debug, Default)]
-pub(super) struct Layouts {
-    numbers: HashMap<Arc<[u8]>, i64>,
-    bytes: HashMap<i64, Arc<[u8]>>,
+pub(super) struct LayoutTable {
+    ids: HashMap<Arc<[u8]>, i64>,
+    by_id: HashMap<i64, Arc<[u8]>>,
 }
 
-impl Layouts {
+impl LayoutTable {
     pub fn load(connection: &Connection) -> rusqlite::Result<Self> {
         let mut all = connection.prepare("SELECT id, domains FROM layout")?;
         let mut rows = all.query([])?;
@@ -166,15 +166,15 @@ impl Layouts {
     }
 
     fn insert(&mut self, id: i64, domains: Arc<[u8]>) {
-        self.bytes.insert(id, Arc::clone(&domains));
-        self.numbers.insert(domains, id);
+        self.by_id.insert(id, Arc::clone(&domains));
+        self.ids.insert(domains, id);
     }
 
     /// A layout as its row has it: its number, or itself.
-    pub fn bytes<'a>(&'a self, kept: ValueRef<'a>) -> Option<&'a [u8]> {
-        match kept {
+    pub fn resolve<'a>(&'a self, stored: ValueRef<'a>) -> Option<&'a [u8]> {
+        match stored {
             ValueRef::Blob(own) => Some(own),
-            ValueRef::Integer(id) => self.bytes.get(&id).map(|bytes| &bytes[..]),
+            ValueRef::Integer(id) => self.by_id.get(&id).map(|bytes| &bytes[..]),
             _ => None,
         }
     }
@@ -182,12 +182,12 @@ impl Layouts {
 
 /// Which numbers there are, and the end of the indexes, which is in memory.
 #[derive(Debug)]
-pub(super) struct Numbers {
+pub(super) struct AccountIndex {
     /// The lowest that was not deleted, and the highest.
-    pub first: i64,
-    pub last: i64,
-    /// The names of the stretch that is being filled.
-    pub recent: Recent,
+    pub first_id: i64,
+    pub last_id: i64,
+    /// The names of the segment that is being filled.
+    pub open_segment: OpenSegment,
     /// Each user's latest account.
     pub heads: HashMap<u32, i64>,
     /// `heads` has every user: else a search has to find one.
@@ -196,16 +196,16 @@ pub(super) struct Numbers {
     pub gaps: Vec<Gap>,
 }
 
-impl Numbers {
+impl AccountIndex {
     /// The highest gap with a number in `from..=to`.
     pub fn gap_within(&self, from: i64, to: i64) -> Option<&Gap> {
         self.gaps.iter().rev().find(|gap| gap.first <= to && gap.last >= from)
     }
 
     fn append(&mut self, uid: u32, hash: u32) -> (i64, i64) {
-        let id = self.last + 1;
-        self.last = id;
-        self.recent.push(NameEntry { hash, uid, id });
+        let id = self.last_id + 1;
+        self.last_id = id;
+        self.open_segment.push(NameEntry { hash, uid, id });
         let unknown = if self.heads_known { 0 } else { id - 1 };
         (id, self.heads.insert(uid, id).unwrap_or(unknown))
     }
@@ -213,7 +213,7 @@ impl Numbers {
 
 /// When rows are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Stamp {
+pub(super) struct CommitTime {
     pub kept_s: i64,
     pub running_s: i64,
 }
@@ -221,174 +221,197 @@ pub(super) struct Stamp {
 /// The open database.
 pub(super) struct Database {
     pub(super) connection: Connection,
-    pub(super) layouts: Layouts,
-    pub(super) numbers: Numbers,
+    pub(super) layouts: LayoutTable,
+    pub(super) index: AccountIndex,
     pub(super) retention: Retention,
-    mark: Mark,
-    newest: Stamp,
-    opened: ClockReading,
+    mark_file: MarkFile,
+    last_commit: CommitTime,
+    opened_at: ClockReading,
     opened_running_s: i64,
     /// Found when it was opened.
-    pub losses: Vec<String>,
+    pub new_gaps: Vec<String>,
 }
 
 impl Database {
     /// Opens the file, which may be empty.
-    pub fn open(file: &Path, mark: Mark, settings: &Settings, now: ClockReading) -> Result<Self, Broken> {
-        let (mut connection, version) = connect(file, settings)?;
-        let reading = mark.read()?;
-        if version < SCHEMA {
-            create(&mut connection, version, &mark, &reading, now)?;
+    pub fn open(
+        file: &Path,
+        mark_file: MarkFile,
+        settings: &StoreSettings,
+        now: ClockReading,
+    ) -> Result<Self, DatabaseError> {
+        let (mut connection, schema_version) = open_connection(file, settings)?;
+        let mark_contents = mark_file.read()?;
+        if schema_version < SCHEMA_VERSION {
+            create_tables(&mut connection, schema_version, &mark_file, &mark_contents, now)?;
         }
         check_schema(&connection)?;
-        let layouts = Layouts::load(&connection)?;
-        let (numbers, retention) = (Numbers::empty(), Retention::default());
-        let newest = Stamp { kept_s: 0, running_s: 0 };
-        let (opened, opened_running_s, losses) = (now, 0, Vec::new());
-        let mut database =
-            Self { connection, layouts, numbers, retention, mark, newest, opened, opened_running_s, losses };
-        database.load()?;
-        migration::convert(&mut database, now)?;
-        database.note_losses(&reading, version == SCHEMA, now)?;
-        database.mark()?;
+        let layouts = LayoutTable::load(&connection)?;
+        let (index, retention) = (AccountIndex::empty(), Retention::default());
+        let last_commit = CommitTime { kept_s: 0, running_s: 0 };
+        let (opened_at, opened_running_s, new_gaps) = (now, 0, Vec::new());
+        let mut database = Self {
+            connection,
+            layouts,
+            index,
+            retention,
+            mark_file,
+            last_commit,
+            opened_at,
+            opened_running_s,
+            new_gaps,
+        };
+        database.load_index()?;
+        migration::migrate(&mut database, now)?;
+        database.detect_lost_tail(&mark_contents, schema_version == SCHEMA_VERSION, now)?;
+        database.write_mark()?;
         Ok(database)
     }
 
     /// How long the store has run.
     pub fn running_s(&self, now: ClockReading) -> i64 {
-        self.opened_running_s + (now.boot_s - self.opened.boot_s).max(0)
+        self.opened_running_s + (now.boot_s - self.opened_at.boot_s).max(0)
     }
 
-    fn stamp(&self, now: ClockReading) -> Stamp {
-        let running_s = self.running_s(now).max(self.newest.running_s);
-        Stamp { kept_s: now.unix_s.max(self.newest.kept_s), running_s }
+    fn commit_time(&self, now: ClockReading) -> CommitTime {
+        let running_s = self.running_s(now).max(self.last_commit.running_s);
+        CommitTime { kept_s: now.unix_s.max(self.last_commit.kept_s), running_s }
     }
 
     /// Notes in the mark how far it has come.
-    pub fn mark(&self) -> io::Result<()> {
-        let Stamp { kept_s, running_s } = self.newest;
-        self.mark.write(&Reached { last: self.numbers.last, kept_s, running_s })
+    pub fn write_mark(&self) -> io::Result<()> {
+        let CommitTime { kept_s, running_s } = self.last_commit;
+        self.mark_file.write(&HighWaterMark { last: self.index.last_id, kept_s, running_s })
     }
 
     /// Notes its running time, where no account did for a while.
-    pub fn mark_time(&mut self, now: ClockReading) -> io::Result<()> {
-        /// What a restart may forget of it.
-        const FORGOTTEN_S: i64 = 600;
+    pub fn save_running_time(&mut self, now: ClockReading) -> io::Result<()> {
+        /// How much running time a crash may lose.
+        const MAX_LOST_RUNNING_S: i64 = 600;
         let running_s = self.running_s(now);
-        if running_s < self.newest.running_s + FORGOTTEN_S {
+        if running_s < self.last_commit.running_s + MAX_LOST_RUNNING_S {
             return Ok(());
         }
-        self.newest.running_s = running_s;
-        self.mark()
+        self.last_commit.running_s = running_s;
+        self.write_mark()
     }
 
     /// Keeps what is in the journal as interrupted; gives how many those were. Only for a journal of a process that is
     /// gone: a span that is still open would get a second account when it settles.
-    pub fn recover(&mut self, now: ClockReading) -> Result<usize, Broken> {
-        let stamp = self.stamp(now);
-        let before = self.numbers.last;
+    pub fn recover(&mut self, now: ClockReading) -> Result<usize, DatabaseError> {
+        let commit_time = self.commit_time(now);
+        let last_before = self.index.last_id;
         let transaction = self.connection.transaction()?;
         {
-            let kept = Layouts::load(&transaction)?;
-            let mut writer = Writer::over(&transaction, &mut self.layouts, &mut self.numbers, stamp)?;
+            let stored_layouts = LayoutTable::load(&transaction)?;
+            let mut writer =
+                TransactionWriter::new(&transaction, &mut self.layouts, &mut self.index, commit_time)?;
             let mut open = transaction
                 .prepare("SELECT key, uid, layout, span, name, figures, crc FROM journal ORDER BY key")?;
             let mut rows = open.query([])?;
             while let Some(row) = rows.next()? {
-                match journalled(row, &kept) {
-                    Some(columns) => writer.keep(&columns)?,
-                    None => writer.skip_one()?,
+                match read_journal_row(row, &stored_layouts) {
+                    Some(columns) => writer.insert_account(&columns)?,
+                    None => writer.insert_gap_of_one()?,
                 }
             }
         }
         transaction.execute("DELETE FROM journal", [])?;
         transaction.commit()?;
-        self.newest = stamp;
-        self.mark()?;
-        Ok((self.numbers.last - before) as usize)
+        self.last_commit = commit_time;
+        self.write_mark()?;
+        Ok((self.index.last_id - last_before) as usize)
     }
 
     /// Keeps batches, in their order, in one transaction.
-    pub fn write(&mut self, batches: &[Batch], now: ClockReading) -> Result<(), Broken> {
-        let stamp = self.stamp(now);
+    pub fn write(&mut self, batches: &[Batch], now: ClockReading) -> Result<(), DatabaseError> {
+        let commit_time = self.commit_time(now);
         let transaction = self.connection.transaction()?;
         {
-            let mut writer = Writer::over(&transaction, &mut self.layouts, &mut self.numbers, stamp)?;
-            for (batch, order) in
-                batches.iter().flat_map(|batch| batch.orders.iter().map(move |o| (batch, o)))
-            {
-                match order {
-                    Order::Keep { row, forget } => {
-                        if let Some(key) = forget {
-                            writer.forget.execute([*key as i64])?;
+            let mut writer =
+                TransactionWriter::new(&transaction, &mut self.layouts, &mut self.index, commit_time)?;
+            for (batch, op) in batches.iter().flat_map(|batch| batch.ops.iter().map(move |op| (batch, op))) {
+                match op {
+                    WriteOp::InsertAccount { row, journal_key } => {
+                        if let Some(key) = journal_key {
+                            writer.delete_journal.execute([*key as i64])?;
                         }
-                        let (span, name, figures) = batch.texts(row);
-                        let packed = SpanName::of(span);
+                        let (span, name, figures) = batch.row_fields(row);
+                        let stored_name = SpanName::parse(span);
                         let (uid, layout) = (row.uid, &row.layout[..]);
-                        writer.keep(&Columns { uid, layout, span: packed.value(), name, figures })?;
+                        writer.insert_account(&AccountColumns {
+                            uid,
+                            layout,
+                            span: stored_name.as_value(),
+                            name,
+                            figures,
+                        })?;
                     }
-                    Order::Journal { key, row } => {
-                        let (span, name, figures) = batch.texts(row);
-                        let packed = SpanName::of(span);
+                    WriteOp::UpsertJournal { key, row } => {
+                        let (span, name, figures) = batch.row_fields(row);
+                        let stored_name = SpanName::parse(span);
                         let (uid, layout) = (row.uid, &row.layout[..]);
-                        writer.journal(
+                        writer.upsert_journal(
                             *key as i64,
-                            &Columns { uid, layout, span: packed.value(), name, figures },
+                            &AccountColumns { uid, layout, span: stored_name.as_value(), name, figures },
                         )?;
                     }
-                    Order::Forget { key } => drop(writer.forget.execute([*key as i64])?),
+                    WriteOp::DeleteJournal { key } => drop(writer.delete_journal.execute([*key as i64])?),
                 }
             }
         }
         transaction.commit()?;
-        self.newest = stamp;
+        self.last_commit = commit_time;
         Ok(())
     }
 
     /// How many bytes the database takes, free pages left out.
-    pub fn bytes(&self) -> Result<u64, Broken> {
+    pub fn size_bytes(&self) -> Result<u64, DatabaseError> {
         let pragma = |name: &str| self.connection.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
         let pages = pragma("page_count")? - pragma("freelist_count")?;
         Ok(pages.max(0) as u64 * pragma("page_size")?.max(0) as u64)
     }
 
     /// What may be lost, if anything.
-    pub fn loss(&self) -> Option<String> {
-        let gaps: Vec<String> = self.numbers.gaps.iter().map(Gap::loss).collect();
+    pub fn describe_gaps(&self) -> Option<String> {
+        let gaps: Vec<String> = self.index.gaps.iter().map(Gap::describe).collect();
         (!gaps.is_empty()).then(|| gaps.join("; "))
     }
 
-    /// One account's row, if it is there and sound, to `take`.
-    pub fn row<T>(
+    /// One account's row, if it is there and sound, as `convert` makes it.
+    pub fn read_row<T>(
         &self,
         statement: &mut rusqlite::Statement<'_>,
         id: i64,
-        take: impl FnOnce(&Stored<'_>) -> Option<T>,
-    ) -> Result<Option<T>, Broken> {
+        convert: impl FnOnce(&AccountRow<'_>) -> Option<T>,
+    ) -> Result<Option<T>, DatabaseError> {
         let found = (|| {
             let mut rows = statement.query([id])?;
-            Ok(rows.next()?.and_then(|row| Stored::read(row, &self.layouts)).and_then(|stored| take(&stored)))
+            Ok(rows
+                .next()?
+                .and_then(|row| AccountRow::read(row, &self.layouts))
+                .and_then(|stored| convert(&stored)))
         })();
-        match found.map_err(Broken::Sqlite) {
-            Err(broken) if broken.is_damage() => Ok(None),
+        match found.map_err(DatabaseError::Sqlite) {
+            Err(error) if error.is_corruption() => Ok(None),
             found => found,
         }
     }
 
     /// Reads what it has in memory: the end of the numbers and of the indexes.
-    pub(super) fn load(&mut self) -> Result<(), Broken> {
-        self.numbers = Numbers::empty();
-        let Self { connection, layouts, numbers, .. } = self;
-        let all = "SELECT first, last, since_s, until_s, running_s FROM gap ORDER BY first";
-        numbers.gaps = connection.prepare(all)?.query_map([], read_gap)?.collect::<rusqlite::Result<_>>()?;
-        let latest = format!("SELECT {COLUMNS} ORDER BY id DESC");
-        let mut latest = connection.prepare(&latest)?;
+    pub(super) fn load_index(&mut self) -> Result<(), DatabaseError> {
+        self.index = AccountIndex::empty();
+        let Self { connection, layouts, index, .. } = self;
+        let sql = "SELECT first, last, since_s, until_s, running_s FROM gap ORDER BY first";
+        index.gaps = connection.prepare(sql)?.query_map([], read_gap)?.collect::<rusqlite::Result<_>>()?;
+        let sql = format!("SELECT {ACCOUNT_COLUMNS} ORDER BY id DESC");
+        let mut latest = connection.prepare(&sql)?;
         let mut rows = latest.query([])?;
         // Unsound rows are passed over: a damaged number must not become the last one.
         while let Some(row) = rows.next()? {
-            if let Some(stored) = Stored::read(row, layouts) {
-                numbers.last = stored.id;
-                self.newest = Stamp { kept_s: stored.kept_s, running_s: stored.running_s };
+            if let Some(stored) = AccountRow::read(row, layouts) {
+                index.last_id = stored.id;
+                self.last_commit = CommitTime { kept_s: stored.kept_s, running_s: stored.running_s };
                 break;
             }
         }
@@ -397,189 +420,195 @@ impl Database {
         let lowest =
             connection.query_row("SELECT min(id) FROM account", [], |row| row.get::<_, Option<i64>>(0))?;
         self.retention = Retention::load(connection)?;
-        let unsound = self.retention.first == 0;
-        let oldest = lowest.unwrap_or(1).clamp(1, numbers.last + 1);
-        if unsound {
+        let first_unknown = self.retention.first == 0;
+        let oldest = lowest.unwrap_or(1).clamp(1, index.last_id + 1);
+        if first_unknown {
             // Which accounts were deleted is not known: the one before the oldest stands for those that may be lost.
             self.retention.first = (oldest - 1).max(1);
         }
-        numbers.first = self.retention.first;
-        numbers.last = numbers.last.max(numbers.gaps.last().map_or(0, |gap| gap.last)).max(numbers.first - 1);
-        let lost_s = numbers.gaps.iter().map(|gap| gap.running_s).max().unwrap_or(0);
-        self.newest.running_s = self.newest.running_s.max(lost_s);
-        self.load_recent()?;
+        index.first_id = self.retention.first;
+        index.last_id =
+            index.last_id.max(index.gaps.last().map_or(0, |gap| gap.last)).max(index.first_id - 1);
+        let lost_s = index.gaps.iter().map(|gap| gap.running_s).max().unwrap_or(0);
+        self.last_commit.running_s = self.last_commit.running_s.max(lost_s);
+        self.load_open_segment()?;
         self.load_heads()?;
-        if unsound && oldest > 1 {
-            let (first, Stamp { kept_s, running_s }) = (oldest - 1, self.newest);
-            self.note_gap(Gap { first, last: first, since_s: 0, until_s: kept_s, running_s })?;
+        if first_unknown && oldest > 1 {
+            let (first, CommitTime { kept_s, running_s }) = (oldest - 1, self.last_commit);
+            self.add_gap(Gap { first, last: first, since_s: 0, until_s: kept_s, running_s })?;
         }
-        if unsound {
-            self.retention.store(&self.connection)?;
+        if first_unknown {
+            self.retention.save(&self.connection)?;
         }
         Ok(())
     }
 
-    /// Reads the stretch that is being filled; rows that are not there are noted as gaps.
-    fn load_recent(&mut self) -> Result<(), Broken> {
-        let Self { connection, layouts, numbers, .. } = self;
-        let from = numbers.first.max(stretch_start(stretch(numbers.last + 1)));
+    /// Reads the segment that is being filled; rows that are not there are noted as gaps.
+    fn load_open_segment(&mut self) -> Result<(), DatabaseError> {
+        let Self { connection, layouts, index, .. } = self;
+        let from = index.first_id.max(segment_start(segment_of(index.last_id + 1)));
         let mut missing = Vec::new();
-        let mut recent =
-            connection.prepare(&format!("SELECT {COLUMNS} WHERE id BETWEEN ?1 AND ?2 ORDER BY id"))?;
-        let mut rows = recent.query([from, numbers.last])?;
+        let mut statement = connection
+            .prepare(&format!("SELECT {ACCOUNT_COLUMNS} WHERE id BETWEEN ?1 AND ?2 ORDER BY id"))?;
+        let mut rows = statement.query([from, index.last_id])?;
         let (mut next, mut since_s) = (from, 0);
         while let Some(row) = rows.next()? {
-            let Some(stored) = Stored::read(row, layouts) else { continue };
-            let Stored { id, kept_s, running_s, columns, .. } = stored;
+            let Some(stored) = AccountRow::read(row, layouts) else { continue };
+            let AccountRow { id, kept_s, running_s, columns, .. } = stored;
             if id > next {
                 missing.push(Gap { first: next, last: id - 1, since_s, until_s: kept_s, running_s });
             }
             (next, since_s) = (id + 1, kept_s);
-            let hash = name_index::hash(bytes_of(columns.span));
-            numbers.recent.push(NameEntry { hash, uid: columns.uid, id });
-            numbers.heads.insert(columns.uid, id);
+            let hash = name_index::name_hash(name_bytes(columns.span));
+            index.open_segment.push(NameEntry { hash, uid: columns.uid, id });
+            index.heads.insert(columns.uid, id);
         }
         drop(rows);
-        drop(recent);
-        if next <= numbers.last {
+        drop(statement);
+        if next <= index.last_id {
             // A damaged tree may end early from below and have later rows from above.
-            let Stamp { kept_s: until_s, running_s } = self.newest;
-            missing.push(Gap { first: next, last: numbers.last, since_s, until_s, running_s });
+            let CommitTime { kept_s: until_s, running_s } = self.last_commit;
+            missing.push(Gap { first: next, last: index.last_id, since_s, until_s, running_s });
         }
-        missing.retain(|gap| {
-            !numbers.gaps.iter().any(|known| known.first <= gap.first && known.last >= gap.last)
-        });
+        missing
+            .retain(|gap| !index.gaps.iter().any(|known| known.first <= gap.first && known.last >= gap.last));
         for gap in missing {
-            self.note_gap(gap)?;
+            self.add_gap(gap)?;
         }
         Ok(())
     }
 
-    /// Adds the latest accounts of users that have none in the stretch that is being filled.
-    fn load_heads(&mut self) -> Result<(), Broken> {
-        let numbers = &mut self.numbers;
-        numbers.heads_known = false;
-        let mut block = self.connection.prepare("SELECT bytes FROM block WHERE id = ?1")?;
-        let mut before = stretch(numbers.last + 1) - 1;
-        while before >= stretch(numbers.first) {
-            let key = name_index::key(before, HEADS);
-            let bytes = block.query_row([key], |row| row.get::<_, Vec<u8>>(0)).optional()?;
+    /// Adds the latest accounts of users that have none in the segment that is being filled.
+    fn load_heads(&mut self) -> Result<(), DatabaseError> {
+        let index = &mut self.index;
+        index.heads_known = false;
+        let mut statement = self.connection.prepare("SELECT bytes FROM block WHERE id = ?1")?;
+        let mut segment = segment_of(index.last_id + 1) - 1;
+        while segment >= segment_of(index.first_id) {
+            let key = name_index::block_key(segment, HEADS);
+            let bytes = statement.query_row([key], |row| row.get::<_, Vec<u8>>(0)).optional()?;
             if let Some(bytes) = &bytes {
-                let Some(block) = name_index::opened(key, bytes) else { return Ok(()) };
+                let Some(block) = name_index::strip_checksum(key, bytes) else { return Ok(()) };
                 for (uid, id) in name_index::decode_heads(block) {
-                    numbers.heads.entry(uid).or_insert(id);
+                    index.heads.entry(uid).or_insert(id);
                 }
                 break;
             }
-            let (from, to) = (stretch_start(before).max(numbers.first), stretch_start(before + 1) - 1);
-            if !numbers.gaps.iter().any(|gap| gap.first <= from && gap.last >= to) {
+            let (from, to) = (segment_start(segment).max(index.first_id), segment_start(segment + 1) - 1);
+            if !index.gaps.iter().any(|gap| gap.first <= from && gap.last >= to) {
                 return Ok(());
             }
-            before -= 1;
+            segment -= 1;
         }
-        numbers.heads_known = true;
+        index.heads_known = true;
         Ok(())
     }
 
     /// Compares what is there with what once was committed; what is missing at the end is noted as a gap.
-    fn note_losses(&mut self, reading: &Reading, marked: bool, now: ClockReading) -> Result<(), Broken> {
-        let Stamp { kept_s: since_s, running_s } = self.newest;
-        let last = self.numbers.last;
-        let gap = match reading {
-            Reading::Reached(reached) if reached.last > last => Some(Gap {
+    fn detect_lost_tail(
+        &mut self,
+        mark_contents: &MarkContents,
+        expect_mark: bool,
+        now: ClockReading,
+    ) -> Result<(), DatabaseError> {
+        let CommitTime { kept_s: since_s, running_s } = self.last_commit;
+        let last = self.index.last_id;
+        let gap = match mark_contents {
+            MarkContents::Valid(mark) if mark.last > last => Some(Gap {
                 first: last + 1,
-                last: reached.last,
+                last: mark.last,
                 since_s,
-                until_s: reached.kept_s,
-                running_s: reached.running_s,
+                until_s: mark.kept_s,
+                running_s: mark.running_s,
             }),
             // Without its mark a database may end too early: one number stands for whatever is lost.
-            Reading::Damaged | Reading::Empty if marked && last > 0 => {
+            MarkContents::Damaged | MarkContents::Empty if expect_mark && last > 0 => {
                 Some(Gap { first: last + 1, last: last + 1, since_s, until_s: now.unix_s, running_s })
             }
             _ => None,
         };
-        if let Reading::Reached(reached) = reading {
-            self.newest.running_s = running_s.max(reached.running_s);
-            self.newest.kept_s = since_s.max(reached.kept_s);
+        if let MarkContents::Valid(mark) = mark_contents {
+            self.last_commit.running_s = running_s.max(mark.running_s);
+            self.last_commit.kept_s = since_s.max(mark.kept_s);
         }
-        if self.newest.running_s == 0 {
+        if self.last_commit.running_s == 0 {
             // An arbitrary origin, and a readable one.
-            self.newest.running_s = now.unix_s;
+            self.last_commit.running_s = now.unix_s;
         }
-        self.opened_running_s = self.newest.running_s;
-        gap.map_or(Ok(()), |gap| self.note_gap(gap))?;
+        self.opened_running_s = self.last_commit.running_s;
+        gap.map_or(Ok(()), |gap| self.add_gap(gap))?;
         // What is left there is unsound, and in the way of the next.
-        self.connection.execute("DELETE FROM account WHERE id > ?1", [self.numbers.last])?;
+        self.connection.execute("DELETE FROM account WHERE id > ?1", [self.index.last_id])?;
         Ok(())
     }
 
     /// Notes that accounts may be lost.
-    fn note_gap(&mut self, gap: Gap) -> Result<(), Broken> {
+    fn add_gap(&mut self, gap: Gap) -> Result<(), DatabaseError> {
         let transaction = self.connection.transaction()?;
-        Writer::over(&transaction, &mut self.layouts, &mut self.numbers, self.newest)?.skip(gap)?;
+        TransactionWriter::new(&transaction, &mut self.layouts, &mut self.index, self.last_commit)?
+            .insert_gap(gap)?;
         transaction.commit()?;
-        self.losses.push(gap.loss());
+        self.new_gaps.push(gap.describe());
         Ok(())
     }
 }
 
 /// The connection, and the schema's version.
-fn connect(file: &Path, settings: &Settings) -> Result<(Connection, i64), Broken> {
+fn open_connection(file: &Path, settings: &StoreSettings) -> Result<(Connection, i64), DatabaseError> {
     let flags =
         OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_NOFOLLOW;
     let connection = Connection::open_with_flags(file, flags)?;
     connection.pragma_update(None, "locking_mode", "exclusive")?;
-    let version: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
-    if version > SCHEMA {
-        return Err(Broken::Newer(version));
+    let schema_version: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
+    if schema_version > SCHEMA_VERSION {
+        return Err(DatabaseError::NewerSchema(schema_version));
     }
     connection.pragma_update(None, "auto_vacuum", "incremental")?;
     connection.pragma_update(None, "journal_mode", "wal")?;
     let synchronous = match settings.sync {
-        Sync::Off => "off",
-        Sync::Normal => "normal",
-        Sync::Full => "full",
+        SyncMode::Off => "off",
+        SyncMode::Normal => "normal",
+        SyncMode::Full => "full",
     };
     connection.pragma_update(None, "synchronous", synchronous)?;
     connection.pragma_update(None, "temp_store", "memory")?;
     connection.pragma_update(None, "cell_size_check", "on")?;
     connection.pragma_update(None, "trusted_schema", "off")?;
-    Ok((connection, version))
+    Ok((connection, schema_version))
 }
 
 /// Makes the tables, beside those of version 1 where they are there. The mark comes first: from here on a database without
 /// one has lost it.
-fn create(
+fn create_tables(
     connection: &mut Connection,
-    version: i64,
-    mark: &Mark,
-    reading: &Reading,
+    schema_version: i64,
+    mark_file: &MarkFile,
+    mark_contents: &MarkContents,
     now: ClockReading,
-) -> Result<(), Broken> {
+) -> Result<(), DatabaseError> {
     let transaction = connection.transaction()?;
     let mut first = 1;
-    let mut reached = Reached { last: 0, kept_s: 0, running_s: 0 };
-    if version == 1 {
-        (first, reached) = migration::begin(&transaction, now)?;
+    let mut mark = HighWaterMark { last: 0, kept_s: 0, running_s: 0 };
+    if schema_version == 1 {
+        (first, mark) = migration::set_aside_v1_tables(&transaction, now)?;
     } else {
         let tables: i64 =
             transaction.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
         if tables > 0 {
-            return Err(Broken::Schema);
+            return Err(DatabaseError::SchemaMismatch);
         }
-        transaction.execute_batch(LAYOUT_TABLE)?;
+        transaction.execute_batch(CREATE_LAYOUT_TABLE)?;
     }
-    transaction.execute_batch(TABLES)?;
-    Retention::from(first).store(&transaction)?;
-    if *reading == Reading::Empty {
-        mark.write(&reached)?;
+    transaction.execute_batch(CREATE_TABLES)?;
+    Retention::starting_at(first).save(&transaction)?;
+    if *mark_contents == MarkContents::Empty {
+        mark_file.write(&mark)?;
     }
     Ok(transaction.commit()?)
 }
 
 /// Whether the tables are exactly those that were made: a table that is missing or changed is damage.
-fn check_schema(connection: &Connection) -> Result<(), Broken> {
+fn check_schema(connection: &Connection) -> Result<(), DatabaseError> {
     let tables = |connection: &Connection| {
         let sql = "SELECT name, sql FROM sqlite_schema \
                    WHERE sql IS NOT NULL AND name NOT IN ('account_v1', 'journal_v1') ORDER BY name";
@@ -587,13 +616,13 @@ fn check_schema(connection: &Connection) -> Result<(), Broken> {
         let all = all.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?;
         all.collect::<rusqlite::Result<Vec<(String, String)>>>()
     };
-    let made = Connection::open_in_memory()?;
-    made.execute_batch(LAYOUT_TABLE)?;
-    made.execute_batch(TABLES)?;
-    if tables(connection).is_ok_and(|found| tables(&made).is_ok_and(|made| found == made)) {
+    let reference = Connection::open_in_memory()?;
+    reference.execute_batch(CREATE_LAYOUT_TABLE)?;
+    reference.execute_batch(CREATE_TABLES)?;
+    if tables(connection).is_ok_and(|found| tables(&reference).is_ok_and(|reference| found == reference)) {
         return Ok(());
     }
-    Err(Broken::Schema)
+    Err(DatabaseError::SchemaMismatch)
 }
 
 fn read_gap(row: &Row<'_>) -> rusqlite::Result<Gap> {
@@ -602,11 +631,11 @@ fn read_gap(row: &Row<'_>) -> rusqlite::Result<Gap> {
 }
 
 /// A sound row of the journal.
-fn journalled<'a>(row: &'a Row<'_>, layouts: &'a Layouts) -> Option<Columns<'a>> {
+fn read_journal_row<'a>(row: &'a Row<'_>, layouts: &'a LayoutTable) -> Option<AccountColumns<'a>> {
     let number = |at| row.get_ref(at).ok()?.as_i64().ok();
-    let columns = Columns {
+    let columns = AccountColumns {
         uid: u32::try_from(number(1)?).ok()?,
-        layout: layouts.bytes(row.get_ref(2).ok()?)?,
+        layout: layouts.resolve(row.get_ref(2).ok()?)?,
         span: row.get_ref(3).ok()?,
         name: row.get_ref(4).ok()?.as_str().ok()?,
         figures: row.get_ref(5).ok()?.as_blob().ok()?,
@@ -615,96 +644,96 @@ fn journalled<'a>(row: &'a Row<'_>, layouts: &'a Layouts) -> Option<Columns<'a>>
 }
 
 /// The statements of one transaction.
-pub(super) struct Writer<'a> {
-    insert: rusqlite::Statement<'a>,
-    journal: rusqlite::Statement<'a>,
-    forget: rusqlite::Statement<'a>,
+pub(super) struct TransactionWriter<'a> {
+    insert_account: rusqlite::Statement<'a>,
+    upsert_journal: rusqlite::Statement<'a>,
+    delete_journal: rusqlite::Statement<'a>,
     transaction: &'a Transaction<'a>,
-    layouts: &'a mut Layouts,
-    pub numbers: &'a mut Numbers,
-    pub stamp: Stamp,
+    layouts: &'a mut LayoutTable,
+    pub index: &'a mut AccountIndex,
+    pub commit_time: CommitTime,
 }
 
-impl<'a> Writer<'a> {
-    pub fn over(
+impl<'a> TransactionWriter<'a> {
+    pub fn new(
         transaction: &'a Transaction<'a>,
-        layouts: &'a mut Layouts,
-        numbers: &'a mut Numbers,
-        stamp: Stamp,
+        layouts: &'a mut LayoutTable,
+        index: &'a mut AccountIndex,
+        commit_time: CommitTime,
     ) -> rusqlite::Result<Self> {
-        let insert = "INSERT INTO account VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)";
+        let sql = "INSERT INTO account VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)";
         Ok(Self {
-            insert: transaction.prepare(insert)?,
-            journal: transaction
+            insert_account: transaction.prepare(sql)?,
+            upsert_journal: transaction
                 .prepare("INSERT OR REPLACE INTO journal VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)")?,
-            forget: transaction.prepare("DELETE FROM journal WHERE key = ?1")?,
+            delete_journal: transaction.prepare("DELETE FROM journal WHERE key = ?1")?,
             transaction,
             layouts,
-            numbers,
-            stamp,
+            index,
+            commit_time,
         })
     }
 
     /// Keeps an account under the next number.
-    pub fn keep(&mut self, columns: &Columns<'_>) -> rusqlite::Result<()> {
-        let layout = self.layout(columns.layout)?;
-        let (id, previous) = self.numbers.append(columns.uid, name_index::hash(bytes_of(columns.span)));
-        let Stamp { kept_s, running_s } = self.stamp;
+    pub fn insert_account(&mut self, columns: &AccountColumns<'_>) -> rusqlite::Result<()> {
+        let layout = self.layout_value(columns.layout)?;
+        let (id, previous) = self.index.append(columns.uid, name_index::name_hash(name_bytes(columns.span)));
+        let CommitTime { kept_s, running_s } = self.commit_time;
         let crc = columns.checksum(&[id, kept_s, running_s, previous]);
         let span = ToSqlOutput::Borrowed(columns.span);
-        let Columns { uid, name, figures, .. } = columns;
+        let AccountColumns { uid, name, figures, .. } = columns;
         let values = params![id, uid, kept_s, running_s, previous, layout, span, name, figures, crc];
-        self.insert.execute(values)?;
-        if stretch(id + 1) == stretch(id) { Ok(()) } else { self.seal(stretch(id)) }
+        self.insert_account.execute(values)?;
+        if segment_of(id + 1) == segment_of(id) { Ok(()) } else { self.seal_segment(segment_of(id)) }
     }
 
-    pub fn journal(&mut self, key: i64, columns: &Columns<'_>) -> rusqlite::Result<()> {
-        let layout = self.layout(columns.layout)?;
+    pub fn upsert_journal(&mut self, key: i64, columns: &AccountColumns<'_>) -> rusqlite::Result<()> {
+        let layout = self.layout_value(columns.layout)?;
         let (span, crc) = (ToSqlOutput::Borrowed(columns.span), columns.checksum(&[key]));
-        let Columns { uid, name, figures, .. } = columns;
-        self.journal.execute(params![key, uid, layout, span, name, figures, crc])?;
+        let AccountColumns { uid, name, figures, .. } = columns;
+        self.upsert_journal.execute(params![key, uid, layout, span, name, figures, crc])?;
         Ok(())
     }
 
     /// Notes that the accounts of some numbers may be lost, and goes on after them.
-    pub fn skip(&mut self, gap: Gap) -> rusqlite::Result<()> {
+    pub fn insert_gap(&mut self, gap: Gap) -> rusqlite::Result<()> {
         let values = params![gap.first, gap.last, gap.since_s, gap.until_s, gap.running_s];
         self.transaction.execute("INSERT OR REPLACE INTO gap VALUES (?1, ?2, ?3, ?4, ?5)", values)?;
-        self.numbers.gaps.push(gap);
-        self.numbers.gaps.sort_by_key(|gap| gap.first);
-        let filled = stretch(self.numbers.last + 1);
-        self.numbers.last = self.numbers.last.max(gap.last);
-        if stretch(self.numbers.last + 1) == filled { Ok(()) } else { self.seal(filled) }
+        self.index.gaps.push(gap);
+        self.index.gaps.sort_by_key(|gap| gap.first);
+        let segment = segment_of(self.index.last_id + 1);
+        self.index.last_id = self.index.last_id.max(gap.last);
+        if segment_of(self.index.last_id + 1) == segment { Ok(()) } else { self.seal_segment(segment) }
     }
 
     /// The same for the account that would be next.
-    fn skip_one(&mut self) -> rusqlite::Result<()> {
-        let (id, Stamp { kept_s, running_s }) = (self.numbers.last + 1, self.stamp);
-        self.skip(Gap { first: id, last: id, since_s: kept_s, until_s: kept_s, running_s })
+    fn insert_gap_of_one(&mut self) -> rusqlite::Result<()> {
+        let (id, CommitTime { kept_s, running_s }) = (self.index.last_id + 1, self.commit_time);
+        self.insert_gap(Gap { first: id, last: id, since_s: kept_s, until_s: kept_s, running_s })
     }
 
-    /// Writes the indexes of a stretch that is full.
-    fn seal(&mut self, stretch: i64) -> rusqlite::Result<()> {
-        let numbers = &mut *self.numbers;
+    /// Writes the indexes of a segment that is full.
+    fn seal_segment(&mut self, segment: i64) -> rusqlite::Result<()> {
+        let index = &mut *self.index;
         let mut insert = self.transaction.prepare("INSERT OR REPLACE INTO block VALUES (?1, ?2)")?;
-        let names = std::mem::take(&mut numbers.recent);
-        for (block, bucket) in name_index::blocks(stretch, &names).into_iter().zip(0..) {
-            insert.execute(params![name_index::key(stretch, bucket), block])?;
+        let names = std::mem::take(&mut index.open_segment);
+        for (block, bucket) in name_index::encode_blocks(segment, &names).into_iter().zip(0..) {
+            insert.execute(params![name_index::block_key(segment, bucket), block])?;
         }
-        if numbers.heads_known {
-            numbers.heads.retain(|_, id| *id >= numbers.first);
-            let heads = name_index::encode_heads(stretch, &numbers.heads);
-            insert.execute(params![name_index::key(stretch, HEADS), heads])?;
+        if index.heads_known {
+            index.heads.retain(|_, id| *id >= index.first_id);
+            let heads = name_index::encode_heads(segment, &index.heads);
+            insert.execute(params![name_index::block_key(segment, HEADS), heads])?;
         }
         Ok(())
     }
 
     /// The layout's number, or itself where there are too many.
-    fn layout<'b>(&mut self, domains: &'b [u8]) -> rusqlite::Result<ToSqlOutput<'b>> {
-        if let Some(id) = self.layouts.numbers.get(domains) {
+    fn layout_value<'b>(&mut self, domains: &'b [u8]) -> rusqlite::Result<ToSqlOutput<'b>> {
+        if let Some(id) = self.layouts.ids.get(domains) {
             return Ok((*id).into());
         }
-        if self.layouts.numbers.len() >= MOST_LAYOUTS {
+        if self.layouts.ids.len() >= MAX_LAYOUTS {
             return Ok(ToSqlOutput::Borrowed(ValueRef::Blob(domains)));
         }
         self.transaction.execute("INSERT INTO layout (domains) VALUES (?1)", [domains])?;
@@ -714,15 +743,15 @@ impl<'a> Writer<'a> {
     }
 }
 
-impl Numbers {
+impl AccountIndex {
     fn empty() -> Self {
-        let (recent, heads, gaps) = (Recent::new(), HashMap::new(), Vec::new());
-        Self { first: 1, last: 0, recent, heads, heads_known: true, gaps }
+        let (open_segment, heads, gaps) = (OpenSegment::new(), HashMap::new(), Vec::new());
+        Self { first_id: 1, last_id: 0, open_segment, heads, heads_known: true, gaps }
     }
 }
 
 /// What a name is hashed by: as it is kept.
-pub(super) fn bytes_of(span: ValueRef<'_>) -> &[u8] {
+pub(super) fn name_bytes(span: ValueRef<'_>) -> &[u8] {
     match span {
         ValueRef::Text(bytes) | ValueRef::Blob(bytes) => bytes,
         _ => &[],
@@ -733,25 +762,25 @@ pub(super) fn bytes_of(span: ValueRef<'_>) -> &[u8] {
 #[derive(Debug, Clone, Copy)]
 pub(super) enum SpanName<'a> {
     /// Sixteen random bytes: no other span ever has it.
-    Given([u8; 16]),
+    Generated([u8; 16]),
     /// Text that a client chose.
     Chosen(&'a str),
 }
 
 impl<'a> SpanName<'a> {
-    pub fn of(span: &'a str) -> Self {
-        packed(span).map_or(Self::Chosen(span), Self::Given)
+    pub fn parse(span: &'a str) -> Self {
+        parse_generated(span).map_or(Self::Chosen(span), Self::Generated)
     }
 
-    pub fn value(&self) -> ValueRef<'_> {
+    pub fn as_value(&self) -> ValueRef<'_> {
         match self {
-            Self::Given(bytes) => ValueRef::Blob(bytes),
+            Self::Generated(bytes) => ValueRef::Blob(bytes),
             Self::Chosen(text) => ValueRef::Text(text.as_bytes()),
         }
     }
 }
 
-fn packed(span: &str) -> Option<[u8; 16]> {
+fn parse_generated(span: &str) -> Option<[u8; 16]> {
     let digits: &[u8; 32] = span.as_bytes().try_into().ok()?;
     let nibble = |digit: u8| match digit {
         b'0'..=b'9' => Some(digit - b'0'),
@@ -766,8 +795,8 @@ fn packed(span: &str) -> Option<[u8; 16]> {
 }
 
 /// The name again; `None` where it is nothing that was written here.
-pub(super) fn span_name(kept: ValueRef<'_>) -> Option<String> {
-    match kept {
+pub(super) fn decode_span_name(stored: ValueRef<'_>) -> Option<String> {
+    match stored {
         ValueRef::Text(bytes) => String::from_utf8(bytes.to_vec()).ok(),
         ValueRef::Blob(bytes) => Some(bytes.iter().map(|byte| format!("{byte:02x}")).collect()),
         _ => None,
@@ -779,12 +808,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_given_name_is_kept_in_half_its_length_and_others_as_they_are() {
+    fn generated_names_are_stored_as_16_bytes_and_others_as_text() {
         let given = "00ff0123456789abcdef0123456789ab";
         for span in [given, "job-17", "", "00FF0123456789abcdef0123456789ab", "Frage \u{1f525}"] {
-            let name = SpanName::of(span);
-            assert_eq!(matches!(name, SpanName::Given(_)), span == given);
-            assert_eq!(span_name(name.value()).unwrap(), span);
+            let name = SpanName::parse(span);
+            assert_eq!(matches!(name, SpanName::Generated(_)), span == given);
+            assert_eq!(decode_span_name(name.as_value()).unwrap(), span);
         }
     }
 }

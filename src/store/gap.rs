@@ -22,7 +22,7 @@ pub(super) enum Damage {
     /// Accounts that may be lost.
     Lost(Gap),
     /// Accounts or index blocks that are unsound: of these numbers.
-    Unsound { first: i64, last: i64 },
+    Corrupt { first: i64, last: i64 },
 }
 
 impl Damage {
@@ -30,7 +30,7 @@ impl Damage {
     pub fn first(&self) -> i64 {
         match self {
             Damage::Lost(gap) => gap.first,
-            Damage::Unsound { first, .. } => *first,
+            Damage::Corrupt { first, .. } => *first,
         }
     }
 
@@ -38,7 +38,7 @@ impl Damage {
     pub fn last(&self) -> i64 {
         match self {
             Damage::Lost(gap) => gap.last,
-            Damage::Unsound { last, .. } => *last,
+            Damage::Corrupt { last, .. } => *last,
         }
     }
 
@@ -46,12 +46,16 @@ impl Damage {
     pub fn reason(&self) -> String {
         match self {
             Damage::Lost(Gap { since_s: 0, until_s, .. }) => {
-                format!("accounts kept before {} may be lost", utc(*until_s))
+                format!("accounts kept before {} may be lost", format_utc(*until_s))
             }
             Damage::Lost(Gap { since_s, until_s, .. }) => {
-                format!("accounts kept between {} and {} may be lost", utc(*since_s), utc(*until_s))
+                format!(
+                    "accounts kept between {} and {} may be lost",
+                    format_utc(*since_s),
+                    format_utc(*until_s)
+                )
             }
-            Damage::Unsound { .. } => {
+            Damage::Corrupt { .. } => {
                 "the store on disk is damaged: a checksum is wrong or a record is missing".into()
             }
         }
@@ -60,15 +64,15 @@ impl Damage {
 
 impl Gap {
     /// For the administrator.
-    pub fn loss(&self) -> String {
+    pub fn describe(&self) -> String {
         let Gap { first, last, since_s, until_s, .. } = self;
-        let since = if *since_s == 0 { "the beginning".into() } else { utc(*since_s) };
-        format!("accounts {first} to {last} may be lost since {since} (until {})", utc(*until_s))
+        let since = if *since_s == 0 { "the beginning".into() } else { format_utc(*since_s) };
+        format!("accounts {first} to {last} may be lost since {since} (until {})", format_utc(*until_s))
     }
 }
 
 /// Seconds since 1970 as date and time (Howard Hinnant, "chrono-compatible low-level date algorithms", civil_from_days).
-pub(super) fn utc(unix_s: i64) -> String {
+pub(super) fn format_utc(unix_s: i64) -> String {
     let (days, second) = (unix_s.div_euclid(86_400), unix_s.rem_euclid(86_400));
     let shifted = days + 719_468;
     let (era, day_of_era) = (shifted.div_euclid(146_097), shifted.rem_euclid(146_097));
@@ -87,8 +91,8 @@ mod tests {
 
     #[test]
     fn dates_are_utc() {
-        assert_eq!(utc(0), "1970-01-01T00:00:00Z");
-        assert_eq!(utc(951_782_400), "2000-02-29T00:00:00Z");
-        assert_eq!(utc(1_763_000_000), "2025-11-13T02:13:20Z");
+        assert_eq!(format_utc(0), "1970-01-01T00:00:00Z");
+        assert_eq!(format_utc(951_782_400), "2000-02-29T00:00:00Z");
+        assert_eq!(format_utc(1_763_000_000), "2025-11-13T02:13:20Z");
     }
 }

@@ -1,39 +1,39 @@
-//! Which accounts have a name: blocks of hashes, one set for each stretch of numbers.
+//! Which accounts have a name: blocks of hashes, one set for each segment of numbers.
 //!
-//! Owns the blocks' bytes. While a stretch fills, its hashes are in memory (and read from the accounts again at a start);
-//! with its last account they are written, and never change. Each block has a checksum, and each full stretch has all of
+//! Owns the blocks' bytes. While a segment fills, its hashes are in memory (and read from the accounts again at a start);
+//! with its last account they are written, and never change. Each block has a checksum, and each full segment has all of
 //! them: a name that is in no block is in no account, and a block that is missing or unsound is damage, not an absence.
 
 use std::collections::HashMap;
 
 use super::checksum::Checksum;
 
-/// Numbers of one stretch: 2 to this power.
-pub(super) const STRETCH_BITS: u32 = 14;
+/// Numbers of one segment: 2 to this power.
+pub(super) const SEGMENT_BITS: u32 = 14;
 
-/// Blocks of names of one stretch, by the top bits of the hash, so that a look-up reads one of 1.5 KB.
+/// Blocks of names of one segment, by the top bits of the hash, so that a look-up reads one of 1.5 KB.
 const BUCKETS: u32 = 64;
 
-/// The block beside them: each user's latest account as of the stretch's end.
+/// The block beside them: each user's latest account as of the segment's end.
 pub(super) const HEADS: u32 = BUCKETS;
 
-const KEY_BITS: u32 = 7;
+const BUCKET_BITS: u32 = 7;
 
-/// A name's hash, its user, and the number within the stretch.
+/// A name's hash, its user, and the number within the segment.
 const ENTRY_BYTES: usize = 10;
 
-/// The stretch that a number lies in.
-pub(super) fn stretch(id: i64) -> i64 {
-    id >> STRETCH_BITS
+/// The segment that a number lies in.
+pub(super) fn segment_of(id: i64) -> i64 {
+    id >> SEGMENT_BITS
 }
 
-/// The first number of a stretch.
-pub(super) fn stretch_start(stretch: i64) -> i64 {
-    stretch << STRETCH_BITS
+/// The first number of a segment.
+pub(super) fn segment_start(segment: i64) -> i64 {
+    segment << SEGMENT_BITS
 }
 
 /// FNV-1a, 32 bits: finds candidates, which are then compared.
-pub(super) fn hash(span: &[u8]) -> u32 {
+pub(super) fn name_hash(span: &[u8]) -> u32 {
     let mix = |hash: u32, byte: &u8| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193);
     let hash = span.iter().fold(0x811c_9dc5, mix);
     // Its top bits, which choose the block, hardly depend on the last byte.
@@ -46,8 +46,8 @@ pub(super) fn bucket(hash: u32) -> u32 {
 }
 
 /// A block's number in its table.
-pub(super) fn key(stretch: i64, bucket: u32) -> i64 {
-    stretch << KEY_BITS | i64::from(bucket)
+pub(super) fn block_key(segment: i64, bucket: u32) -> i64 {
+    segment << BUCKET_BITS | i64::from(bucket)
 }
 
 /// Which account a name stands for. The user is part of it, so that a look-up for one user reads no row of another: it takes
@@ -60,43 +60,43 @@ pub(super) struct NameEntry {
 }
 
 impl NameEntry {
-    /// Whether it may be the one that is looked for; `whose`: of this user alone.
-    pub fn fits(&self, hash: u32, whose: Option<u32>) -> bool {
-        self.hash == hash && whose.is_none_or(|uid| uid == self.uid)
+    /// Whether it may be the one that is looked for; `uid`: of this user alone.
+    pub fn matches(&self, hash: u32, uid: Option<u32>) -> bool {
+        self.hash == hash && uid.is_none_or(|uid| uid == self.uid)
     }
 }
 
-/// The names of a stretch that is not full, in the order of numbers.
-pub(super) type Recent = Vec<NameEntry>;
+/// The names of a segment that is not full, in the order of numbers.
+pub(super) type OpenSegment = Vec<NameEntry>;
 
-/// The blocks of a stretch, by bucket.
-pub(super) fn blocks(stretch: i64, names: &Recent) -> Vec<Vec<u8>> {
+/// The blocks of a segment, by bucket.
+pub(super) fn encode_blocks(segment: i64, names: &OpenSegment) -> Vec<Vec<u8>> {
     let mut blocks = vec![Vec::new(); BUCKETS as usize];
     for NameEntry { hash, uid, id } in names {
         let block = &mut blocks[bucket(*hash) as usize];
         block.extend(hash.to_le_bytes());
         block.extend(uid.to_le_bytes());
-        block.extend(((id - stretch_start(stretch)) as u16).to_le_bytes());
+        block.extend(((id - segment_start(segment)) as u16).to_le_bytes());
     }
     let keyed = blocks.into_iter().zip(0..);
-    keyed.map(|(block, bucket)| sealed(key(stretch, bucket), block)).collect()
+    keyed.map(|(block, bucket)| append_checksum(block_key(segment, bucket), block)).collect()
 }
 
 /// The numbers that a sound block has for a hash, of one user or of all, the latest first.
-pub(super) fn candidates(stretch: i64, block: &[u8], hash: u32, whose: Option<u32>) -> Vec<i64> {
+pub(super) fn candidates(segment: i64, block: &[u8], hash: u32, uid: Option<u32>) -> Vec<i64> {
     let entry = |bytes: &[u8]| {
         let word = |from: usize| u32::from_le_bytes(std::array::from_fn(|at| bytes[from + at]));
-        let id = stretch_start(stretch) + i64::from(u16::from_le_bytes([bytes[8], bytes[9]]));
+        let id = segment_start(segment) + i64::from(u16::from_le_bytes([bytes[8], bytes[9]]));
         NameEntry { hash: word(0), uid: word(4), id }
     };
     let entries = block.chunks_exact(ENTRY_BYTES).rev().map(entry);
-    entries.filter(|entry| entry.fits(hash, whose)).map(|entry| entry.id).collect()
+    entries.filter(|entry| entry.matches(hash, uid)).map(|entry| entry.id).collect()
 }
 
 /// Each user's latest account, as bytes.
-pub(super) fn encode_heads(stretch: i64, heads: &HashMap<u32, i64>) -> Vec<u8> {
+pub(super) fn encode_heads(segment: i64, heads: &HashMap<u32, i64>) -> Vec<u8> {
     let pair = |(uid, id): (&u32, &i64)| uid.to_le_bytes().into_iter().chain(id.to_le_bytes());
-    sealed(key(stretch, HEADS), heads.iter().flat_map(pair).collect())
+    append_checksum(block_key(segment, HEADS), heads.iter().flat_map(pair).collect())
 }
 
 /// Each user's latest account again, from a sound block.
@@ -108,17 +108,17 @@ pub(super) fn decode_heads(block: &[u8]) -> HashMap<u32, i64> {
     block.chunks_exact(12).map(pair).collect()
 }
 
-fn sealed(key: i64, mut block: Vec<u8>) -> Vec<u8> {
+fn append_checksum(key: i64, mut block: Vec<u8>) -> Vec<u8> {
     let checksum = Checksum::default().numbers(&[key]).bytes(&block).finish();
     block.extend(checksum.to_le_bytes());
     block
 }
 
 /// A block without its checksum; `None` where that does not fit.
-pub(super) fn opened(key: i64, sealed: &[u8]) -> Option<&[u8]> {
-    let (block, checksum) = sealed.split_last_chunk::<4>()?;
-    let sound = Checksum::default().numbers(&[key]).bytes(block).finish().to_le_bytes();
-    (*checksum == sound).then_some(block)
+pub(super) fn strip_checksum(key: i64, stored: &[u8]) -> Option<&[u8]> {
+    let (block, checksum) = stored.split_last_chunk::<4>()?;
+    let expected = Checksum::default().numbers(&[key]).bytes(block).finish().to_le_bytes();
+    (*checksum == expected).then_some(block)
 }
 
 #[cfg(test)]
@@ -126,30 +126,33 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_name_of_a_stretch_is_found_in_its_block_the_latest_first() {
+    fn every_name_of_a_segment_is_found_in_its_block_the_latest_first() {
         let named = |at: i64| NameEntry {
-            hash: hash(format!("s{}", at % 900).as_bytes()),
+            hash: name_hash(format!("s{}", at % 900).as_bytes()),
             uid: 1,
-            id: stretch_start(3) + at,
+            id: segment_start(3) + at,
         };
-        let names: Recent = (0..1000).map(named).collect();
-        let blocks = blocks(3, &names);
+        let names: OpenSegment = (0..1000).map(named).collect();
+        let blocks = encode_blocks(3, &names);
         for at in 0..900 {
-            let hash = hash(format!("s{at}").as_bytes());
-            let block = opened(key(3, bucket(hash)), &blocks[bucket(hash) as usize]).unwrap();
+            let hash = name_hash(format!("s{at}").as_bytes());
+            let block = strip_checksum(block_key(3, bucket(hash)), &blocks[bucket(hash) as usize]).unwrap();
             let expected: Vec<i64> =
-                [at + 900, at].into_iter().filter(|at| *at < 1000).map(|at| stretch_start(3) + at).collect();
+                [at + 900, at].into_iter().filter(|at| *at < 1000).map(|at| segment_start(3) + at).collect();
             assert_eq!(candidates(3, block, hash, Some(1)), expected);
             assert_eq!(candidates(3, block, hash, None), expected);
             assert!(candidates(3, block, hash, Some(2)).is_empty(), "another user's names are no candidates");
         }
         assert!(blocks.iter().all(|block| block.len() < 1700), "the hashes are spread over the blocks");
-        assert_eq!(opened(key(4, 0), &blocks[0]), None, "a block of another stretch");
+        assert_eq!(strip_checksum(block_key(4, 0), &blocks[0]), None, "a block of another segment");
     }
 
     #[test]
     fn heads_read_back() {
         let heads = HashMap::from([(1000, 5), (u32::MAX, i64::MAX)]);
-        assert_eq!(decode_heads(opened(key(7, HEADS), &encode_heads(7, &heads)).unwrap()), heads);
+        assert_eq!(
+            decode_heads(strip_checksum(block_key(7, HEADS), &encode_heads(7, &heads)).unwrap()),
+            heads
+        );
     }
 }

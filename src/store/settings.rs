@@ -1,13 +1,13 @@
 //! How the ledger on disk is set up.
 //!
-//! Owns the words; the figures are chosen in the configuration.
+//! Owns the words; the values are chosen in the configuration.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 /// How a commit meets the disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Sync {
+pub enum SyncMode {
     /// Left to the operating system: survives the end of the process; a power cut may damage the file.
     Off,
     /// The disk is waited for now and then: survives the end of the process; a power cut may take the last seconds, never
@@ -19,15 +19,15 @@ pub enum Sync {
 
 /// How the ledger on disk is set up.
 #[derive(Debug, Clone)]
-pub struct Settings {
+pub struct StoreSettings {
     /// Where it lies; made if it is not there.
     pub directory: PathBuf,
     /// Accounts older than this are let go.
-    pub age: Duration,
+    pub max_age: Duration,
     /// Beyond so many bytes on disk the oldest accounts are let go.
-    pub bytes: u64,
+    pub max_bytes: u64,
     /// Most bytes of accounts that wait to be written; what comes beyond is answered, but not kept.
-    pub waiting_bytes: usize,
+    pub max_waiting_bytes: usize,
     /// How a commit meets the disk.
-    pub sync: Sync,
+    pub sync: SyncMode,
 }

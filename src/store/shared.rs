@@ -7,100 +7,102 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::backlog::Batch;
-use super::health::{Health, Outlook};
-use super::history::{Fault, Found, Question};
+use super::batch::Batch;
+use super::health::{Health, RetentionForecast};
+use super::query::{QueryError, QueryResult, StoreQuery};
 
-/// So long a commit may wait for more accounts while nobody waits for it.
-const LINGER: Duration = Duration::from_millis(10);
+/// How long a commit may be delayed for more accounts while no caller waits for it.
+const COMMIT_DELAY: Duration = Duration::from_millis(10);
 
 /// What lies before the store's thread.
 #[derive(Default)]
-pub(super) struct Work {
+pub(super) struct WorkQueue {
     pub batches: VecDeque<Batch>,
-    pub questions: VecDeque<(u64, Question)>,
-    pub finish: bool,
-    done: bool,
+    pub queries: VecDeque<(u64, StoreQuery)>,
+    pub shutdown: bool,
+    finished: bool,
 }
 
-impl Work {
+impl WorkQueue {
     fn is_urgent(&self) -> bool {
-        self.finish || !self.questions.is_empty() || self.batches.iter().any(|batch| batch.wanted)
+        self.shutdown || !self.queries.is_empty() || self.batches.iter().any(|batch| batch.urgent)
     }
 
-    fn is_nothing(&self) -> bool {
-        self.batches.is_empty() && self.questions.is_empty() && !self.finish
+    fn is_empty(&self) -> bool {
+        self.batches.is_empty() && self.queries.is_empty() && !self.shutdown
     }
 }
 
 /// Both threads' common ground.
 #[derive(Default)]
-pub(super) struct Shared {
-    work: Mutex<Work>,
-    called: Condvar,
-    done: Condvar,
+pub(super) struct StoreShared {
+    work: Mutex<WorkQueue>,
+    work_ready: Condvar,
+    finished: Condvar,
     committed: AtomicU64,
     waiting_bytes: AtomicUsize,
     failing: AtomicBool,
-    news: AtomicBool,
-    answers: Mutex<Vec<(u64, Result<Found, Fault>)>>,
+    updated: AtomicBool,
+    results: Mutex<Vec<(u64, Result<QueryResult, QueryError>)>>,
     health: Mutex<Health>,
     pub waker: OnceLock<Box<dyn Fn() + Send + Sync>>,
 }
 
-impl Shared {
-    pub fn hand_over(&self, batch: Batch) {
-        self.waiting_bytes.fetch_add(batch.weight(), Ordering::Relaxed);
+impl StoreShared {
+    pub fn push_batch(&self, batch: Batch) {
+        self.waiting_bytes.fetch_add(batch.memory_bytes(), Ordering::Relaxed);
         let mut work = lock(&self.work);
         // It is awake already, or lingers for more, unless this is the first or somebody waits for it.
-        let call = work.batches.is_empty() || batch.wanted;
+        let notify = work.batches.is_empty() || batch.urgent;
         work.batches.push_back(batch);
         drop(work);
-        if call {
-            self.called.notify_one();
+        if notify {
+            self.work_ready.notify_one();
         }
     }
 
-    pub fn ask(&self, number: u64, question: Question, most: usize) -> bool {
+    pub fn push_query(&self, number: u64, query: StoreQuery, max: usize) -> bool {
         let mut work = lock(&self.work);
-        if work.questions.len() >= most {
+        if work.queries.len() >= max {
             return false;
         }
-        work.questions.push_back((number, question));
+        work.queries.push_back((number, query));
         drop(work);
-        self.called.notify_one();
+        self.work_ready.notify_one();
         true
     }
 
-    /// Waits for work, or until `until`; takes all batches and one question.
-    pub fn take_work(&self, until: Instant, into: &mut VecDeque<Batch>) -> (Option<(u64, Question)>, bool) {
+    /// Waits for work, or until `until`; takes all batches and one query.
+    pub fn take_work(&self, until: Instant, into: &mut VecDeque<Batch>) -> (Option<(u64, StoreQuery)>, bool) {
         let mut work = lock(&self.work);
-        while work.is_nothing() {
-            let Some(rest) = until.checked_duration_since(Instant::now()) else { break };
-            work = self.wait(work, rest);
+        while work.is_empty() {
+            let Some(remaining) = until.checked_duration_since(Instant::now()) else { break };
+            work = self.wait(work, remaining);
         }
-        let linger = Instant::now() + LINGER;
+        let commit_at = Instant::now() + COMMIT_DELAY;
         while !work.batches.is_empty() && !work.is_urgent() {
-            let Some(rest) = linger.checked_duration_since(Instant::now()) else { break };
-            work = self.wait(work, rest);
+            let Some(remaining) = commit_at.checked_duration_since(Instant::now()) else { break };
+            work = self.wait(work, remaining);
         }
         into.append(&mut work.batches);
-        let question = work.questions.pop_front();
-        let finish = work.finish && work.questions.is_empty();
-        (question, finish)
+        let query = work.queries.pop_front();
+        let shutdown = work.shutdown && work.queries.is_empty();
+        (query, shutdown)
     }
 
-    /// One more question, if there is one.
-    pub fn next_question(&self) -> Option<(u64, Question)> {
-        lock(&self.work).questions.pop_front()
+    /// One more query, if there is one.
+    pub fn next_query(&self) -> Option<(u64, StoreQuery)> {
+        lock(&self.work).queries.pop_front()
     }
 
-    fn wait<'a>(&self, work: MutexGuard<'a, Work>, rest: Duration) -> MutexGuard<'a, Work> {
-        self.called.wait_timeout(work, rest).map_or_else(|poisoned| poisoned.into_inner().0, |woken| woken.0)
+    fn wait<'a>(&self, work: MutexGuard<'a, WorkQueue>, remaining: Duration) -> MutexGuard<'a, WorkQueue> {
+        self.work_ready
+            .wait_timeout(work, remaining)
+            .map_or_else(|poisoned| poisoned.into_inner().0, |woken| woken.0)
     }
 
     /// Everything up to `last` is on disk, and `bytes` of memory are free again.
-    pub fn note_committed(&self, last: u64, bytes: usize) {
+    pub fn set_committed(&self, last: u64, bytes: usize) {
         self.waiting_bytes.fetch_sub(bytes, Ordering::Relaxed);
         self.committed.store(last, Ordering::Release);
     }
@@ -118,7 +120,7 @@ impl Shared {
     }
 
     /// It is written; `damage` says what may be lost.
-    pub fn set_written(&self, bytes: u64, damage: Option<String>) {
+    pub fn set_durable(&self, bytes: u64, damage: Option<String>) {
         let mut health = lock(&self.health);
         self.failing.store(false, Ordering::Release);
         (health.durable, health.bytes, health.reason) = (true, bytes, damage);
@@ -131,53 +133,53 @@ impl Shared {
         (health.durable, health.reason) = (false, Some(reason));
     }
 
-    pub fn set_outlook(&self, outlook: Option<Outlook>) {
-        lock(&self.health).outlook = outlook;
+    pub fn set_forecast(&self, forecast: Option<RetentionForecast>) {
+        lock(&self.health).forecast = forecast;
     }
 
     pub fn health(&self) -> Health {
         lock(&self.health).clone()
     }
 
-    pub fn answer(&self, number: u64, found: Result<Found, Fault>) {
-        lock(&self.answers).push((number, found));
+    pub fn push_result(&self, number: u64, result: Result<QueryResult, QueryError>) {
+        lock(&self.results).push((number, result));
     }
 
     /// Something came that is waited for.
     pub fn wake(&self) {
-        self.news.store(true, Ordering::Release);
+        self.updated.store(true, Ordering::Release);
         if let Some(waker) = self.waker.get() {
             waker();
         }
     }
 
-    pub fn has_news(&self) -> bool {
-        self.news.load(Ordering::Acquire)
+    pub fn has_updates(&self) -> bool {
+        self.updated.load(Ordering::Acquire)
     }
 
-    pub fn take_answers(&self) -> Vec<(u64, Result<Found, Fault>)> {
-        self.news.store(false, Ordering::Release);
-        std::mem::take(&mut *lock(&self.answers))
+    pub fn take_results(&self) -> Vec<(u64, Result<QueryResult, QueryError>)> {
+        self.updated.store(false, Ordering::Release);
+        std::mem::take(&mut *lock(&self.results))
     }
 
-    /// Asks the store's thread to end; whether it did within `patience`.
-    pub fn finish(&self, patience: Duration) -> bool {
-        let deadline = Instant::now() + patience;
+    /// Asks the store's thread to end; whether it did within `timeout`.
+    pub fn shutdown(&self, timeout: Duration) -> bool {
+        let deadline = Instant::now() + timeout;
         let mut work = lock(&self.work);
-        work.finish = true;
-        self.called.notify_one();
-        while !work.done {
-            let Some(rest) = deadline.checked_duration_since(Instant::now()) else { return false };
-            let waited = self.done.wait_timeout(work, rest);
+        work.shutdown = true;
+        self.work_ready.notify_one();
+        while !work.finished {
+            let Some(remaining) = deadline.checked_duration_since(Instant::now()) else { return false };
+            let waited = self.finished.wait_timeout(work, remaining);
             work = waited.map_or_else(|poisoned| poisoned.into_inner().0, |woken| woken.0);
         }
         true
     }
 
     /// The store's thread has ended its work.
-    pub fn note_done(&self) {
-        lock(&self.work).done = true;
-        self.done.notify_all();
+    pub fn set_finished(&self) {
+        lock(&self.work).finished = true;
+        self.finished.notify_all();
     }
 }
 

@@ -9,8 +9,8 @@ use super::histogram::Histogram;
 
 /// The ticks of one sampler since it started, as they stood when asked.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Ticks {
-    /// Reads that were done: those on the grid and those that a demand asked for at once.
+pub struct TickStats {
+    /// Reads that were done: those on the grid and those that a switch to fast asked for at once.
     pub ticks: u64,
     /// Of these, how many began more than 100 µs (or half a period) after they were due.
     pub late: u64,
@@ -30,8 +30,8 @@ pub struct Ticks {
     pub pinned: bool,
 }
 
-/// The counters behind [`Ticks`].
-pub(super) struct Tally {
+/// The counters behind [`TickStats`].
+pub(super) struct SamplerStats {
     ticks: AtomicU64,
     late: AtomicU64,
     missed: AtomicU64,
@@ -40,14 +40,14 @@ pub(super) struct Tally {
     /// 0 before the first read.
     last_read_ns: AtomicU64,
     /// When the read now under way began; 0 between reads.
-    reading_since_ns: AtomicU64,
+    read_began_ns: AtomicU64,
     /// Until when the thread sleeps; 0 before the first sleep.
     asleep_until_ns: AtomicU64,
     realtime: AtomicBool,
     pinned: AtomicBool,
 }
 
-impl Tally {
+impl SamplerStats {
     pub(super) fn new() -> Self {
         Self {
             ticks: AtomicU64::new(0),
@@ -56,7 +56,7 @@ impl Tally {
             lateness: Histogram::new(),
             read_cost: Histogram::new(),
             last_read_ns: AtomicU64::new(0),
-            reading_since_ns: AtomicU64::new(0),
+            read_began_ns: AtomicU64::new(0),
             asleep_until_ns: AtomicU64::new(0),
             realtime: AtomicBool::new(false),
             pinned: AtomicBool::new(false),
@@ -64,44 +64,44 @@ impl Tally {
     }
 
     /// What the system allowed.
-    pub(super) fn granted(&self, realtime: bool, pinned: bool) {
+    pub(super) fn set_scheduling(&self, realtime: bool, pinned: bool) {
         self.realtime.store(realtime, Ordering::Relaxed);
         self.pinned.store(pinned, Ordering::Relaxed);
     }
 
     /// A tick of the grid begins, this late; `tolerance_ns` is what is still in time.
-    pub(super) fn began(&self, lateness_ns: u64, tolerance_ns: u64) {
+    pub(super) fn record_lateness(&self, lateness_ns: u64, tolerance_ns: u64) {
         self.lateness.record(lateness_ns);
         add(&self.late, u64::from(lateness_ns > tolerance_ns));
     }
 
     /// A read begins.
-    pub(super) fn reading(&self, before_ns: u64) {
+    pub(super) fn begin_read(&self, before_ns: u64) {
         // 0 means "no read under way", which the first nanosecond of a clock may give up.
-        self.reading_since_ns.store(before_ns.max(1), Ordering::Relaxed);
+        self.read_began_ns.store(before_ns.max(1), Ordering::Relaxed);
     }
 
     /// The read that began at `before_ns` ended.
-    pub(super) fn read(&self, before_ns: u64, after_ns: u64) {
-        self.reading_since_ns.store(0, Ordering::Relaxed);
+    pub(super) fn end_read(&self, before_ns: u64, after_ns: u64) {
+        self.read_began_ns.store(0, Ordering::Relaxed);
         self.last_read_ns.store(after_ns, Ordering::Relaxed);
         self.read_cost.record(after_ns.saturating_sub(before_ns));
         add(&self.ticks, 1);
     }
 
     /// Grid points passed without a read.
-    pub(super) fn missed(&self, points: u64) {
+    pub(super) fn add_missed(&self, points: u64) {
         add(&self.missed, points);
     }
 
     /// How long the read under way has taken by `now_ns`; `None` between reads.
     pub(super) fn hung_for_ns(&self, now_ns: u64) -> Option<u64> {
-        let since_ns = self.reading_since_ns.load(Ordering::Relaxed);
+        let since_ns = self.read_began_ns.load(Ordering::Relaxed);
         (since_ns != 0).then(|| now_ns.saturating_sub(since_ns))
     }
 
     /// The thread sleeps until then.
-    pub(super) fn asleep_until(&self, until_ns: u64) {
+    pub(super) fn set_asleep_until(&self, until_ns: u64) {
         self.asleep_until_ns.store(until_ns, Ordering::Relaxed);
     }
 
@@ -111,9 +111,9 @@ impl Tally {
         if until_ns == 0 || self.hung_for_ns(now_ns).is_some() { 0 } else { now_ns.saturating_sub(until_ns) }
     }
 
-    pub(super) fn snapshot(&self) -> Ticks {
+    pub(super) fn snapshot(&self) -> TickStats {
         let ticks = self.ticks.load(Ordering::Relaxed);
-        Ticks {
+        TickStats {
             ticks,
             late: self.late.load(Ordering::Relaxed),
             missed: self.missed.load(Ordering::Relaxed),
@@ -138,39 +138,39 @@ mod tests {
 
     #[test]
     fn before_the_first_read_the_figures_are_absent_and_not_zero() {
-        let ticks = Tally::new().snapshot();
+        let ticks = SamplerStats::new().snapshot();
         assert_eq!((ticks.ticks, ticks.late, ticks.missed), (0, 0, 0));
         assert_eq!((ticks.lateness_p99_ns, ticks.read_cost_ns, ticks.last_read_ns), (None, None, None));
     }
 
     #[test]
     fn a_thread_that_should_be_awake_is_overdue_unless_it_waits_in_the_driver() {
-        let tally = Tally::new();
-        assert_eq!(tally.overdue_ns(1_000), 0);
-        tally.asleep_until(2_000);
-        assert_eq!((tally.overdue_ns(1_999), tally.overdue_ns(7_000)), (0, 5_000));
-        tally.reading(2_001);
-        assert_eq!(tally.overdue_ns(7_000), 0);
-        tally.read(2_001, 6_000);
-        assert_eq!(tally.overdue_ns(7_000), 5_000);
+        let stats = SamplerStats::new();
+        assert_eq!(stats.overdue_ns(1_000), 0);
+        stats.set_asleep_until(2_000);
+        assert_eq!((stats.overdue_ns(1_999), stats.overdue_ns(7_000)), (0, 5_000));
+        stats.begin_read(2_001);
+        assert_eq!(stats.overdue_ns(7_000), 0);
+        stats.end_read(2_001, 6_000);
+        assert_eq!(stats.overdue_ns(7_000), 5_000);
     }
 
     #[test]
     fn a_tick_beyond_the_tolerance_is_late_and_one_at_it_is_not() {
-        let tally = Tally::new();
-        tally.began(100, 100);
-        tally.began(101, 100);
-        assert_eq!(tally.snapshot().late, 1);
+        let stats = SamplerStats::new();
+        stats.record_lateness(100, 100);
+        stats.record_lateness(101, 100);
+        assert_eq!(stats.snapshot().late, 1);
     }
 
     #[test]
     fn a_read_under_way_shows_for_how_long_and_a_finished_one_does_not() {
-        let tally = Tally::new();
-        assert_eq!(tally.hung_for_ns(5_000), None);
-        tally.reading(1_000);
-        assert_eq!(tally.hung_for_ns(5_000), Some(4_000));
-        tally.read(1_000, 6_000);
-        assert_eq!(tally.hung_for_ns(7_000), None);
-        assert_eq!(tally.snapshot().last_read_ns, Some(6_000));
+        let stats = SamplerStats::new();
+        assert_eq!(stats.hung_for_ns(5_000), None);
+        stats.begin_read(1_000);
+        assert_eq!(stats.hung_for_ns(5_000), Some(4_000));
+        stats.end_read(1_000, 6_000);
+        assert_eq!(stats.hung_for_ns(7_000), None);
+        assert_eq!(stats.snapshot().last_read_ns, Some(6_000));
     }
 }

@@ -6,28 +6,28 @@
 use crate::domain::Reading;
 
 /// A step of the time spent asleep larger than this is a suspend.
-const STEP_NS: u64 = 1_000_000;
+const SUSPEND_THRESHOLD_NS: u64 = 1_000_000;
 
 /// Counts suspends and marks readings with them.
 #[derive(Default)]
-pub(super) struct Continuity {
+pub(super) struct SuspendDetector {
     /// The most that was ever seen; `None` before the first look.
     asleep_ns: Option<u64>,
     suspends: u32,
 }
 
-impl Continuity {
+impl SuspendDetector {
     /// Learns how long the machine has slept since it booted.
-    pub(super) fn learn(&mut self, asleep_ns: u64) {
+    pub(super) fn observe(&mut self, asleep_ns: u64) {
         let known_ns = self.asleep_ns.unwrap_or(asleep_ns);
-        if asleep_ns > known_ns.saturating_add(STEP_NS) {
+        if asleep_ns > known_ns.saturating_add(SUSPEND_THRESHOLD_NS) {
             self.suspends = self.suspends.wrapping_add(1);
         }
         self.asleep_ns = Some(known_ns.max(asleep_ns));
     }
 
     /// Moves every reading to the epoch it belongs to after all suspends so far.
-    pub(super) fn mark(&self, readings: &mut [Reading]) {
+    pub(super) fn adjust_epochs(&self, readings: &mut [Reading]) {
         for reading in readings {
             reading.epoch = reading.epoch.wrapping_add(self.suspends);
         }
@@ -39,10 +39,10 @@ mod tests {
     use super::*;
 
     fn epoch_after(asleep_ns: &[u64]) -> u32 {
-        let mut continuity = Continuity::default();
-        asleep_ns.iter().for_each(|&ns| continuity.learn(ns));
+        let mut detector = SuspendDetector::default();
+        asleep_ns.iter().for_each(|&ns| detector.observe(ns));
         let mut readings = [Reading { epoch: 7, ..Reading::default() }];
-        continuity.mark(&mut readings);
+        detector.adjust_epochs(&mut readings);
         readings[0].epoch - 7
     }
 
@@ -59,21 +59,21 @@ mod tests {
     }
 
     #[test]
-    fn a_look_that_was_held_up_and_came_out_too_small_is_no_suspend() {
+    fn a_delayed_clock_read_is_no_suspend() {
         assert_eq!(epoch_after(&[9_000_000, 1_000_000, 9_000_000]), 0);
     }
 
     #[test]
-    fn sleep_before_the_first_look_is_no_suspend() {
+    fn sleep_before_the_first_observation_is_no_suspend() {
         assert_eq!(epoch_after(&[3_600_000_000_000]), 0);
     }
 
     #[test]
     fn epochs_wrap_around_rather_than_overflow() {
-        let mut continuity = Continuity::default();
-        [0, 2_000_000].iter().for_each(|&ns| continuity.learn(ns));
+        let mut detector = SuspendDetector::default();
+        [0, 2_000_000].iter().for_each(|&ns| detector.observe(ns));
         let mut readings = [Reading { epoch: u32::MAX, ..Reading::default() }];
-        continuity.mark(&mut readings);
+        detector.adjust_epochs(&mut readings);
         assert_eq!(readings[0].epoch, 0);
     }
 }

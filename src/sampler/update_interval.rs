@@ -4,40 +4,40 @@
 //! as often as it is read, and that bound is not reported as its interval. Only moves that lie several reads apart are
 //! measurements; reads that are too far apart for the known interval teach nothing. Constant memory.
 
-use super::recent::Recent;
+use super::running_median::RunningMedian;
 
 /// Two moves are told apart where they lie at least this many read gaps from each other.
-const READS: u64 = 3;
+const MIN_READS_APART: u64 = 3;
 /// Fewer measurements than this are not reported.
-const ENOUGH: usize = 3;
+const MIN_MEASUREMENTS: usize = 3;
 /// So many moves in a row that contradict what is known, and it is forgotten.
-const CONTRADICTIONS: u32 = 64;
+const MAX_CONTRADICTIONS: u32 = 64;
 
 /// Learns one counter's update interval.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Interval {
-    measured: Recent,
+pub(super) struct UpdateInterval {
+    measured: RunningMedian,
     /// When the last move was, and how wide the gap between reads is that hides it.
     last: Option<(u64, u64)>,
     /// Moves that came sooner than what is known allows, less those that agreed.
-    sooner: u32,
+    too_early: u32,
     /// Moves in a row that came far later than what is known.
-    later: u32,
+    too_late: u32,
 }
 
-impl Interval {
+impl UpdateInterval {
     /// The counter moved at some time within `gap_ns` whose middle is `at_ns`.
-    pub(super) fn moved(&mut self, at_ns: u64, gap_ns: u64) {
-        let Some((before_ns, before_gap_ns)) = self.last.replace((at_ns, gap_ns)) else { return };
-        let apart_ns = at_ns.saturating_sub(before_ns);
-        let blur_ns = READS * gap_ns.max(before_gap_ns);
+    pub(super) fn record_update(&mut self, at_ns: u64, gap_ns: u64) {
+        let Some((last_ns, last_gap_ns)) = self.last.replace((at_ns, gap_ns)) else { return };
+        let apart_ns = at_ns.saturating_sub(last_ns);
+        let resolution_ns = MIN_READS_APART * gap_ns.max(last_gap_ns);
         match self.measured.median() {
-            None if blur_ns <= apart_ns => self.measured.push(apart_ns),
+            None if resolution_ns <= apart_ns => self.measured.push(apart_ns),
             None => {}
-            Some(known_ns) if blur_ns <= known_ns => self.see(apart_ns, blur_ns),
-            Some(known_ns) => self.glimpse(apart_ns, blur_ns, known_ns),
+            Some(known_ns) if resolution_ns <= known_ns => self.record_measurement(apart_ns, resolution_ns),
+            Some(known_ns) => self.check_contradiction(apart_ns, resolution_ns, known_ns),
         }
-        if self.sooner.max(self.later) >= CONTRADICTIONS {
+        if self.too_early.max(self.too_late) >= MAX_CONTRADICTIONS {
             *self = Self { last: self.last, ..Self::default() };
         }
     }
@@ -48,29 +48,29 @@ impl Interval {
     }
 
     /// The median of the recent measurements; `None` where there are too few or moves contradict them.
-    pub(super) fn ns(&self) -> Option<u64> {
-        let trusted =
-            self.measured.len() >= ENOUGH && READS * u64::from(self.sooner) <= self.measured.len() as u64;
+    pub(super) fn median_ns(&self) -> Option<u64> {
+        let trusted = self.measured.len() >= MIN_MEASUREMENTS
+            && MIN_READS_APART * u64::from(self.too_early) <= self.measured.len() as u64;
         self.measured.median().filter(|_| trusted)
     }
 
     /// The reads are close enough for what is known: a measurement, or a move that came too soon to be one.
-    fn see(&mut self, apart_ns: u64, blur_ns: u64) {
-        self.later = 0;
-        if blur_ns <= apart_ns {
+    fn record_measurement(&mut self, apart_ns: u64, resolution_ns: u64) {
+        self.too_late = 0;
+        if resolution_ns <= apart_ns {
             self.measured.push(apart_ns);
-            self.sooner = self.sooner.saturating_sub(1);
+            self.too_early = self.too_early.saturating_sub(1);
         } else {
-            self.sooner += 1;
+            self.too_early += 1;
         }
     }
 
     /// The reads are too far apart to measure; only a contradiction can be seen. Measuring here would count just the
     /// moves that happened to lie far apart.
-    fn glimpse(&mut self, apart_ns: u64, blur_ns: u64, known_ns: u64) {
-        self.sooner += u32::from(apart_ns < known_ns / 4 * 3);
-        let later = apart_ns >= blur_ns && apart_ns / 4 >= known_ns;
-        self.later = if later { self.later + 1 } else { 0 };
+    fn check_contradiction(&mut self, apart_ns: u64, resolution_ns: u64, known_ns: u64) {
+        self.too_early += u32::from(apart_ns < known_ns / 4 * 3);
+        let too_late = apart_ns >= resolution_ns && apart_ns / 4 >= known_ns;
+        self.too_late = if too_late { self.too_late + 1 } else { 0 };
     }
 }
 
@@ -79,24 +79,30 @@ mod tests {
     use super::*;
 
     /// Reads a counter that moves each `update_ns` (from a phase that is no multiple of anything) each `read_ns`.
-    fn read_for(interval: &mut Interval, from_ns: u64, reads: u64, read_ns: u64, update_ns: u64) -> u64 {
+    fn read_for(
+        interval: &mut UpdateInterval,
+        from_ns: u64,
+        reads: u64,
+        read_ns: u64,
+        update_ns: u64,
+    ) -> u64 {
         let count = |at_ns: u64| (at_ns + 337) / update_ns;
         for read in 1..=reads {
             let at_ns = from_ns + read * read_ns;
             if count(at_ns) != count(at_ns - read_ns) {
-                interval.moved(at_ns - read_ns / 2, read_ns);
+                interval.record_update(at_ns - read_ns / 2, read_ns);
             }
         }
         from_ns + reads * read_ns
     }
 
     #[test]
-    fn an_interval_is_found_where_the_reads_are_closer_than_it() {
+    fn an_interval_is_measured_where_the_reads_are_closer_than_it() {
         for (read_ns, update_ns) in [(250_000, 1_000_000), (1_000_000, 20_000_000), (25_000_000, 100_300_000)]
         {
-            let mut interval = Interval::default();
+            let mut interval = UpdateInterval::default();
             read_for(&mut interval, 0, 1_000, read_ns, update_ns);
-            let found_ns = interval.ns().unwrap();
+            let found_ns = interval.median_ns().unwrap();
             assert!(found_ns.abs_diff(update_ns) <= read_ns, "{found_ns} for {update_ns}");
         }
     }
@@ -104,45 +110,45 @@ mod tests {
     #[test]
     fn a_counter_that_moves_between_any_two_reads_has_no_known_interval() {
         for update_ns in [100_000, 500_000, 999_900, 1_000_000, 1_300_000, 1_900_000] {
-            let mut interval = Interval::default();
+            let mut interval = UpdateInterval::default();
             read_for(&mut interval, 0, 10_000, 1_000_000, update_ns);
-            assert_eq!(interval.ns(), None, "updates each {update_ns}");
+            assert_eq!(interval.median_ns(), None, "updates each {update_ns}");
         }
     }
 
     #[test]
-    fn what_close_reads_taught_survives_reads_that_are_too_far_apart() {
+    fn a_measured_interval_survives_sparse_reads() {
         for coarse_ns in [1_000_000, 1_100_000, 20_000_000, 1_000_000_000] {
-            let mut interval = Interval::default();
+            let mut interval = UpdateInterval::default();
             let now_ns = read_for(&mut interval, 0, 1_200, 250_000, 1_000_000);
             read_for(&mut interval, now_ns, 10_000, coarse_ns, 1_000_000);
-            assert!(interval.ns().unwrap().abs_diff(1_000_000) <= 250_000, "read each {coarse_ns}");
+            assert!(interval.median_ns().unwrap().abs_diff(1_000_000) <= 250_000, "read each {coarse_ns}");
         }
     }
 
     #[test]
-    fn a_counter_that_became_faster_than_the_reads_is_no_longer_known() {
-        let mut interval = Interval::default();
+    fn an_interval_that_became_shorter_than_the_reads_is_discarded() {
+        let mut interval = UpdateInterval::default();
         let now_ns = read_for(&mut interval, 0, 1_000, 1_000_000, 20_000_000);
         read_for(&mut interval, now_ns, 1_000, 1_000_000, 1_000_000);
-        assert_eq!(interval.ns(), None);
+        assert_eq!(interval.median_ns(), None);
     }
 
     #[test]
-    fn a_counter_that_became_slower_is_learnt_anew() {
-        let mut interval = Interval::default();
+    fn an_interval_that_became_longer_is_measured_again() {
+        let mut interval = UpdateInterval::default();
         let now_ns = read_for(&mut interval, 0, 1_200, 250_000, 1_000_000);
         read_for(&mut interval, now_ns, 20_000, 1_000_000, 100_000_000);
-        assert!(interval.ns().unwrap().abs_diff(100_000_000) <= 1_000_000);
+        assert!(interval.median_ns().unwrap().abs_diff(100_000_000) <= 1_000_000);
     }
 
     #[test]
     fn an_interruption_is_not_measured_as_an_interval() {
-        let mut interval = Interval::default();
+        let mut interval = UpdateInterval::default();
         for round in 0..10 {
-            interval.moved(round * 1_000_000_000, 10);
+            interval.record_update(round * 1_000_000_000, 10);
             interval.interrupt();
         }
-        assert_eq!(interval.ns(), None);
+        assert_eq!(interval.median_ns(), None);
     }
 }

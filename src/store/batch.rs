@@ -6,12 +6,12 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use super::record;
+use super::account_record;
 use crate::attribution::account::Account;
 
 /// A row to be written; its texts lie in its batch.
 #[derive(Debug)]
-pub(super) struct Row {
+pub(super) struct PackedRow {
     pub uid: u32,
     pub layout: Arc<[u8]>,
     start: usize,
@@ -22,47 +22,47 @@ pub(super) struct Row {
 
 /// What is to be done, in this order.
 #[derive(Debug)]
-pub(super) enum Order {
+pub(super) enum WriteOp {
     /// Keep a final account, and forget what the journal has of its span.
-    Keep { row: Row, forget: Option<u64> },
+    InsertAccount { row: PackedRow, journal_key: Option<u64> },
     /// Note how far an open span has come.
-    Journal { key: u64, row: Row },
+    UpsertJournal { key: u64, row: PackedRow },
     /// Forget what the journal has of a span.
-    Forget { key: u64 },
+    DeleteJournal { key: u64 },
 }
 
-/// Orders that are carried out together.
+/// Operations of one transaction.
 #[derive(Debug, Default)]
 pub(super) struct Batch {
-    pub orders: Vec<Order>,
+    pub ops: Vec<WriteOp>,
     bytes: Vec<u8>,
     /// The number of the last account in it.
-    pub last: u64,
-    /// Somebody waits for it.
-    pub wanted: bool,
+    pub last_number: u64,
+    /// A caller waits for its commit.
+    pub urgent: bool,
 }
 
 impl Batch {
     pub fn is_empty(&self) -> bool {
-        self.orders.is_empty()
+        self.ops.is_empty()
     }
 
     /// Roughly the memory it takes.
-    pub fn weight(&self) -> usize {
-        self.bytes.len() + self.orders.len() * size_of::<Order>()
+    pub fn memory_bytes(&self) -> usize {
+        self.bytes.len() + self.ops.len() * size_of::<WriteOp>()
     }
 
     /// Packs an account.
-    pub fn pack(&mut self, account: &Account, layouts: &mut Layouts) -> Row {
+    pub fn pack(&mut self, account: &Account, layouts: &mut LayoutCache) -> PackedRow {
         let start = self.bytes.len();
         self.bytes.extend_from_slice(account.span.as_bytes());
         self.bytes.extend_from_slice(account.name.as_bytes());
-        let texts = account.span.len() + account.name.len();
-        record::write_figures(account, &mut self.bytes);
-        let figures = self.bytes.len() - start - texts;
-        Row {
+        let text_bytes = account.span.len() + account.name.len();
+        account_record::encode_figures(account, &mut self.bytes);
+        let figures = self.bytes.len() - start - text_bytes;
+        PackedRow {
             uid: account.uid,
-            layout: layouts.of(account),
+            layout: layouts.intern(account),
             start,
             span: account.span.len() as u32,
             name: account.name.len() as u32,
@@ -71,7 +71,7 @@ impl Batch {
     }
 
     /// A row's span, name and figures.
-    pub fn texts(&self, row: &Row) -> (&str, &str, &[u8]) {
+    pub fn row_fields(&self, row: &PackedRow) -> (&str, &str, &[u8]) {
         let (span_end, name_end) =
             (row.start + row.span as usize, row.start + row.span as usize + row.name as usize);
         let text = |from: usize, to: usize| {
@@ -84,28 +84,28 @@ impl Batch {
 
 /// Every layout seen of late, once.
 #[derive(Debug, Default)]
-pub(super) struct Layouts {
-    seen: HashSet<Arc<[u8]>>,
+pub(super) struct LayoutCache {
+    layouts: HashSet<Arc<[u8]>>,
     scratch: Vec<u8>,
     last: Option<Arc<[u8]>>,
 }
 
-impl Layouts {
-    fn of(&mut self, account: &Account) -> Arc<[u8]> {
+impl LayoutCache {
+    fn intern(&mut self, account: &Account) -> Arc<[u8]> {
         /// Clients may choose domains in any combination.
-        const MOST: usize = 1024;
+        const MAX_LAYOUTS: usize = 1024;
         self.scratch.clear();
-        record::write_layout(account, &mut self.scratch);
+        account_record::encode_layout(account, &mut self.scratch);
         if let Some(last) = self.last.as_ref().filter(|last| last[..] == self.scratch[..]) {
             return Arc::clone(last);
         }
-        if self.seen.len() >= MOST {
-            self.seen.clear();
+        if self.layouts.len() >= MAX_LAYOUTS {
+            self.layouts.clear();
         }
-        let known = self.seen.get(&self.scratch[..]).map(Arc::clone);
+        let known = self.layouts.get(&self.scratch[..]).map(Arc::clone);
         let layout = known.unwrap_or_else(|| {
             let layout: Arc<[u8]> = Arc::from(&self.scratch[..]);
-            self.seen.insert(Arc::clone(&layout));
+            self.layouts.insert(Arc::clone(&layout));
             layout
         });
         self.last = Some(Arc::clone(&layout));

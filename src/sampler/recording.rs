@@ -12,26 +12,26 @@ use std::time::Duration;
 use crate::ring::{Reader, Sample};
 
 /// How often the rings are looked at: a fraction of what they hold at the highest rate.
-const LOOK: Duration = Duration::from_millis(50);
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 /// A recording in progress; dropping it ends it without waiting for a sink that hangs.
 pub struct Recording {
-    shared: Arc<Shared>,
+    shared: Arc<RecordingShared>,
     thread: Option<JoinHandle<io::Result<()>>>,
 }
 
 #[derive(Default)]
-struct Shared {
+struct RecordingShared {
     stop: AtomicBool,
-    kept: AtomicU64,
+    recorded: AtomicU64,
     lost: AtomicU64,
 }
 
 /// How a recording went.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Recorded {
+pub struct RecordingStats {
     /// Samples that the sink took.
-    pub kept: u64,
+    pub recorded: u64,
     /// Samples that were overwritten before the sink was ready for them.
     pub lost: u64,
 }
@@ -45,26 +45,26 @@ pub fn start(
     rings: Vec<Reader>,
     sink: impl FnMut(usize, &Sample) -> io::Result<()> + Send + 'static,
 ) -> io::Result<Recording> {
-    let shared = Arc::new(Shared::default());
-    let followers = rings.into_iter().map(Follower::new).collect();
+    let shared = Arc::new(RecordingShared::default());
+    let cursors = rings.into_iter().map(RingCursor::new).collect();
     let thread = std::thread::Builder::new().name("recorder".into()).spawn({
         let shared = Arc::clone(&shared);
-        move || follow(followers, sink, &shared)
+        move || copy_samples(cursors, sink, &shared)
     })?;
     Ok(Recording { shared, thread: Some(thread) })
 }
 
 impl Recording {
     /// How it goes so far.
-    pub fn so_far(&self) -> Recorded {
-        Recorded {
-            kept: self.shared.kept.load(Ordering::Relaxed),
+    pub fn stats(&self) -> RecordingStats {
+        RecordingStats {
+            recorded: self.shared.recorded.load(Ordering::Relaxed),
             lost: self.shared.lost.load(Ordering::Relaxed),
         }
     }
 
     /// Whether the sink failed, which ended it; [`Recording::finish`] says with what.
-    pub fn failed(&self) -> bool {
+    pub fn has_failed(&self) -> bool {
         self.thread.as_ref().is_some_and(JoinHandle::is_finished)
     }
 
@@ -72,12 +72,12 @@ impl Recording {
     ///
     /// # Errors
     /// What the sink failed with; the recording ended then.
-    pub fn finish(mut self) -> io::Result<Recorded> {
+    pub fn finish(mut self) -> io::Result<RecordingStats> {
         self.stop();
         match self.thread.take().map(JoinHandle::join) {
-            Some(Ok(result)) => result.map(|()| self.so_far()),
+            Some(Ok(result)) => result.map(|()| self.stats()),
             Some(Err(_)) => Err(io::Error::other("the sink panicked")),
-            None => Ok(self.so_far()),
+            None => Ok(self.stats()),
         }
     }
 
@@ -96,26 +96,30 @@ impl Drop for Recording {
 }
 
 /// One ring, and how far it has been read.
-struct Follower {
+struct RingCursor {
     ring: Reader,
     next: u64,
     /// Reused for every sample.
     sample: Sample,
 }
 
-impl Follower {
+impl RingCursor {
     fn new(ring: Reader) -> Self {
         Self { next: ring.written(), sample: Sample::blank(ring.domains()), ring }
     }
 
     /// Hands on what is new.
-    fn drain(&mut self, shared: &Shared, mut sink: impl FnMut(&Sample) -> io::Result<()>) -> io::Result<()> {
+    fn drain(
+        &mut self,
+        shared: &RecordingShared,
+        mut sink: impl FnMut(&Sample) -> io::Result<()>,
+    ) -> io::Result<()> {
         // Up to what was there at the begin, so that one fast ring cannot keep the others waiting.
         let written = self.ring.written();
         while self.next < written {
             if self.ring.read(self.next, &mut self.sample) {
                 sink(&self.sample)?;
-                shared.kept.fetch_add(1, Ordering::Relaxed);
+                shared.recorded.fetch_add(1, Ordering::Relaxed);
                 self.next += 1;
             } else {
                 // Overtaken. At least this one is gone, and everything before the oldest.
@@ -128,21 +132,21 @@ impl Follower {
     }
 }
 
-fn follow(
-    mut followers: Vec<Follower>,
+fn copy_samples(
+    mut cursors: Vec<RingCursor>,
     mut sink: impl FnMut(usize, &Sample) -> io::Result<()>,
-    shared: &Shared,
+    shared: &RecordingShared,
 ) -> io::Result<()> {
     loop {
         // Before the last look, so that what was written before the stop is not left behind.
         let stopped = shared.stop.load(Ordering::Acquire);
-        for (index, follower) in followers.iter_mut().enumerate() {
-            follower.drain(shared, |sample| sink(index, sample))?;
+        for (index, cursor) in cursors.iter_mut().enumerate() {
+            cursor.drain(shared, |sample| sink(index, sample))?;
         }
         if stopped {
             return Ok(());
         }
-        std::thread::park_timeout(LOOK);
+        std::thread::park_timeout(POLL_INTERVAL);
     }
 }
 
@@ -176,14 +180,14 @@ mod tests {
         let recording = start(vec![first_ring, second_ring], sink).unwrap();
         push(&mut first, 5..8);
         push(&mut second, 100..102);
-        assert_eq!(recording.finish().unwrap(), Recorded { kept: 5, lost: 0 });
+        assert_eq!(recording.finish().unwrap(), RecordingStats { recorded: 5, lost: 0 });
         let mut seen = seen.lock().unwrap().clone();
         seen.sort_by_key(|&(ring, _)| ring);
         assert_eq!(seen, [(0, 5), (0, 6), (0, 7), (1, 100), (1, 101)], "from the start of the recording on");
     }
 
     #[test]
-    fn a_sink_that_is_overtaken_is_told_how_many_samples_it_lost() {
+    fn overwritten_samples_are_counted_as_lost() {
         let (mut writer, reader) = ring(4, 0);
         let (started, first) = channel();
         let (resume, resumed) = channel();
@@ -201,7 +205,7 @@ mod tests {
         push(&mut writer, 1..101);
         resume.send(()).unwrap();
         let recorded = recording.finish().unwrap();
-        assert_eq!(recorded, Recorded { kept: 5, lost: 96 }, "the held one and the last four");
+        assert_eq!(recorded, RecordingStats { recorded: 5, lost: 96 }, "the held one and the last four");
     }
 
     #[test]

@@ -1,0 +1,350 @@
+//! What a domain's counter is like: how often it moves, by how little, what a read costs, whether it lives.
+//!
+//! Owns what `wattspan doctor` says of a domain, learnt from the stream of its readings. Pure, constant memory, well
+//! under 100 ns for a reading. What could not be established is absent, never 0; a bound is never reported as a value.
+
+use crate::domain::{Liveness, Reading};
+
+use super::power::PowerWindow;
+use super::residual::Residual;
+use super::running_median::RunningMedian;
+use super::update_interval::UpdateInterval;
+
+/// A counter that did not answer for this long is lost; one that did not move for this long may be stuck.
+const LIVENESS_TIMEOUT_NS: u64 = 2_000_000_000;
+/// A counter is stuck only when it also missed this many of its own updates, and as many reads saw it stand still.
+const STUCK_INTERVALS: u64 = 10;
+/// Every this many answers the cost of the read is taken.
+const READS_PER_COST_SAMPLE: u64 = 16;
+
+/// Learns one domain.
+#[derive(Debug, Clone)]
+pub struct CounterProfile {
+    /// Whether discovery saw it advance.
+    advanced: bool,
+    /// How long it may stand still before anything is made of it.
+    stuck_timeout_ns: u64,
+    /// How many readings were seen, answered or not.
+    reading_count: u64,
+    /// Of these, how many answered.
+    valid_count: u64,
+    /// When the first and the newest reading were taken, answered or not.
+    first_ns: u64,
+    latest_ns: u64,
+    /// The newest reading that answered.
+    last_valid: Option<ValidReading>,
+    /// When it last moved, in whatever epoch.
+    last_update_ns: Option<u64>,
+    update_interval: UpdateInterval,
+    power: PowerWindow,
+    residual: Residual,
+    quantum_uj: Option<u64>,
+    read_costs: RunningMedian,
+}
+
+/// A reading that answered, with the time around it.
+#[derive(Debug, Clone, Copy)]
+struct ValidReading {
+    before_ns: u64,
+    after_ns: u64,
+    energy_uj: u64,
+    epoch: u32,
+    stamp_ns: u64,
+    /// How long before it the reading before it was taken.
+    spacing_ns: u64,
+}
+
+impl CounterProfile {
+    /// Nothing known yet, but for whether discovery saw the domain advance under load.
+    pub fn new(advanced: bool) -> Self {
+        Self {
+            advanced,
+            stuck_timeout_ns: LIVENESS_TIMEOUT_NS,
+            reading_count: 0,
+            valid_count: 0,
+            first_ns: 0,
+            latest_ns: 0,
+            last_valid: None,
+            last_update_ns: None,
+            update_interval: UpdateInterval::default(),
+            power: PowerWindow::default(),
+            residual: Residual::default(),
+            quantum_uj: None,
+            read_costs: RunningMedian::default(),
+        }
+    }
+
+    /// The same for a domain whose values may take `latency_ns` to where they can be read: it may stand still for so much
+    /// longer.
+    pub fn with_latency(self, latency_ns: u64) -> Self {
+        Self { stuck_timeout_ns: self.stuck_timeout_ns.saturating_add(latency_ns), ..self }
+    }
+
+    /// Learns from one reading, in the order of time; `before_ns..=after_ns` surrounds the read.
+    pub fn observe(&mut self, before_ns: u64, after_ns: u64, reading: &Reading) {
+        if self.reading_count == 0 {
+            self.first_ns = after_ns;
+        }
+        let spacing_ns = after_ns.saturating_sub(self.latest_ns.max(self.first_ns));
+        (self.reading_count, self.latest_ns) = (self.reading_count + 1, after_ns);
+        if !reading.valid {
+            return;
+        }
+        // A read that left the counter out was cheaper than one that did not.
+        if self.valid_count.is_multiple_of(READS_PER_COST_SAMPLE) {
+            self.read_costs.push(after_ns.saturating_sub(before_ns));
+        }
+        self.valid_count += 1;
+        let (energy_uj, epoch) = (reading.energy_uj, reading.epoch);
+        let stamp_ns = reading.stamp_ns;
+        match self.last_valid.replace(ValidReading {
+            before_ns,
+            after_ns,
+            energy_uj,
+            epoch,
+            stamp_ns,
+            spacing_ns,
+        }) {
+            Some(last) if last.epoch == epoch && last.energy_uj < energy_uj => {
+                self.record_update(&last, after_ns, reading)
+            }
+            // A counter that says again, and of a later instant, that nothing was used is alive: a neural engine at rest.
+            // An integral of no power says the same of every instant, whether its sensor lives or not.
+            Some(last) if last.epoch == epoch && reading.doubt_uj == 0 && last.stamp_ns < stamp_ns => {
+                self.last_update_ns =
+                    self.last_update_ns.map(|_| after_ns).or(self.advanced.then_some(after_ns));
+            }
+            Some(last) if last.epoch == epoch => {}
+            _ => {
+                // Nothing may be concluded across a change of epoch.
+                self.update_interval.interrupt();
+                self.power = PowerWindow::default();
+                self.residual.interrupt();
+            }
+        }
+    }
+
+    /// How often the counter moves; `None` where it was never read several times between two moves.
+    pub fn update_interval_ns(&self) -> Option<u64> {
+        self.update_interval.median_ns()
+    }
+
+    /// The smallest step that was ever seen, in microjoules.
+    pub fn quantum_uj(&self) -> Option<f64> {
+        self.quantum_uj.map(|step_uj| step_uj as f64)
+    }
+
+    /// What the counter shows over what the device's own power readings, integrated, do, less 1: 0.03 is 3 % more. `None`
+    /// where it has no such sensor, or was not watched for long enough.
+    pub fn residual(&self) -> Option<f64> {
+        self.residual.ratio()
+    }
+
+    /// What one read of the domain's source costs.
+    pub fn read_cost_ns(&self) -> Option<u64> {
+        self.read_costs.median()
+    }
+
+    /// Mean power over the last updates, in milliwatts; `None` while it is not live.
+    pub fn power_mw(&self) -> Option<u64> {
+        self.power.power_mw(self.latest_ns).filter(|_| self.liveness().0 == Liveness::Live)
+    }
+
+    /// Whether the counter lives as of the newest reading; where not, why, and what would mend it.
+    pub fn liveness(&self) -> (Liveness, Option<String>) {
+        let Some(last) = self.last_valid else { return self.liveness_before_first_answer() };
+        let silent_ns = self.latest_ns.saturating_sub(last.after_ns);
+        if silent_ns > LIVENESS_TIMEOUT_NS {
+            let reason = format!(
+                "answered before, but not for {}; the device or its driver went away: see the kernel's log, then \
+                 restart wattspand",
+                format_seconds(silent_ns)
+            );
+            return (Liveness::Lost, Some(reason));
+        }
+        let stuck_timeout_ns = self
+            .stuck_timeout_ns
+            .max(STUCK_INTERVALS * self.update_interval.median_ns().unwrap_or(0).max(last.spacing_ns));
+        // Where discovery saw it advance, that was the last move so far.
+        let last_update_ns = self.last_update_ns.or(self.advanced.then_some(self.first_ns));
+        match last_update_ns.map(|last_update_ns| self.latest_ns.saturating_sub(last_update_ns)) {
+            None => (Liveness::Stuck, Some(NEVER_UPDATED.into())),
+            Some(still_ns) if still_ns <= stuck_timeout_ns => (Liveness::Live, None),
+            Some(still_ns) => (
+                Liveness::Stuck,
+                Some(format!("has not moved for {}, though it answers", format_seconds(still_ns))),
+            ),
+        }
+    }
+
+    fn record_update(&mut self, last: &ValidReading, after_ns: u64, reading: &Reading) {
+        let energy_uj = reading.energy_uj;
+        // It moved at some time between the begin of the read that saw the old value and the end of this one.
+        let gap_ns = after_ns.saturating_sub(last.before_ns);
+        let at_ns = last.before_ns + gap_ns / 2;
+        let step_uj = energy_uj - last.energy_uj;
+        self.quantum_uj = Some(self.quantum_uj.map_or(step_uj, |least_uj| least_uj.min(step_uj)));
+        self.last_update_ns = Some(after_ns);
+        self.update_interval.record_update(at_ns, gap_ns);
+        self.power.record_update(at_ns, energy_uj);
+        if reading.shape_uj != 0 {
+            self.residual.record_update(after_ns, energy_uj, reading.shape_uj);
+        }
+    }
+
+    fn liveness_before_first_answer(&self) -> (Liveness, Option<String>) {
+        let waited_ns = self.latest_ns.saturating_sub(self.first_ns);
+        match self.advanced && waited_ns <= LIVENESS_TIMEOUT_NS {
+            true => (Liveness::Live, None),
+            false if self.reading_count == 0 => {
+                (Liveness::Stuck, Some("did not advance when it was discovered".into()))
+            }
+            false => (Liveness::Stuck, Some(format!("never answered in {}", format_seconds(waited_ns)))),
+        }
+    }
+}
+
+/// The commonest case by far: a virtual machine that shows its host's counter without feeding it.
+const NEVER_UPDATED: &str = "answers, but has never moved; a virtual machine often shows a counter that its host does not \
+                           feed, and only the host can mend that";
+
+fn format_seconds(ns: u64) -> String {
+    format!("{}.{} s", ns / 1_000_000_000, ns / 100_000_000 % 10)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: u64 = 1_000_000;
+
+    fn counter(energy_uj: u64) -> Reading {
+        Reading { valid: true, energy_uj, ..Reading::default() }
+    }
+
+    /// Reads each `read_ns` from `from_ns` up to `to_ns` what `reading` says; each read takes 2 µs.
+    fn observe_range(
+        profile: &mut CounterProfile,
+        times: (u64, u64),
+        read_ns: u64,
+        reading: impl Fn(u64) -> Reading,
+    ) {
+        for at_ns in (times.0..=times.1).step_by(read_ns as usize) {
+            profile.observe(at_ns, at_ns + 2_000, &reading(at_ns));
+        }
+    }
+
+    /// 50 W, published each millisecond in whole microjoules.
+    fn rapl(at_ns: u64) -> Reading {
+        counter(at_ns / MS * 50_000)
+    }
+
+    #[test]
+    fn four_reads_per_update_give_interval_quantum_cost_and_power() {
+        let mut profile = CounterProfile::new(true);
+        observe_range(&mut profile, (MS, 300 * MS), MS / 4, rapl);
+        assert!(profile.update_interval_ns().unwrap().abs_diff(MS) <= MS / 4);
+        assert_eq!(profile.quantum_uj(), Some(50_000.0));
+        assert_eq!(profile.read_cost_ns(), Some(2_000));
+        assert_eq!(profile.power_mw(), Some(50_000));
+        assert_eq!(profile.liveness(), (Liveness::Live, None));
+    }
+
+    #[test]
+    fn one_read_per_update_gives_power_but_no_interval() {
+        let mut profile = CounterProfile::new(true);
+        observe_range(&mut profile, (MS / 2, 3_000 * MS), MS, rapl);
+        assert_eq!(profile.update_interval_ns(), None);
+        assert_eq!(profile.power_mw(), Some(50_000));
+    }
+
+    #[test]
+    fn the_quantum_is_the_smallest_step_within_an_epoch() {
+        let mut profile = CounterProfile::new(true);
+        let steps = [(100, 0), (400, 0), (461, 0), (470, 1), (900, 1)];
+        for (tick, (energy_uj, epoch)) in steps.into_iter().enumerate() {
+            let at_ns = tick as u64 * MS;
+            profile.observe(at_ns, at_ns + 1, &Reading { epoch, ..counter(energy_uj) });
+        }
+        assert_eq!(profile.quantum_uj(), Some(61.0));
+    }
+
+    #[test]
+    fn a_constant_zero_counter_is_stuck_with_a_reason() {
+        for (advanced, why) in [(true, "has not moved for 2.9 s"), (false, "never moved")] {
+            let mut profile = CounterProfile::new(advanced);
+            observe_range(&mut profile, (MS, 3_000 * MS), MS, |_| counter(0));
+            let (liveness, reason) = profile.liveness();
+            assert_eq!(liveness, Liveness::Stuck);
+            let reason = reason.unwrap();
+            assert!(reason.contains(why), "{reason}");
+            assert_eq!((profile.power_mw(), profile.quantum_uj()), (None, None));
+        }
+    }
+
+    #[test]
+    fn a_counter_that_advanced_at_discovery_is_live_until_the_timeout() {
+        let mut profile = CounterProfile::new(true);
+        assert_eq!(profile.liveness(), (Liveness::Live, None));
+        observe_range(&mut profile, (MS, 1_000 * MS), MS, |_| counter(7));
+        assert_eq!(profile.liveness(), (Liveness::Live, None));
+    }
+
+    #[test]
+    fn a_stopped_counter_is_stuck_after_the_timeout_and_live_after_an_update() {
+        let mut profile = CounterProfile::new(true);
+        observe_range(&mut profile, (MS, 500 * MS), MS, rapl);
+        observe_range(&mut profile, (501 * MS, 2_400 * MS), MS, |_| rapl(500 * MS));
+        assert_eq!(profile.liveness().0, Liveness::Live);
+        observe_range(&mut profile, (2_401 * MS, 3_000 * MS), MS, |_| rapl(500 * MS));
+        let (liveness, reason) = profile.liveness();
+        assert_eq!(liveness, Liveness::Stuck);
+        assert!(reason.unwrap().contains("2.5 s"));
+        observe_range(&mut profile, (3_001 * MS, 3_002 * MS), MS, rapl);
+        assert_eq!(profile.liveness(), (Liveness::Live, None));
+    }
+
+    #[test]
+    fn a_counter_with_an_interval_above_the_timeout_is_not_stuck() {
+        let mut profile = CounterProfile::new(true);
+        observe_range(&mut profile, (MS, 60_000 * MS), 100 * MS, |at_ns| counter(at_ns / (3_000 * MS)));
+        assert!(profile.update_interval_ns().unwrap().abs_diff(3_000 * MS) <= 100 * MS);
+        assert_eq!(profile.liveness().0, Liveness::Live);
+    }
+
+    #[test]
+    fn reads_once_a_second_do_not_make_a_counter_stuck() {
+        let mut profile = CounterProfile::new(true);
+        observe_range(&mut profile, (MS, 1_000 * MS), MS, rapl);
+        observe_range(&mut profile, (2_000 * MS, 9_000 * MS), 1_000 * MS, |_| rapl(1_000 * MS));
+        assert_eq!(profile.liveness().0, Liveness::Live);
+    }
+
+    #[test]
+    fn a_domain_that_no_longer_answers_is_lost_and_one_that_never_did_is_not() {
+        let silent = |_| Reading::default();
+        let mut profile = CounterProfile::new(true);
+        observe_range(&mut profile, (MS, 500 * MS), MS, rapl);
+        observe_range(&mut profile, (501 * MS, 2_400 * MS), MS, silent);
+        assert_eq!(profile.liveness().0, Liveness::Live, "not yet");
+        observe_range(&mut profile, (2_401 * MS, 4_000 * MS), MS, silent);
+        assert_eq!(profile.liveness().0, Liveness::Lost);
+        assert_eq!(profile.power_mw(), None);
+
+        let mut never = CounterProfile::new(true);
+        observe_range(&mut never, (MS, 4_000 * MS), MS, silent);
+        let (liveness, reason) = never.liveness();
+        assert_eq!((liveness, reason.as_deref()), (Liveness::Stuck, Some("never answered in 3.9 s")));
+    }
+
+    #[test]
+    fn power_after_an_epoch_change_needs_two_updates() {
+        let mut profile = CounterProfile::new(true);
+        observe_range(&mut profile, (MS, 500 * MS), MS, rapl);
+        let later = |at_ns| Reading { epoch: 1, ..rapl(at_ns) };
+        observe_range(&mut profile, (501 * MS, 501 * MS), MS, later);
+        assert_eq!(profile.power_mw(), None);
+        observe_range(&mut profile, (502 * MS, 520 * MS), MS, later);
+        assert_eq!(profile.power_mw(), Some(50_000));
+    }
+}

@@ -1,0 +1,128 @@
+//! The thread of one source: wait, read, write into the ring.
+//!
+//! Owns the source, the ring's writer and the loop. Its tick takes no lock, allocates nothing and waits for nobody; what
+//! it tells others goes through atomics. Knows no span and interprets no reading.
+
+use std::sync::Arc;
+
+use crate::clock::{Clock, monotonic_ns};
+use crate::domain::Reading;
+use crate::ring::{Sample, Writer};
+use crate::sources::Source;
+
+use super::deadlines::Deadlines;
+use super::priority::request_scheduling;
+use super::rate_control::{RateController, Speed};
+use super::suspend_detector::SuspendDetector;
+use super::{Rates, SamplerShared};
+
+/// How often, in real time, a manual clock is looked at.
+const MANUAL_CLOCK_POLL_NS: u64 = 200_000;
+
+pub(super) struct SamplerThread {
+    pub(super) source: Box<dyn Source>,
+    pub(super) cpu: Option<usize>,
+    pub(super) clock: Clock,
+    pub(super) writer: Writer,
+    /// Reused for every read.
+    pub(super) sample: Sample,
+    pub(super) rates: Rates,
+    /// How often they were set when that was last looked at.
+    pub(super) rates_generation: u64,
+    pub(super) rate_controller: RateController,
+    pub(super) suspend_detector: SuspendDetector,
+    /// What the read before took.
+    pub(super) last_cost_ns: u64,
+    pub(super) shared: Arc<SamplerShared>,
+}
+
+impl SamplerThread {
+    /// Ticks until told to stop.
+    pub(super) fn run(mut self) {
+        let shared = Arc::clone(&self.shared);
+        let scheduling = request_scheduling(self.cpu);
+        shared.stats.set_scheduling(scheduling.realtime, scheduling.pinned);
+        // The first update finds the request for characterisation, so the first read comes at once.
+        let mut deadlines = Deadlines::starting_at(self.clock.now_ns(), self.rates.period_ns(Speed::Slow));
+        loop {
+            // Before looking for a reason to go on, so that a notification from here on cuts the wait short.
+            let count = shared.wakeup.count();
+            if shared.is_stopped() {
+                return;
+            }
+            let now_ns = self.clock.now_ns();
+            let mut new_speed = self.rate_controller.update(now_ns, &shared.rate_request);
+            if let Some(rates) = shared.rates.load_if_changed(&mut self.rates_generation) {
+                self.rates = rates;
+                new_speed = new_speed.or(self.rate_controller.speed());
+            }
+            let lateness_ns = deadlines.lateness_ns(now_ns);
+            if let Some(lateness_ns) = lateness_ns {
+                shared.stats.record_lateness(lateness_ns, deadlines.tolerance_ns());
+            }
+            if let Some(speed) = new_speed {
+                deadlines = Deadlines::starting_at(now_ns, self.rates.period_ns(speed));
+            }
+            match (lateness_ns, new_speed) {
+                (None, None) => {
+                    let wake_ns = self.wake_ns(&deadlines);
+                    shared.stats.set_asleep_until(wake_ns);
+                    shared.wakeup.wait_until(wake_ns, count);
+                }
+                (Some(_), None) => shared.stats.add_missed(deadlines.advance(self.tick())),
+                // The new deadlines begin with this tick: its first deadline is still to come, or was missed by the read.
+                (_, Some(_)) => shared.stats.add_missed(deadlines.skip_passed(self.tick())),
+            }
+        }
+    }
+
+    /// One read into the ring; gives the earliest instant for the next one. A source whose reads take long rests as long
+    /// as they took: at a real-time priority it would leave its CPU to nobody. One slow read alone is a hiccup.
+    fn tick(&mut self) -> u64 {
+        self.suspend_detector.observe(self.clock.asleep_ns());
+        self.sample.readings.fill(Reading::default());
+        let before_ns = self.clock.now_ns();
+        self.shared.stats.begin_read(before_ns);
+        let source_window = self.source.read(&mut self.sample.readings);
+        let after_ns = self.clock.now_ns();
+        self.shared.stats.end_read(before_ns, after_ns);
+        self.suspend_detector.adjust_epochs(&mut self.sample.readings);
+        (self.sample.before_ns, self.sample.after_ns) = window((before_ns, after_ns), source_window);
+        self.writer.push(&self.sample);
+        let cost_ns = after_ns.saturating_sub(before_ns);
+        after_ns + std::mem::replace(&mut self.last_cost_ns, cost_ns).min(cost_ns)
+    }
+
+    /// When to look again at the latest, on the machine's clock.
+    fn wake_ns(&self, deadlines: &Deadlines) -> u64 {
+        match self.clock {
+            Clock::Machine => deadlines.next_ns(),
+            Clock::Manual(_) => monotonic_ns() + MANUAL_CLOCK_POLL_NS,
+        }
+    }
+}
+
+/// The source's own window where it lies within the measured one; a source that is wrong about time is not believed.
+fn window(measured: (u64, u64), source_window: Option<(u64, u64)>) -> (u64, u64) {
+    match source_window {
+        Some((from_ns, to_ns)) if measured.0 <= from_ns && from_ns <= to_ns && to_ns <= measured.1 => {
+            (from_ns, to_ns)
+        }
+        _ => measured,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_source_window_is_used_only_inside_the_measured_one() {
+        assert_eq!(window((10, 20), None), (10, 20));
+        assert_eq!(window((10, 20), Some((12, 18))), (12, 18));
+        assert_eq!(window((10, 20), Some((10, 20))), (10, 20));
+        for wrong in [(9, 18), (12, 21), (18, 12), (0, 0)] {
+            assert_eq!(window((10, 20), Some(wrong)), (10, 20), "{wrong:?}");
+        }
+    }
+}

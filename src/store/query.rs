@@ -1,0 +1,361 @@
+//! Queries over stored accounts: one span by its name, or the latest that match a filter.
+//!
+//! Owns what may be asked and how far one answer looks: a bounded number of rows, so that those who wait for a commit
+//! never wait long for somebody's search. A list that ends early says where to go on. Never shows a user more than what
+//! the query was allowed to: whose accounts may be seen is part of it. Invariant: nothing that is damaged or lost is
+//! passed over in silence. A list ends before it, and begins with an error where it would be the first.
+
+use std::collections::BTreeMap;
+
+use rusqlite::{OptionalExtension, Statement};
+
+use super::account_record::{self, AccountIdentity};
+use super::database::{
+    ACCOUNT_COLUMNS, AccountRow, Database, DatabaseError, SpanName, decode_span_name, name_bytes,
+};
+use super::gap::Damage;
+use super::name_index::{self, block_key, bucket, segment_of, segment_start};
+use crate::attribution::account::{Account, State};
+
+/// Most rows that one answer looks at.
+const MAX_ROWS_READ: usize = 16_384;
+
+/// Most bytes of accounts in one answer, so that it stays below a megabyte on the wire.
+const MAX_RESULT_BYTES: usize = 256 * 1024;
+
+/// What an account must be to be listed.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Filter {
+    /// Opened at this wall time or later.
+    pub since_unix_ns: Option<u64>,
+    /// Of this name, exactly.
+    pub name: Option<String>,
+    /// With these attributes, among others.
+    pub attributes: BTreeMap<String, String>,
+    /// In this state.
+    pub state: Option<State>,
+}
+
+impl Filter {
+    /// Whether the account is one of those.
+    pub fn matches(&self, account: &Account) -> bool {
+        self.since_unix_ns.is_none_or(|since| account.opened_unix_ns >= since)
+            && self.name.as_ref().is_none_or(|name| *name == account.name)
+            && self.state.is_none_or(|state| state == account.state)
+            && self.attributes.iter().all(|(key, value)| account.attributes.get(key) == Some(value))
+    }
+}
+
+/// A query.
+#[derive(Debug, Clone, PartialEq)]
+pub enum StoreQuery {
+    /// The latest span of this name: the user's own, else anybody's where that may be seen.
+    Span {
+        /// The user.
+        uid: u32,
+        /// Others' may be seen.
+        all_users: bool,
+        /// Its name in the protocol.
+        span: String,
+    },
+    /// The latest accounts that fit.
+    List {
+        /// The user; `None`: all users.
+        uid: Option<u32>,
+        /// Which.
+        filter: Filter,
+        /// At most so many.
+        limit: usize,
+        /// Only those kept before this one: where an earlier answer ended.
+        before: Option<u64>,
+    },
+}
+
+/// The result of a query.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct QueryResult {
+    /// The latest first.
+    pub accounts: Vec<Account>,
+    /// There may be older ones: ask again with this as `before`.
+    pub before: Option<u64>,
+}
+
+/// Why the disk gave no answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum QueryError {
+    /// What was asked for is, or may be, among accounts that are damaged or lost.
+    Damaged {
+        /// In words, without numbers of accounts.
+        reason: String,
+        /// A list goes on before it: ask again with this as `before`.
+        before: Option<u64>,
+    },
+    /// The disk cannot be read at present.
+    Unavailable {
+        /// In words.
+        reason: String,
+    },
+}
+
+/// Why a query has no result.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ReadError {
+    #[error("{}", .0.reason())]
+    Damaged(Damage),
+    #[error(transparent)]
+    Database(#[from] DatabaseError),
+}
+
+impl From<rusqlite::Error> for ReadError {
+    fn from(cause: rusqlite::Error) -> Self {
+        ReadError::Database(cause.into())
+    }
+}
+
+/// What a row is to a list.
+struct ListedRow {
+    uid: u32,
+    kept_s: i64,
+    previous: i64,
+    bytes: usize,
+    /// Where it fits.
+    account: Option<Account>,
+}
+
+impl Database {
+    /// Runs a query.
+    pub(super) fn run_query(&self, query: &StoreQuery) -> Result<QueryResult, ReadError> {
+        match query {
+            StoreQuery::Span { uid, all_users, span } => {
+                let mut lookup = NameLookup::new(self)?;
+                let mut found = lookup.latest(span, Some(*uid))?;
+                if found.is_none() && *all_users {
+                    found = lookup.latest(span, None)?;
+                }
+                Ok(QueryResult { accounts: found.into_iter().collect(), before: None })
+            }
+            StoreQuery::List { uid, filter, limit, before } => {
+                self.list_accounts(*uid, filter, *limit, *before)
+            }
+        }
+    }
+
+    /// Goes down the numbers; a user's own accounts each name the one before.
+    fn list_accounts(
+        &self,
+        uid: Option<u32>,
+        filter: &Filter,
+        limit: usize,
+        before: Option<u64>,
+    ) -> Result<QueryResult, ReadError> {
+        let index = &self.index;
+        let mut row = self.connection.prepare(&format!("SELECT {ACCOUNT_COLUMNS} WHERE id = ?1"))?;
+        let before = before.map_or(i64::MAX, |before| i64::try_from(before).unwrap_or(i64::MAX));
+        let mut above = before.min(index.last_id + 1);
+        let mut next = match uid {
+            Some(uid) if before > index.last_id && index.heads_known => {
+                index.heads.get(&uid).copied().unwrap_or(0)
+            }
+            _ => above - 1,
+        };
+        let since_s = filter.since_unix_ns.map_or(0, |ns| (ns / 1_000_000_000) as i64);
+        let (mut result, mut rows_read, mut bytes) = (QueryResult::default(), 0, 0);
+        loop {
+            let gap = index.gap_within(next.max(index.first_id), above - 1).map(|gap| Damage::Lost(*gap));
+            if gap.is_none() && next < index.first_id {
+                return Ok(result);
+            }
+            let convert = |listed: &AccountRow<'_>| to_listed_row(listed, uid, filter);
+            let listed = if gap.is_some() { None } else { self.read_row(&mut row, next, convert)? };
+            let Some(listed) = listed else {
+                let damage = gap.unwrap_or(Damage::Corrupt { first: next, last: next });
+                if rows_read == 0 {
+                    return Err(ReadError::Damaged(damage));
+                }
+                result.before = Some(damage.last() as u64 + 1);
+                return Ok(result);
+            };
+            // Accounts are kept after their spans have opened, and in the order of `kept_s`.
+            if listed.kept_s < since_s {
+                return Ok(result);
+            }
+            rows_read += 1;
+            if let Some(account) = listed.account {
+                bytes += listed.bytes + 512;
+                result.accounts.push(account);
+            }
+            if result.accounts.len() >= limit || rows_read >= MAX_ROWS_READ || bytes >= MAX_RESULT_BYTES {
+                result.before = Some(next as u64);
+                return Ok(result);
+            }
+            above = next;
+            next = if uid == Some(listed.uid) { listed.previous } else { next - 1 };
+        }
+    }
+}
+
+/// A look-up by name, with its statements.
+struct NameLookup<'a> {
+    database: &'a Database,
+    row: Statement<'a>,
+    block: Statement<'a>,
+}
+
+impl<'a> NameLookup<'a> {
+    fn new(database: &'a Database) -> rusqlite::Result<Self> {
+        let row = database.connection.prepare(&format!("SELECT {ACCOUNT_COLUMNS} WHERE id = ?1"))?;
+        let block = database.connection.prepare("SELECT bytes FROM block WHERE id = ?1")?;
+        Ok(Self { database, row, block })
+    }
+
+    /// The latest account of this name; of one user, whose rows alone are read then, or of all. Damage on the way is an
+    /// error: the latest may be there. A name that was given is unique, so what is found beyond the damage is it.
+    fn latest(&mut self, span: &str, uid: Option<u32>) -> Result<Option<Account>, ReadError> {
+        let (database, index) = (self.database, &self.database.index);
+        let name = SpanName::parse(span);
+        let is_unique = matches!(name, SpanName::Generated(_));
+        let hash = name_index::name_hash(name_bytes(name.as_value()));
+        let mut first_damage = None;
+        let mut above = index.last_id + 1;
+        for segment in (segment_of(index.first_id)..=segment_of(above)).rev() {
+            let candidates = match self.candidates(segment, hash, uid)? {
+                Ok(candidates) => candidates,
+                Err(damage) if is_unique => {
+                    first_damage = first_damage.or(Some(damage));
+                    continue;
+                }
+                Err(damage) => return Err(ReadError::Damaged(damage)),
+            };
+            for id in candidates.into_iter().filter(|id| *id >= index.first_id) {
+                let gap = index.gap_within(id, above - 1).map(|gap| Damage::Lost(*gap));
+                if let Some(damage) = gap.filter(|_| !is_unique) {
+                    return Err(ReadError::Damaged(damage));
+                }
+                above = id;
+                let Some(account) = database.read_row(&mut self.row, id, decode_account)? else {
+                    return Err(ReadError::Damaged(Damage::Corrupt { first: id, last: id }));
+                };
+                if account.span == span && uid.is_none_or(|uid| uid == account.uid) {
+                    return Ok(Some(account));
+                }
+            }
+        }
+        let lost = index.gap_within(index.first_id, index.last_id).map(|gap| Damage::Lost(*gap));
+        lost.or(first_damage).map_or(Ok(None), |damage| Err(ReadError::Damaged(damage)))
+    }
+
+    /// The numbers that a segment has for a hash, the latest first.
+    fn candidates(
+        &mut self,
+        segment: i64,
+        hash: u32,
+        uid: Option<u32>,
+    ) -> Result<Result<Vec<i64>, Damage>, ReadError> {
+        let index = &self.database.index;
+        if segment == segment_of(index.last_id + 1) {
+            let entries = index.open_segment.iter().rev().filter(|entry| entry.matches(hash, uid));
+            return Ok(Ok(entries.map(|entry| entry.id).collect()));
+        }
+        let (first, last) = (segment_start(segment).max(index.first_id), segment_start(segment + 1) - 1);
+        let block = block_key(segment, bucket(hash));
+        let bytes = self.block.query_row([block], |row| row.get::<_, Vec<u8>>(0)).optional();
+        let bytes = match bytes.map_err(DatabaseError::Sqlite) {
+            Err(error) if error.is_corruption() => None,
+            bytes => bytes?,
+        };
+        if let Some(block) = bytes.as_deref().and_then(|bytes| name_index::strip_checksum(block, bytes)) {
+            return Ok(Ok(name_index::candidates(segment, block, hash, uid)));
+        }
+        let lost = index.gaps.iter().find(|gap| gap.first <= first && gap.last >= last);
+        Ok(Err(lost.map_or(Damage::Corrupt { first, last }, |gap| Damage::Lost(*gap))))
+    }
+}
+
+/// What a row is to a list; `None` where it is no account.
+fn to_listed_row(row: &AccountRow<'_>, uid: Option<u32>, filter: &Filter) -> Option<ListedRow> {
+    let columns = &row.columns;
+    let plausible = uid.is_none_or(|uid| uid == columns.uid)
+        && filter.name.as_ref().is_none_or(|name| name == columns.name);
+    let account =
+        if plausible { Some(decode_account(row)?).filter(|account| filter.matches(account)) } else { None };
+    let (uid, kept_s, previous, bytes) = (columns.uid, row.kept_s, row.previous, columns.figures.len());
+    Some(ListedRow { uid, kept_s, previous, bytes, account })
+}
+
+/// The account of a sound row.
+fn decode_account(row: &AccountRow<'_>) -> Option<Account> {
+    let columns = &row.columns;
+    let span = decode_span_name(columns.span)?;
+    let identity = AccountIdentity { uid: columns.uid, span: &span, name: columns.name };
+    account_record::decode(identity, columns.layout, columns.figures)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::time::Duration;
+
+    use rusqlite::StatementStatus;
+
+    use super::super::account_record::tests::account;
+    use super::super::clock_reading::ClockReading;
+    use super::super::high_water_mark::MarkFile;
+    use super::super::{Store, StoreSettings, SyncMode, state_dir};
+    use super::*;
+
+    const OWN: u32 = 1;
+    const OTHER: u32 = 2;
+
+    /// A database with spans of both users, in a full segment and in one that is being filled.
+    fn database(dir: &Path) -> Database {
+        let settings = StoreSettings {
+            directory: dir.join("state"),
+            max_age: Duration::from_secs(3600),
+            max_bytes: 1 << 30,
+            max_waiting_bytes: 1 << 26,
+            sync: SyncMode::Off,
+        };
+        let mut store = Store::start(settings.clone(), |_| ()).unwrap();
+        for at in 0..9_000 {
+            for (uid, span) in [(OTHER, format!("o{at}")), (OWN, format!("s{at}"))] {
+                while !store.append(&Account { uid, ..account(&span) }, None, false) {
+                    std::thread::yield_now();
+                }
+            }
+        }
+        store.shutdown(Duration::from_secs(60));
+        let file = settings.directory.join(state_dir::DATABASE_FILE);
+        let mark_file = std::fs::File::options()
+            .read(true)
+            .write(true)
+            .open(settings.directory.join(state_dir::MARK_FILE))
+            .unwrap();
+        let mark_file = MarkFile(mark_file);
+        let database = Database::open(&file, mark_file, &settings, ClockReading::now()).unwrap();
+        assert_eq!((database.index.last_id, segment_of(database.index.last_id)), (18_000, 1));
+        database
+    }
+
+    /// What SQLite did to look a name up: steps of its machine, and rows that it was asked for.
+    fn lookup_cost(database: &Database, span: &str) -> (bool, [i32; 2]) {
+        let mut lookup = NameLookup::new(database).unwrap();
+        let found = lookup.latest(span, Some(OWN)).unwrap();
+        let sum = |of| [&lookup.row, &lookup.block].iter().map(|statement| statement.get_status(of)).sum();
+        (found.is_some(), [sum(StatementStatus::VmStep), sum(StatementStatus::Run)])
+    }
+
+    #[test]
+    fn a_lookup_of_another_users_name_costs_as_much_as_of_a_missing_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let database = database(dir.path());
+        let (found, missing) = lookup_cost(&database, "no such span");
+        assert!(!found);
+        for span in ["o7", "o8000", "o8999"] {
+            assert_eq!(lookup_cost(&database, span), (false, missing), "{span}");
+        }
+        let (found, own) = lookup_cost(&database, "s7");
+        assert!(found && own > missing, "the count sees the work of a row that is read");
+        let query = StoreQuery::Span { uid: OWN, all_users: true, span: "o7".into() };
+        assert_eq!(database.run_query(&query).unwrap().accounts[0].uid, OTHER);
+    }
+}

@@ -1,0 +1,328 @@
+//! The thread that touches the disk.
+//!
+//! Owns the database, the batches that are not yet on disk, and what to do when the disk refuses: say so once, let go of
+//! the connection (after a failed write nothing that SQLite or the kernel has in memory is to be trusted), and begin anew
+//! from the file every second. Invariant: accounts are written in the order in which they were taken, each once.
+
+use std::collections::VecDeque;
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::batch::Batch;
+use super::clock_reading::ClockReading;
+use super::database::{Database, DatabaseError};
+use super::gap::Damage;
+use super::high_water_mark::MarkFile;
+use super::query::{QueryError, QueryResult, ReadError, StoreQuery};
+use super::settings::StoreSettings;
+use super::shared::StoreShared;
+use super::state_dir::{FileIds, StateDir, StateDirError};
+
+/// How long to wait after a failure.
+const RETRY_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How often to look whether accounts are to be let go, and between two steps of that.
+const RETENTION_INTERVAL: Duration = Duration::from_secs(10);
+const RETENTION_STEP_INTERVAL: Duration = Duration::from_millis(20);
+
+/// The same after so many write operations.
+const RETENTION_OPS: usize = 16_384;
+
+/// How long queries run before the next commit.
+const QUERY_TIME_SLICE: Duration = Duration::from_millis(5);
+
+/// Why nothing can be written.
+#[derive(Debug, thiserror::Error)]
+enum WriterError {
+    #[error(transparent)]
+    StateDir(#[from] StateDirError),
+    #[error("{0}")]
+    Database(#[from] DatabaseError),
+    #[error("cannot write ledger.mark: {0}")]
+    MarkFile(#[from] io::Error),
+}
+
+pub(super) struct WriterThread {
+    shared: Arc<StoreShared>,
+    settings: StoreSettings,
+    log: fn(&str),
+    state_dir: Option<StateDir>,
+    database: Option<Database>,
+    /// The files that are open.
+    open_files: Option<FileIds>,
+    /// For the administrator: what may be lost, and the damage that a look-up met first.
+    gap_report: Option<String>,
+    damage_report: Option<String>,
+    /// Files whose journal is this process's own: opened anew after a failure, they have spans in it that are open.
+    own_files: Vec<(u64, u64)>,
+    /// Taken, and not on disk.
+    uncommitted: VecDeque<Batch>,
+    failing: bool,
+    retry_at: Instant,
+    retention_at: Instant,
+    ops_since_retention: usize,
+    quarantined_at: Option<Instant>,
+}
+
+impl WriterThread {
+    pub fn new(shared: Arc<StoreShared>, settings: StoreSettings, log: fn(&str)) -> Self {
+        let now = Instant::now();
+        Self {
+            shared,
+            settings,
+            log,
+            state_dir: None,
+            database: None,
+            open_files: None,
+            gap_report: None,
+            damage_report: None,
+            own_files: Vec::new(),
+            uncommitted: VecDeque::new(),
+            failing: false,
+            retry_at: now,
+            retention_at: now + RETENTION_STEP_INTERVAL,
+            ops_since_retention: 0,
+            quarantined_at: None,
+        }
+    }
+
+    /// Works until asked to end.
+    pub fn run(mut self) {
+        self.attempt(Self::open);
+        loop {
+            let due = if self.database.is_some() { self.retention_at } else { self.retry_at };
+            let (query, shutdown) = self.shared.take_work(due, &mut self.uncommitted);
+            if self.database.is_none() && (Instant::now() >= self.retry_at || shutdown) {
+                self.attempt(Self::open);
+            }
+            let mut wake = self.uncommitted.iter().any(|batch| batch.urgent);
+            self.attempt(Self::write);
+            if let Some(first) = query {
+                self.run_queries(first);
+                wake = true;
+            }
+            if wake {
+                self.shared.wake();
+            }
+            if shutdown {
+                break;
+            }
+            if Instant::now() >= self.retention_at || self.ops_since_retention >= RETENTION_OPS {
+                self.attempt(Self::apply_retention);
+            }
+        }
+        // Puts the write-ahead log into the database.
+        self.database = None;
+        self.shared.set_finished();
+    }
+
+    /// Does something with the disk, and deals with its refusal.
+    fn attempt(&mut self, operation: fn(&mut Self) -> Result<(), WriterError>) {
+        if let Err(error) = operation(self) {
+            self.database = None;
+            self.retry_at = Instant::now() + RETRY_INTERVAL;
+            match error {
+                WriterError::Database(error) if error.is_corruption() => self.quarantine(&error),
+                error => {
+                    if matches!(error, WriterError::StateDir(StateDirError::Removed(_))) {
+                        self.state_dir = None;
+                    }
+                    self.set_failing(&error);
+                }
+            }
+        }
+    }
+
+    fn open(&mut self) -> Result<(), WriterError> {
+        if self.state_dir.is_none() {
+            self.state_dir = Some(StateDir::acquire(&self.settings.directory)?);
+        }
+        let Some(state_dir) = &self.state_dir else { return Ok(()) };
+        let (file, mark_file) = (state_dir.database_path()?, MarkFile(state_dir.open_mark_file()?));
+        let now = ClockReading::now();
+        let mut database = Database::open(&file, mark_file, &self.settings, now)?;
+        let open_files = state_dir.file_ids()?;
+        let new_gaps = std::mem::take(&mut database.new_gaps);
+        if !self.own_files.contains(&open_files.database) {
+            let interrupted = database.recover(now)?;
+            self.own_files.push(open_files.database);
+            if interrupted > 0 {
+                (self.log)(&format!(
+                    "the daemon went away while {interrupted} spans were open; they are kept as interrupted"
+                ));
+            }
+        }
+        self.open_files = Some(state_dir.file_ids()?);
+        (self.gap_report, self.damage_report) = (database.describe_gaps(), None);
+        let bytes = database.size_bytes()?;
+        self.database = Some(database);
+        for gap in new_gaps {
+            (self.log)(&format!("the store in {} is incomplete: {gap}", self.directory()));
+        }
+        if !self.failing || self.uncommitted.is_empty() {
+            self.set_durable(bytes);
+        }
+        Ok(())
+    }
+
+    fn write(&mut self) -> Result<(), WriterError> {
+        let (Some(database), false) = (&mut self.database, self.uncommitted.is_empty()) else {
+            return Ok(());
+        };
+        database.write(self.uncommitted.make_contiguous(), ClockReading::now())?;
+        // What went into files that have no name any more is written again into those that have.
+        self.check_open_files()?;
+        let Some(database) = &self.database else { return Ok(()) };
+        let marked = database.write_mark();
+        let last = self.uncommitted.back().map_or(0, |batch| batch.last_number);
+        let memory_bytes = self.uncommitted.iter().map(Batch::memory_bytes).sum();
+        self.ops_since_retention += self.uncommitted.iter().map(|batch| batch.ops.len()).sum::<usize>();
+        self.uncommitted.clear();
+        self.shared.set_committed(last, memory_bytes);
+        marked?;
+        if self.failing {
+            let bytes = database.size_bytes()?;
+            self.set_durable(bytes);
+        }
+        Ok(())
+    }
+
+    /// Whether the open files are still those of their names.
+    fn check_open_files(&mut self) -> Result<(), WriterError> {
+        let (Some(state_dir), Some(open)) = (&self.state_dir, &mut self.open_files) else { return Ok(()) };
+        let current = state_dir.file_ids()?;
+        let wal = *open.wal.get_or_insert(current.wal.unwrap_or_default());
+        if current.database == open.database && current.wal == Some(wal) {
+            return Ok(());
+        }
+        Err(StateDirError::Removed(self.settings.directory.clone()).into())
+    }
+
+    fn apply_retention(&mut self) -> Result<(), WriterError> {
+        self.state_dir.as_ref().map_or(Ok(()), StateDir::check_unchanged)?;
+        let Some(database) = &mut self.database else { return Ok(()) };
+        let now = ClockReading::now();
+        let step = database.retention_step(&self.settings, now)?;
+        database.save_running_time(now)?;
+        step.log_lines.iter().for_each(|line| (self.log)(line));
+        self.retention_at =
+            Instant::now() + if step.more { RETENTION_STEP_INTERVAL } else { RETENTION_INTERVAL };
+        self.ops_since_retention = 0;
+        if !step.more {
+            self.shared.set_forecast(database.retention_forecast(&self.settings, now)?);
+            self.gap_report = database.describe_gaps();
+        }
+        let bytes = database.size_bytes()?;
+        if !self.failing {
+            self.shared.set_durable(bytes, self.loss_report());
+        }
+        Ok(())
+    }
+
+    /// Runs queries for one time slice; commits come next.
+    fn run_queries(&mut self, first: (u64, StoreQuery)) {
+        let deadline = Instant::now() + QUERY_TIME_SLICE;
+        let mut next = Some(first);
+        while let Some((number, query)) = next {
+            let result = self.run_query(&query);
+            self.shared.push_result(number, result);
+            next = if Instant::now() < deadline { self.shared.next_query() } else { None };
+        }
+    }
+
+    /// Reading fails for itself: what cannot be read may still be written beside.
+    fn run_query(&mut self, query: &StoreQuery) -> Result<QueryResult, QueryError> {
+        let Some(database) = &self.database else {
+            let reason =
+                self.shared.health().reason.unwrap_or_else(|| "the store is being opened; ask again".into());
+            return Err(QueryError::Unavailable { reason });
+        };
+        let error = match database.run_query(query) {
+            Ok(result) => return Ok(result),
+            Err(ReadError::Damaged(damage)) => {
+                let before = matches!(query, StoreQuery::List { .. }).then_some(damage.first().max(1) as u64);
+                let reason = damage.reason();
+                // A loss was reported when it was found.
+                if let Damage::Corrupt { first, last } = damage {
+                    self.report_damage(&format!("{reason} (accounts {first} to {last})"));
+                }
+                return Err(QueryError::Damaged { reason, before });
+            }
+            Err(ReadError::Database(error)) => error,
+        };
+        let reason = format!("the store in {} cannot be read: {error}", self.directory());
+        if error.is_corruption() {
+            self.report_damage(&reason);
+            return Err(QueryError::Damaged { reason: "the store on disk is damaged".into(), before: None });
+        }
+        (self.log)(&reason);
+        Err(QueryError::Unavailable { reason })
+    }
+
+    /// A look-up met damage: it is logged once, and shown from now on.
+    fn report_damage(&mut self, reason: &str) {
+        if self.damage_report.is_some() {
+            return;
+        }
+        (self.log)(&format!(
+            "{}: {reason}; look-ups that meet it fail, new accounts are kept",
+            self.directory()
+        ));
+        self.damage_report = Some(reason.to_owned());
+        if !self.failing {
+            self.shared.set_durable(self.shared.health().bytes, self.loss_report());
+        }
+    }
+
+    fn loss_report(&self) -> Option<String> {
+        let all: Vec<&str> =
+            [&self.gap_report, &self.damage_report].into_iter().flatten().map(String::as_str).collect();
+        (!all.is_empty()).then(|| all.join("; "))
+    }
+
+    fn set_durable(&mut self, bytes: u64) {
+        self.shared.set_durable(bytes, self.loss_report());
+        if std::mem::take(&mut self.failing) {
+            (self.log)(&format!("the ledger in {} is written again", self.directory()));
+        }
+    }
+
+    fn set_failing(&mut self, error: &WriterError) {
+        let reason = format!("the ledger in {} cannot be written: {error}", self.directory());
+        if !std::mem::replace(&mut self.failing, true) {
+            (self.log)(&format!(
+                "{reason}; accounts are answered, marked as not durable; it is tried again every second"
+            ));
+        }
+        self.shared.set_failing(reason);
+        self.shared.wake();
+    }
+
+    /// The file is no sound database: another one takes its place.
+    fn quarantine(&mut self, error: &DatabaseError) {
+        let moved = match &self.state_dir {
+            Some(state_dir) => state_dir.quarantine(ClockReading::now().unix_s.max(0) as u64),
+            None => return,
+        };
+        match moved {
+            Ok(path) => {
+                (self.log)(&format!(
+                    "the ledger in {} is damaged ({error}); it is moved to {} and a new one is begun",
+                    self.directory(),
+                    path.display()
+                ));
+                // At once, unless that was just done: then the disk makes nothing but damage.
+                let now = Instant::now();
+                if self.quarantined_at.replace(now).is_none_or(|before| now - before > 10 * RETRY_INTERVAL) {
+                    self.retry_at = now;
+                }
+            }
+            Err(error) => self.set_failing(&error.into()),
+        }
+    }
+
+    fn directory(&self) -> std::path::Display<'_> {
+        self.settings.directory.display()
+    }
+}
