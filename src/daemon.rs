@@ -23,7 +23,7 @@ use crate::ring::Sample;
 use crate::sampler;
 use crate::sampler::recording::{self, Recording};
 use crate::server::Doors;
-use crate::service::{Plan, Reread, Service, Upkeep};
+use crate::service::{ConfigLoader, DaemonControl, Service, StartupSettings};
 use crate::sources::powercap::NAME as POWERCAP;
 use crate::sources::recorder::Recorder;
 use crate::sources::{self, Inventory};
@@ -47,7 +47,7 @@ pub fn main() -> ExitCode {
 }
 
 fn run(flags: &Flags) -> Result<()> {
-    let owner = AcceptedOwner::of_this_process();
+    let owner = AcceptedOwner::for_this_process();
     let config = Config::load(flags, owner)?;
     if flags.check {
         print!("{}", toml::to_string(&config).context("cannot print the configuration")?);
@@ -60,31 +60,34 @@ fn run(flags: &Flags) -> Result<()> {
     let stop = signal_stream(&[SIGTERM, SIGINT]).context("cannot listen for signals")?;
     let reload = signal_stream(&[SIGHUP]).context("cannot listen for signals")?;
     let manager = Manager::from_environment();
-    let plan = Plan::of(&config);
-    let reach = plan.service.policy.reach();
+    let plan = StartupSettings::from_config(&config);
+    let reach = plan.service.policy.socket_permissions();
     // Everything that needs privilege: the socket's path, the sources, the recording's file.
     let (listeners, listening) = listen(&config, reach)?;
-    let inventory = sources::discover_within(&plan.source, &Clock::Machine, crate::service::DAEMON_WAIT);
+    let inventory =
+        sources::discover_within(&plan.sources, &Clock::Machine, crate::service::DAEMON_DISCOVERY_TIMEOUT);
     let out = flags.record.as_deref().map(|file| (file, private_file::create(file)));
     let confinement = drop_privileges(&config, &inventory, &manager);
-    let mut service = plan.build_over(inventory, Clock::Machine, tell).context("cannot start")?;
+    let mut service = plan.start_with_sources(inventory, Clock::Machine, tell).context("cannot start")?;
     ensure_sources(&service)?;
     let recording = out.map(|(file, out)| start_recording(file, out, &mut service)).transpose()?;
     let is_manual_root = rustix::process::geteuid().is_root() && !manager.is_there();
     start_store(&config, &mut service).context("cannot start the ledger on disk")?;
-    service.serve_as_daemon(
-        Upkeep::new(config.clone(), config_loader(flags.clone(), owner), manager, tell),
+    service.enable_daemon_mode(
+        DaemonControl::new(config.clone(), config_loader(flags.clone(), owner), manager, tell),
         confinement,
     );
     // A socket of our own was renamed into its place, and the kernel knows it by its first name only.
     let addresses =
         listening.as_ref().map_or_else(|| listener_paths(&listeners), |own| own.path().display().to_string());
-    log_event(&STARTED, &format!("measures {}, listens on {addresses}", service.names().join(", ")));
+    log_event(&STARTED, &format!("measures {}, listens on {addresses}", service.domain_names().join(", ")));
     if is_manual_root {
         log_event(&LOOSE, MANUAL_ROOT_NOTICE);
     }
-    if config::serves_system() {
-        config::missing_groups(&config.access).iter().for_each(|missing| log_event(&NO_GROUP, missing));
+    if config::is_system_daemon() {
+        config::missing_group_warnings(&config.access)
+            .iter()
+            .for_each(|missing| log_event(&NO_GROUP, missing));
     }
     let (bus, arrivals) = dbus::start(&config, log_bus).context("cannot go on the bus")?.unzip();
     let doors = Doors { listeners, arrivals, stop: Some(stop), reload: Some(reload), ..Doors::default() };
@@ -100,7 +103,7 @@ fn run(flags: &Flags) -> Result<()> {
 /// Keeps final accounts on disk, where that is wanted and there is a place for it.
 fn start_store(config: &Config, service: &mut Service) -> std::io::Result<()> {
     if let Some(settings) = store_settings(config) {
-        service.keep(Store::start(settings, log_store)?, log_store);
+        service.set_store(Store::start(settings, log_store)?, log_store);
     } else if is_store_enabled(config) {
         log_store("keeps no accounts: there is no place for them; give --state-dir, or set HOME");
     }
@@ -121,16 +124,16 @@ fn store_settings(config: &Config) -> Option<store::StoreSettings> {
         max_bytes: disk.megabytes * 1_000_000,
         max_waiting_bytes: usize::try_from(disk.waiting_megabytes * 1_000_000).unwrap_or(usize::MAX),
         sync: match disk.sync {
-            config::Sync::Off => store::SyncMode::Off,
-            config::Sync::Normal => store::SyncMode::Normal,
-            config::Sync::Full => store::SyncMode::Full,
+            config::SyncConfig::Off => store::SyncMode::Off,
+            config::SyncConfig::Normal => store::SyncMode::Normal,
+            config::SyncConfig::Full => store::SyncMode::Full,
         },
     })
 }
 
 /// Where accounts are kept: as asked, else the system's place, else the user's own.
 fn state_dir(config: &Config) -> Option<PathBuf> {
-    config.state_dir.clone().or_else(config::state_dir)
+    config.state_dir.clone().or_else(config::default_state_dir)
 }
 
 /// What to say to root who starts it without a service manager.
@@ -176,7 +179,7 @@ fn drop_privileges(config: &Config, inventory: &Inventory, manager: &Manager) ->
 }
 
 /// How the configuration is read again: the same files, under the same flags.
-fn config_loader(flags: Flags, owner: AcceptedOwner) -> Reread {
+fn config_loader(flags: Flags, owner: AcceptedOwner) -> ConfigLoader {
     Box::new(move || {
         let config = Config::load(&flags, owner)?;
         raise_descriptor_limit(config.limits.connections + dbus::DESCRIPTORS);
@@ -187,7 +190,7 @@ fn config_loader(flags: Flags, owner: AcceptedOwner) -> Reread {
 /// Keeps what the sources say, at the full rate, in a file that `--replay` takes.
 fn start_recording(file: &Path, out: std::io::Result<File>, service: &mut Service) -> Result<Recording> {
     let context = || format!("cannot record to {}", file.display());
-    let feeds = service.record();
+    let feeds = service.start_recording();
     let domains: Vec<Domain> = feeds.iter().flat_map(|feed| feed.domains.iter().cloned()).collect();
     let mut domain_offsets = vec![0];
     domain_offsets.extend(feeds.iter().scan(0, |first, feed| {
@@ -233,7 +236,7 @@ fn signal_stream(signals: &[i32]) -> std::io::Result<UnixStream> {
 
 /// There is something to measure, or the reasons why not.
 fn ensure_sources(service: &Service) -> Result<()> {
-    if !service.names().is_empty() {
+    if !service.domain_names().is_empty() {
         return Ok(());
     }
     let reasons = service.absent().iter().map(|absent| format!("\n  {}: {}", absent.source, absent.reason));
@@ -245,7 +248,7 @@ fn socket_path(config: &Config) -> Result<PathBuf> {
     if let Some(path) = &config.socket {
         return Ok(path.clone());
     }
-    let mut candidates = config::listening_places().into_iter();
+    let mut candidates = config::listen_paths().into_iter();
     let system_path = candidates.next().context("no place for a socket")?;
     // Root makes the system's directory itself; for a user of its own the service manager has made it.
     if rustix::process::geteuid().is_root() || system_path.parent().is_some_and(is_owned_by_this_user) {
@@ -286,7 +289,7 @@ fn exit_status(cause: &anyhow::Error) -> u8 {
     const EX_TEMPFAIL: u8 = 75;
     const EX_NOPERM: u8 = 77;
     const EX_CONFIG: u8 = 78;
-    if cause.is::<config::Wrong>() {
+    if cause.is::<config::ConfigError>() {
         return EX_CONFIG;
     }
     if cause.is::<activation_ffi::NotASocket>() {

@@ -17,7 +17,7 @@ use std::thread;
 
 use bus::{INTERFACE, NAME, PATH, TestBus, run};
 use serde_json::{Value, json};
-use wattspan::config::{Bus, Config};
+use wattspan::config::{Config, DbusConfig};
 use wattspan::server::Arrival;
 use zbus::message::{Flags, Type};
 use zbus::{Message, MessageStream, Variant};
@@ -92,7 +92,7 @@ fn stage(says: Option<Says>) -> Option<Stage> {
         });
         is_ready.recv().unwrap();
     }
-    let config = Config { bus: Bus::At(bus.address()), ..Config::default() };
+    let config = Config { bus: DbusConfig::Address(bus.address()), ..Config::default() };
     let (door, arrivals) = wattspan::dbus::start(&config, |_| ()).unwrap().unwrap();
     let reloads = Arc::new(Mutex::new(Vec::new()));
     let done = Arc::clone(&reloads);

@@ -10,7 +10,7 @@ use super::eprint_message;
 use super::exit_status::{CliError, NO_COUNTER, USAGE};
 use super::terminal::printable;
 use crate::client::{Client, Failure, Place};
-use crate::config::{AcceptedOwner, Config, Flags, Source};
+use crate::config::{AcceptedOwner, Config, Flags, SourceConfig};
 use crate::domain::Liveness;
 use crate::embedded::EmbeddedMeter;
 use crate::protocol::{Access, Info, Refusal};
@@ -142,10 +142,10 @@ impl MeterConnector {
 fn load_config(options: &MeterOptions) -> Result<(Config, Option<String>), CliError> {
     let flags = Flags { config: options.config.clone(), replay: options.replay.clone(), ..Flags::default() };
     if options.config.is_none() && options.replay.is_some() {
-        let source = Source { replay: flags.replay, ..Source::default() };
+        let source = SourceConfig { replay: flags.replay, ..SourceConfig::default() };
         return Ok((Config { source, ..Config::default() }, None));
     }
-    match Config::load(&flags, AcceptedOwner::of_this_process()) {
+    match Config::load(&flags, AcceptedOwner::for_this_process()) {
         Ok(config) => Ok((config, None)),
         Err(error) if options.config.is_none() => {
             Ok((Config::default(), Some(format!("{error}\nmeasuring with the default settings"))))

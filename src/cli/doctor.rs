@@ -21,7 +21,7 @@ use super::quantity::{format_duration, format_energy, format_lower_bound, format
 use super::table::{TableCell, TextTable, number_column, text_column};
 use super::terminal::{Terminal, TextStyle, printable, wrap};
 use super::{MeterOptions, output};
-use crate::config::{Groups, join_commands};
+use crate::config::{AccessGroups, join_commands};
 use crate::domain::{Duplicate, Kind, Liveness};
 use crate::privileges::Confinement;
 use crate::protocol::{Access, DomainStatus, Info, Keeping, SamplerStatus};
@@ -340,7 +340,7 @@ fn describe_confinement(confinement: &Confinement) -> String {
 fn describe_access(access: Access) -> String {
     let text = match access {
         Access::None => {
-            let join = join_commands(&[&Groups::default().span_group]);
+            let join = join_commands(&[&AccessGroups::default().span_group]);
             return format!("none (no energy; members of the group wattspan may measure: {join})");
         }
         Access::Coarse => "coarse (own spans of 100 ms and more, in steps of 1 mJ)",

@@ -6,7 +6,7 @@ use std::fmt;
 use std::io;
 
 use crate::client::Failure;
-use crate::config::{Groups, group_exists, join_commands};
+use crate::config::{AccessGroups, group_exists, join_commands};
 
 /// All went well.
 pub const OK: u8 = 0;
@@ -48,7 +48,7 @@ command's own output, on standard error.";
 /// How a user comes to more access, with commands that this system can carry out. Not from the daemon's configuration,
 /// which this user may not be able to read.
 fn permission_denied_hint() -> String {
-    let Groups { span_group, telemetry_group, .. } = Groups::default();
+    let AccessGroups { span_group, telemetry_group, .. } = AccessGroups::default();
     let restart = if group_exists(&span_group) { "" } else { ", restart wattspand" };
     format!(
         "membership in the group {span_group} gives span access (own spans, the machine's totals) and opens the socket: \

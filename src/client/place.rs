@@ -9,7 +9,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use super::failure::Failure;
-use crate::config::socket_places;
+use crate::config::socket_paths;
 
 /// The environment variable that names the socket.
 pub const SOCKET_VARIABLE: &str = "WATTSPAN_SOCKET";
@@ -28,7 +28,7 @@ impl Place {
     pub fn usual() -> Self {
         match env::var_os(SOCKET_VARIABLE).filter(|path| !path.is_empty()) {
             Some(path) => Place::Named(path.into()),
-            None => Place::Usual(socket_places()),
+            None => Place::Usual(socket_paths()),
         }
     }
 

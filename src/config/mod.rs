@@ -9,29 +9,29 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-mod bus;
-mod change;
+mod dbus;
 mod flags;
-mod group_ffi;
-mod membership;
-mod place;
+mod getgrnam_ffi;
+mod group_membership;
+mod paths;
+mod reload;
 mod section;
 mod trusted_path;
 
-pub use bus::Bus;
-pub use change::Change;
+pub use dbus::DbusConfig;
 pub use flags::Flags;
-pub use group_ffi::number as group_number;
-pub use membership::{group_exists, join_commands, missing_groups};
-pub use place::{listening_places, serves_system, socket_places, state_dir};
-pub use section::{Disk, Groups, Limits, Source, Sync};
+pub use getgrnam_ffi::gid_by_name as group_number;
+pub use group_membership::{group_exists, join_commands, missing_group_warnings};
+pub use paths::{default_state_dir, is_system_daemon, listen_paths, socket_paths};
+pub use reload::ConfigChange;
+pub use section::{AccessGroups, Limits, SourceConfig, StoreConfig, SyncConfig};
 pub use trusted_path::{AcceptedOwner, UntrustedPathError};
 
-use place::{configuration_dir, files_under};
+use paths::{config_dir, config_files};
 
 /// What is wrong with the configuration.
 #[derive(Debug, thiserror::Error)]
-pub enum Wrong {
+pub enum ConfigError {
     /// A file cannot be read.
     #[error("cannot read the configuration {}: {cause}", file.display())]
     Unreadable {
@@ -57,34 +57,34 @@ pub enum Wrong {
         cause: Box<toml::de::Error>,
     },
     /// A value that makes no sense.
-    #[error("in {place}: {key} = {value}: {mend}")]
-    Unsound {
+    #[error("in {location}: {key} = {value}: {remedy}")]
+    InvalidValue {
         /// Which file or files, or "the flags".
-        place: String,
+        location: String,
         /// Which key.
         key: String,
         /// What it says.
         value: String,
         /// What would be right.
-        mend: String,
+        remedy: String,
     },
 }
 
-impl Wrong {
-    fn of_path(file: &Path, cause: UntrustedPathError) -> Self {
+impl ConfigError {
+    fn from_path_error(file: &Path, cause: UntrustedPathError) -> Self {
         let file = file.to_owned();
         match cause {
-            UntrustedPathError::Io(cause) => Wrong::Unreadable { file, cause },
-            cause => Wrong::Untrusted { file, cause },
+            UntrustedPathError::Io(cause) => ConfigError::Unreadable { file, cause },
+            cause => ConfigError::Untrusted { file, cause },
         }
     }
 
     /// Whether both are about the same value of the same key.
-    fn is_like(&self, other: &Self) -> bool {
+    fn is_same_value(&self, other: &Self) -> bool {
         match (self, other) {
             (
-                Wrong::Unsound { key, value, .. },
-                Wrong::Unsound { key: other_key, value: other_value, .. },
+                ConfigError::InvalidValue { key, value, .. },
+                ConfigError::InvalidValue { key: other_key, value: other_value, .. },
             ) => (key, value) == (other_key, other_value),
             _ => false,
         }
@@ -99,7 +99,7 @@ pub struct Config {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub socket: Option<PathBuf>,
     /// Whether to answer on D-Bus too, and on which; only on Linux.
-    pub bus: Bus,
+    pub bus: DbusConfig,
     /// Where what must last is kept; absent: the system's place, or the user's own: see [`state_dir`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub state_dir: Option<PathBuf>,
@@ -114,33 +114,33 @@ pub struct Config {
     /// A counter that has not moved for this long no longer holds accounts up.
     pub patience_ms: f64,
     /// Where joules come from.
-    pub source: Source,
+    pub source: SourceConfig,
     /// Idle power by domain name, in watts; the others learn it.
     pub idle_w: BTreeMap<String, f64>,
     /// How accounts are kept on disk.
-    pub ledger: Disk,
+    pub ledger: StoreConfig,
     /// What one client may take.
     pub limits: Limits,
     /// Who may know.
-    pub access: Groups,
+    pub access: AccessGroups,
 }
 
 impl Default for Config {
     fn default() -> Self {
         Self {
             socket: None,
-            bus: Bus::default(),
+            bus: DbusConfig::default(),
             state_dir: None,
             rate_hz: 1000.0,
             idle_rate_hz: 1.0,
             history_s: 16.0,
             horizon_ms: 10.0,
             patience_ms: 2000.0,
-            source: Source::default(),
+            source: SourceConfig::default(),
             idle_w: BTreeMap::new(),
             limits: Limits::default(),
-            ledger: Disk::default(),
-            access: Groups::default(),
+            ledger: StoreConfig::default(),
+            access: AccessGroups::default(),
         }
     }
 }
@@ -150,13 +150,13 @@ impl Config {
     ///
     /// `owner`: whose files are accepted. Applies to the configuration and to the libraries that it names, which are code of
     /// this process. A machine to replay is data and read whoever owns it; `state_dir` is checked where it is taken.
-    pub fn load(flags: &Flags, owner: AcceptedOwner) -> Result<Self, Wrong> {
+    pub fn load(flags: &Flags, owner: AcceptedOwner) -> Result<Self, ConfigError> {
         let files = match &flags.config {
             Some(file) => vec![file.clone()],
-            None => files_under(&configuration_dir())?,
+            None => config_files(&config_dir())?,
         };
         let mut config = Self::from_files(&files, owner)?;
-        config.take(flags);
+        config.apply_flags(flags);
         config.check("the flags")?;
         if owner == AcceptedOwner::Root {
             config.check_libraries()?;
@@ -165,40 +165,43 @@ impl Config {
     }
 
     /// The settings that these files come to, the later ones over the earlier.
-    fn from_files(files: &[PathBuf], owner: AcceptedOwner) -> Result<Self, Wrong> {
+    fn from_files(files: &[PathBuf], owner: AcceptedOwner) -> Result<Self, ConfigError> {
         let (mut whole, mut faults) = (toml::Table::new(), Vec::new());
         for file in files {
-            let text = trusted_path::read(file, owner).map_err(|cause| Wrong::of_path(file, cause))?;
+            let text =
+                trusted_path::read(file, owner).map_err(|cause| ConfigError::from_path_error(file, cause))?;
             // Each file is read alone first, so that a mistake is told with the name of the file it is in.
-            let malformed = |cause| Wrong::Malformed { file: file.clone(), cause: Box::new(cause) };
+            let malformed = |cause| ConfigError::Malformed { file: file.clone(), cause: Box::new(cause) };
             let alone: Self = toml::from_str(&text).map_err(malformed)?;
             faults.extend(alone.check(&file.display().to_string()).err());
-            overlay(&mut whole, text.parse().map_err(malformed)?);
+            merge_tables(&mut whole, text.parse().map_err(malformed)?);
         }
         let last = || files.last().cloned().unwrap_or_default();
-        let malformed = |cause| Wrong::Malformed { file: last(), cause: Box::new(cause) };
+        let malformed = |cause| ConfigError::Malformed { file: last(), cause: Box::new(cause) };
         let config: Self = whole.try_into().map_err(malformed)?;
         // What counts is what they come to; where one file alone has the same fault, it is that one's.
         let names: Vec<String> = files.iter().map(|file| file.display().to_string()).collect();
-        let whose = |wrong: Wrong| faults.into_iter().find(|fault| fault.is_like(&wrong)).unwrap_or(wrong);
+        let whose = |wrong: ConfigError| {
+            faults.into_iter().find(|fault| fault.is_same_value(&wrong)).unwrap_or(wrong)
+        };
         config.check(&names.join(" and ")).map_err(whose)?;
         Ok(config)
     }
 
     /// A library that is named without a directory is searched for by the loader, in directories of the system.
-    fn check_libraries(&self) -> Result<(), Wrong> {
+    fn check_libraries(&self) -> Result<(), ConfigError> {
         let libraries = [&self.source.nvml_library, &self.source.apple_library];
         let named = libraries.into_iter().flatten().filter(|library| library.components().count() > 1);
         for library in named {
             match trusted_path::resolve(library) {
                 Err(UntrustedPathError::Io(cause)) if cause.kind() == std::io::ErrorKind::NotFound => {}
-                resolved => drop(resolved.map_err(|cause| Wrong::of_path(library, cause))?),
+                resolved => drop(resolved.map_err(|cause| ConfigError::from_path_error(library, cause))?),
             }
         }
         Ok(())
     }
 
-    fn take(&mut self, flags: &Flags) {
+    fn apply_flags(&mut self, flags: &Flags) {
         fn over<T: Clone>(place: &mut T, flag: &Option<T>) {
             if let Some(value) = flag {
                 place.clone_from(value);
@@ -220,13 +223,18 @@ impl Config {
     }
 
     /// Refuses figures that make no sense; `place` is where they were written.
-    pub fn check(&self, place: &str) -> Result<(), Wrong> {
+    pub fn check(&self, place: &str) -> Result<(), ConfigError> {
         let within = |key: &str, value: f64, least: f64, most: f64| {
             if (least..=most).contains(&value) {
                 return Ok(());
             }
             let mend = format!("choose a number from {least} to {most}");
-            Err(Wrong::Unsound { place: place.into(), key: key.into(), value: value.to_string(), mend })
+            Err(ConfigError::InvalidValue {
+                location: place.into(),
+                key: key.into(),
+                value: value.to_string(),
+                remedy: mend,
+            })
         };
         within("rate_hz", self.rate_hz, 1.0, 10_000.0)?;
         within("idle_rate_hz", self.idle_rate_hz, 0.1, self.rate_hz)?;
@@ -241,9 +249,14 @@ impl Config {
         if let Some(most) = self.source.estimate_max_w {
             within("source.estimate_max_w", most, idle.unwrap_or(0.0), 100_000.0)?;
         }
-        if let (Bus::At(address), Some(mend)) = (&self.bus, self.bus.fault()) {
+        if let (DbusConfig::Address(address), Some(mend)) = (&self.bus, self.bus.invalid_reason()) {
             let (key, value) = ("bus".into(), address.clone());
-            return Err(Wrong::Unsound { place: place.into(), key, value, mend: mend.into() });
+            return Err(ConfigError::InvalidValue {
+                location: place.into(),
+                key,
+                value,
+                remedy: mend.into(),
+            });
         }
         within("ledger.days", self.ledger.days, 0.001, 36_500.0)?;
         within("ledger.megabytes", self.ledger.megabytes as f64, 1.0, 1e9)?;
@@ -275,10 +288,10 @@ impl Config {
 }
 
 /// Puts the keys of `over` in place of those of `under`, table by table.
-fn overlay(under: &mut toml::Table, over: toml::Table) {
+fn merge_tables(under: &mut toml::Table, over: toml::Table) {
     for (key, value) in over {
         match (under.get_mut(&key), value) {
-            (Some(toml::Value::Table(under)), toml::Value::Table(over)) => overlay(under, over),
+            (Some(toml::Value::Table(under)), toml::Value::Table(over)) => merge_tables(under, over),
             (_, value) => drop(under.insert(key, value)),
         }
     }
@@ -290,7 +303,7 @@ mod tests {
 
     use super::*;
 
-    fn written(dir: &tempfile::TempDir, name: &str, text: &str) -> PathBuf {
+    fn write_file(dir: &tempfile::TempDir, name: &str, text: &str) -> PathBuf {
         let file = dir.path().join(name);
         std::fs::create_dir_all(file.parent().unwrap()).unwrap();
         std::fs::write(&file, text).unwrap();
@@ -300,21 +313,25 @@ mod tests {
     #[test]
     fn later_files_and_then_flags_win_key_by_key() {
         let dir = tempfile::tempdir().unwrap();
-        written(&dir, "wattspan.toml", "rate_hz = 500\n[limits]\nconnections = 10\nstall_s = 3\n");
-        written(&dir, "wattspan.toml.d/20.toml", "[limits]\nconnections = 30\n[idle_w]\npackage-0 = 4.5\n");
-        written(&dir, "wattspan.toml.d/10.toml", "[limits]\nconnections = 20\n");
-        written(&dir, "wattspan.toml.d/notes.txt", "not = 'read");
-        let mut config = Config::from_files(&files_under(dir.path()).unwrap(), AcceptedOwner::Any).unwrap();
+        write_file(&dir, "wattspan.toml", "rate_hz = 500\n[limits]\nconnections = 10\nstall_s = 3\n");
+        write_file(
+            &dir,
+            "wattspan.toml.d/20.toml",
+            "[limits]\nconnections = 30\n[idle_w]\npackage-0 = 4.5\n",
+        );
+        write_file(&dir, "wattspan.toml.d/10.toml", "[limits]\nconnections = 20\n");
+        write_file(&dir, "wattspan.toml.d/notes.txt", "not = 'read");
+        let mut config = Config::from_files(&config_files(dir.path()).unwrap(), AcceptedOwner::Any).unwrap();
         assert_eq!((config.limits.connections, config.limits.stall_s), (30, 3.0));
         assert_eq!(config.idle_w["package-0"], 4.5);
-        config.take(&Flags { rate_hz: Some(250.0), ..Flags::default() });
+        config.apply_flags(&Flags { rate_hz: Some(250.0), ..Flags::default() });
         assert_eq!((config.rate_hz, config.idle_rate_hz), (250.0, 1.0));
     }
 
     #[test]
     fn an_unknown_key_is_refused_with_the_file_and_the_keys_there_are() {
         let dir = tempfile::tempdir().unwrap();
-        let file = written(&dir, "a.toml", "[limits]\nconections = 10\n");
+        let file = write_file(&dir, "a.toml", "[limits]\nconections = 10\n");
         let wrong = Config::from_files(from_ref(&file), AcceptedOwner::Any).unwrap_err().to_string();
         for part in [file.to_str().unwrap(), "conections", "connections_per_user", "line 2"] {
             assert!(wrong.contains(part), "{part} is missing in: {wrong}");
@@ -324,7 +341,7 @@ mod tests {
     #[test]
     fn a_senseless_figure_is_refused_with_its_key_and_the_mend() {
         let dir = tempfile::tempdir().unwrap();
-        let file = written(&dir, "a.toml", "rate_hz = 1e6\n");
+        let file = write_file(&dir, "a.toml", "rate_hz = 1e6\n");
         let wrong = Config::from_files(&[file], AcceptedOwner::Any).unwrap_err().to_string();
         assert!(wrong.contains("rate_hz = 1000000: choose a number from 1 to 10000"), "{wrong}");
         let nan = Config { horizon_ms: f64::NAN, ..Config::default() };
@@ -334,9 +351,9 @@ mod tests {
     #[test]
     fn files_are_sound_or_not_together_and_a_mistake_is_told_with_whose_it_is() {
         let dir = tempfile::tempdir().unwrap();
-        let main = written(&dir, "wattspan.toml", "rate_hz = 5000\n");
-        let more = written(&dir, "wattspan.toml.d/10.toml", "idle_rate_hz = 2000\n");
-        let load = || Config::from_files(&files_under(dir.path())?, AcceptedOwner::Any);
+        let main = write_file(&dir, "wattspan.toml", "rate_hz = 5000\n");
+        let more = write_file(&dir, "wattspan.toml.d/10.toml", "idle_rate_hz = 2000\n");
+        let load = || Config::from_files(&config_files(dir.path())?, AcceptedOwner::Any);
         let config = load().unwrap();
         assert_eq!((config.rate_hz, config.idle_rate_hz), (5000.0, 2000.0));
         // Each would do alone.
@@ -355,9 +372,9 @@ mod tests {
     #[test]
     fn what_is_there_and_cannot_be_read_is_refused_with_its_path() {
         let dir = tempfile::tempdir().unwrap();
-        let load = || Config::from_files(&files_under(dir.path())?, AcceptedOwner::Any);
+        let load = || Config::from_files(&config_files(dir.path())?, AcceptedOwner::Any);
         assert_eq!(load().unwrap(), Config::default());
-        let more = written(&dir, "wattspan.toml.d", "rate_hz = 500\n");
+        let more = write_file(&dir, "wattspan.toml.d", "rate_hz = 500\n");
         let refused = |path: &PathBuf| {
             let wrong = load().unwrap_err().to_string();
             assert!(wrong.contains("cannot read") && wrong.contains(path.to_str().unwrap()), "{wrong}");
@@ -375,7 +392,7 @@ mod tests {
         refused(&main);
         let nowhere = dir.path().join("file");
         std::fs::write(&nowhere, "").unwrap();
-        assert!(files_under(&nowhere).is_err(), "a file in the place of the directory");
+        assert!(config_files(&nowhere).is_err(), "a file in the place of the directory");
     }
 
     #[test]
@@ -385,9 +402,9 @@ mod tests {
             return;
         }
         let dir = tempfile::tempdir().unwrap();
-        written(&dir, "wattspan.toml", "rate_hz = 500\n");
-        let more = written(&dir, "wattspan.toml.d/10.toml", "rate_hz = 600\n");
-        let load = |owner| Config::from_files(&files_under(dir.path()).unwrap(), owner);
+        write_file(&dir, "wattspan.toml", "rate_hz = 500\n");
+        let more = write_file(&dir, "wattspan.toml.d/10.toml", "rate_hz = 600\n");
+        let load = |owner| Config::from_files(&config_files(dir.path()).unwrap(), owner);
         assert_eq!(load(AcceptedOwner::Root).unwrap().rate_hz, 600.0);
         let folder = more.parent().unwrap();
         for (path, sound) in [(more.as_path(), 0o644), (folder, 0o755)] {

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 /// Where joules come from.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct Source {
+pub struct SourceConfig {
     /// Where the kernel's `/sys` is.
     pub sysfs_root: PathBuf,
     /// Where the kernel's `/proc` is.
@@ -37,7 +37,7 @@ pub struct Source {
     pub estimate_max_w: Option<f64>,
 }
 
-impl Default for Source {
+impl Default for SourceConfig {
     fn default() -> Self {
         Self {
             sysfs_root: "/sys".into(),
@@ -56,7 +56,7 @@ impl Default for Source {
 /// How accounts are kept on disk.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct Disk {
+pub struct StoreConfig {
     /// Whether they are.
     pub keep: bool,
     /// Older accounts are let go, in days.
@@ -66,13 +66,13 @@ pub struct Disk {
     /// Most megabytes of memory that accounts take while the disk cannot be written; more are answered and not kept.
     pub waiting_megabytes: u64,
     /// How a commit meets the disk.
-    pub sync: Sync,
+    pub sync: SyncConfig,
 }
 
 /// How a commit meets the disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Sync {
+pub enum SyncConfig {
     /// Left to the operating system; a power cut may damage the ledger.
     Off,
     /// A killed daemon loses nothing; a power cut may take the last seconds.
@@ -81,9 +81,9 @@ pub enum Sync {
     Full,
 }
 
-impl Default for Disk {
+impl Default for StoreConfig {
     fn default() -> Self {
-        Self { keep: true, days: 30.0, megabytes: 2000, waiting_megabytes: 16, sync: Sync::Normal }
+        Self { keep: true, days: 30.0, megabytes: 2000, waiting_megabytes: 16, sync: SyncConfig::Normal }
     }
 }
 
@@ -173,7 +173,7 @@ impl Default for Limits {
 /// Whose members may know what; root and the daemon's own user may everything.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct Groups {
+pub struct AccessGroups {
     /// Own spans on a grid of 100 ms and in steps of 1 mJ, no totals; nobody where no group is named. Where one is, the
     /// socket may be opened by everybody.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -184,7 +184,7 @@ pub struct Groups {
     pub telemetry_group: String,
 }
 
-impl Default for Groups {
+impl Default for AccessGroups {
     fn default() -> Self {
         Self {
             coarse_group: None,

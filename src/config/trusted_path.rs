@@ -13,10 +13,10 @@ use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags};
 
-use super::place::serves_system;
+use super::paths::is_system_daemon;
 use crate::privileges;
 
-const OTHERS_WRITE: u32 = 0o022;
+const GROUP_OR_OTHER_WRITE: u32 = 0o022;
 const STICKY: u32 = 0o1000;
 
 /// As many links as the kernel follows (path_resolution(7)).
@@ -33,8 +33,8 @@ pub enum AcceptedOwner {
 
 impl AcceptedOwner {
     /// The rule for this process. Asked before privileges are dropped: it holds for every later reload.
-    pub fn of_this_process() -> Self {
-        let privileged = serves_system() || !privileges::found().capabilities.is_empty();
+    pub fn for_this_process() -> Self {
+        let privileged = is_system_daemon() || !privileges::found().capabilities.is_empty();
         if privileged { Self::Root } else { Self::Any }
     }
 }
@@ -71,7 +71,7 @@ pub(super) fn read(path: &Path, owner: AcceptedOwner) -> Result<String, Untruste
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
     let mut file = File::from(rustix::fs::open(&resolved, flags, Mode::empty()).map_err(io::Error::from)?);
     let found = file.metadata()?;
-    judge(&resolved, &found, false)?;
+    check_component(&resolved, &found, false)?;
     if !found.is_file() && !is_null_device(&found) {
         return Err(io::Error::other("is no regular file").into());
     }
@@ -83,19 +83,19 @@ pub(super) fn read(path: &Path, owner: AcceptedOwner) -> Result<String, Untruste
 /// The path without links, every component of it accepted.
 pub(super) fn resolve(path: &Path) -> Result<PathBuf, UntrustedPathError> {
     let mut resolved = PathBuf::from("/");
-    let mut sticky = judge(&resolved, &fs::symlink_metadata(&resolved)?, false)?;
+    let mut sticky = check_component(&resolved, &fs::symlink_metadata(&resolved)?, false)?;
     let mut pending = Vec::new();
-    push(&mut pending, &std::path::absolute(path)?);
+    push_components(&mut pending, &std::path::absolute(path)?);
     let mut links = 0;
     while let Some(name) = pending.pop() {
         if name == ".." {
             resolved.pop();
-            sticky = judge(&resolved, &fs::symlink_metadata(&resolved)?, false)?;
+            sticky = check_component(&resolved, &fs::symlink_metadata(&resolved)?, false)?;
             continue;
         }
         let next = resolved.join(name);
         let found = fs::symlink_metadata(&next)?;
-        let next_sticky = judge(&next, &found, sticky)?;
+        let next_sticky = check_component(&next, &found, sticky)?;
         if !found.is_symlink() {
             (resolved, sticky) = (next, next_sticky);
             continue;
@@ -109,7 +109,7 @@ pub(super) fn resolve(path: &Path) -> Result<PathBuf, UntrustedPathError> {
             resolved = PathBuf::from("/");
             sticky = false;
         }
-        push(&mut pending, &target);
+        push_components(&mut pending, &target);
     }
     Ok(resolved)
 }
@@ -121,7 +121,7 @@ fn is_null_device(found: &Metadata) -> bool {
 }
 
 /// Puts a path's components on the stack of those to come, the first on top.
-fn push(pending: &mut Vec<OsString>, path: &Path) {
+fn push_components(pending: &mut Vec<OsString>, path: &Path) {
     let named = path.components().filter(|part| matches!(part, Component::Normal(_) | Component::ParentDir));
     let named: Vec<OsString> = named.map(|part| part.as_os_str().to_owned()).collect();
     pending.extend(named.into_iter().rev());
@@ -129,7 +129,7 @@ fn push(pending: &mut Vec<OsString>, path: &Path) {
 
 /// Refuses a component that another user owns or can exchange; gives whether it is a sticky directory. `in_sticky`: its
 /// directory is one.
-fn judge(path: &Path, found: &Metadata, in_sticky: bool) -> Result<bool, UntrustedPathError> {
+fn check_component(path: &Path, found: &Metadata, in_sticky: bool) -> Result<bool, UntrustedPathError> {
     let refused = |reason: String, remedy: String| {
         Err(UntrustedPathError::Writable { path: path.to_owned(), reason, remedy })
     };
@@ -148,14 +148,14 @@ fn judge(path: &Path, found: &Metadata, in_sticky: bool) -> Result<bool, Untrust
     let sticky = found.is_dir() && mode & STICKY != 0;
     // A link's own mode means nothing, and a device's says who may write to the device: its content is the kernel's.
     let is_device = found.file_type().is_char_device();
-    if !found.is_symlink() && !is_device && mode & OTHERS_WRITE != 0 && !sticky {
+    if !found.is_symlink() && !is_device && mode & GROUP_OR_OTHER_WRITE != 0 && !sticky {
         let who = if mode & 0o002 != 0 { "every user".to_owned() } else { format!("group {}", found.gid()) };
         return refused(
             format!("can be written by {who} (owner 0, mode {mode:04o})"),
             format!("chmod go-w {}", path.display()),
         );
     }
-    Ok(sticky && mode & OTHERS_WRITE != 0)
+    Ok(sticky && mode & GROUP_OR_OTHER_WRITE != 0)
 }
 
 #[cfg(test)]
@@ -177,7 +177,7 @@ mod tests {
         fs::set_permissions(path, PermissionsExt::from_mode(mode)).unwrap();
     }
 
-    fn refusal(path: &Path) -> String {
+    fn read_error(path: &Path) -> String {
         match read(path, AcceptedOwner::Root) {
             Err(wrong @ UntrustedPathError::Writable { .. }) => wrong.to_string(),
             other => panic!("{}: {other:?}", path.display()),
@@ -210,7 +210,7 @@ mod tests {
         for (part, sound) in parts {
             for mode in [sound | 0o020, sound | 0o002] {
                 chmod(part, mode);
-                let told = refusal(&file);
+                let told = read_error(&file);
                 let expected = format!("mode {mode:04o})");
                 assert!(told.starts_with(part.to_str().unwrap()) && told.contains(&expected), "{told}");
                 assert!(told.ends_with(&format!("chmod go-w {}", part.display())), "{told}");
@@ -218,7 +218,7 @@ mod tests {
             }
             chmod(part, sound);
             chown(part, Some(12_345), None).unwrap();
-            let told = refusal(&file);
+            let told = read_error(&file);
             assert!(told.contains(&format!("{} belongs to user 12345", part.display())), "{told}");
             assert!(told.ends_with(&format!("chown root {}", part.display())), "{told}");
             chown(part, Some(0), None).unwrap();
@@ -234,10 +234,10 @@ mod tests {
         fs::write(open.join("a.toml"), "text").unwrap();
         symlink(&open, &link).unwrap();
         chmod(&open, 0o777);
-        assert!(refusal(&link.join("a.toml")).contains("open can be written by every user"));
+        assert!(read_error(&link.join("a.toml")).contains("open can be written by every user"));
         chmod(&open, 0o755);
         std::os::unix::fs::lchown(&link, Some(12_345), None).unwrap();
-        assert!(refusal(&link.join("a.toml")).contains("chown -h root"));
+        assert!(read_error(&link.join("a.toml")).contains("chown -h root"));
     }
 
     #[test]
@@ -250,16 +250,16 @@ mod tests {
         for file in ["a.toml", "sound/a.toml"] {
             fs::write(sticky.join(file), "text").unwrap();
         }
-        assert!(refusal(&sticky.join("a.toml")).contains("every user can move files"));
+        assert!(read_error(&sticky.join("a.toml")).contains("every user can move files"));
         read(&sticky.join("sound/a.toml"), AcceptedOwner::Root).unwrap();
         symlink("sound", sticky.join("link")).unwrap();
-        assert!(refusal(&sticky.join("link/a.toml")).contains("every user can move files"));
+        assert!(read_error(&sticky.join("link/a.toml")).contains("every user can move files"));
         chown(sticky.join("sound"), Some(12_345), None).unwrap();
-        refusal(&sticky.join("sound/a.toml"));
+        read_error(&sticky.join("sound/a.toml"));
         // Sticky, and owned by another user: that one may replace everything in it.
         chown(sticky.join("sound"), Some(0), None).unwrap();
         chown(&sticky, Some(12_345), None).unwrap();
-        refusal(&sticky.join("sound/a.toml"));
+        read_error(&sticky.join("sound/a.toml"));
     }
 
     #[test]

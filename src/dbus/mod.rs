@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
-use crate::config::{Bus as Where, Config};
+use crate::config::{Config, DbusConfig as Where};
 use crate::server::Arrivals;
 
 mod consent;
@@ -71,7 +71,7 @@ pub fn start(config: &Config, tell: fn(&str)) -> io::Result<Option<(Bus, Arrival
     let address = match &config.bus {
         Where::System(false) => return Ok(None),
         Where::System(true) => None,
-        Where::At(address) => Some(address.clone()),
+        Where::Address(address) => Some(address.clone()),
     };
     let (usher, arrivals) = crate::server::usher()?;
     let (stop, stopped) = oneshot::channel();

@@ -4,7 +4,7 @@
 #![allow(unsafe_code)]
 
 /// The CPU time that a process has used itself; `None` where it is gone.
-pub fn own_ns(pid: u32) -> Option<u64> {
+pub fn cpu_time_ns(pid: u32) -> Option<u64> {
     // The number goes into the clock's id, shifted; Linux gives none above 2^22 (PID_MAX_LIMIT), and larger ones would fall
     // out of it.
     let pid = libc::pid_t::try_from(pid).ok().filter(|pid| (1..=1 << 22).contains(pid))?;
@@ -28,13 +28,13 @@ mod tests {
 
     #[test]
     fn our_own_clock_goes_on_and_that_of_nobody_is_none() {
-        let before = own_ns(std::process::id()).unwrap();
+        let before = cpu_time_ns(std::process::id()).unwrap();
         let mut x = 1_u64;
-        while own_ns(std::process::id()).unwrap() == before {
+        while cpu_time_ns(std::process::id()).unwrap() == before {
             x = std::hint::black_box(x.wrapping_mul(3));
         }
-        assert_eq!(own_ns(0), None);
-        assert_eq!(own_ns(u32::MAX), None);
-        assert_eq!(own_ns(i32::MAX as u32), None);
+        assert_eq!(cpu_time_ns(0), None);
+        assert_eq!(cpu_time_ns(u32::MAX), None);
+        assert_eq!(cpu_time_ns(i32::MAX as u32), None);
     }
 }

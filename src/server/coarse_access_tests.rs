@@ -12,14 +12,14 @@ use super::exchange::exchange;
 use crate::attribution::account::State;
 use crate::attribution::{self, Ledger};
 use crate::clock::Clock;
-use crate::config::{Groups, Limits};
+use crate::config::{AccessGroups, Limits};
 use crate::domain::{Domain, Grade, Kind, Reading};
 use crate::protocol::Access;
-use crate::service::access::{Peer, Policy};
-use crate::service::coarse::{self, GRID_NS};
-use crate::service::feed::Feeds;
-use crate::service::service::{Caller, Service, Settings};
-use crate::service::ticket::Ticket;
+use crate::service::access::{AccessPolicy, Peer};
+use crate::service::coarse_grid::{self, GRID_NS};
+use crate::service::readings::ReadingCollector;
+use crate::service::reply_to::ReplyTo;
+use crate::service::service::{Caller, Service, ServiceSettings};
 use crate::store::{self, Store};
 
 const MS_NS: u64 = 1_000_000;
@@ -75,16 +75,16 @@ impl Machine {
         let clock = Clock::manual(START_NS);
         let limits = Limits { coarse_calls_burst: 1e9, calls_burst: 1e9, ..Limits::default() };
         let ledger = attribution::Settings::default();
-        let policy = Policy::new(&Groups::default());
-        let settings = Settings {
-            ledger: ledger.clone(),
+        let policy = AccessPolicy::new(&AccessGroups::default());
+        let settings = ServiceSettings {
+            attribution: ledger.clone(),
             limits,
             policy,
             history_ns: 16_000_000_000,
-            roots: crate::process_usage::Roots { proc_root: "/proc".into(), sysfs_root: "/sys".into() },
+            roots: crate::process_usage::KernelRoots { proc_root: "/proc".into(), sysfs_root: "/sys".into() },
             nvml_library: None,
         };
-        let feeds = Feeds::new(Vec::new(), Vec::new(), |_| ());
+        let feeds = ReadingCollector::new(Vec::new(), Vec::new(), |_| ());
         let mut service = Service::new(feeds, Vec::new(), settings, clock.clone()).unwrap();
         let domains = ["package-0", "dram-0"].map(|name| Domain {
             name: name.into(),
@@ -98,9 +98,9 @@ impl Machine {
             quantum_uj: 1,
         });
         for (at, domain) in domains.iter().enumerate() {
-            service.index.insert(domain.name.clone(), at);
+            service.domain_index.insert(domain.name.clone(), at);
         }
-        service.ledger = Ledger::new(domains.into(), ledger);
+        service.attributor = Ledger::new(domains.into(), ledger);
         let (told, words, epochs) = (Vec::new(), Vec::new(), BTreeSet::new());
         Self { service, clock, secret, fed_ms: START_NS / MS_NS, energy_uj: [0; 2], told, words, epochs }
     }
@@ -112,7 +112,7 @@ impl Machine {
             for domain in 0..2 {
                 let energy_uj = self.energy_uj[domain];
                 let reading = Reading { valid: true, energy_uj, ..Reading::default() };
-                self.service.ledger.feed(domain, at_ns, at_ns + 2000, &reading);
+                self.service.attributor.feed(domain, at_ns, at_ns + 2000, &reading);
             }
             self.clock.set(at_ns + 3000);
             self.pump();
@@ -128,11 +128,11 @@ impl Machine {
 
     fn pump(&mut self) {
         let mut finals = Vec::new();
-        self.service.pump(&mut finals);
+        self.service.poll(&mut finals);
         for told in finals {
             // What a stream gives to a coarse watcher, and an answer that was waited for.
-            if coarse::fits(&told.account) || told.ticket.is_some() {
-                let waited = told.ticket.map(|ticket| ticket.slot);
+            if coarse_grid::is_coarse(&told.account) || told.reply_to.is_some() {
+                let waited = told.reply_to.map(|ticket| ticket.slot);
                 let account = serde_json::to_value(&*told.account).unwrap();
                 self.learn(json!([waited, account]));
             }
@@ -142,9 +142,9 @@ impl Machine {
     fn ask(&mut self, peer: Peer, connection: u64, method: &str, parameters: Value) -> Value {
         let method = format!("org.wattspan.Meter.{method}");
         let message = serde_json::to_vec(&json!({ "method": method, "parameters": parameters })).unwrap();
-        let ticket = Ticket { connection, slot: self.told.len() as u64 };
+        let ticket = ReplyTo { connection, slot: self.told.len() as u64 };
         let mut out = Vec::new();
-        exchange(&mut self.service, &Caller { peer, origin: None, ticket }, &message, &mut out);
+        exchange(&mut self.service, &Caller { peer, process: None, reply_to: ticket }, &message, &mut out);
         out.pop();
         let answer: Value = if out.is_empty() { Value::Null } else { serde_json::from_slice(&out).unwrap() };
         self.learn(answer.clone());
@@ -211,7 +211,7 @@ impl Prober {
             0 => now_ns - self.roll(4_000) * MS_NS,
             1 => now_ns - self.roll(20 * MS_NS),
             2 => now_ns + self.roll(MS_NS),
-            3 => coarse::up(now_ns) - GRID_NS,
+            3 => coarse_grid::round_up_to_grid(now_ns) - GRID_NS,
             _ => return,
         };
         parameters["at_ns"] = at_ns.into();
@@ -259,7 +259,7 @@ impl Prober {
                 parameters = json!({ "limit": 3 });
                 "ListSpans"
             }
-            _ if self.roll(20) == 0 => return machine.service.vanished(connection),
+            _ if self.roll(20) == 0 => return machine.service.close_connection(connection),
             _ => "GetSpan",
         };
         machine.ask(self.peer, connection, method, parameters);
@@ -334,7 +334,7 @@ fn nobody_sees_more_than_ten_instants_a_second() {
 #[test]
 fn energy_is_conserved_under_edges_that_lie_ahead() {
     let machine = course(Access::Coarse, 1, 8, 3000);
-    let balances = machine.service.ledger.balance();
+    let balances = machine.service.attributor.balance();
     assert_eq!(balances.len(), 2);
     for balance in balances {
         assert!(balance.attributed_uj > 0, "{balance:?}");
@@ -446,10 +446,10 @@ fn a_span_that_begins_a_moment_ahead_ends_on_the_grid_with_its_client() {
         machine.ask(coarse, connection, "OpenSpan", json!({ "span": span, "at_ns": now_ns + 900_000 }));
     }
     machine.clock.set(now_ns + 1);
-    machine.service.vanished(1);
+    machine.service.close_connection(1);
     machine.ask(coarse, 2, "CloseSpan", json!({ "span": "closed" }));
     assert!(machine.ask(coarse, 2, "CancelSpan", json!({ "span": "dropped" })).get("error").is_none());
-    assert_eq!(machine.service.ledger.open_spans(), 0);
+    assert_eq!(machine.service.attributor.open_spans(), 0);
     machine.pass_to(now_ns + 500 * MS_NS);
     for (span, state) in [("gone", "abandoned"), ("closed", "settled")] {
         let account =
@@ -476,7 +476,7 @@ fn what_is_settled_and_held_back_when_the_daemon_stops_has_one_account_in_the_ne
     };
     let start = || Store::start(settings.clone(), |_| ()).unwrap();
     let mut machine = Machine::new(1);
-    machine.service.keep(start(), |_| ());
+    machine.service.set_store(start(), |_| ());
     let begin_ns = START_NS + 2000 * MS_NS;
     machine.pass_to(begin_ns);
     machine.ask(peer(Access::Coarse), 1, "OpenSpan", json!({ "span": "s" }));
@@ -484,8 +484,8 @@ fn what_is_settled_and_held_back_when_the_daemon_stops_has_one_account_in_the_ne
     machine.pass_to(begin_ns + 2550 * MS_NS);
     machine.ask(peer(Access::Coarse), 1, "CloseSpan", json!({ "span": "s" }));
     machine.pass_to(begin_ns + 2650 * MS_NS);
-    assert!(machine.service.coarse.due_ns().is_some(), "it is settled, and held back");
-    machine.service.end();
+    assert!(machine.service.coarse_spans.next_release_ns().is_some(), "it is settled, and held back");
+    machine.service.shut_down();
     drop(machine);
     let mut next = start();
     let question = store::StoreQuery::List { uid: None, filter: Default::default(), limit: 9, before: None };
@@ -497,5 +497,5 @@ fn what_is_settled_and_held_back_when_the_daemon_stops_has_one_account_in_the_ne
     }
     let accounts = answers.remove(0).1.unwrap().accounts;
     assert_eq!(accounts.iter().map(|account| account.state).collect::<Vec<_>>(), [State::Settled]);
-    assert!(coarse::fits(&accounts[0]), "so that its owner sees it");
+    assert!(coarse_grid::is_coarse(&accounts[0]), "so that its owner sees it");
 }

@@ -16,9 +16,9 @@ use super::identity::Identity;
 use super::outbox::Outbox;
 use super::readiness_ffi::Watched;
 use crate::protocol::{END, Refusal};
-use crate::service::access::{Peer, Policy};
+use crate::service::access::{AccessPolicy, Peer};
+use crate::service::reply_to::{ConnectionId, ReplyTo};
 use crate::service::service::{Caller, Service};
-use crate::service::ticket::{ConnectionId, Ticket};
 
 /// Most answers of one client that may be awaited at a time.
 const MOST_AWAITED: usize = 4096;
@@ -103,7 +103,7 @@ impl Connection {
     }
 
     /// Judges the peer by another rule; whether it may do something else now.
-    pub fn rejudge(&mut self, policy: &Policy) -> bool {
+    pub fn rejudge(&mut self, policy: &AccessPolicy) -> bool {
         self.who.rejudge(policy)
     }
 
@@ -212,8 +212,8 @@ impl Connection {
             };
             return self.refuse(&Refusal::InvalidValue { field: "message".into(), reason });
         }
-        let ticket = Ticket { connection: self.id, slot: self.outbox.next_slot() };
-        let caller = Caller { peer: self.who.peer, ticket, origin: self.who.origin };
+        let ticket = ReplyTo { connection: self.id, slot: self.outbox.next_slot() };
+        let caller = Caller { peer: self.who.peer, reply_to: ticket, process: self.who.origin };
         match self.outbox.write(|out| exchange(service, &caller, message, out)) {
             Outcome::Answered => {}
             Outcome::Awaited => self.outbox.await_answer(),
@@ -243,7 +243,7 @@ impl Connection {
     /// The client sends no more; what it asked for is still answered, what it left open is not left running.
     fn ended(&mut self, service: &mut Service) {
         self.turn_deaf();
-        service.vanished(self.id);
+        service.close_connection(self.id);
     }
 
     /// An awaited answer is here; the disk's, where that was `asked`.

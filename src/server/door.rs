@@ -22,7 +22,7 @@ use super::readiness_ffi::Watched;
 use super::seat::Seats;
 use super::turns::Turns;
 use crate::protocol::{Access, Refusal};
-use crate::service::service::{Final, Service};
+use crate::service::service::{FinalAccount, Service};
 use crate::unix_socket as peer;
 
 const LISTENER: usize = 0;
@@ -48,7 +48,7 @@ const FAREWELL_STEP_NS: u64 = 20_000_000;
 pub fn serve(service: Service, doors: Doors) -> io::Result<()> {
     let mut door = Door::new(service, doors)?;
     let mut events = Events::new();
-    door.service.say_ready();
+    door.service.notify_ready();
     while !door.is_done() {
         door.turn(&mut events, u64::MAX)?;
     }
@@ -75,7 +75,7 @@ pub(crate) struct Door {
     turns: Turns,
     turn_number: u64,
     pub(crate) scratch: Vec<u8>,
-    pub(crate) finals: Vec<Final>,
+    pub(crate) finals: Vec<FinalAccount>,
     pub(crate) pump_at_ns: u64,
     pub(crate) sweep_at_ns: u64,
 }
@@ -120,7 +120,7 @@ impl Door {
         for stream in doors.connections {
             stream.set_nonblocking(true)?;
             let (credentials, pid) = (peer::credentials(stream.as_fd())?, peer::process(stream.as_fd()));
-            door.seat(Admitted { stream, peer: policy.ourselves(), credentials, pid })?;
+            door.seat(Admitted { stream, peer: policy.daemon_peer(), credentials, pid })?;
         }
         Ok(door)
     }
@@ -132,7 +132,7 @@ impl Door {
     /// Sleeps until something happens or is due, at most until `latest_ns`, and does it.
     fn turn(&mut self, events: &mut Events, latest_ns: u64) -> io::Result<()> {
         let now_ns = self.service.now_ns();
-        self.pump_at_ns = self.pump_at_ns.min(self.service.next_pump_ns(now_ns));
+        self.pump_at_ns = self.pump_at_ns.min(self.service.next_poll_ns(now_ns));
         let wake_at_ns = if self.yielded.is_empty() { self.wake_at_ns() } else { now_ns };
         let sleep = Duration::from_nanos(wake_at_ns.min(latest_ns).saturating_sub(now_ns));
         events.clear();
@@ -148,12 +148,12 @@ impl Door {
             }
         }
         self.take_turns(ready);
-        if self.service.take_renewed() {
+        if self.service.take_new_settings() {
             self.renew();
         }
         let now_ns = self.service.now_ns();
-        self.service.beat(now_ns);
-        if now_ns >= self.pump_at_ns || self.service.has_news() {
+        self.service.notify_watchdog(now_ns);
+        if now_ns >= self.pump_at_ns || self.service.has_store_events() {
             self.pump();
         }
         self.tell_domains(now_ns);
@@ -200,7 +200,7 @@ impl Door {
 
     fn wake_at_ns(&self) -> u64 {
         let resume = self.gate.as_ref().and_then(Gate::resume_at_ns);
-        [self.audience.due_ns(), resume, self.service.beat_at_ns()]
+        [self.audience.due_ns(), resume, self.service.watchdog_due_ns()]
             .into_iter()
             .flatten()
             .fold(self.pump_at_ns, u64::min)
@@ -242,7 +242,7 @@ impl Door {
         let poller = &self.poller;
         let Admitted { stream, peer, credentials, pid } = admitted;
         // Now, so that a later process of the same number is not taken for it.
-        let origin = self.service.origin_of(pid.filter(|_| peer.access >= Access::Coarse));
+        let origin = self.service.identify_process(pid.filter(|_| peer.access >= Access::Coarse));
         self.seats.seat(|place, id| {
             let key = place + FIRST_CONNECTION;
             let socket = Watched::new(poller, stream, Event::readable(key))?;
@@ -276,8 +276,8 @@ impl Door {
     }
 
     fn tell_of_audience(&mut self) {
-        self.service.set_watchers(self.audience.of_domains());
-        self.service.set_listened(!self.audience.of_spans().is_empty());
+        self.service.set_domain_watchers(self.audience.of_domains());
+        self.service.set_span_watchers(!self.audience.of_spans().is_empty());
     }
 
     /// Lets a connection go that is over, or that no longer watches what it watched.
@@ -290,7 +290,7 @@ impl Door {
         }
         if fate == Fate::Over {
             self.seats.leave(place);
-            self.service.vanished(id);
+            self.service.close_connection(id);
             if let Some(gate) = &mut self.gate {
                 gate.left(&peer);
             }
@@ -308,7 +308,7 @@ impl Door {
     /// Nobody new comes in. What was said is heard; who waits for a final account gets it if it comes soon, else the account
     /// so far; and who reads gets all of its answers.
     fn farewell(&mut self, events: &mut Events) -> io::Result<()> {
-        self.service.say_stopping();
+        self.service.notify_stopping();
         (self.gate, self.stop, self.reload) = (None, None, None);
         let begun_ns = self.service.now_ns();
         self.turn(events, begun_ns)?;
@@ -317,13 +317,13 @@ impl Door {
             if now_ns >= begun_ns + FAREWELL_NS {
                 self.give_up_waiting();
             }
-            let owing = self.service.waiting() > 0 || self.seats.is_anybody_owed(now_ns, UNTAKEN_NS);
+            let owing = self.service.waiting_replies() > 0 || self.seats.is_anybody_owed(now_ns, UNTAKEN_NS);
             if !owing || now_ns >= begun_ns + LONGEST_FAREWELL_NS {
                 break;
             }
             self.turn(events, now_ns + FAREWELL_STEP_NS)?;
         }
-        self.service.end();
+        self.service.shut_down();
         Ok(())
     }
 }

@@ -13,8 +13,8 @@ use crate::protocol::{
 };
 
 use crate::service::access;
-use crate::service::allowance::{Errand, Excess};
-use crate::service::service::{Caller, Closed, Service};
+use crate::service::rate_limit::{CallClass, RateLimitError};
+use crate::service::service::{AccountOutcome, Caller, Service};
 
 /// What became of a call.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -57,11 +57,12 @@ pub fn exchange(service: &mut Service, caller: &Caller, message: &[u8], out: &mu
         return Outcome::Broken;
     };
     let errand = match MethodName::of(&call.method) {
-        Some(MethodName::CloseSpan | MethodName::CancelSpan) => Errand::End,
-        _ => Errand::Other,
+        Some(MethodName::CloseSpan | MethodName::CancelSpan) => CallClass::EndSpan,
+        _ => CallClass::Other,
     };
-    if let Err(Excess { refusal, flood }) = service.spend(&caller.peer, errand)
-        && (flood || errand == Errand::Other || !names_open_span(service, caller, &call))
+    if let Err(RateLimitError { error: refusal, is_flood: flood }) =
+        service.check_rate_limit(&caller.peer, errand)
+        && (flood || errand == CallClass::Other || !names_open_span(service, caller, &call))
     {
         refusal.write(out);
         // A call that nobody waits for cannot be refused, and one that is dropped would be missing from some account:
@@ -90,7 +91,8 @@ fn names_open_span(service: &Service, caller: &Caller, call: &Incoming) -> bool 
         span: std::borrow::Cow<'a, str>,
     }
     let text = call.parameters.map_or("{}", RawValue::get);
-    serde_json::from_str::<Named<'_>>(text).is_ok_and(|named| service.has_open(&caller.peer, &named.span))
+    serde_json::from_str::<Named<'_>>(text)
+        .is_ok_and(|named| service.has_open_span(&caller.peer, &named.span))
 }
 
 fn route(
@@ -101,15 +103,15 @@ fn route(
 ) -> Result<Outcome, Refusal> {
     let method = call.method.as_ref();
     let name = MethodName::of(method).ok_or_else(|| unknown(method))?;
-    access::permit(&caller.peer, name)?;
+    access::authorize(&caller.peer, name)?;
     if call.upgrade == Some(true) {
         return Err(Refusal::MethodNotImplemented { method: method.to_owned() });
     }
     match name {
-        MethodName::OpenSpan => reply(out, &service.open(caller, parameters(call)?)?),
+        MethodName::OpenSpan => reply(out, &service.open_span(caller, parameters(call)?)?),
         MethodName::CloseSpan => return close(service, caller, call, out),
         MethodName::MarkPhase => {
-            service.mark(&caller.peer, parameters(call)?)?;
+            service.mark_phase(&caller.peer, parameters(call)?)?;
             reply(out, &Done {});
         }
         MethodName::SetWeight => {
@@ -117,7 +119,7 @@ fn route(
             reply(out, &Done {});
         }
         MethodName::CancelSpan => {
-            service.cancel(&caller.peer, &parameters::<CancelSpan>(call)?.span)?;
+            service.cancel_span(&caller.peer, &parameters::<CancelSpan>(call)?.span)?;
             reply(out, &Done {});
         }
         MethodName::Reload => {
@@ -132,12 +134,12 @@ fn route(
         MethodName::GetSpan | MethodName::ListSpans => return look_up(service, caller, name, call, out),
         MethodName::GetInfo => {
             parameters::<GetInfo>(call)?;
-            reply(out, &service.info(&caller.peer));
+            reply(out, &service.get_info(&caller.peer));
         }
-        MethodName::ReadWindow => reply(out, &service.window(&parameters(call)?)?),
+        MethodName::ReadWindow => reply(out, &service.read_window(&parameters(call)?)?),
         MethodName::GetBalance => {
             parameters::<GetBalance>(call)?;
-            reply(out, &service.balance());
+            reply(out, &service.get_balance());
         }
         MethodName::GetServiceInfo => {
             parameters::<GetServiceInfo>(call)?;
@@ -158,9 +160,9 @@ fn close(
 ) -> Result<Outcome, Refusal> {
     let parameters: CloseSpan = parameters(call)?;
     let wait = parameters.wait_settled == Some(true) && call.oneway != Some(true);
-    match service.close(caller, parameters, wait)? {
-        Closed::Awaited => Ok(Outcome::Awaited),
-        Closed::Account(account) => {
+    match service.close_span(caller, parameters, wait)? {
+        AccountOutcome::Deferred => Ok(Outcome::Awaited),
+        AccountOutcome::Ready(account) => {
             reply(out, &SpanAccount { account: *account });
             Ok(Outcome::Answered)
         }
@@ -177,15 +179,15 @@ fn look_up(
 ) -> Result<Outcome, Refusal> {
     let wait = call.oneway != Some(true);
     if name == MethodName::ListSpans {
-        let accounts = service.accounts(caller, &parameters(call)?, wait)?;
+        let accounts = service.list_spans(caller, &parameters(call)?, wait)?;
         return Ok(accounts.map_or(Outcome::Asked, |accounts| {
             reply(out, &accounts);
             Outcome::Answered
         }));
     }
-    match service.account(caller, &parameters::<GetSpan>(call)?.span, wait)? {
-        Closed::Awaited => return Ok(Outcome::Asked),
-        Closed::Account(account) => reply(out, &SpanAccount { account: *account }),
+    match service.get_span(caller, &parameters::<GetSpan>(call)?.span, wait)? {
+        AccountOutcome::Deferred => return Ok(Outcome::Asked),
+        AccountOutcome::Ready(account) => reply(out, &SpanAccount { account: *account }),
     }
     Ok(Outcome::Answered)
 }

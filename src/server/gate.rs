@@ -17,7 +17,7 @@ use super::arrival::Arrivals;
 use super::readiness_ffi::Watched;
 use crate::config::Limits;
 use crate::protocol::Refusal;
-use crate::service::access::{Peer, Policy};
+use crate::service::access::{AccessPolicy, Peer};
 use crate::unix_socket::{self as peer, Credentials};
 
 /// Most connections accepted in one turn; a flood waits its turn like everybody.
@@ -47,7 +47,7 @@ pub struct Gate {
     key: usize,
     reserve: Option<File>,
     resume_at_ns: Option<u64>,
-    policy: Policy,
+    policy: AccessPolicy,
     limits: Limits,
     present: usize,
     of_user: HashMap<u32, usize>,
@@ -60,7 +60,7 @@ impl Gate {
         key: usize,
         listeners: Vec<UnixListener>,
         beside: Option<(usize, Arrivals)>,
-        policy: Policy,
+        policy: AccessPolicy,
         limits: Limits,
     ) -> io::Result<Self> {
         let watch = |listener: UnixListener| {
@@ -115,7 +115,7 @@ impl Gate {
     }
 
     /// Other limits, and another rule, for whoever comes from now on.
-    pub fn renew(&mut self, policy: Policy, limits: Limits) {
+    pub fn renew(&mut self, policy: AccessPolicy, limits: Limits) {
         (self.policy, self.limits) = (policy, limits);
     }
 
@@ -132,7 +132,7 @@ impl Gate {
         pid: Option<u32>,
     ) -> Option<Admitted> {
         stream.set_nonblocking(true).ok()?;
-        let peer = self.policy.judge(&credentials);
+        let peer = self.policy.peer_of(&credentials);
         let theirs = self.of_user.get(&peer.uid).copied().unwrap_or(0);
         let most = self.limits.connections_per_user;
         if !peer.unlimited && theirs >= most {

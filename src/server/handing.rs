@@ -6,16 +6,16 @@
 use super::door::Door;
 use super::told;
 use crate::attribution::account::Account;
-use crate::service::coarse;
-use crate::service::service::Final;
-use crate::service::ticket::Ticket;
+use crate::service::coarse_grid;
+use crate::service::reply_to::ReplyTo;
+use crate::service::service::FinalAccount;
 
 impl Door {
     /// Takes in readings and hands out what became final.
     pub(crate) fn pump(&mut self) {
         let mut finals = std::mem::take(&mut self.finals);
-        self.service.pump(&mut finals);
-        for Final { account, ticket } in finals.drain(..) {
+        self.service.poll(&mut finals);
+        for FinalAccount { account, reply_to: ticket } in finals.drain(..) {
             self.tell_span(&account);
             if let Some(ticket) = ticket {
                 self.answer(ticket, &account);
@@ -27,19 +27,19 @@ impl Door {
         }
         finals.shrink_to(1024);
         self.finals = finals;
-        self.pump_at_ns = self.service.next_pump_ns(self.service.now_ns());
+        self.pump_at_ns = self.service.next_poll_ns(self.service.now_ns());
     }
 
     /// Whoever still waits gets what there is.
     pub(crate) fn give_up_waiting(&mut self) {
-        for (ticket, account) in self.service.give_up_waiting() {
+        for (ticket, account) in self.service.take_waiting_replies() {
             self.answer(ticket, &account);
         }
         self.hand_replies();
     }
 
     fn hand_replies(&mut self) {
-        for (ticket, answer) in self.service.take_replies() {
+        for (ticket, answer) in self.service.take_store_replies() {
             self.fill(ticket, &answer, true);
         }
     }
@@ -51,11 +51,11 @@ impl Door {
         self.after_turn(place, watched, fate);
     }
 
-    fn answer(&mut self, ticket: Ticket, account: &Account) {
+    fn answer(&mut self, ticket: ReplyTo, account: &Account) {
         self.fill(ticket, &told::once(account), false);
     }
 
-    fn fill(&mut self, ticket: Ticket, answer: &[u8], asked: bool) {
+    fn fill(&mut self, ticket: ReplyTo, answer: &[u8], asked: bool) {
         let Some(place) = self.seats.place_of(ticket.connection) else { return };
         let Some(connection) = self.seats.at(place) else { return };
         connection.fill(ticket.slot, answer, asked);
@@ -63,7 +63,7 @@ impl Door {
     }
 
     fn tell_span(&mut self, account: &Account) {
-        let places = self.audience.of_span(account.uid, coarse::fits(account));
+        let places = self.audience.of_span(account.uid, coarse_grid::is_coarse(account));
         if !places.is_empty() {
             self.tell(&told::again(account), &places);
         }
@@ -72,7 +72,7 @@ impl Door {
     pub(crate) fn tell_domains(&mut self, now_ns: u64) {
         let places = self.audience.take_due(now_ns);
         if !places.is_empty() {
-            let tick = told::domains(&self.service.tick());
+            let tick = told::domains(&self.service.domain_tick());
             self.tell(&tick, &places);
             places.into_iter().for_each(|place| self.progress(place));
         }

@@ -3,8 +3,8 @@
 //! Owns what its transport stated when it came, and what that lets it do. Invariant: a later rule judges by the same
 //! statement; the socket is not asked again, since that of a client whom another door brought is the daemon's own.
 
-use crate::process_usage::Origin;
-use crate::service::access::{Peer, Policy};
+use crate::process_usage::ProcessIdentity;
+use crate::service::access::{AccessPolicy, Peer};
 use crate::unix_socket::Credentials;
 
 /// Somebody.
@@ -15,13 +15,13 @@ pub struct Identity {
     /// By what it was judged.
     pub credentials: Credentials,
     /// Its process.
-    pub origin: Option<Origin>,
+    pub origin: Option<ProcessIdentity>,
 }
 
 impl Identity {
     /// Judges it by another rule; whether it may do something else now.
-    pub fn rejudge(&mut self, policy: &Policy) -> bool {
-        let judged = policy.judge(&self.credentials);
+    pub fn rejudge(&mut self, policy: &AccessPolicy) -> bool {
+        let judged = policy.peer_of(&self.credentials);
         let changed = judged.access != self.peer.access;
         (self.peer.access, self.peer.unlimited) = (judged.access, judged.unlimited);
         changed

@@ -6,8 +6,8 @@
 use std::io;
 
 use super::connection::Connection;
-use crate::service::access::Policy;
-use crate::service::ticket::ConnectionId;
+use crate::service::access::AccessPolicy;
+use crate::service::reply_to::ConnectionId;
 
 /// The bits of an id that are the place; the rest is a serial number.
 const PLACE_BITS: u32 = 24;
@@ -52,7 +52,7 @@ impl Seats {
     }
 
     /// Judges everybody by another rule; gives the places of those who watch and may do something else now.
-    pub fn rejudge(&mut self, policy: &Policy) -> Vec<usize> {
+    pub fn rejudge(&mut self, policy: &AccessPolicy) -> Vec<usize> {
         let judged = |(place, seat): (usize, &mut Option<Connection>)| {
             let connection = seat.as_mut()?;
             (connection.rejudge(policy) && connection.stream().is_some()).then_some(place)

@@ -4,12 +4,12 @@
 //! Identity comes from the transport only; nothing a message says changes it. Fast energy readings leak secrets
 //! (CVE-2020-8694), which is why the kernel keeps them for root, and why a stranger gets none here.
 
-use crate::config::{Groups, group_number};
+use crate::config::{AccessGroups, group_number};
 use crate::protocol::{Access, MethodName, Refusal};
 use crate::unix_socket::{Credentials, OVERFLOW_UID, Reach};
 
 /// The least access each method needs: the table. A method that has no row here does not compile.
-pub fn needs(method: MethodName) -> Access {
+pub fn required_access(method: MethodName) -> Access {
     use MethodName as M;
     match method {
         M::GetInfo | M::GetServiceInfo | M::GetInterfaceDescription => Access::None,
@@ -25,8 +25,8 @@ pub fn needs(method: MethodName) -> Access {
 ///
 /// # Errors
 /// `AccessDenied` with the least access that would do.
-pub fn permit(peer: &Peer, method: MethodName) -> Result<(), Refusal> {
-    let needs = needs(method);
+pub fn authorize(peer: &Peer, method: MethodName) -> Result<(), Refusal> {
+    let needs = required_access(method);
     if peer.access < needs {
         return Err(Refusal::AccessDenied { needs: needs.word().to_owned() });
     }
@@ -46,16 +46,16 @@ pub struct Peer {
 
 /// From credentials to access.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Policy {
+pub struct AccessPolicy {
     own_uid: u32,
     coarse_gid: Option<u32>,
     span_gid: Option<u32>,
     telemetry_gid: Option<u32>,
 }
 
-impl Policy {
+impl AccessPolicy {
     /// The rule with these groups, which are looked up once, now; a group that does not exist has no members.
-    pub fn new(groups: &Groups) -> Self {
+    pub fn new(groups: &AccessGroups) -> Self {
         Self {
             own_uid: rustix::process::geteuid().as_raw(),
             coarse_gid: groups.coarse_group.as_deref().and_then(group_number),
@@ -65,7 +65,7 @@ impl Policy {
     }
 
     /// Who may open the socket.
-    pub fn reach(&self) -> Reach {
+    pub fn socket_permissions(&self) -> Reach {
         match self.coarse_gid {
             Some(_) => Reach::Everybody,
             None => self.span_gid.into(),
@@ -73,12 +73,12 @@ impl Policy {
     }
 
     /// The daemon's own process at the other end.
-    pub fn ourselves(&self) -> Peer {
+    pub fn daemon_peer(&self) -> Peer {
         Peer { uid: self.own_uid, access: Access::Admin, unlimited: true }
     }
 
     /// What somebody with these credentials may do.
-    pub fn judge(&self, credentials: &Credentials) -> Peer {
+    pub fn peer_of(&self, credentials: &Credentials) -> Peer {
         let uid = credentials.uid;
         let unlimited = uid != OVERFLOW_UID && (uid == 0 || uid == self.own_uid);
         let member = |group: Option<u32>| group.is_some_and(|group| credentials.has_group(group));
@@ -98,11 +98,11 @@ impl Policy {
 mod tests {
     use super::*;
 
-    const POLICY: Policy =
-        Policy { own_uid: 990, coarse_gid: Some(40), span_gid: Some(50), telemetry_gid: Some(60) };
+    const POLICY: AccessPolicy =
+        AccessPolicy { own_uid: 990, coarse_gid: Some(40), span_gid: Some(50), telemetry_gid: Some(60) };
 
     fn access(uid: u32, gid: u32, groups: &[u32]) -> Access {
-        POLICY.judge(&Credentials { uid, gid, groups: groups.to_vec() }).access
+        POLICY.peer_of(&Credentials { uid, gid, groups: groups.to_vec() }).access
     }
 
     #[test]
@@ -124,22 +124,25 @@ mod tests {
     #[test]
     fn a_user_without_a_number_here_gets_nothing_whatever_its_groups() {
         assert_eq!(access(OVERFLOW_UID, 60, &[50, 60]), Access::None);
-        let nobody = Policy { own_uid: OVERFLOW_UID, ..POLICY };
-        let peer = nobody.judge(&Credentials { uid: OVERFLOW_UID, gid: 0, groups: vec![] });
+        let nobody = AccessPolicy { own_uid: OVERFLOW_UID, ..POLICY };
+        let peer = nobody.peer_of(&Credentials { uid: OVERFLOW_UID, gid: 0, groups: vec![] });
         assert_eq!((peer.access, peer.unlimited), (Access::None, false));
     }
 
     #[test]
     fn a_group_that_does_not_exist_has_no_members() {
-        let none = Policy { coarse_gid: None, span_gid: None, telemetry_gid: None, ..POLICY };
-        assert_eq!(none.judge(&Credentials { uid: 5, gid: 0, groups: vec![0] }).access, Access::None);
+        let none = AccessPolicy { coarse_gid: None, span_gid: None, telemetry_gid: None, ..POLICY };
+        assert_eq!(none.peer_of(&Credentials { uid: 5, gid: 0, groups: vec![0] }).access, Access::None);
     }
 
     #[test]
     fn nobody_is_coarse_until_a_group_is_named() {
-        let policy = Policy::new(&Groups::default());
-        assert_eq!((policy.coarse_gid, policy.reach() == Reach::Everybody), (None, false));
-        let named = Policy::new(&Groups { coarse_group: Some("daemon".into()), ..Groups::default() });
-        assert_eq!((named.coarse_gid.is_some(), named.reach()), (true, Reach::Everybody));
+        let policy = AccessPolicy::new(&AccessGroups::default());
+        assert_eq!((policy.coarse_gid, policy.socket_permissions() == Reach::Everybody), (None, false));
+        let named = AccessPolicy::new(&AccessGroups {
+            coarse_group: Some("daemon".into()),
+            ..AccessGroups::default()
+        });
+        assert_eq!((named.coarse_gid.is_some(), named.socket_permissions()), (true, Reach::Everybody));
     }
 }

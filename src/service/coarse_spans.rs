@@ -6,15 +6,15 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::coarse::{self, GRID_NS};
+use super::coarse_grid::{self, GRID_NS};
 use crate::attribution::SpanKey;
 use crate::attribution::account::Account;
 use crate::protocol::Refusal;
 
 #[derive(Debug)]
-struct Coarse {
+struct CoarseSpan {
     /// When the client says that it began.
-    asked_ns: u64,
+    requested_ns: u64,
     opened_ns: u64,
     moved_ns: u64,
     /// Settled, and not told yet.
@@ -24,7 +24,7 @@ struct Coarse {
 /// All of them.
 #[derive(Debug)]
 pub struct CoarseSpans {
-    spans: HashMap<SpanKey, Coarse>,
+    spans: HashMap<SpanKey, CoarseSpan>,
     /// When the settled ones may be told.
     releases: BTreeMap<u64, Vec<SpanKey>>,
     horizon_ns: u64,
@@ -38,23 +38,23 @@ impl CoarseSpans {
 
     /// Where the opening lies of a span that is to begin at `at_ns`.
     pub fn opening_ns(&self, at_ns: u64, now_ns: u64) -> u64 {
-        coarse::edge_ns(at_ns, now_ns, self.horizon_ns)
+        coarse_grid::grid_edge_ns(at_ns, now_ns, self.horizon_ns)
     }
 
     /// The ledger has opened it.
-    pub fn enter(&mut self, key: SpanKey, asked_ns: u64, opened_ns: u64) {
+    pub fn insert(&mut self, key: SpanKey, asked_ns: u64, opened_ns: u64) {
         let moved_ns = opened_ns.saturating_sub(asked_ns);
-        self.spans.insert(key, Coarse { asked_ns, opened_ns, moved_ns, account: None });
+        self.spans.insert(key, CoarseSpan { requested_ns: asked_ns, opened_ns, moved_ns, account: None });
     }
 
     /// Whether it is one of them.
-    pub fn has(&self, key: SpanKey) -> bool {
+    pub fn contains(&self, key: SpanKey) -> bool {
         self.spans.contains_key(&key)
     }
 
     /// When the client says that it began, if it is one of them.
-    pub fn asked_ns(&self, key: SpanKey) -> Option<u64> {
-        self.spans.get(&key).map(|span| span.asked_ns)
+    pub fn requested_ns(&self, key: SpanKey) -> Option<u64> {
+        self.spans.get(&key).map(|span| span.requested_ns)
     }
 
     /// Where an edge lies that is asked for at `at_ns`: as asked for a span that is not coarse.
@@ -63,11 +63,15 @@ impl CoarseSpans {
     /// `InvalidTime` before the opening.
     pub fn edge_ns(&self, key: SpanKey, at_ns: u64, now_ns: u64) -> Result<u64, Refusal> {
         let Some(span) = self.spans.get(&key) else { return Ok(at_ns) };
-        if at_ns < span.asked_ns {
+        if at_ns < span.requested_ns {
             let asked = at_ns.try_into().unwrap_or(i64::MAX);
-            return Err(Refusal::InvalidTime { at_ns: asked, earliest_ns: span.asked_ns, latest_ns: now_ns });
+            return Err(Refusal::InvalidTime {
+                at_ns: asked,
+                earliest_ns: span.requested_ns,
+                latest_ns: now_ns,
+            });
         }
-        Ok(coarse::edge_ns(at_ns, now_ns, self.horizon_ns).max(span.opened_ns))
+        Ok(coarse_grid::grid_edge_ns(at_ns, now_ns, self.horizon_ns).max(span.opened_ns))
     }
 
     /// Where the close lies: the same, and a whole step of the grid behind the opening.
@@ -81,7 +85,7 @@ impl CoarseSpans {
     }
 
     /// The ledger has put an edge of it at `at_ns`, which was asked for at `asked_ns`.
-    pub fn note_moved(&mut self, key: SpanKey, asked_ns: u64, at_ns: u64) {
+    pub fn add_moved_ns(&mut self, key: SpanKey, asked_ns: u64, at_ns: u64) {
         if let Some(span) = self.spans.get_mut(&key) {
             span.moved_ns += at_ns.abs_diff(asked_ns);
         }
@@ -93,7 +97,7 @@ impl CoarseSpans {
     }
 
     /// It is cancelled.
-    pub fn forget(&mut self, key: SpanKey) {
+    pub fn remove(&mut self, key: SpanKey) {
         self.spans.remove(&key);
     }
 
@@ -101,15 +105,18 @@ impl CoarseSpans {
     pub fn withhold(&mut self, key: SpanKey, mut account: Account, now_ns: u64) -> Option<Account> {
         let Some(span) = self.spans.get_mut(&key) else { return Some(account) };
         account.moved_ns += span.moved_ns;
-        coarse::round(&mut account);
+        coarse_grid::round_account(&mut account);
         let end_ns = account.closed_ns.unwrap_or(now_ns);
         span.account = Some(account);
-        self.releases.entry(coarse::up(now_ns).max(end_ns + GRID_NS)).or_default().push(key);
+        self.releases
+            .entry(coarse_grid::round_up_to_grid(now_ns).max(end_ns + GRID_NS))
+            .or_default()
+            .push(key);
         None
     }
 
     /// When the next accounts may be told.
-    pub fn due_ns(&self) -> Option<u64> {
+    pub fn next_release_ns(&self) -> Option<u64> {
         self.releases.keys().next().copied()
     }
 
@@ -129,7 +136,11 @@ impl CoarseSpans {
 
     /// What may be told of a span that is not final: nothing of it is; `so_far` is what the ledger says, which knows
     /// nothing any more of one that waits for the grid.
-    pub fn so_far(&self, key: SpanKey, so_far: impl FnOnce() -> Option<Account>) -> Option<Account> {
+    pub fn provisional_account(
+        &self,
+        key: SpanKey,
+        so_far: impl FnOnce() -> Option<Account>,
+    ) -> Option<Account> {
         let Some(span) = self.spans.get(&key) else { return so_far() };
         let mut account = match &span.account {
             Some(account) => account.clone(),
@@ -138,7 +149,7 @@ impl CoarseSpans {
                 Account { moved_ns: account.moved_ns + span.moved_ns, ..account }
             }
         };
-        coarse::conceal(&mut account);
+        coarse_grid::hide_figures(&mut account);
         Some(account)
     }
 }

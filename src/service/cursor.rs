@@ -9,7 +9,7 @@ use std::hash::{BuildHasher, RandomState};
 
 /// A cursor has two halves: it stays positive where the wire's integers have a sign.
 const HALF_BITS: u32 = 31;
-const HALF: u64 = (1 << HALF_BITS) - 1;
+const HALF_MASK: u64 = (1 << HALF_BITS) - 1;
 /// Zero bits below the number, by which a wrong cursor is recognised. The 44 bits above them number the accounts of five
 /// years at 100,000 a second.
 const CHECK_BITS: u32 = 18;
@@ -18,36 +18,36 @@ const ROUNDS: u32 = 8;
 
 /// The key, new at each start.
 #[derive(Default)]
-pub(crate) struct Cursors {
+pub(crate) struct CursorCipher {
     key: RandomState,
 }
 
-impl Cursors {
+impl CursorCipher {
     /// The cursor of this user for an account's number.
-    pub fn seal(&self, uid: u32, number: u64) -> u64 {
+    pub fn encrypt(&self, uid: u32, number: u64) -> u64 {
         let block = number << CHECK_BITS;
-        let (mut left, mut right) = (block >> HALF_BITS & HALF, block & HALF);
+        let (mut left, mut right) = (block >> HALF_BITS & HALF_MASK, block & HALF_MASK);
         for round in 0..ROUNDS {
-            (left, right) = (right, left ^ self.mix(uid, round, right));
+            (left, right) = (right, left ^ self.round_function(uid, round, right));
         }
         left << HALF_BITS | right
     }
 
     /// The account's number; `None` where [`Cursors::seal`] did not make this cursor for this user.
-    pub fn open(&self, uid: u32, cursor: u64) -> Option<u64> {
+    pub fn decrypt(&self, uid: u32, cursor: u64) -> Option<u64> {
         if cursor >> (2 * HALF_BITS) != 0 {
             return None;
         }
-        let (mut left, mut right) = (cursor >> HALF_BITS, cursor & HALF);
+        let (mut left, mut right) = (cursor >> HALF_BITS, cursor & HALF_MASK);
         for round in (0..ROUNDS).rev() {
-            (left, right) = (right ^ self.mix(uid, round, left), left);
+            (left, right) = (right ^ self.round_function(uid, round, left), left);
         }
         let block = left << HALF_BITS | right;
         (block & ((1 << CHECK_BITS) - 1) == 0).then_some(block >> CHECK_BITS)
     }
 
-    fn mix(&self, uid: u32, round: u32, half: u64) -> u64 {
-        self.key.hash_one((uid, round, half)) & HALF
+    fn round_function(&self, uid: u32, round: u32, half: u64) -> u64 {
+        self.key.hash_one((uid, round, half)) & HALF_MASK
     }
 }
 
@@ -57,25 +57,25 @@ mod tests {
 
     #[test]
     fn a_cursor_opens_to_its_number_for_its_user_alone() {
-        let cursors = Cursors::default();
+        let cursors = CursorCipher::default();
         let mut opened_by_others = 0;
         for number in (0..2000).chain([1 << 20, (1 << 44) - 1]) {
-            let cursor = cursors.seal(1000, number);
+            let cursor = cursors.encrypt(1000, number);
             assert!(i64::try_from(cursor).is_ok());
-            assert_eq!(cursors.open(1000, cursor), Some(number));
-            opened_by_others += usize::from(cursors.open(1001, cursor).is_some());
-            opened_by_others += usize::from(Cursors::default().open(1000, cursor).is_some());
-            opened_by_others += usize::from(cursors.open(1000, cursor ^ 1).is_some());
+            assert_eq!(cursors.decrypt(1000, cursor), Some(number));
+            opened_by_others += usize::from(cursors.decrypt(1001, cursor).is_some());
+            opened_by_others += usize::from(CursorCipher::default().decrypt(1000, cursor).is_some());
+            opened_by_others += usize::from(cursors.decrypt(1000, cursor ^ 1).is_some());
         }
         // One of 6,006 happens once in 40 runs, three once in a million.
         assert!(opened_by_others < 3, "{opened_by_others}");
-        assert_eq!(cursors.open(1000, u64::MAX), None);
+        assert_eq!(cursors.decrypt(1000, u64::MAX), None);
     }
 
     #[test]
     fn cursors_show_neither_order_nor_distance() {
-        let cursors = Cursors::default();
-        let sealed: Vec<u64> = (1..=4096).map(|number| cursors.seal(1000, number)).collect();
+        let cursors = CursorCipher::default();
+        let sealed: Vec<u64> = (1..=4096).map(|number| cursors.encrypt(1000, number)).collect();
         let rising = sealed.windows(2).filter(|pair| pair[0] < pair[1]).count();
         // Half of 4,095, the standard deviation of the rises of a random order being 18.5.
         assert!((1900..2195).contains(&rising), "{rising} of 4095 rise");

@@ -5,27 +5,27 @@
 //! their rings.
 
 pub(crate) mod access;
-pub(crate) mod allowance;
-pub(crate) mod coarse;
+pub(crate) mod coarse_grid;
 pub(crate) mod coarse_spans;
 pub(crate) mod cursor;
-pub(crate) mod domain_state;
-pub(crate) mod duplicate;
-pub(crate) mod feed;
-pub(crate) mod gpu_share;
-pub(crate) mod history;
-pub(crate) mod inquiry;
-pub(crate) mod keeping;
-pub(crate) mod life;
-pub(crate) mod notes;
-pub(crate) mod plan;
-pub(crate) mod recall;
-pub(crate) mod register;
+pub(crate) mod domain_liveness;
+pub(crate) mod duplicate_tracker;
+pub(crate) mod durability;
+pub(crate) mod gpu_process_usage;
+pub(crate) mod metadata_limits;
+pub(crate) mod process_tracking;
+pub(crate) mod queries;
+pub(crate) mod rate_limit;
+pub(crate) mod readings;
+pub(crate) mod reload;
+pub(crate) mod reply_to;
 pub(crate) mod service;
-pub(crate) mod subject;
-pub(crate) mod ticket;
-pub(crate) mod token;
-pub(crate) mod upkeep;
+pub(crate) mod span_id;
+pub(crate) mod span_lookup;
+pub(crate) mod span_methods;
+pub(crate) mod span_registry;
+pub(crate) mod startup;
+pub(crate) mod stored_queries;
 
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 mod malloc_trim_ffi;
@@ -37,7 +37,7 @@ mod allocator_unsupported;
 #[cfg(not(all(target_os = "linux", target_env = "gnu")))]
 use allocator_unsupported as allocator;
 
-pub use access::Policy;
-pub use plan::{DAEMON_WAIT, Plan};
-pub use service::{Service, Settings};
-pub use upkeep::{Reread, Upkeep};
+pub use access::AccessPolicy;
+pub use reload::{ConfigLoader, DaemonControl};
+pub use service::{Service, ServiceSettings};
+pub use startup::{DAEMON_DISCOVERY_TIMEOUT, StartupSettings};

@@ -10,7 +10,7 @@ use std::sync::Mutex;
 use wattspan::clock::{Clock, monotonic_ns};
 use wattspan::config::Config;
 use wattspan::server::{Doors, serve};
-use wattspan::service::Plan;
+use wattspan::service::StartupSettings;
 use wattspan::sources::Inventory;
 use wattspan::sources::replay::scripted;
 use wattspan::sources::script::Script;
@@ -65,7 +65,7 @@ impl InProcess {
         let found = Inventory { opened: vec![opened], ..Inventory::default() };
         // A busy machine tells the meter late, and what is tested is not how busy it is.
         let config = Config { horizon_ms: 500.0, ..Config::default() };
-        let service = Plan::of(&config).build_over(found, clock, |_| ()).unwrap();
+        let service = StartupSettings::from_config(&config).start_with_sources(found, clock, |_| ()).unwrap();
         let (ours, theirs): (Vec<_>, Vec<_>) = (0..connections).map(|_| UnixStream::pair().unwrap()).unzip();
         let doors = Doors { connections: theirs, ..Doors::default() };
         let thread = Some(std::thread::spawn(move || serve(service, doors)));

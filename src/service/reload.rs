@@ -5,48 +5,58 @@
 //! service's own thread, and only while every sampler's thread makes progress; a sampler that waits in a driver counts as
 //! one, since ending a process in a driver's call helps nobody and may take the device down.
 
-use crate::config::{Config, Wrong};
+use crate::config::{Config, ConfigError};
 use crate::protocol::{Method, Refusal, Reload, Reloaded};
 use crate::systemd::journal::{self, Entry, Tell};
 use crate::systemd::notify::Manager;
 use crate::unix_socket::Reach;
 
-use super::access::Policy;
-use super::plan::Plan;
+use super::access::AccessPolicy;
 use super::service::Service;
+use super::startup::StartupSettings;
 
 /// Reads files and flags again.
-pub type Reread = Box<dyn FnMut() -> Result<Config, Wrong> + Send>;
+pub type ConfigLoader = Box<dyn FnMut() -> Result<Config, ConfigError> + Send>;
 
 /// What the daemon has beyond a meter inside a client.
-pub struct Upkeep {
+pub struct DaemonControl {
     config: Config,
     /// What the sockets were made for and the bus was joined with: they stay as they are.
-    reach: Reach,
+    socket_permissions: Reach,
     bus_message_bytes: Option<usize>,
-    reread: Reread,
+    load_config: ConfigLoader,
     /// The rate that the history was made for.
-    most_hz: f64,
-    manager: Manager,
-    tell: Tell,
-    beat_at_ns: u64,
+    max_rate_hz: f64,
+    service_manager: Manager,
+    log: Tell,
+    watchdog_due_ns: u64,
     /// Limits and policy changed, and the door has not taken them yet.
-    renewed: bool,
+    has_new_settings: bool,
 }
 
-impl Upkeep {
+impl DaemonControl {
     /// For a daemon that was started with `config`.
-    pub fn new(config: Config, reread: Reread, manager: Manager, tell: Tell) -> Self {
-        let (most_hz, reach) = (config.rate_hz, Policy::new(&config.access).reach());
-        let bus_message_bytes = config.bus.is_joined().then_some(config.limits.message_bytes);
+    pub fn new(config: Config, reread: ConfigLoader, manager: Manager, tell: Tell) -> Self {
+        let (most_hz, reach) = (config.rate_hz, AccessPolicy::new(&config.access).socket_permissions());
+        let bus_message_bytes = config.bus.is_enabled().then_some(config.limits.message_bytes);
         let (beat_at_ns, renewed) = (0, false);
-        Self { config, reach, bus_message_bytes, reread, most_hz, manager, tell, beat_at_ns, renewed }
+        Self {
+            config,
+            socket_permissions: reach,
+            bus_message_bytes,
+            load_config: reread,
+            max_rate_hz: most_hz,
+            service_manager: manager,
+            log: tell,
+            watchdog_due_ns: beat_at_ns,
+            has_new_settings: renewed,
+        }
     }
 
     /// The keys that are taken, but hold in part only until the daemon starts again.
-    fn in_part(&self, reach: Reach) -> Vec<String> {
+    fn partially_applied_keys(&self, reach: Reach) -> Vec<String> {
         let limit = self.bus_message_bytes.filter(|bytes| *bytes != self.config.limits.message_bytes);
-        let group = match (self.reach, reach) {
+        let group = match (self.socket_permissions, reach) {
             (before, now) if before == now => None,
             (Reach::Everybody, _) | (_, Reach::Everybody) => Some("access.coarse_group"),
             _ => Some("access.span_group"),
@@ -61,43 +71,45 @@ impl Service {
     /// # Errors
     /// What was read is broken, in words with file and key; or this is no daemon.
     pub fn reload(&mut self) -> Result<Reloaded, Refusal> {
-        let Some(upkeep) = &mut self.upkeep else {
+        let Some(upkeep) = &mut self.daemon else {
             return Err(Refusal::MethodNotImplemented { method: Reload::NAME.into() });
         };
-        upkeep.manager.reloading();
-        let read = (upkeep.reread)();
+        upkeep.service_manager.reloading();
+        let read = (upkeep.load_config)();
         let done = match read {
-            Ok(config) => Ok(self.renew(&config)),
+            Ok(config) => Ok(self.apply_config(&config)),
             Err(wrong) => Err(wrong.to_string()),
         };
-        self.announce_reload(&done);
-        self.say_ready();
+        self.log_reload(&done);
+        self.notify_ready();
         done.map_err(|reason| Refusal::InvalidValue { field: "configuration".into(), reason })
     }
 
-    fn renew(&mut self, read: &Config) -> Reloaded {
-        let Some(upkeep) = &mut self.upkeep else { return Reloaded::default() };
-        let (next, mut change) = upkeep.config.adopt(read, upkeep.most_hz);
-        let plan = Plan::of(&next);
+    fn apply_config(&mut self, read: &Config) -> Reloaded {
+        let Some(upkeep) = &mut self.daemon else { return Reloaded::default() };
+        let (next, mut change) = upkeep.config.apply_reload(read, upkeep.max_rate_hz);
+        let plan = StartupSettings::from_config(&next);
         let rates = |config: &Config| (config.rate_hz, config.idle_rate_hz);
         if rates(&next) != rates(&upkeep.config) {
-            self.feeds.set_rates(&plan.sampler);
+            self.collector.set_rates(&plan.sampler);
         }
         upkeep.config = next;
-        upkeep.renewed = true;
-        change.needs_restart.append(&mut upkeep.in_part(plan.service.policy.reach()));
+        upkeep.has_new_settings = true;
+        change
+            .needs_restart
+            .append(&mut upkeep.partially_applied_keys(plan.service.policy.socket_permissions()));
         change.needs_restart.sort();
-        let ledger = &plan.service.ledger;
-        self.ledger.reconfigure(ledger.idle_mw.clone(), ledger.max_open, ledger.max_changes);
-        self.register.set_limits(plan.service.limits.clone());
+        let ledger = &plan.service.attribution;
+        self.attributor.reconfigure(ledger.idle_mw.clone(), ledger.max_open, ledger.max_changes);
+        self.registry.set_limits(plan.service.limits.clone());
         // The ledger's other settings need a restart, so what holds is what was.
         self.settings.limits = plan.service.limits;
         self.settings.policy = plan.service.policy;
-        Reloaded { changed: change.live, needs_restart: change.needs_restart }
+        Reloaded { changed: change.applied, needs_restart: change.needs_restart }
     }
 
-    fn announce_reload(&self, done: &Result<Reloaded, String>) {
-        let Some(upkeep) = &self.upkeep else { return };
+    fn log_reload(&self, done: &Result<Reloaded, String>) {
+        let Some(upkeep) = &self.daemon else { return };
         match done {
             Ok(reloaded) => {
                 let keys = |keys: &[String]| if keys.is_empty() { "nothing".into() } else { keys.join(", ") };
@@ -109,50 +121,51 @@ impl Service {
                 }
                 let fields =
                     [("WATTSPAN_CHANGED", changed.as_str()), ("WATTSPAN_NEEDS_RESTART", restart.as_str())];
-                (upkeep.tell)(&Entry { event: &journal::RELOADED, message: &message, fields: &fields });
+                (upkeep.log)(&Entry { event: &journal::RELOADED, message: &message, fields: &fields });
             }
             Err(reason) => {
                 let message = format!("not reloaded, nothing changed: {reason}");
                 let fields = [("WATTSPAN_REASON", reason.as_str())];
-                (upkeep.tell)(&Entry { event: &journal::NOT_RELOADED, message: &message, fields: &fields });
+                (upkeep.log)(&Entry { event: &journal::NOT_RELOADED, message: &message, fields: &fields });
             }
         }
     }
 
     /// Everything listens.
-    pub fn say_ready(&self) {
-        if let Some(upkeep) = &self.upkeep {
-            upkeep.manager.ready(&format!("measures {}", self.names().join(", ")));
+    pub fn notify_ready(&self) {
+        if let Some(upkeep) = &self.daemon {
+            upkeep.service_manager.ready(&format!("measures {}", self.domain_names().join(", ")));
         }
     }
 
     /// The end has begun.
-    pub fn say_stopping(&self) {
-        if let Some(upkeep) = &self.upkeep {
-            upkeep.manager.stopping();
+    pub fn notify_stopping(&self) {
+        if let Some(upkeep) = &self.daemon {
+            upkeep.service_manager.stopping();
         }
     }
 
     /// When the watchdog is to be fed next, if there is one.
-    pub fn beat_at_ns(&self) -> Option<u64> {
-        let upkeep = self.upkeep.as_ref()?;
-        upkeep.manager.beat_ns().map(|_| upkeep.beat_at_ns)
+    pub fn watchdog_due_ns(&self) -> Option<u64> {
+        let upkeep = self.daemon.as_ref()?;
+        upkeep.service_manager.beat_ns().map(|_| upkeep.watchdog_due_ns)
     }
 
     /// Feeds the watchdog where it is time to, and where every thread makes progress.
-    pub fn beat(&mut self, now_ns: u64) {
-        let Some(upkeep) = &mut self.upkeep else { return };
-        let Some(period_ns) = upkeep.manager.beat_ns().filter(|_| now_ns >= upkeep.beat_at_ns) else {
+    pub fn notify_watchdog(&mut self, now_ns: u64) {
+        let Some(upkeep) = &mut self.daemon else { return };
+        let Some(period_ns) = upkeep.service_manager.beat_ns().filter(|_| now_ns >= upkeep.watchdog_due_ns)
+        else {
             return;
         };
-        upkeep.beat_at_ns = now_ns + period_ns;
-        if self.feeds.overdue_ns(now_ns) < period_ns {
-            upkeep.manager.alive();
+        upkeep.watchdog_due_ns = now_ns + period_ns;
+        if self.collector.overdue_ns(now_ns) < period_ns {
+            upkeep.service_manager.alive();
         }
     }
 
     /// Whether limits or policy changed since this was last asked.
-    pub fn take_renewed(&mut self) -> bool {
-        self.upkeep.as_mut().is_some_and(|upkeep| std::mem::take(&mut upkeep.renewed))
+    pub fn take_new_settings(&mut self) -> bool {
+        self.daemon.as_mut().is_some_and(|upkeep| std::mem::take(&mut upkeep.has_new_settings))
     }
 }

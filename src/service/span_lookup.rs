@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use super::register::{Entry, Open, Register, User};
+use super::span_registry::{OpenSpanEntry, SpanEntry, SpanRegistry, UserSpans};
 use crate::attribution::SpanKey;
 use crate::attribution::account::Account;
 use crate::protocol::Refusal;
@@ -14,45 +14,47 @@ pub(crate) const MAX_LIST_BYTES: usize = 512 * 1024;
 
 /// What is known of a name.
 #[derive(Debug)]
-pub enum Known {
+pub enum SpanLookup {
     /// The ledger has it.
-    Held(SpanKey),
+    Unsettled(SpanKey),
     /// It is final, and to be on disk under this number.
     Settled(Arc<Account>, Option<u64>),
 }
 
-impl Register {
+impl SpanRegistry {
     /// Whatever is known of the user's span of this name.
-    pub fn known(&self, uid: u32, span: &str) -> Result<Known, Refusal> {
+    pub fn find(&self, uid: u32, span: &str) -> Result<SpanLookup, Refusal> {
         let entry = self.users.get(&uid).and_then(|user| user.spans.get(span));
-        entry.map(Known::from).ok_or_else(|| Refusal::NoSuchSpan { span: span.to_owned() })
+        entry.map(SpanLookup::from).ok_or_else(|| Refusal::NoSuchSpan { span: span.to_owned() })
     }
 
     /// Whatever is known of anybody's span of this name, the lowest user number first.
-    pub fn known_to_anybody(&self, span: &str) -> Result<Known, Refusal> {
-        let entry = self.users.values().find_map(|user| user.spans.get(span)).map(Known::from);
+    pub fn find_of_any_user(&self, span: &str) -> Result<SpanLookup, Refusal> {
+        let entry = self.users.values().find_map(|user| user.spans.get(span)).map(SpanLookup::from);
         entry.ok_or_else(|| Refusal::NoSuchSpan { span: span.to_owned() })
     }
 
     /// The spans that are open, one user's or everybody's: name and place in the ledger, in no order.
     pub fn open_spans(&self, whose: Option<u32>) -> impl Iterator<Item = (&str, SpanKey)> {
-        let owned = self.owned.values().filter(move |(uid, _)| whose.is_none_or(|whose| whose == *uid));
+        let owned = self.connections.values().filter(move |(uid, _)| whose.is_none_or(|whose| whose == *uid));
         let names = owned.flat_map(|(uid, spans)| spans.iter().map(|span| (*uid, span)));
-        names.filter_map(|(uid, span)| Some((&**span, self.open(uid, span).ok()?.key)))
+        names.filter_map(|(uid, span)| Some((&**span, self.find_open(uid, span).ok()?.key)))
     }
 
     /// The latest remembered accounts, one user's or everybody's, the latest last: at most `limit`, and fewer where they
     /// are large, so that an answer stays below a megabyte; each with its number in the store. Only those that `takes`.
-    pub fn latest(
+    pub fn latest_accounts(
         &self,
         whose: Option<u32>,
         limit: usize,
         takes: impl Fn(&Account) -> bool,
     ) -> Vec<(Arc<Account>, Option<u64>)> {
         let users = self.users.iter().filter(|(uid, _)| whose.is_none_or(|whose| whose == **uid));
-        let of_user = |user: &'_ User| {
+        let of_user = |user: &'_ UserSpans| {
             let settled = user.remembered.iter().rev().filter_map(|span| match user.spans.get(span) {
-                Some(Entry::Settled { account, bytes, kept }) => Some((Arc::clone(account), *bytes, *kept)),
+                Some(SpanEntry::Settled { account, bytes, store_number: kept }) => {
+                    Some((Arc::clone(account), *bytes, *kept))
+                }
                 _ => None,
             });
             settled.filter(|(account, ..)| takes(account)).take(limit).collect::<Vec<_>>()
@@ -69,11 +71,15 @@ impl Register {
     }
 }
 
-impl From<&Entry> for Known {
-    fn from(entry: &Entry) -> Self {
+impl From<&SpanEntry> for SpanLookup {
+    fn from(entry: &SpanEntry) -> Self {
         match entry {
-            Entry::Open(Open { key, .. }) | Entry::Closing { key, .. } => Known::Held(*key),
-            Entry::Settled { account, kept, .. } => Known::Settled(Arc::clone(account), *kept),
+            SpanEntry::Open(OpenSpanEntry { key, .. }) | SpanEntry::Closing { key, .. } => {
+                SpanLookup::Unsettled(*key)
+            }
+            SpanEntry::Settled { account, store_number: kept, .. } => {
+                SpanLookup::Settled(Arc::clone(account), *kept)
+            }
         }
     }
 }

@@ -9,20 +9,20 @@ use super::TICK_NS;
 
 /// What is taken from the line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Line {
+pub struct PidStat {
     /// Field 4.
     pub parent: u32,
     /// Fields 14 and 15: its own CPU time, all threads, ended ones too.
-    pub own_ns: u64,
+    pub cpu_ns: u64,
     /// Fields 16 and 17: that of the children it has waited for, and theirs.
-    pub waited_ns: u64,
+    pub waited_children_ns: u64,
     /// Field 20.
     pub threads: u64,
     /// Field 22: when it started, in ticks since the boot.
-    pub start: u64,
+    pub start_ticks: u64,
 }
 
-impl Line {
+impl PidStat {
     /// Reads the line of a process; `None` where there is no such process, or it is hidden.
     pub fn read(proc_root: &Path, pid: u32) -> Option<Self> {
         Self::parse(&std::fs::read_to_string(proc_root.join(pid.to_string()).join("stat")).ok()?)
@@ -36,10 +36,10 @@ impl Line {
         let ticks = |first: usize| field(first)?.checked_add(field(first + 1)?)?.checked_mul(TICK_NS);
         Some(Self {
             parent: u32::try_from(field(4)?).ok()?,
-            own_ns: ticks(14)?,
-            waited_ns: ticks(16)?,
+            cpu_ns: ticks(14)?,
+            waited_children_ns: ticks(16)?,
             threads: field(20)?,
-            start: field(22)?,
+            start_ticks: field(22)?,
         })
     }
 }
@@ -51,15 +51,15 @@ mod tests {
     #[test]
     fn a_name_with_parentheses_and_spaces_moves_no_field() {
         let text = "7 (a) S (b) R 3 7 7 0 -1 4194304 99 0 0 0 11 22 33 44 20 0 5 0 12345 1000 2\n";
-        let line = Line::parse(text).unwrap();
-        assert_eq!((line.parent, line.threads, line.start), (3, 5, 12_345));
-        assert_eq!((line.own_ns, line.waited_ns), (330_000_000, 770_000_000));
+        let line = PidStat::parse(text).unwrap();
+        assert_eq!((line.parent, line.threads, line.start_ticks), (3, 5, 12_345));
+        assert_eq!((line.cpu_ns, line.waited_children_ns), (330_000_000, 770_000_000));
     }
 
     #[test]
     fn what_is_no_such_line_is_nothing() {
         for text in ["", "7 (a", "7 (a) R 3 7", "7 (a) R x 7 7 0 -1 0 0 0 0 0 1 2 3 4 20 0 1 0 5"] {
-            assert_eq!(Line::parse(text), None, "{text:?}");
+            assert_eq!(PidStat::parse(text), None, "{text:?}");
         }
     }
 }

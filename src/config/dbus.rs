@@ -7,29 +7,29 @@ use serde::{Deserialize, Serialize};
 /// Where the daemon answers on D-Bus.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged, expecting = "expected true (the system bus), false, or the address of a bus in quotes")]
-pub enum Bus {
+pub enum DbusConfig {
     /// On the system bus, or on none.
     System(bool),
     /// On the bus at this address, which must be a Unix socket.
-    At(String),
+    Address(String),
 }
 
-impl Default for Bus {
+impl Default for DbusConfig {
     fn default() -> Self {
-        Bus::System(true)
+        DbusConfig::System(true)
     }
 }
 
-impl Bus {
+impl DbusConfig {
     /// Whether the daemon is on a bus, once there is one.
-    pub fn is_joined(&self) -> bool {
-        *self != Bus::System(false) && std::env::consts::OS == "linux"
+    pub fn is_enabled(&self) -> bool {
+        *self != DbusConfig::System(false) && std::env::consts::OS == "linux"
     }
 
     /// What is wrong with it, in words, if anything is.
-    pub(super) fn fault(&self) -> Option<&'static str> {
+    pub(super) fn invalid_reason(&self) -> Option<&'static str> {
         match self {
-            Bus::At(address) if !address.starts_with("unix:") => {
+            DbusConfig::Address(address) if !address.starts_with("unix:") => {
                 Some("write true, false, or an address such as \"unix:path=/run/dbus/system_bus_socket\"")
             }
             _ => None,
@@ -45,12 +45,12 @@ mod tests {
     #[test]
     fn the_bus_is_on_off_or_elsewhere_and_nothing_else() {
         let read = |text: &str| toml::from_str::<Config>(text).map(|config| config.bus);
-        assert_eq!(read("").unwrap(), Bus::System(true));
-        assert_eq!(read("bus = false").unwrap(), Bus::System(false));
-        assert_eq!(read("bus = \"unix:path=/a\"").unwrap(), Bus::At("unix:path=/a".into()));
+        assert_eq!(read("").unwrap(), DbusConfig::System(true));
+        assert_eq!(read("bus = false").unwrap(), DbusConfig::System(false));
+        assert_eq!(read("bus = \"unix:path=/a\"").unwrap(), DbusConfig::Address("unix:path=/a".into()));
         let wrong = read("bus = 3").unwrap_err().to_string();
         assert!(wrong.contains("true (the system bus)"), "{wrong}");
-        let elsewhere = Config { bus: Bus::At("tcp:host=a".into()), ..Config::default() };
+        let elsewhere = Config { bus: DbusConfig::Address("tcp:host=a".into()), ..Config::default() };
         assert!(elsewhere.check("here").unwrap_err().to_string().contains("bus = tcp:host=a: write true"));
     }
 }

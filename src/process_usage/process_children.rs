@@ -7,64 +7,64 @@ use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::line::Line;
+use super::pid_stat::PidStat;
 
 /// The children of all processes, as far as they are asked for.
 #[derive(Debug)]
-pub struct Kin {
+pub struct ProcessChildren {
     root: PathBuf,
     /// The kernel lists a process's children.
-    listed: bool,
-    walked: HashMap<u32, Vec<u32>>,
+    has_children_files: bool,
+    children_by_parent: HashMap<u32, Vec<u32>>,
     /// The latest process at the last walk, as /proc/loadavg has it.
-    latest: Option<String>,
+    last_pid: Option<String>,
 }
 
-impl Kin {
+impl ProcessChildren {
     /// Under this `/proc`.
     pub fn new(root: PathBuf) -> Self {
         let own = root.join("self/task").join(std::process::id().to_string()).join("children");
         let listed = own.exists();
-        Self { root, listed, walked: HashMap::new(), latest: None }
+        Self { root, has_children_files: listed, children_by_parent: HashMap::new(), last_pid: None }
     }
 
     /// To be said before the children of several processes are asked for.
     pub fn refresh(&mut self) {
-        if self.listed {
+        if self.has_children_files {
             return;
         }
         // Its last field is the number that was given last, to a process or a thread (proc_loadavg(5)).
         let latest = fs::read_to_string(self.root.join("loadavg")).ok();
         let latest = latest.and_then(|text| text.split_ascii_whitespace().last().map(str::to_owned));
-        if latest.is_some() && latest == self.latest {
+        if latest.is_some() && latest == self.last_pid {
             return;
         }
-        self.latest = latest;
-        self.walked.clear();
+        self.last_pid = latest;
+        self.children_by_parent.clear();
         let Ok(entries) = fs::read_dir(&self.root) else { return };
         let numbers = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
         for pid in numbers {
-            if let Some(line) = Line::read(&self.root, pid) {
-                self.walked.entry(line.parent).or_default().push(pid);
+            if let Some(line) = PidStat::read(&self.root, pid) {
+                self.children_by_parent.entry(line.parent).or_default().push(pid);
             }
         }
     }
 
     /// The children of a process with so many threads.
-    pub fn children(&self, pid: u32, threads: u64) -> Vec<u32> {
-        if !self.listed {
-            return self.walked.get(&pid).cloned().unwrap_or_default();
+    pub fn of(&self, pid: u32, threads: u64) -> Vec<u32> {
+        if !self.has_children_files {
+            return self.children_by_parent.get(&pid).cloned().unwrap_or_default();
         }
         let tasks = self.root.join(pid.to_string()).join("task");
         if threads == 1 {
-            return listed(&tasks.join(pid.to_string()));
+            return read_children_file(&tasks.join(pid.to_string()));
         }
         let threads = fs::read_dir(tasks).into_iter().flatten().flatten();
-        threads.flat_map(|thread| listed(&thread.path())).collect()
+        threads.flat_map(|thread| read_children_file(&thread.path())).collect()
     }
 }
 
-fn listed(task: &Path) -> Vec<u32> {
+fn read_children_file(task: &Path) -> Vec<u32> {
     let text = fs::read_to_string(task.join("children")).unwrap_or_default();
     text.split_ascii_whitespace().filter_map(|word| word.parse().ok()).collect()
 }

@@ -6,7 +6,7 @@
 use std::ffi::CString;
 
 /// The group's number; `None` where there is no such group, or nobody can tell.
-pub fn number(name: &str) -> Option<u32> {
+pub fn gid_by_name(name: &str) -> Option<u32> {
     let name = CString::new(name).ok()?;
     let mut buffer = vec![0 as libc::c_char; 1024];
     loop {
@@ -32,8 +32,8 @@ mod tests {
 
     #[test]
     fn a_group_that_is_there_is_found_and_another_is_not() {
-        assert!(number("daemon").is_some());
-        assert_eq!(number("no such group here"), None);
-        assert_eq!(number("nul\0inside"), None);
+        assert!(gid_by_name("daemon").is_some());
+        assert_eq!(gid_by_name("no such group here"), None);
+        assert_eq!(gid_by_name("nul\0inside"), None);
     }
 }

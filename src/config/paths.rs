@@ -6,22 +6,22 @@ use std::io::{self, ErrorKind};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use super::Wrong;
+use super::ConfigError;
 
 /// Where the configuration is.
-pub(super) fn configuration_dir() -> PathBuf {
-    (if apple() { "/usr/local/etc/wattspan" } else { "/etc/wattspan" }).into()
+pub(super) fn config_dir() -> PathBuf {
+    (if is_macos() { "/usr/local/etc/wattspan" } else { "/etc/wattspan" }).into()
 }
 
 /// `wattspan.toml` and then `wattspan.toml.d/*.toml` by name, as far as they are there.
 ///
 /// # Errors
 /// Something is there and cannot be looked at: settings that are left out in silence are worse than none.
-pub(super) fn files_under(dir: &Path) -> Result<Vec<PathBuf>, Wrong> {
+pub(super) fn config_files(dir: &Path) -> Result<Vec<PathBuf>, ConfigError> {
     let (main, more) = (dir.join("wattspan.toml"), dir.join("wattspan.toml.d"));
     let unreadable = |file: &Path| {
         let file = file.to_owned();
-        move |cause| Wrong::Unreadable { file, cause }
+        move |cause| ConfigError::Unreadable { file, cause }
     };
     let entries = match std::fs::read_dir(&more) {
         Err(cause) if cause.kind() == ErrorKind::NotFound => Vec::new(),
@@ -41,30 +41,30 @@ pub(super) fn files_under(dir: &Path) -> Result<Vec<PathBuf>, Wrong> {
 }
 
 /// Where the daemon's socket may be, the system's first; a client tries them in this order.
-pub fn socket_places() -> Vec<PathBuf> {
-    places(apple(), std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from))
+pub fn socket_paths() -> Vec<PathBuf> {
+    socket_paths_for(is_macos(), std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from))
 }
 
 /// Where a daemon that makes its own socket makes it: the system's place first, then the user's own.
-pub fn listening_places() -> Vec<PathBuf> {
-    let mut places = socket_places();
-    places.retain(|place| place != Path::new(LAUNCHD));
+pub fn listen_paths() -> Vec<PathBuf> {
+    let mut places = socket_paths();
+    places.retain(|place| place != Path::new(LAUNCHD_SOCKET));
     places
 }
 
 /// Whether this process serves the machine, not only its own user: it is root, or the user to whom the system's
 /// directory for the socket or for the state belongs.
-pub fn serves_system() -> bool {
+pub fn is_system_daemon() -> bool {
     let user = rustix::process::geteuid();
     user.is_root() || [system_runtime_dir(), system_state_dir()].iter().any(|dir| is_owned_by(dir, user))
 }
 
 fn system_runtime_dir() -> PathBuf {
-    (if apple() { "/var/run/wattspan" } else { "/run/wattspan" }).into()
+    (if is_macos() { "/var/run/wattspan" } else { "/run/wattspan" }).into()
 }
 
 fn system_state_dir() -> PathBuf {
-    (if apple() { "/var/db/wattspan" } else { "/var/lib/wattspan" }).into()
+    (if is_macos() { "/var/db/wattspan" } else { "/var/lib/wattspan" }).into()
 }
 
 fn is_owned_by(path: &Path, user: rustix::process::Uid) -> bool {
@@ -73,10 +73,10 @@ fn is_owned_by(path: &Path, user: rustix::process::Uid) -> bool {
 
 /// Where launchd makes the socket: directly in /var/run, which is emptied at each start of the machine, so that a directory
 /// of ours would not be there when launchd wants to put a socket in it.
-const LAUNCHD: &str = "/var/run/wattspan.sock";
+const LAUNCHD_SOCKET: &str = "/var/run/wattspan.sock";
 
-fn places(apple: bool, runtime: Option<PathBuf>) -> Vec<PathBuf> {
-    let launchd = apple.then(|| LAUNCHD.into());
+fn socket_paths_for(apple: bool, runtime: Option<PathBuf>) -> Vec<PathBuf> {
+    let launchd = apple.then(|| LAUNCHD_SOCKET.into());
     let system = if apple { "/var/run/wattspan" } else { "/run/wattspan" };
     let own = [Some(system.into()), runtime.map(|dir| dir.join("wattspan"))];
     let own = own.into_iter().flatten().map(|dir: PathBuf| dir.join("wattspan.sock"));
@@ -85,7 +85,7 @@ fn places(apple: bool, runtime: Option<PathBuf>) -> Vec<PathBuf> {
 
 /// Where what must last is kept: the system's place for root and for the user to whom it belongs, else the user's own
 /// (`$XDG_STATE_HOME`, as the XDG base directory specification has it). `None` where there is neither.
-pub fn state_dir() -> Option<PathBuf> {
+pub fn default_state_dir() -> Option<PathBuf> {
     let system = system_state_dir();
     let user = rustix::process::geteuid();
     if user.is_root() || is_owned_by(&system, user) {
@@ -96,7 +96,7 @@ pub fn state_dir() -> Option<PathBuf> {
     own.map(|dir| dir.join("wattspan"))
 }
 
-fn apple() -> bool {
+fn is_macos() -> bool {
     std::env::consts::OS == "macos"
 }
 
@@ -110,7 +110,7 @@ mod tests {
         let paths =
             |places: Vec<PathBuf>| places.iter().map(|place| place.display().to_string()).collect::<Vec<_>>();
         assert_eq!(
-            paths(places(true, user())),
+            paths(socket_paths_for(true, user())),
             [
                 "/var/run/wattspan.sock",
                 "/var/run/wattspan/wattspan.sock",
@@ -118,15 +118,15 @@ mod tests {
             ]
         );
         assert_eq!(
-            paths(places(false, user())),
+            paths(socket_paths_for(false, user())),
             ["/run/wattspan/wattspan.sock", "/run/user/7/wattspan/wattspan.sock"]
         );
-        assert_eq!(paths(places(false, None)), ["/run/wattspan/wattspan.sock"]);
+        assert_eq!(paths(socket_paths_for(false, None)), ["/run/wattspan/wattspan.sock"]);
     }
 
     #[test]
     fn the_plist_makes_the_socket_where_clients_look() {
         let plist = include_str!("../../launchd/org.wattspan.wattspand.plist");
-        assert!(plist.contains(&format!("<string>{LAUNCHD}</string>")));
+        assert!(plist.contains(&format!("<string>{LAUNCHD_SOCKET}</string>")));
     }
 }

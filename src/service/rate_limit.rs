@@ -12,76 +12,84 @@ use crate::protocol::{Access, Refusal};
 
 /// A refused call costs this part of one that is done: about what refusing it takes of the CPU. So who floods beyond
 /// four times its rate has no call done at all, and is hung up on when a whole burst is owed.
-const PART_OF_REFUSED: f64 = 0.25;
+const REFUSED_CALL_COST: f64 = 0.25;
 
 /// From so many buckets on those that are full again are looked for.
-const MANY: usize = 1024;
+const MIN_SWEEP_BUCKETS: usize = 1024;
 
 /// What a call is to the allowance.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Errand {
+pub enum CallClass {
     /// It ends a span. It is owed in full where nothing is left, so that it can be done all the same: the span's opening
     /// was paid for, and a span that nobody may end would take energy from the others for ever.
-    End,
+    EndSpan,
     /// Anything else.
     Other,
 }
 
 /// A call too many.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Excess {
+pub struct RateLimitError {
     /// What the caller is told.
-    pub refusal: Refusal,
+    pub error: Refusal,
     /// It goes on so that it is not worth answering any more: hang up.
-    pub flood: bool,
+    pub is_flood: bool,
 }
 
 #[derive(Debug, Clone, Copy)]
-struct Bucket {
+struct TokenBucket {
     tokens: f64,
-    at_ns: u64,
+    updated_ns: u64,
 }
 
 /// All users' allowances.
 #[derive(Debug, Default)]
-pub struct Allowance {
-    buckets: HashMap<(u32, Access), Bucket>,
-    sweep_at: usize,
+pub struct RateLimiter {
+    buckets: HashMap<(u32, Access), TokenBucket>,
+    sweep_threshold: usize,
 }
 
-impl Allowance {
+impl RateLimiter {
     /// One call of this peer at `now_ns`.
     ///
     /// # Errors
     /// [`Excess`] where its calls are used up; whether an end is done all the same is for those who know its span.
-    pub fn spend(&mut self, peer: &Peer, errand: Errand, now_ns: u64, limits: &Limits) -> Result<(), Excess> {
+    pub fn acquire(
+        &mut self,
+        peer: &Peer,
+        errand: CallClass,
+        now_ns: u64,
+        limits: &Limits,
+    ) -> Result<(), RateLimitError> {
         if peer.unlimited {
             return Ok(());
         }
         let (rate, burst) = rate_and_burst(peer.access, limits);
-        self.sweep(now_ns, limits);
-        let full = Bucket { tokens: burst, at_ns: now_ns };
+        self.evict_full_buckets(now_ns, limits);
+        let full = TokenBucket { tokens: burst, updated_ns: now_ns };
         let bucket = self.buckets.entry((peer.uid, peer.access)).or_insert(full);
         bucket.tokens = bucket.tokens_at(now_ns, rate, burst);
-        bucket.at_ns = bucket.at_ns.max(now_ns);
+        bucket.updated_ns = bucket.updated_ns.max(now_ns);
         if bucket.tokens >= 1.0 {
             bucket.tokens -= 1.0;
             return Ok(());
         }
         let (tokens, flood) = match errand {
             // As many ends as a burst has openings.
-            Errand::End => (bucket.tokens - 1.0, bucket.tokens - 1.0 < -burst),
-            Errand::Other => (bucket.tokens - PART_OF_REFUSED, bucket.tokens - PART_OF_REFUSED <= -burst),
+            CallClass::EndSpan => (bucket.tokens - 1.0, bucket.tokens - 1.0 < -burst),
+            CallClass::Other => {
+                (bucket.tokens - REFUSED_CALL_COST, bucket.tokens - REFUSED_CALL_COST <= -burst)
+            }
         };
         bucket.tokens = tokens.max(-burst);
         let refusal =
             Refusal::QuotaExceeded { quota: "calls a second".to_owned(), limit: rate.ceil() as u64 };
-        Err(Excess { refusal, flood })
+        Err(RateLimitError { error: refusal, is_flood: flood })
     }
 
     /// Forgets whoever has not called for so long that nothing is to be remembered.
-    fn sweep(&mut self, now_ns: u64, limits: &Limits) {
-        if self.buckets.len() < self.sweep_at.max(MANY) {
+    fn evict_full_buckets(&mut self, now_ns: u64, limits: &Limits) {
+        if self.buckets.len() < self.sweep_threshold.max(MIN_SWEEP_BUCKETS) {
             return;
         }
         self.buckets.retain(|(_, access), bucket| {
@@ -89,13 +97,13 @@ impl Allowance {
             bucket.tokens_at(now_ns, rate, burst) < burst
         });
         // Where most are busy, looking at each of them with every call would be the flood.
-        self.sweep_at = 2 * self.buckets.len();
+        self.sweep_threshold = 2 * self.buckets.len();
     }
 }
 
-impl Bucket {
+impl TokenBucket {
     fn tokens_at(&self, now_ns: u64, rate: f64, burst: f64) -> f64 {
-        let gained = now_ns.saturating_sub(self.at_ns) as f64 * 1e-9 * rate;
+        let gained = now_ns.saturating_sub(self.updated_ns) as f64 * 1e-9 * rate;
         (self.tokens + gained).min(burst)
     }
 }
@@ -119,9 +127,9 @@ mod tests {
     }
 
     /// How many of `calls` at one instant are done.
-    fn done(allowance: &mut Allowance, peer: &Peer, now_ns: u64, calls: usize) -> usize {
+    fn count_accepted(allowance: &mut RateLimiter, peer: &Peer, now_ns: u64, calls: usize) -> usize {
         let limits = Limits::default();
-        (0..calls).filter(|_| allowance.spend(peer, Errand::Other, now_ns, &limits).is_ok()).count()
+        (0..calls).filter(|_| allowance.acquire(peer, CallClass::Other, now_ns, &limits).is_ok()).count()
     }
 
     #[test]
@@ -133,47 +141,48 @@ mod tests {
             (Access::Span, limits.calls_per_s, limits.calls_burst),
             (Access::Telemetry, limits.calls_per_s, limits.calls_burst),
         ] {
-            let mut allowance = Allowance::default();
+            let mut allowance = RateLimiter::default();
             let (ann, bob) = (peer(1000, access), peer(2000, access));
             let burst = burst as usize;
-            assert_eq!(done(&mut allowance, &ann, 0, burst), burst);
-            let excess = allowance.spend(&ann, Errand::Other, 0, &limits).unwrap_err();
+            assert_eq!(count_accepted(&mut allowance, &ann, 0, burst), burst);
+            let excess = allowance.acquire(&ann, CallClass::Other, 0, &limits).unwrap_err();
             let told = Refusal::QuotaExceeded { quota: "calls a second".into(), limit: rate.ceil() as u64 };
-            assert_eq!((excess.refusal, excess.flood), (told, false));
-            assert_eq!(done(&mut allowance, &bob, 0, burst), burst);
+            assert_eq!((excess.error, excess.is_flood), (told, false));
+            assert_eq!(count_accepted(&mut allowance, &bob, 0, burst), burst);
             // The refused call cost a quarter of one.
-            assert_eq!(done(&mut allowance, &ann, SECOND_NS, burst), rate as usize - 1);
+            assert_eq!(count_accepted(&mut allowance, &ann, SECOND_NS, burst), rate as usize - 1);
         }
     }
 
     #[test]
     fn a_pause_gives_back_the_burst_and_no_more() {
-        let mut allowance = Allowance::default();
+        let mut allowance = RateLimiter::default();
         let ann = peer(1000, Access::Coarse);
-        assert_eq!(done(&mut allowance, &ann, 0, 400), 400);
-        assert_eq!(done(&mut allowance, &ann, 3600 * SECOND_NS, 500), 400);
+        assert_eq!(count_accepted(&mut allowance, &ann, 0, 400), 400);
+        assert_eq!(count_accepted(&mut allowance, &ann, 3600 * SECOND_NS, 500), 400);
     }
 
     #[test]
     fn a_flood_has_nothing_done_and_is_hung_up_on_but_not_for_ever() {
-        let (mut allowance, limits) = (Allowance::default(), Limits::default());
+        let (mut allowance, limits) = (RateLimiter::default(), Limits::default());
         let ann = peer(1000, Access::None);
-        let verdicts: Vec<_> = (0..200).map(|_| allowance.spend(&ann, Errand::Other, 0, &limits)).collect();
+        let verdicts: Vec<_> =
+            (0..200).map(|_| allowance.acquire(&ann, CallClass::Other, 0, &limits)).collect();
         assert_eq!(verdicts.iter().filter(|verdict| verdict.is_ok()).count(), 20);
         let floods = verdicts.iter().flat_map(|verdict| verdict.as_ref().err());
         // 20 calls owed at a quarter each.
-        assert_eq!(floods.filter(|excess| excess.flood).count(), 200 - 20 - 79);
-        assert!(allowance.spend(&ann, Errand::Other, 10 * SECOND_NS, &limits).is_ok());
+        assert_eq!(floods.filter(|excess| excess.is_flood).count(), 200 - 20 - 79);
+        assert!(allowance.acquire(&ann, CallClass::Other, 10 * SECOND_NS, &limits).is_ok());
     }
 
     #[test]
     fn as_many_ends_may_be_owed_as_a_burst_has_calls_and_then_it_is_a_flood() {
-        let (mut allowance, limits) = (Allowance::default(), Limits::default());
+        let (mut allowance, limits) = (RateLimiter::default(), Limits::default());
         let ann = peer(1000, Access::Coarse);
         let burst = limits.coarse_calls_burst as usize;
-        assert_eq!(done(&mut allowance, &ann, 0, burst), burst);
-        let ends = |allowance: &mut Allowance, many| {
-            let spend = |_| allowance.spend(&ann, Errand::End, 0, &limits).unwrap_err().flood;
+        assert_eq!(count_accepted(&mut allowance, &ann, 0, burst), burst);
+        let ends = |allowance: &mut RateLimiter, many| {
+            let spend = |_| allowance.acquire(&ann, CallClass::EndSpan, 0, &limits).unwrap_err().is_flood;
             (0..many).map(spend).filter(|flood| *flood).count()
         };
         assert_eq!(ends(&mut allowance, burst), 0);
@@ -181,27 +190,27 @@ mod tests {
         // All of them are owed: two bursts' time later there is as much as at first.
         let rate = limits.coarse_calls_per_s;
         let later_ns = (2.0 * burst as f64 / rate) as u64 * SECOND_NS;
-        assert_eq!(done(&mut allowance, &ann, later_ns, 2 * burst), burst);
+        assert_eq!(count_accepted(&mut allowance, &ann, later_ns, 2 * burst), burst);
     }
 
     #[test]
     fn root_is_not_counted() {
-        let mut allowance = Allowance::default();
+        let mut allowance = RateLimiter::default();
         let root = Peer { uid: 0, access: Access::Admin, unlimited: true };
-        assert_eq!(done(&mut allowance, &root, 0, 1_000_000), 1_000_000);
+        assert_eq!(count_accepted(&mut allowance, &root, 0, 1_000_000), 1_000_000);
         assert!(allowance.buckets.is_empty());
     }
 
     #[test]
     fn users_that_went_away_are_forgotten_and_busy_ones_are_not() {
-        let mut allowance = Allowance::default();
+        let mut allowance = RateLimiter::default();
         for uid in 0..100_000 {
             // A tenth of a second for the one call of each.
-            done(&mut allowance, &peer(uid, Access::None), u64::from(uid) * SECOND_NS / 1000, 1);
+            count_accepted(&mut allowance, &peer(uid, Access::None), u64::from(uid) * SECOND_NS / 1000, 1);
         }
-        assert!(allowance.buckets.len() < 3 * MANY, "{}", allowance.buckets.len());
-        let mut crowd = Allowance::default();
-        (0..5000).for_each(|uid| assert_eq!(done(&mut crowd, &peer(uid, Access::None), 0, 20), 20));
-        assert_eq!(done(&mut crowd, &peer(0, Access::None), 0, 1), 0);
+        assert!(allowance.buckets.len() < 3 * MIN_SWEEP_BUCKETS, "{}", allowance.buckets.len());
+        let mut crowd = RateLimiter::default();
+        (0..5000).for_each(|uid| assert_eq!(count_accepted(&mut crowd, &peer(uid, Access::None), 0, 20), 20));
+        assert_eq!(count_accepted(&mut crowd, &peer(0, Access::None), 0, 1), 0);
     }
 }

@@ -8,27 +8,29 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use super::TICK_NS;
-use super::group::usage_ns;
+use super::cgroup::sum_cpu_stat_ns;
 
 /// The machine's busy time.
 #[derive(Debug)]
-pub enum Busy {
+pub enum SystemCpuTime {
     /// The root control group's.
-    Group(File),
+    RootCgroup(File),
     /// The kernel's overall count.
-    Stat(File),
+    ProcStat(File),
     /// Nobody tells.
-    Untold,
+    Unavailable,
 }
 
-impl Busy {
+impl SystemCpuTime {
     /// What there is.
-    pub fn find(proc_root: &Path, hierarchy: Option<&Path>) -> Self {
+    pub fn open(proc_root: &Path, hierarchy: Option<&Path>) -> Self {
         // Inside a container the hierarchy begins at the container's own group, which has a type; the true root has none.
-        let root = hierarchy.filter(|root| !root.join("cgroup.type").exists());
-        let group = root.and_then(|root| File::open(root.join("cpu.stat")).ok()).map(Busy::Group);
+        let root = hierarchy.filter(|root| !root.join("group.type").exists());
+        let group =
+            root.and_then(|root| File::open(root.join("cpu.stat")).ok()).map(SystemCpuTime::RootCgroup);
         let group = group.filter(|busy| busy.busy_ns().is_some());
-        let stat = || File::open(proc_root.join("stat")).map_or(Busy::Untold, Busy::Stat);
+        let stat =
+            || File::open(proc_root.join("stat")).map_or(SystemCpuTime::Unavailable, SystemCpuTime::ProcStat);
         group.unwrap_or_else(stat)
     }
 
@@ -40,15 +42,15 @@ impl Busy {
             String::from_utf8(text[..length].to_vec()).ok()
         };
         match self {
-            Busy::Group(file) => usage_ns(&read(file)?, &["user_usec", "system_usec"]),
-            Busy::Stat(file) => busy_of(&read(file)?),
-            Busy::Untold => None,
+            SystemCpuTime::RootCgroup(file) => sum_cpu_stat_ns(&read(file)?, &["user_usec", "system_usec"]),
+            SystemCpuTime::ProcStat(file) => parse_proc_stat(&read(file)?),
+            SystemCpuTime::Unavailable => None,
         }
     }
 }
 
 /// `cpu user nice system idle iowait irq softirq steal guest guest_nice`, proc_stat(5); guests' time is in user and nice.
-fn busy_of(text: &str) -> Option<u64> {
+fn parse_proc_stat(text: &str) -> Option<u64> {
     let line = text.lines().next()?.strip_prefix("cpu ")?;
     let fields: Vec<u64> = line.split_ascii_whitespace().map_while(|field| field.parse().ok()).collect();
     let busy = [0, 1, 2, 5, 6].map(|place| fields.get(place).copied().unwrap_or(0));
@@ -61,10 +63,10 @@ mod tests {
 
     #[test]
     fn idle_waiting_and_stolen_time_are_not_busy() {
-        assert_eq!(busy_of("cpu  1 2 3 400 500 6 7 800 9 9\ncpu0 1"), Some(19 * TICK_NS));
-        assert_eq!(busy_of("cpu  1 2 3 4"), Some(6 * TICK_NS));
-        assert_eq!(busy_of("cpu  1 2 3"), None);
-        assert_eq!(busy_of("intr 5"), None);
+        assert_eq!(parse_proc_stat("cpu  1 2 3 400 500 6 7 800 9 9\ncpu0 1"), Some(19 * TICK_NS));
+        assert_eq!(parse_proc_stat("cpu  1 2 3 4"), Some(6 * TICK_NS));
+        assert_eq!(parse_proc_stat("cpu  1 2 3"), None);
+        assert_eq!(parse_proc_stat("intr 5"), None);
     }
 
     #[test]
@@ -72,10 +74,10 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         std::fs::write(root.path().join("cpu.stat"), "usage_usec 90\nuser_usec 5\nsystem_usec 2\n").unwrap();
         std::fs::write(root.path().join("stat"), "cpu  1 2 3 4\n").unwrap();
-        let busy = || Busy::find(root.path(), Some(root.path())).busy_ns();
+        let busy = || SystemCpuTime::open(root.path(), Some(root.path())).busy_ns();
         assert_eq!(busy(), Some(7_000));
-        std::fs::write(root.path().join("cgroup.type"), "domain\n").unwrap();
+        std::fs::write(root.path().join("group.type"), "domain\n").unwrap();
         assert_eq!(busy(), Some(6 * TICK_NS));
-        assert_eq!(Busy::find(&root.path().join("nowhere"), None).busy_ns(), None);
+        assert_eq!(SystemCpuTime::open(&root.path().join("nowhere"), None).busy_ns(), None);
     }
 }

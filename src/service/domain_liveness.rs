@@ -6,11 +6,12 @@ use crate::domain::{Domain, Kind, Liveness};
 use crate::sampler::counter_profile::CounterProfile;
 
 /// The domain's state; a battery that is silent is so because nothing is drawn from it.
-pub(crate) fn state_of(domain: &Domain, character: &CounterProfile) -> (Liveness, Option<String>) {
-    const RESTS: &str = "is not discharging; a battery is metered only while it feeds the machine";
+pub(crate) fn domain_liveness(domain: &Domain, character: &CounterProfile) -> (Liveness, Option<String>) {
+    const BATTERY_IDLE_REASON: &str =
+        "is not discharging; a battery is metered only while it feeds the machine";
     match character.liveness() {
         (silent, Some(_)) if domain.kind == Kind::Battery && silent != Liveness::Live => {
-            (silent, Some(RESTS.into()))
+            (silent, Some(BATTERY_IDLE_REASON.into()))
         }
         state => state,
     }

@@ -7,7 +7,7 @@ pub type ConnectionId = u64;
 
 /// Where an awaited answer is to go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Ticket {
+pub struct ReplyTo {
     /// Which connection.
     pub connection: ConnectionId,
     /// Which of its answers.

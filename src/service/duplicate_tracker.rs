@@ -10,12 +10,12 @@ use crate::sources::duplicate::DuplicatePair;
 
 /// Reads a second apart decide nothing, so undecided pairs ask for a survey: after so long, then after twice as long each
 /// time, and never more seldom than the last.
-const FIRST_SURVEY_NS: u64 = 500_000_000;
-const LAST_SURVEY_NS: u64 = 64_000_000_000;
+const MIN_SURVEY_INTERVAL_NS: u64 = 500_000_000;
+const MAX_SURVEY_INTERVAL_NS: u64 = 64_000_000_000;
 
 /// Two domains, by number.
 #[derive(Debug)]
-pub(crate) struct NumberedPair {
+pub(crate) struct TrackedPair {
     pub(crate) original: usize,
     pub(crate) copy: usize,
     /// As it was last announced.
@@ -25,41 +25,41 @@ pub(crate) struct NumberedPair {
 
 /// What the duplicates leave of a set of domains.
 #[derive(Debug)]
-pub(crate) struct Membership {
+pub(crate) struct TotalMembership {
     /// For each domain, the one that contains it now.
     pub(crate) parents: Vec<Option<String>>,
     /// Whether it is part of the host's total.
     pub(crate) counted: Vec<bool>,
     /// Whether it would be if all undecided pairs were independent.
-    pub(crate) in_doubt: Vec<bool>,
+    pub(crate) undecided: Vec<bool>,
 }
 
 /// All pairs.
 #[derive(Debug, Default)]
-pub(crate) struct Duplicates {
-    pairs: Vec<NumberedPair>,
+pub(crate) struct DuplicateTracker {
+    pairs: Vec<TrackedPair>,
     survey_due_ns: Option<u64>,
-    survey_after_ns: u64,
+    survey_interval_ns: u64,
 }
 
-impl Duplicates {
+impl DuplicateTracker {
     /// Adds pairs of these domains.
     pub(crate) fn extend(&mut self, pairs: Vec<DuplicatePair>, domains: &[&Domain]) {
         let place = |name: &str| domains.iter().position(|domain| domain.name == name);
         let numbered = |readings: DuplicatePair| {
             let (original, copy) = (place(&readings.original)?, place(&readings.copy)?);
-            Some(NumberedPair { original, copy, state: readings.state(), readings })
+            Some(TrackedPair { original, copy, state: readings.state(), readings })
         };
         let before = self.pairs.len();
         self.pairs.extend(pairs.into_iter().filter_map(numbered));
         if self.pairs.len() > before {
             self.pairs.sort_by_key(|pair| (pair.copy, pair.original));
-            (self.survey_due_ns, self.survey_after_ns) = (None, FIRST_SURVEY_NS);
+            (self.survey_due_ns, self.survey_interval_ns) = (None, MIN_SURVEY_INTERVAL_NS);
         }
     }
 
     /// Takes one reading of one domain.
-    pub(crate) fn see(&mut self, domain: usize, before_ns: u64, after_ns: u64, reading: &Reading) {
+    pub(crate) fn observe(&mut self, domain: usize, before_ns: u64, after_ns: u64, reading: &Reading) {
         for pair in self.pairs.iter_mut().filter(|pair| pair.readings.is_open()) {
             if pair.original == domain {
                 pair.readings.see_original(before_ns, after_ns, reading);
@@ -70,7 +70,7 @@ impl Duplicates {
     }
 
     /// Decides what the readings allow, and shows each pair whose state changed.
-    pub(crate) fn decide(&mut self, mut show: impl FnMut(&NumberedPair)) {
+    pub(crate) fn resolve(&mut self, mut show: impl FnMut(&TrackedPair)) {
         for pair in self.pairs.iter_mut().filter(|pair| pair.readings.is_open()) {
             pair.readings.decide();
             let state = pair.readings.state();
@@ -81,24 +81,23 @@ impl Duplicates {
     }
 
     /// Whether an undecided pair wants reads that lie close together now, of the domains that `live` says live.
-    pub(crate) fn wants_survey(&mut self, now_ns: u64, live: &[bool]) -> bool {
-        let undecided = |pair: &NumberedPair| {
-            pair.state == Duplicate::Undecided && live[pair.original] && live[pair.copy]
-        };
+    pub(crate) fn is_survey_due(&mut self, now_ns: u64, live: &[bool]) -> bool {
+        let undecided =
+            |pair: &TrackedPair| pair.state == Duplicate::Undecided && live[pair.original] && live[pair.copy];
         if !self.pairs.iter().any(undecided) {
             return false;
         }
-        let due_ns = *self.survey_due_ns.get_or_insert(now_ns + self.survey_after_ns);
+        let due_ns = *self.survey_due_ns.get_or_insert(now_ns + self.survey_interval_ns);
         if now_ns < due_ns {
             return false;
         }
-        self.survey_after_ns = (2 * self.survey_after_ns).min(LAST_SURVEY_NS);
-        self.survey_due_ns = Some(now_ns + self.survey_after_ns);
+        self.survey_interval_ns = (2 * self.survey_interval_ns).min(MAX_SURVEY_INTERVAL_NS);
+        self.survey_due_ns = Some(now_ns + self.survey_interval_ns);
         true
     }
 
     /// What is known of a domain that has an earlier one of its kind: its state, and the number of the other.
-    pub(crate) fn of(&self, domain: usize) -> Option<(Duplicate, usize)> {
+    pub(crate) fn state_of(&self, domain: usize) -> Option<(Duplicate, usize)> {
         let pairs = || self.pairs.iter().filter(|pair| pair.copy == domain);
         let in_state = |state: Duplicate| pairs().find(|pair| pair.state == state);
         let first = in_state(Duplicate::Same).or_else(|| in_state(Duplicate::Undecided)).or(pairs().next());
@@ -106,7 +105,7 @@ impl Duplicates {
     }
 
     /// Which of `domains`, which name their own parents, make up the total.
-    pub(crate) fn membership(&self, domains: &[Domain], live: &[bool]) -> Membership {
+    pub(crate) fn membership(&self, domains: &[Domain], live: &[bool]) -> TotalMembership {
         let with = |is_one: fn(Duplicate) -> bool| {
             let mut domains = domains.to_vec();
             // The earliest last, so that its name stays.
@@ -120,7 +119,11 @@ impl Duplicates {
         let (_, possible) = with(|state| state == Duplicate::Same);
         let in_doubt =
             possible.iter().zip(&counted).map(|(possible, counted)| *possible && !counted).collect();
-        Membership { parents: domains.into_iter().map(|domain| domain.parent).collect(), counted, in_doubt }
+        TotalMembership {
+            parents: domains.into_iter().map(|domain| domain.parent).collect(),
+            counted,
+            undecided: in_doubt,
+        }
     }
 }
 
@@ -155,7 +158,7 @@ mod tests {
         ]
     }
 
-    fn duplicates(domains: &[Domain]) -> Duplicates {
+    fn duplicates(domains: &[Domain]) -> DuplicateTracker {
         let packages = BTreeSet::from([0]);
         let mut pairs = Vec::new();
         for (nth, original) in domains.iter().enumerate() {
@@ -163,7 +166,7 @@ mod tests {
                 domains[nth + 1..].iter().filter_map(|copy| DuplicatePair::of(original, copy, &packages)),
             );
         }
-        let mut duplicates = Duplicates::default();
+        let mut duplicates = DuplicateTracker::default();
         duplicates.extend(pairs, &domains.iter().collect::<Vec<_>>());
         duplicates
     }
@@ -174,7 +177,7 @@ mod tests {
         let duplicates = duplicates(&domains);
         let membership = duplicates.membership(&domains, &[true; 4]);
         assert_eq!(membership.counted, [true, false, false, false]);
-        assert_eq!(membership.in_doubt, [false, true, true, false]);
+        assert_eq!(membership.undecided, [false, true, true, false]);
         let first = Some("package-0-die-0".to_owned());
         assert_eq!(membership.parents[..3], [None, first.clone(), first]);
         // With the first one gone the second stands for both others; with two gone, the third and what lies within it.
@@ -182,7 +185,7 @@ mod tests {
         assert_eq!(membership.counted, [false, true, false, false]);
         let membership = duplicates.membership(&domains, &[true, false, false, true]);
         assert_eq!(membership.counted, [true, false, false, false], "the cores may lie within the first die");
-        assert_eq!(membership.in_doubt, [false, false, false, true]);
+        assert_eq!(membership.undecided, [false, false, false, true]);
     }
 
     #[test]
@@ -191,30 +194,33 @@ mod tests {
         domains.push(domain("psys", Kind::Psys, None));
         let membership = duplicates(&domains).membership(&domains, &[true; 5]);
         assert_eq!(membership.counted, [false, false, false, false, true]);
-        assert_eq!(membership.in_doubt, [false; 5]);
+        assert_eq!(membership.undecided, [false; 5]);
     }
 
     #[test]
     fn readings_decide_each_pair_once_and_surveys_end_with_it() {
         let domains = dies();
         let mut duplicates = duplicates(&domains[..2]);
-        assert_eq!(duplicates.of(1), Some((Duplicate::Undecided, 0)));
-        assert!(!duplicates.wants_survey(0, &[true, true]));
-        assert!(!duplicates.wants_survey(FIRST_SURVEY_NS, &[true, false]), "one of them counts nothing");
-        assert!(duplicates.wants_survey(FIRST_SURVEY_NS, &[true, true]));
-        assert!(!duplicates.wants_survey(FIRST_SURVEY_NS + 1, &[true, true]));
+        assert_eq!(duplicates.state_of(1), Some((Duplicate::Undecided, 0)));
+        assert!(!duplicates.is_survey_due(0, &[true, true]));
+        assert!(
+            !duplicates.is_survey_due(MIN_SURVEY_INTERVAL_NS, &[true, false]),
+            "one of them counts nothing"
+        );
+        assert!(duplicates.is_survey_due(MIN_SURVEY_INTERVAL_NS, &[true, true]));
+        assert!(!duplicates.is_survey_due(MIN_SURVEY_INTERVAL_NS + 1, &[true, true]));
         let reading = |energy_uj| Reading { valid: true, energy_uj, ..Reading::default() };
         for look in 0..4_u64 {
             let at_ns = look * 1_000_000;
-            duplicates.see(0, at_ns, at_ns, &reading(look * 500));
-            duplicates.see(1, at_ns, at_ns, &reading(look * 5_000));
+            duplicates.observe(0, at_ns, at_ns, &reading(look * 500));
+            duplicates.observe(1, at_ns, at_ns, &reading(look * 5_000));
         }
         let mut changes = Vec::new();
-        duplicates.decide(|pair| changes.push((pair.original, pair.copy, pair.state)));
-        duplicates.decide(|pair| changes.push((pair.original, pair.copy, pair.state)));
+        duplicates.resolve(|pair| changes.push((pair.original, pair.copy, pair.state)));
+        duplicates.resolve(|pair| changes.push((pair.original, pair.copy, pair.state)));
         assert_eq!(changes, [(0, 1, Duplicate::Independent)]);
-        assert!(!duplicates.wants_survey(u64::MAX, &[true, true]));
+        assert!(!duplicates.is_survey_due(u64::MAX, &[true, true]));
         let membership = duplicates.membership(&domains[..2], &[true; 2]);
-        assert_eq!((membership.counted, membership.in_doubt), (vec![true, true], vec![false, false]));
+        assert_eq!((membership.counted, membership.undecided), (vec![true, true], vec![false, false]));
     }
 }

@@ -34,19 +34,19 @@ pub fn check_weight(weight: f64) -> Result<(), Refusal> {
 }
 
 /// The grid's first instant that is not before `at_ns`.
-pub fn up(at_ns: u64) -> u64 {
+pub fn round_up_to_grid(at_ns: u64) -> u64 {
     at_ns.div_ceil(GRID_NS).saturating_mul(GRID_NS)
 }
 
 /// Where an edge that was asked for at `at_ns` lies: on the grid, and not behind the horizon, for there the ledger would
 /// move it off the grid again. Up to one step of the grid ahead of now.
-pub fn edge_ns(at_ns: u64, now_ns: u64, horizon_ns: u64) -> u64 {
-    up(at_ns.max(now_ns.saturating_sub(horizon_ns)))
+pub fn grid_edge_ns(at_ns: u64, now_ns: u64, horizon_ns: u64) -> u64 {
+    round_up_to_grid(at_ns.max(now_ns.saturating_sub(horizon_ns)))
 }
 
 /// A settled account of a span whose edges lie on the grid, as the coarse tier has it. Each figure is rounded by
 /// itself, and the error grows by what that may take.
-pub fn round(account: &mut Account) {
+pub fn round_account(account: &mut Account) {
     let length_ns = account.closed_ns.unwrap_or(account.opened_ns).saturating_sub(account.opened_ns);
     let cells = (length_ns / GRID_NS).max(1);
     for share in &mut account.domains {
@@ -54,9 +54,9 @@ pub fn round(account: &mut Account) {
     }
     let cell_uj = account.window_uj.unwrap_or(0) / cells;
     round_phases(&mut account.phases, cell_uj);
-    account.error_uj = account.error_uj.map(|error_uj| wide(error_uj, cell_uj));
-    account.share_uj = account.share_uj.map(nearest);
-    account.window_uj = account.window_uj.map(nearest);
+    account.error_uj = account.error_uj.map(|error_uj| widen_error(error_uj, cell_uj));
+    account.share_uj = account.share_uj.map(round_to_quantum);
+    account.window_uj = account.window_uj.map(round_to_quantum);
     account.idle_uj = None;
     account.mean_power_mw =
         account.share_uj.and_then(|share_uj| share_uj.saturating_mul(1_000_000).checked_div(length_ns));
@@ -64,34 +64,34 @@ pub fn round(account: &mut Account) {
 
 fn round_share(share: &mut Share, length_ns: u64, cells: u64) {
     let cell_uj = share.window_uj.unwrap_or(0) / cells;
-    share.error_uj = share.error_uj.map(|error_uj| wide(error_uj, cell_uj));
-    share.share_uj = share.share_uj.map(nearest);
-    share.window_uj = share.window_uj.map(nearest);
+    share.error_uj = share.error_uj.map(|error_uj| widen_error(error_uj, cell_uj));
+    share.share_uj = share.share_uj.map(round_to_quantum);
+    share.window_uj = share.window_uj.map(round_to_quantum);
     share.idle_uj = None;
-    share.unknown_ns = up(share.unknown_ns).min(length_ns);
+    share.unknown_ns = round_up_to_grid(share.unknown_ns).min(length_ns);
 }
 
 /// The phases' sums are rounded and not each phase, so that they still add up to the span.
 fn round_phases(phases: &mut [Phase], cell_uj: u64) {
     let mut sum_uj = 0;
     for phase in phases {
-        phase.error_uj = phase.error_uj.map(|error_uj| wide(error_uj, cell_uj));
+        phase.error_uj = phase.error_uj.map(|error_uj| widen_error(error_uj, cell_uj));
         phase.share_uj = phase.share_uj.map(|share_uj| {
-            let before_uj = nearest(sum_uj);
+            let before_uj = round_to_quantum(sum_uj);
             sum_uj += share_uj;
-            nearest(sum_uj) - before_uj
+            round_to_quantum(sum_uj) - before_uj
         });
     }
 }
 
-fn nearest(uj: u64) -> u64 {
+fn round_to_quantum(uj: u64) -> u64 {
     uj.saturating_add(QUANTUM_UJ / 2) / QUANTUM_UJ * QUANTUM_UJ
 }
 
 /// An error that holds the truth and tells nothing of the steps it is made of: half of what the domain used in a step
 /// of the grid on average, or twice that, or four times, as soon as it is enough. A counter that moves fifty times in
 /// half a step makes half of it always enough.
-fn wide(error_uj: u64, cell_uj: u64) -> u64 {
+fn widen_error(error_uj: u64, cell_uj: u64) -> u64 {
     // Both ends of a difference are rounded.
     let least_uj = error_uj.saturating_add(QUANTUM_UJ);
     let mut wide_uj = (cell_uj / 2).max(QUANTUM_UJ);
@@ -102,7 +102,7 @@ fn wide(error_uj: u64, cell_uj: u64) -> u64 {
 }
 
 /// An account before it is final: whose, since when, and no figure.
-pub fn conceal(account: &mut Account) {
+pub fn hide_figures(account: &mut Account) {
     account.state = if account.closed_ns.is_some() { State::Provisional } else { State::Open };
     (account.share_uj, account.window_uj, account.idle_uj) = (None, None, None);
     (account.error_uj, account.mean_power_mw) = (None, None);
@@ -116,7 +116,7 @@ pub fn conceal(account: &mut Account) {
 
 /// Whether a coarse caller may see this account: judged by what is in it, wherever it comes from, so that a finer span
 /// of the same user, opened with more access or read back from the history, stays closed to it.
-pub fn fits(account: &Account) -> bool {
+pub fn is_coarse(account: &Account) -> bool {
     // Named one by one: whoever adds a figure to the account has to say here what the coarse tier has of it.
     let Account {
         span: _,
@@ -146,30 +146,33 @@ pub fn fits(account: &Account) -> bool {
         domains,
         phases,
     } = account;
-    let times = on_grid(*opened_ns) && closed_ns.is_some_and(on_grid);
-    let sums =
-        [share_uj, window_uj, error_uj].into_iter().all(whole) && idle_uj.is_none() && process_uj.is_none();
-    times && sums && domains.iter().all(share_fits) && phases.iter().all(phase_fits)
+    let times = is_on_grid(*opened_ns) && closed_ns.is_some_and(is_on_grid);
+    let sums = [share_uj, window_uj, error_uj].into_iter().all(is_whole_quanta)
+        && idle_uj.is_none()
+        && process_uj.is_none();
+    times && sums && domains.iter().all(is_coarse_share) && phases.iter().all(is_coarse_phase)
 }
 
-fn share_fits(share: &Share) -> bool {
+fn is_coarse_share(share: &Share) -> bool {
     let Share { domain: _, grade: _, window_uj, share_uj, idle_uj, error_uj, unknown_ns, process_uj } = share;
-    [share_uj, window_uj, error_uj].into_iter().all(whole)
+    [share_uj, window_uj, error_uj].into_iter().all(is_whole_quanta)
         && idle_uj.is_none()
         && process_uj.is_none()
-        && on_grid(*unknown_ns)
+        && is_on_grid(*unknown_ns)
 }
 
-fn phase_fits(phase: &Phase) -> bool {
+fn is_coarse_phase(phase: &Phase) -> bool {
     let Phase { name: _, opened_ns, closed_ns, share_uj, error_uj } = phase;
-    on_grid(*opened_ns) && closed_ns.is_none_or(on_grid) && [share_uj, error_uj].into_iter().all(whole)
+    is_on_grid(*opened_ns)
+        && closed_ns.is_none_or(is_on_grid)
+        && [share_uj, error_uj].into_iter().all(is_whole_quanta)
 }
 
-fn on_grid(at_ns: u64) -> bool {
+fn is_on_grid(at_ns: u64) -> bool {
     at_ns.is_multiple_of(GRID_NS)
 }
 
-fn whole(uj: &Option<u64>) -> bool {
+fn is_whole_quanta(uj: &Option<u64>) -> bool {
     uj.is_none_or(|uj| uj.is_multiple_of(QUANTUM_UJ))
 }
 
@@ -231,13 +234,16 @@ mod tests {
     fn an_edge_lies_on_the_grid_and_not_behind_the_horizon() {
         let now_ns = 10 * GRID_NS + 37;
         let horizon_ns = 10_000_000;
-        assert_eq!(edge_ns(now_ns, now_ns, horizon_ns), 11 * GRID_NS);
-        assert_eq!(edge_ns(10 * GRID_NS, now_ns, horizon_ns), 10 * GRID_NS);
-        assert_eq!(edge_ns(3 * GRID_NS, now_ns, horizon_ns), 10 * GRID_NS);
+        assert_eq!(grid_edge_ns(now_ns, now_ns, horizon_ns), 11 * GRID_NS);
+        assert_eq!(grid_edge_ns(10 * GRID_NS, now_ns, horizon_ns), 10 * GRID_NS);
+        assert_eq!(grid_edge_ns(3 * GRID_NS, now_ns, horizon_ns), 10 * GRID_NS);
         // Behind the horizon the ledger would move it off the grid.
         let late_ns = now_ns + horizon_ns;
-        assert_eq!(edge_ns(10 * GRID_NS, late_ns, horizon_ns), 11 * GRID_NS);
-        assert_eq!((up(0), up(1), up(GRID_NS)), (0, GRID_NS, GRID_NS));
+        assert_eq!(grid_edge_ns(10 * GRID_NS, late_ns, horizon_ns), 11 * GRID_NS);
+        assert_eq!(
+            (round_up_to_grid(0), round_up_to_grid(1), round_up_to_grid(GRID_NS)),
+            (0, GRID_NS, GRID_NS)
+        );
     }
 
     #[test]
@@ -246,8 +252,8 @@ mod tests {
             for error_uj in [0, 1, 999, 50_000, uj, 3 * uj] {
                 let fine = account(uj, error_uj);
                 let mut rounded = fine.clone();
-                round(&mut rounded);
-                assert!(fits(&rounded), "{rounded:?}");
+                round_account(&mut rounded);
+                assert!(is_coarse(&rounded), "{rounded:?}");
                 let (got, wide) = (rounded.share_uj.unwrap(), rounded.error_uj.unwrap());
                 assert!(got.saturating_sub(wide) <= uj.saturating_sub(error_uj), "{uj} ± {error_uj}");
                 assert!(got + wide >= uj + error_uj, "{uj} ± {error_uj}");
@@ -263,7 +269,7 @@ mod tests {
     fn the_error_does_not_tell_the_energy_of_the_steps_at_the_edges() {
         let wide = |error_uj| {
             let mut rounded = account(10_000_000, error_uj);
-            round(&mut rounded);
+            round_account(&mut rounded);
             rounded.error_uj
         };
         // 100 W over 200 ms: a millisecond at each edge is 200 mJ, give or take any secret.
@@ -281,7 +287,7 @@ mod tests {
             domains: vec![Share { share_uj: None, window_uj: None, error_uj: None, ..share(0, 0) }],
             ..account(0, 0)
         };
-        round(&mut none);
+        round_account(&mut none);
         assert_eq!(
             (none.share_uj, none.window_uj, none.error_uj, none.mean_power_mw),
             (None, None, None, None)
@@ -293,14 +299,14 @@ mod tests {
     #[test]
     fn an_account_that_is_not_final_has_no_figure() {
         let mut concealed = account(123_456, 7);
-        conceal(&mut concealed);
+        hide_figures(&mut concealed);
         assert_eq!(concealed.state, State::Provisional);
         let text = serde_json::to_string(&concealed).unwrap();
         for figure in ["_uj", "_mw", "package-0"] {
             assert!(!text.contains(figure), "{text}");
         }
         concealed.closed_ns = None;
-        conceal(&mut concealed);
+        hide_figures(&mut concealed);
         assert_eq!(concealed.state, State::Open);
     }
 
@@ -308,10 +314,10 @@ mod tests {
     fn a_fine_account_does_not_fit_whatever_part_of_it_is_fine() {
         let fitting = || {
             let mut rounded = account(123_456_789, 7);
-            round(&mut rounded);
+            round_account(&mut rounded);
             rounded
         };
-        assert!(fits(&fitting()));
+        assert!(is_coarse(&fitting()));
         let spoilt: [fn(&mut Account); 10] = [
             |account| account.domains[0].unknown_ns = 7,
             |account| account.opened_ns += 1,
@@ -327,7 +333,7 @@ mod tests {
         for (number, spoil) in spoilt.iter().enumerate() {
             let mut account = fitting();
             spoil(&mut account);
-            assert!(!fits(&account), "{number}");
+            assert!(!is_coarse(&account), "{number}");
         }
     }
 }

@@ -7,30 +7,32 @@
 use std::fs::File;
 use std::io::{self, Read};
 
-const TOKEN_BYTES: usize = 16;
+const SPAN_ID_BYTES: usize = 16;
 
 /// The reserve.
-pub struct Tokens {
+pub struct SpanIdGenerator {
     // Kept open: under a flood of connections there may be no descriptor left to open it with.
     device: File,
-    reserve: Vec<u8>,
+    random_bytes: Vec<u8>,
 }
 
-impl Tokens {
+impl SpanIdGenerator {
     /// An empty reserve, and the device that fills it.
     pub fn new() -> io::Result<Self> {
-        Ok(Self { device: File::open("/dev/urandom")?, reserve: Vec::new() })
+        Ok(Self { device: File::open("/dev/urandom")?, random_bytes: Vec::new() })
     }
 
     /// A name nobody had before: 32 hexadecimal digits.
-    pub fn next(&mut self) -> String {
-        if self.reserve.len() < TOKEN_BYTES {
-            self.reserve.resize(64 * TOKEN_BYTES, 0);
+    pub fn generate(&mut self) -> String {
+        if self.random_bytes.len() < SPAN_ID_BYTES {
+            self.random_bytes.resize(64 * SPAN_ID_BYTES, 0);
             // Without randomness another user could guess names: better no daemon than that.
-            self.device.read_exact(&mut self.reserve).expect("the kernel's generator never ends nor fails");
+            self.device
+                .read_exact(&mut self.random_bytes)
+                .expect("the kernel's generator never ends nor fails");
         }
-        let rest = self.reserve.split_off(self.reserve.len() - TOKEN_BYTES);
-        let mut name = String::with_capacity(2 * TOKEN_BYTES);
+        let rest = self.random_bytes.split_off(self.random_bytes.len() - SPAN_ID_BYTES);
+        let mut name = String::with_capacity(2 * SPAN_ID_BYTES);
         for byte in rest {
             for digit in [byte >> 4, byte & 15] {
                 name.push(
@@ -48,8 +50,8 @@ mod tests {
 
     #[test]
     fn names_have_128_bits_and_none_comes_twice() {
-        let mut tokens = Tokens::new().unwrap();
-        let names: std::collections::HashSet<String> = (0..1000).map(|_| tokens.next()).collect();
+        let mut tokens = SpanIdGenerator::new().unwrap();
+        let names: std::collections::HashSet<String> = (0..1000).map(|_| tokens.generate()).collect();
         assert_eq!(names.len(), 1000);
         assert!(
             names.iter().all(|name| name.len() == 32 && name.bytes().all(|byte| byte.is_ascii_hexdigit()))

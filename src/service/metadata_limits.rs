@@ -8,27 +8,27 @@ use std::collections::BTreeMap;
 use crate::protocol::Refusal;
 
 /// Longest name of a span in the protocol, in bytes.
-pub const SPAN_BYTES: usize = 128;
+pub const MAX_SPAN_ID_BYTES: usize = 128;
 
 /// Longest name of a span for people, in bytes.
-pub const NAME_BYTES: usize = 256;
+pub const MAX_NAME_BYTES: usize = 256;
 
 /// Longest name of a phase, in bytes.
-pub const PHASE_BYTES: usize = 128;
+pub const MAX_PHASE_BYTES: usize = 128;
 
 /// Most attributes of one span.
-pub const PAIRS: usize = 64;
+pub const MAX_ATTRIBUTES: usize = 64;
 
 /// Longest key of an attribute, in bytes.
-pub const KEY_BYTES: usize = 64;
+pub const MAX_KEY_BYTES: usize = 64;
 
 /// Longest value of an attribute, in bytes.
-pub const VALUE_BYTES: usize = 1024;
+pub const MAX_VALUE_BYTES: usize = 1024;
 
 /// Refuses a text that is empty, too long, or has control characters.
-pub fn check_word(field: &str, text: &str, most: usize) -> Result<(), Refusal> {
+pub fn check_identifier(field: &str, text: &str, most: usize) -> Result<(), Refusal> {
     if text.is_empty() {
-        return Err(refused(field, "is empty"));
+        return Err(invalid_value(field, "is empty"));
     }
     check_text(field, text, most)
 }
@@ -36,10 +36,10 @@ pub fn check_word(field: &str, text: &str, most: usize) -> Result<(), Refusal> {
 /// Refuses a text that is too long or has control characters.
 pub fn check_text(field: &str, text: &str, most: usize) -> Result<(), Refusal> {
     if text.len() > most {
-        return Err(refused(field, &format!("has {} bytes; the most is {most}", text.len())));
+        return Err(invalid_value(field, &format!("has {} bytes; the most is {most}", text.len())));
     }
     if text.chars().any(char::is_control) {
-        return Err(refused(field, "has a control character"));
+        return Err(invalid_value(field, "has a control character"));
     }
     Ok(())
 }
@@ -47,19 +47,19 @@ pub fn check_text(field: &str, text: &str, most: usize) -> Result<(), Refusal> {
 /// Refuses attributes that are too many or too long; gives the bytes they take.
 pub fn check_attributes(attributes: &BTreeMap<String, String>, had: usize) -> Result<usize, Refusal> {
     let pairs = had + attributes.len();
-    if pairs > PAIRS {
-        return Err(refused("attributes", &format!("are {pairs}; the most is {PAIRS}")));
+    if pairs > MAX_ATTRIBUTES {
+        return Err(invalid_value("attributes", &format!("are {pairs}; the most is {MAX_ATTRIBUTES}")));
     }
     let mut bytes = 0;
     for (key, value) in attributes {
-        check_word("attributes", key, KEY_BYTES)?;
-        check_text("attributes", value, VALUE_BYTES)?;
+        check_identifier("attributes", key, MAX_KEY_BYTES)?;
+        check_text("attributes", value, MAX_VALUE_BYTES)?;
         bytes += key.len() + value.len();
     }
     Ok(bytes)
 }
 
-fn refused(field: &str, reason: &str) -> Refusal {
+fn invalid_value(field: &str, reason: &str) -> Refusal {
     Refusal::InvalidValue { field: field.to_owned(), reason: reason.to_owned() }
 }
 
@@ -67,15 +67,15 @@ fn refused(field: &str, reason: &str) -> Refusal {
 mod tests {
     use super::*;
 
-    fn pairs(count: usize) -> BTreeMap<String, String> {
+    fn attributes(count: usize) -> BTreeMap<String, String> {
         (0..count).map(|at| (format!("key{at}"), "value".to_owned())).collect()
     }
 
     #[test]
     fn sixty_four_attributes_are_taken_and_one_more_is_not() {
-        assert!(check_attributes(&pairs(64), 0).is_ok());
-        assert!(check_attributes(&pairs(65), 0).is_err());
-        assert!(check_attributes(&pairs(1), 64).is_err());
+        assert!(check_attributes(&attributes(64), 0).is_ok());
+        assert!(check_attributes(&attributes(65), 0).is_err());
+        assert!(check_attributes(&attributes(1), 64).is_err());
     }
 
     #[test]
@@ -91,6 +91,6 @@ mod tests {
             assert!(check_text("name", bad, 256).is_err(), "{bad:?}");
         }
         assert!(check_text("name", "Wärme 熱 🔥", 256).is_ok());
-        assert!(check_word("span", "", 128).is_err());
+        assert!(check_identifier("span", "", 128).is_err());
     }
 }

@@ -8,11 +8,11 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Component, Path, PathBuf};
 
 /// The longest path.
-const LONGEST: usize = 1024;
+const MAX_PATH_BYTES: usize = 1024;
 
 /// An open control group.
 #[derive(Debug)]
-pub struct Group {
+pub struct Cgroup {
     stat: File,
     /// Its place under the hierarchy's root, as it was named.
     pub path: String,
@@ -22,13 +22,13 @@ pub struct Group {
     pub uid: u32,
 }
 
-impl Group {
+impl Cgroup {
     /// Opens the group of this path.
     ///
     /// # Errors
     /// What is wrong with the path, in words for whoever named it.
     pub fn open(hierarchy: Option<&Path>, path: &str) -> Result<Self, String> {
-        let place = inside(path)?;
+        let place = relative_path(path)?;
         let Some(hierarchy) = hierarchy else {
             return Err("no cgroup2 hierarchy is mounted here".into());
         };
@@ -41,24 +41,24 @@ impl Group {
         let unreadable = |error| format!("its cpu.stat cannot be read: {error}");
         let stat = File::open(folder.join("cpu.stat")).map_err(unreadable)?;
         let group = Self { stat, path: path.to_owned(), inode: found.ino(), uid: found.uid() };
-        group.used_ns().map(|_| group).ok_or_else(|| "its cpu.stat shows no usage_usec".into())
+        group.cpu_time_ns().map(|_| group).ok_or_else(|| "its cpu.stat shows no usage_usec".into())
     }
 
     /// Its CPU time since it was made; `None` where it is gone.
-    pub fn used_ns(&self) -> Option<u64> {
+    pub fn cpu_time_ns(&self) -> Option<u64> {
         let mut text = [0; 4096];
         let length = self.stat.read_at(&mut text, 0).ok()?;
-        usage_ns(std::str::from_utf8(&text[..length]).ok()?, &["usage_usec"])
+        sum_cpu_stat_ns(std::str::from_utf8(&text[..length]).ok()?, &["usage_usec"])
     }
 
     /// Whether the group at `other` is this one or lies inside it.
-    pub fn surrounds(&self, other: &str) -> bool {
+    pub fn contains(&self, other: &str) -> bool {
         Path::new(other).starts_with(&self.path)
     }
 }
 
 /// The sum of these values of a `cpu.stat`.
-pub fn usage_ns(text: &str, names: &[&str]) -> Option<u64> {
+pub fn sum_cpu_stat_ns(text: &str, names: &[&str]) -> Option<u64> {
     let value = |name: &&str| -> Option<u64> {
         let line = text.lines().find_map(|line| line.strip_prefix(*name)?.strip_prefix(' '))?;
         line.trim().parse::<u64>().ok()?.checked_mul(1000)
@@ -67,18 +67,18 @@ pub fn usage_ns(text: &str, names: &[&str]) -> Option<u64> {
 }
 
 /// Where cgroup2 is mounted: by itself, or beside the older hierarchies.
-pub fn hierarchy(sysfs_root: &Path) -> Option<PathBuf> {
+pub fn cgroup2_mount(sysfs_root: &Path) -> Option<PathBuf> {
     let places = [sysfs_root.join("fs/cgroup"), sysfs_root.join("fs/cgroup/unified")];
-    places.into_iter().find(|place| place.join("cgroup.controllers").exists())
+    places.into_iter().find(|place| place.join("group.controllers").exists())
 }
 
 /// The path without its leading slash, where it names a place inside.
-fn inside(path: &str) -> Result<&Path, String> {
+fn relative_path(path: &str) -> Result<&Path, String> {
     let Some(rest) = path.strip_prefix('/') else {
         return Err("must begin with /, as in /proc/PID/cgroup".into());
     };
-    if path.len() > LONGEST {
-        return Err(format!("must be at most {LONGEST} bytes long"));
+    if path.len() > MAX_PATH_BYTES {
+        return Err(format!("must be at most {MAX_PATH_BYTES} bytes long"));
     }
     let place = Path::new(rest);
     let plain = place.components().all(|part| matches!(part, Component::Normal(_)));
@@ -105,27 +105,27 @@ mod tests {
         std::fs::write(root.path().join("cpu.stat"), "usage_usec 9\n").unwrap();
         std::os::unix::fs::symlink("/", root.path().join("out")).unwrap();
         for path in ["a", "", "/..", "/a/../a", "/./a", "/../../etc", "/a\0b", "/out/etc", "/out"] {
-            assert!(Group::open(Some(root.path()), path).is_err(), "{path:?}");
+            assert!(Cgroup::open(Some(root.path()), path).is_err(), "{path:?}");
         }
-        assert!(Group::open(Some(root.path()), &format!("/{}", "a/".repeat(600))).is_err());
-        assert_eq!(Group::open(Some(root.path()), "/a").unwrap().used_ns(), Some(5_000));
+        assert!(Cgroup::open(Some(root.path()), &format!("/{}", "a/".repeat(600))).is_err());
+        assert_eq!(Cgroup::open(Some(root.path()), "/a").unwrap().cpu_time_ns(), Some(5_000));
     }
 
     #[test]
     fn the_group_stays_the_one_that_was_opened() {
         let root = hierarchy_with("a", "usage_usec 5\nuser_usec 3\n");
-        let group = Group::open(Some(root.path()), "/a").unwrap();
+        let group = Cgroup::open(Some(root.path()), "/a").unwrap();
         std::fs::rename(root.path().join("a"), root.path().join("b")).unwrap();
         std::fs::create_dir(root.path().join("a")).unwrap();
         std::fs::write(root.path().join("a/cpu.stat"), "usage_usec 999\n").unwrap();
-        assert_eq!(group.used_ns(), Some(5_000));
-        assert!(group.surrounds("/a/b") && group.surrounds("/a") && !group.surrounds("/ab"));
+        assert_eq!(group.cpu_time_ns(), Some(5_000));
+        assert!(group.contains("/a/b") && group.contains("/a") && !group.contains("/ab"));
     }
 
     #[test]
     fn no_hierarchy_and_no_usage_are_told_apart() {
-        assert!(Group::open(None, "/a").unwrap_err().contains("cgroup2"));
+        assert!(Cgroup::open(None, "/a").unwrap_err().contains("cgroup2"));
         let root = hierarchy_with("a", "nr_periods 5\n");
-        assert!(Group::open(Some(root.path()), "/a").unwrap_err().contains("usage_usec"));
+        assert!(Cgroup::open(Some(root.path()), "/a").unwrap_err().contains("usage_usec"));
     }
 }

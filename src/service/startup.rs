@@ -6,38 +6,38 @@
 use std::io;
 use std::time::Duration;
 
-use super::access::Policy;
-use super::feed::{Feeds, Late};
-use super::service::{Service, Settings};
+use super::access::AccessPolicy;
+use super::readings::{PendingSources, ReadingCollector};
+use super::service::{Service, ServiceSettings};
 use crate::clock::Clock;
 use crate::config::Config;
-use crate::process_usage::Roots;
+use crate::process_usage::KernelRoots;
 use crate::sources::{Inventory, topology};
 use crate::systemd::journal::Tell;
 use crate::{attribution, sampler, sources};
 
 /// How long the meter inside a client waits for its sources: its spans open at once, and a GPU's driver that keeps nothing
 /// warm needs seconds.
-const EMBEDDED_WAIT: Duration = Duration::from_secs(5);
+const EMBEDDED_DISCOVERY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long a daemon's readiness waits for its sources: most answer within milliseconds, and what is there from the start
 /// is in every span.
-pub const DAEMON_WAIT: Duration = Duration::from_millis(500);
+pub const DAEMON_DISCOVERY_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// The settings of every stage.
 #[derive(Debug, Clone)]
-pub struct Plan {
+pub struct StartupSettings {
     /// Where joules come from.
-    pub source: sources::Settings,
+    pub sources: sources::Settings,
     /// How often they are looked at.
     pub sampler: sampler::SamplerSettings,
     /// Whose they are.
-    pub service: Settings,
+    pub service: ServiceSettings,
 }
 
-impl Plan {
+impl StartupSettings {
     /// What the configuration, which is checked, comes to.
-    pub fn of(config: &Config) -> Self {
+    pub fn from_config(config: &Config) -> Self {
         let defaults = sources::Settings::default();
         let watts = (config.source.estimate_idle_w, config.source.estimate_max_w);
         let source = sources::Settings {
@@ -49,11 +49,11 @@ impl Plan {
             replay: config.source.replay.clone(),
             enabled: config.source.enabled.clone().unwrap_or(defaults.enabled),
             estimate_mw: match watts {
-                (Some(idle_w), Some(max_w)) => Some((milliwatts(idle_w), milliwatts(max_w))),
+                (Some(idle_w), Some(max_w)) => Some((watts_to_mw(idle_w), watts_to_mw(max_w))),
                 _ => None,
             },
         };
-        let history_ns = nanoseconds(config.history_s * 1e9);
+        let history_ns = round_to_ns(config.history_s * 1e9);
         let sampler = sampler::SamplerSettings {
             rate_hz: config.rate_hz,
             idle_rate_hz: config.idle_rate_hz,
@@ -63,22 +63,28 @@ impl Plan {
             ..sampler::SamplerSettings::default()
         };
         let ledger = attribution::Settings {
-            horizon_ns: nanoseconds(config.horizon_ms * 1e6),
-            patience_ns: nanoseconds(config.patience_ms * 1e6),
+            horizon_ns: round_to_ns(config.horizon_ms * 1e6),
+            patience_ns: round_to_ns(config.patience_ms * 1e6),
             max_open: config.limits.open_spans,
             max_changes: config.limits.weight_changes_per_span as u64,
-            idle_mw: config.idle_w.iter().map(|(name, watts)| (name.clone(), milliwatts(*watts))).collect(),
+            idle_mw: config.idle_w.iter().map(|(name, watts)| (name.clone(), watts_to_mw(*watts))).collect(),
             ..attribution::Settings::default()
         };
-        let policy = Policy::new(&config.access);
-        let roots = Roots {
+        let policy = AccessPolicy::new(&config.access);
+        let roots = KernelRoots {
             proc_root: config.source.proc_root.clone(),
             sysfs_root: config.source.sysfs_root.clone(),
         };
         let nvml_library = config.source.nvml_library.clone();
-        let service =
-            Settings { ledger, limits: config.limits.clone(), policy, history_ns, roots, nvml_library };
-        Self { source, sampler, service }
+        let service = ServiceSettings {
+            attribution: ledger,
+            limits: config.limits.clone(),
+            policy,
+            history_ns,
+            roots,
+            nvml_library,
+        };
+        Self { sources: source, sampler, service }
     }
 
     /// Finds the sources, starts their samplers and puts the service over them. `tell` is told of every later change of
@@ -86,32 +92,37 @@ impl Plan {
     ///
     /// # Errors
     /// The system gives no thread or no random device.
-    pub fn build(self, clock: Clock, tell: Tell) -> io::Result<Service> {
-        let found = sources::discover_within(&self.source, &clock, EMBEDDED_WAIT);
-        self.build_over(found, clock, tell)
+    pub fn start(self, clock: Clock, tell: Tell) -> io::Result<Service> {
+        let found = sources::discover_within(&self.sources, &clock, EMBEDDED_DISCOVERY_TIMEOUT);
+        self.start_with_sources(found, clock, tell)
     }
 
     /// The same over sources that are found already.
     ///
     /// # Errors
     /// As for [`Plan::build`].
-    pub fn build_over(self, found: Inventory, clock: Clock, tell: Tell) -> io::Result<Service> {
+    pub fn start_with_sources(self, found: Inventory, clock: Clock, tell: Tell) -> io::Result<Service> {
         let start = |opened| sampler::start(opened, &self.sampler, clock.clone());
         let samplers = found.opened.into_iter().map(start).collect::<io::Result<Vec<_>>>()?;
-        let mut feeds = Feeds::new(samplers, found.duplicates, tell);
+        let mut feeds = ReadingCollector::new(samplers, found.duplicates, tell);
         if let Some(starting) = found.starting {
-            let packages = topology::packages(&self.source.sysfs_root);
-            feeds.expect(Late { starting, settings: self.sampler, clock: clock.clone(), packages });
+            let packages = topology::packages(&self.sources.sysfs_root);
+            feeds.add_pending_sources(PendingSources {
+                starting,
+                settings: self.sampler,
+                clock: clock.clone(),
+                packages,
+            });
         }
-        feeds.await_first();
+        feeds.wait_for_first_readings();
         Service::new(feeds, found.absent, self.service, clock)
     }
 }
 
-fn milliwatts(watts: f64) -> u64 {
+fn watts_to_mw(watts: f64) -> u64 {
     (watts * 1e3).round() as u64
 }
 
-fn nanoseconds(of: f64) -> u64 {
+fn round_to_ns(of: f64) -> u64 {
     of.round() as u64
 }

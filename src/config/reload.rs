@@ -7,9 +7,9 @@ use super::Config;
 
 /// What became of each key that differs.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Change {
+pub struct ConfigChange {
     /// These are taken.
-    pub live: Vec<String>,
+    pub applied: Vec<String>,
     /// These would need a restart, and stay as they were.
     pub needs_restart: Vec<String>,
 }
@@ -17,7 +17,7 @@ pub struct Change {
 impl Config {
     /// The configuration after `new` was read: its live keys, and all others as they are. `most_hz` is the highest rate
     /// that the history was made for.
-    pub fn adopt(&self, new: &Self, most_hz: f64) -> (Self, Change) {
+    pub fn apply_reload(&self, new: &Self, most_hz: f64) -> (Self, ConfigChange) {
         let mut next = self.clone();
         next.limits.clone_from(&new.limits);
         next.access.clone_from(&new.access);
@@ -29,17 +29,20 @@ impl Config {
             // Still a sound pair.
             next.idle_rate_hz = new.idle_rate_hz.min(next.rate_hz);
         }
-        (next.clone(), Change { live: differences(self, &next), needs_restart: differences(&next, new) })
+        (
+            next.clone(),
+            ConfigChange { applied: changed_keys(self, &next), needs_restart: changed_keys(&next, new) },
+        )
     }
 }
 
 /// The keys, as one writes them, whose values differ.
-fn differences(one: &Config, other: &Config) -> Vec<String> {
+fn changed_keys(one: &Config, other: &Config) -> Vec<String> {
     let table = |config: &Config| toml::Table::try_from(config).unwrap_or_default();
-    differing("", &table(one), &table(other))
+    changed_keys_in("", &table(one), &table(other))
 }
 
-fn differing(under: &str, one: &toml::Table, other: &toml::Table) -> Vec<String> {
+fn changed_keys_in(under: &str, one: &toml::Table, other: &toml::Table) -> Vec<String> {
     let mut keys: Vec<&String> =
         one.keys().chain(other.keys().filter(|key| !one.contains_key(*key))).collect();
     keys.sort();
@@ -47,7 +50,7 @@ fn differing(under: &str, one: &toml::Table, other: &toml::Table) -> Vec<String>
     keys.into_iter()
         .flat_map(|key| match (one.get(key).unwrap_or(&empty), other.get(key).unwrap_or(&empty)) {
             (toml::Value::Table(one), toml::Value::Table(other)) => {
-                differing(&format!("{under}{key}."), one, other)
+                changed_keys_in(&format!("{under}{key}."), one, other)
             }
             (one, other) if one != other => vec![format!("{under}{key}")],
             _ => Vec::new(),
@@ -69,22 +72,23 @@ mod tests {
         new.idle_rate_hz = 2.0;
         new.socket = Some("/elsewhere".into());
         new.source.enabled = Some(vec!["perf".into()]);
-        let (next, change) = old.adopt(&new, 1000.0);
+        let (next, change) = old.apply_reload(&new, 1000.0);
         let live = ["access.span_group", "idle_rate_hz", "idle_w.package-0", "limits.connections"];
-        assert_eq!(change.live, live);
+        assert_eq!(change.applied, live);
         assert_eq!(change.needs_restart, ["socket", "source.enabled"]);
         assert_eq!((next.limits.connections, next.socket.as_ref()), (7, None));
         // Asked again, what was not taken is named again, and nothing else changes.
-        let (again, change) = next.adopt(&new, 1000.0);
-        assert_eq!((again, change.live.len(), change.needs_restart.len()), (next, 0, 2));
+        let (again, change) = next.apply_reload(&new, 1000.0);
+        assert_eq!((again, change.applied.len(), change.needs_restart.len()), (next, 0, 2));
     }
 
     #[test]
     fn a_rate_may_fall_live_but_not_rise_above_what_the_history_was_made_for() {
         let old = Config::default();
-        let (next, change) = old.adopt(&Config { rate_hz: 500.0, ..old.clone() }, 1000.0);
-        assert_eq!((next.rate_hz, change.live), (500.0, vec!["rate_hz".to_owned()]));
-        let (next, change) = next.adopt(&Config { rate_hz: 2000.0, idle_rate_hz: 900.0, ..old }, 1000.0);
+        let (next, change) = old.apply_reload(&Config { rate_hz: 500.0, ..old.clone() }, 1000.0);
+        assert_eq!((next.rate_hz, change.applied), (500.0, vec!["rate_hz".to_owned()]));
+        let (next, change) =
+            next.apply_reload(&Config { rate_hz: 2000.0, idle_rate_hz: 900.0, ..old }, 1000.0);
         assert_eq!((next.rate_hz, next.idle_rate_hz), (500.0, 500.0));
         assert_eq!(change.needs_restart, ["idle_rate_hz", "rate_hz"]);
     }
@@ -96,9 +100,9 @@ mod tests {
         new.limits.stall_s = 9.0;
         new.access.telemetry_group = "x".into();
         new.idle_w.insert("a.b".into(), 1.0);
-        let (_, change) = old.adopt(&new, 1000.0);
+        let (_, change) = old.apply_reload(&new, 1000.0);
         for table in ["limits", "access", "idle_w"] {
-            assert!(change.live.iter().any(|key| key.starts_with(table)), "{table}: {change:?}");
+            assert!(change.applied.iter().any(|key| key.starts_with(table)), "{table}: {change:?}");
         }
     }
 }

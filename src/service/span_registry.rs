@@ -14,90 +14,90 @@ use crate::config::Limits;
 use crate::protocol::Refusal;
 
 use super::access::Peer;
-use super::ticket::{ConnectionId, Ticket};
+use super::reply_to::{ConnectionId, ReplyTo};
 
 /// A span that is open.
 #[derive(Debug, Clone, Copy)]
-pub struct Open {
+pub struct OpenSpanEntry {
     /// Its place in the ledger.
     pub key: SpanKey,
-    owner: ConnectionId,
-    size: Size,
+    connection: ConnectionId,
+    size: SpanSize,
     phases: u32,
-    weighed: bool,
-    journalled: bool,
+    has_weight_change: bool,
+    is_journalled: bool,
 }
 
 /// How large a span is, or becomes by what is added to it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Size {
+pub struct SpanSize {
     /// Bytes of its texts.
-    pub noted: usize,
+    pub text_bytes: usize,
     /// Its attributes.
-    pub pairs: usize,
+    pub attribute_count: usize,
     /// Bytes of memory that it takes, by estimate.
-    pub held: usize,
+    pub memory_bytes: usize,
 }
 
 #[derive(Debug)]
-pub(crate) enum Entry {
-    Open(Open),
+pub(crate) enum SpanEntry {
+    Open(OpenSpanEntry),
     // Its own name again, so that settling needs one look-up.
-    Closing { key: SpanKey, span: Arc<str>, size: Size, ticket: Option<Ticket>, journalled: bool },
+    Closing { key: SpanKey, span: Arc<str>, size: SpanSize, reply_to: Option<ReplyTo>, is_journalled: bool },
     // Its number in the store; none where nothing is kept, or it was not taken.
-    Settled { account: Arc<Account>, bytes: usize, kept: Option<u64> },
+    Settled { account: Arc<Account>, bytes: usize, store_number: Option<u64> },
 }
 
 /// What a span left behind that has settled.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Left {
+pub struct SettledSpan {
     /// Who waits for the final account.
-    pub ticket: Option<Ticket>,
+    pub reply_to: Option<ReplyTo>,
     /// The store's journal has it under this key.
-    pub journalled: Option<SpanKey>,
+    pub journal_key: Option<SpanKey>,
 }
 
 #[derive(Debug, Default)]
-pub(crate) struct User {
-    pub(crate) spans: HashMap<Arc<str>, Entry>,
-    open: usize,
-    noted: usize,
-    held: usize,
+pub(crate) struct UserSpans {
+    pub(crate) spans: HashMap<Arc<str>, SpanEntry>,
+    open_count: usize,
+    text_bytes: usize,
+    memory_bytes: usize,
     pub(crate) remembered: VecDeque<Arc<str>>,
     remembered_bytes: usize,
 }
 
 /// The open spans that each connection answers for, and whose they are.
-type Owned = BTreeMap<ConnectionId, (u32, HashSet<Arc<str>>)>;
+type ConnectionSpans = BTreeMap<ConnectionId, (u32, HashSet<Arc<str>>)>;
 
 /// The table.
 #[derive(Debug)]
-pub struct Register {
+pub struct SpanRegistry {
     limits: Limits,
-    pub(crate) users: BTreeMap<u32, User>,
-    pub(crate) owned: Owned,
-    remembered: usize,
+    pub(crate) users: BTreeMap<u32, UserSpans>,
+    pub(crate) connections: ConnectionSpans,
+    remembered_count: usize,
     remembered_bytes: usize,
-    waiting: usize,
+    waiting_replies: usize,
     footprint: Footprint,
     /// Bytes of memory that the spans of all users take, and of them those beyond each user's guaranteed part.
-    held: usize,
-    shared: usize,
+    memory_bytes: usize,
+    shared_bytes: usize,
 }
 
-impl Register {
+impl SpanRegistry {
     /// An empty table with these bounds, for a ledger over so many domains.
     pub fn new(limits: Limits, domains: usize) -> Self {
         Self {
             limits,
             users: BTreeMap::new(),
-            owned: BTreeMap::new(),
-            remembered: 0,
+            connections: BTreeMap::new(),
+            remembered_count: 0,
             remembered_bytes: 0,
-            waiting: 0,
+            waiting_replies: 0,
             footprint: Footprint::new(domains),
-            held: 0,
-            shared: 0,
+            memory_bytes: 0,
+            shared_bytes: 0,
         }
     }
 
@@ -109,86 +109,99 @@ impl Register {
     /// Other bounds from now on; what is above them goes as it settles or is forgotten.
     pub fn set_limits(&mut self, limits: Limits) {
         self.limits = limits;
-        let guaranteed = self.guaranteed();
-        self.shared = self.users.values().map(|user| user.held.saturating_sub(guaranteed)).sum();
+        let guaranteed = self.guaranteed_bytes();
+        self.shared_bytes =
+            self.users.values().map(|user| user.memory_bytes.saturating_sub(guaranteed)).sum();
     }
 
     /// What a span of this name would take, with these notes; `withheld`: its account is kept back for a while.
-    pub fn size_of(
+    pub fn estimate_size(
         &self,
         span: &str,
         name: &str,
         attributes: &BTreeMap<String, String>,
         withheld: bool,
-    ) -> Size {
+    ) -> SpanSize {
         /// An entry under its name in a user's table and in a connection's set, both up to twice as large as they need.
-        const ENTRY_BYTES: usize = 2 * (size_of::<(Arc<str>, Entry)>() + size_of::<Arc<str>>() + 2);
+        const ENTRY_BYTES: usize = 2 * (size_of::<(Arc<str>, SpanEntry)>() + size_of::<Arc<str>>() + 2);
         let texts: usize = attributes.iter().map(|(key, value)| key.len() + value.len()).sum();
         let in_ledger = self.footprint.span(span, name) * if withheld { 2 } else { 1 };
         let held = in_ledger
             + footprint::attributes(attributes)
             + ENTRY_BYTES
             + footprint::allocation(16 + span.len());
-        Size { noted: texts + name.len(), pairs: attributes.len(), held }
+        SpanSize { text_bytes: texts + name.len(), attribute_count: attributes.len(), memory_bytes: held }
     }
 
     /// Whether this peer may open a span of this name and size.
-    pub fn check_room(&self, peer: &Peer, span: &str, size: Size) -> Result<(), Refusal> {
+    pub fn check_open(&self, peer: &Peer, span: &str, size: SpanSize) -> Result<(), Refusal> {
         if let Some(user) = self.users.get(&peer.uid) {
             if user.spans.contains_key(span) {
                 return Err(Refusal::SpanExists { span: span.to_owned() });
             }
-            if !peer.unlimited && user.open >= self.limits.open_spans_per_user {
-                return Err(full("open spans", self.limits.open_spans_per_user));
+            if !peer.unlimited && user.open_count >= self.limits.open_spans_per_user {
+                return Err(quota_exceeded("open spans", self.limits.open_spans_per_user));
             }
         }
         self.check_growth(peer, size)
     }
 
     /// Whether a peer's spans may grow by so much.
-    pub fn check_growth(&self, peer: &Peer, size: Size) -> Result<(), Refusal> {
+    pub fn check_growth(&self, peer: &Peer, size: SpanSize) -> Result<(), Refusal> {
         let (limits, user) = (&self.limits, self.users.get(&peer.uid));
-        let (noted, held) = user.map_or((0, 0), |user| (user.noted, user.held));
-        if !peer.unlimited && noted + size.noted > limits.notes_bytes_per_user {
-            return Err(full("bytes of notes on spans", limits.notes_bytes_per_user));
+        let (noted, held) = user.map_or((0, 0), |user| (user.text_bytes, user.memory_bytes));
+        if !peer.unlimited && noted + size.text_bytes > limits.notes_bytes_per_user {
+            return Err(quota_exceeded("bytes of notes on spans", limits.notes_bytes_per_user));
         }
-        if !peer.unlimited && held + size.held > limits.span_memory_bytes_per_user {
-            return Err(full("bytes of memory of one user's spans", limits.span_memory_bytes_per_user));
+        if !peer.unlimited && held + size.memory_bytes > limits.span_memory_bytes_per_user {
+            return Err(quota_exceeded(
+                "bytes of memory of one user's spans",
+                limits.span_memory_bytes_per_user,
+            ));
         }
         // The last quarter is for guaranteed parts, so that those who take all they can leave room for others.
-        let beyond = (held + size.held).saturating_sub(self.guaranteed().max(held));
+        let beyond = (held + size.memory_bytes).saturating_sub(self.guaranteed_bytes().max(held));
         let total = limits.span_memory_bytes;
-        if self.held + size.held > total || (beyond > 0 && self.shared + beyond > total / 4 * 3) {
-            return Err(full("bytes of memory of all spans", total));
+        if self.memory_bytes + size.memory_bytes > total
+            || (beyond > 0 && self.shared_bytes + beyond > total / 4 * 3)
+        {
+            return Err(quota_exceeded("bytes of memory of all spans", total));
         }
         Ok(())
     }
 
     /// Bytes of memory that each user has beside what all share.
-    fn guaranteed(&self) -> usize {
+    fn guaranteed_bytes(&self) -> usize {
         self.limits.span_memory_bytes / 512
     }
 
     /// Bytes of memory that all spans take, by estimate.
     pub fn held(&self) -> usize {
-        self.held
+        self.memory_bytes
     }
 
     /// Enters a span that the ledger has opened.
-    pub fn enter(&mut self, uid: u32, span: &str, key: SpanKey, owner: ConnectionId, size: Size) {
+    pub fn insert(&mut self, uid: u32, span: &str, key: SpanKey, owner: ConnectionId, size: SpanSize) {
         let user = self.users.entry(uid).or_default();
         let span: Arc<str> = span.into();
-        let open = Open { key, owner, size, phases: 0, weighed: false, journalled: false };
-        user.spans.insert(Arc::clone(&span), Entry::Open(open));
-        user.open += 1;
-        self.grow(uid, size);
-        self.owned.entry(owner).or_insert_with(|| (uid, HashSet::new())).1.insert(span);
+        let open = OpenSpanEntry {
+            key,
+            connection: owner,
+            size,
+            phases: 0,
+            has_weight_change: false,
+            is_journalled: false,
+        };
+        user.spans.insert(Arc::clone(&span), SpanEntry::Open(open));
+        user.open_count += 1;
+        self.add_usage(uid, size);
+        self.connections.entry(owner).or_insert_with(|| (uid, HashSet::new())).1.insert(span);
     }
 
     /// The user's open span of this name.
-    pub fn open(&self, uid: u32, span: &str) -> Result<Open, Refusal> {
+    pub fn find_open(&self, uid: u32, span: &str) -> Result<OpenSpanEntry, Refusal> {
         match self.users.get(&uid).and_then(|user| user.spans.get(span)) {
-            Some(Entry::Open(open)) => Ok(*open),
+            Some(SpanEntry::Open(open)) => Ok(*open),
             Some(_) => Err(Refusal::AlreadyClosed { span: span.to_owned() }),
             None => Err(Refusal::NoSuchSpan { span: span.to_owned() }),
         }
@@ -198,13 +211,13 @@ impl Register {
     ///
     /// # Errors
     /// There is no room for it.
-    pub fn check_phase(&self, peer: &Peer, open: &Open, phase: &str) -> Result<Size, Refusal> {
+    pub fn check_phase(&self, peer: &Peer, open: &OpenSpanEntry, phase: &str) -> Result<SpanSize, Refusal> {
         let limit = self.limits.phases_per_span;
         if open.phases as usize >= limit {
-            return Err(full("phases of a span", limit));
+            return Err(quota_exceeded("phases of a span", limit));
         }
-        let held = self.footprint.phase(phase) + self.story_of(open);
-        let size = Size { noted: phase.len(), pairs: 0, held };
+        let held = self.footprint.phase(phase) + self.history_bytes(open);
+        let size = SpanSize { text_bytes: phase.len(), attribute_count: 0, memory_bytes: held };
         self.check_growth(peer, size).map(|()| size)
     }
 
@@ -212,58 +225,61 @@ impl Register {
     ///
     /// # Errors
     /// There is no room for it.
-    pub fn check_weight(&self, peer: &Peer, open: &Open) -> Result<Size, Refusal> {
-        if open.weighed {
-            return Ok(Size::default());
+    pub fn check_weight(&self, peer: &Peer, open: &OpenSpanEntry) -> Result<SpanSize, Refusal> {
+        if open.has_weight_change {
+            return Ok(SpanSize::default());
         }
-        let size = Size { held: self.footprint.weights() + self.story_of(open), ..Size::default() };
+        let size = SpanSize {
+            memory_bytes: self.footprint.weights() + self.history_bytes(open),
+            ..SpanSize::default()
+        };
         self.check_growth(peer, size).map(|()| size)
     }
 
-    fn story_of(&self, open: &Open) -> usize {
-        if open.phases == 0 && !open.weighed { self.footprint.story() } else { 0 }
+    fn history_bytes(&self, open: &OpenSpanEntry) -> usize {
+        if open.phases == 0 && !open.has_weight_change { self.footprint.story() } else { 0 }
     }
 
     /// An open span has one more phase, of this size.
-    pub fn note_phase(&mut self, uid: u32, span: &str, size: Size) {
-        self.note(uid, span, size, |open| open.phases += 1);
+    pub fn record_phase(&mut self, uid: u32, span: &str, size: SpanSize) {
+        self.update_open(uid, span, size, |open| open.phases += 1);
     }
 
     /// An open span has its first change of weight, of this size.
-    pub fn note_weight(&mut self, uid: u32, span: &str, size: Size) {
-        self.note(uid, span, size, |open| open.weighed = true);
+    pub fn record_weight_change(&mut self, uid: u32, span: &str, size: SpanSize) {
+        self.update_open(uid, span, size, |open| open.has_weight_change = true);
     }
 
-    fn note(&mut self, uid: u32, span: &str, size: Size, change: impl FnOnce(&mut Open)) {
+    fn update_open(&mut self, uid: u32, span: &str, size: SpanSize, change: impl FnOnce(&mut OpenSpanEntry)) {
         let entry = self.users.get_mut(&uid).and_then(|user| user.spans.get_mut(span));
-        if let Some(Entry::Open(open)) = entry {
+        if let Some(SpanEntry::Open(open)) = entry {
             change(open);
             open.size.add(size);
-            self.grow(uid, size);
+            self.add_usage(uid, size);
         }
     }
 
     /// A user's spans have become larger.
-    fn grow(&mut self, uid: u32, size: Size) {
-        let guaranteed = self.guaranteed();
+    fn add_usage(&mut self, uid: u32, size: SpanSize) {
+        let guaranteed = self.guaranteed_bytes();
         if let Some(user) = self.users.get_mut(&uid) {
-            let beyond = user.held.saturating_sub(guaranteed);
-            user.noted += size.noted;
-            user.held += size.held;
-            self.held += size.held;
-            self.shared += user.held.saturating_sub(guaranteed) - beyond;
+            let beyond = user.memory_bytes.saturating_sub(guaranteed);
+            user.text_bytes += size.text_bytes;
+            user.memory_bytes += size.memory_bytes;
+            self.memory_bytes += size.memory_bytes;
+            self.shared_bytes += user.memory_bytes.saturating_sub(guaranteed) - beyond;
         }
     }
 
     /// A span of this size has left the ledger.
-    fn shed(&mut self, uid: u32, size: Size) {
-        let guaranteed = self.guaranteed();
+    fn subtract_usage(&mut self, uid: u32, size: SpanSize) {
+        let guaranteed = self.guaranteed_bytes();
         if let Some(user) = self.users.get_mut(&uid) {
-            let beyond = user.held.saturating_sub(guaranteed);
-            user.noted -= size.noted;
-            user.held -= size.held;
-            self.held -= size.held;
-            self.shared -= beyond - user.held.saturating_sub(guaranteed);
+            let beyond = user.memory_bytes.saturating_sub(guaranteed);
+            user.text_bytes -= size.text_bytes;
+            user.memory_bytes -= size.memory_bytes;
+            self.memory_bytes -= size.memory_bytes;
+            self.shared_bytes -= beyond - user.memory_bytes.saturating_sub(guaranteed);
         }
     }
 
@@ -274,14 +290,17 @@ impl Register {
             // All are copied before the first is freed: else each copy would take the place of the one before.
             let mut copies = Vec::new();
             for name in &user.remembered {
-                let Some(Entry::Settled { account, bytes, kept }) = user.spans.get(name) else { continue };
+                let Some(SpanEntry::Settled { account, bytes, store_number: kept }) = user.spans.get(name)
+                else {
+                    continue;
+                };
                 if kept.is_some_and(|number| number <= committed) {
                     user.remembered_bytes -= bytes;
-                    self.remembered -= 1;
+                    self.remembered_count -= 1;
                     self.remembered_bytes -= bytes;
                 } else {
                     let account = Arc::new(Account::clone(account));
-                    let settled = Entry::Settled { account, bytes: *bytes, kept: *kept };
+                    let settled = SpanEntry::Settled { account, bytes: *bytes, store_number: *kept };
                     copies.push((Arc::<str>::from(&**name), settled));
                 }
             }
@@ -298,107 +317,114 @@ impl Register {
             user.spans.shrink_to(2 * user.spans.len());
             user.remembered.shrink_to(2 * user.remembered.len());
         }
-        self.owned.values_mut().for_each(|(_, spans)| spans.shrink_to(2 * spans.len()));
+        self.connections.values_mut().for_each(|(_, spans)| spans.shrink_to(2 * spans.len()));
     }
 
     /// An open span is closed in the ledger with so much more of notes, and `ticket` waits for its final account.
-    pub fn close(&mut self, uid: u32, span: &str, more: Size, ticket: Option<Ticket>) {
+    pub fn begin_close(&mut self, uid: u32, span: &str, more: SpanSize, ticket: Option<ReplyTo>) {
         let Some(user) = self.users.get_mut(&uid) else { return };
         let Some(entry) = user.spans.get_mut(span) else { return };
-        if let Entry::Open(open) = *entry {
-            let span = disown(&mut self.owned, open.owner, span).unwrap_or_else(|| span.into());
-            let (mut size, journalled) = (open.size, open.journalled);
+        if let SpanEntry::Open(open) = *entry {
+            let span = remove_from_connection(&mut self.connections, open.connection, span)
+                .unwrap_or_else(|| span.into());
+            let (mut size, journalled) = (open.size, open.is_journalled);
             size.add(more);
-            *entry = Entry::Closing { key: open.key, span, size, ticket, journalled };
-            user.open -= 1;
-            self.waiting += usize::from(ticket.is_some());
-            self.grow(uid, more);
+            *entry =
+                SpanEntry::Closing { key: open.key, span, size, reply_to: ticket, is_journalled: journalled };
+            user.open_count -= 1;
+            self.waiting_replies += usize::from(ticket.is_some());
+            self.add_usage(uid, more);
         }
     }
 
     /// An open span is forgotten; gives its key where the store's journal has it.
-    pub fn cancel(&mut self, uid: u32, span: &str) -> Option<SpanKey> {
+    pub fn remove_open(&mut self, uid: u32, span: &str) -> Option<SpanKey> {
         let user = self.users.get_mut(&uid)?;
-        let Some(Entry::Open(open)) = user.spans.remove(span) else { return None };
-        user.open -= 1;
-        self.shed(uid, open.size);
-        disown(&mut self.owned, open.owner, span);
-        self.leave(uid);
-        open.journalled.then_some(open.key)
+        let Some(SpanEntry::Open(open)) = user.spans.remove(span) else { return None };
+        user.open_count -= 1;
+        self.subtract_usage(uid, open.size);
+        remove_from_connection(&mut self.connections, open.connection, span);
+        self.remove_if_empty(uid);
+        open.is_journalled.then_some(open.key)
     }
 
     /// The store's journal has this span, which is open or closing.
-    pub fn note_journalled(&mut self, uid: u32, span: &str) {
+    pub fn set_journalled(&mut self, uid: u32, span: &str) {
         let entry = self.users.get_mut(&uid).and_then(|user| user.spans.get_mut(span));
-        if let Some(Entry::Open(Open { journalled, .. }) | Entry::Closing { journalled, .. }) = entry {
+        if let Some(
+            SpanEntry::Open(OpenSpanEntry { is_journalled: journalled, .. })
+            | SpanEntry::Closing { is_journalled: journalled, .. },
+        ) = entry
+        {
             *journalled = true;
         }
     }
 
     /// The store had no room for a final account.
-    pub fn note_not_kept(&mut self, account: &Account) {
+    pub fn clear_store_number(&mut self, account: &Account) {
         let entry =
             self.users.get_mut(&account.uid).and_then(|user| user.spans.get_mut(account.span.as_str()));
-        if let Some(Entry::Settled { kept, .. }) = entry {
+        if let Some(SpanEntry::Settled { store_number: kept, .. }) = entry {
             *kept = None;
         }
     }
 
     /// The open spans of a connection that is gone; they are closing from here on.
-    pub fn abandon(&mut self, connection: ConnectionId) -> Vec<SpanKey> {
-        let Some((uid, spans)) = self.owned.remove(&connection) else { return Vec::new() };
-        let keys = spans.iter().filter_map(|span| self.open(uid, span).ok()).map(|open| open.key).collect();
+    pub fn close_connection(&mut self, connection: ConnectionId) -> Vec<SpanKey> {
+        let Some((uid, spans)) = self.connections.remove(&connection) else { return Vec::new() };
+        let keys =
+            spans.iter().filter_map(|span| self.find_open(uid, span).ok()).map(|open| open.key).collect();
         for span in spans {
-            self.close(uid, &span, Size::default(), None);
+            self.begin_close(uid, &span, SpanSize::default(), None);
         }
         keys
     }
 
     /// Remembers a final account, which is to have this number in the store; gives what its span leaves behind.
-    pub fn settle(&mut self, account: &Arc<Account>, kept: Option<u64>) -> Left {
-        let Some(user) = self.users.get_mut(&account.uid) else { return Left::default() };
-        let Some(entry) = user.spans.get_mut(account.span.as_str()) else { return Left::default() };
+    pub fn settle(&mut self, account: &Arc<Account>, kept: Option<u64>) -> SettledSpan {
+        let Some(user) = self.users.get_mut(&account.uid) else { return SettledSpan::default() };
+        let Some(entry) = user.spans.get_mut(account.span.as_str()) else { return SettledSpan::default() };
         let bytes = footprint::account(account);
-        let settled = Entry::Settled { account: Arc::clone(account), bytes, kept };
+        let settled = SpanEntry::Settled { account: Arc::clone(account), bytes, store_number: kept };
         let (span, size, left) = match std::mem::replace(entry, settled) {
-            Entry::Closing { span, size, ticket, key, journalled } => {
-                (span, size, Left { ticket, journalled: journalled.then_some(key) })
+            SpanEntry::Closing { span, size, reply_to: ticket, key, is_journalled: journalled } => {
+                (span, size, SettledSpan { reply_to: ticket, journal_key: journalled.then_some(key) })
             }
             // The ledger settles only what was closed here.
             other => {
                 *entry = other;
-                return Left::default();
+                return SettledSpan::default();
             }
         };
         user.remembered.push_back(span);
         user.remembered_bytes += bytes;
-        self.shed(account.uid, size);
-        self.remembered += 1;
+        self.subtract_usage(account.uid, size);
+        self.remembered_count += 1;
         self.remembered_bytes += bytes;
-        self.waiting -= usize::from(left.ticket.is_some());
-        self.forget_surplus();
+        self.waiting_replies -= usize::from(left.reply_to.is_some());
+        self.evict_remembered();
         left
     }
 
-    fn forget_surplus(&mut self) {
-        while self.remembered > self.limits.remembered_accounts
+    fn evict_remembered(&mut self) {
+        while self.remembered_count > self.limits.remembered_accounts
             || self.remembered_bytes > self.limits.remembered_bytes
         {
             let greediest = self.users.iter().max_by_key(|(uid, user)| (user.remembered_bytes, **uid));
             let Some(uid) = greediest.map(|(uid, _)| *uid) else { return };
             let Some(user) = self.users.get_mut(&uid) else { return };
             let Some(span) = user.remembered.pop_front() else { return };
-            if let Some(Entry::Settled { bytes, .. }) = user.spans.remove(&span) {
+            if let Some(SpanEntry::Settled { bytes, .. }) = user.spans.remove(&span) {
                 user.remembered_bytes -= bytes;
-                self.remembered -= 1;
+                self.remembered_count -= 1;
                 self.remembered_bytes -= bytes;
             }
-            self.leave(uid);
+            self.remove_if_empty(uid);
         }
     }
 
     /// Forgets a user of whom nothing is left.
-    fn leave(&mut self, uid: u32) {
+    fn remove_if_empty(&mut self, uid: u32) {
         if self.users.get(&uid).is_some_and(|user| user.spans.is_empty()) {
             self.users.remove(&uid);
         }
@@ -406,24 +432,24 @@ impl Register {
 
     /// How many closes wait for their final account.
     pub fn waiting(&self) -> usize {
-        self.waiting
+        self.waiting_replies
     }
 
     /// Every ticket that still waits, with the span it waits for; they wait no longer.
-    pub fn give_up_waiting(&mut self) -> Vec<(Ticket, SpanKey)> {
+    pub fn take_waiting_replies(&mut self) -> Vec<(ReplyTo, SpanKey)> {
         let mut given_up = Vec::new();
         for entry in self.users.values_mut().flat_map(|user| user.spans.values_mut()) {
-            if let Entry::Closing { key, ticket, .. } = entry {
+            if let SpanEntry::Closing { key, reply_to: ticket, .. } = entry {
                 given_up.extend(ticket.take().map(|ticket| (ticket, *key)));
             }
         }
-        self.waiting = 0;
+        self.waiting_replies = 0;
         given_up
     }
 }
 
 /// Takes a span from its connection; gives its name.
-fn disown(owned: &mut Owned, owner: ConnectionId, span: &str) -> Option<Arc<str>> {
+fn remove_from_connection(owned: &mut ConnectionSpans, owner: ConnectionId, span: &str) -> Option<Arc<str>> {
     let (_, spans) = owned.get_mut(&owner)?;
     let name = spans.take(span);
     if spans.is_empty() {
@@ -432,22 +458,22 @@ fn disown(owned: &mut Owned, owner: ConnectionId, span: &str) -> Option<Arc<str>
     name
 }
 
-impl Open {
+impl OpenSpanEntry {
     /// Attributes it has already.
-    pub fn pairs(&self) -> usize {
-        self.size.pairs
+    pub fn attribute_count(&self) -> usize {
+        self.size.attribute_count
     }
 }
 
-impl Size {
+impl SpanSize {
     fn add(&mut self, more: Self) {
-        self.noted += more.noted;
-        self.pairs += more.pairs;
-        self.held += more.held;
+        self.text_bytes += more.text_bytes;
+        self.attribute_count += more.attribute_count;
+        self.memory_bytes += more.memory_bytes;
     }
 }
 
-fn full(quota: &str, limit: usize) -> Refusal {
+fn quota_exceeded(quota: &str, limit: usize) -> Refusal {
     Refusal::QuotaExceeded { quota: quota.to_owned(), limit: limit as u64 }
 }
 
@@ -460,10 +486,10 @@ mod tests {
     const ANN: Peer = Peer { uid: 1000, access: Access::Span, unlimited: false };
     const BOB: Peer = Peer { uid: 2000, access: Access::Span, unlimited: false };
 
-    fn register(change: impl FnOnce(&mut Limits)) -> Register {
+    fn registry(change: impl FnOnce(&mut Limits)) -> SpanRegistry {
         let mut limits = Limits::default();
         change(&mut limits);
-        Register::new(limits, 3)
+        SpanRegistry::new(limits, 3)
     }
 
     fn account(uid: u32, span: &str) -> Arc<Account> {
@@ -497,71 +523,74 @@ mod tests {
         })
     }
 
-    fn noted(bytes: usize) -> Size {
-        Size { noted: bytes, ..Size::default() }
+    fn text_size(bytes: usize) -> SpanSize {
+        SpanSize { text_bytes: bytes, ..SpanSize::default() }
     }
 
-    fn held(bytes: usize) -> Size {
-        Size { held: bytes, ..Size::default() }
+    fn memory_size(bytes: usize) -> SpanSize {
+        SpanSize { memory_bytes: bytes, ..SpanSize::default() }
     }
 
-    fn settled(register: &mut Register, peer: &Peer, span: &str, key: u64) {
-        register.enter(peer.uid, span, SpanKey(key), 1, Size::default());
-        register.close(peer.uid, span, Size::default(), None);
+    fn settle_span(register: &mut SpanRegistry, peer: &Peer, span: &str, key: u64) {
+        register.insert(peer.uid, span, SpanKey(key), 1, SpanSize::default());
+        register.begin_close(peer.uid, span, SpanSize::default(), None);
         register.settle(&account(peer.uid, span), None);
     }
 
     #[test]
     fn another_users_span_answers_as_one_that_does_not_exist() {
-        let mut register = register(|_| ());
-        register.enter(ANN.uid, "a", SpanKey(1), 1, Size::default());
+        let mut register = registry(|_| ());
+        register.insert(ANN.uid, "a", SpanKey(1), 1, SpanSize::default());
         let missing = Refusal::NoSuchSpan { span: "a".into() };
-        assert_eq!(register.open(BOB.uid, "a").unwrap_err(), missing);
-        assert_eq!(register.known(BOB.uid, "a").unwrap_err(), missing);
-        assert!(register.check_room(&BOB, "a", Size::default()).is_ok());
+        assert_eq!(register.find_open(BOB.uid, "a").unwrap_err(), missing);
+        assert_eq!(register.find(BOB.uid, "a").unwrap_err(), missing);
+        assert!(register.check_open(&BOB, "a", SpanSize::default()).is_ok());
         assert_eq!(
-            register.check_room(&ANN, "a", Size::default()),
+            register.check_open(&ANN, "a", SpanSize::default()),
             Err(Refusal::SpanExists { span: "a".into() })
         );
     }
 
     #[test]
     fn a_closed_span_is_told_from_an_unknown_one_as_long_as_it_is_remembered() {
-        let mut register = register(|limits| limits.remembered_accounts = 1);
-        settled(&mut register, &ANN, "a", 1);
-        assert_eq!(register.open(ANN.uid, "a").unwrap_err(), Refusal::AlreadyClosed { span: "a".into() });
-        settled(&mut register, &ANN, "b", 2);
-        assert_eq!(register.open(ANN.uid, "a").unwrap_err(), Refusal::NoSuchSpan { span: "a".into() });
+        let mut register = registry(|limits| limits.remembered_accounts = 1);
+        settle_span(&mut register, &ANN, "a", 1);
+        assert_eq!(
+            register.find_open(ANN.uid, "a").unwrap_err(),
+            Refusal::AlreadyClosed { span: "a".into() }
+        );
+        settle_span(&mut register, &ANN, "b", 2);
+        assert_eq!(register.find_open(ANN.uid, "a").unwrap_err(), Refusal::NoSuchSpan { span: "a".into() });
     }
 
     #[test]
     fn whoever_has_most_in_memory_is_forgotten_first() {
-        let mut register = register(|limits| limits.remembered_accounts = 4);
-        settled(&mut register, &BOB, "his", 1);
+        let mut register = registry(|limits| limits.remembered_accounts = 4);
+        settle_span(&mut register, &BOB, "his", 1);
         for key in 2..10 {
-            settled(&mut register, &ANN, &format!("hers{key}"), key);
+            settle_span(&mut register, &ANN, &format!("hers{key}"), key);
         }
-        assert!(register.known(BOB.uid, "his").is_ok());
-        assert!(register.known(ANN.uid, "hers9").is_ok());
-        assert!(register.known(ANN.uid, "hers6").is_err());
+        assert!(register.find(BOB.uid, "his").is_ok());
+        assert!(register.find(ANN.uid, "hers9").is_ok());
+        assert!(register.find(ANN.uid, "hers6").is_err());
     }
 
     #[test]
     fn the_latest_accounts_are_as_many_as_asked_and_never_a_megabyte() {
-        let mut register = register(|_| ());
+        let mut register = registry(|_| ());
         for (key, peer, value) in
             [(1, ANN, 10), (2, BOB, 10), (3, ANN, 400_000), (4, ANN, 200_000), (5, ANN, 10)]
         {
             let span = format!("span{key}");
-            register.enter(peer.uid, &span, SpanKey(key), 1, Size::default());
-            register.close(peer.uid, &span, Size::default(), None);
+            register.insert(peer.uid, &span, SpanKey(key), 1, SpanSize::default());
+            register.begin_close(peer.uid, &span, SpanSize::default(), None);
             let mut account = Account::clone(&account(peer.uid, &span));
             account.closed_ns = Some(key);
             account.attributes.insert("k".into(), "v".repeat(value));
             register.settle(&Arc::new(account), None);
         }
         let names = |whose, limit| {
-            let latest = register.latest(whose, limit, |_| true);
+            let latest = register.latest_accounts(whose, limit, |_| true);
             latest.iter().map(|(account, _)| account.span.clone()).collect::<Vec<_>>()
         };
         assert_eq!(names(None, 2), ["span4", "span5"]);
@@ -571,48 +600,48 @@ mod tests {
 
     #[test]
     fn a_vanished_connection_leaves_only_what_it_opened_and_did_not_close() {
-        let mut register = register(|_| ());
+        let mut register = registry(|_| ());
         for (key, owner) in [(1, 7), (2, 7), (3, 8)] {
-            register.enter(ANN.uid, &format!("span{key}"), SpanKey(key), owner, Size::default());
+            register.insert(ANN.uid, &format!("span{key}"), SpanKey(key), owner, SpanSize::default());
         }
-        register.close(ANN.uid, "span1", Size::default(), None);
-        assert_eq!(register.abandon(7), vec![SpanKey(2)]);
-        assert!(register.open(ANN.uid, "span3").is_ok());
-        assert!(register.abandon(7).is_empty());
+        register.begin_close(ANN.uid, "span1", SpanSize::default(), None);
+        assert_eq!(register.close_connection(7), vec![SpanKey(2)]);
+        assert!(register.find_open(ANN.uid, "span3").is_ok());
+        assert!(register.close_connection(7).is_empty());
     }
 
     #[test]
     fn the_quotas_are_for_each_user_and_come_back_with_the_close() {
-        let mut register = register(|limits| {
+        let mut register = registry(|limits| {
             limits.open_spans_per_user = 1;
             limits.notes_bytes_per_user = 100;
         });
-        register.enter(ANN.uid, "a", SpanKey(1), 1, noted(90));
-        let refused = register.check_room(&ANN, "b", Size::default()).unwrap_err();
+        register.insert(ANN.uid, "a", SpanKey(1), 1, text_size(90));
+        let refused = register.check_open(&ANN, "b", SpanSize::default()).unwrap_err();
         assert_eq!(refused, Refusal::QuotaExceeded { quota: "open spans".into(), limit: 1 });
-        assert!(register.check_room(&BOB, "b", Size::default()).is_ok());
+        assert!(register.check_open(&BOB, "b", SpanSize::default()).is_ok());
         let unlimited = Peer { unlimited: true, ..ANN };
-        assert!(register.check_room(&unlimited, "b", noted(1000)).is_ok());
-        register.close(ANN.uid, "a", Size::default(), None);
-        assert!(register.check_room(&ANN, "b", noted(10)).is_ok());
-        assert!(register.check_room(&ANN, "b", noted(11)).is_err());
+        assert!(register.check_open(&unlimited, "b", text_size(1000)).is_ok());
+        register.begin_close(ANN.uid, "a", SpanSize::default(), None);
+        assert!(register.check_open(&ANN, "b", text_size(10)).is_ok());
+        assert!(register.check_open(&ANN, "b", text_size(11)).is_err());
         register.settle(&account(ANN.uid, "a"), None);
-        assert!(register.check_room(&ANN, "b", noted(100)).is_ok());
+        assert!(register.check_open(&ANN, "b", text_size(100)).is_ok());
     }
 
     #[test]
     fn a_ticket_comes_back_with_the_account_it_waited_for() {
-        let mut register = register(|_| ());
-        let ticket = Ticket { connection: 7, slot: 3 };
-        register.enter(ANN.uid, "a", SpanKey(1), 7, Size::default());
-        register.close(ANN.uid, "a", Size::default(), Some(ticket));
+        let mut register = registry(|_| ());
+        let ticket = ReplyTo { connection: 7, slot: 3 };
+        register.insert(ANN.uid, "a", SpanKey(1), 7, SpanSize::default());
+        register.begin_close(ANN.uid, "a", SpanSize::default(), Some(ticket));
         assert_eq!(register.waiting(), 1);
-        assert_eq!(register.settle(&account(ANN.uid, "a"), None).ticket, Some(ticket));
+        assert_eq!(register.settle(&account(ANN.uid, "a"), None).reply_to, Some(ticket));
         assert_eq!(register.waiting(), 0);
     }
     #[test]
     fn those_who_take_all_they_can_leave_each_other_user_its_guaranteed_part() {
-        let mut register = register(|limits| {
+        let mut register = registry(|limits| {
             limits.span_memory_bytes = 512 * 1000;
             limits.span_memory_bytes_per_user = 256 * 1000;
         });
@@ -620,16 +649,16 @@ mod tests {
         let own =
             Refusal::QuotaExceeded { quota: "bytes of memory of one user's spans".into(), limit: 256_000 };
         let mut key = 0;
-        let mut fill = |register: &mut Register, uid, most: usize| {
+        let mut fill = |register: &mut SpanRegistry, uid, most: usize| {
             let peer = Peer { uid, ..ANN };
             let mut taken = 0;
             while taken < most {
                 let span = format!("s{taken}");
-                if let Err(refusal) = register.check_room(&peer, &span, held(100)) {
+                if let Err(refusal) = register.check_open(&peer, &span, memory_size(100)) {
                     return (taken, Some(refusal));
                 }
                 key += 1;
-                register.enter(uid, &span, SpanKey(key), u64::from(uid), held(100));
+                register.insert(uid, &span, SpanKey(key), u64::from(uid), memory_size(100));
                 taken += 100;
             }
             (taken, None)
@@ -642,39 +671,42 @@ mod tests {
         }
         assert_eq!(register.held(), 256_000 + 130_000 + 97_000);
         for uid in 1..100 {
-            register.abandon(u64::from(uid));
+            register.close_connection(u64::from(uid));
             let closing: Vec<Arc<str>> = register.users[&uid].spans.keys().cloned().collect();
             closing.iter().for_each(|span| {
                 register.settle(&account(uid, span), None);
             });
         }
-        assert_eq!((register.held(), register.shared), (0, 0));
+        assert_eq!((register.held(), register.shared_bytes), (0, 0));
     }
 
     #[test]
     fn phases_attributes_and_weights_count_with_what_they_take_and_come_back() {
-        let mut register = register(|limits| limits.phases_per_span = 2);
+        let mut register = registry(|limits| limits.phases_per_span = 2);
         let attributes = (0..64).map(|at| (format!("{at:02}"), String::new())).collect();
-        let plain = register.size_of("a", "", &BTreeMap::new(), false).held;
-        let rich = register.size_of("a", "", &attributes, false).held;
+        let plain = register.estimate_size("a", "", &BTreeMap::new(), false).memory_bytes;
+        let rich = register.estimate_size("a", "", &attributes, false).memory_bytes;
         assert!(rich > plain + 64 * 100, "{plain} {rich}");
-        register.enter(ANN.uid, "a", SpanKey(1), 1, register.size_of("a", "", &attributes, false));
-        let open = register.open(ANN.uid, "a").unwrap();
+        register.insert(ANN.uid, "a", SpanKey(1), 1, register.estimate_size("a", "", &attributes, false));
+        let open = register.find_open(ANN.uid, "a").unwrap();
         let first = register.check_phase(&ANN, &open, "p").unwrap();
-        register.note_phase(ANN.uid, "a", first);
-        let open = register.open(ANN.uid, "a").unwrap();
+        register.record_phase(ANN.uid, "a", first);
+        let open = register.find_open(ANN.uid, "a").unwrap();
         let second = register.check_phase(&ANN, &open, "p").unwrap();
-        assert!(first.held > second.held && second.held > 3 * 48, "{first:?} {second:?}");
-        register.note_phase(ANN.uid, "a", second);
-        let open = register.open(ANN.uid, "a").unwrap();
+        assert!(
+            first.memory_bytes > second.memory_bytes && second.memory_bytes > 3 * 48,
+            "{first:?} {second:?}"
+        );
+        register.record_phase(ANN.uid, "a", second);
+        let open = register.find_open(ANN.uid, "a").unwrap();
         let refused = register.check_phase(&ANN, &open, "p").unwrap_err();
         assert_eq!(refused, Refusal::QuotaExceeded { quota: "phases of a span".into(), limit: 2 });
         let weight = register.check_weight(&ANN, &open).unwrap();
-        register.note_weight(ANN.uid, "a", weight);
-        let open = register.open(ANN.uid, "a").unwrap();
-        assert_eq!(register.check_weight(&ANN, &open), Ok(Size::default()));
-        assert_eq!(register.held(), rich + first.held + second.held + weight.held);
-        register.cancel(ANN.uid, "a");
+        register.record_weight_change(ANN.uid, "a", weight);
+        let open = register.find_open(ANN.uid, "a").unwrap();
+        assert_eq!(register.check_weight(&ANN, &open), Ok(SpanSize::default()));
+        assert_eq!(register.held(), rich + first.memory_bytes + second.memory_bytes + weight.memory_bytes);
+        register.remove_open(ANN.uid, "a");
         assert_eq!(register.held(), 0);
     }
 }

@@ -3,21 +3,21 @@
 //! Owns the commands, for the system that this is and for the groups that exist on it: advice that names a group which is
 //! not there fails when an administrator follows it.
 
-use super::group_ffi;
-use super::section::Groups;
+use super::getgrnam_ffi;
+use super::section::AccessGroups;
 
 /// Whether the system has a group of this name. May block on a name service: never asked for a client.
 pub fn group_exists(name: &str) -> bool {
-    group_ffi::number(name).is_some()
+    getgrnam_ffi::gid_by_name(name).is_some()
 }
 
 /// The commands that put USER into these groups; the groups that do not exist are created first.
 pub fn join_commands(groups: &[&str]) -> String {
     let groups: Vec<(&str, bool)> = groups.iter().map(|group| (*group, group_exists(group))).collect();
-    commands(std::env::consts::OS == "macos", &groups)
+    membership_commands(std::env::consts::OS == "macos", &groups)
 }
 
-fn commands(apple: bool, groups: &[(&str, bool)]) -> String {
+fn membership_commands(apple: bool, groups: &[(&str, bool)]) -> String {
     let create = |name: &str| match apple {
         true => format!("sudo dseditgroup -o create {name}"),
         false => format!("sudo groupadd --system {name}"),
@@ -35,8 +35,8 @@ fn commands(apple: bool, groups: &[(&str, bool)]) -> String {
 
 /// What an administrator has to know at the start of a daemon that serves the system: a group to which the configuration
 /// gives access, and which does not exist. The telemetry group may be missing where it has its default name.
-pub fn missing_groups(groups: &Groups) -> Vec<String> {
-    let default = Groups::default();
+pub fn missing_group_warnings(groups: &AccessGroups) -> Vec<String> {
+    let default = AccessGroups::default();
     let telemetry = Some(&groups.telemetry_group).filter(|name| **name != default.telemetry_group);
     let extra = [("coarse_group", groups.coarse_group.as_ref()), ("telemetry_group", telemetry)];
     let mut missing = Vec::new();
@@ -66,14 +66,14 @@ mod tests {
 
     #[test]
     fn a_group_is_created_only_where_it_is_missing() {
-        let linux = |groups: &[(&str, bool)]| commands(false, groups);
+        let linux = |groups: &[(&str, bool)]| membership_commands(false, groups);
         assert_eq!(linux(&[("wattspan", true)]), "sudo usermod -aG wattspan USER");
         assert_eq!(
             linux(&[("wattspan", true), ("extra", false)]),
             "sudo groupadd --system extra && sudo usermod -aG wattspan,extra USER"
         );
         assert_eq!(
-            commands(true, &[("wattspan", false)]),
+            membership_commands(true, &[("wattspan", false)]),
             "sudo dseditgroup -o create wattspan && sudo dseditgroup -o edit -a USER -t user wattspan"
         );
         assert!(join_commands(&["no-such-group-here"]).contains("no-such-group-here && sudo "));
@@ -81,14 +81,14 @@ mod tests {
 
     #[test]
     fn every_group_that_is_configured_and_missing_is_named_with_its_commands() {
-        let groups = |span: &str, coarse: Option<&str>, telemetry: &str| Groups {
+        let groups = |span: &str, coarse: Option<&str>, telemetry: &str| AccessGroups {
             coarse_group: coarse.map(str::to_owned),
             span_group: span.into(),
             telemetry_group: telemetry.into(),
         };
-        assert!(missing_groups(&groups("daemon", None, "wattspan-telemetry")).is_empty());
-        assert!(missing_groups(&groups("daemon", Some("daemon"), "daemon")).is_empty());
-        let missing = missing_groups(&groups("no-a", Some("no-b"), "no-c"));
+        assert!(missing_group_warnings(&groups("daemon", None, "wattspan-telemetry")).is_empty());
+        assert!(missing_group_warnings(&groups("daemon", Some("daemon"), "daemon")).is_empty());
+        let missing = missing_group_warnings(&groups("no-a", Some("no-b"), "no-c"));
         for (line, name) in missing.iter().zip(["no-a", "no-b", "no-c"]) {
             assert!(
                 line.starts_with(&format!("the group {name} ")) && line.contains(&join_commands(&[name])),

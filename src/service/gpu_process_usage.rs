@@ -8,31 +8,31 @@ use std::path::PathBuf;
 
 use crate::attribution::{Ledger, Look, Used};
 use crate::domain::{Absent, Domain, Kind};
-use crate::process_usage::{Counted, Watch};
+use crate::process_usage::{ProcessWatcher, TargetUsage};
 use crate::sources::nvml;
 use crate::sources::nvml_use::{GpuTime, Told};
 
 /// One board.
 #[derive(Debug)]
-struct Board {
+struct GpuBoard {
     domain: usize,
     name: String,
     uuid: String,
     /// Made when it is first asked, so that a daemon without spans has no thread for it.
-    time: Option<GpuTime>,
-    used: HashMap<u32, u64>,
-    busy: u64,
-    said: bool,
+    process_time: Option<GpuTime>,
+    used_by_subject: HashMap<u32, u64>,
+    busy_total: u64,
+    is_reported: bool,
 }
 
 /// All boards.
 #[derive(Debug)]
-pub(crate) struct GpuShares {
+pub(crate) struct GpuProcessUsage {
     library: Option<PathBuf>,
-    boards: Vec<Board>,
+    boards: Vec<GpuBoard>,
 }
 
-impl GpuShares {
+impl GpuProcessUsage {
     /// Of those of these domains that are whole boards of NVIDIA's.
     pub(crate) fn new<'a>(
         domains: impl Iterator<Item = (usize, &'a Domain)>,
@@ -48,61 +48,77 @@ impl GpuShares {
         let board = |(domain, of): (usize, &Domain)| {
             let uuid = of.device.clone().filter(|_| of.source == nvml::NAME && of.kind == Kind::Gpu)?;
             let name = of.name.clone();
-            Some(Board { domain, name, uuid, time: None, used: HashMap::new(), busy: 0, said: false })
+            Some(GpuBoard {
+                domain,
+                name,
+                uuid,
+                process_time: None,
+                used_by_subject: HashMap::new(),
+                busy_total: 0,
+                is_reported: false,
+            })
         };
         self.boards.extend(domains.filter_map(board));
     }
 
     /// Passes on what the boards have told, and asks them again; gives what is to be said of those that do not tell.
-    pub(crate) fn look(&mut self, watch: &Watch, counted: &[Counted], ledger: &mut Ledger) -> Vec<Absent> {
+    pub(crate) fn sample(
+        &mut self,
+        watch: &ProcessWatcher,
+        counted: &[TargetUsage],
+        ledger: &mut Ledger,
+    ) -> Vec<Absent> {
         let mut said = Vec::new();
         for (board, basis) in self.boards.iter_mut().zip(1..) {
-            if board.time.is_none() {
-                board.time = GpuTime::of(self.library.as_ref(), board.uuid.clone());
+            if board.process_time.is_none() {
+                board.process_time = GpuTime::of(self.library.as_ref(), board.uuid.clone());
             }
-            let Some(time) = &board.time else { continue };
+            let Some(time) = &board.process_time else { continue };
             time.ask();
             match time.take() {
                 None => {}
-                Some(Told::Used(at_ns, used)) => board.pass_on(at_ns, &used, basis, watch, counted, ledger),
-                Some(Told::Silent(reason)) if !board.said => {
-                    board.said = true;
+                Some(Told::Used(at_ns, used)) => {
+                    board.record_usage(at_ns, &used, basis, watch, counted, ledger)
+                }
+                Some(Told::Silent(reason)) if !board.is_reported => {
+                    board.is_reported = true;
                     let reason = format!("{}: no part by process: {reason}", board.name);
                     said.push(Absent { source: nvml::NAME.into(), reason });
                 }
-                Some(Told::Silent(_)) => board.keep_silent(basis, counted, ledger),
+                Some(Told::Silent(_)) => board.record_unknown(basis, counted, ledger),
             }
         }
         said
     }
 }
 
-impl Board {
-    fn pass_on(
+impl GpuBoard {
+    fn record_usage(
         &mut self,
         at_ns: u64,
         told: &HashMap<u32, u64>,
         basis: usize,
-        watch: &Watch,
-        counted: &[Counted],
+        watch: &ProcessWatcher,
+        counted: &[TargetUsage],
         ledger: &mut Ledger,
     ) {
-        self.busy += told.values().sum::<u64>();
+        self.busy_total += told.values().sum::<u64>();
         let mut looks = Vec::with_capacity(counted.len());
         for of in counted {
-            let theirs = told.iter().filter(|(pid, _)| watch.holds(of.number, **pid)).map(|(_, used)| used);
-            let used = self.used.entry(of.number).or_default();
+            let theirs =
+                told.iter().filter(|(pid, _)| watch.contains(of.subject, **pid)).map(|(_, used)| used);
+            let used = self.used_by_subject.entry(of.subject).or_default();
             *used += theirs.sum::<u64>();
-            looks.push(Used { subject: of.number, used: Some(*used), apart: of.apart });
+            looks.push(Used { subject: of.subject, used: Some(*used), apart: of.is_disjoint });
         }
-        self.used.retain(|number, _| counted.iter().any(|of| of.number == *number));
+        self.used_by_subject.retain(|number, _| counted.iter().any(|of| of.subject == *number));
         ledger.set_basis(self.domain, basis);
-        ledger.look(&Look { at_ns, basis, busy: Some(self.busy), used: &looks });
+        ledger.look(&Look { at_ns, basis, busy: Some(self.busy_total), used: &looks });
     }
 
     /// It told once and does not any more: what it does not tell is not known.
-    fn keep_silent(&self, basis: usize, counted: &[Counted], ledger: &mut Ledger) {
-        let unknown = |of: &Counted| Used { subject: of.number, used: None, apart: of.apart };
+    fn record_unknown(&self, basis: usize, counted: &[TargetUsage], ledger: &mut Ledger) {
+        let unknown = |of: &TargetUsage| Used { subject: of.subject, used: None, apart: of.is_disjoint };
         let used: Vec<Used> = counted.iter().map(unknown).collect();
         ledger.look(&Look { at_ns: crate::clock::monotonic_ns(), basis, busy: None, used: &used });
     }

@@ -1,0 +1,235 @@
+//! Whose use of the machine a span asks for, and when it is looked at.
+//!
+//! Owns the watch over processes and control groups, and the pace of the looks: one soon after a span of somebody new
+//! opened, one before a closed span settles, ten a second while spans are open, none while there is no span; and never
+//! so many that they cost more than a fiftieth of a CPU (a tenth while new processes keep coming). A process is watched for its own user, and for whoever may know
+//! everybody's accounts; the peer's own process comes from the transport, never from a message.
+
+use std::collections::{HashMap, HashSet};
+
+use super::access::Peer;
+use super::gpu_process_usage::GpuProcessUsage;
+use super::service::{Caller, Service};
+use crate::attribution::{CPU_TIME, Ledger, Look, Subject, Used};
+use crate::domain::{Absent, Domain};
+use crate::process_usage::{KernelRoots, ProcessIdentity, ProcessWatcher, UsageSample, WatchProcessError};
+use crate::protocol::{Access, OpenSpan, Refusal};
+
+/// From one look to the next while spans are open, and while some wait for their accounts.
+const OPEN_INTERVAL_NS: u64 = 100_000_000;
+const CLOSING_INTERVAL_NS: u64 = 10_000_000;
+/// A look is followed by so many times its cost without one; by fewer where somebody new waits for the first.
+const COST_FACTOR: u64 = 50;
+const NEW_TARGET_COST_FACTOR: u64 = 10;
+/// Those whom no span names any more are forgotten after this long.
+const SWEEP_INTERVAL_NS: u64 = 5_000_000_000;
+
+const UNKNOWN_PEER_REASON: &str = "the peer's process is not known: the transport does not tell it, or /proc hides it from the daemon \
+                      (hidepid=, ProtectProc=)";
+const LIMIT_REASON: &str = "too many processes are watched at once";
+
+/// Those whom spans ask for.
+pub(crate) struct ProcessTracker {
+    watcher: ProcessWatcher,
+    gpus: GpuProcessUsage,
+    /// Subjects of whom nothing can be known, by the reason.
+    unavailable: HashMap<&'static str, u32>,
+    sampled_ns: Option<u64>,
+    sample_cost_ns: u64,
+    /// Somebody new is to be looked at.
+    has_new_target: bool,
+    swept_ns: u64,
+    unreferenced: HashSet<u32>,
+}
+
+impl ProcessTracker {
+    pub(crate) fn new(roots: KernelRoots, gpus: GpuProcessUsage) -> Self {
+        Self {
+            watcher: ProcessWatcher::new(roots),
+            gpus,
+            unavailable: HashMap::new(),
+            sampled_ns: None,
+            sample_cost_ns: 0,
+            has_new_target: false,
+            swept_ns: 0,
+            unreferenced: HashSet::new(),
+        }
+    }
+
+    /// GPUs that were found late, by their domains' numbers.
+    pub(crate) fn add_gpus<'a>(&mut self, domains: impl Iterator<Item = (usize, &'a Domain)>) {
+        self.gpus.extend(domains);
+    }
+
+    /// When a look is due; `None` while nobody is asked for.
+    fn sample_due_ns(&self, ledger: &Ledger) -> Option<u64> {
+        if !ledger.has_subjects() || !ledger.busy() {
+            return None;
+        }
+        let (pace_ns, rests) = match (self.has_new_target, ledger.is_closing()) {
+            (true, _) => (CLOSING_INTERVAL_NS, NEW_TARGET_COST_FACTOR),
+            (false, true) => (CLOSING_INTERVAL_NS, COST_FACTOR),
+            (false, false) => (OPEN_INTERVAL_NS, COST_FACTOR),
+        };
+        Some(self.sampled_ns.map_or(0, |looked_ns| looked_ns + pace_ns.max(self.sample_cost_ns * rests)))
+    }
+
+    fn sample(&mut self, now_ns: u64, ledger: &mut Ledger) -> Vec<Absent> {
+        let (UsageSample { busy_ns, targets: counted }, cost_ns) = self.watcher.sample();
+        let used = |counted: &crate::process_usage::TargetUsage| {
+            let used = counted.used_ns;
+            Used { subject: counted.subject, used, apart: counted.is_disjoint }
+        };
+        for counted in &counted {
+            let reason = match (busy_ns, counted.used_ns) {
+                (None, _) => Some("the machine's own busy time cannot be read in /proc/stat"),
+                (_, None) => Some("the control group is gone"),
+                _ => None,
+            };
+            ledger.excuse(counted.subject, reason.map(str::to_owned));
+        }
+        let used: Vec<Used> = counted.iter().map(used).collect();
+        ledger.look(&Look { at_ns: now_ns, basis: CPU_TIME, busy: busy_ns, used: &used });
+        (self.sampled_ns, self.has_new_target) = (Some(now_ns), false);
+        // One slow look alone is a hiccup.
+        self.sample_cost_ns = if self.sample_cost_ns == 0 {
+            cost_ns
+        } else {
+            self.sample_cost_ns.midpoint(cost_ns.min(self.sample_cost_ns * 4))
+        };
+        self.gpus.sample(&self.watcher, &counted, ledger)
+    }
+
+    /// Forgets those whom no span names any more.
+    fn sweep(&mut self, now_ns: u64, ledger: &mut Ledger) {
+        if now_ns.saturating_sub(self.swept_ns) < SWEEP_INTERVAL_NS {
+            return;
+        }
+        self.swept_ns = now_ns;
+        let excused = self.unavailable.values().copied();
+        let numbers: Vec<u32> = self.watcher.numbers().into_iter().chain(excused).collect();
+        let unused: HashSet<u32> = numbers.into_iter().filter(|number| !ledger.refers_to(*number)).collect();
+        for number in unused.intersection(&self.unreferenced) {
+            ledger.dismiss(*number);
+            self.watcher.remove(*number);
+            self.unavailable.retain(|_, excused| excused != number);
+        }
+        self.unreferenced = unused.into_iter().filter(|number| ledger.has(*number)).collect();
+    }
+
+    fn excused(&mut self, reason: &'static str, ledger: &mut Ledger) -> u32 {
+        let subject = || Subject { reason: Some(reason.to_owned()), ..Subject::default() };
+        *self.unavailable.entry(reason).or_insert_with(|| ledger.admit(subject()))
+    }
+
+    fn process_subject(
+        &mut self,
+        peer: &Peer,
+        origin: ProcessIdentity,
+        ledger: &mut Ledger,
+    ) -> Result<u32, WatchProcessError> {
+        if let Some(number) = self.watcher.find_process(origin) {
+            return Ok(number);
+        }
+        self.watcher.check_limit(peer.uid, peer.unlimited)?;
+        let number = ledger.admit(Subject { process: Some(origin.pid), ..Subject::default() });
+        let added = self.watcher.add_process(number, peer.uid, origin);
+        if added.is_err() {
+            ledger.dismiss(number);
+        }
+        self.has_new_target = true;
+        added.map(|()| number)
+    }
+
+    fn requested_process(&mut self, peer: &Peer, pid: i64, ledger: &mut Ledger) -> Result<u32, Refusal> {
+        let field = |wrong| method_error("process", wrong);
+        let pid = u32::try_from(pid).ok().filter(|pid| *pid > 0);
+        let pid = pid.ok_or_else(|| {
+            field(WatchProcessError::NotFound("must be a process's number, from 1 on".into()))
+        })?;
+        let (origin, uid) = self.watcher.identify_with_owner(pid).map_err(field)?;
+        if uid != peer.uid && peer.access < Access::Telemetry {
+            return Err(Refusal::AccessDenied { needs: "telemetry".into() });
+        }
+        self.process_subject(peer, origin, ledger).map_err(field)
+    }
+
+    fn requested_cgroup(&mut self, peer: &Peer, path: &str, ledger: &mut Ledger) -> Result<u32, Refusal> {
+        let field = |wrong| method_error("cgroup", wrong);
+        let group = self.watcher.open_cgroup(path).map_err(field)?;
+        if group.uid != peer.uid && peer.access < Access::Telemetry {
+            return Err(Refusal::AccessDenied { needs: "telemetry".into() });
+        }
+        if let Some(number) = self.watcher.find_cgroup(&group) {
+            return Ok(number);
+        }
+        self.watcher.check_limit(peer.uid, peer.unlimited).map_err(field)?;
+        let number = ledger.admit(Subject { cgroup: Some(path.to_owned()), ..Subject::default() });
+        self.watcher.add_cgroup(number, peer.uid, group);
+        self.has_new_target = true;
+        Ok(number)
+    }
+}
+
+impl Service {
+    /// The process at the other end, by the number that the transport gave.
+    pub fn identify_process(&self, pid: Option<u32>) -> Option<ProcessIdentity> {
+        self.process_tracker.watcher.identify(pid?)
+    }
+
+    /// Whose use a new span asks for, by the ledger's number.
+    pub(crate) fn resolve_subject(&mut self, caller: &Caller, call: &OpenSpan) -> Result<u32, Refusal> {
+        let (subjects, ledger, peer) = (&mut self.process_tracker, &mut self.attributor, &caller.peer);
+        if peer.access < Access::Span {
+            // The looks at CPU times lie on no grid, so the coarse tier has nothing of them.
+            let asked = call.process.is_some() || call.cgroup.is_some();
+            let denied = Refusal::AccessDenied { needs: Access::Span.word().into() };
+            return if asked { Err(denied) } else { Ok(0) };
+        }
+        if call.process_share == Some(false) {
+            if call.process.is_some() || call.cgroup.is_some() {
+                let reason = "cannot be false beside process or cgroup; leave one of them out".to_owned();
+                return Err(Refusal::InvalidValue { field: "process_share".into(), reason });
+            }
+            return Ok(0);
+        }
+        match (call.process, &call.cgroup, caller.process) {
+            (Some(_), Some(_), _) => {
+                let reason = "cannot be named beside process; choose one".to_owned();
+                Err(Refusal::InvalidValue { field: "cgroup".into(), reason })
+            }
+            (Some(pid), None, _) => subjects.requested_process(peer, pid, ledger),
+            (None, Some(path), _) => subjects.requested_cgroup(peer, path, ledger),
+            (None, None, None) => Ok(subjects.excused(UNKNOWN_PEER_REASON, ledger)),
+            (None, None, Some(origin)) => Ok(match subjects.process_subject(peer, origin, ledger) {
+                Ok(number) => number,
+                Err(WatchProcessError::LimitReached { .. }) => subjects.excused(LIMIT_REASON, ledger),
+                Err(WatchProcessError::NotFound(_)) => subjects.excused(UNKNOWN_PEER_REASON, ledger),
+            }),
+        }
+    }
+
+    /// Looks at who used the machine, if that is due.
+    pub(crate) fn sample_process_usage(&mut self, now_ns: u64) {
+        if self.process_sample_due_ns().is_some_and(|due_ns| due_ns <= now_ns) {
+            let silent = self.process_tracker.sample(now_ns, &mut self.attributor);
+            self.absent.extend(silent);
+        }
+        self.process_tracker.sweep(now_ns, &mut self.attributor);
+    }
+
+    /// When that is due.
+    pub(crate) fn process_sample_due_ns(&self) -> Option<u64> {
+        self.process_tracker.sample_due_ns(&self.attributor)
+    }
+}
+
+fn method_error(field: &str, wrong: WatchProcessError) -> Refusal {
+    match wrong {
+        WatchProcessError::NotFound(reason) => Refusal::InvalidValue { field: field.to_owned(), reason },
+        WatchProcessError::LimitReached { limit } => Refusal::QuotaExceeded {
+            quota: "watched processes and control groups".into(),
+            limit: limit as u64,
+        },
+    }
+}
