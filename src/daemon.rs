@@ -18,11 +18,11 @@ use crate::config::{self, AcceptedOwner, Config, Flags};
 use crate::dbus;
 use crate::domain::Domain;
 use crate::private_file;
-use crate::privileges::{self, Confinement, Needs};
+use crate::privileges::{self, ProcessPrivileges, RequiredPrivileges};
 use crate::ring::Sample;
 use crate::sampler;
 use crate::sampler::recording::{self, Recording};
-use crate::server::Doors;
+use crate::server::ServerSockets;
 use crate::service::{ConfigLoader, DaemonControl, Service, StartupSettings};
 use crate::sources::powercap::NAME as POWERCAP;
 use crate::sources::recorder::Recorder;
@@ -30,10 +30,11 @@ use crate::sources::{self, Inventory};
 use crate::store::{self, Store};
 use crate::systemd::activation_ffi;
 use crate::systemd::journal::{
-    BUS, Entry, Event, FAILED, LEDGER, LOOSE, NO_GROUP, RECORDED, STARTED, STOPPED, tell,
+    DBUS_STATE, EXCESS_PRIVILEGES, FAILED, LogEntry, LogEvent, RECORDING_ENDED, STARTED, STOPPED,
+    STORE_STATE, UNKNOWN_GROUP, log,
 };
-use crate::systemd::notify::Manager;
-use crate::unix_socket::{self, Listening, Reach, Taken};
+use crate::systemd::notify::ServiceManager;
+use crate::unix_socket::{self, ListenError, SocketFile, SocketPermissions};
 
 /// The whole program.
 pub fn main() -> ExitCode {
@@ -56,10 +57,10 @@ fn run(flags: &Flags) -> Result<()> {
         }
         return Ok(());
     }
-    raise_descriptor_limit(config.limits.connections + dbus::DESCRIPTORS);
+    raise_descriptor_limit(config.limits.connections + dbus::MAX_DESCRIPTORS);
     let stop = signal_stream(&[SIGTERM, SIGINT]).context("cannot listen for signals")?;
     let reload = signal_stream(&[SIGHUP]).context("cannot listen for signals")?;
-    let manager = Manager::from_environment();
+    let manager = ServiceManager::from_environment();
     let plan = StartupSettings::from_config(&config);
     let reach = plan.service.policy.socket_permissions();
     // Everything that needs privilege: the socket's path, the sources, the recording's file.
@@ -68,13 +69,13 @@ fn run(flags: &Flags) -> Result<()> {
         sources::discover_within(&plan.sources, &Clock::Machine, crate::service::DAEMON_DISCOVERY_TIMEOUT);
     let out = flags.record.as_deref().map(|file| (file, private_file::create(file)));
     let confinement = drop_privileges(&config, &inventory, &manager);
-    let mut service = plan.start_with_sources(inventory, Clock::Machine, tell).context("cannot start")?;
+    let mut service = plan.start_with_sources(inventory, Clock::Machine, log).context("cannot start")?;
     ensure_sources(&service)?;
     let recording = out.map(|(file, out)| start_recording(file, out, &mut service)).transpose()?;
-    let is_manual_root = rustix::process::geteuid().is_root() && !manager.is_there();
+    let is_manual_root = rustix::process::geteuid().is_root() && !manager.is_present();
     start_store(&config, &mut service).context("cannot start the ledger on disk")?;
     service.enable_daemon_mode(
-        DaemonControl::new(config.clone(), config_loader(flags.clone(), owner), manager, tell),
+        DaemonControl::new(config.clone(), config_loader(flags.clone(), owner), manager, log),
         confinement,
     );
     // A socket of our own was renamed into its place, and the kernel knows it by its first name only.
@@ -82,18 +83,24 @@ fn run(flags: &Flags) -> Result<()> {
         listening.as_ref().map_or_else(|| listener_paths(&listeners), |own| own.path().display().to_string());
     log_event(&STARTED, &format!("measures {}, listens on {addresses}", service.domain_names().join(", ")));
     if is_manual_root {
-        log_event(&LOOSE, MANUAL_ROOT_NOTICE);
+        log_event(&EXCESS_PRIVILEGES, MANUAL_ROOT_NOTICE);
     }
     if config::is_system_daemon() {
         config::missing_group_warnings(&config.access)
             .iter()
-            .for_each(|missing| log_event(&NO_GROUP, missing));
+            .for_each(|missing| log_event(&UNKNOWN_GROUP, missing));
     }
     let (bus, arrivals) = dbus::start(&config, log_bus).context("cannot go on the bus")?.unzip();
-    let doors = Doors { listeners, arrivals, stop: Some(stop), reload: Some(reload), ..Doors::default() };
+    let doors = ServerSockets {
+        listeners,
+        forwarded: arrivals,
+        stop: Some(stop),
+        reload: Some(reload),
+        ..ServerSockets::default()
+    };
     crate::server::serve(service, doors).context("the poller failed")?;
     if let Some(bus) = bus {
-        bus.finish();
+        bus.shut_down();
     }
     drop(listening);
     log_event(&STOPPED, "stops as asked");
@@ -141,7 +148,7 @@ const MANUAL_ROOT_NOTICE: &str = "runs as root, by hand: it has given up what it
                        its own";
 
 /// The sockets that the service manager made for us, else one of our own making, which goes with the second value.
-fn listen(config: &Config, reach: Reach) -> Result<(Vec<UnixListener>, Option<Listening>)> {
+fn listen(config: &Config, reach: SocketPermissions) -> Result<(Vec<UnixListener>, Option<SocketFile>)> {
     let mut listeners = activation_ffi::listeners()?;
     listeners.extend(crate::server::launchd_listeners().context("launchd hands over no socket")?);
     if !listeners.is_empty() {
@@ -163,17 +170,17 @@ fn listener_paths(listeners: &[UnixListener]) -> String {
 }
 
 /// Gives up what reading does not need.
-fn drop_privileges(config: &Config, inventory: &Inventory, manager: &Manager) -> Confinement {
+fn drop_privileges(config: &Config, inventory: &Inventory, manager: &ServiceManager) -> ProcessPrivileges {
     let root = rustix::process::geteuid().is_root();
     let state_dir = state_dir(config).unwrap_or_default();
-    privileges::confine(&Needs {
+    privileges::drop_privileges(&RequiredPrivileges {
         powercap: inventory.opened.iter().any(|opened| opened.name == POWERCAP)
             || inventory
                 .starting
                 .iter()
                 .any(|starting| starting.sources().iter().any(|name| name == POWERCAP)),
         state_dir: &state_dir,
-        serves_others: root || manager.is_there(),
+        serves_other_users: root || manager.is_present(),
         realtime_priority: sampler::REALTIME_PRIORITY.unsigned_abs().into(),
     })
 }
@@ -182,7 +189,7 @@ fn drop_privileges(config: &Config, inventory: &Inventory, manager: &Manager) ->
 fn config_loader(flags: Flags, owner: AcceptedOwner) -> ConfigLoader {
     Box::new(move || {
         let config = Config::load(&flags, owner)?;
-        raise_descriptor_limit(config.limits.connections + dbus::DESCRIPTORS);
+        raise_descriptor_limit(config.limits.connections + dbus::MAX_DESCRIPTORS);
         Ok(config)
     })
 }
@@ -207,7 +214,7 @@ fn start_recording(file: &Path, out: std::io::Result<File>, service: &mut Servic
 
 fn finish_recording(recording: Recording) -> Result<()> {
     let recorded = recording.finish().context("the recording failed")?;
-    log_event(&RECORDED, &format!("recorded {} samples, lost {}", recorded.recorded, recorded.lost));
+    log_event(&RECORDING_ENDED, &format!("recorded {} samples, lost {}", recorded.recorded, recorded.lost));
     Ok(())
 }
 
@@ -263,18 +270,18 @@ fn is_owned_by_this_user(directory: &Path) -> bool {
 }
 
 /// One line for the administrator.
-fn log_event(event: &'static Event, message: &str) {
-    tell(&Entry { event, message, fields: &[] });
+fn log_event(event: &'static LogEvent, message: &str) {
+    log(&LogEntry { event, message, fields: &[] });
 }
 
 /// What becomes of the ledger on disk.
 fn log_store(message: &str) {
-    log_event(&LEDGER, message);
+    log_event(&STORE_STATE, message);
 }
 
 /// What becomes of the bus.
 fn log_bus(message: &str) {
-    log_event(&BUS, message);
+    log_event(&DBUS_STATE, message);
 }
 
 /// No source was found.
@@ -292,14 +299,14 @@ fn exit_status(cause: &anyhow::Error) -> u8 {
     if cause.is::<config::ConfigError>() {
         return EX_CONFIG;
     }
-    if cause.is::<activation_ffi::NotASocket>() {
+    if cause.is::<activation_ffi::SocketActivationError>() {
         return EX_CONFIG;
     }
     if cause.is::<NoSourceError>() {
         return EX_UNAVAILABLE;
     }
-    match cause.downcast_ref::<Taken>() {
-        Some(Taken::Running { .. }) => EX_TEMPFAIL,
+    match cause.downcast_ref::<ListenError>() {
+        Some(ListenError::AddrInUse { .. }) => EX_TEMPFAIL,
         Some(_) => EX_NOPERM,
         None => EX_SOFTWARE,
     }

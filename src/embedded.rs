@@ -15,7 +15,7 @@ use crate::clock::Clock;
 use crate::config::Config;
 use crate::domain::Liveness;
 use crate::protocol::DomainStatus;
-use crate::server::Doors;
+use crate::server::ServerSockets;
 use crate::service::StartupSettings;
 
 /// How long to wait for the first reading, and how often to look for it.
@@ -49,7 +49,7 @@ impl EmbeddedMeter {
         let pairs: Vec<_> = (0..CONNECTION_COUNT).map(|_| UnixStream::pair()).collect::<io::Result<_>>()?;
         let (unused_connections, connections) = pairs.into_iter().unzip();
         let (stop, stopped) = UnixStream::pair()?;
-        let doors = Doors { connections, stop: Some(stopped), ..Doors::default() };
+        let doors = ServerSockets { connections, stop: Some(stopped), ..ServerSockets::default() };
         let thread = thread::Builder::new().name("meter".into()).spawn(move || {
             // A service that fails hangs up, and its clients are told so by their next call.
             let _ = crate::server::serve(service, doors);

@@ -18,7 +18,7 @@ use std::thread;
 use bus::{INTERFACE, NAME, PATH, TestBus, run};
 use serde_json::{Value, json};
 use wattspan::config::{Config, DbusConfig};
-use wattspan::server::Arrival;
+use wattspan::server::ForwardedConnection;
 use zbus::message::{Flags, Type};
 use zbus::{Message, MessageStream, Variant};
 
@@ -38,7 +38,7 @@ enum Says {
 }
 
 /// The service: `Reload` is done for the daemon itself, and refused to all others.
-fn serve(mut arrival: Arrival, reloads: Arc<Mutex<Vec<u32>>>) {
+fn serve(mut arrival: ForwardedConnection, reloads: Arc<Mutex<Vec<u32>>>) {
     // What the bus states has no primary group; the daemon's own credentials do.
     let own = arrival.credentials.gid == rustix::process::getegid().as_raw();
     let mut message = Vec::new();
@@ -68,7 +68,7 @@ struct Stage {
     bus: TestBus,
     questions: Receiver<Question>,
     reloads: Arc<Mutex<Vec<u32>>>,
-    _door: wattspan::dbus::Bus,
+    _door: wattspan::dbus::DBusServer,
 }
 
 fn stage(says: Option<Says>) -> Option<Stage> {
@@ -97,7 +97,7 @@ fn stage(says: Option<Says>) -> Option<Stage> {
     let reloads = Arc::new(Mutex::new(Vec::new()));
     let done = Arc::clone(&reloads);
     thread::spawn(move || {
-        while let Some(arrived) = arrivals.take() {
+        while let Some(arrived) = arrivals.drain() {
             for arrival in arrived {
                 let reloads = Arc::clone(&done);
                 thread::spawn(move || serve(arrival, reloads));

@@ -23,7 +23,7 @@ use super::terminal::{Terminal, TextStyle, printable, wrap};
 use super::{MeterOptions, output};
 use crate::config::{AccessGroups, join_commands};
 use crate::domain::{Duplicate, Kind, Liveness};
-use crate::privileges::Confinement;
+use crate::privileges::ProcessPrivileges;
 use crate::protocol::{Access, DomainStatus, Info, Keeping, SamplerStatus};
 
 /// How long the counters are watched under load.
@@ -314,7 +314,7 @@ fn liveness_cell(liveness: Liveness) -> TableCell {
 }
 
 /// What the daemon could do with its privilege, had somebody taken it over.
-fn describe_confinement(confinement: &Confinement) -> String {
+fn describe_confinement(confinement: &ProcessPrivileges) -> String {
     let capabilities = match confinement.capabilities.as_slice() {
         [] => "no capability".to_owned(),
         kept => kept.join(", "),

@@ -34,7 +34,7 @@ pub enum AcceptedOwner {
 impl AcceptedOwner {
     /// The rule for this process. Asked before privileges are dropped: it holds for every later reload.
     pub fn for_this_process() -> Self {
-        let privileged = is_system_daemon() || !privileges::found().capabilities.is_empty();
+        let privileged = is_system_daemon() || !privileges::current_privileges().capabilities.is_empty();
         if privileged { Self::Root } else { Self::Any }
     }
 }

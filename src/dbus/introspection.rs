@@ -2,17 +2,17 @@
 //!
 //! Owns no text of its own: the object's description is the file that is installed for tools to read.
 
-use super::PATH;
+use super::OBJECT_PATH;
 
 /// The object's description, as installed.
-pub const OBJECT: &str = include_str!("../../systemd/dbus/org.wattspan.Wattspan1.xml");
+pub const OBJECT_XML: &str = include_str!("../../systemd/dbus/org.wattspan.Wattspan1.xml");
 
 /// The description of what is at `path`: the object, a step on the way to it, or nothing.
-pub fn at(path: &str) -> Option<String> {
-    if path == PATH {
-        return Some(OBJECT.to_owned());
+pub fn describe(path: &str) -> Option<String> {
+    if path == OBJECT_PATH {
+        return Some(OBJECT_XML.to_owned());
     }
-    let below = PATH.strip_prefix(path.trim_end_matches('/'))?.strip_prefix('/')?;
+    let below = OBJECT_PATH.strip_prefix(path.trim_end_matches('/'))?.strip_prefix('/')?;
     let next = below.split('/').next()?;
     Some(format!("<node>\n  <node name=\"{next}\"/>\n</node>\n"))
 }
@@ -22,13 +22,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_way_to_the_object_is_shown_step_by_step_and_nothing_else() {
-        assert!(at("/").unwrap().contains("name=\"org\""));
-        assert!(at("/org").unwrap().contains("name=\"wattspan\""));
-        assert!(at("/org/wattspan").unwrap().contains("name=\"Wattspan1\""));
-        assert_eq!(at(PATH).as_deref(), Some(OBJECT));
+    fn only_the_object_and_its_parent_paths_are_described() {
+        assert!(describe("/").unwrap().contains("name=\"org\""));
+        assert!(describe("/org").unwrap().contains("name=\"wattspan\""));
+        assert!(describe("/org/wattspan").unwrap().contains("name=\"Wattspan1\""));
+        assert_eq!(describe(OBJECT_PATH).as_deref(), Some(OBJECT_XML));
         for nowhere in ["/org/watt", "/other", "/org/wattspan/Wattspan1/span"] {
-            assert_eq!(at(nowhere), None, "{nowhere}");
+            assert_eq!(describe(nowhere), None, "{nowhere}");
         }
     }
 }

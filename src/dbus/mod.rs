@@ -18,29 +18,29 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 
 use crate::config::{Config, DbusConfig as Where};
-use crate::server::Arrivals;
+use crate::server::ConnectionReceiver;
 
-mod consent;
-mod credential;
-mod denial;
-mod desk;
-mod guest;
-mod intake;
+mod bus_client;
+mod capped_socket;
+mod connector;
+mod context;
+mod credentials;
+mod dbus_error;
+mod dispatcher;
 mod introspection;
-mod line;
-mod link;
-mod liveness;
-mod member;
-mod property;
-mod reception;
+mod json;
+mod liveness_signal;
+mod methods;
+mod polkit;
+mod properties;
 mod reply;
-mod value;
+mod service_connection;
 
 /// The name on the bus.
-pub const NAME: &str = "org.wattspan.Wattspan1";
+pub const BUS_NAME: &str = "org.wattspan.Wattspan1";
 
 /// The object.
-pub const PATH: &str = "/org/wattspan/Wattspan1";
+pub const OBJECT_PATH: &str = "/org/wattspan/Wattspan1";
 
 /// The interface.
 pub const INTERFACE: &str = "org.wattspan.Wattspan1";
@@ -49,14 +49,14 @@ pub const INTERFACE: &str = "org.wattspan.Wattspan1";
 const PROPERTIES_INTERFACE: &str = "org.freedesktop.DBus.Properties";
 
 /// Descriptors that a full bus may take: two for each client, which has a pair.
-pub const DESCRIPTORS: usize = 2 * reception::GUESTS;
+pub const MAX_DESCRIPTORS: usize = 2 * dispatcher::MAX_CLIENTS;
 
 /// How long the daemon waits for the bus to take the last answers; a bus that hangs does not keep it from ending.
-const FAREWELL: Duration = Duration::from_millis(500);
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// The daemon's presence on the bus.
 #[derive(Debug)]
-pub struct Bus {
+pub struct DBusServer {
     stop: oneshot::Sender<()>,
     /// Disconnected once the thread has ended.
     ended: mpsc::Receiver<()>,
@@ -67,29 +67,34 @@ pub struct Bus {
 ///
 /// # Errors
 /// The system gives no thread or no sockets.
-pub fn start(config: &Config, tell: fn(&str)) -> io::Result<Option<(Bus, Arrivals)>> {
+pub fn start(config: &Config, tell: fn(&str)) -> io::Result<Option<(DBusServer, ConnectionReceiver)>> {
     let address = match &config.bus {
         Where::System(false) => return Ok(None),
         Where::System(true) => None,
         Where::Address(address) => Some(address.clone()),
     };
-    let (usher, arrivals) = crate::server::usher()?;
+    let (usher, arrivals) = crate::server::connection_channel()?;
     let (stop, stopped) = oneshot::channel();
     let most_bytes = config.limits.message_bytes;
-    let link = link::Link { address, usher: Arc::new(usher), most_bytes, tell };
+    let link = connector::DBusConnector {
+        address,
+        connection_sender: Arc::new(usher),
+        max_message_bytes: most_bytes,
+        log: tell,
+    };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build()?;
     let (ending, ended) = mpsc::channel();
     thread::Builder::new().name("bus".into()).spawn(move || {
-        runtime.block_on(link.hold(stopped));
+        runtime.block_on(link.run(stopped));
         drop(ending);
     })?;
-    Ok(Some((Bus { stop, ended }, arrivals)))
+    Ok(Some((DBusServer { stop, ended }, arrivals)))
 }
 
-impl Bus {
+impl DBusServer {
     /// After the service has ended: passes its last answers on, and leaves the bus.
-    pub fn finish(self) {
+    pub fn shut_down(self) {
         let _ = self.stop.send(());
-        let _ = self.ended.recv_timeout(FAREWELL);
+        let _ = self.ended.recv_timeout(SHUTDOWN_TIMEOUT);
     }
 }

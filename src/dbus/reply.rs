@@ -13,131 +13,150 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use zbus::message::Flags;
 
-use super::consent;
-use super::credential;
-use super::denial::Denial;
-use super::desk::{Call, Desk};
-use super::line::{self, Answer, Line};
-use super::member::{Gives, RELOAD};
-use super::property::{Property, all_of};
-use super::value::{self, Named};
+use super::context::{DBusContext, PendingCall};
+use super::credentials;
+use super::dbus_error::DBusError;
+use super::json::{self, VariantDict};
+use super::methods::{RELOAD, ReplyShape};
+use super::polkit;
+use super::properties::{DBusProperty, properties_of};
+use super::service_connection::{self, ServiceConnection, ServiceReply};
 use crate::protocol::{GetBalance, GetInfo, Method};
 
 /// A call whose answer is to come.
 #[derive(Debug)]
-pub struct Awaited {
+pub struct PendingReply {
     /// Whose answer it is; two where one call asks twice.
-    pub call: Arc<Call>,
+    pub call: Arc<PendingCall>,
     /// What becomes of it.
-    pub kind: Kind,
+    pub kind: ReplyKind,
 }
 
 /// What becomes of an answer.
 #[derive(Debug, Clone, Copy)]
-pub enum Kind {
+pub enum ReplyKind {
     /// The answer of a method.
-    Method(Gives),
+    Method(ReplyShape),
     /// Done, or polkit is asked.
     Reload,
     /// The value of a property.
-    Property(&'static Property),
+    Property(&'static DBusProperty),
     /// The first part of all properties.
-    SomeProperties,
+    InfoProperties,
     /// The last part; left out where the caller may not know it.
-    OtherProperties,
+    BalanceProperties,
 }
 
 /// Answers in the order of the calls, until there are no more or the service hangs up.
-pub async fn replies(desk: Arc<Desk>, inbound: OwnedReadHalf, mut awaiting: mpsc::Receiver<Awaited>) {
+pub async fn forward_replies(
+    desk: Arc<DBusContext>,
+    inbound: OwnedReadHalf,
+    mut awaiting: mpsc::Receiver<PendingReply>,
+) {
     let mut inbound = BufReader::new(inbound);
     let mut buffer = Vec::new();
-    let mut half: Option<Answer> = None;
+    let mut half: Option<ServiceReply> = None;
     // Questions to polkit end with the client.
     let mut questions = JoinSet::new();
-    while let Some(answer) = line::next(&mut inbound, &mut buffer).await {
-        let Some(Awaited { call, kind }) = awaiting.recv().await else { break };
+    while let Some(answer) = service_connection::read_reply(&mut inbound, &mut buffer).await {
+        let Some(PendingReply { call, kind }) = awaiting.recv().await else { break };
         match kind {
-            Kind::SomeProperties => half = Some(answer),
-            Kind::OtherProperties => all_properties(&desk, &call, half.take(), answer).await,
-            Kind::Reload if is_denied(&answer) => {
+            ReplyKind::InfoProperties => half = Some(answer),
+            ReplyKind::BalanceProperties => send_all_properties(&desk, &call, half.take(), answer).await,
+            ReplyKind::Reload if is_access_denied(&answer) => {
                 while questions.try_join_next().is_some() {}
                 if questions.is_empty() {
-                    questions.spawn(reload_by_consent(Arc::clone(&desk), call));
+                    questions.spawn(reload_with_polkit(Arc::clone(&desk), call));
                 } else {
-                    desk.deny(&call.message, &Denial::busy("a reload of yours awaits polkit already")).await;
+                    desk.reply_error(
+                        &call.message,
+                        &DBusError::limits_exceeded("a reload of yours awaits polkit already"),
+                    )
+                    .await;
                 }
             }
-            Kind::Reload => whole(&desk, &call, Gives::Nothing, answer).await,
-            Kind::Method(gives) => whole(&desk, &call, gives, answer).await,
-            Kind::Property(property) => one_property(&desk, &call, property, answer).await,
+            ReplyKind::Reload => send_reply(&desk, &call, ReplyShape::Empty, answer).await,
+            ReplyKind::Method(gives) => send_reply(&desk, &call, gives, answer).await,
+            ReplyKind::Property(property) => send_property(&desk, &call, property, answer).await,
         }
     }
     awaiting.close();
-    while let Some(Awaited { call, kind }) = awaiting.recv().await {
-        if !matches!(kind, Kind::SomeProperties) {
-            desk.deny(&call.message, &Denial::gone()).await;
+    while let Some(PendingReply { call, kind }) = awaiting.recv().await {
+        if !matches!(kind, ReplyKind::InfoProperties) {
+            desk.reply_error(&call.message, &DBusError::no_reply()).await;
         }
     }
 }
 
-async fn whole(desk: &Desk, call: &Call, gives: Gives, answer: Answer) {
+async fn send_reply(desk: &DBusContext, call: &PendingCall, gives: ReplyShape, answer: ServiceReply) {
     let mut given = match answer {
         Ok(given) => given,
-        Err(denial) => return desk.deny(&call.message, &denial).await,
+        Err(denial) => return desk.reply_error(&call.message, &denial).await,
     };
     match gives {
-        Gives::Nothing => desk.answer(&call.message, &()).await,
-        Gives::Whole => desk.answer(&call.message, &value::named(given)).await,
-        Gives::Text(field) => match given.remove(field) {
-            Some(Value::String(text)) => desk.answer(&call.message, &text).await,
-            _ => desk.deny(&call.message, &Denial::gone()).await,
+        ReplyShape::Empty => desk.reply(&call.message, &()).await,
+        ReplyShape::Whole => desk.reply(&call.message, &json::to_dict(given)).await,
+        ReplyShape::Text(field) => match given.remove(field) {
+            Some(Value::String(text)) => desk.reply(&call.message, &text).await,
+            _ => desk.reply_error(&call.message, &DBusError::no_reply()).await,
         },
-        Gives::Object(field) => match given.remove(field) {
-            Some(Value::Object(object)) => desk.answer(&call.message, &value::named(object)).await,
-            _ => desk.deny(&call.message, &Denial::gone()).await,
+        ReplyShape::Object(field) => match given.remove(field) {
+            Some(Value::Object(object)) => desk.reply(&call.message, &json::to_dict(object)).await,
+            _ => desk.reply_error(&call.message, &DBusError::no_reply()).await,
         },
-        Gives::List(field) => match given.remove(field) {
-            Some(Value::Array(list)) => desk.answer_rows(&call.message, list).await,
-            _ => desk.deny(&call.message, &Denial::gone()).await,
+        ReplyShape::List(field) => match given.remove(field) {
+            Some(Value::Array(list)) => desk.reply_dicts(&call.message, list).await,
+            _ => desk.reply_error(&call.message, &DBusError::no_reply()).await,
         },
     }
 }
 
-async fn one_property(desk: &Desk, call: &Call, property: &Property, answer: Answer) {
+async fn send_property(
+    desk: &DBusContext,
+    call: &PendingCall,
+    property: &DBusProperty,
+    answer: ServiceReply,
+) {
     match answer.map(|mut given| property.value(&mut given)) {
-        Ok(Some(value)) => desk.answer(&call.message, &value).await,
-        Ok(None) => desk.deny(&call.message, &Denial::unknown("Property", property.name)).await,
-        Err(denial) => desk.deny(&call.message, &denial).await,
+        Ok(Some(value)) => desk.reply(&call.message, &value).await,
+        Ok(None) => desk.reply_error(&call.message, &DBusError::unknown("Property", property.name)).await,
+        Err(denial) => desk.reply_error(&call.message, &denial).await,
     }
 }
 
-async fn all_properties(desk: &Desk, call: &Call, info: Option<Answer>, balance: Answer) {
+async fn send_all_properties(
+    desk: &DBusContext,
+    call: &PendingCall,
+    info: Option<ServiceReply>,
+    balance: ServiceReply,
+) {
     match info.unwrap_or_else(|| Ok(Map::new())) {
         Ok(info) => {
-            let mut all: Named = all_of(GetInfo::NAME, info);
-            all.extend(all_of(GetBalance::NAME, balance.unwrap_or_default()));
-            desk.answer(&call.message, &all).await;
+            let mut all: VariantDict = properties_of(GetInfo::NAME, info);
+            all.extend(properties_of(GetBalance::NAME, balance.unwrap_or_default()));
+            desk.reply(&call.message, &all).await;
         }
-        Err(denial) => desk.deny(&call.message, &denial).await,
+        Err(denial) => desk.reply_error(&call.message, &denial).await,
     }
 }
 
-fn is_denied(answer: &Answer) -> bool {
-    answer.as_ref().is_err_and(Denial::is_about_access)
+fn is_access_denied(answer: &ServiceReply) -> bool {
+    answer.as_ref().is_err_and(DBusError::is_access_denied)
 }
 
 /// The caller is no administrator by itself; polkit may say that it is for this.
-async fn reload_by_consent(desk: Arc<Desk>, call: Arc<Call>) {
+async fn reload_with_polkit(desk: Arc<DBusContext>, call: Arc<PendingCall>) {
     let header = call.message.header();
     let interactive = header.primary().flags().contains(Flags::ALLOW_INTERACTIVE_AUTH);
     let Some(caller) = header.sender() else { return };
-    if let Err(why) = consent::ask(&desk.bus, caller.as_str(), interactive).await {
-        return desk.deny(&call.message, &Denial::unauthorized(&why)).await;
+    if let Err(why) = polkit::check_authorization(&desk.bus, caller.as_str(), interactive).await {
+        return desk.reply_error(&call.message, &DBusError::unauthorized(&why)).await;
     }
-    let own = desk.usher.bring(credential::own(), None).and_then(Line::over);
+    let own =
+        desk.connection_sender.connect(credentials::own_credentials(), None).and_then(ServiceConnection::new);
     let answer = match own {
-        Ok(mut own) => own.ask(RELOAD).await,
-        Err(_) => Err(Denial::gone()),
+        Ok(mut own) => own.call(RELOAD).await,
+        Err(_) => Err(DBusError::no_reply()),
     };
-    whole(&desk, &call, Gives::Nothing, answer).await;
+    send_reply(&desk, &call, ReplyShape::Empty, answer).await;
 }

@@ -6,10 +6,10 @@
 //! filter makes us keep. Not dumpable, where it serves others: nobody of its user may trace it or read its memory. This
 //! comes after discovery. Never done by the meter inside a client: that one is the client.
 
+#[cfg(target_os = "linux")]
+mod capabilities;
 #[cfg(not(target_os = "linux"))]
 mod confinement_unsupported;
-#[cfg(target_os = "linux")]
-mod linux;
 #[cfg(target_os = "linux")]
 mod seccomp_ffi;
 
@@ -17,14 +17,14 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+#[cfg(target_os = "linux")]
+pub use capabilities::{current_privileges, drop_privileges};
 #[cfg(not(target_os = "linux"))]
 pub use confinement_unsupported::{confine, found};
-#[cfg(target_os = "linux")]
-pub use linux::{confine, found};
 
 /// What is kept, and why.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Confinement {
+pub struct ProcessPrivileges {
     /// The user it runs as.
     pub uid: u32,
     /// The capabilities kept, as in capabilities(7); none where the system has none.
@@ -42,14 +42,14 @@ pub struct Confinement {
 
 /// What must go on working.
 #[derive(Debug)]
-pub struct Needs<'a> {
+pub struct RequiredPrivileges<'a> {
     /// A powercap zone that goes away and comes back is opened anew, which needs CAP_DAC_READ_SEARCH for whom it is not
     /// root's own file.
     pub powercap: bool,
     /// Where the daemon writes.
     pub state_dir: &'a Path,
     /// It serves others than its own user, so nobody else of that user is to look into it.
-    pub serves_others: bool,
+    pub serves_other_users: bool,
     /// The priority that samplers ask for: allowed as a limit, it needs no capability later.
     pub realtime_priority: u64,
 }

@@ -8,7 +8,7 @@
 use std::io;
 
 /// What is refused, with EPERM: opening counters, starting programs, and looking into other processes.
-const REFUSED: &[(&str, libc::c_long)] = &[
+const DENIED_SYSCALLS: &[(&str, libc::c_long)] = &[
     ("perf_event_open", libc::SYS_perf_event_open),
     ("execve", libc::SYS_execve),
     ("execveat", libc::SYS_execveat),
@@ -19,14 +19,14 @@ const REFUSED: &[(&str, libc::c_long)] = &[
 ];
 
 /// From here on the numbers of x86's 32-bit pointers begin, by which a list of numbers could be gone round.
-const X32: u32 = 0x4000_0000;
+const X32_SYSCALL_BIT: u32 = 0x4000_0000;
 
 /// Offsets into `struct seccomp_data`.
-const NUMBER: u32 = 0;
-const ARCHITECTURE: u32 = 4;
+const NR_OFFSET: u32 = 0;
+const ARCH_OFFSET: u32 = 4;
 
 /// The kernel's name for this architecture (linux/audit.h); `None` where nobody has looked it up.
-fn architecture() -> Option<u32> {
+fn audit_arch() -> Option<u32> {
     match std::env::consts::ARCH {
         "x86_64" => Some(0xC000_003E),
         "aarch64" => Some(0xC000_00B7),
@@ -36,16 +36,16 @@ fn architecture() -> Option<u32> {
 }
 
 /// Every thread there is refuses, those included that a library started; without it the calling one does, and what it starts.
-pub(super) const EVERYBODY: libc::c_ulong = libc::SECCOMP_FILTER_FLAG_TSYNC;
+pub(super) const ALL_THREADS: libc::c_ulong = libc::SECCOMP_FILTER_FLAG_TSYNC;
 
 /// Refuses them from now on; gives their names. The thread must be unable to gain privileges (no_new_privs), and the others
 /// are made so too.
 ///
 /// # Errors
 /// The kernel has no such filters, or this architecture is not known here.
-pub(super) fn refuse(whom: libc::c_ulong) -> io::Result<Vec<&'static str>> {
-    let architecture = architecture().ok_or(io::ErrorKind::Unsupported)?;
-    let mut instructions = program(architecture);
+pub(super) fn install_filter(whom: libc::c_ulong) -> io::Result<Vec<&'static str>> {
+    let architecture = audit_arch().ok_or(io::ErrorKind::Unsupported)?;
+    let mut instructions = bpf_program(architecture);
     let length = u16::try_from(instructions.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
     let program = libc::sock_fprog { len: length, filter: instructions.as_mut_ptr() };
     // SAFETY: the kernel copies `len` instructions from `filter`, which live through the call, and keeps nothing.
@@ -57,11 +57,11 @@ pub(super) fn refuse(whom: libc::c_ulong) -> io::Result<Vec<&'static str>> {
         // The number of a thread that has a filter of its own, which nobody here has made.
         _ => return Err(io::ErrorKind::PermissionDenied.into()),
     }
-    Ok(REFUSED.iter().map(|(name, _)| *name).collect())
+    Ok(DENIED_SYSCALLS.iter().map(|(name, _)| *name).collect())
 }
 
 /// Another architecture's calls and those of the list are refused, the rest goes on to whatever other filters there are.
-fn program(architecture: u32) -> Vec<libc::sock_filter> {
+fn bpf_program(architecture: u32) -> Vec<libc::sock_filter> {
     let say = |code: u32, k: u32| libc::sock_filter { code: code as u16, jt: 0, jf: 0, k };
     let load = |offset| say(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, offset);
     let give = |answer| say(libc::BPF_RET | libc::BPF_K, answer);
@@ -71,13 +71,13 @@ fn program(architecture: u32) -> Vec<libc::sock_filter> {
         jf,
         k,
     };
-    let mut all = vec![load(ARCHITECTURE)];
+    let mut all = vec![load(ARCH_OFFSET)];
     // How many looks at the number follow; each that hits goes to the last instruction.
-    let looks = REFUSED.len() as u8 + 1;
+    let looks = DENIED_SYSCALLS.len() as u8 + 1;
     all.push(jump(libc::BPF_JEQ, architecture, 0, looks + 2));
-    all.push(load(NUMBER));
-    all.push(jump(libc::BPF_JGE, X32, looks, 0));
-    for (place, (_, number)) in REFUSED.iter().enumerate() {
+    all.push(load(NR_OFFSET));
+    all.push(jump(libc::BPF_JGE, X32_SYSCALL_BIT, looks, 0));
+    for (place, (_, number)) in DENIED_SYSCALLS.iter().enumerate() {
         all.push(jump(libc::BPF_JEQ, *number as u32, looks - 1 - place as u8, 0));
     }
     all.push(give(libc::SECCOMP_RET_ALLOW));
@@ -90,8 +90,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_jump_lands_on_the_refusal() {
-        let program = program(7);
+    fn every_jump_lands_on_the_errno_return() {
+        let program = bpf_program(7);
         let refusal = program.len() - 1;
         for (at, instruction) in program.iter().enumerate().skip(1) {
             let target = |offset: u8| at + 1 + usize::from(offset);
@@ -105,10 +105,10 @@ mod tests {
     }
 
     #[test]
-    fn a_thread_with_the_filter_opens_no_counter_and_starts_no_program_and_the_others_do() {
+    fn a_filtered_thread_cannot_open_counters_or_start_programs() {
         let refused = std::thread::spawn(|| {
             rustix::thread::set_no_new_privs(true).unwrap();
-            let refused = match refuse(0) {
+            let refused = match install_filter(0) {
                 Ok(refused) => refused,
                 Err(cause) => {
                     println!("skipped: this system takes no filter: {cause}");

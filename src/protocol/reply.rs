@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::attribution::account::{Account, Balance, Share};
 use crate::domain::{Absent, Duplicate, Grade, Kind, Liveness, REPLAY};
-use crate::privileges::Confinement;
+use crate::privileges::ProcessPrivileges;
 
 /// What a caller may do; each includes those before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -125,7 +125,7 @@ pub struct Info {
     pub keeping: Option<Keeping>,
     /// What the daemon gave up and what it kept; absent for the meter inside a client.
     #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub confinement: Option<Confinement>,
+    pub confinement: Option<ProcessPrivileges>,
     /// What the caller may do.
     pub access: Access,
 }

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use uzers::{get_group_by_name, get_user_by_uid, get_user_groups};
 
 use super::tcp_owner;
-use crate::unix_socket::{Credentials, OVERFLOW_UID};
+use crate::unix_socket::{OVERFLOW_UID, PeerCredentials};
 
 /// How long an answer of the group database holds: a name service may take seconds.
 const MEMBERSHIP_TTL: Duration = Duration::from_secs(30);
@@ -26,7 +26,7 @@ pub enum Owner {
     /// This user, of whose groups the transport states nothing.
     User(u32),
     /// As the kernel states it for a Unix socket.
-    Peer(Credentials),
+    Peer(PeerCredentials),
 }
 
 /// The group whose members get figures: its name, and its number where it exists.
@@ -74,8 +74,8 @@ impl FigureAccess {
         match owner {
             _ if self.everyone => true,
             Owner::Unknown => false,
-            Owner::User(OVERFLOW_UID) | Owner::Peer(Credentials { uid: OVERFLOW_UID, .. }) => false,
-            Owner::User(uid) | Owner::Peer(Credentials { uid, .. }) if self.is_trusted(*uid) => true,
+            Owner::User(OVERFLOW_UID) | Owner::Peer(PeerCredentials { uid: OVERFLOW_UID, .. }) => false,
+            Owner::User(uid) | Owner::Peer(PeerCredentials { uid, .. }) if self.is_trusted(*uid) => true,
             Owner::User(uid) => self.is_member(*uid).await,
             Owner::Peer(credentials) => self.group.gid.is_some_and(|gid| credentials.has_group(gid)),
         }
@@ -154,7 +154,7 @@ mod tests {
     }
 
     fn peer(uid: u32, gid: u32, groups: &[u32]) -> Owner {
-        Owner::Peer(Credentials { uid, gid, groups: groups.to_vec() })
+        Owner::Peer(PeerCredentials { uid, gid, groups: groups.to_vec() })
     }
 
     #[tokio::test]

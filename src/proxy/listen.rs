@@ -15,7 +15,7 @@ use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 
 use super::figure_access::Owner;
 use super::tcp_owner;
-use crate::unix_socket::{self, Listening, Reach};
+use crate::unix_socket::{self, SocketFile, SocketPermissions};
 
 /// Bytes from a client.
 pub type Reader = Box<dyn AsyncRead + Send + Unpin>;
@@ -71,7 +71,7 @@ pub enum Socket {
     /// TCP.
     Tcp(std::net::TcpListener),
     /// A path, which is removed with the second value.
-    Unix(std::os::unix::net::UnixListener, Listening),
+    Unix(std::os::unix::net::UnixListener, SocketFile),
 }
 
 impl Socket {
@@ -90,7 +90,7 @@ impl Socket {
             }
             ListenAddress::Unix(path) => {
                 let (listener, listening) =
-                    unix_socket::bind(path, Reach::from(group)).map_err(io::Error::other)?;
+                    unix_socket::bind(path, SocketPermissions::from(group)).map_err(io::Error::other)?;
                 if let Some(group) = group
                     && std::os::unix::fs::MetadataExt::gid(&std::fs::metadata(path)?) != group
                 {
@@ -130,7 +130,7 @@ pub enum Listener {
     /// TCP.
     Tcp(TcpListener),
     /// A path.
-    Unix(UnixListener, #[expect(dead_code, reason = "removes the path when it is dropped")] Listening),
+    Unix(UnixListener, #[expect(dead_code, reason = "removes the path when it is dropped")] SocketFile),
 }
 
 impl Listener {
@@ -178,7 +178,7 @@ impl Connection {
                 let (client, here) = (stream.peer_addr()?, stream.local_addr()?);
                 Ok(tcp_owner::uid(client, here)?.map_or(Owner::Unknown, Owner::User))
             }
-            Connection::Unix(stream) => unix_socket::credentials(stream.as_fd()).map(Owner::Peer),
+            Connection::Unix(stream) => unix_socket::peer_credentials(stream.as_fd()).map(Owner::Peer),
         }
     }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::exchange::exchange;
+use super::dispatch::dispatch;
 use crate::attribution::account::State;
 use crate::attribution::{self, Ledger};
 use crate::clock::Clock;
@@ -54,21 +54,21 @@ fn secret_w(secret: u64, cell: u64, ms: u64) -> i64 {
     if sign { 19 } else { -19 }
 }
 
-struct Machine {
+struct SecretMachine {
     service: Service,
     clock: Clock,
     secret: u64,
-    fed_ms: u64,
+    fed_until_ms: u64,
     energy_uj: [u64; 2],
     /// Of each answer with its time, a hash; of the first some thousand, the words.
-    told: Vec<u64>,
-    words: Vec<String>,
-    epochs: BTreeSet<u64>,
+    answer_hashes: Vec<u64>,
+    answer_texts: Vec<String>,
+    edge_instants: BTreeSet<u64>,
 }
 
-impl Machine {
-    fn last_words(&self, at: usize) -> Option<&str> {
-        self.words.get(at).map(String::as_str)
+impl SecretMachine {
+    fn answer_text(&self, at: usize) -> Option<&str> {
+        self.answer_texts.get(at).map(String::as_str)
     }
 
     fn new(secret: u64) -> Self {
@@ -102,13 +102,22 @@ impl Machine {
         }
         service.attributor = Ledger::new(domains.into(), ledger);
         let (told, words, epochs) = (Vec::new(), Vec::new(), BTreeSet::new());
-        Self { service, clock, secret, fed_ms: START_NS / MS_NS, energy_uj: [0; 2], told, words, epochs }
+        Self {
+            service,
+            clock,
+            secret,
+            fed_until_ms: START_NS / MS_NS,
+            energy_uj: [0; 2],
+            answer_hashes: told,
+            answer_texts: words,
+            edge_instants: epochs,
+        }
     }
 
     /// Time passes: the counters move every millisecond and are read then.
-    fn pass_to(&mut self, now_ns: u64) {
-        while self.fed_ms <= now_ns / MS_NS {
-            let at_ns = self.fed_ms * MS_NS;
+    fn advance_to(&mut self, now_ns: u64) {
+        while self.fed_until_ms <= now_ns / MS_NS {
+            let at_ns = self.fed_until_ms * MS_NS;
             for domain in 0..2 {
                 let energy_uj = self.energy_uj[domain];
                 let reading = Reading { valid: true, energy_uj, ..Reading::default() };
@@ -116,12 +125,12 @@ impl Machine {
             }
             self.clock.set(at_ns + 3000);
             self.pump();
-            let (cell, ms) = (self.fed_ms / 100, self.fed_ms % 100);
+            let (cell, ms) = (self.fed_until_ms / 100, self.fed_until_ms % 100);
             // The power of whole steps of the grid changes too, and is no secret.
             let watts = 30 + (cell * 7 % 11) as i64 * 5;
             self.energy_uj[0] += ((watts + secret_w(self.secret, cell, ms)) * 1000) as u64;
             self.energy_uj[1] += ((22 + secret_w(self.secret ^ 99, cell, ms)) * 1000) as u64;
-            self.fed_ms += 1;
+            self.fed_until_ms += 1;
         }
         self.clock.set(now_ns);
     }
@@ -134,123 +143,124 @@ impl Machine {
             if coarse_grid::is_coarse(&told.account) || told.reply_to.is_some() {
                 let waited = told.reply_to.map(|ticket| ticket.slot);
                 let account = serde_json::to_value(&*told.account).unwrap();
-                self.learn(json!([waited, account]));
+                self.record(json!([waited, account]));
             }
         }
     }
 
-    fn ask(&mut self, peer: Peer, connection: u64, method: &str, parameters: Value) -> Value {
+    fn call(&mut self, peer: Peer, connection: u64, method: &str, parameters: Value) -> Value {
         let method = format!("org.wattspan.Meter.{method}");
         let message = serde_json::to_vec(&json!({ "method": method, "parameters": parameters })).unwrap();
-        let ticket = ReplyTo { connection, slot: self.told.len() as u64 };
+        let ticket = ReplyTo { connection, slot: self.answer_hashes.len() as u64 };
         let mut out = Vec::new();
-        exchange(&mut self.service, &Caller { peer, process: None, reply_to: ticket }, &message, &mut out);
+        dispatch(&mut self.service, &Caller { peer, process: None, reply_to: ticket }, &message, &mut out);
         out.pop();
         let answer: Value = if out.is_empty() { Value::Null } else { serde_json::from_slice(&out).unwrap() };
-        self.learn(answer.clone());
+        self.record(answer.clone());
         answer
     }
 
     /// What was told, and when; wall time is of the machine that tests.
-    fn learn(&mut self, mut answer: Value) {
-        forget_wall_time(&mut answer);
-        edges(&answer, &mut self.epochs);
+    fn record(&mut self, mut answer: Value) {
+        remove_wall_time(&mut answer);
+        collect_edges(&answer, &mut self.edge_instants);
         let words = format!("{} {answer}", self.service.now_ns());
         let mut hasher = DefaultHasher::new();
         words.hash(&mut hasher);
-        self.told.push(hasher.finish());
-        if self.words.len() < 5000 {
-            self.words.push(words);
+        self.answer_hashes.push(hasher.finish());
+        if self.answer_texts.len() < 5000 {
+            self.answer_texts.push(words);
         }
     }
 }
 
-fn forget_wall_time(value: &mut Value) {
+fn remove_wall_time(value: &mut Value) {
     match value {
         Value::Object(fields) => {
             fields.remove("opened_unix_ns");
-            fields.values_mut().for_each(forget_wall_time);
+            fields.values_mut().for_each(remove_wall_time);
         }
-        Value::Array(items) => items.iter_mut().for_each(forget_wall_time),
+        Value::Array(items) => items.iter_mut().for_each(remove_wall_time),
         _ => {}
     }
 }
 
 /// The instants at which counters were looked at for somebody.
-fn edges(value: &Value, into: &mut BTreeSet<u64>) {
+fn collect_edges(value: &Value, into: &mut BTreeSet<u64>) {
     match value {
         Value::Object(fields) => {
             for (name, value) in fields {
                 match (name.as_str(), value.as_u64()) {
                     ("opened_ns" | "closed_ns", Some(at_ns)) => drop(into.insert(at_ns)),
-                    _ => edges(value, into),
+                    _ => collect_edges(value, into),
                 }
             }
         }
-        Value::Array(items) => items.iter().for_each(|item| edges(item, into)),
+        Value::Array(items) => items.iter().for_each(|item| collect_edges(item, into)),
         _ => {}
     }
 }
 
 /// A client that asks whatever there is to ask, in an order made of what it was told.
-struct Prober {
+struct RandomClient {
     state: u64,
     peer: Peer,
-    named: u64,
+    opened_spans: u64,
 }
 
-impl Prober {
-    fn roll(&mut self, below: u64) -> u64 {
+impl RandomClient {
+    fn random_below(&mut self, below: u64) -> u64 {
         self.state =
             self.state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (self.state >> 33) % below
     }
 
-    fn at(&mut self, now_ns: u64, parameters: &mut Value) {
-        let at_ns = match self.roll(6) {
-            0 => now_ns - self.roll(4_000) * MS_NS,
-            1 => now_ns - self.roll(20 * MS_NS),
-            2 => now_ns + self.roll(MS_NS),
+    fn add_random_instant(&mut self, now_ns: u64, parameters: &mut Value) {
+        let at_ns = match self.random_below(6) {
+            0 => now_ns - self.random_below(4_000) * MS_NS,
+            1 => now_ns - self.random_below(20 * MS_NS),
+            2 => now_ns + self.random_below(MS_NS),
             3 => coarse_grid::round_up_to_grid(now_ns) - GRID_NS,
             _ => return,
         };
         parameters["at_ns"] = at_ns.into();
     }
 
-    fn weight(&mut self) -> f64 {
-        [0.0, 1.0 / 65_536.0, 0.37, 0.75, 1.0, 1e6][self.roll(6) as usize]
+    fn random_weight(&mut self) -> f64 {
+        [0.0, 1.0 / 65_536.0, 0.37, 0.75, 1.0, 1e6][self.random_below(6) as usize]
     }
 
-    fn probe(&mut self, machine: &mut Machine) {
+    fn call_at_random(&mut self, machine: &mut SecretMachine) {
         let now_ns = machine.service.now_ns();
-        let connection = 1 + self.roll(3);
-        let recent = self.named.saturating_sub(self.roll(20));
+        let connection = 1 + self.random_below(3);
+        let recent = self.opened_spans.saturating_sub(self.random_below(20));
         let mut parameters = json!({ "span": format!("s{recent}") });
-        let method = match self.roll(20) {
+        let method = match self.random_below(20) {
             0..5 => {
-                self.named += 1;
-                parameters = json!({ "span": format!("s{}", self.named), "weight": self.weight() });
-                match self.roll(4) {
+                self.opened_spans += 1;
+                parameters =
+                    json!({ "span": format!("s{}", self.opened_spans), "weight": self.random_weight() });
+                match self.random_below(4) {
                     0 => parameters["domains"] = json!(["package-0"]),
                     1 => parameters["domains"] = json!(["dram-0"]),
                     _ => {}
                 }
-                self.at(now_ns, &mut parameters);
+                self.add_random_instant(now_ns, &mut parameters);
                 "OpenSpan"
             }
             5..8 => {
                 parameters["phase"] = "p".into();
-                self.at(now_ns, &mut parameters);
+                self.add_random_instant(now_ns, &mut parameters);
                 "MarkPhase"
             }
             8..11 => {
-                parameters["weight"] = self.weight().into();
-                self.at(now_ns, &mut parameters);
+                parameters["weight"] = self.random_weight().into();
+                self.add_random_instant(now_ns, &mut parameters);
                 "SetWeight"
             }
             11..15 => {
-                parameters["wait_settled"] = (self.roll(2) == 0).into();
-                self.at(now_ns, &mut parameters);
+                parameters["wait_settled"] = (self.random_below(2) == 0).into();
+                self.add_random_instant(now_ns, &mut parameters);
                 "CloseSpan"
             }
             15..17 => "CancelSpan",
@@ -259,12 +269,13 @@ impl Prober {
                 parameters = json!({ "limit": 3 });
                 "ListSpans"
             }
-            _ if self.roll(20) == 0 => return machine.service.close_connection(connection),
+            _ if self.random_below(20) == 0 => return machine.service.close_connection(connection),
             _ => "GetSpan",
         };
-        machine.ask(self.peer, connection, method, parameters);
+        machine.call(self.peer, connection, method, parameters);
         // What it asks next depends on all it was told.
-        self.state ^= machine.told.iter().rev().take(4).fold(0_u64, |sum, told| sum.rotate_left(7) ^ told);
+        self.state ^=
+            machine.answer_hashes.iter().rev().take(4).fold(0_u64, |sum, told| sum.rotate_left(7) ^ told);
     }
 }
 
@@ -273,67 +284,72 @@ fn peer(access: Access) -> Peer {
 }
 
 /// The whole course of so many questions of a client with this access to a machine with this secret.
-fn course(access: Access, secret: u64, seed: u64, questions: usize) -> Machine {
-    let mut machine = Machine::new(secret);
-    let mut prober = Prober { state: seed, peer: peer(access), named: 0 };
+fn run_client(access: Access, secret: u64, seed: u64, questions: usize) -> SecretMachine {
+    let mut machine = SecretMachine::new(secret);
+    let mut prober = RandomClient { state: seed, peer: peer(access), opened_spans: 0 };
     let mut now_ns = START_NS + 1_500 * MS_NS;
     for _ in 0..questions {
         // From a few microseconds to a few milliseconds later.
-        now_ns += match prober.roll(3) {
-            0 => prober.roll(20_000),
-            1 => prober.roll(MS_NS),
-            _ => prober.roll(7 * MS_NS),
+        now_ns += match prober.random_below(3) {
+            0 => prober.random_below(20_000),
+            1 => prober.random_below(MS_NS),
+            _ => prober.random_below(7 * MS_NS),
         };
-        machine.pass_to(now_ns);
-        prober.probe(&mut machine);
+        machine.advance_to(now_ns);
+        prober.call_at_random(&mut machine);
     }
-    machine.pass_to(now_ns + 5_000 * MS_NS);
+    machine.advance_to(now_ns + 5_000 * MS_NS);
     machine
 }
 
-fn compare(questions: usize, secrets: std::ops::Range<u64>, seed: u64) {
-    let known = course(Access::Coarse, secrets.start, seed, questions);
+fn compare_secrets(questions: usize, secrets: std::ops::Range<u64>, seed: u64) {
+    let known = run_client(Access::Coarse, secrets.start, seed, questions);
     for secret in secrets.skip(1) {
-        let other = course(Access::Coarse, secret, seed, questions);
-        let differs = known.told.iter().zip(&other.told).position(|(one, other)| one != other);
-        let answers = differs.map(|at| (known.last_words(at), other.last_words(at)));
-        assert_eq!(differs, None, "of {} answers: {answers:#?}", known.told.len());
-        assert_eq!(known.told.len(), other.told.len());
+        let other = run_client(Access::Coarse, secret, seed, questions);
+        let differs =
+            known.answer_hashes.iter().zip(&other.answer_hashes).position(|(one, other)| one != other);
+        let answers = differs.map(|at| (known.answer_text(at), other.answer_text(at)));
+        assert_eq!(differs, None, "of {} answers: {answers:#?}", known.answer_hashes.len());
+        assert_eq!(known.answer_hashes.len(), other.answer_hashes.len());
     }
 }
 
 #[test]
-fn what_a_coarse_client_is_told_and_when_is_the_same_whatever_happens_inside_a_step_of_the_grid() {
+fn coarse_answers_and_their_times_do_not_depend_on_the_secret() {
     for seed in 1..4 {
-        compare(1500, 10..12, seed);
+        compare_secrets(1500, 10..12, seed);
     }
 }
 
 #[test]
 #[ignore = "the same with a million questions: minutes; run it after a change of what a coarse client is told"]
-fn a_million_questions_tell_no_more() {
-    compare(1_000_000, 20..22, 77);
+fn a_million_coarse_calls_do_not_depend_on_the_secret() {
+    compare_secrets(1_000_000, 20..22, 77);
 }
 
 #[test]
-fn the_same_questions_with_span_access_tell_the_secrets_apart() {
-    let one = course(Access::Span, 10, 1, 300);
-    let other = course(Access::Span, 11, 1, 300);
-    assert_ne!(one.told, other.told);
+fn the_same_calls_with_span_access_distinguish_the_secrets() {
+    let one = run_client(Access::Span, 10, 1, 300);
+    let other = run_client(Access::Span, 11, 1, 300);
+    assert_ne!(one.answer_hashes, other.answer_hashes);
 }
 
 #[test]
-fn nobody_sees_more_than_ten_instants_a_second() {
-    let machine = course(Access::Coarse, 1, 5, 5000);
-    let (first, last) = (machine.epochs.first().unwrap(), machine.epochs.last().unwrap());
-    assert!(machine.epochs.iter().all(|at_ns| at_ns.is_multiple_of(GRID_NS)), "{:?}", machine.epochs);
-    assert!(machine.epochs.len() > 40, "{}", machine.epochs.len());
-    assert!(machine.epochs.len() as u64 <= (last - first) / GRID_NS + 1);
+fn a_coarse_client_sees_at_most_ten_instants_per_second() {
+    let machine = run_client(Access::Coarse, 1, 5, 5000);
+    let (first, last) = (machine.edge_instants.first().unwrap(), machine.edge_instants.last().unwrap());
+    assert!(
+        machine.edge_instants.iter().all(|at_ns| at_ns.is_multiple_of(GRID_NS)),
+        "{:?}",
+        machine.edge_instants
+    );
+    assert!(machine.edge_instants.len() > 40, "{}", machine.edge_instants.len());
+    assert!(machine.edge_instants.len() as u64 <= (last - first) / GRID_NS + 1);
 }
 
 #[test]
-fn energy_is_conserved_under_edges_that_lie_ahead() {
-    let machine = course(Access::Coarse, 1, 8, 3000);
+fn energy_is_conserved_with_edges_in_the_future() {
+    let machine = run_client(Access::Coarse, 1, 8, 3000);
     let balances = machine.service.attributor.balance();
     assert_eq!(balances.len(), 2);
     for balance in balances {
@@ -344,27 +360,27 @@ fn energy_is_conserved_under_edges_that_lie_ahead() {
 
 #[test]
 fn two_users_that_close_in_the_same_step_see_the_same_instants_and_the_same_energy() {
-    let mut machine = Machine::new(1);
+    let mut machine = SecretMachine::new(1);
     let users = [peer(Access::Coarse), Peer { uid: 4001, ..peer(Access::Coarse) }];
     let begin_ns = START_NS + 2000 * MS_NS;
     for (at_ms, user) in [(3, 0), (88, 1)] {
-        machine.pass_to(begin_ns + at_ms * MS_NS);
-        machine.ask(users[user], 1, "OpenSpan", json!({ "span": "s" }));
+        machine.advance_to(begin_ns + at_ms * MS_NS);
+        machine.call(users[user], 1, "OpenSpan", json!({ "span": "s" }));
     }
     for (at_ms, user) in [(505, 1), (599, 0)] {
-        machine.pass_to(begin_ns + at_ms * MS_NS);
-        let closed = machine.ask(users[user], 1, "CloseSpan", json!({ "span": "s" }));
+        machine.advance_to(begin_ns + at_ms * MS_NS);
+        let closed = machine.call(users[user], 1, "CloseSpan", json!({ "span": "s" }));
         let account = &closed["parameters"]["account"];
         assert_eq!((&account["state"], account.get("share_uj")), (&json!("provisional"), None));
     }
-    machine.pass_to(begin_ns + 900 * MS_NS);
-    let mut settled = users.map(|user| machine.ask(user, 2, "GetSpan", json!({ "span": "s" })));
+    machine.advance_to(begin_ns + 900 * MS_NS);
+    let mut settled = users.map(|user| machine.call(user, 2, "GetSpan", json!({ "span": "s" })));
     for (answer, moved_ms) in settled.iter_mut().zip([97 + 1, 12 + 95]) {
         let account = &mut answer["parameters"]["account"];
         assert_eq!(account["state"], "settled");
         assert_eq!(account["moved_ns"], moved_ms * MS_NS);
         (account["uid"], account["moved_ns"]) = (Value::Null, Value::Null);
-        forget_wall_time(account);
+        remove_wall_time(account);
     }
     assert_eq!(settled[0], settled[1]);
     let account = &settled[0]["parameters"]["account"];
@@ -373,19 +389,19 @@ fn two_users_that_close_in_the_same_step_see_the_same_instants_and_the_same_ener
 }
 
 #[test]
-fn the_shortest_span_is_a_whole_step_and_its_account_comes_a_step_after_its_end() {
-    let mut machine = Machine::new(1);
+fn the_shortest_span_is_one_grid_step_and_settles_one_step_after_its_end() {
+    let mut machine = SecretMachine::new(1);
     let begin_ns = START_NS + 2000 * MS_NS;
-    machine.pass_to(begin_ns + 50 * MS_NS);
-    machine.ask(peer(Access::Coarse), 1, "OpenSpan", json!({ "span": "s" }));
-    machine.ask(peer(Access::Coarse), 1, "CloseSpan", json!({ "span": "s", "wait_settled": true }));
-    let asked = machine.told.len();
-    machine.pass_to(begin_ns + 300 * MS_NS - 1);
-    assert_eq!(machine.told.len(), asked, "not before the next instant of the grid");
-    machine.pass_to(begin_ns + 300 * MS_NS);
-    assert_eq!(machine.told.len(), asked + 1);
+    machine.advance_to(begin_ns + 50 * MS_NS);
+    machine.call(peer(Access::Coarse), 1, "OpenSpan", json!({ "span": "s" }));
+    machine.call(peer(Access::Coarse), 1, "CloseSpan", json!({ "span": "s", "wait_settled": true }));
+    let asked = machine.answer_hashes.len();
+    machine.advance_to(begin_ns + 300 * MS_NS - 1);
+    assert_eq!(machine.answer_hashes.len(), asked, "not before the next instant of the grid");
+    machine.advance_to(begin_ns + 300 * MS_NS);
+    assert_eq!(machine.answer_hashes.len(), asked + 1);
     let account =
-        machine.ask(peer(Access::Coarse), 1, "GetSpan", json!({ "span": "s" }))["parameters"]["account"]
+        machine.call(peer(Access::Coarse), 1, "GetSpan", json!({ "span": "s" }))["parameters"]["account"]
             .take();
     assert_eq!(account["opened_ns"], begin_ns + GRID_NS);
     assert_eq!(account["closed_ns"], begin_ns + 2 * GRID_NS);
@@ -399,12 +415,12 @@ fn the_shortest_span_is_a_whole_step_and_its_account_comes_a_step_after_its_end(
 }
 
 #[test]
-fn a_finer_span_of_the_same_user_is_none_of_a_coarse_callers() {
-    let mut machine = Machine::new(1);
+fn a_coarse_caller_cannot_access_a_fine_span_of_the_same_user() {
+    let mut machine = SecretMachine::new(1);
     let (fine, coarse) = (peer(Access::Span), peer(Access::Coarse));
     let begin_ns = START_NS + 2000 * MS_NS;
-    machine.pass_to(begin_ns);
-    machine.ask(fine, 1, "OpenSpan", json!({ "span": "fine" }));
+    machine.advance_to(begin_ns);
+    machine.call(fine, 1, "OpenSpan", json!({ "span": "fine" }));
     let refused = |answer: Value| answer["error"].as_str().map(str::to_owned);
     let missing = Some("org.wattspan.Meter.NoSuchSpan".to_owned());
     let touches = [
@@ -415,45 +431,49 @@ fn a_finer_span_of_the_same_user_is_none_of_a_coarse_callers() {
         ("CloseSpan", json!({ "span": "fine" })),
     ];
     for (method, parameters) in &touches {
-        assert_eq!(refused(machine.ask(coarse, 2, method, parameters.clone())), missing, "{method}");
+        assert_eq!(refused(machine.call(coarse, 2, method, parameters.clone())), missing, "{method}");
     }
-    machine.pass_to(begin_ns + 33 * MS_NS);
-    machine.ask(fine, 1, "CloseSpan", json!({ "span": "fine" }));
-    machine.pass_to(begin_ns + 500 * MS_NS);
+    machine.advance_to(begin_ns + 33 * MS_NS);
+    machine.call(fine, 1, "CloseSpan", json!({ "span": "fine" }));
+    machine.advance_to(begin_ns + 500 * MS_NS);
     for (method, parameters) in &touches {
-        assert_eq!(refused(machine.ask(coarse, 2, method, parameters.clone())), missing, "{method}, settled");
+        assert_eq!(
+            refused(machine.call(coarse, 2, method, parameters.clone())),
+            missing,
+            "{method}, settled"
+        );
     }
-    let listed = machine.ask(coarse, 2, "ListSpans", json!({}));
+    let listed = machine.call(coarse, 2, "ListSpans", json!({}));
     assert_eq!(listed["parameters"]["accounts"], json!([]));
-    let listed = machine.ask(fine, 2, "ListSpans", json!({}));
+    let listed = machine.call(fine, 2, "ListSpans", json!({}));
     assert_eq!(listed["parameters"]["accounts"][0]["span"], "fine");
     // A coarse span stays coarse whoever closes it.
-    machine.ask(coarse, 2, "OpenSpan", json!({ "span": "coarse" }));
-    machine.pass_to(begin_ns + 733 * MS_NS);
-    let closed = machine.ask(fine, 1, "CloseSpan", json!({ "span": "coarse" }));
+    machine.call(coarse, 2, "OpenSpan", json!({ "span": "coarse" }));
+    machine.advance_to(begin_ns + 733 * MS_NS);
+    let closed = machine.call(fine, 1, "CloseSpan", json!({ "span": "coarse" }));
     assert_eq!(closed["parameters"]["account"]["closed_ns"], begin_ns + 800 * MS_NS);
     assert!(closed["parameters"]["account"].get("share_uj").is_none());
 }
 
 #[test]
-fn a_span_that_begins_a_moment_ahead_ends_on_the_grid_with_its_client() {
-    let mut machine = Machine::new(1);
+fn a_span_opened_in_the_future_ends_on_the_grid_with_its_client() {
+    let mut machine = SecretMachine::new(1);
     let coarse = peer(Access::Coarse);
     let now_ns = START_NS + 2000 * MS_NS + 99_500_000;
-    machine.pass_to(now_ns);
+    machine.advance_to(now_ns);
     for span in ["gone", "closed", "dropped"] {
         let connection = if span == "gone" { 1 } else { 2 };
-        machine.ask(coarse, connection, "OpenSpan", json!({ "span": span, "at_ns": now_ns + 900_000 }));
+        machine.call(coarse, connection, "OpenSpan", json!({ "span": span, "at_ns": now_ns + 900_000 }));
     }
     machine.clock.set(now_ns + 1);
     machine.service.close_connection(1);
-    machine.ask(coarse, 2, "CloseSpan", json!({ "span": "closed" }));
-    assert!(machine.ask(coarse, 2, "CancelSpan", json!({ "span": "dropped" })).get("error").is_none());
+    machine.call(coarse, 2, "CloseSpan", json!({ "span": "closed" }));
+    assert!(machine.call(coarse, 2, "CancelSpan", json!({ "span": "dropped" })).get("error").is_none());
     assert_eq!(machine.service.attributor.open_spans(), 0);
-    machine.pass_to(now_ns + 500 * MS_NS);
+    machine.advance_to(now_ns + 500 * MS_NS);
     for (span, state) in [("gone", "abandoned"), ("closed", "settled")] {
         let account =
-            machine.ask(coarse, 2, "GetSpan", json!({ "span": span }))["parameters"]["account"].take();
+            machine.call(coarse, 2, "GetSpan", json!({ "span": span }))["parameters"]["account"].take();
         assert_eq!(account["state"], state, "{account}");
         let grid_ns = START_NS + 2200 * MS_NS;
         assert_eq!(
@@ -465,7 +485,7 @@ fn a_span_that_begins_a_moment_ahead_ends_on_the_grid_with_its_client() {
 }
 
 #[test]
-fn what_is_settled_and_held_back_when_the_daemon_stops_has_one_account_in_the_next_life() {
+fn an_account_held_back_at_shutdown_is_stored_once() {
     let dir = tempfile::tempdir().unwrap();
     let settings = store::StoreSettings {
         directory: dir.path().join("state"),
@@ -475,15 +495,15 @@ fn what_is_settled_and_held_back_when_the_daemon_stops_has_one_account_in_the_ne
         sync: store::SyncMode::Normal,
     };
     let start = || Store::start(settings.clone(), |_| ()).unwrap();
-    let mut machine = Machine::new(1);
+    let mut machine = SecretMachine::new(1);
     machine.service.set_store(start(), |_| ());
     let begin_ns = START_NS + 2000 * MS_NS;
-    machine.pass_to(begin_ns);
-    machine.ask(peer(Access::Coarse), 1, "OpenSpan", json!({ "span": "s" }));
+    machine.advance_to(begin_ns);
+    machine.call(peer(Access::Coarse), 1, "OpenSpan", json!({ "span": "s" }));
     // It is in the journal by then.
-    machine.pass_to(begin_ns + 2550 * MS_NS);
-    machine.ask(peer(Access::Coarse), 1, "CloseSpan", json!({ "span": "s" }));
-    machine.pass_to(begin_ns + 2650 * MS_NS);
+    machine.advance_to(begin_ns + 2550 * MS_NS);
+    machine.call(peer(Access::Coarse), 1, "CloseSpan", json!({ "span": "s" }));
+    machine.advance_to(begin_ns + 2650 * MS_NS);
     assert!(machine.service.coarse_spans.next_release_ns().is_some(), "it is settled, and held back");
     machine.service.shut_down();
     drop(machine);

@@ -9,87 +9,92 @@ use std::os::unix::net::UnixStream;
 
 use polling::Event;
 
-use super::exchange::{Outcome, Stream, exchange};
+use super::dispatch::{CallOutcome, SubscriptionKind, dispatch};
 pub use super::fate::Fate;
-use super::hearing::{Heard, hear};
-use super::identity::Identity;
-use super::outbox::Outbox;
-use super::readiness_ffi::Watched;
+use super::peer_identity::PeerIdentity;
+use super::readiness_ffi::RegisteredSocket;
+use super::recv::{RecvResult, recv};
+use super::reply_queue::ReplyQueue;
 use crate::protocol::{END, Refusal};
 use crate::service::access::{AccessPolicy, Peer};
 use crate::service::reply_to::{ConnectionId, ReplyTo};
 use crate::service::service::{Caller, Service};
 
 /// Most answers of one client that may be awaited at a time.
-const MOST_AWAITED: usize = 4096;
+const MAX_PENDING_REPLIES: usize = 4096;
 
 /// Most questions of one client that the disk may be asked at a time: an answer may be large.
-const MOST_ASKED: usize = 4;
+const MAX_PENDING_QUERIES: usize = 4;
 
 /// Answers of a stream are gathered up to so many bytes before they are sent.
-const GATHERED: usize = 16 * 1024;
+const STREAM_FLUSH_BYTES: usize = 16 * 1024;
 
 /// A connected client.
-pub struct Connection {
-    pub(crate) socket: Watched<UnixStream>,
+pub struct ClientConnection {
+    pub(crate) socket: RegisteredSocket<UnixStream>,
     key: usize,
     id: ConnectionId,
-    who: Identity,
-    pub(crate) rest: Vec<u8>,
-    scanned: usize,
-    pub(crate) outbox: Outbox,
-    asked: usize,
+    identity: PeerIdentity,
+    pub(crate) input: Vec<u8>,
+    scanned_bytes: usize,
+    pub(crate) reply_queue: ReplyQueue,
+    pending_queries: usize,
     /// How long a turn may take; a message that is being handled is finished.
-    turn_ns: u64,
+    slice_ns: u64,
     /// The number of its latest turn.
-    latest_turn: u64,
-    pub(crate) stream: Option<Stream>,
+    slice_number: u64,
+    pub(crate) subscription: Option<SubscriptionKind>,
     /// So many answers are unread that no further message is heard.
-    pub(crate) stalled: bool,
+    pub(crate) read_paused: bool,
     /// The turn was over before all messages were handled; the rest is for the next.
     pub(crate) yielded: bool,
     /// More may have been said than was read.
-    pub(crate) unheard: bool,
+    pub(crate) has_unread_input: bool,
     /// No further message is read: the client ended its side, or sent what is no message.
-    pub(crate) deaf: bool,
+    pub(crate) read_closed: bool,
     /// A message was completed, or an answer taken, since this was last looked at.
-    pub(crate) moved: bool,
+    pub(crate) made_progress: bool,
     /// Since when nothing moved although something is half done: a message incomplete, or answers not taken.
-    pub(crate) stuck_since_ns: Option<u64>,
+    pub(crate) stalled_since_ns: Option<u64>,
 }
 
-impl Connection {
+impl ClientConnection {
     /// A client that has just connected; `key` is its place in the poller.
-    pub fn new(socket: Watched<UnixStream>, key: usize, id: ConnectionId, who: Identity) -> Self {
+    pub fn new(
+        socket: RegisteredSocket<UnixStream>,
+        key: usize,
+        id: ConnectionId,
+        who: PeerIdentity,
+    ) -> Self {
         Self {
             socket,
             key,
             id,
-            who,
-            rest: Vec::new(),
-            scanned: 0,
-            outbox: Outbox::default(),
-            asked: 0,
-            turn_ns: 0,
-            latest_turn: 0,
-            stream: None,
-            stalled: false,
+            identity: who,
+            input: Vec::new(),
+            scanned_bytes: 0,
+            reply_queue: ReplyQueue::default(),
+            pending_queries: 0,
+            slice_ns: 0,
+            slice_number: 0,
+            subscription: None,
+            read_paused: false,
             yielded: false,
-            unheard: false,
-            deaf: false,
-            moved: false,
-            stuck_since_ns: None,
+            has_unread_input: false,
+            read_closed: false,
+            made_progress: false,
+            stalled_since_ns: None,
         }
     }
 
     /// Its next turn has this number and may take so long.
-    pub fn begin_turn(&mut self, number: u64, turn_ns: u64) {
-        (self.latest_turn, self.turn_ns) = (number, turn_ns);
+    pub fn begin_slice(&mut self, number: u64, turn_ns: u64) {
+        (self.slice_number, self.slice_ns) = (number, turn_ns);
     }
 
     /// The number of its latest turn.
-    pub fn latest_turn(&self) -> u64 {
-        self.latest_turn
+    pub fn slice_number(&self) -> u64 {
+        self.slice_number
     }
 
     /// Which connection.
@@ -99,94 +104,100 @@ impl Connection {
 
     /// Who is there.
     pub fn peer(&self) -> &Peer {
-        &self.who.peer
+        &self.identity.peer
     }
 
     /// Judges the peer by another rule; whether it may do something else now.
-    pub fn rejudge(&mut self, policy: &AccessPolicy) -> bool {
-        self.who.rejudge(policy)
+    pub fn apply_policy(&mut self, policy: &AccessPolicy) -> bool {
+        self.identity.apply_policy(policy)
     }
 
     /// What it watches.
-    pub fn stream(&self) -> Option<Stream> {
-        self.stream
+    pub fn subscription(&self) -> Option<SubscriptionKind> {
+        self.subscription
     }
 
     /// The socket is ready for something.
-    pub fn ready(&mut self, event: &Event, scratch: &mut [u8], service: &mut Service) -> Fate {
+    pub fn handle_event(&mut self, event: &Event, scratch: &mut [u8], service: &mut Service) -> Fate {
         // Both sides are shut, and nothing more would be read: there is nobody left to serve.
-        if event.is_interrupt() && (self.deaf || self.stalled) && !self.yielded {
+        if event.is_interrupt() && (self.read_closed || self.read_paused) && !self.yielded {
             return Fate::Over;
         }
-        let hears = !self.deaf && !self.stalled && !self.yielded;
-        if event.readable && hears && self.receive(scratch, service) == Fate::Over {
+        let hears = !self.read_closed && !self.read_paused && !self.yielded;
+        if event.readable && hears && self.read_input(scratch, service) == Fate::Over {
             return Fate::Over;
         }
         self.progress(service)
     }
 
     /// Reads once, so that no client has more of a turn than a buffer's worth, and handles what is whole.
-    fn receive(&mut self, scratch: &mut [u8], service: &mut Service) -> Fate {
-        let read = match hear(&self.socket, scratch) {
-            Ok(Heard { descriptors: true, .. }) => {
+    fn read_input(&mut self, scratch: &mut [u8], service: &mut Service) -> Fate {
+        let read = match recv(&self.socket, scratch) {
+            Ok(RecvResult { has_descriptors: true, .. }) => {
                 let reason = "are not taken here; send messages only".to_owned();
-                self.refuse(&Refusal::InvalidValue { field: "descriptors".into(), reason });
+                self.reject(&Refusal::InvalidValue { field: "descriptors".into(), reason });
                 return Fate::Stays;
             }
             heard => heard.map(|heard| heard.length),
         };
-        self.unheard = read.as_ref().is_ok_and(|length| *length == scratch.len());
+        self.has_unread_input = read.as_ref().is_ok_and(|length| *length == scratch.len());
         match read {
-            Ok(0) => self.ended(service),
-            Ok(length) if self.rest.is_empty() => {
-                let used = self.handle(&scratch[..length], service);
-                self.rest.extend_from_slice(&scratch[used..length]);
+            Ok(0) => self.handle_eof(service),
+            Ok(length) if self.input.is_empty() => {
+                let used = self.handle_messages(&scratch[..length], service);
+                self.input.extend_from_slice(&scratch[used..length]);
             }
             Ok(length) => {
-                self.rest.extend_from_slice(&scratch[..length]);
-                self.handle_rest(service);
+                self.input.extend_from_slice(&scratch[..length]);
+                self.handle_buffered(service);
             }
             Err(cause) if matches!(cause.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
             Err(_) => return Fate::Over,
         }
-        if !self.deaf && !self.stalled && !self.yielded && self.rest.len() > service.limits().message_bytes {
+        if !self.read_closed
+            && !self.read_paused
+            && !self.yielded
+            && self.input.len() > service.limits().message_bytes
+        {
             let most = service.limits().message_bytes;
             let reason = format!("is longer than {most} bytes");
-            self.refuse(&Refusal::InvalidValue { field: "message".into(), reason });
+            self.reject(&Refusal::InvalidValue { field: "message".into(), reason });
         }
         Fate::Stays
     }
 
-    fn handle_rest(&mut self, service: &mut Service) {
-        let mut rest = std::mem::take(&mut self.rest);
-        let used = self.handle(&rest, service);
+    fn handle_buffered(&mut self, service: &mut Service) {
+        let mut rest = std::mem::take(&mut self.input);
+        let used = self.handle_messages(&rest, service);
         rest.drain(..used);
         if !rest.is_empty() {
-            self.rest = rest;
+            self.input = rest;
         }
     }
 
     /// Handles the whole messages at the start of `bytes`; gives how many bytes they were.
-    fn handle(&mut self, bytes: &[u8], service: &mut Service) -> usize {
+    fn handle_messages(&mut self, bytes: &[u8], service: &mut Service) -> usize {
         let mut used = 0;
-        let end_ns = service.now_ns() + self.turn_ns;
+        let end_ns = service.now_ns() + self.slice_ns;
         loop {
-            if self.deaf {
+            if self.read_closed {
                 return bytes.len();
             }
             let most_unread = service.limits().unread_bytes;
-            if self.is_behind(most_unread) && (self.flush() == Fate::Over || self.is_behind(most_unread)) {
-                (self.stalled, self.unheard) = (true, true);
+            if self.is_over_reply_limit(most_unread)
+                && (self.flush() == Fate::Over || self.is_over_reply_limit(most_unread))
+            {
+                (self.read_paused, self.has_unread_input) = (true, true);
                 return used;
             }
             // What was looked through before holds no end.
-            let Some(length) = memchr::memchr(END, &bytes[used + self.scanned..]) else {
-                self.scanned = bytes.len() - used;
+            let Some(length) = memchr::memchr(END, &bytes[used + self.scanned_bytes..]) else {
+                self.scanned_bytes = bytes.len() - used;
                 return used;
             };
-            let length = length + self.scanned;
-            self.scanned = 0;
-            self.message(&bytes[used..used + length], service);
+            let length = length + self.scanned_bytes;
+            self.scanned_bytes = 0;
+            self.handle_message(&bytes[used..used + length], service);
             used += length + 1;
             if used < bytes.len() && service.now_ns() >= end_ns {
                 self.yielded = true;
@@ -196,70 +207,71 @@ impl Connection {
     }
 
     /// Whether the client has so many answers to take that no further question is heard.
-    fn is_behind(&self, most_unread: usize) -> bool {
-        let waits = self.outbox.awaited() >= MOST_AWAITED || self.asked >= MOST_ASKED;
-        self.outbox.unsent() > most_unread || waits
+    fn is_over_reply_limit(&self, most_unread: usize) -> bool {
+        let waits =
+            self.reply_queue.pending() >= MAX_PENDING_REPLIES || self.pending_queries >= MAX_PENDING_QUERIES;
+        self.reply_queue.unsent_bytes() > most_unread || waits
     }
 
-    fn message(&mut self, message: &[u8], service: &mut Service) {
-        self.moved = true;
-        if message.len() > service.limits().message_bytes || self.stream.is_some() {
-            let reason = match self.stream {
+    fn handle_message(&mut self, message: &[u8], service: &mut Service) {
+        self.made_progress = true;
+        if message.len() > service.limits().message_bytes || self.subscription.is_some() {
+            let reason = match self.subscription {
                 Some(_) => {
                     "comes while answers to a call with \"more\" go on; use another connection".to_owned()
                 }
                 None => format!("is longer than {} bytes", service.limits().message_bytes),
             };
-            return self.refuse(&Refusal::InvalidValue { field: "message".into(), reason });
+            return self.reject(&Refusal::InvalidValue { field: "message".into(), reason });
         }
-        let ticket = ReplyTo { connection: self.id, slot: self.outbox.next_slot() };
-        let caller = Caller { peer: self.who.peer, reply_to: ticket, process: self.who.origin };
-        match self.outbox.write(|out| exchange(service, &caller, message, out)) {
-            Outcome::Answered => {}
-            Outcome::Awaited => self.outbox.await_answer(),
-            Outcome::Asked => {
-                self.outbox.await_answer();
-                self.asked += 1;
+        let ticket = ReplyTo { connection: self.id, slot: self.reply_queue.next_slot() };
+        let caller = Caller { peer: self.identity.peer, reply_to: ticket, process: self.identity.origin };
+        match self.reply_queue.write(|out| dispatch(service, &caller, message, out)) {
+            CallOutcome::Answered => {}
+            CallOutcome::Pending => self.reply_queue.push_pending(),
+            CallOutcome::PendingQuery => {
+                self.reply_queue.push_pending();
+                self.pending_queries += 1;
             }
-            Outcome::Streaming(stream) => self.stream = Some(stream),
-            Outcome::Broken => self.turn_deaf(),
+            CallOutcome::Subscribed(stream) => self.subscription = Some(stream),
+            CallOutcome::ProtocolViolation => self.close_read(),
         }
     }
 
     /// Says why and hears no more; the answers so far are still sent.
-    pub fn refuse(&mut self, refusal: &Refusal) {
-        self.outbox.write(|out| refusal.write(out));
-        self.turn_deaf();
+    pub fn reject(&mut self, refusal: &Refusal) {
+        self.reply_queue.write(|out| refusal.write(out));
+        self.close_read();
     }
 
-    fn turn_deaf(&mut self) {
-        self.deaf = true;
+    fn close_read(&mut self) {
+        self.read_closed = true;
         self.yielded = false;
-        self.stream = None;
-        self.rest = Vec::new();
-        self.scanned = 0;
+        self.subscription = None;
+        self.input = Vec::new();
+        self.scanned_bytes = 0;
     }
 
     /// The client sends no more; what it asked for is still answered, what it left open is not left running.
-    fn ended(&mut self, service: &mut Service) {
-        self.turn_deaf();
+    fn handle_eof(&mut self, service: &mut Service) {
+        self.close_read();
         service.close_connection(self.id);
     }
 
     /// An awaited answer is here; the disk's, where that was `asked`.
-    pub fn fill(&mut self, slot: u64, answer: &[u8], asked: bool) {
-        self.asked -= usize::from(asked && self.asked > 0);
-        self.outbox.fill(slot, answer);
+    pub fn complete_reply(&mut self, slot: u64, answer: &[u8], asked: bool) {
+        self.pending_queries -= usize::from(asked && self.pending_queries > 0);
+        self.reply_queue.complete(slot, answer);
     }
 
     /// One more answer of the stream. A watcher that does not keep up is dropped: it would rather miss all than be
     /// told old figures as new.
-    pub fn push(&mut self, answer: &[u8], most_unread: usize) -> Fate {
-        if self.outbox.unsent() + answer.len() > most_unread.max(answer.len()) {
+    pub fn push_stream_item(&mut self, answer: &[u8], most_unread: usize) -> Fate {
+        if self.reply_queue.unsent_bytes() + answer.len() > most_unread.max(answer.len()) {
             return Fate::Over;
         }
-        self.outbox.write(|out| out.extend_from_slice(answer));
-        if self.outbox.unsent() > GATHERED { self.flush() } else { Fate::Stays }
+        self.reply_queue.write(|out| out.extend_from_slice(answer));
+        if self.reply_queue.unsent_bytes() > STREAM_FLUSH_BYTES { self.flush() } else { Fate::Stays }
     }
 
     /// Whether messages are left for the next turn.
@@ -270,7 +282,7 @@ impl Connection {
     /// The next turn of a client that had to yield.
     pub fn resume(&mut self, service: &mut Service) -> Fate {
         if std::mem::take(&mut self.yielded) {
-            self.handle_rest(service);
+            self.handle_buffered(service);
         }
         self.progress(service)
     }
@@ -280,29 +292,29 @@ impl Connection {
         if self.flush() == Fate::Over {
             return Fate::Over;
         }
-        if self.stalled && !self.yielded && !self.is_behind(service.limits().unread_bytes / 2) {
-            self.stalled = false;
-            self.handle_rest(service);
+        if self.read_paused && !self.yielded && !self.is_over_reply_limit(service.limits().unread_bytes / 2) {
+            self.read_paused = false;
+            self.handle_buffered(service);
             if self.flush() == Fate::Over {
                 return Fate::Over;
             }
         }
-        if self.deaf && self.outbox.unsent() == 0 && self.outbox.awaited() == 0 {
+        if self.read_closed && self.reply_queue.unsent_bytes() == 0 && self.reply_queue.pending() == 0 {
             return Fate::Over;
         }
-        self.note_progress(service.now_ns());
+        self.update_stall_state(service.now_ns());
         let mut interest = Event::none(self.key);
-        interest.readable = !self.deaf && !self.stalled && !self.yielded;
-        interest.writable = !self.outbox.sendable().is_empty();
-        self.socket.watch(interest).map_or(Fate::Over, |()| Fate::Stays)
+        interest.readable = !self.read_closed && !self.read_paused && !self.yielded;
+        interest.writable = !self.reply_queue.sendable().is_empty();
+        self.socket.set_interest(interest).map_or(Fate::Over, |()| Fate::Stays)
     }
 
     fn flush(&mut self) -> Fate {
-        while !self.outbox.sendable().is_empty() {
-            match (&*self.socket).write(self.outbox.sendable()) {
+        while !self.reply_queue.sendable().is_empty() {
+            match (&*self.socket).write(self.reply_queue.sendable()) {
                 Ok(length) if length > 0 => {
-                    self.outbox.sent(length);
-                    self.moved = true;
+                    self.reply_queue.mark_sent(length);
+                    self.made_progress = true;
                 }
                 Err(cause) if cause.kind() == io::ErrorKind::WouldBlock => break,
                 Err(cause) if cause.kind() == io::ErrorKind::Interrupted => {}
@@ -313,7 +325,7 @@ impl Connection {
     }
 
     /// Gives memory back that a burst took.
-    pub fn trim(&mut self) {
-        self.outbox.trim();
+    pub fn shrink_buffers(&mut self) {
+        self.reply_queue.shrink();
     }
 }

@@ -15,7 +15,7 @@ use rustix::net::sockopt::socket_type;
 use rustix::net::{AddressFamily, SocketType, getsockname};
 
 /// `launch_activate_socket`: the name in the plist, and where to put the array of descriptors and its length. 0, or an errno.
-pub type Activate = unsafe extern "C" fn(*const c_char, *mut *mut c_int, *mut usize) -> c_int;
+pub type LaunchActivateSocket = unsafe extern "C" fn(*const c_char, *mut *mut c_int, *mut usize) -> c_int;
 
 /// The sockets under `name` in the plist; none where launchd did not start us or knows no such name.
 ///
@@ -25,7 +25,7 @@ pub type Activate = unsafe extern "C" fn(*const c_char, *mut *mut c_int, *mut us
 /// # Safety
 /// `activate` keeps the promises of launch.h: on 0 it has put an array there that malloc made, of as many open
 /// descriptors as it says, which are ours.
-pub unsafe fn listeners(activate: Activate, name: &CStr) -> io::Result<Vec<UnixListener>> {
+pub unsafe fn listeners(activate: LaunchActivateSocket, name: &CStr) -> io::Result<Vec<UnixListener>> {
     let (mut array, mut count) = (std::ptr::null_mut(), 0_usize);
     // SAFETY: a name that ends with NUL, and two places that live through the call.
     let status = unsafe { activate(name.as_ptr(), &raw mut array, &raw mut count) };
@@ -44,10 +44,10 @@ pub unsafe fn listeners(activate: Activate, name: &CStr) -> io::Result<Vec<UnixL
         // SAFETY: malloc made the array, and it is not used afterwards.
         unsafe { libc::free(array.cast()) };
     }
-    sockets.into_iter().map(listener).collect()
+    sockets.into_iter().map(into_listener).collect()
 }
 
-fn listener(socket: OwnedFd) -> io::Result<UnixListener> {
+fn into_listener(socket: OwnedFd) -> io::Result<UnixListener> {
     let stream = socket_type(&socket)? == SocketType::STREAM;
     if !stream || getsockname(&socket)?.address_family() != AddressFamily::UNIX {
         let wrong = "the socket that launchd made is no Unix stream socket; see Sockets in its plist";
@@ -68,10 +68,10 @@ mod tests {
 
     use super::*;
 
-    type Answer = Result<Vec<c_int>, c_int>;
+    type ActivationResult = Result<Vec<c_int>, c_int>;
 
     /// What the launchd of this test hands over under each name: descriptors, or an errno. Each name once, as the real one.
-    static LAUNCHD: Mutex<Vec<(&str, Answer)>> = Mutex::new(Vec::new());
+    static LAUNCHD: Mutex<Vec<(&str, ActivationResult)>> = Mutex::new(Vec::new());
 
     unsafe extern "C" fn activate(name: *const c_char, into: *mut *mut c_int, count: *mut usize) -> c_int {
         // SAFETY: the caller gives a text that ends with NUL and two places, as the real call wants.
@@ -91,7 +91,7 @@ mod tests {
         }
     }
 
-    fn handed(name: &'static str, what: Answer) -> io::Result<Vec<UnixListener>> {
+    fn listeners_from(name: &'static str, what: ActivationResult) -> io::Result<Vec<UnixListener>> {
         LAUNCHD.lock().unwrap().push((name, what));
         let name = std::ffi::CString::new(name).unwrap();
         // SAFETY: `activate` keeps the promises of launch.h.
@@ -99,38 +99,38 @@ mod tests {
     }
 
     #[test]
-    fn a_socket_of_launchds_is_listened_on() {
+    fn a_socket_from_launchd_accepts_connections() {
         let dir = tempfile::tempdir().unwrap();
         let path: PathBuf = dir.path().join("s");
         let made = UnixListener::bind(&path).unwrap();
-        let got = handed("one", Ok(vec![made.into_raw_fd()])).unwrap();
+        let got = listeners_from("one", Ok(vec![made.into_raw_fd()])).unwrap();
         assert_eq!(got.len(), 1);
         assert_eq!(got[0].accept().unwrap_err().kind(), io::ErrorKind::WouldBlock);
         let _client = UnixStream::connect(&path).unwrap();
         got[0].accept().unwrap();
-        let asked_again = unsafe_listeners(c"one").unwrap();
+        let asked_again = listeners_named(c"one").unwrap();
         assert!(asked_again.is_empty());
     }
 
-    fn unsafe_listeners(name: &CStr) -> io::Result<Vec<UnixListener>> {
+    fn listeners_named(name: &CStr) -> io::Result<Vec<UnixListener>> {
         // SAFETY: `activate` keeps the promises of launch.h.
         unsafe { listeners(activate, name) }
     }
 
     #[test]
-    fn without_launchd_or_a_name_there_are_none_and_another_errno_is_told() {
-        assert!(unsafe_listeners(c"nobody").unwrap().is_empty());
-        assert!(handed("by hand", Err(libc::ESRCH)).unwrap().is_empty());
-        assert!(handed("again", Err(libc::EALREADY)).unwrap().is_empty());
-        assert_eq!(handed("full", Err(libc::EMFILE)).unwrap_err().raw_os_error(), Some(libc::EMFILE));
-        assert!(handed("empty", Ok(Vec::new())).unwrap().is_empty());
+    fn unknown_names_give_no_sockets_and_other_errnos_are_returned() {
+        assert!(listeners_named(c"nobody").unwrap().is_empty());
+        assert!(listeners_from("by hand", Err(libc::ESRCH)).unwrap().is_empty());
+        assert!(listeners_from("again", Err(libc::EALREADY)).unwrap().is_empty());
+        assert_eq!(listeners_from("full", Err(libc::EMFILE)).unwrap_err().raw_os_error(), Some(libc::EMFILE));
+        assert!(listeners_from("empty", Ok(Vec::new())).unwrap().is_empty());
     }
 
     #[test]
-    fn what_is_no_unix_stream_socket_is_refused_and_closed() {
+    fn other_socket_types_are_rejected_and_closed() {
         let tcp = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let address = tcp.local_addr().unwrap();
-        let refused = handed("tcp", Ok(vec![tcp.into_raw_fd()])).unwrap_err();
+        let refused = listeners_from("tcp", Ok(vec![tcp.into_raw_fd()])).unwrap_err();
         assert!(refused.to_string().contains("no Unix stream socket"), "{refused}");
         assert!(std::net::TcpStream::connect(address).is_err(), "it was closed");
     }

@@ -12,23 +12,23 @@
 //! 100 MB and receive 1,024 descriptors with a message, and neither can be configured. An own 60 lines are easier
 //! to bound than a fork. Reading with plain `read` makes the kernel throw away any descriptors sent along.
 
-pub(crate) mod arrears;
-pub(crate) mod arrival;
-pub(crate) mod audience;
+pub(crate) mod acceptor;
 pub(crate) mod connection;
-pub(crate) mod door;
-pub(crate) mod doors;
-pub(crate) mod exchange;
+pub(crate) mod connection_channel;
+pub(crate) mod connection_table;
+pub(crate) mod delivery;
+pub(crate) mod dispatch;
+pub(crate) mod encode;
+pub(crate) mod event_loop;
+pub(crate) mod fair_scheduler;
 pub(crate) mod fate;
-pub(crate) mod gate;
-pub(crate) mod handing;
-pub(crate) mod hearing;
-pub(crate) mod identity;
-pub(crate) mod outbox;
+pub(crate) mod peer_identity;
 pub(crate) mod readiness_ffi;
-pub(crate) mod seat;
-pub(crate) mod told;
-pub(crate) mod turns;
+pub(crate) mod recv;
+pub(crate) mod reply_queue;
+pub(crate) mod server_sockets;
+pub(crate) mod stall_detection;
+pub(crate) mod subscriptions;
 
 #[cfg(target_os = "macos")]
 #[path = "launchd_linked_ffi.rs"]
@@ -39,10 +39,10 @@ mod launchd;
 #[cfg(any(test, target_os = "macos"))]
 mod launchd_ffi;
 
-pub use arrival::{Arrival, Arrivals, Usher, usher};
-pub use door::serve;
-pub use doors::Doors;
+pub use connection_channel::{ConnectionReceiver, ConnectionSender, ForwardedConnection, connection_channel};
+pub use event_loop::serve;
 pub use launchd::listeners as launchd_listeners;
+pub use server_sockets::ServerSockets;
 
 #[cfg(test)]
 mod coarse_access_tests;

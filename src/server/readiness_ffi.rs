@@ -12,20 +12,20 @@ use std::sync::Arc;
 use polling::{Event, PollMode, Poller};
 
 /// What can be watched: sockets of the standard library, whose descriptor never changes.
-pub trait Socket: std::os::fd::AsFd + std::os::fd::AsRawFd {}
+pub trait PollableSocket: std::os::fd::AsFd + std::os::fd::AsRawFd {}
 
-impl Socket for UnixListener {}
-impl Socket for UnixStream {}
+impl PollableSocket for UnixListener {}
+impl PollableSocket for UnixStream {}
 
 /// A socket and its place in the poller.
 #[derive(Debug)]
-pub struct Watched<S: Socket> {
+pub struct RegisteredSocket<S: PollableSocket> {
     poller: Arc<Poller>,
     socket: S,
     interest: Event,
 }
 
-impl<S: Socket> Watched<S> {
+impl<S: PollableSocket> RegisteredSocket<S> {
     /// Watches `socket` for what `interest` says, under its key.
     pub fn new(poller: &Arc<Poller>, socket: S, interest: Event) -> io::Result<Self> {
         // SAFETY: `drop` deletes the socket from this very poller before the socket is closed, the field is
@@ -35,7 +35,7 @@ impl<S: Socket> Watched<S> {
     }
 
     /// Watches for something else from now on; costs nothing where that is what it does already.
-    pub fn watch(&mut self, interest: Event) -> io::Result<()> {
+    pub fn set_interest(&mut self, interest: Event) -> io::Result<()> {
         if interest != self.interest {
             self.poller.modify_with_mode(&self.socket, interest, PollMode::Level)?;
             self.interest = interest;
@@ -44,7 +44,7 @@ impl<S: Socket> Watched<S> {
     }
 }
 
-impl<S: Socket> Deref for Watched<S> {
+impl<S: PollableSocket> Deref for RegisteredSocket<S> {
     type Target = S;
 
     fn deref(&self) -> &S {
@@ -52,7 +52,7 @@ impl<S: Socket> Deref for Watched<S> {
     }
 }
 
-impl<S: Socket> Drop for Watched<S> {
+impl<S: PollableSocket> Drop for RegisteredSocket<S> {
     fn drop(&mut self) {
         // Fails only where the socket is not in the poller, which is what is wanted.
         let _ = self.poller.delete(&self.socket);

@@ -6,7 +6,7 @@
 
 use crate::config::{AccessGroups, group_number};
 use crate::protocol::{Access, MethodName, Refusal};
-use crate::unix_socket::{Credentials, OVERFLOW_UID, Reach};
+use crate::unix_socket::{OVERFLOW_UID, PeerCredentials, SocketPermissions};
 
 /// The least access each method needs: the table. A method that has no row here does not compile.
 pub fn required_access(method: MethodName) -> Access {
@@ -65,9 +65,9 @@ impl AccessPolicy {
     }
 
     /// Who may open the socket.
-    pub fn socket_permissions(&self) -> Reach {
+    pub fn socket_permissions(&self) -> SocketPermissions {
         match self.coarse_gid {
-            Some(_) => Reach::Everybody,
+            Some(_) => SocketPermissions::AllUsers,
             None => self.span_gid.into(),
         }
     }
@@ -78,7 +78,7 @@ impl AccessPolicy {
     }
 
     /// What somebody with these credentials may do.
-    pub fn peer_of(&self, credentials: &Credentials) -> Peer {
+    pub fn peer_of(&self, credentials: &PeerCredentials) -> Peer {
         let uid = credentials.uid;
         let unlimited = uid != OVERFLOW_UID && (uid == 0 || uid == self.own_uid);
         let member = |group: Option<u32>| group.is_some_and(|group| credentials.has_group(group));
@@ -102,7 +102,7 @@ mod tests {
         AccessPolicy { own_uid: 990, coarse_gid: Some(40), span_gid: Some(50), telemetry_gid: Some(60) };
 
     fn access(uid: u32, gid: u32, groups: &[u32]) -> Access {
-        POLICY.peer_of(&Credentials { uid, gid, groups: groups.to_vec() }).access
+        POLICY.peer_of(&PeerCredentials { uid, gid, groups: groups.to_vec() }).access
     }
 
     #[test]
@@ -125,24 +125,30 @@ mod tests {
     fn a_user_without_a_number_here_gets_nothing_whatever_its_groups() {
         assert_eq!(access(OVERFLOW_UID, 60, &[50, 60]), Access::None);
         let nobody = AccessPolicy { own_uid: OVERFLOW_UID, ..POLICY };
-        let peer = nobody.peer_of(&Credentials { uid: OVERFLOW_UID, gid: 0, groups: vec![] });
+        let peer = nobody.peer_of(&PeerCredentials { uid: OVERFLOW_UID, gid: 0, groups: vec![] });
         assert_eq!((peer.access, peer.unlimited), (Access::None, false));
     }
 
     #[test]
     fn a_group_that_does_not_exist_has_no_members() {
         let none = AccessPolicy { coarse_gid: None, span_gid: None, telemetry_gid: None, ..POLICY };
-        assert_eq!(none.peer_of(&Credentials { uid: 5, gid: 0, groups: vec![0] }).access, Access::None);
+        assert_eq!(none.peer_of(&PeerCredentials { uid: 5, gid: 0, groups: vec![0] }).access, Access::None);
     }
 
     #[test]
     fn nobody_is_coarse_until_a_group_is_named() {
         let policy = AccessPolicy::new(&AccessGroups::default());
-        assert_eq!((policy.coarse_gid, policy.socket_permissions() == Reach::Everybody), (None, false));
+        assert_eq!(
+            (policy.coarse_gid, policy.socket_permissions() == SocketPermissions::AllUsers),
+            (None, false)
+        );
         let named = AccessPolicy::new(&AccessGroups {
             coarse_group: Some("daemon".into()),
             ..AccessGroups::default()
         });
-        assert_eq!((named.coarse_gid.is_some(), named.socket_permissions()), (true, Reach::Everybody));
+        assert_eq!(
+            (named.coarse_gid.is_some(), named.socket_permissions()),
+            (true, SocketPermissions::AllUsers)
+        );
     }
 }

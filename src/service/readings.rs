@@ -21,7 +21,7 @@ use crate::sampler::{self, Sampler};
 use crate::sources::duplicate::DuplicatePair;
 use crate::sources::starting::Starting;
 use crate::sources::{self, Opened, choice};
-use crate::systemd::journal::{self, Entry, Tell};
+use crate::systemd::journal::{self, LogEntry, LogFn};
 
 /// How often liveness and the characters' figures are passed on to the ledger.
 const LIVENESS_CHECK_NS: u64 = 100_000_000;
@@ -40,7 +40,7 @@ pub struct ReadingCollector {
     pending_sources: Option<PendingSources>,
     is_fast: bool,
     liveness_checked_ns: Option<u64>,
-    log: Tell,
+    log: LogFn,
 }
 
 struct SamplerReader {
@@ -120,7 +120,7 @@ struct MeteredDomain {
 impl ReadingCollector {
     /// Over these samplers; `tell` is told of each change of a domain's state, in words for the administrator.
     /// `duplicates`: domains that may be two names of one counter.
-    pub fn new(samplers: Vec<Sampler>, duplicates: Vec<DuplicatePair>, tell: Tell) -> Self {
+    pub fn new(samplers: Vec<Sampler>, duplicates: Vec<DuplicatePair>, tell: LogFn) -> Self {
         let mut feeds = Self {
             readers: Vec::new(),
             domains: Vec::new(),
@@ -414,13 +414,17 @@ impl ReadingCollector {
         match liveness {
             (Liveness::Live, _) => {
                 let message = format!("domain {name} is live");
-                (self.log)(&Entry { event: &journal::LIVE, message: &message, fields: &fields });
+                (self.log)(&LogEntry { event: &journal::DOMAIN_LIVE, message: &message, fields: &fields });
             }
             (_, reason) => {
                 let reason = reason.as_deref().unwrap_or("for a reason unknown");
                 let message = format!("domain {name} is not live: {reason}");
                 let fields = [fields[0], fields[1], ("WATTSPAN_REASON", reason)];
-                (self.log)(&Entry { event: &journal::NOT_LIVE, message: &message, fields: &fields });
+                (self.log)(&LogEntry {
+                    event: &journal::DOMAIN_NOT_LIVE,
+                    message: &message,
+                    fields: &fields,
+                });
             }
         }
     }
@@ -602,7 +606,7 @@ fn process_sample(
     }
 }
 
-fn log_duplicate(pair: &TrackedPair, domains: &[MeteredDomain], tell: Tell) {
+fn log_duplicate(pair: &TrackedPair, domains: &[MeteredDomain], tell: LogFn) {
     let name = |at: usize| domains[at].domain.name.as_str();
     let (original, copy) = (name(pair.original), name(pair.copy));
     let message = match pair.state {
@@ -613,7 +617,7 @@ fn log_duplicate(pair: &TrackedPair, domains: &[MeteredDomain], tell: Tell) {
         Duplicate::Undecided => return,
     };
     let fields = [("WATTSPAN_DOMAIN", copy), ("WATTSPAN_SOURCE", domains[pair.copy].domain.source.as_str())];
-    tell(&Entry { event: &journal::DUPLICATE, message: &message, fields: &fields });
+    tell(&LogEntry { event: &journal::DUPLICATE_DOMAINS, message: &message, fields: &fields });
 }
 
 /// What stands for a source that has not answered. Its kind is what such a source mostly shows.

@@ -7,9 +7,9 @@
 
 use crate::config::{Config, ConfigError};
 use crate::protocol::{Method, Refusal, Reload, Reloaded};
-use crate::systemd::journal::{self, Entry, Tell};
-use crate::systemd::notify::Manager;
-use crate::unix_socket::Reach;
+use crate::systemd::journal::{self, LogEntry, LogFn};
+use crate::systemd::notify::ServiceManager;
+use crate::unix_socket::SocketPermissions;
 
 use super::access::AccessPolicy;
 use super::service::Service;
@@ -22,13 +22,13 @@ pub type ConfigLoader = Box<dyn FnMut() -> Result<Config, ConfigError> + Send>;
 pub struct DaemonControl {
     config: Config,
     /// What the sockets were made for and the bus was joined with: they stay as they are.
-    socket_permissions: Reach,
+    socket_permissions: SocketPermissions,
     bus_message_bytes: Option<usize>,
     load_config: ConfigLoader,
     /// The rate that the history was made for.
     max_rate_hz: f64,
-    service_manager: Manager,
-    log: Tell,
+    service_manager: ServiceManager,
+    log: LogFn,
     watchdog_due_ns: u64,
     /// Limits and policy changed, and the door has not taken them yet.
     has_new_settings: bool,
@@ -36,7 +36,7 @@ pub struct DaemonControl {
 
 impl DaemonControl {
     /// For a daemon that was started with `config`.
-    pub fn new(config: Config, reread: ConfigLoader, manager: Manager, tell: Tell) -> Self {
+    pub fn new(config: Config, reread: ConfigLoader, manager: ServiceManager, tell: LogFn) -> Self {
         let (most_hz, reach) = (config.rate_hz, AccessPolicy::new(&config.access).socket_permissions());
         let bus_message_bytes = config.bus.is_enabled().then_some(config.limits.message_bytes);
         let (beat_at_ns, renewed) = (0, false);
@@ -54,11 +54,13 @@ impl DaemonControl {
     }
 
     /// The keys that are taken, but hold in part only until the daemon starts again.
-    fn partially_applied_keys(&self, reach: Reach) -> Vec<String> {
+    fn partially_applied_keys(&self, reach: SocketPermissions) -> Vec<String> {
         let limit = self.bus_message_bytes.filter(|bytes| *bytes != self.config.limits.message_bytes);
         let group = match (self.socket_permissions, reach) {
             (before, now) if before == now => None,
-            (Reach::Everybody, _) | (_, Reach::Everybody) => Some("access.coarse_group"),
+            (SocketPermissions::AllUsers, _) | (_, SocketPermissions::AllUsers) => {
+                Some("access.coarse_group")
+            }
             _ => Some("access.span_group"),
         };
         group.into_iter().chain(limit.map(|_| "limits.message_bytes")).map(str::to_owned).collect()
@@ -74,7 +76,7 @@ impl Service {
         let Some(upkeep) = &mut self.daemon else {
             return Err(Refusal::MethodNotImplemented { method: Reload::NAME.into() });
         };
-        upkeep.service_manager.reloading();
+        upkeep.service_manager.notify_reloading();
         let read = (upkeep.load_config)();
         let done = match read {
             Ok(config) => Ok(self.apply_config(&config)),
@@ -121,12 +123,20 @@ impl Service {
                 }
                 let fields =
                     [("WATTSPAN_CHANGED", changed.as_str()), ("WATTSPAN_NEEDS_RESTART", restart.as_str())];
-                (upkeep.log)(&Entry { event: &journal::RELOADED, message: &message, fields: &fields });
+                (upkeep.log)(&LogEntry {
+                    event: &journal::CONFIG_RELOADED,
+                    message: &message,
+                    fields: &fields,
+                });
             }
             Err(reason) => {
                 let message = format!("not reloaded, nothing changed: {reason}");
                 let fields = [("WATTSPAN_REASON", reason.as_str())];
-                (upkeep.log)(&Entry { event: &journal::NOT_RELOADED, message: &message, fields: &fields });
+                (upkeep.log)(&LogEntry {
+                    event: &journal::CONFIG_REJECTED,
+                    message: &message,
+                    fields: &fields,
+                });
             }
         }
     }
@@ -134,33 +144,34 @@ impl Service {
     /// Everything listens.
     pub fn notify_ready(&self) {
         if let Some(upkeep) = &self.daemon {
-            upkeep.service_manager.ready(&format!("measures {}", self.domain_names().join(", ")));
+            upkeep.service_manager.notify_ready(&format!("measures {}", self.domain_names().join(", ")));
         }
     }
 
     /// The end has begun.
     pub fn notify_stopping(&self) {
         if let Some(upkeep) = &self.daemon {
-            upkeep.service_manager.stopping();
+            upkeep.service_manager.notify_stopping();
         }
     }
 
     /// When the watchdog is to be fed next, if there is one.
     pub fn watchdog_due_ns(&self) -> Option<u64> {
         let upkeep = self.daemon.as_ref()?;
-        upkeep.service_manager.beat_ns().map(|_| upkeep.watchdog_due_ns)
+        upkeep.service_manager.watchdog_interval_ns().map(|_| upkeep.watchdog_due_ns)
     }
 
     /// Feeds the watchdog where it is time to, and where every thread makes progress.
     pub fn notify_watchdog(&mut self, now_ns: u64) {
         let Some(upkeep) = &mut self.daemon else { return };
-        let Some(period_ns) = upkeep.service_manager.beat_ns().filter(|_| now_ns >= upkeep.watchdog_due_ns)
+        let Some(period_ns) =
+            upkeep.service_manager.watchdog_interval_ns().filter(|_| now_ns >= upkeep.watchdog_due_ns)
         else {
             return;
         };
         upkeep.watchdog_due_ns = now_ns + period_ns;
         if self.collector.overdue_ns(now_ns) < period_ns {
-            upkeep.service_manager.alive();
+            upkeep.service_manager.notify_watchdog();
         }
     }
 

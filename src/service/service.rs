@@ -14,7 +14,7 @@ use crate::attribution::{self, Ledger, MOST_DOMAINS, SpanKey};
 use crate::clock::{self, Clock};
 use crate::config::Limits;
 use crate::domain::Absent;
-use crate::privileges::Confinement;
+use crate::privileges::ProcessPrivileges;
 use crate::process_usage::{KernelRoots, ProcessIdentity};
 use crate::protocol::Refusal;
 use crate::sampler;
@@ -101,7 +101,7 @@ pub struct Service {
     pub(crate) boot_id: String,
     /// What a daemon has and a meter inside a client has not.
     pub(crate) daemon: Option<DaemonControl>,
-    pub(crate) confinement: Option<Confinement>,
+    pub(crate) confinement: Option<ProcessPrivileges>,
     /// Room to settle into, empty between two calls.
     settled_buffer: Vec<(SpanKey, Account)>,
     /// Some have settled and are not finished.
@@ -169,7 +169,7 @@ impl Service {
     }
 
     /// Makes it a daemon's: it can be reloaded, tells the service manager how it is, and shows what it gave up.
-    pub fn enable_daemon_mode(&mut self, upkeep: DaemonControl, confinement: Confinement) {
+    pub fn enable_daemon_mode(&mut self, upkeep: DaemonControl, confinement: ProcessPrivileges) {
         (self.daemon, self.confinement) = (Some(upkeep), Some(confinement));
     }
 

@@ -13,7 +13,7 @@ use crate::clock::Clock;
 use crate::config::Config;
 use crate::process_usage::KernelRoots;
 use crate::sources::{Inventory, topology};
-use crate::systemd::journal::Tell;
+use crate::systemd::journal::LogFn;
 use crate::{attribution, sampler, sources};
 
 /// How long the meter inside a client waits for its sources: its spans open at once, and a GPU's driver that keeps nothing
@@ -92,7 +92,7 @@ impl StartupSettings {
     ///
     /// # Errors
     /// The system gives no thread or no random device.
-    pub fn start(self, clock: Clock, tell: Tell) -> io::Result<Service> {
+    pub fn start(self, clock: Clock, tell: LogFn) -> io::Result<Service> {
         let found = sources::discover_within(&self.sources, &clock, EMBEDDED_DISCOVERY_TIMEOUT);
         self.start_with_sources(found, clock, tell)
     }
@@ -101,7 +101,7 @@ impl StartupSettings {
     ///
     /// # Errors
     /// As for [`Plan::build`].
-    pub fn start_with_sources(self, found: Inventory, clock: Clock, tell: Tell) -> io::Result<Service> {
+    pub fn start_with_sources(self, found: Inventory, clock: Clock, tell: LogFn) -> io::Result<Service> {
         let start = |opened| sampler::start(opened, &self.sampler, clock.clone());
         let samplers = found.opened.into_iter().map(start).collect::<io::Result<Vec<_>>>()?;
         let mut feeds = ReadingCollector::new(samplers, found.duplicates, tell);

@@ -18,19 +18,19 @@ use rustix::net::{AddressFamily, SocketType, getsockname};
 #[error(
     "the service manager passed {name:?} as descriptor {number}, which is no listening Unix stream socket; see Sockets= of its units"
 )]
-pub struct NotASocket {
+pub struct SocketActivationError {
     number: RawFd,
     name: String,
 }
 
 /// The first descriptor that is passed.
-const FIRST: RawFd = 3;
+const SD_LISTEN_FDS_START: RawFd = 3;
 
 /// The sockets handed over; none where nobody did. A second call gives none.
 ///
 /// # Errors
 /// One of them is no listening Unix stream socket.
-pub fn listeners() -> Result<Vec<UnixListener>, NotASocket> {
+pub fn listeners() -> Result<Vec<UnixListener>, SocketActivationError> {
     static TAKEN: AtomicBool = AtomicBool::new(false);
     if TAKEN.swap(true, Ordering::Relaxed) {
         return Ok(Vec::new());
@@ -40,14 +40,17 @@ pub fn listeners() -> Result<Vec<UnixListener>, NotASocket> {
     let count = text("LISTEN_FDS").and_then(|count| count.parse::<u16>().ok()).filter(|_| ours).unwrap_or(0);
     let names = text("LISTEN_FDNAMES").unwrap_or_default();
     let names = names.split(':').chain(std::iter::repeat("unknown"));
-    (FIRST..FIRST + RawFd::from(count)).zip(names).map(|(number, name)| listener(number, name)).collect()
+    (SD_LISTEN_FDS_START..SD_LISTEN_FDS_START + RawFd::from(count))
+        .zip(names)
+        .map(|(number, name)| into_listener(number, name))
+        .collect()
 }
 
-fn listener(number: RawFd, name: &str) -> Result<UnixListener, NotASocket> {
-    let wrong = || NotASocket { number, name: name.to_owned() };
+fn into_listener(number: RawFd, name: &str) -> Result<UnixListener, SocketActivationError> {
+    let wrong = || SocketActivationError { number, name: name.to_owned() };
     // SAFETY: only looked at; a number that is no open descriptor makes the first look fail.
     let descriptor = unsafe { BorrowedFd::borrow_raw(number) };
-    if !listens(descriptor) {
+    if !is_listening_unix_stream(descriptor) {
         return Err(wrong());
     }
     fcntl_setfd(descriptor, FdFlags::CLOEXEC).map_err(|_| wrong())?;
@@ -56,7 +59,7 @@ fn listener(number: RawFd, name: &str) -> Result<UnixListener, NotASocket> {
     Ok(UnixListener::from(unsafe { OwnedFd::from_raw_fd(number) }))
 }
 
-fn listens(descriptor: BorrowedFd) -> bool {
+fn is_listening_unix_stream(descriptor: BorrowedFd) -> bool {
     socket_type(descriptor) == Ok(SocketType::STREAM)
         && socket_acceptconn(descriptor) == Ok(true)
         && getsockname(descriptor.as_fd())
@@ -70,17 +73,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_a_unix_stream_socket_that_listens_is_taken_for_one() {
+    fn only_a_listening_unix_stream_socket_is_accepted() {
         let dir = tempfile::tempdir().unwrap();
         let listener = UnixListener::bind(dir.path().join("s")).unwrap();
-        assert!(listens(listener.as_fd()));
-        assert!(!listens(UnixStream::pair().unwrap().0.as_fd()));
-        assert!(!listens(std::fs::File::open("/dev/null").unwrap().as_fd()));
-        assert!(!listens(std::net::TcpListener::bind("127.0.0.1:0").unwrap().as_fd()));
+        assert!(is_listening_unix_stream(listener.as_fd()));
+        assert!(!is_listening_unix_stream(UnixStream::pair().unwrap().0.as_fd()));
+        assert!(!is_listening_unix_stream(std::fs::File::open("/dev/null").unwrap().as_fd()));
+        assert!(!is_listening_unix_stream(std::net::TcpListener::bind("127.0.0.1:0").unwrap().as_fd()));
     }
 
     #[test]
-    fn without_a_service_manager_there_are_none() {
+    fn without_a_service_manager_there_are_no_sockets() {
         assert!(listeners().unwrap().is_empty());
     }
 }

@@ -13,7 +13,7 @@ use crate::escape::{printable, printable_lines};
 
 /// A kind of entry: found again by its id, whatever its words are (`journalctl MESSAGE_ID=...`).
 #[derive(Debug, PartialEq, Eq)]
-pub struct Event {
+pub struct LogEvent {
     /// The journal's MESSAGE_ID, 128 random bits.
     pub id: &'static str,
     /// As syslog(3) counts: 3 error, 4 warning, 5 notice, 6 information.
@@ -21,42 +21,42 @@ pub struct Event {
 }
 
 /// It measures and listens.
-pub const STARTED: Event = Event { id: "5a1f0c6de9a84f6f8e2b7d1c3f90a4b1", priority: 6 };
+pub const STARTED: LogEvent = LogEvent { id: "5a1f0c6de9a84f6f8e2b7d1c3f90a4b1", priority: 6 };
 /// It stops as asked.
-pub const STOPPED: Event = Event { id: "0e4c8b7a96d2455fa3b1c9e27d5f6082", priority: 6 };
+pub const STOPPED: LogEvent = LogEvent { id: "0e4c8b7a96d2455fa3b1c9e27d5f6082", priority: 6 };
 /// It cannot start, or cannot go on.
-pub const FAILED: Event = Event { id: "c7d92e5b1f3a4e80b6a5490d8e17f2c3", priority: 3 };
+pub const FAILED: LogEvent = LogEvent { id: "c7d92e5b1f3a4e80b6a5490d8e17f2c3", priority: 3 };
 /// A domain came to life.
-pub const LIVE: Event = Event { id: "91b3f6a04c7d4d2e9f58e1a2b6c0d374", priority: 5 };
+pub const DOMAIN_LIVE: LogEvent = LogEvent { id: "91b3f6a04c7d4d2e9f58e1a2b6c0d374", priority: 5 };
 /// A domain stopped living, with the reason.
-pub const NOT_LIVE: Event = Event { id: "e2a7c4d85b90463fb1d6f37a08c9e515", priority: 4 };
+pub const DOMAIN_NOT_LIVE: LogEvent = LogEvent { id: "e2a7c4d85b90463fb1d6f37a08c9e515", priority: 4 };
 /// It is known now whether two domains are two names of one counter.
-pub const DUPLICATE: Event = Event { id: "9c2c8d5cf5a408fed36986517b4d27db", priority: 5 };
+pub const DUPLICATE_DOMAINS: LogEvent = LogEvent { id: "9c2c8d5cf5a408fed36986517b4d27db", priority: 5 };
 /// A source that was looked for is not there.
-pub const ABSENT: Event = Event { id: "3d6e9b02a1f84c57806f4be9d2c7a836", priority: 6 };
+pub const SOURCE_UNAVAILABLE: LogEvent = LogEvent { id: "3d6e9b02a1f84c57806f4be9d2c7a836", priority: 6 };
 /// The configuration was read again and taken.
-pub const RELOADED: Event = Event { id: "b84f1d7c62e04a9395a0c3e8f7d6b247", priority: 5 };
+pub const CONFIG_RELOADED: LogEvent = LogEvent { id: "b84f1d7c62e04a9395a0c3e8f7d6b247", priority: 5 };
 /// The configuration was read again and refused: nothing changed.
-pub const NOT_RELOADED: Event = Event { id: "68c0a5f3d9174be2ae7b20d4c1f39e58", priority: 3 };
+pub const CONFIG_REJECTED: LogEvent = LogEvent { id: "68c0a5f3d9174be2ae7b20d4c1f39e58", priority: 3 };
 /// What it gave up, and what it did not.
-pub const CONFINED: Event = Event { id: "f05b8e61c3a94d7db2e8967a4d10cf69", priority: 6 };
+pub const PRIVILEGES_DROPPED: LogEvent = LogEvent { id: "f05b8e61c3a94d7db2e8967a4d10cf69", priority: 6 };
 /// It runs with more privilege than it needs.
-pub const LOOSE: Event = Event { id: "2c97d4e8f6b1403a8d5e0b7fa9c3164d", priority: 4 };
+pub const EXCESS_PRIVILEGES: LogEvent = LogEvent { id: "2c97d4e8f6b1403a8d5e0b7fa9c3164d", priority: 4 };
 /// A group to which the configuration gives access does not exist.
-pub const NO_GROUP: Event = Event { id: "524db23c58510006b04b13acb73debc9", priority: 4 };
+pub const UNKNOWN_GROUP: LogEvent = LogEvent { id: "524db23c58510006b04b13acb73debc9", priority: 4 };
 /// A recording ended.
-pub const RECORDED: Event = Event { id: "a4e1790b5d3c4f26987c6d8fe0b2135a", priority: 6 };
+pub const RECORDING_ENDED: LogEvent = LogEvent { id: "a4e1790b5d3c4f26987c6d8fe0b2135a", priority: 6 };
 
 /// The ledger on disk changed its state.
-pub const LEDGER: Event = Event { id: "7be02f94c5d84a1e9a63d8f1b70c2e95", priority: 4 };
+pub const STORE_STATE: LogEvent = LogEvent { id: "7be02f94c5d84a1e9a63d8f1b70c2e95", priority: 4 };
 /// The way to the bus changed its state.
-pub const BUS: Event = Event { id: "d3f6581ea90b4c72b8e41c7d95a0f263", priority: 5 };
+pub const DBUS_STATE: LogEvent = LogEvent { id: "d3f6581ea90b4c72b8e41c7d95a0f263", priority: 5 };
 
 /// One thing that is said.
 #[derive(Debug)]
-pub struct Entry<'a> {
+pub struct LogEntry<'a> {
     /// What kind.
-    pub event: &'static Event,
+    pub event: &'static LogEvent,
     /// In words, for the administrator.
     pub message: &'a str,
     /// The journal's fields, such as WATTSPAN_DOMAIN.
@@ -64,29 +64,29 @@ pub struct Entry<'a> {
 }
 
 /// How entries are said; what stands for it in a process whose log is not ours is `|_| ()`.
-pub type Tell = fn(&Entry);
+pub type LogFn = fn(&LogEntry);
 
 /// Where this process's entries go, found out once.
-enum Place {
+enum LogTarget {
     Journal(UnixDatagram),
     /// To standard error, each line with its priority in angle brackets (sd-daemon(3)).
-    Prefixed,
-    Plain,
+    StderrWithPriority,
+    Stderr,
 }
 
 /// Where journald listens.
-const JOURNAL: &str = "/run/systemd/journal/socket";
+const JOURNAL_SOCKET: &str = "/run/systemd/journal/socket";
 
 /// Says it.
-pub fn tell(entry: &Entry) {
-    static PLACE: OnceLock<Place> = OnceLock::new();
-    let place = PLACE.get_or_init(|| place(std::env::var("JOURNAL_STREAM").ok().as_deref()));
+pub fn log(entry: &LogEntry) {
+    static PLACE: OnceLock<LogTarget> = OnceLock::new();
+    let place = PLACE.get_or_init(|| detect_target(std::env::var("JOURNAL_STREAM").ok().as_deref()));
     let line = match place {
-        Place::Journal(socket) if socket.send(&datagram(entry)).is_ok() => return,
-        Place::Journal(_) | Place::Prefixed => {
+        LogTarget::Journal(socket) if socket.send(&encode_entry(entry)).is_ok() => return,
+        LogTarget::Journal(_) | LogTarget::StderrWithPriority => {
             format!("<{}>{}\n", entry.event.priority, printable(entry.message))
         }
-        Place::Plain => format!("wattspand: {}\n", printable_lines(entry.message).replace('\n', "\n  ")),
+        LogTarget::Stderr => format!("wattspand: {}\n", printable_lines(entry.message).replace('\n', "\n  ")),
     };
     // One write, so that lines of several threads do not mix. Where nobody can be told, nobody can be told that either.
     let _ = std::io::stderr().lock().write_all(line.as_bytes());
@@ -94,33 +94,33 @@ pub fn tell(entry: &Entry) {
 
 /// The journal, if standard error is the very stream that the service manager connected to it: a daemon whose standard
 /// error somebody redirected is heard where they listen.
-fn place(stream: Option<&str>) -> Place {
+fn detect_target(stream: Option<&str>) -> LogTarget {
     let ours = rustix::fs::fstat(std::io::stderr()).ok();
     let named = stream.and_then(|stream| stream.split_once(':'));
     let is_journal = ours.zip(named).is_some_and(|(ours, (device, inode))| {
         device.parse() == Ok(ours.st_dev) && inode.parse() == Ok(ours.st_ino)
     });
     if !is_journal {
-        return Place::Plain;
+        return LogTarget::Stderr;
     }
     let connected = || -> std::io::Result<UnixDatagram> {
         let socket = UnixDatagram::unbound()?;
-        socket.connect(JOURNAL)?;
+        socket.connect(JOURNAL_SOCKET)?;
         // A journal that does not read must not hold the meter up.
         socket.set_nonblocking(true)?;
         Ok(socket)
     };
     match connected() {
         // Only root's journal is believed: the socket's name says nothing of who bound it.
-        Ok(socket) if std::fs::metadata(JOURNAL).is_ok_and(|found| found.uid() == 0) => {
-            Place::Journal(socket)
+        Ok(socket) if std::fs::metadata(JOURNAL_SOCKET).is_ok_and(|found| found.uid() == 0) => {
+            LogTarget::Journal(socket)
         }
-        _ => Place::Prefixed,
+        _ => LogTarget::StderrWithPriority,
     }
 }
 
 /// The entry in the journal's own words.
-fn datagram(entry: &Entry) -> Vec<u8> {
+fn encode_entry(entry: &LogEntry) -> Vec<u8> {
     let priority = entry.event.priority.to_string();
     let own = [
         ("MESSAGE", entry.message),
@@ -130,13 +130,13 @@ fn datagram(entry: &Entry) -> Vec<u8> {
     ];
     let mut bytes = Vec::new();
     for (name, value) in own.iter().chain(entry.fields) {
-        append(&mut bytes, name, value);
+        encode_field(&mut bytes, name, value);
     }
     bytes
 }
 
 /// `NAME=value`, or the form with a length where the value has a line end, which would else begin another field.
-fn append(bytes: &mut Vec<u8>, name: &str, value: &str) {
+fn encode_field(bytes: &mut Vec<u8>, name: &str, value: &str) {
     /// Far below what a datagram may hold.
     const MOST: usize = 4096;
     let end = (0..=value.len().min(MOST)).rev().find(|&end| value.is_char_boundary(end)).unwrap_or(0);
@@ -157,45 +157,45 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_entry_in_the_journals_words_has_its_fields_and_cannot_forge_another() {
-        let entry = Entry {
-            event: &NOT_LIVE,
+    fn an_encoded_entry_has_its_fields_and_cannot_forge_another() {
+        let entry = LogEntry {
+            event: &DOMAIN_NOT_LIVE,
             message: "domain gpu-0 is not live: a\nMESSAGE=forged",
             fields: &[("WATTSPAN_DOMAIN", "gpu-0")],
         };
-        let bytes = datagram(&entry);
+        let bytes = encode_entry(&entry);
         let length = entry.message.len() as u64;
         let mut expected = b"MESSAGE\n".to_vec();
         expected.extend_from_slice(&length.to_le_bytes());
         expected.extend_from_slice(entry.message.as_bytes());
         expected.extend_from_slice(b"\nPRIORITY=4\nSYSLOG_IDENTIFIER=wattspand\nMESSAGE_ID=");
-        expected.extend_from_slice(NOT_LIVE.id.as_bytes());
+        expected.extend_from_slice(DOMAIN_NOT_LIVE.id.as_bytes());
         expected.extend_from_slice(b"\nWATTSPAN_DOMAIN=gpu-0\n");
         assert_eq!(bytes, expected);
     }
 
     #[test]
-    fn a_value_that_is_too_long_is_cut_between_two_characters() {
+    fn a_long_value_is_truncated_at_a_char_boundary() {
         let mut bytes = Vec::new();
-        append(&mut bytes, "F", &"é".repeat(4000));
+        encode_field(&mut bytes, "F", &"é".repeat(4000));
         assert_eq!(bytes.len(), 2 + 4096 + 1);
         assert!(std::str::from_utf8(&bytes).is_ok());
     }
 
     #[test]
-    fn every_id_is_128_bits_and_its_own() {
+    fn every_message_id_is_unique_and_has_128_bits() {
         let all = [
             STARTED,
             STOPPED,
             FAILED,
-            LIVE,
-            NOT_LIVE,
-            ABSENT,
-            RELOADED,
-            NOT_RELOADED,
-            CONFINED,
-            LOOSE,
-            RECORDED,
+            DOMAIN_LIVE,
+            DOMAIN_NOT_LIVE,
+            SOURCE_UNAVAILABLE,
+            CONFIG_RELOADED,
+            CONFIG_REJECTED,
+            PRIVILEGES_DROPPED,
+            EXCESS_PRIVILEGES,
+            RECORDING_ENDED,
         ];
         let mut ids: Vec<&str> = all.iter().map(|event| event.id).collect();
         ids.sort_unstable();
@@ -205,9 +205,9 @@ mod tests {
     }
 
     #[test]
-    fn another_stream_than_standard_error_is_not_taken_for_the_journal() {
-        assert!(matches!(place(None), Place::Plain));
-        assert!(matches!(place(Some("0:0")), Place::Plain));
-        assert!(matches!(place(Some("nonsense")), Place::Plain));
+    fn a_journal_stream_other_than_stderr_is_ignored() {
+        assert!(matches!(detect_target(None), LogTarget::Stderr));
+        assert!(matches!(detect_target(Some("0:0")), LogTarget::Stderr));
+        assert!(matches!(detect_target(Some("nonsense")), LogTarget::Stderr));
     }
 }

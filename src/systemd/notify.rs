@@ -11,13 +11,13 @@ use crate::clock;
 
 /// The service manager, if there is one.
 #[derive(Debug, Default)]
-pub struct Manager {
+pub struct ServiceManager {
     socket: Option<UnixDatagram>,
     /// How long it waits for a sign of life before it ends us.
-    watchdog_ns: Option<u64>,
+    watchdog_timeout_ns: Option<u64>,
 }
 
-impl Manager {
+impl ServiceManager {
     /// The one that the environment names. A socket that cannot be reached is as none.
     pub fn from_environment() -> Self {
         let name = std::env::var_os("NOTIFY_SOCKET");
@@ -25,37 +25,37 @@ impl Manager {
         let number = |name: &str| std::env::var(name).ok()?.parse::<u64>().ok();
         let ours = number("WATCHDOG_PID").is_none_or(|pid| pid == u64::from(std::process::id()));
         let watchdog_ns = number("WATCHDOG_USEC").filter(|_| ours).map(|us| us.saturating_mul(1000));
-        Self { socket, watchdog_ns }
+        Self { socket, watchdog_timeout_ns: watchdog_ns }
     }
 
     /// Whether there is one.
-    pub fn is_there(&self) -> bool {
+    pub fn is_present(&self) -> bool {
         self.socket.is_some()
     }
 
     /// How often it wants a sign of life; a third of what it waits, so that one may be late.
-    pub fn beat_ns(&self) -> Option<u64> {
+    pub fn watchdog_interval_ns(&self) -> Option<u64> {
         self.socket.as_ref()?;
-        self.watchdog_ns.map(|ns| (ns / 3).max(1))
+        self.watchdog_timeout_ns.map(|ns| (ns / 3).max(1))
     }
 
     /// Everything listens; `status` is shown by `systemctl status`.
-    pub fn ready(&self, status: &str) {
+    pub fn notify_ready(&self, status: &str) {
         self.send(&format!("READY=1\nSTATUS={}\n", status.replace('\n', " ")));
     }
 
     /// The configuration is being read again; [`Manager::ready`] follows.
-    pub fn reloading(&self) {
+    pub fn notify_reloading(&self) {
         self.send(&format!("RELOADING=1\nMONOTONIC_USEC={}\n", clock::monotonic_ns() / 1000));
     }
 
     /// The end has begun.
-    pub fn stopping(&self) {
+    pub fn notify_stopping(&self) {
         self.send("STOPPING=1\nSTATUS=answers who waits, then stops\n");
     }
 
     /// Everything makes progress.
-    pub fn alive(&self) {
+    pub fn notify_watchdog(&self) {
         self.send("WATCHDOG=1\n");
     }
 
@@ -71,37 +71,40 @@ impl Manager {
 mod tests {
     use super::*;
 
-    fn manager() -> (Manager, UnixDatagram) {
+    fn manager() -> (ServiceManager, UnixDatagram) {
         let (ours, theirs) = UnixDatagram::pair().unwrap();
-        (Manager { socket: Some(ours), watchdog_ns: Some(9_000_000) }, theirs)
+        (ServiceManager { socket: Some(ours), watchdog_timeout_ns: Some(9_000_000) }, theirs)
     }
 
-    fn heard(socket: &UnixDatagram) -> String {
+    fn received(socket: &UnixDatagram) -> String {
         let mut bytes = [0; 256];
         let length = socket.recv(&mut bytes).unwrap();
         String::from_utf8(bytes[..length].to_vec()).unwrap()
     }
 
     #[test]
-    fn a_status_with_a_line_end_cannot_say_anything_else() {
+    fn a_newline_in_the_status_cannot_forge_a_variable() {
         let (manager, theirs) = manager();
-        manager.ready("measures a\nMAINPID=1");
-        assert_eq!(heard(&theirs), "READY=1\nSTATUS=measures a MAINPID=1\n");
+        manager.notify_ready("measures a\nMAINPID=1");
+        assert_eq!(received(&theirs), "READY=1\nSTATUS=measures a MAINPID=1\n");
     }
 
     #[test]
-    fn a_reload_says_since_when() {
+    fn a_reload_notification_has_a_monotonic_timestamp() {
         let (manager, theirs) = manager();
-        manager.reloading();
-        let said = heard(&theirs);
+        manager.notify_reloading();
+        let said = received(&theirs);
         let since = said.strip_prefix("RELOADING=1\nMONOTONIC_USEC=").unwrap().trim_end();
         assert!(since.parse::<u64>().is_ok(), "{said}");
     }
 
     #[test]
-    fn without_a_manager_there_is_no_beat_and_with_one_it_is_three_times_in_its_patience() {
-        assert_eq!(manager().0.beat_ns(), Some(3_000_000));
-        assert_eq!(Manager { socket: None, watchdog_ns: Some(9) }.beat_ns(), None);
-        Manager::default().alive();
+    fn the_watchdog_interval_is_a_third_of_the_timeout() {
+        assert_eq!(manager().0.watchdog_interval_ns(), Some(3_000_000));
+        assert_eq!(
+            ServiceManager { socket: None, watchdog_timeout_ns: Some(9) }.watchdog_interval_ns(),
+            None
+        );
+        ServiceManager::default().notify_watchdog();
     }
 }

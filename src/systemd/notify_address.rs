@@ -24,7 +24,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn both_kinds_of_address_are_reached() {
+    fn path_and_abstract_addresses_connect() {
         let name = format!("wattspan-test-{}", std::process::id());
         let hidden = UnixDatagram::bind_addr(&SocketAddr::from_abstract_name(&name).unwrap()).unwrap();
         let dir = tempfile::tempdir().unwrap();

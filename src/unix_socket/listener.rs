@@ -15,33 +15,33 @@ use rustix::fs::FlockOperation;
 
 /// Which users may open the socket; what they may request there is decided elsewhere.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Reach {
+pub enum SocketPermissions {
     /// The owner only.
     Owner,
     /// And this group.
     Group(u32),
     /// Every user: a file has one group only, so that members of a second group need this.
-    Everybody,
+    AllUsers,
 }
 
-impl From<Option<u32>> for Reach {
+impl From<Option<u32>> for SocketPermissions {
     fn from(group: Option<u32>) -> Self {
-        group.map_or(Reach::Owner, Reach::Group)
+        group.map_or(SocketPermissions::Owner, SocketPermissions::Group)
     }
 }
 
 /// Why the path cannot be had.
 #[derive(Debug, thiserror::Error)]
-pub enum Taken {
+pub enum ListenError {
     /// Another daemon listens there.
     #[error("another process listens on {}; stop it first, or choose another path", path.display())]
-    Running {
+    AddrInUse {
         /// Where.
         path: PathBuf,
     },
     /// Something is there that is not ours to replace.
     #[error("{} {what}; {mend}", path.display())]
-    Unsafe {
+    UnsafePath {
         /// What is in the way.
         path: PathBuf,
         /// What is wrong with it.
@@ -51,7 +51,7 @@ pub enum Taken {
     },
     /// The system refuses.
     #[error("cannot {action} {}: {cause}", path.display())]
-    Denied {
+    Io {
         /// What was tried.
         action: &'static str,
         /// On what.
@@ -63,7 +63,7 @@ pub enum Taken {
 
 /// A socket that is listened on; taken away with this value.
 #[derive(Debug)]
-pub struct Listening {
+pub struct SocketFile {
     path: PathBuf,
     inode: (u64, u64),
     // Held, not read: the lock lives as long as the descriptor.
@@ -71,27 +71,30 @@ pub struct Listening {
 }
 
 /// Listens at `path`, which a group may open only where this process may give it away.
-pub fn bind(path: &Path, reach: impl Into<Reach>) -> Result<(UnixListener, Listening), Taken> {
+pub fn bind(
+    path: &Path,
+    reach: impl Into<SocketPermissions>,
+) -> Result<(UnixListener, SocketFile), ListenError> {
     let directory = match path.parent() {
         Some(directory) if directory != Path::new("") => directory,
         _ => Path::new("."),
     };
-    prepare(directory)?;
+    prepare_directory(directory)?;
     let lock = lock(path)?;
-    check_place(path)?;
-    let (listener, socket) = create(path, directory, reach.into())?;
+    check_path(path)?;
+    let (listener, socket) = create_socket(path, directory, reach.into())?;
     let inode = (socket.dev(), socket.ino());
-    Ok((listener, Listening { path: path.to_owned(), inode, _lock: lock }))
+    Ok((listener, SocketFile { path: path.to_owned(), inode, _lock: lock }))
 }
 
-impl Listening {
+impl SocketFile {
     /// Where.
     pub fn path(&self) -> &Path {
         &self.path
     }
 }
 
-impl Drop for Listening {
+impl Drop for SocketFile {
     fn drop(&mut self) {
         // Only our own: somebody may have put another in its place by hand.
         let ours = |found: &Metadata| (found.dev(), found.ino()) == self.inode;
@@ -102,10 +105,10 @@ impl Drop for Listening {
 }
 
 /// Makes the directory if it is not there, and refuses one in which others could replace the socket.
-fn prepare(directory: &Path) -> Result<(), Taken> {
+fn prepare_directory(directory: &Path) -> Result<(), ListenError> {
     let denied = |action| {
         let path = directory.to_owned();
-        move |cause| Taken::Denied { action, path, cause }
+        move |cause| ListenError::Io { action, path, cause }
     };
     match DirBuilder::new().mode(0o755).create(directory) {
         Err(cause) if cause.kind() != io::ErrorKind::AlreadyExists => {
@@ -114,11 +117,11 @@ fn prepare(directory: &Path) -> Result<(), Taken> {
         _ => {}
     }
     let found = fs::symlink_metadata(directory).map_err(denied("look at"))?;
-    let refused = |what, mend| Err(Taken::Unsafe { path: directory.to_owned(), what, mend });
+    let refused = |what, mend| Err(ListenError::UnsafePath { path: directory.to_owned(), what, mend });
     if found.is_symlink() {
         return refused("is a symbolic link", "give the real directory");
     }
-    if !is_ours(&found) && found.uid() != 0 {
+    if !is_owned_by_self(&found) && found.uid() != 0 {
         return refused("belongs to another user", "choose a path in a directory of root or of your own");
     }
     const OTHERS_WRITE: u32 = 0o022;
@@ -130,11 +133,11 @@ fn prepare(directory: &Path) -> Result<(), Taken> {
 }
 
 /// One daemon for each path: the lock stands even while the socket is being replaced.
-fn lock(path: &Path) -> Result<File, Taken> {
+fn lock(path: &Path) -> Result<File, ListenError> {
     let mut name = path.as_os_str().to_owned();
     name.push(".lock");
     let place = PathBuf::from(name);
-    let denied = |cause: io::Error| Taken::Denied { action: "open the lock", path: place.clone(), cause };
+    let denied = |cause: io::Error| ListenError::Io { action: "open the lock", path: place.clone(), cause };
     use rustix::fs::{Mode, OFlags};
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let file =
@@ -142,18 +145,18 @@ fn lock(path: &Path) -> Result<File, Taken> {
     let file = File::from(file);
     match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(file),
-        Err(rustix::io::Errno::WOULDBLOCK) => Err(Taken::Running { path: path.to_owned() }),
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(ListenError::AddrInUse { path: path.to_owned() }),
         Err(errno) => Err(denied(errno.into())),
     }
 }
 
 /// Refuses a path with something at it that is not a dead socket of ours.
-fn check_place(path: &Path) -> Result<(), Taken> {
-    let refused = |what, mend| Err(Taken::Unsafe { path: path.to_owned(), what, mend });
+fn check_path(path: &Path) -> Result<(), ListenError> {
+    let refused = |what, mend| Err(ListenError::UnsafePath { path: path.to_owned(), what, mend });
     let found = match fs::symlink_metadata(path) {
         Ok(found) => found,
         Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(cause) => return Err(Taken::Denied { action: "look at", path: path.to_owned(), cause }),
+        Err(cause) => return Err(ListenError::Io { action: "look at", path: path.to_owned(), cause }),
     };
     if found.is_symlink() {
         return refused("is a symbolic link", "remove it, or choose another path");
@@ -161,39 +164,47 @@ fn check_place(path: &Path) -> Result<(), Taken> {
     if !found.file_type().is_socket() {
         return refused("is not a socket", "remove it, or choose another path");
     }
-    if !is_ours(&found) {
+    if !is_owned_by_self(&found) {
         return refused("is a socket of another user", "find out whose, or choose another path");
     }
     match UnixStream::connect(path) {
-        Ok(_) => Err(Taken::Running { path: path.to_owned() }),
+        Ok(_) => Err(ListenError::AddrInUse { path: path.to_owned() }),
         Err(cause) if cause.kind() == io::ErrorKind::ConnectionRefused => Ok(()),
         // Somebody's queue is full, so somebody is there.
         Err(cause) if cause.kind() == io::ErrorKind::WouldBlock => {
-            Err(Taken::Running { path: path.to_owned() })
+            Err(ListenError::AddrInUse { path: path.to_owned() })
         }
-        Err(cause) => Err(Taken::Denied { action: "ask who listens on", path: path.to_owned(), cause }),
+        Err(cause) => Err(ListenError::Io { action: "ask who listens on", path: path.to_owned(), cause }),
     }
 }
 
-fn create(path: &Path, directory: &Path, reach: Reach) -> Result<(UnixListener, Metadata), Taken> {
+fn create_socket(
+    path: &Path,
+    directory: &Path,
+    reach: SocketPermissions,
+) -> Result<(UnixListener, Metadata), ListenError> {
     let private = directory.join(format!(".wattspan-{}", std::process::id()));
-    let denied = |action| move |cause| Taken::Denied { action, path: path.to_owned(), cause };
+    let denied = |action| move |cause| ListenError::Io { action, path: path.to_owned(), cause };
     // Left behind by a process of the same number that was killed here.
     let _ = fs::remove_file(private.join("s"));
     let _ = fs::remove_dir(&private);
     DirBuilder::new().mode(0o700).create(&private).map_err(denied("make a directory beside"))?;
-    let made = make(&private.join("s"), path, reach);
+    let made = bind_and_rename(&private.join("s"), path, reach);
     let _ = fs::remove_file(private.join("s"));
     let _ = fs::remove_dir(&private);
     made.map_err(denied("listen on"))
 }
 
-fn make(private: &Path, path: &Path, reach: Reach) -> io::Result<(UnixListener, Metadata)> {
+fn bind_and_rename(
+    private: &Path,
+    path: &Path,
+    reach: SocketPermissions,
+) -> io::Result<(UnixListener, Metadata)> {
     let listener = UnixListener::bind(private)?;
     let mode = match reach {
-        Reach::Everybody => 0o666,
-        Reach::Group(group) if chown(private, None, Some(group)).is_ok() => 0o660,
-        Reach::Group(_) | Reach::Owner => 0o600,
+        SocketPermissions::AllUsers => 0o666,
+        SocketPermissions::Group(group) if chown(private, None, Some(group)).is_ok() => 0o660,
+        SocketPermissions::Group(_) | SocketPermissions::Owner => 0o600,
     };
     fs::set_permissions(private, Permissions::from_mode(mode))?;
     let metadata = fs::symlink_metadata(private)?;
@@ -202,7 +213,7 @@ fn make(private: &Path, path: &Path, reach: Reach) -> io::Result<(UnixListener, 
     Ok((listener, metadata))
 }
 
-fn is_ours(found: &Metadata) -> bool {
+fn is_owned_by_self(found: &Metadata) -> bool {
     found.uid() == rustix::process::geteuid().as_raw()
 }
 
@@ -210,22 +221,22 @@ fn is_ours(found: &Metadata) -> bool {
 mod tests {
     use super::*;
 
-    fn place() -> (tempfile::TempDir, PathBuf) {
+    fn temp_path() -> (tempfile::TempDir, PathBuf) {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("run").join("wattspan.sock");
         (dir, path)
     }
 
-    fn what(taken: Taken) -> &'static str {
+    fn unsafe_path_reason(taken: ListenError) -> &'static str {
         match taken {
-            Taken::Unsafe { what, .. } => what,
+            ListenError::UnsafePath { what, .. } => what,
             other => panic!("{other}"),
         }
     }
 
     #[test]
-    fn a_socket_is_there_with_its_mode_and_goes_with_its_owner() {
-        let (_dir, path) = place();
+    fn the_socket_file_has_its_mode_and_is_removed_on_drop() {
+        let (_dir, path) = temp_path();
         let (_listener, listening) = bind(&path, None).unwrap();
         assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
         assert!(UnixStream::connect(&path).is_ok());
@@ -234,22 +245,22 @@ mod tests {
     }
 
     #[test]
-    fn a_group_that_this_process_may_give_it_to_may_open_the_socket() {
-        let (_dir, path) = place();
+    fn the_socket_file_gets_its_group_and_mode() {
+        let (_dir, path) = temp_path();
         let own = rustix::process::getegid().as_raw();
         let bound = bind(&path, Some(own)).unwrap();
         let found = fs::metadata(&path).unwrap();
         assert_eq!((found.mode() & 0o777, found.gid()), (0o660, own));
         drop(bound);
-        let _bound = bind(&path, Reach::Everybody).unwrap();
+        let _bound = bind(&path, SocketPermissions::AllUsers).unwrap();
         assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o666);
     }
 
     #[test]
-    fn a_second_one_is_refused_and_a_dead_one_replaced() {
-        let (_dir, path) = place();
+    fn a_second_listener_is_rejected_and_a_stale_socket_is_replaced() {
+        let (_dir, path) = temp_path();
         let first = bind(&path, None).unwrap();
-        assert!(matches!(bind(&path, None).unwrap_err(), Taken::Running { .. }));
+        assert!(matches!(bind(&path, None).unwrap_err(), ListenError::AddrInUse { .. }));
         drop(first);
         // As after kill -9: the socket is still there, its listener and its lock are not.
         drop(UnixListener::bind(&path).unwrap());
@@ -259,42 +270,42 @@ mod tests {
     }
 
     #[test]
-    fn a_live_socket_without_a_lock_is_never_taken_away() {
-        let (_dir, path) = place();
+    fn a_live_socket_without_a_lock_is_never_replaced() {
+        let (_dir, path) = temp_path();
         fs::create_dir(path.parent().unwrap()).unwrap();
         let _other = UnixListener::bind(&path).unwrap();
-        assert!(matches!(bind(&path, None).unwrap_err(), Taken::Running { .. }));
+        assert!(matches!(bind(&path, None).unwrap_err(), ListenError::AddrInUse { .. }));
         assert!(UnixStream::connect(&path).is_ok());
     }
 
     #[test]
-    fn a_link_or_a_file_in_its_place_is_refused_and_left_alone() {
-        let (dir, path) = place();
+    fn a_symlink_or_regular_file_is_rejected_and_kept() {
+        let (dir, path) = temp_path();
         fs::create_dir(path.parent().unwrap()).unwrap();
         std::os::unix::fs::symlink(dir.path().join("elsewhere"), &path).unwrap();
-        assert_eq!(what(bind(&path, None).unwrap_err()), "is a symbolic link");
+        assert_eq!(unsafe_path_reason(bind(&path, None).unwrap_err()), "is a symbolic link");
         fs::remove_file(&path).unwrap();
         fs::write(&path, "precious").unwrap();
-        assert_eq!(what(bind(&path, None).unwrap_err()), "is not a socket");
+        assert_eq!(unsafe_path_reason(bind(&path, None).unwrap_err()), "is not a socket");
         assert_eq!(fs::read(&path).unwrap(), b"precious");
     }
 
     #[test]
-    fn a_directory_that_others_may_write_to_is_refused_unless_sticky() {
-        let (_dir, path) = place();
+    fn a_directory_writable_by_others_is_rejected_unless_sticky() {
+        let (_dir, path) = temp_path();
         let directory = path.parent().unwrap();
         fs::create_dir(directory).unwrap();
         fs::set_permissions(directory, Permissions::from_mode(0o777)).unwrap();
-        assert_eq!(what(bind(&path, None).unwrap_err()), "can be written by others");
+        assert_eq!(unsafe_path_reason(bind(&path, None).unwrap_err()), "can be written by others");
         fs::set_permissions(directory, Permissions::from_mode(0o1777)).unwrap();
         assert!(bind(&path, None).is_ok());
     }
 
     #[test]
-    fn a_linked_directory_is_refused() {
-        let (dir, path) = place();
+    fn a_symlinked_directory_is_rejected() {
+        let (dir, path) = temp_path();
         fs::create_dir(dir.path().join("real")).unwrap();
         std::os::unix::fs::symlink(dir.path().join("real"), path.parent().unwrap()).unwrap();
-        assert_eq!(what(bind(&path, None).unwrap_err()), "is a symbolic link");
+        assert_eq!(unsafe_path_reason(bind(&path, None).unwrap_err()), "is a symbolic link");
     }
 }

@@ -14,15 +14,15 @@ mod local_peercred_ffi;
 #[cfg(target_os = "macos")]
 use local_peercred_ffi as peer;
 
-pub use listener::{Listening, Reach, Taken, bind};
-pub use peer::{credentials, process};
+pub use listener::{ListenError, SocketFile, SocketPermissions, bind};
+pub use peer::{peer_credentials, peer_pid};
 
 /// The user of a Linux process that has no number in this user namespace: it identifies no user.
 pub const OVERFLOW_UID: u32 = 65_534;
 
 /// What a transport knows of its peer.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Credentials {
+pub struct PeerCredentials {
     /// User.
     pub uid: u32,
     /// Primary group.
@@ -31,7 +31,7 @@ pub struct Credentials {
     pub groups: Vec<u32>,
 }
 
-impl Credentials {
+impl PeerCredentials {
     /// Whether this group is the primary or a supplementary one.
     pub fn has_group(&self, gid: u32) -> bool {
         self.gid == gid || self.groups.contains(&gid)

@@ -8,23 +8,23 @@
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-use super::Credentials;
+use super::PeerCredentials;
 
 /// More groups than this are not asked for (the kernel's own limit, NGROUPS_MAX, is 65,536).
-const MOST_GROUPS: usize = 65_536;
+const MAX_GROUPS: usize = 65_536;
 
 /// The peer's credentials.
-pub fn credentials(socket: BorrowedFd) -> io::Result<Credentials> {
-    let cred = connected(socket)?;
-    Ok(Credentials { uid: cred.uid, gid: cred.gid, groups: groups(socket)? })
+pub fn peer_credentials(socket: BorrowedFd) -> io::Result<PeerCredentials> {
+    let cred = peer_ucred(socket)?;
+    Ok(PeerCredentials { uid: cred.uid, gid: cred.gid, groups: peer_groups(socket)? })
 }
 
 /// The process that connected; `None` where it has no number in this PID namespace.
-pub fn process(socket: BorrowedFd) -> Option<u32> {
-    u32::try_from(connected(socket).ok()?.pid).ok().filter(|pid| *pid > 0)
+pub fn peer_pid(socket: BorrowedFd) -> Option<u32> {
+    u32::try_from(peer_ucred(socket).ok()?.pid).ok().filter(|pid| *pid > 0)
 }
 
-fn connected(socket: BorrowedFd) -> io::Result<libc::ucred> {
+fn peer_ucred(socket: BorrowedFd) -> io::Result<libc::ucred> {
     let mut cred = libc::ucred { pid: 0, uid: 0, gid: 0 };
     let mut length = size_of::<libc::ucred>() as libc::socklen_t;
     // SAFETY: the descriptor is open for the call, and the kernel writes at most `length` bytes, the size of `cred`.
@@ -44,7 +44,7 @@ fn connected(socket: BorrowedFd) -> io::Result<libc::ucred> {
 }
 
 /// The peer's supplementary groups.
-fn groups(socket: BorrowedFd) -> io::Result<Vec<u32>> {
+fn peer_groups(socket: BorrowedFd) -> io::Result<Vec<u32>> {
     let mut groups = vec![0 as libc::gid_t; 32];
     loop {
         let mut length = size_of_val(groups.as_slice()) as libc::socklen_t;
@@ -65,7 +65,7 @@ fn groups(socket: BorrowedFd) -> io::Result<Vec<u32>> {
             return Ok(groups);
         }
         let cause = io::Error::last_os_error();
-        if cause.raw_os_error() != Some(libc::ERANGE) || count <= groups.len() || count > MOST_GROUPS {
+        if cause.raw_os_error() != Some(libc::ERANGE) || count <= groups.len() || count > MAX_GROUPS {
             return Err(cause);
         }
         groups.resize(count, 0);
@@ -82,9 +82,9 @@ mod tests {
     #[test]
     fn the_peer_of_a_pair_is_this_process() {
         let (here, _there) = UnixStream::pair().unwrap();
-        let peer = credentials(here.as_fd()).unwrap();
+        let peer = peer_credentials(here.as_fd()).unwrap();
         assert_eq!(peer.uid, rustix::process::geteuid().as_raw());
-        assert_eq!(process(here.as_fd()), Some(std::process::id()));
+        assert_eq!(peer_pid(here.as_fd()), Some(std::process::id()));
         assert_eq!(peer.gid, rustix::process::getegid().as_raw());
         let mut ours: Vec<u32> =
             rustix::process::getgroups().unwrap().into_iter().map(|group| group.as_raw()).collect();

@@ -9,7 +9,7 @@ use std::sync::Mutex;
 
 use wattspan::clock::{Clock, monotonic_ns};
 use wattspan::config::Config;
-use wattspan::server::{Doors, serve};
+use wattspan::server::{ServerSockets, serve};
 use wattspan::service::StartupSettings;
 use wattspan::sources::Inventory;
 use wattspan::sources::replay::scripted;
@@ -67,7 +67,7 @@ impl InProcess {
         let config = Config { horizon_ms: 500.0, ..Config::default() };
         let service = StartupSettings::from_config(&config).start_with_sources(found, clock, |_| ()).unwrap();
         let (ours, theirs): (Vec<_>, Vec<_>) = (0..connections).map(|_| UnixStream::pair().unwrap()).unzip();
-        let doors = Doors { connections: theirs, ..Doors::default() };
+        let doors = ServerSockets { connections: theirs, ..ServerSockets::default() };
         let thread = Some(std::thread::spawn(move || serve(service, doors)));
         Self { script, began_ns, free: Mutex::new(ours), thread }
     }

@@ -8,71 +8,74 @@ use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
-use crate::unix_socket::Credentials;
+use crate::unix_socket::PeerCredentials;
 
 /// A client on its way in.
 #[derive(Debug)]
-pub struct Arrival {
+pub struct ForwardedConnection {
     /// Our end of its pair.
     pub stream: UnixStream,
     /// Who is at the other end, as the other door's transport says.
-    pub credentials: Credentials,
+    pub credentials: PeerCredentials,
     /// Its process, where that transport tells.
     pub pid: Option<u32>,
 }
 
 /// The other door's side.
 #[derive(Debug)]
-pub struct Usher {
-    queue: Sender<Arrival>,
-    bell: UnixStream,
+pub struct ConnectionSender {
+    queue: Sender<ForwardedConnection>,
+    wake_socket: UnixStream,
 }
 
 /// The service's side.
 #[derive(Debug)]
-pub struct Arrivals {
-    queue: Receiver<Arrival>,
-    bell: UnixStream,
+pub struct ConnectionReceiver {
+    queue: Receiver<ForwardedConnection>,
+    wake_socket: UnixStream,
 }
 
 /// Both sides of a new way in.
 ///
 /// # Errors
 /// The system gives no pair of sockets.
-pub fn usher() -> io::Result<(Usher, Arrivals)> {
+pub fn connection_channel() -> io::Result<(ConnectionSender, ConnectionReceiver)> {
     let (ring, bell) = UnixStream::pair()?;
     ring.set_nonblocking(true)?;
     bell.set_nonblocking(true)?;
     let (sender, receiver) = channel();
-    Ok((Usher { queue: sender, bell: ring }, Arrivals { queue: receiver, bell }))
+    Ok((
+        ConnectionSender { queue: sender, wake_socket: ring },
+        ConnectionReceiver { queue: receiver, wake_socket: bell },
+    ))
 }
 
-impl Usher {
+impl ConnectionSender {
     /// Brings a client; gives its end of the pair. A client that may not come in is told so there, and let go.
     ///
     /// # Errors
     /// The system gives no pair of sockets, or the service has ended.
-    pub fn bring(&self, credentials: Credentials, pid: Option<u32>) -> io::Result<UnixStream> {
+    pub fn connect(&self, credentials: PeerCredentials, pid: Option<u32>) -> io::Result<UnixStream> {
         let (theirs, stream) = UnixStream::pair()?;
         let ended = |_| io::Error::from(io::ErrorKind::NotConnected);
-        self.queue.send(Arrival { stream, credentials, pid }).map_err(ended)?;
+        self.queue.send(ForwardedConnection { stream, credentials, pid }).map_err(ended)?;
         // A bell that is full rings already.
-        let _ = (&self.bell).write(&[1]);
+        let _ = (&self.wake_socket).write(&[1]);
         Ok(theirs)
     }
 }
 
-impl Arrivals {
+impl ConnectionReceiver {
     /// What becomes readable when somebody comes.
-    pub fn bell(&self) -> io::Result<UnixStream> {
-        self.bell.try_clone()
+    pub fn wake_socket(&self) -> io::Result<UnixStream> {
+        self.wake_socket.try_clone()
     }
 
     /// Everybody who has come since; `None` once nobody will come any more.
-    pub fn take(&self) -> Option<Vec<Arrival>> {
+    pub fn drain(&self) -> Option<Vec<ForwardedConnection>> {
         let mut rings = [0; 256];
         loop {
-            match (&self.bell).read(&mut rings) {
+            match (&self.wake_socket).read(&mut rings) {
                 Ok(0) => return None,
                 Ok(_) => {}
                 Err(_) => return Some(self.queue.try_iter().collect()),
@@ -85,17 +88,17 @@ impl Arrivals {
 mod tests {
     use super::*;
 
-    fn somebody() -> Credentials {
-        Credentials { uid: 7, gid: 8, groups: vec![9] }
+    fn credentials() -> PeerCredentials {
+        PeerCredentials { uid: 7, gid: 8, groups: vec![9] }
     }
 
     #[test]
-    fn who_is_brought_arrives_with_its_credentials_and_a_wire_to_it() {
-        let (usher, arrivals) = usher().unwrap();
-        assert!(arrivals.take().unwrap().is_empty());
-        let mut theirs = usher.bring(somebody(), None).unwrap();
-        let mut arrived = arrivals.take().unwrap().pop().unwrap();
-        assert_eq!(arrived.credentials, somebody());
+    fn a_connection_arrives_with_its_credentials_and_socket() {
+        let (usher, arrivals) = connection_channel().unwrap();
+        assert!(arrivals.drain().unwrap().is_empty());
+        let mut theirs = usher.connect(credentials(), None).unwrap();
+        let mut arrived = arrivals.drain().unwrap().pop().unwrap();
+        assert_eq!(arrived.credentials, credentials());
         arrived.stream.write_all(b"x").unwrap();
         let mut byte = [0];
         theirs.read_exact(&mut byte).unwrap();
@@ -103,21 +106,21 @@ mod tests {
     }
 
     #[test]
-    fn each_side_learns_that_the_other_has_gone() {
-        let (usher, arrivals) = super::usher().unwrap();
+    fn each_side_detects_that_the_other_was_dropped() {
+        let (usher, arrivals) = super::connection_channel().unwrap();
         drop(usher);
-        assert!(arrivals.take().is_none());
-        let (usher, arrivals) = super::usher().unwrap();
+        assert!(arrivals.drain().is_none());
+        let (usher, arrivals) = super::connection_channel().unwrap();
         drop(arrivals);
-        assert!(usher.bring(somebody(), None).is_err());
+        assert!(usher.connect(credentials(), None).is_err());
     }
 
     #[test]
-    fn a_bell_nobody_hears_does_not_hold_the_ringer_up() {
-        let (usher, arrivals) = usher().unwrap();
+    fn a_full_wake_socket_does_not_block_the_sender() {
+        let (usher, arrivals) = connection_channel().unwrap();
         for _ in 0..300 {
-            drop(usher.bring(somebody(), None).unwrap());
+            drop(usher.connect(credentials(), None).unwrap());
         }
-        assert_eq!(arrivals.take().unwrap().len(), 300);
+        assert_eq!(arrivals.drain().unwrap().len(), 300);
     }
 }

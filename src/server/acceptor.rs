@@ -13,100 +13,110 @@ use std::sync::Arc;
 
 use polling::{Event, Poller};
 
-use super::arrival::Arrivals;
-use super::readiness_ffi::Watched;
+use super::connection_channel::ConnectionReceiver;
+use super::readiness_ffi::RegisteredSocket;
 use crate::config::Limits;
 use crate::protocol::Refusal;
 use crate::service::access::{AccessPolicy, Peer};
-use crate::unix_socket::{self as peer, Credentials};
+use crate::unix_socket::{self as peer, PeerCredentials};
 
 /// Most connections accepted in one turn; a flood waits its turn like everybody.
-const MOST_A_TURN: usize = 32;
+const MAX_ACCEPTS_PER_WAKEUP: usize = 32;
 
 /// How long nobody is accepted after the system had no descriptor even for the reserve.
-const PAUSE_NS: u64 = 100_000_000;
+const ACCEPT_PAUSE_NS: u64 = 100_000_000;
 
 /// Somebody who may come in.
 #[derive(Debug)]
-pub struct Admitted {
+pub struct AcceptedConnection {
     /// The connection.
     pub stream: UnixStream,
     /// What it may do.
     pub peer: Peer,
     /// By what it was judged, as its transport states it; another rule judges by the same.
-    pub credentials: Credentials,
+    pub credentials: PeerCredentials,
     /// Its process, where the transport tells.
     pub pid: Option<u32>,
 }
 
 /// The gate.
-pub struct Gate {
-    listeners: Vec<Watched<UnixListener>>,
+pub struct Acceptor {
+    listeners: Vec<RegisteredSocket<UnixListener>>,
     /// Those whom another door brings, and the bell that says so.
-    beside: Option<(Arrivals, Watched<UnixStream>)>,
-    key: usize,
-    reserve: Option<File>,
+    forwarded: Option<(ConnectionReceiver, RegisteredSocket<UnixStream>)>,
+    listener_key: usize,
+    reserve_fd: Option<File>,
     resume_at_ns: Option<u64>,
     policy: AccessPolicy,
     limits: Limits,
-    present: usize,
-    of_user: HashMap<u32, usize>,
+    connections: usize,
+    connections_of_user: HashMap<u32, usize>,
 }
 
-impl Gate {
+impl Acceptor {
     /// Watches the listeners, all under `key`, and under a key of its own the bell of those whom another door brings.
     pub fn new(
         poller: &Arc<Poller>,
         key: usize,
         listeners: Vec<UnixListener>,
-        beside: Option<(usize, Arrivals)>,
+        beside: Option<(usize, ConnectionReceiver)>,
         policy: AccessPolicy,
         limits: Limits,
     ) -> io::Result<Self> {
         let watch = |listener: UnixListener| {
             listener.set_nonblocking(true)?;
-            Watched::new(poller, listener, Event::readable(key))
+            RegisteredSocket::new(poller, listener, Event::readable(key))
         };
         let listeners = listeners.into_iter().map(watch).collect::<io::Result<_>>()?;
         let (present, of_user) = (0, HashMap::new());
-        let (reserve, resume_at_ns) = (spare(), None);
-        let watch = |(key, arrivals): (usize, Arrivals)| {
-            let bell = Watched::new(poller, arrivals.bell()?, Event::readable(key))?;
+        let (reserve, resume_at_ns) = (open_reserve_fd(), None);
+        let watch = |(key, arrivals): (usize, ConnectionReceiver)| {
+            let bell = RegisteredSocket::new(poller, arrivals.wake_socket()?, Event::readable(key))?;
             io::Result::Ok((arrivals, bell))
         };
         let beside = beside.map(watch).transpose()?;
-        Ok(Self { listeners, beside, key, reserve, resume_at_ns, policy, limits, present, of_user })
+        Ok(Self {
+            listeners,
+            forwarded: beside,
+            listener_key: key,
+            reserve_fd: reserve,
+            resume_at_ns,
+            policy,
+            limits,
+            connections: present,
+            connections_of_user: of_user,
+        })
     }
 
     /// Accepts who is waiting, as many as one turn allows.
-    pub fn admit(&mut self, now_ns: u64) -> Vec<Admitted> {
-        let mut admitted = self.admit_beside();
+    pub fn accept_all(&mut self, now_ns: u64) -> Vec<AcceptedConnection> {
+        let mut admitted = self.accept_forwarded();
         for at in 0..self.listeners.len() {
-            self.admit_at(at, now_ns, &mut admitted);
+            self.accept_from(at, now_ns, &mut admitted);
         }
         admitted
     }
 
     /// Lets in whom another door has brought, by the same rule.
-    fn admit_beside(&mut self) -> Vec<Admitted> {
-        let Some((arrivals, _)) = &self.beside else { return Vec::new() };
-        match arrivals.take() {
+    fn accept_forwarded(&mut self) -> Vec<AcceptedConnection> {
+        let Some((arrivals, _)) = &self.forwarded else { return Vec::new() };
+        match arrivals.drain() {
             Some(arrived) => arrived
                 .into_iter()
-                .filter_map(|arrival| self.welcome(arrival.stream, arrival.credentials, arrival.pid))
+                .filter_map(|arrival| self.admit(arrival.stream, arrival.credentials, arrival.pid))
                 .collect(),
             None => {
-                self.beside = None;
+                self.forwarded = None;
                 Vec::new()
             }
         }
     }
 
-    fn admit_at(&mut self, at: usize, now_ns: u64, admitted: &mut Vec<Admitted>) {
-        for _ in 0..MOST_A_TURN {
+    fn accept_from(&mut self, at: usize, now_ns: u64, admitted: &mut Vec<AcceptedConnection>) {
+        for _ in 0..MAX_ACCEPTS_PER_WAKEUP {
             match self.listeners[at].accept() {
-                Ok((stream, _)) => admitted.extend(self.examine(stream)),
-                Err(cause) if no_descriptor(&cause) => return self.shed(at, now_ns),
+                Ok((stream, _)) => admitted.extend(self.identify(stream)),
+                Err(cause) if is_out_of_descriptors(&cause) => return self.shed_newest(at, now_ns),
                 // A client that gave up while it waited is no reason to stop.
                 Err(cause) if cause.kind() == io::ErrorKind::ConnectionAborted => {}
                 Err(_) => return,
@@ -115,63 +125,63 @@ impl Gate {
     }
 
     /// Other limits, and another rule, for whoever comes from now on.
-    pub fn renew(&mut self, policy: AccessPolicy, limits: Limits) {
+    pub fn apply_policy(&mut self, policy: AccessPolicy, limits: Limits) {
         (self.policy, self.limits) = (policy, limits);
     }
 
-    fn examine(&mut self, stream: UnixStream) -> Option<Admitted> {
-        let credentials = peer::credentials(stream.as_fd()).ok()?;
-        let pid = peer::process(stream.as_fd());
-        self.welcome(stream, credentials, pid)
+    fn identify(&mut self, stream: UnixStream) -> Option<AcceptedConnection> {
+        let credentials = peer::peer_credentials(stream.as_fd()).ok()?;
+        let pid = peer::peer_pid(stream.as_fd());
+        self.admit(stream, credentials, pid)
     }
 
-    fn welcome(
+    fn admit(
         &mut self,
         stream: UnixStream,
-        credentials: Credentials,
+        credentials: PeerCredentials,
         pid: Option<u32>,
-    ) -> Option<Admitted> {
+    ) -> Option<AcceptedConnection> {
         stream.set_nonblocking(true).ok()?;
         let peer = self.policy.peer_of(&credentials);
-        let theirs = self.of_user.get(&peer.uid).copied().unwrap_or(0);
+        let theirs = self.connections_of_user.get(&peer.uid).copied().unwrap_or(0);
         let most = self.limits.connections_per_user;
         if !peer.unlimited && theirs >= most {
-            refuse(&stream, "connections of one user", most);
+            reject(&stream, "connections of one user", most);
             return None;
         }
-        if self.present >= self.limits.connections {
-            refuse(&stream, "connections", self.limits.connections);
+        if self.connections >= self.limits.connections {
+            reject(&stream, "connections", self.limits.connections);
             return None;
         }
-        self.present += 1;
-        self.of_user.insert(peer.uid, theirs + 1);
-        Some(Admitted { stream, peer, credentials, pid })
+        self.connections += 1;
+        self.connections_of_user.insert(peer.uid, theirs + 1);
+        Some(AcceptedConnection { stream, peer, credentials, pid })
     }
 
     /// A connection that was admitted is gone.
-    pub fn left(&mut self, peer: &Peer) {
-        self.present -= 1;
-        if let Some(theirs) = self.of_user.get_mut(&peer.uid) {
+    pub fn release(&mut self, peer: &Peer) {
+        self.connections -= 1;
+        if let Some(theirs) = self.connections_of_user.get_mut(&peer.uid) {
             *theirs -= 1;
             if *theirs == 0 {
-                self.of_user.remove(&peer.uid);
+                self.connections_of_user.remove(&peer.uid);
             }
         }
     }
 
     /// No descriptor is left: takes the reserve to turn the newest away, so that the queue does not wake us for ever.
-    fn shed(&mut self, at: usize, now_ns: u64) {
-        if self.reserve.take().is_some()
+    fn shed_newest(&mut self, at: usize, now_ns: u64) {
+        if self.reserve_fd.take().is_some()
             && let Ok((stream, _)) = self.listeners[at].accept()
         {
             let _ = stream.set_nonblocking(true);
-            refuse(&stream, "descriptors of the daemon", self.present);
+            reject(&stream, "descriptors of the daemon", self.connections);
         }
-        self.reserve = spare();
-        if self.reserve.is_none() {
-            self.resume_at_ns = Some(now_ns + PAUSE_NS);
+        self.reserve_fd = open_reserve_fd();
+        if self.reserve_fd.is_none() {
+            self.resume_at_ns = Some(now_ns + ACCEPT_PAUSE_NS);
             // Where even this fails the poller wakes us at once and the turn comes here again: slow, not wrong.
-            let _ = self.watch(Event::none(self.key));
+            let _ = self.set_interest(Event::none(self.listener_key));
         }
     }
 
@@ -184,27 +194,27 @@ impl Gate {
     pub fn resume(&mut self, now_ns: u64) -> io::Result<()> {
         if self.resume_at_ns.is_some_and(|at_ns| at_ns <= now_ns) {
             self.resume_at_ns = None;
-            self.reserve = spare();
-            self.watch(Event::readable(self.key))?;
+            self.reserve_fd = open_reserve_fd();
+            self.set_interest(Event::readable(self.listener_key))?;
         }
         Ok(())
     }
 
-    fn watch(&mut self, interest: Event) -> io::Result<()> {
-        self.listeners.iter_mut().try_for_each(|listener| listener.watch(interest))
+    fn set_interest(&mut self, interest: Event) -> io::Result<()> {
+        self.listeners.iter_mut().try_for_each(|listener| listener.set_interest(interest))
     }
 }
 
-fn spare() -> Option<File> {
+fn open_reserve_fd() -> Option<File> {
     File::open("/dev/null").ok()
 }
 
-fn no_descriptor(cause: &io::Error) -> bool {
+fn is_out_of_descriptors(cause: &io::Error) -> bool {
     matches!(cause.raw_os_error(), Some(libc::EMFILE | libc::ENFILE))
 }
 
 /// Tells a client that is one too many; a fresh socket takes so little at once, or the client has gone.
-fn refuse(mut stream: &UnixStream, quota: &str, limit: usize) {
+fn reject(mut stream: &UnixStream, quota: &str, limit: usize) {
     let mut message = Vec::new();
     Refusal::QuotaExceeded { quota: quota.to_owned(), limit: limit as u64 }.write(&mut message);
     let _ = stream.write(&message);

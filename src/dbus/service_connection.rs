@@ -9,11 +9,11 @@ use serde_json::{Map, Value};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 
-use super::denial::Denial;
+use super::dbus_error::DBusError;
 use crate::protocol::END;
 
 /// A call on its way to the service.
-pub fn call(method: &str, parameters: Map<String, Value>, oneway: bool) -> Vec<u8> {
+pub fn encode_call(method: &str, parameters: Map<String, Value>, oneway: bool) -> Vec<u8> {
     let mut call = Map::new();
     call.insert("method".into(), method.into());
     call.insert("parameters".into(), parameters.into());
@@ -26,10 +26,13 @@ pub fn call(method: &str, parameters: Map<String, Value>, oneway: bool) -> Vec<u
 }
 
 /// An answer: what the method gave, or why it gave nothing.
-pub type Answer = Result<Map<String, Value>, Denial>;
+pub type ServiceReply = Result<Map<String, Value>, DBusError>;
 
 /// The next answer; `None` once the service has hung up. `buffer` is kept from one answer to the next.
-pub async fn next<R: AsyncBufReadExt + Unpin>(from: &mut R, buffer: &mut Vec<u8>) -> Option<Answer> {
+pub async fn read_reply<R: AsyncBufReadExt + Unpin>(
+    from: &mut R,
+    buffer: &mut Vec<u8>,
+) -> Option<ServiceReply> {
     buffer.clear();
     from.read_until(END, buffer).await.ok()?;
     if buffer.pop() != Some(END) {
@@ -39,7 +42,7 @@ pub async fn next<R: AsyncBufReadExt + Unpin>(from: &mut R, buffer: &mut Vec<u8>
     let parameters = answer.remove("parameters").unwrap_or_default();
     Some(match (answer.remove("error"), parameters) {
         (Some(error), parameters) => {
-            Err(Denial::of(error.as_str().unwrap_or_default(), &parameters.to_string()))
+            Err(DBusError::from_service_error(error.as_str().unwrap_or_default(), &parameters.to_string()))
         }
         (None, Value::Object(parameters)) => Ok(parameters),
         (None, _) => Ok(Map::new()),
@@ -48,29 +51,31 @@ pub async fn next<R: AsyncBufReadExt + Unpin>(from: &mut R, buffer: &mut Vec<u8>
 
 /// A connection for one call at a time.
 #[derive(Debug)]
-pub struct Line {
+pub struct ServiceConnection {
     stream: BufReader<UnixStream>,
     buffer: Vec<u8>,
 }
 
-impl Line {
+impl ServiceConnection {
     /// Over the end that an usher gave.
-    pub fn over(stream: std::os::unix::net::UnixStream) -> io::Result<Self> {
-        Ok(Self { stream: BufReader::new(connected(stream)?), buffer: Vec::new() })
+    pub fn new(stream: std::os::unix::net::UnixStream) -> io::Result<Self> {
+        Ok(Self { stream: BufReader::new(into_tokio(stream)?), buffer: Vec::new() })
     }
 
     /// Asks, and waits for the answer.
-    pub async fn ask(&mut self, method: &str) -> Answer {
-        let asked = self.stream.get_mut().write_all(&call(method, Map::new(), false)).await;
+    pub async fn call(&mut self, method: &str) -> ServiceReply {
+        let asked = self.stream.get_mut().write_all(&encode_call(method, Map::new(), false)).await;
         match asked {
-            Ok(()) => next(&mut self.stream, &mut self.buffer).await.unwrap_or_else(|| Err(Denial::gone())),
-            Err(_) => Err(Denial::gone()),
+            Ok(()) => read_reply(&mut self.stream, &mut self.buffer)
+                .await
+                .unwrap_or_else(|| Err(DBusError::no_reply())),
+            Err(_) => Err(DBusError::no_reply()),
         }
     }
 }
 
 /// The same socket for this thread's runtime.
-pub fn connected(stream: std::os::unix::net::UnixStream) -> io::Result<UnixStream> {
+pub fn into_tokio(stream: std::os::unix::net::UnixStream) -> io::Result<UnixStream> {
     stream.set_nonblocking(true)?;
     UnixStream::from_std(stream)
 }

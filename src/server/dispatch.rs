@@ -18,22 +18,22 @@ use crate::service::service::{AccountOutcome, Caller, Service};
 
 /// What became of a call.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Outcome {
+pub enum CallOutcome {
     /// The answer, if one was wanted, is written.
     Answered,
     /// The answer comes later, under the caller's ticket.
-    Awaited,
+    Pending,
     /// Likewise, when the disk has been asked.
-    Asked,
+    PendingQuery,
     /// Answers come from now on, as a stream.
-    Streaming(Stream),
+    Subscribed(SubscriptionKind),
     /// The message was not of this protocol; that is written, and nothing that follows can be trusted.
-    Broken,
+    ProtocolViolation,
 }
 
 /// What a caller of a "more" method watches.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Stream {
+pub enum SubscriptionKind {
     /// Settled accounts.
     Spans,
     /// The domains, this often.
@@ -44,17 +44,17 @@ pub enum Stream {
 }
 
 /// Most answers a second that WatchDomains gives; asking for more gives this many.
-const MOST_RATE_HZ: f64 = 1000.0;
+const MAX_RATE_HZ: f64 = 1000.0;
 
 /// Answers a second that WatchDomains gives where nothing is asked.
-const RATE_HZ: f64 = 10.0;
+const DEFAULT_RATE_HZ: f64 = 10.0;
 
 /// Handles one message, its end taken off; appends what is to be answered to `out`.
-pub fn exchange(service: &mut Service, caller: &Caller, message: &[u8], out: &mut Vec<u8>) -> Outcome {
+pub fn dispatch(service: &mut Service, caller: &Caller, message: &[u8], out: &mut Vec<u8>) -> CallOutcome {
     let object = message.trim_ascii_start().starts_with(b"{");
     let Some(call) = serde_json::from_slice::<Incoming>(message).ok().filter(|_| object) else {
         Refusal::InvalidParameter { parameter: "message".into() }.write(out);
-        return Outcome::Broken;
+        return CallOutcome::ProtocolViolation;
     };
     let errand = match MethodName::of(&call.method) {
         Some(MethodName::CloseSpan | MethodName::CancelSpan) => CallClass::EndSpan,
@@ -62,19 +62,23 @@ pub fn exchange(service: &mut Service, caller: &Caller, message: &[u8], out: &mu
     };
     if let Err(RateLimitError { error: refusal, is_flood: flood }) =
         service.check_rate_limit(&caller.peer, errand)
-        && (flood || errand == CallClass::Other || !names_open_span(service, caller, &call))
+        && (flood || errand == CallClass::Other || !has_open_span(service, caller, &call))
     {
         refusal.write(out);
         // A call that nobody waits for cannot be refused, and one that is dropped would be missing from some account:
         // the connection ends, and with it its open spans, as abandoned.
-        return if flood || call.oneway == Some(true) { Outcome::Broken } else { Outcome::Answered };
+        return if flood || call.oneway == Some(true) {
+            CallOutcome::ProtocolViolation
+        } else {
+            CallOutcome::Answered
+        };
     }
     let before = out.len();
     let outcome = match route(service, caller, &call, out) {
         Ok(outcome) => outcome,
         Err(refusal) => {
             refusal.write(out);
-            Outcome::Answered
+            CallOutcome::Answered
         }
     };
     if call.oneway == Some(true) {
@@ -84,7 +88,7 @@ pub fn exchange(service: &mut Service, caller: &Caller, message: &[u8], out: &mu
 }
 
 /// Whether there is anything to end.
-fn names_open_span(service: &Service, caller: &Caller, call: &Incoming) -> bool {
+fn has_open_span(service: &Service, caller: &Caller, call: &Incoming) -> bool {
     #[derive(serde::Deserialize)]
     struct Named<'a> {
         #[serde(borrow)]
@@ -100,113 +104,113 @@ fn route(
     caller: &Caller,
     call: &Incoming,
     out: &mut Vec<u8>,
-) -> Result<Outcome, Refusal> {
+) -> Result<CallOutcome, Refusal> {
     let method = call.method.as_ref();
-    let name = MethodName::of(method).ok_or_else(|| unknown(method))?;
+    let name = MethodName::of(method).ok_or_else(|| unknown_method(method))?;
     access::authorize(&caller.peer, name)?;
     if call.upgrade == Some(true) {
         return Err(Refusal::MethodNotImplemented { method: method.to_owned() });
     }
     match name {
-        MethodName::OpenSpan => reply(out, &service.open_span(caller, parameters(call)?)?),
-        MethodName::CloseSpan => return close(service, caller, call, out),
+        MethodName::OpenSpan => write_reply(out, &service.open_span(caller, parse_parameters(call)?)?),
+        MethodName::CloseSpan => return close_span(service, caller, call, out),
         MethodName::MarkPhase => {
-            service.mark_phase(&caller.peer, parameters(call)?)?;
-            reply(out, &Done {});
+            service.mark_phase(&caller.peer, parse_parameters(call)?)?;
+            write_reply(out, &Done {});
         }
         MethodName::SetWeight => {
-            service.set_weight(&caller.peer, &parameters(call)?)?;
-            reply(out, &Done {});
+            service.set_weight(&caller.peer, &parse_parameters(call)?)?;
+            write_reply(out, &Done {});
         }
         MethodName::CancelSpan => {
-            service.cancel_span(&caller.peer, &parameters::<CancelSpan>(call)?.span)?;
-            reply(out, &Done {});
+            service.cancel_span(&caller.peer, &parse_parameters::<CancelSpan>(call)?.span)?;
+            write_reply(out, &Done {});
         }
         MethodName::Reload => {
-            parameters::<Reload>(call)?;
-            reply(out, &service.reload()?);
+            parse_parameters::<Reload>(call)?;
+            write_reply(out, &service.reload()?);
         }
         MethodName::WatchSpans => {
-            parameters::<WatchSpans>(call)?;
-            return stream(call, Stream::Spans);
+            parse_parameters::<WatchSpans>(call)?;
+            return subscribe(call, SubscriptionKind::Spans);
         }
-        MethodName::WatchDomains => return stream(call, domains_stream(&parameters(call)?)?),
-        MethodName::GetSpan | MethodName::ListSpans => return look_up(service, caller, name, call, out),
+        MethodName::WatchDomains => return subscribe(call, domain_subscription(&parse_parameters(call)?)?),
+        MethodName::GetSpan | MethodName::ListSpans => return query_spans(service, caller, name, call, out),
         MethodName::GetInfo => {
-            parameters::<GetInfo>(call)?;
-            reply(out, &service.get_info(&caller.peer));
+            parse_parameters::<GetInfo>(call)?;
+            write_reply(out, &service.get_info(&caller.peer));
         }
-        MethodName::ReadWindow => reply(out, &service.read_window(&parameters(call)?)?),
+        MethodName::ReadWindow => write_reply(out, &service.read_window(&parse_parameters(call)?)?),
         MethodName::GetBalance => {
-            parameters::<GetBalance>(call)?;
-            reply(out, &service.get_balance());
+            parse_parameters::<GetBalance>(call)?;
+            write_reply(out, &service.get_balance());
         }
         MethodName::GetServiceInfo => {
-            parameters::<GetServiceInfo>(call)?;
-            reply(out, &service_info());
+            parse_parameters::<GetServiceInfo>(call)?;
+            write_reply(out, &service_info());
         }
         MethodName::GetInterfaceDescription => {
-            reply(out, &description(parameters::<GetInterfaceDescription>(call)?)?);
+            write_reply(out, &description(parse_parameters::<GetInterfaceDescription>(call)?)?);
         }
     }
-    Ok(Outcome::Answered)
+    Ok(CallOutcome::Answered)
 }
 
-fn close(
+fn close_span(
     service: &mut Service,
     caller: &Caller,
     call: &Incoming,
     out: &mut Vec<u8>,
-) -> Result<Outcome, Refusal> {
-    let parameters: CloseSpan = parameters(call)?;
+) -> Result<CallOutcome, Refusal> {
+    let parameters: CloseSpan = parse_parameters(call)?;
     let wait = parameters.wait_settled == Some(true) && call.oneway != Some(true);
     match service.close_span(caller, parameters, wait)? {
-        AccountOutcome::Deferred => Ok(Outcome::Awaited),
+        AccountOutcome::Deferred => Ok(CallOutcome::Pending),
         AccountOutcome::Ready(account) => {
-            reply(out, &SpanAccount { account: *account });
-            Ok(Outcome::Answered)
+            write_reply(out, &SpanAccount { account: *account });
+            Ok(CallOutcome::Answered)
         }
     }
 }
 
 /// What the disk may have to be asked for.
-fn look_up(
+fn query_spans(
     service: &mut Service,
     caller: &Caller,
     name: MethodName,
     call: &Incoming,
     out: &mut Vec<u8>,
-) -> Result<Outcome, Refusal> {
+) -> Result<CallOutcome, Refusal> {
     let wait = call.oneway != Some(true);
     if name == MethodName::ListSpans {
-        let accounts = service.list_spans(caller, &parameters(call)?, wait)?;
-        return Ok(accounts.map_or(Outcome::Asked, |accounts| {
-            reply(out, &accounts);
-            Outcome::Answered
+        let accounts = service.list_spans(caller, &parse_parameters(call)?, wait)?;
+        return Ok(accounts.map_or(CallOutcome::PendingQuery, |accounts| {
+            write_reply(out, &accounts);
+            CallOutcome::Answered
         }));
     }
-    match service.get_span(caller, &parameters::<GetSpan>(call)?.span, wait)? {
-        AccountOutcome::Deferred => return Ok(Outcome::Asked),
-        AccountOutcome::Ready(account) => reply(out, &SpanAccount { account: *account }),
+    match service.get_span(caller, &parse_parameters::<GetSpan>(call)?.span, wait)? {
+        AccountOutcome::Deferred => return Ok(CallOutcome::PendingQuery),
+        AccountOutcome::Ready(account) => write_reply(out, &SpanAccount { account: *account }),
     }
-    Ok(Outcome::Answered)
+    Ok(CallOutcome::Answered)
 }
 
-fn stream(call: &Incoming, stream: Stream) -> Result<Outcome, Refusal> {
+fn subscribe(call: &Incoming, stream: SubscriptionKind) -> Result<CallOutcome, Refusal> {
     match (call.more, call.oneway) {
-        (_, Some(true)) => Ok(Outcome::Answered),
-        (Some(true), _) => Ok(Outcome::Streaming(stream)),
+        (_, Some(true)) => Ok(CallOutcome::Answered),
+        (Some(true), _) => Ok(CallOutcome::Subscribed(stream)),
         _ => Err(Refusal::ExpectedMore {}),
     }
 }
 
-fn domains_stream(call: &WatchDomains) -> Result<Stream, Refusal> {
-    let rate_hz = call.rate_hz.unwrap_or(RATE_HZ);
+fn domain_subscription(call: &WatchDomains) -> Result<SubscriptionKind, Refusal> {
+    let rate_hz = call.rate_hz.unwrap_or(DEFAULT_RATE_HZ);
     if !(rate_hz.is_finite() && rate_hz >= 0.001) {
         let reason = "is no rate; choose a number from 0.001 to 1000".to_owned();
         return Err(Refusal::InvalidValue { field: "rate_hz".into(), reason });
     }
-    Ok(Stream::Domains { period_ns: (1e9 / rate_hz.min(MOST_RATE_HZ)) as u64 })
+    Ok(SubscriptionKind::Domains { period_ns: (1e9 / rate_hz.min(MAX_RATE_HZ)) as u64 })
 }
 
 fn service_info() -> ServiceInfo {
@@ -228,11 +232,11 @@ fn description(call: GetInterfaceDescription) -> Result<Description, Refusal> {
     Ok(Description { description: text.to_owned() })
 }
 
-fn reply<T: Serialize>(out: &mut Vec<u8>, parameters: &T) {
+fn write_reply<T: Serialize>(out: &mut Vec<u8>, parameters: &T) {
     Reply::last(parameters).write(out);
 }
 
-fn unknown(method: &str) -> Refusal {
+fn unknown_method(method: &str) -> Refusal {
     match method.rsplit_once('.') {
         Some((interface, _)) if interface != protocol::METER && interface != protocol::SERVICE => {
             Refusal::InterfaceNotFound { interface: interface.to_owned() }
@@ -241,18 +245,18 @@ fn unknown(method: &str) -> Refusal {
     }
 }
 
-fn parameters<M: Method>(call: &Incoming) -> Result<M, Refusal> {
+fn parse_parameters<M: Method>(call: &Incoming) -> Result<M, Refusal> {
     let text = call.parameters.map_or("{}", RawValue::get);
     // Derived readers would take a list as the fields in their order; Varlink knows only names.
     if !text.starts_with('{') {
         return Err(Refusal::InvalidParameter { parameter: "parameters".into() });
     }
     serde_json::from_str(text)
-        .map_err(|wrong| Refusal::InvalidParameter { parameter: wrong_parameter(text, &wrong) })
+        .map_err(|wrong| Refusal::InvalidParameter { parameter: invalid_parameter_name(text, &wrong) })
 }
 
 /// Which parameter the parser disliked. It tells the place, and for some mistakes the name; only on the way out.
-fn wrong_parameter(text: &str, wrong: &serde_json::Error) -> String {
+fn invalid_parameter_name(text: &str, wrong: &serde_json::Error) -> String {
     let said = wrong.to_string();
     let quoted = said.split('`').nth(1).filter(|_| said.contains("field `"));
     if let Some(field) = quoted {
@@ -261,29 +265,32 @@ fn wrong_parameter(text: &str, wrong: &serde_json::Error) -> String {
     let line_start: usize =
         text.split_inclusive('\n').take(wrong.line().saturating_sub(1)).map(str::len).sum();
     let place = line_start + wrong.column();
-    let Ok(fields) = serde_json::from_str::<Fields>(text) else { return "parameters".to_owned() };
+    let Ok(fields) = serde_json::from_str::<OrderedFields>(text) else { return "parameters".to_owned() };
     let reached = |value: &&RawValue| value.get().as_ptr() as usize - text.as_ptr() as usize <= place;
     let last = fields.0.into_iter().take_while(|(_, value)| reached(value)).last();
     last.map_or_else(|| "parameters".to_owned(), |(name, _)| name)
 }
 
 /// An object's fields in the order they stand in.
-struct Fields<'a>(Vec<(String, &'a RawValue)>);
+struct OrderedFields<'a>(Vec<(String, &'a RawValue)>);
 
-impl<'de: 'a, 'a> serde::Deserialize<'de> for Fields<'a> {
+impl<'de: 'a, 'a> serde::Deserialize<'de> for OrderedFields<'a> {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Each<'a>(std::marker::PhantomData<&'a ()>);
         impl<'de: 'a, 'a> serde::de::Visitor<'de> for Each<'a> {
-            type Value = Fields<'a>;
+            type Value = OrderedFields<'a>;
             fn expecting(&self, out: &mut std::fmt::Formatter) -> std::fmt::Result {
                 out.write_str("an object")
             }
-            fn visit_map<A: serde::de::MapAccess<'de>>(self, mut map: A) -> Result<Fields<'a>, A::Error> {
+            fn visit_map<A: serde::de::MapAccess<'de>>(
+                self,
+                mut map: A,
+            ) -> Result<OrderedFields<'a>, A::Error> {
                 let mut fields = Vec::new();
                 while let Some(field) = map.next_entry()? {
                     fields.push(field);
                 }
-                Ok(Fields(fields))
+                Ok(OrderedFields(fields))
             }
         }
         deserializer.deserialize_map(Each(std::marker::PhantomData))
@@ -295,39 +302,44 @@ mod tests {
     use super::*;
     use crate::protocol::{OpenSpan, SetWeight};
 
-    fn wrong<M: Method + std::fmt::Debug>(text: &str) -> String {
-        wrong_parameter(text, &serde_json::from_str::<M>(text).unwrap_err())
+    fn invalid_parameter<M: Method + std::fmt::Debug>(text: &str) -> String {
+        invalid_parameter_name(text, &serde_json::from_str::<M>(text).unwrap_err())
     }
 
     #[test]
-    fn a_wrong_parameter_is_named_whatever_is_wrong_with_it() {
-        assert_eq!(wrong::<OpenSpan>(r#"{"wieght":1}"#), "wieght");
-        assert_eq!(wrong::<CloseSpan>(r#"{"wait_settled":true}"#), "span");
-        assert_eq!(wrong::<SetWeight>(r#"{"span":"a","weight":"heavy"}"#), "weight");
+    fn an_invalid_parameter_is_named() {
+        assert_eq!(invalid_parameter::<OpenSpan>(r#"{"wieght":1}"#), "wieght");
+        assert_eq!(invalid_parameter::<CloseSpan>(r#"{"wait_settled":true}"#), "span");
+        assert_eq!(invalid_parameter::<SetWeight>(r#"{"span":"a","weight":"heavy"}"#), "weight");
         assert_eq!(
-            wrong::<OpenSpan>("{\n \"name\": \"x\",\n \"attributes\": {\"a\": 1},\n \"weight\": 1}"),
+            invalid_parameter::<OpenSpan>(
+                "{\n \"name\": \"x\",\n \"attributes\": {\"a\": 1},\n \"weight\": 1}"
+            ),
             "attributes"
         );
-        assert_eq!(wrong::<OpenSpan>(r#"{"name":"x","at_ns":1.5,"weight":2}"#), "at_ns");
-        assert_eq!(wrong::<SetWeight>(r#"{"span":"a","weight":1e999}"#), "weight");
-        assert_eq!(wrong::<CancelSpan>("[]"), "parameters");
+        assert_eq!(invalid_parameter::<OpenSpan>(r#"{"name":"x","at_ns":1.5,"weight":2}"#), "at_ns");
+        assert_eq!(invalid_parameter::<SetWeight>(r#"{"span":"a","weight":1e999}"#), "weight");
+        assert_eq!(invalid_parameter::<CancelSpan>("[]"), "parameters");
     }
 
     #[test]
-    fn an_unknown_method_is_told_from_an_unknown_interface() {
+    fn unknown_methods_and_unknown_interfaces_are_distinct_errors() {
         assert_eq!(
-            unknown("org.wattspan.Meter.X"),
+            unknown_method("org.wattspan.Meter.X"),
             Refusal::MethodNotFound { method: "org.wattspan.Meter.X".into() }
         );
-        assert_eq!(unknown("org.other.X"), Refusal::InterfaceNotFound { interface: "org.other".into() });
-        assert_eq!(unknown("X"), Refusal::MethodNotFound { method: "X".into() });
+        assert_eq!(
+            unknown_method("org.other.X"),
+            Refusal::InterfaceNotFound { interface: "org.other".into() }
+        );
+        assert_eq!(unknown_method("X"), Refusal::MethodNotFound { method: "X".into() });
     }
 
     #[test]
-    fn watching_faster_than_the_meter_gives_its_fastest_and_no_rate_at_all_is_refused() {
-        let period = |rate_hz| domains_stream(&WatchDomains { rate_hz });
-        assert_eq!(period(Some(1e9)), Ok(Stream::Domains { period_ns: 1_000_000 }));
-        assert_eq!(period(None), Ok(Stream::Domains { period_ns: 100_000_000 }));
+    fn a_high_rate_is_capped_and_an_invalid_rate_is_rejected() {
+        let period = |rate_hz| domain_subscription(&WatchDomains { rate_hz });
+        assert_eq!(period(Some(1e9)), Ok(SubscriptionKind::Domains { period_ns: 1_000_000 }));
+        assert_eq!(period(None), Ok(SubscriptionKind::Domains { period_ns: 100_000_000 }));
         for bad in [0.0, -1.0, f64::NAN] {
             assert!(period(Some(bad)).is_err());
         }

@@ -21,150 +21,160 @@ use zbus::connection::Builder;
 use zbus::export::futures_core::Stream;
 use zbus::{Address, Connection, Message, MessageStream};
 
-use super::NAME;
-use super::credential::BUS;
-use super::desk::Desk;
-use super::intake::Intake;
-use super::line::connected;
-use super::liveness;
-use super::reception::Reception;
-use crate::server::Usher;
+use super::BUS_NAME;
+use super::capped_socket::CappedSocket;
+use super::context::DBusContext;
+use super::credentials::DBUS_SERVICE;
+use super::dispatcher::DBusDispatcher;
+use super::liveness_signal;
+use super::service_connection::into_tokio;
+use crate::server::ConnectionSender;
 
 /// The first and the longest time from one try to the next.
-const FIRST_WAIT: Duration = Duration::from_millis(250);
-const LONGEST_WAIT: Duration = Duration::from_secs(60);
+const MIN_RECONNECT_DELAY: Duration = Duration::from_millis(250);
+const MAX_RECONNECT_DELAY: Duration = Duration::from_secs(60);
 
 /// How long joining the bus may take.
-const PATIENCE: Duration = Duration::from_secs(10);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Messages that zbus may hold; each is bounded by the intake.
-const QUEUED: NonZeroUsize = NonZeroUsize::MIN.saturating_add(7);
+const MAX_QUEUED_MESSAGES: NonZeroUsize = NonZeroUsize::MIN.saturating_add(7);
 
 /// `DBUS_NAME_FLAG_DO_NOT_QUEUE`, and the reply that the name is ours.
 const DO_NOT_QUEUE: u32 = 4;
 const PRIMARY_OWNER: u32 = 1;
 
 /// What the daemon is on the bus with.
-pub struct Link {
+pub struct DBusConnector {
     /// Where the bus is; absent: the system's.
     pub address: Option<String>,
     /// The way into the service.
-    pub usher: Arc<Usher>,
+    pub connection_sender: Arc<ConnectionSender>,
     /// Largest message taken, in bytes.
-    pub most_bytes: usize,
+    pub max_message_bytes: usize,
     /// Where a change of state is told.
-    pub tell: fn(&str),
+    pub log: fn(&str),
 }
 
 /// What came of waiting for the bus.
-enum Heard {
+enum DBusEvent {
     Message(Message),
-    Gone,
+    Disconnected,
     Stop,
 }
 
-impl Link {
+impl DBusConnector {
     /// Is on the bus, as far as there is one, until stopped.
-    pub async fn hold(self, mut stop: oneshot::Receiver<()>) {
-        let (mut wait, mut silent) = (FIRST_WAIT, false);
+    pub async fn run(self, mut stop: oneshot::Receiver<()>) {
+        let (mut wait, mut silent) = (MIN_RECONNECT_DELAY, false);
         loop {
-            match tokio::time::timeout(PATIENCE, self.join())
+            match tokio::time::timeout(CONNECT_TIMEOUT, self.connect())
                 .await
                 .unwrap_or_else(|_| Err("no answer".into()))
             {
                 Ok((bus, messages)) => {
-                    (self.tell)(&format!("answers on the bus as {NAME}"));
-                    if self.attend(bus, messages, &mut stop).await {
+                    (self.log)(&format!("answers on the bus as {BUS_NAME}"));
+                    if self.serve(bus, messages, &mut stop).await {
                         return;
                     }
-                    (self.tell)("the bus is gone; the socket is served as before, the bus is tried again");
-                    (wait, silent) = (FIRST_WAIT, true);
+                    (self.log)("the bus is gone; the socket is served as before, the bus is tried again");
+                    (wait, silent) = (MIN_RECONNECT_DELAY, true);
                 }
                 Err(why) if !silent => {
                     silent = true;
-                    (self.tell)(&format!("is not on the bus: {why}; the socket is served all the same"));
+                    (self.log)(&format!("is not on the bus: {why}; the socket is served all the same"));
                 }
                 Err(_) => {}
             }
             if tokio::time::timeout(wait, &mut stop).await.is_ok() {
                 return;
             }
-            wait = (wait * 2).min(LONGEST_WAIT);
+            wait = (wait * 2).min(MAX_RECONNECT_DELAY);
         }
     }
 
     /// Connects and takes the name. The messages are caught before the name is asked for, so that none is missed.
-    async fn join(&self) -> Result<(Connection, MessageStream), String> {
+    async fn connect(&self) -> Result<(Connection, MessageStream), String> {
         let text = |why: zbus::Error| why.to_string();
         let address = match &self.address {
             Some(address) => address.parse().map_err(text)?,
             None => Address::system().map_err(text)?,
         };
-        let stream = connect(&address).map_err(|why| format!("cannot connect to {address}: {why}"))?;
-        let bus = Builder::socket(Intake::new(stream, self.most_bytes))
-            .max_queued(QUEUED)
+        let stream = connect_socket(&address).map_err(|why| format!("cannot connect to {address}: {why}"))?;
+        let bus = Builder::socket(CappedSocket::new(stream, self.max_message_bytes))
+            .max_queued(MAX_QUEUED_MESSAGES)
             .build()
             .await
             .map_err(text)?;
         let messages = MessageStream::from(&bus);
         let asked = bus
-            .call_method(Some(BUS), "/org/freedesktop/DBus", Some(BUS), "RequestName", &(NAME, DO_NOT_QUEUE))
+            .call_method(
+                Some(DBUS_SERVICE),
+                "/org/freedesktop/DBus",
+                Some(DBUS_SERVICE),
+                "RequestName",
+                &(BUS_NAME, DO_NOT_QUEUE),
+            )
             .await
             .map_err(text)?;
         match asked.body().deserialize() {
             Ok(PRIMARY_OWNER) => Ok((bus, messages)),
-            _ => Err(format!("another process is {NAME}")),
+            _ => Err(format!("another process is {BUS_NAME}")),
         }
     }
 
     /// Serves this bus until it is gone; whether it was told to stop.
-    async fn attend(
+    async fn serve(
         &self,
         bus: Connection,
         mut messages: MessageStream,
         stop: &mut oneshot::Receiver<()>,
     ) -> bool {
-        let desk = Desk { bus, usher: Arc::clone(&self.usher), most_bytes: self.most_bytes };
+        let desk = DBusContext {
+            bus,
+            connection_sender: Arc::clone(&self.connection_sender),
+            max_message_bytes: self.max_message_bytes,
+        };
         let desk = Arc::new(desk);
-        let telling = tokio::spawn(liveness::tell(Arc::clone(&desk)));
-        let mut reception = Reception::new(Arc::clone(&desk));
+        let telling = tokio::spawn(liveness_signal::emit_changes(Arc::clone(&desk)));
+        let mut reception = DBusDispatcher::new(Arc::clone(&desk));
         let stopped = loop {
-            match hear(&mut messages, stop).await {
-                Heard::Message(message) => reception.take(message).await,
-                Heard::Gone => break false,
-                Heard::Stop => break true,
+            match next_event(&mut messages, stop).await {
+                DBusEvent::Message(message) => reception.dispatch(message).await,
+                DBusEvent::Disconnected => break false,
+                DBusEvent::Stop => break true,
             }
         };
         telling.abort();
         if stopped {
             // Somebody has to go on reading, or the last answers of the bus would stand in the way of ours.
-            let reading = tokio::spawn(async move { while next(&mut messages).await.is_some() {} });
-            reception.farewell().await;
+            let reading = tokio::spawn(async move { while next_message(&mut messages).await.is_some() {} });
+            reception.drain().await;
             reading.abort();
         }
         stopped
     }
 }
 
-async fn next(messages: &mut MessageStream) -> Option<zbus::Result<Message>> {
+async fn next_message(messages: &mut MessageStream) -> Option<zbus::Result<Message>> {
     std::future::poll_fn(|context| Pin::new(&mut *messages).poll_next(context)).await
 }
 
-async fn hear(messages: &mut MessageStream, stop: &mut oneshot::Receiver<()>) -> Heard {
+async fn next_event(messages: &mut MessageStream, stop: &mut oneshot::Receiver<()>) -> DBusEvent {
     std::future::poll_fn(|context| {
         if Pin::new(&mut *stop).poll(context).is_ready() {
-            return Poll::Ready(Heard::Stop);
+            return Poll::Ready(DBusEvent::Stop);
         }
         Pin::new(&mut *messages).poll_next(context).map(|message| match message {
-            Some(Ok(message)) => Heard::Message(message),
-            _ => Heard::Gone,
+            Some(Ok(message)) => DBusEvent::Message(message),
+            _ => DBusEvent::Disconnected,
         })
     })
     .await
 }
 
 /// A socket on the machine itself; other transports are nothing for an energy meter.
-fn connect(address: &Address) -> std::io::Result<UnixStream> {
+fn connect_socket(address: &Address) -> std::io::Result<UnixStream> {
     let unix = match address.transport() {
         Transport::Unix(unix) => unix.path(),
         _ => return Err(std::io::Error::other("it is no Unix socket")),
@@ -174,5 +184,5 @@ fn connect(address: &Address) -> std::io::Result<UnixStream> {
         UnixSocket::Abstract(name) => SocketAddr::from_abstract_name(name.as_bytes())?,
         _ => return Err(std::io::Error::other("it names a directory")),
     };
-    connected(std::os::unix::net::UnixStream::connect_addr(&place)?)
+    into_tokio(std::os::unix::net::UnixStream::connect_addr(&place)?)
 }

@@ -8,8 +8,8 @@ use serde_json::{Map, Value};
 use zbus::message::Body;
 use zbus::{Structure, Variant};
 
-use super::denial::Denial;
-use super::value;
+use super::dbus_error::DBusError;
+use super::json;
 use crate::protocol::{
     CancelSpan, CloseSpan, GetBalance, GetInfo, GetSpan, ListSpans, MarkPhase, Method, OpenSpan, ReadWindow,
     Refusal, SetWeight,
@@ -20,9 +20,9 @@ pub const RELOAD: &str = "org.wattspan.Meter.Reload";
 
 /// What becomes of the service's reply.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Gives {
+pub enum ReplyShape {
     /// An empty answer.
-    Nothing,
+    Empty,
     /// This field, a text.
     Text(&'static str),
     /// This field, an object.
@@ -35,7 +35,7 @@ pub enum Gives {
 
 /// A method on the bus.
 #[derive(Debug)]
-pub struct Member {
+pub struct DBusMethod {
     /// Its name on the bus.
     pub name: &'static str,
     /// The service's method.
@@ -45,43 +45,43 @@ pub struct Member {
     /// What the leading arguments are called; a last one beyond them holds the options.
     pub arguments: &'static [&'static str],
     /// What it answers.
-    pub gives: Gives,
+    pub reply: ReplyShape,
 }
 
 macro_rules! members {
     ($($name:literal $method:expr, $signature:literal $arguments:expr => $gives:expr;)*) => {
         /// Every method.
-        pub const MEMBERS: &[Member] = &[$(
-            Member { name: $name, method: $method, signature: $signature, arguments: &$arguments, gives: $gives }
+        pub const MEMBERS: &[DBusMethod] = &[$(
+            DBusMethod { name: $name, method: $method, signature: $signature, arguments: &$arguments, reply: $gives }
         ),*];
     };
 }
 
 members! {
-    "OpenSpan" OpenSpan::NAME, "a{sv}" [] => Gives::Text("span");
-    "CloseSpan" CloseSpan::NAME, "sa{sv}" ["span"] => Gives::Object("account");
-    "MarkPhase" MarkPhase::NAME, "ssa{sv}" ["span", "phase"] => Gives::Nothing;
-    "SetWeight" SetWeight::NAME, "sda{sv}" ["span", "weight"] => Gives::Nothing;
-    "CancelSpan" CancelSpan::NAME, "s" ["span"] => Gives::Nothing;
-    "GetSpan" GetSpan::NAME, "s" ["span"] => Gives::Object("account");
-    "ListSpans" ListSpans::NAME, "a{sv}" [] => Gives::List("accounts");
-    "GetInfo" GetInfo::NAME, "" [] => Gives::Whole;
-    "GetBalance" GetBalance::NAME, "" [] => Gives::List("balance");
-    "ReadWindow" ReadWindow::NAME, "tt" ["from_ns", "to_ns"] => Gives::Whole;
-    "Reload" RELOAD, "" [] => Gives::Nothing;
+    "OpenSpan" OpenSpan::NAME, "a{sv}" [] => ReplyShape::Text("span");
+    "CloseSpan" CloseSpan::NAME, "sa{sv}" ["span"] => ReplyShape::Object("account");
+    "MarkPhase" MarkPhase::NAME, "ssa{sv}" ["span", "phase"] => ReplyShape::Empty;
+    "SetWeight" SetWeight::NAME, "sda{sv}" ["span", "weight"] => ReplyShape::Empty;
+    "CancelSpan" CancelSpan::NAME, "s" ["span"] => ReplyShape::Empty;
+    "GetSpan" GetSpan::NAME, "s" ["span"] => ReplyShape::Object("account");
+    "ListSpans" ListSpans::NAME, "a{sv}" [] => ReplyShape::List("accounts");
+    "GetInfo" GetInfo::NAME, "" [] => ReplyShape::Whole;
+    "GetBalance" GetBalance::NAME, "" [] => ReplyShape::List("balance");
+    "ReadWindow" ReadWindow::NAME, "tt" ["from_ns", "to_ns"] => ReplyShape::Whole;
+    "Reload" RELOAD, "" [] => ReplyShape::Empty;
 }
 
 /// The method of this name.
-pub fn member(name: &str) -> Option<&'static Member> {
+pub fn find_method(name: &str) -> Option<&'static DBusMethod> {
     MEMBERS.iter().find(|member| member.name == name)
 }
 
-impl Member {
+impl DBusMethod {
     /// The parameters of the service's method, from a message's body.
-    pub fn parameters(&self, body: &Body) -> Result<Map<String, Value>, Denial> {
+    pub fn parse_parameters(&self, body: &Body) -> Result<Map<String, Value>, DBusError> {
         let signature = body.signature().to_string_no_parens();
         if signature != self.signature {
-            return Err(Denial::invalid_arguments(format!(
+            return Err(DBusError::invalid_args(format!(
                 "{} takes arguments of the types {:?}, not {signature:?}",
                 self.name, self.signature
             )));
@@ -90,16 +90,15 @@ impl Member {
         if signature.is_empty() {
             return Ok(parameters);
         }
-        let malformed =
-            |_| Denial::invalid_arguments(format!("the arguments of {} are malformed", self.name));
+        let malformed = |_| DBusError::invalid_args(format!("the arguments of {} are malformed", self.name));
         let arguments: Structure = body.deserialize().map_err(malformed)?;
         for (at, argument) in arguments.fields().iter().enumerate() {
             match (self.arguments.get(at), argument) {
-                (Some(name), argument) => insert(&mut parameters, name, argument)?,
+                (Some(name), argument) => insert_parameter(&mut parameters, name, argument)?,
                 (None, Variant::Dict(options)) => {
                     for (name, option) in options.iter() {
                         if let Variant::Str(name) = name {
-                            insert(&mut parameters, name.as_str(), option)?;
+                            insert_parameter(&mut parameters, name.as_str(), option)?;
                         }
                     }
                 }
@@ -110,9 +109,13 @@ impl Member {
     }
 }
 
-fn insert(parameters: &mut Map<String, Value>, name: &str, argument: &Variant) -> Result<(), Denial> {
-    let wrong = |reason: String| Denial::from(&Refusal::InvalidValue { field: name.to_owned(), reason });
-    let said = value::words(argument).map_err(|unspeakable| wrong(unspeakable.to_string()))?;
+fn insert_parameter(
+    parameters: &mut Map<String, Value>,
+    name: &str,
+    argument: &Variant,
+) -> Result<(), DBusError> {
+    let wrong = |reason: String| DBusError::from(&Refusal::InvalidValue { field: name.to_owned(), reason });
+    let said = json::from_variant(argument).map_err(|unspeakable| wrong(unspeakable.to_string()))?;
     match parameters.insert(name.to_owned(), said) {
         None => Ok(()),
         Some(_) => Err(wrong("is given twice".to_owned())),
@@ -121,42 +124,42 @@ fn insert(parameters: &mut Map<String, Value>, name: &str, argument: &Variant) -
 
 #[cfg(test)]
 mod tests {
-    use super::super::introspection::OBJECT;
-    use super::super::{INTERFACE, PATH};
+    use super::super::introspection::OBJECT_XML;
+    use super::super::{INTERFACE, OBJECT_PATH};
     use super::*;
     use crate::protocol::{METER, NAMES};
 
     /// Streams are for the socket: a signal for each span would reach everybody who listens, and fill queues of the bus.
-    const NOT_ON_THE_BUS: &[&str] = &["org.wattspan.Meter.WatchSpans", "org.wattspan.Meter.WatchDomains"];
+    const SOCKET_ONLY: &[&str] = &["org.wattspan.Meter.WatchSpans", "org.wattspan.Meter.WatchDomains"];
 
     #[test]
-    fn every_method_of_the_meter_is_on_the_bus_or_left_out_on_purpose() {
+    fn every_service_method_is_on_the_bus_or_listed_as_socket_only() {
         for name in NAMES.iter().filter(|name| name.starts_with(METER)) {
             let here = MEMBERS.iter().any(|member| member.method == *name);
-            assert_ne!(here, NOT_ON_THE_BUS.contains(name), "{name}");
+            assert_ne!(here, SOCKET_ONLY.contains(name), "{name}");
         }
     }
 
     /// The text between two marks.
-    fn within<'a>(text: &'a str, open: &str, close: &str) -> Option<(&'a str, &'a str)> {
+    fn split_between<'a>(text: &'a str, open: &str, close: &str) -> Option<(&'a str, &'a str)> {
         text.split_once(open)?.1.split_once(close)
     }
 
     #[test]
-    fn the_introspection_text_describes_this_table() {
+    fn the_introspection_xml_describes_these_methods() {
         let (interface, _) =
-            within(OBJECT, &format!("<interface name=\"{INTERFACE}\">"), "</interface>").unwrap();
+            split_between(OBJECT_XML, &format!("<interface name=\"{INTERFACE}\">"), "</interface>").unwrap();
         let mut described = Vec::new();
         let mut rest = interface;
-        while let Some((name, after)) = within(rest, "<method name=\"", "\"") {
+        while let Some((name, after)) = split_between(rest, "<method name=\"", "\"") {
             let (own, next) = match after.starts_with("/>") {
                 true => ("", after),
                 false => after.split_once("</method>").unwrap(),
             };
             let (mut takes, mut gives) = (String::new(), String::new());
             let mut arguments = own;
-            while let Some((argument, later)) = within(arguments, "<arg ", "/>") {
-                let (kind, _) = within(argument, "type=\"", "\"").unwrap();
+            while let Some((argument, later)) = split_between(arguments, "<arg ", "/>") {
+                let (kind, _) = split_between(argument, "type=\"", "\"").unwrap();
                 if argument.contains("direction=\"in\"") { &mut takes } else { &mut gives }.push_str(kind);
                 arguments = later;
             }
@@ -164,13 +167,13 @@ mod tests {
             rest = next;
         }
         let answers = |gives| match gives {
-            Gives::Nothing => "",
-            Gives::Text(_) => "s",
-            Gives::Object(_) | Gives::Whole => "a{sv}",
-            Gives::List(_) => "aa{sv}",
+            ReplyShape::Empty => "",
+            ReplyShape::Text(_) => "s",
+            ReplyShape::Object(_) | ReplyShape::Whole => "a{sv}",
+            ReplyShape::List(_) => "aa{sv}",
         };
-        let row = |member: &Member| {
-            (member.name.to_owned(), member.signature.to_owned(), answers(member.gives).to_owned())
+        let row = |member: &DBusMethod| {
+            (member.name.to_owned(), member.signature.to_owned(), answers(member.reply).to_owned())
         };
         let mut ours: Vec<_> = MEMBERS.iter().map(row).collect();
         ours.sort();
@@ -179,31 +182,31 @@ mod tests {
     }
 
     fn body(build: impl FnOnce(zbus::message::Builder) -> zbus::Result<zbus::Message>) -> Body {
-        build(zbus::Message::method_call(PATH, "Any")).unwrap().body()
+        build(zbus::Message::method_call(OBJECT_PATH, "Any")).unwrap().body()
     }
 
     #[test]
-    fn arguments_come_by_place_and_options_by_name() {
+    fn arguments_are_positional_and_options_are_named() {
         let options = std::collections::BTreeMap::from([("at_ns", Variant::from(7_u64))]);
         let phase = body(|call| call.build(&("a", "decode", options.clone())));
-        let parameters = member("MarkPhase").unwrap().parameters(&phase).unwrap();
+        let parameters = find_method("MarkPhase").unwrap().parse_parameters(&phase).unwrap();
         assert_eq!(Value::from(parameters), serde_json::json!({"span": "a", "phase": "decode", "at_ns": 7}));
         let alone = body(|call| call.build(&"a"));
-        let parameters = member("GetSpan").unwrap().parameters(&alone).unwrap();
+        let parameters = find_method("GetSpan").unwrap().parse_parameters(&alone).unwrap();
         assert_eq!(Value::from(parameters), serde_json::json!({"span": "a"}));
         let only = body(|call| call.build(&options));
-        let parameters = member("OpenSpan").unwrap().parameters(&only).unwrap();
+        let parameters = find_method("OpenSpan").unwrap().parse_parameters(&only).unwrap();
         assert_eq!(Value::from(parameters), serde_json::json!({"at_ns": 7}));
     }
 
     #[test]
-    fn wrong_types_and_an_argument_given_twice_are_refused() {
+    fn wrong_types_and_duplicate_arguments_are_rejected() {
         let wrong = body(|call| call.build(&7_u32));
-        let denial = member("GetSpan").unwrap().parameters(&wrong).unwrap_err();
+        let denial = find_method("GetSpan").unwrap().parse_parameters(&wrong).unwrap_err();
         assert_eq!(denial.name, "org.freedesktop.DBus.Error.InvalidArgs");
         let options = std::collections::BTreeMap::from([("span", Variant::from("b"))]);
         let twice = body(|call| call.build(&("a", options)));
-        let denial = member("CloseSpan").unwrap().parameters(&twice).unwrap_err();
-        assert_eq!(denial.words, "span: is given twice");
+        let denial = find_method("CloseSpan").unwrap().parse_parameters(&twice).unwrap_err();
+        assert_eq!(denial.message, "span: is given twice");
     }
 }

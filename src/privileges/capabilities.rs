@@ -6,36 +6,39 @@
 use rustix::process::{DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit};
 use rustix::thread::{CapabilitySet, CapabilitySets};
 
-use super::{Confinement, Needs, seccomp_ffi};
+use super::{ProcessPrivileges, RequiredPrivileges, seccomp_ffi};
 
 /// Gives up the rest. What cannot be given up is in what it returns, not an error: a meter that runs with more than it
 /// needs still measures, and `doctor` shows it.
-pub fn confine(needs: &Needs) -> Confinement {
-    let before = capabilities();
+pub fn drop_privileges(needs: &RequiredPrivileges) -> ProcessPrivileges {
+    let before = permitted_capabilities();
     let limit = getrlimit(Resource::Rtprio).current;
     if limit.is_some_and(|limit| limit < needs.realtime_priority) {
         let wanted = Some(needs.realtime_priority);
         // Refused without CAP_SYS_RESOURCE; then the samplers run as the service manager lets them.
         let _ = setrlimit(Resource::Rtprio, Rlimit { current: wanted, maximum: wanted });
     }
-    give_up(before & kept(needs));
-    if needs.serves_others {
+    drop_capabilities(before & required_capabilities(needs));
+    if needs.serves_other_users {
         // Fails in no kernel of the last ten years; what is so is read back below.
         let _ = set_dumpable_behavior(DumpableBehavior::NotDumpable);
     }
     // Whatever of the privilege could not be put down is good for nothing afterwards.
-    let refused = seccomp_ffi::refuse(seccomp_ffi::EVERYBODY).unwrap_or_default();
-    Confinement { refused_system_calls: refused.into_iter().map(str::to_owned).collect(), ..found() }
+    let refused = seccomp_ffi::install_filter(seccomp_ffi::ALL_THREADS).unwrap_or_default();
+    ProcessPrivileges {
+        refused_system_calls: refused.into_iter().map(str::to_owned).collect(),
+        ..current_privileges()
+    }
 }
 
 /// What is so.
-pub fn found() -> Confinement {
+pub fn current_privileges() -> ProcessPrivileges {
     let status = std::fs::read_to_string("/proc/thread-self/status").unwrap_or_default();
     let filtered =
         status.lines().any(|line| line.strip_prefix("Seccomp:").is_some_and(|mode| mode.trim() == "2"));
-    Confinement {
+    ProcessPrivileges {
         uid: rustix::process::geteuid().as_raw(),
-        capabilities: capabilities().iter_names().map(|(name, _)| format!("CAP_{name}")).collect(),
+        capabilities: permitted_capabilities().iter_names().map(|(name, _)| format!("CAP_{name}")).collect(),
         no_new_privileges: rustix::thread::no_new_privs().unwrap_or(false),
         dumpable: rustix::process::dumpable_behavior() != Ok(DumpableBehavior::NotDumpable),
         system_calls_filtered: filtered,
@@ -43,7 +46,7 @@ pub fn found() -> Confinement {
     }
 }
 
-fn kept(needs: &Needs) -> CapabilitySet {
+fn required_capabilities(needs: &RequiredPrivileges) -> CapabilitySet {
     let root = rustix::process::geteuid().is_root();
     let mut kept = CapabilitySet::empty();
     // Root owns the zones' files, and its own files it may read without.
@@ -62,12 +65,12 @@ fn kept(needs: &Needs) -> CapabilitySet {
     kept
 }
 
-fn capabilities() -> CapabilitySet {
+fn permitted_capabilities() -> CapabilitySet {
     rustix::thread::capabilities(None).map_or(CapabilitySet::empty(), |sets| sets.permitted)
 }
 
 /// Each step may be refused where it was done before; the last one is what counts, and is read back.
-fn give_up(keep: CapabilitySet) {
+fn drop_capabilities(keep: CapabilitySet) {
     let _ = rustix::thread::set_no_new_privs(true);
     let _ = rustix::thread::clear_ambient_capability_set();
     for (_, capability) in (CapabilitySet::all() - keep).iter_names() {
@@ -82,16 +85,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_thread_that_renounces_has_nothing_left_and_no_way_back() {
+    fn dropped_capabilities_cannot_be_regained() {
         let after = std::thread::spawn(|| {
-            give_up(CapabilitySet::empty());
+            drop_capabilities(CapabilitySet::empty());
             let back = CapabilitySets {
                 effective: CapabilitySet::PERFMON,
                 permitted: CapabilitySet::PERFMON,
                 inheritable: CapabilitySet::empty(),
             };
             assert!(rustix::thread::set_capabilities(None, back).is_err());
-            found()
+            current_privileges()
         });
         let after = after.join().unwrap();
         assert!(after.capabilities.is_empty(), "{:?}", after.capabilities);
@@ -99,13 +102,17 @@ mod tests {
     }
 
     #[test]
-    fn a_powercap_zone_that_may_have_to_be_opened_anew_keeps_what_that_needs() {
+    fn reopening_powercap_zones_keeps_dac_read_search() {
         let dir = tempfile::tempdir().unwrap();
-        let needs =
-            |powercap| Needs { powercap, state_dir: dir.path(), serves_others: false, realtime_priority: 0 };
+        let needs = |powercap| RequiredPrivileges {
+            powercap,
+            state_dir: dir.path(),
+            serves_other_users: false,
+            realtime_priority: 0,
+        };
         let root = rustix::process::geteuid().is_root();
-        let kept_for_powercap = kept(&needs(true));
+        let kept_for_powercap = required_capabilities(&needs(true));
         assert_eq!(kept_for_powercap.contains(CapabilitySet::DAC_READ_SEARCH), !root);
-        assert_eq!(kept(&needs(false)), CapabilitySet::empty());
+        assert_eq!(required_capabilities(&needs(false)), CapabilitySet::empty());
     }
 }

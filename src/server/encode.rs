@@ -8,26 +8,26 @@ use crate::attribution::account::Account;
 use crate::protocol::{DomainTick, Reply};
 
 #[derive(Serialize)]
-struct Told<'a> {
+struct AccountReply<'a> {
     account: &'a Account,
 }
 
 /// The answer to one call.
-pub fn once(account: &Account) -> Vec<u8> {
+pub fn account_reply(account: &Account) -> Vec<u8> {
     let mut answer = Vec::new();
-    Reply::last(Told { account }).write(&mut answer);
+    Reply::last(AccountReply { account }).write(&mut answer);
     answer
 }
 
 /// One answer of many.
-pub fn again(account: &Account) -> Vec<u8> {
+pub fn account_stream_item(account: &Account) -> Vec<u8> {
     let mut answer = Vec::new();
-    Reply::one_of_many(Told { account }).write(&mut answer);
+    Reply::one_of_many(AccountReply { account }).write(&mut answer);
     answer
 }
 
 /// The domains once more.
-pub fn domains(tick: &DomainTick) -> Vec<u8> {
+pub fn domain_stream_item(tick: &DomainTick) -> Vec<u8> {
     let mut answer = Vec::new();
     Reply::one_of_many(tick).write(&mut answer);
     answer

@@ -13,19 +13,19 @@ use zbus::{Connection, Variant};
 pub const RELOAD_ACTION: &str = "org.wattspan.wattspand.reload";
 
 /// Somebody may have to type a password.
-const PATIENCE: Duration = Duration::from_secs(120);
+const AUTHORIZATION_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// `AllowUserInteraction` of CheckAuthorization.
-const INTERACTIVE: u32 = 1;
+const ALLOW_USER_INTERACTION: u32 = 1;
 
 /// Authorized, could be with a password, and what nobody here needs to know.
-type Verdict = (bool, bool, BTreeMap<String, String>);
+type AuthorizationResult = (bool, bool, BTreeMap<String, String>);
 
 /// Asks; `Err` says why not.
-pub async fn ask(bus: &Connection, caller: &str, interactive: bool) -> Result<(), String> {
+pub async fn check_authorization(bus: &Connection, caller: &str, interactive: bool) -> Result<(), String> {
     let about = BTreeMap::from([("name", Variant::from(caller))]);
     let details = BTreeMap::<&str, &str>::new();
-    let flags = if interactive { INTERACTIVE } else { 0 };
+    let flags = if interactive { ALLOW_USER_INTERACTION } else { 0 };
     let question = (("system-bus-name", about), RELOAD_ACTION, details, flags, "");
     let asking = bus.call_method(
         Some("org.freedesktop.PolicyKit1"),
@@ -34,12 +34,12 @@ pub async fn ask(bus: &Connection, caller: &str, interactive: bool) -> Result<()
         "CheckAuthorization",
         &question,
     );
-    let Ok(answered) = tokio::time::timeout(PATIENCE, asking).await else {
+    let Ok(answered) = tokio::time::timeout(AUTHORIZATION_TIMEOUT, asking).await else {
         return Err("polkit does not answer".to_owned());
     };
     let answer = answered.map_err(|why| format!("polkit cannot be asked: {why}"))?;
     let body = answer.body();
-    match body.deserialize::<(Verdict,)>() {
+    match body.deserialize::<(AuthorizationResult,)>() {
         Ok(((true, _, _),)) => Ok(()),
         Ok(((false, true, _),)) => Err("polkit wants a password; call with interaction allowed".to_owned()),
         Ok(_) => Err("polkit says no".to_owned()),

@@ -16,79 +16,82 @@ use zbus::connection::socket::{ReadHalf, Socket, Split, WriteHalf};
 use zbus::export::async_trait::async_trait;
 
 /// What is read from the socket at once.
-const PIECE_BYTES: usize = 32 * 1024;
+const READ_BUFFER_BYTES: usize = 32 * 1024;
 
 /// The part of a header whose length never varies; it says how long the rest is.
-const START_BYTES: usize = 16;
+const FIXED_HEADER_BYTES: usize = 16;
 
 /// A socket to the bus.
 #[derive(Debug)]
-pub struct Intake {
+pub struct CappedSocket {
     stream: UnixStream,
-    most_bytes: usize,
+    max_message_bytes: usize,
 }
 
-impl Intake {
+impl CappedSocket {
     /// Over a connected socket; messages beyond `most_bytes` lose their bodies.
     pub fn new(stream: UnixStream, most_bytes: usize) -> Self {
-        Self { stream, most_bytes }
+        Self { stream, max_message_bytes: most_bytes }
     }
 }
 
-impl Socket for Intake {
-    type ReadHalf = Inbound;
-    type WriteHalf = Outbound;
+impl Socket for CappedSocket {
+    type ReadHalf = CappedReader;
+    type WriteHalf = BusWriter;
 
-    fn split(self) -> Split<Inbound, Outbound> {
+    fn split(self) -> Split<CappedReader, BusWriter> {
         let (read, write) = self.stream.into_split();
-        let stream = BufReader::with_capacity(PIECE_BYTES, read);
-        Split::new(Inbound { stream, before: Vec::new(), most_bytes: self.most_bytes }, Outbound(write))
+        let stream = BufReader::with_capacity(READ_BUFFER_BYTES, read);
+        Split::new(
+            CappedReader { stream, leftover: Vec::new(), max_message_bytes: self.max_message_bytes },
+            BusWriter(write),
+        )
     }
 }
 
 /// From the bus.
 #[derive(Debug)]
-pub struct Inbound {
+pub struct CappedReader {
     stream: BufReader<OwnedReadHalf>,
     /// What was read with the end of the handshake; it comes first.
-    before: Vec<u8>,
-    most_bytes: usize,
+    leftover: Vec<u8>,
+    max_message_bytes: usize,
 }
 
-impl Inbound {
+impl CappedReader {
     /// The bytes of the next message that is handed on.
-    async fn message(&mut self) -> io::Result<Vec<u8>> {
+    async fn read_message(&mut self) -> io::Result<Vec<u8>> {
         loop {
-            let mut start = [0; START_BYTES];
-            self.fill(&mut start).await?;
-            let (header, body) = lengths(&start);
-            if header > self.most_bytes {
-                self.skip(header - START_BYTES + body).await?;
+            let mut start = [0; FIXED_HEADER_BYTES];
+            self.read_exact(&mut start).await?;
+            let (header, body) = message_lengths(&start);
+            if header > self.max_message_bytes {
+                self.skip(header - FIXED_HEADER_BYTES + body).await?;
                 continue;
             }
-            let kept = if header + body > self.most_bytes { 0 } else { body };
+            let kept = if header + body > self.max_message_bytes { 0 } else { body };
             let mut message = vec![0; header + kept];
-            message[..START_BYTES].copy_from_slice(&start);
+            message[..FIXED_HEADER_BYTES].copy_from_slice(&start);
             if kept < body {
                 message[4..8].fill(0);
             }
-            self.fill(&mut message[START_BYTES..]).await?;
+            self.read_exact(&mut message[FIXED_HEADER_BYTES..]).await?;
             self.skip(body - kept).await?;
             return Ok(message);
         }
     }
 
-    async fn fill(&mut self, into: &mut [u8]) -> io::Result<()> {
-        let length = self.before.len().min(into.len());
-        for (byte, early) in into.iter_mut().zip(self.before.drain(..length)) {
+    async fn read_exact(&mut self, into: &mut [u8]) -> io::Result<()> {
+        let length = self.leftover.len().min(into.len());
+        for (byte, early) in into.iter_mut().zip(self.leftover.drain(..length)) {
             *byte = early;
         }
         self.stream.read_exact(&mut into[length..]).await.map(drop)
     }
 
     async fn skip(&mut self, bytes: usize) -> io::Result<()> {
-        let early = self.before.len().min(bytes);
-        self.before.drain(..early);
+        let early = self.leftover.len().min(bytes);
+        self.leftover.drain(..early);
         let bytes = (bytes - early) as u64;
         match copy_buf(&mut (&mut self.stream).take(bytes), &mut sink()).await? {
             skipped if skipped == bytes => Ok(()),
@@ -98,25 +101,25 @@ impl Inbound {
 }
 
 /// The lengths of a message's header, padding included, and of its body.
-fn lengths(start: &[u8; START_BYTES]) -> (usize, usize) {
+fn message_lengths(start: &[u8; FIXED_HEADER_BYTES]) -> (usize, usize) {
     let number = |at: usize| {
         let bytes = [start[at], start[at + 1], start[at + 2], start[at + 3]];
         // What is neither big nor little is no message; zbus says so.
         (if start[0] == b'B' { u32::from_be_bytes(bytes) } else { u32::from_le_bytes(bytes) }) as usize
     };
-    ((START_BYTES + number(12)).next_multiple_of(8), number(4))
+    ((FIXED_HEADER_BYTES + number(12)).next_multiple_of(8), number(4))
 }
 
 #[async_trait]
-impl ReadHalf for Inbound {
+impl ReadHalf for CappedReader {
     async fn receive_message(
         &mut self,
         seq: u64,
         before: &mut Vec<u8>,
         fds: &mut Vec<OwnedFd>,
     ) -> zbus::Result<Message> {
-        self.before.append(before);
-        Taken { bytes: self.message().await?, read: 0 }.receive_message(seq, before, fds).await
+        self.leftover.append(before);
+        BufferedMessage { bytes: self.read_message().await?, read: 0 }.receive_message(seq, before, fds).await
     }
 
     async fn recvmsg(&mut self, buffer: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
@@ -126,13 +129,13 @@ impl ReadHalf for Inbound {
 
 /// A whole message that was taken in; zbus's own reading makes a message of it.
 #[derive(Debug)]
-struct Taken {
+struct BufferedMessage {
     bytes: Vec<u8>,
     read: usize,
 }
 
 #[async_trait]
-impl ReadHalf for Taken {
+impl ReadHalf for BufferedMessage {
     async fn recvmsg(&mut self, buffer: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
         let rest = &self.bytes[self.read..];
         let length = rest.len().min(buffer.len());
@@ -144,10 +147,10 @@ impl ReadHalf for Taken {
 
 /// To the bus.
 #[derive(Debug)]
-pub struct Outbound(OwnedWriteHalf);
+pub struct BusWriter(OwnedWriteHalf);
 
 #[async_trait]
-impl WriteHalf for Outbound {
+impl WriteHalf for BusWriter {
     async fn sendmsg(&mut self, buffer: &[u8], _: &[BorrowedFd<'_>]) -> io::Result<usize> {
         self.0.write(buffer).await
     }
@@ -158,7 +161,7 @@ impl WriteHalf for Outbound {
 }
 
 /// Whether a message came beyond the cap: it says that it has arguments, and has none.
-pub fn was_cut(message: &Message) -> bool {
+pub fn is_truncated(message: &Message) -> bool {
     let body = message.body();
     body.is_empty() && !body.signature().to_string_no_parens().is_empty()
 }
@@ -168,11 +171,11 @@ mod tests {
     use super::*;
 
     /// What is handed on of these messages, one after the other.
-    fn handed_on(messages: &[Message], most_bytes: usize) -> Vec<Message> {
+    fn received_messages(messages: &[Message], most_bytes: usize) -> Vec<Message> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             let (ours, mut bus) = UnixStream::pair().unwrap();
-            let (mut inbound, _outbound) = Intake::new(ours, most_bytes).split().take();
+            let (mut inbound, _outbound) = CappedSocket::new(ours, most_bytes).split().take();
             let bytes: Vec<u8> = messages.iter().flat_map(|message| message.data().to_vec()).collect();
             let sending = tokio::spawn(async move { bus.write_all(&bytes).await });
             let mut received = Vec::new();
@@ -192,39 +195,39 @@ mod tests {
     }
 
     #[test]
-    fn a_message_beyond_the_cap_loses_its_body_and_the_next_is_whole() {
+    fn an_oversized_message_loses_its_body_and_the_next_is_intact() {
         let long = "x".repeat(3 << 20);
-        let received = handed_on(&[call("/a", &long), call("/b", "short")], 4096);
-        assert_eq!(received.iter().map(was_cut).collect::<Vec<_>>(), [true, false]);
+        let received = received_messages(&[call("/a", &long), call("/b", "short")], 4096);
+        assert_eq!(received.iter().map(is_truncated).collect::<Vec<_>>(), [true, false]);
         assert_eq!(received[0].header().path().unwrap().as_str(), "/a");
         assert!(received[0].body().deserialize::<&str>().is_err());
         assert_eq!(received[1].body().deserialize::<&str>().unwrap(), "short");
     }
 
     #[test]
-    fn a_message_as_long_as_the_cap_is_whole() {
+    fn a_message_of_exactly_the_cap_is_intact() {
         let fits = call("/a", "just so");
         let most = fits.data().len();
         assert_eq!(
-            handed_on(std::slice::from_ref(&fits), most).iter().map(was_cut).collect::<Vec<_>>(),
+            received_messages(std::slice::from_ref(&fits), most).iter().map(is_truncated).collect::<Vec<_>>(),
             [false]
         );
-        assert_eq!(handed_on(&[fits], most - 1).iter().map(was_cut).collect::<Vec<_>>(), [true]);
+        assert_eq!(received_messages(&[fits], most - 1).iter().map(is_truncated).collect::<Vec<_>>(), [true]);
     }
 
     #[test]
-    fn a_header_beyond_the_cap_is_passed_over() {
+    fn a_message_with_an_oversized_header_is_skipped() {
         let path = format!("/{}", "x".repeat(10_000));
-        let received = handed_on(&[call(&path, "a"), call("/b", "b")], 4096);
+        let received = received_messages(&[call(&path, "a"), call("/b", "b")], 4096);
         assert_eq!(received.len(), 1);
         assert_eq!(received[0].header().path().unwrap().as_str(), "/b");
     }
 
     #[test]
-    fn lengths_are_read_in_the_senders_byte_order() {
+    fn message_lengths_follow_the_senders_byte_order() {
         let message = Message::method_call("/a", "Any").endian(zbus::wire::Endian::Big).build(&"x").unwrap();
-        let start: [u8; START_BYTES] = message.data()[..START_BYTES].try_into().unwrap();
-        let (header, body) = lengths(&start);
+        let start: [u8; FIXED_HEADER_BYTES] = message.data()[..FIXED_HEADER_BYTES].try_into().unwrap();
+        let (header, body) = message_lengths(&start);
         assert_eq!(header + body, message.data().len());
     }
 }

@@ -10,37 +10,46 @@ use std::time::Duration;
 use serde_json::{Map, Value};
 use zbus::Variant;
 
-use super::credential;
-use super::desk::Desk;
-use super::line::Line;
-use super::{INTERFACE, PATH, PROPERTIES_INTERFACE};
+use super::context::DBusContext;
+use super::credentials;
+use super::service_connection::ServiceConnection;
+use super::{INTERFACE, OBJECT_PATH, PROPERTIES_INTERFACE};
 use crate::protocol::{GetInfo, Method};
 
 /// How soon a change is told, at the latest; looking costs about 0.1 ms.
-const LOOK: Duration = Duration::from_secs(2);
+const POLL_INTERVAL: Duration = Duration::from_secs(2);
 
 /// Tells changes until the service ends.
-pub async fn tell(desk: Arc<Desk>) {
-    let Ok(mut line) = desk.usher.bring(credential::own(), None).and_then(Line::over) else { return };
+pub async fn emit_changes(desk: Arc<DBusContext>) {
+    let Ok(mut line) =
+        desk.connection_sender.connect(credentials::own_credentials(), None).and_then(ServiceConnection::new)
+    else {
+        return;
+    };
     let mut known = None;
-    while let Ok(info) = line.ask(GetInfo::NAME).await {
-        let now = states(&info);
+    while let Ok(info) = line.call(GetInfo::NAME).await {
+        let now = domain_states(&info);
         if known.as_ref().is_some_and(|known| *known != now) {
             let changed = BTreeMap::<&str, Variant>::new();
             let body = (INTERFACE, changed, ["Domains"].as_slice());
-            let told =
-                desk.bus.emit_signal(None::<&str>, PATH, PROPERTIES_INTERFACE, "PropertiesChanged", &body);
+            let told = desk.bus.emit_signal(
+                None::<&str>,
+                OBJECT_PATH,
+                PROPERTIES_INTERFACE,
+                "PropertiesChanged",
+                &body,
+            );
             if told.await.is_err() {
                 return;
             }
         }
         known = Some(now);
-        tokio::time::sleep(LOOK).await;
+        tokio::time::sleep(POLL_INTERVAL).await;
     }
 }
 
 /// Each domain's name and state.
-fn states(info: &Map<String, Value>) -> Vec<(Value, Value)> {
+fn domain_states(info: &Map<String, Value>) -> Vec<(Value, Value)> {
     let domains = info.get("domains").and_then(Value::as_array);
     let state = |domain: &Value| (domain["name"].clone(), domain["liveness"].clone());
     domains.map(|domains| domains.iter().map(state).collect()).unwrap_or_default()

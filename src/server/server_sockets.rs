@@ -4,15 +4,15 @@
 
 use std::os::unix::net::{UnixListener, UnixStream};
 
-use super::arrival::Arrivals;
+use super::connection_channel::ConnectionReceiver;
 
 /// Where clients come from, and what ends the service.
 #[derive(Debug, Default)]
-pub struct Doors {
+pub struct ServerSockets {
     /// Where new clients come in, if any do.
     pub listeners: Vec<UnixListener>,
     /// Clients of another door of this daemon, beside those of the listeners.
-    pub arrivals: Option<Arrivals>,
+    pub forwarded: Option<ConnectionReceiver>,
     /// Clients that are connected already: ends of pairs made by this very process, trusted as itself.
     pub connections: Vec<UnixStream>,
     /// Serving ends when something can be read here, the end of the stream included. Without it, and without a

@@ -6,84 +6,87 @@
 use crate::protocol::Refusal;
 
 /// What every refusal's name begins with.
-const PREFIX: &str = "org.wattspan.Wattspan1.Error.";
+const ERROR_NAME_PREFIX: &str = "org.wattspan.Wattspan1.Error.";
 
 /// A refusal on the bus.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Denial {
+pub struct DBusError {
     /// Its name.
     pub name: String,
     /// What is wrong, and what would mend it.
-    pub words: String,
+    pub message: String,
 }
 
-impl Denial {
+impl DBusError {
     /// A refusal of the service, as it stands on the wire.
-    pub fn of(error: &str, parameters: &str) -> Self {
+    pub fn from_service_error(error: &str, parameters: &str) -> Self {
         let word = error.rsplit('.').next().unwrap_or_default();
         let told = Refusal::read(error, parameters);
         Self {
-            name: named(word),
-            words: told.map_or_else(|_| parameters.to_owned(), |told| told.to_string()),
+            name: error_name(word),
+            message: told.map_or_else(|_| parameters.to_owned(), |told| told.to_string()),
         }
     }
 
     /// The bus does not say who the caller is.
     pub fn unknown_caller(why: &str) -> Self {
-        Self { name: named("AccessDenied"), words: format!("the bus does not say who you are: {why}") }
+        Self { name: error_name("AccessDenied"), message: format!("the bus does not say who you are: {why}") }
     }
 
     /// Neither root, nor does polkit say yes.
     pub fn unauthorized(why: &str) -> Self {
-        Self { name: named("AccessDenied"), words: format!("this needs root, or polkit's consent: {why}") }
+        Self {
+            name: error_name("AccessDenied"),
+            message: format!("this needs root, or polkit's consent: {why}"),
+        }
     }
 
     /// Whether it says that the caller may not.
-    pub fn is_about_access(&self) -> bool {
-        self.name.strip_prefix(PREFIX) == Some("AccessDenied")
+    pub fn is_access_denied(&self) -> bool {
+        self.name.strip_prefix(ERROR_NAME_PREFIX) == Some("AccessDenied")
     }
 
     /// More than the daemon keeps at a time.
-    pub fn busy(what: &str) -> Self {
-        Self { name: "org.freedesktop.DBus.Error.LimitsExceeded".into(), words: what.to_owned() }
+    pub fn limits_exceeded(what: &str) -> Self {
+        Self { name: "org.freedesktop.DBus.Error.LimitsExceeded".into(), message: what.to_owned() }
     }
 
     /// The service hung up before it answered.
-    pub fn gone() -> Self {
+    pub fn no_reply() -> Self {
         let words = "the service hung up before it answered; ask again".to_owned();
-        Self { name: "org.freedesktop.DBus.Error.NoReply".into(), words }
+        Self { name: "org.freedesktop.DBus.Error.NoReply".into(), message: words }
     }
 
     /// Arguments of the wrong types.
-    pub fn invalid_arguments(words: String) -> Self {
-        Self { name: "org.freedesktop.DBus.Error.InvalidArgs".into(), words }
+    pub fn invalid_args(words: String) -> Self {
+        Self { name: "org.freedesktop.DBus.Error.InvalidArgs".into(), message: words }
     }
 
     /// Nothing of this kind (`Object`, `Interface`, `Method`, `Property`) by this name.
     pub fn unknown(kind: &str, name: &str) -> Self {
         let words = format!("there is no {} {name:?} here", kind.to_lowercase());
-        Self { name: format!("org.freedesktop.DBus.Error.Unknown{kind}"), words }
+        Self { name: format!("org.freedesktop.DBus.Error.Unknown{kind}"), message: words }
     }
 
     /// Properties are for reading.
     pub fn read_only() -> Self {
         let words = "properties here can only be read".to_owned();
-        Self { name: "org.freedesktop.DBus.Error.PropertyReadOnly".into(), words }
+        Self { name: "org.freedesktop.DBus.Error.PropertyReadOnly".into(), message: words }
     }
 }
 
-impl From<&Refusal> for Denial {
+impl From<&Refusal> for DBusError {
     fn from(refusal: &Refusal) -> Self {
         let wire = serde_json::to_value(refusal).unwrap_or_default();
         let word = wire["error"].as_str().and_then(|error| error.rsplit('.').next()).unwrap_or("Failed");
-        Self { name: named(word), words: refusal.to_string() }
+        Self { name: error_name(word), message: refusal.to_string() }
     }
 }
 
-fn named(word: &str) -> String {
+fn error_name(word: &str) -> String {
     // A name that could not stand on the bus would end the connection.
     let sound = !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_alphanumeric());
-    format!("{PREFIX}{}", if sound { word } else { "Failed" })
+    format!("{ERROR_NAME_PREFIX}{}", if sound { word } else { "Failed" })
 }
 
 #[cfg(test)]
@@ -91,21 +94,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_refusal_keeps_its_word_and_its_sentence() {
+    fn a_service_error_keeps_its_name_and_message() {
         let refusal = Refusal::NoSuchSpan { span: "a".into() };
-        let denial = Denial::of("org.wattspan.Meter.NoSuchSpan", r#"{"span":"a"}"#);
-        assert_eq!(denial, Denial::from(&refusal));
+        let denial = DBusError::from_service_error("org.wattspan.Meter.NoSuchSpan", r#"{"span":"a"}"#);
+        assert_eq!(denial, DBusError::from(&refusal));
         assert_eq!(denial.name, "org.wattspan.Wattspan1.Error.NoSuchSpan");
-        assert_eq!(denial.words, refusal.to_string());
+        assert_eq!(denial.message, refusal.to_string());
     }
 
     #[test]
-    fn a_refusal_of_a_later_service_keeps_its_word_too() {
-        let denial = Denial::of("org.wattspan.Meter.TooHot", r#"{"c":99}"#);
+    fn an_unknown_service_error_keeps_its_name() {
+        let denial = DBusError::from_service_error("org.wattspan.Meter.TooHot", r#"{"c":99}"#);
         assert_eq!(
-            (denial.name.as_str(), denial.words.as_str()),
+            (denial.name.as_str(), denial.message.as_str()),
             ("org.wattspan.Wattspan1.Error.TooHot", r#"{"c":99}"#)
         );
-        assert_eq!(Denial::of("a.b c", "{}").name, "org.wattspan.Wattspan1.Error.Failed");
+        assert_eq!(DBusError::from_service_error("a.b c", "{}").name, "org.wattspan.Wattspan1.Error.Failed");
     }
 }

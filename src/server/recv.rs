@@ -10,16 +10,16 @@ use std::os::unix::net::UnixStream;
 use rustix::net::{RecvAncillaryBuffer, RecvFlags, ReturnFlags, recvmsg};
 
 /// What one read gave.
-pub struct Heard {
+pub struct RecvResult {
     /// How many bytes; none where the client sends no more.
     pub length: usize,
     /// Descriptors came along, and are closed.
-    pub descriptors: bool,
+    pub has_descriptors: bool,
 }
 
 /// Reads once.
-pub fn hear(socket: &UnixStream, scratch: &mut [u8]) -> io::Result<Heard> {
+pub fn recv(socket: &UnixStream, scratch: &mut [u8]) -> io::Result<RecvResult> {
     let (mut into, mut no_room) = ([IoSliceMut::new(scratch)], RecvAncillaryBuffer::default());
     let message = recvmsg(socket, &mut into, &mut no_room, RecvFlags::empty())?;
-    Ok(Heard { length: message.bytes, descriptors: message.flags.contains(ReturnFlags::CTRUNC) })
+    Ok(RecvResult { length: message.bytes, has_descriptors: message.flags.contains(ReturnFlags::CTRUNC) })
 }

@@ -5,12 +5,12 @@
 use serde_json::{Map, Value};
 use zbus::Variant;
 
-use super::value::{self, Named};
+use super::json::{self, VariantDict};
 use crate::protocol::{GetBalance, GetInfo, Method};
 
 /// A property.
 #[derive(Debug)]
-pub struct Property {
+pub struct DBusProperty {
     /// Its name on the bus.
     pub name: &'static str,
     /// The service's method that tells it.
@@ -22,8 +22,8 @@ pub struct Property {
 macro_rules! properties {
     ($($name:literal $method:ident $field:literal;)*) => {
         /// Every property.
-        pub const PROPERTIES: &[Property] = &[$(
-            Property { name: $name, method: $method::NAME, field: $field }
+        pub const PROPERTIES: &[DBusProperty] = &[$(
+            DBusProperty { name: $name, method: $method::NAME, field: $field }
         ),*];
     };
 }
@@ -42,32 +42,32 @@ properties! {
 }
 
 /// The property of this name.
-pub fn property(name: &str) -> Option<&'static Property> {
+pub fn find_property(name: &str) -> Option<&'static DBusProperty> {
     PROPERTIES.iter().find(|property| property.name == name)
 }
 
-impl Property {
+impl DBusProperty {
     /// Its value, out of the reply of its method.
     pub fn value(&self, reply: &mut Map<String, Value>) -> Option<Variant<'static>> {
-        value::variant(self.field, reply.remove(self.field)?)
+        json::to_variant(self.field, reply.remove(self.field)?)
     }
 }
 
 /// All properties that are parts of this method's reply.
-pub fn all_of(method: &str, mut reply: Map<String, Value>) -> Named {
+pub fn properties_of(method: &str, mut reply: Map<String, Value>) -> VariantDict {
     let of_it = PROPERTIES.iter().filter(|property| property.method == method);
     of_it.filter_map(|property| Some((property.name.to_owned(), property.value(&mut reply)?))).collect()
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::introspection::OBJECT;
+    use super::super::introspection::OBJECT_XML;
     use super::*;
 
     #[test]
-    fn the_introspection_text_describes_these_properties() {
+    fn the_introspection_xml_describes_these_properties() {
         let described: Vec<&str> =
-            OBJECT.split("<property name=\"").skip(1).filter_map(|rest| rest.split('"').next()).collect();
+            OBJECT_XML.split("<property name=\"").skip(1).filter_map(|rest| rest.split('"').next()).collect();
         assert_eq!(described, PROPERTIES.iter().map(|property| property.name).collect::<Vec<_>>());
     }
 }

@@ -10,21 +10,21 @@ use serde_json::{Map, Number, Value};
 use zbus::Variant;
 
 /// A dictionary on the bus.
-pub type Named = BTreeMap<String, Variant<'static>>;
+pub type VariantDict = BTreeMap<String, Variant<'static>>;
 
 /// Objects of text only: `a{ss}`.
-const TEXTS_BY_NAME: &[&str] = &["attributes"];
+const STRING_DICT_FIELDS: &[&str] = &["attributes"];
 
 /// Lists of text, `as` when they are empty too; others without an entry are lists of objects.
-const TEXTS: &[&str] = &["capabilities", "refused_system_calls"];
+const STRING_LIST_FIELDS: &[&str] = &["capabilities", "refused_system_calls"];
 
 /// A value that has no place in the service's words.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
-pub struct Unspeakable(&'static str);
+pub struct ConvertValueError(&'static str);
 
 /// A value of a caller, in the service's words.
-pub fn words(value: &Variant) -> Result<Value, Unspeakable> {
+pub fn from_variant(value: &Variant) -> Result<Value, ConvertValueError> {
     Ok(match value {
         Variant::U8(number) => (*number).into(),
         Variant::I16(number) => (*number).into(),
@@ -34,29 +34,31 @@ pub fn words(value: &Variant) -> Result<Value, Unspeakable> {
         Variant::I64(number) => (*number).into(),
         Variant::U64(number) => (*number).into(),
         Variant::F64(number) => {
-            Number::from_f64(*number).ok_or(Unspeakable("is not a finite number"))?.into()
+            Number::from_f64(*number).ok_or(ConvertValueError("is not a finite number"))?.into()
         }
         Variant::Bool(so) => (*so).into(),
         Variant::Str(text) => text.as_str().into(),
-        Variant::Variant(inner) => words(inner)?,
-        Variant::Array(list) => list.inner().iter().map(words).collect::<Result<_, _>>()?,
+        Variant::Variant(inner) => from_variant(inner)?,
+        Variant::Array(list) => list.inner().iter().map(from_variant).collect::<Result<_, _>>()?,
         Variant::Dict(dict) => {
             let mut object = Map::new();
             for (name, value) in dict.iter() {
-                let Variant::Str(name) = name else { return Err(Unspeakable("has keys that are no text")) };
-                object.insert(name.as_str().to_owned(), words(value)?);
+                let Variant::Str(name) = name else {
+                    return Err(ConvertValueError("has keys that are no text"));
+                };
+                object.insert(name.as_str().to_owned(), from_variant(value)?);
             }
             object.into()
         }
-        Variant::Fd(_) => return Err(Unspeakable("is a descriptor; none are taken")),
+        Variant::Fd(_) => return Err(ConvertValueError("is a descriptor; none are taken")),
         Variant::Structure(_) | Variant::ObjectPath(_) | Variant::Signature(_) => {
-            return Err(Unspeakable("is of a type that means nothing here"));
+            return Err(ConvertValueError("is of a type that means nothing here"));
         }
     })
 }
 
 /// What the service says under this name, in D-Bus's types; `None` for what is unknown.
-pub fn variant(name: &str, said: Value) -> Option<Variant<'static>> {
+pub fn to_variant(name: &str, said: Value) -> Option<Variant<'static>> {
     Some(match said {
         Value::Null => return None,
         Value::Bool(so) => so.into(),
@@ -66,32 +68,34 @@ pub fn variant(name: &str, said: Value) -> Option<Variant<'static>> {
             _ => number.as_f64()?.into(),
         },
         Value::String(text) => text.into(),
-        Value::Array(list) if TEXTS.contains(&name) || list.first().is_some_and(Value::is_string) => {
-            texts(list).into()
+        Value::Array(list)
+            if STRING_LIST_FIELDS.contains(&name) || list.first().is_some_and(Value::is_string) =>
+        {
+            to_strings(list).into()
         }
-        Value::Array(list) => rows(list).into(),
-        Value::Object(object) if TEXTS_BY_NAME.contains(&name) => {
+        Value::Array(list) => to_dicts(list).into(),
+        Value::Object(object) if STRING_DICT_FIELDS.contains(&name) => {
             let text =
                 |(name, value)| if let Value::String(text) = value { Some((name, text)) } else { None };
             object.into_iter().filter_map(text).collect::<BTreeMap<String, String>>().into()
         }
-        Value::Object(object) => named(object).into(),
+        Value::Object(object) => to_dict(object).into(),
     })
 }
 
 /// An object as a dictionary.
-pub fn named(object: Map<String, Value>) -> Named {
-    let each = |(name, value): (String, Value)| variant(&name, value).map(|value| (name, value));
+pub fn to_dict(object: Map<String, Value>) -> VariantDict {
+    let each = |(name, value): (String, Value)| to_variant(&name, value).map(|value| (name, value));
     object.into_iter().filter_map(each).collect()
 }
 
 /// A list of objects as dictionaries.
-pub fn rows(list: Vec<Value>) -> Vec<Named> {
-    let row = |value| if let Value::Object(object) = value { Some(named(object)) } else { None };
+pub fn to_dicts(list: Vec<Value>) -> Vec<VariantDict> {
+    let row = |value| if let Value::Object(object) = value { Some(to_dict(object)) } else { None };
     list.into_iter().filter_map(row).collect()
 }
 
-fn texts(list: Vec<Value>) -> Vec<String> {
+fn to_strings(list: Vec<Value>) -> Vec<String> {
     let text = |value| if let Value::String(text) = value { Some(text) } else { None };
     list.into_iter().filter_map(text).collect()
 }
@@ -103,7 +107,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_account_has_the_natural_types_and_leaves_out_what_is_unknown() {
+    fn an_account_has_natural_types_and_omits_nulls() {
         let Value::Object(account) = json!({
             "span": "a", "weight": 1.0, "share_uj": 12, "idle_uj": null, "attributes": {"model": "m"},
             "domains": [{"domain": "dram-0", "unknown_ns": 0}], "phases": [], "counted": true,
@@ -111,7 +115,7 @@ mod tests {
         }) else {
             unreachable!()
         };
-        let named = named(account);
+        let named = to_dict(account);
         let signature = |name: &str| named[name].value_signature().to_string();
         assert!(!named.contains_key("idle_uj"));
         for (name, expected) in [
@@ -130,13 +134,13 @@ mod tests {
     }
 
     #[test]
-    fn what_a_caller_says_comes_out_as_the_words_of_the_socket() {
+    fn arguments_become_the_json_of_the_socket() {
         let texts = BTreeMap::from([("model".to_owned(), "m".to_owned())]);
-        assert_eq!(words(&texts.into()), Ok(json!({"model": "m"})));
-        assert_eq!(words(&vec!["package-0".to_owned()].into()), Ok(json!(["package-0"])));
-        assert_eq!(words(&Variant::Variant(Box::new(7_i16.into()))), Ok(json!(7)));
-        assert_eq!(words(&0.5_f64.into()), Ok(json!(0.5)));
-        assert!(words(&f64::NAN.into()).is_err());
-        assert!(words(&BTreeMap::from([(1_u8, 2_u8)]).into()).is_err());
+        assert_eq!(from_variant(&texts.into()), Ok(json!({"model": "m"})));
+        assert_eq!(from_variant(&vec!["package-0".to_owned()].into()), Ok(json!(["package-0"])));
+        assert_eq!(from_variant(&Variant::Variant(Box::new(7_i16.into()))), Ok(json!(7)));
+        assert_eq!(from_variant(&0.5_f64.into()), Ok(json!(0.5)));
+        assert!(from_variant(&f64::NAN.into()).is_err());
+        assert!(from_variant(&BTreeMap::from([(1_u8, 2_u8)]).into()).is_err());
     }
 }

@@ -5,22 +5,22 @@
 
 use crate::process_usage::ProcessIdentity;
 use crate::service::access::{AccessPolicy, Peer};
-use crate::unix_socket::Credentials;
+use crate::unix_socket::PeerCredentials;
 
 /// Somebody.
 #[derive(Debug)]
-pub struct Identity {
+pub struct PeerIdentity {
     /// What it may do.
     pub peer: Peer,
     /// By what it was judged.
-    pub credentials: Credentials,
+    pub credentials: PeerCredentials,
     /// Its process.
     pub origin: Option<ProcessIdentity>,
 }
 
-impl Identity {
+impl PeerIdentity {
     /// Judges it by another rule; whether it may do something else now.
-    pub fn rejudge(&mut self, policy: &AccessPolicy) -> bool {
+    pub fn apply_policy(&mut self, policy: &AccessPolicy) -> bool {
         let judged = policy.peer_of(&self.credentials);
         let changed = judged.access != self.peer.access;
         (self.peer.access, self.peer.unlimited) = (judged.access, judged.unlimited);

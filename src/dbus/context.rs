@@ -9,41 +9,41 @@ use tokio::sync::OwnedSemaphorePermit;
 use zbus::message::Flags;
 use zbus::{Connection, DynamicType, Message};
 
-use super::denial::Denial;
-use super::value;
-use crate::server::Usher;
+use super::dbus_error::DBusError;
+use super::json;
+use crate::server::ConnectionSender;
 
 /// The desk.
 #[derive(Debug)]
-pub struct Desk {
+pub struct DBusContext {
     /// The bus.
     pub bus: Connection,
     /// The way into the service.
-    pub usher: Arc<Usher>,
+    pub connection_sender: Arc<ConnectionSender>,
     /// Largest message, in bytes, here as on the socket.
-    pub most_bytes: usize,
+    pub max_message_bytes: usize,
 }
 
 /// A call that is kept until it is answered, and its part of the memory that calls may take together.
 #[derive(Debug)]
-pub struct Call {
+pub struct PendingCall {
     /// The message.
     pub message: Message,
     /// Held, not read: given back with the call.
-    pub _room: OwnedSemaphorePermit,
+    pub _memory_permit: OwnedSemaphorePermit,
 }
 
-impl Call {
+impl PendingCall {
     /// Whether the caller waits for an answer.
-    pub fn wants_answer(&self) -> bool {
-        wants_answer(&self.message)
+    pub fn is_reply_expected(&self) -> bool {
+        is_reply_expected(&self.message)
     }
 }
 
-impl Desk {
+impl DBusContext {
     /// Answers a call. A bus that takes nothing any more ends the connection elsewhere; nobody can be told here.
-    pub async fn answer<B: Serialize + DynamicType>(&self, message: &Message, body: &B) {
-        if wants_answer(message)
+    pub async fn reply<B: Serialize + DynamicType>(&self, message: &Message, body: &B) {
+        if is_reply_expected(message)
             && let Ok(answer) = Message::method_return(&message.header()).build(body)
         {
             let _ = self.bus.send(&answer).await;
@@ -51,21 +51,21 @@ impl Desk {
     }
 
     /// Answers with the reason why not.
-    pub async fn deny(&self, message: &Message, denial: &Denial) {
-        if wants_answer(message)
+    pub async fn reply_error(&self, message: &Message, denial: &DBusError) {
+        if is_reply_expected(message)
             && let Ok(answer) =
-                Message::error(&message.header(), denial.name.as_str()).build(&denial.words.as_str())
+                Message::error(&message.header(), denial.name.as_str()).build(&denial.message.as_str())
         {
             let _ = self.bus.send(&answer).await;
         }
     }
 
     /// Answers with dictionaries.
-    pub async fn answer_rows(&self, message: &Message, list: Vec<serde_json::Value>) {
-        self.answer(message, &value::rows(list)).await;
+    pub async fn reply_dicts(&self, message: &Message, list: Vec<serde_json::Value>) {
+        self.reply(message, &json::to_dicts(list)).await;
     }
 }
 
-fn wants_answer(message: &Message) -> bool {
+fn is_reply_expected(message: &Message) -> bool {
     !message.primary_header().flags().contains(Flags::NO_REPLY_EXPECTED)
 }

@@ -1,0 +1,151 @@
+//! Every message from the bus, and who gets it.
+//!
+//! Owns the list of clients and the bounds on what waits for them: calls of one client, bytes of all. What is beyond is
+//! answered at once and forgotten. Never waits for a client, nor for an answer of the bus: its own questions would stand
+//! in the queue behind the message in hand.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{Semaphore, mpsc};
+use tokio::task::JoinSet;
+use zbus::Message;
+use zbus::message::Type;
+
+use super::OBJECT_PATH;
+use super::bus_client;
+use super::capped_socket::is_truncated;
+use super::context::{DBusContext, PendingCall};
+use super::credentials;
+use super::dbus_error::DBusError;
+use super::introspection;
+use crate::protocol::Refusal;
+
+/// Most clients at a time; each is watched with a match rule, of which a bus allows 512.
+pub const MAX_CLIENTS: usize = 448;
+
+/// Calls of one client that wait to be handled; half of the replies that the system bus lets one client wait for.
+const MAX_QUEUED_CALLS: usize = 64;
+
+/// Bytes of all calls that are not answered yet.
+const MAX_PENDING_BYTES: usize = 8 << 20;
+
+/// How long clients may take to be told the last answers when the service ends.
+const DRAIN_TIMEOUT: Duration = Duration::from_millis(300);
+
+/// The reception.
+#[derive(Debug)]
+pub struct DBusDispatcher {
+    desk: Arc<DBusContext>,
+    clients: HashMap<String, mpsc::Sender<PendingCall>>,
+    client_tasks: JoinSet<()>,
+    memory_budget: Arc<Semaphore>,
+}
+
+impl DBusDispatcher {
+    /// With nobody there yet.
+    pub fn new(desk: Arc<DBusContext>) -> Self {
+        let room = Arc::new(Semaphore::new(MAX_PENDING_BYTES));
+        Self { desk, clients: HashMap::new(), client_tasks: JoinSet::new(), memory_budget: room }
+    }
+
+    /// Handles a message.
+    pub async fn dispatch(&mut self, message: Message) {
+        while self.client_tasks.try_join_next().is_some() {}
+        match message.message_type() {
+            Type::MethodCall => {
+                if let Err(denial) = self.handle_call(&message).await {
+                    self.desk.reply_error(&message, &denial).await;
+                }
+            }
+            Type::Signal => {
+                if let Some(name) = credentials::disconnected_name(&message) {
+                    self.clients.remove(&name);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Answers what needs no service, and gives everything else to the caller's own line.
+    async fn handle_call(&mut self, message: &Message) -> Result<(), DBusError> {
+        let header = message.header();
+        let path = header.path().map(|path| path.as_str()).unwrap_or_default();
+        let interface = header.interface().map(|interface| interface.as_str());
+        let member = header.member().map(|member| member.as_str()).unwrap_or_default();
+        match (interface, member) {
+            (Some("org.freedesktop.DBus.Peer"), "Ping") => self.desk.reply(message, &()).await,
+            (Some("org.freedesktop.DBus.Peer"), "GetMachineId") => {
+                self.desk.reply(message, &machine_id()?).await;
+            }
+            (Some("org.freedesktop.DBus.Introspectable"), "Introspect") => {
+                let text = introspection::describe(path).ok_or_else(|| DBusError::unknown("Object", path))?;
+                self.desk.reply(message, &text).await;
+            }
+            _ if path != OBJECT_PATH => return Err(DBusError::unknown("Object", path)),
+            _ if bus_client::is_client_method(interface, member) => self.enqueue(message)?,
+            (Some(interface), _) if !is_standard_interface(interface) => {
+                return Err(DBusError::unknown("Interface", interface));
+            }
+            _ => return Err(DBusError::unknown("Method", member)),
+        }
+        Ok(())
+    }
+
+    fn enqueue(&mut self, message: &Message) -> Result<(), DBusError> {
+        if is_truncated(message) {
+            let reason = format!("is longer than {} bytes", self.desk.max_message_bytes);
+            return Err(DBusError::from(&Refusal::InvalidValue { field: "message".into(), reason }));
+        }
+        let header = message.header();
+        let Some(sender) = header.sender() else {
+            return Err(DBusError::unknown_caller("it names no sender"));
+        };
+        let bytes = u32::try_from(message.data().len()).unwrap_or(u32::MAX);
+        let room = Arc::clone(&self.memory_budget).try_acquire_many_owned(bytes);
+        let room = room
+            .map_err(|_| DBusError::limits_exceeded("too many calls wait to be handled; ask again later"))?;
+        let call = PendingCall { message: message.clone(), _memory_permit: room };
+        match self.client_queue(sender.as_str())?.try_send(call) {
+            Ok(()) => Ok(()),
+            Err(mpsc::error::TrySendError::Full(_)) => Err(DBusError::limits_exceeded(
+                "too many calls of yours wait to be handled; wait for the answers",
+            )),
+            // Opened just now, or seen open just now on this same thread.
+            Err(mpsc::error::TrySendError::Closed(_)) => Err(DBusError::no_reply()),
+        }
+    }
+
+    /// The line of the client of this name; a new one where there is none, or where the service hung up on the last.
+    fn client_queue(&mut self, name: &str) -> Result<&mpsc::Sender<PendingCall>, DBusError> {
+        if self.clients.get(name).is_none_or(mpsc::Sender::is_closed) {
+            if self.client_tasks.len() >= MAX_CLIENTS {
+                self.clients.retain(|_, line| !line.is_closed());
+                let (quota, limit) = ("clients on the bus".to_owned(), MAX_CLIENTS as u64);
+                return Err(DBusError::from(&Refusal::QuotaExceeded { quota, limit }));
+            }
+            let (line, calls) = mpsc::channel(MAX_QUEUED_CALLS);
+            self.client_tasks.spawn(bus_client::serve_client(Arc::clone(&self.desk), name.to_owned(), calls));
+            self.clients.insert(name.to_owned(), line);
+        }
+        self.clients.get(name).ok_or_else(DBusError::no_reply)
+    }
+
+    /// Nothing more is taken; what the service has answered is still told, if the bus takes it soon.
+    pub async fn drain(mut self) {
+        self.clients.clear();
+        let told = async { while self.client_tasks.join_next().await.is_some() {} };
+        let _ = tokio::time::timeout(DRAIN_TIMEOUT, told).await;
+    }
+}
+
+fn is_standard_interface(interface: &str) -> bool {
+    interface == "org.freedesktop.DBus.Peer" || interface == "org.freedesktop.DBus.Introspectable"
+}
+
+/// What tells this installation from others, as D-Bus wants it told.
+fn machine_id() -> Result<String, DBusError> {
+    let read = std::fs::read_to_string("/etc/machine-id");
+    read.map(|id| id.trim().to_owned()).map_err(|_| DBusError::unknown("Property", "machine id"))
+}

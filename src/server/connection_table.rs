@@ -1,0 +1,90 @@
+//! Which client sits where.
+//!
+//! Owns the table from places to connections. A place is given again after its client left, an id never: whoever holds
+//! an id of somebody who left finds nobody, not the next one in that place.
+
+use std::io;
+
+use super::connection::ClientConnection;
+use crate::service::access::AccessPolicy;
+use crate::service::reply_to::ConnectionId;
+
+/// The bits of an id that are the place; the rest is a serial number.
+const INDEX_BITS: u32 = 24;
+
+/// All seats.
+#[derive(Default)]
+pub struct ConnectionTable {
+    slots: Vec<Option<ClientConnection>>,
+    free_indexes: Vec<usize>,
+    len: usize,
+    serial: u64,
+}
+
+impl ConnectionTable {
+    /// Seats the client that `make` makes of a place and an id.
+    pub fn insert(
+        &mut self,
+        make: impl FnOnce(usize, ConnectionId) -> io::Result<ClientConnection>,
+    ) -> io::Result<()> {
+        let place = self.free_indexes.last().copied().unwrap_or(self.slots.len());
+        self.serial += 1;
+        let connection = make(place, self.serial << INDEX_BITS | place as u64)?;
+        if self.free_indexes.pop().is_some() {
+            self.slots[place] = Some(connection);
+        } else {
+            self.slots.push(Some(connection));
+        }
+        self.len += 1;
+        Ok(())
+    }
+
+    /// Who sits there.
+    pub fn get_mut(&mut self, place: usize) -> Option<&mut ClientConnection> {
+        self.slots.get_mut(place)?.as_mut()
+    }
+
+    /// Where this client sits, if it is still here.
+    pub fn index_of(&self, id: ConnectionId) -> Option<usize> {
+        let place = (id & ((1 << INDEX_BITS) - 1)) as usize;
+        let connection = self.slots.get(place)?.as_ref()?;
+        (connection.id() == id).then_some(place)
+    }
+
+    /// Judges everybody by another rule; gives the places of those who watch and may do something else now.
+    pub fn apply_policy(&mut self, policy: &AccessPolicy) -> Vec<usize> {
+        let judged = |(place, seat): (usize, &mut Option<ClientConnection>)| {
+            let connection = seat.as_mut()?;
+            (connection.apply_policy(policy) && connection.subscription().is_some()).then_some(place)
+        };
+        self.slots.iter_mut().enumerate().filter_map(judged).collect()
+    }
+
+    /// Gives memory back that bursts took; gives the places of those who make no progress.
+    pub fn shrink_and_find_stalled(&mut self, now_ns: u64, stall_ns: u64) -> Vec<usize> {
+        let swept = |(place, seat): (usize, &mut Option<ClientConnection>)| {
+            let connection = seat.as_mut()?;
+            connection.shrink_buffers();
+            connection.is_stalled(now_ns, stall_ns).then_some(place)
+        };
+        self.slots.iter_mut().enumerate().filter_map(swept).collect()
+    }
+
+    /// Whether somebody is owed something, and has taken some of it within `stall_ns`.
+    pub fn has_pending_io(&self, now_ns: u64, stall_ns: u64) -> bool {
+        self.slots.iter().flatten().any(|seat| seat.has_pending_io() && !seat.is_stalled(now_ns, stall_ns))
+    }
+
+    /// The client leaves; its socket closes.
+    pub fn remove(&mut self, place: usize) {
+        if self.slots.get_mut(place).and_then(Option::take).is_some() {
+            self.free_indexes.push(place);
+            self.len -= 1;
+        }
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+}

@@ -1,0 +1,341 @@
+//! The Unix-socket door: one thread that takes turns between its clients and the service.
+//!
+//! Owns the connections, the limits on how many there are, and when to look up. Every turn does a bounded amount for
+//! each client (one buffer of input), so that none can keep the others waiting. Sleeps until somebody says something
+//! or the service has something due: idle costs nothing.
+
+use std::io::{self, Read};
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::time::Duration;
+
+use polling::{Event, Events, Poller};
+
+use super::acceptor::{AcceptedConnection, Acceptor};
+use super::connection::{ClientConnection, Fate};
+use super::connection_table::ConnectionTable;
+use super::dispatch::SubscriptionKind;
+use super::fair_scheduler::FairScheduler;
+use super::peer_identity::PeerIdentity;
+use super::readiness_ffi::RegisteredSocket;
+use super::server_sockets::ServerSockets;
+use super::subscriptions::Subscriptions;
+use crate::protocol::{Access, Refusal};
+use crate::service::service::{FinalAccount, Service};
+use crate::unix_socket as peer;
+
+const LISTENER_KEY: usize = 0;
+const STOP_KEY: usize = 1;
+const FORWARDED_KEY: usize = 2;
+const RELOAD_KEY: usize = 3;
+const FIRST_CONNECTION_KEY: usize = 4;
+
+/// What one client's turn may read.
+const READ_BUFFER_BYTES: usize = 64 * 1024;
+
+/// How long waiting closes may still settle when the service ends.
+const SETTLE_TIMEOUT_NS: u64 = 200_000_000;
+
+/// How long the end then waits for clients that take what they are owed, and for one that takes nothing.
+const MAX_SHUTDOWN_NS: u64 = 4_000_000_000;
+const SHUTDOWN_STALL_NS: u64 = 1_000_000_000;
+
+/// How often it looks whether all have it.
+const SHUTDOWN_POLL_NS: u64 = 20_000_000;
+
+/// Serves until told to stop. Fails only where the system gives no poller.
+pub fn serve(service: Service, doors: ServerSockets) -> io::Result<()> {
+    let mut door = SocketServer::new(service, doors)?;
+    let mut events = Events::new();
+    door.service.notify_ready();
+    while !door.is_done() {
+        door.run_once(&mut events, u64::MAX)?;
+    }
+    door.shut_down(&mut events)
+}
+
+/// Turns of clients between two looks at the sockets; at least one is taken.
+const SERVE_BUDGET_NS: u64 = 100_000;
+
+/// How often clients that make no progress are looked for.
+const SWEEP_INTERVAL_NS: u64 = 500_000_000;
+
+pub(crate) struct SocketServer {
+    pub(crate) service: Service,
+    pub(crate) poller: Arc<Poller>,
+    pub(crate) acceptor: Option<Acceptor>,
+    pub(crate) stop: Option<RegisteredSocket<UnixStream>>,
+    pub(crate) reload: Option<RegisteredSocket<UnixStream>>,
+    pub(crate) stopping: bool,
+    pub(crate) connections: ConnectionTable,
+    pub(crate) subscriptions: Subscriptions,
+    /// Places of those whose turn ended before their messages did.
+    pub(crate) yielded: Vec<usize>,
+    scheduler: FairScheduler,
+    slice_number: u64,
+    pub(crate) scratch: Vec<u8>,
+    pub(crate) finals: Vec<FinalAccount>,
+    pub(crate) next_pump_ns: u64,
+    pub(crate) next_sweep_ns: u64,
+}
+
+/// A client that has something to say.
+struct ReadyClient {
+    order: (u64, u64),
+    index: usize,
+    uid: u32,
+    /// None where its last turn ended before its messages did.
+    event: Option<Event>,
+}
+
+impl SocketServer {
+    fn new(service: Service, doors: ServerSockets) -> io::Result<Self> {
+        let poller = Arc::new(Poller::new()?);
+        let (policy, limits) = (*service.policy(), service.limits().clone());
+        let waker = Arc::clone(&poller);
+        service.set_waker(move || drop(waker.notify()));
+        let beside = doors.forwarded.map(|arrivals| (FORWARDED_KEY, arrivals));
+        let listeners = Some(doors.listeners).filter(|listeners| !listeners.is_empty());
+        let gate =
+            listeners.map(|sockets| Acceptor::new(&poller, LISTENER_KEY, sockets, beside, policy, limits));
+        let stop = doors.stop.map(|stop| RegisteredSocket::new(&poller, stop, Event::readable(STOP_KEY)));
+        let reload =
+            doors.reload.map(|reload| RegisteredSocket::new(&poller, reload, Event::readable(RELOAD_KEY)));
+        let mut door = Self {
+            acceptor: gate.transpose()?,
+            stop: stop.transpose()?,
+            reload: reload.transpose()?,
+            stopping: false,
+            poller,
+            connections: ConnectionTable::default(),
+            subscriptions: Subscriptions::default(),
+            yielded: Vec::new(),
+            scheduler: FairScheduler::default(),
+            slice_number: 0,
+            scratch: vec![0; READ_BUFFER_BYTES],
+            finals: Vec::new(),
+            next_pump_ns: 0,
+            next_sweep_ns: 0,
+            service,
+        };
+        for stream in doors.connections {
+            stream.set_nonblocking(true)?;
+            let (credentials, pid) =
+                (peer::peer_credentials(stream.as_fd())?, peer::peer_pid(stream.as_fd()));
+            door.add_connection(AcceptedConnection { stream, peer: policy.daemon_peer(), credentials, pid })?;
+        }
+        Ok(door)
+    }
+
+    fn is_done(&self) -> bool {
+        self.stopping || (self.connections.len() == 0 && self.acceptor.is_none() && self.stop.is_none())
+    }
+
+    /// Sleeps until something happens or is due, at most until `latest_ns`, and does it.
+    fn run_once(&mut self, events: &mut Events, latest_ns: u64) -> io::Result<()> {
+        let now_ns = self.service.now_ns();
+        self.next_pump_ns = self.next_pump_ns.min(self.service.next_poll_ns(now_ns));
+        let wake_at_ns = if self.yielded.is_empty() { self.next_wakeup_ns() } else { now_ns };
+        let sleep = Duration::from_nanos(wake_at_ns.min(latest_ns).saturating_sub(now_ns));
+        events.clear();
+        self.poller.wait(events, Some(sleep))?;
+        let yielded = std::mem::take(&mut self.yielded);
+        let mut ready: Vec<ReadyClient> =
+            yielded.into_iter().filter_map(|place| self.ready_client(place, None)).collect();
+        for event in events.iter() {
+            match event.key {
+                LISTENER_KEY | FORWARDED_KEY => self.accept_connections(),
+                STOP_KEY => self.stopping = true,
+                RELOAD_KEY => self.reload(),
+                key => ready.extend(self.ready_client(key - FIRST_CONNECTION_KEY, Some(event))),
+            }
+        }
+        self.serve_ready(ready);
+        if self.service.take_new_settings() {
+            self.apply_policy();
+        }
+        let now_ns = self.service.now_ns();
+        self.service.notify_watchdog(now_ns);
+        if now_ns >= self.next_pump_ns || self.service.has_store_events() {
+            self.pump();
+        }
+        self.publish_domains(now_ns);
+        if now_ns >= self.next_sweep_ns {
+            self.close_stalled(now_ns);
+        }
+        self.acceptor.as_mut().map_or(Ok(()), |gate| gate.resume(now_ns))
+    }
+
+    fn ready_client(&mut self, place: usize, event: Option<Event>) -> Option<ReadyClient> {
+        let connection = self.connections.get_mut(place)?;
+        let uid = connection.peer().uid;
+        Some(ReadyClient {
+            order: (self.scheduler.start_tag(uid), connection.slice_number()),
+            index: place,
+            uid,
+            event,
+        })
+    }
+
+    /// Turns of those who have something to say, the users first that have used least. Who has to wait is ready again at
+    /// the next look, since readiness is level-triggered.
+    fn serve_ready(&mut self, mut ready: Vec<ReadyClient>) {
+        ready.sort_by_key(|ready| ready.order);
+        let mut now_ns = self.service.now_ns();
+        // What was said before the end is heard whole.
+        let end_ns = if self.stopping { u64::MAX } else { now_ns + SERVE_BUDGET_NS };
+        for (number, ReadyClient { index: place, uid, event, .. }) in ready.into_iter().enumerate() {
+            if number > 0 && now_ns >= end_ns {
+                if event.is_none() {
+                    self.yielded.push(place);
+                }
+                continue;
+            }
+            let Some(connection) = self.connections.get_mut(place) else { continue };
+            self.slice_number += 1;
+            connection.begin_slice(self.slice_number, self.scheduler.slice_ns(now_ns));
+            let watched = connection.subscription().is_some();
+            let fate = match event {
+                Some(event) => connection.handle_event(&event, &mut self.scratch, &mut self.service),
+                None => connection.resume(&mut self.service),
+            };
+            self.after_slice(place, watched, fate);
+            let ended_ns = self.service.now_ns();
+            self.scheduler.charge(uid, ended_ns - now_ns, ended_ns);
+            now_ns = ended_ns;
+        }
+    }
+
+    fn next_wakeup_ns(&self) -> u64 {
+        let resume = self.acceptor.as_ref().and_then(Acceptor::resume_at_ns);
+        [self.subscriptions.next_due_ns(), resume, self.service.watchdog_due_ns()]
+            .into_iter()
+            .flatten()
+            .fold(self.next_pump_ns, u64::min)
+    }
+
+    fn accept_connections(&mut self) {
+        let now_ns = self.service.now_ns();
+        let admitted = self.acceptor.as_mut().map_or_else(Vec::new, |gate| gate.accept_all(now_ns));
+        for admitted in admitted {
+            let peer = admitted.peer;
+            let seated = self.add_connection(admitted);
+            if let (Err(_), Some(gate)) = (seated, &mut self.acceptor) {
+                // The poller could not take it: the socket is closed, and its place is given back.
+                gate.release(&peer);
+            }
+        }
+    }
+
+    /// A signal asked for it; however many did, once is enough. What became of it is in the log.
+    fn reload(&mut self) {
+        let Some(reload) = &self.reload else { return };
+        match (&**reload).read(&mut self.scratch) {
+            Ok(0) => self.reload = None,
+            _ => drop(self.service.reload()),
+        }
+    }
+
+    /// Other limits and another rule hold, for those who are here already too; who watches and may no longer is let go.
+    fn apply_policy(&mut self) {
+        let (policy, limits) = (*self.service.policy(), self.service.limits().clone());
+        self.acceptor.iter_mut().for_each(|gate| gate.apply_policy(policy, limits.clone()));
+        for place in self.connections.apply_policy(&policy) {
+            self.finish_slice(place, Fate::Over);
+        }
+    }
+
+    /// Gives a client its place.
+    fn add_connection(&mut self, admitted: AcceptedConnection) -> io::Result<()> {
+        let poller = &self.poller;
+        let AcceptedConnection { stream, peer, credentials, pid } = admitted;
+        // Now, so that a later process of the same number is not taken for it.
+        let origin = self.service.identify_process(pid.filter(|_| peer.access >= Access::Coarse));
+        self.connections.insert(|place, id| {
+            let key = place + FIRST_CONNECTION_KEY;
+            let socket = RegisteredSocket::new(poller, stream, Event::readable(key))?;
+            Ok(ClientConnection::new(socket, key, id, PeerIdentity { peer, credentials, origin }))
+        })
+    }
+
+    /// What a client's turn means for the next ones.
+    pub(crate) fn after_slice(&mut self, place: usize, watched: bool, mut fate: Fate) {
+        let Some(connection) = self.connections.get_mut(place) else { return };
+        if connection.has_yielded() && !self.yielded.contains(&place) {
+            self.yielded.push(place);
+        }
+        if let (false, Some(what)) = (watched, connection.subscription()) {
+            fate = self.begin_subscription(place, what);
+        }
+        self.finish_slice(place, fate);
+    }
+
+    fn begin_subscription(&mut self, place: usize, what: SubscriptionKind) -> Fate {
+        let Some(connection) = self.connections.get_mut(place) else { return Fate::Stays };
+        let (id, peer, most) = (connection.id(), *connection.peer(), self.service.limits().streams_per_user);
+        if !peer.unlimited && self.subscriptions.count_of_user(peer.uid) >= most {
+            connection
+                .reject(&Refusal::QuotaExceeded { quota: "streams of one user".into(), limit: most as u64 });
+            return connection.progress(&mut self.service);
+        }
+        self.subscriptions.add(place, id, peer, what, self.service.now_ns());
+        self.update_subscriber_counts();
+        Fate::Stays
+    }
+
+    fn update_subscriber_counts(&mut self) {
+        self.service.set_domain_watchers(self.subscriptions.domain_subscriber_count());
+        self.service.set_span_watchers(!self.subscriptions.span_subscribers().is_empty());
+    }
+
+    /// Lets a connection go that is over, or that no longer watches what it watched.
+    pub(crate) fn finish_slice(&mut self, place: usize, fate: Fate) {
+        let Some(connection) = self.connections.get_mut(place) else { return };
+        let (id, peer) = (connection.id(), *connection.peer());
+        let watches = connection.subscription().is_some() && fate == Fate::Stays;
+        if !watches && self.subscriptions.remove(id) {
+            self.update_subscriber_counts();
+        }
+        if fate == Fate::Over {
+            self.connections.remove(place);
+            self.service.close_connection(id);
+            if let Some(gate) = &mut self.acceptor {
+                gate.release(&peer);
+            }
+        }
+    }
+
+    /// Gives up clients that make no progress, and memory that they no longer need.
+    fn close_stalled(&mut self, now_ns: u64) {
+        self.next_sweep_ns = now_ns + SWEEP_INTERVAL_NS;
+        for place in
+            self.connections.shrink_and_find_stalled(now_ns, (self.service.limits().stall_s * 1e9) as u64)
+        {
+            self.finish_slice(place, Fate::Over);
+        }
+    }
+
+    /// Nobody new comes in. What was said is heard; who waits for a final account gets it if it comes soon, else the account
+    /// so far; and who reads gets all of its answers.
+    fn shut_down(&mut self, events: &mut Events) -> io::Result<()> {
+        self.service.notify_stopping();
+        (self.acceptor, self.stop, self.reload) = (None, None, None);
+        let begun_ns = self.service.now_ns();
+        self.run_once(events, begun_ns)?;
+        loop {
+            let now_ns = self.service.now_ns();
+            if now_ns >= begun_ns + SETTLE_TIMEOUT_NS {
+                self.expire_waiting();
+            }
+            let owing = self.service.waiting_replies() > 0
+                || self.connections.has_pending_io(now_ns, SHUTDOWN_STALL_NS);
+            if !owing || now_ns >= begun_ns + MAX_SHUTDOWN_NS {
+                break;
+            }
+            self.run_once(events, now_ns + SHUTDOWN_POLL_NS)?;
+        }
+        self.service.shut_down();
+        Ok(())
+    }
+}

@@ -1,0 +1,97 @@
+//! Which client's turn is next: users in the order of the service time that they have used.
+//!
+//! Owns one virtual time for each user, as in start-time fair queueing (Goyal, Vin, Cheng 1996): a user that was idle begins
+//! at the present virtual time, and each turn moves it on by what the turn took. So a user that asks seldom waits for one
+//! turn of those that ask all the time, not for one of each. Knows no connection.
+
+use std::collections::HashMap;
+
+/// A client's turn while no other user was served lately, and while one was.
+const UNCONTENDED_SLICE_NS: u64 = 1_000_000;
+const CONTENDED_SLICE_NS: u64 = 100_000;
+
+/// For so long after two users took turns, turns are short.
+const CONTENTION_WINDOW_NS: u64 = 100_000_000;
+
+/// Beyond so many users, all begin anew together.
+const MAX_USERS: usize = 1024;
+
+/// All users' times.
+#[derive(Debug, Default)]
+pub(crate) struct FairScheduler {
+    /// By user, when its next turn would begin.
+    finish_tags: HashMap<u32, u64>,
+    /// When the latest turn began.
+    virtual_time_ns: u64,
+    last_uid: Option<u32>,
+    contended_until_ns: u64,
+}
+
+impl FairScheduler {
+    /// When a turn of this user would begin; the lowest goes first.
+    pub(crate) fn start_tag(&self, uid: u32) -> u64 {
+        self.finish_tags.get(&uid).map_or(self.virtual_time_ns, |next| *next.max(&self.virtual_time_ns))
+    }
+
+    /// How long a turn may take now.
+    pub(crate) fn slice_ns(&self, now_ns: u64) -> u64 {
+        if now_ns < self.contended_until_ns { CONTENDED_SLICE_NS } else { UNCONTENDED_SLICE_NS }
+    }
+
+    /// A turn of this user, which ended at `now_ns`, took so long.
+    pub(crate) fn charge(&mut self, uid: u32, took_ns: u64, now_ns: u64) {
+        let rank = self.start_tag(uid);
+        self.virtual_time_ns = rank;
+        self.finish_tags.insert(uid, rank + took_ns);
+        if self.last_uid.replace(uid).is_some_and(|latest| latest != uid) {
+            self.contended_until_ns = now_ns + CONTENTION_WINDOW_NS;
+        }
+        if self.finish_tags.len() > MAX_USERS {
+            self.finish_tags.clear();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ANN: u32 = 1;
+    const BOB: u32 = 2;
+
+    #[test]
+    fn an_infrequent_user_is_served_before_a_busy_one() {
+        let mut turns = FairScheduler::default();
+        turns.charge(ANN, 1_000_000, 0);
+        assert!(turns.start_tag(BOB) < turns.start_tag(ANN));
+        turns.charge(BOB, 10, 0);
+        turns.charge(ANN, 1_000_000, 0);
+        assert!(turns.start_tag(BOB) < turns.start_tag(ANN));
+    }
+
+    #[test]
+    fn idle_time_earns_no_credit() {
+        let mut turns = FairScheduler::default();
+        (0..1000).for_each(|_| turns.charge(ANN, 1000, 0));
+        turns.charge(BOB, 5000, 0);
+        assert!(turns.start_tag(BOB) > turns.start_tag(ANN), "one long turn, then it is the other's");
+    }
+
+    #[test]
+    fn slices_are_short_only_under_contention() {
+        let mut turns = FairScheduler::default();
+        turns.charge(ANN, 10, 0);
+        turns.charge(ANN, 10, 1);
+        assert_eq!(turns.slice_ns(2), UNCONTENDED_SLICE_NS);
+        turns.charge(BOB, 10, 3);
+        assert_eq!(turns.slice_ns(4), CONTENDED_SLICE_NS);
+        assert_eq!(turns.slice_ns(3 + CONTENTION_WINDOW_NS), UNCONTENDED_SLICE_NS);
+    }
+
+    #[test]
+    fn the_table_of_users_is_bounded() {
+        let mut turns = FairScheduler::default();
+        (0..100_000).for_each(|uid| turns.charge(uid, 10, 0));
+        assert!(turns.finish_tags.len() <= MAX_USERS + 1);
+    }
+}

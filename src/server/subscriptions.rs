@@ -1,0 +1,135 @@
+//! Those who watch: whose stream is due what, and when.
+//!
+//! Owns the list of streams and the times at which domains are told. Knows no socket: gives places, not connections.
+//! A watcher that is late is told from now on; a burst of old figures helps nobody.
+
+use super::dispatch::SubscriptionKind;
+use crate::protocol::Access;
+use crate::service::access::Peer;
+use crate::service::reply_to::ConnectionId;
+
+/// Until a sampler that rested has read again: a first answer before that would pair this instant with energy of up
+/// to a second ago.
+const SAMPLER_WAKE_NS: u64 = 5_000_000;
+
+/// Everybody who watches something.
+#[derive(Debug, Default)]
+pub struct Subscriptions {
+    list: Vec<ClientSubscription>,
+}
+
+#[derive(Debug)]
+struct ClientSubscription {
+    index: usize,
+    connection: ConnectionId,
+    peer: Peer,
+    kind: SubscriptionKind,
+    /// When the domains are to be told; never for spans.
+    due_ns: u64,
+}
+
+impl Subscriptions {
+    /// Somebody begins to watch, at `now_ns`.
+    pub fn add(&mut self, place: usize, id: ConnectionId, peer: Peer, what: SubscriptionKind, now_ns: u64) {
+        let due_ns = match what {
+            SubscriptionKind::Spans => u64::MAX,
+            SubscriptionKind::Domains { .. } => now_ns + SAMPLER_WAKE_NS,
+        };
+        self.list.push(ClientSubscription { index: place, connection: id, peer, kind: what, due_ns });
+    }
+
+    /// A connection watches no longer; whether it did.
+    pub fn remove(&mut self, id: ConnectionId) -> bool {
+        let before = self.list.len();
+        self.list.retain(|watcher| watcher.connection != id);
+        self.list.len() < before
+    }
+
+    /// How many streams a user has.
+    pub fn count_of_user(&self, uid: u32) -> usize {
+        self.list.iter().filter(|watcher| watcher.peer.uid == uid).count()
+    }
+
+    /// How many watch the domains.
+    pub fn domain_subscriber_count(&self) -> usize {
+        self.list.iter().filter(|watcher| matches!(watcher.kind, SubscriptionKind::Domains { .. })).count()
+    }
+
+    /// The places of all who watch spans.
+    pub fn span_subscribers(&self) -> Vec<usize> {
+        self.list
+            .iter()
+            .filter(|watcher| watcher.kind == SubscriptionKind::Spans)
+            .map(|watcher| watcher.index)
+            .collect()
+    }
+
+    /// The places of those who may see the account of a span of this user; `coarse`: it is one that a coarse caller may
+    /// see.
+    pub fn account_subscribers(&self, uid: u32, coarse: bool) -> Vec<usize> {
+        let own = |peer: &Peer| peer.uid == uid && (coarse || peer.access >= Access::Span);
+        let sees = |peer: &Peer| own(peer) || peer.access >= Access::Telemetry;
+        let watchers =
+            self.list.iter().filter(|watcher| watcher.kind == SubscriptionKind::Spans && sees(&watcher.peer));
+        watchers.map(|watcher| watcher.index).collect()
+    }
+
+    /// When the next is to be told of the domains.
+    pub fn next_due_ns(&self) -> Option<u64> {
+        self.list.iter().map(|watcher| watcher.due_ns).min().filter(|due_ns| *due_ns < u64::MAX)
+    }
+
+    /// The places of those who are to be told of the domains now; they are due again a period later.
+    pub fn take_due(&mut self, now_ns: u64) -> Vec<usize> {
+        let mut places = Vec::new();
+        for watcher in &mut self.list {
+            if let (SubscriptionKind::Domains { period_ns }, true) = (watcher.kind, watcher.due_ns <= now_ns)
+            {
+                watcher.due_ns = (watcher.due_ns + period_ns).max(now_ns);
+                places.push(watcher.index);
+            }
+        }
+        places
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn peer(uid: u32, access: Access) -> Peer {
+        Peer { uid, access, unlimited: false }
+    }
+
+    #[test]
+    fn accounts_are_sent_to_their_user_and_to_telemetry_only() {
+        let mut audience = Subscriptions::default();
+        audience.add(0, 10, peer(1000, Access::Span), SubscriptionKind::Spans, 0);
+        audience.add(1, 11, peer(2000, Access::Span), SubscriptionKind::Spans, 0);
+        audience.add(2, 12, peer(3000, Access::Telemetry), SubscriptionKind::Spans, 0);
+        audience.add(3, 13, peer(3000, Access::Telemetry), SubscriptionKind::Domains { period_ns: 5 }, 0);
+        audience.add(4, 14, peer(1000, Access::Coarse), SubscriptionKind::Spans, 0);
+        assert_eq!(audience.account_subscribers(1000, false), [0, 2]);
+        assert_eq!(audience.account_subscribers(1000, true), [0, 2, 4]);
+        assert_eq!(audience.account_subscribers(2000, true), [1, 2]);
+        assert!(audience.remove(14));
+        assert_eq!((audience.count_of_user(3000), audience.domain_subscriber_count()), (2, 1));
+        assert!(audience.remove(12) && !audience.remove(12));
+        assert_eq!(audience.account_subscribers(1000, false), [0]);
+    }
+
+    #[test]
+    fn domains_are_sent_each_period_and_missed_periods_are_skipped() {
+        let mut audience = Subscriptions::default();
+        assert_eq!(audience.next_due_ns(), None);
+        audience.add(4, 14, peer(0, Access::Admin), SubscriptionKind::Domains { period_ns: 100 }, 1000);
+        let begun_ns = 1000 + SAMPLER_WAKE_NS;
+        assert!(audience.take_due(begun_ns - 1).is_empty(), "the samplers have not read yet");
+        assert_eq!((audience.take_due(begun_ns), audience.next_due_ns()), (vec![4], Some(begun_ns + 100)));
+        assert!(audience.take_due(begun_ns + 99).is_empty());
+        assert_eq!(
+            (audience.take_due(begun_ns + 450), audience.next_due_ns()),
+            (vec![4], Some(begun_ns + 450))
+        );
+    }
+}
