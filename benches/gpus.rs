@@ -50,8 +50,8 @@ fn measure(each: Duration) -> Result<(), Box<dyn std::error::Error>> {
     for (what, knob, ns) in calls {
         let machine = machine(knob, ns)?;
         let daemon = Daemon::start(&machine)?;
-        let client = Client::over(UnixStream::connect(&daemon.socket)?)?;
-        let span = client.span("bench")?;
+        let client = Client::from_stream(UnixStream::connect(&daemon.socket)?)?;
+        let span = client.open_span("bench")?;
         std::thread::sleep(Duration::from_secs(2));
         let (began, before) = (Instant::now(), daemon.spent()?);
         std::thread::sleep(each);

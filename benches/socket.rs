@@ -166,11 +166,13 @@ fn message(write: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
 
 fn open(span: &str, oneway: bool) -> Vec<u8> {
     let parameters = OpenSpan { span: Some(span.into()), ..OpenSpan::default() };
-    message(|out| if oneway { Call::oneway(parameters).write(out) } else { Call::new(parameters).write(out) })
+    message(
+        |out| if oneway { Call::oneway(parameters).encode(out) } else { Call::new(parameters).encode(out) },
+    )
 }
 
 fn close(span: &str) -> Vec<u8> {
-    message(|out| Call::new(CloseSpan { span: span.into(), ..CloseSpan::default() }).write(out))
+    message(|out| Call::new(CloseSpan { span: span.into(), ..CloseSpan::default() }).encode(out))
 }
 
 /// Sends and waits for one answer.
@@ -324,7 +326,7 @@ fn many_open(daemon: &Daemon, table: &mut Table) {
     let requests: Vec<u8> = (0..SPANS).flat_map(|span| open(&format!("held-{span}"), true)).collect();
     stream.write_all(&requests).expect("a daemon that reads");
     let mut buffer = vec![0; 1 << 16];
-    trip(&mut stream, &message(|out| Call::new(GetInfo {}).write(out)), &mut buffer);
+    trip(&mut stream, &message(|out| Call::new(GetInfo {}).encode(out)), &mut buffer);
     let more = daemon.resident_mb() - before;
     let mut times = Histogram::<u64>::new(3).expect("a histogram");
     for turn in 0..2000 {
@@ -355,7 +357,7 @@ fn start_up(table: &mut Table) {
         let begun = Instant::now();
         let daemon = Daemon::spawn(true);
         let mut stream = daemon.connect();
-        let request = message(|out| Call::new(GetInfo {}).write(out));
+        let request = message(|out| Call::new(GetInfo {}).encode(out));
         let mut buffer = vec![0; 1 << 16];
         loop {
             trip(&mut stream, &request, &mut buffer);

@@ -287,8 +287,8 @@ fn steady_load() {
         let mut calls = Vec::new();
         for _ in 0..10 * EACH_MS {
             let span = format!("load-{}", calls.len() as u64 + tick * 1_000_000);
-            Call::oneway(OpenSpan { span: Some(span.clone()), ..OpenSpan::default() }).write(&mut calls);
-            Call::new(CloseSpan { span, ..CloseSpan::default() }).write(&mut calls);
+            Call::oneway(OpenSpan { span: Some(span.clone()), ..OpenSpan::default() }).encode(&mut calls);
+            Call::new(CloseSpan { span, ..CloseSpan::default() }).encode(&mut calls);
         }
         stream.write_all(&calls).expect("a daemon that reads");
         if tick % 100 == 0 && started.elapsed() > Duration::from_secs(5) {

@@ -10,7 +10,7 @@ use std::sync::Mutex;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use crate::client::{Client, Failure};
+use crate::client::{Client, ClientError};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::domain::Liveness;
@@ -75,11 +75,11 @@ impl EmbeddedMeter {
     }
 
     /// A connection to it, as to a daemon; there are a few, made at the start.
-    pub fn connect(&self) -> Result<Client, Failure> {
+    pub fn connect(&self) -> Result<Client, ClientError> {
         let connection = self.unused_connections.lock().map(|mut free| free.pop());
         match connection {
-            Ok(Some(stream)) => Client::over(stream),
-            _ => Err(Failure::Gone),
+            Ok(Some(stream)) => Client::from_stream(stream),
+            _ => Err(ClientError::ConnectionClosed),
         }
     }
 }

@@ -18,7 +18,7 @@ use wattspan::client::Client;
 use wattspan::config::Config;
 use wattspan::domain::{Duplicate, Liveness};
 use wattspan::embedded::EmbeddedMeter;
-use wattspan::protocol::{DomainStatus, Info};
+use wattspan::protocol::{DaemonInfo, DomainStatus};
 
 const MS: u64 = 1_000_000;
 
@@ -116,12 +116,12 @@ fn start(living: &Living) -> Started {
 }
 
 impl Started {
-    fn info(&self) -> Info {
+    fn info(&self) -> DaemonInfo {
         self.client.info().unwrap()
     }
 
     /// Asks until it is so, at most so long.
-    fn until(&self, within: Duration, what: &str, holds: impl Fn(&Info) -> bool) -> Info {
+    fn until(&self, within: Duration, what: &str, holds: impl Fn(&DaemonInfo) -> bool) -> DaemonInfo {
         let end = Instant::now() + within;
         loop {
             let info = self.info();
@@ -134,22 +134,22 @@ impl Started {
     }
 
     fn span_of(&self, length: Duration) -> Account {
-        let span = self.client.span("one").unwrap();
+        let span = self.client.open_span("one").unwrap();
         thread::sleep(length);
         span.close().unwrap()
     }
 }
 
-fn counted(info: &Info) -> Vec<&str> {
+fn counted(info: &DaemonInfo) -> Vec<&str> {
     info.domains.iter().filter(|domain| domain.counted).map(|domain| &*domain.name).collect()
 }
 
-fn second(info: &Info) -> &DomainStatus {
+fn second(info: &DaemonInfo) -> &DomainStatus {
     &info.domains[1]
 }
 
 /// Whether it is not known of two live domains if they are one.
-fn is_in_doubt(info: &Info) -> bool {
+fn is_in_doubt(info: &DaemonInfo) -> bool {
     let live = info.domains.iter().all(|domain| domain.liveness == Liveness::Live);
     live && second(info).duplicate == Some(Duplicate::Undecided)
 }
@@ -259,7 +259,7 @@ fn a_decision_holds_from_its_instant_on_and_never_backwards() {
     let meter = start(&living);
     meter.until(DECIDED_WITHIN, "both live", |info| counted(info).len() == 1 && info.at_least == Some(true));
     let settled = meter.span_of(Duration::from_millis(30));
-    let across = meter.client.span("across").unwrap();
+    let across = meter.client.open_span("across").unwrap();
     let from_ns = meter.info().now_ns;
     assert_eq!(second(&meter.info()).duplicate, Some(Duplicate::Undecided));
     apart_ns.store(wattspan::clock::monotonic_ns(), Ordering::Relaxed);
@@ -275,8 +275,8 @@ fn a_decision_holds_from_its_instant_on_and_never_backwards() {
     }
     total_is_of(&after, &["package-0", "package-1"]);
     assert_eq!(after.at_least, None);
-    assert_eq!(meter.client.account(&settled.span).unwrap(), settled, "settled accounts never change");
-    let window = |from_ns: u64, to_ns: u64| meter.client.window(from_ns as i64, to_ns as i64).unwrap();
+    assert_eq!(meter.client.span_account(&settled.span).unwrap(), settled, "settled accounts never change");
+    let window = |from_ns: u64, to_ns: u64| meter.client.read_window(from_ns as i64, to_ns as i64).unwrap();
     let now_ns = meter.info().now_ns;
     assert_eq!(window(from_ns, now_ns).at_least, Some(true));
     assert_eq!(window(after_ns, now_ns).at_least, None);
@@ -287,7 +287,7 @@ fn one_counter_in_two_numbered_packages_is_counted_once_when_its_levels_show_it(
     // A virtual machine may show one register of its host in two packages of its own.
     let Some(living) = one_counter_twice(["package-0", "package-1"], LOADED, 2).live() else { return };
     let meter = start(&living);
-    let across = meter.client.span("across").unwrap();
+    let across = meter.client.open_span("across").unwrap();
     meter.until(DECIDED_WITHIN, "one counter is recognised", |info| {
         second(info).duplicate == Some(Duplicate::Same)
     });

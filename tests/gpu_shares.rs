@@ -45,7 +45,7 @@ fn meter(library: &Library) -> (EmbeddedMeter, Client) {
 
 fn account(client: &Client, pid: u64, ms: u64) -> Account {
     let opening = OpenSpan { process: Some(pid as i64), ..OpenSpan::default() };
-    let span = client.open(opening).unwrap();
+    let span = client.open_span_with(opening).unwrap();
     std::thread::sleep(Duration::from_millis(ms));
     span.close().unwrap()
 }

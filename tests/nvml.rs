@@ -590,7 +590,7 @@ impl Daemon {
     fn client(&self) -> Client {
         let socket = self.folder.path().join("run/wattspan.sock");
         until("it listens", || UnixStream::connect(&socket).is_ok());
-        Client::over(UnixStream::connect(&socket).unwrap()).unwrap()
+        Client::from_stream(UnixStream::connect(&socket).unwrap()).unwrap()
     }
 
     fn log(&self) -> String {
@@ -615,7 +615,7 @@ fn a_daemon_whose_board_hangs_says_so_serves_everybody_and_ends_when_it_is_told(
         info.domains.iter().map(|domain| (domain.liveness, domain.reason.clone())).collect::<Vec<_>>()
     };
     until("both live", || live(&client).iter().all(|domain| domain.0 == Liveness::Live));
-    let span = client.span("question").unwrap();
+    let span = client.open_span("question").unwrap();
     library.set(0, Knob::Hangs, 1);
     until("the hang is seen", || live(&client)[0].0 == Liveness::Lost);
     let states = live(&client);
@@ -640,7 +640,7 @@ fn a_daemon_is_ready_while_the_library_hangs_and_its_totals_are_unknown_until_th
     assert_eq!(starting.len(), 1, "{starting:?}");
     assert_eq!((&*starting[0].name, starting[0].liveness), ("nvml", Liveness::Starting), "{starting:?}");
     assert!(starting[0].counted && starting[0].reason.as_ref().unwrap().contains("has not answered"));
-    let across = client.span("across").unwrap();
+    let across = client.open_span("across").unwrap();
     library.turn(Driver::InitHangs, 0);
     until("the boards are there", || {
         let info = client.info().unwrap();
@@ -649,7 +649,7 @@ fn a_daemon_is_ready_while_the_library_hangs_and_its_totals_are_unknown_until_th
         let live: BTreeSet<&str> = live.map(|domain| domain.name.as_str()).collect();
         live == BTreeSet::from(["gpu-0", "gpu-1"]) && info.domains.len() == 2
     });
-    let after = client.span("after").unwrap();
+    let after = client.open_span("after").unwrap();
     std::thread::sleep(Duration::from_millis(300));
     let (after, across) = (after.close().unwrap(), across.close().unwrap());
     assert_eq!((across.share_uj, across.window_uj), (None, None), "{across:?}");

@@ -16,7 +16,7 @@ use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use support::{STEADY, TestDaemon};
 use tokio::net::{TcpListener, TcpStream};
-use wattspan::http::Pieces;
+use wattspan::http::BufferedBody;
 use wire::{Stub, Talk, TestProxy, question};
 
 const EVENTS: &str = "data: {\"choices\":[{\"delta\":{\"content\":\"x\"}}]}\n\ndata: [DONE]\n\n";
@@ -48,7 +48,7 @@ async fn answer<S: hyper::rt::Read + hyper::rt::Write + Unpin + Send + 'static>(
         let trailers = HeaderMap::from_iter([(http::HeaderName::from_static("x-sum"), "7".parse().unwrap())]);
         // Of unknown length, as streams are.
         let pieces = [Bytes::from(EVENTS)].into();
-        let stream = Pieces { pieces, trailers: Some(trailers), known: false };
+        let stream = BufferedBody { chunks: pieces, trailers: Some(trailers), has_known_length: false };
         let reply = Response::builder()
             .header("content-type", "text/event-stream")
             .header("x-version", version)

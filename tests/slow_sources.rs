@@ -19,7 +19,7 @@ use wattspan::client::Client;
 use wattspan::config::Config;
 use wattspan::domain::Liveness;
 use wattspan::embedded::EmbeddedMeter;
-use wattspan::protocol::{DomainStatus, Info};
+use wattspan::protocol::{DaemonInfo, DomainStatus};
 use wattspan::sources::Settings;
 
 /// How long anything may take before a test gives up; only ever a limit, never an expectation.
@@ -72,7 +72,7 @@ impl Daemon {
             }
         }
         let socket = self.folder.path().join("run/wattspan.sock");
-        Client::over(UnixStream::connect(socket).unwrap()).unwrap()
+        Client::from_stream(UnixStream::connect(socket).unwrap()).unwrap()
     }
 }
 
@@ -83,12 +83,12 @@ impl Drop for Daemon {
     }
 }
 
-fn named<'a>(info: &'a Info, name: &str) -> Option<&'a DomainStatus> {
+fn named<'a>(info: &'a DaemonInfo, name: &str) -> Option<&'a DomainStatus> {
     info.domains.iter().find(|domain| domain.name == name)
 }
 
 fn span_of(client: &Client, length: Duration) -> Account {
-    let span = client.span("one").unwrap();
+    let span = client.open_span("one").unwrap();
     std::thread::sleep(length);
     span.close().unwrap()
 }
@@ -139,7 +139,7 @@ fn a_file_that_blocks_when_opened_delays_no_readiness_and_its_domain_comes_later
     is_unknown_for(&before, "powercap");
     let card = &before.domains.iter().find(|share| share.domain == "intelgpu-0");
     assert!(card.is_some_and(|share| share.share_uj > Some(0)), "{before:?}");
-    let across = client.span("across").unwrap();
+    let across = client.open_span("across").unwrap();
     living.release();
     until("the package is live", || {
         let info = client.info().unwrap();
@@ -154,7 +154,7 @@ fn a_file_that_blocks_when_opened_delays_no_readiness_and_its_domain_comes_later
     let (shown, error) = (after.share_uj.unwrap() as f64, after.error_uj.unwrap() as f64);
     let truth = truth(PACKAGE) + truth(CARD);
     assert!((shown - truth).abs() <= error && error < truth, "truth {truth}: {after:?}");
-    assert_eq!(client.account(&before.span).unwrap().share_uj, None, "settled accounts never change");
+    assert_eq!(client.span_account(&before.span).unwrap().share_uj, None, "settled accounts never change");
     let balance = client.balance().unwrap();
     let package = balance.iter().find(|balance| balance.domain == "package-0").unwrap();
     assert_eq!(package.measured_uj, package.attributed_uj + package.unattributed_uj);
@@ -189,7 +189,7 @@ fn a_source_that_ends_without_a_domain_makes_totals_known_again() {
     let daemon = Daemon::on(&stand_in.settings(&["powercap", "estimate"]));
     let client = daemon.ready_client();
     is_unknown_for(&span_of(&client, Duration::from_millis(30)), "powercap");
-    let across = client.span("across").unwrap();
+    let across = client.open_span("across").unwrap();
     // A writer lets the open succeed, and a pipe shows no number at an offset.
     drop(fs::OpenOptions::new().write(true).open(pipe_of(&stand_in)).unwrap());
     until("the source has answered", || named(&client.info().unwrap(), "powercap").is_none());

@@ -9,11 +9,11 @@ use super::MeterOptions;
 use super::eprint_message;
 use super::exit_status::{CliError, NO_COUNTER, USAGE};
 use super::terminal::printable;
-use crate::client::{Client, Failure, Place};
+use crate::client::{Client, ClientError, SocketPath};
 use crate::config::{AcceptedOwner, Config, Flags, SourceConfig};
 use crate::domain::Liveness;
 use crate::embedded::EmbeddedMeter;
-use crate::protocol::{Access, Info, Refusal};
+use crate::protocol::{Access, DaemonInfo, MethodError};
 
 /// How late a message may come where nobody waits for accounts.
 const LONG_HORIZON_MS: f64 = 250.0;
@@ -26,7 +26,7 @@ pub struct MeterConnector {
 }
 
 enum MeterBackend {
-    Daemon(Place),
+    Daemon(SocketPath),
     Embedded(Box<EmbeddedMeter>),
 }
 
@@ -50,7 +50,7 @@ impl MeterConnector {
     }
 
     fn open_with_horizon(options: &MeterOptions, horizon_ms: f64) -> Result<(Self, Client), CliError> {
-        let place = options.socket.clone().map_or_else(Place::usual, Place::Named);
+        let place = options.socket.clone().map_or_else(SocketPath::from_env, SocketPath::Explicit);
         if options.replay.is_some() || options.config.is_some() {
             return Self::start_embedded(options, None, horizon_ms);
         }
@@ -58,8 +58,8 @@ impl MeterConnector {
             (Ok(client), _) => {
                 Ok((MeterConnector { backend: MeterBackend::Daemon(place), fallback_notice: None }, client))
             }
-            (Err(error), Place::Named(_)) => Err(error.into()),
-            (Err(error), Place::Usual(_)) => {
+            (Err(error), SocketPath::Explicit(_)) => Err(error.into()),
+            (Err(error), SocketPath::Search(_)) => {
                 Self::start_embedded(options, Some(fallback_notice(&error)), horizon_ms)
             }
         }
@@ -85,7 +85,7 @@ impl MeterConnector {
                 ),
             ));
         }
-        let place = options.socket.clone().map_or_else(Place::usual, Place::Named);
+        let place = options.socket.clone().map_or_else(SocketPath::from_env, SocketPath::Explicit);
         Ok(Client::connect(&place)?)
     }
 
@@ -107,7 +107,7 @@ impl MeterConnector {
     }
 
     /// Another connection to the same meter.
-    pub fn connect(&self) -> Result<Client, Failure> {
+    pub fn connect(&self) -> Result<Client, ClientError> {
         match &self.backend {
             MeterBackend::Daemon(place) => Client::connect(place),
             MeterBackend::Embedded(embedded) => embedded.connect(),
@@ -126,7 +126,7 @@ impl MeterConnector {
         match &self.backend {
             MeterBackend::Daemon(place) => MeterDescription {
                 kind: "daemon",
-                socket: Some(place.path().display().to_string()),
+                socket: Some(place.display_path().display().to_string()),
                 remark: None,
             },
             MeterBackend::Embedded(_) => {
@@ -154,9 +154,9 @@ fn load_config(options: &MeterOptions) -> Result<(Config, Option<String>), CliEr
     }
 }
 
-fn fallback_notice(error: &Failure) -> String {
+fn fallback_notice(error: &ClientError) -> String {
     match error {
-        Failure::Unreachable { path, .. } => format!(
+        ClientError::Unreachable { path, .. } => format!(
             "no daemon at {}: measuring in this process (start wattspand for a meter that every user shares)",
             path.display()
         ),
@@ -165,7 +165,7 @@ fn fallback_notice(error: &Failure) -> String {
 }
 
 /// Trouble, if nothing of this machine can be measured or estimated.
-pub fn ensure_measurable(info: &Info) -> Result<(), CliError> {
+pub fn ensure_measurable(info: &DaemonInfo) -> Result<(), CliError> {
     let measurable = info.domains.iter().any(|domain| domain.counted && domain.liveness == Liveness::Live);
     // Without any access the domains are not told, and whoever asks on is told so.
     if measurable || (info.domains.is_empty() && info.access < Access::Coarse) {
@@ -181,10 +181,10 @@ pub fn ensure_measurable(info: &Info) -> Result<(), CliError> {
 }
 
 /// Trouble, if this user may open no spans, as the meter itself would say at the first one.
-pub fn ensure_span_access(info: &Info) -> Result<(), CliError> {
+pub fn ensure_span_access(info: &DaemonInfo) -> Result<(), CliError> {
     if info.access < Access::Coarse {
-        let needs = Access::Coarse.word().to_owned();
-        return Err(Failure::Refused(Refusal::AccessDenied { needs }).into());
+        let needs = Access::Coarse.as_str().to_owned();
+        return Err(ClientError::Method(MethodError::AccessDenied { needs }).into());
     }
     Ok(())
 }

@@ -24,7 +24,7 @@ use super::{MeterOptions, output};
 use crate::config::{AccessGroups, join_commands};
 use crate::domain::{Duplicate, Kind, Liveness};
 use crate::privileges::ProcessPrivileges;
-use crate::protocol::{Access, DomainStatus, Info, Keeping, SamplerStatus};
+use crate::protocol::{Access, DaemonInfo, DomainStatus, SamplerStatus, StoreStatus};
 
 /// How long the counters are watched under load.
 const LOAD_DURATION: Duration = Duration::from_millis(300);
@@ -36,7 +36,7 @@ const TICK_INTERVAL: Duration = Duration::from_millis(20);
 struct DoctorOutput<'a> {
     meter: MeterDescription,
     #[serde(flatten)]
-    info: &'a Info,
+    info: &'a DaemonInfo,
 }
 
 /// Examines and tells.
@@ -54,7 +54,7 @@ pub fn doctor(options: &MeterOptions) -> Result<u8, CliError> {
 
 /// Keeps one CPU busy while the domains are watched, so that the samplers run fast and the counters move. A caller who
 /// may not watch is told what is known without.
-fn watch_under_load(connector: &MeterConnector, info: &Info) {
+fn watch_under_load(connector: &MeterConnector, info: &DaemonInfo) {
     let busy = AtomicBool::new(true);
     thread::scope(|scope| {
         scope.spawn(|| {
@@ -70,7 +70,7 @@ fn watch_under_load(connector: &MeterConnector, info: &Info) {
     });
 }
 
-fn watch_domains(connector: &MeterConnector, info: &Info) -> Result<(), CliError> {
+fn watch_domains(connector: &MeterConnector, info: &DaemonInfo) -> Result<(), CliError> {
     let deadline = Instant::now() + LOAD_DURATION;
     let ticks = DomainTicks::open(connector, connector.connect()?, info, TICK_INTERVAL)?;
     for tick in ticks {
@@ -82,7 +82,7 @@ fn watch_domains(connector: &MeterConnector, info: &Info) -> Result<(), CliError
     Ok(())
 }
 
-fn render_doctor(meter: &MeterDescription, info: &Info, terminal: Terminal) -> String {
+fn render_doctor(meter: &MeterDescription, info: &DaemonInfo, terminal: Terminal) -> String {
     let mut out = String::new();
     let meter_text = match (&meter.socket, &meter.remark) {
         (Some(socket), _) => format!("the daemon at {socket}"),
@@ -138,7 +138,7 @@ fn render_doctor(meter: &MeterDescription, info: &Info, terminal: Terminal) -> S
 
 /// What the user of a Mac can do for those who have none: Apple documents neither interface, and what is known of them
 /// comes from other programs.
-fn apple_notice(info: &Info) -> Option<&'static str> {
+fn apple_notice(info: &DaemonInfo) -> Option<&'static str> {
     let is_apple_source = |source: &str| matches!(source, "ioreport" | "smc");
     let has_apple_source = info.domains.iter().any(|domain| is_apple_source(&domain.source))
         || info.absent.iter().any(|absent| is_apple_source(&absent.source));
@@ -186,7 +186,7 @@ fn render_samplers(samplers: &[SamplerStatus], terminal: Terminal) -> String {
 }
 
 /// How the ledger on disk is.
-fn describe_store(keeping: &Keeping) -> String {
+fn describe_store(keeping: &StoreStatus) -> String {
     let megabytes = keeping.bytes as f64 / 1e6;
     let mut text = match &keeping.reason {
         reason if keeping.durable => {
@@ -225,7 +225,7 @@ fn describe_store(keeping: &Keeping) -> String {
 }
 
 /// What the batteries deliver beside the sum of what is counted: a slow check from outside, never part of any sum.
-fn compare_with_battery(info: &Info) -> Option<String> {
+fn compare_with_battery(info: &DaemonInfo) -> Option<String> {
     let domains = &info.domains;
     let power_of = |wanted: &dyn Fn(&DomainStatus) -> bool| -> Option<u64> {
         let powers: Vec<u64> =
@@ -357,7 +357,7 @@ mod tests {
 
     #[test]
     fn the_store_description_names_losses_and_retention() {
-        let sound = Keeping {
+        let sound = StoreStatus {
             durable: true,
             reason: None,
             bytes: 2_000_000,
@@ -369,14 +369,15 @@ mod tests {
             bytes_per_account: None,
         };
         assert_eq!(describe_store(&sound), "Accounts are on disk before they are answered (2.0 MB).");
-        let lossy = Keeping { reason: Some("accounts 3 to 9 may be lost since T".into()), ..sound.clone() };
+        let lossy =
+            StoreStatus { reason: Some("accounts 3 to 9 may be lost since T".into()), ..sound.clone() };
         assert!(
             describe_store(&lossy).contains("are on disk")
                 && describe_store(&lossy).contains("accounts 3 to 9 may be lost since T")
         );
-        let failing = Keeping { durable: false, ..lossy.clone() };
+        let failing = StoreStatus { durable: false, ..lossy.clone() };
         assert!(describe_store(&failing).contains("not durable"));
-        let busy = Keeping {
+        let busy = StoreStatus {
             keeps_s: Some(100_000),
             limited_by: Some("size".into()),
             accounts_per_h: Some(360_000),

@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use super::connect::MeterConnector;
 use super::exit_status::CliError;
-use crate::client::{Client, Failure, Stream};
-use crate::protocol::{Access, CancelSpan, DomainTick, Info, OpenSpan, Refusal};
+use crate::client::{Client, ClientError, ReplyStream};
+use crate::protocol::{Access, CancelSpan, DaemonInfo, DomainSnapshot, MethodError, OpenSpan};
 
 /// How long the samplers are kept awake before the first tick counts.
 const WARM_UP: Duration = Duration::from_millis(60);
@@ -24,7 +24,7 @@ const STALL_TIMEOUT: Duration = Duration::from_secs(10);
 /// Ticks without end, until the first failure.
 pub enum DomainTicks {
     /// The daemon sends them.
-    Streamed(Stream<DomainTick>),
+    Streamed(ReplyStream<DomainSnapshot>),
     /// The daemon is asked for them.
     Polled(DomainPoller),
 }
@@ -42,12 +42,12 @@ impl DomainTicks {
     pub fn open(
         connector: &MeterConnector,
         client: Client,
-        info: &Info,
+        info: &DaemonInfo,
         interval: Duration,
     ) -> Result<Self, CliError> {
         match info.access {
             Access::None | Access::Coarse => {
-                Err(Failure::Refused(Refusal::AccessDenied { needs: "span".into() }).into())
+                Err(ClientError::Method(MethodError::AccessDenied { needs: "span".into() }).into())
             }
             Access::Span => {
                 let request =
@@ -67,7 +67,7 @@ impl DomainTicks {
 }
 
 /// Watches on a connection of its own until the samplers are fast; they stay so for a while after.
-fn warm_up_samplers(connector: &MeterConnector) -> Result<(), Failure> {
+fn warm_up_samplers(connector: &MeterConnector) -> Result<(), ClientError> {
     let mut stream = connector.connect()?.watch_domains(Some(WARM_UP_HZ))?;
     let first = stream.next().transpose()?;
     let start_ns = first.map_or(0, |tick| tick.now_ns);
@@ -81,7 +81,7 @@ fn warm_up_samplers(connector: &MeterConnector) -> Result<(), Failure> {
 }
 
 impl Iterator for DomainTicks {
-    type Item = Result<DomainTick, Failure>;
+    type Item = Result<DomainSnapshot, ClientError>;
 
     fn next(&mut self) -> Option<Self::Item> {
         match self {
@@ -92,12 +92,12 @@ impl Iterator for DomainTicks {
 }
 
 impl DomainPoller {
-    fn poll(&mut self) -> Result<DomainTick, Failure> {
+    fn poll(&mut self) -> Result<DomainSnapshot, ClientError> {
         if !std::mem::replace(&mut self.first, false) {
             thread::sleep(self.interval);
         }
         let info = self.client.info()?;
-        Ok(DomainTick { now_ns: info.now_ns, domains: info.domains, at_least: info.at_least })
+        Ok(DomainSnapshot { now_ns: info.now_ns, domains: info.domains, at_least: info.at_least })
     }
 }
 

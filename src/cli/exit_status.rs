@@ -5,7 +5,7 @@
 use std::fmt;
 use std::io;
 
-use crate::client::Failure;
+use crate::client::ClientError;
 use crate::config::{AccessGroups, group_exists, join_commands};
 
 /// All went well.
@@ -86,11 +86,11 @@ impl fmt::Display for CliError {
     }
 }
 
-impl From<Failure> for CliError {
-    fn from(error: Failure) -> Self {
+impl From<ClientError> for CliError {
+    fn from(error: ClientError) -> Self {
         let status = match &error {
-            Failure::Unreachable { .. } => UNREACHABLE,
-            error if error.is_denied() => PERMISSION_DENIED,
+            ClientError::Unreachable { .. } => UNREACHABLE,
+            error if error.is_permission_denied() => PERMISSION_DENIED,
             _ => FAILURE,
         };
         let cause = match status {
@@ -126,7 +126,8 @@ mod tests {
     #[test]
     fn the_hint_for_a_member_of_the_telemetry_group_alone_names_both_groups() {
         // The socket has one group, so that this is all that such a member sees of it.
-        let error = CliError::from(Failure::KeptOut { path: "/run/wattspan/wattspan.sock".into() });
+        let error =
+            CliError::from(ClientError::PermissionDenied { path: "/run/wattspan/wattspan.sock".into() });
         assert_eq!(error.status, PERMISSION_DENIED);
         let message = error.to_string();
         assert!(message.contains("need wattspan-telemetry as well as wattspan"), "{message}");

@@ -6,10 +6,11 @@ use std::time::Duration;
 
 use super::exit_status::{CliError, OK};
 use super::{MeterOptions, eprint_message};
-use crate::client::Place;
-use crate::http::Target;
+use crate::client::SocketPath;
+use crate::http::BaseUrl;
 use crate::proxy::{
-    Annotate, FigureGroup, ListenAddress, Listening, ServerProcess, Settings, USUAL_PATIENCE, gid_of,
+    AnnotationGroup, AnnotationMode, BoundProxy, DEFAULT_ACCOUNT_TIMEOUT, ListenAddress, ProxySettings,
+    ServerProcess, lookup_gid,
 };
 
 /// Where to listen, whom to forward to, and how to tell the energy.
@@ -23,7 +24,7 @@ pub struct ProxyArgs {
     listen_group: Option<String>,
     /// Forward to this server: http:// or https://, with or without a base path
     #[arg(long, value_name = "URL")]
-    upstream: Target,
+    upstream: BaseUrl,
     /// Speak HTTP/2 to the server from the first byte (with https it is agreed on by itself)
     #[arg(long)]
     upstream_http2: bool,
@@ -52,7 +53,7 @@ pub struct ProxyArgs {
     #[arg(long, requires = "paths")]
     only_paths: bool,
     /// How long a reply may wait for its account, at most
-    #[arg(long, value_name = "MILLISECONDS", default_value_t = USUAL_PATIENCE.as_millis() as u64)]
+    #[arg(long, value_name = "MILLISECONDS", default_value_t = DEFAULT_ACCOUNT_TIMEOUT.as_millis() as u64)]
     patience: u64,
     /// Connections at a time; more wait
     #[arg(long, value_name = "N", default_value_t = 8192, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
@@ -82,30 +83,30 @@ pub fn proxy(options: &MeterOptions, args: &ProxyArgs) -> Result<u8, CliError> {
         return Err(anyhow::anyhow!("the proxy asks a daemon and measures nothing itself; {hint}").into());
     }
     let descriptor_limit = raise_descriptor_limit();
-    let settings = Settings {
+    let settings = ProxySettings {
         listen: args.listen.clone(),
         listen_group: listen_gid(args)?,
-        target: args.upstream.clone(),
+        upstream: args.upstream.clone(),
         http2_only: args.upstream_http2,
-        server: server_process(args),
-        place: options.socket.clone().map_or_else(Place::usual, Place::Named),
-        annotate: match args.annotate {
-            AnnotateMode::Off => Annotate::Off,
-            AnnotateMode::Headers => Annotate::Headers,
-            AnnotateMode::Usage => Annotate::Usage,
+        server_process: server_process(args),
+        daemon_socket: options.socket.clone().map_or_else(SocketPath::from_env, SocketPath::Explicit),
+        annotation_mode: match args.annotate {
+            AnnotateMode::Off => AnnotationMode::Off,
+            AnnotateMode::Headers => AnnotationMode::Headers,
+            AnnotateMode::Usage => AnnotationMode::Usage,
         },
         annotate_all: args.annotate_all,
         annotate_group: annotate_group_members(args)?,
-        weigh: args.weight == WeightMode::Tokens,
-        patience: Duration::from_millis(args.patience),
-        known_paths: !args.only_paths,
-        paths: args.paths.clone(),
-        connections: args.connections as usize,
+        weigh_by_tokens: args.weight == WeightMode::Tokens,
+        account_timeout: Duration::from_millis(args.patience),
+        use_known_paths: !args.only_paths,
+        custom_paths: args.paths.clone(),
+        max_connections: args.connections as usize,
     };
-    let listening = Listening::new(settings, eprint_message)?;
-    let tally = listening.tally();
+    let listening = BoundProxy::new(settings, eprint_message)?;
+    let tally = listening.counters();
     eprint_message(&format!("listening at {}, forwarding to {}", listening.address()?, args.upstream));
-    eprint_message(&listening.describe_figure_access()?);
+    eprint_message(&listening.describe_annotation_policy()?);
     if let Some(limit) = descriptor_limit.filter(|most| *most < 2 * u64::from(args.connections)) {
         eprint_message(&format!(
             "{limit} descriptors are allowed (ulimit -n): about {} requests at a time",
@@ -129,16 +130,16 @@ fn listen_gid(args: &ProxyArgs) -> Result<Option<u32>, CliError> {
     if matches!(args.listen, ListenAddress::Tcp(_)) {
         return Err(anyhow::anyhow!("--listen-group is for a Unix socket; give --listen unix:PATH").into());
     }
-    match gid_of(name) {
+    match lookup_gid(name) {
         Some(gid) => Ok(Some(gid)),
         None => Err(anyhow::anyhow!("--listen-group {name}: there is no such group on this machine").into()),
     }
 }
 
 /// The group whose members get figures. The usual one may be missing; one that was asked for may not.
-fn annotate_group_members(args: &ProxyArgs) -> Result<FigureGroup, CliError> {
+fn annotate_group_members(args: &ProxyArgs) -> Result<AnnotationGroup, CliError> {
     let name = &args.annotate_group;
-    let group = FigureGroup::named(name);
+    let group = AnnotationGroup::lookup(name);
     if group.exists() || name == DEFAULT_SPAN_GROUP {
         return Ok(group);
     }

@@ -21,10 +21,10 @@ use super::table::{TableCell, TextTable, number_column, text_column};
 use super::terminal::{Terminal, TextStyle, display_width, pad_left, pad_right, printable};
 use super::utc_time::format_rfc3339;
 use super::{MeterOptions, csv, output};
-use crate::client::Failure;
+use crate::client::ClientError;
 use crate::clock;
 use crate::domain::{Grade, Liveness};
-use crate::protocol::{DomainStatus, DomainTick};
+use crate::protocol::{DomainSnapshot, DomainStatus};
 
 /// How often, and how many times.
 #[derive(Debug, clap::Args)]
@@ -75,7 +75,7 @@ pub fn read(options: &MeterOptions, args: &ReadArgs) -> Result<u8, CliError> {
     let ticks = DomainTicks::open(&connector, client, &info, interval)?;
     let limit = if repeats { args.count } else { Some(1) };
     let mut view = ReadView { format, terminal: Terminal::of(&stdout()), header_printed: false };
-    let mut before: Option<DomainTick> = None;
+    let mut before: Option<DomainSnapshot> = None;
     let mut printed = 0;
     for tick in ticks {
         let tick = tick?;
@@ -88,7 +88,7 @@ pub fn read(options: &MeterOptions, args: &ReadArgs) -> Result<u8, CliError> {
         }
         before = Some(tick);
     }
-    Err(Failure::Gone.into())
+    Err(ClientError::ConnectionClosed.into())
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -104,7 +104,7 @@ enum ReadFormat {
 struct TimestampedTick<'a> {
     unix_ns: u64,
     #[serde(flatten)]
-    tick: &'a DomainTick,
+    tick: &'a DomainSnapshot,
 }
 
 struct ReadView {
@@ -114,7 +114,7 @@ struct ReadView {
 }
 
 impl ReadView {
-    fn print(&mut self, before: &DomainTick, now: &DomainTick) -> Result<(), CliError> {
+    fn print(&mut self, before: &DomainSnapshot, now: &DomainSnapshot) -> Result<(), CliError> {
         match self.format {
             ReadFormat::Json => {
                 output::print_json(&TimestampedTick { unix_ns: wall_clock_ns(now), tick: now })
@@ -125,7 +125,7 @@ impl ReadView {
         }
     }
 
-    fn render_table(&self, before: &DomainTick, now: &DomainTick) -> String {
+    fn render_table(&self, before: &DomainSnapshot, now: &DomainSnapshot) -> String {
         let columns = [
             text_column("DOMAIN"),
             number_column("POWER"),
@@ -165,7 +165,7 @@ impl ReadView {
     }
 
     /// One line for each tick, one column for each domain, or a line for each where they do not fit.
-    fn render_line(&mut self, before: &DomainTick, now: &DomainTick) -> String {
+    fn render_line(&mut self, before: &DomainSnapshot, now: &DomainSnapshot) -> String {
         let mut cells: Vec<(String, String)> = now
             .domains
             .iter()
@@ -201,7 +201,7 @@ impl ReadView {
     }
 
     /// A line for each domain.
-    fn render_csv(&mut self, before: &DomainTick, now: &DomainTick) -> String {
+    fn render_csv(&mut self, before: &DomainSnapshot, now: &DomainSnapshot) -> String {
         let header = if std::mem::replace(&mut self.header_printed, true) { "" } else { CSV_HEADER };
         let mut out = header.to_owned();
         let at = format_rfc3339(wall_clock_ns(now));
@@ -235,7 +235,7 @@ fn liveness_name(liveness: Liveness) -> &'static str {
 }
 
 /// When a tick was, on the wall's clock; the meter's clock is this machine's.
-fn wall_clock_ns(tick: &DomainTick) -> u64 {
+fn wall_clock_ns(tick: &DomainSnapshot) -> u64 {
     clock::unix_ns().saturating_sub(clock::monotonic_ns().saturating_sub(tick.now_ns))
 }
 
@@ -257,7 +257,11 @@ fn format_interval_power(power: Option<IntervalPower>) -> String {
 }
 
 /// Power between the ticks, with the error that the counter's steps leave.
-fn power_between(before: &DomainTick, now: &DomainTick, domain: &DomainStatus) -> Option<IntervalPower> {
+fn power_between(
+    before: &DomainSnapshot,
+    now: &DomainSnapshot,
+    domain: &DomainStatus,
+) -> Option<IntervalPower> {
     if domain.liveness != Liveness::Live {
         return None;
     }
@@ -276,12 +280,12 @@ fn power_between(before: &DomainTick, now: &DomainTick, domain: &DomainStatus) -
 }
 
 /// Whether a domain is replayed from a file.
-fn is_simulated(tick: &DomainTick) -> bool {
+fn is_simulated(tick: &DomainSnapshot) -> bool {
     tick.domains.iter().any(DomainStatus::is_simulated)
 }
 
 /// The counted domains' power with its error, and the worst of their grades.
-fn total_power(before: &DomainTick, now: &DomainTick) -> (Option<IntervalPower>, Option<Grade>) {
+fn total_power(before: &DomainSnapshot, now: &DomainSnapshot) -> (Option<IntervalPower>, Option<Grade>) {
     let counted = || now.domains.iter().filter(|domain| domain.counted);
     let powers: Option<Vec<IntervalPower>> =
         counted().map(|domain| power_between(before, now, domain)).collect();

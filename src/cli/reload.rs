@@ -7,7 +7,7 @@ use super::connect::MeterConnector;
 use super::exit_status::{CliError, OK};
 use super::terminal::printable;
 use super::{MeterOptions, output};
-use crate::protocol::{Reload, Reloaded};
+use crate::protocol::{Reload, ReloadReply};
 
 /// Asks and tells.
 pub fn reload(options: &MeterOptions) -> Result<u8, CliError> {
@@ -21,7 +21,7 @@ pub fn reload(options: &MeterOptions) -> Result<u8, CliError> {
     Ok(OK)
 }
 
-fn render_reload(reloaded: &Reloaded) -> String {
+fn render_reload(reloaded: &ReloadReply) -> String {
     let keys = |keys: &[String]| printable(&keys.join(", "));
     let mut text = match reloaded.changed.as_slice() {
         [] => "nothing changed\n".to_owned(),
@@ -39,7 +39,7 @@ mod tests {
 
     #[test]
     fn changed_keys_and_keys_that_need_a_restart_are_listed() {
-        let mut reloaded = Reloaded::default();
+        let mut reloaded = ReloadReply::default();
         assert_eq!(render_reload(&reloaded), "nothing changed\n");
         reloaded.changed = vec!["limits.connections".into(), "idle_rate_hz".into()];
         reloaded.needs_restart = vec!["socket".into()];

@@ -22,7 +22,7 @@ use super::table::KeyValueTable;
 use super::terminal::{Terminal, printable};
 use super::{MeterOptions, account_report, eprint_message, output, repeat_report};
 use crate::attribution::account::Account;
-use crate::client::{Client, Failure, Span};
+use crate::client::{Client, ClientError, SpanGuard};
 use crate::private_file;
 use crate::protocol::{DomainStatus, OpenSpan};
 
@@ -121,7 +121,7 @@ pub fn run(options: &MeterOptions, args: &RunArgs) -> Result<u8, CliError> {
         connector.print_fallback_notice();
     }
     // A meter that refuses the first span refuses them all: the command does not start.
-    let first_span = client.open(args.open_request())?;
+    let first_span = client.open_span_with(args.open_request())?;
     // Until the report is printed: a signal may come twice, to this process and to its group.
     let signals = signal_ffi::install_handlers();
     let mut runs = match run_repeatedly(&client, args, first_span, &signals) {
@@ -155,7 +155,7 @@ pub fn run(options: &MeterOptions, args: &RunArgs) -> Result<u8, CliError> {
 fn run_repeatedly(
     client: &Client,
     args: &RunArgs,
-    first_span: Span<'_>,
+    first_span: SpanGuard<'_>,
     signals: &SignalForwarder,
 ) -> Result<Vec<MeasuredRun>, StartCommandError> {
     let mut runs: Vec<MeasuredRun> = Vec::new();
@@ -165,12 +165,12 @@ fn run_repeatedly(
             Ok(command_run) => command_run,
             Err(error) => {
                 // The daemon may be gone; the command's failure is what the user has to know.
-                let _ = span.map(Span::cancel);
+                let _ = span.map(SpanGuard::cancel);
                 return Err(error);
             }
         };
         let at_ns = i64::try_from(command_run.ended_ns).unwrap_or(i64::MAX);
-        let account: Result<Account, Failure> = span.and_then(|span| span.close_at(at_ns));
+        let account: Result<Account, ClientError> = span.and_then(|span| span.close_at(at_ns));
         let (account, unknown) = match account {
             Ok(account) => (Some(account), None),
             Err(error) => (None, Some(error.to_string())),
@@ -190,7 +190,7 @@ fn run_repeatedly(
         if signal.is_some() || signals.is_termination_requested() || runs.len() >= args.repeat as usize {
             return Ok(runs);
         }
-        span = client.open(args.open_request());
+        span = client.open_span_with(args.open_request());
     }
 }
 

@@ -16,9 +16,9 @@ use super::terminal::{Terminal, TextStyle, pad_left, pad_right, printable};
 use super::utc_time;
 use super::{MeterOptions, output};
 use crate::attribution::account::{Account, State};
-use crate::client::{Client, Failure};
+use crate::client::{Client, ClientError};
 use crate::clock;
-use crate::protocol::{ListSpans, Refusal};
+use crate::protocol::{ListSpans, MethodError};
 
 /// Which spans.
 #[derive(Debug, clap::Args)]
@@ -81,7 +81,7 @@ struct AccountOutput<'a> {
 }
 
 fn show_span(options: &MeterOptions, client: &Client, span: &str) -> Result<u8, CliError> {
-    let account = client.account(span)?;
+    let account = client.span_account(span)?;
     let domains = client.info()?.domains;
     if options.json {
         output::print_json(&AccountOutput {
@@ -136,7 +136,7 @@ fn fetch_accounts(client: &Client, args: &SpansArgs) -> Result<Vec<Account>, Cli
         request.limit = Some(i64::try_from(remaining).unwrap_or(i64::MAX));
         let page = match client.call(request.clone()) {
             // The rest is listed all the same; what is missing is never left out in silence.
-            Err(Failure::Refused(Refusal::StoreDamaged { reason, before: Some(before) })) => {
+            Err(ClientError::Method(MethodError::StoreDamaged { reason, before: Some(before) })) => {
                 super::eprint_message(&format!(
                     "accounts are missing from this list: {}",
                     printable(&reason)
@@ -182,7 +182,7 @@ fn watch_spans(options: &MeterOptions, client: Client, count: Option<u64>) -> Re
             return Ok(OK);
         }
     }
-    Err(Failure::Gone.into())
+    Err(ClientError::ConnectionClosed.into())
 }
 
 fn header_line() -> String {

@@ -17,12 +17,12 @@
 //! # Ok::<(), wattspan::client::Failure>(())
 //! ```
 
-mod connection;
-mod failure;
+mod client_error;
 mod pipeline;
-mod place;
-mod span;
-mod stream;
+mod reply_stream;
+mod socket_path;
+mod span_guard;
+mod varlink_connection;
 
 use std::os::unix::net::UnixStream;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -30,54 +30,54 @@ use std::time::Duration;
 
 use crate::attribution::account::{Account, Balance};
 use crate::protocol::{
-    Call, CloseSpan, GetBalance, GetInfo, GetSpan, Info, ListSpans, Method, OpenSpan, ReadWindow,
-    WatchDomains, WatchSpans, Window,
+    Call, CloseSpan, DaemonInfo, GetBalance, GetInfo, GetSpan, ListSpans, Method, OpenSpan, ReadWindow,
+    WatchDomains, WatchSpans, WindowEnergy,
 };
 
-use connection::Connection;
-pub use failure::Failure;
+pub use client_error::ClientError;
 pub use pipeline::Pipeline;
-pub use place::{Place, SOCKET_VARIABLE};
-pub use span::Span;
-pub use stream::Stream;
+pub use reply_stream::ReplyStream;
+pub use socket_path::{SOCKET_ENV, SocketPath};
+pub use span_guard::SpanGuard;
+use varlink_connection::VarlinkConnection;
 
 /// How long an answer may take before the daemon counts as stalled. A settled account may wait for a slow counter
 /// (seconds), so this is generous.
-pub const USUAL_TIMEOUT: Duration = Duration::from_secs(30);
+pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// One connection to the daemon. Calls from several threads wait for each other.
 #[derive(Debug)]
 pub struct Client {
-    connection: Mutex<Connection>,
+    connection: Mutex<VarlinkConnection>,
 }
 
 impl Client {
     /// Connects to the first place where a daemon answers.
-    pub fn connect(place: &Place) -> Result<Self, Failure> {
-        place.connect().and_then(Self::over)
+    pub fn connect(place: &SocketPath) -> Result<Self, ClientError> {
+        place.connect().and_then(Self::from_stream)
     }
 
     /// A client over a socket that is connected already.
-    pub fn over(stream: UnixStream) -> Result<Self, Failure> {
-        let client = Client { connection: Mutex::new(Connection::new(stream)) };
-        client.set_timeout(Some(USUAL_TIMEOUT))?;
+    pub fn from_stream(stream: UnixStream) -> Result<Self, ClientError> {
+        let client = Client { connection: Mutex::new(VarlinkConnection::new(stream)) };
+        client.set_timeout(Some(DEFAULT_TIMEOUT))?;
         Ok(client)
     }
 
     /// How long an answer may take; `None`: for ever.
-    pub fn set_timeout(&self, timeout: Option<Duration>) -> Result<(), Failure> {
+    pub fn set_timeout(&self, timeout: Option<Duration>) -> Result<(), ClientError> {
         self.lock().set_timeout(timeout)
     }
 
     /// Asks and waits for the answer.
-    pub fn call<M: Method>(&self, parameters: M) -> Result<M::Reply, Failure> {
+    pub fn call<M: Method>(&self, parameters: M) -> Result<M::Reply, ClientError> {
         let mut connection = self.lock();
         connection.send(&Call::new(parameters))?;
         connection.receive::<M::Reply>()?.map(|reply| reply.value)
     }
 
     /// Tells, without waiting and without learning of a refusal.
-    pub fn oneway<M: Method>(&self, parameters: M) -> Result<(), Failure> {
+    pub fn oneway<M: Method>(&self, parameters: M) -> Result<(), ClientError> {
         self.lock().send(&Call::oneway(parameters))
     }
 
@@ -87,64 +87,67 @@ impl Client {
     }
 
     /// Asks for answers without end; the connection belongs to the stream from now on.
-    pub fn more<M: Method>(self, parameters: M) -> Result<Stream<M::Reply>, Failure> {
+    pub fn more<M: Method>(self, parameters: M) -> Result<ReplyStream<M::Reply>, ClientError> {
         let mut connection = self.connection.into_inner().unwrap_or_else(PoisonError::into_inner);
         connection.send(&Call::more(parameters))?;
-        Ok(Stream::new(connection))
+        Ok(ReplyStream::new(connection))
     }
 
     /// The daemon, its clock, its domains, and what is not there.
-    pub fn info(&self) -> Result<Info, Failure> {
+    pub fn info(&self) -> Result<DaemonInfo, ClientError> {
         self.call(GetInfo {})
     }
 
     /// Opens a span that closes when the guard goes.
-    pub fn span(&self, name: &str) -> Result<Span<'_>, Failure> {
-        self.open(OpenSpan { name: Some(name.to_owned()), ..OpenSpan::default() })
+    pub fn open_span(&self, name: &str) -> Result<SpanGuard<'_>, ClientError> {
+        self.open_span_with(OpenSpan { name: Some(name.to_owned()), ..OpenSpan::default() })
     }
 
     /// Opens a span as described; it closes when the guard goes.
-    pub fn open(&self, opening: OpenSpan) -> Result<Span<'_>, Failure> {
+    pub fn open_span_with(&self, opening: OpenSpan) -> Result<SpanGuard<'_>, ClientError> {
         let opened = self.call(opening)?;
-        Ok(Span::new(self, opened.span))
+        Ok(SpanGuard::new(self, opened.span))
     }
 
     /// Closes a span by its name in the protocol. With `wait_settled` the account is final.
-    pub fn close(&self, closing: CloseSpan) -> Result<Account, Failure> {
+    pub fn close_span(&self, closing: CloseSpan) -> Result<Account, ClientError> {
         Ok(self.call(closing)?.account)
     }
 
     /// An open span's account so far, or a closed one's.
-    pub fn account(&self, span: &str) -> Result<Account, Failure> {
+    pub fn span_account(&self, span: &str) -> Result<Account, ClientError> {
         Ok(self.call(GetSpan { span: span.to_owned() })?.account)
     }
 
     /// The latest settled accounts that the daemon still remembers, the latest last.
-    pub fn recent(&self, limit: Option<i64>) -> Result<Vec<Account>, Failure> {
+    pub fn recent_accounts(&self, limit: Option<i64>) -> Result<Vec<Account>, ClientError> {
         Ok(self.call(ListSpans { limit, ..ListSpans::default() })?.accounts)
     }
 
     /// The settled accounts as they settle.
-    pub fn watch_spans(self) -> Result<Stream<crate::protocol::SpanAccount>, Failure> {
+    pub fn watch_spans(self) -> Result<ReplyStream<crate::protocol::SpanAccount>, ClientError> {
         self.more(WatchSpans {})
     }
 
     /// Every domain's energy and power, at most `rate_hz` times a second.
-    pub fn watch_domains(self, rate_hz: Option<f64>) -> Result<Stream<crate::protocol::DomainTick>, Failure> {
+    pub fn watch_domains(
+        self,
+        rate_hz: Option<f64>,
+    ) -> Result<ReplyStream<crate::protocol::DomainSnapshot>, ClientError> {
         self.more(WatchDomains { rate_hz })
     }
 
     /// What the domains used between two instants of the past.
-    pub fn window(&self, from_ns: i64, to_ns: i64) -> Result<Window, Failure> {
+    pub fn read_window(&self, from_ns: i64, to_ns: i64) -> Result<WindowEnergy, ClientError> {
         self.call(ReadWindow { from_ns, to_ns })
     }
 
     /// Where the joules went.
-    pub fn balance(&self) -> Result<Vec<Balance>, Failure> {
+    pub fn balance(&self) -> Result<Vec<Balance>, ClientError> {
         Ok(self.call(GetBalance {})?.balance)
     }
 
-    fn lock(&self) -> MutexGuard<'_, Connection> {
+    fn lock(&self) -> MutexGuard<'_, VarlinkConnection> {
         // A thread that panicked between a call and its answer leaves the connection marked as given up.
         self.connection.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -6,11 +6,11 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use super::*;
-use crate::protocol::{Access, CancelSpan, END, MarkPhase, Refusal};
+use crate::protocol::{Access, CancelSpan, MESSAGE_TERMINATOR, MarkPhase, MethodError};
 
 /// Answers the n-th message with the n-th script entry (several messages or none in one entry), then hangs up.
 /// Gives back what it was sent.
-fn daemon(script: &[&str]) -> (Client, JoinHandle<Vec<String>>) {
+fn scripted_daemon(script: &[&str]) -> (Client, JoinHandle<Vec<String>>) {
     let (ours, mut theirs) = UnixStream::pair().unwrap();
     let script: Vec<String> = script.iter().map(|text| (*text).to_owned()).collect();
     let thread = thread::spawn(move || {
@@ -18,7 +18,7 @@ fn daemon(script: &[&str]) -> (Client, JoinHandle<Vec<String>>) {
         for answer in script {
             let mut message = Vec::new();
             let mut byte = [0];
-            while theirs.read(&mut byte).unwrap_or(0) == 1 && byte[0] != END {
+            while theirs.read(&mut byte).unwrap_or(0) == 1 && byte[0] != MESSAGE_TERMINATOR {
                 message.push(byte[0]);
             }
             heard.push(String::from_utf8(message).unwrap());
@@ -26,53 +26,54 @@ fn daemon(script: &[&str]) -> (Client, JoinHandle<Vec<String>>) {
         }
         heard
     });
-    (Client::over(ours).unwrap(), thread)
+    (Client::from_stream(ours).unwrap(), thread)
 }
 
 #[test]
-fn a_refusal_comes_typed_and_leaves_the_connection_usable() {
+fn a_method_error_is_typed_and_keeps_the_connection_usable() {
     let no = r#"{"error":"org.wattspan.Meter.NoSuchSpan","parameters":{"span":"a"}}|"#;
-    let (client, _daemon) = daemon(&[no, "{}|"]);
-    let failure = client.account("a").unwrap_err();
-    assert!(matches!(failure, Failure::Refused(Refusal::NoSuchSpan { span }) if span == "a"));
+    let (client, _daemon) = scripted_daemon(&[no, "{}|"]);
+    let failure = client.span_account("a").unwrap_err();
+    assert!(matches!(failure, ClientError::Method(MethodError::NoSuchSpan { span }) if span == "a"));
     client.call(CancelSpan { span: "b".into() }).unwrap();
 }
 
 #[test]
-fn a_refusal_from_a_later_version_keeps_its_name() {
-    let (client, _daemon) = daemon(&[r#"{"error":"org.wattspan.Meter.TooHot","parameters":{"c":99}}|"#]);
+fn an_unknown_method_error_keeps_its_name() {
+    let (client, _daemon) =
+        scripted_daemon(&[r#"{"error":"org.wattspan.Meter.TooHot","parameters":{"c":99}}|"#]);
     let failure = client.info().unwrap_err();
     assert_eq!(failure.to_string(), r#"the daemon refused: org.wattspan.Meter.TooHot {"c":99}"#);
 }
 
 #[test]
-fn a_daemon_that_vanishes_is_an_error_now_and_later() {
-    let (client, daemon) = daemon(&[r#"{"parameters":{"spa"#]);
-    assert!(matches!(client.span("x").unwrap_err(), Failure::Gone));
+fn a_closed_connection_stays_unusable() {
+    let (client, daemon) = scripted_daemon(&[r#"{"parameters":{"spa"#]);
+    assert!(matches!(client.open_span("x").unwrap_err(), ClientError::ConnectionClosed));
     daemon.join().unwrap();
-    assert!(matches!(client.info().unwrap_err(), Failure::GivenUp));
+    assert!(matches!(client.info().unwrap_err(), ClientError::Desynchronized));
 }
 
 #[test]
-fn an_answer_that_comes_too_late_is_never_taken_for_the_next_calls() {
+fn a_late_reply_is_not_matched_to_the_next_call() {
     let (ours, _theirs) = UnixStream::pair().unwrap();
-    let client = Client::over(ours).unwrap();
+    let client = Client::from_stream(ours).unwrap();
     client.set_timeout(Some(Duration::from_millis(5))).unwrap();
-    assert!(matches!(client.info().unwrap_err(), Failure::Late));
-    assert!(matches!(client.info().unwrap_err(), Failure::GivenUp));
+    assert!(matches!(client.info().unwrap_err(), ClientError::TimedOut));
+    assert!(matches!(client.info().unwrap_err(), ClientError::Desynchronized));
 }
 
 #[test]
-fn nonsense_is_an_error() {
-    let (client, _daemon) = daemon(&["not json|"]);
-    assert!(matches!(client.info().unwrap_err(), Failure::Nonsense(_)));
+fn a_malformed_reply_is_an_error() {
+    let (client, _daemon) = scripted_daemon(&["not json|"]);
+    assert!(matches!(client.info().unwrap_err(), ClientError::InvalidReply(_)));
 }
 
 #[test]
-fn a_pipeline_gives_one_answer_for_each_call_in_order() {
+fn a_pipeline_returns_one_reply_per_call_in_order() {
     let done = "{}|";
     let no = r#"{"error":"org.wattspan.Meter.AlreadyClosed","parameters":{"span":"s1"}}|"#;
-    let (client, daemon) = daemon(&[done, no, done]);
+    let (client, daemon) = scripted_daemon(&[done, no, done]);
     let mut pipeline = client.pipeline();
     for span in ["s0", "s1", "s2"] {
         pipeline.push(CancelSpan { span: span.into() }).unwrap();
@@ -83,20 +84,20 @@ fn a_pipeline_gives_one_answer_for_each_call_in_order() {
 }
 
 #[test]
-fn a_stream_ends_with_the_answer_that_does_not_continue() {
+fn a_stream_ends_with_the_last_reply() {
     let tick = r#"{"continues":true,"parameters":{"now_ns":1,"domains":[]}}|{"continues":true,"parameters":{"now_ns":2,"domains":[]}}|{"parameters":{"now_ns":3,"domains":[]}}|"#;
-    let (client, _daemon) = daemon(&[tick]);
+    let (client, _daemon) = scripted_daemon(&[tick]);
     let times: Vec<u64> = client.watch_domains(None).unwrap().map(|tick| tick.unwrap().now_ns).collect();
     assert_eq!(times, [1, 2, 3]);
 }
 
 #[test]
 fn a_dropped_guard_closes_its_span_without_waiting() {
-    let (client, daemon) = daemon(&[r#"{"parameters":{"span":"s7"}}|"#, "{}|", ""]);
-    let mut span = client.span("question").unwrap();
+    let (client, daemon) = scripted_daemon(&[r#"{"parameters":{"span":"s7"}}|"#, "{}|", ""]);
+    let mut span = client.open_span("question").unwrap();
     assert_eq!(span.id(), "s7");
-    span.note("model", "small");
-    span.phase("decode").unwrap();
+    span.set_attribute("model", "small");
+    span.mark_phase("decode").unwrap();
     drop(span);
     let heard = daemon.join().unwrap();
     let mark = serde_json::from_str::<serde_json::Value>(&heard[1]).unwrap();
@@ -109,14 +110,14 @@ fn a_dropped_guard_closes_its_span_without_waiting() {
 }
 
 #[test]
-fn an_info_is_read_field_for_field() {
+fn info_is_deserialized() {
     let info = r#"{"parameters":{"version":"1","boot_id":"b","now_ns":1,"horizon_ns":2,"history_ns":3,"domains":[],"absent":[],"access":"telemetry"}}|"#;
-    let (client, _daemon) = daemon(&[info]);
+    let (client, _daemon) = scripted_daemon(&[info]);
     assert_eq!(client.info().unwrap().access, Access::Telemetry);
 }
 
 #[test]
-fn a_named_place_is_the_only_one_tried() {
-    let failure = Client::connect(&Place::Named("/nonexistent/wattspan.sock".into())).unwrap_err();
+fn an_explicit_socket_path_is_the_only_one_tried() {
+    let failure = Client::connect(&SocketPath::Explicit("/nonexistent/wattspan.sock".into())).unwrap_err();
     assert!(failure.to_string().starts_with("no daemon at /nonexistent/wattspan.sock: "), "{failure}");
 }

@@ -24,7 +24,7 @@ use super::properties::{DBusProperty, find_property};
 use super::reply::{PendingReply, ReplyKind, forward_replies};
 use super::service_connection;
 use super::{INTERFACE, PROPERTIES_INTERFACE};
-use crate::protocol::{GetBalance, GetInfo, Method, Refusal};
+use crate::protocol::{GetBalance, GetInfo, Method, MethodError};
 
 /// Calls of one client that may wait for their answers; with those that wait to be handled, what the system bus allows.
 const MAX_PENDING_REPLIES: usize = 64;
@@ -118,7 +118,7 @@ fn translate_call(call: &PendingCall, most_bytes: usize) -> Result<(Vec<u8>, Vec
     };
     if bytes.len() > most_bytes {
         let reason = format!("is longer than {most_bytes} bytes");
-        return Err(DBusError::from(&Refusal::InvalidValue { field: "message".into(), reason }));
+        return Err(DBusError::from(&MethodError::InvalidValue { field: "message".into(), reason }));
     }
     Ok((bytes, kinds))
 }

@@ -3,7 +3,7 @@
 //! Owns the names. A refusal of the service has the same last word as on the socket and the same sentence; what is wrong
 //! with the message itself, before any service hears of it, has D-Bus's own names.
 
-use crate::protocol::Refusal;
+use crate::protocol::MethodError;
 
 /// What every refusal's name begins with.
 const ERROR_NAME_PREFIX: &str = "org.wattspan.Wattspan1.Error.";
@@ -21,7 +21,7 @@ impl DBusError {
     /// A refusal of the service, as it stands on the wire.
     pub fn from_service_error(error: &str, parameters: &str) -> Self {
         let word = error.rsplit('.').next().unwrap_or_default();
-        let told = Refusal::read(error, parameters);
+        let told = MethodError::parse(error, parameters);
         Self {
             name: error_name(word),
             message: told.map_or_else(|_| parameters.to_owned(), |told| told.to_string()),
@@ -75,8 +75,8 @@ impl DBusError {
     }
 }
 
-impl From<&Refusal> for DBusError {
-    fn from(refusal: &Refusal) -> Self {
+impl From<&MethodError> for DBusError {
+    fn from(refusal: &MethodError) -> Self {
         let wire = serde_json::to_value(refusal).unwrap_or_default();
         let word = wire["error"].as_str().and_then(|error| error.rsplit('.').next()).unwrap_or("Failed");
         Self { name: error_name(word), message: refusal.to_string() }
@@ -95,7 +95,7 @@ mod tests {
 
     #[test]
     fn a_service_error_keeps_its_name_and_message() {
-        let refusal = Refusal::NoSuchSpan { span: "a".into() };
+        let refusal = MethodError::NoSuchSpan { span: "a".into() };
         let denial = DBusError::from_service_error("org.wattspan.Meter.NoSuchSpan", r#"{"span":"a"}"#);
         assert_eq!(denial, DBusError::from(&refusal));
         assert_eq!(denial.name, "org.wattspan.Wattspan1.Error.NoSuchSpan");

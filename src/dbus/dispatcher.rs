@@ -20,7 +20,7 @@ use super::context::{DBusContext, PendingCall};
 use super::credentials;
 use super::dbus_error::DBusError;
 use super::introspection;
-use crate::protocol::Refusal;
+use crate::protocol::MethodError;
 
 /// Most clients at a time; each is watched with a match rule, of which a bus allows 512.
 pub const MAX_CLIENTS: usize = 448;
@@ -96,7 +96,7 @@ impl DBusDispatcher {
     fn enqueue(&mut self, message: &Message) -> Result<(), DBusError> {
         if is_truncated(message) {
             let reason = format!("is longer than {} bytes", self.desk.max_message_bytes);
-            return Err(DBusError::from(&Refusal::InvalidValue { field: "message".into(), reason }));
+            return Err(DBusError::from(&MethodError::InvalidValue { field: "message".into(), reason }));
         }
         let header = message.header();
         let Some(sender) = header.sender() else {
@@ -123,7 +123,7 @@ impl DBusDispatcher {
             if self.client_tasks.len() >= MAX_CLIENTS {
                 self.clients.retain(|_, line| !line.is_closed());
                 let (quota, limit) = ("clients on the bus".to_owned(), MAX_CLIENTS as u64);
-                return Err(DBusError::from(&Refusal::QuotaExceeded { quota, limit }));
+                return Err(DBusError::from(&MethodError::QuotaExceeded { quota, limit }));
             }
             let (line, calls) = mpsc::channel(MAX_QUEUED_CALLS);
             self.client_tasks.spawn(bus_client::serve_client(Arc::clone(&self.desk), name.to_owned(), calls));

@@ -11,8 +11,8 @@ use zbus::{Structure, Variant};
 use super::dbus_error::DBusError;
 use super::json;
 use crate::protocol::{
-    CancelSpan, CloseSpan, GetBalance, GetInfo, GetSpan, ListSpans, MarkPhase, Method, OpenSpan, ReadWindow,
-    Refusal, SetWeight,
+    CancelSpan, CloseSpan, GetBalance, GetInfo, GetSpan, ListSpans, MarkPhase, Method, MethodError, OpenSpan,
+    ReadWindow, SetWeight,
 };
 
 /// The service's method that reads the configuration again.
@@ -114,7 +114,8 @@ fn insert_parameter(
     name: &str,
     argument: &Variant,
 ) -> Result<(), DBusError> {
-    let wrong = |reason: String| DBusError::from(&Refusal::InvalidValue { field: name.to_owned(), reason });
+    let wrong =
+        |reason: String| DBusError::from(&MethodError::InvalidValue { field: name.to_owned(), reason });
     let said = json::from_variant(argument).map_err(|unspeakable| wrong(unspeakable.to_string()))?;
     match parameters.insert(name.to_owned(), said) {
         None => Ok(()),
@@ -127,14 +128,14 @@ mod tests {
     use super::super::introspection::OBJECT_XML;
     use super::super::{INTERFACE, OBJECT_PATH};
     use super::*;
-    use crate::protocol::{METER, NAMES};
+    use crate::protocol::{METER_INTERFACE, NAMES};
 
     /// Streams are for the socket: a signal for each span would reach everybody who listens, and fill queues of the bus.
     const SOCKET_ONLY: &[&str] = &["org.wattspan.Meter.WatchSpans", "org.wattspan.Meter.WatchDomains"];
 
     #[test]
     fn every_service_method_is_on_the_bus_or_listed_as_socket_only() {
-        for name in NAMES.iter().filter(|name| name.starts_with(METER)) {
+        for name in NAMES.iter().filter(|name| name.starts_with(METER_INTERFACE)) {
             let here = MEMBERS.iter().any(|member| member.method == *name);
             assert_ne!(here, SOCKET_ONLY.contains(name), "{name}");
         }

@@ -10,7 +10,7 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 
 use super::dbus_error::DBusError;
-use crate::protocol::END;
+use crate::protocol::MESSAGE_TERMINATOR;
 
 /// A call on its way to the service.
 pub fn encode_call(method: &str, parameters: Map<String, Value>, oneway: bool) -> Vec<u8> {
@@ -21,7 +21,7 @@ pub fn encode_call(method: &str, parameters: Map<String, Value>, oneway: bool) -
         call.insert("oneway".into(), true.into());
     }
     let mut bytes = Value::from(call).to_string().into_bytes();
-    bytes.push(END);
+    bytes.push(MESSAGE_TERMINATOR);
     bytes
 }
 
@@ -34,8 +34,8 @@ pub async fn read_reply<R: AsyncBufReadExt + Unpin>(
     buffer: &mut Vec<u8>,
 ) -> Option<ServiceReply> {
     buffer.clear();
-    from.read_until(END, buffer).await.ok()?;
-    if buffer.pop() != Some(END) {
+    from.read_until(MESSAGE_TERMINATOR, buffer).await.ok()?;
+    if buffer.pop() != Some(MESSAGE_TERMINATOR) {
         return None;
     }
     let mut answer: Map<String, Value> = serde_json::from_slice(buffer).ok()?;

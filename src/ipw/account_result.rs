@@ -10,8 +10,8 @@ use std::time::Instant;
 use super::row::{DomainEnergy, QueryEnergy};
 use super::scope::{RunDomain, Scope};
 use crate::attribution::account::{Account, Share, State};
-use crate::client::{Client, Failure};
-use crate::protocol::{Access, Refusal};
+use crate::client::{Client, ClientError};
+use crate::protocol::{Access, MethodError};
 
 /// The phase before the first token.
 pub const PREFILL: &str = "prefill";
@@ -48,7 +48,11 @@ pub enum AccountStatus {
 }
 
 /// What this answer means for a query, at this access.
-pub fn account_status(reply: Result<Account, Failure>, query: EndedQuery, access: Access) -> AccountStatus {
+pub fn account_status(
+    reply: Result<Account, ClientError>,
+    query: EndedQuery,
+    access: Access,
+) -> AccountStatus {
     let is_late = query.deadline < Instant::now();
     AccountStatus::Final(match reply {
         Ok(account) if account.state == State::Settled => match is_mostly_outside(&account, query.edges_ns) {
@@ -67,10 +71,10 @@ pub fn account_status(reply: Result<Account, Failure>, query: EndedQuery, access
         }
         Ok(_) if is_late => Err("the account did not settle in time".into()),
         Ok(_) => return AccountStatus::Pending,
-        Err(Failure::Refused(method_error @ Refusal::QuotaExceeded { .. })) if !is_late => {
+        Err(ClientError::Method(method_error @ MethodError::QuotaExceeded { .. })) if !is_late => {
             return AccountStatus::QuotaExceeded(method_error.to_string());
         }
-        Err(Failure::Refused(Refusal::NoSuchSpan { .. })) => {
+        Err(ClientError::Method(MethodError::NoSuchSpan { .. })) => {
             Err("the meter does not know the span: it was away when the query began, or refused it".into())
         }
         Err(error) => Err(format!("the meter gives no account: {error}").into()),
@@ -93,7 +97,7 @@ pub fn widen_error(client: &Client, access: Access, account: &mut Account, (bega
         }
         let can_read_window = access >= Access::Telemetry;
         let read_window =
-            || client.window(wire_ns(query_ns.min(account_ns)), wire_ns(query_ns.max(account_ns))).ok();
+            || client.read_window(wire_ns(query_ns.min(account_ns)), wire_ns(query_ns.max(account_ns))).ok();
         let window = can_read_window.then(read_window).flatten();
         let sum = |error: Option<u64>, used: Option<u64>, uncertainty: Option<u64>| {
             Some(error? + used? + uncertainty?)
@@ -189,8 +193,8 @@ mod tests {
     use crate::attribution::account::Phase;
     use crate::domain::{Grade, Kind};
 
-    fn method_error(refusal: Refusal) -> Result<Account, Failure> {
-        Err(Failure::Refused(refusal))
+    fn method_error(refusal: MethodError) -> Result<Account, ClientError> {
+        Err(ClientError::Method(refusal))
     }
 
     fn query(timeout: Duration) -> EndedQuery {
@@ -204,7 +208,7 @@ mod tests {
             edges_ns: (0, 1),
             deadline: Instant::now().checked_sub(Duration::from_secs(1)).unwrap(),
         };
-        let quota = || Refusal::QuotaExceeded { quota: "calls a second".into(), limit: 200 };
+        let quota = || MethodError::QuotaExceeded { quota: "calls a second".into(), limit: 200 };
         let quota_message = "the limit of 200 calls a second is reached";
         assert_eq!(
             account_status(method_error(quota()), minute, Access::Coarse),
@@ -218,9 +222,9 @@ mod tests {
             reason(method_error(quota()), expired),
             format!("the meter gives no account: {quota_message}")
         );
-        let denied = method_error(Refusal::AccessDenied { needs: "coarse".into() });
+        let denied = method_error(MethodError::AccessDenied { needs: "coarse".into() });
         assert_eq!(reason(denied, minute), "the meter gives no account: this needs coarse access");
-        let unknown = method_error(Refusal::NoSuchSpan { span: "s".into() });
+        let unknown = method_error(MethodError::NoSuchSpan { span: "s".into() });
         assert!(reason(unknown, minute).starts_with("the meter does not know the span"));
     }
 

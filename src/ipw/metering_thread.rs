@@ -16,7 +16,7 @@ use tokio::sync::oneshot;
 use super::account_result::{
     AccountResult, AccountStatus, DECODE, EndedQuery, PREFILL, account_status, widen_error,
 };
-use crate::client::{Client, Failure};
+use crate::client::{Client, ClientError};
 use crate::protocol::{Access, CloseSpan, GetSpan, MarkPhase, Method, OpenSpan};
 
 /// How long an account may take to settle after its close: the slowest counters move every two seconds.
@@ -40,7 +40,7 @@ const RECONNECT_INTERVAL: Duration = Duration::from_secs(1);
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How connections to the meter are made.
-pub type Connect = Box<dyn Fn() -> Result<Client, Failure> + Send>;
+pub type Connect = Box<dyn Fn() -> Result<Client, ClientError> + Send>;
 
 enum MeterCommand {
     Open(OpenSpan),
@@ -243,7 +243,7 @@ impl MeteringThread {
 
     /// The connection is lost, and every span of it with it: the meter ends them as abandoned. It hangs up, too, on who goes
     /// on calling where calls are used up.
-    fn disconnect(&mut self, error: &Failure) {
+    fn disconnect(&mut self, error: &ClientError) {
         self.disconnected_since = Some(Instant::now());
         self.client = None;
         let reason = self.quota_error.take().unwrap_or_else(|| error.to_string());
@@ -342,8 +342,8 @@ mod tests {
                 out.write_all(format!("{reply}\0").as_bytes()).unwrap();
             }
         });
-        let connection = Mutex::new(Some(Client::over(ours).unwrap()));
-        let connect = move || connection.lock().unwrap().take().ok_or(Failure::Gone);
+        let connection = Mutex::new(Some(Client::from_stream(ours).unwrap()));
+        let connect = move || connection.lock().unwrap().take().ok_or(ClientError::ConnectionClosed);
         let (metering, thread) = MeteringHandle::start("t", Box::new(connect)).unwrap();
         let span = metering.open_span(1, "ipw", BTreeMap::new(), 99_999_999);
         let account = metering.close_span(&span, BTreeMap::new(), (99_999_999, 899_999_999));

@@ -12,7 +12,7 @@ use std::thread::{self, JoinHandle};
 
 use serde::{Deserialize, Serialize};
 
-use crate::client::{Client, Failure};
+use crate::client::{Client, ClientError};
 use crate::private_file;
 
 const SAMPLE_RATE_HZ: f64 = 10.0;
@@ -38,12 +38,12 @@ impl PowerRecorder {
     ///
     /// # Errors
     /// The caller may not watch, or the file cannot be written.
-    pub fn start(client: Client, run: &Path, domains: &[String]) -> Result<Self, Failure> {
+    pub fn start(client: Client, run: &Path, domains: &[String]) -> Result<Self, ClientError> {
         let mut stream = client.watch_domains(Some(SAMPLE_RATE_HZ))?;
         // The first answer, or the refusal, before a file is made.
-        let Some(first) = stream.next().transpose()? else { return Err(Failure::Gone) };
+        let Some(first) = stream.next().transpose()? else { return Err(ClientError::ConnectionClosed) };
         let file = private_file::append(&run.join("power.jsonl"));
-        let mut file = file.map_err(Failure::Socket)?;
+        let mut file = file.map_err(ClientError::Io)?;
         let stop = Arc::new(AtomicBool::new(false));
         let (stopped, domains) = (Arc::clone(&stop), domains.to_vec());
         let thread = thread::Builder::new().name("power".into()).spawn(move || {
@@ -59,7 +59,7 @@ impl PowerRecorder {
                 }
             }
         });
-        Ok(Self { stop, thread: Some(thread.map_err(Failure::Socket)?) })
+        Ok(Self { stop, thread: Some(thread.map_err(ClientError::Io)?) })
     }
 }
 

@@ -20,13 +20,13 @@ use super::question::Question;
 use super::row::{QueryRow, ReplyText};
 use super::scope::RunDomain;
 use crate::clock::monotonic_ns;
-use crate::http::Body;
-use crate::http::dial::Pool;
+use crate::http::BoxBody;
+use crate::http::connection_pool::ConnectionPool;
 
 /// How a query is made.
 pub struct QueryRunner<'a> {
     /// Connections to the server.
-    pub pool: &'a Pool<Body>,
+    pub pool: &'a ConnectionPool<BoxBody>,
     /// How it is asked.
     pub request_settings: &'a RequestSettings,
     /// The meter, if there is one.

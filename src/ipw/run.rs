@@ -19,8 +19,8 @@ use super::question::{AnswerFormat, Question};
 use super::row::{QueryRow, ReplyText};
 use super::run_dir::{RunDir, RunDirError};
 use super::scope::RunDomain;
-use crate::http::Body;
-use crate::http::dial::Pool;
+use crate::http::BoxBody;
+use crate::http::connection_pool::ConnectionPool;
 
 /// How queries follow each other.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -46,7 +46,7 @@ const INTERRUPT_GRACE_PERIOD: Duration = Duration::from_secs(3);
 /// What a run is made with.
 pub struct RunSetup {
     /// Connections to the server.
-    pub pool: Pool<Body>,
+    pub pool: ConnectionPool<BoxBody>,
     /// How it is asked.
     pub request_settings: RequestSettings,
     /// The meter, if there is one.

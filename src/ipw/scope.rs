@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::row::{DomainEnergy, QueryEnergy};
 use crate::domain::{Grade, Kind, Liveness};
-use crate::protocol::{DomainStatus, Info};
+use crate::protocol::{DaemonInfo, DomainStatus};
 
 /// How far a figure reaches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, clap::ValueEnum)]
@@ -164,7 +164,7 @@ impl RunDomain {
 }
 
 /// The domains of a run on this machine: those that are live. And the others by name, each with the reason.
-pub fn live_domains(info: &Info) -> (Vec<RunDomain>, BTreeMap<String, String>) {
+pub fn live_domains(info: &DaemonInfo) -> (Vec<RunDomain>, BTreeMap<String, String>) {
     let (live, not_live): (Vec<_>, Vec<_>) =
         info.domains.iter().partition(|domain| domain.liveness == Liveness::Live);
     let reason = |domain: &DomainStatus| domain.reason.clone().unwrap_or_else(|| "reason unknown".into());

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use super::method::Method;
-use super::refusal::{Refusal, Unintelligible};
+use super::method_error::{MethodError, ParseReplyError};
 
 /// A call as its sender writes it.
 #[derive(Debug, Clone, Serialize)]
@@ -49,14 +49,14 @@ impl<M: Method> Call<M> {
     }
 
     /// Appends the message to `out`, its end included.
-    pub fn write(&self, out: &mut Vec<u8>) {
-        write(self, out);
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        encode_message(self, out);
     }
 }
 
 /// A call as its receiver reads it; borrows from the message.
 #[derive(Debug, Deserialize)]
-pub struct Incoming<'a> {
+pub struct IncomingCall<'a> {
     /// Interface and method, joined by a dot.
     #[serde(borrow)]
     pub method: Cow<'a, str>,
@@ -76,7 +76,7 @@ pub struct Incoming<'a> {
 
 /// An answer as its sender writes it; a [`Refusal`] is written as it is.
 #[derive(Debug, Clone, Serialize)]
-pub struct Reply<T> {
+pub struct MethodReply<T> {
     /// What the method gave.
     pub parameters: T,
     /// More answers to the same call follow.
@@ -84,33 +84,33 @@ pub struct Reply<T> {
     pub continues: bool,
 }
 
-impl<T: Serialize> Reply<T> {
+impl<T: Serialize> MethodReply<T> {
     /// The only or last answer.
     pub fn last(parameters: T) -> Self {
         Self { parameters, continues: false }
     }
 
     /// One of several answers.
-    pub fn one_of_many(parameters: T) -> Self {
+    pub fn continued(parameters: T) -> Self {
         Self { parameters, continues: true }
     }
 
     /// Appends the message to `out`, its end included.
-    pub fn write(&self, out: &mut Vec<u8>) {
-        write(self, out);
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        encode_message(self, out);
     }
 }
 
-impl Refusal {
+impl MethodError {
     /// Appends the message to `out`, its end included.
-    pub fn write(&self, out: &mut Vec<u8>) {
-        write(self, out);
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        encode_message(self, out);
     }
 }
 
 /// An answer as its receiver reads it; borrows from the message.
 #[derive(Debug, Deserialize)]
-pub struct Answer<'a> {
+pub struct IncomingReply<'a> {
     /// What the method gave, or what the refusal says, unread.
     #[serde(borrow, default)]
     parameters: Option<&'a RawValue>,
@@ -122,9 +122,9 @@ pub struct Answer<'a> {
     continues: Option<bool>,
 }
 
-impl<'a> Answer<'a> {
+impl<'a> IncomingReply<'a> {
     /// Reads a message without its end.
-    pub fn read(message: &'a [u8]) -> Result<Self, Unintelligible> {
+    pub fn parse(message: &'a [u8]) -> Result<Self, ParseReplyError> {
         Ok(serde_json::from_slice(message)?)
     }
 
@@ -134,32 +134,32 @@ impl<'a> Answer<'a> {
     }
 
     /// What the method gave; a refusal comes as the inner error.
-    pub fn into_reply<T: DeserializeOwned>(self) -> Result<Result<T, Refusal>, Unintelligible> {
+    pub fn into_result<T: DeserializeOwned>(self) -> Result<Result<T, MethodError>, ParseReplyError> {
         let parameters = self.parameters.map_or("{}", RawValue::get);
         match self.error {
-            Some(error) => Refusal::read(error, parameters).map(Err),
+            Some(error) => MethodError::parse(error, parameters).map(Err),
             None => Ok(Ok(serde_json::from_str(parameters)?)),
         }
     }
 }
 
-fn write<T: Serialize>(message: &T, out: &mut Vec<u8>) {
+fn encode_message<T: Serialize>(message: &T, out: &mut Vec<u8>) {
     serde_json::to_writer(&mut *out, message)
         .expect("our words have string keys, and a Vec takes every byte");
-    out.push(super::END);
+    out.push(super::MESSAGE_TERMINATOR);
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Done, MarkPhase, OpenSpan, OpenedSpan};
+    use super::super::{EmptyReply, MarkPhase, OpenSpan, OpenedSpan};
     use super::*;
 
     #[test]
-    fn a_call_reads_back_as_it_was_written() {
+    fn a_call_round_trips() {
         let mut out = Vec::new();
-        Call::oneway(MarkPhase { span: "a".into(), phase: "decode".into(), at_ns: Some(7) }).write(&mut out);
-        assert_eq!(out.pop(), Some(super::super::END));
-        let incoming: Incoming = serde_json::from_slice(&out).unwrap();
+        Call::oneway(MarkPhase { span: "a".into(), phase: "decode".into(), at_ns: Some(7) }).encode(&mut out);
+        assert_eq!(out.pop(), Some(super::super::MESSAGE_TERMINATOR));
+        let incoming: IncomingCall = serde_json::from_slice(&out).unwrap();
         assert_eq!(incoming.method, "org.wattspan.Meter.MarkPhase");
         assert_eq!((incoming.oneway, incoming.more), (Some(true), None));
         let mark: MarkPhase = serde_json::from_str(incoming.parameters.unwrap().get()).unwrap();
@@ -167,21 +167,22 @@ mod tests {
     }
 
     #[test]
-    fn a_parameter_nobody_knows_is_refused() {
+    fn an_unknown_parameter_is_rejected() {
         let error = serde_json::from_str::<OpenSpan>(r#"{"wieght":2}"#).unwrap_err();
         assert!(error.to_string().contains("wieght"), "{error}");
     }
 
     #[test]
-    fn an_answer_is_a_reply_or_a_refusal() {
+    fn a_reply_is_a_result_or_an_error() {
         let mut out = Vec::new();
-        Reply::last(OpenedSpan { span: "a".into() }).write(&mut out);
-        let opened: OpenedSpan = Answer::read(&out[..out.len() - 1]).unwrap().into_reply().unwrap().unwrap();
+        MethodReply::last(OpenedSpan { span: "a".into() }).encode(&mut out);
+        let opened: OpenedSpan =
+            IncomingReply::parse(&out[..out.len() - 1]).unwrap().into_result().unwrap().unwrap();
         assert_eq!(opened.span, "a");
         out.clear();
-        Refusal::NoSuchSpan { span: "b".into() }.write(&mut out);
-        let answer = Answer::read(&out[..out.len() - 1]).unwrap();
-        let refused = answer.into_reply::<Done>().unwrap();
-        assert_eq!(refused, Err(Refusal::NoSuchSpan { span: "b".into() }));
+        MethodError::NoSuchSpan { span: "b".into() }.encode(&mut out);
+        let answer = IncomingReply::parse(&out[..out.len() - 1]).unwrap();
+        let refused = answer.into_result::<EmptyReply>().unwrap();
+        assert_eq!(refused, Err(MethodError::NoSuchSpan { span: "b".into() }));
     }
 }

@@ -6,8 +6,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::reply::{
-    Balances, Description, DomainTick, Done, Info, OpenedSpan, Reloaded, ServiceInfo, SpanAccount,
-    SpanAccounts, Window,
+    Balances, DaemonInfo, DomainSnapshot, EmptyReply, InterfaceDescription, OpenedSpan, ReloadReply,
+    ServiceInfo, SpanAccount, SpanAccounts, WindowEnergy,
 };
 use super::request::{
     CancelSpan, CloseSpan, GetBalance, GetInfo, GetInterfaceDescription, GetServiceInfo, GetSpan, ListSpans,
@@ -59,26 +59,26 @@ macro_rules! methods {
 }
 
 methods! {
-    GetInfo = "org.wattspan.Meter.GetInfo" -> Info;
+    GetInfo = "org.wattspan.Meter.GetInfo" -> DaemonInfo;
     OpenSpan = "org.wattspan.Meter.OpenSpan" -> OpenedSpan;
-    MarkPhase = "org.wattspan.Meter.MarkPhase" -> Done;
-    SetWeight = "org.wattspan.Meter.SetWeight" -> Done;
+    MarkPhase = "org.wattspan.Meter.MarkPhase" -> EmptyReply;
+    SetWeight = "org.wattspan.Meter.SetWeight" -> EmptyReply;
     CloseSpan = "org.wattspan.Meter.CloseSpan" -> SpanAccount;
-    CancelSpan = "org.wattspan.Meter.CancelSpan" -> Done;
+    CancelSpan = "org.wattspan.Meter.CancelSpan" -> EmptyReply;
     GetSpan = "org.wattspan.Meter.GetSpan" -> SpanAccount;
     ListSpans = "org.wattspan.Meter.ListSpans" -> SpanAccounts;
     WatchSpans = "org.wattspan.Meter.WatchSpans" -> SpanAccount;
-    WatchDomains = "org.wattspan.Meter.WatchDomains" -> DomainTick;
-    ReadWindow = "org.wattspan.Meter.ReadWindow" -> Window;
+    WatchDomains = "org.wattspan.Meter.WatchDomains" -> DomainSnapshot;
+    ReadWindow = "org.wattspan.Meter.ReadWindow" -> WindowEnergy;
     GetBalance = "org.wattspan.Meter.GetBalance" -> Balances;
-    Reload = "org.wattspan.Meter.Reload" -> Reloaded;
+    Reload = "org.wattspan.Meter.Reload" -> ReloadReply;
     GetServiceInfo = "org.varlink.service.GetInfo" -> ServiceInfo;
-    GetInterfaceDescription = "org.varlink.service.GetInterfaceDescription" -> Description;
+    GetInterfaceDescription = "org.varlink.service.GetInterfaceDescription" -> InterfaceDescription;
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::{METER, METER_DESCRIPTION, SERVICE, SERVICE_DESCRIPTION};
+    use super::super::{METER_DESCRIPTION, METER_INTERFACE, SERVICE_DESCRIPTION, SERVICE_INTERFACE};
     use super::*;
 
     fn described(interface: &str, text: &str) -> Vec<String> {
@@ -87,9 +87,12 @@ mod tests {
     }
 
     #[test]
-    fn the_methods_here_are_those_of_the_descriptions() {
-        let mut described =
-            [described(METER, METER_DESCRIPTION), described(SERVICE, SERVICE_DESCRIPTION)].concat();
+    fn method_names_match_the_descriptions() {
+        let mut described = [
+            described(METER_INTERFACE, METER_DESCRIPTION),
+            described(SERVICE_INTERFACE, SERVICE_DESCRIPTION),
+        ]
+        .concat();
         let mut ours: Vec<String> = NAMES.iter().map(|name| (*name).to_owned()).collect();
         described.sort();
         ours.sort();

@@ -8,16 +8,16 @@
 
 mod envelope;
 mod method;
-mod refusal;
+mod method_error;
 mod reply;
 mod request;
 
-pub use envelope::{Answer, Call, Incoming, Reply};
+pub use envelope::{Call, IncomingCall, IncomingReply, MethodReply};
 pub use method::{Method, MethodName, NAMES};
-pub use refusal::{Refusal, Unintelligible};
+pub use method_error::{MethodError, ParseReplyError};
 pub use reply::{
-    Access, Balances, Description, DomainStatus, DomainTick, Done, Info, Keeping, OpenedSpan, Reloaded,
-    SamplerStatus, ServiceInfo, SpanAccount, SpanAccounts, Window,
+    Access, Balances, DaemonInfo, DomainSnapshot, DomainStatus, EmptyReply, InterfaceDescription, OpenedSpan,
+    ReloadReply, SamplerStatus, ServiceInfo, SpanAccount, SpanAccounts, StoreStatus, WindowEnergy,
 };
 pub use request::{
     CancelSpan, CloseSpan, GetBalance, GetInfo, GetInterfaceDescription, GetServiceInfo, GetSpan, ListSpans,
@@ -25,10 +25,10 @@ pub use request::{
 };
 
 /// The meter's own interface.
-pub const METER: &str = "org.wattspan.Meter";
+pub const METER_INTERFACE: &str = "org.wattspan.Meter";
 
 /// Varlink's introspection, which every service answers.
-pub const SERVICE: &str = "org.varlink.service";
+pub const SERVICE_INTERFACE: &str = "org.varlink.service";
 
 /// The description of [`METER`], served by introspection; the contract itself, byte for byte.
 pub const METER_DESCRIPTION: &str = include_str!("org.wattspan.Meter.varlink");
@@ -37,4 +37,4 @@ pub const METER_DESCRIPTION: &str = include_str!("org.wattspan.Meter.varlink");
 pub const SERVICE_DESCRIPTION: &str = include_str!("org.varlink.service.varlink");
 
 /// The byte that ends a message; JSON has no place for it, so no message holds one.
-pub const END: u8 = 0;
+pub const MESSAGE_TERMINATOR: u8 = 0;

@@ -26,7 +26,7 @@ pub enum Access {
 
 impl Access {
     /// Its word on the wire.
-    pub fn word(self) -> &'static str {
+    pub fn as_str(self) -> &'static str {
         match self {
             Access::None => "none",
             Access::Coarse => "coarse",
@@ -96,7 +96,7 @@ impl DomainStatus {
 
 /// What [`GetInfo`](super::GetInfo) gives.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Info {
+pub struct DaemonInfo {
     /// The daemon's version.
     pub version: String,
     /// The machine's boot; times of two boots cannot be compared.
@@ -122,7 +122,7 @@ pub struct Info {
     pub simulated: Option<bool>,
     /// How the ledger on disk is; absent where nothing is kept.
     #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub keeping: Option<Keeping>,
+    pub keeping: Option<StoreStatus>,
     /// What the daemon gave up and what it kept; absent for the meter inside a client.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub confinement: Option<ProcessPrivileges>,
@@ -132,7 +132,7 @@ pub struct Info {
 
 /// How the ledger on disk is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Keeping {
+pub struct StoreStatus {
     /// Final accounts are on disk before they are answered.
     pub durable: bool,
     /// Why not, and what would help; where `durable`, which accounts may be lost.
@@ -195,7 +195,7 @@ pub struct OpenedSpan {
 
 /// What methods give that have nothing to say.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct Done {}
+pub struct EmptyReply {}
 
 /// What [`GetSpan`](super::GetSpan), [`CloseSpan`](super::CloseSpan) and [`WatchSpans`](super::WatchSpans) give.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -206,7 +206,7 @@ pub struct SpanAccount {
 
 /// What [`WatchDomains`](super::WatchDomains) gives each time.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct DomainTick {
+pub struct DomainSnapshot {
     /// The daemon's clock.
     pub now_ns: u64,
     /// Every domain.
@@ -218,7 +218,7 @@ pub struct DomainTick {
 
 /// What [`ReadWindow`](super::ReadWindow) gives.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Window {
+pub struct WindowEnergy {
     /// Each domain's whole energy in the window, as both window and share.
     pub domains: Vec<Share>,
     /// The sum over the counted domains; absent if one of them is unknown.
@@ -254,7 +254,7 @@ pub struct SpanAccounts {
 
 /// What [`Reload`](super::Reload) gives.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Reloaded {
+pub struct ReloadReply {
     /// The keys whose new values hold from now on.
     pub changed: Vec<String>,
     /// The keys whose new values need a restart; they stay as they were.
@@ -278,7 +278,7 @@ pub struct ServiceInfo {
 
 /// What [`GetInterfaceDescription`](super::GetInterfaceDescription) gives.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Description {
+pub struct InterfaceDescription {
     /// The description's text.
     pub description: String,
 }
@@ -288,8 +288,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_not_known_is_absent_on_the_wire() {
-        let window = Window { domains: vec![], window_uj: None, error_uj: None, grade: None, at_least: None };
+    fn unknown_values_are_omitted() {
+        let window =
+            WindowEnergy { domains: vec![], window_uj: None, error_uj: None, grade: None, at_least: None };
         assert_eq!(serde_json::to_string(&window).unwrap(), r#"{"domains":[]}"#);
     }
 }

@@ -12,95 +12,105 @@ use http::{Method, Request, Response, StatusCode, Version, response};
 use http_body_util::BodyExt;
 use hyper::body::{Body as _, Incoming};
 
-use super::asked::Asked;
-use super::dialect::Dialect;
-use super::figures::SPAN;
-use super::front::Client;
-use super::measured::Measured;
-use super::prepare::{Hop, prepare};
+use super::annotation::SPAN_HEADER;
+use super::escape::escape_unprintable;
+use super::frontend::ClientContext;
+use super::request_body::RequestedModel;
+use super::request_span::RequestSpan;
+use super::response_reader::ResponseReader;
 use super::route::Operation;
-use super::streamed::{Streamed, Tail};
-use super::trace::Trace;
-use super::visible::visible;
-use super::{Annotate, Proxy, held, tunnel};
-use crate::http::{Body, hop, whole};
+use super::streamed_body::{AnnotationPlacement, StreamedBody};
+use super::trace_context::TraceContext;
+use super::upstream_request::{ClientCapabilities, build_upstream_request};
+use super::{AnnotationMode, Proxy, buffered_response, upgrade};
+use crate::http::{BoxBody, full_body, hop_by_hop};
 
 /// The header with which a client names its span.
-const NAME: &str = "wattspan-name";
+const NAME_HEADER: &str = "wattspan-name";
 
 /// Answers one request.
-pub async fn forward(client: &Client, request: Request<Incoming>) -> Response<Body> {
+pub async fn forward(client: &ClientContext, request: Request<Incoming>) -> Response<BoxBody> {
     let proxy = &*client.proxy;
-    proxy.tally.requests.up();
+    proxy.counters.requests.increment();
     if *request.method() == Method::CONNECT || request.uri().path_and_query().is_none() {
-        return refusal(
+        return error_response(
             StatusCode::METHOD_NOT_ALLOWED,
             "this proxy forwards to one server and opens no tunnels",
         );
     }
     if let Some(operation) = proxy.routes.operation(request.method(), request.uri()) {
-        return measure(client, request, operation).await;
+        return forward_measured(client, request, operation).await;
     }
-    match prepare(&proxy.target, client.aside.as_ref(), request, None) {
-        Ok((request, hop)) => match send(proxy, request).await {
-            Ok((head, body)) => pass(client, head, body, hop),
-            Err(failure) => failure.refusal,
+    match build_upstream_request(&proxy.upstream, client.informational.as_ref(), request, None) {
+        Ok((request, hop)) => match send_upstream(proxy, request).await {
+            Ok((head, body)) => pass_through(client, head, body, hop),
+            Err(failure) => failure.response,
         },
-        Err(error) => refusal(StatusCode::BAD_REQUEST, &error.to_string()),
+        Err(error) => error_response(StatusCode::BAD_REQUEST, &error.to_string()),
     }
 }
 
-async fn measure(client: &Client, mut request: Request<Incoming>, operation: Operation) -> Response<Body> {
+async fn forward_measured(
+    client: &ClientContext,
+    mut request: Request<Incoming>,
+    operation: Operation,
+) -> Response<BoxBody> {
     let proxy = &*client.proxy;
-    proxy.tally.inferences.up();
-    let number = proxy.next_span();
-    let trace = Trace::of(request.headers());
-    let name = request.headers().get(NAME).map(|name| String::from_utf8_lossy(name.as_bytes()).into_owned());
-    let notes = notes(&request, operation, trace.as_ref(), number);
+    proxy.counters.inferences.increment();
+    let number = proxy.next_span_number();
+    let trace = TraceContext::extract(request.headers());
+    let name =
+        request.headers().get(NAME_HEADER).map(|name| String::from_utf8_lossy(name.as_bytes()).into_owned());
+    let notes = span_attributes(&request, operation, trace.as_ref(), number);
     let id = format!("proxy-{}-{number:016x}", std::process::id());
     let phases = operation != Operation::Embeddings;
     let mut span =
-        Measured::begin(&proxy.lane, id, name.as_deref().unwrap_or(operation.name()), notes, phases);
+        RequestSpan::open(&proxy.span_client, id, name.as_deref().unwrap_or(operation.name()), notes, phases);
     if let Some(trace) = trace {
-        trace.forward(request.headers_mut(), number);
+        trace.inject(request.headers_mut(), number);
     }
-    let asked = Asked::new();
-    let (request, hop) = match prepare(&proxy.target, client.aside.as_ref(), request, Some(asked.clone())) {
+    let asked = RequestedModel::new();
+    let (request, hop) = match build_upstream_request(
+        &proxy.upstream,
+        client.informational.as_ref(),
+        request,
+        Some(asked.clone()),
+    ) {
         Ok(prepared) => prepared,
         Err(error) => {
             span.cancel();
-            return refusal(StatusCode::BAD_REQUEST, &error.to_string());
+            return error_response(StatusCode::BAD_REQUEST, &error.to_string());
         }
     };
-    match send(proxy, request).await {
+    match send_upstream(proxy, request).await {
         Ok((head, body)) => {
-            span.note("http.response.status_code", head.status.as_str());
-            note_model(&mut span, &asked);
-            answer(client, head, body, span, hop).await
+            span.set_attribute("http.response.status_code", head.status.as_str());
+            set_request_model(&mut span, &asked);
+            measured_response(client, head, body, span, hop).await
         }
-        Err(Failure { unsent: true, refusal }) => {
+        Err(UpstreamError { unsent: true, response: refusal }) => {
             span.cancel();
             refusal
         }
-        Err(Failure { unsent: false, refusal }) => {
-            note_model(&mut span, &asked);
-            span.note("error.type", "no reply from the server");
+        Err(UpstreamError { unsent: false, response: refusal }) => {
+            set_request_model(&mut span, &asked);
+            span.set_attribute("error.type", "no reply from the server");
             drop(span.close());
             refusal
         }
     }
 }
 
-fn note_model(span: &mut Measured, asked: &Asked) {
-    if let Some(model) = asked.model() {
-        span.note("gen_ai.request.model", model);
+fn set_request_model(span: &mut RequestSpan, asked: &RequestedModel) {
+    if let Some(model) = asked.get() {
+        span.set_attribute("gen_ai.request.model", model);
     }
 }
 
-fn notes(
+fn span_attributes(
     request: &Request<Incoming>,
     operation: Operation,
-    trace: Option<&Trace>,
+    trace: Option<&TraceContext>,
     number: u64,
 ) -> BTreeMap<String, String> {
     let mut notes = BTreeMap::from([
@@ -108,23 +118,26 @@ fn notes(
         ("url.path".to_owned(), request.uri().path().to_owned()),
     ]);
     if let Some(trace) = trace {
-        notes.insert("trace_id".to_owned(), trace.id.clone());
+        notes.insert("trace_id".to_owned(), trace.trace_id.clone());
         notes.insert("span_id".to_owned(), format!("{number:016x}"));
-        notes.insert("parent_span_id".to_owned(), trace.parent.clone());
+        notes.insert("parent_span_id".to_owned(), trace.parent_id.clone());
     }
     notes
 }
 
 /// There is no reply.
-struct Failure {
+struct UpstreamError {
     /// The server cannot have got the request: there was no connection to it.
     unsent: bool,
     /// The client's answer instead.
-    refusal: Response<Body>,
+    response: Response<BoxBody>,
 }
 
 /// The server's reply.
-async fn send(proxy: &Proxy, request: Request<Body>) -> Result<(response::Parts, Incoming), Failure> {
+async fn send_upstream(
+    proxy: &Proxy,
+    request: Request<BoxBody>,
+) -> Result<(response::Parts, Incoming), UpstreamError> {
     let (unsent, why) = match proxy.pool.request(request).await {
         Ok(reply) => {
             let (mut head, body) = reply.into_parts();
@@ -136,108 +149,119 @@ async fn send(proxy: &Proxy, request: Request<Body>) -> Result<(response::Parts,
                 true => (false, "its reply has both a length and chunks".to_owned()),
             }
         }
-        Err(error) => (error.is_connect(), chain(&error)),
+        Err(error) => (error.is_connect(), error_chain(&error)),
     };
-    proxy.tally.failed.up();
-    proxy.remarks.say(&format!("no reply from {}: {why}", proxy.target));
-    let refusal =
-        refusal(StatusCode::BAD_GATEWAY, &format!("no reply from the server behind this proxy: {why}"));
-    Err(Failure { unsent, refusal })
+    proxy.counters.upstream_failures.increment();
+    proxy.log.log(&format!("no reply from {}: {why}", proxy.upstream));
+    let refusal = error_response(
+        StatusCode::BAD_GATEWAY,
+        &format!("no reply from the server behind this proxy: {why}"),
+    );
+    Err(UpstreamError { unsent, response: refusal })
 }
 
 /// A reply that is nobody's business.
-fn pass(client: &Client, mut head: response::Parts, body: Incoming, hop: Hop) -> Response<Body> {
+fn pass_through(
+    client: &ClientContext,
+    mut head: response::Parts,
+    body: Incoming,
+    hop: ClientCapabilities,
+) -> Response<BoxBody> {
     if head.status == StatusCode::SWITCHING_PROTOCOLS {
         return match hop.upgrade {
-            Some(upgrade) => tunnel::open(head, body, upgrade, client.clone()),
-            None => refusal(StatusCode::BAD_GATEWAY, "the server changed the protocol unasked"),
+            Some(upgrade) => upgrade::switch_protocols(head, body, upgrade, client.clone()),
+            None => error_response(StatusCode::BAD_GATEWAY, "the server changed the protocol unasked"),
         };
     }
-    hop::strip(&mut head.headers);
+    hop_by_hop::strip(&mut head.headers);
     Response::from_parts(head, body.map_err(Into::into).boxed_unsync())
 }
 
 /// An inference's reply.
-async fn answer(
-    client: &Client,
+async fn measured_response(
+    client: &ClientContext,
     mut head: response::Parts,
     body: Incoming,
-    span: Measured,
-    hop: Hop,
-) -> Response<Body> {
+    span: RequestSpan,
+    hop: ClientCapabilities,
+) -> Response<BoxBody> {
     let proxy = &*client.proxy;
     if head.status == StatusCode::SWITCHING_PROTOCOLS {
-        return pass(client, head, body, hop);
+        return pass_through(client, head, body, hop);
     }
-    hop::strip(&mut head.headers);
+    hop_by_hop::strip(&mut head.headers);
     // A span's name reveals no energy, and with it the operator finds the account of a request.
-    if proxy.annotate != Annotate::Off
+    if proxy.annotation_mode != AnnotationMode::Off
         && let Ok(id) = HeaderValue::from_str(&span.id)
     {
-        head.headers.insert(SPAN, id);
+        head.headers.insert(SPAN_HEADER, id);
     }
-    let told = client.annotate != Annotate::Off;
-    let Kind { dialect, streams, plain } = Kind::of(&head);
+    let told = client.annotation_mode != AnnotationMode::Off;
+    let ResponseKind { reader: dialect, is_streamed: streams, is_uncompressed: plain } =
+        ResponseKind::from_head(&head);
     let length = body.size_hint().exact();
-    let tail = Tail {
+    let tail = AnnotationPlacement {
         comment: told && plain && streams && length.is_none(),
-        trailer: told && hop.takes_trailers(length.is_some()),
-        usage: client.annotate == Annotate::Usage && plain && (length.is_none() || !streams),
+        trailer: told && hop.accepts_trailers(length.is_some()),
+        usage: client.annotation_mode == AnnotationMode::Usage && plain && (length.is_none() || !streams),
     };
-    let weighed = proxy.scales.put(span, proxy.weigh && streams);
-    if told && !streams && length.is_none_or(|length| length <= held::MOST) {
-        let reply = held::reply(head, body, weighed, dialect, tail).await;
+    let weighed = proxy.token_weights.register(span, proxy.weigh_by_tokens && streams);
+    if told && !streams && length.is_none_or(|length| length <= buffered_response::MAX_BUFFERED_BYTES) {
+        let reply = buffered_response::respond(head, body, weighed, dialect, tail).await;
         return reply.unwrap_or_else(|error| {
-            proxy.tally.failed.up();
-            refusal(StatusCode::BAD_GATEWAY, &format!("the server broke off its reply: {}", chain(&error)))
+            proxy.counters.upstream_failures.increment();
+            error_response(
+                StatusCode::BAD_GATEWAY,
+                &format!("the server broke off its reply: {}", error_chain(&error)),
+            )
         });
     }
-    tail.announce(&mut head.headers);
-    let tail = Tail { usage: tail.usage && streams, ..tail };
-    let streamed = Streamed::new(body, VecDeque::new(), weighed, dialect, tail);
+    tail.announce_trailer(&mut head.headers);
+    let tail = AnnotationPlacement { usage: tail.usage && streams, ..tail };
+    let streamed = StreamedBody::new(body, VecDeque::new(), weighed, dialect, tail);
     Response::from_parts(head, streamed.boxed_unsync())
 }
 
 /// What kind of reply it is, by its head.
-struct Kind {
-    dialect: Dialect,
-    streams: bool,
+struct ResponseKind {
+    reader: ResponseReader,
+    is_streamed: bool,
     /// Not compressed: it can be read, and added to.
-    plain: bool,
+    is_uncompressed: bool,
 }
 
-impl Kind {
-    fn of(head: &response::Parts) -> Self {
+impl ResponseKind {
+    fn from_head(head: &response::Parts) -> Self {
         let text = |name| head.headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
-        let media =
+        let media_type =
             text(header::CONTENT_TYPE).unwrap_or_default().split(';').next().unwrap_or_default().trim();
         let plain = text(header::CONTENT_ENCODING).is_none_or(|encoding| encoding == "identity");
-        let events = media.eq_ignore_ascii_case("text/event-stream");
-        let lines =
+        let is_sse = media_type.eq_ignore_ascii_case("text/event-stream");
+        let is_json_lines =
             ["application/x-ndjson", "application/ndjson", "application/jsonl", "application/stream+json"]
                 .iter()
-                .any(|lines| media.eq_ignore_ascii_case(lines));
-        let streams = events || lines;
-        let dialect = match (plain, events, lines) {
-            (false, ..) => Dialect::Opaque { stream: streams },
-            (true, true, _) => Dialect::events(),
-            (true, _, true) => Dialect::lines(),
-            (true, false, false) => Dialect::whole(),
+                .any(|lines| media_type.eq_ignore_ascii_case(lines));
+        let streams = is_sse || is_json_lines;
+        let dialect = match (plain, is_sse, is_json_lines) {
+            (false, ..) => ResponseReader::Opaque { stream: streams },
+            (true, true, _) => ResponseReader::sse(),
+            (true, _, true) => ResponseReader::json_lines(),
+            (true, false, false) => ResponseReader::json(),
         };
-        Kind { dialect, streams, plain }
+        ResponseKind { reader: dialect, is_streamed: streams, is_uncompressed: plain }
     }
 }
 
 /// A short answer of the proxy's own.
-fn refusal(status: StatusCode, why: &str) -> Response<Body> {
-    let mut reply = Response::new(whole(format!("wattspan proxy: {}\n", visible(why))));
+fn error_response(status: StatusCode, why: &str) -> Response<BoxBody> {
+    let mut reply = Response::new(full_body(format!("wattspan proxy: {}\n", escape_unprintable(why))));
     *reply.status_mut() = status;
     reply.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
     reply
 }
 
 /// An error with what led to it.
-fn chain(error: &dyn std::error::Error) -> String {
+fn error_chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(error) = source {

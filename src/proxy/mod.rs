@@ -12,42 +12,42 @@
 //! thread serves everything; a body is never kept beyond the bounds of `held`, and a client that does not read is not
 //! read for.
 
-mod asked;
-mod dialect;
-mod figure_access;
-mod figures;
+mod annotation;
+mod annotation_policy;
+mod buffered_response;
+mod client_io;
+mod counters;
+mod daemon_call;
+mod daemon_connection;
+mod escape;
 mod forward;
-mod front;
-mod held;
-mod insertion;
-mod lane;
-mod link;
-mod listen;
-mod measured;
-mod order;
-mod prepare;
+mod frontend;
+mod json_scanner;
+mod listener;
 #[cfg(target_os = "linux")]
 mod process_exit;
 #[cfg(not(target_os = "linux"))]
 #[path = "process_exit_unsupported.rs"]
 mod process_exit;
-mod reading;
-mod remark;
+mod rate_limited_log;
+mod request_body;
+mod request_span;
+mod response_metadata;
+mod response_reader;
 mod route;
-mod scan;
 mod server_process;
-mod streamed;
-mod tally;
+mod span_client;
+mod streamed_body;
 #[cfg(target_os = "linux")]
 mod tcp_owner;
 #[cfg(not(target_os = "linux"))]
 #[path = "tcp_owner_unsupported.rs"]
 mod tcp_owner;
-mod trace;
-mod tunnel;
-mod visible;
-mod weigh;
-mod wire;
+mod token_weights;
+mod trace_context;
+mod upgrade;
+mod upstream_request;
+mod usage_inserter;
 
 use std::hash::{BuildHasher, RandomState};
 use std::io;
@@ -57,35 +57,35 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-use crate::client::Place;
-use crate::http::dial::{self, Pool};
-use crate::http::{Body, Target};
-use figure_access::{FigureAccess, Owner};
-pub use figure_access::{FigureGroup, gid_of};
-use lane::Lane;
-use listen::{Connection, Listener, Socket};
-pub use listen::{ListenAddress, ParseListenAddressError};
+use crate::client::SocketPath;
+use crate::http::connection_pool::{self, ConnectionPool};
+use crate::http::{BaseUrl, BoxBody};
+pub use annotation_policy::{AnnotationGroup, lookup_gid};
+use annotation_policy::{AnnotationPolicy, PeerUser};
+pub use counters::ProxyCounters;
+use escape::LogSink;
+use listener::{AcceptedConnection, ListenSocket, ProxyListener};
+pub use listener::{ListenAddress, ParseListenAddressError};
 use process_exit::WatchedProcess;
-use remark::Remarks;
+use rate_limited_log::RateLimitedLog;
 use route::Routes;
-use server_process::Named;
 pub use server_process::ServerProcess;
-pub use tally::Tally;
-use visible::Log;
-use weigh::Scales;
+use server_process::ServerProcessTracker;
+use span_client::SpanClient;
+use token_weights::TokenWeights;
 
 /// How long a reply's last byte may wait for the account, unless told otherwise.
-pub const USUAL_PATIENCE: Duration = Duration::from_millis(250);
+pub const DEFAULT_ACCOUNT_TIMEOUT: Duration = Duration::from_millis(250);
 
 /// How long running requests may take to end after the proxy was asked to stop.
-const GRACE: Duration = Duration::from_secs(10);
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long the last accounts may take after that.
-const LAST_ACCOUNTS: Duration = Duration::from_secs(2);
+const FINAL_ACCOUNTS_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How the energy is told.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum Annotate {
+pub enum AnnotationMode {
     /// Not at all: replies are exactly the server's.
     Off,
     /// In headers, trailers and comments.
@@ -97,111 +97,117 @@ pub enum Annotate {
 
 /// How the proxy is set up.
 #[derive(Debug, Clone)]
-pub struct Settings {
+pub struct ProxySettings {
     /// Where it listens.
     pub listen: ListenAddress,
     /// The group that may open a Unix socket besides its owner.
     pub listen_group: Option<u32>,
     /// The server.
-    pub target: Target,
+    pub upstream: BaseUrl,
     /// Speak HTTP/2 to the server from the first byte.
     pub http2_only: bool,
     /// The server's process, whose share accounts state; none where unknown.
-    pub server: Option<ServerProcess>,
+    pub server_process: Option<ServerProcess>,
     /// Where the daemon is.
-    pub place: Place,
+    pub daemon_socket: SocketPath,
     /// How the energy is told.
-    pub annotate: Annotate,
+    pub annotation_mode: AnnotationMode,
     /// Replies to every client are annotated, whatever its access.
     pub annotate_all: bool,
     /// The group whose members get figures.
-    pub annotate_group: FigureGroup,
+    pub annotate_group: AnnotationGroup,
     /// Spans weigh by the tokens they stream.
-    pub weigh: bool,
+    pub weigh_by_tokens: bool,
     /// How long a reply waits for its account.
-    pub patience: Duration,
+    pub account_timeout: Duration,
     /// The known inference paths count.
-    pub known_paths: bool,
+    pub use_known_paths: bool,
     /// Further ones.
-    pub paths: Vec<String>,
+    pub custom_paths: Vec<String>,
     /// Connections at a time.
-    pub connections: usize,
+    pub max_connections: usize,
 }
 
 /// What every request needs.
 pub struct Proxy {
-    target: Target,
-    pool: Pool<Body>,
+    upstream: BaseUrl,
+    pool: ConnectionPool<BoxBody>,
     routes: Routes,
-    annotate: Annotate,
-    figure_access: FigureAccess,
-    weigh: bool,
-    lane: Lane,
-    scales: Scales,
-    tally: Arc<Tally>,
-    remarks: Remarks,
+    annotation_mode: AnnotationMode,
+    annotation_policy: AnnotationPolicy,
+    weigh_by_tokens: bool,
+    span_client: SpanClient,
+    token_weights: TokenWeights,
+    counters: Arc<ProxyCounters>,
+    log: RateLimitedLog,
     /// Different for every run, so that spans of two proxies with the same process number never meet.
-    seed: RandomState,
-    count: AtomicU64,
+    span_number_seed: RandomState,
+    span_count: AtomicU64,
 }
 
 impl Proxy {
     /// A number that no other span has, and never 0.
-    fn next_span(&self) -> u64 {
-        self.seed.hash_one(self.count.fetch_add(1, Ordering::Relaxed)).max(1)
+    fn next_span_number(&self) -> u64 {
+        self.span_number_seed.hash_one(self.span_count.fetch_add(1, Ordering::Relaxed)).max(1)
     }
 
     /// How replies on this connection are annotated: not at all where its owner has no access or is unknown.
-    async fn annotate_for(&self, connection: &Connection) -> Annotate {
-        if self.annotate == Annotate::Off || self.figure_access.is_for_everyone() {
-            return self.annotate;
+    async fn annotation_mode_for(&self, connection: &AcceptedConnection) -> AnnotationMode {
+        if self.annotation_mode == AnnotationMode::Off || self.annotation_policy.is_unrestricted() {
+            return self.annotation_mode;
         }
-        let owner = connection.owner().unwrap_or_else(|error| {
-            self.remarks
-                .say(&format!("cannot look up the user of a connection, which gets no figures: {error}"));
-            Owner::Unknown
+        let owner = connection.peer_user().unwrap_or_else(|error| {
+            self.log.log(&format!("cannot look up the user of a connection, which gets no figures: {error}"));
+            PeerUser::Unknown
         });
-        if self.figure_access.permits(&owner).await { self.annotate } else { Annotate::Off }
+        if self.annotation_policy.is_permitted(&owner).await {
+            self.annotation_mode
+        } else {
+            AnnotationMode::Off
+        }
     }
 }
 
 /// A proxy that listens and does not serve yet.
-pub struct Listening {
-    socket: Socket,
-    settings: Settings,
+pub struct BoundProxy {
+    socket: ListenSocket,
+    settings: ProxySettings,
     proxy: Arc<Proxy>,
-    orders: lane::Orders,
-    server: Option<WatchedProcess>,
-    log: Log,
+    calls: span_client::CallReceiver,
+    watched_server: Option<WatchedProcess>,
+    log_sink: LogSink,
 }
 
-impl Listening {
+impl BoundProxy {
     /// Listens; the proxy's lines go to `write`.
     ///
     /// # Errors
     /// The address is taken, the server's process does not exist, or there are no certificates to trust a server by.
-    pub fn new(settings: Settings, write: fn(&str)) -> io::Result<Self> {
-        let log = Log::new(write);
-        let socket = Socket::bind(&settings.listen, settings.listen_group)?;
-        let tally = Arc::<Tally>::default();
-        let server = watched(settings.server.as_ref())?;
-        let named = Named::new(settings.server.clone(), log);
-        let (lane, orders) = Lane::new(settings.patience, Arc::clone(&tally), named);
+    pub fn new(settings: ProxySettings, write: fn(&str)) -> io::Result<Self> {
+        let log_sink = LogSink::new(write);
+        let socket = ListenSocket::bind(&settings.listen, settings.listen_group)?;
+        let tally = Arc::<ProxyCounters>::default();
+        let watched_server = watch_server(settings.server_process.as_ref())?;
+        let server_process = ServerProcessTracker::new(settings.server_process.clone(), log_sink);
+        let (lane, orders) = SpanClient::new(settings.account_timeout, Arc::clone(&tally), server_process);
         let proxy = Proxy {
-            target: settings.target.clone(),
-            pool: dial::pool(&settings.target, dial::Settings { http2_only: settings.http2_only })?,
-            routes: Routes::new(settings.known_paths, settings.paths.clone()),
-            annotate: settings.annotate,
-            figure_access: FigureAccess::new(settings.annotate_all, settings.annotate_group.clone()),
-            weigh: settings.weigh,
-            lane,
-            scales: Scales::default(),
-            tally,
-            remarks: Remarks::new(log),
-            seed: RandomState::new(),
-            count: AtomicU64::new(0),
+            upstream: settings.upstream.clone(),
+            pool: connection_pool::build_pool(
+                &settings.upstream,
+                connection_pool::PoolSettings { http2_only: settings.http2_only },
+            )?,
+            routes: Routes::new(settings.use_known_paths, settings.custom_paths.clone()),
+            annotation_mode: settings.annotation_mode,
+            annotation_policy: AnnotationPolicy::new(settings.annotate_all, settings.annotate_group.clone()),
+            weigh_by_tokens: settings.weigh_by_tokens,
+            span_client: lane,
+            token_weights: TokenWeights::default(),
+            counters: tally,
+            log: RateLimitedLog::new(log_sink),
+            span_number_seed: RandomState::new(),
+            span_count: AtomicU64::new(0),
         };
-        Ok(Listening { socket, settings, proxy: Arc::new(proxy), orders, server, log })
+        Ok(BoundProxy { socket, settings, proxy: Arc::new(proxy), calls: orders, watched_server, log_sink })
     }
 
     /// The URL or path that clients connect to.
@@ -216,16 +222,16 @@ impl Listening {
     ///
     /// # Errors
     /// The system does not state the address.
-    pub fn describe_figure_access(&self) -> io::Result<String> {
-        if self.proxy.annotate == Annotate::Off {
+    pub fn describe_annotation_policy(&self) -> io::Result<String> {
+        if self.proxy.annotation_mode == AnnotationMode::Off {
             return Ok("figures go to no client (--annotate off)".to_owned());
         }
-        Ok(self.proxy.figure_access.describe(self.socket.tcp_address()?))
+        Ok(self.proxy.annotation_policy.describe(self.socket.tcp_address()?))
     }
 
     /// What it counts.
-    pub fn tally(&self) -> Arc<Tally> {
-        Arc::clone(&self.proxy.tally)
+    pub fn counters(&self) -> Arc<ProxyCounters> {
+        Arc::clone(&self.proxy.counters)
     }
 
     /// Serves until `stop` is ready, and then until the running requests have ended or were given time enough.
@@ -241,37 +247,38 @@ impl Listening {
     }
 
     async fn run(self, stop: impl Future<Output = ()>) -> io::Result<()> {
-        let Listening { socket, settings, proxy, orders, server, log } = self;
-        let listener = Listener::new(socket)?;
+        let BoundProxy { socket, settings, proxy, calls: orders, watched_server, log_sink } = self;
+        let listener = ProxyListener::new(socket)?;
         let (stopping, stopped) = watch::channel(false);
-        let shared = Arc::clone(&proxy.lane.shared);
-        let place = settings.place.clone();
-        tokio::spawn(
-            async move { link::serve(place, orders, &shared, &move |line: &str| log.line(line)).await },
-        );
-        if let Some(server) = server {
-            let named = Arc::clone(&proxy.lane.server);
-            server.on_exit(move || named.forget("it has ended"))?;
+        let shared = Arc::clone(&proxy.span_client.state);
+        let place = settings.daemon_socket.clone();
+        tokio::spawn(async move {
+            daemon_connection::run(place, orders, &shared, &move |line: &str| log_sink.write_line(line)).await
+        });
+        if let Some(server) = watched_server {
+            let server_process = Arc::clone(&proxy.span_client.server_process);
+            server.on_exit(move || server_process.forget("it has ended"))?;
         }
-        if proxy.weigh {
-            tokio::spawn(proxy.scales.clone().run());
+        if proxy.weigh_by_tokens {
+            tokio::spawn(proxy.token_weights.clone().run());
         }
-        let serving = front::serve(listener, Arc::clone(&proxy), settings.connections, stopped);
+        let serving = frontend::serve(listener, Arc::clone(&proxy), settings.max_connections, stopped);
         let serving = tokio::spawn(serving);
         stop.await;
         // Whoever listens hears it; nobody is left where the front has ended.
         let _ = stopping.send(true);
         let _ = serving.await;
         // Every connection holds the proxy, and the front has let go of it.
-        wait(GRACE, || Arc::strong_count(&proxy) == 1).await;
-        wait(LAST_ACCOUNTS, || proxy.tally.opened.get() == proxy.tally.ended()).await;
+        wait_until(SHUTDOWN_TIMEOUT, || Arc::strong_count(&proxy) == 1).await;
+        wait_until(FINAL_ACCOUNTS_TIMEOUT, || proxy.counters.opened.get() == proxy.counters.ended_spans())
+            .await;
         Ok(())
     }
 }
 
 /// The server's process, where one is named.
-fn watched(server: Option<&ServerProcess>) -> io::Result<Option<WatchedProcess>> {
-    let Some(ServerProcess::Process(pid)) = server else { return Ok(None) };
+fn watch_server(server_process: Option<&ServerProcess>) -> io::Result<Option<WatchedProcess>> {
+    let Some(ServerProcess::Process(pid)) = server_process else { return Ok(None) };
     let watched = WatchedProcess::new(*pid);
     let failed = |error: io::Error| {
         io::Error::new(error.kind(), format!("--upstream-pid {pid}: cannot watch this process: {error}"))
@@ -279,7 +286,7 @@ fn watched(server: Option<&ServerProcess>) -> io::Result<Option<WatchedProcess>>
     watched.map(Some).map_err(failed)
 }
 
-async fn wait(longest: Duration, so: impl Fn() -> bool) {
+async fn wait_until(longest: Duration, so: impl Fn() -> bool) {
     let deadline = tokio::time::Instant::now() + longest;
     while !so() && tokio::time::Instant::now() < deadline {
         tokio::time::sleep(Duration::from_millis(2)).await;

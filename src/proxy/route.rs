@@ -31,7 +31,7 @@ impl Operation {
 }
 
 /// The paths of OpenAI, Anthropic, Ollama and llama.cpp.
-const KNOWN: [(&str, Operation); 13] = [
+const KNOWN_PATHS: [(&str, Operation); 13] = [
     ("/chat/completions", Operation::Chat),
     ("/v1/responses", Operation::Chat),
     ("/v1/messages", Operation::Chat),
@@ -50,14 +50,14 @@ const KNOWN: [(&str, Operation); 13] = [
 /// The paths.
 #[derive(Debug, Clone)]
 pub struct Routes {
-    known: bool,
-    named: Vec<String>,
+    use_known_paths: bool,
+    custom_paths: Vec<String>,
 }
 
 impl Routes {
     /// The known paths, if `known`, and those that the user names.
-    pub fn new(known: bool, named: Vec<String>) -> Self {
-        Routes { known, named }
+    pub fn new(use_known_paths: bool, custom_paths: Vec<String>) -> Self {
+        Routes { use_known_paths, custom_paths }
     }
 
     /// What a request asks for, if it is an inference.
@@ -71,8 +71,8 @@ impl Routes {
             let before = path.strip_suffix(with);
             !with.is_empty() && before.is_some_and(|before| before.ends_with('/'))
         };
-        let known = KNOWN.iter().filter(|_| self.known).find(|(known, _)| ends(known));
-        let named = || self.named.iter().find(|named| ends(named)).map(|_| Operation::Inference);
+        let known = KNOWN_PATHS.iter().filter(|_| self.use_known_paths).find(|(known, _)| ends(known));
+        let named = || self.custom_paths.iter().find(|named| ends(named)).map(|_| Operation::Inference);
         known.map(|(_, operation)| *operation).or_else(named)
     }
 }
@@ -86,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn inferences_are_known_by_the_end_of_their_path() {
+    fn inference_paths_match_by_suffix() {
         let routes = Routes::new(true, vec!["/rank".into()]);
         for (path, expected) in [
             ("/v1/chat/completions", Operation::Chat),
@@ -106,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn the_known_paths_can_be_left_out() {
+    fn known_paths_can_be_disabled() {
         let routes = Routes::new(false, vec!["mine".into()]);
         assert_eq!(operation(&routes, "/v1/completions"), None);
         assert_eq!(operation(&routes, "/mine"), Some(Operation::Inference));

@@ -40,11 +40,11 @@ pub fn uid(client: SocketAddr, here: SocketAddr) -> io::Result<Option<u32>> {
     }
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let diag = socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, Some(netlink::SOCK_DIAG))?;
-    send(&diag, &request(client, here), SendFlags::empty())?;
+    send(&diag, &encode_request(client, here), SendFlags::empty())?;
     // The kernel has queued its answer before `send` returns.
     let mut answer = [0_u8; 1024];
     let (length, _) = recv(&diag, &mut answer, RecvFlags::empty())?;
-    owner(answer.get(..length).unwrap_or_default(), client, here)
+    parse_reply(answer.get(..length).unwrap_or_default(), client, here)
 }
 
 /// An IPv4 address that came in an IPv6 one, as itself.
@@ -53,7 +53,7 @@ fn canonical(address: SocketAddr) -> SocketAddr {
 }
 
 /// `nlmsghdr`, then `inet_diag_req_v2` with the client's socket as the source.
-fn request(client: SocketAddr, here: SocketAddr) -> [u8; REQUEST_BYTES] {
+fn encode_request(client: SocketAddr, here: SocketAddr) -> [u8; REQUEST_BYTES] {
     const NO_COOKIE: [u8; 8] = [0xff; 8];
     const ALL_STATES: u32 = u32::MAX;
     let mut bytes = [0; REQUEST_BYTES];
@@ -89,7 +89,7 @@ fn address_bytes(address: IpAddr) -> [u8; 16] {
 }
 
 /// Reads `inet_diag_msg`, or the error that came instead.
-fn owner(answer: &[u8], client: SocketAddr, here: SocketAddr) -> io::Result<Option<u32>> {
+fn parse_reply(answer: &[u8], client: SocketAddr, here: SocketAddr) -> io::Result<Option<u32>> {
     let short =
         || io::Error::new(io::ErrorKind::InvalidData, "the kernel's answer about a socket is too short");
     let (header, message) = answer.split_at_checked(HEADER_BYTES).ok_or_else(short)?;
@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn a_client_on_loopback_is_of_this_user_over_either_protocol() {
+    fn a_loopback_client_has_this_uid_over_ipv4_and_ipv6() {
         let own = Some(rustix::process::geteuid().as_raw());
         let (v4, v6) = ("127.0.0.1".parse().unwrap(), "::1".parse().unwrap());
         for (listen, connect) in [
@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn a_client_that_has_closed_or_half_closed_is_unknown_and_never_root() {
+    fn a_closed_or_half_closed_client_has_no_owner() {
         let (client, mut accepted) = pair("127.0.0.1:0", "127.0.0.1".parse().unwrap());
         client.shutdown(Shutdown::Write).unwrap();
         assert_eq!(accepted.read(&mut [0]).unwrap(), 0);
@@ -167,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn a_listener_at_the_same_port_is_not_taken_for_the_client() {
+    fn a_listener_on_the_same_port_is_not_the_client() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let here = listener.local_addr().unwrap();
         let gone = SocketAddr::from(([127, 0, 0, 1], 1));
@@ -177,14 +177,14 @@ mod tests {
     }
 
     #[test]
-    fn a_connection_that_is_not_accepted_has_no_owner_although_the_kernel_states_root() {
+    fn an_unaccepted_connection_has_no_owner() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         assert_eq!(uid(listener.local_addr().unwrap(), client.local_addr().unwrap()).unwrap(), None);
     }
 
     #[test]
-    fn what_is_not_loopback_is_not_looked_up() {
+    fn non_loopback_addresses_are_not_looked_up() {
         let outside = SocketAddr::from(([192, 0, 2, 1], 80));
         assert_eq!(uid(outside, outside).unwrap(), None);
         assert_eq!(uid(outside, SocketAddr::from(([127, 0, 0, 1], 80))).unwrap(), None);

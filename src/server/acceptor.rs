@@ -16,7 +16,7 @@ use polling::{Event, Poller};
 use super::connection_channel::ConnectionReceiver;
 use super::readiness_ffi::RegisteredSocket;
 use crate::config::Limits;
-use crate::protocol::Refusal;
+use crate::protocol::MethodError;
 use crate::service::access::{AccessPolicy, Peer};
 use crate::unix_socket::{self as peer, PeerCredentials};
 
@@ -216,6 +216,6 @@ fn is_out_of_descriptors(cause: &io::Error) -> bool {
 /// Tells a client that is one too many; a fresh socket takes so little at once, or the client has gone.
 fn reject(mut stream: &UnixStream, quota: &str, limit: usize) {
     let mut message = Vec::new();
-    Refusal::QuotaExceeded { quota: quota.to_owned(), limit: limit as u64 }.write(&mut message);
+    MethodError::QuotaExceeded { quota: quota.to_owned(), limit: limit as u64 }.encode(&mut message);
     let _ = stream.write(&message);
 }

@@ -15,7 +15,7 @@ use super::peer_identity::PeerIdentity;
 use super::readiness_ffi::RegisteredSocket;
 use super::recv::{RecvResult, recv};
 use super::reply_queue::ReplyQueue;
-use crate::protocol::{END, Refusal};
+use crate::protocol::{MESSAGE_TERMINATOR, MethodError};
 use crate::service::access::{AccessPolicy, Peer};
 use crate::service::reply_to::{ConnectionId, ReplyTo};
 use crate::service::service::{Caller, Service};
@@ -135,7 +135,7 @@ impl ClientConnection {
         let read = match recv(&self.socket, scratch) {
             Ok(RecvResult { has_descriptors: true, .. }) => {
                 let reason = "are not taken here; send messages only".to_owned();
-                self.reject(&Refusal::InvalidValue { field: "descriptors".into(), reason });
+                self.reject(&MethodError::InvalidValue { field: "descriptors".into(), reason });
                 return Fate::Stays;
             }
             heard => heard.map(|heard| heard.length),
@@ -161,7 +161,7 @@ impl ClientConnection {
         {
             let most = service.limits().message_bytes;
             let reason = format!("is longer than {most} bytes");
-            self.reject(&Refusal::InvalidValue { field: "message".into(), reason });
+            self.reject(&MethodError::InvalidValue { field: "message".into(), reason });
         }
         Fate::Stays
     }
@@ -191,7 +191,7 @@ impl ClientConnection {
                 return used;
             }
             // What was looked through before holds no end.
-            let Some(length) = memchr::memchr(END, &bytes[used + self.scanned_bytes..]) else {
+            let Some(length) = memchr::memchr(MESSAGE_TERMINATOR, &bytes[used + self.scanned_bytes..]) else {
                 self.scanned_bytes = bytes.len() - used;
                 return used;
             };
@@ -222,7 +222,7 @@ impl ClientConnection {
                 }
                 None => format!("is longer than {} bytes", service.limits().message_bytes),
             };
-            return self.reject(&Refusal::InvalidValue { field: "message".into(), reason });
+            return self.reject(&MethodError::InvalidValue { field: "message".into(), reason });
         }
         let ticket = ReplyTo { connection: self.id, slot: self.reply_queue.next_slot() };
         let caller = Caller { peer: self.identity.peer, reply_to: ticket, process: self.identity.origin };
@@ -239,8 +239,8 @@ impl ClientConnection {
     }
 
     /// Says why and hears no more; the answers so far are still sent.
-    pub fn reject(&mut self, refusal: &Refusal) {
-        self.reply_queue.write(|out| refusal.write(out));
+    pub fn reject(&mut self, refusal: &MethodError) {
+        self.reply_queue.write(|out| refusal.encode(out));
         self.close_read();
     }
 

@@ -7,9 +7,9 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 
 use crate::protocol::{
-    self, CancelSpan, CloseSpan, Description, Done, GetBalance, GetInfo, GetInterfaceDescription,
-    GetServiceInfo, GetSpan, Incoming, Method, MethodName, Refusal, Reload, Reply, ServiceInfo, SpanAccount,
-    WatchDomains, WatchSpans,
+    self, CancelSpan, CloseSpan, EmptyReply, GetBalance, GetInfo, GetInterfaceDescription, GetServiceInfo,
+    GetSpan, IncomingCall, InterfaceDescription, Method, MethodError, MethodName, MethodReply, Reload,
+    ServiceInfo, SpanAccount, WatchDomains, WatchSpans,
 };
 
 use crate::service::access;
@@ -52,8 +52,8 @@ const DEFAULT_RATE_HZ: f64 = 10.0;
 /// Handles one message, its end taken off; appends what is to be answered to `out`.
 pub fn dispatch(service: &mut Service, caller: &Caller, message: &[u8], out: &mut Vec<u8>) -> CallOutcome {
     let object = message.trim_ascii_start().starts_with(b"{");
-    let Some(call) = serde_json::from_slice::<Incoming>(message).ok().filter(|_| object) else {
-        Refusal::InvalidParameter { parameter: "message".into() }.write(out);
+    let Some(call) = serde_json::from_slice::<IncomingCall>(message).ok().filter(|_| object) else {
+        MethodError::InvalidParameter { parameter: "message".into() }.encode(out);
         return CallOutcome::ProtocolViolation;
     };
     let errand = match MethodName::of(&call.method) {
@@ -64,7 +64,7 @@ pub fn dispatch(service: &mut Service, caller: &Caller, message: &[u8], out: &mu
         service.check_rate_limit(&caller.peer, errand)
         && (flood || errand == CallClass::Other || !has_open_span(service, caller, &call))
     {
-        refusal.write(out);
+        refusal.encode(out);
         // A call that nobody waits for cannot be refused, and one that is dropped would be missing from some account:
         // the connection ends, and with it its open spans, as abandoned.
         return if flood || call.oneway == Some(true) {
@@ -77,7 +77,7 @@ pub fn dispatch(service: &mut Service, caller: &Caller, message: &[u8], out: &mu
     let outcome = match route(service, caller, &call, out) {
         Ok(outcome) => outcome,
         Err(refusal) => {
-            refusal.write(out);
+            refusal.encode(out);
             CallOutcome::Answered
         }
     };
@@ -88,7 +88,7 @@ pub fn dispatch(service: &mut Service, caller: &Caller, message: &[u8], out: &mu
 }
 
 /// Whether there is anything to end.
-fn has_open_span(service: &Service, caller: &Caller, call: &Incoming) -> bool {
+fn has_open_span(service: &Service, caller: &Caller, call: &IncomingCall) -> bool {
     #[derive(serde::Deserialize)]
     struct Named<'a> {
         #[serde(borrow)]
@@ -102,29 +102,29 @@ fn has_open_span(service: &Service, caller: &Caller, call: &Incoming) -> bool {
 fn route(
     service: &mut Service,
     caller: &Caller,
-    call: &Incoming,
+    call: &IncomingCall,
     out: &mut Vec<u8>,
-) -> Result<CallOutcome, Refusal> {
+) -> Result<CallOutcome, MethodError> {
     let method = call.method.as_ref();
     let name = MethodName::of(method).ok_or_else(|| unknown_method(method))?;
     access::authorize(&caller.peer, name)?;
     if call.upgrade == Some(true) {
-        return Err(Refusal::MethodNotImplemented { method: method.to_owned() });
+        return Err(MethodError::MethodNotImplemented { method: method.to_owned() });
     }
     match name {
         MethodName::OpenSpan => write_reply(out, &service.open_span(caller, parse_parameters(call)?)?),
         MethodName::CloseSpan => return close_span(service, caller, call, out),
         MethodName::MarkPhase => {
             service.mark_phase(&caller.peer, parse_parameters(call)?)?;
-            write_reply(out, &Done {});
+            write_reply(out, &EmptyReply {});
         }
         MethodName::SetWeight => {
             service.set_weight(&caller.peer, &parse_parameters(call)?)?;
-            write_reply(out, &Done {});
+            write_reply(out, &EmptyReply {});
         }
         MethodName::CancelSpan => {
             service.cancel_span(&caller.peer, &parse_parameters::<CancelSpan>(call)?.span)?;
-            write_reply(out, &Done {});
+            write_reply(out, &EmptyReply {});
         }
         MethodName::Reload => {
             parse_parameters::<Reload>(call)?;
@@ -159,9 +159,9 @@ fn route(
 fn close_span(
     service: &mut Service,
     caller: &Caller,
-    call: &Incoming,
+    call: &IncomingCall,
     out: &mut Vec<u8>,
-) -> Result<CallOutcome, Refusal> {
+) -> Result<CallOutcome, MethodError> {
     let parameters: CloseSpan = parse_parameters(call)?;
     let wait = parameters.wait_settled == Some(true) && call.oneway != Some(true);
     match service.close_span(caller, parameters, wait)? {
@@ -178,9 +178,9 @@ fn query_spans(
     service: &mut Service,
     caller: &Caller,
     name: MethodName,
-    call: &Incoming,
+    call: &IncomingCall,
     out: &mut Vec<u8>,
-) -> Result<CallOutcome, Refusal> {
+) -> Result<CallOutcome, MethodError> {
     let wait = call.oneway != Some(true);
     if name == MethodName::ListSpans {
         let accounts = service.list_spans(caller, &parse_parameters(call)?, wait)?;
@@ -196,19 +196,19 @@ fn query_spans(
     Ok(CallOutcome::Answered)
 }
 
-fn subscribe(call: &Incoming, stream: SubscriptionKind) -> Result<CallOutcome, Refusal> {
+fn subscribe(call: &IncomingCall, stream: SubscriptionKind) -> Result<CallOutcome, MethodError> {
     match (call.more, call.oneway) {
         (_, Some(true)) => Ok(CallOutcome::Answered),
         (Some(true), _) => Ok(CallOutcome::Subscribed(stream)),
-        _ => Err(Refusal::ExpectedMore {}),
+        _ => Err(MethodError::ExpectedMore {}),
     }
 }
 
-fn domain_subscription(call: &WatchDomains) -> Result<SubscriptionKind, Refusal> {
+fn domain_subscription(call: &WatchDomains) -> Result<SubscriptionKind, MethodError> {
     let rate_hz = call.rate_hz.unwrap_or(DEFAULT_RATE_HZ);
     if !(rate_hz.is_finite() && rate_hz >= 0.001) {
         let reason = "is no rate; choose a number from 0.001 to 1000".to_owned();
-        return Err(Refusal::InvalidValue { field: "rate_hz".into(), reason });
+        return Err(MethodError::InvalidValue { field: "rate_hz".into(), reason });
     }
     Ok(SubscriptionKind::Domains { period_ns: (1e9 / rate_hz.min(MAX_RATE_HZ)) as u64 })
 }
@@ -219,40 +219,42 @@ fn service_info() -> ServiceInfo {
         product: "wattspand".into(),
         version: env!("CARGO_PKG_VERSION").into(),
         url: "https://varlink.org".into(),
-        interfaces: vec![protocol::SERVICE.into(), protocol::METER.into()],
+        interfaces: vec![protocol::SERVICE_INTERFACE.into(), protocol::METER_INTERFACE.into()],
     }
 }
 
-fn description(call: GetInterfaceDescription) -> Result<Description, Refusal> {
+fn description(call: GetInterfaceDescription) -> Result<InterfaceDescription, MethodError> {
     let text = match call.interface.as_str() {
-        protocol::METER => protocol::METER_DESCRIPTION,
-        protocol::SERVICE => protocol::SERVICE_DESCRIPTION,
-        _ => return Err(Refusal::InterfaceNotFound { interface: call.interface }),
+        protocol::METER_INTERFACE => protocol::METER_DESCRIPTION,
+        protocol::SERVICE_INTERFACE => protocol::SERVICE_DESCRIPTION,
+        _ => return Err(MethodError::InterfaceNotFound { interface: call.interface }),
     };
-    Ok(Description { description: text.to_owned() })
+    Ok(InterfaceDescription { description: text.to_owned() })
 }
 
 fn write_reply<T: Serialize>(out: &mut Vec<u8>, parameters: &T) {
-    Reply::last(parameters).write(out);
+    MethodReply::last(parameters).encode(out);
 }
 
-fn unknown_method(method: &str) -> Refusal {
+fn unknown_method(method: &str) -> MethodError {
     match method.rsplit_once('.') {
-        Some((interface, _)) if interface != protocol::METER && interface != protocol::SERVICE => {
-            Refusal::InterfaceNotFound { interface: interface.to_owned() }
+        Some((interface, _))
+            if interface != protocol::METER_INTERFACE && interface != protocol::SERVICE_INTERFACE =>
+        {
+            MethodError::InterfaceNotFound { interface: interface.to_owned() }
         }
-        _ => Refusal::MethodNotFound { method: method.to_owned() },
+        _ => MethodError::MethodNotFound { method: method.to_owned() },
     }
 }
 
-fn parse_parameters<M: Method>(call: &Incoming) -> Result<M, Refusal> {
+fn parse_parameters<M: Method>(call: &IncomingCall) -> Result<M, MethodError> {
     let text = call.parameters.map_or("{}", RawValue::get);
     // Derived readers would take a list as the fields in their order; Varlink knows only names.
     if !text.starts_with('{') {
-        return Err(Refusal::InvalidParameter { parameter: "parameters".into() });
+        return Err(MethodError::InvalidParameter { parameter: "parameters".into() });
     }
     serde_json::from_str(text)
-        .map_err(|wrong| Refusal::InvalidParameter { parameter: invalid_parameter_name(text, &wrong) })
+        .map_err(|wrong| MethodError::InvalidParameter { parameter: invalid_parameter_name(text, &wrong) })
 }
 
 /// Which parameter the parser disliked. It tells the place, and for some mistakes the name; only on the way out.
@@ -326,13 +328,13 @@ mod tests {
     fn unknown_methods_and_unknown_interfaces_are_distinct_errors() {
         assert_eq!(
             unknown_method("org.wattspan.Meter.X"),
-            Refusal::MethodNotFound { method: "org.wattspan.Meter.X".into() }
+            MethodError::MethodNotFound { method: "org.wattspan.Meter.X".into() }
         );
         assert_eq!(
             unknown_method("org.other.X"),
-            Refusal::InterfaceNotFound { interface: "org.other".into() }
+            MethodError::InterfaceNotFound { interface: "org.other".into() }
         );
-        assert_eq!(unknown_method("X"), Refusal::MethodNotFound { method: "X".into() });
+        assert_eq!(unknown_method("X"), MethodError::MethodNotFound { method: "X".into() });
     }
 
     #[test]

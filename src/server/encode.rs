@@ -5,7 +5,7 @@
 use serde::Serialize;
 
 use crate::attribution::account::Account;
-use crate::protocol::{DomainTick, Reply};
+use crate::protocol::{DomainSnapshot, MethodReply};
 
 #[derive(Serialize)]
 struct AccountReply<'a> {
@@ -15,20 +15,20 @@ struct AccountReply<'a> {
 /// The answer to one call.
 pub fn account_reply(account: &Account) -> Vec<u8> {
     let mut answer = Vec::new();
-    Reply::last(AccountReply { account }).write(&mut answer);
+    MethodReply::last(AccountReply { account }).encode(&mut answer);
     answer
 }
 
 /// One answer of many.
 pub fn account_stream_item(account: &Account) -> Vec<u8> {
     let mut answer = Vec::new();
-    Reply::one_of_many(AccountReply { account }).write(&mut answer);
+    MethodReply::continued(AccountReply { account }).encode(&mut answer);
     answer
 }
 
 /// The domains once more.
-pub fn domain_stream_item(tick: &DomainTick) -> Vec<u8> {
+pub fn domain_stream_item(tick: &DomainSnapshot) -> Vec<u8> {
     let mut answer = Vec::new();
-    Reply::one_of_many(tick).write(&mut answer);
+    MethodReply::continued(tick).encode(&mut answer);
     answer
 }

@@ -21,7 +21,7 @@ use super::peer_identity::PeerIdentity;
 use super::readiness_ffi::RegisteredSocket;
 use super::server_sockets::ServerSockets;
 use super::subscriptions::Subscriptions;
-use crate::protocol::{Access, Refusal};
+use crate::protocol::{Access, MethodError};
 use crate::service::service::{FinalAccount, Service};
 use crate::unix_socket as peer;
 
@@ -275,8 +275,10 @@ impl SocketServer {
         let Some(connection) = self.connections.get_mut(place) else { return Fate::Stays };
         let (id, peer, most) = (connection.id(), *connection.peer(), self.service.limits().streams_per_user);
         if !peer.unlimited && self.subscriptions.count_of_user(peer.uid) >= most {
-            connection
-                .reject(&Refusal::QuotaExceeded { quota: "streams of one user".into(), limit: most as u64 });
+            connection.reject(&MethodError::QuotaExceeded {
+                quota: "streams of one user".into(),
+                limit: most as u64,
+            });
             return connection.progress(&mut self.service);
         }
         self.subscriptions.add(place, id, peer, what, self.service.now_ns());

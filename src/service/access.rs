@@ -5,7 +5,7 @@
 //! (CVE-2020-8694), which is why the kernel keeps them for root, and why a stranger gets none here.
 
 use crate::config::{AccessGroups, group_number};
-use crate::protocol::{Access, MethodName, Refusal};
+use crate::protocol::{Access, MethodError, MethodName};
 use crate::unix_socket::{OVERFLOW_UID, PeerCredentials, SocketPermissions};
 
 /// The least access each method needs: the table. A method that has no row here does not compile.
@@ -25,10 +25,10 @@ pub fn required_access(method: MethodName) -> Access {
 ///
 /// # Errors
 /// `AccessDenied` with the least access that would do.
-pub fn authorize(peer: &Peer, method: MethodName) -> Result<(), Refusal> {
+pub fn authorize(peer: &Peer, method: MethodName) -> Result<(), MethodError> {
     let needs = required_access(method);
     if peer.access < needs {
-        return Err(Refusal::AccessDenied { needs: needs.word().to_owned() });
+        return Err(MethodError::AccessDenied { needs: needs.as_str().to_owned() });
     }
     Ok(())
 }

@@ -10,7 +10,7 @@
 //! actual energy, step by step.
 
 use crate::attribution::account::{Account, Phase, Share, State};
-use crate::protocol::Refusal;
+use crate::protocol::MethodError;
 
 /// The grid: multiples of this on the machine's monotonic clock, the same for everybody. Also the shortest span.
 pub const GRID_NS: u64 = 100_000_000;
@@ -25,12 +25,12 @@ pub const MAX_WEIGHT: f64 = 1.0;
 ///
 /// # Errors
 /// It is above.
-pub fn check_weight(weight: f64) -> Result<(), Refusal> {
+pub fn check_weight(weight: f64) -> Result<(), MethodError> {
     if weight <= MAX_WEIGHT || weight.is_nan() {
         return Ok(());
     }
     let reason = format!("is {weight}; with coarse access a weight is at most {MAX_WEIGHT}");
-    Err(Refusal::InvalidValue { field: "weight".into(), reason })
+    Err(MethodError::InvalidValue { field: "weight".into(), reason })
 }
 
 /// The grid's first instant that is not before `at_ns`.

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, HashMap};
 use super::coarse_grid::{self, GRID_NS};
 use crate::attribution::SpanKey;
 use crate::attribution::account::Account;
-use crate::protocol::Refusal;
+use crate::protocol::MethodError;
 
 #[derive(Debug)]
 struct CoarseSpan {
@@ -61,11 +61,11 @@ impl CoarseSpans {
     ///
     /// # Errors
     /// `InvalidTime` before the opening.
-    pub fn edge_ns(&self, key: SpanKey, at_ns: u64, now_ns: u64) -> Result<u64, Refusal> {
+    pub fn edge_ns(&self, key: SpanKey, at_ns: u64, now_ns: u64) -> Result<u64, MethodError> {
         let Some(span) = self.spans.get(&key) else { return Ok(at_ns) };
         if at_ns < span.requested_ns {
             let asked = at_ns.try_into().unwrap_or(i64::MAX);
-            return Err(Refusal::InvalidTime {
+            return Err(MethodError::InvalidTime {
                 at_ns: asked,
                 earliest_ns: span.requested_ns,
                 latest_ns: now_ns,
@@ -78,7 +78,7 @@ impl CoarseSpans {
     ///
     /// # Errors
     /// As for [`CoarseSpans::edge_ns`].
-    pub fn close_ns(&self, key: SpanKey, at_ns: u64, now_ns: u64) -> Result<u64, Refusal> {
+    pub fn close_ns(&self, key: SpanKey, at_ns: u64, now_ns: u64) -> Result<u64, MethodError> {
         let edge_ns = self.edge_ns(key, at_ns, now_ns)?;
         let span = self.spans.get(&key);
         Ok(span.map_or(edge_ns, |span| edge_ns.max(span.opened_ns + GRID_NS)))

@@ -290,12 +290,12 @@ impl Service {
     }
 
     /// How the ledger on disk is, if there is one.
-    pub(crate) fn durability_status(&self, peer: &Peer) -> Option<protocol::Keeping> {
+    pub(crate) fn durability_status(&self, peer: &Peer) -> Option<protocol::StoreStatus> {
         let keeping = self.durability.as_ref()?;
         let health = keeping.store.health();
         // The rate of all users together is for those who see the host's totals.
         let outlook = health.forecast.filter(|_| peer.access >= protocol::Access::Span);
-        Some(protocol::Keeping {
+        Some(protocol::StoreStatus {
             durable: health.durable && !keeping.is_stalled,
             reason: keeping.failure_reason(),
             bytes: health.bytes,

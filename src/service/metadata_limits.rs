@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::protocol::Refusal;
+use crate::protocol::MethodError;
 
 /// Longest name of a span in the protocol, in bytes.
 pub const MAX_SPAN_ID_BYTES: usize = 128;
@@ -26,7 +26,7 @@ pub const MAX_KEY_BYTES: usize = 64;
 pub const MAX_VALUE_BYTES: usize = 1024;
 
 /// Refuses a text that is empty, too long, or has control characters.
-pub fn check_identifier(field: &str, text: &str, most: usize) -> Result<(), Refusal> {
+pub fn check_identifier(field: &str, text: &str, most: usize) -> Result<(), MethodError> {
     if text.is_empty() {
         return Err(invalid_value(field, "is empty"));
     }
@@ -34,7 +34,7 @@ pub fn check_identifier(field: &str, text: &str, most: usize) -> Result<(), Refu
 }
 
 /// Refuses a text that is too long or has control characters.
-pub fn check_text(field: &str, text: &str, most: usize) -> Result<(), Refusal> {
+pub fn check_text(field: &str, text: &str, most: usize) -> Result<(), MethodError> {
     if text.len() > most {
         return Err(invalid_value(field, &format!("has {} bytes; the most is {most}", text.len())));
     }
@@ -45,7 +45,7 @@ pub fn check_text(field: &str, text: &str, most: usize) -> Result<(), Refusal> {
 }
 
 /// Refuses attributes that are too many or too long; gives the bytes they take.
-pub fn check_attributes(attributes: &BTreeMap<String, String>, had: usize) -> Result<usize, Refusal> {
+pub fn check_attributes(attributes: &BTreeMap<String, String>, had: usize) -> Result<usize, MethodError> {
     let pairs = had + attributes.len();
     if pairs > MAX_ATTRIBUTES {
         return Err(invalid_value("attributes", &format!("are {pairs}; the most is {MAX_ATTRIBUTES}")));
@@ -59,8 +59,8 @@ pub fn check_attributes(attributes: &BTreeMap<String, String>, had: usize) -> Re
     Ok(bytes)
 }
 
-fn invalid_value(field: &str, reason: &str) -> Refusal {
-    Refusal::InvalidValue { field: field.to_owned(), reason: reason.to_owned() }
+fn invalid_value(field: &str, reason: &str) -> MethodError {
+    MethodError::InvalidValue { field: field.to_owned(), reason: reason.to_owned() }
 }
 
 #[cfg(test)]

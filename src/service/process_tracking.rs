@@ -13,7 +13,7 @@ use super::service::{Caller, Service};
 use crate::attribution::{CPU_TIME, Ledger, Look, Subject, Used};
 use crate::domain::{Absent, Domain};
 use crate::process_usage::{KernelRoots, ProcessIdentity, ProcessWatcher, UsageSample, WatchProcessError};
-use crate::protocol::{Access, OpenSpan, Refusal};
+use crate::protocol::{Access, MethodError, OpenSpan};
 
 /// From one look to the next while spans are open, and while some wait for their accounts.
 const OPEN_INTERVAL_NS: u64 = 100_000_000;
@@ -141,7 +141,7 @@ impl ProcessTracker {
         added.map(|()| number)
     }
 
-    fn requested_process(&mut self, peer: &Peer, pid: i64, ledger: &mut Ledger) -> Result<u32, Refusal> {
+    fn requested_process(&mut self, peer: &Peer, pid: i64, ledger: &mut Ledger) -> Result<u32, MethodError> {
         let field = |wrong| method_error("process", wrong);
         let pid = u32::try_from(pid).ok().filter(|pid| *pid > 0);
         let pid = pid.ok_or_else(|| {
@@ -149,16 +149,16 @@ impl ProcessTracker {
         })?;
         let (origin, uid) = self.watcher.identify_with_owner(pid).map_err(field)?;
         if uid != peer.uid && peer.access < Access::Telemetry {
-            return Err(Refusal::AccessDenied { needs: "telemetry".into() });
+            return Err(MethodError::AccessDenied { needs: "telemetry".into() });
         }
         self.process_subject(peer, origin, ledger).map_err(field)
     }
 
-    fn requested_cgroup(&mut self, peer: &Peer, path: &str, ledger: &mut Ledger) -> Result<u32, Refusal> {
+    fn requested_cgroup(&mut self, peer: &Peer, path: &str, ledger: &mut Ledger) -> Result<u32, MethodError> {
         let field = |wrong| method_error("cgroup", wrong);
         let group = self.watcher.open_cgroup(path).map_err(field)?;
         if group.uid != peer.uid && peer.access < Access::Telemetry {
-            return Err(Refusal::AccessDenied { needs: "telemetry".into() });
+            return Err(MethodError::AccessDenied { needs: "telemetry".into() });
         }
         if let Some(number) = self.watcher.find_cgroup(&group) {
             return Ok(number);
@@ -178,25 +178,25 @@ impl Service {
     }
 
     /// Whose use a new span asks for, by the ledger's number.
-    pub(crate) fn resolve_subject(&mut self, caller: &Caller, call: &OpenSpan) -> Result<u32, Refusal> {
+    pub(crate) fn resolve_subject(&mut self, caller: &Caller, call: &OpenSpan) -> Result<u32, MethodError> {
         let (subjects, ledger, peer) = (&mut self.process_tracker, &mut self.attributor, &caller.peer);
         if peer.access < Access::Span {
             // The looks at CPU times lie on no grid, so the coarse tier has nothing of them.
             let asked = call.process.is_some() || call.cgroup.is_some();
-            let denied = Refusal::AccessDenied { needs: Access::Span.word().into() };
+            let denied = MethodError::AccessDenied { needs: Access::Span.as_str().into() };
             return if asked { Err(denied) } else { Ok(0) };
         }
         if call.process_share == Some(false) {
             if call.process.is_some() || call.cgroup.is_some() {
                 let reason = "cannot be false beside process or cgroup; leave one of them out".to_owned();
-                return Err(Refusal::InvalidValue { field: "process_share".into(), reason });
+                return Err(MethodError::InvalidValue { field: "process_share".into(), reason });
             }
             return Ok(0);
         }
         match (call.process, &call.cgroup, caller.process) {
             (Some(_), Some(_), _) => {
                 let reason = "cannot be named beside process; choose one".to_owned();
-                Err(Refusal::InvalidValue { field: "cgroup".into(), reason })
+                Err(MethodError::InvalidValue { field: "cgroup".into(), reason })
             }
             (Some(pid), None, _) => subjects.requested_process(peer, pid, ledger),
             (None, Some(path), _) => subjects.requested_cgroup(peer, path, ledger),
@@ -224,10 +224,10 @@ impl Service {
     }
 }
 
-fn method_error(field: &str, wrong: WatchProcessError) -> Refusal {
+fn method_error(field: &str, wrong: WatchProcessError) -> MethodError {
     match wrong {
-        WatchProcessError::NotFound(reason) => Refusal::InvalidValue { field: field.to_owned(), reason },
-        WatchProcessError::LimitReached { limit } => Refusal::QuotaExceeded {
+        WatchProcessError::NotFound(reason) => MethodError::InvalidValue { field: field.to_owned(), reason },
+        WatchProcessError::LimitReached { limit } => MethodError::QuotaExceeded {
             quota: "watched processes and control groups".into(),
             limit: limit as u64,
         },

@@ -10,7 +10,8 @@ use crate::attribution::account::{Account, State};
 use crate::attribution::{SpanKey, footprint};
 use crate::domain::Domain;
 use crate::protocol::{
-    Access, Balances, DomainStatus, DomainTick, Info, ListSpans, ReadWindow, Refusal, SpanAccounts, Window,
+    Access, Balances, DaemonInfo, DomainSnapshot, DomainStatus, ListSpans, MethodError, ReadWindow,
+    SpanAccounts, WindowEnergy,
 };
 use crate::store::{Filter, StoreQuery};
 
@@ -25,7 +26,7 @@ const MAX_OPEN_EXAMINED: usize = 1024;
 
 impl Service {
     /// GetInfo. To a caller without access the domains show their health but no figures.
-    pub fn get_info(&mut self, peer: &Peer) -> Info {
+    pub fn get_info(&mut self, peer: &Peer) -> DaemonInfo {
         let now_ns = self.clock.now_ns();
         self.refresh_if_stale(now_ns);
         let mut domains = self.collector.statuses();
@@ -35,7 +36,7 @@ impl Service {
             domains.iter_mut().for_each(hide_figures);
             (samplers, keeping) = (Vec::new(), None);
         }
-        Info {
+        DaemonInfo {
             version: env!("CARGO_PKG_VERSION").into(),
             boot_id: self.boot_id.clone(),
             now_ns,
@@ -54,7 +55,12 @@ impl Service {
 
     /// GetSpan: the caller's own, or anybody's for telemetry. One that is no longer remembered is looked for on disk, if
     /// the caller can wait.
-    pub fn get_span(&mut self, caller: &Caller, span: &str, wait: bool) -> Result<AccountOutcome, Refusal> {
+    pub fn get_span(
+        &mut self,
+        caller: &Caller,
+        span: &str,
+        wait: bool,
+    ) -> Result<AccountOutcome, MethodError> {
         let (now_ns, peer) = (self.clock.now_ns(), &caller.peer);
         self.refresh_if_stale(now_ns);
         // What its owner has on disk would come before what others have in memory; but names are random, or their
@@ -75,26 +81,26 @@ impl Service {
         now_ns: u64,
         span: &str,
         known: SpanLookup,
-    ) -> Result<Account, Refusal> {
+    ) -> Result<Account, MethodError> {
         match known {
             SpanLookup::Settled(account, kept) => Ok(self.with_durability(&account, kept)),
             SpanLookup::Unsettled(key) => {
                 let so_far = || self.attributor.account(now_ns, key).ok();
-                let missing = || Refusal::NoSuchSpan { span: span.to_owned() };
+                let missing = || MethodError::NoSuchSpan { span: span.to_owned() };
                 self.coarse_spans.provisional_account(key, so_far).ok_or_else(missing)
             }
         }
     }
 
     /// What is known of the caller's span of this name; to a coarse caller only of its coarse ones.
-    pub(crate) fn find_visible_span(&self, peer: &Peer, span: &str) -> Result<SpanLookup, Refusal> {
+    pub(crate) fn find_visible_span(&self, peer: &Peer, span: &str) -> Result<SpanLookup, MethodError> {
         let known = self.registry.find(peer.uid, span)?;
         let shown = peer.access >= Access::Span
             || match &known {
                 SpanLookup::Unsettled(key) => self.coarse_spans.contains(*key),
                 SpanLookup::Settled(account, _) => coarse_grid::is_coarse(account),
             };
-        if shown { Ok(known) } else { Err(Refusal::NoSuchSpan { span: span.to_owned() }) }
+        if shown { Ok(known) } else { Err(MethodError::NoSuchSpan { span: span.to_owned() }) }
     }
 
     /// ListSpans: the caller's own, or everybody's for telemetry; from the disk, where there is one and the caller can
@@ -104,7 +110,7 @@ impl Service {
         caller: &Caller,
         call: &ListSpans,
         wait: bool,
-    ) -> Result<Option<SpanAccounts>, Refusal> {
+    ) -> Result<Option<SpanAccounts>, MethodError> {
         let (limit, filter) = (list_limit(call)?, list_filter(call)?);
         let (now_ns, peer) = (self.clock.now_ns(), &caller.peer);
         self.refresh_if_stale(now_ns);
@@ -122,9 +128,9 @@ impl Service {
     }
 
     /// The number in a cursor that an earlier answer gave this caller.
-    fn decode_cursor(&self, peer: &Peer, cursor: i64) -> Result<u64, Refusal> {
+    fn decode_cursor(&self, peer: &Peer, cursor: i64) -> Result<u64, MethodError> {
         let invalid =
-            |reason: &str| Refusal::InvalidValue { field: "before".into(), reason: reason.to_owned() };
+            |reason: &str| MethodError::InvalidValue { field: "before".into(), reason: reason.to_owned() };
         let cursor = u64::try_from(cursor).map_err(|_| invalid("is negative; leave it out for all"))?;
         let number = uid_filter(peer).map_or(Some(cursor), |uid| self.cursor_cipher.decrypt(uid, cursor));
         let reason =
@@ -168,7 +174,7 @@ impl Service {
         &self,
         peer: &Peer,
         call: &ListSpans,
-    ) -> Result<SpanAccounts, Refusal> {
+    ) -> Result<SpanAccounts, MethodError> {
         let (limit, filter) = (list_limit(call)?, list_filter(call)?);
         let limit = if call.before.is_some() { 0 } else { limit };
         let takes = |account: &Account| filter.matches(account) && is_visible_to(peer, account);
@@ -178,15 +184,19 @@ impl Service {
     }
 
     /// ReadWindow.
-    pub fn read_window(&mut self, call: &ReadWindow) -> Result<Window, Refusal> {
+    pub fn read_window(&mut self, call: &ReadWindow) -> Result<WindowEnergy, MethodError> {
         let now_ns = self.clock.now_ns();
         let from_ns = self.validate_instant(Some(call.from_ns), now_ns)?;
         let to_ns = self.validate_instant(Some(call.to_ns), now_ns)?;
         if to_ns < from_ns {
-            return Err(Refusal::InvalidTime { at_ns: call.to_ns, earliest_ns: from_ns, latest_ns: now_ns });
+            return Err(MethodError::InvalidTime {
+                at_ns: call.to_ns,
+                earliest_ns: from_ns,
+                latest_ns: now_ns,
+            });
         }
         let window = self.collector.window(from_ns, to_ns, &self.settings.attribution);
-        window.ok_or(Refusal::InvalidTime { at_ns: call.to_ns, earliest_ns: from_ns, latest_ns: now_ns })
+        window.ok_or(MethodError::InvalidTime { at_ns: call.to_ns, earliest_ns: from_ns, latest_ns: now_ns })
     }
 
     /// GetBalance.
@@ -199,10 +209,10 @@ impl Service {
     }
 
     /// What WatchDomains tells now.
-    pub fn domain_tick(&mut self) -> DomainTick {
+    pub fn domain_tick(&mut self) -> DomainSnapshot {
         let now_ns = self.clock.now_ns();
         self.refresh_if_stale(now_ns);
-        DomainTick { now_ns, domains: self.collector.statuses(), at_least: self.collector.at_least() }
+        DomainSnapshot { now_ns, domains: self.collector.statuses(), at_least: self.collector.at_least() }
     }
 }
 
@@ -216,21 +226,21 @@ pub(crate) fn is_visible_to(peer: &Peer, account: &Account) -> bool {
     peer.access >= Access::Span || coarse_grid::is_coarse(account)
 }
 
-fn list_limit(call: &ListSpans) -> Result<usize, Refusal> {
+fn list_limit(call: &ListSpans) -> Result<usize, MethodError> {
     match call.limit.unwrap_or(DEFAULT_LIST_LIMIT) {
         limit @ 1.. => Ok(usize::try_from(limit).unwrap_or(MAX_LIST_LIMIT).min(MAX_LIST_LIMIT)),
         _ => {
             let reason = "must be at least 1; leave it out for 20".to_owned();
-            Err(Refusal::InvalidValue { field: "limit".into(), reason })
+            Err(MethodError::InvalidValue { field: "limit".into(), reason })
         }
     }
 }
 
-fn list_filter(call: &ListSpans) -> Result<Filter, Refusal> {
+fn list_filter(call: &ListSpans) -> Result<Filter, MethodError> {
     let since = call.since_unix_ns.map(u64::try_from).transpose();
     let negative = || {
         let reason = "is negative; leave it out for all".to_owned();
-        Refusal::InvalidValue { field: "since_unix_ns".into(), reason }
+        MethodError::InvalidValue { field: "since_unix_ns".into(), reason }
     };
     Ok(Filter {
         since_unix_ns: since.map_err(|_| negative())?,

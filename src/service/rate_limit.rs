@@ -8,7 +8,7 @@ use std::collections::HashMap;
 
 use super::access::Peer;
 use crate::config::Limits;
-use crate::protocol::{Access, Refusal};
+use crate::protocol::{Access, MethodError};
 
 /// A refused call costs this part of one that is done: about what refusing it takes of the CPU. So who floods beyond
 /// four times its rate has no call done at all, and is hung up on when a whole burst is owed.
@@ -31,7 +31,7 @@ pub enum CallClass {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RateLimitError {
     /// What the caller is told.
-    pub error: Refusal,
+    pub error: MethodError,
     /// It goes on so that it is not worth answering any more: hang up.
     pub is_flood: bool,
 }
@@ -83,7 +83,7 @@ impl RateLimiter {
         };
         bucket.tokens = tokens.max(-burst);
         let refusal =
-            Refusal::QuotaExceeded { quota: "calls a second".to_owned(), limit: rate.ceil() as u64 };
+            MethodError::QuotaExceeded { quota: "calls a second".to_owned(), limit: rate.ceil() as u64 };
         Err(RateLimitError { error: refusal, is_flood: flood })
     }
 
@@ -146,7 +146,8 @@ mod tests {
             let burst = burst as usize;
             assert_eq!(count_accepted(&mut allowance, &ann, 0, burst), burst);
             let excess = allowance.acquire(&ann, CallClass::Other, 0, &limits).unwrap_err();
-            let told = Refusal::QuotaExceeded { quota: "calls a second".into(), limit: rate.ceil() as u64 };
+            let told =
+                MethodError::QuotaExceeded { quota: "calls a second".into(), limit: rate.ceil() as u64 };
             assert_eq!((excess.error, excess.is_flood), (told, false));
             assert_eq!(count_accepted(&mut allowance, &bob, 0, burst), burst);
             // The refused call cost a quarter of one.

@@ -14,7 +14,7 @@ use crate::attribution::account::Account;
 use crate::attribution::{self, Ledger, Opening};
 use crate::clock::Clock;
 use crate::domain::{Absent, Domain, Duplicate, Grade, Kind, Liveness, Reading};
-use crate::protocol::{DomainStatus, SamplerStatus, Window};
+use crate::protocol::{DomainStatus, SamplerStatus, WindowEnergy};
 use crate::ring::{Reader, Sample};
 use crate::sampler::counter_profile::CounterProfile;
 use crate::sampler::{self, Sampler};
@@ -480,7 +480,7 @@ impl ReadingCollector {
 
     /// What the domains used from `from_ns` to `to_ns`: the account of a span that had the machine to itself then, by
     /// the same rule and with the same guarantee as every other account, from the readings that the rings still hold.
-    pub fn window(&self, from_ns: u64, to_ns: u64, settings: &attribution::Settings) -> Option<Window> {
+    pub fn window(&self, from_ns: u64, to_ns: u64, settings: &attribution::Settings) -> Option<WindowEnergy> {
         let settings = attribution::Settings { horizon_ns: 0, ..settings.clone() };
         let mut ledger = Ledger::new(self.domains().cloned().collect(), settings);
         self.publish_domain_state(&mut ledger);
@@ -510,7 +510,7 @@ impl ReadingCollector {
             None => ledger.account(end_ns, key).ok()?,
         };
         let Account { domains, window_uj, error_uj, grade, at_least, .. } = account;
-        Some(Window { domains, window_uj, error_uj, grade, at_least })
+        Some(WindowEnergy { domains, window_uj, error_uj, grade, at_least })
     }
 }
 

@@ -6,7 +6,7 @@
 //! one, since ending a process in a driver's call helps nobody and may take the device down.
 
 use crate::config::{Config, ConfigError};
-use crate::protocol::{Method, Refusal, Reload, Reloaded};
+use crate::protocol::{Method, MethodError, Reload, ReloadReply};
 use crate::systemd::journal::{self, LogEntry, LogFn};
 use crate::systemd::notify::ServiceManager;
 use crate::unix_socket::SocketPermissions;
@@ -72,9 +72,9 @@ impl Service {
     ///
     /// # Errors
     /// What was read is broken, in words with file and key; or this is no daemon.
-    pub fn reload(&mut self) -> Result<Reloaded, Refusal> {
+    pub fn reload(&mut self) -> Result<ReloadReply, MethodError> {
         let Some(upkeep) = &mut self.daemon else {
-            return Err(Refusal::MethodNotImplemented { method: Reload::NAME.into() });
+            return Err(MethodError::MethodNotImplemented { method: Reload::NAME.into() });
         };
         upkeep.service_manager.notify_reloading();
         let read = (upkeep.load_config)();
@@ -84,11 +84,11 @@ impl Service {
         };
         self.log_reload(&done);
         self.notify_ready();
-        done.map_err(|reason| Refusal::InvalidValue { field: "configuration".into(), reason })
+        done.map_err(|reason| MethodError::InvalidValue { field: "configuration".into(), reason })
     }
 
-    fn apply_config(&mut self, read: &Config) -> Reloaded {
-        let Some(upkeep) = &mut self.daemon else { return Reloaded::default() };
+    fn apply_config(&mut self, read: &Config) -> ReloadReply {
+        let Some(upkeep) = &mut self.daemon else { return ReloadReply::default() };
         let (next, mut change) = upkeep.config.apply_reload(read, upkeep.max_rate_hz);
         let plan = StartupSettings::from_config(&next);
         let rates = |config: &Config| (config.rate_hz, config.idle_rate_hz);
@@ -107,10 +107,10 @@ impl Service {
         // The ledger's other settings need a restart, so what holds is what was.
         self.settings.limits = plan.service.limits;
         self.settings.policy = plan.service.policy;
-        Reloaded { changed: change.applied, needs_restart: change.needs_restart }
+        ReloadReply { changed: change.applied, needs_restart: change.needs_restart }
     }
 
-    fn log_reload(&self, done: &Result<Reloaded, String>) {
+    fn log_reload(&self, done: &Result<ReloadReply, String>) {
         let Some(upkeep) = &self.daemon else { return };
         match done {
             Ok(reloaded) => {

@@ -16,7 +16,7 @@ use crate::config::Limits;
 use crate::domain::Absent;
 use crate::privileges::ProcessPrivileges;
 use crate::process_usage::{KernelRoots, ProcessIdentity};
-use crate::protocol::Refusal;
+use crate::protocol::MethodError;
 use crate::sampler;
 
 use super::access::{AccessPolicy, Peer};
@@ -370,12 +370,12 @@ impl Service {
     }
 
     /// The instant a client names, or now.
-    pub(crate) fn validate_instant(&self, at_ns: Option<i64>, now_ns: u64) -> Result<u64, Refusal> {
+    pub(crate) fn validate_instant(&self, at_ns: Option<i64>, now_ns: u64) -> Result<u64, MethodError> {
         let Some(asked) = at_ns else { return Ok(now_ns) };
         let (earliest_ns, latest_ns) =
             (now_ns.saturating_sub(self.settings.history_ns), now_ns.saturating_add(MAX_FUTURE_NS));
         let inside = u64::try_from(asked).ok().filter(|at_ns| (earliest_ns..=latest_ns).contains(at_ns));
-        inside.ok_or(Refusal::InvalidTime { at_ns: asked, earliest_ns, latest_ns })
+        inside.ok_or(MethodError::InvalidTime { at_ns: asked, earliest_ns, latest_ns })
     }
 }
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::span_registry::{OpenSpanEntry, SpanEntry, SpanRegistry, UserSpans};
 use crate::attribution::SpanKey;
 use crate::attribution::account::Account;
-use crate::protocol::Refusal;
+use crate::protocol::MethodError;
 
 /// The most bytes of accounts in one list, as they are in memory, so that an answer stays below a megabyte.
 pub(crate) const MAX_LIST_BYTES: usize = 512 * 1024;
@@ -23,15 +23,15 @@ pub enum SpanLookup {
 
 impl SpanRegistry {
     /// Whatever is known of the user's span of this name.
-    pub fn find(&self, uid: u32, span: &str) -> Result<SpanLookup, Refusal> {
+    pub fn find(&self, uid: u32, span: &str) -> Result<SpanLookup, MethodError> {
         let entry = self.users.get(&uid).and_then(|user| user.spans.get(span));
-        entry.map(SpanLookup::from).ok_or_else(|| Refusal::NoSuchSpan { span: span.to_owned() })
+        entry.map(SpanLookup::from).ok_or_else(|| MethodError::NoSuchSpan { span: span.to_owned() })
     }
 
     /// Whatever is known of anybody's span of this name, the lowest user number first.
-    pub fn find_of_any_user(&self, span: &str) -> Result<SpanLookup, Refusal> {
+    pub fn find_of_any_user(&self, span: &str) -> Result<SpanLookup, MethodError> {
         let entry = self.users.values().find_map(|user| user.spans.get(span)).map(SpanLookup::from);
-        entry.ok_or_else(|| Refusal::NoSuchSpan { span: span.to_owned() })
+        entry.ok_or_else(|| MethodError::NoSuchSpan { span: span.to_owned() })
     }
 
     /// The spans that are open, one user's or everybody's: name and place in the ledger, in no order.

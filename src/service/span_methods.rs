@@ -12,11 +12,11 @@ use super::span_registry::{OpenSpanEntry, SpanSize};
 use super::{coarse_grid, metadata_limits};
 use crate::attribution::{Opening, Refused, SpanKey, footprint};
 use crate::clock;
-use crate::protocol::{Access, CloseSpan, MarkPhase, OpenSpan, OpenedSpan, Refusal, SetWeight};
+use crate::protocol::{Access, CloseSpan, MarkPhase, MethodError, OpenSpan, OpenedSpan, SetWeight};
 
 impl Service {
     /// OpenSpan.
-    pub fn open_span(&mut self, caller: &Caller, mut call: OpenSpan) -> Result<OpenedSpan, Refusal> {
+    pub fn open_span(&mut self, caller: &Caller, mut call: OpenSpan) -> Result<OpenedSpan, MethodError> {
         let now_ns = self.clock.now_ns();
         let asked_ns = self.validate_instant(call.at_ns, now_ns)?;
         let coarse = caller.peer.access < Access::Span;
@@ -61,7 +61,7 @@ impl Service {
     }
 
     /// MarkPhase.
-    pub fn mark_phase(&mut self, peer: &Peer, call: MarkPhase) -> Result<(), Refusal> {
+    pub fn mark_phase(&mut self, peer: &Peer, call: MarkPhase) -> Result<(), MethodError> {
         let now_ns = self.clock.now_ns();
         let open = self.find_open_span(peer, &call.span)?;
         metadata_limits::check_identifier("phase", &call.phase, metadata_limits::MAX_PHASE_BYTES)?;
@@ -76,7 +76,7 @@ impl Service {
     }
 
     /// SetWeight.
-    pub fn set_weight(&mut self, peer: &Peer, call: &SetWeight) -> Result<(), Refusal> {
+    pub fn set_weight(&mut self, peer: &Peer, call: &SetWeight) -> Result<(), MethodError> {
         let now_ns = self.clock.now_ns();
         let open = self.find_open_span(peer, &call.span)?;
         if peer.access < Access::Span {
@@ -100,7 +100,7 @@ impl Service {
         caller: &Caller,
         call: CloseSpan,
         wait: bool,
-    ) -> Result<AccountOutcome, Refusal> {
+    ) -> Result<AccountOutcome, MethodError> {
         let now_ns = self.clock.now_ns();
         let peer = &caller.peer;
         let open = self.find_open_span(peer, &call.span)?;
@@ -127,7 +127,7 @@ impl Service {
     }
 
     /// CancelSpan.
-    pub fn cancel_span(&mut self, peer: &Peer, span: &str) -> Result<(), Refusal> {
+    pub fn cancel_span(&mut self, peer: &Peer, span: &str) -> Result<(), MethodError> {
         let now_ns = self.clock.now_ns();
         let open = self.find_open_span(peer, span)?;
         let asked_ns = self.now_or_opening_ns(open.key, now_ns);
@@ -159,7 +159,7 @@ impl Service {
     }
 
     /// Where an edge of an open span is asked for: where the client names an instant there, else now.
-    fn validate_edge(&self, key: SpanKey, at_ns: Option<i64>, now_ns: u64) -> Result<u64, Refusal> {
+    fn validate_edge(&self, key: SpanKey, at_ns: Option<i64>, now_ns: u64) -> Result<u64, MethodError> {
         match at_ns {
             Some(_) => self.validate_instant(at_ns, now_ns),
             None => Ok(self.now_or_opening_ns(key, now_ns)),
@@ -174,26 +174,29 @@ impl Service {
 
     /// The caller's open span of this name. A span that its user opened with more access is none of a coarse caller's,
     /// and answers as one that does not exist.
-    fn find_open_span(&self, peer: &Peer, span: &str) -> Result<OpenSpanEntry, Refusal> {
+    fn find_open_span(&self, peer: &Peer, span: &str) -> Result<OpenSpanEntry, MethodError> {
         let open = self.registry.find_open(peer.uid, span);
         if peer.access >= Access::Span {
             return open;
         }
-        let missing = || Refusal::NoSuchSpan { span: span.to_owned() };
+        let missing = || MethodError::NoSuchSpan { span: span.to_owned() };
         match open {
             Ok(open) if !self.coarse_spans.contains(open.key) => Err(missing()),
-            Err(Refusal::AlreadyClosed { .. }) => self.find_visible_span(peer, span).and(open),
+            Err(MethodError::AlreadyClosed { .. }) => self.find_visible_span(peer, span).and(open),
             other => other,
         }
     }
 
-    fn domain_indices(&self, names: &[String]) -> Result<Vec<usize>, Refusal> {
+    fn domain_indices(&self, names: &[String]) -> Result<Vec<usize>, MethodError> {
         if names.is_empty() {
             let reason = "is empty; leave it out for all of them".to_owned();
-            return Err(Refusal::InvalidValue { field: "domains".into(), reason });
+            return Err(MethodError::InvalidValue { field: "domains".into(), reason });
         }
         let index = |name: &String| {
-            self.domain_index.get(name).copied().ok_or_else(|| Refusal::NoSuchDomain { domain: name.clone() })
+            self.domain_index
+                .get(name)
+                .copied()
+                .ok_or_else(|| MethodError::NoSuchDomain { domain: name.clone() })
         };
         let mut indices = names.iter().map(index).collect::<Result<Vec<_>, _>>()?;
         indices.sort_unstable();
@@ -203,16 +206,18 @@ impl Service {
 }
 
 /// The ledger's refusal in the words of the wire.
-fn method_error(refused: Refused, span: &str, at_ns: u64) -> Refusal {
+fn method_error(refused: Refused, span: &str, at_ns: u64) -> MethodError {
     match refused {
-        Refused::NoSuchSpan => Refusal::NoSuchSpan { span: span.to_owned() },
-        Refused::AlreadyClosed => Refusal::AlreadyClosed { span: span.to_owned() },
+        Refused::NoSuchSpan => MethodError::NoSuchSpan { span: span.to_owned() },
+        Refused::AlreadyClosed => MethodError::AlreadyClosed { span: span.to_owned() },
         Refused::InvalidTime { earliest_ns, latest_ns } => {
-            Refusal::InvalidTime { at_ns: at_ns.try_into().unwrap_or(i64::MAX), earliest_ns, latest_ns }
+            MethodError::InvalidTime { at_ns: at_ns.try_into().unwrap_or(i64::MAX), earliest_ns, latest_ns }
         }
-        Refused::InvalidValue { field, reason } => Refusal::InvalidValue { field: field.to_owned(), reason },
+        Refused::InvalidValue { field, reason } => {
+            MethodError::InvalidValue { field: field.to_owned(), reason }
+        }
         Refused::Full { quota, limit } => {
-            Refusal::QuotaExceeded { quota: quota.to_owned(), limit: limit as u64 }
+            MethodError::QuotaExceeded { quota: quota.to_owned(), limit: limit as u64 }
         }
     }
 }

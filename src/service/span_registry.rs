@@ -11,7 +11,7 @@ use crate::attribution::SpanKey;
 use crate::attribution::account::Account;
 use crate::attribution::footprint::{self, Footprint};
 use crate::config::Limits;
-use crate::protocol::Refusal;
+use crate::protocol::MethodError;
 
 use super::access::Peer;
 use super::reply_to::{ConnectionId, ReplyTo};
@@ -134,10 +134,10 @@ impl SpanRegistry {
     }
 
     /// Whether this peer may open a span of this name and size.
-    pub fn check_open(&self, peer: &Peer, span: &str, size: SpanSize) -> Result<(), Refusal> {
+    pub fn check_open(&self, peer: &Peer, span: &str, size: SpanSize) -> Result<(), MethodError> {
         if let Some(user) = self.users.get(&peer.uid) {
             if user.spans.contains_key(span) {
-                return Err(Refusal::SpanExists { span: span.to_owned() });
+                return Err(MethodError::SpanExists { span: span.to_owned() });
             }
             if !peer.unlimited && user.open_count >= self.limits.open_spans_per_user {
                 return Err(quota_exceeded("open spans", self.limits.open_spans_per_user));
@@ -147,7 +147,7 @@ impl SpanRegistry {
     }
 
     /// Whether a peer's spans may grow by so much.
-    pub fn check_growth(&self, peer: &Peer, size: SpanSize) -> Result<(), Refusal> {
+    pub fn check_growth(&self, peer: &Peer, size: SpanSize) -> Result<(), MethodError> {
         let (limits, user) = (&self.limits, self.users.get(&peer.uid));
         let (noted, held) = user.map_or((0, 0), |user| (user.text_bytes, user.memory_bytes));
         if !peer.unlimited && noted + size.text_bytes > limits.notes_bytes_per_user {
@@ -199,11 +199,11 @@ impl SpanRegistry {
     }
 
     /// The user's open span of this name.
-    pub fn find_open(&self, uid: u32, span: &str) -> Result<OpenSpanEntry, Refusal> {
+    pub fn find_open(&self, uid: u32, span: &str) -> Result<OpenSpanEntry, MethodError> {
         match self.users.get(&uid).and_then(|user| user.spans.get(span)) {
             Some(SpanEntry::Open(open)) => Ok(*open),
-            Some(_) => Err(Refusal::AlreadyClosed { span: span.to_owned() }),
-            None => Err(Refusal::NoSuchSpan { span: span.to_owned() }),
+            Some(_) => Err(MethodError::AlreadyClosed { span: span.to_owned() }),
+            None => Err(MethodError::NoSuchSpan { span: span.to_owned() }),
         }
     }
 
@@ -211,7 +211,12 @@ impl SpanRegistry {
     ///
     /// # Errors
     /// There is no room for it.
-    pub fn check_phase(&self, peer: &Peer, open: &OpenSpanEntry, phase: &str) -> Result<SpanSize, Refusal> {
+    pub fn check_phase(
+        &self,
+        peer: &Peer,
+        open: &OpenSpanEntry,
+        phase: &str,
+    ) -> Result<SpanSize, MethodError> {
         let limit = self.limits.phases_per_span;
         if open.phases as usize >= limit {
             return Err(quota_exceeded("phases of a span", limit));
@@ -225,7 +230,7 @@ impl SpanRegistry {
     ///
     /// # Errors
     /// There is no room for it.
-    pub fn check_weight(&self, peer: &Peer, open: &OpenSpanEntry) -> Result<SpanSize, Refusal> {
+    pub fn check_weight(&self, peer: &Peer, open: &OpenSpanEntry) -> Result<SpanSize, MethodError> {
         if open.has_weight_change {
             return Ok(SpanSize::default());
         }
@@ -473,8 +478,8 @@ impl SpanSize {
     }
 }
 
-fn quota_exceeded(quota: &str, limit: usize) -> Refusal {
-    Refusal::QuotaExceeded { quota: quota.to_owned(), limit: limit as u64 }
+fn quota_exceeded(quota: &str, limit: usize) -> MethodError {
+    MethodError::QuotaExceeded { quota: quota.to_owned(), limit: limit as u64 }
 }
 
 #[cfg(test)]
@@ -541,13 +546,13 @@ mod tests {
     fn another_users_span_answers_as_one_that_does_not_exist() {
         let mut register = registry(|_| ());
         register.insert(ANN.uid, "a", SpanKey(1), 1, SpanSize::default());
-        let missing = Refusal::NoSuchSpan { span: "a".into() };
+        let missing = MethodError::NoSuchSpan { span: "a".into() };
         assert_eq!(register.find_open(BOB.uid, "a").unwrap_err(), missing);
         assert_eq!(register.find(BOB.uid, "a").unwrap_err(), missing);
         assert!(register.check_open(&BOB, "a", SpanSize::default()).is_ok());
         assert_eq!(
             register.check_open(&ANN, "a", SpanSize::default()),
-            Err(Refusal::SpanExists { span: "a".into() })
+            Err(MethodError::SpanExists { span: "a".into() })
         );
     }
 
@@ -557,10 +562,13 @@ mod tests {
         settle_span(&mut register, &ANN, "a", 1);
         assert_eq!(
             register.find_open(ANN.uid, "a").unwrap_err(),
-            Refusal::AlreadyClosed { span: "a".into() }
+            MethodError::AlreadyClosed { span: "a".into() }
         );
         settle_span(&mut register, &ANN, "b", 2);
-        assert_eq!(register.find_open(ANN.uid, "a").unwrap_err(), Refusal::NoSuchSpan { span: "a".into() });
+        assert_eq!(
+            register.find_open(ANN.uid, "a").unwrap_err(),
+            MethodError::NoSuchSpan { span: "a".into() }
+        );
     }
 
     #[test]
@@ -618,7 +626,7 @@ mod tests {
         });
         register.insert(ANN.uid, "a", SpanKey(1), 1, text_size(90));
         let refused = register.check_open(&ANN, "b", SpanSize::default()).unwrap_err();
-        assert_eq!(refused, Refusal::QuotaExceeded { quota: "open spans".into(), limit: 1 });
+        assert_eq!(refused, MethodError::QuotaExceeded { quota: "open spans".into(), limit: 1 });
         assert!(register.check_open(&BOB, "b", SpanSize::default()).is_ok());
         let unlimited = Peer { unlimited: true, ..ANN };
         assert!(register.check_open(&unlimited, "b", text_size(1000)).is_ok());
@@ -645,9 +653,12 @@ mod tests {
             limits.span_memory_bytes = 512 * 1000;
             limits.span_memory_bytes_per_user = 256 * 1000;
         });
-        let total = Refusal::QuotaExceeded { quota: "bytes of memory of all spans".into(), limit: 512_000 };
-        let own =
-            Refusal::QuotaExceeded { quota: "bytes of memory of one user's spans".into(), limit: 256_000 };
+        let total =
+            MethodError::QuotaExceeded { quota: "bytes of memory of all spans".into(), limit: 512_000 };
+        let own = MethodError::QuotaExceeded {
+            quota: "bytes of memory of one user's spans".into(),
+            limit: 256_000,
+        };
         let mut key = 0;
         let mut fill = |register: &mut SpanRegistry, uid, most: usize| {
             let peer = Peer { uid, ..ANN };
@@ -700,7 +711,7 @@ mod tests {
         register.record_phase(ANN.uid, "a", second);
         let open = register.find_open(ANN.uid, "a").unwrap();
         let refused = register.check_phase(&ANN, &open, "p").unwrap_err();
-        assert_eq!(refused, Refusal::QuotaExceeded { quota: "phases of a span".into(), limit: 2 });
+        assert_eq!(refused, MethodError::QuotaExceeded { quota: "phases of a span".into(), limit: 2 });
         let weight = register.check_weight(&ANN, &open).unwrap();
         register.record_weight_change(ANN.uid, "a", weight);
         let open = register.find_open(ANN.uid, "a").unwrap();

@@ -7,7 +7,7 @@ use super::durability::Durability;
 use super::queries::is_visible_to;
 use super::reply_to::ReplyTo;
 use super::service::Service;
-use crate::protocol::{self, ListSpans, Refusal, Reply, SpanAccount, SpanAccounts};
+use crate::protocol::{self, ListSpans, MethodError, MethodReply, SpanAccount, SpanAccounts};
 use crate::store::{MAX_PENDING_QUERIES, QueryError, QueryResult, StoreQuery};
 
 /// A question that the disk was asked, and whose.
@@ -25,7 +25,12 @@ enum QueryKind {
 
 impl Service {
     /// Asks the disk for a span that is no longer remembered; false where it cannot be asked.
-    pub(crate) fn query_span(&mut self, peer: &Peer, ticket: ReplyTo, span: &str) -> Result<bool, Refusal> {
+    pub(crate) fn query_span(
+        &mut self,
+        peer: &Peer,
+        ticket: ReplyTo,
+        span: &str,
+    ) -> Result<bool, MethodError> {
         let anybody = peer.access >= protocol::Access::Telemetry;
         let question = StoreQuery::Span { uid: peer.uid, all_users: anybody, span: span.to_owned() };
         self.submit_query(peer, ticket, question, QueryKind::Span(span.to_owned()))
@@ -38,7 +43,7 @@ impl Service {
         ticket: ReplyTo,
         call: &ListSpans,
         question: StoreQuery,
-    ) -> Result<bool, Refusal> {
+    ) -> Result<bool, MethodError> {
         self.submit_query(peer, ticket, question, QueryKind::List(Box::new(call.clone())))
     }
 
@@ -48,10 +53,10 @@ impl Service {
         ticket: ReplyTo,
         question: StoreQuery,
         what: QueryKind,
-    ) -> Result<bool, Refusal> {
+    ) -> Result<bool, MethodError> {
         /// Of one user: a list may be a megabyte on the wire. Of single spans, each connection has its bound.
         const MAX_LISTS_PER_USER: usize = 8;
-        let full = |limit: usize| Refusal::QuotaExceeded {
+        let full = |limit: usize| MethodError::QuotaExceeded {
             quota: "lists of spans at a time".into(),
             limit: limit as u64,
         };
@@ -100,29 +105,29 @@ impl Service {
         match (what, answer) {
             (QueryKind::Span(span), QueryOutcome::Found(found)) => {
                 match found.accounts.into_iter().find(|account| is_visible_to(&peer, account)) {
-                    Some(account) => Reply::last(SpanAccount { account }).write(&mut out),
-                    None => Refusal::NoSuchSpan { span }.write(&mut out),
+                    Some(account) => MethodReply::last(SpanAccount { account }).encode(&mut out),
+                    None => MethodError::NoSuchSpan { span }.encode(&mut out),
                 }
             }
             (QueryKind::List(_), QueryOutcome::Found(QueryResult { mut accounts, before })) => {
                 accounts.retain(|account| is_visible_to(&peer, account));
                 accounts.reverse();
                 let before = before.map(|number| self.encode_cursor(&peer, number));
-                Reply::last(SpanAccounts { accounts, before }).write(&mut out);
+                MethodReply::last(SpanAccounts { accounts, before }).encode(&mut out);
             }
             (QueryKind::List(call), QueryOutcome::Skipped(_)) => {
                 match self.list_remembered_spans(&peer, &call) {
-                    Ok(accounts) => Reply::last(accounts).write(&mut out),
-                    Err(refusal) => refusal.write(&mut out),
+                    Ok(accounts) => MethodReply::last(accounts).encode(&mut out),
+                    Err(refusal) => refusal.encode(&mut out),
                 }
             }
-            (QueryKind::Span(_), QueryOutcome::Skipped(reason)) => store_unavailable(reason).write(&mut out),
+            (QueryKind::Span(_), QueryOutcome::Skipped(reason)) => store_unavailable(reason).encode(&mut out),
             (_, QueryOutcome::Fault(QueryError::Damaged { reason, before })) => {
                 let before = before.map(|number| self.encode_cursor(&peer, number));
-                Refusal::StoreDamaged { reason, before }.write(&mut out);
+                MethodError::StoreDamaged { reason, before }.encode(&mut out);
             }
             (_, QueryOutcome::Fault(QueryError::Unavailable { reason })) => {
-                store_unavailable(Some(reason)).write(&mut out)
+                store_unavailable(Some(reason)).encode(&mut out)
             }
         }
         self.store_replies.push((ticket, out));
@@ -145,8 +150,8 @@ impl From<Result<QueryResult, QueryError>> for QueryOutcome {
     }
 }
 
-fn store_unavailable(reason: Option<String>) -> Refusal {
-    Refusal::StoreUnavailable {
+fn store_unavailable(reason: Option<String>) -> MethodError {
+    MethodError::StoreUnavailable {
         reason: reason.unwrap_or_else(|| "the disk does not answer; ask again".into()),
     }
 }

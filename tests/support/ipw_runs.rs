@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use wattspan::attribution::account::Account;
 use wattspan::client::Client;
-use wattspan::http::dial::{self, pool};
+use wattspan::http::connection_pool::{self, build_pool};
 use wattspan::ipw::llm_api::{Api, RequestSettings};
 use wattspan::ipw::metering_thread::MeteringHandle;
 use wattspan::ipw::question::{self, Question};
@@ -67,7 +67,7 @@ pub fn asked(
     };
     let mut directory = RunDir::create(path, &manifest, &questions).unwrap();
     let setup = RunSetup {
-        pool: pool(&asking.target, dial::Settings::default()).unwrap(),
+        pool: build_pool(&asking.target, connection_pool::PoolSettings::default()).unwrap(),
         request_settings: asking,
         metering,
         domains: domains.to_vec(),
@@ -92,13 +92,13 @@ pub fn metered(
     wish: &Wish,
     path: &Path,
 ) -> (Vec<QueryRow>, Client) {
-    let client = Client::over(machine.connection()).unwrap();
+    let client = Client::from_stream(machine.connection()).unwrap();
     let (meters, _) = live_domains(&client.info().unwrap());
     assert!(meters.iter().map(|meter| meter.name.as_str()).eq(domains.iter().copied()), "{meters:?}");
     let connection = std::sync::Mutex::new(Some(machine.connection()));
     let connect = move || {
         let connection = connection.lock().unwrap().take();
-        connection.map_or(Err(wattspan::client::Failure::Gone), Client::over)
+        connection.map_or(Err(wattspan::client::ClientError::ConnectionClosed), Client::from_stream)
     };
     let (metering, thread) = MeteringHandle::start("truth", Box::new(connect)).unwrap();
     let (ended, rows) = asked(llm, Some(metering), &meters, wish, path);
@@ -109,7 +109,7 @@ pub fn metered(
 
 /// The meter's accounts of all of a run's queries, in the order of the rows; a query without energy has one all the same.
 pub fn accounts(client: &Client, rows: &[QueryRow]) -> Vec<Account> {
-    let all = client.recent(Some(10_000)).unwrap();
+    let all = client.recent_accounts(Some(10_000)).unwrap();
     let of = |row: &QueryRow| {
         let closed_ns = row.began_ns + row.duration_ns;
         let near = |account: &&Account| {

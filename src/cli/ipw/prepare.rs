@@ -13,26 +13,26 @@ use super::super::{MeterOptions, eprint_message};
 use super::run::IpwRunArgs;
 use crate::clock::unix_ns;
 use crate::domain::Liveness;
-use crate::http::Body;
-use crate::http::dial::Pool;
+use crate::http::BoxBody;
+use crate::http::connection_pool::ConnectionPool;
 use crate::ipw::llm_api::RequestSettings;
 use crate::ipw::question::{self, Question};
 use crate::ipw::run::Workload;
 use crate::ipw::run_dir::{FORMAT_VERSION, Manifest, NO_METER, RunDir};
 use crate::ipw::run_settings::{RunSettings, decode_settings, encode_settings};
 use crate::ipw::scope;
-use crate::protocol::{DomainStatus, Info};
+use crate::protocol::{DaemonInfo, DomainStatus};
 
 /// A run about to ask.
 pub struct PreparedRun {
     /// How the server is asked.
     pub asking: RequestSettings,
     /// Connections to it.
-    pub pool: Pool<Body>,
+    pub pool: ConnectionPool<BoxBody>,
     /// How it goes about its questions.
     pub conduct: RunSettings,
     /// The meter, if there is one, and what it said of itself.
-    pub meter: Option<(Arc<MeterConnector>, Info)>,
+    pub meter: Option<(Arc<MeterConnector>, DaemonInfo)>,
     /// Where rows go.
     pub directory: RunDir,
     /// What the run is.
@@ -103,7 +103,7 @@ pub async fn prepare_resumed(
 fn connect_meter(
     options: &MeterOptions,
     args: &IpwRunArgs,
-) -> Result<Option<(Arc<MeterConnector>, Info)>, CliError> {
+) -> Result<Option<(Arc<MeterConnector>, DaemonInfo)>, CliError> {
     let found = MeterConnector::open_with_long_horizon(options).and_then(|(connector, client)| {
         let info = client.info()?;
         ensure_span_access(&info)?;
@@ -140,7 +140,7 @@ fn load_questions(args: &IpwRunArgs) -> Result<Vec<Question>, CliError> {
 
 /// A resumed run goes on only on the machine whose domains its rows have. One that is not live by now, or that was not when the
 /// run began, is no other machine.
-fn ensure_same_machine(manifest: &Manifest, info: &Info) -> Result<(), CliError> {
+fn ensure_same_machine(manifest: &Manifest, info: &DaemonInfo) -> Result<(), CliError> {
     let names = |names: Vec<&str>| if names.is_empty() { "none at all".into() } else { names.join(", ") };
     let is_here = |expected: &scope::RunDomain| {
         let same = |domain: &&DomainStatus| {

@@ -7,8 +7,8 @@ use std::time::Duration;
 use http_body_util::{BodyExt, Limited};
 
 use super::super::exit_status::{CliError, FAILURE};
-use crate::http::dial::{Pool, Settings, pool};
-use crate::http::{Body, Target};
+use crate::http::connection_pool::{ConnectionPool, PoolSettings, build_pool};
+use crate::http::{BaseUrl, BoxBody};
 use crate::ipw::llm_api::{Api, MAX_TIMEOUT_S, RequestSettings, first_model};
 
 /// Where servers listen as a rule.
@@ -23,7 +23,7 @@ pub struct ServerOptions {
     /// The server's base URL, as its users write it (OpenAI's interfaces: with /v1) [default: http://127.0.0.1:8000/v1,
     /// or the server of the run that goes on]
     #[arg(long, value_name = "URL")]
-    pub url: Option<Target>,
+    pub url: Option<BaseUrl>,
     /// The interface it speaks
     #[arg(long, value_enum, default_value_t = Api::Chat)]
     pub api: Api,
@@ -58,12 +58,12 @@ pub struct ServerOptions {
 
 impl ServerOptions {
     /// How it is asked, and connections to it. Asks the server for its models where none was named.
-    pub async fn connect(&self) -> Result<(RequestSettings, Pool<Body>), CliError> {
+    pub async fn connect(&self) -> Result<(RequestSettings, ConnectionPool<BoxBody>), CliError> {
         let url = match &self.url {
             Some(url) => url.clone(),
             None => DEFAULT_URL.parse().expect("it is a URL"),
         };
-        let pool = pool(&url, Settings::default())
+        let pool = build_pool(&url, PoolSettings::default())
             .map_err(|cause| CliError::new(FAILURE, format!("{url}: {cause}")))?;
         let seed = match self.seed.as_str() {
             "-" => None,
@@ -97,7 +97,10 @@ impl ServerOptions {
     }
 }
 
-async fn first_listed_model(asking: &RequestSettings, pool: &Pool<Body>) -> Result<String, String> {
+async fn first_listed_model(
+    asking: &RequestSettings,
+    pool: &ConnectionPool<BoxBody>,
+) -> Result<String, String> {
     let request = asking.models_request().map_err(|error| error.to_string())?;
     let reply = tokio::time::timeout(Duration::from_secs(15), pool.request(request)).await;
     let reply =

@@ -13,7 +13,7 @@ use http::header::{self, HeaderValue};
 use http::{Method, Request};
 use serde_json::{Map, Value, json};
 
-use crate::http::{Body, Target, whole};
+use crate::http::{BaseUrl, BoxBody, full_body};
 
 /// The most seconds that an answer may be waited for.
 pub const MAX_TIMEOUT_S: u64 = 86_400;
@@ -57,7 +57,7 @@ impl Api {
 #[derive(Debug, Clone)]
 pub struct RequestSettings {
     /// The server's base URL; for OpenAI's interfaces it ends with `/v1` as a rule.
-    pub target: Target,
+    pub target: BaseUrl,
     /// Which interface.
     pub api: Api,
     /// The model, in the server's words.
@@ -96,17 +96,17 @@ impl RequestSettings {
     ///
     /// # Errors
     /// The address or the key cannot be used.
-    pub fn prompt_request(&self, prompt: &str) -> Result<Request<Body>, BuildRequestError> {
+    pub fn prompt_request(&self, prompt: &str) -> Result<Request<BoxBody>, BuildRequestError> {
         let body = self.body(prompt).to_string();
         let path = self.api.path().parse().map_err(http::Error::from)?;
         let mut request = Request::builder()
             .method(Method::POST)
-            .uri(self.target.url(Some(&path))?)
-            .header(header::HOST, self.target.host())
+            .uri(self.target.request_uri(Some(&path))?)
+            .header(header::HOST, self.target.host_header())
             .header(header::CONTENT_TYPE, "application/json")
             .header(header::USER_AGENT, concat!("wattspan/", env!("CARGO_PKG_VERSION")))
             .header(header::CONTENT_LENGTH, body.len())
-            .body(whole(body))?;
+            .body(full_body(body))?;
         self.add_authorization(request.headers_mut())?;
         Ok(request)
     }
@@ -115,13 +115,13 @@ impl RequestSettings {
     ///
     /// # Errors
     /// As for [`RequestSettings::request`].
-    pub fn models_request(&self) -> Result<Request<Body>, BuildRequestError> {
+    pub fn models_request(&self) -> Result<Request<BoxBody>, BuildRequestError> {
         let path = if self.api == Api::Ollama { "/api/tags" } else { "/models" };
         let path = path.parse().map_err(http::Error::from)?;
         let mut request = Request::builder()
-            .uri(self.target.url(Some(&path))?)
-            .header(header::HOST, self.target.host())
-            .body(whole(""))?;
+            .uri(self.target.request_uri(Some(&path))?)
+            .header(header::HOST, self.target.host_header())
+            .body(full_body(""))?;
         self.add_authorization(request.headers_mut())?;
         Ok(request)
     }

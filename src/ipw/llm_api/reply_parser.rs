@@ -8,8 +8,8 @@ use serde_json::Value;
 
 use super::Api;
 use super::reply::{ModelReply, ReplyError, one_line};
-use crate::http::line::{Line, Lines};
-use crate::http::sse::Events;
+use crate::http::line_decoder::{DecodedLine, LineDecoder};
+use crate::http::sse::SseDecoder;
 
 /// The most bytes of a reply that is not streamed, and of an event or a line of one that is.
 const MAX_REPLY_BYTES: usize = 32 << 20;
@@ -25,9 +25,9 @@ pub struct ReplyParser {
 #[derive(Debug)]
 enum BodyFormat {
     /// Server-sent events.
-    ServerSentEvents(Box<Events>),
+    ServerSentEvents(Box<SseDecoder>),
     /// A line of JSON each.
-    JsonLines(Lines),
+    JsonLines(LineDecoder),
     /// One JSON object.
     Json(Vec<u8>),
 }
@@ -48,10 +48,10 @@ impl ReplyParser {
     pub fn new(api: Api, content_type: &str, began_ns: u64) -> Self {
         let format = match content_type.split(';').next().map(str::trim) {
             Some("text/event-stream") => {
-                BodyFormat::ServerSentEvents(Box::new(Events::with_limit(MAX_REPLY_BYTES)))
+                BodyFormat::ServerSentEvents(Box::new(SseDecoder::with_limit(MAX_REPLY_BYTES)))
             }
             // A whole answer of Ollama's is one such line.
-            _ if api == Api::Ollama => BodyFormat::JsonLines(Lines::new(MAX_REPLY_BYTES)),
+            _ if api == Api::Ollama => BodyFormat::JsonLines(LineDecoder::new(MAX_REPLY_BYTES)),
             _ => BodyFormat::Json(Vec::new()),
         };
         let reply = ModelReply { began_ns, ..ModelReply::default() };
@@ -64,15 +64,17 @@ impl ReplyParser {
         let (api, partial) = (self.api, &mut self.partial);
         match &mut self.format {
             BodyFormat::ServerSentEvents(events) => events.feed(bytes, |event| {
-                if event.cut_off {
+                if event.truncated {
                     partial.set_error(ReplyError::Malformed("an event is too long".into()));
                 } else {
-                    partial.push_event(api, event.kind, event.data, now_ns);
+                    partial.push_event(api, event.event_type, event.data, now_ns);
                 }
             }),
             BodyFormat::JsonLines(lines) => lines.feed(bytes, |line| match line {
-                Line::Whole(line) => partial.push_event(api, b"message", line, now_ns),
-                Line::Long(_) => partial.set_error(ReplyError::Malformed("a line is too long".into())),
+                DecodedLine::Complete(line) => partial.push_event(api, b"message", line, now_ns),
+                DecodedLine::Truncated(_) => {
+                    partial.set_error(ReplyError::Malformed("a line is too long".into()))
+                }
             }),
             BodyFormat::Json(whole) if whole.len() + bytes.len() > MAX_REPLY_BYTES => {
                 partial.set_error(ReplyError::Malformed("the body is too long".into()));

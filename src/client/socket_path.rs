@@ -1,0 +1,68 @@
+//! Where the daemon's socket is looked for.
+//!
+//! Owns the order: what the caller names, the environment, the usual places. A place that was named is the only one
+//! tried, so that a mistyped path is never answered by another daemon.
+
+use std::env;
+use std::io;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+
+use super::client_error::ClientError;
+use crate::config::socket_paths;
+
+/// The environment variable that names the socket.
+pub const SOCKET_ENV: &str = "WATTSPAN_SOCKET";
+
+/// Where to look.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SocketPath {
+    /// Here and nowhere else.
+    Explicit(PathBuf),
+    /// The first of these that answers.
+    Search(Vec<PathBuf>),
+}
+
+impl SocketPath {
+    /// What the environment names, else the usual places.
+    pub fn from_env() -> Self {
+        match env::var_os(SOCKET_ENV).filter(|path| !path.is_empty()) {
+            Some(path) => SocketPath::Explicit(path.into()),
+            None => SocketPath::Search(socket_paths()),
+        }
+    }
+
+    /// The place that a message about the daemon should name.
+    pub fn display_path(&self) -> &Path {
+        match self {
+            SocketPath::Explicit(path) => path,
+            SocketPath::Search(paths) => paths.first().map_or(Path::new(""), PathBuf::as_path),
+        }
+    }
+
+    /// The places to look at, in their order.
+    pub fn candidates(&self) -> &[PathBuf] {
+        match self {
+            SocketPath::Explicit(path) => std::slice::from_ref(path),
+            SocketPath::Search(paths) => paths,
+        }
+    }
+
+    /// Connects to the first place that answers. Of several failures a closed door is told before an absent one.
+    pub(super) fn connect(&self) -> Result<UnixStream, ClientError> {
+        let mut failure = None;
+        for path in self.candidates() {
+            match UnixStream::connect(path) {
+                Ok(stream) => return Ok(stream),
+                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                    failure = Some(ClientError::PermissionDenied { path: path.clone() });
+                }
+                Err(reason) => {
+                    failure = failure.or(Some(ClientError::Unreachable { path: path.clone(), reason }));
+                }
+            }
+        }
+        let nowhere = || io::Error::new(io::ErrorKind::NotFound, "no place to look at");
+        Err(failure.unwrap_or_else(|| ClientError::Unreachable { path: PathBuf::new(), reason: nowhere() }))
+    }
+}

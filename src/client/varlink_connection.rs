@@ -1,0 +1,158 @@
+//! Messages in and out of one socket.
+//!
+//! Owns the framing and the state of the connection: `Ready` between calls, `Given up` after anything that leaves it
+//! unknown which answer comes next (an error, a time-out, a call cut short). Never holds more than one message of at
+//! most [`LARGEST_MESSAGE`] bytes and what was read with it.
+
+use std::io::{ErrorKind, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use serde::de::DeserializeOwned;
+
+use super::client_error::ClientError;
+use crate::protocol::{Call, IncomingReply, MESSAGE_TERMINATOR, Method};
+
+/// A daemon that sends more than this without an end is not one.
+const MAX_MESSAGE_BYTES: usize = 64 << 20;
+
+/// What one read asks for.
+const READ_BYTES: usize = 16 << 10;
+
+/// One socket with what was read of it.
+#[derive(Debug)]
+pub struct VarlinkConnection {
+    stream: UnixStream,
+    write_buffer: Vec<u8>,
+    read_buffer: Vec<u8>,
+    /// Where the unread part of `incoming` begins.
+    consumed: usize,
+    /// False from the moment a call is begun until its answer is whole.
+    synchronized: bool,
+}
+
+/// An answer, and whether more follow.
+#[derive(Debug)]
+pub struct ReceivedReply<T> {
+    /// What the method gave.
+    pub value: T,
+    /// More answers to the same call follow.
+    pub continues: bool,
+}
+
+impl VarlinkConnection {
+    /// A connection over `stream`, which must be blocking.
+    pub fn new(stream: UnixStream) -> Self {
+        VarlinkConnection {
+            stream,
+            write_buffer: Vec::new(),
+            read_buffer: Vec::new(),
+            consumed: 0,
+            synchronized: true,
+        }
+    }
+
+    /// How long one read or write may take.
+    pub fn set_timeout(&self, timeout: Option<Duration>) -> Result<(), ClientError> {
+        // A zero time-out is refused by the socket; the shortest there is means the same.
+        let timeout = timeout.map(|given| given.max(Duration::from_micros(1)));
+        let set = self.stream.set_read_timeout(timeout).and_then(|()| self.stream.set_write_timeout(timeout));
+        set.map_err(ClientError::Io)
+    }
+
+    /// Appends a call to what the next [`Connection::flush`] writes.
+    pub fn queue<M: Method>(&mut self, call: &Call<M>) {
+        call.encode(&mut self.write_buffer);
+    }
+
+    /// Writes a call at once.
+    pub fn send<M: Method>(&mut self, call: &Call<M>) -> Result<(), ClientError> {
+        self.queue(call);
+        self.flush()
+    }
+
+    /// Bytes waiting for [`Connection::flush`].
+    pub fn queued_bytes(&self) -> usize {
+        self.write_buffer.len()
+    }
+
+    /// Writes what was queued.
+    pub fn flush(&mut self) -> Result<(), ClientError> {
+        self.begin_operation()?;
+        let written = self.stream.write_all(&self.write_buffer);
+        self.write_buffer.clear();
+        written.map_err(ClientError::from_io)?;
+        self.synchronized = true;
+        Ok(())
+    }
+
+    /// The next answer. The outer error means that the connection is given up, the inner that the call was refused.
+    #[allow(clippy::type_complexity)]
+    pub fn receive<T: DeserializeOwned>(
+        &mut self,
+    ) -> Result<Result<ReceivedReply<T>, ClientError>, ClientError> {
+        self.begin_operation()?;
+        let (from, to) = self.next_message()?;
+        self.consumed = to + 1;
+        let message = self.read_buffer.get(from..to).unwrap_or_default();
+        let answer =
+            IncomingReply::parse(message).map_err(|error| ClientError::InvalidReply(error.to_string()))?;
+        let continues = answer.continues();
+        let outcome = match answer.into_result::<T>() {
+            Ok(Ok(value)) => Ok(ReceivedReply { value, continues }),
+            Ok(Err(refusal)) => Err(ClientError::Method(refusal)),
+            Err(error) => Err(ClientError::from_unknown_reply(message, &error.to_string())),
+        };
+        self.synchronized = true;
+        Ok(outcome)
+    }
+
+    /// Leaves the connection out of step until what follows is done.
+    fn begin_operation(&mut self) -> Result<(), ClientError> {
+        if !std::mem::replace(&mut self.synchronized, false) {
+            return Err(ClientError::Desynchronized);
+        }
+        Ok(())
+    }
+
+    /// Where the next message lies in `incoming`, without its end.
+    fn next_message(&mut self) -> Result<(usize, usize), ClientError> {
+        let mut searched = self.consumed;
+        loop {
+            let unsearched = self.read_buffer.get(searched..).unwrap_or_default();
+            if let Some(at) = unsearched.iter().position(|&byte| byte == MESSAGE_TERMINATOR) {
+                return Ok((self.consumed, searched + at));
+            }
+            self.read_buffer.drain(..self.consumed);
+            self.consumed = 0;
+            searched = self.read_buffer.len();
+            if searched > MAX_MESSAGE_BYTES {
+                return Err(ClientError::InvalidReply(format!(
+                    "a message of more than {MAX_MESSAGE_BYTES} bytes"
+                )));
+            }
+            self.fill_buffer()?;
+        }
+    }
+
+    fn fill_buffer(&mut self) -> Result<(), ClientError> {
+        let filled = self.read_buffer.len();
+        self.read_buffer.resize(filled + READ_BYTES, 0);
+        loop {
+            let outcome = self.stream.read(self.read_buffer.get_mut(filled..).unwrap_or_default());
+            match outcome {
+                // A read with a time-out is not begun again by the kernel when a signal handler ran.
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => {
+                    self.read_buffer.truncate(filled);
+                    return Err(ClientError::from_io(error));
+                }
+                Ok(0) => return Err(ClientError::ConnectionClosed),
+                Ok(count) => {
+                    self.read_buffer.truncate(filled + count);
+                    return Ok(());
+                }
+            }
+        }
+    }
+}

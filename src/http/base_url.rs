@@ -1,0 +1,121 @@
+//! The server that requests go to, as a user writes it.
+//!
+//! Owns the base URL: scheme, authority, and a path that is put before every request's own. Never holds a query, a
+//! fragment, or a name and password, which are refused: they would end up in logs.
+
+use std::fmt;
+use std::str::FromStr;
+
+use http::uri::{Authority, PathAndQuery, Scheme};
+use http::{HeaderValue, Uri};
+
+/// Why a text is no target.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ParseBaseUrlError {
+    /// It is no URL at all.
+    #[error("{0:?} is not a URL; write one like http://127.0.0.1:8000 or https://host/base")]
+    Invalid(String),
+    /// Its scheme is another.
+    #[error("{0:?}: only http:// and https:// are spoken")]
+    UnsupportedScheme(String),
+    /// It has a query, a fragment, or a name and password.
+    #[error("{0:?}: a query, a fragment, or a name and password has no place here; send keys as headers")]
+    UnsupportedComponent(String),
+}
+
+/// A server's base URL.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BaseUrl {
+    scheme: Scheme,
+    authority: Authority,
+    /// Without its last slash; empty for the root.
+    base_path: String,
+}
+
+impl BaseUrl {
+    /// Whether TLS is spoken.
+    pub fn is_tls(&self) -> bool {
+        self.scheme == Scheme::HTTPS
+    }
+
+    /// What the `Host` header says.
+    pub fn host_header(&self) -> HeaderValue {
+        HeaderValue::from_str(self.authority.as_str()).expect("an authority has only characters of a header")
+    }
+
+    /// The URL of a request for `path` there, as it came: nothing is decoded or normalised.
+    ///
+    /// # Errors
+    /// The two together are no URL.
+    pub fn request_uri(&self, path: Option<&PathAndQuery>) -> Result<Uri, http::Error> {
+        let path = path.map_or("/", PathAndQuery::as_str);
+        let builder = Uri::builder().scheme(self.scheme.clone()).authority(self.authority.clone());
+        match (self.base_path.as_str(), path) {
+            ("", path) => builder.path_and_query(path).build(),
+            (base, path) => builder.path_and_query(format!("{base}{path}")).build(),
+        }
+    }
+}
+
+impl FromStr for BaseUrl {
+    type Err = ParseBaseUrlError;
+
+    fn from_str(text: &str) -> Result<Self, ParseBaseUrlError> {
+        let unreadable = || ParseBaseUrlError::Invalid(text.to_owned());
+        if text.contains(['#', '?', '@']) {
+            return Err(ParseBaseUrlError::UnsupportedComponent(text.to_owned()));
+        }
+        let parts = text.parse::<Uri>().map_err(|_| unreadable())?.into_parts();
+        let (Some(scheme), Some(authority)) = (parts.scheme, parts.authority) else {
+            return Err(unreadable());
+        };
+        if scheme != Scheme::HTTP && scheme != Scheme::HTTPS {
+            return Err(ParseBaseUrlError::UnsupportedScheme(text.to_owned()));
+        }
+        if authority.host().is_empty() {
+            return Err(unreadable());
+        }
+        let base =
+            parts.path_and_query.map_or(String::new(), |path| path.path().trim_end_matches('/').to_owned());
+        Ok(BaseUrl { scheme, authority, base_path: base })
+    }
+}
+
+impl fmt::Display for BaseUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}://{}{}", self.scheme, self.authority, self.base_path)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_path_is_appended_to_the_base_path_unchanged() {
+        let url = |base: &str, path: &'static str| {
+            let target: BaseUrl = base.parse().unwrap();
+            target.request_uri(Some(&PathAndQuery::from_static(path))).unwrap().to_string()
+        };
+        assert_eq!(
+            url("http://h:8000", "/v1/chat/completions?a=%2F"),
+            "http://h:8000/v1/chat/completions?a=%2F"
+        );
+        assert_eq!(url("https://h/base/", "/v1//x/../y"), "https://h/base/v1//x/../y");
+        assert_eq!(url("http://[::1]:1", "/"), "http://[::1]:1/");
+    }
+
+    #[test]
+    fn unsupported_urls_are_rejected() {
+        for text in ["http://u:p@h", "http://h/?key=1", "http://h/#x"] {
+            assert!(
+                matches!(text.parse::<BaseUrl>(), Err(ParseBaseUrlError::UnsupportedComponent(_))),
+                "{text}"
+            );
+        }
+        assert!(matches!("ftp://h".parse::<BaseUrl>(), Err(ParseBaseUrlError::UnsupportedScheme(_))));
+        for text in ["localhost:8000", "", "http://", "/v1"] {
+            assert!("".parse::<BaseUrl>().is_err() && text.parse::<BaseUrl>().is_err(), "{text}");
+        }
+    }
+}

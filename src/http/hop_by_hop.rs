@@ -1,0 +1,126 @@
+//! The headers that belong to one connection and not to the message (RFC 9110, 7.6.1).
+//!
+//! Owns the list. What is removed here never reaches the next hop, so that a client cannot have the next hop drop or
+//! reframe what this one forwards.
+
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+
+/// Headers of one hop, whether or not `Connection` names them.
+const HOP_BY_HOP_HEADERS: [HeaderName; 8] = [
+    header::CONNECTION,
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+    header::PROXY_AUTHENTICATE,
+    header::PROXY_AUTHORIZATION,
+    header::TE,
+    header::TRANSFER_ENCODING,
+    header::UPGRADE,
+];
+
+/// Headers that frame or route a message; `Connection` may not have them dropped.
+const PROTECTED_HEADERS: [HeaderName; 3] = [header::CONTENT_LENGTH, header::HOST, header::TRAILER];
+
+/// What the message asked of this hop.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ConnectionOptions {
+    /// The protocol to change to, where `Connection: upgrade` stands beside it.
+    pub upgrade: Option<HeaderValue>,
+    /// Trailers are understood.
+    pub trailers: bool,
+}
+
+/// Removes the headers of one hop and tells what they asked for.
+pub fn strip(headers: &mut HeaderMap) -> ConnectionOptions {
+    let named: Vec<HeaderName> = header_tokens(headers, header::CONNECTION)
+        .filter_map(|word| HeaderName::from_bytes(word.as_bytes()).ok())
+        .filter(|name| !PROTECTED_HEADERS.contains(name))
+        .collect();
+    let trailers = header_tokens(headers, header::TE).any(|word| word.eq_ignore_ascii_case("trailers"));
+    let upgrade = headers.get(header::UPGRADE).cloned().filter(|_| named.contains(&header::UPGRADE));
+    let goes = |name: &HeaderName| HOP_BY_HOP_HEADERS.contains(name) || named.contains(name);
+    if headers.keys().any(goes) {
+        // Taking single headers out would change the order of the others.
+        let mut kept = HeaderMap::with_capacity(headers.len());
+        let mut current = None;
+        for (name, value) in std::mem::take(headers) {
+            current = name.or(current);
+            if let Some(name) = current.clone().filter(|name| !goes(name)) {
+                kept.append(name, value);
+            }
+        }
+        *headers = kept;
+    }
+    ConnectionOptions { upgrade, trailers }
+}
+
+/// Asks the next hop for the same.
+pub fn set_connection_options(headers: &mut HeaderMap, wishes: &ConnectionOptions) {
+    if let Some(protocol) = &wishes.upgrade {
+        headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+        headers.insert(header::UPGRADE, protocol.clone());
+    }
+    if wishes.trailers {
+        headers.insert(header::TE, HeaderValue::from_static("trailers"));
+    }
+}
+
+fn header_tokens(headers: &HeaderMap, name: HeaderName) -> impl Iterator<Item = &str> {
+    let values = headers.get_all(name).into_iter().filter_map(|value| value.to_str().ok());
+    values.flat_map(|value| value.split(',')).map(str::trim).filter(|word| !word.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
+        let mut map = HeaderMap::new();
+        for (name, value) in pairs {
+            map.append(HeaderName::from_static(name), HeaderValue::from_static(value));
+        }
+        map
+    }
+
+    #[test]
+    fn headers_listed_in_connection_are_removed() {
+        let mut map = headers(&[
+            ("connection", "close, X-Private"),
+            ("connection", "te"),
+            ("x-private", "1"),
+            ("te", "trailers, deflate"),
+            ("keep-alive", "timeout=5"),
+            ("authorization", "Bearer key"),
+        ]);
+        let wishes = strip(&mut map);
+        assert_eq!(wishes, ConnectionOptions { upgrade: None, trailers: true });
+        assert_eq!(map, headers(&[("authorization", "Bearer key")]));
+    }
+
+    #[test]
+    fn an_upgrade_must_be_listed_in_connection() {
+        let mut lone = headers(&[("upgrade", "websocket")]);
+        assert_eq!(strip(&mut lone).upgrade, None);
+        let mut asked = headers(&[("upgrade", "websocket"), ("connection", "keep-alive, Upgrade")]);
+        let wishes = strip(&mut asked);
+        assert_eq!(wishes.upgrade, Some(HeaderValue::from_static("websocket")));
+        assert!(asked.is_empty());
+        set_connection_options(&mut asked, &wishes);
+        assert_eq!(asked, headers(&[("connection", "upgrade"), ("upgrade", "websocket")]));
+    }
+
+    #[test]
+    fn remaining_headers_keep_their_order() {
+        let mut map = headers(&[("x-a", "1"), ("te", "trailers"), ("x-b", "2"), ("x-a", "3"), ("x-c", "4")]);
+        strip(&mut map);
+        let names: Vec<&str> = map.iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(names, ["x-a", "x-a", "x-b", "x-c"]);
+    }
+
+    #[test]
+    fn connection_cannot_remove_content_length_or_host() {
+        let mut map =
+            headers(&[("connection", "content-length, host"), ("content-length", "5"), ("host", "h")]);
+        strip(&mut map);
+        assert_eq!(map, headers(&[("content-length", "5"), ("host", "h")]));
+    }
+}

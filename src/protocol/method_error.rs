@@ -1,0 +1,228 @@
+//! Every error that goes over the wire, with its name there.
+//!
+//! Owns the one mapping between a refusal and its Varlink name. The wording is for the person at the other end:
+//! lower case, what is wrong, what would mend it.
+
+use serde::Serialize;
+use serde::de::{DeserializeOwned, Error as _};
+
+/// Why a call was not done; the errors of `org.wattspan.Meter` and of `org.varlink.service`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, thiserror::Error)]
+#[serde(tag = "error", content = "parameters")]
+pub enum MethodError {
+    /// Not a span of the caller; another user's answers the same.
+    #[error("there is no span {span:?}")]
+    #[serde(rename = "org.wattspan.Meter.NoSuchSpan")]
+    NoSuchSpan {
+        /// What was asked for.
+        span: String,
+    },
+    /// The caller has a span of this name.
+    #[error("a span {span:?} exists already; choose another name, or none")]
+    #[serde(rename = "org.wattspan.Meter.SpanExists")]
+    SpanExists {
+        /// What was asked for.
+        span: String,
+    },
+    /// It was closed before.
+    #[error("the span {span:?} is closed already")]
+    #[serde(rename = "org.wattspan.Meter.AlreadyClosed")]
+    AlreadyClosed {
+        /// What was asked for.
+        span: String,
+    },
+    /// No domain of this name is metered here.
+    #[error("there is no domain {domain:?} here; GetInfo lists those there are")]
+    #[serde(rename = "org.wattspan.Meter.NoSuchDomain")]
+    NoSuchDomain {
+        /// What was asked for.
+        domain: String,
+    },
+    /// In the future, older than the history, or before the span began.
+    #[error("the time {at_ns} ns lies outside {earliest_ns}..={latest_ns} ns of the monotonic clock")]
+    #[serde(rename = "org.wattspan.Meter.InvalidTime")]
+    InvalidTime {
+        /// What was asked for.
+        at_ns: i64,
+        /// The earliest that would have been taken.
+        earliest_ns: u64,
+        /// The latest.
+        latest_ns: u64,
+    },
+    /// A parameter of the right type with a value that makes no sense.
+    #[error("{field}: {reason}")]
+    #[serde(rename = "org.wattspan.Meter.InvalidValue")]
+    InvalidValue {
+        /// Which parameter.
+        field: String,
+        /// What is wrong with it, and what would be right.
+        reason: String,
+    },
+    /// More than the caller may have.
+    #[error("the limit of {limit} {quota} is reached")]
+    #[serde(rename = "org.wattspan.Meter.QuotaExceeded")]
+    QuotaExceeded {
+        /// What there is too much of.
+        quota: String,
+        /// The limit.
+        limit: u64,
+    },
+    /// The caller may not do that.
+    #[error("this needs {needs} access")]
+    #[serde(rename = "org.wattspan.Meter.AccessDenied")]
+    AccessDenied {
+        /// The least access that would do.
+        needs: String,
+    },
+    /// The account is, or may be, among those that are damaged or lost on disk.
+    #[error("the store is damaged: {reason}")]
+    #[serde(rename = "org.wattspan.Meter.StoreDamaged")]
+    StoreDamaged {
+        /// Which accounts, as far as that is known.
+        reason: String,
+        /// Of a list: older accounts come with this as `before`.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        before: Option<u64>,
+    },
+    /// The account may be on disk, which cannot be read at present.
+    #[error("the store cannot be read: {reason}")]
+    #[serde(rename = "org.wattspan.Meter.StoreUnavailable")]
+    StoreUnavailable {
+        /// Why not.
+        reason: String,
+    },
+    /// The service does not offer the interface.
+    #[error("there is no interface {interface:?}")]
+    #[serde(rename = "org.varlink.service.InterfaceNotFound")]
+    InterfaceNotFound {
+        /// What was asked for.
+        interface: String,
+    },
+    /// The interface has no such method.
+    #[error("there is no method {method:?}")]
+    #[serde(rename = "org.varlink.service.MethodNotFound")]
+    MethodNotFound {
+        /// What was asked for.
+        method: String,
+    },
+    /// The method exists but not in the manner asked for.
+    #[error("{method} is not available in this manner")]
+    #[serde(rename = "org.varlink.service.MethodNotImplemented")]
+    MethodNotImplemented {
+        /// What was asked for.
+        method: String,
+    },
+    /// A parameter that is unknown, missing, or of the wrong type.
+    #[error("the parameter {parameter:?} is unknown, missing, or of the wrong type")]
+    #[serde(rename = "org.varlink.service.InvalidParameter")]
+    InvalidParameter {
+        /// Which one.
+        parameter: String,
+    },
+    /// The method answers several times and was not called with `more`.
+    #[error("this method answers several times; call it with \"more\"")]
+    #[serde(rename = "org.varlink.service.ExpectedMore")]
+    ExpectedMore {},
+}
+
+/// A message that is not what the protocol says it is.
+#[derive(Debug, thiserror::Error)]
+#[error("the message is not of this protocol: {0}")]
+pub struct ParseReplyError(#[from] serde_json::Error);
+
+impl MethodError {
+    /// The refusal of this name with these parameters (JSON text).
+    pub fn parse(error: &str, parameters: &str) -> Result<Self, ParseReplyError> {
+        let unknown = || ParseReplyError(serde_json::Error::custom(format!("unknown error {error:?}")));
+        let (interface, name) = error.rsplit_once('.').ok_or_else(unknown)?;
+        let known = match (interface, name) {
+            (super::METER_INTERFACE, "NoSuchSpan") => Self::NoSuchSpan { span: field(parameters, "span")? },
+            (super::METER_INTERFACE, "SpanExists") => Self::SpanExists { span: field(parameters, "span")? },
+            (super::METER_INTERFACE, "AlreadyClosed") => {
+                Self::AlreadyClosed { span: field(parameters, "span")? }
+            }
+            (super::METER_INTERFACE, "NoSuchDomain") => {
+                Self::NoSuchDomain { domain: field(parameters, "domain")? }
+            }
+            (super::METER_INTERFACE, "InvalidTime") => Self::InvalidTime {
+                at_ns: field(parameters, "at_ns")?,
+                earliest_ns: field(parameters, "earliest_ns")?,
+                latest_ns: field(parameters, "latest_ns")?,
+            },
+            (super::METER_INTERFACE, "InvalidValue") => Self::InvalidValue {
+                field: field(parameters, "field")?,
+                reason: field(parameters, "reason")?,
+            },
+            (super::METER_INTERFACE, "QuotaExceeded") => {
+                Self::QuotaExceeded { quota: field(parameters, "quota")?, limit: field(parameters, "limit")? }
+            }
+            (super::METER_INTERFACE, "AccessDenied") => {
+                Self::AccessDenied { needs: field(parameters, "needs")? }
+            }
+            (super::METER_INTERFACE, "StoreDamaged") => Self::StoreDamaged {
+                reason: field(parameters, "reason")?,
+                before: field(parameters, "before")?,
+            },
+            (super::METER_INTERFACE, "StoreUnavailable") => {
+                Self::StoreUnavailable { reason: field(parameters, "reason")? }
+            }
+            (super::SERVICE_INTERFACE, "InterfaceNotFound") => {
+                Self::InterfaceNotFound { interface: field(parameters, "interface")? }
+            }
+            (super::SERVICE_INTERFACE, "MethodNotFound") => {
+                Self::MethodNotFound { method: field(parameters, "method")? }
+            }
+            (super::SERVICE_INTERFACE, "MethodNotImplemented") => {
+                Self::MethodNotImplemented { method: field(parameters, "method")? }
+            }
+            (super::SERVICE_INTERFACE, "InvalidParameter") => {
+                Self::InvalidParameter { parameter: field(parameters, "parameter")? }
+            }
+            (super::SERVICE_INTERFACE, "ExpectedMore") => Self::ExpectedMore {},
+            _ => return Err(unknown()),
+        };
+        Ok(known)
+    }
+}
+
+fn field<T: DeserializeOwned>(parameters: &str, name: &str) -> Result<T, ParseReplyError> {
+    let mut fields: serde_json::Map<String, serde_json::Value> = serde_json::from_str(parameters)?;
+    Ok(serde_json::from_value(fields.remove(name).unwrap_or_default())?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_method_error_round_trips() {
+        let word = || "x".to_owned();
+        let all = [
+            MethodError::NoSuchSpan { span: word() },
+            MethodError::SpanExists { span: word() },
+            MethodError::AlreadyClosed { span: word() },
+            MethodError::NoSuchDomain { domain: word() },
+            MethodError::InvalidTime { at_ns: -5, earliest_ns: 1, latest_ns: 2 },
+            MethodError::InvalidValue { field: word(), reason: word() },
+            MethodError::QuotaExceeded { quota: word(), limit: 3 },
+            MethodError::AccessDenied { needs: word() },
+            MethodError::StoreDamaged { reason: word(), before: Some(7) },
+            MethodError::StoreDamaged { reason: word(), before: None },
+            MethodError::StoreUnavailable { reason: word() },
+            MethodError::InterfaceNotFound { interface: word() },
+            MethodError::MethodNotFound { method: word() },
+            MethodError::MethodNotImplemented { method: word() },
+            MethodError::InvalidParameter { parameter: word() },
+            MethodError::ExpectedMore {},
+        ];
+        for refusal in all {
+            let wire = serde_json::to_value(&refusal).unwrap();
+            let back =
+                MethodError::parse(wire["error"].as_str().unwrap(), &wire["parameters"].to_string()).unwrap();
+            assert_eq!(back, refusal);
+            let declared = [super::super::METER_DESCRIPTION, super::super::SERVICE_DESCRIPTION].concat();
+            let name = wire["error"].as_str().unwrap().rsplit_once('.').unwrap().1;
+            assert!(declared.contains(&format!("error {name} (")), "{name} is not in the description");
+        }
+    }
+}

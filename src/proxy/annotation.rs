@@ -1,0 +1,193 @@
+//! A request's energy, as it is told to the client.
+//!
+//! Owns the two forms: a structured header (RFC 8941 dictionary) for heads and trailers, JSON for comments and usage.
+//! Integers in the contract's units; what is not known is absent, and `state` says why: `settled`, `pending` (the
+//! account did not come in time; GetSpan tells it later), or `unmeasured` with a reason.
+
+use std::fmt::Write;
+
+use http::{HeaderName, HeaderValue};
+use serde::Serialize;
+
+use super::daemon_call::SpanOutcome;
+use super::escape::escape_unprintable;
+use super::response_metadata::ResponseMetadata;
+use super::span_client::UnmeasuredReason;
+use crate::attribution::account::State;
+use crate::domain::Grade;
+
+/// The header and trailer with the energy.
+pub const ENERGY_HEADER: HeaderName = HeaderName::from_static("wattspan-energy");
+
+/// The header with the span's name, in every inference's reply.
+pub const SPAN_HEADER: HeaderName = HeaderName::from_static("wattspan-span");
+
+/// The figures.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct EnergyAnnotation {
+    state: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    span: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    share_uj: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error_uj: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    idle_uj: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    window_uj: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    grade: Option<Grade>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    simulated: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    at_least: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    uj_per_output_token: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prefill_uj: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    decode_uj: Option<u64>,
+}
+
+impl EnergyAnnotation {
+    /// A request that had no span.
+    pub fn unmeasured(why: UnmeasuredReason) -> Self {
+        EnergyAnnotation {
+            state: "unmeasured",
+            reason: Some(why.description().into()),
+            ..EnergyAnnotation::default()
+        }
+    }
+
+    /// A span's end; `None` where it was not told in time.
+    pub fn from_outcome(span: &str, ending: Option<SpanOutcome>, said: &ResponseMetadata) -> Self {
+        let span = Some(span.to_owned());
+        let without = |state, reason: Option<&str>| EnergyAnnotation {
+            state,
+            reason: reason.map(str::to_owned),
+            span: span.clone(),
+            ..EnergyAnnotation::default()
+        };
+        let account = match ending {
+            None => return without("pending", None),
+            Some(SpanOutcome::Settled(account)) => account,
+            Some(SpanOutcome::Cancelled) => return without("unmeasured", Some("the span was cancelled")),
+            Some(SpanOutcome::Refused(why)) => {
+                let why = escape_unprintable(&why);
+                return without("unmeasured", Some(&format!("the meter refused: {why}")));
+            }
+            Some(SpanOutcome::Lost) => return without("unmeasured", Some("the meter went away")),
+        };
+        let phase = |name: &str| account.phases.iter().find(|phase| phase.name == name)?.share_uj;
+        // What comes before the first token has no name of its own, and is prefill only where decode was seen.
+        let prefill = phase("decode").and_then(|_| phase(""));
+        let tokens = said.output_tokens.filter(|&tokens| tokens > 0);
+        EnergyAnnotation {
+            state: if account.state == State::Settled { "settled" } else { "pending" },
+            reason: None,
+            span,
+            share_uj: account.share_uj,
+            error_uj: account.error_uj,
+            idle_uj: account.idle_uj,
+            window_uj: account.window_uj,
+            grade: account.grade,
+            simulated: account.simulated,
+            at_least: account.at_least,
+            uj_per_output_token: account.share_uj.zip(tokens).map(|(uj, tokens)| (uj + tokens / 2) / tokens),
+            prefill_uj: prefill,
+            decode_uj: phase("decode"),
+        }
+    }
+
+    /// The structured header's value: `state=settled, share_uj=1234567, ...`.
+    pub fn header_value(&self) -> HeaderValue {
+        let mut text = format!("state={}", self.state);
+        if let Some(reason) = &self.reason {
+            // A structured header's string escapes these two (RFC 8941, 3.3.3).
+            let reason = reason.replace('\\', r"\\").replace('"', "\\\"");
+            let _ = write!(text, ", reason=\"{reason}\"");
+        }
+        for (name, value) in [
+            ("share_uj", self.share_uj),
+            ("error_uj", self.error_uj),
+            ("idle_uj", self.idle_uj),
+            ("window_uj", self.window_uj),
+            ("uj_per_output_token", self.uj_per_output_token),
+            ("prefill_uj", self.prefill_uj),
+            ("decode_uj", self.decode_uj),
+        ] {
+            if let Some(value) = value {
+                let _ = write!(text, ", {name}={value}");
+            }
+        }
+        if let Some(grade) = self.grade {
+            let _ = write!(text, ", grade={}", grade_name(grade));
+        }
+        // RFC 8941, section 3.3.6. The shorter form, a key alone, breaks readers that split each member at "=".
+        for (name, flag) in [("simulated", self.simulated), ("at_least", self.at_least)] {
+            if flag == Some(true) {
+                let _ = write!(text, ", {name}=?1");
+            }
+        }
+        HeaderValue::from_str(&text).unwrap_or(HeaderValue::from_static("state=unmeasured"))
+    }
+
+    /// The figures as one JSON object.
+    pub fn to_json(&self) -> String {
+        serde_json::to_string(self).expect("our words have string keys and finite numbers")
+    }
+
+    /// A comment of a server-sent event stream, which every reader passes over.
+    pub fn sse_comment(&self) -> String {
+        format!(": wattspan {}\n\n", self.to_json())
+    }
+}
+
+fn grade_name(grade: Grade) -> &'static str {
+    match grade {
+        Grade::Measured => "measured",
+        Grade::Modelled => "modelled",
+        Grade::Integrated => "integrated",
+        Grade::Estimated => "estimated",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn daemon_text_is_escaped_in_headers_and_json() {
+        let words = "no \"span\" \u{202e}\u{1b}[2J\r\nSet-Cookie: a=b \\ é";
+        let figures = EnergyAnnotation::from_outcome(
+            "s",
+            Some(SpanOutcome::Refused(words.into())),
+            &ResponseMetadata::default(),
+        );
+        let header = figures.header_value();
+        let expected = r#"state=unmeasured, reason="the meter refused: no \"span\" \\u{202e}\\u{1b}[2J\\r\\nSet-Cookie: a=b \\ \\u{e9}""#;
+        assert_eq!(header.to_str().unwrap(), expected);
+        assert!(figures.to_json().bytes().all(|byte| (b' '..=b'~').contains(&byte)), "{}", figures.to_json());
+    }
+
+    #[test]
+    fn unknown_values_are_omitted() {
+        let figures = EnergyAnnotation::unmeasured(UnmeasuredReason::DaemonUnavailable);
+        assert_eq!(figures.header_value(), "state=unmeasured, reason=\"the meter is away\"");
+        assert_eq!(figures.to_json(), r#"{"state":"unmeasured","reason":"the meter is away"}"#);
+        let figures = EnergyAnnotation::from_outcome("s", None, &ResponseMetadata::default());
+        assert_eq!(figures.sse_comment(), ": wattspan {\"state\":\"pending\",\"span\":\"s\"}\n\n");
+    }
+
+    #[test]
+    fn flags_are_structured_header_booleans() {
+        let figures = EnergyAnnotation { state: "settled", share_uj: Some(7), ..EnergyAnnotation::default() };
+        assert_eq!(figures.header_value(), "state=settled, share_uj=7");
+        let figures = EnergyAnnotation { simulated: Some(true), at_least: Some(true), ..figures };
+        assert_eq!(figures.header_value(), "state=settled, share_uj=7, simulated=?1, at_least=?1");
+        assert_eq!(figures.to_json(), r#"{"state":"settled","share_uj":7,"simulated":true,"at_least":true}"#);
+    }
+}

@@ -1,0 +1,206 @@
+//! Which connections get figures.
+//!
+//! Owns the decision, taken once when a connection is accepted: the proxy's own user, root, and the members of one
+//! group, where the connection's owner is known. The proxy reads the meter with its own access, so that without this
+//! rule every local user would have it too (docs/access.md). Requests of the others are measured all the same.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use uzers::{get_group_by_name, get_user_by_uid, get_user_groups};
+
+use super::tcp_owner;
+use crate::unix_socket::{OVERFLOW_UID, PeerCredentials};
+
+/// How long an answer of the group database holds: a name service may take seconds.
+const MEMBERSHIP_TTL: Duration = Duration::from_secs(30);
+
+/// The user at the other end of a connection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PeerUser {
+    /// Another machine, or the system does not state it.
+    Unknown,
+    /// This user, of whose groups the transport states nothing.
+    Uid(u32),
+    /// As the kernel states it for a Unix socket.
+    Credentials(PeerCredentials),
+}
+
+/// The group whose members get figures: its name, and its number where it exists.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AnnotationGroup {
+    name: String,
+    gid: Option<u32>,
+}
+
+impl AnnotationGroup {
+    /// Looks the group up once, now.
+    pub fn lookup(name: &str) -> Self {
+        AnnotationGroup { name: name.to_owned(), gid: lookup_gid(name) }
+    }
+
+    /// Whether there is such a group.
+    pub fn exists(&self) -> bool {
+        self.gid.is_some()
+    }
+}
+
+/// A group's number by its name.
+pub fn lookup_gid(name: &str) -> Option<u32> {
+    // The C library cannot be asked for a name with a NUL in it.
+    if name.contains('\0') { None } else { get_group_by_name(name).map(|group| group.gid()) }
+}
+
+/// The rule.
+pub struct AnnotationPolicy {
+    annotate_all: bool,
+    own_uid: u32,
+    group: AnnotationGroup,
+    members: Mutex<HashMap<u32, (bool, Instant)>>,
+}
+
+impl AnnotationPolicy {
+    /// Figures for the proxy's own user, root and the members of `group`; for every connection with `everyone`.
+    pub fn new(everyone: bool, group: AnnotationGroup) -> Self {
+        let own_uid = rustix::process::geteuid().as_raw();
+        AnnotationPolicy { annotate_all: everyone, own_uid, group, members: Mutex::default() }
+    }
+
+    /// Whether a connection of `owner` gets figures.
+    pub async fn is_permitted(&self, owner: &PeerUser) -> bool {
+        match owner {
+            _ if self.annotate_all => true,
+            PeerUser::Unknown => false,
+            PeerUser::Uid(OVERFLOW_UID)
+            | PeerUser::Credentials(PeerCredentials { uid: OVERFLOW_UID, .. }) => false,
+            PeerUser::Uid(uid) | PeerUser::Credentials(PeerCredentials { uid, .. })
+                if self.is_trusted(*uid) =>
+            {
+                true
+            }
+            PeerUser::Uid(uid) => self.is_group_member(*uid).await,
+            PeerUser::Credentials(credentials) => {
+                self.group.gid.is_some_and(|gid| credentials.has_group(gid))
+            }
+        }
+    }
+
+    /// Whether every connection gets figures.
+    pub fn is_unrestricted(&self) -> bool {
+        self.annotate_all
+    }
+
+    /// One sentence for the terminal: the connections that get figures. `tcp`: the address; `None` for a Unix socket.
+    pub fn describe(&self, tcp: Option<SocketAddr>) -> String {
+        if self.annotate_all {
+            return "figures go to every client, whatever its access (--annotate-all)".to_owned();
+        }
+        if tcp.is_some() && !tcp_owner::IS_SUPPORTED {
+            return "figures go to no client: this system does not state the user of a TCP connection; listen on \
+                    unix:PATH, or give --annotate-all"
+                .to_owned();
+        }
+        let own = match self.own_uid {
+            0 => "clients of root".to_owned(),
+            uid => format!("clients of user {uid}, of root"),
+        };
+        let via = if tcp.is_some() { " over loopback" } else { "" };
+        format!("figures go to {own} {}{via}; replies to all other clients have none", self.group)
+    }
+
+    fn is_trusted(&self, uid: u32) -> bool {
+        uid == 0 || uid == self.own_uid
+    }
+
+    async fn is_group_member(&self, uid: u32) -> bool {
+        let Some(gid) = self.group.gid else { return false };
+        let known = |members: &HashMap<u32, (bool, Instant)>| {
+            members.get(&uid).filter(|(_, since)| since.elapsed() < MEMBERSHIP_TTL).map(|(member, _)| *member)
+        };
+        if let Some(member) = known(&self.members.lock().unwrap_or_else(PoisonError::into_inner)) {
+            return member;
+        }
+        // A name service may block, and one thread serves every client.
+        let member = tokio::task::spawn_blocking(move || is_user_in_group(uid, gid)).await.unwrap_or(false);
+        let mut members = self.members.lock().unwrap_or_else(PoisonError::into_inner);
+        members.retain(|_, (_, since)| since.elapsed() < MEMBERSHIP_TTL);
+        members.insert(uid, (member, Instant::now()));
+        member
+    }
+}
+
+impl fmt::Display for AnnotationGroup {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.gid {
+            Some(_) => write!(f, "and of members of the group {}", self.name),
+            None => write!(f, "and of no other user (there is no group {})", self.name),
+        }
+    }
+}
+
+/// Whether the group database has this user in this group, as the primary or a supplementary one.
+fn is_user_in_group(uid: u32, gid: u32) -> bool {
+    let Some(user) = get_user_by_uid(uid) else { return false };
+    let primary = user.primary_group_id();
+    let groups = || get_user_groups(user.name(), primary);
+    primary == gid || groups().is_some_and(|groups| groups.iter().any(|group| group.gid() == gid))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OWN: u32 = 990;
+
+    fn policy(everyone: bool) -> AnnotationPolicy {
+        let group = AnnotationGroup { name: "meter".into(), gid: Some(50) };
+        AnnotationPolicy { annotate_all: everyone, own_uid: OWN, group, members: Mutex::default() }
+    }
+
+    fn peer(uid: u32, gid: u32, groups: &[u32]) -> PeerUser {
+        PeerUser::Credentials(PeerCredentials { uid, gid, groups: groups.to_vec() })
+    }
+
+    #[tokio::test]
+    async fn annotations_go_to_own_user_root_and_group_members() {
+        let access = policy(false);
+        for owner in
+            [PeerUser::Uid(0), PeerUser::Uid(OWN), peer(OWN, 1, &[]), peer(7, 50, &[]), peer(7, 7, &[3, 50])]
+        {
+            assert!(access.is_permitted(&owner).await, "{owner:?}");
+        }
+        let unmapped = peer(OVERFLOW_UID, 50, &[50]);
+        for owner in [PeerUser::Unknown, peer(7, 7, &[3]), PeerUser::Uid(OVERFLOW_UID), unmapped] {
+            assert!(!access.is_permitted(&owner).await, "{owner:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn the_overflow_uid_is_never_trusted() {
+        let access = AnnotationPolicy { own_uid: OVERFLOW_UID, ..policy(false) };
+        assert!(!access.is_permitted(&PeerUser::Uid(OVERFLOW_UID)).await);
+    }
+
+    #[tokio::test]
+    async fn annotate_all_includes_unknown_users() {
+        assert!(policy(true).is_permitted(&PeerUser::Unknown).await);
+    }
+
+    #[tokio::test]
+    async fn a_missing_group_has_no_members() {
+        let group = AnnotationGroup { name: "none".into(), gid: None };
+        let access = AnnotationPolicy { group, ..policy(false) };
+        assert!(!access.is_permitted(&peer(7, 0, &[0])).await);
+    }
+
+    #[test]
+    fn the_primary_group_counts() {
+        let root = get_user_by_uid(0).unwrap();
+        assert!(is_user_in_group(0, root.primary_group_id()));
+        assert!(!is_user_in_group(0, u32::MAX - 7));
+        assert!(!is_user_in_group(u32::MAX - 7, 0));
+    }
+}

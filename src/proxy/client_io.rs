@@ -1,0 +1,133 @@
+//! A client's connection that can be told of a server's early words.
+//!
+//! Owns the socket. hyper's server sends no informational replies but "100 Continue", so that a server's "103 Early
+//! Hints" would get lost; here they are written beside it. Invariant: that happens only between two messages, when hyper
+//! has flushed all it had; at any other moment the hint is dropped, which a receiver never notices.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+
+use http::{HeaderMap, StatusCode};
+use hyper::rt::{Read, ReadBufCursor, Write};
+use hyper_util::rt::TokioIo;
+
+use super::listener::{AcceptedConnection, ClientReader, ClientWriter as Outgoing};
+
+/// The connection.
+pub struct ClientIo {
+    reader: TokioIo<ClientReader>,
+    writer: Arc<Mutex<SharedWriter>>,
+}
+
+/// The side way to the client.
+#[derive(Clone)]
+pub struct InformationalSender(Arc<Mutex<SharedWriter>>);
+
+struct SharedWriter {
+    inner: TokioIo<Outgoing>,
+    /// hyper has nothing more to write.
+    flushed: bool,
+    /// What was begun aside and did not fit.
+    unsent: Vec<u8>,
+}
+
+impl ClientIo {
+    /// A connection, and the side way to its client.
+    pub fn new(connection: AcceptedConnection) -> (Self, InformationalSender) {
+        let (reader, writer) = connection.into_split();
+        let writer = SharedWriter { inner: TokioIo::new(writer), flushed: true, unsent: Vec::new() };
+        let writer = Arc::new(Mutex::new(writer));
+        (ClientIo { reader: TokioIo::new(reader), writer: Arc::clone(&writer) }, InformationalSender(writer))
+    }
+
+    fn writer(&self) -> MutexGuard<'_, SharedWriter> {
+        self.writer.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl InformationalSender {
+    /// Passes an informational reply on, if nothing else is being written.
+    pub fn send(&self, status: StatusCode, headers: &HeaderMap) {
+        let mut head =
+            format!("HTTP/1.1 {} {}\r\n", status.as_str(), status.canonical_reason().unwrap_or(""));
+        for (name, value) in headers {
+            let Ok(value) = value.to_str() else { continue };
+            head.push_str(&format!("{name}: {value}\r\n"));
+        }
+        head.push_str("\r\n");
+        let mut writer = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if !writer.flushed || !writer.unsent.is_empty() {
+            return;
+        }
+        // Without a task to wake: what the socket does not take now goes out before hyper's next write.
+        let mut unwoken = Context::from_waker(Waker::noop());
+        if let Poll::Ready(Ok(written)) =
+            Pin::new(&mut writer.inner).poll_write(&mut unwoken, head.as_bytes())
+        {
+            writer.unsent = head.split_off(written).into_bytes();
+        }
+    }
+}
+
+impl SharedWriter {
+    /// Writes the rest of what was begun aside.
+    fn poll_unsent(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while !self.unsent.is_empty() {
+            match Pin::new(&mut self.inner).poll_write(cx, &self.unsent) {
+                Poll::Ready(Ok(0)) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                Poll::Ready(Ok(written)) => drop(self.unsent.drain(..written)),
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl Read for ClientIo {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: ReadBufCursor<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.reader).poll_read(cx, buf)
+    }
+}
+
+impl Write for ClientIo {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let mut writer = self.writer();
+        std::task::ready!(writer.poll_unsent(cx))?;
+        writer.flushed = false;
+        Pin::new(&mut writer.inner).poll_write(cx, buf)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut writer = self.writer();
+        std::task::ready!(writer.poll_unsent(cx))?;
+        let flushed = Pin::new(&mut writer.inner).poll_flush(cx);
+        writer.flushed |= matches!(flushed, Poll::Ready(Ok(())));
+        flushed
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.writer().inner).poll_shutdown(cx)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.writer().inner.is_write_vectored()
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let mut writer = self.writer();
+        std::task::ready!(writer.poll_unsent(cx))?;
+        writer.flushed = false;
+        Pin::new(&mut writer.inner).poll_write_vectored(cx, bufs)
+    }
+}

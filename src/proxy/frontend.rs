@@ -1,0 +1,166 @@
+//! The clients' side: who connects, in which version of HTTP, and how long that may take.
+//!
+//! Owns the limits that keep one client from being a burden to the others: how many connections, how long a head may
+//! take and how large it may be, how many streams one connection carries.
+
+use std::convert::Infallible;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::Request;
+use hyper::body::Incoming;
+use hyper::server::conn::{http1, http2};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+
+use super::client_io::{ClientIo, InformationalSender};
+use super::forward::forward;
+use super::listener::{AcceptedConnection, ProxyListener};
+use super::{AnnotationMode, Proxy};
+use crate::http::connection_pool::MAX_HEADER_BYTES;
+
+/// How long a head may take, from the first byte or the last reply on.
+const HEADER_READ_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// How long a client may keep silent before its version is known.
+const PREFACE_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Streams of one HTTP/2 connection.
+const MAX_CONCURRENT_STREAMS: u32 = 1024;
+
+/// A client's connection, as its requests see it. Whoever holds one keeps the connection's place and the proxy: the
+/// connection itself, and the tunnel that it may become.
+#[derive(Clone)]
+pub struct ClientContext {
+    /// What serves it.
+    pub proxy: Arc<Proxy>,
+    /// How its replies are annotated.
+    pub annotation_mode: AnnotationMode,
+    /// The side way to it, where its version has one.
+    pub informational: Option<InformationalSender>,
+    /// One of the places that there are.
+    _permit: Arc<OwnedSemaphorePermit>,
+}
+
+/// Serves clients until `stop` says so; connections that run are left to end.
+pub async fn serve(listener: ProxyListener, proxy: Arc<Proxy>, most: usize, stop: watch::Receiver<bool>) {
+    let places = Arc::new(Semaphore::new(most));
+    let mut stopped = stop.clone();
+    loop {
+        let accepted = tokio::select! {
+            accepted = accept(&listener, &places) => accepted,
+            _ = stopped.wait_for(|stop| *stop) => return,
+        };
+        match accepted {
+            Ok((connection, place)) => {
+                let (proxy, stop) = (Arc::clone(&proxy), stop.clone());
+                tokio::spawn(async move {
+                    // A connection that fails concerns its client alone, which has seen it fail.
+                    let _ = serve_connection(connection, place, proxy, stop).await;
+                });
+            }
+            Err(error) => {
+                proxy.log.log(&format!("cannot take a connection: {error}"));
+                // Out of descriptors: others must end first.
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+    }
+}
+
+async fn accept(
+    listener: &ProxyListener,
+    places: &Arc<Semaphore>,
+) -> io::Result<(AcceptedConnection, OwnedSemaphorePermit)> {
+    let place = Arc::clone(places).acquire_owned().await.map_err(io::Error::other)?;
+    Ok((listener.accept().await?, place))
+}
+
+async fn serve_connection(
+    connection: AcceptedConnection,
+    place: OwnedSemaphorePermit,
+    proxy: Arc<Proxy>,
+    mut stop: watch::Receiver<bool>,
+) -> Result<(), crate::http::BodyError> {
+    connection.set_nodelay()?;
+    // Before anything is read: the socket's user is that of the moment at which the connection was accepted.
+    let annotate = proxy.annotation_mode_for(&connection).await;
+    let http2 = tokio::select! {
+        http2 = tokio::time::timeout(PREFACE_TIMEOUT, is_http2(&connection)) => http2??,
+        _ = stop.wait_for(|stop| *stop) => return Ok(()),
+    };
+    let (wire, aside) = ClientIo::new(connection);
+    let client = ClientContext {
+        proxy,
+        annotation_mode: annotate,
+        informational: (!http2).then_some(aside),
+        _permit: Arc::new(place),
+    };
+    let service = service_fn(move |request: Request<Incoming>| {
+        let client = client.clone();
+        async move { Ok::<_, Infallible>(forward(&client, request).await) }
+    });
+    if http2 {
+        let connection = http2_builder().serve_connection(wire, service);
+        tokio::pin!(connection);
+        tokio::select! {
+            ended = connection.as_mut() => return Ok(ended?),
+            _ = stop.wait_for(|stop| *stop) => connection.as_mut().graceful_shutdown(),
+        }
+        Ok(connection.await?)
+    } else {
+        let connection = http1_builder().serve_connection(wire, service).with_upgrades();
+        tokio::pin!(connection);
+        tokio::select! {
+            ended = connection.as_mut() => return Ok(ended?),
+            _ = stop.wait_for(|stop| *stop) => connection.as_mut().graceful_shutdown(),
+        }
+        Ok(connection.await?)
+    }
+}
+
+fn http1_builder() -> http1::Builder {
+    let mut builder = http1::Builder::new();
+    builder
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_READ_TIMEOUT)
+        .max_buf_size(MAX_HEADER_BYTES)
+        .preserve_header_case(true)
+        .auto_date_header(false);
+    builder
+}
+
+fn http2_builder() -> http2::Builder<TokioExecutor> {
+    let mut builder = http2::Builder::new(TokioExecutor::new());
+    builder
+        .timer(TokioTimer::new())
+        .keep_alive_interval(Some(Duration::from_secs(30)))
+        .max_header_list_size(MAX_HEADER_BYTES as u32)
+        .max_concurrent_streams(MAX_CONCURRENT_STREAMS)
+        .max_send_buf_size(MAX_HEADER_BYTES)
+        .auto_date_header(false);
+    builder
+}
+
+/// Whether the client begins with HTTP/2's preface. No method of HTTP/1.1 begins so: PRI is reserved.
+async fn is_http2(connection: &AcceptedConnection) -> io::Result<bool> {
+    const PREFACE: &[u8] = b"PRI ";
+    const LOOKS: u32 = 200;
+    let mut first = [0; PREFACE.len()];
+    for _ in 0..LOOKS {
+        let count = connection.peek(&mut first).await?;
+        let first = first.get(..count).unwrap_or_default();
+        if count == 0 || !PREFACE.starts_with(first) {
+            return Ok(false);
+        }
+        if count == PREFACE.len() {
+            return Ok(true);
+        }
+        // What was peeked at stays, so that the socket is ready at once; the rest of four bytes is on its way.
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    // Whoever sent "P" and dawdles, or left: the time-out for heads is for those.
+    Ok(false)
+}

@@ -1,0 +1,225 @@
+//! Values at the top level of a JSON object that comes in pieces and is never kept.
+//!
+//! Owns the place in the text: how deep, inside a string or not, which key. Keeps only the values of the keys it looks
+//! for, each up to a limit, and where they began. Text that is no JSON gives nothing or nonsense of bounded size, never
+//! a failure: what passes through is the receiver's business.
+
+use memchr::memchr2;
+
+/// Longest value that is kept, in bytes.
+const MAX_VALUE_BYTES: usize = 4096;
+
+/// Longest key that is compared.
+const MAX_KEY_BYTES: usize = 32;
+
+/// A value that was found.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct FoundValue {
+    /// Its text, as it came; empty where it was longer than the limit.
+    pub text: Vec<u8>,
+    /// The byte of the whole text where it begins.
+    pub offset: usize,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum ScanState {
+    /// Outside the object, or before a key.
+    BeforeKey,
+    /// In a key of the top level.
+    Key,
+    /// Between a key and its colon.
+    BeforeColon,
+    /// In a value of the top level.
+    Value,
+}
+
+/// Looks for the values of some keys.
+#[derive(Debug)]
+pub struct JsonScanner {
+    keys: &'static [&'static str],
+    found: Vec<Option<FoundValue>>,
+    state: ScanState,
+    depth: u32,
+    in_string: bool,
+    escaped: bool,
+    key: Vec<u8>,
+    /// Which key's value is being read; `None` for one that nobody looks for.
+    current_key: Option<usize>,
+    value: Vec<u8>,
+    value_start: Option<usize>,
+    offset: usize,
+    /// Where the object's first byte after `{` lies.
+    object_start: Option<usize>,
+}
+
+impl JsonScanner {
+    /// Looks for these keys.
+    pub fn new(keys: &'static [&'static str]) -> Self {
+        JsonScanner {
+            keys,
+            found: vec![None; keys.len()],
+            state: ScanState::BeforeKey,
+            depth: 0,
+            in_string: false,
+            escaped: false,
+            key: Vec::new(),
+            current_key: None,
+            value: Vec::new(),
+            value_start: None,
+            offset: 0,
+            object_start: None,
+        }
+    }
+
+    /// The value of `key`, if it has come whole. Of several the last.
+    pub fn get(&self, key: &str) -> Option<&FoundValue> {
+        let place = self.keys.iter().position(|known| *known == key)?;
+        self.found.get(place)?.as_ref()
+    }
+
+    /// Where the first byte inside the object lies.
+    pub fn object_start(&self) -> Option<usize> {
+        self.object_start
+    }
+
+    /// Reads on.
+    pub fn feed(&mut self, piece: &[u8]) {
+        let mut from = 0;
+        while let Some(&byte) = piece.get(from) {
+            let rest = piece.get(from..).unwrap_or_default();
+            // Prompts are long strings: what is inside one is skipped at the speed of memory.
+            let skipped = match self.in_string && !self.escaped {
+                true => memchr2(b'"', b'\\', rest).unwrap_or(rest.len()),
+                false => 0,
+            };
+            if skipped > 0 {
+                self.buffer(rest.get(..skipped).unwrap_or_default());
+                self.offset += skipped;
+                from += skipped;
+                continue;
+            }
+            self.scan_byte(byte);
+            self.offset += 1;
+            from += 1;
+        }
+    }
+
+    fn scan_byte(&mut self, byte: u8) {
+        if self.in_string {
+            let ends = byte == b'"' && !self.escaped;
+            self.escaped = byte == b'\\' && !self.escaped;
+            self.in_string = !ends;
+            if !(ends && self.state == ScanState::Key) {
+                self.buffer(&[byte]);
+            } else {
+                self.state = ScanState::BeforeColon;
+            }
+            return;
+        }
+        match byte {
+            b'"' => self.open_string(),
+            b'{' | b'[' => {
+                self.buffer(&[byte]);
+                if self.depth == 0 && byte == b'{' && self.object_start.is_none() {
+                    self.object_start = Some(self.offset + 1);
+                }
+                self.depth = self.depth.saturating_add(1);
+            }
+            b'}' | b']' => {
+                if self.depth == 1 {
+                    self.end_value();
+                }
+                self.depth = self.depth.saturating_sub(1);
+                self.buffer(&[byte]);
+            }
+            b',' if self.depth == 1 => self.end_value(),
+            b':' if self.depth == 1 && self.state == ScanState::BeforeColon => {
+                self.state = ScanState::Value;
+                self.current_key = self.keys.iter().position(|key| key.as_bytes() == self.key);
+                self.value.clear();
+                self.value_start = None;
+            }
+            byte if byte.is_ascii_whitespace() && self.value_start.is_none() => {}
+            byte => self.buffer(&[byte]),
+        }
+    }
+
+    fn open_string(&mut self) {
+        self.in_string = true;
+        if self.depth == 1 && self.state == ScanState::BeforeKey {
+            self.state = ScanState::Key;
+            self.key.clear();
+        } else {
+            self.buffer(b"\"");
+        }
+    }
+
+    fn end_value(&mut self) {
+        if let (ScanState::Value, Some(current), Some(at)) = (self.state, self.current_key, self.value_start)
+            && let Some(found) = self.found.get_mut(current)
+        {
+            let fits = self.value.len() <= MAX_VALUE_BYTES;
+            let text = self.value.trim_ascii_end().to_vec();
+            *found = Some(FoundValue { text: if fits { text } else { Vec::new() }, offset: at });
+        }
+        self.state = ScanState::BeforeKey;
+        self.current_key = None;
+    }
+
+    fn buffer(&mut self, bytes: &[u8]) {
+        match self.state {
+            ScanState::Key if self.key.len() <= MAX_KEY_BYTES => {
+                let room = (MAX_KEY_BYTES + 1).saturating_sub(self.key.len()).min(bytes.len());
+                self.key.extend_from_slice(bytes.get(..room).unwrap_or_default());
+            }
+            ScanState::Value if self.current_key.is_some() => {
+                self.value_start.get_or_insert(self.offset);
+                let room = (MAX_VALUE_BYTES + 1).saturating_sub(self.value.len()).min(bytes.len());
+                self.value.extend_from_slice(bytes.get(..room).unwrap_or_default());
+            }
+            _ => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KEYS: &[&str] = &["model", "usage", "stream"];
+
+    fn scanned(text: &str, size: usize) -> Vec<Option<(String, usize)>> {
+        let mut scan = JsonScanner::new(KEYS);
+        text.as_bytes().chunks(size).for_each(|piece| scan.feed(piece));
+        let text = |found: &FoundValue| (String::from_utf8(found.text.clone()).unwrap(), found.offset);
+        KEYS.iter().map(|key| scan.get(key).map(text)).collect()
+    }
+
+    #[test]
+    fn top_level_values_do_not_depend_on_chunk_boundaries() {
+        let text = r#" {"messages":[{"model":"no","content":"a \"model\": \\\" {[ 熱"}], "model" : "m\"1" ,"usage":
+            {"prompt_tokens":3,"more":{"usage":1}},"stream":true}"#;
+        let whole = scanned(text, text.len());
+        let value = |place: usize| whole[place].as_ref().unwrap();
+        assert_eq!(value(0).0, r#""m\"1""#);
+        assert_eq!(value(1).0, r#"{"prompt_tokens":3,"more":{"usage":1}}"#);
+        assert_eq!(value(2).0, "true");
+        for (found, _) in [(value(0), 0), (value(1), 1)] {
+            assert!(text[found.1..].starts_with(&found.0), "{found:?}");
+        }
+        for size in 1..text.len() {
+            assert_eq!(scanned(text, size), whole, "pieces of {size}");
+        }
+    }
+
+    #[test]
+    fn invalid_and_oversized_input_is_bounded() {
+        let giant = format!(r#"{{"model":"{}","usage":1}}"#, "x".repeat(100_000));
+        assert_eq!(scanned(&giant, 1000)[0], Some((String::new(), 9)));
+        assert_eq!(scanned(&giant, 1000)[1], Some(("1".into(), giant.len() - 2)));
+        for text in ["", "null", "[1,2]", "\u{1f}\"\"\"\"\"", "}}}]]]", "{\"model\":", "{{{{", "data: hello"]
+        {
+            assert_eq!(scanned(text, 1)[0], None, "{text:?}");
+        }
+    }
+}

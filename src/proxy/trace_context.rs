@@ -1,0 +1,84 @@
+//! W3C Trace Context: the trace a request belongs to, and our place in it.
+//!
+//! Owns `traceparent` (version 00 and, as the recommendation asks, the first four fields of later ones). A header that
+//! is no valid one is left as it came: it is not ours to mend. Where there is none, none is made: a server that samples
+//! by its parent's decision must decide for itself.
+
+use http::{HeaderMap, HeaderName, HeaderValue};
+
+/// The header.
+const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+
+/// A request's trace.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TraceContext {
+    /// 32 hexadecimal digits.
+    pub trace_id: String,
+    /// The caller's span, 16 hexadecimal digits.
+    pub parent_id: String,
+    flags: String,
+}
+
+impl TraceContext {
+    /// The trace that the headers name, if exactly one valid one does.
+    pub fn extract(headers: &HeaderMap) -> Option<Self> {
+        let mut values = headers.get_all(TRACEPARENT).iter();
+        let (Some(value), None) = (values.next(), values.next()) else { return None };
+        Self::parse(value.to_str().ok()?)
+    }
+
+    fn parse(text: &str) -> Option<Self> {
+        let mut fields = text.split('-');
+        let (version, id, parent, flags) = (fields.next()?, fields.next()?, fields.next()?, fields.next()?);
+        let more = fields.next().is_some();
+        let sound = is_hex(version, 2) && version != "ff" && (version != "00" || !more);
+        let sound = sound && is_hex(id, 32) && is_hex(parent, 16) && is_hex(flags, 2);
+        let named = id.bytes().any(|byte| byte != b'0') && parent.bytes().any(|byte| byte != b'0');
+        (sound && named).then(|| TraceContext {
+            trace_id: id.into(),
+            parent_id: parent.into(),
+            flags: flags.into(),
+        })
+    }
+
+    /// Makes `span` (not 0) the parent of what the next hop does.
+    pub fn inject(&self, headers: &mut HeaderMap, span: u64) {
+        let text = format!("00-{}-{span:016x}-{}", self.trace_id, self.flags);
+        if let Ok(value) = HeaderValue::from_str(&text) {
+            headers.insert(TRACEPARENT, value);
+        }
+    }
+}
+
+fn is_hex(text: &str, length: usize) -> bool {
+    text.len() == length && text.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const VALID: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+
+    #[test]
+    fn inject_replaces_the_parent_id() {
+        let mut headers = HeaderMap::from_iter([(TRACEPARENT, HeaderValue::from_static(VALID))]);
+        let trace = TraceContext::extract(&headers).unwrap();
+        assert_eq!((trace.trace_id.len(), trace.parent_id.as_str()), (32, "00f067aa0ba902b7"));
+        trace.inject(&mut headers, 0xabc);
+        assert_eq!(headers[TRACEPARENT], "00-4bf92f3577b34da6a3ce929d0e0e4736-0000000000000abc-01");
+    }
+
+    #[test]
+    fn invalid_headers_are_ignored() {
+        let zero_id = "00-00000000000000000000000000000000-00f067aa0ba902b7-01";
+        let zero_parent = "00-4bf92f3577b34da6a3ce929d0e0e4736-0000000000000000-01";
+        let upper = VALID.to_uppercase();
+        let more = format!("{VALID}-x");
+        let unknown = VALID.replacen("00", "ff", 1);
+        for text in ["", "00", zero_id, zero_parent, &upper, &more, &unknown, "00-é-é-é"] {
+            assert_eq!(TraceContext::parse(text), None, "{text}");
+        }
+        assert!(TraceContext::parse(&format!("{}-x", VALID.replacen("00", "01", 1))).is_some());
+    }
+}
