@@ -5,7 +5,7 @@
 //! or 64 lanes. Three answers to "what did this query use?" are held against the true share (power split equally
 //! among the queries that run at each instant):
 //!
-//! - ours: the ledger's account;
+//! - ours: the attributor's account;
 //! - tail rule: counter samples every 50 ms; a query gets its last sample minus the previous query's last sample;
 //! - ends rule: the counter at the query's end minus the counter at its begin.
 //!
@@ -18,14 +18,14 @@ mod machine;
 
 use machine::{Dice, Held, Truth, domain, true_shares_uj};
 use wattspan::attribution::account::Account;
-use wattspan::attribution::{Ledger, Opening, Settings, SpanKey};
-use wattspan::domain::{Grade, Kind, Reading};
+use wattspan::attribution::{AttributionSettings, Attributor, NewSpan, SpanKey};
+use wattspan::domain::{DomainKind, EnergyReading, Grade};
 
 const MS: u64 = 1_000_000;
 
 struct Case {
     counter: &'static str,
-    kind: Kind,
+    kind: DomainKind,
     update_ns: u64,
     quantum_uj: u64,
     sample_ns: u64,
@@ -38,7 +38,7 @@ struct Case {
 
 const RAPL: Case = Case {
     counter: "RAPL-like 1 ms",
-    kind: Kind::Package,
+    kind: DomainKind::Package,
     update_ns: MS,
     quantum_uj: 61,
     sample_ns: MS,
@@ -50,7 +50,7 @@ const RAPL: Case = Case {
 
 const NVML: Case = Case {
     counter: "NVML-like 100 ms",
-    kind: Kind::Gpu,
+    kind: DomainKind::Gpu,
     update_ns: 100 * MS,
     quantum_uj: 1000,
     sample_ns: 10 * MS,
@@ -109,12 +109,12 @@ fn schedule(case: &Case, query_ns: u64, lanes: u64, dice: &mut Dice) -> (Vec<Vec
     (spans, Truth::new(&steps, case.update_ns, dice.between(0, case.update_ns), case.quantum_uj))
 }
 
-/// The ledger's accounts, with messages at their edges and a sampler with its jitter.
+/// The attributor's accounts, with messages at their edges and a sampler with its jitter.
 fn ours(case: &Case, spans: &[Vec<Held>], truth: &Truth, dice: &mut Dice) -> Vec<Account> {
     let described = domain("device", case.kind, case.quantum_uj, Some(case.ceiling_mw));
     assert_eq!(described.grade, Grade::Measured);
-    let mut ledger = Ledger::new(vec![described], Settings::default());
-    ledger.set_interval(0, case.update_ns);
+    let mut attributor = Attributor::new(vec![described], AttributionSettings::default());
+    attributor.set_update_interval(0, case.update_ns);
     let mut edges: Vec<(u64, bool, usize)> = spans
         .iter()
         .enumerate()
@@ -129,20 +129,20 @@ fn ours(case: &Case, spans: &[Vec<Held>], truth: &Truth, dice: &mut Dice) -> Vec
         while let Some(&(at, close, index)) = edges.get(next).filter(|edge| edge.0 <= tick) {
             let sent = at + dice.between(5_000, 200_000);
             if close {
-                ledger.close(sent, keys[&index], at, BTreeMap::new(), false).expect("open");
+                attributor.close(sent, keys[&index], at, BTreeMap::new(), false).expect("open");
             } else {
-                keys.insert(index, ledger.open(sent, opening(index, at)).expect("room"));
+                keys.insert(index, attributor.open(sent, opening(index, at)).expect("room"));
             }
             next += 1;
         }
         let reading = truth.reading(tick + 4_000);
-        ledger.feed(
+        attributor.add_reading(
             0,
             tick,
             tick + 8_000,
-            &Reading { shape_uj: sensor.shape_uj(case, truth, tick), ..reading },
+            &EnergyReading { shape_uj: sensor.shape_uj(case, truth, tick), ..reading },
         );
-        ledger.settle(tick + 10_000, &mut out);
+        attributor.settle(tick + 10_000, &mut out);
     }
     let mut accounts: Vec<Account> = out.into_iter().map(|(_, account)| account).collect();
     accounts.sort_by_key(|account| account.span.parse::<usize>().expect("our own number"));
@@ -171,8 +171,8 @@ impl Sensor {
     }
 }
 
-fn opening(index: usize, at_ns: u64) -> Opening {
-    Opening::plain(index.to_string(), at_ns)
+fn opening(index: usize, at_ns: u64) -> NewSpan {
+    NewSpan::new(index.to_string(), at_ns)
 }
 
 /// Samples every 50 ms; last sample inside minus the last sample of the query that ended before.
@@ -273,5 +273,8 @@ fn main() {
         }
     }
     println!("truth within the guaranteed error: {}", if always { "always" } else { "NOT ALWAYS" });
-    assert!(always, "an account's error did not hold the truth: a defect of the ledger, not of the machine");
+    assert!(
+        always,
+        "an account's error did not hold the truth: a defect of the attribution, not of the machine"
+    );
 }

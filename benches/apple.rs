@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};
 use wattspan::clock::Clock;
-use wattspan::domain::Reading;
+use wattspan::domain::EnergyReading;
 use wattspan::sources::discover;
 
 #[path = "../tests/stand_in/apple/mod.rs"]
@@ -49,7 +49,7 @@ fn main() {
 fn cost(library: &Library, source: &str) -> (f64, usize) {
     let mut found = discover(&library.settings(), &Clock::Machine);
     let opened = found.opened.iter_mut().find(|opened| opened.name == source).expect("it is there");
-    let mut readings = vec![Reading::default(); opened.domains.len()];
+    let mut readings = vec![EnergyReading::default(); opened.domains.len()];
     let mut read = || {
         opened.source.read(&mut readings);
         black_box(&readings);

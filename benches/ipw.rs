@@ -12,7 +12,7 @@ use std::time::Instant;
 #[path = "table/mod.rs"]
 mod table;
 
-use wattspan::domain::{Grade, Kind};
+use wattspan::domain::{DomainKind, Grade};
 use wattspan::ipw::metrics::MetricOptions;
 use wattspan::ipw::report::{EnergyPrices, Report};
 use wattspan::ipw::row::{DomainEnergy, QueryEnergy, QueryRow};
@@ -81,8 +81,11 @@ fn written(rows: usize) -> PathBuf {
         grade: Grade::Measured,
         update_interval_ns: None,
     };
-    let domains =
-        vec![meter("package-0", Kind::Package), meter("dram-0", Kind::Dram), meter("gpu-0", Kind::Gpu)];
+    let domains = vec![
+        meter("package-0", DomainKind::Package),
+        meter("dram-0", DomainKind::Dram),
+        meter("gpu-0", DomainKind::Gpu),
+    ];
     let manifest =
         Manifest { version: FORMAT_VERSION, domains, count: rows, repeats: 1, ..Manifest::default() };
     std::fs::write(run.join("run.json"), serde_json::to_vec(&manifest).expect("plain data"))

@@ -1,4 +1,4 @@
-//! What the ring costs: a push while nobody, one and two hostile readers look, a read, a search, and untouched memory.
+//! What the ring costs: a push with none, one and two hostile readers, a read, a search, and untouched memory.
 //!
 //! Owns the figures behind "nothing that a reader does can make the sampler late" and "a history costs nothing until it
 //! is filled".
@@ -11,8 +11,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
-use wattspan::domain::Reading;
-use wattspan::ring::{Reader, Sample, ring};
+use wattspan::domain::EnergyReading;
+use wattspan::ring::{RingReader, Sample, ring};
 use wattspan::sampler::counter_profile::CounterProfile;
 
 mod table;
@@ -87,10 +87,10 @@ fn measure_pushes(readers: usize) -> Result<Histogram<u64>, hdrhistogram::Creati
     Ok(pushed)
 }
 
-fn read_newest(reader: &Reader, stop: &AtomicBool) -> u64 {
-    let (mut into, mut read) = (Sample::blank(DOMAINS), 0);
-    while !stop.load(Ordering::Relaxed) || (read == 0 && reader.written() > 0) {
-        if reader.read(reader.written().saturating_sub(1), &mut into) {
+fn read_newest(reader: &RingReader, stop: &AtomicBool) -> u64 {
+    let (mut into, mut read) = (Sample::empty(DOMAINS), 0);
+    while !stop.load(Ordering::Relaxed) || (read == 0 && reader.written_count() > 0) {
+        if reader.read(reader.written_count().saturating_sub(1), &mut into) {
             read += 1;
         }
     }
@@ -100,15 +100,16 @@ fn read_newest(reader: &Reader, stop: &AtomicBool) -> u64 {
 fn measure_reads(table: &mut Table) {
     let (mut writer, reader) = ring(65_536, DOMAINS);
     (0..100_000).for_each(|index| writer.push(&sample(index)));
-    let mut into = Sample::blank(DOMAINS);
-    let newest = reader.written() - 1;
+    let mut into = Sample::empty(DOMAINS);
+    let newest = reader.written_count() - 1;
     let read_ns = mean_ns(|_| assert!(reader.read(newest, black_box(&mut into))));
     table.note("read of the newest sample", Some(read_ns), "ns");
     let follow_ns = mean_ns(|round| assert!(reader.read(newest - round % 60_000, black_box(&mut into))));
     table.note("read of one sample after the other", Some(follow_ns), "ns");
     // A prime stride through the instants, so that no search resembles the one before.
-    let find_ns =
-        mean_ns(|round| assert!(reader.find(35_000_000 + round * 7_919_023 % 60_000_000).is_some()));
+    let find_ns = mean_ns(|round| {
+        assert!(reader.find_at_or_before(35_000_000 + round * 7_919_023 % 60_000_000).is_some())
+    });
     table.note("search by time in 65,536 samples", Some(find_ns), "ns");
 }
 
@@ -118,8 +119,11 @@ fn measure_profile(table: &mut Table) {
         let mut profile = CounterProfile::new(true);
         let observe_ns = mean_ns(|round| {
             let at_ns = round * step_ns;
-            let reading =
-                Reading { valid: true, energy_uj: at_ns / 1_000_000 * 50_000, ..Reading::default() };
+            let reading = EnergyReading {
+                valid: true,
+                energy_uj: at_ns / 1_000_000 * 50_000,
+                ..EnergyReading::default()
+            };
             black_box(&mut profile).observe(at_ns, at_ns + 2_000, &reading);
         });
         table.at_most(&format!("character: one reading at {rate}"), Some(observe_ns), 100.0, "ns");
@@ -134,8 +138,14 @@ fn mean_ns(mut round: impl FnMut(u64)) -> f64 {
 }
 
 fn sample(index: u64) -> Sample {
-    let reading =
-        Reading { valid: true, energy_uj: index, doubt_uj: 0, stamp_ns: index, epoch: 1, shape_uj: index };
+    let reading = EnergyReading {
+        valid: true,
+        energy_uj: index,
+        uncertainty_uj: 0,
+        stamp_ns: index,
+        epoch: 1,
+        shape_uj: index,
+    };
     Sample { before_ns: index * 1000, after_ns: index * 1000 + 100, readings: vec![reading; DOMAINS] }
 }
 

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use rustix::time::{ClockId, clock_gettime};
 use wattspan::clock::{Clock, monotonic_ns};
-use wattspan::domain::{Domain, Grade, Kind, Reading};
+use wattspan::domain::{Domain, DomainKind, EnergyReading, Grade};
 use wattspan::sampler::{self, Sampler, SamplerSettings, TickStats};
 use wattspan::sources::{Opened, Source};
 
@@ -49,7 +49,7 @@ fn measure(duration: Duration) -> std::io::Result<()> {
     let (floor, watched_s) = measure_steal(duration)?;
     let title = format!("sampler: {DOMAINS} domains, {} s a row, {} CPUs", duration.as_secs(), cpus());
     let mut table = Table::new(&title);
-    table.note(&format!("floor: 1 kHz ticks that nobody can make ({watched_s:.0} s)"), Some(floor), "%");
+    table.note(&format!("floor: 1 kHz ticks that no thread can make ({watched_s:.0} s)"), Some(floor), "%");
     table.at_most("at rest, 1 Hz: CPU", Some(cpu_percent(&slow_sampler()?, duration)), 0.1, "%");
     for (rate_hz, target) in [(1000.0, 3.0), (10_000.0, 25.0)] {
         let quiet = fast_sampler(rate_hz)?;
@@ -98,7 +98,7 @@ impl Spinner {
 }
 
 impl Source for Spinner {
-    fn read(&mut self, _: &mut [Reading]) -> Option<(u64, u64)> {
+    fn read(&mut self, _: &mut [EnergyReading]) -> Option<(u64, u64)> {
         let began_ns = monotonic_ns();
         let (mut last_ns, mut lost) = (began_ns, 0);
         while last_ns - began_ns < Self::SPIN_NS {
@@ -144,10 +144,10 @@ fn measure_wake_up(table: &mut Table) -> std::io::Result<()> {
     let (ring, mut took_ns, mut calls_ns) = (sampler.stream().ring, Vec::new(), Vec::new());
     for _ in 0..300 {
         std::thread::sleep(Duration::from_millis(5));
-        let (written, asked_ns) = (ring.written(), monotonic_ns());
+        let (written, asked_ns) = (ring.written_count(), monotonic_ns());
         sampler.set_fast(true);
         calls_ns.push(monotonic_ns() - asked_ns);
-        while ring.written() == written {
+        while ring.written_count() == written {
             std::hint::spin_loop();
         }
         took_ns.push(monotonic_ns() - asked_ns);
@@ -226,7 +226,7 @@ impl Drop for CpuLoad {
 struct Files(Vec<File>);
 
 impl Source for Files {
-    fn read(&mut self, into: &mut [Reading]) -> Option<(u64, u64)> {
+    fn read(&mut self, into: &mut [EnergyReading]) -> Option<(u64, u64)> {
         for (file, reading) in self.0.iter().zip(into) {
             let mut text = [0; 32];
             let Ok(length) = rustix::io::pread(file, &mut text, 0) else { continue };
@@ -247,7 +247,7 @@ fn opened() -> std::io::Result<Opened> {
     });
     let domain = |index| Domain {
         name: format!("package-{index}"),
-        kind: Kind::Package,
+        kind: DomainKind::Package,
         source: "files".into(),
         device: None,
         parent: None,

@@ -11,7 +11,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
-use wattspan::attribution::account::{Account, Share, State};
+use wattspan::attribution::account::{Account, Share, SpanState};
 use wattspan::domain::Grade;
 use wattspan::protocol::{Call, CloseSpan, OpenSpan};
 use wattspan::store::{Filter, Store, StoreQuery, StoreSettings, SyncMode};
@@ -109,7 +109,7 @@ fn account(at: u64) -> Account {
         span: name(at),
         name: "POST /v1/chat".into(),
         attributes: [("model".to_owned(), "llama-3.1-8b".to_owned())].into(),
-        state: State::Settled,
+        state: SpanState::Settled,
         uid: 1000 + (at % 3) as u32,
         opened_ns: 3_600_000_000_000 + at * 10_000,
         closed_ns: Some(3_600_040_000_000 + at * 10_000),

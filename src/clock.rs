@@ -1,4 +1,4 @@
-//! Time: the machine's monotonic clock, and its hand-cranked twin.
+//! Time: the machine's monotonic clock, and a manual clock for tests.
 //!
 //! Owns every clock read of the program. One timeline, which stops while the machine sleeps: CLOCK_MONOTONIC, and on macOS,
 //! where that clock goes on in sleep, CLOCK_UPTIME_RAW (`mach_absolute_time` in nanoseconds: Python's `time.monotonic`,
@@ -43,14 +43,14 @@ impl Clock {
         }
     }
 
-    /// How long the machine has slept since it booted, as far as the system tells; a manual clock never sleeps. May
+    /// How long the machine has been suspended since it booted, as far as the system tells; a manual clock never sleeps. May
     /// come out too small by the time for which the caller itself was held up in here, never too large: a step up is
     /// a suspend.
-    pub fn asleep_ns(&self) -> u64 {
+    pub fn suspended_ns(&self) -> u64 {
         match self {
             Clock::Machine => {
-                let with_sleep_ns = with_sleep_ns();
-                with_sleep_ns.saturating_sub(monotonic_ns())
+                let boottime_ns = boottime_ns();
+                boottime_ns.saturating_sub(monotonic_ns())
             }
             Clock::Manual(_) => 0,
         }
@@ -66,12 +66,12 @@ impl Clock {
 
 /// The meter's clock in nanoseconds: shared by all processes of the host, stops in suspend.
 pub fn monotonic_ns() -> u64 {
-    kernel::awake_ns()
+    kernel::monotonic_ns()
 }
 
 /// The clock beside it that goes on in suspend: apart from the meter's by the time slept since the machine started.
-pub fn with_sleep_ns() -> u64 {
-    kernel::with_sleep_ns()
+pub fn boottime_ns() -> u64 {
+    kernel::boottime_ns()
 }
 
 /// Wall time in nanoseconds since 1970; only ever a label.

@@ -1,11 +1,11 @@
-//! The vocabulary of the whole program: domains, readings, grades.
+//! The terms of the whole program: domains, readings, grades.
 //!
 //! Owns the words every stage shares. Energy is whole microjoules (`_uj`) in `u64` (58,000 years at 10 kW),
 //! power milliwatts (`_mw`), time nanoseconds (`_ns`) of the monotonic clock; there are no floats here.
 //!
 //! Glossary: a *source* reads hardware; a *domain* is a thing with a meter; a *reading* is one domain's
 //! cumulative energy at one instant; a *sample* is what one read of a source gave; a *gap* is time for which no
-//! reading vouches; a *knot* is an instant at which a counter is known to have moved; a *span* is a client's
+//! reading vouches; a *counter update* is an instant at which a counter is known to have moved; a *span* is a client's
 //! interval; a *share* is the part of a domain's energy that belongs to a span; an *account* is a span's result.
 
 use serde::{Deserialize, Serialize};
@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 /// What kind of thing a domain meters; the contract's `Domain.kind`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Kind {
+pub enum DomainKind {
     /// The whole platform as the charger or board sees it.
     Psys,
     /// A CPU package (socket).
@@ -38,7 +38,7 @@ pub enum Kind {
     Battery,
     /// All CPUs of the machine together, where nothing finer is known.
     Cpu,
-    /// A supply rail whose place on the board nobody told: shown, and never part of a total.
+    /// A supply rail whose place on the board is unknown: shown, and never part of a total.
     Rail,
 }
 
@@ -88,7 +88,7 @@ pub struct Domain {
     /// Unique on this machine: "package-0", "dram-0", "gpu-0".
     pub name: String,
     /// What it meters.
-    pub kind: Kind,
+    pub kind: DomainKind,
     /// The mechanism that reads it: "perf", "powercap", "estimate", "replay", ...
     pub source: String,
     /// What stays the same over reboots: a GPU's UUID, a PCI address.
@@ -97,7 +97,7 @@ pub struct Domain {
     pub parent: Option<String>,
     /// How far its figures can be trusted.
     pub grade: Grade,
-    /// The hardest the domain can ever draw, transients included. A reading above it is refused as implausible,
+    /// The domain's maximum power, transients included. A reading above it is refused as implausible,
     /// and it tightens the guaranteed error between two counter updates. `None`: unknown, no such help.
     pub ceiling_mw: Option<u64>,
     /// How long a new counter value may take from the hardware to where it can be read.
@@ -107,25 +107,25 @@ pub struct Domain {
 }
 
 /// The mechanism that replays a scripted or recorded machine; its figures are *simulated*, whatever their grade.
-pub const REPLAY: &str = "replay";
+pub const REPLAY_SOURCE: &str = "replay";
 
 impl Domain {
     /// Whether its energy comes from a file and not from this machine's hardware.
     pub fn is_simulated(&self) -> bool {
-        self.source == REPLAY
+        self.source == REPLAY_SOURCE
     }
 }
 
 /// One domain's answer in one read of its source.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Reading {
+pub struct EnergyReading {
     /// Whether the domain answered at all. When false the other fields mean nothing, `shape_uj` excepted.
     pub valid: bool,
     /// Cumulative energy; never decreases within an epoch, and goes on from the same value in the next.
     pub energy_uj: u64,
-    /// Cumulative half-width of the model's or sensor's own doubt about `energy_uj`: 0 for a counter. The true
-    /// energy of an interval lies within the difference of `energy_uj` ± the difference of `doubt_uj`.
-    pub doubt_uj: u64,
+    /// Cumulative half-width of the model's or sensor's own uncertainty of `energy_uj`: 0 for a counter. The true
+    /// energy of an interval lies within the difference of `energy_uj` ± the difference of `uncertainty_uj`.
+    pub uncertainty_uj: u64,
     /// The instant for which `energy_uj` is the truth, where the hardware or the integration says so; else 0,
     /// and only the times around the read are known.
     pub stamp_ns: u64,

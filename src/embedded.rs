@@ -1,6 +1,6 @@
 //! The same meter inside the client's process, where no daemon answers.
 //!
-//! Owns one service on one thread, with the same sources, samplers, ledger and words as the daemon's; its clients are
+//! Owns one service on one thread, with the same sources, samplers, attributor and words as the daemon's; its clients are
 //! ends of socket pairs, so that nothing which is measured here is measured differently there. It has no socket in the
 //! file system, no state and no other users, and it ends with its owner. Gives up no privilege: it is the caller.
 

@@ -1,7 +1,7 @@
 //! wattspan: a power meter for one machine that bills energy to spans of time.
 //!
 //! ```text
-//! hardware ─► source ─► sampler ─► ring ─► ledger ─► ipc ─► client ─► proxy ─► cli
+//! hardware ─► source ─► sampler ─► ring ─► attribution ─► ipc ─► client ─► proxy ─► cli
 //!           raw counts   ticks     history  accounts  words
 //! ```
 //!
@@ -13,7 +13,7 @@
 /// Units, domains, readings: the words of the program.
 pub mod domain;
 
-/// The monotonic clock and its hand-cranked twin.
+/// The monotonic clock, and a manual one for tests.
 pub mod clock;
 
 /// Control and format characters made visible.
@@ -43,7 +43,7 @@ pub mod ring;
 /// One thread for each source: ticks into a ring.
 pub mod sampler;
 
-/// Who the joules belong to: spans, the splitting rule, accounts.
+/// Splits the energy of each domain among spans, and accounts for it.
 pub mod attribution;
 
 /// The ledger on disk.

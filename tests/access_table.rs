@@ -13,7 +13,7 @@ use std::process::{Child, Command, Stdio};
 use caller::{GROUPS, User, answers, answers_at};
 use serde_json::{Value, json};
 use support::{STEADY, TestClient, TestDaemon, number, refusal, until};
-use wattspan::protocol::NAMES;
+use wattspan::protocol::METHOD_NAMES;
 
 /// Methods that the fixture names and that this version may not have yet.
 const MAY_BE_MISSING: &[&str] = &["Reload"];
@@ -38,7 +38,7 @@ fn fixture() -> Fixture {
 
 /// The methods of this version's interface.
 fn methods() -> Vec<&'static str> {
-    NAMES.iter().filter_map(|name| name.strip_prefix("org.wattspan.Meter.")).collect()
+    METHOD_NAMES.iter().filter_map(|name| name.strip_prefix("org.wattspan.Meter.")).collect()
 }
 
 fn rank(access: &str) -> usize {

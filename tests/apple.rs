@@ -1,7 +1,7 @@
 //! IOReport and the System Management Controller through what a program really sees of them: a shared library with the same
 //! C symbols and reference counts, on Macs whose power is known.
 //!
-//! Discovery, reads, the ledger and its accounts are the program's own, its calls to Apple's functions too; the clock of the
+//! Discovery, reads, the attributor and its accounts are the program's own, its calls to Apple's functions too; the clock of the
 //! library and of the reader is turned by hand, so that nothing depends on how fast this machine is.
 #![cfg(target_os = "linux")]
 
@@ -20,9 +20,9 @@ use stand_in::apple::{
     ticks,
 };
 use wattspan::attribution::account::{Account, Share};
-use wattspan::attribution::{self, Ledger, Opening};
+use wattspan::attribution::{self, Attributor, NewSpan};
 use wattspan::clock::Clock;
-use wattspan::domain::{Domain, Grade, Kind, Liveness, Reading};
+use wattspan::domain::{Domain, DomainKind, EnergyReading, Grade, Liveness};
 use wattspan::sampler::counter_profile::CounterProfile;
 use wattspan::sources::profile::Profile;
 use wattspan::sources::{Inventory, containment, discover};
@@ -124,21 +124,21 @@ impl Machine {
         self.meters.iter().for_each(|meter| meter.publish(&self.library, now_ns));
     }
 
-    fn read(&mut self) -> Vec<Reading> {
+    fn read(&mut self) -> Vec<EnergyReading> {
         let read = |source: &mut wattspan::sources::Opened| {
-            let mut readings = vec![Reading::default(); source.domains.len()];
+            let mut readings = vec![EnergyReading::default(); source.domains.len()];
             source.source.read(&mut readings);
             readings
         };
         self.found.opened.iter_mut().flat_map(read).collect()
     }
 
-    fn read_at(&mut self, now_ns: u64) -> Vec<Reading> {
+    fn read_at(&mut self, now_ns: u64) -> Vec<EnergyReading> {
         self.pass_to(now_ns);
         self.read()
     }
 
-    fn one(&mut self, domain: &str) -> Reading {
+    fn one(&mut self, domain: &str) -> EnergyReading {
         let at = self.domains().iter().position(|found| found.name == domain).unwrap();
         self.read()[at]
     }
@@ -147,23 +147,23 @@ impl Machine {
     fn account(&mut self, from_ns: u64, to_ns: u64) -> Account {
         let domains = self.domains();
         let counted = containment::counted(&domains, &vec![true; domains.len()]);
-        let mut ledger = Ledger::new(domains, attribution::Settings::default());
-        counted.iter().enumerate().for_each(|(at, counted)| ledger.set_counted(at, *counted));
+        let mut attributor = Attributor::new(domains, attribution::AttributionSettings::default());
+        counted.iter().enumerate().for_each(|(at, counted)| attributor.set_counted(at, *counted));
         let (mut key, mut closed, mut out) = (None, false, Vec::new());
         while self.now_ns < to_ns + 9 * S && out.is_empty() {
             let next_ns = self.now_ns + 50 * MS;
             let readings = self.read_at(next_ns);
             if key.is_none() && self.now_ns >= from_ns {
-                key = Some(ledger.open(from_ns, Opening::plain("s", from_ns)).unwrap());
+                key = Some(attributor.open(from_ns, NewSpan::new("s", from_ns)).unwrap());
             }
             if !closed && self.now_ns >= to_ns {
-                ledger.close(to_ns, key.unwrap(), to_ns, BTreeMap::new(), false).unwrap();
+                attributor.close(to_ns, key.unwrap(), to_ns, BTreeMap::new(), false).unwrap();
                 closed = true;
             }
             for (at, reading) in readings.iter().enumerate() {
-                ledger.feed(at, self.now_ns, self.now_ns, reading);
+                attributor.add_reading(at, self.now_ns, self.now_ns, reading);
             }
-            ledger.settle(self.now_ns + 100, &mut out);
+            attributor.settle(self.now_ns + 100, &mut out);
         }
         out.pop().expect("settled within nine seconds").1
     }
@@ -199,7 +199,7 @@ fn every_chip_has_its_roll_ups_as_meters_and_nothing_else() {
         assert_eq!(reasons(&found, "ioreport"), "", "{chip}");
         assert_eq!(library.mac(Mac::Sampled), expected.len() as u64, "{chip}: subscribes to its meters only");
         let cpu = &found.opened[0].domains[0];
-        assert_eq!((cpu.kind, cpu.grade), (Kind::Cpu, Grade::Modelled));
+        assert_eq!((cpu.kind, cpu.grade), (DomainKind::Cpu, Grade::Modelled));
         let counted = containment::counted(&found.opened[0].domains, &vec![true; expected.len()]);
         let sram = expected.iter().map(|name| !name.starts_with("gpu-sram")).collect::<Vec<_>>();
         assert_eq!(counted, sram, "{chip}");
@@ -500,7 +500,10 @@ fn the_systems_total_is_sensed_beside_the_counters_and_not_added_to_them() {
     let first = machine.one("psys");
     let later = machine.read_at(machine.now_ns + S)[0];
     assert_eq!(later.energy_uj - first.energy_uj, 20_000_000);
-    assert!(later.doubt_uj - first.doubt_uj >= 1_000_000_000, "between two looks it can have been anything");
+    assert!(
+        later.uncertainty_uj - first.uncertainty_uj >= 1_000_000_000,
+        "between two looks it can have been anything"
+    );
     // It goes away, and is not repeated.
     machine.library.turn(Mac::Controller, 0);
     assert!(!machine.read_at(machine.now_ns + S)[0].valid);

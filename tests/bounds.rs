@@ -1,5 +1,5 @@
 //! The truth lies within `error_uj`, always: random and bang-bang power, any sampling, spans alone and in crowds,
-//! weights that change. The truth is computed from the power profile itself, with nothing of the ledger's.
+//! weights that change. The truth is computed from the power profile itself, with nothing of the attributor's.
 
 #[path = "support/machine.rs"]
 mod machine;
@@ -9,8 +9,8 @@ use std::collections::BTreeMap;
 use machine::{Dice, Held, Truth, domain, true_shares_uj};
 use proptest::prelude::*;
 use wattspan::attribution::account::Account;
-use wattspan::attribution::{Ledger, Opening, Settings, SpanKey};
-use wattspan::domain::{Kind, Reading};
+use wattspan::attribution::{AttributionSettings, Attributor, NewSpan, SpanKey};
+use wattspan::domain::{DomainKind, EnergyReading};
 
 const US: u64 = 1_000;
 const MS: u64 = 1_000_000;
@@ -90,14 +90,14 @@ fn plan(seed: u64) -> Plan {
     }
 }
 
-/// Feeds the plan to a ledger as a sampler and clients would, messages right at their edges.
+/// Feeds the plan to an attributor as a sampler and clients would, messages right at their edges.
 fn run(plan: &Plan, seed: u64) -> Vec<Account> {
     let mut dice = Dice(seed.rotate_left(17) | 1);
     let ceiling = plan.ceiling.then_some(CEILING_MW);
-    let domain = domain("package-0", Kind::Package, plan.truth.quantum_uj, ceiling);
-    let mut ledger = Ledger::new(vec![domain], Settings::default());
+    let domain = domain("package-0", DomainKind::Package, plan.truth.quantum_uj, ceiling);
+    let mut attributor = Attributor::new(vec![domain], AttributionSettings::default());
     if plan.interval_known {
-        ledger.set_interval(0, plan.truth.update_ns);
+        attributor.set_update_interval(0, plan.truth.update_ns);
     }
     let mut edges: Vec<(u64, usize, usize)> = Vec::new();
     for (span, held) in plan.spans.iter().enumerate() {
@@ -112,24 +112,26 @@ fn run(plan: &Plan, seed: u64) -> Vec<Account> {
         while let Some(&(at, span, turn)) = edges.get(next).filter(|edge| edge.0 <= now) {
             let held = &plan.spans[span];
             if turn == 0 {
-                let opening = Opening {
-                    span: span.to_string(),
+                let opening = NewSpan {
+                    span_id: span.to_string(),
                     name: String::new(),
                     attributes: BTreeMap::new(),
                     weight: held[0].weight,
                     domains: None,
                     at_ns: at,
                     uid: 0,
-                    unix_ns: 0,
+                    opened_unix_ns: 0,
                     subject: 0,
                 };
-                keys.insert(span, ledger.open(at, opening).unwrap());
-                ledger.mark(at, keys[&span], "first".into(), at + held[0].to_ns.abs_diff(at) / 3).unwrap();
+                keys.insert(span, attributor.open(at, opening).unwrap());
+                attributor
+                    .begin_phase(at, keys[&span], "first".into(), at + held[0].to_ns.abs_diff(at) / 3)
+                    .unwrap();
             } else if let Some(held) = held.get(turn) {
-                ledger.mark(at, keys[&span], format!("turn {turn}"), at).unwrap();
-                ledger.set_weight(at, keys[&span], held.weight, at).unwrap();
+                attributor.begin_phase(at, keys[&span], format!("turn {turn}"), at).unwrap();
+                attributor.set_weight(at, keys[&span], held.weight, at).unwrap();
             } else {
-                ledger.close(at, keys[&span], at, BTreeMap::new(), false).unwrap();
+                attributor.close(at, keys[&span], at, BTreeMap::new(), false).unwrap();
             }
             next += 1;
         }
@@ -137,16 +139,22 @@ fn run(plan: &Plan, seed: u64) -> Vec<Account> {
         let window_ns = dice.between(1, 60 * US);
         let reading = if plan.modelled {
             let energy_uj = now * 300 / 1_000;
-            Reading { valid: true, energy_uj, doubt_uj: energy_uj, stamp_ns: now, ..Reading::default() }
+            EnergyReading {
+                valid: true,
+                energy_uj,
+                uncertainty_uj: energy_uj,
+                stamp_ns: now,
+                ..EnergyReading::default()
+            }
         } else {
             plan.truth.reading(now + dice.between(0, window_ns))
         };
         shape_uj = plan.sensor.shape_uj(&plan.truth, now, shape_uj, &mut dice);
         // A dear counter is not asked each time that the power is.
         let valid = shape_uj == 0 || dice.between(0, 2) > 0;
-        ledger.feed(0, now, now + window_ns, &Reading { valid, shape_uj, ..reading });
+        attributor.add_reading(0, now, now + window_ns, &EnergyReading { valid, shape_uj, ..reading });
         now += window_ns;
-        ledger.settle(now, &mut out);
+        attributor.settle(now, &mut out);
     }
     let mut accounts: Vec<Account> = out.into_iter().map(|(_, account)| account).collect();
     accounts.sort_by_key(|account| account.span.parse::<usize>().unwrap());
@@ -301,27 +309,37 @@ fn power_in_bursts_beside_the_edges_attains_the_bound_and_does_not_pass_it() {
 #[test]
 fn a_models_doubt_about_the_quiet_time_before_a_span_is_not_the_spans() {
     // 300 W give or take 300 W, read once a second until a span opens, which triggers a reading 50 us later.
-    let mut ledger = Ledger::new(vec![domain("cpu", Kind::Cpu, 1, Some(CEILING_MW))], Settings::default());
+    let mut attributor = Attributor::new(
+        vec![domain("cpu", DomainKind::Cpu, 1, Some(CEILING_MW))],
+        AttributionSettings::default(),
+    );
     let mut out = Vec::new();
-    let mut read = |ledger: &mut Ledger, at_ns: u64| {
+    let mut read = |attributor: &mut Attributor, at_ns: u64| {
         let energy_uj = at_ns * 300 / 1_000;
-        let reading =
-            Reading { valid: true, energy_uj, doubt_uj: energy_uj, stamp_ns: at_ns, ..Reading::default() };
-        ledger.feed(0, at_ns, at_ns + US, &reading);
-        ledger.settle(at_ns + 2 * US, &mut out);
+        let reading = EnergyReading {
+            valid: true,
+            energy_uj,
+            uncertainty_uj: energy_uj,
+            stamp_ns: at_ns,
+            ..EnergyReading::default()
+        };
+        attributor.add_reading(0, at_ns, at_ns + US, &reading);
+        attributor.settle(at_ns + 2 * US, &mut out);
     };
     for second in 1..=5 {
-        read(&mut ledger, second * 1_000 * MS);
+        read(&mut attributor, second * 1_000 * MS);
     }
     let opened_ns = 5_900 * MS;
-    let opening = Opening::plain("first", opened_ns);
-    let key = ledger.open(opened_ns, opening).unwrap();
-    read(&mut ledger, opened_ns + 50 * US);
+    let opening = NewSpan::new("first", opened_ns);
+    let key = attributor.open(opened_ns, opening).unwrap();
+    read(&mut attributor, opened_ns + 50 * US);
     for tick in 1..=200 {
         if tick == 100 {
-            ledger.close(opened_ns + 100 * MS, key, opened_ns + 100 * MS, BTreeMap::new(), false).unwrap();
+            attributor
+                .close(opened_ns + 100 * MS, key, opened_ns + 100 * MS, BTreeMap::new(), false)
+                .unwrap();
         }
-        read(&mut ledger, opened_ns + 50 * US + tick * MS);
+        read(&mut attributor, opened_ns + 50 * US + tick * MS);
     }
     let account = &out[0].1;
     let (share, error) = (account.share_uj.unwrap(), account.error_uj.unwrap());
@@ -336,21 +354,24 @@ fn the_first_reading_may_be_as_old_as_the_counters_step() {
     // 20 J behind the truth, which a span that opens right after it must allow for, ceiling or not.
     for ceiling_mw in [None, Some(CEILING_MW)] {
         let truth = Truth::new(&[(1, 400_000)], 100 * MS, 0, 1);
-        let mut ledger = Ledger::new(vec![domain("gpu-0", Kind::Gpu, 1, ceiling_mw)], Settings::default());
+        let mut attributor = Attributor::new(
+            vec![domain("gpu-0", DomainKind::Gpu, 1, ceiling_mw)],
+            AttributionSettings::default(),
+        );
         // It closes where the counter moves, so that the other edge leaves no room.
         let (opened_ns, closed_ns) = (50_950 * US, 200 * MS);
         let (mut out, mut key) = (Vec::new(), None);
         for tick in 0..400 {
             let at_ns = 50_900 * US + tick * MS;
-            ledger.feed(0, at_ns - US, at_ns, &truth.reading(at_ns));
+            attributor.add_reading(0, at_ns - US, at_ns, &truth.reading(at_ns));
             if key.is_none() {
-                let opening = Opening::plain("early", opened_ns);
-                key = Some(ledger.open(opened_ns, opening).unwrap());
+                let opening = NewSpan::new("early", opened_ns);
+                key = Some(attributor.open(opened_ns, opening).unwrap());
             }
-            if at_ns > closed_ns && ledger.open_spans() == 1 {
-                ledger.close(at_ns, key.unwrap(), closed_ns, BTreeMap::new(), false).unwrap();
+            if at_ns > closed_ns && attributor.open_span_count() == 1 {
+                attributor.close(at_ns, key.unwrap(), closed_ns, BTreeMap::new(), false).unwrap();
             }
-            ledger.settle(at_ns + US, &mut out);
+            attributor.settle(at_ns + US, &mut out);
         }
         let account: &Account = &out[0].1;
         let held = vec![Held { from_ns: opened_ns, to_ns: closed_ns, weight: 1.0 }];

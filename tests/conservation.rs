@@ -9,21 +9,21 @@ use std::collections::BTreeMap;
 use machine::{Dice, Truth, domain};
 use proptest::prelude::*;
 use wattspan::attribution::account::Account;
-use wattspan::attribution::{Ledger, Opening, Settings, SpanKey};
-use wattspan::domain::{Kind, Reading};
+use wattspan::attribution::{AttributionSettings, Attributor, NewSpan, SpanKey};
+use wattspan::domain::{DomainKind, EnergyReading};
 
 const MS: u64 = 1_000_000;
 
-fn opening(name: &str, at_ns: u64, weight: f64, domains: Option<Vec<usize>>) -> Opening {
-    Opening {
-        span: name.into(),
+fn opening(name: &str, at_ns: u64, weight: f64, domains: Option<Vec<usize>>) -> NewSpan {
+    NewSpan {
+        span_id: name.into(),
         name: String::new(),
         attributes: BTreeMap::new(),
         weight,
         domains,
         at_ns,
         uid: 1000,
-        unix_ns: 0,
+        opened_unix_ns: 0,
         subject: 0,
     }
 }
@@ -34,8 +34,8 @@ fn random_truth(dice: &mut Dice) -> Truth {
     Truth::new(&steps, dice.between(MS / 2, 20 * MS), dice.between(0, MS), dice.between(1, 100))
 }
 
-fn assert_balanced(ledger: &Ledger) {
-    for balance in ledger.balance() {
+fn assert_balanced(attributor: &Attributor) {
+    for balance in attributor.balance() {
         assert_eq!(
             balance.measured_uj,
             balance.attributed_uj + balance.unattributed_uj,
@@ -47,32 +47,35 @@ fn assert_balanced(ledger: &Ledger) {
 
 /// A random life: opens, closes, marks, weights, cancels; three domains of different cadence; readings that fail,
 /// counters that reset; the last domain may come while spans are open. Gives every settled account.
-fn live(seed: u64, faults: bool) -> (Ledger, Vec<Account>) {
+fn live(seed: u64, faults: bool) -> (Attributor, Vec<Account>) {
     let mut dice = Dice(seed | 1);
     let truths: Vec<Truth> = (0..3).map(|_| random_truth(&mut dice)).collect();
     let mut domains = vec![
-        domain("package-0", Kind::Package, truths[0].quantum_uj, None),
-        domain("dram-0", Kind::Dram, truths[1].quantum_uj, Some(500_000)),
-        domain("gpu-0", Kind::Gpu, truths[2].quantum_uj, None),
+        domain("package-0", DomainKind::Package, truths[0].quantum_uj, None),
+        domain("dram-0", DomainKind::Dram, truths[1].quantum_uj, Some(500_000)),
+        domain("gpu-0", DomainKind::Gpu, truths[2].quantum_uj, None),
     ];
     let comes_at = dice.between(0, 1000) as u32;
     let late = if comes_at < 200 { None } else { domains.pop() };
-    let mut ledger = Ledger::new(domains, Settings { patience_ns: 200 * MS, ..Settings::default() });
+    let mut attributor = Attributor::new(
+        domains,
+        AttributionSettings { counter_timeout_ns: 200 * MS, ..AttributionSettings::default() },
+    );
     let mut late = late.map(|domain| (comes_at, domain));
     let (mut open, mut out, mut epochs) = (Vec::<SpanKey>::new(), Vec::new(), [0_u32; 3]);
     let mut now = MS;
     for turn in 0..1500_u32 {
         now += dice.between(MS / 10, 2 * MS);
         if let Some((_, domain)) = late.take_if(|(comes_at, _)| *comes_at == turn) {
-            ledger.add(domain);
+            attributor.add_domain(domain);
         }
         for (index, truth) in truths.iter().enumerate() {
             if faults && dice.between(0, 400) == 0 {
                 epochs[index] += 1;
             }
             let valid = !faults || dice.between(0, 20) != 0;
-            let reading = Reading { valid, epoch: epochs[index], ..truth.reading(now) };
-            ledger.feed(index, now - 3_000, now + 3_000, &reading);
+            let reading = EnergyReading { valid, epoch: epochs[index], ..truth.reading(now) };
+            attributor.add_reading(index, now - 3_000, now + 3_000, &reading);
         }
         let back = dice.between(0, 9 * MS);
         let at = now.saturating_sub(back);
@@ -80,44 +83,49 @@ fn live(seed: u64, faults: bool) -> (Ledger, Vec<Account>) {
             0..=3 => {
                 let weight = [0.0, 1.0, 1.0, 2.5, 1e6, 0.001][dice.between(0, 5) as usize];
                 let scope = (dice.between(0, 4) == 0).then(|| vec![dice.between(0, 2) as usize]);
-                open.push(ledger.open(now, opening(&format!("s{turn}"), at, weight, scope)).unwrap());
+                open.push(attributor.open(now, opening(&format!("s{turn}"), at, weight, scope)).unwrap());
             }
             4..=6 if !open.is_empty() => {
                 let key = open.swap_remove(dice.roll() as usize % open.len());
-                if ledger.close(now, key, at, BTreeMap::new(), false).is_err() {
-                    ledger.close(now, key, now, BTreeMap::new(), false).unwrap();
+                if attributor.close(now, key, at, BTreeMap::new(), false).is_err() {
+                    attributor.close(now, key, now, BTreeMap::new(), false).unwrap();
                 }
             }
             7 if !open.is_empty() => {
                 let key = open[dice.roll() as usize % open.len()];
-                ledger.set_weight(now, key, dice.between(1, 900) as f64 / 100.0, now).unwrap();
+                attributor.set_weight(now, key, dice.between(1, 900) as f64 / 100.0, now).unwrap();
             }
             8 if !open.is_empty() => {
                 let key = open[dice.roll() as usize % open.len()];
-                ledger.mark(now, key, format!("p{turn}"), now).unwrap();
+                attributor.begin_phase(now, key, format!("p{turn}"), now).unwrap();
             }
             9 if !open.is_empty() => {
                 let key = open.swap_remove(dice.roll() as usize % open.len());
-                ledger.cancel(now, key, now).unwrap();
+                attributor.cancel(now, key, now).unwrap();
             }
             _ => {}
         }
         if dice.between(0, 3) == 0 {
-            ledger.settle(now, &mut out);
-            assert_balanced(&ledger);
+            attributor.settle(now, &mut out);
+            assert_balanced(&attributor);
         }
     }
     for key in open.drain(..) {
-        ledger.close(now, key, now, BTreeMap::new(), false).unwrap();
+        attributor.close(now, key, now, BTreeMap::new(), false).unwrap();
     }
     for _ in 0..400 {
         now += MS;
         for (index, truth) in truths.iter().enumerate() {
-            ledger.feed(index, now, now + 1, &Reading { epoch: epochs[index], ..truth.reading(now) });
+            attributor.add_reading(
+                index,
+                now,
+                now + 1,
+                &EnergyReading { epoch: epochs[index], ..truth.reading(now) },
+            );
         }
-        ledger.settle(now, &mut out);
+        attributor.settle(now, &mut out);
     }
-    (ledger, out.into_iter().map(|(_, account)| account).collect())
+    (attributor, out.into_iter().map(|(_, account)| account).collect())
 }
 
 proptest! {
@@ -125,9 +133,9 @@ proptest! {
 
     #[test]
     fn every_joule_is_attributed_or_unattributed_and_none_twice(seed: u64, faults: bool) {
-        let (ledger, accounts) = live(seed, faults);
-        assert!(!ledger.busy(), "a span never settled");
-        for (index, balance) in ledger.balance().into_iter().enumerate() {
+        let (attributor, accounts) = live(seed, faults);
+        assert!(!attributor.is_busy(), "a span never settled");
+        for (index, balance) in attributor.balance().into_iter().enumerate() {
             prop_assert_eq!(balance.measured_uj, balance.attributed_uj + balance.unattributed_uj);
             let told: u64 = accounts
                 .iter()
@@ -162,9 +170,9 @@ fn an_account_does_not_depend_on_the_order_of_messages() {
     let deliver = |shuffle: u64| -> Vec<Account> {
         let mut dice = Dice(99);
         let truth = random_truth(&mut dice);
-        let mut ledger = Ledger::new(
-            vec![domain("package-0", Kind::Package, truth.quantum_uj, None)],
-            Settings::default(),
+        let mut attributor = Attributor::new(
+            vec![domain("package-0", DomainKind::Package, truth.quantum_uj, None)],
+            AttributionSettings::default(),
         );
         let mut edges: Vec<(u64, usize, bool)> = Vec::new();
         for span in 0..300_usize {
@@ -179,19 +187,19 @@ fn an_account_does_not_depend_on_the_order_of_messages() {
         arrivals.sort_unstable();
         let (mut keys, mut out, mut next) = (BTreeMap::new(), Vec::new(), 0);
         for now in (MS..1_200 * MS).step_by(MS as usize) {
-            ledger.feed(0, now - 1_000, now, &truth.reading(now));
+            attributor.add_reading(0, now - 1_000, now, &truth.reading(now));
             while let Some(&(arrived, at, span, open)) = arrivals.get(next).filter(|arrival| arrival.0 <= now)
             {
                 if open {
                     let weight = 1.0 + span as f64 / 7.0;
                     let name = format!("{span:03}");
-                    keys.insert(span, ledger.open(arrived, opening(&name, at, weight, None)).unwrap());
+                    keys.insert(span, attributor.open(arrived, opening(&name, at, weight, None)).unwrap());
                 } else {
-                    ledger.close(arrived, keys[&span], at, BTreeMap::new(), false).unwrap();
+                    attributor.close(arrived, keys[&span], at, BTreeMap::new(), false).unwrap();
                 }
                 next += 1;
             }
-            ledger.settle(now, &mut out);
+            attributor.settle(now, &mut out);
         }
         assert_eq!(out.len(), 300);
         let mut accounts: Vec<Account> = out.into_iter().map(|(_, account)| account).collect();
@@ -208,17 +216,20 @@ fn an_account_does_not_depend_on_the_order_of_messages() {
 #[test]
 fn an_edge_older_than_the_horizon_is_moved_to_it_and_says_so() {
     let truth = Truth::new(&[(1, 100_000)], MS, 0, 1);
-    let mut ledger = Ledger::new(vec![domain("package-0", Kind::Package, 1, None)], Settings::default());
+    let mut attributor = Attributor::new(
+        vec![domain("package-0", DomainKind::Package, 1, None)],
+        AttributionSettings::default(),
+    );
     let mut out = Vec::new();
     for now in (MS..=500 * MS).step_by(MS as usize) {
-        ledger.feed(0, now - 100, now, &truth.reading(now));
-        ledger.settle(now, &mut out);
+        attributor.add_reading(0, now - 100, now, &truth.reading(now));
+        attributor.settle(now, &mut out);
     }
-    let key = ledger.open(500 * MS, opening("late", 450 * MS, 1.0, None)).unwrap();
-    ledger.close(520 * MS, key, 515 * MS, BTreeMap::new(), false).unwrap();
+    let key = attributor.open(500 * MS, opening("late", 450 * MS, 1.0, None)).unwrap();
+    attributor.close(520 * MS, key, 515 * MS, BTreeMap::new(), false).unwrap();
     for now in (501 * MS..=600 * MS).step_by(MS as usize) {
-        ledger.feed(0, now - 100, now, &truth.reading(now));
-        ledger.settle(now, &mut out);
+        attributor.add_reading(0, now - 100, now, &truth.reading(now));
+        attributor.settle(now, &mut out);
     }
     let account = &out[0].1;
     assert_eq!(account.opened_ns, 490 * MS);
@@ -230,31 +241,34 @@ fn an_edge_older_than_the_horizon_is_moved_to_it_and_says_so() {
 #[test]
 fn every_edge_that_is_moved_to_the_horizon_counts_in_what_the_account_says_was_moved() {
     let truth = Truth::new(&[(1, 100_000)], MS, 0, 1);
-    let mut ledger = Ledger::new(vec![domain("package-0", Kind::Package, 1, None)], Settings::default());
+    let mut attributor = Attributor::new(
+        vec![domain("package-0", DomainKind::Package, 1, None)],
+        AttributionSettings::default(),
+    );
     let mut out = Vec::new();
-    let mut pass = |ledger: &mut Ledger, from: u64, to: u64| {
+    let mut pass = |attributor: &mut Attributor, from: u64, to: u64| {
         for now in (from..=to).step_by(MS as usize) {
-            ledger.feed(0, now - 100, now, &truth.reading(now));
-            ledger.settle(now, &mut out);
+            attributor.add_reading(0, now - 100, now, &truth.reading(now));
+            attributor.settle(now, &mut out);
         }
         std::mem::take(&mut out)
     };
-    pass(&mut ledger, MS, 500 * MS);
+    pass(&mut attributor, MS, 500 * MS);
     // The horizon is 10 ms: the opening moves by 40 ms, the weight by 55, the phase by 30, the close by 2.
-    let key = ledger.open(500 * MS, opening("late", 450 * MS, 1.0, None)).unwrap();
-    pass(&mut ledger, 501 * MS, 520 * MS);
-    ledger.set_weight(520 * MS, key, 2.0, 455 * MS).unwrap();
-    ledger.mark(520 * MS, key, "decode".into(), 480 * MS).unwrap();
-    assert_eq!(ledger.asked_ns(key), Some(450 * MS), "moves of other edges do not move the opening");
-    assert_eq!(ledger.account(520 * MS, key).unwrap().moved_ns, (40 + 55 + 30) * MS);
+    let key = attributor.open(500 * MS, opening("late", 450 * MS, 1.0, None)).unwrap();
+    pass(&mut attributor, 501 * MS, 520 * MS);
+    attributor.set_weight(520 * MS, key, 2.0, 455 * MS).unwrap();
+    attributor.begin_phase(520 * MS, key, "decode".into(), 480 * MS).unwrap();
+    assert_eq!(attributor.requested_ns(key), Some(450 * MS), "moves of other edges do not move the opening");
+    assert_eq!(attributor.account(520 * MS, key).unwrap().moved_ns, (40 + 55 + 30) * MS);
     // In time: nothing is added.
-    ledger.set_weight(520 * MS, key, 1.0, 515 * MS).unwrap();
-    ledger.close(540 * MS, key, 528 * MS, BTreeMap::new(), false).unwrap();
-    let settled = pass(&mut ledger, 521 * MS, 600 * MS);
+    attributor.set_weight(520 * MS, key, 1.0, 515 * MS).unwrap();
+    attributor.close(540 * MS, key, 528 * MS, BTreeMap::new(), false).unwrap();
+    let settled = pass(&mut attributor, 521 * MS, 600 * MS);
     assert_eq!(settled[0].1.moved_ns, (40 + 55 + 30 + 2) * MS);
     assert_eq!(settled[0].1.phases.last().unwrap().opened_ns, 510 * MS);
     // An edge between the asked and the moved opening lies at the opening.
-    let key = ledger.open(600 * MS, opening("again", 550 * MS, 1.0, None)).unwrap();
-    ledger.set_weight(600 * MS, key, 2.0, 570 * MS).unwrap();
-    assert_eq!(ledger.account(600 * MS, key).unwrap().moved_ns, (40 + 20) * MS);
+    let key = attributor.open(600 * MS, opening("again", 550 * MS, 1.0, None)).unwrap();
+    attributor.set_weight(600 * MS, key, 2.0, 570 * MS).unwrap();
+    assert_eq!(attributor.account(600 * MS, key).unwrap().moved_ns, (40 + 20) * MS);
 }

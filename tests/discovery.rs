@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use stand_in::StandIn;
 use wattspan::clock::Clock;
-use wattspan::domain::{Grade, Reading};
+use wattspan::domain::{EnergyReading, Grade};
 use wattspan::sources::{Inventory, Settings, discover};
 
 const ESU_14: &str = "262143328850";
@@ -136,7 +136,7 @@ fn this_very_machine_is_discovered_without_an_error_and_read_without_an_inventio
     let mut found = discover(&Settings::default(), &Clock::Machine);
     assert!(!found.opened.is_empty() || !found.absent.is_empty());
     for source in &mut found.opened {
-        let mut readings = vec![Reading::default(); source.domains.len()];
+        let mut readings = vec![EnergyReading::default(); source.domains.len()];
         for _ in 0..20 {
             source.source.read(&mut readings);
             thread::sleep(Duration::from_millis(1));

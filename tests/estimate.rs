@@ -7,7 +7,7 @@ mod stand_in;
 use proptest::prelude::*;
 use stand_in::StandIn;
 use wattspan::clock::Clock;
-use wattspan::domain::Reading;
+use wattspan::domain::EnergyReading;
 use wattspan::sources::{Opened, Settings, estimate};
 
 const MS: u64 = 1_000_000;
@@ -29,8 +29,8 @@ fn busy(stand_in: &StandIn, ticks: u64) {
     stand_in.proc_file("stat", &format!("cpu  {line}\ncpu0 {line}\ncpu1 {line}\nintr 5 4\nctxt 1\n"));
 }
 
-fn read(opened: &mut Opened) -> Reading {
-    let mut readings = [Reading::default()];
+fn read(opened: &mut Opened) -> EnergyReading {
+    let mut readings = [EnergyReading::default()];
     assert_eq!(opened.source.read(&mut readings), None);
     readings[0]
 }
@@ -46,7 +46,10 @@ fn ticks_are_10_ms() -> bool {
 #[test]
 fn the_first_reading_is_a_baseline_with_its_stamp() {
     let (_stand_in, _clock, mut opened) = machine(5_000 * MS);
-    assert_eq!(read(&mut opened), Reading { valid: true, stamp_ns: 5_000 * MS, ..Reading::default() });
+    assert_eq!(
+        read(&mut opened),
+        EnergyReading { valid: true, stamp_ns: 5_000 * MS, ..EnergyReading::default() }
+    );
 }
 
 #[test]
@@ -62,7 +65,7 @@ fn rest_half_load_and_full_load_follow_the_model_with_its_interval_as_doubt() {
         busy(&stand_in, ticks);
         let reading = read(&mut opened);
         assert_eq!(
-            (reading.energy_uj, reading.doubt_uj),
+            (reading.energy_uj, reading.uncertainty_uj),
             (energy_j * 1_000_000, doubt_j * 1_000_000),
             "{ticks}"
         );
@@ -148,7 +151,7 @@ proptest! {
         let (from, to) = (points[from.min(to)], points[from.max(to)]);
         let truth_pj = to.0 - from.0;
         let estimate_pj = u128::from(to.1.energy_uj - from.1.energy_uj) * 1_000_000;
-        let doubt_pj = u128::from(to.1.doubt_uj - from.1.doubt_uj + opened.domains[0].quantum_uj) * 1_000_000;
+        let doubt_pj = u128::from(to.1.uncertainty_uj - from.1.uncertainty_uj + opened.domains[0].quantum_uj) * 1_000_000;
         prop_assert!(truth_pj.abs_diff(estimate_pj) <= doubt_pj);
         // And the estimate itself is never above full load.
         let most_pj = 110_000 * u128::from(to.1.stamp_ns - from.1.stamp_ns);

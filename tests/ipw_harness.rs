@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use serde_json::Value;
-use wattspan::domain::{Grade, Kind};
+use wattspan::domain::{DomainKind, Grade};
 use wattspan::ipw::harness::export::{RunExport, write_json_lines};
 use wattspan::ipw::harness::findings::ImportFindings;
 use wattspan::ipw::harness::flat_row::COLUMNS;
@@ -175,7 +175,7 @@ fn run_of_ours(at: &Path) -> Vec<QueryRow> {
     let questions = question::built_in();
     let domains = vec![RunDomain {
         name: "gpu-0".into(),
-        kind: Kind::Gpu,
+        kind: DomainKind::Gpu,
         source: "replay".into(),
         device: Some("Card".into()),
         parent: None,

@@ -17,9 +17,9 @@ use std::time::{Duration, Instant};
 
 use living::{Living, Machine, Wave};
 use wattspan::attribution::account::Account;
-use wattspan::attribution::{Ledger, Opening, Settings as LedgerSettings};
+use wattspan::attribution::{AttributionSettings, Attributor, NewSpan};
 use wattspan::clock::{Clock, monotonic_ns};
-use wattspan::domain::{Domain, Duplicate, Grade, Kind, Reading};
+use wattspan::domain::{Domain, DomainKind, Duplicate, EnergyReading, Grade};
 use wattspan::sources::containment::counted;
 use wattspan::sources::{Inventory, Opened, Settings, discover};
 
@@ -56,17 +56,17 @@ fn counted_names(found: &Inventory) -> Vec<String> {
     domains.into_iter().zip(counted).filter(|(_, counted)| *counted).map(|(domain, _)| domain.name).collect()
 }
 
-/// Reads everything each millisecond through a ledger, with one span of 120 ms in the middle.
-fn account(found: &mut Inventory, read: impl Fn(&mut Opened, &mut [Reading])) -> Account {
+/// Reads everything each millisecond through an attributor, with one span of 120 ms in the middle.
+fn account(found: &mut Inventory, read: impl Fn(&mut Opened, &mut [EnergyReading])) -> Account {
     let listed = domains(found);
     let counts = counted(&listed, &vec![true; listed.len()]);
-    let mut ledger = Ledger::new(listed, LedgerSettings::default());
+    let mut attributor = Attributor::new(listed, AttributionSettings::default());
     for (nth, counts) in counts.into_iter().enumerate() {
-        ledger.set_live(nth, true);
-        ledger.set_counted(nth, counts);
+        attributor.set_live(nth, true);
+        attributor.set_counted(nth, counts);
     }
     let mut readings: Vec<_> =
-        found.opened.iter().map(|opened| vec![Reading::default(); opened.domains.len()]).collect();
+        found.opened.iter().map(|opened| vec![EnergyReading::default(); opened.domains.len()]).collect();
     let begin_ns = monotonic_ns();
     let (mut key, mut closed, mut settled) = (None, false, Vec::new());
     while settled.is_empty() {
@@ -76,20 +76,20 @@ fn account(found: &mut Inventory, read: impl Fn(&mut Opened, &mut [Reading])) ->
             read(opened, readings);
             let after_ns = monotonic_ns();
             for reading in readings.iter() {
-                ledger.feed(nth, before_ns, after_ns, reading);
+                attributor.add_reading(nth, before_ns, after_ns, reading);
                 nth += 1;
             }
         }
         let now_ns = monotonic_ns();
         if key.is_none() && now_ns > begin_ns + 60 * MS {
-            let opening = Opening::plain("one", now_ns);
-            key = Some(ledger.open(now_ns, opening).unwrap());
+            let opening = NewSpan::new("one", now_ns);
+            key = Some(attributor.open(now_ns, opening).unwrap());
         }
         if let Some(key) = key.filter(|_| !closed && now_ns > begin_ns + 180 * MS) {
-            ledger.close(now_ns, key, now_ns, BTreeMap::new(), false).unwrap();
+            attributor.close(now_ns, key, now_ns, BTreeMap::new(), false).unwrap();
             closed = true;
         }
-        ledger.settle(now_ns, &mut settled);
+        attributor.settle(now_ns, &mut settled);
         assert!(now_ns < begin_ns + 20_000 * MS, "nothing settled");
         sleep(Duration::from_micros(800));
     }
@@ -225,7 +225,7 @@ fn a_zone_that_goes_away_leaves_a_gap_and_comes_back_without_an_invention() {
     let Some(living) = server().live() else { return };
     let mut found = found(&living, &["powercap"]);
     let opened = &mut found.opened[0];
-    let mut readings = vec![Reading::default(); opened.domains.len()];
+    let mut readings = vec![EnergyReading::default(); opened.domains.len()];
     opened.source.read(&mut readings);
     let before = readings[0];
     living.hide("sys/class/powercap/intel-rapl:0");
@@ -289,7 +289,7 @@ fn the_tiles_of_i915_lie_within_their_card_and_a_sleeping_card_is_left_asleep() 
     let mut found = found(&living, &["intelgpu", "hwmon"]);
     assert_eq!(counted_names(&found), ["intelgpu-0"]);
     assert_eq!(domain(&found, "intelgpu-0-gt0").parent.as_deref(), Some("intelgpu-0"));
-    let mut readings = [Reading::default(); 2];
+    let mut readings = [EnergyReading::default(); 2];
     found.opened[0].source.read(&mut readings);
     assert!(readings.iter().all(|reading| reading.valid));
     while monotonic_ns() < awake_until {
@@ -306,7 +306,7 @@ fn gpu_metrics(now_ns: u64, count: u64, power_w: u16) -> Vec<u8> {
     table[..4].copy_from_slice(&[120, 0, 1, 3]);
     table[22..24].copy_from_slice(&power_w.to_le_bytes());
     table[24..32].copy_from_slice(&count.to_le_bytes());
-    let boot_ns = now_ns + Clock::Machine.asleep_ns();
+    let boot_ns = now_ns + Clock::Machine.suspended_ns();
     table[32..40].copy_from_slice(&boot_ns.to_le_bytes());
     table
 }
@@ -399,7 +399,7 @@ fn a_card_that_sleeps_is_not_woken_and_is_metered_once_it_is_awake() {
     let mut found = found(&living, &["amdgpu", "hwmon"]);
     assert_eq!(names(&found), ["amdgpu-0"], "{}", reasons(&found));
     assert!(reasons(&found).contains("it sleeps"), "{}", reasons(&found));
-    let mut reading = [Reading::default()];
+    let mut reading = [EnergyReading::default()];
     found.opened[0].source.read(&mut reading);
     assert!(!reading[0].valid, "missing is not zero");
     assert_eq!(reads.load(Ordering::Relaxed), 0, "it was woken");
@@ -519,7 +519,7 @@ fn a_rail_that_nobody_knows_is_shown_and_never_counted_and_a_graphics_card_is_no
     let Some(living) = machine.live() else { return };
     let found = found(&living, &["powercap", "hwmon"]);
     assert_eq!(names(&found), ["package-0", "ina226-0-power1"], "{}", reasons(&found));
-    assert_eq!(domain(&found, "ina226-0-power1").kind, Kind::Rail);
+    assert_eq!(domain(&found, "ina226-0-power1").kind, DomainKind::Rail);
     assert_eq!(counted_names(&found), ["package-0"]);
     assert!(reasons(&found).contains("hwmon: package-0 is read by powercap"), "{}", reasons(&found));
     assert!(!reasons(&found).contains("does not agree"), "{}", reasons(&found));
@@ -575,7 +575,7 @@ fn a_battery_is_metered_while_it_discharges_and_never_counted() {
     while monotonic_ns() < until {
         sleep(Duration::from_millis(20));
     }
-    let mut reading = [Reading::default()];
+    let mut reading = [EnergyReading::default()];
     found.opened[1].source.read(&mut reading);
     assert!(!reading[0].valid, "a battery that charges delivers nothing that could be told");
 }

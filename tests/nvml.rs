@@ -1,6 +1,6 @@
 //! NVML through what a program really sees of it: a shared library with the same symbols, on boards whose power is known.
 //!
-//! Discovery, reads, the ledger and its accounts are the program's own; the clock of the library and of the reader is
+//! Discovery, reads, the attributor and its accounts are the program's own; the clock of the library and of the reader is
 //! turned by hand, so that nothing depends on how fast this machine is. Only where calls hang do real threads run.
 #![cfg(target_os = "linux")]
 
@@ -17,10 +17,10 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal};
 use stand_in::nvml::{Driver, GPU_IS_LOST, Knob, LIBRARY_MISMATCH, Library, UNKNOWN};
 use wattspan::attribution::account::{Account, Share};
-use wattspan::attribution::{self, Ledger, Opening};
+use wattspan::attribution::{self, Attributor, NewSpan};
 use wattspan::client::Client;
 use wattspan::clock::Clock;
-use wattspan::domain::{Domain, Grade, Kind, Liveness, Reading};
+use wattspan::domain::{Domain, DomainKind, EnergyReading, Grade, Liveness};
 use wattspan::sampler::counter_profile::CounterProfile;
 use wattspan::sampler::{self, Sampler};
 use wattspan::sources::profile::Profile;
@@ -65,14 +65,14 @@ impl Machine {
     }
 
     /// Reads every source once: one reading for each domain.
-    fn read(&mut self) -> Vec<Reading> {
+    fn read(&mut self) -> Vec<EnergyReading> {
         self.found.opened.iter_mut().flat_map(read).collect()
     }
 
     /// Passes `ns` in steps of 10 ms, reading at each. A counter that was found too dear to be asked each time, as may
     /// happen on a busy machine, stays at its last answer.
-    fn read_for(&mut self, ns: u64) -> Vec<Reading> {
-        let (until_ns, mut last) = (self.now_ns + ns, vec![Reading::default(); self.domains().len()]);
+    fn read_for(&mut self, ns: u64) -> Vec<EnergyReading> {
+        let (until_ns, mut last) = (self.now_ns + ns, vec![EnergyReading::default(); self.domains().len()]);
         while self.now_ns < until_ns {
             self.pass_to(self.now_ns + 10 * MS);
             for (last, reading) in last.iter_mut().zip(self.read()) {
@@ -92,37 +92,37 @@ impl Machine {
     fn account_while(&mut self, from_ns: u64, to_ns: u64, mut turn: impl FnMut(u64, &Library)) -> Account {
         let domains = self.domains();
         let counted = containment::counted(&domains, &vec![true; domains.len()]);
-        let mut ledger = Ledger::new(domains, attribution::Settings::default());
-        counted.iter().enumerate().for_each(|(at, counted)| ledger.set_counted(at, *counted));
+        let mut attributor = Attributor::new(domains, attribution::AttributionSettings::default());
+        counted.iter().enumerate().for_each(|(at, counted)| attributor.set_counted(at, *counted));
         let (mut key, mut closed, mut out) = (None, false, Vec::new());
         let end_ns = to_ns + 4 * S;
         while self.now_ns < end_ns && out.is_empty() {
             self.pass_to(self.now_ns + 10 * MS);
             turn(self.now_ns, &self.library);
             if key.is_none() && self.now_ns >= from_ns {
-                key = Some(ledger.open(from_ns, opening(from_ns)).unwrap());
+                key = Some(attributor.open(from_ns, opening(from_ns)).unwrap());
             }
             if !closed && self.now_ns >= to_ns {
-                ledger.close(to_ns, key.unwrap(), to_ns, BTreeMap::new(), false).unwrap();
+                attributor.close(to_ns, key.unwrap(), to_ns, BTreeMap::new(), false).unwrap();
                 closed = true;
             }
             for (at, reading) in self.read().iter().enumerate() {
-                ledger.feed(at, self.now_ns, self.now_ns, reading);
+                attributor.add_reading(at, self.now_ns, self.now_ns, reading);
             }
-            ledger.settle(self.now_ns + 100, &mut out);
+            attributor.settle(self.now_ns + 100, &mut out);
         }
         out.pop().expect("settled within four seconds").1
     }
 }
 
-fn read(opened: &mut Opened) -> Vec<Reading> {
-    let mut readings = vec![Reading::default(); opened.domains.len()];
+fn read(opened: &mut Opened) -> Vec<EnergyReading> {
+    let mut readings = vec![EnergyReading::default(); opened.domains.len()];
     opened.source.read(&mut readings);
     readings
 }
 
-fn opening(at_ns: u64) -> Opening {
-    Opening::plain("s", at_ns)
+fn opening(at_ns: u64) -> NewSpan {
+    NewSpan::new("s", at_ns)
 }
 
 fn true_uj(curve: &[(u64, u64)], from_ns: u64, to_ns: u64) -> f64 {
@@ -161,7 +161,7 @@ fn two_boards_are_metered_apart_and_the_total_has_each_joule_once() {
     assert_eq!(machine.found.opened.len(), 2, "a source, and so a thread, for each");
     let domains = machine.domains();
     for (nth, domain) in domains.iter().enumerate() {
-        assert_eq!((domain.kind, domain.grade, domain.quantum_uj), (Kind::Gpu, Grade::Measured, 1_000));
+        assert_eq!((domain.kind, domain.grade, domain.quantum_uj), (DomainKind::Gpu, Grade::Measured, 1_000));
         assert_eq!(domain.device, Some(Library::uuid(0xA0 + nth as u64)));
     }
     let (from_ns, to_ns) = (START_NS + 1_234 * MS, START_NS + 3_456 * MS);
@@ -213,9 +213,9 @@ fn a_grace_hopper_board_counts_its_module_once_and_shows_the_parts() {
     assert_eq!(
         told,
         [
-            ("gpu-0", Kind::Gpu, Some("module-0"), Grade::Measured),
-            ("module-0", Kind::Module, None, Grade::Measured),
-            ("gpu-memory-0", Kind::GpuMemory, Some("gpu-0"), Grade::Measured),
+            ("gpu-0", DomainKind::Gpu, Some("module-0"), Grade::Measured),
+            ("module-0", DomainKind::Module, None, Grade::Measured),
+            ("gpu-memory-0", DomainKind::GpuMemory, Some("gpu-0"), Grade::Measured),
         ]
     );
     let (from_ns, to_ns) = (START_NS + 1_000 * MS, START_NS + 3_050 * MS);

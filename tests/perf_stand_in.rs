@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use stand_in::StandIn;
 use wattspan::clock::Clock;
-use wattspan::domain::{Grade, Kind, Reading};
+use wattspan::domain::{DomainKind, EnergyReading, Grade};
 use wattspan::sources::{Inventory, Opened, discover, perf};
 
 const SCALE: &str = "2.3283064365386962890625e-10\n";
@@ -55,8 +55,8 @@ fn open(stand_in: &StandIn) -> Option<Vec<Opened>> {
     Some(opened)
 }
 
-fn read(opened: &mut Opened) -> (Vec<Reading>, Option<(u64, u64)>) {
-    let mut readings = vec![Reading::default(); opened.domains.len()];
+fn read(opened: &mut Opened) -> (Vec<EnergyReading>, Option<(u64, u64)>) {
+    let mut readings = vec![EnergyReading::default(); opened.domains.len()];
     let window = opened.source.read(&mut readings);
     (readings, window)
 }
@@ -98,7 +98,7 @@ fn domains_are_named_after_their_package_and_lie_within_each_other() {
         ]
     );
     let group = &opened[0];
-    assert_eq!((group.name, group.cpu, group.domains[1].kind), ("perf", Some(0), Kind::Package));
+    assert_eq!((group.name, group.cpu, group.domains[1].kind), ("perf", Some(0), DomainKind::Package));
     assert!(
         group.domains.iter().all(|domain| domain.grade == Grade::Measured && domain.ceiling_mw.is_some())
     );

@@ -10,7 +10,7 @@ use std::process::Command;
 use proptest::prelude::*;
 use stand_in::StandIn;
 use wattspan::clock::Clock;
-use wattspan::domain::{Domain, Grade, Kind, Reading};
+use wattspan::domain::{Domain, DomainKind, EnergyReading, Grade};
 use wattspan::sources::{Inventory, Opened, powercap};
 
 const MS: u64 = 1_000_000;
@@ -33,8 +33,8 @@ fn domain<'a>(opened: &'a Opened, name: &str) -> &'a Domain {
     opened.domains.iter().find(|domain| domain.name == name).unwrap()
 }
 
-fn read(opened: &mut Opened) -> Vec<Reading> {
-    let mut readings = vec![Reading::default(); opened.domains.len()];
+fn read(opened: &mut Opened) -> Vec<EnergyReading> {
+    let mut readings = vec![EnergyReading::default(); opened.domains.len()];
     assert_eq!(opened.source.read(&mut readings), None);
     readings
 }
@@ -67,7 +67,7 @@ fn zones_get_their_names_kinds_and_parents() {
             ("dram-1", None),
         ]
     );
-    assert_eq!(domain(&opened, "core-0").kind, Kind::Core);
+    assert_eq!(domain(&opened, "core-0").kind, DomainKind::Core);
     assert_eq!(
         (domain(&opened, "package-0").grade, domain(&opened, "package-0").quantum_uj),
         (Grade::Measured, 62)
@@ -83,7 +83,10 @@ fn psys_contains_packages_and_memory() {
     for (name, parent) in [("package-0", "psys"), ("dram-1", "psys"), ("core-0", "package-0")] {
         assert_eq!(domain(&opened, name).parent.as_deref(), Some(parent), "{name}");
     }
-    assert_eq!((domain(&opened, "psys").kind, domain(&opened, "psys").parent.as_deref()), (Kind::Psys, None));
+    assert_eq!(
+        (domain(&opened, "psys").kind, domain(&opened, "psys").parent.as_deref()),
+        (DomainKind::Psys, None)
+    );
     let live = vec![true; opened.domains.len()];
     let counted = wattspan::sources::containment::counted(&opened.domains, &live);
     let counted: Vec<_> = opened.domains.iter().zip(counted).filter(|(_, counted)| *counted).collect();
@@ -123,7 +126,7 @@ fn the_first_reading_is_a_baseline_and_the_next_tells_the_difference() {
 }
 
 /// Two counts of one zone, 1 ms apart: the energy in between.
-fn step(range_uj: &str, before_uj: u64, after_uj: u64) -> Reading {
+fn step(range_uj: &str, before_uj: u64, after_uj: u64) -> EnergyReading {
     let (stand_in, clock) = (StandIn::new(), Clock::manual(0));
     stand_in.zone("intel-rapl:0", "package-0", range_uj, before_uj);
     let mut opened = only(open(&stand_in, &clock));

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use proptest::prelude::*;
 use wattspan::clock::Clock;
-use wattspan::domain::{Domain, Reading};
+use wattspan::domain::{Domain, EnergyReading};
 use wattspan::sources::recorder::Recorder;
 use wattspan::sources::script::Script;
 use wattspan::sources::trace::Trace;
@@ -28,7 +28,7 @@ fn recording() -> (Vec<Domain>, Vec<u8>) {
     let mut opened = replay::scripted(script, &clock);
     let mut out = Vec::new();
     let mut recorder = Recorder::new(&mut out, &opened.domains, true).unwrap();
-    let mut readings = vec![Reading::default(); 2];
+    let mut readings = vec![EnergyReading::default(); 2];
     for tick in 0..=100 {
         let at_ns = 5_000 * MS + tick * MS;
         clock.set(at_ns);
@@ -47,8 +47,8 @@ fn started(text: &[u8]) -> (Opened, Clock) {
     (opened, clock)
 }
 
-fn read(opened: &mut Opened, clock: &Clock, since_start_ns: u64) -> Vec<Reading> {
-    let mut readings = vec![Reading::default(); opened.domains.len()];
+fn read(opened: &mut Opened, clock: &Clock, since_start_ns: u64) -> Vec<EnergyReading> {
+    let mut readings = vec![EnergyReading::default(); opened.domains.len()];
     clock.set(9_000 * MS + since_start_ns);
     opened.source.read(&mut readings);
     readings
@@ -124,7 +124,7 @@ fn sources_of_one_machine_are_recorded_into_one_trace() {
     );
     let (mut opened, clock) = started(text.replacen("true", "false", 1).as_bytes());
     let readings = read(&mut opened, &clock, 160);
-    assert_eq!((readings[0].energy_uj, readings[1].energy_uj, readings[1].doubt_uj), (10, 70, 5));
+    assert_eq!((readings[0].energy_uj, readings[1].energy_uj, readings[1].uncertainty_uj), (10, 70, 5));
     assert_eq!((readings[1].epoch, readings[1].stamp_ns), (3, 9_000 * MS + 50));
     assert_eq!(read(&mut opened, &clock, 300)[0].energy_uj, 20);
 }
@@ -234,7 +234,7 @@ proptest! {
         if let Ok(trace) = Trace::parse(text.as_bytes()) {
             let clock = Clock::manual(0);
             let mut opened = replay::recorded(trace, &clock);
-            let mut readings = vec![Reading::default(); opened.domains.len()];
+            let mut readings = vec![EnergyReading::default(); opened.domains.len()];
             for instant in instants {
                 clock.set(instant);
                 opened.source.read(&mut readings);
@@ -246,11 +246,11 @@ proptest! {
 #[test]
 fn the_power_within_a_counters_steps_is_recorded_and_replayed() {
     let (domains, _) = recording();
-    let reading = |valid: bool, energy_uj: u64, shape_uj: u64| Reading {
+    let reading = |valid: bool, energy_uj: u64, shape_uj: u64| EnergyReading {
         valid,
         energy_uj: if valid { energy_uj } else { 0 },
         shape_uj,
-        ..Reading::default()
+        ..EnergyReading::default()
     };
     // The counter is asked in every second read, the power in every one; the second domain has no such sensor.
     let shown = |tick: u64| {

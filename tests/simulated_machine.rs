@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use proptest::prelude::*;
 use wattspan::clock::Clock;
-use wattspan::domain::Reading;
+use wattspan::domain::EnergyReading;
 use wattspan::sources::script::{Invalid, Script};
 use wattspan::sources::{Inventory, Opened, Settings, discover, replay};
 
@@ -26,9 +26,9 @@ fn started(script: Script) -> (Opened, Clock) {
 }
 
 /// Reads the machine every `step_ns` until `end_ns` after its start; all readings of each domain with their instants.
-fn watch(script: Script, step_ns: u64, end_ns: u64) -> Vec<Vec<(u64, Reading)>> {
+fn watch(script: Script, step_ns: u64, end_ns: u64) -> Vec<Vec<(u64, EnergyReading)>> {
     let (mut opened, clock) = started(script);
-    let mut readings = vec![Reading::default(); opened.domains.len()];
+    let mut readings = vec![EnergyReading::default(); opened.domains.len()];
     let mut seen = vec![Vec::new(); opened.domains.len()];
     for since_start_ns in (0..=end_ns).step_by(usize::try_from(step_ns).unwrap()) {
         clock.set(7_000 * MS + since_start_ns);
@@ -86,7 +86,7 @@ fn a_counter_moves_at_its_updates_and_shows_them_after_its_latency() {
     let (mut opened, clock) = started(script);
     let mut energy_at = |since_start_ns: u64| {
         clock.set(7_000 * MS + since_start_ns);
-        let mut reading = [Reading::default()];
+        let mut reading = [EnergyReading::default()];
         opened.source.read(&mut reading);
         reading[0].energy_uj
     };
@@ -259,7 +259,7 @@ proptest! {
         text.replace_range(at..end, &put);
         if let Ok(script) = Script::parse(&text) {
             let (mut opened, clock) = started(script);
-            let mut readings = vec![Reading::default(); opened.domains.len()];
+            let mut readings = vec![EnergyReading::default(); opened.domains.len()];
             for instant in instants {
                 clock.set(instant);
                 opened.source.read(&mut readings);

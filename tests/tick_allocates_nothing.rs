@@ -4,7 +4,7 @@ use std::sync::mpsc::{Sender, channel};
 use std::time::Duration;
 
 use wattspan::clock::Clock;
-use wattspan::domain::{Domain, Grade, Kind, Reading};
+use wattspan::domain::{Domain, DomainKind, EnergyReading, Grade};
 use wattspan::sampler::{self, SamplerSettings};
 use wattspan::sources::{Opened, Source};
 
@@ -26,8 +26,8 @@ struct Watchful {
 }
 
 impl Source for Watchful {
-    fn read(&mut self, into: &mut [Reading]) -> Option<(u64, u64)> {
-        into.fill(Reading { valid: true, energy_uj: self.reads as u64, ..Reading::default() });
+    fn read(&mut self, into: &mut [EnergyReading]) -> Option<(u64, u64)> {
+        into.fill(EnergyReading { valid: true, energy_uj: self.reads as u64, ..EnergyReading::default() });
         match self.noted.get_mut(self.reads) {
             Some(note) => *note = counting_ffi::requests(),
             None => drop(self.report.send(*self.noted)),
@@ -42,7 +42,7 @@ fn from_the_first_read_on_the_thread_asks_for_no_memory() {
     let (report, reported) = channel();
     let domain = Domain {
         name: "package-0".into(),
-        kind: Kind::Package,
+        kind: DomainKind::Package,
         source: "watchful".into(),
         device: None,
         parent: None,

@@ -309,10 +309,10 @@ fn meter(flags: &Flags, each: Duration) -> Result<Value, Box<dyn Error>> {
     let mut domains = Vec::new();
     for sampler in &samplers {
         let (stream, ticks) = (sampler.stream(), sampler.stats());
-        let mut sample = Sample::blank(stream.domains.len());
+        let mut sample = Sample::empty(stream.domains.len());
         let mut profiles: Vec<_> =
             stream.advanced.iter().map(|&advanced| CounterProfile::new(advanced)).collect();
-        for index in stream.ring.oldest()..stream.ring.written() {
+        for index in stream.ring.oldest_index()..stream.ring.written_count() {
             if stream.ring.read(index, &mut sample) {
                 for (profile, reading) in profiles.iter_mut().zip(&sample.readings) {
                     profile.observe(sample.before_ns, sample.after_ns, reading);

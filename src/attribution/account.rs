@@ -1,4 +1,4 @@
-//! What a span is told: its account, per domain and in sum.
+//! A span's account, per domain and in sum.
 //!
 //! Owns the figures' shape, field for field that of the contract (`contract/org.wattspan.Meter.varlink`), so that the
 //! doors have nothing to convert. A value that is not known is absent, never 0.
@@ -12,7 +12,7 @@ use crate::domain::Grade;
 /// How far a span's life has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum State {
+pub enum SpanState {
     /// Still running.
     Open,
     /// Closed; the last counter update has not come yet.
@@ -42,7 +42,7 @@ pub struct Share {
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub idle_uj: Option<u64>,
     /// Of `share_uj`, what fell to the account's process or control group by what it used (CPU time, a GPU's time): a
-    /// model, whatever the grade. Absent where the domain is not split or nobody knows.
+    /// model, whatever the grade. Absent where the domain is not split or the use is unknown.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub process_uj: Option<u64>,
     /// Guaranteed: the true share is within `share_uj ± error_uj`. Absent while no guarantee can be given.
@@ -55,7 +55,7 @@ pub struct Share {
 /// A part of a span; the phases of a span add up to it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Phase {
-    /// "prefill", "decode"; empty for the time before the first mark.
+    /// "prefill", "decode"; empty for the time before the first named phase.
     pub name: String,
     /// When it began.
     pub opened_ns: u64,
@@ -80,15 +80,16 @@ pub struct Account {
     /// What the client noted about it.
     pub attributes: BTreeMap<String, String>,
     /// How far its life has come.
-    pub state: State,
-    /// Whose it is.
+    pub state: SpanState,
+    /// The owner's user id.
     pub uid: u32,
     /// What the split was made with; later than asked where the message came too late.
     pub opened_ns: u64,
     /// Likewise.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub closed_ns: Option<u64>,
-    /// How far its edges (opening, closing, phases, changes of weight) were moved from where the client asked, together.
+    /// How far its edges (opening, closing, phases, changes of weight) were moved from where the client asked,
+    /// together.
     pub moved_ns: u64,
     /// Wall time of the opening.
     pub opened_unix_ns: u64,
@@ -134,8 +135,8 @@ pub struct Account {
     pub domains: Vec<Share>,
     /// Its parts, if it marked any.
     pub phases: Vec<Phase>,
-    /// Whether a domain is left out of the sums because it was undecided, when the span opened, if it is a second name of
-    /// a counted one: then they are lower bounds.
+    /// Whether a domain is left out of the sums because it was undecided, when the span opened, if it is a second name
+    /// of a counted one: then they are lower bounds.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub at_least: Option<bool>,
     /// Whether it is on disk; absent before it is final, and where nothing is kept.
@@ -143,7 +144,7 @@ pub struct Account {
     pub durable: Option<bool>,
 }
 
-/// Where a domain's joules went since the ledger began: `measured = attributed + unattributed`, exactly.
+/// Where a domain's joules went since the start: `measured = attributed + unattributed`, exactly.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Balance {
     /// The domain's name.

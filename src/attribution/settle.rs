@@ -1,105 +1,113 @@
-//! What time settles: every edge that the horizon has left behind, in all domains, and the spans this completes.
+//! Settling: passes every edge before the horizon in all domains, and returns the spans this completes.
 //!
-//! Owns the order: first the queue's head tells the edges what holds for all domains, then each domain passes what its
-//! counter vouches for, then what all have passed is forgotten. Invariant: a span is handed out once, after its last
+//! Owns the order: first the pre-pass fills in what holds for all domains, then each domain passes what its
+//! counter covers, then what all have passed is dropped. Invariant: a span is returned once, after its last
 //! domain.
 
 use crate::attribution::account::Account;
 
 use super::span::Span;
-use super::{Ledger, Settled, SpanKey};
+use super::{Attributor, SettledSpan, SpanKey};
 
-impl Ledger {
+impl Attributor {
     /// Settles everything that readings and the horizon allow, and appends the settled accounts to `into`. A
-    /// settled span leaves the ledger: its key is unknown from then on.
+    /// settled span leaves the attributor: its key is unknown from then on.
     pub fn settle(&mut self, now_ns: u64, into: &mut Vec<(SpanKey, Account)>) {
         self.advance(now_ns);
-        self.hand_out(|settled| into.push((settled.key(), settled.account())));
+        self.drain_settled(|settled| into.push((settled.key(), settled.account())));
     }
 
-    /// Settles everything that readings and the horizon allow; the figures wait for [`Ledger::hand_out`].
+    /// Settles everything that readings and the horizon allow; the figures wait for [`Attributor::drain_settled`].
     pub fn advance(&mut self, now_ns: u64) {
-        let behind_ns = self.horizon_ns(now_ns);
-        self.settled_ns = now_ns;
-        self.head.advance(behind_ns, &mut self.queue, &mut self.roster, &mut self.done);
-        let busy = self.busy();
-        for track in &mut self.tracks {
-            let unpassed = track.passed < self.queue.events.end();
-            let waited_ns = now_ns.saturating_sub(track.fed_ns().max(self.busy_since_ns));
-            if (unpassed && (self.live >> track.index()) & 1 == 0)
-                || (busy && waited_ns > track.patience_ns())
+        let horizon_ns = self.horizon_ns(now_ns);
+        self.last_settle_ns = now_ns;
+        self.pre_pass.advance(horizon_ns, &mut self.queue, &mut self.spans, &mut self.settled_slots);
+        let busy = self.is_busy();
+        for timeline in &mut self.timelines {
+            let has_pending_edges = timeline.next_edge < self.queue.edges.end_index();
+            let waited_ns = now_ns.saturating_sub(timeline.last_reading_ns().max(self.busy_since_ns));
+            if (has_pending_edges && (self.live_domains >> timeline.index()) & 1 == 0)
+                || (busy && waited_ns > timeline.counter_timeout_ns())
             {
-                track.give_up(behind_ns);
+                timeline.time_out(horizon_ns);
             }
-            track.settle(behind_ns, &self.queue, &mut self.roster, &mut self.done);
+            timeline.settle(horizon_ns, &self.queue, &mut self.spans, &mut self.settled_slots);
         }
-        if let Some((domain, before_ns)) = self.portions.follow(&self.tracks) {
-            self.forget_rows(domain, before_ns);
+        if let Some((domain, before_ns)) = self.process_shares.record_rows(&self.timelines) {
+            self.drop_oldest_rows(domain, before_ns);
         }
-        while let Some(slot) = self.head.full.pop() {
+        while let Some(slot) = self.pre_pass.spans_to_fold.pop() {
             self.fold_weights(slot);
         }
-        let heads = self.queue.instants.end();
-        let passed = self.tracks.iter().map(|track| track.cursor).min().unwrap_or(heads);
-        self.queue.forget(passed, self.head.passed);
+        let end = self.queue.instants.end_index();
+        let next_instant = self.timelines.iter().map(|timeline| timeline.next_instant).min().unwrap_or(end);
+        self.queue.drop_before(next_instant, self.pre_pass.next_edge);
     }
 
-    /// Folds a span's old weights into one portion for each domain.
+    /// Folds a span's old weights into one process share for each domain.
     #[cold]
     fn fold_weights(&mut self, slot: u32) {
-        let key = self.roster.key(slot);
-        self.portions.fold(self.roster.span_mut(slot), key, &self.tracks);
+        let key = self.spans.key_of(slot);
+        self.process_shares.fold_weights(self.spans.span_mut(slot), key, &self.timelines);
     }
 
-    /// A domain's older rows make room; long spans that need them keep what they need.
+    /// Drops a domain's oldest rows; long spans keep what they need of them.
     #[cold]
-    fn forget_rows(&mut self, domain: usize, before_ns: u64) {
-        for (key, span) in self.roster.live() {
-            let uses = span.subject != 0 && (span.scope >> domain) & 1 == 1;
-            if uses && span.opened_ns <= before_ns {
-                self.portions.anchor(domain, key, span, &self.tracks);
+    fn drop_oldest_rows(&mut self, domain: usize, before_ns: u64) {
+        for (key, span) in self.spans.iter() {
+            let is_split = span.subject != 0 && (span.scope >> domain) & 1 == 1;
+            if is_split && span.opened_ns <= before_ns {
+                self.process_shares.record_opening_point(domain, key, span, &self.timelines);
             }
         }
-        let changed = |(key, span): (SpanKey, &Span)| span.has_weight_pieces().then_some(super::slot(key));
-        let changed: Vec<u32> = self.roster.live().filter_map(changed).collect();
+        let changed =
+            |(key, span): (SpanKey, &Span)| span.has_weight_intervals().then_some(super::slot_of(key));
+        let changed: Vec<u32> = self.spans.iter().filter_map(changed).collect();
         changed.into_iter().for_each(|slot| self.fold_weights(slot));
-        self.portions.forget(domain);
+        self.process_shares.drop_oldest_rows(domain);
     }
 
     /// Shows each freshly settled span's figures once, and forgets the span.
-    pub fn hand_out(&mut self, show: impl FnMut(Settled<'_>)) {
-        self.hand_out_some(usize::MAX, show);
+    pub fn drain_settled(&mut self, show: impl FnMut(SettledSpan<'_>)) {
+        self.drain_settled_up_to(usize::MAX, show);
     }
 
-    /// The same for at most `most` spans; whether there are more.
-    pub fn hand_out_some(&mut self, most: usize, mut show: impl FnMut(Settled<'_>)) -> bool {
-        let mut done = std::mem::take(&mut self.done);
-        for slot in done.drain(..done.len().min(most)) {
-            let (span, marks) = self.roster.view(slot);
-            for (track, mark) in self.tracks.iter_mut().zip(marks) {
-                if (span.scope >> track.index()) & 1 == 1 {
-                    track.hand_out(mark.g, span.cancelled);
+    /// The same for at most `limit` spans; whether there are more.
+    pub fn drain_settled_up_to(&mut self, limit: usize, mut show: impl FnMut(SettledSpan<'_>)) -> bool {
+        let mut settled_slots = std::mem::take(&mut self.settled_slots);
+        for slot in settled_slots.drain(..settled_slots.len().min(limit)) {
+            let (span, states) = self.spans.span_and_states(slot);
+            for (timeline, state) in self.timelines.iter_mut().zip(states) {
+                if (span.scope >> timeline.index()) & 1 == 1 {
+                    timeline.record_settled_share(state.g, span.cancelled);
                 }
             }
             if !span.cancelled {
-                let key = self.roster.key(slot);
-                show(Settled { key, span, marks, tracks: &self.tracks, portions: &self.portions });
+                let key = self.spans.key_of(slot);
+                show(SettledSpan {
+                    key,
+                    span,
+                    domain_states: states,
+                    timelines: &self.timelines,
+                    process_shares: &self.process_shares,
+                });
             }
             if span.subject != 0 {
-                self.portions.release(span.subject, self.roster.key(slot));
+                self.process_shares.remove_span(span.subject, self.spans.key_of(slot));
             }
-            self.roster.release(slot);
+            self.spans.release(slot);
         }
-        self.done = done;
-        if self.roster.len() == self.open {
+        self.settled_slots = settled_slots;
+        if self.spans.len() == self.open_count {
             self.oldest_close_ns = None;
         }
-        !self.done.is_empty()
+        !self.settled_slots.is_empty()
     }
 
-    /// The earliest instant at which [`Ledger::settle`] may have something to give; `None` while nothing is closing.
-    pub fn next_due_ns(&self) -> Option<u64> {
+    /// The earliest instant at which [`Attributor::settle`] may have something to give; `None` while nothing is
+    /// closing.
+    pub fn next_settle_ns(&self) -> Option<u64> {
         let due_ns = self.oldest_close_ns? + self.settings.horizon_ns + 1;
-        Some(if due_ns > self.settled_ns { due_ns } else { self.settled_ns + 1_000_000 })
+        Some(if due_ns > self.last_settle_ns { due_ns } else { self.last_settle_ns + 1_000_000 })
     }
 }

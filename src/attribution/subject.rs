@@ -1,54 +1,54 @@
-//! Whose use of the domains is told apart: subjects come, are looked at, and go.
+//! Subjects: the process trees and control groups whose use of the domains is sampled.
 //!
-//! Owns nothing; the ledger's face towards whoever looks at CPU times. Invariant: a subject stays as long as a span
+//! Owns nothing; the interface for the sampling of CPU and GPU times. Invariant: a subject stays as long as a span
 //! refers to it.
 
-use super::Ledger;
-use super::terms::{Look, Subject};
+use super::Attributor;
+use super::request::{BasisUsageSample, Subject};
 
-impl Ledger {
-    /// Takes up a subject; gives the number that an [`Opening`](super::Opening) names it by, never 0.
-    pub fn admit(&mut self, subject: Subject) -> u32 {
-        self.portions.admit(subject, &self.tracks)
+impl Attributor {
+    /// Adds a subject; gives the number that a [`NewSpan`](super::NewSpan) refers to it by, never 0.
+    pub fn add_subject(&mut self, subject: Subject) -> u32 {
+        self.process_shares.add_subject(subject, &self.timelines)
     }
 
-    /// Drops a subject; false while a span refers to it.
-    pub fn dismiss(&mut self, subject: u32) -> bool {
-        self.portions.dismiss(subject)
+    /// Removes a subject; false while a span refers to it.
+    pub fn remove_subject(&mut self, subject: u32) -> bool {
+        self.process_shares.remove_subject(subject)
     }
 
-    /// Says why nothing is known of a subject's use; `None`: something is.
-    pub fn excuse(&mut self, subject: u32, reason: Option<String>) {
-        self.portions.excuse(subject, reason);
+    /// Sets why a subject's use is unknown; `None`: it is known.
+    pub fn set_unknown_reason(&mut self, subject: u32, reason: Option<String>) {
+        self.process_shares.set_unknown_reason(subject, reason);
     }
 
     /// Whether a span of this subject is open or unsettled.
-    pub fn refers_to(&self, subject: u32) -> bool {
-        self.portions.held(subject)
+    pub fn has_spans_of(&self, subject: u32) -> bool {
+        self.process_shares.has_spans_of(subject)
     }
 
     /// Whether there is a subject of this number.
-    pub fn has(&self, subject: u32) -> bool {
-        self.portions.has(subject)
+    pub fn has_subject(&self, subject: u32) -> bool {
+        self.process_shares.has_subject(subject)
     }
 
     /// Whether there is any subject.
     pub fn has_subjects(&self) -> bool {
-        !self.portions.is_empty()
+        !self.process_shares.is_empty()
     }
 
-    /// Whether a span waits for its account, so that a look that covers its end is wanted soon.
-    pub fn is_closing(&self) -> bool {
+    /// Whether a span waits for its account, so that a sample that covers its end is wanted soon.
+    pub fn has_closing_spans(&self) -> bool {
         self.oldest_close_ns.is_some()
     }
 
-    /// What was used so far of a basis; the looks at a basis in the order of time.
-    pub fn look(&mut self, look: &Look<'_>) {
-        self.portions.look(look);
+    /// What was used so far of a basis; the samples of a basis in the order of time.
+    pub fn record_usage(&mut self, sample: &BasisUsageSample<'_>) {
+        self.process_shares.record_usage(sample);
     }
 
     /// From now on this domain is split by another basis than its kind says; number them from 1.
     pub fn set_basis(&mut self, domain: usize, basis: usize) {
-        self.portions.set_basis(domain, basis);
+        self.process_shares.set_basis(domain, basis);
     }
 }

@@ -1,27 +1,28 @@
-//! A span's weight: from what a client says to whole units.
+//! A span's weight: from the client's number to whole units.
 //!
-//! Owns the range. Invariant: only ratios count, so a weight that the units cannot hold is refused with the way out,
+//! Owns the range. Invariant: only ratios count, so a weight that the units cannot hold is refused with a hint,
 //! never rounded to nothing.
 
-use super::share::WEIGHT_ONE;
-use super::terms::Refused;
+use super::request::AttributionError;
+use super::virtual_energy::WEIGHT_ONE;
 
 /// The heaviest weight a span can have.
-const HEAVIEST: f64 = 1e6;
+const MAX_SPAN_WEIGHT: f64 = 1e6;
 
 /// A weight in units of 2^-16.
 #[inline]
-pub(super) fn units_of(weight: f64) -> Result<u64, Refused> {
-    if weight == 1.0 { Ok(WEIGHT_ONE) } else { odd_units_of(weight) }
+pub(super) fn weight_units(weight: f64) -> Result<u64, AttributionError> {
+    if weight == 1.0 { Ok(WEIGHT_ONE) } else { checked_weight_units(weight) }
 }
 
 #[cold]
-fn odd_units_of(weight: f64) -> Result<u64, Refused> {
-    let refuse = |reason: &str| Err(Refused::InvalidValue { field: "weight", reason: reason.into() });
+fn checked_weight_units(weight: f64) -> Result<u64, AttributionError> {
+    let refuse =
+        |reason: &str| Err(AttributionError::InvalidValue { field: "weight", reason: reason.into() });
     if !weight.is_finite() || weight < 0.0 {
         return refuse("must be a number of at least 0; leave it out for 1");
     }
-    if weight > HEAVIEST {
+    if weight > MAX_SPAN_WEIGHT {
         return refuse("must be at most 1000000: scale all weights down together, only their ratios count");
     }
     let units = (weight * WEIGHT_ONE as f64).round() as u64;
@@ -38,13 +39,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn weights_that_mean_nothing_are_refused_with_the_way_out() {
-        assert_eq!(units_of(1.0), Ok(WEIGHT_ONE));
-        assert_eq!(units_of(0.0), Ok(0));
-        assert_eq!(units_of(2.5), Ok(WEIGHT_ONE * 5 / 2));
-        assert_eq!(units_of(1.0 / 65_536.0), Ok(1));
+    fn invalid_weights_are_refused() {
+        assert_eq!(weight_units(1.0), Ok(WEIGHT_ONE));
+        assert_eq!(weight_units(0.0), Ok(0));
+        assert_eq!(weight_units(2.5), Ok(WEIGHT_ONE * 5 / 2));
+        assert_eq!(weight_units(1.0 / 65_536.0), Ok(1));
         for odd in [-1.0, f64::NAN, f64::INFINITY, 1e6 + 1.0, 1e-9] {
-            assert!(matches!(units_of(odd), Err(Refused::InvalidValue { field: "weight", .. })), "{odd}");
+            assert!(
+                matches!(weight_units(odd), Err(AttributionError::InvalidValue { field: "weight", .. })),
+                "{odd}"
+            );
         }
     }
 }

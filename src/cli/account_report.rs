@@ -11,7 +11,7 @@ use super::quantity::{
 use super::resolution::{format_too_short, too_short_domains};
 use super::table::{KeyValueTable, TableCell, TextTable, number_column, text_column};
 use super::terminal::{Terminal, TextStyle};
-use crate::attribution::account::{Account, Share, State};
+use crate::attribution::account::{Account, Share, SpanState};
 use crate::domain::Grade;
 use crate::protocol::DomainStatus;
 
@@ -118,23 +118,23 @@ pub fn grade_name(grade: Grade) -> &'static str {
 }
 
 /// The state's name, as in the contract.
-pub fn state_name(state: State) -> &'static str {
+pub fn state_name(state: SpanState) -> &'static str {
     match state {
-        State::Open => "open",
-        State::Provisional => "provisional",
-        State::Settled => "settled",
-        State::Abandoned => "abandoned",
-        State::Interrupted => "interrupted",
+        SpanState::Open => "open",
+        SpanState::Provisional => "provisional",
+        SpanState::Settled => "settled",
+        SpanState::Abandoned => "abandoned",
+        SpanState::Interrupted => "interrupted",
     }
 }
 
-fn describe_state(state: State) -> Option<&'static str> {
+fn describe_state(state: SpanState) -> Option<&'static str> {
     match state {
-        State::Settled => None,
-        State::Open => Some("open: the figures are those so far"),
-        State::Provisional => Some("provisional: the last counter update has not come yet"),
-        State::Abandoned => Some("abandoned: its client went away"),
-        State::Interrupted => Some("interrupted: the daemon went away while it was open"),
+        SpanState::Settled => None,
+        SpanState::Open => Some("open: the figures are those so far"),
+        SpanState::Provisional => Some("provisional: the last counter update has not come yet"),
+        SpanState::Abandoned => Some("abandoned: its client went away"),
+        SpanState::Interrupted => Some("interrupted: the daemon went away while it was open"),
     }
 }
 

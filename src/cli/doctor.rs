@@ -22,7 +22,7 @@ use super::table::{TableCell, TextTable, number_column, text_column};
 use super::terminal::{Terminal, TextStyle, printable, wrap};
 use super::{MeterOptions, output};
 use crate::config::{AccessGroups, join_commands};
-use crate::domain::{Duplicate, Kind, Liveness};
+use crate::domain::{DomainKind, Duplicate, Liveness};
 use crate::privileges::ProcessPrivileges;
 use crate::protocol::{Access, DaemonInfo, DomainStatus, SamplerStatus, StoreStatus};
 
@@ -232,7 +232,7 @@ fn compare_with_battery(info: &DaemonInfo) -> Option<String> {
             domains.iter().filter(|domain| wanted(domain)).filter_map(|domain| domain.power_mw).collect();
         (!powers.is_empty()).then(|| powers.iter().sum())
     };
-    let batteries_mw = power_of(&|domain| domain.kind == Kind::Battery)?;
+    let batteries_mw = power_of(&|domain| domain.kind == DomainKind::Battery)?;
     let counted = power_of(&|domain| domain.counted).map_or("unknown".into(), |mw| format_power(mw, None));
     let counted = format_lower_bound(info.at_least, counted);
     Some(format!(

@@ -103,18 +103,18 @@ pub fn proxy(options: &MeterOptions, args: &ProxyArgs) -> Result<u8, CliError> {
         custom_paths: args.paths.clone(),
         max_connections: args.connections as usize,
     };
-    let listening = BoundProxy::new(settings, eprint_message)?;
-    let tally = listening.counters();
-    eprint_message(&format!("listening at {}, forwarding to {}", listening.address()?, args.upstream));
-    eprint_message(&listening.describe_annotation_policy()?);
+    let proxy = BoundProxy::new(settings, eprint_message)?;
+    let counters = proxy.counters();
+    eprint_message(&format!("listening at {}, forwarding to {}", proxy.address()?, args.upstream));
+    eprint_message(&proxy.describe_annotation_policy()?);
     if let Some(limit) = descriptor_limit.filter(|most| *most < 2 * u64::from(args.connections)) {
         eprint_message(&format!(
             "{limit} descriptors are allowed (ulimit -n): about {} requests at a time",
             limit / 2
         ));
     }
-    listening.serve(shutdown_signal())?;
-    eprint_message(&tally.to_string());
+    proxy.serve(shutdown_signal())?;
+    eprint_message(&counters.to_string());
     Ok(OK)
 }
 

@@ -15,7 +15,7 @@ use super::resolution::{TooShortDomain, too_short_domains};
 use super::terminal::{Terminal, TextStyle, pad_left, pad_right, printable};
 use super::utc_time;
 use super::{MeterOptions, output};
-use crate::attribution::account::{Account, State};
+use crate::attribution::account::{Account, SpanState};
 use crate::client::{Client, ClientError};
 use crate::clock;
 use crate::protocol::{ListSpans, MethodError};
@@ -44,7 +44,7 @@ pub struct SpansArgs {
     attributes: Vec<(String, String)>,
     /// Only those in this state: settled, abandoned, interrupted
     #[arg(long, value_name = "STATE", value_parser = parse_state, conflicts_with_all = ["span", "watch"])]
-    state: Option<State>,
+    state: Option<SpanState>,
     /// Those that are open now, with their figures so far; the latest 20 that fit
     #[arg(long, conflicts_with_all = ["span", "watch", "state"])]
     open: bool,
@@ -55,8 +55,8 @@ fn parse_attribute(text: &str) -> Result<(String, String), String> {
     Ok((key.to_owned(), value.to_owned()))
 }
 
-fn parse_state(text: &str) -> Result<State, String> {
-    let final_states = [State::Settled, State::Abandoned, State::Interrupted];
+fn parse_state(text: &str) -> Result<SpanState, String> {
+    let final_states = [SpanState::Settled, SpanState::Abandoned, SpanState::Interrupted];
     let state = final_states.into_iter().find(|other| state_name(*other) == text);
     state.ok_or_else(|| "give settled, abandoned or interrupted".to_owned())
 }
@@ -127,7 +127,7 @@ fn fetch_accounts(client: &Client, args: &SpansArgs) -> Result<Vec<Account>, Cli
         since_unix_ns: args.since.map(|ns| i64::try_from(ns).unwrap_or(i64::MAX)),
         name: args.name.clone(),
         attributes,
-        state: if args.open { Some(State::Open) } else { args.state },
+        state: if args.open { Some(SpanState::Open) } else { args.state },
         ..ListSpans::default()
     };
     let mut accounts = Vec::new();
@@ -216,7 +216,7 @@ fn account_line(account: &Account, terminal: Terminal) -> String {
         }),
     );
     let end = match account.state {
-        State::Settled => String::new(),
+        SpanState::Settled => String::new(),
         other => terminal.paint(TextStyle::Warning, &format!("  {}", state_name(other))),
     };
     format!("{fixed}{} ({}){end}", printable(&account.name), printable(&account.span))

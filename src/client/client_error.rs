@@ -12,10 +12,10 @@ use crate::protocol::MethodError;
 /// Why a call gave nothing.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
-    /// Nobody answers at any of the places.
+    /// No daemon answers on any of the sockets.
     #[error("no daemon at {}: {reason}", .path.display())]
     Unreachable {
-        /// The place that was named, or the first of the usual ones.
+        /// The explicit path, or the first of the search path.
         path: PathBuf,
         /// What connecting to it said.
         reason: io::Error,
@@ -65,7 +65,7 @@ impl ClientError {
     }
 
     /// A message that is an answer, but not one that this version can read: an error keeps its name.
-    pub(super) fn from_unknown_reply(message: &[u8], why: &str) -> Self {
+    pub(super) fn from_unknown_reply(message: &[u8], reason: &str) -> Self {
         #[derive(Deserialize)]
         struct ErrorReply {
             error: String,
@@ -76,7 +76,7 @@ impl ClientError {
             Ok(ErrorReply { error, parameters }) => {
                 ClientError::UnknownMethodError { name: error, parameters: parameters.to_string() }
             }
-            Err(_) => ClientError::InvalidReply(why.to_owned()),
+            Err(_) => ClientError::InvalidReply(reason.to_owned()),
         }
     }
 

@@ -1,20 +1,20 @@
 //! A blocking client of the daemon: typed calls, one connection.
 //!
-//! Owns the client's end of the socket. A daemon that vanishes, stalls or speaks nonsense is a
-//! [`Failure`](crate::client::Failure), never a panic; after one the connection is given up, since nobody knows which
-//! answer would come next. Knows nothing of hardware and decides nothing: what a figure means is the daemon's word.
+//! Owns the client's end of the socket. A daemon that vanishes, stalls or sends an invalid reply is a
+//! [`ClientError`](crate::client::ClientError), never a panic; after one the connection is desynchronized, since the next
+//! reply may belong to an earlier call. Knows nothing of hardware and decides nothing: what a figure means is the daemon's word.
 //!
 //! ```no_run
-//! use wattspan::client::{Client, Place};
+//! use wattspan::client::{Client, SocketPath};
 //!
-//! let client = Client::connect(&Place::usual())?;
-//! let mut question = client.span("question 17")?;
+//! let client = Client::connect(&SocketPath::from_env())?;
+//! let mut question = client.open_span("question 17")?;
 //! // ... prefill ...
-//! question.phase("decode")?;
+//! question.mark_phase("decode")?;
 //! // ... decode ...
 //! let account = question.close()?;
 //! println!("{:?} µJ", account.share_uj);
-//! # Ok::<(), wattspan::client::Failure>(())
+//! # Ok::<(), wattspan::client::ClientError>(())
 //! ```
 
 mod client_error;
@@ -52,9 +52,9 @@ pub struct Client {
 }
 
 impl Client {
-    /// Connects to the first place where a daemon answers.
-    pub fn connect(place: &SocketPath) -> Result<Self, ClientError> {
-        place.connect().and_then(Self::from_stream)
+    /// Connects to the first socket on which a daemon answers.
+    pub fn connect(socket_path: &SocketPath) -> Result<Self, ClientError> {
+        socket_path.connect().and_then(Self::from_stream)
     }
 
     /// A client over a socket that is connected already.
@@ -104,14 +104,14 @@ impl Client {
     }
 
     /// Opens a span as described; it closes when the guard goes.
-    pub fn open_span_with(&self, opening: OpenSpan) -> Result<SpanGuard<'_>, ClientError> {
-        let opened = self.call(opening)?;
+    pub fn open_span_with(&self, request: OpenSpan) -> Result<SpanGuard<'_>, ClientError> {
+        let opened = self.call(request)?;
         Ok(SpanGuard::new(self, opened.span))
     }
 
     /// Closes a span by its name in the protocol. With `wait_settled` the account is final.
-    pub fn close_span(&self, closing: CloseSpan) -> Result<Account, ClientError> {
-        Ok(self.call(closing)?.account)
+    pub fn close_span(&self, request: CloseSpan) -> Result<Account, ClientError> {
+        Ok(self.call(request)?.account)
     }
 
     /// An open span's account so far, or a closed one's.

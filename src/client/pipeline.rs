@@ -1,7 +1,7 @@
 //! Many calls of one kind, written together.
 //!
-//! Owns the balance between what was asked and what was answered: never more than [`AT_ONCE`] calls are unanswered, so
-//! that neither side can wait for the other to read. Answers are kept in the order of the calls.
+//! Owns the balance between what was asked and what was answered: never more than [`MAX_IN_FLIGHT`] calls are unanswered,
+//! so that neither side can wait for the other to read. Replies are kept in the order of the calls.
 
 use std::sync::MutexGuard;
 
@@ -42,8 +42,8 @@ impl<'client, M: Method> Pipeline<'client, M> {
             self.connection.flush()?;
         }
         for _ in 0..std::mem::take(&mut self.in_flight) {
-            let answer = self.connection.receive::<M::Reply>()?;
-            self.replies.push(answer.map(|received| received.value));
+            let reply = self.connection.receive::<M::Reply>()?;
+            self.replies.push(reply.map(|received| received.value));
         }
         Ok(())
     }

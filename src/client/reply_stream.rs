@@ -36,14 +36,14 @@ impl<T: DeserializeOwned> Iterator for ReplyStream<T> {
         if self.ended {
             return None;
         }
-        match self.connection.receive::<T>().and_then(|answer| answer) {
+        match self.connection.receive::<T>().and_then(|reply| reply) {
             Ok(received) => {
                 self.ended = !received.continues;
                 Some(Ok(received.value))
             }
-            Err(failure) => {
+            Err(error) => {
                 self.ended = true;
-                Some(Err(failure))
+                Some(Err(error))
             }
         }
     }

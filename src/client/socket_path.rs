@@ -1,7 +1,7 @@
 //! Where the daemon's socket is looked for.
 //!
-//! Owns the order: what the caller names, the environment, the usual places. A place that was named is the only one
-//! tried, so that a mistyped path is never answered by another daemon.
+//! Owns the order: an explicit path, the environment, the default paths. An explicit path is the only one tried, so that
+//! a mistyped path is never answered by another daemon.
 
 use std::env;
 use std::io;
@@ -24,7 +24,7 @@ pub enum SocketPath {
 }
 
 impl SocketPath {
-    /// What the environment names, else the usual places.
+    /// The path that the environment names, else the default paths.
     pub fn from_env() -> Self {
         match env::var_os(SOCKET_ENV).filter(|path| !path.is_empty()) {
             Some(path) => SocketPath::Explicit(path.into()),
@@ -32,7 +32,7 @@ impl SocketPath {
         }
     }
 
-    /// The place that a message about the daemon should name.
+    /// The path that a message about the daemon should name.
     pub fn display_path(&self) -> &Path {
         match self {
             SocketPath::Explicit(path) => path,
@@ -40,7 +40,7 @@ impl SocketPath {
         }
     }
 
-    /// The places to look at, in their order.
+    /// The paths to try, in order.
     pub fn candidates(&self) -> &[PathBuf] {
         match self {
             SocketPath::Explicit(path) => std::slice::from_ref(path),
@@ -48,21 +48,24 @@ impl SocketPath {
         }
     }
 
-    /// Connects to the first place that answers. Of several failures a closed door is told before an absent one.
+    /// Connects to the first socket that answers. Of several errors, a denied permission is reported before an absent
+    /// socket.
     pub(super) fn connect(&self) -> Result<UnixStream, ClientError> {
-        let mut failure = None;
+        let mut connect_error = None;
         for path in self.candidates() {
             match UnixStream::connect(path) {
                 Ok(stream) => return Ok(stream),
                 Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-                    failure = Some(ClientError::PermissionDenied { path: path.clone() });
+                    connect_error = Some(ClientError::PermissionDenied { path: path.clone() });
                 }
                 Err(reason) => {
-                    failure = failure.or(Some(ClientError::Unreachable { path: path.clone(), reason }));
+                    connect_error =
+                        connect_error.or(Some(ClientError::Unreachable { path: path.clone(), reason }));
                 }
             }
         }
-        let nowhere = || io::Error::new(io::ErrorKind::NotFound, "no place to look at");
-        Err(failure.unwrap_or_else(|| ClientError::Unreachable { path: PathBuf::new(), reason: nowhere() }))
+        let not_found = || io::Error::new(io::ErrorKind::NotFound, "no place to look at");
+        Err(connect_error
+            .unwrap_or_else(|| ClientError::Unreachable { path: PathBuf::new(), reason: not_found() }))
     }
 }

@@ -1,7 +1,7 @@
 //! A span that closes when its guard goes.
 //!
 //! Owns the pairing of open and close. A guard that is dropped closes its span at that instant, oneway and in silence,
-//! also while a panic unwinds; [`Span::close`] gives the account.
+//! also while a panic unwinds; [`SpanGuard::close`] gives the account.
 
 use std::collections::BTreeMap;
 
@@ -30,22 +30,22 @@ impl<'client> SpanGuard<'client> {
         &self.id
     }
 
-    /// Notes something that is sent with the close.
+    /// Sets an attribute that is sent with the close.
     pub fn set_attribute(&mut self, key: impl Into<String>, value: impl Into<String>) {
         self.attributes.insert(key.into(), value.into());
     }
 
     /// Ends the running phase now and begins `phase`.
     pub fn mark_phase(&mut self, phase: &str) -> Result<(), ClientError> {
-        let mark =
+        let request =
             MarkPhase { span: self.id.clone(), phase: phase.to_owned(), at_ns: Some(monotonic_now_ns()) };
-        self.client.call(mark).map(drop)
+        self.client.call(request).map(drop)
     }
 
     /// Changes its part of shared energy from now on.
     pub fn set_weight(&mut self, weight: f64) -> Result<(), ClientError> {
-        let change = SetWeight { span: self.id.clone(), weight, at_ns: Some(monotonic_now_ns()) };
-        self.client.call(change).map(drop)
+        let request = SetWeight { span: self.id.clone(), weight, at_ns: Some(monotonic_now_ns()) };
+        self.client.call(request).map(drop)
     }
 
     /// Closes it now and waits for the final account.
@@ -66,7 +66,8 @@ impl<'client> SpanGuard<'client> {
     }
 
     fn close_request(&mut self, at_ns: i64) -> CloseSpan {
-        let attributes = Some(std::mem::take(&mut self.attributes)).filter(|notes| !notes.is_empty());
+        let attributes =
+            Some(std::mem::take(&mut self.attributes)).filter(|attributes| !attributes.is_empty());
         CloseSpan { span: self.id.clone(), attributes, at_ns: Some(at_ns), wait_settled: None }
     }
 }
@@ -74,9 +75,9 @@ impl<'client> SpanGuard<'client> {
 impl Drop for SpanGuard<'_> {
     fn drop(&mut self) {
         if self.is_open {
-            let closing = self.close_request(monotonic_now_ns());
-            // Nobody is left to tell; a daemon that is gone has closed the span as abandoned.
-            let _ = self.client.oneway(closing);
+            let request = self.close_request(monotonic_now_ns());
+            // The error has no receiver; a daemon that is gone has closed the span as abandoned.
+            let _ = self.client.oneway(request);
         }
     }
 }

@@ -11,30 +11,30 @@ use crate::protocol::{Access, CancelSpan, MESSAGE_TERMINATOR, MarkPhase, MethodE
 /// Answers the n-th message with the n-th script entry (several messages or none in one entry), then hangs up.
 /// Gives back what it was sent.
 fn scripted_daemon(script: &[&str]) -> (Client, JoinHandle<Vec<String>>) {
-    let (ours, mut theirs) = UnixStream::pair().unwrap();
+    let (client_end, mut daemon_end) = UnixStream::pair().unwrap();
     let script: Vec<String> = script.iter().map(|text| (*text).to_owned()).collect();
     let thread = thread::spawn(move || {
-        let mut heard = Vec::new();
-        for answer in script {
+        let mut received = Vec::new();
+        for reply in script {
             let mut message = Vec::new();
             let mut byte = [0];
-            while theirs.read(&mut byte).unwrap_or(0) == 1 && byte[0] != MESSAGE_TERMINATOR {
+            while daemon_end.read(&mut byte).unwrap_or(0) == 1 && byte[0] != MESSAGE_TERMINATOR {
                 message.push(byte[0]);
             }
-            heard.push(String::from_utf8(message).unwrap());
-            theirs.write_all(answer.replace('|', "\0").as_bytes()).unwrap();
+            received.push(String::from_utf8(message).unwrap());
+            daemon_end.write_all(reply.replace('|', "\0").as_bytes()).unwrap();
         }
-        heard
+        received
     });
-    (Client::from_stream(ours).unwrap(), thread)
+    (Client::from_stream(client_end).unwrap(), thread)
 }
 
 #[test]
 fn a_method_error_is_typed_and_keeps_the_connection_usable() {
-    let no = r#"{"error":"org.wattspan.Meter.NoSuchSpan","parameters":{"span":"a"}}|"#;
-    let (client, _daemon) = scripted_daemon(&[no, "{}|"]);
-    let failure = client.span_account("a").unwrap_err();
-    assert!(matches!(failure, ClientError::Method(MethodError::NoSuchSpan { span }) if span == "a"));
+    let error_reply = r#"{"error":"org.wattspan.Meter.NoSuchSpan","parameters":{"span":"a"}}|"#;
+    let (client, _daemon) = scripted_daemon(&[error_reply, "{}|"]);
+    let error = client.span_account("a").unwrap_err();
+    assert!(matches!(error, ClientError::Method(MethodError::NoSuchSpan { span }) if span == "a"));
     client.call(CancelSpan { span: "b".into() }).unwrap();
 }
 
@@ -42,8 +42,8 @@ fn a_method_error_is_typed_and_keeps_the_connection_usable() {
 fn an_unknown_method_error_keeps_its_name() {
     let (client, _daemon) =
         scripted_daemon(&[r#"{"error":"org.wattspan.Meter.TooHot","parameters":{"c":99}}|"#]);
-    let failure = client.info().unwrap_err();
-    assert_eq!(failure.to_string(), r#"the daemon refused: org.wattspan.Meter.TooHot {"c":99}"#);
+    let error = client.info().unwrap_err();
+    assert_eq!(error.to_string(), r#"the daemon refused: org.wattspan.Meter.TooHot {"c":99}"#);
 }
 
 #[test]
@@ -56,8 +56,8 @@ fn a_closed_connection_stays_unusable() {
 
 #[test]
 fn a_late_reply_is_not_matched_to_the_next_call() {
-    let (ours, _theirs) = UnixStream::pair().unwrap();
-    let client = Client::from_stream(ours).unwrap();
+    let (client_end, _daemon_end) = UnixStream::pair().unwrap();
+    let client = Client::from_stream(client_end).unwrap();
     client.set_timeout(Some(Duration::from_millis(5))).unwrap();
     assert!(matches!(client.info().unwrap_err(), ClientError::TimedOut));
     assert!(matches!(client.info().unwrap_err(), ClientError::Desynchronized));
@@ -72,14 +72,14 @@ fn a_malformed_reply_is_an_error() {
 #[test]
 fn a_pipeline_returns_one_reply_per_call_in_order() {
     let done = "{}|";
-    let no = r#"{"error":"org.wattspan.Meter.AlreadyClosed","parameters":{"span":"s1"}}|"#;
-    let (client, daemon) = scripted_daemon(&[done, no, done]);
+    let error_reply = r#"{"error":"org.wattspan.Meter.AlreadyClosed","parameters":{"span":"s1"}}|"#;
+    let (client, daemon) = scripted_daemon(&[done, error_reply, done]);
     let mut pipeline = client.pipeline();
     for span in ["s0", "s1", "s2"] {
         pipeline.push(CancelSpan { span: span.into() }).unwrap();
     }
-    let answers = pipeline.finish().unwrap();
-    assert_eq!(answers.iter().map(Result::is_ok).collect::<Vec<_>>(), [true, false, true]);
+    let replies = pipeline.finish().unwrap();
+    assert_eq!(replies.iter().map(Result::is_ok).collect::<Vec<_>>(), [true, false, true]);
     assert_eq!(daemon.join().unwrap().len(), 3);
 }
 
@@ -99,10 +99,10 @@ fn a_dropped_guard_closes_its_span_without_waiting() {
     span.set_attribute("model", "small");
     span.mark_phase("decode").unwrap();
     drop(span);
-    let heard = daemon.join().unwrap();
-    let mark = serde_json::from_str::<serde_json::Value>(&heard[1]).unwrap();
+    let received = daemon.join().unwrap();
+    let mark = serde_json::from_str::<serde_json::Value>(&received[1]).unwrap();
     serde_json::from_value::<MarkPhase>(mark["parameters"].clone()).unwrap();
-    let close: serde_json::Value = serde_json::from_str(&heard[2]).unwrap();
+    let close: serde_json::Value = serde_json::from_str(&received[2]).unwrap();
     assert_eq!(close["method"], "org.wattspan.Meter.CloseSpan");
     assert_eq!(close["oneway"], true);
     assert_eq!(close["parameters"]["attributes"]["model"], "small");
@@ -118,6 +118,6 @@ fn info_is_deserialized() {
 
 #[test]
 fn an_explicit_socket_path_is_the_only_one_tried() {
-    let failure = Client::connect(&SocketPath::Explicit("/nonexistent/wattspan.sock".into())).unwrap_err();
-    assert!(failure.to_string().starts_with("no daemon at /nonexistent/wattspan.sock: "), "{failure}");
+    let error = Client::connect(&SocketPath::Explicit("/nonexistent/wattspan.sock".into())).unwrap_err();
+    assert!(error.to_string().starts_with("no daemon at /nonexistent/wattspan.sock: "), "{error}");
 }

@@ -1,8 +1,8 @@
 //! Messages in and out of one socket.
 //!
-//! Owns the framing and the state of the connection: `Ready` between calls, `Given up` after anything that leaves it
-//! unknown which answer comes next (an error, a time-out, a call cut short). Never holds more than one message of at
-//! most [`LARGEST_MESSAGE`] bytes and what was read with it.
+//! Owns the framing and the state of the connection: synchronized between calls, desynchronized after anything that
+//! leaves it unknown which reply comes next (an error, a time-out, a call cut short). Never holds more than one message of
+//! at most [`MAX_MESSAGE_BYTES`] bytes and what was read with it.
 
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -25,7 +25,7 @@ pub struct VarlinkConnection {
     stream: UnixStream,
     write_buffer: Vec<u8>,
     read_buffer: Vec<u8>,
-    /// Where the unread part of `incoming` begins.
+    /// Where the unread part of `read_buffer` begins.
     consumed: usize,
     /// False from the moment a call is begun until its answer is whole.
     synchronized: bool,
@@ -60,7 +60,7 @@ impl VarlinkConnection {
         set.map_err(ClientError::Io)
     }
 
-    /// Appends a call to what the next [`Connection::flush`] writes.
+    /// Appends a call to what the next [`VarlinkConnection::flush`] writes.
     pub fn queue<M: Method>(&mut self, call: &Call<M>) {
         call.encode(&mut self.write_buffer);
     }
@@ -71,7 +71,7 @@ impl VarlinkConnection {
         self.flush()
     }
 
-    /// Bytes waiting for [`Connection::flush`].
+    /// Bytes waiting for [`VarlinkConnection::flush`].
     pub fn queued_bytes(&self) -> usize {
         self.write_buffer.len()
     }
@@ -95,19 +95,19 @@ impl VarlinkConnection {
         let (from, to) = self.next_message()?;
         self.consumed = to + 1;
         let message = self.read_buffer.get(from..to).unwrap_or_default();
-        let answer =
+        let reply =
             IncomingReply::parse(message).map_err(|error| ClientError::InvalidReply(error.to_string()))?;
-        let continues = answer.continues();
-        let outcome = match answer.into_result::<T>() {
+        let continues = reply.continues();
+        let outcome = match reply.into_result::<T>() {
             Ok(Ok(value)) => Ok(ReceivedReply { value, continues }),
-            Ok(Err(refusal)) => Err(ClientError::Method(refusal)),
+            Ok(Err(method_error)) => Err(ClientError::Method(method_error)),
             Err(error) => Err(ClientError::from_unknown_reply(message, &error.to_string())),
         };
         self.synchronized = true;
         Ok(outcome)
     }
 
-    /// Leaves the connection out of step until what follows is done.
+    /// Leaves the connection desynchronized until the operation is complete.
     fn begin_operation(&mut self) -> Result<(), ClientError> {
         if !std::mem::replace(&mut self.synchronized, false) {
             return Err(ClientError::Desynchronized);
@@ -115,7 +115,7 @@ impl VarlinkConnection {
         Ok(())
     }
 
-    /// Where the next message lies in `incoming`, without its end.
+    /// Where the next message lies in `read_buffer`, without its terminator.
     fn next_message(&mut self) -> Result<(usize, usize), ClientError> {
         let mut searched = self.consumed;
         loop {

@@ -7,11 +7,11 @@ use rustix::time::{ClockId, clock_gettime};
 use super::nanoseconds;
 
 /// Stops while the machine sleeps.
-pub fn awake_ns() -> u64 {
+pub fn monotonic_ns() -> u64 {
     nanoseconds(clock_gettime(ClockId::Monotonic))
 }
 
 /// Goes on.
-pub fn with_sleep_ns() -> u64 {
+pub fn boottime_ns() -> u64 {
     nanoseconds(clock_gettime(ClockId::Boottime))
 }

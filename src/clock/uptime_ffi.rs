@@ -6,12 +6,12 @@
 #![allow(unsafe_code)]
 
 /// Stops while the machine sleeps.
-pub fn awake_ns() -> u64 {
+pub fn monotonic_ns() -> u64 {
     read(libc::CLOCK_UPTIME_RAW)
 }
 
 /// Goes on.
-pub fn with_sleep_ns() -> u64 {
+pub fn boottime_ns() -> u64 {
     read(libc::CLOCK_MONOTONIC_RAW)
 }
 

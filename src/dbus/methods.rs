@@ -128,14 +128,14 @@ mod tests {
     use super::super::introspection::OBJECT_XML;
     use super::super::{INTERFACE, OBJECT_PATH};
     use super::*;
-    use crate::protocol::{METER_INTERFACE, NAMES};
+    use crate::protocol::{METER_INTERFACE, METHOD_NAMES};
 
     /// Streams are for the socket: a signal for each span would reach everybody who listens, and fill queues of the bus.
     const SOCKET_ONLY: &[&str] = &["org.wattspan.Meter.WatchSpans", "org.wattspan.Meter.WatchDomains"];
 
     #[test]
     fn every_service_method_is_on_the_bus_or_listed_as_socket_only() {
-        for name in NAMES.iter().filter(|name| name.starts_with(METER_INTERFACE)) {
+        for name in METHOD_NAMES.iter().filter(|name| name.starts_with(METER_INTERFACE)) {
             let here = MEMBERS.iter().any(|member| member.method == *name);
             assert_ne!(here, SOCKET_ONLY.contains(name), "{name}");
         }

@@ -9,7 +9,7 @@ use std::str::FromStr;
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderValue, Uri};
 
-/// Why a text is no target.
+/// Why a text is not a base URL.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ParseBaseUrlError {
     /// It is no URL at all.
@@ -52,7 +52,7 @@ impl BaseUrl {
         let builder = Uri::builder().scheme(self.scheme.clone()).authority(self.authority.clone());
         match (self.base_path.as_str(), path) {
             ("", path) => builder.path_and_query(path).build(),
-            (base, path) => builder.path_and_query(format!("{base}{path}")).build(),
+            (base_path, path) => builder.path_and_query(format!("{base_path}{path}")).build(),
         }
     }
 }
@@ -61,23 +61,23 @@ impl FromStr for BaseUrl {
     type Err = ParseBaseUrlError;
 
     fn from_str(text: &str) -> Result<Self, ParseBaseUrlError> {
-        let unreadable = || ParseBaseUrlError::Invalid(text.to_owned());
+        let invalid = || ParseBaseUrlError::Invalid(text.to_owned());
         if text.contains(['#', '?', '@']) {
             return Err(ParseBaseUrlError::UnsupportedComponent(text.to_owned()));
         }
-        let parts = text.parse::<Uri>().map_err(|_| unreadable())?.into_parts();
+        let parts = text.parse::<Uri>().map_err(|_| invalid())?.into_parts();
         let (Some(scheme), Some(authority)) = (parts.scheme, parts.authority) else {
-            return Err(unreadable());
+            return Err(invalid());
         };
         if scheme != Scheme::HTTP && scheme != Scheme::HTTPS {
             return Err(ParseBaseUrlError::UnsupportedScheme(text.to_owned()));
         }
         if authority.host().is_empty() {
-            return Err(unreadable());
+            return Err(invalid());
         }
-        let base =
+        let base_path =
             parts.path_and_query.map_or(String::new(), |path| path.path().trim_end_matches('/').to_owned());
-        Ok(BaseUrl { scheme, authority, base_path: base })
+        Ok(BaseUrl { scheme, authority, base_path })
     }
 }
 
@@ -93,9 +93,9 @@ mod tests {
 
     #[test]
     fn a_request_path_is_appended_to_the_base_path_unchanged() {
-        let url = |base: &str, path: &'static str| {
-            let target: BaseUrl = base.parse().unwrap();
-            target.request_uri(Some(&PathAndQuery::from_static(path))).unwrap().to_string()
+        let url = |base_path: &str, path: &'static str| {
+            let base_url: BaseUrl = base_path.parse().unwrap();
+            base_url.request_uri(Some(&PathAndQuery::from_static(path))).unwrap().to_string()
         };
         assert_eq!(
             url("http://h:8000", "/v1/chat/completions?a=%2F"),

@@ -1,7 +1,7 @@
-//! A body of pieces that are there already.
+//! A body whose chunks are all in memory.
 //!
-//! Owns the pieces and the trailers behind them. Tells its length only where it is said to be known, so that a body
-//! that came in chunks goes on in chunks.
+//! Owns the chunks and the trailers after them. States a length only where `has_known_length` is set, so that a body
+//! that was received chunked is sent chunked.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -19,7 +19,7 @@ pub struct BufferedBody {
     pub chunks: VecDeque<Bytes>,
     /// What comes last.
     pub trailers: Option<HeaderMap>,
-    /// The length is told.
+    /// The length is stated.
     pub has_known_length: bool,
 }
 
@@ -41,7 +41,7 @@ impl Body for BufferedBody {
 
     fn size_hint(&self) -> SizeHint {
         match self.has_known_length {
-            true => SizeHint::with_exact(self.chunks.iter().map(|piece| piece.len() as u64).sum()),
+            true => SizeHint::with_exact(self.chunks.iter().map(|chunk| chunk.len() as u64).sum()),
             false => SizeHint::default(),
         }
     }

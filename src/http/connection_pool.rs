@@ -38,8 +38,8 @@ pub struct PoolSettings {
 /// A pool for requests with bodies of type `B`.
 ///
 /// # Errors
-/// `target` needs TLS, and the system has no certificates.
-pub fn build_pool<B>(target: &BaseUrl, settings: PoolSettings) -> io::Result<ConnectionPool<B>>
+/// `base_url` needs TLS, and the system has no certificates.
+pub fn build_pool<B>(base_url: &BaseUrl, settings: PoolSettings) -> io::Result<ConnectionPool<B>>
 where
     B: Body + Send + 'static + Unpin,
     B::Data: Send,
@@ -53,17 +53,17 @@ where
     // Reading the system's certificates takes milliseconds, and plain HTTP has no use for them.
     let builder = HttpsConnectorBuilder::new();
     let provider = rustls::crypto::ring::default_provider();
-    let builder = if target.is_tls() {
+    let builder = if base_url.is_tls() {
         builder.with_provider_and_native_roots(provider).map_err(|error| {
-            let mend = "install ca-certificates or set SSL_CERT_FILE";
-            io::Error::new(error.kind(), format!("no certificates to trust ({error}); {mend}"))
+            let remedy = "install ca-certificates or set SSL_CERT_FILE";
+            io::Error::new(error.kind(), format!("no certificates to trust ({error}); {remedy}"))
         })?
     } else {
-        let none = rustls::RootCertStore::empty();
+        let no_roots = rustls::RootCertStore::empty();
         let config = rustls::ClientConfig::builder_with_provider(provider.into())
             .with_safe_default_protocol_versions()
             .map_err(io::Error::other)?
-            .with_root_certificates(none)
+            .with_root_certificates(no_roots)
             .with_no_client_auth();
         builder.with_tls_config(config)
     };

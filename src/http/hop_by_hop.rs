@@ -20,7 +20,7 @@ const HOP_BY_HOP_HEADERS: [HeaderName; 8] = [
 /// Headers that frame or route a message; `Connection` may not have them dropped.
 const PROTECTED_HEADERS: [HeaderName; 3] = [header::CONTENT_LENGTH, header::HOST, header::TRAILER];
 
-/// What the message asked of this hop.
+/// The connection options of a message (RFC 9110, 7.6.1).
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ConnectionOptions {
     /// The protocol to change to, where `Connection: upgrade` stands beside it.
@@ -29,22 +29,22 @@ pub struct ConnectionOptions {
     pub trailers: bool,
 }
 
-/// Removes the headers of one hop and tells what they asked for.
+/// Removes the hop-by-hop headers and returns the options that they stated.
 pub fn strip(headers: &mut HeaderMap) -> ConnectionOptions {
     let named: Vec<HeaderName> = header_tokens(headers, header::CONNECTION)
-        .filter_map(|word| HeaderName::from_bytes(word.as_bytes()).ok())
+        .filter_map(|token| HeaderName::from_bytes(token.as_bytes()).ok())
         .filter(|name| !PROTECTED_HEADERS.contains(name))
         .collect();
-    let trailers = header_tokens(headers, header::TE).any(|word| word.eq_ignore_ascii_case("trailers"));
+    let trailers = header_tokens(headers, header::TE).any(|token| token.eq_ignore_ascii_case("trailers"));
     let upgrade = headers.get(header::UPGRADE).cloned().filter(|_| named.contains(&header::UPGRADE));
-    let goes = |name: &HeaderName| HOP_BY_HOP_HEADERS.contains(name) || named.contains(name);
-    if headers.keys().any(goes) {
+    let is_removed = |name: &HeaderName| HOP_BY_HOP_HEADERS.contains(name) || named.contains(name);
+    if headers.keys().any(is_removed) {
         // Taking single headers out would change the order of the others.
         let mut kept = HeaderMap::with_capacity(headers.len());
         let mut current = None;
         for (name, value) in std::mem::take(headers) {
             current = name.or(current);
-            if let Some(name) = current.clone().filter(|name| !goes(name)) {
+            if let Some(name) = current.clone().filter(|name| !is_removed(name)) {
                 kept.append(name, value);
             }
         }
@@ -53,20 +53,20 @@ pub fn strip(headers: &mut HeaderMap) -> ConnectionOptions {
     ConnectionOptions { upgrade, trailers }
 }
 
-/// Asks the next hop for the same.
-pub fn set_connection_options(headers: &mut HeaderMap, wishes: &ConnectionOptions) {
-    if let Some(protocol) = &wishes.upgrade {
+/// Sets the headers that state `options` to the next hop.
+pub fn set_connection_options(headers: &mut HeaderMap, options: &ConnectionOptions) {
+    if let Some(protocol) = &options.upgrade {
         headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
         headers.insert(header::UPGRADE, protocol.clone());
     }
-    if wishes.trailers {
+    if options.trailers {
         headers.insert(header::TE, HeaderValue::from_static("trailers"));
     }
 }
 
 fn header_tokens(headers: &HeaderMap, name: HeaderName) -> impl Iterator<Item = &str> {
     let values = headers.get_all(name).into_iter().filter_map(|value| value.to_str().ok());
-    values.flat_map(|value| value.split(',')).map(str::trim).filter(|word| !word.is_empty())
+    values.flat_map(|value| value.split(',')).map(str::trim).filter(|token| !token.is_empty())
 }
 
 #[cfg(test)]
@@ -91,21 +91,21 @@ mod tests {
             ("keep-alive", "timeout=5"),
             ("authorization", "Bearer key"),
         ]);
-        let wishes = strip(&mut map);
-        assert_eq!(wishes, ConnectionOptions { upgrade: None, trailers: true });
+        let options = strip(&mut map);
+        assert_eq!(options, ConnectionOptions { upgrade: None, trailers: true });
         assert_eq!(map, headers(&[("authorization", "Bearer key")]));
     }
 
     #[test]
     fn an_upgrade_must_be_listed_in_connection() {
-        let mut lone = headers(&[("upgrade", "websocket")]);
-        assert_eq!(strip(&mut lone).upgrade, None);
-        let mut asked = headers(&[("upgrade", "websocket"), ("connection", "keep-alive, Upgrade")]);
-        let wishes = strip(&mut asked);
-        assert_eq!(wishes.upgrade, Some(HeaderValue::from_static("websocket")));
-        assert!(asked.is_empty());
-        set_connection_options(&mut asked, &wishes);
-        assert_eq!(asked, headers(&[("connection", "upgrade"), ("upgrade", "websocket")]));
+        let mut unlisted = headers(&[("upgrade", "websocket")]);
+        assert_eq!(strip(&mut unlisted).upgrade, None);
+        let mut requested = headers(&[("upgrade", "websocket"), ("connection", "keep-alive, Upgrade")]);
+        let options = strip(&mut requested);
+        assert_eq!(options.upgrade, Some(HeaderValue::from_static("websocket")));
+        assert!(requested.is_empty());
+        set_connection_options(&mut requested, &options);
+        assert_eq!(requested, headers(&[("connection", "upgrade"), ("upgrade", "websocket")]));
     }
 
     #[test]

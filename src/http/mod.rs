@@ -1,8 +1,8 @@
-//! HTTP as a client of inference servers needs it: whom to dial, a pool that dials, and what a stream of events says.
+//! HTTP for clients of inference servers: base URLs, connection pools, line and server-sent event decoders.
 //!
-//! Owns the address (`Target`), the pool of connections with TLS (`dial`), the headers that belong to one hop
-//! (`hop`), and the cutting of a byte stream into lines and server-sent events that survives any cut. Knows nothing
-//! of energy and of no particular server.
+//! Owns the address (`BaseUrl`), the connection pool with TLS (`connection_pool`), the hop-by-hop headers
+//! (`hop_by_hop`), and the decoders (`line_decoder`, `sse`), whose result does not depend on chunk boundaries. Contains
+//! nothing about energy and nothing about a particular server.
 
 mod base_url;
 mod buffered_body;
@@ -23,7 +23,7 @@ pub type BodyError = Box<dyn std::error::Error + Send + Sync>;
 /// A body that comes frame by frame.
 pub type BoxBody = UnsyncBoxBody<Bytes, BodyError>;
 
-/// A body of one piece.
+/// A body of one chunk.
 pub fn full_body(bytes: impl Into<Bytes>) -> BoxBody {
     use http_body_util::{BodyExt, Full};
     Full::new(bytes.into()).map_err(|never| match never {}).boxed_unsync()

@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use super::row::{DomainEnergy, QueryEnergy};
 use super::scope::{RunDomain, Scope};
-use crate::attribution::account::{Account, Share, State};
+use crate::attribution::account::{Account, Share, SpanState};
 use crate::client::{Client, ClientError};
 use crate::protocol::{Access, MethodError};
 
@@ -55,18 +55,20 @@ pub fn account_status(
 ) -> AccountStatus {
     let is_late = query.deadline < Instant::now();
     AccountStatus::Final(match reply {
-        Ok(account) if account.state == State::Settled => match is_mostly_outside(&account, query.edges_ns) {
-            true if access == Access::Coarse => {
-                Err("the query is too short for the grid of 100 ms on which spans of coarse access lie"
-                    .into())
+        Ok(account) if account.state == SpanState::Settled => {
+            match is_mostly_outside(&account, query.edges_ns) {
+                true if access == Access::Coarse => {
+                    Err("the query is too short for the grid of 100 ms on which spans of coarse access lie"
+                        .into())
+                }
+                true => {
+                    Err("the meter heard of the query too late: it was stalled, or this machine is too busy"
+                        .into())
+                }
+                false => Ok(Box::new(account)),
             }
-            true => {
-                Err("the meter heard of the query too late: it was stalled, or this machine is too busy"
-                    .into())
-            }
-            false => Ok(Box::new(account)),
-        },
-        Ok(account) if matches!(account.state, State::Abandoned | State::Interrupted) => {
+        }
+        Ok(account) if matches!(account.state, SpanState::Abandoned | SpanState::Interrupted) => {
             Err("the meter ended the span before its time".into())
         }
         Ok(_) if is_late => Err("the account did not settle in time".into()),
@@ -191,7 +193,7 @@ mod tests {
 
     use super::*;
     use crate::attribution::account::Phase;
-    use crate::domain::{Grade, Kind};
+    use crate::domain::{DomainKind, Grade};
 
     fn method_error(refusal: MethodError) -> Result<Account, ClientError> {
         Err(ClientError::Method(refusal))
@@ -262,7 +264,7 @@ mod tests {
     fn run_domain(name: &str, counted: bool) -> RunDomain {
         RunDomain {
             name: name.into(),
-            kind: Kind::Gpu,
+            kind: DomainKind::Gpu,
             source: "replay".into(),
             device: None,
             parent: None,

@@ -220,7 +220,7 @@ pub(super) mod tests {
     use super::super::run_dir::{FORMAT_VERSION, Manifest, RunDir};
     use super::super::scope::{RunDomain, Scope};
     use super::*;
-    use crate::domain::{Grade, Kind};
+    use crate::domain::{DomainKind, Grade};
 
     pub const OPTIONS: MetricOptions =
         MetricOptions { scope: Scope::Host, idle: IdlePolicy::Included, seed: 1 };
@@ -236,7 +236,7 @@ pub(super) mod tests {
         let questions = question::built_in();
         let meter = RunDomain {
             name: "package-0".into(),
-            kind: Kind::Package,
+            kind: DomainKind::Package,
             source: "replay".into(),
             device: None,
             parent: None,
@@ -326,7 +326,7 @@ pub(super) mod tests {
         let other = run(&[1.0, 0.0], 2.0, |manifest| {
             manifest.fingerprint = "another".into();
             manifest.domains[0].grade = Grade::Estimated;
-            manifest.domains[0].kind = Kind::Cpu;
+            manifest.domains[0].kind = DomainKind::Cpu;
             manifest.repeats = 3;
         });
         let named: Vec<&str> = differences(&first, &other, &OPTIONS).iter().map(|it| it.what).collect();

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use super::question::{self, Question};
 use super::row::{QueryRow, ReplyText};
 use super::scope::RunDomain;
-use crate::domain::REPLAY;
+use crate::domain::REPLAY_SOURCE;
 use crate::private_file;
 
 /// What a run was.
@@ -59,7 +59,7 @@ pub struct Manifest {
 impl Manifest {
     /// Whether the energies are of a machine that was replayed from a file.
     pub fn is_simulated(&self) -> bool {
-        self.domains.iter().any(|domain| domain.source == REPLAY)
+        self.domains.iter().any(|domain| domain.source == REPLAY_SOURCE)
     }
 }
 

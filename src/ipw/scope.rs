@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::row::{DomainEnergy, QueryEnergy};
-use crate::domain::{Grade, Kind, Liveness};
+use crate::domain::{DomainKind, Grade, Liveness};
 use crate::protocol::{DaemonInfo, DomainStatus};
 
 /// How far a figure reaches.
@@ -39,10 +39,16 @@ impl Scope {
     fn includes(self, domain: &RunDomain) -> bool {
         match self {
             Self::Host => domain.counted,
-            Self::Accelerator => matches!(domain.kind, Kind::Gpu | Kind::Npu),
+            Self::Accelerator => matches!(domain.kind, DomainKind::Gpu | DomainKind::Npu),
             Self::Compute => matches!(
                 domain.kind,
-                Kind::Gpu | Kind::Npu | Kind::Package | Kind::Cpu | Kind::Dram | Kind::Soc | Kind::Module
+                DomainKind::Gpu
+                    | DomainKind::Npu
+                    | DomainKind::Package
+                    | DomainKind::Cpu
+                    | DomainKind::Dram
+                    | DomainKind::Soc
+                    | DomainKind::Module
             ),
         }
     }
@@ -130,7 +136,7 @@ pub struct RunDomain {
     /// "package-0", "gpu-0".
     pub name: String,
     /// What it meters.
-    pub kind: Kind,
+    pub kind: DomainKind,
     /// The mechanism.
     pub source: String,
     /// What stays the same over reboots.
@@ -176,9 +182,9 @@ pub fn live_domains(info: &DaemonInfo) -> (Vec<RunDomain>, BTreeMap<String, Stri
 mod tests {
     use super::*;
 
-    fn run_domain(name: &str, kind: Kind, parent: Option<&str>, counted: bool) -> RunDomain {
+    fn run_domain(name: &str, kind: DomainKind, parent: Option<&str>, counted: bool) -> RunDomain {
         let (source, parent) = ("replay".into(), parent.map(str::to_owned));
-        let grade = if kind == Kind::Gpu { Grade::Integrated } else { Grade::Measured };
+        let grade = if kind == DomainKind::Gpu { Grade::Integrated } else { Grade::Measured };
         RunDomain {
             name: name.into(),
             kind,
@@ -193,12 +199,12 @@ mod tests {
 
     fn machine() -> Vec<RunDomain> {
         vec![
-            run_domain("psys", Kind::Psys, None, true),
-            run_domain("package-0", Kind::Package, Some("psys"), false),
-            run_domain("core-0", Kind::Core, Some("package-0"), false),
-            run_domain("dram-0", Kind::Dram, Some("psys"), false),
-            run_domain("gpu-0", Kind::Gpu, None, true),
-            run_domain("gpu-memory-0", Kind::GpuMemory, Some("gpu-0"), false),
+            run_domain("psys", DomainKind::Psys, None, true),
+            run_domain("package-0", DomainKind::Package, Some("psys"), false),
+            run_domain("core-0", DomainKind::Core, Some("package-0"), false),
+            run_domain("dram-0", DomainKind::Dram, Some("psys"), false),
+            run_domain("gpu-0", DomainKind::Gpu, None, true),
+            run_domain("gpu-memory-0", DomainKind::GpuMemory, Some("gpu-0"), false),
         ]
     }
 
@@ -215,14 +221,16 @@ mod tests {
     #[test]
     fn nested_domains_and_parent_cycles_are_handled() {
         let grace = [
-            run_domain("module-0", Kind::Module, None, true),
-            run_domain("dram-0", Kind::Dram, Some("module-0"), false),
-            run_domain("gpu-0", Kind::Gpu, Some("module-0"), false),
+            run_domain("module-0", DomainKind::Module, None, true),
+            run_domain("dram-0", DomainKind::Dram, Some("module-0"), false),
+            run_domain("gpu-0", DomainKind::Gpu, Some("module-0"), false),
         ];
         assert_eq!(Scope::Compute.domain_indices(&grace), [0]);
         assert_eq!(Scope::Accelerator.domain_indices(&grace), [2]);
-        let cycle =
-            [run_domain("a", Kind::Gpu, Some("b"), true), run_domain("b", Kind::Core, Some("b"), true)];
+        let cycle = [
+            run_domain("a", DomainKind::Gpu, Some("b"), true),
+            run_domain("b", DomainKind::Core, Some("b"), true),
+        ];
         assert_eq!(Scope::Accelerator.domain_indices(&cycle), [0]);
     }
 

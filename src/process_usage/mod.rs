@@ -1,7 +1,7 @@
 //! Who used the machine: looks at the CPU time of processes and control groups beside the machine's own.
 //!
 //! ```text
-//! /proc, cgroup2 ─► watch ─► look ─► ledger
+//! /proc, cgroup2 ─► watch ─► look ─► attributor
 //!                   table    counts
 //! ```
 //!

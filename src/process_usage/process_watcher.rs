@@ -276,7 +276,7 @@ impl ProcessWatcher {
 
 /// The time since the boot in the kernel's ticks, as processes' starts are told.
 fn ticks_since_boot() -> u64 {
-    crate::clock::with_sleep_ns() / super::TICK_NS
+    crate::clock::boottime_ns() / super::TICK_NS
 }
 
 #[cfg(test)]

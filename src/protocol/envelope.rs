@@ -1,7 +1,7 @@
 //! The envelope around every message: which method, how to answer, and what the answer was.
 //!
 //! Owns the fields that Varlink itself defines (`method`, `oneway`, `more`, `upgrade`; `error`, `continues`).
-//! What they carry is kept as the text it came in and read by whoever knows the method. A field of the envelope
+//! What they carry is kept as JSON text and parsed by the method's own type. A field of the envelope
 //! that is not known is passed over, as Varlink asks; unknown *parameters* are refused, by their own types.
 
 use std::borrow::Cow;
@@ -20,7 +20,7 @@ pub struct Call<M> {
     pub method: &'static str,
     /// What the method is asked with.
     pub parameters: M,
-    /// No answer is wanted, not even a refusal.
+    /// No reply is wanted, not even an error.
     #[serde(skip_serializing_if = "is_false")]
     pub oneway: bool,
     /// Several answers are wanted.
@@ -69,12 +69,12 @@ pub struct IncomingCall<'a> {
     /// Several answers are wanted.
     #[serde(default)]
     pub more: Option<bool>,
-    /// The connection shall change its protocol; nobody does that here.
+    /// The connection shall change its protocol; not supported.
     #[serde(default)]
     pub upgrade: Option<bool>,
 }
 
-/// An answer as its sender writes it; a [`Refusal`] is written as it is.
+/// An answer as its sender writes it; a [`MethodError`] is written as it is.
 #[derive(Debug, Clone, Serialize)]
 pub struct MethodReply<T> {
     /// What the method gave.
@@ -111,10 +111,10 @@ impl MethodError {
 /// An answer as its receiver reads it; borrows from the message.
 #[derive(Debug, Deserialize)]
 pub struct IncomingReply<'a> {
-    /// What the method gave, or what the refusal says, unread.
+    /// The method's result, or the error's parameters, unparsed.
     #[serde(borrow, default)]
     parameters: Option<&'a RawValue>,
-    /// The refusal's name, if it is one.
+    /// The error's name, if it is one.
     #[serde(borrow, default)]
     error: Option<&'a str>,
     /// More answers to the same call follow.
@@ -133,7 +133,7 @@ impl<'a> IncomingReply<'a> {
         self.continues.unwrap_or(false)
     }
 
-    /// What the method gave; a refusal comes as the inner error.
+    /// The method's result; a [`MethodError`] is the inner error.
     pub fn into_result<T: DeserializeOwned>(self) -> Result<Result<T, MethodError>, ParseReplyError> {
         let parameters = self.parameters.map_or("{}", RawValue::get);
         match self.error {
@@ -181,8 +181,8 @@ mod tests {
         assert_eq!(opened.span, "a");
         out.clear();
         MethodError::NoSuchSpan { span: "b".into() }.encode(&mut out);
-        let answer = IncomingReply::parse(&out[..out.len() - 1]).unwrap();
-        let refused = answer.into_result::<EmptyReply>().unwrap();
-        assert_eq!(refused, Err(MethodError::NoSuchSpan { span: "b".into() }));
+        let reply = IncomingReply::parse(&out[..out.len() - 1]).unwrap();
+        let result = reply.into_result::<EmptyReply>().unwrap();
+        assert_eq!(result, Err(MethodError::NoSuchSpan { span: "b".into() }));
     }
 }

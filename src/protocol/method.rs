@@ -30,7 +30,7 @@ macro_rules! methods {
         })*
 
         /// Every method there is, by name.
-        pub const NAMES: &[&str] = &[$($name),*];
+        pub const METHOD_NAMES: &[&str] = &[$($name),*];
 
         /// A method's name as a value, so that the compiler insists on a place for each in every table.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -41,7 +41,7 @@ macro_rules! methods {
         impl MethodName {
             /// The method of this name: interface and method, joined by a dot.
             #[inline]
-            pub fn of(name: &str) -> Option<Self> {
+            pub fn parse(name: &str) -> Option<Self> {
                 match name {
                     $($name => Some(Self::$parameters),)*
                     _ => None,
@@ -93,13 +93,13 @@ mod tests {
             described(SERVICE_INTERFACE, SERVICE_DESCRIPTION),
         ]
         .concat();
-        let mut ours: Vec<String> = NAMES.iter().map(|name| (*name).to_owned()).collect();
+        let mut ours: Vec<String> = METHOD_NAMES.iter().map(|name| (*name).to_owned()).collect();
         described.sort();
         ours.sort();
         assert_eq!(ours, described);
-        for name in NAMES {
-            assert_eq!(MethodName::of(name).map(MethodName::as_str), Some(*name));
+        for name in METHOD_NAMES {
+            assert_eq!(MethodName::parse(name).map(MethodName::as_str), Some(*name));
         }
-        assert_eq!(MethodName::of("org.wattspan.Meter.openspan"), None);
+        assert_eq!(MethodName::parse("org.wattspan.Meter.openspan"), None);
     }
 }

@@ -1,6 +1,6 @@
 //! Every error that goes over the wire, with its name there.
 //!
-//! Owns the one mapping between a refusal and its Varlink name. The wording is for the person at the other end:
+//! Owns the one mapping between an error and its Varlink name. The wording is for the person at the other end:
 //! lower case, what is wrong, what would mend it.
 
 use serde::Serialize;
@@ -131,7 +131,7 @@ pub enum MethodError {
 pub struct ParseReplyError(#[from] serde_json::Error);
 
 impl MethodError {
-    /// The refusal of this name with these parameters (JSON text).
+    /// The error of this name with these parameters (JSON text).
     pub fn parse(error: &str, parameters: &str) -> Result<Self, ParseReplyError> {
         let unknown = || ParseReplyError(serde_json::Error::custom(format!("unknown error {error:?}")));
         let (interface, name) = error.rsplit_once('.').ok_or_else(unknown)?;
@@ -196,30 +196,30 @@ mod tests {
 
     #[test]
     fn every_method_error_round_trips() {
-        let word = || "x".to_owned();
+        let text = || "x".to_owned();
         let all = [
-            MethodError::NoSuchSpan { span: word() },
-            MethodError::SpanExists { span: word() },
-            MethodError::AlreadyClosed { span: word() },
-            MethodError::NoSuchDomain { domain: word() },
+            MethodError::NoSuchSpan { span: text() },
+            MethodError::SpanExists { span: text() },
+            MethodError::AlreadyClosed { span: text() },
+            MethodError::NoSuchDomain { domain: text() },
             MethodError::InvalidTime { at_ns: -5, earliest_ns: 1, latest_ns: 2 },
-            MethodError::InvalidValue { field: word(), reason: word() },
-            MethodError::QuotaExceeded { quota: word(), limit: 3 },
-            MethodError::AccessDenied { needs: word() },
-            MethodError::StoreDamaged { reason: word(), before: Some(7) },
-            MethodError::StoreDamaged { reason: word(), before: None },
-            MethodError::StoreUnavailable { reason: word() },
-            MethodError::InterfaceNotFound { interface: word() },
-            MethodError::MethodNotFound { method: word() },
-            MethodError::MethodNotImplemented { method: word() },
-            MethodError::InvalidParameter { parameter: word() },
+            MethodError::InvalidValue { field: text(), reason: text() },
+            MethodError::QuotaExceeded { quota: text(), limit: 3 },
+            MethodError::AccessDenied { needs: text() },
+            MethodError::StoreDamaged { reason: text(), before: Some(7) },
+            MethodError::StoreDamaged { reason: text(), before: None },
+            MethodError::StoreUnavailable { reason: text() },
+            MethodError::InterfaceNotFound { interface: text() },
+            MethodError::MethodNotFound { method: text() },
+            MethodError::MethodNotImplemented { method: text() },
+            MethodError::InvalidParameter { parameter: text() },
             MethodError::ExpectedMore {},
         ];
-        for refusal in all {
-            let wire = serde_json::to_value(&refusal).unwrap();
-            let back =
+        for error in all {
+            let wire = serde_json::to_value(&error).unwrap();
+            let parsed =
                 MethodError::parse(wire["error"].as_str().unwrap(), &wire["parameters"].to_string()).unwrap();
-            assert_eq!(back, refusal);
+            assert_eq!(parsed, error);
             let declared = [super::super::METER_DESCRIPTION, super::super::SERVICE_DESCRIPTION].concat();
             let name = wire["error"].as_str().unwrap().rsplit_once('.').unwrap().1;
             assert!(declared.contains(&format!("error {name} (")), "{name} is not in the description");

@@ -13,7 +13,7 @@ mod reply;
 mod request;
 
 pub use envelope::{Call, IncomingCall, IncomingReply, MethodReply};
-pub use method::{Method, MethodName, NAMES};
+pub use method::{METHOD_NAMES, Method, MethodName};
 pub use method_error::{MethodError, ParseReplyError};
 pub use reply::{
     Access, Balances, DaemonInfo, DomainSnapshot, DomainStatus, EmptyReply, InterfaceDescription, OpenedSpan,
@@ -30,10 +30,10 @@ pub const METER_INTERFACE: &str = "org.wattspan.Meter";
 /// Varlink's introspection, which every service answers.
 pub const SERVICE_INTERFACE: &str = "org.varlink.service";
 
-/// The description of [`METER`], served by introspection; the contract itself, byte for byte.
+/// The description of [`METER_INTERFACE`], served by introspection; the contract itself, byte for byte.
 pub const METER_DESCRIPTION: &str = include_str!("org.wattspan.Meter.varlink");
 
-/// The description of [`SERVICE`], as the Varlink specification gives it.
+/// The description of [`SERVICE_INTERFACE`], as the Varlink specification gives it.
 pub const SERVICE_DESCRIPTION: &str = include_str!("org.varlink.service.varlink");
 
 /// The byte that ends a message; JSON has no place for it, so no message holds one.

@@ -1,11 +1,11 @@
 //! What each method gives, field for field that of the descriptions.
 //!
-//! Owns the shape of every answer that is no refusal. What is not known is absent, never 0; nothing is negative.
+//! Owns the shape of every reply that is not an error. What is not known is absent, never 0; nothing is negative.
 
 use serde::{Deserialize, Serialize};
 
 use crate::attribution::account::{Account, Balance, Share};
-use crate::domain::{Absent, Duplicate, Grade, Kind, Liveness, REPLAY};
+use crate::domain::{Absent, DomainKind, Duplicate, Grade, Liveness, REPLAY_SOURCE};
 use crate::privileges::ProcessPrivileges;
 
 /// What a caller may do; each includes those before it.
@@ -25,7 +25,7 @@ pub enum Access {
 }
 
 impl Access {
-    /// Its word on the wire.
+    /// Its name on the wire.
     pub fn as_str(self) -> &'static str {
         match self {
             Access::None => "none",
@@ -43,7 +43,7 @@ pub struct DomainStatus {
     /// Unique on this machine.
     pub name: String,
     /// What it meters.
-    pub kind: Kind,
+    pub kind: DomainKind,
     /// The mechanism that reads it.
     pub source: String,
     /// What stays the same over reboots.
@@ -90,7 +90,7 @@ pub struct DomainStatus {
 impl DomainStatus {
     /// Whether its energy comes from a file and not from this machine's hardware.
     pub fn is_simulated(&self) -> bool {
-        self.source == REPLAY
+        self.source == REPLAY_SOURCE
     }
 }
 

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::attribution::account::State;
+use crate::attribution::account::SpanState;
 
 /// The daemon, its clock, every domain, every source that is not there.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -148,7 +148,7 @@ pub struct ListSpans {
     pub attributes: Option<BTreeMap<String, String>>,
     /// In this state.
     #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub state: Option<State>,
+    pub state: Option<SpanState>,
     /// Older than an earlier answer's end.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub before: Option<i64>,

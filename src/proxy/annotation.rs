@@ -1,8 +1,8 @@
-//! A request's energy, as it is told to the client.
+//! A request's energy, as it is sent to the client.
 //!
 //! Owns the two forms: a structured header (RFC 8941 dictionary) for heads and trailers, JSON for comments and usage.
 //! Integers in the contract's units; what is not known is absent, and `state` says why: `settled`, `pending` (the
-//! account did not come in time; GetSpan tells it later), or `unmeasured` with a reason.
+//! account did not come in time; GetSpan has it later), or `unmeasured` with a reason.
 
 use std::fmt::Write;
 
@@ -13,7 +13,7 @@ use super::daemon_call::SpanOutcome;
 use super::escape::escape_unprintable;
 use super::response_metadata::ResponseMetadata;
 use super::span_client::UnmeasuredReason;
-use crate::attribution::account::State;
+use crate::attribution::account::SpanState;
 use crate::domain::Grade;
 
 /// The header and trailer with the energy.
@@ -22,7 +22,7 @@ pub const ENERGY_HEADER: HeaderName = HeaderName::from_static("wattspan-energy")
 /// The header with the span's name, in every inference's reply.
 pub const SPAN_HEADER: HeaderName = HeaderName::from_static("wattspan-span");
 
-/// The figures.
+/// The energy of one request.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct EnergyAnnotation {
     state: &'static str,
@@ -54,39 +54,41 @@ pub struct EnergyAnnotation {
 
 impl EnergyAnnotation {
     /// A request that had no span.
-    pub fn unmeasured(why: UnmeasuredReason) -> Self {
+    pub fn unmeasured(reason: UnmeasuredReason) -> Self {
         EnergyAnnotation {
             state: "unmeasured",
-            reason: Some(why.description().into()),
+            reason: Some(reason.description().into()),
             ..EnergyAnnotation::default()
         }
     }
 
-    /// A span's end; `None` where it was not told in time.
-    pub fn from_outcome(span: &str, ending: Option<SpanOutcome>, said: &ResponseMetadata) -> Self {
+    /// A span's end; `None` where it did not come in time.
+    pub fn from_outcome(span: &str, outcome: Option<SpanOutcome>, metadata: &ResponseMetadata) -> Self {
         let span = Some(span.to_owned());
-        let without = |state, reason: Option<&str>| EnergyAnnotation {
+        let without_account = |state, reason: Option<&str>| EnergyAnnotation {
             state,
             reason: reason.map(str::to_owned),
             span: span.clone(),
             ..EnergyAnnotation::default()
         };
-        let account = match ending {
-            None => return without("pending", None),
+        let account = match outcome {
+            None => return without_account("pending", None),
             Some(SpanOutcome::Settled(account)) => account,
-            Some(SpanOutcome::Cancelled) => return without("unmeasured", Some("the span was cancelled")),
-            Some(SpanOutcome::Refused(why)) => {
-                let why = escape_unprintable(&why);
-                return without("unmeasured", Some(&format!("the meter refused: {why}")));
+            Some(SpanOutcome::Cancelled) => {
+                return without_account("unmeasured", Some("the span was cancelled"));
             }
-            Some(SpanOutcome::Lost) => return without("unmeasured", Some("the meter went away")),
+            Some(SpanOutcome::Refused(reason)) => {
+                let reason = escape_unprintable(&reason);
+                return without_account("unmeasured", Some(&format!("the meter refused: {reason}")));
+            }
+            Some(SpanOutcome::Lost) => return without_account("unmeasured", Some("the meter went away")),
         };
         let phase = |name: &str| account.phases.iter().find(|phase| phase.name == name)?.share_uj;
         // What comes before the first token has no name of its own, and is prefill only where decode was seen.
         let prefill = phase("decode").and_then(|_| phase(""));
-        let tokens = said.output_tokens.filter(|&tokens| tokens > 0);
+        let tokens = metadata.output_tokens.filter(|&tokens| tokens > 0);
         EnergyAnnotation {
-            state: if account.state == State::Settled { "settled" } else { "pending" },
+            state: if account.state == SpanState::Settled { "settled" } else { "pending" },
             reason: None,
             span,
             share_uj: account.share_uj,
@@ -135,7 +137,7 @@ impl EnergyAnnotation {
         HeaderValue::from_str(&text).unwrap_or(HeaderValue::from_static("state=unmeasured"))
     }
 
-    /// The figures as one JSON object.
+    /// The annotation as one JSON object.
     pub fn to_json(&self) -> String {
         serde_json::to_string(self).expect("our words have string keys and finite numbers")
     }
@@ -161,33 +163,41 @@ mod tests {
 
     #[test]
     fn daemon_text_is_escaped_in_headers_and_json() {
-        let words = "no \"span\" \u{202e}\u{1b}[2J\r\nSet-Cookie: a=b \\ é";
-        let figures = EnergyAnnotation::from_outcome(
+        let text = "no \"span\" \u{202e}\u{1b}[2J\r\nSet-Cookie: a=b \\ é";
+        let annotation = EnergyAnnotation::from_outcome(
             "s",
-            Some(SpanOutcome::Refused(words.into())),
+            Some(SpanOutcome::Refused(text.into())),
             &ResponseMetadata::default(),
         );
-        let header = figures.header_value();
+        let header = annotation.header_value();
         let expected = r#"state=unmeasured, reason="the meter refused: no \"span\" \\u{202e}\\u{1b}[2J\\r\\nSet-Cookie: a=b \\ \\u{e9}""#;
         assert_eq!(header.to_str().unwrap(), expected);
-        assert!(figures.to_json().bytes().all(|byte| (b' '..=b'~').contains(&byte)), "{}", figures.to_json());
+        assert!(
+            annotation.to_json().bytes().all(|byte| (b' '..=b'~').contains(&byte)),
+            "{}",
+            annotation.to_json()
+        );
     }
 
     #[test]
     fn unknown_values_are_omitted() {
-        let figures = EnergyAnnotation::unmeasured(UnmeasuredReason::DaemonUnavailable);
-        assert_eq!(figures.header_value(), "state=unmeasured, reason=\"the meter is away\"");
-        assert_eq!(figures.to_json(), r#"{"state":"unmeasured","reason":"the meter is away"}"#);
-        let figures = EnergyAnnotation::from_outcome("s", None, &ResponseMetadata::default());
-        assert_eq!(figures.sse_comment(), ": wattspan {\"state\":\"pending\",\"span\":\"s\"}\n\n");
+        let annotation = EnergyAnnotation::unmeasured(UnmeasuredReason::DaemonUnavailable);
+        assert_eq!(annotation.header_value(), "state=unmeasured, reason=\"the meter is away\"");
+        assert_eq!(annotation.to_json(), r#"{"state":"unmeasured","reason":"the meter is away"}"#);
+        let annotation = EnergyAnnotation::from_outcome("s", None, &ResponseMetadata::default());
+        assert_eq!(annotation.sse_comment(), ": wattspan {\"state\":\"pending\",\"span\":\"s\"}\n\n");
     }
 
     #[test]
     fn flags_are_structured_header_booleans() {
-        let figures = EnergyAnnotation { state: "settled", share_uj: Some(7), ..EnergyAnnotation::default() };
-        assert_eq!(figures.header_value(), "state=settled, share_uj=7");
-        let figures = EnergyAnnotation { simulated: Some(true), at_least: Some(true), ..figures };
-        assert_eq!(figures.header_value(), "state=settled, share_uj=7, simulated=?1, at_least=?1");
-        assert_eq!(figures.to_json(), r#"{"state":"settled","share_uj":7,"simulated":true,"at_least":true}"#);
+        let annotation =
+            EnergyAnnotation { state: "settled", share_uj: Some(7), ..EnergyAnnotation::default() };
+        assert_eq!(annotation.header_value(), "state=settled, share_uj=7");
+        let annotation = EnergyAnnotation { simulated: Some(true), at_least: Some(true), ..annotation };
+        assert_eq!(annotation.header_value(), "state=settled, share_uj=7, simulated=?1, at_least=?1");
+        assert_eq!(
+            annotation.to_json(),
+            r#"{"state":"settled","share_uj":7,"simulated":true,"at_least":true}"#
+        );
     }
 }

@@ -1,4 +1,4 @@
-//! Which connections get figures.
+//! Which connections get annotated replies.
 //!
 //! Owns the decision, taken once when a connection is accepted: the proxy's own user, root, and the members of one
 //! group, where the connection's owner is known. The proxy reads the meter with its own access, so that without this
@@ -63,15 +63,15 @@ pub struct AnnotationPolicy {
 }
 
 impl AnnotationPolicy {
-    /// Figures for the proxy's own user, root and the members of `group`; for every connection with `everyone`.
-    pub fn new(everyone: bool, group: AnnotationGroup) -> Self {
+    /// Figures for the proxy's own user, root and the members of `group`; for every connection with `annotate_all`.
+    pub fn new(annotate_all: bool, group: AnnotationGroup) -> Self {
         let own_uid = rustix::process::geteuid().as_raw();
-        AnnotationPolicy { annotate_all: everyone, own_uid, group, members: Mutex::default() }
+        AnnotationPolicy { annotate_all, own_uid, group, members: Mutex::default() }
     }
 
-    /// Whether a connection of `owner` gets figures.
-    pub async fn is_permitted(&self, owner: &PeerUser) -> bool {
-        match owner {
+    /// Whether a connection of `user` gets annotated replies.
+    pub async fn is_permitted(&self, user: &PeerUser) -> bool {
+        match user {
             _ if self.annotate_all => true,
             PeerUser::Unknown => false,
             PeerUser::Uid(OVERFLOW_UID)
@@ -117,18 +117,22 @@ impl AnnotationPolicy {
 
     async fn is_group_member(&self, uid: u32) -> bool {
         let Some(gid) = self.group.gid else { return false };
-        let known = |members: &HashMap<u32, (bool, Instant)>| {
-            members.get(&uid).filter(|(_, since)| since.elapsed() < MEMBERSHIP_TTL).map(|(member, _)| *member)
+        let cached = |members: &HashMap<u32, (bool, Instant)>| {
+            members
+                .get(&uid)
+                .filter(|(_, since)| since.elapsed() < MEMBERSHIP_TTL)
+                .map(|(is_member, _)| *is_member)
         };
-        if let Some(member) = known(&self.members.lock().unwrap_or_else(PoisonError::into_inner)) {
-            return member;
+        if let Some(is_member) = cached(&self.members.lock().unwrap_or_else(PoisonError::into_inner)) {
+            return is_member;
         }
         // A name service may block, and one thread serves every client.
-        let member = tokio::task::spawn_blocking(move || is_user_in_group(uid, gid)).await.unwrap_or(false);
+        let is_member =
+            tokio::task::spawn_blocking(move || is_user_in_group(uid, gid)).await.unwrap_or(false);
         let mut members = self.members.lock().unwrap_or_else(PoisonError::into_inner);
         members.retain(|_, (_, since)| since.elapsed() < MEMBERSHIP_TTL);
-        members.insert(uid, (member, Instant::now()));
-        member
+        members.insert(uid, (is_member, Instant::now()));
+        is_member
     }
 }
 
@@ -155,9 +159,9 @@ mod tests {
 
     const OWN: u32 = 990;
 
-    fn policy(everyone: bool) -> AnnotationPolicy {
+    fn policy(annotate_all: bool) -> AnnotationPolicy {
         let group = AnnotationGroup { name: "meter".into(), gid: Some(50) };
-        AnnotationPolicy { annotate_all: everyone, own_uid: OWN, group, members: Mutex::default() }
+        AnnotationPolicy { annotate_all, own_uid: OWN, group, members: Mutex::default() }
     }
 
     fn peer(uid: u32, gid: u32, groups: &[u32]) -> PeerUser {
@@ -166,22 +170,22 @@ mod tests {
 
     #[tokio::test]
     async fn annotations_go_to_own_user_root_and_group_members() {
-        let access = policy(false);
-        for owner in
+        let policy = policy(false);
+        for user in
             [PeerUser::Uid(0), PeerUser::Uid(OWN), peer(OWN, 1, &[]), peer(7, 50, &[]), peer(7, 7, &[3, 50])]
         {
-            assert!(access.is_permitted(&owner).await, "{owner:?}");
+            assert!(policy.is_permitted(&user).await, "{user:?}");
         }
         let unmapped = peer(OVERFLOW_UID, 50, &[50]);
-        for owner in [PeerUser::Unknown, peer(7, 7, &[3]), PeerUser::Uid(OVERFLOW_UID), unmapped] {
-            assert!(!access.is_permitted(&owner).await, "{owner:?}");
+        for user in [PeerUser::Unknown, peer(7, 7, &[3]), PeerUser::Uid(OVERFLOW_UID), unmapped] {
+            assert!(!policy.is_permitted(&user).await, "{user:?}");
         }
     }
 
     #[tokio::test]
     async fn the_overflow_uid_is_never_trusted() {
-        let access = AnnotationPolicy { own_uid: OVERFLOW_UID, ..policy(false) };
-        assert!(!access.is_permitted(&PeerUser::Uid(OVERFLOW_UID)).await);
+        let policy = AnnotationPolicy { own_uid: OVERFLOW_UID, ..policy(false) };
+        assert!(!policy.is_permitted(&PeerUser::Uid(OVERFLOW_UID)).await);
     }
 
     #[tokio::test]
@@ -192,8 +196,8 @@ mod tests {
     #[tokio::test]
     async fn a_missing_group_has_no_members() {
         let group = AnnotationGroup { name: "none".into(), gid: None };
-        let access = AnnotationPolicy { group, ..policy(false) };
-        assert!(!access.is_permitted(&peer(7, 0, &[0])).await);
+        let policy = AnnotationPolicy { group, ..policy(false) };
+        assert!(!policy.is_permitted(&peer(7, 0, &[0])).await);
     }
 
     #[test]

@@ -2,8 +2,8 @@
 //!
 //! Owns the bounds. The energy can only stand in the head if the head waits until the body has ended and the account
 //! has settled. A server sends such a reply in one go once it is done, so the body's end is there at once; where it is
-//! not within [`PATIENCE`], or is larger than [`MOST`], head and body go on as they come, and the energy behind them if
-//! at all. With `--annotate off` nothing is ever held.
+//! not within [`BUFFER_TIMEOUT`], or is larger than [`MAX_BUFFERED_BYTES`], head and body go on as they come, and the
+//! energy after them if at all. With `--annotate off` nothing is ever buffered.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -45,51 +45,50 @@ enum BufferOutcome {
 pub async fn respond(
     mut head: response::Parts,
     mut body: Incoming,
-    weighed: Arc<WeightedStream>,
-    mut dialect: ResponseReader,
-    tail: AnnotationPlacement,
+    stream: Arc<WeightedStream>,
+    mut reader: ResponseReader,
+    placement: AnnotationPlacement,
 ) -> Result<Response<BoxBody>, hyper::Error> {
-    let mut pieces = VecDeque::new();
-    let trailers = match buffer_body(&mut body, &mut pieces, &mut dialect).await {
+    let mut chunks = VecDeque::new();
+    let trailers = match buffer_body(&mut body, &mut chunks, &mut reader).await {
         BufferOutcome::Complete(trailers) => trailers,
         BufferOutcome::Partial => {
-            let tail = AnnotationPlacement { comment: false, usage: false, ..tail };
-            tail.announce_trailer(&mut head.headers);
-            let streamed = StreamedBody::new(body, pieces, weighed, dialect, tail);
+            let placement = AnnotationPlacement { comment: false, usage: false, ..placement };
+            placement.announce_trailer(&mut head.headers);
+            let streamed = StreamedBody::new(body, chunks, stream, reader, placement);
             return Ok(Response::from_parts(head, streamed.boxed_unsync()));
         }
         BufferOutcome::UpstreamFailed(error) => {
-            let mut span = weighed.span();
+            let mut span = stream.span();
             span.set_attribute("error.type", "the server broke off");
             drop(span.close());
             return Err(error);
         }
     };
-    let mut said = ResponseMetadata::default();
-    dialect.finish(&mut said);
-    let awaited = {
-        let mut span = weighed.span();
-        span.set_response_attributes(&said);
+    let mut metadata = ResponseMetadata::default();
+    reader.finish(&mut metadata);
+    let pending = {
+        let mut span = stream.span();
+        span.set_response_attributes(&metadata);
         span.close()
     };
-    let known = head.headers.contains_key(header::CONTENT_LENGTH);
-    if let Some(awaited) = awaited {
-        let figures = awaited.wait(said).await;
-        head.headers.insert(ENERGY_HEADER, figures.header_value());
-        if tail.usage && matches!(dialect, ResponseReader::Json(_)) {
-            let bytes = pieces.drain(..).flatten().collect();
-            pieces.push_back(insert_energy(&mut head.headers, bytes, &figures).into());
+    let has_known_length = head.headers.contains_key(header::CONTENT_LENGTH);
+    if let Some(pending) = pending {
+        let annotation = pending.wait(metadata).await;
+        head.headers.insert(ENERGY_HEADER, annotation.header_value());
+        if placement.usage && matches!(reader, ResponseReader::Json(_)) {
+            let bytes = chunks.drain(..).flatten().collect();
+            chunks.push_back(insert_energy(&mut head.headers, bytes, &annotation).into());
         }
     }
-    let body =
-        BufferedBody { chunks: pieces, trailers, has_known_length: known }.map_err(|never| match never {});
+    let body = BufferedBody { chunks, trailers, has_known_length }.map_err(|never| match never {});
     Ok(Response::from_parts(head, body.boxed_unsync()))
 }
 
 async fn buffer_body(
     body: &mut Incoming,
-    pieces: &mut VecDeque<Bytes>,
-    dialect: &mut ResponseReader,
+    chunks: &mut VecDeque<Bytes>,
+    reader: &mut ResponseReader,
 ) -> BufferOutcome {
     let deadline = Instant::now() + BUFFER_TIMEOUT;
     let mut length = 0;
@@ -99,10 +98,10 @@ async fn buffer_body(
             Ok(None) => return BufferOutcome::Complete(None),
             Ok(Some(Err(error))) => return BufferOutcome::UpstreamFailed(error),
             Ok(Some(Ok(frame))) => match frame.into_data() {
-                Ok(piece) => {
-                    dialect.read_unstreamed_chunk(&piece);
-                    length += piece.len() as u64;
-                    pieces.push_back(piece);
+                Ok(chunk) => {
+                    reader.read_unstreamed_chunk(&chunk);
+                    length += chunk.len() as u64;
+                    chunks.push_back(chunk);
                     if length > MAX_BUFFERED_BYTES {
                         return BufferOutcome::Partial;
                     }
@@ -114,10 +113,10 @@ async fn buffer_body(
 }
 
 /// The body with `usage.energy`, and a head that fits.
-fn insert_energy(headers: &mut HeaderMap, bytes: Vec<u8>, figures: &EnergyAnnotation) -> Vec<u8> {
-    let says_counts = memchr::memmem::find(&bytes, b"\"eval_count\"").is_some();
-    let Some(spot) = InsertionPoint::find(&bytes, says_counts) else { return bytes };
-    let bytes = spot.insert(&bytes, &figures.to_json());
+fn insert_energy(headers: &mut HeaderMap, bytes: Vec<u8>, annotation: &EnergyAnnotation) -> Vec<u8> {
+    let has_token_counts = memchr::memmem::find(&bytes, b"\"eval_count\"").is_some();
+    let Some(point) = InsertionPoint::find(&bytes, has_token_counts) else { return bytes };
+    let bytes = point.insert(&bytes, &annotation.to_json());
     if headers.contains_key(header::CONTENT_LENGTH) {
         headers.insert(header::CONTENT_LENGTH, HeaderValue::from(bytes.len()));
     }

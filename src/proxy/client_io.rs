@@ -1,4 +1,4 @@
-//! A client's connection that can be told of a server's early words.
+//! A client's connection on which informational replies of the server can be sent.
 //!
 //! Owns the socket. hyper's server sends no informational replies but "100 Continue", so that a server's "103 Early
 //! Hints" would get lost; here they are written beside it. Invariant: that happens only between two messages, when hyper
@@ -13,7 +13,7 @@ use http::{HeaderMap, StatusCode};
 use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper_util::rt::TokioIo;
 
-use super::listener::{AcceptedConnection, ClientReader, ClientWriter as Outgoing};
+use super::listener::{AcceptedConnection, ClientReader, ClientWriter};
 
 /// The connection.
 pub struct ClientIo {
@@ -21,20 +21,20 @@ pub struct ClientIo {
     writer: Arc<Mutex<SharedWriter>>,
 }
 
-/// The side way to the client.
+/// Sends informational replies to the client.
 #[derive(Clone)]
 pub struct InformationalSender(Arc<Mutex<SharedWriter>>);
 
 struct SharedWriter {
-    inner: TokioIo<Outgoing>,
+    inner: TokioIo<ClientWriter>,
     /// hyper has nothing more to write.
     flushed: bool,
-    /// What was begun aside and did not fit.
+    /// The rest of an informational reply that did not fit.
     unsent: Vec<u8>,
 }
 
 impl ClientIo {
-    /// A connection, and the side way to its client.
+    /// A connection, and the sender of informational replies to its client.
     pub fn new(connection: AcceptedConnection) -> (Self, InformationalSender) {
         let (reader, writer) = connection.into_split();
         let writer = SharedWriter { inner: TokioIo::new(writer), flushed: true, unsent: Vec::new() };
@@ -62,9 +62,9 @@ impl InformationalSender {
             return;
         }
         // Without a task to wake: what the socket does not take now goes out before hyper's next write.
-        let mut unwoken = Context::from_waker(Waker::noop());
+        let mut noop_context = Context::from_waker(Waker::noop());
         if let Poll::Ready(Ok(written)) =
-            Pin::new(&mut writer.inner).poll_write(&mut unwoken, head.as_bytes())
+            Pin::new(&mut writer.inner).poll_write(&mut noop_context, head.as_bytes())
         {
             writer.unsent = head.split_off(written).into_bytes();
         }
@@ -72,7 +72,7 @@ impl InformationalSender {
 }
 
 impl SharedWriter {
-    /// Writes the rest of what was begun aside.
+    /// Writes the rest of an informational reply.
     fn poll_unsent(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while !self.unsent.is_empty() {
             match Pin::new(&mut self.inner).poll_write(cx, &self.unsent) {

@@ -1,7 +1,7 @@
-//! A message for the daemon, on its way through the lane.
+//! A call to the daemon, on its way through the queue.
 //!
-//! Owns the promise that every question is answered once: with the daemon's answer, or, wherever it gets lost, with
-//! [`Ending::Lost`]; and that each span's end is counted exactly once.
+//! Invariant: every span's end has one outcome, the daemon's reply or, wherever the call is lost, [`SpanOutcome::Lost`];
+//! and it is counted exactly once.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -26,7 +26,7 @@ pub enum SpanOutcome {
     Lost,
 }
 
-/// A message.
+/// A queued call.
 pub struct DaemonCall {
     /// The connection it is for.
     pub generation: u64,
@@ -53,14 +53,14 @@ impl DaemonCall {
     }
 
     /// A call with an answer.
-    pub fn with_reply<M: Method>(generation: u64, parameters: M, question: ReplyHandler) -> Self {
+    pub fn with_reply<M: Method>(generation: u64, parameters: M, reply_handler: ReplyHandler) -> Self {
         let mut bytes = Vec::new();
         Call::new(parameters).encode(&mut bytes);
-        DaemonCall { generation, bytes, reply_handler: Some(question) }
+        DaemonCall { generation, bytes, reply_handler: Some(reply_handler) }
     }
 }
 
-/// What a question was.
+/// Which call ends a span.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum EndKind {
     /// CloseSpan.
@@ -69,23 +69,20 @@ pub enum EndKind {
     Cancel,
 }
 
-/// A question that waits for its answer.
+/// A span's end whose reply is awaited.
 pub struct PendingEnd {
     kind: EndKind,
     outcome_sender: Option<oneshot::Sender<SpanOutcome>>,
     counters: Arc<ProxyCounters>,
-    /// When it was asked.
+    /// When it was queued.
     pub queued_at: Instant,
 }
 
 impl PendingEnd {
-    /// A question, and where its answer comes.
-    pub fn new(kind: EndKind, tally: Arc<ProxyCounters>) -> (Self, oneshot::Receiver<SpanOutcome>) {
+    /// A pending end, and the receiver of its outcome.
+    pub fn new(kind: EndKind, counters: Arc<ProxyCounters>) -> (Self, oneshot::Receiver<SpanOutcome>) {
         let (sender, receiver) = oneshot::channel();
-        (
-            PendingEnd { kind, outcome_sender: Some(sender), counters: tally, queued_at: Instant::now() },
-            receiver,
-        )
+        (PendingEnd { kind, outcome_sender: Some(sender), counters, queued_at: Instant::now() }, receiver)
     }
 
     /// Reads the daemon's answer, and hands it on.
@@ -94,41 +91,41 @@ impl PendingEnd {
     /// Why the connection is of no use any more: it is no answer, or the span is still open. Only the connection's end
     /// ends such a span, and one that stays open takes energy from the others for ever.
     pub fn handle_reply(mut self, message: &[u8]) -> Result<(), String> {
-        let ending = self.parse_reply(message)?;
-        self.resolve(ending);
+        let outcome = self.parse_reply(message)?;
+        self.resolve(outcome);
         Ok(())
     }
 
     fn parse_reply(&self, message: &[u8]) -> Result<SpanOutcome, String> {
-        let nonsense = |error: ParseReplyError| format!("the meter's answer makes no sense: {error}");
-        let answer = IncomingReply::parse(message).map_err(nonsense)?;
-        let ended = match self.kind {
-            EndKind::Close => answer
+        let invalid = |error: ParseReplyError| format!("the meter's answer makes no sense: {error}");
+        let reply = IncomingReply::parse(message).map_err(invalid)?;
+        let outcome = match self.kind {
+            EndKind::Close => reply
                 .into_result::<SpanAccount>()
                 .map(|reply| reply.map(|reply| SpanOutcome::Settled(Box::new(reply.account)))),
             EndKind::Cancel => {
-                answer.into_result::<EmptyReply>().map(|reply| reply.map(|_| SpanOutcome::Cancelled))
+                reply.into_result::<EmptyReply>().map(|reply| reply.map(|_| SpanOutcome::Cancelled))
             }
         };
-        match ended.map_err(nonsense)? {
-            Ok(ending) => Ok(ending),
-            Err(refusal @ (MethodError::NoSuchSpan { .. } | MethodError::AlreadyClosed { .. })) => {
-                Ok(SpanOutcome::Refused(refusal.to_string()))
+        match outcome.map_err(invalid)? {
+            Ok(outcome) => Ok(outcome),
+            Err(error @ (MethodError::NoSuchSpan { .. } | MethodError::AlreadyClosed { .. })) => {
+                Ok(SpanOutcome::Refused(error.to_string()))
             }
-            Err(refusal) => Err(format!("the meter leaves a span open that has ended: {refusal}")),
+            Err(error) => Err(format!("the meter leaves a span open that has ended: {error}")),
         }
     }
 
-    fn resolve(&mut self, ending: SpanOutcome) {
+    fn resolve(&mut self, outcome: SpanOutcome) {
         let Some(sender) = self.outcome_sender.take() else { return };
-        match &ending {
+        match &outcome {
             SpanOutcome::Settled(_) => self.counters.closed.increment(),
             SpanOutcome::Cancelled => self.counters.cancelled.increment(),
             SpanOutcome::Refused(_) => self.counters.refused.increment(),
             SpanOutcome::Lost => self.counters.abandoned.increment(),
         }
-        // Whoever asked may be gone, which is why the counting is done here.
-        let _ = sender.send(ending);
+        // The receiver may be dropped, which is why the counting is done here.
+        let _ = sender.send(outcome);
     }
 }
 
@@ -143,27 +140,27 @@ mod tests {
     use super::*;
 
     fn handle_reply(kind: EndKind, message: &str) -> (Result<(), String>, Arc<ProxyCounters>) {
-        let tally = Arc::new(ProxyCounters::default());
-        let (ask, _answer) = PendingEnd::new(kind, Arc::clone(&tally));
-        (ask.handle_reply(message.as_bytes()), tally)
+        let counters = Arc::new(ProxyCounters::default());
+        let (pending, _outcome) = PendingEnd::new(kind, Arc::clone(&counters));
+        (pending.handle_reply(message.as_bytes()), counters)
     }
 
     #[test]
     fn an_error_that_leaves_the_span_open_is_not_an_end() {
-        let refusal = |name: &str, parameters: &str| {
+        let error = |name: &str, parameters: &str| {
             format!(r#"{{"error":"org.wattspan.Meter.{name}","parameters":{parameters}}}"#)
         };
         for kind in [EndKind::Close, EndKind::Cancel] {
             for name in ["NoSuchSpan", "AlreadyClosed"] {
-                let (answered, tally) = handle_reply(kind, &refusal(name, r#"{"span":"a"}"#));
-                assert_eq!((answered, tally.refused.get()), (Ok(()), 1), "{name}");
+                let (result, counters) = handle_reply(kind, &error(name, r#"{"span":"a"}"#));
+                assert_eq!((result, counters.refused.get()), (Ok(()), 1), "{name}");
             }
-            let exceeded = refusal("QuotaExceeded", r#"{"quota":"calls a second","limit":20}"#);
-            for message in [exceeded, refusal("OfALaterVersion", "{}"), "{".to_owned()] {
-                let (answered, tally) = handle_reply(kind, &message);
-                assert!(answered.is_err(), "{message}");
+            let exceeded = error("QuotaExceeded", r#"{"quota":"calls a second","limit":20}"#);
+            for message in [exceeded, error("OfALaterVersion", "{}"), "{".to_owned()] {
+                let (result, counters) = handle_reply(kind, &message);
+                assert!(result.is_err(), "{message}");
                 // The connection ends now, and with it the span.
-                assert_eq!((tally.refused.get(), tally.abandoned.get()), (0, 1), "{message}");
+                assert_eq!((counters.refused.get(), counters.abandoned.get()), (0, 1), "{message}");
             }
         }
     }

@@ -1,4 +1,4 @@
-//! The daemon's end of the lane: connects, writes what is queued, reads what is answered, and begins again.
+//! The span client's connection to the daemon: connects, writes queued calls, reads replies, and reconnects.
 //!
 //! Owns the socket. A daemon counts as there once it answered a first question; it counts as gone when it hangs up,
 //! speaks nonsense, or makes no progress. Every change is told once, in one line.
@@ -31,119 +31,119 @@ const SETTLE_TIMEOUT: Duration = Duration::from_secs(60);
 /// A daemon that sends more than this without an end is not one.
 const MAX_MESSAGE_BYTES: usize = 1 << 20;
 
-/// Orders that are written at once.
+/// Calls that are written at once.
 const MAX_BATCH_CALLS: usize = 256;
 
-/// Keeps the lane served until nobody is left to send orders.
+/// Connects and reconnects until every sender of calls is dropped.
 pub async fn run(
-    place: SocketPath,
-    mut orders: CallReceiver,
-    shared: &SpanClientState,
-    tell: &(dyn Fn(&str) + Sync),
+    socket_path: SocketPath,
+    mut calls: CallReceiver,
+    state: &SpanClientState,
+    log: &(dyn Fn(&str) + Sync),
 ) {
-    let (mut generation, mut pause, mut told) = (0, RECONNECT_DELAYS.0, None);
+    let (mut generation, mut pause, mut last_status) = (0, RECONNECT_DELAYS.0, None);
     loop {
-        let began = Instant::now();
-        let reason = match connect(&place).await {
+        let started = Instant::now();
+        let reason = match connect(&socket_path).await {
             Ok((stream, path)) => {
                 generation += 1;
-                if told.take() != Some(String::new()) {
-                    tell(&format!("the meter at {} answers", path.display()));
-                    told = Some(String::new());
+                if last_status.take() != Some(String::new()) {
+                    log(&format!("the meter at {} answers", path.display()));
+                    last_status = Some(String::new());
                 }
-                shared.set_generation(generation);
-                let reason = run_connection(stream, generation, &mut orders, shared).await;
-                shared.set_generation(0);
+                state.set_generation(generation);
+                let reason = run_connection(stream, generation, &mut calls, state).await;
+                state.set_generation(0);
                 let Some(reason) = reason else { return };
-                if began.elapsed() > RECONNECT_DELAYS.1 {
+                if started.elapsed() > RECONNECT_DELAYS.1 {
                     pause = RECONNECT_DELAYS.0;
                 }
                 reason
             }
             Err(reason) => reason,
         };
-        if told.as_ref() != Some(&reason) {
-            tell(&format!("{reason}; requests go through unmeasured until the meter answers"));
-            told = Some(reason);
+        if last_status.as_ref() != Some(&reason) {
+            log(&format!("{reason}; requests go through unmeasured until the meter answers"));
+            last_status = Some(reason);
         }
-        if !discard_calls_for(pause, &mut orders, shared).await {
+        if !discard_calls_for(pause, &mut calls, state).await {
             return;
         }
         pause = (pause * 2).min(RECONNECT_DELAYS.1);
     }
 }
 
-/// Waits, and lets go of what is queued meanwhile; false where nobody is left.
-async fn discard_calls_for(pause: Duration, orders: &mut CallReceiver, shared: &SpanClientState) -> bool {
+/// Waits, and discards the calls that are queued meanwhile; false where every sender is dropped.
+async fn discard_calls_for(pause: Duration, calls: &mut CallReceiver, state: &SpanClientState) -> bool {
     let end = tokio::time::sleep(pause);
     tokio::pin!(end);
     loop {
         tokio::select! {
             () = &mut end => return true,
-            order = orders.recv() => match order {
-                Some(_) => shared.mark_dequeued(),
+            call = calls.recv() => match call {
+                Some(_) => state.mark_dequeued(),
                 None => return false,
             },
         }
     }
 }
 
-/// Connects to the first place that answers a question; which that was.
-async fn connect(place: &SocketPath) -> Result<(UnixStream, &Path), String> {
-    let mut failure = String::from("no place to look for the meter at");
-    for path in place.candidates() {
+/// Connects to the first socket that answers a call, and returns its path.
+async fn connect(socket_path: &SocketPath) -> Result<(UnixStream, &Path), String> {
+    let mut last_error = String::from("no place to look for the meter at");
+    for path in socket_path.candidates() {
         let at = path.display();
-        let meeting = async {
+        let handshake = async {
             let mut stream = UnixStream::connect(path).await?;
             let mut request = Vec::new();
             Call::new(GetInfo {}).encode(&mut request);
             stream.write_all(&request).await?;
-            let mut incoming = Vec::new();
-            while !incoming.contains(&MESSAGE_TERMINATOR) {
-                if stream.read_buf(&mut incoming).await? == 0 || incoming.len() > MAX_MESSAGE_BYTES {
+            let mut buffer = Vec::new();
+            while !buffer.contains(&MESSAGE_TERMINATOR) {
+                if stream.read_buf(&mut buffer).await? == 0 || buffer.len() > MAX_MESSAGE_BYTES {
                     return Err(io::Error::other("it hung up instead of answering"));
                 }
             }
-            Ok((stream, incoming))
+            Ok((stream, buffer))
         };
-        match timeout(STALL_TIMEOUT, meeting).await {
-            Ok(Ok((stream, incoming))) => match check_access(&incoming) {
+        match timeout(STALL_TIMEOUT, handshake).await {
+            Ok(Ok((stream, buffer))) => match check_access(&buffer) {
                 Ok(()) => return Ok((stream, path)),
-                Err(reason) => failure = format!("the meter at {at}: {reason}"),
+                Err(reason) => last_error = format!("the meter at {at}: {reason}"),
             },
-            Ok(Err(reason)) => failure = format!("no meter at {at}: {reason}"),
-            Err(_) => failure = format!("the meter at {at} does not answer"),
+            Ok(Err(reason)) => last_error = format!("no meter at {at}: {reason}"),
+            Err(_) => last_error = format!("the meter at {at} does not answer"),
         }
     }
-    Err(failure)
+    Err(last_error)
 }
 
 /// Whether the first answer lets this user open spans. Nothing follows it, since nothing else was asked.
-fn check_access(incoming: &[u8]) -> Result<(), String> {
-    let message = incoming.split(|&byte| byte == MESSAGE_TERMINATOR).next().unwrap_or_default();
-    let answer = IncomingReply::parse(message).map_err(|error| error.to_string())?;
-    match answer.into_result::<DaemonInfo>() {
+fn check_access(buffer: &[u8]) -> Result<(), String> {
+    let message = buffer.split(|&byte| byte == MESSAGE_TERMINATOR).next().unwrap_or_default();
+    let reply = IncomingReply::parse(message).map_err(|error| error.to_string())?;
+    match reply.into_result::<DaemonInfo>() {
         Ok(Ok(info)) if info.access == Access::None => {
             Err("this user may not open spans; `wattspan doctor` says how to get access".into())
         }
         Ok(Ok(_)) => Ok(()),
-        Ok(Err(refusal)) => Err(refusal.to_string()),
+        Ok(Err(method_error)) => Err(method_error.to_string()),
         Err(error) => Err(error.to_string()),
     }
 }
 
-/// Serves the lane over one connection; why it was lost, or `None` where nobody is left to send orders.
+/// Sends calls over one connection; why it was lost, or `None` where every sender of calls is dropped.
 async fn run_connection(
     stream: UnixStream,
     generation: u64,
-    orders: &mut CallReceiver,
-    shared: &SpanClientState,
+    calls: &mut CallReceiver,
+    state: &SpanClientState,
 ) -> Option<String> {
     let (reader, writer) = stream.into_split();
-    let asked = Mutex::new(VecDeque::new());
+    let pending = Mutex::new(VecDeque::new());
     tokio::select! {
-        reason = write_calls(writer, generation, orders, &asked, shared) => reason,
-        reason = read_replies(reader, &asked, shared) => Some(reason),
+        reason = write_calls(writer, generation, calls, &pending, state) => reason,
+        reason = read_replies(reader, &pending, state) => Some(reason),
     }
 }
 
@@ -152,23 +152,23 @@ type PendingReplies = Mutex<VecDeque<ReplyHandler>>;
 async fn write_calls(
     mut writer: OwnedWriteHalf,
     generation: u64,
-    orders: &mut CallReceiver,
-    asked: &PendingReplies,
-    shared: &SpanClientState,
+    calls: &mut CallReceiver,
+    pending: &PendingReplies,
+    state: &SpanClientState,
 ) -> Option<String> {
     let (mut batch, mut bytes) = (Vec::with_capacity(MAX_BATCH_CALLS), Vec::new());
     loop {
-        if orders.recv_many(&mut batch, MAX_BATCH_CALLS).await == 0 {
+        if calls.recv_many(&mut batch, MAX_BATCH_CALLS).await == 0 {
             return None;
         }
         // They have left the queue, whatever becomes of them: this may end at any wait from here on.
-        batch.iter().for_each(|_| shared.mark_dequeued());
+        batch.iter().for_each(|_| state.mark_dequeued());
         // The request itself goes first: what is told here says when it was.
         tokio::task::yield_now().await;
-        for DaemonCall { generation: of, bytes: message, reply_handler: question } in batch.drain(..) {
-            if of == generation {
+        for DaemonCall { generation: call_generation, bytes: message, reply_handler } in batch.drain(..) {
+            if call_generation == generation {
                 bytes.extend_from_slice(&message);
-                asked.lock().unwrap_or_else(PoisonError::into_inner).extend(question);
+                pending.lock().unwrap_or_else(PoisonError::into_inner).extend(reply_handler);
             }
         }
         match timeout(STALL_TIMEOUT, writer.write_all(&bytes)).await {
@@ -179,43 +179,47 @@ async fn write_calls(
     }
 }
 
-async fn read_replies(mut reader: OwnedReadHalf, asked: &PendingReplies, shared: &SpanClientState) -> String {
-    let mut incoming = Vec::new();
-    let oldest = || match asked.lock().unwrap_or_else(PoisonError::into_inner).front() {
-        Some(ReplyHandler::End(ask)) => Some(ask.queued_at),
+async fn read_replies(
+    mut reader: OwnedReadHalf,
+    pending: &PendingReplies,
+    state: &SpanClientState,
+) -> String {
+    let mut buffer = Vec::new();
+    let oldest_end = || match pending.lock().unwrap_or_else(PoisonError::into_inner).front() {
+        Some(ReplyHandler::End(pending_end)) => Some(pending_end.queued_at),
         Some(ReplyHandler::Open(_)) | None => None,
     };
     loop {
-        match timeout(STALL_TIMEOUT, reader.read_buf(&mut incoming)).await {
+        match timeout(STALL_TIMEOUT, reader.read_buf(&mut buffer)).await {
             Ok(Ok(0)) => return "the meter hung up".into(),
             Ok(Ok(_)) => {}
             Ok(Err(error)) => return format!("the meter is gone: {error}"),
-            Err(_) if oldest().is_some_and(|since| since.elapsed() > SETTLE_TIMEOUT) => {
+            Err(_) if oldest_end().is_some_and(|queued_at| queued_at.elapsed() > SETTLE_TIMEOUT) => {
                 return "the meter does not answer".into();
             }
             Err(_) => {}
         }
         let mut from = 0;
-        while let Some(length) = memchr::memchr(MESSAGE_TERMINATOR, incoming.get(from..).unwrap_or_default())
-        {
-            let message = incoming.get(from..from + length).unwrap_or_default();
-            let Some(question) = asked.lock().unwrap_or_else(PoisonError::into_inner).pop_front() else {
+        while let Some(length) = memchr::memchr(MESSAGE_TERMINATOR, buffer.get(from..).unwrap_or_default()) {
+            let message = buffer.get(from..from + length).unwrap_or_default();
+            let Some(reply_handler) = pending.lock().unwrap_or_else(PoisonError::into_inner).pop_front()
+            else {
                 return "the meter answers what nobody asked".into();
             };
-            let answered = match question {
+            let handled = match reply_handler {
                 ReplyHandler::Open(server) => server.handle_open_reply(message),
-                ReplyHandler::End(ask) => {
-                    shared.record_account_latency(ask.queued_at.elapsed());
-                    ask.handle_reply(message)
+                ReplyHandler::End(pending_end) => {
+                    state.record_account_latency(pending_end.queued_at.elapsed());
+                    pending_end.handle_reply(message)
                 }
             };
-            if let Err(reason) = answered {
+            if let Err(reason) = handled {
                 return reason;
             }
             from += length + 1;
         }
-        incoming.drain(..from);
-        if incoming.len() > MAX_MESSAGE_BYTES {
+        buffer.drain(..from);
+        if buffer.len() > MAX_MESSAGE_BYTES {
             return "the meter's answer does not end".into();
         }
     }
@@ -254,50 +258,50 @@ mod tests {
     #[tokio::test]
     async fn the_socket_that_answered_is_logged() {
         let directory = tempfile::tempdir().unwrap();
-        let places = ["none.sock", "here.sock"].map(|name| directory.path().join(name));
-        let listener = UnixListener::bind(&places[1]).unwrap();
-        let (lane, orders) = SpanClient::new(
+        let paths = ["none.sock", "here.sock"].map(|name| directory.path().join(name));
+        let listener = UnixListener::bind(&paths[1]).unwrap();
+        let (client, calls) = SpanClient::new(
             Duration::ZERO,
             Arc::default(),
             ServerProcessTracker::new(None, LogSink::new(|_| ())),
         );
         let logged = Mutex::new(String::new());
-        let tell = |line: &str| logged.lock().unwrap().push_str(line);
+        let log = |line: &str| logged.lock().unwrap().push_str(line);
         let daemon = async {
             let (mut stream, _) = listener.accept().await.unwrap();
-            let mut answer = Vec::new();
-            MethodReply::last(info()).encode(&mut answer);
-            stream.write_all(&answer).await.unwrap();
-            while lane.state.generation() == 0 {
+            let mut reply = Vec::new();
+            MethodReply::last(info()).encode(&mut reply);
+            stream.write_all(&reply).await.unwrap();
+            while client.state.generation() == 0 {
                 tokio::task::yield_now().await;
             }
         };
         tokio::select! {
-            () = run(SocketPath::Search(places.to_vec()), orders, &lane.state, &tell) => {}
+            () = run(SocketPath::Search(paths.to_vec()), calls, &client.state, &log) => {}
             () = daemon => {}
         }
-        let expected = format!("the meter at {} answers", places[1].display());
+        let expected = format!("the meter at {} answers", paths[1].display());
         assert_eq!(*logged.lock().unwrap(), expected);
     }
 
     #[tokio::test]
     async fn calls_lost_with_a_connection_leave_the_queue() {
-        let (lane, mut orders) = SpanClient::new(
+        let (client, mut calls) = SpanClient::new(
             Duration::ZERO,
             Arc::default(),
             ServerProcessTracker::new(None, LogSink::new(|_| ())),
         );
-        lane.state.set_generation(1);
+        client.state.set_generation(1);
         // As many as may wait, twice over, in batches whose connection is lost before they are written.
         for _ in 0..128 {
             for _ in 0..128 {
-                let open = lane.open_span("a".into(), OpenSpan::default()).expect("nothing waits");
-                drop(open.close(CloseSpan::default()));
+                let span = client.open_span("a".into(), OpenSpan::default()).expect("nothing waits");
+                drop(span.close(CloseSpan::default()));
             }
             let (stream, _other) = UnixStream::pair().unwrap();
             let (_reader, writer) = stream.into_split();
-            let asked = Mutex::new(VecDeque::new());
-            let writing = write_calls(writer, 1, &mut orders, &asked, &lane.state);
+            let pending = Mutex::new(VecDeque::new());
+            let writing = write_calls(writer, 1, &mut calls, &pending, &client.state);
             tokio::pin!(writing);
             std::future::poll_fn(|cx| {
                 assert!(writing.as_mut().poll(cx).is_pending(), "it lets the request go first");
@@ -305,6 +309,6 @@ mod tests {
             })
             .await;
         }
-        assert_eq!(lane.state.counters.ended_spans(), 128 * 128);
+        assert_eq!(client.state.counters.ended_spans(), 128 * 128);
     }
 }

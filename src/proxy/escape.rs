@@ -40,8 +40,11 @@ mod tests {
         assert_eq!(escape_unprintable("plain \"text\" \\ ~"), "plain \"text\" \\ ~");
         let ranges = [0..0x20, 0x7f..0xa0, 0x202a..0x202f, 0x2066..0x206a, 0x200b..0x2010, 0xfeff..0xff00];
         for character in ranges.into_iter().flatten().filter_map(char::from_u32) {
-            let shown = escape_unprintable(&format!("a{character}b"));
-            assert!(shown.len() > 3 && shown.bytes().all(|byte| (b' '..=b'~').contains(&byte)), "{shown}");
+            let escaped = escape_unprintable(&format!("a{character}b"));
+            assert!(
+                escaped.len() > 3 && escaped.bytes().all(|byte| (b' '..=b'~').contains(&byte)),
+                "{escaped}"
+            );
         }
         assert_eq!(escape_unprintable("a\u{1b}[2J\n\u{202e}é"), r"a\u{1b}[2J\n\u{202e}\u{e9}");
     }

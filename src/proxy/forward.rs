@@ -42,9 +42,9 @@ pub async fn forward(client: &ClientContext, request: Request<Incoming>) -> Resp
         return forward_measured(client, request, operation).await;
     }
     match build_upstream_request(&proxy.upstream, client.informational.as_ref(), request, None) {
-        Ok((request, hop)) => match send_upstream(proxy, request).await {
-            Ok((head, body)) => pass_through(client, head, body, hop),
-            Err(failure) => failure.response,
+        Ok((request, capabilities)) => match send_upstream(proxy, request).await {
+            Ok((head, body)) => pass_through(client, head, body, capabilities),
+            Err(error) => error.response,
         },
         Err(error) => error_response(StatusCode::BAD_REQUEST, &error.to_string()),
     }
@@ -57,24 +57,29 @@ async fn forward_measured(
 ) -> Response<BoxBody> {
     let proxy = &*client.proxy;
     proxy.counters.inferences.increment();
-    let number = proxy.next_span_number();
-    let trace = TraceContext::extract(request.headers());
+    let span_number = proxy.next_span_number();
+    let trace_context = TraceContext::extract(request.headers());
     let name =
         request.headers().get(NAME_HEADER).map(|name| String::from_utf8_lossy(name.as_bytes()).into_owned());
-    let notes = span_attributes(&request, operation, trace.as_ref(), number);
-    let id = format!("proxy-{}-{number:016x}", std::process::id());
-    let phases = operation != Operation::Embeddings;
-    let mut span =
-        RequestSpan::open(&proxy.span_client, id, name.as_deref().unwrap_or(operation.name()), notes, phases);
-    if let Some(trace) = trace {
-        trace.inject(request.headers_mut(), number);
+    let attributes = span_attributes(&request, operation, trace_context.as_ref(), span_number);
+    let id = format!("proxy-{}-{span_number:016x}", std::process::id());
+    let has_phases = operation != Operation::Embeddings;
+    let mut span = RequestSpan::open(
+        &proxy.span_client,
+        id,
+        name.as_deref().unwrap_or(operation.name()),
+        attributes,
+        has_phases,
+    );
+    if let Some(trace_context) = trace_context {
+        trace_context.inject(request.headers_mut(), span_number);
     }
-    let asked = RequestedModel::new();
-    let (request, hop) = match build_upstream_request(
+    let requested_model = RequestedModel::new();
+    let (request, capabilities) = match build_upstream_request(
         &proxy.upstream,
         client.informational.as_ref(),
         request,
-        Some(asked.clone()),
+        Some(requested_model.clone()),
     ) {
         Ok(prepared) => prepared,
         Err(error) => {
@@ -85,24 +90,24 @@ async fn forward_measured(
     match send_upstream(proxy, request).await {
         Ok((head, body)) => {
             span.set_attribute("http.response.status_code", head.status.as_str());
-            set_request_model(&mut span, &asked);
-            measured_response(client, head, body, span, hop).await
+            set_request_model(&mut span, &requested_model);
+            measured_response(client, head, body, span, capabilities).await
         }
-        Err(UpstreamError { unsent: true, response: refusal }) => {
+        Err(UpstreamError { unsent: true, response }) => {
             span.cancel();
-            refusal
+            response
         }
-        Err(UpstreamError { unsent: false, response: refusal }) => {
-            set_request_model(&mut span, &asked);
+        Err(UpstreamError { unsent: false, response }) => {
+            set_request_model(&mut span, &requested_model);
             span.set_attribute("error.type", "no reply from the server");
             drop(span.close());
-            refusal
+            response
         }
     }
 }
 
-fn set_request_model(span: &mut RequestSpan, asked: &RequestedModel) {
-    if let Some(model) = asked.get() {
+fn set_request_model(span: &mut RequestSpan, requested_model: &RequestedModel) {
+    if let Some(model) = requested_model.get() {
         span.set_attribute("gen_ai.request.model", model);
     }
 }
@@ -110,19 +115,19 @@ fn set_request_model(span: &mut RequestSpan, asked: &RequestedModel) {
 fn span_attributes(
     request: &Request<Incoming>,
     operation: Operation,
-    trace: Option<&TraceContext>,
-    number: u64,
+    trace_context: Option<&TraceContext>,
+    span_number: u64,
 ) -> BTreeMap<String, String> {
-    let mut notes = BTreeMap::from([
+    let mut attributes = BTreeMap::from([
         ("gen_ai.operation.name".to_owned(), operation.name().to_owned()),
         ("url.path".to_owned(), request.uri().path().to_owned()),
     ]);
-    if let Some(trace) = trace {
-        notes.insert("trace_id".to_owned(), trace.trace_id.clone());
-        notes.insert("span_id".to_owned(), format!("{number:016x}"));
-        notes.insert("parent_span_id".to_owned(), trace.parent_id.clone());
+    if let Some(trace_context) = trace_context {
+        attributes.insert("trace_id".to_owned(), trace_context.trace_id.clone());
+        attributes.insert("span_id".to_owned(), format!("{span_number:016x}"));
+        attributes.insert("parent_span_id".to_owned(), trace_context.parent_id.clone());
     }
-    notes
+    attributes
 }
 
 /// There is no reply.
@@ -138,7 +143,7 @@ async fn send_upstream(
     proxy: &Proxy,
     request: Request<BoxBody>,
 ) -> Result<(response::Parts, Incoming), UpstreamError> {
-    let (unsent, why) = match proxy.pool.request(request).await {
+    let (unsent, reason) = match proxy.pool.request(request).await {
         Ok(reply) => {
             let (mut head, body) = reply.into_parts();
             head.version = Version::HTTP_11;
@@ -152,12 +157,12 @@ async fn send_upstream(
         Err(error) => (error.is_connect(), error_chain(&error)),
     };
     proxy.counters.upstream_failures.increment();
-    proxy.log.log(&format!("no reply from {}: {why}", proxy.upstream));
-    let refusal = error_response(
+    proxy.log.write_line(&format!("no reply from {}: {reason}", proxy.upstream));
+    let response = error_response(
         StatusCode::BAD_GATEWAY,
-        &format!("no reply from the server behind this proxy: {why}"),
+        &format!("no reply from the server behind this proxy: {reason}"),
     );
-    Err(UpstreamError { unsent, response: refusal })
+    Err(UpstreamError { unsent, response })
 }
 
 /// A reply that is nobody's business.
@@ -165,10 +170,10 @@ fn pass_through(
     client: &ClientContext,
     mut head: response::Parts,
     body: Incoming,
-    hop: ClientCapabilities,
+    capabilities: ClientCapabilities,
 ) -> Response<BoxBody> {
     if head.status == StatusCode::SWITCHING_PROTOCOLS {
-        return match hop.upgrade {
+        return match capabilities.upgrade {
             Some(upgrade) => upgrade::switch_protocols(head, body, upgrade, client.clone()),
             None => error_response(StatusCode::BAD_GATEWAY, "the server changed the protocol unasked"),
         };
@@ -183,11 +188,11 @@ async fn measured_response(
     mut head: response::Parts,
     body: Incoming,
     span: RequestSpan,
-    hop: ClientCapabilities,
+    capabilities: ClientCapabilities,
 ) -> Response<BoxBody> {
     let proxy = &*client.proxy;
     if head.status == StatusCode::SWITCHING_PROTOCOLS {
-        return pass_through(client, head, body, hop);
+        return pass_through(client, head, body, capabilities);
     }
     hop_by_hop::strip(&mut head.headers);
     // A span's name reveals no energy, and with it the operator finds the account of a request.
@@ -196,18 +201,22 @@ async fn measured_response(
     {
         head.headers.insert(SPAN_HEADER, id);
     }
-    let told = client.annotation_mode != AnnotationMode::Off;
-    let ResponseKind { reader: dialect, is_streamed: streams, is_uncompressed: plain } =
-        ResponseKind::from_head(&head);
+    let is_annotated = client.annotation_mode != AnnotationMode::Off;
+    let ResponseKind { reader, is_streamed, is_uncompressed } = ResponseKind::from_head(&head);
     let length = body.size_hint().exact();
-    let tail = AnnotationPlacement {
-        comment: told && plain && streams && length.is_none(),
-        trailer: told && hop.accepts_trailers(length.is_some()),
-        usage: client.annotation_mode == AnnotationMode::Usage && plain && (length.is_none() || !streams),
+    let placement = AnnotationPlacement {
+        comment: is_annotated && is_uncompressed && is_streamed && length.is_none(),
+        trailer: is_annotated && capabilities.accepts_trailers(length.is_some()),
+        usage: client.annotation_mode == AnnotationMode::Usage
+            && is_uncompressed
+            && (length.is_none() || !is_streamed),
     };
-    let weighed = proxy.token_weights.register(span, proxy.weigh_by_tokens && streams);
-    if told && !streams && length.is_none_or(|length| length <= buffered_response::MAX_BUFFERED_BYTES) {
-        let reply = buffered_response::respond(head, body, weighed, dialect, tail).await;
+    let stream = proxy.token_weights.register(span, proxy.weigh_by_tokens && is_streamed);
+    if is_annotated
+        && !is_streamed
+        && length.is_none_or(|length| length <= buffered_response::MAX_BUFFERED_BYTES)
+    {
+        let reply = buffered_response::respond(head, body, stream, reader, placement).await;
         return reply.unwrap_or_else(|error| {
             proxy.counters.upstream_failures.increment();
             error_response(
@@ -216,9 +225,9 @@ async fn measured_response(
             )
         });
     }
-    tail.announce_trailer(&mut head.headers);
-    let tail = AnnotationPlacement { usage: tail.usage && streams, ..tail };
-    let streamed = StreamedBody::new(body, VecDeque::new(), weighed, dialect, tail);
+    placement.announce_trailer(&mut head.headers);
+    let placement = AnnotationPlacement { usage: placement.usage && is_streamed, ..placement };
+    let streamed = StreamedBody::new(body, VecDeque::new(), stream, reader, placement);
     Response::from_parts(head, streamed.boxed_unsync())
 }
 
@@ -235,26 +244,26 @@ impl ResponseKind {
         let text = |name| head.headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
         let media_type =
             text(header::CONTENT_TYPE).unwrap_or_default().split(';').next().unwrap_or_default().trim();
-        let plain = text(header::CONTENT_ENCODING).is_none_or(|encoding| encoding == "identity");
+        let is_uncompressed = text(header::CONTENT_ENCODING).is_none_or(|encoding| encoding == "identity");
         let is_sse = media_type.eq_ignore_ascii_case("text/event-stream");
         let is_json_lines =
             ["application/x-ndjson", "application/ndjson", "application/jsonl", "application/stream+json"]
                 .iter()
-                .any(|lines| media_type.eq_ignore_ascii_case(lines));
-        let streams = is_sse || is_json_lines;
-        let dialect = match (plain, is_sse, is_json_lines) {
-            (false, ..) => ResponseReader::Opaque { stream: streams },
+                .any(|media_type_name| media_type.eq_ignore_ascii_case(media_type_name));
+        let is_streamed = is_sse || is_json_lines;
+        let reader = match (is_uncompressed, is_sse, is_json_lines) {
+            (false, ..) => ResponseReader::Opaque { stream: is_streamed },
             (true, true, _) => ResponseReader::sse(),
             (true, _, true) => ResponseReader::json_lines(),
             (true, false, false) => ResponseReader::json(),
         };
-        ResponseKind { reader: dialect, is_streamed: streams, is_uncompressed: plain }
+        ResponseKind { reader, is_streamed, is_uncompressed }
     }
 }
 
 /// A short answer of the proxy's own.
-fn error_response(status: StatusCode, why: &str) -> Response<BoxBody> {
-    let mut reply = Response::new(full_body(format!("wattspan proxy: {}\n", escape_unprintable(why))));
+fn error_response(status: StatusCode, reason: &str) -> Response<BoxBody> {
+    let mut reply = Response::new(full_body(format!("wattspan proxy: {}\n", escape_unprintable(reason))));
     *reply.status_mut() = status;
     reply.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
     reply

@@ -30,7 +30,7 @@ const PREFACE_TIMEOUT: Duration = Duration::from_secs(60);
 /// Streams of one HTTP/2 connection.
 const MAX_CONCURRENT_STREAMS: u32 = 1024;
 
-/// A client's connection, as its requests see it. Whoever holds one keeps the connection's place and the proxy: the
+/// A client's connection, as its requests see it. It keeps the connection's permit and the proxy alive: as long as the
 /// connection itself, and the tunnel that it may become.
 #[derive(Clone)]
 pub struct ClientContext {
@@ -38,31 +38,36 @@ pub struct ClientContext {
     pub proxy: Arc<Proxy>,
     /// How its replies are annotated.
     pub annotation_mode: AnnotationMode,
-    /// The side way to it, where its version has one.
+    /// Sends informational replies to it, where its version has them.
     pub informational: Option<InformationalSender>,
-    /// One of the places that there are.
+    /// One of the permits for connections.
     _permit: Arc<OwnedSemaphorePermit>,
 }
 
 /// Serves clients until `stop` says so; connections that run are left to end.
-pub async fn serve(listener: ProxyListener, proxy: Arc<Proxy>, most: usize, stop: watch::Receiver<bool>) {
-    let places = Arc::new(Semaphore::new(most));
+pub async fn serve(
+    listener: ProxyListener,
+    proxy: Arc<Proxy>,
+    max_connections: usize,
+    stop: watch::Receiver<bool>,
+) {
+    let permits = Arc::new(Semaphore::new(max_connections));
     let mut stopped = stop.clone();
     loop {
         let accepted = tokio::select! {
-            accepted = accept(&listener, &places) => accepted,
+            accepted = accept(&listener, &permits) => accepted,
             _ = stopped.wait_for(|stop| *stop) => return,
         };
         match accepted {
-            Ok((connection, place)) => {
+            Ok((connection, permit)) => {
                 let (proxy, stop) = (Arc::clone(&proxy), stop.clone());
                 tokio::spawn(async move {
                     // A connection that fails concerns its client alone, which has seen it fail.
-                    let _ = serve_connection(connection, place, proxy, stop).await;
+                    let _ = serve_connection(connection, permit, proxy, stop).await;
                 });
             }
             Err(error) => {
-                proxy.log.log(&format!("cannot take a connection: {error}"));
+                proxy.log.write_line(&format!("cannot take a connection: {error}"));
                 // Out of descriptors: others must end first.
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
@@ -72,38 +77,38 @@ pub async fn serve(listener: ProxyListener, proxy: Arc<Proxy>, most: usize, stop
 
 async fn accept(
     listener: &ProxyListener,
-    places: &Arc<Semaphore>,
+    permits: &Arc<Semaphore>,
 ) -> io::Result<(AcceptedConnection, OwnedSemaphorePermit)> {
-    let place = Arc::clone(places).acquire_owned().await.map_err(io::Error::other)?;
-    Ok((listener.accept().await?, place))
+    let permit = Arc::clone(permits).acquire_owned().await.map_err(io::Error::other)?;
+    Ok((listener.accept().await?, permit))
 }
 
 async fn serve_connection(
     connection: AcceptedConnection,
-    place: OwnedSemaphorePermit,
+    permit: OwnedSemaphorePermit,
     proxy: Arc<Proxy>,
     mut stop: watch::Receiver<bool>,
 ) -> Result<(), crate::http::BodyError> {
     connection.set_nodelay()?;
     // Before anything is read: the socket's user is that of the moment at which the connection was accepted.
-    let annotate = proxy.annotation_mode_for(&connection).await;
+    let annotation_mode = proxy.annotation_mode_for(&connection).await;
     let http2 = tokio::select! {
         http2 = tokio::time::timeout(PREFACE_TIMEOUT, is_http2(&connection)) => http2??,
         _ = stop.wait_for(|stop| *stop) => return Ok(()),
     };
-    let (wire, aside) = ClientIo::new(connection);
+    let (io, informational) = ClientIo::new(connection);
     let client = ClientContext {
         proxy,
-        annotation_mode: annotate,
-        informational: (!http2).then_some(aside),
-        _permit: Arc::new(place),
+        annotation_mode,
+        informational: (!http2).then_some(informational),
+        _permit: Arc::new(permit),
     };
     let service = service_fn(move |request: Request<Incoming>| {
         let client = client.clone();
         async move { Ok::<_, Infallible>(forward(&client, request).await) }
     });
     if http2 {
-        let connection = http2_builder().serve_connection(wire, service);
+        let connection = http2_builder().serve_connection(io, service);
         tokio::pin!(connection);
         tokio::select! {
             ended = connection.as_mut() => return Ok(ended?),
@@ -111,7 +116,7 @@ async fn serve_connection(
         }
         Ok(connection.await?)
     } else {
-        let connection = http1_builder().serve_connection(wire, service).with_upgrades();
+        let connection = http1_builder().serve_connection(io, service).with_upgrades();
         tokio::pin!(connection);
         tokio::select! {
             ended = connection.as_mut() => return Ok(ended?),
@@ -147,9 +152,9 @@ fn http2_builder() -> http2::Builder<TokioExecutor> {
 /// Whether the client begins with HTTP/2's preface. No method of HTTP/1.1 begins so: PRI is reserved.
 async fn is_http2(connection: &AcceptedConnection) -> io::Result<bool> {
     const PREFACE: &[u8] = b"PRI ";
-    const LOOKS: u32 = 200;
+    const MAX_PEEKS: u32 = 200;
     let mut first = [0; PREFACE.len()];
-    for _ in 0..LOOKS {
+    for _ in 0..MAX_PEEKS {
         let count = connection.peek(&mut first).await?;
         let first = first.get(..count).unwrap_or_default();
         if count == 0 || !PREFACE.starts_with(first) {

@@ -43,7 +43,7 @@ pub struct JsonScanner {
     in_string: bool,
     escaped: bool,
     key: Vec<u8>,
-    /// Which key's value is being read; `None` for one that nobody looks for.
+    /// Which key's value is being read; `None` for a key that is not searched for.
     current_key: Option<usize>,
     value: Vec<u8>,
     value_start: Option<usize>,
@@ -73,8 +73,8 @@ impl JsonScanner {
 
     /// The value of `key`, if it has come whole. Of several the last.
     pub fn get(&self, key: &str) -> Option<&FoundValue> {
-        let place = self.keys.iter().position(|known| *known == key)?;
-        self.found.get(place)?.as_ref()
+        let index = self.keys.iter().position(|known| *known == key)?;
+        self.found.get(index)?.as_ref()
     }
 
     /// Where the first byte inside the object lies.
@@ -83,10 +83,10 @@ impl JsonScanner {
     }
 
     /// Reads on.
-    pub fn feed(&mut self, piece: &[u8]) {
+    pub fn feed(&mut self, chunk: &[u8]) {
         let mut from = 0;
-        while let Some(&byte) = piece.get(from) {
-            let rest = piece.get(from..).unwrap_or_default();
+        while let Some(&byte) = chunk.get(from) {
+            let rest = chunk.get(from..).unwrap_or_default();
             // Prompts are long strings: what is inside one is skipped at the speed of memory.
             let skipped = match self.in_string && !self.escaped {
                 true => memchr2(b'"', b'\\', rest).unwrap_or(rest.len()),
@@ -106,10 +106,10 @@ impl JsonScanner {
 
     fn scan_byte(&mut self, byte: u8) {
         if self.in_string {
-            let ends = byte == b'"' && !self.escaped;
+            let is_end = byte == b'"' && !self.escaped;
             self.escaped = byte == b'\\' && !self.escaped;
-            self.in_string = !ends;
-            if !(ends && self.state == ScanState::Key) {
+            self.in_string = !is_end;
+            if !(is_end && self.state == ScanState::Key) {
                 self.buffer(&[byte]);
             } else {
                 self.state = ScanState::BeforeColon;
@@ -155,12 +155,13 @@ impl JsonScanner {
     }
 
     fn end_value(&mut self) {
-        if let (ScanState::Value, Some(current), Some(at)) = (self.state, self.current_key, self.value_start)
+        if let (ScanState::Value, Some(current), Some(offset)) =
+            (self.state, self.current_key, self.value_start)
             && let Some(found) = self.found.get_mut(current)
         {
             let fits = self.value.len() <= MAX_VALUE_BYTES;
             let text = self.value.trim_ascii_end().to_vec();
-            *found = Some(FoundValue { text: if fits { text } else { Vec::new() }, offset: at });
+            *found = Some(FoundValue { text: if fits { text } else { Vec::new() }, offset });
         }
         self.state = ScanState::BeforeKey;
         self.current_key = None;
@@ -169,13 +170,13 @@ impl JsonScanner {
     fn buffer(&mut self, bytes: &[u8]) {
         match self.state {
             ScanState::Key if self.key.len() <= MAX_KEY_BYTES => {
-                let room = (MAX_KEY_BYTES + 1).saturating_sub(self.key.len()).min(bytes.len());
-                self.key.extend_from_slice(bytes.get(..room).unwrap_or_default());
+                let remaining = (MAX_KEY_BYTES + 1).saturating_sub(self.key.len()).min(bytes.len());
+                self.key.extend_from_slice(bytes.get(..remaining).unwrap_or_default());
             }
             ScanState::Value if self.current_key.is_some() => {
                 self.value_start.get_or_insert(self.offset);
-                let room = (MAX_VALUE_BYTES + 1).saturating_sub(self.value.len()).min(bytes.len());
-                self.value.extend_from_slice(bytes.get(..room).unwrap_or_default());
+                let remaining = (MAX_VALUE_BYTES + 1).saturating_sub(self.value.len()).min(bytes.len());
+                self.value.extend_from_slice(bytes.get(..remaining).unwrap_or_default());
             }
             _ => {}
         }
@@ -189,10 +190,10 @@ mod tests {
     const KEYS: &[&str] = &["model", "usage", "stream"];
 
     fn scanned(text: &str, size: usize) -> Vec<Option<(String, usize)>> {
-        let mut scan = JsonScanner::new(KEYS);
-        text.as_bytes().chunks(size).for_each(|piece| scan.feed(piece));
+        let mut scanner = JsonScanner::new(KEYS);
+        text.as_bytes().chunks(size).for_each(|chunk| scanner.feed(chunk));
         let text = |found: &FoundValue| (String::from_utf8(found.text.clone()).unwrap(), found.offset);
-        KEYS.iter().map(|key| scan.get(key).map(text)).collect()
+        KEYS.iter().map(|key| scanner.get(key).map(text)).collect()
     }
 
     #[test]
@@ -200,7 +201,7 @@ mod tests {
         let text = r#" {"messages":[{"model":"no","content":"a \"model\": \\\" {[ 熱"}], "model" : "m\"1" ,"usage":
             {"prompt_tokens":3,"more":{"usage":1}},"stream":true}"#;
         let whole = scanned(text, text.len());
-        let value = |place: usize| whole[place].as_ref().unwrap();
+        let value = |index: usize| whole[index].as_ref().unwrap();
         assert_eq!(value(0).0, r#""m\"1""#);
         assert_eq!(value(1).0, r#"{"prompt_tokens":3,"more":{"usage":1}}"#);
         assert_eq!(value(2).0, "true");
@@ -208,15 +209,15 @@ mod tests {
             assert!(text[found.1..].starts_with(&found.0), "{found:?}");
         }
         for size in 1..text.len() {
-            assert_eq!(scanned(text, size), whole, "pieces of {size}");
+            assert_eq!(scanned(text, size), whole, "chunks of {size}");
         }
     }
 
     #[test]
     fn invalid_and_oversized_input_is_bounded() {
-        let giant = format!(r#"{{"model":"{}","usage":1}}"#, "x".repeat(100_000));
-        assert_eq!(scanned(&giant, 1000)[0], Some((String::new(), 9)));
-        assert_eq!(scanned(&giant, 1000)[1], Some(("1".into(), giant.len() - 2)));
+        let oversized = format!(r#"{{"model":"{}","usage":1}}"#, "x".repeat(100_000));
+        assert_eq!(scanned(&oversized, 1000)[0], Some((String::new(), 9)));
+        assert_eq!(scanned(&oversized, 1000)[1], Some(("1".into(), oversized.len() - 2)));
         for text in ["", "null", "[1,2]", "\u{1f}\"\"\"\"\"", "}}}]]]", "{\"model\":", "{{{{", "data: hello"]
         {
             assert_eq!(scanned(text, 1)[0], None, "{text:?}");

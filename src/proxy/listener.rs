@@ -125,7 +125,7 @@ impl ListenSocket {
     }
 }
 
-/// A [`Socket`] inside a runtime.
+/// A [`ListenSocket`] inside a runtime.
 pub enum ProxyListener {
     /// TCP.
     Tcp(TcpListener),
@@ -179,8 +179,8 @@ impl AcceptedConnection {
     pub fn peer_user(&self) -> io::Result<PeerUser> {
         match self {
             AcceptedConnection::Tcp(stream) => {
-                let (client, here) = (stream.peer_addr()?, stream.local_addr()?);
-                Ok(tcp_owner::uid(client, here)?.map_or(PeerUser::Unknown, PeerUser::Uid))
+                let (client, local) = (stream.peer_addr()?, stream.local_addr()?);
+                Ok(tcp_owner::uid(client, local)?.map_or(PeerUser::Unknown, PeerUser::Uid))
             }
             AcceptedConnection::Unix(stream) => {
                 unix_socket::peer_credentials(stream.as_fd()).map(PeerUser::Credentials)
@@ -203,16 +203,16 @@ impl AcceptedConnection {
     ///
     /// # Errors
     /// The connection is gone.
-    pub async fn peek(&self, into: &mut [u8]) -> io::Result<usize> {
-        fn first(socket: impl AsFd, into: &mut [u8]) -> io::Result<usize> {
-            recv(socket, into, RecvFlags::PEEK).map(|(count, _)| count).map_err(Into::into)
+    pub async fn peek(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        fn first(socket: impl AsFd, buffer: &mut [u8]) -> io::Result<usize> {
+            recv(socket, buffer, RecvFlags::PEEK).map(|(count, _)| count).map_err(Into::into)
         }
         match self {
             AcceptedConnection::Tcp(stream) => {
-                stream.async_io(Interest::READABLE, || first(stream, into)).await
+                stream.async_io(Interest::READABLE, || first(stream, buffer)).await
             }
             AcceptedConnection::Unix(stream) => {
-                stream.async_io(Interest::READABLE, || first(stream, into)).await
+                stream.async_io(Interest::READABLE, || first(stream, buffer)).await
             }
         }
     }

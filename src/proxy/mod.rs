@@ -1,16 +1,17 @@
-//! A reverse proxy before an inference server: energy for each request, and nobody has to change.
+//! A reverse proxy for an inference server that measures the energy of each request.
 //!
 //! ```text
-//! client ─► front ─► forward ─► server        measured ─► lane ─► link ─► wattspand
-//!                  ◄─ held / streamed ◄─
+//! client ─► frontend ─► forward ─► server
+//!        ◄─ buffered_response, streamed_body ◄─
+//! request_span ─► span_client ─► daemon_connection ─► wattspand
 //! ```
 //!
 //! Owns one listener and one connection to the daemon. A span opens when a request arrives at an inference path, begins
 //! decode at the first token of content, and closes at the end of the reply; the energy comes back in a header, a
 //! trailer, a comment of the event stream, or `usage`. Everything else passes through as it came. It fails open: a
-//! daemon that is away, slow or mad never fails a request, and delays it at most by the patience it was given. One
-//! thread serves everything; a body is never kept beyond the bounds of `held`, and a client that does not read is not
-//! read for.
+//! daemon that is away, slow or mad never fails a request, and delays it at most by the account timeout. One
+//! thread serves everything; a body is never kept beyond the bounds of `buffered_response`, and a client that does not
+//! read is not read for.
 
 mod annotation;
 mod annotation_policy;
@@ -74,7 +75,7 @@ use server_process::ServerProcessTracker;
 use span_client::SpanClient;
 use token_weights::TokenWeights;
 
-/// How long a reply's last byte may wait for the account, unless told otherwise.
+/// Default for how long a reply's last byte may wait for the account.
 pub const DEFAULT_ACCOUNT_TIMEOUT: Duration = Duration::from_millis(250);
 
 /// How long running requests may take to end after the proxy was asked to stop.
@@ -83,7 +84,7 @@ const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the last accounts may take after that.
 const FINAL_ACCOUNTS_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// How the energy is told.
+/// How the energy is added to replies.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum AnnotationMode {
     /// Not at all: replies are exactly the server's.
@@ -110,11 +111,11 @@ pub struct ProxySettings {
     pub server_process: Option<ServerProcess>,
     /// Where the daemon is.
     pub daemon_socket: SocketPath,
-    /// How the energy is told.
+    /// How the energy is added to replies.
     pub annotation_mode: AnnotationMode,
     /// Replies to every client are annotated, whatever its access.
     pub annotate_all: bool,
-    /// The group whose members get figures.
+    /// The group whose members get annotated replies.
     pub annotate_group: AnnotationGroup,
     /// Spans weigh by the tokens they stream.
     pub weigh_by_tokens: bool,
@@ -156,11 +157,13 @@ impl Proxy {
         if self.annotation_mode == AnnotationMode::Off || self.annotation_policy.is_unrestricted() {
             return self.annotation_mode;
         }
-        let owner = connection.peer_user().unwrap_or_else(|error| {
-            self.log.log(&format!("cannot look up the user of a connection, which gets no figures: {error}"));
+        let user = connection.peer_user().unwrap_or_else(|error| {
+            self.log.write_line(&format!(
+                "cannot look up the user of a connection, which gets no figures: {error}"
+            ));
             PeerUser::Unknown
         });
-        if self.annotation_policy.is_permitted(&owner).await {
+        if self.annotation_policy.is_permitted(&user).await {
             self.annotation_mode
         } else {
             AnnotationMode::Off
@@ -186,10 +189,11 @@ impl BoundProxy {
     pub fn new(settings: ProxySettings, write: fn(&str)) -> io::Result<Self> {
         let log_sink = LogSink::new(write);
         let socket = ListenSocket::bind(&settings.listen, settings.listen_group)?;
-        let tally = Arc::<ProxyCounters>::default();
+        let counters = Arc::<ProxyCounters>::default();
         let watched_server = watch_server(settings.server_process.as_ref())?;
         let server_process = ServerProcessTracker::new(settings.server_process.clone(), log_sink);
-        let (lane, orders) = SpanClient::new(settings.account_timeout, Arc::clone(&tally), server_process);
+        let (span_client, calls) =
+            SpanClient::new(settings.account_timeout, Arc::clone(&counters), server_process);
         let proxy = Proxy {
             upstream: settings.upstream.clone(),
             pool: connection_pool::build_pool(
@@ -200,14 +204,14 @@ impl BoundProxy {
             annotation_mode: settings.annotation_mode,
             annotation_policy: AnnotationPolicy::new(settings.annotate_all, settings.annotate_group.clone()),
             weigh_by_tokens: settings.weigh_by_tokens,
-            span_client: lane,
+            span_client,
             token_weights: TokenWeights::default(),
-            counters: tally,
+            counters,
             log: RateLimitedLog::new(log_sink),
             span_number_seed: RandomState::new(),
             span_count: AtomicU64::new(0),
         };
-        Ok(BoundProxy { socket, settings, proxy: Arc::new(proxy), calls: orders, watched_server, log_sink })
+        Ok(BoundProxy { socket, settings, proxy: Arc::new(proxy), calls, watched_server, log_sink })
     }
 
     /// The URL or path that clients connect to.
@@ -218,7 +222,7 @@ impl BoundProxy {
         self.socket.describe()
     }
 
-    /// One sentence: the connections that get figures.
+    /// One sentence: the connections that get annotated replies.
     ///
     /// # Errors
     /// The system does not state the address.
@@ -247,13 +251,14 @@ impl BoundProxy {
     }
 
     async fn run(self, stop: impl Future<Output = ()>) -> io::Result<()> {
-        let BoundProxy { socket, settings, proxy, calls: orders, watched_server, log_sink } = self;
+        let BoundProxy { socket, settings, proxy, calls, watched_server, log_sink } = self;
         let listener = ProxyListener::new(socket)?;
         let (stopping, stopped) = watch::channel(false);
-        let shared = Arc::clone(&proxy.span_client.state);
-        let place = settings.daemon_socket.clone();
+        let state = Arc::clone(&proxy.span_client.state);
+        let daemon_socket = settings.daemon_socket.clone();
         tokio::spawn(async move {
-            daemon_connection::run(place, orders, &shared, &move |line: &str| log_sink.write_line(line)).await
+            daemon_connection::run(daemon_socket, calls, &state, &move |line: &str| log_sink.write_line(line))
+                .await
         });
         if let Some(server) = watched_server {
             let server_process = Arc::clone(&proxy.span_client.server_process);
@@ -262,13 +267,13 @@ impl BoundProxy {
         if proxy.weigh_by_tokens {
             tokio::spawn(proxy.token_weights.clone().run());
         }
-        let serving = frontend::serve(listener, Arc::clone(&proxy), settings.max_connections, stopped);
-        let serving = tokio::spawn(serving);
+        let frontend_task = frontend::serve(listener, Arc::clone(&proxy), settings.max_connections, stopped);
+        let frontend_task = tokio::spawn(frontend_task);
         stop.await;
-        // Whoever listens hears it; nobody is left where the front has ended.
+        // The send fails where the frontend has ended already.
         let _ = stopping.send(true);
-        let _ = serving.await;
-        // Every connection holds the proxy, and the front has let go of it.
+        let _ = frontend_task.await;
+        // Every connection holds the proxy, and the frontend has dropped it.
         wait_until(SHUTDOWN_TIMEOUT, || Arc::strong_count(&proxy) == 1).await;
         wait_until(FINAL_ACCOUNTS_TIMEOUT, || proxy.counters.opened.get() == proxy.counters.ended_spans())
             .await;
@@ -286,9 +291,9 @@ fn watch_server(server_process: Option<&ServerProcess>) -> io::Result<Option<Wat
     watched.map(Some).map_err(failed)
 }
 
-async fn wait_until(longest: Duration, so: impl Fn() -> bool) {
-    let deadline = tokio::time::Instant::now() + longest;
-    while !so() && tokio::time::Instant::now() < deadline {
+async fn wait_until(timeout: Duration, condition: impl Fn() -> bool) {
+    let deadline = tokio::time::Instant::now() + timeout;
+    while !condition() && tokio::time::Instant::now() < deadline {
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
 }

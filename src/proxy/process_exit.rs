@@ -25,13 +25,13 @@ impl WatchedProcess {
     ///
     /// # Errors
     /// The system gives no thread.
-    pub fn on_exit(self, then: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    pub fn on_exit(self, callback: impl FnOnce() + Send + 'static) -> io::Result<()> {
         let wait = move || {
             let mut exit = [PollFd::new(&self.0, PollFlags::IN)];
             while let Err(rustix::io::Errno::INTR) = poll(&mut exit, None) {}
             // Where the system cannot wait, the daemon's refusal states the end.
             if exit[0].revents().contains(PollFlags::IN) {
-                then();
+                callback();
             }
         };
         std::thread::Builder::new().name("server-exit".into()).spawn(wait).map(drop)

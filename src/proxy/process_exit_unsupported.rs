@@ -12,7 +12,7 @@ impl WatchedProcess {
     }
 
     /// Never calls `then`.
-    pub fn on_exit(self, _then: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    pub fn on_exit(self, _callback: impl FnOnce() + Send + 'static) -> io::Result<()> {
         Ok(())
     }
 }

@@ -1,38 +1,40 @@
-//! Lines for whoever runs the proxy.
+//! A log with a rate limit.
 //!
-//! Owns their rate: the same trouble at every request is told once a second, with how often it was.
+//! Owns the rate: an error at every request is logged once a second, with the number of suppressed messages.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::escape::LogSink;
 
-/// The least time between two remarks of this kind.
+/// The least time between two messages.
 const MIN_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Says things, not too often.
+/// Logs at most one message per interval.
 pub struct RateLimitedLog {
     sink: LogSink,
     last: Mutex<(Option<Instant>, u64)>,
 }
 
 impl RateLimitedLog {
-    /// Says them in `log`.
+    /// Messages go to `sink`.
     pub fn new(sink: LogSink) -> Self {
         RateLimitedLog { sink, last: Mutex::new((None, 0)) }
     }
 
-    /// Says it, unless something was said just now.
-    pub fn log(&self, remark: &str) {
+    /// Logs `message`, unless another was logged within the interval.
+    pub fn write_line(&self, message: &str) {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        let (said, kept) = *last;
-        if said.is_some_and(|said| said.elapsed() < MIN_INTERVAL) {
+        let (logged_at, suppressed) = *last;
+        if logged_at.is_some_and(|logged_at| logged_at.elapsed() < MIN_INTERVAL) {
             last.1 += 1;
             return;
         }
-        match kept {
-            0 => self.sink.write_line(remark),
-            _ => self.sink.write_line(&format!("{remark} (and {kept} more like it since the last remark)")),
+        match suppressed {
+            0 => self.sink.write_line(message),
+            _ => self
+                .sink
+                .write_line(&format!("{message} (and {suppressed} more like it since the last remark)")),
         }
         *last = (Some(Instant::now()), 0);
     }

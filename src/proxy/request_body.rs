@@ -32,35 +32,38 @@ impl RequestedModel {
 
     /// The model that was asked for, if the body named one so far.
     pub fn get(&self) -> Option<String> {
-        let scan = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        serde_json::from_slice(&scan.get("model")?.text).ok()
+        let scanner = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        serde_json::from_slice(&scanner.get("model")?.text).ok()
     }
 
-    fn scan(&self, piece: &[u8]) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).feed(piece);
+    fn scan(&self, chunk: &[u8]) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).feed(chunk);
     }
 }
 
 /// Opens when the server says "100 Continue", or when it took too long.
 pub struct ContinueGate {
-    /// `None` once nobody is left who could say it: it must not be asked again then.
+    /// `None` once the sender is dropped: it must not be polled again then.
     received: Option<oneshot::Receiver<()>>,
     timeout: Pin<Box<Sleep>>,
 }
 
 impl ContinueGate {
-    /// A gate, and what opens it.
+    /// A gate, and the sender that opens it.
     pub fn new() -> (Self, oneshot::Sender<()>) {
-        let (opener, said) = oneshot::channel();
+        let (continue_sender, received) = oneshot::channel();
         (
-            ContinueGate { received: Some(said), timeout: Box::pin(tokio::time::sleep(CONTINUE_TIMEOUT)) },
-            opener,
+            ContinueGate {
+                received: Some(received),
+                timeout: Box::pin(tokio::time::sleep(CONTINUE_TIMEOUT)),
+            },
+            continue_sender,
         )
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        if let Some(said) = &mut self.received {
-            match Pin::new(said).poll(cx) {
+        if let Some(received) = &mut self.received {
+            match Pin::new(received).poll(cx) {
                 Poll::Ready(Ok(())) => return Poll::Ready(()),
                 // The request's head was answered without it, or the server speaks HTTP/2, whose early words are not
                 // heard: the body goes on after the time-out all the same.
@@ -80,9 +83,9 @@ pub struct RequestBody {
 }
 
 impl RequestBody {
-    /// `inner`, behind a gate, and read along.
-    pub fn new(inner: Incoming, gate: Option<ContinueGate>, asked: Option<RequestedModel>) -> Self {
-        RequestBody { inner, gate, requested_model: asked }
+    /// The body `inner`; `gate`, if any, delays it, and `requested_model` reads along.
+    pub fn new(inner: Incoming, gate: Option<ContinueGate>, requested_model: Option<RequestedModel>) -> Self {
+        RequestBody { inner, gate, requested_model }
     }
 }
 
@@ -101,10 +104,10 @@ impl Body for RequestBody {
             }
         }
         let polled = Pin::new(&mut self.inner).poll_frame(cx);
-        if let (Poll::Ready(Some(Ok(frame))), Some(asked)) = (&polled, &self.requested_model)
+        if let (Poll::Ready(Some(Ok(frame))), Some(requested_model)) = (&polled, &self.requested_model)
             && let Some(data) = frame.data_ref()
         {
-            asked.scan(data);
+            requested_model.scan(data);
         }
         polled.map_err(Into::into)
     }

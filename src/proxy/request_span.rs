@@ -11,8 +11,11 @@ use super::span_client::{PendingClose, SpanClient, SpanHandle, UnmeasuredReason}
 use crate::clock::monotonic_ns;
 use crate::protocol::{CloseSpan, OpenSpan};
 
-/// Longest value of an attribute that the daemon takes, and longest name of a span, in bytes.
-const LONGEST: (usize, usize) = (1024, 256);
+/// Longest value of an attribute that the daemon takes, in bytes.
+const MAX_ATTRIBUTE_BYTES: usize = 1024;
+
+/// Longest name of a span that the daemon takes, in bytes.
+const MAX_NAME_BYTES: usize = 256;
 
 /// An inference's span.
 pub struct RequestSpan {
@@ -24,7 +27,7 @@ pub struct RequestSpan {
     ended: bool,
 }
 
-/// How to wait for the figures of a span that has ended.
+/// The annotation of a span that has ended.
 pub enum PendingAnnotation {
     /// The account may come.
     Pending(String, PendingClose),
@@ -33,39 +36,40 @@ pub enum PendingAnnotation {
 }
 
 impl PendingAnnotation {
-    /// The figures, after a bounded wait.
-    pub async fn wait(self, said: ResponseMetadata) -> EnergyAnnotation {
+    /// The annotation, after a bounded wait.
+    pub async fn wait(self, metadata: ResponseMetadata) -> EnergyAnnotation {
         match self {
             PendingAnnotation::Pending(span, pending_close) => {
-                EnergyAnnotation::from_outcome(&span, pending_close.wait().await, &said)
+                EnergyAnnotation::from_outcome(&span, pending_close.wait().await, &metadata)
             }
-            PendingAnnotation::Unmeasured(why) => EnergyAnnotation::unmeasured(why),
+            PendingAnnotation::Unmeasured(reason) => EnergyAnnotation::unmeasured(reason),
         }
     }
 }
 
 impl RequestSpan {
-    /// Opens a span that begins now. With `phases` its decode will be marked.
+    /// Opens a span that begins now. With `has_phases` its decode will be marked.
     pub fn open(
-        lane: &SpanClient,
+        client: &SpanClient,
         id: String,
         name: &str,
-        notes: BTreeMap<String, String>,
-        phases: bool,
+        attributes: BTreeMap<String, String>,
+        has_phases: bool,
     ) -> Self {
         let at_ns = monotonic_now_ns();
-        let attributes = notes.into_iter().map(|(key, value)| (key, sanitize(&value, LONGEST.0))).collect();
-        let opening = OpenSpan {
-            name: Some(sanitize(name, LONGEST.1)),
+        let attributes =
+            attributes.into_iter().map(|(key, value)| (key, sanitize(&value, MAX_ATTRIBUTE_BYTES))).collect();
+        let request = OpenSpan {
+            name: Some(sanitize(name, MAX_NAME_BYTES)),
             attributes: Some(attributes),
             at_ns: Some(at_ns),
             ..OpenSpan::default()
         };
-        let handle = lane.open_span(id.clone(), opening);
+        let handle = client.open_span(id.clone(), request);
         if handle.is_err() {
-            lane.state.counters.unmeasured.increment();
+            client.state.counters.unmeasured.increment();
         }
-        RequestSpan { handle, id, attributes: BTreeMap::new(), has_phases: phases, ended: false }
+        RequestSpan { handle, id, attributes: BTreeMap::new(), has_phases, ended: false }
     }
 
     /// The first token of the answer is here.
@@ -82,28 +86,28 @@ impl RequestSpan {
         }
     }
 
-    /// Notes something that is sent with the close.
+    /// Sets an attribute that is sent with the close.
     pub fn set_attribute(&mut self, key: &str, value: impl Into<String>) {
-        self.attributes.insert(key.to_owned(), sanitize(&value.into(), LONGEST.0));
+        self.attributes.insert(key.to_owned(), sanitize(&value.into(), MAX_ATTRIBUTE_BYTES));
     }
 
-    /// Notes what the reply said of itself.
-    pub fn set_response_attributes(&mut self, said: &ResponseMetadata) {
-        if let Some(model) = &said.model {
+    /// Sets the attributes that the reply states.
+    pub fn set_response_attributes(&mut self, metadata: &ResponseMetadata) {
+        if let Some(model) = &metadata.model {
             self.set_attribute("gen_ai.response.model", model.clone());
         }
-        if let Some(tokens) = said.input_tokens {
+        if let Some(tokens) = metadata.input_tokens {
             self.set_attribute("gen_ai.usage.input_tokens", tokens.to_string());
         }
-        match said.output_tokens {
+        match metadata.output_tokens {
             Some(tokens) => self.set_attribute("gen_ai.usage.output_tokens", tokens.to_string()),
             // A server that was not asked for usage gives none; its chunks are no tokens, and say so.
-            None if said.content_chunks > 0 => {
-                self.set_attribute("wattspan.content_chunks", said.content_chunks.to_string());
+            None if metadata.content_chunks > 0 => {
+                self.set_attribute("wattspan.content_chunks", metadata.content_chunks.to_string());
             }
             None => {}
         }
-        if said.error {
+        if metadata.error {
             self.set_attribute("error.type", "told in the stream");
         }
     }
@@ -115,13 +119,14 @@ impl RequestSpan {
         }
         Some(match std::mem::replace(&mut self.handle, Err(UnmeasuredReason::DaemonUnavailable)) {
             Ok(handle) => {
-                let attributes = Some(std::mem::take(&mut self.attributes)).filter(|notes| !notes.is_empty());
+                let attributes =
+                    Some(std::mem::take(&mut self.attributes)).filter(|attributes| !attributes.is_empty());
                 let span = handle.id().to_owned();
-                let closing =
+                let request =
                     CloseSpan { attributes, at_ns: Some(monotonic_now_ns()), ..CloseSpan::default() };
-                PendingAnnotation::Pending(span, handle.close(closing))
+                PendingAnnotation::Pending(span, handle.close(request))
             }
-            Err(why) => PendingAnnotation::Unmeasured(why),
+            Err(reason) => PendingAnnotation::Unmeasured(reason),
         })
     }
 
@@ -153,11 +158,12 @@ fn monotonic_now_ns() -> i64 {
 }
 
 /// A text as the daemon takes it: without control characters, not too long, cut between characters.
-fn sanitize(text: &str, most: usize) -> String {
-    let mut plain: String = text.chars().filter(|c| !c.is_control()).collect();
-    let end = (0..=most.min(plain.len())).rev().find(|&at| plain.is_char_boundary(at)).unwrap_or(0);
-    plain.truncate(end);
-    plain
+fn sanitize(text: &str, max_bytes: usize) -> String {
+    let mut sanitized: String = text.chars().filter(|c| !c.is_control()).collect();
+    let end =
+        (0..=max_bytes.min(sanitized.len())).rev().find(|&at| sanitized.is_char_boundary(at)).unwrap_or(0);
+    sanitized.truncate(end);
+    sanitized
 }
 
 #[cfg(test)]

@@ -41,7 +41,7 @@ struct ChoiceProgress {
 pub struct ChunkInfo {
     /// It carried content.
     pub has_content: bool,
-    /// It is the last that tells of usage.
+    /// It is the last that states usage.
     pub is_last_usage: bool,
 }
 
@@ -153,22 +153,22 @@ impl ResponseMetadata {
         let Ok(chunk) = serde_json::from_slice::<ResponseChunk<'_>>(data) else {
             return ChunkInfo::default();
         };
-        let has_content = has_content(&chunk);
+        let has_content = chunk_has_content(&chunk);
         self.content_chunks += u64::from(has_content);
         self.error |= is_non_empty(chunk.error);
         self.set_model(chunk.model.as_deref());
         self.set_usage(chunk.usage);
-        for inner in [chunk.response, chunk.message].into_iter().flatten() {
-            if let Ok(inner) = serde_json::from_str::<NestedResponse<'_>>(inner.get()) {
-                self.set_model(inner.model.as_deref());
-                self.set_usage(inner.usage);
+        for nested in [chunk.response, chunk.message].into_iter().flatten() {
+            if let Ok(nested) = serde_json::from_str::<NestedResponse<'_>>(nested.get()) {
+                self.set_model(nested.model.as_deref());
+                self.set_usage(nested.usage);
             }
         }
         let usage = |prompt_tokens, completion_tokens| Some(TokenUsage { prompt_tokens, completion_tokens });
         self.set_usage(usage(chunk.prompt_eval_count, chunk.eval_count));
         self.set_usage(usage(chunk.tokens_evaluated, chunk.tokens_predicted));
-        let ends = matches!(chunk.event_type.as_deref(), Some("response.completed" | "message_stop"));
-        let done = chunk.done == Some(true) || chunk.stop == Some(true) || ends;
+        let is_end_event = matches!(chunk.event_type.as_deref(), Some("response.completed" | "message_stop"));
+        let done = chunk.done == Some(true) || chunk.stop == Some(true) || is_end_event;
         self.done |= done;
         let finished = match &chunk.choices {
             Some(choices) => {
@@ -211,18 +211,18 @@ impl ResponseMetadata {
     }
 }
 
-fn has_content(chunk: &ResponseChunk<'_>) -> bool {
+fn chunk_has_content(chunk: &ResponseChunk<'_>) -> bool {
     if let Some(choices) = &chunk.choices {
         return choices
             .iter()
             .any(|choice| is_non_empty(choice.text) || choice.delta.as_ref().is_some_and(has_delta_content));
     }
-    if let Some(kind) = chunk.event_type.as_deref() {
+    if let Some(event_type) = chunk.event_type.as_deref() {
         let delta = |raw: &RawValue| {
             serde_json::from_str::<ChunkDelta<'_>>(raw.get()).is_ok_and(|delta| has_delta_content(&delta))
         };
-        return (kind.ends_with(".delta") && is_non_empty(chunk.delta))
-            || (kind == "content_block_delta" && chunk.delta.is_some_and(delta));
+        return (event_type.ends_with(".delta") && is_non_empty(chunk.delta))
+            || (event_type == "content_block_delta" && chunk.delta.is_some_and(delta));
     }
     let message = |raw: &RawValue| {
         serde_json::from_str::<ChunkDelta<'_>>(raw.get()).is_ok_and(|delta| has_delta_content(&delta))
@@ -252,14 +252,14 @@ mod tests {
     use super::*;
 
     fn read_chunks(lines: &[&str]) -> (Vec<(bool, bool)>, ResponseMetadata) {
-        let mut said = ResponseMetadata::default();
-        let parts = lines.iter().map(|line| said.read_chunk(line.as_bytes()));
-        (parts.map(|part| (part.has_content, part.is_last_usage)).collect(), said)
+        let mut metadata = ResponseMetadata::default();
+        let parts = lines.iter().map(|line| metadata.read_chunk(line.as_bytes()));
+        (parts.map(|chunk| (chunk.has_content, chunk.is_last_usage)).collect(), metadata)
     }
 
     #[test]
     fn openai_chunks() {
-        let (parts, said) = read_chunks(&[
+        let (parts, metadata) = read_chunks(&[
             r#"{"model":"m","choices":[{"index":0,"delta":{"role":"assistant","content":""},"finish_reason":null}]}"#,
             r#"{"model":"m","choices":[{"delta":{"content":"Wär"}}],"usage":null}"#,
             r#"{"choices":[{"delta":{"tool_calls":[{"index":0}]}}]}"#,
@@ -267,11 +267,14 @@ mod tests {
             r#"{"choices":[],"usage":{"prompt_tokens":3,"completion_tokens":2,"total_tokens":5}}"#,
             "[DONE]",
         ]);
-        let content: Vec<bool> = parts.iter().map(|part| part.0).collect();
+        let content: Vec<bool> = parts.iter().map(|chunk| chunk.0).collect();
         assert_eq!(content, [false, true, true, false, false, false]);
-        assert_eq!(parts.iter().position(|part| part.1), Some(4));
-        assert_eq!((said.input_tokens, said.output_tokens, said.content_chunks), (Some(3), Some(2), 2));
-        assert!(said.done && said.model.as_deref() == Some("m"));
+        assert_eq!(parts.iter().position(|chunk| chunk.1), Some(4));
+        assert_eq!(
+            (metadata.input_tokens, metadata.output_tokens, metadata.content_chunks),
+            (Some(3), Some(2), 2)
+        );
+        assert!(metadata.done && metadata.model.as_deref() == Some("m"));
     }
 
     #[test]
@@ -291,7 +294,7 @@ mod tests {
         };
         let last = |chunks: &[String]| {
             let (parts, _) = read_chunks(&chunks.iter().map(String::as_str).collect::<Vec<_>>());
-            parts.iter().position(|part| part.1)
+            parts.iter().position(|chunk| chunk.1)
         };
         let (first, second) = (|reason| chunk(&choice(0, reason)), |reason| chunk(&choice(1, reason)));
         let open = "null";
@@ -306,23 +309,23 @@ mod tests {
 
     #[test]
     fn ollama_lines_and_llama_cpp_completions() {
-        let (parts_of, said) = read_chunks(&[
+        let (parts_of, metadata) = read_chunks(&[
             r#"{"model":"l","response":"Hi","done":false}"#,
             r#"{"model":"l","message":{"role":"assistant","content":"!"},"done":false}"#,
             r#"{"model":"l","response":"","done":true,"prompt_eval_count":5,"eval_count":7}"#,
         ]);
         assert_eq!(parts_of, [(true, false), (true, false), (false, true)]);
-        assert_eq!((said.input_tokens, said.output_tokens), (Some(5), Some(7)));
-        let (parts, said) = read_chunks(&[
+        assert_eq!((metadata.input_tokens, metadata.output_tokens), (Some(5), Some(7)));
+        let (parts, metadata) = read_chunks(&[
             r#"{"content":"x","stop":false}"#,
             r#"{"content":"","stop":true,"tokens_predicted":4}"#,
         ]);
-        assert_eq!((parts[0].0, parts[1].0, said.output_tokens), (true, false, Some(4)));
+        assert_eq!((parts[0].0, parts[1].0, metadata.output_tokens), (true, false, Some(4)));
     }
 
     #[test]
     fn openai_responses_and_anthropic_messages() {
-        let (parts, said) = read_chunks(&[
+        let (parts, metadata) = read_chunks(&[
             r#"{"type":"response.created","response":{"model":"g","usage":null}}"#,
             r#"{"type":"response.output_text.delta","delta":"He"}"#,
             r#"{"type":"response.completed","response":{"model":"g","usage":{"input_tokens":1,"output_tokens":2}}}"#,
@@ -331,19 +334,19 @@ mod tests {
             r#"{"type":"message_delta","delta":{"stop_reason":"end_turn"},"usage":{"output_tokens":8}}"#,
         ]);
         assert_eq!(
-            parts.iter().map(|part| part.0).collect::<Vec<_>>(),
+            parts.iter().map(|chunk| chunk.0).collect::<Vec<_>>(),
             [false, true, false, false, true, false]
         );
-        assert_eq!((said.input_tokens, said.output_tokens), (Some(9), Some(8)));
+        assert_eq!((metadata.input_tokens, metadata.output_tokens), (Some(9), Some(8)));
         assert!(parts[5].1 && !parts[2].1);
     }
 
     #[test]
     fn invalid_json_is_ignored() {
         let deep = "[".repeat(5000);
-        let (parts, said) =
+        let (parts, metadata) =
             read_chunks(&["", "{", "hello", "{\"usage\":7}", "{\"choices\":{}}", &deep, "\u{0}"]);
-        assert!(parts.iter().all(|part| *part == (false, false)));
-        assert_eq!(said, ResponseMetadata::default());
+        assert!(parts.iter().all(|chunk| *chunk == (false, false)));
+        assert_eq!(metadata, ResponseMetadata::default());
     }
 }

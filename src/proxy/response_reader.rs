@@ -16,7 +16,7 @@ pub enum ResponseReader {
     JsonLines(LineDecoder),
     /// One JSON object.
     Json(Box<JsonScanner>),
-    /// Encoded, or something else; the first byte stands for the first token where `stream`.
+    /// Encoded, or something else; the first byte counts as the first token where `stream`.
     Opaque {
         /// It is a stream all the same.
         stream: bool,
@@ -44,37 +44,37 @@ impl ResponseReader {
     }
 
     /// Reads a piece; how many of its parts carried content.
-    pub fn read_chunk(&mut self, piece: &[u8], said: &mut ResponseMetadata) -> u64 {
+    pub fn read_chunk(&mut self, chunk: &[u8], metadata: &mut ResponseMetadata) -> u64 {
         let mut content = 0;
-        let mut count = |part: ChunkInfo| content += u64::from(part.has_content);
+        let mut count = |info: ChunkInfo| content += u64::from(info.has_content);
         match self {
-            ResponseReader::Sse(events) => events.feed(piece, |event| match event.truncated {
-                false => count(said.read_chunk(event.data)),
+            ResponseReader::Sse(decoder) => decoder.feed(chunk, |event| match event.truncated {
+                false => count(metadata.read_chunk(event.data)),
                 true => count(ChunkInfo { has_content: true, is_last_usage: false }),
             }),
-            ResponseReader::JsonLines(lines) => lines.feed(piece, |line| match line {
-                DecodedLine::Complete(line) => count(said.read_chunk(line)),
+            ResponseReader::JsonLines(decoder) => decoder.feed(chunk, |line| match line {
+                DecodedLine::Complete(line) => count(metadata.read_chunk(line)),
                 DecodedLine::Truncated(_) => count(ChunkInfo { has_content: true, is_last_usage: false }),
             }),
-            ResponseReader::Json(scan) => scan.feed(piece),
-            ResponseReader::Opaque { stream } => content = u64::from(*stream && !piece.is_empty()),
+            ResponseReader::Json(scanner) => scanner.feed(chunk),
+            ResponseReader::Opaque { stream } => content = u64::from(*stream && !chunk.is_empty()),
         }
         content
     }
 
     /// What is only known at the end.
-    pub fn finish(&mut self, said: &mut ResponseMetadata) {
+    pub fn finish(&mut self, metadata: &mut ResponseMetadata) {
         match self {
-            ResponseReader::Json(scan) => {
-                let text = |key| scan.get(key).map(|found| found.text.as_slice());
-                said.read_body(text("model"), text("usage"));
-                said.read_token_counts(text("prompt_eval_count"), text("eval_count"));
-                said.read_token_counts(text("tokens_evaluated"), text("tokens_predicted"));
+            ResponseReader::Json(scanner) => {
+                let text = |key| scanner.get(key).map(|found| found.text.as_slice());
+                metadata.read_body(text("model"), text("usage"));
+                metadata.read_token_counts(text("prompt_eval_count"), text("eval_count"));
+                metadata.read_token_counts(text("tokens_evaluated"), text("tokens_predicted"));
             }
-            ResponseReader::JsonLines(lines) => {
+            ResponseReader::JsonLines(decoder) => {
                 // The last line of a stream may lack its end.
-                if let Some(line) = lines.finish() {
-                    said.read_chunk(&line);
+                if let Some(line) = decoder.finish() {
+                    metadata.read_chunk(&line);
                 }
             }
             ResponseReader::Sse(_) | ResponseReader::Opaque { .. } => {}
@@ -82,7 +82,7 @@ impl ResponseReader {
     }
 
     /// Reads a piece of a reply that is not streamed.
-    pub fn read_unstreamed_chunk(&mut self, piece: &[u8]) {
-        self.read_chunk(piece, &mut ResponseMetadata::default());
+    pub fn read_unstreamed_chunk(&mut self, chunk: &[u8]) {
+        self.read_chunk(chunk, &mut ResponseMetadata::default());
     }
 }

@@ -55,7 +55,7 @@ pub struct Routes {
 }
 
 impl Routes {
-    /// The known paths, if `known`, and those that the user names.
+    /// The known paths, if `use_known_paths`, and those that the user names.
     pub fn new(use_known_paths: bool, custom_paths: Vec<String>) -> Self {
         Routes { use_known_paths, custom_paths }
     }
@@ -66,14 +66,15 @@ impl Routes {
             return None;
         }
         let path = uri.path().trim_end_matches('/');
-        let ends = |with: &str| {
-            let with = with.trim_matches('/');
-            let before = path.strip_suffix(with);
-            !with.is_empty() && before.is_some_and(|before| before.ends_with('/'))
+        let has_suffix = |suffix: &str| {
+            let suffix = suffix.trim_matches('/');
+            let prefix = path.strip_suffix(suffix);
+            !suffix.is_empty() && prefix.is_some_and(|prefix| prefix.ends_with('/'))
         };
-        let known = KNOWN_PATHS.iter().filter(|_| self.use_known_paths).find(|(known, _)| ends(known));
-        let named = || self.custom_paths.iter().find(|named| ends(named)).map(|_| Operation::Inference);
-        known.map(|(_, operation)| *operation).or_else(named)
+        let known = KNOWN_PATHS.iter().filter(|_| self.use_known_paths).find(|(known, _)| has_suffix(known));
+        let custom =
+            || self.custom_paths.iter().find(|custom| has_suffix(custom)).map(|_| Operation::Inference);
+        known.map(|(_, operation)| *operation).or_else(custom)
     }
 }
 

@@ -51,18 +51,18 @@ impl ServerProcessTracker {
     }
 
     /// Names it in a span that is about to open; whether the span depends on it.
-    pub fn set_process(&self, opening: &mut OpenSpan) -> bool {
+    pub fn set_process(&self, request: &mut OpenSpan) -> bool {
         let state = self.lock();
         let server = state
             .server
             .as_ref()
             .filter(|_| state.refused_at.is_none_or(|at| at.elapsed() >= RETRY_INTERVAL));
         match server {
-            Some(ServerProcess::Process(pid)) => opening.process = Some(i64::from(*pid)),
-            Some(ServerProcess::ControlGroup(path)) => opening.cgroup = Some(path.clone()),
-            None => opening.process_share = Some(false),
+            Some(ServerProcess::Process(pid)) => request.process = Some(i64::from(*pid)),
+            Some(ServerProcess::ControlGroup(path)) => request.cgroup = Some(path.clone()),
+            None => request.process_share = Some(false),
         }
-        opening.process_share.is_none()
+        request.process_share.is_none()
     }
 
     /// Names it no more, and logs why.
@@ -76,12 +76,12 @@ impl ServerProcessTracker {
     }
 
     /// Names the control group no more for a while; one refusal of many in a row is logged.
-    fn suspend(&self, refusal: &MethodError) {
+    fn suspend(&self, error: &MethodError) {
         let mut state = self.lock();
         let is_first = state.refused_at.replace(Instant::now()).is_none();
         if let Some(server) = state.server.as_ref().filter(|_| is_first) {
             self.log.write_line(&format!(
-                "{server}: {refusal}; accounts have no process share until the daemon accepts it (tried every {} s)",
+                "{server}: {error}; accounts have no process share until the daemon accepts it (tried every {} s)",
                 RETRY_INTERVAL.as_secs()
             ));
         }
@@ -98,13 +98,13 @@ impl ServerProcessTracker {
     /// Why the connection is of no use any more: it is no answer.
     pub fn handle_open_reply(&self, message: &[u8]) -> Result<(), String> {
         let unreadable = |error| format!("the daemon's answer to OpenSpan is unreadable: {error}");
-        let answer = IncomingReply::parse(message).map_err(unreadable)?;
-        match answer.into_result::<OpenedSpan>().map_err(unreadable)? {
+        let reply = IncomingReply::parse(message).map_err(unreadable)?;
+        match reply.into_result::<OpenedSpan>().map_err(unreadable)? {
             Ok(_) => self.lock().refused_at = None,
             Err(MethodError::InvalidValue { field, reason }) if field == "process" => self.forget(&reason),
             // The connection itself may open spans: its first answer said so.
-            Err(refusal @ MethodError::AccessDenied { .. }) => self.forget(&refusal.to_string()),
-            Err(refusal) if is_control_group_error(&refusal) => self.suspend(&refusal),
+            Err(error @ MethodError::AccessDenied { .. }) => self.forget(&error.to_string()),
+            Err(error) if is_control_group_error(&error) => self.suspend(&error),
             // Any other refusal is of the span, and its end states it.
             Err(_) => {}
         }
@@ -112,8 +112,8 @@ impl ServerProcessTracker {
     }
 }
 
-fn is_control_group_error(refusal: &MethodError) -> bool {
-    match refusal {
+fn is_control_group_error(error: &MethodError) -> bool {
+    match error {
         MethodError::InvalidValue { field, .. } => field == "cgroup",
         MethodError::QuotaExceeded { quota, .. } => quota.starts_with("watched processes"),
         _ => false,
@@ -124,28 +124,29 @@ fn is_control_group_error(refusal: &MethodError) -> bool {
 mod tests {
     use super::*;
 
-    fn request_for(named: &ServerProcessTracker) -> (bool, OpenSpan) {
-        let mut opening = OpenSpan::default();
-        (named.set_process(&mut opening), opening)
+    fn request_for(tracker: &ServerProcessTracker) -> (bool, OpenSpan) {
+        let mut request = OpenSpan::default();
+        (tracker.set_process(&mut request), request)
     }
 
     #[test]
     fn a_span_names_the_server_process_or_disables_the_process_share() {
-        let (depends, opening) = request_for(&ServerProcessTracker::new(None, LogSink::new(|_| ())));
-        assert_eq!((depends, opening.process_share), (false, Some(false)));
-        let (depends, opening) =
+        let (names_process, request) = request_for(&ServerProcessTracker::new(None, LogSink::new(|_| ())));
+        assert_eq!((names_process, request.process_share), (false, Some(false)));
+        let (names_process, request) =
             request_for(&ServerProcessTracker::new(Some(ServerProcess::Process(7)), LogSink::new(|_| ())));
-        assert_eq!((depends, opening.process, opening.process_share), (true, Some(7), None));
+        assert_eq!((names_process, request.process, request.process_share), (true, Some(7), None));
         let group = ServerProcess::ControlGroup("/vllm".into());
-        let (depends, opening) = request_for(&ServerProcessTracker::new(Some(group), LogSink::new(|_| ())));
-        assert_eq!((depends, opening.cgroup.as_deref()), (true, Some("/vllm")));
+        let (names_process, request) =
+            request_for(&ServerProcessTracker::new(Some(group), LogSink::new(|_| ())));
+        assert_eq!((names_process, request.cgroup.as_deref()), (true, Some("/vllm")));
     }
 
     /// Whether spans name the server after this answer.
     fn is_still_named(server: ServerProcess, message: &str) -> bool {
-        let named = ServerProcessTracker::new(Some(server), LogSink::new(|_| ()));
-        named.handle_open_reply(message.as_bytes()).unwrap();
-        request_for(&named).0
+        let tracker = ServerProcessTracker::new(Some(server), LogSink::new(|_| ()));
+        tracker.handle_open_reply(message.as_bytes()).unwrap();
+        request_for(&tracker).0
     }
 
     fn error_reply(name: &str, parameters: &str) -> String {
@@ -177,16 +178,16 @@ mod tests {
 
     #[test]
     fn a_missing_control_group_is_retried() {
-        let named = ServerProcessTracker::new(
+        let tracker = ServerProcessTracker::new(
             Some(ServerProcess::ControlGroup("/vllm".into())),
             LogSink::new(|_| ()),
         );
         let gone = error_reply("InvalidValue", r#"{"field":"cgroup","reason":"gone"}"#);
-        named.handle_open_reply(gone.as_bytes()).unwrap();
-        assert!(!request_for(&named).0);
-        named.lock().refused_at = Instant::now().checked_sub(RETRY_INTERVAL);
-        assert!(request_for(&named).0);
-        named.handle_open_reply(br#"{"parameters":{"span":"a"}}"#).unwrap();
-        assert!(request_for(&named).0 && named.lock().refused_at.is_none());
+        tracker.handle_open_reply(gone.as_bytes()).unwrap();
+        assert!(!request_for(&tracker).0);
+        tracker.lock().refused_at = Instant::now().checked_sub(RETRY_INTERVAL);
+        assert!(request_for(&tracker).0);
+        tracker.handle_open_reply(br#"{"parameters":{"span":"a"}}"#).unwrap();
+        assert!(request_for(&tracker).0 && tracker.lock().refused_at.is_none());
     }
 }

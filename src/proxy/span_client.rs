@@ -1,4 +1,4 @@
-//! The way to the daemon: one connection, and a queue before it that never makes a request wait.
+//! The proxy's client of the daemon: one connection, and a queue for it that never makes a request wait.
 //!
 //! Owns the connection's life. While the daemon is away or does not take what it is sent, spans are not opened and
 //! requests go through unmeasured; it is looked for again and again, and used as soon as it answers. A span belongs to
@@ -42,7 +42,7 @@ impl UnmeasuredReason {
     }
 }
 
-/// What the lane's two ends share.
+/// What the two ends of the queue share.
 pub struct SpanClientState {
     /// The connection that is used, counted from 1; 0 while there is none.
     generation: AtomicU64,
@@ -54,39 +54,39 @@ pub struct SpanClientState {
     pub counters: Arc<ProxyCounters>,
 }
 
-/// The requests' end of the lane.
+/// The requests' end of the queue.
 #[derive(Clone)]
 pub struct SpanClient {
     calls: mpsc::UnboundedSender<DaemonCall>,
-    /// What both ends know.
+    /// What both ends share.
     pub state: Arc<SpanClientState>,
     /// The server's process, which spans name.
     pub server_process: Arc<ServerProcessTracker>,
 }
 
-/// The daemon's end of the lane.
+/// The connection's end of the queue.
 pub type CallReceiver = mpsc::UnboundedReceiver<DaemonCall>;
 
 impl SpanClient {
-    /// A lane whose replies wait at most `patience` for an account, and its other end.
+    /// A client whose replies wait at most `account_timeout` for an account, and the other end of its queue.
     pub fn new(
-        patience: Duration,
-        tally: Arc<ProxyCounters>,
-        server: ServerProcessTracker,
+        account_timeout: Duration,
+        counters: Arc<ProxyCounters>,
+        server_process: ServerProcessTracker,
     ) -> (Self, CallReceiver) {
-        let (orders, taken) = mpsc::unbounded_channel();
-        let shared = SpanClientState {
+        let (calls, receiver) = mpsc::unbounded_channel();
+        let state = SpanClientState {
             generation: AtomicU64::new(0),
             queued: AtomicUsize::new(0),
             consecutive_timeouts: AtomicU32::new(0),
-            account_timeout: patience,
-            counters: tally,
+            account_timeout,
+            counters,
         };
-        (SpanClient { calls: orders, state: Arc::new(shared), server_process: Arc::new(server) }, taken)
+        (SpanClient { calls, state: Arc::new(state), server_process: Arc::new(server_process) }, receiver)
     }
 
     /// Opens a span, if there is a daemon that takes it.
-    pub fn open_span(&self, span: String, opening: OpenSpan) -> Result<SpanHandle, UnmeasuredReason> {
+    pub fn open_span(&self, span: String, request: OpenSpan) -> Result<SpanHandle, UnmeasuredReason> {
         let generation = self.state.generation();
         if generation == 0 {
             return Err(UnmeasuredReason::DaemonUnavailable);
@@ -95,22 +95,22 @@ impl SpanClient {
             return Err(UnmeasuredReason::QueueFull);
         }
         self.state.counters.opened.increment();
-        let mut opening = OpenSpan { span: Some(span.clone()), ..opening };
-        self.send(match self.server_process.set_process(&mut opening) {
+        let mut request = OpenSpan { span: Some(span.clone()), ..request };
+        self.send(match self.server_process.set_process(&mut request) {
             true => DaemonCall::with_reply(
                 generation,
-                opening,
+                request,
                 ReplyHandler::Open(Arc::clone(&self.server_process)),
             ),
-            false => DaemonCall::oneway(generation, opening),
+            false => DaemonCall::oneway(generation, request),
         });
         Ok(SpanHandle { client: self.clone(), generation, id: span })
     }
 
-    fn send(&self, order: DaemonCall) {
+    fn send(&self, call: DaemonCall) {
         self.state.queued.fetch_add(1, Ordering::Relaxed);
-        if let Err(unsent) = self.calls.send(order) {
-            // The lane has ended, which the order's question tells by itself.
+        if let Err(unsent) = self.calls.send(call) {
+            // The channel is closed; dropping the call reports it.
             self.state.queued.fetch_sub(1, Ordering::Relaxed);
             drop(unsent);
         }
@@ -129,14 +129,14 @@ impl SpanClientState {
         self.consecutive_timeouts.store(0, Ordering::Relaxed);
     }
 
-    /// An order left the queue.
+    /// A call left the queue.
     pub fn mark_dequeued(&self) {
         self.queued.fetch_sub(1, Ordering::Relaxed);
     }
 
-    /// An account came after so long.
-    pub fn record_account_latency(&self, after: Duration) {
-        if after <= self.account_timeout {
+    /// Records how long an account took.
+    pub fn record_account_latency(&self, latency: Duration) {
+        if latency <= self.account_timeout {
             self.consecutive_timeouts.store(0, Ordering::Relaxed);
         }
     }
@@ -179,30 +179,30 @@ impl SpanHandle {
     }
 
     /// It ended; the account comes later.
-    pub fn close(self, closing: CloseSpan) -> PendingClose {
-        let (ask, answer) = PendingEnd::new(EndKind::Close, Arc::clone(&self.client.state.counters));
-        let closing = CloseSpan { span: self.id, wait_settled: Some(true), ..closing };
-        self.client.send(DaemonCall::with_reply(self.generation, closing, ReplyHandler::End(ask)));
-        PendingClose { outcome: answer, state: Arc::clone(&self.client.state) }
+    pub fn close(self, request: CloseSpan) -> PendingClose {
+        let (pending_end, outcome) = PendingEnd::new(EndKind::Close, Arc::clone(&self.client.state.counters));
+        let request = CloseSpan { span: self.id, wait_settled: Some(true), ..request };
+        self.client.send(DaemonCall::with_reply(self.generation, request, ReplyHandler::End(pending_end)));
+        PendingClose { outcome, state: Arc::clone(&self.client.state) }
     }
 
     /// It never was.
     pub fn cancel(self) {
-        let (ask, _) = PendingEnd::new(EndKind::Cancel, Arc::clone(&self.client.state.counters));
+        let (pending_end, _) = PendingEnd::new(EndKind::Cancel, Arc::clone(&self.client.state.counters));
         self.client.send(DaemonCall::with_reply(
             self.generation,
             CancelSpan { span: self.id },
-            ReplyHandler::End(ask),
+            ReplyHandler::End(pending_end),
         ));
     }
 
     fn send_oneway<M: Method>(&self, parameters: M) {
-        let shared = &self.client.state;
-        if shared.generation() != self.generation {
+        let state = &self.client.state;
+        if state.generation() != self.generation {
             return;
         }
-        if shared.is_full() {
-            shared.counters.dropped_updates.increment();
+        if state.is_full() {
+            state.counters.dropped_updates.increment();
             return;
         }
         self.client.send(DaemonCall::oneway(self.generation, parameters));
@@ -216,11 +216,11 @@ pub struct PendingClose {
 }
 
 impl PendingClose {
-    /// The span's end, if it is told soon.
+    /// The span's end, if it comes within the timeout.
     pub async fn wait(self) -> Option<SpanOutcome> {
-        let patience = self.state.current_account_timeout();
-        match tokio::time::timeout(patience, self.outcome).await {
-            Ok(ending) => Some(ending.unwrap_or(SpanOutcome::Lost)),
+        let account_timeout = self.state.current_account_timeout();
+        match tokio::time::timeout(account_timeout, self.outcome).await {
+            Ok(outcome) => Some(outcome.unwrap_or(SpanOutcome::Lost)),
             Err(_) => {
                 self.state.consecutive_timeouts.fetch_add(1, Ordering::Relaxed);
                 self.state.counters.account_timeouts.increment();
@@ -245,52 +245,55 @@ mod tests {
 
     #[test]
     fn no_span_is_opened_while_the_daemon_is_unavailable() {
-        let (lane, mut orders) = client();
+        let (client, mut calls) = client();
         assert_eq!(
-            lane.open_span("a".into(), OpenSpan::default()).err(),
+            client.open_span("a".into(), OpenSpan::default()).err(),
             Some(UnmeasuredReason::DaemonUnavailable)
         );
-        assert!(orders.try_recv().is_err());
+        assert!(calls.try_recv().is_err());
     }
 
     #[test]
     fn a_full_queue_accepts_only_span_ends() {
-        let (lane, mut orders) = client();
-        lane.state.set_generation(1);
-        let open = lane.open_span("a".into(), OpenSpan::default()).unwrap();
-        lane.state.queued.store(MAX_QUEUED_CALLS, Ordering::Relaxed);
-        open.mark_phase("decode", 1);
-        assert_eq!(lane.open_span("b".into(), OpenSpan::default()).err(), Some(UnmeasuredReason::QueueFull));
-        assert_eq!(lane.state.counters.dropped_updates.get(), 1);
-        drop(open.close(CloseSpan::default()));
-        assert!(orders.try_recv().unwrap().reply_handler.is_none());
-        assert!(orders.try_recv().unwrap().reply_handler.is_some());
+        let (client, mut calls) = client();
+        client.state.set_generation(1);
+        let span = client.open_span("a".into(), OpenSpan::default()).unwrap();
+        client.state.queued.store(MAX_QUEUED_CALLS, Ordering::Relaxed);
+        span.mark_phase("decode", 1);
+        assert_eq!(
+            client.open_span("b".into(), OpenSpan::default()).err(),
+            Some(UnmeasuredReason::QueueFull)
+        );
+        assert_eq!(client.state.counters.dropped_updates.get(), 1);
+        drop(span.close(CloseSpan::default()));
+        assert!(calls.try_recv().unwrap().reply_handler.is_none());
+        assert!(calls.try_recv().unwrap().reply_handler.is_some());
     }
 
     #[test]
     fn a_lost_call_is_counted_once_as_abandoned() {
-        let (lane, orders) = client();
-        lane.state.set_generation(1);
+        let (client, calls) = client();
+        client.state.set_generation(1);
         let pending_close =
-            lane.open_span("a".into(), OpenSpan::default()).unwrap().close(CloseSpan::default());
-        lane.open_span("b".into(), OpenSpan::default()).unwrap().cancel();
-        drop(orders);
-        lane.open_span("c".into(), OpenSpan::default()).unwrap().cancel();
+            client.open_span("a".into(), OpenSpan::default()).unwrap().close(CloseSpan::default());
+        client.open_span("b".into(), OpenSpan::default()).unwrap().cancel();
+        drop(calls);
+        client.open_span("c".into(), OpenSpan::default()).unwrap().cancel();
         drop(pending_close);
-        let tally = &lane.state.counters;
-        assert_eq!((tally.opened.get(), tally.abandoned.get(), tally.ended_spans()), (3, 3, 3));
+        let counters = &client.state.counters;
+        assert_eq!((counters.opened.get(), counters.abandoned.get(), counters.ended_spans()), (3, 3, 3));
     }
 
     #[tokio::test]
     async fn replies_stop_waiting_after_three_late_accounts() {
-        let (lane, _orders) = client();
-        lane.state.set_generation(1);
+        let (client, _calls) = client();
+        client.state.set_generation(1);
         for _ in 0..3 {
-            let open = lane.open_span("a".into(), OpenSpan::default()).unwrap();
-            assert!(open.close(CloseSpan::default()).wait().await.is_none());
+            let span = client.open_span("a".into(), OpenSpan::default()).unwrap();
+            assert!(span.close(CloseSpan::default()).wait().await.is_none());
         }
-        assert_eq!(lane.state.current_account_timeout(), Duration::ZERO);
-        lane.state.record_account_latency(Duration::from_millis(4));
-        assert_eq!(lane.state.current_account_timeout(), Duration::from_millis(5));
+        assert_eq!(client.state.current_account_timeout(), Duration::ZERO);
+        client.state.record_account_latency(Duration::from_millis(4));
+        assert_eq!(client.state.current_account_timeout(), Duration::from_millis(5));
     }
 }

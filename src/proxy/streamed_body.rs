@@ -23,14 +23,14 @@ use super::token_weights::WeightedStream;
 use super::usage_inserter::{HeldLine, UsageInserter};
 use crate::http::BodyError;
 
-/// Where the energy can be told.
+/// Where the energy can be added to a reply.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct AnnotationPlacement {
-    /// As a comment behind the last event.
+    /// As a comment after the last event.
     pub comment: bool,
     /// As a trailer.
     pub trailer: bool,
-    /// In the last chunk that tells of usage.
+    /// In the last chunk that states usage.
     pub usage: bool,
 }
 
@@ -74,24 +74,24 @@ pub struct StreamedBody {
 }
 
 impl StreamedBody {
-    /// `begun` comes first and was read already; then what `inner` gives.
+    /// `buffered` comes first and was read already; then what `inner` gives.
     pub fn new(
         inner: Incoming,
-        begun: VecDeque<Bytes>,
-        weighed: Arc<WeightedStream>,
-        dialect: ResponseReader,
-        tail: AnnotationPlacement,
+        buffered: VecDeque<Bytes>,
+        stream: Arc<WeightedStream>,
+        reader: ResponseReader,
+        placement: AnnotationPlacement,
     ) -> Self {
         StreamedBody {
             inner,
-            stream: weighed,
-            reader: dialect,
+            stream,
+            reader,
             metadata: ResponseMetadata::default(),
-            placement: tail,
+            placement,
             inserter: UsageInserter::default(),
             held_line: None,
             annotation: None,
-            chunks: begun,
+            chunks: buffered,
             trailers: None,
             upstream_ended: false,
             is_decode_marked: false,
@@ -99,8 +99,8 @@ impl StreamedBody {
         }
     }
 
-    fn read_chunk(&mut self, piece: &[u8]) {
-        let tokens = self.reader.read_chunk(piece, &mut self.metadata);
+    fn read_chunk(&mut self, chunk: &[u8]) {
+        let tokens = self.reader.read_chunk(chunk, &mut self.metadata);
         if tokens > 0 {
             self.stream.add_tokens(tokens);
             if !std::mem::replace(&mut self.is_decode_marked, true) {
@@ -109,7 +109,7 @@ impl StreamedBody {
         }
     }
 
-    /// The server is done: the span ends, and its figures are awaited where they can be told.
+    /// The server is done: the span ends, and its annotation is awaited where it can be added.
     fn handle_upstream_end(&mut self) {
         self.upstream_ended = true;
         self.inserter.flush(&mut self.chunks);
@@ -120,48 +120,48 @@ impl StreamedBody {
     fn close_span(&mut self) -> Option<Pin<Box<dyn Future<Output = EnergyAnnotation> + Send>>> {
         let mut span = self.stream.span();
         span.set_response_attributes(&self.metadata);
-        let awaited = span.close()?;
+        let pending = span.close()?;
         let AnnotationPlacement { comment, trailer, usage } = self.placement;
-        let told = comment || trailer || (usage && self.held_line.is_some());
-        let said = self.metadata.clone();
-        told.then(|| Box::pin(awaited.wait(said)) as Pin<Box<_>>)
+        let is_needed = comment || trailer || (usage && self.held_line.is_some());
+        let metadata = self.metadata.clone();
+        is_needed.then(|| Box::pin(pending.wait(metadata)) as Pin<Box<_>>)
     }
 
     /// What follows the server's last byte.
     fn append_annotation(&mut self) {
         let comment = match &self.reader {
-            ResponseReader::Sse(events) => self.placement.comment && events.is_between_events(),
+            ResponseReader::Sse(decoder) => self.placement.comment && decoder.is_between_events(),
             _ => false,
         };
         let mut trailers = self.trailers.take();
-        if let Some(figures) = &self.annotation {
+        if let Some(annotation) = &self.annotation {
             if comment {
-                self.chunks.push_back(figures.sse_comment().into());
+                self.chunks.push_back(annotation.sse_comment().into());
             }
             if self.placement.trailer {
-                trailers.get_or_insert_default().insert(ENERGY_HEADER, figures.header_value());
+                trailers.get_or_insert_default().insert(ENERGY_HEADER, annotation.header_value());
             }
         }
         self.state = StreamState::SendingTrailers(trailers);
     }
 
-    fn handle_chunk(&mut self, piece: Bytes) {
-        self.read_chunk(&piece);
+    fn handle_chunk(&mut self, chunk: Bytes) {
+        self.read_chunk(&chunk);
         if !self.placement.usage {
-            self.chunks.push_back(piece);
-        } else if let Some(held) = self.inserter.feed(&piece, &mut self.chunks) {
-            self.held_line = Some(held);
+            self.chunks.push_back(chunk);
+        } else if let Some(held_line) = self.inserter.feed(&chunk, &mut self.chunks) {
+            self.held_line = Some(held_line);
             match self.close_span() {
-                Some(figures) => self.state = StreamState::AwaitingAnnotation(figures),
+                Some(annotation) => self.state = StreamState::AwaitingAnnotation(annotation),
                 None => self.release_held_line(),
             }
         }
     }
 
     fn release_held_line(&mut self) {
-        if let Some(held) = self.held_line.take() {
+        if let Some(held_line) = self.held_line.take() {
             let energy = self.annotation.as_ref().map_or_else(|| "null".into(), EnergyAnnotation::to_json);
-            self.chunks.push_back(held.insert(&energy));
+            self.chunks.push_back(held_line.insert(&energy));
             self.inserter.flush(&mut self.chunks);
         }
     }
@@ -186,20 +186,20 @@ impl Body for StreamedBody {
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = &mut *self;
         loop {
-            if let Some(piece) = this.chunks.pop_front() {
-                return Poll::Ready(Some(Ok(Frame::data(piece))));
+            if let Some(chunk) = this.chunks.pop_front() {
+                return Poll::Ready(Some(Ok(Frame::data(chunk))));
             }
             match &mut this.state {
-                StreamState::AwaitingAnnotation(figures) => {
-                    this.annotation = Some(ready!(figures.as_mut().poll(cx)));
+                StreamState::AwaitingAnnotation(annotation) => {
+                    this.annotation = Some(ready!(annotation.as_mut().poll(cx)));
                     this.state = StreamState::Streaming;
                     this.release_held_line();
                 }
                 StreamState::Streaming if this.upstream_ended => this.append_annotation(),
                 StreamState::Streaming => match ready!(Pin::new(&mut this.inner).poll_frame(cx)) {
                     Some(Ok(frame)) => match frame.into_data() {
-                        Ok(piece) => {
-                            this.handle_chunk(piece);
+                        Ok(chunk) => {
+                            this.handle_chunk(chunk);
                             // A body of known length is not asked again after its last byte.
                             if this.inner.is_end_stream() && matches!(this.state, StreamState::Streaming) {
                                 this.handle_upstream_end();
@@ -241,8 +241,8 @@ impl Body for StreamedBody {
     }
 
     fn size_hint(&self) -> SizeHint {
-        let adds = self.placement.comment || self.placement.usage || !self.chunks.is_empty();
-        if adds { SizeHint::default() } else { self.inner.size_hint() }
+        let adds_bytes = self.placement.comment || self.placement.usage || !self.chunks.is_empty();
+        if adds_bytes { SizeHint::default() } else { self.inner.size_hint() }
     }
 }
 

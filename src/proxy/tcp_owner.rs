@@ -33,18 +33,18 @@ const REQUEST_BYTES: usize = HEADER_BYTES + 56;
 ///
 /// # Errors
 /// The kernel cannot be asked: it was built without `INET_DIAG`, or a filter refuses.
-pub fn uid(client: SocketAddr, here: SocketAddr) -> io::Result<Option<u32>> {
-    let (client, here) = (canonical(client), canonical(here));
-    if !client.ip().is_loopback() || !here.ip().is_loopback() || client.is_ipv4() != here.is_ipv4() {
+pub fn uid(client: SocketAddr, local: SocketAddr) -> io::Result<Option<u32>> {
+    let (client, local) = (canonical(client), canonical(local));
+    if !client.ip().is_loopback() || !local.ip().is_loopback() || client.is_ipv4() != local.is_ipv4() {
         return Ok(None);
     }
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let diag = socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, Some(netlink::SOCK_DIAG))?;
-    send(&diag, &encode_request(client, here), SendFlags::empty())?;
+    send(&diag, &encode_request(client, local), SendFlags::empty())?;
     // The kernel has queued its answer before `send` returns.
-    let mut answer = [0_u8; 1024];
-    let (length, _) = recv(&diag, &mut answer, RecvFlags::empty())?;
-    parse_reply(answer.get(..length).unwrap_or_default(), client, here)
+    let mut reply = [0_u8; 1024];
+    let (length, _) = recv(&diag, &mut reply, RecvFlags::empty())?;
+    parse_reply(reply.get(..length).unwrap_or_default(), client, local)
 }
 
 /// An IPv4 address that came in an IPv6 one, as itself.
@@ -53,7 +53,7 @@ fn canonical(address: SocketAddr) -> SocketAddr {
 }
 
 /// `nlmsghdr`, then `inet_diag_req_v2` with the client's socket as the source.
-fn encode_request(client: SocketAddr, here: SocketAddr) -> [u8; REQUEST_BYTES] {
+fn encode_request(client: SocketAddr, local: SocketAddr) -> [u8; REQUEST_BYTES] {
     const NO_COOKIE: [u8; 8] = [0xff; 8];
     const ALL_STATES: u32 = u32::MAX;
     let mut bytes = [0; REQUEST_BYTES];
@@ -69,9 +69,9 @@ fn encode_request(client: SocketAddr, here: SocketAddr) -> [u8; REQUEST_BYTES] {
     put(&[if client.is_ipv4() { AF_INET } else { AF_INET6 }, IPPROTO_TCP, 0, 0]);
     put(&ALL_STATES.to_ne_bytes());
     put(&client.port().to_be_bytes());
-    put(&here.port().to_be_bytes());
+    put(&local.port().to_be_bytes());
     put(&address_bytes(client.ip()));
-    put(&address_bytes(here.ip()));
+    put(&address_bytes(local.ip()));
     put(&0_u32.to_ne_bytes());
     put(&NO_COOKIE);
     bytes
@@ -89,10 +89,10 @@ fn address_bytes(address: IpAddr) -> [u8; 16] {
 }
 
 /// Reads `inet_diag_msg`, or the error that came instead.
-fn parse_reply(answer: &[u8], client: SocketAddr, here: SocketAddr) -> io::Result<Option<u32>> {
+fn parse_reply(reply: &[u8], client: SocketAddr, local: SocketAddr) -> io::Result<Option<u32>> {
     let short =
         || io::Error::new(io::ErrorKind::InvalidData, "the kernel's answer about a socket is too short");
-    let (header, message) = answer.split_at_checked(HEADER_BYTES).ok_or_else(short)?;
+    let (header, message) = reply.split_at_checked(HEADER_BYTES).ok_or_else(short)?;
     let kind = u16::from_ne_bytes([header[4], header[5]]);
     if kind == NLMSG_ERROR {
         let code = message.first_chunk().map(|code| i32::from_ne_bytes(*code)).ok_or_else(short)?;
@@ -114,7 +114,7 @@ fn parse_reply(answer: &[u8], client: SocketAddr, here: SocketAddr) -> io::Resul
         canonical(SocketAddr::new(ip, u16::from_be_bytes([message[port], message[port + 1]])))
     };
     let (state, uid, inode) = (message[1], word(64), word(68));
-    let is_this = address(4, 8) == client && address(6, 24) == here;
+    let is_this = address(4, 8) == client && address(6, 24) == local;
     let is_held = state == TCP_ESTABLISHED && inode != 0;
     Ok((is_this && is_held).then_some(uid).filter(|uid| *uid != crate::unix_socket::OVERFLOW_UID))
 }
@@ -161,19 +161,19 @@ mod tests {
         assert_eq!(owner_of(&accepted), None, "FIN_WAIT");
         drop(client);
         assert_eq!(owner_of(&accepted), None, "orphaned");
-        let (client_address, here) = (accepted.peer_addr().unwrap(), accepted.local_addr().unwrap());
+        let (client_address, local) = (accepted.peer_addr().unwrap(), accepted.local_addr().unwrap());
         drop(accepted);
-        assert_eq!(uid(client_address, here).unwrap(), None, "TIME_WAIT");
+        assert_eq!(uid(client_address, local).unwrap(), None, "TIME_WAIT");
     }
 
     #[test]
     fn a_listener_on_the_same_port_is_not_the_client() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let here = listener.local_addr().unwrap();
+        let local = listener.local_addr().unwrap();
         let gone = SocketAddr::from(([127, 0, 0, 1], 1));
         // The kernel falls back to a listener where no connection matches.
-        assert_eq!(uid(here, gone).unwrap(), None);
-        assert_eq!(uid(gone, here).unwrap(), None);
+        assert_eq!(uid(local, gone).unwrap(), None);
+        assert_eq!(uid(gone, local).unwrap(), None);
     }
 
     #[test]

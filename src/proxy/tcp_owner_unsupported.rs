@@ -7,6 +7,6 @@ use std::net::SocketAddr;
 pub const IS_SUPPORTED: bool = false;
 
 /// The user that owns the client's socket: unknown.
-pub fn uid(_client: SocketAddr, _here: SocketAddr) -> io::Result<Option<u32>> {
+pub fn uid(_client: SocketAddr, _local: SocketAddr) -> io::Result<Option<u32>> {
     Ok(None)
 }

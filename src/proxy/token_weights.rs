@@ -2,7 +2,7 @@
 //!
 //! Owns the list of running streams and their counts. Every tick each stream weighs as many tokens as came on it since
 //! the last one, at least 1: a stream in prefill, or one that waits, weighs 1. Only changes are sent. One token is one
-//! part with content, which is what servers send by default; the figure is a weight, never told as a count of tokens.
+//! part with content, which is what servers send by default; the value is a weight, never reported as a count of tokens.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -45,14 +45,14 @@ impl WeightedStream {
 pub struct TokenWeights(Arc<Mutex<Vec<Weak<WeightedStream>>>>);
 
 impl TokenWeights {
-    /// Puts a span on the scales until it is dropped; it weighs 1.
-    pub fn register(&self, span: RequestSpan, weigh: bool) -> Arc<WeightedStream> {
+    /// Registers a span until it is dropped; its weight is 1 at first.
+    pub fn register(&self, span: RequestSpan, is_weighted: bool) -> Arc<WeightedStream> {
         let (tokens, weight) = (AtomicU64::new(0), AtomicU64::new(1));
-        let weighed = Arc::new(WeightedStream { tokens, weight, span: Mutex::new(span) });
-        if weigh {
-            self.lock().push(Arc::downgrade(&weighed));
+        let stream = Arc::new(WeightedStream { tokens, weight, span: Mutex::new(span) });
+        if is_weighted {
+            self.lock().push(Arc::downgrade(&stream));
         }
-        weighed
+        stream
     }
 
     /// Weighs for ever.
@@ -61,10 +61,9 @@ impl TokenWeights {
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
-            self.lock()
-                .retain(|weighed| weighed.upgrade().is_some_and(|weighed| !weighed.span().has_ended()));
-            let list: Vec<_> = self.lock().iter().filter_map(Weak::upgrade).collect();
-            list.iter().for_each(|weighed| weighed.update_weight());
+            self.lock().retain(|stream| stream.upgrade().is_some_and(|stream| !stream.span().has_ended()));
+            let streams: Vec<_> = self.lock().iter().filter_map(Weak::upgrade).collect();
+            streams.iter().for_each(|stream| stream.update_weight());
         }
     }
 

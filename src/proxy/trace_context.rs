@@ -29,14 +29,16 @@ impl TraceContext {
 
     fn parse(text: &str) -> Option<Self> {
         let mut fields = text.split('-');
-        let (version, id, parent, flags) = (fields.next()?, fields.next()?, fields.next()?, fields.next()?);
+        let (version, trace_id, parent_id, flags) =
+            (fields.next()?, fields.next()?, fields.next()?, fields.next()?);
         let more = fields.next().is_some();
-        let sound = is_hex(version, 2) && version != "ff" && (version != "00" || !more);
-        let sound = sound && is_hex(id, 32) && is_hex(parent, 16) && is_hex(flags, 2);
-        let named = id.bytes().any(|byte| byte != b'0') && parent.bytes().any(|byte| byte != b'0');
-        (sound && named).then(|| TraceContext {
-            trace_id: id.into(),
-            parent_id: parent.into(),
+        let is_valid = is_hex(version, 2) && version != "ff" && (version != "00" || !more);
+        let is_valid = is_valid && is_hex(trace_id, 32) && is_hex(parent_id, 16) && is_hex(flags, 2);
+        let is_non_zero =
+            trace_id.bytes().any(|byte| byte != b'0') && parent_id.bytes().any(|byte| byte != b'0');
+        (is_valid && is_non_zero).then(|| TraceContext {
+            trace_id: trace_id.into(),
+            parent_id: parent_id.into(),
             flags: flags.into(),
         })
     }
@@ -63,9 +65,9 @@ mod tests {
     #[test]
     fn inject_replaces_the_parent_id() {
         let mut headers = HeaderMap::from_iter([(TRACEPARENT, HeaderValue::from_static(VALID))]);
-        let trace = TraceContext::extract(&headers).unwrap();
-        assert_eq!((trace.trace_id.len(), trace.parent_id.as_str()), (32, "00f067aa0ba902b7"));
-        trace.inject(&mut headers, 0xabc);
+        let context = TraceContext::extract(&headers).unwrap();
+        assert_eq!((context.trace_id.len(), context.parent_id.as_str()), (32, "00f067aa0ba902b7"));
+        context.inject(&mut headers, 0xabc);
         assert_eq!(headers[TRACEPARENT], "00-4bf92f3577b34da6a3ce929d0e0e4736-0000000000000abc-01");
     }
 

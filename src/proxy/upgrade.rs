@@ -1,6 +1,7 @@
 //! A connection whose protocol changed: WebSocket and its like.
 //!
-//! Owns the copying, both ways, until both sides have ended, and keeps the client's place as long. Knows nothing of what is said.
+//! Copies in both directions until both sides have ended, and keeps the client's permit as long. Does not interpret what
+//! it copies.
 
 use http::{Response, StatusCode, header, response};
 use hyper::body::Incoming;
@@ -23,10 +24,10 @@ pub fn switch_protocols(
     *reply.extensions_mut() = std::mem::take(&mut head.extensions);
     let server = hyper::upgrade::on(&mut reply);
     tokio::spawn(async move {
-        // Whoever hangs up before the change, or breaks off after it, ends the tunnel; nobody is left to be told.
-        if let (Ok(near), Ok(far)) = tokio::join!(upgrade, server) {
-            let (mut near, mut far) = (TokioIo::new(near), TokioIo::new(far));
-            let _ = tokio::io::copy_bidirectional(&mut near, &mut far).await;
+        // Either side ends the tunnel by closing its connection; the error has no receiver.
+        if let (Ok(client_io), Ok(server_io)) = tokio::join!(upgrade, server) {
+            let (mut client_io, mut server_io) = (TokioIo::new(client_io), TokioIo::new(server_io));
+            let _ = tokio::io::copy_bidirectional(&mut client_io, &mut server_io).await;
         }
         drop(client);
     });

@@ -17,64 +17,64 @@ use super::request_body::{ContinueGate, RequestBody, RequestedModel};
 use crate::http::hop_by_hop::{self, ConnectionOptions};
 use crate::http::{BaseUrl, BoxBody};
 
-/// What the client asked of this hop.
+/// What the client's connection can carry.
 pub struct ClientCapabilities {
-    /// In its headers.
+    /// The connection options of its request.
     pub options: ConnectionOptions,
-    /// Over this version.
+    /// The version of HTTP of its request.
     pub version: Version,
     /// The connection, should the protocol change.
     pub upgrade: Option<OnUpgrade>,
 }
 
 impl ClientCapabilities {
-    /// Whether trailers reach the client behind a body whose length is `known` or not.
-    pub fn accepts_trailers(&self, known: bool) -> bool {
+    /// Whether trailers reach the client behind a body whose length is known (`has_known_length`) or not.
+    pub fn accepts_trailers(&self, has_known_length: bool) -> bool {
         self.version == Version::HTTP_2
-            || (self.options.trailers && self.version == Version::HTTP_11 && !known)
+            || (self.options.trailers && self.version == Version::HTTP_11 && !has_known_length)
     }
 }
 
-/// The request for `target`, read along by `asked`.
+/// The request for `upstream`, whose model `requested_model` reads.
 ///
 /// # Errors
 /// Its URL is none there.
 pub fn build_upstream_request(
-    target: &BaseUrl,
-    aside: Option<&InformationalSender>,
+    upstream: &BaseUrl,
+    informational: Option<&InformationalSender>,
     mut request: Request<Incoming>,
-    asked: Option<RequestedModel>,
+    requested_model: Option<RequestedModel>,
 ) -> Result<(Request<BoxBody>, ClientCapabilities), http::Error> {
     let version = request.version();
-    let wishes = hop_by_hop::strip(request.headers_mut());
-    let upgrade = wishes.upgrade.is_some().then(|| hyper::upgrade::on(&mut request));
-    let waits = |value: &HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"100-continue");
-    let (gate, opener) = match request.headers().get(header::EXPECT).is_some_and(waits) {
+    let options = hop_by_hop::strip(request.headers_mut());
+    let upgrade = options.upgrade.is_some().then(|| hyper::upgrade::on(&mut request));
+    let expects_continue = |value: &HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"100-continue");
+    let (gate, continue_sender) = match request.headers().get(header::EXPECT).is_some_and(expects_continue) {
         true => Some(ContinueGate::new()).unzip(),
         false => (None, None),
     };
     let (mut head, body) = request.into_parts();
-    head.uri = target.request_uri(head.uri.path_and_query())?;
+    head.uri = upstream.request_uri(head.uri.path_and_query())?;
     head.version = Version::HTTP_11;
-    hop_by_hop::set_connection_options(&mut head.headers, &wishes);
-    head.headers.insert(header::HOST, target.host_header());
+    hop_by_hop::set_connection_options(&mut head.headers, &options);
+    head.headers.insert(header::HOST, upstream.host_header());
     join_cookies(&mut head.headers);
-    let body = RequestBody::new(body, gate, asked).boxed_unsync();
+    let body = RequestBody::new(body, gate, requested_model).boxed_unsync();
     let mut request = Request::from_parts(head, body);
-    let opener = Mutex::new(opener);
-    let aside = aside.cloned().filter(|_| version == Version::HTTP_11);
-    hyper::ext::on_informational(&mut request, move |early| {
-        if early.status() == StatusCode::CONTINUE {
-            let opener = opener.lock().unwrap_or_else(PoisonError::into_inner).take();
+    let continue_sender = Mutex::new(continue_sender);
+    let informational = informational.cloned().filter(|_| version == Version::HTTP_11);
+    hyper::ext::on_informational(&mut request, move |response| {
+        if response.status() == StatusCode::CONTINUE {
+            let continue_sender = continue_sender.lock().unwrap_or_else(PoisonError::into_inner).take();
             // The body may be gone already; then nobody waits.
-            let _ = opener.map(|opener| opener.send(()));
-        } else if let Some(aside) = &aside {
-            let mut headers = early.headers().clone();
+            let _ = continue_sender.map(|continue_sender| continue_sender.send(()));
+        } else if let Some(informational) = &informational {
+            let mut headers = response.headers().clone();
             hop_by_hop::strip(&mut headers);
-            aside.send(early.status(), &headers);
+            informational.send(response.status(), &headers);
         }
     });
-    Ok((request, ClientCapabilities { options: wishes, version, upgrade }))
+    Ok((request, ClientCapabilities { options, version, upgrade }))
 }
 
 /// HTTP/2 may cut cookies into several headers, which HTTP/1.1 may not (RFC 9113, 8.2.3).

@@ -1,4 +1,4 @@
-//! Energy put into the last chunk that tells of usage.
+//! Inserts the energy into the last chunk that states usage.
 //!
 //! Owns the line that is held until the figures are there; only `--annotate usage` does this. Bytes are passed on line
 //! by line here, and every byte that came is passed on, in order: what is put in is put in between.
@@ -35,26 +35,27 @@ pub struct InsertionPoint {
 #[derive(Debug, Default)]
 pub struct UsageInserter {
     line: Vec<u8>,
-    /// The line is too long to be it.
-    is_line_too_long: bool,
+    /// The current line is passed on as it comes: it is too long, or the energy was inserted already.
+    is_passing_through: bool,
     is_done: bool,
     /// What the lines so far said: whether one is the last depends on those before it.
     metadata: ResponseMetadata,
 }
 
 impl InsertionPoint {
-    /// Where in `json` the energy goes; `make`: also where no `usage` is there yet.
-    pub fn find(json: &[u8], make: bool) -> Option<Self> {
-        let mut scan = JsonScanner::new(&["usage"]);
-        scan.feed(json);
-        let (at, inside_usage) = match scan.get("usage") {
+    /// Where in `json` the energy goes; `create_usage`: also where no `usage` is there yet.
+    pub fn find(json: &[u8], create_usage: bool) -> Option<Self> {
+        let mut scanner = JsonScanner::new(&["usage"]);
+        scanner.feed(json);
+        let (offset, inside_usage) = match scanner.get("usage") {
             Some(usage) if json.get(usage.offset) == Some(&b'{') => (usage.offset + 1, true),
             Some(_) => return None,
-            None if make => (scan.object_start()?, false),
+            None if create_usage => (scanner.object_start()?, false),
             None => return None,
         };
-        let alone = json.get(at..)?.iter().find(|byte| !byte.is_ascii_whitespace()) == Some(&b'}');
-        Some(InsertionPoint { offset: at, inside_usage, is_object_empty: alone })
+        let is_object_empty =
+            json.get(offset..)?.iter().find(|byte| !byte.is_ascii_whitespace()) == Some(&b'}');
+        Some(InsertionPoint { offset, inside_usage, is_object_empty })
     }
 
     /// `text` with the energy in it.
@@ -77,31 +78,31 @@ impl HeldLine {
 }
 
 impl UsageInserter {
-    /// Passes `piece` on into `out`, but for a line that is not whole yet; gives the line that is to be held. What came
-    /// behind that is passed on by [`Insertion::flush`].
-    pub fn feed(&mut self, piece: &[u8], out: &mut VecDeque<Bytes>) -> Option<HeldLine> {
-        self.line.extend_from_slice(piece);
-        let mut passed = 0;
-        while let Some(length) = memchr(b'\n', self.line.get(passed..).unwrap_or_default()) {
-            let line = self.line.get(passed..=passed + length).unwrap_or_default();
-            let spot = if self.is_line_too_long || self.is_done {
+    /// Passes `chunk` on into `out`, but for a line that is not whole yet; gives the line that is to be held. What came
+    /// behind that is passed on by [`UsageInserter::flush`].
+    pub fn feed(&mut self, chunk: &[u8], out: &mut VecDeque<Bytes>) -> Option<HeldLine> {
+        self.line.extend_from_slice(chunk);
+        let mut consumed = 0;
+        while let Some(length) = memchr(b'\n', self.line.get(consumed..).unwrap_or_default()) {
+            let line = self.line.get(consumed..=consumed + length).unwrap_or_default();
+            let point = if self.is_passing_through || self.is_done {
                 None
             } else {
                 find_in_line(line, &mut self.metadata)
             };
-            self.is_line_too_long = false;
-            if let Some(spot) = spot {
+            self.is_passing_through = false;
+            if let Some(point) = point {
                 let line = line.to_vec();
-                push_chunk(out, self.line.drain(..passed));
+                push_chunk(out, self.line.drain(..consumed));
                 self.line.drain(..line.len());
                 self.is_done = true;
-                return Some(HeldLine { line, point: spot });
+                return Some(HeldLine { line, point });
             }
-            passed += length + 1;
+            consumed += length + 1;
         }
-        push_chunk(out, self.line.drain(..passed));
-        if self.is_done || self.is_line_too_long || self.line.len() > MAX_LINE_BYTES {
-            self.is_line_too_long = true;
+        push_chunk(out, self.line.drain(..consumed));
+        if self.is_done || self.is_passing_through || self.line.len() > MAX_LINE_BYTES {
+            self.is_passing_through = true;
             self.flush(out);
         }
         None
@@ -119,19 +120,19 @@ fn push_chunk(out: &mut VecDeque<Bytes>, bytes: std::vec::Drain<'_, u8>) {
     }
 }
 
-/// Where in a line of a stream the energy goes, if it is the last that tells of usage.
-fn find_in_line(line: &[u8], said: &mut ResponseMetadata) -> Option<InsertionPoint> {
+/// Where in a line of a stream the energy goes, if it is the last that states usage.
+fn find_in_line(line: &[u8], metadata: &mut ResponseMetadata) -> Option<InsertionPoint> {
     let json = line.strip_prefix(b"data:").unwrap_or(line);
     let offset = line.len() - json.len();
     let json = json.trim_ascii_end();
-    let tells = [&b"\"usage\""[..], b"\"done\"", b"\"choices\""];
-    if tells.iter().all(|word| memmem::find(json, word).is_none()) {
+    let keywords = [&b"\"usage\""[..], b"\"done\"", b"\"choices\""];
+    if keywords.iter().all(|word| memmem::find(json, word).is_none()) {
         return None;
     }
-    if !said.read_chunk(json.trim_ascii_start()).is_last_usage {
+    if !metadata.read_chunk(json.trim_ascii_start()).is_last_usage {
         return None;
     }
-    InsertionPoint::find(json, true).map(|spot| InsertionPoint { offset: spot.offset + offset, ..spot })
+    InsertionPoint::find(json, true).map(|point| InsertionPoint { offset: point.offset + offset, ..point })
 }
 
 #[cfg(test)]
@@ -139,14 +140,14 @@ mod tests {
     use super::*;
 
     fn insert_in_chunks(text: &str, size: usize) -> String {
-        let (mut insertion, mut out) = (UsageInserter::default(), VecDeque::new());
-        for piece in text.as_bytes().chunks(size) {
-            if let Some(held) = insertion.feed(piece, &mut out) {
-                out.push_back(held.insert("{\"e\":1}"));
-                insertion.flush(&mut out);
+        let (mut inserter, mut out) = (UsageInserter::default(), VecDeque::new());
+        for chunk in text.as_bytes().chunks(size) {
+            if let Some(held_line) = inserter.feed(chunk, &mut out) {
+                out.push_back(held_line.insert("{\"e\":1}"));
+                inserter.flush(&mut out);
             }
         }
-        insertion.flush(&mut out);
+        inserter.flush(&mut out);
         String::from_utf8(out.iter().flatten().copied().collect()).unwrap()
     }
 
@@ -160,11 +161,11 @@ mod tests {
         let other = format!("data: {{\"usage\":5,\"{long}\":1}}\n\nno end \u{71b1}");
         for size in [1, 2, 7, 50, 100_000] {
             let expected = openai.replace("{\"prompt", "{\"energy\":{\"e\":1},\"prompt");
-            assert_eq!(insert_in_chunks(openai, size), expected, "pieces of {size}");
+            assert_eq!(insert_in_chunks(openai, size), expected, "chunks of {size}");
             let expected =
                 ollama.replace("{\"response\":\"\"", "{\"usage\":{\"energy\":{\"e\":1}},\"response\":\"\"");
-            assert_eq!(insert_in_chunks(ollama, size), expected, "pieces of {size}");
-            assert_eq!(insert_in_chunks(&other, size), other, "pieces of {size}");
+            assert_eq!(insert_in_chunks(ollama, size), expected, "chunks of {size}");
+            assert_eq!(insert_in_chunks(&other, size), other, "chunks of {size}");
         }
     }
 
@@ -189,14 +190,14 @@ mod tests {
         let expected =
             text.replace("\"completion_tokens\":5", "\"energy\":{\"e\":1},\"completion_tokens\":5");
         for size in [1, 50, 100_000] {
-            assert_eq!(insert_in_chunks(&text, size), expected, "pieces of {size}");
+            assert_eq!(insert_in_chunks(&text, size), expected, "chunks of {size}");
         }
     }
 
     #[test]
     fn an_empty_object_gets_no_comma() {
-        let spot = InsertionPoint::find(b" {\"a\":{},\"usage\":{ }}", false).unwrap();
-        assert_eq!(spot.insert(b" {\"a\":{},\"usage\":{ }}", "1"), b" {\"a\":{},\"usage\":{\"energy\":1 }}");
+        let point = InsertionPoint::find(b" {\"a\":{},\"usage\":{ }}", false).unwrap();
+        assert_eq!(point.insert(b" {\"a\":{},\"usage\":{ }}", "1"), b" {\"a\":{},\"usage\":{\"energy\":1 }}");
         assert_eq!(InsertionPoint::find(b"{\"a\":1}", false), None);
         assert_eq!(InsertionPoint::find(b"{\"usage\":null}", true), None);
         assert_eq!(

@@ -8,10 +8,10 @@ use super::*;
 
 fn sample(index: u64) -> Sample {
     let at_ns = index * 10 + 1;
-    let reading = Reading {
+    let reading = EnergyReading {
         valid: true,
         energy_uj: at_ns,
-        doubt_uj: at_ns,
+        uncertainty_uj: at_ns,
         stamp_ns: at_ns,
         epoch: at_ns as u32,
         shape_uj: at_ns,
@@ -27,7 +27,7 @@ fn a_reader_that_is_lapped_gets_a_whole_sample_or_none() {
         writer.push(&sample(1));
         // Index 2 goes where index 0 is being read.
         let lap = loom::thread::spawn(move || writer.push(&sample(2)));
-        let mut into = Sample::blank(1);
+        let mut into = Sample::empty(1);
         if reader.read(0, &mut into) {
             assert_eq!(into, sample(0), "torn");
         }
@@ -36,12 +36,12 @@ fn a_reader_that_is_lapped_gets_a_whole_sample_or_none() {
 }
 
 #[test]
-fn what_written_announces_can_be_read_whole() {
+fn a_counted_sample_can_be_read_whole() {
     loom::model(|| {
         let (mut writer, reader) = ring(2, 1);
         let push = loom::thread::spawn(move || writer.push(&sample(0)));
-        let mut into = Sample::blank(1);
-        if reader.written() == 1 {
+        let mut into = Sample::empty(1);
+        if reader.written_count() == 1 {
             assert!(reader.read(0, &mut into));
             assert_eq!(into, sample(0));
         }
@@ -58,8 +58,8 @@ fn a_search_that_is_lapped_names_no_sample_after_the_instant() {
         let lap = loom::thread::spawn(move || {
             writer.push(&Sample { before_ns: 21, after_ns: 21, readings: Vec::new() });
         });
-        assert_eq!(reader.find(15), Some(1));
-        assert!(matches!(reader.find(5), Some(0) | None));
+        assert_eq!(reader.find_at_or_before(15), Some(1));
+        assert!(matches!(reader.find_at_or_before(5), Some(0) | None));
         lap.join().unwrap();
     });
 }

@@ -10,10 +10,10 @@ fn sample(index: u64, domains: usize) -> Sample {
     let reading = |domain: usize| {
         let word = index * 1000 + domain as u64;
         let valid = word.is_multiple_of(2);
-        Reading {
+        EnergyReading {
             valid,
             energy_uj: word,
-            doubt_uj: !word,
+            uncertainty_uj: !word,
             stamp_ns: word << 8,
             epoch: index as u32,
             shape_uj: word << 16,
@@ -26,16 +26,16 @@ fn sample(index: u64, domains: usize) -> Sample {
 #[test]
 fn an_empty_ring_has_nothing_to_read() {
     let (_writer, reader) = ring(4, 1);
-    assert_eq!((reader.written(), reader.oldest()), (0, 0));
-    assert!(!reader.read(0, &mut Sample::blank(1)));
-    assert_eq!(reader.find(u64::MAX), None);
+    assert_eq!((reader.written_count(), reader.oldest_index()), (0, 0));
+    assert!(!reader.read(0, &mut Sample::empty(1)));
+    assert_eq!(reader.find_at_or_before(u64::MAX), None);
 }
 
 #[test]
 fn a_sample_comes_out_as_it_went_in() {
     let (mut writer, reader) = ring(4, 3);
     writer.push(&sample(0, 3));
-    let mut into = Sample::blank(0);
+    let mut into = Sample::empty(0);
     assert!(reader.read(0, &mut into));
     assert_eq!(into, sample(0, 3));
 }
@@ -43,16 +43,16 @@ fn a_sample_comes_out_as_it_went_in() {
 #[test]
 fn the_largest_epoch_and_count_survive_the_packing() {
     let (mut writer, reader) = ring(1, 1);
-    let reading = Reading {
+    let reading = EnergyReading {
         valid: true,
         energy_uj: u64::MAX,
-        doubt_uj: u64::MAX,
+        uncertainty_uj: u64::MAX,
         stamp_ns: 1,
         epoch: u32::MAX,
         shape_uj: u64::MAX,
     };
     writer.push(&Sample { before_ns: u64::MAX, after_ns: u64::MAX, readings: vec![reading] });
-    let mut into = Sample::blank(1);
+    let mut into = Sample::empty(1);
     assert!(reader.read(0, &mut into));
     assert_eq!(into.readings, vec![reading]);
 }
@@ -62,8 +62,8 @@ fn the_capacity_is_rounded_up_and_the_oldest_goes_first() {
     let (mut writer, reader) = ring(3, 1);
     assert_eq!(reader.capacity(), 4);
     (0..6).for_each(|index| writer.push(&sample(index, 1)));
-    let mut into = Sample::blank(1);
-    assert_eq!((reader.written(), reader.oldest()), (6, 2));
+    let mut into = Sample::empty(1);
+    assert_eq!((reader.written_count(), reader.oldest_index()), (6, 2));
     let kept: Vec<bool> = (0..7).map(|index| reader.read(index, &mut into)).collect();
     assert_eq!(kept, [false, false, true, true, true, true, false]);
 }
@@ -73,9 +73,9 @@ fn find_gives_the_last_sample_that_ended_by_then() {
     let (mut writer, reader) = ring(8, 1);
     (0..20).for_each(|index| writer.push(&sample(index, 1)));
     for (at_ns, index) in [(1210, Some(12)), (1309, Some(12)), (1310, Some(13)), (u64::MAX, Some(19))] {
-        assert_eq!(reader.find(at_ns), index, "at {at_ns}");
+        assert_eq!(reader.find_at_or_before(at_ns), index, "at {at_ns}");
     }
-    assert_eq!(reader.find(1209), None, "sample 12 is the oldest kept and ended at 1210");
+    assert_eq!(reader.find_at_or_before(1209), None, "sample 12 is the oldest kept and ended at 1210");
 }
 
 #[test]
@@ -83,8 +83,8 @@ fn find_agrees_with_a_walk_over_the_samples_at_every_instant() {
     let (mut writer, reader) = ring(4, 1);
     for written in 0..12 {
         for at_ns in 0..1300 {
-            let walked = (reader.oldest()..written).filter(|index| index * 100 + 10 <= at_ns).max();
-            assert_eq!(reader.find(at_ns), walked, "{written} written, at {at_ns}");
+            let expected = (reader.oldest_index()..written).filter(|index| index * 100 + 10 <= at_ns).max();
+            assert_eq!(reader.find_at_or_before(at_ns), expected, "{written} written, at {at_ns}");
         }
         writer.push(&sample(written, 1));
     }
@@ -96,16 +96,16 @@ fn readers_that_are_lapped_all_the_time_never_see_a_torn_sample() {
     let (mut writer, reader) = ring(8, DOMAINS);
     let done = AtomicBool::new(false);
     let check = || {
-        let (mut into, mut whole) = (Sample::blank(DOMAINS), 0_u64);
+        let (mut into, mut whole) = (Sample::empty(DOMAINS), 0_u64);
         while !done.load(Ordering::Relaxed) || whole == 0 {
-            for index in reader.oldest()..reader.written() {
+            for index in reader.oldest_index()..reader.written_count() {
                 if reader.read(index, &mut into) {
                     assert_eq!(into, sample(index, DOMAINS));
                     whole += 1;
                 }
             }
-            if let Some(index) = reader.find(reader.written() * 50) {
-                assert!(index * 100 + 10 <= reader.written() * 50);
+            if let Some(index) = reader.find_at_or_before(reader.written_count() * 50) {
+                assert!(index * 100 + 10 <= reader.written_count() * 50);
             }
         }
         whole

@@ -3,7 +3,7 @@
 //! Owns what `wattspan doctor` says of a domain, learnt from the stream of its readings. Pure, constant memory, well
 //! under 100 ns for a reading. What could not be established is absent, never 0; a bound is never reported as a value.
 
-use crate::domain::{Liveness, Reading};
+use crate::domain::{EnergyReading, Liveness};
 
 use super::power::PowerWindow;
 use super::residual::Residual;
@@ -81,7 +81,7 @@ impl CounterProfile {
     }
 
     /// Learns from one reading, in the order of time; `before_ns..=after_ns` surrounds the read.
-    pub fn observe(&mut self, before_ns: u64, after_ns: u64, reading: &Reading) {
+    pub fn observe(&mut self, before_ns: u64, after_ns: u64, reading: &EnergyReading) {
         if self.reading_count == 0 {
             self.first_ns = after_ns;
         }
@@ -110,7 +110,7 @@ impl CounterProfile {
             }
             // A counter that says again, and of a later instant, that nothing was used is alive: a neural engine at rest.
             // An integral of no power says the same of every instant, whether its sensor lives or not.
-            Some(last) if last.epoch == epoch && reading.doubt_uj == 0 && last.stamp_ns < stamp_ns => {
+            Some(last) if last.epoch == epoch && reading.uncertainty_uj == 0 && last.stamp_ns < stamp_ns => {
                 self.last_update_ns =
                     self.last_update_ns.map(|_| after_ns).or(self.advanced.then_some(after_ns));
             }
@@ -177,7 +177,7 @@ impl CounterProfile {
         }
     }
 
-    fn record_update(&mut self, last: &ValidReading, after_ns: u64, reading: &Reading) {
+    fn record_update(&mut self, last: &ValidReading, after_ns: u64, reading: &EnergyReading) {
         let energy_uj = reading.energy_uj;
         // It moved at some time between the begin of the read that saw the old value and the end of this one.
         let gap_ns = after_ns.saturating_sub(last.before_ns);
@@ -218,8 +218,8 @@ mod tests {
 
     const MS: u64 = 1_000_000;
 
-    fn counter(energy_uj: u64) -> Reading {
-        Reading { valid: true, energy_uj, ..Reading::default() }
+    fn counter(energy_uj: u64) -> EnergyReading {
+        EnergyReading { valid: true, energy_uj, ..EnergyReading::default() }
     }
 
     /// Reads each `read_ns` from `from_ns` up to `to_ns` what `reading` says; each read takes 2 µs.
@@ -227,7 +227,7 @@ mod tests {
         profile: &mut CounterProfile,
         times: (u64, u64),
         read_ns: u64,
-        reading: impl Fn(u64) -> Reading,
+        reading: impl Fn(u64) -> EnergyReading,
     ) {
         for at_ns in (times.0..=times.1).step_by(read_ns as usize) {
             profile.observe(at_ns, at_ns + 2_000, &reading(at_ns));
@@ -235,7 +235,7 @@ mod tests {
     }
 
     /// 50 W, published each millisecond in whole microjoules.
-    fn rapl(at_ns: u64) -> Reading {
+    fn rapl(at_ns: u64) -> EnergyReading {
         counter(at_ns / MS * 50_000)
     }
 
@@ -264,7 +264,7 @@ mod tests {
         let steps = [(100, 0), (400, 0), (461, 0), (470, 1), (900, 1)];
         for (tick, (energy_uj, epoch)) in steps.into_iter().enumerate() {
             let at_ns = tick as u64 * MS;
-            profile.observe(at_ns, at_ns + 1, &Reading { epoch, ..counter(energy_uj) });
+            profile.observe(at_ns, at_ns + 1, &EnergyReading { epoch, ..counter(energy_uj) });
         }
         assert_eq!(profile.quantum_uj(), Some(61.0));
     }
@@ -322,7 +322,7 @@ mod tests {
 
     #[test]
     fn a_domain_that_no_longer_answers_is_lost_and_one_that_never_did_is_not() {
-        let silent = |_| Reading::default();
+        let silent = |_| EnergyReading::default();
         let mut profile = CounterProfile::new(true);
         observe_range(&mut profile, (MS, 500 * MS), MS, rapl);
         observe_range(&mut profile, (501 * MS, 2_400 * MS), MS, silent);
@@ -341,7 +341,7 @@ mod tests {
     fn power_after_an_epoch_change_needs_two_updates() {
         let mut profile = CounterProfile::new(true);
         observe_range(&mut profile, (MS, 500 * MS), MS, rapl);
-        let later = |at_ns| Reading { epoch: 1, ..rapl(at_ns) };
+        let later = |at_ns| EnergyReading { epoch: 1, ..rapl(at_ns) };
         observe_range(&mut profile, (501 * MS, 501 * MS), MS, later);
         assert_eq!(profile.power_mw(), None);
         observe_range(&mut profile, (502 * MS, 520 * MS), MS, later);

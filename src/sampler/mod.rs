@@ -2,8 +2,8 @@
 //!
 //! Owns cadence. Deadlines are absolute, so nothing drifts; a late tick is recorded and skipped over, never caught up
 //! in a burst; a read that takes long delays only its own source. The tick allocates nothing, takes no lock and waits for
-//! nobody, so nothing that a client does can make it late. Slow while nobody needs readings, fast from the moment
-//! somebody does. Knows no span and interprets no energy; a suspend of the machine is the one thing it adds: a new epoch.
+//! no other thread, so nothing that a client does can make it late. Slow while no client needs readings, fast from the
+//! moment one does. Knows no span and interprets no energy; a suspend of the machine is the one thing it adds: a new epoch.
 
 use std::io;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use crate::clock::Clock;
 use crate::domain::Domain;
-use crate::ring::{Reader, Sample, ring};
+use crate::ring::{RingReader, Sample, ring};
 use crate::sources::Opened;
 
 /// What a domain's counter is like, learnt from its readings.
@@ -72,9 +72,9 @@ const JOIN_TIMEOUT: Duration = Duration::from_secs(1);
 /// How samplers tick.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SamplerSettings {
-    /// Reads a second while somebody needs them; at most 10,000 and the source's own maximum.
+    /// Reads a second while a client needs them; at most 10,000 and the source's own maximum.
     pub rate_hz: f64,
-    /// Reads a second while nobody does.
+    /// Reads a second while none does.
     pub idle_rate_hz: f64,
     /// How long after the last need it stays fast.
     pub linger_ns: u64,
@@ -107,8 +107,8 @@ pub struct SampleStream {
     /// For each domain whether it advanced while discovery watched it.
     pub advanced: Arc<[bool]>,
     /// Its samples.
-    pub ring: Reader,
-    /// Reads a second while somebody needs them, after all limits.
+    pub ring: RingReader,
+    /// Reads a second while a client needs them, after all limits.
     pub rate_hz: f64,
 }
 
@@ -158,7 +158,7 @@ pub fn start(opened: Opened, settings: &SamplerSettings, clock: Clock) -> io::Re
         cpu: opened.cpu,
         clock,
         writer,
-        sample: Sample::blank(opened.domains.len()),
+        sample: Sample::empty(opened.domains.len()),
         rate_controller: RateController::new(settings.linger_ns, settings.characterisation_ns),
         suspend_detector: SuspendDetector::default(),
         last_cost_ns: 0,

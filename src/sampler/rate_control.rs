@@ -1,4 +1,4 @@
-//! How fast to tick: slow while nobody needs it, fast while somebody does, faster still to learn the counters.
+//! How fast to tick: slow while no client needs readings, fast while one does, faster still to learn the counters.
 //!
 //! Owns the protocol between callers that request a rate and the thread that ticks. A request while the thread is slow must
 //! wake it, and one that toggles while it is fast must not: opening ten thousand spans a second costs ten thousand

@@ -1,6 +1,6 @@
 //! Hands every sample to a sink, from a thread of its own.
 //!
-//! Owns the way from the rings to whoever keeps samples (a trace file). It only reads the rings, so a sink that is slow
+//! Owns the way from the rings to a sink that keeps samples (a trace file). It only reads the rings, so a sink that is slow
 //! or fails never slows a sampler; what the rings overwrote before it was read is counted and said, not hidden.
 
 use std::io;
@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use crate::ring::{Reader, Sample};
+use crate::ring::{RingReader, Sample};
 
 /// How often the rings are looked at: a fraction of what they hold at the highest rate.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
@@ -42,7 +42,7 @@ pub struct RecordingStats {
 /// # Errors
 /// The system refuses another thread.
 pub fn start(
-    rings: Vec<Reader>,
+    rings: Vec<RingReader>,
     sink: impl FnMut(usize, &Sample) -> io::Result<()> + Send + 'static,
 ) -> io::Result<Recording> {
     let shared = Arc::new(RecordingShared::default());
@@ -97,15 +97,15 @@ impl Drop for Recording {
 
 /// One ring, and how far it has been read.
 struct RingCursor {
-    ring: Reader,
+    ring: RingReader,
     next: u64,
     /// Reused for every sample.
     sample: Sample,
 }
 
 impl RingCursor {
-    fn new(ring: Reader) -> Self {
-        Self { next: ring.written(), sample: Sample::blank(ring.domains()), ring }
+    fn new(ring: RingReader) -> Self {
+        Self { next: ring.written_count(), sample: Sample::empty(ring.domains()), ring }
     }
 
     /// Hands on what is new.
@@ -115,7 +115,7 @@ impl RingCursor {
         mut sink: impl FnMut(&Sample) -> io::Result<()>,
     ) -> io::Result<()> {
         // Up to what was there at the begin, so that one fast ring cannot keep the others waiting.
-        let written = self.ring.written();
+        let written = self.ring.written_count();
         while self.next < written {
             if self.ring.read(self.next, &mut self.sample) {
                 sink(&self.sample)?;
@@ -123,7 +123,7 @@ impl RingCursor {
                 self.next += 1;
             } else {
                 // Overtaken. At least this one is gone, and everything before the oldest.
-                let oldest = self.ring.oldest().max(self.next + 1);
+                let oldest = self.ring.oldest_index().max(self.next + 1);
                 shared.lost.fetch_add(oldest - self.next, Ordering::Relaxed);
                 self.next = oldest;
             }
@@ -156,9 +156,9 @@ mod tests {
     use std::sync::mpsc::channel;
 
     use super::*;
-    use crate::ring::{Writer, ring};
+    use crate::ring::{RingWriter, ring};
 
-    fn push(writer: &mut Writer, times: std::ops::Range<u64>) {
+    fn push(writer: &mut RingWriter, times: std::ops::Range<u64>) {
         for at_ns in times {
             writer.push(&Sample { before_ns: at_ns, after_ns: at_ns, readings: Vec::new() });
         }

@@ -3,7 +3,7 @@
 //! Owns the epochs that the machine's own sleep adds to those of a source: the monotonic clock stands still in suspend
 //! while counters may reset, wrap or run on, so nothing may be concluded across it. Pure and allocation-free.
 
-use crate::domain::Reading;
+use crate::domain::EnergyReading;
 
 /// A step of the time spent asleep larger than this is a suspend.
 const SUSPEND_THRESHOLD_NS: u64 = 1_000_000;
@@ -27,7 +27,7 @@ impl SuspendDetector {
     }
 
     /// Moves every reading to the epoch it belongs to after all suspends so far.
-    pub(super) fn adjust_epochs(&self, readings: &mut [Reading]) {
+    pub(super) fn adjust_epochs(&self, readings: &mut [EnergyReading]) {
         for reading in readings {
             reading.epoch = reading.epoch.wrapping_add(self.suspends);
         }
@@ -41,7 +41,7 @@ mod tests {
     fn epoch_after(asleep_ns: &[u64]) -> u32 {
         let mut detector = SuspendDetector::default();
         asleep_ns.iter().for_each(|&ns| detector.observe(ns));
-        let mut readings = [Reading { epoch: 7, ..Reading::default() }];
+        let mut readings = [EnergyReading { epoch: 7, ..EnergyReading::default() }];
         detector.adjust_epochs(&mut readings);
         readings[0].epoch - 7
     }
@@ -72,7 +72,7 @@ mod tests {
     fn epochs_wrap_around_rather_than_overflow() {
         let mut detector = SuspendDetector::default();
         [0, 2_000_000].iter().for_each(|&ns| detector.observe(ns));
-        let mut readings = [Reading { epoch: u32::MAX, ..Reading::default() }];
+        let mut readings = [EnergyReading { epoch: u32::MAX, ..EnergyReading::default() }];
         detector.adjust_epochs(&mut readings);
         assert_eq!(readings[0].epoch, 0);
     }

@@ -7,7 +7,7 @@ use std::sync::mpsc::{Sender, SyncSender, sync_channel};
 
 use super::*;
 use crate::clock::monotonic_ns;
-use crate::domain::{Grade, Kind, Reading};
+use crate::domain::{DomainKind, EnergyReading, Grade};
 use crate::sources::Source;
 
 const SECOND_NS: u64 = 1_000_000_000;
@@ -15,16 +15,19 @@ const SECOND_NS: u64 = 1_000_000_000;
 /// A source that does what a function says.
 struct Scripted<F>(F);
 
-impl<F: FnMut(&mut [Reading]) -> Option<(u64, u64)> + Send> Source for Scripted<F> {
-    fn read(&mut self, into: &mut [Reading]) -> Option<(u64, u64)> {
+impl<F: FnMut(&mut [EnergyReading]) -> Option<(u64, u64)> + Send> Source for Scripted<F> {
+    fn read(&mut self, into: &mut [EnergyReading]) -> Option<(u64, u64)> {
         (self.0)(into)
     }
 }
 
-fn opened(domains: usize, read: impl FnMut(&mut [Reading]) -> Option<(u64, u64)> + Send + 'static) -> Opened {
+fn opened(
+    domains: usize,
+    read: impl FnMut(&mut [EnergyReading]) -> Option<(u64, u64)> + Send + 'static,
+) -> Opened {
     let domain = |index| Domain {
         name: format!("package-{index}"),
-        kind: Kind::Package,
+        kind: DomainKind::Package,
         source: "scripted".into(),
         device: None,
         parent: None,
@@ -44,11 +47,11 @@ fn opened(domains: usize, read: impl FnMut(&mut [Reading]) -> Option<(u64, u64)>
 }
 
 /// Answers 1, 2, 3, ...
-fn counting() -> impl FnMut(&mut [Reading]) -> Option<(u64, u64)> + Send + 'static {
+fn counting() -> impl FnMut(&mut [EnergyReading]) -> Option<(u64, u64)> + Send + 'static {
     let mut energy_uj = 0;
     move |into| {
         energy_uj += 1;
-        into.fill(Reading { valid: true, energy_uj, ..Reading::default() });
+        into.fill(EnergyReading { valid: true, energy_uj, ..EnergyReading::default() });
         None
     }
 }
@@ -72,7 +75,7 @@ fn wait_for(what: &str, mut happened: impl FnMut() -> bool) {
 }
 
 fn sample(stream: &SampleStream, index: u64) -> Sample {
-    let mut into = Sample::blank(stream.domains.len());
+    let mut into = Sample::empty(stream.domains.len());
     assert!(stream.ring.read(index, &mut into), "sample {index} is there");
     into
 }
@@ -81,7 +84,7 @@ fn sample(stream: &SampleStream, index: u64) -> Sample {
 fn a_sampler_reads_at_once_and_then_is_slow() {
     let sampler = start(opened(2, counting()), &slow_settings(), Clock::Machine).unwrap();
     let stream = sampler.stream();
-    wait_for("the first reading", || stream.ring.written() == 1);
+    wait_for("the first reading", || stream.ring.written_count() == 1);
     let first = sample(&stream, 0);
     assert!(first.before_ns <= first.after_ns && first.after_ns <= monotonic_ns());
     assert_eq!(first.readings.len(), 2);
@@ -92,14 +95,14 @@ fn a_sampler_reads_at_once_and_then_is_slow() {
 fn set_fast_wakes_the_thread_and_its_end_slows_it_down() {
     let sampler = start(opened(1, counting()), &slow_settings(), Clock::Machine).unwrap();
     let ring = sampler.stream().ring;
-    wait_for("the first reading", || ring.written() == 1);
+    wait_for("the first reading", || ring.written_count() == 1);
     sampler.set_fast(true);
-    wait_for("fast ticks", || ring.written() > 20);
+    wait_for("fast ticks", || ring.written_count() > 20);
     sampler.set_fast(false);
     wait_for("rest", || {
-        let written = ring.written();
+        let written = ring.written_count();
         std::thread::sleep(Duration::from_millis(30));
-        ring.written() == written
+        ring.written_count() == written
     });
 }
 
@@ -109,16 +112,16 @@ fn characterisation_reads_several_times_per_update_and_ends() {
     let settings = SamplerSettings { characterisation_ns: 10_000_000, ..slow_settings() };
     let sampler = start(opened(1, counting()), &settings, clock.clone()).unwrap();
     let ring = sampler.stream().ring;
-    wait_for("the first reading", || ring.written() == 1);
+    wait_for("the first reading", || ring.written_count() == 1);
     // The source's 1000 Hz, four times over.
     for tick in 1..=4 {
         clock.set(SECOND_NS + tick * 250_000);
-        wait_for("a tick of the survey", || ring.written() == 1 + tick);
+        wait_for("a tick of the survey", || ring.written_count() == 1 + tick);
     }
     clock.set(2 * SECOND_NS);
-    wait_for("the tick that ends it", || ring.written() == 6);
+    wait_for("the tick that ends it", || ring.written_count() == 6);
     sampler.characterise();
-    wait_for("the reading that begins another", || ring.written() == 7);
+    wait_for("the reading that begins another", || ring.written_count() == 7);
 }
 
 #[test]
@@ -127,9 +130,9 @@ fn a_late_tick_is_counted_and_missed_ticks_are_skipped() {
     let settings = SamplerSettings { idle_rate_hz: 1.0, ..slow_settings() };
     let sampler = start(opened(1, counting()), &settings, clock.clone()).unwrap();
     let stream = sampler.stream();
-    wait_for("the first reading", || stream.ring.written() == 1);
+    wait_for("the first reading", || stream.ring.written_count() == 1);
     clock.set(2 * SECOND_NS);
-    wait_for("the tick in time", || stream.ring.written() == 2);
+    wait_for("the tick in time", || stream.ring.written_count() == 2);
     // Due at 3 s; 4 s and 5 s pass as well.
     clock.set(11 * SECOND_NS / 2);
     wait_for("the late tick", || sampler.stats().missed == 2);
@@ -137,7 +140,7 @@ fn a_late_tick_is_counted_and_missed_ticks_are_skipped() {
     assert_eq!((ticks.ticks, ticks.late), (3, 1), "one late tick and no burst after it");
     assert_eq!(sample(&stream, 2).before_ns, 11 * SECOND_NS / 2);
     clock.set(6 * SECOND_NS);
-    wait_for("the tick on the same grid as before", || stream.ring.written() == 4);
+    wait_for("the tick on the same grid as before", || stream.ring.written_count() == 4);
 }
 
 #[test]
@@ -146,7 +149,7 @@ fn a_slow_read_misses_ticks_without_a_burst() {
     let slow = {
         let clock = clock.clone();
         let mut first = true;
-        move |_: &mut [Reading]| {
+        move |_: &mut [EnergyReading]| {
             if !std::mem::take(&mut first) {
                 clock.set(clock.now_ns() + 5 * SECOND_NS / 2);
             }
@@ -167,7 +170,7 @@ fn a_slow_source_is_read_at_most_half_of_the_time() {
     let clock = Clock::manual(0);
     let slow = {
         let clock = clock.clone();
-        move |_: &mut [Reading]| {
+        move |_: &mut [EnergyReading]| {
             clock.set(clock.now_ns() + 9 * SECOND_NS / 10);
             None
         }
@@ -180,26 +183,26 @@ fn a_slow_source_is_read_at_most_half_of_the_time() {
     // From 1 s to 1.9 s; the grid's 2 s would leave it no rest.
     wait_for("the second reading", || sampler.stats().missed == 1);
     clock.set(3 * SECOND_NS);
-    wait_for("the third reading", || stream.ring.written() == 3);
+    wait_for("the third reading", || stream.ring.written_count() == 3);
     assert_eq!(sample(&stream, 2).before_ns, 3 * SECOND_NS);
 }
 
 #[test]
 fn a_domain_left_out_of_a_read_is_invalid() {
     let mut reads = 0;
-    let source = move |into: &mut [Reading]| {
+    let source = move |into: &mut [EnergyReading]| {
         reads += 1;
         if reads == 1 {
-            into.fill(Reading { valid: true, energy_uj: 5, ..Reading::default() });
+            into.fill(EnergyReading { valid: true, energy_uj: 5, ..EnergyReading::default() });
         }
         None
     };
     let sampler = start(opened(1, source), &slow_settings(), Clock::Machine).unwrap();
     let stream = sampler.stream();
     sampler.set_fast(true);
-    wait_for("two readings", || stream.ring.written() >= 2);
+    wait_for("two readings", || stream.ring.written_count() >= 2);
     assert!(sample(&stream, 0).readings[0].valid);
-    assert_eq!(sample(&stream, 1).readings[0], Reading::default());
+    assert_eq!(sample(&stream, 1).readings[0], EnergyReading::default());
 }
 
 #[test]
@@ -207,14 +210,14 @@ fn the_sources_narrower_window_goes_into_the_sample() {
     let clock = Clock::manual(SECOND_NS);
     let source = {
         let clock = clock.clone();
-        move |_: &mut [Reading]| {
+        move |_: &mut [EnergyReading]| {
             clock.set(SECOND_NS + 100);
             Some((SECOND_NS + 40, SECOND_NS + 60))
         }
     };
     let sampler = start(opened(1, source), &slow_settings(), clock).unwrap();
     let stream = sampler.stream();
-    wait_for("the first reading", || stream.ring.written() == 1);
+    wait_for("the first reading", || stream.ring.written_count() == 1);
     let first = sample(&stream, 0);
     assert_eq!((first.before_ns, first.after_ns), (SECOND_NS + 40, SECOND_NS + 60));
 }
@@ -222,7 +225,7 @@ fn the_sources_narrower_window_goes_into_the_sample() {
 /// A sampler whose source's every read hangs until the gate is dropped.
 fn hanging() -> (Sampler, SyncSender<()>) {
     let (gate, closed) = sync_channel(0);
-    let read = move |_: &mut [Reading]| {
+    let read = move |_: &mut [EnergyReading]| {
         let _ = closed.recv();
         None
     };
@@ -235,7 +238,7 @@ fn a_hung_read_is_reported_and_delays_no_other_source() {
     let other = start(opened(1, counting()), &slow_settings(), Clock::Machine).unwrap();
     wait_for("the hang", || stuck.hung_for_ns(monotonic_ns()).is_some_and(|ns| ns > 1_000_000));
     other.set_fast(true);
-    wait_for("the other's ticks", || other.stream().ring.written() > 10);
+    wait_for("the other's ticks", || other.stream().ring.written_count() > 10);
     assert_eq!((stuck.stats().ticks, stuck.stats().last_read_ns), (0, None));
     drop(gate);
     wait_for("the end of the hang", || stuck.hung_for_ns(monotonic_ns()).is_none());
@@ -254,7 +257,7 @@ impl Drop for DropSignal {
 fn dropping_a_sampler_ends_its_thread_and_drops_its_source() {
     let (dropped, saw) = channel();
     let drop_signal = DropSignal(dropped);
-    let source = move |_: &mut [Reading]| {
+    let source = move |_: &mut [EnergyReading]| {
         let _held = &drop_signal;
         None
     };

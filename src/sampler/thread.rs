@@ -1,13 +1,13 @@
 //! The thread of one source: wait, read, write into the ring.
 //!
-//! Owns the source, the ring's writer and the loop. Its tick takes no lock, allocates nothing and waits for nobody; what
-//! it tells others goes through atomics. Knows no span and interprets no reading.
+//! Owns the source, the ring's writer and the loop. Its tick takes no lock, allocates nothing and waits for no other
+//! thread; what it tells others goes through atomics. Knows no span and interprets no reading.
 
 use std::sync::Arc;
 
 use crate::clock::{Clock, monotonic_ns};
-use crate::domain::Reading;
-use crate::ring::{Sample, Writer};
+use crate::domain::EnergyReading;
+use crate::ring::{RingWriter, Sample};
 use crate::sources::Source;
 
 use super::deadlines::Deadlines;
@@ -23,7 +23,7 @@ pub(super) struct SamplerThread {
     pub(super) source: Box<dyn Source>,
     pub(super) cpu: Option<usize>,
     pub(super) clock: Clock,
-    pub(super) writer: Writer,
+    pub(super) writer: RingWriter,
     /// Reused for every read.
     pub(super) sample: Sample,
     pub(super) rates: Rates,
@@ -37,7 +37,7 @@ pub(super) struct SamplerThread {
 }
 
 impl SamplerThread {
-    /// Ticks until told to stop.
+    /// Ticks until stopped.
     pub(super) fn run(mut self) {
         let shared = Arc::clone(&self.shared);
         let scheduling = request_scheduling(self.cpu);
@@ -77,10 +77,10 @@ impl SamplerThread {
     }
 
     /// One read into the ring; gives the earliest instant for the next one. A source whose reads take long rests as long
-    /// as they took: at a real-time priority it would leave its CPU to nobody. One slow read alone is a hiccup.
+    /// as they took: at a real-time priority it would leave its CPU to no other thread. One slow read alone is a hiccup.
     fn tick(&mut self) -> u64 {
-        self.suspend_detector.observe(self.clock.asleep_ns());
-        self.sample.readings.fill(Reading::default());
+        self.suspend_detector.observe(self.clock.suspended_ns());
+        self.sample.readings.fill(EnergyReading::default());
         let before_ns = self.clock.now_ns();
         self.shared.stats.begin_read(before_ns);
         let source_window = self.source.read(&mut self.sample.readings);

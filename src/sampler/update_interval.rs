@@ -6,7 +6,7 @@
 
 use super::running_median::RunningMedian;
 
-/// Two moves are told apart where they lie at least this many read gaps from each other.
+/// Two updates are distinguished where they lie at least this many read gaps from each other.
 const MIN_READS_APART: u64 = 3;
 /// Fewer measurements than this are not reported.
 const MIN_MEASUREMENTS: usize = 3;
@@ -42,7 +42,7 @@ impl UpdateInterval {
         }
     }
 
-    /// Nobody knows when it moved last: the next move begins anew.
+    /// When it moved last is unknown: the next move begins anew.
     pub(super) fn interrupt(&mut self) {
         self.last = None;
     }

@@ -9,11 +9,11 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::dispatch::dispatch;
-use crate::attribution::account::State;
-use crate::attribution::{self, Ledger};
+use crate::attribution::account::SpanState;
+use crate::attribution::{self, Attributor};
 use crate::clock::Clock;
 use crate::config::{AccessGroups, Limits};
-use crate::domain::{Domain, Grade, Kind, Reading};
+use crate::domain::{Domain, DomainKind, EnergyReading, Grade};
 use crate::protocol::Access;
 use crate::service::access::{AccessPolicy, Peer};
 use crate::service::coarse_grid::{self, GRID_NS};
@@ -74,10 +74,10 @@ impl SecretMachine {
     fn new(secret: u64) -> Self {
         let clock = Clock::manual(START_NS);
         let limits = Limits { coarse_calls_burst: 1e9, calls_burst: 1e9, ..Limits::default() };
-        let ledger = attribution::Settings::default();
+        let attribution_settings = attribution::AttributionSettings::default();
         let policy = AccessPolicy::new(&AccessGroups::default());
         let settings = ServiceSettings {
-            attribution: ledger.clone(),
+            attribution: attribution_settings.clone(),
             limits,
             policy,
             history_ns: 16_000_000_000,
@@ -88,7 +88,7 @@ impl SecretMachine {
         let mut service = Service::new(feeds, Vec::new(), settings, clock.clone()).unwrap();
         let domains = ["package-0", "dram-0"].map(|name| Domain {
             name: name.into(),
-            kind: Kind::Package,
+            kind: DomainKind::Package,
             source: "replay".into(),
             device: None,
             parent: None,
@@ -100,7 +100,7 @@ impl SecretMachine {
         for (at, domain) in domains.iter().enumerate() {
             service.domain_index.insert(domain.name.clone(), at);
         }
-        service.attributor = Ledger::new(domains.into(), ledger);
+        service.attributor = Attributor::new(domains.into(), attribution_settings);
         let (told, words, epochs) = (Vec::new(), Vec::new(), BTreeSet::new());
         Self {
             service,
@@ -120,8 +120,8 @@ impl SecretMachine {
             let at_ns = self.fed_until_ms * MS_NS;
             for domain in 0..2 {
                 let energy_uj = self.energy_uj[domain];
-                let reading = Reading { valid: true, energy_uj, ..Reading::default() };
-                self.service.attributor.feed(domain, at_ns, at_ns + 2000, &reading);
+                let reading = EnergyReading { valid: true, energy_uj, ..EnergyReading::default() };
+                self.service.attributor.add_reading(domain, at_ns, at_ns + 2000, &reading);
             }
             self.clock.set(at_ns + 3000);
             self.pump();
@@ -469,7 +469,7 @@ fn a_span_opened_in_the_future_ends_on_the_grid_with_its_client() {
     machine.service.close_connection(1);
     machine.call(coarse, 2, "CloseSpan", json!({ "span": "closed" }));
     assert!(machine.call(coarse, 2, "CancelSpan", json!({ "span": "dropped" })).get("error").is_none());
-    assert_eq!(machine.service.attributor.open_spans(), 0);
+    assert_eq!(machine.service.attributor.open_span_count(), 0);
     machine.advance_to(now_ns + 500 * MS_NS);
     for (span, state) in [("gone", "abandoned"), ("closed", "settled")] {
         let account =
@@ -516,6 +516,6 @@ fn an_account_held_back_at_shutdown_is_stored_once() {
         answers = next.take_query_results();
     }
     let accounts = answers.remove(0).1.unwrap().accounts;
-    assert_eq!(accounts.iter().map(|account| account.state).collect::<Vec<_>>(), [State::Settled]);
+    assert_eq!(accounts.iter().map(|account| account.state).collect::<Vec<_>>(), [SpanState::Settled]);
     assert!(coarse_grid::is_coarse(&accounts[0]), "so that its owner sees it");
 }

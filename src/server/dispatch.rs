@@ -56,7 +56,7 @@ pub fn dispatch(service: &mut Service, caller: &Caller, message: &[u8], out: &mu
         MethodError::InvalidParameter { parameter: "message".into() }.encode(out);
         return CallOutcome::ProtocolViolation;
     };
-    let errand = match MethodName::of(&call.method) {
+    let errand = match MethodName::parse(&call.method) {
         Some(MethodName::CloseSpan | MethodName::CancelSpan) => CallClass::EndSpan,
         _ => CallClass::Other,
     };
@@ -106,7 +106,7 @@ fn route(
     out: &mut Vec<u8>,
 ) -> Result<CallOutcome, MethodError> {
     let method = call.method.as_ref();
-    let name = MethodName::of(method).ok_or_else(|| unknown_method(method))?;
+    let name = MethodName::parse(method).ok_or_else(|| unknown_method(method))?;
     access::authorize(&caller.peer, name)?;
     if call.upgrade == Some(true) {
         return Err(MethodError::MethodNotImplemented { method: method.to_owned() });

@@ -1,11 +1,11 @@
 //! The Unix socket: connections, framing and dispatch of the calls to the service.
 //!
 //! ```text
-//! socket ─► door ─► connection ─► exchange ─► service ─► ledger
+//! socket ─► door ─► connection ─► exchange ─► service ─► attributor
 //! binding    turns    framing       one call    meaning
 //! ```
 //!
-//! Owns everything between a connected socket and the ledger: one thread, no runtime, level-triggered readiness.
+//! Owns everything between a connected socket and the attributor: one thread, no runtime, level-triggered readiness.
 //! Nothing a client does reaches a sampler: the samplers run on their own threads and share only their rings.
 //!
 //! The framing is ours (read up to a NUL under a cap) rather than zlink's: zlink 0.8 lets one connection buffer

@@ -5,11 +5,11 @@
 //! power traces from whoever asks (CVE-2020-8694: energy at 1 kHz tells instructions and keys, at 10 Hz it does not).
 //! No account of a span that has not settled has a figure.
 //!
-//! Two figures of the ledger are made of the steps of the counters and not of the grid, and are not passed on as they
+//! Two figures of the attributor are made of the steps of the counters and not of the grid, and are not passed on as they
 //! are: `error_uj` is about the energy of the one step at each edge, and `idle_uj` a sum of the smaller of idle and
 //! actual energy, step by step.
 
-use crate::attribution::account::{Account, Phase, Share, State};
+use crate::attribution::account::{Account, Phase, Share, SpanState};
 use crate::protocol::MethodError;
 
 /// The grid: multiples of this on the machine's monotonic clock, the same for everybody. Also the shortest span.
@@ -21,7 +21,7 @@ pub const QUANTUM_UJ: u64 = 1000;
 /// The largest weight of a coarse caller's span. A larger one would take the energy of others' spans.
 pub const MAX_WEIGHT: f64 = 1.0;
 
-/// Refuses a weight above [`MAX_WEIGHT`]; what is no weight at all is the ledger's to refuse.
+/// Refuses a weight above [`MAX_WEIGHT`]; what is no weight at all is the attributor's to refuse.
 ///
 /// # Errors
 /// It is above.
@@ -38,7 +38,7 @@ pub fn round_up_to_grid(at_ns: u64) -> u64 {
     at_ns.div_ceil(GRID_NS).saturating_mul(GRID_NS)
 }
 
-/// Where an edge that was asked for at `at_ns` lies: on the grid, and not behind the horizon, for there the ledger would
+/// Where an edge that was asked for at `at_ns` lies: on the grid, and not behind the horizon, for there the attributor would
 /// move it off the grid again. Up to one step of the grid ahead of now.
 pub fn grid_edge_ns(at_ns: u64, now_ns: u64, horizon_ns: u64) -> u64 {
     round_up_to_grid(at_ns.max(now_ns.saturating_sub(horizon_ns)))
@@ -103,7 +103,7 @@ fn widen_error(error_uj: u64, cell_uj: u64) -> u64 {
 
 /// An account before it is final: whose, since when, and no figure.
 pub fn hide_figures(account: &mut Account) {
-    account.state = if account.closed_ns.is_some() { State::Provisional } else { State::Open };
+    account.state = if account.closed_ns.is_some() { SpanState::Provisional } else { SpanState::Open };
     (account.share_uj, account.window_uj, account.idle_uj) = (None, None, None);
     (account.error_uj, account.mean_power_mw) = (None, None);
     account.domains = Vec::new();
@@ -204,7 +204,7 @@ mod tests {
             span: "s".into(),
             name: String::new(),
             attributes: Default::default(),
-            state: State::Settled,
+            state: SpanState::Settled,
             uid: 1,
             opened_ns: 10 * GRID_NS,
             closed_ns: Some(12 * GRID_NS),
@@ -237,7 +237,7 @@ mod tests {
         assert_eq!(grid_edge_ns(now_ns, now_ns, horizon_ns), 11 * GRID_NS);
         assert_eq!(grid_edge_ns(10 * GRID_NS, now_ns, horizon_ns), 10 * GRID_NS);
         assert_eq!(grid_edge_ns(3 * GRID_NS, now_ns, horizon_ns), 10 * GRID_NS);
-        // Behind the horizon the ledger would move it off the grid.
+        // Behind the horizon the attributor would move it off the grid.
         let late_ns = now_ns + horizon_ns;
         assert_eq!(grid_edge_ns(10 * GRID_NS, late_ns, horizon_ns), 11 * GRID_NS);
         assert_eq!(
@@ -300,14 +300,14 @@ mod tests {
     fn an_account_that_is_not_final_has_no_figure() {
         let mut concealed = account(123_456, 7);
         hide_figures(&mut concealed);
-        assert_eq!(concealed.state, State::Provisional);
+        assert_eq!(concealed.state, SpanState::Provisional);
         let text = serde_json::to_string(&concealed).unwrap();
         for figure in ["_uj", "_mw", "package-0"] {
             assert!(!text.contains(figure), "{text}");
         }
         concealed.closed_ns = None;
         hide_figures(&mut concealed);
-        assert_eq!(concealed.state, State::Open);
+        assert_eq!(concealed.state, SpanState::Open);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //!
 //! Owns where each of their edges lies, how far it was moved, and the settled accounts that wait for the grid: when the
 //! counter moved for the last time is a matter of milliseconds and says how much was used, so nobody is told at that
-//! moment. Knows no ledger. Invariant: an account leaves at the grid's instants only, rounded.
+//! moment. Knows no attributor. Invariant: an account leaves at the grid's instants only, rounded.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -31,7 +31,7 @@ pub struct CoarseSpans {
 }
 
 impl CoarseSpans {
-    /// None yet; the ledger takes edges as far back as this horizon.
+    /// None yet; the attributor takes edges as far back as this horizon.
     pub fn new(horizon_ns: u64) -> Self {
         Self { spans: HashMap::new(), releases: BTreeMap::new(), horizon_ns }
     }
@@ -41,7 +41,7 @@ impl CoarseSpans {
         coarse_grid::grid_edge_ns(at_ns, now_ns, self.horizon_ns)
     }
 
-    /// The ledger has opened it.
+    /// The attributor has opened it.
     pub fn insert(&mut self, key: SpanKey, asked_ns: u64, opened_ns: u64) {
         let moved_ns = opened_ns.saturating_sub(asked_ns);
         self.spans.insert(key, CoarseSpan { requested_ns: asked_ns, opened_ns, moved_ns, account: None });
@@ -84,7 +84,7 @@ impl CoarseSpans {
         Ok(span.map_or(edge_ns, |span| edge_ns.max(span.opened_ns + GRID_NS)))
     }
 
-    /// The ledger has put an edge of it at `at_ns`, which was asked for at `asked_ns`.
+    /// The attributor has put an edge of it at `at_ns`, which was asked for at `asked_ns`.
     pub fn add_moved_ns(&mut self, key: SpanKey, asked_ns: u64, at_ns: u64) {
         if let Some(span) = self.spans.get_mut(&key) {
             span.moved_ns += at_ns.abs_diff(asked_ns);
@@ -101,7 +101,7 @@ impl CoarseSpans {
         self.spans.remove(&key);
     }
 
-    /// The ledger has settled a span at `now_ns`. Keeps the account back where it is a coarse one, else gives it again.
+    /// The attributor has settled a span at `now_ns`. Keeps the account back where it is a coarse one, else gives it again.
     pub fn withhold(&mut self, key: SpanKey, mut account: Account, now_ns: u64) -> Option<Account> {
         let Some(span) = self.spans.get_mut(&key) else { return Some(account) };
         account.moved_ns += span.moved_ns;
@@ -134,7 +134,7 @@ impl CoarseSpans {
         released
     }
 
-    /// What may be told of a span that is not final: nothing of it is; `so_far` is what the ledger says, which knows
+    /// What may be told of a span that is not final: nothing of it is; `so_far` is what the attributor says, which knows
     /// nothing any more of one that waits for the grid.
     pub fn provisional_account(
         &self,

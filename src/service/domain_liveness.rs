@@ -2,7 +2,7 @@
 //!
 //! Owns the one exception to what the sampler's character says: a battery that rests is no broken counter.
 
-use crate::domain::{Domain, Kind, Liveness};
+use crate::domain::{Domain, DomainKind, Liveness};
 use crate::sampler::counter_profile::CounterProfile;
 
 /// The domain's state; a battery that is silent is so because nothing is drawn from it.
@@ -10,7 +10,7 @@ pub(crate) fn domain_liveness(domain: &Domain, character: &CounterProfile) -> (L
     const BATTERY_IDLE_REASON: &str =
         "is not discharging; a battery is metered only while it feeds the machine";
     match character.liveness() {
-        (silent, Some(_)) if domain.kind == Kind::Battery && silent != Liveness::Live => {
+        (silent, Some(_)) if domain.kind == DomainKind::Battery && silent != Liveness::Live => {
             (silent, Some(BATTERY_IDLE_REASON.into()))
         }
         state => state,

@@ -4,7 +4,7 @@
 //! Invariant: of two domains that are not known to be independent, the later one lies within the earlier one while that
 //! lives, so that one of them is counted. Work for each reading: one comparison for each open pair of its domain.
 
-use crate::domain::{Domain, Duplicate, Reading};
+use crate::domain::{Domain, Duplicate, EnergyReading};
 use crate::sources::containment;
 use crate::sources::duplicate::DuplicatePair;
 
@@ -59,7 +59,7 @@ impl DuplicateTracker {
     }
 
     /// Takes one reading of one domain.
-    pub(crate) fn observe(&mut self, domain: usize, before_ns: u64, after_ns: u64, reading: &Reading) {
+    pub(crate) fn observe(&mut self, domain: usize, before_ns: u64, after_ns: u64, reading: &EnergyReading) {
         for pair in self.pairs.iter_mut().filter(|pair| pair.readings.is_open()) {
             if pair.original == domain {
                 pair.readings.see_original(before_ns, after_ns, reading);
@@ -132,9 +132,9 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
-    use crate::domain::{Grade, Kind};
+    use crate::domain::{DomainKind, Grade};
 
-    fn domain(name: &str, kind: Kind, parent: Option<&str>) -> Domain {
+    fn domain(name: &str, kind: DomainKind, parent: Option<&str>) -> Domain {
         Domain {
             name: name.into(),
             kind,
@@ -151,10 +151,10 @@ mod tests {
     /// Three dies, the last with cores.
     fn dies() -> Vec<Domain> {
         vec![
-            domain("package-0-die-0", Kind::Package, None),
-            domain("package-0-die-1", Kind::Package, None),
-            domain("package-0-die-2", Kind::Package, None),
-            domain("core-0-die-2", Kind::Core, Some("package-0-die-2")),
+            domain("package-0-die-0", DomainKind::Package, None),
+            domain("package-0-die-1", DomainKind::Package, None),
+            domain("package-0-die-2", DomainKind::Package, None),
+            domain("core-0-die-2", DomainKind::Core, Some("package-0-die-2")),
         ]
     }
 
@@ -191,7 +191,7 @@ mod tests {
     #[test]
     fn a_platform_counter_above_all_leaves_nothing_in_doubt() {
         let mut domains = dies();
-        domains.push(domain("psys", Kind::Psys, None));
+        domains.push(domain("psys", DomainKind::Psys, None));
         let membership = duplicates(&domains).membership(&domains, &[true; 5]);
         assert_eq!(membership.counted, [false, false, false, false, true]);
         assert_eq!(membership.undecided, [false; 5]);
@@ -209,7 +209,7 @@ mod tests {
         );
         assert!(duplicates.is_survey_due(MIN_SURVEY_INTERVAL_NS, &[true, true]));
         assert!(!duplicates.is_survey_due(MIN_SURVEY_INTERVAL_NS + 1, &[true, true]));
-        let reading = |energy_uj| Reading { valid: true, energy_uj, ..Reading::default() };
+        let reading = |energy_uj| EnergyReading { valid: true, energy_uj, ..EnergyReading::default() };
         for look in 0..4_u64 {
             let at_ns = look * 1_000_000;
             duplicates.observe(0, at_ns, at_ns, &reading(look * 500));

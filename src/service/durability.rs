@@ -12,7 +12,7 @@ use super::access::Peer;
 use super::reply_to::ReplyTo;
 use super::service::{FinalAccount, Service};
 use super::stored_queries::PendingQuery;
-use crate::attribution::account::{Account, State};
+use crate::attribution::account::{Account, SpanState};
 use crate::attribution::footprint;
 use crate::protocol;
 use crate::store::Store;
@@ -26,7 +26,7 @@ const MAX_PENDING_BYTES: usize = 8 << 20;
 /// Spans that are open for longer are journalled, each about once in this time.
 const JOURNAL_PERIOD_NS: u64 = 1_000_000_000;
 
-/// How many of the ledger's slots the journal looks at before it looks at the time, how long one step takes, and how long
+/// How many of the attributor's slots the journal looks at before it looks at the time, how long one step takes, and how long
 /// it is to the next: large spans are journalled less often, so that nobody waits for them.
 const JOURNAL_STEP_SLOTS: usize = 4;
 const JOURNAL_STEP_BUDGET_NS: u64 = 200_000;
@@ -161,7 +161,7 @@ impl Service {
                     .push(FinalAccount { account: Arc::new(as_not_durable(&account)), reply_to: ticket });
             }
         } else if wanted {
-            let bytes = footprint::account(&account);
+            let bytes = footprint::account_bytes(&account);
             keeping.pending_bytes += bytes;
             keeping.pending.push_back(PendingAccount {
                 store_number: number,
@@ -213,8 +213,7 @@ impl Service {
     }
 
     fn journal_open_spans(&mut self, now_ns: u64) {
-        let Self { durability: Some(keeping), attributor: ledger, registry: register, clock, .. } = self
-        else {
+        let Self { durability: Some(keeping), attributor, registry: register, clock, .. } = self else {
             return;
         };
         if now_ns < keeping.journal_due_ns {
@@ -226,7 +225,7 @@ impl Service {
         let end_ns = now_ns + JOURNAL_STEP_BUDGET_NS;
         let mut next = Some(keeping.journal_slot);
         while let Some(slot) = next {
-            next = ledger.survey(slot, JOURNAL_STEP_SLOTS, now_ns, opened_by_ns, |key, account| {
+            next = attributor.iter_spans(slot, JOURNAL_STEP_SLOTS, now_ns, opened_by_ns, |key, account| {
                 let account = as_interrupted(account, now_ns);
                 if store.write_journal(key.0, &account) {
                     noted.push((account.uid, account.span));
@@ -255,7 +254,9 @@ impl Service {
         let Some(keeping) = &self.durability else { return account };
         match kept {
             Some(number) if number <= keeping.store.committed() => {}
-            Some(_) if !keeping.is_failing() => (account.state, account.durable) = (State::Provisional, None),
+            Some(_) if !keeping.is_failing() => {
+                (account.state, account.durable) = (SpanState::Provisional, None)
+            }
             _ => account.durable = Some(false),
         }
         account
@@ -312,7 +313,7 @@ impl Service {
     /// The end: what is open or not settled is kept as interrupted, with what is known.
     pub fn shut_down(&mut self) {
         let now_ns = self.clock.now_ns();
-        let Self { durability: Some(keeping), attributor: ledger, coarse_spans: coarse, .. } = self else {
+        let Self { durability: Some(keeping), attributor, coarse_spans: coarse, .. } = self else {
             return;
         };
         let store = &mut keeping.store;
@@ -322,7 +323,7 @@ impl Service {
         }
         let mut from = Some(0);
         while let Some(slot) = from {
-            from = ledger.survey(slot, usize::MAX, now_ns, u64::MAX, |key, account| {
+            from = attributor.iter_spans(slot, usize::MAX, now_ns, u64::MAX, |key, account| {
                 store.append(&as_interrupted(account, now_ns), Some(key.0), false);
             });
         }
@@ -336,7 +337,7 @@ fn as_not_durable(account: &Account) -> Account {
 
 /// The account so far, as it stands if nothing more comes: its figures go to its end, or to now.
 fn as_interrupted(mut account: Account, now_ns: u64) -> Account {
-    account.state = State::Interrupted;
+    account.state = SpanState::Interrupted;
     account.closed_ns.get_or_insert(now_ns.max(account.opened_ns));
     account
 }

@@ -6,8 +6,8 @@
 use std::collections::HashMap;
 use std::path::PathBuf;
 
-use crate::attribution::{Ledger, Look, Used};
-use crate::domain::{Absent, Domain, Kind};
+use crate::attribution::{Attributor, BasisUsageSample, SubjectUsage};
+use crate::domain::{Absent, Domain, DomainKind};
 use crate::process_usage::{ProcessWatcher, TargetUsage};
 use crate::sources::nvml;
 use crate::sources::nvml_use::{GpuTime, Told};
@@ -46,7 +46,7 @@ impl GpuProcessUsage {
     /// More of them, by their numbers.
     pub(crate) fn extend<'a>(&mut self, domains: impl Iterator<Item = (usize, &'a Domain)>) {
         let board = |(domain, of): (usize, &Domain)| {
-            let uuid = of.device.clone().filter(|_| of.source == nvml::NAME && of.kind == Kind::Gpu)?;
+            let uuid = of.device.clone().filter(|_| of.source == nvml::NAME && of.kind == DomainKind::Gpu)?;
             let name = of.name.clone();
             Some(GpuBoard {
                 domain,
@@ -66,7 +66,7 @@ impl GpuProcessUsage {
         &mut self,
         watch: &ProcessWatcher,
         counted: &[TargetUsage],
-        ledger: &mut Ledger,
+        attributor: &mut Attributor,
     ) -> Vec<Absent> {
         let mut said = Vec::new();
         for (board, basis) in self.boards.iter_mut().zip(1..) {
@@ -78,14 +78,14 @@ impl GpuProcessUsage {
             match time.take() {
                 None => {}
                 Some(Told::Used(at_ns, used)) => {
-                    board.record_usage(at_ns, &used, basis, watch, counted, ledger)
+                    board.record_usage(at_ns, &used, basis, watch, counted, attributor)
                 }
                 Some(Told::Silent(reason)) if !board.is_reported => {
                     board.is_reported = true;
                     let reason = format!("{}: no part by process: {reason}", board.name);
                     said.push(Absent { source: nvml::NAME.into(), reason });
                 }
-                Some(Told::Silent(_)) => board.record_unknown(basis, counted, ledger),
+                Some(Told::Silent(_)) => board.record_unknown(basis, counted, attributor),
             }
         }
         said
@@ -100,7 +100,7 @@ impl GpuBoard {
         basis: usize,
         watch: &ProcessWatcher,
         counted: &[TargetUsage],
-        ledger: &mut Ledger,
+        attributor: &mut Attributor,
     ) {
         self.busy_total += told.values().sum::<u64>();
         let mut looks = Vec::with_capacity(counted.len());
@@ -109,17 +109,28 @@ impl GpuBoard {
                 told.iter().filter(|(pid, _)| watch.contains(of.subject, **pid)).map(|(_, used)| used);
             let used = self.used_by_subject.entry(of.subject).or_default();
             *used += theirs.sum::<u64>();
-            looks.push(Used { subject: of.subject, used: Some(*used), apart: of.is_disjoint });
+            looks.push(SubjectUsage { subject: of.subject, amount: Some(*used), disjoint: of.is_disjoint });
         }
         self.used_by_subject.retain(|number, _| counted.iter().any(|of| of.subject == *number));
-        ledger.set_basis(self.domain, basis);
-        ledger.look(&Look { at_ns, basis, busy: Some(self.busy_total), used: &looks });
+        attributor.set_basis(self.domain, basis);
+        attributor.record_usage(&BasisUsageSample {
+            at_ns,
+            basis,
+            total: Some(self.busy_total),
+            subjects: &looks,
+        });
     }
 
     /// It told once and does not any more: what it does not tell is not known.
-    fn record_unknown(&self, basis: usize, counted: &[TargetUsage], ledger: &mut Ledger) {
-        let unknown = |of: &TargetUsage| Used { subject: of.subject, used: None, apart: of.is_disjoint };
-        let used: Vec<Used> = counted.iter().map(unknown).collect();
-        ledger.look(&Look { at_ns: crate::clock::monotonic_ns(), basis, busy: None, used: &used });
+    fn record_unknown(&self, basis: usize, counted: &[TargetUsage], attributor: &mut Attributor) {
+        let unknown =
+            |of: &TargetUsage| SubjectUsage { subject: of.subject, amount: None, disjoint: of.is_disjoint };
+        let used: Vec<SubjectUsage> = counted.iter().map(unknown).collect();
+        attributor.record_usage(&BasisUsageSample {
+            at_ns: crate::clock::monotonic_ns(),
+            basis,
+            total: None,
+            subjects: &used,
+        });
     }
 }

@@ -10,7 +10,7 @@ use std::collections::{HashMap, HashSet};
 use super::access::Peer;
 use super::gpu_process_usage::GpuProcessUsage;
 use super::service::{Caller, Service};
-use crate::attribution::{CPU_TIME, Ledger, Look, Subject, Used};
+use crate::attribution::{Attributor, BasisUsageSample, CPU_TIME, Subject, SubjectUsage};
 use crate::domain::{Absent, Domain};
 use crate::process_usage::{KernelRoots, ProcessIdentity, ProcessWatcher, UsageSample, WatchProcessError};
 use crate::protocol::{Access, MethodError, OpenSpan};
@@ -62,11 +62,11 @@ impl ProcessTracker {
     }
 
     /// When a look is due; `None` while nobody is asked for.
-    fn sample_due_ns(&self, ledger: &Ledger) -> Option<u64> {
-        if !ledger.has_subjects() || !ledger.busy() {
+    fn sample_due_ns(&self, attributor: &Attributor) -> Option<u64> {
+        if !attributor.has_subjects() || !attributor.is_busy() {
             return None;
         }
-        let (pace_ns, rests) = match (self.has_new_target, ledger.is_closing()) {
+        let (pace_ns, rests) = match (self.has_new_target, attributor.has_closing_spans()) {
             (true, _) => (CLOSING_INTERVAL_NS, NEW_TARGET_COST_FACTOR),
             (false, true) => (CLOSING_INTERVAL_NS, COST_FACTOR),
             (false, false) => (OPEN_INTERVAL_NS, COST_FACTOR),
@@ -74,11 +74,11 @@ impl ProcessTracker {
         Some(self.sampled_ns.map_or(0, |looked_ns| looked_ns + pace_ns.max(self.sample_cost_ns * rests)))
     }
 
-    fn sample(&mut self, now_ns: u64, ledger: &mut Ledger) -> Vec<Absent> {
+    fn sample(&mut self, now_ns: u64, attributor: &mut Attributor) -> Vec<Absent> {
         let (UsageSample { busy_ns, targets: counted }, cost_ns) = self.watcher.sample();
         let used = |counted: &crate::process_usage::TargetUsage| {
             let used = counted.used_ns;
-            Used { subject: counted.subject, used, apart: counted.is_disjoint }
+            SubjectUsage { subject: counted.subject, amount: used, disjoint: counted.is_disjoint }
         };
         for counted in &counted {
             let reason = match (busy_ns, counted.used_ns) {
@@ -86,10 +86,15 @@ impl ProcessTracker {
                 (_, None) => Some("the control group is gone"),
                 _ => None,
             };
-            ledger.excuse(counted.subject, reason.map(str::to_owned));
+            attributor.set_unknown_reason(counted.subject, reason.map(str::to_owned));
         }
-        let used: Vec<Used> = counted.iter().map(used).collect();
-        ledger.look(&Look { at_ns: now_ns, basis: CPU_TIME, busy: busy_ns, used: &used });
+        let used: Vec<SubjectUsage> = counted.iter().map(used).collect();
+        attributor.record_usage(&BasisUsageSample {
+            at_ns: now_ns,
+            basis: CPU_TIME,
+            total: busy_ns,
+            subjects: &used,
+        });
         (self.sampled_ns, self.has_new_target) = (Some(now_ns), false);
         // One slow look alone is a hiccup.
         self.sample_cost_ns = if self.sample_cost_ns == 0 {
@@ -97,51 +102,57 @@ impl ProcessTracker {
         } else {
             self.sample_cost_ns.midpoint(cost_ns.min(self.sample_cost_ns * 4))
         };
-        self.gpus.sample(&self.watcher, &counted, ledger)
+        self.gpus.sample(&self.watcher, &counted, attributor)
     }
 
     /// Forgets those whom no span names any more.
-    fn sweep(&mut self, now_ns: u64, ledger: &mut Ledger) {
+    fn sweep(&mut self, now_ns: u64, attributor: &mut Attributor) {
         if now_ns.saturating_sub(self.swept_ns) < SWEEP_INTERVAL_NS {
             return;
         }
         self.swept_ns = now_ns;
         let excused = self.unavailable.values().copied();
         let numbers: Vec<u32> = self.watcher.numbers().into_iter().chain(excused).collect();
-        let unused: HashSet<u32> = numbers.into_iter().filter(|number| !ledger.refers_to(*number)).collect();
+        let unused: HashSet<u32> =
+            numbers.into_iter().filter(|number| !attributor.has_spans_of(*number)).collect();
         for number in unused.intersection(&self.unreferenced) {
-            ledger.dismiss(*number);
+            attributor.remove_subject(*number);
             self.watcher.remove(*number);
             self.unavailable.retain(|_, excused| excused != number);
         }
-        self.unreferenced = unused.into_iter().filter(|number| ledger.has(*number)).collect();
+        self.unreferenced = unused.into_iter().filter(|number| attributor.has_subject(*number)).collect();
     }
 
-    fn excused(&mut self, reason: &'static str, ledger: &mut Ledger) -> u32 {
+    fn excused(&mut self, reason: &'static str, attributor: &mut Attributor) -> u32 {
         let subject = || Subject { reason: Some(reason.to_owned()), ..Subject::default() };
-        *self.unavailable.entry(reason).or_insert_with(|| ledger.admit(subject()))
+        *self.unavailable.entry(reason).or_insert_with(|| attributor.add_subject(subject()))
     }
 
     fn process_subject(
         &mut self,
         peer: &Peer,
         origin: ProcessIdentity,
-        ledger: &mut Ledger,
+        attributor: &mut Attributor,
     ) -> Result<u32, WatchProcessError> {
         if let Some(number) = self.watcher.find_process(origin) {
             return Ok(number);
         }
         self.watcher.check_limit(peer.uid, peer.unlimited)?;
-        let number = ledger.admit(Subject { process: Some(origin.pid), ..Subject::default() });
+        let number = attributor.add_subject(Subject { process: Some(origin.pid), ..Subject::default() });
         let added = self.watcher.add_process(number, peer.uid, origin);
         if added.is_err() {
-            ledger.dismiss(number);
+            attributor.remove_subject(number);
         }
         self.has_new_target = true;
         added.map(|()| number)
     }
 
-    fn requested_process(&mut self, peer: &Peer, pid: i64, ledger: &mut Ledger) -> Result<u32, MethodError> {
+    fn requested_process(
+        &mut self,
+        peer: &Peer,
+        pid: i64,
+        attributor: &mut Attributor,
+    ) -> Result<u32, MethodError> {
         let field = |wrong| method_error("process", wrong);
         let pid = u32::try_from(pid).ok().filter(|pid| *pid > 0);
         let pid = pid.ok_or_else(|| {
@@ -151,10 +162,15 @@ impl ProcessTracker {
         if uid != peer.uid && peer.access < Access::Telemetry {
             return Err(MethodError::AccessDenied { needs: "telemetry".into() });
         }
-        self.process_subject(peer, origin, ledger).map_err(field)
+        self.process_subject(peer, origin, attributor).map_err(field)
     }
 
-    fn requested_cgroup(&mut self, peer: &Peer, path: &str, ledger: &mut Ledger) -> Result<u32, MethodError> {
+    fn requested_cgroup(
+        &mut self,
+        peer: &Peer,
+        path: &str,
+        attributor: &mut Attributor,
+    ) -> Result<u32, MethodError> {
         let field = |wrong| method_error("cgroup", wrong);
         let group = self.watcher.open_cgroup(path).map_err(field)?;
         if group.uid != peer.uid && peer.access < Access::Telemetry {
@@ -164,7 +180,7 @@ impl ProcessTracker {
             return Ok(number);
         }
         self.watcher.check_limit(peer.uid, peer.unlimited).map_err(field)?;
-        let number = ledger.admit(Subject { cgroup: Some(path.to_owned()), ..Subject::default() });
+        let number = attributor.add_subject(Subject { cgroup: Some(path.to_owned()), ..Subject::default() });
         self.watcher.add_cgroup(number, peer.uid, group);
         self.has_new_target = true;
         Ok(number)
@@ -177,9 +193,9 @@ impl Service {
         self.process_tracker.watcher.identify(pid?)
     }
 
-    /// Whose use a new span asks for, by the ledger's number.
+    /// Whose use a new span asks for, by the attributor's number.
     pub(crate) fn resolve_subject(&mut self, caller: &Caller, call: &OpenSpan) -> Result<u32, MethodError> {
-        let (subjects, ledger, peer) = (&mut self.process_tracker, &mut self.attributor, &caller.peer);
+        let (subjects, attributor, peer) = (&mut self.process_tracker, &mut self.attributor, &caller.peer);
         if peer.access < Access::Span {
             // The looks at CPU times lie on no grid, so the coarse tier has nothing of them.
             let asked = call.process.is_some() || call.cgroup.is_some();
@@ -198,13 +214,13 @@ impl Service {
                 let reason = "cannot be named beside process; choose one".to_owned();
                 Err(MethodError::InvalidValue { field: "cgroup".into(), reason })
             }
-            (Some(pid), None, _) => subjects.requested_process(peer, pid, ledger),
-            (None, Some(path), _) => subjects.requested_cgroup(peer, path, ledger),
-            (None, None, None) => Ok(subjects.excused(UNKNOWN_PEER_REASON, ledger)),
-            (None, None, Some(origin)) => Ok(match subjects.process_subject(peer, origin, ledger) {
+            (Some(pid), None, _) => subjects.requested_process(peer, pid, attributor),
+            (None, Some(path), _) => subjects.requested_cgroup(peer, path, attributor),
+            (None, None, None) => Ok(subjects.excused(UNKNOWN_PEER_REASON, attributor)),
+            (None, None, Some(origin)) => Ok(match subjects.process_subject(peer, origin, attributor) {
                 Ok(number) => number,
-                Err(WatchProcessError::LimitReached { .. }) => subjects.excused(LIMIT_REASON, ledger),
-                Err(WatchProcessError::NotFound(_)) => subjects.excused(UNKNOWN_PEER_REASON, ledger),
+                Err(WatchProcessError::LimitReached { .. }) => subjects.excused(LIMIT_REASON, attributor),
+                Err(WatchProcessError::NotFound(_)) => subjects.excused(UNKNOWN_PEER_REASON, attributor),
             }),
         }
     }

@@ -6,7 +6,7 @@ use super::access::Peer;
 use super::coarse_grid;
 use super::service::{AccountOutcome, Caller, Service};
 use super::span_lookup::{MAX_LIST_BYTES, SpanLookup};
-use crate::attribution::account::{Account, State};
+use crate::attribution::account::{Account, SpanState};
 use crate::attribution::{SpanKey, footprint};
 use crate::domain::Domain;
 use crate::protocol::{
@@ -114,7 +114,7 @@ impl Service {
         let (limit, filter) = (list_limit(call)?, list_filter(call)?);
         let (now_ns, peer) = (self.clock.now_ns(), &caller.peer);
         self.refresh_if_stale(now_ns);
-        if call.state == Some(State::Open) {
+        if call.state == Some(SpanState::Open) {
             let accounts =
                 if call.before.is_some() { Vec::new() } else { self.list_open_spans(peer, limit, &filter) };
             return Ok(Some(SpanAccounts { accounts, before: None }));
@@ -147,7 +147,7 @@ impl Service {
     fn list_open_spans(&self, peer: &Peer, limit: usize, filter: &Filter) -> Vec<Account> {
         let now_ns = self.clock.now_ns();
         let may_see = |key: &SpanKey| peer.access >= Access::Span || self.coarse_spans.contains(*key);
-        let dated = |(span, key)| Some((self.attributor.asked_ns(key)?, span, key));
+        let dated = |(span, key)| Some((self.attributor.requested_ns(key)?, span, key));
         let mut spans: Vec<(u64, &str, SpanKey)> = self
             .registry
             .open_spans(uid_filter(peer))
@@ -161,7 +161,7 @@ impl Service {
         };
         let fits = spans.into_iter().filter_map(so_far).filter(|account| filter.matches(account));
         let within = fits.scan(0, |bytes, account| {
-            *bytes += footprint::account(&account);
+            *bytes += footprint::account_bytes(&account);
             (*bytes <= MAX_LIST_BYTES).then_some(account)
         });
         let mut accounts: Vec<Account> = within.take(limit).collect();

@@ -1,7 +1,7 @@
-//! The way of the readings: from the samplers' rings into the ledger, and what is known of each domain on the way.
+//! The way of the readings: from the samplers' rings into the attributor, and what is known of each domain on the way.
 //!
 //! Owns the samplers, how far each ring was read, and every domain's character, liveness and place in the host's total.
-//! A domain that stops living, or comes to life, is said so once. Invariant: the ledger sees each domain's readings
+//! A domain that stops living, or comes to life, is said so once. Invariant: the attributor sees each domain's readings
 //! once, in the order of time; what a ring lost before it was read is a gap, not an error. A source that has not answered
 //! when the meter starts stands in the list as a domain of its own that is *starting*, until its domains are added.
 
@@ -11,11 +11,11 @@ use std::time::{Duration, Instant};
 use super::domain_liveness::domain_liveness;
 use super::duplicate_tracker::{DuplicateTracker, TrackedPair};
 use crate::attribution::account::Account;
-use crate::attribution::{self, Ledger, Opening};
+use crate::attribution::{self, Attributor, NewSpan};
 use crate::clock::Clock;
-use crate::domain::{Absent, Domain, Duplicate, Grade, Kind, Liveness, Reading};
+use crate::domain::{Absent, Domain, DomainKind, Duplicate, EnergyReading, Grade, Liveness};
 use crate::protocol::{DomainStatus, SamplerStatus, WindowEnergy};
-use crate::ring::{Reader, Sample};
+use crate::ring::{RingReader, Sample};
 use crate::sampler::counter_profile::CounterProfile;
 use crate::sampler::{self, Sampler};
 use crate::sources::duplicate::DuplicatePair;
@@ -23,7 +23,7 @@ use crate::sources::starting::Starting;
 use crate::sources::{self, Opened, choice};
 use crate::systemd::journal::{self, LogEntry, LogFn};
 
-/// How often liveness and the characters' figures are passed on to the ledger.
+/// How often liveness and the characters' figures are passed on to the attributor.
 const LIVENESS_CHECK_NS: u64 = 100_000_000;
 
 /// A read that takes longer than this hangs.
@@ -45,7 +45,7 @@ pub struct ReadingCollector {
 
 struct SamplerReader {
     sampler: Sampler,
-    ring: Reader,
+    ring: RingReader,
     next_index: u64,
     first_domain: usize,
     sample: Sample,
@@ -146,7 +146,7 @@ impl ReadingCollector {
                 DomainOrigin::Sampler(self.readers.len()),
             ));
         }
-        let sample = Sample::blank(from.domains.len());
+        let sample = Sample::empty(from.domains.len());
         self.readers.push(SamplerReader {
             sampler,
             ring: from.ring,
@@ -181,7 +181,7 @@ impl ReadingCollector {
     }
 
     /// Adds the domains of sources that have answered since.
-    pub fn attach_started_sources(&mut self, ledger: &mut Ledger) -> Option<AttachedDomains> {
+    pub fn attach_started_sources(&mut self, attributor: &mut Attributor) -> Option<AttachedDomains> {
         let mut late = self.pending_sources.take()?;
         let (first, mut absent, mut any) = (self.domains.len(), Vec::new(), false);
         while let Some(progress) = late.starting.next(None) {
@@ -196,7 +196,7 @@ impl ReadingCollector {
             let brought = self.domains.len() - before;
             self.add_duplicate_pairs(found.duplicates);
             absent.extend(found.absent);
-            self.record_progress(&progress.source, brought, progress.is_last, ledger);
+            self.record_progress(&progress.source, brought, progress.is_last, attributor);
         }
         self.pending_sources = Some(late).filter(|late| !late.starting.sources().is_empty());
         if !any {
@@ -205,9 +205,9 @@ impl ReadingCollector {
         self.resolve_parents();
         self.update_placeholders();
         self.update_totals();
-        self.domains[first..].iter().for_each(|metered| ledger.add(metered.domain.clone()));
-        ledger.relate(self.domains());
-        self.publish_domain_state(ledger);
+        self.domains[first..].iter().for_each(|metered| attributor.add_domain(metered.domain.clone()));
+        attributor.set_parents(self.domains());
+        self.publish_domain_state(attributor);
         Some(AttachedDomains { first_domain: first, absent })
     }
 
@@ -224,7 +224,7 @@ impl ReadingCollector {
 
     /// A source that has brought all its domains, or none, no longer makes totals unknown; where it brought none, it has
     /// not used anything in the spans that are open.
-    fn record_progress(&mut self, source: &str, brought: usize, is_last: bool, ledger: &mut Ledger) {
+    fn record_progress(&mut self, source: &str, brought: usize, is_last: bool, attributor: &mut Attributor) {
         for (at, metered) in self.domains.iter_mut().enumerate() {
             let DomainOrigin::Placeholder(so_far) = metered.origin else { continue };
             if metered.domain.source != source {
@@ -233,7 +233,7 @@ impl ReadingCollector {
             let so_far = so_far + brought;
             metered.origin = if is_last { DomainOrigin::Retired } else { DomainOrigin::Placeholder(so_far) };
             if is_last && so_far == 0 {
-                ledger.exclude(at);
+                attributor.exclude(at);
             }
         }
     }
@@ -286,25 +286,25 @@ impl ReadingCollector {
     pub fn wait_for_first_readings(&self) {
         const FIRST_READING_TIMEOUT: Duration = Duration::from_millis(100);
         let deadline = Instant::now() + FIRST_READING_TIMEOUT;
-        while self.readers.iter().any(|feed| feed.ring.written() == 0) && Instant::now() < deadline {
+        while self.readers.iter().any(|feed| feed.ring.written_count() == 0) && Instant::now() < deadline {
             std::thread::sleep(Duration::from_micros(200));
         }
     }
 
-    /// Every domain, in the ledger's order.
+    /// Every domain, in the attributor's order.
     pub fn domains(&self) -> impl Iterator<Item = &Domain> {
         self.domains.iter().map(|metered| &metered.domain)
     }
 
-    /// Tells a ledger over these domains what is known of them.
-    pub fn publish_domain_state(&self, ledger: &mut Ledger) {
+    /// Tells an attributor over these domains what is known of them.
+    pub fn publish_domain_state(&self, attributor: &mut Attributor) {
         for (index, metered) in self.domains.iter().enumerate() {
-            ledger.set_live(index, metered.liveness.0 == Liveness::Live);
-            ledger.set_counted(index, metered.counted);
-            ledger.set_in_doubt(index, metered.is_undecided);
-            ledger.set_starting(index, matches!(metered.origin, DomainOrigin::Placeholder(_)));
+            attributor.set_live(index, metered.liveness.0 == Liveness::Live);
+            attributor.set_counted(index, metered.counted);
+            attributor.set_undecided(index, metered.is_undecided);
+            attributor.set_starting(index, matches!(metered.origin, DomainOrigin::Placeholder(_)));
             if let Some(interval_ns) = metered.profile.update_interval_ns() {
-                ledger.set_interval(index, interval_ns);
+                attributor.set_update_interval(index, interval_ns);
             }
         }
     }
@@ -340,14 +340,20 @@ impl ReadingCollector {
     }
 
     /// Passes on every reading that is new.
-    pub fn drain(&mut self, now_ns: u64, ledger: &mut Ledger) {
+    pub fn drain(&mut self, now_ns: u64, attributor: &mut Attributor) {
         for feed in &mut self.readers {
-            let written = feed.ring.written();
-            feed.next_index = feed.next_index.max(feed.ring.oldest());
+            let written = feed.ring.written_count();
+            feed.next_index = feed.next_index.max(feed.ring.oldest_index());
             while feed.next_index < written {
                 if feed.ring.read(feed.next_index, &mut feed.sample) {
                     let domains = &mut self.domains[feed.first_domain..];
-                    process_sample(&feed.sample, feed.first_domain, domains, &mut self.duplicates, ledger);
+                    process_sample(
+                        &feed.sample,
+                        feed.first_domain,
+                        domains,
+                        &mut self.duplicates,
+                        attributor,
+                    );
                 }
                 feed.next_index += 1;
             }
@@ -357,12 +363,12 @@ impl ReadingCollector {
             .is_none_or(|reviewed_ns| now_ns.saturating_sub(reviewed_ns) >= LIVENESS_CHECK_NS)
         {
             self.liveness_checked_ns = Some(now_ns);
-            self.check_liveness(now_ns, ledger);
+            self.check_liveness(now_ns, attributor);
         }
     }
 
     /// Looks at every domain's state, and passes on and tells what changed.
-    fn check_liveness(&mut self, now_ns: u64, ledger: &mut Ledger) {
+    fn check_liveness(&mut self, now_ns: u64, attributor: &mut Attributor) {
         let mut changed = false;
         self.update_placeholders();
         for at in 0..self.domains.len() {
@@ -379,23 +385,23 @@ impl ReadingCollector {
             }
             self.domains[at].liveness = liveness;
         }
-        changed |= self.resolve_duplicates(now_ns, ledger);
+        changed |= self.resolve_duplicates(now_ns, attributor);
         if changed {
             self.update_totals();
-            ledger.relate(self.domains());
+            attributor.set_parents(self.domains());
         }
-        self.publish_domain_state(ledger);
+        self.publish_domain_state(attributor);
     }
 
     /// Decides what the readings allow of domains that may be two names of one counter; gives whether a state changed.
     /// A domain that is found to be a second name leaves the totals of the spans that are open; one that is found to be
     /// independent is in the totals of spans that open from now on, since what it used before was not counted.
-    fn resolve_duplicates(&mut self, now_ns: u64, ledger: &mut Ledger) -> bool {
+    fn resolve_duplicates(&mut self, now_ns: u64, attributor: &mut Attributor) -> bool {
         let (mut changed, domains, tell) = (false, &mut self.domains, self.log);
         self.duplicates.resolve(|pair| {
             changed = true;
             match pair.state {
-                Duplicate::Same => ledger.exclude(pair.copy),
+                Duplicate::Same => attributor.exclude(pair.copy),
                 Duplicate::Independent => domains[pair.copy].independent_since_ns = Some(now_ns),
                 Duplicate::Undecided => {}
             }
@@ -448,7 +454,7 @@ impl ReadingCollector {
         for metered in &mut self.domains {
             if matches!(metered.origin, DomainOrigin::Placeholder(_)) {
                 metered.counted =
-                    !(rapl_is_read && is_rapl(&metered.domain)) && metered.domain.kind != Kind::Battery;
+                    !(rapl_is_read && is_rapl(&metered.domain)) && metered.domain.kind != DomainKind::Battery;
             }
         }
     }
@@ -480,34 +486,39 @@ impl ReadingCollector {
 
     /// What the domains used from `from_ns` to `to_ns`: the account of a span that had the machine to itself then, by
     /// the same rule and with the same guarantee as every other account, from the readings that the rings still hold.
-    pub fn window(&self, from_ns: u64, to_ns: u64, settings: &attribution::Settings) -> Option<WindowEnergy> {
-        let settings = attribution::Settings { horizon_ns: 0, ..settings.clone() };
-        let mut ledger = Ledger::new(self.domains().cloned().collect(), settings);
-        self.publish_domain_state(&mut ledger);
+    pub fn window(
+        &self,
+        from_ns: u64,
+        to_ns: u64,
+        settings: &attribution::AttributionSettings,
+    ) -> Option<WindowEnergy> {
+        let settings = attribution::AttributionSettings { horizon_ns: 0, ..settings.clone() };
+        let mut attributor = Attributor::new(self.domains().cloned().collect(), settings);
+        self.publish_domain_state(&mut attributor);
         let later =
             |metered: &MeteredDomain| metered.independent_since_ns.is_some_and(|since_ns| since_ns > from_ns);
         for (index, metered) in self.domains.iter().enumerate().filter(|(_, metered)| later(metered)) {
             // A decision holds from its instant on, never backwards.
-            ledger.set_in_doubt(index, metered.counted || metered.is_undecided);
-            ledger.set_counted(index, false);
+            attributor.set_undecided(index, metered.counted || metered.is_undecided);
+            attributor.set_counted(index, false);
         }
-        let opening = Opening::plain(String::new(), from_ns);
-        let key = ledger.open(from_ns, opening).ok()?;
-        ledger.close(to_ns, key, to_ns, Default::default(), false).ok()?;
+        let opening = NewSpan::new(String::new(), from_ns);
+        let key = attributor.open(from_ns, opening).ok()?;
+        attributor.close(to_ns, key, to_ns, Default::default(), false).ok()?;
         let mut end_ns = to_ns.saturating_add(1);
         for feed in &self.readers {
             let last_ns = feed.feed_range(
                 from_ns.saturating_sub(WINDOW_MARGIN_NS),
                 to_ns.saturating_add(WINDOW_MARGIN_NS),
-                &mut ledger,
+                &mut attributor,
             );
             end_ns = end_ns.max(last_ns);
         }
         let mut settled = Vec::new();
-        ledger.settle(end_ns, &mut settled);
+        attributor.settle(end_ns, &mut settled);
         let account = match settled.pop() {
             Some((_, account)) => account,
-            None => ledger.account(end_ns, key).ok()?,
+            None => attributor.account(end_ns, key).ok()?,
         };
         let Account { domains, window_uj, error_uj, grade, at_least, .. } = account;
         Some(WindowEnergy { domains, window_uj, error_uj, grade, at_least })
@@ -515,12 +526,12 @@ impl ReadingCollector {
 }
 
 impl SamplerReader {
-    /// Feeds what the ring holds between two instants into another ledger; gives the time of the last reading.
-    fn feed_range(&self, from_ns: u64, to_ns: u64, ledger: &mut Ledger) -> u64 {
+    /// Feeds what the ring holds between two instants into another attributor; gives the time of the last reading.
+    fn feed_range(&self, from_ns: u64, to_ns: u64, attributor: &mut Attributor) -> u64 {
         let mut last_ns = 0;
         let mut sample = self.sample.clone();
-        let first = self.ring.find(from_ns).unwrap_or_else(|| self.ring.oldest());
-        for index in first..self.ring.written() {
+        let first = self.ring.find_at_or_before(from_ns).unwrap_or_else(|| self.ring.oldest_index());
+        for index in first..self.ring.written_count() {
             if !self.ring.read(index, &mut sample) {
                 continue;
             }
@@ -529,7 +540,7 @@ impl SamplerReader {
             }
             last_ns = sample.after_ns;
             for (at, reading) in sample.readings.iter().enumerate() {
-                ledger.feed(self.first_domain + at, sample.before_ns, sample.after_ns, reading);
+                attributor.add_reading(self.first_domain + at, sample.before_ns, sample.after_ns, reading);
             }
         }
         last_ns
@@ -557,7 +568,7 @@ impl MeteredDomain {
         Domain { parent: self.source_parent.clone(), ..self.domain.clone() }
     }
 
-    fn record_reading(&mut self, reading: &Reading) {
+    fn record_reading(&mut self, reading: &EnergyReading) {
         if reading.valid {
             self.base_uj.get_or_insert(reading.energy_uj);
             self.energy_uj = Some(reading.energy_uj);
@@ -596,13 +607,13 @@ fn process_sample(
     first: usize,
     domains: &mut [MeteredDomain],
     duplicates: &mut DuplicateTracker,
-    ledger: &mut Ledger,
+    attributor: &mut Attributor,
 ) {
     for (at, (reading, metered)) in sample.readings.iter().zip(domains).enumerate() {
         metered.profile.observe(sample.before_ns, sample.after_ns, reading);
         metered.record_reading(reading);
         duplicates.observe(first + at, sample.before_ns, sample.after_ns, reading);
-        ledger.feed(first + at, sample.before_ns, sample.after_ns, reading);
+        attributor.add_reading(first + at, sample.before_ns, sample.after_ns, reading);
     }
 }
 
@@ -623,12 +634,12 @@ fn log_duplicate(pair: &TrackedPair, domains: &[MeteredDomain], tell: LogFn) {
 /// What stands for a source that has not answered. Its kind is what such a source mostly shows.
 fn placeholder_domain(source: &str) -> Domain {
     let kind = match source {
-        sources::nvml::NAME | sources::amdgpu::NAME | sources::intelgpu::NAME => Kind::Gpu,
-        sources::battery::NAME => Kind::Battery,
-        sources::perf::NAME | sources::powercap::NAME | sources::msr::NAME => Kind::Package,
-        sources::hwmon::NAME => Kind::Module,
-        sources::smc::NAME => Kind::Psys,
-        _ => Kind::Soc,
+        sources::nvml::NAME | sources::amdgpu::NAME | sources::intelgpu::NAME => DomainKind::Gpu,
+        sources::battery::NAME => DomainKind::Battery,
+        sources::perf::NAME | sources::powercap::NAME | sources::msr::NAME => DomainKind::Package,
+        sources::hwmon::NAME => DomainKind::Module,
+        sources::smc::NAME => DomainKind::Psys,
+        _ => DomainKind::Soc,
     };
     Domain {
         name: source.to_owned(),
@@ -655,7 +666,7 @@ fn hang_reason(source: &str, ns: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::Kind;
+    use crate::domain::DomainKind;
 
     #[test]
     fn a_battery_that_is_silent_rests_and_anything_else_never_answered() {
@@ -671,9 +682,9 @@ mod tests {
             quantum_uj: 1,
         };
         let mut character = CounterProfile::new(false);
-        character.observe(1_000, 2_000, &Reading::default());
+        character.observe(1_000, 2_000, &EnergyReading::default());
         let reason = |kind| domain_liveness(&domain(kind), &character).1.unwrap();
-        assert!(reason(Kind::Battery).contains("not discharging"), "{}", reason(Kind::Battery));
-        assert!(reason(Kind::Gpu).contains("never answered"), "{}", reason(Kind::Gpu));
+        assert!(reason(DomainKind::Battery).contains("not discharging"), "{}", reason(DomainKind::Battery));
+        assert!(reason(DomainKind::Gpu).contains("never answered"), "{}", reason(DomainKind::Gpu));
     }
 }

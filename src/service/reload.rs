@@ -101,10 +101,14 @@ impl Service {
             .needs_restart
             .append(&mut upkeep.partially_applied_keys(plan.service.policy.socket_permissions()));
         change.needs_restart.sort();
-        let ledger = &plan.service.attribution;
-        self.attributor.reconfigure(ledger.idle_mw.clone(), ledger.max_open, ledger.max_changes);
+        let attribution_settings = &plan.service.attribution;
+        self.attributor.reconfigure(
+            attribution_settings.idle_mw.clone(),
+            attribution_settings.max_open_spans,
+            attribution_settings.max_pending_weight_changes,
+        );
         self.registry.set_limits(plan.service.limits.clone());
-        // The ledger's other settings need a restart, so what holds is what was.
+        // The attributor's other settings need a restart, so what holds is what was.
         self.settings.limits = plan.service.limits;
         self.settings.policy = plan.service.policy;
         ReloadReply { changed: change.applied, needs_restart: change.needs_restart }

@@ -1,6 +1,6 @@
-//! The one place where a request meets the ledger.
+//! The one place where a request meets the attributor.
 //!
-//! Owns the ledger, the feeds that fill it, and the register of whose span is which. Knows no transport: callers come
+//! Owns the attributor, the feeds that fill it, and the register of whose span is which. Knows no transport: callers come
 //! with a [`Peer`], answers go out as values, awaited ones under a [`Ticket`]. Everything here runs on one thread and
 //! never waits; time comes from the one clock it was given.
 
@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::attribution::account::Account;
-use crate::attribution::{self, Ledger, MOST_DOMAINS, SpanKey};
+use crate::attribution::{self, Attributor, MAX_DOMAINS, SpanKey};
 use crate::clock::{self, Clock};
 use crate::config::Limits;
 use crate::domain::Absent;
@@ -40,8 +40,8 @@ const MAX_FUTURE_NS: u64 = 1_000_000;
 /// How the service is set up.
 #[derive(Debug, Clone)]
 pub struct ServiceSettings {
-    /// How the ledger is.
-    pub attribution: attribution::Settings,
+    /// How the attributor is.
+    pub attribution: attribution::AttributionSettings,
     /// What one client may take.
     pub limits: Limits,
     /// Who may what.
@@ -86,7 +86,7 @@ pub struct FinalAccount {
 /// The meter as its clients see it.
 pub struct Service {
     pub(crate) clock: Clock,
-    pub(crate) attributor: Ledger,
+    pub(crate) attributor: Attributor,
     pub(crate) collector: ReadingCollector,
     pub(crate) absent: Vec<Absent>,
     pub(crate) settings: ServiceSettings,
@@ -133,13 +133,14 @@ impl Service {
         clock: Clock,
     ) -> io::Result<Self> {
         let index = feeds.domains().enumerate().map(|(at, domain)| (domain.name.clone(), at)).collect();
-        let mut ledger = Ledger::new(feeds.domains().cloned().collect(), settings.attribution.clone());
-        feeds.publish_domain_state(&mut ledger);
+        let mut attributor =
+            Attributor::new(feeds.domains().cloned().collect(), settings.attribution.clone());
+        feeds.publish_domain_state(&mut attributor);
         let gpus = GpuProcessUsage::new(feeds.domains().enumerate(), settings.nvml_library.clone());
-        let domains = feeds.domains().count().min(MOST_DOMAINS);
+        let domains = feeds.domains().count().min(MAX_DOMAINS);
         Ok(Self {
             clock,
-            attributor: ledger,
+            attributor,
             collector: feeds,
             absent,
             registry: SpanRegistry::new(settings.limits.clone(), domains),
@@ -202,7 +203,7 @@ impl Service {
     /// How many watch the domains; while somebody does, the samplers are fast.
     pub fn set_domain_watchers(&mut self, watchers: usize) {
         self.domain_watchers = watchers;
-        self.set_sampling_rate(self.attributor.busy() || watchers > 0);
+        self.set_sampling_rate(self.attributor.is_busy() || watchers > 0);
     }
 
     /// Takes in new readings and settles what they allow, and appends the final accounts to `finals`.
@@ -234,7 +235,7 @@ impl Service {
         }
         self.poll_store(now_ns);
         self.release_memory(now_ns);
-        self.set_sampling_rate(self.attributor.busy() || self.domain_watchers > 0);
+        self.set_sampling_rate(self.attributor.is_busy() || self.domain_watchers > 0);
     }
 
     /// Takes up the domains of sources that have answered since.
@@ -244,7 +245,7 @@ impl Service {
         let new = || self.collector.domains().enumerate().skip(attached.first_domain);
         self.domain_index.extend(new().map(|(at, domain)| (domain.name.clone(), at)));
         self.process_tracker.add_gpus(new());
-        self.registry.set_domains(self.collector.domains().count().min(MOST_DOMAINS));
+        self.registry.set_domains(self.collector.domains().count().min(MAX_DOMAINS));
     }
 
     /// Finishes spans that have settled, one by one, so that accounts of thousands that end together are never in memory all
@@ -256,7 +257,8 @@ impl Service {
         let mut settled = std::mem::take(&mut self.settled_buffer);
         let end_ns = now_ns + since_ns.clamp(MIN_BUDGET_NS, MAX_BUDGET_NS);
         let more = loop {
-            let more = self.attributor.hand_out_some(1, |span| settled.push((span.key(), span.account())));
+            let more =
+                self.attributor.drain_settled_up_to(1, |span| settled.push((span.key(), span.account())));
             for (key, account) in settled.drain(..) {
                 if let Some(account) = self.coarse_spans.withhold(key, account, now_ns) {
                     self.finalize_span(account, now_ns);
@@ -278,7 +280,7 @@ impl Service {
         const EDGE_BYTES: usize = 128;
         /// Then once more: the disk's thread has freed its part too.
         const SECOND_RELEASE_NS: u64 = 2_000_000_000;
-        let edges = self.attributor.waiting_edges() * EDGE_BYTES;
+        let edges = self.attributor.pending_edge_count() * EDGE_BYTES;
         let held = self.registry.held() + edges + self.pending_store_bytes();
         self.peak_span_bytes = self.peak_span_bytes.max(held);
         let much = self.peak_span_bytes >= MIN_RELEASE_BYTES && held <= self.peak_span_bytes / 4;
@@ -320,7 +322,7 @@ impl Service {
         if self.registry.waiting() == 0 {
             return relaxed_ns;
         }
-        let due_ns = self.attributor.next_due_ns().unwrap_or(relaxed_ns);
+        let due_ns = self.attributor.next_settle_ns().unwrap_or(relaxed_ns);
         due_ns.max(now_ns + MIN_POLL_NS).min(relaxed_ns)
     }
 

@@ -15,7 +15,7 @@ pub(crate) const MAX_LIST_BYTES: usize = 512 * 1024;
 /// What is known of a name.
 #[derive(Debug)]
 pub enum SpanLookup {
-    /// The ledger has it.
+    /// The attributor has it.
     Unsettled(SpanKey),
     /// It is final, and to be on disk under this number.
     Settled(Arc<Account>, Option<u64>),
@@ -34,7 +34,7 @@ impl SpanRegistry {
         entry.ok_or_else(|| MethodError::NoSuchSpan { span: span.to_owned() })
     }
 
-    /// The spans that are open, one user's or everybody's: name and place in the ledger, in no order.
+    /// The spans that are open, one user's or everybody's: name and place in the attributor, in no order.
     pub fn open_spans(&self, whose: Option<u32>) -> impl Iterator<Item = (&str, SpanKey)> {
         let owned = self.connections.values().filter(move |(uid, _)| whose.is_none_or(|whose| whose == *uid));
         let names = owned.flat_map(|(uid, spans)| spans.iter().map(|span| (*uid, span)));

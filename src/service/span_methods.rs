@@ -1,7 +1,7 @@
 //! A span's life, as its client leads it: open, mark, weigh, close, cancel, vanish.
 //!
-//! Owns what is asked of a span before the ledger sees it, and the words for what the ledger refuses. Invariant: the
-//! register has a span open exactly while the ledger has.
+//! Owns what is asked of a span before the attributor sees it, and the words for what the attributor refuses. Invariant: the
+//! register has a span open exactly while the attributor has.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +10,7 @@ use super::reply_to::ConnectionId;
 use super::service::{AccountOutcome, Caller, Service};
 use super::span_registry::{OpenSpanEntry, SpanSize};
 use super::{coarse_grid, metadata_limits};
-use crate::attribution::{Opening, Refused, SpanKey, footprint};
+use crate::attribution::{AttributionError, NewSpan, SpanKey, footprint};
 use crate::clock;
 use crate::protocol::{Access, CloseSpan, MarkPhase, MethodError, OpenSpan, OpenedSpan, SetWeight};
 
@@ -39,15 +39,15 @@ impl Service {
         let size = self.registry.estimate_size(&span, &name, &attributes, coarse);
         self.registry.check_open(&caller.peer, &span, size)?;
         let subject = self.resolve_subject(caller, &call)?;
-        let opening = Opening {
-            span: span.clone(),
+        let opening = NewSpan {
+            span_id: span.clone(),
             name,
             attributes,
             weight,
             domains: call.domains.map(|names| self.domain_indices(&names)).transpose()?,
             at_ns,
             uid: caller.peer.uid,
-            unix_ns: clock::unix_ns().saturating_add(at_ns).saturating_sub(now_ns),
+            opened_unix_ns: clock::unix_ns().saturating_add(at_ns).saturating_sub(now_ns),
             subject,
         };
         let key =
@@ -68,7 +68,7 @@ impl Service {
         let asked_ns = self.validate_edge(open.key, call.at_ns, now_ns)?;
         let at_ns = self.coarse_spans.edge_ns(open.key, asked_ns, now_ns)?;
         let size = self.registry.check_phase(peer, &open, &call.phase)?;
-        let marked = self.attributor.mark(now_ns, open.key, call.phase, at_ns);
+        let marked = self.attributor.begin_phase(now_ns, open.key, call.phase, at_ns);
         marked.map_err(|refused| method_error(refused, &call.span, at_ns))?;
         self.coarse_spans.add_moved_ns(open.key, asked_ns, at_ns);
         self.registry.record_phase(peer.uid, &call.span, size);
@@ -108,7 +108,7 @@ impl Service {
         let at_ns = self.coarse_spans.close_ns(open.key, asked_ns, now_ns)?;
         let attributes = call.attributes.unwrap_or_default();
         let noted = metadata_limits::check_attributes(&attributes, open.attribute_count())?;
-        let held = footprint::attributes(&attributes);
+        let held = footprint::attributes_bytes(&attributes);
         let more = SpanSize { text_bytes: noted, attribute_count: attributes.len(), memory_bytes: held };
         if !attributes.is_empty() {
             self.registry.check_growth(peer, more)?;
@@ -147,7 +147,7 @@ impl Service {
         for key in self.registry.close_connection(connection) {
             let asked_ns = self.now_or_opening_ns(key, now_ns);
             let at_ns = self.coarse_spans.close_ns(key, asked_ns, now_ns).unwrap_or(asked_ns);
-            // The register has the span open, so the ledger has; and the ledger takes an abandoned close at any instant.
+            // The register has the span open, so the attributor has; and the attributor takes an abandoned close at any instant.
             let _ = self.attributor.close(now_ns, key, at_ns, BTreeMap::new(), true);
             self.coarse_spans.add_moved_ns(key, asked_ns, at_ns);
         }
@@ -168,7 +168,7 @@ impl Service {
 
     /// Now, or when the span began where that lies a moment ahead: nothing of it is earlier.
     fn now_or_opening_ns(&self, key: SpanKey, now_ns: u64) -> u64 {
-        let asked_ns = self.coarse_spans.requested_ns(key).or_else(|| self.attributor.asked_ns(key));
+        let asked_ns = self.coarse_spans.requested_ns(key).or_else(|| self.attributor.requested_ns(key));
         asked_ns.map_or(now_ns, |asked_ns| asked_ns.max(now_ns))
     }
 
@@ -205,18 +205,18 @@ impl Service {
     }
 }
 
-/// The ledger's refusal in the words of the wire.
-fn method_error(refused: Refused, span: &str, at_ns: u64) -> MethodError {
+/// The attributor's refusal in the words of the wire.
+fn method_error(refused: AttributionError, span: &str, at_ns: u64) -> MethodError {
     match refused {
-        Refused::NoSuchSpan => MethodError::NoSuchSpan { span: span.to_owned() },
-        Refused::AlreadyClosed => MethodError::AlreadyClosed { span: span.to_owned() },
-        Refused::InvalidTime { earliest_ns, latest_ns } => {
+        AttributionError::NoSuchSpan => MethodError::NoSuchSpan { span: span.to_owned() },
+        AttributionError::AlreadyClosed => MethodError::AlreadyClosed { span: span.to_owned() },
+        AttributionError::InvalidTime { earliest_ns, latest_ns } => {
             MethodError::InvalidTime { at_ns: at_ns.try_into().unwrap_or(i64::MAX), earliest_ns, latest_ns }
         }
-        Refused::InvalidValue { field, reason } => {
+        AttributionError::InvalidValue { field, reason } => {
             MethodError::InvalidValue { field: field.to_owned(), reason }
         }
-        Refused::Full { quota, limit } => {
+        AttributionError::LimitReached { quota, limit } => {
             MethodError::QuotaExceeded { quota: quota.to_owned(), limit: limit as u64 }
         }
     }

@@ -1,6 +1,6 @@
 //! Whose span is which: names, their state, and the settled accounts that are still remembered.
 //!
-//! Owns the table from (user, span name) to the ledger's key. Names live for each user, so another user's span is
+//! Owns the table from (user, span name) to the attributor's key. Names live for each user, so another user's span is
 //! looked up where it is not and answers exactly as one that does not exist. Bounded for each user and in total: a
 //! full memory forgets the oldest account of whoever has most in it, so that nobody can push out a neighbour.
 
@@ -19,7 +19,7 @@ use super::reply_to::{ConnectionId, ReplyTo};
 /// A span that is open.
 #[derive(Debug, Clone, Copy)]
 pub struct OpenSpanEntry {
-    /// Its place in the ledger.
+    /// Its place in the attributor.
     pub key: SpanKey,
     connection: ConnectionId,
     size: SpanSize,
@@ -86,7 +86,7 @@ pub struct SpanRegistry {
 }
 
 impl SpanRegistry {
-    /// An empty table with these bounds, for a ledger over so many domains.
+    /// An empty table with these bounds, for an attributor over so many domains.
     pub fn new(limits: Limits, domains: usize) -> Self {
         Self {
             limits,
@@ -125,11 +125,11 @@ impl SpanRegistry {
         /// An entry under its name in a user's table and in a connection's set, both up to twice as large as they need.
         const ENTRY_BYTES: usize = 2 * (size_of::<(Arc<str>, SpanEntry)>() + size_of::<Arc<str>>() + 2);
         let texts: usize = attributes.iter().map(|(key, value)| key.len() + value.len()).sum();
-        let in_ledger = self.footprint.span(span, name) * if withheld { 2 } else { 1 };
+        let in_ledger = self.footprint.span_bytes(span, name) * if withheld { 2 } else { 1 };
         let held = in_ledger
-            + footprint::attributes(attributes)
+            + footprint::attributes_bytes(attributes)
             + ENTRY_BYTES
-            + footprint::allocation(16 + span.len());
+            + footprint::allocation_bytes(16 + span.len());
         SpanSize { text_bytes: texts + name.len(), attribute_count: attributes.len(), memory_bytes: held }
     }
 
@@ -180,7 +180,7 @@ impl SpanRegistry {
         self.memory_bytes
     }
 
-    /// Enters a span that the ledger has opened.
+    /// Enters a span that the attributor has opened.
     pub fn insert(&mut self, uid: u32, span: &str, key: SpanKey, owner: ConnectionId, size: SpanSize) {
         let user = self.users.entry(uid).or_default();
         let span: Arc<str> = span.into();
@@ -221,7 +221,7 @@ impl SpanRegistry {
         if open.phases as usize >= limit {
             return Err(quota_exceeded("phases of a span", limit));
         }
-        let held = self.footprint.phase(phase) + self.history_bytes(open);
+        let held = self.footprint.phase_bytes(phase) + self.history_bytes(open);
         let size = SpanSize { text_bytes: phase.len(), attribute_count: 0, memory_bytes: held };
         self.check_growth(peer, size).map(|()| size)
     }
@@ -235,14 +235,14 @@ impl SpanRegistry {
             return Ok(SpanSize::default());
         }
         let size = SpanSize {
-            memory_bytes: self.footprint.weights() + self.history_bytes(open),
+            memory_bytes: self.footprint.weight_history_bytes() + self.history_bytes(open),
             ..SpanSize::default()
         };
         self.check_growth(peer, size).map(|()| size)
     }
 
     fn history_bytes(&self, open: &OpenSpanEntry) -> usize {
-        if open.phases == 0 && !open.has_weight_change { self.footprint.story() } else { 0 }
+        if open.phases == 0 && !open.has_weight_change { self.footprint.history_bytes() } else { 0 }
     }
 
     /// An open span has one more phase, of this size.
@@ -276,7 +276,7 @@ impl SpanRegistry {
         }
     }
 
-    /// A span of this size has left the ledger.
+    /// A span of this size has left the attributor.
     fn subtract_usage(&mut self, uid: u32, size: SpanSize) {
         let guaranteed = self.guaranteed_bytes();
         if let Some(user) = self.users.get_mut(&uid) {
@@ -325,7 +325,7 @@ impl SpanRegistry {
         self.connections.values_mut().for_each(|(_, spans)| spans.shrink_to(2 * spans.len()));
     }
 
-    /// An open span is closed in the ledger with so much more of notes, and `ticket` waits for its final account.
+    /// An open span is closed in the attributor with so much more of notes, and `ticket` waits for its final account.
     pub fn begin_close(&mut self, uid: u32, span: &str, more: SpanSize, ticket: Option<ReplyTo>) {
         let Some(user) = self.users.get_mut(&uid) else { return };
         let Some(entry) = user.spans.get_mut(span) else { return };
@@ -389,13 +389,13 @@ impl SpanRegistry {
     pub fn settle(&mut self, account: &Arc<Account>, kept: Option<u64>) -> SettledSpan {
         let Some(user) = self.users.get_mut(&account.uid) else { return SettledSpan::default() };
         let Some(entry) = user.spans.get_mut(account.span.as_str()) else { return SettledSpan::default() };
-        let bytes = footprint::account(account);
+        let bytes = footprint::account_bytes(account);
         let settled = SpanEntry::Settled { account: Arc::clone(account), bytes, store_number: kept };
         let (span, size, left) = match std::mem::replace(entry, settled) {
             SpanEntry::Closing { span, size, reply_to: ticket, key, is_journalled: journalled } => {
                 (span, size, SettledSpan { reply_to: ticket, journal_key: journalled.then_some(key) })
             }
-            // The ledger settles only what was closed here.
+            // The attributor settles only what was closed here.
             other => {
                 *entry = other;
                 return SettledSpan::default();
@@ -485,7 +485,7 @@ fn quota_exceeded(quota: &str, limit: usize) -> MethodError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::attribution::account::State;
+    use crate::attribution::account::SpanState;
     use crate::protocol::Access;
 
     const ANN: Peer = Peer { uid: 1000, access: Access::Span, unlimited: false };
@@ -502,7 +502,7 @@ mod tests {
             span: span.into(),
             name: String::new(),
             attributes: Default::default(),
-            state: State::Settled,
+            state: SpanState::Settled,
             uid,
             opened_ns: 0,
             closed_ns: Some(1),

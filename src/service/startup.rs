@@ -62,13 +62,13 @@ impl StartupSettings {
             ring_samples: (config.history_s * config.rate_hz).ceil() as usize,
             ..sampler::SamplerSettings::default()
         };
-        let ledger = attribution::Settings {
+        let attribution_settings = attribution::AttributionSettings {
             horizon_ns: round_to_ns(config.horizon_ms * 1e6),
-            patience_ns: round_to_ns(config.patience_ms * 1e6),
-            max_open: config.limits.open_spans,
-            max_changes: config.limits.weight_changes_per_span as u64,
+            counter_timeout_ns: round_to_ns(config.patience_ms * 1e6),
+            max_open_spans: config.limits.open_spans,
+            max_pending_weight_changes: config.limits.weight_changes_per_span as u64,
             idle_mw: config.idle_w.iter().map(|(name, watts)| (name.clone(), watts_to_mw(*watts))).collect(),
-            ..attribution::Settings::default()
+            ..attribution::AttributionSettings::default()
         };
         let policy = AccessPolicy::new(&config.access);
         let roots = KernelRoots {
@@ -77,7 +77,7 @@ impl StartupSettings {
         };
         let nvml_library = config.source.nvml_library.clone();
         let service = ServiceSettings {
-            attribution: ledger,
+            attribution: attribution_settings,
             limits: config.limits.clone(),
             policy,
             history_ns,

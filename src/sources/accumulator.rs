@@ -6,7 +6,7 @@
 //! `stamp_ns`; the domain's latency has the rest. Never mistakes a table that was handed out again for a standstill.
 
 use crate::clock::Clock;
-use crate::domain::{Kind, Reading};
+use crate::domain::{DomainKind, EnergyReading};
 
 use super::Source;
 use super::attribute::Attribute;
@@ -36,7 +36,7 @@ impl Accumulator {
         let counter = Counter::new(Shape {
             unit: COUNT,
             modulus,
-            ceiling_mw: plausible_ceiling_mw(Kind::Gpu),
+            ceiling_mw: plausible_ceiling_mw(DomainKind::Gpu),
             staleness_ns: 100_000_000,
             range_uj: u64::try_from(COUNT.to_uj(modulus)).unwrap_or(u64::MAX),
         });
@@ -56,7 +56,7 @@ impl Accumulator {
 }
 
 impl Source for Accumulator {
-    fn read(&mut self, into: &mut [Reading]) -> Option<(u64, u64)> {
+    fn read(&mut self, into: &mut [EnergyReading]) -> Option<(u64, u64)> {
         let before_ns = self.clock.now_ns();
         let metrics = self.metrics(before_ns);
         let after_ns = self.clock.now_ns();
@@ -64,8 +64,8 @@ impl Source for Accumulator {
         if energy.is_none() || self.suspend.slept() {
             self.counter.interrupt();
         }
-        let reading =
-            energy.map_or_else(Reading::default, |energy| self.counter.advance(energy, before_ns, after_ns));
+        let reading = energy
+            .map_or_else(EnergyReading::default, |energy| self.counter.advance(energy, before_ns, after_ns));
         if let Some(into) = into.first_mut() {
             *into = reading;
         }
@@ -94,13 +94,13 @@ mod tests {
         fs::write(path, table).unwrap();
     }
 
-    fn grown(version: u8, bits: u32, from: u64, to: u64) -> Reading {
+    fn grown(version: u8, bits: u32, from: u64, to: u64) -> EnergyReading {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("gpu_metrics");
         let clock = Clock::manual(0);
         write(&path, version, from);
         let mut source = Accumulator::new(Attribute::open(path.clone()).unwrap(), bits, None, &clock);
-        let mut reading = [Reading::default()];
+        let mut reading = [EnergyReading::default()];
         assert_eq!(source.read(&mut reading), None, "a manual clock has no boot clock beside it");
         clock.set(20 * MS);
         write(&path, version, to);

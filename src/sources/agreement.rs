@@ -5,7 +5,7 @@
 //! (metrology 1.4), which this program undoes but a driver may change. Owns that comparison during discovery's watch;
 //! takes no time of its own. A disagreement is told, never averaged away: the first mechanism is still the one that is read.
 
-use crate::domain::Reading;
+use crate::domain::EnergyReading;
 
 use super::Opened;
 
@@ -32,7 +32,7 @@ struct Pair {
     second: Place,
     /// Both energies since the first look at which both answered.
     seen: Vec<(u64, u64)>,
-    base: Option<(Reading, Reading)>,
+    base: Option<(EnergyReading, EnergyReading)>,
 }
 
 /// Two mechanisms that do not agree.
@@ -64,7 +64,7 @@ impl Agreement {
     }
 
     /// Takes one look at all sources.
-    pub fn see(&mut self, readings: &[Vec<Reading>]) {
+    pub fn see(&mut self, readings: &[Vec<EnergyReading>]) {
         for pair in &mut self.pairs {
             let of = |place: Place| readings[place.0][place.1];
             pair.see(of(pair.first), of(pair.second));
@@ -90,7 +90,7 @@ impl Agreement {
 }
 
 impl Pair {
-    fn see(&mut self, first: Reading, second: Reading) {
+    fn see(&mut self, first: EnergyReading, second: EnergyReading) {
         if !first.valid || !second.valid {
             return;
         }
@@ -162,7 +162,7 @@ mod tests {
     /// A pair whose register moves by `step` every fourth look; the second reader multiplies and lags one look in forty.
     fn pair(ppm: u64) -> Pair {
         let mut pair = Pair { first: (0, 0), second: (1, 0), seen: Vec::new(), base: None };
-        let reading = |energy_uj| Reading { valid: true, energy_uj, ..Reading::default() };
+        let reading = |energy_uj| EnergyReading { valid: true, energy_uj, ..EnergyReading::default() };
         for look in 0..100_u64 {
             let register = look / 4 * 50_000;
             let late = if look % 40 == 0 { look.saturating_sub(1) } else { look } / 4 * 50_000;
@@ -185,7 +185,7 @@ mod tests {
     /// machine makes: none in the first half of the watch, and up to seven steps in the second.
     fn delayed(ppm: u64) -> Pair {
         let mut pair = Pair { first: (0, 0), second: (1, 0), seen: Vec::new(), base: None };
-        let reading = |energy_uj| Reading { valid: true, energy_uj, ..Reading::default() };
+        let reading = |energy_uj| EnergyReading { valid: true, energy_uj, ..EnergyReading::default() };
         let register = |at_us: u64| (at_us / 1_000) * 5_000 + (at_us / 7_000) * 2_000;
         let mut at_us = 0;
         for look in 0..120_u64 {

@@ -11,7 +11,7 @@ use std::thread;
 use std::time::Duration;
 
 use crate::clock::{Clock, monotonic_ns};
-use crate::domain::{Domain, Grade, Kind};
+use crate::domain::{Domain, DomainKind, Grade};
 
 use super::accumulator::{Accumulator, COUNT};
 use super::attribute::{Attribute, text_of};
@@ -219,7 +219,7 @@ impl Card {
             grade: Grade::Measured,
             latency_ns: LATENCY_NS,
             quantum_uj: COUNT.ceil_uj(),
-            ..self.bare_domain(name, Kind::Gpu)
+            ..self.bare_domain(name, DomainKind::Gpu)
         };
         Some(Opened {
             name: NAME,
@@ -237,7 +237,7 @@ impl Card {
         let open =
             |file: &'static str| Some((open_unless_asleep(chip.file(file)?, &self.folder).ok()?, file));
         let (power, file) = open("power1_average").or_else(|| open("power1_input"))?;
-        let kind = if processor { Kind::Soc } else { Kind::Gpu };
+        let kind = if processor { DomainKind::Soc } else { DomainKind::Gpu };
         // Three times the limit on the mean: excursions of 100 µs may be as high (PCI Express).
         let limit_mw =
             chip.number("power1_cap_max").filter(|limit| *limit > 0).map(|limit| limit / 1_000 * 3);
@@ -253,11 +253,11 @@ impl Card {
         Domain {
             parent: processor.then(|| "package-0".to_owned()),
             latency_ns: gauge.latency_ns(),
-            ..self.bare_domain(name, if processor { Kind::Soc } else { Kind::Gpu })
+            ..self.bare_domain(name, if processor { DomainKind::Soc } else { DomainKind::Gpu })
         }
     }
 
-    fn bare_domain(&self, name: &str, kind: Kind) -> Domain {
+    fn bare_domain(&self, name: &str, kind: DomainKind) -> Domain {
         Domain {
             name: name.into(),
             kind,

@@ -8,7 +8,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::clock::Clock;
-use crate::domain::{Domain, Grade, Kind};
+use crate::domain::{Domain, DomainKind, Grade};
 
 use super::attribute::{Attribute, text_of};
 use super::counter::plausible_ceiling_mw;
@@ -69,7 +69,7 @@ fn gauge_in(folder: &Path) -> Result<Gauge, String> {
     };
     let status = Attribute::open(folder.join("status"))
         .map_err(|error| format!("status: {error}; without it nobody knows whether it charges"))?;
-    let meter = Wattmeter::momentary(wattage, plausible_ceiling_mw(Kind::Battery));
+    let meter = Wattmeter::momentary(wattage, plausible_ceiling_mw(DomainKind::Battery));
     let discharging = Condition { attribute: status, word: DISCHARGING, wanted: true };
     Ok(Gauge::power(meter).only_while(Some(discharging)))
 }
@@ -77,12 +77,12 @@ fn gauge_in(folder: &Path) -> Result<Gauge, String> {
 fn domain_of(name: &str, id: &str) -> Domain {
     Domain {
         name: name.into(),
-        kind: Kind::Battery,
+        kind: DomainKind::Battery,
         source: NAME.into(),
         device: Some(id.into()),
         parent: None,
         grade: Grade::Integrated,
-        ceiling_mw: Some(plausible_ceiling_mw(Kind::Battery)),
+        ceiling_mw: Some(plausible_ceiling_mw(DomainKind::Battery)),
         latency_ns: 0,
         quantum_uj: ROUNDING_UJ,
     }

@@ -1,9 +1,9 @@
 //! What the labels on boards mean: which part of the machine a rail feeds, and which rail it comes out of.
 //!
 //! Owns the knowledge of board makers' labels and nothing else. Invariant: a label that is not known here has no place,
-//! and a rail without a place is never part of a total (`Kind::Rail`): it could be inside another one. Pure.
+//! and a rail without a place is never part of a total (`DomainKind::Rail`): it could be inside another one. Pure.
 
-use crate::domain::Kind;
+use crate::domain::DomainKind;
 
 /// Where a rail sits.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -11,13 +11,13 @@ pub struct Place {
     /// The domain's name.
     pub name: String,
     /// What it feeds.
-    pub kind: Kind,
+    pub kind: DomainKind,
     /// The rails it may lie in, nearest first: the first of them that is there is its parent.
     pub within: Vec<String>,
 }
 
 impl Place {
-    fn new(name: String, kind: Kind, within: &[String]) -> Self {
+    fn new(name: String, kind: DomainKind, within: &[String]) -> Self {
         Self { name, kind, within: within.to_vec() }
     }
 }
@@ -33,15 +33,15 @@ pub fn grace(label: &str) -> Option<Place> {
     let named = |stem: &str| format!("{stem}-{socket}");
     let (module, whole) = (named("module"), named("grace"));
     match what.trim() {
-        "module power" => Some(Place::new(module, Kind::Module, &[])),
+        "module power" => Some(Place::new(module, DomainKind::Module, &[])),
         "grace power" | "total power in uw" | "total input power in uw" => {
-            Some(Place::new(whole, Kind::Soc, &[module]))
+            Some(Place::new(whole, DomainKind::Soc, &[module]))
         }
         "cpu power" | "cpu rail power in uw" | "cpu rail input power in uw" => {
-            Some(Place::new(named("cpu"), Kind::Package, &[whole, module]))
+            Some(Place::new(named("cpu"), DomainKind::Package, &[whole, module]))
         }
         "sysio power" | "soc rail power in uw" | "soc rail input power in uw" => {
-            Some(Place::new(named("sysio"), Kind::Uncore, &[whole, module]))
+            Some(Place::new(named("sysio"), DomainKind::Uncore, &[whole, module]))
         }
         _ => None,
     }
@@ -54,21 +54,21 @@ pub fn jetson(label: &str) -> Option<Place> {
     let inputs = ["vdd-in", "vin", "pom-5v-in"].map(String::from);
     let upper = label.trim().to_ascii_uppercase();
     let name = plain(&upper);
-    let outermost = || Some(Place::new(name.clone(), Kind::Module, &[]));
+    let outermost = || Some(Place::new(name.clone(), DomainKind::Module, &[]));
     let within = |kind| Some(Place::new(name.clone(), kind, &inputs));
     match upper.as_str() {
         "VDD_IN" | "VIN" | "POM_5V_IN" => outermost(),
-        "CPU" | "VDD_CPU" | "VDD_CPU_CV" | "VDD_SYS_CPU" | "POM_5V_CPU" => within(Kind::Package),
-        "GPU" | "VDD_GPU" | "VDD_SYS_GPU" | "POM_5V_GPU" => within(Kind::Gpu),
+        "CPU" | "VDD_CPU" | "VDD_CPU_CV" | "VDD_SYS_CPU" | "POM_5V_CPU" => within(DomainKind::Package),
+        "GPU" | "VDD_GPU" | "VDD_SYS_GPU" | "POM_5V_GPU" => within(DomainKind::Gpu),
         "SOC" | "VDD_SOC" | "VDD_SYS_SOC" | "VDD_CPU_GPU_CV" | "VDD_GPU_SOC" | "VDD_CPU_SOC_MSS" => {
-            within(Kind::Soc)
+            within(DomainKind::Soc)
         }
-        "CV" => within(Kind::Npu),
-        "VDDRQ" | "VDD_SYS_DDR" => within(Kind::Dram),
-        "SYS5V" | "VIN_SYS_5V0" => within(Kind::Uncore),
+        "CV" => within(DomainKind::Npu),
+        "VDDRQ" | "VDD_SYS_DDR" => within(DomainKind::Dram),
+        "SYS5V" | "VIN_SYS_5V0" => within(DomainKind::Uncore),
         "VDDQ_VDD2_1V8AO" => {
             let nearest = std::iter::once("vin-sys-5v0".to_owned()).chain(inputs.clone());
-            Some(Place::new(name.clone(), Kind::Dram, &nearest.collect::<Vec<_>>()))
+            Some(Place::new(name.clone(), DomainKind::Dram, &nearest.collect::<Vec<_>>()))
         }
         _ => None,
     }
@@ -78,7 +78,7 @@ pub fn jetson(label: &str) -> Option<Place> {
 /// read once. Each core by itself ("Ecore000") lies in it and is not read.
 pub fn amd_energy(label: &str) -> Option<Place> {
     let socket = label.strip_prefix("Esocket")?.parse::<u32>().ok()?;
-    Some(Place::new(format!("package-{socket}"), Kind::Package, &[]))
+    Some(Place::new(format!("package-{socket}"), DomainKind::Package, &[]))
 }
 
 /// A label as a name: small letters, digits and hyphens.
@@ -102,15 +102,18 @@ mod tests {
     fn grace_is_a_module_around_a_socket_around_its_rails() {
         let place = |label| grace(label).map(|place| (place.name, place.kind, place.within));
         let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
-        assert_eq!(place("Module Power Socket 1"), Some(("module-1".into(), Kind::Module, vec![])));
-        assert_eq!(place("Grace Power Socket 0"), Some(("grace-0".into(), Kind::Soc, names(&["module-0"]))));
+        assert_eq!(place("Module Power Socket 1"), Some(("module-1".into(), DomainKind::Module, vec![])));
+        assert_eq!(
+            place("Grace Power Socket 0"),
+            Some(("grace-0".into(), DomainKind::Soc, names(&["module-0"])))
+        );
         assert_eq!(
             place("CPU Power Socket 0"),
-            Some(("cpu-0".into(), Kind::Package, names(&["grace-0", "module-0"])))
+            Some(("cpu-0".into(), DomainKind::Package, names(&["grace-0", "module-0"])))
         );
         assert_eq!(
             place("SysIO Power Socket 3"),
-            Some(("sysio-3".into(), Kind::Uncore, names(&["grace-3", "module-3"])))
+            Some(("sysio-3".into(), DomainKind::Uncore, names(&["grace-3", "module-3"])))
         );
         assert_eq!(place("Total Input Power in uW socket 1"), place("Grace Power Socket 1"));
         assert_eq!(place("CPU Rail Power in uW socket 1"), place("CPU Power Socket 1"));

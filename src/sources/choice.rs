@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::domain::{Domain, Kind};
+use crate::domain::{Domain, DomainKind};
 
 use super::duplicate::DuplicatePair;
 use super::liveness::Seen;
@@ -84,7 +84,9 @@ fn drop_psys_copies(found: &mut Inventory, kept: &mut [Vec<bool>]) {
         let copies: Vec<Place> = places(found)
             .filter(|&(source, domain)| {
                 let opened = &found.opened[source];
-                opened.name == mechanism && opened.domains[domain].kind == Kind::Psys && kept[source][domain]
+                opened.name == mechanism
+                    && opened.domains[domain].kind == DomainKind::Psys
+                    && kept[source][domain]
             })
             .collect();
         let Some(&chosen) = copies.iter().find(|place| advanced(found, **place)).or(copies.first()) else {
@@ -137,7 +139,7 @@ pub fn settle_parents(mut domains: Vec<&mut Domain>) {
     let names: BTreeSet<String> = domains.iter().map(|domain| domain.name.clone()).collect();
     for domain in &mut domains {
         domain.parent = domain.parent.take().filter(|parent| names.contains(parent));
-        if matches!(domain.kind, Kind::Package | Kind::Dram) && domain.parent.is_none() {
+        if matches!(domain.kind, DomainKind::Package | DomainKind::Dram) && domain.parent.is_none() {
             domain.parent = Some("psys".to_owned()).filter(|psys| names.contains(psys));
         }
     }
@@ -148,7 +150,7 @@ pub fn settle_parents(mut domains: Vec<&mut Domain>) {
 /// shows. Both are numbered by their place on the board, so equal parts of the GPUs go to each module; where they cannot
 /// be dealt out evenly the last ones go to the last module: a joule too few is better than one counted twice.
 fn settle_modules(domains: Vec<&mut Domain>) {
-    let is_module = |domain: &Domain| domain.kind == Kind::Module && domain.source == hwmon::NAME;
+    let is_module = |domain: &Domain| domain.kind == DomainKind::Module && domain.source == hwmon::NAME;
     let modules: Vec<String> =
         domains.iter().filter(|domain| is_module(domain)).map(|module| module.name.clone()).collect();
     let Some(last) = modules.len().checked_sub(1) else { return };
@@ -156,7 +158,7 @@ fn settle_modules(domains: Vec<&mut Domain>) {
     let is_outermost = |domain: &Domain| domain.parent.as_ref().is_none_or(|parent| modules.contains(parent));
     let mut cards: Vec<&mut Domain> = domains
         .into_iter()
-        .filter(|domain| domain.kind == Kind::Gpu && domain.source == NVML && is_outermost(domain))
+        .filter(|domain| domain.kind == DomainKind::Gpu && domain.source == NVML && is_outermost(domain))
         .collect();
     let each = (cards.len() / modules.len()).max(1);
     for (nth, card) in cards.iter_mut().enumerate() {
@@ -185,7 +187,7 @@ fn mechanisms(found: &Inventory) -> Vec<&'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::{Grade, Reading};
+    use crate::domain::{EnergyReading, Grade};
     use crate::sources::Source;
     use crate::sources::agreement::Disagreement;
     use crate::sources::liveness::Candidate;
@@ -194,16 +196,16 @@ mod tests {
     struct Numbered(Vec<u64>);
 
     impl Source for Numbered {
-        fn read(&mut self, into: &mut [Reading]) -> Option<(u64, u64)> {
+        fn read(&mut self, into: &mut [EnergyReading]) -> Option<(u64, u64)> {
             for (reading, energy_uj) in into.iter_mut().zip(&self.0) {
-                *reading = Reading { valid: true, energy_uj: *energy_uj, ..Reading::default() };
+                *reading = EnergyReading { valid: true, energy_uj: *energy_uj, ..EnergyReading::default() };
             }
             None
         }
     }
 
-    fn opened(name: &'static str, domains: &[(&str, Kind, bool)]) -> Opened {
-        let domain = |&(domain, kind, _): &(&str, Kind, bool)| Domain {
+    fn opened(name: &'static str, domains: &[(&str, DomainKind, bool)]) -> Opened {
+        let domain = |&(domain, kind, _): &(&str, DomainKind, bool)| Domain {
             name: domain.into(),
             kind,
             source: name.into(),
@@ -237,7 +239,7 @@ mod tests {
 
     #[test]
     fn what_perf_reads_powercap_does_not_read_again() {
-        let domains = [("package-0", Kind::Package, true), ("dram-0", Kind::Dram, true)];
+        let domains = [("package-0", DomainKind::Package, true), ("dram-0", DomainKind::Dram, true)];
         let mut found = inventory(vec![opened("perf", &domains), opened("powercap", &domains)]);
         keep_each_once(&mut found, Seen::default());
         assert_eq!(names(&found), [("perf", "package-0"), ("perf", "dram-0")]);
@@ -248,12 +250,12 @@ mod tests {
     #[test]
     fn a_domain_that_only_powercap_sees_moving_is_taken_from_there() {
         let mut found = inventory(vec![
-            opened("perf", &[("package-0", Kind::Package, true), ("psys", Kind::Psys, false)]),
-            opened("powercap", &[("package-0", Kind::Package, true), ("psys", Kind::Psys, true)]),
+            opened("perf", &[("package-0", DomainKind::Package, true), ("psys", DomainKind::Psys, false)]),
+            opened("powercap", &[("package-0", DomainKind::Package, true), ("psys", DomainKind::Psys, true)]),
         ]);
         keep_each_once(&mut found, Seen::default());
         assert_eq!(names(&found), [("perf", "package-0"), ("powercap", "psys")]);
-        let mut reading = [Reading::default()];
+        let mut reading = [EnergyReading::default()];
         found.opened[1].source.read(&mut reading);
         assert_eq!(reading[0].energy_uj, 1, "the reading is that of the second column");
         assert!(found.absent.iter().any(|absent| absent.reason == "psys is read by powercap"));
@@ -263,8 +265,8 @@ mod tests {
     #[test]
     fn of_several_psys_counters_the_one_that_moves_stays_and_has_the_plain_name() {
         let mut found = inventory(vec![
-            opened("perf", &[("package-0", Kind::Package, true), ("psys", Kind::Psys, false)]),
-            opened("perf", &[("package-1", Kind::Package, true), ("psys-1", Kind::Psys, true)]),
+            opened("perf", &[("package-0", DomainKind::Package, true), ("psys", DomainKind::Psys, false)]),
+            opened("perf", &[("package-1", DomainKind::Package, true), ("psys-1", DomainKind::Psys, true)]),
         ]);
         keep_each_once(&mut found, Seen::default());
         assert_eq!(names(&found), [("perf", "package-0"), ("perf", "package-1"), ("perf", "psys")]);
@@ -273,7 +275,7 @@ mod tests {
 
     #[test]
     fn a_platform_counter_that_never_moves_stays_visible_as_stuck() {
-        let mut found = inventory(vec![opened("perf", &[("psys", Kind::Psys, false)])]);
+        let mut found = inventory(vec![opened("perf", &[("psys", DomainKind::Psys, false)])]);
         keep_each_once(&mut found, Seen::default());
         assert_eq!(names(&found), [("perf", "psys")]);
         assert_eq!(found.opened[0].advanced, [false]);
@@ -282,8 +284,8 @@ mod tests {
     #[test]
     fn a_parent_is_named_across_mechanisms_and_only_where_it_is_there() {
         let mut found = inventory(vec![
-            opened("perf", &[("package-0", Kind::Package, true), ("core-1", Kind::Core, true)]),
-            opened("powercap", &[("psys", Kind::Psys, true)]),
+            opened("perf", &[("package-0", DomainKind::Package, true), ("core-1", DomainKind::Core, true)]),
+            opened("powercap", &[("psys", DomainKind::Psys, true)]),
         ]);
         found.opened[0].domains[1].parent = Some("package-1".into());
         keep_each_once(&mut found, Seen::default());
@@ -294,9 +296,12 @@ mod tests {
     #[test]
     fn a_module_contains_the_nvidia_cards_on_it_and_no_others() {
         let mut found = inventory(vec![
-            opened("hwmon", &[("module-0", Kind::Module, true), ("module-1", Kind::Module, true)]),
-            opened("nvml", &[("gpu-0", Kind::Gpu, true), ("gpu-1", Kind::Gpu, true)]),
-            opened("amdgpu", &[("amdgpu-0", Kind::Gpu, true)]),
+            opened(
+                "hwmon",
+                &[("module-0", DomainKind::Module, true), ("module-1", DomainKind::Module, true)],
+            ),
+            opened("nvml", &[("gpu-0", DomainKind::Gpu, true), ("gpu-1", DomainKind::Gpu, true)]),
+            opened("amdgpu", &[("amdgpu-0", DomainKind::Gpu, true)]),
         ]);
         keep_each_once(&mut found, Seen::default());
         let parents: Vec<_> = found.opened[1].domains.iter().map(|gpu| gpu.parent.as_deref()).collect();
@@ -306,7 +311,7 @@ mod tests {
 
     #[test]
     fn mechanisms_that_disagree_are_told_with_both_figures() {
-        let domains = [("package-0", Kind::Package, true)];
+        let domains = [("package-0", DomainKind::Package, true)];
         let mut found = inventory(vec![opened("perf", &domains), opened("msr", &domains)]);
         let disagreements = vec![Disagreement { first: (0, 0), second: (1, 0), energies_uj: (100, 200) }];
         keep_each_once(&mut found, Seen { disagreements, ..Seen::default() });
@@ -320,7 +325,7 @@ mod tests {
 
     #[test]
     fn a_pair_stays_where_both_its_domains_do() {
-        let domains = [("package-0", Kind::Package, true), ("package-1", Kind::Package, true)];
+        let domains = [("package-0", DomainKind::Package, true), ("package-1", DomainKind::Package, true)];
         let mut found = inventory(vec![opened("perf", &domains), opened("powercap", &domains)]);
         let pair = |original: Place, copy: Place| {
             let of = |(source, domain): Place| &found.opened[source].domains[domain];
@@ -335,9 +340,10 @@ mod tests {
 
     #[test]
     fn of_a_source_that_answers_late_only_new_domains_are_kept_and_compared() {
-        let package = |name| [(name, Kind::Package, true)];
+        let package = |name| [(name, DomainKind::Package, true)];
         let present = opened("perf", &package("package-0"));
-        let late = [("package-0", Kind::Package, false), ("package-0-die-1", Kind::Package, false)];
+        let late =
+            [("package-0", DomainKind::Package, false), ("package-0-die-1", DomainKind::Package, false)];
         let mut found = inventory(vec![opened("powercap", &late)]);
         keep_new(&mut found, &[&present.domains[0]], &BTreeSet::from([0]));
         assert_eq!(names(&found), [("powercap", "package-0-die-1")]);

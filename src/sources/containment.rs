@@ -6,7 +6,7 @@
 //! sensed now and then does not stand in for counters of what lies within it: it is a check on them. A battery is a check on the
 //! others, and a rail whose place nobody knows may lie within one of them: neither is ever counted. Pure.
 
-use crate::domain::{Domain, Grade, Kind};
+use crate::domain::{Domain, DomainKind, Grade};
 
 /// For each of `domains` whether it is part of the host's total. `live` says which can be relied on now; a domain that is
 /// not live is never counted, and those within it stand in for it.
@@ -20,7 +20,9 @@ pub fn counted(domains: &[Domain], live: &[bool]) -> Vec<bool> {
         .map(|at| {
             live(at)
                 && !is_beside(domains[at].kind)
-                && !(counted_cpu && domains[at].kind == Kind::Psys && domains[at].grade == Grade::Integrated)
+                && !(counted_cpu
+                    && domains[at].kind == DomainKind::Psys
+                    && domains[at].grade == Grade::Integrated)
                 && !(measured_cpu && domains[at].grade == Grade::Estimated && is_cpu_side(domains[at].kind))
         })
         .collect();
@@ -30,19 +32,35 @@ pub fn counted(domains: &[Domain], live: &[bool]) -> Vec<bool> {
 }
 
 /// Kinds that stand beside the sum and are never part of it.
-fn is_beside(kind: Kind) -> bool {
-    matches!(kind, Kind::Battery | Kind::Rail)
+fn is_beside(kind: DomainKind) -> bool {
+    matches!(kind, DomainKind::Battery | DomainKind::Rail)
 }
 
 /// Whether a live counter of this kind makes an estimate of the CPU unnecessary: it shows the CPU's energy, whole or the
 /// greater part of it.
-pub fn covers_the_cpu(kind: Kind) -> bool {
-    matches!(kind, Kind::Psys | Kind::Package | Kind::Core | Kind::Soc | Kind::Module | Kind::Cpu)
+pub fn covers_the_cpu(kind: DomainKind) -> bool {
+    matches!(
+        kind,
+        DomainKind::Psys
+            | DomainKind::Package
+            | DomainKind::Core
+            | DomainKind::Soc
+            | DomainKind::Module
+            | DomainKind::Cpu
+    )
 }
 
 /// Kinds that lie within the platform's counter even where nobody says so.
-fn is_cpu_side(kind: Kind) -> bool {
-    matches!(kind, Kind::Package | Kind::Core | Kind::Uncore | Kind::Dram | Kind::Cpu | Kind::Soc)
+fn is_cpu_side(kind: DomainKind) -> bool {
+    matches!(
+        kind,
+        DomainKind::Package
+            | DomainKind::Core
+            | DomainKind::Uncore
+            | DomainKind::Dram
+            | DomainKind::Cpu
+            | DomainKind::Soc
+    )
 }
 
 fn is_measured(domain: &Domain) -> bool {
@@ -65,7 +83,7 @@ fn ancestors(domains: &[Domain], at: usize) -> Vec<usize> {
     }
     let within_psys = [at].iter().chain(&above).any(|&domain| is_cpu_side(domains[domain].kind));
     if within_psys {
-        above.extend((0..domains.len()).filter(|&psys| psys != at && domains[psys].kind == Kind::Psys));
+        above.extend((0..domains.len()).filter(|&psys| psys != at && domains[psys].kind == DomainKind::Psys));
     }
     above
 }
@@ -76,7 +94,7 @@ mod tests {
 
     use super::*;
 
-    fn domain(name: &str, kind: Kind, parent: Option<&str>) -> Domain {
+    fn domain(name: &str, kind: DomainKind, parent: Option<&str>) -> Domain {
         Domain {
             name: name.into(),
             kind,
@@ -91,20 +109,20 @@ mod tests {
     }
 
     fn estimated(name: &str) -> Domain {
-        Domain { grade: Grade::Estimated, ..domain(name, Kind::Cpu, None) }
+        Domain { grade: Grade::Estimated, ..domain(name, DomainKind::Cpu, None) }
     }
 
     /// Two packages with cores and memory under a platform counter, and a graphics card beside it.
     fn server() -> Vec<Domain> {
         vec![
-            domain("psys", Kind::Psys, None),
-            domain("package-0", Kind::Package, Some("psys")),
-            domain("core-0", Kind::Core, Some("package-0")),
-            domain("dram-0", Kind::Dram, Some("psys")),
-            domain("package-1", Kind::Package, Some("psys")),
-            domain("core-1", Kind::Core, Some("package-1")),
-            domain("dram-1", Kind::Dram, Some("psys")),
-            domain("gpu-0", Kind::Gpu, None),
+            domain("psys", DomainKind::Psys, None),
+            domain("package-0", DomainKind::Package, Some("psys")),
+            domain("core-0", DomainKind::Core, Some("package-0")),
+            domain("dram-0", DomainKind::Dram, Some("psys")),
+            domain("package-1", DomainKind::Package, Some("psys")),
+            domain("core-1", DomainKind::Core, Some("package-1")),
+            domain("dram-1", DomainKind::Dram, Some("psys")),
+            domain("gpu-0", DomainKind::Gpu, None),
         ]
     }
 
@@ -146,48 +164,49 @@ mod tests {
 
     #[test]
     fn psys_contains_packages_even_where_nobody_says_so() {
-        let domains = [domain("package-0", Kind::Package, None), domain("psys", Kind::Psys, None)];
+        let domains =
+            [domain("package-0", DomainKind::Package, None), domain("psys", DomainKind::Psys, None)];
         assert_eq!(names(&domains, &[true, true]), ["psys"]);
     }
 
     #[test]
     fn an_estimate_is_never_added_to_a_measurement_of_the_cpu() {
-        let domains = [estimated("cpu"), domain("package-0", Kind::Package, None)];
+        let domains = [estimated("cpu"), domain("package-0", DomainKind::Package, None)];
         assert_eq!(names(&domains, &[true, true]), ["package-0"]);
         assert_eq!(names(&domains, &[true, false]), ["cpu"]);
-        let domains = [estimated("cpu"), domain("gpu-0", Kind::Gpu, None)];
+        let domains = [estimated("cpu"), domain("gpu-0", DomainKind::Gpu, None)];
         assert_eq!(names(&domains, &[true, true]), ["cpu", "gpu-0"]);
     }
 
     #[test]
     fn a_platforms_power_that_is_only_sensed_is_a_check_on_counters_and_stands_in_for_none() {
         let mac = [
-            Domain { grade: Grade::Integrated, ..domain("psys", Kind::Psys, None) },
-            Domain { grade: Grade::Modelled, ..domain("cpu", Kind::Cpu, Some("psys")) },
-            Domain { grade: Grade::Modelled, ..domain("gpu", Kind::Gpu, Some("psys")) },
+            Domain { grade: Grade::Integrated, ..domain("psys", DomainKind::Psys, None) },
+            Domain { grade: Grade::Modelled, ..domain("cpu", DomainKind::Cpu, Some("psys")) },
+            Domain { grade: Grade::Modelled, ..domain("gpu", DomainKind::Gpu, Some("psys")) },
         ];
         assert_eq!(names(&mac, &[true, true, true]), ["cpu", "gpu"]);
         // Where the processor's counter is frozen the graphics' alone do not stand for the Mac.
         assert_eq!(names(&mac, &[true, false, true]), ["psys"]);
         let intel = [
-            Domain { grade: Grade::Integrated, ..domain("psys", Kind::Psys, None) },
-            Domain { grade: Grade::Integrated, ..domain("package-0", Kind::Package, Some("psys")) },
+            Domain { grade: Grade::Integrated, ..domain("psys", DomainKind::Psys, None) },
+            Domain { grade: Grade::Integrated, ..domain("package-0", DomainKind::Package, Some("psys")) },
         ];
         assert_eq!(names(&intel, &[true, true]), ["psys"]);
     }
 
     #[test]
     fn memory_alone_does_not_stand_for_the_cpu() {
-        let domains = [estimated("cpu"), domain("dram-0", Kind::Dram, None)];
+        let domains = [estimated("cpu"), domain("dram-0", DomainKind::Dram, None)];
         assert_eq!(names(&domains, &[true, true]), ["cpu", "dram-0"]);
     }
 
     #[test]
     fn a_battery_and_a_rail_without_a_place_are_never_counted() {
         let domains = [
-            domain("battery-0", Kind::Battery, None),
-            domain("ina226-0-power1", Kind::Rail, None),
-            domain("package-0", Kind::Package, None),
+            domain("battery-0", DomainKind::Battery, None),
+            domain("ina226-0-power1", DomainKind::Rail, None),
+            domain("package-0", DomainKind::Package, None),
         ];
         assert_eq!(names(&domains, &[true, true, true]), ["package-0"]);
         assert_eq!(names(&domains, &[true, true, false]), Vec::<String>::new());
@@ -195,16 +214,19 @@ mod tests {
 
     #[test]
     fn a_module_contains_the_card_that_names_it() {
-        let domains = [domain("gpu-0", Kind::Gpu, Some("module-0")), domain("module-0", Kind::Module, None)];
+        let domains = [
+            domain("gpu-0", DomainKind::Gpu, Some("module-0")),
+            domain("module-0", DomainKind::Module, None),
+        ];
         assert_eq!(names(&domains, &[true, true]), ["module-0"]);
     }
 
     #[test]
     fn a_circle_of_parents_ends_and_a_parent_that_is_not_there_contains_nothing() {
         let domains = [
-            domain("a", Kind::Gpu, Some("b")),
-            domain("b", Kind::Gpu, Some("a")),
-            domain("c", Kind::Gpu, Some("nobody")),
+            domain("a", DomainKind::Gpu, Some("b")),
+            domain("b", DomainKind::Gpu, Some("a")),
+            domain("c", DomainKind::Gpu, Some("nobody")),
         ];
         assert_eq!(names(&domains, &[true, true, true]), ["c"]);
     }

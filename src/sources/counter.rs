@@ -5,7 +5,7 @@
 //! across a change of epoch nothing is claimed and nothing added. Never guesses: where a wrap cannot be told from
 //! a restart or from two wraps, the time between the two readings is given up.
 
-use crate::domain::{Kind, Reading};
+use crate::domain::{DomainKind, EnergyReading};
 
 use super::unit::Unit;
 
@@ -55,10 +55,10 @@ impl Counter {
     ///
     /// The first count is only the baseline. A count that cannot be on this counter (at or above the modulus)
     /// gives an invalid reading and counts as an interruption.
-    pub fn advance(&mut self, raw: u64, before_ns: u64, after_ns: u64) -> Reading {
+    pub fn advance(&mut self, raw: u64, before_ns: u64, after_ns: u64) -> EnergyReading {
         if u128::from(raw) >= self.shape.modulus {
             self.interrupt();
-            return Reading::default();
+            return EnergyReading::default();
         }
         match self.last {
             None if self.begun => self.epoch = self.epoch.wrapping_add(1),
@@ -69,10 +69,10 @@ impl Counter {
             },
         }
         self.last = Some(Last { raw, before_ns });
-        Reading {
+        EnergyReading {
             valid: true,
             energy_uj: u64::try_from(self.shape.unit.to_uj(self.counts)).unwrap_or(u64::MAX),
-            doubt_uj: 0,
+            uncertainty_uj: 0,
             stamp_ns: 0,
             epoch: self.epoch,
             shape_uj: 0,
@@ -107,13 +107,13 @@ impl Counter {
 /// More than any one domain of the kind draws, transients of microseconds included, several times over: only a
 /// broken count exceeds it, and is refused. The guaranteed error leans on it in one place, which the README states:
 /// between the first edge after a quiet time and the reading that it triggers, a domain used at most this.
-pub fn plausible_ceiling_mw(kind: Kind) -> u64 {
+pub fn plausible_ceiling_mw(kind: DomainKind) -> u64 {
     match kind {
-        Kind::Package | Kind::Core | Kind::Uncore | Kind::Soc => 2_000_000,
-        Kind::Dram | Kind::Npu | Kind::GpuMemory => 1_000_000,
-        Kind::Gpu => 4_000_000,
-        Kind::Module | Kind::Cpu => 10_000_000,
-        Kind::Psys | Kind::Battery | Kind::Rail => 20_000_000,
+        DomainKind::Package | DomainKind::Core | DomainKind::Uncore | DomainKind::Soc => 2_000_000,
+        DomainKind::Dram | DomainKind::Npu | DomainKind::GpuMemory => 1_000_000,
+        DomainKind::Gpu => 4_000_000,
+        DomainKind::Module | DomainKind::Cpu => 10_000_000,
+        DomainKind::Psys | DomainKind::Battery | DomainKind::Rail => 20_000_000,
     }
 }
 
@@ -137,8 +137,8 @@ mod tests {
     }
 
     /// Feeds `raw` counts 1 ms apart and gives the last reading.
-    fn feed(counter: &mut Counter, raw: &[u64]) -> Reading {
-        let mut reading = Reading::default();
+    fn feed(counter: &mut Counter, raw: &[u64]) -> EnergyReading {
+        let mut reading = EnergyReading::default();
         for (tick, raw) in raw.iter().enumerate() {
             let at_ns = tick as u64 * MS;
             reading = counter.advance(*raw, at_ns, at_ns + 1_000);
@@ -149,7 +149,7 @@ mod tests {
     #[test]
     fn the_first_reading_is_a_baseline_and_no_energy() {
         let reading = feed(&mut rapl(14), &[4_000_000_000]);
-        assert_eq!(reading, Reading { valid: true, ..Reading::default() });
+        assert_eq!(reading, EnergyReading { valid: true, ..EnergyReading::default() });
     }
 
     #[test]
@@ -181,7 +181,7 @@ mod tests {
     fn no_rounding_accumulates_over_many_small_steps() {
         // 61.035... µJ a step: a conversion of each step by itself would lose 0.035 µJ a million times.
         let mut counter = rapl(14);
-        let mut reading = Reading::default();
+        let mut reading = EnergyReading::default();
         for tick in 0..=1_000_000_u64 {
             reading = counter.advance(tick, tick * MS, tick * MS);
         }
@@ -286,7 +286,7 @@ mod tests {
             readings in proptest::collection::vec((any::<u32>(), 0_u64..=2_000), 1..200),
         ) {
             let mut counter = rapl(14);
-            let (mut now_ns, mut last) = (0, Reading::default());
+            let (mut now_ns, mut last) = (0, EnergyReading::default());
             for (raw, ticks) in readings {
                 now_ns += ticks * MS;
                 let reading = counter.advance(u64::from(raw), now_ns, now_ns);

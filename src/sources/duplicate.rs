@@ -7,7 +7,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::domain::{Domain, Duplicate, Grade, Reading};
+use crate::domain::{Domain, Duplicate, EnergyReading, Grade};
 
 use super::likeness::{LEVELS, Pair, Side};
 use super::{hwmon, msr, perf, powercap};
@@ -66,12 +66,12 @@ impl DuplicatePair {
     }
 
     /// Takes one reading of the original, in the order of time; `before_ns..=after_ns` surrounds the read.
-    pub fn see_original(&mut self, before_ns: u64, after_ns: u64, reading: &Reading) {
+    pub fn see_original(&mut self, before_ns: u64, after_ns: u64, reading: &EnergyReading) {
         self.readings.see(Side::Original, before_ns, after_ns, reading);
     }
 
     /// The same of the copy.
-    pub fn see_copy(&mut self, before_ns: u64, after_ns: u64, reading: &Reading) {
+    pub fn see_copy(&mut self, before_ns: u64, after_ns: u64, reading: &EnergyReading) {
         self.readings.see(Side::Copy, before_ns, after_ns, reading);
     }
 
@@ -94,12 +94,12 @@ fn package_of(domain: &Domain) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::Kind;
+    use crate::domain::DomainKind;
 
     fn domain(name: &str, source: &str) -> Domain {
         Domain {
             name: name.into(),
-            kind: Kind::Package,
+            kind: DomainKind::Package,
             source: source.into(),
             device: None,
             parent: None,

@@ -11,7 +11,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use crate::clock::Clock;
-use crate::domain::{Domain, Grade, Kind, Reading};
+use crate::domain::{Domain, DomainKind, EnergyReading, Grade};
 
 use super::integral::{Integral, ROUNDING_UJ, Slice};
 use super::{Inventory, Opened, Settings, Source};
@@ -55,7 +55,7 @@ struct Estimate {
     /// Busy time of all CPUs together that was counted but does not fit into the time that passed: ticks come whole.
     owed_ns: u128,
     integral: Integral,
-    latest: Reading,
+    latest: EnergyReading,
 }
 
 impl Estimate {
@@ -74,14 +74,14 @@ impl Estimate {
             busy_ticks,
             owed_ns: 0,
             integral: Integral::default(),
-            latest: Reading::default(),
+            latest: EnergyReading::default(),
         })
     }
 
     fn offered(self) -> Opened {
         let domain = Domain {
             name: "cpu".into(),
-            kind: Kind::Cpu,
+            kind: DomainKind::Cpu,
             source: NAME.into(),
             device: None,
             parent: None,
@@ -118,7 +118,7 @@ impl Estimate {
 }
 
 impl Source for Estimate {
-    fn read(&mut self, into: &mut [Reading]) -> Option<(u64, u64)> {
+    fn read(&mut self, into: &mut [EnergyReading]) -> Option<(u64, u64)> {
         let now_ns = self.clock.now_ns();
         // Within a tick there is nothing new; the last reading is still the truth for its own stamp.
         let fresh = self.latest.valid && now_ns < self.latest.stamp_ns + self.tick_ns * 9 / 10;
@@ -126,7 +126,7 @@ impl Source for Estimate {
             self.latest = match busy_ticks(&self.stat) {
                 Err(_) => {
                     self.integral.interrupt();
-                    Reading::default()
+                    EnergyReading::default()
                 }
                 Ok(busy_ticks) => {
                     let busy_ns =

@@ -7,7 +7,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::clock::Clock;
-use crate::domain::{Domain, Kind, Reading};
+use crate::domain::{Domain, DomainKind, EnergyReading};
 
 use super::attribute::{Attribute, text_of};
 use super::counter::{Counter, Shape, plausible_ceiling_mw};
@@ -68,7 +68,7 @@ enum Sense {
 impl Gauge {
     /// A file that counts microjoules. `range_uj` is the least energy after which a register behind it may have wrapped
     /// unseen; `None` where there is nothing behind it but the file's own 64 bits.
-    pub fn energy(attribute: Attribute, kind: Kind, range_uj: Option<u64>) -> Self {
+    pub fn energy(attribute: Attribute, kind: DomainKind, range_uj: Option<u64>) -> Self {
         let counter = Counter::new(Shape {
             unit: Unit::MICROJOULE,
             modulus: 1 << 64,
@@ -97,7 +97,7 @@ impl Gauge {
         }
     }
 
-    fn read(&mut self, clock: &Clock) -> Reading {
+    fn read(&mut self, clock: &Clock) -> EnergyReading {
         let before_ns = clock.now_ns();
         let met = match &mut self.condition {
             None => true,
@@ -105,7 +105,7 @@ impl Gauge {
         };
         if !met {
             self.interrupt();
-            return Reading::default();
+            return EnergyReading::default();
         }
         match &mut self.sense {
             Sense::Power(meter) => meter.read(clock),
@@ -113,7 +113,7 @@ impl Gauge {
                 Some(microjoules) => counter.advance(microjoules, before_ns, clock.now_ns()),
                 None => {
                     counter.interrupt();
-                    Reading::default()
+                    EnergyReading::default()
                 }
             },
         }
@@ -155,14 +155,14 @@ impl Gauges {
 }
 
 impl Source for Gauges {
-    fn read(&mut self, into: &mut [Reading]) -> Option<(u64, u64)> {
+    fn read(&mut self, into: &mut [EnergyReading]) -> Option<(u64, u64)> {
         for (gauge, reading) in self.gauges.iter_mut().zip(&mut *into) {
             *reading = gauge.read(&self.clock);
         }
         if self.suspend.slept() {
             // Each may have been read before or after the sleep: neither this reading nor the next may be joined.
             self.gauges.iter_mut().for_each(Gauge::interrupt);
-            into.fill(Reading::default());
+            into.fill(EnergyReading::default());
         }
         None
     }

@@ -6,7 +6,7 @@
 //! file is taken: its counter, else its average, else its momentary value.
 
 use crate::clock::Clock;
-use crate::domain::{Domain, Grade, Kind};
+use crate::domain::{Domain, DomainKind, Grade};
 
 use super::attribute::Attribute;
 use super::board::{self, Place, plain};
@@ -132,7 +132,7 @@ fn rails_of(chip: &Chip, nth: usize, found: &mut Inventory) -> Vec<Rail> {
 }
 
 /// The meter of `powerN`. An average whose interval is told covers all the time, which no momentary value does.
-fn wattmeter(chip: &Chip, channel: u32, kind: Kind) -> Result<Wattmeter, String> {
+fn wattmeter(chip: &Chip, channel: u32, kind: DomainKind) -> Result<Wattmeter, String> {
     let of = |file: &str| format!("power{channel}_{file}");
     let ceiling_mw = ceiling_mw(chip, channel, kind);
     let interval_ms = chip.number(&of("average_interval")).filter(|interval| *interval > 0);
@@ -161,7 +161,7 @@ fn error_ppm(accuracy: &str) -> Option<u64> {
 /// The most that a channel can draw: three times what the device is held to on average, since a limit on averages lets
 /// short excursions through (PCI Express allows three times the sustained power for 100 µs); where no limit is told, what
 /// no device of the kind draws.
-fn ceiling_mw(chip: &Chip, channel: u32, kind: Kind) -> u64 {
+fn ceiling_mw(chip: &Chip, channel: u32, kind: DomainKind) -> u64 {
     let limit =
         |file: &str| chip.number(&format!("power{channel}_{file}")).filter(|microwatts| *microwatts > 0);
     let most_uw = ["cap_max", "rated_max"].iter().find_map(|file| limit(file));
@@ -201,7 +201,7 @@ fn place_of(chip: &Chip, label: Option<&str>, nth: usize, channel: &str) -> Plac
         ("amd_energy", Some(label)) => board::amd_energy(label),
         ("nouveau" | "radeon", _) => {
             let name = format!("{}-{nth}", chip.name);
-            Some(Place { name, kind: Kind::Gpu, within: Vec::new() })
+            Some(Place { name, kind: DomainKind::Gpu, within: Vec::new() })
         }
         _ => None,
     };
@@ -211,7 +211,7 @@ fn place_of(chip: &Chip, label: Option<&str>, nth: usize, channel: &str) -> Plac
 /// A channel that nobody knows: named after its chip and its label.
 fn unknown(chip: &Chip, label: Option<&str>, nth: usize, channel: &str) -> Place {
     let label = label.map(plain).filter(|label| !label.is_empty()).unwrap_or_else(|| channel.to_owned());
-    Place { name: format!("{}-{nth}-{label}", plain(&chip.name)), kind: Kind::Rail, within: Vec::new() }
+    Place { name: format!("{}-{nth}-{label}", plain(&chip.name)), kind: DomainKind::Rail, within: Vec::new() }
 }
 
 fn open_file(chip: &Chip, file: &str) -> Result<Attribute, String> {

@@ -4,7 +4,7 @@
 //! `[low, high]` the whole time, the true energy of any interval lies within the growth of `energy_uj` ± (the growth of
 //! `doubt_uj` + `ROUNDING_UJ`). Never bridges a gap: after one, the integral goes on in a new epoch.
 
-use crate::domain::Reading;
+use crate::domain::EnergyReading;
 
 /// What flooring both cumulative figures can hide in a difference of two readings, in µJ.
 pub const ROUNDING_UJ: u64 = 2;
@@ -34,7 +34,7 @@ pub struct Slice {
 impl Integral {
     /// Adds what was used since the last reading, as `slice` says it for the nanoseconds that passed. The first reading,
     /// and the first after an interruption, is a baseline; one that is not later than the last changes nothing.
-    pub fn advance(&mut self, at_ns: u64, slice: impl FnOnce(u128) -> Slice) -> Reading {
+    pub fn advance(&mut self, at_ns: u64, slice: impl FnOnce(u128) -> Slice) -> EnergyReading {
         match self.until_ns {
             None if self.begun => self.epoch = self.epoch.wrapping_add(1),
             None => self.begun = true,
@@ -55,12 +55,12 @@ impl Integral {
         self.until_ns = None;
     }
 
-    fn reading(&self, at_ns: u64) -> Reading {
+    fn reading(&self, at_ns: u64) -> EnergyReading {
         let whole_uj = |pj: u128| u64::try_from(pj / 1_000_000).unwrap_or(u64::MAX);
-        Reading {
+        EnergyReading {
             valid: true,
             energy_uj: whole_uj(self.energy_pj),
-            doubt_uj: whole_uj(self.doubt_pj),
+            uncertainty_uj: whole_uj(self.doubt_pj),
             stamp_ns: at_ns,
             epoch: self.epoch,
             shape_uj: 0,
@@ -90,7 +90,7 @@ pub struct Power {
 
 impl Trapezoid {
     /// Adds the trapezoid from the last reading to this one.
-    pub fn advance(&mut self, power: Power) -> Reading {
+    pub fn advance(&mut self, power: Power) -> EnergyReading {
         let doubled_mw = u128::from(self.last_mw) + u128::from(power.power_mw);
         self.last_mw = power.power_mw;
         self.integral.advance(power.at_ns, |elapsed_ns| Slice {
@@ -122,7 +122,7 @@ mod tests {
         integral.advance(power(0, 100_000));
         let reading = integral.advance(power(1_000_000_000, 300_000));
         assert_eq!(reading.energy_uj, 200_000_000);
-        assert_eq!(reading.doubt_uj, 200_000_000);
+        assert_eq!(reading.uncertainty_uj, 200_000_000);
         assert_eq!(reading.stamp_ns, 1_000_000_000);
     }
 
@@ -133,7 +133,10 @@ mod tests {
         let before = integral.advance(power(1_000_000, 100_000));
         integral.interrupt();
         let after = integral.advance(power(9_000_000_000, 100_000));
-        assert_eq!((after.energy_uj, after.doubt_uj, after.epoch), (before.energy_uj, before.doubt_uj, 1));
+        assert_eq!(
+            (after.energy_uj, after.uncertainty_uj, after.epoch),
+            (before.energy_uj, before.uncertainty_uj, 1)
+        );
     }
 
     #[test]
@@ -169,7 +172,7 @@ mod tests {
             let (from, to) = (points[from.min(to)], points[from.max(to)]);
             let truth_pj = to.0 - from.0;
             let energy_pj = u128::from(to.1.energy_uj - from.1.energy_uj) * 1_000_000;
-            let doubt_pj = u128::from(to.1.doubt_uj - from.1.doubt_uj + ROUNDING_UJ) * 1_000_000;
+            let doubt_pj = u128::from(to.1.uncertainty_uj - from.1.uncertainty_uj + ROUNDING_UJ) * 1_000_000;
             prop_assert!(truth_pj.abs_diff(energy_pj) <= doubt_pj);
         }
     }

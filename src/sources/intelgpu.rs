@@ -9,7 +9,7 @@
 use std::collections::BTreeMap;
 
 use crate::clock::Clock;
-use crate::domain::{Domain, Grade, Kind};
+use crate::domain::{Domain, DomainKind, Grade};
 
 use super::counter::plausible_ceiling_mw;
 use super::gauge::{Gauge, Gauges, awake, open_unless_asleep};
@@ -82,7 +82,7 @@ fn gauges_of(card: &str, place: &str, chips: &[Chip], found: &mut Inventory) -> 
             };
             match open_unless_asleep(path.clone(), chip.device()) {
                 Ok(attribute) => {
-                    let gauge = Gauge::energy(attribute, Kind::Gpu, Some(REGISTER_UJ));
+                    let gauge = Gauge::energy(attribute, DomainKind::Gpu, Some(REGISTER_UJ));
                     gauges.push((domain_of(card, part, place), gauge.only_while(awake(chip.device()))));
                 }
                 Err(error) => found.miss(NAME, format!("{}: {error}", path.display())),
@@ -96,12 +96,12 @@ fn gauges_of(card: &str, place: &str, chips: &[Chip], found: &mut Inventory) -> 
 fn domain_of(card: &str, part: Option<String>, place: &str) -> Domain {
     Domain {
         name: part.as_ref().map_or_else(|| card.to_owned(), |part| format!("{card}-{part}")),
-        kind: Kind::Gpu,
+        kind: DomainKind::Gpu,
         source: NAME.into(),
         device: Some(place.into()),
         parent: part.map(|_| card.to_owned()),
         grade: Grade::Measured,
-        ceiling_mw: Some(plausible_ceiling_mw(Kind::Gpu)),
+        ceiling_mw: Some(plausible_ceiling_mw(DomainKind::Gpu)),
         latency_ns: LATENCY_NS,
         quantum_uj: QUANTUM_UJ,
     }

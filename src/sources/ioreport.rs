@@ -11,7 +11,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use crate::clock::Clock;
-use crate::domain::Reading;
+use crate::domain::EnergyReading;
 
 use super::call_cost::Cost;
 use super::counter::{Counter, Shape, plausible_ceiling_mw};
@@ -113,7 +113,7 @@ impl IoReport {
     /// Which counters are published: those with a recent stamp, and those that move while they are watched.
     fn watch(&mut self) -> Vec<bool> {
         let deadline = Instant::now() + PATIENCE;
-        let mut readings = vec![Reading::default(); self.meters.len()];
+        let mut readings = vec![EnergyReading::default(); self.meters.len()];
         self.read(&mut readings);
         let firsts = readings.clone();
         let now_ns = self.clock.now_ns();
@@ -130,14 +130,14 @@ impl IoReport {
 }
 
 /// Whether a counter showed signs of life between two readings, or shortly before the first, which was at `first_ns`.
-fn published(now: &Reading, first: &Reading, first_ns: u64) -> bool {
+fn published(now: &EnergyReading, first: &EnergyReading, first_ns: u64) -> bool {
     let recent = first.stamp_ns != 0 && first_ns.saturating_sub(first.stamp_ns) <= RECENT_NS;
     let moved = now.valid && (now.energy_uj > first.energy_uj || now.stamp_ns > first.stamp_ns);
     (first.valid && recent) || moved
 }
 
 impl Source for IoReport {
-    fn read(&mut self, into: &mut [Reading]) -> Option<(u64, u64)> {
+    fn read(&mut self, into: &mut [EnergyReading]) -> Option<(u64, u64)> {
         let before_ns = self.clock.now_ns();
         let sample = self.subscription.sample();
         let after_ns = self.clock.now_ns();
@@ -146,7 +146,7 @@ impl Source for IoReport {
         }
         let Some(sample) = sample else {
             self.meters.iter_mut().for_each(Meter::interrupt);
-            into.fill(Reading::default());
+            into.fill(EnergyReading::default());
             return None;
         };
         if sample.len() != self.length || !self.meters.iter().all(|meter| meter.is_there(&sample)) {
@@ -192,14 +192,20 @@ impl Meter {
         self.place.is_some_and(|(at, id)| sample.element(at).map(|element| element.id) == id)
     }
 
-    fn read(&mut self, sample: &Sample<'_>, timebase: Timebase, before_ns: u64, after_ns: u64) -> Reading {
+    fn read(
+        &mut self,
+        sample: &Sample<'_>,
+        timebase: Timebase,
+        before_ns: u64,
+        after_ns: u64,
+    ) -> EnergyReading {
         let shown = self.place.and_then(|(at, _)| Some((sample.value(at)?, sample.element(at))));
         let Some((count, element)) = shown else {
             self.interrupt();
-            return Reading::default();
+            return EnergyReading::default();
         };
         let stamp_ns = self.stamp(count, element, timebase, after_ns);
-        Reading { stamp_ns, ..self.counter.advance(count, before_ns, after_ns) }
+        EnergyReading { stamp_ns, ..self.counter.advance(count, before_ns, after_ns) }
     }
 
     /// The instant of a count, by its element; 0 where nothing tells it.

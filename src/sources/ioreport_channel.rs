@@ -7,7 +7,7 @@
 
 use std::fmt::Write as _;
 
-use crate::domain::{Domain, Grade, Kind};
+use crate::domain::{Domain, DomainKind, Grade};
 
 use super::counter::plausible_ceiling_mw;
 use super::unit::Unit;
@@ -37,7 +37,7 @@ pub struct Chosen {
     /// What the domain is called.
     pub name: String,
     /// What it meters.
-    pub kind: Kind,
+    pub kind: DomainKind,
 }
 
 /// What became of a list.
@@ -52,7 +52,7 @@ pub struct Choice {
 /// A part of the chip that has a meter.
 struct Part {
     name: &'static str,
-    kind: Kind,
+    kind: DomainKind,
     /// How its channels may be called, best first: all of the first way that occurs are taken, and none of the others,
     /// which show the same energy again.
     ways: &'static [Way],
@@ -72,25 +72,25 @@ enum Way {
 /// The parts of the chip, in the order in which they are shown. The graphics' own memory is a rail: nobody says whether
 /// its energy is within the graphics' too, so it is shown and never added.
 const PARTS: [Part; 5] = [
-    Part { name: "cpu", kind: Kind::Cpu, ways: &[Way::Whole("CPU Energy")] },
+    Part { name: "cpu", kind: DomainKind::Cpu, ways: &[Way::Whole("CPU Energy")] },
     Part {
         name: "gpu",
-        kind: Kind::Gpu,
+        kind: DomainKind::Gpu,
         ways: &[Way::Whole("GPU Energy"), Way::Whole("GPU"), Way::Numbered("GPU"), Way::Twice("GPU")],
     },
     Part {
         name: "ane",
-        kind: Kind::Npu,
+        kind: DomainKind::Npu,
         ways: &[Way::Whole("ANE"), Way::Numbered("ANE"), Way::Twice("ANE")],
     },
     Part {
         name: "dram",
-        kind: Kind::Dram,
+        kind: DomainKind::Dram,
         ways: &[Way::Whole("DRAM"), Way::Numbered("DRAM"), Way::Twice("DRAM")],
     },
     Part {
         name: "gpu-sram",
-        kind: Kind::Rail,
+        kind: DomainKind::Rail,
         ways: &[Way::Whole("GPU SRAM"), Way::Numbered("GPU SRAM"), Way::Twice("GPU SRAM")],
     },
 ];
@@ -142,7 +142,7 @@ pub fn choose(channels: &[Channel]) -> Choice {
     let mut choice = Choice::default();
     for part in &PARTS {
         let found = of_part(part, channels);
-        if found.is_empty() && part.kind != Kind::Rail {
+        if found.is_empty() && part.kind != DomainKind::Rail {
             choice.notes.push(format!("it has no channel for {}", part.name));
         }
         let several = found.len() > 1;

@@ -7,7 +7,7 @@
 
 use std::collections::VecDeque;
 
-use crate::domain::{Duplicate, Reading};
+use crate::domain::{Duplicate, EnergyReading};
 
 /// Two counters that showed so many levels alike, with so many different distances between them, are one. Small moves of two
 /// idle counters are often one and the same step of the register, so that only distances of several sizes prove anything.
@@ -112,11 +112,11 @@ impl Pair {
     }
 
     /// Takes one reading of one of the two, in the order of time of that one; `before_ns..=after_ns` surrounds the read.
-    pub fn see(&mut self, side: Side, before_ns: u64, after_ns: u64, reading: &Reading) {
+    pub fn see(&mut self, side: Side, before_ns: u64, after_ns: u64, reading: &EnergyReading) {
         if !reading.valid || self.state == Duplicate::Independent {
             return;
         }
-        let Reading { energy_uj, epoch, .. } = *reading;
+        let EnergyReading { energy_uj, epoch, .. } = *reading;
         let waiting = &mut self.of(side).waiting;
         if waiting.len() == MOST_WAITING {
             waiting.pop_front();
@@ -265,8 +265,8 @@ fn sizes(levels: &[i128]) -> usize {
 mod tests {
     use super::*;
 
-    fn reading(energy_uj: u64) -> Reading {
-        Reading { valid: true, energy_uj, ..Reading::default() }
+    fn reading(energy_uj: u64) -> EnergyReading {
+        EnergyReading { valid: true, energy_uj, ..EnergyReading::default() }
     }
 
     /// Looks at both counters each millisecond.
@@ -278,7 +278,7 @@ mod tests {
         pair
     }
 
-    fn look_at(pair: &mut Pair, look: u64, original: &Reading, copy: &Reading) {
+    fn look_at(pair: &mut Pair, look: u64, original: &EnergyReading, copy: &EnergyReading) {
         let at_ns = look * 1_000_000;
         pair.see(Side::Original, at_ns, at_ns + 10_000, original);
         pair.see(Side::Copy, at_ns + 10_000, at_ns + 20_000, copy);
@@ -399,11 +399,11 @@ mod tests {
         let mut pair = of(levels.iter().copied().zip(levels.iter().copied()));
         // 40 µJ were lost on one side only, which would prove two counters.
         for (look, uj) in (10..).zip([251, 281, 340]) {
-            look_at(&mut pair, look, &Reading { epoch: 1, ..reading(uj) }, &reading(uj - 40));
+            look_at(&mut pair, look, &EnergyReading { epoch: 1, ..reading(uj) }, &reading(uj - 40));
             assert_eq!(pair.state(), Duplicate::Undecided);
         }
-        look_at(&mut pair, 14, &Reading { epoch: 1, ..reading(340) }, &reading(401));
-        look_at(&mut pair, 15, &Reading { epoch: 1, ..reading(340) }, &reading(401));
+        look_at(&mut pair, 14, &EnergyReading { epoch: 1, ..reading(340) }, &reading(401));
+        look_at(&mut pair, 15, &EnergyReading { epoch: 1, ..reading(340) }, &reading(401));
         assert_eq!(pair.state(), Duplicate::Independent);
     }
 

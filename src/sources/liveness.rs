@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use std::hint::spin_loop;
 
 use crate::clock::monotonic_ns;
-use crate::domain::{Domain, Duplicate, Grade, Reading};
+use crate::domain::{Domain, Duplicate, EnergyReading, Grade};
 
 use super::Opened;
 use super::agreement::{Agreement, Disagreement};
@@ -58,7 +58,7 @@ pub fn watch(opened: &mut [Opened], packages: &BTreeSet<u32>) -> Seen {
     let mut candidates = candidates(opened, packages);
     let mut agreement = Agreement::new(opened);
     let mut readings: Vec<_> =
-        opened.iter().map(|source| vec![Reading::default(); source.domains.len()]).collect();
+        opened.iter().map(|source| vec![EnergyReading::default(); source.domains.len()]).collect();
     let mut windows_ns = vec![(0, 0); opened.len()];
     for look in 1.. {
         for ((source, readings), window_ns) in opened.iter_mut().zip(&mut readings).zip(&mut windows_ns) {
@@ -99,16 +99,16 @@ struct Watched {
     place: Place,
     /// Whether it counts. An integral moves at once or has nothing to integrate.
     counter: bool,
-    last: Option<Reading>,
+    last: Option<EnergyReading>,
     moved: bool,
 }
 
 impl Watched {
-    fn see(&mut self, reading: &Reading) {
+    fn see(&mut self, reading: &EnergyReading) {
         if !reading.valid {
             return;
         }
-        let moved = |last: &Reading| reading.epoch == last.epoch && reading.energy_uj > last.energy_uj;
+        let moved = |last: &EnergyReading| reading.epoch == last.epoch && reading.energy_uj > last.energy_uj;
         self.moved |= self.last.as_ref().is_some_and(moved);
         self.last = Some(*reading);
     }
@@ -161,17 +161,17 @@ fn burn(for_ns: u64) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::Kind;
+    use crate::domain::DomainKind;
     use crate::sources::Source;
 
     /// Counters that add the next of their moves at each read, over and over; an empty list never moves.
     struct Moving(Vec<Vec<u64>>, Vec<u64>, usize);
 
     impl Source for Moving {
-        fn read(&mut self, into: &mut [Reading]) -> Option<(u64, u64)> {
+        fn read(&mut self, into: &mut [EnergyReading]) -> Option<(u64, u64)> {
             for ((moves, sum), reading) in self.0.iter().zip(&mut self.1).zip(into) {
                 *sum += moves.get(self.2 % moves.len().max(1)).copied().unwrap_or(0);
-                *reading = Reading { valid: true, energy_uj: *sum, ..Reading::default() };
+                *reading = EnergyReading { valid: true, energy_uj: *sum, ..EnergyReading::default() };
             }
             self.2 += 1;
             None
@@ -181,7 +181,7 @@ mod tests {
     fn packages(moves: &[&[u64]]) -> Vec<Opened> {
         let domain = |nth: usize| Domain {
             name: format!("package-{nth}"),
-            kind: Kind::Package,
+            kind: DomainKind::Package,
             source: "test".into(),
             device: None,
             parent: None,

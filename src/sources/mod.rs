@@ -21,7 +21,7 @@
 pub use discovery::{discover, discover_within};
 pub use settings::Settings;
 
-use crate::domain::{Absent, Domain, Reading};
+use crate::domain::{Absent, Domain, EnergyReading};
 
 use duplicate::DuplicatePair;
 use starting::Starting;
@@ -269,7 +269,7 @@ pub trait Source: Send {
     ///
     /// Gives back a window of the source's clock in which the read took place, where the source knows a narrower one
     /// than the caller's two clock readings around the call; it lies within them.
-    fn read(&mut self, into: &mut [Reading]) -> Option<(u64, u64)>;
+    fn read(&mut self, into: &mut [EnergyReading]) -> Option<(u64, u64)>;
 }
 
 /// A source that is there, with what it offers.

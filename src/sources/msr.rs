@@ -10,7 +10,7 @@ use std::io;
 use std::path::Path;
 
 use crate::clock::Clock;
-use crate::domain::{Grade, Kind, Reading};
+use crate::domain::{DomainKind, EnergyReading, Grade};
 
 use super::attribute::Attribute;
 use super::counter::{Counter, Shape, plausible_ceiling_mw};
@@ -96,7 +96,7 @@ fn cpus_in(root: &Path) -> io::Result<Vec<usize>> {
 /// One package's registers.
 struct Registers {
     file: Attribute,
-    meters: Vec<(Kind, u64, Unit, Counter)>,
+    meters: Vec<(DomainKind, u64, Unit, Counter)>,
     suspend: Suspend,
     clock: Clock,
 }
@@ -163,20 +163,20 @@ fn count(file: &mut Attribute, now_ns: u64, register: u64) -> Option<u64> {
 }
 
 impl Source for Registers {
-    fn read(&mut self, into: &mut [Reading]) -> Option<(u64, u64)> {
+    fn read(&mut self, into: &mut [EnergyReading]) -> Option<(u64, u64)> {
         for ((_, register, _, counter), reading) in self.meters.iter_mut().zip(&mut *into) {
             let before_ns = self.clock.now_ns();
             *reading = match count(&mut self.file, before_ns, *register) {
                 Some(count) => counter.advance(count, before_ns, self.clock.now_ns()),
                 None => {
                     counter.interrupt();
-                    Reading::default()
+                    EnergyReading::default()
                 }
             };
         }
         if self.suspend.slept() {
             self.meters.iter_mut().for_each(|(.., counter)| counter.interrupt());
-            into.fill(Reading::default());
+            into.fill(EnergyReading::default());
         }
         None
     }

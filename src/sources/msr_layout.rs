@@ -3,7 +3,7 @@
 //! Owns the makers' quirks by family and model, after linux arch/x86/events/rapl.c and
 //! drivers/powercap/intel_rapl_common.c. A processor that is not known here has no layout; a unit is never guessed. Pure.
 
-use crate::domain::Kind;
+use crate::domain::DomainKind;
 
 use super::processor::Processor;
 use super::unit::Unit;
@@ -14,7 +14,7 @@ pub struct Layout {
     /// The register with the unit in bits 12:8.
     pub unit: u64,
     /// What is counted in which register.
-    pub registers: &'static [(Kind, u64)],
+    pub registers: &'static [(DomainKind, u64)],
     quirk: Quirk,
 }
 
@@ -29,22 +29,32 @@ enum Quirk {
     SapphireRapids,
 }
 
-const CLIENT: &[(Kind, u64)] =
-    &[(Kind::Package, 0x611), (Kind::Core, 0x639), (Kind::Uncore, 0x641), (Kind::Dram, 0x619)];
-const CLIENT_WITH_PSYS: &[(Kind, u64)] = &[
-    (Kind::Psys, 0x64D),
-    (Kind::Package, 0x611),
-    (Kind::Core, 0x639),
-    (Kind::Uncore, 0x641),
-    (Kind::Dram, 0x619),
+const CLIENT: &[(DomainKind, u64)] = &[
+    (DomainKind::Package, 0x611),
+    (DomainKind::Core, 0x639),
+    (DomainKind::Uncore, 0x641),
+    (DomainKind::Dram, 0x619),
 ];
-const SERVER: &[(Kind, u64)] = &[(Kind::Package, 0x611), (Kind::Core, 0x639), (Kind::Dram, 0x619)];
-const SERVER_WITH_PSYS: &[(Kind, u64)] =
-    &[(Kind::Psys, 0x64D), (Kind::Package, 0x611), (Kind::Core, 0x639), (Kind::Dram, 0x619)];
-const WITHOUT_MEMORY: &[(Kind, u64)] = &[(Kind::Package, 0x611), (Kind::Core, 0x639), (Kind::Uncore, 0x641)];
-const ATOM: &[(Kind, u64)] = &[(Kind::Package, 0x611), (Kind::Core, 0x639)];
-const PHI: &[(Kind, u64)] = &[(Kind::Package, 0x611), (Kind::Dram, 0x619)];
-const AMD: &[(Kind, u64)] = &[(Kind::Package, 0xC001_029B)];
+const CLIENT_WITH_PSYS: &[(DomainKind, u64)] = &[
+    (DomainKind::Psys, 0x64D),
+    (DomainKind::Package, 0x611),
+    (DomainKind::Core, 0x639),
+    (DomainKind::Uncore, 0x641),
+    (DomainKind::Dram, 0x619),
+];
+const SERVER: &[(DomainKind, u64)] =
+    &[(DomainKind::Package, 0x611), (DomainKind::Core, 0x639), (DomainKind::Dram, 0x619)];
+const SERVER_WITH_PSYS: &[(DomainKind, u64)] = &[
+    (DomainKind::Psys, 0x64D),
+    (DomainKind::Package, 0x611),
+    (DomainKind::Core, 0x639),
+    (DomainKind::Dram, 0x619),
+];
+const WITHOUT_MEMORY: &[(DomainKind, u64)] =
+    &[(DomainKind::Package, 0x611), (DomainKind::Core, 0x639), (DomainKind::Uncore, 0x641)];
+const ATOM: &[(DomainKind, u64)] = &[(DomainKind::Package, 0x611), (DomainKind::Core, 0x639)];
+const PHI: &[(DomainKind, u64)] = &[(DomainKind::Package, 0x611), (DomainKind::Dram, 0x619)];
+const AMD: &[(DomainKind, u64)] = &[(DomainKind::Package, 0xC001_029B)];
 
 /// The layout of a processor; `None` for one that has no such registers or is not known.
 pub fn layout_of(processor: &Processor) -> Option<Layout> {
@@ -85,14 +95,14 @@ fn intel(model: u32) -> Option<Layout> {
 
 impl Layout {
     /// What one count of `kind` stands for, with what the unit's register says.
-    pub fn unit_of(&self, kind: Kind, register: u64) -> Option<Unit> {
+    pub fn unit_of(&self, kind: DomainKind, register: u64) -> Option<Unit> {
         let shift = (register >> 8) as u32 & 0x1F;
         match (self.quirk, kind) {
             (Quirk::Atom, _) => Unit::fraction(1 << shift, 1),
-            (Quirk::ServerMemory | Quirk::SapphireRapids, Kind::Dram) => {
+            (Quirk::ServerMemory | Quirk::SapphireRapids, DomainKind::Dram) => {
                 Some(Unit::TWO_TO_THE_MINUS_16_JOULES)
             }
-            (Quirk::SapphireRapids, Kind::Psys) => Unit::joules_over_power_of_two(0),
+            (Quirk::SapphireRapids, DomainKind::Psys) => Unit::joules_over_power_of_two(0),
             _ => Unit::joules_over_power_of_two(shift),
         }
     }
@@ -114,17 +124,20 @@ mod tests {
     fn units_follow_the_register_but_for_the_quirks() {
         // 0xA0E03: ESU 14; 0xA1003: ESU 16.
         let client = layout("GenuineIntel", 6, 0x9E).unwrap();
-        assert_eq!(client.unit_of(Kind::Package, 0xA_0E03), joules(14));
+        assert_eq!(client.unit_of(DomainKind::Package, 0xA_0E03), joules(14));
         let server = layout("GenuineIntel", 6, 0x55).unwrap();
-        assert_eq!(server.unit_of(Kind::Package, 0xA_0E03), joules(14));
-        assert_eq!(server.unit_of(Kind::Dram, 0xA_0E03), joules(16));
+        assert_eq!(server.unit_of(DomainKind::Package, 0xA_0E03), joules(14));
+        assert_eq!(server.unit_of(DomainKind::Dram, 0xA_0E03), joules(16));
         let rapids = layout("GenuineIntel", 6, 0xCF).unwrap();
-        assert_eq!(rapids.unit_of(Kind::Dram, 0xA_0E03), joules(16));
-        assert_eq!(rapids.unit_of(Kind::Psys, 0xA_0E03), joules(0));
-        assert_eq!(layout("AuthenticAMD", 0x19, 1).unwrap().unit_of(Kind::Package, 0xA_1003), joules(16));
+        assert_eq!(rapids.unit_of(DomainKind::Dram, 0xA_0E03), joules(16));
+        assert_eq!(rapids.unit_of(DomainKind::Psys, 0xA_0E03), joules(0));
+        assert_eq!(
+            layout("AuthenticAMD", 0x19, 1).unwrap().unit_of(DomainKind::Package, 0xA_1003),
+            joules(16)
+        );
         // 2^5 µJ on Silvermont.
         assert_eq!(
-            layout("GenuineIntel", 6, 0x37).unwrap().unit_of(Kind::Package, 0x0505),
+            layout("GenuineIntel", 6, 0x37).unwrap().unit_of(DomainKind::Package, 0x0505),
             Unit::fraction(32, 1)
         );
     }

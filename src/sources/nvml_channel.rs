@@ -9,7 +9,7 @@ use nvml_wrapper::enums::device::DeviceArchitecture as Architecture;
 use nvml_wrapper::sys_exports::field_id;
 use nvml_wrapper_sys::bindings::{NVML_POWER_SCOPE_GPU, NVML_POWER_SCOPE_MEMORY, NVML_POWER_SCOPE_MODULE};
 
-use crate::domain::{Domain, Grade, Kind, Reading};
+use crate::domain::{Domain, DomainKind, EnergyReading, Grade};
 
 use super::counter::{Counter, Shape, plausible_ceiling_mw};
 use super::integral::{Power, ROUNDING_UJ, Trapezoid};
@@ -50,11 +50,11 @@ impl Part {
         }
     }
 
-    fn kind(self) -> Kind {
+    fn kind(self) -> DomainKind {
         match self {
-            Part::Gpu => Kind::Gpu,
-            Part::Module => Kind::Module,
-            Part::Memory => Kind::GpuMemory,
+            Part::Gpu => DomainKind::Gpu,
+            Part::Module => DomainKind::Module,
+            Part::Memory => DomainKind::GpuMemory,
         }
     }
 
@@ -88,7 +88,7 @@ pub struct Channel {
     counter: Counter,
     /// The power's integral: the part's energy where it has no counter, else the shape of the counter's steps.
     trapezoid: Trapezoid,
-    integrated: Option<Reading>,
+    integrated: Option<EnergyReading>,
     highest_mw: u64,
 }
 
@@ -156,16 +156,16 @@ impl Channel {
 
     /// What the part's energy is: by its counter, read between `before_ns` and `after_ns` where this read asked for it;
     /// else by its power.
-    pub fn reading(&mut self, count_mj: &Answer, before_ns: u64, after_ns: u64) -> Reading {
+    pub fn reading(&mut self, count_mj: &Answer, before_ns: u64, after_ns: u64) -> EnergyReading {
         if self.energy.is_none() {
             return self.integrated.unwrap_or_default();
         }
         let reading = match count_mj {
             Ok(count_mj) => self.counter.advance(*count_mj, before_ns, after_ns),
-            Err(_) => Reading::default(),
+            Err(_) => EnergyReading::default(),
         };
         let shape_uj = self.integrated.map_or(0, |integrated| integrated.energy_uj + 1);
-        Reading { shape_uj, ..reading }
+        EnergyReading { shape_uj, ..reading }
     }
 
     /// The board was away: whatever it shows next, the energy in between is unknown.

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use nvml_wrapper::error::NvmlError;
 
 use crate::clock::Clock;
-use crate::domain::{Domain, Reading};
+use crate::domain::{Domain, EnergyReading};
 
 use super::call_cost::Cost;
 use super::nvml_cadence::Cadence;
@@ -145,8 +145,8 @@ fn domains_of(source: &str, channels: &[Channel], identity: &Identity) -> Vec<Do
 /// that a live counter moves without a load. However long a look takes there is one at the end of the watch, too.
 fn watch(gpu: &mut Gpu, look: Duration) -> Vec<bool> {
     let pause = (PAUSE_FOR_EACH_LOOK * look).clamp(LEAST_PAUSE, WATCH);
-    let mut readings = vec![Reading::default(); gpu.channels.len()];
-    let mut first: Vec<Option<Reading>> = vec![None; gpu.channels.len()];
+    let mut readings = vec![EnergyReading::default(); gpu.channels.len()];
+    let mut first: Vec<Option<EnergyReading>> = vec![None; gpu.channels.len()];
     let mut advanced = vec![false; gpu.channels.len()];
     let mut until = None;
     loop {
@@ -216,7 +216,7 @@ fn ask(
 
 impl Gpu {
     /// One read; an error means that the board is gone.
-    fn answer(&mut self, into: &mut [Reading]) -> Result<Option<(u64, u64)>, NvmlError> {
+    fn answer(&mut self, into: &mut [EnergyReading]) -> Result<Option<(u64, u64)>, NvmlError> {
         let now_ns = self.clock.now_ns();
         let Some(board) = self.link.board(now_ns) else { return Ok(None) };
         // A new start of the library may have taken long.
@@ -237,13 +237,13 @@ impl Gpu {
 }
 
 impl Source for Gpu {
-    fn read(&mut self, into: &mut [Reading]) -> Option<(u64, u64)> {
-        into.fill(Reading::default());
+    fn read(&mut self, into: &mut [EnergyReading]) -> Option<(u64, u64)> {
+        into.fill(EnergyReading::default());
         match self.answer(into) {
             Ok(Some(window)) => Some(window),
             Ok(None) => None,
             Err(_) => {
-                into.fill(Reading::default());
+                into.fill(EnergyReading::default());
                 self.channels.iter_mut().for_each(Channel::interrupt);
                 self.link.lose(self.clock.now_ns());
                 None

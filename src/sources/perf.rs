@@ -9,7 +9,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
 use crate::clock::Clock;
-use crate::domain::{Domain, Grade, Kind, Reading};
+use crate::domain::{Domain, DomainKind, EnergyReading, Grade};
 
 use super::counter::{Counter, Shape, plausible_ceiling_mw};
 use super::perf_ffi::open_counter;
@@ -65,10 +65,10 @@ pub fn open(settings: &Settings, clock: &Clock) -> Inventory {
 /// them advances, and everything outermost is within it.
 fn name_psys(opened: &mut [Opened]) {
     let mut domains: Vec<&mut Domain> = opened.iter_mut().flat_map(|group| &mut group.domains).collect();
-    let Some(first) = domains.iter_mut().find(|domain| domain.kind == Kind::Psys) else { return };
+    let Some(first) = domains.iter_mut().find(|domain| domain.kind == DomainKind::Psys) else { return };
     first.name = "psys".into();
     for domain in domains {
-        if matches!(domain.kind, Kind::Package | Kind::Dram) {
+        if matches!(domain.kind, DomainKind::Package | DomainKind::Dram) {
             domain.parent = Some("psys".into());
         }
     }
@@ -80,7 +80,7 @@ struct Group {
     /// First the leader. Dropping one would close it, so the members stay although only the leader is read.
     events: Vec<OwnedFd>,
     /// Which of the PMU's events are in the group, in the order of the counts, and what they meter.
-    members: Vec<(Kind, Event)>,
+    members: Vec<(DomainKind, Event)>,
     counters: Vec<Counter>,
     /// The carrier of the time stamp, the last member of the group.
     tsc: Option<Tsc>,
@@ -146,7 +146,7 @@ impl Group {
 }
 
 impl Source for Group {
-    fn read(&mut self, into: &mut [Reading]) -> Option<(u64, u64)> {
+    fn read(&mut self, into: &mut [EnergyReading]) -> Option<(u64, u64)> {
         let before_ns = self.clock.now_ns();
         let counts = self.counts();
         let after_ns = self.clock.now_ns();
@@ -154,7 +154,7 @@ impl Source for Group {
             self.counters.iter_mut().for_each(Counter::interrupt);
         }
         let Some(counts) = counts else {
-            into.fill(Reading::default());
+            into.fill(EnergyReading::default());
             return None;
         };
         let stamp = counts[self.counters.len() + 1];
@@ -175,29 +175,29 @@ fn open_tsc(settings: &Settings, cpu: usize, leader: &OwnedFd) -> Option<OwnedFd
 }
 
 /// What an event of the `power` PMU meters; `None` for one that this program does not know.
-fn kind_of(event: &str) -> Option<Kind> {
+fn kind_of(event: &str) -> Option<DomainKind> {
     match event {
-        "energy-pkg" => Some(Kind::Package),
-        "energy-cores" => Some(Kind::Core),
-        "energy-gpu" => Some(Kind::Uncore),
-        "energy-ram" => Some(Kind::Dram),
-        "energy-psys" => Some(Kind::Psys),
+        "energy-pkg" => Some(DomainKind::Package),
+        "energy-cores" => Some(DomainKind::Core),
+        "energy-gpu" => Some(DomainKind::Uncore),
+        "energy-ram" => Some(DomainKind::Dram),
+        "energy-psys" => Some(DomainKind::Psys),
         _ => None,
     }
 }
 
-fn shape_of(kind: Kind, event: &Event) -> Shape {
+fn shape_of(kind: DomainKind, event: &Event) -> Shape {
     Shape {
         unit: event.unit,
         modulus: 1 << 64,
         ceiling_mw: plausible_ceiling_mw(kind),
         staleness_ns: 100_000_000,
-        range_uj: if kind == Kind::Psys { PSYS_REGISTER_UJ } else { REGISTER_UJ },
+        range_uj: if kind == DomainKind::Psys { PSYS_REGISTER_UJ } else { REGISTER_UJ },
     }
 }
 
 /// The smallest step of a domain: 2^-14 J, the coarsest unit of these registers; but a server's psys may count in whole
 /// joules (rapl.c, the quirk of Sapphire Rapids).
-fn quantum_uj(kind: Kind, client: bool) -> u64 {
-    if kind == Kind::Psys && !client { 1_000_000 } else { 62 }
+fn quantum_uj(kind: DomainKind, client: bool) -> u64 {
+    if kind == DomainKind::Psys && !client { 1_000_000 } else { 62 }
 }

@@ -8,7 +8,7 @@
 use std::io;
 
 use crate::clock::Clock;
-use crate::domain::{Domain, Grade, Reading};
+use crate::domain::{Domain, EnergyReading, Grade};
 
 use super::attribute::Attribute;
 use super::counter::{Counter, Shape, plausible_ceiling_mw};
@@ -109,14 +109,14 @@ struct Zones {
 }
 
 impl Source for Zones {
-    fn read(&mut self, into: &mut [Reading]) -> Option<(u64, u64)> {
+    fn read(&mut self, into: &mut [EnergyReading]) -> Option<(u64, u64)> {
         for (meter, reading) in self.meters.iter_mut().zip(&mut *into) {
             *reading = meter.read(&self.clock);
         }
         if self.suspend.slept() {
             // Each meter may have been read before or after the sleep: neither this reading nor the next may be joined.
             self.meters.iter_mut().for_each(|meter| meter.counter.interrupt());
-            into.fill(Reading::default());
+            into.fill(EnergyReading::default());
         }
         None
     }
@@ -143,11 +143,11 @@ impl Meter {
         Ok(Meter { energy: Attribute::open_number(zone.energy_file())?, count, counter })
     }
 
-    fn read(&mut self, clock: &Clock) -> Reading {
+    fn read(&mut self, clock: &Clock) -> EnergyReading {
         let before_ns = clock.now_ns();
         let Some(microjoules) = self.energy.number(before_ns) else {
             self.counter.interrupt();
-            return Reading::default();
+            return EnergyReading::default();
         };
         self.counter.advance(self.count.raw(microjoules), before_ns, clock.now_ns())
     }

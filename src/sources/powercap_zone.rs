@@ -9,7 +9,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::domain::Kind;
+use crate::domain::DomainKind;
 
 use super::unit::Unit;
 
@@ -22,7 +22,7 @@ pub struct Zone {
     /// "intel-rapl:0:1".
     pub id: String,
     /// What it meters.
-    pub kind: Kind,
+    pub kind: DomainKind,
     /// The domain's name: "core-0".
     pub domain: String,
     /// How it counts.
@@ -50,10 +50,10 @@ impl Zone {
     pub fn parent(&self, all: &[Zone]) -> Option<String> {
         let named = |name: String| all.iter().any(|zone| zone.domain == name).then_some(name);
         match self.kind {
-            Kind::Core | Kind::Uncore => {
+            DomainKind::Core | DomainKind::Uncore => {
                 self.domain.split_once('-').and_then(|(_, place)| named(format!("package-{place}")))
             }
-            Kind::Package | Kind::Dram => named("psys".into()),
+            DomainKind::Package | DomainKind::Dram => named("psys".into()),
             _ => None,
         }
     }
@@ -103,13 +103,13 @@ fn zone(class: &Path, id: &str) -> Result<Zone, String> {
     let path = class.join(id);
     let name = name_of(&path)?;
     let (kind, domain) = match name.as_str() {
-        "psys" => (Kind::Psys, name),
-        package if package.starts_with("package-") => (Kind::Package, name),
+        "psys" => (DomainKind::Psys, name),
+        package if package.starts_with("package-") => (DomainKind::Package, name),
         part => {
             let kind = match part {
-                "core" => Kind::Core,
-                "uncore" => Kind::Uncore,
-                "dram" => Kind::Dram,
+                "core" => DomainKind::Core,
+                "uncore" => DomainKind::Uncore,
+                "dram" => DomainKind::Dram,
                 _ => return Err(format!("its name {part:?} is not known")),
             };
             let package = id.rsplit_once(':').map(|(package, _)| name_of(&class.join(package)));

@@ -2,7 +2,7 @@
 //!
 //! Owns no state. A platform has one psys; discovery drops the copies of the other packages.
 
-use crate::domain::{Domain, Grade, Kind};
+use crate::domain::{Domain, DomainKind, Grade};
 
 use super::counter::plausible_ceiling_mw;
 
@@ -11,12 +11,12 @@ use super::counter::plausible_ceiling_mw;
 pub(super) const LATENCY_NS: u64 = 50_000;
 
 /// The domain of a register in the package called `place`.
-pub(super) fn domain(source: &str, kind: Kind, place: &str, grade: Grade, quantum_uj: u64) -> Domain {
+pub(super) fn domain(source: &str, kind: DomainKind, place: &str, grade: Grade, quantum_uj: u64) -> Domain {
     let (stem, parent) = match kind {
-        Kind::Core => ("core", Some(format!("package-{place}"))),
-        Kind::Uncore => ("uncore", Some(format!("package-{place}"))),
-        Kind::Dram => ("dram", None),
-        Kind::Psys => ("psys", None),
+        DomainKind::Core => ("core", Some(format!("package-{place}"))),
+        DomainKind::Uncore => ("uncore", Some(format!("package-{place}"))),
+        DomainKind::Dram => ("dram", None),
+        DomainKind::Psys => ("psys", None),
         _ => ("package", None),
     };
     Domain {

@@ -8,7 +8,7 @@ use std::io::{self, BufWriter, Write};
 
 use serde::Serialize;
 
-use crate::domain::{Domain, Reading};
+use crate::domain::{Domain, EnergyReading};
 
 use super::trace_line::{DomainLine, VERSION};
 
@@ -51,7 +51,7 @@ impl<W: Write> Recorder<W> {
         first: usize,
         before_ns: u64,
         after_ns: u64,
-        readings: &[Reading],
+        readings: &[EnergyReading],
     ) -> io::Result<()> {
         self.line.clear();
         let line = &mut self.line;
@@ -74,9 +74,9 @@ impl<W: Write> Recorder<W> {
     }
 }
 
-fn push(line: &mut String, nth: usize, reading: &Reading) -> std::fmt::Result {
+fn push(line: &mut String, nth: usize, reading: &EnergyReading) -> std::fmt::Result {
     let comma = if nth == 0 { "" } else { "," };
-    let Reading { valid, energy_uj, doubt_uj, stamp_ns, epoch, shape_uj } = reading;
+    let EnergyReading { valid, energy_uj, uncertainty_uj: doubt_uj, stamp_ns, epoch, shape_uj } = reading;
     match (valid, shape_uj) {
         (true, 0) => write!(line, "{comma}[{energy_uj},{doubt_uj},{stamp_ns},{epoch}]"),
         (true, _) => write!(line, "{comma}[{energy_uj},{doubt_uj},{stamp_ns},{epoch},{shape_uj}]"),

@@ -9,7 +9,7 @@ use std::io::{self, BufRead, BufReader, Read};
 use std::path::Path;
 
 use crate::clock::Clock;
-use crate::domain::Reading;
+use crate::domain::EnergyReading;
 
 use super::counter::{Counter, Shape, plausible_ceiling_mw};
 use super::script::{Script, Simulated};
@@ -18,7 +18,7 @@ use super::unit::Unit;
 use super::{Inventory, Opened, Source};
 
 /// The mechanism's name.
-pub const NAME: &str = crate::domain::REPLAY;
+pub const NAME: &str = crate::domain::REPLAY_SOURCE;
 
 /// The longest script that is read.
 const LONGEST_SCRIPT: u64 = 16 << 20;
@@ -90,18 +90,18 @@ struct Scripted {
 }
 
 impl Source for Scripted {
-    fn read(&mut self, into: &mut [Reading]) -> Option<(u64, u64)> {
+    fn read(&mut self, into: &mut [EnergyReading]) -> Option<(u64, u64)> {
         let now_ns = self.clock.now_ns();
         let since_start_ns = now_ns.saturating_sub(self.start_ns);
         for ((domain, counter), reading) in self.script.domains.iter().zip(&mut self.counters).zip(into) {
             *reading = match domain.shown(since_start_ns) {
                 None => {
                     counter.interrupt();
-                    Reading::default()
+                    EnergyReading::default()
                 }
                 Some(shown) => {
                     let reading = counter.advance(shown.raw, now_ns, now_ns);
-                    Reading {
+                    EnergyReading {
                         stamp_ns: shown.stamp_ns.map_or(0, |stamp_ns| self.start_ns + stamp_ns),
                         ..reading
                     }
@@ -131,12 +131,12 @@ struct Recorded {
 }
 
 impl Source for Recorded {
-    fn read(&mut self, into: &mut [Reading]) -> Option<(u64, u64)> {
+    fn read(&mut self, into: &mut [EnergyReading]) -> Option<(u64, u64)> {
         let since_start_ns = self.clock.now_ns().saturating_sub(self.start_ns);
         for (domain, reading) in into.iter_mut().enumerate() {
             let shown = self.trace.reading(domain, since_start_ns);
             let stamp_ns = if shown.stamp_ns == 0 { 0 } else { self.start_ns.saturating_add(shown.stamp_ns) };
-            *reading = Reading { stamp_ns, ..shown };
+            *reading = EnergyReading { stamp_ns, ..shown };
         }
         None
     }

@@ -8,7 +8,7 @@ use std::ops::{Range, RangeInclusive};
 use serde::Deserialize;
 use toml::Spanned;
 
-use crate::domain::{Domain, Grade, Kind};
+use crate::domain::{Domain, DomainKind, Grade};
 
 use super::profile::Profile;
 use super::script::{Invalid, Script, Simulated};
@@ -33,7 +33,7 @@ pub struct MachineText {
 #[serde(deny_unknown_fields)]
 struct DomainText {
     name: String,
-    kind: Kind,
+    kind: DomainKind,
     parent: Option<String>,
     device: Option<String>,
     grade: Option<Grade>,
@@ -105,7 +105,7 @@ impl DomainText {
             domain: Domain {
                 name: self.name,
                 kind: self.kind,
-                source: crate::domain::REPLAY.into(),
+                source: crate::domain::REPLAY_SOURCE.into(),
                 device: self.device,
                 parent: self.parent,
                 grade: self.grade.unwrap_or(Grade::Measured),

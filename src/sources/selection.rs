@@ -2,7 +2,7 @@
 //!
 //! Owns the scratch readings of the whole source, made once. Never changes the order of what stays.
 
-use crate::domain::Reading;
+use crate::domain::EnergyReading;
 
 use super::{Opened, Source};
 
@@ -19,7 +19,7 @@ pub fn select(opened: Opened, kept: &[bool]) -> Option<Opened> {
         domains: columns.iter().map(|&column| opened.domains[column].clone()).collect(),
         advanced: columns.iter().map(|&column| opened.advanced[column]).collect(),
         source: Box::new(Selection {
-            scratch: vec![Reading::default(); opened.domains.len()],
+            scratch: vec![EnergyReading::default(); opened.domains.len()],
             inner: opened.source,
             columns,
         }),
@@ -30,13 +30,13 @@ pub fn select(opened: Opened, kept: &[bool]) -> Option<Opened> {
 struct Selection {
     inner: Box<dyn Source>,
     /// As many as the inner source has domains.
-    scratch: Vec<Reading>,
+    scratch: Vec<EnergyReading>,
     /// Indices into `scratch`, ascending.
     columns: Vec<usize>,
 }
 
 impl Source for Selection {
-    fn read(&mut self, into: &mut [Reading]) -> Option<(u64, u64)> {
+    fn read(&mut self, into: &mut [EnergyReading]) -> Option<(u64, u64)> {
         let window = self.inner.read(&mut self.scratch);
         for (reading, &column) in into.iter_mut().zip(&self.columns) {
             *reading = self.scratch[column];

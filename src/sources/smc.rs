@@ -7,7 +7,7 @@
 use std::time::{Duration, Instant};
 
 use crate::clock::Clock;
-use crate::domain::{Domain, Grade, Kind, Reading};
+use crate::domain::{Domain, DomainKind, EnergyReading, Grade};
 
 use super::apple_calls_ffi::Calls;
 use super::integral::{Power, ROUNDING_UJ, Trapezoid};
@@ -33,7 +33,7 @@ const MOST_PROCESSOR_MW: u64 = 615_000;
 struct Key {
     letters: &'static [u8; 4],
     name: &'static str,
-    kind: Kind,
+    kind: DomainKind,
     parent: Option<&'static str>,
     most_mw: u64,
     /// Read on Intel's Macs only: on Apple silicon its energy is in IOReport's counters.
@@ -41,11 +41,18 @@ struct Key {
 }
 
 const KEYS: [Key; 4] = [
-    Key { letters: b"PSTR", name: "psys", kind: Kind::Psys, parent: None, most_mw: MOST_MW, intel: false },
+    Key {
+        letters: b"PSTR",
+        name: "psys",
+        kind: DomainKind::Psys,
+        parent: None,
+        most_mw: MOST_MW,
+        intel: false,
+    },
     Key {
         letters: b"PCPT",
         name: "package-0",
-        kind: Kind::Package,
+        kind: DomainKind::Package,
         parent: Some("psys"),
         most_mw: MOST_PROCESSOR_MW,
         intel: true,
@@ -53,7 +60,7 @@ const KEYS: [Key; 4] = [
     Key {
         letters: b"PCPC",
         name: "core-0",
-        kind: Kind::Core,
+        kind: DomainKind::Core,
         parent: Some("package-0"),
         most_mw: MOST_PROCESSOR_MW,
         intel: true,
@@ -61,7 +68,7 @@ const KEYS: [Key; 4] = [
     Key {
         letters: b"PCPG",
         name: "uncore-0",
-        kind: Kind::Uncore,
+        kind: DomainKind::Uncore,
         parent: Some("package-0"),
         most_mw: MOST_PROCESSOR_MW,
         intel: true,
@@ -135,7 +142,7 @@ impl Smc {
 }
 
 impl Source for Smc {
-    fn read(&mut self, into: &mut [Reading]) -> Option<(u64, u64)> {
+    fn read(&mut self, into: &mut [EnergyReading]) -> Option<(u64, u64)> {
         self.seek();
         let mut gone = false;
         for (sensor, reading) in self.sensors.iter_mut().zip(&mut *into) {
@@ -145,7 +152,7 @@ impl Source for Smc {
                 Some(Ok(Some(power_mw))) => sensor.advance(self.clock.now_ns(), power_mw),
                 _ => {
                     sensor.trapezoid.interrupt();
-                    Reading::default()
+                    EnergyReading::default()
                 }
             };
         }
@@ -154,7 +161,7 @@ impl Source for Smc {
         }
         if self.suspend.slept() {
             self.sensors.iter_mut().for_each(|sensor| sensor.trapezoid.interrupt());
-            into.fill(Reading::default());
+            into.fill(EnergyReading::default());
         }
         None
     }
@@ -192,7 +199,7 @@ impl Sensor {
         Ok(power_mw.filter(|_| answer.result == 0))
     }
 
-    fn advance(&mut self, at_ns: u64, power_mw: u64) -> Reading {
+    fn advance(&mut self, at_ns: u64, power_mw: u64) -> EnergyReading {
         self.trapezoid.advance(Power { at_ns, power_mw, low_mw: 0, high_mw: self.key.most_mw })
     }
 

@@ -9,7 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::clock::Clock;
-use crate::domain::Reading;
+use crate::domain::EnergyReading;
 
 use super::{
     Inventory, Settings, amdgpu, battery, hwmon, intelgpu, ioreport, msr, nvml, perf, powercap, smc,
@@ -119,7 +119,7 @@ fn open(source: &str, settings: &Settings, clock: &Clock, sender: &Sender<Progre
     if !watches_itself(source) {
         // A first read that blocks does so here.
         for opened in &mut found.opened {
-            opened.source.read(&mut vec![Reading::default(); opened.domains.len()]);
+            opened.source.read(&mut vec![EnergyReading::default(); opened.domains.len()]);
         }
     }
     send(found, true);

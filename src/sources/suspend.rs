@@ -5,7 +5,7 @@
 //! while the machine sleeps, so nothing is concluded across a sleep. Never mistakes being scheduled away between two
 //! clock reads for a sleep: each comparison is bounded from both sides.
 
-use crate::clock::{Clock, monotonic_ns, with_sleep_ns};
+use crate::clock::{Clock, boottime_ns, monotonic_ns};
 
 /// Sleeps shorter than this are none: suspending alone takes longer.
 const SHORTEST_NS: i128 = 1_000_000;
@@ -35,7 +35,7 @@ impl Suspend {
         if !self.watching {
             return false;
         }
-        let (before_ns, boot_ns, after_ns) = (monotonic_ns(), with_sleep_ns(), monotonic_ns());
+        let (before_ns, boot_ns, after_ns) = (monotonic_ns(), boottime_ns(), monotonic_ns());
         self.step(i128::from(before_ns), i128::from(boot_ns), i128::from(after_ns))
     }
 

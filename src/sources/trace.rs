@@ -12,7 +12,7 @@
 
 use std::io::BufRead;
 
-use crate::domain::{Domain, Reading};
+use crate::domain::{Domain, EnergyReading};
 
 pub use super::trace_line::Invalid;
 use super::trace_line::{SampleLine, header, next_line};
@@ -37,7 +37,7 @@ pub struct Trace {
 #[derive(Debug, Clone, PartialEq, Default)]
 struct Track {
     /// Each with the instant at which it was known.
-    points: Vec<(u64, Reading)>,
+    points: Vec<(u64, EnergyReading)>,
 }
 
 impl Trace {
@@ -75,8 +75,8 @@ impl Trace {
 
     /// What the domains showed `since_start_ns` after the beginning; stamps are given relative to it too. `turn_ns`, the
     /// length of one round, is where a looped trace begins anew.
-    pub fn reading(&self, domain: usize, since_start_ns: u64) -> Reading {
-        let Some(track) = self.tracks.get(domain) else { return Reading::default() };
+    pub fn reading(&self, domain: usize, since_start_ns: u64) -> EnergyReading {
+        let Some(track) = self.tracks.get(domain) else { return EnergyReading::default() };
         let turn_ns = (self.end_ns - self.start_ns).max(1);
         let (turn, within_ns) = match self.looped {
             true => (since_start_ns / turn_ns, since_start_ns % turn_ns),
@@ -86,12 +86,12 @@ impl Trace {
         match (known.checked_sub(1), turn.checked_sub(1)) {
             (Some(at), _) => track.reading(at, turn, turn_ns, self.start_ns),
             // Not yet in this round: what the last one ended with.
-            (None, Some(before)) => track
-                .points
-                .len()
-                .checked_sub(1)
-                .map_or_else(Reading::default, |last| track.reading(last, before, turn_ns, self.start_ns)),
-            (None, None) => Reading::default(),
+            (None, Some(before)) => {
+                track.points.len().checked_sub(1).map_or_else(EnergyReading::default, |last| {
+                    track.reading(last, before, turn_ns, self.start_ns)
+                })
+            }
+            (None, None) => EnergyReading::default(),
         }
     }
 
@@ -125,14 +125,14 @@ impl Trace {
 }
 
 impl Track {
-    fn push(&mut self, at_ns: u64, reading: Reading) -> Result<(), &'static str> {
+    fn push(&mut self, at_ns: u64, reading: EnergyReading) -> Result<(), &'static str> {
         if self.points.last().is_some_and(|(last_ns, _)| *last_ns >= at_ns) {
             return Err("is not later than the domain's reading before");
         }
         if let Some((_, last)) =
             self.points.iter().rev().find(|(_, last)| last.valid).filter(|_| reading.valid)
         {
-            if reading.energy_uj < last.energy_uj || reading.doubt_uj < last.doubt_uj {
+            if reading.energy_uj < last.energy_uj || reading.uncertainty_uj < last.uncertainty_uj {
                 return Err("decreases");
             }
             if reading.epoch < last.epoch {
@@ -144,19 +144,19 @@ impl Track {
     }
 
     /// By how much a whole round adds to energy, doubt and epoch.
-    fn growth(&self) -> Reading {
+    fn growth(&self) -> EnergyReading {
         let shapes =
             || self.points.iter().map(|(_, reading)| reading.shape_uj).filter(|shape_uj| *shape_uj != 0);
         let shape_uj = shapes().max().unwrap_or(0) - shapes().min().unwrap_or(0);
         let mut valid = self.points.iter().map(|(_, reading)| reading).filter(|reading| reading.valid);
-        let Some(first) = valid.next() else { return Reading { shape_uj, ..Reading::default() } };
+        let Some(first) = valid.next() else { return EnergyReading { shape_uj, ..EnergyReading::default() } };
         let last = valid.next_back().unwrap_or(first);
         let whole =
             [self.points.first(), self.points.last()].into_iter().flatten().all(|(_, reading)| reading.valid);
-        Reading {
+        EnergyReading {
             valid: true,
             energy_uj: last.energy_uj - first.energy_uj,
-            doubt_uj: last.doubt_uj - first.doubt_uj,
+            uncertainty_uj: last.uncertainty_uj - first.uncertainty_uj,
             stamp_ns: 0,
             epoch: (last.epoch - first.epoch).wrapping_add(u32::from(!whole)),
             shape_uj,
@@ -164,18 +164,18 @@ impl Track {
     }
 
     /// The reading at `at` as it looks in round `turn`.
-    fn reading(&self, at: usize, turn: u64, turn_ns: u64, start_ns: u64) -> Reading {
+    fn reading(&self, at: usize, turn: u64, turn_ns: u64, start_ns: u64) -> EnergyReading {
         let reading = self.points[at].1;
-        let growth = if turn == 0 { Reading::default() } else { self.growth() };
+        let growth = if turn == 0 { EnergyReading::default() } else { self.growth() };
         let shifted = |value: u64, by: u64| value.saturating_add(by.saturating_mul(turn));
         let shape_uj = if reading.shape_uj == 0 { 0 } else { shifted(reading.shape_uj, growth.shape_uj) };
         if !reading.valid {
-            return Reading { shape_uj, ..Reading::default() };
+            return EnergyReading { shape_uj, ..EnergyReading::default() };
         }
-        Reading {
+        EnergyReading {
             valid: true,
             energy_uj: shifted(reading.energy_uj, growth.energy_uj),
-            doubt_uj: shifted(reading.doubt_uj, growth.doubt_uj),
+            uncertainty_uj: shifted(reading.uncertainty_uj, growth.uncertainty_uj),
             stamp_ns: match reading.stamp_ns {
                 0 => 0,
                 stamp_ns => shifted(stamp_ns.saturating_sub(start_ns), turn_ns).max(1),

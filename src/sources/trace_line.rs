@@ -9,7 +9,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::domain::{Domain, Grade, Kind, Reading};
+use crate::domain::{Domain, DomainKind, EnergyReading, Grade};
 
 /// The version of the format, in the header.
 pub const VERSION: u64 = 1;
@@ -49,7 +49,7 @@ impl Invalid {
 #[serde(deny_unknown_fields)]
 pub struct DomainLine {
     name: String,
-    kind: Kind,
+    kind: DomainKind,
     grade: Grade,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     source: Option<String>,
@@ -85,7 +85,7 @@ impl From<DomainLine> for Domain {
             name: line.name,
             kind: line.kind,
             // Whoever read it then, it is replayed now.
-            source: crate::domain::REPLAY.into(),
+            source: crate::domain::REPLAY_SOURCE.into(),
             device: line.device,
             parent: line.parent,
             grade: line.grade,
@@ -106,7 +106,7 @@ pub struct SampleLine {
     /// The clock after it; not before `before_ns`.
     pub after_ns: u64,
     /// One reading for each domain.
-    pub readings: Vec<Reading>,
+    pub readings: Vec<EnergyReading>,
 }
 
 impl SampleLine {
@@ -173,12 +173,12 @@ pub fn header(line: &[u8]) -> Result<(Vec<Domain>, bool), Invalid> {
     Ok((domains, looped))
 }
 
-fn reading_in(value: Value) -> Result<Reading, String> {
+fn reading_in(value: Value) -> Result<EnergyReading, String> {
     let fields: Option<Vec<u64>> = serde_json::from_value(value).map_err(|error| error.to_string())?;
     let (known, shape_uj) = match fields.as_deref() {
-        None => return Ok(Reading::default()),
+        None => return Ok(EnergyReading::default()),
         // The counter was not asked, or did not answer; the power was.
-        Some([shape_uj]) => return Ok(Reading { shape_uj: *shape_uj, ..Reading::default() }),
+        Some([shape_uj]) => return Ok(EnergyReading { shape_uj: *shape_uj, ..EnergyReading::default() }),
         Some([known @ .., shape_uj]) if known.len() == 4 => (known, *shape_uj),
         Some(known) => (known, 0),
     };
@@ -189,7 +189,7 @@ fn reading_in(value: Value) -> Result<Reading, String> {
         ));
     };
     let epoch = u32::try_from(epoch).map_err(|_| format!("epoch {epoch} is larger than {}", u32::MAX))?;
-    Ok(Reading { valid: true, energy_uj, doubt_uj, stamp_ns, epoch, shape_uj })
+    Ok(EnergyReading { valid: true, energy_uj, uncertainty_uj: doubt_uj, stamp_ns, epoch, shape_uj })
 }
 
 /// The fields of one line, taken out by name so that every error can say which.

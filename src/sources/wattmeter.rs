@@ -13,7 +13,7 @@
 //! Never believes a value above the device's ceiling, and never bridges a gap.
 
 use crate::clock::Clock;
-use crate::domain::Reading;
+use crate::domain::EnergyReading;
 
 use super::attribute::Attribute;
 use super::integral::{Power, Trapezoid};
@@ -82,19 +82,19 @@ impl Wattmeter {
     }
 
     /// Reads and integrates; invalid while the sensor is away or shows what cannot be.
-    pub fn read(&mut self, clock: &Clock) -> Reading {
+    pub fn read(&mut self, clock: &Clock) -> EnergyReading {
         let now_ns = clock.now_ns();
         let shown = self.wattage.read_mw(now_ns).filter(|&power_mw| power_mw <= self.ceiling_mw);
         let Some(power_mw) = shown else {
             self.interrupt();
-            return Reading::default();
+            return EnergyReading::default();
         };
         let at_ns = clock.now_ns();
         let (low_mw, high_mw) = self.between(at_ns, power_mw);
         self.last = Some((at_ns, power_mw));
         let reading = self.trapezoid.advance(Power { at_ns, power_mw, low_mw, high_mw });
         // A trailing mean is the truth for no instant that anybody could name; the domain's latency has it.
-        if self.trailing_ns.is_some() { Reading { stamp_ns: 0, ..reading } } else { reading }
+        if self.trailing_ns.is_some() { EnergyReading { stamp_ns: 0, ..reading } } else { reading }
     }
 
     /// Whatever it shows next, the energy in between is unknown.
@@ -147,7 +147,7 @@ mod tests {
         meter.read(&clock);
         clock.set(1_000 * MS);
         let reading = meter.read(&clock);
-        assert_eq!((reading.energy_uj, reading.doubt_uj), (50_000_000, 350_000_000));
+        assert_eq!((reading.energy_uj, reading.uncertainty_uj), (50_000_000, 350_000_000));
         assert_eq!((reading.stamp_ns, meter.latency_ns()), (1_000 * MS, 0));
     }
 
@@ -198,12 +198,12 @@ mod tests {
                 let late = energy[at as usize];
                 let early = energy[at.saturating_sub(meter.latency_ns() / MS) as usize];
                 prop_assert!(
-                    reading.energy_uj <= late + reading.doubt_uj + 2
-                        && reading.energy_uj + reading.doubt_uj + 2 >= early,
+                    reading.energy_uj <= late + reading.uncertainty_uj + 2
+                        && reading.energy_uj + reading.uncertainty_uj + 2 >= early,
                     "at {at} ms: {reading:?}, the truth in {early}..={late}"
                 );
                 // And the doubt is worth something: a few per cent of what anything-goes would say.
-                prop_assert!(reading.doubt_uj <= 400_000 * at / 40 + 400_000 * TAU_MS);
+                prop_assert!(reading.uncertainty_uj <= 400_000 * at / 40 + 400_000 * TAU_MS);
             }
         }
     }

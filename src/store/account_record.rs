@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::attribution::account::{Account, Phase, Share, State};
+use crate::attribution::account::{Account, Phase, Share, SpanState};
 use crate::domain::Grade;
 
 /// Set in the state's byte of a simulated account. Accounts written before there was such a flag lack it.
@@ -19,8 +19,13 @@ const FORMAT_VERSION: u8 = 1;
 /// Added to the state's byte: the sums are lower bounds.
 const AT_LEAST_FLAG: u8 = 0x40;
 
-const STATES: [State; 5] =
-    [State::Open, State::Provisional, State::Settled, State::Abandoned, State::Interrupted];
+const STATES: [SpanState; 5] = [
+    SpanState::Open,
+    SpanState::Provisional,
+    SpanState::Settled,
+    SpanState::Abandoned,
+    SpanState::Interrupted,
+];
 
 const GRADES: [Grade; 4] = [Grade::Measured, Grade::Modelled, Grade::Integrated, Grade::Estimated];
 
@@ -83,7 +88,7 @@ pub(super) fn encode_figures(account: &Account, out: &mut Vec<u8>) {
     }
 }
 
-/// Whose CPU time was looked at, and its part; one byte where nobody's was.
+/// Whose CPU time was looked at, and its part; one byte where there is none.
 fn encode_process(account: &Account, out: &mut Vec<u8>) {
     let shares = account.domains.iter().map(|share| share.process_uj);
     let has_share = account.process_uj.is_some() || shares.clone().any(|share| share.is_some());
@@ -297,7 +302,7 @@ pub(super) mod tests {
             span: span.into(),
             name: "Frage 17 \u{1f525}".into(),
             attributes: BTreeMap::from([("model".into(), "a".into()), ("tokens".into(), "".into())]),
-            state: State::Abandoned,
+            state: SpanState::Abandoned,
             uid: 1000,
             opened_ns: 5_000_000_000,
             closed_ns: Some(5_040_000_000),

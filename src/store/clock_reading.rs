@@ -17,6 +17,6 @@ pub(super) struct ClockReading {
 impl ClockReading {
     pub fn now() -> Self {
         let seconds = |ns: u64| (ns / 1_000_000_000) as i64;
-        Self { unix_s: seconds(clock::unix_ns()), boot_s: seconds(clock::with_sleep_ns()) }
+        Self { unix_s: seconds(clock::unix_ns()), boot_s: seconds(clock::boottime_ns()) }
     }
 }

@@ -5,8 +5,8 @@
 //! never waits  packed   many to a commit  SQLite
 //! ```
 //!
-//! Owns the one thread that touches the disk. Whoever hands an account over gets a number, and the account is on disk
-//! once `Store::committed` has reached it; nobody waits here. A disk that is full, read-only, broken or slow never
+//! Owns the one thread that touches the disk. Each account that a caller appends gets a number, and is on disk
+//! once `Store::committed` has reached it; no caller waits here. A disk that is full, read-only, broken or slow never
 //! holds up an answer: the store says that it is failing, goes on trying, and writes what waited once it can. What it
 //! has in memory is bounded; what finds no room is refused and so never called kept. Knows no clients.
 
@@ -71,7 +71,7 @@ impl Store {
         Ok(Self { shared, settings, layouts, batch, last_number: 0, not_kept: 0, thread: Some(thread) })
     }
 
-    /// Is called, on the store's thread, when something that somebody waits for has come: see [`Store::has_updates`].
+    /// Is called, on the store's thread, when something that a caller waits for has come: see [`Store::has_updates`].
     pub fn set_waker(&self, waker: impl Fn() + Send + Sync + 'static) {
         // A second one would be a second service, which there is not.
         let _ = self.shared.waker.set(Box::new(waker));

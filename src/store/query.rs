@@ -1,8 +1,8 @@
 //! Queries over stored accounts: one span by its name, or the latest that match a filter.
 //!
 //! Owns what may be asked and how far one answer looks: a bounded number of rows, so that those who wait for a commit
-//! never wait long for somebody's search. A list that ends early says where to go on. Never shows a user more than what
-//! the query was allowed to: whose accounts may be seen is part of it. Invariant: nothing that is damaged or lost is
+//! never wait long for another client's search. A list that ends early says where to go on. Never shows a user more than
+//! what the query was allowed to: whose accounts may be seen is part of it. Invariant: nothing that is damaged or lost is
 //! passed over in silence. A list ends before it, and begins with an error where it would be the first.
 
 use std::collections::BTreeMap;
@@ -15,7 +15,7 @@ use super::database::{
 };
 use super::gap::Damage;
 use super::name_index::{self, block_key, bucket, segment_of, segment_start};
-use crate::attribution::account::{Account, State};
+use crate::attribution::account::{Account, SpanState};
 
 /// Most rows that one answer looks at.
 const MAX_ROWS_READ: usize = 16_384;
@@ -33,7 +33,7 @@ pub struct Filter {
     /// With these attributes, among others.
     pub attributes: BTreeMap<String, String>,
     /// In this state.
-    pub state: Option<State>,
+    pub state: Option<SpanState>,
 }
 
 impl Filter {

@@ -52,7 +52,7 @@ impl StoreShared {
     pub fn push_batch(&self, batch: Batch) {
         self.waiting_bytes.fetch_add(batch.memory_bytes(), Ordering::Relaxed);
         let mut work = lock(&self.work);
-        // It is awake already, or lingers for more, unless this is the first or somebody waits for it.
+        // It is awake already, or lingers for more, unless this is the first or a caller waits for it.
         let notify = work.batches.is_empty() || batch.urgent;
         work.batches.push_back(batch);
         drop(work);

@@ -1,7 +1,7 @@
 //! The state directory: made, judged, and locked for one daemon.
 //!
 //! Owns what may be there: a directory that only its owner can write, a lock, and regular files of our own. Refuses a
-//! link, somebody else's directory or file, a file with a second name. Invariant: whoever holds a [`StateDir`] is the only
+//! link, another user's directory or file, a file with a second name. Invariant: the process with a [`StateDir`] is the only
 //! daemon that writes there, for the lock lives as long as the value.
 
 use std::fs::{self, DirBuilder, File, Metadata};
@@ -17,7 +17,7 @@ pub(super) const DATABASE_FILE: &str = "ledger.sqlite";
 /// Files that SQLite puts beside the database.
 const SIDECAR_SUFFIXES: [&str; 3] = ["-wal", "-shm", "-journal"];
 
-/// How many damaged databases are kept beside the good one, for whoever wants to save something from them.
+/// How many damaged databases are kept beside the good one, for an administrator who wants to recover data from them.
 const MAX_QUARANTINED: usize = 2;
 
 const LOCK_FILE: &str = "lock";
@@ -87,7 +87,7 @@ impl StateDir {
         Ok(Self { directory, lock })
     }
 
-    /// Whether the directory is still the one that was locked: what is written into a removed one helps nobody.
+    /// Whether the directory is still the one that was locked: what is written into a removed one is lost.
     pub fn check_unchanged(&self) -> Result<(), StateDirError> {
         let inode = |found: Metadata| (found.dev(), found.ino());
         let current = fs::symlink_metadata(self.directory.join(LOCK_FILE)).map(inode);

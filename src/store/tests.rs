@@ -9,7 +9,7 @@ use super::clock_reading::ClockReading;
 use super::database::{Database, DatabaseError};
 use super::high_water_mark::{HighWaterMark, MarkContents, MarkFile};
 use super::*;
-use crate::attribution::account::{Account, State};
+use crate::attribution::account::{Account, SpanState};
 
 fn settings(directory: &Path) -> StoreSettings {
     StoreSettings {
@@ -122,11 +122,11 @@ fn a_lookup_by_name_returns_the_newest_account() {
 fn a_filter_matches_accounts_that_meet_all_conditions() {
     let dir = tempfile::tempdir().unwrap();
     let mut store = store(&settings(dir.path()));
-    append_and_wait(&mut store, &Account { state: State::Settled, ..account("a") });
+    append_and_wait(&mut store, &Account { state: SpanState::Settled, ..account("a") });
     append_and_wait(&mut store, &Account { opened_unix_ns: 5, ..account("b") });
     let mut fits = |filter| span_names(&query(&mut store, list_query(None, filter, 9))).join(" ");
     assert_eq!(fits(Filter { since_unix_ns: Some(6), ..Filter::default() }), "a");
-    assert_eq!(fits(Filter { state: Some(State::Abandoned), ..Filter::default() }), "b");
+    assert_eq!(fits(Filter { state: Some(SpanState::Abandoned), ..Filter::default() }), "b");
     let attributes = |key: &str, value: &str| Filter {
         attributes: [(key.to_owned(), value.to_owned())].into(),
         ..Filter::default()
@@ -141,7 +141,7 @@ fn journalled_spans_of_a_killed_process_become_interrupted_accounts() {
     let dir = tempfile::tempdir().unwrap();
     let settings = settings(dir.path());
     let mut first = store(&settings);
-    let interrupted = Account { state: State::Interrupted, ..account("cut") };
+    let interrupted = Account { state: SpanState::Interrupted, ..account("cut") };
     assert!(first.write_journal(1, &Account { share_uj: Some(1), ..interrupted.clone() }));
     assert!(first.write_journal(1, &interrupted));
     assert!(first.write_journal(2, &account("cancelled")) && first.write_journal(3, &account("settled")));

@@ -1,11 +1,11 @@
 //! A machine whose true energy is known at every instant, and a counter on it as hardware would show it.
 //!
 //! Owns a power profile (piecewise constant, microwatts) and a counter that moves every `update_ns`, in steps of
-//! `quantum_uj`. Only tests and benches use it; the ledger sees nothing but readings.
+//! `quantum_uj`. Only tests and benches use it; the attributor sees nothing but readings.
 
 #![allow(dead_code, reason = "each test and bench uses its own part")]
 
-use wattspan::domain::{Domain, Grade, Kind, Reading};
+use wattspan::domain::{Domain, DomainKind, EnergyReading, Grade};
 
 /// A small generator of numbers that every run repeats.
 #[derive(Debug, Clone)]
@@ -67,8 +67,8 @@ impl Truth {
     }
 
     /// A reading of the counter at `at_ns`.
-    pub fn reading(&self, at_ns: u64) -> Reading {
-        Reading { valid: true, energy_uj: self.counter_uj(at_ns), ..Reading::default() }
+    pub fn reading(&self, at_ns: u64) -> EnergyReading {
+        EnergyReading { valid: true, energy_uj: self.counter_uj(at_ns), ..EnergyReading::default() }
     }
 
     /// Instants at which the power changes.
@@ -78,7 +78,7 @@ impl Truth {
 }
 
 /// The description of a simulated domain.
-pub fn domain(name: &str, kind: Kind, quantum_uj: u64, ceiling_mw: Option<u64>) -> Domain {
+pub fn domain(name: &str, kind: DomainKind, quantum_uj: u64, ceiling_mw: Option<u64>) -> Domain {
     Domain {
         name: name.into(),
         kind,

@@ -102,14 +102,14 @@ fn format_progress(progress: &RunProgress) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::{Grade, Kind};
+    use crate::domain::{DomainKind, Grade};
     use crate::ipw::row::DomainEnergy;
 
     #[test]
     fn domains_that_stop_or_become_live_late_are_reported() {
         let meter = |name: &str| RunDomain {
             name: name.into(),
-            kind: Kind::Gpu,
+            kind: DomainKind::Gpu,
             source: "replay".into(),
             device: None,
             parent: None,

@@ -21,7 +21,7 @@ use super::{
     PowerComponentMetrics, PowerMetrics, ProfilingRecord, SystemInfo, TokenMetrics, WattspanMetadata,
     columnar,
 };
-use crate::domain::Kind;
+use crate::domain::DomainKind;
 use crate::private_file;
 
 /// What an export needs of a run, the last word on each query.
@@ -155,7 +155,7 @@ impl RunExport {
     }
 
     fn gpu(&self) -> Option<GpuInfo> {
-        let meter = self.manifest.domains.iter().find(|meter| meter.kind == Kind::Gpu)?;
+        let meter = self.manifest.domains.iter().find(|meter| meter.kind == DomainKind::Gpu)?;
         let name = meter.device.clone().unwrap_or_else(|| meter.name.clone());
         Some(GpuInfo { name, backend: meter.source.clone(), device_type: "GPU".into(), ..GpuInfo::default() })
     }

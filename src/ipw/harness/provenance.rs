@@ -12,24 +12,28 @@ use super::super::run_dir::{FORMAT_VERSION, Manifest};
 use super::super::scope::RunDomain;
 use super::findings::ImportFindings;
 use super::{GpuInfo, HarnessSummary, WattspanMetadata};
-use crate::domain::{Grade, Kind};
+use crate::domain::{DomainKind, Grade};
 
 /// What the harness metered there, and how: it has one scalar for the whole machine.
 pub fn metered_domain(gpu: &GpuInfo) -> Option<(RunDomain, &'static str)> {
     let (kind, grade, description) = match gpu.vendor.to_ascii_lowercase().as_str() {
         "nvidia" => (
-            Kind::Gpu,
+            DomainKind::Gpu,
             Grade::Measured,
             "measured (NVML's energy counter, all cards together; no CPU and no memory)",
         ),
-        "amd" => {
-            (Kind::Gpu, Grade::Integrated, "integrated (power readings times time; no CPU and no memory)")
+        "amd" => (
+            DomainKind::Gpu,
+            Grade::Integrated,
+            "integrated (power readings times time; no CPU and no memory)",
+        ),
+        "apple" => {
+            (DomainKind::Soc, Grade::Integrated, "integrated (powermetrics' modelled power times time)")
         }
-        "apple" => (Kind::Soc, Grade::Integrated, "integrated (powermetrics' modelled power times time)"),
         _ => return None,
     };
     let device = Some(gpu.name.clone()).filter(|name| !name.is_empty());
-    let name = if kind == Kind::Gpu { "gpu-all" } else { "soc" };
+    let name = if kind == DomainKind::Gpu { "gpu-all" } else { "soc" };
     let (name, source) = (name.to_owned(), format!("intelligence-per-watt, {}", gpu.backend));
     let domain = RunDomain {
         name,

@@ -1,41 +1,41 @@
-//! What is asked of the ledger, how it is set up, and why it refuses.
+//! The attributor's settings, requests and errors.
 //!
 //! Owns no state. Times are nanoseconds of the monotonic clock.
 
 use std::collections::BTreeMap;
 
-/// How the ledger is set up.
+/// Settings of the attributor.
 #[derive(Debug, Clone)]
-pub struct Settings {
-    /// How late a message may come without changing any account: time behind `now - horizon_ns` is settled.
+pub struct AttributionSettings {
+    /// How late a message may come without changing any account: time before `now - horizon_ns` is settled.
     pub horizon_ns: u64,
-    /// A domain whose counter has not moved for this long (or ten of its intervals) no longer holds accounts up:
+    /// A domain whose counter has not moved for this long (or ten of its intervals) no longer delays accounts:
     /// the time counts as unknown.
-    pub patience_ns: u64,
+    pub counter_timeout_ns: u64,
     /// Most spans open or unsettled at once, all users together.
-    pub max_open: usize,
-    /// Most edges (opens, closes, marks, weights) that may wait for their counters.
-    pub max_waiting: usize,
+    pub max_open_spans: usize,
+    /// Most edges (openings, closings, phases, weights) that may wait for their counters.
+    pub max_pending_edges: usize,
     /// Most changes of weight of one span that may wait for their counters.
-    pub max_changes: u64,
+    pub max_pending_weight_changes: u64,
     /// Configured idle power by domain name, milliwatts; the other domains learn theirs.
     pub idle_mw: BTreeMap<String, u64>,
 }
 
-impl Default for Settings {
+impl Default for AttributionSettings {
     fn default() -> Self {
         Self {
             horizon_ns: 10_000_000,
-            patience_ns: 2_000_000_000,
-            max_open: 131_072,
-            max_waiting: 131_072,
-            max_changes: 1024,
+            counter_timeout_ns: 2_000_000_000,
+            max_open_spans: 131_072,
+            max_pending_edges: 131_072,
+            max_pending_weight_changes: 1024,
             idle_mw: BTreeMap::new(),
         }
     }
 }
 
-/// A span's place in the ledger: slot and generation, so that a key is never reused for another span.
+/// A span's key in the attributor: slot and generation, so that a key is never reused for another span.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SpanKey(pub u64);
 
@@ -53,11 +53,11 @@ impl SpanKey {
     }
 }
 
-/// What is asked of a new span.
+/// A span to open.
 #[derive(Debug, Clone)]
-pub struct Opening {
-    /// The span's name in the protocol.
-    pub span: String,
+pub struct NewSpan {
+    /// The span's id in the protocol.
+    pub span_id: String,
     /// What the client calls it.
     pub name: String,
     /// What the client notes about it.
@@ -66,34 +66,35 @@ pub struct Opening {
     pub weight: f64,
     /// Indices of the domains it uses; `None`: all that are live.
     pub domains: Option<Vec<usize>>,
-    /// When it began, by the client's word.
+    /// The opening that the client requested.
     pub at_ns: u64,
-    /// Whose it is.
+    /// The owner's user id.
     pub uid: u32,
     /// Wall time of the opening.
-    pub unix_ns: u64,
-    /// Whose use of the domains is asked for, as [`Ledger::admit`](super::Ledger::admit) numbered it; 0: nobody's.
+    pub opened_unix_ns: u64,
+    /// The subject whose use of the domains is measured, as [`Attributor::add_subject`](super::Attributor::add_subject)
+    /// numbered it; 0: none.
     pub subject: u32,
 }
 
-impl Opening {
+impl NewSpan {
     /// A span of weight 1 over all live domains, with nothing noted about it.
-    pub fn plain(span: impl Into<String>, at_ns: u64) -> Self {
+    pub fn new(span: impl Into<String>, at_ns: u64) -> Self {
         Self {
-            span: span.into(),
+            span_id: span.into(),
             name: String::new(),
             attributes: BTreeMap::new(),
             weight: 1.0,
             domains: None,
             at_ns,
             uid: 0,
-            unix_ns: 0,
+            opened_unix_ns: 0,
             subject: 0,
         }
     }
 }
 
-/// Somebody whose use of the domains is told apart: a process with its descendants, or a control group.
+/// A subject whose use of the domains is sampled: a process with its descendants, or a control group.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Subject {
     /// The process at the root.
@@ -104,40 +105,40 @@ pub struct Subject {
     pub reason: Option<String>,
 }
 
-/// What one subject had used of a basis at the time of a look, since any beginning.
+/// What one subject had used of a basis at the time of a sample, since any beginning.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Used {
+pub struct SubjectUsage {
     /// The subject's number.
     pub subject: u32,
-    /// How much, in the basis's unit; `None`: nobody knows.
-    pub used: Option<u64>,
+    /// How much, in the basis's unit; `None`: unknown.
+    pub amount: Option<u64>,
     /// Whether it has nothing in common with the other subjects that say so too.
-    pub apart: bool,
+    pub disjoint: bool,
 }
 
-/// A look at what was used of a basis so far.
+/// A sample of what was used of a basis so far.
 #[derive(Debug, Clone, Copy)]
-pub struct Look<'a> {
+pub struct BasisUsageSample<'a> {
     /// When.
     pub at_ns: u64,
-    /// Of what: [`CPU_TIME`](super::CPU_TIME), or what [`Ledger::set_basis`](super::Ledger::set_basis) named.
+    /// Of what: [`CPU_TIME`](super::CPU_TIME), or what [`Attributor::set_basis`](super::Attributor::set_basis) named.
     pub basis: usize,
-    /// By everybody, in the basis's unit; `None`: nobody knows.
-    pub busy: Option<u64>,
-    /// By each subject; one that is left out used nothing since the look before.
-    pub used: &'a [Used],
+    /// By all, in the basis's unit; `None`: unknown.
+    pub total: Option<u64>,
+    /// By each subject; one that is left out used nothing since the previous sample.
+    pub subjects: &'a [SubjectUsage],
 }
 
-/// Why the ledger refused.
+/// Why the attributor rejected a request.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Refused {
+pub enum AttributionError {
     /// Neither open nor closing.
     #[error("no such span")]
     NoSuchSpan,
     /// It was closed before.
     #[error("the span is already closed")]
     AlreadyClosed,
-    /// A time in the future, or a mark or close before the span's opening.
+    /// A time in the future, or a phase or closing before the span's opening.
     #[error("the time lies outside {earliest_ns}..={latest_ns} ns")]
     InvalidTime {
         /// The earliest that would have been taken.
@@ -155,7 +156,7 @@ pub enum Refused {
     },
     /// Too much of something at once.
     #[error("the limit of {limit} {quota} is reached")]
-    Full {
+    LimitReached {
         /// What there is too much of.
         quota: &'static str,
         /// The limit.

@@ -11,15 +11,17 @@ mod machine;
 
 use machine::{Dice, Truth, domain};
 use wattspan::attribution::account::Account;
-use wattspan::attribution::{CPU_TIME, Ledger, Look, Opening, Settings, SpanKey, Subject, Used};
-use wattspan::domain::{Domain, Kind};
+use wattspan::attribution::{
+    AttributionSettings, Attributor, BasisUsageSample, CPU_TIME, NewSpan, SpanKey, Subject, SubjectUsage,
+};
+use wattspan::domain::{Domain, DomainKind};
 
 const MS: u64 = 1_000_000;
 /// Pairs between two samples of a 1 kHz sampler: 100,000 pairs a second.
 const PAIRS_EACH_MS: usize = 100;
 
 struct Rig {
-    ledger: Ledger,
+    attributor: Attributor,
     truth: Truth,
     domains: usize,
     keys: Vec<SpanKey>,
@@ -32,17 +34,22 @@ struct Rig {
     subject: u32,
 }
 
-fn opening(at_ns: u64, subject: u32) -> Opening {
-    Opening { subject, ..Opening::plain(String::new(), at_ns) }
+fn opening(at_ns: u64, subject: u32) -> NewSpan {
+    NewSpan { subject, ..NewSpan::new(String::new(), at_ns) }
 }
 
 impl Rig {
     fn new(open: usize, domains: usize, words: bool, process: bool) -> Self {
-        let list: Vec<Domain> =
-            (0..domains).map(|n| domain(&format!("d{n}"), Kind::Package, 61, Some(1_000_000))).collect();
-        let settings = Settings { max_open: 2_000_000, max_waiting: 4_000_000, ..Settings::default() };
+        let list: Vec<Domain> = (0..domains)
+            .map(|n| domain(&format!("d{n}"), DomainKind::Package, 61, Some(1_000_000)))
+            .collect();
+        let settings = AttributionSettings {
+            max_open_spans: 2_000_000,
+            max_pending_edges: 4_000_000,
+            ..AttributionSettings::default()
+        };
         let mut rig = Rig {
-            ledger: Ledger::new(list, settings),
+            attributor: Attributor::new(list, settings),
             truth: Truth::new(&[(1, 120_000)], MS, 0, 61),
             domains,
             keys: Vec::with_capacity(open),
@@ -54,12 +61,12 @@ impl Rig {
             subject: 0,
         };
         if process {
-            rig.subject = rig.ledger.admit(Subject::default());
+            rig.subject = rig.attributor.add_subject(Subject::default());
         }
         rig.tick();
         for _ in 0..open {
             let at_ns = rig.now_ns;
-            rig.keys.push(rig.ledger.open(at_ns, opening(at_ns, rig.subject)).expect("below the limit"));
+            rig.keys.push(rig.attributor.open(at_ns, opening(at_ns, rig.subject)).expect("below the limit"));
         }
         for _ in 0..30 {
             rig.tick();
@@ -72,21 +79,26 @@ impl Rig {
         self.now_ns += MS;
         let reading = self.truth.reading(self.now_ns);
         for index in 0..self.domains {
-            self.ledger.feed(index, self.now_ns - 500, self.now_ns, &reading);
+            self.attributor.add_reading(index, self.now_ns - 500, self.now_ns, &reading);
         }
         // As often as the daemon looks while spans close.
         if self.subject != 0 && self.now_ns.is_multiple_of(10 * MS) {
             let (at_ns, subject) = (self.now_ns, self.subject);
-            let used = [Used { subject, used: Some(at_ns / 3), apart: true }];
-            self.ledger.look(&Look { at_ns, basis: CPU_TIME, busy: Some(at_ns), used: &used });
+            let used = [SubjectUsage { subject, amount: Some(at_ns / 3), disjoint: true }];
+            self.attributor.record_usage(&BasisUsageSample {
+                at_ns,
+                basis: CPU_TIME,
+                total: Some(at_ns),
+                subjects: &used,
+            });
         }
         if self.words {
-            self.ledger.settle(self.now_ns, &mut self.settled);
+            self.attributor.settle(self.now_ns, &mut self.settled);
             self.settled.clear();
         } else {
-            self.ledger.advance(self.now_ns);
+            self.attributor.advance(self.now_ns);
             let (domains, told_uj) = (self.domains, &mut self.told_uj);
-            self.ledger.hand_out(|settled| {
+            self.attributor.drain_settled(|settled| {
                 *told_uj += (0..domains).filter_map(|domain| settled.share_uj(domain)).sum::<u64>();
             });
         }
@@ -99,9 +111,9 @@ impl Rig {
             for pair in 0..PAIRS_EACH_MS {
                 let at_ns = self.now_ns + (pair as u64) * (MS / PAIRS_EACH_MS as u64);
                 let place = self.dice.roll() as usize % self.keys.len();
-                let new = self.ledger.open(at_ns, opening(at_ns, self.subject)).expect("below the limit");
+                let new = self.attributor.open(at_ns, opening(at_ns, self.subject)).expect("below the limit");
                 let old = std::mem::replace(&mut self.keys[place], new);
-                self.ledger.close(at_ns, old, at_ns, BTreeMap::new(), false).expect("it is open");
+                self.attributor.close(at_ns, old, at_ns, BTreeMap::new(), false).expect("it is open");
             }
             self.tick();
         }

@@ -8,14 +8,16 @@ use std::collections::BTreeMap;
 use machine::{Dice, Truth, domain};
 use proptest::prelude::*;
 use wattspan::attribution::account::{Account, Share};
-use wattspan::attribution::{CPU_TIME, Ledger, Look, Opening, Settings, SpanKey, Subject, Used};
-use wattspan::domain::Kind;
+use wattspan::attribution::{
+    AttributionSettings, Attributor, BasisUsageSample, CPU_TIME, NewSpan, SpanKey, Subject, SubjectUsage,
+};
+use wattspan::domain::DomainKind;
 
 const MS: u64 = 1_000_000;
 
-/// A ledger over a machine, its processes, and the time.
+/// An attributor over a machine, its processes, and the time.
 struct Rig {
-    ledger: Ledger,
+    attributor: Attributor,
     truths: Vec<Truth>,
     now_ns: u64,
     busy: u64,
@@ -27,15 +29,16 @@ struct Rig {
 impl Rig {
     fn new(truths: Vec<Truth>, processes: usize) -> Self {
         let domains = vec![
-            domain("package-0", Kind::Package, 61, Some(500_000)),
-            domain("core-0", Kind::Core, 61, Some(500_000)),
-            domain("gpu-0", Kind::Gpu, 1000, None),
+            domain("package-0", DomainKind::Package, 61, Some(500_000)),
+            domain("core-0", DomainKind::Core, 61, Some(500_000)),
+            domain("gpu-0", DomainKind::Gpu, 1000, None),
         ];
-        let mut ledger = Ledger::new(domains, Settings::default());
-        let admit = |pid| ledger.admit(Subject { process: Some(pid), ..Subject::default() });
+        let mut attributor = Attributor::new(domains, AttributionSettings::default());
+        let admit = |pid| attributor.add_subject(Subject { process: Some(pid), ..Subject::default() });
         let subjects = (1..=processes as u32).map(admit).collect();
         let used = vec![0; processes];
-        let mut rig = Self { ledger, truths, now_ns: 100 * MS, busy: 0, used, subjects, settled: Vec::new() };
+        let mut rig =
+            Self { attributor, truths, now_ns: 100 * MS, busy: 0, used, subjects, settled: Vec::new() };
         rig.wait(1);
         rig
     }
@@ -45,9 +48,14 @@ impl Rig {
         for _ in 0..ms {
             self.now_ns += MS;
             for (index, truth) in self.truths.iter().enumerate() {
-                self.ledger.feed(index, self.now_ns - 500, self.now_ns, &truth.reading(self.now_ns));
+                self.attributor.add_reading(
+                    index,
+                    self.now_ns - 500,
+                    self.now_ns,
+                    &truth.reading(self.now_ns),
+                );
             }
-            self.ledger.settle(self.now_ns, &mut self.settled);
+            self.attributor.settle(self.now_ns, &mut self.settled);
         }
     }
 
@@ -58,20 +66,25 @@ impl Rig {
             *used += rise;
         }
         let counts = self.subjects.iter().zip(&self.used);
-        let used: Vec<Used> = counts
-            .map(|(subject, used)| Used { subject: *subject, used: Some(*used), apart: true })
+        let used: Vec<SubjectUsage> = counts
+            .map(|(subject, used)| SubjectUsage { subject: *subject, amount: Some(*used), disjoint: true })
             .collect();
-        self.ledger.look(&Look { at_ns: self.now_ns, basis: CPU_TIME, busy: Some(self.busy), used: &used });
+        self.attributor.record_usage(&BasisUsageSample {
+            at_ns: self.now_ns,
+            basis: CPU_TIME,
+            total: Some(self.busy),
+            subjects: &used,
+        });
     }
 
     fn open(&mut self, process: usize, weight: f64) -> SpanKey {
-        let plain = Opening::plain(process.to_string(), self.now_ns);
-        let opening = Opening { subject: self.subjects[process], weight, ..plain };
-        self.ledger.open(self.now_ns, opening).unwrap()
+        let plain = NewSpan::new(process.to_string(), self.now_ns);
+        let opening = NewSpan { subject: self.subjects[process], weight, ..plain };
+        self.attributor.open(self.now_ns, opening).unwrap()
     }
 
     fn close(&mut self, key: SpanKey) {
-        self.ledger.close(self.now_ns, key, self.now_ns, BTreeMap::new(), false).unwrap();
+        self.attributor.close(self.now_ns, key, self.now_ns, BTreeMap::new(), false).unwrap();
     }
 
     fn account(&self, key: SpanKey) -> Account {
@@ -193,7 +206,7 @@ fn a_change_of_weight_counts_for_the_time_in_which_it_holds() {
         rig.look(&[if turn < 5 { 20 * MS } else { 0 }], if turn < 5 { 0 } else { 20 * MS });
         if turn == 4 {
             let now_ns = rig.now_ns;
-            rig.ledger.set_weight(now_ns, key, 1.0, now_ns).unwrap();
+            rig.attributor.set_weight(now_ns, key, 1.0, now_ns).unwrap();
         }
     }
     rig.close(key);
@@ -245,10 +258,15 @@ fn what_nobody_looked_at_is_absent_with_a_reason_and_never_0() {
     // Somebody cannot be looked at any more.
     let lost = rig.open(1, 1.0);
     rig.wait(30);
-    let used = [Used { subject: rig.subjects[1], used: None, apart: true }];
+    let used = [SubjectUsage { subject: rig.subjects[1], amount: None, disjoint: true }];
     rig.busy += MS;
-    rig.ledger.look(&Look { at_ns: rig.now_ns, basis: CPU_TIME, busy: Some(rig.busy), used: &used });
-    rig.ledger.excuse(rig.subjects[1], Some("it went away".into()));
+    rig.attributor.record_usage(&BasisUsageSample {
+        at_ns: rig.now_ns,
+        basis: CPU_TIME,
+        total: Some(rig.busy),
+        subjects: &used,
+    });
+    rig.attributor.set_unknown_reason(rig.subjects[1], Some("it went away".into()));
     rig.close(lost);
     rig.wait(20);
     let account = rig.account(lost);
@@ -272,11 +290,11 @@ fn a_subject_stays_as_long_as_a_span_refers_to_it() {
     let mut rig = Rig::new(steady(), 1);
     let subject = rig.subjects[0];
     let key = rig.open(0, 1.0);
-    assert!(rig.ledger.refers_to(subject) && !rig.ledger.dismiss(subject));
-    rig.ledger.cancel(rig.now_ns, key, rig.now_ns).unwrap();
+    assert!(rig.attributor.has_spans_of(subject) && !rig.attributor.remove_subject(subject));
+    rig.attributor.cancel(rig.now_ns, key, rig.now_ns).unwrap();
     rig.wait(50);
-    assert!(!rig.ledger.refers_to(subject) && rig.ledger.dismiss(subject));
-    assert!(!rig.ledger.has_subjects());
+    assert!(!rig.attributor.has_spans_of(subject) && rig.attributor.remove_subject(subject));
+    assert!(!rig.attributor.has_subjects());
 }
 
 #[test]
@@ -293,7 +311,7 @@ fn changes_of_weight_that_outlive_the_rows_count_as_those_that_do_not() {
             rig.look(&[if runs { 50 * MS } else { 0 }], if runs { 0 } else { 50 * MS });
         }
         let now_ns = rig.now_ns;
-        rig.ledger.set_weight(now_ns, key, if runs { 1.0 } else { 0.01 }, now_ns).unwrap();
+        rig.attributor.set_weight(now_ns, key, if runs { 1.0 } else { 0.01 }, now_ns).unwrap();
     }
     rig.close(key);
     rig.close(other);
@@ -315,7 +333,7 @@ fn so_many_changes_that_they_are_counted_together_split_as_their_mean() {
             rig.look(&[10 * MS], 30 * MS);
         }
         let now_ns = rig.now_ns;
-        rig.ledger.set_weight(now_ns, key, if turn % 2 == 0 { 3.0 } else { 1.0 }, now_ns).unwrap();
+        rig.attributor.set_weight(now_ns, key, if turn % 2 == 0 { 3.0 } else { 1.0 }, now_ns).unwrap();
     }
     rig.close(key);
     rig.close(other);

@@ -1,0 +1,278 @@
+//! Builds a span's account, settled or so far, from its state in each domain.
+//!
+//! Owns no state. Invariant: a total is the sum over the counted domains or absent; nothing unknown counts as 0.
+
+use crate::domain::Grade;
+
+use super::account::{Account, Phase, Share, SpanState};
+use super::domain_timeline::DomainTimeline;
+use super::error_bounds::guaranteed_uj;
+use super::span::{PhaseBoundary, SlotState, Span, SpanDomainHistory};
+use super::span_domain_state::{SpanDomainStage, SpanDomainState, accumulated_error_since, whole_uj};
+use super::virtual_energy::WEIGHT_ONE;
+
+/// The account of a span that every domain has passed.
+pub(crate) fn settled_account(
+    span: &Span,
+    states: &[SpanDomainState],
+    timelines: &[DomainTimeline],
+) -> Account {
+    let state = if span.abandoned { SpanState::Abandoned } else { SpanState::Settled };
+    let shares = used_domains(span, states, timelines)
+        .map(|(timeline, state)| settled_share(timeline, state))
+        .collect();
+    let mut account = assemble(span, state, shares, timelines);
+    account.phases = settled_phases(span, states, timelines);
+    account
+}
+
+/// The account so far: what the counters have shown, and for how much time they have not yet.
+pub(crate) fn unsettled_account(
+    span: &Span,
+    states: &[SpanDomainState],
+    timelines: &[DomainTimeline],
+    now_ns: u64,
+) -> Account {
+    let closing = span.slot_state == SlotState::Closing;
+    let state = if closing { SpanState::Provisional } else { SpanState::Open };
+    let end_ns = if closing { span.closed_ns } else { now_ns.max(span.opened_ns) };
+    let histories =
+        span.history.as_ref().map(|span_history| span_history.domains.as_slice()).unwrap_or_default();
+    let no_history = SpanDomainHistory::default();
+    let shares = used_domains(span, states, timelines)
+        .map(|(timeline, state)| {
+            let history = histories.get(timeline.index()).unwrap_or(&no_history);
+            unsettled_share(timeline, state, history, span.opened_ns, end_ns)
+        })
+        .collect();
+    let mut account = assemble(span, state, shares, timelines);
+    account.error_uj = None;
+    account.phases = phase_times(span);
+    account
+}
+
+fn used_domains<'a>(
+    span: &'a Span,
+    states: &'a [SpanDomainState],
+    timelines: &'a [DomainTimeline],
+) -> impl Iterator<Item = (&'a DomainTimeline, &'a SpanDomainState)> {
+    timelines.iter().zip(states).filter(|(timeline, _)| span.scope >> timeline.index() & 1 == 1)
+}
+
+/// The domains of a span's account, in its order.
+pub(crate) fn used_timelines<'a>(
+    span: &'a Span,
+    timelines: &'a [DomainTimeline],
+) -> impl Iterator<Item = &'a DomainTimeline> {
+    timelines.iter().filter(|timeline| span.scope >> timeline.index() & 1 == 1)
+}
+
+fn settled_share(timeline: &DomainTimeline, state: &SpanDomainState) -> Share {
+    let duration_known = state.unknown_ns == 0;
+    let error = state.accumulated_error;
+    Share {
+        domain: timeline.domain.name.clone(),
+        grade: timeline.domain.grade,
+        window_uj: Some(state.energy),
+        share_uj: Some(whole_uj(state.g)),
+        idle_uj: state.idle_uj(),
+        process_uj: None,
+        error_uj: if duration_known { guaranteed_uj(error) } else { None },
+        unknown_ns: state.unknown_ns,
+    }
+}
+
+fn unsettled_share(
+    timeline: &DomainTimeline,
+    state: &SpanDomainState,
+    history: &SpanDomainHistory,
+    opened_ns: u64,
+    end_ns: u64,
+) -> Share {
+    let length_ns = end_ns.saturating_sub(opened_ns);
+    let mut share = Share {
+        domain: timeline.domain.name.clone(),
+        grade: timeline.domain.grade,
+        window_uj: None,
+        share_uj: None,
+        idle_uj: None,
+        process_uj: None,
+        error_uj: None,
+        unknown_ns: length_ns,
+    };
+    match state.stage() {
+        SpanDomainStage::Pending => {}
+        SpanDomainStage::Open => {
+            let known_until_ns = timeline.interpolator.position_ns().max(opened_ns);
+            let pending_ns = end_ns.saturating_sub(known_until_ns);
+            let clock = timeline.interpolator.snapshot();
+            let energy = history.share + state.share(&clock);
+            share.window_uj = Some(state.window_uj(&clock).max(whole_uj(energy)));
+            share.share_uj = Some(whole_uj(energy));
+            share.idle_uj = state.idle_share(&clock).map(|idle| whole_uj(history.idle + idle));
+            share.unknown_ns = pending_ns + clock.unknown_ns.saturating_sub(state.unknown_ns);
+        }
+        SpanDomainStage::Closed => return settled_share(timeline, state),
+    }
+    clear_unknown_figures(share, length_ns)
+}
+
+/// A domain that has no reading for any part of the span has no figure, rather than 0.
+fn clear_unknown_figures(mut share: Share, length_ns: u64) -> Share {
+    if length_ns > 0 && share.unknown_ns >= length_ns {
+        (share.window_uj, share.share_uj, share.idle_uj, share.error_uj) = (None, None, None, None);
+    }
+    share
+}
+
+fn assemble(span: &Span, state: SpanState, shares: Vec<Share>, timelines: &[DomainTimeline]) -> Account {
+    let closed_ns = (span.slot_state != SlotState::Open).then_some(span.closed_ns);
+    let length_ns = closed_ns.unwrap_or(0).saturating_sub(span.opened_ns);
+    let final_state = matches!(state, SpanState::Settled | SpanState::Abandoned);
+    let shares: Vec<Share> = if final_state {
+        shares.into_iter().map(|share| clear_unknown_figures(share, length_ns)).collect()
+    } else {
+        shares
+    };
+    let counted: Vec<&Share> = timelines
+        .iter()
+        .filter(|timeline| span.counted >> timeline.index() & 1 == 1)
+        .filter_map(|timeline| shares.iter().find(|share| share.domain == timeline.domain.name))
+        .collect();
+    let complete = !counted.is_empty() && (!final_state || counted.iter().all(|share| share.unknown_ns == 0));
+    let sum = |part: fn(&Share) -> Option<u64>| -> Option<u64> {
+        if complete { counted.iter().map(|share| part(share)).sum() } else { None }
+    };
+    let share_uj = sum(|share| share.share_uj);
+    Account {
+        span: span.id.to_string(),
+        name: span.name.to_string(),
+        attributes: span.attributes.clone(),
+        state,
+        uid: span.uid,
+        opened_ns: span.opened_ns,
+        closed_ns,
+        moved_ns: span.total_moved_ns(),
+        opened_unix_ns: span.opened_unix_ns,
+        weight: span.weight as f64 / WEIGHT_ONE as f64,
+        share_uj,
+        window_uj: sum(|share| share.window_uj),
+        idle_uj: sum(|share| share.idle_uj),
+        error_uj: sum(|share| share.error_uj),
+        process: None,
+        cgroup: None,
+        process_uj: None,
+        process_reason: None,
+        grade: counted.iter().map(|share| share.grade).max().or_else(|| worst_grade(&shares)),
+        simulated: simulated(span, timelines),
+        mean_power_mw: if final_state { mean_power_mw(share_uj, length_ns) } else { None },
+        peak_concurrency: span.peak_concurrency.max(1),
+        domains: shares,
+        phases: Vec::new(),
+        at_least: (span.undecided != 0).then_some(true),
+        durable: None,
+    }
+}
+
+/// `Some(true)` where one of the span's domains belongs to a replayed machine.
+fn simulated(span: &Span, timelines: &[DomainTimeline]) -> Option<bool> {
+    used_timelines(span, timelines).any(|timeline| timeline.domain.is_simulated()).then_some(true)
+}
+
+fn worst_grade(shares: &[Share]) -> Option<Grade> {
+    shares.iter().map(|share| share.grade).max()
+}
+
+fn mean_power_mw(share_uj: Option<u64>, length_ns: u64) -> Option<u64> {
+    let mw = (u128::from(share_uj?) * 1_000_000).checked_div(u128::from(length_ns))?;
+    u64::try_from(mw).ok()
+}
+
+/// The phases' names and times alone, while the energy is not settled.
+fn phase_times(span: &Span) -> Vec<Phase> {
+    let Some(span_history) = span.history.as_ref().filter(|span_history| !span_history.phases.is_empty())
+    else {
+        return Vec::new();
+    };
+    let closed_ns = (span.slot_state == SlotState::Closing).then_some(span.closed_ns);
+    let begun = span_history.phases.iter().filter(|(at_ns, _)| closed_ns.is_none_or(|end| *at_ns <= end));
+    let mut phases: Vec<Phase> = Vec::with_capacity(span_history.phases.len() + 1);
+    if span_history.phases.first().is_some_and(|(at_ns, _)| *at_ns > span.opened_ns) {
+        phases.push(new_phase("", span.opened_ns));
+    }
+    for (at_ns, name) in begun {
+        if let Some(last) = phases.last_mut() {
+            last.closed_ns = Some(*at_ns);
+        }
+        phases.push(new_phase(name, *at_ns));
+    }
+    if let Some(last) = phases.last_mut() {
+        last.closed_ns = closed_ns;
+    }
+    phases
+}
+
+fn new_phase(name: &str, opened_ns: u64) -> Phase {
+    Phase { name: name.into(), opened_ns, closed_ns: None, share_uj: None, error_uj: None }
+}
+
+/// The phases with their energy: each domain's cumulative share at the phase boundaries, in whole µJ, so that they add
+/// up.
+fn settled_phases(span: &Span, states: &[SpanDomainState], timelines: &[DomainTimeline]) -> Vec<Phase> {
+    let mut phases = phase_times(span);
+    let Some(span_history) = span.history.as_ref().filter(|_| !phases.is_empty()) else { return phases };
+    let unnamed = usize::from(phases.first().is_some_and(|phase| phase.name.is_empty()));
+    for (number, phase) in phases.iter_mut().enumerate() {
+        let (mut share_uj, mut error_uj) = (Some(0_u64), Some(0_u64));
+        let mut is_counted = false;
+        for (timeline, state) in
+            used_domains(span, states, timelines).filter(|(t, _)| span.counted >> t.index() & 1 == 1)
+        {
+            is_counted = true;
+            let history = &span_history.domains[timeline.index()];
+            // Which boundary the phase begins at; the span's own edges stand for the first and the last.
+            let begin = (number + 1)
+                .checked_sub(unnamed + 1)
+                .and_then(|boundary| history.phase_boundaries.get(boundary));
+            let end = history.phase_boundaries.get(number + 1 - unnamed);
+            let known = state.unknown_ns == 0;
+            share_uj = share_uj.filter(|_| known).map(|sum| sum + phase_share_uj(begin, end, state));
+            let error = guaranteed_uj(phase_error(begin, end, state, history)).filter(|_| known);
+            error_uj = error_uj.zip(error).map(|(sum, error)| sum + error);
+        }
+        phase.share_uj = share_uj.filter(|_| is_counted);
+        phase.error_uj = error_uj.filter(|_| is_counted);
+    }
+    phases
+}
+
+fn phase_share_uj(
+    begin: Option<&PhaseBoundary>,
+    end: Option<&PhaseBoundary>,
+    state: &SpanDomainState,
+) -> u64 {
+    let at = |boundary: Option<&PhaseBoundary>, otherwise| {
+        boundary.map_or(otherwise, |boundary| whole_uj(boundary.share))
+    };
+    at(end, whole_uj(state.g)).saturating_sub(at(begin, 0))
+}
+
+/// A phase's error, error units: what its two edges and the other spans' edges between them can shift. Where the span's
+/// own edges are the phase's, the span's error bounds it.
+fn phase_error(
+    begin: Option<&PhaseBoundary>,
+    end: Option<&PhaseBoundary>,
+    state: &SpanDomainState,
+    history: &SpanDomainHistory,
+) -> u64 {
+    let span_error = state.accumulated_error;
+    let max_weight = history.max_weight.max(state.weight());
+    let inside = match (begin, end) {
+        (Some(begin), Some(end)) => {
+            accumulated_error_since(begin.accumulated_error.0, end.accumulated_error.1, max_weight)
+        }
+        _ => span_error,
+    };
+    let edge = |boundary: Option<&PhaseBoundary>| boundary.map_or(0, |boundary| boundary.edge_error);
+    edge(begin).saturating_add(edge(end)).saturating_add(inside)
+}

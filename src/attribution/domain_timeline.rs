@@ -1,0 +1,332 @@
+//! One domain's timeline: its counter's updates and its spans' edges, merged in the order of time.
+//!
+//! Owns the domain's settled time `position_ns`. Everything before it is final; an edge is passed only once the counter
+//! has moved after it, so that both bounds of the true energy are known. Each domain goes at its own pace: a GPU that
+//! updates every 100 ms delays no other domain. Invariant: `position_ns` never goes back; each edge is passed exactly
+//! once.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use crate::domain::{Domain, EnergyReading};
+
+use super::account::Balance;
+use super::edge_commit::{CommitContext, EdgeCommit, EdgeSnapshot, remainder_error};
+use super::edge_queue::{EdgeInstant, EdgeQueue};
+use super::error_bounds::{Bound, BoundPoint, EdgeGroup, ErrorBounds, error_units, wrapping_error_units};
+use super::idle_power::IdlePower;
+use super::interpolator::Interpolator;
+use super::power_shape::PowerShape;
+use super::span_domain_state::whole_uj;
+use super::span_table::SpanTable;
+use super::update_detector::{CounterUpdate, UpdateDetector};
+use super::virtual_energy::{ENERGY_FRACTION_BITS, inverse_of};
+
+/// One domain's timeline.
+#[derive(Debug)]
+pub(crate) struct DomainTimeline {
+    pub domain: Domain,
+    pub interpolator: Interpolator,
+    pub settled_uj: u64,
+    pub rounding_remainder: u128,
+    pub cancelled: u128,
+    /// The first instant that is not passed yet, and the first edge.
+    pub next_instant: u64,
+    pub next_edge: u64,
+    index: usize,
+    update_detector: UpdateDetector,
+    power_shape: PowerShape,
+    pending_updates: VecDeque<CounterUpdate>,
+    error_bounds: ErrorBounds,
+    last_update: CounterUpdate,
+    last_energy: u128,
+    accumulated_error: u128,
+    /// The instants of the group being passed.
+    snapshots: Vec<EdgeSnapshot>,
+    idle_power: IdlePower,
+}
+
+impl DomainTimeline {
+    pub(crate) fn new(index: usize, domain: Domain, counter_timeout_ns: u64, idle_mw: Option<u64>) -> Self {
+        let no_update =
+            CounterUpdate { early_ns: 0, at_ns: 0, late_ns: 0, energy_uj: 0, uncertainty_uj: 0, gap: true };
+        Self {
+            interpolator: Interpolator::default(),
+            settled_uj: 0,
+            rounding_remainder: 0,
+            cancelled: 0,
+            next_instant: 0,
+            next_edge: 0,
+            index,
+            update_detector: UpdateDetector::new(&domain, counter_timeout_ns),
+            power_shape: PowerShape::default(),
+            pending_updates: VecDeque::new(),
+            error_bounds: ErrorBounds::new(domain.quantum_uj, domain.ceiling_mw),
+            last_update: no_update,
+            last_energy: 0,
+            accumulated_error: 0,
+            snapshots: Vec::new(),
+            idle_power: IdlePower::new(idle_mw),
+            domain,
+        }
+    }
+
+    pub(crate) fn set_update_interval(&mut self, interval_ns: u64) {
+        self.update_detector.set_update_interval(interval_ns);
+    }
+
+    /// Idle power by domain name: this one's is taken out of it.
+    pub(crate) fn set_idle_power(&mut self, idle_mw: &BTreeMap<String, u64>) {
+        self.idle_power.configure(idle_mw.get(&self.domain.name).copied());
+    }
+
+    pub(crate) fn index(&self) -> usize {
+        self.index
+    }
+
+    pub(crate) fn counter_timeout_ns(&self) -> u64 {
+        self.update_detector.counter_timeout_ns()
+    }
+
+    pub(crate) fn last_reading_ns(&self) -> u64 {
+        self.update_detector.last_reading_ns()
+    }
+
+    /// Gives memory back that a group of many edges took.
+    pub(crate) fn shrink(&mut self) {
+        self.snapshots.shrink_to(64);
+    }
+
+    /// Its energy balance.
+    pub(crate) fn balance(&self) -> Balance {
+        let mask = (1_u128 << ENERGY_FRACTION_BITS) - 1;
+        let clock = &self.interpolator.virtual_energy;
+        let running = clock.attributed
+            - (u128::from(self.settled_uj) << ENERGY_FRACTION_BITS)
+            - self.rounding_remainder
+            - self.cancelled;
+        let rest = clock.unattributed
+            + u128::from(clock.remainder)
+            + self.cancelled
+            + self.rounding_remainder
+            + (running & mask);
+        Balance {
+            domain: self.domain.name.clone(),
+            measured_uj: whole_uj(clock.measured),
+            attributed_uj: self.settled_uj + whole_uj(running),
+            unattributed_uj: whole_uj(rest),
+        }
+    }
+
+    pub(crate) fn add_reading(&mut self, before_ns: u64, after_ns: u64, reading: &EnergyReading) {
+        if reading.shape_uj != 0 {
+            self.power_shape.add_point(before_ns, reading.shape_uj);
+        }
+        if let Some(update) = self.update_detector.add_reading(before_ns, after_ns, reading) {
+            self.pending_updates.push_back(update);
+        }
+    }
+
+    /// No reading covers the time up to `at_ns`.
+    pub(crate) fn time_out(&mut self, at_ns: u64) {
+        if let Some(update) = self.update_detector.time_out(at_ns) {
+            self.pending_updates.push_back(update);
+        }
+    }
+
+    /// Passes every counter update and edge before the horizon; spans that this completes go to `settled_slots`.
+    pub(crate) fn settle(
+        &mut self,
+        horizon_ns: u64,
+        queue: &EdgeQueue,
+        spans: &mut SpanTable,
+        settled_slots: &mut Vec<u32>,
+    ) {
+        while let Some(update) = self.pending_updates.front().copied() {
+            let limit_ns = if update.gap { update.at_ns } else { update.early_ns };
+            if limit_ns > horizon_ns {
+                break;
+            }
+            self.pending_updates.pop_front();
+            self.apply_update(update, limit_ns, queue, spans, settled_slots);
+        }
+    }
+
+    fn apply_update(
+        &mut self,
+        update: CounterUpdate,
+        limit_ns: u64,
+        queue: &EdgeQueue,
+        spans: &mut SpanTable,
+        settled_slots: &mut Vec<u32>,
+    ) {
+        let duration_ns = update.at_ns.saturating_sub(self.last_update.at_ns);
+        let rise_uj =
+            if update.gap { 0 } else { update.energy_uj.saturating_sub(self.last_update.energy_uj) };
+        let drift = self.add_step(update, rise_uj);
+        let (was_idle, begin_ns) =
+            (self.interpolator.virtual_energy.total_weight() == 0, self.interpolator.position_ns());
+        let (first_edge, inverse) = (self.next_edge, self.interpolator.virtual_energy.inverse_weight());
+        self.advance_over_edges(limit_ns, queue);
+        self.interpolator.advance(limit_ns);
+        if !self.snapshots.is_empty() || drift != 0 {
+            let group = self.bound_snapshots(inverse, update.gap);
+            if drift != 0 {
+                self.distribute_drift(drift, begin_ns, limit_ns);
+            }
+            let (gap, has_history) = (update.gap, queue.history_end > first_edge);
+            let idle_known = self.idle_power.power_mw().is_some();
+            let context =
+                CommitContext { domain: self.index, first_edge, gap, idle_known, drift, has_history };
+            let edges = queue.edges.items_from(first_edge);
+            EdgeCommit::new(context, group, &mut self.accumulated_error).commit(
+                &self.snapshots,
+                edges,
+                spans,
+                settled_slots,
+            );
+            self.snapshots.clear();
+        }
+        if update.gap {
+            // What a baseline shows may be a whole step of the counter old: no instant is known before which it is too
+            // much.
+            self.error_bounds.add_point(BoundPoint::new(u64::MAX, update.late_ns, self.last_energy), true);
+        }
+        if was_idle && first_edge == self.next_edge && !update.gap {
+            self.idle_power.add_empty_interval(rise_uj, duration_ns);
+        } else {
+            self.idle_power.reset_interval();
+        }
+        self.error_bounds.drop_before(self.interpolator.position_ns());
+        self.power_shape.drop_before(self.last_update.at_ns);
+    }
+
+    /// Adds the step up to the new counter update; returns the source's own uncertainty of it, error units.
+    fn add_step(&mut self, update: CounterUpdate, rise_uj: u64) -> u64 {
+        let drift_uj = if update.gap {
+            0
+        } else {
+            update.uncertainty_uj.saturating_sub(self.last_update.uncertainty_uj)
+        };
+        let rise = u128::from(rise_uj) << ENERGY_FRACTION_BITS;
+        self.last_energy += rise;
+        let mut begin = (self.last_update.at_ns, 0);
+        for point in self.power_shape.interpolation_points(self.last_update.at_ns, update.at_ns, rise) {
+            self.interpolator.add_step(begin.0, point.0, point.1 - begin.1, update.gap);
+            begin = point;
+        }
+        self.interpolator.add_step(begin.0, update.at_ns, rise - begin.1, update.gap);
+        if !update.gap {
+            self.error_bounds
+                .add_point(BoundPoint::new(update.early_ns, update.late_ns, self.last_energy), false);
+        }
+        self.interpolator.set_idle_power(self.idle_power.power_mw());
+        self.last_update = update;
+        error_units(u128::from(drift_uj) << ENERGY_FRACTION_BITS)
+    }
+
+    /// Passes the group of edges that lie before `limit_ns`, noting a snapshot for each instant that has one in this
+    /// domain.
+    fn advance_over_edges(&mut self, limit_ns: u64, queue: &EdgeQueue) {
+        let mut instants = queue.instants.items_from(self.next_instant);
+        loop {
+            let passed =
+                self.interpolator.advance_over_edges(self.index, instants, limit_ns, &mut self.snapshots);
+            self.next_edge = instants[..passed].last().map_or(self.next_edge, |instant| instant.end_edge);
+            self.next_instant += passed as u64;
+            instants = &instants[passed..];
+            let Some((instant, rest)) = instants.split_first().filter(|next| next.0.at_ns < limit_ns) else {
+                break;
+            };
+            self.interpolator.advance(instant.at_ns);
+            if (instant.any_scope >> self.index) & 1 == 1 {
+                self.apply_instant(instant, queue);
+            }
+            self.next_instant += 1;
+            self.next_edge = instant.end_edge;
+            instants = rest;
+        }
+    }
+
+    /// Applies all edges of one instant: no energy flows between them, so their order cannot matter.
+    fn apply_instant(&mut self, instant: &EdgeInstant, queue: &EdgeQueue) {
+        let weight_change = if (instant.all_scope >> self.index) & 1 == 1 {
+            instant.weight_change
+        } else {
+            self.weight_change(instant, queue)
+        };
+        let weight = self.interpolator.virtual_energy.total_weight().wrapping_add(weight_change);
+        let inverse_before = self.interpolator.virtual_energy.inverse_weight();
+        let is_total_weight = weight == instant.total_weight;
+        let inverse_after = if is_total_weight { instant.inverse_weight } else { inverse_of(weight) };
+        let remainder_error = remainder_error(self.interpolator.virtual_energy.remainder);
+        self.interpolator.virtual_energy.set_total_weight(weight, inverse_after);
+        self.snapshots.push(EdgeSnapshot {
+            at_ns: instant.at_ns,
+            estimate: wrapping_error_units(self.interpolator.virtual_energy.measured),
+            clock: self.interpolator.snapshot(),
+            inverse_before,
+            inverse_after,
+            is_total_weight: is_total_weight && weight_change == instant.weight_change,
+            uncertainty: 0,
+            drift: (0, 0),
+            remainder_error,
+            first_edge: instant.first_edge,
+            end_edge: instant.end_edge,
+        });
+    }
+
+    /// Sets how far the truth can be from the estimate at each snapshot; `inverse` is 1/W before the first.
+    fn bound_snapshots(&mut self, inverse: u64, gap: bool) -> EdgeGroup {
+        let bounds = &mut self.error_bounds;
+        let mut bound =
+            |at_ns: u64, estimate: u64| if gap { Bound::default() } else { bounds.bound_at(at_ns, estimate) };
+        let first_bound = self
+            .snapshots
+            .first()
+            .map_or(Bound::default(), |snapshot| bound(snapshot.at_ns, snapshot.estimate));
+        let mut group = EdgeGroup::begin(inverse, first_bound);
+        for snapshot in &mut self.snapshots {
+            let bound = bound(snapshot.at_ns, snapshot.estimate);
+            snapshot.uncertainty = bound.uncertainty();
+            group.add_edge(bound, snapshot.inverse_before, snapshot.inverse_after);
+        }
+        group
+    }
+
+    /// Sets how much of a model's uncertainty of the step can lie on either side of each snapshot: no more than the
+    /// maximum power makes in that time, so that a span does not carry the uncertainty of a quiet hour before it.
+    fn distribute_drift(&mut self, drift: u64, begin_ns: u64, limit_ns: u64) {
+        let bounds = &self.error_bounds;
+        let within = |duration_ns: u64| {
+            bounds.known_max_energy_in(duration_ns).map_or(drift, |energy| energy.min(drift))
+        };
+        for snapshot in &mut self.snapshots {
+            snapshot.drift = (
+                within(snapshot.at_ns.saturating_sub(begin_ns)),
+                within(limit_ns.saturating_sub(snapshot.at_ns)),
+            );
+        }
+    }
+
+    /// What an instant adds to the weight where not all of its spans use this domain.
+    #[cold]
+    fn weight_change(&self, instant: &EdgeInstant, queue: &EdgeQueue) -> u64 {
+        let edges = queue.edges.items_from(instant.first_edge);
+        edges[..(instant.end_edge - instant.first_edge) as usize]
+            .iter()
+            .filter(|edge| (edge.scope >> self.index) & 1 == 1)
+            .fold(0, |weight_change: u64, edge| {
+                weight_change.wrapping_add(edge.weight_after).wrapping_sub(edge.weight_before)
+            })
+    }
+
+    /// A settled span's share leaves the running sum.
+    pub(crate) fn record_settled_share(&mut self, share: u128, cancelled: bool) {
+        if cancelled {
+            self.cancelled += share;
+        } else {
+            self.settled_uj += whole_uj(share);
+            self.rounding_remainder += share & ((1 << ENERGY_FRACTION_BITS) - 1);
+        }
+    }
+}

@@ -1,0 +1,353 @@
+//! Writes a complete group of edges into the spans' states in one domain.
+//!
+//! An edge's error is known only once its whole group is, so a domain first passes over the group and notes a snapshot
+//! at each instant; then each span state is touched once. Invariant: edges are committed in order, and an edge's error
+//! covers the domain's accumulated error within its own group, so that what lies between two edges is counted from
+//! group to group. Owns nothing that outlives the group.
+
+use super::edge_queue::{Edge, EdgeKind};
+use super::error_bounds::{EdgeGroup, scale_error, share_fraction, weighted_error};
+use super::span::PhaseBoundary;
+use super::span_domain_state::{
+    ClockSnapshot, ERROR_FRACTION_BITS, SpanDomainState, UNBOUNDED_ERROR, accumulated_error_since,
+    stored_accumulated_error,
+};
+use super::span_table::SpanTable;
+use super::virtual_energy::{ENERGY_FRACTION_BITS, WEIGHT_ONE};
+
+/// One instant of a group as the domain passed it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct EdgeSnapshot {
+    pub at_ns: u64,
+    /// The estimate, the interpolated energy, error units.
+    pub estimate: u64,
+    pub clock: ClockSnapshot,
+    /// 1/W before and after,
+    pub inverse_before: u64,
+    pub inverse_after: u64,
+    /// and whether W is the weight of all spans, so that the edges' share fractions hold.
+    pub is_total_weight: bool,
+    /// How far the truth can be from the estimate, error units.
+    pub uncertainty: u64,
+    /// Of the source's own uncertainty of the step, how much can lie before this instant and how much after it, error
+    /// units.
+    pub drift: (u64, u64),
+    /// What the last division left over belongs to spans before this instant and goes to those after it, error units.
+    pub remainder_error: u64,
+    /// The indices of its edges.
+    pub first_edge: u64,
+    pub end_edge: u64,
+}
+
+impl EdgeSnapshot {
+    /// Its edges, of those of the group.
+    #[inline]
+    fn edges_of<'a>(&self, first_edge: u64, edges: &'a [Edge]) -> &'a [Edge] {
+        &edges[(self.first_edge - first_edge) as usize..(self.end_edge - first_edge) as usize]
+    }
+}
+
+/// What the last division left over, error units, rounded up.
+#[inline]
+pub(crate) fn remainder_error(remainder: u64) -> u64 {
+    // All weight that can be open is less than 2^60 units.
+    (remainder + ((1 << (ENERGY_FRACTION_BITS - ERROR_FRACTION_BITS)) - 1))
+        >> (ENERGY_FRACTION_BITS - ERROR_FRACTION_BITS)
+}
+
+/// What a complete group means for a span of some weight: the most it can be wrong by, and its accumulated error, in
+/// error units.
+#[derive(Debug, Clone, Copy)]
+struct GroupError {
+    weight: u64,
+    drift: u64,
+    max_error: u64,
+    accumulated: u64,
+    /// What rounding 1/W down can leave out, error units.
+    rounding: u64,
+}
+
+/// An edge's error and its upper limit, error units.
+#[derive(Debug, Clone, Copy)]
+struct EdgeError {
+    error: u64,
+    max_error: u64,
+}
+
+/// A complete group of one domain.
+#[derive(Debug)]
+pub(crate) struct EdgeCommit {
+    domain: usize,
+    /// The index of the group's first edge.
+    first_edge: u64,
+    gap: bool,
+    idle_known: bool,
+    has_history: bool,
+    /// The source's own uncertainty of the step, error units.
+    drift: u64,
+    group: EdgeGroup,
+    /// The domain's accumulated error before and after the group, as span states store it.
+    accumulated_before: u64,
+    accumulated_after: u64,
+    /// Of the weight seen last: nearly all spans weigh the same.
+    group_error: GroupError,
+}
+
+/// What a commit needs of its domain.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct CommitContext {
+    pub domain: usize,
+    pub first_edge: u64,
+    pub gap: bool,
+    pub idle_known: bool,
+    pub drift: u64,
+    /// Whether phases or changes of weight are in the group.
+    pub has_history: bool,
+}
+
+impl EdgeCommit {
+    /// Adds the group's accumulated error to the domain's.
+    pub(crate) fn new(context: CommitContext, group: EdgeGroup, accumulated_error: &mut u128) -> Self {
+        let CommitContext { domain, first_edge, gap, idle_known, drift, has_history } = context;
+        let accumulated_before = *accumulated_error;
+        *accumulated_error = accumulated_before.saturating_add(group.accumulated_error(drift));
+        let mut commit = Self {
+            domain,
+            first_edge,
+            gap,
+            idle_known,
+            has_history,
+            drift,
+            group,
+            accumulated_before: stored_accumulated_error(accumulated_before),
+            accumulated_after: stored_accumulated_error(*accumulated_error),
+            group_error: GroupError { weight: WEIGHT_ONE, drift, max_error: 0, accumulated: 0, rounding: 0 },
+        };
+        commit.group_error = commit.compute_group_error(WEIGHT_ONE, drift);
+        commit
+    }
+
+    /// Updates the states of all edges' spans; spans that this completes go to `settled_slots`.
+    pub(crate) fn commit(
+        &mut self,
+        snapshots: &[EdgeSnapshot],
+        edges: &[Edge],
+        spans: &mut SpanTable,
+        settled_slots: &mut Vec<u32>,
+    ) {
+        if self.has_history {
+            self.prepare_histories(snapshots, edges, spans);
+        }
+        for snapshot in snapshots {
+            for edge in snapshot.edges_of(self.first_edge, edges) {
+                if (edge.scope >> self.domain) & 1 == 0 {
+                    continue;
+                }
+                match edge.kind {
+                    EdgeKind::Open => {
+                        self.commit_open(edge, snapshot, spans.domain_state_mut(edge.slot, self.domain))
+                    }
+                    EdgeKind::Close if !edge.has_history => {
+                        self.commit_close(edge, snapshot, spans.domain_state_mut(edge.slot, self.domain));
+                    }
+                    _ => self.commit_with_history(edge, snapshot, spans),
+                }
+                if edge.kind == EdgeKind::Close && spans.mark_passed(edge.slot, self.domain) {
+                    settled_slots.push(edge.slot);
+                }
+            }
+        }
+    }
+
+    #[inline]
+    fn commit_open(&mut self, edge: &Edge, snapshot: &EdgeSnapshot, state: &mut SpanDomainState) {
+        let fraction = if snapshot.is_total_weight {
+            edge.share_fraction
+        } else {
+            share_fraction(edge.weight_after, snapshot.inverse_after)
+        };
+        let edge_error = self.edge_error(
+            scale_error(snapshot.uncertainty, fraction),
+            edge.weight_after,
+            edge.weight_after,
+            snapshot,
+            snapshot.drift.1,
+        );
+        state.open(&snapshot.clock, edge.weight_after, self.idle_known);
+        state.start_group(edge_error.error, self.accumulated_after);
+    }
+
+    #[inline]
+    fn commit_close(&mut self, edge: &Edge, snapshot: &EdgeSnapshot, state: &mut SpanDomainState) {
+        let fraction = if snapshot.is_total_weight {
+            edge.share_fraction
+        } else {
+            share_fraction(edge.weight_before, snapshot.inverse_before)
+        };
+        let edge_error = self.edge_error(
+            scale_error(snapshot.uncertainty, fraction),
+            edge.weight_before,
+            edge.weight_before,
+            snapshot,
+            snapshot.drift.0,
+        );
+        let error = self.error_until(edge, state, edge_error);
+        state.close(&snapshot.clock, (0, 0), error);
+    }
+
+    /// An edge of a span with phases or changes of weight.
+    #[cold]
+    fn commit_with_history(&mut self, edge: &Edge, snapshot: &EdgeSnapshot, spans: &mut SpanTable) {
+        let (state, history) = spans.state_and_history(edge.slot, self.domain);
+        let EdgeSnapshot { inverse_before, inverse_after, uncertainty, clock, .. } = snapshot;
+        // A weight may have changed at this very instant: a boundary must hold for both sides of it.
+        let boundary_weight =
+            history.phase_boundaries.get(history.passed_boundaries).map_or(0, |boundary| boundary.edge_error);
+        let (old, new) = (
+            share_fraction(edge.weight_before, *inverse_before),
+            share_fraction(edge.weight_after, *inverse_after),
+        );
+        let (error, weight) = match edge.kind {
+            EdgeKind::Phase => (
+                scale_error(
+                    *uncertainty,
+                    share_fraction(boundary_weight, *inverse_before.max(inverse_after)),
+                ),
+                boundary_weight,
+            ),
+            EdgeKind::Close => (scale_error(*uncertainty, old), edge.weight_before),
+            EdgeKind::Open | EdgeKind::Weight => (
+                scale_error(*uncertainty, old).abs_diff(scale_error(*uncertainty, new)) + 2,
+                edge.weight_before.max(edge.weight_after),
+            ),
+        };
+        let group_weight =
+            if self.is_weight_edge_in_group(edge) { weight.max(history.max_weight) } else { weight };
+        let edge_error = self.edge_error(error, weight, group_weight, snapshot, self.drift);
+        match edge.kind {
+            EdgeKind::Phase => {
+                let share = history.share + state.share(clock);
+                if let Some(boundary) = history.phase_boundaries.get_mut(history.passed_boundaries) {
+                    *boundary = PhaseBoundary {
+                        share,
+                        edge_error: edge_error.error,
+                        accumulated_error: (self.accumulated_before, self.accumulated_after),
+                    };
+                }
+                history.passed_boundaries += 1;
+            }
+            EdgeKind::Close => {
+                let error = self.error_until(edge, state, edge_error).saturating_add(history.error);
+                state.close(clock, (history.share, history.idle), error);
+            }
+            EdgeKind::Open | EdgeKind::Weight => {
+                history.weight_changes += u64::from(edge.kind == EdgeKind::Weight);
+                history.share += state.share(clock);
+                history.idle += state.idle_share(clock).unwrap_or(0);
+                if self.is_weight_edge_in_group(edge) {
+                    state.edge_error = self.error_until(edge, state, edge_error);
+                } else {
+                    let inside = accumulated_error_since(
+                        state.accumulated_error,
+                        self.accumulated_before,
+                        edge.weight_before,
+                    );
+                    history.error = history.error.saturating_add(state.edge_error).saturating_add(inside);
+                    state.start_group(edge_error.error, self.accumulated_after);
+                }
+                state.change_weight(clock, edge.weight_after);
+            }
+        }
+    }
+
+    /// Notes in advance what the group does to a span's weight: an edge's error covers all of it.
+    #[cold]
+    fn prepare_histories(&self, snapshots: &[EdgeSnapshot], edges: &[Edge], spans: &mut SpanTable) {
+        for edge in snapshots.iter().flat_map(|snapshot| snapshot.edges_of(self.first_edge, edges)) {
+            if (edge.scope >> self.domain) & 1 == 0
+                || !matches!(edge.kind, EdgeKind::Weight | EdgeKind::Phase)
+            {
+                continue;
+            }
+            let (_, history) = spans.state_and_history(edge.slot, self.domain);
+            if edge.kind == EdgeKind::Weight {
+                history.max_weight = history.max_weight.max(edge.weight_before).max(edge.weight_after);
+            } else {
+                history.phase_boundaries.push(PhaseBoundary {
+                    edge_error: edge.weight_before.max(history.max_weight),
+                    ..PhaseBoundary::default()
+                });
+            }
+        }
+    }
+
+    /// What this edge's error is: `error` of its own, and what the group does to a span of this weight, of which at
+    /// most `drift` is the source's own uncertainty of the time on the span's side of the edge.
+    #[inline]
+    fn edge_error(
+        &mut self,
+        error: u64,
+        weight: u64,
+        group_weight: u64,
+        snapshot: &EdgeSnapshot,
+        drift: u64,
+    ) -> EdgeError {
+        if group_weight != self.group_error.weight || drift != self.group_error.drift {
+            self.group_error = self.compute_group_error(group_weight, drift);
+        }
+        let rounding = snapshot.remainder_error
+            + if weight == group_weight { self.group_error.rounding } else { rounding_error(weight) };
+        let max_error = self.group_error.max_error + 2 * rounding;
+        EdgeError { error: (error + self.group_error.accumulated + rounding).min(max_error), max_error }
+    }
+
+    #[cold]
+    fn compute_group_error(&self, weight: u64, drift: u64) -> GroupError {
+        let rounding = rounding_error(weight);
+        if self.gap {
+            return GroupError {
+                weight,
+                drift,
+                max_error: UNBOUNDED_ERROR,
+                accumulated: UNBOUNDED_ERROR,
+                rounding,
+            };
+        }
+        GroupError {
+            weight,
+            drift,
+            max_error: self.group.max_error(weight, drift),
+            accumulated: weighted_error(self.group.accumulated_error(drift), weight),
+            rounding,
+        }
+    }
+
+    /// Whether the span's latest weight edge (its opening or a change of weight) lies in this group too.
+    #[inline]
+    fn is_weight_edge_in_group(&self, edge: &Edge) -> bool {
+        edge.weight_edge >= self.first_edge
+    }
+
+    /// The error of a span's time since its last weight edge, this edge included.
+    #[inline]
+    fn error_until(&self, edge: &Edge, state: &SpanDomainState, edge_error: EdgeError) -> u64 {
+        let error = if self.is_weight_edge_in_group(edge) {
+            (state.edge_error + edge_error.error).min(edge_error.max_error)
+        } else {
+            state.edge_error
+                + accumulated_error_since(
+                    state.accumulated_error,
+                    self.accumulated_before,
+                    edge.weight_before,
+                )
+                + edge_error.error
+        };
+        error.min(UNBOUNDED_ERROR)
+    }
+}
+
+/// What rounding 1/W down can leave out of a share, error units.
+#[inline]
+fn rounding_error(weight: u64) -> u64 {
+    (weight >> 20) + 1
+}

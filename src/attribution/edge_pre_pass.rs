@@ -1,0 +1,124 @@
+//! The pre-pass over the edge queue: it visits each edge once, right before the horizon, before any domain does.
+//!
+//! Owns what holds for all domains alike: the peak concurrency, and the weight of all spans. What it finds it writes
+//! into the edges and their instants, so that no domain has to read a span. Invariant: edges that the pre-pass has
+//! visited stay unchanged; a domain passes none that the pre-pass has not visited.
+
+use super::edge_queue::{Edge, EdgeInstant, EdgeKind, EdgeQueue, first_instant};
+use super::error_bounds::share_fraction;
+use super::peak_concurrency::PeakConcurrency;
+use super::span_table::SpanTable;
+use super::virtual_energy::inverse_of;
+
+/// The pre-pass over the edge queue.
+#[derive(Debug, Default)]
+pub(crate) struct EdgePrePass {
+    concurrency: PeakConcurrency,
+    /// The index of the first edge that it has not passed.
+    pub next_edge: u64,
+    /// The open weight of all spans, and its inverse.
+    total_weight: u64,
+    inverse_weight: u64,
+    /// Slots of spans whose weight history is to be folded.
+    pub spans_to_fold: Vec<u32>,
+}
+
+impl EdgePrePass {
+    /// Visits every edge before `horizon_ns`; spans that no domain has to pass go to `settled_slots`.
+    pub(crate) fn advance(
+        &mut self,
+        horizon_ns: u64,
+        queue: &mut EdgeQueue,
+        spans: &mut SpanTable,
+        settled_slots: &mut Vec<u32>,
+    ) {
+        let first_edge = self.next_edge;
+        let EdgeQueue { edges, instants, history_end } = queue;
+        let mut pending = edges.items_from_mut(first_edge);
+        while let Some((at_ns, length)) = first_instant(pending, horizon_ns) {
+            let (edges, rest) = pending.split_at_mut(length);
+            let mut instant = EdgeInstant {
+                at_ns,
+                first_edge: self.next_edge,
+                end_edge: self.next_edge,
+                any_scope: 0,
+                all_scope: u64::MAX,
+                weight_change: 0,
+                total_weight: self.total_weight,
+                inverse_weight: self.inverse_weight,
+            };
+            let (mut opened, mut closed) = (0, 0);
+            for edge in &mut *edges {
+                match self.visit(edge, instant.end_edge, spans) {
+                    Some(EdgeKind::Open) => opened += 1,
+                    Some(EdgeKind::Close) => closed += 1,
+                    Some(EdgeKind::Weight | EdgeKind::Phase) => *history_end = instant.end_edge + 1,
+                    None => {}
+                }
+                if edge.kind == EdgeKind::Close && edge.scope == 0 {
+                    settled_slots.push(edge.slot);
+                }
+                instant.add_edge(edge);
+            }
+            self.concurrency.update(at_ns, opened, closed);
+            self.update_total_weight(edges, &mut instant);
+            instants.push(instant);
+            pending = rest;
+        }
+        spans.prefetch_closing(&queue.edges.items_from(first_edge)[..(self.next_edge - first_edge) as usize]);
+    }
+
+    /// Gives memory back that many spans took.
+    pub(crate) fn shrink(&mut self) {
+        self.concurrency.shrink();
+        self.spans_to_fold.shrink_to(64);
+    }
+
+    /// Fills in an edge's state before it; `None` where it is stamped after its span's close, and has no effect.
+    #[inline]
+    fn visit(&mut self, edge: &mut Edge, index: u64, spans: &mut SpanTable) -> Option<EdgeKind> {
+        let Some(span) = spans.span_of_edge(edge) else {
+            (edge.scope, edge.weight_before, edge.weight_after) = (0, 0, 0);
+            return None;
+        };
+        (edge.weight_before, edge.weight_edge, edge.has_history) =
+            (span.pre_pass_weight, span.weight_edge, span.has_history);
+        match edge.kind {
+            EdgeKind::Open => span.weight_edge = index,
+            EdgeKind::Weight => {
+                span.weight_edge = index;
+                if span.record_weight_change(edge.at_ns, edge.weight_after)
+                    && self.spans_to_fold.last() != Some(&edge.slot)
+                {
+                    self.spans_to_fold.push(edge.slot);
+                }
+            }
+            EdgeKind::Phase => edge.weight_after = span.pre_pass_weight,
+            EdgeKind::Close => {
+                span.peak_concurrency = self.concurrency.peak_since(span.opened_ns);
+                span.close_passed = true;
+            }
+        }
+        span.pre_pass_weight = edge.weight_after;
+        Some(edge.kind)
+    }
+
+    /// All edges of an instant are visited: fills in the total weight and the share fractions.
+    #[inline]
+    fn update_total_weight(&mut self, edges: &mut [Edge], instant: &mut EdgeInstant) {
+        // An instant without effect concerns no domain.
+        instant.all_scope &= instant.any_scope;
+        if instant.weight_change != 0 {
+            instant.total_weight = self.total_weight.wrapping_add(instant.weight_change);
+            instant.inverse_weight = inverse_of(instant.total_weight);
+        }
+        for edge in edges {
+            edge.share_fraction = match edge.kind {
+                EdgeKind::Close => share_fraction(edge.weight_before, self.inverse_weight),
+                _ => share_fraction(edge.weight_after, instant.inverse_weight),
+            };
+        }
+        (self.next_edge, self.total_weight, self.inverse_weight) =
+            (instant.end_edge, instant.total_weight, instant.inverse_weight);
+    }
+}

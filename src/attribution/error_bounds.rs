@@ -1,0 +1,261 @@
+//! The guaranteed error: what the true share can be, given where the counter is known to have been.
+//!
+//! A share is S = ∫ f dE with f = w/W between the span's edges and 0 outside. Our figure Ŝ uses the interpolated Ê.
+//! Summing by parts, S − Ŝ = −Σ (E − Ê)(τ)·Δf(τ) over all instants τ at which f jumps: the span's own edges and the
+//! edges of every other span in between. E never decreases, so at each τ it lies between what the counter showed
+//! before and what it showed next; that bound limits |E − Ê|. Edges between the same two updates form a *group*: of
+//! a group's jumps the sum is also at most (U − L)·(max f − min f), because E can only climb from L to U once.
+//! Invariant: every figure rounds up. Owns no time and no span.
+
+use super::span_domain_state::{ERROR_FRACTION_BITS, UNBOUNDED_ERROR};
+use super::virtual_energy::ENERGY_FRACTION_BITS;
+
+/// A counter update as a bound on the cumulative energy. Energies here are in error units, wrapping: only differences
+/// mean anything.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct BoundPoint {
+    pub early_ns: u64,
+    pub late_ns: u64,
+    energy: u64,
+}
+
+impl BoundPoint {
+    pub(crate) fn new(early_ns: u64, late_ns: u64, energy: u128) -> Self {
+        Self { early_ns, late_ns, energy: wrapping_error_units(energy) }
+    }
+}
+
+/// A cumulative energy in error units, wrapping, rounded down.
+#[inline]
+pub(crate) fn wrapping_error_units(energy: u128) -> u64 {
+    (energy >> (ENERGY_FRACTION_BITS - ERROR_FRACTION_BITS)) as u64
+}
+
+/// How far the truth can be below and above the estimate at an instant, error units.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Bound {
+    pub estimate: u64,
+    pub below: u64,
+    pub above: u64,
+}
+
+impl Bound {
+    /// The larger of the two.
+    #[inline]
+    pub(crate) fn uncertainty(self) -> u64 {
+        self.below.max(self.above).min(UNBOUNDED_ERROR)
+    }
+}
+
+/// Between which energies the truth can lie at an instant.
+#[derive(Debug, Default)]
+pub(crate) struct ErrorBounds {
+    points: Vec<BoundPoint>,
+    quantum: u64,
+    /// The domain's maximum power, error units·2^-16 per nanosecond, rounded up; 0: not known.
+    max_power: u64,
+    cached: CachedBounds,
+}
+
+/// The bounds over a stretch of time in which none of them begins to count: worked out once for the many edges
+/// that lie in it. Unknown bounds are at `UNBOUNDED_DISTANCE`.
+#[derive(Debug, Clone, Copy, Default)]
+struct CachedBounds {
+    /// The stretch ends before this instant.
+    valid_until_ns: u64,
+    /// The truth has reached this.
+    lower: u64,
+    /// It cannot be further below this than the maximum power makes up for until then.
+    lower_slope: (u64, u64),
+    /// It has not passed this,
+    upper: u64,
+    /// and cannot be further above this than the maximum power has made since then.
+    upper_slope: (u64, u64),
+}
+
+/// Farther than any known bound: where nothing is known.
+const UNBOUNDED_DISTANCE: u64 = UNBOUNDED_ERROR >> 1;
+
+impl ErrorBounds {
+    pub(crate) fn new(quantum_uj: u64, ceiling_mw: Option<u64>) -> Self {
+        let units_per_ns = |mw: u64| {
+            u64::try_from((u128::from(mw) << (16 + ERROR_FRACTION_BITS)) / 1_000_000 + 1).unwrap_or(u64::MAX)
+        };
+        Self {
+            points: Vec::new(),
+            quantum: quantum_uj.clamp(1, 1 << 50) << ERROR_FRACTION_BITS,
+            max_power: ceiling_mw.map_or(0, units_per_ns),
+            cached: CachedBounds::default(),
+        }
+    }
+
+    /// A new counter update; after a gap everything before it means nothing.
+    pub(crate) fn add_point(&mut self, point: BoundPoint, after_gap: bool) {
+        if after_gap {
+            self.points.clear();
+        }
+        self.points.push(point);
+        self.cached = CachedBounds::default();
+    }
+
+    /// Forgets points that no instant from `position_ns` on needs.
+    pub(crate) fn drop_before(&mut self, position_ns: u64) {
+        while self.points.get(1).is_some_and(|next| next.late_ns <= position_ns) {
+            self.points.remove(0);
+        }
+    }
+
+    /// The most energy that can be used in this time.
+    #[inline]
+    fn max_energy_in(&self, duration_ns: u64) -> i64 {
+        self.max_power
+            .checked_mul(duration_ns)
+            .map_or((UNBOUNDED_ERROR >> 2) as i64, |energy| (energy >> 16) as i64 + 1)
+    }
+
+    /// The same, in error units, where the maximum power is known.
+    pub(crate) fn known_max_energy_in(&self, duration_ns: u64) -> Option<u64> {
+        (self.max_power != 0).then(|| self.max_energy_in(duration_ns) as u64)
+    }
+
+    /// How far the truth can be from the estimate at `at_ns`. The last point must be the first whose `early_ns`
+    /// is not before `at_ns`, and `at_ns` not before that of the last call since the last point.
+    #[inline]
+    pub(crate) fn bound_at(&mut self, at_ns: u64, estimate: u64) -> Bound {
+        if at_ns >= self.cached.valid_until_ns {
+            self.cached = self.bounds_from(at_ns, estimate);
+        }
+        let CachedBounds { lower, lower_slope, upper, upper_slope, .. } = self.cached;
+        // One error unit for rounding the estimate and the points down.
+        let over = |energy: u64| estimate.wrapping_sub(energy) as i64 + 1;
+        let under = |energy: u64| energy.wrapping_sub(estimate) as i64 + 1;
+        let below =
+            over(lower).min(over(lower_slope.0) + self.max_energy_in(lower_slope.1.wrapping_sub(at_ns)));
+        let above =
+            under(upper).min(under(upper_slope.0) + self.max_energy_in(at_ns.wrapping_sub(upper_slope.1)));
+        Bound { estimate, below: below.max(0) as u64, above: above.max(0) as u64 }
+    }
+
+    /// The bounds from `at_ns` on.
+    #[cold]
+    fn bounds_from(&self, at_ns: u64, estimate: u64) -> CachedBounds {
+        let (lowest, highest) =
+            (estimate.wrapping_sub(UNBOUNDED_DISTANCE), estimate.wrapping_add(UNBOUNDED_DISTANCE));
+        let reached = self.points.iter().rposition(|point| point.late_ns <= at_ns);
+        let ahead = self.points.get(reached.map_or(0, |index| index + 1)..).unwrap_or_default();
+        let known = self.max_power != 0;
+        // All slopes are equally steep, so the one that says most here says most all along, but for one error unit.
+        let steepest = ahead.iter().filter(|_| known).min_by_key(|point| {
+            estimate.wrapping_sub(point.energy) as i64 + self.max_energy_in(point.late_ns - at_ns)
+        });
+        let passed = self.points.iter().rfind(|point| point.early_ns <= at_ns).filter(|_| known);
+        let changes = self.points.iter().flat_map(|point| [point.early_ns, point.late_ns]);
+        CachedBounds {
+            valid_until_ns: changes.filter(|&change_ns| change_ns > at_ns).min().unwrap_or(u64::MAX),
+            lower: reached.map_or(lowest, |index| self.points[index].energy),
+            lower_slope: steepest.map_or((lowest, at_ns), |point| (point.energy, point.late_ns)),
+            upper: self.points.last().map_or(highest, |point| self.upper_energy(point)),
+            upper_slope: passed.map_or((highest, at_ns), |point| (self.upper_energy(point), point.early_ns)),
+        }
+    }
+
+    /// The counter shows less than a quantum too little.
+    fn upper_energy(&self, point: &BoundPoint) -> u64 {
+        point.energy.wrapping_add(self.quantum)
+    }
+}
+
+/// The accumulated error of one group of edges: how far it can shift the share of a span that was open throughout, per
+/// unit of weight, in error units · 2^52.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct EdgeGroup {
+    edge_errors: u128,
+    min_inverse: u64,
+    max_inverse: u64,
+    lower: u64,
+    upper: u64,
+}
+
+impl EdgeGroup {
+    /// A group that begins while `inverse` = 1/W; its first edge lies in `bound`.
+    pub(crate) fn begin(inverse: u64, bound: Bound) -> Self {
+        let min_inverse = if inverse == 0 { u64::MAX } else { inverse };
+        let (lower, upper) =
+            (bound.estimate.wrapping_sub(bound.below), bound.estimate.wrapping_sub(bound.below));
+        Self { edge_errors: 0, min_inverse, max_inverse: inverse, lower, upper }
+    }
+
+    /// At an instant where the truth lies in `bound`, 1/W jumps.
+    #[inline]
+    pub(crate) fn add_edge(&mut self, bound: Bound, before: u64, after: u64) {
+        self.upper = bound.estimate.wrapping_add(bound.above);
+        if after == 0 {
+            return;
+        }
+        if before != 0 {
+            // 1/W was rounded down on both sides.
+            let rise = before.abs_diff(after) + 1;
+            self.edge_errors += ((u128::from(rise) * u128::from(bound.uncertainty())) >> 11) + 1;
+        }
+        self.min_inverse = self.min_inverse.min(after);
+        self.max_inverse = self.max_inverse.max(after);
+    }
+
+    /// How far the truth can move between the group's first and last edge, error units.
+    fn energy_range(&self) -> u64 {
+        self.upper.wrapping_sub(self.lower)
+    }
+
+    /// The group's accumulated error; `drift` error units are the source's own uncertainty of the step.
+    pub(crate) fn accumulated_error(&self, drift: u64) -> u128 {
+        let range = self.max_inverse.saturating_sub(self.min_inverse) + 1;
+        let range_error = (u128::from(range) * u128::from(self.energy_range())) >> 11;
+        let drift_error =
+            if drift == 0 { 0 } else { ((u128::from(self.max_inverse) * u128::from(drift)) >> 11) + 1 };
+        self.edge_errors.min(range_error + 1) + drift_error
+    }
+
+    /// The most that a span of this weight can be wrong by within the group, whatever happens in it.
+    #[inline]
+    pub(crate) fn max_error(&self, weight: u64, drift: u64) -> u64 {
+        let max_energy = self.energy_range().saturating_add(drift).saturating_add(drift).min(UNBOUNDED_ERROR);
+        scale_error(max_energy, share_fraction(weight, self.max_inverse))
+    }
+}
+
+/// `min(1, weight · inverse)` in 2^-63, rounded up; 0 where there is no weight.
+#[inline]
+pub(crate) fn share_fraction(weight: u64, inverse: u64) -> u64 {
+    if inverse == 0 {
+        return 0;
+    }
+    // 1/W was rounded down: one unit of the 2^-63 for each unit of weight makes up for it.
+    weight.checked_mul(inverse).map_or(1 << 63, |product| product.saturating_add(weight).min(1 << 63))
+}
+
+/// `error · fraction`, rounded up.
+#[inline]
+pub(crate) fn scale_error(error: u64, fraction: u64) -> u64 {
+    ((u128::from(error) * u128::from(fraction)) >> 63) as u64 + u64::from(fraction != 0)
+}
+
+/// Accumulated error times weight, in error units, rounded up.
+#[inline]
+pub(crate) fn weighted_error(accumulated: u128, weight: u64) -> u64 {
+    // Error units·2^12 per unit, as span states store it: what is cut off makes the unit.
+    let stored = (accumulated >> 40).min(u128::from(u64::MAX - 1)) as u64 + u64::from(accumulated != 0);
+    let error = (u128::from(stored) * u128::from(weight)) >> 12;
+    error.min(u128::from(UNBOUNDED_ERROR - 1)) as u64 + u64::from(stored != 0)
+}
+
+/// Energy units as error units, rounded up.
+#[inline]
+pub(crate) fn error_units(energy: u128) -> u64 {
+    let shift = ENERGY_FRACTION_BITS - ERROR_FRACTION_BITS;
+    ((energy + ((1 << shift) - 1)) >> shift).min(u128::from(UNBOUNDED_ERROR - 1)) as u64
+}
+
+/// Error units as whole microjoules, rounded up; `None` where no guarantee can be given.
+pub(crate) fn guaranteed_uj(error: u64) -> Option<u64> {
+    (error < UNBOUNDED_ERROR >> 2).then(|| error.div_ceil(1 << ERROR_FRACTION_BITS) + 1)
+}

@@ -1,0 +1,160 @@
+//! How energy lies within one step of a counter, by a power sensor.
+//!
+//! A counter that moves every 100 ms says how much was used in them, and a power sensor beside it says when. Owns the
+//! sensor's integral at the instants of its readings, and the points that it adds to the interpolant between two
+//! counter updates. Invariant: a shaped interpolant begins and ends where the straight one does and never falls, so
+//! that whatever the sensor says, the energy stays between the two counter updates, and every bound that rests on them
+//! holds. Bounded memory.
+
+use std::collections::VecDeque;
+
+/// Points that are kept: many more than a counter's step has, so that only a counter that stands still fills them.
+const MAX_SHAPE_POINTS: usize = 512;
+
+/// An instant, and the integral at it.
+type ShapePoint = (u64, u64);
+
+/// The sensor's integral over the time that is not settled yet.
+#[derive(Debug, Default)]
+pub(crate) struct PowerShape {
+    points: VecDeque<ShapePoint>,
+}
+
+impl PowerShape {
+    /// The integral showed this at this instant. One that fell, or came too late, begins anew.
+    pub(crate) fn add_point(&mut self, at_ns: u64, shape_uj: u64) {
+        match self.points.back() {
+            Some(&(last_ns, _)) if at_ns == last_ns => return,
+            Some(&(last_ns, last_uj)) if at_ns < last_ns || shape_uj < last_uj => self.points.clear(),
+            _ => {}
+        }
+        if self.points.len() == MAX_SHAPE_POINTS {
+            self.points.pop_front();
+        }
+        self.points.push_back((at_ns, shape_uj));
+    }
+
+    /// The points of an interpolant that rises by `rise` from one counter update to the next: instants strictly between
+    /// them, with how far it has risen by then. None where the sensor does not cover the whole step, or saw no power in
+    /// it.
+    pub(crate) fn interpolation_points(
+        &self,
+        from_ns: u64,
+        to_ns: u64,
+        rise: u128,
+    ) -> impl Iterator<Item = (u64, u128)> {
+        let ends = self
+            .integral_at(from_ns)
+            .zip(self.integral_at(to_ns))
+            .filter(|(from, to)| to > from && (1..1 << 88).contains(&rise));
+        let (from, to) = ends.unwrap_or((0, 0));
+        let first = self.points.partition_point(|point| point.0 <= from_ns);
+        let covered = if ends.is_some() { usize::MAX } else { 0 };
+        let inside = self.points.range(first..).take(covered).take_while(move |point| point.0 < to_ns);
+        // At most 2^88 times 2^40: the integral over one step, cut to what makes the product fit.
+        inside.map(move |&(at_ns, uj)| (at_ns, mul_div(rise, scaled(uj).clamp(from, to) - from, to - from)))
+    }
+
+    /// Forgets what lies before the last point at or before `position_ns`.
+    pub(crate) fn drop_before(&mut self, position_ns: u64) {
+        while self.points.get(1).is_some_and(|next| next.0 <= position_ns) {
+            self.points.pop_front();
+        }
+    }
+
+    /// The integral at an instant, on the line between the points around it, in units of 2^-8 µJ.
+    fn integral_at(&self, at_ns: u64) -> Option<u128> {
+        let next = self.points.partition_point(|point| point.0 < at_ns);
+        let (to_ns, to_uj) = *self.points.get(next)?;
+        if to_ns == at_ns {
+            return Some(scaled(to_uj));
+        }
+        let (from_ns, from_uj) = *self.points.get(next.checked_sub(1)?)?;
+        let passed = u128::from(at_ns - from_ns).checked_mul(scaled(to_uj - from_uj))?;
+        Some(scaled(from_uj) + passed / u128::from(to_ns - from_ns))
+    }
+}
+
+fn scaled(uj: u64) -> u128 {
+    u128::from(uj) << 8
+}
+
+/// `rise · share / whole`, rounded down; `share` is at most `whole`.
+fn mul_div(rise: u128, share: u128, whole: u128) -> u128 {
+    // The integral over a step of a second at 10 kW has 42 bits in these units; beyond 40 the lowest say nothing.
+    let shift = 128_u32.saturating_sub(whole.leading_zeros()).saturating_sub(40);
+    rise * (share >> shift) / ((whole >> shift) + u128::from(shift > 0))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn shape(points: &[ShapePoint]) -> PowerShape {
+        let mut shape = PowerShape::default();
+        points.iter().for_each(|&(at_ns, uj)| shape.add_point(at_ns, uj));
+        shape
+    }
+
+    fn points(shape: &PowerShape, from_ns: u64, to_ns: u64, rise: u128) -> Vec<(u64, u128)> {
+        shape.interpolation_points(from_ns, to_ns, rise).collect()
+    }
+
+    #[test]
+    fn energy_follows_the_sensor() {
+        // Nothing until 40, all of it from there to 60, nothing after.
+        let shape = shape(&[(0, 5), (20, 5), (40, 5), (60, 105), (80, 105), (100, 105)]);
+        assert_eq!(points(&shape, 0, 100, 1_000), [(20, 0), (40, 0), (60, 1_000), (80, 1_000)]);
+        assert_eq!(points(&shape, 50, 90, 1_000), [(60, 1_000), (80, 1_000)], "knots between two readings");
+    }
+
+    #[test]
+    fn a_sensor_that_does_not_cover_the_step_adds_no_points() {
+        let shape = shape(&[(10, 0), (20, 10), (30, 20)]);
+        assert_eq!(points(&shape, 5, 25, 100), []);
+        assert_eq!(points(&shape, 15, 35, 100), []);
+        assert_eq!(points(&PowerShape::default(), 0, 10, 100), []);
+        assert_eq!(points(&shape, 12, 18, 100), [], "no reading in between");
+    }
+
+    #[test]
+    fn a_zero_or_restarted_sensor_adds_no_points() {
+        assert_eq!(points(&shape(&[(0, 7), (10, 7), (20, 7)]), 0, 20, 100), []);
+        let mut restarted = shape(&[(0, 7), (10, 9)]);
+        restarted.add_point(20, 1);
+        restarted.add_point(30, 2);
+        assert_eq!(points(&restarted, 5, 25, 100), []);
+    }
+
+    #[test]
+    fn memory_is_bounded_while_the_counter_does_not_move() {
+        let mut shape = PowerShape::default();
+        (0..10_000).for_each(|at| shape.add_point(at, at));
+        assert_eq!(shape.points.len(), MAX_SHAPE_POINTS);
+        shape.drop_before(9_995);
+        assert_eq!(shape.points.front(), Some(&(9_995, 9_995)));
+    }
+
+    proptest! {
+        #[test]
+        fn the_interpolant_is_monotone_between_counter_updates(
+            points in proptest::collection::vec((0_u64..50_000_000, 0_u64..u64::MAX / 512), 0..60),
+            from in 0_u64..500_000_000, length in 1_u64..500_000_000, rise in 0_u128..1 << 88,
+        ) {
+            let mut shape = PowerShape::default();
+            let (mut at_ns, mut uj) = (0, 0_u64);
+            for (gap_ns, more_uj) in points {
+                (at_ns, uj) = (at_ns + gap_ns, uj.saturating_add(more_uj));
+                shape.add_point(at_ns, uj);
+            }
+            let (mut last_ns, mut last) = (from, 0);
+            for (point_ns, energy) in shape.interpolation_points(from, from + length, rise) {
+                prop_assert!(last_ns < point_ns && point_ns < from + length);
+                prop_assert!(last <= energy && energy <= rise);
+                (last_ns, last) = (point_ns, energy);
+            }
+        }
+    }
+}

@@ -1,0 +1,176 @@
+//! The splitting rule: energy per unit of weight, exact in integers.
+//!
+//! Owns, for one domain, `g` = the integral of dE/W over the time in which weight was open. A span of weight w gets
+//! w·(g(close) − g(open)); work per edge is constant however many spans are open (the virtual clock of fair queueing,
+//! with energy in place of service). Invariant, in integers: `measured = attributed + unattributed + remainder`, where
+//! `attributed` is the sum over all pieces of W·dg, `unattributed` the energy while no weight was open, and `remainder
+//! < W` the remainder of the last division. Never rounds anything away.
+//!
+//! Units: energy in *energy units* of 2^-32 µJ; weight in 2^-16; `g` in energy units per unit of weight;
+//! `inverse_weight` in 2^-63.
+
+/// Energy units in a microjoule.
+pub(crate) const ENERGY_FRACTION_BITS: u32 = 32;
+
+/// Units of weight in a weight of 1.
+pub(crate) const WEIGHT_ONE: u64 = 1 << 16;
+
+/// The virtual energy clock of one domain.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct VirtualEnergy {
+    /// Energy per unit of weight so far.
+    pub g: u128,
+    /// Of it, what the domain would have used anyway.
+    pub idle_g: u128,
+    /// Energy so far, with or without weight.
+    pub measured: u128,
+    /// Of it, while weight was open.
+    pub attributed: u128,
+    /// Of it, while none was.
+    pub unattributed: u128,
+    /// Not yet divided; less than the open weight.
+    pub remainder: u64,
+    total_weight: u64,
+    inverse_weight: u64,
+}
+
+impl VirtualEnergy {
+    /// The open weight.
+    #[inline]
+    pub(crate) fn total_weight(&self) -> u64 {
+        self.total_weight
+    }
+
+    /// 2^63 / W, or 0 while no weight is open.
+    #[inline]
+    pub(crate) fn inverse_weight(&self) -> u64 {
+        self.inverse_weight
+    }
+
+    /// Weight comes and goes at this instant.
+    #[inline]
+    pub(crate) fn set_total_weight(&mut self, weight: u64, inverse: u64) {
+        debug_assert_eq!(inverse, inverse_of(weight));
+        self.total_weight = weight;
+        self.inverse_weight = inverse;
+    }
+
+    /// Adds `energy` at constant weight, `idle` of it idle.
+    #[inline]
+    pub(crate) fn add_energy(&mut self, energy: u128, idle: u128) {
+        self.measured += energy;
+        if self.total_weight == 0 {
+            self.unattributed += energy;
+            return;
+        }
+        if energy == 0 {
+            // The remainder waits for further energy: a gap attributes nothing.
+            return;
+        }
+        let dividend = energy + u128::from(self.remainder);
+        let (quotient, remainder) = divide(dividend, self.total_weight, self.inverse_weight);
+        self.g += quotient;
+        self.attributed += dividend - u128::from(remainder);
+        self.remainder = remainder;
+        if idle != 0 {
+            self.idle_g += scale(idle.min(energy), self.inverse_weight);
+        }
+    }
+}
+
+/// 2^63 / W, rounded down; 0 for no weight.
+#[inline]
+pub(crate) fn inverse_of(weight: u64) -> u64 {
+    (1_u64 << 63).checked_div(weight).unwrap_or(0)
+}
+
+/// `dividend / weight` and the remainder, exactly; by the inverse where that fits a word, which is nearly always.
+#[inline]
+fn divide(dividend: u128, weight: u64, inverse: u64) -> (u128, u64) {
+    if dividend >> 62 != 0 {
+        return (dividend / u128::from(weight), (dividend % u128::from(weight)) as u64);
+    }
+    let (quotient, remainder) = divide_u64(dividend as u64, weight, inverse);
+    (u128::from(quotient), remainder)
+}
+
+/// The same for less than 2^62.
+#[inline]
+pub(crate) fn divide_u64(dividend: u64, weight: u64, inverse: u64) -> (u64, u64) {
+    let mut quotient = scale_u64(dividend, inverse);
+    let mut remainder = dividend - quotient * weight;
+    // The inverse was rounded down, so the quotient may be one or two short.
+    while remainder >= weight {
+        quotient += 1;
+        remainder -= weight;
+    }
+    (quotient, remainder)
+}
+
+/// `energy × inverse / 2^63`, rounded down: energy per unit of weight without a division.
+#[inline]
+fn scale(energy: u128, inverse: u64) -> u128 {
+    if energy >> 63 == 0 {
+        u128::from(scale_u64(energy as u64, inverse))
+    } else {
+        (energy >> 32).saturating_mul(u128::from(inverse)) >> 31
+    }
+}
+
+/// The same for less than 2^63.
+#[inline]
+pub(crate) fn scale_u64(energy: u64, inverse: u64) -> u64 {
+    ((u128::from(energy) * u128::from(inverse)) >> 63) as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn assert_conserved(clock: &VirtualEnergy) {
+        assert_eq!(clock.measured, clock.attributed + clock.unattributed + u128::from(clock.remainder));
+    }
+
+    #[test]
+    fn energy_is_conserved_for_all_weights() {
+        let mut clock = VirtualEnergy::default();
+        let mut seed = 1_u64;
+        for step in 0..20_000_u64 {
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            let weight = if step % 7 == 0 { 0 } else { (seed >> 30) + 1 };
+            clock.set_total_weight(weight, inverse_of(weight));
+            clock.add_energy(u128::from(seed >> 20), 0);
+            assert_conserved(&clock);
+        }
+        clock.set_total_weight(3, inverse_of(3));
+        clock.add_energy(u128::from(u64::MAX) * 1000 + 1, 5);
+        assert_conserved(&clock);
+    }
+
+    #[test]
+    fn division_by_the_inverse_is_exact() {
+        let mut seed = 5_u64;
+        for _ in 0..100_000 {
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            let weight = (seed >> (20 + seed % 40)).max(1);
+            let dividend = u128::from(seed.rotate_left(23) >> (2 + seed % 50));
+            let (quotient, remainder) = divide(dividend, weight, inverse_of(weight));
+            assert_eq!(quotient, dividend / u128::from(weight));
+            assert_eq!(u128::from(remainder), dividend % u128::from(weight));
+        }
+    }
+
+    #[test]
+    fn a_lone_span_gets_everything_but_less_than_a_millionth_of_a_microjoule() {
+        let mut clock = VirtualEnergy::default();
+        clock.set_total_weight(WEIGHT_ONE, inverse_of(WEIGHT_ONE));
+        let begin = clock.g;
+        for _ in 0..1000 {
+            clock.add_energy(100_001 << ENERGY_FRACTION_BITS, 40_000 << ENERGY_FRACTION_BITS);
+        }
+        let share = (clock.g - begin) * u128::from(WEIGHT_ONE);
+        assert_eq!((share + (1 << 20)) >> ENERGY_FRACTION_BITS, 100_001_000);
+        let idle = (clock.idle_g * u128::from(WEIGHT_ONE)) >> ENERGY_FRACTION_BITS;
+        assert!((39_999_999..=40_000_000).contains(&idle), "{idle}");
+    }
+}
