@@ -26,8 +26,8 @@ struct Rig {
     domains: usize,
     keys: Vec<SpanKey>,
     settled: Vec<(SpanKey, Account)>,
-    words: bool,
-    told_uj: u64,
+    accounts: bool,
+    attributed_uj: u64,
     now_ns: u64,
     dice: Dice,
     /// The spans' process; 0: none.
@@ -39,7 +39,7 @@ fn opening(at_ns: u64, subject: u32) -> NewSpan {
 }
 
 impl Rig {
-    fn new(open: usize, domains: usize, words: bool, process: bool) -> Self {
+    fn new(open: usize, domains: usize, accounts: bool, process: bool) -> Self {
         let list: Vec<Domain> = (0..domains)
             .map(|n| domain(&format!("d{n}"), DomainKind::Package, 61, Some(1_000_000)))
             .collect();
@@ -54,8 +54,8 @@ impl Rig {
             domains,
             keys: Vec::with_capacity(open),
             settled: Vec::new(),
-            words,
-            told_uj: 0,
+            accounts,
+            attributed_uj: 0,
             now_ns: 100 * MS,
             dice: Dice(42),
             subject: 0,
@@ -92,14 +92,14 @@ impl Rig {
                 subjects: &used,
             });
         }
-        if self.words {
+        if self.accounts {
             self.attributor.settle(self.now_ns, &mut self.settled);
             self.settled.clear();
         } else {
             self.attributor.advance(self.now_ns);
-            let (domains, told_uj) = (self.domains, &mut self.told_uj);
+            let (domains, attributed_uj) = (self.domains, &mut self.attributed_uj);
             self.attributor.drain_settled(|settled| {
-                *told_uj += (0..domains).filter_map(|domain| settled.share_uj(domain)).sum::<u64>();
+                *attributed_uj += (0..domains).filter_map(|domain| settled.share_uj(domain)).sum::<u64>();
             });
         }
     }
@@ -121,21 +121,21 @@ impl Rig {
     }
 }
 
-fn best(open: usize, domains: usize, words: bool) -> f64 {
-    best_of(Rig::new(open, domains, words, false))
+fn best(open: usize, domains: usize, accounts: bool) -> f64 {
+    best_of(Rig::new(open, domains, accounts, false))
 }
 
 /// The same for spans of a process: without its parts and with them, by turns, for a fair comparison.
-fn of_a_process(words: bool) -> (f64, f64) {
-    let turns = (0..3).map(|_| [false, true].map(|process| best_of(Rig::new(10_000, 4, words, process))));
-    turns.fold((f64::INFINITY, f64::INFINITY), |best, [plain, told]| (best.0.min(plain), best.1.min(told)))
+fn with_process_share(accounts: bool) -> (f64, f64) {
+    let turns = (0..3).map(|_| [false, true].map(|process| best_of(Rig::new(10_000, 4, accounts, process))));
+    turns.fold((f64::INFINITY, f64::INFINITY), |best, [plain, tracked]| (best.0.min(plain), best.1.min(tracked)))
 }
 
 fn best_of(mut rig: Rig) -> f64 {
-    let words = rig.words;
+    let accounts = rig.accounts;
     rig.run(200);
     let best = (0..5).map(|_| rig.run(400)).fold(f64::INFINITY, f64::min);
-    assert!(words || rig.told_uj > 0, "nothing was attributed");
+    assert!(accounts || rig.attributed_uj > 0, "nothing was attributed");
     best
 }
 
@@ -164,11 +164,11 @@ fn main() {
     row("10,000 open, 4 domains", 150.0, few, "ns");
     row("1,000,000 open, 4 domains, over 10,000", 6.0, best(1_000_000, 4, false) / few, "x");
     row("10,000 open, 16 domains, over 4", 3.0, best(10_000, 16, false) / few, "x");
-    let (plain, told) = of_a_process(false);
-    row("a span with a process, over one without", 1.05, told / plain, "x");
-    let (plain, told) = of_a_process(true);
-    row("the same with each account made into words", 1.5, told / plain, "x");
-    println!("with each account made into words besides: {:.1} ns", best(10_000, 4, true));
+    let (plain, tracked) = with_process_share(false);
+    row("a span with a process, over one without", 1.05, tracked / plain, "x");
+    let (plain, tracked) = with_process_share(true);
+    row("the same with each account built", 1.5, tracked / plain, "x");
+    println!("with each account built besides: {:.1} ns", best(10_000, 4, true));
     println!(
         "for comparison: {:.1} ns with 1 open, {:.1} ns with 1 domain",
         best(1, 4, false),

@@ -1,4 +1,4 @@
-//! The daemon, in the order in which it comes up: configuration, socket, sources, confinement, samplers, ledger, service.
+//! The daemon, in the order in which it comes up: configuration, socket, sources, confinement, samplers, store, service.
 //!
 //! Owns the wiring and the exit status, and nothing else. Says what changes, one entry each, and is quiet otherwise.
 
@@ -62,9 +62,9 @@ fn run(flags: &Flags) -> Result<()> {
     let reload = signal_stream(&[SIGHUP]).context("cannot listen for signals")?;
     let manager = ServiceManager::from_environment();
     let plan = StartupSettings::from_config(&config);
-    let reach = plan.service.policy.socket_permissions();
+    let permissions = plan.service.policy.socket_permissions();
     // Everything that needs privilege: the socket's path, the sources, the recording's file.
-    let (listeners, listening) = listen(&config, reach)?;
+    let (listeners, socket_file) = listen(&config, permissions)?;
     let inventory =
         sources::discover_within(&plan.sources, &Clock::Machine, crate::service::DAEMON_DISCOVERY_TIMEOUT);
     let out = flags.record.as_deref().map(|file| (file, private_file::create(file)));
@@ -79,8 +79,9 @@ fn run(flags: &Flags) -> Result<()> {
         confinement,
     );
     // A socket of our own was renamed into its place, and the kernel knows it by its first name only.
-    let addresses =
-        listening.as_ref().map_or_else(|| listener_paths(&listeners), |own| own.path().display().to_string());
+    let addresses = socket_file
+        .as_ref()
+        .map_or_else(|| listener_paths(&listeners), |own| own.path().display().to_string());
     log_event(&STARTED, &format!("measures {}, listens on {addresses}", service.domain_names().join(", ")));
     if is_manual_root {
         log_event(&EXCESS_PRIVILEGES, MANUAL_ROOT_NOTICE);
@@ -90,19 +91,19 @@ fn run(flags: &Flags) -> Result<()> {
             .iter()
             .for_each(|missing| log_event(&UNKNOWN_GROUP, missing));
     }
-    let (bus, arrivals) = dbus::start(&config, log_bus).context("cannot go on the bus")?.unzip();
-    let doors = ServerSockets {
+    let (bus, forwarded) = dbus::start(&config, log_bus).context("cannot go on the bus")?.unzip();
+    let sockets = ServerSockets {
         listeners,
-        forwarded: arrivals,
+        forwarded,
         stop: Some(stop),
         reload: Some(reload),
         ..ServerSockets::default()
     };
-    crate::server::serve(service, doors).context("the poller failed")?;
+    crate::server::serve(service, sockets).context("the poller failed")?;
     if let Some(bus) = bus {
         bus.shut_down();
     }
-    drop(listening);
+    drop(socket_file);
     log_event(&STOPPED, "stops as asked");
     recording.map_or(Ok(()), finish_recording)
 }
@@ -148,14 +149,17 @@ const MANUAL_ROOT_NOTICE: &str = "runs as root, by hand: it has given up what it
                        its own";
 
 /// The sockets that the service manager made for us, else one of our own making, which goes with the second value.
-fn listen(config: &Config, reach: SocketPermissions) -> Result<(Vec<UnixListener>, Option<SocketFile>)> {
+fn listen(
+    config: &Config,
+    permissions: SocketPermissions,
+) -> Result<(Vec<UnixListener>, Option<SocketFile>)> {
     let mut listeners = activation_ffi::listeners()?;
     listeners.extend(crate::server::launchd_listeners().context("launchd hands over no socket")?);
     if !listeners.is_empty() {
         return Ok((listeners, None));
     }
-    let (listener, listening) = unix_socket::bind(&socket_path(config)?, reach)?;
-    Ok((vec![listener], Some(listening)))
+    let (listener, socket_file) = unix_socket::bind(&socket_path(config)?, permissions)?;
+    Ok((vec![listener], Some(socket_file)))
 }
 
 /// Where clients find these sockets.
@@ -218,7 +222,7 @@ fn finish_recording(recording: Recording) -> Result<()> {
     Ok(())
 }
 
-/// Takes as many descriptors as the connections may need, as far as the system lets us; where it does not, the gate turns
+/// Takes as many descriptors as the connections may need, as far as the system lets us; where it does not, the acceptor turns
 /// clients away.
 fn raise_descriptor_limit(connections: usize) {
     /// For the sources, the rings' threads, the poller and the reserve.

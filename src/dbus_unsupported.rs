@@ -6,26 +6,26 @@ use std::convert::Infallible;
 use std::io;
 
 use crate::config::Config;
-use crate::server::Arrivals;
+use crate::server::ConnectionReceiver;
 
 /// Descriptors that the bus may take.
-pub const DESCRIPTORS: usize = 0;
+pub const MAX_DESCRIPTORS: usize = 0;
 
 /// The daemon's presence on the bus: none.
 #[derive(Debug)]
-pub struct Bus(Infallible);
+pub struct DbusServer(Infallible);
 
 /// There is no bus.
 ///
 /// # Errors
 /// None; where there is a bus, the system may have no thread to give.
-pub fn start(_: &Config, _: fn(&str)) -> io::Result<Option<(Bus, Arrivals)>> {
+pub fn start(_: &Config, _: fn(&str)) -> io::Result<Option<(DbusServer, ConnectionReceiver)>> {
     Ok(None)
 }
 
-impl Bus {
+impl DbusServer {
     /// Never comes to be called.
-    pub fn finish(self) {
+    pub fn shut_down(self) {
         match self.0 {}
     }
 }

@@ -129,7 +129,7 @@ pub struct EnergyReading {
     /// The instant for which `energy_uj` is the truth, where the hardware or the integration says so; else 0,
     /// and only the times around the read are known.
     pub stamp_ns: u64,
-    /// Grows by one whenever the energy since the previous reading could not be told (reset, implausible jump,
+    /// Grows by one whenever the energy since the previous reading is unknown (reset, implausible jump,
     /// return after absence): nothing may be concluded across a change of epoch.
     pub epoch: u32,
     /// Where a counter moves seldom and the source can also sense power: that power, integrated. Says how energy lies

@@ -22,7 +22,7 @@ use crate::service::StartupSettings;
 const FIRST_READING_TIMEOUT: Duration = Duration::from_millis(150);
 const POLL_INTERVAL: Duration = Duration::from_micros(500);
 
-/// Connections made when the meter starts: to see it started, to ask, to watch, to waken. The doors take no more later.
+/// Connections made when the meter starts: to see it started, to ask, to watch, to waken. The server accepts none later.
 const CONNECTION_COUNT: usize = 4;
 
 /// Why there is no embedded meter.
@@ -49,10 +49,10 @@ impl EmbeddedMeter {
         let pairs: Vec<_> = (0..CONNECTION_COUNT).map(|_| UnixStream::pair()).collect::<io::Result<_>>()?;
         let (unused_connections, connections) = pairs.into_iter().unzip();
         let (stop, stopped) = UnixStream::pair()?;
-        let doors = ServerSockets { connections, stop: Some(stopped), ..ServerSockets::default() };
+        let sockets = ServerSockets { connections, stop: Some(stopped), ..ServerSockets::default() };
         let thread = thread::Builder::new().name("meter".into()).spawn(move || {
             // A service that fails hangs up, and its clients are told so by their next call.
-            let _ = crate::server::serve(service, doors);
+            let _ = crate::server::serve(service, sockets);
         })?;
         let embedded = EmbeddedMeter {
             unused_connections: Mutex::new(unused_connections),

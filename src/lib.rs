@@ -1,7 +1,7 @@
 //! wattspan: a power meter for one machine that bills energy to spans of time.
 //!
 //! ```text
-//! hardware ─► source ─► sampler ─► ring ─► attribution ─► ipc ─► client ─► proxy ─► cli
+//! hardware ─► source ─► sampler ─► ring ─► attribution ─► service ─► server ─► client ─► proxy ─► cli
 //!           raw counts   ticks     history  accounts  words
 //! ```
 //!

@@ -20,7 +20,7 @@ const FOREIGN: &[(&str, &str)] = &[
 
 /// Modules whose messages only the daemon prints, and those whose messages only `wattspan` prints. Messages of the other
 /// modules come from both programs, so that a flag in them has to be named together with its program.
-const OF_DAEMON: &[&str] = &["daemon", "ipc", "bus", "store"];
+const OF_DAEMON: &[&str] = &["daemon", "server", "service", "dbus", "store"];
 const OF_CLIENT: &[&str] = &["cli", "client", "http", "ipw", "proxy"];
 
 fn root() -> &'static Path {

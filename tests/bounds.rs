@@ -189,16 +189,16 @@ fn true_phases_uj(plan: &Plan, account: &Account, span: usize) -> Vec<f64> {
         .map(|phase| {
             let (from, to) = (phase.opened_ns, phase.closed_ns.unwrap());
             let mut spans = plan.spans.clone();
-            let cut =
+            let clip =
                 |held: &Held| Held { from_ns: held.from_ns.max(from), to_ns: held.to_ns.min(to), ..*held };
             let inside: Vec<Held> =
-                spans[span].iter().map(cut).filter(|held| held.from_ns < held.to_ns).collect();
+                spans[span].iter().map(clip).filter(|held| held.from_ns < held.to_ns).collect();
             let outside: Vec<Held> = spans[span]
                 .iter()
                 .flat_map(|held| {
                     let before = Held { to_ns: held.to_ns.min(from), ..*held };
-                    let behind = Held { from_ns: held.from_ns.max(to), ..*held };
-                    [before, behind]
+                    let after = Held { from_ns: held.from_ns.max(to), ..*held };
+                    [before, after]
                 })
                 .filter(|held| held.from_ns < held.to_ns)
                 .collect();
@@ -307,7 +307,7 @@ fn power_in_bursts_beside_the_edges_attains_the_bound_and_does_not_pass_it() {
 }
 
 #[test]
-fn a_models_doubt_about_the_quiet_time_before_a_span_is_not_the_spans() {
+fn a_models_uncertainty_of_the_idle_time_before_a_span_is_excluded() {
     // 300 W give or take 300 W, read once a second until a span opens, which triggers a reading 50 us later.
     let mut attributor = Attributor::new(
         vec![domain("cpu", DomainKind::Cpu, 1, Some(CEILING_MW))],
@@ -351,7 +351,7 @@ fn a_models_doubt_about_the_quiet_time_before_a_span_is_not_the_spans() {
 #[test]
 fn the_first_reading_may_be_as_old_as_the_counters_step() {
     // 400 W, a counter that moves every 100 ms, read for the first time half-way: what that reading shows is
-    // 20 J behind the truth, which a span that opens right after it must allow for, ceiling or not.
+    // 20 J below the truth, which a span that opens right after it must allow for, ceiling or not.
     for ceiling_mw in [None, Some(CEILING_MW)] {
         let truth = Truth::new(&[(1, 400_000)], 100 * MS, 0, 1);
         let mut attributor = Attributor::new(

@@ -38,12 +38,12 @@ enum Says {
 }
 
 /// The service: `Reload` is done for the daemon itself, and refused to all others.
-fn serve(mut arrival: ForwardedConnection, reloads: Arc<Mutex<Vec<u32>>>) {
+fn serve(mut connection: ForwardedConnection, reloads: Arc<Mutex<Vec<u32>>>) {
     // What the bus states has no primary group; the daemon's own credentials do.
-    let own = arrival.credentials.gid == rustix::process::getegid().as_raw();
+    let own = connection.credentials.gid == rustix::process::getegid().as_raw();
     let mut message = Vec::new();
     let mut byte = [0];
-    while arrival.stream.read(&mut byte).unwrap_or(0) == 1 {
+    while connection.stream.read(&mut byte).unwrap_or(0) == 1 {
         if byte[0] != 0 {
             message.push(byte[0]);
             continue;
@@ -51,7 +51,7 @@ fn serve(mut arrival: ForwardedConnection, reloads: Arc<Mutex<Vec<u32>>>) {
         let call: Value = serde_json::from_slice(&std::mem::take(&mut message)).unwrap();
         let answer = match call["method"].as_str().unwrap() {
             "org.wattspan.Meter.Reload" if own => {
-                reloads.lock().unwrap().push(arrival.credentials.uid);
+                reloads.lock().unwrap().push(connection.credentials.uid);
                 json!({ "parameters": {} })
             }
             "org.wattspan.Meter.Reload" => {
@@ -59,7 +59,7 @@ fn serve(mut arrival: ForwardedConnection, reloads: Arc<Mutex<Vec<u32>>>) {
             }
             _ => json!({ "parameters": { "domains": [] } }),
         };
-        let _ = arrival.stream.write_all(format!("{answer}\0").as_bytes());
+        let _ = connection.stream.write_all(format!("{answer}\0").as_bytes());
     }
 }
 
@@ -68,7 +68,7 @@ struct Stage {
     bus: TestBus,
     questions: Receiver<Question>,
     reloads: Arc<Mutex<Vec<u32>>>,
-    _door: wattspan::dbus::DBusServer,
+    _server: wattspan::dbus::DbusServer,
 }
 
 fn stage(says: Option<Says>) -> Option<Stage> {
@@ -93,19 +93,19 @@ fn stage(says: Option<Says>) -> Option<Stage> {
         is_ready.recv().unwrap();
     }
     let config = Config { bus: DbusConfig::Address(bus.address()), ..Config::default() };
-    let (door, arrivals) = wattspan::dbus::start(&config, |_| ()).unwrap().unwrap();
+    let (server, receiver) = wattspan::dbus::start(&config, |_| ()).unwrap().unwrap();
     let reloads = Arc::new(Mutex::new(Vec::new()));
     let done = Arc::clone(&reloads);
     thread::spawn(move || {
-        while let Some(arrived) = arrivals.drain() {
-            for arrival in arrived {
+        while let Some(connections) = receiver.drain() {
+            for connection in connections {
                 let reloads = Arc::clone(&done);
-                thread::spawn(move || serve(arrival, reloads));
+                thread::spawn(move || serve(connection, reloads));
             }
             support::pass(1);
         }
     });
-    Some(Stage { bus, questions, reloads, _door: door })
+    Some(Stage { bus, questions, reloads, _server: server })
 }
 
 async fn authorize(

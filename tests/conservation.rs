@@ -137,7 +137,7 @@ proptest! {
         assert!(!attributor.is_busy(), "a span never settled");
         for (index, balance) in attributor.balance().into_iter().enumerate() {
             prop_assert_eq!(balance.measured_uj, balance.attributed_uj + balance.unattributed_uj);
-            let told: u64 = accounts
+            let attributed_uj: u64 = accounts
                 .iter()
                 .flat_map(|account| &account.domains)
                 .filter(|share| share.domain == balance.domain)
@@ -145,7 +145,7 @@ proptest! {
                 .sum();
             // Nothing is open: what accounts say is all that is attributed, but for spans that no reading vouched
             // for, whose share is absent and whose energy is none.
-            prop_assert_eq!(told, balance.attributed_uj, "domain {}", index);
+            prop_assert_eq!(attributed_uj, balance.attributed_uj, "domain {}", index);
         }
     }
 
@@ -214,7 +214,7 @@ fn an_account_does_not_depend_on_the_order_of_messages() {
 }
 
 #[test]
-fn an_edge_older_than_the_horizon_is_moved_to_it_and_says_so() {
+fn an_edge_older_than_the_horizon_is_moved_and_reported() {
     let truth = Truth::new(&[(1, 100_000)], MS, 0, 1);
     let mut attributor = Attributor::new(
         vec![domain("package-0", DomainKind::Package, 1, None)],
@@ -239,7 +239,7 @@ fn an_edge_older_than_the_horizon_is_moved_to_it_and_says_so() {
 }
 
 #[test]
-fn every_edge_that_is_moved_to_the_horizon_counts_in_what_the_account_says_was_moved() {
+fn moved_ns_sums_all_edges_that_were_moved_to_the_horizon() {
     let truth = Truth::new(&[(1, 100_000)], MS, 0, 1);
     let mut attributor = Attributor::new(
         vec![domain("package-0", DomainKind::Package, 1, None)],

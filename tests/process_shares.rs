@@ -1,4 +1,4 @@
-//! Which part of a share fell to whom: the parts and a rest add up, follow the power, and are absent where nobody looked.
+//! Process shares: they and a rest add up, follow the power, and are absent where no sample was taken.
 
 #[path = "support/machine.rs"]
 mod machine;
@@ -59,8 +59,8 @@ impl Rig {
         }
     }
 
-    /// A look; since the one before the processes used this much, and others this much.
-    fn look(&mut self, rises: &[u64], others: u64) {
+    /// A usage sample; since the previous one the processes used this much, and others this much.
+    fn sample(&mut self, rises: &[u64], others: u64) {
         self.busy += rises.iter().sum::<u64>() + others;
         for (used, rise) in self.used.iter_mut().zip(rises) {
             *used += rise;
@@ -100,7 +100,7 @@ fn share<'a>(account: &'a Account, name: &str) -> &'a Share {
     account.domains.iter().find(|share| share.domain == name).unwrap()
 }
 
-fn part_of(account: &Account, name: &str) -> f64 {
+fn process_share_of(account: &Account, name: &str) -> f64 {
     let share = share(account, name);
     share.process_uj.unwrap() as f64 / share.share_uj.unwrap() as f64
 }
@@ -120,10 +120,10 @@ proptest! {
     /// Every process has a span over the same time. Whatever else is going on, no domain gives them more together than
     /// the spans' share, and where they alone kept the machine busy only rounding is left over.
     #[test]
-    fn the_parts_of_all_processes_and_the_rest_add_up(seed in any::<u64>(), alone in any::<bool>()) {
+    fn the_process_shares_and_the_rest_add_up(seed in any::<u64>(), alone in any::<bool>()) {
         let mut dice = Dice(seed | 1);
         let mut rig = Rig::new(random_truths(&mut dice), 4);
-        rig.look(&[0; 4], 0);
+        rig.sample(&[0; 4], 0);
         let rounds = dice.between(1, 8);
         for _ in 0..rounds {
             // Somebody else's span, so that a share is not the whole.
@@ -131,16 +131,16 @@ proptest! {
             let keys: Vec<SpanKey> = (0..4).map(|process| rig.open(process, 1.0)).collect();
             for _ in 0..dice.between(1, 20) {
                 rig.wait(dice.between(1, 40));
-                // Time in which nobody used anything would be the rest's.
+                // Time in which no process used anything would be the rest's.
                 let rises = [u64::from(alone), 0, 0, 0].map(|least| dice.between(least, 9) * MS);
                 let others = if alone { 0 } else { dice.between(0, 9) * MS };
-                rig.look(&rises, others);
+                rig.sample(&rises, others);
             }
             keys.iter().for_each(|key| rig.close(*key));
             rig.close(other);
             rig.wait(3);
             // What is used after the spans have closed moves nothing but the last interval.
-            rig.look(&[MS; 4], if alone { 0 } else { MS });
+            rig.sample(&[MS; 4], if alone { 0 } else { MS });
             rig.wait(60);
             for domain in ["package-0", "core-0"] {
                 let accounts: Vec<Account> = keys.iter().map(|key| rig.account(*key)).collect();
@@ -155,55 +155,55 @@ proptest! {
 }
 
 #[test]
-fn two_who_alone_keep_the_machine_busy_share_everything() {
+fn two_processes_that_alone_keep_the_machine_busy_share_everything() {
     let mut rig = Rig::new(steady(), 2);
-    rig.look(&[0, 0], 0);
+    rig.sample(&[0, 0], 0);
     let keys = [rig.open(0, 1.0), rig.open(1, 1.0)];
     for _ in 0..20 {
         rig.wait(50);
-        rig.look(&[30 * MS, 10 * MS], 0);
+        rig.sample(&[30 * MS, 10 * MS], 0);
     }
     keys.iter().for_each(|key| rig.close(*key));
     rig.wait(5);
-    rig.look(&[0, 0], 0);
+    rig.sample(&[0, 0], 0);
     rig.wait(50);
     let accounts = keys.map(|key| rig.account(key));
     let parts: Vec<u64> = accounts.iter().map(|a| share(a, "package-0").process_uj.unwrap()).collect();
     let whole = share(&accounts[0], "package-0").share_uj.unwrap();
     assert!(parts[0] + parts[1] <= whole && parts[0] + parts[1] + 2 >= whole, "{parts:?} of {whole}");
-    assert!((part_of(&accounts[0], "core-0") - 0.75).abs() < 1e-6);
+    assert!((process_share_of(&accounts[0], "core-0") - 0.75).abs() < 1e-6);
     assert_eq!(accounts[0].process, Some(1));
     assert_eq!(share(&accounts[0], "gpu-0").process_uj, None, "a GPU is not split by CPU time");
 }
 
 #[test]
-fn the_part_follows_the_power_and_not_only_the_mean_of_the_time() {
+fn the_process_share_follows_the_power_and_not_only_the_mean_use() {
     // 100 ms of 10 W, then 100 ms of 190 W; the process runs alone in the second half.
     let truth = Truth::new(&[(300 * MS, 10_000), (1, 190_000)], MS, 0, 1);
     let mut rig = Rig::new(vec![truth.clone(), truth.clone(), truth], 1);
     rig.wait(99);
-    rig.look(&[0], 0);
+    rig.sample(&[0], 0);
     let key = rig.open(0, 1.0);
     for turn in 0..10 {
         rig.wait(20);
-        rig.look(&[if turn < 5 { 0 } else { 20 * MS }], if turn < 5 { 20 * MS } else { 0 });
+        rig.sample(&[if turn < 5 { 0 } else { 20 * MS }], if turn < 5 { 20 * MS } else { 0 });
     }
     rig.close(key);
     rig.wait(40);
-    let part = part_of(&rig.account(key), "package-0");
+    let part = process_share_of(&rig.account(key), "package-0");
     assert!((part - 0.95).abs() < 0.02, "{part}");
 }
 
 #[test]
-fn a_change_of_weight_counts_for_the_time_in_which_it_holds() {
+fn a_weight_change_counts_for_the_time_in_which_it_holds() {
     // The process runs alone in the first half; there its span has a hundredth of the domain, afterwards half.
     let mut rig = Rig::new(steady(), 1);
-    rig.look(&[0], 0);
+    rig.sample(&[0], 0);
     let other = rig.open(0, 1.0);
     let key = rig.open(0, 0.01);
     for turn in 0..10 {
         rig.wait(20);
-        rig.look(&[if turn < 5 { 20 * MS } else { 0 }], if turn < 5 { 0 } else { 20 * MS });
+        rig.sample(&[if turn < 5 { 20 * MS } else { 0 }], if turn < 5 { 0 } else { 20 * MS });
         if turn == 4 {
             let now_ns = rig.now_ns;
             rig.attributor.set_weight(now_ns, key, 1.0, now_ns).unwrap();
@@ -212,31 +212,31 @@ fn a_change_of_weight_counts_for_the_time_in_which_it_holds() {
     rig.close(key);
     rig.close(other);
     rig.wait(40);
-    let part = part_of(&rig.account(key), "package-0");
+    let part = process_share_of(&rig.account(key), "package-0");
     assert!((part - (0.01 / 1.01) / (0.01 / 1.01 + 0.5)).abs() < 0.005, "{part}");
 }
 
 #[test]
-fn a_span_that_outlives_the_rows_is_told_as_one_that_does_not() {
+fn a_span_longer_than_the_kept_rows_gets_the_same_process_share() {
     let mut rig = Rig::new(steady(), 1);
-    rig.look(&[0], 0);
+    rig.sample(&[0], 0);
     let long = rig.open(0, 1.0);
     for _ in 0..400 {
         rig.wait(50);
-        rig.look(&[10 * MS], 30 * MS);
+        rig.sample(&[10 * MS], 30 * MS);
     }
     rig.close(long);
     rig.wait(20);
-    rig.look(&[10 * MS], 30 * MS);
+    rig.sample(&[10 * MS], 30 * MS);
     rig.wait(40);
     let account = rig.account(long);
-    assert!((part_of(&account, "package-0") - 0.25).abs() < 1e-3, "{}", part_of(&account, "package-0"));
+    assert!((process_share_of(&account, "package-0") - 0.25).abs() < 1e-3, "{}", process_share_of(&account, "package-0"));
     let share_uj = share(&account, "package-0").share_uj.unwrap();
     assert!(share_uj.abs_diff(2_000_000_000) < 200_000, "{share_uj}");
 }
 
 #[test]
-fn what_nobody_looked_at_is_absent_with_a_reason_and_never_0() {
+fn an_unsampled_process_share_is_absent_with_a_reason() {
     let mut rig = Rig::new(steady(), 2);
     // No look at all.
     let unseen = rig.open(0, 1.0);
@@ -249,9 +249,9 @@ fn what_nobody_looked_at_is_absent_with_a_reason_and_never_0() {
     // The first look comes long after the opening.
     let late = rig.open(0, 1.0);
     rig.wait(200);
-    rig.look(&[0, 0], 0);
+    rig.sample(&[0, 0], 0);
     rig.wait(50);
-    rig.look(&[MS, 0], 0);
+    rig.sample(&[MS, 0], 0);
     rig.close(late);
     rig.wait(20);
     assert_eq!(rig.account(late).process_uj, None);
@@ -274,12 +274,12 @@ fn what_nobody_looked_at_is_absent_with_a_reason_and_never_0() {
 }
 
 #[test]
-fn somebody_who_used_nothing_gets_0_which_is_known() {
+fn a_process_that_used_nothing_gets_0() {
     let mut rig = Rig::new(steady(), 1);
-    rig.look(&[0], 0);
+    rig.sample(&[0], 0);
     let key = rig.open(0, 1.0);
     rig.wait(50);
-    rig.look(&[0], 40 * MS);
+    rig.sample(&[0], 40 * MS);
     rig.close(key);
     rig.wait(20);
     assert_eq!(share(&rig.account(key), "package-0").process_uj, Some(0));
@@ -298,17 +298,17 @@ fn a_subject_stays_as_long_as_a_span_refers_to_it() {
 }
 
 #[test]
-fn changes_of_weight_that_outlive_the_rows_count_as_those_that_do_not() {
+fn weight_changes_older_than_the_kept_rows_still_count() {
     // Again and again the process runs alone while its span has a hundredth of the domain, and not while it has half.
     let mut rig = Rig::new(steady(), 1);
-    rig.look(&[0], 0);
+    rig.sample(&[0], 0);
     let other = rig.open(0, 1.0);
     let key = rig.open(0, 0.01);
     for turn in 0..200 {
         let runs = turn % 2 == 0;
         for _ in 0..2 {
             rig.wait(50);
-            rig.look(&[if runs { 50 * MS } else { 0 }], if runs { 0 } else { 50 * MS });
+            rig.sample(&[if runs { 50 * MS } else { 0 }], if runs { 0 } else { 50 * MS });
         }
         let now_ns = rig.now_ns;
         rig.attributor.set_weight(now_ns, key, if runs { 1.0 } else { 0.01 }, now_ns).unwrap();
@@ -316,21 +316,21 @@ fn changes_of_weight_that_outlive_the_rows_count_as_those_that_do_not() {
     rig.close(key);
     rig.close(other);
     rig.wait(40);
-    let part = part_of(&rig.account(key), "package-0");
+    let part = process_share_of(&rig.account(key), "package-0");
     assert!((part - (0.01 / 1.01) / (0.01 / 1.01 + 0.5)).abs() < 0.005, "{part}");
 }
 
 #[test]
-fn so_many_changes_that_they_are_counted_together_split_as_their_mean() {
+fn merged_weight_changes_split_by_their_mean_weight() {
     // The weight flips every millisecond; the process uses a quarter of the machine throughout.
     let mut rig = Rig::new(steady(), 1);
-    rig.look(&[0], 0);
+    rig.sample(&[0], 0);
     let key = rig.open(0, 1.0);
     let other = rig.open(0, 1.0);
     for turn in 0..8000_u64 {
         rig.wait(1);
         if turn % 100 == 99 {
-            rig.look(&[10 * MS], 30 * MS);
+            rig.sample(&[10 * MS], 30 * MS);
         }
         let now_ns = rig.now_ns;
         rig.attributor.set_weight(now_ns, key, if turn % 2 == 0 { 3.0 } else { 1.0 }, now_ns).unwrap();
@@ -338,8 +338,8 @@ fn so_many_changes_that_they_are_counted_together_split_as_their_mean() {
     rig.close(key);
     rig.close(other);
     rig.wait(20);
-    rig.look(&[10 * MS], 30 * MS);
+    rig.sample(&[10 * MS], 30 * MS);
     rig.wait(40);
-    let part = part_of(&rig.account(key), "package-0");
+    let part = process_share_of(&rig.account(key), "package-0");
     assert!((part - 0.25).abs() < 1e-3, "{part}");
 }

@@ -18,7 +18,7 @@ use crate::protocol::DomainStatus;
 /// What stands where a figure would say nothing.
 pub const TOO_SHORT: &str = "too short";
 
-/// The account below `title`; `whose`: what the process is called whose part is told beside the whole, if not its number;
+/// The account below `title`; `process_label`: the name of the process whose share is shown, if not its number;
 /// `all`: what the meter says of its domains.
 pub fn render_account(
     title: &str,
@@ -162,7 +162,7 @@ fn format_idle(account: &Account) -> String {
 fn format_process_share(process_label: Option<&str>, account: &Account) -> Option<String> {
     let process = match (process_label, account.process, &account.cgroup) {
         (_, _, Some(group)) => format!("the control group {}", group),
-        (Some(whose), _, None) => whose.to_owned(),
+        (Some(label), _, None) => label.to_owned(),
         (None, Some(pid), None) => format!("process {pid} with its children"),
         (None, None, None) => "the process that asked".to_owned(),
     };

@@ -76,7 +76,7 @@ pub struct CommandRun {
     pub exit: ChildExit,
 }
 
-/// Runs `words` (program first) to its end, and passes signals on to it meanwhile.
+/// Runs `command_line` (program first) to its end, and passes signals on to it meanwhile.
 pub fn run_command(
     command_line: &[OsString],
     signals: &SignalForwarder,

@@ -1,6 +1,6 @@
 //! Which meter answers: the daemon, or one in this process.
 //!
-//! Owns the choice and the one line that tells of it. A daemon that was named and does not answer is trouble, never
+//! Owns the choice and the one line that tells of it. A daemon that was named and does not answer is an error, never
 //! a reason to measure here: the caller would take our figures for its.
 
 use serde::Serialize;
@@ -44,7 +44,7 @@ pub struct MeterDescription {
 }
 
 impl MeterConnector {
-    /// The meter that `asked` means, and a first connection to it.
+    /// The meter that `options` name, and a first connection to it.
     pub fn open(options: &MeterOptions) -> Result<(Self, Client), CliError> {
         Self::open_with_horizon(options, 0.0)
     }
@@ -65,7 +65,7 @@ impl MeterConnector {
         }
     }
 
-    /// The meter that `asked` means, for a run in which nobody waits for accounts: one in this process takes messages that
+    /// The meter that `options` name, for a run in which nobody waits for accounts: one in this process takes messages that
     /// come late, as they do on a busy machine, and settles later for it.
     pub fn open_with_long_horizon(options: &MeterOptions) -> Result<(Self, Client), CliError> {
         Self::open_with_horizon(options, LONG_HORIZON_MS)
@@ -164,7 +164,7 @@ fn fallback_notice(error: &ClientError) -> String {
     }
 }
 
-/// Trouble, if nothing of this machine can be measured or estimated.
+/// An error if nothing of this machine can be measured or estimated.
 pub fn ensure_measurable(info: &DaemonInfo) -> Result<(), CliError> {
     let measurable = info.domains.iter().any(|domain| domain.counted && domain.liveness == Liveness::Live);
     // Without any access the domains are not told, and whoever asks on is told so.
@@ -180,7 +180,7 @@ pub fn ensure_measurable(info: &DaemonInfo) -> Result<(), CliError> {
     Err(CliError::new(NO_COUNTER, format!("there is nothing to measure here:{reasons}")))
 }
 
-/// Trouble, if this user may open no spans, as the meter itself would say at the first one.
+/// An error if this user may open no spans, as the meter itself would say at the first one.
 pub fn ensure_span_access(info: &DaemonInfo) -> Result<(), CliError> {
     if info.access < Access::Coarse {
         let needs = Access::Coarse.as_str().to_owned();

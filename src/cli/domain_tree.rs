@@ -15,7 +15,7 @@ pub fn indented_name(name: &str, depth: usize) -> TableCell {
     format!("{}{name}", "  ".repeat(depth)).into()
 }
 
-/// The rows of those of `names` that `all` describes, and of the others, in the order of the tree, each with its depth: the
+/// Those of `rows` that `all` describes, and of the others, in the order of the tree, each with its depth: the
 /// number of rows that contain it.
 pub fn order_rows<'a, T>(
     rows: &'a [T],

@@ -1,4 +1,4 @@
-//! How the program ends: one table of exit statuses, and which trouble leads to which.
+//! How the program ends: one table of exit statuses, and which error leads to which.
 //!
 //! Owns the numbers; they are promised in `--help` and in the manual, and never change their meaning.
 
@@ -68,7 +68,7 @@ pub struct CliError {
 }
 
 impl CliError {
-    /// Trouble with this exit status.
+    /// An error with this exit status.
     pub fn new(status: u8, cause: impl fmt::Display) -> Self {
         CliError { status, cause: anyhow::anyhow!("{cause}") }
     }

@@ -1,6 +1,6 @@
-//! The `wattspan` program: arguments in, a verb, an exit status out.
+//! The `wattspan` program: arguments in, a command, an exit status out.
 //!
-//! Owns the command line. Every verb is an ordinary client of the daemon, or of the embedded meter where none answers;
+//! Owns the command line. Every command is an ordinary client of the daemon, or of the embedded meter where none answers;
 //! none reads hardware itself. Results go to standard output (those of `run` to standard error, beside the command's
 //! own), remarks to standard error.
 

@@ -2,7 +2,7 @@
 //!
 //! Owns the rounding: a figure ends with the second digit of its error, as metrologists do, and an error is rounded up,
 //! together with what rounding moved the value, so that the truth still lies inside what is printed. Works in integers
-//! of the base unit. Never prints a missing value as 0: that is [`unknown`].
+//! of the base unit. Never prints a missing value as 0: that is [`format_unknown`].
 
 /// What the digits count: the base unit is a millionth (energy), a thousandth (power) or a billionth (time).
 #[derive(Debug, Clone, Copy)]

@@ -1,6 +1,6 @@
 //! Passes signals on to the command that is being measured.
 //!
-//! Owns the handlers of the signals that end or steer a program, from [`forward`] until the guard goes. A signal
+//! Owns the handlers of the signals that end or steer a program, from [`install_handlers`] until the guard goes. A signal
 //! that the terminal sends (Ctrl-C) reaches the command by itself, since it stays in our process group: passing it on
 //! would deliver it twice. One that a process sends to us alone is passed on. Either way it is remembered that one came
 //! which means the end, whatever the command makes of it. A signal that we were started to ignore
@@ -27,7 +27,7 @@ static TARGET_PID: AtomicI32 = AtomicI32::new(0);
 /// The last signal that came while there was no command to pass it on to, or 0.
 static PENDING_SIGNAL: AtomicI32 = AtomicI32::new(0);
 
-/// One of [`TO_END`] came.
+/// One of [`TERMINATION_SIGNALS`] came.
 static TERMINATION_REQUESTED: AtomicBool = AtomicBool::new(false);
 
 /// Handlers are in place; they go with it.
@@ -36,7 +36,7 @@ pub struct SignalForwarder {
     previous_actions: Vec<(libc::c_int, libc::sigaction)>,
 }
 
-/// Installs the handlers. Until a command is named with [`Forwarding::to`], the last signal is kept for it.
+/// Installs the handlers. Until a command is named with [`SignalForwarder::set_target`], the last signal is kept for it.
 pub fn install_handlers() -> SignalForwarder {
     PENDING_SIGNAL.store(0, Ordering::SeqCst);
     TERMINATION_REQUESTED.store(false, Ordering::SeqCst);
@@ -46,7 +46,7 @@ pub fn install_handlers() -> SignalForwarder {
 }
 
 impl SignalForwarder {
-    /// Passes signals on to `command` from now on; `None`: to nobody, because it has ended and its number may come
+    /// Passes signals on to `command` from now on; `None`: to no process, because it has ended and its number may come
     /// to mean another process.
     pub fn set_target(&self, command: Option<Pid>) {
         TARGET_PID.store(command.map_or(0, Pid::as_raw_pid), Ordering::SeqCst);
@@ -63,7 +63,7 @@ impl SignalForwarder {
         PENDING_SIGNAL.store(0, Ordering::SeqCst);
     }
 
-    /// Whether a signal came since [`forward`] that asks a program to end, from the terminal or from a process.
+    /// Whether a signal came since [`install_handlers`] that asks a program to end, from the terminal or from a process.
     pub fn is_termination_requested(&self) -> bool {
         TERMINATION_REQUESTED.load(Ordering::SeqCst)
     }
@@ -92,7 +92,7 @@ fn install_handler(signal: libc::c_int) -> Option<libc::sigaction> {
     let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
     action.sa_sigaction = handle_signal as extern "C" fn(_, _, _) as libc::sighandler_t;
     action.sa_flags = libc::SA_SIGINFO | libc::SA_RESTART;
-    // SAFETY: `action` is valid for the call, and `pass_on` does only what a handler may do.
+    // SAFETY: `action` is valid for the call, and `handle_signal` does only what a handler may do.
     unsafe { libc::sigaction(signal, &raw const action, std::ptr::null_mut()) };
     Some(previous)
 }
@@ -106,7 +106,7 @@ extern "C" fn handle_signal(signal: libc::c_int, info: *mut libc::siginfo_t, _co
     if code > 0 && code != SI_USER_MACOS {
         return;
     }
-    // Kept first and looked for a command second; `to` does it the other way round. So one of the two sees both, and
+    // Kept first and looked for a command second; `set_target` does it the other way round. So one of the two sees both, and
     // the swap lets only one of them send it.
     PENDING_SIGNAL.store(signal, Ordering::SeqCst);
     let command = TARGET_PID.load(Ordering::SeqCst);

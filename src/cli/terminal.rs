@@ -61,7 +61,7 @@ impl Terminal {
         Terminal { colour: !colour_disabled, width: Some(width.max(MIN_COLUMNS)) }
     }
 
-    /// `text` in the colour of `tone`, or as it is; its hidden characters are made visible.
+    /// `text` in the colour of `style`, or as it is; its hidden characters are made visible.
     pub fn paint(self, style: TextStyle, text: &str) -> String {
         let text = printable(text);
         if !self.colour || text.is_empty() {

@@ -29,9 +29,9 @@ pub struct CappedSocket {
 }
 
 impl CappedSocket {
-    /// Over a connected socket; messages beyond `most_bytes` lose their bodies.
-    pub fn new(stream: UnixStream, most_bytes: usize) -> Self {
-        Self { stream, max_message_bytes: most_bytes }
+    /// Over a connected socket; messages beyond `max_message_bytes` lose their bodies.
+    pub fn new(stream: UnixStream, max_message_bytes: usize) -> Self {
+        Self { stream, max_message_bytes }
     }
 }
 
@@ -62,16 +62,16 @@ impl CappedReader {
     /// The bytes of the next message that is handed on.
     async fn read_message(&mut self) -> io::Result<Vec<u8>> {
         loop {
-            let mut start = [0; FIXED_HEADER_BYTES];
-            self.read_exact(&mut start).await?;
-            let (header, body) = message_lengths(&start);
+            let mut fixed_header = [0; FIXED_HEADER_BYTES];
+            self.read_exact(&mut fixed_header).await?;
+            let (header, body) = message_lengths(&fixed_header);
             if header > self.max_message_bytes {
                 self.skip(header - FIXED_HEADER_BYTES + body).await?;
                 continue;
             }
             let kept = if header + body > self.max_message_bytes { 0 } else { body };
             let mut message = vec![0; header + kept];
-            message[..FIXED_HEADER_BYTES].copy_from_slice(&start);
+            message[..FIXED_HEADER_BYTES].copy_from_slice(&fixed_header);
             if kept < body {
                 message[4..8].fill(0);
             }
@@ -81,12 +81,12 @@ impl CappedReader {
         }
     }
 
-    async fn read_exact(&mut self, into: &mut [u8]) -> io::Result<()> {
-        let length = self.leftover.len().min(into.len());
-        for (byte, early) in into.iter_mut().zip(self.leftover.drain(..length)) {
+    async fn read_exact(&mut self, buffer: &mut [u8]) -> io::Result<()> {
+        let length = self.leftover.len().min(buffer.len());
+        for (byte, early) in buffer.iter_mut().zip(self.leftover.drain(..length)) {
             *byte = early;
         }
-        self.stream.read_exact(&mut into[length..]).await.map(drop)
+        self.stream.read_exact(&mut buffer[length..]).await.map(drop)
     }
 
     async fn skip(&mut self, bytes: usize) -> io::Result<()> {
@@ -101,11 +101,11 @@ impl CappedReader {
 }
 
 /// The lengths of a message's header, padding included, and of its body.
-fn message_lengths(start: &[u8; FIXED_HEADER_BYTES]) -> (usize, usize) {
+fn message_lengths(fixed_header: &[u8; FIXED_HEADER_BYTES]) -> (usize, usize) {
     let number = |at: usize| {
-        let bytes = [start[at], start[at + 1], start[at + 2], start[at + 3]];
+        let bytes = [fixed_header[at], fixed_header[at + 1], fixed_header[at + 2], fixed_header[at + 3]];
         // What is neither big nor little is no message; zbus says so.
-        (if start[0] == b'B' { u32::from_be_bytes(bytes) } else { u32::from_le_bytes(bytes) }) as usize
+        (if fixed_header[0] == b'B' { u32::from_be_bytes(bytes) } else { u32::from_le_bytes(bytes) }) as usize
     };
     ((FIXED_HEADER_BYTES + number(12)).next_multiple_of(8), number(4))
 }
@@ -115,11 +115,13 @@ impl ReadHalf for CappedReader {
     async fn receive_message(
         &mut self,
         seq: u64,
-        before: &mut Vec<u8>,
+        leftover: &mut Vec<u8>,
         fds: &mut Vec<OwnedFd>,
     ) -> zbus::Result<Message> {
-        self.leftover.append(before);
-        BufferedMessage { bytes: self.read_message().await?, read: 0 }.receive_message(seq, before, fds).await
+        self.leftover.append(leftover);
+        BufferedMessage { bytes: self.read_message().await?, read: 0 }
+            .receive_message(seq, leftover, fds)
+            .await
     }
 
     async fn recvmsg(&mut self, buffer: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
@@ -171,18 +173,18 @@ mod tests {
     use super::*;
 
     /// What is handed on of these messages, one after the other.
-    fn received_messages(messages: &[Message], most_bytes: usize) -> Vec<Message> {
+    fn received_messages(messages: &[Message], max_message_bytes: usize) -> Vec<Message> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             let (ours, mut bus) = UnixStream::pair().unwrap();
-            let (mut inbound, _outbound) = CappedSocket::new(ours, most_bytes).split().take();
+            let (mut inbound, _outbound) = CappedSocket::new(ours, max_message_bytes).split().take();
             let bytes: Vec<u8> = messages.iter().flat_map(|message| message.data().to_vec()).collect();
             let sending = tokio::spawn(async move { bus.write_all(&bytes).await });
             let mut received = Vec::new();
             // As after a handshake that has read on: the first bytes of the first message are there.
-            let mut before = vec![0; 5];
-            inbound.stream.read_exact(&mut before).await.unwrap();
-            while let Ok(message) = inbound.receive_message(1, &mut before, &mut Vec::new()).await {
+            let mut leftover = vec![0; 5];
+            inbound.stream.read_exact(&mut leftover).await.unwrap();
+            while let Ok(message) = inbound.receive_message(1, &mut leftover, &mut Vec::new()).await {
                 received.push(message);
             }
             sending.await.unwrap().unwrap();
@@ -207,12 +209,18 @@ mod tests {
     #[test]
     fn a_message_of_exactly_the_cap_is_intact() {
         let fits = call("/a", "just so");
-        let most = fits.data().len();
+        let max_bytes = fits.data().len();
         assert_eq!(
-            received_messages(std::slice::from_ref(&fits), most).iter().map(is_truncated).collect::<Vec<_>>(),
+            received_messages(std::slice::from_ref(&fits), max_bytes)
+                .iter()
+                .map(is_truncated)
+                .collect::<Vec<_>>(),
             [false]
         );
-        assert_eq!(received_messages(&[fits], most - 1).iter().map(is_truncated).collect::<Vec<_>>(), [true]);
+        assert_eq!(
+            received_messages(&[fits], max_bytes - 1).iter().map(is_truncated).collect::<Vec<_>>(),
+            [true]
+        );
     }
 
     #[test]
@@ -226,8 +234,8 @@ mod tests {
     #[test]
     fn message_lengths_follow_the_senders_byte_order() {
         let message = Message::method_call("/a", "Any").endian(zbus::wire::Endian::Big).build(&"x").unwrap();
-        let start: [u8; FIXED_HEADER_BYTES] = message.data()[..FIXED_HEADER_BYTES].try_into().unwrap();
-        let (header, body) = message_lengths(&start);
+        let fixed_header: [u8; FIXED_HEADER_BYTES] = message.data()[..FIXED_HEADER_BYTES].try_into().unwrap();
+        let (header, body) = message_lengths(&fixed_header);
         assert_eq!(header + body, message.data().len());
     }
 }

@@ -23,9 +23,9 @@ use zbus::{Address, Connection, Message, MessageStream};
 
 use super::BUS_NAME;
 use super::capped_socket::CappedSocket;
-use super::context::DBusContext;
+use super::context::DbusContext;
 use super::credentials::DBUS_SERVICE;
-use super::dispatcher::DBusDispatcher;
+use super::dispatcher::DbusDispatcher;
 use super::liveness_signal;
 use super::service_connection::into_tokio;
 use crate::server::ConnectionSender;
@@ -45,7 +45,7 @@ const DO_NOT_QUEUE: u32 = 4;
 const PRIMARY_OWNER: u32 = 1;
 
 /// What the daemon is on the bus with.
-pub struct DBusConnector {
+pub struct DbusConnector {
     /// Where the bus is; absent: the system's.
     pub address: Option<String>,
     /// The way into the service.
@@ -57,16 +57,16 @@ pub struct DBusConnector {
 }
 
 /// What came of waiting for the bus.
-enum DBusEvent {
+enum DbusEvent {
     Message(Message),
     Disconnected,
     Stop,
 }
 
-impl DBusConnector {
+impl DbusConnector {
     /// Is on the bus, as far as there is one, until stopped.
     pub async fn run(self, mut stop: oneshot::Receiver<()>) {
-        let (mut wait, mut silent) = (MIN_RECONNECT_DELAY, false);
+        let (mut delay, mut is_logged) = (MIN_RECONNECT_DELAY, false);
         loop {
             match tokio::time::timeout(CONNECT_TIMEOUT, self.connect())
                 .await
@@ -78,36 +78,37 @@ impl DBusConnector {
                         return;
                     }
                     (self.log)("the bus is gone; the socket is served as before, the bus is tried again");
-                    (wait, silent) = (MIN_RECONNECT_DELAY, true);
+                    (delay, is_logged) = (MIN_RECONNECT_DELAY, true);
                 }
-                Err(why) if !silent => {
-                    silent = true;
-                    (self.log)(&format!("is not on the bus: {why}; the socket is served all the same"));
+                Err(error) if !is_logged => {
+                    is_logged = true;
+                    (self.log)(&format!("is not on the bus: {error}; the socket is served all the same"));
                 }
                 Err(_) => {}
             }
-            if tokio::time::timeout(wait, &mut stop).await.is_ok() {
+            if tokio::time::timeout(delay, &mut stop).await.is_ok() {
                 return;
             }
-            wait = (wait * 2).min(MAX_RECONNECT_DELAY);
+            delay = (delay * 2).min(MAX_RECONNECT_DELAY);
         }
     }
 
     /// Connects and takes the name. The messages are caught before the name is asked for, so that none is missed.
     async fn connect(&self) -> Result<(Connection, MessageStream), String> {
-        let text = |why: zbus::Error| why.to_string();
+        let text = |error: zbus::Error| error.to_string();
         let address = match &self.address {
             Some(address) => address.parse().map_err(text)?,
             None => Address::system().map_err(text)?,
         };
-        let stream = connect_socket(&address).map_err(|why| format!("cannot connect to {address}: {why}"))?;
+        let stream =
+            connect_socket(&address).map_err(|error| format!("cannot connect to {address}: {error}"))?;
         let bus = Builder::socket(CappedSocket::new(stream, self.max_message_bytes))
             .max_queued(MAX_QUEUED_MESSAGES)
             .build()
             .await
             .map_err(text)?;
         let messages = MessageStream::from(&bus);
-        let asked = bus
+        let reply = bus
             .call_method(
                 Some(DBUS_SERVICE),
                 "/org/freedesktop/DBus",
@@ -117,7 +118,7 @@ impl DBusConnector {
             )
             .await
             .map_err(text)?;
-        match asked.body().deserialize() {
+        match reply.body().deserialize() {
             Ok(PRIMARY_OWNER) => Ok((bus, messages)),
             _ => Err(format!("another process is {BUS_NAME}")),
         }
@@ -130,44 +131,45 @@ impl DBusConnector {
         mut messages: MessageStream,
         stop: &mut oneshot::Receiver<()>,
     ) -> bool {
-        let desk = DBusContext {
+        let context = DbusContext {
             bus,
             connection_sender: Arc::clone(&self.connection_sender),
             max_message_bytes: self.max_message_bytes,
         };
-        let desk = Arc::new(desk);
-        let telling = tokio::spawn(liveness_signal::emit_changes(Arc::clone(&desk)));
-        let mut reception = DBusDispatcher::new(Arc::clone(&desk));
+        let context = Arc::new(context);
+        let signal_task = tokio::spawn(liveness_signal::emit_changes(Arc::clone(&context)));
+        let mut dispatcher = DbusDispatcher::new(Arc::clone(&context));
         let stopped = loop {
             match next_event(&mut messages, stop).await {
-                DBusEvent::Message(message) => reception.dispatch(message).await,
-                DBusEvent::Disconnected => break false,
-                DBusEvent::Stop => break true,
+                DbusEvent::Message(message) => dispatcher.dispatch(message).await,
+                DbusEvent::Disconnected => break false,
+                DbusEvent::Stop => break true,
             }
         };
-        telling.abort();
+        signal_task.abort();
         if stopped {
             // Somebody has to go on reading, or the last answers of the bus would stand in the way of ours.
-            let reading = tokio::spawn(async move { while next_message(&mut messages).await.is_some() {} });
-            reception.drain().await;
-            reading.abort();
+            let reader_task =
+                tokio::spawn(async move { while next_message(&mut messages).await.is_some() {} });
+            dispatcher.drain().await;
+            reader_task.abort();
         }
         stopped
     }
 }
 
 async fn next_message(messages: &mut MessageStream) -> Option<zbus::Result<Message>> {
-    std::future::poll_fn(|context| Pin::new(&mut *messages).poll_next(context)).await
+    std::future::poll_fn(|cx| Pin::new(&mut *messages).poll_next(cx)).await
 }
 
-async fn next_event(messages: &mut MessageStream, stop: &mut oneshot::Receiver<()>) -> DBusEvent {
-    std::future::poll_fn(|context| {
-        if Pin::new(&mut *stop).poll(context).is_ready() {
-            return Poll::Ready(DBusEvent::Stop);
+async fn next_event(messages: &mut MessageStream, stop: &mut oneshot::Receiver<()>) -> DbusEvent {
+    std::future::poll_fn(|cx| {
+        if Pin::new(&mut *stop).poll(cx).is_ready() {
+            return Poll::Ready(DbusEvent::Stop);
         }
-        Pin::new(&mut *messages).poll_next(context).map(|message| match message {
-            Some(Ok(message)) => DBusEvent::Message(message),
-            _ => DBusEvent::Disconnected,
+        Pin::new(&mut *messages).poll_next(cx).map(|message| match message {
+            Some(Ok(message)) => DbusEvent::Message(message),
+            _ => DbusEvent::Disconnected,
         })
     })
     .await
@@ -179,10 +181,10 @@ fn connect_socket(address: &Address) -> std::io::Result<UnixStream> {
         Transport::Unix(unix) => unix.path(),
         _ => return Err(std::io::Error::other("it is no Unix socket")),
     };
-    let place = match unix {
+    let socket_address = match unix {
         UnixSocket::File(path) => SocketAddr::from_pathname(path)?,
         UnixSocket::Abstract(name) => SocketAddr::from_abstract_name(name.as_bytes())?,
         _ => return Err(std::io::Error::other("it names a directory")),
     };
-    into_tokio(std::os::unix::net::UnixStream::connect_addr(&place)?)
+    into_tokio(std::os::unix::net::UnixStream::connect_addr(&socket_address)?)
 }

@@ -9,13 +9,13 @@ use tokio::sync::OwnedSemaphorePermit;
 use zbus::message::Flags;
 use zbus::{Connection, DynamicType, Message};
 
-use super::dbus_error::DBusError;
+use super::dbus_error::DbusError;
 use super::json;
 use crate::server::ConnectionSender;
 
 /// The desk.
 #[derive(Debug)]
-pub struct DBusContext {
+pub struct DbusContext {
     /// The bus.
     pub bus: Connection,
     /// The way into the service.
@@ -40,23 +40,23 @@ impl PendingCall {
     }
 }
 
-impl DBusContext {
+impl DbusContext {
     /// Answers a call. A bus that takes nothing any more ends the connection elsewhere; nobody can be told here.
     pub async fn reply<B: Serialize + DynamicType>(&self, message: &Message, body: &B) {
         if is_reply_expected(message)
-            && let Ok(answer) = Message::method_return(&message.header()).build(body)
+            && let Ok(reply) = Message::method_return(&message.header()).build(body)
         {
-            let _ = self.bus.send(&answer).await;
+            let _ = self.bus.send(&reply).await;
         }
     }
 
     /// Answers with the reason why not.
-    pub async fn reply_error(&self, message: &Message, denial: &DBusError) {
+    pub async fn reply_error(&self, message: &Message, error: &DbusError) {
         if is_reply_expected(message)
-            && let Ok(answer) =
-                Message::error(&message.header(), denial.name.as_str()).build(&denial.message.as_str())
+            && let Ok(reply) =
+                Message::error(&message.header(), error.name.as_str()).build(&error.message.as_str())
         {
-            let _ = self.bus.send(&answer).await;
+            let _ = self.bus.send(&reply).await;
         }
     }
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 use zbus::fdo::ConnectionCredentials;
 use zbus::{Connection, Message};
 
-use super::dbus_error::DBusError;
+use super::dbus_error::DbusError;
 use crate::unix_socket::PeerCredentials;
 
 /// How long the bus may take.
@@ -29,15 +29,15 @@ pub const NAME_OWNER_CHANGED: &str = "NameOwnerChanged";
 pub async fn query_credentials(
     bus: &Connection,
     name: &str,
-) -> Result<(PeerCredentials, Option<u32>), DBusError> {
-    let answer = call_bus(bus, "GetConnectionCredentials", name).await?;
-    let body = answer.body();
-    let told: ConnectionCredentials =
-        body.deserialize().map_err(|why| DBusError::unknown_caller(&why.to_string()))?;
-    let uid = told.unix_user_id().ok_or_else(|| DBusError::unknown_caller("it names no user"))?;
-    let pid = told.process_id();
+) -> Result<(PeerCredentials, Option<u32>), DbusError> {
+    let reply = call_bus(bus, "GetConnectionCredentials", name).await?;
+    let body = reply.body();
+    let credentials: ConnectionCredentials =
+        body.deserialize().map_err(|error| DbusError::unknown_caller(&error.to_string()))?;
+    let uid = credentials.unix_user_id().ok_or_else(|| DbusError::unknown_caller("it names no user"))?;
+    let pid = credentials.process_id();
     // A bus that names no groups gives the least access that the user alone has.
-    let groups = told.into_unix_group_ids().unwrap_or_default();
+    let groups = credentials.into_unix_group_ids().unwrap_or_default();
     Ok((PeerCredentials { uid, gid: NO_GROUP, groups }, pid))
 }
 
@@ -48,7 +48,7 @@ pub fn own_credentials() -> PeerCredentials {
 }
 
 /// Asks to be told when this name goes.
-pub async fn watch_name(bus: &Connection, name: &str) -> Result<(), DBusError> {
+pub async fn watch_name(bus: &Connection, name: &str) -> Result<(), DbusError> {
     call_bus(bus, "AddMatch", &match_rule(name)).await.map(drop)
 }
 
@@ -77,11 +77,11 @@ fn match_rule(name: &str) -> String {
     )
 }
 
-async fn call_bus(bus: &Connection, method: &str, about: &str) -> Result<Message, DBusError> {
-    let asking =
-        bus.call_method(Some(DBUS_SERVICE), "/org/freedesktop/DBus", Some(DBUS_SERVICE), method, &about);
-    match tokio::time::timeout(CALL_TIMEOUT, asking).await {
-        Ok(answer) => answer.map_err(|why| DBusError::unknown_caller(&why.to_string())),
-        Err(_) => Err(DBusError::unknown_caller("it does not answer")),
+async fn call_bus(bus: &Connection, method: &str, name: &str) -> Result<Message, DbusError> {
+    let request =
+        bus.call_method(Some(DBUS_SERVICE), "/org/freedesktop/DBus", Some(DBUS_SERVICE), method, &name);
+    match tokio::time::timeout(CALL_TIMEOUT, request).await {
+        Ok(reply) => reply.map_err(|error| DbusError::unknown_caller(&error.to_string())),
+        Err(_) => Err(DbusError::unknown_caller("it does not answer")),
     }
 }

@@ -10,34 +10,37 @@ const ERROR_NAME_PREFIX: &str = "org.wattspan.Wattspan1.Error.";
 
 /// A refusal on the bus.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct DBusError {
+pub struct DbusError {
     /// Its name.
     pub name: String,
     /// What is wrong, and what would mend it.
     pub message: String,
 }
 
-impl DBusError {
+impl DbusError {
     /// A refusal of the service, as it stands on the wire.
     pub fn from_service_error(error: &str, parameters: &str) -> Self {
-        let word = error.rsplit('.').next().unwrap_or_default();
-        let told = MethodError::parse(error, parameters);
+        let last_segment = error.rsplit('.').next().unwrap_or_default();
+        let parsed = MethodError::parse(error, parameters);
         Self {
-            name: error_name(word),
-            message: told.map_or_else(|_| parameters.to_owned(), |told| told.to_string()),
+            name: error_name(last_segment),
+            message: parsed.map_or_else(|_| parameters.to_owned(), |parsed| parsed.to_string()),
         }
     }
 
     /// The bus does not say who the caller is.
-    pub fn unknown_caller(why: &str) -> Self {
-        Self { name: error_name("AccessDenied"), message: format!("the bus does not say who you are: {why}") }
+    pub fn unknown_caller(reason: &str) -> Self {
+        Self {
+            name: error_name("AccessDenied"),
+            message: format!("the bus does not say who you are: {reason}"),
+        }
     }
 
     /// Neither root, nor does polkit say yes.
-    pub fn unauthorized(why: &str) -> Self {
+    pub fn unauthorized(reason: &str) -> Self {
         Self {
             name: error_name("AccessDenied"),
-            message: format!("this needs root, or polkit's consent: {why}"),
+            message: format!("this needs root, or polkit's consent: {reason}"),
         }
     }
 
@@ -53,40 +56,41 @@ impl DBusError {
 
     /// The service hung up before it answered.
     pub fn no_reply() -> Self {
-        let words = "the service hung up before it answered; ask again".to_owned();
-        Self { name: "org.freedesktop.DBus.Error.NoReply".into(), message: words }
+        let message = "the service hung up before it answered; ask again".to_owned();
+        Self { name: "org.freedesktop.DBus.Error.NoReply".into(), message }
     }
 
     /// Arguments of the wrong types.
-    pub fn invalid_args(words: String) -> Self {
-        Self { name: "org.freedesktop.DBus.Error.InvalidArgs".into(), message: words }
+    pub fn invalid_args(message: String) -> Self {
+        Self { name: "org.freedesktop.DBus.Error.InvalidArgs".into(), message }
     }
 
     /// Nothing of this kind (`Object`, `Interface`, `Method`, `Property`) by this name.
     pub fn unknown(kind: &str, name: &str) -> Self {
-        let words = format!("there is no {} {name:?} here", kind.to_lowercase());
-        Self { name: format!("org.freedesktop.DBus.Error.Unknown{kind}"), message: words }
+        let message = format!("there is no {} {name:?} here", kind.to_lowercase());
+        Self { name: format!("org.freedesktop.DBus.Error.Unknown{kind}"), message }
     }
 
     /// Properties are for reading.
     pub fn read_only() -> Self {
-        let words = "properties here can only be read".to_owned();
-        Self { name: "org.freedesktop.DBus.Error.PropertyReadOnly".into(), message: words }
+        let message = "properties here can only be read".to_owned();
+        Self { name: "org.freedesktop.DBus.Error.PropertyReadOnly".into(), message }
     }
 }
 
-impl From<&MethodError> for DBusError {
-    fn from(refusal: &MethodError) -> Self {
-        let wire = serde_json::to_value(refusal).unwrap_or_default();
-        let word = wire["error"].as_str().and_then(|error| error.rsplit('.').next()).unwrap_or("Failed");
-        Self { name: error_name(word), message: refusal.to_string() }
+impl From<&MethodError> for DbusError {
+    fn from(method_error: &MethodError) -> Self {
+        let wire = serde_json::to_value(method_error).unwrap_or_default();
+        let last_segment =
+            wire["error"].as_str().and_then(|error| error.rsplit('.').next()).unwrap_or("Failed");
+        Self { name: error_name(last_segment), message: method_error.to_string() }
     }
 }
 
-fn error_name(word: &str) -> String {
+fn error_name(last_segment: &str) -> String {
     // A name that could not stand on the bus would end the connection.
-    let sound = !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_alphanumeric());
-    format!("{ERROR_NAME_PREFIX}{}", if sound { word } else { "Failed" })
+    let is_valid = !last_segment.is_empty() && last_segment.bytes().all(|byte| byte.is_ascii_alphanumeric());
+    format!("{ERROR_NAME_PREFIX}{}", if is_valid { last_segment } else { "Failed" })
 }
 
 #[cfg(test)]
@@ -95,20 +99,20 @@ mod tests {
 
     #[test]
     fn a_service_error_keeps_its_name_and_message() {
-        let refusal = MethodError::NoSuchSpan { span: "a".into() };
-        let denial = DBusError::from_service_error("org.wattspan.Meter.NoSuchSpan", r#"{"span":"a"}"#);
-        assert_eq!(denial, DBusError::from(&refusal));
-        assert_eq!(denial.name, "org.wattspan.Wattspan1.Error.NoSuchSpan");
-        assert_eq!(denial.message, refusal.to_string());
+        let method_error = MethodError::NoSuchSpan { span: "a".into() };
+        let error = DbusError::from_service_error("org.wattspan.Meter.NoSuchSpan", r#"{"span":"a"}"#);
+        assert_eq!(error, DbusError::from(&method_error));
+        assert_eq!(error.name, "org.wattspan.Wattspan1.Error.NoSuchSpan");
+        assert_eq!(error.message, method_error.to_string());
     }
 
     #[test]
     fn an_unknown_service_error_keeps_its_name() {
-        let denial = DBusError::from_service_error("org.wattspan.Meter.TooHot", r#"{"c":99}"#);
+        let error = DbusError::from_service_error("org.wattspan.Meter.TooHot", r#"{"c":99}"#);
         assert_eq!(
-            (denial.name.as_str(), denial.message.as_str()),
+            (error.name.as_str(), error.message.as_str()),
             ("org.wattspan.Wattspan1.Error.TooHot", r#"{"c":99}"#)
         );
-        assert_eq!(DBusError::from_service_error("a.b c", "{}").name, "org.wattspan.Wattspan1.Error.Failed");
+        assert_eq!(DbusError::from_service_error("a.b c", "{}").name, "org.wattspan.Wattspan1.Error.Failed");
     }
 }

@@ -16,9 +16,9 @@ use zbus::message::Type;
 use super::OBJECT_PATH;
 use super::bus_client;
 use super::capped_socket::is_truncated;
-use super::context::{DBusContext, PendingCall};
+use super::context::{DbusContext, PendingCall};
 use super::credentials;
-use super::dbus_error::DBusError;
+use super::dbus_error::DbusError;
 use super::introspection;
 use crate::protocol::MethodError;
 
@@ -36,18 +36,18 @@ const DRAIN_TIMEOUT: Duration = Duration::from_millis(300);
 
 /// The reception.
 #[derive(Debug)]
-pub struct DBusDispatcher {
-    desk: Arc<DBusContext>,
+pub struct DbusDispatcher {
+    context: Arc<DbusContext>,
     clients: HashMap<String, mpsc::Sender<PendingCall>>,
     client_tasks: JoinSet<()>,
     memory_budget: Arc<Semaphore>,
 }
 
-impl DBusDispatcher {
+impl DbusDispatcher {
     /// With nobody there yet.
-    pub fn new(desk: Arc<DBusContext>) -> Self {
-        let room = Arc::new(Semaphore::new(MAX_PENDING_BYTES));
-        Self { desk, clients: HashMap::new(), client_tasks: JoinSet::new(), memory_budget: room }
+    pub fn new(context: Arc<DbusContext>) -> Self {
+        let memory_budget = Arc::new(Semaphore::new(MAX_PENDING_BYTES));
+        Self { context, clients: HashMap::new(), client_tasks: JoinSet::new(), memory_budget }
     }
 
     /// Handles a message.
@@ -55,8 +55,8 @@ impl DBusDispatcher {
         while self.client_tasks.try_join_next().is_some() {}
         match message.message_type() {
             Type::MethodCall => {
-                if let Err(denial) = self.handle_call(&message).await {
-                    self.desk.reply_error(&message, &denial).await;
+                if let Err(error) = self.handle_call(&message).await {
+                    self.context.reply_error(&message, &error).await;
                 }
             }
             Type::Signal => {
@@ -69,74 +69,78 @@ impl DBusDispatcher {
     }
 
     /// Answers what needs no service, and gives everything else to the caller's own line.
-    async fn handle_call(&mut self, message: &Message) -> Result<(), DBusError> {
+    async fn handle_call(&mut self, message: &Message) -> Result<(), DbusError> {
         let header = message.header();
         let path = header.path().map(|path| path.as_str()).unwrap_or_default();
         let interface = header.interface().map(|interface| interface.as_str());
         let member = header.member().map(|member| member.as_str()).unwrap_or_default();
         match (interface, member) {
-            (Some("org.freedesktop.DBus.Peer"), "Ping") => self.desk.reply(message, &()).await,
+            (Some("org.freedesktop.DBus.Peer"), "Ping") => self.context.reply(message, &()).await,
             (Some("org.freedesktop.DBus.Peer"), "GetMachineId") => {
-                self.desk.reply(message, &machine_id()?).await;
+                self.context.reply(message, &machine_id()?).await;
             }
             (Some("org.freedesktop.DBus.Introspectable"), "Introspect") => {
-                let text = introspection::describe(path).ok_or_else(|| DBusError::unknown("Object", path))?;
-                self.desk.reply(message, &text).await;
+                let text = introspection::describe(path).ok_or_else(|| DbusError::unknown("Object", path))?;
+                self.context.reply(message, &text).await;
             }
-            _ if path != OBJECT_PATH => return Err(DBusError::unknown("Object", path)),
+            _ if path != OBJECT_PATH => return Err(DbusError::unknown("Object", path)),
             _ if bus_client::is_client_method(interface, member) => self.enqueue(message)?,
             (Some(interface), _) if !is_standard_interface(interface) => {
-                return Err(DBusError::unknown("Interface", interface));
+                return Err(DbusError::unknown("Interface", interface));
             }
-            _ => return Err(DBusError::unknown("Method", member)),
+            _ => return Err(DbusError::unknown("Method", member)),
         }
         Ok(())
     }
 
-    fn enqueue(&mut self, message: &Message) -> Result<(), DBusError> {
+    fn enqueue(&mut self, message: &Message) -> Result<(), DbusError> {
         if is_truncated(message) {
-            let reason = format!("is longer than {} bytes", self.desk.max_message_bytes);
-            return Err(DBusError::from(&MethodError::InvalidValue { field: "message".into(), reason }));
+            let reason = format!("is longer than {} bytes", self.context.max_message_bytes);
+            return Err(DbusError::from(&MethodError::InvalidValue { field: "message".into(), reason }));
         }
         let header = message.header();
         let Some(sender) = header.sender() else {
-            return Err(DBusError::unknown_caller("it names no sender"));
+            return Err(DbusError::unknown_caller("it names no sender"));
         };
         let bytes = u32::try_from(message.data().len()).unwrap_or(u32::MAX);
-        let room = Arc::clone(&self.memory_budget).try_acquire_many_owned(bytes);
-        let room = room
-            .map_err(|_| DBusError::limits_exceeded("too many calls wait to be handled; ask again later"))?;
-        let call = PendingCall { message: message.clone(), _memory_permit: room };
+        let permit = Arc::clone(&self.memory_budget).try_acquire_many_owned(bytes);
+        let permit = permit
+            .map_err(|_| DbusError::limits_exceeded("too many calls wait to be handled; ask again later"))?;
+        let call = PendingCall { message: message.clone(), _memory_permit: permit };
         match self.client_queue(sender.as_str())?.try_send(call) {
             Ok(()) => Ok(()),
-            Err(mpsc::error::TrySendError::Full(_)) => Err(DBusError::limits_exceeded(
+            Err(mpsc::error::TrySendError::Full(_)) => Err(DbusError::limits_exceeded(
                 "too many calls of yours wait to be handled; wait for the answers",
             )),
             // Opened just now, or seen open just now on this same thread.
-            Err(mpsc::error::TrySendError::Closed(_)) => Err(DBusError::no_reply()),
+            Err(mpsc::error::TrySendError::Closed(_)) => Err(DbusError::no_reply()),
         }
     }
 
     /// The line of the client of this name; a new one where there is none, or where the service hung up on the last.
-    fn client_queue(&mut self, name: &str) -> Result<&mpsc::Sender<PendingCall>, DBusError> {
+    fn client_queue(&mut self, name: &str) -> Result<&mpsc::Sender<PendingCall>, DbusError> {
         if self.clients.get(name).is_none_or(mpsc::Sender::is_closed) {
             if self.client_tasks.len() >= MAX_CLIENTS {
-                self.clients.retain(|_, line| !line.is_closed());
+                self.clients.retain(|_, sender| !sender.is_closed());
                 let (quota, limit) = ("clients on the bus".to_owned(), MAX_CLIENTS as u64);
-                return Err(DBusError::from(&MethodError::QuotaExceeded { quota, limit }));
+                return Err(DbusError::from(&MethodError::QuotaExceeded { quota, limit }));
             }
-            let (line, calls) = mpsc::channel(MAX_QUEUED_CALLS);
-            self.client_tasks.spawn(bus_client::serve_client(Arc::clone(&self.desk), name.to_owned(), calls));
-            self.clients.insert(name.to_owned(), line);
+            let (sender, calls) = mpsc::channel(MAX_QUEUED_CALLS);
+            self.client_tasks.spawn(bus_client::serve_client(
+                Arc::clone(&self.context),
+                name.to_owned(),
+                calls,
+            ));
+            self.clients.insert(name.to_owned(), sender);
         }
-        self.clients.get(name).ok_or_else(DBusError::no_reply)
+        self.clients.get(name).ok_or_else(DbusError::no_reply)
     }
 
     /// Nothing more is taken; what the service has answered is still told, if the bus takes it soon.
     pub async fn drain(mut self) {
         self.clients.clear();
-        let told = async { while self.client_tasks.join_next().await.is_some() {} };
-        let _ = tokio::time::timeout(DRAIN_TIMEOUT, told).await;
+        let finished = async { while self.client_tasks.join_next().await.is_some() {} };
+        let _ = tokio::time::timeout(DRAIN_TIMEOUT, finished).await;
     }
 }
 
@@ -145,7 +149,7 @@ fn is_standard_interface(interface: &str) -> bool {
 }
 
 /// What tells this installation from others, as D-Bus wants it told.
-fn machine_id() -> Result<String, DBusError> {
+fn machine_id() -> Result<String, DbusError> {
     let read = std::fs::read_to_string("/etc/machine-id");
-    read.map(|id| id.trim().to_owned()).map_err(|_| DBusError::unknown("Property", "machine id"))
+    read.map(|id| id.trim().to_owned()).map_err(|_| DbusError::unknown("Property", "machine id"))
 }

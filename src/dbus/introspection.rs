@@ -12,8 +12,8 @@ pub fn describe(path: &str) -> Option<String> {
     if path == OBJECT_PATH {
         return Some(OBJECT_XML.to_owned());
     }
-    let below = OBJECT_PATH.strip_prefix(path.trim_end_matches('/'))?.strip_prefix('/')?;
-    let next = below.split('/').next()?;
+    let rest = OBJECT_PATH.strip_prefix(path.trim_end_matches('/'))?.strip_prefix('/')?;
+    let next = rest.split('/').next()?;
     Some(format!("<node>\n  <node name=\"{next}\"/>\n</node>\n"))
 }
 

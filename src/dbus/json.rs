@@ -36,7 +36,7 @@ pub fn from_variant(value: &Variant) -> Result<Value, ConvertValueError> {
         Variant::F64(number) => {
             Number::from_f64(*number).ok_or(ConvertValueError("is not a finite number"))?.into()
         }
-        Variant::Bool(so) => (*so).into(),
+        Variant::Bool(flag) => (*flag).into(),
         Variant::Str(text) => text.as_str().into(),
         Variant::Variant(inner) => from_variant(inner)?,
         Variant::Array(list) => list.inner().iter().map(from_variant).collect::<Result<_, _>>()?,
@@ -58,10 +58,10 @@ pub fn from_variant(value: &Variant) -> Result<Value, ConvertValueError> {
 }
 
 /// What the service says under this name, in D-Bus's types; `None` for what is unknown.
-pub fn to_variant(name: &str, said: Value) -> Option<Variant<'static>> {
-    Some(match said {
+pub fn to_variant(name: &str, json: Value) -> Option<Variant<'static>> {
+    Some(match json {
         Value::Null => return None,
-        Value::Bool(so) => so.into(),
+        Value::Bool(flag) => flag.into(),
         Value::Number(number) => match (number.as_u64(), number.as_i64()) {
             (Some(number), _) => number.into(),
             (_, Some(number)) => number.into(),
@@ -115,9 +115,9 @@ mod tests {
         }) else {
             unreachable!()
         };
-        let named = to_dict(account);
-        let signature = |name: &str| named[name].value_signature().to_string();
-        assert!(!named.contains_key("idle_uj"));
+        let dict = to_dict(account);
+        let signature = |name: &str| dict[name].value_signature().to_string();
+        assert!(!dict.contains_key("idle_uj"));
         for (name, expected) in [
             ("span", "s"),
             ("weight", "d"),
@@ -135,8 +135,8 @@ mod tests {
 
     #[test]
     fn arguments_become_the_json_of_the_socket() {
-        let texts = BTreeMap::from([("model".to_owned(), "m".to_owned())]);
-        assert_eq!(from_variant(&texts.into()), Ok(json!({"model": "m"})));
+        let strings = BTreeMap::from([("model".to_owned(), "m".to_owned())]);
+        assert_eq!(from_variant(&strings.into()), Ok(json!({"model": "m"})));
         assert_eq!(from_variant(&vec!["package-0".to_owned()].into()), Ok(json!(["package-0"])));
         assert_eq!(from_variant(&Variant::Variant(Box::new(7_i16.into()))), Ok(json!(7)));
         assert_eq!(from_variant(&0.5_f64.into()), Ok(json!(0.5)));

@@ -10,7 +10,7 @@ use std::time::Duration;
 use serde_json::{Map, Value};
 use zbus::Variant;
 
-use super::context::DBusContext;
+use super::context::DbusContext;
 use super::credentials;
 use super::service_connection::ServiceConnection;
 use super::{INTERFACE, OBJECT_PATH, PROPERTIES_INTERFACE};
@@ -20,30 +20,32 @@ use crate::protocol::{GetInfo, Method};
 const POLL_INTERVAL: Duration = Duration::from_secs(2);
 
 /// Tells changes until the service ends.
-pub async fn emit_changes(desk: Arc<DBusContext>) {
-    let Ok(mut line) =
-        desk.connection_sender.connect(credentials::own_credentials(), None).and_then(ServiceConnection::new)
+pub async fn emit_changes(context: Arc<DbusContext>) {
+    let Ok(mut service) = context
+        .connection_sender
+        .connect(credentials::own_credentials(), None)
+        .and_then(ServiceConnection::new)
     else {
         return;
     };
-    let mut known = None;
-    while let Ok(info) = line.call(GetInfo::NAME).await {
-        let now = domain_states(&info);
-        if known.as_ref().is_some_and(|known| *known != now) {
+    let mut last = None;
+    while let Ok(info) = service.call(GetInfo::NAME).await {
+        let current = domain_states(&info);
+        if last.as_ref().is_some_and(|last| *last != current) {
             let changed = BTreeMap::<&str, Variant>::new();
             let body = (INTERFACE, changed, ["Domains"].as_slice());
-            let told = desk.bus.emit_signal(
+            let emitted = context.bus.emit_signal(
                 None::<&str>,
                 OBJECT_PATH,
                 PROPERTIES_INTERFACE,
                 "PropertiesChanged",
                 &body,
             );
-            if told.await.is_err() {
+            if emitted.await.is_err() {
                 return;
             }
         }
-        known = Some(now);
+        last = Some(current);
         tokio::time::sleep(POLL_INTERVAL).await;
     }
 }

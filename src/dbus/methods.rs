@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 use zbus::message::Body;
 use zbus::{Structure, Variant};
 
-use super::dbus_error::DBusError;
+use super::dbus_error::DbusError;
 use super::json;
 use crate::protocol::{
     CancelSpan, CloseSpan, GetBalance, GetInfo, GetSpan, ListSpans, MarkPhase, Method, MethodError, OpenSpan,
@@ -35,7 +35,7 @@ pub enum ReplyShape {
 
 /// A method on the bus.
 #[derive(Debug)]
-pub struct DBusMethod {
+pub struct DbusMethod {
     /// Its name on the bus.
     pub name: &'static str,
     /// The service's method.
@@ -48,16 +48,16 @@ pub struct DBusMethod {
     pub reply: ReplyShape,
 }
 
-macro_rules! members {
-    ($($name:literal $method:expr, $signature:literal $arguments:expr => $gives:expr;)*) => {
+macro_rules! methods {
+    ($($name:literal $method:expr, $signature:literal $arguments:expr => $reply:expr;)*) => {
         /// Every method.
-        pub const MEMBERS: &[DBusMethod] = &[$(
-            DBusMethod { name: $name, method: $method, signature: $signature, arguments: &$arguments, reply: $gives }
+        pub const METHODS: &[DbusMethod] = &[$(
+            DbusMethod { name: $name, method: $method, signature: $signature, arguments: &$arguments, reply: $reply }
         ),*];
     };
 }
 
-members! {
+methods! {
     "OpenSpan" OpenSpan::NAME, "a{sv}" [] => ReplyShape::Text("span");
     "CloseSpan" CloseSpan::NAME, "sa{sv}" ["span"] => ReplyShape::Object("account");
     "MarkPhase" MarkPhase::NAME, "ssa{sv}" ["span", "phase"] => ReplyShape::Empty;
@@ -72,16 +72,16 @@ members! {
 }
 
 /// The method of this name.
-pub fn find_method(name: &str) -> Option<&'static DBusMethod> {
-    MEMBERS.iter().find(|member| member.name == name)
+pub fn find_method(name: &str) -> Option<&'static DbusMethod> {
+    METHODS.iter().find(|method| method.name == name)
 }
 
-impl DBusMethod {
+impl DbusMethod {
     /// The parameters of the service's method, from a message's body.
-    pub fn parse_parameters(&self, body: &Body) -> Result<Map<String, Value>, DBusError> {
+    pub fn parse_parameters(&self, body: &Body) -> Result<Map<String, Value>, DbusError> {
         let signature = body.signature().to_string_no_parens();
         if signature != self.signature {
-            return Err(DBusError::invalid_args(format!(
+            return Err(DbusError::invalid_args(format!(
                 "{} takes arguments of the types {:?}, not {signature:?}",
                 self.name, self.signature
             )));
@@ -90,7 +90,7 @@ impl DBusMethod {
         if signature.is_empty() {
             return Ok(parameters);
         }
-        let malformed = |_| DBusError::invalid_args(format!("the arguments of {} are malformed", self.name));
+        let malformed = |_| DbusError::invalid_args(format!("the arguments of {} are malformed", self.name));
         let arguments: Structure = body.deserialize().map_err(malformed)?;
         for (at, argument) in arguments.fields().iter().enumerate() {
             match (self.arguments.get(at), argument) {
@@ -113,11 +113,11 @@ fn insert_parameter(
     parameters: &mut Map<String, Value>,
     name: &str,
     argument: &Variant,
-) -> Result<(), DBusError> {
+) -> Result<(), DbusError> {
     let wrong =
-        |reason: String| DBusError::from(&MethodError::InvalidValue { field: name.to_owned(), reason });
-    let said = json::from_variant(argument).map_err(|unspeakable| wrong(unspeakable.to_string()))?;
-    match parameters.insert(name.to_owned(), said) {
+        |reason: String| DbusError::from(&MethodError::InvalidValue { field: name.to_owned(), reason });
+    let json = json::from_variant(argument).map_err(|error| wrong(error.to_string()))?;
+    match parameters.insert(name.to_owned(), json) {
         None => Ok(()),
         Some(_) => Err(wrong("is given twice".to_owned())),
     }
@@ -136,7 +136,7 @@ mod tests {
     #[test]
     fn every_service_method_is_on_the_bus_or_listed_as_socket_only() {
         for name in METHOD_NAMES.iter().filter(|name| name.starts_with(METER_INTERFACE)) {
-            let here = MEMBERS.iter().any(|member| member.method == *name);
+            let here = METHODS.iter().any(|method| method.method == *name);
             assert_ne!(here, SOCKET_ONLY.contains(name), "{name}");
         }
     }
@@ -157,26 +157,26 @@ mod tests {
                 true => ("", after),
                 false => after.split_once("</method>").unwrap(),
             };
-            let (mut takes, mut gives) = (String::new(), String::new());
+            let (mut takes, mut reply) = (String::new(), String::new());
             let mut arguments = own;
             while let Some((argument, later)) = split_between(arguments, "<arg ", "/>") {
                 let (kind, _) = split_between(argument, "type=\"", "\"").unwrap();
-                if argument.contains("direction=\"in\"") { &mut takes } else { &mut gives }.push_str(kind);
+                if argument.contains("direction=\"in\"") { &mut takes } else { &mut reply }.push_str(kind);
                 arguments = later;
             }
-            described.push((name.to_owned(), takes, gives));
+            described.push((name.to_owned(), takes, reply));
             rest = next;
         }
-        let answers = |gives| match gives {
+        let answers = |reply| match reply {
             ReplyShape::Empty => "",
             ReplyShape::Text(_) => "s",
             ReplyShape::Object(_) | ReplyShape::Whole => "a{sv}",
             ReplyShape::List(_) => "aa{sv}",
         };
-        let row = |member: &DBusMethod| {
-            (member.name.to_owned(), member.signature.to_owned(), answers(member.reply).to_owned())
+        let row = |method: &DbusMethod| {
+            (method.name.to_owned(), method.signature.to_owned(), answers(method.reply).to_owned())
         };
-        let mut ours: Vec<_> = MEMBERS.iter().map(row).collect();
+        let mut ours: Vec<_> = METHODS.iter().map(row).collect();
         ours.sort();
         described.sort();
         assert_eq!(ours, described);
@@ -203,11 +203,11 @@ mod tests {
     #[test]
     fn wrong_types_and_duplicate_arguments_are_rejected() {
         let wrong = body(|call| call.build(&7_u32));
-        let denial = find_method("GetSpan").unwrap().parse_parameters(&wrong).unwrap_err();
-        assert_eq!(denial.name, "org.freedesktop.DBus.Error.InvalidArgs");
+        let error = find_method("GetSpan").unwrap().parse_parameters(&wrong).unwrap_err();
+        assert_eq!(error.name, "org.freedesktop.DBus.Error.InvalidArgs");
         let options = std::collections::BTreeMap::from([("span", Variant::from("b"))]);
         let twice = body(|call| call.build(&("a", options)));
-        let denial = find_method("CloseSpan").unwrap().parse_parameters(&twice).unwrap_err();
-        assert_eq!(denial.message, "span: is given twice");
+        let error = find_method("CloseSpan").unwrap().parse_parameters(&twice).unwrap_err();
+        assert_eq!(error.message, "span: is given twice");
     }
 }

@@ -1,8 +1,8 @@
-//! The second door: the system bus, where every program finds the meter by name.
+//! The D-Bus server: the service on the system bus, by name.
 //!
 //! ```text
-//! bus ─► intake ─► reception ─► guest ─► (socket pair) ─► the door of `ipc` ─► service
-//!        a cap     who gets it  one client, one connection
+//! bus ─► capped_socket ─► dispatcher ─► bus_client ─► (socket pair) ─► `server` ─► service
+//!        size limit       routing       one client, one connection
 //! ```
 //!
 //! Owns nothing of the meter. Each client on the bus becomes one ordinary connection of the socket's door, with the
@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
-use crate::config::{Config, DbusConfig as Where};
+use crate::config::{Config, DbusConfig};
 use crate::server::ConnectionReceiver;
 
 mod bus_client;
@@ -56,7 +56,7 @@ const SHUTDOWN_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// The daemon's presence on the bus.
 #[derive(Debug)]
-pub struct DBusServer {
+pub struct DbusServer {
     stop: oneshot::Sender<()>,
     /// Disconnected once the thread has ended.
     ended: mpsc::Receiver<()>,
@@ -67,31 +67,31 @@ pub struct DBusServer {
 ///
 /// # Errors
 /// The system gives no thread or no sockets.
-pub fn start(config: &Config, tell: fn(&str)) -> io::Result<Option<(DBusServer, ConnectionReceiver)>> {
+pub fn start(config: &Config, log: fn(&str)) -> io::Result<Option<(DbusServer, ConnectionReceiver)>> {
     let address = match &config.bus {
-        Where::System(false) => return Ok(None),
-        Where::System(true) => None,
-        Where::Address(address) => Some(address.clone()),
+        DbusConfig::System(false) => return Ok(None),
+        DbusConfig::System(true) => None,
+        DbusConfig::Address(address) => Some(address.clone()),
     };
-    let (usher, arrivals) = crate::server::connection_channel()?;
+    let (connection_sender, receiver) = crate::server::connection_channel()?;
     let (stop, stopped) = oneshot::channel();
-    let most_bytes = config.limits.message_bytes;
-    let link = connector::DBusConnector {
+    let max_message_bytes = config.limits.message_bytes;
+    let connector = connector::DbusConnector {
         address,
-        connection_sender: Arc::new(usher),
-        max_message_bytes: most_bytes,
-        log: tell,
+        connection_sender: Arc::new(connection_sender),
+        max_message_bytes,
+        log,
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build()?;
-    let (ending, ended) = mpsc::channel();
+    let (ended_sender, ended) = mpsc::channel();
     thread::Builder::new().name("bus".into()).spawn(move || {
-        runtime.block_on(link.run(stopped));
-        drop(ending);
+        runtime.block_on(connector.run(stopped));
+        drop(ended_sender);
     })?;
-    Ok(Some((DBusServer { stop, ended }, arrivals)))
+    Ok(Some((DbusServer { stop, ended }, receiver)))
 }
 
-impl DBusServer {
+impl DbusServer {
     /// After the service has ended: passes its last answers on, and leaves the bus.
     pub fn shut_down(self) {
         let _ = self.stop.send(());

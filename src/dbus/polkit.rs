@@ -23,26 +23,26 @@ type AuthorizationResult = (bool, bool, BTreeMap<String, String>);
 
 /// Asks; `Err` says why not.
 pub async fn check_authorization(bus: &Connection, caller: &str, interactive: bool) -> Result<(), String> {
-    let about = BTreeMap::from([("name", Variant::from(caller))]);
+    let subject = BTreeMap::from([("name", Variant::from(caller))]);
     let details = BTreeMap::<&str, &str>::new();
     let flags = if interactive { ALLOW_USER_INTERACTION } else { 0 };
-    let question = (("system-bus-name", about), RELOAD_ACTION, details, flags, "");
-    let asking = bus.call_method(
+    let arguments = (("system-bus-name", subject), RELOAD_ACTION, details, flags, "");
+    let request = bus.call_method(
         Some("org.freedesktop.PolicyKit1"),
         "/org/freedesktop/PolicyKit1/Authority",
         Some("org.freedesktop.PolicyKit1.Authority"),
         "CheckAuthorization",
-        &question,
+        &arguments,
     );
-    let Ok(answered) = tokio::time::timeout(AUTHORIZATION_TIMEOUT, asking).await else {
+    let Ok(result) = tokio::time::timeout(AUTHORIZATION_TIMEOUT, request).await else {
         return Err("polkit does not answer".to_owned());
     };
-    let answer = answered.map_err(|why| format!("polkit cannot be asked: {why}"))?;
+    let answer = result.map_err(|error| format!("polkit cannot be asked: {error}"))?;
     let body = answer.body();
     match body.deserialize::<(AuthorizationResult,)>() {
         Ok(((true, _, _),)) => Ok(()),
         Ok(((false, true, _),)) => Err("polkit wants a password; call with interaction allowed".to_owned()),
         Ok(_) => Err("polkit says no".to_owned()),
-        Err(why) => Err(format!("polkit's answer is unintelligible: {why}")),
+        Err(error) => Err(format!("polkit's answer is unintelligible: {error}")),
     }
 }

@@ -10,7 +10,7 @@ use crate::protocol::{GetBalance, GetInfo, Method};
 
 /// A property.
 #[derive(Debug)]
-pub struct DBusProperty {
+pub struct DbusProperty {
     /// Its name on the bus.
     pub name: &'static str,
     /// The service's method that tells it.
@@ -22,8 +22,8 @@ pub struct DBusProperty {
 macro_rules! properties {
     ($($name:literal $method:ident $field:literal;)*) => {
         /// Every property.
-        pub const PROPERTIES: &[DBusProperty] = &[$(
-            DBusProperty { name: $name, method: $method::NAME, field: $field }
+        pub const PROPERTIES: &[DbusProperty] = &[$(
+            DbusProperty { name: $name, method: $method::NAME, field: $field }
         ),*];
     };
 }
@@ -42,11 +42,11 @@ properties! {
 }
 
 /// The property of this name.
-pub fn find_property(name: &str) -> Option<&'static DBusProperty> {
+pub fn find_property(name: &str) -> Option<&'static DbusProperty> {
     PROPERTIES.iter().find(|property| property.name == name)
 }
 
-impl DBusProperty {
+impl DbusProperty {
     /// Its value, out of the reply of its method.
     pub fn value(&self, reply: &mut Map<String, Value>) -> Option<Variant<'static>> {
         json::to_variant(self.field, reply.remove(self.field)?)
@@ -55,8 +55,8 @@ impl DBusProperty {
 
 /// All properties that are parts of this method's reply.
 pub fn properties_of(method: &str, mut reply: Map<String, Value>) -> VariantDict {
-    let of_it = PROPERTIES.iter().filter(|property| property.method == method);
-    of_it.filter_map(|property| Some((property.name.to_owned(), property.value(&mut reply)?))).collect()
+    let of_method = PROPERTIES.iter().filter(|property| property.method == method);
+    of_method.filter_map(|property| Some((property.name.to_owned(), property.value(&mut reply)?))).collect()
 }
 
 #[cfg(test)]

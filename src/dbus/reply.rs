@@ -13,13 +13,13 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use zbus::message::Flags;
 
-use super::context::{DBusContext, PendingCall};
+use super::context::{DbusContext, PendingCall};
 use super::credentials;
-use super::dbus_error::DBusError;
+use super::dbus_error::DbusError;
 use super::json::{self, VariantDict};
 use super::methods::{RELOAD, ReplyShape};
 use super::polkit;
-use super::properties::{DBusProperty, properties_of};
+use super::properties::{DbusProperty, properties_of};
 use super::service_connection::{self, ServiceConnection, ServiceReply};
 use crate::protocol::{GetBalance, GetInfo, Method};
 
@@ -40,7 +40,7 @@ pub enum ReplyKind {
     /// Done, or polkit is asked.
     Reload,
     /// The value of a property.
-    Property(&'static DBusProperty),
+    Property(&'static DbusProperty),
     /// The first part of all properties.
     InfoProperties,
     /// The last part; left out where the caller may not know it.
@@ -49,83 +49,84 @@ pub enum ReplyKind {
 
 /// Answers in the order of the calls, until there are no more or the service hangs up.
 pub async fn forward_replies(
-    desk: Arc<DBusContext>,
+    context: Arc<DbusContext>,
     inbound: OwnedReadHalf,
-    mut awaiting: mpsc::Receiver<PendingReply>,
+    mut pending_replies: mpsc::Receiver<PendingReply>,
 ) {
     let mut inbound = BufReader::new(inbound);
     let mut buffer = Vec::new();
-    let mut half: Option<ServiceReply> = None;
+    let mut info: Option<ServiceReply> = None;
     // Questions to polkit end with the client.
-    let mut questions = JoinSet::new();
-    while let Some(answer) = service_connection::read_reply(&mut inbound, &mut buffer).await {
-        let Some(PendingReply { call, kind }) = awaiting.recv().await else { break };
+    let mut polkit_tasks = JoinSet::new();
+    while let Some(reply) = service_connection::read_reply(&mut inbound, &mut buffer).await {
+        let Some(PendingReply { call, kind }) = pending_replies.recv().await else { break };
         match kind {
-            ReplyKind::InfoProperties => half = Some(answer),
-            ReplyKind::BalanceProperties => send_all_properties(&desk, &call, half.take(), answer).await,
-            ReplyKind::Reload if is_access_denied(&answer) => {
-                while questions.try_join_next().is_some() {}
-                if questions.is_empty() {
-                    questions.spawn(reload_with_polkit(Arc::clone(&desk), call));
+            ReplyKind::InfoProperties => info = Some(reply),
+            ReplyKind::BalanceProperties => send_all_properties(&context, &call, info.take(), reply).await,
+            ReplyKind::Reload if is_access_denied(&reply) => {
+                while polkit_tasks.try_join_next().is_some() {}
+                if polkit_tasks.is_empty() {
+                    polkit_tasks.spawn(reload_with_polkit(Arc::clone(&context), call));
                 } else {
-                    desk.reply_error(
-                        &call.message,
-                        &DBusError::limits_exceeded("a reload of yours awaits polkit already"),
-                    )
-                    .await;
+                    context
+                        .reply_error(
+                            &call.message,
+                            &DbusError::limits_exceeded("a reload of yours awaits polkit already"),
+                        )
+                        .await;
                 }
             }
-            ReplyKind::Reload => send_reply(&desk, &call, ReplyShape::Empty, answer).await,
-            ReplyKind::Method(gives) => send_reply(&desk, &call, gives, answer).await,
-            ReplyKind::Property(property) => send_property(&desk, &call, property, answer).await,
+            ReplyKind::Reload => send_reply(&context, &call, ReplyShape::Empty, reply).await,
+            ReplyKind::Method(shape) => send_reply(&context, &call, shape, reply).await,
+            ReplyKind::Property(property) => send_property(&context, &call, property, reply).await,
         }
     }
-    awaiting.close();
-    while let Some(PendingReply { call, kind }) = awaiting.recv().await {
+    pending_replies.close();
+    while let Some(PendingReply { call, kind }) = pending_replies.recv().await {
         if !matches!(kind, ReplyKind::InfoProperties) {
-            desk.reply_error(&call.message, &DBusError::no_reply()).await;
+            context.reply_error(&call.message, &DbusError::no_reply()).await;
         }
     }
 }
 
-async fn send_reply(desk: &DBusContext, call: &PendingCall, gives: ReplyShape, answer: ServiceReply) {
-    let mut given = match answer {
-        Ok(given) => given,
-        Err(denial) => return desk.reply_error(&call.message, &denial).await,
+async fn send_reply(context: &DbusContext, call: &PendingCall, shape: ReplyShape, reply: ServiceReply) {
+    let mut fields = match reply {
+        Ok(fields) => fields,
+        Err(error) => return context.reply_error(&call.message, &error).await,
     };
-    match gives {
-        ReplyShape::Empty => desk.reply(&call.message, &()).await,
-        ReplyShape::Whole => desk.reply(&call.message, &json::to_dict(given)).await,
-        ReplyShape::Text(field) => match given.remove(field) {
-            Some(Value::String(text)) => desk.reply(&call.message, &text).await,
-            _ => desk.reply_error(&call.message, &DBusError::no_reply()).await,
+    match shape {
+        ReplyShape::Empty => context.reply(&call.message, &()).await,
+        ReplyShape::Whole => context.reply(&call.message, &json::to_dict(fields)).await,
+        ReplyShape::Text(field) => match fields.remove(field) {
+            Some(Value::String(text)) => context.reply(&call.message, &text).await,
+            _ => context.reply_error(&call.message, &DbusError::no_reply()).await,
         },
-        ReplyShape::Object(field) => match given.remove(field) {
-            Some(Value::Object(object)) => desk.reply(&call.message, &json::to_dict(object)).await,
-            _ => desk.reply_error(&call.message, &DBusError::no_reply()).await,
+        ReplyShape::Object(field) => match fields.remove(field) {
+            Some(Value::Object(object)) => context.reply(&call.message, &json::to_dict(object)).await,
+            _ => context.reply_error(&call.message, &DbusError::no_reply()).await,
         },
-        ReplyShape::List(field) => match given.remove(field) {
-            Some(Value::Array(list)) => desk.reply_dicts(&call.message, list).await,
-            _ => desk.reply_error(&call.message, &DBusError::no_reply()).await,
+        ReplyShape::List(field) => match fields.remove(field) {
+            Some(Value::Array(list)) => context.reply_dicts(&call.message, list).await,
+            _ => context.reply_error(&call.message, &DbusError::no_reply()).await,
         },
     }
 }
 
 async fn send_property(
-    desk: &DBusContext,
+    context: &DbusContext,
     call: &PendingCall,
-    property: &DBusProperty,
-    answer: ServiceReply,
+    property: &DbusProperty,
+    reply: ServiceReply,
 ) {
-    match answer.map(|mut given| property.value(&mut given)) {
-        Ok(Some(value)) => desk.reply(&call.message, &value).await,
-        Ok(None) => desk.reply_error(&call.message, &DBusError::unknown("Property", property.name)).await,
-        Err(denial) => desk.reply_error(&call.message, &denial).await,
+    match reply.map(|mut fields| property.value(&mut fields)) {
+        Ok(Some(value)) => context.reply(&call.message, &value).await,
+        Ok(None) => context.reply_error(&call.message, &DbusError::unknown("Property", property.name)).await,
+        Err(error) => context.reply_error(&call.message, &error).await,
     }
 }
 
 async fn send_all_properties(
-    desk: &DBusContext,
+    context: &DbusContext,
     call: &PendingCall,
     info: Option<ServiceReply>,
     balance: ServiceReply,
@@ -134,29 +135,31 @@ async fn send_all_properties(
         Ok(info) => {
             let mut all: VariantDict = properties_of(GetInfo::NAME, info);
             all.extend(properties_of(GetBalance::NAME, balance.unwrap_or_default()));
-            desk.reply(&call.message, &all).await;
+            context.reply(&call.message, &all).await;
         }
-        Err(denial) => desk.reply_error(&call.message, &denial).await,
+        Err(error) => context.reply_error(&call.message, &error).await,
     }
 }
 
-fn is_access_denied(answer: &ServiceReply) -> bool {
-    answer.as_ref().is_err_and(DBusError::is_access_denied)
+fn is_access_denied(reply: &ServiceReply) -> bool {
+    reply.as_ref().is_err_and(DbusError::is_access_denied)
 }
 
 /// The caller is no administrator by itself; polkit may say that it is for this.
-async fn reload_with_polkit(desk: Arc<DBusContext>, call: Arc<PendingCall>) {
+async fn reload_with_polkit(context: Arc<DbusContext>, call: Arc<PendingCall>) {
     let header = call.message.header();
     let interactive = header.primary().flags().contains(Flags::ALLOW_INTERACTIVE_AUTH);
     let Some(caller) = header.sender() else { return };
-    if let Err(why) = polkit::check_authorization(&desk.bus, caller.as_str(), interactive).await {
-        return desk.reply_error(&call.message, &DBusError::unauthorized(&why)).await;
+    if let Err(reason) = polkit::check_authorization(&context.bus, caller.as_str(), interactive).await {
+        return context.reply_error(&call.message, &DbusError::unauthorized(&reason)).await;
     }
-    let own =
-        desk.connection_sender.connect(credentials::own_credentials(), None).and_then(ServiceConnection::new);
-    let answer = match own {
-        Ok(mut own) => own.call(RELOAD).await,
-        Err(_) => Err(DBusError::no_reply()),
+    let connection = context
+        .connection_sender
+        .connect(credentials::own_credentials(), None)
+        .and_then(ServiceConnection::new);
+    let reply = match connection {
+        Ok(mut connection) => connection.call(RELOAD).await,
+        Err(_) => Err(DbusError::no_reply()),
     };
-    send_reply(&desk, &call, ReplyShape::Empty, answer).await;
+    send_reply(&context, &call, ReplyShape::Empty, reply).await;
 }

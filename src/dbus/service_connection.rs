@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 
-use super::dbus_error::DBusError;
+use super::dbus_error::DbusError;
 use crate::protocol::MESSAGE_TERMINATOR;
 
 /// A call on its way to the service.
@@ -26,7 +26,7 @@ pub fn encode_call(method: &str, parameters: Map<String, Value>, oneway: bool) -
 }
 
 /// An answer: what the method gave, or why it gave nothing.
-pub type ServiceReply = Result<Map<String, Value>, DBusError>;
+pub type ServiceReply = Result<Map<String, Value>, DbusError>;
 
 /// The next answer; `None` once the service has hung up. `buffer` is kept from one answer to the next.
 pub async fn read_reply<R: AsyncBufReadExt + Unpin>(
@@ -38,11 +38,11 @@ pub async fn read_reply<R: AsyncBufReadExt + Unpin>(
     if buffer.pop() != Some(MESSAGE_TERMINATOR) {
         return None;
     }
-    let mut answer: Map<String, Value> = serde_json::from_slice(buffer).ok()?;
-    let parameters = answer.remove("parameters").unwrap_or_default();
-    Some(match (answer.remove("error"), parameters) {
+    let mut reply: Map<String, Value> = serde_json::from_slice(buffer).ok()?;
+    let parameters = reply.remove("parameters").unwrap_or_default();
+    Some(match (reply.remove("error"), parameters) {
         (Some(error), parameters) => {
-            Err(DBusError::from_service_error(error.as_str().unwrap_or_default(), &parameters.to_string()))
+            Err(DbusError::from_service_error(error.as_str().unwrap_or_default(), &parameters.to_string()))
         }
         (None, Value::Object(parameters)) => Ok(parameters),
         (None, _) => Ok(Map::new()),
@@ -64,12 +64,12 @@ impl ServiceConnection {
 
     /// Asks, and waits for the answer.
     pub async fn call(&mut self, method: &str) -> ServiceReply {
-        let asked = self.stream.get_mut().write_all(&encode_call(method, Map::new(), false)).await;
-        match asked {
+        let sent = self.stream.get_mut().write_all(&encode_call(method, Map::new(), false)).await;
+        match sent {
             Ok(()) => read_reply(&mut self.stream, &mut self.buffer)
                 .await
-                .unwrap_or_else(|| Err(DBusError::no_reply())),
-            Err(_) => Err(DBusError::no_reply()),
+                .unwrap_or_else(|| Err(DbusError::no_reply())),
+            Err(_) => Err(DbusError::no_reply()),
         }
     }
 }

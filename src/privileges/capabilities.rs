@@ -10,16 +10,16 @@ use super::{ProcessPrivileges, RequiredPrivileges, seccomp_ffi};
 
 /// Gives up the rest. What cannot be given up is in what it returns, not an error: a meter that runs with more than it
 /// needs still measures, and `doctor` shows it.
-pub fn drop_privileges(needs: &RequiredPrivileges) -> ProcessPrivileges {
+pub fn drop_privileges(required: &RequiredPrivileges) -> ProcessPrivileges {
     let before = permitted_capabilities();
     let limit = getrlimit(Resource::Rtprio).current;
-    if limit.is_some_and(|limit| limit < needs.realtime_priority) {
-        let wanted = Some(needs.realtime_priority);
+    if limit.is_some_and(|limit| limit < required.realtime_priority) {
+        let wanted = Some(required.realtime_priority);
         // Refused without CAP_SYS_RESOURCE; then the samplers run as the service manager lets them.
         let _ = setrlimit(Resource::Rtprio, Rlimit { current: wanted, maximum: wanted });
     }
-    drop_capabilities(before & required_capabilities(needs));
-    if needs.serves_other_users {
+    drop_capabilities(before & required_capabilities(required));
+    if required.serves_other_users {
         // Fails in no kernel of the last ten years; what is so is read back below.
         let _ = set_dumpable_behavior(DumpableBehavior::NotDumpable);
     }
@@ -46,20 +46,20 @@ pub fn current_privileges() -> ProcessPrivileges {
     }
 }
 
-fn required_capabilities(needs: &RequiredPrivileges) -> CapabilitySet {
+fn required_capabilities(required: &RequiredPrivileges) -> CapabilitySet {
     let root = rustix::process::geteuid().is_root();
     let mut kept = CapabilitySet::empty();
     // Root owns the zones' files, and its own files it may read without.
-    if needs.powercap && !root {
+    if required.powercap && !root {
         kept |= CapabilitySet::DAC_READ_SEARCH;
     }
     // Root started by hand writes into a directory that a package gave to another user.
     use std::os::unix::fs::MetadataExt;
-    if root && std::fs::metadata(needs.state_dir).is_ok_and(|found| found.uid() != 0) {
+    if root && std::fs::metadata(required.state_dir).is_ok_and(|found| found.uid() != 0) {
         kept |= CapabilitySet::DAC_OVERRIDE;
     }
     // Where the limit could not be raised (no CAP_SYS_RESOURCE, as in containers) the samplers' priority needs this.
-    if getrlimit(Resource::Rtprio).current.is_some_and(|limit| limit < needs.realtime_priority) {
+    if getrlimit(Resource::Rtprio).current.is_some_and(|limit| limit < required.realtime_priority) {
         kept |= CapabilitySet::SYS_NICE;
     }
     kept
@@ -70,13 +70,13 @@ fn permitted_capabilities() -> CapabilitySet {
 }
 
 /// Each step may be refused where it was done before; the last one is what counts, and is read back.
-fn drop_capabilities(keep: CapabilitySet) {
+fn drop_capabilities(kept: CapabilitySet) {
     let _ = rustix::thread::set_no_new_privs(true);
     let _ = rustix::thread::clear_ambient_capability_set();
-    for (_, capability) in (CapabilitySet::all() - keep).iter_names() {
+    for (_, capability) in (CapabilitySet::all() - kept).iter_names() {
         let _ = rustix::thread::remove_capability_from_bounding_set(capability);
     }
-    let sets = CapabilitySets { effective: keep, permitted: keep, inheritable: CapabilitySet::empty() };
+    let sets = CapabilitySets { effective: kept, permitted: kept, inheritable: CapabilitySet::empty() };
     let _ = rustix::thread::set_capabilities(None, sets);
 }
 
@@ -104,15 +104,15 @@ mod tests {
     #[test]
     fn reopening_powercap_zones_keeps_dac_read_search() {
         let dir = tempfile::tempdir().unwrap();
-        let needs = |powercap| RequiredPrivileges {
+        let required = |powercap| RequiredPrivileges {
             powercap,
             state_dir: dir.path(),
             serves_other_users: false,
             realtime_priority: 0,
         };
         let root = rustix::process::geteuid().is_root();
-        let kept_for_powercap = required_capabilities(&needs(true));
+        let kept_for_powercap = required_capabilities(&required(true));
         assert_eq!(kept_for_powercap.contains(CapabilitySet::DAC_READ_SEARCH), !root);
-        assert_eq!(required_capabilities(&needs(false)), CapabilitySet::empty());
+        assert_eq!(required_capabilities(&required(false)), CapabilitySet::empty());
     }
 }

@@ -9,7 +9,7 @@
 #[cfg(target_os = "linux")]
 mod capabilities;
 #[cfg(not(target_os = "linux"))]
-mod confinement_unsupported;
+mod capabilities_unsupported;
 #[cfg(target_os = "linux")]
 mod seccomp_ffi;
 
@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 #[cfg(target_os = "linux")]
 pub use capabilities::{current_privileges, drop_privileges};
 #[cfg(not(target_os = "linux"))]
-pub use confinement_unsupported::{confine, found};
+pub use capabilities_unsupported::{current_privileges, drop_privileges};
 
 /// What is kept, and why.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -43,14 +43,14 @@ pub(super) const ALL_THREADS: libc::c_ulong = libc::SECCOMP_FILTER_FLAG_TSYNC;
 ///
 /// # Errors
 /// The kernel has no such filters, or this architecture is not known here.
-pub(super) fn install_filter(whom: libc::c_ulong) -> io::Result<Vec<&'static str>> {
+pub(super) fn install_filter(flags: libc::c_ulong) -> io::Result<Vec<&'static str>> {
     let architecture = audit_arch().ok_or(io::ErrorKind::Unsupported)?;
     let mut instructions = bpf_program(architecture);
     let length = u16::try_from(instructions.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
     let program = libc::sock_fprog { len: length, filter: instructions.as_mut_ptr() };
     // SAFETY: the kernel copies `len` instructions from `filter`, which live through the call, and keeps nothing.
     let status =
-        unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, whom, &raw const program) };
+        unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const program) };
     match status {
         0 => {}
         -1 => return Err(io::Error::last_os_error()),
@@ -62,27 +62,27 @@ pub(super) fn install_filter(whom: libc::c_ulong) -> io::Result<Vec<&'static str
 
 /// Another architecture's calls and those of the list are refused, the rest goes on to whatever other filters there are.
 fn bpf_program(architecture: u32) -> Vec<libc::sock_filter> {
-    let say = |code: u32, k: u32| libc::sock_filter { code: code as u16, jt: 0, jf: 0, k };
-    let load = |offset| say(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, offset);
-    let give = |answer| say(libc::BPF_RET | libc::BPF_K, answer);
-    let jump = |how: u32, k: u32, jt: u8, jf: u8| libc::sock_filter {
-        code: (libc::BPF_JMP | how | libc::BPF_K) as u16,
+    let stmt = |code: u32, k: u32| libc::sock_filter { code: code as u16, jt: 0, jf: 0, k };
+    let load = |offset| stmt(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, offset);
+    let ret = |action| stmt(libc::BPF_RET | libc::BPF_K, action);
+    let jump = |op: u32, k: u32, jt: u8, jf: u8| libc::sock_filter {
+        code: (libc::BPF_JMP | op | libc::BPF_K) as u16,
         jt,
         jf,
         k,
     };
-    let mut all = vec![load(ARCH_OFFSET)];
+    let mut instructions = vec![load(ARCH_OFFSET)];
     // How many looks at the number follow; each that hits goes to the last instruction.
-    let looks = DENIED_SYSCALLS.len() as u8 + 1;
-    all.push(jump(libc::BPF_JEQ, architecture, 0, looks + 2));
-    all.push(load(NR_OFFSET));
-    all.push(jump(libc::BPF_JGE, X32_SYSCALL_BIT, looks, 0));
-    for (place, (_, number)) in DENIED_SYSCALLS.iter().enumerate() {
-        all.push(jump(libc::BPF_JEQ, *number as u32, looks - 1 - place as u8, 0));
+    let comparisons = DENIED_SYSCALLS.len() as u8 + 1;
+    instructions.push(jump(libc::BPF_JEQ, architecture, 0, comparisons + 2));
+    instructions.push(load(NR_OFFSET));
+    instructions.push(jump(libc::BPF_JGE, X32_SYSCALL_BIT, comparisons, 0));
+    for (index, (_, number)) in DENIED_SYSCALLS.iter().enumerate() {
+        instructions.push(jump(libc::BPF_JEQ, *number as u32, comparisons - 1 - index as u8, 0));
     }
-    all.push(give(libc::SECCOMP_RET_ALLOW));
-    all.push(give(libc::SECCOMP_RET_ERRNO | libc::EPERM as u32));
-    all
+    instructions.push(ret(libc::SECCOMP_RET_ALLOW));
+    instructions.push(ret(libc::SECCOMP_RET_ERRNO | libc::EPERM as u32));
+    instructions
 }
 
 #[cfg(test)]

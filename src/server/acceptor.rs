@@ -2,7 +2,7 @@
 //!
 //! Owns the listener, the count of connections for each user, and one descriptor in reserve. Whoever is one too many
 //! is told so and let go; nobody is left in the queue to be accepted again and again. Invariant: the counts are those
-//! of the connections handed out and not yet given back by [`Gate::left`].
+//! of the connections handed out and not yet given back by [`Acceptor::release`].
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -18,7 +18,7 @@ use super::readiness_ffi::RegisteredSocket;
 use crate::config::Limits;
 use crate::protocol::MethodError;
 use crate::service::access::{AccessPolicy, Peer};
-use crate::unix_socket::{self as peer, PeerCredentials};
+use crate::unix_socket::{self, PeerCredentials};
 
 /// Most connections accepted in one turn; a flood waits its turn like everybody.
 const MAX_ACCEPTS_PER_WAKEUP: usize = 32;
@@ -59,7 +59,7 @@ impl Acceptor {
         poller: &Arc<Poller>,
         key: usize,
         listeners: Vec<UnixListener>,
-        beside: Option<(usize, ConnectionReceiver)>,
+        forwarded: Option<(usize, ConnectionReceiver)>,
         policy: AccessPolicy,
         limits: Limits,
     ) -> io::Result<Self> {
@@ -68,42 +68,44 @@ impl Acceptor {
             RegisteredSocket::new(poller, listener, Event::readable(key))
         };
         let listeners = listeners.into_iter().map(watch).collect::<io::Result<_>>()?;
-        let (present, of_user) = (0, HashMap::new());
-        let (reserve, resume_at_ns) = (open_reserve_fd(), None);
-        let watch = |(key, arrivals): (usize, ConnectionReceiver)| {
-            let bell = RegisteredSocket::new(poller, arrivals.wake_socket()?, Event::readable(key))?;
-            io::Result::Ok((arrivals, bell))
+        let (connections, connections_of_user) = (0, HashMap::new());
+        let (reserve_fd, resume_at_ns) = (open_reserve_fd(), None);
+        let watch = |(key, receiver): (usize, ConnectionReceiver)| {
+            let wake_socket = RegisteredSocket::new(poller, receiver.wake_socket()?, Event::readable(key))?;
+            io::Result::Ok((receiver, wake_socket))
         };
-        let beside = beside.map(watch).transpose()?;
+        let forwarded = forwarded.map(watch).transpose()?;
         Ok(Self {
             listeners,
-            forwarded: beside,
+            forwarded,
             listener_key: key,
-            reserve_fd: reserve,
+            reserve_fd,
             resume_at_ns,
             policy,
             limits,
-            connections: present,
-            connections_of_user: of_user,
+            connections,
+            connections_of_user,
         })
     }
 
     /// Accepts who is waiting, as many as one turn allows.
     pub fn accept_all(&mut self, now_ns: u64) -> Vec<AcceptedConnection> {
-        let mut admitted = self.accept_forwarded();
-        for at in 0..self.listeners.len() {
-            self.accept_from(at, now_ns, &mut admitted);
+        let mut accepted = self.accept_forwarded();
+        for index in 0..self.listeners.len() {
+            self.accept_from(index, now_ns, &mut accepted);
         }
-        admitted
+        accepted
     }
 
     /// Lets in whom another door has brought, by the same rule.
     fn accept_forwarded(&mut self) -> Vec<AcceptedConnection> {
-        let Some((arrivals, _)) = &self.forwarded else { return Vec::new() };
-        match arrivals.drain() {
-            Some(arrived) => arrived
+        let Some((receiver, _)) = &self.forwarded else { return Vec::new() };
+        match receiver.drain() {
+            Some(connections) => connections
                 .into_iter()
-                .filter_map(|arrival| self.admit(arrival.stream, arrival.credentials, arrival.pid))
+                .filter_map(|connection| {
+                    self.admit(connection.stream, connection.credentials, connection.pid)
+                })
                 .collect(),
             None => {
                 self.forwarded = None;
@@ -112,11 +114,11 @@ impl Acceptor {
         }
     }
 
-    fn accept_from(&mut self, at: usize, now_ns: u64, admitted: &mut Vec<AcceptedConnection>) {
+    fn accept_from(&mut self, index: usize, now_ns: u64, accepted: &mut Vec<AcceptedConnection>) {
         for _ in 0..MAX_ACCEPTS_PER_WAKEUP {
-            match self.listeners[at].accept() {
-                Ok((stream, _)) => admitted.extend(self.identify(stream)),
-                Err(cause) if is_out_of_descriptors(&cause) => return self.shed_newest(at, now_ns),
+            match self.listeners[index].accept() {
+                Ok((stream, _)) => accepted.extend(self.identify(stream)),
+                Err(cause) if is_out_of_descriptors(&cause) => return self.shed_newest(index, now_ns),
                 // A client that gave up while it waited is no reason to stop.
                 Err(cause) if cause.kind() == io::ErrorKind::ConnectionAborted => {}
                 Err(_) => return,
@@ -130,8 +132,8 @@ impl Acceptor {
     }
 
     fn identify(&mut self, stream: UnixStream) -> Option<AcceptedConnection> {
-        let credentials = peer::peer_credentials(stream.as_fd()).ok()?;
-        let pid = peer::peer_pid(stream.as_fd());
+        let credentials = unix_socket::peer_credentials(stream.as_fd()).ok()?;
+        let pid = unix_socket::peer_pid(stream.as_fd());
         self.admit(stream, credentials, pid)
     }
 
@@ -143,10 +145,10 @@ impl Acceptor {
     ) -> Option<AcceptedConnection> {
         stream.set_nonblocking(true).ok()?;
         let peer = self.policy.peer_of(&credentials);
-        let theirs = self.connections_of_user.get(&peer.uid).copied().unwrap_or(0);
-        let most = self.limits.connections_per_user;
-        if !peer.unlimited && theirs >= most {
-            reject(&stream, "connections of one user", most);
+        let count = self.connections_of_user.get(&peer.uid).copied().unwrap_or(0);
+        let limit = self.limits.connections_per_user;
+        if !peer.unlimited && count >= limit {
+            reject(&stream, "connections of one user", limit);
             return None;
         }
         if self.connections >= self.limits.connections {
@@ -154,25 +156,25 @@ impl Acceptor {
             return None;
         }
         self.connections += 1;
-        self.connections_of_user.insert(peer.uid, theirs + 1);
+        self.connections_of_user.insert(peer.uid, count + 1);
         Some(AcceptedConnection { stream, peer, credentials, pid })
     }
 
     /// A connection that was admitted is gone.
     pub fn release(&mut self, peer: &Peer) {
         self.connections -= 1;
-        if let Some(theirs) = self.connections_of_user.get_mut(&peer.uid) {
-            *theirs -= 1;
-            if *theirs == 0 {
+        if let Some(count) = self.connections_of_user.get_mut(&peer.uid) {
+            *count -= 1;
+            if *count == 0 {
                 self.connections_of_user.remove(&peer.uid);
             }
         }
     }
 
     /// No descriptor is left: takes the reserve to turn the newest away, so that the queue does not wake us for ever.
-    fn shed_newest(&mut self, at: usize, now_ns: u64) {
+    fn shed_newest(&mut self, index: usize, now_ns: u64) {
         if self.reserve_fd.take().is_some()
-            && let Ok((stream, _)) = self.listeners[at].accept()
+            && let Ok((stream, _)) = self.listeners[index].accept()
         {
             let _ = stream.set_nonblocking(true);
             reject(&stream, "descriptors of the daemon", self.connections);

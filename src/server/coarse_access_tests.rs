@@ -101,16 +101,16 @@ impl SecretMachine {
             service.domain_index.insert(domain.name.clone(), at);
         }
         service.attributor = Attributor::new(domains.into(), attribution_settings);
-        let (told, words, epochs) = (Vec::new(), Vec::new(), BTreeSet::new());
+        let (answer_hashes, answer_texts, edge_instants) = (Vec::new(), Vec::new(), BTreeSet::new());
         Self {
             service,
             clock,
             secret,
             fed_until_ms: START_NS / MS_NS,
             energy_uj: [0; 2],
-            answer_hashes: told,
-            answer_texts: words,
-            edge_instants: epochs,
+            answer_hashes,
+            answer_texts,
+            edge_instants,
         }
     }
 
@@ -138,11 +138,11 @@ impl SecretMachine {
     fn pump(&mut self) {
         let mut finals = Vec::new();
         self.service.poll(&mut finals);
-        for told in finals {
+        for settled in finals {
             // What a stream gives to a coarse watcher, and an answer that was waited for.
-            if coarse_grid::is_coarse(&told.account) || told.reply_to.is_some() {
-                let waited = told.reply_to.map(|ticket| ticket.slot);
-                let account = serde_json::to_value(&*told.account).unwrap();
+            if coarse_grid::is_coarse(&settled.account) || settled.reply_to.is_some() {
+                let waited = settled.reply_to.map(|reply_to| reply_to.slot);
+                let account = serde_json::to_value(&*settled.account).unwrap();
                 self.record(json!([waited, account]));
             }
         }
@@ -151,9 +151,9 @@ impl SecretMachine {
     fn call(&mut self, peer: Peer, connection: u64, method: &str, parameters: Value) -> Value {
         let method = format!("org.wattspan.Meter.{method}");
         let message = serde_json::to_vec(&json!({ "method": method, "parameters": parameters })).unwrap();
-        let ticket = ReplyTo { connection, slot: self.answer_hashes.len() as u64 };
+        let reply_to = ReplyTo { connection, slot: self.answer_hashes.len() as u64 };
         let mut out = Vec::new();
-        dispatch(&mut self.service, &Caller { peer, process: None, reply_to: ticket }, &message, &mut out);
+        dispatch(&mut self.service, &Caller { peer, process: None, reply_to }, &message, &mut out);
         out.pop();
         let answer: Value = if out.is_empty() { Value::Null } else { serde_json::from_slice(&out).unwrap() };
         self.record(answer.clone());
@@ -164,12 +164,12 @@ impl SecretMachine {
     fn record(&mut self, mut answer: Value) {
         remove_wall_time(&mut answer);
         collect_edges(&answer, &mut self.edge_instants);
-        let words = format!("{} {answer}", self.service.now_ns());
+        let text = format!("{} {answer}", self.service.now_ns());
         let mut hasher = DefaultHasher::new();
-        words.hash(&mut hasher);
+        text.hash(&mut hasher);
         self.answer_hashes.push(hasher.finish());
         if self.answer_texts.len() < 5000 {
-            self.answer_texts.push(words);
+            self.answer_texts.push(text);
         }
     }
 }
@@ -275,7 +275,7 @@ impl RandomClient {
         machine.call(self.peer, connection, method, parameters);
         // What it asks next depends on all it was told.
         self.state ^=
-            machine.answer_hashes.iter().rev().take(4).fold(0_u64, |sum, told| sum.rotate_left(7) ^ told);
+            machine.answer_hashes.iter().rev().take(4).fold(0_u64, |sum, hash| sum.rotate_left(7) ^ hash);
     }
 }
 
@@ -284,33 +284,33 @@ fn peer(access: Access) -> Peer {
 }
 
 /// The whole course of so many questions of a client with this access to a machine with this secret.
-fn run_client(access: Access, secret: u64, seed: u64, questions: usize) -> SecretMachine {
+fn run_client(access: Access, secret: u64, seed: u64, calls: usize) -> SecretMachine {
     let mut machine = SecretMachine::new(secret);
-    let mut prober = RandomClient { state: seed, peer: peer(access), opened_spans: 0 };
+    let mut client = RandomClient { state: seed, peer: peer(access), opened_spans: 0 };
     let mut now_ns = START_NS + 1_500 * MS_NS;
-    for _ in 0..questions {
+    for _ in 0..calls {
         // From a few microseconds to a few milliseconds later.
-        now_ns += match prober.random_below(3) {
-            0 => prober.random_below(20_000),
-            1 => prober.random_below(MS_NS),
-            _ => prober.random_below(7 * MS_NS),
+        now_ns += match client.random_below(3) {
+            0 => client.random_below(20_000),
+            1 => client.random_below(MS_NS),
+            _ => client.random_below(7 * MS_NS),
         };
         machine.advance_to(now_ns);
-        prober.call_at_random(&mut machine);
+        client.call_at_random(&mut machine);
     }
     machine.advance_to(now_ns + 5_000 * MS_NS);
     machine
 }
 
-fn compare_secrets(questions: usize, secrets: std::ops::Range<u64>, seed: u64) {
-    let known = run_client(Access::Coarse, secrets.start, seed, questions);
+fn compare_secrets(calls: usize, secrets: std::ops::Range<u64>, seed: u64) {
+    let first = run_client(Access::Coarse, secrets.start, seed, calls);
     for secret in secrets.skip(1) {
-        let other = run_client(Access::Coarse, secret, seed, questions);
+        let other = run_client(Access::Coarse, secret, seed, calls);
         let differs =
-            known.answer_hashes.iter().zip(&other.answer_hashes).position(|(one, other)| one != other);
-        let answers = differs.map(|at| (known.answer_text(at), other.answer_text(at)));
-        assert_eq!(differs, None, "of {} answers: {answers:#?}", known.answer_hashes.len());
-        assert_eq!(known.answer_hashes.len(), other.answer_hashes.len());
+            first.answer_hashes.iter().zip(&other.answer_hashes).position(|(one, other)| one != other);
+        let answers = differs.map(|at| (first.answer_text(at), other.answer_text(at)));
+        assert_eq!(differs, None, "of {} answers: {answers:#?}", first.answer_hashes.len());
+        assert_eq!(first.answer_hashes.len(), other.answer_hashes.len());
     }
 }
 

@@ -2,15 +2,15 @@
 //!
 //! Owns the framing (JSON up to a NUL, under a cap that is checked before anything is kept) and the client's share of
 //! memory: at most one message and the unread answers up to their cap. A client that does not read is not read from;
-//! one that makes no progress is given up. Invariant: `rest` holds no whole message unless the client is stalled.
+//! one that makes no progress is given up. Invariant: `input` holds no whole message unless reading is paused.
 
 use std::io::{self, Write};
+use std::ops::ControlFlow;
 use std::os::unix::net::UnixStream;
 
 use polling::Event;
 
 use super::dispatch::{CallOutcome, SubscriptionKind, dispatch};
-pub use super::fate::Fate;
 use super::peer_identity::PeerIdentity;
 use super::readiness_ffi::RegisteredSocket;
 use super::recv::{RecvResult, recv};
@@ -64,13 +64,13 @@ impl ClientConnection {
         socket: RegisteredSocket<UnixStream>,
         key: usize,
         id: ConnectionId,
-        who: PeerIdentity,
+        identity: PeerIdentity,
     ) -> Self {
         Self {
             socket,
             key,
             id,
-            identity: who,
+            identity,
             input: Vec::new(),
             scanned_bytes: 0,
             reply_queue: ReplyQueue::default(),
@@ -88,8 +88,8 @@ impl ClientConnection {
     }
 
     /// Its next turn has this number and may take so long.
-    pub fn begin_slice(&mut self, number: u64, turn_ns: u64) {
-        (self.slice_number, self.slice_ns) = (number, turn_ns);
+    pub fn begin_slice(&mut self, number: u64, slice_ns: u64) {
+        (self.slice_number, self.slice_ns) = (number, slice_ns);
     }
 
     /// The number of its latest turn.
@@ -118,60 +118,65 @@ impl ClientConnection {
     }
 
     /// The socket is ready for something.
-    pub fn handle_event(&mut self, event: &Event, scratch: &mut [u8], service: &mut Service) -> Fate {
+    pub fn handle_event(
+        &mut self,
+        event: &Event,
+        buffer: &mut [u8],
+        service: &mut Service,
+    ) -> ControlFlow<()> {
         // Both sides are shut, and nothing more would be read: there is nobody left to serve.
         if event.is_interrupt() && (self.read_closed || self.read_paused) && !self.yielded {
-            return Fate::Over;
+            return ControlFlow::Break(());
         }
-        let hears = !self.read_closed && !self.read_paused && !self.yielded;
-        if event.readable && hears && self.read_input(scratch, service) == Fate::Over {
-            return Fate::Over;
+        let can_read = !self.read_closed && !self.read_paused && !self.yielded;
+        if event.readable && can_read && self.read_input(buffer, service).is_break() {
+            return ControlFlow::Break(());
         }
         self.progress(service)
     }
 
     /// Reads once, so that no client has more of a turn than a buffer's worth, and handles what is whole.
-    fn read_input(&mut self, scratch: &mut [u8], service: &mut Service) -> Fate {
-        let read = match recv(&self.socket, scratch) {
+    fn read_input(&mut self, buffer: &mut [u8], service: &mut Service) -> ControlFlow<()> {
+        let read = match recv(&self.socket, buffer) {
             Ok(RecvResult { has_descriptors: true, .. }) => {
                 let reason = "are not taken here; send messages only".to_owned();
                 self.reject(&MethodError::InvalidValue { field: "descriptors".into(), reason });
-                return Fate::Stays;
+                return ControlFlow::Continue(());
             }
-            heard => heard.map(|heard| heard.length),
+            result => result.map(|result| result.length),
         };
-        self.has_unread_input = read.as_ref().is_ok_and(|length| *length == scratch.len());
+        self.has_unread_input = read.as_ref().is_ok_and(|length| *length == buffer.len());
         match read {
             Ok(0) => self.handle_eof(service),
             Ok(length) if self.input.is_empty() => {
-                let used = self.handle_messages(&scratch[..length], service);
-                self.input.extend_from_slice(&scratch[used..length]);
+                let used = self.handle_messages(&buffer[..length], service);
+                self.input.extend_from_slice(&buffer[used..length]);
             }
             Ok(length) => {
-                self.input.extend_from_slice(&scratch[..length]);
+                self.input.extend_from_slice(&buffer[..length]);
                 self.handle_buffered(service);
             }
             Err(cause) if matches!(cause.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
-            Err(_) => return Fate::Over,
+            Err(_) => return ControlFlow::Break(()),
         }
         if !self.read_closed
             && !self.read_paused
             && !self.yielded
             && self.input.len() > service.limits().message_bytes
         {
-            let most = service.limits().message_bytes;
-            let reason = format!("is longer than {most} bytes");
+            let max_bytes = service.limits().message_bytes;
+            let reason = format!("is longer than {max_bytes} bytes");
             self.reject(&MethodError::InvalidValue { field: "message".into(), reason });
         }
-        Fate::Stays
+        ControlFlow::Continue(())
     }
 
     fn handle_buffered(&mut self, service: &mut Service) {
-        let mut rest = std::mem::take(&mut self.input);
-        let used = self.handle_messages(&rest, service);
-        rest.drain(..used);
-        if !rest.is_empty() {
-            self.input = rest;
+        let mut input = std::mem::take(&mut self.input);
+        let used = self.handle_messages(&input, service);
+        input.drain(..used);
+        if !input.is_empty() {
+            self.input = input;
         }
     }
 
@@ -183,9 +188,9 @@ impl ClientConnection {
             if self.read_closed {
                 return bytes.len();
             }
-            let most_unread = service.limits().unread_bytes;
-            if self.is_over_reply_limit(most_unread)
-                && (self.flush() == Fate::Over || self.is_over_reply_limit(most_unread))
+            let max_unread_bytes = service.limits().unread_bytes;
+            if self.is_over_reply_limit(max_unread_bytes)
+                && (self.flush().is_break() || self.is_over_reply_limit(max_unread_bytes))
             {
                 (self.read_paused, self.has_unread_input) = (true, true);
                 return used;
@@ -207,10 +212,10 @@ impl ClientConnection {
     }
 
     /// Whether the client has so many answers to take that no further question is heard.
-    fn is_over_reply_limit(&self, most_unread: usize) -> bool {
-        let waits =
+    fn is_over_reply_limit(&self, max_unread_bytes: usize) -> bool {
+        let has_too_many_pending =
             self.reply_queue.pending() >= MAX_PENDING_REPLIES || self.pending_queries >= MAX_PENDING_QUERIES;
-        self.reply_queue.unsent_bytes() > most_unread || waits
+        self.reply_queue.unsent_bytes() > max_unread_bytes || has_too_many_pending
     }
 
     fn handle_message(&mut self, message: &[u8], service: &mut Service) {
@@ -224,8 +229,8 @@ impl ClientConnection {
             };
             return self.reject(&MethodError::InvalidValue { field: "message".into(), reason });
         }
-        let ticket = ReplyTo { connection: self.id, slot: self.reply_queue.next_slot() };
-        let caller = Caller { peer: self.identity.peer, reply_to: ticket, process: self.identity.origin };
+        let reply_to = ReplyTo { connection: self.id, slot: self.reply_queue.next_slot() };
+        let caller = Caller { peer: self.identity.peer, reply_to, process: self.identity.origin };
         match self.reply_queue.write(|out| dispatch(service, &caller, message, out)) {
             CallOutcome::Answered => {}
             CallOutcome::Pending => self.reply_queue.push_pending(),
@@ -233,14 +238,14 @@ impl ClientConnection {
                 self.reply_queue.push_pending();
                 self.pending_queries += 1;
             }
-            CallOutcome::Subscribed(stream) => self.subscription = Some(stream),
+            CallOutcome::Subscribed(subscription) => self.subscription = Some(subscription),
             CallOutcome::ProtocolViolation => self.close_read(),
         }
     }
 
     /// Says why and hears no more; the answers so far are still sent.
-    pub fn reject(&mut self, refusal: &MethodError) {
-        self.reply_queue.write(|out| refusal.encode(out));
+    pub fn reject(&mut self, error: &MethodError) {
+        self.reply_queue.write(|out| error.encode(out));
         self.close_read();
     }
 
@@ -258,20 +263,24 @@ impl ClientConnection {
         service.close_connection(self.id);
     }
 
-    /// An awaited answer is here; the disk's, where that was `asked`.
-    pub fn complete_reply(&mut self, slot: u64, answer: &[u8], asked: bool) {
-        self.pending_queries -= usize::from(asked && self.pending_queries > 0);
-        self.reply_queue.complete(slot, answer);
+    /// An awaited answer is here; the disk's, where `is_query`.
+    pub fn complete_reply(&mut self, slot: u64, reply: &[u8], is_query: bool) {
+        self.pending_queries -= usize::from(is_query && self.pending_queries > 0);
+        self.reply_queue.complete(slot, reply);
     }
 
     /// One more answer of the stream. A watcher that does not keep up is dropped: it would rather miss all than be
     /// told old figures as new.
-    pub fn push_stream_item(&mut self, answer: &[u8], most_unread: usize) -> Fate {
-        if self.reply_queue.unsent_bytes() + answer.len() > most_unread.max(answer.len()) {
-            return Fate::Over;
+    pub fn push_stream_item(&mut self, reply: &[u8], max_unread_bytes: usize) -> ControlFlow<()> {
+        if self.reply_queue.unsent_bytes() + reply.len() > max_unread_bytes.max(reply.len()) {
+            return ControlFlow::Break(());
         }
-        self.reply_queue.write(|out| out.extend_from_slice(answer));
-        if self.reply_queue.unsent_bytes() > STREAM_FLUSH_BYTES { self.flush() } else { Fate::Stays }
+        self.reply_queue.write(|out| out.extend_from_slice(reply));
+        if self.reply_queue.unsent_bytes() > STREAM_FLUSH_BYTES {
+            self.flush()
+        } else {
+            ControlFlow::Continue(())
+        }
     }
 
     /// Whether messages are left for the next turn.
@@ -280,7 +289,7 @@ impl ClientConnection {
     }
 
     /// The next turn of a client that had to yield.
-    pub fn resume(&mut self, service: &mut Service) -> Fate {
+    pub fn resume(&mut self, service: &mut Service) -> ControlFlow<()> {
         if std::mem::take(&mut self.yielded) {
             self.handle_buffered(service);
         }
@@ -288,28 +297,28 @@ impl ClientConnection {
     }
 
     /// Sends what can be sent, goes on with messages that were held back, and watches for what comes next.
-    pub fn progress(&mut self, service: &mut Service) -> Fate {
-        if self.flush() == Fate::Over {
-            return Fate::Over;
+    pub fn progress(&mut self, service: &mut Service) -> ControlFlow<()> {
+        if self.flush().is_break() {
+            return ControlFlow::Break(());
         }
         if self.read_paused && !self.yielded && !self.is_over_reply_limit(service.limits().unread_bytes / 2) {
             self.read_paused = false;
             self.handle_buffered(service);
-            if self.flush() == Fate::Over {
-                return Fate::Over;
+            if self.flush().is_break() {
+                return ControlFlow::Break(());
             }
         }
         if self.read_closed && self.reply_queue.unsent_bytes() == 0 && self.reply_queue.pending() == 0 {
-            return Fate::Over;
+            return ControlFlow::Break(());
         }
         self.update_stall_state(service.now_ns());
         let mut interest = Event::none(self.key);
         interest.readable = !self.read_closed && !self.read_paused && !self.yielded;
         interest.writable = !self.reply_queue.sendable().is_empty();
-        self.socket.set_interest(interest).map_or(Fate::Over, |()| Fate::Stays)
+        self.socket.set_interest(interest).map_or(ControlFlow::Break(()), |()| ControlFlow::Continue(()))
     }
 
-    fn flush(&mut self) -> Fate {
+    fn flush(&mut self) -> ControlFlow<()> {
         while !self.reply_queue.sendable().is_empty() {
             match (&*self.socket).write(self.reply_queue.sendable()) {
                 Ok(length) if length > 0 => {
@@ -318,10 +327,10 @@ impl ClientConnection {
                 }
                 Err(cause) if cause.kind() == io::ErrorKind::WouldBlock => break,
                 Err(cause) if cause.kind() == io::ErrorKind::Interrupted => {}
-                _ => return Fate::Over,
+                _ => return ControlFlow::Break(()),
             }
         }
-        Fate::Stays
+        ControlFlow::Continue(())
     }
 
     /// Gives memory back that a burst took.

@@ -1,6 +1,6 @@
-//! Clients that another door of this daemon brings: one end of a pair of sockets, and who is at the other.
+//! Connections that another server of this daemon (D-Bus) forwards: one end of a socket pair, and the peer's credentials.
 //!
-//! Owns the way from that door's thread to this one: a queue, and a bell that wakes the poller. Whoever comes this way is
+//! Owns the channel from that server's thread to this one: a queue, and a socket that wakes the poller. Whoever comes this way is
 //! counted, judged and served like one who came through the listener; what the other door knows is only the credentials
 //! its own transport states. The bell carries no meaning: lost or doubled rings change nothing.
 
@@ -40,13 +40,13 @@ pub struct ConnectionReceiver {
 /// # Errors
 /// The system gives no pair of sockets.
 pub fn connection_channel() -> io::Result<(ConnectionSender, ConnectionReceiver)> {
-    let (ring, bell) = UnixStream::pair()?;
-    ring.set_nonblocking(true)?;
-    bell.set_nonblocking(true)?;
+    let (sender_wake, receiver_wake) = UnixStream::pair()?;
+    sender_wake.set_nonblocking(true)?;
+    receiver_wake.set_nonblocking(true)?;
     let (sender, receiver) = channel();
     Ok((
-        ConnectionSender { queue: sender, wake_socket: ring },
-        ConnectionReceiver { queue: receiver, wake_socket: bell },
+        ConnectionSender { queue: sender, wake_socket: sender_wake },
+        ConnectionReceiver { queue: receiver, wake_socket: receiver_wake },
     ))
 }
 
@@ -56,12 +56,12 @@ impl ConnectionSender {
     /// # Errors
     /// The system gives no pair of sockets, or the service has ended.
     pub fn connect(&self, credentials: PeerCredentials, pid: Option<u32>) -> io::Result<UnixStream> {
-        let (theirs, stream) = UnixStream::pair()?;
+        let (client_end, stream) = UnixStream::pair()?;
         let ended = |_| io::Error::from(io::ErrorKind::NotConnected);
         self.queue.send(ForwardedConnection { stream, credentials, pid }).map_err(ended)?;
         // A bell that is full rings already.
         let _ = (&self.wake_socket).write(&[1]);
-        Ok(theirs)
+        Ok(client_end)
     }
 }
 
@@ -73,9 +73,9 @@ impl ConnectionReceiver {
 
     /// Everybody who has come since; `None` once nobody will come any more.
     pub fn drain(&self) -> Option<Vec<ForwardedConnection>> {
-        let mut rings = [0; 256];
+        let mut buffer = [0; 256];
         loop {
-            match (&self.wake_socket).read(&mut rings) {
+            match (&self.wake_socket).read(&mut buffer) {
                 Ok(0) => return None,
                 Ok(_) => {}
                 Err(_) => return Some(self.queue.try_iter().collect()),
@@ -94,33 +94,33 @@ mod tests {
 
     #[test]
     fn a_connection_arrives_with_its_credentials_and_socket() {
-        let (usher, arrivals) = connection_channel().unwrap();
-        assert!(arrivals.drain().unwrap().is_empty());
-        let mut theirs = usher.connect(credentials(), None).unwrap();
-        let mut arrived = arrivals.drain().unwrap().pop().unwrap();
-        assert_eq!(arrived.credentials, credentials());
-        arrived.stream.write_all(b"x").unwrap();
+        let (sender, receiver) = connection_channel().unwrap();
+        assert!(receiver.drain().unwrap().is_empty());
+        let mut client_end = sender.connect(credentials(), None).unwrap();
+        let mut connection = receiver.drain().unwrap().pop().unwrap();
+        assert_eq!(connection.credentials, credentials());
+        connection.stream.write_all(b"x").unwrap();
         let mut byte = [0];
-        theirs.read_exact(&mut byte).unwrap();
+        client_end.read_exact(&mut byte).unwrap();
         assert_eq!(&byte, b"x");
     }
 
     #[test]
     fn each_side_detects_that_the_other_was_dropped() {
-        let (usher, arrivals) = super::connection_channel().unwrap();
-        drop(usher);
-        assert!(arrivals.drain().is_none());
-        let (usher, arrivals) = super::connection_channel().unwrap();
-        drop(arrivals);
-        assert!(usher.connect(credentials(), None).is_err());
+        let (sender, receiver) = super::connection_channel().unwrap();
+        drop(sender);
+        assert!(receiver.drain().is_none());
+        let (sender, receiver) = super::connection_channel().unwrap();
+        drop(receiver);
+        assert!(sender.connect(credentials(), None).is_err());
     }
 
     #[test]
     fn a_full_wake_socket_does_not_block_the_sender() {
-        let (usher, arrivals) = connection_channel().unwrap();
+        let (sender, receiver) = connection_channel().unwrap();
         for _ in 0..300 {
-            drop(usher.connect(credentials(), None).unwrap());
+            drop(sender.connect(credentials(), None).unwrap());
         }
-        assert_eq!(arrivals.drain().unwrap().len(), 300);
+        assert_eq!(receiver.drain().unwrap().len(), 300);
     }
 }

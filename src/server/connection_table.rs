@@ -25,13 +25,13 @@ impl ConnectionTable {
     /// Seats the client that `make` makes of a place and an id.
     pub fn insert(
         &mut self,
-        make: impl FnOnce(usize, ConnectionId) -> io::Result<ClientConnection>,
+        create: impl FnOnce(usize, ConnectionId) -> io::Result<ClientConnection>,
     ) -> io::Result<()> {
-        let place = self.free_indexes.last().copied().unwrap_or(self.slots.len());
+        let index = self.free_indexes.last().copied().unwrap_or(self.slots.len());
         self.serial += 1;
-        let connection = make(place, self.serial << INDEX_BITS | place as u64)?;
+        let connection = create(index, self.serial << INDEX_BITS | index as u64)?;
         if self.free_indexes.pop().is_some() {
-            self.slots[place] = Some(connection);
+            self.slots[index] = Some(connection);
         } else {
             self.slots.push(Some(connection));
         }
@@ -40,45 +40,45 @@ impl ConnectionTable {
     }
 
     /// Who sits there.
-    pub fn get_mut(&mut self, place: usize) -> Option<&mut ClientConnection> {
-        self.slots.get_mut(place)?.as_mut()
+    pub fn get_mut(&mut self, index: usize) -> Option<&mut ClientConnection> {
+        self.slots.get_mut(index)?.as_mut()
     }
 
     /// Where this client sits, if it is still here.
     pub fn index_of(&self, id: ConnectionId) -> Option<usize> {
-        let place = (id & ((1 << INDEX_BITS) - 1)) as usize;
-        let connection = self.slots.get(place)?.as_ref()?;
-        (connection.id() == id).then_some(place)
+        let index = (id & ((1 << INDEX_BITS) - 1)) as usize;
+        let connection = self.slots.get(index)?.as_ref()?;
+        (connection.id() == id).then_some(index)
     }
 
     /// Judges everybody by another rule; gives the places of those who watch and may do something else now.
     pub fn apply_policy(&mut self, policy: &AccessPolicy) -> Vec<usize> {
-        let judged = |(place, seat): (usize, &mut Option<ClientConnection>)| {
-            let connection = seat.as_mut()?;
-            (connection.apply_policy(policy) && connection.subscription().is_some()).then_some(place)
+        let changed = |(index, slot): (usize, &mut Option<ClientConnection>)| {
+            let connection = slot.as_mut()?;
+            (connection.apply_policy(policy) && connection.subscription().is_some()).then_some(index)
         };
-        self.slots.iter_mut().enumerate().filter_map(judged).collect()
+        self.slots.iter_mut().enumerate().filter_map(changed).collect()
     }
 
     /// Gives memory back that bursts took; gives the places of those who make no progress.
     pub fn shrink_and_find_stalled(&mut self, now_ns: u64, stall_ns: u64) -> Vec<usize> {
-        let swept = |(place, seat): (usize, &mut Option<ClientConnection>)| {
-            let connection = seat.as_mut()?;
+        let stalled = |(index, slot): (usize, &mut Option<ClientConnection>)| {
+            let connection = slot.as_mut()?;
             connection.shrink_buffers();
-            connection.is_stalled(now_ns, stall_ns).then_some(place)
+            connection.is_stalled(now_ns, stall_ns).then_some(index)
         };
-        self.slots.iter_mut().enumerate().filter_map(swept).collect()
+        self.slots.iter_mut().enumerate().filter_map(stalled).collect()
     }
 
     /// Whether somebody is owed something, and has taken some of it within `stall_ns`.
     pub fn has_pending_io(&self, now_ns: u64, stall_ns: u64) -> bool {
-        self.slots.iter().flatten().any(|seat| seat.has_pending_io() && !seat.is_stalled(now_ns, stall_ns))
+        self.slots.iter().flatten().any(|slot| slot.has_pending_io() && !slot.is_stalled(now_ns, stall_ns))
     }
 
     /// The client leaves; its socket closes.
-    pub fn remove(&mut self, place: usize) {
-        if self.slots.get_mut(place).and_then(Option::take).is_some() {
-            self.free_indexes.push(place);
+    pub fn remove(&mut self, index: usize) {
+        if self.slots.get_mut(index).and_then(Option::take).is_some() {
+            self.free_indexes.push(index);
             self.len -= 1;
         }
     }

@@ -51,38 +51,37 @@ const DEFAULT_RATE_HZ: f64 = 10.0;
 
 /// Handles one message, its end taken off; appends what is to be answered to `out`.
 pub fn dispatch(service: &mut Service, caller: &Caller, message: &[u8], out: &mut Vec<u8>) -> CallOutcome {
-    let object = message.trim_ascii_start().starts_with(b"{");
-    let Some(call) = serde_json::from_slice::<IncomingCall>(message).ok().filter(|_| object) else {
+    let is_object = message.trim_ascii_start().starts_with(b"{");
+    let Some(call) = serde_json::from_slice::<IncomingCall>(message).ok().filter(|_| is_object) else {
         MethodError::InvalidParameter { parameter: "message".into() }.encode(out);
         return CallOutcome::ProtocolViolation;
     };
-    let errand = match MethodName::parse(&call.method) {
+    let class = match MethodName::parse(&call.method) {
         Some(MethodName::CloseSpan | MethodName::CancelSpan) => CallClass::EndSpan,
         _ => CallClass::Other,
     };
-    if let Err(RateLimitError { error: refusal, is_flood: flood }) =
-        service.check_rate_limit(&caller.peer, errand)
-        && (flood || errand == CallClass::Other || !has_open_span(service, caller, &call))
+    if let Err(RateLimitError { error, is_flood }) = service.check_rate_limit(&caller.peer, class)
+        && (is_flood || class == CallClass::Other || !has_open_span(service, caller, &call))
     {
-        refusal.encode(out);
+        error.encode(out);
         // A call that nobody waits for cannot be refused, and one that is dropped would be missing from some account:
         // the connection ends, and with it its open spans, as abandoned.
-        return if flood || call.oneway == Some(true) {
+        return if is_flood || call.oneway == Some(true) {
             CallOutcome::ProtocolViolation
         } else {
             CallOutcome::Answered
         };
     }
-    let before = out.len();
+    let start = out.len();
     let outcome = match route(service, caller, &call, out) {
         Ok(outcome) => outcome,
-        Err(refusal) => {
-            refusal.encode(out);
+        Err(error) => {
+            error.encode(out);
             CallOutcome::Answered
         }
     };
     if call.oneway == Some(true) {
-        out.truncate(before);
+        out.truncate(start);
     }
     outcome
 }
@@ -90,13 +89,13 @@ pub fn dispatch(service: &mut Service, caller: &Caller, message: &[u8], out: &mu
 /// Whether there is anything to end.
 fn has_open_span(service: &Service, caller: &Caller, call: &IncomingCall) -> bool {
     #[derive(serde::Deserialize)]
-    struct Named<'a> {
+    struct SpanParameter<'a> {
         #[serde(borrow)]
         span: std::borrow::Cow<'a, str>,
     }
     let text = call.parameters.map_or("{}", RawValue::get);
-    serde_json::from_str::<Named<'_>>(text)
-        .is_ok_and(|named| service.has_open_span(&caller.peer, &named.span))
+    serde_json::from_str::<SpanParameter<'_>>(text)
+        .is_ok_and(|parsed| service.has_open_span(&caller.peer, &parsed.span))
 }
 
 fn route(
@@ -196,10 +195,10 @@ fn query_spans(
     Ok(CallOutcome::Answered)
 }
 
-fn subscribe(call: &IncomingCall, stream: SubscriptionKind) -> Result<CallOutcome, MethodError> {
+fn subscribe(call: &IncomingCall, subscription: SubscriptionKind) -> Result<CallOutcome, MethodError> {
     match (call.more, call.oneway) {
         (_, Some(true)) => Ok(CallOutcome::Answered),
-        (Some(true), _) => Ok(CallOutcome::Subscribed(stream)),
+        (Some(true), _) => Ok(CallOutcome::Subscribed(subscription)),
         _ => Err(MethodError::ExpectedMore {}),
     }
 }
@@ -259,16 +258,16 @@ fn parse_parameters<M: Method>(call: &IncomingCall) -> Result<M, MethodError> {
 
 /// Which parameter the parser disliked. It tells the place, and for some mistakes the name; only on the way out.
 fn invalid_parameter_name(text: &str, wrong: &serde_json::Error) -> String {
-    let said = wrong.to_string();
-    let quoted = said.split('`').nth(1).filter(|_| said.contains("field `"));
+    let error_text = wrong.to_string();
+    let quoted = error_text.split('`').nth(1).filter(|_| error_text.contains("field `"));
     if let Some(field) = quoted {
         return field.to_owned();
     }
     let line_start: usize =
         text.split_inclusive('\n').take(wrong.line().saturating_sub(1)).map(str::len).sum();
-    let place = line_start + wrong.column();
+    let position = line_start + wrong.column();
     let Ok(fields) = serde_json::from_str::<OrderedFields>(text) else { return "parameters".to_owned() };
-    let reached = |value: &&RawValue| value.get().as_ptr() as usize - text.as_ptr() as usize <= place;
+    let reached = |value: &&RawValue| value.get().as_ptr() as usize - text.as_ptr() as usize <= position;
     let last = fields.0.into_iter().take_while(|(_, value)| reached(value)).last();
     last.map_or_else(|| "parameters".to_owned(), |(name, _)| name)
 }
@@ -278,8 +277,8 @@ struct OrderedFields<'a>(Vec<(String, &'a RawValue)>);
 
 impl<'de: 'a, 'a> serde::Deserialize<'de> for OrderedFields<'a> {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Each<'a>(std::marker::PhantomData<&'a ()>);
-        impl<'de: 'a, 'a> serde::de::Visitor<'de> for Each<'a> {
+        struct FieldsVisitor<'a>(std::marker::PhantomData<&'a ()>);
+        impl<'de: 'a, 'a> serde::de::Visitor<'de> for FieldsVisitor<'a> {
             type Value = OrderedFields<'a>;
             fn expecting(&self, out: &mut std::fmt::Formatter) -> std::fmt::Result {
                 out.write_str("an object")
@@ -295,7 +294,7 @@ impl<'de: 'a, 'a> serde::Deserialize<'de> for OrderedFields<'a> {
                 Ok(OrderedFields(fields))
             }
         }
-        deserializer.deserialize_map(Each(std::marker::PhantomData))
+        deserializer.deserialize_map(FieldsVisitor(std::marker::PhantomData))
     }
 }
 

@@ -14,21 +14,21 @@ struct AccountReply<'a> {
 
 /// The answer to one call.
 pub fn account_reply(account: &Account) -> Vec<u8> {
-    let mut answer = Vec::new();
-    MethodReply::last(AccountReply { account }).encode(&mut answer);
-    answer
+    let mut reply = Vec::new();
+    MethodReply::last(AccountReply { account }).encode(&mut reply);
+    reply
 }
 
 /// One answer of many.
 pub fn account_stream_item(account: &Account) -> Vec<u8> {
-    let mut answer = Vec::new();
-    MethodReply::continued(AccountReply { account }).encode(&mut answer);
-    answer
+    let mut reply = Vec::new();
+    MethodReply::continued(AccountReply { account }).encode(&mut reply);
+    reply
 }
 
 /// The domains once more.
 pub fn domain_stream_item(tick: &DomainSnapshot) -> Vec<u8> {
-    let mut answer = Vec::new();
-    MethodReply::continued(tick).encode(&mut answer);
-    answer
+    let mut reply = Vec::new();
+    MethodReply::continued(tick).encode(&mut reply);
+    reply
 }

@@ -30,7 +30,9 @@ pub(crate) struct FairScheduler {
 impl FairScheduler {
     /// When a turn of this user would begin; the lowest goes first.
     pub(crate) fn start_tag(&self, uid: u32) -> u64 {
-        self.finish_tags.get(&uid).map_or(self.virtual_time_ns, |next| *next.max(&self.virtual_time_ns))
+        self.finish_tags
+            .get(&uid)
+            .map_or(self.virtual_time_ns, |finish_tag| *finish_tag.max(&self.virtual_time_ns))
     }
 
     /// How long a turn may take now.
@@ -39,11 +41,11 @@ impl FairScheduler {
     }
 
     /// A turn of this user, which ended at `now_ns`, took so long.
-    pub(crate) fn charge(&mut self, uid: u32, took_ns: u64, now_ns: u64) {
-        let rank = self.start_tag(uid);
-        self.virtual_time_ns = rank;
-        self.finish_tags.insert(uid, rank + took_ns);
-        if self.last_uid.replace(uid).is_some_and(|latest| latest != uid) {
+    pub(crate) fn charge(&mut self, uid: u32, used_ns: u64, now_ns: u64) {
+        let start_tag = self.start_tag(uid);
+        self.virtual_time_ns = start_tag;
+        self.finish_tags.insert(uid, start_tag + used_ns);
+        if self.last_uid.replace(uid).is_some_and(|last| last != uid) {
             self.contended_until_ns = now_ns + CONTENTION_WINDOW_NS;
         }
         if self.finish_tags.len() > MAX_USERS {
@@ -61,37 +63,37 @@ mod tests {
 
     #[test]
     fn an_infrequent_user_is_served_before_a_busy_one() {
-        let mut turns = FairScheduler::default();
-        turns.charge(ANN, 1_000_000, 0);
-        assert!(turns.start_tag(BOB) < turns.start_tag(ANN));
-        turns.charge(BOB, 10, 0);
-        turns.charge(ANN, 1_000_000, 0);
-        assert!(turns.start_tag(BOB) < turns.start_tag(ANN));
+        let mut scheduler = FairScheduler::default();
+        scheduler.charge(ANN, 1_000_000, 0);
+        assert!(scheduler.start_tag(BOB) < scheduler.start_tag(ANN));
+        scheduler.charge(BOB, 10, 0);
+        scheduler.charge(ANN, 1_000_000, 0);
+        assert!(scheduler.start_tag(BOB) < scheduler.start_tag(ANN));
     }
 
     #[test]
     fn idle_time_earns_no_credit() {
-        let mut turns = FairScheduler::default();
-        (0..1000).for_each(|_| turns.charge(ANN, 1000, 0));
-        turns.charge(BOB, 5000, 0);
-        assert!(turns.start_tag(BOB) > turns.start_tag(ANN), "one long turn, then it is the other's");
+        let mut scheduler = FairScheduler::default();
+        (0..1000).for_each(|_| scheduler.charge(ANN, 1000, 0));
+        scheduler.charge(BOB, 5000, 0);
+        assert!(scheduler.start_tag(BOB) > scheduler.start_tag(ANN), "one long turn, then it is the other's");
     }
 
     #[test]
     fn slices_are_short_only_under_contention() {
-        let mut turns = FairScheduler::default();
-        turns.charge(ANN, 10, 0);
-        turns.charge(ANN, 10, 1);
-        assert_eq!(turns.slice_ns(2), UNCONTENDED_SLICE_NS);
-        turns.charge(BOB, 10, 3);
-        assert_eq!(turns.slice_ns(4), CONTENDED_SLICE_NS);
-        assert_eq!(turns.slice_ns(3 + CONTENTION_WINDOW_NS), UNCONTENDED_SLICE_NS);
+        let mut scheduler = FairScheduler::default();
+        scheduler.charge(ANN, 10, 0);
+        scheduler.charge(ANN, 10, 1);
+        assert_eq!(scheduler.slice_ns(2), UNCONTENDED_SLICE_NS);
+        scheduler.charge(BOB, 10, 3);
+        assert_eq!(scheduler.slice_ns(4), CONTENDED_SLICE_NS);
+        assert_eq!(scheduler.slice_ns(3 + CONTENTION_WINDOW_NS), UNCONTENDED_SLICE_NS);
     }
 
     #[test]
     fn the_table_of_users_is_bounded() {
-        let mut turns = FairScheduler::default();
-        (0..100_000).for_each(|uid| turns.charge(uid, 10, 0));
-        assert!(turns.finish_tags.len() <= MAX_USERS + 1);
+        let mut scheduler = FairScheduler::default();
+        (0..100_000).for_each(|uid| scheduler.charge(uid, 10, 0));
+        assert!(scheduler.finish_tags.len() <= MAX_USERS + 1);
     }
 }

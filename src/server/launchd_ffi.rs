@@ -50,8 +50,8 @@ pub unsafe fn listeners(activate: LaunchActivateSocket, name: &CStr) -> io::Resu
 fn into_listener(socket: OwnedFd) -> io::Result<UnixListener> {
     let stream = socket_type(&socket)? == SocketType::STREAM;
     if !stream || getsockname(&socket)?.address_family() != AddressFamily::UNIX {
-        let wrong = "the socket that launchd made is no Unix stream socket; see Sockets in its plist";
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, wrong));
+        let message = "the socket that launchd made is no Unix stream socket; see Sockets in its plist";
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
     }
     fcntl_setfd(&socket, FdFlags::CLOEXEC)?;
     let listener = UnixListener::from(socket);
@@ -102,12 +102,12 @@ mod tests {
     fn a_socket_from_launchd_accepts_connections() {
         let dir = tempfile::tempdir().unwrap();
         let path: PathBuf = dir.path().join("s");
-        let made = UnixListener::bind(&path).unwrap();
-        let got = listeners_from("one", Ok(vec![made.into_raw_fd()])).unwrap();
-        assert_eq!(got.len(), 1);
-        assert_eq!(got[0].accept().unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        let bound = UnixListener::bind(&path).unwrap();
+        let sockets = listeners_from("one", Ok(vec![bound.into_raw_fd()])).unwrap();
+        assert_eq!(sockets.len(), 1);
+        assert_eq!(sockets[0].accept().unwrap_err().kind(), io::ErrorKind::WouldBlock);
         let _client = UnixStream::connect(&path).unwrap();
-        got[0].accept().unwrap();
+        sockets[0].accept().unwrap();
         let asked_again = listeners_named(c"one").unwrap();
         assert!(asked_again.is_empty());
     }

@@ -21,7 +21,6 @@ pub(crate) mod dispatch;
 pub(crate) mod encode;
 pub(crate) mod event_loop;
 pub(crate) mod fair_scheduler;
-pub(crate) mod fate;
 pub(crate) mod peer_identity;
 pub(crate) mod readiness_ffi;
 pub(crate) mod recv;

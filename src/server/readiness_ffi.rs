@@ -1,7 +1,7 @@
 //! A socket that is watched for readiness, level-triggered, as long as it lives.
 //!
 //! Owns the one promise that makes `polling` safe: what is added is deleted before it is closed. `Poller::add` is
-//! unsafe only because nothing else ties the two together; [`Watched`] does, by owning both.
+//! unsafe only because nothing else ties the two together; [`RegisteredSocket`] does, by owning both.
 #![allow(unsafe_code)]
 
 use std::io;
@@ -29,7 +29,7 @@ impl<S: PollableSocket> RegisteredSocket<S> {
     /// Watches `socket` for what `interest` says, under its key.
     pub fn new(poller: &Arc<Poller>, socket: S, interest: Event) -> io::Result<Self> {
         // SAFETY: `drop` deletes the socket from this very poller before the socket is closed, the field is
-        // private and never moved out, and a `Socket` keeps its descriptor until it is dropped.
+        // private and never moved out, and a `PollableSocket` keeps its descriptor until it is dropped.
         unsafe { poller.add_with_mode(&socket, interest, PollMode::Level)? };
         Ok(Self { poller: Arc::clone(poller), socket, interest })
     }

@@ -18,8 +18,8 @@ pub struct RecvResult {
 }
 
 /// Reads once.
-pub fn recv(socket: &UnixStream, scratch: &mut [u8]) -> io::Result<RecvResult> {
-    let (mut into, mut no_room) = ([IoSliceMut::new(scratch)], RecvAncillaryBuffer::default());
-    let message = recvmsg(socket, &mut into, &mut no_room, RecvFlags::empty())?;
+pub fn recv(socket: &UnixStream, buffer: &mut [u8]) -> io::Result<RecvResult> {
+    let (mut buffers, mut no_control) = ([IoSliceMut::new(buffer)], RecvAncillaryBuffer::default());
+    let message = recvmsg(socket, &mut buffers, &mut no_control, RecvFlags::empty())?;
     Ok(RecvResult { length: message.bytes, has_descriptors: message.flags.contains(ReturnFlags::CTRUNC) })
 }

@@ -1,7 +1,7 @@
-//! Answers on their way to one client, in the order of its calls.
+//! The replies to one client, in the order of its calls.
 //!
-//! Owns the order: an answer that has to wait (a close that wants the settled account) holds back those behind it,
-//! and only those. Invariant: what lies in `ready` may be sent now; `held` begins with an answer that is awaited,
+//! Owns the order: an answer that has to wait (a close that wants the settled account) holds back the later ones,
+//! and only those. Invariant: what lies in `sendable` may be sent now; `blocked` begins with an answer that is awaited,
 //! or is empty. Knows no socket, so that its order is tested without one.
 
 use std::collections::VecDeque;
@@ -43,15 +43,15 @@ impl ReplyQueue {
     }
 
     /// Has something written at the end; gives what that gives.
-    pub fn write<T>(&mut self, what: impl FnOnce(&mut Vec<u8>) -> T) -> T {
+    pub fn write<T>(&mut self, write: impl FnOnce(&mut Vec<u8>) -> T) -> T {
         let out = self.tail();
         let before = out.len();
-        let given = what(out);
-        let wrote = out.len() - before;
+        let result = write(out);
+        let written = out.len() - before;
         if !self.blocked.is_empty() {
-            self.blocked_bytes += wrote;
+            self.blocked_bytes += written;
         }
-        given
+        result
     }
 
     /// The place of the answer that will be awaited next, if one will.
@@ -59,7 +59,7 @@ impl ReplyQueue {
         self.next_slot
     }
 
-    /// The next answer is to come later, into [`Outbox::next_slot`].
+    /// The next answer is to come later, into [`ReplyQueue::next_slot`].
     pub fn push_pending(&mut self) {
         self.blocked.push_back(QueuedReply::Pending(self.next_slot));
         self.pending += 1;
@@ -67,12 +67,12 @@ impl ReplyQueue {
     }
 
     /// The awaited answer is here.
-    pub fn complete(&mut self, slot: ReplySlot, answer: &[u8]) {
-        let place =
-            self.blocked.iter_mut().find(|held| matches!(held, QueuedReply::Pending(at) if *at == slot));
-        let Some(place) = place else { return };
-        *place = QueuedReply::Blocked(answer.to_vec());
-        self.blocked_bytes += answer.len();
+    pub fn complete(&mut self, slot: ReplySlot, reply: &[u8]) {
+        let entry =
+            self.blocked.iter_mut().find(|entry| matches!(entry, QueuedReply::Pending(at) if *at == slot));
+        let Some(entry) = entry else { return };
+        *entry = QueuedReply::Blocked(reply.to_vec());
+        self.blocked_bytes += reply.len();
         self.pending -= 1;
         while let Some(QueuedReply::Blocked(bytes)) = self.blocked.front() {
             self.sendable.extend_from_slice(bytes);
@@ -90,10 +90,10 @@ impl ReplyQueue {
     /// always a little behind costs no more memory than that, and no byte is moved more than once on average.
     pub fn mark_sent(&mut self, bytes: usize) {
         /// Less is not worth the move.
-        const WORTH_MOVING: usize = 16 * 1024;
+        const COMPACT_MIN_BYTES: usize = 16 * 1024;
         self.sent_bytes += bytes;
-        let left = self.sendable.len() - self.sent_bytes;
-        if left == 0 || (self.sent_bytes >= WORTH_MOVING && self.sent_bytes >= left) {
+        let remaining = self.sendable.len() - self.sent_bytes;
+        if remaining == 0 || (self.sent_bytes >= COMPACT_MIN_BYTES && self.sent_bytes >= remaining) {
             self.sendable.drain(..self.sent_bytes);
             self.sent_bytes = 0;
         }
@@ -119,53 +119,53 @@ impl ReplyQueue {
 mod tests {
     use super::*;
 
-    fn write(outbox: &mut ReplyQueue, answer: &str) {
-        outbox.write(|out| out.extend_from_slice(answer.as_bytes()));
+    fn write(queue: &mut ReplyQueue, reply: &str) {
+        queue.write(|out| out.extend_from_slice(reply.as_bytes()));
     }
 
     #[test]
     fn replies_after_a_pending_one_are_held_until_it_completes() {
-        let mut outbox = ReplyQueue::default();
-        write(&mut outbox, "a");
-        let first = outbox.next_slot();
-        outbox.push_pending();
-        write(&mut outbox, "b");
-        let second = outbox.next_slot();
-        outbox.push_pending();
-        write(&mut outbox, "c");
-        write(&mut outbox, "d");
-        assert_eq!((outbox.sendable(), outbox.unsent_bytes(), outbox.pending()), (&b"a"[..], 4, 2));
-        outbox.complete(second, b"2");
-        assert_eq!(outbox.sendable(), b"a");
-        outbox.complete(first, b"1");
-        assert_eq!((outbox.sendable(), outbox.unsent_bytes(), outbox.pending()), (&b"a1b2cd"[..], 6, 0));
-        write(&mut outbox, "e");
-        outbox.mark_sent(6);
-        assert_eq!((outbox.sendable(), outbox.unsent_bytes()), (&b"e"[..], 1));
+        let mut queue = ReplyQueue::default();
+        write(&mut queue, "a");
+        let first = queue.next_slot();
+        queue.push_pending();
+        write(&mut queue, "b");
+        let second = queue.next_slot();
+        queue.push_pending();
+        write(&mut queue, "c");
+        write(&mut queue, "d");
+        assert_eq!((queue.sendable(), queue.unsent_bytes(), queue.pending()), (&b"a"[..], 4, 2));
+        queue.complete(second, b"2");
+        assert_eq!(queue.sendable(), b"a");
+        queue.complete(first, b"1");
+        assert_eq!((queue.sendable(), queue.unsent_bytes(), queue.pending()), (&b"a1b2cd"[..], 6, 0));
+        write(&mut queue, "e");
+        queue.mark_sent(6);
+        assert_eq!((queue.sendable(), queue.unsent_bytes()), (&b"e"[..], 1));
     }
 
     #[test]
     fn a_partial_send_resumes_at_the_next_byte() {
-        let mut outbox = ReplyQueue::default();
-        write(&mut outbox, "abc");
-        outbox.mark_sent(1);
-        write(&mut outbox, "d");
-        assert_eq!(outbox.sendable(), b"bcd");
-        outbox.mark_sent(3);
-        assert_eq!(outbox.unsent_bytes(), 0);
+        let mut queue = ReplyQueue::default();
+        write(&mut queue, "abc");
+        queue.mark_sent(1);
+        write(&mut queue, "d");
+        assert_eq!(queue.sendable(), b"bcd");
+        queue.mark_sent(3);
+        assert_eq!(queue.unsent_bytes(), 0);
     }
 
     #[test]
     fn memory_is_bounded_by_the_unsent_bytes() {
-        let mut outbox = ReplyQueue::default();
-        outbox.write(|out| out.extend_from_slice(&[255; 500]));
+        let mut queue = ReplyQueue::default();
+        queue.write(|out| out.extend_from_slice(&[255; 500]));
         for turn in 0..100_000 {
             let (before, now) = ((turn as u8).wrapping_sub(1), turn as u8);
-            outbox.write(|out| out.extend_from_slice(&[now; 1000]));
-            assert_eq!([outbox.sendable()[0], outbox.sendable()[500]], [before, now]);
-            outbox.mark_sent(1000);
-            assert_eq!(outbox.unsent_bytes(), 500);
+            queue.write(|out| out.extend_from_slice(&[now; 1000]));
+            assert_eq!([queue.sendable()[0], queue.sendable()[500]], [before, now]);
+            queue.mark_sent(1000);
+            assert_eq!(queue.unsent_bytes(), 500);
         }
-        assert!(outbox.sendable.capacity() < 100_000, "{}", outbox.sendable.capacity());
+        assert!(queue.sendable.capacity() < 100_000, "{}", queue.sendable.capacity());
     }
 }

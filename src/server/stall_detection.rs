@@ -12,21 +12,21 @@ impl ClientConnection {
     /// Whether it said something that was not heard yet, or has answers to take that are there. What is still awaited is
     /// another matter, and a stream that has no end is owed to nobody.
     pub fn has_pending_io(&self) -> bool {
-        let endless = matches!(self.subscription, Some(SubscriptionKind::Domains { .. }));
-        let said = || ioctl_fionread(&*self.socket).is_ok_and(|bytes| bytes > 0);
-        let unheard =
-            !self.read_closed && (self.read_paused || self.yielded || (self.has_unread_input && said()));
-        !endless && (unheard || !self.reply_queue.sendable().is_empty())
+        let is_endless = matches!(self.subscription, Some(SubscriptionKind::Domains { .. }));
+        let has_bytes = || ioctl_fionread(&*self.socket).is_ok_and(|bytes| bytes > 0);
+        let has_unread_input =
+            !self.read_closed && (self.read_paused || self.yielded || (self.has_unread_input && has_bytes()));
+        !is_endless && (has_unread_input || !self.reply_queue.sendable().is_empty())
     }
 
     /// Notes, at the end of a turn, whether something is half done, and since when nothing moved.
     pub(crate) fn update_stall_state(&mut self, now_ns: u64) {
-        let half_done = !self.reply_queue.sendable().is_empty()
+        let is_incomplete = !self.reply_queue.sendable().is_empty()
             || (!self.input.is_empty() && !self.read_paused && !self.yielded);
-        let moved = std::mem::take(&mut self.made_progress);
-        if !half_done {
+        let made_progress = std::mem::take(&mut self.made_progress);
+        if !is_incomplete {
             self.stalled_since_ns = None;
-        } else if moved || self.stalled_since_ns.is_none() {
+        } else if made_progress || self.stalled_since_ns.is_none() {
             self.stalled_since_ns = Some(now_ns);
         }
     }

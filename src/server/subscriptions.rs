@@ -30,37 +30,47 @@ struct ClientSubscription {
 
 impl Subscriptions {
     /// Somebody begins to watch, at `now_ns`.
-    pub fn add(&mut self, place: usize, id: ConnectionId, peer: Peer, what: SubscriptionKind, now_ns: u64) {
-        let due_ns = match what {
+    pub fn add(
+        &mut self,
+        index: usize,
+        connection: ConnectionId,
+        peer: Peer,
+        kind: SubscriptionKind,
+        now_ns: u64,
+    ) {
+        let due_ns = match kind {
             SubscriptionKind::Spans => u64::MAX,
             SubscriptionKind::Domains { .. } => now_ns + SAMPLER_WAKE_NS,
         };
-        self.list.push(ClientSubscription { index: place, connection: id, peer, kind: what, due_ns });
+        self.list.push(ClientSubscription { index, connection, peer, kind, due_ns });
     }
 
     /// A connection watches no longer; whether it did.
-    pub fn remove(&mut self, id: ConnectionId) -> bool {
+    pub fn remove(&mut self, connection: ConnectionId) -> bool {
         let before = self.list.len();
-        self.list.retain(|watcher| watcher.connection != id);
+        self.list.retain(|subscription| subscription.connection != connection);
         self.list.len() < before
     }
 
     /// How many streams a user has.
     pub fn count_of_user(&self, uid: u32) -> usize {
-        self.list.iter().filter(|watcher| watcher.peer.uid == uid).count()
+        self.list.iter().filter(|subscription| subscription.peer.uid == uid).count()
     }
 
     /// How many watch the domains.
     pub fn domain_subscriber_count(&self) -> usize {
-        self.list.iter().filter(|watcher| matches!(watcher.kind, SubscriptionKind::Domains { .. })).count()
+        self.list
+            .iter()
+            .filter(|subscription| matches!(subscription.kind, SubscriptionKind::Domains { .. }))
+            .count()
     }
 
     /// The places of all who watch spans.
     pub fn span_subscribers(&self) -> Vec<usize> {
         self.list
             .iter()
-            .filter(|watcher| watcher.kind == SubscriptionKind::Spans)
-            .map(|watcher| watcher.index)
+            .filter(|subscription| subscription.kind == SubscriptionKind::Spans)
+            .map(|subscription| subscription.index)
             .collect()
     }
 
@@ -69,27 +79,30 @@ impl Subscriptions {
     pub fn account_subscribers(&self, uid: u32, coarse: bool) -> Vec<usize> {
         let own = |peer: &Peer| peer.uid == uid && (coarse || peer.access >= Access::Span);
         let sees = |peer: &Peer| own(peer) || peer.access >= Access::Telemetry;
-        let watchers =
-            self.list.iter().filter(|watcher| watcher.kind == SubscriptionKind::Spans && sees(&watcher.peer));
-        watchers.map(|watcher| watcher.index).collect()
+        let matching = self
+            .list
+            .iter()
+            .filter(|subscription| subscription.kind == SubscriptionKind::Spans && sees(&subscription.peer));
+        matching.map(|subscription| subscription.index).collect()
     }
 
     /// When the next is to be told of the domains.
     pub fn next_due_ns(&self) -> Option<u64> {
-        self.list.iter().map(|watcher| watcher.due_ns).min().filter(|due_ns| *due_ns < u64::MAX)
+        self.list.iter().map(|subscription| subscription.due_ns).min().filter(|due_ns| *due_ns < u64::MAX)
     }
 
     /// The places of those who are to be told of the domains now; they are due again a period later.
     pub fn take_due(&mut self, now_ns: u64) -> Vec<usize> {
-        let mut places = Vec::new();
-        for watcher in &mut self.list {
-            if let (SubscriptionKind::Domains { period_ns }, true) = (watcher.kind, watcher.due_ns <= now_ns)
+        let mut indexes = Vec::new();
+        for subscription in &mut self.list {
+            if let (SubscriptionKind::Domains { period_ns }, true) =
+                (subscription.kind, subscription.due_ns <= now_ns)
             {
-                watcher.due_ns = (watcher.due_ns + period_ns).max(now_ns);
-                places.push(watcher.index);
+                subscription.due_ns = (subscription.due_ns + period_ns).max(now_ns);
+                indexes.push(subscription.index);
             }
         }
-        places
+        indexes
     }
 }
 
@@ -103,32 +116,41 @@ mod tests {
 
     #[test]
     fn accounts_are_sent_to_their_user_and_to_telemetry_only() {
-        let mut audience = Subscriptions::default();
-        audience.add(0, 10, peer(1000, Access::Span), SubscriptionKind::Spans, 0);
-        audience.add(1, 11, peer(2000, Access::Span), SubscriptionKind::Spans, 0);
-        audience.add(2, 12, peer(3000, Access::Telemetry), SubscriptionKind::Spans, 0);
-        audience.add(3, 13, peer(3000, Access::Telemetry), SubscriptionKind::Domains { period_ns: 5 }, 0);
-        audience.add(4, 14, peer(1000, Access::Coarse), SubscriptionKind::Spans, 0);
-        assert_eq!(audience.account_subscribers(1000, false), [0, 2]);
-        assert_eq!(audience.account_subscribers(1000, true), [0, 2, 4]);
-        assert_eq!(audience.account_subscribers(2000, true), [1, 2]);
-        assert!(audience.remove(14));
-        assert_eq!((audience.count_of_user(3000), audience.domain_subscriber_count()), (2, 1));
-        assert!(audience.remove(12) && !audience.remove(12));
-        assert_eq!(audience.account_subscribers(1000, false), [0]);
+        let mut subscriptions = Subscriptions::default();
+        subscriptions.add(0, 10, peer(1000, Access::Span), SubscriptionKind::Spans, 0);
+        subscriptions.add(1, 11, peer(2000, Access::Span), SubscriptionKind::Spans, 0);
+        subscriptions.add(2, 12, peer(3000, Access::Telemetry), SubscriptionKind::Spans, 0);
+        subscriptions.add(
+            3,
+            13,
+            peer(3000, Access::Telemetry),
+            SubscriptionKind::Domains { period_ns: 5 },
+            0,
+        );
+        subscriptions.add(4, 14, peer(1000, Access::Coarse), SubscriptionKind::Spans, 0);
+        assert_eq!(subscriptions.account_subscribers(1000, false), [0, 2]);
+        assert_eq!(subscriptions.account_subscribers(1000, true), [0, 2, 4]);
+        assert_eq!(subscriptions.account_subscribers(2000, true), [1, 2]);
+        assert!(subscriptions.remove(14));
+        assert_eq!((subscriptions.count_of_user(3000), subscriptions.domain_subscriber_count()), (2, 1));
+        assert!(subscriptions.remove(12) && !subscriptions.remove(12));
+        assert_eq!(subscriptions.account_subscribers(1000, false), [0]);
     }
 
     #[test]
     fn domains_are_sent_each_period_and_missed_periods_are_skipped() {
-        let mut audience = Subscriptions::default();
-        assert_eq!(audience.next_due_ns(), None);
-        audience.add(4, 14, peer(0, Access::Admin), SubscriptionKind::Domains { period_ns: 100 }, 1000);
+        let mut subscriptions = Subscriptions::default();
+        assert_eq!(subscriptions.next_due_ns(), None);
+        subscriptions.add(4, 14, peer(0, Access::Admin), SubscriptionKind::Domains { period_ns: 100 }, 1000);
         let begun_ns = 1000 + SAMPLER_WAKE_NS;
-        assert!(audience.take_due(begun_ns - 1).is_empty(), "the samplers have not read yet");
-        assert_eq!((audience.take_due(begun_ns), audience.next_due_ns()), (vec![4], Some(begun_ns + 100)));
-        assert!(audience.take_due(begun_ns + 99).is_empty());
+        assert!(subscriptions.take_due(begun_ns - 1).is_empty(), "the samplers have not read yet");
         assert_eq!(
-            (audience.take_due(begun_ns + 450), audience.next_due_ns()),
+            (subscriptions.take_due(begun_ns), subscriptions.next_due_ns()),
+            (vec![4], Some(begun_ns + 100))
+        );
+        assert!(subscriptions.take_due(begun_ns + 99).is_empty());
+        assert_eq!(
+            (subscriptions.take_due(begun_ns + 450), subscriptions.next_due_ns()),
             (vec![4], Some(begun_ns + 450))
         );
     }

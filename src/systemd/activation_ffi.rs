@@ -16,10 +16,10 @@ use rustix::net::{AddressFamily, SocketType, getsockname};
 /// What was handed over cannot be listened on.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "the service manager passed {name:?} as descriptor {number}, which is no listening Unix stream socket; see Sockets= of its units"
+    "the service manager passed {name:?} as descriptor {descriptor}, which is no listening Unix stream socket; see Sockets= of its units"
 )]
 pub struct SocketActivationError {
-    number: RawFd,
+    descriptor: RawFd,
     name: String,
 }
 
@@ -42,28 +42,27 @@ pub fn listeners() -> Result<Vec<UnixListener>, SocketActivationError> {
     let names = names.split(':').chain(std::iter::repeat("unknown"));
     (SD_LISTEN_FDS_START..SD_LISTEN_FDS_START + RawFd::from(count))
         .zip(names)
-        .map(|(number, name)| into_listener(number, name))
+        .map(|(descriptor, name)| into_listener(descriptor, name))
         .collect()
 }
 
-fn into_listener(number: RawFd, name: &str) -> Result<UnixListener, SocketActivationError> {
-    let wrong = || SocketActivationError { number, name: name.to_owned() };
+fn into_listener(descriptor: RawFd, name: &str) -> Result<UnixListener, SocketActivationError> {
+    let error = || SocketActivationError { descriptor, name: name.to_owned() };
     // SAFETY: only looked at; a number that is no open descriptor makes the first look fail.
-    let descriptor = unsafe { BorrowedFd::borrow_raw(number) };
-    if !is_listening_unix_stream(descriptor) {
-        return Err(wrong());
+    let borrowed = unsafe { BorrowedFd::borrow_raw(descriptor) };
+    if !is_listening_unix_stream(borrowed) {
+        return Err(error());
     }
-    fcntl_setfd(descriptor, FdFlags::CLOEXEC).map_err(|_| wrong())?;
+    fcntl_setfd(borrowed, FdFlags::CLOEXEC).map_err(|_| error())?;
     // SAFETY: it is open, as the looks above have shown; by LISTEN_PID it was passed to this very process, which takes it
     // once (TAKEN) and before it opens anything of its own, so that nobody else owns it.
-    Ok(UnixListener::from(unsafe { OwnedFd::from_raw_fd(number) }))
+    Ok(UnixListener::from(unsafe { OwnedFd::from_raw_fd(descriptor) }))
 }
 
-fn is_listening_unix_stream(descriptor: BorrowedFd) -> bool {
-    socket_type(descriptor) == Ok(SocketType::STREAM)
-        && socket_acceptconn(descriptor) == Ok(true)
-        && getsockname(descriptor.as_fd())
-            .is_ok_and(|address| address.address_family() == AddressFamily::UNIX)
+fn is_listening_unix_stream(borrowed: BorrowedFd) -> bool {
+    socket_type(borrowed) == Ok(SocketType::STREAM)
+        && socket_acceptconn(borrowed) == Ok(true)
+        && getsockname(borrowed.as_fd()).is_ok_and(|address| address.address_family() == AddressFamily::UNIX)
 }
 
 #[cfg(test)]

@@ -7,12 +7,12 @@ use std::os::unix::net::UnixListener;
 /// What was handed over cannot be listened on: never here.
 #[derive(Debug, thiserror::Error)]
 #[error("the service manager passed something that is no socket")]
-pub struct NotASocket;
+pub struct SocketActivationError;
 
 /// None.
 ///
 /// # Errors
 /// Never.
-pub fn listeners() -> Result<Vec<UnixListener>, NotASocket> {
+pub fn listeners() -> Result<Vec<UnixListener>, SocketActivationError> {
     Ok(Vec::new())
 }

@@ -79,9 +79,9 @@ const JOURNAL_SOCKET: &str = "/run/systemd/journal/socket";
 
 /// Says it.
 pub fn log(entry: &LogEntry) {
-    static PLACE: OnceLock<LogTarget> = OnceLock::new();
-    let place = PLACE.get_or_init(|| detect_target(std::env::var("JOURNAL_STREAM").ok().as_deref()));
-    let line = match place {
+    static TARGET: OnceLock<LogTarget> = OnceLock::new();
+    let target = TARGET.get_or_init(|| detect_target(std::env::var("JOURNAL_STREAM").ok().as_deref()));
+    let line = match target {
         LogTarget::Journal(socket) if socket.send(&encode_entry(entry)).is_ok() => return,
         LogTarget::Journal(_) | LogTarget::StderrWithPriority => {
             format!("<{}>{}\n", entry.event.priority, printable(entry.message))
@@ -95,22 +95,22 @@ pub fn log(entry: &LogEntry) {
 /// The journal, if standard error is the very stream that the service manager connected to it: a daemon whose standard
 /// error somebody redirected is heard where they listen.
 fn detect_target(stream: Option<&str>) -> LogTarget {
-    let ours = rustix::fs::fstat(std::io::stderr()).ok();
+    let stderr = rustix::fs::fstat(std::io::stderr()).ok();
     let named = stream.and_then(|stream| stream.split_once(':'));
-    let is_journal = ours.zip(named).is_some_and(|(ours, (device, inode))| {
-        device.parse() == Ok(ours.st_dev) && inode.parse() == Ok(ours.st_ino)
+    let is_journal = stderr.zip(named).is_some_and(|(stderr, (device, inode))| {
+        device.parse() == Ok(stderr.st_dev) && inode.parse() == Ok(stderr.st_ino)
     });
     if !is_journal {
         return LogTarget::Stderr;
     }
-    let connected = || -> std::io::Result<UnixDatagram> {
+    let connect = || -> std::io::Result<UnixDatagram> {
         let socket = UnixDatagram::unbound()?;
         socket.connect(JOURNAL_SOCKET)?;
         // A journal that does not read must not hold the meter up.
         socket.set_nonblocking(true)?;
         Ok(socket)
     };
-    match connected() {
+    match connect() {
         // Only root's journal is believed: the socket's name says nothing of who bound it.
         Ok(socket) if std::fs::metadata(JOURNAL_SOCKET).is_ok_and(|found| found.uid() == 0) => {
             LogTarget::Journal(socket)
@@ -122,14 +122,14 @@ fn detect_target(stream: Option<&str>) -> LogTarget {
 /// The entry in the journal's own words.
 fn encode_entry(entry: &LogEntry) -> Vec<u8> {
     let priority = entry.event.priority.to_string();
-    let own = [
+    let standard = [
         ("MESSAGE", entry.message),
         ("PRIORITY", priority.as_str()),
         ("SYSLOG_IDENTIFIER", "wattspand"),
         ("MESSAGE_ID", entry.event.id),
     ];
     let mut bytes = Vec::new();
-    for (name, value) in own.iter().chain(entry.fields) {
+    for (name, value) in standard.iter().chain(entry.fields) {
         encode_field(&mut bytes, name, value);
     }
     bytes
@@ -138,8 +138,9 @@ fn encode_entry(entry: &LogEntry) -> Vec<u8> {
 /// `NAME=value`, or the form with a length where the value has a line end, which would else begin another field.
 fn encode_field(bytes: &mut Vec<u8>, name: &str, value: &str) {
     /// Far below what a datagram may hold.
-    const MOST: usize = 4096;
-    let end = (0..=value.len().min(MOST)).rev().find(|&end| value.is_char_boundary(end)).unwrap_or(0);
+    const MAX_FIELD_BYTES: usize = 4096;
+    let end =
+        (0..=value.len().min(MAX_FIELD_BYTES)).rev().find(|&end| value.is_char_boundary(end)).unwrap_or(0);
     let value = &value[..end];
     bytes.extend_from_slice(name.as_bytes());
     if value.contains('\n') {

@@ -44,7 +44,7 @@ impl ServiceManager {
         self.send(&format!("READY=1\nSTATUS={}\n", status.replace('\n', " ")));
     }
 
-    /// The configuration is being read again; [`Manager::ready`] follows.
+    /// The configuration is being read again; [`ServiceManager::notify_ready`] follows.
     pub fn notify_reloading(&self) {
         self.send(&format!("RELOADING=1\nMONOTONIC_USEC={}\n", clock::monotonic_ns() / 1000));
     }
@@ -59,10 +59,10 @@ impl ServiceManager {
         self.send("WATCHDOG=1\n");
     }
 
-    fn send(&self, words: &str) {
+    fn send(&self, message: &str) {
         if let Some(socket) = &self.socket {
             // A manager whose queue is full is told the next time.
-            let _ = socket.send(words.as_bytes());
+            let _ = socket.send(message.as_bytes());
         }
     }
 }
@@ -93,9 +93,9 @@ mod tests {
     fn a_reload_notification_has_a_monotonic_timestamp() {
         let (manager, theirs) = manager();
         manager.notify_reloading();
-        let said = received(&theirs);
-        let since = said.strip_prefix("RELOADING=1\nMONOTONIC_USEC=").unwrap().trim_end();
-        assert!(since.parse::<u64>().is_ok(), "{said}");
+        let text = received(&theirs);
+        let since = text.strip_prefix("RELOADING=1\nMONOTONIC_USEC=").unwrap().trim_end();
+        assert!(since.parse::<u64>().is_ok(), "{text}");
     }
 
     #[test]

@@ -40,14 +40,14 @@ pub enum ListenError {
         path: PathBuf,
     },
     /// Something is there that is not ours to replace.
-    #[error("{} {what}; {mend}", path.display())]
+    #[error("{} {reason}; {remedy}", path.display())]
     UnsafePath {
         /// What is in the way.
         path: PathBuf,
         /// What is wrong with it.
-        what: &'static str,
+        reason: &'static str,
         /// What would help.
-        mend: &'static str,
+        remedy: &'static str,
     },
     /// The system refuses.
     #[error("cannot {action} {}: {cause}", path.display())]
@@ -73,7 +73,7 @@ pub struct SocketFile {
 /// Listens at `path`, which a group may open only where this process may give it away.
 pub fn bind(
     path: &Path,
-    reach: impl Into<SocketPermissions>,
+    permissions: impl Into<SocketPermissions>,
 ) -> Result<(UnixListener, SocketFile), ListenError> {
     let directory = match path.parent() {
         Some(directory) if directory != Path::new("") => directory,
@@ -82,7 +82,7 @@ pub fn bind(
     prepare_directory(directory)?;
     let lock = lock(path)?;
     check_path(path)?;
-    let (listener, socket) = create_socket(path, directory, reach.into())?;
+    let (listener, socket) = create_socket(path, directory, permissions.into())?;
     let inode = (socket.dev(), socket.ino());
     Ok((listener, SocketFile { path: path.to_owned(), inode, _lock: lock }))
 }
@@ -106,28 +106,32 @@ impl Drop for SocketFile {
 
 /// Makes the directory if it is not there, and refuses one in which others could replace the socket.
 fn prepare_directory(directory: &Path) -> Result<(), ListenError> {
-    let denied = |action| {
+    let io_error = |action| {
         let path = directory.to_owned();
         move |cause| ListenError::Io { action, path, cause }
     };
     match DirBuilder::new().mode(0o755).create(directory) {
         Err(cause) if cause.kind() != io::ErrorKind::AlreadyExists => {
-            return Err(denied("make the directory")(cause));
+            return Err(io_error("make the directory")(cause));
         }
         _ => {}
     }
-    let found = fs::symlink_metadata(directory).map_err(denied("look at"))?;
-    let refused = |what, mend| Err(ListenError::UnsafePath { path: directory.to_owned(), what, mend });
+    let found = fs::symlink_metadata(directory).map_err(io_error("look at"))?;
+    let unsafe_path =
+        |reason, remedy| Err(ListenError::UnsafePath { path: directory.to_owned(), reason, remedy });
     if found.is_symlink() {
-        return refused("is a symbolic link", "give the real directory");
+        return unsafe_path("is a symbolic link", "give the real directory");
     }
     if !is_owned_by_self(&found) && found.uid() != 0 {
-        return refused("belongs to another user", "choose a path in a directory of root or of your own");
+        return unsafe_path("belongs to another user", "choose a path in a directory of root or of your own");
     }
     const OTHERS_WRITE: u32 = 0o022;
     const STICKY: u32 = 0o1000;
     if found.mode() & OTHERS_WRITE != 0 && found.mode() & STICKY == 0 {
-        return refused("can be written by others", "take that away with chmod go-w, or choose another path");
+        return unsafe_path(
+            "can be written by others",
+            "take that away with chmod go-w, or choose another path",
+        );
     }
     Ok(())
 }
@@ -136,36 +140,37 @@ fn prepare_directory(directory: &Path) -> Result<(), ListenError> {
 fn lock(path: &Path) -> Result<File, ListenError> {
     let mut name = path.as_os_str().to_owned();
     name.push(".lock");
-    let place = PathBuf::from(name);
-    let denied = |cause: io::Error| ListenError::Io { action: "open the lock", path: place.clone(), cause };
+    let lock_path = PathBuf::from(name);
+    let io_error =
+        |cause: io::Error| ListenError::Io { action: "open the lock", path: lock_path.clone(), cause };
     use rustix::fs::{Mode, OFlags};
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let file =
-        rustix::fs::open(&place, flags, Mode::RUSR | Mode::WUSR).map_err(|errno| denied(errno.into()))?;
+    let file = rustix::fs::open(&lock_path, flags, Mode::RUSR | Mode::WUSR)
+        .map_err(|errno| io_error(errno.into()))?;
     let file = File::from(file);
     match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(file),
         Err(rustix::io::Errno::WOULDBLOCK) => Err(ListenError::AddrInUse { path: path.to_owned() }),
-        Err(errno) => Err(denied(errno.into())),
+        Err(errno) => Err(io_error(errno.into())),
     }
 }
 
 /// Refuses a path with something at it that is not a dead socket of ours.
 fn check_path(path: &Path) -> Result<(), ListenError> {
-    let refused = |what, mend| Err(ListenError::UnsafePath { path: path.to_owned(), what, mend });
+    let unsafe_path = |reason, remedy| Err(ListenError::UnsafePath { path: path.to_owned(), reason, remedy });
     let found = match fs::symlink_metadata(path) {
         Ok(found) => found,
         Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(cause) => return Err(ListenError::Io { action: "look at", path: path.to_owned(), cause }),
     };
     if found.is_symlink() {
-        return refused("is a symbolic link", "remove it, or choose another path");
+        return unsafe_path("is a symbolic link", "remove it, or choose another path");
     }
     if !found.file_type().is_socket() {
-        return refused("is not a socket", "remove it, or choose another path");
+        return unsafe_path("is not a socket", "remove it, or choose another path");
     }
     if !is_owned_by_self(&found) {
-        return refused("is a socket of another user", "find out whose, or choose another path");
+        return unsafe_path("is a socket of another user", "find out whose, or choose another path");
     }
     match UnixStream::connect(path) {
         Ok(_) => Err(ListenError::AddrInUse { path: path.to_owned() }),
@@ -181,34 +186,34 @@ fn check_path(path: &Path) -> Result<(), ListenError> {
 fn create_socket(
     path: &Path,
     directory: &Path,
-    reach: SocketPermissions,
+    permissions: SocketPermissions,
 ) -> Result<(UnixListener, Metadata), ListenError> {
-    let private = directory.join(format!(".wattspan-{}", std::process::id()));
-    let denied = |action| move |cause| ListenError::Io { action, path: path.to_owned(), cause };
+    let temporary = directory.join(format!(".wattspan-{}", std::process::id()));
+    let io_error = |action| move |cause| ListenError::Io { action, path: path.to_owned(), cause };
     // Left behind by a process of the same number that was killed here.
-    let _ = fs::remove_file(private.join("s"));
-    let _ = fs::remove_dir(&private);
-    DirBuilder::new().mode(0o700).create(&private).map_err(denied("make a directory beside"))?;
-    let made = bind_and_rename(&private.join("s"), path, reach);
-    let _ = fs::remove_file(private.join("s"));
-    let _ = fs::remove_dir(&private);
-    made.map_err(denied("listen on"))
+    let _ = fs::remove_file(temporary.join("s"));
+    let _ = fs::remove_dir(&temporary);
+    DirBuilder::new().mode(0o700).create(&temporary).map_err(io_error("make a directory beside"))?;
+    let result = bind_and_rename(&temporary.join("s"), path, permissions);
+    let _ = fs::remove_file(temporary.join("s"));
+    let _ = fs::remove_dir(&temporary);
+    result.map_err(io_error("listen on"))
 }
 
 fn bind_and_rename(
-    private: &Path,
+    temporary: &Path,
     path: &Path,
-    reach: SocketPermissions,
+    permissions: SocketPermissions,
 ) -> io::Result<(UnixListener, Metadata)> {
-    let listener = UnixListener::bind(private)?;
-    let mode = match reach {
+    let listener = UnixListener::bind(temporary)?;
+    let mode = match permissions {
         SocketPermissions::AllUsers => 0o666,
-        SocketPermissions::Group(group) if chown(private, None, Some(group)).is_ok() => 0o660,
+        SocketPermissions::Group(group) if chown(temporary, None, Some(group)).is_ok() => 0o660,
         SocketPermissions::Group(_) | SocketPermissions::Owner => 0o600,
     };
-    fs::set_permissions(private, Permissions::from_mode(mode))?;
-    let metadata = fs::symlink_metadata(private)?;
-    fs::rename(private, path)?;
+    fs::set_permissions(temporary, Permissions::from_mode(mode))?;
+    let metadata = fs::symlink_metadata(temporary)?;
+    fs::rename(temporary, path)?;
     listener.set_nonblocking(true)?;
     Ok((listener, metadata))
 }
@@ -227,9 +232,9 @@ mod tests {
         (dir, path)
     }
 
-    fn unsafe_path_reason(taken: ListenError) -> &'static str {
-        match taken {
-            ListenError::UnsafePath { what, .. } => what,
+    fn unsafe_path_reason(error: ListenError) -> &'static str {
+        match error {
+            ListenError::UnsafePath { reason, .. } => reason,
             other => panic!("{other}"),
         }
     }
@@ -237,10 +242,10 @@ mod tests {
     #[test]
     fn the_socket_file_has_its_mode_and_is_removed_on_drop() {
         let (_dir, path) = temp_path();
-        let (_listener, listening) = bind(&path, None).unwrap();
+        let (_listener, socket_file) = bind(&path, None).unwrap();
         assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
         assert!(UnixStream::connect(&path).is_ok());
-        drop(listening);
+        drop(socket_file);
         assert!(!path.exists());
     }
 

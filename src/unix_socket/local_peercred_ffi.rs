@@ -8,15 +8,15 @@
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-use super::Credentials;
+use super::PeerCredentials;
 
 /// Which process connected is not asked here: CPU time of processes is not read on this system.
-pub fn process(_socket: BorrowedFd) -> Option<u32> {
+pub fn peer_pid(_socket: BorrowedFd) -> Option<u32> {
     None
 }
 
 /// The peer's credentials.
-pub fn credentials(socket: BorrowedFd) -> io::Result<Credentials> {
+pub fn peer_credentials(socket: BorrowedFd) -> io::Result<PeerCredentials> {
     // SAFETY: all-zero bytes are a valid `xucred`, which is numbers only.
     let mut cred: libc::xucred = unsafe { std::mem::zeroed() };
     let mut length = size_of::<libc::xucred>() as libc::socklen_t;
@@ -39,5 +39,5 @@ pub fn credentials(socket: BorrowedFd) -> io::Result<Credentials> {
     let count = usize::try_from(cred.cr_ngroups).unwrap_or(0).min(cred.cr_groups.len());
     let groups = cred.cr_groups[..count].to_vec();
     let gid = *groups.first().ok_or(io::ErrorKind::InvalidData)?;
-    Ok(Credentials { uid: cred.cr_uid, gid, groups })
+    Ok(PeerCredentials { uid: cred.cr_uid, gid, groups })
 }

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use syn::visit::{self, Visit};
 
-/// A module path below the crate, such as `["ipc", "gate"]`.
+/// A module path below the crate, such as `["server", "acceptor"]`.
 type ModulePath = Vec<String>;
 
 /// A source file with its syntax tree, tests removed.

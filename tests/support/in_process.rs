@@ -67,8 +67,8 @@ impl InProcess {
         let config = Config { horizon_ms: 500.0, ..Config::default() };
         let service = StartupSettings::from_config(&config).start_with_sources(found, clock, |_| ()).unwrap();
         let (ours, theirs): (Vec<_>, Vec<_>) = (0..connections).map(|_| UnixStream::pair().unwrap()).unzip();
-        let doors = ServerSockets { connections: theirs, ..ServerSockets::default() };
-        let thread = Some(std::thread::spawn(move || serve(service, doors)));
+        let sockets = ServerSockets { connections: theirs, ..ServerSockets::default() };
+        let thread = Some(std::thread::spawn(move || serve(service, sockets)));
         Self { script, began_ns, free: Mutex::new(ours), thread }
     }
 

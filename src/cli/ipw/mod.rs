@@ -1,6 +1,6 @@
 //! `wattspan ipw`: intelligence per watt, from questions to a page.
 //!
-//! Owns the verbs below it. What they compute is in `crate::ipw`; here are words and tables. Results go to standard output,
+//! Owns the subcommands below it. What they compute is in `crate::ipw`; here are words and tables. Results go to standard output,
 //! the live line to standard error.
 
 mod compare;
