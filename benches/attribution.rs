@@ -128,7 +128,9 @@ fn best(open: usize, domains: usize, accounts: bool) -> f64 {
 /// The same for spans of a process: without its parts and with them, by turns, for a fair comparison.
 fn with_process_share(accounts: bool) -> (f64, f64) {
     let turns = (0..3).map(|_| [false, true].map(|process| best_of(Rig::new(10_000, 4, accounts, process))));
-    turns.fold((f64::INFINITY, f64::INFINITY), |best, [plain, tracked]| (best.0.min(plain), best.1.min(tracked)))
+    turns.fold((f64::INFINITY, f64::INFINITY), |best, [plain, tracked]| {
+        (best.0.min(plain), best.1.min(tracked))
+    })
 }
 
 fn best_of(mut rig: Rig) -> f64 {

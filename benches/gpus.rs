@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use wattspan::client::Client;
 use wattspan::clock::Clock;
 use wattspan::sampler::{self, Sampler, TickStats};
-use wattspan::sources::{Settings, discover};
+use wattspan::sources::{SourceSettings, discover};
 
 #[path = "../tests/stand_in/nvml/mod.rs"]
 mod nvml;
@@ -92,7 +92,7 @@ fn lateness(
     each: Duration,
 ) -> Result<TickStats, Box<dyn std::error::Error>> {
     let enabled = enabled.iter().map(|name| (*name).to_owned()).collect();
-    let settings = Settings { enabled, ..machine.settings() };
+    let settings = SourceSettings { enabled, ..machine.settings() };
     let found = discover(&settings, &Clock::Machine);
     let quiet = sampler::SamplerSettings { characterisation_ns: 0, ..sampler::SamplerSettings::default() };
     let start = |opened| sampler::start(opened, &quiet, Clock::Machine);
@@ -112,12 +112,12 @@ struct Machine {
 }
 
 impl Machine {
-    fn settings(&self) -> Settings {
-        Settings {
+    fn settings(&self) -> SourceSettings {
+        SourceSettings {
             sysfs_root: self.tree.path().into(),
             proc_root: "/proc".into(),
             nvml_library: Some(self.library.path()),
-            ..Settings::default()
+            ..SourceSettings::default()
         }
     }
 }

@@ -18,7 +18,7 @@ use rustix::time::{ClockId, clock_gettime};
 use wattspan::clock::{Clock, monotonic_ns};
 use wattspan::domain::{Domain, DomainKind, EnergyReading, Grade};
 use wattspan::sampler::{self, Sampler, SamplerSettings, TickStats};
-use wattspan::sources::{Opened, Source};
+use wattspan::sources::{OpenedSource, Source};
 
 mod table;
 
@@ -81,7 +81,8 @@ fn measure(duration: Duration) -> std::io::Result<()> {
 /// away (a hypervisor, mostly), and for how long that was watched. No sampler can miss fewer.
 fn measure_steal(duration: Duration) -> std::io::Result<(f64, f64)> {
     let lost = Arc::new(AtomicU64::new(0));
-    let spinner = Opened { source: Box::new(Spinner(Arc::clone(&lost))), max_rate_hz: 1.0, ..opened()? };
+    let spinner =
+        OpenedSource { source: Box::new(Spinner(Arc::clone(&lost))), max_rate_hz: 1.0, ..opened()? };
     let sampler = sampler::start(spinner, &slow_settings(), Clock::Machine)?;
     sampler.set_fast(true);
     std::thread::sleep(duration.max(Duration::from_secs(2)));
@@ -238,7 +239,7 @@ impl Source for Files {
     }
 }
 
-fn opened() -> std::io::Result<Opened> {
+fn opened() -> std::io::Result<OpenedSource> {
     let memory = std::path::Path::new("/dev/shm");
     let files = (0..DOMAINS).map(|index| {
         let mut file = if memory.is_dir() { tempfile::tempfile_in(memory) } else { tempfile::tempfile() }?;
@@ -256,7 +257,7 @@ fn opened() -> std::io::Result<Opened> {
         latency_ns: 0,
         quantum_uj: 1,
     };
-    Ok(Opened {
+    Ok(OpenedSource {
         name: "files",
         source: Box::new(Files(files.collect::<std::io::Result<_>>()?)),
         domains: (0..DOMAINS).map(domain).collect(),

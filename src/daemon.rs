@@ -25,7 +25,7 @@ use crate::sampler::recording::{self, Recording};
 use crate::server::ServerSockets;
 use crate::service::{ConfigLoader, DaemonControl, Service, StartupSettings};
 use crate::sources::powercap::NAME as POWERCAP;
-use crate::sources::recorder::Recorder;
+use crate::sources::recorder::TraceRecorder;
 use crate::sources::{self, Inventory};
 use crate::store::{self, Store};
 use crate::systemd::activation_ffi;
@@ -179,10 +179,7 @@ fn drop_privileges(config: &Config, inventory: &Inventory, manager: &ServiceMana
     let state_dir = state_dir(config).unwrap_or_default();
     privileges::drop_privileges(&RequiredPrivileges {
         powercap: inventory.opened.iter().any(|opened| opened.name == POWERCAP)
-            || inventory
-                .starting
-                .iter()
-                .any(|starting| starting.sources().iter().any(|name| name == POWERCAP)),
+            || inventory.starting.iter().any(|starting| starting.names().iter().any(|name| name == POWERCAP)),
         state_dir: &state_dir,
         serves_other_users: root || manager.is_present(),
         realtime_priority: sampler::REALTIME_PRIORITY.unsigned_abs().into(),
@@ -209,7 +206,7 @@ fn start_recording(file: &Path, out: std::io::Result<File>, service: &mut Servic
         Some(*first)
     }));
     let out = out.with_context(context)?;
-    let mut recorder = Recorder::new(out, &domains, false).with_context(context)?;
+    let mut recorder = TraceRecorder::new(out, &domains, false).with_context(context)?;
     let sink = move |ring: usize, sample: &Sample| {
         recorder.record(domain_offsets[ring], sample.before_ns, sample.after_ns, &sample.readings)
     };

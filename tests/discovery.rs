@@ -10,7 +10,7 @@ use std::time::Duration;
 use stand_in::StandIn;
 use wattspan::clock::Clock;
 use wattspan::domain::{EnergyReading, Grade};
-use wattspan::sources::{Inventory, Settings, discover};
+use wattspan::sources::{Inventory, SourceSettings, discover};
 
 const ESU_14: &str = "262143328850";
 const STAT: &str =
@@ -18,7 +18,7 @@ const STAT: &str =
 
 /// What is where, by source and domain, with whether it advanced.
 fn shape(found: &Inventory) -> Vec<(String, bool)> {
-    let of = |source: &wattspan::sources::Opened| {
+    let of = |source: &wattspan::sources::OpenedSource| {
         let pairs = source.domains.iter().zip(&source.advanced);
         pairs
             .map(|(domain, advanced)| (format!("{}:{}", source.name, domain.name), *advanced))
@@ -124,7 +124,7 @@ fn a_live_counter_keeps_the_estimate_out_and_a_dead_one_beside_it_is_stuck() {
 fn the_configured_power_is_the_estimates_ceiling() {
     let stand_in = StandIn::new();
     stand_in.proc_file("stat", STAT);
-    let settings = Settings { estimate_mw: Some((5_000, 65_000)), ..stand_in.settings(&["estimate"]) };
+    let settings = SourceSettings { estimate_mw: Some((5_000, 65_000)), ..stand_in.settings(&["estimate"]) };
     let found = discover(&settings, &Clock::Machine);
     assert_eq!(found.opened[0].domains[0].ceiling_mw, Some(65_000));
     let found = discover(&stand_in.settings(&["estimate"]), &Clock::Machine);
@@ -133,7 +133,7 @@ fn the_configured_power_is_the_estimates_ceiling() {
 
 #[test]
 fn this_very_machine_is_discovered_without_an_error_and_read_without_an_invention() {
-    let mut found = discover(&Settings::default(), &Clock::Machine);
+    let mut found = discover(&SourceSettings::default(), &Clock::Machine);
     assert!(!found.opened.is_empty() || !found.absent.is_empty());
     for source in &mut found.opened {
         let mut readings = vec![EnergyReading::default(); source.domains.len()];

@@ -10,8 +10,8 @@ use std::path::Path;
 
 use stand_in::StandIn;
 use wattspan::clock::Clock;
-use wattspan::sources::containment::counted;
-use wattspan::sources::{Settings, discover};
+use wattspan::sources::containment::counted_in_total;
+use wattspan::sources::{SourceSettings, discover};
 
 /// What stands for a value that nobody showed.
 const UNSHOWN: &str = "1000";
@@ -43,13 +43,13 @@ fn documented_machines_have_the_domains_that_their_documentation_tells() {
     assert!(fixtures.len() >= 5, "{fixtures:?}");
     for fixture in fixtures {
         let (stand_in, mut expected) = read(&fixture);
-        let mut enabled = Settings::default().enabled;
+        let mut enabled = SourceSettings::default().enabled;
         // This machine's own counters are not the fixture's.
         enabled.retain(|name| name != "perf" && name != "nvml" && name != "estimate");
         let enabled: Vec<_> = enabled.iter().map(String::as_str).collect();
         let found = discover(&stand_in.settings(&enabled), &Clock::Machine);
         let domains: Vec<_> = found.opened.iter().flat_map(|opened| opened.domains.clone()).collect();
-        let counted = counted(&domains, &vec![true; domains.len()]);
+        let counted = counted_in_total(&domains, &vec![true; domains.len()]);
         let mut shown: Vec<String> = domains
             .iter()
             .zip(counted)

@@ -8,15 +8,16 @@ use proptest::prelude::*;
 use stand_in::StandIn;
 use wattspan::clock::Clock;
 use wattspan::domain::EnergyReading;
-use wattspan::sources::{Opened, Settings, estimate};
+use wattspan::sources::{OpenedSource, SourceSettings, estimate};
 
 const MS: u64 = 1_000_000;
 
 /// Two CPUs, 10 W at rest and 110 W at full load, busy for no time yet.
-fn machine(start_ns: u64) -> (StandIn, Clock, Opened) {
+fn machine(start_ns: u64) -> (StandIn, Clock, OpenedSource) {
     let (stand_in, clock) = (StandIn::new(), Clock::manual(start_ns));
     busy(&stand_in, 0);
-    let settings = Settings { estimate_mw: Some((10_000, 110_000)), ..stand_in.settings(&["estimate"]) };
+    let settings =
+        SourceSettings { estimate_mw: Some((10_000, 110_000)), ..stand_in.settings(&["estimate"]) };
     let found = estimate::open(&settings, &clock);
     assert!(found.absent.is_empty(), "{:?}", found.absent);
     (stand_in, clock, found.opened.into_iter().next().unwrap())
@@ -29,7 +30,7 @@ fn busy(stand_in: &StandIn, ticks: u64) {
     stand_in.proc_file("stat", &format!("cpu  {line}\ncpu0 {line}\ncpu1 {line}\nintr 5 4\nctxt 1\n"));
 }
 
-fn read(opened: &mut Opened) -> EnergyReading {
+fn read(opened: &mut OpenedSource) -> EnergyReading {
     let mut readings = [EnergyReading::default()];
     assert_eq!(opened.source.read(&mut readings), None);
     readings[0]

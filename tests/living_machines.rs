@@ -20,8 +20,8 @@ use wattspan::attribution::account::Account;
 use wattspan::attribution::{AttributionSettings, Attributor, NewSpan};
 use wattspan::clock::{Clock, monotonic_ns};
 use wattspan::domain::{Domain, DomainKind, Duplicate, EnergyReading, Grade};
-use wattspan::sources::containment::counted;
-use wattspan::sources::{Inventory, Opened, Settings, discover};
+use wattspan::sources::containment::counted_in_total;
+use wattspan::sources::{Inventory, OpenedSource, SourceSettings, discover};
 
 const MS: u64 = 1_000_000;
 
@@ -52,14 +52,19 @@ fn reasons(found: &Inventory) -> String {
 /// Names of what makes up the total where everything lives.
 fn counted_names(found: &Inventory) -> Vec<String> {
     let domains = domains(found);
-    let counted = counted(&domains, &vec![true; domains.len()]);
-    domains.into_iter().zip(counted).filter(|(_, counted)| *counted).map(|(domain, _)| domain.name).collect()
+    let counted = counted_in_total(&domains, &vec![true; domains.len()]);
+    domains
+        .into_iter()
+        .zip(counted)
+        .filter(|(_, counted)| *counted)
+        .map(|(domain, _)| domain.name)
+        .collect()
 }
 
 /// Reads everything each millisecond through an attributor, with one span of 120 ms in the middle.
-fn account(found: &mut Inventory, read: impl Fn(&mut Opened, &mut [EnergyReading])) -> Account {
+fn account(found: &mut Inventory, read: impl Fn(&mut OpenedSource, &mut [EnergyReading])) -> Account {
     let listed = domains(found);
-    let counts = counted(&listed, &vec![true; listed.len()]);
+    let counts = counted_in_total(&listed, &vec![true; listed.len()]);
     let mut attributor = Attributor::new(listed, AttributionSettings::default());
     for (nth, counts) in counts.into_iter().enumerate() {
         attributor.set_live(nth, true);
@@ -607,7 +612,7 @@ fn registers_are_read_where_the_configuration_names_them_with_their_models_units
     let mut machine = Machine::new();
     registers(&mut machine, 16);
     let Some(living) = machine.live() else { return };
-    let defaults = Settings { enabled: Settings::default().enabled, ..living.settings(&[]) };
+    let defaults = SourceSettings { enabled: SourceSettings::default().enabled, ..living.settings(&[]) };
     assert!(!names(&discover(&defaults, &Clock::Machine)).contains(&"package-0".to_owned()));
     let mut found = found(&living, &["perf", "powercap", "msr"]);
     assert_eq!(names(&found), ["package-0", "dram-0", "package-1", "dram-1"], "{}", reasons(&found));

@@ -23,8 +23,8 @@ use wattspan::clock::Clock;
 use wattspan::domain::{Domain, DomainKind, EnergyReading, Grade, Liveness};
 use wattspan::sampler::counter_profile::CounterProfile;
 use wattspan::sampler::{self, Sampler};
-use wattspan::sources::profile::Profile;
-use wattspan::sources::{Inventory, Opened, Settings, containment, discover, discover_within};
+use wattspan::sources::profile::PowerProfile;
+use wattspan::sources::{Inventory, OpenedSource, SourceSettings, containment, discover, discover_within};
 
 const MS: u64 = 1_000_000;
 const S: u64 = 1_000_000_000;
@@ -47,7 +47,7 @@ impl Machine {
         Self::with(library, |library| library.settings())
     }
 
-    fn with(library: Library, settings: impl Fn(&Library) -> Settings) -> Self {
+    fn with(library: Library, settings: impl Fn(&Library) -> SourceSettings) -> Self {
         let clock = Clock::manual(START_NS);
         library.turn(Driver::NowNs, START_NS);
         let found = discover(&settings(&library), &clock);
@@ -91,7 +91,7 @@ impl Machine {
 
     fn account_while(&mut self, from_ns: u64, to_ns: u64, mut turn: impl FnMut(u64, &Library)) -> Account {
         let domains = self.domains();
-        let counted = containment::counted(&domains, &vec![true; domains.len()]);
+        let counted = containment::counted_in_total(&domains, &vec![true; domains.len()]);
         let mut attributor = Attributor::new(domains, attribution::AttributionSettings::default());
         counted.iter().enumerate().for_each(|(at, counted)| attributor.set_counted(at, *counted));
         let (mut key, mut closed, mut out) = (None, false, Vec::new());
@@ -115,7 +115,7 @@ impl Machine {
     }
 }
 
-fn read(opened: &mut Opened) -> Vec<EnergyReading> {
+fn read(opened: &mut OpenedSource) -> Vec<EnergyReading> {
     let mut readings = vec![EnergyReading::default(); opened.domains.len()];
     opened.source.read(&mut readings);
     readings
@@ -126,7 +126,7 @@ fn opening(at_ns: u64) -> NewSpan {
 }
 
 fn true_uj(curve: &[(u64, u64)], from_ns: u64, to_ns: u64) -> f64 {
-    let profile = Profile::new(curve.iter().copied()).unwrap();
+    let profile = PowerProfile::new(curve.iter().copied()).unwrap();
     (profile.energy_pj(to_ns) - profile.energy_pj(from_ns)) as f64 / 1e6
 }
 
@@ -456,10 +456,10 @@ fn a_gpu_alone_does_not_stand_for_the_cpu_and_both_make_the_total() {
     fs::write(proc.path().join("stat"), "cpu  1 2 3 4 5 6 7 8 0 0\ncpu0 1 2 3 4 5 6 7 8 0 0\n").unwrap();
     let machine = Machine::with(Library::new(1), |library| {
         let enabled = ["nvml", "estimate"].map(String::from).to_vec();
-        Settings { proc_root: proc.path().into(), enabled, ..library.settings() }
+        SourceSettings { proc_root: proc.path().into(), enabled, ..library.settings() }
     });
     assert_eq!(names(&machine.found), ["gpu-0", "cpu"]);
-    assert_eq!(containment::counted(&machine.domains(), &[true, true]), [true, true]);
+    assert_eq!(containment::counted_in_total(&machine.domains(), &[true, true]), [true, true]);
 }
 
 #[test]
@@ -515,7 +515,7 @@ fn until(what: &str, mut so: impl FnMut() -> bool) {
     }
 }
 
-fn start(opened: Opened) -> Sampler {
+fn start(opened: OpenedSource) -> Sampler {
     let settings = sampler::SamplerSettings { characterisation_ns: 0, ..sampler::SamplerSettings::default() };
     let sampler = sampler::start(opened, &settings, Clock::Machine).unwrap();
     sampler.set_fast(true);
@@ -548,7 +548,7 @@ fn a_board_that_hangs_at_the_start_keeps_the_source_starting_and_the_other_is_th
     library.set(0, Knob::Hangs, 1);
     let found = discover_within(&library.settings(), &Clock::Machine, Duration::from_secs(3));
     assert_eq!(names(&found), ["gpu-1"]);
-    assert_eq!(found.starting.as_ref().unwrap().sources(), ["nvml"]);
+    assert_eq!(found.starting.as_ref().unwrap().names(), ["nvml"]);
     library.set(0, Knob::Hangs, 0);
 }
 
@@ -559,9 +559,9 @@ fn a_library_that_hangs_at_the_start_keeps_the_source_starting_and_its_boards_co
     let found = discover_within(&library.settings(), &Clock::Machine, Duration::from_millis(50));
     assert!(found.opened.is_empty());
     let mut starting = found.starting.unwrap();
-    assert_eq!(starting.sources(), ["nvml"]);
+    assert_eq!(starting.names(), ["nvml"]);
     library.turn(Driver::InitHangs, 0);
-    let progress = starting.next(Some(Instant::now() + Duration::from_secs(30))).unwrap();
+    let progress = starting.next_progress(Some(Instant::now() + Duration::from_secs(30))).unwrap();
     assert_eq!(names(&progress.found), ["gpu-0"]);
 }
 

@@ -15,7 +15,7 @@ use std::time::Duration;
 use stand_in::StandIn;
 use wattspan::clock::Clock;
 use wattspan::domain::{DomainKind, EnergyReading, Grade};
-use wattspan::sources::{Inventory, Opened, discover, perf};
+use wattspan::sources::{Inventory, OpenedSource, discover, perf};
 
 const SCALE: &str = "2.3283064365386962890625e-10\n";
 
@@ -45,7 +45,7 @@ fn power(events: &[&str], cpumask: &str, event: &str) -> Option<StandIn> {
 }
 
 /// Opens perf on it, or says why this machine does not let the test.
-fn open(stand_in: &StandIn) -> Option<Vec<Opened>> {
+fn open(stand_in: &StandIn) -> Option<Vec<OpenedSource>> {
     let Inventory { opened, absent, .. } = perf::open(&stand_in.settings(&["perf"]), &Clock::Machine);
     if absent.iter().any(|absent| absent.reason.contains("perf_event_open")) {
         skip::skip("access to perf_event_open", &absent[0].reason);
@@ -55,13 +55,13 @@ fn open(stand_in: &StandIn) -> Option<Vec<Opened>> {
     Some(opened)
 }
 
-fn read(opened: &mut Opened) -> (Vec<EnergyReading>, Option<(u64, u64)>) {
+fn read(opened: &mut OpenedSource) -> (Vec<EnergyReading>, Option<(u64, u64)>) {
     let mut readings = vec![EnergyReading::default(); opened.domains.len()];
     let window = opened.source.read(&mut readings);
     (readings, window)
 }
 
-fn names(opened: &[Opened]) -> Vec<(&str, Option<&str>)> {
+fn names(opened: &[OpenedSource]) -> Vec<(&str, Option<&str>)> {
     let domains = opened.iter().flat_map(|group| &group.domains);
     domains.map(|domain| (domain.name.as_str(), domain.parent.as_deref())).collect()
 }

@@ -11,7 +11,7 @@ use proptest::prelude::*;
 use stand_in::StandIn;
 use wattspan::clock::Clock;
 use wattspan::domain::{Domain, DomainKind, EnergyReading, Grade};
-use wattspan::sources::{Inventory, Opened, powercap};
+use wattspan::sources::{Inventory, OpenedSource, powercap};
 
 const MS: u64 = 1_000_000;
 
@@ -24,16 +24,16 @@ fn open(stand_in: &StandIn, clock: &Clock) -> Inventory {
     powercap::open(&stand_in.settings(&["powercap"]), clock)
 }
 
-fn only(found: Inventory) -> Opened {
+fn only(found: Inventory) -> OpenedSource {
     assert_eq!(found.opened.len(), 1, "{:?}", found.absent);
     found.opened.into_iter().next().unwrap()
 }
 
-fn domain<'a>(opened: &'a Opened, name: &str) -> &'a Domain {
+fn domain<'a>(opened: &'a OpenedSource, name: &str) -> &'a Domain {
     opened.domains.iter().find(|domain| domain.name == name).unwrap()
 }
 
-fn read(opened: &mut Opened) -> Vec<EnergyReading> {
+fn read(opened: &mut OpenedSource) -> Vec<EnergyReading> {
     let mut readings = vec![EnergyReading::default(); opened.domains.len()];
     assert_eq!(opened.source.read(&mut readings), None);
     readings
@@ -88,7 +88,7 @@ fn psys_contains_packages_and_memory() {
         (DomainKind::Psys, None)
     );
     let live = vec![true; opened.domains.len()];
-    let counted = wattspan::sources::containment::counted(&opened.domains, &live);
+    let counted = wattspan::sources::containment::counted_in_total(&opened.domains, &live);
     let counted: Vec<_> = opened.domains.iter().zip(counted).filter(|(_, counted)| *counted).collect();
     assert_eq!(counted.len(), 1);
     assert_eq!(counted[0].0.name, "psys");

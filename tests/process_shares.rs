@@ -230,7 +230,11 @@ fn a_span_longer_than_the_kept_rows_gets_the_same_process_share() {
     rig.sample(&[10 * MS], 30 * MS);
     rig.wait(40);
     let account = rig.account(long);
-    assert!((process_share_of(&account, "package-0") - 0.25).abs() < 1e-3, "{}", process_share_of(&account, "package-0"));
+    assert!(
+        (process_share_of(&account, "package-0") - 0.25).abs() < 1e-3,
+        "{}",
+        process_share_of(&account, "package-0")
+    );
     let share_uj = share(&account, "package-0").share_uj.unwrap();
     assert!(share_uj.abs_diff(2_000_000_000) < 200_000, "{share_uj}");
 }

@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 use proptest::prelude::*;
 use wattspan::clock::Clock;
 use wattspan::domain::{Domain, EnergyReading};
-use wattspan::sources::recorder::Recorder;
+use wattspan::sources::recorder::TraceRecorder;
 use wattspan::sources::script::Script;
-use wattspan::sources::trace::Trace;
-use wattspan::sources::{Opened, Settings, discover, replay};
+use wattspan::sources::trace::RecordedTrace;
+use wattspan::sources::{OpenedSource, SourceSettings, discover, replay};
 
 const MS: u64 = 1_000_000;
 
@@ -25,9 +25,9 @@ fn header() -> String {
 fn recording() -> (Vec<Domain>, Vec<u8>) {
     let script = Script::parse(&std::fs::read_to_string(machine("laptop.toml")).unwrap()).unwrap();
     let clock = Clock::manual(5_000 * MS);
-    let mut opened = replay::scripted(script, &clock);
+    let mut opened = replay::start_script(script, &clock);
     let mut out = Vec::new();
-    let mut recorder = Recorder::new(&mut out, &opened.domains, true).unwrap();
+    let mut recorder = TraceRecorder::new(&mut out, &opened.domains, true).unwrap();
     let mut readings = vec![EnergyReading::default(); 2];
     for tick in 0..=100 {
         let at_ns = 5_000 * MS + tick * MS;
@@ -41,13 +41,13 @@ fn recording() -> (Vec<Domain>, Vec<u8>) {
 }
 
 /// Starts what `text` recorded at 9 s of a clock that the test turns.
-fn started(text: &[u8]) -> (Opened, Clock) {
+fn started(text: &[u8]) -> (OpenedSource, Clock) {
     let clock = Clock::manual(9_000 * MS);
-    let opened = replay::recorded(Trace::parse(text).unwrap(), &clock);
+    let opened = replay::start_trace(RecordedTrace::parse(text).unwrap(), &clock);
     (opened, clock)
 }
 
-fn read(opened: &mut Opened, clock: &Clock, since_start_ns: u64) -> Vec<EnergyReading> {
+fn read(opened: &mut OpenedSource, clock: &Clock, since_start_ns: u64) -> Vec<EnergyReading> {
     let mut readings = vec![EnergyReading::default(); opened.domains.len()];
     clock.set(9_000 * MS + since_start_ns);
     opened.source.read(&mut readings);
@@ -131,7 +131,7 @@ fn sources_of_one_machine_are_recorded_into_one_trace() {
 
 #[test]
 fn a_recording_file_is_opened_as_the_only_source() {
-    let settings = Settings { replay: Some(machine("laptop.jsonl")), ..Settings::default() };
+    let settings = SourceSettings { replay: Some(machine("laptop.jsonl")), ..SourceSettings::default() };
     let found = discover(&settings, &Clock::manual(0));
     assert!(found.absent.is_empty());
     assert_eq!((found.opened.len(), found.opened[0].name), (1, "replay"));
@@ -140,17 +140,17 @@ fn a_recording_file_is_opened_as_the_only_source() {
 #[test]
 fn a_last_line_that_was_cut_is_left_out() {
     let (_, recorded) = recording();
-    let whole = Trace::parse(recorded.as_slice()).unwrap();
-    let cut = Trace::parse(&recorded[..recorded.len() - 5]).unwrap();
+    let whole = RecordedTrace::parse(recorded.as_slice()).unwrap();
+    let cut = RecordedTrace::parse(&recorded[..recorded.len() - 5]).unwrap();
     assert_eq!(cut.domains, whole.domains);
     let broken = String::from_utf8(recorded)
         .unwrap()
         .replace("\"first\":0,\"before_ns\":5050", "\"first\":0,\"before");
-    assert!(Trace::parse(broken.as_bytes()).is_err(), "a broken line in the middle is no cut");
+    assert!(RecordedTrace::parse(broken.as_bytes()).is_err(), "a broken line in the middle is no cut");
 }
 
 fn refusal(lines: &[&str]) -> String {
-    Trace::parse(format!("{}\n", lines.join("\n")).as_bytes()).unwrap_err().to_string()
+    RecordedTrace::parse(format!("{}\n", lines.join("\n")).as_bytes()).unwrap_err().to_string()
 }
 
 #[test]
@@ -219,7 +219,7 @@ fn a_wrong_header_is_named() {
 proptest! {
     #[test]
     fn no_bytes_make_the_parser_of_traces_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
-        let _ = Trace::parse(bytes.as_slice());
+        let _ = RecordedTrace::parse(bytes.as_slice());
     }
 
     #[test]
@@ -231,9 +231,9 @@ proptest! {
         let at = (at * text.len() as f64) as usize;
         let end = (at + cut).min(text.len());
         text.replace_range(at..end, &put);
-        if let Ok(trace) = Trace::parse(text.as_bytes()) {
+        if let Ok(trace) = RecordedTrace::parse(text.as_bytes()) {
             let clock = Clock::manual(0);
-            let mut opened = replay::recorded(trace, &clock);
+            let mut opened = replay::start_trace(trace, &clock);
             let mut readings = vec![EnergyReading::default(); opened.domains.len()];
             for instant in instants {
                 clock.set(instant);
@@ -257,7 +257,7 @@ fn the_power_within_a_counters_steps_is_recorded_and_replayed() {
         [reading(tick.is_multiple_of(2), 100 * (tick / 2 + 1), 60 * tick + 1), reading(true, tick * 10, 0)]
     };
     let mut out = Vec::new();
-    let mut recorder = Recorder::new(&mut out, &domains[..2], true).unwrap();
+    let mut recorder = TraceRecorder::new(&mut out, &domains[..2], true).unwrap();
     for tick in 0..=10 {
         recorder.record(0, tick * MS, tick * MS + 1, &shown(tick)).unwrap();
     }

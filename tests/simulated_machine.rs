@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use proptest::prelude::*;
 use wattspan::clock::Clock;
 use wattspan::domain::EnergyReading;
-use wattspan::sources::script::{Invalid, Script};
-use wattspan::sources::{Inventory, Opened, Settings, discover, replay};
+use wattspan::sources::script::{ParseScriptError, Script};
+use wattspan::sources::{Inventory, OpenedSource, SourceSettings, discover, replay};
 
 const MS: u64 = 1_000_000;
 
@@ -19,9 +19,9 @@ fn script(name: &str) -> Script {
 }
 
 /// The machine, started at 7 s of a clock that the test turns.
-fn started(script: Script) -> (Opened, Clock) {
+fn started(script: Script) -> (OpenedSource, Clock) {
     let clock = Clock::manual(7_000 * MS);
-    let opened = replay::scripted(script, &clock);
+    let opened = replay::start_script(script, &clock);
     (opened, clock)
 }
 
@@ -165,7 +165,7 @@ fn a_stamped_counter_tells_the_instant_for_which_its_energy_is_the_truth() {
 
 #[test]
 fn a_stuck_counter_is_listed_and_marked() {
-    let settings = Settings { replay: Some(machine("faults.toml")), ..Settings::default() };
+    let settings = SourceSettings { replay: Some(machine("faults.toml")), ..SourceSettings::default() };
     let Inventory { opened, absent, .. } = discover(&settings, &Clock::manual(0));
     assert!(absent.is_empty());
     assert_eq!(opened.len(), 1, "a replay is the only source");
@@ -176,7 +176,8 @@ fn a_stuck_counter_is_listed_and_marked() {
 #[test]
 fn a_replay_that_is_not_there_or_broken_is_absent_with_its_path_and_line() {
     let say = |path: PathBuf| {
-        let found = discover(&Settings { replay: Some(path), ..Settings::default() }, &Clock::Machine);
+        let found =
+            discover(&SourceSettings { replay: Some(path), ..SourceSettings::default() }, &Clock::Machine);
         assert!(found.opened.is_empty());
         (found.absent[0].source.clone(), found.absent[0].reason.clone())
     };
@@ -239,7 +240,7 @@ fn unknown_missing_and_mistyped_fields_are_named_with_their_line() {
     assert!(
         refusal("[[domain]]\nname = \"a\"\nkind = \"toaster\"\nprofile = [[1, 5]]\n").contains("toaster")
     );
-    assert_eq!(Script::parse("name = \"nothing\"\n"), Err(Invalid::Empty));
+    assert_eq!(Script::parse("name = \"nothing\"\n"), Err(ParseScriptError::Empty));
 }
 
 proptest! {

@@ -20,7 +20,7 @@ use wattspan::config::Config;
 use wattspan::domain::Liveness;
 use wattspan::embedded::EmbeddedMeter;
 use wattspan::protocol::{DaemonInfo, DomainStatus};
-use wattspan::sources::Settings;
+use wattspan::sources::SourceSettings;
 
 /// How long anything may take before a test gives up; only ever a limit, never an expectation.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -41,7 +41,7 @@ struct Daemon {
 }
 
 impl Daemon {
-    fn on(settings: &Settings) -> Self {
+    fn on(settings: &SourceSettings) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let place = |name: &str| folder.path().join(name);
         let config = format!(

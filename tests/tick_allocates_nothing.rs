@@ -6,7 +6,7 @@ use std::time::Duration;
 use wattspan::clock::Clock;
 use wattspan::domain::{Domain, DomainKind, EnergyReading, Grade};
 use wattspan::sampler::{self, SamplerSettings};
-use wattspan::sources::{Opened, Source};
+use wattspan::sources::{OpenedSource, Source};
 
 #[path = "support/counting_ffi.rs"]
 mod counting_ffi;
@@ -51,7 +51,7 @@ fn from_the_first_read_on_the_thread_asks_for_no_memory() {
         latency_ns: 0,
         quantum_uj: 1,
     };
-    let opened = Opened {
+    let opened = OpenedSource {
         name: "watchful",
         source: Box::new(Watchful { noted: Box::new([0; TICKS]), reads: 0, report }),
         domains: vec![domain; 4],

@@ -21,7 +21,7 @@ use serde_json::{Value, json};
 use wattspan::clock::{Clock, monotonic_ns, unix_ns};
 use wattspan::ring::Sample;
 use wattspan::sampler::{self, counter_profile::CounterProfile};
-use wattspan::sources::{Settings, discover, nvml};
+use wattspan::sources::{SourceSettings, discover, nvml};
 
 const TOTAL_ENERGY: u32 = 83;
 const ENERGY: u32 = 191;
@@ -299,7 +299,8 @@ fn residuals(trail: &[Look]) -> Value {
 /// What the meter's own source and sampler make of the boards at their own pace.
 fn meter(flags: &Flags, each: Duration) -> Result<Value, Box<dyn Error>> {
     let nvml_library = Some((&flags.nvml_library).into());
-    let settings = Settings { nvml_library, enabled: vec![nvml::NAME.into()], ..Settings::default() };
+    let settings =
+        SourceSettings { nvml_library, enabled: vec![nvml::NAME.into()], ..SourceSettings::default() };
     let found = discover(&settings, &Clock::Machine);
     let absent: Vec<_> = found.absent.iter().map(|absent| absent.reason.clone()).collect();
     let start = |opened| sampler::start(opened, &sampler::SamplerSettings::default(), Clock::Machine);

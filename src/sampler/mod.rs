@@ -15,7 +15,7 @@ use std::time::Duration;
 use crate::clock::Clock;
 use crate::domain::Domain;
 use crate::ring::{RingReader, Sample, ring};
-use crate::sources::Opened;
+use crate::sources::OpenedSource;
 
 /// What a domain's counter is like, learnt from its readings.
 pub mod counter_profile;
@@ -143,7 +143,7 @@ impl SamplerShared {
 ///
 /// # Errors
 /// The system refuses another thread.
-pub fn start(opened: Opened, settings: &SamplerSettings, clock: Clock) -> io::Result<Sampler> {
+pub fn start(opened: OpenedSource, settings: &SamplerSettings, clock: Clock) -> io::Result<Sampler> {
     let rates = Rates::new(settings, opened.max_rate_hz);
     let (writer, reader) = ring(settings.ring_samples, opened.domains.len());
     let shared = Arc::new(SamplerShared {

@@ -24,7 +24,7 @@ impl<F: FnMut(&mut [EnergyReading]) -> Option<(u64, u64)> + Send> Source for Scr
 fn opened(
     domains: usize,
     read: impl FnMut(&mut [EnergyReading]) -> Option<(u64, u64)> + Send + 'static,
-) -> Opened {
+) -> OpenedSource {
     let domain = |index| Domain {
         name: format!("package-{index}"),
         kind: DomainKind::Package,
@@ -36,7 +36,7 @@ fn opened(
         latency_ns: 0,
         quantum_uj: 1,
     };
-    Opened {
+    OpenedSource {
         name: "scripted",
         source: Box::new(Scripted(read)),
         domains: (0..domains).map(domain).collect(),

@@ -60,19 +60,19 @@ impl DuplicateTracker {
 
     /// Takes one reading of one domain.
     pub(crate) fn observe(&mut self, domain: usize, before_ns: u64, after_ns: u64, reading: &EnergyReading) {
-        for pair in self.pairs.iter_mut().filter(|pair| pair.readings.is_open()) {
+        for pair in self.pairs.iter_mut().filter(|pair| pair.readings.is_revisable()) {
             if pair.original == domain {
-                pair.readings.see_original(before_ns, after_ns, reading);
+                pair.readings.observe_original(before_ns, after_ns, reading);
             } else if pair.copy == domain {
-                pair.readings.see_copy(before_ns, after_ns, reading);
+                pair.readings.observe_copy(before_ns, after_ns, reading);
             }
         }
     }
 
     /// Decides what the readings allow, and shows each pair whose state changed.
     pub(crate) fn resolve(&mut self, mut show: impl FnMut(&TrackedPair)) {
-        for pair in self.pairs.iter_mut().filter(|pair| pair.readings.is_open()) {
-            pair.readings.decide();
+        for pair in self.pairs.iter_mut().filter(|pair| pair.readings.is_revisable()) {
+            pair.readings.evaluate();
             let state = pair.readings.state();
             if std::mem::replace(&mut pair.state, state) != state {
                 show(pair);
@@ -112,7 +112,7 @@ impl DuplicateTracker {
             for pair in self.pairs.iter().rev().filter(|pair| is_one(pair.state) && live[pair.original]) {
                 domains[pair.copy].parent = Some(domains[pair.original].name.clone());
             }
-            let counted = containment::counted(&domains, live);
+            let counted = containment::counted_in_total(&domains, live);
             (domains, counted)
         };
         let (domains, counted) = with(|state| state != Duplicate::Independent);
@@ -163,7 +163,9 @@ mod tests {
         let mut pairs = Vec::new();
         for (nth, original) in domains.iter().enumerate() {
             pairs.extend(
-                domains[nth + 1..].iter().filter_map(|copy| DuplicatePair::of(original, copy, &packages)),
+                domains[nth + 1..]
+                    .iter()
+                    .filter_map(|copy| DuplicatePair::candidate(original, copy, &packages)),
             );
         }
         let mut duplicates = DuplicateTracker::default();

@@ -10,7 +10,7 @@ use crate::attribution::{Attributor, BasisUsageSample, SubjectUsage};
 use crate::domain::{Absent, Domain, DomainKind};
 use crate::process_usage::{ProcessWatcher, TargetUsage};
 use crate::sources::nvml;
-use crate::sources::nvml_use::{GpuTime, Told};
+use crate::sources::nvml_use::{ProcessUtilization, UtilizationReport};
 
 /// One board.
 #[derive(Debug)]
@@ -19,7 +19,7 @@ struct GpuBoard {
     name: String,
     uuid: String,
     /// Made when it is first asked, so that a daemon without spans has no thread for it.
-    process_time: Option<GpuTime>,
+    process_time: Option<ProcessUtilization>,
     used_by_subject: HashMap<u32, u64>,
     busy_total: u64,
     is_reported: bool,
@@ -71,21 +71,21 @@ impl GpuProcessUsage {
         let mut said = Vec::new();
         for (board, basis) in self.boards.iter_mut().zip(1..) {
             if board.process_time.is_none() {
-                board.process_time = GpuTime::of(self.library.as_ref(), board.uuid.clone());
+                board.process_time = ProcessUtilization::spawn(self.library.as_ref(), board.uuid.clone());
             }
             let Some(time) = &board.process_time else { continue };
-            time.ask();
-            match time.take() {
+            time.request();
+            match time.take_report() {
                 None => {}
-                Some(Told::Used(at_ns, used)) => {
+                Some(UtilizationReport::Measured(at_ns, used)) => {
                     board.record_usage(at_ns, &used, basis, watch, counted, attributor)
                 }
-                Some(Told::Silent(reason)) if !board.is_reported => {
+                Some(UtilizationReport::Unavailable(reason)) if !board.is_reported => {
                     board.is_reported = true;
                     let reason = format!("{}: no part by process: {reason}", board.name);
                     said.push(Absent { source: nvml::NAME.into(), reason });
                 }
-                Some(Told::Silent(_)) => board.record_unknown(basis, counted, attributor),
+                Some(UtilizationReport::Unavailable(_)) => board.record_unknown(basis, counted, attributor),
             }
         }
         said

@@ -19,8 +19,8 @@ use crate::ring::{RingReader, Sample};
 use crate::sampler::counter_profile::CounterProfile;
 use crate::sampler::{self, Sampler};
 use crate::sources::duplicate::DuplicatePair;
-use crate::sources::starting::Starting;
-use crate::sources::{self, Opened, choice};
+use crate::sources::parallel_open::StartingSources;
+use crate::sources::{self, OpenedSource, choice};
 use crate::systemd::journal::{self, LogEntry, LogFn};
 
 /// How often liveness and the characters' figures are passed on to the attributor.
@@ -74,7 +74,7 @@ impl SamplerReader {
 /// Sources that have not answered, and what starting their samplers takes.
 pub struct PendingSources {
     /// The sources.
-    pub starting: Starting,
+    pub starting: StartingSources,
     /// How samplers tick.
     pub settings: sampler::SamplerSettings,
     /// The meter's clock.
@@ -163,7 +163,7 @@ impl ReadingCollector {
 
     /// Expects the domains of sources that have not answered. Each source stands for them as a domain that is starting.
     pub fn add_pending_sources(&mut self, late: PendingSources) {
-        for source in late.starting.sources() {
+        for source in late.starting.names() {
             self.domains.push(MeteredDomain::new(
                 placeholder_domain(source),
                 false,
@@ -184,7 +184,7 @@ impl ReadingCollector {
     pub fn attach_started_sources(&mut self, attributor: &mut Attributor) -> Option<AttachedDomains> {
         let mut late = self.pending_sources.take()?;
         let (first, mut absent, mut any) = (self.domains.len(), Vec::new(), false);
-        while let Some(progress) = late.starting.next(None) {
+        while let Some(progress) = late.starting.next_progress(None) {
             any = true;
             let mut found = progress.found;
             let present: Vec<&Domain> = self.metered().map(|metered| &metered.domain).collect();
@@ -198,7 +198,7 @@ impl ReadingCollector {
             absent.extend(found.absent);
             self.record_progress(&progress.source, brought, progress.is_last, attributor);
         }
-        self.pending_sources = Some(late).filter(|late| !late.starting.sources().is_empty());
+        self.pending_sources = Some(late).filter(|late| !late.starting.names().is_empty());
         if !any {
             return None;
         }
@@ -211,7 +211,7 @@ impl ReadingCollector {
         Some(AttachedDomains { first_domain: first, absent })
     }
 
-    fn start_sampler(&mut self, opened: Opened, late: &PendingSources) -> Result<(), Absent> {
+    fn start_sampler(&mut self, opened: OpenedSource, late: &PendingSources) -> Result<(), Absent> {
         let source = opened.name;
         let sampler = sampler::start(opened, &late.settings, late.clock.clone()).map_err(|error| Absent {
             source: source.into(),
@@ -241,7 +241,7 @@ impl ReadingCollector {
     /// Parents across mechanisms, once other domains are there.
     fn resolve_parents(&mut self) {
         let mut own: Vec<Domain> = self.metered().map(MeteredDomain::with_source_parent).collect();
-        choice::settle_parents(own.iter_mut().collect());
+        choice::resolve_parents(own.iter_mut().collect());
         let metered =
             self.domains.iter_mut().filter(|metered| matches!(metered.origin, DomainOrigin::Sampler(_)));
         for (metered, own) in metered.zip(own) {

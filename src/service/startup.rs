@@ -28,7 +28,7 @@ pub const DAEMON_DISCOVERY_TIMEOUT: Duration = Duration::from_millis(500);
 #[derive(Debug, Clone)]
 pub struct StartupSettings {
     /// Where joules come from.
-    pub sources: sources::Settings,
+    pub sources: sources::SourceSettings,
     /// How often they are looked at.
     pub sampler: sampler::SamplerSettings,
     /// Whose they are.
@@ -38,9 +38,9 @@ pub struct StartupSettings {
 impl StartupSettings {
     /// What the configuration, which is checked, comes to.
     pub fn from_config(config: &Config) -> Self {
-        let defaults = sources::Settings::default();
+        let defaults = sources::SourceSettings::default();
         let watts = (config.source.estimate_idle_w, config.source.estimate_max_w);
-        let source = sources::Settings {
+        let source = sources::SourceSettings {
             sysfs_root: config.source.sysfs_root.clone(),
             proc_root: config.source.proc_root.clone(),
             msr_root: config.source.msr_root.clone(),
@@ -106,7 +106,7 @@ impl StartupSettings {
         let samplers = found.opened.into_iter().map(start).collect::<io::Result<Vec<_>>>()?;
         let mut feeds = ReadingCollector::new(samplers, found.duplicates, tell);
         if let Some(starting) = found.starting {
-            let packages = topology::packages(&self.sources.sysfs_root);
+            let packages = topology::physical_packages(&self.sources.sysfs_root);
             feeds.add_pending_sources(PendingSources {
                 starting,
                 settings: self.sampler,

@@ -13,31 +13,31 @@ use std::time::Duration;
 use crate::clock::{Clock, monotonic_ns};
 use crate::domain::{Domain, DomainKind, Grade};
 
-use super::accumulator::{Accumulator, COUNT};
-use super::attribute::{Attribute, text_of};
+use super::amdgpu_accumulator::{ACCUMULATOR_UNIT, AccumulatorSource};
 use super::counter::plausible_ceiling_mw;
-use super::gauge::{Gauge, Gauges, awake, open_unless_asleep, sleeps};
-use super::gpu_metrics::{Metrics, PREFIX};
-use super::hwmon_chip::{Chip, pci_address};
-use super::integral::ROUNDING_UJ;
-use super::wattmeter::{Wattage, Wattmeter};
-use super::{Inventory, Opened, Settings};
+use super::energy_integral::ROUNDING_UJ;
+use super::gpu_metrics::{GpuMetrics, MAX_READ_BYTES};
+use super::hwmon_chip::{HwmonChip, pci_address};
+use super::power_sensor::{PowerInput, PowerSensor};
+use super::sensor_files::{SensorFile, SensorFileGroup, is_suspended, not_suspended, open_unless_suspended};
+use super::sysfs_file::{SysfsFile, read_trimmed};
+use super::{Inventory, OpenedSource, SourceSettings};
 
 /// The mechanism's name.
 pub const NAME: &str = "amdgpu";
 
 /// AMD on the PCI bus.
-const VENDOR: &str = "0x1002";
+const AMD_VENDOR_ID: &str = "0x1002";
 
 /// How long accumulators are watched at the start, all cards at once: at 5 W a live one counts 6,500 in it.
-const WATCH: Duration = Duration::from_millis(20);
+const PROBE_TIME: Duration = Duration::from_millis(20);
 
 /// How far the accumulator's power and the table's own may lie apart: the latter is filtered, and the card may have changed
 /// its pace. Another unit is off by 15 and more.
-const FACTOR: u64 = 4;
+const MAX_POWER_RATIO: u64 = 4;
 
 /// Below this the table's whole watts say nothing.
-const LEAST_W: u64 = 5;
+const MIN_COMPARED_W: u64 = 5;
 
 /// The driver asks the card's firmware once a millisecond at most, which itself answers as of a millisecond before.
 const LATENCY_NS: u64 = 2_000_000;
@@ -46,30 +46,30 @@ const LATENCY_NS: u64 = 2_000_000;
 const MAX_RATE_HZ: f64 = 250.0;
 
 /// Opens every card that there is, each as a source of its own.
-pub fn open(settings: &Settings, clock: &Clock) -> Inventory {
+pub fn open(settings: &SourceSettings, clock: &Clock) -> Inventory {
     let mut found = Inventory::default();
-    let cards = cards(&settings.sysfs_root.join("class/drm"));
+    let cards = list_cards(&settings.sysfs_root.join("class/drm"));
     if cards.is_empty() {
-        found.miss(
+        found.add_absent(
             NAME,
             "no card of AMD's in class/drm; if there is one, load its driver: sudo modprobe amdgpu".into(),
         );
         return found;
     }
     let began_ns = monotonic_ns();
-    let before: Vec<_> = cards.iter().map(Card::metrics).collect();
-    if before.iter().flatten().any(|metrics| metrics.energy.is_some()) {
-        thread::sleep(WATCH);
+    let before: Vec<_> = cards.iter().map(AmdCard::read_metrics).collect();
+    if before.iter().flatten().any(|metrics| metrics.energy_count.is_some()) {
+        thread::sleep(PROBE_TIME);
     }
     let mut named = 0;
     for (card, before) in cards.iter().zip(before) {
-        let after = card.metrics();
+        let after = card.read_metrics();
         let name = format!("amdgpu-{named}");
-        let way = match sleeps(&card.folder) {
-            true => Way::Power("it sleeps, so its accumulator could not be tried".into()),
-            false => judge(before, after, monotonic_ns().saturating_sub(began_ns)),
+        let way = match is_suspended(&card.device_dir) {
+            true => EnergyMethod::Power("it sleeps, so its accumulator could not be tried".into()),
+            false => choose_method(before, after, monotonic_ns().saturating_sub(began_ns)),
         };
-        if let Some(opened) = offer(card, &name, way, clock, &mut found) {
+        if let Some(opened) = open_card(card, &name, way, clock, &mut found) {
             named += 1;
             found.opened.push(opened);
         }
@@ -79,34 +79,34 @@ pub fn open(settings: &Settings, clock: &Clock) -> Inventory {
 
 /// How a card's energy is to be had.
 #[derive(Debug, PartialEq, Eq)]
-enum Way {
+enum EnergyMethod {
     /// By its accumulator of so many bits.
     Accumulator(u32),
     /// By its power, for the reason told (empty: there is nothing to tell).
     Power(String),
     /// By the power of the processor that it is a part of.
-    Processor,
+    ApuPower,
     /// Not at all, for the reason told.
-    None(String),
+    Unavailable(String),
 }
 
-fn judge(before: Option<Metrics>, after: Option<Metrics>, elapsed_ns: u64) -> Way {
+fn choose_method(before: Option<GpuMetrics>, after: Option<GpuMetrics>, elapsed_ns: u64) -> EnergyMethod {
     let (Some(before), Some(after)) = (before, after) else {
-        return Way::Power("gpu_metrics is not there or of an unknown version".into());
+        return EnergyMethod::Power("gpu_metrics is not there or of an unknown version".into());
     };
-    if after.apu {
-        return Way::Processor;
+    if after.is_apu {
+        return EnergyMethod::ApuPower;
     }
-    let (Some(first), Some(last)) = (before.energy, after.energy) else {
-        return Way::Power("gpu_metrics has no energy accumulator".into());
+    let (Some(first), Some(last)) = (before.energy_count, after.energy_count) else {
+        return EnergyMethod::Power("gpu_metrics has no energy accumulator".into());
     };
-    if before.is_secondary() && after.is_secondary() {
-        return Way::None(
+    if before.is_secondary_die() && after.is_secondary_die() {
+        return EnergyMethod::Unavailable(
             "shows neither energy nor power: the second die of a board whose first die counts both".into(),
         );
     }
     if last <= first {
-        return Way::Power(format!("the energy accumulator stands still at {last}"));
+        return EnergyMethod::Power(format!("the energy accumulator stands still at {last}"));
     }
     let elapsed_ns = match (before.boot_ns, after.boot_ns) {
         (Some(from), Some(to)) if to > from => to - from,
@@ -116,39 +116,46 @@ fn judge(before: Option<Metrics>, after: Option<Metrics>, elapsed_ns: u64) -> Wa
     let counted_mw = u128::from(last - first) * 1_000_000_000_000 / 65_536 / u128::from(elapsed_ns.max(1));
     let shown_w = u64::from(after.power_w.unwrap_or(0));
     let shown_mw = u128::from(shown_w * 1_000);
-    let factor = u128::from(FACTOR);
-    if shown_w >= LEAST_W && (counted_mw > shown_mw * factor || counted_mw * factor < shown_mw) {
-        return Way::Power(format!(
+    let factor = u128::from(MAX_POWER_RATIO);
+    if shown_w >= MIN_COMPARED_W && (counted_mw > shown_mw * factor || counted_mw * factor < shown_mw) {
+        return EnergyMethod::Power(format!(
             "the energy accumulator says {} W where the card says {shown_w} W, so its unit is not 2^-16 J",
             counted_mw / 1_000
         ));
     }
-    Way::Accumulator(after.bits)
+    EnergyMethod::Accumulator(after.counter_bits)
 }
 
-fn offer(card: &Card, name: &str, way: Way, clock: &Clock, found: &mut Inventory) -> Option<Opened> {
-    let place = card.device();
-    let processor = way == Way::Processor;
+fn open_card(
+    card: &AmdCard,
+    name: &str,
+    way: EnergyMethod,
+    clock: &Clock,
+    found: &mut Inventory,
+) -> Option<OpenedSource> {
+    let place = card.device_id();
+    let processor = way == EnergyMethod::ApuPower;
     match way {
-        Way::None(reason) => {
-            found.miss(NAME, format!("{place}: {reason}"));
+        EnergyMethod::Unavailable(reason) => {
+            found.add_absent(NAME, format!("{place}: {reason}"));
             None
         }
-        Way::Accumulator(bits) => card.accumulator(name, bits, clock).or_else(|| {
-            found.miss(NAME, format!("{place}: gpu_metrics went away"));
+        EnergyMethod::Accumulator(bits) => card.open_accumulator(name, bits, clock).or_else(|| {
+            found.add_absent(NAME, format!("{place}: gpu_metrics went away"));
             None
         }),
-        Way::Power(_) | Way::Processor => match card.wattmeter(processor) {
+        EnergyMethod::Power(_) | EnergyMethod::ApuPower => match card.open_power_sensor(processor) {
             Some((gauge, file)) => {
-                if let Way::Power(reason) = way {
-                    found.miss(NAME, format!("{place}: {reason}; {file} is integrated instead"));
+                if let EnergyMethod::Power(reason) = way {
+                    found.add_absent(NAME, format!("{place}: {reason}; {file} is integrated instead"));
                 }
-                let domain = card.domain(name, processor, &gauge);
-                Some(Gauges::offered(NAME, vec![(domain, gauge)], MAX_RATE_HZ, clock))
+                let domain = card.power_domain(name, processor, &gauge);
+                Some(SensorFileGroup::open_source(NAME, vec![(domain, gauge)], MAX_RATE_HZ, clock))
             }
             None => {
-                let reason = if let Way::Power(reason) = way { reason } else { "no accumulator".into() };
-                found.miss(
+                let reason =
+                    if let EnergyMethod::Power(reason) = way { reason } else { "no accumulator".into() };
+                found.add_absent(
                     NAME,
                     format!(
                         "{place}: {reason}, and there is no power1_average or power1_input either; \
@@ -162,66 +169,72 @@ fn offer(card: &Card, name: &str, way: Way, clock: &Clock, found: &mut Inventory
 }
 
 /// One card.
-struct Card {
+struct AmdCard {
     /// "card0", whose number may change from boot to boot.
-    id: String,
-    folder: PathBuf,
+    name: String,
+    device_dir: PathBuf,
 }
 
 /// AMD's cards, in the order of their addresses.
-fn cards(class: &Path) -> Vec<Card> {
+fn list_cards(class: &Path) -> Vec<AmdCard> {
     let numbered = |id: &str| {
         id.strip_prefix("card").is_some_and(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()))
     };
-    let mut cards: Vec<Card> = fs::read_dir(class)
+    let mut cards: Vec<AmdCard> = fs::read_dir(class)
         .into_iter()
         .flatten()
         .flatten()
-        .map(|entry| Card {
-            id: entry.file_name().to_string_lossy().into_owned(),
-            folder: entry.path().join("device"),
+        .map(|entry| AmdCard {
+            name: entry.file_name().to_string_lossy().into_owned(),
+            device_dir: entry.path().join("device"),
         })
-        .filter(|card| numbered(&card.id) && text_of(&card.folder.join("vendor")).as_deref() == Some(VENDOR))
-        .map(|card| Card { folder: fs::canonicalize(&card.folder).unwrap_or(card.folder), ..card })
+        .filter(|card| {
+            numbered(&card.name)
+                && read_trimmed(&card.device_dir.join("vendor")).as_deref() == Some(AMD_VENDOR_ID)
+        })
+        .map(|card| AmdCard {
+            device_dir: fs::canonicalize(&card.device_dir).unwrap_or(card.device_dir),
+            ..card
+        })
         .collect();
-    cards.sort_by(|a, b| a.folder.cmp(&b.folder));
+    cards.sort_by(|a, b| a.device_dir.cmp(&b.device_dir));
     cards
 }
 
-impl Card {
-    fn metrics(&self) -> Option<Metrics> {
-        if sleeps(&self.folder) {
+impl AmdCard {
+    fn read_metrics(&self) -> Option<GpuMetrics> {
+        if is_suspended(&self.device_dir) {
             return None;
         }
-        let mut table = [0; PREFIX];
-        let length = Attribute::open(self.folder.join("gpu_metrics")).ok()?.bytes(0, &mut table)?;
-        Metrics::parse(&table[..length])
+        let mut table = [0; MAX_READ_BYTES];
+        let length = SysfsFile::open(self.device_dir.join("gpu_metrics")).ok()?.read_bytes(0, &mut table)?;
+        GpuMetrics::parse(&table[..length])
     }
 
     /// What stays the same over reboots: the card's own number, else its address.
-    fn device(&self) -> String {
-        text_of(&self.folder.join("unique_id"))
-            .or_else(|| pci_address(&self.folder))
-            .unwrap_or_else(|| self.id.clone())
+    fn device_id(&self) -> String {
+        read_trimmed(&self.device_dir.join("unique_id"))
+            .or_else(|| pci_address(&self.device_dir))
+            .unwrap_or_else(|| self.name.clone())
     }
 
-    fn chip(&self) -> Option<Chip> {
-        let chips = fs::read_dir(self.folder.join("hwmon")).ok()?;
+    fn hwmon_chip(&self) -> Option<HwmonChip> {
+        let chips = fs::read_dir(self.device_dir.join("hwmon")).ok()?;
         let mut folders: Vec<_> = chips.flatten().map(|entry| entry.path()).collect();
         folders.sort();
-        folders.iter().find_map(|folder| Chip::read(folder))
+        folders.iter().find_map(|folder| HwmonChip::read(folder))
     }
 
-    fn accumulator(&self, name: &str, bits: u32, clock: &Clock) -> Option<Opened> {
-        let table = Attribute::open(self.folder.join("gpu_metrics")).ok()?;
-        let source = Accumulator::new(table, bits, awake(&self.folder), clock);
+    fn open_accumulator(&self, name: &str, bits: u32, clock: &Clock) -> Option<OpenedSource> {
+        let table = SysfsFile::open(self.device_dir.join("gpu_metrics")).ok()?;
+        let source = AccumulatorSource::new(table, bits, not_suspended(&self.device_dir), clock);
         let domain = Domain {
             grade: Grade::Measured,
             latency_ns: LATENCY_NS,
-            quantum_uj: COUNT.ceil_uj(),
-            ..self.bare_domain(name, DomainKind::Gpu)
+            quantum_uj: ACCUMULATOR_UNIT.ceil_uj(),
+            ..self.base_domain(name, DomainKind::Gpu)
         };
-        Some(Opened {
+        Some(OpenedSource {
             name: NAME,
             source: Box::new(source),
             domains: vec![domain],
@@ -232,37 +245,38 @@ impl Card {
     }
 
     /// A meter of the card's power, and the name of its file. `power1_average` is a mean over a time that nobody tells.
-    fn wattmeter(&self, processor: bool) -> Option<(Gauge, &'static str)> {
-        let chip = self.chip()?;
-        let open =
-            |file: &'static str| Some((open_unless_asleep(chip.file(file)?, &self.folder).ok()?, file));
+    fn open_power_sensor(&self, processor: bool) -> Option<(SensorFile, &'static str)> {
+        let chip = self.hwmon_chip()?;
+        let open = |file: &'static str| {
+            Some((open_unless_suspended(chip.find_file(file)?, &self.device_dir).ok()?, file))
+        };
         let (power, file) = open("power1_average").or_else(|| open("power1_input"))?;
         let kind = if processor { DomainKind::Soc } else { DomainKind::Gpu };
         // Three times the limit on the mean: excursions of 100 µs may be as high (PCI Express).
         let limit_mw =
-            chip.number("power1_cap_max").filter(|limit| *limit > 0).map(|limit| limit / 1_000 * 3);
+            chip.read_number("power1_cap_max").filter(|limit| *limit > 0).map(|limit| limit / 1_000 * 3);
         let plausible_mw = plausible_ceiling_mw(kind);
         let ceiling_mw = limit_mw.unwrap_or(plausible_mw).min(plausible_mw);
-        let meter = Wattmeter::momentary(Wattage::Microwatts(power), ceiling_mw);
-        Some((Gauge::power(meter).only_while(awake(&self.folder)), file))
+        let meter = PowerSensor::instantaneous(PowerInput::Microwatts(power), ceiling_mw);
+        Some((SensorFile::power(meter).with_condition(not_suspended(&self.device_dir)), file))
     }
 
     /// The domain of a card whose power is integrated. What a processor with graphics shows is the whole socket's power,
     /// which the package's counter has too where there is one.
-    fn domain(&self, name: &str, processor: bool, gauge: &Gauge) -> Domain {
+    fn power_domain(&self, name: &str, processor: bool, gauge: &SensorFile) -> Domain {
         Domain {
             parent: processor.then(|| "package-0".to_owned()),
             latency_ns: gauge.latency_ns(),
-            ..self.bare_domain(name, if processor { DomainKind::Soc } else { DomainKind::Gpu })
+            ..self.base_domain(name, if processor { DomainKind::Soc } else { DomainKind::Gpu })
         }
     }
 
-    fn bare_domain(&self, name: &str, kind: DomainKind) -> Domain {
+    fn base_domain(&self, name: &str, kind: DomainKind) -> Domain {
         Domain {
             name: name.into(),
             kind,
             source: NAME.into(),
-            device: Some(self.device()),
+            device: Some(self.device_id()),
             parent: None,
             grade: Grade::Integrated,
             ceiling_mw: Some(plausible_ceiling_mw(kind)),
@@ -276,40 +290,43 @@ impl Card {
 mod tests {
     use super::*;
 
-    fn metrics(energy: u64, boot_ns: u64, power_w: u16) -> Option<Metrics> {
-        Some(Metrics {
-            apu: false,
-            energy: Some(energy),
+    fn metrics(energy: u64, boot_ns: u64, power_w: u16) -> Option<GpuMetrics> {
+        Some(GpuMetrics {
+            is_apu: false,
+            energy_count: Some(energy),
             boot_ns: Some(boot_ns),
             power_w: Some(power_w),
-            bits: 64,
+            counter_bits: 64,
         })
     }
 
     #[test]
     fn an_accumulator_that_moves_as_the_card_says_is_taken() {
         // 100 W for 20 ms are 2 J: 131 072 counts.
-        let way = judge(metrics(5, 1_000, 100), metrics(131_077, 20_001_000, 100), 1);
-        assert_eq!(way, Way::Accumulator(64));
+        let way = choose_method(metrics(5, 1_000, 100), metrics(131_077, 20_001_000, 100), 1);
+        assert_eq!(way, EnergyMethod::Accumulator(64));
         // The card was idle when its mean was taken.
-        assert_eq!(judge(metrics(5, 1, 4), metrics(131_077, 20_000_001, 4), 1), Way::Accumulator(64));
+        assert_eq!(
+            choose_method(metrics(5, 1, 4), metrics(131_077, 20_000_001, 4), 1),
+            EnergyMethod::Accumulator(64)
+        );
     }
 
     #[test]
     fn an_accumulator_in_another_unit_or_one_that_stands_still_is_not() {
         let told = |way| match way {
-            Way::Power(reason) => reason,
+            EnergyMethod::Power(reason) => reason,
             other => panic!("{other:?}"),
         };
-        let other_unit = told(judge(metrics(5, 1_000, 100), metrics(2_000_005, 20_001_000, 100), 1));
+        let other_unit = told(choose_method(metrics(5, 1_000, 100), metrics(2_000_005, 20_001_000, 100), 1));
         assert!(other_unit.contains("1525 W where the card says 100 W"), "{other_unit}");
-        let stuck = told(judge(metrics(5, 1_000, 100), metrics(5, 20_001_000, 100), 1));
+        let stuck = told(choose_method(metrics(5, 1_000, 100), metrics(5, 20_001_000, 100), 1));
         assert!(stuck.contains("stands still at 5"), "{stuck}");
     }
 
     #[test]
     fn a_die_without_energy_and_power_is_the_second_one() {
-        let way = judge(metrics(0, 1_000, 0), metrics(0, 20_001_000, 0), 1);
-        assert!(matches!(way, Way::None(reason) if reason.contains("second die")));
+        let way = choose_method(metrics(0, 1_000, 0), metrics(0, 20_001_000, 0), 1);
+        assert!(matches!(way, EnergyMethod::Unavailable(reason) if reason.contains("second die")));
     }
 }

@@ -2,8 +2,8 @@
 //!
 //! Owns that one choice.
 
-use super::Settings;
-use super::apple_calls_ffi::Calls;
+use super::SourceSettings;
+use super::apple_calls_ffi::AppleFunctions;
 use super::apple_loaded_ffi as loaded;
 use super::apple_system as system;
 
@@ -11,9 +11,9 @@ use super::apple_system as system;
 ///
 /// # Errors
 /// They are not there, in words for the administrator.
-pub fn calls(settings: &Settings) -> Result<Calls, String> {
+pub fn load_functions(settings: &SourceSettings) -> Result<AppleFunctions, String> {
     match &settings.apple_library {
-        Some(path) => loaded::calls(path),
-        None => system::calls(),
+        Some(path) => loaded::load_functions(path),
+        None => system::load_functions(),
     }
 }

@@ -10,13 +10,13 @@ use std::ffi::{CStr, c_char, c_void};
 use std::ptr::NonNull;
 
 /// Any object of CoreFoundation's (`CFTypeRef`); null is none.
-pub type Object = *const c_void;
+pub type CfRef = *const c_void;
 
 /// An object of IOKit's in this process (`io_object_t`, a Mach port name); 0 is none.
-pub type Port = u32;
+pub type MachPort = u32;
 
 /// Text as CoreFoundation counts it: UTF-8.
-pub const UTF_8: u32 = 0x0800_0100;
+pub const CF_STRING_ENCODING_UTF8: u32 = 0x0800_0100;
 
 /// Makes a struct of C functions and the way to fill it by name.
 macro_rules! calls {
@@ -64,63 +64,63 @@ macro_rules! calls {
 calls! {
     /// CoreFoundation: what is needed to take apart what IOReport gives.
     Foundation {
-        CFRelease as release: fn(Object);
-        CFGetTypeID as kind_of: fn(Object) -> usize;
+        CFRelease as release: fn(CfRef);
+        CFGetTypeID as kind_of: fn(CfRef) -> usize;
         CFStringGetTypeID as string_kind: fn() -> usize;
         CFArrayGetTypeID as array_kind: fn() -> usize;
         CFDictionaryGetTypeID as dictionary_kind: fn() -> usize;
         CFDataGetTypeID as data_kind: fn() -> usize;
-        CFStringCreateWithBytes as string_create: fn(Object, *const u8, isize, u32, u8) -> Object;
-        CFStringGetCString as string_read: fn(Object, *mut c_char, isize, u32) -> u8;
-        CFDictionaryGetValue as dictionary_get: fn(Object, Object) -> Object;
-        CFDictionaryCreateMutableCopy as dictionary_copy: fn(Object, isize, Object) -> Object;
-        CFDictionarySetValue as dictionary_set: fn(Object, Object, Object);
-        CFArrayGetCount as array_count: fn(Object) -> isize;
-        CFArrayGetValueAtIndex as array_get: fn(Object, isize) -> Object;
-        CFArrayCreateMutableCopy as array_copy: fn(Object, isize, Object) -> Object;
-        CFArrayRemoveValueAtIndex as array_remove: fn(Object, isize);
-        CFDataGetLength as data_length: fn(Object) -> isize;
-        CFDataGetBytePtr as data_bytes: fn(Object) -> *const u8;
+        CFStringCreateWithBytes as string_create: fn(CfRef, *const u8, isize, u32, u8) -> CfRef;
+        CFStringGetCString as string_read: fn(CfRef, *mut c_char, isize, u32) -> u8;
+        CFDictionaryGetValue as dictionary_get: fn(CfRef, CfRef) -> CfRef;
+        CFDictionaryCreateMutableCopy as dictionary_copy: fn(CfRef, isize, CfRef) -> CfRef;
+        CFDictionarySetValue as dictionary_set: fn(CfRef, CfRef, CfRef);
+        CFArrayGetCount as array_count: fn(CfRef) -> isize;
+        CFArrayGetValueAtIndex as array_get: fn(CfRef, isize) -> CfRef;
+        CFArrayCreateMutableCopy as array_copy: fn(CfRef, isize, CfRef) -> CfRef;
+        CFArrayRemoveValueAtIndex as array_remove: fn(CfRef, isize);
+        CFDataGetLength as data_length: fn(CfRef) -> isize;
+        CFDataGetBytePtr as data_bytes: fn(CfRef) -> *const u8;
     }
 }
 
 calls! {
     /// IOReport (`/usr/lib/libIOReport.dylib`), which Apple does not document.
     Report {
-        IOReportCopyChannelsInGroup as copy_channels: fn(Object, Object, u64, u64, u64) -> Object;
-        IOReportCreateSubscription as subscribe: fn(Object, Object, *mut Object, u64, Object) -> Object;
-        IOReportCreateSamples as sample: fn(Object, Object, Object) -> Object;
-        IOReportChannelGetChannelName as name_of: fn(Object) -> Object;
-        IOReportChannelGetUnitLabel as unit_of: fn(Object) -> Object;
-        IOReportChannelGetFormat as format_of: fn(Object) -> i32;
-        IOReportSimpleGetIntegerValue as value_of: fn(Object, i32) -> i64;
+        IOReportCopyChannelsInGroup as copy_channels: fn(CfRef, CfRef, u64, u64, u64) -> CfRef;
+        IOReportCreateSubscription as subscribe: fn(CfRef, CfRef, *mut CfRef, u64, CfRef) -> CfRef;
+        IOReportCreateSamples as sample: fn(CfRef, CfRef, CfRef) -> CfRef;
+        IOReportChannelGetChannelName as name_of: fn(CfRef) -> CfRef;
+        IOReportChannelGetUnitLabel as unit_of: fn(CfRef) -> CfRef;
+        IOReportChannelGetFormat as format_of: fn(CfRef) -> i32;
+        IOReportSimpleGetIntegerValue as value_of: fn(CfRef, i32) -> i64;
     }
 }
 
 calls! {
     /// IOKit and Mach: the way to the System Management Controller, and the length of a tick.
     Kit {
-        IOServiceMatching as matching: fn(*const c_char) -> Object;
-        IOServiceGetMatchingServices as services: fn(Port, Object, *mut Port) -> i32;
-        IOIteratorNext as next: fn(Port) -> Port;
-        IORegistryEntryGetName as name_of: fn(Port, *mut c_char) -> i32;
-        IOObjectRelease as release: fn(Port) -> i32;
-        IOServiceOpen as open: fn(Port, Port, u32, *mut Port) -> i32;
-        IOServiceClose as close: fn(Port) -> i32;
-        IOConnectCallStructMethod as call: fn(Port, u32, *const c_void, usize, *mut c_void, *mut usize) -> i32;
+        IOServiceMatching as matching: fn(*const c_char) -> CfRef;
+        IOServiceGetMatchingServices as services: fn(MachPort, CfRef, *mut MachPort) -> i32;
+        IOIteratorNext as next: fn(MachPort) -> MachPort;
+        IORegistryEntryGetName as name_of: fn(MachPort, *mut c_char) -> i32;
+        IOObjectRelease as release: fn(MachPort) -> i32;
+        IOServiceOpen as open: fn(MachPort, MachPort, u32, *mut MachPort) -> i32;
+        IOServiceClose as close: fn(MachPort) -> i32;
+        IOConnectCallStructMethod as call: fn(MachPort, u32, *const c_void, usize, *mut c_void, *mut usize) -> i32;
         mach_timebase_info as timebase: fn(*mut [u32; 2]) -> i32;
     }
 }
 
 /// Everything, and this process's own port, which IOKit wants to see.
 #[derive(Clone, Copy)]
-pub struct Calls {
+pub struct AppleFunctions {
     /// CoreFoundation.
     pub foundation: Foundation,
     /// IOKit and Mach.
     pub kit: Kit,
     /// `mach_task_self()`, which is a variable.
-    pub task: Port,
+    pub task: MachPort,
     /// IOReport, or why it is not there.
     pub report: Result<Report, &'static str>,
 }

@@ -7,9 +7,9 @@ use std::ffi::{CStr, c_void};
 use std::ptr::NonNull;
 
 /// A loaded library.
-pub struct Library(NonNull<c_void>);
+pub struct DynamicLibrary(NonNull<c_void>);
 
-impl Library {
+impl DynamicLibrary {
     /// Loads the library at `path`, or finds it where it is loaded already.
     ///
     /// # Errors
@@ -18,22 +18,22 @@ impl Library {
         // SAFETY: the path ends with NUL. The library's initialisers run, which is what loading a library means; the
         // path is the system's own or one that the administrator configured.
         let handle = unsafe { libc::dlopen(path.as_ptr(), libc::RTLD_NOW | libc::RTLD_LOCAL) };
-        NonNull::new(handle).map(Self).ok_or_else(complaint)
+        NonNull::new(handle).map(Self).ok_or_else(loader_error)
     }
 
     /// Where the library has `name`.
     ///
     /// # Errors
     /// It has no such name.
-    pub fn address(&self, name: &CStr) -> Result<NonNull<c_void>, String> {
+    pub fn symbol_address(&self, name: &CStr) -> Result<NonNull<c_void>, String> {
         // SAFETY: the handle came from dlopen and is never closed; the name ends with NUL.
         let found = unsafe { libc::dlsym(self.0.as_ptr(), name.as_ptr()) };
-        NonNull::new(found).ok_or_else(complaint)
+        NonNull::new(found).ok_or_else(loader_error)
     }
 }
 
 /// What the loader complains of.
-fn complaint() -> String {
+fn loader_error() -> String {
     // SAFETY: dlerror gives null, or a text ended by NUL that is this thread's until its next call of the loader's.
     let said = unsafe {
         let said = libc::dlerror();

@@ -7,26 +7,26 @@ use std::ffi::CString;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use super::apple_calls_ffi::{Calls, Foundation, Kit, Report};
-use super::apple_library_ffi::Library;
+use super::apple_calls_ffi::{AppleFunctions, Foundation, Kit, Report};
+use super::apple_library_ffi::DynamicLibrary;
 
 /// The table, all of it from the library at `path`.
 ///
 /// # Errors
 /// What the loader says: there is no library, or it lacks a name.
-pub fn calls(path: &Path) -> Result<Calls, String> {
+pub fn load_functions(path: &Path) -> Result<AppleFunctions, String> {
     let path =
         CString::new(path.as_os_str().as_bytes()).map_err(|_| "the path has a NUL in it".to_owned())?;
-    let library = Library::load(&path)?;
+    let library = DynamicLibrary::load(&path)?;
     // SAFETY: the administrator named the library as one that has Apple's functions with their types, and a `Library` stays
     // loaded.
     let (foundation, kit, report) = unsafe {
         (
-            Foundation::find(|name| library.address(name))?,
-            Kit::find(|name| library.address(name))?,
-            Report::find(|name| library.address(name)),
+            Foundation::find(|name| library.symbol_address(name))?,
+            Kit::find(|name| library.symbol_address(name))?,
+            Report::find(|name| library.symbol_address(name)),
         )
     };
     let report = report.map_err(|_| "the library that stands in has not all of IOReport");
-    Ok(Calls { foundation, kit, task: 1, report })
+    Ok(AppleFunctions { foundation, kit, task: 1, report })
 }

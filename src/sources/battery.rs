@@ -10,12 +10,12 @@ use std::path::{Path, PathBuf};
 use crate::clock::Clock;
 use crate::domain::{Domain, DomainKind, Grade};
 
-use super::attribute::{Attribute, text_of};
 use super::counter::plausible_ceiling_mw;
-use super::gauge::{Condition, Gauge, Gauges};
-use super::integral::ROUNDING_UJ;
-use super::wattmeter::{Wattage, Wattmeter};
-use super::{Inventory, Settings};
+use super::energy_integral::ROUNDING_UJ;
+use super::power_sensor::{PowerInput, PowerSensor};
+use super::sensor_files::{ReadCondition, SensorFile, SensorFileGroup};
+use super::sysfs_file::{SysfsFile, read_trimmed};
+use super::{Inventory, SourceSettings};
 
 /// The mechanism's name.
 pub const NAME: &str = "battery";
@@ -28,31 +28,31 @@ const DISCHARGING: &str = "Discharging";
 const MAX_RATE_HZ: f64 = 10.0;
 
 /// Opens every battery that there is.
-pub fn open(settings: &Settings, clock: &Clock) -> Inventory {
+pub fn open(settings: &SourceSettings, clock: &Clock) -> Inventory {
     let class = settings.sysfs_root.join("class/power_supply");
     let mut found = Inventory::default();
     let mut gauges = Vec::new();
-    for folder in batteries(&class) {
+    for folder in list_batteries(&class) {
         let id = folder.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-        match gauge_in(&folder) {
-            Ok(gauge) => gauges.push((domain_of(&format!("battery-{}", gauges.len()), &id), gauge)),
-            Err(reason) => found.miss(NAME, format!("{id}: {reason}")),
+        match open_sensor(&folder) {
+            Ok(gauge) => gauges.push((battery_domain(&format!("battery-{}", gauges.len()), &id), gauge)),
+            Err(reason) => found.add_absent(NAME, format!("{id}: {reason}")),
         }
     }
     if gauges.is_empty() && found.absent.is_empty() {
-        found.miss(NAME, format!("none in {}; a machine on the mains needs none", class.display()));
+        found.add_absent(NAME, format!("none in {}; a machine on the mains needs none", class.display()));
     }
     if !gauges.is_empty() {
-        found.opened.push(Gauges::offered(NAME, gauges, MAX_RATE_HZ, clock));
+        found.opened.push(SensorFileGroup::open_source(NAME, gauges, MAX_RATE_HZ, clock));
     }
     found
 }
 
 /// The folders of the batteries that feed the machine, by name.
-fn batteries(class: &Path) -> Vec<PathBuf> {
+fn list_batteries(class: &Path) -> Vec<PathBuf> {
     let feeds = |folder: &PathBuf| {
-        text_of(&folder.join("type")).as_deref() == Some("Battery")
-            && text_of(&folder.join("scope")).as_deref() != Some("Device")
+        read_trimmed(&folder.join("type")).as_deref() == Some("Battery")
+            && read_trimmed(&folder.join("scope")).as_deref() != Some("Device")
     };
     let entries = fs::read_dir(class).into_iter().flatten().flatten();
     let mut folders: Vec<_> = entries.map(|entry| entry.path()).filter(feeds).collect();
@@ -60,21 +60,21 @@ fn batteries(class: &Path) -> Vec<PathBuf> {
     folders
 }
 
-fn gauge_in(folder: &Path) -> Result<Gauge, String> {
-    let number = |name: &str| Attribute::open_number(folder.join(name)).ok();
+fn open_sensor(folder: &Path) -> Result<SensorFile, String> {
+    let number = |name: &str| SysfsFile::open_number(folder.join(name)).ok();
     let wattage = match (number("power_now"), number("voltage_now"), number("current_now")) {
-        (Some(power), _, _) => Wattage::Microwatts(power),
-        (None, Some(volts), Some(amperes)) => Wattage::Product(volts, amperes, 1_000_000),
+        (Some(power), _, _) => PowerInput::Microwatts(power),
+        (None, Some(volts), Some(amperes)) => PowerInput::VoltageTimesCurrent(volts, amperes, 1_000_000),
         _ => return Err("shows neither power_now nor voltage_now and current_now".into()),
     };
-    let status = Attribute::open(folder.join("status"))
+    let status = SysfsFile::open(folder.join("status"))
         .map_err(|error| format!("status: {error}; without it nobody knows whether it charges"))?;
-    let meter = Wattmeter::momentary(wattage, plausible_ceiling_mw(DomainKind::Battery));
-    let discharging = Condition { attribute: status, word: DISCHARGING, wanted: true };
-    Ok(Gauge::power(meter).only_while(Some(discharging)))
+    let meter = PowerSensor::instantaneous(wattage, plausible_ceiling_mw(DomainKind::Battery));
+    let discharging = ReadCondition { file: status, word: DISCHARGING, must_equal: true };
+    Ok(SensorFile::power(meter).with_condition(Some(discharging)))
 }
 
-fn domain_of(name: &str, id: &str) -> Domain {
+fn battery_domain(name: &str, id: &str) -> Domain {
     Domain {
         name: name.into(),
         kind: DomainKind::Battery,

@@ -9,24 +9,25 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::domain::{Domain, DomainKind};
 
 use super::duplicate::DuplicatePair;
-use super::liveness::Seen;
-use super::selection::select;
-use super::{Inventory, Opened, hwmon};
+use super::probe::ProbeResult;
+use super::selection::select_domains;
+use super::{Inventory, OpenedSource, hwmon};
 
 /// A domain's place: which source, which of its domains.
-type Place = (usize, usize);
+type DomainIndex = (usize, usize);
 
 /// Leaves every domain in one source only, and notes what went.
-pub fn keep_each_once(found: &mut Inventory, seen: Seen) {
+pub fn keep_preferred(found: &mut Inventory, seen: ProbeResult) {
     let mut kept: Vec<Vec<bool>> =
         found.opened.iter().map(|source| vec![true; source.domains.len()]).collect();
-    tell_disagreements(found, &seen);
+    report_disagreements(found, &seen);
     drop_psys_copies(found, &mut kept);
-    drop_doubles(found, &mut kept);
-    keep_pairs(found, seen, &kept);
+    drop_repeated_domains(found, &mut kept);
+    keep_duplicate_pairs(found, seen, &kept);
     let opened = std::mem::take(&mut found.opened);
-    found.opened = opened.into_iter().zip(kept).filter_map(|(source, kept)| select(source, &kept)).collect();
-    settle_parents(found.opened.iter_mut().flat_map(|source| &mut source.domains).collect());
+    found.opened =
+        opened.into_iter().zip(kept).filter_map(|(source, kept)| select_domains(source, &kept)).collect();
+    resolve_parents(found.opened.iter_mut().flat_map(|source| &mut source.domains).collect());
 }
 
 /// Of what a source brings that answered late, keeps the domains that `present` does not have, and adds the pairs of the
@@ -39,30 +40,30 @@ pub fn keep_new(found: &mut Inventory, present: &[&Domain], packages: &BTreeSet<
             let taken = domains.iter().find(|other| other.name == domain.name);
             kept.push(taken.is_none());
             if let Some(other) = taken {
-                found.miss(source.name, format!("{} is read by {}", domain.name, other.source));
+                found.add_absent(source.name, format!("{} is read by {}", domain.name, other.source));
                 continue;
             }
-            let pair = |one: &Domain| DuplicatePair::of(one, domain, packages);
+            let pair = |one: &Domain| DuplicatePair::candidate(one, domain, packages);
             found.duplicates.extend(domains.iter().filter_map(pair));
             domains.push(domain.clone());
         }
-        found.opened.extend(select(source, &kept));
+        found.opened.extend(select_domains(source, &kept));
     }
 }
 
 /// The pairs of domains that stay, by the names that these have now.
-fn keep_pairs(found: &mut Inventory, seen: Seen, kept: &[Vec<bool>]) {
-    let is_kept = |(source, domain): Place| kept[source][domain];
+fn keep_duplicate_pairs(found: &mut Inventory, seen: ProbeResult, kept: &[Vec<bool>]) {
+    let is_kept = |(source, domain): DomainIndex| kept[source][domain];
     for mut candidate in seen.candidates {
         if is_kept(candidate.original) && is_kept(candidate.copy) {
-            let name = |(source, domain): Place| found.opened[source].domains[domain].name.clone();
+            let name = |(source, domain): DomainIndex| found.opened[source].domains[domain].name.clone();
             (candidate.pair.original, candidate.pair.copy) = (name(candidate.original), name(candidate.copy));
             found.duplicates.push(candidate.pair);
         }
     }
 }
 
-fn tell_disagreements(found: &mut Inventory, seen: &Seen) {
+fn report_disagreements(found: &mut Inventory, seen: &ProbeResult) {
     for disagreement in &seen.disagreements {
         let (first, second) = (&found.opened[disagreement.first.0], &found.opened[disagreement.second.0]);
         let name = &first.domains[disagreement.first.1].name;
@@ -73,7 +74,7 @@ fn tell_disagreements(found: &mut Inventory, seen: &Seen) {
             first.name, first.name, second.name
         );
         let source = second.name;
-        found.miss(source, reason);
+        found.add_absent(source, reason);
     }
 }
 
@@ -81,7 +82,7 @@ fn tell_disagreements(found: &mut Inventory, seen: &Seen) {
 /// called "psys".
 fn drop_psys_copies(found: &mut Inventory, kept: &mut [Vec<bool>]) {
     for mechanism in mechanisms(found) {
-        let copies: Vec<Place> = places(found)
+        let copies: Vec<DomainIndex> = domain_indices(found)
             .filter(|&(source, domain)| {
                 let opened = &found.opened[source];
                 opened.name == mechanism
@@ -89,13 +90,14 @@ fn drop_psys_copies(found: &mut Inventory, kept: &mut [Vec<bool>]) {
                     && kept[source][domain]
             })
             .collect();
-        let Some(&chosen) = copies.iter().find(|place| advanced(found, **place)).or(copies.first()) else {
+        let Some(&chosen) = copies.iter().find(|place| has_advanced(found, **place)).or(copies.first())
+        else {
             continue;
         };
         for copy in copies.into_iter().filter(|copy| *copy != chosen) {
             kept[copy.0][copy.1] = false;
             let cpu = found.opened[copy.0].cpu.map_or(String::new(), |cpu| format!(" on CPU {cpu}"));
-            found.miss(
+            found.add_absent(
                 mechanism,
                 format!("psys{cpu}: the platform has one psys, which another package shows"),
             );
@@ -104,14 +106,14 @@ fn drop_psys_copies(found: &mut Inventory, kept: &mut [Vec<bool>]) {
     }
 }
 
-fn drop_doubles(found: &mut Inventory, kept: &mut [Vec<bool>]) {
-    let mut shown = BTreeMap::<String, Vec<Place>>::new();
-    for (source, domain) in places(found).filter(|&(source, domain)| kept[source][domain]) {
+fn drop_repeated_domains(found: &mut Inventory, kept: &mut [Vec<bool>]) {
+    let mut shown = BTreeMap::<String, Vec<DomainIndex>>::new();
+    for (source, domain) in domain_indices(found).filter(|&(source, domain)| kept[source][domain]) {
         shown.entry(found.opened[source].domains[domain].name.clone()).or_default().push((source, domain));
     }
     let mut said = BTreeMap::<(&'static str, &'static str), Vec<String>>::new();
     for (name, shown) in shown {
-        let Some(&chosen) = shown.iter().find(|place| advanced(found, **place)).or(shown.first()) else {
+        let Some(&chosen) = shown.iter().find(|place| has_advanced(found, **place)).or(shown.first()) else {
             continue;
         };
         for copy in shown.into_iter().filter(|copy| *copy != chosen) {
@@ -127,7 +129,7 @@ fn drop_doubles(found: &mut Inventory, kept: &mut [Vec<bool>]) {
             .zip(&*kept)
             .all(|(source, kept)| source.name != loser || !kept.contains(&true));
         let which = if all { "its domains".to_owned() } else { names.join(", ") };
-        found.miss(
+        found.add_absent(
             loser,
             format!("{which} {} read by {winner}", if names.len() == 1 && !all { "is" } else { "are" }),
         );
@@ -135,7 +137,7 @@ fn drop_doubles(found: &mut Inventory, kept: &mut [Vec<bool>]) {
 }
 
 /// Names as parents only what is there, whichever mechanism shows it: psys contains packages and memory.
-pub fn settle_parents(mut domains: Vec<&mut Domain>) {
+pub fn resolve_parents(mut domains: Vec<&mut Domain>) {
     let names: BTreeSet<String> = domains.iter().map(|domain| domain.name.clone()).collect();
     for domain in &mut domains {
         domain.parent = domain.parent.take().filter(|parent| names.contains(parent));
@@ -143,13 +145,13 @@ pub fn settle_parents(mut domains: Vec<&mut Domain>) {
             domain.parent = Some("psys".to_owned()).filter(|psys| names.contains(psys));
         }
     }
-    settle_modules(domains);
+    assign_gpus_to_modules(domains);
 }
 
 /// The modules of Grace Hopper and its kin contain their GPUs (the board's meter sees both), which another mechanism
 /// shows. Both are numbered by their place on the board, so equal parts of the GPUs go to each module; where they cannot
 /// be dealt out evenly the last ones go to the last module: a joule too few is better than one counted twice.
-fn settle_modules(domains: Vec<&mut Domain>) {
+fn assign_gpus_to_modules(domains: Vec<&mut Domain>) {
     let is_module = |domain: &Domain| domain.kind == DomainKind::Module && domain.source == hwmon::NAME;
     let modules: Vec<String> =
         domains.iter().filter(|domain| is_module(domain)).map(|module| module.name.clone()).collect();
@@ -169,12 +171,13 @@ fn settle_modules(domains: Vec<&mut Domain>) {
 /// What the mechanism for NVIDIA's cards calls itself.
 const NVML: &str = "nvml";
 
-fn advanced(found: &Inventory, (source, domain): Place) -> bool {
+fn has_advanced(found: &Inventory, (source, domain): DomainIndex) -> bool {
     found.opened[source].advanced[domain]
 }
 
-fn places(found: &Inventory) -> impl Iterator<Item = Place> + '_ {
-    let of = |(nth, source): (usize, &Opened)| (0..source.domains.len()).map(move |domain| (nth, domain));
+fn domain_indices(found: &Inventory) -> impl Iterator<Item = DomainIndex> + '_ {
+    let of =
+        |(nth, source): (usize, &OpenedSource)| (0..source.domains.len()).map(move |domain| (nth, domain));
     found.opened.iter().enumerate().flat_map(of)
 }
 
@@ -190,12 +193,12 @@ mod tests {
     use crate::domain::{EnergyReading, Grade};
     use crate::sources::Source;
     use crate::sources::agreement::Disagreement;
-    use crate::sources::liveness::Candidate;
+    use crate::sources::probe::DuplicateCandidate;
 
     /// Answers with its own number, so that a test sees which readings belong to which domain.
-    struct Numbered(Vec<u64>);
+    struct FixedSource(Vec<u64>);
 
-    impl Source for Numbered {
+    impl Source for FixedSource {
         fn read(&mut self, into: &mut [EnergyReading]) -> Option<(u64, u64)> {
             for (reading, energy_uj) in into.iter_mut().zip(&self.0) {
                 *reading = EnergyReading { valid: true, energy_uj: *energy_uj, ..EnergyReading::default() };
@@ -204,7 +207,7 @@ mod tests {
         }
     }
 
-    fn opened(name: &'static str, domains: &[(&str, DomainKind, bool)]) -> Opened {
+    fn opened(name: &'static str, domains: &[(&str, DomainKind, bool)]) -> OpenedSource {
         let domain = |&(domain, kind, _): &(&str, DomainKind, bool)| Domain {
             name: domain.into(),
             kind,
@@ -216,9 +219,9 @@ mod tests {
             latency_ns: 0,
             quantum_uj: 1,
         };
-        Opened {
+        OpenedSource {
             name,
-            source: Box::new(Numbered((0..domains.len() as u64).collect())),
+            source: Box::new(FixedSource((0..domains.len() as u64).collect())),
             domains: domains.iter().map(domain).collect(),
             cpu: None,
             max_rate_hz: 1_000.0,
@@ -226,22 +229,22 @@ mod tests {
         }
     }
 
-    fn inventory(opened: Vec<Opened>) -> Inventory {
+    fn inventory(opened: Vec<OpenedSource>) -> Inventory {
         Inventory { opened, ..Inventory::default() }
     }
 
     fn names(found: &Inventory) -> Vec<(&str, &str)> {
-        let name = |(source, domain): Place| {
+        let name = |(source, domain): DomainIndex| {
             (found.opened[source].name, found.opened[source].domains[domain].name.as_str())
         };
-        places(found).map(name).collect()
+        domain_indices(found).map(name).collect()
     }
 
     #[test]
     fn what_perf_reads_powercap_does_not_read_again() {
         let domains = [("package-0", DomainKind::Package, true), ("dram-0", DomainKind::Dram, true)];
         let mut found = inventory(vec![opened("perf", &domains), opened("powercap", &domains)]);
-        keep_each_once(&mut found, Seen::default());
+        keep_preferred(&mut found, ProbeResult::default());
         assert_eq!(names(&found), [("perf", "package-0"), ("perf", "dram-0")]);
         assert_eq!(found.absent[0].source, "powercap");
         assert_eq!(found.absent[0].reason, "its domains are read by perf");
@@ -253,7 +256,7 @@ mod tests {
             opened("perf", &[("package-0", DomainKind::Package, true), ("psys", DomainKind::Psys, false)]),
             opened("powercap", &[("package-0", DomainKind::Package, true), ("psys", DomainKind::Psys, true)]),
         ]);
-        keep_each_once(&mut found, Seen::default());
+        keep_preferred(&mut found, ProbeResult::default());
         assert_eq!(names(&found), [("perf", "package-0"), ("powercap", "psys")]);
         let mut reading = [EnergyReading::default()];
         found.opened[1].source.read(&mut reading);
@@ -268,7 +271,7 @@ mod tests {
             opened("perf", &[("package-0", DomainKind::Package, true), ("psys", DomainKind::Psys, false)]),
             opened("perf", &[("package-1", DomainKind::Package, true), ("psys-1", DomainKind::Psys, true)]),
         ]);
-        keep_each_once(&mut found, Seen::default());
+        keep_preferred(&mut found, ProbeResult::default());
         assert_eq!(names(&found), [("perf", "package-0"), ("perf", "package-1"), ("perf", "psys")]);
         assert_eq!(found.opened[1].advanced, [true, true]);
     }
@@ -276,7 +279,7 @@ mod tests {
     #[test]
     fn a_platform_counter_that_never_moves_stays_visible_as_stuck() {
         let mut found = inventory(vec![opened("perf", &[("psys", DomainKind::Psys, false)])]);
-        keep_each_once(&mut found, Seen::default());
+        keep_preferred(&mut found, ProbeResult::default());
         assert_eq!(names(&found), [("perf", "psys")]);
         assert_eq!(found.opened[0].advanced, [false]);
     }
@@ -288,7 +291,7 @@ mod tests {
             opened("powercap", &[("psys", DomainKind::Psys, true)]),
         ]);
         found.opened[0].domains[1].parent = Some("package-1".into());
-        keep_each_once(&mut found, Seen::default());
+        keep_preferred(&mut found, ProbeResult::default());
         assert_eq!(found.opened[0].domains[0].parent.as_deref(), Some("psys"));
         assert_eq!(found.opened[0].domains[1].parent, None);
     }
@@ -303,18 +306,18 @@ mod tests {
             opened("nvml", &[("gpu-0", DomainKind::Gpu, true), ("gpu-1", DomainKind::Gpu, true)]),
             opened("amdgpu", &[("amdgpu-0", DomainKind::Gpu, true)]),
         ]);
-        keep_each_once(&mut found, Seen::default());
+        keep_preferred(&mut found, ProbeResult::default());
         let parents: Vec<_> = found.opened[1].domains.iter().map(|gpu| gpu.parent.as_deref()).collect();
         assert_eq!(parents, [Some("module-0"), Some("module-1")]);
         assert_eq!(found.opened[2].domains[0].parent, None);
     }
 
     #[test]
-    fn mechanisms_that_disagree_are_told_with_both_figures() {
+    fn mechanisms_that_disagree_are_reported_with_both_figures() {
         let domains = [("package-0", DomainKind::Package, true)];
         let mut found = inventory(vec![opened("perf", &domains), opened("msr", &domains)]);
         let disagreements = vec![Disagreement { first: (0, 0), second: (1, 0), energies_uj: (100, 200) }];
-        keep_each_once(&mut found, Seen { disagreements, ..Seen::default() });
+        keep_preferred(&mut found, ProbeResult { disagreements, ..ProbeResult::default() });
         let reason = &found.absent[0].reason;
         assert!(
             reason.contains("package-0") && reason.contains("100 µJ") && reason.contains("200 µJ"),
@@ -327,13 +330,13 @@ mod tests {
     fn a_pair_stays_where_both_its_domains_do() {
         let domains = [("package-0", DomainKind::Package, true), ("package-1", DomainKind::Package, true)];
         let mut found = inventory(vec![opened("perf", &domains), opened("powercap", &domains)]);
-        let pair = |original: Place, copy: Place| {
-            let of = |(source, domain): Place| &found.opened[source].domains[domain];
-            let pair = DuplicatePair::of(of(original), of(copy), &BTreeSet::new()).unwrap();
-            Candidate { original, copy, pair }
+        let pair = |original: DomainIndex, copy: DomainIndex| {
+            let of = |(source, domain): DomainIndex| &found.opened[source].domains[domain];
+            let pair = DuplicatePair::candidate(of(original), of(copy), &BTreeSet::new()).unwrap();
+            DuplicateCandidate { original, copy, pair }
         };
         let candidates = vec![pair((0, 0), (0, 1)), pair((0, 0), (1, 1)), pair((1, 0), (1, 1))];
-        keep_each_once(&mut found, Seen { candidates, ..Seen::default() });
+        keep_preferred(&mut found, ProbeResult { candidates, ..ProbeResult::default() });
         let kept: Vec<_> = found.duplicates.iter().map(|pair| (&*pair.original, &*pair.copy)).collect();
         assert_eq!(kept, [("package-0", "package-1")]);
     }

@@ -10,20 +10,22 @@ use crate::domain::{Domain, DomainKind, Grade};
 
 /// For each of `domains` whether it is part of the host's total. `live` says which can be relied on now; a domain that is
 /// not live is never counted, and those within it stand in for it.
-pub fn counted(domains: &[Domain], live: &[bool]) -> Vec<bool> {
+pub fn counted_in_total(domains: &[Domain], live: &[bool]) -> Vec<bool> {
     let live = |at: usize| live.get(at).copied().unwrap_or(false);
     let measured_cpu = (0..domains.len())
-        .any(|at| live(at) && is_measured(&domains[at]) && covers_the_cpu(domains[at].kind));
+        .any(|at| live(at) && is_not_estimated(&domains[at]) && covers_cpu(domains[at].kind));
     let counted_cpu = (0..domains.len())
-        .any(|at| live(at) && domains[at].grade < Grade::Integrated && covers_the_cpu(domains[at].kind));
+        .any(|at| live(at) && domains[at].grade < Grade::Integrated && covers_cpu(domains[at].kind));
     let eligible: Vec<bool> = (0..domains.len())
         .map(|at| {
             live(at)
-                && !is_beside(domains[at].kind)
+                && !is_never_counted(domains[at].kind)
                 && !(counted_cpu
                     && domains[at].kind == DomainKind::Psys
                     && domains[at].grade == Grade::Integrated)
-                && !(measured_cpu && domains[at].grade == Grade::Estimated && is_cpu_side(domains[at].kind))
+                && !(measured_cpu
+                    && domains[at].grade == Grade::Estimated
+                    && is_within_psys(domains[at].kind))
         })
         .collect();
     (0..domains.len())
@@ -32,13 +34,13 @@ pub fn counted(domains: &[Domain], live: &[bool]) -> Vec<bool> {
 }
 
 /// Kinds that stand beside the sum and are never part of it.
-fn is_beside(kind: DomainKind) -> bool {
+fn is_never_counted(kind: DomainKind) -> bool {
     matches!(kind, DomainKind::Battery | DomainKind::Rail)
 }
 
 /// Whether a live counter of this kind makes an estimate of the CPU unnecessary: it shows the CPU's energy, whole or the
 /// greater part of it.
-pub fn covers_the_cpu(kind: DomainKind) -> bool {
+pub fn covers_cpu(kind: DomainKind) -> bool {
     matches!(
         kind,
         DomainKind::Psys
@@ -51,7 +53,7 @@ pub fn covers_the_cpu(kind: DomainKind) -> bool {
 }
 
 /// Kinds that lie within the platform's counter even where nobody says so.
-fn is_cpu_side(kind: DomainKind) -> bool {
+fn is_within_psys(kind: DomainKind) -> bool {
     matches!(
         kind,
         DomainKind::Package
@@ -63,7 +65,7 @@ fn is_cpu_side(kind: DomainKind) -> bool {
     )
 }
 
-fn is_measured(domain: &Domain) -> bool {
+fn is_not_estimated(domain: &Domain) -> bool {
     domain.grade != Grade::Estimated
 }
 
@@ -81,7 +83,7 @@ fn ancestors(domains: &[Domain], at: usize) -> Vec<usize> {
             None => {}
         }
     }
-    let within_psys = [at].iter().chain(&above).any(|&domain| is_cpu_side(domains[domain].kind));
+    let within_psys = [at].iter().chain(&above).any(|&domain| is_within_psys(domains[domain].kind));
     if within_psys {
         above.extend((0..domains.len()).filter(|&psys| psys != at && domains[psys].kind == DomainKind::Psys));
     }
@@ -127,7 +129,7 @@ mod tests {
     }
 
     fn names(domains: &[Domain], live: &[bool]) -> Vec<String> {
-        let counted = counted(domains, live);
+        let counted = counted_in_total(domains, live);
         domains
             .iter()
             .zip(counted)
@@ -163,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn psys_contains_packages_even_where_nobody_says_so() {
+    fn psys_contains_packages_even_without_a_parent() {
         let domains =
             [domain("package-0", DomainKind::Package, None), domain("psys", DomainKind::Psys, None)];
         assert_eq!(names(&domains, &[true, true]), ["psys"]);
@@ -202,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn a_battery_and_a_rail_without_a_place_are_never_counted() {
+    fn a_battery_and_a_rail_of_unknown_position_are_never_counted() {
         let domains = [
             domain("battery-0", DomainKind::Battery, None),
             domain("ina226-0-power1", DomainKind::Rail, None),
@@ -237,7 +239,7 @@ mod tests {
             live in proptest::collection::vec(any::<bool>(), 8),
         ) {
             let server = server();
-            let counted = counted(&server, &live);
+            let counted = counted_in_total(&server, &live);
             for at in (0..server.len()).filter(|&at| counted[at]) {
                 prop_assert!(live[at]);
                 prop_assert!(!ancestors(&server, at).iter().any(|&above| counted[above]));

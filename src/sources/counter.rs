@@ -7,13 +7,13 @@
 
 use crate::domain::{DomainKind, EnergyReading};
 
-use super::unit::Unit;
+use super::energy_unit::EnergyUnit;
 
 /// How a counter counts, and what would be too much to believe.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Shape {
+pub struct CounterSpec {
     /// What one count stands for.
-    pub unit: Unit,
+    pub unit: EnergyUnit,
     /// The count that follows the largest one is 0 again: 2^32, or 2^64 for the kernel's perf counts.
     pub modulus: u128,
     /// No hardware of the kind can draw more for any length of time. See [`plausible_ceiling_mw`].
@@ -28,18 +28,18 @@ pub struct Shape {
 /// One counter's history: the last raw count, and everything counted since the first.
 #[derive(Debug, Clone)]
 pub struct Counter {
-    shape: Shape,
+    spec: CounterSpec,
     /// `None` before the first reading and after an interruption: then the next reading is only a baseline.
-    last: Option<Last>,
+    last: Option<LastCount>,
     /// Whether there ever was a baseline; only the first one opens no new epoch.
-    begun: bool,
+    has_baseline: bool,
     /// Counts since the first baseline, in all epochs together.
     counts: u128,
     epoch: u32,
 }
 
 #[derive(Debug, Clone, Copy)]
-struct Last {
+struct LastCount {
     raw: u64,
     /// The earliest instant at which it can have been read.
     before_ns: u64,
@@ -47,8 +47,8 @@ struct Last {
 
 impl Counter {
     /// A counter that has seen nothing yet.
-    pub fn new(shape: Shape) -> Self {
-        Self { shape, last: None, begun: false, counts: 0, epoch: 0 }
+    pub fn new(shape: CounterSpec) -> Self {
+        Self { spec: shape, last: None, has_baseline: false, counts: 0, epoch: 0 }
     }
 
     /// Takes the raw count read between `before_ns` and `after_ns`, and says what it means.
@@ -56,22 +56,22 @@ impl Counter {
     /// The first count is only the baseline. A count that cannot be on this counter (at or above the modulus)
     /// gives an invalid reading and counts as an interruption.
     pub fn advance(&mut self, raw: u64, before_ns: u64, after_ns: u64) -> EnergyReading {
-        if u128::from(raw) >= self.shape.modulus {
+        if u128::from(raw) >= self.spec.modulus {
             self.interrupt();
             return EnergyReading::default();
         }
         match self.last {
-            None if self.begun => self.epoch = self.epoch.wrapping_add(1),
-            None => self.begun = true,
-            Some(last) => match self.believable(last, raw, after_ns) {
+            None if self.has_baseline => self.epoch = self.epoch.wrapping_add(1),
+            None => self.has_baseline = true,
+            Some(last) => match self.plausible_delta(last, raw, after_ns) {
                 Some(delta) => self.counts += delta,
                 None => self.epoch = self.epoch.wrapping_add(1),
             },
         }
-        self.last = Some(Last { raw, before_ns });
+        self.last = Some(LastCount { raw, before_ns });
         EnergyReading {
             valid: true,
-            energy_uj: u64::try_from(self.shape.unit.to_uj(self.counts)).unwrap_or(u64::MAX),
+            energy_uj: u64::try_from(self.spec.unit.to_uj(self.counts)).unwrap_or(u64::MAX),
             uncertainty_uj: 0,
             stamp_ns: 0,
             epoch: self.epoch,
@@ -86,21 +86,21 @@ impl Counter {
 
     /// Counts since `last`, or `None` where they cannot be told: too much power to be true (a restart seen as a
     /// wrap, a jump), or so long a gap that the counter may have wrapped more than once.
-    fn believable(&self, last: Last, raw: u64, after_ns: u64) -> Option<u128> {
+    fn plausible_delta(&self, last: LastCount, raw: u64, after_ns: u64) -> Option<u128> {
         let elapsed_ns = after_ns.saturating_sub(last.before_ns);
-        let most_uj = self.most_uj(elapsed_ns);
-        if most_uj >= u128::from(self.shape.range_uj) {
+        let most_uj = self.max_growth_uj(elapsed_ns);
+        if most_uj >= u128::from(self.spec.range_uj) {
             return None;
         }
         let (raw, before) = (u128::from(raw), u128::from(last.raw));
-        let delta = if raw >= before { raw - before } else { self.shape.modulus - (before - raw) };
-        (self.shape.unit.to_uj(delta) <= most_uj).then_some(delta)
+        let delta = if raw >= before { raw - before } else { self.spec.modulus - (before - raw) };
+        (self.spec.unit.to_uj(delta) <= most_uj).then_some(delta)
     }
 
     /// The most that the counter can have grown in `elapsed_ns` between two reads. mW times ns are pJ.
-    fn most_uj(&self, elapsed_ns: u64) -> u128 {
-        let seen_ns = u128::from(elapsed_ns) + u128::from(self.shape.staleness_ns);
-        u128::from(self.shape.ceiling_mw) * seen_ns / 1_000_000 + u128::from(self.shape.unit.ceil_uj())
+    fn max_growth_uj(&self, elapsed_ns: u64) -> u128 {
+        let seen_ns = u128::from(elapsed_ns) + u128::from(self.spec.staleness_ns);
+        u128::from(self.spec.ceiling_mw) * seen_ns / 1_000_000 + u128::from(self.spec.unit.ceil_uj())
     }
 }
 
@@ -126,8 +126,8 @@ mod tests {
     const MS: u64 = 1_000_000;
 
     fn rapl(shift: u32) -> Counter {
-        let unit = Unit::joules_over_power_of_two(shift).unwrap();
-        Counter::new(Shape {
+        let unit = EnergyUnit::joules_over_power_of_two(shift).unwrap();
+        Counter::new(CounterSpec {
             unit,
             modulus: 1 << 32,
             ceiling_mw: 2_000_000,
@@ -137,7 +137,7 @@ mod tests {
     }
 
     /// Feeds `raw` counts 1 ms apart and gives the last reading.
-    fn feed(counter: &mut Counter, raw: &[u64]) -> EnergyReading {
+    fn advance_all(counter: &mut Counter, raw: &[u64]) -> EnergyReading {
         let mut reading = EnergyReading::default();
         for (tick, raw) in raw.iter().enumerate() {
             let at_ns = tick as u64 * MS;
@@ -148,32 +148,32 @@ mod tests {
 
     #[test]
     fn the_first_reading_is_a_baseline_and_no_energy() {
-        let reading = feed(&mut rapl(14), &[4_000_000_000]);
+        let reading = advance_all(&mut rapl(14), &[4_000_000_000]);
         assert_eq!(reading, EnergyReading { valid: true, ..EnergyReading::default() });
     }
 
     #[test]
     fn thirty_two_units_over_a_32_bit_wrap_are_1953_uj_with_esu_14() {
-        let reading = feed(&mut rapl(14), &[0xFFFF_FFF0, 0x10]);
+        let reading = advance_all(&mut rapl(14), &[0xFFFF_FFF0, 0x10]);
         assert_eq!((reading.energy_uj, reading.epoch), (1_953, 0));
     }
 
     #[test]
     fn thirty_two_units_over_a_32_bit_wrap_are_488_uj_with_esu_16() {
-        let reading = feed(&mut rapl(16), &[0xFFFF_FFF0, 0x10]);
+        let reading = advance_all(&mut rapl(16), &[0xFFFF_FFF0, 0x10]);
         assert_eq!((reading.energy_uj, reading.epoch), (488, 0));
     }
 
     #[test]
     fn a_perf_count_wraps_at_two_to_the_64() {
-        let mut counter = Counter::new(Shape {
-            unit: Unit::joules_over_power_of_two(32).unwrap(),
+        let mut counter = Counter::new(CounterSpec {
+            unit: EnergyUnit::joules_over_power_of_two(32).unwrap(),
             modulus: 1 << 64,
             ceiling_mw: 2_000_000,
             staleness_ns: 100 * MS,
             range_uj: 65_536_000_000,
         });
-        let reading = feed(&mut counter, &[u64::MAX - (1 << 31) + 1, 1 << 31]);
+        let reading = advance_all(&mut counter, &[u64::MAX - (1 << 31) + 1, 1 << 31]);
         assert_eq!((reading.energy_uj, reading.epoch), (1_000_000, 0));
     }
 
@@ -191,7 +191,7 @@ mod tests {
     #[test]
     fn a_restart_from_zero_opens_an_epoch_and_goes_on_from_the_same_energy() {
         let mut counter = rapl(14);
-        let before = feed(&mut counter, &[1_000_000, 1_001_000]);
+        let before = advance_all(&mut counter, &[1_000_000, 1_001_000]);
         let after = counter.advance(5, 2 * MS, 2 * MS);
         assert_eq!((after.energy_uj, after.epoch), (before.energy_uj, 1));
         let later = counter.advance(16_389, 3 * MS, 3 * MS);
@@ -203,14 +203,14 @@ mod tests {
     fn a_jump_that_no_hardware_can_draw_adds_nothing() {
         let mut counter = rapl(14);
         // 53 kW for a millisecond beyond what staleness could explain.
-        let reading = feed(&mut counter, &[0, 10, 20_000_000]);
+        let reading = advance_all(&mut counter, &[0, 10, 20_000_000]);
         assert_eq!((reading.energy_uj, reading.epoch), (610, 1));
     }
 
     #[test]
     fn a_gap_in_which_the_counter_may_have_wrapped_twice_is_given_up() {
         let mut counter = rapl(16);
-        feed(&mut counter, &[0, 100]);
+        advance_all(&mut counter, &[0, 100]);
         // 65 536 J at 2 kW last 32.8 s.
         let reading = counter.advance(200, 40_000 * MS, 40_000 * MS);
         assert_eq!((reading.energy_uj, reading.epoch), (1_525, 1));
@@ -219,7 +219,7 @@ mod tests {
     #[test]
     fn a_gap_shorter_than_the_range_is_counted_exactly_even_over_a_wrap() {
         let mut counter = rapl(16);
-        feed(&mut counter, &[u64::from(u32::MAX)]);
+        advance_all(&mut counter, &[u64::from(u32::MAX)]);
         let reading = counter.advance(65_535, 10_000 * MS, 10_000 * MS);
         assert_eq!((reading.energy_uj, reading.epoch), (1_000_000, 0));
     }
@@ -227,7 +227,7 @@ mod tests {
     #[test]
     fn an_interruption_opens_an_epoch_once() {
         let mut counter = rapl(14);
-        let before = feed(&mut counter, &[0, 1_000]);
+        let before = advance_all(&mut counter, &[0, 1_000]);
         counter.interrupt();
         counter.interrupt();
         let after = counter.advance(9_000, 2 * MS, 2 * MS);
@@ -238,14 +238,14 @@ mod tests {
     #[test]
     fn a_count_beyond_the_modulus_is_no_reading() {
         let mut counter = rapl(14);
-        feed(&mut counter, &[0, 1_000]);
+        advance_all(&mut counter, &[0, 1_000]);
         assert!(!counter.advance(1 << 32, 2 * MS, 2 * MS).valid);
         assert_eq!(counter.advance(1_001, 3 * MS, 3 * MS).epoch, 1);
     }
 
     #[test]
     fn a_constant_counter_stays_where_it_is() {
-        let reading = feed(&mut rapl(14), &[77, 77, 77, 77]);
+        let reading = advance_all(&mut rapl(14), &[77, 77, 77, 77]);
         assert_eq!((reading.energy_uj, reading.epoch), (0, 0));
     }
 
@@ -257,11 +257,11 @@ mod tests {
             bits in 22_u32..=32,
             steps in proptest::collection::vec((0_u32..=1_000, 1_u64..=20), 1..400),
         ) {
-            let unit = Unit::joules_over_power_of_two(shift).unwrap();
+            let unit = EnergyUnit::joules_over_power_of_two(shift).unwrap();
             let modulus = 1_u128 << bits;
             let range_uj = u64::try_from(unit.to_uj(modulus)).unwrap();
             let mut counter =
-                Counter::new(Shape { unit, modulus, ceiling_mw: 1_000_000, staleness_ns: MS, range_uj });
+                Counter::new(CounterSpec { unit, modulus, ceiling_mw: 1_000_000, staleness_ns: MS, range_uj });
             let start = u128::from(start) % modulus;
             let (mut truth, mut now_ns, mut last_uj) = (start, 0, 0);
             counter.advance(start as u64, 0, 0);

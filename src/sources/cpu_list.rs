@@ -3,7 +3,7 @@
 //! Owns their parsing. Never believes a list that no machine can have.
 
 /// No list of CPUs is longer; the kernel's largest build has 8,192.
-const MOST_CPUS: usize = 65_536;
+const MAX_CPUS: usize = 65_536;
 
 /// Reads a list like `0-3,8,64-67`, as in a PMU's `cpumask`.
 pub fn parse_cpu_list(text: &str) -> Option<Vec<usize>> {
@@ -11,7 +11,7 @@ pub fn parse_cpu_list(text: &str) -> Option<Vec<usize>> {
     for range in text.trim().split(',').filter(|range| !range.is_empty()) {
         let (first, last) = range.split_once('-').unwrap_or((range, range));
         let (first, last) = (first.trim().parse::<usize>().ok()?, last.trim().parse::<usize>().ok()?);
-        if last < first || last >= MOST_CPUS {
+        if last < first || last >= MAX_CPUS {
             return None;
         }
         cpus.extend(first..=last);

@@ -7,17 +7,19 @@ use std::time::{Duration, Instant};
 
 use crate::clock::Clock;
 
-use super::settings::KNOWN;
-use super::starting::{Starting, watches_itself};
-use super::{Inventory, Opened, Settings, choice, containment, estimate, liveness, replay, topology};
+use super::parallel_open::{StartingSources, probes_itself};
+use super::source_settings::ALL_NAMES;
+use super::{
+    Inventory, OpenedSource, SourceSettings, choice, containment, estimate, probe, replay, topology,
+};
 
 /// How long sources may take where the caller waits for all of them. A driver that keeps nothing warm needs a second for
 /// each board.
-const PATIENCE: Duration = Duration::from_secs(10);
+const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Finds what there is, as [`discover_within`] ten seconds.
-pub fn discover(settings: &Settings, clock: &Clock) -> Inventory {
-    discover_within(settings, clock, PATIENCE)
+pub fn discover(settings: &SourceSettings, clock: &Clock) -> Inventory {
+    discover_within(settings, clock, OPEN_TIMEOUT)
 }
 
 /// Finds what there is. Waits at most `wait` for the sources to open; those that have not answered by then are in
@@ -27,16 +29,19 @@ pub fn discover(settings: &Settings, clock: &Clock) -> Inventory {
 /// With a replay there is nothing else. Otherwise every enabled mechanism is tried; a domain that several of them show is
 /// taken from the first, in their order, in which it advances; the estimate is opened only where no counter of the CPU's
 /// energy advances.
-pub fn discover_within(settings: &Settings, clock: &Clock, wait: Duration) -> Inventory {
+pub fn discover_within(settings: &SourceSettings, clock: &Clock, wait: Duration) -> Inventory {
     if let Some(path) = &settings.replay {
         return replay::open(path, clock);
     }
     let deadline = Instant::now() + wait;
-    let is_opened = |name: &&str| *name != estimate::NAME && KNOWN.contains(name);
-    let mut starting =
-        Starting::begin(settings.enabled.iter().map(String::as_str).filter(is_opened), settings, clock);
-    let mut parts: Vec<Inventory> = settings.enabled.iter().map(|name| unknown(name)).collect();
-    while let Some(progress) = starting.next(Some(deadline)) {
+    let is_opened = |name: &&str| *name != estimate::NAME && ALL_NAMES.contains(name);
+    let mut starting = StartingSources::spawn(
+        settings.enabled.iter().map(String::as_str).filter(is_opened),
+        settings,
+        clock,
+    );
+    let mut parts: Vec<Inventory> = settings.enabled.iter().map(|name| absent_if_unknown(name)).collect();
+    while let Some(progress) = starting.next_progress(Some(deadline)) {
         let place = settings.enabled.iter().position(|name| *name == progress.source);
         if let Some(part) = place.and_then(|place| parts.get_mut(place)) {
             part.append(progress.found);
@@ -44,54 +49,56 @@ pub fn discover_within(settings: &Settings, clock: &Clock, wait: Duration) -> In
     }
     let (mut found, mut watched) = (Inventory::default(), Inventory::default());
     for (name, mut part) in settings.enabled.iter().zip(parts) {
-        if watches_itself(name) {
-            part.opened.sort_by_key(in_order);
-            part.absent.sort_by_key(|absent| about_in_order(&absent.reason));
+        if probes_itself(name) {
+            part.opened.sort_by_key(domain_name_order);
+            part.absent.sort_by_key(|absent| reason_order(&absent.reason));
             watched.append(part);
         } else {
             found.append(part);
         }
     }
-    let seen = liveness::watch(&mut found.opened, &topology::packages(&settings.sysfs_root));
+    let seen = probe::probe_domains(&mut found.opened, &topology::physical_packages(&settings.sysfs_root));
     found.append(watched);
-    choice::keep_each_once(&mut found, seen);
+    choice::keep_preferred(&mut found, seen);
     if settings.enabled.iter().any(|name| name == estimate::NAME) {
-        match measured_cpu(&found.opened) {
+        match live_cpu_domain(&found.opened) {
             None => found.append(estimate::open(settings, clock)),
-            Some(domain) => found.miss(estimate::NAME, format!("not needed: {domain} is a live counter")),
+            Some(domain) => {
+                found.add_absent(estimate::NAME, format!("not needed: {domain} is a live counter"))
+            }
         }
     }
-    found.starting = Some(starting).filter(|starting| !starting.sources().is_empty());
+    found.starting = Some(starting).filter(|starting| !starting.names().is_empty());
     found
 }
 
 /// What is to be said of a mechanism before it is opened.
-fn unknown(name: &str) -> Inventory {
+fn absent_if_unknown(name: &str) -> Inventory {
     let mut found = Inventory::default();
-    if !KNOWN.contains(&name) {
-        let known = KNOWN.join(", ");
-        found.miss(name, format!("no source of this name; there are {known}"));
+    if !ALL_NAMES.contains(&name) {
+        let known = ALL_NAMES.join(", ");
+        found.add_absent(name, format!("no source of this name; there are {known}"));
     }
     found
 }
 
 /// The order of a mechanism's parts, whichever answered first: "gpu-2" before "gpu-10".
-fn in_order(opened: &Opened) -> (usize, String) {
+fn domain_name_order(opened: &OpenedSource) -> (usize, String) {
     let name = opened.domains.first().map_or_else(String::new, |domain| domain.name.clone());
     (name.len(), name)
 }
 
 /// The same of reasons, which begin with the part's name and a colon.
-fn about_in_order(reason: &str) -> (usize, String) {
+fn reason_order(reason: &str) -> (usize, String) {
     let name = reason.split_once(':').map_or("", |(name, _)| name);
     (name.len(), name.to_owned())
 }
 
 /// The name of a domain whose counter shows the CPU's energy, if there is a live one.
-fn measured_cpu(opened: &[Opened]) -> Option<&str> {
+fn live_cpu_domain(opened: &[OpenedSource]) -> Option<&str> {
     opened
         .iter()
         .flat_map(|source| source.domains.iter().zip(&source.advanced))
-        .find(|(domain, advanced)| **advanced && containment::covers_the_cpu(domain.kind))
+        .find(|(domain, advanced)| **advanced && containment::covers_cpu(domain.kind))
         .map(|(domain, _)| domain.name.as_str())
 }

@@ -9,11 +9,11 @@ use std::collections::BTreeSet;
 
 use crate::domain::{Domain, Duplicate, EnergyReading, Grade};
 
-use super::likeness::{LEVELS, Pair, Side};
+use super::likeness::{MIN_COMMON_LEVELS, PairSide, RegisterComparison};
 use super::{hwmon, msr, perf, powercap};
 
 /// So many common levels outweigh the kernel's package numbers.
-const LEVELS_AGAINST_IDS: usize = 64;
+const MIN_LEVELS_FOR_SEPARATE_PACKAGES: usize = 64;
 
 /// Two mechanisms of RAPL may differ by the kernel's constants: 2,703 ppm for memory, with something to spare.
 const BIAS_PPM: u64 = 3_000;
@@ -26,14 +26,14 @@ pub struct DuplicatePair {
     /// The other.
     pub copy: String,
     /// The kernel numbers their packages apart.
-    separate: bool,
-    readings: Pair,
+    has_separate_packages: bool,
+    comparison: RegisterComparison,
 }
 
 impl DuplicatePair {
     /// The pair of two domains, the earlier first; `None` where they cannot be one counter. `packages`: the physical
     /// packages that the kernel lists.
-    pub fn of(original: &Domain, copy: &Domain, packages: &BTreeSet<u32>) -> Option<Self> {
+    pub fn candidate(original: &Domain, copy: &Domain, packages: &BTreeSet<u32>) -> Option<Self> {
         let counts = |domain: &Domain| domain.grade != Grade::Integrated;
         let one_mechanism = original.source == copy.source;
         let alike = original.kind == copy.kind && original.device == copy.device;
@@ -45,39 +45,44 @@ impl DuplicatePair {
             return None;
         }
         let package =
-            |domain: &Domain| package_of(domain).filter(|id| is_rapl(domain) && packages.contains(id));
+            |domain: &Domain| package_id(domain).filter(|id| is_rapl(domain) && packages.contains(id));
         let separate = package(original).zip(package(copy)).is_some_and(|(one, other)| one != other);
-        let needed = if separate { LEVELS_AGAINST_IDS } else { LEVELS };
-        let readings = Pair::new(needed, if one_mechanism { 0 } else { BIAS_PPM });
-        Some(Self { original: original.name.clone(), copy: copy.name.clone(), separate, readings })
+        let needed = if separate { MIN_LEVELS_FOR_SEPARATE_PACKAGES } else { MIN_COMMON_LEVELS };
+        let readings = RegisterComparison::new(needed, if one_mechanism { 0 } else { BIAS_PPM });
+        Some(Self {
+            original: original.name.clone(),
+            copy: copy.name.clone(),
+            has_separate_packages: separate,
+            comparison: readings,
+        })
     }
 
     /// What is known of the pair.
     pub fn state(&self) -> Duplicate {
-        match self.readings.state() {
-            Duplicate::Undecided if self.separate => Duplicate::Independent,
+        match self.comparison.state() {
+            Duplicate::Undecided if self.has_separate_packages => Duplicate::Independent,
             state => state,
         }
     }
 
     /// Whether more readings can change the state.
-    pub fn is_open(&self) -> bool {
-        self.readings.state() != Duplicate::Independent
+    pub fn is_revisable(&self) -> bool {
+        self.comparison.state() != Duplicate::Independent
     }
 
     /// Takes one reading of the original, in the order of time; `before_ns..=after_ns` surrounds the read.
-    pub fn see_original(&mut self, before_ns: u64, after_ns: u64, reading: &EnergyReading) {
-        self.readings.see(Side::Original, before_ns, after_ns, reading);
+    pub fn observe_original(&mut self, before_ns: u64, after_ns: u64, reading: &EnergyReading) {
+        self.comparison.observe(PairSide::Original, before_ns, after_ns, reading);
     }
 
     /// The same of the copy.
-    pub fn see_copy(&mut self, before_ns: u64, after_ns: u64, reading: &EnergyReading) {
-        self.readings.see(Side::Copy, before_ns, after_ns, reading);
+    pub fn observe_copy(&mut self, before_ns: u64, after_ns: u64, reading: &EnergyReading) {
+        self.comparison.observe(PairSide::Copy, before_ns, after_ns, reading);
     }
 
     /// Judges by the readings so far.
-    pub fn decide(&mut self) {
-        self.readings.decide();
+    pub fn evaluate(&mut self) {
+        self.comparison.evaluate();
     }
 }
 
@@ -87,7 +92,7 @@ fn is_rapl(domain: &Domain) -> bool {
 }
 
 /// The package in a domain's name: 1 in "package-1", "dram-1" and "package-1-die-0".
-fn package_of(domain: &Domain) -> Option<u32> {
+fn package_id(domain: &Domain) -> Option<u32> {
     domain.name.split('-').nth(1)?.parse().ok()
 }
 
@@ -112,7 +117,7 @@ mod tests {
 
     fn state(one: (&str, &str), other: (&str, &str), packages: &[u32]) -> Option<Duplicate> {
         let packages = packages.iter().copied().collect();
-        DuplicatePair::of(&domain(one.0, one.1), &domain(other.0, other.1), &packages)
+        DuplicatePair::candidate(&domain(one.0, one.1), &domain(other.0, other.1), &packages)
             .map(|pair| pair.state())
     }
 
@@ -142,10 +147,10 @@ mod tests {
     #[test]
     fn two_devices_and_two_integrals_are_never_one() {
         let (one, mut other) = (domain("gpu-0", "amdgpu"), domain("gpu-1", "amdgpu"));
-        assert!(DuplicatePair::of(&one, &other, &BTreeSet::new()).is_some());
+        assert!(DuplicatePair::candidate(&one, &other, &BTreeSet::new()).is_some());
         other.device = Some("0000:04:00.0".into());
-        assert!(DuplicatePair::of(&one, &other, &BTreeSet::new()).is_none());
+        assert!(DuplicatePair::candidate(&one, &other, &BTreeSet::new()).is_none());
         let integral = Domain { grade: Grade::Integrated, ..one.clone() };
-        assert!(DuplicatePair::of(&integral, &integral, &BTreeSet::new()).is_none());
+        assert!(DuplicatePair::candidate(&integral, &integral, &BTreeSet::new()).is_none());
     }
 }

@@ -13,8 +13,8 @@ use std::path::Path;
 use crate::clock::Clock;
 use crate::domain::{Domain, DomainKind, EnergyReading, Grade};
 
-use super::integral::{Integral, ROUNDING_UJ, Slice};
-use super::{Inventory, Opened, Settings, Source};
+use super::energy_integral::{EnergyIntegral, IntervalEnergy, ROUNDING_UJ};
+use super::{Inventory, OpenedSource, Source, SourceSettings};
 
 /// The mechanism's name.
 pub const NAME: &str = "estimate";
@@ -27,23 +27,23 @@ pub const IDLE_MW_PER_CPU: u64 = 680;
 pub const MAX_MW_PER_CPU: u64 = 4_110;
 
 /// The first line of `/proc/stat` is never longer: ten numbers of 20 digits.
-const LONGEST_LINE: usize = 256;
+const MAX_LINE_BYTES: usize = 256;
 
 /// More busy time than fits the time that passed is kept for later, but not more than so many ticks of each CPU.
-const MOST_OWED_TICKS: u128 = 10;
+const MAX_DEFERRED_TICKS: u128 = 10;
 
 /// Opens the estimate.
-pub fn open(settings: &Settings, clock: &Clock) -> Inventory {
+pub fn open(settings: &SourceSettings, clock: &Clock) -> Inventory {
     let mut found = Inventory::default();
     let path = settings.proc_root.join("stat");
-    match Estimate::open(&path, settings.estimate_mw, clock) {
-        Ok(estimate) => found.opened.push(estimate.offered()),
-        Err(error) => found.miss(NAME, format!("{}: {error}", path.display())),
+    match CpuEstimate::open(&path, settings.estimate_mw, clock) {
+        Ok(estimate) => found.opened.push(estimate.into_opened()),
+        Err(error) => found.add_absent(NAME, format!("{}: {error}", path.display())),
     }
     found
 }
 
-struct Estimate {
+struct CpuEstimate {
     stat: File,
     clock: Clock,
     cpus: u64,
@@ -53,18 +53,18 @@ struct Estimate {
     tick_ns: u64,
     busy_ticks: u64,
     /// Busy time of all CPUs together that was counted but does not fit into the time that passed: ticks come whole.
-    owed_ns: u128,
-    integral: Integral,
-    latest: EnergyReading,
+    deferred_busy_ns: u128,
+    integral: EnergyIntegral,
+    last_reading: EnergyReading,
 }
 
-impl Estimate {
-    fn open(path: &Path, power_mw: Option<(u64, u64)>, clock: &Clock) -> io::Result<Estimate> {
+impl CpuEstimate {
+    fn open(path: &Path, power_mw: Option<(u64, u64)>, clock: &Clock) -> io::Result<CpuEstimate> {
         let stat = File::open(path)?;
-        let busy_ticks = busy_ticks(&stat)?;
+        let busy_ticks = read_busy_ticks(&stat)?;
         let cpus = count_cpus(path)?;
         let (idle_mw, max_mw) = power_mw.unwrap_or((cpus * IDLE_MW_PER_CPU, cpus * MAX_MW_PER_CPU));
-        Ok(Estimate {
+        Ok(CpuEstimate {
             stat,
             clock: clock.clone(),
             cpus,
@@ -72,13 +72,13 @@ impl Estimate {
             max_mw: max_mw.max(idle_mw),
             tick_ns: 1_000_000_000 / rustix::param::clock_ticks_per_second().max(1),
             busy_ticks,
-            owed_ns: 0,
-            integral: Integral::default(),
-            latest: EnergyReading::default(),
+            deferred_busy_ns: 0,
+            integral: EnergyIntegral::default(),
+            last_reading: EnergyReading::default(),
         })
     }
 
-    fn offered(self) -> Opened {
+    fn into_opened(self) -> OpenedSource {
         let domain = Domain {
             name: "cpu".into(),
             kind: DomainKind::Cpu,
@@ -90,7 +90,7 @@ impl Estimate {
             latency_ns: 0,
             quantum_uj: ROUNDING_UJ,
         };
-        Opened {
+        OpenedSource {
             name: NAME,
             cpu: None,
             max_rate_hz: 1e9 / self.tick_ns as f64,
@@ -102,14 +102,14 @@ impl Estimate {
     }
 
     /// The model's energy of `elapsed_ns` in which the CPUs were busy for what they still owe, as far as that fits.
-    fn slice(&mut self, elapsed_ns: u128) -> Slice {
+    fn interval_energy(&mut self, elapsed_ns: u128) -> IntervalEnergy {
         let most_ns = elapsed_ns * u128::from(self.cpus);
-        let used_ns = self.owed_ns.min(most_ns);
-        let most_owed_ns = MOST_OWED_TICKS * u128::from(self.tick_ns * self.cpus);
-        self.owed_ns = (self.owed_ns - used_ns).min(most_owed_ns);
+        let used_ns = self.deferred_busy_ns.min(most_ns);
+        let most_owed_ns = MAX_DEFERRED_TICKS * u128::from(self.tick_ns * self.cpus);
+        self.deferred_busy_ns = (self.deferred_busy_ns - used_ns).min(most_owed_ns);
         let low_pj = u128::from(self.idle_mw) * elapsed_ns;
         let above_mw = u128::from(self.max_mw - self.idle_mw);
-        Slice {
+        IntervalEnergy {
             energy_pj: low_pj + above_mw * used_ns / u128::from(self.cpus),
             low_pj,
             high_pj: u128::from(self.max_mw) * elapsed_ns,
@@ -117,13 +117,13 @@ impl Estimate {
     }
 }
 
-impl Source for Estimate {
+impl Source for CpuEstimate {
     fn read(&mut self, into: &mut [EnergyReading]) -> Option<(u64, u64)> {
         let now_ns = self.clock.now_ns();
         // Within a tick there is nothing new; the last reading is still the truth for its own stamp.
-        let fresh = self.latest.valid && now_ns < self.latest.stamp_ns + self.tick_ns * 9 / 10;
+        let fresh = self.last_reading.valid && now_ns < self.last_reading.stamp_ns + self.tick_ns * 9 / 10;
         if !fresh {
-            self.latest = match busy_ticks(&self.stat) {
+            self.last_reading = match read_busy_ticks(&self.stat) {
                 Err(_) => {
                     self.integral.interrupt();
                     EnergyReading::default()
@@ -132,16 +132,16 @@ impl Source for Estimate {
                     let busy_ns =
                         u128::from(busy_ticks.saturating_sub(self.busy_ticks)) * u128::from(self.tick_ns);
                     self.busy_ticks = busy_ticks;
-                    self.owed_ns += busy_ns;
+                    self.deferred_busy_ns += busy_ns;
                     let mut integral = std::mem::take(&mut self.integral);
-                    let reading = integral.advance(now_ns, |elapsed_ns| self.slice(elapsed_ns));
+                    let reading = integral.advance(now_ns, |elapsed_ns| self.interval_energy(elapsed_ns));
                     self.integral = integral;
                     reading
                 }
             };
         }
         if let Some(reading) = into.first_mut() {
-            *reading = self.latest;
+            *reading = self.last_reading;
         }
         None
     }
@@ -149,15 +149,16 @@ impl Source for Estimate {
 
 /// Ticks in which the CPUs were busy since boot, all together: the first line of `/proc/stat` without idle, iowait and
 /// steal (time in which the host ran somebody else); guest time is already in user time (proc_stat(5)).
-fn busy_ticks(stat: &File) -> io::Result<u64> {
-    let mut text = [0; LONGEST_LINE];
+fn read_busy_ticks(stat: &File) -> io::Result<u64> {
+    let mut text = [0; MAX_LINE_BYTES];
     let length = stat.read_at(&mut text, 0)?;
     let line =
         text[..length].split(|byte| *byte == b'\n').next().and_then(|line| std::str::from_utf8(line).ok());
-    line.and_then(busy_in).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "no line of CPU times"))
+    line.and_then(parse_busy_ticks)
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "no line of CPU times"))
 }
 
-fn busy_in(line: &str) -> Option<u64> {
+fn parse_busy_ticks(line: &str) -> Option<u64> {
     let mut fields =
         line.strip_prefix("cpu ")?.split_ascii_whitespace().map(|field| field.parse::<u64>().ok());
     let (user, nice, system) = (fields.next()??, fields.next()??, fields.next()??);

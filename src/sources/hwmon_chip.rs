@@ -8,15 +8,15 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::attribute::{number_of, text_of};
+use super::sysfs_file::{read_parsed, read_trimmed};
 
 /// One chip.
 #[derive(Debug, Clone)]
-pub struct Chip {
+pub struct HwmonChip {
     /// The driver's name for it: "amdgpu", "xe", "ina3221", "power_meter".
     pub name: String,
     /// Where its files are.
-    folders: Vec<PathBuf>,
+    dirs: Vec<PathBuf>,
     /// Where the device behind it is, with links followed; the chip's own folder where it has none.
     device: PathBuf,
 }
@@ -25,40 +25,40 @@ pub struct Chip {
 ///
 /// # Errors
 /// The folder cannot be read.
-pub fn chips(sysfs_root: &Path) -> io::Result<Vec<Chip>> {
+pub fn list_chips(sysfs_root: &Path) -> io::Result<Vec<HwmonChip>> {
     let mut chips = Vec::new();
     for entry in fs::read_dir(sysfs_root.join("class/hwmon"))? {
-        chips.extend(Chip::read(&entry?.path()));
+        chips.extend(HwmonChip::read(&entry?.path()));
     }
     chips.sort_by(|a, b| (&a.device, &a.name).cmp(&(&b.device, &b.name)));
     Ok(chips)
 }
 
-impl Chip {
+impl HwmonChip {
     /// The chip in `folder`; `None` where there is none.
-    pub fn read(folder: &Path) -> Option<Chip> {
+    pub fn read(folder: &Path) -> Option<HwmonChip> {
         let folders = vec![folder.to_path_buf(), folder.join("device")];
-        let name = folders.iter().find_map(|folder| text_of(&folder.join("name")))?;
+        let name = folders.iter().find_map(|folder| read_trimmed(&folder.join("name")))?;
         let device = [folder.join("device"), folder.to_path_buf()]
             .iter()
             .find_map(|device| fs::canonicalize(device).ok())
             .unwrap_or_else(|| folder.to_path_buf());
-        Some(Chip { name, folders, device })
+        Some(HwmonChip { name, dirs: folders, device })
     }
 
     /// Where one of its files is, if it has it.
-    pub fn file(&self, name: &str) -> Option<PathBuf> {
-        self.folders.iter().map(|folder| folder.join(name)).find(|path| path.exists())
+    pub fn find_file(&self, name: &str) -> Option<PathBuf> {
+        self.dirs.iter().map(|folder| folder.join(name)).find(|path| path.exists())
     }
 
     /// The text in one of its files.
-    pub fn text(&self, name: &str) -> Option<String> {
-        text_of(&self.file(name)?)
+    pub fn read_text(&self, name: &str) -> Option<String> {
+        read_trimmed(&self.find_file(name)?)
     }
 
     /// The number in one of its files.
-    pub fn number(&self, name: &str) -> Option<u64> {
-        number_of(&self.file(name)?)
+    pub fn read_number(&self, name: &str) -> Option<u64> {
+        read_parsed(&self.find_file(name)?)
     }
 
     /// The device's address on the PCI bus.
@@ -72,12 +72,12 @@ impl Chip {
     }
 
     /// The numbers of the channels that have a file `{stem}N_{ending}`, ascending.
-    pub fn channels(&self, stem: &str, ending: &str) -> Vec<u32> {
+    pub fn channel_numbers(&self, stem: &str, ending: &str) -> Vec<u32> {
         let number = |name: &str| -> Option<u32> {
             name.strip_prefix(stem)?.strip_suffix(ending)?.strip_suffix('_')?.parse().ok()
         };
         let mut channels: Vec<u32> = self
-            .folders
+            .dirs
             .iter()
             .filter_map(|folder| fs::read_dir(folder).ok())
             .flatten()
@@ -106,7 +106,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_pci_address_is_told_from_other_names() {
+    fn a_pci_address_is_distinguished_from_other_names() {
         let address = |path: &str| pci_address(Path::new(path));
         assert_eq!(address("/sys/devices/pci0000:00/0000:03:00.0").as_deref(), Some("0000:03:00.0"));
         assert_eq!(address("/sys/devices/pci0000:00/10000:e1:00.1").as_deref(), Some("10000:e1:00.1"));
@@ -129,9 +129,12 @@ mod tests {
         write("power10_average", "5\n");
         write("power2_average", "5\n");
         write("power2_average_interval", "5\n");
-        let chip = Chip::read(folder.path()).unwrap();
-        assert_eq!((chip.name.as_str(), chip.channels("power", "average")), ("power_meter", vec![1, 2, 10]));
-        assert_eq!(chip.number("power1_average"), Some(5));
-        assert!(Chip::read(Path::new("/nowhere")).is_none());
+        let chip = HwmonChip::read(folder.path()).unwrap();
+        assert_eq!(
+            (chip.name.as_str(), chip.channel_numbers("power", "average")),
+            ("power_meter", vec![1, 2, 10])
+        );
+        assert_eq!(chip.read_number("power1_average"), Some(5));
+        assert!(HwmonChip::read(Path::new("/nowhere")).is_none());
     }
 }

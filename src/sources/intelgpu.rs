@@ -12,15 +12,15 @@ use crate::clock::Clock;
 use crate::domain::{Domain, DomainKind, Grade};
 
 use super::counter::plausible_ceiling_mw;
-use super::gauge::{Gauge, Gauges, awake, open_unless_asleep};
-use super::hwmon_chip::{Chip, chips};
-use super::{Inventory, Settings};
+use super::hwmon_chip::{HwmonChip, list_chips};
+use super::sensor_files::{SensorFile, SensorFileGroup, not_suspended, open_unless_suspended};
+use super::{Inventory, SourceSettings};
 
 /// The mechanism's name.
 pub const NAME: &str = "intelgpu";
 
 /// 2^32 counts of 2^-14 J: after so much the register behind the file may have wrapped unseen.
-const REGISTER_UJ: u64 = 262_144_000_000;
+const REGISTER_RANGE_UJ: u64 = 262_144_000_000;
 
 /// From the hardware to the register: the firmware publishes each millisecond or so (as for the CPU's counters).
 pub(super) const LATENCY_NS: u64 = 1_000_000;
@@ -32,25 +32,25 @@ pub(super) const QUANTUM_UJ: u64 = 62;
 const MAX_RATE_HZ: f64 = 1_000.0;
 
 /// Whether a chip is one of these cards'; other mechanisms leave it alone.
-pub fn owns(chip: &Chip) -> bool {
-    chip.name == "xe" || chip.name == "i915" || tile_of(&chip.name).is_some()
+pub fn is_intelgpu_chip(chip: &HwmonChip) -> bool {
+    chip.name == "xe" || chip.name == "i915" || tile_number(&chip.name).is_some()
 }
 
 /// i915 calls the chip of a tile `i915_gt0`.
-fn tile_of(name: &str) -> Option<&str> {
+fn tile_number(name: &str) -> Option<&str> {
     name.strip_prefix("i915_gt")
 }
 
 /// Opens every card that there is, each as a source of its own.
-pub fn open(settings: &Settings, clock: &Clock) -> Inventory {
+pub fn open(settings: &SourceSettings, clock: &Clock) -> Inventory {
     let mut found = Inventory::default();
-    let mut cards = BTreeMap::<String, Vec<Chip>>::new();
-    for chip in chips(&settings.sysfs_root).unwrap_or_default().into_iter().filter(owns) {
+    let mut cards = BTreeMap::<String, Vec<HwmonChip>>::new();
+    for chip in list_chips(&settings.sysfs_root).unwrap_or_default().into_iter().filter(is_intelgpu_chip) {
         let place = chip.pci_address().unwrap_or_else(|| chip.device().display().to_string());
         cards.entry(place).or_default().push(chip);
     }
     if cards.is_empty() {
-        found.miss(
+        found.add_absent(
             NAME,
             "no card of the drivers xe or i915 shows its energy in class/hwmon; an integrated one is part \
                           of its package, and a card needs Linux 6.5 (xe) or 6.2 (i915)"
@@ -60,32 +60,43 @@ pub fn open(settings: &Settings, clock: &Clock) -> Inventory {
     let mut named = 0;
     for (place, chips) in cards {
         let card = format!("intelgpu-{named}");
-        let gauges = gauges_of(&card, &place, &chips, &mut found);
+        let gauges = open_card_sensors(&card, &place, &chips, &mut found);
         if gauges.is_empty() {
-            found.miss(NAME, format!("{place}: the driver {} shows no energy of this card", chips[0].name));
+            found.add_absent(
+                NAME,
+                format!("{place}: the driver {} shows no energy of this card", chips[0].name),
+            );
         } else {
             named += 1;
-            found.opened.push(Gauges::offered(NAME, gauges, MAX_RATE_HZ, clock));
+            found.opened.push(SensorFileGroup::open_source(NAME, gauges, MAX_RATE_HZ, clock));
         }
     }
     found
 }
 
-fn gauges_of(card: &str, place: &str, chips: &[Chip], found: &mut Inventory) -> Vec<(Domain, Gauge)> {
-    let mut gauges: Vec<(Domain, Gauge)> = Vec::new();
+fn open_card_sensors(
+    card: &str,
+    place: &str,
+    chips: &[HwmonChip],
+    found: &mut Inventory,
+) -> Vec<(Domain, SensorFile)> {
+    let mut gauges: Vec<(Domain, SensorFile)> = Vec::new();
     for chip in chips {
         for (file, part) in [("energy1_input", None), ("energy2_input", Some("package"))] {
-            let Some(path) = chip.file(file) else { continue };
-            let part = match tile_of(&chip.name) {
+            let Some(path) = chip.find_file(file) else { continue };
+            let part = match tile_number(&chip.name) {
                 Some(tile) => Some(format!("gt{tile}")),
                 None => part.map(String::from),
             };
-            match open_unless_asleep(path.clone(), chip.device()) {
+            match open_unless_suspended(path.clone(), chip.device()) {
                 Ok(attribute) => {
-                    let gauge = Gauge::energy(attribute, DomainKind::Gpu, Some(REGISTER_UJ));
-                    gauges.push((domain_of(card, part, place), gauge.only_while(awake(chip.device()))));
+                    let gauge = SensorFile::energy(attribute, DomainKind::Gpu, Some(REGISTER_RANGE_UJ));
+                    gauges.push((
+                        card_domain(card, part, place),
+                        gauge.with_condition(not_suspended(chip.device())),
+                    ));
                 }
-                Err(error) => found.miss(NAME, format!("{}: {error}", path.display())),
+                Err(error) => found.add_absent(NAME, format!("{}: {error}", path.display())),
             }
         }
     }
@@ -93,7 +104,7 @@ fn gauges_of(card: &str, place: &str, chips: &[Chip], found: &mut Inventory) -> 
     gauges
 }
 
-fn domain_of(card: &str, part: Option<String>, place: &str) -> Domain {
+fn card_domain(card: &str, part: Option<String>, place: &str) -> Domain {
     Domain {
         name: part.as_ref().map_or_else(|| card.to_owned(), |part| format!("{card}-{part}")),
         kind: DomainKind::Gpu,

@@ -10,98 +10,115 @@ use std::fmt::Write as _;
 use crate::domain::{Domain, DomainKind, Grade};
 
 use super::counter::plausible_ceiling_mw;
-use super::unit::Unit;
+use super::energy_unit::EnergyUnit;
 
 /// What somebody who reads the list of channels sees of one.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Channel {
+pub struct IoReportChannel {
     /// Its name, as IOReport gives it.
     pub name: String,
     /// Its unit's label, likewise.
-    pub unit: String,
+    pub unit_label: String,
     /// Whether it holds one number (`kIOReportFormatSimple`).
-    pub simple: bool,
+    pub is_simple: bool,
 }
 
 /// A channel that was chosen.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Chosen {
+pub struct SelectedChannel {
     /// Its place in the list.
     pub index: usize,
     /// Its name in the list.
-    pub channel: String,
+    pub channel_name: String,
     /// Its unit's label there.
-    pub label: String,
+    pub unit_label: String,
     /// What one count is.
-    pub unit: Unit,
+    pub unit: EnergyUnit,
     /// What the domain is called.
-    pub name: String,
+    pub domain_name: String,
     /// What it meters.
     pub kind: DomainKind,
 }
 
 /// What became of a list.
 #[derive(Debug, Default, PartialEq)]
-pub struct Choice {
+pub struct ChannelSelection {
     /// The meters, in the order of `PARTS`.
-    pub chosen: Vec<Chosen>,
+    pub channels: Vec<SelectedChannel>,
     /// What is to be said of those that somebody may miss.
     pub notes: Vec<String>,
 }
 
 /// A part of the chip that has a meter.
-struct Part {
+struct ChipPart {
     name: &'static str,
     kind: DomainKind,
     /// How its channels may be called, best first: all of the first way that occurs are taken, and none of the others,
     /// which show the same energy again.
-    ways: &'static [Way],
+    patterns: &'static [NamePattern],
 }
 
 /// A way to name the channels of a part.
 #[derive(Clone, Copy)]
-enum Way {
+enum NamePattern {
     /// Exactly this.
-    Whole(&'static str),
+    Exact(&'static str),
     /// This and a number: `DRAM0`.
     Numbered(&'static str),
     /// This and two numbers: `ANE0_1`.
-    Twice(&'static str),
+    NumberedTwice(&'static str),
 }
 
 /// The parts of the chip, in the order in which they are shown. The graphics' own memory is a rail: nobody says whether
 /// its energy is within the graphics' too, so it is shown and never added.
-const PARTS: [Part; 5] = [
-    Part { name: "cpu", kind: DomainKind::Cpu, ways: &[Way::Whole("CPU Energy")] },
-    Part {
+const PARTS: [ChipPart; 5] = [
+    ChipPart { name: "cpu", kind: DomainKind::Cpu, patterns: &[NamePattern::Exact("CPU Energy")] },
+    ChipPart {
         name: "gpu",
         kind: DomainKind::Gpu,
-        ways: &[Way::Whole("GPU Energy"), Way::Whole("GPU"), Way::Numbered("GPU"), Way::Twice("GPU")],
+        patterns: &[
+            NamePattern::Exact("GPU Energy"),
+            NamePattern::Exact("GPU"),
+            NamePattern::Numbered("GPU"),
+            NamePattern::NumberedTwice("GPU"),
+        ],
     },
-    Part {
+    ChipPart {
         name: "ane",
         kind: DomainKind::Npu,
-        ways: &[Way::Whole("ANE"), Way::Numbered("ANE"), Way::Twice("ANE")],
+        patterns: &[
+            NamePattern::Exact("ANE"),
+            NamePattern::Numbered("ANE"),
+            NamePattern::NumberedTwice("ANE"),
+        ],
     },
-    Part {
+    ChipPart {
         name: "dram",
         kind: DomainKind::Dram,
-        ways: &[Way::Whole("DRAM"), Way::Numbered("DRAM"), Way::Twice("DRAM")],
+        patterns: &[
+            NamePattern::Exact("DRAM"),
+            NamePattern::Numbered("DRAM"),
+            NamePattern::NumberedTwice("DRAM"),
+        ],
     },
-    Part {
+    ChipPart {
         name: "gpu-sram",
         kind: DomainKind::Rail,
-        ways: &[Way::Whole("GPU SRAM"), Way::Numbered("GPU SRAM"), Way::Twice("GPU SRAM")],
+        patterns: &[
+            NamePattern::Exact("GPU SRAM"),
+            NamePattern::Numbered("GPU SRAM"),
+            NamePattern::NumberedTwice("GPU SRAM"),
+        ],
     },
 ];
 
-impl Way {
-    fn fits(self, name: &str) -> bool {
+impl NamePattern {
+    fn matches(self, name: &str) -> bool {
         let number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
         match self {
-            Way::Whole(whole) => name == whole,
-            Way::Numbered(stem) => name.strip_prefix(stem).is_some_and(number),
-            Way::Twice(stem) => name
+            NamePattern::Exact(whole) => name == whole,
+            NamePattern::Numbered(stem) => name.strip_prefix(stem).is_some_and(number),
+            NamePattern::NumberedTwice(stem) => name
                 .strip_prefix(stem)
                 .and_then(|rest| rest.split_once('_'))
                 .is_some_and(|(first, second)| number(first) && number(second)),
@@ -110,7 +127,7 @@ impl Way {
 }
 
 /// A name without its die: chips made of several prefix `DIE_1_`, and macOS 27 writes `DIE1 ` in some groups.
-fn without_die(name: &str) -> (Option<u32>, &str) {
+fn strip_die_prefix(name: &str) -> (Option<u32>, &str) {
     let numbered = |rest: &str, end: char| -> Option<(u32, usize)> {
         let (number, _) = rest.split_once(end)?;
         Some((number.parse().ok()?, number.len() + 1))
@@ -124,31 +141,31 @@ fn without_die(name: &str) -> (Option<u32>, &str) {
 }
 
 /// What one count of a channel with this label is. Blanks around it do not count.
-pub fn unit_of(label: &str) -> Option<Unit> {
+pub fn parse_unit(label: &str) -> Option<EnergyUnit> {
     match label.trim() {
-        "nJ" => Unit::fraction(1, 1_000),
-        "uJ" | "µJ" | "μJ" => Some(Unit::MICROJOULE),
-        "mJ" => Some(Unit::MILLIJOULE),
-        "cJ" => Unit::fraction(10_000, 1),
-        "dJ" => Unit::fraction(100_000, 1),
-        "J" => Unit::fraction(1_000_000, 1),
-        "kJ" => Unit::fraction(1_000_000_000, 1),
+        "nJ" => EnergyUnit::from_fraction(1, 1_000),
+        "uJ" | "µJ" | "μJ" => Some(EnergyUnit::MICROJOULE),
+        "mJ" => Some(EnergyUnit::MILLIJOULE),
+        "cJ" => EnergyUnit::from_fraction(10_000, 1),
+        "dJ" => EnergyUnit::from_fraction(100_000, 1),
+        "J" => EnergyUnit::from_fraction(1_000_000, 1),
+        "kJ" => EnergyUnit::from_fraction(1_000_000_000, 1),
         _ => None,
     }
 }
 
 /// Chooses the meters of a list.
-pub fn choose(channels: &[Channel]) -> Choice {
-    let mut choice = Choice::default();
+pub fn select_channels(channels: &[IoReportChannel]) -> ChannelSelection {
+    let mut choice = ChannelSelection::default();
     for part in &PARTS {
-        let found = of_part(part, channels);
+        let found = channels_of_part(part, channels);
         if found.is_empty() && part.kind != DomainKind::Rail {
             choice.notes.push(format!("it has no channel for {}", part.name));
         }
         let several = found.len() > 1;
         for (nth, index) in found.into_iter().enumerate() {
-            let Channel { name, unit, simple } = &channels[index];
-            let known = unit_of(unit).filter(|_| *simple);
+            let IoReportChannel { name, unit_label: unit, is_simple: simple } = &channels[index];
+            let known = parse_unit(unit).filter(|_| *simple);
             let Some(known) = known else {
                 choice.notes.push(format!(
                     "its channel {name:?} {}, so {} is not metered; please report this",
@@ -161,31 +178,31 @@ pub fn choose(channels: &[Channel]) -> Choice {
                 ));
                 continue;
             };
-            choice.chosen.push(Chosen {
+            choice.channels.push(SelectedChannel {
                 index,
-                channel: name.clone(),
-                label: unit.clone(),
+                channel_name: name.clone(),
+                unit_label: unit.clone(),
                 unit: known,
-                name: if several { format!("{}-{nth}", part.name) } else { part.name.into() },
+                domain_name: if several { format!("{}-{nth}", part.name) } else { part.name.into() },
                 kind: part.kind,
             });
         }
     }
     if choice.notes.iter().any(|note| note.starts_with("it has no channel")) {
-        choice.notes.push(inventory(channels));
+        choice.notes.push(describe_channels(channels));
     }
     choice
 }
 
 /// The channels of a part. Where one without a die is there, those of the dies are parts of it.
-fn of_part(part: &Part, channels: &[Channel]) -> Vec<usize> {
-    for way in part.ways {
+fn channels_of_part(part: &ChipPart, channels: &[IoReportChannel]) -> Vec<usize> {
+    for way in part.patterns {
         let mut found: Vec<(Option<u32>, usize)> = channels
             .iter()
             .enumerate()
             .filter_map(|(index, channel)| {
-                let (die, name) = without_die(&channel.name);
-                way.fits(name).then_some((die, index))
+                let (die, name) = strip_die_prefix(&channel.name);
+                way.matches(name).then_some((die, index))
             })
             .collect();
         if found.iter().any(|(die, _)| die.is_none()) {
@@ -201,35 +218,35 @@ fn of_part(part: &Part, channels: &[Channel]) -> Vec<usize> {
 }
 
 /// What the list has, for a report by somebody whose chip is not known here.
-fn inventory(channels: &[Channel]) -> String {
+fn describe_channels(channels: &[IoReportChannel]) -> String {
     const SHOWN: usize = 60;
     let mut text = format!("its {} channels are, for a report:", channels.len());
     for channel in channels.iter().take(SHOWN) {
-        let _ = write!(text, " {:?} ({}),", channel.name, channel.unit.trim());
+        let _ = write!(text, " {:?} ({}),", channel.name, channel.unit_label.trim());
     }
     if channels.len() > SHOWN { text + " and others" } else { text.trim_end_matches(',').to_owned() }
 }
 
 /// How long a value may be on its way: the drivers publish in batches, 2.23 s apart at most where anybody measured.
-const BATCH_NS: u64 = 2_300_000_000;
+const MAX_BATCH_NS: u64 = 2_300_000_000;
 
 /// A stamp tells a tick of 41.7 ns; no part of a chip uses more in one (240 W).
-const TICK_UJ: u64 = 10;
+const STAMP_QUANTUM_UJ: u64 = 10;
 
-impl Chosen {
+impl SelectedChannel {
     /// The meter as a domain. Its figures come from Apple's own model of the chip: powermetrics, which shows the same,
     /// calls them estimated.
     pub fn domain(&self, source: &str) -> Domain {
         Domain {
-            name: self.name.clone(),
+            name: self.domain_name.clone(),
             kind: self.kind,
             source: source.into(),
             device: None,
             parent: Some("psys".into()),
             grade: Grade::Modelled,
             ceiling_mw: Some(plausible_ceiling_mw(self.kind)),
-            latency_ns: BATCH_NS,
-            quantum_uj: self.unit.ceil_uj() + TICK_UJ,
+            latency_ns: MAX_BATCH_NS,
+            quantum_uj: self.unit.ceil_uj() + STAMP_QUANTUM_UJ,
         }
     }
 }
@@ -238,12 +255,16 @@ impl Chosen {
 mod tests {
     use super::*;
 
-    fn channel(name: &str, unit: &str) -> Channel {
-        Channel { name: name.into(), unit: unit.into(), simple: true }
+    fn channel(name: &str, unit: &str) -> IoReportChannel {
+        IoReportChannel { name: name.into(), unit_label: unit.into(), is_simple: true }
     }
 
-    fn names(choice: &Choice) -> Vec<(&str, &str)> {
-        choice.chosen.iter().map(|chosen| (chosen.name.as_str(), chosen.channel.as_str())).collect()
+    fn names(choice: &ChannelSelection) -> Vec<(&str, &str)> {
+        choice
+            .channels
+            .iter()
+            .map(|chosen| (chosen.domain_name.as_str(), chosen.channel_name.as_str()))
+            .collect()
     }
 
     #[test]
@@ -260,7 +281,7 @@ mod tests {
             channel("ANE0_SRAM", "mJ"),
             channel("GPU SRAM0", "mJ"),
         ];
-        let choice = choose(&list);
+        let choice = select_channels(&list);
         let expected = [
             ("cpu", "CPU Energy"),
             ("gpu", "GPU Energy"),
@@ -290,45 +311,45 @@ mod tests {
             ("ane-1", "ANE0_1"),
             ("dram", "DIE0 DRAM0"),
         ];
-        assert_eq!(names(&choose(&list)), expected);
+        assert_eq!(names(&select_channels(&list)), expected);
         list.push(channel("CPU Energy", "mJ"));
-        assert_eq!(names(&choose(&list))[0], ("cpu", "CPU Energy"));
-        assert_eq!(names(&choose(&list)).len(), 5);
+        assert_eq!(names(&select_channels(&list))[0], ("cpu", "CPU Energy"));
+        assert_eq!(names(&select_channels(&list)).len(), 5);
     }
 
     #[test]
     fn without_the_graphics_roll_up_its_parts_are_taken() {
         let list = [channel("GPU0_0", "mJ"), channel("GPU0_1", "mJ"), channel("GPU SRAM0_0", "mJ")];
-        let choice = choose(&list);
+        let choice = select_channels(&list);
         let expected = [("gpu-0", "GPU0_0"), ("gpu-1", "GPU0_1"), ("gpu-sram", "GPU SRAM0_0")];
         assert_eq!(names(&choice), expected);
     }
 
     #[test]
     fn a_unit_is_what_its_label_says_and_an_unknown_one_is_refused_by_name() {
-        assert_eq!(unit_of(" mJ  "), Some(Unit::MILLIJOULE));
-        assert_eq!(unit_of("nJ").unwrap().to_uj(1_999), 1);
-        assert_eq!(unit_of("uJ"), Some(Unit::MICROJOULE));
+        assert_eq!(parse_unit(" mJ  "), Some(EnergyUnit::MILLIJOULE));
+        assert_eq!(parse_unit("nJ").unwrap().to_uj(1_999), 1);
+        assert_eq!(parse_unit("uJ"), Some(EnergyUnit::MICROJOULE));
         for label in ["", "MJ", "24Mticks", "mj", "mW", "m J", "events"] {
-            assert_eq!(unit_of(label), None, "{label:?}");
+            assert_eq!(parse_unit(label), None, "{label:?}");
         }
-        let choice = choose(&[channel("CPU Energy", "zJ"), channel("GPU Energy", "nJ")]);
+        let choice = select_channels(&[channel("CPU Energy", "zJ"), channel("GPU Energy", "nJ")]);
         assert_eq!(names(&choice), [("gpu", "GPU Energy")]);
         assert!(choice.notes[0].contains("\"CPU Energy\"") && choice.notes[0].contains("\"zJ\""));
     }
 
     #[test]
     fn a_channel_that_is_no_plain_number_is_refused() {
-        let choice = choose(&[Channel { simple: false, ..channel("CPU Energy", "mJ") }]);
-        assert_eq!(choice.chosen, []);
+        let choice = select_channels(&[IoReportChannel { is_simple: false, ..channel("CPU Energy", "mJ") }]);
+        assert_eq!(choice.channels, []);
         assert!(choice.notes[0].contains("no plain number"), "{:?}", choice.notes);
     }
 
     #[test]
     fn what_a_list_lacks_is_said_with_what_it_has_instead() {
-        let many: Vec<Channel> = (0..364).map(|nth| channel(&format!("X{nth}"), "mJ")).collect();
-        let choice = choose(&many);
-        assert_eq!(choice.chosen, []);
+        let many: Vec<IoReportChannel> = (0..364).map(|nth| channel(&format!("X{nth}"), "mJ")).collect();
+        let choice = select_channels(&many);
+        assert_eq!(choice.channels, []);
         assert_eq!(choice.notes.len(), 5, "{:?}", choice.notes);
         let last = choice.notes.last().unwrap();
         assert!(last.starts_with("its 364 channels") && last.ends_with("and others") && last.len() < 2_000);
@@ -336,7 +357,7 @@ mod tests {
 
     #[test]
     fn a_name_shown_twice_is_counted_once() {
-        let choice = choose(&[channel("CPU Energy", "mJ"), channel("CPU Energy", "mJ")]);
+        let choice = select_channels(&[channel("CPU Energy", "mJ"), channel("CPU Energy", "mJ")]);
         assert_eq!(names(&choice), [("cpu", "CPU Energy")]);
     }
 }

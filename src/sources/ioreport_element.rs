@@ -6,24 +6,24 @@
 //! is what independent readers found, not what Apple says, and a stamp that cannot be on it is not believed. Pure.
 
 /// Bytes of the element up to the end of its time stamp.
-const HEAD: usize = 32;
+const HEADER_BYTES: usize = 32;
 
 /// What sets an element apart, and when it was published.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Element {
+pub struct RawElement {
     /// Which driver and which of its channels; constant while both exist.
     pub id: (u64, u64),
     /// When it was published, in ticks of the machine's clock; 0: not said.
     pub ticks: u64,
 }
 
-impl Element {
+impl RawElement {
     /// Reads the bytes of `RawElements`; `None` where they are too few to be one.
-    pub fn parse(bytes: &[u8]) -> Option<Element> {
-        let (words, _) = bytes.get(..HEAD)?.as_chunks::<8>();
+    pub fn parse(bytes: &[u8]) -> Option<RawElement> {
+        let (words, _) = bytes.get(..HEADER_BYTES)?.as_chunks::<8>();
         let &[provider, channel, _kind, ticks] = words else { return None };
         let of = u64::from_le_bytes;
-        Some(Element { id: (of(provider), of(channel)), ticks: of(ticks) })
+        Some(RawElement { id: (of(provider), of(channel)), ticks: of(ticks) })
     }
 }
 
@@ -61,16 +61,16 @@ mod tests {
     #[test]
     fn the_stamp_is_the_fourth_word() {
         let bytes = element([7, 0x4350_555f_4e52_4700, 0x0001_0001, 24_000_000, 11, 22, 33, 44]);
-        let parsed = Element { id: (7, 0x4350_555f_4e52_4700), ticks: 24_000_000 };
-        assert_eq!(Element::parse(&bytes), Some(parsed));
-        assert_eq!(Element::parse(&bytes[..32]), Some(parsed));
+        let parsed = RawElement { id: (7, 0x4350_555f_4e52_4700), ticks: 24_000_000 };
+        assert_eq!(RawElement::parse(&bytes), Some(parsed));
+        assert_eq!(RawElement::parse(&bytes[..32]), Some(parsed));
     }
 
     #[test]
     fn too_few_bytes_are_no_element() {
         let bytes = element([1; 8]);
         for length in 0..32 {
-            assert_eq!(Element::parse(&bytes[..length]), None, "{length}");
+            assert_eq!(RawElement::parse(&bytes[..length]), None, "{length}");
         }
     }
 

@@ -9,19 +9,19 @@
 use std::ffi::{CStr, c_char};
 use std::ptr::null;
 
-use super::apple_calls_ffi::{Calls, Foundation, Object, Report, UTF_8};
-use super::ioreport_channel::Channel;
-use super::ioreport_element::{Element, Timebase};
+use super::apple_calls_ffi::{AppleFunctions, CF_STRING_ENCODING_UTF8, CfRef, Foundation, Report};
+use super::ioreport_channel::IoReportChannel;
+use super::ioreport_element::{RawElement, Timebase};
 
 /// `kIOReportFormatSimple`: one number.
-const SIMPLE: i32 = 1;
+const FORMAT_SIMPLE: i32 = 1;
 
 /// Where dictionaries of channels keep their list, and where a channel of a sample keeps its raw bytes.
-const CHANNELS: &str = "IOReportChannels";
-const RAW_ELEMENTS: &str = "RawElements";
+const CHANNELS_KEY: &str = "IOReportChannels";
+const RAW_ELEMENTS_KEY: &str = "RawElements";
 
 /// The length of a tick of the machine's clock, in which elements are stamped.
-pub fn timebase(calls: &Calls) -> Option<Timebase> {
+pub fn timebase(calls: &AppleFunctions) -> Option<Timebase> {
     let mut parts = [0; 2];
     // SAFETY: `mach_timebase_info` is two words, a numerator and a denominator, which the call fills.
     let status = unsafe { (calls.kit.timebase)(&raw mut parts) };
@@ -29,31 +29,32 @@ pub fn timebase(calls: &Calls) -> Option<Timebase> {
 }
 
 /// An object that belongs to this value. Never null.
-struct Owned {
-    object: Object,
-    release: unsafe extern "C" fn(Object),
+struct OwnedCfObject {
+    object: CfRef,
+    release: unsafe extern "C" fn(CfRef),
 }
 
 // SAFETY: CoreFoundation's objects belong to no thread; their reference counts are atomic, and those that are changed
 // after they are made here are reached through one value only.
-unsafe impl Send for Owned {}
+unsafe impl Send for OwnedCfObject {}
 
-impl Owned {
+impl OwnedCfObject {
     /// Takes over what a Create or Copy function gave; `None` for null.
-    fn take(foundation: &Foundation, object: Object) -> Option<Owned> {
+    fn from_created(foundation: &Foundation, object: CfRef) -> Option<OwnedCfObject> {
         // Lazily: a value made of null would be released on the spot, and releasing null crashes.
-        (!object.is_null()).then(|| Owned { object, release: foundation.release })
+        (!object.is_null()).then(|| OwnedCfObject { object, release: foundation.release })
     }
 
-    fn text(foundation: &Foundation, text: &str) -> Option<Owned> {
+    fn from_text(foundation: &Foundation, text: &str) -> Option<OwnedCfObject> {
         let length = isize::try_from(text.len()).ok()?;
         // SAFETY: the bytes are valid UTF-8 of the length given, and are copied.
-        let made = unsafe { (foundation.string_create)(null(), text.as_ptr(), length, UTF_8, 0) };
-        Owned::take(foundation, made)
+        let made =
+            unsafe { (foundation.string_create)(null(), text.as_ptr(), length, CF_STRING_ENCODING_UTF8, 0) };
+        OwnedCfObject::from_created(foundation, made)
     }
 }
 
-impl Drop for Owned {
+impl Drop for OwnedCfObject {
     fn drop(&mut self) {
         // SAFETY: the object is alive, and this is the one reference that belongs to this value.
         unsafe { (self.release)(self.object) }
@@ -61,54 +62,62 @@ impl Drop for Owned {
 }
 
 /// One group's channels, before anybody subscribed.
-pub struct Group {
+pub struct ChannelGroup {
     foundation: Foundation,
     report: Report,
     /// A dictionary of ours, whose list may be replaced.
-    dictionary: Owned,
-    key: Owned,
+    dictionary: OwnedCfObject,
+    key: OwnedCfObject,
 }
 
-impl Group {
+impl ChannelGroup {
     /// The channels of `group`; `None` where IOReport has none, as in most virtual machines.
-    pub fn copy(calls: &Calls, report: Report, group: &str) -> Option<Group> {
+    pub fn copy(calls: &AppleFunctions, report: Report, group: &str) -> Option<ChannelGroup> {
         let foundation = calls.foundation;
-        let (key, name) = (Owned::text(&foundation, CHANNELS)?, Owned::text(&foundation, group)?);
+        let (key, name) = (
+            OwnedCfObject::from_text(&foundation, CHANNELS_KEY)?,
+            OwnedCfObject::from_text(&foundation, group)?,
+        );
         // SAFETY: a live text, no subgroup, and the three zeroes that every caller gives; the answer is ours.
         let found = unsafe { (report.copy_channels)(name.object, null(), 0, 0, 0) };
-        let found = Owned::take(&foundation, found)?;
+        let found = OwnedCfObject::from_created(&foundation, found)?;
         // SAFETY: asked of a live object.
-        if !unsafe { is(&foundation, found.object, foundation.dictionary_kind) } {
+        if !unsafe { has_type(&foundation, found.object, foundation.dictionary_kind) } {
             return None;
         }
         // SAFETY: a live dictionary; the copy is ours.
         let copy = unsafe { (foundation.dictionary_copy)(null(), 0, found.object) };
-        Some(Group { foundation, report, dictionary: Owned::take(&foundation, copy)?, key })
+        Some(ChannelGroup {
+            foundation,
+            report,
+            dictionary: OwnedCfObject::from_created(&foundation, copy)?,
+            key,
+        })
     }
 
     /// What the channels are, in IOReport's order.
-    pub fn channels(&self) -> Vec<Channel> {
+    pub fn channels(&self) -> Vec<IoReportChannel> {
         // SAFETY: a live dictionary of ours; the list is borrowed from it while it is not changed.
-        unsafe { list_in(&self.foundation, self.dictionary.object, self.key.object) }
-            .map(|list| (0..count(&self.foundation, list)).map(|at| self.channel(list, at)).collect())
+        unsafe { channel_list(&self.foundation, self.dictionary.object, self.key.object) }
+            .map(|list| (0..array_len(&self.foundation, list)).map(|at| self.channel(list, at)).collect())
             .unwrap_or_default()
     }
 
-    fn channel(&self, list: Object, at: isize) -> Channel {
+    fn channel(&self, list: CfRef, at: isize) -> IoReportChannel {
         // SAFETY: `list` is a live array of `dictionary`'s and `at` is less than its length.
-        unsafe { channel(&self.foundation, &self.report, (self.foundation.array_get)(list, at)) }
+        unsafe { read_channel(&self.foundation, &self.report, (self.foundation.array_get)(list, at)) }
     }
 
     /// Subscribes to those channels only whose places in [`Group::channels`] are given; fewer cost less to sample. `None`
     /// where IOReport refuses.
-    pub fn subscribe(self, kept: &[usize]) -> Option<Subscription> {
+    pub fn subscribe(self, kept: &[usize]) -> Option<IoReportSubscription> {
         let foundation = self.foundation;
         // SAFETY: a live dictionary of ours.
-        let list = unsafe { list_in(&foundation, self.dictionary.object, self.key.object) }?;
+        let list = unsafe { channel_list(&foundation, self.dictionary.object, self.key.object) }?;
         // SAFETY: a live array; the copy is ours and not yet shared.
         let shorter = unsafe { (foundation.array_copy)(null(), 0, list) };
-        let shorter = Owned::take(&foundation, shorter)?;
-        for at in (0..count(&foundation, shorter.object)).rev() {
+        let shorter = OwnedCfObject::from_created(&foundation, shorter)?;
+        for at in (0..array_len(&foundation, shorter.object)).rev() {
             if !usize::try_from(at).is_ok_and(|at| kept.contains(&at)) {
                 // SAFETY: our own array, mutable, and `at` is less than its length, since it shrinks from its end.
                 unsafe { (foundation.array_remove)(shorter.object, at) };
@@ -122,76 +131,76 @@ impl Group {
     }
 
     /// Subscribes to every channel of the group.
-    pub fn subscribe_to_all(self) -> Option<Subscription> {
+    pub fn subscribe_to_all(self) -> Option<IoReportSubscription> {
         let foundation = self.foundation;
-        let mut granted: Object = null();
+        let mut granted: CfRef = null();
         // SAFETY: a live dictionary, and a place for the dictionary of what was granted, which is ours like the answer.
         let made =
             unsafe { (self.report.subscribe)(null(), self.dictionary.object, &raw mut granted, 0, null()) };
-        drop(Owned::take(&foundation, granted));
-        Some(Subscription {
-            subscription: Owned::take(&foundation, made)?,
-            raw: Owned::text(&foundation, RAW_ELEMENTS)?,
+        drop(OwnedCfObject::from_created(&foundation, granted));
+        Some(IoReportSubscription {
+            subscription: OwnedCfObject::from_created(&foundation, made)?,
+            raw: OwnedCfObject::from_text(&foundation, RAW_ELEMENTS_KEY)?,
             group: self,
         })
     }
 }
 
 /// A standing order for samples.
-pub struct Subscription {
-    subscription: Owned,
-    raw: Owned,
-    group: Group,
+pub struct IoReportSubscription {
+    subscription: OwnedCfObject,
+    raw: OwnedCfObject,
+    group: ChannelGroup,
 }
 
 /// What all channels showed at one time.
-pub struct Sample<'a> {
-    of: &'a Subscription,
+pub struct IoReportSample<'a> {
+    subscription: &'a IoReportSubscription,
     /// Holds `list`.
-    _samples: Owned,
-    list: Object,
+    _samples: OwnedCfObject,
+    list: CfRef,
     length: usize,
 }
 
-impl Subscription {
+impl IoReportSubscription {
     /// Takes a sample; `None` where IOReport gives none, or none that can be understood.
-    pub fn sample(&self) -> Option<Sample<'_>> {
+    pub fn sample(&self) -> Option<IoReportSample<'_>> {
         let foundation = &self.group.foundation;
         // SAFETY: a live subscription and the live dictionary that it was made with; the answer is ours.
         let samples = unsafe {
             (self.group.report.sample)(self.subscription.object, self.group.dictionary.object, null())
         };
-        let samples = Owned::take(foundation, samples)?;
+        let samples = OwnedCfObject::from_created(foundation, samples)?;
         // SAFETY: a live object, asked for its kind first; the list is borrowed from `samples`, which the sample keeps.
         let list = unsafe {
-            is(foundation, samples.object, foundation.dictionary_kind)
-                .then(|| list_in(foundation, samples.object, self.group.key.object))
+            has_type(foundation, samples.object, foundation.dictionary_kind)
+                .then(|| channel_list(foundation, samples.object, self.group.key.object))
         }??;
-        let length = usize::try_from(count(foundation, list)).ok()?;
-        Some(Sample { of: self, _samples: samples, list, length })
+        let length = usize::try_from(array_len(foundation, list)).ok()?;
+        Some(IoReportSample { subscription: self, _samples: samples, list, length })
     }
 }
 
-impl Sample<'_> {
+impl IoReportSample<'_> {
     /// How many channels it has.
     pub fn len(&self) -> usize {
         self.length
     }
 
     /// What is told apart from the number: id and time stamp; `None` where the channel has no such bytes.
-    pub fn element(&self, at: usize) -> Option<Element> {
-        let foundation = &self.of.group.foundation;
+    pub fn element(&self, at: usize) -> Option<RawElement> {
+        let foundation = &self.subscription.group.foundation;
         let entry = self.entry(at)?;
         // SAFETY: `entry` is a live dictionary; the data is borrowed from it, asked for its kind first, and its bytes are
         // copied before anything else happens.
         unsafe {
-            let data = (foundation.dictionary_get)(entry, self.of.raw.object);
-            if !is(foundation, data, foundation.data_kind) {
+            let data = (foundation.dictionary_get)(entry, self.subscription.raw.object);
+            if !has_type(foundation, data, foundation.data_kind) {
                 return None;
             }
             let (bytes, length) = ((foundation.data_bytes)(data), (foundation.data_length)(data));
             let length = usize::try_from(length).ok().filter(|_| !bytes.is_null())?;
-            Element::parse(std::slice::from_raw_parts(bytes, length))
+            RawElement::parse(std::slice::from_raw_parts(bytes, length))
         }
     }
 
@@ -199,26 +208,28 @@ impl Sample<'_> {
     pub fn value(&self, at: usize) -> Option<u64> {
         let entry = self.entry(at)?;
         // SAFETY: a live channel, whose format was simple when it was chosen.
-        let value = unsafe { (self.of.group.report.value_of)(entry, 0) };
+        let value = unsafe { (self.subscription.group.report.value_of)(entry, 0) };
         // Below zero are its ways to say that there is none.
         u64::try_from(value).ok()
     }
 
     /// What the channel is, in words.
-    pub fn channel(&self, at: usize) -> Option<Channel> {
+    pub fn channel(&self, at: usize) -> Option<IoReportChannel> {
         let entry = self.entry(at)?;
         // SAFETY: a live channel.
-        Some(unsafe { channel(&self.of.group.foundation, &self.of.group.report, entry) })
+        Some(unsafe {
+            read_channel(&self.subscription.group.foundation, &self.subscription.group.report, entry)
+        })
     }
 
     /// The dictionary of a channel, borrowed from this sample.
-    fn entry(&self, at: usize) -> Option<Object> {
-        let foundation = &self.of.group.foundation;
+    fn entry(&self, at: usize) -> Option<CfRef> {
+        let foundation = &self.subscription.group.foundation;
         let at = isize::try_from(at).ok().filter(|_| at < self.length)?;
         // SAFETY: a live array, and `at` is less than its length.
         let entry = unsafe { (foundation.array_get)(self.list, at) };
         // SAFETY: null, or a live object of the array's.
-        unsafe { is(foundation, entry, foundation.dictionary_kind) }.then_some(entry)
+        unsafe { has_type(foundation, entry, foundation.dictionary_kind) }.then_some(entry)
     }
 }
 
@@ -226,7 +237,7 @@ impl Sample<'_> {
 ///
 /// # Safety
 /// `object` is null or alive, and `kind` one of the `…_kind` functions of the table.
-unsafe fn is(foundation: &Foundation, object: Object, kind: unsafe extern "C" fn() -> usize) -> bool {
+unsafe fn has_type(foundation: &Foundation, object: CfRef, kind: unsafe extern "C" fn() -> usize) -> bool {
     // SAFETY: as the caller says.
     !object.is_null() && unsafe { (foundation.kind_of)(object) == kind() }
 }
@@ -235,16 +246,16 @@ unsafe fn is(foundation: &Foundation, object: Object, kind: unsafe extern "C" fn
 ///
 /// # Safety
 /// `dictionary` is a live dictionary, and `key` a live text.
-unsafe fn list_in(foundation: &Foundation, dictionary: Object, key: Object) -> Option<Object> {
+unsafe fn channel_list(foundation: &Foundation, dictionary: CfRef, key: CfRef) -> Option<CfRef> {
     // SAFETY: as the caller says; what is found is alive as long as the dictionary keeps it.
     unsafe {
         let list = (foundation.dictionary_get)(dictionary, key);
-        is(foundation, list, foundation.array_kind).then_some(list)
+        has_type(foundation, list, foundation.array_kind).then_some(list)
     }
 }
 
 /// How long a list is. Callers have asked it whether it is one.
-fn count(foundation: &Foundation, list: Object) -> isize {
+fn array_len(foundation: &Foundation, list: CfRef) -> isize {
     // SAFETY: every caller in this file gives a live array.
     unsafe { (foundation.array_count)(list) }
 }
@@ -253,16 +264,16 @@ fn count(foundation: &Foundation, list: Object) -> isize {
 ///
 /// # Safety
 /// `entry` is null or a live object of a list of channels.
-unsafe fn channel(foundation: &Foundation, report: &Report, entry: Object) -> Channel {
+unsafe fn read_channel(foundation: &Foundation, report: &Report, entry: CfRef) -> IoReportChannel {
     // SAFETY: as the caller says, and a dictionary, which is what IOReport's functions want; the texts are borrowed.
     unsafe {
-        if !is(foundation, entry, foundation.dictionary_kind) {
-            return Channel { name: String::new(), unit: String::new(), simple: false };
+        if !has_type(foundation, entry, foundation.dictionary_kind) {
+            return IoReportChannel { name: String::new(), unit_label: String::new(), is_simple: false };
         }
-        Channel {
-            name: text(foundation, (report.name_of)(entry)),
-            unit: text(foundation, (report.unit_of)(entry)),
-            simple: (report.format_of)(entry) == SIMPLE,
+        IoReportChannel {
+            name: copy_text(foundation, (report.name_of)(entry)),
+            unit_label: copy_text(foundation, (report.unit_of)(entry)),
+            is_simple: (report.format_of)(entry) == FORMAT_SIMPLE,
         }
     }
 }
@@ -271,13 +282,18 @@ unsafe fn channel(foundation: &Foundation, report: &Report, entry: Object) -> Ch
 ///
 /// # Safety
 /// `object` is null or alive.
-unsafe fn text(foundation: &Foundation, object: Object) -> String {
+unsafe fn copy_text(foundation: &Foundation, object: CfRef) -> String {
     const LONGEST: usize = 256;
     let mut buffer = [0 as c_char; LONGEST];
     // SAFETY: as the caller says, and asked for its kind first; the call writes at most the size given, NUL included.
     let written = unsafe {
-        is(foundation, object, foundation.string_kind)
-            && (foundation.string_read)(object, buffer.as_mut_ptr(), LONGEST as isize, UTF_8) != 0
+        has_type(foundation, object, foundation.string_kind)
+            && (foundation.string_read)(
+                object,
+                buffer.as_mut_ptr(),
+                LONGEST as isize,
+                CF_STRING_ENCODING_UTF8,
+            ) != 0
     };
     if !written {
         return String::new();

@@ -19,15 +19,15 @@
 //! | `replay` | a recorded trace or a scripted machine | as told there | a file |
 
 pub use discovery::{discover, discover_within};
-pub use settings::Settings;
+pub use source_settings::SourceSettings;
 
 use crate::domain::{Absent, Domain, EnergyReading};
 
 use duplicate::DuplicatePair;
-use starting::Starting;
+use parallel_open::StartingSources;
 
 /// An AMD card's accumulator as a source.
-mod accumulator;
+mod amdgpu_accumulator;
 
 /// Whether mechanisms that show the same domain agree.
 mod agreement;
@@ -36,13 +36,13 @@ mod agreement;
 pub mod amdgpu;
 
 /// A kernel's file that is kept open.
-mod attribute;
+mod sysfs_file;
 
 /// What a battery delivers.
 pub mod battery;
 
 /// What the labels on boards mean.
-mod board;
+mod board_labels;
 
 /// Where Apple's C functions come from.
 mod apple;
@@ -92,7 +92,7 @@ pub mod duplicate;
 pub mod estimate;
 
 /// Files that show energy or power, read together.
-mod gauge;
+mod sensor_files;
 
 /// AMD's binary table.
 mod gpu_metrics;
@@ -104,7 +104,7 @@ pub mod hwmon;
 mod hwmon_chip;
 
 /// Power integrated over time, with its doubt.
-pub mod integral;
+pub mod energy_integral;
 
 /// Intel's graphics cards through the kernel.
 pub mod intelgpu;
@@ -125,7 +125,7 @@ mod ioreport_ffi;
 mod likeness;
 
 /// A short look under load: which counters move.
-mod liveness;
+mod probe;
 
 /// NVIDIA GPUs.
 #[cfg(target_os = "linux")]
@@ -178,7 +178,7 @@ mod msr_layout;
 mod rapl;
 
 /// What discovery needs to know.
-mod settings;
+mod source_settings;
 
 /// RAPL through the kernel's `power` PMU.
 #[cfg(target_os = "linux")]
@@ -195,7 +195,7 @@ mod perf_ffi;
 
 /// What to say where perf is closed.
 #[cfg(target_os = "linux")]
-mod perf_refusal;
+mod perf_error_reason;
 
 /// Event sources as sysfs describes them.
 #[cfg(target_os = "linux")]
@@ -208,7 +208,7 @@ pub mod powercap;
 mod powercap_zone;
 
 /// Who made the processor.
-mod processor;
+mod cpu_info;
 
 /// Power in repeating steps, and its energy in closed form.
 pub mod profile;
@@ -235,13 +235,13 @@ mod smc_ffi;
 mod smc_key;
 
 /// Opening the sources, each on a thread of its own.
-pub mod starting;
+pub mod parallel_open;
 
 /// A source with some of its domains left out.
 mod selection;
 
 /// Whether the machine slept.
-mod suspend;
+mod suspend_detector;
 
 /// Where the kernel's CPUs sit.
 pub mod topology;
@@ -257,10 +257,10 @@ mod trace_line;
 mod tsc;
 
 /// Microjoules in a raw count, exactly.
-pub mod unit;
+pub mod energy_unit;
 
 /// A sensor of power, integrated.
-mod wattmeter;
+mod power_sensor;
 
 /// Gives every domain's cumulative energy now.
 pub trait Source: Send {
@@ -273,7 +273,7 @@ pub trait Source: Send {
 }
 
 /// A source that is there, with what it offers.
-pub struct Opened {
+pub struct OpenedSource {
     /// The mechanism: "perf", "powercap", ... One mechanism may open several (perf: one for each package).
     pub name: &'static str,
     /// The reader itself.
@@ -292,18 +292,18 @@ pub struct Opened {
 #[derive(Default)]
 pub struct Inventory {
     /// Sources that opened.
-    pub opened: Vec<Opened>,
+    pub opened: Vec<OpenedSource>,
     /// Sources that are not there, with the reason and the mend.
     pub absent: Vec<Absent>,
     /// Domains that may be two names of one counter.
     pub duplicates: Vec<DuplicatePair>,
     /// Sources that have not answered yet.
-    pub starting: Option<Starting>,
+    pub starting: Option<StartingSources>,
 }
 
 impl Inventory {
     /// Notes that a mechanism, or a part of it, is not there.
-    fn miss(&mut self, source: &str, reason: String) {
+    fn add_absent(&mut self, source: &str, reason: String) {
         self.absent.push(Absent { source: source.into(), reason });
     }
 

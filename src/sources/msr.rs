@@ -12,15 +12,15 @@ use std::path::Path;
 use crate::clock::Clock;
 use crate::domain::{DomainKind, EnergyReading, Grade};
 
-use super::attribute::Attribute;
-use super::counter::{Counter, Shape, plausible_ceiling_mw};
-use super::msr_layout::{Layout, layout_of};
-use super::processor::Processor;
+use super::counter::{Counter, CounterSpec, plausible_ceiling_mw};
+use super::cpu_info::CpuInfo;
+use super::energy_unit::EnergyUnit;
+use super::msr_layout::{MsrLayout, layout_for};
 use super::rapl;
-use super::suspend::Suspend;
-use super::topology::name_places;
-use super::unit::Unit;
-use super::{Inventory, Opened, Settings, Source};
+use super::suspend_detector::SuspendDetector;
+use super::sysfs_file::SysfsFile;
+use super::topology::package_names;
+use super::{Inventory, OpenedSource, Source, SourceSettings};
 
 /// The mechanism's name.
 pub const NAME: &str = "msr";
@@ -29,49 +29,49 @@ pub const NAME: &str = "msr";
 const MODULUS: u128 = 1 << 32;
 
 /// Opens the registers of every package.
-pub fn open(settings: &Settings, clock: &Clock) -> Inventory {
+pub fn open(settings: &SourceSettings, clock: &Clock) -> Inventory {
     let mut found = Inventory::default();
-    let processor = Processor::read(&settings.proc_root);
-    let Some(layout) = layout_of(&processor) else {
-        found.miss(NAME, format!(
+    let processor = CpuInfo::read(&settings.proc_root);
+    let Some(layout) = layout_for(&processor) else {
+        found.add_absent(NAME, format!(
             "the processor {:?} family {} model {:#x} has no energy registers that are known here; a newer kernel may \
              know it: use perf",
             processor.vendor, processor.family, processor.model
         ));
         return found;
     };
-    let cpus = match cpus_in(&settings.msr_root) {
+    let cpus = match list_cpus(&settings.msr_root) {
         Ok(cpus) if !cpus.is_empty() => cpus,
-        Ok(_) => return missing(found, settings, &io::Error::from(io::ErrorKind::NotFound)),
-        Err(error) => return missing(found, settings, &error),
+        Ok(_) => return add_unavailable(found, settings, &io::Error::from(io::ErrorKind::NotFound)),
+        Err(error) => return add_unavailable(found, settings, &error),
     };
     // One CPU for each package: the first that has its name.
     let mut places = BTreeMap::new();
-    for (cpu, place) in first_of_each(settings, &cpus) {
+    for (cpu, place) in first_cpu_per_package(settings, &cpus) {
         places.entry(place).or_insert(cpu);
     }
     for (place, cpu) in places {
         let path = settings.msr_root.join(cpu.to_string()).join("msr");
-        match Registers::open(&path, &layout, clock) {
-            Ok(registers) => found.opened.push(registers.offered(&place, cpu, processor.rapl_grade())),
-            Err(error) => found = missing(found, settings, &error),
+        match MsrSource::open(&path, &layout, clock) {
+            Ok(registers) => found.opened.push(registers.into_opened(&place, cpu, processor.rapl_grade())),
+            Err(error) => found = add_unavailable(found, settings, &error),
         }
     }
     found
 }
 
 /// The first CPU of each package or die, with what its domains are called after.
-fn first_of_each(settings: &Settings, cpus: &[usize]) -> BTreeMap<usize, String> {
+fn first_cpu_per_package(settings: &SourceSettings, cpus: &[usize]) -> BTreeMap<usize, String> {
     let mut first = BTreeMap::new();
     for &cpu in cpus {
-        let place = super::topology::place_of(&settings.sysfs_root, cpu);
+        let place = super::topology::cpu_location(&settings.sysfs_root, cpu);
         first.entry(place.map(|place| (place.package, place.die))).or_insert(cpu);
     }
     let first: Vec<usize> = first.into_values().collect();
-    name_places(&settings.sysfs_root, &first)
+    package_names(&settings.sysfs_root, &first)
 }
 
-fn missing(mut found: Inventory, settings: &Settings, error: &io::Error) -> Inventory {
+fn add_unavailable(mut found: Inventory, settings: &SourceSettings, error: &io::Error) -> Inventory {
     let place = settings.msr_root.join("N/msr").display().to_string();
     let mend = match error.kind() {
         io::ErrorKind::NotFound => "load the driver: sudo modprobe msr",
@@ -81,12 +81,12 @@ fn missing(mut found: Inventory, settings: &Settings, error: &io::Error) -> Inve
         }
         _ => "the processor or its host does not let this register be read; use perf or powercap",
     };
-    found.miss(NAME, format!("{place}: {error}; {mend}"));
+    found.add_absent(NAME, format!("{place}: {error}; {mend}"));
     found
 }
 
 /// The CPUs that have a register file.
-fn cpus_in(root: &Path) -> io::Result<Vec<usize>> {
+fn list_cpus(root: &Path) -> io::Result<Vec<usize>> {
     let mut cpus: Vec<usize> =
         fs::read_dir(root)?.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
     cpus.sort_unstable();
@@ -94,33 +94,33 @@ fn cpus_in(root: &Path) -> io::Result<Vec<usize>> {
 }
 
 /// One package's registers.
-struct Registers {
-    file: Attribute,
-    meters: Vec<(DomainKind, u64, Unit, Counter)>,
-    suspend: Suspend,
+struct MsrSource {
+    file: SysfsFile,
+    meters: Vec<(DomainKind, u64, EnergyUnit, Counter)>,
+    suspend: SuspendDetector,
     clock: Clock,
 }
 
-impl Registers {
+impl MsrSource {
     /// Opens `path` and finds which of the layout's registers answer.
     ///
     /// # Errors
     /// The file cannot be opened, its unit not be read, or none of its counters.
-    fn open(path: &Path, layout: &Layout, clock: &Clock) -> io::Result<Registers> {
-        let mut file = Attribute::open(path.to_path_buf())?;
+    fn open(path: &Path, layout: &MsrLayout, clock: &Clock) -> io::Result<MsrSource> {
+        let mut file = SysfsFile::open(path.to_path_buf())?;
         // The first read tells what is refused; `Attribute` only says that something is.
         let unit = {
             use std::os::unix::fs::FileExt;
             let mut bytes = [0; 8];
-            fs::File::open(path)?.read_exact_at(&mut bytes, layout.unit)?;
+            fs::File::open(path)?.read_exact_at(&mut bytes, layout.unit_register)?;
             u64::from_le_bytes(bytes)
         };
         let mut meters = Vec::new();
         for &(kind, register) in layout.registers {
-            let there = count(&mut file, 0, register).is_some_and(|count| count != 0);
+            let there = read_count(&mut file, 0, register).is_some_and(|count| count != 0);
             let Some(unit) = layout.unit_of(kind, unit).filter(|_| there) else { continue };
             let range_uj = u64::try_from(unit.to_uj(MODULUS)).unwrap_or(u64::MAX);
-            let shape = Shape {
+            let shape = CounterSpec {
                 unit,
                 modulus: MODULUS,
                 ceiling_mw: plausible_ceiling_mw(kind),
@@ -133,17 +133,17 @@ impl Registers {
             return Err(io::Error::other("every energy register reads 0, as in most virtual machines"));
         }
         // One that failed while it was probed left the file closed until it is looked for again.
-        let file = Attribute::open(path.to_path_buf())?;
-        Ok(Registers { file, meters, suspend: Suspend::new(clock), clock: clock.clone() })
+        let file = SysfsFile::open(path.to_path_buf())?;
+        Ok(MsrSource { file, meters, suspend: SuspendDetector::new(clock), clock: clock.clone() })
     }
 
-    fn offered(self, place: &str, cpu: usize, grade: Grade) -> Opened {
+    fn into_opened(self, place: &str, cpu: usize, grade: Grade) -> OpenedSource {
         let domains: Vec<_> = self
             .meters
             .iter()
             .map(|(kind, _, unit, _)| rapl::domain(NAME, *kind, place, grade, unit.ceil_uj()))
             .collect();
-        Opened {
+        OpenedSource {
             name: NAME,
             cpu: Some(cpu),
             max_rate_hz: 10_000.0,
@@ -155,18 +155,18 @@ impl Registers {
 }
 
 /// The 32-bit count in a register.
-fn count(file: &mut Attribute, now_ns: u64, register: u64) -> Option<u64> {
+fn read_count(file: &mut SysfsFile, now_ns: u64, register: u64) -> Option<u64> {
     let mut bytes = [0; 8];
-    let length = file.bytes_at(now_ns, &mut bytes, register)?;
+    let length = file.read_bytes_at(now_ns, &mut bytes, register)?;
     // The upper half is reserved.
     (length >= 4).then(|| u64::from_le_bytes(bytes) & 0xFFFF_FFFF)
 }
 
-impl Source for Registers {
+impl Source for MsrSource {
     fn read(&mut self, into: &mut [EnergyReading]) -> Option<(u64, u64)> {
         for ((_, register, _, counter), reading) in self.meters.iter_mut().zip(&mut *into) {
             let before_ns = self.clock.now_ns();
-            *reading = match count(&mut self.file, before_ns, *register) {
+            *reading = match read_count(&mut self.file, before_ns, *register) {
                 Some(count) => counter.advance(count, before_ns, self.clock.now_ns()),
                 None => {
                     counter.interrupt();
@@ -174,7 +174,7 @@ impl Source for Registers {
                 }
             };
         }
-        if self.suspend.slept() {
+        if self.suspend.has_suspended() {
             self.meters.iter_mut().for_each(|(.., counter)| counter.interrupt());
             into.fill(EnergyReading::default());
         }

@@ -5,26 +5,26 @@
 
 use crate::domain::DomainKind;
 
-use super::processor::Processor;
-use super::unit::Unit;
+use super::cpu_info::CpuInfo;
+use super::energy_unit::EnergyUnit;
 
 /// Where a processor counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Layout {
+pub struct MsrLayout {
     /// The register with the unit in bits 12:8.
-    pub unit: u64,
+    pub unit_register: u64,
     /// What is counted in which register.
     pub registers: &'static [(DomainKind, u64)],
-    quirk: Quirk,
+    quirk: UnitQuirk,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Quirk {
+enum UnitQuirk {
     None,
     /// The unit is 2^ESU µJ (Silvermont and Airmont).
-    Atom,
+    AtomUnit,
     /// Memory counts in 2^-16 J whatever the unit says.
-    ServerMemory,
+    ServerDram,
     /// That, and the platform in whole joules (Sapphire and Emerald Rapids).
     SapphireRapids,
 }
@@ -50,60 +50,62 @@ const SERVER_WITH_PSYS: &[(DomainKind, u64)] = &[
     (DomainKind::Core, 0x639),
     (DomainKind::Dram, 0x619),
 ];
-const WITHOUT_MEMORY: &[(DomainKind, u64)] =
+const CLIENT_WITHOUT_DRAM: &[(DomainKind, u64)] =
     &[(DomainKind::Package, 0x611), (DomainKind::Core, 0x639), (DomainKind::Uncore, 0x641)];
 const ATOM: &[(DomainKind, u64)] = &[(DomainKind::Package, 0x611), (DomainKind::Core, 0x639)];
-const PHI: &[(DomainKind, u64)] = &[(DomainKind::Package, 0x611), (DomainKind::Dram, 0x619)];
+const XEON_PHI: &[(DomainKind, u64)] = &[(DomainKind::Package, 0x611), (DomainKind::Dram, 0x619)];
 const AMD: &[(DomainKind, u64)] = &[(DomainKind::Package, 0xC001_029B)];
 
 /// The layout of a processor; `None` for one that has no such registers or is not known.
-pub fn layout_of(processor: &Processor) -> Option<Layout> {
+pub fn layout_for(processor: &CpuInfo) -> Option<MsrLayout> {
     match (processor.vendor.as_str(), processor.family) {
-        ("GenuineIntel", 6) => intel(processor.model),
+        ("GenuineIntel", 6) => intel_layout(processor.model),
         // Zen and later; Hygon's are Zen.
         ("AuthenticAMD", 0x17..) | ("HygonGenuine", 0x18) => {
-            Some(Layout { unit: 0xC001_0299, registers: AMD, quirk: Quirk::None })
+            Some(MsrLayout { unit_register: 0xC001_0299, registers: AMD, quirk: UnitQuirk::None })
         }
         _ => None,
     }
 }
 
-fn intel(model: u32) -> Option<Layout> {
+fn intel_layout(model: u32) -> Option<MsrLayout> {
     let (registers, quirk) = match model {
         // Sandy and Ivy Bridge: client, then server.
-        0x2A | 0x3A => (WITHOUT_MEMORY, Quirk::None),
-        0x2D | 0x3E => (SERVER, Quirk::None),
+        0x2A | 0x3A => (CLIENT_WITHOUT_DRAM, UnitQuirk::None),
+        0x2D | 0x3E => (SERVER, UnitQuirk::None),
         // Haswell, Broadwell, Goldmont, Goldmont Plus, Tremont.
-        0x3C | 0x45 | 0x46 | 0x3D | 0x47 | 0x5C | 0x5F | 0x7A | 0x86 | 0x96 | 0x9C => (CLIENT, Quirk::None),
+        0x3C | 0x45 | 0x46 | 0x3D | 0x47 | 0x5C | 0x5F | 0x7A | 0x86 | 0x96 | 0x9C => {
+            (CLIENT, UnitQuirk::None)
+        }
         // Haswell-X, Broadwell-X and -D, Skylake-X, Ice Lake-X and -D.
-        0x3F | 0x4F | 0x56 | 0x55 | 0x6A | 0x6C => (SERVER, Quirk::ServerMemory),
+        0x3F | 0x4F | 0x56 | 0x55 | 0x6A | 0x6C => (SERVER, UnitQuirk::ServerDram),
         // Xeon Phi.
-        0x57 | 0x85 => (PHI, Quirk::ServerMemory),
+        0x57 | 0x85 => (XEON_PHI, UnitQuirk::ServerDram),
         // Sapphire and Emerald Rapids.
-        0x8F | 0xCF => (SERVER_WITH_PSYS, Quirk::SapphireRapids),
+        0x8F | 0xCF => (SERVER_WITH_PSYS, UnitQuirk::SapphireRapids),
         // Skylake to Lunar Lake, client.
         0x4E | 0x5E | 0x8E | 0x9E | 0xA5 | 0xA6 | 0x66 | 0x7D | 0x7E | 0x8C | 0x8D | 0xA7 | 0x97 | 0x9A
         | 0xB7 | 0xBA | 0xBE | 0xBF | 0xAA | 0xAC | 0xB5 | 0xBD | 0xC5 | 0xC6 => {
-            (CLIENT_WITH_PSYS, Quirk::None)
+            (CLIENT_WITH_PSYS, UnitQuirk::None)
         }
         // Silvermont and Airmont.
-        0x37 | 0x4A | 0x4C | 0x4D | 0x5A | 0x5D => (ATOM, Quirk::Atom),
+        0x37 | 0x4A | 0x4C | 0x4D | 0x5A | 0x5D => (ATOM, UnitQuirk::AtomUnit),
         _ => return None,
     };
-    Some(Layout { unit: 0x606, registers, quirk })
+    Some(MsrLayout { unit_register: 0x606, registers, quirk })
 }
 
-impl Layout {
+impl MsrLayout {
     /// What one count of `kind` stands for, with what the unit's register says.
-    pub fn unit_of(&self, kind: DomainKind, register: u64) -> Option<Unit> {
+    pub fn unit_of(&self, kind: DomainKind, register: u64) -> Option<EnergyUnit> {
         let shift = (register >> 8) as u32 & 0x1F;
         match (self.quirk, kind) {
-            (Quirk::Atom, _) => Unit::fraction(1 << shift, 1),
-            (Quirk::ServerMemory | Quirk::SapphireRapids, DomainKind::Dram) => {
-                Some(Unit::TWO_TO_THE_MINUS_16_JOULES)
+            (UnitQuirk::AtomUnit, _) => EnergyUnit::from_fraction(1 << shift, 1),
+            (UnitQuirk::ServerDram | UnitQuirk::SapphireRapids, DomainKind::Dram) => {
+                Some(EnergyUnit::TWO_TO_THE_MINUS_16_JOULES)
             }
-            (Quirk::SapphireRapids, DomainKind::Psys) => Unit::joules_over_power_of_two(0),
-            _ => Unit::joules_over_power_of_two(shift),
+            (UnitQuirk::SapphireRapids, DomainKind::Psys) => EnergyUnit::joules_over_power_of_two(0),
+            _ => EnergyUnit::joules_over_power_of_two(shift),
         }
     }
 }
@@ -112,12 +114,12 @@ impl Layout {
 mod tests {
     use super::*;
 
-    fn layout(vendor: &str, family: u32, model: u32) -> Option<Layout> {
-        layout_of(&Processor { vendor: vendor.into(), family, model, guest: false })
+    fn layout(vendor: &str, family: u32, model: u32) -> Option<MsrLayout> {
+        layout_for(&CpuInfo { vendor: vendor.into(), family, model, is_guest: false })
     }
 
-    fn joules(shift: u32) -> Option<Unit> {
-        Unit::joules_over_power_of_two(shift)
+    fn joules(shift: u32) -> Option<EnergyUnit> {
+        EnergyUnit::joules_over_power_of_two(shift)
     }
 
     #[test]
@@ -138,7 +140,7 @@ mod tests {
         // 2^5 µJ on Silvermont.
         assert_eq!(
             layout("GenuineIntel", 6, 0x37).unwrap().unit_of(DomainKind::Package, 0x0505),
-            Unit::fraction(32, 1)
+            EnergyUnit::from_fraction(32, 1)
         );
     }
 

@@ -11,44 +11,46 @@ use std::thread;
 
 use crate::clock::Clock;
 
-use super::nvml_channel::Part;
-use super::nvml_ffi::load;
-use super::nvml_gpu::{self, Found, Identity};
-use super::nvml_refusal::{refused_board, refused_library};
-use super::{Inventory, Settings};
+use super::nvml_channel::PowerScope;
+use super::nvml_ffi::load_library;
+use super::nvml_gpu::{self, BoardIdentity, OpenedBoard};
+use super::nvml_refusal::{board_error_reason, library_error_reason};
+use super::{Inventory, SourceSettings};
 
 /// The mechanism's name.
 pub const NAME: &str = "nvml";
 
 /// What the loader finds where no library is named.
-pub(super) const LIBRARY: &str = "libnvidia-ml.so.1";
+pub(super) const DEFAULT_LIBRARY: &str = "libnvidia-ml.so.1";
 
 /// What the threads of a search tell.
-enum Told {
+enum SearchEvent {
     /// There is no NVML here.
-    Refused(String),
+    Unavailable(String),
     /// The board with this number was looked at.
-    Board(u32, Box<Result<Found, String>>),
+    Board(u32, Box<Result<OpenedBoard, String>>),
 }
 
 /// Looks for boards and shows each one when it has answered. Returns once all have, which may be never.
-pub fn open_each(settings: &Settings, clock: &Clock, mut show: impl FnMut(Inventory)) {
-    let library = settings.nvml_library.clone().map_or_else(|| LIBRARY.into(), OsString::from);
+pub fn open_each(settings: &SourceSettings, clock: &Clock, mut show: impl FnMut(Inventory)) {
+    let library = settings.nvml_library.clone().map_or_else(|| DEFAULT_LIBRARY.into(), OsString::from);
     let (tell, told) = channel();
-    if let Err(reason) = list(&library, clock, &tell) {
-        let _ = tell.send(Told::Refused(reason));
+    if let Err(reason) = list_boards(&library, clock, &tell) {
+        let _ = tell.send(SearchEvent::Unavailable(reason));
     }
     drop(tell);
     for told in told {
         let mut found = Inventory::default();
         match told {
-            Told::Refused(reason) => found.miss(NAME, reason),
-            Told::Board(number, board) => match *board {
+            SearchEvent::Unavailable(reason) => found.add_absent(NAME, reason),
+            SearchEvent::Board(number, board) => match *board {
                 Ok(board) => {
-                    board.notes.into_iter().for_each(|note| found.miss(NAME, note));
+                    board.notes.into_iter().for_each(|note| found.add_absent(NAME, note));
                     found.opened.push(board.opened);
                 }
-                Err(reason) => found.miss(NAME, format!("{}: {reason}", Part::Gpu.name(number))),
+                Err(reason) => {
+                    found.add_absent(NAME, format!("{}: {reason}", PowerScope::Gpu.domain_name(number)))
+                }
             },
         }
         show(found);
@@ -56,9 +58,9 @@ pub fn open_each(settings: &Settings, clock: &Clock, mut show: impl FnMut(Invent
 }
 
 /// Lists the boards and has each one looked at by a thread of its own.
-fn list(library: &OsString, clock: &Clock, tell: &Sender<Told>) -> Result<(), String> {
-    let nvml = load(library).map_err(|error| refused_library(&error, library))?;
-    let count = nvml.device_count().map_err(|error| refused_library(&error, library))?;
+fn list_boards(library: &OsString, clock: &Clock, tell: &Sender<SearchEvent>) -> Result<(), String> {
+    let nvml = load_library(library).map_err(|error| library_error_reason(&error, library))?;
+    let count = nvml.device_count().map_err(|error| library_error_reason(&error, library))?;
     if count == 0 {
         return Err(
             "the driver is there, but shows no GPU: the container or the cgroup may not let it".into()
@@ -67,14 +69,14 @@ fn list(library: &OsString, clock: &Clock, tell: &Sender<Told>) -> Result<(), St
     for number in 0..count {
         let uuid = nvml.device_by_index(number).and_then(|device| device.uuid());
         let teller = tell.clone();
-        match uuid.map_err(|error| refused_board(&error)) {
-            Err(reason) => drop(teller.send(Told::Board(number, Box::new(Err(reason))))),
+        match uuid.map_err(|error| board_error_reason(&error)) {
+            Err(reason) => drop(teller.send(SearchEvent::Board(number, Box::new(Err(reason))))),
             Ok(uuid) => {
-                let identity = Identity { number, uuid, boards: count as usize };
+                let identity = BoardIdentity { number, uuid, boards: count as usize };
                 let (library, clock) = (library.clone(), clock.clone());
                 let look = move || {
                     let found = nvml_gpu::open(NAME, library, &identity, &clock);
-                    let _ = teller.send(Told::Board(number, Box::new(found)));
+                    let _ = teller.send(SearchEvent::Board(number, Box::new(found)));
                 };
                 let begun = thread::Builder::new().name(format!("nvml-{number}")).spawn(look);
                 begun.map_err(|error| format!("the system gives no thread: {error}"))?;

@@ -4,19 +4,19 @@
 
 /// Which of the ticks of a sampler a dear call is part of.
 #[derive(Debug, Clone)]
-pub struct Cadence {
+pub struct CallSchedule {
     period_ns: u64,
     last_ns: Option<u64>,
 }
 
-impl Cadence {
+impl CallSchedule {
     /// At most once in `period_ns`.
     pub fn new(period_ns: u64) -> Self {
         Self { period_ns, last_ns: None }
     }
 
     /// Whether the call is due at a tick at `now_ns`; then it is made.
-    pub fn due(&mut self, now_ns: u64) -> bool {
+    pub fn claim_if_due(&mut self, now_ns: u64) -> bool {
         // A tick that comes a little early is this tick, not the one before.
         let slack_ns = self.period_ns / 16;
         let due =
@@ -33,18 +33,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_cadence_picks_the_ticks_nearest_to_its_period() {
-        let mut cadence = Cadence::new(48);
-        let picked: Vec<u64> = (0..200).step_by(10).filter(|&now_ns| cadence.due(now_ns)).collect();
+    fn a_schedule_picks_the_ticks_nearest_to_its_period() {
+        let mut cadence = CallSchedule::new(48);
+        let picked: Vec<u64> = (0..200).step_by(10).filter(|&now_ns| cadence.claim_if_due(now_ns)).collect();
         assert_eq!(picked, [0, 50, 100, 150]);
-        assert!((200..210).all(|now_ns| Cadence::new(0).due(now_ns)));
+        assert!((200..210).all(|now_ns| CallSchedule::new(0).claim_if_due(now_ns)));
     }
 
     #[test]
     fn a_tick_after_a_long_rest_always_calls() {
-        let mut cadence = Cadence::new(48);
-        assert!(cadence.due(1_000));
-        assert!(!cadence.due(1_010));
-        assert!(cadence.due(900_000));
+        let mut cadence = CallSchedule::new(48);
+        assert!(cadence.claim_if_due(1_000));
+        assert!(!cadence.claim_if_due(1_010));
+        assert!(cadence.claim_if_due(900_000));
     }
 }

@@ -11,10 +11,10 @@ use nvml_wrapper_sys::bindings::{NVML_POWER_SCOPE_GPU, NVML_POWER_SCOPE_MEMORY, 
 
 use crate::domain::{Domain, DomainKind, EnergyReading, Grade};
 
-use super::counter::{Counter, Shape, plausible_ceiling_mw};
-use super::integral::{Power, ROUNDING_UJ, Trapezoid};
-use super::nvml_ffi::{Answer, Board, Field};
-use super::unit::Unit;
+use super::counter::{Counter, CounterSpec, plausible_ceiling_mw};
+use super::energy_integral::{PowerSample, ROUNDING_UJ, TrapezoidIntegrator};
+use super::energy_unit::EnergyUnit;
+use super::nvml_ffi::{FieldResult, NvmlBoard, NvmlField};
 
 /// The counter counts millijoules.
 const QUANTUM_UJ: u64 = 1_000;
@@ -27,11 +27,11 @@ const LATENCY_NS: u64 = 20_000_000;
 const STALENESS_NS: u64 = 2_000_000_000;
 
 /// A board exceeds the highest limit that can be set on it, for a millisecond, by up to this factor.
-const TRANSIENT: u64 = 2;
+const TRANSIENT_FACTOR: u64 = 2;
 
 /// A part of a board; NVML's power scopes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Part {
+pub enum PowerScope {
     /// The graphics board.
     Gpu,
     /// The module that it sits on, with its CPU.
@@ -40,145 +40,147 @@ pub enum Part {
     Memory,
 }
 
-impl Part {
+impl PowerScope {
     /// What it is called on the board with this number.
-    pub fn name(self, board: u32) -> String {
+    pub fn domain_name(self, board: u32) -> String {
         match self {
-            Part::Gpu => format!("gpu-{board}"),
-            Part::Module => format!("module-{board}"),
-            Part::Memory => format!("gpu-memory-{board}"),
+            PowerScope::Gpu => format!("gpu-{board}"),
+            PowerScope::Module => format!("module-{board}"),
+            PowerScope::Memory => format!("gpu-memory-{board}"),
         }
     }
 
     fn kind(self) -> DomainKind {
         match self {
-            Part::Gpu => DomainKind::Gpu,
-            Part::Module => DomainKind::Module,
-            Part::Memory => DomainKind::GpuMemory,
+            PowerScope::Gpu => DomainKind::Gpu,
+            PowerScope::Module => DomainKind::Module,
+            PowerScope::Memory => DomainKind::GpuMemory,
         }
     }
 
-    fn field(self, id: u32) -> Field {
+    fn field(self, id: u32) -> NvmlField {
         let scope = match self {
-            Part::Gpu => NVML_POWER_SCOPE_GPU,
-            Part::Module => NVML_POWER_SCOPE_MODULE,
-            Part::Memory => NVML_POWER_SCOPE_MEMORY,
+            PowerScope::Gpu => NVML_POWER_SCOPE_GPU,
+            PowerScope::Module => NVML_POWER_SCOPE_MODULE,
+            PowerScope::Memory => NVML_POWER_SCOPE_MEMORY,
         };
-        Field { id, scope }
+        NvmlField { id, scope }
     }
 }
 
 /// How one of NVML's figures is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Asked {
+pub enum QueryMethod {
     /// As a field.
-    Field(Field),
+    Field(NvmlField),
     /// By a call of its own (`nvmlDeviceGetTotalEnergyConsumption`, `nvmlDeviceGetPowerUsage`).
     Call,
 }
 
 /// A part that has a meter.
-pub struct Channel {
+pub struct ScopeMeter {
     /// Which part.
-    pub part: Part,
+    pub scope: PowerScope,
     /// Its counter, where it has one.
-    pub energy: Option<Asked>,
+    pub energy: Option<QueryMethod>,
     /// Its power of the moment, where that is told.
-    pub power: Option<Asked>,
+    pub power: Option<QueryMethod>,
     counter: Counter,
     /// The power's integral: the part's energy where it has no counter, else the shape of the counter's steps.
-    trapezoid: Trapezoid,
-    integrated: Option<EnergyReading>,
-    highest_mw: u64,
+    integrator: TrapezoidIntegrator,
+    integrated_power: Option<EnergyReading>,
+    max_power_mw: u64,
 }
 
-impl Channel {
+impl ScopeMeter {
     /// What `board` has for this part; `None` where it is nothing.
-    pub fn find(board: &Board, part: Part) -> Option<Channel> {
+    pub fn probe(board: &NvmlBoard, part: PowerScope) -> Option<ScopeMeter> {
         let answers = |id: u32| {
             let field = part.field(id);
-            ask_one(board, field).ok().map(|_| Asked::Field(field))
+            query_field(board, field).ok().map(|_| QueryMethod::Field(field))
         };
-        let whole = part == Part::Gpu;
+        let whole = part == PowerScope::Gpu;
         let device = board.device();
         let energy = if whole { answers(field_id::NVML_FI_DEV_TOTAL_ENERGY_CONSUMPTION) } else { None }
             .or_else(|| answers(field_id::NVML_FI_DEV_ENERGY))
-            .or_else(|| (whole && device.total_energy_consumption().is_ok()).then_some(Asked::Call));
+            .or_else(|| (whole && device.total_energy_consumption().is_ok()).then_some(QueryMethod::Call));
         let power = answers(field_id::NVML_FI_DEV_POWER_INSTANT)
-            .or_else(|| (whole && usage_is_instantaneous(board)).then_some(Asked::Call));
+            .or_else(|| (whole && is_power_usage_instantaneous(board)).then_some(QueryMethod::Call));
         if energy.is_none() && power.is_none() {
             return None;
         }
         let plausible_mw = plausible_ceiling_mw(part.kind());
-        let limit_mw = ask_one(board, part.field(field_id::NVML_FI_DEV_POWER_MAX_LIMIT)).ok();
+        let limit_mw = query_field(board, part.field(field_id::NVML_FI_DEV_POWER_MAX_LIMIT)).ok();
         let limit_mw = limit_mw.filter(|limit_mw| *limit_mw > 0);
-        let highest_mw = limit_mw.map_or(plausible_mw, |mw| mw.saturating_mul(TRANSIENT).min(plausible_mw));
-        Some(Channel {
-            part,
+        let highest_mw =
+            limit_mw.map_or(plausible_mw, |mw| mw.saturating_mul(TRANSIENT_FACTOR).min(plausible_mw));
+        Some(ScopeMeter {
+            scope: part,
             energy,
             power,
-            counter: Counter::new(shape_of(part)),
-            trapezoid: Trapezoid::default(),
-            integrated: None,
-            highest_mw,
+            counter: Counter::new(counter_spec(part)),
+            integrator: TrapezoidIntegrator::default(),
+            integrated_power: None,
+            max_power_mw: highest_mw,
         })
     }
 
     /// The part as a domain of the board with this number and UUID.
     pub fn domain(&self, source: &str, board: u32, uuid: &str, parent: Option<String>) -> Domain {
         let counted = self.energy.is_some();
-        let kind = self.part.kind();
+        let kind = self.scope.kind();
         Domain {
-            name: self.part.name(board),
+            name: self.scope.domain_name(board),
             kind,
             source: source.into(),
             device: Some(uuid.into()),
             parent,
             grade: if counted { Grade::Measured } else { Grade::Integrated },
-            ceiling_mw: Some(if counted { plausible_ceiling_mw(kind) } else { self.highest_mw }),
+            ceiling_mw: Some(if counted { plausible_ceiling_mw(kind) } else { self.max_power_mw }),
             latency_ns: if counted { LATENCY_NS } else { 0 },
             quantum_uj: if counted { QUANTUM_UJ } else { ROUNDING_UJ },
         }
     }
 
     /// Takes the power at `at_ns`; without an answer the integral waits for the next one.
-    pub fn sense(&mut self, power: &Answer, at_ns: u64) {
-        self.integrated = None;
-        let plausible_mw = plausible_ceiling_mw(self.part.kind());
+    pub fn add_power(&mut self, power: &FieldResult, at_ns: u64) {
+        self.integrated_power = None;
+        let plausible_mw = plausible_ceiling_mw(self.scope.kind());
         if let Ok(power_mw) = power.as_ref().copied()
             && power_mw <= plausible_mw
         {
             // Nothing is known of the power between two readings but what the board can draw.
-            let (low_mw, high_mw) = (0, self.highest_mw.max(power_mw));
-            self.integrated = Some(self.trapezoid.advance(Power { at_ns, power_mw, low_mw, high_mw }));
+            let (low_mw, high_mw) = (0, self.max_power_mw.max(power_mw));
+            self.integrated_power =
+                Some(self.integrator.advance(PowerSample { at_ns, power_mw, low_mw, high_mw }));
         }
     }
 
     /// What the part's energy is: by its counter, read between `before_ns` and `after_ns` where this read asked for it;
     /// else by its power.
-    pub fn reading(&mut self, count_mj: &Answer, before_ns: u64, after_ns: u64) -> EnergyReading {
+    pub fn energy_reading(&mut self, count_mj: &FieldResult, before_ns: u64, after_ns: u64) -> EnergyReading {
         if self.energy.is_none() {
-            return self.integrated.unwrap_or_default();
+            return self.integrated_power.unwrap_or_default();
         }
         let reading = match count_mj {
             Ok(count_mj) => self.counter.advance(*count_mj, before_ns, after_ns),
             Err(_) => EnergyReading::default(),
         };
-        let shape_uj = self.integrated.map_or(0, |integrated| integrated.energy_uj + 1);
+        let shape_uj = self.integrated_power.map_or(0, |integrated| integrated.energy_uj + 1);
         EnergyReading { shape_uj, ..reading }
     }
 
     /// The board was away: whatever it shows next, the energy in between is unknown.
     pub fn interrupt(&mut self) {
         self.counter.interrupt();
-        self.trapezoid.interrupt();
-        self.integrated = None;
+        self.integrator.interrupt();
+        self.integrated_power = None;
     }
 }
 
-fn shape_of(part: Part) -> Shape {
-    Shape {
-        unit: Unit::MILLIJOULE,
+fn counter_spec(part: PowerScope) -> CounterSpec {
+    CounterSpec {
+        unit: EnergyUnit::MILLIJOULE,
         modulus: 1 << 64,
         ceiling_mw: plausible_ceiling_mw(part.kind()),
         staleness_ns: STALENESS_NS,
@@ -186,16 +188,16 @@ fn shape_of(part: Part) -> Shape {
     }
 }
 
-fn ask_one(board: &Board, field: Field) -> Answer {
+fn query_field(board: &NvmlBoard, field: NvmlField) -> FieldResult {
     let mut answers = [Ok(0)];
-    board.ask(&[field], &mut answers)?;
+    board.query_fields(&[field], &mut answers)?;
     let [answer] = answers;
     answer
 }
 
 /// Whether `nvmlDeviceGetPowerUsage` is the power of the moment: on boards before Ampere (nvml.h; GA100 is left out, since
 /// its architecture does not tell it from the rest of Ampere).
-fn usage_is_instantaneous(board: &Board) -> bool {
+fn is_power_usage_instantaneous(board: &NvmlBoard) -> bool {
     use Architecture::{Kepler, Maxwell, Pascal, Turing, Volta};
     let device = board.device();
     matches!(device.architecture(), Ok(Kepler | Maxwell | Pascal | Volta | Turing))

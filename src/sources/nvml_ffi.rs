@@ -20,11 +20,11 @@ use nvml_wrapper_sys::bindings::{
 };
 
 /// Fields that one call can ask for.
-pub const MOST_FIELDS: usize = 4;
+pub const MAX_FIELDS: usize = 4;
 
 /// A field and the part of the board that it is asked of (`scopeId` in nvml.h).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Field {
+pub struct NvmlField {
     /// `NVML_FI_DEV_…`.
     pub id: u32,
     /// `NVML_POWER_SCOPE_…`.
@@ -32,13 +32,13 @@ pub struct Field {
 }
 
 /// What NVML says of one field.
-pub type Answer = Result<u64, NvmlError>;
+pub type FieldResult = Result<u64, NvmlError>;
 
 /// Loads the library and initialises it.
 ///
 /// # Errors
 /// The library is not there or no NVML, or NVML's own refusal.
-pub fn load(library: &OsStr) -> Result<Nvml, NvmlError> {
+pub fn load_library(library: &OsStr) -> Result<Nvml, NvmlError> {
     let nvml = Nvml::builder().lib_path(library).init()?;
     if let Err(missing) = &nvml.lib().nvmlShutdown {
         // The wrapper's drop calls it without a look and would panic.
@@ -50,7 +50,7 @@ pub fn load(library: &OsStr) -> Result<Nvml, NvmlError> {
 }
 
 /// One board, with the library that knows it.
-pub struct Board {
+pub struct NvmlBoard {
     nvml: Nvml,
     /// Valid as long as `nvml` lives.
     handle: nvmlDevice_t,
@@ -58,19 +58,19 @@ pub struct Board {
 
 // SAFETY: NVML's functions may be called from any thread (nvml.h: the API is thread safe), and a handle is a number to it
 // that belongs to no thread; the wrapper says the same of its own `Nvml` and `Device`.
-unsafe impl Send for Board {}
+unsafe impl Send for NvmlBoard {}
 
-impl Board {
+impl NvmlBoard {
     /// Loads the library anew and finds the board with this UUID, whatever its index is now.
     ///
     /// # Errors
     /// As for [`load`]; `NotFound` where no board has the UUID.
-    pub fn find(library: &OsStr, uuid: &str) -> Result<Board, NvmlError> {
-        let nvml = load(library)?;
+    pub fn find(library: &OsStr, uuid: &str) -> Result<NvmlBoard, NvmlError> {
+        let nvml = load_library(library)?;
         let device = nvml.device_by_uuid(uuid)?;
         // SAFETY: the handle is kept beside the library that gave it, and used with no other.
         let handle = unsafe { device.handle() };
-        Ok(Board { nvml, handle })
+        Ok(NvmlBoard { nvml, handle })
     }
 
     /// The wrapper's view of the board, for everything that it has.
@@ -84,11 +84,11 @@ impl Board {
     ///
     /// # Errors
     /// The call failed as a whole: the symbol is missing, or the board or the driver is not there.
-    pub fn ask(&self, fields: &[Field], answers: &mut [Answer]) -> Result<(), NvmlError> {
+    pub fn query_fields(&self, fields: &[NvmlField], answers: &mut [FieldResult]) -> Result<(), NvmlError> {
         let call = nvml_sym(self.nvml.lib().nvmlDeviceGetFieldValues.as_ref())?;
         // SAFETY: a C struct of integers and a union of plain numbers, for which all zeroes are a value.
-        let mut values: [nvmlFieldValue_t; MOST_FIELDS] = unsafe { std::mem::zeroed() };
-        let asked = fields.len().min(answers.len()).min(MOST_FIELDS);
+        let mut values: [nvmlFieldValue_t; MAX_FIELDS] = unsafe { std::mem::zeroed() };
+        let asked = fields.len().min(answers.len()).min(MAX_FIELDS);
         for (value, field) in values.iter_mut().zip(&fields[..asked]) {
             (value.fieldId, value.scopeId) = (field.id, field.scope);
         }
@@ -96,14 +96,14 @@ impl Board {
         // that the call fills.
         nvml_try(unsafe { call(self.handle, asked as c_int, values.as_mut_ptr()) })?;
         for (answer, value) in answers.iter_mut().zip(&values[..asked]) {
-            *answer = nvml_try(value.nvmlReturn).and_then(|()| number(value));
+            *answer = nvml_try(value.nvmlReturn).and_then(|()| value_as_u64(value));
         }
         Ok(())
     }
 }
 
 /// The value as a whole number; its type varies by driver. Negative ones and fractions are no energy and no power.
-fn number(value: &nvmlFieldValue_t) -> Answer {
+fn value_as_u64(value: &nvmlFieldValue_t) -> FieldResult {
     let of = &value.value;
     // SAFETY: all members of the union are plain numbers that any bits make, and the struct was zeroed before the call, so
     // that every byte of it is initialised; `valueType` says which member the driver wrote.

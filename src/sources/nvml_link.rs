@@ -6,47 +6,47 @@
 
 use std::ffi::OsString;
 
-use super::nvml_ffi::Board;
+use super::nvml_ffi::NvmlBoard;
 
-const FIRST_WAIT_NS: u64 = 1_000_000_000;
-const LONGEST_WAIT_NS: u64 = 60_000_000_000;
+const MIN_BACKOFF_NS: u64 = 1_000_000_000;
+const MAX_BACKOFF_NS: u64 = 60_000_000_000;
 
 /// A board that may be away.
-pub struct Link {
+pub struct BoardConnection {
     library: OsString,
     uuid: String,
-    board: Option<Board>,
-    wait_ns: u64,
+    board: Option<NvmlBoard>,
+    backoff_ns: u64,
     /// No attempt before this.
-    again_ns: u64,
+    retry_at_ns: u64,
 }
 
-impl Link {
+impl BoardConnection {
     /// A way to a board that is there.
-    pub fn new(library: OsString, uuid: String, board: Board) -> Self {
-        Self { library, uuid, board: Some(board), wait_ns: FIRST_WAIT_NS, again_ns: 0 }
+    pub fn new(library: OsString, uuid: String, board: NvmlBoard) -> Self {
+        Self { library, uuid, board: Some(board), backoff_ns: MIN_BACKOFF_NS, retry_at_ns: 0 }
     }
 
     /// The board, looked for anew where it is away and the wait is over. This may take as long as the driver likes.
-    pub fn board(&mut self, now_ns: u64) -> Option<&Board> {
-        if self.board.is_none() && now_ns >= self.again_ns {
-            match Board::find(&self.library, &self.uuid) {
+    pub fn board(&mut self, now_ns: u64) -> Option<&NvmlBoard> {
+        if self.board.is_none() && now_ns >= self.retry_at_ns {
+            match NvmlBoard::find(&self.library, &self.uuid) {
                 Ok(board) => self.board = Some(board),
-                Err(_) => self.lose(now_ns),
+                Err(_) => self.disconnect(now_ns),
             }
         }
         self.board.as_ref()
     }
 
     /// The board answered.
-    pub fn hold(&mut self) {
-        self.wait_ns = FIRST_WAIT_NS;
+    pub fn reset_backoff(&mut self) {
+        self.backoff_ns = MIN_BACKOFF_NS;
     }
 
     /// The board failed: gives NVML back, so that a new driver can be loaded, and waits.
-    pub fn lose(&mut self, now_ns: u64) {
+    pub fn disconnect(&mut self, now_ns: u64) {
         self.board = None;
-        self.again_ns = now_ns.saturating_add(self.wait_ns);
-        self.wait_ns = (2 * self.wait_ns).min(LONGEST_WAIT_NS);
+        self.retry_at_ns = now_ns.saturating_add(self.backoff_ns);
+        self.backoff_ns = (2 * self.backoff_ns).min(MAX_BACKOFF_NS);
     }
 }

@@ -7,11 +7,11 @@ use std::ffi::OsStr;
 use nvml_wrapper::error::NvmlError;
 
 /// Why there is no NVML, and what would mend it.
-pub fn refused_library(error: &NvmlError, library: &OsStr) -> String {
+pub fn library_error_reason(error: &NvmlError, library: &OsStr) -> String {
     let library = library.display();
     match error {
         NvmlError::LibloadingError(error) => {
-            let said = innermost(error);
+            let said = root_cause(error);
             // The loader's words begin with the library that is missing: this one, or another that it needs.
             let which = library.to_string();
             let place = if said.starts_with(&which) { String::new() } else { format!("{which}: ") };
@@ -22,12 +22,12 @@ pub fn refused_library(error: &NvmlError, library: &OsStr) -> String {
         NvmlError::FailedToLoadSymbol(symbol) => {
             format!("{library} is too old, or is no NVML: {symbol}; install a newer NVIDIA driver")
         }
-        error => refused_board(error),
+        error => board_error_reason(error),
     }
 }
 
 /// Why a board does not answer, and what would mend it.
-pub fn refused_board(error: &NvmlError) -> String {
+pub fn board_error_reason(error: &NvmlError) -> String {
     let mend = match error {
         NvmlError::DriverNotLoaded => "load it with `modprobe nvidia`",
         NvmlError::LibRmVersionMismatch => {
@@ -45,7 +45,7 @@ pub fn refused_board(error: &NvmlError) -> String {
 
 /// Whether the handle is worth nothing after this answer, so that only a new start of the library can help. Everything
 /// else is the matter of one value.
-pub fn is_gone(error: &NvmlError) -> bool {
+pub fn is_board_lost(error: &NvmlError) -> bool {
     use NvmlError as E;
     !matches!(
         error,
@@ -63,9 +63,9 @@ pub fn is_gone(error: &NvmlError) -> bool {
 }
 
 /// The loader's own words, which say the path and the cause.
-fn innermost(error: &dyn std::error::Error) -> String {
+fn root_cause(error: &dyn std::error::Error) -> String {
     match error.source() {
-        Some(source) => innermost(source),
+        Some(source) => root_cause(source),
         None => error.to_string(),
     }
 }

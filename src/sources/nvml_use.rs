@@ -16,133 +16,139 @@ use nvml_wrapper::error::NvmlError;
 
 use crate::clock::monotonic_ns;
 
-use super::nvml::LIBRARY;
-use super::nvml_ffi::Board;
+use super::nvml::DEFAULT_LIBRARY;
+use super::nvml_ffi::NvmlBoard;
 
 /// Asking more often gives nothing new.
-const PERIOD: Duration = Duration::from_millis(200);
+const MIN_QUERY_INTERVAL: Duration = Duration::from_millis(200);
 
 /// Processes on one board; more are not told apart.
-const MOST: usize = 4096;
+const MAX_PROCESSES: usize = 4096;
 
 /// What a board told since it was last taken.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Told {
+pub enum UtilizationReport {
     /// Up to this instant: the processes that used it, in percent times microseconds.
-    Used(u64, HashMap<u32, u64>),
+    Measured(u64, HashMap<u32, u64>),
     /// It does not tell, and why.
-    Silent(String),
+    Unavailable(String),
 }
 
 /// One board.
 #[derive(Debug)]
-pub struct GpuTime {
-    ask: SyncSender<()>,
-    told: Arc<Mutex<Option<Told>>>,
+pub struct ProcessUtilization {
+    requests: SyncSender<()>,
+    report: Arc<Mutex<Option<UtilizationReport>>>,
 }
 
-impl GpuTime {
+impl ProcessUtilization {
     /// Of the board with this UUID; the library is loaded when it is first asked. `None` where the system gives no thread.
-    pub fn of(library: Option<&PathBuf>, uuid: String) -> Option<Self> {
-        let library = library.map_or_else(|| LIBRARY.into(), OsString::from);
+    pub fn spawn(library: Option<&PathBuf>, uuid: String) -> Option<Self> {
+        let library = library.map_or_else(|| DEFAULT_LIBRARY.into(), OsString::from);
         let (ask, asked) = sync_channel(1);
         let told = Arc::new(Mutex::new(None));
         let telling = Arc::clone(&told);
-        let run = move || Asker { library, uuid, board: None, asked_ns: 0, seen_us: 0 }.run(&asked, &telling);
+        let run = move || {
+            UtilizationPoller { library, uuid, board: None, last_query_ns: 0, last_sample_us: 0 }
+                .run(&asked, &telling)
+        };
         thread::Builder::new().name("nvml-use".into()).spawn(run).ok()?;
-        Some(Self { ask, told })
+        Some(Self { requests: ask, report: told })
     }
 
     /// Wants to know; what comes of it can be taken later.
-    pub fn ask(&self) {
+    pub fn request(&self) {
         // Full: it is asked already.
-        let _ = self.ask.try_send(());
+        let _ = self.requests.try_send(());
     }
 
     /// What the board has told since this was last called.
-    pub fn take(&self) -> Option<Told> {
-        self.told.lock().ok()?.take()
+    pub fn take_report(&self) -> Option<UtilizationReport> {
+        self.report.lock().ok()?.take()
     }
 }
 
-struct Asker {
+struct UtilizationPoller {
     library: OsString,
     uuid: String,
-    board: Option<Board>,
+    board: Option<NvmlBoard>,
     /// When it was last asked; 0: not since it was opened.
-    asked_ns: u64,
+    last_query_ns: u64,
     /// The latest sample that was seen, by the driver's clock.
-    seen_us: u64,
+    last_sample_us: u64,
 }
 
-impl Asker {
-    fn run(mut self, asked: &Receiver<()>, told: &Mutex<Option<Told>>) {
+impl UtilizationPoller {
+    fn run(mut self, asked: &Receiver<()>, told: &Mutex<Option<UtilizationReport>>) {
         // Ends when the other side is dropped.
         while asked.recv().is_ok() {
-            let fresh = self.answer();
+            let fresh = self.poll();
             if let (Some(fresh), Ok(mut told)) = (fresh, told.lock()) {
-                *told = Some(joined(told.take(), fresh));
+                *told = Some(merge(told.take(), fresh));
             }
-            thread::sleep(PERIOD);
+            thread::sleep(MIN_QUERY_INTERVAL);
         }
     }
 
-    fn answer(&mut self) -> Option<Told> {
-        match self.used() {
+    fn poll(&mut self) -> Option<UtilizationReport> {
+        match self.query() {
             Ok(told) => told,
             Err(error) => {
-                (self.board, self.asked_ns) = (None, 0);
-                Some(Told::Silent(refused(&error)))
+                (self.board, self.last_query_ns) = (None, 0);
+                Some(UtilizationReport::Unavailable(error_reason(&error)))
             }
         }
     }
 
-    fn used(&mut self) -> Result<Option<Told>, NvmlError> {
+    fn query(&mut self) -> Result<Option<UtilizationReport>, NvmlError> {
         if self.board.is_none() {
-            self.board = Some(Board::find(&self.library, &self.uuid)?);
+            self.board = Some(NvmlBoard::find(&self.library, &self.uuid)?);
         }
         let Some(board) = &self.board else { return Ok(None) };
         let device = board.device();
         if device.mig_mode().is_ok_and(|mode| mode.current != 0) {
-            return Ok(Some(Told::Silent("MIG is on: NVML tells no process's part of a whole board".into())));
+            return Ok(Some(UtilizationReport::Unavailable(
+                "MIG is on: NVML tells no process's part of a whole board".into(),
+            )));
         }
         let now_ns = monotonic_ns();
-        let samples = match device.process_utilization_stats(self.seen_us) {
+        let samples = match device.process_utilization_stats(self.last_sample_us) {
             // nvml.h: no process used the board since then.
             Err(NvmlError::NotFound) => Vec::new(),
             samples => samples?,
         };
-        self.seen_us = samples.iter().map(|sample| sample.timestamp).fold(self.seen_us, u64::max);
-        let since_ns = std::mem::replace(&mut self.asked_ns, now_ns);
+        self.last_sample_us =
+            samples.iter().map(|sample| sample.timestamp).fold(self.last_sample_us, u64::max);
+        let since_ns = std::mem::replace(&mut self.last_query_ns, now_ns);
         if since_ns == 0 {
             // The first answer is about a time of which nobody knows how long it was.
-            return Ok(Some(Told::Used(now_ns, HashMap::new())));
+            return Ok(Some(UtilizationReport::Measured(now_ns, HashMap::new())));
         }
         let past_us = now_ns.saturating_sub(since_ns) / 1000;
         let mut means: HashMap<u32, (u64, u64)> = HashMap::new();
-        for sample in samples.iter().take(MOST) {
+        for sample in samples.iter().take(MAX_PROCESSES) {
             let sums = means.entry(sample.pid).or_default();
             *sums = (sums.0 + u64::from(sample.sm_util.min(100)), sums.1 + 1);
         }
         let used = means.into_iter().map(|(pid, (sum, count))| (pid, sum * past_us / count));
-        Ok(Some(Told::Used(now_ns, used.collect())))
+        Ok(Some(UtilizationReport::Measured(now_ns, used.collect())))
     }
 }
 
 /// What was told before and not taken yet, with what is told now.
-fn joined(before: Option<Told>, now: Told) -> Told {
+fn merge(before: Option<UtilizationReport>, now: UtilizationReport) -> UtilizationReport {
     match (before, now) {
-        (Some(Told::Used(_, mut sums)), Told::Used(at_ns, used)) => {
+        (Some(UtilizationReport::Measured(_, mut sums)), UtilizationReport::Measured(at_ns, used)) => {
             for (pid, used) in used {
                 *sums.entry(pid).or_default() += used;
             }
-            Told::Used(at_ns, sums)
+            UtilizationReport::Measured(at_ns, sums)
         }
         (_, now) => now,
     }
 }
 
-fn refused(error: &NvmlError) -> String {
+fn error_reason(error: &NvmlError) -> String {
     match error {
         NvmlError::NotSupported => "the board's driver does not tell its use by process".into(),
         NvmlError::FailedToLoadSymbol(_) | NvmlError::FunctionNotFound => {

@@ -11,50 +11,50 @@ use std::os::fd::{AsFd, OwnedFd};
 use crate::clock::Clock;
 use crate::domain::{Domain, DomainKind, EnergyReading, Grade};
 
-use super::counter::{Counter, Shape, plausible_ceiling_mw};
+use super::counter::{Counter, CounterSpec, plausible_ceiling_mw};
+use super::cpu_info::CpuInfo;
+use super::perf_error_reason::{event_error_reason, pmu_error_reason};
 use super::perf_ffi::open_counter;
-use super::perf_refusal::{refused_event, refused_pmu};
-use super::pmu::{self, Event, Pmu};
-use super::processor::Processor;
+use super::pmu::{self, Pmu, PmuEvent};
 use super::rapl;
-use super::suspend::Suspend;
-use super::topology::name_places;
+use super::suspend_detector::SuspendDetector;
+use super::topology::package_names;
 use super::tsc::Tsc;
-use super::{Inventory, Opened, Settings, Source};
+use super::{Inventory, OpenedSource, Source, SourceSettings};
 
 /// The mechanism's name.
 pub const NAME: &str = "perf";
 
 /// The count is 64 bits wide, but the register behind it may wrap at 2^32 units of 2^-16 J, and the kernel's own timer
 /// catches that only up to 400 W.
-const REGISTER_UJ: u64 = 65_536_000_000;
+const REGISTER_RANGE_UJ: u64 = 65_536_000_000;
 
 /// The same for psys, whose unit is 2^-14 J or more.
-const PSYS_REGISTER_UJ: u64 = 262_144_000_000;
+const PSYS_REGISTER_RANGE_UJ: u64 = 262_144_000_000;
 
 /// Fields of a group read: their number, the counts of at most five domains, and the time stamp.
-const MOST_FIELDS: usize = 8;
+const MAX_READ_FIELDS: usize = 8;
 
 /// Opens every group that there is.
-pub fn open(settings: &Settings, clock: &Clock) -> Inventory {
-    let folder = pmu::folder(&settings.sysfs_root, "power");
+pub fn open(settings: &SourceSettings, clock: &Clock) -> Inventory {
+    let folder = pmu::pmu_dir(&settings.sysfs_root, "power");
     let mut found = Inventory::default();
     let pmu = match Pmu::read(&folder) {
         Ok(pmu) => pmu,
         Err(error) => {
-            found.miss(NAME, refused_pmu(&error, &folder, &settings.proc_root));
+            found.add_absent(NAME, pmu_error_reason(&error, &folder, &settings.proc_root));
             return found;
         }
     };
-    for reason in &pmu.refused {
-        found.miss(NAME, reason.clone());
+    for reason in &pmu.unusable_events {
+        found.add_absent(NAME, reason.clone());
     }
-    let processor = Processor::read(&settings.proc_root);
-    let places = name_places(&settings.sysfs_root, &pmu.cpus);
+    let processor = CpuInfo::read(&settings.proc_root);
+    let places = package_names(&settings.sysfs_root, &pmu.cpus);
     for (&cpu, place) in &places {
-        match Group::open(settings, &pmu, cpu, clock) {
-            Ok(group) => found.opened.push(group.offered(place, &pmu, processor.rapl_grade())),
-            Err(error) => found.miss(NAME, refused_event(&error, cpu, &settings.proc_root)),
+        match EventGroup::open(settings, &pmu, cpu, clock) {
+            Ok(group) => found.opened.push(group.into_opened(place, &pmu, processor.rapl_grade())),
+            Err(error) => found.add_absent(NAME, event_error_reason(&error, cpu, &settings.proc_root)),
         }
     }
     name_psys(&mut found.opened);
@@ -63,7 +63,7 @@ pub fn open(settings: &Settings, clock: &Clock) -> Inventory {
 
 /// A platform has one psys, whichever package shows it: the first keeps the plain name until discovery knows which of
 /// them advances, and everything outermost is within it.
-fn name_psys(opened: &mut [Opened]) {
+fn name_psys(opened: &mut [OpenedSource]) {
     let mut domains: Vec<&mut Domain> = opened.iter_mut().flat_map(|group| &mut group.domains).collect();
     let Some(first) = domains.iter_mut().find(|domain| domain.kind == DomainKind::Psys) else { return };
     first.name = "psys".into();
@@ -75,30 +75,30 @@ fn name_psys(opened: &mut [Opened]) {
 }
 
 /// The open events of one CPU, read together.
-struct Group {
+struct EventGroup {
     cpu: usize,
     /// First the leader. Dropping one would close it, so the members stay although only the leader is read.
     events: Vec<OwnedFd>,
     /// Which of the PMU's events are in the group, in the order of the counts, and what they meter.
-    members: Vec<(DomainKind, Event)>,
+    members: Vec<(DomainKind, PmuEvent)>,
     counters: Vec<Counter>,
     /// The carrier of the time stamp, the last member of the group.
     tsc: Option<Tsc>,
-    suspend: Suspend,
+    suspend: SuspendDetector,
     clock: Clock,
 }
 
-impl Group {
+impl EventGroup {
     /// Opens the events of `pmu` on `cpu`. An event that the CPU does not have is left out.
     ///
     /// # Errors
     /// The kernel's answer to the last event, where it refused all.
-    fn open(settings: &Settings, pmu: &Pmu, cpu: usize, clock: &Clock) -> io::Result<Group> {
+    fn open(settings: &SourceSettings, pmu: &Pmu, cpu: usize, clock: &Clock) -> io::Result<EventGroup> {
         let mut refusal = io::Error::from(io::ErrorKind::NotFound);
         let (mut events, mut members) = (Vec::<OwnedFd>::new(), Vec::new());
         for event in &pmu.events {
-            let Some(kind) = kind_of(&event.name) else { continue };
-            match open_counter(pmu.kind, event.config, cpu, events.first().map(AsFd::as_fd)) {
+            let Some(kind) = domain_kind(&event.name) else { continue };
+            match open_counter(pmu.type_id, event.config, cpu, events.first().map(AsFd::as_fd)) {
                 Ok(fd) => {
                     events.push(fd);
                     members.push((kind, event.clone()));
@@ -110,18 +110,26 @@ impl Group {
         let stamp = open_tsc(settings, cpu, leader);
         let tsc = stamp.is_some().then(Tsc::default);
         events.extend(stamp);
-        let counters = members.iter().map(|(kind, event)| Counter::new(shape_of(*kind, event))).collect();
-        Ok(Group { cpu, events, members, counters, tsc, suspend: Suspend::new(clock), clock: clock.clone() })
+        let counters = members.iter().map(|(kind, event)| Counter::new(counter_spec(*kind, event))).collect();
+        Ok(EventGroup {
+            cpu,
+            events,
+            members,
+            counters,
+            tsc,
+            suspend: SuspendDetector::new(clock),
+            clock: clock.clone(),
+        })
     }
 
-    fn offered(self, place: &str, pmu: &Pmu, grade: Grade) -> Opened {
+    fn into_opened(self, place: &str, pmu: &Pmu, grade: Grade) -> OpenedSource {
         let client = pmu.events.iter().any(|event| event.name == "energy-gpu");
         let domains: Vec<_> = self
             .members
             .iter()
             .map(|(kind, _)| rapl::domain(NAME, *kind, place, grade, quantum_uj(*kind, client)))
             .collect();
-        Opened {
+        OpenedSource {
             name: NAME,
             cpu: Some(self.cpu),
             max_rate_hz: 10_000.0,
@@ -132,11 +140,11 @@ impl Group {
     }
 
     /// The counts of one group read: as many as members, then the time stamp.
-    fn counts(&self) -> Option<[u64; MOST_FIELDS]> {
-        let mut bytes = [0_u8; 8 * MOST_FIELDS];
+    fn read_counts(&self) -> Option<[u64; MAX_READ_FIELDS]> {
+        let mut bytes = [0_u8; 8 * MAX_READ_FIELDS];
         let fields = self.events.len() + 1;
         let read = rustix::io::read(self.events.first()?, &mut bytes).ok()?;
-        let mut counts = [0; MOST_FIELDS];
+        let mut counts = [0; MAX_READ_FIELDS];
         for (count, field) in counts.iter_mut().zip(bytes.chunks_exact(8)) {
             *count = u64::from_ne_bytes(field.try_into().ok()?);
         }
@@ -145,12 +153,12 @@ impl Group {
     }
 }
 
-impl Source for Group {
+impl Source for EventGroup {
     fn read(&mut self, into: &mut [EnergyReading]) -> Option<(u64, u64)> {
         let before_ns = self.clock.now_ns();
-        let counts = self.counts();
+        let counts = self.read_counts();
         let after_ns = self.clock.now_ns();
-        if counts.is_none() || self.suspend.slept() {
+        if counts.is_none() || self.suspend.has_suspended() {
             self.counters.iter_mut().for_each(Counter::interrupt);
         }
         let Some(counts) = counts else {
@@ -168,14 +176,14 @@ impl Source for Group {
 }
 
 /// `msr/tsc/` as a member of the group; its absence only costs precision.
-fn open_tsc(settings: &Settings, cpu: usize, leader: &OwnedFd) -> Option<OwnedFd> {
-    let folder = pmu::folder(&settings.sysfs_root, "msr");
-    let config = pmu::config_of(&folder.join("events/tsc")).ok()?;
-    open_counter(pmu::type_of(&folder).ok()?, config, cpu, Some(leader.as_fd())).ok()
+fn open_tsc(settings: &SourceSettings, cpu: usize, leader: &OwnedFd) -> Option<OwnedFd> {
+    let folder = pmu::pmu_dir(&settings.sysfs_root, "msr");
+    let config = pmu::read_config(&folder.join("events/tsc")).ok()?;
+    open_counter(pmu::read_type(&folder).ok()?, config, cpu, Some(leader.as_fd())).ok()
 }
 
 /// What an event of the `power` PMU meters; `None` for one that this program does not know.
-fn kind_of(event: &str) -> Option<DomainKind> {
+fn domain_kind(event: &str) -> Option<DomainKind> {
     match event {
         "energy-pkg" => Some(DomainKind::Package),
         "energy-cores" => Some(DomainKind::Core),
@@ -186,13 +194,13 @@ fn kind_of(event: &str) -> Option<DomainKind> {
     }
 }
 
-fn shape_of(kind: DomainKind, event: &Event) -> Shape {
-    Shape {
+fn counter_spec(kind: DomainKind, event: &PmuEvent) -> CounterSpec {
+    CounterSpec {
         unit: event.unit,
         modulus: 1 << 64,
         ceiling_mw: plausible_ceiling_mw(kind),
         staleness_ns: 100_000_000,
-        range_uj: if kind == DomainKind::Psys { PSYS_REGISTER_UJ } else { REGISTER_UJ },
+        range_uj: if kind == DomainKind::Psys { PSYS_REGISTER_RANGE_UJ } else { REGISTER_RANGE_UJ },
     }
 }
 

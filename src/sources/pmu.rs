@@ -9,34 +9,34 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::cpu_list::parse_cpu_list;
-use super::unit::Unit;
+use super::energy_unit::EnergyUnit;
 
 /// A performance monitoring unit's face.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pmu {
     /// `perf_event_attr.type`.
-    pub kind: u32,
+    pub type_id: u32,
     /// The CPUs on which its events are opened, once on each.
     pub cpus: Vec<usize>,
     /// Its energy events, sorted by name.
-    pub events: Vec<Event>,
+    pub events: Vec<PmuEvent>,
     /// Events that are listed but cannot be used, and why.
-    pub refused: Vec<String>,
+    pub unusable_events: Vec<String>,
 }
 
 /// One energy event.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Event {
+pub struct PmuEvent {
     /// "energy-pkg".
     pub name: String,
     /// `perf_event_attr.config`.
     pub config: u64,
     /// What one count stands for.
-    pub unit: Unit,
+    pub unit: EnergyUnit,
 }
 
 /// Where PMUs live under `sysfs_root`.
-pub fn folder(sysfs_root: &Path, pmu: &str) -> PathBuf {
+pub fn pmu_dir(sysfs_root: &Path, pmu: &str) -> PathBuf {
     sysfs_root.join("bus/event_source/devices").join(pmu)
 }
 
@@ -46,51 +46,51 @@ impl Pmu {
     /// # Errors
     /// `NotFound` where there is no such PMU; `InvalidData`, naming the file, where it does not say what it must.
     pub fn read(folder: &Path) -> io::Result<Pmu> {
-        let kind = type_of(folder)?;
+        let kind = read_type(folder)?;
         let cpus = parse_cpu_list(&fs::read_to_string(folder.join("cpumask"))?)
             .filter(|cpus| !cpus.is_empty())
-            .ok_or_else(|| invalid(&folder.join("cpumask"), "no list of CPUs"))?;
+            .ok_or_else(|| invalid_data(&folder.join("cpumask"), "no list of CPUs"))?;
         let (mut events, mut refused) = (Vec::new(), Vec::new());
         for entry in fs::read_dir(folder.join("events"))? {
             let name = entry?.file_name().to_string_lossy().into_owned();
             if !name.starts_with("energy-") || name.contains('.') {
                 continue;
             }
-            match Event::read(folder, &name) {
+            match PmuEvent::read(folder, &name) {
                 Ok(event) => events.push(event),
                 Err(error) => refused.push(error.to_string()),
             }
         }
         events.sort_by(|a, b| a.name.cmp(&b.name));
         refused.sort();
-        Ok(Pmu { kind, cpus, events, refused })
+        Ok(Pmu { type_id: kind, cpus, events, unusable_events: refused })
     }
 }
 
-impl Event {
-    fn read(folder: &Path, name: &str) -> io::Result<Event> {
+impl PmuEvent {
+    fn read(folder: &Path, name: &str) -> io::Result<PmuEvent> {
         let path = folder.join("events").join(name);
-        let config = config_of(&path)?;
+        let config = read_config(&path)?;
         let unit_path = folder.join("events").join(format!("{name}.unit"));
         let unit = fs::read_to_string(&unit_path)?;
         if unit.trim() != "Joules" {
-            return Err(invalid(&unit_path, "the unit is not Joules"));
+            return Err(invalid_data(&unit_path, "the unit is not Joules"));
         }
         let scale_path = folder.join("events").join(format!("{name}.scale"));
-        let unit = Unit::parse_joules(fs::read_to_string(&scale_path)?.trim())
-            .ok_or_else(|| invalid(&scale_path, "not a positive decimal number"))?;
-        Ok(Event { name: name.to_owned(), config, unit })
+        let unit = EnergyUnit::parse_joules(fs::read_to_string(&scale_path)?.trim())
+            .ok_or_else(|| invalid_data(&scale_path, "not a positive decimal number"))?;
+        Ok(PmuEvent { name: name.to_owned(), config, unit })
     }
 }
 
 /// `perf_event_attr.type` of the PMU in `folder`.
-pub fn type_of(folder: &Path) -> io::Result<u32> {
+pub fn read_type(folder: &Path) -> io::Result<u32> {
     let path = folder.join("type");
-    fs::read_to_string(&path)?.trim().parse().map_err(|_| invalid(&path, "no number"))
+    fs::read_to_string(&path)?.trim().parse().map_err(|_| invalid_data(&path, "no number"))
 }
 
 /// The config of an event described as `event=0x02`. The `power` and `msr` PMUs have this one term, in the low bits.
-pub fn config_of(path: &Path) -> io::Result<u64> {
+pub fn read_config(path: &Path) -> io::Result<u64> {
     let text = fs::read_to_string(path)?;
     text.trim()
         .strip_prefix("event=")
@@ -98,10 +98,10 @@ pub fn config_of(path: &Path) -> io::Result<u64> {
             Some(digits) => u64::from_str_radix(digits, 16).ok(),
             None => value.parse().ok(),
         })
-        .ok_or_else(|| invalid(path, "not of the form event=0x02"))
+        .ok_or_else(|| invalid_data(path, "not of the form event=0x02"))
 }
 
-fn invalid(path: &Path, what: &str) -> io::Error {
+fn invalid_data(path: &Path, what: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, format!("{}: {what}", path.display()))
 }
 
@@ -133,16 +133,16 @@ mod tests {
             ("events/energy-pkg.unit", "Joules\n"),
         ]);
         let pmu = Pmu::read(folder.path()).unwrap();
-        let unit = Unit::joules_over_power_of_two(32).unwrap();
-        assert_eq!((pmu.kind, pmu.cpus.as_slice()), (9, [0, 64].as_slice()));
+        let unit = EnergyUnit::joules_over_power_of_two(32).unwrap();
+        assert_eq!((pmu.type_id, pmu.cpus.as_slice()), (9, [0, 64].as_slice()));
         assert_eq!(
             pmu.events,
             [
-                Event { name: "energy-pkg".into(), config: 2, unit },
-                Event { name: "energy-ram".into(), config: 3, unit },
+                PmuEvent { name: "energy-pkg".into(), config: 2, unit },
+                PmuEvent { name: "energy-ram".into(), config: 3, unit },
             ]
         );
-        assert!(pmu.refused.is_empty());
+        assert!(pmu.unusable_events.is_empty());
     }
 
     #[test]
@@ -160,8 +160,9 @@ mod tests {
         ]);
         let pmu = Pmu::read(folder.path()).unwrap();
         assert!(pmu.events.is_empty());
-        assert_eq!(pmu.refused.len(), 3);
-        for (reason, file) in pmu.refused.iter().zip(["energy-cores.unit", "energy-pkg", "energy-ram.scale"])
+        assert_eq!(pmu.unusable_events.len(), 3);
+        for (reason, file) in
+            pmu.unusable_events.iter().zip(["energy-cores.unit", "energy-pkg", "energy-ram.scale"])
         {
             assert!(reason.contains(file), "{reason}");
         }

@@ -10,24 +10,24 @@ use std::io;
 use crate::clock::Clock;
 use crate::domain::{Domain, EnergyReading, Grade};
 
-use super::attribute::Attribute;
-use super::counter::{Counter, Shape, plausible_ceiling_mw};
-use super::powercap_zone::{Count, Zone, zones};
-use super::processor::Processor;
+use super::counter::{Counter, CounterSpec, plausible_ceiling_mw};
+use super::cpu_info::CpuInfo;
+use super::powercap_zone::{PowercapZone, RegisterScale, list_zones};
 use super::rapl;
-use super::suspend::Suspend;
-use super::{Inventory, Opened, Settings, Source};
+use super::suspend_detector::SuspendDetector;
+use super::sysfs_file::SysfsFile;
+use super::{Inventory, OpenedSource, Source, SourceSettings};
 
 /// The mechanism's name.
 pub const NAME: &str = "powercap";
 
 /// Opens every zone that there is.
-pub fn open(settings: &Settings, clock: &Clock) -> Inventory {
+pub fn open(settings: &SourceSettings, clock: &Clock) -> Inventory {
     let class = settings.sysfs_root.join("class/powercap");
     let mut found = Inventory::default();
-    let listed = match zones(&class) {
-        Ok(listed) if listed.zones.is_empty() && listed.refused.is_empty() => {
-            found.miss(
+    let listed = match list_zones(&class) {
+        Ok(listed) if listed.zones.is_empty() && listed.unusable.is_empty() => {
+            found.add_absent(
                 NAME,
                 format!("no RAPL zone in {}; load the driver: sudo modprobe intel_rapl_msr", class.display()),
             );
@@ -37,35 +37,36 @@ pub fn open(settings: &Settings, clock: &Clock) -> Inventory {
         Err(error) => {
             let reason =
                 format!("{}: {error}; load the driver: sudo modprobe intel_rapl_msr", class.display());
-            found.miss(NAME, reason);
+            found.add_absent(NAME, reason);
             return found;
         }
     };
-    for reason in listed.refused {
-        found.miss(NAME, reason);
+    for reason in listed.unusable {
+        found.add_absent(NAME, reason);
     }
     let mut meters = Vec::new();
     let mut domains = Vec::new();
-    let grade = Processor::read(&settings.proc_root).rapl_grade();
+    let grade = CpuInfo::read(&settings.proc_root).rapl_grade();
     let mut denied = Vec::new();
     for zone in &listed.zones {
-        match Meter::open(zone) {
+        match ZoneCounter::open(zone) {
             Ok(meter) => {
                 meters.push(meter);
-                domains.push(domain_of(zone, &listed.zones, grade));
+                domains.push(zone_domain(zone, &listed.zones, grade));
             }
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
                 denied.push(zone.domain.as_str())
             }
-            Err(error) => found.miss(NAME, format!("{}: {error}", zone.energy_file().display())),
+            Err(error) => found.add_absent(NAME, format!("{}: {error}", zone.energy_file().display())),
         }
     }
     if !denied.is_empty() {
-        found.miss(NAME, refused(&denied));
+        found.add_absent(NAME, permission_reason(&denied));
     }
     if !meters.is_empty() {
-        let source = Zones { meters, suspend: Suspend::new(clock), clock: clock.clone() };
-        found.opened.push(Opened {
+        let source =
+            PowercapSource { zones: meters, suspend: SuspendDetector::new(clock), clock: clock.clone() };
+        found.opened.push(OpenedSource {
             name: NAME,
             source: Box::new(source),
             cpu: None,
@@ -78,7 +79,7 @@ pub fn open(settings: &Settings, clock: &Clock) -> Inventory {
 }
 
 /// What to say of zones that are there and closed to us.
-fn refused(domains: &[&str]) -> String {
+fn permission_reason(domains: &[&str]) -> String {
     format!(
         "{}: energy_uj is for root alone since CVE-2020-8694; give the program CAP_PERFMON and it reads them through \
          perf, or run it as root, or with CAP_DAC_READ_SEARCH: sudo setcap cap_dac_read_search=ep PROGRAM",
@@ -86,7 +87,7 @@ fn refused(domains: &[&str]) -> String {
     )
 }
 
-fn domain_of(zone: &Zone, all: &[Zone], grade: Grade) -> Domain {
+fn zone_domain(zone: &PowercapZone, all: &[PowercapZone], grade: Grade) -> Domain {
     Domain {
         name: zone.domain.clone(),
         kind: zone.kind,
@@ -97,25 +98,25 @@ fn domain_of(zone: &Zone, all: &[Zone], grade: Grade) -> Domain {
         // The zone's constraints limit averages, not power; what the counter refuses as nonsense bounds it.
         ceiling_mw: Some(plausible_ceiling_mw(zone.kind)),
         latency_ns: rapl::LATENCY_NS,
-        quantum_uj: zone.count.unit.ceil_uj(),
+        quantum_uj: zone.scale.unit.ceil_uj(),
     }
 }
 
 /// All zones, read one after the other.
-struct Zones {
-    meters: Vec<Meter>,
-    suspend: Suspend,
+struct PowercapSource {
+    zones: Vec<ZoneCounter>,
+    suspend: SuspendDetector,
     clock: Clock,
 }
 
-impl Source for Zones {
+impl Source for PowercapSource {
     fn read(&mut self, into: &mut [EnergyReading]) -> Option<(u64, u64)> {
-        for (meter, reading) in self.meters.iter_mut().zip(&mut *into) {
+        for (meter, reading) in self.zones.iter_mut().zip(&mut *into) {
             *reading = meter.read(&self.clock);
         }
-        if self.suspend.slept() {
+        if self.suspend.has_suspended() {
             // Each meter may have been read before or after the sleep: neither this reading nor the next may be joined.
-            self.meters.iter_mut().for_each(|meter| meter.counter.interrupt());
+            self.zones.iter_mut().for_each(|meter| meter.counter.interrupt());
             into.fill(EnergyReading::default());
         }
         None
@@ -123,32 +124,32 @@ impl Source for Zones {
 }
 
 /// One open zone.
-struct Meter {
-    energy: Attribute,
-    count: Count,
+struct ZoneCounter {
+    energy: SysfsFile,
+    scale: RegisterScale,
     counter: Counter,
 }
 
-impl Meter {
-    fn open(zone: &Zone) -> io::Result<Meter> {
-        let count = zone.count;
+impl ZoneCounter {
+    fn open(zone: &PowercapZone) -> io::Result<ZoneCounter> {
+        let count = zone.scale;
         let range_uj = u64::try_from(count.unit.to_uj(count.modulus)).unwrap_or(u64::MAX);
-        let counter = Counter::new(Shape {
+        let counter = Counter::new(CounterSpec {
             unit: count.unit,
             modulus: count.modulus,
             ceiling_mw: plausible_ceiling_mw(zone.kind),
             staleness_ns: 100_000_000,
             range_uj,
         });
-        Ok(Meter { energy: Attribute::open_number(zone.energy_file())?, count, counter })
+        Ok(ZoneCounter { energy: SysfsFile::open_number(zone.energy_file())?, scale: count, counter })
     }
 
     fn read(&mut self, clock: &Clock) -> EnergyReading {
         let before_ns = clock.now_ns();
-        let Some(microjoules) = self.energy.number(before_ns) else {
+        let Some(microjoules) = self.energy.read_number(before_ns) else {
             self.counter.interrupt();
             return EnergyReading::default();
         };
-        self.counter.advance(self.count.raw(microjoules), before_ns, clock.now_ns())
+        self.counter.advance(self.scale.to_register_count(microjoules), before_ns, clock.now_ns())
     }
 }

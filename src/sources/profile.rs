@@ -4,44 +4,44 @@
 
 /// Steps of constant power, over and over.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Profile {
+pub struct PowerProfile {
     /// Ascending; each step with the energy used before it.
-    steps: Vec<Step>,
+    steps: Vec<ProfileStep>,
     period_ns: u64,
     /// The energy of one round.
-    round_pj: u128,
+    period_pj: u128,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Step {
+struct ProfileStep {
     start_ns: u64,
     power_mw: u64,
-    before_pj: u128,
+    energy_before_pj: u128,
 }
 
-impl Profile {
+impl PowerProfile {
     /// A profile of (duration in ns, power in mW); `None` where it lasts no time, or longer than 584 years.
-    pub fn new(steps: impl IntoIterator<Item = (u64, u64)>) -> Option<Profile> {
+    pub fn new(steps: impl IntoIterator<Item = (u64, u64)>) -> Option<PowerProfile> {
         let (mut at_ns, mut sum_pj, mut listed) = (0_u64, 0_u128, Vec::new());
         for (duration_ns, power_mw) in steps {
-            listed.push(Step { start_ns: at_ns, power_mw, before_pj: sum_pj });
+            listed.push(ProfileStep { start_ns: at_ns, power_mw, energy_before_pj: sum_pj });
             at_ns = at_ns.checked_add(duration_ns)?;
             sum_pj += u128::from(duration_ns) * u128::from(power_mw);
         }
-        (at_ns > 0).then_some(Profile { steps: listed, period_ns: at_ns, round_pj: sum_pj })
+        (at_ns > 0).then_some(PowerProfile { steps: listed, period_ns: at_ns, period_pj: sum_pj })
     }
 
     /// The energy used from the beginning until `at_ns`.
     pub fn energy_pj(&self, at_ns: u64) -> u128 {
         let (rounds, within_ns) = (at_ns / self.period_ns, at_ns % self.period_ns);
-        let step = self.step(within_ns);
+        let step = self.step_at(within_ns);
         let in_step_pj = u128::from(step.power_mw) * u128::from(within_ns - step.start_ns);
-        u128::from(rounds) * self.round_pj + step.before_pj + in_step_pj
+        u128::from(rounds) * self.period_pj + step.energy_before_pj + in_step_pj
     }
 
     /// The power at `at_ns`.
     pub fn power_mw(&self, at_ns: u64) -> u64 {
-        self.step(at_ns % self.period_ns).power_mw
+        self.step_at(at_ns % self.period_ns).power_mw
     }
 
     /// The highest power of all steps.
@@ -50,7 +50,7 @@ impl Profile {
     }
 
     /// The last step that has begun; the first begins at 0.
-    fn step(&self, within_ns: u64) -> Step {
+    fn step_at(&self, within_ns: u64) -> ProfileStep {
         let begun = self.steps.partition_point(|step| step.start_ns <= within_ns);
         self.steps[begun.saturating_sub(1)]
     }
@@ -63,8 +63,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_energy_of_whole_and_broken_rounds_is_exact() {
-        let profile = Profile::new([(1_000, 50_000), (500, 200_000)]).unwrap();
+    fn the_energy_of_whole_and_partial_periods_is_exact() {
+        let profile = PowerProfile::new([(1_000, 50_000), (500, 200_000)]).unwrap();
         assert_eq!(profile.energy_pj(0), 0);
         assert_eq!(profile.energy_pj(1_000), 50_000_000);
         assert_eq!(profile.energy_pj(1_250), 100_000_000);
@@ -79,9 +79,9 @@ mod tests {
 
     #[test]
     fn a_profile_without_time_is_none() {
-        assert_eq!(Profile::new([]), None);
-        assert_eq!(Profile::new([(0, 5)]), None);
-        assert_eq!(Profile::new([(u64::MAX, 5), (1, 5)]), None);
+        assert_eq!(PowerProfile::new([]), None);
+        assert_eq!(PowerProfile::new([(0, 5)]), None);
+        assert_eq!(PowerProfile::new([(u64::MAX, 5), (1, 5)]), None);
     }
 
     proptest! {
@@ -90,7 +90,7 @@ mod tests {
             steps in proptest::collection::vec((0_u64..50, 0_u64..1_000), 1..10), at_ns in 0_u64..2_000,
         ) {
             prop_assume!(steps.iter().any(|(duration_ns, _)| *duration_ns > 0));
-            let profile = Profile::new(steps).unwrap();
+            let profile = PowerProfile::new(steps).unwrap();
             let grown = profile.energy_pj(at_ns + 1) - profile.energy_pj(at_ns);
             prop_assert_eq!(grown, u128::from(profile.power_mw(at_ns)));
         }

@@ -10,10 +10,10 @@ use serde::Serialize;
 
 use crate::domain::{Domain, EnergyReading};
 
-use super::trace_line::{DomainLine, VERSION};
+use super::trace_line::{TRACE_VERSION, TraceDomain};
 
 /// Writes samples, one line each.
-pub struct Recorder<W: Write> {
+pub struct TraceRecorder<W: Write> {
     /// Gives its content away before a line that does not fit, hence always whole lines.
     out: BufWriter<W>,
     line: String,
@@ -21,22 +21,22 @@ pub struct Recorder<W: Write> {
 
 /// The first line.
 #[derive(Serialize)]
-struct Header {
+struct TraceHeader {
     wattspan_trace: u64,
     #[serde(rename = "loop")]
     looped: bool,
-    domains: Vec<DomainLine>,
+    domains: Vec<TraceDomain>,
 }
 
-impl<W: Write> Recorder<W> {
+impl<W: Write> TraceRecorder<W> {
     /// Begins a trace of `domains` with its header. `looped`: at its end a replay begins anew.
     ///
     /// # Errors
     /// Where the header cannot be written.
     pub fn new(out: W, domains: &[Domain], looped: bool) -> io::Result<Self> {
-        let domains: Vec<DomainLine> = domains.iter().map(DomainLine::from).collect();
+        let domains: Vec<TraceDomain> = domains.iter().map(TraceDomain::from).collect();
         let mut out = BufWriter::with_capacity(1 << 16, out);
-        serde_json::to_writer(&mut out, &Header { wattspan_trace: VERSION, looped, domains })?;
+        serde_json::to_writer(&mut out, &TraceHeader { wattspan_trace: TRACE_VERSION, looped, domains })?;
         out.write_all(b"\n")?;
         out.flush()?;
         Ok(Self { out, line: String::with_capacity(1_024) })
@@ -58,7 +58,10 @@ impl<W: Write> Recorder<W> {
         let written =
             write!(line, r#"{{"first":{first},"before_ns":{before_ns},"after_ns":{after_ns},"readings":["#)
                 .and_then(|()| {
-                    readings.iter().enumerate().try_for_each(|(nth, reading)| push(line, nth, reading))
+                    readings
+                        .iter()
+                        .enumerate()
+                        .try_for_each(|(nth, reading)| push_reading(line, nth, reading))
                 })
                 .and_then(|()| writeln!(line, "]}}"));
         written.map_err(io::Error::other)?;
@@ -74,7 +77,7 @@ impl<W: Write> Recorder<W> {
     }
 }
 
-fn push(line: &mut String, nth: usize, reading: &EnergyReading) -> std::fmt::Result {
+fn push_reading(line: &mut String, nth: usize, reading: &EnergyReading) -> std::fmt::Result {
     let comma = if nth == 0 { "" } else { "," };
     let EnergyReading { valid, energy_uj, uncertainty_uj: doubt_uj, stamp_ns, epoch, shape_uj } = reading;
     match (valid, shape_uj) {

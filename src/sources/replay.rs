@@ -11,54 +11,56 @@ use std::path::Path;
 use crate::clock::Clock;
 use crate::domain::EnergyReading;
 
-use super::counter::{Counter, Shape, plausible_ceiling_mw};
-use super::script::{Script, Simulated};
-use super::trace::Trace;
-use super::unit::Unit;
-use super::{Inventory, Opened, Source};
+use super::counter::{Counter, CounterSpec, plausible_ceiling_mw};
+use super::energy_unit::EnergyUnit;
+use super::script::{Script, SimulatedDomain};
+use super::trace::RecordedTrace;
+use super::{Inventory, OpenedSource, Source};
 
 /// The mechanism's name.
 pub const NAME: &str = crate::domain::REPLAY_SOURCE;
 
 /// The longest script that is read.
-const LONGEST_SCRIPT: u64 = 16 << 20;
+const MAX_SCRIPT_BYTES: u64 = 16 << 20;
 
 /// A counter's edges are found the better the more often it is read in one of its intervals, up to here.
-const LOOKS_PER_UPDATE: f64 = 8.0;
-const MOST_HZ: f64 = 10_000.0;
+const READS_PER_UPDATE: f64 = 8.0;
+const MAX_RATE_HZ: f64 = 10_000.0;
 
 /// Opens the machine described in the file at `path`: a trace where it begins with `{`, else a script.
 pub fn open(path: &Path, clock: &Clock) -> Inventory {
     let mut found = Inventory::default();
     match load(path, clock) {
         Ok(opened) => found.opened.push(opened),
-        Err(reason) => found.miss(NAME, format!("{}: {reason}", path.display())),
+        Err(reason) => found.add_absent(NAME, format!("{}: {reason}", path.display())),
     }
     found
 }
 
-fn load(path: &Path, clock: &Clock) -> Result<Opened, String> {
+fn load(path: &Path, clock: &Clock) -> Result<OpenedSource, String> {
     let told = |error: io::Error| error.to_string();
     let mut file = BufReader::new(File::open(path).map_err(told)?);
     if file.fill_buf().map_err(told)?.first() == Some(&b'{') {
-        return Trace::parse(file).map(|trace| recorded(trace, clock)).map_err(|error| error.to_string());
+        return RecordedTrace::parse(file)
+            .map(|trace| start_trace(trace, clock))
+            .map_err(|error| error.to_string());
     }
     let mut text = String::new();
-    file.take(LONGEST_SCRIPT).read_to_string(&mut text).map_err(told)?;
-    Script::parse(&text).map(|script| scripted(script, clock)).map_err(|error| error.to_string())
+    file.take(MAX_SCRIPT_BYTES).read_to_string(&mut text).map_err(told)?;
+    Script::parse(&text).map(|script| start_script(script, clock)).map_err(|error| error.to_string())
 }
 
 /// Starts a scripted machine now: its time 0 is what `clock` says at this moment.
-pub fn scripted(script: Script, clock: &Clock) -> Opened {
+pub fn start_script(script: Script, clock: &Clock) -> OpenedSource {
     let shortest_ns = script.domains.iter().map(|domain| domain.update_ns).min().unwrap_or(1_000_000);
-    Opened {
+    OpenedSource {
         name: NAME,
         domains: script.domains.iter().map(|domain| domain.domain.clone()).collect(),
         cpu: None,
-        max_rate_hz: rate_hz(shortest_ns),
+        max_rate_hz: max_rate_hz(shortest_ns),
         advanced: script.domains.iter().map(|domain| !domain.stuck && domain.profile.peak_mw() > 0).collect(),
-        source: Box::new(Scripted {
-            counters: script.domains.iter().map(|domain| Counter::new(shape_of(domain))).collect(),
+        source: Box::new(ScriptSource {
+            counters: script.domains.iter().map(|domain| Counter::new(counter_spec(domain))).collect(),
             script,
             start_ns: clock.now_ns(),
             clock: clock.clone(),
@@ -67,34 +69,34 @@ pub fn scripted(script: Script, clock: &Clock) -> Opened {
 }
 
 /// Starts a recorded machine now.
-pub fn recorded(trace: Trace, clock: &Clock) -> Opened {
-    Opened {
+pub fn start_trace(trace: RecordedTrace, clock: &Clock) -> OpenedSource {
+    OpenedSource {
         name: NAME,
         domains: trace.domains.clone(),
         cpu: None,
-        max_rate_hz: rate_hz(trace.shortest_ns()),
-        advanced: trace.advances(),
-        source: Box::new(Recorded { trace, start_ns: clock.now_ns(), clock: clock.clone() }),
+        max_rate_hz: max_rate_hz(trace.min_interval_ns()),
+        advanced: trace.advancing_domains(),
+        source: Box::new(TraceSource { trace, start_ns: clock.now_ns(), clock: clock.clone() }),
     }
 }
 
-fn rate_hz(shortest_ns: u64) -> f64 {
-    (LOOKS_PER_UPDATE * 1e9 / shortest_ns as f64).clamp(1.0, MOST_HZ)
+fn max_rate_hz(shortest_ns: u64) -> f64 {
+    (READS_PER_UPDATE * 1e9 / shortest_ns as f64).clamp(1.0, MAX_RATE_HZ)
 }
 
-struct Scripted {
+struct ScriptSource {
     script: Script,
     counters: Vec<Counter>,
     start_ns: u64,
     clock: Clock,
 }
 
-impl Source for Scripted {
+impl Source for ScriptSource {
     fn read(&mut self, into: &mut [EnergyReading]) -> Option<(u64, u64)> {
         let now_ns = self.clock.now_ns();
         let since_start_ns = now_ns.saturating_sub(self.start_ns);
         for ((domain, counter), reading) in self.script.domains.iter().zip(&mut self.counters).zip(into) {
-            *reading = match domain.shown(since_start_ns) {
+            *reading = match domain.count_at(since_start_ns) {
                 None => {
                     counter.interrupt();
                     EnergyReading::default()
@@ -112,11 +114,11 @@ impl Source for Scripted {
     }
 }
 
-fn shape_of(domain: &Simulated) -> Shape {
+fn counter_spec(domain: &SimulatedDomain) -> CounterSpec {
     let quantum_uj = domain.domain.quantum_uj;
     let modulus = domain.wrap_counts.map_or(1 << 64, u128::from);
-    Shape {
-        unit: Unit::fraction(quantum_uj, 1).unwrap_or(Unit::MICROJOULE),
+    CounterSpec {
+        unit: EnergyUnit::from_fraction(quantum_uj, 1).unwrap_or(EnergyUnit::MICROJOULE),
         modulus,
         ceiling_mw: domain.domain.ceiling_mw.unwrap_or_else(|| plausible_ceiling_mw(domain.domain.kind)),
         staleness_ns: domain.update_ns + domain.jitter_ns + domain.domain.latency_ns,
@@ -124,13 +126,13 @@ fn shape_of(domain: &Simulated) -> Shape {
     }
 }
 
-struct Recorded {
-    trace: Trace,
+struct TraceSource {
+    trace: RecordedTrace,
     start_ns: u64,
     clock: Clock,
 }
 
-impl Source for Recorded {
+impl Source for TraceSource {
     fn read(&mut self, into: &mut [EnergyReading]) -> Option<(u64, u64)> {
         let since_start_ns = self.clock.now_ns().saturating_sub(self.start_ns);
         for (domain, reading) in into.iter_mut().enumerate() {

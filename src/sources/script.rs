@@ -31,12 +31,12 @@ use std::ops::Range;
 
 use crate::domain::Domain;
 
-use super::profile::Profile;
-use super::script_text::MachineText;
+use super::profile::PowerProfile;
+use super::script_text::ScriptToml;
 
 /// Why a script is none.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Invalid {
+pub enum ParseScriptError {
     /// It is no TOML, or a field has the wrong type or name. The text shows the line.
     #[error("{0}")]
     Syntax(String),
@@ -61,16 +61,16 @@ pub enum Invalid {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Script {
     /// Its domains, in the order of the description.
-    pub domains: Vec<Simulated>,
+    pub domains: Vec<SimulatedDomain>,
 }
 
 /// One simulated domain.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Simulated {
+pub struct SimulatedDomain {
     /// Its description, as for real ones.
     pub domain: Domain,
     /// The truth.
-    pub profile: Profile,
+    pub profile: PowerProfile,
     /// How often the counter moves.
     pub update_ns: u64,
     /// Each update comes late by up to this much; less than `update_ns`.
@@ -84,14 +84,14 @@ pub struct Simulated {
     /// The hardware tells the instant of each update.
     pub stamped: bool,
     /// The counter does not answer in this time after the start.
-    pub away_ns: Option<Range<u64>>,
+    pub unavailable_ns: Option<Range<u64>>,
     /// The counter begins at 0 again at this time after the start.
     pub reset_ns: Option<u64>,
 }
 
 /// What a simulated counter shows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Shown {
+pub struct SimulatedCount {
     /// The count, in steps of the domain's `quantum_uj`.
     pub raw: u64,
     /// The instant of the update, where the hardware tells it.
@@ -103,10 +103,10 @@ impl Script {
     ///
     /// # Errors
     /// With the line and the field that is wrong.
-    pub fn parse(text: &str) -> Result<Script, Invalid> {
-        let machine: MachineText =
-            toml::from_str(text).map_err(|error| Invalid::Syntax(error.to_string()))?;
-        machine.script(text)
+    pub fn parse(text: &str) -> Result<Script, ParseScriptError> {
+        let machine: ScriptToml =
+            toml::from_str(text).map_err(|error| ParseScriptError::Syntax(error.to_string()))?;
+        machine.into_script(text)
     }
 
     /// The true energy of a domain from the start until `since_start_ns`, in nanojoules, cut to whole ones; what its
@@ -116,16 +116,16 @@ impl Script {
     }
 }
 
-impl Simulated {
+impl SimulatedDomain {
     /// What the counter shows `since_start_ns` after the start; `None` while it is away.
-    pub fn shown(&self, since_start_ns: u64) -> Option<Shown> {
-        if self.away_ns.as_ref().is_some_and(|away| away.contains(&since_start_ns)) {
+    pub fn count_at(&self, since_start_ns: u64) -> Option<SimulatedCount> {
+        if self.unavailable_ns.as_ref().is_some_and(|away| away.contains(&since_start_ns)) {
             return None;
         }
         let reset_ns = self.reset_ns.filter(|reset_ns| *reset_ns <= since_start_ns).unwrap_or(0);
         let update_ns = since_start_ns
             .checked_sub(self.domain.latency_ns)
-            .and_then(|seen_ns| self.last_update(seen_ns))
+            .and_then(|seen_ns| self.last_update_ns(seen_ns))
             .unwrap_or(0)
             .max(reset_ns);
         let energy_pj = self.profile.energy_pj(update_ns) - self.profile.energy_pj(reset_ns);
@@ -136,20 +136,20 @@ impl Simulated {
             None => counts,
         };
         let stamp_ns = self.stamped.then_some(update_ns);
-        Some(Shown { raw: u64::try_from(raw).unwrap_or(u64::MAX), stamp_ns })
+        Some(SimulatedCount { raw: u64::try_from(raw).unwrap_or(u64::MAX), stamp_ns })
     }
 
     /// The last update at or before `seen_ns`; `None` before the first.
-    fn last_update(&self, seen_ns: u64) -> Option<u64> {
+    fn last_update_ns(&self, seen_ns: u64) -> Option<u64> {
         let nth = seen_ns.checked_sub(self.phase_ns)? / self.update_ns;
-        let late_ns = |nth: u64| scatter(nth) % (self.jitter_ns + 1);
+        let late_ns = |nth: u64| splitmix64(nth) % (self.jitter_ns + 1);
         let at = |nth: u64| (self.phase_ns + nth * self.update_ns).saturating_add(late_ns(nth));
         if at(nth) <= seen_ns { Some(at(nth)) } else { nth.checked_sub(1).map(at) }
     }
 }
 
 /// A number that looks random and is always the same for `nth` (the finaliser of SplitMix64).
-fn scatter(nth: u64) -> u64 {
+fn splitmix64(nth: u64) -> u64 {
     let mut bits = nth.wrapping_add(0x9E37_79B9_7F4A_7C15);
     bits = (bits ^ (bits >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
     bits = (bits ^ (bits >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);

@@ -10,28 +10,28 @@ use toml::Spanned;
 
 use crate::domain::{Domain, DomainKind, Grade};
 
-use super::profile::Profile;
-use super::script::{Invalid, Script, Simulated};
+use super::profile::PowerProfile;
+use super::script::{ParseScriptError, Script, SimulatedDomain};
 
 /// Longest time that a script may name, so that nanoseconds never overflow: ten years.
-const LONGEST_S: f64 = 315_360_000.0;
+const MAX_TIME_S: f64 = 315_360_000.0;
 
 /// Highest power that a script may name: a megawatt.
-const HIGHEST_W: f64 = 1e6;
+const MAX_POWER_W: f64 = 1e6;
 
 /// A machine as it is described.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct MachineText {
+pub struct ScriptToml {
     #[serde(rename = "name")]
     _name: Option<String>,
     #[serde(default)]
-    domain: Vec<Spanned<DomainText>>,
+    domain: Vec<Spanned<DomainToml>>,
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct DomainText {
+struct DomainToml {
     name: String,
     kind: DomainKind,
     parent: Option<String>,
@@ -54,21 +54,22 @@ struct DomainText {
     reset_at_s: Option<f64>,
 }
 
-impl MachineText {
+impl ScriptToml {
     /// The machine that is described in `text`, of which this was read.
-    pub fn script(self, text: &str) -> Result<Script, Invalid> {
+    pub fn into_script(self, text: &str) -> Result<Script, ParseScriptError> {
         if self.domain.is_empty() {
-            return Err(Invalid::Empty);
+            return Err(ParseScriptError::Empty);
         }
-        let mut domains: Vec<Simulated> = Vec::with_capacity(self.domain.len());
+        let mut domains: Vec<SimulatedDomain> = Vec::with_capacity(self.domain.len());
         for described in self.domain {
             let before = text.get(..described.span().start).unwrap_or("");
             let line = before.matches('\n').count() + 1;
             let described = described.into_inner();
             let name = described.name.clone();
             let taken = domains.iter().any(|other| other.domain.name == name);
-            let simulated = if taken { Err(("name", "is used twice".into())) } else { described.simulated() };
-            domains.push(simulated.map_err(|(field, reason)| Invalid::Value {
+            let simulated =
+                if taken { Err(("name", "is used twice".into())) } else { described.into_simulated() };
+            domains.push(simulated.map_err(|(field, reason)| ParseScriptError::Value {
                 line,
                 domain: name,
                 field,
@@ -80,27 +81,28 @@ impl MachineText {
 }
 
 /// A field and what is wrong with it.
-type Wrong = (&'static str, String);
+type FieldError = (&'static str, String);
 
-impl DomainText {
-    fn simulated(self) -> Result<Simulated, Wrong> {
+impl DomainToml {
+    fn into_simulated(self) -> Result<SimulatedDomain, FieldError> {
         if self.name.is_empty() {
             return Err(("name", "must not be empty".into()));
         }
         let ceiling_mw = self.ceiling_w.map(|watts| milliwatts("ceiling_w", watts)).transpose()?;
         let profile = self.profile(ceiling_mw)?;
-        let quantum_uj = within("quantum_uj", self.quantum_uj.unwrap_or(1), 1..=1_000_000_000)?;
-        let update_ns = within("update_ns", self.update_ns.unwrap_or(1_000_000), 1_000..=1_000_000_000_000)?;
-        let away_ns = self.away_ns()?;
-        Ok(Simulated {
+        let quantum_uj = check_range("quantum_uj", self.quantum_uj.unwrap_or(1), 1..=1_000_000_000)?;
+        let update_ns =
+            check_range("update_ns", self.update_ns.unwrap_or(1_000_000), 1_000..=1_000_000_000_000)?;
+        let away_ns = self.unavailable_ns()?;
+        Ok(SimulatedDomain {
             wrap_counts: self.wrap_uj.map(|wrap_uj| wrap_counts(wrap_uj, quantum_uj)).transpose()?,
-            jitter_ns: within("jitter_ns", self.jitter_ns.unwrap_or(0), 0..=update_ns - 1)?,
-            phase_ns: within("phase_ns", self.phase_ns.unwrap_or(0), 0..=1_000_000_000_000)?,
+            jitter_ns: check_range("jitter_ns", self.jitter_ns.unwrap_or(0), 0..=update_ns - 1)?,
+            phase_ns: check_range("phase_ns", self.phase_ns.unwrap_or(0), 0..=1_000_000_000_000)?,
             reset_ns: self.reset_at_s.map(|seconds| nanoseconds("reset_at_s", seconds)).transpose()?,
             stamped: self.stamped,
             stuck: self.stuck,
             update_ns,
-            away_ns,
+            unavailable_ns: away_ns,
             profile,
             domain: Domain {
                 name: self.name,
@@ -110,18 +112,19 @@ impl DomainText {
                 parent: self.parent,
                 grade: self.grade.unwrap_or(Grade::Measured),
                 ceiling_mw,
-                latency_ns: within("latency_ns", self.latency_ns.unwrap_or(0), 0..=1_000_000_000_000)?,
+                latency_ns: check_range("latency_ns", self.latency_ns.unwrap_or(0), 0..=1_000_000_000_000)?,
                 quantum_uj,
             },
         })
     }
 
-    fn profile(&self, ceiling_mw: Option<u64>) -> Result<Profile, Wrong> {
+    fn profile(&self, ceiling_mw: Option<u64>) -> Result<PowerProfile, FieldError> {
         let mut steps = Vec::with_capacity(self.profile.len());
         for &(seconds, watts) in &self.profile {
             steps.push((nanoseconds("profile", seconds)?, milliwatts("profile", watts)?));
         }
-        let profile = Profile::new(steps).ok_or(("profile", "must last longer than 0 seconds".to_owned()))?;
+        let profile =
+            PowerProfile::new(steps).ok_or(("profile", "must last longer than 0 seconds".to_owned()))?;
         match ceiling_mw {
             Some(ceiling_mw) if profile.peak_mw() > ceiling_mw => {
                 Err(("profile", format!("reaches {} mW, above ceiling_w", profile.peak_mw())))
@@ -130,7 +133,7 @@ impl DomainText {
         }
     }
 
-    fn away_ns(&self) -> Result<Option<Range<u64>>, Wrong> {
+    fn unavailable_ns(&self) -> Result<Option<Range<u64>>, FieldError> {
         let back_ns = self.back_at_s.map(|seconds| nanoseconds("back_at_s", seconds)).transpose()?;
         let Some(lost_at_s) = self.lost_at_s else {
             return back_ns.map_or(Ok(None), |_| Err(("back_at_s", "needs lost_at_s".into())));
@@ -144,7 +147,7 @@ impl DomainText {
     }
 }
 
-fn wrap_counts(wrap_uj: u64, quantum_uj: u64) -> Result<u64, Wrong> {
+fn wrap_counts(wrap_uj: u64, quantum_uj: u64) -> Result<u64, FieldError> {
     if wrap_uj < 2 * quantum_uj || !wrap_uj.is_multiple_of(quantum_uj) {
         return Err((
             "wrap_uj",
@@ -154,22 +157,22 @@ fn wrap_counts(wrap_uj: u64, quantum_uj: u64) -> Result<u64, Wrong> {
     Ok(wrap_uj / quantum_uj)
 }
 
-fn within(field: &'static str, value: u64, range: RangeInclusive<u64>) -> Result<u64, Wrong> {
+fn check_range(field: &'static str, value: u64, range: RangeInclusive<u64>) -> Result<u64, FieldError> {
     if range.contains(&value) {
         return Ok(value);
     }
     Err((field, format!("is {value}, must be from {} to {}", range.start(), range.end())))
 }
 
-fn nanoseconds(field: &'static str, seconds: f64) -> Result<u64, Wrong> {
-    scaled(field, seconds, LONGEST_S, 1e9, "seconds")
+fn nanoseconds(field: &'static str, seconds: f64) -> Result<u64, FieldError> {
+    to_scaled(field, seconds, MAX_TIME_S, 1e9, "seconds")
 }
 
-fn milliwatts(field: &'static str, watts: f64) -> Result<u64, Wrong> {
-    scaled(field, watts, HIGHEST_W, 1e3, "watts")
+fn milliwatts(field: &'static str, watts: f64) -> Result<u64, FieldError> {
+    to_scaled(field, watts, MAX_POWER_W, 1e3, "watts")
 }
 
-fn scaled(field: &'static str, value: f64, most: f64, scale: f64, unit: &str) -> Result<u64, Wrong> {
+fn to_scaled(field: &'static str, value: f64, most: f64, scale: f64, unit: &str) -> Result<u64, FieldError> {
     if !(0.0..=most).contains(&value) {
         return Err((field, format!("is {value}, must be from 0 to {most} {unit}")));
     }

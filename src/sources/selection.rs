@@ -4,10 +4,10 @@
 
 use crate::domain::EnergyReading;
 
-use super::{Opened, Source};
+use super::{OpenedSource, Source};
 
 /// Leaves in `opened` only the domains for which `kept` is true; `None` where that is none.
-pub fn select(opened: Opened, kept: &[bool]) -> Option<Opened> {
+pub fn select_domains(opened: OpenedSource, kept: &[bool]) -> Option<OpenedSource> {
     if kept.iter().all(|kept| *kept) {
         return (!kept.is_empty()).then_some(opened);
     }
@@ -15,10 +15,10 @@ pub fn select(opened: Opened, kept: &[bool]) -> Option<Opened> {
     if columns.is_empty() {
         return None;
     }
-    Some(Opened {
+    Some(OpenedSource {
         domains: columns.iter().map(|&column| opened.domains[column].clone()).collect(),
         advanced: columns.iter().map(|&column| opened.advanced[column]).collect(),
-        source: Box::new(Selection {
+        source: Box::new(DomainSelection {
             scratch: vec![EnergyReading::default(); opened.domains.len()],
             inner: opened.source,
             columns,
@@ -27,7 +27,7 @@ pub fn select(opened: Opened, kept: &[bool]) -> Option<Opened> {
     })
 }
 
-struct Selection {
+struct DomainSelection {
     inner: Box<dyn Source>,
     /// As many as the inner source has domains.
     scratch: Vec<EnergyReading>,
@@ -35,7 +35,7 @@ struct Selection {
     columns: Vec<usize>,
 }
 
-impl Source for Selection {
+impl Source for DomainSelection {
     fn read(&mut self, into: &mut [EnergyReading]) -> Option<(u64, u64)> {
         let window = self.inner.read(&mut self.scratch);
         for (reading, &column) in into.iter_mut().zip(&self.columns) {

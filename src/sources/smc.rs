@@ -9,141 +9,143 @@ use std::time::{Duration, Instant};
 use crate::clock::Clock;
 use crate::domain::{Domain, DomainKind, EnergyReading, Grade};
 
-use super::apple_calls_ffi::Calls;
-use super::integral::{Power, ROUNDING_UJ, Trapezoid};
-use super::smc_ffi::{Closed, Connection};
-use super::smc_key::{DESCRIBE, Description, MOST_MW, NO_SUCH_KEY, READ, Words, letters, power_mw};
-use super::suspend::Suspend;
-use super::{Inventory, Opened, Settings, Source, apple};
+use super::apple_calls_ffi::AppleFunctions;
+use super::energy_integral::{PowerSample, ROUNDING_UJ, TrapezoidIntegrator};
+use super::smc_ffi::{OpenSmcError, SmcConnection};
+use super::smc_key::{
+    GET_KEY_INFO, KEY_NOT_FOUND, KeyInfo, MAX_POWER_MW, READ_KEY, SmcParam, four_char_code, power_mw,
+};
+use super::suspend_detector::SuspendDetector;
+use super::{Inventory, OpenedSource, Source, SourceSettings, apple};
 
 /// The mechanism's name.
 pub const NAME: &str = "smc";
 
 /// How often it is worth asking: fast enough for the shape of a span, slow enough for a bus that fans hang on too.
-const MOST_HZ: f64 = 10.0;
+const MAX_RATE_HZ: f64 = 10.0;
 
 /// A controller that went away is looked for so often.
-const AGAIN: Duration = Duration::from_secs(5);
+const RECONNECT_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Three times what the largest processor in a Mac of Intel's is rated at (Xeon W-3275M, 205 W): limits on averages let
 /// short excursions through.
-const MOST_PROCESSOR_MW: u64 = 615_000;
+const MAX_PROCESSOR_MW: u64 = 615_000;
 
 /// A key that shows power.
-struct Key {
-    letters: &'static [u8; 4],
+struct SmcKey {
+    code: &'static [u8; 4],
     name: &'static str,
     kind: DomainKind,
     parent: Option<&'static str>,
-    most_mw: u64,
+    max_mw: u64,
     /// Read on Intel's Macs only: on Apple silicon its energy is in IOReport's counters.
-    intel: bool,
+    is_intel_only: bool,
 }
 
-const KEYS: [Key; 4] = [
-    Key {
-        letters: b"PSTR",
+const KEYS: [SmcKey; 4] = [
+    SmcKey {
+        code: b"PSTR",
         name: "psys",
         kind: DomainKind::Psys,
         parent: None,
-        most_mw: MOST_MW,
-        intel: false,
+        max_mw: MAX_POWER_MW,
+        is_intel_only: false,
     },
-    Key {
-        letters: b"PCPT",
+    SmcKey {
+        code: b"PCPT",
         name: "package-0",
         kind: DomainKind::Package,
         parent: Some("psys"),
-        most_mw: MOST_PROCESSOR_MW,
-        intel: true,
+        max_mw: MAX_PROCESSOR_MW,
+        is_intel_only: true,
     },
-    Key {
-        letters: b"PCPC",
+    SmcKey {
+        code: b"PCPC",
         name: "core-0",
         kind: DomainKind::Core,
         parent: Some("package-0"),
-        most_mw: MOST_PROCESSOR_MW,
-        intel: true,
+        max_mw: MAX_PROCESSOR_MW,
+        is_intel_only: true,
     },
-    Key {
-        letters: b"PCPG",
+    SmcKey {
+        code: b"PCPG",
         name: "uncore-0",
         kind: DomainKind::Uncore,
         parent: Some("package-0"),
-        most_mw: MOST_PROCESSOR_MW,
-        intel: true,
+        max_mw: MAX_PROCESSOR_MW,
+        is_intel_only: true,
     },
 ];
 
 /// Opens the controller and sees which keys it has.
-pub fn open(settings: &Settings, clock: &Clock) -> Inventory {
+pub fn open(settings: &SourceSettings, clock: &Clock) -> Inventory {
     let mut found = Inventory::default();
-    match Smc::open(settings, clock, &mut found) {
-        Ok(smc) => found.opened.push(Opened {
+    match SmcSource::open(settings, clock, &mut found) {
+        Ok(smc) => found.opened.push(OpenedSource {
             name: NAME,
-            domains: smc.sensors.iter().map(Sensor::domain).collect(),
+            domains: smc.sensors.iter().map(SmcSensor::domain).collect(),
             advanced: vec![false; smc.sensors.len()],
             source: Box::new(smc),
             cpu: None,
-            max_rate_hz: MOST_HZ,
+            max_rate_hz: MAX_RATE_HZ,
         }),
-        Err(reason) => found.miss(NAME, reason),
+        Err(reason) => found.add_absent(NAME, reason),
     }
     found
 }
 
-struct Smc {
-    calls: Calls,
-    connection: Option<Connection>,
+struct SmcSource {
+    calls: AppleFunctions,
+    connection: Option<SmcConnection>,
     /// When the connection was last looked for.
-    sought: Instant,
-    sensors: Vec<Sensor>,
-    suspend: Suspend,
+    last_attempt: Instant,
+    sensors: Vec<SmcSensor>,
+    suspend: SuspendDetector,
     clock: Clock,
 }
 
-struct Sensor {
-    key: &'static Key,
-    description: Description,
-    trapezoid: Trapezoid,
+struct SmcSensor {
+    key: &'static SmcKey,
+    key_info: KeyInfo,
+    integrator: TrapezoidIntegrator,
 }
 
-impl Smc {
-    fn open(settings: &Settings, clock: &Clock, found: &mut Inventory) -> Result<Smc, String> {
-        let calls = apple::calls(settings)?;
-        let connection = Connection::open(&calls).map_err(|closed| refusal(&closed))?;
+impl SmcSource {
+    fn open(settings: &SourceSettings, clock: &Clock, found: &mut Inventory) -> Result<SmcSource, String> {
+        let calls = apple::load_functions(settings)?;
+        let connection = SmcConnection::open(&calls).map_err(|closed| open_error_reason(&closed))?;
         let mut sensors = Vec::new();
-        for key in KEYS.iter().filter(|key| !key.intel || !connection.is_apple_silicon()) {
-            match Sensor::find(&connection, key) {
+        for key in KEYS.iter().filter(|key| !key.is_intel_only || !connection.is_apple_silicon()) {
+            match SmcSensor::probe(&connection, key) {
                 Ok(sensor) => sensors.push(sensor),
-                Err(reason) => found.miss(NAME, format!("{}: {reason}", key.name)),
+                Err(reason) => found.add_absent(NAME, format!("{}: {reason}", key.name)),
             }
         }
         if sensors.is_empty() {
             return Err("the controller has no key that shows power; please report the Mac's model".into());
         }
-        Ok(Smc {
+        Ok(SmcSource {
             calls,
             connection: Some(connection),
-            sought: Instant::now(),
+            last_attempt: Instant::now(),
             sensors,
-            suspend: Suspend::new(clock),
+            suspend: SuspendDetector::new(clock),
             clock: clock.clone(),
         })
     }
 
     /// Looks for a controller that went away, now and then.
-    fn seek(&mut self) {
-        if self.connection.is_none() && self.sought.elapsed() >= AGAIN {
-            self.sought = Instant::now();
-            self.connection = Connection::open(&self.calls).ok();
+    fn reconnect(&mut self) {
+        if self.connection.is_none() && self.last_attempt.elapsed() >= RECONNECT_INTERVAL {
+            self.last_attempt = Instant::now();
+            self.connection = SmcConnection::open(&self.calls).ok();
         }
     }
 }
 
-impl Source for Smc {
+impl Source for SmcSource {
     fn read(&mut self, into: &mut [EnergyReading]) -> Option<(u64, u64)> {
-        self.seek();
+        self.reconnect();
         let mut gone = false;
         for (sensor, reading) in self.sensors.iter_mut().zip(&mut *into) {
             let shown = self.connection.as_ref().map(|connection| sensor.power_mw(connection));
@@ -151,7 +153,7 @@ impl Source for Smc {
             *reading = match shown {
                 Some(Ok(Some(power_mw))) => sensor.advance(self.clock.now_ns(), power_mw),
                 _ => {
-                    sensor.trapezoid.interrupt();
+                    sensor.integrator.interrupt();
                     EnergyReading::default()
                 }
             };
@@ -159,48 +161,53 @@ impl Source for Smc {
         if gone {
             self.connection = None;
         }
-        if self.suspend.slept() {
-            self.sensors.iter_mut().for_each(|sensor| sensor.trapezoid.interrupt());
+        if self.suspend.has_suspended() {
+            self.sensors.iter_mut().for_each(|sensor| sensor.integrator.interrupt());
             into.fill(EnergyReading::default());
         }
         None
     }
 }
 
-impl Sensor {
+impl SmcSensor {
     /// Asks for the key's description, and sees whether its value is a power.
-    fn find(connection: &Connection, key: &'static Key) -> Result<Sensor, String> {
-        let name = String::from_utf8_lossy(key.letters);
-        let words = Words { key: letters(key.letters), command: DESCRIBE, ..Words::default() };
-        let answer = connection.ask(&words).map_err(|status| format!("{name} answers {status:#x}"))?;
+    fn probe(connection: &SmcConnection, key: &'static SmcKey) -> Result<SmcSensor, String> {
+        let name = String::from_utf8_lossy(key.code);
+        let words = SmcParam { key: four_char_code(key.code), command: GET_KEY_INFO, ..SmcParam::default() };
+        let answer = connection.call(&words).map_err(|status| format!("{name} answers {status:#x}"))?;
         match answer.result {
             0 => {}
-            NO_SUCH_KEY => return Err(format!("this Mac's controller has no key {name}")),
+            KEY_NOT_FOUND => return Err(format!("this Mac's controller has no key {name}")),
             result => {
                 return Err(format!("the controller answers {result:#04x} for {name}; please report it"));
             }
         }
-        let sensor = Sensor { key, description: answer.description, trapezoid: Trapezoid::default() };
+        let sensor = SmcSensor { key, key_info: answer.key_info, integrator: TrapezoidIntegrator::default() };
         match sensor.power_mw(connection) {
             Ok(Some(_)) => Ok(sensor),
             _ => Err(format!(
                 "{name} shows no power that is known here (its type is {:?}); please report it",
-                String::from_utf8_lossy(&answer.description.kind.to_be_bytes())
+                String::from_utf8_lossy(&answer.key_info.type_code.to_be_bytes())
             )),
         }
     }
 
     /// What it shows; `None` where that is no power. An error means that the connection is of no use any more.
-    fn power_mw(&self, connection: &Connection) -> Result<Option<u64>, i32> {
-        let description = self.description;
-        let words = Words { key: letters(self.key.letters), command: READ, description, ..Words::default() };
-        let answer = connection.ask(&words)?;
-        let power_mw = power_mw(&description, &answer.bytes).filter(|mw| *mw <= self.key.most_mw);
+    fn power_mw(&self, connection: &SmcConnection) -> Result<Option<u64>, i32> {
+        let description = self.key_info;
+        let words = SmcParam {
+            key: four_char_code(self.key.code),
+            command: READ_KEY,
+            key_info: description,
+            ..SmcParam::default()
+        };
+        let answer = connection.call(&words)?;
+        let power_mw = power_mw(&description, &answer.bytes).filter(|mw| *mw <= self.key.max_mw);
         Ok(power_mw.filter(|_| answer.result == 0))
     }
 
     fn advance(&mut self, at_ns: u64, power_mw: u64) -> EnergyReading {
-        self.trapezoid.advance(Power { at_ns, power_mw, low_mw: 0, high_mw: self.key.most_mw })
+        self.integrator.advance(PowerSample { at_ns, power_mw, low_mw: 0, high_mw: self.key.max_mw })
     }
 
     fn domain(&self) -> Domain {
@@ -211,17 +218,19 @@ impl Sensor {
             device: None,
             parent: self.key.parent.map(String::from),
             grade: Grade::Integrated,
-            ceiling_mw: Some(self.key.most_mw),
+            ceiling_mw: Some(self.key.max_mw),
             latency_ns: 0,
             quantum_uj: ROUNDING_UJ,
         }
     }
 }
 
-fn refusal(closed: &Closed) -> String {
+fn open_error_reason(closed: &OpenSmcError) -> String {
     match closed {
-        Closed::Absent => "there is no System Management Controller here, as in a virtual machine".into(),
-        Closed::Refused(status) => {
+        OpenSmcError::NotFound => {
+            "there is no System Management Controller here, as in a virtual machine".into()
+        }
+        OpenSmcError::Refused(status) => {
             format!("IOKit refuses the System Management Controller ({status:#x}), as in a sandbox")
         }
     }

@@ -8,20 +8,20 @@
 pub const SELECTOR: u32 = 2;
 
 /// Asks for a key's value, and for its size and type.
-pub const READ: u8 = 5;
+pub const READ_KEY: u8 = 5;
 /// See [`READ`].
-pub const DESCRIBE: u8 = 9;
+pub const GET_KEY_INFO: u8 = 9;
 
 /// The answer where there is no such key (`kSMCKeyNotFound`).
-pub const NO_SUCH_KEY: u8 = 0x84;
+pub const KEY_NOT_FOUND: u8 = 0x84;
 
 /// More than any Mac draws: the largest supply is that of the Mac Pro of 2019, 1,280 W, and it delivers 1,400 at most.
-pub const MOST_MW: u64 = 1_400_000;
+pub const MAX_POWER_MW: u64 = 1_400_000;
 
 /// The controller's version; not used, but in the way.
 #[repr(C)]
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-pub struct Version {
+pub struct SmcVersion {
     /// Its parts.
     pub parts: [u8; 4],
     /// And one more.
@@ -31,7 +31,7 @@ pub struct Version {
 /// Limits of power; likewise.
 #[repr(C)]
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-pub struct PowerLimit {
+pub struct SmcPowerLimit {
     /// Of this struct.
     pub version: u16,
     /// Of this struct.
@@ -43,11 +43,11 @@ pub struct PowerLimit {
 /// A key's size and type.
 #[repr(C)]
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-pub struct Description {
+pub struct KeyInfo {
     /// Bytes of its value.
     pub size: u32,
     /// Four letters.
-    pub kind: u32,
+    pub type_code: u32,
     /// Who may do what with it.
     pub attributes: u8,
 }
@@ -55,15 +55,15 @@ pub struct Description {
 /// A question to the controller, and its answer.
 #[repr(C)]
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-pub struct Words {
+pub struct SmcParam {
     /// Four letters.
     pub key: u32,
     /// Not used.
-    pub version: Version,
+    pub version: SmcVersion,
     /// Not used.
-    pub limit: PowerLimit,
+    pub limit: SmcPowerLimit,
     /// Answered to [`DESCRIBE`], given with [`READ`].
-    pub description: Description,
+    pub key_info: KeyInfo,
     /// 0 where all went well.
     pub result: u8,
     /// Not used.
@@ -78,41 +78,41 @@ pub struct Words {
 
 const _: () = {
     use std::mem::offset_of;
-    assert!(size_of::<Words>() == 80);
-    assert!(size_of::<Version>() == 6 && size_of::<PowerLimit>() == 16 && size_of::<Description>() == 12);
-    assert!(offset_of!(Words, version) == 4 && offset_of!(Words, limit) == 12);
-    assert!(offset_of!(Words, description) == 28 && offset_of!(Words, result) == 40);
-    assert!(offset_of!(Words, status) == 41 && offset_of!(Words, command) == 42);
-    assert!(offset_of!(Words, index) == 44 && offset_of!(Words, bytes) == 48);
+    assert!(size_of::<SmcParam>() == 80);
+    assert!(size_of::<SmcVersion>() == 6 && size_of::<SmcPowerLimit>() == 16 && size_of::<KeyInfo>() == 12);
+    assert!(offset_of!(SmcParam, version) == 4 && offset_of!(SmcParam, limit) == 12);
+    assert!(offset_of!(SmcParam, key_info) == 28 && offset_of!(SmcParam, result) == 40);
+    assert!(offset_of!(SmcParam, status) == 41 && offset_of!(SmcParam, command) == 42);
+    assert!(offset_of!(SmcParam, index) == 44 && offset_of!(SmcParam, bytes) == 48);
 };
 
 /// Four letters as the controller writes them.
-pub const fn letters(text: &[u8; 4]) -> u32 {
+pub const fn four_char_code(text: &[u8; 4]) -> u32 {
     u32::from_be_bytes(*text)
 }
 
 /// The power that a value of this description shows; `None` where the type is none that shows power, the size is not the
 /// type's, or the value cannot be a power.
-pub fn power_mw(description: &Description, bytes: &[u8; 32]) -> Option<u64> {
-    let watts = match (&description.kind.to_be_bytes(), description.size) {
+pub fn power_mw(description: &KeyInfo, bytes: &[u8; 32]) -> Option<u64> {
+    let watts = match (&description.type_code.to_be_bytes(), description.size) {
         (b"flt ", 4) => f64::from(f32::from_le_bytes(*bytes.first_chunk()?)),
         (&[b's', b'p', whole, part], 2) => {
-            fixed(i32::from(i16::from_be_bytes(*bytes.first_chunk()?)), whole, part, 15)?
+            parse_fixed_point(i32::from(i16::from_be_bytes(*bytes.first_chunk()?)), whole, part, 15)?
         }
         (&[b'f', b'p', whole, part], 2) => {
-            fixed(i32::from(u16::from_be_bytes(*bytes.first_chunk()?)), whole, part, 16)?
+            parse_fixed_point(i32::from(u16::from_be_bytes(*bytes.first_chunk()?)), whole, part, 16)?
         }
         _ => return None,
     };
     let milliwatts = (watts * 1e3).round();
     // Idle sensors of a supply show a little less than nothing.
     const OFFSET_MW: f64 = -1_000.0;
-    (milliwatts.is_finite() && (OFFSET_MW..=MOST_MW as f64).contains(&milliwatts))
+    (milliwatts.is_finite() && (OFFSET_MW..=MAX_POWER_MW as f64).contains(&milliwatts))
         .then_some(milliwatts.max(0.0) as u64)
 }
 
 /// A number with its point at a fixed place: `sp78` has 7 bits before it and 8 behind, `fp2e` 2 and 14.
-fn fixed(raw: i32, whole: u8, part: u8, bits: u32) -> Option<f64> {
+fn parse_fixed_point(raw: i32, whole: u8, part: u8, bits: u32) -> Option<f64> {
     let (whole, part) = (char::from(whole).to_digit(16)?, char::from(part).to_digit(16)?);
     (whole + part == bits).then(|| f64::from(raw) / f64::from(1_u32 << part))
 }
@@ -124,7 +124,7 @@ mod tests {
     fn power(kind: &[u8; 4], bytes: &[u8]) -> Option<u64> {
         let mut all = [0; 32];
         all[..bytes.len()].copy_from_slice(bytes);
-        power_mw(&Description { size: bytes.len() as u32, kind: letters(kind), attributes: 0 }, &all)
+        power_mw(&KeyInfo { size: bytes.len() as u32, type_code: four_char_code(kind), attributes: 0 }, &all)
     }
 
     #[test]
@@ -163,6 +163,6 @@ mod tests {
 
     #[test]
     fn a_key_is_a_big_endian_number() {
-        assert_eq!(letters(b"PSTR"), 0x5053_5452);
+        assert_eq!(four_char_code(b"PSTR"), 0x5053_5452);
     }
 }

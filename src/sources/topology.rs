@@ -9,7 +9,7 @@ use std::path::Path;
 
 /// Where a CPU sits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Place {
+pub struct CpuLocation {
     /// The package (socket).
     pub package: u32,
     /// The die in the package; 0 where the kernel does not say.
@@ -17,23 +17,23 @@ pub struct Place {
 }
 
 /// Where `cpu` sits, from `devices/system/cpu/cpuN/topology` under `sysfs_root`; `None` where it is not told.
-pub fn place_of(sysfs_root: &Path, cpu: usize) -> Option<Place> {
+pub fn cpu_location(sysfs_root: &Path, cpu: usize) -> Option<CpuLocation> {
     let topology = sysfs_root.join(format!("devices/system/cpu/cpu{cpu}/topology"));
     let number = |file: &str| fs::read_to_string(topology.join(file)).ok()?.trim().parse::<u32>().ok();
-    Some(Place { package: number("physical_package_id")?, die: number("die_id").unwrap_or(0) })
+    Some(CpuLocation { package: number("physical_package_id")?, die: number("die_id").unwrap_or(0) })
 }
 
 /// The physical packages of all CPUs that the kernel lists under `sysfs_root`.
-pub fn packages(sysfs_root: &Path) -> BTreeSet<u32> {
+pub fn physical_packages(sysfs_root: &Path) -> BTreeSet<u32> {
     let Ok(folder) = fs::read_dir(sysfs_root.join("devices/system/cpu")) else { return BTreeSet::new() };
     let cpu = |name: &str| name.strip_prefix("cpu")?.parse().ok();
     let cpus = folder.flatten().filter_map(|entry| cpu(entry.file_name().to_str()?));
-    cpus.filter_map(|cpu| Some(place_of(sysfs_root, cpu)?.package)).collect()
+    cpus.filter_map(|cpu| Some(cpu_location(sysfs_root, cpu)?.package)).collect()
 }
 
 /// What the domains on each CPU of the mask are called after: "0" for package 0, "0-die-1" where a package has several.
-pub fn name_places(sysfs_root: &Path, cpus: &[usize]) -> BTreeMap<usize, String> {
-    let places: Vec<_> = cpus.iter().map(|&cpu| (cpu, place_of(sysfs_root, cpu))).collect();
+pub fn package_names(sysfs_root: &Path, cpus: &[usize]) -> BTreeMap<usize, String> {
+    let places: Vec<_> = cpus.iter().map(|&cpu| (cpu, cpu_location(sysfs_root, cpu))).collect();
     let named = places.iter().enumerate().map(|(nth, &(cpu, place))| match place {
         None => (cpu, nth.to_string()),
         Some(place) => {

@@ -14,19 +14,19 @@ use std::io::BufRead;
 
 use crate::domain::{Domain, EnergyReading};
 
-pub use super::trace_line::Invalid;
-use super::trace_line::{SampleLine, header, next_line};
+pub use super::trace_line::ParseTraceError;
+use super::trace_line::{TraceSample, parse_header, read_line};
 
 /// Readings of all domains together that a trace may hold: some 200 MB, or 17 minutes of 4 domains at 1 kHz.
-pub const MOST_READINGS: usize = 4_000_000;
+pub const MAX_READINGS: usize = 4_000_000;
 
 /// A recorded machine.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Trace {
+pub struct RecordedTrace {
     /// Its domains.
     pub domains: Vec<Domain>,
     /// One for each domain, in their order.
-    tracks: Vec<Track>,
+    readings: Vec<DomainReadings>,
     looped: bool,
     /// The first and the last instant of the recording, on the recorded machine's clock.
     start_ns: u64,
@@ -35,40 +35,40 @@ pub struct Trace {
 
 /// One domain's readings in the order of time.
 #[derive(Debug, Clone, PartialEq, Default)]
-struct Track {
+struct DomainReadings {
     /// Each with the instant at which it was known.
-    points: Vec<(u64, EnergyReading)>,
+    readings: Vec<(u64, EnergyReading)>,
 }
 
-impl Trace {
+impl RecordedTrace {
     /// Reads a recording. A last line without its end, as a killed recorder leaves it, is ignored if it is broken.
     ///
     /// # Errors
     /// With the line and the field that is wrong.
-    pub fn parse(mut from: impl BufRead) -> Result<Trace, Invalid> {
+    pub fn parse(mut from: impl BufRead) -> Result<RecordedTrace, ParseTraceError> {
         let mut line = Vec::new();
-        next_line(&mut from, 1, &mut line)?;
-        let (domains, looped) = header(&line)?;
-        let tracks = vec![Track::default(); domains.len()];
-        let mut trace = Trace { domains, tracks, looped, start_ns: u64::MAX, end_ns: 0 };
+        read_line(&mut from, 1, &mut line)?;
+        let (domains, looped) = parse_header(&line)?;
+        let tracks = vec![DomainReadings::default(); domains.len()];
+        let mut trace = RecordedTrace { domains, readings: tracks, looped, start_ns: u64::MAX, end_ns: 0 };
         let mut readings = 0;
         for number in 2.. {
-            if !next_line(&mut from, number, &mut line)? {
+            if !read_line(&mut from, number, &mut line)? {
                 break;
             }
-            match trace.sample(number, &line) {
+            match trace.add_sample(number, &line) {
                 Err(_) if line.last() != Some(&b'\n') => break,
                 sample => readings += sample?,
             }
-            if readings > MOST_READINGS {
-                return Err(Invalid::line(
+            if readings > MAX_READINGS {
+                return Err(ParseTraceError::line(
                     number,
-                    format!("more than {MOST_READINGS} readings; cut the trace"),
+                    format!("more than {MAX_READINGS} readings; cut the trace"),
                 ));
             }
         }
         if readings == 0 {
-            return Err(Invalid::line(2, "there is no reading in it"));
+            return Err(ParseTraceError::line(2, "there is no reading in it"));
         }
         Ok(trace)
     }
@@ -76,18 +76,18 @@ impl Trace {
     /// What the domains showed `since_start_ns` after the beginning; stamps are given relative to it too. `turn_ns`, the
     /// length of one round, is where a looped trace begins anew.
     pub fn reading(&self, domain: usize, since_start_ns: u64) -> EnergyReading {
-        let Some(track) = self.tracks.get(domain) else { return EnergyReading::default() };
+        let Some(track) = self.readings.get(domain) else { return EnergyReading::default() };
         let turn_ns = (self.end_ns - self.start_ns).max(1);
         let (turn, within_ns) = match self.looped {
             true => (since_start_ns / turn_ns, since_start_ns % turn_ns),
             false => (0, since_start_ns),
         };
-        let known = track.points.partition_point(|(at_ns, _)| at_ns - self.start_ns <= within_ns);
+        let known = track.readings.partition_point(|(at_ns, _)| at_ns - self.start_ns <= within_ns);
         match (known.checked_sub(1), turn.checked_sub(1)) {
             (Some(at), _) => track.reading(at, turn, turn_ns, self.start_ns),
             // Not yet in this round: what the last one ended with.
             (None, Some(before)) => {
-                track.points.len().checked_sub(1).map_or_else(EnergyReading::default, |last| {
+                track.readings.len().checked_sub(1).map_or_else(EnergyReading::default, |last| {
                     track.reading(last, before, turn_ns, self.start_ns)
                 })
             }
@@ -96,27 +96,33 @@ impl Trace {
     }
 
     /// For each domain whether it moves at all.
-    pub fn advances(&self) -> Vec<bool> {
-        self.tracks.iter().map(|track| track.growth().energy_uj > 0).collect()
+    pub fn advancing_domains(&self) -> Vec<bool> {
+        self.readings.iter().map(|track| track.round_growth().energy_uj > 0).collect()
     }
 
     /// The shortest time between two readings of one domain.
-    pub fn shortest_ns(&self) -> u64 {
-        let gaps =
-            self.tracks.iter().flat_map(|track| track.points.windows(2).map(|pair| pair[1].0 - pair[0].0));
+    pub fn min_interval_ns(&self) -> u64 {
+        let gaps = self
+            .readings
+            .iter()
+            .flat_map(|track| track.readings.windows(2).map(|pair| pair[1].0 - pair[0].0));
         gaps.min().unwrap_or(1_000_000).max(1)
     }
 
     /// Takes one line; gives the number of readings in it.
-    fn sample(&mut self, number: usize, line: &[u8]) -> Result<usize, Invalid> {
-        let sample = SampleLine::parse(number, line)?;
+    fn add_sample(&mut self, number: usize, line: &[u8]) -> Result<usize, ParseTraceError> {
+        let sample = TraceSample::parse(number, line)?;
         let count = sample.readings.len();
-        if sample.first.checked_add(count).is_none_or(|end| end > self.tracks.len()) {
-            return Err(Invalid::field(number, "readings", "reaches beyond the domains of the header"));
+        if sample.first.checked_add(count).is_none_or(|end| end > self.readings.len()) {
+            return Err(ParseTraceError::field(
+                number,
+                "readings",
+                "reaches beyond the domains of the header",
+            ));
         }
         for (nth, reading) in sample.readings.into_iter().enumerate() {
-            let pushed = self.tracks[sample.first + nth].push(sample.after_ns, reading);
-            pushed.map_err(|reason| Invalid::field(number, &format!("readings[{nth}]"), reason))?;
+            let pushed = self.readings[sample.first + nth].push(sample.after_ns, reading);
+            pushed.map_err(|reason| ParseTraceError::field(number, &format!("readings[{nth}]"), reason))?;
         }
         self.start_ns = self.start_ns.min(sample.before_ns);
         self.end_ns = self.end_ns.max(sample.after_ns);
@@ -124,13 +130,13 @@ impl Trace {
     }
 }
 
-impl Track {
+impl DomainReadings {
     fn push(&mut self, at_ns: u64, reading: EnergyReading) -> Result<(), &'static str> {
-        if self.points.last().is_some_and(|(last_ns, _)| *last_ns >= at_ns) {
+        if self.readings.last().is_some_and(|(last_ns, _)| *last_ns >= at_ns) {
             return Err("is not later than the domain's reading before");
         }
         if let Some((_, last)) =
-            self.points.iter().rev().find(|(_, last)| last.valid).filter(|_| reading.valid)
+            self.readings.iter().rev().find(|(_, last)| last.valid).filter(|_| reading.valid)
         {
             if reading.energy_uj < last.energy_uj || reading.uncertainty_uj < last.uncertainty_uj {
                 return Err("decreases");
@@ -139,20 +145,22 @@ impl Track {
                 return Err("goes back to an epoch that was over");
             }
         }
-        self.points.push((at_ns, reading));
+        self.readings.push((at_ns, reading));
         Ok(())
     }
 
     /// By how much a whole round adds to energy, doubt and epoch.
-    fn growth(&self) -> EnergyReading {
+    fn round_growth(&self) -> EnergyReading {
         let shapes =
-            || self.points.iter().map(|(_, reading)| reading.shape_uj).filter(|shape_uj| *shape_uj != 0);
+            || self.readings.iter().map(|(_, reading)| reading.shape_uj).filter(|shape_uj| *shape_uj != 0);
         let shape_uj = shapes().max().unwrap_or(0) - shapes().min().unwrap_or(0);
-        let mut valid = self.points.iter().map(|(_, reading)| reading).filter(|reading| reading.valid);
+        let mut valid = self.readings.iter().map(|(_, reading)| reading).filter(|reading| reading.valid);
         let Some(first) = valid.next() else { return EnergyReading { shape_uj, ..EnergyReading::default() } };
         let last = valid.next_back().unwrap_or(first);
-        let whole =
-            [self.points.first(), self.points.last()].into_iter().flatten().all(|(_, reading)| reading.valid);
+        let whole = [self.readings.first(), self.readings.last()]
+            .into_iter()
+            .flatten()
+            .all(|(_, reading)| reading.valid);
         EnergyReading {
             valid: true,
             energy_uj: last.energy_uj - first.energy_uj,
@@ -165,8 +173,8 @@ impl Track {
 
     /// The reading at `at` as it looks in round `turn`.
     fn reading(&self, at: usize, turn: u64, turn_ns: u64, start_ns: u64) -> EnergyReading {
-        let reading = self.points[at].1;
-        let growth = if turn == 0 { EnergyReading::default() } else { self.growth() };
+        let reading = self.readings[at].1;
+        let growth = if turn == 0 { EnergyReading::default() } else { self.round_growth() };
         let shifted = |value: u64, by: u64| value.saturating_add(by.saturating_mul(turn));
         let shape_uj = if reading.shape_uj == 0 { 0 } else { shifted(reading.shape_uj, growth.shape_uj) };
         if !reading.valid {

@@ -12,18 +12,18 @@ use serde_json::{Map, Value};
 use crate::domain::{Domain, DomainKind, EnergyReading, Grade};
 
 /// The version of the format, in the header.
-pub const VERSION: u64 = 1;
+pub const TRACE_VERSION: u64 = 1;
 
 /// Domains that a trace may have.
-const MOST_DOMAINS: usize = 1_024;
+const MAX_DOMAINS: usize = 1_024;
 
 /// No line is longer.
-const LONGEST_LINE: u64 = 1 << 20;
+const MAX_LINE_BYTES: u64 = 1 << 20;
 
 /// Why a trace is none.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("line {line}: {}{reason}", field.as_ref().map(|field| format!("field `{field}`: ")).unwrap_or_default())]
-pub struct Invalid {
+pub struct ParseTraceError {
     /// The line, from 1.
     pub line: usize,
     /// The field, where it is one.
@@ -32,22 +32,22 @@ pub struct Invalid {
     pub reason: String,
 }
 
-impl Invalid {
+impl ParseTraceError {
     /// A line that is wrong as a whole.
-    pub fn line(line: usize, reason: impl Into<String>) -> Invalid {
-        Invalid { line, field: None, reason: reason.into() }
+    pub fn line(line: usize, reason: impl Into<String>) -> ParseTraceError {
+        ParseTraceError { line, field: None, reason: reason.into() }
     }
 
     /// A field that is wrong.
-    pub fn field(line: usize, field: &str, reason: impl Into<String>) -> Invalid {
-        Invalid { line, field: Some(field.into()), reason: reason.into() }
+    pub fn field(line: usize, field: &str, reason: impl Into<String>) -> ParseTraceError {
+        ParseTraceError { line, field: Some(field.into()), reason: reason.into() }
     }
 }
 
 /// A domain as the header has it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct DomainLine {
+pub struct TraceDomain {
     name: String,
     kind: DomainKind,
     grade: Grade,
@@ -63,7 +63,7 @@ pub struct DomainLine {
     quantum_uj: u64,
 }
 
-impl From<&Domain> for DomainLine {
+impl From<&Domain> for TraceDomain {
     fn from(domain: &Domain) -> Self {
         Self {
             name: domain.name.clone(),
@@ -79,8 +79,8 @@ impl From<&Domain> for DomainLine {
     }
 }
 
-impl From<DomainLine> for Domain {
-    fn from(line: DomainLine) -> Self {
+impl From<TraceDomain> for Domain {
+    fn from(line: TraceDomain) -> Self {
         Self {
             name: line.name,
             kind: line.kind,
@@ -98,7 +98,7 @@ impl From<DomainLine> for Domain {
 
 /// What one read of a source gave.
 #[derive(Debug)]
-pub struct SampleLine {
+pub struct TraceSample {
     /// The index of the source's first domain.
     pub first: usize,
     /// The clock before the read.
@@ -109,71 +109,85 @@ pub struct SampleLine {
     pub readings: Vec<EnergyReading>,
 }
 
-impl SampleLine {
+impl TraceSample {
     /// Reads the line with this number.
-    pub fn parse(number: usize, line: &[u8]) -> Result<SampleLine, Invalid> {
-        let mut fields = Fields::parse(number, line)?;
+    pub fn parse(number: usize, line: &[u8]) -> Result<TraceSample, ParseTraceError> {
+        let mut fields = LineFields::parse(number, line)?;
         let (first, before_ns) = (fields.take::<usize>("first")?, fields.take::<u64>("before_ns")?);
         let after_ns = fields.take::<u64>("after_ns")?;
         let listed: Vec<Value> = fields.take("readings")?;
-        fields.nothing_else()?;
+        fields.reject_unknown()?;
         if after_ns < before_ns {
-            return Err(Invalid::field(number, "after_ns", "is before before_ns"));
+            return Err(ParseTraceError::field(number, "after_ns", "is before before_ns"));
         }
         let mut readings = Vec::with_capacity(listed.len());
         for (nth, reading) in listed.into_iter().enumerate() {
-            let reading = reading_in(reading);
-            readings
-                .push(reading.map_err(|reason| Invalid::field(number, &format!("readings[{nth}]"), reason))?);
+            let reading = parse_reading(reading);
+            readings.push(
+                reading
+                    .map_err(|reason| ParseTraceError::field(number, &format!("readings[{nth}]"), reason))?,
+            );
         }
-        Ok(SampleLine { first, before_ns, after_ns, readings })
+        Ok(TraceSample { first, before_ns, after_ns, readings })
     }
 }
 
 /// Reads line `number` with its end into `line`; false at the end of the file.
-pub fn next_line(from: &mut impl BufRead, number: usize, line: &mut Vec<u8>) -> Result<bool, Invalid> {
+pub fn read_line(
+    from: &mut impl BufRead,
+    number: usize,
+    line: &mut Vec<u8>,
+) -> Result<bool, ParseTraceError> {
     line.clear();
-    let read = from.take(LONGEST_LINE).read_until(b'\n', line);
+    let read = from.take(MAX_LINE_BYTES).read_until(b'\n', line);
     match read {
-        Err(error) => Err(Invalid::line(number, error.to_string())),
-        Ok(length) if length as u64 == LONGEST_LINE => {
-            Err(Invalid::line(number, format!("longer than {LONGEST_LINE} bytes")))
+        Err(error) => Err(ParseTraceError::line(number, error.to_string())),
+        Ok(length) if length as u64 == MAX_LINE_BYTES => {
+            Err(ParseTraceError::line(number, format!("longer than {MAX_LINE_BYTES} bytes")))
         }
         Ok(length) => Ok(length > 0),
     }
 }
 
 /// The domains that the first line lists, and whether the trace loops.
-pub fn header(line: &[u8]) -> Result<(Vec<Domain>, bool), Invalid> {
-    let mut fields = Fields::parse(1, line)?;
+pub fn parse_header(line: &[u8]) -> Result<(Vec<Domain>, bool), ParseTraceError> {
+    let mut fields = LineFields::parse(1, line)?;
     let version = fields.take::<u64>("wattspan_trace")?;
-    if version != VERSION {
-        return Err(Invalid::field(
+    if version != TRACE_VERSION {
+        return Err(ParseTraceError::field(
             1,
             "wattspan_trace",
-            format!("is version {version}; this program reads {VERSION}"),
+            format!("is version {version}; this program reads {TRACE_VERSION}"),
         ));
     }
     let looped = fields.take::<Option<bool>>("loop")?.unwrap_or(false);
     let listed: Vec<Value> = fields.take("domains")?;
-    fields.nothing_else()?;
-    if listed.is_empty() || listed.len() > MOST_DOMAINS {
-        return Err(Invalid::field(1, "domains", format!("must have from 1 to {MOST_DOMAINS} entries")));
+    fields.reject_unknown()?;
+    if listed.is_empty() || listed.len() > MAX_DOMAINS {
+        return Err(ParseTraceError::field(
+            1,
+            "domains",
+            format!("must have from 1 to {MAX_DOMAINS} entries"),
+        ));
     }
     let mut domains: Vec<Domain> = Vec::with_capacity(listed.len());
     for (nth, domain) in listed.into_iter().enumerate() {
         let field = format!("domains[{nth}]");
-        let domain: DomainLine =
-            serde_json::from_value(domain).map_err(|e| Invalid::field(1, &field, e.to_string()))?;
+        let domain: TraceDomain =
+            serde_json::from_value(domain).map_err(|e| ParseTraceError::field(1, &field, e.to_string()))?;
         if domains.iter().any(|other| other.name == domain.name) {
-            return Err(Invalid::field(1, &field, format!("the name {:?} is used twice", domain.name)));
+            return Err(ParseTraceError::field(
+                1,
+                &field,
+                format!("the name {:?} is used twice", domain.name),
+            ));
         }
         domains.push(domain.into());
     }
     Ok((domains, looped))
 }
 
-fn reading_in(value: Value) -> Result<EnergyReading, String> {
+fn parse_reading(value: Value) -> Result<EnergyReading, String> {
     let fields: Option<Vec<u64>> = serde_json::from_value(value).map_err(|error| error.to_string())?;
     let (known, shape_uj) = match fields.as_deref() {
         None => return Ok(EnergyReading::default()),
@@ -193,26 +207,30 @@ fn reading_in(value: Value) -> Result<EnergyReading, String> {
 }
 
 /// The fields of one line, taken out by name so that every error can say which.
-struct Fields {
+struct LineFields {
     line: usize,
     map: Map<String, Value>,
 }
 
-impl Fields {
-    fn parse(line: usize, text: &[u8]) -> Result<Fields, Invalid> {
+impl LineFields {
+    fn parse(line: usize, text: &[u8]) -> Result<LineFields, ParseTraceError> {
         match serde_json::from_slice(text) {
-            Ok(Value::Object(map)) => Ok(Fields { line, map }),
-            Ok(_) => Err(Invalid::line(line, "is no JSON object")),
-            Err(error) => Err(Invalid::line(line, format!("is no JSON: {error}"))),
+            Ok(Value::Object(map)) => Ok(LineFields { line, map }),
+            Ok(_) => Err(ParseTraceError::line(line, "is no JSON object")),
+            Err(error) => Err(ParseTraceError::line(line, format!("is no JSON: {error}"))),
         }
     }
 
-    fn take<T: DeserializeOwned>(&mut self, field: &str) -> Result<T, Invalid> {
+    fn take<T: DeserializeOwned>(&mut self, field: &str) -> Result<T, ParseTraceError> {
         let value = self.map.remove(field).unwrap_or(Value::Null);
-        serde_json::from_value(value).map_err(|error| Invalid::field(self.line, field, error.to_string()))
+        serde_json::from_value(value)
+            .map_err(|error| ParseTraceError::field(self.line, field, error.to_string()))
     }
 
-    fn nothing_else(&self) -> Result<(), Invalid> {
-        self.map.keys().next().map_or(Ok(()), |field| Err(Invalid::field(self.line, field, "is not known")))
+    fn reject_unknown(&self) -> Result<(), ParseTraceError> {
+        self.map
+            .keys()
+            .next()
+            .map_or(Ok(()), |field| Err(ParseTraceError::field(self.line, field, "is not known")))
     }
 }

@@ -7,15 +7,15 @@
 
 /// The clock's rate against the counter is known, and stays the same, to one part in so many. The largest slew in use is
 /// chrony's 1/12 (`maxslewrate`); the calibration itself is off by at most 1/64.
-const SLEW_PARTS: u64 = 6;
+const MAX_SLEW_DIVISOR: u64 = 6;
 
 /// A calibration is made over at least this long, and renewed after [`RENEW_NS`].
-const BASELINE_NS: u64 = 10_000_000;
-const RENEW_NS: u64 = 1_000_000_000;
+const MIN_BASELINE_NS: u64 = 10_000_000;
+const RECALIBRATE_NS: u64 = 1_000_000_000;
 
 /// An instant known by both timelines.
 #[derive(Debug, Clone, Copy)]
-struct Anchor {
+struct TscRead {
     ticks: u64,
     before_ns: u64,
     after_ns: u64,
@@ -24,38 +24,39 @@ struct Anchor {
 /// Carries the newest read's window forward to the next read.
 #[derive(Debug, Clone, Default)]
 pub struct Tsc {
-    newest: Option<Anchor>,
-    baseline: Option<Anchor>,
+    last_read: Option<TscRead>,
+    baseline: Option<TscRead>,
     /// Nanoseconds in a tick, times 2^32.
-    period: Option<u64>,
+    tick_ns_q32: Option<u64>,
 }
 
 impl Tsc {
     /// A window within `before_ns..=after_ns` in which the read that gave `ticks` happened.
     pub fn narrow(&mut self, ticks: u64, before_ns: u64, after_ns: u64) -> (u64, u64) {
-        let read = Anchor { ticks, before_ns, after_ns };
-        let narrowed = match self.predicted(ticks) {
+        let read = TscRead { ticks, before_ns, after_ns };
+        let narrowed = match self.predict_window(ticks) {
             None => read,
             Some((earliest_ns, latest_ns)) => {
-                Anchor { ticks, before_ns: before_ns.max(earliest_ns), after_ns: after_ns.min(latest_ns) }
+                TscRead { ticks, before_ns: before_ns.max(earliest_ns), after_ns: after_ns.min(latest_ns) }
             }
         };
-        if narrowed.before_ns > narrowed.after_ns || self.newest.is_some_and(|newest| newest.ticks > ticks) {
+        if narrowed.before_ns > narrowed.after_ns || self.last_read.is_some_and(|newest| newest.ticks > ticks)
+        {
             // The two timelines no longer fit (a guest was moved, the counter restarted): start anew.
-            *self = Self { newest: Some(read), baseline: Some(read), period: None };
+            *self = Self { last_read: Some(read), baseline: Some(read), tick_ns_q32: None };
             return (before_ns, after_ns);
         }
-        self.newest = Some(narrowed);
+        self.last_read = Some(narrowed);
         self.calibrate(narrowed);
         (narrowed.before_ns, narrowed.after_ns)
     }
 
     /// Where the newest read and the ticks since then put this one.
-    fn predicted(&self, ticks: u64) -> Option<(u64, u64)> {
-        let (newest, period) = (self.newest?, self.period?);
+    fn predict_window(&self, ticks: u64) -> Option<(u64, u64)> {
+        let (newest, period) = (self.last_read?, self.tick_ns_q32?);
         let passed = (u128::from(ticks.checked_sub(newest.ticks)?) * u128::from(period)) >> 32;
         let passed_ns = u64::try_from(passed).ok()?;
-        let slack_ns = passed_ns / SLEW_PARTS + 1;
+        let slack_ns = passed_ns / MAX_SLEW_DIVISOR + 1;
         Some((
             (newest.before_ns + passed_ns).saturating_sub(slack_ns),
             newest.after_ns.checked_add(passed_ns + slack_ns)?,
@@ -63,7 +64,7 @@ impl Tsc {
     }
 
     /// Learns the period from two reads far enough apart that their windows hardly matter.
-    fn calibrate(&mut self, read: Anchor) {
+    fn calibrate(&mut self, read: TscRead) {
         let Some(baseline) = self.baseline else {
             self.baseline = Some(read);
             return;
@@ -71,15 +72,15 @@ impl Tsc {
         let ticks = read.ticks.saturating_sub(baseline.ticks);
         let shortest_ns = read.before_ns.saturating_sub(baseline.after_ns);
         let longest_ns = read.after_ns.saturating_sub(baseline.before_ns);
-        let due = self.period.is_none() || shortest_ns >= RENEW_NS;
-        if ticks == 0 || shortest_ns < BASELINE_NS || !due {
+        let due = self.tick_ns_q32.is_none() || shortest_ns >= RECALIBRATE_NS;
+        if ticks == 0 || shortest_ns < MIN_BASELINE_NS || !due {
             return;
         }
         if longest_ns - shortest_ns <= shortest_ns / 64 {
             let middle_ns = u128::from(shortest_ns.midpoint(longest_ns));
-            self.period = u64::try_from((middle_ns << 32) / u128::from(ticks)).ok();
+            self.tick_ns_q32 = u64::try_from((middle_ns << 32) / u128::from(ticks)).ok();
             self.baseline = Some(read);
-        } else if self.period.is_none() {
+        } else if self.tick_ns_q32.is_none() {
             // A baseline with a wide window never becomes a good one.
             self.baseline = Some(read);
         }

@@ -18,7 +18,7 @@ use fuser::{
 };
 use tempfile::TempDir;
 use wattspan::clock::monotonic_ns;
-use wattspan::sources::Settings;
+use wattspan::sources::SourceSettings;
 
 /// What a file answers at an instant of the monotonic clock, from an offset on.
 type Answer = Box<dyn Fn(u64, u64) -> Vec<u8> + Send + Sync>;
@@ -123,13 +123,13 @@ pub struct Living {
 
 impl Living {
     /// Settings that know nothing but this machine.
-    pub fn settings(&self, enabled: &[&str]) -> Settings {
-        Settings {
+    pub fn settings(&self, enabled: &[&str]) -> SourceSettings {
+        SourceSettings {
             sysfs_root: self.place.path().join("sys"),
             proc_root: self.place.path().join("proc"),
             msr_root: self.place.path().join("cpu"),
             enabled: enabled.iter().map(|name| (*name).to_owned()).collect(),
-            ..Settings::default()
+            ..SourceSettings::default()
         }
     }
 

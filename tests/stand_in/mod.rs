@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
-use wattspan::sources::Settings;
+use wattspan::sources::SourceSettings;
 
 /// The two roots.
 pub struct StandIn {
@@ -31,12 +31,12 @@ impl StandIn {
     }
 
     /// Settings that know nothing but these roots and `enabled`.
-    pub fn settings(&self, enabled: &[&str]) -> Settings {
-        Settings {
+    pub fn settings(&self, enabled: &[&str]) -> SourceSettings {
+        SourceSettings {
             sysfs_root: self.sysfs(),
             proc_root: self.proc(),
             enabled: enabled.iter().map(|name| (*name).to_owned()).collect(),
-            ..Settings::default()
+            ..SourceSettings::default()
         }
     }
 

@@ -12,7 +12,7 @@ use wattspan::config::Config;
 use wattspan::server::{ServerSockets, serve};
 use wattspan::service::StartupSettings;
 use wattspan::sources::Inventory;
-use wattspan::sources::replay::scripted;
+use wattspan::sources::replay::start_script;
 use wattspan::sources::script::Script;
 
 /// Restless: power changes between counter updates, and the counters differ in pace and step.
@@ -60,7 +60,7 @@ impl InProcess {
         let script = Script::parse(machine).unwrap();
         let clock = Clock::Machine;
         let before_ns = monotonic_ns();
-        let opened = scripted(script.clone(), &clock);
+        let opened = start_script(script.clone(), &clock);
         let began_ns = (before_ns, monotonic_ns());
         let found = Inventory { opened: vec![opened], ..Inventory::default() };
         // A busy machine tells the meter late, and what is tested is not how busy it is.

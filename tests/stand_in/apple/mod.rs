@@ -12,7 +12,7 @@ use std::process::Command;
 use std::sync::OnceLock;
 
 use tempfile::TempDir;
-use wattspan::sources::Settings;
+use wattspan::sources::SourceSettings;
 
 const HEAD: u64 = 64;
 const CHANNEL: u64 = 16;
@@ -117,9 +117,9 @@ impl Library {
     }
 
     /// Settings that know nothing but this library.
-    pub fn settings(&self) -> Settings {
+    pub fn settings(&self) -> SourceSettings {
         let enabled = vec!["ioreport".to_owned(), "smc".to_owned()];
-        Settings { apple_library: Some(self.path()), enabled, ..Settings::default() }
+        SourceSettings { apple_library: Some(self.path()), enabled, ..SourceSettings::default() }
     }
 
     /// Turns a knob of the Mac.

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use tempfile::TempDir;
-use wattspan::sources::Settings;
+use wattspan::sources::SourceSettings;
 
 const HEAD: u64 = 16;
 const BOARD: u64 = 64;
@@ -147,9 +147,9 @@ impl Library {
     }
 
     /// Settings that know nothing but this library.
-    pub fn settings(&self) -> Settings {
+    pub fn settings(&self) -> SourceSettings {
         let enabled = vec!["nvml".to_owned()];
-        Settings { nvml_library: Some(self.path()), enabled, ..Settings::default() }
+        SourceSettings { nvml_library: Some(self.path()), enabled, ..SourceSettings::default() }
     }
 
     /// Turns a knob of the driver.

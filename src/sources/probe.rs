@@ -11,52 +11,52 @@ use std::hint::spin_loop;
 use crate::clock::monotonic_ns;
 use crate::domain::{Domain, Duplicate, EnergyReading, Grade};
 
-use super::Opened;
-use super::agreement::{Agreement, Disagreement};
+use super::OpenedSource;
+use super::agreement::{CrossCheck, Disagreement};
 use super::duplicate::DuplicatePair;
 
 /// A domain that has not moved after so long under load is stuck.
-const LONGEST_NS: u64 = 40_000_000;
+const MAX_PROBE_NS: u64 = 40_000_000;
 
 /// Time between two looks: several within the millisecond in which RAPL counters move.
-const PAUSE_NS: u64 = 200_000;
+const READ_INTERVAL_NS: u64 = 200_000;
 
 /// An integral has moved by then if it ever will.
-const LEAST_LOOKS: u32 = 4;
+const MIN_READS: u32 = 4;
 
 /// So many looks lie between two judgements of the pairs.
-const LOOKS_TO_A_JUDGEMENT: u32 = 8;
+const READS_PER_DECISION: u32 = 8;
 
 /// A domain's place: which source, which of its domains.
-type Place = (usize, usize);
+type DomainIndex = (usize, usize);
 
 /// Two domains that may be one.
 #[derive(Debug)]
-pub struct Candidate {
+pub struct DuplicateCandidate {
     /// The earlier one.
-    pub original: Place,
+    pub original: DomainIndex,
     /// The later one.
-    pub copy: Place,
+    pub copy: DomainIndex,
     /// What is known of them.
     pub pair: DuplicatePair,
 }
 
 /// What the watch saw.
 #[derive(Debug, Default)]
-pub struct Seen {
+pub struct ProbeResult {
     /// Domains that may be two names of one counter.
-    pub candidates: Vec<Candidate>,
+    pub candidates: Vec<DuplicateCandidate>,
     /// Mechanisms that show the same domain and not the same energy.
     pub disagreements: Vec<Disagreement>,
 }
 
 /// Watches all domains under load, fills [`Opened::advanced`], and says what is to be thought of them. `packages`: the
 /// physical packages that the kernel lists.
-pub fn watch(opened: &mut [Opened], packages: &BTreeSet<u32>) -> Seen {
+pub fn probe_domains(opened: &mut [OpenedSource], packages: &BTreeSet<u32>) -> ProbeResult {
     let begin_ns = monotonic_ns();
-    let mut watched = watched(opened);
-    let mut candidates = candidates(opened, packages);
-    let mut agreement = Agreement::new(opened);
+    let mut watched = probed_domains(opened);
+    let mut candidates = duplicate_candidates(opened, packages);
+    let mut agreement = CrossCheck::new(opened);
     let mut readings: Vec<_> =
         opened.iter().map(|source| vec![EnergyReading::default(); source.domains.len()]).collect();
     let mut windows_ns = vec![(0, 0); opened.len()];
@@ -66,84 +66,84 @@ pub fn watch(opened: &mut [Opened], packages: &BTreeSet<u32>) -> Seen {
             source.source.read(readings);
             *window_ns = (before_ns, monotonic_ns());
         }
-        watched.iter_mut().for_each(|domain| domain.see(&readings[domain.place.0][domain.place.1]));
+        watched.iter_mut().for_each(|domain| domain.observe(&readings[domain.index.0][domain.index.1]));
         for candidate in &mut candidates {
-            let of = |(source, domain): Place| (windows_ns[source], &readings[source][domain]);
+            let of = |(source, domain): DomainIndex| (windows_ns[source], &readings[source][domain]);
             let ((before_ns, after_ns), reading) = of(candidate.original);
-            candidate.pair.see_original(before_ns, after_ns, reading);
+            candidate.pair.observe_original(before_ns, after_ns, reading);
             let ((before_ns, after_ns), reading) = of(candidate.copy);
-            candidate.pair.see_copy(before_ns, after_ns, reading);
+            candidate.pair.observe_copy(before_ns, after_ns, reading);
         }
-        agreement.see(&readings);
-        if look % LOOKS_TO_A_JUDGEMENT == 0 {
-            candidates.iter_mut().for_each(|candidate| candidate.pair.decide());
+        agreement.observe(&readings);
+        if look % READS_PER_DECISION == 0 {
+            candidates.iter_mut().for_each(|candidate| candidate.pair.evaluate());
         }
-        let undecided = |candidate: &Candidate| candidate.pair.state() == Duplicate::Undecided;
-        let learnt = look >= LEAST_LOOKS
-            && all_moved(&watched)
+        let undecided = |candidate: &DuplicateCandidate| candidate.pair.state() == Duplicate::Undecided;
+        let learnt = look >= MIN_READS
+            && have_all_moved(&watched)
             && !candidates.iter().any(undecided)
-            && !agreement.wants_more();
-        if learnt || monotonic_ns() - begin_ns >= LONGEST_NS {
+            && !agreement.needs_more_reads();
+        if learnt || monotonic_ns() - begin_ns >= MAX_PROBE_NS {
             break;
         }
-        burn(PAUSE_NS);
+        spin(READ_INTERVAL_NS);
     }
     for domain in &watched {
-        opened[domain.place.0].advanced[domain.place.1] = domain.moved;
+        opened[domain.index.0].advanced[domain.index.1] = domain.has_moved;
     }
-    Seen { candidates, disagreements: agreement.disagreements(opened) }
+    ProbeResult { candidates, disagreements: agreement.disagreements(opened) }
 }
 
 /// One domain under watch.
-struct Watched {
-    place: Place,
+struct ProbedDomain {
+    index: DomainIndex,
     /// Whether it counts. An integral moves at once or has nothing to integrate.
-    counter: bool,
+    is_counter: bool,
     last: Option<EnergyReading>,
-    moved: bool,
+    has_moved: bool,
 }
 
-impl Watched {
-    fn see(&mut self, reading: &EnergyReading) {
+impl ProbedDomain {
+    fn observe(&mut self, reading: &EnergyReading) {
         if !reading.valid {
             return;
         }
         let moved = |last: &EnergyReading| reading.epoch == last.epoch && reading.energy_uj > last.energy_uj;
-        self.moved |= self.last.as_ref().is_some_and(moved);
+        self.has_moved |= self.last.as_ref().is_some_and(moved);
         self.last = Some(*reading);
     }
 }
 
-fn watched(opened: &[Opened]) -> Vec<Watched> {
-    let of = |(nth, source): (usize, &Opened)| {
-        let one = move |(at, domain): (usize, &Domain)| Watched {
-            place: (nth, at),
-            counter: domain.grade != Grade::Integrated,
+fn probed_domains(opened: &[OpenedSource]) -> Vec<ProbedDomain> {
+    let of = |(nth, source): (usize, &OpenedSource)| {
+        let one = move |(at, domain): (usize, &Domain)| ProbedDomain {
+            index: (nth, at),
+            is_counter: domain.grade != Grade::Integrated,
             last: None,
-            moved: false,
+            has_moved: false,
         };
         source.domains.iter().enumerate().map(one).collect::<Vec<_>>()
     };
     opened.iter().enumerate().flat_map(of).collect()
 }
 
-fn all_moved(watched: &[Watched]) -> bool {
-    watched.iter().all(|domain| !domain.counter || domain.moved)
+fn have_all_moved(watched: &[ProbedDomain]) -> bool {
+    watched.iter().all(|domain| !domain.is_counter || domain.has_moved)
 }
 
 /// Each two domains that may be one, the earlier first.
-fn candidates(opened: &[Opened], packages: &BTreeSet<u32>) -> Vec<Candidate> {
-    let domains: Vec<(Place, &Domain)> = opened
+fn duplicate_candidates(opened: &[OpenedSource], packages: &BTreeSet<u32>) -> Vec<DuplicateCandidate> {
+    let domains: Vec<(DomainIndex, &Domain)> = opened
         .iter()
         .enumerate()
         .flat_map(|(nth, source)| {
             source.domains.iter().enumerate().map(move |(at, domain)| ((nth, at), domain))
         })
         .collect();
-    let with_later = |(nth, (original, domain)): (usize, &(Place, &Domain))| {
-        let of = |(copy, other): &(Place, &Domain)| {
-            let pair = DuplicatePair::of(domain, other, packages)?;
-            Some(Candidate { original: *original, copy: *copy, pair })
+    let with_later = |(nth, (original, domain)): (usize, &(DomainIndex, &Domain))| {
+        let of = |(copy, other): &(DomainIndex, &Domain)| {
+            let pair = DuplicatePair::candidate(domain, other, packages)?;
+            Some(DuplicateCandidate { original: *original, copy: *copy, pair })
         };
         domains[nth + 1..].iter().filter_map(of).collect::<Vec<_>>()
     };
@@ -151,7 +151,7 @@ fn candidates(opened: &[Opened], packages: &BTreeSet<u32>) -> Vec<Candidate> {
 }
 
 /// Keeps this CPU busy, so that what is alive has something to count.
-fn burn(for_ns: u64) {
+fn spin(for_ns: u64) {
     let end_ns = monotonic_ns() + for_ns;
     while monotonic_ns() < end_ns {
         spin_loop();
@@ -165,9 +165,9 @@ mod tests {
     use crate::sources::Source;
 
     /// Counters that add the next of their moves at each read, over and over; an empty list never moves.
-    struct Moving(Vec<Vec<u64>>, Vec<u64>, usize);
+    struct SteppingSource(Vec<Vec<u64>>, Vec<u64>, usize);
 
-    impl Source for Moving {
+    impl Source for SteppingSource {
         fn read(&mut self, into: &mut [EnergyReading]) -> Option<(u64, u64)> {
             for ((moves, sum), reading) in self.0.iter().zip(&mut self.1).zip(into) {
                 *sum += moves.get(self.2 % moves.len().max(1)).copied().unwrap_or(0);
@@ -178,7 +178,7 @@ mod tests {
         }
     }
 
-    fn packages(moves: &[&[u64]]) -> Vec<Opened> {
+    fn packages(moves: &[&[u64]]) -> Vec<OpenedSource> {
         let domain = |nth: usize| Domain {
             name: format!("package-{nth}"),
             kind: DomainKind::Package,
@@ -190,9 +190,13 @@ mod tests {
             latency_ns: 0,
             quantum_uj: 1,
         };
-        vec![Opened {
+        vec![OpenedSource {
             name: "test",
-            source: Box::new(Moving(moves.iter().map(|m| m.to_vec()).collect(), vec![0; moves.len()], 0)),
+            source: Box::new(SteppingSource(
+                moves.iter().map(|m| m.to_vec()).collect(),
+                vec![0; moves.len()],
+                0,
+            )),
             domains: (0..moves.len()).map(domain).collect(),
             cpu: None,
             max_rate_hz: 1_000.0,
@@ -201,14 +205,14 @@ mod tests {
     }
 
     /// Each pair of the watched domains with its state.
-    fn states(opened: &mut [Opened]) -> Vec<(usize, usize, Duplicate)> {
-        let seen = watch(opened, &BTreeSet::new());
+    fn states(opened: &mut [OpenedSource]) -> Vec<(usize, usize, Duplicate)> {
+        let seen = probe_domains(opened, &BTreeSet::new());
         assert!(seen.disagreements.is_empty());
         seen.candidates.iter().map(|of| (of.original.1, of.copy.1, of.pair.state())).collect()
     }
 
     #[test]
-    fn a_counter_that_never_moves_is_told_apart_from_one_that_does() {
+    fn a_stuck_counter_is_distinguished_from_a_live_one() {
         let mut opened = packages(&[&[5, 6, 7], &[]]);
         states(&mut opened);
         assert_eq!(opened[0].advanced, [true, false]);

@@ -8,16 +8,16 @@ use std::fs;
 use std::io::{self, ErrorKind};
 use std::path::Path;
 
-use super::processor::Processor;
+use super::cpu_info::CpuInfo;
 
 /// Why there is no `power` PMU in `folder`.
-pub fn refused_pmu(error: &io::Error, folder: &Path, proc_root: &Path) -> String {
+pub fn pmu_error_reason(error: &io::Error, folder: &Path, proc_root: &Path) -> String {
     if error.kind() != ErrorKind::NotFound {
         return format!("the power PMU cannot be used: {error}");
     }
     let missing = format!("the kernel offers no power PMU ({} is missing)", folder.display());
-    let processor = Processor::read(proc_root);
-    if processor.guest {
+    let processor = CpuInfo::read(proc_root);
+    if processor.is_guest {
         format!("{missing}; this is a virtual machine, and its host would have to pass the counters on")
     } else if processor.vendor.is_empty() {
         format!("{missing}; only x86 processors have one")
@@ -27,10 +27,10 @@ pub fn refused_pmu(error: &io::Error, folder: &Path, proc_root: &Path) -> String
 }
 
 /// Why an event of an existing PMU could not be opened on `cpu`.
-pub fn refused_event(error: &io::Error, cpu: usize, proc_root: &Path) -> String {
+pub fn event_error_reason(error: &io::Error, cpu: usize, proc_root: &Path) -> String {
     let mend = match error.kind() {
         ErrorKind::PermissionDenied => {
-            permission(rustix::process::geteuid().is_root(), paranoid_level(proc_root))
+            permission_advice(rustix::process::geteuid().is_root(), paranoid_level(proc_root))
         }
         ErrorKind::NotFound => "none of its events can be used".into(),
         _ if error.raw_os_error() == Some(rustix::io::Errno::MFILE.raw_os_error()) => {
@@ -45,7 +45,7 @@ fn paranoid_level(proc_root: &Path) -> Option<i32> {
     fs::read_to_string(proc_root.join("sys/kernel/perf_event_paranoid")).ok()?.trim().parse().ok()
 }
 
-fn permission(root: bool, paranoid: Option<i32>) -> String {
+fn permission_advice(root: bool, paranoid: Option<i32>) -> String {
     if root {
         return "a container or a system call filter forbids it even to root; start the container with \
                 --cap-add=PERFMON, or allow perf_event_open in its seccomp profile"
@@ -73,40 +73,42 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_module_a_guest_and_another_architecture_are_told_apart() {
+    fn a_missing_module_a_guest_and_another_architecture_are_distinguished() {
         let missing = io::Error::from(ErrorKind::NotFound);
         let folder = Path::new("/sys/bus/event_source/devices/power");
         let metal = proc_root(&[("cpuinfo", "vendor_id : GenuineIntel\nflags : fpu\n")]);
-        assert!(refused_pmu(&missing, folder, metal.path()).ends_with("sudo modprobe rapl"));
+        assert!(pmu_error_reason(&missing, folder, metal.path()).ends_with("sudo modprobe rapl"));
         let guest = proc_root(&[("cpuinfo", "vendor_id : GenuineIntel\nflags : hypervisor\n")]);
-        assert!(refused_pmu(&missing, folder, guest.path()).contains("virtual machine"));
+        assert!(pmu_error_reason(&missing, folder, guest.path()).contains("virtual machine"));
         let arm = proc_root(&[("cpuinfo", "CPU implementer : 0x41\n")]);
-        assert!(refused_pmu(&missing, folder, arm.path()).contains("only x86"));
+        assert!(pmu_error_reason(&missing, folder, arm.path()).contains("only x86"));
     }
 
     #[test]
     fn a_broken_file_is_named() {
         let broken = io::Error::new(ErrorKind::InvalidData, "/sys/x/cpumask: no list of CPUs");
-        assert!(refused_pmu(&broken, Path::new("/sys/x"), Path::new("/proc")).contains("/sys/x/cpumask"));
+        assert!(
+            pmu_error_reason(&broken, Path::new("/sys/x"), Path::new("/proc")).contains("/sys/x/cpumask")
+        );
     }
 
     #[test]
     fn the_paranoid_level_and_both_ways_around_it_are_named() {
         let root = proc_root(&[("sys/kernel/perf_event_paranoid", "2\n")]);
-        let text = permission(false, paranoid_level(root.path()));
+        let text = permission_advice(false, paranoid_level(root.path()));
         for part in
             ["perf_event_paranoid is 2", "sudo setcap cap_perfmon=ep ", "sysctl kernel.perf_event_paranoid=0"]
         {
             assert!(text.contains(part), "{text}");
         }
-        assert!(permission(true, Some(2)).contains("--cap-add=PERFMON"));
-        assert!(permission(false, None).contains("is unknown"));
+        assert!(permission_advice(true, Some(2)).contains("--cap-add=PERFMON"));
+        assert!(permission_advice(false, None).contains("is unknown"));
     }
 
     #[test]
     fn the_limit_of_open_files_and_a_dead_pmu_are_named() {
         let root = proc_root(&[]);
-        let say = |code| refused_event(&io::Error::from_raw_os_error(code), 64, root.path());
+        let say = |code| event_error_reason(&io::Error::from_raw_os_error(code), 64, root.path());
         assert!(say(rustix::io::Errno::MFILE.raw_os_error()).contains("ulimit -n"));
         assert!(say(rustix::io::Errno::INVAL.raw_os_error()).contains("CPU 64"));
         assert!(

@@ -15,27 +15,27 @@
 use crate::clock::Clock;
 use crate::domain::EnergyReading;
 
-use super::attribute::Attribute;
-use super::integral::{Power, Trapezoid};
+use super::energy_integral::{PowerSample, TrapezoidIntegrator};
+use super::sysfs_file::SysfsFile;
 
 /// Where the power is read.
 #[derive(Debug)]
-pub enum Wattage {
+pub enum PowerInput {
     /// A file in microwatts.
-    Microwatts(Attribute),
+    Microwatts(SysfsFile),
     /// Two files, volts and amperes, whose product divided by the number is microwatts: 1 for mV and mA, a million for µV
     /// and µA. The sign of a current says only how the sensor is wired.
-    Product(Attribute, Attribute, u64),
+    VoltageTimesCurrent(SysfsFile, SysfsFile, u64),
 }
 
-impl Wattage {
+impl PowerInput {
     fn read_mw(&mut self, now_ns: u64) -> Option<u64> {
         let microwatts = match self {
             // Below zero it is a sensor's offset around nothing.
-            Wattage::Microwatts(power) => u128::try_from(power.number::<i64>(now_ns)?.max(0)).ok()?,
-            Wattage::Product(volts, amperes, divisor) => {
-                let volts = volts.number::<i64>(now_ns)?.unsigned_abs();
-                let amperes = amperes.number::<i64>(now_ns)?.unsigned_abs();
+            PowerInput::Microwatts(power) => u128::try_from(power.read_number::<i64>(now_ns)?.max(0)).ok()?,
+            PowerInput::VoltageTimesCurrent(volts, amperes, divisor) => {
+                let volts = volts.read_number::<i64>(now_ns)?.unsigned_abs();
+                let amperes = amperes.read_number::<i64>(now_ns)?.unsigned_abs();
                 u128::from(volts) * u128::from(amperes) / u128::from(*divisor)
             }
         };
@@ -45,68 +45,68 @@ impl Wattage {
 
 /// One sensor, integrated.
 #[derive(Debug)]
-pub struct Wattmeter {
-    wattage: Wattage,
+pub struct PowerSensor {
+    input: PowerInput,
     /// More than the device can ever draw.
     ceiling_mw: u64,
     /// Over how long its value is the mean; `None` where that is not known.
-    trailing_ns: Option<u64>,
+    averaging_ns: Option<u64>,
     /// How far the sensor itself may be off, in parts per million of what it shows.
     error_ppm: u64,
-    trapezoid: Trapezoid,
+    integrator: TrapezoidIntegrator,
     /// The last value and when it was read.
     last: Option<(u64, u64)>,
 }
 
-impl Wattmeter {
+impl PowerSensor {
     /// A sensor of which nothing is known but the most that the device draws.
-    pub fn momentary(wattage: Wattage, ceiling_mw: u64) -> Self {
+    pub fn instantaneous(wattage: PowerInput, ceiling_mw: u64) -> Self {
         Self {
-            wattage,
+            input: wattage,
             ceiling_mw,
-            trailing_ns: None,
+            averaging_ns: None,
             error_ppm: 0,
-            trapezoid: Trapezoid::default(),
+            integrator: TrapezoidIntegrator::default(),
             last: None,
         }
     }
 
     /// A sensor whose value is the mean of the last `trailing_ns`, off by `error_ppm` at most.
-    pub fn trailing(wattage: Wattage, ceiling_mw: u64, trailing_ns: u64, error_ppm: u64) -> Self {
-        Self { trailing_ns: Some(trailing_ns.max(1)), error_ppm, ..Self::momentary(wattage, ceiling_mw) }
+    pub fn averaging(wattage: PowerInput, ceiling_mw: u64, trailing_ns: u64, error_ppm: u64) -> Self {
+        Self { averaging_ns: Some(trailing_ns.max(1)), error_ppm, ..Self::instantaneous(wattage, ceiling_mw) }
     }
 
     /// By how much its integral may lag behind: see the head of this file. 0 for a momentary sensor, whose doubt has it all.
     pub fn latency_ns(&self) -> u64 {
-        self.trailing_ns.map_or(0, |trailing_ns| 2 * trailing_ns)
+        self.averaging_ns.map_or(0, |trailing_ns| 2 * trailing_ns)
     }
 
     /// Reads and integrates; invalid while the sensor is away or shows what cannot be.
     pub fn read(&mut self, clock: &Clock) -> EnergyReading {
         let now_ns = clock.now_ns();
-        let shown = self.wattage.read_mw(now_ns).filter(|&power_mw| power_mw <= self.ceiling_mw);
+        let shown = self.input.read_mw(now_ns).filter(|&power_mw| power_mw <= self.ceiling_mw);
         let Some(power_mw) = shown else {
             self.interrupt();
             return EnergyReading::default();
         };
         let at_ns = clock.now_ns();
-        let (low_mw, high_mw) = self.between(at_ns, power_mw);
+        let (low_mw, high_mw) = self.power_bounds_mw(at_ns, power_mw);
         self.last = Some((at_ns, power_mw));
-        let reading = self.trapezoid.advance(Power { at_ns, power_mw, low_mw, high_mw });
+        let reading = self.integrator.advance(PowerSample { at_ns, power_mw, low_mw, high_mw });
         // A trailing mean is the truth for no instant that anybody could name; the domain's latency has it.
-        if self.trailing_ns.is_some() { EnergyReading { stamp_ns: 0, ..reading } } else { reading }
+        if self.averaging_ns.is_some() { EnergyReading { stamp_ns: 0, ..reading } } else { reading }
     }
 
     /// Whatever it shows next, the energy in between is unknown.
     pub fn interrupt(&mut self) {
         self.last = None;
-        self.trapezoid.interrupt();
+        self.integrator.interrupt();
     }
 
     /// The least and the most that the mean power since the last look can have been.
-    fn between(&self, at_ns: u64, power_mw: u64) -> (u64, u64) {
+    fn power_bounds_mw(&self, at_ns: u64, power_mw: u64) -> (u64, u64) {
         let anything = (0, self.ceiling_mw);
-        let (Some(trailing_ns), Some((last_ns, last_mw))) = (self.trailing_ns, self.last) else {
+        let (Some(trailing_ns), Some((last_ns, last_mw))) = (self.averaging_ns, self.last) else {
             return anything;
         };
         let step_ns = at_ns.saturating_sub(last_ns);
@@ -134,16 +134,17 @@ mod tests {
 
     const MS: u64 = 1_000_000;
 
-    fn sensor(folder: &tempfile::TempDir, microwatts: i64) -> Attribute {
+    fn sensor(folder: &tempfile::TempDir, microwatts: i64) -> SysfsFile {
         let path = folder.path().join("power1_average");
         fs::write(&path, format!("{microwatts}\n")).unwrap();
-        Attribute::open(path).unwrap()
+        SysfsFile::open(path).unwrap()
     }
 
     #[test]
     fn of_a_momentary_sensor_anything_up_to_the_ceiling_may_have_happened_in_between() {
         let (folder, clock) = (tempfile::tempdir().unwrap(), Clock::manual(0));
-        let mut meter = Wattmeter::momentary(Wattage::Microwatts(sensor(&folder, 50_000_000)), 400_000);
+        let mut meter =
+            PowerSensor::instantaneous(PowerInput::Microwatts(sensor(&folder, 50_000_000)), 400_000);
         meter.read(&clock);
         clock.set(1_000 * MS);
         let reading = meter.read(&clock);
@@ -154,7 +155,8 @@ mod tests {
     #[test]
     fn a_value_above_the_ceiling_is_no_reading_and_a_negative_one_is_nothing() {
         let (folder, clock) = (tempfile::tempdir().unwrap(), Clock::manual(0));
-        let mut meter = Wattmeter::momentary(Wattage::Microwatts(sensor(&folder, 500_000_000)), 400_000);
+        let mut meter =
+            PowerSensor::instantaneous(PowerInput::Microwatts(sensor(&folder, 500_000_000)), 400_000);
         assert!(!meter.read(&clock).valid);
         sensor(&folder, -3_000);
         clock.set(MS);
@@ -188,8 +190,8 @@ mod tests {
             };
             let path = folder.path().join("power1_average");
             fs::write(&path, "0\n").unwrap();
-            let wattage = Wattage::Microwatts(Attribute::open(path.clone()).unwrap());
-            let mut meter = Wattmeter::trailing(wattage, 400_000, TAU_MS * MS, 0);
+            let wattage = PowerInput::Microwatts(SysfsFile::open(path.clone()).unwrap());
+            let mut meter = PowerSensor::averaging(wattage, 400_000, TAU_MS * MS, 0);
             for at in 0..energy.len() as u64 {
                 clock.set(at * MS + 1);
                 fs::write(&path, format!("{}\n", mean_uw(at))).unwrap();

@@ -9,59 +9,59 @@ use crate::clock::Clock;
 use crate::domain::{DomainKind, EnergyReading};
 
 use super::Source;
-use super::attribute::Attribute;
-use super::counter::{Counter, Shape, plausible_ceiling_mw};
-use super::gauge::Condition;
-use super::gpu_metrics::{Metrics, PREFIX};
-use super::suspend::Suspend;
-use super::unit::Unit;
+use super::counter::{Counter, CounterSpec, plausible_ceiling_mw};
+use super::energy_unit::EnergyUnit;
+use super::gpu_metrics::{GpuMetrics, MAX_READ_BYTES};
+use super::sensor_files::ReadCondition;
+use super::suspend_detector::SuspendDetector;
+use super::sysfs_file::SysfsFile;
 
 /// What one count stands for: 2^-16 J, not the 15.3 µJ of the vendor's libraries.
-pub const COUNT: Unit = Unit::TWO_TO_THE_MINUS_16_JOULES;
+pub const ACCUMULATOR_UNIT: EnergyUnit = EnergyUnit::TWO_TO_THE_MINUS_16_JOULES;
 
 /// One card's table.
-pub struct Accumulator {
-    table: Attribute,
+pub struct AccumulatorSource {
+    table: SysfsFile,
     /// Whether the card is awake.
-    condition: Option<Condition>,
+    condition: Option<ReadCondition>,
     counter: Counter,
-    suspend: Suspend,
+    suspend: SuspendDetector,
     clock: Clock,
 }
 
-impl Accumulator {
+impl AccumulatorSource {
     /// A source on an open table whose accumulator has so many bits.
-    pub fn new(table: Attribute, bits: u32, condition: Option<Condition>, clock: &Clock) -> Self {
+    pub fn new(table: SysfsFile, bits: u32, condition: Option<ReadCondition>, clock: &Clock) -> Self {
         let modulus = 1_u128 << bits;
-        let counter = Counter::new(Shape {
-            unit: COUNT,
+        let counter = Counter::new(CounterSpec {
+            unit: ACCUMULATOR_UNIT,
             modulus,
             ceiling_mw: plausible_ceiling_mw(DomainKind::Gpu),
             staleness_ns: 100_000_000,
-            range_uj: u64::try_from(COUNT.to_uj(modulus)).unwrap_or(u64::MAX),
+            range_uj: u64::try_from(ACCUMULATOR_UNIT.to_uj(modulus)).unwrap_or(u64::MAX),
         });
-        Self { table, condition, counter, suspend: Suspend::new(clock), clock: clock.clone() }
+        Self { table, condition, counter, suspend: SuspendDetector::new(clock), clock: clock.clone() }
     }
 
-    fn metrics(&mut self, now_ns: u64) -> Option<Metrics> {
+    fn read_metrics(&mut self, now_ns: u64) -> Option<GpuMetrics> {
         if let Some(condition) = &mut self.condition
-            && condition.attribute.says(now_ns, condition.word) != Some(condition.wanted)
+            && condition.file.equals(now_ns, condition.word) != Some(condition.must_equal)
         {
             return None;
         }
-        let mut bytes = [0; PREFIX];
-        let length = self.table.bytes(now_ns, &mut bytes)?;
-        Metrics::parse(&bytes[..length])
+        let mut bytes = [0; MAX_READ_BYTES];
+        let length = self.table.read_bytes(now_ns, &mut bytes)?;
+        GpuMetrics::parse(&bytes[..length])
     }
 }
 
-impl Source for Accumulator {
+impl Source for AccumulatorSource {
     fn read(&mut self, into: &mut [EnergyReading]) -> Option<(u64, u64)> {
         let before_ns = self.clock.now_ns();
-        let metrics = self.metrics(before_ns);
+        let metrics = self.read_metrics(before_ns);
         let after_ns = self.clock.now_ns();
-        let energy = metrics.and_then(|metrics| metrics.energy);
-        if energy.is_none() || self.suspend.slept() {
+        let energy = metrics.and_then(|metrics| metrics.energy_count);
+        if energy.is_none() || self.suspend.has_suspended() {
             self.counter.interrupt();
         }
         let reading = energy
@@ -69,7 +69,7 @@ impl Source for Accumulator {
         if let Some(into) = into.first_mut() {
             *into = reading;
         }
-        let taken_ns = self.suspend.monotonic_ns(metrics?.boot_ns?)?;
+        let taken_ns = self.suspend.latest_monotonic_ns(metrics?.boot_ns?)?;
         (before_ns..=after_ns).contains(&taken_ns).then_some((before_ns, taken_ns))
     }
 }
@@ -94,12 +94,12 @@ mod tests {
         fs::write(path, table).unwrap();
     }
 
-    fn grown(version: u8, bits: u32, from: u64, to: u64) -> EnergyReading {
+    fn reading_after(version: u8, bits: u32, from: u64, to: u64) -> EnergyReading {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("gpu_metrics");
         let clock = Clock::manual(0);
         write(&path, version, from);
-        let mut source = Accumulator::new(Attribute::open(path.clone()).unwrap(), bits, None, &clock);
+        let mut source = AccumulatorSource::new(SysfsFile::open(path.clone()).unwrap(), bits, None, &clock);
         let mut reading = [EnergyReading::default()];
         assert_eq!(source.read(&mut reading), None, "a manual clock has no boot clock beside it");
         clock.set(20 * MS);
@@ -111,18 +111,18 @@ mod tests {
     #[test]
     fn a_count_is_two_to_the_minus_16_joules_and_not_what_the_vendors_libraries_multiply_with() {
         // 15.3 µJ a count would say 1 004 108.
-        assert_eq!(grown(1, 64, 7, 65_635).energy_uj, 1_001_403);
+        assert_eq!(reading_after(1, 64, 7, 65_635).energy_uj, 1_001_403);
     }
 
     #[test]
     fn the_32_bit_accumulator_of_the_first_version_wraps() {
-        let reading = grown(0, 32, 0xFFFF_0000, 0x0001_0000);
+        let reading = reading_after(0, 32, 0xFFFF_0000, 0x0001_0000);
         assert_eq!((reading.energy_uj, reading.epoch), (2_000_000, 0));
     }
 
     #[test]
     fn a_count_that_falls_back_is_a_restart_and_no_energy() {
-        let reading = grown(1, 64, 900_000_000_000, 5);
+        let reading = reading_after(1, 64, 900_000_000_000, 5);
         assert_eq!((reading.valid, reading.energy_uj, reading.epoch), (true, 0, 1));
     }
 }

@@ -14,18 +14,18 @@ use std::str::FromStr;
 const RETRY_NS: u64 = 1_000_000_000;
 
 /// The longest number that a file shows: a sign, 20 digits and a newline, and some room.
-const LONGEST: usize = 32;
+const MAX_NUMBER_BYTES: usize = 32;
 
 /// One open file.
 #[derive(Debug)]
-pub struct Attribute {
+pub struct SysfsFile {
     path: PathBuf,
     /// `None` while the file is away.
     file: Option<File>,
     retry_at_ns: u64,
 }
 
-impl Attribute {
+impl SysfsFile {
     /// Opens the file.
     ///
     /// # Errors
@@ -40,21 +40,21 @@ impl Attribute {
     /// It cannot be opened or read, or shows something else.
     pub fn open_number(path: PathBuf) -> io::Result<Self> {
         let attribute = Self::open(path)?;
-        let mut text = [0; LONGEST];
+        let mut text = [0; MAX_NUMBER_BYTES];
         let length = attribute.file.as_ref().map_or(Ok(0), |file| file.read_at(&mut text, 0))?;
-        match number::<i128>(&text[..length]) {
+        match parse_number::<i128>(&text[..length]) {
             Some(_) => Ok(attribute),
             None => Err(io::Error::new(io::ErrorKind::InvalidData, "shows no number")),
         }
     }
 
     /// Reads from the beginning into `bytes` and says how many there were; `None` while the file is away.
-    pub fn bytes(&mut self, now_ns: u64, bytes: &mut [u8]) -> Option<usize> {
-        self.bytes_at(now_ns, bytes, 0)
+    pub fn read_bytes(&mut self, now_ns: u64, bytes: &mut [u8]) -> Option<usize> {
+        self.read_bytes_at(now_ns, bytes, 0)
     }
 
     /// The same from `offset` on.
-    pub fn bytes_at(&mut self, now_ns: u64, bytes: &mut [u8], offset: u64) -> Option<usize> {
+    pub fn read_bytes_at(&mut self, now_ns: u64, bytes: &mut [u8], offset: u64) -> Option<usize> {
         if self.file.is_none() {
             if now_ns < self.retry_at_ns {
                 return None;
@@ -63,48 +63,48 @@ impl Attribute {
         }
         let length = self.file.as_ref().and_then(|file| file.read_at(bytes, offset).ok());
         if length.is_none() {
-            self.lose(now_ns);
+            self.mark_unavailable(now_ns);
         }
         length
     }
 
     /// The decimal number that the file shows; `None` while it is away or shows none.
-    pub fn number<N: FromStr>(&mut self, now_ns: u64) -> Option<N> {
-        let mut text = [0; LONGEST];
-        let length = self.bytes(now_ns, &mut text)?;
-        let number = number(&text[..length]);
+    pub fn read_number<N: FromStr>(&mut self, now_ns: u64) -> Option<N> {
+        let mut text = [0; MAX_NUMBER_BYTES];
+        let length = self.read_bytes(now_ns, &mut text)?;
+        let number = parse_number(&text[..length]);
         if number.is_none() {
-            self.lose(now_ns);
+            self.mark_unavailable(now_ns);
         }
         number
     }
 
     /// Whether the file's word (a state, without its newline) is `word`; `None` while it is away.
-    pub fn says(&mut self, now_ns: u64, word: &str) -> Option<bool> {
-        let mut text = [0; LONGEST];
-        let length = self.bytes(now_ns, &mut text)?;
+    pub fn equals(&mut self, now_ns: u64, word: &str) -> Option<bool> {
+        let mut text = [0; MAX_NUMBER_BYTES];
+        let length = self.read_bytes(now_ns, &mut text)?;
         Some(text[..length].trim_ascii() == word.as_bytes())
     }
 
-    fn lose(&mut self, now_ns: u64) {
+    fn mark_unavailable(&mut self, now_ns: u64) {
         self.file = None;
         self.retry_at_ns = now_ns.saturating_add(RETRY_NS);
     }
 }
 
 /// The text of a file that is read once, trimmed; `None` where there is none or it is empty.
-pub fn text_of(path: &Path) -> Option<String> {
+pub fn read_trimmed(path: &Path) -> Option<String> {
     let text = fs::read_to_string(path).ok()?;
     let text = text.trim_matches(|end: char| end.is_whitespace() || end == '\0');
     (!text.is_empty()).then(|| text.to_owned())
 }
 
 /// The number in a file that is read once.
-pub fn number_of<N: FromStr>(path: &Path) -> Option<N> {
-    text_of(path)?.parse().ok()
+pub fn read_parsed<N: FromStr>(path: &Path) -> Option<N> {
+    read_trimmed(path)?.parse().ok()
 }
 
-fn number<N: FromStr>(text: &[u8]) -> Option<N> {
+fn parse_number<N: FromStr>(text: &[u8]) -> Option<N> {
     std::str::from_utf8(text.trim_ascii()).ok()?.parse().ok()
 }
 
@@ -119,24 +119,24 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("power1_input");
         fs::write(&path, "-250000\n").unwrap();
-        let mut attribute = Attribute::open_number(path.clone()).unwrap();
-        assert_eq!(attribute.number::<i64>(0), Some(-250_000));
+        let mut attribute = SysfsFile::open_number(path.clone()).unwrap();
+        assert_eq!(attribute.read_number::<i64>(0), Some(-250_000));
         fs::write(&path, "17\n").unwrap();
-        assert_eq!(attribute.number::<u64>(1), Some(17));
+        assert_eq!(attribute.read_number::<u64>(1), Some(17));
         fs::write(&path, "N/A\n").unwrap();
-        assert_eq!(attribute.number::<u64>(2), None);
+        assert_eq!(attribute.read_number::<u64>(2), None);
         fs::write(&path, "18\n").unwrap();
-        assert_eq!(attribute.number::<u64>(3), None, "looked for once a second");
-        assert_eq!(attribute.number::<u64>(3 + SECOND), Some(18));
+        assert_eq!(attribute.read_number::<u64>(3), None, "looked for once a second");
+        assert_eq!(attribute.read_number::<u64>(3 + SECOND), Some(18));
     }
 
     #[test]
     fn a_file_that_shows_no_number_is_not_opened_as_one() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("energy1_input");
-        assert_eq!(Attribute::open_number(path.clone()).unwrap_err().kind(), io::ErrorKind::NotFound);
+        assert_eq!(SysfsFile::open_number(path.clone()).unwrap_err().kind(), io::ErrorKind::NotFound);
         fs::write(&path, "").unwrap();
-        assert_eq!(Attribute::open_number(path).unwrap_err().kind(), io::ErrorKind::InvalidData);
+        assert_eq!(SysfsFile::open_number(path).unwrap_err().kind(), io::ErrorKind::InvalidData);
     }
 
     #[test]
@@ -144,9 +144,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("status");
         fs::write(&path, "Not charging\n").unwrap();
-        let mut attribute = Attribute::open(path.clone()).unwrap();
-        assert_eq!(attribute.says(0, "Discharging"), Some(false));
+        let mut attribute = SysfsFile::open(path.clone()).unwrap();
+        assert_eq!(attribute.equals(0, "Discharging"), Some(false));
         fs::write(&path, "Discharging\n").unwrap();
-        assert_eq!(attribute.says(0, "Discharging"), Some(true));
+        assert_eq!(attribute.equals(0, "Discharging"), Some(true));
     }
 }

@@ -6,34 +6,34 @@
 
 /// Microjoules in one raw count, as a reduced fraction; neither part is 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Unit {
+pub struct EnergyUnit {
     numerator: u64,
     denominator: u64,
 }
 
-impl Unit {
+impl EnergyUnit {
     /// A counter that counts microjoules itself.
-    pub const MICROJOULE: Unit = Unit { numerator: 1, denominator: 1 };
+    pub const MICROJOULE: EnergyUnit = EnergyUnit { numerator: 1, denominator: 1 };
 
     /// A counter of millijoules.
-    pub const MILLIJOULE: Unit = Unit { numerator: 1_000, denominator: 1 };
+    pub const MILLIJOULE: EnergyUnit = EnergyUnit { numerator: 1_000, denominator: 1 };
     /// 2^-16 J: server memory, AMD's processors and graphics cards.
-    pub const TWO_TO_THE_MINUS_16_JOULES: Unit = Unit { numerator: 15_625, denominator: 1_024 };
+    pub const TWO_TO_THE_MINUS_16_JOULES: EnergyUnit = EnergyUnit { numerator: 15_625, denominator: 1_024 };
 
     /// `numerator / denominator` µJ; `None` where either is 0.
-    pub fn fraction(numerator: u64, denominator: u64) -> Option<Unit> {
-        Self::reduced(u128::from(numerator), u128::from(denominator))
+    pub fn from_fraction(numerator: u64, denominator: u64) -> Option<EnergyUnit> {
+        Self::from_reduced(u128::from(numerator), u128::from(denominator))
     }
 
     /// 2^-`shift` J: the energy status unit of RAPL (bits 12:8 of MSR 0x606, or of 0xC0010299 on AMD), and of the
     /// kernel's perf counts (`shift` 32). `None` above 57, which no register field of five bits can say.
-    pub fn joules_over_power_of_two(shift: u32) -> Option<Unit> {
-        (shift <= 57).then(|| Self::reduced(1_000_000, 1 << shift)).flatten()
+    pub fn joules_over_power_of_two(shift: u32) -> Option<EnergyUnit> {
+        (shift <= 57).then(|| Self::from_reduced(1_000_000, 1 << shift)).flatten()
     }
 
     /// Reads a decimal number of joules exactly, as in `events/energy-pkg.scale`:
     /// `2.3283064365386962890625e-10` becomes 15625/2^26 µJ, which is 2^-32 J.
-    pub fn parse_joules(text: &str) -> Option<Unit> {
+    pub fn parse_joules(text: &str) -> Option<EnergyUnit> {
         let (mantissa, exponent) = match text.split_once(['e', 'E']) {
             Some((mantissa, exponent)) => (mantissa, exponent.parse::<i32>().ok()?),
             None => (text, 0),
@@ -46,7 +46,11 @@ impl Unit {
         let tens = exponent.checked_sub(i32::try_from(part.len()).ok()?)?.checked_add(6)?;
         let power = 10_u128.checked_pow(tens.unsigned_abs())?;
         let digits = digits.parse::<u128>().ok()?;
-        if tens < 0 { Self::reduced(digits, power) } else { Self::reduced(digits.checked_mul(power)?, 1) }
+        if tens < 0 {
+            Self::from_reduced(digits, power)
+        } else {
+            Self::from_reduced(digits.checked_mul(power)?, 1)
+        }
     }
 
     /// Whole µJ in `counts`, rounded down.
@@ -63,12 +67,12 @@ impl Unit {
         self.numerator.div_ceil(self.denominator)
     }
 
-    fn reduced(numerator: u128, denominator: u128) -> Option<Unit> {
+    fn from_reduced(numerator: u128, denominator: u128) -> Option<EnergyUnit> {
         if numerator == 0 || denominator == 0 {
             return None;
         }
         let divisor = greatest_common_divisor(numerator, denominator);
-        Some(Unit {
+        Some(EnergyUnit {
             numerator: u64::try_from(numerator / divisor).ok()?,
             denominator: u64::try_from(denominator / divisor).ok()?,
         })
@@ -88,23 +92,23 @@ mod tests {
 
     #[test]
     fn the_kernels_scale_string_is_exactly_two_to_the_minus_32_joules() {
-        let unit = Unit::parse_joules("2.3283064365386962890625e-10").unwrap();
-        assert_eq!(unit, Unit::joules_over_power_of_two(32).unwrap());
+        let unit = EnergyUnit::parse_joules("2.3283064365386962890625e-10").unwrap();
+        assert_eq!(unit, EnergyUnit::joules_over_power_of_two(32).unwrap());
         assert_eq!(unit.to_uj(1 << 32), 1_000_000);
         assert_eq!(unit.to_uj((1 << 32) - 1), 999_999);
     }
 
     #[test]
     fn the_constants_are_what_they_are_called() {
-        assert_eq!(Unit::joules_over_power_of_two(16), Some(Unit::TWO_TO_THE_MINUS_16_JOULES));
+        assert_eq!(EnergyUnit::joules_over_power_of_two(16), Some(EnergyUnit::TWO_TO_THE_MINUS_16_JOULES));
     }
 
     #[test]
     fn plain_decimals_and_whole_numbers_are_understood() {
-        assert_eq!(Unit::parse_joules("0.000001"), Some(Unit::MICROJOULE));
-        assert_eq!(Unit::parse_joules("1e-6"), Some(Unit::MICROJOULE));
-        assert_eq!(Unit::parse_joules("1"), Unit::fraction(1_000_000, 1));
-        assert_eq!(Unit::parse_joules("2.5E-3"), Unit::fraction(2_500, 1));
+        assert_eq!(EnergyUnit::parse_joules("0.000001"), Some(EnergyUnit::MICROJOULE));
+        assert_eq!(EnergyUnit::parse_joules("1e-6"), Some(EnergyUnit::MICROJOULE));
+        assert_eq!(EnergyUnit::parse_joules("1"), EnergyUnit::from_fraction(1_000_000, 1));
+        assert_eq!(EnergyUnit::parse_joules("2.5E-3"), EnergyUnit::from_fraction(2_500, 1));
     }
 
     #[test]
@@ -112,22 +116,22 @@ mod tests {
         for text in
             ["", "zero", "0", "0.0", "-1e-6", "1e", "e5", "1e-400", "1e400", "1.2.3", "+1", "1e99999999999"]
         {
-            assert_eq!(Unit::parse_joules(text), None, "{text:?}");
+            assert_eq!(EnergyUnit::parse_joules(text), None, "{text:?}");
         }
-        assert_eq!(Unit::fraction(0, 1), None);
-        assert_eq!(Unit::fraction(1, 0), None);
-        assert_eq!(Unit::joules_over_power_of_two(64), None);
+        assert_eq!(EnergyUnit::from_fraction(0, 1), None);
+        assert_eq!(EnergyUnit::from_fraction(1, 0), None);
+        assert_eq!(EnergyUnit::joules_over_power_of_two(64), None);
     }
 
     #[test]
     fn one_amd_gpu_second_is_converted_with_the_true_unit() {
         // 65 628 counts of 2^-16 J are 1 001 403.81 µJ; the vendor's library multiplies by 15.3 and says 1 004 108.4.
-        assert_eq!(Unit::joules_over_power_of_two(16).unwrap().to_uj(65_628), 1_001_403);
+        assert_eq!(EnergyUnit::joules_over_power_of_two(16).unwrap().to_uj(65_628), 1_001_403);
     }
 
     #[test]
     fn counts_beyond_64_bits_are_converted_without_overflow() {
-        let unit = Unit::fraction(u64::MAX - 1, 3).unwrap();
+        let unit = EnergyUnit::from_fraction(u64::MAX - 1, 3).unwrap();
         let counts = u128::from(u64::MAX) * 2 + 1;
         let expected = (counts / 3) * u128::from(u64::MAX - 1) + (counts % 3) * u128::from(u64::MAX - 1) / 3;
         assert_eq!(unit.to_uj(counts), expected);
@@ -135,8 +139,8 @@ mod tests {
 
     #[test]
     fn the_step_is_rounded_up() {
-        assert_eq!(Unit::joules_over_power_of_two(14).unwrap().ceil_uj(), 62);
-        assert_eq!(Unit::joules_over_power_of_two(16).unwrap().ceil_uj(), 16);
-        assert_eq!(Unit::joules_over_power_of_two(32).unwrap().ceil_uj(), 1);
+        assert_eq!(EnergyUnit::joules_over_power_of_two(14).unwrap().ceil_uj(), 62);
+        assert_eq!(EnergyUnit::joules_over_power_of_two(16).unwrap().ceil_uj(), 16);
+        assert_eq!(EnergyUnit::joules_over_power_of_two(32).unwrap().ceil_uj(), 1);
     }
 }

@@ -8,7 +8,7 @@ use super::{amdgpu, battery, estimate, hwmon, intelgpu, ioreport, msr, nvml, per
 
 /// What discovery needs to know; roots and paths are arguments, so that tests can stand in for the machine.
 #[derive(Debug, Clone)]
-pub struct Settings {
+pub struct SourceSettings {
     /// Where the kernel's `/sys` is.
     pub sysfs_root: PathBuf,
     /// Where the kernel's `/proc` is.
@@ -29,7 +29,7 @@ pub struct Settings {
 }
 
 /// The mechanisms that are tried unless the configuration says otherwise, in order of preference.
-const LINUX: [&str; 8] = [
+const LINUX_DEFAULTS: [&str; 8] = [
     perf::NAME,
     powercap::NAME,
     nvml::NAME,
@@ -41,10 +41,10 @@ const LINUX: [&str; 8] = [
 ];
 
 /// Likewise where the system is macOS, which has none of the others.
-const MACOS: [&str; 2] = [ioreport::NAME, smc::NAME];
+const MACOS_DEFAULTS: [&str; 2] = [ioreport::NAME, smc::NAME];
 
 /// Every mechanism that can be named.
-pub(super) const KNOWN: [&str; 11] = [
+pub(super) const ALL_NAMES: [&str; 11] = [
     perf::NAME,
     powercap::NAME,
     nvml::NAME,
@@ -59,11 +59,11 @@ pub(super) const KNOWN: [&str; 11] = [
 ];
 
 /// What is tried on this kind of system.
-fn usual() -> &'static [&'static str] {
-    if std::env::consts::OS == "macos" { &MACOS } else { &LINUX }
+fn default_names() -> &'static [&'static str] {
+    if std::env::consts::OS == "macos" { &MACOS_DEFAULTS } else { &LINUX_DEFAULTS }
 }
 
-impl Default for Settings {
+impl Default for SourceSettings {
     fn default() -> Self {
         Self {
             sysfs_root: "/sys".into(),
@@ -72,7 +72,7 @@ impl Default for Settings {
             nvml_library: None,
             apple_library: None,
             replay: None,
-            enabled: usual().iter().copied().map(String::from).collect(),
+            enabled: default_names().iter().copied().map(String::from).collect(),
             estimate_mw: None,
         }
     }

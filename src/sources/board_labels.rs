@@ -7,18 +7,18 @@ use crate::domain::DomainKind;
 
 /// Where a rail sits.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Place {
+pub struct RailPosition {
     /// The domain's name.
     pub name: String,
     /// What it feeds.
     pub kind: DomainKind,
     /// The rails it may lie in, nearest first: the first of them that is there is its parent.
-    pub within: Vec<String>,
+    pub candidate_parents: Vec<String>,
 }
 
-impl Place {
+impl RailPosition {
     fn new(name: String, kind: DomainKind, within: &[String]) -> Self {
-        Self { name, kind, within: within.to_vec() }
+        Self { name, kind, candidate_parents: within.to_vec() }
     }
 }
 
@@ -26,22 +26,22 @@ impl Place {
 /// with its own memory, and the regulators' loss), "Grace Power Socket 0" (the processor's socket), "CPU Power Socket 0"
 /// (its cores' rail), "SysIO Power Socket 0" (its fabric's). NVIDIA Grace performance tuning guide, power telemetry. Other
 /// firmware says "Total Power in uW socket 0", "CPU Rail Input Power in uW socket 0", "SoC Rail Power in uW socket 0".
-pub fn grace(label: &str) -> Option<Place> {
+pub fn parse_grace_label(label: &str) -> Option<RailPosition> {
     let label = label.to_ascii_lowercase();
     let (what, socket) = label.split_once(" socket ")?;
     let socket = socket.trim().parse::<u32>().ok()?;
     let named = |stem: &str| format!("{stem}-{socket}");
     let (module, whole) = (named("module"), named("grace"));
     match what.trim() {
-        "module power" => Some(Place::new(module, DomainKind::Module, &[])),
+        "module power" => Some(RailPosition::new(module, DomainKind::Module, &[])),
         "grace power" | "total power in uw" | "total input power in uw" => {
-            Some(Place::new(whole, DomainKind::Soc, &[module]))
+            Some(RailPosition::new(whole, DomainKind::Soc, &[module]))
         }
         "cpu power" | "cpu rail power in uw" | "cpu rail input power in uw" => {
-            Some(Place::new(named("cpu"), DomainKind::Package, &[whole, module]))
+            Some(RailPosition::new(named("cpu"), DomainKind::Package, &[whole, module]))
         }
         "sysio power" | "soc rail power in uw" | "soc rail input power in uw" => {
-            Some(Place::new(named("sysio"), DomainKind::Uncore, &[whole, module]))
+            Some(RailPosition::new(named("sysio"), DomainKind::Uncore, &[whole, module]))
         }
         _ => None,
     }
@@ -50,12 +50,12 @@ pub fn grace(label: &str) -> Option<Place> {
 /// What the INA3221's channels of NVIDIA's Jetson boards are called. The rails of a Nano, NX or TX2 come out of `VDD_IN`,
 /// the module's input; an AGX has no such channel: its rails stand side by side, but for the memory's, which comes out of
 /// the 5 V of the system (Jetson Linux developer guide, power and performance, the tables of power rails).
-pub fn jetson(label: &str) -> Option<Place> {
+pub fn parse_jetson_label(label: &str) -> Option<RailPosition> {
     let inputs = ["vdd-in", "vin", "pom-5v-in"].map(String::from);
     let upper = label.trim().to_ascii_uppercase();
-    let name = plain(&upper);
-    let outermost = || Some(Place::new(name.clone(), DomainKind::Module, &[]));
-    let within = |kind| Some(Place::new(name.clone(), kind, &inputs));
+    let name = slugify(&upper);
+    let outermost = || Some(RailPosition::new(name.clone(), DomainKind::Module, &[]));
+    let within = |kind| Some(RailPosition::new(name.clone(), kind, &inputs));
     match upper.as_str() {
         "VDD_IN" | "VIN" | "POM_5V_IN" => outermost(),
         "CPU" | "VDD_CPU" | "VDD_CPU_CV" | "VDD_SYS_CPU" | "POM_5V_CPU" => within(DomainKind::Package),
@@ -68,7 +68,7 @@ pub fn jetson(label: &str) -> Option<Place> {
         "SYS5V" | "VIN_SYS_5V0" => within(DomainKind::Uncore),
         "VDDQ_VDD2_1V8AO" => {
             let nearest = std::iter::once("vin-sys-5v0".to_owned()).chain(inputs.clone());
-            Some(Place::new(name.clone(), DomainKind::Dram, &nearest.collect::<Vec<_>>()))
+            Some(RailPosition::new(name.clone(), DomainKind::Dram, &nearest.collect::<Vec<_>>()))
         }
         _ => None,
     }
@@ -76,13 +76,13 @@ pub fn jetson(label: &str) -> Option<Place> {
 
 /// What the driver `amd_energy` calls its counters: the package's, which RAPL shows too, so it gets RAPL's name and is
 /// read once. Each core by itself ("Ecore000") lies in it and is not read.
-pub fn amd_energy(label: &str) -> Option<Place> {
+pub fn parse_amd_energy_label(label: &str) -> Option<RailPosition> {
     let socket = label.strip_prefix("Esocket")?.parse::<u32>().ok()?;
-    Some(Place::new(format!("package-{socket}"), DomainKind::Package, &[]))
+    Some(RailPosition::new(format!("package-{socket}"), DomainKind::Package, &[]))
 }
 
 /// A label as a name: small letters, digits and hyphens.
-pub fn plain(label: &str) -> String {
+pub fn slugify(label: &str) -> String {
     let mut name = String::new();
     for letter in label.chars() {
         match letter.to_ascii_lowercase() {
@@ -100,7 +100,8 @@ mod tests {
 
     #[test]
     fn grace_is_a_module_around_a_socket_around_its_rails() {
-        let place = |label| grace(label).map(|place| (place.name, place.kind, place.within));
+        let place =
+            |label| parse_grace_label(label).map(|place| (place.name, place.kind, place.candidate_parents));
         let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
         assert_eq!(place("Module Power Socket 1"), Some(("module-1".into(), DomainKind::Module, vec![])));
         assert_eq!(
@@ -124,18 +125,18 @@ mod tests {
 
     #[test]
     fn a_jetsons_rails_lie_in_its_input_and_the_memory_in_the_system_rail() {
-        assert_eq!(jetson("VDD_IN").unwrap().within, Vec::<String>::new());
-        assert_eq!(jetson("VDD_CPU_GPU_CV").unwrap().within[0], "vdd-in");
-        assert_eq!(jetson("VDDQ_VDD2_1V8AO").unwrap().within[0], "vin-sys-5v0");
-        assert_eq!(jetson("sum of shunt voltages"), None);
-        assert_eq!(jetson("NC"), None);
+        assert_eq!(parse_jetson_label("VDD_IN").unwrap().candidate_parents, Vec::<String>::new());
+        assert_eq!(parse_jetson_label("VDD_CPU_GPU_CV").unwrap().candidate_parents[0], "vdd-in");
+        assert_eq!(parse_jetson_label("VDDQ_VDD2_1V8AO").unwrap().candidate_parents[0], "vin-sys-5v0");
+        assert_eq!(parse_jetson_label("sum of shunt voltages"), None);
+        assert_eq!(parse_jetson_label("NC"), None);
     }
 
     #[test]
-    fn a_core_of_amd_energy_is_no_domain_and_names_are_plain() {
-        assert_eq!(amd_energy("Ecore012"), None);
-        assert_eq!(amd_energy("Esocket1").unwrap().name, "package-1");
-        assert_eq!(plain("Power +12V (total)"), "power-12v-total");
-        assert_eq!(plain("--"), "");
+    fn a_core_of_amd_energy_is_no_domain_and_names_are_slugs() {
+        assert_eq!(parse_amd_energy_label("Ecore012"), None);
+        assert_eq!(parse_amd_energy_label("Esocket1").unwrap().name, "package-1");
+        assert_eq!(slugify("Power +12V (total)"), "power-12v-total");
+        assert_eq!(slugify("--"), "");
     }
 }

@@ -10,7 +10,7 @@ use crate::domain::Grade;
 
 /// The first processor of `/proc/cpuinfo`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Processor {
+pub struct CpuInfo {
     /// "GenuineIntel", "AuthenticAMD", "HygonGenuine"; empty where unknown.
     pub vendor: String,
     /// The CPU family.
@@ -18,10 +18,10 @@ pub struct Processor {
     /// The model within the family.
     pub model: u32,
     /// Whether the machine is somebody's guest.
-    pub guest: bool,
+    pub is_guest: bool,
 }
 
-impl Processor {
+impl CpuInfo {
     /// Reads `cpuinfo` under `proc_root`; all fields empty where there is none.
     pub fn read(proc_root: &Path) -> Self {
         Self::parse(&fs::read_to_string(proc_root.join("cpuinfo")).unwrap_or_default())
@@ -37,7 +37,7 @@ impl Processor {
             vendor: field("vendor_id").map(|(_, value)| value.trim().to_owned()).unwrap_or_default(),
             family: number("cpu family"),
             model: number("model"),
-            guest: field("flags")
+            is_guest: field("flags")
                 .is_some_and(|(_, flags)| flags.split_whitespace().any(|f| f == "hypervisor")),
         }
     }
@@ -58,7 +58,7 @@ mod tests {
     #[test]
     fn amd_is_modelled_and_intel_measured_since_haswell() {
         let grade = |vendor: &str, model: u32| {
-            Processor::parse(&format!("vendor_id\t: {vendor}\ncpu family\t: 6\nmodel\t\t: {model}\n"))
+            CpuInfo::parse(&format!("vendor_id\t: {vendor}\ncpu family\t: 6\nmodel\t\t: {model}\n"))
                 .rapl_grade()
         };
         assert_eq!(grade("GenuineIntel", 0x3C), Grade::Measured);
@@ -68,9 +68,9 @@ mod tests {
     }
 
     #[test]
-    fn a_guest_is_known_by_its_flag_and_an_empty_file_is_nobody() {
-        assert!(Processor::parse("vendor_id : X\nflags : fpu hypervisor rdrand\n").guest);
-        assert!(!Processor::parse("vendor_id : X\nflags : fpu\n\nflags : hypervisor\n").guest);
-        assert_eq!(Processor::parse(""), Processor::default());
+    fn a_guest_is_known_by_its_flag_and_an_empty_file_gives_the_default() {
+        assert!(CpuInfo::parse("vendor_id : X\nflags : fpu hypervisor rdrand\n").is_guest);
+        assert!(!CpuInfo::parse("vendor_id : X\nflags : fpu\n\nflags : hypervisor\n").is_guest);
+        assert_eq!(CpuInfo::parse(""), CpuInfo::default());
     }
 }

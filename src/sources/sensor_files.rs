@@ -9,91 +9,91 @@ use std::path::{Path, PathBuf};
 use crate::clock::Clock;
 use crate::domain::{Domain, DomainKind, EnergyReading};
 
-use super::attribute::{Attribute, text_of};
-use super::counter::{Counter, Shape, plausible_ceiling_mw};
-use super::suspend::Suspend;
-use super::unit::Unit;
-use super::wattmeter::Wattmeter;
-use super::{Opened, Source};
+use super::counter::{Counter, CounterSpec, plausible_ceiling_mw};
+use super::energy_unit::EnergyUnit;
+use super::power_sensor::PowerSensor;
+use super::suspend_detector::SuspendDetector;
+use super::sysfs_file::{SysfsFile, read_trimmed};
+use super::{OpenedSource, Source};
 
 /// One file (or two, volts and amperes) of one domain.
 #[derive(Debug)]
-pub struct Gauge {
-    sense: Sense,
+pub struct SensorFile {
+    kind: SensorKind,
     /// Read only while this file says (or does not say) the word.
-    condition: Option<Condition>,
+    condition: Option<ReadCondition>,
 }
 
 /// A file that says whether reading makes sense.
 #[derive(Debug)]
-pub struct Condition {
+pub struct ReadCondition {
     /// The file.
-    pub attribute: Attribute,
+    pub file: SysfsFile,
     /// The word.
     pub word: &'static str,
     /// Whether the word must be there, or must not.
-    pub wanted: bool,
+    pub must_equal: bool,
 }
 
 /// Lets a device's files be read while it does not sleep: reading would wake it, and cost what it was to measure (linux
 /// Documentation/ABI/testing/sysfs-devices-power). `None` where the device tells nothing of sleep.
-pub fn awake(device: &Path) -> Option<Condition> {
+pub fn not_suspended(device: &Path) -> Option<ReadCondition> {
     let path = device.join(RUNTIME_STATUS);
-    text_of(&path)?;
-    Some(Condition { attribute: Attribute::open(path).ok()?, word: SUSPENDED, wanted: false })
+    read_trimmed(&path)?;
+    Some(ReadCondition { file: SysfsFile::open(path).ok()?, word: SUSPENDED, must_equal: false })
 }
 
 /// Whether a device sleeps now.
-pub fn sleeps(device: &Path) -> bool {
-    text_of(&device.join(RUNTIME_STATUS)).as_deref() == Some(SUSPENDED)
+pub fn is_suspended(device: &Path) -> bool {
+    read_trimmed(&device.join(RUNTIME_STATUS)).as_deref() == Some(SUSPENDED)
 }
 
 /// Opens a file of a device's and sees whether it shows a number, unless that would wake the device.
 ///
 /// # Errors
 /// It cannot be opened, or shows no number.
-pub fn open_unless_asleep(path: PathBuf, device: &Path) -> io::Result<Attribute> {
-    if sleeps(device) { Attribute::open(path) } else { Attribute::open_number(path) }
+pub fn open_unless_suspended(path: PathBuf, device: &Path) -> io::Result<SysfsFile> {
+    if is_suspended(device) { SysfsFile::open(path) } else { SysfsFile::open_number(path) }
 }
 
 const RUNTIME_STATUS: &str = "power/runtime_status";
 const SUSPENDED: &str = "suspended";
 
 #[derive(Debug)]
-enum Sense {
-    Energy(Attribute, Counter),
-    Power(Wattmeter),
+enum SensorKind {
+    Energy(SysfsFile, Counter),
+    Power(PowerSensor),
 }
 
-impl Gauge {
+impl SensorFile {
     /// A file that counts microjoules. `range_uj` is the least energy after which a register behind it may have wrapped
     /// unseen; `None` where there is nothing behind it but the file's own 64 bits.
-    pub fn energy(attribute: Attribute, kind: DomainKind, range_uj: Option<u64>) -> Self {
-        let counter = Counter::new(Shape {
-            unit: Unit::MICROJOULE,
+    pub fn energy(attribute: SysfsFile, kind: DomainKind, range_uj: Option<u64>) -> Self {
+        let counter = Counter::new(CounterSpec {
+            unit: EnergyUnit::MICROJOULE,
             modulus: 1 << 64,
             ceiling_mw: plausible_ceiling_mw(kind),
             staleness_ns: 1_000_000_000,
             range_uj: range_uj.unwrap_or(u64::MAX),
         });
-        Self { sense: Sense::Energy(attribute, counter), condition: None }
+        Self { kind: SensorKind::Energy(attribute, counter), condition: None }
     }
 
     /// A sensor of power.
-    pub fn power(meter: Wattmeter) -> Self {
-        Self { sense: Sense::Power(meter), condition: None }
+    pub fn power(meter: PowerSensor) -> Self {
+        Self { kind: SensorKind::Power(meter), condition: None }
     }
 
     /// The same gauge, read only under a condition.
-    pub fn only_while(self, condition: Option<Condition>) -> Self {
+    pub fn with_condition(self, condition: Option<ReadCondition>) -> Self {
         Self { condition, ..self }
     }
 
     /// How far behind the truth its figure may be beyond what the hardware's register is.
     pub fn latency_ns(&self) -> u64 {
-        match &self.sense {
-            Sense::Energy(..) => 0,
-            Sense::Power(meter) => meter.latency_ns(),
+        match &self.kind {
+            SensorKind::Energy(..) => 0,
+            SensorKind::Power(meter) => meter.latency_ns(),
         }
     }
 
@@ -101,15 +101,15 @@ impl Gauge {
         let before_ns = clock.now_ns();
         let met = match &mut self.condition {
             None => true,
-            Some(condition) => condition.attribute.says(before_ns, condition.word) == Some(condition.wanted),
+            Some(condition) => condition.file.equals(before_ns, condition.word) == Some(condition.must_equal),
         };
         if !met {
             self.interrupt();
             return EnergyReading::default();
         }
-        match &mut self.sense {
-            Sense::Power(meter) => meter.read(clock),
-            Sense::Energy(attribute, counter) => match attribute.number(before_ns) {
+        match &mut self.kind {
+            SensorKind::Power(meter) => meter.read(clock),
+            SensorKind::Energy(attribute, counter) => match attribute.read_number(before_ns) {
                 Some(microjoules) => counter.advance(microjoules, before_ns, clock.now_ns()),
                 None => {
                     counter.interrupt();
@@ -120,48 +120,52 @@ impl Gauge {
     }
 
     fn interrupt(&mut self) {
-        match &mut self.sense {
-            Sense::Energy(_, counter) => counter.interrupt(),
-            Sense::Power(meter) => meter.interrupt(),
+        match &mut self.kind {
+            SensorKind::Energy(_, counter) => counter.interrupt(),
+            SensorKind::Power(meter) => meter.interrupt(),
         }
     }
 }
 
 /// Gauges that are read one after the other.
-pub struct Gauges {
-    gauges: Vec<Gauge>,
-    suspend: Suspend,
+pub struct SensorFileGroup {
+    sensors: Vec<SensorFile>,
+    suspend: SuspendDetector,
     clock: Clock,
 }
 
-impl Gauges {
+impl SensorFileGroup {
     /// Makes a source of gauges and the domains that they show, in the same order.
-    pub fn offered(
+    pub fn open_source(
         name: &'static str,
-        gauges: Vec<(Domain, Gauge)>,
+        gauges: Vec<(Domain, SensorFile)>,
         max_rate_hz: f64,
         clock: &Clock,
-    ) -> Opened {
+    ) -> OpenedSource {
         let (domains, gauges): (Vec<_>, Vec<_>) = gauges.into_iter().unzip();
-        Opened {
+        OpenedSource {
             name,
             cpu: None,
             max_rate_hz,
             advanced: vec![false; domains.len()],
             domains,
-            source: Box::new(Gauges { gauges, suspend: Suspend::new(clock), clock: clock.clone() }),
+            source: Box::new(SensorFileGroup {
+                sensors: gauges,
+                suspend: SuspendDetector::new(clock),
+                clock: clock.clone(),
+            }),
         }
     }
 }
 
-impl Source for Gauges {
+impl Source for SensorFileGroup {
     fn read(&mut self, into: &mut [EnergyReading]) -> Option<(u64, u64)> {
-        for (gauge, reading) in self.gauges.iter_mut().zip(&mut *into) {
+        for (gauge, reading) in self.sensors.iter_mut().zip(&mut *into) {
             *reading = gauge.read(&self.clock);
         }
-        if self.suspend.slept() {
+        if self.suspend.has_suspended() {
             // Each may have been read before or after the sleep: neither this reading nor the next may be joined.
-            self.gauges.iter_mut().for_each(Gauge::interrupt);
+            self.sensors.iter_mut().for_each(SensorFile::interrupt);
             into.fill(EnergyReading::default());
         }
         None

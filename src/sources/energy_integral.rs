@@ -11,18 +11,18 @@ pub const ROUNDING_UJ: u64 = 2;
 
 /// Cumulative energy and doubt, kept in picojoules (mW times ns), so that no rounding accumulates.
 #[derive(Debug, Clone, Default)]
-pub struct Integral {
+pub struct EnergyIntegral {
     energy_pj: u128,
-    doubt_pj: u128,
+    uncertainty_pj: u128,
     /// Until when it is integrated; `None` before the first reading and after an interruption.
-    until_ns: Option<u64>,
-    begun: bool,
+    integrated_until_ns: Option<u64>,
+    has_baseline: bool,
     epoch: u32,
 }
 
 /// The energy of one interval, and what it can have been.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Slice {
+pub struct IntervalEnergy {
     /// The best guess.
     pub energy_pj: u128,
     /// No less than this.
@@ -31,28 +31,28 @@ pub struct Slice {
     pub high_pj: u128,
 }
 
-impl Integral {
+impl EnergyIntegral {
     /// Adds what was used since the last reading, as `slice` says it for the nanoseconds that passed. The first reading,
     /// and the first after an interruption, is a baseline; one that is not later than the last changes nothing.
-    pub fn advance(&mut self, at_ns: u64, slice: impl FnOnce(u128) -> Slice) -> EnergyReading {
-        match self.until_ns {
-            None if self.begun => self.epoch = self.epoch.wrapping_add(1),
-            None => self.begun = true,
+    pub fn advance(&mut self, at_ns: u64, slice: impl FnOnce(u128) -> IntervalEnergy) -> EnergyReading {
+        match self.integrated_until_ns {
+            None if self.has_baseline => self.epoch = self.epoch.wrapping_add(1),
+            None => self.has_baseline = true,
             Some(until_ns) if at_ns <= until_ns => return self.reading(until_ns),
             Some(until_ns) => {
                 let slice = slice(u128::from(at_ns - until_ns));
                 let below_pj = slice.energy_pj.saturating_sub(slice.low_pj);
                 self.energy_pj += slice.energy_pj;
-                self.doubt_pj += below_pj.max(slice.high_pj.saturating_sub(slice.energy_pj));
+                self.uncertainty_pj += below_pj.max(slice.high_pj.saturating_sub(slice.energy_pj));
             }
         }
-        self.until_ns = Some(at_ns);
+        self.integrated_until_ns = Some(at_ns);
         self.reading(at_ns)
     }
 
     /// The sensor was away: the energy until its next reading is unknown.
     pub fn interrupt(&mut self) {
-        self.until_ns = None;
+        self.integrated_until_ns = None;
     }
 
     fn reading(&self, at_ns: u64) -> EnergyReading {
@@ -60,7 +60,7 @@ impl Integral {
         EnergyReading {
             valid: true,
             energy_uj: whole_uj(self.energy_pj),
-            uncertainty_uj: whole_uj(self.doubt_pj),
+            uncertainty_uj: whole_uj(self.uncertainty_pj),
             stamp_ns: at_ns,
             epoch: self.epoch,
             shape_uj: 0,
@@ -70,14 +70,14 @@ impl Integral {
 
 /// A sensor of power without a counter: the trapezoid between its readings.
 #[derive(Debug, Clone, Default)]
-pub struct Trapezoid {
-    integral: Integral,
+pub struct TrapezoidIntegrator {
+    integral: EnergyIntegral,
     last_mw: u64,
 }
 
 /// What a sensor said at one instant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Power {
+pub struct PowerSample {
     /// The instant.
     pub at_ns: u64,
     /// The power at it.
@@ -88,12 +88,12 @@ pub struct Power {
     pub high_mw: u64,
 }
 
-impl Trapezoid {
+impl TrapezoidIntegrator {
     /// Adds the trapezoid from the last reading to this one.
-    pub fn advance(&mut self, power: Power) -> EnergyReading {
+    pub fn advance(&mut self, power: PowerSample) -> EnergyReading {
         let doubled_mw = u128::from(self.last_mw) + u128::from(power.power_mw);
         self.last_mw = power.power_mw;
-        self.integral.advance(power.at_ns, |elapsed_ns| Slice {
+        self.integral.advance(power.at_ns, |elapsed_ns| IntervalEnergy {
             energy_pj: doubled_mw * elapsed_ns / 2,
             low_pj: u128::from(power.low_mw) * elapsed_ns,
             high_pj: u128::from(power.high_mw) * elapsed_ns,
@@ -112,13 +112,13 @@ mod tests {
 
     use super::*;
 
-    fn power(at_ns: u64, power_mw: u64) -> Power {
-        Power { at_ns, power_mw, low_mw: 0, high_mw: 400_000 }
+    fn power(at_ns: u64, power_mw: u64) -> PowerSample {
+        PowerSample { at_ns, power_mw, low_mw: 0, high_mw: 400_000 }
     }
 
     #[test]
     fn a_ramp_is_integrated_by_its_mean() {
-        let mut integral = Trapezoid::default();
+        let mut integral = TrapezoidIntegrator::default();
         integral.advance(power(0, 100_000));
         let reading = integral.advance(power(1_000_000_000, 300_000));
         assert_eq!(reading.energy_uj, 200_000_000);
@@ -128,7 +128,7 @@ mod tests {
 
     #[test]
     fn a_gap_adds_nothing_and_opens_an_epoch() {
-        let mut integral = Trapezoid::default();
+        let mut integral = TrapezoidIntegrator::default();
         integral.advance(power(0, 100_000));
         let before = integral.advance(power(1_000_000, 100_000));
         integral.interrupt();
@@ -141,7 +141,7 @@ mod tests {
 
     #[test]
     fn a_reading_from_the_past_changes_nothing() {
-        let mut integral = Trapezoid::default();
+        let mut integral = TrapezoidIntegrator::default();
         integral.advance(power(0, 100_000));
         let reading = integral.advance(power(1_000_000, 100_000));
         assert_eq!(integral.advance(power(500_000, 300_000)), reading);
@@ -154,7 +154,7 @@ mod tests {
             from in 0_usize..60, to in 0_usize..60,
         ) {
             // Whatever the sensor says at the edges, the true power of a step is constant at `mean`, inside 50..=400 W.
-            let mut integral = Trapezoid::default();
+            let mut integral = TrapezoidIntegrator::default();
             let mut at_ns = 0;
             let mut truth_pj = 0_u128;
             let mut points = Vec::new();
@@ -163,7 +163,7 @@ mod tests {
                 if !points.is_empty() {
                     truth_pj += u128::from(mean * 1_000) * u128::from(elapsed_ns);
                 }
-                let reading = integral.advance(Power {
+                let reading = integral.advance(PowerSample {
                     at_ns, power_mw: sensed * 1_000, low_mw: 50_000, high_mw: 400_000,
                 });
                 points.push((truth_pj, reading));

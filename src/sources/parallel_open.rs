@@ -12,11 +12,11 @@ use crate::clock::Clock;
 use crate::domain::EnergyReading;
 
 use super::{
-    Inventory, Settings, amdgpu, battery, hwmon, intelgpu, ioreport, msr, nvml, perf, powercap, smc,
+    Inventory, SourceSettings, amdgpu, battery, hwmon, intelgpu, ioreport, msr, nvml, perf, powercap, smc,
 };
 
 /// Something that a source has found.
-pub struct Progress {
+pub struct OpenProgress {
     /// The mechanism.
     pub source: String,
     /// What it found since it last said something.
@@ -26,17 +26,17 @@ pub struct Progress {
 }
 
 /// Sources that have not answered, or not for all their domains.
-pub struct Starting {
-    sources: Vec<String>,
-    progress: Receiver<Progress>,
-    began: Instant,
+pub struct StartingSources {
+    names: Vec<String>,
+    progress: Receiver<OpenProgress>,
+    started_at: Instant,
 }
 
-impl Starting {
+impl StartingSources {
     /// Begins to open these sources.
-    pub(super) fn begin<'a>(
+    pub(super) fn spawn<'a>(
         sources: impl Iterator<Item = &'a str>,
-        settings: &Settings,
+        settings: &SourceSettings,
         clock: &Clock,
     ) -> Self {
         let (send, progress) = channel();
@@ -47,26 +47,26 @@ impl Starting {
             let thread = thread::Builder::new().name(format!("open-{name}"));
             if let Err(error) = thread.spawn(move || open(&name, &settings, &clock, &sender)) {
                 let mut found = Inventory::default();
-                found.miss(source, format!("the system gives no thread to open it: {error}"));
-                let _ = send.send(Progress { source: source.clone(), found, is_last: true });
+                found.add_absent(source, format!("the system gives no thread to open it: {error}"));
+                let _ = send.send(OpenProgress { source: source.clone(), found, is_last: true });
             }
         }
-        Self { sources, progress, began: Instant::now() }
+        Self { names: sources, progress, started_at: Instant::now() }
     }
 
     /// Those that have not answered.
-    pub fn sources(&self) -> &[String] {
-        &self.sources
+    pub fn names(&self) -> &[String] {
+        &self.names
     }
 
     /// For how long.
     pub fn elapsed(&self) -> Duration {
-        self.began.elapsed()
+        self.started_at.elapsed()
     }
 
     /// What came next; waits for it until `deadline`, or not at all.
-    pub fn next(&mut self, deadline: Option<Instant>) -> Option<Progress> {
-        if self.sources.is_empty() {
+    pub fn next_progress(&mut self, deadline: Option<Instant>) -> Option<OpenProgress> {
+        if self.names.is_empty() {
             return None;
         }
         let wait =
@@ -76,29 +76,29 @@ impl Starting {
             Err(RecvTimeoutError::Timeout) => return None,
             Err(RecvTimeoutError::Disconnected) => {
                 // Its thread panicked, which was reported where it happened.
-                let source = self.sources.first()?.clone();
+                let source = self.names.first()?.clone();
                 let mut found = Inventory::default();
-                found.miss(&source, "opening it failed; see the log".into());
-                Progress { source, found, is_last: true }
+                found.add_absent(&source, "opening it failed; see the log".into());
+                OpenProgress { source, found, is_last: true }
             }
         };
         if progress.is_last {
-            self.sources.retain(|source| *source != progress.source);
+            self.names.retain(|source| *source != progress.source);
         }
         Some(progress)
     }
 }
 
 /// Mechanisms that watch their counters themselves while they open.
-pub(super) fn watches_itself(source: &str) -> bool {
+pub(super) fn probes_itself(source: &str) -> bool {
     // The first because its calls may hang, the second because its counters are published seldom.
     source == nvml::NAME || source == ioreport::NAME
 }
 
 /// Opens one source and sends what comes of it. A receiver that is gone wants nothing more.
-fn open(source: &str, settings: &Settings, clock: &Clock, sender: &Sender<Progress>) {
+fn open(source: &str, settings: &SourceSettings, clock: &Clock, sender: &Sender<OpenProgress>) {
     let send = |found: Inventory, is_last: bool| {
-        let _ = sender.send(Progress { source: source.to_owned(), found, is_last });
+        let _ = sender.send(OpenProgress { source: source.to_owned(), found, is_last });
     };
     let mut found = match source {
         nvml::NAME => {
@@ -116,7 +116,7 @@ fn open(source: &str, settings: &Settings, clock: &Clock, sender: &Sender<Progre
         battery::NAME => battery::open(settings, clock),
         _ => Inventory::default(),
     };
-    if !watches_itself(source) {
+    if !probes_itself(source) {
         // A first read that blocks does so here.
         for opened in &mut found.opened {
             opened.source.read(&mut vec![EnergyReading::default(); opened.domains.len()]);
