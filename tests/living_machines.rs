@@ -53,12 +53,7 @@ fn reasons(found: &Inventory) -> String {
 fn counted_names(found: &Inventory) -> Vec<String> {
     let domains = domains(found);
     let counted = counted_in_total(&domains, &vec![true; domains.len()]);
-    domains
-        .into_iter()
-        .zip(counted)
-        .filter(|(_, counted)| *counted)
-        .map(|(domain, _)| domain.name)
-        .collect()
+    domains.into_iter().zip(counted).filter(|(_, counted)| *counted).map(|(domain, _)| domain.name).collect()
 }
 
 /// Reads everything each millisecond through an attributor, with one span of 120 ms in the middle.
