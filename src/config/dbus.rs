@@ -43,13 +43,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_bus_is_on_off_or_elsewhere_and_nothing_else() {
+    fn bus_is_true_false_or_an_address() {
         let read = |text: &str| toml::from_str::<Config>(text).map(|config| config.bus);
         assert_eq!(read("").unwrap(), DbusConfig::System(true));
         assert_eq!(read("bus = false").unwrap(), DbusConfig::System(false));
         assert_eq!(read("bus = \"unix:path=/a\"").unwrap(), DbusConfig::Address("unix:path=/a".into()));
-        let wrong = read("bus = 3").unwrap_err().to_string();
-        assert!(wrong.contains("true (the system bus)"), "{wrong}");
+        let error = read("bus = 3").unwrap_err().to_string();
+        assert!(error.contains("true (the system bus)"), "{error}");
         let elsewhere = Config { bus: DbusConfig::Address("tcp:host=a".into()), ..Config::default() };
         assert!(elsewhere.check("here").unwrap_err().to_string().contains("bus = tcp:host=a: write true"));
     }

@@ -31,7 +31,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_group_that_is_there_is_found_and_another_is_not() {
+    fn an_existing_group_is_found_and_a_missing_one_is_not() {
         assert!(gid_by_name("daemon").is_some());
         assert_eq!(gid_by_name("no such group here"), None);
         assert_eq!(gid_by_name("nul\0inside"), None);

@@ -17,14 +17,14 @@ pub fn join_commands(groups: &[&str]) -> String {
     membership_commands(std::env::consts::OS == "macos", &groups)
 }
 
-fn membership_commands(apple: bool, groups: &[(&str, bool)]) -> String {
-    let create = |name: &str| match apple {
+fn membership_commands(is_macos: bool, groups: &[(&str, bool)]) -> String {
+    let create = |name: &str| match is_macos {
         true => format!("sudo dseditgroup -o create {name}"),
         false => format!("sudo groupadd --system {name}"),
     };
     let mut all: Vec<String> =
         groups.iter().filter(|(_, exists)| !exists).map(|(name, _)| create(name)).collect();
-    if apple {
+    if is_macos {
         all.extend(groups.iter().map(|(name, _)| format!("sudo dseditgroup -o edit -a USER -t user {name}")));
     } else {
         let names: Vec<&str> = groups.iter().map(|(name, _)| *name).collect();

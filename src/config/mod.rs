@@ -20,7 +20,7 @@ mod trusted_path;
 
 pub use dbus::DbusConfig;
 pub use flags::Flags;
-pub use getgrnam_ffi::gid_by_name as group_number;
+pub use getgrnam_ffi::gid_by_name;
 pub use group_membership::{group_exists, join_commands, missing_group_warnings};
 pub use paths::{default_state_dir, is_system_daemon, listen_paths, socket_paths};
 pub use reload::ConfigChange;
@@ -95,12 +95,12 @@ impl ConfigError {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// Where to listen; absent: the first of [`socket_places`] that this user can have.
+    /// Where to listen; absent: the first of [`socket_paths`] that this user can have.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub socket: Option<PathBuf>,
     /// Whether to answer on D-Bus too, and on which; only on Linux.
     pub bus: DbusConfig,
-    /// Where what must last is kept; absent: the system's place, or the user's own: see [`state_dir`].
+    /// Where what must last is kept; absent: the system's place, or the user's own: see [`default_state_dir`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub state_dir: Option<PathBuf>,
     /// Readings a second while a span is open or somebody watches.
@@ -166,14 +166,14 @@ impl Config {
 
     /// The settings that these files come to, the later ones over the earlier.
     fn from_files(files: &[PathBuf], owner: AcceptedOwner) -> Result<Self, ConfigError> {
-        let (mut whole, mut faults) = (toml::Table::new(), Vec::new());
+        let (mut whole, mut errors) = (toml::Table::new(), Vec::new());
         for file in files {
             let text =
                 trusted_path::read(file, owner).map_err(|cause| ConfigError::from_path_error(file, cause))?;
             // Each file is read alone first, so that a mistake is told with the name of the file it is in.
             let malformed = |cause| ConfigError::Malformed { file: file.clone(), cause: Box::new(cause) };
             let alone: Self = toml::from_str(&text).map_err(malformed)?;
-            faults.extend(alone.check(&file.display().to_string()).err());
+            errors.extend(alone.check(&file.display().to_string()).err());
             merge_tables(&mut whole, text.parse().map_err(malformed)?);
         }
         let last = || files.last().cloned().unwrap_or_default();
@@ -181,10 +181,10 @@ impl Config {
         let config: Self = whole.try_into().map_err(malformed)?;
         // What counts is what they come to; where one file alone has the same fault, it is that one's.
         let names: Vec<String> = files.iter().map(|file| file.display().to_string()).collect();
-        let whose = |wrong: ConfigError| {
-            faults.into_iter().find(|fault| fault.is_same_value(&wrong)).unwrap_or(wrong)
+        let with_file = |error: ConfigError| {
+            errors.into_iter().find(|file_error| file_error.is_same_value(&error)).unwrap_or(error)
         };
-        config.check(&names.join(" and ")).map_err(whose)?;
+        config.check(&names.join(" and ")).map_err(with_file)?;
         Ok(config)
     }
 
@@ -202,38 +202,38 @@ impl Config {
     }
 
     fn apply_flags(&mut self, flags: &Flags) {
-        fn over<T: Clone>(place: &mut T, flag: &Option<T>) {
+        fn set<T: Clone>(target: &mut T, flag: &Option<T>) {
             if let Some(value) = flag {
-                place.clone_from(value);
+                target.clone_from(value);
             }
         }
-        fn over_option<T: Clone>(place: &mut Option<T>, flag: &Option<T>) {
+        fn set_option<T: Clone>(target: &mut Option<T>, flag: &Option<T>) {
             if flag.is_some() {
-                place.clone_from(flag);
+                target.clone_from(flag);
             }
         }
-        over_option(&mut self.socket, &flags.socket);
-        over_option(&mut self.state_dir, &flags.state_dir);
-        over(&mut self.rate_hz, &flags.rate_hz);
-        over(&mut self.idle_rate_hz, &flags.idle_rate_hz);
-        over(&mut self.source.sysfs_root, &flags.sysfs_root);
-        over(&mut self.source.proc_root, &flags.proc_root);
-        over_option(&mut self.source.nvml_library, &flags.nvml_library);
-        over_option(&mut self.source.replay, &flags.replay);
+        set_option(&mut self.socket, &flags.socket);
+        set_option(&mut self.state_dir, &flags.state_dir);
+        set(&mut self.rate_hz, &flags.rate_hz);
+        set(&mut self.idle_rate_hz, &flags.idle_rate_hz);
+        set(&mut self.source.sysfs_root, &flags.sysfs_root);
+        set(&mut self.source.proc_root, &flags.proc_root);
+        set_option(&mut self.source.nvml_library, &flags.nvml_library);
+        set_option(&mut self.source.replay, &flags.replay);
     }
 
-    /// Refuses figures that make no sense; `place` is where they were written.
-    pub fn check(&self, place: &str) -> Result<(), ConfigError> {
-        let within = |key: &str, value: f64, least: f64, most: f64| {
-            if (least..=most).contains(&value) {
+    /// Refuses figures that make no sense; `location` is where they were written.
+    pub fn check(&self, location: &str) -> Result<(), ConfigError> {
+        let within = |key: &str, value: f64, min: f64, max: f64| {
+            if (min..=max).contains(&value) {
                 return Ok(());
             }
-            let mend = format!("choose a number from {least} to {most}");
+            let remedy = format!("choose a number from {min} to {max}");
             Err(ConfigError::InvalidValue {
-                location: place.into(),
+                location: location.into(),
                 key: key.into(),
                 value: value.to_string(),
-                remedy: mend,
+                remedy,
             })
         };
         within("rate_hz", self.rate_hz, 1.0, 10_000.0)?;
@@ -246,16 +246,16 @@ impl Config {
         }
         let idle = self.source.estimate_idle_w;
         within("source.estimate_idle_w", idle.unwrap_or(0.0), 0.0, 100_000.0)?;
-        if let Some(most) = self.source.estimate_max_w {
-            within("source.estimate_max_w", most, idle.unwrap_or(0.0), 100_000.0)?;
+        if let Some(max) = self.source.estimate_max_w {
+            within("source.estimate_max_w", max, idle.unwrap_or(0.0), 100_000.0)?;
         }
-        if let (DbusConfig::Address(address), Some(mend)) = (&self.bus, self.bus.invalid_reason()) {
+        if let (DbusConfig::Address(address), Some(remedy)) = (&self.bus, self.bus.invalid_reason()) {
             let (key, value) = ("bus".into(), address.clone());
             return Err(ConfigError::InvalidValue {
-                location: place.into(),
+                location: location.into(),
                 key,
                 value,
-                remedy: mend.into(),
+                remedy: remedy.into(),
             });
         }
         within("ledger.days", self.ledger.days, 0.001, 36_500.0)?;
@@ -329,27 +329,27 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_key_is_refused_with_the_file_and_the_keys_there_are() {
+    fn an_unknown_key_is_refused_with_the_file_and_the_known_keys() {
         let dir = tempfile::tempdir().unwrap();
         let file = write_file(&dir, "a.toml", "[limits]\nconections = 10\n");
-        let wrong = Config::from_files(from_ref(&file), AcceptedOwner::Any).unwrap_err().to_string();
+        let error = Config::from_files(from_ref(&file), AcceptedOwner::Any).unwrap_err().to_string();
         for part in [file.to_str().unwrap(), "conections", "connections_per_user", "line 2"] {
-            assert!(wrong.contains(part), "{part} is missing in: {wrong}");
+            assert!(error.contains(part), "{part} is missing in: {error}");
         }
     }
 
     #[test]
-    fn a_senseless_figure_is_refused_with_its_key_and_the_mend() {
+    fn a_value_out_of_range_is_refused_with_its_key_and_a_remedy() {
         let dir = tempfile::tempdir().unwrap();
         let file = write_file(&dir, "a.toml", "rate_hz = 1e6\n");
-        let wrong = Config::from_files(&[file], AcceptedOwner::Any).unwrap_err().to_string();
-        assert!(wrong.contains("rate_hz = 1000000: choose a number from 1 to 10000"), "{wrong}");
+        let error = Config::from_files(&[file], AcceptedOwner::Any).unwrap_err().to_string();
+        assert!(error.contains("rate_hz = 1000000: choose a number from 1 to 10000"), "{error}");
         let nan = Config { horizon_ms: f64::NAN, ..Config::default() };
         assert!(nan.check("here").is_err());
     }
 
     #[test]
-    fn files_are_sound_or_not_together_and_a_mistake_is_told_with_whose_it_is() {
+    fn files_are_validated_together_and_an_error_names_its_file() {
         let dir = tempfile::tempdir().unwrap();
         let main = write_file(&dir, "wattspan.toml", "rate_hz = 5000\n");
         let more = write_file(&dir, "wattspan.toml.d/10.toml", "idle_rate_hz = 2000\n");
@@ -359,44 +359,44 @@ mod tests {
         // Each would do alone.
         std::fs::write(&main, "rate_hz = 500\n").unwrap();
         std::fs::write(&more, "idle_rate_hz = 800\n").unwrap();
-        let wrong = load().unwrap_err().to_string();
+        let error = load().unwrap_err().to_string();
         for part in [main.to_str().unwrap(), more.to_str().unwrap(), "idle_rate_hz = 800: choose", "to 500"] {
-            assert!(wrong.contains(part), "{part} is missing in: {wrong}");
+            assert!(error.contains(part), "{part} is missing in: {error}");
         }
         // One does not even alone: the others are not named.
         std::fs::write(&more, "history_s = 0\n").unwrap();
-        let wrong = load().unwrap_err().to_string();
-        assert!(wrong.starts_with(&format!("in {}: history_s = 0", more.display())), "{wrong}");
+        let error = load().unwrap_err().to_string();
+        assert!(error.starts_with(&format!("in {}: history_s = 0", more.display())), "{error}");
     }
 
     #[test]
-    fn what_is_there_and_cannot_be_read_is_refused_with_its_path() {
+    fn an_unreadable_file_is_an_error_with_its_path() {
         let dir = tempfile::tempdir().unwrap();
         let load = || Config::from_files(&config_files(dir.path())?, AcceptedOwner::Any);
         assert_eq!(load().unwrap(), Config::default());
         let more = write_file(&dir, "wattspan.toml.d", "rate_hz = 500\n");
-        let refused = |path: &PathBuf| {
-            let wrong = load().unwrap_err().to_string();
-            assert!(wrong.contains("cannot read") && wrong.contains(path.to_str().unwrap()), "{wrong}");
+        let error_text = |path: &PathBuf| {
+            let error = load().unwrap_err().to_string();
+            assert!(error.contains("cannot read") && error.contains(path.to_str().unwrap()), "{error}");
         };
-        refused(&more);
+        error_text(&more);
         std::fs::remove_file(&more).unwrap();
         let lost = more.join("10.toml");
         std::fs::create_dir(&more).unwrap();
         std::os::unix::fs::symlink("/nonexistent", &lost).unwrap();
-        refused(&lost);
+        error_text(&lost);
         std::fs::remove_file(&lost).unwrap();
         load().unwrap();
         let main = dir.path().join("wattspan.toml");
         std::os::unix::fs::symlink(&main, &main).unwrap();
-        refused(&main);
+        error_text(&main);
         let nowhere = dir.path().join("file");
         std::fs::write(&nowhere, "").unwrap();
         assert!(config_files(&nowhere).is_err(), "a file in the place of the directory");
     }
 
     #[test]
-    fn a_privileged_process_takes_no_drop_in_that_others_can_write() {
+    fn a_privileged_process_refuses_a_drop_in_that_others_can_write() {
         if !rustix::process::geteuid().is_root() {
             eprintln!("skipped: files of root need root");
             return;
@@ -413,9 +413,9 @@ mod tests {
                 std::fs::set_permissions(path, mode).unwrap();
             };
             chmod(sound | 0o020);
-            let refused = load(AcceptedOwner::Root).unwrap_err().to_string();
+            let error_text = load(AcceptedOwner::Root).unwrap_err().to_string();
             for part in [more.display().to_string(), format!("chmod go-w {}", path.display())] {
-                assert!(refused.contains(&part), "{part} is missing in: {refused}");
+                assert!(error_text.contains(&part), "{part} is missing in: {error_text}");
             }
             assert_eq!(load(AcceptedOwner::Any).unwrap().rate_hz, 600.0);
             chmod(sound);
@@ -423,7 +423,7 @@ mod tests {
     }
 
     #[test]
-    fn the_effective_configuration_reads_back_as_itself() {
+    fn the_effective_configuration_round_trips_through_toml() {
         let mut config = Config::default();
         config.idle_w.insert("package-0".into(), 4.5);
         config.source.replay = Some("machine.toml".into());
@@ -432,7 +432,7 @@ mod tests {
     }
 
     #[test]
-    fn the_flags_are_a_sound_description() {
+    fn the_flags_are_a_valid_clap_command() {
         use clap::CommandFactory;
         Flags::command().debug_assert();
     }

@@ -18,14 +18,16 @@ pub(super) fn config_dir() -> PathBuf {
 /// # Errors
 /// Something is there and cannot be looked at: settings that are left out in silence are worse than none.
 pub(super) fn config_files(dir: &Path) -> Result<Vec<PathBuf>, ConfigError> {
-    let (main, more) = (dir.join("wattspan.toml"), dir.join("wattspan.toml.d"));
+    let (main, drop_ins) = (dir.join("wattspan.toml"), dir.join("wattspan.toml.d"));
     let unreadable = |file: &Path| {
         let file = file.to_owned();
         move |cause| ConfigError::Unreadable { file, cause }
     };
-    let entries = match std::fs::read_dir(&more) {
+    let entries = match std::fs::read_dir(&drop_ins) {
         Err(cause) if cause.kind() == ErrorKind::NotFound => Vec::new(),
-        entries => entries.and_then(Iterator::collect::<io::Result<Vec<_>>>).map_err(unreadable(&more))?,
+        entries => {
+            entries.and_then(Iterator::collect::<io::Result<Vec<_>>>).map_err(unreadable(&drop_ins))?
+        }
     };
     let mut files: Vec<PathBuf> = entries.iter().map(std::fs::DirEntry::path).collect();
     files.retain(|file| file.extension().is_some_and(|ending| ending == "toml"));
@@ -47,9 +49,9 @@ pub fn socket_paths() -> Vec<PathBuf> {
 
 /// Where a daemon that makes its own socket makes it: the system's place first, then the user's own.
 pub fn listen_paths() -> Vec<PathBuf> {
-    let mut places = socket_paths();
-    places.retain(|place| place != Path::new(LAUNCHD_SOCKET));
-    places
+    let mut paths = socket_paths();
+    paths.retain(|path| path != Path::new(LAUNCHD_SOCKET));
+    paths
 }
 
 /// Whether this process serves the machine, not only its own user: it is root, or the user to whom the system's
@@ -75,9 +77,9 @@ fn is_owned_by(path: &Path, user: rustix::process::Uid) -> bool {
 /// of ours would not be there when launchd wants to put a socket in it.
 const LAUNCHD_SOCKET: &str = "/var/run/wattspan.sock";
 
-fn socket_paths_for(apple: bool, runtime: Option<PathBuf>) -> Vec<PathBuf> {
-    let launchd = apple.then(|| LAUNCHD_SOCKET.into());
-    let system = if apple { "/var/run/wattspan" } else { "/run/wattspan" };
+fn socket_paths_for(is_macos: bool, runtime: Option<PathBuf>) -> Vec<PathBuf> {
+    let launchd = is_macos.then(|| LAUNCHD_SOCKET.into());
+    let system = if is_macos { "/var/run/wattspan" } else { "/run/wattspan" };
     let own = [Some(system.into()), runtime.map(|dir| dir.join("wattspan"))];
     let own = own.into_iter().flatten().map(|dir: PathBuf| dir.join("wattspan.sock"));
     launchd.into_iter().chain(own).collect()
@@ -108,7 +110,7 @@ mod tests {
     fn a_client_on_macos_looks_for_launchds_socket_first() {
         let user = || Some(PathBuf::from("/run/user/7"));
         let paths =
-            |places: Vec<PathBuf>| places.iter().map(|place| place.display().to_string()).collect::<Vec<_>>();
+            |paths: Vec<PathBuf>| paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>();
         assert_eq!(
             paths(socket_paths_for(true, user())),
             [

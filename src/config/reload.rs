@@ -15,15 +15,15 @@ pub struct ConfigChange {
 }
 
 impl Config {
-    /// The configuration after `new` was read: its live keys, and all others as they are. `most_hz` is the highest rate
+    /// The configuration after `new` was read: its live keys, and all others as they are. `max_rate_hz` is the highest rate
     /// that the history was made for.
-    pub fn apply_reload(&self, new: &Self, most_hz: f64) -> (Self, ConfigChange) {
+    pub fn apply_reload(&self, new: &Self, max_rate_hz: f64) -> (Self, ConfigChange) {
         let mut next = self.clone();
         next.limits.clone_from(&new.limits);
         next.access.clone_from(&new.access);
         next.idle_w.clone_from(&new.idle_w);
         next.idle_rate_hz = new.idle_rate_hz;
-        if new.rate_hz <= most_hz {
+        if new.rate_hz <= max_rate_hz {
             next.rate_hz = new.rate_hz;
         } else {
             // Still a sound pair.
@@ -37,22 +37,21 @@ impl Config {
 }
 
 /// The keys, as one writes them, whose values differ.
-fn changed_keys(one: &Config, other: &Config) -> Vec<String> {
+fn changed_keys(old: &Config, new: &Config) -> Vec<String> {
     let table = |config: &Config| toml::Table::try_from(config).unwrap_or_default();
-    changed_keys_in("", &table(one), &table(other))
+    changed_keys_in("", &table(old), &table(new))
 }
 
-fn changed_keys_in(under: &str, one: &toml::Table, other: &toml::Table) -> Vec<String> {
-    let mut keys: Vec<&String> =
-        one.keys().chain(other.keys().filter(|key| !one.contains_key(*key))).collect();
+fn changed_keys_in(prefix: &str, old: &toml::Table, new: &toml::Table) -> Vec<String> {
+    let mut keys: Vec<&String> = old.keys().chain(new.keys().filter(|key| !old.contains_key(*key))).collect();
     keys.sort();
     let empty = toml::Value::Table(toml::Table::new());
     keys.into_iter()
-        .flat_map(|key| match (one.get(key).unwrap_or(&empty), other.get(key).unwrap_or(&empty)) {
-            (toml::Value::Table(one), toml::Value::Table(other)) => {
-                changed_keys_in(&format!("{under}{key}."), one, other)
+        .flat_map(|key| match (old.get(key).unwrap_or(&empty), new.get(key).unwrap_or(&empty)) {
+            (toml::Value::Table(old), toml::Value::Table(new)) => {
+                changed_keys_in(&format!("{prefix}{key}."), old, new)
             }
-            (one, other) if one != other => vec![format!("{under}{key}")],
+            (old, new) if old != new => vec![format!("{prefix}{key}")],
             _ => Vec::new(),
         })
         .collect()
@@ -63,7 +62,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_can_change_live_is_taken_and_the_rest_is_named_and_stays() {
+    fn live_keys_are_applied_and_others_are_reported_as_needing_a_restart() {
         let old = Config::default();
         let mut new = old.clone();
         new.limits.connections = 7;
@@ -83,7 +82,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rate_may_fall_live_but_not_rise_above_what_the_history_was_made_for() {
+    fn rate_hz_may_fall_live_but_not_exceed_the_history_capacity() {
         let old = Config::default();
         let (next, change) = old.apply_reload(&Config { rate_hz: 500.0, ..old.clone() }, 1000.0);
         assert_eq!((next.rate_hz, change.applied), (500.0, vec!["rate_hz".to_owned()]));
@@ -94,7 +93,7 @@ mod tests {
     }
 
     #[test]
-    fn the_tables_said_to_change_live_do() {
+    fn the_live_tables_are_applied() {
         let old = Config::default();
         let mut new = old.clone();
         new.limits.stall_s = 9.0;

@@ -70,9 +70,9 @@ pub(super) fn read(path: &Path, owner: AcceptedOwner) -> Result<String, Untruste
     // NONBLOCK: a FIFO must not hold up the start; it is refused below.
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
     let mut file = File::from(rustix::fs::open(&resolved, flags, Mode::empty()).map_err(io::Error::from)?);
-    let found = file.metadata()?;
-    check_component(&resolved, &found, false)?;
-    if !found.is_file() && !is_null_device(&found) {
+    let metadata = file.metadata()?;
+    check_component(&resolved, &metadata, false)?;
+    if !metadata.is_file() && !is_null_device(&metadata) {
         return Err(io::Error::other("is no regular file").into());
     }
     let mut text = String::new();
@@ -94,9 +94,9 @@ pub(super) fn resolve(path: &Path) -> Result<PathBuf, UntrustedPathError> {
             continue;
         }
         let next = resolved.join(name);
-        let found = fs::symlink_metadata(&next)?;
-        let next_sticky = check_component(&next, &found, sticky)?;
-        if !found.is_symlink() {
+        let metadata = fs::symlink_metadata(&next)?;
+        let next_sticky = check_component(&next, &metadata, sticky)?;
+        if !metadata.is_symlink() {
             (resolved, sticky) = (next, next_sticky);
             continue;
         }
@@ -115,9 +115,9 @@ pub(super) fn resolve(path: &Path) -> Result<PathBuf, UntrustedPathError> {
 }
 
 /// Whether it is `/dev/null`, by which an administrator says that there is no configuration.
-fn is_null_device(found: &Metadata) -> bool {
+fn is_null_device(metadata: &Metadata) -> bool {
     let null = fs::metadata("/dev/null").ok();
-    found.file_type().is_char_device() && null.is_some_and(|null| null.rdev() == found.rdev())
+    metadata.file_type().is_char_device() && null.is_some_and(|null| null.rdev() == metadata.rdev())
 }
 
 /// Puts a path's components on the stack of those to come, the first on top.
@@ -129,27 +129,28 @@ fn push_components(pending: &mut Vec<OsString>, path: &Path) {
 
 /// Refuses a component that another user owns or can exchange; gives whether it is a sticky directory. `in_sticky`: its
 /// directory is one.
-fn check_component(path: &Path, found: &Metadata, in_sticky: bool) -> Result<bool, UntrustedPathError> {
+fn check_component(path: &Path, metadata: &Metadata, in_sticky: bool) -> Result<bool, UntrustedPathError> {
     let refused = |reason: String, remedy: String| {
         Err(UntrustedPathError::Writable { path: path.to_owned(), reason, remedy })
     };
-    let mode = found.mode() & 0o7777;
-    if found.uid() != 0 {
-        let own = if found.is_symlink() { "chown -h root" } else { "chown root" };
+    let mode = metadata.mode() & 0o7777;
+    if metadata.uid() != 0 {
+        let own = if metadata.is_symlink() { "chown -h root" } else { "chown root" };
         return refused(
-            format!("belongs to user {} (mode {mode:04o})", found.uid()),
+            format!("belongs to user {} (mode {mode:04o})", metadata.uid()),
             format!("{own} {}", path.display()),
         );
     }
-    if in_sticky && !found.is_dir() {
+    if in_sticky && !metadata.is_dir() {
         let reason = "lies in a directory into which every user can move files".to_owned();
         return refused(reason, "move it to a directory that root alone can write".to_owned());
     }
-    let sticky = found.is_dir() && mode & STICKY != 0;
+    let sticky = metadata.is_dir() && mode & STICKY != 0;
     // A link's own mode means nothing, and a device's says who may write to the device: its content is the kernel's.
-    let is_device = found.file_type().is_char_device();
-    if !found.is_symlink() && !is_device && mode & GROUP_OR_OTHER_WRITE != 0 && !sticky {
-        let who = if mode & 0o002 != 0 { "every user".to_owned() } else { format!("group {}", found.gid()) };
+    let is_device = metadata.file_type().is_char_device();
+    if !metadata.is_symlink() && !is_device && mode & GROUP_OR_OTHER_WRITE != 0 && !sticky {
+        let who =
+            if mode & 0o002 != 0 { "every user".to_owned() } else { format!("group {}", metadata.gid()) };
         return refused(
             format!("can be written by {who} (owner 0, mode {mode:04o})"),
             format!("chmod go-w {}", path.display()),
@@ -179,7 +180,7 @@ mod tests {
 
     fn read_error(path: &Path) -> String {
         match read(path, AcceptedOwner::Root) {
-            Err(wrong @ UntrustedPathError::Writable { .. }) => wrong.to_string(),
+            Err(error @ UntrustedPathError::Writable { .. }) => error.to_string(),
             other => panic!("{}: {other:?}", path.display()),
         }
     }
@@ -210,17 +211,17 @@ mod tests {
         for (part, sound) in parts {
             for mode in [sound | 0o020, sound | 0o002] {
                 chmod(part, mode);
-                let told = read_error(&file);
+                let error = read_error(&file);
                 let expected = format!("mode {mode:04o})");
-                assert!(told.starts_with(part.to_str().unwrap()) && told.contains(&expected), "{told}");
-                assert!(told.ends_with(&format!("chmod go-w {}", part.display())), "{told}");
+                assert!(error.starts_with(part.to_str().unwrap()) && error.contains(&expected), "{error}");
+                assert!(error.ends_with(&format!("chmod go-w {}", part.display())), "{error}");
                 assert_eq!(read(&file, AcceptedOwner::Any).unwrap(), "text");
             }
             chmod(part, sound);
             chown(part, Some(12_345), None).unwrap();
-            let told = read_error(&file);
-            assert!(told.contains(&format!("{} belongs to user 12345", part.display())), "{told}");
-            assert!(told.ends_with(&format!("chown root {}", part.display())), "{told}");
+            let error = read_error(&file);
+            assert!(error.contains(&format!("{} belongs to user 12345", part.display())), "{error}");
+            assert!(error.ends_with(&format!("chown root {}", part.display())), "{error}");
             chown(part, Some(0), None).unwrap();
             read(&file, AcceptedOwner::Root).unwrap();
         }

@@ -27,14 +27,14 @@ impl Cgroup {
     ///
     /// # Errors
     /// What is wrong with the path, in words for whoever named it.
-    pub fn open(hierarchy: Option<&Path>, path: &str) -> Result<Self, String> {
-        let place = relative_path(path)?;
-        let Some(hierarchy) = hierarchy else {
+    pub fn open(mount: Option<&Path>, path: &str) -> Result<Self, String> {
+        let relative = relative_path(path)?;
+        let Some(mount) = mount else {
             return Err("no cgroup2 hierarchy is mounted here".into());
         };
         let absent = |_| format!("there is no control group {path:?}; /proc/PID/cgroup shows a process's");
-        let folder = hierarchy.join(place).canonicalize().map_err(absent)?;
-        if !hierarchy.canonicalize().is_ok_and(|root| folder.starts_with(root)) {
+        let folder = mount.join(relative).canonicalize().map_err(absent)?;
+        if !mount.canonicalize().is_ok_and(|root| folder.starts_with(root)) {
             return Err("leads out of the hierarchy of control groups".into());
         }
         let found = folder.metadata().map_err(absent)?;
@@ -68,8 +68,8 @@ pub fn sum_cpu_stat_ns(text: &str, names: &[&str]) -> Option<u64> {
 
 /// Where cgroup2 is mounted: by itself, or beside the older hierarchies.
 pub fn cgroup2_mount(sysfs_root: &Path) -> Option<PathBuf> {
-    let places = [sysfs_root.join("fs/cgroup"), sysfs_root.join("fs/cgroup/unified")];
-    places.into_iter().find(|place| place.join("group.controllers").exists())
+    let mounts = [sysfs_root.join("fs/cgroup"), sysfs_root.join("fs/cgroup/unified")];
+    mounts.into_iter().find(|mount| mount.join("cgroup.controllers").exists())
 }
 
 /// The path without its leading slash, where it names a place inside.
@@ -80,12 +80,12 @@ fn relative_path(path: &str) -> Result<&Path, String> {
     if path.len() > MAX_PATH_BYTES {
         return Err(format!("must be at most {MAX_PATH_BYTES} bytes long"));
     }
-    let place = Path::new(rest);
-    let plain = place.components().all(|part| matches!(part, Component::Normal(_)));
+    let relative = Path::new(rest);
+    let plain = relative.components().all(|part| matches!(part, Component::Normal(_)));
     if !plain || path.contains('\0') || rest.split('/').any(|part| part == ".") {
         return Err("must not hold . or .. or a NUL byte".into());
     }
-    Ok(place)
+    Ok(relative)
 }
 
 #[cfg(test)]
@@ -100,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn a_path_that_tries_to_leave_is_refused() {
+    fn a_path_that_leaves_the_hierarchy_is_refused() {
         let root = hierarchy_with("a", "usage_usec 5\n");
         std::fs::write(root.path().join("cpu.stat"), "usage_usec 9\n").unwrap();
         std::os::unix::fs::symlink("/", root.path().join("out")).unwrap();
@@ -112,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn the_group_stays_the_one_that_was_opened() {
+    fn an_open_cgroup_survives_a_rename() {
         let root = hierarchy_with("a", "usage_usec 5\nuser_usec 3\n");
         let group = Cgroup::open(Some(root.path()), "/a").unwrap();
         std::fs::rename(root.path().join("a"), root.path().join("b")).unwrap();
@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn no_hierarchy_and_no_usage_are_told_apart() {
+    fn a_missing_hierarchy_and_a_missing_usage_are_distinct_errors() {
         assert!(Cgroup::open(None, "/a").unwrap_err().contains("cgroup2"));
         let root = hierarchy_with("a", "nr_periods 5\n");
         assert!(Cgroup::open(Some(root.path()), "/a").unwrap_err().contains("usage_usec"));

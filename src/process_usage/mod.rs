@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! /proc, cgroup2 ─► watch ─► look ─► attributor
-//!                   table    counts
+//!                   table      counts
 //! ```
 //!
 //! Owns the table of those who are watched, and each one's CPU time as a count that only grows. Reads when it is told to,

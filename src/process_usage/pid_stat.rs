@@ -49,15 +49,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_name_with_parentheses_and_spaces_moves_no_field() {
+    fn a_command_name_with_parentheses_and_spaces_shifts_no_field() {
         let text = "7 (a) S (b) R 3 7 7 0 -1 4194304 99 0 0 0 11 22 33 44 20 0 5 0 12345 1000 2\n";
-        let line = PidStat::parse(text).unwrap();
-        assert_eq!((line.parent, line.threads, line.start_ticks), (3, 5, 12_345));
-        assert_eq!((line.cpu_ns, line.waited_children_ns), (330_000_000, 770_000_000));
+        let stat = PidStat::parse(text).unwrap();
+        assert_eq!((stat.parent, stat.threads, stat.start_ticks), (3, 5, 12_345));
+        assert_eq!((stat.cpu_ns, stat.waited_children_ns), (330_000_000, 770_000_000));
     }
 
     #[test]
-    fn what_is_no_such_line_is_nothing() {
+    fn a_malformed_line_is_none() {
         for text in ["", "7 (a", "7 (a) R 3 7", "7 (a) R x 7 7 0 -1 0 0 0 0 0 1 2 3 4 20 0 1 0 5"] {
             assert_eq!(PidStat::parse(text), None, "{text:?}");
         }

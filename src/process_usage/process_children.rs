@@ -23,9 +23,9 @@ pub struct ProcessChildren {
 impl ProcessChildren {
     /// Under this `/proc`.
     pub fn new(root: PathBuf) -> Self {
-        let own = root.join("self/task").join(std::process::id().to_string()).join("children");
-        let listed = own.exists();
-        Self { root, has_children_files: listed, children_by_parent: HashMap::new(), last_pid: None }
+        let own_children = root.join("self/task").join(std::process::id().to_string()).join("children");
+        let has_children_files = own_children.exists();
+        Self { root, has_children_files, children_by_parent: HashMap::new(), last_pid: None }
     }
 
     /// To be said before the children of several processes are asked for.
@@ -34,18 +34,18 @@ impl ProcessChildren {
             return;
         }
         // Its last field is the number that was given last, to a process or a thread (proc_loadavg(5)).
-        let latest = fs::read_to_string(self.root.join("loadavg")).ok();
-        let latest = latest.and_then(|text| text.split_ascii_whitespace().last().map(str::to_owned));
-        if latest.is_some() && latest == self.last_pid {
+        let last_pid = fs::read_to_string(self.root.join("loadavg")).ok();
+        let last_pid = last_pid.and_then(|text| text.split_ascii_whitespace().last().map(str::to_owned));
+        if last_pid.is_some() && last_pid == self.last_pid {
             return;
         }
-        self.last_pid = latest;
+        self.last_pid = last_pid;
         self.children_by_parent.clear();
         let Ok(entries) = fs::read_dir(&self.root) else { return };
-        let numbers = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
-        for pid in numbers {
-            if let Some(line) = PidStat::read(&self.root, pid) {
-                self.children_by_parent.entry(line.parent).or_default().push(pid);
+        let pids = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+        for pid in pids {
+            if let Some(stat) = PidStat::read(&self.root, pid) {
+                self.children_by_parent.entry(stat.parent).or_default().push(pid);
             }
         }
     }

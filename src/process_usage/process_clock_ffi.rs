@@ -27,7 +27,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn our_own_clock_goes_on_and_that_of_nobody_is_none() {
+    fn the_own_process_clock_advances_and_an_invalid_pid_has_none() {
         let before = cpu_time_ns(std::process::id()).unwrap();
         let mut x = 1_u64;
         while cpu_time_ns(std::process::id()).unwrap() == before {

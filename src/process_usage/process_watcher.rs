@@ -105,14 +105,14 @@ pub struct ProcessWatcher {
 impl ProcessWatcher {
     /// Over these roots; opens a file or two and reads nothing until somebody is watched.
     pub fn new(roots: KernelRoots) -> Self {
-        let hierarchy = cgroup::cgroup2_mount(&roots.sysfs_root);
-        let busy = SystemCpuTime::open(&roots.proc_root, hierarchy.as_deref());
-        let kin = ProcessChildren::new(roots.proc_root.clone());
+        let cgroup2_mount = cgroup::cgroup2_mount(&roots.sysfs_root);
+        let system_cpu_time = SystemCpuTime::open(&roots.proc_root, cgroup2_mount.as_deref());
+        let children = ProcessChildren::new(roots.proc_root.clone());
         Self {
             roots,
-            cgroup2_mount: hierarchy,
-            system_cpu_time: busy,
-            children: kin,
+            cgroup2_mount,
+            system_cpu_time,
+            children,
             subjects_by_key: HashMap::new(),
             targets: HashMap::new(),
         }
@@ -129,10 +129,10 @@ impl ProcessWatcher {
     /// There is none, or it is hidden.
     pub fn identify_with_owner(&self, pid: u32) -> Result<(ProcessIdentity, u32), WatchProcessError> {
         let absent = || WatchProcessError::NotFound(format!("there is no process {pid}, or /proc hides it"));
-        let origin = self.identify(pid).ok_or_else(absent)?;
+        let identity = self.identify(pid).ok_or_else(absent)?;
         let entry = self.roots.proc_root.join(pid.to_string()).metadata().map_err(|_| absent())?;
         // The number may have passed to another process between the two.
-        if self.identify(pid) == Some(origin) { Ok((origin, entry.uid())) } else { Err(absent()) }
+        if self.identify(pid) == Some(identity) { Ok((identity, entry.uid())) } else { Err(absent()) }
     }
 
     /// The control group of this path.
@@ -144,8 +144,8 @@ impl ProcessWatcher {
     }
 
     /// The number under which a process is watched.
-    pub fn find_process(&self, origin: ProcessIdentity) -> Option<u32> {
-        self.subjects_by_key.get(&TargetKey::Process(origin)).copied()
+    pub fn find_process(&self, identity: ProcessIdentity) -> Option<u32> {
+        self.subjects_by_key.get(&TargetKey::Process(identity)).copied()
     }
 
     /// The number under which a group is watched.
@@ -158,12 +158,12 @@ impl ProcessWatcher {
     /// # Errors
     /// There is none.
     pub fn check_limit(&self, user: u32, unlimited: bool) -> Result<(), WatchProcessError> {
-        let theirs = self.targets.values().filter(|watched| watched.user == user).count();
+        let of_user = self.targets.values().filter(|watched| watched.user == user).count();
         match () {
             () if self.targets.len() >= MAX_TARGETS => {
                 Err(WatchProcessError::LimitReached { limit: MAX_TARGETS })
             }
-            () if !unlimited && theirs >= MAX_TARGETS_PER_USER => {
+            () if !unlimited && of_user >= MAX_TARGETS_PER_USER => {
                 Err(WatchProcessError::LimitReached { limit: MAX_TARGETS_PER_USER })
             }
             () => Ok(()),
@@ -176,46 +176,47 @@ impl ProcessWatcher {
     /// It is gone.
     pub fn add_process(
         &mut self,
-        number: u32,
+        subject: u32,
         user: u32,
-        origin: ProcessIdentity,
+        identity: ProcessIdentity,
     ) -> Result<(), WatchProcessError> {
         let gone = || WatchProcessError::NotFound("the process was gone before it could be looked at".into());
-        let tree = ProcessTree::of(origin.pid, origin.start_ticks, &self.roots.proc_root).ok_or_else(gone)?;
-        let group = self.cgroup_path(origin.pid);
+        let tree =
+            ProcessTree::of(identity.pid, identity.start_ticks, &self.roots.proc_root).ok_or_else(gone)?;
+        let group = self.cgroup_path(identity.pid);
         self.add(
-            number,
-            WatchedTarget { key: TargetKey::Process(origin), kind: TargetKind::Process(tree, group), user },
+            subject,
+            WatchedTarget { key: TargetKey::Process(identity), kind: TargetKind::Process(tree, group), user },
         );
         Ok(())
     }
 
     /// Watches a control group under this number.
-    pub fn add_cgroup(&mut self, number: u32, user: u32, group: Cgroup) {
+    pub fn add_cgroup(&mut self, subject: u32, user: u32, group: Cgroup) {
         let name = TargetKey::Cgroup(group.inode, group.path.clone());
-        self.add(number, WatchedTarget { key: name, kind: TargetKind::Cgroup(group), user });
+        self.add(subject, WatchedTarget { key: name, kind: TargetKind::Cgroup(group), user });
     }
 
-    fn add(&mut self, number: u32, watched: WatchedTarget) {
-        self.subjects_by_key.insert(watched.key.clone(), number);
-        self.targets.insert(number, watched);
+    fn add(&mut self, subject: u32, watched: WatchedTarget) {
+        self.subjects_by_key.insert(watched.key.clone(), subject);
+        self.targets.insert(subject, watched);
     }
 
     /// Watches it no longer.
-    pub fn remove(&mut self, number: u32) {
-        if let Some(watched) = self.targets.remove(&number) {
+    pub fn remove(&mut self, subject: u32) {
+        if let Some(watched) = self.targets.remove(&subject) {
             self.subjects_by_key.remove(&watched.key);
         }
     }
 
     /// The numbers of all who are watched.
-    pub fn numbers(&self) -> Vec<u32> {
+    pub fn subjects(&self) -> Vec<u32> {
         self.targets.keys().copied().collect()
     }
 
     /// Whether this process belongs to the one of this number, as of the last look.
-    pub fn contains(&self, number: u32, pid: u32) -> bool {
-        match self.targets.get(&number).map(|watched| &watched.kind) {
+    pub fn contains(&self, subject: u32, pid: u32) -> bool {
+        match self.targets.get(&subject).map(|watched| &watched.kind) {
             Some(TargetKind::Process(tree, _)) => tree.contains(pid),
             Some(TargetKind::Cgroup(group)) => {
                 self.cgroup_path(pid).is_some_and(|path| group.contains(&path))
@@ -226,41 +227,38 @@ impl ProcessWatcher {
 
     /// Looks at everybody, and gives what the look took.
     pub fn sample(&mut self) -> (UsageSample, u64) {
-        let begun_ns = monotonic_ns();
-        let now = ticks_since_boot();
+        let started_ns = monotonic_ns();
+        let now_ticks = ticks_since_boot();
         self.children.refresh();
         let mut used: Vec<(u32, Option<u64>)> = Vec::with_capacity(self.targets.len());
-        for (number, watched) in &mut self.targets {
+        for (subject, watched) in &mut self.targets {
             let used_ns = match &mut watched.kind {
-                TargetKind::Process(tree, _) => Some(tree.used_ns(&self.children, now)),
+                TargetKind::Process(tree, _) => Some(tree.cpu_time_ns(&self.children, now_ticks)),
                 TargetKind::Cgroup(group) => group.cpu_time_ns(),
             };
-            used.push((*number, used_ns));
+            used.push((*subject, used_ns));
         }
         // After those who are part of it, so that it has not seen less than they have.
         let busy_ns = self.system_cpu_time.busy_ns();
-        let count = |(number, used_ns)| TargetUsage {
-            subject: number,
-            used_ns,
-            is_disjoint: self.is_disjoint(number),
-        };
-        let counted = used.into_iter().map(count).collect();
-        (UsageSample { busy_ns, targets: counted }, monotonic_ns().saturating_sub(begun_ns))
+        let count =
+            |(subject, used_ns)| TargetUsage { subject, used_ns, is_disjoint: self.is_disjoint(subject) };
+        let targets = used.into_iter().map(count).collect();
+        (UsageSample { busy_ns, targets }, monotonic_ns().saturating_sub(started_ns))
     }
 
     /// Whether nobody else who is watched holds this one, as far as can be told.
-    fn is_disjoint(&self, number: u32) -> bool {
+    fn is_disjoint(&self, subject: u32) -> bool {
         let others =
-            || self.targets.iter().filter(|(other, _)| **other != number).map(|(_, watched)| &watched.kind);
-        match &self.targets[&number].kind {
-            TargetKind::Process(tree, home) => !others().any(|other| match other {
+            || self.targets.iter().filter(|(other, _)| **other != subject).map(|(_, watched)| &watched.kind);
+        match &self.targets[&subject].kind {
+            TargetKind::Process(tree, cgroup) => !others().any(|other| match other {
                 TargetKind::Process(other, _) => other.contains(tree.root()),
-                TargetKind::Cgroup(group) => home.as_ref().is_some_and(|home| group.contains(home)),
+                TargetKind::Cgroup(group) => cgroup.as_ref().is_some_and(|cgroup| group.contains(cgroup)),
             }),
             TargetKind::Cgroup(group) => !others().any(|other| match other {
                 TargetKind::Cgroup(other) => other.contains(&group.path),
-                TargetKind::Process(_, Some(home)) => {
-                    !group.contains(home) && group.path.starts_with(home.as_str())
+                TargetKind::Process(_, Some(cgroup)) => {
+                    !group.contains(cgroup) && group.path.starts_with(cgroup.as_str())
                 }
                 TargetKind::Process(_, None) => false,
             }),
@@ -288,52 +286,52 @@ mod tests {
     }
 
     #[test]
-    fn one_user_cannot_take_the_room_of_all() {
-        let mut watch = watcher();
-        let origin = watch.identify(std::process::id()).unwrap();
-        for number in 1..=MAX_TARGETS_PER_USER as u32 {
-            assert_eq!(watch.check_limit(7, false), Ok(()));
-            watch.add_process(number, 7, origin).unwrap();
+    fn one_user_cannot_exhaust_the_total_limit() {
+        let mut watcher = watcher();
+        let identity = watcher.identify(std::process::id()).unwrap();
+        for subject in 1..=MAX_TARGETS_PER_USER as u32 {
+            assert_eq!(watcher.check_limit(7, false), Ok(()));
+            watcher.add_process(subject, 7, identity).unwrap();
         }
         assert_eq!(
-            watch.check_limit(7, false),
+            watcher.check_limit(7, false),
             Err(WatchProcessError::LimitReached { limit: MAX_TARGETS_PER_USER })
         );
-        assert_eq!(watch.check_limit(8, false), Ok(()));
-        assert_eq!(watch.check_limit(7, true), Ok(()));
-        for number in 1000..1000 + (MAX_TARGETS - MAX_TARGETS_PER_USER) as u32 {
-            watch.add_process(number, 8, origin).unwrap();
+        assert_eq!(watcher.check_limit(8, false), Ok(()));
+        assert_eq!(watcher.check_limit(7, true), Ok(()));
+        for subject in 1000..1000 + (MAX_TARGETS - MAX_TARGETS_PER_USER) as u32 {
+            watcher.add_process(subject, 8, identity).unwrap();
         }
-        assert_eq!(watch.check_limit(0, true), Err(WatchProcessError::LimitReached { limit: MAX_TARGETS }));
-        watch.remove(1);
-        assert_eq!(watch.check_limit(0, true), Ok(()));
+        assert_eq!(watcher.check_limit(0, true), Err(WatchProcessError::LimitReached { limit: MAX_TARGETS }));
+        watcher.remove(1);
+        assert_eq!(watcher.check_limit(0, true), Ok(()));
     }
 
     #[test]
-    fn a_process_inside_anothers_tree_is_not_apart_from_it() {
-        let mut watch = watcher();
+    fn a_process_inside_another_tree_is_not_disjoint_from_it() {
+        let mut watcher = watcher();
         let mut child = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
-        for (number, pid) in [(1, std::process::id()), (2, child.id())] {
-            let origin = watch.identify(pid).unwrap();
-            watch.add_process(number, 7, origin).unwrap();
+        for (subject, pid) in [(1, std::process::id()), (2, child.id())] {
+            let identity = watcher.identify(pid).unwrap();
+            watcher.add_process(subject, 7, identity).unwrap();
         }
-        let (glance, _) = watch.sample();
-        let apart =
-            |number| glance.targets.iter().find(|counted| counted.subject == number).unwrap().is_disjoint;
-        assert_eq!((apart(1), apart(2)), (true, false));
-        assert!(glance.busy_ns.is_some() && glance.targets.iter().all(|counted| counted.used_ns.is_some()));
+        let (sample, _) = watcher.sample();
+        let is_disjoint =
+            |subject| sample.targets.iter().find(|target| target.subject == subject).unwrap().is_disjoint;
+        assert_eq!((is_disjoint(1), is_disjoint(2)), (true, false));
+        assert!(sample.busy_ns.is_some() && sample.targets.iter().all(|target| target.used_ns.is_some()));
         child.kill().unwrap();
         child.wait().unwrap();
     }
 
     #[test]
-    fn a_process_that_is_gone_is_not_watched() {
-        let mut watch = watcher();
+    fn an_exited_process_is_not_watched() {
+        let mut watcher = watcher();
         let mut child = std::process::Command::new("true").spawn().unwrap();
-        let origin = watch.identify(child.id()).unwrap();
+        let identity = watcher.identify(child.id()).unwrap();
         child.wait().unwrap();
-        assert!(matches!(watch.add_process(1, 7, origin), Err(WatchProcessError::NotFound(_))));
-        assert!(matches!(watch.identify_with_owner(origin.pid), Err(WatchProcessError::NotFound(_))));
-        assert_eq!(watch.find_process(origin), None);
+        assert!(matches!(watcher.add_process(1, 7, identity), Err(WatchProcessError::NotFound(_))));
+        assert!(matches!(watcher.identify_with_owner(identity.pid), Err(WatchProcessError::NotFound(_))));
+        assert_eq!(watcher.find_process(identity), None);
     }
 }

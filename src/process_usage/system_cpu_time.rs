@@ -23,9 +23,9 @@ pub enum SystemCpuTime {
 
 impl SystemCpuTime {
     /// What there is.
-    pub fn open(proc_root: &Path, hierarchy: Option<&Path>) -> Self {
+    pub fn open(proc_root: &Path, cgroup2_mount: Option<&Path>) -> Self {
         // Inside a container the hierarchy begins at the container's own group, which has a type; the true root has none.
-        let root = hierarchy.filter(|root| !root.join("group.type").exists());
+        let root = cgroup2_mount.filter(|root| !root.join("cgroup.type").exists());
         let group =
             root.and_then(|root| File::open(root.join("cpu.stat")).ok()).map(SystemCpuTime::RootCgroup);
         let group = group.filter(|busy| busy.busy_ns().is_some());
@@ -53,7 +53,7 @@ impl SystemCpuTime {
 fn parse_proc_stat(text: &str) -> Option<u64> {
     let line = text.lines().next()?.strip_prefix("cpu ")?;
     let fields: Vec<u64> = line.split_ascii_whitespace().map_while(|field| field.parse().ok()).collect();
-    let busy = [0, 1, 2, 5, 6].map(|place| fields.get(place).copied().unwrap_or(0));
+    let busy = [0, 1, 2, 5, 6].map(|index| fields.get(index).copied().unwrap_or(0));
     if fields.len() < 4 { None } else { busy.iter().sum::<u64>().checked_mul(TICK_NS) }
 }
 
@@ -70,13 +70,13 @@ mod tests {
     }
 
     #[test]
-    fn the_root_group_is_preferred_unless_it_is_a_containers() {
+    fn the_root_cgroup_is_preferred_outside_containers() {
         let root = tempfile::tempdir().unwrap();
         std::fs::write(root.path().join("cpu.stat"), "usage_usec 90\nuser_usec 5\nsystem_usec 2\n").unwrap();
         std::fs::write(root.path().join("stat"), "cpu  1 2 3 4\n").unwrap();
         let busy = || SystemCpuTime::open(root.path(), Some(root.path())).busy_ns();
         assert_eq!(busy(), Some(7_000));
-        std::fs::write(root.path().join("group.type"), "domain\n").unwrap();
+        std::fs::write(root.path().join("cgroup.type"), "domain\n").unwrap();
         assert_eq!(busy(), Some(6 * TICK_NS));
         assert_eq!(SystemCpuTime::open(&root.path().join("nowhere"), None).busy_ns(), None);
     }

@@ -4,7 +4,7 @@
 //! Identity comes from the transport only; nothing a message says changes it. Fast energy readings leak secrets
 //! (CVE-2020-8694), which is why the kernel keeps them for root, and why a stranger gets none here.
 
-use crate::config::{AccessGroups, group_number};
+use crate::config::{AccessGroups, gid_by_name};
 use crate::protocol::{Access, MethodError, MethodName};
 use crate::unix_socket::{OVERFLOW_UID, PeerCredentials, SocketPermissions};
 
@@ -58,9 +58,9 @@ impl AccessPolicy {
     pub fn new(groups: &AccessGroups) -> Self {
         Self {
             own_uid: rustix::process::geteuid().as_raw(),
-            coarse_gid: groups.coarse_group.as_deref().and_then(group_number),
-            span_gid: group_number(&groups.span_group),
-            telemetry_gid: group_number(&groups.telemetry_group),
+            coarse_gid: groups.coarse_group.as_deref().and_then(gid_by_name),
+            span_gid: gid_by_name(&groups.span_group),
+            telemetry_gid: gid_by_name(&groups.telemetry_group),
         }
     }
 
@@ -106,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn root_and_the_daemons_own_user_may_everything() {
+    fn root_and_the_daemon_user_have_admin_access() {
         assert_eq!(access(0, 0, &[]), Access::Admin);
         assert_eq!(access(990, 990, &[]), Access::Admin);
     }
@@ -122,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn a_user_without_a_number_here_gets_nothing_whatever_its_groups() {
+    fn the_overflow_uid_has_no_access_whatever_its_groups() {
         assert_eq!(access(OVERFLOW_UID, 60, &[50, 60]), Access::None);
         let nobody = AccessPolicy { own_uid: OVERFLOW_UID, ..POLICY };
         let peer = nobody.peer_of(&PeerCredentials { uid: OVERFLOW_UID, gid: 0, groups: vec![] });
@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_is_coarse_until_a_group_is_named() {
+    fn no_user_is_coarse_until_a_group_is_configured() {
         let policy = AccessPolicy::new(&AccessGroups::default());
         assert_eq!(
             (policy.coarse_gid, policy.socket_permissions() == SocketPermissions::AllUsers),

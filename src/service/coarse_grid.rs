@@ -93,9 +93,9 @@ fn round_to_quantum(uj: u64) -> u64 {
 /// half a step makes half of it always enough.
 fn widen_error(error_uj: u64, cell_uj: u64) -> u64 {
     // Both ends of a difference are rounded.
-    let least_uj = error_uj.saturating_add(QUANTUM_UJ);
+    let min_uj = error_uj.saturating_add(QUANTUM_UJ);
     let mut wide_uj = (cell_uj / 2).max(QUANTUM_UJ);
-    while wide_uj < least_uj {
+    while wide_uj < min_uj {
         wide_uj = wide_uj.saturating_mul(2);
     }
     wide_uj.div_ceil(QUANTUM_UJ).saturating_mul(QUANTUM_UJ)
@@ -146,11 +146,14 @@ pub fn is_coarse(account: &Account) -> bool {
         domains,
         phases,
     } = account;
-    let times = is_on_grid(*opened_ns) && closed_ns.is_some_and(is_on_grid);
-    let sums = [share_uj, window_uj, error_uj].into_iter().all(is_whole_quanta)
+    let has_grid_times = is_on_grid(*opened_ns) && closed_ns.is_some_and(is_on_grid);
+    let has_whole_sums = [share_uj, window_uj, error_uj].into_iter().all(is_whole_quanta)
         && idle_uj.is_none()
         && process_uj.is_none();
-    times && sums && domains.iter().all(is_coarse_share) && phases.iter().all(is_coarse_phase)
+    has_grid_times
+        && has_whole_sums
+        && domains.iter().all(is_coarse_share)
+        && phases.iter().all(is_coarse_phase)
 }
 
 fn is_coarse_share(share: &Share) -> bool {
@@ -231,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn an_edge_lies_on_the_grid_and_not_behind_the_horizon() {
+    fn an_edge_lies_on_the_grid_and_not_before_the_horizon() {
         let now_ns = 10 * GRID_NS + 37;
         let horizon_ns = 10_000_000;
         assert_eq!(grid_edge_ns(now_ns, now_ns, horizon_ns), 11 * GRID_NS);
@@ -247,16 +250,16 @@ mod tests {
     }
 
     #[test]
-    fn every_figure_is_whole_millijoules_and_the_error_still_holds_the_truth() {
+    fn figures_are_whole_millijoules_and_the_error_bound_still_holds() {
         for uj in [0, 1, 499, 500, 1499, 123_456, 9_999_999, 5_000_000_000] {
             for error_uj in [0, 1, 999, 50_000, uj, 3 * uj] {
-                let fine = account(uj, error_uj);
-                let mut rounded = fine.clone();
+                let exact = account(uj, error_uj);
+                let mut rounded = exact.clone();
                 round_account(&mut rounded);
                 assert!(is_coarse(&rounded), "{rounded:?}");
-                let (got, wide) = (rounded.share_uj.unwrap(), rounded.error_uj.unwrap());
-                assert!(got.saturating_sub(wide) <= uj.saturating_sub(error_uj), "{uj} ± {error_uj}");
-                assert!(got + wide >= uj + error_uj, "{uj} ± {error_uj}");
+                let (got, widened) = (rounded.share_uj.unwrap(), rounded.error_uj.unwrap());
+                assert!(got.saturating_sub(widened) <= uj.saturating_sub(error_uj), "{uj} ± {error_uj}");
+                assert!(got + widened >= uj + error_uj, "{uj} ± {error_uj}");
                 assert!(rounded.share_uj <= rounded.window_uj);
                 let phases: u64 = rounded.phases.iter().map(|phase| phase.share_uj.unwrap()).sum();
                 assert_eq!(phases, got);
@@ -266,20 +269,23 @@ mod tests {
     }
 
     #[test]
-    fn the_error_does_not_tell_the_energy_of_the_steps_at_the_edges() {
-        let wide = |error_uj| {
+    fn the_error_bound_does_not_reveal_the_energy_at_the_edges() {
+        let widened = |error_uj| {
             let mut rounded = account(10_000_000, error_uj);
             round_account(&mut rounded);
             rounded.error_uj
         };
         // 100 W over 200 ms: a millisecond at each edge is 200 mJ, give or take any secret.
-        assert_eq!(wide(100_000), wide(300_000));
-        assert_eq!(wide(1), wide(4_000_000));
-        assert!(wide(6_000_000) > wide(4_000_000), "what is larger than half a step of the grid is told");
+        assert_eq!(widened(100_000), widened(300_000));
+        assert_eq!(widened(1), widened(4_000_000));
+        assert!(
+            widened(6_000_000) > widened(4_000_000),
+            "what is larger than half a step of the grid is told"
+        );
     }
 
     #[test]
-    fn what_is_unknown_stays_unknown() {
+    fn unknown_figures_stay_unknown() {
         let mut none = Account {
             share_uj: None,
             window_uj: None,
@@ -298,27 +304,27 @@ mod tests {
 
     #[test]
     fn an_account_that_is_not_final_has_no_figure() {
-        let mut concealed = account(123_456, 7);
-        hide_figures(&mut concealed);
-        assert_eq!(concealed.state, SpanState::Provisional);
-        let text = serde_json::to_string(&concealed).unwrap();
+        let mut hidden = account(123_456, 7);
+        hide_figures(&mut hidden);
+        assert_eq!(hidden.state, SpanState::Provisional);
+        let text = serde_json::to_string(&hidden).unwrap();
         for figure in ["_uj", "_mw", "package-0"] {
             assert!(!text.contains(figure), "{text}");
         }
-        concealed.closed_ns = None;
-        hide_figures(&mut concealed);
-        assert_eq!(concealed.state, SpanState::Open);
+        hidden.closed_ns = None;
+        hide_figures(&mut hidden);
+        assert_eq!(hidden.state, SpanState::Open);
     }
 
     #[test]
-    fn a_fine_account_does_not_fit_whatever_part_of_it_is_fine() {
+    fn an_account_with_any_figure_off_the_grid_is_not_coarse() {
         let fitting = || {
             let mut rounded = account(123_456_789, 7);
             round_account(&mut rounded);
             rounded
         };
         assert!(is_coarse(&fitting()));
-        let spoilt: [fn(&mut Account); 10] = [
+        let mutations: [fn(&mut Account); 10] = [
             |account| account.domains[0].unknown_ns = 7,
             |account| account.opened_ns += 1,
             |account| account.closed_ns = None,
@@ -330,9 +336,9 @@ mod tests {
             |account| account.phases[0].closed_ns = Some(1),
             |account| account.phases[1].share_uj = Some(1),
         ];
-        for (number, spoil) in spoilt.iter().enumerate() {
+        for (number, mutate) in mutations.iter().enumerate() {
             let mut account = fitting();
-            spoil(&mut account);
+            mutate(&mut account);
             assert!(!is_coarse(&account), "{number}");
         }
     }

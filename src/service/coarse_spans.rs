@@ -42,9 +42,9 @@ impl CoarseSpans {
     }
 
     /// The attributor has opened it.
-    pub fn insert(&mut self, key: SpanKey, asked_ns: u64, opened_ns: u64) {
-        let moved_ns = opened_ns.saturating_sub(asked_ns);
-        self.spans.insert(key, CoarseSpan { requested_ns: asked_ns, opened_ns, moved_ns, account: None });
+    pub fn insert(&mut self, key: SpanKey, requested_ns: u64, opened_ns: u64) {
+        let moved_ns = opened_ns.saturating_sub(requested_ns);
+        self.spans.insert(key, CoarseSpan { requested_ns, opened_ns, moved_ns, account: None });
     }
 
     /// Whether it is one of them.
@@ -64,9 +64,9 @@ impl CoarseSpans {
     pub fn edge_ns(&self, key: SpanKey, at_ns: u64, now_ns: u64) -> Result<u64, MethodError> {
         let Some(span) = self.spans.get(&key) else { return Ok(at_ns) };
         if at_ns < span.requested_ns {
-            let asked = at_ns.try_into().unwrap_or(i64::MAX);
+            let requested = at_ns.try_into().unwrap_or(i64::MAX);
             return Err(MethodError::InvalidTime {
-                at_ns: asked,
+                at_ns: requested,
                 earliest_ns: span.requested_ns,
                 latest_ns: now_ns,
             });
@@ -84,10 +84,10 @@ impl CoarseSpans {
         Ok(span.map_or(edge_ns, |span| edge_ns.max(span.opened_ns + GRID_NS)))
     }
 
-    /// The attributor has put an edge of it at `at_ns`, which was asked for at `asked_ns`.
-    pub fn add_moved_ns(&mut self, key: SpanKey, asked_ns: u64, at_ns: u64) {
+    /// The attributor has put an edge of it at `at_ns`, which was asked for at `requested_ns`.
+    pub fn add_moved_ns(&mut self, key: SpanKey, requested_ns: u64, at_ns: u64) {
         if let Some(span) = self.spans.get_mut(&key) {
-            span.moved_ns += at_ns.abs_diff(asked_ns);
+            span.moved_ns += at_ns.abs_diff(requested_ns);
         }
     }
 
@@ -134,18 +134,18 @@ impl CoarseSpans {
         released
     }
 
-    /// What may be told of a span that is not final: nothing of it is; `so_far` is what the attributor says, which knows
+    /// What may be told of a span that is not final: nothing of it is; `current_account` is what the attributor says, which knows
     /// nothing any more of one that waits for the grid.
     pub fn provisional_account(
         &self,
         key: SpanKey,
-        so_far: impl FnOnce() -> Option<Account>,
+        current_account: impl FnOnce() -> Option<Account>,
     ) -> Option<Account> {
-        let Some(span) = self.spans.get(&key) else { return so_far() };
+        let Some(span) = self.spans.get(&key) else { return current_account() };
         let mut account = match &span.account {
             Some(account) => account.clone(),
             None => {
-                let account = so_far()?;
+                let account = current_account()?;
                 Account { moved_ns: account.moved_ns + span.moved_ns, ..account }
             }
         };

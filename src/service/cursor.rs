@@ -2,7 +2,7 @@
 //!
 //! The accounts of all users share one sequence of numbers, so a plain number would count the accounts of others. A cursor
 //! is such a number, enciphered with a key of this process and the caller's user: a Feistel network over SipHash.
-//! Invariants: `open(uid, seal(uid, number))` is `number`; a cursor of another user or of an earlier start opens to nothing,
+//! Invariants: `decrypt(uid, encrypt(uid, number))` is `number`; a cursor of another user or of an earlier start opens to nothing,
 //! except for one in 2^18.
 
 use std::hash::{BuildHasher, RandomState};
@@ -33,7 +33,7 @@ impl CursorCipher {
         left << HALF_BITS | right
     }
 
-    /// The account's number; `None` where [`Cursors::seal`] did not make this cursor for this user.
+    /// The account's number; `None` where [`CursorCipher::encrypt`] did not make this cursor for this user.
     pub fn decrypt(&self, uid: u32, cursor: u64) -> Option<u64> {
         if cursor >> (2 * HALF_BITS) != 0 {
             return None;
@@ -56,7 +56,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_cursor_opens_to_its_number_for_its_user_alone() {
+    fn a_cursor_decrypts_to_its_number_only_for_its_user() {
         let cursors = CursorCipher::default();
         let mut opened_by_others = 0;
         for number in (0..2000).chain([1 << 20, (1 << 44) - 1]) {
@@ -73,7 +73,7 @@ mod tests {
     }
 
     #[test]
-    fn cursors_show_neither_order_nor_distance() {
+    fn cursors_reveal_neither_order_nor_distance() {
         let cursors = CursorCipher::default();
         let sealed: Vec<u64> = (1..=4096).map(|number| cursors.encrypt(1000, number)).collect();
         let rising = sealed.windows(2).filter(|pair| pair[0] < pair[1]).count();

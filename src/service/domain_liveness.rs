@@ -6,10 +6,10 @@ use crate::domain::{Domain, DomainKind, Liveness};
 use crate::sampler::counter_profile::CounterProfile;
 
 /// The domain's state; a battery that is silent is so because nothing is drawn from it.
-pub(crate) fn domain_liveness(domain: &Domain, character: &CounterProfile) -> (Liveness, Option<String>) {
+pub(crate) fn domain_liveness(domain: &Domain, profile: &CounterProfile) -> (Liveness, Option<String>) {
     const BATTERY_IDLE_REASON: &str =
         "is not discharging; a battery is metered only while it feeds the machine";
-    match character.liveness() {
+    match profile.liveness() {
         (silent, Some(_)) if domain.kind == DomainKind::Battery && silent != Liveness::Live => {
             (silent, Some(BATTERY_IDLE_REASON.into()))
         }

@@ -45,9 +45,9 @@ pub(crate) struct DuplicateTracker {
 impl DuplicateTracker {
     /// Adds pairs of these domains.
     pub(crate) fn extend(&mut self, pairs: Vec<DuplicatePair>, domains: &[&Domain]) {
-        let place = |name: &str| domains.iter().position(|domain| domain.name == name);
+        let index_of = |name: &str| domains.iter().position(|domain| domain.name == name);
         let numbered = |readings: DuplicatePair| {
-            let (original, copy) = (place(&readings.original)?, place(&readings.copy)?);
+            let (original, copy) = (index_of(&readings.original)?, index_of(&readings.copy)?);
             Some(TrackedPair { original, copy, state: readings.state(), readings })
         };
         let before = self.pairs.len();
@@ -117,12 +117,12 @@ impl DuplicateTracker {
         };
         let (domains, counted) = with(|state| state != Duplicate::Independent);
         let (_, possible) = with(|state| state == Duplicate::Same);
-        let in_doubt =
+        let undecided =
             possible.iter().zip(&counted).map(|(possible, counted)| *possible && !counted).collect();
         TotalMembership {
             parents: domains.into_iter().map(|domain| domain.parent).collect(),
             counted,
-            undecided: in_doubt,
+            undecided,
         }
     }
 }
@@ -158,7 +158,7 @@ mod tests {
         ]
     }
 
-    fn duplicates(domains: &[Domain]) -> DuplicateTracker {
+    fn tracker(domains: &[Domain]) -> DuplicateTracker {
         let packages = BTreeSet::from([0]);
         let mut pairs = Vec::new();
         for (nth, original) in domains.iter().enumerate() {
@@ -168,33 +168,33 @@ mod tests {
                     .filter_map(|copy| DuplicatePair::candidate(original, copy, &packages)),
             );
         }
-        let mut duplicates = DuplicateTracker::default();
-        duplicates.extend(pairs, &domains.iter().collect::<Vec<_>>());
-        duplicates
+        let mut tracker = DuplicateTracker::default();
+        tracker.extend(pairs, &domains.iter().collect::<Vec<_>>());
+        tracker
     }
 
     #[test]
-    fn of_undecided_domains_the_first_live_one_counts_and_the_others_are_in_doubt() {
+    fn of_undecided_domains_only_the_first_live_one_is_counted() {
         let domains = dies();
-        let duplicates = duplicates(&domains);
-        let membership = duplicates.membership(&domains, &[true; 4]);
+        let tracker = tracker(&domains);
+        let membership = tracker.membership(&domains, &[true; 4]);
         assert_eq!(membership.counted, [true, false, false, false]);
         assert_eq!(membership.undecided, [false, true, true, false]);
         let first = Some("package-0-die-0".to_owned());
         assert_eq!(membership.parents[..3], [None, first.clone(), first]);
         // With the first one gone the second stands for both others; with two gone, the third and what lies within it.
-        let membership = duplicates.membership(&domains, &[false, true, true, true]);
+        let membership = tracker.membership(&domains, &[false, true, true, true]);
         assert_eq!(membership.counted, [false, true, false, false]);
-        let membership = duplicates.membership(&domains, &[true, false, false, true]);
+        let membership = tracker.membership(&domains, &[true, false, false, true]);
         assert_eq!(membership.counted, [true, false, false, false], "the cores may lie within the first die");
         assert_eq!(membership.undecided, [false, false, false, true]);
     }
 
     #[test]
-    fn a_platform_counter_above_all_leaves_nothing_in_doubt() {
+    fn a_psys_domain_leaves_no_domain_undecided() {
         let mut domains = dies();
         domains.push(domain("psys", DomainKind::Psys, None));
-        let membership = duplicates(&domains).membership(&domains, &[true; 5]);
+        let membership = tracker(&domains).membership(&domains, &[true; 5]);
         assert_eq!(membership.counted, [false, false, false, false, true]);
         assert_eq!(membership.undecided, [false; 5]);
     }
@@ -202,27 +202,24 @@ mod tests {
     #[test]
     fn readings_decide_each_pair_once_and_surveys_end_with_it() {
         let domains = dies();
-        let mut duplicates = duplicates(&domains[..2]);
-        assert_eq!(duplicates.state_of(1), Some((Duplicate::Undecided, 0)));
-        assert!(!duplicates.is_survey_due(0, &[true, true]));
-        assert!(
-            !duplicates.is_survey_due(MIN_SURVEY_INTERVAL_NS, &[true, false]),
-            "one of them counts nothing"
-        );
-        assert!(duplicates.is_survey_due(MIN_SURVEY_INTERVAL_NS, &[true, true]));
-        assert!(!duplicates.is_survey_due(MIN_SURVEY_INTERVAL_NS + 1, &[true, true]));
+        let mut tracker = tracker(&domains[..2]);
+        assert_eq!(tracker.state_of(1), Some((Duplicate::Undecided, 0)));
+        assert!(!tracker.is_survey_due(0, &[true, true]));
+        assert!(!tracker.is_survey_due(MIN_SURVEY_INTERVAL_NS, &[true, false]), "one of them counts nothing");
+        assert!(tracker.is_survey_due(MIN_SURVEY_INTERVAL_NS, &[true, true]));
+        assert!(!tracker.is_survey_due(MIN_SURVEY_INTERVAL_NS + 1, &[true, true]));
         let reading = |energy_uj| EnergyReading { valid: true, energy_uj, ..EnergyReading::default() };
         for look in 0..4_u64 {
             let at_ns = look * 1_000_000;
-            duplicates.observe(0, at_ns, at_ns, &reading(look * 500));
-            duplicates.observe(1, at_ns, at_ns, &reading(look * 5_000));
+            tracker.observe(0, at_ns, at_ns, &reading(look * 500));
+            tracker.observe(1, at_ns, at_ns, &reading(look * 5_000));
         }
         let mut changes = Vec::new();
-        duplicates.resolve(|pair| changes.push((pair.original, pair.copy, pair.state)));
-        duplicates.resolve(|pair| changes.push((pair.original, pair.copy, pair.state)));
+        tracker.resolve(|pair| changes.push((pair.original, pair.copy, pair.state)));
+        tracker.resolve(|pair| changes.push((pair.original, pair.copy, pair.state)));
         assert_eq!(changes, [(0, 1, Duplicate::Independent)]);
-        assert!(!duplicates.is_survey_due(u64::MAX, &[true, true]));
-        let membership = duplicates.membership(&domains[..2], &[true; 2]);
+        assert!(!tracker.is_survey_due(u64::MAX, &[true, true]));
+        let membership = tracker.membership(&domains[..2], &[true; 2]);
         assert_eq!((membership.counted, membership.undecided), (vec![true, true], vec![false, false]));
     }
 }

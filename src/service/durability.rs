@@ -78,9 +78,9 @@ impl Durability {
     /// many questions may be before it.
     fn oldest_wait_ns(&self) -> Option<u64> {
         let pending = self.pending.front().map(|first| first.queued_ns);
-        let asked =
+        let query =
             self.pending_queries.values().next().map(|first| first.sent_ns.max(self.last_progress_ns));
-        pending.into_iter().chain(asked).min()
+        pending.into_iter().chain(query).min()
     }
 
     /// Looks whether the disk answers; `answered`: it has just answered a question.
@@ -104,11 +104,11 @@ impl Durability {
 }
 
 impl Service {
-    /// Keeps every final account in this store from now on; `tell` is told when the disk stops to answer.
-    pub fn set_store(&mut self, store: Store, tell: fn(&str)) {
+    /// Keeps every final account in this store from now on; `log` is told when the disk stops to answer.
+    pub fn set_store(&mut self, store: Store, log: fn(&str)) {
         self.durability = Some(Durability {
             store,
-            log: tell,
+            log,
             pending: VecDeque::new(),
             pending_bytes: 0,
             pending_queries: BTreeMap::new(),
@@ -121,16 +121,16 @@ impl Service {
         });
     }
 
-    /// Is called, on another thread, when [`Service::pump`] would have something to give: see [`Service::has_news`].
+    /// Is called, on another thread, when [`Service::poll`] would have something to give: see [`Service::has_store_events`].
     pub fn set_waker(&self, waker: impl Fn() + Send + Sync + 'static) {
-        if let Some(keeping) = &self.durability {
-            keeping.store.set_waker(waker);
+        if let Some(durability) = &self.durability {
+            durability.store.set_waker(waker);
         }
     }
 
     /// Whether the disk has given something since the last pump.
     pub fn has_store_events(&self) -> bool {
-        self.durability.as_ref().is_some_and(|keeping| keeping.store.has_updates())
+        self.durability.as_ref().is_some_and(|durability| durability.store.has_updates())
     }
 
     /// Whether somebody watches the final accounts.
@@ -140,34 +140,35 @@ impl Service {
 
     /// An account is final: on to the disk with it, where there is one, and else to whom it concerns.
     pub(crate) fn finalize_span(&mut self, mut account: Account, now_ns: u64) {
-        let Some(keeping) = &mut self.durability else {
+        let Some(durability) = &mut self.durability else {
             let account = Arc::new(account);
-            let ticket = self.registry.settle(&account, None).reply_to;
-            if ticket.is_some() || self.has_span_watchers {
-                self.final_accounts.push(FinalAccount { account, reply_to: ticket });
+            let reply_to = self.registry.settle(&account, None).reply_to;
+            if reply_to.is_some() || self.has_span_watchers {
+                self.final_accounts.push(FinalAccount { account, reply_to });
             }
             return;
         };
         // Shown to nobody before it is so.
         account.durable = Some(true);
         let account = Arc::new(account);
-        let number = keeping.store.next_number();
-        let left = self.registry.settle(&account, Some(number));
-        let (ticket, wanted) = (left.reply_to, left.reply_to.is_some() || self.has_span_watchers);
-        if !keeping.store.append(&account, left.journal_key.map(|key| key.0), wanted) {
+        let number = durability.store.next_number();
+        let settled_span = self.registry.settle(&account, Some(number));
+        let (reply_to, wanted) =
+            (settled_span.reply_to, settled_span.reply_to.is_some() || self.has_span_watchers);
+        if !durability.store.append(&account, settled_span.journal_key.map(|key| key.0), wanted) {
             self.registry.clear_store_number(&account);
             if wanted {
                 self.final_accounts
-                    .push(FinalAccount { account: Arc::new(as_not_durable(&account)), reply_to: ticket });
+                    .push(FinalAccount { account: Arc::new(as_not_durable(&account)), reply_to });
             }
         } else if wanted {
             let bytes = footprint::account_bytes(&account);
-            keeping.pending_bytes += bytes;
-            keeping.pending.push_back(PendingAccount {
+            durability.pending_bytes += bytes;
+            durability.pending.push_back(PendingAccount {
                 store_number: number,
                 account,
                 bytes,
-                reply_to: ticket,
+                reply_to,
                 queued_ns: now_ns,
             });
         }
@@ -176,25 +177,24 @@ impl Service {
     /// Hands over to the disk, takes what it has done, and notes how far the open spans have come.
     pub(crate) fn poll_store(&mut self, now_ns: u64) {
         let answers =
-            self.durability.as_ref().map_or(Vec::new(), |keeping| keeping.store.take_query_results());
+            self.durability.as_ref().map_or(Vec::new(), |durability| durability.store.take_query_results());
         let answered = !answers.is_empty();
         answers.into_iter().for_each(|(number, found)| self.complete_query(number, found.into()));
-        let Some(keeping) = &mut self.durability else { return };
-        keeping.store.flush();
-        keeping.detect_stall(now_ns, answered);
-        let (failing, committed) = (keeping.is_failing(), keeping.store.committed());
-        while let Some(first) = keeping.pending.front() {
-            let kept = first.store_number <= committed;
-            if !kept && !failing {
+        let Some(durability) = &mut self.durability else { return };
+        durability.store.flush();
+        durability.detect_stall(now_ns, answered);
+        let (failing, committed) = (durability.is_failing(), durability.store.committed());
+        while let Some(first) = durability.pending.front() {
+            let is_committed = first.store_number <= committed;
+            if !is_committed && !failing {
                 break;
             }
-            let Some(PendingAccount { account, bytes, reply_to: ticket, .. }) = keeping.pending.pop_front()
-            else {
+            let Some(PendingAccount { account, bytes, reply_to, .. }) = durability.pending.pop_front() else {
                 break;
             };
-            keeping.pending_bytes -= bytes;
-            let account = if kept { account } else { Arc::new(as_not_durable(&account)) };
-            self.final_accounts.push(FinalAccount { account, reply_to: ticket });
+            durability.pending_bytes -= bytes;
+            let account = if is_committed { account } else { Arc::new(as_not_durable(&account)) };
+            self.final_accounts.push(FinalAccount { account, reply_to });
         }
         if failing {
             self.answer_from_memory();
@@ -204,7 +204,9 @@ impl Service {
 
     /// Memory of accounts that wait for the disk, by estimate.
     pub(crate) fn pending_store_bytes(&self) -> usize {
-        self.durability.as_ref().map_or(0, |keeping| keeping.pending_bytes + keeping.store.waiting_bytes())
+        self.durability
+            .as_ref()
+            .map_or(0, |durability| durability.pending_bytes + durability.store.waiting_bytes())
     }
 
     /// When the disk will have been silent for too long, if somebody waits for it.
@@ -213,48 +215,49 @@ impl Service {
     }
 
     fn journal_open_spans(&mut self, now_ns: u64) {
-        let Self { durability: Some(keeping), attributor, registry: register, clock, .. } = self else {
+        let Self { durability: Some(durability), attributor, registry, clock, .. } = self else {
             return;
         };
-        if now_ns < keeping.journal_due_ns {
+        if now_ns < durability.journal_due_ns {
             return;
         }
-        let mut noted = Vec::new();
+        let mut journalled = Vec::new();
         let opened_by_ns = now_ns.saturating_sub(JOURNAL_PERIOD_NS);
-        let store = &mut keeping.store;
+        let store = &mut durability.store;
         let end_ns = now_ns + JOURNAL_STEP_BUDGET_NS;
-        let mut next = Some(keeping.journal_slot);
+        let mut next = Some(durability.journal_slot);
         while let Some(slot) = next {
             next = attributor.iter_spans(slot, JOURNAL_STEP_SLOTS, now_ns, opened_by_ns, |key, account| {
                 let account = as_interrupted(account, now_ns);
                 if store.write_journal(key.0, &account) {
-                    noted.push((account.uid, account.span));
+                    journalled.push((account.uid, account.span));
                 }
             });
             if clock.now_ns() >= end_ns {
                 break;
             }
         }
-        keeping.store.flush();
-        keeping.journal_slot = next.unwrap_or(0);
-        keeping.journal_due_ns = now_ns + if next.is_some() { JOURNAL_PAUSE_NS } else { JOURNAL_PERIOD_NS };
-        noted.iter().for_each(|(uid, span)| register.set_journalled(*uid, span));
+        durability.store.flush();
+        durability.journal_slot = next.unwrap_or(0);
+        durability.journal_due_ns =
+            now_ns + if next.is_some() { JOURNAL_PAUSE_NS } else { JOURNAL_PERIOD_NS };
+        journalled.iter().for_each(|(uid, span)| registry.set_journalled(*uid, span));
     }
 
     /// The journal forgets a cancelled span.
     pub(crate) fn remove_from_journal(&mut self, key: Option<crate::attribution::SpanKey>) {
-        if let (Some(keeping), Some(key)) = (&mut self.durability, key) {
-            keeping.store.delete_journal(key.0);
+        if let (Some(durability), Some(key)) = (&mut self.durability, key) {
+            durability.store.delete_journal(key.0);
         }
     }
 
     /// A remembered account as it may be shown now.
-    pub(crate) fn with_durability(&self, account: &Account, kept: Option<u64>) -> Account {
+    pub(crate) fn with_durability(&self, account: &Account, store_number: Option<u64>) -> Account {
         let mut account = account.clone();
-        let Some(keeping) = &self.durability else { return account };
-        match kept {
-            Some(number) if number <= keeping.store.committed() => {}
-            Some(_) if !keeping.is_failing() => {
+        let Some(durability) = &self.durability else { return account };
+        match store_number {
+            Some(number) if number <= durability.store.committed() => {}
+            Some(_) if !durability.is_failing() => {
                 (account.state, account.durable) = (SpanState::Provisional, None)
             }
             _ => account.durable = Some(false),
@@ -269,36 +272,36 @@ impl Service {
 
     /// How many wait for the disk.
     pub(crate) fn waiting_for_store(&self) -> usize {
-        let tickets = |keeping: &Durability| {
-            keeping.pending_queries.len()
-                + keeping.pending.iter().filter(|pending| pending.reply_to.is_some()).count()
+        let count_waiting = |durability: &Durability| {
+            durability.pending_queries.len()
+                + durability.pending.iter().filter(|pending| pending.reply_to.is_some()).count()
         };
-        self.durability.as_ref().map_or(0, tickets)
+        self.durability.as_ref().map_or(0, count_waiting)
     }
 
     /// The final accounts of all who wait for the disk; they wait no longer.
     pub(crate) fn take_pending_accounts(&mut self) -> Vec<(ReplyTo, Account)> {
-        let Some(keeping) = &mut self.durability else { return Vec::new() };
-        let given_up = |pending: PendingAccount| Some((pending.reply_to?, as_not_durable(&pending.account)));
-        keeping.pending_bytes = 0;
-        keeping.pending.drain(..).filter_map(given_up).collect()
+        let Some(durability) = &mut self.durability else { return Vec::new() };
+        let take = |pending: PendingAccount| Some((pending.reply_to?, as_not_durable(&pending.account)));
+        durability.pending_bytes = 0;
+        durability.pending.drain(..).filter_map(take).collect()
     }
 
     /// Accounts up to this number are on disk and can be read there; 0 where none can.
     pub(crate) fn committed_number(&self) -> u64 {
-        let readable = self.durability.as_ref().filter(|keeping| !keeping.is_failing());
-        readable.map_or(0, |keeping| keeping.store.committed())
+        let readable = self.durability.as_ref().filter(|durability| !durability.is_failing());
+        readable.map_or(0, |durability| durability.store.committed())
     }
 
     /// How the ledger on disk is, if there is one.
     pub(crate) fn durability_status(&self, peer: &Peer) -> Option<protocol::StoreStatus> {
-        let keeping = self.durability.as_ref()?;
-        let health = keeping.store.health();
+        let durability = self.durability.as_ref()?;
+        let health = durability.store.health();
         // The rate of all users together is for those who see the host's totals.
         let outlook = health.forecast.filter(|_| peer.access >= protocol::Access::Span);
         Some(protocol::StoreStatus {
-            durable: health.durable && !keeping.is_stalled,
-            reason: keeping.failure_reason(),
+            durable: health.durable && !durability.is_stalled,
+            reason: durability.failure_reason(),
             bytes: health.bytes,
             waiting: health.waiting,
             not_kept: health.not_kept,
@@ -313,17 +316,17 @@ impl Service {
     /// The end: what is open or not settled is kept as interrupted, with what is known.
     pub fn shut_down(&mut self) {
         let now_ns = self.clock.now_ns();
-        let Self { durability: Some(keeping), attributor, coarse_spans: coarse, .. } = self else {
+        let Self { durability: Some(durability), attributor, coarse_spans, .. } = self else {
             return;
         };
-        let store = &mut keeping.store;
+        let store = &mut durability.store;
         // Final, and held back only until the grid's next instant.
-        for (key, account) in coarse.release(u64::MAX) {
+        for (key, account) in coarse_spans.release(u64::MAX) {
             store.append(&account, Some(key.0), false);
         }
-        let mut from = Some(0);
-        while let Some(slot) = from {
-            from = attributor.iter_spans(slot, usize::MAX, now_ns, u64::MAX, |key, account| {
+        let mut next_slot = Some(0);
+        while let Some(slot) = next_slot {
+            next_slot = attributor.iter_spans(slot, usize::MAX, now_ns, u64::MAX, |key, account| {
                 store.append(&as_interrupted(account, now_ns), Some(key.0), false);
             });
         }

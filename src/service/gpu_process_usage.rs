@@ -45,11 +45,14 @@ impl GpuProcessUsage {
 
     /// More of them, by their numbers.
     pub(crate) fn extend<'a>(&mut self, domains: impl Iterator<Item = (usize, &'a Domain)>) {
-        let board = |(domain, of): (usize, &Domain)| {
-            let uuid = of.device.clone().filter(|_| of.source == nvml::NAME && of.kind == DomainKind::Gpu)?;
-            let name = of.name.clone();
+        let board = |(index, domain): (usize, &Domain)| {
+            let uuid = domain
+                .device
+                .clone()
+                .filter(|_| domain.source == nvml::NAME && domain.kind == DomainKind::Gpu)?;
+            let name = domain.name.clone();
             Some(GpuBoard {
-                domain,
+                domain: index,
                 name,
                 uuid,
                 process_time: None,
@@ -64,31 +67,31 @@ impl GpuProcessUsage {
     /// Passes on what the boards have told, and asks them again; gives what is to be said of those that do not tell.
     pub(crate) fn sample(
         &mut self,
-        watch: &ProcessWatcher,
-        counted: &[TargetUsage],
+        watcher: &ProcessWatcher,
+        targets: &[TargetUsage],
         attributor: &mut Attributor,
     ) -> Vec<Absent> {
-        let mut said = Vec::new();
+        let mut unavailable = Vec::new();
         for (board, basis) in self.boards.iter_mut().zip(1..) {
             if board.process_time.is_none() {
                 board.process_time = ProcessUtilization::spawn(self.library.as_ref(), board.uuid.clone());
             }
-            let Some(time) = &board.process_time else { continue };
-            time.request();
-            match time.take_report() {
+            let Some(process_time) = &board.process_time else { continue };
+            process_time.request();
+            match process_time.take_report() {
                 None => {}
                 Some(UtilizationReport::Measured(at_ns, used)) => {
-                    board.record_usage(at_ns, &used, basis, watch, counted, attributor)
+                    board.record_usage(at_ns, &used, basis, watcher, targets, attributor)
                 }
                 Some(UtilizationReport::Unavailable(reason)) if !board.is_reported => {
                     board.is_reported = true;
                     let reason = format!("{}: no part by process: {reason}", board.name);
-                    said.push(Absent { source: nvml::NAME.into(), reason });
+                    unavailable.push(Absent { source: nvml::NAME.into(), reason });
                 }
-                Some(UtilizationReport::Unavailable(_)) => board.record_unknown(basis, counted, attributor),
+                Some(UtilizationReport::Unavailable(_)) => board.record_unknown(basis, targets, attributor),
             }
         }
-        said
+        unavailable
     }
 }
 
@@ -96,36 +99,45 @@ impl GpuBoard {
     fn record_usage(
         &mut self,
         at_ns: u64,
-        told: &HashMap<u32, u64>,
+        used_by_pid: &HashMap<u32, u64>,
         basis: usize,
-        watch: &ProcessWatcher,
-        counted: &[TargetUsage],
+        watcher: &ProcessWatcher,
+        targets: &[TargetUsage],
         attributor: &mut Attributor,
     ) {
-        self.busy_total += told.values().sum::<u64>();
-        let mut looks = Vec::with_capacity(counted.len());
-        for of in counted {
-            let theirs =
-                told.iter().filter(|(pid, _)| watch.contains(of.subject, **pid)).map(|(_, used)| used);
-            let used = self.used_by_subject.entry(of.subject).or_default();
-            *used += theirs.sum::<u64>();
-            looks.push(SubjectUsage { subject: of.subject, amount: Some(*used), disjoint: of.is_disjoint });
+        self.busy_total += used_by_pid.values().sum::<u64>();
+        let mut usages = Vec::with_capacity(targets.len());
+        for target in targets {
+            let used_by_target = used_by_pid
+                .iter()
+                .filter(|(pid, _)| watcher.contains(target.subject, **pid))
+                .map(|(_, used)| used);
+            let used = self.used_by_subject.entry(target.subject).or_default();
+            *used += used_by_target.sum::<u64>();
+            usages.push(SubjectUsage {
+                subject: target.subject,
+                amount: Some(*used),
+                disjoint: target.is_disjoint,
+            });
         }
-        self.used_by_subject.retain(|number, _| counted.iter().any(|of| of.subject == *number));
+        self.used_by_subject.retain(|subject, _| targets.iter().any(|target| target.subject == *subject));
         attributor.set_basis(self.domain, basis);
         attributor.record_usage(&BasisUsageSample {
             at_ns,
             basis,
             total: Some(self.busy_total),
-            subjects: &looks,
+            subjects: &usages,
         });
     }
 
     /// It told once and does not any more: what it does not tell is not known.
-    fn record_unknown(&self, basis: usize, counted: &[TargetUsage], attributor: &mut Attributor) {
-        let unknown =
-            |of: &TargetUsage| SubjectUsage { subject: of.subject, amount: None, disjoint: of.is_disjoint };
-        let used: Vec<SubjectUsage> = counted.iter().map(unknown).collect();
+    fn record_unknown(&self, basis: usize, targets: &[TargetUsage], attributor: &mut Attributor) {
+        let unknown = |target: &TargetUsage| SubjectUsage {
+            subject: target.subject,
+            amount: None,
+            disjoint: target.is_disjoint,
+        };
+        let used: Vec<SubjectUsage> = targets.iter().map(unknown).collect();
         attributor.record_usage(&BasisUsageSample {
             at_ns: crate::clock::monotonic_ns(),
             basis,

@@ -26,17 +26,17 @@ pub const MAX_KEY_BYTES: usize = 64;
 pub const MAX_VALUE_BYTES: usize = 1024;
 
 /// Refuses a text that is empty, too long, or has control characters.
-pub fn check_identifier(field: &str, text: &str, most: usize) -> Result<(), MethodError> {
+pub fn check_identifier(field: &str, text: &str, max_bytes: usize) -> Result<(), MethodError> {
     if text.is_empty() {
         return Err(invalid_value(field, "is empty"));
     }
-    check_text(field, text, most)
+    check_text(field, text, max_bytes)
 }
 
 /// Refuses a text that is too long or has control characters.
-pub fn check_text(field: &str, text: &str, most: usize) -> Result<(), MethodError> {
-    if text.len() > most {
-        return Err(invalid_value(field, &format!("has {} bytes; the most is {most}", text.len())));
+pub fn check_text(field: &str, text: &str, max_bytes: usize) -> Result<(), MethodError> {
+    if text.len() > max_bytes {
+        return Err(invalid_value(field, &format!("has {} bytes; the most is {max_bytes}", text.len())));
     }
     if text.chars().any(char::is_control) {
         return Err(invalid_value(field, "has a control character"));
@@ -45,10 +45,13 @@ pub fn check_text(field: &str, text: &str, most: usize) -> Result<(), MethodErro
 }
 
 /// Refuses attributes that are too many or too long; gives the bytes they take.
-pub fn check_attributes(attributes: &BTreeMap<String, String>, had: usize) -> Result<usize, MethodError> {
-    let pairs = had + attributes.len();
-    if pairs > MAX_ATTRIBUTES {
-        return Err(invalid_value("attributes", &format!("are {pairs}; the most is {MAX_ATTRIBUTES}")));
+pub fn check_attributes(
+    attributes: &BTreeMap<String, String>,
+    existing: usize,
+) -> Result<usize, MethodError> {
+    let count = existing + attributes.len();
+    if count > MAX_ATTRIBUTES {
+        return Err(invalid_value("attributes", &format!("are {count}; the most is {MAX_ATTRIBUTES}")));
     }
     let mut bytes = 0;
     for (key, value) in attributes {
@@ -72,17 +75,17 @@ mod tests {
     }
 
     #[test]
-    fn sixty_four_attributes_are_taken_and_one_more_is_not() {
+    fn sixty_four_attributes_are_accepted_and_one_more_is_not() {
         assert!(check_attributes(&attributes(64), 0).is_ok());
         assert!(check_attributes(&attributes(65), 0).is_err());
         assert!(check_attributes(&attributes(1), 64).is_err());
     }
 
     #[test]
-    fn lengths_are_told_with_the_limit() {
+    fn length_errors_name_the_limit() {
         let long = BTreeMap::from([("k".to_owned(), "v".repeat(1025))]);
-        let refusal = check_attributes(&long, 0).unwrap_err().to_string();
-        assert_eq!(refusal, "attributes: has 1025 bytes; the most is 1024");
+        let error = check_attributes(&long, 0).unwrap_err().to_string();
+        assert_eq!(error, "attributes: has 1025 bytes; the most is 1024");
     }
 
     #[test]

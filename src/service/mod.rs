@@ -33,9 +33,9 @@ mod malloc_trim_ffi;
 use malloc_trim_ffi as allocator;
 
 #[cfg(not(all(target_os = "linux", target_env = "gnu")))]
-mod allocator_unsupported;
+mod malloc_trim_unsupported;
 #[cfg(not(all(target_os = "linux", target_env = "gnu")))]
-use allocator_unsupported as allocator;
+use malloc_trim_unsupported as allocator;
 
 pub use access::AccessPolicy;
 pub use reload::{ConfigLoader, DaemonControl};

@@ -66,29 +66,32 @@ impl ProcessTracker {
         if !attributor.has_subjects() || !attributor.is_busy() {
             return None;
         }
-        let (pace_ns, rests) = match (self.has_new_target, attributor.has_closing_spans()) {
+        let (interval_ns, cost_factor) = match (self.has_new_target, attributor.has_closing_spans()) {
             (true, _) => (CLOSING_INTERVAL_NS, NEW_TARGET_COST_FACTOR),
             (false, true) => (CLOSING_INTERVAL_NS, COST_FACTOR),
             (false, false) => (OPEN_INTERVAL_NS, COST_FACTOR),
         };
-        Some(self.sampled_ns.map_or(0, |looked_ns| looked_ns + pace_ns.max(self.sample_cost_ns * rests)))
+        Some(
+            self.sampled_ns
+                .map_or(0, |looked_ns| looked_ns + interval_ns.max(self.sample_cost_ns * cost_factor)),
+        )
     }
 
     fn sample(&mut self, now_ns: u64, attributor: &mut Attributor) -> Vec<Absent> {
-        let (UsageSample { busy_ns, targets: counted }, cost_ns) = self.watcher.sample();
-        let used = |counted: &crate::process_usage::TargetUsage| {
-            let used = counted.used_ns;
-            SubjectUsage { subject: counted.subject, amount: used, disjoint: counted.is_disjoint }
+        let (UsageSample { busy_ns, targets }, cost_ns) = self.watcher.sample();
+        let usage = |target: &crate::process_usage::TargetUsage| {
+            let used = target.used_ns;
+            SubjectUsage { subject: target.subject, amount: used, disjoint: target.is_disjoint }
         };
-        for counted in &counted {
-            let reason = match (busy_ns, counted.used_ns) {
+        for target in &targets {
+            let reason = match (busy_ns, target.used_ns) {
                 (None, _) => Some("the machine's own busy time cannot be read in /proc/stat"),
                 (_, None) => Some("the control group is gone"),
                 _ => None,
             };
-            attributor.set_unknown_reason(counted.subject, reason.map(str::to_owned));
+            attributor.set_unknown_reason(target.subject, reason.map(str::to_owned));
         }
-        let used: Vec<SubjectUsage> = counted.iter().map(used).collect();
+        let used: Vec<SubjectUsage> = targets.iter().map(usage).collect();
         attributor.record_usage(&BasisUsageSample {
             at_ns: now_ns,
             basis: CPU_TIME,
@@ -102,7 +105,7 @@ impl ProcessTracker {
         } else {
             self.sample_cost_ns.midpoint(cost_ns.min(self.sample_cost_ns * 4))
         };
-        self.gpus.sample(&self.watcher, &counted, attributor)
+        self.gpus.sample(&self.watcher, &targets, attributor)
     }
 
     /// Forgets those whom no span names any more.
@@ -112,18 +115,19 @@ impl ProcessTracker {
         }
         self.swept_ns = now_ns;
         let excused = self.unavailable.values().copied();
-        let numbers: Vec<u32> = self.watcher.numbers().into_iter().chain(excused).collect();
-        let unused: HashSet<u32> =
-            numbers.into_iter().filter(|number| !attributor.has_spans_of(*number)).collect();
-        for number in unused.intersection(&self.unreferenced) {
-            attributor.remove_subject(*number);
-            self.watcher.remove(*number);
-            self.unavailable.retain(|_, excused| excused != number);
+        let subjects: Vec<u32> = self.watcher.subjects().into_iter().chain(excused).collect();
+        let unreferenced: HashSet<u32> =
+            subjects.into_iter().filter(|subject| !attributor.has_spans_of(*subject)).collect();
+        for subject in unreferenced.intersection(&self.unreferenced) {
+            attributor.remove_subject(*subject);
+            self.watcher.remove(*subject);
+            self.unavailable.retain(|_, excused| excused != subject);
         }
-        self.unreferenced = unused.into_iter().filter(|number| attributor.has_subject(*number)).collect();
+        self.unreferenced =
+            unreferenced.into_iter().filter(|subject| attributor.has_subject(*subject)).collect();
     }
 
-    fn excused(&mut self, reason: &'static str, attributor: &mut Attributor) -> u32 {
+    fn unavailable_subject(&mut self, reason: &'static str, attributor: &mut Attributor) -> u32 {
         let subject = || Subject { reason: Some(reason.to_owned()), ..Subject::default() };
         *self.unavailable.entry(reason).or_insert_with(|| attributor.add_subject(subject()))
     }
@@ -131,20 +135,20 @@ impl ProcessTracker {
     fn process_subject(
         &mut self,
         peer: &Peer,
-        origin: ProcessIdentity,
+        identity: ProcessIdentity,
         attributor: &mut Attributor,
     ) -> Result<u32, WatchProcessError> {
-        if let Some(number) = self.watcher.find_process(origin) {
-            return Ok(number);
+        if let Some(subject) = self.watcher.find_process(identity) {
+            return Ok(subject);
         }
         self.watcher.check_limit(peer.uid, peer.unlimited)?;
-        let number = attributor.add_subject(Subject { process: Some(origin.pid), ..Subject::default() });
-        let added = self.watcher.add_process(number, peer.uid, origin);
+        let subject = attributor.add_subject(Subject { process: Some(identity.pid), ..Subject::default() });
+        let added = self.watcher.add_process(subject, peer.uid, identity);
         if added.is_err() {
-            attributor.remove_subject(number);
+            attributor.remove_subject(subject);
         }
         self.has_new_target = true;
-        added.map(|()| number)
+        added.map(|()| subject)
     }
 
     fn requested_process(
@@ -153,16 +157,16 @@ impl ProcessTracker {
         pid: i64,
         attributor: &mut Attributor,
     ) -> Result<u32, MethodError> {
-        let field = |wrong| method_error("process", wrong);
+        let field = |error| method_error("process", error);
         let pid = u32::try_from(pid).ok().filter(|pid| *pid > 0);
         let pid = pid.ok_or_else(|| {
             field(WatchProcessError::NotFound("must be a process's number, from 1 on".into()))
         })?;
-        let (origin, uid) = self.watcher.identify_with_owner(pid).map_err(field)?;
+        let (identity, uid) = self.watcher.identify_with_owner(pid).map_err(field)?;
         if uid != peer.uid && peer.access < Access::Telemetry {
             return Err(MethodError::AccessDenied { needs: "telemetry".into() });
         }
-        self.process_subject(peer, origin, attributor).map_err(field)
+        self.process_subject(peer, identity, attributor).map_err(field)
     }
 
     fn requested_cgroup(
@@ -171,19 +175,19 @@ impl ProcessTracker {
         path: &str,
         attributor: &mut Attributor,
     ) -> Result<u32, MethodError> {
-        let field = |wrong| method_error("cgroup", wrong);
+        let field = |error| method_error("cgroup", error);
         let group = self.watcher.open_cgroup(path).map_err(field)?;
         if group.uid != peer.uid && peer.access < Access::Telemetry {
             return Err(MethodError::AccessDenied { needs: "telemetry".into() });
         }
-        if let Some(number) = self.watcher.find_cgroup(&group) {
-            return Ok(number);
+        if let Some(subject) = self.watcher.find_cgroup(&group) {
+            return Ok(subject);
         }
         self.watcher.check_limit(peer.uid, peer.unlimited).map_err(field)?;
-        let number = attributor.add_subject(Subject { cgroup: Some(path.to_owned()), ..Subject::default() });
-        self.watcher.add_cgroup(number, peer.uid, group);
+        let subject = attributor.add_subject(Subject { cgroup: Some(path.to_owned()), ..Subject::default() });
+        self.watcher.add_cgroup(subject, peer.uid, group);
         self.has_new_target = true;
-        Ok(number)
+        Ok(subject)
     }
 }
 
@@ -195,7 +199,7 @@ impl Service {
 
     /// Whose use a new span asks for, by the attributor's number.
     pub(crate) fn resolve_subject(&mut self, caller: &Caller, call: &OpenSpan) -> Result<u32, MethodError> {
-        let (subjects, attributor, peer) = (&mut self.process_tracker, &mut self.attributor, &caller.peer);
+        let (tracker, attributor, peer) = (&mut self.process_tracker, &mut self.attributor, &caller.peer);
         if peer.access < Access::Span {
             // The looks at CPU times lie on no grid, so the coarse tier has nothing of them.
             let asked = call.process.is_some() || call.cgroup.is_some();
@@ -214,13 +218,17 @@ impl Service {
                 let reason = "cannot be named beside process; choose one".to_owned();
                 Err(MethodError::InvalidValue { field: "cgroup".into(), reason })
             }
-            (Some(pid), None, _) => subjects.requested_process(peer, pid, attributor),
-            (None, Some(path), _) => subjects.requested_cgroup(peer, path, attributor),
-            (None, None, None) => Ok(subjects.excused(UNKNOWN_PEER_REASON, attributor)),
-            (None, None, Some(origin)) => Ok(match subjects.process_subject(peer, origin, attributor) {
-                Ok(number) => number,
-                Err(WatchProcessError::LimitReached { .. }) => subjects.excused(LIMIT_REASON, attributor),
-                Err(WatchProcessError::NotFound(_)) => subjects.excused(UNKNOWN_PEER_REASON, attributor),
+            (Some(pid), None, _) => tracker.requested_process(peer, pid, attributor),
+            (None, Some(path), _) => tracker.requested_cgroup(peer, path, attributor),
+            (None, None, None) => Ok(tracker.unavailable_subject(UNKNOWN_PEER_REASON, attributor)),
+            (None, None, Some(identity)) => Ok(match tracker.process_subject(peer, identity, attributor) {
+                Ok(subject) => subject,
+                Err(WatchProcessError::LimitReached { .. }) => {
+                    tracker.unavailable_subject(LIMIT_REASON, attributor)
+                }
+                Err(WatchProcessError::NotFound(_)) => {
+                    tracker.unavailable_subject(UNKNOWN_PEER_REASON, attributor)
+                }
             }),
         }
     }
@@ -228,8 +236,8 @@ impl Service {
     /// Looks at who used the machine, if that is due.
     pub(crate) fn sample_process_usage(&mut self, now_ns: u64) {
         if self.process_sample_due_ns().is_some_and(|due_ns| due_ns <= now_ns) {
-            let silent = self.process_tracker.sample(now_ns, &mut self.attributor);
-            self.absent.extend(silent);
+            let unavailable = self.process_tracker.sample(now_ns, &mut self.attributor);
+            self.absent.extend(unavailable);
         }
         self.process_tracker.sweep(now_ns, &mut self.attributor);
     }
@@ -240,8 +248,8 @@ impl Service {
     }
 }
 
-fn method_error(field: &str, wrong: WatchProcessError) -> MethodError {
-    match wrong {
+fn method_error(field: &str, error: WatchProcessError) -> MethodError {
+    match error {
         WatchProcessError::NotFound(reason) => MethodError::InvalidValue { field: field.to_owned(), reason },
         WatchProcessError::LimitReached { limit } => MethodError::QuotaExceeded {
             quota: "watched processes and control groups".into(),

@@ -65,14 +65,14 @@ impl Service {
         self.refresh_if_stale(now_ns);
         // What its owner has on disk would come before what others have in memory; but names are random, or their
         // owners' own, and a second look for each question of telemetry would cost more than that is worth.
-        let mut known = self.find_visible_span(peer, span);
-        if known.is_err() && peer.access >= Access::Telemetry {
-            known = self.registry.find_of_any_user(span);
+        let mut lookup = self.find_visible_span(peer, span);
+        if lookup.is_err() && peer.access >= Access::Telemetry {
+            lookup = self.registry.find_of_any_user(span);
         }
-        if known.is_err() && wait && self.query_span(peer, caller.reply_to, span)? {
+        if lookup.is_err() && wait && self.query_span(peer, caller.reply_to, span)? {
             return Ok(AccountOutcome::Deferred);
         }
-        self.current_account(now_ns, span, known?).map(|account| AccountOutcome::Ready(Box::new(account)))
+        self.current_account(now_ns, span, lookup?).map(|account| AccountOutcome::Ready(Box::new(account)))
     }
 
     /// The account of a span that is known, as of now.
@@ -80,27 +80,27 @@ impl Service {
         &self,
         now_ns: u64,
         span: &str,
-        known: SpanLookup,
+        lookup: SpanLookup,
     ) -> Result<Account, MethodError> {
-        match known {
-            SpanLookup::Settled(account, kept) => Ok(self.with_durability(&account, kept)),
+        match lookup {
+            SpanLookup::Settled(account, store_number) => Ok(self.with_durability(&account, store_number)),
             SpanLookup::Unsettled(key) => {
-                let so_far = || self.attributor.account(now_ns, key).ok();
+                let current_account = || self.attributor.account(now_ns, key).ok();
                 let missing = || MethodError::NoSuchSpan { span: span.to_owned() };
-                self.coarse_spans.provisional_account(key, so_far).ok_or_else(missing)
+                self.coarse_spans.provisional_account(key, current_account).ok_or_else(missing)
             }
         }
     }
 
     /// What is known of the caller's span of this name; to a coarse caller only of its coarse ones.
     pub(crate) fn find_visible_span(&self, peer: &Peer, span: &str) -> Result<SpanLookup, MethodError> {
-        let known = self.registry.find(peer.uid, span)?;
-        let shown = peer.access >= Access::Span
-            || match &known {
+        let lookup = self.registry.find(peer.uid, span)?;
+        let is_visible = peer.access >= Access::Span
+            || match &lookup {
                 SpanLookup::Unsettled(key) => self.coarse_spans.contains(*key),
                 SpanLookup::Settled(account, _) => coarse_grid::is_coarse(account),
             };
-        if shown { Ok(known) } else { Err(MethodError::NoSuchSpan { span: span.to_owned() }) }
+        if is_visible { Ok(lookup) } else { Err(MethodError::NoSuchSpan { span: span.to_owned() }) }
     }
 
     /// ListSpans: the caller's own, or everybody's for telemetry; from the disk, where there is one and the caller can
@@ -132,15 +132,16 @@ impl Service {
         let invalid =
             |reason: &str| MethodError::InvalidValue { field: "before".into(), reason: reason.to_owned() };
         let cursor = u64::try_from(cursor).map_err(|_| invalid("is negative; leave it out for all"))?;
-        let number = uid_filter(peer).map_or(Some(cursor), |uid| self.cursor_cipher.decrypt(uid, cursor));
+        let store_number =
+            uid_filter(peer).map_or(Some(cursor), |uid| self.cursor_cipher.decrypt(uid, cursor));
         let reason =
             "comes from no answer that this user got since the daemon started; list again without it";
-        number.ok_or_else(|| invalid(reason))
+        store_number.ok_or_else(|| invalid(reason))
     }
 
     /// The cursor with which this caller goes on before the account of this number.
-    pub(crate) fn encode_cursor(&self, peer: &Peer, number: u64) -> u64 {
-        uid_filter(peer).map_or(number, |uid| self.cursor_cipher.encrypt(uid, number))
+    pub(crate) fn encode_cursor(&self, peer: &Peer, store_number: u64) -> u64 {
+        uid_filter(peer).map_or(store_number, |uid| self.cursor_cipher.encrypt(uid, store_number))
     }
 
     /// The accounts so far of open spans, the latest last: of as many as [`MAX_OPEN_EXAMINED`], those that fit.
@@ -154,12 +155,12 @@ impl Service {
             .filter(|(_, key)| may_see(key))
             .filter_map(dated)
             .collect();
-        spans.sort_unstable_by_key(|&(asked_ns, span, _)| (std::cmp::Reverse(asked_ns), span));
+        spans.sort_unstable_by_key(|&(requested_ns, span, _)| (std::cmp::Reverse(requested_ns), span));
         spans.truncate(MAX_OPEN_EXAMINED);
-        let so_far = |(_, span, key): (u64, &str, SpanKey)| {
+        let current_account = |(_, span, key): (u64, &str, SpanKey)| {
             self.current_account(now_ns, span, SpanLookup::Unsettled(key)).ok()
         };
-        let fits = spans.into_iter().filter_map(so_far).filter(|account| filter.matches(account));
+        let fits = spans.into_iter().filter_map(current_account).filter(|account| filter.matches(account));
         let within = fits.scan(0, |bytes, account| {
             *bytes += footprint::account_bytes(&account);
             (*bytes <= MAX_LIST_BYTES).then_some(account)
@@ -177,9 +178,12 @@ impl Service {
     ) -> Result<SpanAccounts, MethodError> {
         let (limit, filter) = (list_limit(call)?, list_filter(call)?);
         let limit = if call.before.is_some() { 0 } else { limit };
-        let takes = |account: &Account| filter.matches(account) && is_visible_to(peer, account);
-        let latest = self.registry.latest_accounts(uid_filter(peer), limit, takes);
-        let accounts = latest.iter().map(|(account, kept)| self.with_durability(account, *kept)).collect();
+        let matches = |account: &Account| filter.matches(account) && is_visible_to(peer, account);
+        let latest = self.registry.latest_accounts(uid_filter(peer), limit, matches);
+        let accounts = latest
+            .iter()
+            .map(|(account, store_number)| self.with_durability(account, *store_number))
+            .collect();
         Ok(SpanAccounts { accounts, before: None })
     }
 

@@ -53,11 +53,11 @@ impl RateLimiter {
     /// One call of this peer at `now_ns`.
     ///
     /// # Errors
-    /// [`Excess`] where its calls are used up; whether an end is done all the same is for those who know its span.
+    /// [`RateLimitError`] where its calls are used up; whether an end is done all the same is for those who know its span.
     pub fn acquire(
         &mut self,
         peer: &Peer,
-        errand: CallClass,
+        class: CallClass,
         now_ns: u64,
         limits: &Limits,
     ) -> Result<(), RateLimitError> {
@@ -74,7 +74,7 @@ impl RateLimiter {
             bucket.tokens -= 1.0;
             return Ok(());
         }
-        let (tokens, flood) = match errand {
+        let (tokens, is_flood) = match class {
             // As many ends as a burst has openings.
             CallClass::EndSpan => (bucket.tokens - 1.0, bucket.tokens - 1.0 < -burst),
             CallClass::Other => {
@@ -82,9 +82,9 @@ impl RateLimiter {
             }
         };
         bucket.tokens = tokens.max(-burst);
-        let refusal =
+        let error =
             MethodError::QuotaExceeded { quota: "calls a second".to_owned(), limit: rate.ceil() as u64 };
-        Err(RateLimitError { error: refusal, is_flood: flood })
+        Err(RateLimitError { error, is_flood })
     }
 
     /// Forgets whoever has not called for so long that nothing is to be remembered.
@@ -103,8 +103,8 @@ impl RateLimiter {
 
 impl TokenBucket {
     fn tokens_at(&self, now_ns: u64, rate: f64, burst: f64) -> f64 {
-        let gained = now_ns.saturating_sub(self.updated_ns) as f64 * 1e-9 * rate;
-        (self.tokens + gained).min(burst)
+        let refilled = now_ns.saturating_sub(self.updated_ns) as f64 * 1e-9 * rate;
+        (self.tokens + refilled).min(burst)
     }
 }
 
@@ -127,13 +127,13 @@ mod tests {
     }
 
     /// How many of `calls` at one instant are done.
-    fn count_accepted(allowance: &mut RateLimiter, peer: &Peer, now_ns: u64, calls: usize) -> usize {
+    fn count_accepted(limiter: &mut RateLimiter, peer: &Peer, now_ns: u64, calls: usize) -> usize {
         let limits = Limits::default();
-        (0..calls).filter(|_| allowance.acquire(peer, CallClass::Other, now_ns, &limits).is_ok()).count()
+        (0..calls).filter(|_| limiter.acquire(peer, CallClass::Other, now_ns, &limits).is_ok()).count()
     }
 
     #[test]
-    fn a_user_has_its_burst_then_its_rate_and_nothing_of_anybody_elses() {
+    fn each_user_has_its_own_burst_and_rate() {
         let limits = Limits::default();
         for (access, rate, burst) in [
             (Access::None, limits.stranger_calls_per_s, limits.stranger_calls_burst),
@@ -141,77 +141,76 @@ mod tests {
             (Access::Span, limits.calls_per_s, limits.calls_burst),
             (Access::Telemetry, limits.calls_per_s, limits.calls_burst),
         ] {
-            let mut allowance = RateLimiter::default();
+            let mut limiter = RateLimiter::default();
             let (ann, bob) = (peer(1000, access), peer(2000, access));
             let burst = burst as usize;
-            assert_eq!(count_accepted(&mut allowance, &ann, 0, burst), burst);
-            let excess = allowance.acquire(&ann, CallClass::Other, 0, &limits).unwrap_err();
-            let told =
+            assert_eq!(count_accepted(&mut limiter, &ann, 0, burst), burst);
+            let error = limiter.acquire(&ann, CallClass::Other, 0, &limits).unwrap_err();
+            let expected =
                 MethodError::QuotaExceeded { quota: "calls a second".into(), limit: rate.ceil() as u64 };
-            assert_eq!((excess.error, excess.is_flood), (told, false));
-            assert_eq!(count_accepted(&mut allowance, &bob, 0, burst), burst);
+            assert_eq!((error.error, error.is_flood), (expected, false));
+            assert_eq!(count_accepted(&mut limiter, &bob, 0, burst), burst);
             // The refused call cost a quarter of one.
-            assert_eq!(count_accepted(&mut allowance, &ann, SECOND_NS, burst), rate as usize - 1);
+            assert_eq!(count_accepted(&mut limiter, &ann, SECOND_NS, burst), rate as usize - 1);
         }
     }
 
     #[test]
-    fn a_pause_gives_back_the_burst_and_no_more() {
-        let mut allowance = RateLimiter::default();
+    fn an_idle_bucket_refills_to_its_burst_and_no_more() {
+        let mut limiter = RateLimiter::default();
         let ann = peer(1000, Access::Coarse);
-        assert_eq!(count_accepted(&mut allowance, &ann, 0, 400), 400);
-        assert_eq!(count_accepted(&mut allowance, &ann, 3600 * SECOND_NS, 500), 400);
+        assert_eq!(count_accepted(&mut limiter, &ann, 0, 400), 400);
+        assert_eq!(count_accepted(&mut limiter, &ann, 3600 * SECOND_NS, 500), 400);
     }
 
     #[test]
-    fn a_flood_has_nothing_done_and_is_hung_up_on_but_not_for_ever() {
-        let (mut allowance, limits) = (RateLimiter::default(), Limits::default());
+    fn a_flood_is_refused_and_marked_and_ends_after_a_pause() {
+        let (mut limiter, limits) = (RateLimiter::default(), Limits::default());
         let ann = peer(1000, Access::None);
-        let verdicts: Vec<_> =
-            (0..200).map(|_| allowance.acquire(&ann, CallClass::Other, 0, &limits)).collect();
-        assert_eq!(verdicts.iter().filter(|verdict| verdict.is_ok()).count(), 20);
-        let floods = verdicts.iter().flat_map(|verdict| verdict.as_ref().err());
+        let results: Vec<_> = (0..200).map(|_| limiter.acquire(&ann, CallClass::Other, 0, &limits)).collect();
+        assert_eq!(results.iter().filter(|result| result.is_ok()).count(), 20);
+        let floods = results.iter().flat_map(|result| result.as_ref().err());
         // 20 calls owed at a quarter each.
-        assert_eq!(floods.filter(|excess| excess.is_flood).count(), 200 - 20 - 79);
-        assert!(allowance.acquire(&ann, CallClass::Other, 10 * SECOND_NS, &limits).is_ok());
+        assert_eq!(floods.filter(|error| error.is_flood).count(), 200 - 20 - 79);
+        assert!(limiter.acquire(&ann, CallClass::Other, 10 * SECOND_NS, &limits).is_ok());
     }
 
     #[test]
-    fn as_many_ends_may_be_owed_as_a_burst_has_calls_and_then_it_is_a_flood() {
-        let (mut allowance, limits) = (RateLimiter::default(), Limits::default());
+    fn end_calls_overdraw_a_bucket_by_one_burst_before_they_are_a_flood() {
+        let (mut limiter, limits) = (RateLimiter::default(), Limits::default());
         let ann = peer(1000, Access::Coarse);
         let burst = limits.coarse_calls_burst as usize;
-        assert_eq!(count_accepted(&mut allowance, &ann, 0, burst), burst);
-        let ends = |allowance: &mut RateLimiter, many| {
-            let spend = |_| allowance.acquire(&ann, CallClass::EndSpan, 0, &limits).unwrap_err().is_flood;
-            (0..many).map(spend).filter(|flood| *flood).count()
+        assert_eq!(count_accepted(&mut limiter, &ann, 0, burst), burst);
+        let ends = |limiter: &mut RateLimiter, many| {
+            let spend = |_| limiter.acquire(&ann, CallClass::EndSpan, 0, &limits).unwrap_err().is_flood;
+            (0..many).map(spend).filter(|is_flood| *is_flood).count()
         };
-        assert_eq!(ends(&mut allowance, burst), 0);
-        assert_eq!(ends(&mut allowance, 3), 3);
+        assert_eq!(ends(&mut limiter, burst), 0);
+        assert_eq!(ends(&mut limiter, 3), 3);
         // All of them are owed: two bursts' time later there is as much as at first.
         let rate = limits.coarse_calls_per_s;
         let later_ns = (2.0 * burst as f64 / rate) as u64 * SECOND_NS;
-        assert_eq!(count_accepted(&mut allowance, &ann, later_ns, 2 * burst), burst);
+        assert_eq!(count_accepted(&mut limiter, &ann, later_ns, 2 * burst), burst);
     }
 
     #[test]
-    fn root_is_not_counted() {
-        let mut allowance = RateLimiter::default();
+    fn an_unlimited_peer_has_no_bucket() {
+        let mut limiter = RateLimiter::default();
         let root = Peer { uid: 0, access: Access::Admin, unlimited: true };
-        assert_eq!(count_accepted(&mut allowance, &root, 0, 1_000_000), 1_000_000);
-        assert!(allowance.buckets.is_empty());
+        assert_eq!(count_accepted(&mut limiter, &root, 0, 1_000_000), 1_000_000);
+        assert!(limiter.buckets.is_empty());
     }
 
     #[test]
-    fn users_that_went_away_are_forgotten_and_busy_ones_are_not() {
-        let mut allowance = RateLimiter::default();
+    fn full_buckets_are_evicted_and_active_ones_are_kept() {
+        let mut limiter = RateLimiter::default();
         for uid in 0..100_000 {
             // A tenth of a second for the one call of each.
-            count_accepted(&mut allowance, &peer(uid, Access::None), u64::from(uid) * SECOND_NS / 1000, 1);
+            count_accepted(&mut limiter, &peer(uid, Access::None), u64::from(uid) * SECOND_NS / 1000, 1);
         }
-        assert!(allowance.buckets.len() < 3 * MIN_SWEEP_BUCKETS, "{}", allowance.buckets.len());
-        let mut crowd = RateLimiter::default();
-        (0..5000).for_each(|uid| assert_eq!(count_accepted(&mut crowd, &peer(uid, Access::None), 0, 20), 20));
-        assert_eq!(count_accepted(&mut crowd, &peer(0, Access::None), 0, 1), 0);
+        assert!(limiter.buckets.len() < 3 * MIN_SWEEP_BUCKETS, "{}", limiter.buckets.len());
+        let mut busy = RateLimiter::default();
+        (0..5000).for_each(|uid| assert_eq!(count_accepted(&mut busy, &peer(uid, Access::None), 0, 20), 20));
+        assert_eq!(count_accepted(&mut busy, &peer(0, Access::None), 0, 1), 0);
     }
 }

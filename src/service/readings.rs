@@ -118,38 +118,38 @@ struct MeteredDomain {
 }
 
 impl ReadingCollector {
-    /// Over these samplers; `tell` is told of each change of a domain's state, in words for the administrator.
+    /// Over these samplers; `log` is told of each change of a domain's state, in words for the administrator.
     /// `duplicates`: domains that may be two names of one counter.
-    pub fn new(samplers: Vec<Sampler>, duplicates: Vec<DuplicatePair>, tell: LogFn) -> Self {
-        let mut feeds = Self {
+    pub fn new(samplers: Vec<Sampler>, duplicates: Vec<DuplicatePair>, log: LogFn) -> Self {
+        let mut collector = Self {
             readers: Vec::new(),
             domains: Vec::new(),
             duplicates: DuplicateTracker::default(),
             pending_sources: None,
             is_fast: false,
             liveness_checked_ns: None,
-            log: tell,
+            log,
         };
-        samplers.into_iter().for_each(|sampler| feeds.add_sampler(sampler));
-        feeds.add_duplicate_pairs(duplicates);
-        feeds.update_totals();
-        feeds
+        samplers.into_iter().for_each(|sampler| collector.add_sampler(sampler));
+        collector.add_duplicate_pairs(duplicates);
+        collector.update_totals();
+        collector
     }
 
     fn add_sampler(&mut self, sampler: Sampler) {
-        let from = sampler.stream();
+        let stream = sampler.stream();
         let first = self.domains.len();
-        for (domain, advanced) in from.domains.iter().zip(from.advanced.iter()) {
+        for (domain, advanced) in stream.domains.iter().zip(stream.advanced.iter()) {
             self.domains.push(MeteredDomain::new(
                 domain.clone(),
                 *advanced,
                 DomainOrigin::Sampler(self.readers.len()),
             ));
         }
-        let sample = Sample::empty(from.domains.len());
+        let sample = Sample::empty(stream.domains.len());
         self.readers.push(SamplerReader {
             sampler,
-            ring: from.ring,
+            ring: stream.ring,
             next_index: 0,
             first_domain: first,
             sample,
@@ -162,15 +162,15 @@ impl ReadingCollector {
     }
 
     /// Expects the domains of sources that have not answered. Each source stands for them as a domain that is starting.
-    pub fn add_pending_sources(&mut self, late: PendingSources) {
-        for source in late.starting.names() {
+    pub fn add_pending_sources(&mut self, pending: PendingSources) {
+        for source in pending.starting.names() {
             self.domains.push(MeteredDomain::new(
                 placeholder_domain(source),
                 false,
                 DomainOrigin::Placeholder(0),
             ));
         }
-        self.pending_sources = Some(late);
+        self.pending_sources = Some(pending);
         self.update_placeholders();
         self.update_totals();
         for at in 0..self.domains.len() {
@@ -182,23 +182,23 @@ impl ReadingCollector {
 
     /// Adds the domains of sources that have answered since.
     pub fn attach_started_sources(&mut self, attributor: &mut Attributor) -> Option<AttachedDomains> {
-        let mut late = self.pending_sources.take()?;
+        let mut pending = self.pending_sources.take()?;
         let (first, mut absent, mut any) = (self.domains.len(), Vec::new(), false);
-        while let Some(progress) = late.starting.next_progress(None) {
+        while let Some(progress) = pending.starting.next_progress(None) {
             any = true;
             let mut found = progress.found;
             let present: Vec<&Domain> = self.metered().map(|metered| &metered.domain).collect();
-            choice::keep_new(&mut found, &present, &late.packages);
+            choice::keep_new(&mut found, &present, &pending.packages);
             let before = self.domains.len();
             for opened in found.opened {
-                absent.extend(self.start_sampler(opened, &late).err());
+                absent.extend(self.start_sampler(opened, &pending).err());
             }
-            let brought = self.domains.len() - before;
+            let added = self.domains.len() - before;
             self.add_duplicate_pairs(found.duplicates);
             absent.extend(found.absent);
-            self.record_progress(&progress.source, brought, progress.is_last, attributor);
+            self.record_progress(&progress.source, added, progress.is_last, attributor);
         }
-        self.pending_sources = Some(late).filter(|late| !late.starting.names().is_empty());
+        self.pending_sources = Some(pending).filter(|pending| !pending.starting.names().is_empty());
         if !any {
             return None;
         }
@@ -211,12 +211,13 @@ impl ReadingCollector {
         Some(AttachedDomains { first_domain: first, absent })
     }
 
-    fn start_sampler(&mut self, opened: OpenedSource, late: &PendingSources) -> Result<(), Absent> {
+    fn start_sampler(&mut self, opened: OpenedSource, pending: &PendingSources) -> Result<(), Absent> {
         let source = opened.name;
-        let sampler = sampler::start(opened, &late.settings, late.clock.clone()).map_err(|error| Absent {
-            source: source.into(),
-            reason: format!("the system gives no thread to read it: {error}"),
-        })?;
+        let sampler =
+            sampler::start(opened, &pending.settings, pending.clock.clone()).map_err(|error| Absent {
+                source: source.into(),
+                reason: format!("the system gives no thread to read it: {error}"),
+            })?;
         sampler.set_fast(self.is_fast);
         self.add_sampler(sampler);
         Ok(())
@@ -224,15 +225,16 @@ impl ReadingCollector {
 
     /// A source that has brought all its domains, or none, no longer makes totals unknown; where it brought none, it has
     /// not used anything in the spans that are open.
-    fn record_progress(&mut self, source: &str, brought: usize, is_last: bool, attributor: &mut Attributor) {
+    fn record_progress(&mut self, source: &str, added: usize, is_last: bool, attributor: &mut Attributor) {
         for (at, metered) in self.domains.iter_mut().enumerate() {
-            let DomainOrigin::Placeholder(so_far) = metered.origin else { continue };
+            let DomainOrigin::Placeholder(total_added) = metered.origin else { continue };
             if metered.domain.source != source {
                 continue;
             }
-            let so_far = so_far + brought;
-            metered.origin = if is_last { DomainOrigin::Retired } else { DomainOrigin::Placeholder(so_far) };
-            if is_last && so_far == 0 {
+            let total_added = total_added + added;
+            metered.origin =
+                if is_last { DomainOrigin::Retired } else { DomainOrigin::Placeholder(total_added) };
+            if is_last && total_added == 0 {
                 attributor.exclude(at);
             }
         }
@@ -251,8 +253,8 @@ impl ReadingCollector {
 
     /// What is said of sources that have not answered.
     fn update_placeholders(&mut self) {
-        let Some(late) = &self.pending_sources else { return };
-        let waited_s = late.starting.elapsed().as_secs();
+        let Some(pending) = &self.pending_sources else { return };
+        let waited_s = pending.starting.elapsed().as_secs();
         for metered in
             self.domains.iter_mut().filter(|metered| matches!(metered.origin, DomainOrigin::Placeholder(_)))
         {
@@ -272,8 +274,8 @@ impl ReadingCollector {
 
     /// The names of the domains that are there.
     pub fn names(&self) -> impl Iterator<Item = &str> {
-        let there = self.domains.iter().filter(|metered| metered.origin != DomainOrigin::Retired);
-        there.map(|metered| metered.domain.name.as_str())
+        let active = self.domains.iter().filter(|metered| metered.origin != DomainOrigin::Retired);
+        active.map(|metered| metered.domain.name.as_str())
     }
 
     /// The names of the domains that have readings.
@@ -286,7 +288,8 @@ impl ReadingCollector {
     pub fn wait_for_first_readings(&self) {
         const FIRST_READING_TIMEOUT: Duration = Duration::from_millis(100);
         let deadline = Instant::now() + FIRST_READING_TIMEOUT;
-        while self.readers.iter().any(|feed| feed.ring.written_count() == 0) && Instant::now() < deadline {
+        while self.readers.iter().any(|reader| reader.ring.written_count() == 0) && Instant::now() < deadline
+        {
             std::thread::sleep(Duration::from_micros(200));
         }
     }
@@ -312,50 +315,50 @@ impl ReadingCollector {
     /// Says whether readings are needed now.
     pub fn set_sampling_rate(&mut self, fast: bool) {
         self.is_fast = fast;
-        self.readers.iter().for_each(|feed| feed.sampler.set_fast(fast));
+        self.readers.iter().for_each(|reader| reader.sampler.set_fast(fast));
     }
 
     /// Other rates from now on.
     pub fn set_rates(&mut self, settings: &sampler::SamplerSettings) {
-        if let Some(late) = &mut self.pending_sources {
-            late.settings = settings.clone();
+        if let Some(pending) = &mut self.pending_sources {
+            pending.settings = settings.clone();
         }
-        self.readers.iter().for_each(|feed| feed.sampler.set_rates(settings));
+        self.readers.iter().for_each(|reader| reader.sampler.set_rates(settings));
     }
 
     /// For how long the sampler that is worst off has made no progress.
     pub fn overdue_ns(&self, now_ns: u64) -> u64 {
-        self.readers.iter().map(|feed| feed.sampler.overdue_ns(now_ns)).max().unwrap_or(0)
+        self.readers.iter().map(|reader| reader.sampler.overdue_ns(now_ns)).max().unwrap_or(0)
     }
 
     /// The samplers' own ends, for a recording. Each domain names the parent that it has now, so that a replay counts no
     /// counter twice that may have two names.
     pub fn recording_feeds(&self) -> Vec<sampler::SampleStream> {
-        let source = |feed: &SamplerReader| {
-            let own = self.domains.iter().skip(feed.first_domain).take(feed.sample.readings.len());
+        let source = |reader: &SamplerReader| {
+            let own = self.domains.iter().skip(reader.first_domain).take(reader.sample.readings.len());
             let domains = own.map(|metered| metered.domain.clone()).collect();
-            sampler::SampleStream { domains, ..feed.sampler.stream() }
+            sampler::SampleStream { domains, ..reader.sampler.stream() }
         };
         self.readers.iter().map(source).collect()
     }
 
     /// Passes on every reading that is new.
     pub fn drain(&mut self, now_ns: u64, attributor: &mut Attributor) {
-        for feed in &mut self.readers {
-            let written = feed.ring.written_count();
-            feed.next_index = feed.next_index.max(feed.ring.oldest_index());
-            while feed.next_index < written {
-                if feed.ring.read(feed.next_index, &mut feed.sample) {
-                    let domains = &mut self.domains[feed.first_domain..];
+        for reader in &mut self.readers {
+            let written = reader.ring.written_count();
+            reader.next_index = reader.next_index.max(reader.ring.oldest_index());
+            while reader.next_index < written {
+                if reader.ring.read(reader.next_index, &mut reader.sample) {
+                    let domains = &mut self.domains[reader.first_domain..];
                     process_sample(
-                        &feed.sample,
-                        feed.first_domain,
+                        &reader.sample,
+                        reader.first_domain,
                         domains,
                         &mut self.duplicates,
                         attributor,
                     );
                 }
-                feed.next_index += 1;
+                reader.next_index += 1;
             }
         }
         if self
@@ -373,8 +376,8 @@ impl ReadingCollector {
         self.update_placeholders();
         for at in 0..self.domains.len() {
             let metered = &self.domains[at];
-            let DomainOrigin::Sampler(feed) = metered.origin else { continue };
-            let hung_ns = self.readers[feed].sampler.hung_for_ns(now_ns).filter(|ns| *ns > READ_TIMEOUT_NS);
+            let DomainOrigin::Sampler(reader) = metered.origin else { continue };
+            let hung_ns = self.readers[reader].sampler.hung_for_ns(now_ns).filter(|ns| *ns > READ_TIMEOUT_NS);
             let liveness = match hung_ns {
                 Some(ns) => (Liveness::Lost, Some(hang_reason(&metered.domain.source, ns))),
                 None => domain_liveness(&metered.domain, &metered.profile),
@@ -397,7 +400,7 @@ impl ReadingCollector {
     /// A domain that is found to be a second name leaves the totals of the spans that are open; one that is found to be
     /// independent is in the totals of spans that open from now on, since what it used before was not counted.
     fn resolve_duplicates(&mut self, now_ns: u64, attributor: &mut Attributor) -> bool {
-        let (mut changed, domains, tell) = (false, &mut self.domains, self.log);
+        let (mut changed, domains, log) = (false, &mut self.domains, self.log);
         self.duplicates.resolve(|pair| {
             changed = true;
             match pair.state {
@@ -405,11 +408,11 @@ impl ReadingCollector {
                 Duplicate::Independent => domains[pair.copy].independent_since_ns = Some(now_ns),
                 Duplicate::Undecided => {}
             }
-            log_duplicate(pair, domains, tell);
+            log_duplicate(pair, domains, log);
         });
         let live: Vec<bool> = self.live_flags().collect();
         if self.duplicates.is_survey_due(now_ns, &live) {
-            self.readers.iter().for_each(|feed| feed.sampler.characterise());
+            self.readers.iter().for_each(|reader| reader.sampler.characterise());
         }
         changed
     }
@@ -445,9 +448,9 @@ impl ReadingCollector {
         let membership = self.duplicates.membership(&domains, &live);
         let parents = membership.parents.into_iter();
         let totals = membership.counted.into_iter().zip(membership.undecided);
-        for (metered, (parent, (counted, in_doubt))) in self.domains.iter_mut().zip(parents.zip(totals)) {
+        for (metered, (parent, (counted, is_undecided))) in self.domains.iter_mut().zip(parents.zip(totals)) {
             metered.domain.parent = parent;
-            (metered.counted, metered.is_undecided) = (counted, in_doubt);
+            (metered.counted, metered.is_undecided) = (counted, is_undecided);
         }
         // What a source will show is not known, so it may be any part of the total; but RAPL has one set of registers.
         let rapl_is_read = self.domains.iter().any(|metered| metered.counted && is_rapl(&metered.domain));
@@ -461,7 +464,7 @@ impl ReadingCollector {
 
     /// Every domain as it is now.
     pub fn statuses(&self) -> Vec<DomainStatus> {
-        let there =
+        let active =
             self.domains.iter().enumerate().filter(|(_, metered)| metered.origin != DomainOrigin::Retired);
         let status = |(at, metered): (usize, &MeteredDomain)| {
             let duplicate = self.duplicates.state_of(at);
@@ -471,7 +474,7 @@ impl ReadingCollector {
                 ..metered.status()
             }
         };
-        there.map(status).collect()
+        active.map(status).collect()
     }
 
     /// Whether the total leaves out domains that may be part of it: then it is at least what it says.
@@ -481,7 +484,7 @@ impl ReadingCollector {
 
     /// What became of each sampler's ticks.
     pub fn sampler_statuses(&self) -> Vec<SamplerStatus> {
-        self.readers.iter().map(|feed| feed.status(&self.domains)).collect()
+        self.readers.iter().map(|reader| reader.status(&self.domains)).collect()
     }
 
     /// What the domains used from `from_ns` to `to_ns`: the account of a span that had the machine to itself then, by
@@ -506,8 +509,8 @@ impl ReadingCollector {
         let key = attributor.open(from_ns, opening).ok()?;
         attributor.close(to_ns, key, to_ns, Default::default(), false).ok()?;
         let mut end_ns = to_ns.saturating_add(1);
-        for feed in &self.readers {
-            let last_ns = feed.feed_range(
+        for reader in &self.readers {
+            let last_ns = reader.feed_range(
                 from_ns.saturating_sub(WINDOW_MARGIN_NS),
                 to_ns.saturating_add(WINDOW_MARGIN_NS),
                 &mut attributor,
@@ -549,12 +552,12 @@ impl SamplerReader {
 
 impl MeteredDomain {
     fn new(domain: Domain, advanced: bool, origin: DomainOrigin) -> Self {
-        let character = CounterProfile::new(advanced).with_latency(domain.latency_ns);
+        let profile = CounterProfile::new(advanced).with_latency(domain.latency_ns);
         Self {
-            liveness: domain_liveness(&domain, &character),
+            liveness: domain_liveness(&domain, &profile),
             source_parent: domain.parent.clone(),
             domain,
-            profile: character,
+            profile,
             origin,
             counted: false,
             is_undecided: false,
@@ -576,7 +579,7 @@ impl MeteredDomain {
     }
 
     fn status(&self) -> DomainStatus {
-        let (domain, character) = (&self.domain, &self.profile);
+        let (domain, profile) = (&self.domain, &self.profile);
         // A counter that never moved has measured nothing, which is not 0 J.
         let moved = self.liveness.0 == Liveness::Live || self.energy_uj > self.base_uj;
         let since_start = |energy_uj: u64| Some(energy_uj - self.base_uj?);
@@ -592,12 +595,12 @@ impl MeteredDomain {
             grade: domain.grade,
             liveness: self.liveness.0,
             reason: self.liveness.1.clone(),
-            update_interval_ns: character.update_interval_ns(),
-            quantum_uj: character.quantum_uj(),
-            read_cost_ns: character.read_cost_ns(),
-            residual: character.residual(),
+            update_interval_ns: profile.update_interval_ns(),
+            quantum_uj: profile.quantum_uj(),
+            read_cost_ns: profile.read_cost_ns(),
+            residual: profile.residual(),
             energy_uj: self.energy_uj.filter(|_| moved).and_then(since_start),
-            power_mw: character.power_mw(),
+            power_mw: profile.power_mw(),
         }
     }
 }
@@ -617,7 +620,7 @@ fn process_sample(
     }
 }
 
-fn log_duplicate(pair: &TrackedPair, domains: &[MeteredDomain], tell: LogFn) {
+fn log_duplicate(pair: &TrackedPair, domains: &[MeteredDomain], log: LogFn) {
     let name = |at: usize| domains[at].domain.name.as_str();
     let (original, copy) = (name(pair.original), name(pair.copy));
     let message = match pair.state {
@@ -628,7 +631,7 @@ fn log_duplicate(pair: &TrackedPair, domains: &[MeteredDomain], tell: LogFn) {
         Duplicate::Undecided => return,
     };
     let fields = [("WATTSPAN_DOMAIN", copy), ("WATTSPAN_SOURCE", domains[pair.copy].domain.source.as_str())];
-    tell(&LogEntry { event: &journal::DUPLICATE_DOMAINS, message: &message, fields: &fields });
+    log(&LogEntry { event: &journal::DUPLICATE_DOMAINS, message: &message, fields: &fields });
 }
 
 /// What stands for a source that has not answered. Its kind is what such a source mostly shows.
@@ -669,7 +672,7 @@ mod tests {
     use crate::domain::DomainKind;
 
     #[test]
-    fn a_battery_that_is_silent_rests_and_anything_else_never_answered() {
+    fn an_invalid_reading_means_not_discharging_for_a_battery_and_no_answer_otherwise() {
         let domain = |kind| Domain {
             name: "x".into(),
             kind,
@@ -681,9 +684,9 @@ mod tests {
             latency_ns: 0,
             quantum_uj: 1,
         };
-        let mut character = CounterProfile::new(false);
-        character.observe(1_000, 2_000, &EnergyReading::default());
-        let reason = |kind| domain_liveness(&domain(kind), &character).1.unwrap();
+        let mut profile = CounterProfile::new(false);
+        profile.observe(1_000, 2_000, &EnergyReading::default());
+        let reason = |kind| domain_liveness(&domain(kind), &profile).1.unwrap();
         assert!(reason(DomainKind::Battery).contains("not discharging"), "{}", reason(DomainKind::Battery));
         assert!(reason(DomainKind::Gpu).contains("never answered"), "{}", reason(DomainKind::Gpu));
     }

@@ -36,27 +36,33 @@ pub struct DaemonControl {
 
 impl DaemonControl {
     /// For a daemon that was started with `config`.
-    pub fn new(config: Config, reread: ConfigLoader, manager: ServiceManager, tell: LogFn) -> Self {
-        let (most_hz, reach) = (config.rate_hz, AccessPolicy::new(&config.access).socket_permissions());
+    pub fn new(
+        config: Config,
+        load_config: ConfigLoader,
+        service_manager: ServiceManager,
+        log: LogFn,
+    ) -> Self {
+        let (max_rate_hz, socket_permissions) =
+            (config.rate_hz, AccessPolicy::new(&config.access).socket_permissions());
         let bus_message_bytes = config.bus.is_enabled().then_some(config.limits.message_bytes);
-        let (beat_at_ns, renewed) = (0, false);
+        let (watchdog_due_ns, has_new_settings) = (0, false);
         Self {
             config,
-            socket_permissions: reach,
+            socket_permissions,
             bus_message_bytes,
-            load_config: reread,
-            max_rate_hz: most_hz,
-            service_manager: manager,
-            log: tell,
-            watchdog_due_ns: beat_at_ns,
-            has_new_settings: renewed,
+            load_config,
+            max_rate_hz,
+            service_manager,
+            log,
+            watchdog_due_ns,
+            has_new_settings,
         }
     }
 
     /// The keys that are taken, but hold in part only until the daemon starts again.
-    fn partially_applied_keys(&self, reach: SocketPermissions) -> Vec<String> {
+    fn partially_applied_keys(&self, socket_permissions: SocketPermissions) -> Vec<String> {
         let limit = self.bus_message_bytes.filter(|bytes| *bytes != self.config.limits.message_bytes);
-        let group = match (self.socket_permissions, reach) {
+        let group = match (self.socket_permissions, socket_permissions) {
             (before, now) if before == now => None,
             (SocketPermissions::AllUsers, _) | (_, SocketPermissions::AllUsers) => {
                 Some("access.coarse_group")
@@ -73,50 +79,50 @@ impl Service {
     /// # Errors
     /// What was read is broken, in words with file and key; or this is no daemon.
     pub fn reload(&mut self) -> Result<ReloadReply, MethodError> {
-        let Some(upkeep) = &mut self.daemon else {
+        let Some(daemon) = &mut self.daemon else {
             return Err(MethodError::MethodNotImplemented { method: Reload::NAME.into() });
         };
-        upkeep.service_manager.notify_reloading();
-        let read = (upkeep.load_config)();
-        let done = match read {
+        daemon.service_manager.notify_reloading();
+        let new_config = (daemon.load_config)();
+        let result = match new_config {
             Ok(config) => Ok(self.apply_config(&config)),
-            Err(wrong) => Err(wrong.to_string()),
+            Err(error) => Err(error.to_string()),
         };
-        self.log_reload(&done);
+        self.log_reload(&result);
         self.notify_ready();
-        done.map_err(|reason| MethodError::InvalidValue { field: "configuration".into(), reason })
+        result.map_err(|reason| MethodError::InvalidValue { field: "configuration".into(), reason })
     }
 
-    fn apply_config(&mut self, read: &Config) -> ReloadReply {
-        let Some(upkeep) = &mut self.daemon else { return ReloadReply::default() };
-        let (next, mut change) = upkeep.config.apply_reload(read, upkeep.max_rate_hz);
-        let plan = StartupSettings::from_config(&next);
+    fn apply_config(&mut self, new_config: &Config) -> ReloadReply {
+        let Some(daemon) = &mut self.daemon else { return ReloadReply::default() };
+        let (next, mut change) = daemon.config.apply_reload(new_config, daemon.max_rate_hz);
+        let settings = StartupSettings::from_config(&next);
         let rates = |config: &Config| (config.rate_hz, config.idle_rate_hz);
-        if rates(&next) != rates(&upkeep.config) {
-            self.collector.set_rates(&plan.sampler);
+        if rates(&next) != rates(&daemon.config) {
+            self.collector.set_rates(&settings.sampler);
         }
-        upkeep.config = next;
-        upkeep.has_new_settings = true;
+        daemon.config = next;
+        daemon.has_new_settings = true;
         change
             .needs_restart
-            .append(&mut upkeep.partially_applied_keys(plan.service.policy.socket_permissions()));
+            .append(&mut daemon.partially_applied_keys(settings.service.policy.socket_permissions()));
         change.needs_restart.sort();
-        let attribution_settings = &plan.service.attribution;
+        let attribution_settings = &settings.service.attribution;
         self.attributor.reconfigure(
             attribution_settings.idle_mw.clone(),
             attribution_settings.max_open_spans,
             attribution_settings.max_pending_weight_changes,
         );
-        self.registry.set_limits(plan.service.limits.clone());
+        self.registry.set_limits(settings.service.limits.clone());
         // The attributor's other settings need a restart, so what holds is what was.
-        self.settings.limits = plan.service.limits;
-        self.settings.policy = plan.service.policy;
+        self.settings.limits = settings.service.limits;
+        self.settings.policy = settings.service.policy;
         ReloadReply { changed: change.applied, needs_restart: change.needs_restart }
     }
 
-    fn log_reload(&self, done: &Result<ReloadReply, String>) {
-        let Some(upkeep) = &self.daemon else { return };
-        match done {
+    fn log_reload(&self, result: &Result<ReloadReply, String>) {
+        let Some(daemon) = &self.daemon else { return };
+        match result {
             Ok(reloaded) => {
                 let keys = |keys: &[String]| if keys.is_empty() { "nothing".into() } else { keys.join(", ") };
                 let changed = keys(&reloaded.changed);
@@ -127,7 +133,7 @@ impl Service {
                 }
                 let fields =
                     [("WATTSPAN_CHANGED", changed.as_str()), ("WATTSPAN_NEEDS_RESTART", restart.as_str())];
-                (upkeep.log)(&LogEntry {
+                (daemon.log)(&LogEntry {
                     event: &journal::CONFIG_RELOADED,
                     message: &message,
                     fields: &fields,
@@ -136,7 +142,7 @@ impl Service {
             Err(reason) => {
                 let message = format!("not reloaded, nothing changed: {reason}");
                 let fields = [("WATTSPAN_REASON", reason.as_str())];
-                (upkeep.log)(&LogEntry {
+                (daemon.log)(&LogEntry {
                     event: &journal::CONFIG_REJECTED,
                     message: &message,
                     fields: &fields,
@@ -147,40 +153,40 @@ impl Service {
 
     /// Everything listens.
     pub fn notify_ready(&self) {
-        if let Some(upkeep) = &self.daemon {
-            upkeep.service_manager.notify_ready(&format!("measures {}", self.domain_names().join(", ")));
+        if let Some(daemon) = &self.daemon {
+            daemon.service_manager.notify_ready(&format!("measures {}", self.domain_names().join(", ")));
         }
     }
 
     /// The end has begun.
     pub fn notify_stopping(&self) {
-        if let Some(upkeep) = &self.daemon {
-            upkeep.service_manager.notify_stopping();
+        if let Some(daemon) = &self.daemon {
+            daemon.service_manager.notify_stopping();
         }
     }
 
     /// When the watchdog is to be fed next, if there is one.
     pub fn watchdog_due_ns(&self) -> Option<u64> {
-        let upkeep = self.daemon.as_ref()?;
-        upkeep.service_manager.watchdog_interval_ns().map(|_| upkeep.watchdog_due_ns)
+        let daemon = self.daemon.as_ref()?;
+        daemon.service_manager.watchdog_interval_ns().map(|_| daemon.watchdog_due_ns)
     }
 
     /// Feeds the watchdog where it is time to, and where every thread makes progress.
     pub fn notify_watchdog(&mut self, now_ns: u64) {
-        let Some(upkeep) = &mut self.daemon else { return };
+        let Some(daemon) = &mut self.daemon else { return };
         let Some(period_ns) =
-            upkeep.service_manager.watchdog_interval_ns().filter(|_| now_ns >= upkeep.watchdog_due_ns)
+            daemon.service_manager.watchdog_interval_ns().filter(|_| now_ns >= daemon.watchdog_due_ns)
         else {
             return;
         };
-        upkeep.watchdog_due_ns = now_ns + period_ns;
+        daemon.watchdog_due_ns = now_ns + period_ns;
         if self.collector.overdue_ns(now_ns) < period_ns {
-            upkeep.service_manager.notify_watchdog();
+            daemon.service_manager.notify_watchdog();
         }
     }
 
     /// Whether limits or policy changed since this was last asked.
     pub fn take_new_settings(&mut self) -> bool {
-        self.daemon.as_mut().is_some_and(|upkeep| std::mem::take(&mut upkeep.has_new_settings))
+        self.daemon.as_mut().is_some_and(|daemon| std::mem::take(&mut daemon.has_new_settings))
     }
 }

@@ -1,7 +1,7 @@
 //! The one place where a request meets the attributor.
 //!
 //! Owns the attributor, the feeds that fill it, and the register of whose span is which. Knows no transport: callers come
-//! with a [`Peer`], answers go out as values, awaited ones under a [`Ticket`]. Everything here runs on one thread and
+//! with a [`Peer`], answers go out as values, awaited ones under a [`ReplyTo`]. Everything here runs on one thread and
 //! never waits; time comes from the one clock it was given.
 
 use std::collections::HashMap;
@@ -127,21 +127,21 @@ pub struct Service {
 impl Service {
     /// A service over feeds that run already. Fails where the kernel's random device cannot be opened.
     pub fn new(
-        feeds: ReadingCollector,
+        collector: ReadingCollector,
         absent: Vec<Absent>,
         settings: ServiceSettings,
         clock: Clock,
     ) -> io::Result<Self> {
-        let index = feeds.domains().enumerate().map(|(at, domain)| (domain.name.clone(), at)).collect();
+        let index = collector.domains().enumerate().map(|(at, domain)| (domain.name.clone(), at)).collect();
         let mut attributor =
-            Attributor::new(feeds.domains().cloned().collect(), settings.attribution.clone());
-        feeds.publish_domain_state(&mut attributor);
-        let gpus = GpuProcessUsage::new(feeds.domains().enumerate(), settings.nvml_library.clone());
-        let domains = feeds.domains().count().min(MAX_DOMAINS);
+            Attributor::new(collector.domains().cloned().collect(), settings.attribution.clone());
+        collector.publish_domain_state(&mut attributor);
+        let gpus = GpuProcessUsage::new(collector.domains().enumerate(), settings.nvml_library.clone());
+        let domains = collector.domains().count().min(MAX_DOMAINS);
         Ok(Self {
             clock,
             attributor,
-            collector: feeds,
+            collector,
             absent,
             registry: SpanRegistry::new(settings.limits.clone(), domains),
             coarse_spans: CoarseSpans::new(settings.attribution.horizon_ns),
@@ -170,8 +170,8 @@ impl Service {
     }
 
     /// Makes it a daemon's: it can be reloaded, tells the service manager how it is, and shows what it gave up.
-    pub fn enable_daemon_mode(&mut self, upkeep: DaemonControl, confinement: ProcessPrivileges) {
-        (self.daemon, self.confinement) = (Some(upkeep), Some(confinement));
+    pub fn enable_daemon_mode(&mut self, daemon: DaemonControl, confinement: ProcessPrivileges) {
+        (self.daemon, self.confinement) = (Some(daemon), Some(confinement));
     }
 
     /// The service's clock.
@@ -188,11 +188,11 @@ impl Service {
     ///
     /// # Errors
     /// The peer's calls are used up.
-    pub fn check_rate_limit(&mut self, peer: &Peer, errand: CallClass) -> Result<(), RateLimitError> {
+    pub fn check_rate_limit(&mut self, peer: &Peer, class: CallClass) -> Result<(), RateLimitError> {
         if peer.unlimited {
             return Ok(());
         }
-        self.rate_limiter.acquire(peer, errand, self.clock.now_ns(), &self.settings.limits)
+        self.rate_limiter.acquire(peer, class, self.clock.now_ns(), &self.settings.limits)
     }
 
     /// Who may what.
@@ -242,9 +242,9 @@ impl Service {
     fn attach_started_sources(&mut self) {
         let Some(attached) = self.collector.attach_started_sources(&mut self.attributor) else { return };
         self.absent.extend(attached.absent);
-        let new = || self.collector.domains().enumerate().skip(attached.first_domain);
-        self.domain_index.extend(new().map(|(at, domain)| (domain.name.clone(), at)));
-        self.process_tracker.add_gpus(new());
+        let new_domains = || self.collector.domains().enumerate().skip(attached.first_domain);
+        self.domain_index.extend(new_domains().map(|(at, domain)| (domain.name.clone(), at)));
+        self.process_tracker.add_gpus(new_domains());
         self.registry.set_domains(self.collector.domains().count().min(MAX_DOMAINS));
     }
 
@@ -254,12 +254,13 @@ impl Service {
     fn settle_within_budget(&mut self, now_ns: u64, since_ns: u64) -> bool {
         const MIN_BUDGET_NS: u64 = 100_000;
         const MAX_BUDGET_NS: u64 = 2_000_000;
-        let mut settled = std::mem::take(&mut self.settled_buffer);
+        let mut settled_buffer = std::mem::take(&mut self.settled_buffer);
         let end_ns = now_ns + since_ns.clamp(MIN_BUDGET_NS, MAX_BUDGET_NS);
         let more = loop {
-            let more =
-                self.attributor.drain_settled_up_to(1, |span| settled.push((span.key(), span.account())));
-            for (key, account) in settled.drain(..) {
+            let more = self
+                .attributor
+                .drain_settled_up_to(1, |span| settled_buffer.push((span.key(), span.account())));
+            for (key, account) in settled_buffer.drain(..) {
                 if let Some(account) = self.coarse_spans.withhold(key, account, now_ns) {
                     self.finalize_span(account, now_ns);
                 }
@@ -268,7 +269,7 @@ impl Service {
                 break more;
             }
         };
-        self.settled_buffer = settled;
+        self.settled_buffer = settled_buffer;
         more
     }
 
@@ -280,22 +281,24 @@ impl Service {
         const EDGE_BYTES: usize = 128;
         /// Then once more: the disk's thread has freed its part too.
         const SECOND_RELEASE_NS: u64 = 2_000_000_000;
-        let edges = self.attributor.pending_edge_count() * EDGE_BYTES;
-        let held = self.registry.held() + edges + self.pending_store_bytes();
-        self.peak_span_bytes = self.peak_span_bytes.max(held);
-        let much = self.peak_span_bytes >= MIN_RELEASE_BYTES && held <= self.peak_span_bytes / 4;
-        let calm = held < MIN_RELEASE_BYTES && self.compact_due_ns.is_some_and(|at_ns| now_ns >= at_ns);
-        if !much && !calm {
+        let edge_bytes = self.attributor.pending_edge_count() * EDGE_BYTES;
+        let span_bytes = self.registry.memory_bytes() + edge_bytes + self.pending_store_bytes();
+        self.peak_span_bytes = self.peak_span_bytes.max(span_bytes);
+        let is_large_drop =
+            self.peak_span_bytes >= MIN_RELEASE_BYTES && span_bytes <= self.peak_span_bytes / 4;
+        let is_second_release =
+            span_bytes < MIN_RELEASE_BYTES && self.compact_due_ns.is_some_and(|at_ns| now_ns >= at_ns);
+        if !is_large_drop && !is_second_release {
             return;
         }
-        self.peak_span_bytes = held;
+        self.peak_span_bytes = span_bytes;
         self.attributor.shrink();
         self.registry.shrink();
         self.coarse_spans.shrink();
-        if calm {
+        if is_second_release {
             self.registry.compact(self.committed_number());
         }
-        self.compact_due_ns = much.then_some(now_ns + SECOND_RELEASE_NS);
+        self.compact_due_ns = is_large_drop.then_some(now_ns + SECOND_RELEASE_NS);
         allocator::return_free_memory();
     }
 
@@ -307,11 +310,11 @@ impl Service {
         const IDLE_POLL_NS: u64 = 1_000_000_000;
         /// An account that is due and has not come waits for a reading; looking more often than they come is vain.
         const MIN_POLL_NS: u64 = 500_000;
-        let relaxed_ns = now_ns + if self.is_fast { ACTIVE_POLL_NS } else { IDLE_POLL_NS };
-        let relaxed_ns =
-            self.coarse_spans.next_release_ns().map_or(relaxed_ns, |due_ns| due_ns.clamp(now_ns, relaxed_ns));
-        let looks = [self.process_sample_due_ns(), self.store_timeout_at_ns()].into_iter().flatten();
-        let relaxed_ns = looks.fold(relaxed_ns, |soonest_ns, due_ns| soonest_ns.min(due_ns.max(now_ns)));
+        let latest_ns = now_ns + if self.is_fast { ACTIVE_POLL_NS } else { IDLE_POLL_NS };
+        let latest_ns =
+            self.coarse_spans.next_release_ns().map_or(latest_ns, |due_ns| due_ns.clamp(now_ns, latest_ns));
+        let due_times = [self.process_sample_due_ns(), self.store_timeout_at_ns()].into_iter().flatten();
+        let latest_ns = due_times.fold(latest_ns, |soonest_ns, due_ns| soonest_ns.min(due_ns.max(now_ns)));
         if self.has_more_settled
             || !self.final_accounts.is_empty()
             || !self.store_replies.is_empty()
@@ -319,11 +322,11 @@ impl Service {
         {
             return now_ns;
         }
-        if self.registry.waiting() == 0 {
-            return relaxed_ns;
+        if self.registry.waiting_replies() == 0 {
+            return latest_ns;
         }
-        let due_ns = self.attributor.next_settle_ns().unwrap_or(relaxed_ns);
-        due_ns.max(now_ns + MIN_POLL_NS).min(relaxed_ns)
+        let due_ns = self.attributor.next_settle_ns().unwrap_or(latest_ns);
+        due_ns.max(now_ns + MIN_POLL_NS).min(latest_ns)
     }
 
     /// The accounts so far of all who wait for a final one; for the end of the daemon. Questions that the disk has not
@@ -331,13 +334,13 @@ impl Service {
     pub fn take_waiting_replies(&mut self) -> Vec<(ReplyTo, Account)> {
         let now_ns = self.clock.now_ns();
         self.answer_from_memory();
-        let mut given_up = self.take_pending_accounts();
+        let mut replies = self.take_pending_accounts();
         let waiting = self.registry.take_waiting_replies();
-        let so_far = |(ticket, key)| {
-            Some((ticket, self.current_account(now_ns, "", SpanLookup::Unsettled(key)).ok()?))
+        let current_account = |(reply_to, key)| {
+            Some((reply_to, self.current_account(now_ns, "", SpanLookup::Unsettled(key)).ok()?))
         };
-        given_up.extend(waiting.into_iter().filter_map(so_far));
-        given_up
+        replies.extend(waiting.into_iter().filter_map(current_account));
+        replies
     }
 
     /// What the samplers give, for a recording; they are fast from here on.
@@ -359,25 +362,25 @@ impl Service {
 
     /// How many wait for a final account, or an old one.
     pub fn waiting_replies(&self) -> usize {
-        self.registry.waiting() + self.waiting_for_store()
+        self.registry.waiting_replies() + self.waiting_for_store()
     }
 
     /// The samplers are to be fast, or need not be; they linger by themselves.
-    pub(crate) fn set_sampling_rate(&mut self, fast: bool) {
-        let fast = fast || self.is_recording;
-        if fast != self.is_fast {
-            self.is_fast = fast;
-            self.collector.set_sampling_rate(fast);
+    pub(crate) fn set_sampling_rate(&mut self, is_fast: bool) {
+        let is_fast = is_fast || self.is_recording;
+        if is_fast != self.is_fast {
+            self.is_fast = is_fast;
+            self.collector.set_sampling_rate(is_fast);
         }
     }
 
     /// The instant a client names, or now.
     pub(crate) fn validate_instant(&self, at_ns: Option<i64>, now_ns: u64) -> Result<u64, MethodError> {
-        let Some(asked) = at_ns else { return Ok(now_ns) };
+        let Some(requested) = at_ns else { return Ok(now_ns) };
         let (earliest_ns, latest_ns) =
             (now_ns.saturating_sub(self.settings.history_ns), now_ns.saturating_add(MAX_FUTURE_NS));
-        let inside = u64::try_from(asked).ok().filter(|at_ns| (earliest_ns..=latest_ns).contains(at_ns));
-        inside.ok_or(MethodError::InvalidTime { at_ns: asked, earliest_ns, latest_ns })
+        let inside = u64::try_from(requested).ok().filter(|at_ns| (earliest_ns..=latest_ns).contains(at_ns));
+        inside.ok_or(MethodError::InvalidTime { at_ns: requested, earliest_ns, latest_ns })
     }
 }
 

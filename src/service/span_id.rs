@@ -49,7 +49,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_have_128_bits_and_none_comes_twice() {
+    fn span_ids_have_128_bits_and_are_unique() {
         let mut tokens = SpanIdGenerator::new().unwrap();
         let names: std::collections::HashSet<String> = (0..1000).map(|_| tokens.generate()).collect();
         assert_eq!(names.len(), 1000);

@@ -35,35 +35,36 @@ impl SpanRegistry {
     }
 
     /// The spans that are open, one user's or everybody's: name and place in the attributor, in no order.
-    pub fn open_spans(&self, whose: Option<u32>) -> impl Iterator<Item = (&str, SpanKey)> {
-        let owned = self.connections.values().filter(move |(uid, _)| whose.is_none_or(|whose| whose == *uid));
-        let names = owned.flat_map(|(uid, spans)| spans.iter().map(|span| (*uid, span)));
+    pub fn open_spans(&self, uid_filter: Option<u32>) -> impl Iterator<Item = (&str, SpanKey)> {
+        let connections =
+            self.connections.values().filter(move |(uid, _)| uid_filter.is_none_or(|wanted| wanted == *uid));
+        let names = connections.flat_map(|(uid, spans)| spans.iter().map(|span| (*uid, span)));
         names.filter_map(|(uid, span)| Some((&**span, self.find_open(uid, span).ok()?.key)))
     }
 
     /// The latest remembered accounts, one user's or everybody's, the latest last: at most `limit`, and fewer where they
-    /// are large, so that an answer stays below a megabyte; each with its number in the store. Only those that `takes`.
+    /// are large, so that an answer stays below a megabyte; each with its number in the store. Only those that `matches`.
     pub fn latest_accounts(
         &self,
-        whose: Option<u32>,
+        uid_filter: Option<u32>,
         limit: usize,
-        takes: impl Fn(&Account) -> bool,
+        matches: impl Fn(&Account) -> bool,
     ) -> Vec<(Arc<Account>, Option<u64>)> {
-        let users = self.users.iter().filter(|(uid, _)| whose.is_none_or(|whose| whose == **uid));
+        let users = self.users.iter().filter(|(uid, _)| uid_filter.is_none_or(|wanted| wanted == **uid));
         let of_user = |user: &'_ UserSpans| {
             let settled = user.remembered.iter().rev().filter_map(|span| match user.spans.get(span) {
-                Some(SpanEntry::Settled { account, bytes, store_number: kept }) => {
-                    Some((Arc::clone(account), *bytes, *kept))
+                Some(SpanEntry::Settled { account, bytes, store_number }) => {
+                    Some((Arc::clone(account), *bytes, *store_number))
                 }
                 _ => None,
             });
-            settled.filter(|(account, ..)| takes(account)).take(limit).collect::<Vec<_>>()
+            settled.filter(|(account, ..)| matches(account)).take(limit).collect::<Vec<_>>()
         };
         let mut accounts: Vec<_> = users.flat_map(|(_, user)| of_user(user)).collect();
         accounts.sort_by_key(|(account, ..)| std::cmp::Reverse((account.closed_ns, account.opened_ns)));
-        let fits = accounts.into_iter().take(limit).scan(0, |sum, (account, bytes, kept)| {
+        let fits = accounts.into_iter().take(limit).scan(0, |sum, (account, bytes, store_number)| {
             *sum += bytes;
-            (*sum <= MAX_LIST_BYTES).then_some((account, kept))
+            (*sum <= MAX_LIST_BYTES).then_some((account, store_number))
         });
         let mut latest: Vec<_> = fits.collect();
         latest.reverse();
@@ -77,8 +78,8 @@ impl From<&SpanEntry> for SpanLookup {
             SpanEntry::Open(OpenSpanEntry { key, .. }) | SpanEntry::Closing { key, .. } => {
                 SpanLookup::Unsettled(*key)
             }
-            SpanEntry::Settled { account, store_number: kept, .. } => {
-                SpanLookup::Settled(Arc::clone(account), *kept)
+            SpanEntry::Settled { account, store_number, .. } => {
+                SpanLookup::Settled(Arc::clone(account), *store_number)
             }
         }
     }

@@ -18,11 +18,11 @@ impl Service {
     /// OpenSpan.
     pub fn open_span(&mut self, caller: &Caller, mut call: OpenSpan) -> Result<OpenedSpan, MethodError> {
         let now_ns = self.clock.now_ns();
-        let asked_ns = self.validate_instant(call.at_ns, now_ns)?;
-        let coarse = caller.peer.access < Access::Span;
-        let at_ns = if coarse { self.coarse_spans.opening_ns(asked_ns, now_ns) } else { asked_ns };
+        let requested_ns = self.validate_instant(call.at_ns, now_ns)?;
+        let is_coarse = caller.peer.access < Access::Span;
+        let at_ns = if is_coarse { self.coarse_spans.opening_ns(requested_ns, now_ns) } else { requested_ns };
         let weight = call.weight.unwrap_or(1.0);
-        if coarse {
+        if is_coarse {
             coarse_grid::check_weight(weight)?;
         }
         let span = match call.span.take() {
@@ -36,7 +36,7 @@ impl Service {
         metadata_limits::check_text("name", &name, metadata_limits::MAX_NAME_BYTES)?;
         let attributes = call.attributes.take().unwrap_or_default();
         metadata_limits::check_attributes(&attributes, 0)?;
-        let size = self.registry.estimate_size(&span, &name, &attributes, coarse);
+        let size = self.registry.estimate_size(&span, &name, &attributes, is_coarse);
         self.registry.check_open(&caller.peer, &span, size)?;
         let subject = self.resolve_subject(caller, &call)?;
         let opening = NewSpan {
@@ -50,11 +50,10 @@ impl Service {
             opened_unix_ns: clock::unix_ns().saturating_add(at_ns).saturating_sub(now_ns),
             subject,
         };
-        let key =
-            self.attributor.open(now_ns, opening).map_err(|refused| method_error(refused, &span, at_ns))?;
+        let key = self.attributor.open(now_ns, opening).map_err(|error| method_error(error, &span, at_ns))?;
         self.registry.insert(caller.peer.uid, &span, key, caller.reply_to.connection, size);
-        if coarse {
-            self.coarse_spans.insert(key, asked_ns, at_ns);
+        if is_coarse {
+            self.coarse_spans.insert(key, requested_ns, at_ns);
         }
         self.set_sampling_rate(true);
         Ok(OpenedSpan { span })
@@ -65,12 +64,12 @@ impl Service {
         let now_ns = self.clock.now_ns();
         let open = self.find_open_span(peer, &call.span)?;
         metadata_limits::check_identifier("phase", &call.phase, metadata_limits::MAX_PHASE_BYTES)?;
-        let asked_ns = self.validate_edge(open.key, call.at_ns, now_ns)?;
-        let at_ns = self.coarse_spans.edge_ns(open.key, asked_ns, now_ns)?;
+        let requested_ns = self.validate_edge(open.key, call.at_ns, now_ns)?;
+        let at_ns = self.coarse_spans.edge_ns(open.key, requested_ns, now_ns)?;
         let size = self.registry.check_phase(peer, &open, &call.phase)?;
         let marked = self.attributor.begin_phase(now_ns, open.key, call.phase, at_ns);
-        marked.map_err(|refused| method_error(refused, &call.span, at_ns))?;
-        self.coarse_spans.add_moved_ns(open.key, asked_ns, at_ns);
+        marked.map_err(|error| method_error(error, &call.span, at_ns))?;
+        self.coarse_spans.add_moved_ns(open.key, requested_ns, at_ns);
         self.registry.record_phase(peer.uid, &call.span, size);
         Ok(())
     }
@@ -82,12 +81,12 @@ impl Service {
         if peer.access < Access::Span {
             coarse_grid::check_weight(call.weight)?;
         }
-        let asked_ns = self.validate_edge(open.key, call.at_ns, now_ns)?;
-        let at_ns = self.coarse_spans.edge_ns(open.key, asked_ns, now_ns)?;
+        let requested_ns = self.validate_edge(open.key, call.at_ns, now_ns)?;
+        let at_ns = self.coarse_spans.edge_ns(open.key, requested_ns, now_ns)?;
         let size = self.registry.check_weight(peer, &open)?;
         let set = self.attributor.set_weight(now_ns, open.key, call.weight, at_ns);
-        set.map_err(|refused| method_error(refused, &call.span, at_ns))?;
-        self.coarse_spans.add_moved_ns(open.key, asked_ns, at_ns);
+        set.map_err(|error| method_error(error, &call.span, at_ns))?;
+        self.coarse_spans.add_moved_ns(open.key, requested_ns, at_ns);
         if size != SpanSize::default() {
             self.registry.record_weight_change(peer.uid, &call.span, size);
         }
@@ -104,25 +103,25 @@ impl Service {
         let now_ns = self.clock.now_ns();
         let peer = &caller.peer;
         let open = self.find_open_span(peer, &call.span)?;
-        let asked_ns = self.validate_edge(open.key, call.at_ns, now_ns)?;
-        let at_ns = self.coarse_spans.close_ns(open.key, asked_ns, now_ns)?;
+        let requested_ns = self.validate_edge(open.key, call.at_ns, now_ns)?;
+        let at_ns = self.coarse_spans.close_ns(open.key, requested_ns, now_ns)?;
         let attributes = call.attributes.unwrap_or_default();
-        let noted = metadata_limits::check_attributes(&attributes, open.attribute_count())?;
-        let held = footprint::attributes_bytes(&attributes);
-        let more = SpanSize { text_bytes: noted, attribute_count: attributes.len(), memory_bytes: held };
+        let text_bytes = metadata_limits::check_attributes(&attributes, open.attribute_count())?;
+        let memory_bytes = footprint::attributes_bytes(&attributes);
+        let growth = SpanSize { text_bytes, attribute_count: attributes.len(), memory_bytes };
         if !attributes.is_empty() {
-            self.registry.check_growth(peer, more)?;
+            self.registry.check_growth(peer, growth)?;
         }
         let closed = self.attributor.close(now_ns, open.key, at_ns, attributes, false);
-        closed.map_err(|refused| method_error(refused, &call.span, at_ns))?;
-        self.coarse_spans.add_moved_ns(open.key, asked_ns, at_ns);
-        self.registry.begin_close(peer.uid, &call.span, more, wait.then_some(caller.reply_to));
+        closed.map_err(|error| method_error(error, &call.span, at_ns))?;
+        self.coarse_spans.add_moved_ns(open.key, requested_ns, at_ns);
+        self.registry.begin_close(peer.uid, &call.span, growth, wait.then_some(caller.reply_to));
         if wait {
             return Ok(AccountOutcome::Deferred);
         }
         self.refresh_if_stale(now_ns);
-        let known = self.registry.find(peer.uid, &call.span)?;
-        self.current_account(now_ns, &call.span, known)
+        let lookup = self.registry.find(peer.uid, &call.span)?;
+        self.current_account(now_ns, &call.span, lookup)
             .map(|account| AccountOutcome::Ready(Box::new(account)))
     }
 
@@ -130,14 +129,12 @@ impl Service {
     pub fn cancel_span(&mut self, peer: &Peer, span: &str) -> Result<(), MethodError> {
         let now_ns = self.clock.now_ns();
         let open = self.find_open_span(peer, span)?;
-        let asked_ns = self.now_or_opening_ns(open.key, now_ns);
-        let at_ns = self.coarse_spans.edge_ns(open.key, asked_ns, now_ns)?;
-        self.attributor
-            .cancel(now_ns, open.key, at_ns)
-            .map_err(|refused| method_error(refused, span, at_ns))?;
+        let requested_ns = self.now_or_opening_ns(open.key, now_ns);
+        let at_ns = self.coarse_spans.edge_ns(open.key, requested_ns, now_ns)?;
+        self.attributor.cancel(now_ns, open.key, at_ns).map_err(|error| method_error(error, span, at_ns))?;
         self.coarse_spans.remove(open.key);
-        let journalled = self.registry.remove_open(peer.uid, span);
-        self.remove_from_journal(journalled);
+        let journal_key = self.registry.remove_open(peer.uid, span);
+        self.remove_from_journal(journal_key);
         Ok(())
     }
 
@@ -145,11 +142,11 @@ impl Service {
     pub fn close_connection(&mut self, connection: ConnectionId) {
         let now_ns = self.clock.now_ns();
         for key in self.registry.close_connection(connection) {
-            let asked_ns = self.now_or_opening_ns(key, now_ns);
-            let at_ns = self.coarse_spans.close_ns(key, asked_ns, now_ns).unwrap_or(asked_ns);
+            let requested_ns = self.now_or_opening_ns(key, now_ns);
+            let at_ns = self.coarse_spans.close_ns(key, requested_ns, now_ns).unwrap_or(requested_ns);
             // The register has the span open, so the attributor has; and the attributor takes an abandoned close at any instant.
             let _ = self.attributor.close(now_ns, key, at_ns, BTreeMap::new(), true);
-            self.coarse_spans.add_moved_ns(key, asked_ns, at_ns);
+            self.coarse_spans.add_moved_ns(key, requested_ns, at_ns);
         }
     }
 
@@ -168,8 +165,8 @@ impl Service {
 
     /// Now, or when the span began where that lies a moment ahead: nothing of it is earlier.
     fn now_or_opening_ns(&self, key: SpanKey, now_ns: u64) -> u64 {
-        let asked_ns = self.coarse_spans.requested_ns(key).or_else(|| self.attributor.requested_ns(key));
-        asked_ns.map_or(now_ns, |asked_ns| asked_ns.max(now_ns))
+        let requested_ns = self.coarse_spans.requested_ns(key).or_else(|| self.attributor.requested_ns(key));
+        requested_ns.map_or(now_ns, |requested_ns| requested_ns.max(now_ns))
     }
 
     /// The caller's open span of this name. A span that its user opened with more access is none of a coarse caller's,
@@ -206,8 +203,8 @@ impl Service {
 }
 
 /// The attributor's refusal in the words of the wire.
-fn method_error(refused: AttributionError, span: &str, at_ns: u64) -> MethodError {
-    match refused {
+fn method_error(error: AttributionError, span: &str, at_ns: u64) -> MethodError {
+    match error {
         AttributionError::NoSuchSpan => MethodError::NoSuchSpan { span: span.to_owned() },
         AttributionError::AlreadyClosed => MethodError::AlreadyClosed { span: span.to_owned() },
         AttributionError::InvalidTime { earliest_ns, latest_ns } => {

@@ -125,12 +125,12 @@ impl SpanRegistry {
         /// An entry under its name in a user's table and in a connection's set, both up to twice as large as they need.
         const ENTRY_BYTES: usize = 2 * (size_of::<(Arc<str>, SpanEntry)>() + size_of::<Arc<str>>() + 2);
         let texts: usize = attributes.iter().map(|(key, value)| key.len() + value.len()).sum();
-        let in_ledger = self.footprint.span_bytes(span, name) * if withheld { 2 } else { 1 };
-        let held = in_ledger
+        let in_attributor = self.footprint.span_bytes(span, name) * if withheld { 2 } else { 1 };
+        let memory_bytes = in_attributor
             + footprint::attributes_bytes(attributes)
             + ENTRY_BYTES
             + footprint::allocation_bytes(16 + span.len());
-        SpanSize { text_bytes: texts + name.len(), attribute_count: attributes.len(), memory_bytes: held }
+        SpanSize { text_bytes: texts + name.len(), attribute_count: attributes.len(), memory_bytes }
     }
 
     /// Whether this peer may open a span of this name and size.
@@ -149,21 +149,22 @@ impl SpanRegistry {
     /// Whether a peer's spans may grow by so much.
     pub fn check_growth(&self, peer: &Peer, size: SpanSize) -> Result<(), MethodError> {
         let (limits, user) = (&self.limits, self.users.get(&peer.uid));
-        let (noted, held) = user.map_or((0, 0), |user| (user.text_bytes, user.memory_bytes));
-        if !peer.unlimited && noted + size.text_bytes > limits.notes_bytes_per_user {
+        let (text_bytes, memory_bytes) = user.map_or((0, 0), |user| (user.text_bytes, user.memory_bytes));
+        if !peer.unlimited && text_bytes + size.text_bytes > limits.notes_bytes_per_user {
             return Err(quota_exceeded("bytes of notes on spans", limits.notes_bytes_per_user));
         }
-        if !peer.unlimited && held + size.memory_bytes > limits.span_memory_bytes_per_user {
+        if !peer.unlimited && memory_bytes + size.memory_bytes > limits.span_memory_bytes_per_user {
             return Err(quota_exceeded(
                 "bytes of memory of one user's spans",
                 limits.span_memory_bytes_per_user,
             ));
         }
         // The last quarter is for guaranteed parts, so that those who take all they can leave room for others.
-        let beyond = (held + size.memory_bytes).saturating_sub(self.guaranteed_bytes().max(held));
+        let unguaranteed =
+            (memory_bytes + size.memory_bytes).saturating_sub(self.guaranteed_bytes().max(memory_bytes));
         let total = limits.span_memory_bytes;
         if self.memory_bytes + size.memory_bytes > total
-            || (beyond > 0 && self.shared_bytes + beyond > total / 4 * 3)
+            || (unguaranteed > 0 && self.shared_bytes + unguaranteed > total / 4 * 3)
         {
             return Err(quota_exceeded("bytes of memory of all spans", total));
         }
@@ -176,17 +177,17 @@ impl SpanRegistry {
     }
 
     /// Bytes of memory that all spans take, by estimate.
-    pub fn held(&self) -> usize {
+    pub fn memory_bytes(&self) -> usize {
         self.memory_bytes
     }
 
     /// Enters a span that the attributor has opened.
-    pub fn insert(&mut self, uid: u32, span: &str, key: SpanKey, owner: ConnectionId, size: SpanSize) {
+    pub fn insert(&mut self, uid: u32, span: &str, key: SpanKey, connection: ConnectionId, size: SpanSize) {
         let user = self.users.entry(uid).or_default();
         let span: Arc<str> = span.into();
         let open = OpenSpanEntry {
             key,
-            connection: owner,
+            connection,
             size,
             phases: 0,
             has_weight_change: false,
@@ -195,7 +196,7 @@ impl SpanRegistry {
         user.spans.insert(Arc::clone(&span), SpanEntry::Open(open));
         user.open_count += 1;
         self.add_usage(uid, size);
-        self.connections.entry(owner).or_insert_with(|| (uid, HashSet::new())).1.insert(span);
+        self.connections.entry(connection).or_insert_with(|| (uid, HashSet::new())).1.insert(span);
     }
 
     /// The user's open span of this name.
@@ -221,8 +222,8 @@ impl SpanRegistry {
         if open.phases as usize >= limit {
             return Err(quota_exceeded("phases of a span", limit));
         }
-        let held = self.footprint.phase_bytes(phase) + self.history_bytes(open);
-        let size = SpanSize { text_bytes: phase.len(), attribute_count: 0, memory_bytes: held };
+        let memory_bytes = self.footprint.phase_bytes(phase) + self.history_bytes(open);
+        let size = SpanSize { text_bytes: phase.len(), attribute_count: 0, memory_bytes };
         self.check_growth(peer, size).map(|()| size)
     }
 
@@ -268,11 +269,11 @@ impl SpanRegistry {
     fn add_usage(&mut self, uid: u32, size: SpanSize) {
         let guaranteed = self.guaranteed_bytes();
         if let Some(user) = self.users.get_mut(&uid) {
-            let beyond = user.memory_bytes.saturating_sub(guaranteed);
+            let unguaranteed = user.memory_bytes.saturating_sub(guaranteed);
             user.text_bytes += size.text_bytes;
             user.memory_bytes += size.memory_bytes;
             self.memory_bytes += size.memory_bytes;
-            self.shared_bytes += user.memory_bytes.saturating_sub(guaranteed) - beyond;
+            self.shared_bytes += user.memory_bytes.saturating_sub(guaranteed) - unguaranteed;
         }
     }
 
@@ -280,11 +281,11 @@ impl SpanRegistry {
     fn subtract_usage(&mut self, uid: u32, size: SpanSize) {
         let guaranteed = self.guaranteed_bytes();
         if let Some(user) = self.users.get_mut(&uid) {
-            let beyond = user.memory_bytes.saturating_sub(guaranteed);
+            let unguaranteed = user.memory_bytes.saturating_sub(guaranteed);
             user.text_bytes -= size.text_bytes;
             user.memory_bytes -= size.memory_bytes;
             self.memory_bytes -= size.memory_bytes;
-            self.shared_bytes -= beyond - user.memory_bytes.saturating_sub(guaranteed);
+            self.shared_bytes -= unguaranteed - user.memory_bytes.saturating_sub(guaranteed);
         }
     }
 
@@ -295,17 +296,16 @@ impl SpanRegistry {
             // All are copied before the first is freed: else each copy would take the place of the one before.
             let mut copies = Vec::new();
             for name in &user.remembered {
-                let Some(SpanEntry::Settled { account, bytes, store_number: kept }) = user.spans.get(name)
-                else {
+                let Some(SpanEntry::Settled { account, bytes, store_number }) = user.spans.get(name) else {
                     continue;
                 };
-                if kept.is_some_and(|number| number <= committed) {
+                if store_number.is_some_and(|number| number <= committed) {
                     user.remembered_bytes -= bytes;
                     self.remembered_count -= 1;
                     self.remembered_bytes -= bytes;
                 } else {
                     let account = Arc::new(Account::clone(account));
-                    let settled = SpanEntry::Settled { account, bytes: *bytes, store_number: *kept };
+                    let settled = SpanEntry::Settled { account, bytes: *bytes, store_number: *store_number };
                     copies.push((Arc::<str>::from(&**name), settled));
                 }
             }
@@ -325,20 +325,19 @@ impl SpanRegistry {
         self.connections.values_mut().for_each(|(_, spans)| spans.shrink_to(2 * spans.len()));
     }
 
-    /// An open span is closed in the attributor with so much more of notes, and `ticket` waits for its final account.
-    pub fn begin_close(&mut self, uid: u32, span: &str, more: SpanSize, ticket: Option<ReplyTo>) {
+    /// An open span is closed in the attributor with so much more of notes, and `reply_to` waits for its final account.
+    pub fn begin_close(&mut self, uid: u32, span: &str, growth: SpanSize, reply_to: Option<ReplyTo>) {
         let Some(user) = self.users.get_mut(&uid) else { return };
         let Some(entry) = user.spans.get_mut(span) else { return };
         if let SpanEntry::Open(open) = *entry {
             let span = remove_from_connection(&mut self.connections, open.connection, span)
                 .unwrap_or_else(|| span.into());
-            let (mut size, journalled) = (open.size, open.is_journalled);
-            size.add(more);
-            *entry =
-                SpanEntry::Closing { key: open.key, span, size, reply_to: ticket, is_journalled: journalled };
+            let (mut size, is_journalled) = (open.size, open.is_journalled);
+            size.add(growth);
+            *entry = SpanEntry::Closing { key: open.key, span, size, reply_to, is_journalled };
             user.open_count -= 1;
-            self.waiting_replies += usize::from(ticket.is_some());
-            self.add_usage(uid, more);
+            self.waiting_replies += usize::from(reply_to.is_some());
+            self.add_usage(uid, growth);
         }
     }
 
@@ -357,11 +356,10 @@ impl SpanRegistry {
     pub fn set_journalled(&mut self, uid: u32, span: &str) {
         let entry = self.users.get_mut(&uid).and_then(|user| user.spans.get_mut(span));
         if let Some(
-            SpanEntry::Open(OpenSpanEntry { is_journalled: journalled, .. })
-            | SpanEntry::Closing { is_journalled: journalled, .. },
+            SpanEntry::Open(OpenSpanEntry { is_journalled, .. }) | SpanEntry::Closing { is_journalled, .. },
         ) = entry
         {
-            *journalled = true;
+            *is_journalled = true;
         }
     }
 
@@ -369,8 +367,8 @@ impl SpanRegistry {
     pub fn clear_store_number(&mut self, account: &Account) {
         let entry =
             self.users.get_mut(&account.uid).and_then(|user| user.spans.get_mut(account.span.as_str()));
-        if let Some(SpanEntry::Settled { store_number: kept, .. }) = entry {
-            *kept = None;
+        if let Some(SpanEntry::Settled { store_number, .. }) = entry {
+            *store_number = None;
         }
     }
 
@@ -386,14 +384,14 @@ impl SpanRegistry {
     }
 
     /// Remembers a final account, which is to have this number in the store; gives what its span leaves behind.
-    pub fn settle(&mut self, account: &Arc<Account>, kept: Option<u64>) -> SettledSpan {
+    pub fn settle(&mut self, account: &Arc<Account>, store_number: Option<u64>) -> SettledSpan {
         let Some(user) = self.users.get_mut(&account.uid) else { return SettledSpan::default() };
         let Some(entry) = user.spans.get_mut(account.span.as_str()) else { return SettledSpan::default() };
         let bytes = footprint::account_bytes(account);
-        let settled = SpanEntry::Settled { account: Arc::clone(account), bytes, store_number: kept };
-        let (span, size, left) = match std::mem::replace(entry, settled) {
-            SpanEntry::Closing { span, size, reply_to: ticket, key, is_journalled: journalled } => {
-                (span, size, SettledSpan { reply_to: ticket, journal_key: journalled.then_some(key) })
+        let settled = SpanEntry::Settled { account: Arc::clone(account), bytes, store_number };
+        let (span, size, settled_span) = match std::mem::replace(entry, settled) {
+            SpanEntry::Closing { span, size, reply_to, key, is_journalled } => {
+                (span, size, SettledSpan { reply_to, journal_key: is_journalled.then_some(key) })
             }
             // The attributor settles only what was closed here.
             other => {
@@ -406,17 +404,17 @@ impl SpanRegistry {
         self.subtract_usage(account.uid, size);
         self.remembered_count += 1;
         self.remembered_bytes += bytes;
-        self.waiting_replies -= usize::from(left.reply_to.is_some());
+        self.waiting_replies -= usize::from(settled_span.reply_to.is_some());
         self.evict_remembered();
-        left
+        settled_span
     }
 
     fn evict_remembered(&mut self) {
         while self.remembered_count > self.limits.remembered_accounts
             || self.remembered_bytes > self.limits.remembered_bytes
         {
-            let greediest = self.users.iter().max_by_key(|(uid, user)| (user.remembered_bytes, **uid));
-            let Some(uid) = greediest.map(|(uid, _)| *uid) else { return };
+            let largest_user = self.users.iter().max_by_key(|(uid, user)| (user.remembered_bytes, **uid));
+            let Some(uid) = largest_user.map(|(uid, _)| *uid) else { return };
             let Some(user) = self.users.get_mut(&uid) else { return };
             let Some(span) = user.remembered.pop_front() else { return };
             if let Some(SpanEntry::Settled { bytes, .. }) = user.spans.remove(&span) {
@@ -436,29 +434,33 @@ impl SpanRegistry {
     }
 
     /// How many closes wait for their final account.
-    pub fn waiting(&self) -> usize {
+    pub fn waiting_replies(&self) -> usize {
         self.waiting_replies
     }
 
     /// Every ticket that still waits, with the span it waits for; they wait no longer.
     pub fn take_waiting_replies(&mut self) -> Vec<(ReplyTo, SpanKey)> {
-        let mut given_up = Vec::new();
+        let mut waiting = Vec::new();
         for entry in self.users.values_mut().flat_map(|user| user.spans.values_mut()) {
-            if let SpanEntry::Closing { key, reply_to: ticket, .. } = entry {
-                given_up.extend(ticket.take().map(|ticket| (ticket, *key)));
+            if let SpanEntry::Closing { key, reply_to, .. } = entry {
+                waiting.extend(reply_to.take().map(|reply_to| (reply_to, *key)));
             }
         }
         self.waiting_replies = 0;
-        given_up
+        waiting
     }
 }
 
 /// Takes a span from its connection; gives its name.
-fn remove_from_connection(owned: &mut ConnectionSpans, owner: ConnectionId, span: &str) -> Option<Arc<str>> {
-    let (_, spans) = owned.get_mut(&owner)?;
+fn remove_from_connection(
+    connections: &mut ConnectionSpans,
+    connection: ConnectionId,
+    span: &str,
+) -> Option<Arc<str>> {
+    let (_, spans) = connections.get_mut(&connection)?;
     let name = spans.take(span);
     if spans.is_empty() {
-        owned.remove(&owner);
+        connections.remove(&connection);
     }
     name
 }
@@ -471,10 +473,10 @@ impl OpenSpanEntry {
 }
 
 impl SpanSize {
-    fn add(&mut self, more: Self) {
-        self.text_bytes += more.text_bytes;
-        self.attribute_count += more.attribute_count;
-        self.memory_bytes += more.memory_bytes;
+    fn add(&mut self, growth: Self) {
+        self.text_bytes += growth.text_bytes;
+        self.attribute_count += growth.attribute_count;
+        self.memory_bytes += growth.memory_bytes;
     }
 }
 
@@ -536,69 +538,69 @@ mod tests {
         SpanSize { memory_bytes: bytes, ..SpanSize::default() }
     }
 
-    fn settle_span(register: &mut SpanRegistry, peer: &Peer, span: &str, key: u64) {
-        register.insert(peer.uid, span, SpanKey(key), 1, SpanSize::default());
-        register.begin_close(peer.uid, span, SpanSize::default(), None);
-        register.settle(&account(peer.uid, span), None);
+    fn settle_span(registry: &mut SpanRegistry, peer: &Peer, span: &str, key: u64) {
+        registry.insert(peer.uid, span, SpanKey(key), 1, SpanSize::default());
+        registry.begin_close(peer.uid, span, SpanSize::default(), None);
+        registry.settle(&account(peer.uid, span), None);
     }
 
     #[test]
-    fn another_users_span_answers_as_one_that_does_not_exist() {
-        let mut register = registry(|_| ());
-        register.insert(ANN.uid, "a", SpanKey(1), 1, SpanSize::default());
+    fn another_users_span_is_reported_as_missing() {
+        let mut registry = registry(|_| ());
+        registry.insert(ANN.uid, "a", SpanKey(1), 1, SpanSize::default());
         let missing = MethodError::NoSuchSpan { span: "a".into() };
-        assert_eq!(register.find_open(BOB.uid, "a").unwrap_err(), missing);
-        assert_eq!(register.find(BOB.uid, "a").unwrap_err(), missing);
-        assert!(register.check_open(&BOB, "a", SpanSize::default()).is_ok());
+        assert_eq!(registry.find_open(BOB.uid, "a").unwrap_err(), missing);
+        assert_eq!(registry.find(BOB.uid, "a").unwrap_err(), missing);
+        assert!(registry.check_open(&BOB, "a", SpanSize::default()).is_ok());
         assert_eq!(
-            register.check_open(&ANN, "a", SpanSize::default()),
+            registry.check_open(&ANN, "a", SpanSize::default()),
             Err(MethodError::SpanExists { span: "a".into() })
         );
     }
 
     #[test]
-    fn a_closed_span_is_told_from_an_unknown_one_as_long_as_it_is_remembered() {
-        let mut register = registry(|limits| limits.remembered_accounts = 1);
-        settle_span(&mut register, &ANN, "a", 1);
+    fn a_closed_span_differs_from_an_unknown_one_while_it_is_remembered() {
+        let mut registry = registry(|limits| limits.remembered_accounts = 1);
+        settle_span(&mut registry, &ANN, "a", 1);
         assert_eq!(
-            register.find_open(ANN.uid, "a").unwrap_err(),
+            registry.find_open(ANN.uid, "a").unwrap_err(),
             MethodError::AlreadyClosed { span: "a".into() }
         );
-        settle_span(&mut register, &ANN, "b", 2);
+        settle_span(&mut registry, &ANN, "b", 2);
         assert_eq!(
-            register.find_open(ANN.uid, "a").unwrap_err(),
+            registry.find_open(ANN.uid, "a").unwrap_err(),
             MethodError::NoSuchSpan { span: "a".into() }
         );
     }
 
     #[test]
-    fn whoever_has_most_in_memory_is_forgotten_first() {
-        let mut register = registry(|limits| limits.remembered_accounts = 4);
-        settle_span(&mut register, &BOB, "his", 1);
+    fn accounts_of_the_user_with_most_bytes_are_evicted_first() {
+        let mut registry = registry(|limits| limits.remembered_accounts = 4);
+        settle_span(&mut registry, &BOB, "his", 1);
         for key in 2..10 {
-            settle_span(&mut register, &ANN, &format!("hers{key}"), key);
+            settle_span(&mut registry, &ANN, &format!("hers{key}"), key);
         }
-        assert!(register.find(BOB.uid, "his").is_ok());
-        assert!(register.find(ANN.uid, "hers9").is_ok());
-        assert!(register.find(ANN.uid, "hers6").is_err());
+        assert!(registry.find(BOB.uid, "his").is_ok());
+        assert!(registry.find(ANN.uid, "hers9").is_ok());
+        assert!(registry.find(ANN.uid, "hers6").is_err());
     }
 
     #[test]
-    fn the_latest_accounts_are_as_many_as_asked_and_never_a_megabyte() {
-        let mut register = registry(|_| ());
+    fn latest_accounts_respect_the_limit_and_stay_below_a_megabyte() {
+        let mut registry = registry(|_| ());
         for (key, peer, value) in
             [(1, ANN, 10), (2, BOB, 10), (3, ANN, 400_000), (4, ANN, 200_000), (5, ANN, 10)]
         {
             let span = format!("span{key}");
-            register.insert(peer.uid, &span, SpanKey(key), 1, SpanSize::default());
-            register.begin_close(peer.uid, &span, SpanSize::default(), None);
+            registry.insert(peer.uid, &span, SpanKey(key), 1, SpanSize::default());
+            registry.begin_close(peer.uid, &span, SpanSize::default(), None);
             let mut account = Account::clone(&account(peer.uid, &span));
             account.closed_ns = Some(key);
             account.attributes.insert("k".into(), "v".repeat(value));
-            register.settle(&Arc::new(account), None);
+            registry.settle(&Arc::new(account), None);
         }
-        let names = |whose, limit| {
-            let latest = register.latest_accounts(whose, limit, |_| true);
+        let names = |uid_filter, limit| {
+            let latest = registry.latest_accounts(uid_filter, limit, |_| true);
             latest.iter().map(|(account, _)| account.span.clone()).collect::<Vec<_>>()
         };
         assert_eq!(names(None, 2), ["span4", "span5"]);
@@ -607,49 +609,49 @@ mod tests {
     }
 
     #[test]
-    fn a_vanished_connection_leaves_only_what_it_opened_and_did_not_close() {
-        let mut register = registry(|_| ());
-        for (key, owner) in [(1, 7), (2, 7), (3, 8)] {
-            register.insert(ANN.uid, &format!("span{key}"), SpanKey(key), owner, SpanSize::default());
+    fn closing_a_connection_closes_only_its_open_spans() {
+        let mut registry = registry(|_| ());
+        for (key, connection) in [(1, 7), (2, 7), (3, 8)] {
+            registry.insert(ANN.uid, &format!("span{key}"), SpanKey(key), connection, SpanSize::default());
         }
-        register.begin_close(ANN.uid, "span1", SpanSize::default(), None);
-        assert_eq!(register.close_connection(7), vec![SpanKey(2)]);
-        assert!(register.find_open(ANN.uid, "span3").is_ok());
-        assert!(register.close_connection(7).is_empty());
+        registry.begin_close(ANN.uid, "span1", SpanSize::default(), None);
+        assert_eq!(registry.close_connection(7), vec![SpanKey(2)]);
+        assert!(registry.find_open(ANN.uid, "span3").is_ok());
+        assert!(registry.close_connection(7).is_empty());
     }
 
     #[test]
-    fn the_quotas_are_for_each_user_and_come_back_with_the_close() {
-        let mut register = registry(|limits| {
+    fn quotas_are_per_user_and_are_released_on_close() {
+        let mut registry = registry(|limits| {
             limits.open_spans_per_user = 1;
             limits.notes_bytes_per_user = 100;
         });
-        register.insert(ANN.uid, "a", SpanKey(1), 1, text_size(90));
-        let refused = register.check_open(&ANN, "b", SpanSize::default()).unwrap_err();
-        assert_eq!(refused, MethodError::QuotaExceeded { quota: "open spans".into(), limit: 1 });
-        assert!(register.check_open(&BOB, "b", SpanSize::default()).is_ok());
+        registry.insert(ANN.uid, "a", SpanKey(1), 1, text_size(90));
+        let error = registry.check_open(&ANN, "b", SpanSize::default()).unwrap_err();
+        assert_eq!(error, MethodError::QuotaExceeded { quota: "open spans".into(), limit: 1 });
+        assert!(registry.check_open(&BOB, "b", SpanSize::default()).is_ok());
         let unlimited = Peer { unlimited: true, ..ANN };
-        assert!(register.check_open(&unlimited, "b", text_size(1000)).is_ok());
-        register.begin_close(ANN.uid, "a", SpanSize::default(), None);
-        assert!(register.check_open(&ANN, "b", text_size(10)).is_ok());
-        assert!(register.check_open(&ANN, "b", text_size(11)).is_err());
-        register.settle(&account(ANN.uid, "a"), None);
-        assert!(register.check_open(&ANN, "b", text_size(100)).is_ok());
+        assert!(registry.check_open(&unlimited, "b", text_size(1000)).is_ok());
+        registry.begin_close(ANN.uid, "a", SpanSize::default(), None);
+        assert!(registry.check_open(&ANN, "b", text_size(10)).is_ok());
+        assert!(registry.check_open(&ANN, "b", text_size(11)).is_err());
+        registry.settle(&account(ANN.uid, "a"), None);
+        assert!(registry.check_open(&ANN, "b", text_size(100)).is_ok());
     }
 
     #[test]
-    fn a_ticket_comes_back_with_the_account_it_waited_for() {
-        let mut register = registry(|_| ());
-        let ticket = ReplyTo { connection: 7, slot: 3 };
-        register.insert(ANN.uid, "a", SpanKey(1), 7, SpanSize::default());
-        register.begin_close(ANN.uid, "a", SpanSize::default(), Some(ticket));
-        assert_eq!(register.waiting(), 1);
-        assert_eq!(register.settle(&account(ANN.uid, "a"), None).reply_to, Some(ticket));
-        assert_eq!(register.waiting(), 0);
+    fn settle_returns_the_reply_address_that_waits_for_the_account() {
+        let mut registry = registry(|_| ());
+        let reply_to = ReplyTo { connection: 7, slot: 3 };
+        registry.insert(ANN.uid, "a", SpanKey(1), 7, SpanSize::default());
+        registry.begin_close(ANN.uid, "a", SpanSize::default(), Some(reply_to));
+        assert_eq!(registry.waiting_replies(), 1);
+        assert_eq!(registry.settle(&account(ANN.uid, "a"), None).reply_to, Some(reply_to));
+        assert_eq!(registry.waiting_replies(), 0);
     }
     #[test]
-    fn those_who_take_all_they_can_leave_each_other_user_its_guaranteed_part() {
-        let mut register = registry(|limits| {
+    fn users_at_the_memory_limit_leave_others_their_guaranteed_bytes() {
+        let mut registry = registry(|limits| {
             limits.span_memory_bytes = 512 * 1000;
             limits.span_memory_bytes_per_user = 256 * 1000;
         });
@@ -660,64 +662,67 @@ mod tests {
             limit: 256_000,
         };
         let mut key = 0;
-        let mut fill = |register: &mut SpanRegistry, uid, most: usize| {
+        let mut fill = |registry: &mut SpanRegistry, uid, max_bytes: usize| {
             let peer = Peer { uid, ..ANN };
             let mut taken = 0;
-            while taken < most {
+            while taken < max_bytes {
                 let span = format!("s{taken}");
-                if let Err(refusal) = register.check_open(&peer, &span, memory_size(100)) {
-                    return (taken, Some(refusal));
+                if let Err(error) = registry.check_open(&peer, &span, memory_size(100)) {
+                    return (taken, Some(error));
                 }
                 key += 1;
-                register.insert(uid, &span, SpanKey(key), u64::from(uid), memory_size(100));
+                registry.insert(uid, &span, SpanKey(key), u64::from(uid), memory_size(100));
                 taken += 100;
             }
             (taken, None)
         };
-        assert_eq!(fill(&mut register, 1, usize::MAX), (256_000, Some(own)));
+        assert_eq!(fill(&mut registry, 1, usize::MAX), (256_000, Some(own)));
         // Beside the first one's guaranteed part: three quarters of the whole are for all.
-        assert_eq!(fill(&mut register, 2, usize::MAX), (130_000, Some(total.clone())));
+        assert_eq!(fill(&mut registry, 2, usize::MAX), (130_000, Some(total.clone())));
         for uid in 3..100 {
-            assert_eq!(fill(&mut register, uid, usize::MAX), (1000, Some(total.clone())), "user {uid}");
+            assert_eq!(fill(&mut registry, uid, usize::MAX), (1000, Some(total.clone())), "user {uid}");
         }
-        assert_eq!(register.held(), 256_000 + 130_000 + 97_000);
+        assert_eq!(registry.memory_bytes(), 256_000 + 130_000 + 97_000);
         for uid in 1..100 {
-            register.close_connection(u64::from(uid));
-            let closing: Vec<Arc<str>> = register.users[&uid].spans.keys().cloned().collect();
+            registry.close_connection(u64::from(uid));
+            let closing: Vec<Arc<str>> = registry.users[&uid].spans.keys().cloned().collect();
             closing.iter().for_each(|span| {
-                register.settle(&account(uid, span), None);
+                registry.settle(&account(uid, span), None);
             });
         }
-        assert_eq!((register.held(), register.shared_bytes), (0, 0));
+        assert_eq!((registry.memory_bytes(), registry.shared_bytes), (0, 0));
     }
 
     #[test]
-    fn phases_attributes_and_weights_count_with_what_they_take_and_come_back() {
-        let mut register = registry(|limits| limits.phases_per_span = 2);
+    fn phases_attributes_and_weights_count_towards_memory_and_are_released() {
+        let mut registry = registry(|limits| limits.phases_per_span = 2);
         let attributes = (0..64).map(|at| (format!("{at:02}"), String::new())).collect();
-        let plain = register.estimate_size("a", "", &BTreeMap::new(), false).memory_bytes;
-        let rich = register.estimate_size("a", "", &attributes, false).memory_bytes;
+        let plain = registry.estimate_size("a", "", &BTreeMap::new(), false).memory_bytes;
+        let rich = registry.estimate_size("a", "", &attributes, false).memory_bytes;
         assert!(rich > plain + 64 * 100, "{plain} {rich}");
-        register.insert(ANN.uid, "a", SpanKey(1), 1, register.estimate_size("a", "", &attributes, false));
-        let open = register.find_open(ANN.uid, "a").unwrap();
-        let first = register.check_phase(&ANN, &open, "p").unwrap();
-        register.record_phase(ANN.uid, "a", first);
-        let open = register.find_open(ANN.uid, "a").unwrap();
-        let second = register.check_phase(&ANN, &open, "p").unwrap();
+        registry.insert(ANN.uid, "a", SpanKey(1), 1, registry.estimate_size("a", "", &attributes, false));
+        let open = registry.find_open(ANN.uid, "a").unwrap();
+        let first = registry.check_phase(&ANN, &open, "p").unwrap();
+        registry.record_phase(ANN.uid, "a", first);
+        let open = registry.find_open(ANN.uid, "a").unwrap();
+        let second = registry.check_phase(&ANN, &open, "p").unwrap();
         assert!(
             first.memory_bytes > second.memory_bytes && second.memory_bytes > 3 * 48,
             "{first:?} {second:?}"
         );
-        register.record_phase(ANN.uid, "a", second);
-        let open = register.find_open(ANN.uid, "a").unwrap();
-        let refused = register.check_phase(&ANN, &open, "p").unwrap_err();
-        assert_eq!(refused, MethodError::QuotaExceeded { quota: "phases of a span".into(), limit: 2 });
-        let weight = register.check_weight(&ANN, &open).unwrap();
-        register.record_weight_change(ANN.uid, "a", weight);
-        let open = register.find_open(ANN.uid, "a").unwrap();
-        assert_eq!(register.check_weight(&ANN, &open), Ok(SpanSize::default()));
-        assert_eq!(register.held(), rich + first.memory_bytes + second.memory_bytes + weight.memory_bytes);
-        register.remove_open(ANN.uid, "a");
-        assert_eq!(register.held(), 0);
+        registry.record_phase(ANN.uid, "a", second);
+        let open = registry.find_open(ANN.uid, "a").unwrap();
+        let error = registry.check_phase(&ANN, &open, "p").unwrap_err();
+        assert_eq!(error, MethodError::QuotaExceeded { quota: "phases of a span".into(), limit: 2 });
+        let weight = registry.check_weight(&ANN, &open).unwrap();
+        registry.record_weight_change(ANN.uid, "a", weight);
+        let open = registry.find_open(ANN.uid, "a").unwrap();
+        assert_eq!(registry.check_weight(&ANN, &open), Ok(SpanSize::default()));
+        assert_eq!(
+            registry.memory_bytes(),
+            rich + first.memory_bytes + second.memory_bytes + weight.memory_bytes
+        );
+        registry.remove_open(ANN.uid, "a");
+        assert_eq!(registry.memory_bytes(), 0);
     }
 }

@@ -40,7 +40,7 @@ impl StartupSettings {
     pub fn from_config(config: &Config) -> Self {
         let defaults = sources::SourceSettings::default();
         let watts = (config.source.estimate_idle_w, config.source.estimate_max_w);
-        let source = sources::SourceSettings {
+        let sources = sources::SourceSettings {
             sysfs_root: config.source.sysfs_root.clone(),
             proc_root: config.source.proc_root.clone(),
             msr_root: config.source.msr_root.clone(),
@@ -84,38 +84,38 @@ impl StartupSettings {
             roots,
             nvml_library,
         };
-        Self { sources: source, sampler, service }
+        Self { sources, sampler, service }
     }
 
-    /// Finds the sources, starts their samplers and puts the service over them. `tell` is told of every later change of
+    /// Finds the sources, starts their samplers and puts the service over them. `log` is told of every later change of
     /// a domain's state.
     ///
     /// # Errors
     /// The system gives no thread or no random device.
-    pub fn start(self, clock: Clock, tell: LogFn) -> io::Result<Service> {
+    pub fn start(self, clock: Clock, log: LogFn) -> io::Result<Service> {
         let found = sources::discover_within(&self.sources, &clock, EMBEDDED_DISCOVERY_TIMEOUT);
-        self.start_with_sources(found, clock, tell)
+        self.start_with_sources(found, clock, log)
     }
 
     /// The same over sources that are found already.
     ///
     /// # Errors
-    /// As for [`Plan::build`].
-    pub fn start_with_sources(self, found: Inventory, clock: Clock, tell: LogFn) -> io::Result<Service> {
+    /// As for [`StartupSettings::start`].
+    pub fn start_with_sources(self, found: Inventory, clock: Clock, log: LogFn) -> io::Result<Service> {
         let start = |opened| sampler::start(opened, &self.sampler, clock.clone());
         let samplers = found.opened.into_iter().map(start).collect::<io::Result<Vec<_>>>()?;
-        let mut feeds = ReadingCollector::new(samplers, found.duplicates, tell);
+        let mut collector = ReadingCollector::new(samplers, found.duplicates, log);
         if let Some(starting) = found.starting {
             let packages = topology::physical_packages(&self.sources.sysfs_root);
-            feeds.add_pending_sources(PendingSources {
+            collector.add_pending_sources(PendingSources {
                 starting,
                 settings: self.sampler,
                 clock: clock.clone(),
                 packages,
             });
         }
-        feeds.wait_for_first_readings();
-        Service::new(feeds, found.absent, self.service, clock)
+        collector.wait_for_first_readings();
+        Service::new(collector, found.absent, self.service, clock)
     }
 }
 
@@ -123,6 +123,6 @@ fn watts_to_mw(watts: f64) -> u64 {
     (watts * 1e3).round() as u64
 }
 
-fn round_to_ns(of: f64) -> u64 {
-    of.round() as u64
+fn round_to_ns(value: f64) -> u64 {
+    value.round() as u64
 }

@@ -28,31 +28,31 @@ impl Service {
     pub(crate) fn query_span(
         &mut self,
         peer: &Peer,
-        ticket: ReplyTo,
+        reply_to: ReplyTo,
         span: &str,
     ) -> Result<bool, MethodError> {
         let anybody = peer.access >= protocol::Access::Telemetry;
         let question = StoreQuery::Span { uid: peer.uid, all_users: anybody, span: span.to_owned() };
-        self.submit_query(peer, ticket, question, QueryKind::Span(span.to_owned()))
+        self.submit_query(peer, reply_to, question, QueryKind::Span(span.to_owned()))
     }
 
     /// Asks the disk for the latest accounts; false where it cannot be asked.
     pub(crate) fn query_list(
         &mut self,
         peer: &Peer,
-        ticket: ReplyTo,
+        reply_to: ReplyTo,
         call: &ListSpans,
         question: StoreQuery,
     ) -> Result<bool, MethodError> {
-        self.submit_query(peer, ticket, question, QueryKind::List(Box::new(call.clone())))
+        self.submit_query(peer, reply_to, question, QueryKind::List(Box::new(call.clone())))
     }
 
     fn submit_query(
         &mut self,
         peer: &Peer,
-        ticket: ReplyTo,
+        reply_to: ReplyTo,
         question: StoreQuery,
-        what: QueryKind,
+        kind: QueryKind,
     ) -> Result<bool, MethodError> {
         /// Of one user: a list may be a megabyte on the wire. Of single spans, each connection has its bound.
         const MAX_LISTS_PER_USER: usize = 8;
@@ -60,49 +60,48 @@ impl Service {
             quota: "lists of spans at a time".into(),
             limit: limit as u64,
         };
-        let Some(keeping) = &mut self.durability else { return Ok(false) };
-        if keeping.is_failing() {
+        let Some(durability) = &mut self.durability else { return Ok(false) };
+        if durability.is_failing() {
             // The latest accounts are in memory, and GetInfo says that it is so; a name that is not may be on disk.
-            let is_list = matches!(what, QueryKind::List(_));
-            return if is_list { Ok(false) } else { Err(store_unavailable(keeping.failure_reason())) };
+            let is_list = matches!(kind, QueryKind::List(_));
+            return if is_list { Ok(false) } else { Err(store_unavailable(durability.failure_reason())) };
         }
         let is_list =
-            |asked: &&PendingQuery| matches!(asked.kind, QueryKind::List(_)) && asked.peer.uid == peer.uid;
-        if matches!(what, QueryKind::List(_))
-            && keeping.pending_queries.values().filter(is_list).count() >= MAX_LISTS_PER_USER
+            |query: &&PendingQuery| matches!(query.kind, QueryKind::List(_)) && query.peer.uid == peer.uid;
+        if matches!(kind, QueryKind::List(_))
+            && durability.pending_queries.values().filter(is_list).count() >= MAX_LISTS_PER_USER
         {
             return Err(full(MAX_LISTS_PER_USER));
         }
-        let (number, since_ns) = (keeping.next_query, self.clock.now_ns());
-        if !keeping.store.submit_query(number, question) {
+        let (number, sent_ns) = (durability.next_query, self.clock.now_ns());
+        if !durability.store.submit_query(number, question) {
             // Not how many wait: those are questions of others.
             return Err(full(MAX_PENDING_QUERIES));
         }
-        keeping.next_query += 1;
-        keeping
-            .pending_queries
-            .insert(number, PendingQuery { reply_to: ticket, peer: *peer, kind: what, sent_ns: since_ns });
+        durability.next_query += 1;
+        durability.pending_queries.insert(number, PendingQuery { reply_to, peer: *peer, kind, sent_ns });
         Ok(true)
     }
 
     /// Answers from memory what the disk was asked; should its own answers come, nobody waits for them any more.
     pub(crate) fn answer_from_memory(&mut self) {
-        let asked = self
+        let query = self
             .durability
             .as_ref()
-            .map_or(Vec::new(), |keeping| keeping.pending_queries.keys().copied().collect());
+            .map_or(Vec::new(), |durability| durability.pending_queries.keys().copied().collect());
         let reason = self.durability.as_ref().and_then(Durability::failure_reason);
-        asked
+        query
             .into_iter()
             .for_each(|number| self.complete_query(number, QueryOutcome::Skipped(reason.clone())));
     }
 
     /// The disk's answer, in the words of the wire.
-    pub(crate) fn complete_query(&mut self, number: u64, answer: QueryOutcome) {
-        let asked = self.durability.as_mut().and_then(|keeping| keeping.pending_queries.remove(&number));
-        let Some(PendingQuery { reply_to: ticket, peer, kind: what, .. }) = asked else { return };
+    pub(crate) fn complete_query(&mut self, number: u64, outcome: QueryOutcome) {
+        let query =
+            self.durability.as_mut().and_then(|durability| durability.pending_queries.remove(&number));
+        let Some(PendingQuery { reply_to, peer, kind, .. }) = query else { return };
         let mut out = Vec::new();
-        match (what, answer) {
+        match (kind, outcome) {
             (QueryKind::Span(span), QueryOutcome::Found(found)) => {
                 match found.accounts.into_iter().find(|account| is_visible_to(&peer, account)) {
                     Some(account) => MethodReply::last(SpanAccount { account }).encode(&mut out),
@@ -118,7 +117,7 @@ impl Service {
             (QueryKind::List(call), QueryOutcome::Skipped(_)) => {
                 match self.list_remembered_spans(&peer, &call) {
                     Ok(accounts) => MethodReply::last(accounts).encode(&mut out),
-                    Err(refusal) => refusal.encode(&mut out),
+                    Err(error) => error.encode(&mut out),
                 }
             }
             (QueryKind::Span(_), QueryOutcome::Skipped(reason)) => store_unavailable(reason).encode(&mut out),
@@ -130,7 +129,7 @@ impl Service {
                 store_unavailable(Some(reason)).encode(&mut out)
             }
         }
-        self.store_replies.push((ticket, out));
+        self.store_replies.push((reply_to, out));
     }
 }
 
@@ -145,8 +144,8 @@ pub(crate) enum QueryOutcome {
 }
 
 impl From<Result<QueryResult, QueryError>> for QueryOutcome {
-    fn from(answer: Result<QueryResult, QueryError>) -> Self {
-        answer.map_or_else(QueryOutcome::Fault, QueryOutcome::Found)
+    fn from(outcome: Result<QueryResult, QueryError>) -> Self {
+        outcome.map_or_else(QueryOutcome::Fault, QueryOutcome::Found)
     }
 }
 
