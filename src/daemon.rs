@@ -25,7 +25,7 @@ use crate::sampler::recording::{self, Recording};
 use crate::server::ServerSockets;
 use crate::service::{ConfigLoader, DaemonControl, Service, StartupSettings};
 use crate::sources::powercap::NAME as POWERCAP;
-use crate::sources::recorder::TraceRecorder;
+use crate::sources::replay::recorder::TraceRecorder;
 use crate::sources::{self, Inventory};
 use crate::store::{self, Store};
 use crate::systemd::activation_ffi;

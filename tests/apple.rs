@@ -24,8 +24,9 @@ use wattspan::attribution::{self, Attributor, NewSpan};
 use wattspan::clock::Clock;
 use wattspan::domain::{Domain, DomainKind, EnergyReading, Grade, Liveness};
 use wattspan::sampler::counter_profile::CounterProfile;
-use wattspan::sources::profile::PowerProfile;
-use wattspan::sources::{Inventory, containment, discover};
+use wattspan::sources::dedup::domain_tree;
+use wattspan::sources::replay::power_profile::PowerProfile;
+use wattspan::sources::{Inventory, discover};
 
 const MS: u64 = 1_000_000;
 const S: u64 = 1_000_000_000;
@@ -146,7 +147,7 @@ impl Machine {
     /// The account of a span over everything, read each 50 ms from two seconds before it to its settling.
     fn account(&mut self, from_ns: u64, to_ns: u64) -> Account {
         let domains = self.domains();
-        let counted = containment::counted_in_total(&domains, &vec![true; domains.len()]);
+        let counted = domain_tree::counted_in_total(&domains, &vec![true; domains.len()]);
         let mut attributor = Attributor::new(domains, attribution::AttributionSettings::default());
         counted.iter().enumerate().for_each(|(at, counted)| attributor.set_counted(at, *counted));
         let (mut key, mut closed, mut out) = (None, false, Vec::new());
@@ -200,7 +201,7 @@ fn every_chip_has_its_roll_ups_as_meters_and_nothing_else() {
         assert_eq!(library.mac(Mac::Sampled), expected.len() as u64, "{chip}: subscribes to its meters only");
         let cpu = &found.opened[0].domains[0];
         assert_eq!((cpu.kind, cpu.grade), (DomainKind::Cpu, Grade::Modelled));
-        let counted = containment::counted_in_total(&found.opened[0].domains, &vec![true; expected.len()]);
+        let counted = domain_tree::counted_in_total(&found.opened[0].domains, &vec![true; expected.len()]);
         let sram = expected.iter().map(|name| !name.starts_with("gpu-sram")).collect::<Vec<_>>();
         assert_eq!(counted, sram, "{chip}");
         drop(found);
@@ -224,7 +225,7 @@ fn a_mac_of_intels_has_no_such_counters_and_is_told_so_and_what_its_controller_s
     assert_eq!(domains[1].parent.as_deref(), Some("psys"));
     assert_eq!(domains[2].parent.as_deref(), Some("package-0"));
     assert!(domains.iter().all(|domain| domain.grade == Grade::Integrated));
-    assert_eq!(containment::counted_in_total(domains, &[true; 3]), [true, false, false]);
+    assert_eq!(domain_tree::counted_in_total(domains, &[true; 3]), [true, false, false]);
     assert_eq!(found.opened[0].advanced, [true; 3]);
 }
 
@@ -495,8 +496,8 @@ fn the_systems_total_is_sensed_beside_the_counters_and_not_added_to_them() {
     );
     let domains = machine.domains();
     assert!(domains[1..5].iter().all(|domain| domain.parent.as_deref() == Some("psys")));
-    assert_eq!(containment::counted_in_total(&domains, &[true; 6]), [false, true, true, true, true, false]);
-    assert!(containment::counted_in_total(&domains, &[true, false, true, true, true, true])[0]);
+    assert_eq!(domain_tree::counted_in_total(&domains, &[true; 6]), [false, true, true, true, true, false]);
+    assert!(domain_tree::counted_in_total(&domains, &[true, false, true, true, true, true])[0]);
     let first = machine.one("psys");
     let later = machine.read_at(machine.now_ns + S)[0];
     assert_eq!(later.energy_uj - first.energy_uj, 20_000_000);

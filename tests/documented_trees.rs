@@ -10,7 +10,7 @@ use std::path::Path;
 
 use stand_in::StandIn;
 use wattspan::clock::Clock;
-use wattspan::sources::containment::counted_in_total;
+use wattspan::sources::dedup::domain_tree::counted_in_total;
 use wattspan::sources::{SourceSettings, discover};
 
 /// What stands for a value that nobody showed.

@@ -20,7 +20,7 @@ use wattspan::attribution::account::Account;
 use wattspan::attribution::{AttributionSettings, Attributor, NewSpan};
 use wattspan::clock::{Clock, monotonic_ns};
 use wattspan::domain::{Domain, DomainKind, Duplicate, EnergyReading, Grade};
-use wattspan::sources::containment::counted_in_total;
+use wattspan::sources::dedup::domain_tree::counted_in_total;
 use wattspan::sources::{Inventory, OpenedSource, SourceSettings, discover};
 
 const MS: u64 = 1_000_000;

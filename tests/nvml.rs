@@ -23,8 +23,9 @@ use wattspan::clock::Clock;
 use wattspan::domain::{Domain, DomainKind, EnergyReading, Grade, Liveness};
 use wattspan::sampler::counter_profile::CounterProfile;
 use wattspan::sampler::{self, Sampler};
-use wattspan::sources::profile::PowerProfile;
-use wattspan::sources::{Inventory, OpenedSource, SourceSettings, containment, discover, discover_within};
+use wattspan::sources::dedup::domain_tree;
+use wattspan::sources::replay::power_profile::PowerProfile;
+use wattspan::sources::{Inventory, OpenedSource, SourceSettings, discover, discover_within};
 
 const MS: u64 = 1_000_000;
 const S: u64 = 1_000_000_000;
@@ -91,7 +92,7 @@ impl Machine {
 
     fn account_while(&mut self, from_ns: u64, to_ns: u64, mut turn: impl FnMut(u64, &Library)) -> Account {
         let domains = self.domains();
-        let counted = containment::counted_in_total(&domains, &vec![true; domains.len()]);
+        let counted = domain_tree::counted_in_total(&domains, &vec![true; domains.len()]);
         let mut attributor = Attributor::new(domains, attribution::AttributionSettings::default());
         counted.iter().enumerate().for_each(|(at, counted)| attributor.set_counted(at, *counted));
         let (mut key, mut closed, mut out) = (None, false, Vec::new());
@@ -459,7 +460,7 @@ fn a_gpu_alone_does_not_stand_for_the_cpu_and_both_make_the_total() {
         SourceSettings { proc_root: proc.path().into(), enabled, ..library.settings() }
     });
     assert_eq!(names(&machine.found), ["gpu-0", "cpu"]);
-    assert_eq!(containment::counted_in_total(&machine.domains(), &[true, true]), [true, true]);
+    assert_eq!(domain_tree::counted_in_total(&machine.domains(), &[true, true]), [true, true]);
 }
 
 #[test]

@@ -88,7 +88,7 @@ fn psys_contains_packages_and_memory() {
         (DomainKind::Psys, None)
     );
     let live = vec![true; opened.domains.len()];
-    let counted = wattspan::sources::containment::counted_in_total(&opened.domains, &live);
+    let counted = wattspan::sources::dedup::domain_tree::counted_in_total(&opened.domains, &live);
     let counted: Vec<_> = opened.domains.iter().zip(counted).filter(|(_, counted)| *counted).collect();
     assert_eq!(counted.len(), 1);
     assert_eq!(counted[0].0.name, "psys");

@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 use proptest::prelude::*;
 use wattspan::clock::Clock;
 use wattspan::domain::{Domain, EnergyReading};
-use wattspan::sources::recorder::TraceRecorder;
-use wattspan::sources::script::Script;
-use wattspan::sources::trace::RecordedTrace;
+use wattspan::sources::replay::recorder::TraceRecorder;
+use wattspan::sources::replay::script::Script;
+use wattspan::sources::replay::trace::RecordedTrace;
 use wattspan::sources::{OpenedSource, SourceSettings, discover, replay};
 
 const MS: u64 = 1_000_000;

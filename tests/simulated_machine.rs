@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use proptest::prelude::*;
 use wattspan::clock::Clock;
 use wattspan::domain::EnergyReading;
-use wattspan::sources::script::{ParseScriptError, Script};
+use wattspan::sources::replay::script::{ParseScriptError, Script};
 use wattspan::sources::{Inventory, OpenedSource, SourceSettings, discover, replay};
 
 const MS: u64 = 1_000_000;

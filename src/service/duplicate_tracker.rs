@@ -5,8 +5,8 @@
 //! lives, so that one of them is counted. Work for each reading: one comparison for each open pair of its domain.
 
 use crate::domain::{Domain, Duplicate, EnergyReading};
-use crate::sources::containment;
-use crate::sources::duplicate::DuplicatePair;
+use crate::sources::dedup::domain_tree;
+use crate::sources::dedup::duplicate_pair::DuplicatePair;
 
 /// Reads a second apart decide nothing, so undecided pairs ask for a survey: after so long, then after twice as long each
 /// time, and never more seldom than the last.
@@ -112,7 +112,7 @@ impl DuplicateTracker {
             for pair in self.pairs.iter().rev().filter(|pair| is_one(pair.state) && live[pair.original]) {
                 domains[pair.copy].parent = Some(domains[pair.original].name.clone());
             }
-            let counted = containment::counted_in_total(&domains, live);
+            let counted = domain_tree::counted_in_total(&domains, live);
             (domains, counted)
         };
         let (domains, counted) = with(|state| state != Duplicate::Independent);

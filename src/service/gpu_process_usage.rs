@@ -10,7 +10,7 @@ use crate::attribution::{Attributor, BasisUsageSample, SubjectUsage};
 use crate::domain::{Absent, Domain, DomainKind};
 use crate::process_usage::{ProcessWatcher, TargetUsage};
 use crate::sources::nvml;
-use crate::sources::nvml_use::{ProcessUtilization, UtilizationReport};
+use crate::sources::nvml::process_utilization::{ProcessUtilization, UtilizationReport};
 
 /// One board.
 #[derive(Debug)]

@@ -18,9 +18,10 @@ use crate::protocol::{DomainStatus, SamplerStatus, WindowEnergy};
 use crate::ring::{RingReader, Sample};
 use crate::sampler::counter_profile::CounterProfile;
 use crate::sampler::{self, Sampler};
-use crate::sources::duplicate::DuplicatePair;
+use crate::sources::dedup::duplicate_pair::DuplicatePair;
+use crate::sources::dedup::preference;
 use crate::sources::parallel_open::StartingSources;
-use crate::sources::{self, OpenedSource, choice};
+use crate::sources::{self, OpenedSource};
 use crate::systemd::journal::{self, LogEntry, LogFn};
 
 /// How often liveness and the characters' figures are passed on to the attributor.
@@ -188,7 +189,7 @@ impl ReadingCollector {
             any = true;
             let mut found = progress.found;
             let present: Vec<&Domain> = self.metered().map(|metered| &metered.domain).collect();
-            choice::keep_new(&mut found, &present, &pending.packages);
+            preference::keep_new(&mut found, &present, &pending.packages);
             let before = self.domains.len();
             for opened in found.opened {
                 absent.extend(self.start_sampler(opened, &pending).err());
@@ -243,7 +244,7 @@ impl ReadingCollector {
     /// Parents across mechanisms, once other domains are there.
     fn resolve_parents(&mut self) {
         let mut own: Vec<Domain> = self.metered().map(MeteredDomain::with_source_parent).collect();
-        choice::resolve_parents(own.iter_mut().collect());
+        preference::resolve_parents(own.iter_mut().collect());
         let metered =
             self.domains.iter_mut().filter(|metered| matches!(metered.origin, DomainOrigin::Sampler(_)));
         for (metered, own) in metered.zip(own) {
@@ -641,7 +642,7 @@ fn placeholder_domain(source: &str) -> Domain {
         sources::battery::NAME => DomainKind::Battery,
         sources::perf::NAME | sources::powercap::NAME | sources::msr::NAME => DomainKind::Package,
         sources::hwmon::NAME => DomainKind::Module,
-        sources::smc::NAME => DomainKind::Psys,
+        sources::apple::smc::NAME => DomainKind::Psys,
         _ => DomainKind::Soc,
     };
     Domain {

@@ -56,7 +56,7 @@ pub fn open(settings: &SourceSettings, clock: &Clock) -> Inventory {
         );
         return found;
     }
-    let began_ns = monotonic_ns();
+    let started_ns = monotonic_ns();
     let before: Vec<_> = cards.iter().map(AmdCard::read_metrics).collect();
     if before.iter().flatten().any(|metrics| metrics.energy_count.is_some()) {
         thread::sleep(PROBE_TIME);
@@ -65,11 +65,11 @@ pub fn open(settings: &SourceSettings, clock: &Clock) -> Inventory {
     for (card, before) in cards.iter().zip(before) {
         let after = card.read_metrics();
         let name = format!("amdgpu-{named}");
-        let way = match is_suspended(&card.device_dir) {
+        let method = match is_suspended(&card.device_dir) {
             true => EnergyMethod::Power("it sleeps, so its accumulator could not be tried".into()),
-            false => choose_method(before, after, monotonic_ns().saturating_sub(began_ns)),
+            false => choose_method(before, after, monotonic_ns().saturating_sub(started_ns)),
         };
-        if let Some(opened) = open_card(card, &name, way, clock, &mut found) {
+        if let Some(opened) = open_card(card, &name, method, clock, &mut found) {
             named += 1;
             found.opened.push(opened);
         }
@@ -129,36 +129,36 @@ fn choose_method(before: Option<GpuMetrics>, after: Option<GpuMetrics>, elapsed_
 fn open_card(
     card: &AmdCard,
     name: &str,
-    way: EnergyMethod,
+    method: EnergyMethod,
     clock: &Clock,
     found: &mut Inventory,
 ) -> Option<OpenedSource> {
-    let place = card.device_id();
-    let processor = way == EnergyMethod::ApuPower;
-    match way {
+    let device_id = card.device_id();
+    let is_apu = method == EnergyMethod::ApuPower;
+    match method {
         EnergyMethod::Unavailable(reason) => {
-            found.add_absent(NAME, format!("{place}: {reason}"));
+            found.add_absent(NAME, format!("{device_id}: {reason}"));
             None
         }
         EnergyMethod::Accumulator(bits) => card.open_accumulator(name, bits, clock).or_else(|| {
-            found.add_absent(NAME, format!("{place}: gpu_metrics went away"));
+            found.add_absent(NAME, format!("{device_id}: gpu_metrics went away"));
             None
         }),
-        EnergyMethod::Power(_) | EnergyMethod::ApuPower => match card.open_power_sensor(processor) {
-            Some((gauge, file)) => {
-                if let EnergyMethod::Power(reason) = way {
-                    found.add_absent(NAME, format!("{place}: {reason}; {file} is integrated instead"));
+        EnergyMethod::Power(_) | EnergyMethod::ApuPower => match card.open_power_sensor(is_apu) {
+            Some((sensor, file)) => {
+                if let EnergyMethod::Power(reason) = method {
+                    found.add_absent(NAME, format!("{device_id}: {reason}; {file} is integrated instead"));
                 }
-                let domain = card.power_domain(name, processor, &gauge);
-                Some(SensorFileGroup::open_source(NAME, vec![(domain, gauge)], MAX_RATE_HZ, clock))
+                let domain = card.power_domain(name, is_apu, &sensor);
+                Some(SensorFileGroup::open_source(NAME, vec![(domain, sensor)], MAX_RATE_HZ, clock))
             }
             None => {
                 let reason =
-                    if let EnergyMethod::Power(reason) = way { reason } else { "no accumulator".into() };
+                    if let EnergyMethod::Power(reason) = method { reason } else { "no accumulator".into() };
                 found.add_absent(
                     NAME,
                     format!(
-                        "{place}: {reason}, and there is no power1_average or power1_input either; \
+                        "{device_id}: {reason}, and there is no power1_average or power1_input either; \
                                           a guest's card shows neither"
                     ),
                 );
@@ -245,13 +245,13 @@ impl AmdCard {
     }
 
     /// A meter of the card's power, and the name of its file. `power1_average` is a mean over a time that nobody tells.
-    fn open_power_sensor(&self, processor: bool) -> Option<(SensorFile, &'static str)> {
+    fn open_power_sensor(&self, is_apu: bool) -> Option<(SensorFile, &'static str)> {
         let chip = self.hwmon_chip()?;
         let open = |file: &'static str| {
             Some((open_unless_suspended(chip.find_file(file)?, &self.device_dir).ok()?, file))
         };
         let (power, file) = open("power1_average").or_else(|| open("power1_input"))?;
-        let kind = if processor { DomainKind::Soc } else { DomainKind::Gpu };
+        let kind = if is_apu { DomainKind::Soc } else { DomainKind::Gpu };
         // Three times the limit on the mean: excursions of 100 µs may be as high (PCI Express).
         let limit_mw =
             chip.read_number("power1_cap_max").filter(|limit| *limit > 0).map(|limit| limit / 1_000 * 3);
@@ -263,11 +263,11 @@ impl AmdCard {
 
     /// The domain of a card whose power is integrated. What a processor with graphics shows is the whole socket's power,
     /// which the package's counter has too where there is one.
-    fn power_domain(&self, name: &str, processor: bool, gauge: &SensorFile) -> Domain {
+    fn power_domain(&self, name: &str, is_apu: bool, sensor: &SensorFile) -> Domain {
         Domain {
-            parent: processor.then(|| "package-0".to_owned()),
-            latency_ns: gauge.latency_ns(),
-            ..self.base_domain(name, if processor { DomainKind::Soc } else { DomainKind::Gpu })
+            parent: is_apu.then(|| "package-0".to_owned()),
+            latency_ns: sensor.latency_ns(),
+            ..self.base_domain(name, if is_apu { DomainKind::Soc } else { DomainKind::Gpu })
         }
     }
 
@@ -303,8 +303,8 @@ mod tests {
     #[test]
     fn an_accumulator_that_moves_as_the_card_says_is_taken() {
         // 100 W for 20 ms are 2 J: 131 072 counts.
-        let way = choose_method(metrics(5, 1_000, 100), metrics(131_077, 20_001_000, 100), 1);
-        assert_eq!(way, EnergyMethod::Accumulator(64));
+        let method = choose_method(metrics(5, 1_000, 100), metrics(131_077, 20_001_000, 100), 1);
+        assert_eq!(method, EnergyMethod::Accumulator(64));
         // The card was idle when its mean was taken.
         assert_eq!(
             choose_method(metrics(5, 1, 4), metrics(131_077, 20_000_001, 4), 1),
@@ -314,19 +314,20 @@ mod tests {
 
     #[test]
     fn an_accumulator_in_another_unit_or_one_that_stands_still_is_not() {
-        let told = |way| match way {
+        let power_reason = |method| match method {
             EnergyMethod::Power(reason) => reason,
             other => panic!("{other:?}"),
         };
-        let other_unit = told(choose_method(metrics(5, 1_000, 100), metrics(2_000_005, 20_001_000, 100), 1));
+        let other_unit =
+            power_reason(choose_method(metrics(5, 1_000, 100), metrics(2_000_005, 20_001_000, 100), 1));
         assert!(other_unit.contains("1525 W where the card says 100 W"), "{other_unit}");
-        let stuck = told(choose_method(metrics(5, 1_000, 100), metrics(5, 20_001_000, 100), 1));
+        let stuck = power_reason(choose_method(metrics(5, 1_000, 100), metrics(5, 20_001_000, 100), 1));
         assert!(stuck.contains("stands still at 5"), "{stuck}");
     }
 
     #[test]
     fn a_die_without_energy_and_power_is_the_second_one() {
-        let way = choose_method(metrics(0, 1_000, 0), metrics(0, 20_001_000, 0), 1);
-        assert!(matches!(way, EnergyMethod::Unavailable(reason) if reason.contains("second die")));
+        let method = choose_method(metrics(0, 1_000, 0), metrics(0, 20_001_000, 0), 1);
+        assert!(matches!(method, EnergyMethod::Unavailable(reason) if reason.contains("second die")));
     }
 }

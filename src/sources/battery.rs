@@ -2,7 +2,7 @@
 //!
 //! Owns the batteries under `class/power_supply` that feed the machine (not a mouse's). Firmware refreshes them every
 //! 1 to 30 s, so this is compared in `wattspan doctor` with the sum of the others and never added to anything (see
-//! `containment`). Never shows a battery that charges as one that delivers.
+//! `domain_tree`). Never shows a battery that charges as one that delivers.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -31,19 +31,19 @@ const MAX_RATE_HZ: f64 = 10.0;
 pub fn open(settings: &SourceSettings, clock: &Clock) -> Inventory {
     let class = settings.sysfs_root.join("class/power_supply");
     let mut found = Inventory::default();
-    let mut gauges = Vec::new();
+    let mut sensors = Vec::new();
     for folder in list_batteries(&class) {
         let id = folder.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         match open_sensor(&folder) {
-            Ok(gauge) => gauges.push((battery_domain(&format!("battery-{}", gauges.len()), &id), gauge)),
+            Ok(sensor) => sensors.push((battery_domain(&format!("battery-{}", sensors.len()), &id), sensor)),
             Err(reason) => found.add_absent(NAME, format!("{id}: {reason}")),
         }
     }
-    if gauges.is_empty() && found.absent.is_empty() {
+    if sensors.is_empty() && found.absent.is_empty() {
         found.add_absent(NAME, format!("none in {}; a machine on the mains needs none", class.display()));
     }
-    if !gauges.is_empty() {
-        found.opened.push(SensorFileGroup::open_source(NAME, gauges, MAX_RATE_HZ, clock));
+    if !sensors.is_empty() {
+        found.opened.push(SensorFileGroup::open_source(NAME, sensors, MAX_RATE_HZ, clock));
     }
     found
 }
@@ -62,16 +62,16 @@ fn list_batteries(class: &Path) -> Vec<PathBuf> {
 
 fn open_sensor(folder: &Path) -> Result<SensorFile, String> {
     let number = |name: &str| SysfsFile::open_number(folder.join(name)).ok();
-    let wattage = match (number("power_now"), number("voltage_now"), number("current_now")) {
+    let input = match (number("power_now"), number("voltage_now"), number("current_now")) {
         (Some(power), _, _) => PowerInput::Microwatts(power),
         (None, Some(volts), Some(amperes)) => PowerInput::VoltageTimesCurrent(volts, amperes, 1_000_000),
         _ => return Err("shows neither power_now nor voltage_now and current_now".into()),
     };
     let status = SysfsFile::open(folder.join("status"))
         .map_err(|error| format!("status: {error}; without it nobody knows whether it charges"))?;
-    let meter = PowerSensor::instantaneous(wattage, plausible_ceiling_mw(DomainKind::Battery));
+    let power_sensor = PowerSensor::instantaneous(input, plausible_ceiling_mw(DomainKind::Battery));
     let discharging = ReadCondition { file: status, word: DISCHARGING, must_equal: true };
-    Ok(SensorFile::power(meter).with_condition(Some(discharging)))
+    Ok(SensorFile::power(power_sensor).with_condition(Some(discharging)))
 }
 
 fn battery_domain(name: &str, id: &str) -> Domain {

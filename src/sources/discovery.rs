@@ -7,11 +7,10 @@ use std::time::{Duration, Instant};
 
 use crate::clock::Clock;
 
+use super::dedup::{domain_tree, preference};
 use super::parallel_open::{StartingSources, probes_itself};
 use super::source_settings::ALL_NAMES;
-use super::{
-    Inventory, OpenedSource, SourceSettings, choice, containment, estimate, probe, replay, topology,
-};
+use super::{Inventory, OpenedSource, SourceSettings, estimate, probe, replay, topology};
 
 /// How long sources may take where the caller waits for all of them. A driver that keeps nothing warm needs a second for
 /// each board.
@@ -42,24 +41,25 @@ pub fn discover_within(settings: &SourceSettings, clock: &Clock, wait: Duration)
     );
     let mut parts: Vec<Inventory> = settings.enabled.iter().map(|name| absent_if_unknown(name)).collect();
     while let Some(progress) = starting.next_progress(Some(deadline)) {
-        let place = settings.enabled.iter().position(|name| *name == progress.source);
-        if let Some(part) = place.and_then(|place| parts.get_mut(place)) {
+        let index = settings.enabled.iter().position(|name| *name == progress.source);
+        if let Some(part) = index.and_then(|index| parts.get_mut(index)) {
             part.append(progress.found);
         }
     }
-    let (mut found, mut watched) = (Inventory::default(), Inventory::default());
+    let (mut found, mut self_probed) = (Inventory::default(), Inventory::default());
     for (name, mut part) in settings.enabled.iter().zip(parts) {
         if probes_itself(name) {
             part.opened.sort_by_key(domain_name_order);
             part.absent.sort_by_key(|absent| reason_order(&absent.reason));
-            watched.append(part);
+            self_probed.append(part);
         } else {
             found.append(part);
         }
     }
-    let seen = probe::probe_domains(&mut found.opened, &topology::physical_packages(&settings.sysfs_root));
-    found.append(watched);
-    choice::keep_preferred(&mut found, seen);
+    let probe_result =
+        probe::probe_domains(&mut found.opened, &topology::physical_packages(&settings.sysfs_root));
+    found.append(self_probed);
+    preference::keep_preferred(&mut found, probe_result);
     if settings.enabled.iter().any(|name| name == estimate::NAME) {
         match live_cpu_domain(&found.opened) {
             None => found.append(estimate::open(settings, clock)),
@@ -99,6 +99,6 @@ fn live_cpu_domain(opened: &[OpenedSource]) -> Option<&str> {
     opened
         .iter()
         .flat_map(|source| source.domains.iter().zip(&source.advanced))
-        .find(|(domain, advanced)| **advanced && containment::covers_cpu(domain.kind))
+        .find(|(domain, advanced)| **advanced && domain_tree::covers_cpu(domain.kind))
         .map(|(domain, _)| domain.name.as_str())
 }

@@ -103,14 +103,14 @@ impl CpuEstimate {
 
     /// The model's energy of `elapsed_ns` in which the CPUs were busy for what they still owe, as far as that fits.
     fn interval_energy(&mut self, elapsed_ns: u128) -> IntervalEnergy {
-        let most_ns = elapsed_ns * u128::from(self.cpus);
-        let used_ns = self.deferred_busy_ns.min(most_ns);
-        let most_owed_ns = MAX_DEFERRED_TICKS * u128::from(self.tick_ns * self.cpus);
-        self.deferred_busy_ns = (self.deferred_busy_ns - used_ns).min(most_owed_ns);
+        let capacity_ns = elapsed_ns * u128::from(self.cpus);
+        let used_ns = self.deferred_busy_ns.min(capacity_ns);
+        let max_deferred_ns = MAX_DEFERRED_TICKS * u128::from(self.tick_ns * self.cpus);
+        self.deferred_busy_ns = (self.deferred_busy_ns - used_ns).min(max_deferred_ns);
         let low_pj = u128::from(self.idle_mw) * elapsed_ns;
-        let above_mw = u128::from(self.max_mw - self.idle_mw);
+        let range_mw = u128::from(self.max_mw - self.idle_mw);
         IntervalEnergy {
-            energy_pj: low_pj + above_mw * used_ns / u128::from(self.cpus),
+            energy_pj: low_pj + range_mw * used_ns / u128::from(self.cpus),
             low_pj,
             high_pj: u128::from(self.max_mw) * elapsed_ns,
         }
@@ -121,8 +121,8 @@ impl Source for CpuEstimate {
     fn read(&mut self, into: &mut [EnergyReading]) -> Option<(u64, u64)> {
         let now_ns = self.clock.now_ns();
         // Within a tick there is nothing new; the last reading is still the truth for its own stamp.
-        let fresh = self.last_reading.valid && now_ns < self.last_reading.stamp_ns + self.tick_ns * 9 / 10;
-        if !fresh {
+        let is_fresh = self.last_reading.valid && now_ns < self.last_reading.stamp_ns + self.tick_ns * 9 / 10;
+        if !is_fresh {
             self.last_reading = match read_busy_ticks(&self.stat) {
                 Err(_) => {
                     self.integral.interrupt();

@@ -1,7 +1,7 @@
 //! Boards' own sensors under `class/hwmon`: energy counters, power meters, volts times amperes.
 //!
 //! Owns which channels of which chip are taken and what they are called. Known boards (Grace, Jetson) and drivers have
-//! their place in the tree of containment (`board`); a channel whose place nobody knows is shown and never counted, since it
+//! their place in the tree of containment (`board_labels`); a channel whose place nobody knows is shown and never counted, since it
 //! may lie within another. Graphics cards' and batteries' chips belong to other mechanisms. Invariant: of one channel one
 //! file is taken: its counter, else its average, else its momentary value.
 
@@ -56,8 +56,8 @@ pub fn open(settings: &SourceSettings, clock: &Clock) -> Inventory {
     }
     resolve_names_and_parents(&mut groups);
     for (rails, rate_hz) in groups.into_iter().filter(|(rails, _)| !rails.is_empty()) {
-        let gauges = rails.into_iter().map(|rail| (rail.domain, rail.sensor)).collect();
-        found.opened.push(SensorFileGroup::open_source(NAME, gauges, rate_hz, clock));
+        let sensors = rails.into_iter().map(|rail| (rail.domain, rail.sensor)).collect();
+        found.opened.push(SensorFileGroup::open_source(NAME, sensors, rate_hz, clock));
     }
     if found.opened.is_empty() && found.absent.is_empty() {
         found.add_absent(
@@ -113,22 +113,22 @@ fn chip_rails(chip: &HwmonChip, nth: usize, found: &mut Inventory) -> Vec<HwmonR
         if chip.name == "amd_energy" && label.as_deref().is_some_and(|label| label.starts_with("Ecore")) {
             continue;
         }
-        let place = rail_position(chip, label.as_deref(), nth, &format!("energy{channel}"));
-        let gauge = open_file(chip, &format!("energy{channel}_input"))
-            .map(|attribute| SensorFile::energy(attribute, place.kind, None));
-        add_rail(&mut rails, found, chip, place, gauge, Grade::Measured);
+        let position = rail_position(chip, label.as_deref(), nth, &format!("energy{channel}"));
+        let sensor = open_file(chip, &format!("energy{channel}_input"))
+            .map(|attribute| SensorFile::energy(attribute, position.kind, None));
+        add_rail(&mut rails, found, chip, position, sensor, Grade::Measured);
     }
-    let mut meters = chip.channel_numbers("power", "average");
-    meters.extend(chip.channel_numbers("power", "input"));
-    meters.sort_unstable();
-    meters.dedup();
-    for channel in meters.into_iter().filter(|channel| !counters.contains(channel)) {
+    let mut power_channels = chip.channel_numbers("power", "average");
+    power_channels.extend(chip.channel_numbers("power", "input"));
+    power_channels.sort_unstable();
+    power_channels.dedup();
+    for channel in power_channels.into_iter().filter(|channel| !counters.contains(channel)) {
         let label = chip
             .read_text(&format!("power{channel}_label"))
             .or_else(|| chip.read_text(&format!("power{channel}_oem_info")));
-        let place = rail_position(chip, label.as_deref(), nth, &format!("power{channel}"));
-        let gauge = open_power_sensor(chip, channel, place.kind).map(SensorFile::power);
-        add_rail(&mut rails, found, chip, place, gauge, Grade::Integrated);
+        let position = rail_position(chip, label.as_deref(), nth, &format!("power{channel}"));
+        let sensor = open_power_sensor(chip, channel, position.kind).map(SensorFile::power);
+        add_rail(&mut rails, found, chip, position, sensor, Grade::Integrated);
     }
     rails
 }
@@ -142,10 +142,10 @@ fn open_power_sensor(chip: &HwmonChip, channel: u32, kind: DomainKind) -> Result
     let momentary = chip.find_file(&of("input")).is_some();
     match interval_ms {
         Some(interval_ms) if average => {
-            let wattage = PowerInput::Microwatts(open_file(chip, &of("average"))?);
+            let input = PowerInput::Microwatts(open_file(chip, &of("average"))?);
             let error_ppm =
                 chip.read_text(&of("accuracy")).and_then(|text| parse_accuracy_ppm(&text)).unwrap_or(0);
-            Ok(PowerSensor::averaging(wattage, ceiling_mw, interval_ms.saturating_mul(1_000_000), error_ppm))
+            Ok(PowerSensor::averaging(input, ceiling_mw, interval_ms.saturating_mul(1_000_000), error_ppm))
         }
         _ => {
             let file = of(if momentary { "input" } else { "average" });
@@ -167,10 +167,10 @@ fn parse_accuracy_ppm(accuracy: &str) -> Option<u64> {
 fn ceiling_mw(chip: &HwmonChip, channel: u32, kind: DomainKind) -> u64 {
     let limit =
         |file: &str| chip.read_number(&format!("power{channel}_{file}")).filter(|microwatts| *microwatts > 0);
-    let most_uw = ["cap_max", "rated_max"].iter().find_map(|file| limit(file));
+    let limit_uw = ["cap_max", "rated_max"].iter().find_map(|file| limit(file));
     let plausible_mw = plausible_ceiling_mw(kind);
     // A limit that is no limit (all bits set) is none.
-    most_uw.map_or(plausible_mw, |most_uw| (most_uw / 1_000).saturating_mul(3)).min(plausible_mw)
+    limit_uw.map_or(plausible_mw, |limit_uw| (limit_uw / 1_000).saturating_mul(3)).min(plausible_mw)
 }
 
 /// Volts times amperes of channels 1 to 3, as far as they are wired. Channel 7, the sum of the shunts' voltages, is no
@@ -184,16 +184,16 @@ fn ina3221_rails(chip: &HwmonChip, nth: usize, found: &mut Inventory) -> Vec<Hwm
         if off || unwired || chip.find_file(&format!("curr{channel}_input")).is_none() {
             continue;
         }
-        let place = label
+        let position = label
             .as_deref()
             .and_then(board_labels::parse_jetson_label)
             .unwrap_or_else(|| unknown_rail(chip, label.as_deref(), nth, &format!("channel{channel}")));
-        let gauge = open_file(chip, &format!("in{channel}_input")).and_then(|volts| {
+        let sensor = open_file(chip, &format!("in{channel}_input")).and_then(|volts| {
             let amperes = open_file(chip, &format!("curr{channel}_input"))?;
-            let wattage = PowerInput::VoltageTimesCurrent(volts, amperes, 1);
-            Ok(SensorFile::power(PowerSensor::instantaneous(wattage, plausible_ceiling_mw(place.kind))))
+            let input = PowerInput::VoltageTimesCurrent(volts, amperes, 1);
+            Ok(SensorFile::power(PowerSensor::instantaneous(input, plausible_ceiling_mw(position.kind))))
         });
-        add_rail(&mut rails, found, chip, place, gauge, Grade::Integrated);
+        add_rail(&mut rails, found, chip, position, sensor, Grade::Integrated);
     }
     rails
 }
@@ -237,21 +237,21 @@ fn add_rail(
     rails: &mut Vec<HwmonRail>,
     found: &mut Inventory,
     chip: &HwmonChip,
-    place: RailPosition,
-    gauge: Result<SensorFile, String>,
+    position: RailPosition,
+    sensor: Result<SensorFile, String>,
     grade: Grade,
 ) {
-    let gauge = match gauge {
-        Ok(gauge) => gauge.with_condition(not_suspended(chip.device())),
+    let sensor = match sensor {
+        Ok(sensor) => sensor.with_condition(not_suspended(chip.device())),
         Err(reason) => return found.add_absent(NAME, reason),
     };
     let (latency_ns, quantum_uj) = match grade {
         Grade::Measured => counter_properties(chip),
-        _ => (gauge.latency_ns(), ROUNDING_UJ),
+        _ => (sensor.latency_ns(), ROUNDING_UJ),
     };
     let domain = Domain {
-        name: place.name,
-        kind: place.kind,
+        name: position.name,
+        kind: position.kind,
         source: NAME.into(),
         device: chip.pci_address().or_else(|| {
             let device = chip.device().file_name()?;
@@ -259,14 +259,14 @@ fn add_rail(
         }),
         parent: None,
         grade,
-        ceiling_mw: Some(plausible_ceiling_mw(place.kind)),
+        ceiling_mw: Some(plausible_ceiling_mw(position.kind)),
         latency_ns,
         quantum_uj,
     };
     rails.push(HwmonRail {
         domain,
-        sensor: gauge,
-        candidate_parents: place.candidate_parents,
+        sensor,
+        candidate_parents: position.candidate_parents,
         is_acpi_meter: chip.name == POWER_METER,
     });
 }
@@ -291,6 +291,6 @@ fn resolve_names_and_parents(groups: &mut [(Vec<HwmonRail>, f64)]) {
         }
     }
     for rail in groups.iter_mut().flat_map(|(rails, _)| rails) {
-        rail.domain.parent = rail.candidate_parents.iter().find(|place| names.contains(place)).cloned();
+        rail.domain.parent = rail.candidate_parents.iter().find(|parent| names.contains(parent)).cloned();
     }
 }

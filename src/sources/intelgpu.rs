@@ -46,8 +46,8 @@ pub fn open(settings: &SourceSettings, clock: &Clock) -> Inventory {
     let mut found = Inventory::default();
     let mut cards = BTreeMap::<String, Vec<HwmonChip>>::new();
     for chip in list_chips(&settings.sysfs_root).unwrap_or_default().into_iter().filter(is_intelgpu_chip) {
-        let place = chip.pci_address().unwrap_or_else(|| chip.device().display().to_string());
-        cards.entry(place).or_default().push(chip);
+        let device = chip.pci_address().unwrap_or_else(|| chip.device().display().to_string());
+        cards.entry(device).or_default().push(chip);
     }
     if cards.is_empty() {
         found.add_absent(
@@ -58,17 +58,17 @@ pub fn open(settings: &SourceSettings, clock: &Clock) -> Inventory {
         );
     }
     let mut named = 0;
-    for (place, chips) in cards {
+    for (device, chips) in cards {
         let card = format!("intelgpu-{named}");
-        let gauges = open_card_sensors(&card, &place, &chips, &mut found);
-        if gauges.is_empty() {
+        let sensors = open_card_sensors(&card, &device, &chips, &mut found);
+        if sensors.is_empty() {
             found.add_absent(
                 NAME,
-                format!("{place}: the driver {} shows no energy of this card", chips[0].name),
+                format!("{device}: the driver {} shows no energy of this card", chips[0].name),
             );
         } else {
             named += 1;
-            found.opened.push(SensorFileGroup::open_source(NAME, gauges, MAX_RATE_HZ, clock));
+            found.opened.push(SensorFileGroup::open_source(NAME, sensors, MAX_RATE_HZ, clock));
         }
     }
     found
@@ -76,11 +76,11 @@ pub fn open(settings: &SourceSettings, clock: &Clock) -> Inventory {
 
 fn open_card_sensors(
     card: &str,
-    place: &str,
+    device: &str,
     chips: &[HwmonChip],
     found: &mut Inventory,
 ) -> Vec<(Domain, SensorFile)> {
-    let mut gauges: Vec<(Domain, SensorFile)> = Vec::new();
+    let mut sensors: Vec<(Domain, SensorFile)> = Vec::new();
     for chip in chips {
         for (file, part) in [("energy1_input", None), ("energy2_input", Some("package"))] {
             let Some(path) = chip.find_file(file) else { continue };
@@ -89,11 +89,11 @@ fn open_card_sensors(
                 None => part.map(String::from),
             };
             match open_unless_suspended(path.clone(), chip.device()) {
-                Ok(attribute) => {
-                    let gauge = SensorFile::energy(attribute, DomainKind::Gpu, Some(REGISTER_RANGE_UJ));
-                    gauges.push((
-                        card_domain(card, part, place),
-                        gauge.with_condition(not_suspended(chip.device())),
+                Ok(file) => {
+                    let sensor = SensorFile::energy(file, DomainKind::Gpu, Some(REGISTER_RANGE_UJ));
+                    sensors.push((
+                        card_domain(card, part, device),
+                        sensor.with_condition(not_suspended(chip.device())),
                     ));
                 }
                 Err(error) => found.add_absent(NAME, format!("{}: {error}", path.display())),
@@ -101,15 +101,15 @@ fn open_card_sensors(
         }
     }
     // Where the driver shows no whole card, nothing contains its parts, and discovery drops the parent.
-    gauges
+    sensors
 }
 
-fn card_domain(card: &str, part: Option<String>, place: &str) -> Domain {
+fn card_domain(card: &str, part: Option<String>, device: &str) -> Domain {
     Domain {
         name: part.as_ref().map_or_else(|| card.to_owned(), |part| format!("{card}-{part}")),
         kind: DomainKind::Gpu,
         source: NAME.into(),
-        device: Some(place.into()),
+        device: Some(device.into()),
         parent: part.map(|_| card.to_owned()),
         grade: Grade::Measured,
         ceiling_mw: Some(plausible_ceiling_mw(DomainKind::Gpu)),

@@ -23,20 +23,17 @@ pub use source_settings::SourceSettings;
 
 use crate::domain::{Absent, Domain, EnergyReading};
 
-use duplicate::DuplicatePair;
+use dedup::duplicate_pair::DuplicatePair;
 use parallel_open::StartingSources;
-
-/// An AMD card's accumulator as a source.
-mod amdgpu_accumulator;
-
-/// Whether mechanisms that show the same domain agree.
-mod agreement;
 
 /// AMD's graphics cards through the kernel.
 pub mod amdgpu;
 
-/// A kernel's file that is kept open.
-mod sysfs_file;
+/// An AMD card's accumulator as a source.
+mod amdgpu_accumulator;
+
+/// Apple's Macs: IOReport and the System Management Controller.
+pub mod apple;
 
 /// What a battery delivers.
 pub mod battery;
@@ -44,55 +41,33 @@ pub mod battery;
 /// What the labels on boards mean.
 mod board_labels;
 
-/// Where Apple's C functions come from.
-mod apple;
-
-/// Apple's C functions, by their addresses.
-mod apple_calls_ffi;
-
-/// A library that is loaded at run time.
-mod apple_library_ffi;
-
-/// Apple's C functions from a library that stands in for them.
-mod apple_loaded_ffi;
-
-/// Apple's C functions as the system has them.
-#[cfg(target_os = "macos")]
-#[path = "apple_linked_ffi.rs"]
-mod apple_system;
-
-/// Apple's C functions: not on this system.
-#[cfg(not(target_os = "macos"))]
-#[path = "apple_unsupported.rs"]
-mod apple_system;
-
 /// What a call into a driver costs, and how often it may be made for that.
 mod call_cost;
 
-/// Of domains that are shown several times, the one that stays.
-pub mod choice;
-
-/// Which domains make up the host's total: each joule once.
-pub mod containment;
-
 /// Raw counts that wrap and restart, made into energy that only grows.
 pub mod counter;
+
+/// Who made the processor.
+mod cpu_info;
 
 /// The kernel's lists of CPUs.
 #[cfg(target_os = "linux")]
 mod cpu_list;
 
+/// Each joule once: duplicates, preference, and which domains make up the total.
+pub mod dedup;
+
 /// Which mechanisms are there.
 mod discovery;
 
-/// Pairs of domains that may be two names of one counter.
-pub mod duplicate;
+/// Power integrated over time, with its doubt.
+pub mod energy_integral;
+
+/// Microjoules in a raw count, exactly.
+pub mod energy_unit;
 
 /// CPU load times a power model, where there is no counter at all.
 pub mod estimate;
-
-/// Files that show energy or power, read together.
-mod sensor_files;
 
 /// AMD's binary table.
 mod gpu_metrics;
@@ -103,29 +78,14 @@ pub mod hwmon;
 /// The chips under `class/hwmon`.
 mod hwmon_chip;
 
-/// Power integrated over time, with its doubt.
-pub mod energy_integral;
-
 /// Intel's graphics cards through the kernel.
 pub mod intelgpu;
 
-/// Apple silicon's energy counters.
-pub mod ioreport;
+/// RAPL through the registers themselves.
+pub mod msr;
 
-/// Which of IOReport's channels are meters.
-pub mod ioreport_channel;
-
-/// What a channel's raw bytes say.
-mod ioreport_element;
-
-/// The calls to IOReport.
-mod ioreport_ffi;
-
-/// Whether two counters are one register under two names.
-mod likeness;
-
-/// A short look under load: which counters move.
-mod probe;
+/// Which energy registers a processor has, and in what units.
+mod msr_layout;
 
 /// NVIDIA GPUs.
 #[cfg(target_os = "linux")]
@@ -133,52 +93,11 @@ pub mod nvml;
 
 /// NVIDIA GPUs: not on this system.
 #[cfg(not(target_os = "linux"))]
-#[path = "nvml_unsupported.rs"]
+#[path = "nvml/nvml_unsupported.rs"]
 pub mod nvml;
 
-/// One part of an NVIDIA board.
-#[cfg(target_os = "linux")]
-mod nvml_channel;
-
-/// When a dear call to NVML is due.
-#[cfg(target_os = "linux")]
-mod nvml_cadence;
-
-/// The calls to NVML.
-#[cfg(target_os = "linux")]
-mod nvml_ffi;
-
-/// One NVIDIA board.
-#[cfg(target_os = "linux")]
-mod nvml_gpu;
-
-/// The way to a board, and back to it.
-#[cfg(target_os = "linux")]
-mod nvml_link;
-
-/// Which process used how much of an NVIDIA board.
-#[cfg(target_os = "linux")]
-pub mod nvml_use;
-
-/// Which process used how much of an NVIDIA board: not on this system.
-#[cfg(not(target_os = "linux"))]
-#[path = "nvml_use_unsupported.rs"]
-pub mod nvml_use;
-
-/// RAPL through the registers themselves.
-pub mod msr;
-/// What NVML's refusals mean.
-#[cfg(target_os = "linux")]
-mod nvml_refusal;
-
-/// Which energy registers a processor has, and in what units.
-mod msr_layout;
-
-/// What RAPL's domains are, whichever mechanism reads them.
-mod rapl;
-
-/// What discovery needs to know.
-mod source_settings;
+/// Opening the sources, each on a thread of its own.
+pub mod parallel_open;
 
 /// RAPL through the kernel's `power` PMU.
 #[cfg(target_os = "linux")]
@@ -189,17 +108,20 @@ pub mod perf;
 #[path = "perf_unsupported.rs"]
 pub mod perf;
 
-/// `perf_event_open(2)`.
-#[cfg(target_os = "linux")]
-mod perf_ffi;
-
 /// What to say where perf is closed.
 #[cfg(target_os = "linux")]
 mod perf_error_reason;
 
+/// `perf_event_open(2)`.
+#[cfg(target_os = "linux")]
+mod perf_ffi;
+
 /// Event sources as sysfs describes them.
 #[cfg(target_os = "linux")]
 mod pmu;
+
+/// A sensor of power, integrated.
+mod power_sensor;
 
 /// RAPL through the kernel's powercap zones.
 pub mod powercap;
@@ -207,64 +129,37 @@ pub mod powercap;
 /// The powercap tree: zones, names, units.
 mod powercap_zone;
 
-/// Who made the processor.
-mod cpu_info;
+/// A short look under load: which counters move.
+mod probe;
 
-/// Power in repeating steps, and its energy in closed form.
-pub mod profile;
-
-/// Writes what a machine shows as a trace.
-pub mod recorder;
+/// What RAPL's domains are, whichever mechanism reads them.
+mod rapl;
 
 /// Recorded and scripted machines as a source.
 pub mod replay;
 
-/// A simulated machine, computed from a description.
-pub mod script;
+/// Files that show energy or power, read together.
+mod sensor_files;
 
-/// The words of a script.
-mod script_text;
-
-/// A Mac's System Management Controller.
-pub mod smc;
-
-/// The calls to it.
-mod smc_ffi;
-
-/// What it is asked, and what its values mean.
-mod smc_key;
-
-/// Opening the sources, each on a thread of its own.
-pub mod parallel_open;
-
-/// A source with some of its domains left out.
-mod selection;
+/// What discovery needs to know.
+mod source_settings;
 
 /// Whether the machine slept.
 mod suspend_detector;
 
+/// A kernel's file that is kept open.
+mod sysfs_file;
+
 /// Where the kernel's CPUs sit.
 pub mod topology;
-
-/// What a machine showed, read from a recording.
-pub mod trace;
-
-/// The lines of a recording.
-mod trace_line;
 
 /// The time stamp counter as the time stamp of a read.
 #[cfg(target_os = "linux")]
 mod tsc;
 
-/// Microjoules in a raw count, exactly.
-pub mod energy_unit;
-
-/// A sensor of power, integrated.
-mod power_sensor;
-
 /// Gives every domain's cumulative energy now.
 pub trait Source: Send {
-    /// Fills one reading for each domain, in the order of [`Opened::domains`]. A domain that cannot answer leaves
+    /// Fills one reading for each domain, in the order of [`OpenedSource::domains`]. A domain that cannot answer leaves
     /// `valid: false`. Allocates nothing once warm.
     ///
     /// Gives back a window of the source's clock in which the read took place, where the source knows a narrower one

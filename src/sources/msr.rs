@@ -31,12 +31,12 @@ const MODULUS: u128 = 1 << 32;
 /// Opens the registers of every package.
 pub fn open(settings: &SourceSettings, clock: &Clock) -> Inventory {
     let mut found = Inventory::default();
-    let processor = CpuInfo::read(&settings.proc_root);
-    let Some(layout) = layout_for(&processor) else {
+    let cpu_info = CpuInfo::read(&settings.proc_root);
+    let Some(layout) = layout_for(&cpu_info) else {
         found.add_absent(NAME, format!(
             "the processor {:?} family {} model {:#x} has no energy registers that are known here; a newer kernel may \
              know it: use perf",
-            processor.vendor, processor.family, processor.model
+            cpu_info.vendor, cpu_info.family, cpu_info.model
         ));
         return found;
     };
@@ -46,14 +46,14 @@ pub fn open(settings: &SourceSettings, clock: &Clock) -> Inventory {
         Err(error) => return add_unavailable(found, settings, &error),
     };
     // One CPU for each package: the first that has its name.
-    let mut places = BTreeMap::new();
-    for (cpu, place) in first_cpu_per_package(settings, &cpus) {
-        places.entry(place).or_insert(cpu);
+    let mut packages = BTreeMap::new();
+    for (cpu, package) in first_cpu_per_package(settings, &cpus) {
+        packages.entry(package).or_insert(cpu);
     }
-    for (place, cpu) in places {
+    for (package, cpu) in packages {
         let path = settings.msr_root.join(cpu.to_string()).join("msr");
         match MsrSource::open(&path, &layout, clock) {
-            Ok(registers) => found.opened.push(registers.into_opened(&place, cpu, processor.rapl_grade())),
+            Ok(registers) => found.opened.push(registers.into_opened(&package, cpu, cpu_info.rapl_grade())),
             Err(error) => found = add_unavailable(found, settings, &error),
         }
     }
@@ -64,16 +64,16 @@ pub fn open(settings: &SourceSettings, clock: &Clock) -> Inventory {
 fn first_cpu_per_package(settings: &SourceSettings, cpus: &[usize]) -> BTreeMap<usize, String> {
     let mut first = BTreeMap::new();
     for &cpu in cpus {
-        let place = super::topology::cpu_location(&settings.sysfs_root, cpu);
-        first.entry(place.map(|place| (place.package, place.die))).or_insert(cpu);
+        let location = super::topology::cpu_location(&settings.sysfs_root, cpu);
+        first.entry(location.map(|location| (location.package, location.die))).or_insert(cpu);
     }
     let first: Vec<usize> = first.into_values().collect();
     package_names(&settings.sysfs_root, &first)
 }
 
 fn add_unavailable(mut found: Inventory, settings: &SourceSettings, error: &io::Error) -> Inventory {
-    let place = settings.msr_root.join("N/msr").display().to_string();
-    let mend = match error.kind() {
+    let path = settings.msr_root.join("N/msr").display().to_string();
+    let remedy = match error.kind() {
         io::ErrorKind::NotFound => "load the driver: sudo modprobe msr",
         io::ErrorKind::PermissionDenied => {
             "the registers need root's file mode and CAP_SYS_RAWIO, which is more than reading energy; better give the \
@@ -81,7 +81,7 @@ fn add_unavailable(mut found: Inventory, settings: &SourceSettings, error: &io::
         }
         _ => "the processor or its host does not let this register be read; use perf or powercap",
     };
-    found.add_absent(NAME, format!("{place}: {error}; {mend}"));
+    found.add_absent(NAME, format!("{path}: {error}; {remedy}"));
     found
 }
 
@@ -108,7 +108,7 @@ impl MsrSource {
     /// The file cannot be opened, its unit not be read, or none of its counters.
     fn open(path: &Path, layout: &MsrLayout, clock: &Clock) -> io::Result<MsrSource> {
         let mut file = SysfsFile::open(path.to_path_buf())?;
-        // The first read tells what is refused; `Attribute` only says that something is.
+        // The first read tells what is refused; `SysfsFile` only says that something is.
         let unit = {
             use std::os::unix::fs::FileExt;
             let mut bytes = [0; 8];
@@ -137,11 +137,11 @@ impl MsrSource {
         Ok(MsrSource { file, meters, suspend: SuspendDetector::new(clock), clock: clock.clone() })
     }
 
-    fn into_opened(self, place: &str, cpu: usize, grade: Grade) -> OpenedSource {
+    fn into_opened(self, package: &str, cpu: usize, grade: Grade) -> OpenedSource {
         let domains: Vec<_> = self
             .meters
             .iter()
-            .map(|(kind, _, unit, _)| rapl::domain(NAME, *kind, place, grade, unit.ceil_uj()))
+            .map(|(kind, _, unit, _)| rapl::domain(NAME, *kind, package, grade, unit.ceil_uj()))
             .collect();
         OpenedSource {
             name: NAME,

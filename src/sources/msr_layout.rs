@@ -57,9 +57,9 @@ const XEON_PHI: &[(DomainKind, u64)] = &[(DomainKind::Package, 0x611), (DomainKi
 const AMD: &[(DomainKind, u64)] = &[(DomainKind::Package, 0xC001_029B)];
 
 /// The layout of a processor; `None` for one that has no such registers or is not known.
-pub fn layout_for(processor: &CpuInfo) -> Option<MsrLayout> {
-    match (processor.vendor.as_str(), processor.family) {
-        ("GenuineIntel", 6) => intel_layout(processor.model),
+pub fn layout_for(cpu_info: &CpuInfo) -> Option<MsrLayout> {
+    match (cpu_info.vendor.as_str(), cpu_info.family) {
+        ("GenuineIntel", 6) => intel_layout(cpu_info.model),
         // Zen and later; Hygon's are Zen.
         ("AuthenticAMD", 0x17..) | ("HygonGenuine", 0x18) => {
             Some(MsrLayout { unit_register: 0xC001_0299, registers: AMD, quirk: UnitQuirk::None })

@@ -11,9 +11,8 @@ use std::time::{Duration, Instant};
 use crate::clock::Clock;
 use crate::domain::EnergyReading;
 
-use super::{
-    Inventory, SourceSettings, amdgpu, battery, hwmon, intelgpu, ioreport, msr, nvml, perf, powercap, smc,
-};
+use super::apple::{ioreport, smc};
+use super::{Inventory, SourceSettings, amdgpu, battery, hwmon, intelgpu, msr, nvml, perf, powercap};
 
 /// Something that a source has found.
 pub struct OpenProgress {

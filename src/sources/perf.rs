@@ -49,11 +49,11 @@ pub fn open(settings: &SourceSettings, clock: &Clock) -> Inventory {
     for reason in &pmu.unusable_events {
         found.add_absent(NAME, reason.clone());
     }
-    let processor = CpuInfo::read(&settings.proc_root);
-    let places = package_names(&settings.sysfs_root, &pmu.cpus);
-    for (&cpu, place) in &places {
+    let cpu_info = CpuInfo::read(&settings.proc_root);
+    let packages = package_names(&settings.sysfs_root, &pmu.cpus);
+    for (&cpu, package) in &packages {
         match EventGroup::open(settings, &pmu, cpu, clock) {
-            Ok(group) => found.opened.push(group.into_opened(place, &pmu, processor.rapl_grade())),
+            Ok(group) => found.opened.push(group.into_opened(package, &pmu, cpu_info.rapl_grade())),
             Err(error) => found.add_absent(NAME, event_error_reason(&error, cpu, &settings.proc_root)),
         }
     }
@@ -94,7 +94,7 @@ impl EventGroup {
     /// # Errors
     /// The kernel's answer to the last event, where it refused all.
     fn open(settings: &SourceSettings, pmu: &Pmu, cpu: usize, clock: &Clock) -> io::Result<EventGroup> {
-        let mut refusal = io::Error::from(io::ErrorKind::NotFound);
+        let mut last_error = io::Error::from(io::ErrorKind::NotFound);
         let (mut events, mut members) = (Vec::<OwnedFd>::new(), Vec::new());
         for event in &pmu.events {
             let Some(kind) = domain_kind(&event.name) else { continue };
@@ -103,10 +103,10 @@ impl EventGroup {
                     events.push(fd);
                     members.push((kind, event.clone()));
                 }
-                Err(error) => refusal = error,
+                Err(error) => last_error = error,
             }
         }
-        let Some(leader) = events.first() else { return Err(refusal) };
+        let Some(leader) = events.first() else { return Err(last_error) };
         let stamp = open_tsc(settings, cpu, leader);
         let tsc = stamp.is_some().then(Tsc::default);
         events.extend(stamp);
@@ -122,12 +122,12 @@ impl EventGroup {
         })
     }
 
-    fn into_opened(self, place: &str, pmu: &Pmu, grade: Grade) -> OpenedSource {
-        let client = pmu.events.iter().any(|event| event.name == "energy-gpu");
+    fn into_opened(self, package: &str, pmu: &Pmu, grade: Grade) -> OpenedSource {
+        let is_client = pmu.events.iter().any(|event| event.name == "energy-gpu");
         let domains: Vec<_> = self
             .members
             .iter()
-            .map(|(kind, _)| rapl::domain(NAME, *kind, place, grade, quantum_uj(*kind, client)))
+            .map(|(kind, _)| rapl::domain(NAME, *kind, package, grade, quantum_uj(*kind, is_client)))
             .collect();
         OpenedSource {
             name: NAME,
@@ -206,6 +206,6 @@ fn counter_spec(kind: DomainKind, event: &PmuEvent) -> CounterSpec {
 
 /// The smallest step of a domain: 2^-14 J, the coarsest unit of these registers; but a server's psys may count in whole
 /// joules (rapl.c, the quirk of Sapphire Rapids).
-fn quantum_uj(kind: DomainKind, client: bool) -> u64 {
-    if kind == DomainKind::Psys && !client { 1_000_000 } else { 62 }
+fn quantum_uj(kind: DomainKind, is_client: bool) -> u64 {
+    if kind == DomainKind::Psys && !is_client { 1_000_000 } else { 62 }
 }

@@ -16,10 +16,10 @@ pub fn pmu_error_reason(error: &io::Error, folder: &Path, proc_root: &Path) -> S
         return format!("the power PMU cannot be used: {error}");
     }
     let missing = format!("the kernel offers no power PMU ({} is missing)", folder.display());
-    let processor = CpuInfo::read(proc_root);
-    if processor.is_guest {
+    let cpu_info = CpuInfo::read(proc_root);
+    if cpu_info.is_guest {
         format!("{missing}; this is a virtual machine, and its host would have to pass the counters on")
-    } else if processor.vendor.is_empty() {
+    } else if cpu_info.vendor.is_empty() {
         format!("{missing}; only x86 processors have one")
     } else {
         format!("{missing}; load its module: sudo modprobe rapl")
@@ -28,7 +28,7 @@ pub fn pmu_error_reason(error: &io::Error, folder: &Path, proc_root: &Path) -> S
 
 /// Why an event of an existing PMU could not be opened on `cpu`.
 pub fn event_error_reason(error: &io::Error, cpu: usize, proc_root: &Path) -> String {
-    let mend = match error.kind() {
+    let remedy = match error.kind() {
         ErrorKind::PermissionDenied => {
             permission_advice(rustix::process::geteuid().is_root(), paranoid_level(proc_root))
         }
@@ -38,7 +38,7 @@ pub fn event_error_reason(error: &io::Error, cpu: usize, proc_root: &Path) -> St
         }
         _ => "the PMU is listed, but the processor does not answer for it".into(),
     };
-    format!("perf_event_open on CPU {cpu}: {error}; {mend}")
+    format!("perf_event_open on CPU {cpu}: {error}; {remedy}")
 }
 
 fn paranoid_level(proc_root: &Path) -> Option<i32> {

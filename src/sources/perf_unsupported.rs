@@ -2,14 +2,14 @@
 
 use crate::clock::Clock;
 
-use super::{Inventory, Settings};
+use super::{Inventory, SourceSettings};
 
 /// The mechanism's name.
 pub const NAME: &str = "perf";
 
 /// Says so.
-pub fn open(_settings: &Settings, _clock: &Clock) -> Inventory {
+pub fn open(_settings: &SourceSettings, _clock: &Clock) -> Inventory {
     let mut found = Inventory::default();
-    found.miss(NAME, "only Linux has perf events".into());
+    found.add_absent(NAME, "only Linux has perf events".into());
     found
 }

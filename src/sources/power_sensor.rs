@@ -60,9 +60,9 @@ pub struct PowerSensor {
 
 impl PowerSensor {
     /// A sensor of which nothing is known but the most that the device draws.
-    pub fn instantaneous(wattage: PowerInput, ceiling_mw: u64) -> Self {
+    pub fn instantaneous(input: PowerInput, ceiling_mw: u64) -> Self {
         Self {
-            input: wattage,
+            input,
             ceiling_mw,
             averaging_ns: None,
             error_ppm: 0,
@@ -72,8 +72,8 @@ impl PowerSensor {
     }
 
     /// A sensor whose value is the mean of the last `trailing_ns`, off by `error_ppm` at most.
-    pub fn averaging(wattage: PowerInput, ceiling_mw: u64, trailing_ns: u64, error_ppm: u64) -> Self {
-        Self { averaging_ns: Some(trailing_ns.max(1)), error_ppm, ..Self::instantaneous(wattage, ceiling_mw) }
+    pub fn averaging(input: PowerInput, ceiling_mw: u64, trailing_ns: u64, error_ppm: u64) -> Self {
+        Self { averaging_ns: Some(trailing_ns.max(1)), error_ppm, ..Self::instantaneous(input, ceiling_mw) }
     }
 
     /// By how much its integral may lag behind: see the head of this file. 0 for a momentary sensor, whose doubt has it all.
@@ -134,7 +134,7 @@ mod tests {
 
     const MS: u64 = 1_000_000;
 
-    fn sensor(folder: &tempfile::TempDir, microwatts: i64) -> SysfsFile {
+    fn power_file(folder: &tempfile::TempDir, microwatts: i64) -> SysfsFile {
         let path = folder.path().join("power1_average");
         fs::write(&path, format!("{microwatts}\n")).unwrap();
         SysfsFile::open(path).unwrap()
@@ -143,26 +143,26 @@ mod tests {
     #[test]
     fn of_a_momentary_sensor_anything_up_to_the_ceiling_may_have_happened_in_between() {
         let (folder, clock) = (tempfile::tempdir().unwrap(), Clock::manual(0));
-        let mut meter =
-            PowerSensor::instantaneous(PowerInput::Microwatts(sensor(&folder, 50_000_000)), 400_000);
-        meter.read(&clock);
+        let mut sensor =
+            PowerSensor::instantaneous(PowerInput::Microwatts(power_file(&folder, 50_000_000)), 400_000);
+        sensor.read(&clock);
         clock.set(1_000 * MS);
-        let reading = meter.read(&clock);
+        let reading = sensor.read(&clock);
         assert_eq!((reading.energy_uj, reading.uncertainty_uj), (50_000_000, 350_000_000));
-        assert_eq!((reading.stamp_ns, meter.latency_ns()), (1_000 * MS, 0));
+        assert_eq!((reading.stamp_ns, sensor.latency_ns()), (1_000 * MS, 0));
     }
 
     #[test]
     fn a_value_above_the_ceiling_is_no_reading_and_a_negative_one_is_nothing() {
         let (folder, clock) = (tempfile::tempdir().unwrap(), Clock::manual(0));
-        let mut meter =
-            PowerSensor::instantaneous(PowerInput::Microwatts(sensor(&folder, 500_000_000)), 400_000);
-        assert!(!meter.read(&clock).valid);
-        sensor(&folder, -3_000);
+        let mut sensor =
+            PowerSensor::instantaneous(PowerInput::Microwatts(power_file(&folder, 500_000_000)), 400_000);
+        assert!(!sensor.read(&clock).valid);
+        power_file(&folder, -3_000);
         clock.set(MS);
-        assert!(meter.read(&clock).valid);
+        assert!(sensor.read(&clock).valid);
         clock.set(2 * MS);
-        assert_eq!(meter.read(&clock).energy_uj, 0);
+        assert_eq!(sensor.read(&clock).energy_uj, 0);
     }
 
     proptest! {
@@ -190,15 +190,15 @@ mod tests {
             };
             let path = folder.path().join("power1_average");
             fs::write(&path, "0\n").unwrap();
-            let wattage = PowerInput::Microwatts(SysfsFile::open(path.clone()).unwrap());
-            let mut meter = PowerSensor::averaging(wattage, 400_000, TAU_MS * MS, 0);
+            let input = PowerInput::Microwatts(SysfsFile::open(path.clone()).unwrap());
+            let mut sensor = PowerSensor::averaging(input, 400_000, TAU_MS * MS, 0);
             for at in 0..energy.len() as u64 {
                 clock.set(at * MS + 1);
                 fs::write(&path, format!("{}\n", mean_uw(at))).unwrap();
-                let reading = meter.read(&clock);
+                let reading = sensor.read(&clock);
                 prop_assert!(reading.valid && reading.stamp_ns == 0);
                 let late = energy[at as usize];
-                let early = energy[at.saturating_sub(meter.latency_ns() / MS) as usize];
+                let early = energy[at.saturating_sub(sensor.latency_ns() / MS) as usize];
                 prop_assert!(
                     reading.energy_uj <= late + reading.uncertainty_uj + 2
                         && reading.energy_uj + reading.uncertainty_uj + 2 >= early,

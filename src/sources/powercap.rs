@@ -44,28 +44,31 @@ pub fn open(settings: &SourceSettings, clock: &Clock) -> Inventory {
     for reason in listed.unusable {
         found.add_absent(NAME, reason);
     }
-    let mut meters = Vec::new();
+    let mut zone_counters = Vec::new();
     let mut domains = Vec::new();
     let grade = CpuInfo::read(&settings.proc_root).rapl_grade();
-    let mut denied = Vec::new();
+    let mut unreadable = Vec::new();
     for zone in &listed.zones {
         match ZoneCounter::open(zone) {
-            Ok(meter) => {
-                meters.push(meter);
+            Ok(zone_counter) => {
+                zone_counters.push(zone_counter);
                 domains.push(zone_domain(zone, &listed.zones, grade));
             }
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-                denied.push(zone.domain.as_str())
+                unreadable.push(zone.domain.as_str())
             }
             Err(error) => found.add_absent(NAME, format!("{}: {error}", zone.energy_file().display())),
         }
     }
-    if !denied.is_empty() {
-        found.add_absent(NAME, permission_reason(&denied));
+    if !unreadable.is_empty() {
+        found.add_absent(NAME, permission_reason(&unreadable));
     }
-    if !meters.is_empty() {
-        let source =
-            PowercapSource { zones: meters, suspend: SuspendDetector::new(clock), clock: clock.clone() };
+    if !zone_counters.is_empty() {
+        let source = PowercapSource {
+            zones: zone_counters,
+            suspend: SuspendDetector::new(clock),
+            clock: clock.clone(),
+        };
         found.opened.push(OpenedSource {
             name: NAME,
             source: Box::new(source),
@@ -111,12 +114,12 @@ struct PowercapSource {
 
 impl Source for PowercapSource {
     fn read(&mut self, into: &mut [EnergyReading]) -> Option<(u64, u64)> {
-        for (meter, reading) in self.zones.iter_mut().zip(&mut *into) {
-            *reading = meter.read(&self.clock);
+        for (zone, reading) in self.zones.iter_mut().zip(&mut *into) {
+            *reading = zone.read(&self.clock);
         }
         if self.suspend.has_suspended() {
             // Each meter may have been read before or after the sleep: neither this reading nor the next may be joined.
-            self.zones.iter_mut().for_each(|meter| meter.counter.interrupt());
+            self.zones.iter_mut().for_each(|zone| zone.counter.interrupt());
             into.fill(EnergyReading::default());
         }
         None

@@ -2,7 +2,7 @@
 //!
 //! A counter that is present may be dead (cloud machines show a `psys` that always reads 0), and two may be one
 //! (`package-0-die-0` and `-die-1` of a Threadripper). Only watching tells. Owns the watch at the start: a busy loop on
-//! the calling thread, ended as soon as there is nothing left to learn, and by `LONGEST_NS` at the latest. What it leaves
+//! the calling thread, ended as soon as there is nothing left to learn, and by `MAX_PROBE_NS` at the latest. What it leaves
 //! undecided is watched on by the sampler's readings. Never decides what becomes of a domain.
 
 use std::collections::BTreeSet;
@@ -12,8 +12,8 @@ use crate::clock::monotonic_ns;
 use crate::domain::{Domain, Duplicate, EnergyReading, Grade};
 
 use super::OpenedSource;
-use super::agreement::{CrossCheck, Disagreement};
-use super::duplicate::DuplicatePair;
+use super::dedup::cross_check::{CrossCheck, Disagreement};
+use super::dedup::duplicate_pair::DuplicatePair;
 
 /// A domain that has not moved after so long under load is stuck.
 const MAX_PROBE_NS: u64 = 40_000_000;
@@ -50,11 +50,11 @@ pub struct ProbeResult {
     pub disagreements: Vec<Disagreement>,
 }
 
-/// Watches all domains under load, fills [`Opened::advanced`], and says what is to be thought of them. `packages`: the
+/// Watches all domains under load, fills [`OpenedSource::advanced`], and says what is to be thought of them. `packages`: the
 /// physical packages that the kernel lists.
 pub fn probe_domains(opened: &mut [OpenedSource], packages: &BTreeSet<u32>) -> ProbeResult {
     let begin_ns = monotonic_ns();
-    let mut watched = probed_domains(opened);
+    let mut probed = probed_domains(opened);
     let mut candidates = duplicate_candidates(opened, packages);
     let mut agreement = CrossCheck::new(opened);
     let mut readings: Vec<_> =
@@ -66,7 +66,7 @@ pub fn probe_domains(opened: &mut [OpenedSource], packages: &BTreeSet<u32>) -> P
             source.source.read(readings);
             *window_ns = (before_ns, monotonic_ns());
         }
-        watched.iter_mut().for_each(|domain| domain.observe(&readings[domain.index.0][domain.index.1]));
+        probed.iter_mut().for_each(|domain| domain.observe(&readings[domain.index.0][domain.index.1]));
         for candidate in &mut candidates {
             let of = |(source, domain): DomainIndex| (windows_ns[source], &readings[source][domain]);
             let ((before_ns, after_ns), reading) = of(candidate.original);
@@ -79,16 +79,16 @@ pub fn probe_domains(opened: &mut [OpenedSource], packages: &BTreeSet<u32>) -> P
             candidates.iter_mut().for_each(|candidate| candidate.pair.evaluate());
         }
         let undecided = |candidate: &DuplicateCandidate| candidate.pair.state() == Duplicate::Undecided;
-        let learnt = look >= MIN_READS
-            && have_all_moved(&watched)
+        let is_complete = look >= MIN_READS
+            && have_all_moved(&probed)
             && !candidates.iter().any(undecided)
             && !agreement.needs_more_reads();
-        if learnt || monotonic_ns() - begin_ns >= MAX_PROBE_NS {
+        if is_complete || monotonic_ns() - begin_ns >= MAX_PROBE_NS {
             break;
         }
         spin(READ_INTERVAL_NS);
     }
-    for domain in &watched {
+    for domain in &probed {
         opened[domain.index.0].advanced[domain.index.1] = domain.has_moved;
     }
     ProbeResult { candidates, disagreements: agreement.disagreements(opened) }
@@ -127,8 +127,8 @@ fn probed_domains(opened: &[OpenedSource]) -> Vec<ProbedDomain> {
     opened.iter().enumerate().flat_map(of).collect()
 }
 
-fn have_all_moved(watched: &[ProbedDomain]) -> bool {
-    watched.iter().all(|domain| !domain.is_counter || domain.has_moved)
+fn have_all_moved(probed: &[ProbedDomain]) -> bool {
+    probed.iter().all(|domain| !domain.is_counter || domain.has_moved)
 }
 
 /// Each two domains that may be one, the earlier first.

@@ -10,17 +10,17 @@ use super::counter::plausible_ceiling_mw;
 /// mode may hold a reader up. An assumption: what is reported of update jitter is tens of microseconds.
 pub(super) const LATENCY_NS: u64 = 50_000;
 
-/// The domain of a register in the package called `place`.
-pub(super) fn domain(source: &str, kind: DomainKind, place: &str, grade: Grade, quantum_uj: u64) -> Domain {
+/// The domain of a register in the package called `package`.
+pub(super) fn domain(source: &str, kind: DomainKind, package: &str, grade: Grade, quantum_uj: u64) -> Domain {
     let (stem, parent) = match kind {
-        DomainKind::Core => ("core", Some(format!("package-{place}"))),
-        DomainKind::Uncore => ("uncore", Some(format!("package-{place}"))),
+        DomainKind::Core => ("core", Some(format!("package-{package}"))),
+        DomainKind::Uncore => ("uncore", Some(format!("package-{package}"))),
         DomainKind::Dram => ("dram", None),
         DomainKind::Psys => ("psys", None),
         _ => ("package", None),
     };
     Domain {
-        name: format!("{stem}-{place}"),
+        name: format!("{stem}-{package}"),
         kind,
         source: source.into(),
         device: None,

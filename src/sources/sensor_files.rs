@@ -68,7 +68,7 @@ enum SensorKind {
 impl SensorFile {
     /// A file that counts microjoules. `range_uj` is the least energy after which a register behind it may have wrapped
     /// unseen; `None` where there is nothing behind it but the file's own 64 bits.
-    pub fn energy(attribute: SysfsFile, kind: DomainKind, range_uj: Option<u64>) -> Self {
+    pub fn energy(file: SysfsFile, kind: DomainKind, range_uj: Option<u64>) -> Self {
         let counter = Counter::new(CounterSpec {
             unit: EnergyUnit::MICROJOULE,
             modulus: 1 << 64,
@@ -76,12 +76,12 @@ impl SensorFile {
             staleness_ns: 1_000_000_000,
             range_uj: range_uj.unwrap_or(u64::MAX),
         });
-        Self { kind: SensorKind::Energy(attribute, counter), condition: None }
+        Self { kind: SensorKind::Energy(file, counter), condition: None }
     }
 
     /// A sensor of power.
-    pub fn power(meter: PowerSensor) -> Self {
-        Self { kind: SensorKind::Power(meter), condition: None }
+    pub fn power(sensor: PowerSensor) -> Self {
+        Self { kind: SensorKind::Power(sensor), condition: None }
     }
 
     /// The same gauge, read only under a condition.
@@ -93,23 +93,23 @@ impl SensorFile {
     pub fn latency_ns(&self) -> u64 {
         match &self.kind {
             SensorKind::Energy(..) => 0,
-            SensorKind::Power(meter) => meter.latency_ns(),
+            SensorKind::Power(sensor) => sensor.latency_ns(),
         }
     }
 
     fn read(&mut self, clock: &Clock) -> EnergyReading {
         let before_ns = clock.now_ns();
-        let met = match &mut self.condition {
+        let is_met = match &mut self.condition {
             None => true,
             Some(condition) => condition.file.equals(before_ns, condition.word) == Some(condition.must_equal),
         };
-        if !met {
+        if !is_met {
             self.interrupt();
             return EnergyReading::default();
         }
         match &mut self.kind {
-            SensorKind::Power(meter) => meter.read(clock),
-            SensorKind::Energy(attribute, counter) => match attribute.read_number(before_ns) {
+            SensorKind::Power(sensor) => sensor.read(clock),
+            SensorKind::Energy(file, counter) => match file.read_number(before_ns) {
                 Some(microjoules) => counter.advance(microjoules, before_ns, clock.now_ns()),
                 None => {
                     counter.interrupt();
@@ -122,7 +122,7 @@ impl SensorFile {
     fn interrupt(&mut self) {
         match &mut self.kind {
             SensorKind::Energy(_, counter) => counter.interrupt(),
-            SensorKind::Power(meter) => meter.interrupt(),
+            SensorKind::Power(sensor) => sensor.interrupt(),
         }
     }
 }
@@ -138,11 +138,11 @@ impl SensorFileGroup {
     /// Makes a source of gauges and the domains that they show, in the same order.
     pub fn open_source(
         name: &'static str,
-        gauges: Vec<(Domain, SensorFile)>,
+        sensors: Vec<(Domain, SensorFile)>,
         max_rate_hz: f64,
         clock: &Clock,
     ) -> OpenedSource {
-        let (domains, gauges): (Vec<_>, Vec<_>) = gauges.into_iter().unzip();
+        let (domains, sensors): (Vec<_>, Vec<_>) = sensors.into_iter().unzip();
         OpenedSource {
             name,
             cpu: None,
@@ -150,7 +150,7 @@ impl SensorFileGroup {
             advanced: vec![false; domains.len()],
             domains,
             source: Box::new(SensorFileGroup {
-                sensors: gauges,
+                sensors,
                 suspend: SuspendDetector::new(clock),
                 clock: clock.clone(),
             }),
@@ -160,8 +160,8 @@ impl SensorFileGroup {
 
 impl Source for SensorFileGroup {
     fn read(&mut self, into: &mut [EnergyReading]) -> Option<(u64, u64)> {
-        for (gauge, reading) in self.sensors.iter_mut().zip(&mut *into) {
-            *reading = gauge.read(&self.clock);
+        for (sensor, reading) in self.sensors.iter_mut().zip(&mut *into) {
+            *reading = sensor.read(&self.clock);
         }
         if self.suspend.has_suspended() {
             // Each may have been read before or after the sleep: neither this reading nor the next may be joined.

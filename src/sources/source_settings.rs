@@ -4,7 +4,8 @@
 
 use std::path::PathBuf;
 
-use super::{amdgpu, battery, estimate, hwmon, intelgpu, ioreport, msr, nvml, perf, powercap, smc};
+use super::apple::{ioreport, smc};
+use super::{amdgpu, battery, estimate, hwmon, intelgpu, msr, nvml, perf, powercap};
 
 /// What discovery needs to know; roots and paths are arguments, so that tests can stand in for the machine.
 #[derive(Debug, Clone)]

@@ -33,14 +33,18 @@ pub fn physical_packages(sysfs_root: &Path) -> BTreeSet<u32> {
 
 /// What the domains on each CPU of the mask are called after: "0" for package 0, "0-die-1" where a package has several.
 pub fn package_names(sysfs_root: &Path, cpus: &[usize]) -> BTreeMap<usize, String> {
-    let places: Vec<_> = cpus.iter().map(|&cpu| (cpu, cpu_location(sysfs_root, cpu))).collect();
-    let named = places.iter().enumerate().map(|(nth, &(cpu, place))| match place {
+    let locations: Vec<_> = cpus.iter().map(|&cpu| (cpu, cpu_location(sysfs_root, cpu))).collect();
+    let named = locations.iter().enumerate().map(|(nth, &(cpu, location))| match location {
         None => (cpu, nth.to_string()),
-        Some(place) => {
-            let alone =
-                places.iter().filter_map(|other| other.1).filter(|o| o.package == place.package).count() == 1;
-            let package = place.package;
-            (cpu, if alone { package.to_string() } else { format!("{package}-die-{}", place.die) })
+        Some(location) => {
+            let alone = locations
+                .iter()
+                .filter_map(|other| other.1)
+                .filter(|o| o.package == location.package)
+                .count()
+                == 1;
+            let package = location.package;
+            (cpu, if alone { package.to_string() } else { format!("{package}-die-{}", location.die) })
         }
     });
     named.collect()

@@ -3,13 +3,13 @@
 //! A read is known to have happened between the clock before and the clock after it. Where the reader was scheduled away
 //! in between, that is a wide window; but a `msr/tsc/` count taken in the same group read, carried over from the reads
 //! before, tells more. Invariant: the window given back contains the read, and lies within the one given in. It holds
-//! for every rate at which the kernel lets CLOCK_MONOTONIC be slewed (`SLEW_PARTS`).
+//! for every rate at which the kernel lets CLOCK_MONOTONIC be slewed (`MAX_SLEW_DIVISOR`).
 
 /// The clock's rate against the counter is known, and stays the same, to one part in so many. The largest slew in use is
 /// chrony's 1/12 (`maxslewrate`); the calibration itself is off by at most 1/64.
 const MAX_SLEW_DIVISOR: u64 = 6;
 
-/// A calibration is made over at least this long, and renewed after [`RENEW_NS`].
+/// A calibration is made over at least this long, and renewed after [`RECALIBRATE_NS`].
 const MIN_BASELINE_NS: u64 = 10_000_000;
 const RECALIBRATE_NS: u64 = 1_000_000_000;
 

@@ -12,8 +12,8 @@ use wattspan::config::Config;
 use wattspan::server::{ServerSockets, serve};
 use wattspan::service::StartupSettings;
 use wattspan::sources::Inventory;
+use wattspan::sources::replay::script::Script;
 use wattspan::sources::replay::start_script;
-use wattspan::sources::script::Script;
 
 /// Restless: power changes between counter updates, and the counters differ in pace and step.
 pub const RESTLESS: &str = r#"

@@ -1,0 +1,43 @@
+//! A shared library that is loaded at run time and stays loaded.
+//!
+//! Owns the two calls of dlopen(3) that this takes. Never unloads: addresses out of the library are kept for good.
+#![allow(unsafe_code)]
+
+use std::ffi::{CStr, c_void};
+use std::ptr::NonNull;
+
+/// A loaded library.
+pub struct DynamicLibrary(NonNull<c_void>);
+
+impl DynamicLibrary {
+    /// Loads the library at `path`, or finds it where it is loaded already.
+    ///
+    /// # Errors
+    /// What the loader says.
+    pub fn load(path: &CStr) -> Result<Self, String> {
+        // SAFETY: the path ends with NUL. The library's initialisers run, which is what loading a library means; the
+        // path is the system's own or one that the administrator configured.
+        let handle = unsafe { libc::dlopen(path.as_ptr(), libc::RTLD_NOW | libc::RTLD_LOCAL) };
+        NonNull::new(handle).map(Self).ok_or_else(loader_error)
+    }
+
+    /// Where the library has `name`.
+    ///
+    /// # Errors
+    /// It has no such name.
+    pub fn symbol_address(&self, name: &CStr) -> Result<NonNull<c_void>, String> {
+        // SAFETY: the handle came from dlopen and is never closed; the name ends with NUL.
+        let found = unsafe { libc::dlsym(self.0.as_ptr(), name.as_ptr()) };
+        NonNull::new(found).ok_or_else(loader_error)
+    }
+}
+
+/// What the loader complains of.
+fn loader_error() -> String {
+    // SAFETY: dlerror gives null, or a text ended by NUL that is this thread's until its next call of the loader's.
+    let message = unsafe {
+        let message = libc::dlerror();
+        (!message.is_null()).then(|| CStr::from_ptr(message).to_string_lossy().into_owned())
+    };
+    message.unwrap_or_else(|| "the loader does not say why".into())
+}

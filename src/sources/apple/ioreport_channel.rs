@@ -1,0 +1,363 @@
+//! Which channels of IOReport's "Energy Model" are meters, and what they count.
+//!
+//! The group has hundreds of channels, most of them parts of others: adding up all whose name contains "CPU" gave 107 W
+//! where 36 W were drawn. Owns the choice: the exact roll-up of each part of the chip and nothing else, each joule in one
+//! channel; names are compared whole, after a die's prefix is taken off. Owns the units too: each channel has its own, by its label, and a label that is not known
+//! is said and never guessed. Pure; reads nothing.
+
+use std::fmt::Write as _;
+
+use crate::domain::{Domain, DomainKind, Grade};
+use crate::sources::counter::plausible_ceiling_mw;
+use crate::sources::energy_unit::EnergyUnit;
+
+/// What somebody who reads the list of channels sees of one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IoReportChannel {
+    /// Its name, as IOReport gives it.
+    pub name: String,
+    /// Its unit's label, likewise.
+    pub unit_label: String,
+    /// Whether it holds one number (`kIOReportFormatSimple`).
+    pub is_simple: bool,
+}
+
+/// A channel that was chosen.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SelectedChannel {
+    /// Its place in the list.
+    pub index: usize,
+    /// Its name in the list.
+    pub channel_name: String,
+    /// Its unit's label there.
+    pub unit_label: String,
+    /// What one count is.
+    pub unit: EnergyUnit,
+    /// What the domain is called.
+    pub domain_name: String,
+    /// What it meters.
+    pub kind: DomainKind,
+}
+
+/// What became of a list.
+#[derive(Debug, Default, PartialEq)]
+pub struct ChannelSelection {
+    /// The meters, in the order of `PARTS`.
+    pub channels: Vec<SelectedChannel>,
+    /// What is to be said of those that somebody may miss.
+    pub notes: Vec<String>,
+}
+
+/// A part of the chip that has a meter.
+struct ChipPart {
+    name: &'static str,
+    kind: DomainKind,
+    /// How its channels may be called, best first: all of the first way that occurs are taken, and none of the others,
+    /// which show the same energy again.
+    patterns: &'static [NamePattern],
+}
+
+/// A way to name the channels of a part.
+#[derive(Clone, Copy)]
+enum NamePattern {
+    /// Exactly this.
+    Exact(&'static str),
+    /// This and a number: `DRAM0`.
+    Numbered(&'static str),
+    /// This and two numbers: `ANE0_1`.
+    NumberedTwice(&'static str),
+}
+
+/// The parts of the chip, in the order in which they are shown. The graphics' own memory is a rail: nobody says whether
+/// its energy is within the graphics' too, so it is shown and never added.
+const PARTS: [ChipPart; 5] = [
+    ChipPart { name: "cpu", kind: DomainKind::Cpu, patterns: &[NamePattern::Exact("CPU Energy")] },
+    ChipPart {
+        name: "gpu",
+        kind: DomainKind::Gpu,
+        patterns: &[
+            NamePattern::Exact("GPU Energy"),
+            NamePattern::Exact("GPU"),
+            NamePattern::Numbered("GPU"),
+            NamePattern::NumberedTwice("GPU"),
+        ],
+    },
+    ChipPart {
+        name: "ane",
+        kind: DomainKind::Npu,
+        patterns: &[
+            NamePattern::Exact("ANE"),
+            NamePattern::Numbered("ANE"),
+            NamePattern::NumberedTwice("ANE"),
+        ],
+    },
+    ChipPart {
+        name: "dram",
+        kind: DomainKind::Dram,
+        patterns: &[
+            NamePattern::Exact("DRAM"),
+            NamePattern::Numbered("DRAM"),
+            NamePattern::NumberedTwice("DRAM"),
+        ],
+    },
+    ChipPart {
+        name: "gpu-sram",
+        kind: DomainKind::Rail,
+        patterns: &[
+            NamePattern::Exact("GPU SRAM"),
+            NamePattern::Numbered("GPU SRAM"),
+            NamePattern::NumberedTwice("GPU SRAM"),
+        ],
+    },
+];
+
+impl NamePattern {
+    fn matches(self, name: &str) -> bool {
+        let number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+        match self {
+            NamePattern::Exact(whole) => name == whole,
+            NamePattern::Numbered(stem) => name.strip_prefix(stem).is_some_and(number),
+            NamePattern::NumberedTwice(stem) => name
+                .strip_prefix(stem)
+                .and_then(|rest| rest.split_once('_'))
+                .is_some_and(|(first, second)| number(first) && number(second)),
+        }
+    }
+}
+
+/// A name without its die: chips made of several prefix `DIE_1_`, and macOS 27 writes `DIE1 ` in some groups.
+fn strip_die_prefix(name: &str) -> (Option<u32>, &str) {
+    let numbered = |rest: &str, end: char| -> Option<(u32, usize)> {
+        let (number, _) = rest.split_once(end)?;
+        Some((number.parse().ok()?, number.len() + 1))
+    };
+    let prefixed = [("DIE_", '_'), ("DIE", ' ')].into_iter().find_map(|(prefix, end)| {
+        let rest = name.strip_prefix(prefix)?;
+        let (die, length) = numbered(rest, end)?;
+        Some((Some(die), &rest[length..]))
+    });
+    prefixed.unwrap_or((None, name))
+}
+
+/// What one count of a channel with this label is. Blanks around it do not count.
+pub fn parse_unit(label: &str) -> Option<EnergyUnit> {
+    match label.trim() {
+        "nJ" => EnergyUnit::from_fraction(1, 1_000),
+        "uJ" | "µJ" | "μJ" => Some(EnergyUnit::MICROJOULE),
+        "mJ" => Some(EnergyUnit::MILLIJOULE),
+        "cJ" => EnergyUnit::from_fraction(10_000, 1),
+        "dJ" => EnergyUnit::from_fraction(100_000, 1),
+        "J" => EnergyUnit::from_fraction(1_000_000, 1),
+        "kJ" => EnergyUnit::from_fraction(1_000_000_000, 1),
+        _ => None,
+    }
+}
+
+/// Chooses the meters of a list.
+pub fn select_channels(channels: &[IoReportChannel]) -> ChannelSelection {
+    let mut selection = ChannelSelection::default();
+    for part in &PARTS {
+        let found = channels_of_part(part, channels);
+        if found.is_empty() && part.kind != DomainKind::Rail {
+            selection.notes.push(format!("it has no channel for {}", part.name));
+        }
+        let several = found.len() > 1;
+        for (nth, index) in found.into_iter().enumerate() {
+            let IoReportChannel { name, unit_label: unit, is_simple: simple } = &channels[index];
+            let known = parse_unit(unit).filter(|_| *simple);
+            let Some(known) = known else {
+                selection.notes.push(format!(
+                    "its channel {name:?} {}, so {} is not metered; please report this",
+                    if *simple {
+                        format!("counts in {unit:?}, which nobody knows")
+                    } else {
+                        "is no plain number".into()
+                    },
+                    part.name
+                ));
+                continue;
+            };
+            selection.channels.push(SelectedChannel {
+                index,
+                channel_name: name.clone(),
+                unit_label: unit.clone(),
+                unit: known,
+                domain_name: if several { format!("{}-{nth}", part.name) } else { part.name.into() },
+                kind: part.kind,
+            });
+        }
+    }
+    if selection.notes.iter().any(|note| note.starts_with("it has no channel")) {
+        selection.notes.push(describe_channels(channels));
+    }
+    selection
+}
+
+/// The channels of a part. Where one without a die is there, those of the dies are parts of it.
+fn channels_of_part(part: &ChipPart, channels: &[IoReportChannel]) -> Vec<usize> {
+    for pattern in part.patterns {
+        let mut found: Vec<(Option<u32>, usize)> = channels
+            .iter()
+            .enumerate()
+            .filter_map(|(index, channel)| {
+                let (die, name) = strip_die_prefix(&channel.name);
+                pattern.matches(name).then_some((die, index))
+            })
+            .collect();
+        if found.iter().any(|(die, _)| die.is_none()) {
+            found.retain(|(die, _)| die.is_none());
+        }
+        found.sort_by_key(|(die, index)| (*die, channels[*index].name.len(), channels[*index].name.clone()));
+        found.dedup_by_key(|(_, index)| channels[*index].name.clone());
+        if !found.is_empty() {
+            return found.into_iter().map(|(_, index)| index).collect();
+        }
+    }
+    Vec::new()
+}
+
+/// What the list has, for a report by somebody whose chip is not known here.
+fn describe_channels(channels: &[IoReportChannel]) -> String {
+    const SHOWN: usize = 60;
+    let mut text = format!("its {} channels are, for a report:", channels.len());
+    for channel in channels.iter().take(SHOWN) {
+        let _ = write!(text, " {:?} ({}),", channel.name, channel.unit_label.trim());
+    }
+    if channels.len() > SHOWN { text + " and others" } else { text.trim_end_matches(',').to_owned() }
+}
+
+/// How long a value may be on its way: the drivers publish in batches, 2.23 s apart at most where anybody measured.
+const MAX_BATCH_NS: u64 = 2_300_000_000;
+
+/// A stamp tells a tick of 41.7 ns; no part of a chip uses more in one (240 W).
+const STAMP_QUANTUM_UJ: u64 = 10;
+
+impl SelectedChannel {
+    /// The meter as a domain. Its figures come from Apple's own model of the chip: powermetrics, which shows the same,
+    /// calls them estimated.
+    pub fn domain(&self, source: &str) -> Domain {
+        Domain {
+            name: self.domain_name.clone(),
+            kind: self.kind,
+            source: source.into(),
+            device: None,
+            parent: Some("psys".into()),
+            grade: Grade::Modelled,
+            ceiling_mw: Some(plausible_ceiling_mw(self.kind)),
+            latency_ns: MAX_BATCH_NS,
+            quantum_uj: self.unit.ceil_uj() + STAMP_QUANTUM_UJ,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn channel(name: &str, unit: &str) -> IoReportChannel {
+        IoReportChannel { name: name.into(), unit_label: unit.into(), is_simple: true }
+    }
+
+    fn names(selection: &ChannelSelection) -> Vec<(&str, &str)> {
+        selection
+            .channels
+            .iter()
+            .map(|chosen| (chosen.domain_name.as_str(), chosen.channel_name.as_str()))
+            .collect()
+    }
+
+    #[test]
+    fn only_whole_names_are_meters() {
+        let list = [
+            channel("CPU Energy", "mJ"),
+            channel("PCPU0DTL00", "mJ"),
+            channel("CPU Energy SRAM", "mJ"),
+            channel("GPU Energy", "nJ"),
+            channel("GPU0_0", "mJ"),
+            channel("DRAM", "mJ"),
+            channel("DRAM DCS", "mJ"),
+            channel("ANE0", "mJ"),
+            channel("ANE0_SRAM", "mJ"),
+            channel("GPU SRAM0", "mJ"),
+        ];
+        let selection = select_channels(&list);
+        let expected = [
+            ("cpu", "CPU Energy"),
+            ("gpu", "GPU Energy"),
+            ("ane", "ANE0"),
+            ("dram", "DRAM"),
+            ("gpu-sram", "GPU SRAM0"),
+        ];
+        assert_eq!(names(&selection), expected);
+        assert_eq!(selection.notes, Vec::<String>::new());
+    }
+
+    #[test]
+    fn the_dies_of_an_ultra_are_meters_each_and_a_roll_up_of_both_would_replace_them() {
+        let mut list = vec![
+            channel("DIE_1_CPU Energy", "mJ"),
+            channel("DIE_0_CPU Energy", "mJ"),
+            channel("GPU Energy", "nJ"),
+            channel("ANE0_1", "mJ"),
+            channel("ANE0_0", "mJ"),
+            channel("DIE0 DRAM0", "mJ"),
+        ];
+        let expected = [
+            ("cpu-0", "DIE_0_CPU Energy"),
+            ("cpu-1", "DIE_1_CPU Energy"),
+            ("gpu", "GPU Energy"),
+            ("ane-0", "ANE0_0"),
+            ("ane-1", "ANE0_1"),
+            ("dram", "DIE0 DRAM0"),
+        ];
+        assert_eq!(names(&select_channels(&list)), expected);
+        list.push(channel("CPU Energy", "mJ"));
+        assert_eq!(names(&select_channels(&list))[0], ("cpu", "CPU Energy"));
+        assert_eq!(names(&select_channels(&list)).len(), 5);
+    }
+
+    #[test]
+    fn without_the_graphics_roll_up_its_parts_are_taken() {
+        let list = [channel("GPU0_0", "mJ"), channel("GPU0_1", "mJ"), channel("GPU SRAM0_0", "mJ")];
+        let selection = select_channels(&list);
+        let expected = [("gpu-0", "GPU0_0"), ("gpu-1", "GPU0_1"), ("gpu-sram", "GPU SRAM0_0")];
+        assert_eq!(names(&selection), expected);
+    }
+
+    #[test]
+    fn a_unit_is_what_its_label_says_and_an_unknown_one_is_refused_by_name() {
+        assert_eq!(parse_unit(" mJ  "), Some(EnergyUnit::MILLIJOULE));
+        assert_eq!(parse_unit("nJ").unwrap().to_uj(1_999), 1);
+        assert_eq!(parse_unit("uJ"), Some(EnergyUnit::MICROJOULE));
+        for label in ["", "MJ", "24Mticks", "mj", "mW", "m J", "events"] {
+            assert_eq!(parse_unit(label), None, "{label:?}");
+        }
+        let selection = select_channels(&[channel("CPU Energy", "zJ"), channel("GPU Energy", "nJ")]);
+        assert_eq!(names(&selection), [("gpu", "GPU Energy")]);
+        assert!(selection.notes[0].contains("\"CPU Energy\"") && selection.notes[0].contains("\"zJ\""));
+    }
+
+    #[test]
+    fn a_channel_that_is_no_plain_number_is_refused() {
+        let selection =
+            select_channels(&[IoReportChannel { is_simple: false, ..channel("CPU Energy", "mJ") }]);
+        assert_eq!(selection.channels, []);
+        assert!(selection.notes[0].contains("no plain number"), "{:?}", selection.notes);
+    }
+
+    #[test]
+    fn what_a_list_lacks_is_said_with_what_it_has_instead() {
+        let many: Vec<IoReportChannel> = (0..364).map(|nth| channel(&format!("X{nth}"), "mJ")).collect();
+        let selection = select_channels(&many);
+        assert_eq!(selection.channels, []);
+        assert_eq!(selection.notes.len(), 5, "{:?}", selection.notes);
+        let last = selection.notes.last().unwrap();
+        assert!(last.starts_with("its 364 channels") && last.ends_with("and others") && last.len() < 2_000);
+    }
+
+    #[test]
+    fn a_name_shown_twice_is_counted_once() {
+        let selection = select_channels(&[channel("CPU Energy", "mJ"), channel("CPU Energy", "mJ")]);
+        assert_eq!(names(&selection), [("cpu", "CPU Energy")]);
+    }
+}

@@ -1,0 +1,313 @@
+//! The calls to IOReport: a group's channels, a subscription to some of them, and samples of it.
+//!
+//! Owns every object that it is given by a function with Create or Copy in its name, and releases each once; what a Get
+//! function gives is borrowed from its container and never outlives it. An object is asked what kind it is before it is
+//! used as one, since nothing of this is documented. Copies numbers and text out, and says nothing about what they mean.
+//! After the start a sample makes no text and allocates nothing here.
+#![allow(unsafe_code)]
+
+use std::ffi::{CStr, c_char};
+use std::ptr::null;
+
+use super::functions_ffi::{
+    AppleFunctions, CF_STRING_ENCODING_UTF8, CfRef, CoreFoundationFunctions, IoReportFunctions,
+};
+use super::ioreport_channel::IoReportChannel;
+use super::ioreport_element::{RawElement, Timebase};
+
+/// `kIOReportFormatSimple`: one number.
+const FORMAT_SIMPLE: i32 = 1;
+
+/// Where dictionaries of channels keep their list, and where a channel of a sample keeps its raw bytes.
+const CHANNELS_KEY: &str = "IOReportChannels";
+const RAW_ELEMENTS_KEY: &str = "RawElements";
+
+/// The length of a tick of the machine's clock, in which elements are stamped.
+pub fn timebase(calls: &AppleFunctions) -> Option<Timebase> {
+    let mut parts = [0; 2];
+    // SAFETY: `mach_timebase_info` is two words, a numerator and a denominator, which the call fills.
+    let status = unsafe { (calls.kit.timebase)(&raw mut parts) };
+    (status == 0).then(|| Timebase::new(parts[0], parts[1]))?
+}
+
+/// An object that belongs to this value. Never null.
+struct OwnedCfObject {
+    object: CfRef,
+    release: unsafe extern "C" fn(CfRef),
+}
+
+// SAFETY: CoreFoundation's objects belong to no thread; their reference counts are atomic, and those that are changed
+// after they are made here are reached through one value only.
+unsafe impl Send for OwnedCfObject {}
+
+impl OwnedCfObject {
+    /// Takes over what a Create or Copy function gave; `None` for null.
+    fn from_created(foundation: &CoreFoundationFunctions, object: CfRef) -> Option<OwnedCfObject> {
+        // Lazily: a value made of null would be released on the spot, and releasing null crashes.
+        (!object.is_null()).then(|| OwnedCfObject { object, release: foundation.release })
+    }
+
+    fn from_text(foundation: &CoreFoundationFunctions, text: &str) -> Option<OwnedCfObject> {
+        let length = isize::try_from(text.len()).ok()?;
+        // SAFETY: the bytes are valid UTF-8 of the length given, and are copied.
+        let made =
+            unsafe { (foundation.string_create)(null(), text.as_ptr(), length, CF_STRING_ENCODING_UTF8, 0) };
+        OwnedCfObject::from_created(foundation, made)
+    }
+}
+
+impl Drop for OwnedCfObject {
+    fn drop(&mut self) {
+        // SAFETY: the object is alive, and this is the one reference that belongs to this value.
+        unsafe { (self.release)(self.object) }
+    }
+}
+
+/// One group's channels, before anybody subscribed.
+pub struct ChannelGroup {
+    foundation: CoreFoundationFunctions,
+    report: IoReportFunctions,
+    /// A dictionary of ours, whose list may be replaced.
+    dictionary: OwnedCfObject,
+    key: OwnedCfObject,
+}
+
+impl ChannelGroup {
+    /// The channels of `group`; `None` where IOReport has none, as in most virtual machines.
+    pub fn copy(calls: &AppleFunctions, report: IoReportFunctions, group: &str) -> Option<ChannelGroup> {
+        let foundation = calls.foundation;
+        let (key, name) = (
+            OwnedCfObject::from_text(&foundation, CHANNELS_KEY)?,
+            OwnedCfObject::from_text(&foundation, group)?,
+        );
+        // SAFETY: a live text, no subgroup, and the three zeroes that every caller gives; the answer is ours.
+        let found = unsafe { (report.copy_channels)(name.object, null(), 0, 0, 0) };
+        let found = OwnedCfObject::from_created(&foundation, found)?;
+        // SAFETY: asked of a live object.
+        if !unsafe { has_type(&foundation, found.object, foundation.dictionary_type_id) } {
+            return None;
+        }
+        // SAFETY: a live dictionary; the copy is ours.
+        let copy = unsafe { (foundation.dictionary_copy)(null(), 0, found.object) };
+        Some(ChannelGroup {
+            foundation,
+            report,
+            dictionary: OwnedCfObject::from_created(&foundation, copy)?,
+            key,
+        })
+    }
+
+    /// What the channels are, in IOReport's order.
+    pub fn channels(&self) -> Vec<IoReportChannel> {
+        // SAFETY: a live dictionary of ours; the list is borrowed from it while it is not changed.
+        unsafe { channel_list(&self.foundation, self.dictionary.object, self.key.object) }
+            .map(|list| (0..array_len(&self.foundation, list)).map(|at| self.channel(list, at)).collect())
+            .unwrap_or_default()
+    }
+
+    fn channel(&self, list: CfRef, at: isize) -> IoReportChannel {
+        // SAFETY: `list` is a live array of `dictionary`'s and `at` is less than its length.
+        unsafe { read_channel(&self.foundation, &self.report, (self.foundation.array_get)(list, at)) }
+    }
+
+    /// Subscribes to those channels only whose places in [`ChannelGroup::channels`] are given; fewer cost less to sample. `None`
+    /// where IOReport refuses.
+    pub fn subscribe(self, kept: &[usize]) -> Option<IoReportSubscription> {
+        let foundation = self.foundation;
+        // SAFETY: a live dictionary of ours.
+        let list = unsafe { channel_list(&foundation, self.dictionary.object, self.key.object) }?;
+        // SAFETY: a live array; the copy is ours and not yet shared.
+        let shorter = unsafe { (foundation.array_copy)(null(), 0, list) };
+        let shorter = OwnedCfObject::from_created(&foundation, shorter)?;
+        for at in (0..array_len(&foundation, shorter.object)).rev() {
+            if !usize::try_from(at).is_ok_and(|at| kept.contains(&at)) {
+                // SAFETY: our own array, mutable, and `at` is less than its length, since it shrinks from its end.
+                unsafe { (foundation.array_remove)(shorter.object, at) };
+            }
+        }
+        // SAFETY: our own mutable dictionary, a live key and a live value, which the dictionary retains. `list` is not
+        // used after this, which may have freed it.
+        unsafe { (foundation.dictionary_set)(self.dictionary.object, self.key.object, shorter.object) };
+        drop(shorter);
+        self.subscribe_to_all()
+    }
+
+    /// Subscribes to every channel of the group.
+    pub fn subscribe_to_all(self) -> Option<IoReportSubscription> {
+        let foundation = self.foundation;
+        let mut granted: CfRef = null();
+        // SAFETY: a live dictionary, and a place for the dictionary of what was granted, which is ours like the answer.
+        let made =
+            unsafe { (self.report.subscribe)(null(), self.dictionary.object, &raw mut granted, 0, null()) };
+        drop(OwnedCfObject::from_created(&foundation, granted));
+        Some(IoReportSubscription {
+            subscription: OwnedCfObject::from_created(&foundation, made)?,
+            raw: OwnedCfObject::from_text(&foundation, RAW_ELEMENTS_KEY)?,
+            group: self,
+        })
+    }
+}
+
+/// A standing order for samples.
+pub struct IoReportSubscription {
+    subscription: OwnedCfObject,
+    raw: OwnedCfObject,
+    group: ChannelGroup,
+}
+
+/// What all channels showed at one time.
+pub struct IoReportSample<'a> {
+    subscription: &'a IoReportSubscription,
+    /// Holds `list`.
+    _samples: OwnedCfObject,
+    list: CfRef,
+    length: usize,
+}
+
+impl IoReportSubscription {
+    /// Takes a sample; `None` where IOReport gives none, or none that can be understood.
+    pub fn sample(&self) -> Option<IoReportSample<'_>> {
+        let foundation = &self.group.foundation;
+        // SAFETY: a live subscription and the live dictionary that it was made with; the answer is ours.
+        let samples = unsafe {
+            (self.group.report.sample)(self.subscription.object, self.group.dictionary.object, null())
+        };
+        let samples = OwnedCfObject::from_created(foundation, samples)?;
+        // SAFETY: a live object, asked for its kind first; the list is borrowed from `samples`, which the sample keeps.
+        let list = unsafe {
+            has_type(foundation, samples.object, foundation.dictionary_type_id)
+                .then(|| channel_list(foundation, samples.object, self.group.key.object))
+        }??;
+        let length = usize::try_from(array_len(foundation, list)).ok()?;
+        Some(IoReportSample { subscription: self, _samples: samples, list, length })
+    }
+}
+
+impl IoReportSample<'_> {
+    /// How many channels it has.
+    pub fn len(&self) -> usize {
+        self.length
+    }
+
+    /// What is told apart from the number: id and time stamp; `None` where the channel has no such bytes.
+    pub fn element(&self, at: usize) -> Option<RawElement> {
+        let foundation = &self.subscription.group.foundation;
+        let entry = self.entry(at)?;
+        // SAFETY: `entry` is a live dictionary; the data is borrowed from it, asked for its kind first, and its bytes are
+        // copied before anything else happens.
+        unsafe {
+            let data = (foundation.dictionary_get)(entry, self.subscription.raw.object);
+            if !has_type(foundation, data, foundation.data_type_id) {
+                return None;
+            }
+            let (bytes, length) = ((foundation.data_bytes)(data), (foundation.data_length)(data));
+            let length = usize::try_from(length).ok().filter(|_| !bytes.is_null())?;
+            RawElement::parse(std::slice::from_raw_parts(bytes, length))
+        }
+    }
+
+    /// The channel's number, in its own unit, counted since nobody says when.
+    pub fn value(&self, at: usize) -> Option<u64> {
+        let entry = self.entry(at)?;
+        // SAFETY: a live channel, whose format was simple when it was chosen.
+        let value = unsafe { (self.subscription.group.report.value_of)(entry, 0) };
+        // Below zero are its ways to say that there is none.
+        u64::try_from(value).ok()
+    }
+
+    /// What the channel is, in words.
+    pub fn channel(&self, at: usize) -> Option<IoReportChannel> {
+        let entry = self.entry(at)?;
+        // SAFETY: a live channel.
+        Some(unsafe {
+            read_channel(&self.subscription.group.foundation, &self.subscription.group.report, entry)
+        })
+    }
+
+    /// The dictionary of a channel, borrowed from this sample.
+    fn entry(&self, at: usize) -> Option<CfRef> {
+        let foundation = &self.subscription.group.foundation;
+        let at = isize::try_from(at).ok().filter(|_| at < self.length)?;
+        // SAFETY: a live array, and `at` is less than its length.
+        let entry = unsafe { (foundation.array_get)(self.list, at) };
+        // SAFETY: null, or a live object of the array's.
+        unsafe { has_type(foundation, entry, foundation.dictionary_type_id) }.then_some(entry)
+    }
+}
+
+/// Whether `object` is there and of that kind.
+///
+/// # Safety
+/// `object` is null or alive, and `kind` one of the `…_type_id` functions of the table.
+unsafe fn has_type(
+    foundation: &CoreFoundationFunctions,
+    object: CfRef,
+    kind: unsafe extern "C" fn() -> usize,
+) -> bool {
+    // SAFETY: as the caller says.
+    !object.is_null() && unsafe { (foundation.type_id)(object) == kind() }
+}
+
+/// The list of channels in a dictionary, borrowed from it.
+///
+/// # Safety
+/// `dictionary` is a live dictionary, and `key` a live text.
+unsafe fn channel_list(foundation: &CoreFoundationFunctions, dictionary: CfRef, key: CfRef) -> Option<CfRef> {
+    // SAFETY: as the caller says; what is found is alive as long as the dictionary keeps it.
+    unsafe {
+        let list = (foundation.dictionary_get)(dictionary, key);
+        has_type(foundation, list, foundation.array_type_id).then_some(list)
+    }
+}
+
+/// How long a list is. Callers have asked it whether it is one.
+fn array_len(foundation: &CoreFoundationFunctions, list: CfRef) -> isize {
+    // SAFETY: every caller in this file gives a live array.
+    unsafe { (foundation.array_count)(list) }
+}
+
+/// What a channel is, in words.
+///
+/// # Safety
+/// `entry` is null or a live object of a list of channels.
+unsafe fn read_channel(
+    foundation: &CoreFoundationFunctions,
+    report: &IoReportFunctions,
+    entry: CfRef,
+) -> IoReportChannel {
+    // SAFETY: as the caller says, and a dictionary, which is what IOReport's functions want; the texts are borrowed.
+    unsafe {
+        if !has_type(foundation, entry, foundation.dictionary_type_id) {
+            return IoReportChannel { name: String::new(), unit_label: String::new(), is_simple: false };
+        }
+        IoReportChannel {
+            name: copy_text(foundation, (report.name_of)(entry)),
+            unit_label: copy_text(foundation, (report.unit_of)(entry)),
+            is_simple: (report.format_of)(entry) == FORMAT_SIMPLE,
+        }
+    }
+}
+
+/// A copy of a text; empty where there is none, or none that fits: no name and no label is that long.
+///
+/// # Safety
+/// `object` is null or alive.
+unsafe fn copy_text(foundation: &CoreFoundationFunctions, object: CfRef) -> String {
+    const LONGEST: usize = 256;
+    let mut buffer = [0 as c_char; LONGEST];
+    // SAFETY: as the caller says, and asked for its kind first; the call writes at most the size given, NUL included.
+    let written = unsafe {
+        has_type(foundation, object, foundation.string_type_id)
+            && (foundation.string_read)(
+                object,
+                buffer.as_mut_ptr(),
+                LONGEST as isize,
+                CF_STRING_ENCODING_UTF8,
+            ) != 0
+    };
+    if !written {
+        return String::new();
+    }
+    // SAFETY: the call said that it wrote a text, which ends with NUL inside the buffer.
+    unsafe { CStr::from_ptr(buffer.as_ptr()) }.to_string_lossy().into_owned()
+}

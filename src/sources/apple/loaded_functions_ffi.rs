@@ -1,0 +1,32 @@
+//! Apple's functions from a library that stands in for them, so that the code that calls them runs on any system.
+//!
+//! Owns nothing but the filling of the table.
+#![allow(unsafe_code)]
+
+use std::ffi::CString;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use super::dynamic_library_ffi::DynamicLibrary;
+use super::functions_ffi::{AppleFunctions, CoreFoundationFunctions, IoKitFunctions, IoReportFunctions};
+
+/// The table, all of it from the library at `path`.
+///
+/// # Errors
+/// What the loader says: there is no library, or it lacks a name.
+pub fn load_functions(path: &Path) -> Result<AppleFunctions, String> {
+    let path =
+        CString::new(path.as_os_str().as_bytes()).map_err(|_| "the path has a NUL in it".to_owned())?;
+    let library = DynamicLibrary::load(&path)?;
+    // SAFETY: the administrator named the library as one that has Apple's functions with their types, and a `DynamicLibrary` stays
+    // loaded.
+    let (foundation, kit, report) = unsafe {
+        (
+            CoreFoundationFunctions::find(|name| library.symbol_address(name))?,
+            IoKitFunctions::find(|name| library.symbol_address(name))?,
+            IoReportFunctions::find(|name| library.symbol_address(name)),
+        )
+    };
+    let report = report.map_err(|_| "the library that stands in has not all of IOReport");
+    Ok(AppleFunctions { foundation, kit, task: 1, report })
+}

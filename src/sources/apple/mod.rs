@@ -1,0 +1,60 @@
+//! Where Apple's functions come from: the system's own, or a library that stands in for them.
+//!
+//! Owns that one choice.
+
+use crate::sources::SourceSettings;
+
+use functions_ffi::AppleFunctions;
+use linked_functions as system;
+use loaded_functions_ffi as loaded;
+
+/// A library that is loaded at run time.
+mod dynamic_library_ffi;
+
+/// Apple's C functions, by their addresses.
+mod functions_ffi;
+
+/// Apple silicon's energy counters.
+pub mod ioreport;
+
+/// Which of IOReport's channels are meters.
+pub mod ioreport_channel;
+
+/// The raw element of a channel.
+mod ioreport_element;
+
+/// The calls to IOReport.
+mod ioreport_ffi;
+
+/// Apple's C functions as the system has them.
+#[cfg(target_os = "macos")]
+#[path = "linked_functions_ffi.rs"]
+mod linked_functions;
+
+/// Apple's C functions: not on this system.
+#[cfg(not(target_os = "macos"))]
+#[path = "linked_functions_unsupported.rs"]
+mod linked_functions;
+
+/// Apple's C functions from a stand-in library.
+mod loaded_functions_ffi;
+
+/// The System Management Controller as a source.
+pub mod smc;
+
+/// The calls to the System Management Controller.
+mod smc_ffi;
+
+/// The System Management Controller's protocol: keys, parameters, value types.
+mod smc_protocol;
+
+/// The functions.
+///
+/// # Errors
+/// They are not there, in words for the administrator.
+pub fn load_functions(settings: &SourceSettings) -> Result<AppleFunctions, String> {
+    match &settings.apple_library {
+        Some(path) => loaded::load_functions(path),
+        None => system::load_functions(),
+    }
+}

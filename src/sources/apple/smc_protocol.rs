@@ -1,0 +1,168 @@
+//! The words that the System Management Controller understands, and what its values mean.
+//!
+//! Owns the 80 bytes of a question and of an answer (`SMCParamStruct` of Apple's PowerManagement sources), whose layout is
+//! asserted when this is compiled, and the decoding of power from the types that the controller has. A value that is no
+//! finite power from 0 to `MAX_POWER_MW` is none. Pure; calls nothing.
+
+/// Selects the controller's one useful function (`kSMCHandleYPCEvent`).
+pub const SELECTOR: u32 = 2;
+
+/// Asks for a key's value, and for its size and type.
+pub const READ_KEY: u8 = 5;
+/// See [`READ_KEY`].
+pub const GET_KEY_INFO: u8 = 9;
+
+/// The answer where there is no such key (`kSMCKeyNotFound`).
+pub const KEY_NOT_FOUND: u8 = 0x84;
+
+/// More than any Mac draws: the largest supply is that of the Mac Pro of 2019, 1,280 W, and it delivers 1,400 at most.
+pub const MAX_POWER_MW: u64 = 1_400_000;
+
+/// The controller's version; not used, but in the way.
+#[repr(C)]
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct SmcVersion {
+    /// Its parts.
+    pub parts: [u8; 4],
+    /// And one more.
+    pub release: u16,
+}
+
+/// Limits of power; likewise.
+#[repr(C)]
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct SmcPowerLimit {
+    /// Of this struct.
+    pub version: u16,
+    /// Of this struct.
+    pub length: u16,
+    /// Of processor, graphics and memory.
+    pub limits: [u32; 3],
+}
+
+/// A key's size and type.
+#[repr(C)]
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct KeyInfo {
+    /// Bytes of its value.
+    pub size: u32,
+    /// Four letters.
+    pub type_code: u32,
+    /// Who may do what with it.
+    pub attributes: u8,
+}
+
+/// A question to the controller, and its answer.
+#[repr(C)]
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct SmcParam {
+    /// Four letters.
+    pub key: u32,
+    /// Not used.
+    pub version: SmcVersion,
+    /// Not used.
+    pub limit: SmcPowerLimit,
+    /// Answered to [`GET_KEY_INFO`], given with [`READ_KEY`].
+    pub key_info: KeyInfo,
+    /// 0 where all went well.
+    pub result: u8,
+    /// Not used.
+    pub status: u8,
+    /// What is asked.
+    pub command: u8,
+    /// Not used.
+    pub index: u32,
+    /// The value.
+    pub bytes: [u8; 32],
+}
+
+const _: () = {
+    use std::mem::offset_of;
+    assert!(size_of::<SmcParam>() == 80);
+    assert!(size_of::<SmcVersion>() == 6 && size_of::<SmcPowerLimit>() == 16 && size_of::<KeyInfo>() == 12);
+    assert!(offset_of!(SmcParam, version) == 4 && offset_of!(SmcParam, limit) == 12);
+    assert!(offset_of!(SmcParam, key_info) == 28 && offset_of!(SmcParam, result) == 40);
+    assert!(offset_of!(SmcParam, status) == 41 && offset_of!(SmcParam, command) == 42);
+    assert!(offset_of!(SmcParam, index) == 44 && offset_of!(SmcParam, bytes) == 48);
+};
+
+/// Four letters as the controller writes them.
+pub const fn four_char_code(text: &[u8; 4]) -> u32 {
+    u32::from_be_bytes(*text)
+}
+
+/// The power that a value of this description shows; `None` where the type is none that shows power, the size is not the
+/// type's, or the value cannot be a power.
+pub fn power_mw(description: &KeyInfo, bytes: &[u8; 32]) -> Option<u64> {
+    let watts = match (&description.type_code.to_be_bytes(), description.size) {
+        (b"flt ", 4) => f64::from(f32::from_le_bytes(*bytes.first_chunk()?)),
+        (&[b's', b'p', whole, part], 2) => {
+            parse_fixed_point(i32::from(i16::from_be_bytes(*bytes.first_chunk()?)), whole, part, 15)?
+        }
+        (&[b'f', b'p', whole, part], 2) => {
+            parse_fixed_point(i32::from(u16::from_be_bytes(*bytes.first_chunk()?)), whole, part, 16)?
+        }
+        _ => return None,
+    };
+    let milliwatts = (watts * 1e3).round();
+    // Idle sensors of a supply show a little less than nothing.
+    const OFFSET_MW: f64 = -1_000.0;
+    (milliwatts.is_finite() && (OFFSET_MW..=MAX_POWER_MW as f64).contains(&milliwatts))
+        .then_some(milliwatts.max(0.0) as u64)
+}
+
+/// A number with its point at a fixed place: `sp78` has 7 bits before it and 8 behind, `fp2e` 2 and 14.
+fn parse_fixed_point(raw: i32, whole: u8, part: u8, bits: u32) -> Option<f64> {
+    let (whole, part) = (char::from(whole).to_digit(16)?, char::from(part).to_digit(16)?);
+    (whole + part == bits).then(|| f64::from(raw) / f64::from(1_u32 << part))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn power(kind: &[u8; 4], bytes: &[u8]) -> Option<u64> {
+        let mut all = [0; 32];
+        all[..bytes.len()].copy_from_slice(bytes);
+        power_mw(&KeyInfo { size: bytes.len() as u32, type_code: four_char_code(kind), attributes: 0 }, &all)
+    }
+
+    #[test]
+    fn floats_are_little_endian_watts() {
+        assert_eq!(power(b"flt ", &12.5_f32.to_le_bytes()), Some(12_500));
+        assert_eq!(power(b"flt ", &0.0004_f32.to_le_bytes()), Some(0));
+        assert_eq!(power(b"flt ", &(-0.3_f32).to_le_bytes()), Some(0));
+    }
+
+    #[test]
+    fn fixed_points_are_big_endian_with_the_point_where_the_type_says() {
+        assert_eq!(power(b"sp78", &[0x1A, 0x80]), Some(26_500));
+        assert_eq!(power(b"sp96", &[0x01, 0xA0]), Some(6_500));
+        assert_eq!(power(b"fp2e", &[0x60, 0x00]), Some(1_500));
+        assert_eq!(power(b"fpe2", &[0x00, 0x66]), Some(25_500));
+        assert_eq!(power(b"sp78", &[0xFF, 0x80]), Some(0));
+        assert_eq!(power(b"sp78", &[0x80, 0x00]), None, "-128 W");
+    }
+
+    #[test]
+    fn what_is_no_power_is_none() {
+        for watts in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, -5.0, 1_401.0, 1e30] {
+            assert_eq!(power(b"flt ", &watts.to_le_bytes()), None, "{watts}");
+        }
+    }
+
+    #[test]
+    fn a_type_that_is_unknown_or_has_another_size_is_none() {
+        assert_eq!(power(b"ui32", &[0, 0, 0, 9]), None);
+        assert_eq!(power(b"flt ", &[0, 0]), None);
+        assert_eq!(power(b"sp78", &[0, 0, 0, 0]), None);
+        assert_eq!(power(b"sp99", &[0, 1]), None);
+        assert_eq!(power(b"spz8", &[0, 1]), None);
+        assert_eq!(power(b"fp1e", &[0, 1]), None);
+    }
+
+    #[test]
+    fn a_key_is_a_big_endian_number() {
+        assert_eq!(four_char_code(b"PSTR"), 0x5053_5452);
+    }
+}

@@ -1,0 +1,45 @@
+//! A source with some of its domains left out.
+//!
+//! Owns the scratch readings of the whole source, made once. Never changes the order of what stays.
+
+use crate::domain::EnergyReading;
+use crate::sources::{OpenedSource, Source};
+
+/// Leaves in `opened` only the domains for which `kept` is true; `None` where that is none.
+pub fn select_domains(opened: OpenedSource, kept: &[bool]) -> Option<OpenedSource> {
+    if kept.iter().all(|kept| *kept) {
+        return (!kept.is_empty()).then_some(opened);
+    }
+    let columns: Vec<usize> = (0..opened.domains.len()).filter(|&column| kept[column]).collect();
+    if columns.is_empty() {
+        return None;
+    }
+    Some(OpenedSource {
+        domains: columns.iter().map(|&column| opened.domains[column].clone()).collect(),
+        advanced: columns.iter().map(|&column| opened.advanced[column]).collect(),
+        source: Box::new(DomainSelection {
+            scratch: vec![EnergyReading::default(); opened.domains.len()],
+            inner: opened.source,
+            columns,
+        }),
+        ..opened
+    })
+}
+
+struct DomainSelection {
+    inner: Box<dyn Source>,
+    /// As many as the inner source has domains.
+    scratch: Vec<EnergyReading>,
+    /// Indices into `scratch`, ascending.
+    columns: Vec<usize>,
+}
+
+impl Source for DomainSelection {
+    fn read(&mut self, into: &mut [EnergyReading]) -> Option<(u64, u64)> {
+        let window = self.inner.read(&mut self.scratch);
+        for (reading, &column) in into.iter_mut().zip(&self.columns) {
+            *reading = self.scratch[column];
+        }
+        window
+    }
+}

@@ -1,0 +1,359 @@
+//! Of domains that are shown several times, the one that stays.
+//!
+//! Owns the rule that after discovery every domain is in one source only: a platform has one psys, and a
+//! domain that two mechanisms show is taken from the first in which it advances. Everything left out is said in the
+//! list of absent sources, and so is a mechanism that does not agree with the one that was taken. Decides only from names and liveness; reads no hardware.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::domain::{Domain, DomainKind};
+use crate::sources::probe::ProbeResult;
+use crate::sources::{Inventory, OpenedSource, hwmon};
+
+use super::domain_selection::select_domains;
+use super::duplicate_pair::DuplicatePair;
+
+/// A domain's place: which source, which of its domains.
+type DomainIndex = (usize, usize);
+
+/// Leaves every domain in one source only, and notes what went.
+pub fn keep_preferred(found: &mut Inventory, probe_result: ProbeResult) {
+    let mut kept: Vec<Vec<bool>> =
+        found.opened.iter().map(|source| vec![true; source.domains.len()]).collect();
+    report_disagreements(found, &probe_result);
+    drop_psys_copies(found, &mut kept);
+    drop_repeated_domains(found, &mut kept);
+    keep_duplicate_pairs(found, probe_result, &kept);
+    let opened = std::mem::take(&mut found.opened);
+    found.opened =
+        opened.into_iter().zip(kept).filter_map(|(source, kept)| select_domains(source, &kept)).collect();
+    resolve_parents(found.opened.iter_mut().flat_map(|source| &mut source.domains).collect());
+}
+
+/// Of what a source brings that answered late, keeps the domains that `present` does not have, and adds the pairs of the
+/// new ones with each other and with those. `packages`: the physical packages that the kernel lists.
+pub fn keep_new(found: &mut Inventory, present: &[&Domain], packages: &BTreeSet<u32>) {
+    let mut domains: Vec<Domain> = present.iter().map(|domain| (*domain).clone()).collect();
+    for source in std::mem::take(&mut found.opened) {
+        let mut kept = Vec::new();
+        for domain in &source.domains {
+            let taken = domains.iter().find(|other| other.name == domain.name);
+            kept.push(taken.is_none());
+            if let Some(other) = taken {
+                found.add_absent(source.name, format!("{} is read by {}", domain.name, other.source));
+                continue;
+            }
+            let pair = |one: &Domain| DuplicatePair::candidate(one, domain, packages);
+            found.duplicates.extend(domains.iter().filter_map(pair));
+            domains.push(domain.clone());
+        }
+        found.opened.extend(select_domains(source, &kept));
+    }
+}
+
+/// The pairs of domains that stay, by the names that these have now.
+fn keep_duplicate_pairs(found: &mut Inventory, probe_result: ProbeResult, kept: &[Vec<bool>]) {
+    let is_kept = |(source, domain): DomainIndex| kept[source][domain];
+    for mut candidate in probe_result.candidates {
+        if is_kept(candidate.original) && is_kept(candidate.copy) {
+            let name = |(source, domain): DomainIndex| found.opened[source].domains[domain].name.clone();
+            (candidate.pair.original, candidate.pair.copy) = (name(candidate.original), name(candidate.copy));
+            found.duplicates.push(candidate.pair);
+        }
+    }
+}
+
+fn report_disagreements(found: &mut Inventory, probe_result: &ProbeResult) {
+    for disagreement in &probe_result.disagreements {
+        let (first, second) = (&found.opened[disagreement.first.0], &found.opened[disagreement.second.0]);
+        let name = &first.domains[disagreement.first.1].name;
+        let (one_uj, other_uj) = disagreement.energies_uj;
+        let reason = format!(
+            "{name} does not agree with {}: in the same time {} counted {one_uj} µJ and {} {other_uj} µJ, more apart \
+             than the kernel's known rounding; trust neither until you know which unit is wrong",
+            first.name, first.name, second.name
+        );
+        let source = second.name;
+        found.add_absent(source, reason);
+    }
+}
+
+/// perf shows psys once for each package, but only one of them has it (linux rapl.c: the master package). That one is
+/// called "psys".
+fn drop_psys_copies(found: &mut Inventory, kept: &mut [Vec<bool>]) {
+    for mechanism in mechanisms(found) {
+        let copies: Vec<DomainIndex> = domain_indices(found)
+            .filter(|&(source, domain)| {
+                let opened = &found.opened[source];
+                opened.name == mechanism
+                    && opened.domains[domain].kind == DomainKind::Psys
+                    && kept[source][domain]
+            })
+            .collect();
+        let Some(&chosen) = copies.iter().find(|index| has_advanced(found, **index)).or(copies.first())
+        else {
+            continue;
+        };
+        for copy in copies.into_iter().filter(|copy| *copy != chosen) {
+            kept[copy.0][copy.1] = false;
+            let cpu = found.opened[copy.0].cpu.map_or(String::new(), |cpu| format!(" on CPU {cpu}"));
+            found.add_absent(
+                mechanism,
+                format!("psys{cpu}: the platform has one psys, which another package shows"),
+            );
+        }
+        found.opened[chosen.0].domains[chosen.1].name = "psys".into();
+    }
+}
+
+fn drop_repeated_domains(found: &mut Inventory, kept: &mut [Vec<bool>]) {
+    let mut shown = BTreeMap::<String, Vec<DomainIndex>>::new();
+    for (source, domain) in domain_indices(found).filter(|&(source, domain)| kept[source][domain]) {
+        shown.entry(found.opened[source].domains[domain].name.clone()).or_default().push((source, domain));
+    }
+    let mut dropped = BTreeMap::<(&'static str, &'static str), Vec<String>>::new();
+    for (name, shown) in shown {
+        let Some(&chosen) = shown.iter().find(|index| has_advanced(found, **index)).or(shown.first()) else {
+            continue;
+        };
+        for copy in shown.into_iter().filter(|copy| *copy != chosen) {
+            kept[copy.0][copy.1] = false;
+            let (dropped_source, kept_source) = (found.opened[copy.0].name, found.opened[chosen.0].name);
+            dropped.entry((dropped_source, kept_source)).or_default().push(name.clone());
+        }
+    }
+    for ((dropped_source, kept_source), names) in dropped {
+        let all = found
+            .opened
+            .iter()
+            .zip(&*kept)
+            .all(|(source, kept)| source.name != dropped_source || !kept.contains(&true));
+        let which = if all { "its domains".to_owned() } else { names.join(", ") };
+        found.add_absent(
+            dropped_source,
+            format!("{which} {} read by {kept_source}", if names.len() == 1 && !all { "is" } else { "are" }),
+        );
+    }
+}
+
+/// Names as parents only what is there, whichever mechanism shows it: psys contains packages and memory.
+pub fn resolve_parents(mut domains: Vec<&mut Domain>) {
+    let names: BTreeSet<String> = domains.iter().map(|domain| domain.name.clone()).collect();
+    for domain in &mut domains {
+        domain.parent = domain.parent.take().filter(|parent| names.contains(parent));
+        if matches!(domain.kind, DomainKind::Package | DomainKind::Dram) && domain.parent.is_none() {
+            domain.parent = Some("psys".to_owned()).filter(|psys| names.contains(psys));
+        }
+    }
+    assign_gpus_to_modules(domains);
+}
+
+/// The modules of Grace Hopper and its kin contain their GPUs (the board's meter sees both), which another mechanism
+/// shows. Both are numbered by their place on the board, so equal parts of the GPUs go to each module; where they cannot
+/// be dealt out evenly the last ones go to the last module: a joule too few is better than one counted twice.
+fn assign_gpus_to_modules(domains: Vec<&mut Domain>) {
+    let is_module = |domain: &Domain| domain.kind == DomainKind::Module && domain.source == hwmon::NAME;
+    let modules: Vec<String> =
+        domains.iter().filter(|domain| is_module(domain)).map(|module| module.name.clone()).collect();
+    let Some(last) = modules.len().checked_sub(1) else { return };
+    // Those that were dealt out before an other board answered are dealt out anew.
+    let is_outermost = |domain: &Domain| domain.parent.as_ref().is_none_or(|parent| modules.contains(parent));
+    let mut cards: Vec<&mut Domain> = domains
+        .into_iter()
+        .filter(|domain| domain.kind == DomainKind::Gpu && domain.source == NVML && is_outermost(domain))
+        .collect();
+    let each = (cards.len() / modules.len()).max(1);
+    for (nth, card) in cards.iter_mut().enumerate() {
+        card.parent = Some(modules[(nth / each).min(last)].clone());
+    }
+}
+
+/// What the mechanism for NVIDIA's cards calls itself.
+const NVML: &str = "nvml";
+
+fn has_advanced(found: &Inventory, (source, domain): DomainIndex) -> bool {
+    found.opened[source].advanced[domain]
+}
+
+fn domain_indices(found: &Inventory) -> impl Iterator<Item = DomainIndex> + '_ {
+    let of =
+        |(nth, source): (usize, &OpenedSource)| (0..source.domains.len()).map(move |domain| (nth, domain));
+    found.opened.iter().enumerate().flat_map(of)
+}
+
+fn mechanisms(found: &Inventory) -> Vec<&'static str> {
+    let mut names: Vec<_> = found.opened.iter().map(|source| source.name).collect();
+    names.dedup();
+    names
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::{EnergyReading, Grade};
+    use crate::sources::Source;
+    use crate::sources::dedup::cross_check::Disagreement;
+    use crate::sources::probe::DuplicateCandidate;
+
+    /// Answers with its own number, so that a test sees which readings belong to which domain.
+    struct FixedSource(Vec<u64>);
+
+    impl Source for FixedSource {
+        fn read(&mut self, into: &mut [EnergyReading]) -> Option<(u64, u64)> {
+            for (reading, energy_uj) in into.iter_mut().zip(&self.0) {
+                *reading = EnergyReading { valid: true, energy_uj: *energy_uj, ..EnergyReading::default() };
+            }
+            None
+        }
+    }
+
+    fn opened(name: &'static str, domains: &[(&str, DomainKind, bool)]) -> OpenedSource {
+        let domain = |&(domain, kind, _): &(&str, DomainKind, bool)| Domain {
+            name: domain.into(),
+            kind,
+            source: name.into(),
+            device: None,
+            parent: None,
+            grade: Grade::Measured,
+            ceiling_mw: None,
+            latency_ns: 0,
+            quantum_uj: 1,
+        };
+        OpenedSource {
+            name,
+            source: Box::new(FixedSource((0..domains.len() as u64).collect())),
+            domains: domains.iter().map(domain).collect(),
+            cpu: None,
+            max_rate_hz: 1_000.0,
+            advanced: domains.iter().map(|(_, _, advanced)| *advanced).collect(),
+        }
+    }
+
+    fn inventory(opened: Vec<OpenedSource>) -> Inventory {
+        Inventory { opened, ..Inventory::default() }
+    }
+
+    fn names(found: &Inventory) -> Vec<(&str, &str)> {
+        let name = |(source, domain): DomainIndex| {
+            (found.opened[source].name, found.opened[source].domains[domain].name.as_str())
+        };
+        domain_indices(found).map(name).collect()
+    }
+
+    #[test]
+    fn what_perf_reads_powercap_does_not_read_again() {
+        let domains = [("package-0", DomainKind::Package, true), ("dram-0", DomainKind::Dram, true)];
+        let mut found = inventory(vec![opened("perf", &domains), opened("powercap", &domains)]);
+        keep_preferred(&mut found, ProbeResult::default());
+        assert_eq!(names(&found), [("perf", "package-0"), ("perf", "dram-0")]);
+        assert_eq!(found.absent[0].source, "powercap");
+        assert_eq!(found.absent[0].reason, "its domains are read by perf");
+    }
+
+    #[test]
+    fn a_domain_that_only_powercap_sees_moving_is_taken_from_there() {
+        let mut found = inventory(vec![
+            opened("perf", &[("package-0", DomainKind::Package, true), ("psys", DomainKind::Psys, false)]),
+            opened("powercap", &[("package-0", DomainKind::Package, true), ("psys", DomainKind::Psys, true)]),
+        ]);
+        keep_preferred(&mut found, ProbeResult::default());
+        assert_eq!(names(&found), [("perf", "package-0"), ("powercap", "psys")]);
+        let mut reading = [EnergyReading::default()];
+        found.opened[1].source.read(&mut reading);
+        assert_eq!(reading[0].energy_uj, 1, "the reading is that of the second column");
+        assert!(found.absent.iter().any(|absent| absent.reason == "psys is read by powercap"));
+        assert!(found.absent.iter().any(|absent| absent.reason == "package-0 is read by perf"));
+    }
+
+    #[test]
+    fn of_several_psys_counters_the_one_that_moves_stays_and_has_the_plain_name() {
+        let mut found = inventory(vec![
+            opened("perf", &[("package-0", DomainKind::Package, true), ("psys", DomainKind::Psys, false)]),
+            opened("perf", &[("package-1", DomainKind::Package, true), ("psys-1", DomainKind::Psys, true)]),
+        ]);
+        keep_preferred(&mut found, ProbeResult::default());
+        assert_eq!(names(&found), [("perf", "package-0"), ("perf", "package-1"), ("perf", "psys")]);
+        assert_eq!(found.opened[1].advanced, [true, true]);
+    }
+
+    #[test]
+    fn a_platform_counter_that_never_moves_stays_visible_as_stuck() {
+        let mut found = inventory(vec![opened("perf", &[("psys", DomainKind::Psys, false)])]);
+        keep_preferred(&mut found, ProbeResult::default());
+        assert_eq!(names(&found), [("perf", "psys")]);
+        assert_eq!(found.opened[0].advanced, [false]);
+    }
+
+    #[test]
+    fn a_parent_is_named_across_mechanisms_and_only_where_it_is_there() {
+        let mut found = inventory(vec![
+            opened("perf", &[("package-0", DomainKind::Package, true), ("core-1", DomainKind::Core, true)]),
+            opened("powercap", &[("psys", DomainKind::Psys, true)]),
+        ]);
+        found.opened[0].domains[1].parent = Some("package-1".into());
+        keep_preferred(&mut found, ProbeResult::default());
+        assert_eq!(found.opened[0].domains[0].parent.as_deref(), Some("psys"));
+        assert_eq!(found.opened[0].domains[1].parent, None);
+    }
+
+    #[test]
+    fn a_module_contains_the_nvidia_cards_on_it_and_no_others() {
+        let mut found = inventory(vec![
+            opened(
+                "hwmon",
+                &[("module-0", DomainKind::Module, true), ("module-1", DomainKind::Module, true)],
+            ),
+            opened("nvml", &[("gpu-0", DomainKind::Gpu, true), ("gpu-1", DomainKind::Gpu, true)]),
+            opened("amdgpu", &[("amdgpu-0", DomainKind::Gpu, true)]),
+        ]);
+        keep_preferred(&mut found, ProbeResult::default());
+        let parents: Vec<_> = found.opened[1].domains.iter().map(|gpu| gpu.parent.as_deref()).collect();
+        assert_eq!(parents, [Some("module-0"), Some("module-1")]);
+        assert_eq!(found.opened[2].domains[0].parent, None);
+    }
+
+    #[test]
+    fn mechanisms_that_disagree_are_reported_with_both_figures() {
+        let domains = [("package-0", DomainKind::Package, true)];
+        let mut found = inventory(vec![opened("perf", &domains), opened("msr", &domains)]);
+        let disagreements = vec![Disagreement { first: (0, 0), second: (1, 0), energies_uj: (100, 200) }];
+        keep_preferred(&mut found, ProbeResult { disagreements, ..ProbeResult::default() });
+        let reason = &found.absent[0].reason;
+        assert!(
+            reason.contains("package-0") && reason.contains("100 µJ") && reason.contains("200 µJ"),
+            "{reason}"
+        );
+        assert_eq!(names(&found), [("perf", "package-0")]);
+    }
+
+    #[test]
+    fn a_pair_stays_where_both_its_domains_do() {
+        let domains = [("package-0", DomainKind::Package, true), ("package-1", DomainKind::Package, true)];
+        let mut found = inventory(vec![opened("perf", &domains), opened("powercap", &domains)]);
+        let pair = |original: DomainIndex, copy: DomainIndex| {
+            let of = |(source, domain): DomainIndex| &found.opened[source].domains[domain];
+            let pair = DuplicatePair::candidate(of(original), of(copy), &BTreeSet::new()).unwrap();
+            DuplicateCandidate { original, copy, pair }
+        };
+        let candidates = vec![pair((0, 0), (0, 1)), pair((0, 0), (1, 1)), pair((1, 0), (1, 1))];
+        keep_preferred(&mut found, ProbeResult { candidates, ..ProbeResult::default() });
+        let kept: Vec<_> = found.duplicates.iter().map(|pair| (&*pair.original, &*pair.copy)).collect();
+        assert_eq!(kept, [("package-0", "package-1")]);
+    }
+
+    #[test]
+    fn of_a_source_that_answers_late_only_new_domains_are_kept_and_compared() {
+        let package = |name| [(name, DomainKind::Package, true)];
+        let present = opened("perf", &package("package-0"));
+        let late =
+            [("package-0", DomainKind::Package, false), ("package-0-die-1", DomainKind::Package, false)];
+        let mut found = inventory(vec![opened("powercap", &late)]);
+        keep_new(&mut found, &[&present.domains[0]], &BTreeSet::from([0]));
+        assert_eq!(names(&found), [("powercap", "package-0-die-1")]);
+        assert_eq!(found.absent[0].reason, "package-0 is read by perf");
+        assert_eq!(
+            (&*found.duplicates[0].original, &*found.duplicates[0].copy),
+            ("package-0", "package-0-die-1")
+        );
+    }
+}

@@ -1,0 +1,123 @@
+//! The calls to NVML that nvml-wrapper lacks: field values with a scope, on a board that keeps its own library.
+//!
+//! Owns one reference to NVML's initialisation and one board's handle; dropping it gives both back. Field numbers go to
+//! NVML as they are: the wrapper renumbers some by the driver's version and guesses where that is not told, and it has no
+//! scope. Never keeps a value, never judges one.
+#![allow(unsafe_code)]
+
+use std::ffi::{OsStr, c_int};
+
+use nvml_wrapper::error::{NvmlError, nvml_sym, nvml_try};
+use nvml_wrapper::{Device, Nvml};
+use nvml_wrapper_sys::bindings::{
+    nvmlDevice_t, nvmlFieldValue_t, nvmlValueType_enum_NVML_VALUE_TYPE_DOUBLE as DOUBLE,
+    nvmlValueType_enum_NVML_VALUE_TYPE_SIGNED_INT as SIGNED_INT,
+    nvmlValueType_enum_NVML_VALUE_TYPE_SIGNED_LONG_LONG as SIGNED_LONG_LONG,
+    nvmlValueType_enum_NVML_VALUE_TYPE_UNSIGNED_INT as UNSIGNED_INT,
+    nvmlValueType_enum_NVML_VALUE_TYPE_UNSIGNED_LONG as UNSIGNED_LONG,
+    nvmlValueType_enum_NVML_VALUE_TYPE_UNSIGNED_LONG_LONG as UNSIGNED_LONG_LONG,
+    nvmlValueType_enum_NVML_VALUE_TYPE_UNSIGNED_SHORT as UNSIGNED_SHORT,
+};
+
+/// Fields that one call can ask for.
+pub const MAX_FIELDS: usize = 4;
+
+/// A field and the part of the board that it is asked of (`scopeId` in nvml.h).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NvmlField {
+    /// `NVML_FI_DEV_…`.
+    pub id: u32,
+    /// `NVML_POWER_SCOPE_…`.
+    pub scope: u32,
+}
+
+/// What NVML says of one field.
+pub type FieldResult = Result<u64, NvmlError>;
+
+/// Loads the library and initialises it.
+///
+/// # Errors
+/// The library is not there or no NVML, or NVML's own refusal.
+pub fn load_library(library: &OsStr) -> Result<Nvml, NvmlError> {
+    let nvml = Nvml::builder().lib_path(library).init()?;
+    if let Err(missing) = &nvml.lib().nvmlShutdown {
+        // The wrapper's drop calls it without a look and would panic.
+        let missing = NvmlError::FailedToLoadSymbol(missing.to_string());
+        std::mem::forget(nvml);
+        return Err(missing);
+    }
+    Ok(nvml)
+}
+
+/// One board, with the library that knows it.
+pub struct NvmlBoard {
+    nvml: Nvml,
+    /// Valid as long as `nvml` lives.
+    handle: nvmlDevice_t,
+}
+
+// SAFETY: NVML's functions may be called from any thread (nvml.h: the API is thread safe), and a handle is a number to it
+// that belongs to no thread; the wrapper says the same of its own `Nvml` and `Device`.
+unsafe impl Send for NvmlBoard {}
+
+impl NvmlBoard {
+    /// Loads the library anew and finds the board with this UUID, whatever its index is now.
+    ///
+    /// # Errors
+    /// As for [`load`]; `NotFound` where no board has the UUID.
+    pub fn find(library: &OsStr, uuid: &str) -> Result<NvmlBoard, NvmlError> {
+        let nvml = load_library(library)?;
+        let device = nvml.device_by_uuid(uuid)?;
+        // SAFETY: the handle is kept beside the library that gave it, and used with no other.
+        let handle = unsafe { device.handle() };
+        Ok(NvmlBoard { nvml, handle })
+    }
+
+    /// The wrapper's view of the board, for everything that it has.
+    pub fn device(&self) -> Device<'_> {
+        // SAFETY: `handle` came from this `nvml`, which outlives the borrow.
+        unsafe { Device::new(self.handle, &self.nvml) }
+    }
+
+    /// Asks for up to [`MAX_FIELDS`] fields in one call; each has an answer of its own in `answers`, in their order.
+    /// More than fit, or than there is room for, are not asked.
+    ///
+    /// # Errors
+    /// The call failed as a whole: the symbol is missing, or the board or the driver is not there.
+    pub fn query_fields(&self, fields: &[NvmlField], answers: &mut [FieldResult]) -> Result<(), NvmlError> {
+        let call = nvml_sym(self.nvml.lib().nvmlDeviceGetFieldValues.as_ref())?;
+        // SAFETY: a C struct of integers and a union of plain numbers, for which all zeroes are a value.
+        let mut values: [nvmlFieldValue_t; MAX_FIELDS] = unsafe { std::mem::zeroed() };
+        let asked = fields.len().min(answers.len()).min(MAX_FIELDS);
+        for (value, field) in values.iter_mut().zip(&fields[..asked]) {
+            (value.fieldId, value.scopeId) = (field.id, field.scope);
+        }
+        // SAFETY: the handle is this library's, and `values` has room for the `asked` entries (at most MOST_FIELDS)
+        // that the call fills.
+        nvml_try(unsafe { call(self.handle, asked as c_int, values.as_mut_ptr()) })?;
+        for (answer, value) in answers.iter_mut().zip(&values[..asked]) {
+            *answer = nvml_try(value.nvmlReturn).and_then(|()| value_as_u64(value));
+        }
+        Ok(())
+    }
+}
+
+/// The value as a whole number; its type varies by driver. Negative ones and fractions are no energy and no power.
+fn value_as_u64(value: &nvmlFieldValue_t) -> FieldResult {
+    let of = &value.value;
+    // SAFETY: all members of the union are plain numbers that any bits make, and the struct was zeroed before the call, so
+    // that every byte of it is initialised; `valueType` says which member the driver wrote.
+    let number = unsafe {
+        match value.valueType {
+            DOUBLE if of.dVal >= 0.0 => Some(of.dVal as u64),
+            UNSIGNED_INT => Some(u64::from(of.uiVal)),
+            UNSIGNED_LONG => Some(of.ulVal),
+            UNSIGNED_LONG_LONG => Some(of.ullVal),
+            SIGNED_LONG_LONG => u64::try_from(of.sllVal).ok(),
+            SIGNED_INT => u64::try_from(of.siVal).ok(),
+            UNSIGNED_SHORT => Some(u64::from(of.usVal)),
+            _ => None,
+        }
+    };
+    number.ok_or(NvmlError::UnexpectedVariant(value.valueType))
+}

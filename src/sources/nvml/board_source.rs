@@ -1,0 +1,259 @@
+//! One NVIDIA board as a source: its counters, and its power within their steps.
+//!
+//! Owns the order of a read: first the power of all parts, then their counters, where those are due, with the clock around
+//! them. Runs on a thread of its own like every source, so that a call which hangs in the driver delays nobody else.
+//! Where the driver or the board went away no reading is valid, and the counters begin anew when it is back. Never
+//! repeats an old value.
+
+use std::ffi::OsString;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use nvml_wrapper::error::NvmlError;
+
+use crate::clock::Clock;
+use crate::domain::{Domain, EnergyReading};
+use crate::sources::call_cost::CallCost;
+use crate::sources::{OpenedSource, Source};
+
+use super::board_connection::BoardConnection;
+use super::board_ffi::{FieldResult, MAX_FIELDS, NvmlBoard, NvmlField};
+use super::call_schedule::CallSchedule;
+use super::error_reason::{board_error_reason, is_board_lost};
+use super::scope_meter::{PowerScope, QueryMethod, ScopeMeter};
+
+/// Power of the moment changes some 50 times a second, the counter 10 to 50 times; reading faster gives nothing new.
+const MAX_RATE_HZ: f64 = 100.0;
+/// All boards together: their threads' waking costs more than most of their calls.
+const MAX_TOTAL_RATE_HZ: f64 = 400.0;
+/// However dear the calls are.
+const MIN_RATE_HZ: f64 = 1.0;
+
+/// How long a counter that stands still is watched at the start, after the first look at it.
+const PROBE_TIME: Duration = Duration::from_millis(300);
+/// The pause between two looks: no shorter than this, ...
+const MIN_PROBE_PAUSE: Duration = Duration::from_millis(5);
+/// ... nor than so many times what a look takes, since the driver has locks that the board's real work needs too.
+const PROBE_PAUSE_FACTOR: u32 = 4;
+
+/// Which board it is.
+#[derive(Debug, Clone)]
+pub struct BoardIdentity {
+    /// Its place in NVML's order at the start: what its domains are called after.
+    pub number: u32,
+    /// What tells it from all others, for ever.
+    pub uuid: String,
+    /// How many boards the machine has.
+    pub boards: usize,
+}
+
+/// A board that was opened, and what is to be said of it.
+pub struct OpenedBoard {
+    /// The source.
+    pub opened: OpenedSource,
+    /// What somebody may miss, and why it is not there.
+    pub notes: Vec<String>,
+}
+
+struct BoardSource {
+    connection: BoardConnection,
+    meters: Vec<ScopeMeter>,
+    /// When the counters are asked; the power is asked in every read.
+    counter_schedule: CallSchedule,
+    clock: Clock,
+}
+
+/// Opens the board and watches its counters for a moment. May take as long as the driver likes.
+///
+/// # Errors
+/// Why it cannot be metered, in words for the administrator.
+pub fn open(
+    name: &'static str,
+    library: OsString,
+    identity: &BoardIdentity,
+    clock: &Clock,
+) -> Result<OpenedBoard, String> {
+    let board = NvmlBoard::find(&library, &identity.uuid).map_err(|error| board_error_reason(&error))?;
+    let (meters, notes) = find_meters(&board, identity)?;
+    let (energy, power) = (
+        CallCost::measure(|| drop(read_counters(&board, &meters))),
+        CallCost::measure(|| drop(read_powers(&board, &meters))),
+    );
+    let metered_by_power = meters.iter().any(|meter| meter.energy.is_none());
+    // However dear, a counter is asked often enough not to be taken for lost.
+    let dear_ns = energy.min_period_ns(identity.boards).min((1e9 / MIN_RATE_HZ) as u64);
+    let counting_ns = if metered_by_power { 0 } else { dear_ns };
+    let most_hz = MAX_RATE_HZ.min(MAX_TOTAL_RATE_HZ / identity.boards.max(1) as f64).max(MIN_RATE_HZ);
+    let max_rate_hz = (1e9 / power.min_period_ns(identity.boards).max(1) as f64).clamp(MIN_RATE_HZ, most_hz);
+    let domains = board_domains(name, &meters, identity);
+    let mut gpu = BoardSource {
+        connection: BoardConnection::new(library, identity.uuid.clone(), board),
+        meters,
+        // While it is watched each look asks: a counter that is left out is not seen to move.
+        counter_schedule: CallSchedule::new(0),
+        clock: clock.clone(),
+    };
+    let advanced = probe(&mut gpu, Duration::from_nanos(energy.wall_ns + power.wall_ns));
+    // One that was never asked, so that the first reading of whoever takes the source is valid.
+    gpu.counter_schedule = CallSchedule::new(counting_ns);
+    let opened = OpenedSource { name, source: Box::new(gpu), domains, cpu: None, max_rate_hz, advanced };
+    Ok(OpenedBoard { opened, notes })
+}
+
+/// Which parts the board has, and what is to be said of those that are left out.
+fn find_meters(
+    board: &NvmlBoard,
+    identity: &BoardIdentity,
+) -> Result<(Vec<ScopeMeter>, Vec<String>), String> {
+    let device = board.device();
+    let product = device.name().unwrap_or_default();
+    let gpu = PowerScope::Gpu.domain_name(identity.number);
+    let Some(whole) = ScopeMeter::probe(board, PowerScope::Gpu) else {
+        return Err(format!(
+            "{product} shows neither an energy counter nor its power of the moment; a driver from 530 on may, and a \
+             virtual GPU has none"
+        ));
+    };
+    let (mut meters, mut notes) = (vec![whole], Vec::new());
+    if let Some(module) = ScopeMeter::probe(board, PowerScope::Module) {
+        // One board to a module is known of Grace Hopper only; elsewhere a module might be counted twice.
+        if product.contains("GH200") {
+            meters.push(module);
+        } else {
+            notes.push(format!(
+                "{gpu}: {product} also shows its module, which may hold other boards: not counted"
+            ));
+        }
+    }
+    meters.extend(ScopeMeter::probe(board, PowerScope::Memory));
+    if device.mig_mode().is_ok_and(|mode| mode.current != 0) {
+        notes.push(format!(
+            "{gpu}: MIG is on; NVML has energy for the whole board only, not for its instances"
+        ));
+    }
+    Ok((meters, notes))
+}
+
+fn board_domains(source: &str, meters: &[ScopeMeter], identity: &BoardIdentity) -> Vec<Domain> {
+    let number = identity.number;
+    let module = meters.iter().any(|meter| meter.scope == PowerScope::Module);
+    let parent = |part| match part {
+        PowerScope::Gpu => module.then(|| PowerScope::Module.domain_name(number)),
+        PowerScope::Module => None,
+        PowerScope::Memory => Some(PowerScope::Gpu.domain_name(number)),
+    };
+    let domain = |meter: &ScopeMeter| meter.domain(source, number, &identity.uuid, parent(meter.scope));
+    meters.iter().map(domain).collect()
+}
+
+/// Reads until every part's energy has grown, or for a while; says for each whether it has. A board draws watts at rest, so
+/// that a live counter moves without a load. However long a look takes there is one at the end of the watch, too.
+fn probe(gpu: &mut BoardSource, read_time: Duration) -> Vec<bool> {
+    let pause = (PROBE_PAUSE_FACTOR * read_time).clamp(MIN_PROBE_PAUSE, PROBE_TIME);
+    let mut readings = vec![EnergyReading::default(); gpu.meters.len()];
+    let mut first: Vec<Option<EnergyReading>> = vec![None; gpu.meters.len()];
+    let mut advanced = vec![false; gpu.meters.len()];
+    let mut until = None;
+    loop {
+        let began = Instant::now();
+        gpu.read(&mut readings);
+        for ((reading, first), advanced) in readings.iter().zip(&mut first).zip(&mut advanced) {
+            if reading.valid {
+                *advanced |= reading.energy_uj > first.get_or_insert(*reading).energy_uj;
+            }
+        }
+        if !advanced.contains(&false) || began >= *until.get_or_insert_with(|| Instant::now() + PROBE_TIME) {
+            return advanced;
+        }
+        sleep(pause);
+    }
+}
+
+/// One answer for each part, in the order of the channels.
+type FieldResults = [FieldResult; MAX_FIELDS];
+
+/// Nobody was asked.
+fn no_results() -> FieldResults {
+    std::array::from_fn(|_| Err(NvmlError::NoData))
+}
+
+/// The counters of all parts, in millijoules.
+fn read_counters(board: &NvmlBoard, meters: &[ScopeMeter]) -> Result<FieldResults, NvmlError> {
+    query_meters(board, meters, |meter| meter.energy, || board.device().total_energy_consumption())
+}
+
+/// The power of all parts, in milliwatts.
+fn read_powers(board: &NvmlBoard, meters: &[ScopeMeter]) -> Result<FieldResults, NvmlError> {
+    query_meters(board, meters, |meter| meter.power, || board.device().power_usage().map(u64::from))
+}
+
+/// All fields in one call, and the figure of the whole board by its own call where that is how it is had.
+fn query_meters(
+    board: &NvmlBoard,
+    meters: &[ScopeMeter],
+    method_of: impl Fn(&ScopeMeter) -> Option<QueryMethod>,
+    call: impl Fn() -> FieldResult,
+) -> Result<FieldResults, NvmlError> {
+    let (mut fields, mut indices, mut count) =
+        ([NvmlField { id: 0, scope: 0 }; MAX_FIELDS], [0; MAX_FIELDS], 0);
+    let mut answers = no_results();
+    for (index, meter) in meters.iter().enumerate() {
+        match method_of(meter) {
+            Some(QueryMethod::Field(field)) => {
+                (fields[count], indices[count]) = (field, index);
+                count += 1;
+            }
+            Some(QueryMethod::Call) => answers[index] = call(),
+            None => {}
+        }
+    }
+    if count > 0 {
+        let mut results = no_results();
+        board.query_fields(&fields[..count], &mut results)?;
+        for (answer, index) in results.into_iter().zip(&indices[..count]) {
+            answers[*index] = answer;
+        }
+    }
+    match answers.iter().position(|answer| answer.as_ref().is_err_and(is_board_lost)) {
+        Some(index) => Err(std::mem::replace(&mut answers[index], Ok(0)).err().unwrap_or(NvmlError::Unknown)),
+        None => Ok(answers),
+    }
+}
+
+impl BoardSource {
+    /// One read; an error means that the board is gone.
+    fn read_board(&mut self, into: &mut [EnergyReading]) -> Result<Option<(u64, u64)>, NvmlError> {
+        let now_ns = self.clock.now_ns();
+        let Some(board) = self.connection.board(now_ns) else { return Ok(None) };
+        // A new start of the library may have taken long.
+        let sensed_ns = self.clock.now_ns();
+        let powers = read_powers(board, &self.meters)?;
+        let before_ns = self.clock.now_ns();
+        let is_counting = self.counter_schedule.claim_if_due(before_ns);
+        let counts = if is_counting { read_counters(board, &self.meters)? } else { no_results() };
+        let after_ns = self.clock.now_ns();
+        let at_ns = sensed_ns + (before_ns - sensed_ns) / 2;
+        for (index, (meter, reading)) in self.meters.iter_mut().zip(into).enumerate() {
+            meter.add_power(&powers[index], at_ns);
+            *reading = meter.energy_reading(&counts[index], before_ns, after_ns);
+        }
+        self.connection.reset_backoff();
+        Ok(Some(if is_counting { (before_ns, after_ns) } else { (sensed_ns, before_ns) }))
+    }
+}
+
+impl Source for BoardSource {
+    fn read(&mut self, into: &mut [EnergyReading]) -> Option<(u64, u64)> {
+        into.fill(EnergyReading::default());
+        match self.read_board(into) {
+            Ok(Some(window)) => Some(window),
+            Ok(None) => None,
+            Err(_) => {
+                into.fill(EnergyReading::default());
+                self.meters.iter_mut().for_each(ScopeMeter::interrupt);
+                self.connection.disconnect(self.clock.now_ns());
+                None
+            }
+        }
+    }
+}

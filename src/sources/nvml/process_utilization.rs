@@ -1,0 +1,159 @@
+//! Which process used how much of a GPU's time: NVML's per-process utilisation (nvml.h, nvmlDeviceGetProcessUtilization).
+//!
+//! Owns one thread for each board, apart from the one that meters it: a call that hangs delays no reading. The driver keeps
+//! a percentage of the streaming multiprocessors' time for each process, refreshed 1 to 6 times a second; no process in
+//! the list means that none computed. The thread asks only when told to, and blocks for ever otherwise.
+
+use std::collections::HashMap;
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::Duration;
+
+use nvml_wrapper::error::NvmlError;
+
+use crate::clock::monotonic_ns;
+
+use super::DEFAULT_LIBRARY;
+use super::board_ffi::NvmlBoard;
+
+/// Asking more often gives nothing new.
+const MIN_QUERY_INTERVAL: Duration = Duration::from_millis(200);
+
+/// Processes on one board; more are not told apart.
+const MAX_PROCESSES: usize = 4096;
+
+/// What a board told since it was last taken.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum UtilizationReport {
+    /// Up to this instant: the processes that used it, in percent times microseconds.
+    Measured(u64, HashMap<u32, u64>),
+    /// It does not tell, and why.
+    Unavailable(String),
+}
+
+/// One board.
+#[derive(Debug)]
+pub struct ProcessUtilization {
+    requests: SyncSender<()>,
+    report: Arc<Mutex<Option<UtilizationReport>>>,
+}
+
+impl ProcessUtilization {
+    /// Of the board with this UUID; the library is loaded when it is first asked. `None` where the system gives no thread.
+    pub fn spawn(library: Option<&PathBuf>, uuid: String) -> Option<Self> {
+        let library = library.map_or_else(|| DEFAULT_LIBRARY.into(), OsString::from);
+        let (requests, receiver) = sync_channel(1);
+        let report = Arc::new(Mutex::new(None));
+        let shared_report = Arc::clone(&report);
+        let run = move || {
+            UtilizationPoller { library, uuid, board: None, last_query_ns: 0, last_sample_us: 0 }
+                .run(&receiver, &shared_report)
+        };
+        thread::Builder::new().name("nvml-use".into()).spawn(run).ok()?;
+        Some(Self { requests, report })
+    }
+
+    /// Wants to know; what comes of it can be taken later.
+    pub fn request(&self) {
+        // Full: it is asked already.
+        let _ = self.requests.try_send(());
+    }
+
+    /// What the board has told since this was last called.
+    pub fn take_report(&self) -> Option<UtilizationReport> {
+        self.report.lock().ok()?.take()
+    }
+}
+
+struct UtilizationPoller {
+    library: OsString,
+    uuid: String,
+    board: Option<NvmlBoard>,
+    /// When it was last asked; 0: not since it was opened.
+    last_query_ns: u64,
+    /// The latest sample that was seen, by the driver's clock.
+    last_sample_us: u64,
+}
+
+impl UtilizationPoller {
+    fn run(mut self, receiver: &Receiver<()>, report: &Mutex<Option<UtilizationReport>>) {
+        // Ends when the other side is dropped.
+        while receiver.recv().is_ok() {
+            let new_report = self.poll();
+            if let (Some(new_report), Ok(mut report)) = (new_report, report.lock()) {
+                *report = Some(merge(report.take(), new_report));
+            }
+            thread::sleep(MIN_QUERY_INTERVAL);
+        }
+    }
+
+    fn poll(&mut self) -> Option<UtilizationReport> {
+        match self.query() {
+            Ok(report) => report,
+            Err(error) => {
+                (self.board, self.last_query_ns) = (None, 0);
+                Some(UtilizationReport::Unavailable(error_reason(&error)))
+            }
+        }
+    }
+
+    fn query(&mut self) -> Result<Option<UtilizationReport>, NvmlError> {
+        if self.board.is_none() {
+            self.board = Some(NvmlBoard::find(&self.library, &self.uuid)?);
+        }
+        let Some(board) = &self.board else { return Ok(None) };
+        let device = board.device();
+        if device.mig_mode().is_ok_and(|mode| mode.current != 0) {
+            return Ok(Some(UtilizationReport::Unavailable(
+                "MIG is on: NVML tells no process's part of a whole board".into(),
+            )));
+        }
+        let now_ns = monotonic_ns();
+        let samples = match device.process_utilization_stats(self.last_sample_us) {
+            // nvml.h: no process used the board since then.
+            Err(NvmlError::NotFound) => Vec::new(),
+            samples => samples?,
+        };
+        self.last_sample_us =
+            samples.iter().map(|sample| sample.timestamp).fold(self.last_sample_us, u64::max);
+        let since_ns = std::mem::replace(&mut self.last_query_ns, now_ns);
+        if since_ns == 0 {
+            // The first answer is about a time of which nobody knows how long it was.
+            return Ok(Some(UtilizationReport::Measured(now_ns, HashMap::new())));
+        }
+        let past_us = now_ns.saturating_sub(since_ns) / 1000;
+        let mut means: HashMap<u32, (u64, u64)> = HashMap::new();
+        for sample in samples.iter().take(MAX_PROCESSES) {
+            let sums = means.entry(sample.pid).or_default();
+            *sums = (sums.0 + u64::from(sample.sm_util.min(100)), sums.1 + 1);
+        }
+        let used = means.into_iter().map(|(pid, (sum, count))| (pid, sum * past_us / count));
+        Ok(Some(UtilizationReport::Measured(now_ns, used.collect())))
+    }
+}
+
+/// What was told before and not taken yet, with what is told now.
+fn merge(before: Option<UtilizationReport>, now: UtilizationReport) -> UtilizationReport {
+    match (before, now) {
+        (Some(UtilizationReport::Measured(_, mut sums)), UtilizationReport::Measured(at_ns, used)) => {
+            for (pid, used) in used {
+                *sums.entry(pid).or_default() += used;
+            }
+            UtilizationReport::Measured(at_ns, sums)
+        }
+        (_, now) => now,
+    }
+}
+
+fn error_reason(error: &NvmlError) -> String {
+    match error {
+        NvmlError::NotSupported => "the board's driver does not tell its use by process".into(),
+        NvmlError::FailedToLoadSymbol(_) | NvmlError::FunctionNotFound => {
+            "the driver is too old to tell a board's use by process".into()
+        }
+        error => format!("its use by process cannot be read: NVML says: {error}"),
+    }
+}

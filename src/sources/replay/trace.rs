@@ -1,0 +1,196 @@
+//! What a machine showed, recorded line by line: JSON lines, the first the header, then one for each read of a source.
+//!
+//! ```text
+//! {"wattspan_trace":1,"loop":true,"domains":[{"name":"package-0","kind":"package","grade":"measured",...}]}
+//! {"first":0,"before_ns":1000,"after_ns":2500,"readings":[[12000000,0,0,0],null]}
+//! ```
+//!
+//! A reading is `[energy_uj, doubt_uj, stamp_ns, epoch]`, or null where the domain did not answer; a domain whose power is
+//! sensed beside its counter has `shape_uj` as a fifth number, or alone where the counter was not asked. `first` is the
+//! index of the first domain that the source has. With `loop` the trace begins anew at its end, else it holds its last readings.
+//! Owns the format and the looking up. Reads no clock; never takes more memory than `MAX_READINGS` need.
+
+use std::io::BufRead;
+
+use crate::domain::{Domain, EnergyReading};
+
+pub use super::trace_line::ParseTraceError;
+use super::trace_line::{TraceSample, parse_header, read_line};
+
+/// Readings of all domains together that a trace may hold: some 200 MB, or 17 minutes of 4 domains at 1 kHz.
+pub const MAX_READINGS: usize = 4_000_000;
+
+/// A recorded machine.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RecordedTrace {
+    /// Its domains.
+    pub domains: Vec<Domain>,
+    /// One for each domain, in their order.
+    readings: Vec<DomainReadings>,
+    looped: bool,
+    /// The first and the last instant of the recording, on the recorded machine's clock.
+    start_ns: u64,
+    end_ns: u64,
+}
+
+/// One domain's readings in the order of time.
+#[derive(Debug, Clone, PartialEq, Default)]
+struct DomainReadings {
+    /// Each with the instant at which it was known.
+    readings: Vec<(u64, EnergyReading)>,
+}
+
+impl RecordedTrace {
+    /// Reads a recording. A last line without its end, as a killed recorder leaves it, is ignored if it is broken.
+    ///
+    /// # Errors
+    /// With the line and the field that is wrong.
+    pub fn parse(mut from: impl BufRead) -> Result<RecordedTrace, ParseTraceError> {
+        let mut line = Vec::new();
+        read_line(&mut from, 1, &mut line)?;
+        let (domains, looped) = parse_header(&line)?;
+        let all_series = vec![DomainReadings::default(); domains.len()];
+        let mut trace =
+            RecordedTrace { domains, readings: all_series, looped, start_ns: u64::MAX, end_ns: 0 };
+        let mut readings = 0;
+        for number in 2.. {
+            if !read_line(&mut from, number, &mut line)? {
+                break;
+            }
+            match trace.add_sample(number, &line) {
+                Err(_) if line.last() != Some(&b'\n') => break,
+                sample => readings += sample?,
+            }
+            if readings > MAX_READINGS {
+                return Err(ParseTraceError::line(
+                    number,
+                    format!("more than {MAX_READINGS} readings; cut the trace"),
+                ));
+            }
+        }
+        if readings == 0 {
+            return Err(ParseTraceError::line(2, "there is no reading in it"));
+        }
+        Ok(trace)
+    }
+
+    /// What the domains showed `since_start_ns` after the beginning; stamps are given relative to it too. `turn_ns`, the
+    /// length of one round, is where a looped trace begins anew.
+    pub fn reading(&self, domain: usize, since_start_ns: u64) -> EnergyReading {
+        let Some(series) = self.readings.get(domain) else { return EnergyReading::default() };
+        let period_ns = (self.end_ns - self.start_ns).max(1);
+        let (round, within_ns) = match self.looped {
+            true => (since_start_ns / period_ns, since_start_ns % period_ns),
+            false => (0, since_start_ns),
+        };
+        let known = series.readings.partition_point(|(at_ns, _)| at_ns - self.start_ns <= within_ns);
+        match (known.checked_sub(1), round.checked_sub(1)) {
+            (Some(at), _) => series.reading(at, round, period_ns, self.start_ns),
+            // Not yet in this round: what the last one ended with.
+            (None, Some(before)) => {
+                series.readings.len().checked_sub(1).map_or_else(EnergyReading::default, |last| {
+                    series.reading(last, before, period_ns, self.start_ns)
+                })
+            }
+            (None, None) => EnergyReading::default(),
+        }
+    }
+
+    /// For each domain whether it moves at all.
+    pub fn advancing_domains(&self) -> Vec<bool> {
+        self.readings.iter().map(|series| series.round_growth().energy_uj > 0).collect()
+    }
+
+    /// The shortest time between two readings of one domain.
+    pub fn min_interval_ns(&self) -> u64 {
+        let gaps = self
+            .readings
+            .iter()
+            .flat_map(|series| series.readings.windows(2).map(|pair| pair[1].0 - pair[0].0));
+        gaps.min().unwrap_or(1_000_000).max(1)
+    }
+
+    /// Takes one line; gives the number of readings in it.
+    fn add_sample(&mut self, number: usize, line: &[u8]) -> Result<usize, ParseTraceError> {
+        let sample = TraceSample::parse(number, line)?;
+        let count = sample.readings.len();
+        if sample.first.checked_add(count).is_none_or(|end| end > self.readings.len()) {
+            return Err(ParseTraceError::field(
+                number,
+                "readings",
+                "reaches beyond the domains of the header",
+            ));
+        }
+        for (nth, reading) in sample.readings.into_iter().enumerate() {
+            let pushed = self.readings[sample.first + nth].push(sample.after_ns, reading);
+            pushed.map_err(|reason| ParseTraceError::field(number, &format!("readings[{nth}]"), reason))?;
+        }
+        self.start_ns = self.start_ns.min(sample.before_ns);
+        self.end_ns = self.end_ns.max(sample.after_ns);
+        Ok(count)
+    }
+}
+
+impl DomainReadings {
+    fn push(&mut self, at_ns: u64, reading: EnergyReading) -> Result<(), &'static str> {
+        if self.readings.last().is_some_and(|(last_ns, _)| *last_ns >= at_ns) {
+            return Err("is not later than the domain's reading before");
+        }
+        if let Some((_, last)) =
+            self.readings.iter().rev().find(|(_, last)| last.valid).filter(|_| reading.valid)
+        {
+            if reading.energy_uj < last.energy_uj || reading.uncertainty_uj < last.uncertainty_uj {
+                return Err("decreases");
+            }
+            if reading.epoch < last.epoch {
+                return Err("goes back to an epoch that was over");
+            }
+        }
+        self.readings.push((at_ns, reading));
+        Ok(())
+    }
+
+    /// By how much a whole round adds to energy, doubt and epoch.
+    fn round_growth(&self) -> EnergyReading {
+        let shapes =
+            || self.readings.iter().map(|(_, reading)| reading.shape_uj).filter(|shape_uj| *shape_uj != 0);
+        let shape_uj = shapes().max().unwrap_or(0) - shapes().min().unwrap_or(0);
+        let mut valid = self.readings.iter().map(|(_, reading)| reading).filter(|reading| reading.valid);
+        let Some(first) = valid.next() else { return EnergyReading { shape_uj, ..EnergyReading::default() } };
+        let last = valid.next_back().unwrap_or(first);
+        let whole = [self.readings.first(), self.readings.last()]
+            .into_iter()
+            .flatten()
+            .all(|(_, reading)| reading.valid);
+        EnergyReading {
+            valid: true,
+            energy_uj: last.energy_uj - first.energy_uj,
+            uncertainty_uj: last.uncertainty_uj - first.uncertainty_uj,
+            stamp_ns: 0,
+            epoch: (last.epoch - first.epoch).wrapping_add(u32::from(!whole)),
+            shape_uj,
+        }
+    }
+
+    /// The reading at `at` as it looks in round `turn`.
+    fn reading(&self, at: usize, round: u64, period_ns: u64, start_ns: u64) -> EnergyReading {
+        let reading = self.readings[at].1;
+        let growth = if round == 0 { EnergyReading::default() } else { self.round_growth() };
+        let shifted = |value: u64, by: u64| value.saturating_add(by.saturating_mul(round));
+        let shape_uj = if reading.shape_uj == 0 { 0 } else { shifted(reading.shape_uj, growth.shape_uj) };
+        if !reading.valid {
+            return EnergyReading { shape_uj, ..EnergyReading::default() };
+        }
+        EnergyReading {
+            valid: true,
+            energy_uj: shifted(reading.energy_uj, growth.energy_uj),
+            uncertainty_uj: shifted(reading.uncertainty_uj, growth.uncertainty_uj),
+            stamp_ns: match reading.stamp_ns {
+                0 => 0,
+                stamp_ns => shifted(stamp_ns.saturating_sub(start_ns), period_ns).max(1),
+            },
+            epoch: reading.epoch.wrapping_add(growth.epoch.wrapping_mul(round as u32)),
+            shape_uj,
+        }
+    }
+}
