@@ -195,8 +195,8 @@ mod tests {
     use crate::attribution::account::Phase;
     use crate::domain::{DomainKind, Grade};
 
-    fn method_error(refusal: MethodError) -> Result<Account, ClientError> {
-        Err(ClientError::Method(refusal))
+    fn method_error(error: MethodError) -> Result<Account, ClientError> {
+        Err(ClientError::Method(error))
     }
 
     fn query(timeout: Duration) -> EndedQuery {

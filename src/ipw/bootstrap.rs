@@ -245,9 +245,9 @@ mod tests {
         let interval = grouped.confidence_intervals(1, |sums| [sums.mean(0)])[0].unwrap();
         let mean = grouped.total().mean(0);
         let variance = rows.iter().map(|[value]| (value - mean).powi(2)).sum::<f64>() / rows.len() as f64;
-        let expected = 2.0 * 1.96 * (variance / rows.len() as f64).sqrt();
+        let expected_width = 2.0 * 1.96 * (variance / rows.len() as f64).sqrt();
         let width = interval.high - interval.low;
-        assert!((0.9..1.1).contains(&(width / expected)), "{width} where {expected} is right");
+        assert!((0.9..1.1).contains(&(width / expected_width)), "{width} where {expected_width} is right");
         assert!(interval.low < mean && mean < interval.high);
     }
 
@@ -255,12 +255,12 @@ mod tests {
     fn queries_of_a_question_are_resampled_together() {
         let once: Vec<(u64, [f64; 1])> = (0..60_u64).map(|n| (n, [(n * n % 17) as f64])).collect();
         let interval =
-            |pool: BootstrapSample<1>| pool.confidence_intervals(1, |sums| [sums.mean(0)])[0].unwrap();
+            |sample: BootstrapSample<1>| sample.confidence_intervals(1, |sums| [sums.mean(0)])[0].unwrap();
         let alone = interval(BootstrapSample::new(once.iter().map(|(_, of)| *of), 1));
         assert_eq!(interval(BootstrapSample::clustered(once.iter().copied(), 1)), alone);
-        let pool = BootstrapSample::clustered((0..10).flat_map(|_| once.iter().copied()), 1);
-        assert_eq!((pool.question_count(), pool.total().count), (60, 600.0));
-        assert_eq!(interval(pool), alone);
+        let sample = BootstrapSample::clustered((0..10).flat_map(|_| once.iter().copied()), 1);
+        assert_eq!((sample.question_count(), sample.total().count), (60, 600.0));
+        assert_eq!(interval(sample), alone);
     }
 
     #[test]

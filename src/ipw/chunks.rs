@@ -1,7 +1,7 @@
 //! A file of lines, read by all cores.
 //!
-//! Owns the threads: one reads blocks of whole lines, the others work on them, the caller takes the results in the file's
-//! order. Invariant: a few blocks are in memory at a time, however long the file; no line is cut.
+//! Owns the threads: one reads chunks of whole lines, the others work on them, the caller takes the results in the file's
+//! order. Invariant: a few chunks are in memory at a time, however long the file; no line is cut.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -11,7 +11,7 @@ use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Mutex};
 use std::thread;
 
-/// Reads a file in blocks of whole lines, works on them on every core, and takes the results in the file's order.
+/// Reads a file in chunks of whole lines, works on them on every core, and takes the results in the file's order.
 ///
 /// # Errors
 /// The file cannot be read.

@@ -27,7 +27,7 @@ macro_rules! columns {
             question: Vec<u64>,
             /// Whether some question was asked more than once.
             repeated: bool,
-            /// Place of the subject in `Table::subjects`; while a block is read, in its own list.
+            /// Index of the subject in `RunTable::subjects`; while a chunk is read, in the chunk's own list.
             pub subject: Vec<u32>,
             /// Whether it was answered.
             pub answered: Vec<bool>,

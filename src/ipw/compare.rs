@@ -73,29 +73,28 @@ pub struct PairedDifference {
 /// Puts runs side by side, the first one as the measure of the others.
 pub fn compare_runs(runs: &[(String, RunTable)], options: &MetricOptions) -> Vec<ComparedRun> {
     let Some((_, first)) = runs.first() else { return Vec::new() };
-    let mut columns: Vec<ComparedRun> = runs
+    let mut compared: Vec<ComparedRun> = runs
         .iter()
         .enumerate()
-        .map(|(place, (label, table))| ComparedRun {
+        .map(|(index, (label, table))| ComparedRun {
             label: label.clone(),
             figures: compute_metrics(table, None, options),
             differs: differences(first, table, options),
-            paired: if place == 0 { None } else { paired_difference(first, table, options) },
+            paired: if index == 0 { None } else { paired_difference(first, table, options) },
             on_frontier: false,
         })
         .collect();
-    let points: Vec<Option<(f64, f64)>> =
-        columns.iter().map(|column| frontier_point(&column.figures)).collect();
-    for (column, point) in columns.iter_mut().zip(&points) {
-        column.on_frontier = point
+    let points: Vec<Option<(f64, f64)>> = compared.iter().map(|run| frontier_point(&run.figures)).collect();
+    for (run, point) in compared.iter_mut().zip(&points) {
+        run.on_frontier = point
             .is_some_and(|point| points.iter().flatten().all(|other_point| !dominates(*other_point, point)));
     }
-    columns
+    compared
 }
 
 /// Accuracy and power: the frontier's plane.
-fn frontier_point(figures: &EfficiencyMetrics) -> Option<(f64, f64)> {
-    Some((figures.accuracy?.value, figures.power_w?.value))
+fn frontier_point(metrics: &EfficiencyMetrics) -> Option<(f64, f64)> {
+    Some((metrics.accuracy?.value, metrics.power_w?.value))
 }
 
 /// At least as good in both and better in one.
@@ -185,7 +184,7 @@ fn paired_difference(
         return None;
     }
     let count = rows.len();
-    let pool =
+    let sample =
         BootstrapSample::from_queries(count, rows.into_iter(), other.columns.has_repeats(), options.seed);
     let of = |sums: &ColumnSums<6>| {
         let [first_score, first_energy, first_power, score, energy, power] = sums.sums;
@@ -200,13 +199,13 @@ fn paired_difference(
             efficiency_ratio(energy, first_energy),
         ]
     };
-    let (values, intervals) = (of(pool.total()), pool.confidence_intervals(options.seed, of));
-    let figure = |at: usize| Estimate { value: values[at], interval: intervals[at] };
-    let if_known = |at: usize| values[at].is_finite().then(|| figure(at));
+    let (values, intervals) = (of(sample.total()), sample.confidence_intervals(options.seed, of));
+    let estimate = |at: usize| Estimate { value: values[at], interval: intervals[at] };
+    let if_known = |at: usize| values[at].is_finite().then(|| estimate(at));
     Some(PairedDifference {
         count,
-        accuracy: figure(0),
-        energy_j: figure(1),
+        accuracy: estimate(0),
+        energy_j: estimate(1),
         power_w: if_known(2),
         per_watt_ratio: if_known(3),
         per_joule_ratio: if_known(4),
@@ -234,7 +233,7 @@ pub(super) mod tests {
     pub fn repeated(times: u32, scores: &[f64], joules: f64, change: impl FnOnce(&mut Manifest)) -> RunTable {
         let dir = tempfile::tempdir().unwrap();
         let questions = question::built_in();
-        let meter = RunDomain {
+        let domain = RunDomain {
             name: "package-0".into(),
             kind: DomainKind::Package,
             source: "replay".into(),
@@ -246,7 +245,7 @@ pub(super) mod tests {
         };
         let fingerprint = question::fingerprint(&questions);
         let mut manifest =
-            Manifest { version: FORMAT_VERSION, fingerprint, domains: vec![meter], ..Manifest::default() };
+            Manifest { version: FORMAT_VERSION, fingerprint, domains: vec![domain], ..Manifest::default() };
         let mut run = RunDir::create(dir.path(), &manifest, &questions).unwrap();
         let all = (0..times).flat_map(|repeat| (0..scores.len()).map(move |id| (id, repeat)));
         for (id, repeat) in all {

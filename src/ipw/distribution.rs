@@ -1,4 +1,4 @@
-//! How a quantity spreads over the queries: percentiles, and counts for a picture.
+//! The distribution of a quantity over the queries: percentiles, and counts for a histogram.
 //!
 //! Owns the use of hdrhistogram, which keeps every value to three digits in a fixed memory however many there are. Values
 //! are scaled to whole numbers at the edge (microjoules, nanoseconds, milliwatts, whole tokens).
@@ -29,14 +29,14 @@ pub struct Distribution {
     pub p99: f64,
     /// The most.
     pub most: f64,
-    /// For a picture: the upper edge of each bar, and its count.
+    /// For a histogram: the upper edge of each bin, and its count.
     pub bars: Vec<(f64, u64)>,
 }
 
-/// How many bars a picture has.
+/// How many bins a histogram has.
 const BIN_COUNT: usize = 40;
 
-/// The spread of known values; `scale` is how many whole steps one unit has. `None` where nothing is known.
+/// The distribution of known values; `scale` is how many whole steps one unit has. `None` where nothing is known.
 pub fn distribution(values: impl Iterator<Item = f64>, scale: f64) -> Option<Distribution> {
     let mut histogram = Histogram::<u64>::new(3).expect("three digits are a valid precision");
     histogram.auto(true);
@@ -86,16 +86,19 @@ mod tests {
 
     #[test]
     fn percentiles_are_accurate_to_three_digits_and_bins_hold_every_value() {
-        let spread = distribution((1..=1000).map(f64::from).chain([f64::NAN]), 1e6).unwrap();
-        assert_eq!(spread.count, 1000);
-        assert!((spread.mean - 500.5).abs() < 1e-9);
-        for (got, expected) in
-            [(spread.p5, 50.0), (spread.p50, 500.0), (spread.p99, 990.0), (spread.most, 1000.0)]
-        {
+        let distribution = distribution((1..=1000).map(f64::from).chain([f64::NAN]), 1e6).unwrap();
+        assert_eq!(distribution.count, 1000);
+        assert!((distribution.mean - 500.5).abs() < 1e-9);
+        for (got, expected) in [
+            (distribution.p5, 50.0),
+            (distribution.p50, 500.0),
+            (distribution.p99, 990.0),
+            (distribution.most, 1000.0),
+        ] {
             assert!((got - expected).abs() <= expected * 2e-3, "{got}, and not {expected}");
         }
-        assert_eq!(spread.bars.iter().map(|(_, count)| count).sum::<u64>(), 1000);
-        assert_eq!(spread.bars.len(), BIN_COUNT);
+        assert_eq!(distribution.bars.iter().map(|(_, count)| count).sum::<u64>(), 1000);
+        assert_eq!(distribution.bars.len(), BIN_COUNT);
     }
 
     #[test]

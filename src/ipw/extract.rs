@@ -157,8 +157,8 @@ fn standalone_letter(FinalAnswer { text, marked }: FinalAnswer, last: u8, first:
             || (bracketed && (b'a'..=last.to_ascii_lowercase()).contains(&letter));
         in_range && is_alone(*at) && !is_sentence_start(*at)
     };
-    let mut found = (0..bytes.len()).filter(is_option);
-    let at = if first { found.next() } else { found.next_back() };
+    let mut matching = (0..bytes.len()).filter(is_option);
+    let at = if first { matching.next() } else { matching.next_back() };
     at.map(|at| char::from(bytes[at].to_ascii_uppercase()))
 }
 

@@ -99,15 +99,15 @@ impl VerdictCache {
         let path = run.join("verdicts.jsonl");
         let mut file = private_file::append(&path)?;
         let mut known = HashMap::new();
-        let mut whole = true;
+        let mut all_lines_valid = true;
         for line in BufReader::new(File::open(&path)?).split(b'\n') {
             let line = line?;
             match serde_json::from_slice::<JudgeVerdict>(&line) {
                 Ok(verdict) => _ = known.insert(verdict.on.clone(), verdict),
-                Err(_) => whole = false,
+                Err(_) => all_lines_valid = false,
             }
         }
-        if !whole {
+        if !all_lines_valid {
             file.write_all(b"\n")?;
         }
         Ok(Self { path, file, entries: known })

@@ -22,7 +22,7 @@ use crate::protocol::{Access, CloseSpan, GetSpan, MarkPhase, Method, OpenSpan};
 /// How long an account may take to settle after its close: the slowest counters move every two seconds.
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// How often accounts are looked for, and how many together. Meanwhile orders wait, and the meter moves an edge of which it
+/// How often accounts are looked for, and how many together. Meanwhile commands wait, and the meter moves an edge of which it
 /// hears behind its horizon (10 ms unless it is set otherwise).
 const ACCOUNT_POLL: (Duration, usize) = (Duration::from_millis(15), 32);
 

@@ -181,8 +181,8 @@ pub fn compute_metrics_over(
         }
         Some((columns.question_hash(at), row))
     });
-    let pool = BootstrapSample::from_queries(count, rows, columns.has_repeats(), options.seed);
-    set_estimates(&mut metrics, &pool, options.seed, wrong == count || right == count);
+    let sample = BootstrapSample::from_queries(count, rows, columns.has_repeats(), options.seed);
+    set_estimates(&mut metrics, &sample, options.seed, wrong == count || right == count);
     metrics
 }
 
@@ -199,11 +199,11 @@ fn scored_accuracy(
     let scores = scores.inspect(|(_, [score])| {
         all_equal = [all_equal[0] && *score == 0.0, all_equal[1] && *score == 1.0];
     });
-    let pool = BootstrapSample::from_queries(scored, scores, columns.has_repeats(), seed);
-    let value = pool.total().mean(0);
+    let sample = BootstrapSample::from_queries(scored, scores, columns.has_repeats(), seed);
+    let value = sample.total().mean(0);
     let interval = match all_equal {
-        [false, false] => pool.confidence_intervals(seed, |sums| [sums.mean(0)])[0],
-        _ => wilson_interval(value * pool.question_count() as f64, pool.question_count() as f64),
+        [false, false] => sample.confidence_intervals(seed, |sums| [sums.mean(0)])[0],
+        _ => wilson_interval(value * sample.question_count() as f64, sample.question_count() as f64),
     };
     estimate(value, interval)
 }
@@ -277,15 +277,15 @@ fn estimate_values(sums: &ColumnSums<COLUMN_COUNT>) -> [f64; 11] {
 
 fn set_estimates(
     metrics: &mut EfficiencyMetrics,
-    pool: &BootstrapSample<COLUMN_COUNT>,
+    sample: &BootstrapSample<COLUMN_COUNT>,
     seed: u64,
     all_equal: bool,
 ) {
-    let values = estimate_values(pool.total());
-    let mut intervals = pool.confidence_intervals(seed, estimate_values);
+    let values = estimate_values(sample.total());
+    let mut intervals = sample.confidence_intervals(seed, estimate_values);
     if all_equal {
         // Resampling equal scores says that they are certain. They are not: Wilson's interval is, over the mean's cost.
-        let questions = pool.question_count() as f64;
+        let questions = sample.question_count() as f64;
         let accuracy = wilson_interval(values[0] * questions, questions);
         let over = |cost: f64| {
             accuracy

@@ -26,7 +26,7 @@ pub struct PowerSample {
     pub power_mw: Vec<Option<u64>>,
 }
 
-/// Somebody who writes the power down.
+/// Records the power until it is dropped.
 #[derive(Debug)]
 pub struct PowerRecorder {
     stop: Arc<AtomicBool>,
@@ -34,7 +34,7 @@ pub struct PowerRecorder {
 }
 
 impl PowerRecorder {
-    /// Watches until it is dropped.
+    /// Records until it is dropped.
     ///
     /// # Errors
     /// The caller may not watch, or the file cannot be written.

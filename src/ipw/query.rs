@@ -165,10 +165,10 @@ impl QueryRunner<'_> {
         })?;
         let (head, mut body) = response.into_parts();
         if !head.status.is_success() {
-            let whole = timeout_at(deadline, http_body_util::Limited::new(body, 64 << 10).collect())
+            let collected = timeout_at(deadline, http_body_util::Limited::new(body, 64 << 10).collect())
                 .await
                 .map_err(timed_out)?;
-            let message = whole.map_or_else(|_| Default::default(), |whole| whole.to_bytes());
+            let message = collected.map_or_else(|_| Default::default(), |collected| collected.to_bytes());
             let retry_after = head
                 .headers
                 .get(http::header::RETRY_AFTER)

@@ -217,9 +217,9 @@ pub(super) fn parse_option_letter(answer: &str, choices: &[String]) -> Option<ch
 /// The letter of the one option that an answer's words are.
 fn find_option_letter(answer: &str, choices: &[String]) -> Option<char> {
     let unique = |matches: &dyn Fn(&String) -> bool| {
-        let mut found = (b'A'..=b'Z').zip(choices).filter(|(_, choice)| matches(choice));
-        let (letter, _) = found.next()?;
-        found.next().is_none().then_some(char::from(letter))
+        let mut matching = (b'A'..=b'Z').zip(choices).filter(|(_, choice)| matches(choice));
+        let (letter, _) = matching.next()?;
+        matching.next().is_none().then_some(char::from(letter))
     };
     let answer_words = normalize_words(answer);
     unique(&|choice| choice.trim() == answer.trim())

@@ -264,40 +264,41 @@ fn scored_queries<'a>(
 fn coverage(label: &str, orders: &[(u64, Ordering)], repeated: bool, seed: u64) -> Coverage {
     let count = |which: fn(Ordering) -> bool| orders.iter().filter(|(_, order)| which(*order)).count();
     let rows = orders.iter().map(|(question, order)| (*question, [f64::from(u8::from(order.is_ge()))]));
-    let pool = BootstrapSample::from_queries(orders.len(), rows, repeated, seed);
-    let [interval] = pool.confidence_intervals(seed, |sums| [sums.mean(0)]);
+    let sample = BootstrapSample::from_queries(orders.len(), rows, repeated, seed);
+    let [interval] = sample.confidence_intervals(seed, |sums| [sums.mean(0)]);
     Coverage {
         label: label.to_owned(),
         wins: count(Ordering::is_gt),
         ties: count(Ordering::is_eq),
-        covered: Estimate { value: pool.total().mean(0), interval },
+        covered: Estimate { value: sample.total().mean(0), interval },
     }
 }
 
-fn router_savings(pairs: &[[RoutedQuery; 2]], repeated: bool, p: f64, seed: u64) -> Saving {
+fn router_savings(choices: &[[RoutedQuery; 2]], repeated: bool, p: f64, seed: u64) -> Saving {
     let of = |which: usize| {
-        let known =
-            pairs.iter().map(|[chosen, all]| Some((all.question, [chosen.costs[which]?, all.costs[which]?])));
+        let known = choices
+            .iter()
+            .map(|[chosen, all]| Some((all.question, [chosen.costs[which]?, all.costs[which]?])));
         let rows: Vec<(u64, [f64; 2])> = known.collect::<Option<_>>()?;
-        let pool = BootstrapSample::from_queries(rows.len(), rows.into_iter(), repeated, seed);
+        let sample = BootstrapSample::from_queries(rows.len(), rows.into_iter(), repeated, seed);
         let saved = |sums: &ColumnSums<2>| [router_saving(1.0 - sums.sums[0] / sums.sums[1], p)];
-        let value = saved(pool.total())[0];
-        let interval = pool.confidence_intervals(seed, saved)[0];
-        value.is_finite().then_some((Estimate { value, interval }, pool.total().sums))
+        let value = saved(sample.total())[0];
+        let interval = sample.confidence_intervals(seed, saved)[0];
+        value.is_finite().then_some((Estimate { value, interval }, sample.total().sums))
     };
     let energy = of(0);
     let error = energy.and_then(|(_, sums)| {
-        let errors = pairs.iter().map(|[chosen, all]| Some([chosen.error_j?, all.error_j?]));
+        let errors = choices.iter().map(|[chosen, all]| Some([chosen.error_j?, all.error_j?]));
         let errors: Vec<[f64; 2]> = errors.collect::<Option<_>>()?;
         let errors = errors.iter().fold([0.0; 2], |sum, of| [sum[0] + of[0], sum[1] + of[1]]);
         ratio_error(sums, errors)
     });
     Saving {
         accuracy: p,
-        energy: energy.map(|(figure, _)| figure),
+        energy: energy.map(|(estimate, _)| estimate),
         energy_error: error.map(|error| router_saving(error, p)),
-        compute: of(1).map(|(figure, _)| figure),
-        cost: of(2).map(|(figure, _)| figure),
+        compute: of(1).map(|(estimate, _)| estimate),
+        cost: of(2).map(|(estimate, _)| estimate),
     }
 }
 
@@ -342,9 +343,9 @@ mod tests {
         let (small, middle) =
             (run(&[1.0, 0.0, 0.0, 0.0], 1.0, |_| ()), run(&[1.0, 1.0, 0.0, 1.0], 2.0, |_| ()));
         let locals = [model("small", &small), model("middle", &middle)];
-        let mut whole = model("reference", &reference);
-        whole.active_parameters = Some(8e9);
-        let routing = evaluate_routing(&locals, &whole, &[0.8], &OPTIONS).unwrap();
+        let mut reference_model = model("reference", &reference);
+        reference_model.active_parameters = Some(8e9);
+        let routing = evaluate_routing(&locals, &reference_model, &[0.8], &OPTIONS).unwrap();
         assert_eq!(routing.questions, 4);
         let counts: Vec<(usize, usize)> = routing.models.iter().map(|it| (it.wins, it.ties)).collect();
         assert_eq!(counts, [(0, 2), (1, 2)]);

@@ -119,7 +119,7 @@ pub struct RunOutcome {
     pub interrupted: bool,
 }
 
-/// Asks every question that the directory has no answer to. `tell` hears of every query that ends; `stop` ends the run early.
+/// Asks every question that the directory has no answer to. `on_row` is called for every query that ends; `stop` ends the run early.
 ///
 /// # Errors
 /// The directory cannot be written any more; what was written is whole.
@@ -176,7 +176,7 @@ pub async fn run_queries(
     Ok(RunOutcome { progress, interrupted })
 }
 
-/// Queries under way.
+/// The queries in flight.
 struct QueryScheduler {
     setup: Rc<RunSetup>,
     questions: Rc<[Question]>,
@@ -211,7 +211,7 @@ impl QueryScheduler {
     }
 }
 
-/// Who may begin when.
+/// Limits when queries may begin.
 struct Pacer {
     permits: Arc<Semaphore>,
     arrivals: Option<Interval>,

@@ -44,7 +44,7 @@ pub struct RunTable {
 /// How many different reasons of failure are kept apart.
 const MAX_REASONS: usize = 16;
 
-/// What one block of the file gave.
+/// What one chunk of the file gave.
 #[derive(Default)]
 struct TableChunk {
     bytes: usize,
@@ -109,17 +109,17 @@ struct StringInterner {
 
 impl StringInterner {
     fn intern(&mut self, text: String) -> usize {
-        if let Some(place) = self.indices.get(&text) {
-            return *place;
+        if let Some(index) = self.indices.get(&text) {
+            return *index;
         }
-        let place = self.strings.len();
+        let index = self.strings.len();
         self.strings.push(text.clone());
-        self.indices.insert(text, place);
-        place
+        self.indices.insert(text, index);
+        index
     }
 }
 
-/// What the blocks so far gave.
+/// The table so far.
 #[derive(Default)]
 struct TableBuilder {
     subjects: StringInterner,
@@ -144,11 +144,11 @@ impl RunTable {
         let read = process_chunks(
             opened,
             |lines| parse_chunk(lines, &manifest.domains, &scopes),
-            |block| {
+            |chunk| {
                 if builder.columns.is_empty() {
-                    builder.columns.reserve(estimate_row_count(bytes, &block));
+                    builder.columns.reserve(estimate_row_count(bytes, &chunk));
                 }
-                builder.add_chunk(block);
+                builder.add_chunk(chunk);
             },
         );
         read.map_err(failed)?;
@@ -171,18 +171,18 @@ impl RunTable {
 }
 
 impl TableBuilder {
-    fn add_chunk(&mut self, mut block: TableChunk) {
+    fn add_chunk(&mut self, mut chunk: TableChunk) {
         let subject_indices: Vec<usize> =
-            block.subjects.drain(..).map(|subject| self.subjects.intern(subject)).collect();
-        for subject in &mut block.columns.subject {
+            chunk.subjects.drain(..).map(|subject| self.subjects.intern(subject)).collect();
+        for subject in &mut chunk.columns.subject {
             *subject = subject_indices[*subject as usize] as u32;
         }
         let before = self.columns.len();
-        for (notes, more) in self.notes.fields().into_iter().zip(block.notes.fields()) {
+        for (notes, more) in self.notes.fields().into_iter().zip(chunk.notes.fields()) {
             notes.extend(before, std::mem::take(more));
         }
-        self.columns.append(block.columns);
-        self.invalid_lines += block.invalid_lines;
+        self.columns.append(chunk.columns);
+        self.invalid_lines += chunk.invalid_lines;
     }
 
     /// The last row of a query counts, for figures and for remarks; gives which rows those are.
@@ -201,20 +201,20 @@ impl TableBuilder {
     }
 }
 
-/// How many rows a file holds, judged by its first block; a few more, since a column that grows once more doubles.
-fn estimate_row_count(bytes: u64, block: &TableChunk) -> usize {
-    let share = block.columns.len() as f64 / (block.bytes.max(1) as f64);
+/// How many rows a file holds, judged by its first chunk; a few more, since a column that grows once more doubles.
+fn estimate_row_count(bytes: u64, chunk: &TableChunk) -> usize {
+    let share = chunk.columns.len() as f64 / (chunk.bytes.max(1) as f64);
     (bytes as f64 * share * 1.02) as usize
 }
 
 fn parse_chunk(lines: &[u8], domains: &[RunDomain], scopes: &[(Scope, Vec<usize>); 3]) -> TableChunk {
-    let mut block = TableChunk { bytes: lines.len(), ..TableChunk::default() };
+    let mut chunk = TableChunk { bytes: lines.len(), ..TableChunk::default() };
     for line in lines.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
         let Ok(row) = serde_json::from_slice::<QueryRow>(line) else {
-            block.invalid_lines += 1;
+            chunk.invalid_lines += 1;
             continue;
         };
-        let (at, notes) = (block.columns.len(), &mut block.notes);
+        let (at, notes) = (chunk.columns.len(), &mut chunk.notes);
         notes.failed.extend(row.error.iter().map(|reason| (at, reason.clone())));
         if row.is_answered() {
             notes.unmetered.extend(row.unmetered.iter().map(|reason| (at, reason.clone())));
@@ -225,14 +225,14 @@ fn parse_chunk(lines: &[u8], domains: &[RunDomain], scopes: &[(Scope, Vec<usize>
             notes.bounds.extend(energy.at_least.then(|| (at, String::new())));
             notes.others.extend(energy.other_domains.iter().map(|name| (at, name.clone())));
         }
-        let index = block.subjects.iter().position(|subject| *subject == row.subject);
+        let index = chunk.subjects.iter().position(|subject| *subject == row.subject);
         let subject = index.unwrap_or_else(|| {
-            block.subjects.push(row.subject.clone());
-            block.subjects.len() - 1
+            chunk.subjects.push(row.subject.clone());
+            chunk.subjects.len() - 1
         });
-        block.columns.push(&row, subject as u32, scopes);
+        chunk.columns.push(&row, subject as u32, scopes);
     }
-    block
+    chunk
 }
 
 fn count_reason(counts: &mut BTreeMap<String, usize>, reason: &str) {

@@ -82,11 +82,11 @@ pub fn open(settings: &SourceSettings, clock: &Clock) -> Inventory {
 enum EnergyMethod {
     /// By its accumulator of so many bits.
     Accumulator(u32),
-    /// By its power, for the reason told (empty: there is nothing to tell).
+    /// By its power, for this reason (empty: none is reported).
     Power(String),
     /// By the power of the processor that it is a part of.
     ApuPower,
-    /// Not at all, for the reason told.
+    /// Not at all, for this reason.
     Unavailable(String),
 }
 
@@ -257,8 +257,8 @@ impl AmdCard {
             chip.read_number("power1_cap_max").filter(|limit| *limit > 0).map(|limit| limit / 1_000 * 3);
         let plausible_mw = plausible_ceiling_mw(kind);
         let ceiling_mw = limit_mw.unwrap_or(plausible_mw).min(plausible_mw);
-        let meter = PowerSensor::instantaneous(PowerInput::Microwatts(power), ceiling_mw);
-        Some((SensorFile::power(meter).with_condition(not_suspended(&self.device_dir)), file))
+        let sensor = PowerSensor::instantaneous(PowerInput::Microwatts(power), ceiling_mw);
+        Some((SensorFile::power(sensor).with_condition(not_suspended(&self.device_dir)), file))
     }
 
     /// The domain of a card whose power is integrated. What a processor with graphics shows is the whole socket's power,

@@ -36,10 +36,10 @@ impl CallCost {
         call();
         let (mut wall, mut cpu) = ([0; MEASURED_CALLS], [0; MEASURED_CALLS]);
         for (wall_ns, cpu_ns) in wall.iter_mut().zip(&mut cpu) {
-            let (began, before) = (Instant::now(), thread_cpu_time());
+            let (started, before) = (Instant::now(), thread_cpu_time());
             call();
             *cpu_ns = nanoseconds(thread_cpu_time().saturating_sub(before));
-            *wall_ns = nanoseconds(began.elapsed());
+            *wall_ns = nanoseconds(started.elapsed());
         }
         wall.sort_unstable();
         cpu.sort_unstable();

@@ -88,13 +88,13 @@ impl Counter {
     /// wrap, a jump), or so long a gap that the counter may have wrapped more than once.
     fn plausible_delta(&self, last: LastCount, raw: u64, after_ns: u64) -> Option<u128> {
         let elapsed_ns = after_ns.saturating_sub(last.before_ns);
-        let most_uj = self.max_growth_uj(elapsed_ns);
-        if most_uj >= u128::from(self.spec.range_uj) {
+        let max_uj = self.max_growth_uj(elapsed_ns);
+        if max_uj >= u128::from(self.spec.range_uj) {
             return None;
         }
         let (raw, before) = (u128::from(raw), u128::from(last.raw));
         let delta = if raw >= before { raw - before } else { self.spec.modulus - (before - raw) };
-        (self.spec.unit.to_uj(delta) <= most_uj).then_some(delta)
+        (self.spec.unit.to_uj(delta) <= max_uj).then_some(delta)
     }
 
     /// The most that the counter can have grown in `elapsed_ns` between two reads. mW times ns are pJ.
@@ -267,12 +267,12 @@ mod tests {
             counter.advance(start as u64, 0, 0);
             for (permille, ticks) in steps {
                 // At most the ceiling for the time, and never near the whole range.
-                let most_uj = (u128::from(ticks) * 1_000_000).min(u128::from(range_uj) / 2);
-                let counts = most_uj * u128::from(permille) / 1_000 * (1 << shift) / 1_000_000;
+                let max_uj = (u128::from(ticks) * 1_000_000).min(u128::from(range_uj) / 2);
+                let counts = max_uj * u128::from(permille) / 1_000 * (1 << shift) / 1_000_000;
                 truth += counts;
                 now_ns += ticks * MS;
                 let reading = counter.advance((truth % modulus) as u64, now_ns, now_ns);
-                if most_uj * 2 < u128::from(range_uj) {
+                if max_uj * 2 < u128::from(range_uj) {
                     prop_assert_eq!(reading.epoch, 0);
                     prop_assert_eq!(u128::from(reading.energy_uj), ((truth - start) * 1_000_000) >> shift);
                 }

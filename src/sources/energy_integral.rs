@@ -1,15 +1,15 @@
 //! Energy from power: the integral over time of what a sensor or a model says.
 //!
-//! For everything that has no counter. Owns the trapezoid and its doubt. Invariant: where the true power lay in
+//! For everything that has no counter. Owns the trapezoid and its uncertainty. Invariant: where the true power lay in
 //! `[low, high]` the whole time, the true energy of any interval lies within the growth of `energy_uj` ± (the growth of
-//! `doubt_uj` + `ROUNDING_UJ`). Never bridges a gap: after one, the integral goes on in a new epoch.
+//! `uncertainty_uj` + `ROUNDING_UJ`). Never bridges a gap: after one, the integral goes on in a new epoch.
 
 use crate::domain::EnergyReading;
 
 /// What flooring both cumulative figures can hide in a difference of two readings, in µJ.
 pub const ROUNDING_UJ: u64 = 2;
 
-/// Cumulative energy and doubt, kept in picojoules (mW times ns), so that no rounding accumulates.
+/// Cumulative energy and uncertainty, kept in picojoules (mW times ns), so that no rounding accumulates.
 #[derive(Debug, Clone, Default)]
 pub struct EnergyIntegral {
     energy_pj: u128,
@@ -149,7 +149,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_truth_under_the_bounds_lies_within_the_doubt_for_every_interval(
+        fn the_true_energy_lies_within_the_uncertainty_for_every_interval(
             steps in proptest::collection::vec((1_u64..5_000_000, 50_u64..=400, 50_u64..=400), 2..60),
             from in 0_usize..60, to in 0_usize..60,
         ) {
@@ -172,8 +172,8 @@ mod tests {
             let (from, to) = (points[from.min(to)], points[from.max(to)]);
             let truth_pj = to.0 - from.0;
             let energy_pj = u128::from(to.1.energy_uj - from.1.energy_uj) * 1_000_000;
-            let doubt_pj = u128::from(to.1.uncertainty_uj - from.1.uncertainty_uj + ROUNDING_UJ) * 1_000_000;
-            prop_assert!(truth_pj.abs_diff(energy_pj) <= doubt_pj);
+            let uncertainty_pj = u128::from(to.1.uncertainty_uj - from.1.uncertainty_uj + ROUNDING_UJ) * 1_000_000;
+            prop_assert!(truth_pj.abs_diff(energy_pj) <= uncertainty_pj);
         }
     }
 }

@@ -1,7 +1,7 @@
 //! CPU load times a power model: for machines with no counter at all, which is most cloud machines.
 //!
 //! The model: a CPU at rest draws `IDLE_MW_PER_CPU`, a busy one `MAX_MW_PER_CPU`, and in between its power follows the
-//! share of time in which it is busy. Its interval, and the only thing it promises, is [rest, full load]: `doubt_uj`
+//! share of time in which it is busy. Its interval, and the only thing it promises, is [rest, full load]: `uncertainty_uj`
 //! grows so that whatever the true power did between the two, the true energy lies within. Owns the kept-open
 //! `/proc/stat`. Always graded estimated; never opened beside a live counter of the CPU (discovery sees to that).
 

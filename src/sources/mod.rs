@@ -60,7 +60,7 @@ pub mod dedup;
 /// Which mechanisms are there.
 mod discovery;
 
-/// Power integrated over time, with its doubt.
+/// Power integrated over time, with its uncertainty.
 pub mod energy_integral;
 
 /// Microjoules in a raw count, exactly.

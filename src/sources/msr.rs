@@ -96,7 +96,7 @@ fn list_cpus(root: &Path) -> io::Result<Vec<usize>> {
 /// One package's registers.
 struct MsrSource {
     file: SysfsFile,
-    meters: Vec<(DomainKind, u64, EnergyUnit, Counter)>,
+    counters: Vec<(DomainKind, u64, EnergyUnit, Counter)>,
     suspend: SuspendDetector,
     clock: Clock,
 }
@@ -115,7 +115,7 @@ impl MsrSource {
             fs::File::open(path)?.read_exact_at(&mut bytes, layout.unit_register)?;
             u64::from_le_bytes(bytes)
         };
-        let mut meters = Vec::new();
+        let mut counters = Vec::new();
         for &(kind, register) in layout.registers {
             let there = read_count(&mut file, 0, register).is_some_and(|count| count != 0);
             let Some(unit) = layout.unit_of(kind, unit).filter(|_| there) else { continue };
@@ -127,19 +127,19 @@ impl MsrSource {
                 staleness_ns: 100_000_000,
                 range_uj,
             };
-            meters.push((kind, register, unit, Counter::new(shape)));
+            counters.push((kind, register, unit, Counter::new(shape)));
         }
-        if meters.is_empty() {
+        if counters.is_empty() {
             return Err(io::Error::other("every energy register reads 0, as in most virtual machines"));
         }
         // One that failed while it was probed left the file closed until it is looked for again.
         let file = SysfsFile::open(path.to_path_buf())?;
-        Ok(MsrSource { file, meters, suspend: SuspendDetector::new(clock), clock: clock.clone() })
+        Ok(MsrSource { file, counters, suspend: SuspendDetector::new(clock), clock: clock.clone() })
     }
 
     fn into_opened(self, package: &str, cpu: usize, grade: Grade) -> OpenedSource {
         let domains: Vec<_> = self
-            .meters
+            .counters
             .iter()
             .map(|(kind, _, unit, _)| rapl::domain(NAME, *kind, package, grade, unit.ceil_uj()))
             .collect();
@@ -164,7 +164,7 @@ fn read_count(file: &mut SysfsFile, now_ns: u64, register: u64) -> Option<u64> {
 
 impl Source for MsrSource {
     fn read(&mut self, into: &mut [EnergyReading]) -> Option<(u64, u64)> {
-        for ((_, register, _, counter), reading) in self.meters.iter_mut().zip(&mut *into) {
+        for ((_, register, _, counter), reading) in self.counters.iter_mut().zip(&mut *into) {
             let before_ns = self.clock.now_ns();
             *reading = match read_count(&mut self.file, before_ns, *register) {
                 Some(count) => counter.advance(count, before_ns, self.clock.now_ns()),
@@ -175,7 +175,7 @@ impl Source for MsrSource {
             };
         }
         if self.suspend.has_suspended() {
-            self.meters.iter_mut().for_each(|(.., counter)| counter.interrupt());
+            self.counters.iter_mut().for_each(|(.., counter)| counter.interrupt());
             into.fill(EnergyReading::default());
         }
         None

@@ -1,13 +1,13 @@
-//! A sensor that shows power and has no counter: integrated, with the doubt that this leaves.
+//! A sensor that shows power and has no counter: integrated, with the uncertainty that this leaves.
 //!
 //! Owns what may be believed of such a sensor between two looks. Two kinds:
 //!
-//! - a *momentary* one, or one that averages nobody knows how: between two looks the power can have been anything from
-//!   nothing to the most that the device can draw, and the doubt says so (metrology: without a bound on the slope only
+//! - a *instantaneous* one, or one that averages nobody knows how: between two looks the power can have been anything from
+//!   nothing to the most that the device can draw, and the uncertainty says so (metrology: without a bound on the slope only
 //!   `[0, most] · L` holds);
-//! - a *trailing* one, whose value is the mean of the last τ (hwmon's `powerN_average` with `powerN_average_interval`).
+//! - an *averaging* one, whose value is the mean of the last τ (hwmon's `powerN_average` with `powerN_average_interval`).
 //!   Its integral up to t is the energy of some instant in `[t − 2τ, t]`: τ for the mean, and another for a sensor that
-//!   publishes only at the end of each interval. That is a *latency* of the domain, not a doubt that grows. What grows is
+//!   publishes only at the end of each interval. That is a *latency* of the domain, not a uncertainty that grows. What grows is
 //!   only what happened between two looks, and a mean over τ cannot change faster than `most / τ`.
 //!
 //! Never believes a value above the device's ceiling, and never bridges a gap.
@@ -76,7 +76,7 @@ impl PowerSensor {
         Self { averaging_ns: Some(trailing_ns.max(1)), error_ppm, ..Self::instantaneous(input, ceiling_mw) }
     }
 
-    /// By how much its integral may lag behind: see the head of this file. 0 for a momentary sensor, whose doubt has it all.
+    /// By how much its integral may lag behind: see the head of this file. 0 for an instantaneous sensor, whose uncertainty has it all.
     pub fn latency_ns(&self) -> u64 {
         self.averaging_ns.map_or(0, |trailing_ns| 2 * trailing_ns)
     }
@@ -84,8 +84,8 @@ impl PowerSensor {
     /// Reads and integrates; invalid while the sensor is away or shows what cannot be.
     pub fn read(&mut self, clock: &Clock) -> EnergyReading {
         let now_ns = clock.now_ns();
-        let shown = self.input.read_mw(now_ns).filter(|&power_mw| power_mw <= self.ceiling_mw);
-        let Some(power_mw) = shown else {
+        let valid_power = self.input.read_mw(now_ns).filter(|&power_mw| power_mw <= self.ceiling_mw);
+        let Some(power_mw) = valid_power else {
             self.interrupt();
             return EnergyReading::default();
         };
@@ -118,9 +118,9 @@ impl PowerSensor {
         let jump_mw = u128::from(last_mw.abs_diff(power_mw)).div_ceil(2);
         let mean_mw = u128::from(last_mw + power_mw) / 2;
         let sensor_mw = mean_mw * u128::from(self.error_ppm) / 1_000_000 + 1;
-        let doubt_mw = u64::try_from(slope_mw.max(jump_mw) + sensor_mw).unwrap_or(u64::MAX);
+        let uncertainty_mw = u64::try_from(slope_mw.max(jump_mw) + sensor_mw).unwrap_or(u64::MAX);
         let mean_mw = last_mw.midpoint(power_mw);
-        (mean_mw.saturating_sub(doubt_mw), mean_mw.saturating_add(doubt_mw))
+        (mean_mw.saturating_sub(uncertainty_mw), mean_mw.saturating_add(uncertainty_mw))
     }
 }
 
@@ -141,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn of_a_momentary_sensor_anything_up_to_the_ceiling_may_have_happened_in_between() {
+    fn of_an_instantaneous_sensor_anything_up_to_the_ceiling_may_have_happened_in_between() {
         let (folder, clock) = (tempfile::tempdir().unwrap(), Clock::manual(0));
         let mut sensor =
             PowerSensor::instantaneous(PowerInput::Microwatts(power_file(&folder, 50_000_000)), 400_000);
@@ -170,7 +170,7 @@ mod tests {
 
         /// The mean of the last τ of a random power, read each millisecond, continuous or published at the end of blocks.
         #[test]
-        fn the_integral_of_a_trailing_mean_lags_by_no_more_than_the_latency_and_is_off_by_no_more_than_the_doubt(
+        fn the_integral_of_a_trailing_mean_lags_by_no_more_than_the_latency_and_is_off_by_no_more_than_the_uncertainty(
             steps in proptest::collection::vec((1_u64..120, 0_u64..=400), 4..30), blocks in any::<bool>(),
         ) {
             const TAU_MS: u64 = 20;
@@ -204,7 +204,7 @@ mod tests {
                         && reading.energy_uj + reading.uncertainty_uj + 2 >= early,
                     "at {at} ms: {reading:?}, the truth in {early}..={late}"
                 );
-                // And the doubt is worth something: a few per cent of what anything-goes would say.
+                // And the uncertainty is worth something: a few per cent of what anything-goes would say.
                 prop_assert!(reading.uncertainty_uj <= 400_000 * at / 40 + 400_000 * TAU_MS);
             }
         }

@@ -51,7 +51,7 @@ impl PowercapZone {
         let named = |name: String| all.iter().any(|zone| zone.domain == name).then_some(name);
         match self.kind {
             DomainKind::Core | DomainKind::Uncore => {
-                self.domain.split_once('-').and_then(|(_, place)| named(format!("package-{place}")))
+                self.domain.split_once('-').and_then(|(_, package)| named(format!("package-{package}")))
             }
             DomainKind::Package | DomainKind::Dram => named("psys".into()),
             _ => None,
@@ -116,9 +116,9 @@ fn read_zone(class: &Path, id: &str) -> Result<PowercapZone, String> {
             };
             let package = id.rsplit_once(':').map(|(package, _)| read_name(&class.join(package)));
             let package = package.ok_or("it is in no package")??;
-            let place =
+            let package =
                 package.strip_prefix("package-").ok_or_else(|| format!("it is in {package}, no package"))?;
-            (kind, format!("{part}-{place}"))
+            (kind, format!("{part}-{package}"))
         }
     };
     let count = RegisterScale::from_range(read_range_uj(&path)?);

@@ -60,7 +60,7 @@ pub fn probe_domains(opened: &mut [OpenedSource], packages: &BTreeSet<u32>) -> P
     let mut readings: Vec<_> =
         opened.iter().map(|source| vec![EnergyReading::default(); source.domains.len()]).collect();
     let mut windows_ns = vec![(0, 0); opened.len()];
-    for look in 1.. {
+    for read in 1.. {
         for ((source, readings), window_ns) in opened.iter_mut().zip(&mut readings).zip(&mut windows_ns) {
             let before_ns = monotonic_ns();
             source.source.read(readings);
@@ -75,11 +75,11 @@ pub fn probe_domains(opened: &mut [OpenedSource], packages: &BTreeSet<u32>) -> P
             candidate.pair.observe_copy(before_ns, after_ns, reading);
         }
         agreement.observe(&readings);
-        if look % READS_PER_DECISION == 0 {
+        if read % READS_PER_DECISION == 0 {
             candidates.iter_mut().for_each(|candidate| candidate.pair.evaluate());
         }
         let undecided = |candidate: &DuplicateCandidate| candidate.pair.state() == Duplicate::Undecided;
-        let is_complete = look >= MIN_READS
+        let is_complete = read >= MIN_READS
             && have_all_moved(&probed)
             && !candidates.iter().any(undecided)
             && !agreement.needs_more_reads();
@@ -206,9 +206,9 @@ mod tests {
 
     /// Each pair of the watched domains with its state.
     fn states(opened: &mut [OpenedSource]) -> Vec<(usize, usize, Duplicate)> {
-        let seen = probe_domains(opened, &BTreeSet::new());
-        assert!(seen.disagreements.is_empty());
-        seen.candidates.iter().map(|of| (of.original.1, of.copy.1, of.pair.state())).collect()
+        let result = probe_domains(opened, &BTreeSet::new());
+        assert!(result.disagreements.is_empty());
+        result.candidates.iter().map(|of| (of.original.1, of.copy.1, of.pair.state())).collect()
     }
 
     #[test]

@@ -84,7 +84,7 @@ impl SensorFile {
         Self { kind: SensorKind::Power(sensor), condition: None }
     }
 
-    /// The same gauge, read only under a condition.
+    /// The same file, read only under a condition.
     pub fn with_condition(self, condition: Option<ReadCondition>) -> Self {
         Self { condition, ..self }
     }
@@ -127,7 +127,7 @@ impl SensorFile {
     }
 }
 
-/// Gauges that are read one after the other.
+/// Sensor files that are read one after the other.
 pub struct SensorFileGroup {
     sensors: Vec<SensorFile>,
     suspend: SuspendDetector,
@@ -135,7 +135,7 @@ pub struct SensorFileGroup {
 }
 
 impl SensorFileGroup {
-    /// Makes a source of gauges and the domains that they show, in the same order.
+    /// Makes a source of sensor files and the domains that they show, in the same order.
     pub fn open_source(
         name: &'static str,
         sensors: Vec<(Domain, SensorFile)>,

@@ -51,11 +51,11 @@ impl SuspendDetector {
 
     /// One comparison; the boot clock was read between the two monotonic instants.
     fn compare(&mut self, before_ns: i128, boot_ns: i128, after_ns: i128) -> bool {
-        let (least_ns, most_ns) = (boot_ns - after_ns, boot_ns - before_ns);
-        let slept = least_ns.saturating_sub(self.max_offset_ns) > MIN_SUSPEND_NS;
-        self.min_offset_ns = if slept { least_ns } else { least_ns.max(self.min_offset_ns) };
+        let (min_ns, max_ns) = (boot_ns - after_ns, boot_ns - before_ns);
+        let slept = min_ns.saturating_sub(self.max_offset_ns) > MIN_SUSPEND_NS;
+        self.min_offset_ns = if slept { min_ns } else { min_ns.max(self.min_offset_ns) };
         // Without a sleep the distance is one constant, so the smallest upper bound ever seen holds.
-        self.max_offset_ns = if slept { most_ns } else { most_ns.min(self.max_offset_ns) };
+        self.max_offset_ns = if slept { max_ns } else { max_ns.min(self.max_offset_ns) };
         slept
     }
 }

@@ -39,11 +39,11 @@ impl SysfsFile {
     /// # Errors
     /// It cannot be opened or read, or shows something else.
     pub fn open_number(path: PathBuf) -> io::Result<Self> {
-        let attribute = Self::open(path)?;
+        let opened = Self::open(path)?;
         let mut text = [0; MAX_NUMBER_BYTES];
-        let length = attribute.file.as_ref().map_or(Ok(0), |file| file.read_at(&mut text, 0))?;
+        let length = opened.file.as_ref().map_or(Ok(0), |file| file.read_at(&mut text, 0))?;
         match parse_number::<i128>(&text[..length]) {
-            Some(_) => Ok(attribute),
+            Some(_) => Ok(opened),
             None => Err(io::Error::new(io::ErrorKind::InvalidData, "shows no number")),
         }
     }
@@ -119,15 +119,15 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("power1_input");
         fs::write(&path, "-250000\n").unwrap();
-        let mut attribute = SysfsFile::open_number(path.clone()).unwrap();
-        assert_eq!(attribute.read_number::<i64>(0), Some(-250_000));
+        let mut file = SysfsFile::open_number(path.clone()).unwrap();
+        assert_eq!(file.read_number::<i64>(0), Some(-250_000));
         fs::write(&path, "17\n").unwrap();
-        assert_eq!(attribute.read_number::<u64>(1), Some(17));
+        assert_eq!(file.read_number::<u64>(1), Some(17));
         fs::write(&path, "N/A\n").unwrap();
-        assert_eq!(attribute.read_number::<u64>(2), None);
+        assert_eq!(file.read_number::<u64>(2), None);
         fs::write(&path, "18\n").unwrap();
-        assert_eq!(attribute.read_number::<u64>(3), None, "looked for once a second");
-        assert_eq!(attribute.read_number::<u64>(3 + SECOND), Some(18));
+        assert_eq!(file.read_number::<u64>(3), None, "looked for once a second");
+        assert_eq!(file.read_number::<u64>(3 + SECOND), Some(18));
     }
 
     #[test]
@@ -144,9 +144,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("status");
         fs::write(&path, "Not charging\n").unwrap();
-        let mut attribute = SysfsFile::open(path.clone()).unwrap();
-        assert_eq!(attribute.equals(0, "Discharging"), Some(false));
+        let mut file = SysfsFile::open(path.clone()).unwrap();
+        assert_eq!(file.equals(0, "Discharging"), Some(false));
         fs::write(&path, "Discharging\n").unwrap();
-        assert_eq!(attribute.equals(0, "Discharging"), Some(true));
+        assert_eq!(file.equals(0, "Discharging"), Some(true));
     }
 }

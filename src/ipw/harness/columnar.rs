@@ -249,9 +249,9 @@ pub fn write_parquet(path: &Path, rows: impl Iterator<Item = FlatRow>) -> Result
 fn flat_columns(rows: &[FlatRow]) -> Vec<ArrayRef> {
     let cells: Vec<_> = rows.iter().map(FlatRow::cells).collect();
     (0..COLUMNS.len())
-        .map(|place| -> ArrayRef {
-            let column = || cells.iter().map(|row| row[place]);
-            match COLUMNS[place].1 {
+        .map(|index| -> ArrayRef {
+            let column = || cells.iter().map(|row| row[index]);
+            match COLUMNS[index].1 {
                 ColumnType::Text => {
                     let mut builder = StringBuilder::new();
                     column().for_each(|cell| {

@@ -155,9 +155,14 @@ impl RunExport {
     }
 
     fn gpu(&self) -> Option<GpuInfo> {
-        let meter = self.manifest.domains.iter().find(|meter| meter.kind == DomainKind::Gpu)?;
-        let name = meter.device.clone().unwrap_or_else(|| meter.name.clone());
-        Some(GpuInfo { name, backend: meter.source.clone(), device_type: "GPU".into(), ..GpuInfo::default() })
+        let domain = self.manifest.domains.iter().find(|domain| domain.kind == DomainKind::Gpu)?;
+        let name = domain.device.clone().unwrap_or_else(|| domain.name.clone());
+        Some(GpuInfo {
+            name,
+            backend: domain.source.clone(),
+            device_type: "GPU".into(),
+            ..GpuInfo::default()
+        })
     }
 
     fn system(&self) -> SystemInfo {

@@ -9,7 +9,7 @@ use super::super::question::Question;
 use super::super::row::{QueryEnergy, QueryRow, ReplyText};
 use super::super::run_dir::Manifest;
 
-/// What a column holds.
+/// The type of a column.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ColumnType {
     /// Text.

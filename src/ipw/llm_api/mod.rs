@@ -1,7 +1,7 @@
 //! Asking one question of an inference server.
 //!
 //! Owns what is sent: the three interfaces that servers speak, and the settings that make a run repeatable (temperature 0 and
-//! a seed unless the user says otherwise). What comes back is heard by [`reply_parser`]. Never sends a question twice by itself:
+//! a seed unless the user says otherwise). The reply is parsed by [`reply_parser`]. Never sends a question twice by itself:
 //! retries are the run's business.
 
 pub mod reply;

@@ -14,7 +14,7 @@ use crate::http::sse::SseDecoder;
 /// The most bytes of a reply that is not streamed, and of an event or a line of one that is.
 const MAX_REPLY_BYTES: usize = 32 << 20;
 
-/// What listens to one answer.
+/// Parses one reply.
 #[derive(Debug)]
 pub struct ReplyParser {
     api: Api,
@@ -44,7 +44,7 @@ struct PartialReply {
 }
 
 impl ReplyParser {
-    /// A listener for a reply of this content type to a request sent at `began_ns`.
+    /// A parser for a reply of this content type to a request sent at `began_ns`.
     pub fn new(api: Api, content_type: &str, began_ns: u64) -> Self {
         let format = match content_type.split(';').next().map(str::trim) {
             Some("text/event-stream") => {
@@ -76,10 +76,10 @@ impl ReplyParser {
                     partial.set_error(ReplyError::Malformed("a line is too long".into()))
                 }
             }),
-            BodyFormat::Json(whole) if whole.len() + bytes.len() > MAX_REPLY_BYTES => {
+            BodyFormat::Json(body) if body.len() + bytes.len() > MAX_REPLY_BYTES => {
                 partial.set_error(ReplyError::Malformed("the body is too long".into()));
             }
-            BodyFormat::Json(whole) => whole.extend_from_slice(bytes),
+            BodyFormat::Json(body) => body.extend_from_slice(bytes),
         }
         before_first_token && self.partial.reply.first_token_ns.is_some()
     }
@@ -90,9 +90,9 @@ impl ReplyParser {
     /// It is no whole answer.
     pub fn finish(mut self, now_ns: u64) -> Result<ModelReply, ReplyError> {
         match &mut self.format {
-            BodyFormat::Json(whole) => {
-                let whole = std::mem::take(whole);
-                self.partial.push_body(self.api, &whole);
+            BodyFormat::Json(body) => {
+                let body = std::mem::take(body);
+                self.partial.push_body(self.api, &body);
             }
             BodyFormat::JsonLines(lines) => {
                 if let Some(rest) = lines.finish() {
@@ -317,7 +317,8 @@ mod tests {
         assert_eq!(stream("data: [DONE]\n\n"), ReplyError::Empty);
         let unfinished = "data: {\"choices\":[{\"delta\":{\"content\":\"a\"},\"finish_reason\":null}]}\n\n";
         assert_eq!(stream(unfinished), ReplyError::IncompleteStream);
-        let inside = |error| matches!(error, ReplyError::ErrorInBody(said) if said.contains("out of memory"));
+        let inside =
+            |error| matches!(error, ReplyError::ErrorInBody(message) if message.contains("out of memory"));
         assert!(inside(stream(&format!(
             "{unfinished}data: {{\"error\":{{\"message\":\"out of memory\"}}}}\n\n"
         ))));

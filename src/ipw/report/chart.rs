@@ -1,7 +1,7 @@
-//! Pictures as SVG text.
+//! Charts as SVG text.
 //!
 //! Owns the drawing: axes with round ticks, points, lines, bars, steps, spans. Colours are the page's (classes and
-//! variables), so that a picture is light or dark as its reader is; every picture has a title and a description for those who
+//! variables), so that a chart is light or dark as its reader is; every chart has a title and a description for those who
 //! cannot see it. Takes numbers only: there is nothing in it that could need escaping but the fixed words given by the page.
 
 use std::fmt::Write;
@@ -80,7 +80,7 @@ fn tick_step(range: f64) -> f64 {
     digit.unwrap_or(10.0) * ten
 }
 
-/// A picture that is being drawn.
+/// A chart that is being drawn.
 #[derive(Debug)]
 pub struct Chart {
     x: Axis,
@@ -199,7 +199,7 @@ impl Chart {
             };
             inside && self.label_boxes.iter().all(free)
         };
-        // With no room for it the point goes without; the table beside the picture has every name.
+        // With no room for it the point goes without; the table beside the chart has every name.
         let Some((left, line)) = tries.into_iter().find(fits) else { return };
         self.label_boxes.push((left, left + wide, line));
         let name = escape_xml(name);
@@ -265,7 +265,7 @@ impl Chart {
         ));
     }
 
-    /// The picture's text.
+    /// The chart as SVG.
     pub fn to_svg(&self) -> String {
         format!(
             "<svg viewBox='0 0 {WIDTH} {HEIGHT}' role=img aria-label=\"{}\">{}{}</svg>",

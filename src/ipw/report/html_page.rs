@@ -1,7 +1,7 @@
 //! A report as one page that needs nothing else.
 //!
-//! Owns which pictures there are and how figures are written on the page. The text is a template (`report.html`, escaped by
-//! minijinja); styles and pictures are inside it, there is no script and no address that a browser would fetch.
+//! Owns which charts there are and how figures are written on the page. The text is a template (`report.html`, escaped by
+//! minijinja); styles and charts are inside it, there is no script and no address that a browser would fetch.
 
 use minijinja::value::Serde;
 use minijinja::{AutoEscape, Environment, Value, context};
@@ -41,7 +41,7 @@ pub fn render_page(report: &Report) -> String {
         scope => report.scope.title(),
         rows,
         scopes => report.scopes.iter().map(metrics_row).collect::<Vec<_>>(),
-        spreads => report.spreads.iter().map(|(name, spread)| distribution_row(name, spread)).collect::<Vec<_>>(),
+        spreads => report.spreads.iter().map(|(name, distribution)| distribution_row(name, distribution)).collect::<Vec<_>>(),
         pictures => charts,
     };
     let page =
@@ -53,7 +53,7 @@ pub fn render_page(report: &Report) -> String {
 /// Four digits at most, and never a false exactness.
 pub fn format_significant(value: f64) -> String {
     let size = value.abs();
-    let places = match () {
+    let decimals = match () {
         // What rounding left of nothing.
         () if size < 1e-12 => return "0".into(),
         () if size >= 1000.0 => 0,
@@ -62,14 +62,14 @@ pub fn format_significant(value: f64) -> String {
         () if size >= 1.0 => 3,
         () => (3 - size.log10().floor() as i32).clamp(3, 12) as usize,
     };
-    format!("{value:.places$}")
+    format!("{value:.decimals$}")
 }
 
 /// A figure with its interval, or a dash.
-pub fn format_estimate(figure: Option<&Estimate>, scale: f64, unit: &str) -> String {
-    let Some(figure) = figure else { return "\u{2013}".into() };
-    let value = format_significant(figure.value * scale);
-    match figure.interval {
+pub fn format_estimate(estimate: Option<&Estimate>, scale: f64, unit: &str) -> String {
+    let Some(estimate) = estimate else { return "\u{2013}".into() };
+    let value = format_significant(estimate.value * scale);
+    match estimate.interval {
         Some(it) => format!(
             "{value}{unit} [{} .. {}]",
             format_significant(it.low * scale),
@@ -80,34 +80,34 @@ pub fn format_estimate(figure: Option<&Estimate>, scale: f64, unit: &str) -> Str
 }
 
 /// A figure with its interval below it.
-fn estimate_cell(figure: Option<&Estimate>, scale: f64, unit: &str) -> Value {
-    let Some(figure) = figure else { return context! { value => "\u{2013}" } };
-    let interval = figure.interval.map(|it| {
+fn estimate_cell(estimate: Option<&Estimate>, scale: f64, unit: &str) -> Value {
+    let Some(estimate) = estimate else { return context! { value => "\u{2013}" } };
+    let interval = estimate.interval.map(|it| {
         format!("{} .. {}", format_significant(it.low * scale), format_significant(it.high * scale))
     });
-    context! { value => format!("{}{unit}", format_significant(figure.value * scale)), interval }
+    context! { value => format!("{}{unit}", format_significant(estimate.value * scale)), interval }
 }
 
-fn metrics_row(figures: &EfficiencyMetrics) -> Value {
+fn metrics_row(metrics: &EfficiencyMetrics) -> Value {
     context! {
-        of => figures.of.as_str(),
-        scope => figures.scope.title(),
-        idle => figures.idle.title(),
-        grade => figures.grade.map_or(Value::from("unknown"), |grade| Value::from(Serde(grade))),
-        covered => format!("{} of {}", figures.covered, figures.asked),
-        error => figures.energy_error_j.map(format_significant),
-        perplexity => figures.perplexity.map(|_| format_estimate(figures.perplexity.as_ref(), 1.0, "")),
-        perplexity_per_watt => format_estimate(figures.perplexity_per_watt.as_ref(), 1.0, ""),
-        perplexity_per_joule => format_estimate(figures.perplexity_per_joule.as_ref(), 1.0, ""),
+        of => metrics.of.as_str(),
+        scope => metrics.scope.title(),
+        idle => metrics.idle.title(),
+        grade => metrics.grade.map_or(Value::from("unknown"), |grade| Value::from(Serde(grade))),
+        covered => format!("{} of {}", metrics.covered, metrics.asked),
+        error => metrics.energy_error_j.map(format_significant),
+        perplexity => metrics.perplexity.map(|_| format_estimate(metrics.perplexity.as_ref(), 1.0, "")),
+        perplexity_per_watt => format_estimate(metrics.perplexity_per_watt.as_ref(), 1.0, ""),
+        perplexity_per_joule => format_estimate(metrics.perplexity_per_joule.as_ref(), 1.0, ""),
         cells => vec![
-            estimate_cell(figures.accuracy.as_ref(), 100.0, " %"),
-            estimate_cell(figures.energy_j.as_ref(), 1.0, " J"),
-            estimate_cell(figures.power_w.as_ref(), 1.0, " W"),
-            estimate_cell(figures.attributed_power_w.as_ref(), 1.0, " W"),
-            estimate_cell(figures.per_watt.as_ref(), 1.0, ""),
-            estimate_cell(figures.per_joule.as_ref(), 1.0, ""),
-            estimate_cell(figures.tokens_per_joule.as_ref(), 1.0, ""),
-            estimate_cell(figures.queries_per_kwh.as_ref(), 1.0, ""),
+            estimate_cell(metrics.accuracy.as_ref(), 100.0, " %"),
+            estimate_cell(metrics.energy_j.as_ref(), 1.0, " J"),
+            estimate_cell(metrics.power_w.as_ref(), 1.0, " W"),
+            estimate_cell(metrics.attributed_power_w.as_ref(), 1.0, " W"),
+            estimate_cell(metrics.per_watt.as_ref(), 1.0, ""),
+            estimate_cell(metrics.per_joule.as_ref(), 1.0, ""),
+            estimate_cell(metrics.tokens_per_joule.as_ref(), 1.0, ""),
+            estimate_cell(metrics.queries_per_kwh.as_ref(), 1.0, ""),
         ],
     }
 }
@@ -185,8 +185,8 @@ fn charts(report: &Report) -> Vec<(&'static str, Chart, String)> {
         ("power_w", "How the machine's power spreads"),
         ("attributed_power_w", "How attributed power spreads"),
     ] {
-        if let Some(spread) = report.spreads.get(name) {
-            all.push((title, histogram(name, spread), String::new()));
+        if let Some(distribution) = report.spreads.get(name) {
+            all.push((title, histogram(name, distribution), String::new()));
         }
     }
     if let Some(phases) = &report.phases {
@@ -221,7 +221,8 @@ fn charts(report: &Report) -> Vec<(&'static str, Chart, String)> {
 fn accuracy_chart(report: &Report) -> Chart {
     let of: Vec<&EfficiencyMetrics> =
         if report.subjects.is_empty() { vec![&report.all] } else { report.subjects.iter().collect() };
-    let high = |figure: &Estimate| figure.interval.map_or(figure.value, |it| it.high.max(figure.value));
+    let high =
+        |estimate: &Estimate| estimate.interval.map_or(estimate.value, |it| it.high.max(estimate.value));
     let x = Axis::from_zero(
         "mean energy of a query, J",
         of.iter().filter_map(|it| it.energy_j.as_ref().map(high)),
@@ -231,13 +232,14 @@ fn accuracy_chart(report: &Report) -> Chart {
         x,
         Axis { title: "accuracy", low: 0.0, high: 1.0, has_numbers: true },
     );
-    for figures in of {
-        let (Some(energy), Some(accuracy)) = (figures.energy_j, figures.accuracy) else { continue };
-        let range =
-            |figure: Estimate| figure.interval.map_or((figure.value, figure.value), |it| (it.low, it.high));
+    for metrics in of {
+        let (Some(energy), Some(accuracy)) = (metrics.energy_j, metrics.accuracy) else { continue };
+        let range = |estimate: Estimate| {
+            estimate.interval.map_or((estimate.value, estimate.value), |it| (it.low, it.high))
+        };
         chart.point_with_intervals(
             "dot",
-            &figures.of,
+            &metrics.of,
             (energy.value, accuracy.value),
             range(energy),
             range(accuracy),

@@ -253,17 +253,17 @@ fn all_metrics(
     let subjects = metrics.split_off(Scope::ALL.len() * 2);
     let is_selected = |it: &&EfficiencyMetrics| it.scope == options.scope && it.idle == options.idle;
     let all = metrics.iter().find(is_selected).expect("every scope and policy is among them").clone();
-    metrics.retain(|figures| figures.covered > 0);
+    metrics.retain(|metrics_of| metrics_of.covered > 0);
     (all, subjects, metrics)
 }
 
 /// The places of each subject's queries.
 fn rows_by_subject(table: &RunTable) -> Vec<Vec<u32>> {
-    let mut places = vec![Vec::new(); table.subjects.len()];
+    let mut rows = vec![Vec::new(); table.subjects.len()];
     for (at, subject) in table.columns.subject.iter().enumerate() {
-        places[*subject as usize].push(at as u32);
+        rows[*subject as usize].push(at as u32);
     }
-    places
+    rows
 }
 
 /// Does a number of pieces of work on all cores; results in the pieces' order.
@@ -305,7 +305,7 @@ fn distributions(table: &RunTable, options: &MetricOptions) -> BTreeMap<&'static
         ("between_tokens_s", of(&columns.inter_token_s, 1e9)),
         ("tokens_out", of(&columns.tokens_out, 1.0)),
     ];
-    all.into_iter().filter_map(|(name, spread)| Some((name, spread?))).collect()
+    all.into_iter().filter_map(|(name, distribution)| Some((name, distribution?))).collect()
 }
 
 fn regressions(table: &RunTable, options: &MetricOptions) -> BTreeMap<&'static str, LinearFit> {
@@ -329,7 +329,7 @@ fn regressions(table: &RunTable, options: &MetricOptions) -> BTreeMap<&'static s
         ("power_w by tokens", fit_linear(power.iter().copied())),
         ("power_w by ln(tokens)", fit_log_linear(power.iter().copied())),
     ];
-    all.into_iter().filter_map(|(name, line)| Some((name, line?))).collect()
+    all.into_iter().filter_map(|(name, fit)| Some((name, fit?))).collect()
 }
 
 /// Accounts tell them of the host's total alone, idle power included; beside other terms they would mean something else.

@@ -1,4 +1,4 @@
-//! The points that the pictures show.
+//! The points that the charts show.
 //!
 //! Owns the sampling of points where there are too many to draw: every n-th query, so that a sample repeats and keeps the
 //! order in time.
@@ -10,13 +10,13 @@ use super::super::power_series;
 use super::super::scope::Scope;
 use super::super::table::{RunTable, known};
 
-/// The most points in a picture.
+/// The most points in a chart.
 const MAX_QUERY_POINTS: usize = 2_000;
 
 /// The most spans drawn under the power over time.
 const MAX_TIMELINE_BARS: usize = 400;
 
-/// One query in a picture.
+/// One query in a chart.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct QueryPoint {
     /// Tokens of prompt and answer.
@@ -46,7 +46,7 @@ pub struct TimelineBar {
     pub answered: bool,
 }
 
-/// What the pictures show.
+/// What the charts show.
 #[derive(Debug, Default)]
 pub struct PlotData {
     /// A sample of the queries with a known energy.
@@ -55,10 +55,10 @@ pub struct PlotData {
     pub query_count: usize,
     /// The first queries in the order in which they began.
     pub timeline: Vec<TimelineBar>,
-    /// The sum of all open shares' powers, at each instant where one began or ended: seconds, watts. A picture of the
+    /// The sum of all open shares' powers, at each instant where one began or ended: seconds, watts. A curve of the
     /// load where no domain was watched meanwhile.
     pub attributed_power: Vec<(f64, f64)>,
-    /// All that the domains of the scope drew meanwhile, where somebody watched: seconds, watts.
+    /// All that the domains of the scope drew meanwhile, where the power was recorded: seconds, watts.
     pub measured_power: Vec<(f64, f64)>,
 }
 
@@ -109,7 +109,7 @@ impl PlotData {
     }
 }
 
-/// The most points of the watched curve.
+/// The most points of the curve of measured power.
 const MAX_POWER_POINTS: usize = 1_200;
 
 /// What was watched while the drawn queries ran, and a little before and after; instants are averaged where they are many.
@@ -119,9 +119,9 @@ fn measured_power_curve(table: &RunTable, scope: Scope, start_s: f64, length_s: 
     let domains = scope.domain_indices(&table.manifest.domains);
     // A picture is no reason to fail: without this file there is the sum of the shares.
     let curve = power_series::read_power_series(&table.run, &domains, range).unwrap_or_default();
-    let mean = |some: &[(f64, f64)]| {
-        let (at, watts) = some.iter().fold((0.0, 0.0), |(at, watts), of| (at + of.0, watts + of.1));
-        ((at / some.len() as f64 - start_s).max(0.0), watts / some.len() as f64)
+    let mean = |samples: &[(f64, f64)]| {
+        let (at, watts) = samples.iter().fold((0.0, 0.0), |(at, watts), of| (at + of.0, watts + of.1));
+        ((at / samples.len() as f64 - start_s).max(0.0), watts / samples.len() as f64)
     };
     curve.chunks(curve.len().div_ceil(MAX_POWER_POINTS).max(1)).map(mean).collect()
 }

@@ -92,20 +92,20 @@ impl IoReportSource {
         let timebase = timebase(&calls).ok_or("the system does not tell the length of a tick")?;
         let group = || ChannelGroup::copy(&calls, report, GROUP_NAME).ok_or(NO_GROUP_REASON);
         let listed = group()?;
-        let ChannelSelection { channels: chosen, notes } = select_channels(&listed.channels());
-        if chosen.is_empty() {
+        let ChannelSelection { channels, notes } = select_channels(&listed.channels());
+        if channels.is_empty() {
             return Err(format!(
                 "IOReport's group {GROUP_NAME:?} has no meter that is known here: {}",
                 notes.join("; ")
             ));
         }
-        let kept: Vec<usize> = chosen.iter().map(|chosen| chosen.index).collect();
+        let kept: Vec<usize> = channels.iter().map(|channel| channel.index).collect();
         // Should a system not take a part of the group, it may take the whole.
         let subscription = match listed.subscribe(&kept) {
             Some(subscription) => subscription,
             None => group()?.subscribe_to_all().ok_or(REFUSED_REASON)?,
         };
-        let meters = chosen.into_iter().map(ChannelMeter::new).collect();
+        let meters = channels.into_iter().map(ChannelMeter::new).collect();
         let (suspend, clock) = (SuspendDetector::new(clock), clock.clone());
         Ok((IoReportSource { subscription, timebase, meters, channel_count: 0, suspend, clock }, notes))
     }
@@ -177,21 +177,15 @@ fn locate_channels(meters: &mut [ChannelMeter], sample: &IoReportSample<'_>) {
 }
 
 impl ChannelMeter {
-    fn new(chosen: SelectedChannel) -> Self {
+    fn new(channel: SelectedChannel) -> Self {
         let shape = CounterSpec {
-            unit: chosen.unit,
+            unit: channel.unit,
             modulus: 1 << 64,
-            ceiling_mw: plausible_ceiling_mw(chosen.kind),
+            ceiling_mw: plausible_ceiling_mw(channel.kind),
             staleness_ns: STALENESS_NS,
             range_uj: u64::MAX,
         };
-        Self {
-            channel: chosen,
-            position: None,
-            counter: Counter::new(shape),
-            last: None,
-            has_wrong_stamps: false,
-        }
+        Self { channel, position: None, counter: Counter::new(shape), last: None, has_wrong_stamps: false }
     }
 
     /// Whether the sample still has this channel where it was.

@@ -218,12 +218,12 @@ fn channels_of_part(part: &ChipPart, channels: &[IoReportChannel]) -> Vec<usize>
 
 /// What the list has, for a report by somebody whose chip is not known here.
 fn describe_channels(channels: &[IoReportChannel]) -> String {
-    const SHOWN: usize = 60;
+    const MAX_LISTED: usize = 60;
     let mut text = format!("its {} channels are, for a report:", channels.len());
-    for channel in channels.iter().take(SHOWN) {
+    for channel in channels.iter().take(MAX_LISTED) {
         let _ = write!(text, " {:?} ({}),", channel.name, channel.unit_label.trim());
     }
-    if channels.len() > SHOWN { text + " and others" } else { text.trim_end_matches(',').to_owned() }
+    if channels.len() > MAX_LISTED { text + " and others" } else { text.trim_end_matches(',').to_owned() }
 }
 
 /// How long a value may be on its way: the drivers publish in batches, 2.23 s apart at most where anybody measured.
@@ -262,7 +262,7 @@ mod tests {
         selection
             .channels
             .iter()
-            .map(|chosen| (chosen.domain_name.as_str(), chosen.channel_name.as_str()))
+            .map(|channel| (channel.domain_name.as_str(), channel.channel_name.as_str()))
             .collect()
     }
 

@@ -293,15 +293,15 @@ unsafe fn read_channel(
 /// # Safety
 /// `object` is null or alive.
 unsafe fn copy_text(foundation: &CoreFoundationFunctions, object: CfRef) -> String {
-    const LONGEST: usize = 256;
-    let mut buffer = [0 as c_char; LONGEST];
+    const MAX_TEXT_BYTES: usize = 256;
+    let mut buffer = [0 as c_char; MAX_TEXT_BYTES];
     // SAFETY: as the caller says, and asked for its kind first; the call writes at most the size given, NUL included.
     let written = unsafe {
         has_type(foundation, object, foundation.string_type_id)
             && (foundation.string_read)(
                 object,
                 buffer.as_mut_ptr(),
-                LONGEST as isize,
+                MAX_TEXT_BYTES as isize,
                 CF_STRING_ENCODING_UTF8,
             ) != 0
     };

@@ -2,7 +2,7 @@
 //!
 //! Apple silicon has the system's total (`PSTR`), Intel's Macs have it too, most of them, and the processor's parts, which vary by model.
 //! Owns which keys are read, and what they mean. Nobody says over how long the controller averages, so between two
-//! looks the power can have been anything that a Mac can draw, and the doubt says so. Reads keys only; never writes one.
+//! looks the power can have been anything that a Mac can draw, and the uncertainty says so. Reads keys only; never writes one.
 
 use std::time::{Duration, Instant};
 

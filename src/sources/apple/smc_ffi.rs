@@ -96,7 +96,7 @@ impl SmcConnection {
     ///
     /// # Errors
     /// What IOKit says (`kern_return_t`); [`SHORT_ANSWER`] where the answer is no whole one.
-    pub fn call(&self, words: &SmcParam) -> Result<SmcParam, i32> {
+    pub fn call(&self, param: &SmcParam) -> Result<SmcParam, i32> {
         let mut answer = SmcParam::default();
         let mut length = size_of::<SmcParam>();
         // SAFETY: both are structs of the 80 bytes that the controller wants (asserted in smc_key), alive through the call,
@@ -105,7 +105,7 @@ impl SmcConnection {
             (self.kit.call)(
                 self.port,
                 SELECTOR,
-                (&raw const *words).cast(),
+                (&raw const *param).cast(),
                 size_of::<SmcParam>(),
                 (&raw mut answer).cast(),
                 &raw mut length,

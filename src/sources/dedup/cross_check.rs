@@ -136,7 +136,7 @@ impl CheckedPair {
             - median(begin.windows(2).map(|two| lead_uj(two[1], two[0])));
         let more_uj = median(begin.windows(2).map(|two| lead_uj(two[0], two[1])))
             - median(end.windows(2).map(|two| lead_uj(two[1], two[0])));
-        let grown_uj = self.growths_uj.last().map_or(0, |seen| seen.0.max(seen.1));
+        let grown_uj = self.growths_uj.last().map_or(0, |growth| growth.0.max(growth.1));
         let bias_uj = u128::from(grown_uj) * u128::from(BIAS_PPM) / 1_000_000;
         let tolerance_uj = bias_uj + u128::from(self.max_skew_uj()) + u128::from(2 * quanta_uj);
         less_uj.max(more_uj) > tolerance_uj.cast_signed()
@@ -144,8 +144,8 @@ impl CheckedPair {
 
     /// How far apart the two may be for having been read at different times.
     fn max_skew_uj(&self) -> u64 {
-        let most = |of: fn((u64, u64)) -> u64| self.increments().map(of).max().unwrap_or(0);
-        let (first_uj, second_uj) = (most(|moved| moved.0), most(|moved| moved.1));
+        let largest = |of: fn((u64, u64)) -> u64| self.increments().map(of).max().unwrap_or(0);
+        let (first_uj, second_uj) = (largest(|moved| moved.0), largest(|moved| moved.1));
         let alone = self.increments().filter(|moved| (moved.0 > 0) != (moved.1 > 0)).count();
         let any = self.increments().filter(|moved| moved.0 > 0 || moved.1 > 0).count();
         if alone * 4 <= any { first_uj.min(second_uj) / 4 } else { first_uj + second_uj }
@@ -171,9 +171,9 @@ mod tests {
     fn pair(ppm: u64) -> CheckedPair {
         let mut pair = CheckedPair { first: (0, 0), second: (1, 0), growths_uj: Vec::new(), base: None };
         let reading = |energy_uj| EnergyReading { valid: true, energy_uj, ..EnergyReading::default() };
-        for look in 0..100_u64 {
-            let register = look / 4 * 50_000;
-            let late = if look % 40 == 0 { look.saturating_sub(1) } else { look } / 4 * 50_000;
+        for read in 0..100_u64 {
+            let register = read / 4 * 50_000;
+            let late = if read % 40 == 0 { read.saturating_sub(1) } else { read } / 4 * 50_000;
             pair.observe(reading(register), reading(late * ppm / 1_000_000));
         }
         pair
@@ -196,9 +196,9 @@ mod tests {
         let reading = |energy_uj| EnergyReading { valid: true, energy_uj, ..EnergyReading::default() };
         let register = |at_us: u64| (at_us / 1_000) * 5_000 + (at_us / 7_000) * 2_000;
         let mut at_us = 0;
-        for look in 0..120_u64 {
+        for read in 0..120_u64 {
             let first = register(at_us);
-            at_us += if look < 60 { 10 } else { 1_300 + look * 977 % 6_000 };
+            at_us += if read < 60 { 10 } else { 1_300 + read * 977 % 6_000 };
             pair.observe(reading(first), reading(register(at_us) * ppm / 1_000_000));
             at_us += 210;
         }

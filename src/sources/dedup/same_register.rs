@@ -132,12 +132,12 @@ impl RegisterComparison {
 
     /// Judges by all readings so far. Costs some 100 µs where levels are compared, so it is called now and then.
     pub fn evaluate(&mut self) {
-        let fresh = std::mem::take(&mut self.has_new_level);
+        let has_new_level = std::mem::take(&mut self.has_new_level);
         let grown_uj = self.original.growth_uj().max(self.copy.growth_uj());
         let bias_uj = (u128::from(grown_uj) * u128::from(self.bias_ppm) / 1_000_000).cast_signed();
         if self.min_offset_uj > self.max_offset_uj + ROUNDING_UJ + bias_uj {
             self.state = Duplicate::Independent;
-        } else if fresh && self.state == Duplicate::Undecided && self.has_common_levels() {
+        } else if has_new_level && self.state == Duplicate::Undecided && self.has_common_levels() {
             self.state = Duplicate::Same;
         }
     }
@@ -205,8 +205,8 @@ impl RegisterComparison {
     }
 }
 
-fn push_bounded<T>(into: &mut VecDeque<T>, value: T, most: usize) {
-    if into.len() == most {
+fn push_bounded<T>(into: &mut VecDeque<T>, value: T, max_len: usize) {
+    if into.len() == max_len {
         into.pop_front();
     }
     into.push_back(value);
@@ -273,9 +273,9 @@ mod tests {
     }
 
     /// Looks at both counters each millisecond.
-    fn compare_reads(looks: impl IntoIterator<Item = (u64, u64)>) -> RegisterComparison {
+    fn compare_reads(reads: impl IntoIterator<Item = (u64, u64)>) -> RegisterComparison {
         let mut pair = RegisterComparison::new(MIN_COMMON_LEVELS, 0);
-        for (read, (original, copy)) in (1..).zip(looks) {
+        for (read, (original, copy)) in (1..).zip(reads) {
             observe_both(&mut pair, read, &reading(original), &reading(copy));
         }
         pair
@@ -370,7 +370,7 @@ mod tests {
             let counts = counts(&mut noise, |noise| 80 + noise.below(90));
             let held_up = watch % 60;
             let read_us = || match noise.below(100) {
-                luck if luck < held_up => 100 + noise.below(6_000),
+                dice if dice < held_up => 100 + noise.below(6_000),
                 _ => 10,
             };
             let pair = compare_for_40_ms(&counts, (&counts, 0), read_us);
@@ -388,7 +388,7 @@ mod tests {
             let (first, second) = (counts(&mut noise, step), counts(&mut noise, step));
             let (phase_us, held_up) = (watch % 3 * 300, watch / 5 % 4 * 10);
             let read_us = || match noise.below(100) {
-                luck if luck < held_up => 100 + noise.below(6_000),
+                dice if dice < held_up => 100 + noise.below(6_000),
                 _ => 10,
             };
             let pair = compare_for_40_ms(&first, (&second, phase_us), read_us);
@@ -454,10 +454,10 @@ mod tests {
 
     #[test]
     fn a_known_bias_between_two_mechanisms_proves_nothing() {
-        let looks = |ppm: u64| (1..3_000_u64).map(move |read| (read * 61_000, read * 61 * ppm / 1_000));
+        let reads = |ppm: u64| (1..3_000_u64).map(move |read| (read * 61_000, read * 61 * ppm / 1_000));
         let of = |ppm| {
             let mut pair = RegisterComparison::new(MIN_COMMON_LEVELS, 3_000);
-            for (read, (original, copy)) in (1..).zip(looks(ppm)) {
+            for (read, (original, copy)) in (1..).zip(reads(ppm)) {
                 observe_both(&mut pair, read, &reading(original), &reading(copy));
             }
             pair.state()

@@ -88,14 +88,14 @@ impl NvmlBoard {
         let call = nvml_sym(self.nvml.lib().nvmlDeviceGetFieldValues.as_ref())?;
         // SAFETY: a C struct of integers and a union of plain numbers, for which all zeroes are a value.
         let mut values: [nvmlFieldValue_t; MAX_FIELDS] = unsafe { std::mem::zeroed() };
-        let asked = fields.len().min(answers.len()).min(MAX_FIELDS);
-        for (value, field) in values.iter_mut().zip(&fields[..asked]) {
+        let count = fields.len().min(answers.len()).min(MAX_FIELDS);
+        for (value, field) in values.iter_mut().zip(&fields[..count]) {
             (value.fieldId, value.scopeId) = (field.id, field.scope);
         }
         // SAFETY: the handle is this library's, and `values` has room for the `asked` entries (at most MOST_FIELDS)
         // that the call fills.
-        nvml_try(unsafe { call(self.handle, asked as c_int, values.as_mut_ptr()) })?;
-        for (answer, value) in answers.iter_mut().zip(&values[..asked]) {
+        nvml_try(unsafe { call(self.handle, count as c_int, values.as_mut_ptr()) })?;
+        for (answer, value) in answers.iter_mut().zip(&values[..count]) {
             *answer = nvml_try(value.nvmlReturn).and_then(|()| value_as_u64(value));
         }
         Ok(())

@@ -26,7 +26,7 @@ use super::scope_meter::{PowerScope, QueryMethod, ScopeMeter};
 const MAX_RATE_HZ: f64 = 100.0;
 /// All boards together: their threads' waking costs more than most of their calls.
 const MAX_TOTAL_RATE_HZ: f64 = 400.0;
-/// However dear the calls are.
+/// However expensive the calls are.
 const MIN_RATE_HZ: f64 = 1.0;
 
 /// How long a counter that stands still is watched at the start, after the first look at it.
@@ -80,23 +80,23 @@ pub fn open(
         CallCost::measure(|| drop(read_powers(&board, &meters))),
     );
     let metered_by_power = meters.iter().any(|meter| meter.energy.is_none());
-    // However dear, a counter is asked often enough not to be taken for lost.
-    let dear_ns = energy.min_period_ns(identity.boards).min((1e9 / MIN_RATE_HZ) as u64);
-    let counting_ns = if metered_by_power { 0 } else { dear_ns };
-    let most_hz = MAX_RATE_HZ.min(MAX_TOTAL_RATE_HZ / identity.boards.max(1) as f64).max(MIN_RATE_HZ);
-    let max_rate_hz = (1e9 / power.min_period_ns(identity.boards).max(1) as f64).clamp(MIN_RATE_HZ, most_hz);
+    // However expensive, a counter is asked often enough not to be taken for lost.
+    let expensive_ns = energy.min_period_ns(identity.boards).min((1e9 / MIN_RATE_HZ) as u64);
+    let counting_ns = if metered_by_power { 0 } else { expensive_ns };
+    let max_hz = MAX_RATE_HZ.min(MAX_TOTAL_RATE_HZ / identity.boards.max(1) as f64).max(MIN_RATE_HZ);
+    let max_rate_hz = (1e9 / power.min_period_ns(identity.boards).max(1) as f64).clamp(MIN_RATE_HZ, max_hz);
     let domains = board_domains(name, &meters, identity);
-    let mut gpu = BoardSource {
+    let mut source = BoardSource {
         connection: BoardConnection::new(library, identity.uuid.clone(), board),
         meters,
         // While it is watched each look asks: a counter that is left out is not seen to move.
         counter_schedule: CallSchedule::new(0),
         clock: clock.clone(),
     };
-    let advanced = probe(&mut gpu, Duration::from_nanos(energy.wall_ns + power.wall_ns));
+    let advanced = probe(&mut source, Duration::from_nanos(energy.wall_ns + power.wall_ns));
     // One that was never asked, so that the first reading of whoever takes the source is valid.
-    gpu.counter_schedule = CallSchedule::new(counting_ns);
-    let opened = OpenedSource { name, source: Box::new(gpu), domains, cpu: None, max_rate_hz, advanced };
+    source.counter_schedule = CallSchedule::new(counting_ns);
+    let opened = OpenedSource { name, source: Box::new(source), domains, cpu: None, max_rate_hz, advanced };
     Ok(OpenedBoard { opened, notes })
 }
 
@@ -107,7 +107,7 @@ fn find_meters(
 ) -> Result<(Vec<ScopeMeter>, Vec<String>), String> {
     let device = board.device();
     let product = device.name().unwrap_or_default();
-    let gpu = PowerScope::Gpu.domain_name(identity.number);
+    let domain_name = PowerScope::Gpu.domain_name(identity.number);
     let Some(whole) = ScopeMeter::probe(board, PowerScope::Gpu) else {
         return Err(format!(
             "{product} shows neither an energy counter nor its power of the moment; a driver from 530 on may, and a \
@@ -121,14 +121,14 @@ fn find_meters(
             meters.push(module);
         } else {
             notes.push(format!(
-                "{gpu}: {product} also shows its module, which may hold other boards: not counted"
+                "{domain_name}: {product} also shows its module, which may hold other boards: not counted"
             ));
         }
     }
     meters.extend(ScopeMeter::probe(board, PowerScope::Memory));
     if device.mig_mode().is_ok_and(|mode| mode.current != 0) {
         notes.push(format!(
-            "{gpu}: MIG is on; NVML has energy for the whole board only, not for its instances"
+            "{domain_name}: MIG is on; NVML has energy for the whole board only, not for its instances"
         ));
     }
     Ok((meters, notes))
@@ -148,21 +148,22 @@ fn board_domains(source: &str, meters: &[ScopeMeter], identity: &BoardIdentity) 
 
 /// Reads until every part's energy has grown, or for a while; says for each whether it has. A board draws watts at rest, so
 /// that a live counter moves without a load. However long a look takes there is one at the end of the watch, too.
-fn probe(gpu: &mut BoardSource, read_time: Duration) -> Vec<bool> {
+fn probe(source: &mut BoardSource, read_time: Duration) -> Vec<bool> {
     let pause = (PROBE_PAUSE_FACTOR * read_time).clamp(MIN_PROBE_PAUSE, PROBE_TIME);
-    let mut readings = vec![EnergyReading::default(); gpu.meters.len()];
-    let mut first: Vec<Option<EnergyReading>> = vec![None; gpu.meters.len()];
-    let mut advanced = vec![false; gpu.meters.len()];
+    let mut readings = vec![EnergyReading::default(); source.meters.len()];
+    let mut first: Vec<Option<EnergyReading>> = vec![None; source.meters.len()];
+    let mut advanced = vec![false; source.meters.len()];
     let mut until = None;
     loop {
-        let began = Instant::now();
-        gpu.read(&mut readings);
+        let started = Instant::now();
+        source.read(&mut readings);
         for ((reading, first), advanced) in readings.iter().zip(&mut first).zip(&mut advanced) {
             if reading.valid {
                 *advanced |= reading.energy_uj > first.get_or_insert(*reading).energy_uj;
             }
         }
-        if !advanced.contains(&false) || began >= *until.get_or_insert_with(|| Instant::now() + PROBE_TIME) {
+        if !advanced.contains(&false) || started >= *until.get_or_insert_with(|| Instant::now() + PROBE_TIME)
+        {
             return advanced;
         }
         sleep(pause);
@@ -172,7 +173,7 @@ fn probe(gpu: &mut BoardSource, read_time: Duration) -> Vec<bool> {
 /// One answer for each part, in the order of the channels.
 type FieldResults = [FieldResult; MAX_FIELDS];
 
-/// Nobody was asked.
+/// No field was queried.
 fn no_results() -> FieldResults {
     std::array::from_fn(|_| Err(NvmlError::NoData))
 }

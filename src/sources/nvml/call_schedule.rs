@@ -1,8 +1,8 @@
-//! Which of a sampler's ticks a dear call to NVML is part of.
+//! Which of a sampler's ticks an expensive call to NVML is part of.
 //!
 //! Owns when the call was last made. Reads no clock.
 
-/// Which of the ticks of a sampler a dear call is part of.
+/// Which of the ticks of a sampler an expensive call is part of.
 #[derive(Debug, Clone)]
 pub struct CallSchedule {
     period_ns: u64,

@@ -11,12 +11,12 @@ pub fn library_error_reason(error: &NvmlError, library: &OsStr) -> String {
     let library = library.display();
     match error {
         NvmlError::LibloadingError(error) => {
-            let said = root_cause(error);
+            let message = root_cause(error);
             // The loader's words begin with the library that is missing: this one, or another that it needs.
             let which = library.to_string();
-            let place = if said.starts_with(&which) { String::new() } else { format!("{which}: ") };
+            let prefix = if message.starts_with(&which) { String::new() } else { format!("{which}: ") };
             format!(
-                "{place}{said}; it comes with NVIDIA's driver: install that, or name the library: wattspand --nvml-library, or nvml_library under [source] in the configuration"
+                "{prefix}{message}; it comes with NVIDIA's driver: install that, or name the library: wattspand --nvml-library, or nvml_library under [source] in the configuration"
             )
         }
         NvmlError::FailedToLoadSymbol(symbol) => {
@@ -28,7 +28,7 @@ pub fn library_error_reason(error: &NvmlError, library: &OsStr) -> String {
 
 /// Why a board does not answer, and what would mend it.
 pub fn board_error_reason(error: &NvmlError) -> String {
-    let mend = match error {
+    let remedy = match error {
         NvmlError::DriverNotLoaded => "load it with `modprobe nvidia`",
         NvmlError::LibRmVersionMismatch => {
             "the driver was updated while it ran: reboot, or reload the nvidia modules"
@@ -40,7 +40,7 @@ pub fn board_error_reason(error: &NvmlError) -> String {
         NvmlError::InsufficientPower => "attach the board's power cables",
         _ => "see the kernel's log for `NVRM`",
     };
-    format!("NVML says: {error}; {mend}")
+    format!("NVML says: {error}; {remedy}")
 }
 
 /// Whether the handle is worth nothing after this answer, so that only a new start of the library can help. Everything

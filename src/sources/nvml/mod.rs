@@ -44,7 +44,7 @@ pub const NAME: &str = "nvml";
 /// What the loader finds where no library is named.
 const DEFAULT_LIBRARY: &str = "libnvidia-ml.so.1";
 
-/// What the threads of a search tell.
+/// What the threads of a search report.
 enum SearchEvent {
     /// There is no NVML here.
     Unavailable(String),

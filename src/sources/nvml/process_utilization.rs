@@ -25,12 +25,12 @@ const MIN_QUERY_INTERVAL: Duration = Duration::from_millis(200);
 /// Processes on one board; more are not told apart.
 const MAX_PROCESSES: usize = 4096;
 
-/// What a board told since it was last taken.
+/// What a board reported since it was last taken.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum UtilizationReport {
     /// Up to this instant: the processes that used it, in percent times microseconds.
     Measured(u64, HashMap<u32, u64>),
-    /// It does not tell, and why.
+    /// It reports nothing, and why.
     Unavailable(String),
 }
 
@@ -62,7 +62,7 @@ impl ProcessUtilization {
         let _ = self.requests.try_send(());
     }
 
-    /// What the board has told since this was last called.
+    /// What the board has reported since this was last called.
     pub fn take_report(&self) -> Option<UtilizationReport> {
         self.report.lock().ok()?.take()
     }
@@ -135,7 +135,7 @@ impl UtilizationPoller {
     }
 }
 
-/// What was told before and not taken yet, with what is told now.
+/// An earlier report that was not taken yet, merged with a new one.
 fn merge(before: Option<UtilizationReport>, now: UtilizationReport) -> UtilizationReport {
     match (before, now) {
         (Some(UtilizationReport::Measured(_, mut sums)), UtilizationReport::Measured(at_ns, used)) => {

@@ -8,7 +8,7 @@ pub struct PowerProfile {
     /// Ascending; each step with the energy used before it.
     steps: Vec<ProfileStep>,
     period_ns: u64,
-    /// The energy of one round.
+    /// The energy of one period.
     period_pj: u128,
 }
 
@@ -51,8 +51,8 @@ impl PowerProfile {
 
     /// The last step that has begun; the first begins at 0.
     fn step_at(&self, within_ns: u64) -> ProfileStep {
-        let begun = self.steps.partition_point(|step| step.start_ns <= within_ns);
-        self.steps[begun.saturating_sub(1)]
+        let started = self.steps.partition_point(|step| step.start_ns <= within_ns);
+        self.steps[started.saturating_sub(1)]
     }
 }
 

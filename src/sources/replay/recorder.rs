@@ -79,10 +79,10 @@ impl<W: Write> TraceRecorder<W> {
 
 fn push_reading(line: &mut String, nth: usize, reading: &EnergyReading) -> std::fmt::Result {
     let comma = if nth == 0 { "" } else { "," };
-    let EnergyReading { valid, energy_uj, uncertainty_uj: doubt_uj, stamp_ns, epoch, shape_uj } = reading;
+    let EnergyReading { valid, energy_uj, uncertainty_uj, stamp_ns, epoch, shape_uj } = reading;
     match (valid, shape_uj) {
-        (true, 0) => write!(line, "{comma}[{energy_uj},{doubt_uj},{stamp_ns},{epoch}]"),
-        (true, _) => write!(line, "{comma}[{energy_uj},{doubt_uj},{stamp_ns},{epoch},{shape_uj}]"),
+        (true, 0) => write!(line, "{comma}[{energy_uj},{uncertainty_uj},{stamp_ns},{epoch}]"),
+        (true, _) => write!(line, "{comma}[{energy_uj},{uncertainty_uj},{stamp_ns},{epoch},{shape_uj}]"),
         (false, 0) => write!(line, "{comma}null"),
         (false, _) => write!(line, "{comma}[{shape_uj}]"),
     }

@@ -172,9 +172,9 @@ fn milliwatts(field: &'static str, watts: f64) -> Result<u64, FieldError> {
     to_scaled(field, watts, MAX_POWER_W, 1e3, "watts")
 }
 
-fn to_scaled(field: &'static str, value: f64, most: f64, scale: f64, unit: &str) -> Result<u64, FieldError> {
-    if !(0.0..=most).contains(&value) {
-        return Err((field, format!("is {value}, must be from 0 to {most} {unit}")));
+fn to_scaled(field: &'static str, value: f64, max: f64, scale: f64, unit: &str) -> Result<u64, FieldError> {
+    if !(0.0..=max).contains(&value) {
+        return Err((field, format!("is {value}, must be from 0 to {max} {unit}")));
     }
     // In range by the check above: at most 3.2e17, which u64 and the f64's own precision of 32 ns hold.
     Ok((value * scale).round() as u64)

@@ -74,7 +74,7 @@ impl RecordedTrace {
         Ok(trace)
     }
 
-    /// What the domains showed `since_start_ns` after the beginning; stamps are given relative to it too. `turn_ns`, the
+    /// What the domains showed `since_start_ns` after the beginning; stamps are given relative to it too. `period_ns`, the
     /// length of one round, is where a looped trace begins anew.
     pub fn reading(&self, domain: usize, since_start_ns: u64) -> EnergyReading {
         let Some(series) = self.readings.get(domain) else { return EnergyReading::default() };
@@ -150,7 +150,7 @@ impl DomainReadings {
         Ok(())
     }
 
-    /// By how much a whole round adds to energy, doubt and epoch.
+    /// By how much a whole round adds to energy, uncertainty and epoch.
     fn round_growth(&self) -> EnergyReading {
         let shapes =
             || self.readings.iter().map(|(_, reading)| reading.shape_uj).filter(|shape_uj| *shape_uj != 0);
@@ -172,7 +172,7 @@ impl DomainReadings {
         }
     }
 
-    /// The reading at `at` as it looks in round `turn`.
+    /// The reading at `at` as it looks in round `round`.
     fn reading(&self, at: usize, round: u64, period_ns: u64, start_ns: u64) -> EnergyReading {
         let reading = self.readings[at].1;
         let growth = if round == 0 { EnergyReading::default() } else { self.round_growth() };

@@ -196,14 +196,14 @@ fn parse_reading(value: Value) -> Result<EnergyReading, String> {
         Some([known @ .., shape_uj]) if known.len() == 4 => (known, *shape_uj),
         Some(known) => (known, 0),
     };
-    let [energy_uj, doubt_uj, stamp_ns, epoch] = *known else {
+    let [energy_uj, uncertainty_uj, stamp_ns, epoch] = *known else {
         return Err(format!(
             "has {} numbers; a reading has 4, or 5 with its shape, or its shape alone",
             known.len()
         ));
     };
     let epoch = u32::try_from(epoch).map_err(|_| format!("epoch {epoch} is larger than {}", u32::MAX))?;
-    Ok(EnergyReading { valid: true, energy_uj, uncertainty_uj: doubt_uj, stamp_ns, epoch, shape_uj })
+    Ok(EnergyReading { valid: true, energy_uj, uncertainty_uj, stamp_ns, epoch, shape_uj })
 }
 
 /// The fields of one line, taken out by name so that every error can say which.
