@@ -13,10 +13,10 @@
 
 use std::collections::BTreeMap;
 
-#[path = "../tests/support/machine.rs"]
-mod machine;
+#[path = "../tests/support/ground_truth.rs"]
+mod ground_truth;
 
-use machine::{Dice, Held, Truth, domain, true_shares_uj};
+use ground_truth::{GroundTruth, TestRng, WeightInterval, domain, true_shares_uj};
 use wattspan::attribution::account::Account;
 use wattspan::attribution::{AttributionSettings, Attributor, NewSpan, SpanKey};
 use wattspan::domain::{DomainKind, EnergyReading, Grade};
@@ -64,30 +64,39 @@ const NVML: Case = Case {
 const NVML_SHAPED: Case = Case { counter: "  + power, 50 Hz", sensor_ns: 20 * MS, ..NVML };
 
 /// Spread of relative errors, per cent.
-struct Spread {
+struct ErrorStatistics {
     mean: f64,
     p95: f64,
     worst: f64,
 }
 
-impl Spread {
+impl ErrorStatistics {
     fn of(mut errors: Vec<f64>) -> Self {
         errors.sort_by(f64::total_cmp);
         let at = |part: f64| errors[((errors.len() - 1) as f64 * part) as usize];
-        Spread { mean: errors.iter().sum::<f64>() / errors.len() as f64, p95: at(0.95), worst: at(1.0) }
+        ErrorStatistics {
+            mean: errors.iter().sum::<f64>() / errors.len() as f64,
+            p95: at(0.95),
+            worst: at(1.0),
+        }
     }
 }
 
 /// Queries in lanes, each followed by a gap of its own; and the machine that runs them.
-fn schedule(case: &Case, query_ns: u64, lanes: u64, dice: &mut Dice) -> (Vec<Vec<Held>>, Truth) {
+fn schedule(
+    case: &Case,
+    query_ns: u64,
+    lanes: u64,
+    rng: &mut TestRng,
+) -> (Vec<Vec<WeightInterval>>, GroundTruth) {
     let mut spans = Vec::new();
     let rounds = (96 / lanes).clamp(6, 40);
     for _ in 0..lanes {
-        let mut at = 500 * MS + dice.between(0, query_ns);
+        let mut at = 500 * MS + rng.range(0, query_ns);
         for _ in 0..rounds {
-            let length = query_ns - query_ns / 10 + dice.between(0, query_ns / 5);
-            spans.push(vec![Held { from_ns: at, to_ns: at + length, weight: 1.0 }]);
-            at += length + dice.between(query_ns / 20, query_ns / 2);
+            let length = query_ns - query_ns / 10 + rng.range(0, query_ns / 5);
+            spans.push(vec![WeightInterval { from_ns: at, to_ns: at + length, weight: 1.0 }]);
+            at += length + rng.range(query_ns / 20, query_ns / 2);
         }
     }
     let mut edges: Vec<(u64, i64)> =
@@ -96,21 +105,26 @@ fn schedule(case: &Case, query_ns: u64, lanes: u64, dice: &mut Dice) -> (Vec<Vec
     let (mut steps, mut now, mut running) = (Vec::new(), 0, 0_i64);
     for (edge, change) in edges {
         while now < edge {
-            let length = dice.between(200_000, 7 * MS).min(edge - now);
+            let length = rng.range(200_000, 7 * MS).min(edge - now);
             // Batching: the second query costs less than the first.
             let load = (running as f64 / lanes as f64).sqrt();
             let power = case.idle_mw + (case.query_mw as f64 * load) as u64;
-            steps.push((length, dice.between(power * 8 / 10, power * 12 / 10)));
+            steps.push((length, rng.range(power * 8 / 10, power * 12 / 10)));
             now += length;
         }
         running += change;
     }
     steps.push((1, case.idle_mw));
-    (spans, Truth::new(&steps, case.update_ns, dice.between(0, case.update_ns), case.quantum_uj))
+    (spans, GroundTruth::new(&steps, case.update_ns, rng.range(0, case.update_ns), case.quantum_uj))
 }
 
 /// The attributor's accounts, with messages at their edges and a sampler with its jitter.
-fn ours(case: &Case, spans: &[Vec<Held>], truth: &Truth, dice: &mut Dice) -> Vec<Account> {
+fn attributed_accounts(
+    case: &Case,
+    spans: &[Vec<WeightInterval>],
+    truth: &GroundTruth,
+    rng: &mut TestRng,
+) -> Vec<Account> {
     let described = domain("device", case.kind, case.quantum_uj, Some(case.ceiling_mw));
     assert_eq!(described.grade, Grade::Measured);
     let mut attributor = Attributor::new(vec![described], AttributionSettings::default());
@@ -125,9 +139,9 @@ fn ours(case: &Case, spans: &[Vec<Held>], truth: &Truth, dice: &mut Dice) -> Vec
     let mut sensor = Sensor::default();
     while out.len() < spans.len() {
         now += case.sample_ns;
-        let tick = now + dice.between(0, 80_000);
+        let tick = now + rng.range(0, 80_000);
         while let Some(&(at, close, index)) = edges.get(next).filter(|edge| edge.0 <= tick) {
-            let sent = at + dice.between(5_000, 200_000);
+            let sent = at + rng.range(5_000, 200_000);
             if close {
                 attributor.close(sent, keys[&index], at, BTreeMap::new(), false).expect("open");
             } else {
@@ -157,7 +171,7 @@ struct Sensor {
 }
 
 impl Sensor {
-    fn shape_uj(&mut self, case: &Case, truth: &Truth, at_ns: u64) -> u64 {
+    fn shape_uj(&mut self, case: &Case, truth: &GroundTruth, at_ns: u64) -> u64 {
         if case.sensor_ns == 0 {
             return 0;
         }
@@ -176,7 +190,7 @@ fn opening(index: usize, at_ns: u64) -> NewSpan {
 }
 
 /// Samples every 50 ms; last sample inside minus the last sample of the query that ended before.
-fn tail_rule(spans: &[Vec<Held>], truth: &Truth) -> Vec<f64> {
+fn last_sample_rule(spans: &[Vec<WeightInterval>], truth: &GroundTruth) -> Vec<f64> {
     let last_sample = |to_ns: u64| truth.counter_uj(to_ns / (50 * MS) * (50 * MS));
     let mut order: Vec<usize> = (0..spans.len()).collect();
     order.sort_by_key(|&index| spans[index][0].to_ns);
@@ -192,21 +206,21 @@ fn tail_rule(spans: &[Vec<Held>], truth: &Truth) -> Vec<f64> {
     claims
 }
 
-fn ends_rule(spans: &[Vec<Held>], truth: &Truth) -> Vec<f64> {
-    let claim = |held: &Held| truth.counter_uj(held.to_ns) - truth.counter_uj(held.from_ns);
+fn end_samples_rule(spans: &[Vec<WeightInterval>], truth: &GroundTruth) -> Vec<f64> {
+    let claim = |held: &WeightInterval| truth.counter_uj(held.to_ns) - truth.counter_uj(held.from_ns);
     spans.iter().map(|span| claim(&span[0]) as f64).collect()
 }
 
-fn spread(claims: &[f64], truths: &[f64]) -> Spread {
-    Spread::of(
+fn error_statistics(claims: &[f64], truths: &[f64]) -> ErrorStatistics {
+    ErrorStatistics::of(
         claims.iter().zip(truths).map(|(claim, truth)| (claim - truth).abs() / truth * 100.0).collect(),
     )
 }
 
-fn row(case: &Case, query_ms: u64, lanes: u64, dice: &mut Dice) -> bool {
-    let (spans, truth) = schedule(case, query_ms * MS, lanes, dice);
+fn row(case: &Case, query_ms: u64, lanes: u64, rng: &mut TestRng) -> bool {
+    let (spans, truth) = schedule(case, query_ms * MS, lanes, rng);
     let truths = true_shares_uj(&truth, &spans);
-    let accounts = ours(case, &spans, &truth, dice);
+    let accounts = attributed_accounts(case, &spans, &truth, rng);
     // An account without a share or an error would hold any truth.
     let share = |account: &Account| account.share_uj.expect("each account has a share") as f64;
     let bound = |account: &Account| account.error_uj.expect("each account has an error") as f64;
@@ -218,11 +232,11 @@ fn row(case: &Case, query_ms: u64, lanes: u64, dice: &mut Dice) -> bool {
         .filter(|(account, truth)| (share(account) - **truth).abs() <= bound(account))
         .count();
     let bounds = accounts.iter().zip(&truths).map(|(account, truth)| bound(account) / truth * 100.0);
-    let bounds = Spread::of(bounds.collect());
+    let bounds = ErrorStatistics::of(bounds.collect());
     let (own, tail, ends) = (
-        spread(&shares, &truths),
-        spread(&tail_rule(&spans, &truth), &truths),
-        spread(&ends_rule(&spans, &truth), &truths),
+        error_statistics(&shares, &truths),
+        error_statistics(&last_sample_rule(&spans, &truth), &truths),
+        error_statistics(&end_samples_rule(&spans, &truth), &truths),
     );
     println!(
         "{:<17} {query_ms:>5} ms {lanes:>3}  {:>7.2} {:>7.2} {:>7.2}  ±{:>7.1} {:>5}/{:<5}  {:>8.1} {:>8.1}  {:>8.1} {:>8.1}",
@@ -258,17 +272,17 @@ fn main() {
         "ends",
         "worst"
     );
-    let (mut dice, mut always) = (Dice(20_261_122), true);
-    let mut begun = dice.clone();
+    let (mut rng, mut always) = (TestRng(20_261_122), true);
+    let mut begun = rng.clone();
     for case in [&RAPL, &NVML, &NVML_SHAPED] {
         if case.sensor_ns > 0 {
             // The same machine and queries as for the case before, so that the rows can be held against each other.
-            dice = begun.clone();
+            rng = begun.clone();
         }
-        begun = dice.clone();
+        begun = rng.clone();
         for query_ms in [30, 100, 500, 2000] {
             for lanes in [1, 8, 64] {
-                always &= row(case, query_ms, lanes, &mut dice);
+                always &= row(case, query_ms, lanes, &mut rng);
             }
         }
     }

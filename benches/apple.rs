@@ -14,7 +14,7 @@ use wattspan::clock::Clock;
 use wattspan::domain::EnergyReading;
 use wattspan::sources::discover;
 
-#[path = "../tests/stand_in/apple/mod.rs"]
+#[path = "../tests/fake/apple/mod.rs"]
 mod apple;
 mod table;
 
@@ -28,9 +28,9 @@ fn main() {
     let mut table = Table::new("a read of Apple's counters, CPU time");
     for (chip, whole) in [("m2", false), ("m1-ultra", false), ("m2", true), ("m1-ultra", true)] {
         let library = Library::new(&fixture(chip));
-        library.turn(Mac::RefusesPart, whole.into());
+        library.set_global(Mac::RefusesPart, whole.into());
         let (cost, meters) = cost(&library, "ioreport");
-        let channels = library.mac(Mac::Sampled);
+        let channels = library.get_global(Mac::Sampled);
         let what = format!("{chip}: {meters} meters of {channels} channels");
         match whole {
             false => table.at_most(&what, Some(cost), TARGET_US, "us"),
@@ -39,10 +39,10 @@ fn main() {
         }
     }
     let library = Library::new(&fixture("m2"));
-    library.turn(Mac::Controller, SILICON);
+    library.set_global(Mac::Controller, SILICON);
     library.key(0, b"PSTR", b"flt ", &20.0_f32.to_le_bytes());
     table.at_most("the controller's one key", Some(cost(&library, "smc").0), TARGET_US, "us");
-    assert_eq!(library.mac(Mac::Misused), 0);
+    assert_eq!(library.get_global(Mac::Misused), 0);
 }
 
 /// Microseconds of this thread's CPU time for one read, and how many domains it gives.

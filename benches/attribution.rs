@@ -6,10 +6,10 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-#[path = "../tests/support/machine.rs"]
-mod machine;
+#[path = "../tests/support/ground_truth.rs"]
+mod ground_truth;
 
-use machine::{Dice, Truth, domain};
+use ground_truth::{GroundTruth, TestRng, domain};
 use wattspan::attribution::account::Account;
 use wattspan::attribution::{
     AttributionSettings, Attributor, BasisUsageSample, CPU_TIME, NewSpan, SpanKey, Subject, SubjectUsage,
@@ -20,16 +20,16 @@ const MS: u64 = 1_000_000;
 /// Pairs between two samples of a 1 kHz sampler: 100,000 pairs a second.
 const PAIRS_EACH_MS: usize = 100;
 
-struct Rig {
+struct AttributionBench {
     attributor: Attributor,
-    truth: Truth,
+    truth: GroundTruth,
     domains: usize,
     keys: Vec<SpanKey>,
     settled: Vec<(SpanKey, Account)>,
     accounts: bool,
     attributed_uj: u64,
     now_ns: u64,
-    dice: Dice,
+    rng: TestRng,
     /// The spans' process; 0: none.
     subject: u32,
 }
@@ -38,7 +38,7 @@ fn opening(at_ns: u64, subject: u32) -> NewSpan {
     NewSpan { subject, ..NewSpan::new(String::new(), at_ns) }
 }
 
-impl Rig {
+impl AttributionBench {
     fn new(open: usize, domains: usize, accounts: bool, process: bool) -> Self {
         let list: Vec<Domain> = (0..domains)
             .map(|n| domain(&format!("d{n}"), DomainKind::Package, 61, Some(1_000_000)))
@@ -48,30 +48,32 @@ impl Rig {
             max_pending_edges: 4_000_000,
             ..AttributionSettings::default()
         };
-        let mut rig = Rig {
+        let mut bench = AttributionBench {
             attributor: Attributor::new(list, settings),
-            truth: Truth::new(&[(1, 120_000)], MS, 0, 61),
+            truth: GroundTruth::new(&[(1, 120_000)], MS, 0, 61),
             domains,
             keys: Vec::with_capacity(open),
             settled: Vec::new(),
             accounts,
             attributed_uj: 0,
             now_ns: 100 * MS,
-            dice: Dice(42),
+            rng: TestRng(42),
             subject: 0,
         };
         if process {
-            rig.subject = rig.attributor.add_subject(Subject::default());
+            bench.subject = bench.attributor.add_subject(Subject::default());
         }
-        rig.tick();
+        bench.tick();
         for _ in 0..open {
-            let at_ns = rig.now_ns;
-            rig.keys.push(rig.attributor.open(at_ns, opening(at_ns, rig.subject)).expect("below the limit"));
+            let at_ns = bench.now_ns;
+            bench
+                .keys
+                .push(bench.attributor.open(at_ns, opening(at_ns, bench.subject)).expect("below the limit"));
         }
         for _ in 0..30 {
-            rig.tick();
+            bench.tick();
         }
-        rig
+        bench
     }
 
     /// One millisecond of readings and a settle.
@@ -110,7 +112,7 @@ impl Rig {
         for _ in 0..ticks {
             for pair in 0..PAIRS_EACH_MS {
                 let at_ns = self.now_ns + (pair as u64) * (MS / PAIRS_EACH_MS as u64);
-                let place = self.dice.roll() as usize % self.keys.len();
+                let place = self.rng.next_u64() as usize % self.keys.len();
                 let new = self.attributor.open(at_ns, opening(at_ns, self.subject)).expect("below the limit");
                 let old = std::mem::replace(&mut self.keys[place], new);
                 self.attributor.close(at_ns, old, at_ns, BTreeMap::new(), false).expect("it is open");
@@ -122,22 +124,23 @@ impl Rig {
 }
 
 fn best(open: usize, domains: usize, accounts: bool) -> f64 {
-    best_of(Rig::new(open, domains, accounts, false))
+    best_of(AttributionBench::new(open, domains, accounts, false))
 }
 
 /// The same for spans of a process: without its parts and with them, by turns, for a fair comparison.
 fn with_process_share(accounts: bool) -> (f64, f64) {
-    let turns = (0..3).map(|_| [false, true].map(|process| best_of(Rig::new(10_000, 4, accounts, process))));
+    let turns = (0..3)
+        .map(|_| [false, true].map(|process| best_of(AttributionBench::new(10_000, 4, accounts, process))));
     turns.fold((f64::INFINITY, f64::INFINITY), |best, [plain, tracked]| {
         (best.0.min(plain), best.1.min(tracked))
     })
 }
 
-fn best_of(mut rig: Rig) -> f64 {
-    let accounts = rig.accounts;
-    rig.run(200);
-    let best = (0..5).map(|_| rig.run(400)).fold(f64::INFINITY, f64::min);
-    assert!(accounts || rig.attributed_uj > 0, "nothing was attributed");
+fn best_of(mut bench: AttributionBench) -> f64 {
+    let accounts = bench.accounts;
+    bench.run(200);
+    let best = (0..5).map(|_| bench.run(400)).fold(f64::INFINITY, f64::min);
+    assert!(accounts || bench.attributed_uj > 0, "nothing was attributed");
     best
 }
 
@@ -150,9 +153,9 @@ fn row(what: &str, target: f64, value: f64, unit: &str) {
 /// counts instructions (the difference between two counts of ticks leaves the rig's own out) and for busy machines.
 fn short(mut numbers: impl Iterator<Item = usize>) {
     let mut number = |otherwise| numbers.next().unwrap_or(otherwise);
-    let mut rig = Rig::new(number(10_000), number(4), false, false);
+    let mut bench = AttributionBench::new(number(10_000), number(4), false, false);
     let (ticks, runs) = (number(400), number(1));
-    let best = (0..runs).map(|_| rig.run(ticks)).fold(f64::INFINITY, f64::min);
+    let best = (0..runs).map(|_| bench.run(ticks)).fold(f64::INFINITY, f64::min);
     println!("{best:.1} ns");
 }
 

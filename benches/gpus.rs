@@ -18,7 +18,7 @@ use wattspan::clock::Clock;
 use wattspan::sampler::{self, Sampler, TickStats};
 use wattspan::sources::{SourceSettings, discover};
 
-#[path = "../tests/stand_in/nvml/mod.rs"]
+#[path = "../tests/fake/nvml/mod.rs"]
 mod nvml;
 mod table;
 

@@ -91,18 +91,18 @@ fn written(rows: usize) -> PathBuf {
     std::fs::write(run.join("run.json"), serde_json::to_vec(&manifest).expect("plain data"))
         .expect("the build's folder can be written");
     let mut file = BufWriter::new(File::create(run.join("rows.jsonl")).expect("as above"));
-    let mut dice = 1_u64;
+    let mut rng = 1_u64;
     for at in 0..rows {
-        dice = dice.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        serde_json::to_writer(&mut file, &row(at, dice >> 33)).expect("plain data");
+        rng = rng.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        serde_json::to_writer(&mut file, &row(at, rng >> 33)).expect("plain data");
         file.write_all(b"\n").expect("there is room for the rows");
     }
     file.flush().expect("there is room for the rows");
     run
 }
 
-fn row(at: usize, dice: u64) -> QueryRow {
-    let tokens_out = 20 + dice % 400;
+fn row(at: usize, rng: u64) -> QueryRow {
+    let tokens_out = 20 + rng % 400;
     let duration_ns = 100_000_000 + tokens_out * 9_000_000;
     let parts: Vec<DomainEnergy> = [4_000, 700, 30_000]
         .iter()
@@ -133,16 +133,16 @@ fn row(at: usize, dice: u64) -> QueryRow {
         id: format!("q{at:07}"),
         subject: SUBJECTS[at % SUBJECTS.len()].into(),
         error: (at % 1000 == 999).then(|| "the server closed the connection".into()),
-        score: (at % 1000 != 999).then(|| f64::from(u8::from(dice.is_multiple_of(3)))),
+        score: (at % 1000 != 999).then(|| f64::from(u8::from(rng.is_multiple_of(3)))),
         began_ns: at as u64 * 250_000_000,
         duration_ns,
-        first_token_ns: Some(90_000_000 + dice % 20_000_000),
+        first_token_ns: Some(90_000_000 + rng % 20_000_000),
         between_tokens_ns: Some((8_900_000, 12_000_000)),
-        tokens_in: Some(50 + dice % 300),
+        tokens_in: Some(50 + rng % 300),
         tokens_cached: Some(3),
         tokens_out: Some(tokens_out),
         finish: Some("stop".into()),
-        mean_logprob: Some(-0.3 - (dice % 100) as f64 / 1000.0),
+        mean_logprob: Some(-0.3 - (rng % 100) as f64 / 1000.0),
         energy: Some(energy),
         ..QueryRow::default()
     }

@@ -12,15 +12,15 @@
 mod in_process;
 #[path = "../tests/support/ipw_runs.rs"]
 mod ipw_runs;
-#[path = "../tests/support/llm.rs"]
-mod llm;
+#[path = "../tests/support/llm_stub.rs"]
+mod llm_stub;
 
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Command, Stdio};
 
-use in_process::{Held, InProcess};
-use ipw_runs::{Wish, accounts, held, metered};
-use llm::Llm;
+use in_process::{InProcessService, WeightInterval};
+use ipw_runs::{RunSpec, fetch_accounts, run_metered, weight_interval};
+use llm_stub::LlmStub;
 use rustix::time::{ClockId, clock_gettime};
 use wattspan::clock::monotonic_ns;
 use wattspan::ipw::row::QueryRow;
@@ -54,7 +54,7 @@ impl Errors {
 }
 
 /// What the harness's rule would have said of these queries.
-fn tail_rule(machine: &InProcess, rows: &[QueryRow]) -> Vec<f64> {
+fn last_sample_rule(machine: &InProcessService, rows: &[QueryRow]) -> Vec<f64> {
     let sample = |at_ns: u64| machine.counter_uj(0, at_ns / (50 * MS) * (50 * MS));
     let mut order: Vec<usize> = (0..rows.len()).collect();
     order.sort_by_key(|&at| rows[at].began_ns + rows[at].duration_ns);
@@ -69,12 +69,12 @@ fn tail_rule(machine: &InProcess, rows: &[QueryRow]) -> Vec<f64> {
 }
 
 fn errors(at_once: usize, model: &'static str, questions: usize, repeats: u32) {
-    let (machine, llm) = (InProcess::on(MACHINE, 2), Llm::start());
+    let (machine, llm) = (InProcessService::start(MACHINE, 2), LlmStub::start());
     let dir = tempfile::tempdir().expect("a directory");
-    let wish = Wish { model, pace: Workload::ClosedLoop(at_once), questions, repeats };
-    let (rows, client) = metered(&machine, &llm, &["package-0"], &wish, dir.path());
-    let accounts = accounts(&client, &rows);
-    let all: Vec<Held> = accounts.iter().map(held).collect();
+    let spec = RunSpec { model, pace: Workload::ClosedLoop(at_once), questions, repeats };
+    let (rows, client) = run_metered(&machine, &llm, &["package-0"], &spec, dir.path());
+    let accounts = fetch_accounts(&client, &rows);
+    let all: Vec<WeightInterval> = accounts.iter().map(weight_interval).collect();
     let truths: Vec<f64> = all.iter().map(|span| machine.share_uj(0, *span, &all).0).collect();
     let known = |at: &usize| rows[*at].energy.as_ref().is_some_and(|energy| energy.share_uj.is_some());
     let of = |at: usize| rows[at].energy.as_ref().expect("it is known");
@@ -82,7 +82,7 @@ fn errors(at_once: usize, model: &'static str, questions: usize, repeats: u32) {
     let ours = Errors::of(mine.iter().map(|&at| (of(at).share_uj.unwrap_or(0) as f64, truths[at])));
     let bounds =
         Errors::of(mine.iter().map(|&at| (truths[at] + of(at).error_uj.unwrap_or(0) as f64, truths[at])));
-    let tail = tail_rule(&machine, &rows);
+    let tail = last_sample_rule(&machine, &rows);
     let tail = Errors::of(tail.into_iter().zip(truths.iter().copied()));
     let inside = |at: &&usize| {
         let (share_uj, error_uj) =
@@ -116,14 +116,14 @@ fn processor_ns() -> u64 {
     time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
 }
 
-fn cost(llm: &Llm, at_once: usize, model: &'static str, tokens_each: u64, repeats: u32, metering: bool) {
-    let machine = InProcess::on(MACHINE, 2);
+fn cost(llm: &LlmStub, at_once: usize, model: &'static str, tokens_each: u64, repeats: u32, metering: bool) {
+    let machine = InProcessService::start(MACHINE, 2);
     let dir = tempfile::tempdir().expect("a directory");
-    let wish = Wish { model, pace: Workload::ClosedLoop(at_once), questions: QUESTIONS, repeats };
+    let spec = RunSpec { model, pace: Workload::ClosedLoop(at_once), questions: QUESTIONS, repeats };
     let (began_ns, used_ns) = (monotonic_ns(), processor_ns());
     let rows = match metering {
-        true => metered(&machine, llm, &["package-0"], &wish, dir.path()).0,
-        false => ipw_runs::asked(llm, None, &[], &wish, dir.path()).1,
+        true => run_metered(&machine, llm, &["package-0"], &spec, dir.path()).0,
+        false => ipw_runs::run_questions(llm, None, &[], &spec, dir.path()).1,
     };
     let (took_ns, used_ns) = (monotonic_ns() - began_ns, processor_ns() - used_ns);
     let tokens: u64 = rows.iter().filter_map(|row| row.tokens_out).sum();
@@ -142,13 +142,13 @@ fn cost(llm: &Llm, at_once: usize, model: &'static str, tokens_each: u64, repeat
 }
 
 /// The server in a process of its own, whose costs are not the client's.
-fn pouring(work: impl FnOnce(&Llm)) {
+fn with_stub_process(work: impl FnOnce(&LlmStub)) {
     let itself = std::env::current_exe().expect("this program has a name");
     let server = Command::new(itself).arg(SERVE).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
     let mut server = server.expect("this program starts");
     let mut address = String::new();
     BufReader::new(server.stdout.as_mut().expect("piped")).read_line(&mut address).expect("an address");
-    work(&Llm::at(address.trim().parse().expect("an address")));
+    work(&LlmStub::attach(address.trim().parse().expect("an address")));
     // The server ends with its standard input.
     drop(server.stdin.take());
     server.wait().expect("it was started");
@@ -158,7 +158,7 @@ const SERVE: &str = "serve";
 
 fn main() {
     if std::env::args().any(|word| word == SERVE) {
-        println!("{}", Llm::start().address);
+        println!("{}", LlmStub::start().address);
         let _ = std::io::stdin().read_to_end(&mut Vec::new());
         return;
     }
@@ -176,7 +176,7 @@ fn main() {
         "{:>7} {:>9} {:>6} {:>7} {:>9} {:>9} {:>9} {:>9}",
         "at once", "", "rows", "failed", "tokens", "tokens/s", "cores", "\u{b5}s/token"
     );
-    pouring(|llm| {
+    with_stub_process(|llm| {
         cost(llm, 128, "pours-256-12800", 256, 12, true);
         cost(llm, 128, "pours-256-12800", 256, 12, false);
         cost(llm, 8, "pours-512-800", 512, 1, true);

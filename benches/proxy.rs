@@ -48,18 +48,18 @@ fn main() {
         .stderr(Stdio::null())
         .spawn()
         .expect("the daemon starts");
-    let _daemon = Kill(daemon);
+    let _daemon = ChildGuard(daemon);
     let stub = stub();
     let proxy = Proxy::start(stub, &socket);
     let mut table = Table::new("the proxy on loopback (differences of medians within one run)");
-    added(&mut table, "first byte", 150.0, [stub, proxy.address], first_bytes);
-    added(&mut table, "a chunk", 30.0, [stub, proxy.address], chunk_times);
+    added_latency(&mut table, "first byte", 150.0, [stub, proxy.address], first_bytes);
+    added_latency(&mut table, "a chunk", 30.0, [stub, proxy.address], chunk_times);
     streams(&mut table, &proxy);
 }
 
-struct Kill(Child);
+struct ChildGuard(Child);
 
-impl Drop for Kill {
+impl Drop for ChildGuard {
     fn drop(&mut self) {
         let _ = self.0.kill();
         let _ = self.0.wait();
@@ -67,7 +67,7 @@ impl Drop for Kill {
 }
 
 struct Proxy {
-    child: Kill,
+    child: ChildGuard,
     address: SocketAddr,
 }
 
@@ -89,10 +89,10 @@ impl Proxy {
             lines.read_line(&mut line).expect("its next line");
         }
         std::thread::spawn(move || std::io::copy(&mut lines, &mut std::io::sink()));
-        Proxy { child: Kill(child), address }
+        Proxy { child: ChildGuard(child), address }
     }
 
-    fn resident(&self) -> u64 {
+    fn resident_bytes(&self) -> u64 {
         let status =
             std::fs::read_to_string(format!("/proc/{}/status", self.child.0.id())).unwrap_or_default();
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap_or("0 kB");
@@ -201,7 +201,13 @@ fn chunk_times(to: SocketAddr) -> f64 {
 }
 
 /// What the proxy adds to a time, in alternating rounds.
-fn added(table: &mut Table, what: &str, most_us: f64, ways: [SocketAddr; 2], time_us: fn(SocketAddr) -> f64) {
+fn added_latency(
+    table: &mut Table,
+    what: &str,
+    most_us: f64,
+    ways: [SocketAddr; 2],
+    time_us: fn(SocketAddr) -> f64,
+) {
     let (mut direct, mut through, mut added) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
         let [one, other] = ways.map(time_us);
@@ -223,7 +229,7 @@ fn streams(table: &mut Table, warm: &Proxy) {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let stub = listener.local_addr().expect("an address");
         let over = Arc::new(AtomicBool::new(false));
-        tokio::spawn(hold(listener, Arc::clone(&over)));
+        tokio::spawn(serve_streams(listener, Arc::clone(&over)));
         let machine = directory.path().join("machine.toml");
         std::fs::write(&machine, MACHINE).expect("written");
         let socket = directory.path().join("w.sock");
@@ -234,19 +240,19 @@ fn streams(table: &mut Table, warm: &Proxy) {
             .arg(&socket)
             .stderr(Stdio::null())
             .spawn();
-        let _daemon = Kill(daemon.expect("the daemon starts"));
+        let _daemon = ChildGuard(daemon.expect("the daemon starts"));
         let proxy = tokio::task::spawn_blocking(move || Proxy::start(stub, &socket)).await.expect("started");
-        let before = proxy.resident();
+        let before = proxy.resident_bytes();
         let (begun, ended) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
         let clients: Vec<_> = (0..STREAMS)
-            .map(|_| tokio::spawn(listen(proxy.address, Arc::clone(&begun), Arc::clone(&ended))))
+            .map(|_| tokio::spawn(read_stream(proxy.address, Arc::clone(&begun), Arc::clone(&ended))))
             .collect();
         let deadline = Instant::now() + Duration::from_secs(60);
         while begun.load(Ordering::Relaxed) < STREAMS && Instant::now() < deadline {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         tokio::time::sleep(Duration::from_secs(3)).await;
-        let each = proxy.resident().saturating_sub(before) as f64 / STREAMS as f64 / 1024.0;
+        let each = proxy.resident_bytes().saturating_sub(before) as f64 / STREAMS as f64 / 1024.0;
         over.store(true, Ordering::Relaxed);
         for client in clients {
             let _ = client.await;
@@ -258,7 +264,7 @@ fn streams(table: &mut Table, warm: &Proxy) {
     });
 }
 
-async fn hold(listener: tokio::net::TcpListener, over: Arc<AtomicBool>) {
+async fn serve_streams(listener: tokio::net::TcpListener, over: Arc<AtomicBool>) {
     while let Ok((mut stream, _)) = listener.accept().await {
         let over = Arc::clone(&over);
         tokio::spawn(async move {
@@ -277,7 +283,7 @@ async fn hold(listener: tokio::net::TcpListener, over: Arc<AtomicBool>) {
     }
 }
 
-async fn listen(proxy: SocketAddr, begun: Arc<AtomicUsize>, ended: Arc<AtomicUsize>) {
+async fn read_stream(proxy: SocketAddr, begun: Arc<AtomicUsize>, ended: Arc<AtomicUsize>) {
     let Ok(mut stream) = tokio::net::TcpStream::connect(proxy).await else { return };
     let _ = stream.write_all(&request(0)).await;
     let (mut buffer, mut tail, mut any) = (vec![0; 4096], Vec::new(), false);

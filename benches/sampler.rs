@@ -26,10 +26,10 @@ use table::Table;
 
 const DOMAINS: usize = 4;
 /// As the first argument, makes this program keep one CPU busy until it is killed.
-const BURN: &str = "burn";
+const BURN_ARG: &str = "burn";
 
 fn main() -> ExitCode {
-    if std::env::args().nth(1).as_deref() == Some(BURN) {
+    if std::env::args().nth(1).as_deref() == Some(BURN_ARG) {
         loop {
             std::hint::spin_loop();
         }
@@ -206,7 +206,7 @@ struct CpuLoad(Vec<Child>);
 impl CpuLoad {
     fn start(count: usize) -> std::io::Result<Self> {
         let program = std::env::current_exe()?;
-        let burner = |_| Command::new(&program).arg(BURN).stdin(Stdio::null()).spawn();
+        let burner = |_| Command::new(&program).arg(BURN_ARG).stdin(Stdio::null()).spawn();
         let load = (0..count).map(burner).collect::<std::io::Result<_>>().map(Self);
         std::thread::sleep(Duration::from_millis(500));
         load

@@ -17,7 +17,7 @@ use wattspan::protocol::{Call, CloseSpan, GetInfo, OpenSpan};
 const ROUNDS: usize = 7;
 
 /// Round trips in a round.
-const TRIPS: usize = 4000;
+const ROUND_TRIPS: usize = 4000;
 
 const MACHINE: &str = r#"
 [[domain]]
@@ -176,7 +176,7 @@ fn close(span: &str) -> Vec<u8> {
 }
 
 /// Sends and waits for one answer.
-fn trip(stream: &mut UnixStream, request: &[u8], buffer: &mut [u8]) {
+fn round_trip(stream: &mut UnixStream, request: &[u8], buffer: &mut [u8]) {
     stream.write_all(request).expect("a daemon that reads");
     let mut length = 0;
     loop {
@@ -190,7 +190,7 @@ fn trip(stream: &mut UnixStream, request: &[u8], buffer: &mut [u8]) {
 }
 
 /// A bare 64-byte ping-pong between two blocking threads: its p50 in ns.
-fn floor() -> f64 {
+fn baseline_round_trip_ns() -> f64 {
     let (mut here, mut there) = UnixStream::pair().expect("a pair");
     let echo = std::thread::spawn(move || {
         let mut word = [0; 64];
@@ -200,11 +200,11 @@ fn floor() -> f64 {
     });
     let mut word = [7; 64];
     let mut times = Histogram::<u64>::new(3).expect("a histogram");
-    for turn in 0..TRIPS + TRIPS / 4 {
+    for turn in 0..ROUND_TRIPS + ROUND_TRIPS / 4 {
         let begun = Instant::now();
         here.write_all(&word).expect("an echo");
         here.read_exact(&mut word).expect("an echo");
-        if turn >= TRIPS / 4 {
+        if turn >= ROUND_TRIPS / 4 {
             note(&mut times, begun.elapsed());
         }
     }
@@ -227,14 +227,14 @@ fn round_trips(daemon: &Daemon, table: &mut Table) {
     let mut buffer = vec![0; 1 << 20];
     let (mut opens, mut closes, mut floors) = (Vec::new(), Vec::new(), Vec::new());
     for round in 0..ROUNDS {
-        floors.push(floor());
+        floors.push(baseline_round_trip_ns());
         let mut times =
             [Histogram::<u64>::new(3).expect("a histogram"), Histogram::new(3).expect("a histogram")];
-        for turn in 0..TRIPS {
+        for turn in 0..ROUND_TRIPS {
             let span = format!("trip-{round}-{turn}");
             for (times, request) in times.iter_mut().zip([open(&span, false), close(&span)]) {
                 let begun = Instant::now();
-                trip(&mut stream, &request, &mut buffer);
+                round_trip(&mut stream, &request, &mut buffer);
                 note(times, begun.elapsed());
             }
         }
@@ -249,7 +249,7 @@ fn round_trips(daemon: &Daemon, table: &mut Table) {
 }
 
 /// What it costs to write to somebody who sleeps, p50 in ns: the request of each turn.
-fn asleep(stream: &mut UnixStream, request: impl Fn(usize) -> Vec<u8>) -> f64 {
+fn wake_up_cost(stream: &mut UnixStream, request: impl Fn(usize) -> Vec<u8>) -> f64 {
     let mut times = Histogram::<u64>::new(3).expect("a histogram");
     for turn in 0..2000 {
         let request = request(turn);
@@ -268,10 +268,10 @@ fn oneway(daemon: &Daemon, table: &mut Table) {
         let mut word = [0; 64];
         while there.read_exact(&mut word).is_ok() {}
     });
-    let floor = asleep(&mut here, |_| vec![7; 64]);
+    let floor = wake_up_cost(&mut here, |_| vec![7; 64]);
     drop(here);
     let _ = reader.join();
-    let cost = asleep(&mut daemon.connect(), |turn| open(&format!("oneway-{turn}"), true));
+    let cost = wake_up_cost(&mut daemon.connect(), |turn| open(&format!("oneway-{turn}"), true));
     table.note("floor: bare 64-byte write to a sleeping reader, p50", format!("{:.2} us", floor / 1e3));
     table.row("oneway OpenSpan, cost to the client, p50", cost / 1e3, 5.0, true, "us");
 }
@@ -326,14 +326,14 @@ fn many_open(daemon: &Daemon, table: &mut Table) {
     let requests: Vec<u8> = (0..SPANS).flat_map(|span| open(&format!("held-{span}"), true)).collect();
     stream.write_all(&requests).expect("a daemon that reads");
     let mut buffer = vec![0; 1 << 16];
-    trip(&mut stream, &message(|out| Call::new(GetInfo {}).encode(out)), &mut buffer);
+    round_trip(&mut stream, &message(|out| Call::new(GetInfo {}).encode(out)), &mut buffer);
     let more = daemon.resident_mb() - before;
     let mut times = Histogram::<u64>::new(3).expect("a histogram");
     for turn in 0..2000 {
         let span = format!("beside-{turn}");
         for request in [open(&span, false), close(&span)] {
             let begun = Instant::now();
-            trip(&mut stream, &request, &mut buffer);
+            round_trip(&mut stream, &request, &mut buffer);
             note(&mut times, begun.elapsed());
         }
     }
@@ -360,7 +360,7 @@ fn start_up(table: &mut Table) {
         let request = message(|out| Call::new(GetInfo {}).encode(out));
         let mut buffer = vec![0; 1 << 16];
         loop {
-            trip(&mut stream, &request, &mut buffer);
+            round_trip(&mut stream, &request, &mut buffer);
             let answered = buffer.split(|byte| *byte == 0).next().unwrap_or_default();
             if answered.windows(11).any(|word| word == b"\"energy_uj\"") {
                 return begun.elapsed().as_secs_f64() * 1e3;

@@ -4,15 +4,15 @@
 
 #![cfg(target_os = "linux")]
 
-mod caller;
+mod other_user;
 mod support;
 
 use std::collections::BTreeMap;
 use std::process::{Child, Command, Stdio};
 
-use caller::{GROUPS, User, answers, answers_at};
+use other_user::{GROUPS, TestUser, call_as, call_as_at};
 use serde_json::{Value, json};
-use support::{STEADY, TestClient, TestDaemon, number, refusal, until};
+use support::{STEADY_MACHINE, TestClient, TestDaemon, error_of, get_u64, wait_until};
 use wattspan::protocol::METHOD_NAMES;
 
 /// Methods that the fixture names and that this version may not have yet.
@@ -48,7 +48,7 @@ fn rank(access: &str) -> usize {
 #[test]
 #[ignore = "a helper that other tests start in a process of another user"]
 fn a_client_of_another_user() {
-    caller::speak();
+    other_user::run_as_other_user();
 }
 
 #[test]
@@ -67,13 +67,13 @@ fn the_fixture_and_the_interface_have_the_same_methods() {
 }
 
 /// The user that is a caller of this kind; root speaks for itself.
-fn user(kind: &str) -> Option<User> {
+fn user(kind: &str) -> Option<TestUser> {
     Some(match kind {
-        "unmapped" => caller::UNMAPPED,
-        "nobody" => User { uid: 12_101, groups: "" },
-        "coarse" => User { uid: 12_102, groups: "games" },
-        "span" => User { uid: 12_103, groups: "daemon" },
-        "telemetry" => User { uid: 12_104, groups: "bin" },
+        "unmapped" => other_user::UNMAPPED,
+        "nobody" => TestUser { uid: 12_101, groups: "" },
+        "coarse" => TestUser { uid: 12_102, groups: "games" },
+        "span" => TestUser { uid: 12_103, groups: "daemon" },
+        "telemetry" => TestUser { uid: 12_104, groups: "bin" },
         "root" => return None,
         other => panic!("a kind of caller that nobody knows how to make: {other}"),
     })
@@ -109,27 +109,27 @@ fn method_of(call: &Value) -> &str {
 
 /// Whether an allowed answer says what its method is for.
 fn assert_sensible(method: &str, access: &str, uid: u64, answer: &Value) {
-    let told = &answer["parameters"];
-    let account = &told["account"];
+    let replies = &answer["parameters"];
+    let account = &replies["account"];
     let good = match method {
-        "GetInfo" => told["access"] == access && told["domains"][0]["liveness"] == "live",
-        "OpenSpan" => told["span"].is_string(),
-        "MarkPhase" | "SetWeight" | "CancelSpan" => told == &json!({}),
-        "Reload" => told.is_object(),
-        "GetSpan" => account["state"] == "open" && number(account, "uid") == uid,
+        "GetInfo" => replies["access"] == access && replies["domains"][0]["liveness"] == "live",
+        "OpenSpan" => replies["span"].is_string(),
+        "MarkPhase" | "SetWeight" | "CancelSpan" => replies == &json!({}),
+        "Reload" => replies.is_object(),
+        "GetSpan" => account["state"] == "open" && get_u64(account, "uid") == uid,
         "CloseSpan" => {
-            let settled = account["state"] == "settled" && number(account, "uid") == uid;
+            let settled = account["state"] == "settled" && get_u64(account, "uid") == uid;
             settled
                 && account["share_uj"].as_u64() > Some(0)
                 && account["phases"].as_array().is_some_and(|phases| phases.last().unwrap()["name"] == "p")
         }
         "WatchSpans" => account["share_uj"].is_u64(),
-        "ListSpans" => told["accounts"].as_array().is_some_and(|list| {
-            list.iter().any(|account| account["span"] == "a" && number(account, "uid") == uid)
+        "ListSpans" => replies["accounts"].as_array().is_some_and(|list| {
+            list.iter().any(|account| account["span"] == "a" && get_u64(account, "uid") == uid)
         }),
-        "GetBalance" => number(&told["balance"][0], "measured_uj") > 0,
-        "ReadWindow" => told["window_uj"].is_u64(),
-        "WatchDomains" => told["domains"].as_array().is_some_and(|list| list.len() == 3),
+        "GetBalance" => get_u64(&replies["balance"][0], "measured_uj") > 0,
+        "ReadWindow" => replies["window_uj"].is_u64(),
+        "WatchDomains" => replies["domains"].as_array().is_some_and(|list| list.len() == 3),
         other => panic!("what does {other} say?"),
     };
     assert!(good && answer.get("error").is_none(), "{access}: {method}: {answer}");
@@ -158,19 +158,19 @@ fn figures(value: &Value, into: &mut Vec<(String, f64)>) {
 /// What an account of its own span may tell; all else is the host's.
 const OF_ACCOUNTS: [&str; 4] = ["share_uj", "window_uj", "error_uj", "mean_power_mw"];
 
-fn assert_tells_no_more_than(access: &str, method: &str, answer: &Value) {
-    let mut told = Vec::new();
-    figures(answer, &mut told);
+fn assert_discloses_no_more_than(access: &str, method: &str, answer: &Value) {
+    let mut replies = Vec::new();
+    figures(answer, &mut replies);
     match access {
-        "none" => assert_eq!(told, [], "{method}: {answer}"),
+        "none" => assert_eq!(replies, [], "{method}: {answer}"),
         "coarse" => {
-            for (name, figure) in told {
+            for (name, figure) in replies {
                 assert!(OF_ACCOUNTS.contains(&name.as_str()), "{method} tells {name}: {answer}");
                 let fine = name.ends_with("_uj") && figure % 1000.0 != 0.0;
                 assert!(!fine, "{method} tells {name} in steps of less than 1 mJ: {answer}");
             }
-            let told = &answer["parameters"];
-            let open = told["account"]["state"] == "open" || told["accounts"][0]["state"] == "open";
+            let replies = &answer["parameters"];
+            let open = replies["account"]["state"] == "open" || replies["accounts"][0]["state"] == "open";
             assert!(!open || !answer.to_string().contains("_uj"), "{answer}");
         }
         _ => {}
@@ -183,16 +183,16 @@ fn assert_answers(fixture: &Fixture, kind: &str, uid: u64, calls: &Value, answer
     assert_eq!(calls.len(), answers.len());
     for (call, answer) in calls.iter().zip(answers) {
         let method = method_of(call);
-        assert_tells_no_more_than(access, method, answer);
+        assert_discloses_no_more_than(access, method, answer);
         if method.starts_with("org.varlink.service.") {
             // What the service is, and what it can be asked, is no secret.
             assert!(answer.get("error").is_none(), "{kind}: {method}: {answer}");
         } else if !methods().contains(&method) {
             assert!(MAY_BE_MISSING.contains(&method));
-            assert_eq!(refusal(answer.clone()).0, "org.varlink.service.MethodNotFound", "{kind}: {method}");
+            assert_eq!(error_of(answer.clone()).0, "org.varlink.service.MethodNotFound", "{kind}: {method}");
         } else if rank(access) < rank(&fixture.needs[method]) {
             let denied = ("AccessDenied".to_owned(), json!({ "needs": fixture.needs[method] }));
-            assert_eq!(refusal(answer.clone()), denied, "{kind}: {method}");
+            assert_eq!(error_of(answer.clone()), denied, "{kind}: {method}");
         } else {
             assert_sensible(method, access, uid, answer);
         }
@@ -204,22 +204,25 @@ fn assert_answers(fixture: &Fixture, kind: &str, uid: u64, calls: &Value, answer
 
 #[test]
 fn every_method_answers_every_kind_of_caller_as_the_table_says() {
-    if !caller::possible() {
+    if !other_user::is_supported() {
         return;
     }
-    let (fixture, daemon) = (fixture(), TestDaemon::with(STEADY, &format!("{GROUPS}{LIMITS}")));
+    let (fixture, daemon) =
+        (fixture(), TestDaemon::start_with_config(STEADY_MACHINE, &format!("{GROUPS}{LIMITS}")));
     let mut root = daemon.client();
-    until("there are figures to hide", || root.call("GetInfo", json!({}))["domains"][0]["power_mw"].is_u64());
+    wait_until("there are figures to hide", || {
+        root.call("GetInfo", json!({}))["domains"][0]["power_mw"].is_u64()
+    });
     for kind in fixture.callers.keys() {
-        let calls = calls(number(&root.call("GetInfo", json!({})), "now_ns"));
+        let calls = calls(get_u64(&root.call("GetInfo", json!({})), "now_ns"));
         match user(kind) {
             Some(user) => {
-                let told = answers(&daemon, user, calls.clone());
-                assert_answers(&fixture, kind, user.uid.into(), &calls, &told);
+                let replies = call_as(&daemon, user, calls.clone());
+                assert_answers(&fixture, kind, user.uid.into(), &calls, &replies);
             }
             None => {
-                let told = as_root(&daemon, &calls);
-                assert_answers(&fixture, kind, 0, &calls, &told);
+                let replies = as_root(&daemon, &calls);
+                assert_answers(&fixture, kind, 0, &calls, &replies);
             }
         }
     }
@@ -236,21 +239,21 @@ fn as_root(daemon: &TestDaemon, calls: &Value) -> Vec<Value> {
                 watcher.send(call[1].as_str().unwrap(), json!({}), &["more"]);
                 let seen = format!("seen by {}", call[1]);
                 client.open(&seen);
-                client.settle(&seen);
+                client.close_and_settle(&seen);
                 watcher.receive().unwrap()
             }
-            method => client.exchange(method, call[1].clone()),
+            method => client.call_raw(method, call[1].clone()),
         })
         .collect()
 }
 
 /// A daemon in a user namespace in which only root has a number.
-struct Confined {
+struct NamespacedDaemon {
     child: Child,
     dir: tempfile::TempDir,
 }
 
-impl Drop for Confined {
+impl Drop for NamespacedDaemon {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
@@ -258,7 +261,7 @@ impl Drop for Confined {
 }
 
 /// `None` where the system makes no such namespace.
-fn confined() -> Option<Confined> {
+fn start_in_user_namespace() -> Option<NamespacedDaemon> {
     let can = Command::new("unshare").args(["-U", "-r", "true"]).stderr(Stdio::null()).status();
     if !can.is_ok_and(|status| status.success()) {
         support::skip::skip("user namespaces", "the kernel or its policy forbids them");
@@ -266,33 +269,33 @@ fn confined() -> Option<Confined> {
     }
     let dir = tempfile::tempdir().unwrap();
     std::fs::set_permissions(dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
-    std::fs::write(dir.path().join("machine.toml"), STEADY).unwrap();
+    std::fs::write(dir.path().join("machine.toml"), STEADY_MACHINE).unwrap();
     // Even the group whose number everything looks like that has none here gives nothing.
     let groups =
         "[access]\ncoarse_group = \"nogroup\"\nspan_group = \"nogroup\"\ntelemetry_group = \"nogroup\"\n";
     std::fs::write(dir.path().join("wattspan.toml"), format!("{groups}{LIMITS}")).unwrap();
-    let plain = support::command(dir.path());
+    let plain = support::daemon_command(dir.path());
     let mut inside = Command::new("unshare");
     inside.args(["-U", "-r", "--"]).arg(plain.get_program()).args(plain.get_args());
     let child = inside.env_remove("WATTSPAN_SOCKET").stderr(Stdio::null()).spawn().unwrap();
-    Some(Confined { child, dir })
+    Some(NamespacedDaemon { child, dir })
 }
 
 #[test]
-fn a_user_without_a_number_in_the_daemons_user_namespace_is_nobody() {
-    if !caller::possible() {
+fn a_user_not_mapped_into_the_daemons_user_namespace_has_no_access() {
+    if !other_user::is_supported() {
         return;
     }
-    let Some(confined) = confined() else { return };
+    let Some(confined) = start_in_user_namespace() else { return };
     let socket = confined.dir.path().join("run").join("wattspan.sock");
-    until("there is a socket", || std::os::unix::net::UnixStream::connect(&socket).is_ok());
+    wait_until("there is a socket", || std::os::unix::net::UnixStream::connect(&socket).is_ok());
     let fixture = fixture();
     let calls = calls(1_000_000_000);
-    for user in [User { uid: 12_201, groups: "" }, User { uid: 12_202, groups: "nogroup" }] {
-        let told = answers_at(&socket, user, calls.clone());
-        assert_answers(&fixture, "unmapped", user.uid.into(), &calls, &told);
+    for user in [TestUser { uid: 12_201, groups: "" }, TestUser { uid: 12_202, groups: "nogroup" }] {
+        let replies = call_as_at(&socket, user, calls.clone());
+        assert_answers(&fixture, "unmapped", user.uid.into(), &calls, &replies);
     }
     // Root outside is root inside, for there it has a number.
-    let mut root = TestClient::over(std::os::unix::net::UnixStream::connect(&socket).unwrap());
+    let mut root = TestClient::from_stream(std::os::unix::net::UnixStream::connect(&socket).unwrap());
     assert_eq!(root.call("GetInfo", json!({}))["access"], "admin");
 }

@@ -5,7 +5,7 @@
 //! library and of the reader is turned by hand, so that nothing depends on how fast this machine is.
 #![cfg(target_os = "linux")]
 
-mod stand_in {
+mod fake {
     pub mod apple;
 }
 
@@ -15,7 +15,7 @@ use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use stand_in::apple::{
+use fake::apple::{
     FROZEN, HIDDEN, INTEL, Knob, Library, Mac, NOT_SIMPLE, SHORT_ELEMENT, SILICON, WITHOUT_ELEMENT, fixture,
     ticks,
 };
@@ -34,7 +34,7 @@ const S: u64 = 1_000_000_000;
 const START_NS: u64 = 1_000 * S;
 
 /// A counter: its channel, nanojoules a count, its power over and over, and when it is published.
-struct Meter {
+struct FakeCounter {
     channel: &'static str,
     unit_nj: u128,
     curve: PowerProfile,
@@ -42,7 +42,7 @@ struct Meter {
     batches: &'static [u64],
 }
 
-impl Meter {
+impl FakeCounter {
     fn new(channel: &'static str, unit_nj: u128, curve: &[(u64, u64)], batches: &'static [u64]) -> Self {
         Self { channel, unit_nj, curve: PowerProfile::new(curve.iter().copied()).unwrap(), batches }
     }
@@ -78,17 +78,17 @@ impl Meter {
 const BATCHES: &[u64] = &[2_030 * MS, 2_230 * MS, 2_110 * MS];
 const UNEVEN: &[u64] = &[750 * MS, 26 * MS, 1_320 * MS, 910 * MS, 1_190 * MS];
 
-fn m4() -> Vec<Meter> {
+fn m4() -> Vec<FakeCounter> {
     vec![
-        Meter::new(
+        FakeCounter::new(
             "CPU Energy",
             1_000_000,
             &[(310 * MS, 4_000), (170 * MS, 38_000), (90 * MS, 11_000)],
             BATCHES,
         ),
-        Meter::new("GPU Energy", 1, &[(400 * MS, 20), (130 * MS, 27_000)], &[]),
-        Meter::new("ANE", 1_000_000, &[(700 * MS, 0), (60 * MS, 8_000)], BATCHES),
-        Meter::new("DRAM", 1_000_000, &[(50 * MS, 600), (55 * MS, 1_900)], UNEVEN),
+        FakeCounter::new("GPU Energy", 1, &[(400 * MS, 20), (130 * MS, 27_000)], &[]),
+        FakeCounter::new("ANE", 1_000_000, &[(700 * MS, 0), (60 * MS, 8_000)], BATCHES),
+        FakeCounter::new("DRAM", 1_000_000, &[(50 * MS, 600), (55 * MS, 1_900)], UNEVEN),
     ]
 }
 
@@ -96,31 +96,31 @@ fn m4() -> Vec<Meter> {
 struct Machine {
     library: Library,
     clock: Clock,
-    meters: Vec<Meter>,
-    found: Inventory,
+    meters: Vec<FakeCounter>,
+    inventory: Inventory,
     now_ns: u64,
 }
 
 impl Machine {
-    fn new(chip: &str, meters: Vec<Meter>) -> Self {
+    fn new(chip: &str, meters: Vec<FakeCounter>) -> Self {
         Self::with(Library::new(&fixture(chip)), meters)
     }
 
-    fn with(library: Library, meters: Vec<Meter>) -> Self {
+    fn with(library: Library, meters: Vec<FakeCounter>) -> Self {
         let clock = Clock::manual(START_NS);
-        library.pass_to(START_NS);
+        library.set_clock(START_NS);
         meters.iter().for_each(|meter| meter.publish(&library, START_NS));
-        let found = discover(&library.settings(), &clock);
-        Self { library, clock, meters, found, now_ns: START_NS }
+        let inventory = discover(&library.settings(), &clock);
+        Self { library, clock, meters, inventory, now_ns: START_NS }
     }
 
     fn domains(&self) -> Vec<Domain> {
-        self.found.opened.iter().flat_map(|source| &source.domains).cloned().collect()
+        self.inventory.opened.iter().flat_map(|source| &source.domains).cloned().collect()
     }
 
-    fn pass_to(&mut self, now_ns: u64) {
+    fn set_clock(&mut self, now_ns: u64) {
         self.now_ns = now_ns;
-        self.library.pass_to(now_ns);
+        self.library.set_clock(now_ns);
         self.clock.set(now_ns);
         self.meters.iter().for_each(|meter| meter.publish(&self.library, now_ns));
     }
@@ -131,16 +131,16 @@ impl Machine {
             source.source.read(&mut readings);
             readings
         };
-        self.found.opened.iter_mut().flat_map(read).collect()
+        self.inventory.opened.iter_mut().flat_map(read).collect()
     }
 
     fn read_at(&mut self, now_ns: u64) -> Vec<EnergyReading> {
-        self.pass_to(now_ns);
+        self.set_clock(now_ns);
         self.read()
     }
 
     fn one(&mut self, domain: &str) -> EnergyReading {
-        let at = self.domains().iter().position(|found| found.name == domain).unwrap();
+        let at = self.domains().iter().position(|inventory| inventory.name == domain).unwrap();
         self.read()[at]
     }
 
@@ -174,12 +174,12 @@ fn share<'a>(account: &'a Account, domain: &str) -> &'a Share {
     account.domains.iter().find(|share| share.domain == domain).unwrap_or_else(|| panic!("no {domain}"))
 }
 
-fn names(found: &Inventory) -> Vec<&str> {
-    found.opened.iter().flat_map(|source| &source.domains).map(|domain| domain.name.as_str()).collect()
+fn names(inventory: &Inventory) -> Vec<&str> {
+    inventory.opened.iter().flat_map(|source| &source.domains).map(|domain| domain.name.as_str()).collect()
 }
 
-fn reasons(found: &Inventory, source: &str) -> String {
-    let of = found.absent.iter().filter(|absent| absent.source == source);
+fn reasons(inventory: &Inventory, source: &str) -> String {
+    let of = inventory.absent.iter().filter(|absent| absent.source == source);
     of.map(|absent| absent.reason.as_str()).collect::<Vec<_>>().join("\n")
 }
 
@@ -195,44 +195,49 @@ fn every_chip_has_its_roll_ups_as_meters_and_nothing_else() {
     let ultra = ["m1-ultra", "m2-ultra", "m3-ultra"].map(|chip| (chip, dies));
     for (chip, expected) in chips.into_iter().chain(large).chain(ultra) {
         let library = Library::new(&fixture(chip));
-        let found = discover(&library.settings(), &Clock::Machine);
-        assert_eq!(names(&found), expected, "{chip}");
-        assert_eq!(reasons(&found, "ioreport"), "", "{chip}");
-        assert_eq!(library.mac(Mac::Sampled), expected.len() as u64, "{chip}: subscribes to its meters only");
-        let cpu = &found.opened[0].domains[0];
+        let inventory = discover(&library.settings(), &Clock::Machine);
+        assert_eq!(names(&inventory), expected, "{chip}");
+        assert_eq!(reasons(&inventory, "ioreport"), "", "{chip}");
+        assert_eq!(
+            library.get_global(Mac::Sampled),
+            expected.len() as u64,
+            "{chip}: subscribes to its meters only"
+        );
+        let cpu = &inventory.opened[0].domains[0];
         assert_eq!((cpu.kind, cpu.grade), (DomainKind::Cpu, Grade::Modelled));
-        let counted = domain_tree::counted_in_total(&found.opened[0].domains, &vec![true; expected.len()]);
+        let counted =
+            domain_tree::counted_in_total(&inventory.opened[0].domains, &vec![true; expected.len()]);
         let sram = expected.iter().map(|name| !name.starts_with("gpu-sram")).collect::<Vec<_>>();
         assert_eq!(counted, sram, "{chip}");
-        drop(found);
-        assert_eq!((library.mac(Mac::Live), library.mac(Mac::Misused)), (0, 0), "{chip}");
+        drop(inventory);
+        assert_eq!((library.get_global(Mac::Live), library.get_global(Mac::Misused)), (0, 0), "{chip}");
     }
 }
 
 #[test]
-fn a_mac_of_intels_has_no_such_counters_and_is_told_so_and_what_its_controller_senses() {
+fn an_intel_mac_reports_missing_counters_and_its_controllers_power() {
     let library = Library::new(&fixture("intel"));
-    library.turn(Mac::GroupAbsent, 1);
-    library.turn(Mac::Controller, INTEL);
+    library.set_global(Mac::GroupAbsent, 1);
+    library.set_global(Mac::Controller, INTEL);
     library.key(0, b"PSTR", b"flt ", &31.5_f32.to_le_bytes());
     library.key(1, b"PCPT", b"sp78", &[0x0C, 0x80]);
     library.key(2, b"PCPC", b"sp78", &[0x08, 0x00]);
-    let found = discover(&library.settings(), &Clock::Machine);
-    assert!(reasons(&found, "ioreport").contains("Intel's Macs have none"));
-    assert!(reasons(&found, "smc").contains("uncore-0: this Mac's controller has no key PCPG"));
-    assert_eq!(names(&found), ["psys", "package-0", "core-0"]);
-    let domains = &found.opened[0].domains;
+    let inventory = discover(&library.settings(), &Clock::Machine);
+    assert!(reasons(&inventory, "ioreport").contains("Intel's Macs have none"));
+    assert!(reasons(&inventory, "smc").contains("uncore-0: this Mac's controller has no key PCPG"));
+    assert_eq!(names(&inventory), ["psys", "package-0", "core-0"]);
+    let domains = &inventory.opened[0].domains;
     assert_eq!(domains[1].parent.as_deref(), Some("psys"));
     assert_eq!(domains[2].parent.as_deref(), Some("package-0"));
     assert!(domains.iter().all(|domain| domain.grade == Grade::Integrated));
     assert_eq!(domain_tree::counted_in_total(domains, &[true; 3]), [true, false, false]);
-    assert_eq!(found.opened[0].advanced, [true; 3]);
+    assert_eq!(inventory.opened[0].advanced, [true; 3]);
 }
 
 #[test]
 fn a_hundred_thousand_samples_leak_no_object_and_use_none_that_is_released() {
     let mut machine = Machine::new("m1-ultra", Vec::new());
-    let before = machine.library.mac(Mac::Live);
+    let before = machine.library.get_global(Mac::Live);
     for nth in 1..=100_000 {
         if nth % 1_000 == 0 {
             // Now and then the list changes under the reader, who looks at all names again.
@@ -240,10 +245,13 @@ fn a_hundred_thousand_samples_leak_no_object_and_use_none_that_is_released() {
         }
         machine.read();
     }
-    assert!(machine.library.mac(Mac::Samples) >= 100_000);
-    assert_eq!((machine.library.mac(Mac::Live), machine.library.mac(Mac::Misused)), (before, 0));
-    machine.found = Inventory::default();
-    assert_eq!((machine.library.mac(Mac::Live), machine.library.mac(Mac::Misused)), (0, 0));
+    assert!(machine.library.get_global(Mac::Samples) >= 100_000);
+    assert_eq!(
+        (machine.library.get_global(Mac::Live), machine.library.get_global(Mac::Misused)),
+        (before, 0)
+    );
+    machine.inventory = Inventory::default();
+    assert_eq!((machine.library.get_global(Mac::Live), machine.library.get_global(Mac::Misused)), (0, 0));
 }
 
 #[test]
@@ -285,7 +293,7 @@ fn a_reading_is_of_the_instant_of_its_batch_and_not_of_the_time_at_which_it_is_f
 
 #[test]
 fn nanojoules_are_not_lost_in_rounding_over_many_samples() {
-    let mut machine = Machine::new("m4", vec![Meter::new("GPU Energy", 1, &[(S, 1)], &[])]);
+    let mut machine = Machine::new("m4", vec![FakeCounter::new("GPU Energy", 1, &[(S, 1)], &[])]);
     let first = machine.one("gpu");
     for nth in 1..=1_000 {
         machine.read_at(START_NS + nth * 500_000);
@@ -295,11 +303,11 @@ fn nanojoules_are_not_lost_in_rounding_over_many_samples() {
 }
 
 #[test]
-fn a_neural_engine_at_rest_is_alive_and_one_that_is_frozen_is_stuck_and_never_nought() {
-    let idle = Meter::new("ANE", 1_000_000, &[(S, 0)], BATCHES);
-    let busy = Meter::new("CPU Energy", 1_000_000, &[(S, 9_000)], BATCHES);
+fn an_idle_neural_engine_is_live_and_a_frozen_one_is_stuck() {
+    let idle = FakeCounter::new("ANE", 1_000_000, &[(S, 0)], BATCHES);
+    let busy = FakeCounter::new("CPU Energy", 1_000_000, &[(S, 9_000)], BATCHES);
     let mut machine = Machine::new("m4", vec![busy, idle]);
-    let (domains, advanced) = (machine.domains(), machine.found.opened[0].advanced.clone());
+    let (domains, advanced) = (machine.domains(), machine.inventory.opened[0].advanced.clone());
     let mut profiles: Vec<CounterProfile> = domains
         .iter()
         .zip(advanced)
@@ -342,16 +350,16 @@ fn a_counter_that_is_frozen_from_the_start_is_stuck_from_the_start() {
     library.publish("CPU Energy", 123_456, START_NS - 600 * S);
     library.set("CPU Energy", Knob::Flags, FROZEN);
     let machine = Machine::with(library, Vec::new());
-    assert_eq!(machine.found.opened[0].advanced, [false, true, true, true, true]);
+    assert_eq!(machine.inventory.opened[0].advanced, [false, true, true, true, true]);
 }
 
 #[test]
-fn a_counter_that_goes_back_or_jumps_opens_an_epoch_and_makes_up_no_joule() {
+fn a_counter_that_goes_back_or_jumps_starts_an_epoch_without_energy() {
     let mut machine = Machine::new("m4", Vec::new());
     let mut at_ns = START_NS;
     let mut show = |machine: &mut Machine, count: u64| {
         at_ns += S;
-        machine.pass_to(at_ns);
+        machine.set_clock(at_ns);
         machine.library.publish("CPU Energy", count, at_ns);
         machine.one("cpu")
     };
@@ -384,7 +392,7 @@ fn a_channel_that_vanishes_is_invalid_while_the_others_go_on_in_their_new_places
 }
 
 #[test]
-fn channels_that_change_places_are_told_apart_by_their_elements() {
+fn reordered_channels_are_identified_by_their_elements() {
     let mut machine = Machine::new("m4", m4());
     machine.read_at(START_NS + 3 * S);
     // A driver that restarts has its channels under other ids.
@@ -396,59 +404,62 @@ fn channels_that_change_places_are_told_apart_by_their_elements() {
 #[test]
 fn an_unknown_unit_is_refused_by_name_and_the_rest_is_metered() {
     let list = fixture("m4").replace("DRAM\tmJ", "DRAM\tqJ");
-    let found = discover(&Library::new(&list).settings(), &Clock::Machine);
-    assert_eq!(names(&found), ["cpu", "gpu", "ane", "gpu-sram"]);
-    let said = reasons(&found, "ioreport");
-    assert!(said.contains("\"DRAM\" counts in \"qJ\"") && said.contains("please report"), "{said}");
+    let inventory = discover(&Library::new(&list).settings(), &Clock::Machine);
+    assert_eq!(names(&inventory), ["cpu", "gpu", "ane", "gpu-sram"]);
+    let reason = reasons(&inventory, "ioreport");
+    assert!(reason.contains("\"DRAM\" counts in \"qJ\"") && reason.contains("please report"), "{reason}");
     // No label at all is no unit either, and blanks around one are nothing.
     let list = fixture("m4").replace("DRAM\tmJ", "DRAM\t").replace("CPU Energy\tmJ", "CPU Energy\t mJ ");
-    let found = discover(&Library::new(&list).settings(), &Clock::Machine);
-    assert_eq!(names(&found), ["cpu", "gpu", "ane", "gpu-sram"]);
+    let inventory = discover(&Library::new(&list).settings(), &Clock::Machine);
+    assert_eq!(names(&inventory), ["cpu", "gpu", "ane", "gpu-sram"]);
     let library = Library::new(&fixture("m4"));
     library.set("CPU Energy", Knob::Flags, NOT_SIMPLE);
-    let found = discover(&library.settings(), &Clock::Machine);
-    assert_eq!(names(&found), ["gpu", "ane", "dram", "gpu-sram"]);
+    let inventory = discover(&library.settings(), &Clock::Machine);
+    assert_eq!(names(&inventory), ["gpu", "ane", "dram", "gpu-sram"]);
 }
 
 #[test]
 fn a_subscription_that_fails_is_absent_with_the_reason_and_leaves_nothing_behind() {
     let library = Library::new(&fixture("m4"));
-    library.turn(Mac::RefusesAll, 1);
-    let found = discover(&library.settings(), &Clock::Machine);
-    assert!(found.opened.is_empty());
-    assert!(reasons(&found, "ioreport").contains("refuses a subscription"));
-    assert!(reasons(&found, "smc").contains("no System Management Controller"));
-    assert_eq!((library.mac(Mac::Live), library.mac(Mac::Misused), library.mac(Mac::Entries)), (0, 0, 0));
-    library.turn(Mac::RefusesAll, 0);
-    library.turn(Mac::GroupAbsent, 1);
-    let found = discover(&library.settings(), &Clock::Machine);
-    assert!(reasons(&found, "ioreport").contains("no group \"Energy Model\""));
-    let found = discover(&Library::new("PCPU0\tmJ\n").settings(), &Clock::Machine);
-    let said = reasons(&found, "ioreport");
-    assert!(said.contains("no channel for cpu") && said.contains("\"PCPU0\" (mJ)"), "{said}");
+    library.set_global(Mac::RefusesAll, 1);
+    let inventory = discover(&library.settings(), &Clock::Machine);
+    assert!(inventory.opened.is_empty());
+    assert!(reasons(&inventory, "ioreport").contains("refuses a subscription"));
+    assert!(reasons(&inventory, "smc").contains("no System Management Controller"));
+    assert_eq!(
+        (library.get_global(Mac::Live), library.get_global(Mac::Misused), library.get_global(Mac::Entries)),
+        (0, 0, 0)
+    );
+    library.set_global(Mac::RefusesAll, 0);
+    library.set_global(Mac::GroupAbsent, 1);
+    let inventory = discover(&library.settings(), &Clock::Machine);
+    assert!(reasons(&inventory, "ioreport").contains("no group \"Energy Model\""));
+    let inventory = discover(&Library::new("PCPU0\tmJ\n").settings(), &Clock::Machine);
+    let reason = reasons(&inventory, "ioreport");
+    assert!(reason.contains("no channel for cpu") && reason.contains("\"PCPU0\" (mJ)"), "{reason}");
 }
 
 #[test]
 fn where_a_part_of_the_group_is_refused_the_whole_is_taken() {
     let library = Library::new(&fixture("m2"));
-    library.turn(Mac::RefusesPart, 1);
+    library.set_global(Mac::RefusesPart, 1);
     let mut machine = Machine::with(library, m4());
-    assert_eq!(names(&machine.found), ["cpu", "gpu", "ane", "dram", "gpu-sram"]);
-    assert_eq!(machine.library.mac(Mac::Sampled), 136);
+    assert_eq!(names(&machine.inventory), ["cpu", "gpu", "ane", "dram", "gpu-sram"]);
+    assert_eq!(machine.library.get_global(Mac::Sampled), 136);
     let reading = machine.read_at(START_NS + 3 * S);
     let truth = m4()[0].true_uj(START_NS, START_NS + 2_030 * MS);
     assert!((reading[0].energy_uj as f64 - truth).abs() <= 2_000.0);
-    machine.found = Inventory::default();
-    assert_eq!((machine.library.mac(Mac::Live), machine.library.mac(Mac::Misused)), (0, 0));
+    machine.inventory = Inventory::default();
+    assert_eq!((machine.library.get_global(Mac::Live), machine.library.get_global(Mac::Misused)), (0, 0));
 }
 
 #[test]
 fn samples_that_fail_are_gaps_and_their_end_a_new_epoch() {
     let mut machine = Machine::new("m4", m4());
     let before = machine.read_at(START_NS + 3 * S);
-    machine.library.turn(Mac::NoSamples, 1);
+    machine.library.set_global(Mac::NoSamples, 1);
     assert!(machine.read_at(START_NS + 4 * S).iter().all(|reading| !reading.valid));
-    machine.library.turn(Mac::NoSamples, 0);
+    machine.library.set_global(Mac::NoSamples, 0);
     let after = machine.read_at(START_NS + 6 * S);
     for (before, after) in before.iter().zip(&after) {
         assert_eq!((after.energy_uj, after.epoch), (before.energy_uj, before.epoch + 1));
@@ -470,7 +481,7 @@ fn without_stamps_or_with_wrong_ones_the_time_of_the_read_stands_in_and_the_trut
     // A stamp that stands still while the number moves is none, from then on.
     let mut machine = Machine::new("m4", Vec::new());
     machine.library.publish("CPU Energy", 10, START_NS + S);
-    machine.pass_to(START_NS + 2 * S);
+    machine.set_clock(START_NS + 2 * S);
     assert_ne!(machine.one("cpu").stamp_ns, 0);
     machine.library.set("CPU Energy", Knob::Value, 20);
     let wrong = machine.one("cpu");
@@ -485,12 +496,12 @@ fn without_stamps_or_with_wrong_ones_the_time_of_the_read_stands_in_and_the_trut
 #[test]
 fn the_systems_total_is_sensed_beside_the_counters_and_not_added_to_them() {
     let library = Library::new(&fixture("m4"));
-    library.turn(Mac::Controller, SILICON);
+    library.set_global(Mac::Controller, SILICON);
     library.key(0, b"PSTR", b"flt ", &20.0_f32.to_le_bytes());
     library.key(1, b"PCPT", b"flt ", &9.0_f32.to_le_bytes());
     let mut machine = Machine::with(library, m4());
     assert_eq!(
-        names(&machine.found),
+        names(&machine.inventory),
         ["psys", "cpu", "gpu", "ane", "dram", "gpu-sram"],
         "PCPT is in cpu already"
     );
@@ -506,41 +517,41 @@ fn the_systems_total_is_sensed_beside_the_counters_and_not_added_to_them() {
         "between two looks it can have been anything"
     );
     // It goes away, and is not repeated.
-    machine.library.turn(Mac::Controller, 0);
+    machine.library.set_global(Mac::Controller, 0);
     assert!(!machine.read_at(machine.now_ns + S)[0].valid);
-    machine.found = Inventory::default();
-    assert_eq!((machine.library.mac(Mac::Entries), machine.library.mac(Mac::Misused)), (0, 0));
+    machine.inventory = Inventory::default();
+    assert_eq!((machine.library.get_global(Mac::Entries), machine.library.get_global(Mac::Misused)), (0, 0));
 }
 
 #[test]
 fn a_controller_that_refuses_or_shows_no_power_is_absent_with_the_reason() {
     let library = Library::new(&fixture("m4"));
-    library.turn(Mac::Controller, SILICON);
-    library.turn(Mac::ControllerRefuses, 0xe000_02c1);
-    let found = discover(&library.settings(), &Clock::Machine);
-    assert!(reasons(&found, "smc").contains("refuses the System Management Controller (0xe00002c1)"));
-    library.turn(Mac::ControllerRefuses, 0);
+    library.set_global(Mac::Controller, SILICON);
+    library.set_global(Mac::ControllerRefuses, 0xe000_02c1);
+    let inventory = discover(&library.settings(), &Clock::Machine);
+    assert!(reasons(&inventory, "smc").contains("refuses the System Management Controller (0xe00002c1)"));
+    library.set_global(Mac::ControllerRefuses, 0);
     library.key(0, b"PSTR", b"hex_", &[1, 2, 3, 4]);
-    let found = discover(&library.settings(), &Clock::Machine);
-    let said = reasons(&found, "smc");
-    assert!(said.contains("PSTR shows no power that is known here (its type is \"hex_\")"), "{said}");
-    assert!(said.contains("no key that shows power"), "{said}");
-    assert_eq!((library.mac(Mac::Entries), library.mac(Mac::Misused)), (0, 0));
+    let inventory = discover(&library.settings(), &Clock::Machine);
+    let reason = reasons(&inventory, "smc");
+    assert!(reason.contains("PSTR shows no power that is known here (its type is \"hex_\")"), "{reason}");
+    assert!(reason.contains("no key that shows power"), "{reason}");
+    assert_eq!((library.get_global(Mac::Entries), library.get_global(Mac::Misused)), (0, 0));
 }
 
 #[test]
-fn no_library_is_absent_with_what_the_loader_says() {
+fn a_missing_library_is_absent_with_the_loaders_error() {
     let mut settings = Library::new(&fixture("m1")).settings();
     settings.apple_library = Some("/nonexistent/libapple.so".into());
-    let found = discover(&settings, &Clock::Machine);
-    assert!(reasons(&found, "ioreport").contains("/nonexistent/libapple.so"));
+    let inventory = discover(&settings, &Clock::Machine);
+    assert!(reasons(&inventory, "ioreport").contains("/nonexistent/libapple.so"));
     settings.apple_library = None;
-    let found = discover(&settings, &Clock::Machine);
-    assert_eq!(reasons(&found, "ioreport"), "only macOS has it");
+    let inventory = discover(&settings, &Clock::Machine);
+    assert_eq!(reasons(&inventory, "ioreport"), "only macOS has it");
 }
 
 #[test]
-fn a_whole_daemon_meters_a_stand_in_of_a_mac() {
+fn the_daemon_measures_a_fake_mac() {
     let library = Library::new(&fixture("m4-max"));
     for (channel, power_mw, batch_ns, unit_nj) in [
         ("CPU Energy", 30_000, 150 * MS, 1_000_000),

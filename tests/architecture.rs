@@ -127,7 +127,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
 ];
 
 /// Names that say nothing about what is in the room.
-const BANNED: &[&str] = &[
+const BANNED_NAMES: &[&str] = &[
     "util", "utils", "common", "helper", "helpers", "misc", "core", "types", "error", "errors", "manager",
     "base", "prelude",
 ];
@@ -226,17 +226,21 @@ fn the_table_of_imports_has_no_cycle() {
 }
 
 #[test]
-fn a_room_is_named_for_what_is_in_it() {
+fn no_module_has_a_banned_name() {
     for path in sources() {
         for part in under_src(&path).components() {
             let name = part.as_os_str().to_string_lossy().trim_end_matches(".rs").to_string();
-            assert!(!BANNED.contains(&name.as_str()), "{}: the name {name} says nothing", path.display());
+            assert!(
+                !BANNED_NAMES.contains(&name.as_str()),
+                "{}: the name {name} says nothing",
+                path.display()
+            );
         }
     }
 }
 
 #[test]
-fn a_file_opens_with_what_it_owns() {
+fn every_file_starts_with_a_module_comment() {
     for path in sources() {
         let text = fs::read_to_string(&path).expect("readable");
         assert!(text.starts_with("//!"), "{}: does not open with what it owns (//!)", path.display());
@@ -280,7 +284,7 @@ fn unsafe_stays_in_the_ffi_files_and_cfg_on_mod_and_use_lines() {
 }
 
 #[test]
-fn nothing_is_left_for_later_under_the_name_of_done() {
+fn no_file_has_a_todo_marker() {
     for path in sources() {
         let text = fs::read_to_string(&path).expect("readable");
         for mark in ["todo!(", "unimplemented!(", "TODO", "FIXME", "XXX"] {
@@ -290,7 +294,7 @@ fn nothing_is_left_for_later_under_the_name_of_done() {
 }
 
 /// The files that may create files by themselves, each with the reason.
-const CREATE_FILES: &[(&str, &str)] = &[
+const FILE_CREATORS: &[(&str, &str)] = &[
     ("private_file.rs", "the one place for it"),
     ("cli/generate.rs", "manual pages are for everybody"),
     ("store/state_dir.rs", "the state directory, checked and locked before anything is written"),
@@ -317,7 +321,7 @@ fn creates_a_file(line: &str) -> bool {
 fn files_are_created_in_one_place() {
     for path in sources() {
         let name = under_src(&path).display().to_string();
-        if name.ends_with("tests.rs") || CREATE_FILES.iter().any(|(file, _)| *file == name) {
+        if name.ends_with("tests.rs") || FILE_CREATORS.iter().any(|(file, _)| *file == name) {
             continue;
         }
         let text = fs::read_to_string(&path).expect("readable");
@@ -329,7 +333,7 @@ fn files_are_created_in_one_place() {
 
 /// The files of the command line that write on standard streams: the one that makes hidden characters visible, and the
 /// line of a run, which is figures only.
-const WRITES: &[&str] = &["cli/output.rs", "cli/ipw/progress_line.rs"];
+const STREAM_WRITERS: &[&str] = &["cli/output.rs", "cli/ipw/progress_line.rs"];
 
 /// Whether a line may write on a standard stream; a look at what the stream can show is none.
 fn writes_on_a_stream(line: &str) -> bool {
@@ -341,7 +345,7 @@ fn writes_on_a_stream(line: &str) -> bool {
 fn the_command_line_writes_in_one_place_which_shows_hidden_characters() {
     for path in sources() {
         let file = under_src(&path).to_string_lossy().into_owned();
-        if !file.starts_with("cli/") || WRITES.contains(&file.as_str()) {
+        if !file.starts_with("cli/") || STREAM_WRITERS.contains(&file.as_str()) {
             continue;
         }
         let text = fs::read_to_string(&path).expect("readable");

@@ -8,7 +8,10 @@ mod support;
 use std::process::Command;
 
 use serde_json::{Value, json};
-use support::{SLUGGISH, STEADY, TestClient, TestDaemon, message, number, pass, row, until};
+use support::{
+    SLOW_COUNTER_MACHINE, STEADY_MACHINE, TestClient, TestDaemon, domain_row, encode_call, get_u64, sleep_ms,
+    wait_until,
+};
 
 /// What `watts` come to between two instants, in microjoules.
 fn truth_uj(watts: f64, from_ns: u64, to_ns: u64) -> f64 {
@@ -16,227 +19,233 @@ fn truth_uj(watts: f64, from_ns: u64, to_ns: u64) -> f64 {
 }
 
 fn assert_holds(figures: &Value, truth_uj: f64) {
-    let (share_uj, error_uj) = (number(figures, "share_uj") as f64, number(figures, "error_uj") as f64);
+    let (share_uj, error_uj) = (get_u64(figures, "share_uj") as f64, get_u64(figures, "error_uj") as f64);
     assert!((share_uj - truth_uj).abs() <= error_uj + 1.0, "{share_uj} ± {error_uj}, but truly {truth_uj}");
 }
 
 fn edges(account: &Value) -> (u64, u64) {
-    (number(account, "opened_ns"), number(account, "closed_ns"))
+    (get_u64(account, "opened_ns"), get_u64(account, "closed_ns"))
 }
 
 #[test]
 fn a_span_alone_gets_everything_and_its_account_holds_the_truth() {
-    let daemon = TestDaemon::on(STEADY);
+    let daemon = TestDaemon::start(STEADY_MACHINE);
     let mut client = daemon.client();
     client.open("alone");
-    pass(120);
-    let account = client.settle("alone");
+    sleep_ms(120);
+    let account = client.close_and_settle("alone");
     let (from_ns, to_ns) = edges(&account);
     for (domain, watts) in [("package-0", 80.0), ("core-0", 50.0), ("dram-0", 20.0)] {
-        assert_holds(row(&account["domains"], domain), truth_uj(watts, from_ns, to_ns));
+        assert_holds(domain_row(&account["domains"], domain), truth_uj(watts, from_ns, to_ns));
     }
     // The core lies within the package, so the sum is of package and memory.
     assert_holds(&account, truth_uj(100.0, from_ns, to_ns));
     // A share is cut to whole microjoules after a division whose remainder is carried on (`unattributed_uj` has it), so it may
     // be 1 below the window in each of the two counted domains, and is never above it.
-    let (share_uj, window_uj) = (number(&account, "share_uj"), number(&account, "window_uj"));
+    let (share_uj, window_uj) = (get_u64(&account, "share_uj"), get_u64(&account, "window_uj"));
     assert!(share_uj <= window_uj && window_uj - share_uj <= 2, "{share_uj} of {window_uj}");
     assert_eq!((&account["grade"], &account["peak_concurrency"]), (&json!("measured"), &json!(1)));
-    assert!((95_000..105_000).contains(&number(&account, "mean_power_mw")), "{account}");
-    assert!(number(&account, "error_uj") < number(&account, "share_uj") / 10, "{account}");
+    assert!((95_000..105_000).contains(&get_u64(&account, "mean_power_mw")), "{account}");
+    assert!(get_u64(&account, "error_uj") < get_u64(&account, "share_uj") / 10, "{account}");
 }
 
 #[test]
 fn overlapping_spans_share_by_weight_and_add_up() {
-    let daemon = TestDaemon::on(STEADY);
+    let daemon = TestDaemon::start(STEADY_MACHINE);
     let mut client = daemon.client();
     client.open("light");
-    pass(40);
+    sleep_ms(40);
     client.call("OpenSpan", json!({ "span": "heavy", "weight": 3.0 }));
-    pass(60);
-    let light = client.settle("light");
-    pass(40);
-    let heavy = client.settle("heavy");
+    sleep_ms(60);
+    let light = client.close_and_settle("light");
+    sleep_ms(40);
+    let heavy = client.close_and_settle("heavy");
     let ((a, c), (b, d)) = (edges(&light), edges(&heavy));
     assert_holds(&light, truth_uj(100.0, a, b) + truth_uj(25.0, b, c));
     assert_holds(&heavy, truth_uj(75.0, b, c) + truth_uj(100.0, c, d));
-    assert_eq!((number(&light, "peak_concurrency"), number(&heavy, "peak_concurrency")), (2, 2));
-    let both = number(&light, "share_uj") + number(&heavy, "share_uj");
-    let errors = number(&light, "error_uj") + number(&heavy, "error_uj");
+    assert_eq!((get_u64(&light, "peak_concurrency"), get_u64(&heavy, "peak_concurrency")), (2, 2));
+    let both = get_u64(&light, "share_uj") + get_u64(&heavy, "share_uj");
+    let errors = get_u64(&light, "error_uj") + get_u64(&heavy, "error_uj");
     assert!((both as f64 - truth_uj(100.0, a, d)).abs() <= errors as f64);
-    assert!(number(&light, "window_uj") + number(&heavy, "window_uj") > both);
+    assert!(get_u64(&light, "window_uj") + get_u64(&heavy, "window_uj") > both);
 }
 
 #[test]
 fn what_was_measured_is_what_was_attributed_and_what_was_not_exactly() {
-    let daemon = TestDaemon::on(STEADY);
+    let daemon = TestDaemon::start(STEADY_MACHINE);
     let mut client = daemon.client();
     let mut given = 0;
     for turn in 0..6 {
         client.open(&format!("a{turn}"));
         client.call("OpenSpan", json!({ "span": format!("b{turn}"), "weight": 0.3 }));
-        pass(7);
-        given += number(row(&client.settle(&format!("a{turn}"))["domains"], "package-0"), "share_uj");
-        given += number(row(&client.settle(&format!("b{turn}"))["domains"], "package-0"), "share_uj");
+        sleep_ms(7);
+        given += get_u64(
+            domain_row(&client.close_and_settle(&format!("a{turn}"))["domains"], "package-0"),
+            "share_uj",
+        );
+        given += get_u64(
+            domain_row(&client.close_and_settle(&format!("b{turn}"))["domains"], "package-0"),
+            "share_uj",
+        );
     }
     client.open("forgotten");
-    pass(20);
+    sleep_ms(20);
     client.call("CancelSpan", json!({ "span": "forgotten" }));
-    pass(60);
+    sleep_ms(60);
     let balance = client.call("GetBalance", json!({}));
     for of in balance["balance"].as_array().unwrap() {
-        let parts = number(of, "attributed_uj") + number(of, "unattributed_uj");
-        assert_eq!(number(of, "measured_uj"), parts, "{of}");
+        let parts = get_u64(of, "attributed_uj") + get_u64(of, "unattributed_uj");
+        assert_eq!(get_u64(of, "measured_uj"), parts, "{of}");
     }
-    assert_eq!(number(row(&balance["balance"], "package-0"), "attributed_uj"), given);
+    assert_eq!(get_u64(domain_row(&balance["balance"], "package-0"), "attributed_uj"), given);
 }
 
 #[test]
 fn a_span_pays_only_for_the_domains_it_uses() {
-    let daemon = TestDaemon::on(STEADY);
+    let daemon = TestDaemon::start(STEADY_MACHINE);
     let mut client = daemon.client();
     client.call("OpenSpan", json!({ "span": "memory", "domains": ["dram-0", "dram-0"] }));
     client.open("all");
-    pass(80);
-    let memory = client.settle("memory");
-    let all = client.settle("all");
+    sleep_ms(80);
+    let memory = client.close_and_settle("memory");
+    let all = client.close_and_settle("all");
     assert_eq!(memory["domains"].as_array().unwrap().len(), 1);
     let ((a, c), (b, d)) = (edges(&memory), edges(&all));
     assert_holds(&memory, truth_uj(20.0, a, b) + truth_uj(10.0, b, c));
-    assert_holds(row(&all["domains"], "package-0"), truth_uj(80.0, b, d));
-    assert_holds(row(&all["domains"], "dram-0"), truth_uj(10.0, b, c) + truth_uj(20.0, c, d));
+    assert_holds(domain_row(&all["domains"], "package-0"), truth_uj(80.0, b, d));
+    assert_holds(domain_row(&all["domains"], "dram-0"), truth_uj(10.0, b, c) + truth_uj(20.0, c, d));
 }
 
 #[test]
-fn edges_lie_where_the_client_says_and_not_behind_the_horizon() {
-    let daemon = TestDaemon::on(STEADY);
+fn edges_are_at_the_clients_instants_and_not_before_the_horizon() {
+    let daemon = TestDaemon::start(STEADY_MACHINE);
     let mut client = daemon.client();
-    let now_ns = |client: &mut TestClient| number(&client.call("GetInfo", json!({})), "now_ns");
+    let now_ns = |client: &mut TestClient| get_u64(&client.call("GetInfo", json!({})), "now_ns");
     client.open("warm");
-    pass(50);
+    sleep_ms(50);
     let recent_ns = now_ns(&mut client) - 3_000_000;
     let late_ns = recent_ns - 40_000_000;
     client.call("OpenSpan", json!({ "span": "recent", "at_ns": recent_ns }));
     client.call("OpenSpan", json!({ "span": "late", "at_ns": late_ns }));
-    pass(30);
-    let recent = client.settle("recent");
-    let late = client.settle("late");
+    sleep_ms(30);
+    let recent = client.close_and_settle("recent");
+    let late = client.close_and_settle("late");
     // A slow machine may let even the recent one wait too long; then the account must say so.
-    assert_eq!(number(&recent, "opened_ns") - number(&recent, "moved_ns"), recent_ns);
-    assert!(number(&late, "moved_ns") >= 30_000_000, "{late}");
-    assert_eq!(number(&late, "opened_ns") - number(&late, "moved_ns"), late_ns);
+    assert_eq!(get_u64(&recent, "opened_ns") - get_u64(&recent, "moved_ns"), recent_ns);
+    assert!(get_u64(&late, "moved_ns") >= 30_000_000, "{late}");
+    assert_eq!(get_u64(&late, "opened_ns") - get_u64(&late, "moved_ns"), late_ns);
 }
 
 #[test]
 fn phases_add_up_to_their_span() {
-    let daemon = TestDaemon::on(STEADY);
+    let daemon = TestDaemon::start(STEADY_MACHINE);
     let mut client = daemon.client();
     client.open("question");
     client.call("MarkPhase", json!({ "span": "question", "phase": "prefill" }));
-    pass(30);
+    sleep_ms(30);
     client.call("MarkPhase", json!({ "span": "question", "phase": "decode" }));
-    pass(60);
-    let account = client.settle("question");
+    sleep_ms(60);
+    let account = client.close_and_settle("question");
     let phases = account["phases"].as_array().unwrap();
     let names: Vec<&str> = phases.iter().map(|phase| phase["name"].as_str().unwrap()).collect();
     assert_eq!(names[names.len() - 2..], ["prefill", "decode"]);
-    let sum: u64 = phases.iter().map(|phase| number(phase, "share_uj")).sum();
-    assert!(sum.abs_diff(number(&account, "share_uj")) <= phases.len() as u64, "{account}");
-    assert!(number(&phases[names.len() - 1], "share_uj") > number(&phases[names.len() - 2], "share_uj"));
+    let sum: u64 = phases.iter().map(|phase| get_u64(phase, "share_uj")).sum();
+    assert!(sum.abs_diff(get_u64(&account, "share_uj")) <= phases.len() as u64, "{account}");
+    assert!(get_u64(&phases[names.len() - 1], "share_uj") > get_u64(&phases[names.len() - 2], "share_uj"));
 }
 
 #[test]
-fn a_window_of_the_past_holds_what_everybody_used_in_it() {
-    let daemon = TestDaemon::on(STEADY);
+fn a_past_window_holds_the_energy_of_all_spans() {
+    let daemon = TestDaemon::start(STEADY_MACHINE);
     let mut client = daemon.client();
     client.open("somebody");
-    pass(200);
-    client.settle("somebody");
-    let now_ns = number(&client.call("GetInfo", json!({})), "now_ns");
+    sleep_ms(200);
+    client.close_and_settle("somebody");
+    let now_ns = get_u64(&client.call("GetInfo", json!({})), "now_ns");
     let (from_ns, to_ns) = (now_ns - 150_000_000, now_ns - 60_000_000);
     let window = client.call("ReadWindow", json!({ "from_ns": from_ns, "to_ns": to_ns }));
-    assert_holds(row(&window["domains"], "package-0"), truth_uj(80.0, from_ns, to_ns));
-    let (window_uj, error_uj) = (number(&window, "window_uj") as f64, number(&window, "error_uj") as f64);
+    assert_holds(domain_row(&window["domains"], "package-0"), truth_uj(80.0, from_ns, to_ns));
+    let (window_uj, error_uj) = (get_u64(&window, "window_uj") as f64, get_u64(&window, "error_uj") as f64);
     assert!((window_uj - truth_uj(100.0, from_ns, to_ns)).abs() <= error_uj + 1.0, "{window}");
     assert_eq!(window["grade"], "measured");
 }
 
 #[test]
 fn the_spans_of_a_killed_client_end_with_it_as_abandoned() {
-    let daemon = TestDaemon::on(STEADY);
+    let daemon = TestDaemon::start(STEADY_MACHINE);
     let mut watcher = daemon.client();
     let mut victim = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "a_client_that_opens_a_span_and_waits_to_be_killed", "--ignored"])
         .env("VICTIM_OF", daemon.socket())
         .spawn()
         .unwrap();
-    until("the victim opens its span", || {
-        watcher.exchange("GetSpan", json!({ "span": "victim" })).get("error").is_none()
+    wait_until("the victim opens its span", || {
+        watcher.call_raw("GetSpan", json!({ "span": "victim" })).get("error").is_none()
     });
     victim.kill().unwrap();
     victim.wait().unwrap();
     let mut account = json!(null);
-    until("the span is abandoned", || {
+    wait_until("the span is abandoned", || {
         account = watcher.call("GetSpan", json!({ "span": "victim" }))["account"].take();
         account["state"] == "abandoned"
     });
     let (from_ns, to_ns) = edges(&account);
     assert_holds(&account, truth_uj(100.0, from_ns, to_ns));
-    assert_eq!(watcher.refusal("CloseSpan", json!({ "span": "victim" })).0, "AlreadyClosed");
+    assert_eq!(watcher.call_error("CloseSpan", json!({ "span": "victim" })).0, "AlreadyClosed");
 }
 
 #[test]
 #[ignore = "a helper that another test starts in a process of its own"]
 fn a_client_that_opens_a_span_and_waits_to_be_killed() {
     let socket = std::env::var_os("VICTIM_OF").expect("the other test says where");
-    let mut client = TestClient::over(std::os::unix::net::UnixStream::connect(socket).unwrap());
+    let mut client = TestClient::from_stream(std::os::unix::net::UnixStream::connect(socket).unwrap());
     client.open("victim");
-    std::thread::sleep(support::PATIENCE);
+    std::thread::sleep(support::TEST_TIMEOUT);
 }
 
 #[test]
-fn who_waits_for_a_final_account_when_the_daemon_stops_gets_the_one_so_far() {
-    let mut daemon = TestDaemon::on(SLUGGISH);
+fn a_waiting_close_gets_the_provisional_account_when_the_daemon_stops() {
+    let mut daemon = TestDaemon::start(SLOW_COUNTER_MACHINE);
     let mut client = daemon.client();
     client.open("a");
     client.send("CloseSpan", json!({ "span": "a", "wait_settled": true }), &[]);
     // Its answer shows that the close was heard; it comes behind that of the close.
     client.send("GetInfo", json!({}), &[]);
     let mut other = daemon.client();
-    until("the close is heard", || {
+    wait_until("the close is heard", || {
         other.call("GetSpan", json!({ "span": "a" }))["account"]["state"] != "open"
     });
     daemon.terminate();
     let answer = client.receive().unwrap();
     assert_eq!(answer["parameters"]["account"]["state"], "provisional", "{answer}");
     assert!(client.receive().unwrap()["parameters"]["version"].is_string());
-    assert!(client.is_hung_up_on());
+    assert!(client.is_disconnected());
     assert!(daemon.wait().success());
     assert!(!daemon.socket().exists());
 }
 
 #[test]
-fn whoever_reads_gets_every_answer_it_asked_for_before_the_daemon_stops() {
+fn a_client_that_reads_gets_every_answer_before_the_daemon_stops() {
     const CLOSES: usize = 1000;
     let domain = |at: u32| {
         format!(
             "[[domain]]\nname = \"package-{at}\"\nkind = \"package\"\nprofile = [[1.0, 80]]\nquantum_uj = 61\n"
         )
     };
-    let mut daemon = TestDaemon::on(&(0..8).map(domain).collect::<String>());
+    let mut daemon = TestDaemon::start(&(0..8).map(domain).collect::<String>());
     let mut client = daemon.client();
     let calls = |method: &str, parameters: Value, flags: &[&str]| {
         let one = |at: usize| {
             let mut parameters = parameters.clone();
             parameters["span"] = json!(format!("s{at}"));
-            message(method, parameters, flags)
+            encode_call(method, parameters, flags)
         };
         (0..CLOSES).flat_map(one).collect::<Vec<u8>>()
     };
     assert!(client.send_raw(&calls("OpenSpan", json!({}), &["oneway"])));
     client.call("GetInfo", json!({}));
     let closes = calls("CloseSpan", json!({ "wait_settled": true }), &[]);
-    let mut writer = TestClient::over(client.stream().try_clone().unwrap());
+    let mut writer = TestClient::from_stream(client.stream().try_clone().unwrap());
     let reader = std::thread::spawn(move || std::iter::from_fn(|| client.receive()).collect::<Vec<_>>());
     assert!(writer.send_raw(&closes));
     daemon.terminate();
@@ -250,38 +259,38 @@ fn whoever_reads_gets_every_answer_it_asked_for_before_the_daemon_stops() {
 
 #[test]
 fn a_daemon_that_was_killed_starts_again_on_its_stale_socket() {
-    let mut daemon = TestDaemon::on(STEADY);
+    let mut daemon = TestDaemon::start(STEADY_MACHINE);
     let mut client = daemon.client();
     client.open("a");
     daemon.kill();
-    assert!(client.is_hung_up_on());
+    assert!(client.is_disconnected());
     assert!(daemon.socket().exists());
     daemon.restart();
-    assert_eq!(daemon.client().refusal("GetSpan", json!({ "span": "a" })).0, "NoSuchSpan");
+    assert_eq!(daemon.client().call_error("GetSpan", json!({ "span": "a" })).0, "NoSuchSpan");
 }
 
 #[test]
 fn a_recording_replays_as_the_machine_it_was_taken_from() {
     let dir = tempfile::tempdir().unwrap();
-    std::fs::write(dir.path().join("machine.toml"), STEADY).unwrap();
+    std::fs::write(dir.path().join("machine.toml"), STEADY_MACHINE).unwrap();
     std::fs::write(dir.path().join("wattspan.toml"), "").unwrap();
     let trace = dir.path().join("trace.jsonl");
-    let mut first = support::command(dir.path()).arg("--record").arg(&trace).spawn().unwrap();
+    let mut first = support::daemon_command(dir.path()).arg("--record").arg(&trace).spawn().unwrap();
     // Seconds, however busy the machine: at the recording's end the replay begins anew, with a gap, and the second daemon's
     // span must not lie across it.
     let lines = || std::fs::read_to_string(&trace).map_or(0, |text| text.lines().count());
-    until("enough is recorded", || lines() > 3_000);
+    wait_until("enough is recorded", || lines() > 3_000);
     rustix::process::kill_process(rustix::process::Pid::from_child(&first), rustix::process::Signal::TERM)
         .unwrap();
     assert!(first.wait().unwrap().success());
     let recorded = std::fs::read_to_string(&trace).unwrap();
     assert!(recorded.lines().count() > 100, "{} lines", recorded.lines().count());
 
-    let daemon = TestDaemon::on(&recorded);
+    let daemon = TestDaemon::start(&recorded);
     let mut client = daemon.client();
     client.open("again");
-    pass(100);
-    let account = client.settle("again");
+    sleep_ms(100);
+    let account = client.close_and_settle("again");
     let (from_ns, to_ns) = edges(&account);
     assert_holds(&account, truth_uj(100.0, from_ns, to_ns));
 }

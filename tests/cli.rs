@@ -17,17 +17,17 @@ use serde_json::Value;
 /// A machine that draws 100 W all the time: 80 W in its package, 20 W in its memory.
 const HUNDRED_WATTS: &str = include_str!("fixtures/hundred-watts.toml");
 
-struct Bench {
+struct CliFixture {
     dir: tempfile::TempDir,
     machine: PathBuf,
 }
 
-impl Bench {
+impl CliFixture {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let machine = dir.path().join("machine.toml");
         std::fs::write(&machine, HUNDRED_WATTS).unwrap();
-        Bench { dir, machine }
+        CliFixture { dir, machine }
     }
 
     /// `wattspan` in an environment that knows of no daemon and no terminal.
@@ -59,15 +59,15 @@ struct Daemon {
 }
 
 impl Daemon {
-    fn start(bench: &Bench) -> Self {
-        let socket = bench.dir.path().join("daemon.sock");
+    fn start(fixture: &CliFixture) -> Self {
+        let socket = fixture.dir.path().join("daemon.sock");
         let mut process = Command::new(env!("CARGO_BIN_EXE_wattspand"))
             .arg("--socket")
             .arg(&socket)
             .arg("--state-dir")
-            .arg(bench.dir.path())
+            .arg(fixture.dir.path())
             .arg("--replay")
-            .arg(&bench.machine)
+            .arg(&fixture.machine)
             .env_remove("WATTSPAN_SOCKET")
             .stderr(Stdio::piped())
             .spawn()
@@ -79,8 +79,8 @@ impl Daemon {
         Daemon { process, socket }
     }
 
-    fn output(&self, bench: &Bench, words: &[&str]) -> Output {
-        bench.bare().arg("--socket").arg(&self.socket).args(words).output().unwrap()
+    fn output(&self, fixture: &CliFixture, words: &[&str]) -> Output {
+        fixture.bare().arg("--socket").arg(&self.socket).args(words).output().unwrap()
     }
 }
 
@@ -95,18 +95,18 @@ impl Drop for Daemon {
 struct Relay {
     socket: PathBuf,
     /// One message for each CloseSpan that is held.
-    held: Receiver<()>,
+    blocked_closes: Receiver<()>,
     /// Releases one; where it is gone, nothing is held any more.
     release: Sender<()>,
 }
 
 impl Relay {
-    fn before(daemon: &Daemon) -> Self {
+    fn start(daemon: &Daemon) -> Self {
         let socket = daemon.socket.with_extension("relay");
         let _ = std::fs::remove_file(&socket);
         let listener = UnixListener::bind(&socket).unwrap();
         let daemon = daemon.socket.clone();
-        let ((holds, held), (release, released)) = (channel(), channel());
+        let ((holds, blocked_closes), (release, released)) = (channel(), channel());
         thread::spawn(move || {
             let (mut client, _) = listener.accept().unwrap();
             let mut server = UnixStream::connect(daemon).unwrap();
@@ -122,7 +122,7 @@ impl Relay {
             }
             let _ = server.shutdown(std::net::Shutdown::Both);
         });
-        Relay { socket, held, release }
+        Relay { socket, blocked_closes, release }
     }
 }
 
@@ -162,9 +162,9 @@ fn assert_holds_the_truth(account: &Value, watts: u64) {
 
 #[test]
 fn a_commands_exit_status_passes_through() {
-    let bench = Bench::new();
+    let fixture = CliFixture::new();
     for (script, status) in [("exit 0", 0), ("exit 7", 7), ("exit 255", 255), ("kill -TERM $$", 128 + 15)] {
-        let output = bench.output(&["run", "--", "sh", "-c", script]);
+        let output = fixture.output(&["run", "--", "sh", "-c", script]);
         assert_eq!(output.status.code(), Some(status), "{script}: {}", text(&output.stderr));
         assert!(text(&output.stderr).contains("Energy of: sh -c"), "{}", text(&output.stderr));
     }
@@ -172,18 +172,18 @@ fn a_commands_exit_status_passes_through() {
 
 #[test]
 fn a_command_that_does_not_start_gives_what_a_shell_gives() {
-    let bench = Bench::new();
-    let missing = bench.output(&["run", "--", "/nonexistent/program"]);
+    let fixture = CliFixture::new();
+    let missing = fixture.output(&["run", "--", "/nonexistent/program"]);
     assert_eq!(missing.status.code(), Some(127), "{}", text(&missing.stderr));
-    let locked = bench.output(&["run", "--", bench.machine.to_str().unwrap()]);
+    let locked = fixture.output(&["run", "--", fixture.machine.to_str().unwrap()]);
     assert_eq!(locked.status.code(), Some(126), "{}", text(&locked.stderr));
 }
 
 #[test]
 fn a_signal_sent_to_us_reaches_the_command() {
-    let bench = Bench::new();
+    let fixture = CliFixture::new();
     let script = "trap 'exit 42' TERM; echo ready; while :; do sleep 0.05; done";
-    let mut child = bench
+    let mut child = fixture
         .wattspan(&["run", "--", "sh", "-c", script])
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -201,14 +201,14 @@ fn a_signal_sent_to_us_reaches_the_command() {
 
 #[test]
 fn signals_while_the_account_settles_cost_neither_the_report_nor_the_status() {
-    let bench = Bench::new();
-    let daemon = Daemon::start(&bench);
+    let fixture = CliFixture::new();
+    let daemon = Daemon::start(&fixture);
     for signal in [Signal::INT, Signal::TERM, Signal::HUP, Signal::QUIT, Signal::USR1, Signal::USR2] {
-        let relay = Relay::before(&daemon);
-        let mut command = bench.bare();
+        let relay = Relay::start(&daemon);
+        let mut command = fixture.bare();
         command.arg("--socket").arg(&relay.socket).args(["run", "--", "sh", "-c", "exit 7"]);
         let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-        relay.held.recv().unwrap();
+        relay.blocked_closes.recv().unwrap();
         for _ in 0..3 {
             deliver(&child, signal);
         }
@@ -222,37 +222,38 @@ fn signals_while_the_account_settles_cost_neither_the_report_nor_the_status() {
 
 #[test]
 fn a_signal_while_an_account_settles_ends_the_repetition_only_where_it_means_the_end() {
-    let bench = Bench::new();
-    let daemon = Daemon::start(&bench);
+    let fixture = CliFixture::new();
+    let daemon = Daemon::start(&fixture);
     // Not INT, QUIT or HUP: the tests may run with those ignored, and then they end nothing.
     for (signal, runs) in [(Signal::TERM, 2), (Signal::USR1, 3), (Signal::USR2, 3)] {
-        let relay = Relay::before(&daemon);
-        let mut command = bench.bare();
+        let relay = Relay::start(&daemon);
+        let mut command = fixture.bare();
         command.arg("--socket").arg(&relay.socket);
         command.args(["run", "-r", "3", "--json", "-o", "-", "--", "true"]);
         let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-        relay.held.recv().unwrap();
+        relay.blocked_closes.recv().unwrap();
         relay.release.send(()).unwrap();
-        relay.held.recv().unwrap();
+        relay.blocked_closes.recv().unwrap();
         for _ in 0..3 {
             deliver(&child, signal);
         }
         drop(relay.release);
         let output = child.wait_with_output().unwrap();
         assert_eq!(output.status.code(), Some(0), "{signal:?}: {:?}", output.status);
-        let told = json(&output.stdout);
-        let energies = told["runs"].as_array().unwrap().iter().filter(|run| run["account"].is_object());
-        assert_eq!(energies.count(), runs, "{signal:?}: {told}");
+        let json_report = json(&output.stdout);
+        let energies =
+            json_report["runs"].as_array().unwrap().iter().filter(|run| run["account"].is_object());
+        assert_eq!(energies.count(), runs, "{signal:?}: {json_report}");
     }
 }
 
 #[test]
 fn a_signal_that_was_ignored_stays_ignored_in_the_command() {
-    let bench = Bench::new();
+    let fixture = CliFixture::new();
     let script = format!(
         "trap '' HUP; exec '{}' --replay '{}' run -- sh -c 'kill -HUP $$; exit 9'",
         env!("CARGO_BIN_EXE_wattspan"),
-        bench.machine.display()
+        fixture.machine.display()
     );
     let output = Command::new("sh").args(["-c", &script]).output().unwrap();
     assert_eq!(output.status.code(), Some(9), "{}", text(&output.stderr));
@@ -260,8 +261,8 @@ fn a_signal_that_was_ignored_stays_ignored_in_the_command() {
 
 #[test]
 fn the_commands_output_is_its_own_and_the_report_stands_on_standard_error() {
-    let bench = Bench::new();
-    let output = bench.output(&["run", "--", "sh", "-c", "echo out; echo err >&2"]);
+    let fixture = CliFixture::new();
+    let output = fixture.output(&["run", "--", "sh", "-c", "echo out; echo err >&2"]);
     assert_eq!(text(&output.stdout), "out\n");
     let stderr = text(&output.stderr);
     assert!(stderr.starts_with("err\n"), "{stderr}");
@@ -272,29 +273,29 @@ fn the_commands_output_is_its_own_and_the_report_stands_on_standard_error() {
 }
 
 #[test]
-fn a_file_named_for_the_report_gets_it_and_nobody_else_does() {
-    let bench = Bench::new();
-    let file = bench.dir.path().join("report.json");
+fn a_report_file_gets_the_report_and_no_stream_does() {
+    let fixture = CliFixture::new();
+    let file = fixture.dir.path().join("report.json");
     let output =
-        bench.output(&["run", "--json", "--output", file.to_str().unwrap(), "--", "sh", "-c", "echo out"]);
+        fixture.output(&["run", "--json", "--output", file.to_str().unwrap(), "--", "sh", "-c", "echo out"]);
     assert_eq!((text(&output.stdout), text(&output.stderr)), ("out\n", ""));
     assert_eq!(json(&std::fs::read(file).unwrap())["runs"][0]["exit_status"], 0);
 }
 
 #[test]
-fn a_report_that_can_go_nowhere_is_told_before_the_command_runs() {
-    let bench = Bench::new();
-    let mark = bench.dir.path().join("mark");
+fn an_unwritable_report_path_fails_before_the_command_runs() {
+    let fixture = CliFixture::new();
+    let mark = fixture.dir.path().join("mark");
     let output =
-        bench.output(&["run", "--output", "/nonexistent/report", "--", "touch", mark.to_str().unwrap()]);
+        fixture.output(&["run", "--output", "/nonexistent/report", "--", "touch", mark.to_str().unwrap()]);
     assert_eq!(output.status.code(), Some(1), "{}", text(&output.stderr));
     assert!(!Path::new(&mark).exists());
 }
 
 #[test]
 fn the_energy_of_a_command_on_a_known_machine_is_known_within_its_error() {
-    let bench = Bench::new();
-    let output = bench.output(&[
+    let fixture = CliFixture::new();
+    let output = fixture.output(&[
         "run",
         "--json",
         "-o",
@@ -307,16 +308,16 @@ fn the_energy_of_a_command_on_a_known_machine_is_known_within_its_error() {
         "sleep",
         "0.3",
     ]);
-    let told = json(&output.stdout);
-    let account = &told["runs"][0]["account"];
+    let json_report = json(&output.stdout);
+    let account = &json_report["runs"][0]["account"];
     assert_holds_the_truth(account, 100);
     assert!(account["share_uj"].as_u64().unwrap() >= 30_000_000, "0.3 s at 100 W are 30 J: {account}");
     assert_eq!(account["state"], "settled");
     assert_eq!(account["grade"], "measured");
     assert_eq!(account["name"], "nap");
     assert_eq!(account["attributes"]["model"], "small");
-    assert_eq!(told["meter"]["kind"], "embedded");
-    assert_eq!(told["command"], serde_json::json!(["sleep", "0.3"]));
+    assert_eq!(json_report["meter"]["kind"], "embedded");
+    assert_eq!(json_report["command"], serde_json::json!(["sleep", "0.3"]));
     for (domain, watts) in [("package-0", 80), ("dram-0", 20)] {
         let shares = account["domains"].as_array().unwrap();
         let mut share = shares.iter().find(|share| share["domain"] == domain).unwrap().clone();
@@ -328,29 +329,30 @@ fn the_energy_of_a_command_on_a_known_machine_is_known_within_its_error() {
 
 #[test]
 fn only_the_domain_that_was_asked_for_is_counted() {
-    let bench = Bench::new();
-    let output = bench.output(&["run", "--json", "-o", "-", "--domain", "dram-0", "--", "sleep", "0.2"]);
+    let fixture = CliFixture::new();
+    let output = fixture.output(&["run", "--json", "-o", "-", "--domain", "dram-0", "--", "sleep", "0.2"]);
     assert_holds_the_truth(&json(&output.stdout)["runs"][0]["account"], 20);
-    let unknown = bench.output(&["run", "--domain", "gpu-9", "--", "true"]);
+    let unknown = fixture.output(&["run", "--domain", "gpu-9", "--", "true"]);
     assert_eq!(unknown.status.code(), Some(1));
     assert!(text(&unknown.stderr).contains("gpu-9"), "{}", text(&unknown.stderr));
 }
 
 #[test]
 fn repeated_runs_have_a_mean_and_a_spread() {
-    let bench = Bench::new();
-    let told = json(&bench.output(&["run", "-r", "3", "--json", "-o", "-", "--", "sleep", "0.1"]).stdout);
-    let runs = told["runs"].as_array().unwrap();
+    let fixture = CliFixture::new();
+    let json_report =
+        json(&fixture.output(&["run", "-r", "3", "--json", "-o", "-", "--", "sleep", "0.1"]).stdout);
+    let runs = json_report["runs"].as_array().unwrap();
     assert_eq!(runs.len(), 3);
     let shares: Vec<u64> = runs.iter().map(|run| run["account"]["share_uj"].as_u64().unwrap()).collect();
-    let spread = &told["share_uj"];
+    let spread = &json_report["share_uj"];
     assert_eq!(spread["count"], 3);
     assert_eq!(spread["min"].as_u64(), shares.iter().min().copied());
     assert_eq!(spread["max"].as_u64(), shares.iter().max().copied());
     assert!(spread["mean"].as_u64().unwrap().abs_diff(shares.iter().sum::<u64>() / 3) <= 1);
     assert!(spread["standard_deviation"].is_u64());
 
-    let report = bench.output(&["run", "-r", "2", "--", "true"]).stderr;
+    let report = fixture.output(&["run", "-r", "2", "--", "true"]).stderr;
     for part in ["2 runs", "MEAN", "DEVIATION", "LEAST", "MOST", "mean power"] {
         assert!(text(&report).contains(part), "no {part:?} in {}", text(&report));
     }
@@ -358,32 +360,32 @@ fn repeated_runs_have_a_mean_and_a_spread() {
 
 #[test]
 fn the_first_failure_of_repeated_runs_is_the_status_and_a_signal_ends_them() {
-    let bench = Bench::new();
-    let count = bench.dir.path().join("count");
+    let fixture = CliFixture::new();
+    let count = fixture.dir.path().join("count");
     let script = format!("echo x >> '{0}'; exit $(wc -l < '{0}')", count.display());
-    let output = bench.output(&["run", "-r", "3", "--", "sh", "-c", &script]);
+    let output = fixture.output(&["run", "-r", "3", "--", "sh", "-c", &script]);
     assert_eq!(output.status.code(), Some(1));
     assert_eq!(std::fs::read_to_string(&count).unwrap().lines().count(), 3);
-    let killed = bench.output(&["run", "-r", "3", "--json", "-o", "-", "--", "sh", "-c", "kill -TERM $$"]);
+    let killed = fixture.output(&["run", "-r", "3", "--json", "-o", "-", "--", "sh", "-c", "kill -TERM $$"]);
     assert_eq!(killed.status.code(), Some(143));
     assert_eq!(json(&killed.stdout)["runs"].as_array().unwrap().len(), 1);
 }
 
 #[test]
 fn a_signal_that_the_command_handles_ends_the_repetition_where_it_means_the_end() {
-    let bench = Bench::new();
+    let fixture = CliFixture::new();
     // Not INT, QUIT or HUP: whoever starts the tests may ignore them, and what is ignored cannot be trapped.
     for (signal, name, runs) in
         [(Signal::TERM, "TERM", 1), (Signal::USR1, "USR1", 3), (Signal::USR2, "USR2", 3)]
     {
-        let count = bench.dir.path().join(name);
+        let count = fixture.dir.path().join(name);
         // Only the first run waits for its signal, and goes well all the same.
         let script = format!(
             "echo x >> '{0}'; [ $(wc -l < '{0}') = 1 ] || exit 0; trap 'exit 0' {name}; echo ready; \
              for _ in $(seq 400); do sleep 0.05; done; exit 9",
             count.display()
         );
-        let mut child = bench
+        let mut child = fixture
             .wattspan(&["run", "-r", "3", "--", "sh", "-c", &script])
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
@@ -400,37 +402,37 @@ fn a_signal_that_the_command_handles_ends_the_repetition_where_it_means_the_end(
 
 #[test]
 fn a_named_daemon_that_does_not_answer_is_status_4_and_never_replaced() {
-    let bench = Bench::new();
-    let socket = bench.dir.path().join("nobody.sock");
+    let fixture = CliFixture::new();
+    let socket = fixture.dir.path().join("nobody.sock");
     for words in [&["read"][..], &["doctor"], &["spans"], &["balance"], &["run", "--", "true"]] {
-        let output = bench.bare().arg("--socket").arg(&socket).args(words).output().unwrap();
+        let output = fixture.bare().arg("--socket").arg(&socket).args(words).output().unwrap();
         assert_eq!(output.status.code(), Some(4), "{words:?}: {}", text(&output.stderr));
         assert!(text(&output.stderr).contains("nobody.sock"), "{}", text(&output.stderr));
-        let by_variable = bench.bare().env("WATTSPAN_SOCKET", &socket).args(words).output().unwrap();
+        let by_variable = fixture.bare().env("WATTSPAN_SOCKET", &socket).args(words).output().unwrap();
         assert_eq!(by_variable.status.code(), Some(4), "{words:?}: {}", text(&by_variable.stderr));
     }
 }
 
 #[test]
 fn a_machine_with_nothing_that_counts_is_status_3_and_the_command_is_not_run() {
-    let bench = Bench::new();
+    let fixture = CliFixture::new();
     let stuck = HUNDRED_WATTS.replace("quantum_uj", "stuck = true\nquantum_uj");
-    std::fs::write(&bench.machine, stuck).unwrap();
-    let mark = bench.dir.path().join("mark");
+    std::fs::write(&fixture.machine, stuck).unwrap();
+    let mark = fixture.dir.path().join("mark");
     for words in [&["read"][..], &["doctor"], &["run", "--", "touch", mark.to_str().unwrap()]] {
-        let output = bench.output(words);
+        let output = fixture.output(words);
         assert_eq!(output.status.code(), Some(3), "{words:?}: {}", text(&output.stderr));
         assert!(!text(&output.stdout).contains(" 0 W"), "missing is not zero: {}", text(&output.stdout));
     }
     assert!(!mark.exists());
-    let reasons = bench.output(&["read"]).stderr;
+    let reasons = fixture.output(&["read"]).stderr;
     assert!(text(&reasons).contains("package-0: "), "no reason in {}", text(&reasons));
 }
 
 #[test]
-fn a_daemon_that_lets_this_user_not_know_is_status_5_with_the_mend() {
-    let bench = Bench::new();
-    let socket = bench.dir.path().join("strict.sock");
+fn a_denied_user_gets_status_5_and_a_remedy() {
+    let fixture = CliFixture::new();
+    let socket = fixture.dir.path().join("strict.sock");
     let listener = UnixListener::bind(&socket).unwrap();
     thread::spawn(move || {
         for stream in listener.incoming() {
@@ -444,7 +446,7 @@ fn a_daemon_that_lets_this_user_not_know_is_status_5_with_the_mend() {
         }
     });
     for words in [&["read"][..], &["doctor"], &["spans"], &["balance"], &["run", "--", "true"]] {
-        let output = bench.bare().arg("--socket").arg(&socket).args(words).output().unwrap();
+        let output = fixture.bare().arg("--socket").arg(&socket).args(words).output().unwrap();
         assert_eq!(output.status.code(), Some(5), "{words:?}: {}", text(&output.stderr));
         assert!(text(&output.stderr).contains("usermod -aG"), "{}", text(&output.stderr));
     }
@@ -452,9 +454,9 @@ fn a_daemon_that_lets_this_user_not_know_is_status_5_with_the_mend() {
 
 #[test]
 fn a_command_measured_by_a_daemon_is_in_its_list_and_its_balance() {
-    let bench = Bench::new();
-    let daemon = Daemon::start(&bench);
-    let watching = bench
+    let fixture = CliFixture::new();
+    let daemon = Daemon::start(&fixture);
+    let watching = fixture
         .bare()
         .arg("--socket")
         .arg(&daemon.socket)
@@ -467,54 +469,54 @@ fn a_command_measured_by_a_daemon_is_in_its_list_and_its_balance() {
     let mut watching = Some(watching);
     let mut spans = Vec::new();
     let seen = loop {
-        let run = daemon.output(&bench, &["run", "--json", "-o", "-", "--", "sleep", "0.05"]);
-        let told = json(&run.stdout);
-        assert_eq!(told["meter"]["kind"], "daemon");
-        assert_holds_the_truth(&told["runs"][0]["account"], 100);
-        spans.push(told["runs"][0]["account"].clone());
+        let run = daemon.output(&fixture, &["run", "--json", "-o", "-", "--", "sleep", "0.05"]);
+        let json_report = json(&run.stdout);
+        assert_eq!(json_report["meter"]["kind"], "daemon");
+        assert_holds_the_truth(&json_report["runs"][0]["account"], 100);
+        spans.push(json_report["runs"][0]["account"].clone());
         if watching.as_mut().unwrap().try_wait().unwrap().is_some() {
             break json(&watching.take().unwrap().wait_with_output().unwrap().stdout);
         }
     };
     assert!(spans.contains(&seen), "{seen} is none of {spans:?}");
 
-    let one = daemon.output(&bench, &["spans", "--json", seen["span"].as_str().unwrap()]);
+    let one = daemon.output(&fixture, &["spans", "--json", seen["span"].as_str().unwrap()]);
     assert_eq!(json(&one.stdout), seen);
-    let recent = daemon.output(&bench, &["spans", "--json"]);
+    let recent = daemon.output(&fixture, &["spans", "--json"]);
     let listed: Vec<serde_json::Value> = String::from_utf8_lossy(&recent.stdout)
         .lines()
         .map(|line| serde_json::from_str(line).unwrap())
         .collect();
     let latest = spans.len().saturating_sub(20);
     assert_eq!(listed, spans[latest..], "the recent ones, the latest last");
-    let unknown = daemon.output(&bench, &["spans", "nobody"]);
+    let unknown = daemon.output(&fixture, &["spans", "nobody"]);
     assert_eq!(unknown.status.code(), Some(1));
     assert!(text(&unknown.stderr).contains("nobody"), "{}", text(&unknown.stderr));
 
-    let balance = json(&daemon.output(&bench, &["balance", "--json"]).stdout);
+    let balance = json(&daemon.output(&fixture, &["balance", "--json"]).stdout);
     let shares: u64 = spans.iter().map(|account| account["share_uj"].as_u64().unwrap()).sum();
     let sum = |field: &str| -> u64 {
         balance["balance"].as_array().unwrap().iter().map(|domain| domain[field].as_u64().unwrap()).sum()
     };
     assert_eq!(sum("attributed_uj"), shares);
     assert_eq!(sum("measured_uj"), sum("attributed_uj") + sum("unattributed_uj"));
-    assert_eq!(daemon.output(&bench, &["balance"]).status.code(), Some(0));
+    assert_eq!(daemon.output(&fixture, &["balance"]).status.code(), Some(0));
 }
 
 #[test]
-fn a_daemon_that_vanishes_leaves_the_energy_unknown_and_the_status_the_commands() {
-    let bench = Bench::new();
-    let daemon = Daemon::start(&bench);
+fn a_daemon_that_exits_leaves_the_energy_unknown_and_the_status_unchanged() {
+    let fixture = CliFixture::new();
+    let daemon = Daemon::start(&fixture);
     let script = format!("kill -9 {}; exit 6", daemon.process.id());
-    let output = daemon.output(&bench, &["run", "--", "sh", "-c", &script]);
+    let output = daemon.output(&fixture, &["run", "--", "sh", "-c", &script]);
     assert_eq!(output.status.code(), Some(6), "{}", text(&output.stderr));
     assert!(text(&output.stderr).contains("unknown (the daemon closed"), "{}", text(&output.stderr));
 }
 
 #[test]
-fn a_reader_that_has_heard_enough_is_no_failure() {
-    let bench = Bench::new();
-    let mut reading = bench
+fn a_closed_output_pipe_is_no_failure() {
+    let fixture = CliFixture::new();
+    let mut reading = fixture
         .wattspan(&["read", "--json", "--interval", "0.01"])
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -527,17 +529,17 @@ fn a_reader_that_has_heard_enough_is_no_failure() {
 }
 
 #[test]
-fn a_command_line_that_makes_no_sense_is_status_2() {
-    let bench = Bench::new();
+fn a_usage_error_is_status_2() {
+    let fixture = CliFixture::new();
     for words in [&["run"][..], &["read", "--interval", "0"], &["run", "-r", "0", "true"], &["dance"]] {
-        assert_eq!(bench.output(words).status.code(), Some(2), "{words:?}");
+        assert_eq!(fixture.output(words).status.code(), Some(2), "{words:?}");
     }
 }
 
 #[test]
 fn a_reading_shows_every_domain_and_the_machine() {
-    let bench = Bench::new();
-    let output = bench.output(&["read"]);
+    let fixture = CliFixture::new();
+    let output = fixture.output(&["read"]);
     assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
     let shown = text(&output.stdout);
     for part in ["package-0", "dram-0", "this machine:", "W", "measured"] {
@@ -547,8 +549,8 @@ fn a_reading_shows_every_domain_and_the_machine() {
 
 #[test]
 fn readings_in_json_are_one_object_a_line_with_units_in_their_keys() {
-    let bench = Bench::new();
-    let output = bench.output(&["read", "--json", "--interval", "0.1", "--count", "3"]);
+    let fixture = CliFixture::new();
+    let output = fixture.output(&["read", "--json", "--interval", "0.1", "--count", "3"]);
     let ticks: Vec<Value> = text(&output.stdout).lines().map(|line| json(line.as_bytes())).collect();
     assert_eq!(ticks.len(), 3);
     for pair in ticks.windows(2) {
@@ -560,15 +562,15 @@ fn readings_in_json_are_one_object_a_line_with_units_in_their_keys() {
 }
 
 #[test]
-fn the_doctor_tells_of_every_domain_and_of_the_callers_access() {
-    let bench = Bench::new();
-    let output = bench.output(&["doctor", "--json"]);
+fn doctor_lists_every_domain_and_the_callers_access() {
+    let fixture = CliFixture::new();
+    let output = fixture.output(&["doctor", "--json"]);
     assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
-    let told = json(&output.stdout);
-    assert_eq!(told["access"], "admin");
-    assert_eq!(told["meter"]["kind"], "embedded");
-    assert!(told["version"].is_string() && told["absent"].is_array());
-    let domains = told["domains"].as_array().unwrap();
+    let json_report = json(&output.stdout);
+    assert_eq!(json_report["access"], "admin");
+    assert_eq!(json_report["meter"]["kind"], "embedded");
+    assert!(json_report["version"].is_string() && json_report["absent"].is_array());
+    let domains = json_report["domains"].as_array().unwrap();
     assert_eq!(domains.len(), 2);
     for domain in domains {
         assert_eq!(domain["source"], "replay", "{domain}");
@@ -577,23 +579,23 @@ fn the_doctor_tells_of_every_domain_and_of_the_callers_access() {
             assert!(domain[figure].is_number(), "no {figure} in {domain}");
         }
     }
-    let shown = bench.output(&["doctor"]).stdout;
+    let shown = fixture.output(&["doctor"]).stdout;
     for part in ["DOMAIN", "UPDATES", "STEP", "your access: admin", "package-0", "live", "counted"] {
         assert!(text(&shown).contains(part), "no {part:?} in {}", text(&shown));
     }
 }
 
 #[test]
-fn the_doctor_holds_the_battery_beside_the_sum_and_never_adds_it() {
-    let bench = Bench::new();
+fn doctor_compares_the_battery_with_the_sum_and_never_adds_it() {
+    let fixture = CliFixture::new();
     let battery =
         "[[domain]]\nname = \"battery-0\"\nkind = \"battery\"\nprofile = [[1.0, 125]]\nquantum_uj = 61\n";
-    std::fs::write(&bench.machine, format!("{HUNDRED_WATTS}\n{battery}")).unwrap();
-    let told = json(&bench.output(&["doctor", "--json"]).stdout);
-    let domains = told["domains"].as_array().unwrap();
+    std::fs::write(&fixture.machine, format!("{HUNDRED_WATTS}\n{battery}")).unwrap();
+    let json_report = json(&fixture.output(&["doctor", "--json"]).stdout);
+    let domains = json_report["domains"].as_array().unwrap();
     let battery = domains.iter().find(|domain| domain["name"] == "battery-0").unwrap();
     assert_eq!(battery["counted"], false);
-    let shown = bench.output(&["doctor"]).stdout;
+    let shown = fixture.output(&["doctor"]).stdout;
     let words: Vec<_> = text(&shown).split_whitespace().collect();
     assert!(words.join(" ").contains("The battery delivers 12"), "{}", text(&shown));
     assert!(text(&shown).contains("the counted domains together"), "{}", text(&shown));
@@ -601,8 +603,8 @@ fn the_doctor_holds_the_battery_beside_the_sum_and_never_adds_it() {
 
 #[test]
 fn a_narrow_terminal_loses_no_figure() {
-    let bench = Bench::new();
-    let narrow = bench.wattspan(&["doctor"]).env("COLUMNS", "40").output().unwrap().stdout;
+    let fixture = CliFixture::new();
+    let narrow = fixture.wattspan(&["doctor"]).env("COLUMNS", "40").output().unwrap().stdout;
     for part in ["SOURCE", "STEP", "POWER", "package-0", "dram-0"] {
         assert!(text(&narrow).contains(part), "no {part} in {}", text(&narrow));
     }
@@ -611,16 +613,16 @@ fn a_narrow_terminal_loses_no_figure() {
 
 #[test]
 fn completions_and_manual_pages_are_made_for_both_programs() {
-    let bench = Bench::new();
+    let fixture = CliFixture::new();
     for shell in ["bash", "zsh", "fish"] {
         for (more, program) in [(&[][..], "wattspan"), (&["--daemon"], "wattspand")] {
             let words = [&["generate", "completions", shell], more].concat();
-            let output = bench.bare().args(words).output().unwrap();
+            let output = fixture.bare().args(words).output().unwrap();
             assert!(text(&output.stdout).contains(program), "{shell} {program}");
         }
     }
-    let dir = bench.dir.path().join("man");
-    let output = bench.bare().args(["generate", "man"]).arg(&dir).output().unwrap();
+    let dir = fixture.dir.path().join("man");
+    let output = fixture.bare().args(["generate", "man"]).arg(&dir).output().unwrap();
     assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
     for page in ["wattspan.1", "wattspan-run.1", "wattspan-doctor.1", "wattspand.8"] {
         let page = std::fs::read_to_string(dir.join(page)).unwrap_or_else(|error| panic!("{page}: {error}"));
@@ -632,16 +634,16 @@ fn completions_and_manual_pages_are_made_for_both_programs() {
 
 #[test]
 fn history_is_found_by_age_name_and_attribute_after_the_daemon_was_killed() {
-    let bench = Bench::new();
-    let daemon = Daemon::start(&bench);
-    let run = daemon.output(&bench, &["run", "--json", "-o", "-", "--", "sleep", "0.05"]);
+    let fixture = CliFixture::new();
+    let daemon = Daemon::start(&fixture);
+    let run = daemon.output(&fixture, &["run", "--json", "-o", "-", "--", "sleep", "0.05"]);
     let account = json(&run.stdout)["runs"][0]["account"].take();
     assert_eq!(account["durable"], true, "{account}");
     drop(daemon);
-    let daemon = Daemon::start(&bench);
+    let daemon = Daemon::start(&fixture);
     let name = account["name"].as_str().unwrap();
     let listed = |words: &[&str]| {
-        let output = daemon.output(&bench, &[&["spans", "--json"], words].concat());
+        let output = daemon.output(&fixture, &[&["spans", "--json"], words].concat());
         assert!(output.status.success(), "{words:?}: {}", text(&output.stderr));
         text(&output.stdout).lines().map(|line| json(line.as_bytes())).collect::<Vec<Value>>()
     };
@@ -654,9 +656,13 @@ fn history_is_found_by_age_name_and_attribute_after_the_daemon_was_killed() {
         assert!(listed(words).is_empty(), "{words:?}");
     }
     for words in [["--since", "yesterday"], ["--attribute", "model"], ["--state", "open"]] {
-        assert_eq!(daemon.output(&bench, &["spans", words[0], words[1]]).status.code(), Some(2), "{words:?}");
+        assert_eq!(
+            daemon.output(&fixture, &["spans", words[0], words[1]]).status.code(),
+            Some(2),
+            "{words:?}"
+        );
     }
-    let doctor = daemon.output(&bench, &["doctor"]);
+    let doctor = daemon.output(&fixture, &["doctor"]);
     assert!(text(&doctor.stdout).contains("Accounts are on disk"), "{}", text(&doctor.stdout));
 }
 
@@ -693,9 +699,9 @@ fn row<'a>(table: &'a str, domain: &str) -> &'a str {
 
 #[test]
 fn a_command_too_short_for_a_counter_says_so_and_json_says_why() {
-    let bench = Bench::new();
-    std::fs::write(&bench.machine, NESTED).unwrap();
-    let report = bench.output(&["run", "--", "true"]).stderr;
+    let fixture = CliFixture::new();
+    std::fs::write(&fixture.machine, NESTED).unwrap();
+    let report = fixture.output(&["run", "--", "true"]).stderr;
     let report = text(&report);
     let energy = row(report, "energy");
     assert!(energy.contains("at most ") && !energy.contains('±'), "{report}");
@@ -706,12 +712,12 @@ fn a_command_too_short_for_a_counter_says_so_and_json_says_why() {
         row(report, "psys").contains("at most ") && row(report, "psys").contains("too short"),
         "{report}"
     );
-    let repeated = bench.output(&["run", "-r", "2", "--", "true"]).stderr;
+    let repeated = fixture.output(&["run", "-r", "2", "--", "true"]).stderr;
     let repeated = text(&repeated);
     assert!(row(repeated, "energy").contains("at most ") && repeated.contains("for psys"), "{repeated}");
 
-    let told = json(&bench.output(&["run", "--json", "-o", "-", "--", "true"]).stdout);
-    let run = &told["runs"][0];
+    let json_report = json(&fixture.output(&["run", "--json", "-o", "-", "--", "true"]).stdout);
+    let run = &json_report["runs"][0];
     let short = run["too_short"].as_array().unwrap();
     let psys = short.iter().find(|counter| counter["domain"] == "psys").unwrap();
     assert!(
@@ -723,62 +729,62 @@ fn a_command_too_short_for_a_counter_says_so_and_json_says_why() {
         assert!(run["account"][field].is_u64(), "a number is missing: {run}");
     }
 
-    let long = bench.output(&["run", "--domain", "package-0", "--", "sleep", "0.3"]).stderr;
+    let long = fixture.output(&["run", "--domain", "package-0", "--", "sleep", "0.3"]).stderr;
     assert!(!text(&long).contains("too short"), "300 steps of its counter are enough: {}", text(&long));
 }
 
 #[test]
 fn a_span_shorter_than_the_update_interval_is_too_short_also_in_the_lists() {
-    let bench = Bench::new();
-    std::fs::write(&bench.machine, NESTED).unwrap();
-    let daemon = Daemon::start(&bench);
+    let fixture = CliFixture::new();
+    std::fs::write(&fixture.machine, NESTED).unwrap();
+    let daemon = Daemon::start(&fixture);
     let is_known = || {
-        let info = json(&daemon.output(&bench, &["doctor", "--json"]).stdout);
+        let info = json(&daemon.output(&fixture, &["doctor", "--json"]).stdout);
         let domains = info["domains"].as_array().unwrap();
         domains.iter().any(|domain| domain["name"] == "psys" && domain["update_interval_ns"].is_u64())
     };
     assert!((0..100).any(|_| is_known()), "the update interval is never known");
-    let report = daemon.output(&bench, &["run", "--", "true"]).stderr;
+    let report = daemon.output(&fixture, &["run", "--", "true"]).stderr;
     assert!(row(text(&report), "too").contains("psys (updates every "), "{}", text(&report));
-    let told = json(&daemon.output(&bench, &["run", "--json", "-o", "-", "--", "true"]).stdout);
-    assert!(told["runs"][0]["too_short"][0]["update_interval_ns"].is_u64(), "{told}");
-    let span = told["runs"][0]["account"]["span"].as_str().unwrap();
-    let one = daemon.output(&bench, &["spans", span]).stdout;
+    let json_report = json(&daemon.output(&fixture, &["run", "--json", "-o", "-", "--", "true"]).stdout);
+    assert!(json_report["runs"][0]["too_short"][0]["update_interval_ns"].is_u64(), "{json_report}");
+    let span = json_report["runs"][0]["account"]["span"].as_str().unwrap();
+    let one = daemon.output(&fixture, &["spans", span]).stdout;
     assert!(row(text(&one), "energy").contains("at most ") && text(&one).contains("psys"), "{}", text(&one));
-    let list = daemon.output(&bench, &["spans"]).stdout;
+    let list = daemon.output(&fixture, &["spans"]).stdout;
     assert!(text(&list).contains("at most "), "{}", text(&list));
-    let one = json(&daemon.output(&bench, &["spans", "--json", span]).stdout);
+    let one = json(&daemon.output(&fixture, &["spans", "--json", span]).stdout);
     assert!(one["too_short"].as_array().unwrap().iter().any(|counter| counter["domain"] == "psys"), "{one}");
     assert!(one["share_uj"].is_u64(), "{one}");
 }
 
 #[test]
 fn a_counter_that_moves_less_often_than_it_is_read_shows_no_power_of_zero() {
-    let bench = Bench::new();
-    std::fs::write(&bench.machine, NESTED).unwrap();
-    let lines = bench.output(&["read", "--interval", "0.02", "--count", "4"]).stdout;
+    let fixture = CliFixture::new();
+    std::fs::write(&fixture.machine, NESTED).unwrap();
+    let lines = fixture.output(&["read", "--interval", "0.02", "--count", "4"]).stdout;
     let lines: Vec<&str> = text(&lines).lines().collect();
     assert_eq!(lines.len(), 5, "{lines:?}");
     assert!(lines[1..].iter().any(|line| line.contains("too short")), "{lines:?}");
     assert!(!lines[1..].iter().any(|line| line.contains(" 0 mW")), "{lines:?}");
-    let csv = bench.output(&["read", "--csv", "--interval", "0.02", "--count", "4"]).stdout;
+    let csv = fixture.output(&["read", "--csv", "--interval", "0.02", "--count", "4"]).stdout;
     let psys: Vec<Vec<String>> = text(&csv).lines().map(cells).filter(|line| line[1] == "psys").collect();
     assert!(psys.len() == 4 && psys.iter().any(|line| line[2].is_empty() && !line[4].is_empty()), "{psys:?}");
     assert!(psys.iter().all(|line| line[2] != "0.000"), "{psys:?}");
 }
 
 #[test]
-fn every_table_of_domains_shows_what_lies_inside_what_and_what_is_no_part_of_the_total() {
-    let bench = Bench::new();
-    std::fs::write(&bench.machine, NESTED).unwrap();
-    let daemon = Daemon::start(&bench);
-    let run = daemon.output(&bench, &["run", "--json", "-o", "-", "--", "sleep", "0.1"]);
+fn domain_tables_show_nesting_and_what_the_total_counts() {
+    let fixture = CliFixture::new();
+    std::fs::write(&fixture.machine, NESTED).unwrap();
+    let daemon = Daemon::start(&fixture);
+    let run = daemon.output(&fixture, &["run", "--json", "-o", "-", "--", "sleep", "0.1"]);
     let span = json(&run.stdout)["runs"][0]["account"]["span"].as_str().unwrap().to_owned();
     let shown = |words: &[&str]| {
-        let output = daemon.output(&bench, words);
+        let output = daemon.output(&fixture, words);
         format!("{}{}", text(&output.stdout), text(&output.stderr))
     };
-    let info = json(&daemon.output(&bench, &["doctor", "--json"]).stdout);
+    let info = json(&daemon.output(&fixture, &["doctor", "--json"]).stdout);
     let counted = |name: &str| {
         let domains = info["domains"].as_array().unwrap();
         domains.iter().find(|domain| domain["name"] == name).unwrap()["counted"] == true
@@ -804,13 +810,13 @@ fn every_table_of_domains_shows_what_lies_inside_what_and_what_is_no_part_of_the
 }
 
 #[test]
-fn a_question_to_the_daemon_refuses_a_machine_of_its_own() {
-    let bench = Bench::new();
-    let daemon = Daemon::start(&bench);
+fn daemon_commands_reject_replay_and_config() {
+    let fixture = CliFixture::new();
+    let daemon = Daemon::start(&fixture);
     for verb in ["spans", "balance", "reload"] {
         for flag in ["--replay", "--config"] {
-            let machine = bench.machine.to_str().unwrap();
-            let output = bench
+            let machine = fixture.machine.to_str().unwrap();
+            let output = fixture
                 .bare()
                 .env("WATTSPAN_SOCKET", &daemon.socket)
                 .args([verb, flag, machine])
@@ -825,20 +831,20 @@ fn a_question_to_the_daemon_refuses_a_machine_of_its_own() {
         }
     }
     // A machine of one's own wins over the environment, and not over a daemon that is named beside it.
-    let mut own = bench.bare();
-    own.env("WATTSPAN_SOCKET", &daemon.socket).arg("--replay").arg(&bench.machine);
-    let told = json(&own.args(["doctor", "--json"]).output().unwrap().stdout);
-    assert_eq!(told["meter"]["kind"], "embedded");
-    let mut both = bench.bare();
-    both.arg("--replay").arg(&bench.machine).args(["doctor", "--socket"]).arg(&daemon.socket);
+    let mut own = fixture.bare();
+    own.env("WATTSPAN_SOCKET", &daemon.socket).arg("--replay").arg(&fixture.machine);
+    let json_report = json(&own.args(["doctor", "--json"]).output().unwrap().stdout);
+    assert_eq!(json_report["meter"]["kind"], "embedded");
+    let mut both = fixture.bare();
+    both.arg("--replay").arg(&fixture.machine).args(["doctor", "--socket"]).arg(&daemon.socket);
     assert_eq!(both.output().unwrap().status.code(), Some(2));
 }
 
 #[test]
 fn help_is_a_command_at_every_level_and_shows_all_of_them() {
-    let bench = Bench::new();
+    let fixture = CliFixture::new();
     let help = |words: &[&str]| {
-        let output = bench.bare().args(words).output().unwrap();
+        let output = fixture.bare().args(words).output().unwrap();
         assert_eq!(output.status.code(), Some(0), "{words:?}: {}", text(&output.stderr));
         text(&output.stdout).to_owned()
     };
@@ -852,9 +858,9 @@ fn help_is_a_command_at_every_level_and_shows_all_of_them() {
 
 #[test]
 fn a_proxy_listens_at_a_hosts_name() {
-    let bench = Bench::new();
-    let daemon = Daemon::start(&bench);
-    let mut proxy = bench.bare();
+    let fixture = CliFixture::new();
+    let daemon = Daemon::start(&fixture);
+    let mut proxy = fixture.bare();
     proxy.arg("--socket").arg(&daemon.socket);
     proxy.args(["proxy", "--listen", "localhost:0", "--upstream", "http://localhost:1"]);
     let mut proxy = proxy.stderr(Stdio::piped()).spawn().unwrap();
@@ -880,10 +886,10 @@ fn cells(line: &str) -> Vec<String> {
 
 #[test]
 fn readings_are_written_as_comma_separated_values_with_the_time() {
-    let bench = Bench::new();
+    let fixture = CliFixture::new();
     let named = HUNDRED_WATTS.replace("\"dram-0\"", "\"=dram, 0\"");
-    std::fs::write(&bench.machine, named).unwrap();
-    let output = bench.output(&["read", "--csv", "--interval", "0.1", "--count", "2"]);
+    std::fs::write(&fixture.machine, named).unwrap();
+    let output = fixture.output(&["read", "--csv", "--interval", "0.1", "--count", "2"]);
     assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
     let lines: Vec<Vec<String>> = text(&output.stdout).lines().map(cells).collect();
     assert_eq!(
@@ -903,20 +909,20 @@ fn readings_are_written_as_comma_separated_values_with_the_time() {
         assert!(time.len() == 24 && time[10] == b'T' && time[19] == b'.' && time[23] == b'Z', "{line:?}");
         assert!(line[2].parse::<f64>().unwrap() > 0.0 && line[7] == "true" && line[8] == "true", "{line:?}");
     }
-    let seen = bench.output(&["read", "--interval", "0.1", "--count", "1"]).stdout;
+    let seen = fixture.output(&["read", "--interval", "0.1", "--count", "1"]).stdout;
     assert!(text(&seen).contains("TIME") && text(&seen).contains("Z  "), "{}", text(&seen));
-    let timed = json(&bench.output(&["read", "--json"]).stdout);
+    let timed = json(&fixture.output(&["read", "--json"]).stdout);
     let now = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap();
     let hour_ns = 3_600_000_000_000;
     assert!(timed["unix_ns"].as_u64().unwrap().abs_diff(now.as_nanos() as u64) < hour_ns, "{timed}");
-    assert_eq!(bench.output(&["read", "--csv", "--json"]).status.code(), Some(2));
+    assert_eq!(fixture.output(&["read", "--csv", "--json"]).status.code(), Some(2));
 }
 
 #[test]
 fn the_open_spans_are_listed_with_their_figures_so_far() {
-    let bench = Bench::new();
-    let daemon = Daemon::start(&bench);
-    let none = daemon.output(&bench, &["spans", "--open"]);
+    let fixture = CliFixture::new();
+    let daemon = Daemon::start(&fixture);
+    let none = daemon.output(&fixture, &["spans", "--open"]);
     assert_eq!(text(&none.stdout), "no span that fits is open\n");
     let mut client = UnixStream::connect(&daemon.socket).unwrap();
     for (span, name) in [("one", "first"), ("two", "second"), ("three", "first")] {
@@ -929,7 +935,7 @@ fn the_open_spans_are_listed_with_their_figures_so_far() {
         while client.read(&mut answer).unwrap() > 0 && answer[0] != 0 {}
     }
     let listed = |words: &[&str]| -> Vec<Value> {
-        let output = daemon.output(&bench, &[&["spans", "--open", "--json"], words].concat());
+        let output = daemon.output(&fixture, &[&["spans", "--open", "--json"], words].concat());
         assert!(output.status.success(), "{words:?}: {}", text(&output.stderr));
         text(&output.stdout).lines().map(|line| json(line.as_bytes())).collect()
     };
@@ -946,11 +952,11 @@ fn the_open_spans_are_listed_with_their_figures_so_far() {
     for account in listed(&[]) {
         assert!(account["state"] == "open" && account["share_uj"].is_u64(), "{account}");
     }
-    let shown = daemon.output(&bench, &["spans", "--open"]).stdout;
+    let shown = daemon.output(&fixture, &["spans", "--open"]).stdout;
     assert!(text(&shown).contains("second (two)  open"), "{}", text(&shown));
     drop(client);
     while !names(&[]).is_empty() {}
-    assert_eq!(daemon.output(&bench, &["spans", "--open", "--watch"]).status.code(), Some(2));
+    assert_eq!(daemon.output(&fixture, &["spans", "--open", "--watch"]).status.code(), Some(2));
 }
 
 /// Every character that moves a cursor, ends a line, colours a screen or reorders it.
@@ -1019,13 +1025,13 @@ fn hostile_daemon(socket: &Path) {
                 let mut reader = BufReader::new(stream.try_clone().unwrap());
                 let mut call = Vec::new();
                 while reader.read_until(0, &mut call).unwrap_or(0) > 0 {
-                    let asked = json(&call[..call.len() - 1]);
+                    let request = json(&call[..call.len() - 1]);
                     call.clear();
-                    let method = asked["method"].as_str().unwrap().rsplit('.').next().unwrap();
-                    let more = asked["more"] == true;
+                    let method = request["method"].as_str().unwrap().rsplit('.').next().unwrap();
+                    let more = request["more"] == true;
                     for turn in 1.. {
                         let mut reply = serde_json::json!({ "parameters": answer(method, turn) });
-                        if asked["parameters"]["span"] == "none" {
+                        if request["parameters"]["span"] == "none" {
                             reply["error"] = "org.wattspan.Meter.InvalidValue".into();
                             reply["parameters"] = refusal.clone();
                         }
@@ -1045,8 +1051,8 @@ fn hostile_daemon(socket: &Path) {
 
 #[test]
 fn no_text_of_a_daemon_reaches_a_terminal_with_a_hidden_character() {
-    let bench = Bench::new();
-    let socket = bench.dir.path().join("hostile.sock");
+    let fixture = CliFixture::new();
+    let socket = fixture.dir.path().join("hostile.sock");
     hostile_daemon(&socket);
     for words in [
         &["spans"][..],
@@ -1066,7 +1072,7 @@ fn no_text_of_a_daemon_reaches_a_terminal_with_a_hidden_character() {
             if words.contains(&"--csv") && !more.is_empty() {
                 continue;
             }
-            let mut command = bench.bare();
+            let mut command = fixture.bare();
             command.arg("--socket").arg(&socket).args(more).args(words);
             for width in ["60", "400"] {
                 let output = command.env("COLUMNS", width).output().unwrap();
@@ -1084,21 +1090,21 @@ fn no_text_of_a_daemon_reaches_a_terminal_with_a_hidden_character() {
             }
         }
     }
-    let failed = bench.bare().arg("--socket").arg(&socket).args(["spans", "none"]).output().unwrap();
+    let failed = fixture.bare().arg("--socket").arg(&socket).args(["spans", "none"]).output().unwrap();
     assert_eq!(failed.status.code(), Some(1));
     assert_shows_everything("a refusal", &failed.stderr);
     let forged = text(&failed.stderr).lines().skip(1).find(|line| !line.starts_with(' '));
     assert_eq!(forged, None, "a reason must not look like another message");
     let json_of_one =
-        bench.bare().arg("--socket").arg(&socket).args(["spans", "name", "--json"]).output().unwrap();
+        fixture.bare().arg("--socket").arg(&socket).args(["spans", "name", "--json"]).output().unwrap();
     assert_eq!(json(&json_of_one.stdout)["name"], hostile("name"), "JSON means the same");
 }
 
 #[test]
 fn no_name_of_a_machine_or_a_command_reaches_a_terminal_with_a_hidden_character() {
-    let bench = Bench::new();
+    let fixture = CliFixture::new();
     let in_toml: String = hostile("dram").chars().map(|c| format!("\\U{:08x}", u32::from(c))).collect();
-    std::fs::write(&bench.machine, HUNDRED_WATTS.replace("dram-0", &in_toml)).unwrap();
+    std::fs::write(&fixture.machine, HUNDRED_WATTS.replace("dram-0", &in_toml)).unwrap();
     let word: String = hostile("word");
     let name = "name\u{202e}\u{2066}end";
     for words in [
@@ -1113,14 +1119,14 @@ fn no_name_of_a_machine_or_a_command_reaches_a_terminal_with_a_hidden_character(
         &["run", "-d", &word, "--", "true"],
         &["run", "-o", &format!("/nonexistent/{word}"), "--", "true"],
     ] {
-        let output = bench.output(words);
+        let output = fixture.output(words);
         let all = [output.stdout.as_slice(), &output.stderr].concat();
         assert_shows_everything(&format!("{words:?}"), &all);
         let shown = text(&all).contains("u{202e}") || text(&all).contains("u202e");
         assert!(shown || text(&all).contains("has a control character"), "{words:?}: {}", text(&all));
     }
     for words in [&["spans", "--state", &word][..], &[&word]] {
-        let output = bench.output(words);
+        let output = fixture.output(words);
         assert_eq!(output.status.code(), Some(2), "{}", text(&output.stderr));
         assert_shows_everything("a usage error", &output.stderr);
     }
@@ -1128,7 +1134,7 @@ fn no_name_of_a_machine_or_a_command_reaches_a_terminal_with_a_hidden_character(
     let log = daemon.arg("--config").arg(format!("/nonexistent/{word}")).output().unwrap().stderr;
     assert_shows_everything("the daemon's log", &log);
     assert!(text(&log).contains("u{202e}"), "{}", text(&log));
-    let file = bench.dir.path().join("report");
-    bench.output(&["run", "-o", file.to_str().unwrap(), "--", "true", &word]);
+    let file = fixture.dir.path().join("report");
+    fixture.output(&["run", "-o", file.to_str().unwrap(), "--", "true", &word]);
     assert_shows_everything("a report in a file", &std::fs::read(file).unwrap());
 }

@@ -1,12 +1,12 @@
 //! Joules in = joules out, whatever happens: measured = attributed + unattributed, in integers, for every domain,
 //! under random schedules, gaps, resets and cancelled spans; and accounts that do not depend on the order of messages.
 
-#[path = "support/machine.rs"]
-mod machine;
+#[path = "support/ground_truth.rs"]
+mod ground_truth;
 
 use std::collections::BTreeMap;
 
-use machine::{Dice, Truth, domain};
+use ground_truth::{GroundTruth, TestRng, domain};
 use proptest::prelude::*;
 use wattspan::attribution::account::Account;
 use wattspan::attribution::{AttributionSettings, Attributor, NewSpan, SpanKey};
@@ -28,10 +28,10 @@ fn opening(name: &str, at_ns: u64, weight: f64, domains: Option<Vec<usize>>) -> 
     }
 }
 
-fn random_truth(dice: &mut Dice) -> Truth {
+fn random_truth(rng: &mut TestRng) -> GroundTruth {
     let steps: Vec<(u64, u64)> =
-        (0..200).map(|_| (dice.between(MS / 10, 20 * MS), dice.between(1_000, 400_000))).collect();
-    Truth::new(&steps, dice.between(MS / 2, 20 * MS), dice.between(0, MS), dice.between(1, 100))
+        (0..200).map(|_| (rng.range(MS / 10, 20 * MS), rng.range(1_000, 400_000))).collect();
+    GroundTruth::new(&steps, rng.range(MS / 2, 20 * MS), rng.range(0, MS), rng.range(1, 100))
 }
 
 fn assert_balanced(attributor: &Attributor) {
@@ -47,15 +47,15 @@ fn assert_balanced(attributor: &Attributor) {
 
 /// A random life: opens, closes, marks, weights, cancels; three domains of different cadence; readings that fail,
 /// counters that reset; the last domain may come while spans are open. Gives every settled account.
-fn live(seed: u64, faults: bool) -> (Attributor, Vec<Account>) {
-    let mut dice = Dice(seed | 1);
-    let truths: Vec<Truth> = (0..3).map(|_| random_truth(&mut dice)).collect();
+fn run_random_schedule(seed: u64, faults: bool) -> (Attributor, Vec<Account>) {
+    let mut rng = TestRng(seed | 1);
+    let truths: Vec<GroundTruth> = (0..3).map(|_| random_truth(&mut rng)).collect();
     let mut domains = vec![
         domain("package-0", DomainKind::Package, truths[0].quantum_uj, None),
         domain("dram-0", DomainKind::Dram, truths[1].quantum_uj, Some(500_000)),
         domain("gpu-0", DomainKind::Gpu, truths[2].quantum_uj, None),
     ];
-    let comes_at = dice.between(0, 1000) as u32;
+    let comes_at = rng.range(0, 1000) as u32;
     let late = if comes_at < 200 { None } else { domains.pop() };
     let mut attributor = Attributor::new(
         domains,
@@ -65,47 +65,47 @@ fn live(seed: u64, faults: bool) -> (Attributor, Vec<Account>) {
     let (mut open, mut out, mut epochs) = (Vec::<SpanKey>::new(), Vec::new(), [0_u32; 3]);
     let mut now = MS;
     for turn in 0..1500_u32 {
-        now += dice.between(MS / 10, 2 * MS);
+        now += rng.range(MS / 10, 2 * MS);
         if let Some((_, domain)) = late.take_if(|(comes_at, _)| *comes_at == turn) {
             attributor.add_domain(domain);
         }
         for (index, truth) in truths.iter().enumerate() {
-            if faults && dice.between(0, 400) == 0 {
+            if faults && rng.range(0, 400) == 0 {
                 epochs[index] += 1;
             }
-            let valid = !faults || dice.between(0, 20) != 0;
+            let valid = !faults || rng.range(0, 20) != 0;
             let reading = EnergyReading { valid, epoch: epochs[index], ..truth.reading(now) };
             attributor.add_reading(index, now - 3_000, now + 3_000, &reading);
         }
-        let back = dice.between(0, 9 * MS);
+        let back = rng.range(0, 9 * MS);
         let at = now.saturating_sub(back);
-        match dice.between(0, 9) {
+        match rng.range(0, 9) {
             0..=3 => {
-                let weight = [0.0, 1.0, 1.0, 2.5, 1e6, 0.001][dice.between(0, 5) as usize];
-                let scope = (dice.between(0, 4) == 0).then(|| vec![dice.between(0, 2) as usize]);
+                let weight = [0.0, 1.0, 1.0, 2.5, 1e6, 0.001][rng.range(0, 5) as usize];
+                let scope = (rng.range(0, 4) == 0).then(|| vec![rng.range(0, 2) as usize]);
                 open.push(attributor.open(now, opening(&format!("s{turn}"), at, weight, scope)).unwrap());
             }
             4..=6 if !open.is_empty() => {
-                let key = open.swap_remove(dice.roll() as usize % open.len());
+                let key = open.swap_remove(rng.next_u64() as usize % open.len());
                 if attributor.close(now, key, at, BTreeMap::new(), false).is_err() {
                     attributor.close(now, key, now, BTreeMap::new(), false).unwrap();
                 }
             }
             7 if !open.is_empty() => {
-                let key = open[dice.roll() as usize % open.len()];
-                attributor.set_weight(now, key, dice.between(1, 900) as f64 / 100.0, now).unwrap();
+                let key = open[rng.next_u64() as usize % open.len()];
+                attributor.set_weight(now, key, rng.range(1, 900) as f64 / 100.0, now).unwrap();
             }
             8 if !open.is_empty() => {
-                let key = open[dice.roll() as usize % open.len()];
+                let key = open[rng.next_u64() as usize % open.len()];
                 attributor.begin_phase(now, key, format!("p{turn}"), now).unwrap();
             }
             9 if !open.is_empty() => {
-                let key = open.swap_remove(dice.roll() as usize % open.len());
+                let key = open.swap_remove(rng.next_u64() as usize % open.len());
                 attributor.cancel(now, key, now).unwrap();
             }
             _ => {}
         }
-        if dice.between(0, 3) == 0 {
+        if rng.range(0, 3) == 0 {
             attributor.settle(now, &mut out);
             assert_balanced(&attributor);
         }
@@ -133,7 +133,7 @@ proptest! {
 
     #[test]
     fn every_joule_is_attributed_or_unattributed_and_none_twice(seed: u64, faults: bool) {
-        let (attributor, accounts) = live(seed, faults);
+        let (attributor, accounts) = run_random_schedule(seed, faults);
         assert!(!attributor.is_busy(), "a span never settled");
         for (index, balance) in attributor.balance().into_iter().enumerate() {
             prop_assert_eq!(balance.measured_uj, balance.attributed_uj + balance.unattributed_uj);
@@ -151,7 +151,7 @@ proptest! {
 
     #[test]
     fn phases_add_up_to_their_span(seed: u64) {
-        let (_, accounts) = live(seed, false);
+        let (_, accounts) = run_random_schedule(seed, false);
         let mut checked = 0;
         for account in accounts.iter().filter(|account| !account.phases.is_empty()) {
             let sum: Option<u64> = account.phases.iter().map(|phase| phase.share_uj).sum();
@@ -168,22 +168,22 @@ proptest! {
 #[test]
 fn an_account_does_not_depend_on_the_order_of_messages() {
     let deliver = |shuffle: u64| -> Vec<Account> {
-        let mut dice = Dice(99);
-        let truth = random_truth(&mut dice);
+        let mut rng = TestRng(99);
+        let truth = random_truth(&mut rng);
         let mut attributor = Attributor::new(
             vec![domain("package-0", DomainKind::Package, truth.quantum_uj, None)],
             AttributionSettings::default(),
         );
         let mut edges: Vec<(u64, usize, bool)> = Vec::new();
         for span in 0..300_usize {
-            let from = dice.between(10 * MS, 800 * MS);
+            let from = rng.range(10 * MS, 800 * MS);
             edges.push((from, span, true));
-            edges.push((from + dice.between(30 * MS, 100 * MS), span, false));
+            edges.push((from + rng.range(30 * MS, 100 * MS), span, false));
         }
         // Arrival: up to 9 ms after the edge, by another dice for each delivery.
-        let mut late = Dice(shuffle);
+        let mut late = TestRng(shuffle);
         let mut arrivals: Vec<(u64, u64, usize, bool)> =
-            edges.iter().map(|&(at, span, open)| (at + late.between(0, 9 * MS), at, span, open)).collect();
+            edges.iter().map(|&(at, span, open)| (at + late.range(0, 9 * MS), at, span, open)).collect();
         arrivals.sort_unstable();
         let (mut keys, mut out, mut next) = (BTreeMap::new(), Vec::new(), 0);
         for now in (MS..1_200 * MS).step_by(MS as usize) {
@@ -215,7 +215,7 @@ fn an_account_does_not_depend_on_the_order_of_messages() {
 
 #[test]
 fn an_edge_older_than_the_horizon_is_moved_and_reported() {
-    let truth = Truth::new(&[(1, 100_000)], MS, 0, 1);
+    let truth = GroundTruth::new(&[(1, 100_000)], MS, 0, 1);
     let mut attributor = Attributor::new(
         vec![domain("package-0", DomainKind::Package, 1, None)],
         AttributionSettings::default(),
@@ -240,7 +240,7 @@ fn an_edge_older_than_the_horizon_is_moved_and_reported() {
 
 #[test]
 fn moved_ns_sums_all_edges_that_were_moved_to_the_horizon() {
-    let truth = Truth::new(&[(1, 100_000)], MS, 0, 1);
+    let truth = GroundTruth::new(&[(1, 100_000)], MS, 0, 1);
     let mut attributor = Attributor::new(
         vec![domain("package-0", DomainKind::Package, 1, None)],
         AttributionSettings::default(),

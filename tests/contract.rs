@@ -3,17 +3,20 @@
 mod support;
 
 use serde_json::{Value, json};
-use support::{SLUGGISH, STEADY, TestClient, TestDaemon, message, number, pass, refusal, row, until};
+use support::{
+    SLOW_COUNTER_MACHINE, STEADY_MACHINE, TestClient, TestDaemon, domain_row, encode_call, error_of, get_u64,
+    sleep_ms, wait_until,
+};
 
 /// The span of each refusal below; 129 bytes, one more than a name may have.
 const LONG: &str = "spanspanspanspanspanspanspanspanspanspanspanspanspanspanspanspanspanspanspanspanspanspanspanspanspanspanspanspanspanspanspanspanX";
 
 #[test]
 fn the_machine_is_described_with_every_domain_and_every_source_that_is_not_there() {
-    let daemon = TestDaemon::on(STEADY);
+    let daemon = TestDaemon::start(STEADY_MACHINE);
     let mut client = daemon.client();
     let mut info = json!(null);
-    until("the counters are characterised", || {
+    wait_until("the counters are characterised", || {
         info = client.call("GetInfo", json!({}));
         info["domains"].as_array().unwrap().iter().all(|domain| domain["update_interval_ns"].is_u64())
     });
@@ -22,17 +25,17 @@ fn the_machine_is_described_with_every_domain_and_every_source_that_is_not_there
         (Some(env!("CARGO_PKG_VERSION")), Some("admin"))
     );
     assert_eq!(info["simulated"], true, "the machine is a replayed one");
-    assert_eq!(number(&info, "horizon_ns"), 10_000_000);
-    assert!(number(&info, "history_ns") >= 1_000_000_000);
+    assert_eq!(get_u64(&info, "horizon_ns"), 10_000_000);
+    assert!(get_u64(&info, "history_ns") >= 1_000_000_000);
     assert!(info["absent"].is_array() && !info["boot_id"].as_str().unwrap().is_empty());
     let sampler = &info["samplers"][0];
     assert_eq!(
         (&sampler["source"], &sampler["domains"]),
         (&json!("replay"), &json!(["package-0", "core-0", "dram-0"]))
     );
-    assert!(number(sampler, "ticks") > 0, "{sampler}");
-    assert!(number(sampler, "late") <= number(sampler, "ticks") && sampler["missed"].is_u64(), "{sampler}");
-    let core = row(&info["domains"], "core-0");
+    assert!(get_u64(sampler, "ticks") > 0, "{sampler}");
+    assert!(get_u64(sampler, "late") <= get_u64(sampler, "ticks") && sampler["missed"].is_u64(), "{sampler}");
+    let core = domain_row(&info["domains"], "core-0");
     assert_eq!(
         (&core["kind"], &core["source"], &core["grade"]),
         (&json!("core"), &json!("replay"), &json!("measured"))
@@ -41,57 +44,57 @@ fn the_machine_is_described_with_every_domain_and_every_source_that_is_not_there
         (&core["parent"], &core["counted"], &core["liveness"]),
         (&json!("package-0"), &json!(false), &json!("live"))
     );
-    let package = row(&info["domains"], "package-0");
+    let package = domain_row(&info["domains"], "package-0");
     assert_eq!(package["counted"], true);
-    assert!((200_000..5_000_000).contains(&number(package, "update_interval_ns")), "{package}");
-    assert!(number(package, "energy_uj") > 0 && number(package, "read_cost_ns") > 0);
-    let seen = number(package, "energy_uj");
-    until("the power is that of the machine, 80 W, once enough updates are known", || {
+    assert!((200_000..5_000_000).contains(&get_u64(package, "update_interval_ns")), "{package}");
+    assert!(get_u64(package, "energy_uj") > 0 && get_u64(package, "read_cost_ns") > 0);
+    let seen = get_u64(package, "energy_uj");
+    wait_until("the power is that of the machine, 80 W, once enough updates are known", || {
         let now = client.call("GetInfo", json!({}));
-        (79_000..81_000).contains(&number(row(&now["domains"], "package-0"), "power_mw"))
+        (79_000..81_000).contains(&get_u64(domain_row(&now["domains"], "package-0"), "power_mw"))
     });
-    until("the energy grows", || {
-        number(row(&client.call("GetInfo", json!({}))["domains"], "package-0"), "energy_uj") > seen
+    wait_until("the energy grows", || {
+        get_u64(domain_row(&client.call("GetInfo", json!({}))["domains"], "package-0"), "energy_uj") > seen
     });
 }
 
 #[test]
 fn a_counter_that_never_moves_is_stuck_with_a_reason_and_shows_no_energy() {
     let machine = format!(
-        "{STEADY}\n[[domain]]\nname = \"psys\"\nkind = \"psys\"\nprofile = [[1.0, 0]]\nstuck = true\n"
+        "{STEADY_MACHINE}\n[[domain]]\nname = \"psys\"\nkind = \"psys\"\nprofile = [[1.0, 0]]\nstuck = true\n"
     );
-    let daemon = TestDaemon::on(&machine);
+    let daemon = TestDaemon::start(&machine);
     let mut client = daemon.client();
     let info = client.call("GetInfo", json!({}));
-    let psys = row(&info["domains"], "psys");
+    let psys = domain_row(&info["domains"], "psys");
     assert_eq!((&psys["liveness"], &psys["counted"]), (&json!("stuck"), &json!(false)), "{psys}");
     assert!(psys["reason"].as_str().is_some_and(|reason| reason.len() > 10), "{psys}");
     assert!(psys.get("energy_uj").is_none() && psys.get("power_mw").is_none(), "{psys}");
     client.open("a");
-    pass(40);
-    let account = client.settle("a");
+    sleep_ms(40);
+    let account = client.close_and_settle("a");
     assert!(
         account["domains"].as_array().unwrap().iter().all(|share| share["domain"] != "psys"),
         "{account}"
     );
-    assert!(number(&account, "share_uj") > 0);
+    assert!(get_u64(&account, "share_uj") > 0);
 }
 
 #[test]
 fn a_span_is_named_by_the_client_or_by_the_daemon() {
-    let daemon = TestDaemon::on(STEADY);
+    let daemon = TestDaemon::start(STEADY_MACHINE);
     let mut client = daemon.client();
     client.open("by the client");
     let named = client.call("OpenSpan", json!({}));
     let name = named["span"].as_str().unwrap();
     assert_eq!(name.len(), 32);
     assert_ne!(name, client.call("OpenSpan", json!({}))["span"].as_str().unwrap());
-    client.settle(name);
+    client.close_and_settle(name);
 }
 
 #[test]
 fn a_span_carries_its_name_its_attributes_and_its_weight() {
-    let daemon = TestDaemon::on(STEADY);
+    let daemon = TestDaemon::start(STEADY_MACHINE);
     let mut client = daemon.client();
     let opening =
         json!({ "span": "a", "name": "a question", "attributes": { "model": "m", "x": "1" }, "weight": 0.5 });
@@ -105,13 +108,13 @@ fn a_span_carries_its_name_its_attributes_and_its_weight() {
     assert_eq!(account["attributes"], json!({ "model": "m", "x": "2", "tokens": "7" }));
     assert_eq!((&account["weight"], &account["state"]), (&json!(2.5), &json!("settled")));
     assert_eq!((&account["grade"], &account["simulated"]), (&json!("measured"), &json!(true)));
-    assert!(number(&account, "opened_unix_ns") > 1_600_000_000_000_000_000);
+    assert!(get_u64(&account, "opened_unix_ns") > 1_600_000_000_000_000_000);
     assert_eq!(client.call("GetSpan", json!({ "span": "a" }))["account"], account);
 }
 
 #[test]
 fn a_close_that_does_not_wait_is_answered_at_once_with_the_account_so_far() {
-    let daemon = TestDaemon::on(SLUGGISH);
+    let daemon = TestDaemon::start(SLOW_COUNTER_MACHINE);
     let mut client = daemon.client();
     client.open("a");
     let account = client.call("CloseSpan", json!({ "span": "a" }))["account"].take();
@@ -120,25 +123,25 @@ fn a_close_that_does_not_wait_is_answered_at_once_with_the_account_so_far() {
 
 #[test]
 fn a_oneway_call_is_done_and_never_answered_not_even_with_a_refusal() {
-    let daemon = TestDaemon::on(STEADY);
+    let daemon = TestDaemon::start(STEADY_MACHINE);
     let mut client = daemon.client();
     client.send("OpenSpan", json!({ "span": "a" }), &["oneway"]);
     client.send("OpenSpan", json!({ "span": "a" }), &["oneway"]);
     client.send("Nothing", json!({}), &["oneway"]);
     client.send("CloseSpan", json!({ "span": "a", "wait_settled": true }), &["oneway"]);
-    assert_eq!(client.refusal("CloseSpan", json!({ "span": "a" })).0, "AlreadyClosed");
+    assert_eq!(client.call_error("CloseSpan", json!({ "span": "a" })).0, "AlreadyClosed");
 }
 
 #[test]
 fn answers_to_pipelined_calls_come_in_the_order_of_the_calls() {
-    let daemon = TestDaemon::on(STEADY);
+    let daemon = TestDaemon::start(STEADY_MACHINE);
     let mut client = daemon.client();
     let mut calls = Vec::new();
     for turn in 0..50 {
         let span = format!("s{turn}");
-        calls.extend(message("OpenSpan", json!({ "span": span }), &[]));
-        calls.extend(message("CloseSpan", json!({ "span": span, "wait_settled": turn % 2 == 0 }), &[]));
-        calls.extend(message("GetSpan", json!({ "span": format!("none{turn}") }), &[]));
+        calls.extend(encode_call("OpenSpan", json!({ "span": span }), &[]));
+        calls.extend(encode_call("CloseSpan", json!({ "span": span, "wait_settled": turn % 2 == 0 }), &[]));
+        calls.extend(encode_call("GetSpan", json!({ "span": format!("none{turn}") }), &[]));
     }
     assert!(client.send_raw(&calls));
     for turn in 0..50 {
@@ -149,18 +152,18 @@ fn answers_to_pipelined_calls_come_in_the_order_of_the_calls() {
         if turn % 2 == 0 {
             assert_eq!(closed["parameters"]["account"]["state"], "settled");
         }
-        assert_eq!(refusal(next()), ("NoSuchSpan".into(), json!({ "span": format!("none{turn}") })));
+        assert_eq!(error_of(next()), ("NoSuchSpan".into(), json!({ "span": format!("none{turn}") })));
     }
 }
 
 #[test]
 fn every_refusal_comes_with_what_it_is_about() {
-    let daemon = TestDaemon::with(STEADY, "[limits]\nopen_spans = 3\n");
+    let daemon = TestDaemon::start_with_config(STEADY_MACHINE, "[limits]\nopen_spans = 3\n");
     let mut client = daemon.client();
     client.open("open");
     client.open("closed");
     client.call("CloseSpan", json!({ "span": "closed" }));
-    let mut refused = |method: &str, parameters: Value| client.refusal(method, parameters);
+    let mut refused = |method: &str, parameters: Value| client.call_error(method, parameters);
     for method in ["CloseSpan", "CancelSpan", "GetSpan"] {
         assert_eq!(refused(method, json!({ "span": "x" })), ("NoSuchSpan".into(), json!({ "span": "x" })));
     }
@@ -182,20 +185,20 @@ fn every_refusal_comes_with_what_it_is_about() {
         refused("OpenSpan", json!({ "domains": ["dram-0", "x"] })),
         ("NoSuchDomain".into(), json!({ "domain": "x" }))
     );
-    until("there is no more room", || client.exchange("OpenSpan", json!({})).get("error").is_some());
-    let (name, told) = client.refusal("OpenSpan", json!({}));
-    assert_eq!((name.as_str(), &told["limit"]), ("QuotaExceeded", &json!(3)), "{told}");
+    wait_until("there is no more room", || client.call_raw("OpenSpan", json!({})).get("error").is_some());
+    let (name, details) = client.call_error("OpenSpan", json!({}));
+    assert_eq!((name.as_str(), &details["limit"]), ("QuotaExceeded", &json!(3)), "{details}");
 }
 
 #[test]
-fn a_time_in_the_future_or_behind_the_history_is_refused_with_the_bounds() {
-    let daemon = TestDaemon::on(STEADY);
+fn a_time_in_the_future_or_before_the_history_is_refused_with_the_bounds() {
+    let daemon = TestDaemon::start(STEADY_MACHINE);
     let mut client = daemon.client();
     client.open("a");
-    let now_ns = number(&client.call("GetInfo", json!({})), "now_ns") as i64;
-    let opened_ns = number(&client.call("GetSpan", json!({ "span": "a" }))["account"], "opened_ns") as i64;
+    let now_ns = get_u64(&client.call("GetInfo", json!({})), "now_ns") as i64;
+    let opened_ns = get_u64(&client.call("GetSpan", json!({ "span": "a" }))["account"], "opened_ns") as i64;
     let in_a_minute = now_ns + 60_000_000_000;
-    let asked = [
+    let calls = [
         ("OpenSpan", json!({ "at_ns": in_a_minute })),
         ("OpenSpan", json!({ "at_ns": 0 })),
         ("OpenSpan", json!({ "at_ns": -1 })),
@@ -207,24 +210,25 @@ fn a_time_in_the_future_or_behind_the_history_is_refused_with_the_bounds() {
         ("ReadWindow", json!({ "from_ns": 0, "to_ns": now_ns })),
         ("ReadWindow", json!({ "from_ns": now_ns, "to_ns": now_ns - 1000 })),
     ];
-    for (method, parameters) in asked {
-        let (name, told) = client.refusal(method, parameters.clone());
+    for (method, parameters) in calls {
+        let (name, details) = client.call_error(method, parameters.clone());
         assert_eq!(name, "InvalidTime", "{method} {parameters}");
-        let (earliest, latest) = (number(&told, "earliest_ns") as i64, number(&told, "latest_ns") as i64);
-        let at = told["at_ns"].as_i64().unwrap();
-        assert!(earliest <= latest && !(earliest..=latest).contains(&at), "{method} {parameters}: {told}");
+        let (earliest, latest) =
+            (get_u64(&details, "earliest_ns") as i64, get_u64(&details, "latest_ns") as i64);
+        let at = details["at_ns"].as_i64().unwrap();
+        assert!(earliest <= latest && !(earliest..=latest).contains(&at), "{method} {parameters}: {details}");
     }
-    assert_eq!(client.settle("a")["state"], "settled");
+    assert_eq!(client.close_and_settle("a")["state"], "settled");
 }
 
 #[test]
-fn a_value_that_makes_no_sense_is_refused_with_its_field_and_the_reason() {
-    let daemon = TestDaemon::on(STEADY);
+fn an_invalid_value_is_refused_with_its_field_and_the_reason() {
+    let daemon = TestDaemon::start(STEADY_MACHINE);
     let mut client = daemon.client();
     client.open("a");
     let pairs =
         |count: usize| (0..count).map(|at| (format!("k{at}"), json!("v"))).collect::<serde_json::Map<_, _>>();
-    let asked = [
+    let calls = [
         ("OpenSpan", json!({ "weight": -1 }), "weight"),
         ("OpenSpan", json!({ "weight": 1e300 }), "weight"),
         ("SetWeight", json!({ "span": "a", "weight": -0.5 }), "weight"),
@@ -244,21 +248,21 @@ fn a_value_that_makes_no_sense_is_refused_with_its_field_and_the_reason() {
         ("WatchDomains", json!({ "rate_hz": 0 }), "rate_hz"),
         ("WatchDomains", json!({ "rate_hz": -3 }), "rate_hz"),
     ];
-    for (method, parameters, field) in asked {
-        let (name, told) = client.refusal(method, parameters);
-        assert_eq!((name.as_str(), told["field"].as_str()), ("InvalidValue", Some(field)), "{told}");
-        assert!(told["reason"].as_str().unwrap().len() > 5, "{told}");
+    for (method, parameters, field) in calls {
+        let (name, details) = client.call_error(method, parameters);
+        assert_eq!((name.as_str(), details["field"].as_str()), ("InvalidValue", Some(field)), "{details}");
+        assert!(details["reason"].as_str().unwrap().len() > 5, "{details}");
     }
     client.call("OpenSpan", json!({ "attributes": pairs(64) }));
-    client.settle("a");
+    client.close_and_settle("a");
 }
 
 #[test]
-fn varlinks_own_refusals_are_given_as_varlink_says() {
-    let daemon = TestDaemon::on(STEADY);
+fn varlink_service_errors_follow_the_specification() {
+    let daemon = TestDaemon::start(STEADY_MACHINE);
     let mut client = daemon.client();
     let named = |name: &str| format!("org.varlink.service.{name}");
-    let asked = [
+    let calls = [
         ("Nothing", json!({}), "MethodNotFound", json!({ "method": "org.wattspan.Meter.Nothing" })),
         ("org.nobody.Here.Do", json!({}), "InterfaceNotFound", json!({ "interface": "org.nobody.Here" })),
         ("OpenSpan", json!({ "wieght": 2 }), "InvalidParameter", json!({ "parameter": "wieght" })),
@@ -271,16 +275,16 @@ fn varlinks_own_refusals_are_given_as_varlink_says() {
         ("WatchSpans", json!({}), "ExpectedMore", json!({})),
         ("WatchDomains", json!({}), "ExpectedMore", json!({})),
     ];
-    for (method, parameters, name, told) in asked {
-        assert_eq!(client.refusal(method, parameters), (named(name), told), "{method}");
+    for (method, parameters, name, details) in calls {
+        assert_eq!(client.call_error(method, parameters), (named(name), details), "{method}");
     }
     client.send("GetInfo", json!({}), &["upgrade"]);
-    assert_eq!(refusal(client.receive().unwrap()).0, named("MethodNotImplemented"));
+    assert_eq!(error_of(client.receive().unwrap()).0, named("MethodNotImplemented"));
 }
 
 #[test]
 fn the_service_describes_itself_with_the_contract_word_for_word() {
-    let daemon = TestDaemon::on(STEADY);
+    let daemon = TestDaemon::start(STEADY_MACHINE);
     let mut client = daemon.client();
     let about = client.call("org.varlink.service.GetInfo", json!({}));
     assert_eq!(about["interfaces"], json!(["org.varlink.service", "org.wattspan.Meter"]));
@@ -288,17 +292,17 @@ fn the_service_describes_itself_with_the_contract_word_for_word() {
         (&about["product"], about["version"].as_str()),
         (&json!("wattspand"), Some(env!("CARGO_PKG_VERSION")))
     );
-    let asked = json!({ "interface": "org.wattspan.Meter" });
-    let described = client.call("org.varlink.service.GetInterfaceDescription", asked);
+    let calls = json!({ "interface": "org.wattspan.Meter" });
+    let described = client.call("org.varlink.service.GetInterfaceDescription", calls);
     assert_eq!(described["description"], include_str!("../src/protocol/org.wattspan.Meter.varlink"));
     let (name, _) =
-        client.refusal("org.varlink.service.GetInterfaceDescription", json!({ "interface": "x.y" }));
+        client.call_error("org.varlink.service.GetInterfaceDescription", json!({ "interface": "x.y" }));
     assert_eq!(name, "org.varlink.service.InterfaceNotFound");
 }
 
 #[test]
 fn parameters_may_be_left_out_where_none_are_needed() {
-    let daemon = TestDaemon::on(STEADY);
+    let daemon = TestDaemon::start(STEADY_MACHINE);
     let mut client = daemon.client();
     for bare in [
         "{\"method\":\"org.wattspan.Meter.GetInfo\"}\0",
@@ -310,56 +314,56 @@ fn parameters_may_be_left_out_where_none_are_needed() {
 }
 
 #[test]
-fn who_watches_spans_gets_each_account_once_as_it_settles() {
-    let daemon = TestDaemon::on(STEADY);
+fn a_span_watcher_gets_each_account_once_as_it_settles() {
+    let daemon = TestDaemon::start(STEADY_MACHINE);
     let (mut watcher, mut client) = (daemon.client(), daemon.client());
     watcher.send("WatchSpans", json!({}), &["more"]);
-    watch_began(&mut watcher, &mut client);
+    wait_for_first_update(&mut watcher, &mut client);
     for span in ["a", "b"] {
         client.open(span);
-        pass(15);
-        let account = client.settle(span);
-        let told = watcher.receive().unwrap();
-        assert_eq!((&told["parameters"]["account"], &told["continues"]), (&account, &json!(true)));
+        sleep_ms(15);
+        let account = client.close_and_settle(span);
+        let details = watcher.receive().unwrap();
+        assert_eq!((&details["parameters"]["account"], &details["continues"]), (&account, &json!(true)));
     }
 }
 
 /// A stream has no first answer of its own: opens and settles spans until one is told.
-fn watch_began(watcher: &mut TestClient, client: &mut TestClient) {
+fn wait_for_first_update(watcher: &mut TestClient, client: &mut TestClient) {
     watcher.stream().set_read_timeout(Some(std::time::Duration::from_millis(200))).unwrap();
     let mut turn = 0;
-    until("the stream begins", || {
+    wait_until("the stream begins", || {
         turn += 1;
         client.open(&format!("probe{turn}"));
-        client.settle(&format!("probe{turn}"));
+        client.close_and_settle(&format!("probe{turn}"));
         let mut byte = [0; 1];
         rustix::net::recv(watcher.stream(), &mut byte, rustix::net::RecvFlags::PEEK).is_ok()
     });
-    watcher.stream().set_read_timeout(Some(support::PATIENCE)).unwrap();
+    watcher.stream().set_read_timeout(Some(support::TEST_TIMEOUT)).unwrap();
     loop {
-        let told = watcher.receive().unwrap();
-        if told["parameters"]["account"]["span"] == format!("probe{turn}") {
+        let details = watcher.receive().unwrap();
+        if details["parameters"]["account"]["span"] == format!("probe{turn}") {
             return;
         }
     }
 }
 
 #[test]
-fn who_watches_domains_is_told_at_once_and_again_and_again() {
-    let daemon = TestDaemon::on(STEADY);
+fn a_domain_watcher_gets_an_immediate_update_and_periodic_ones() {
+    let daemon = TestDaemon::start(STEADY_MACHINE);
     let mut watcher = daemon.client();
     watcher.send("WatchDomains", json!({ "rate_hz": 200 }), &["more"]);
     let mut last = 0;
     for _ in 0..5 {
-        let told = watcher.receive().unwrap();
-        assert_eq!(told["continues"], true);
-        assert!(number(&told["parameters"], "now_ns") > last);
-        last = number(&told["parameters"], "now_ns");
-        assert_eq!(told["parameters"]["domains"].as_array().unwrap().len(), 3);
+        let details = watcher.receive().unwrap();
+        assert_eq!(details["continues"], true);
+        assert!(get_u64(&details["parameters"], "now_ns") > last);
+        last = get_u64(&details["parameters"], "now_ns");
+        assert_eq!(details["parameters"]["domains"].as_array().unwrap().len(), 3);
     }
-    until("the energy is fresh", || {
-        let told = watcher.receive().unwrap();
-        number(row(&told["parameters"]["domains"], "package-0"), "energy_uj") > 0
+    wait_until("the energy is fresh", || {
+        let details = watcher.receive().unwrap();
+        get_u64(domain_row(&details["parameters"]["domains"], "package-0"), "energy_uj") > 0
     });
 }
 
@@ -367,14 +371,14 @@ fn who_watches_domains_is_told_at_once_and_again_and_again() {
 fn after_a_rest_the_first_tick_is_as_fresh_as_the_time_beside_it() {
     // At rest the samplers read once a second: of these rests, some end long after the last reading.
     for rest_ms in [1300, 1500, 1700, 1900] {
-        let daemon = TestDaemon::on(STEADY);
-        pass(rest_ms);
+        let daemon = TestDaemon::start(STEADY_MACHINE);
+        sleep_ms(rest_ms);
         let mut watcher = daemon.client();
         watcher.send("WatchDomains", json!({ "rate_hz": 10 }), &["more"]);
         let mut tick = || {
             let tick = watcher.receive().unwrap()["parameters"].take();
-            let energy_uj = number(row(&tick["domains"], "package-0"), "energy_uj");
-            (number(&tick, "now_ns"), energy_uj)
+            let energy_uj = get_u64(domain_row(&tick["domains"], "package-0"), "energy_uj");
+            (get_u64(&tick, "now_ns"), energy_uj)
         };
         let (first, second) = (tick(), tick());
         let power_mw = (second.1 - first.1) * 1_000_000 / (second.0 - first.0);

@@ -6,7 +6,7 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Output};
 
-use support::{STEADY, TestDaemon, until};
+use support::{STEADY_MACHINE, TestDaemon, wait_until};
 
 fn wattspand(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_wattspand"))
@@ -16,7 +16,7 @@ fn wattspand(arguments: &[&str]) -> Output {
         .unwrap()
 }
 
-fn told(output: &Output) -> String {
+fn stderr_text(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
@@ -31,7 +31,7 @@ fn check_prints_what_file_and_flags_come_to_and_starts_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let config = file(dir.path(), "rate_hz = 250\n[idle_w]\npackage-0 = 3.5\n");
     let output = wattspand(&["--check", "--config", &config, "--idle-rate-hz", "2"]);
-    assert!(output.status.success(), "{}", told(&output));
+    assert!(output.status.success(), "{}", stderr_text(&output));
     let effective: toml::Table = String::from_utf8(output.stdout).unwrap().parse().unwrap();
     assert_eq!(effective["rate_hz"].as_float(), Some(250.0));
     assert_eq!(effective["idle_rate_hz"].as_float(), Some(2.0));
@@ -42,7 +42,7 @@ fn check_prints_what_file_and_flags_come_to_and_starts_nothing() {
 }
 
 #[test]
-fn a_wrong_configuration_is_refused_with_file_key_and_mend() {
+fn an_invalid_configuration_is_refused_with_file_key_and_remedy() {
     let dir = tempfile::tempdir().unwrap();
     for (text, told_of) in [
         ("rate_hz = 0\n", vec!["rate_hz = 0", "from 1 to 10000"]),
@@ -54,18 +54,18 @@ fn a_wrong_configuration_is_refused_with_file_key_and_mend() {
         let config = file(dir.path(), text);
         for arguments in [&["--check", "--config", &config][..], &["--config", &config]] {
             let output = wattspand(arguments);
-            assert_eq!(output.status.code(), Some(78), "{text}: {}", told(&output));
+            assert_eq!(output.status.code(), Some(78), "{text}: {}", stderr_text(&output));
             for part in told_of.iter().copied().chain([config.as_str()]) {
-                assert!(told(&output).contains(part), "no {part:?} in: {}", told(&output));
+                assert!(stderr_text(&output).contains(part), "no {part:?} in: {}", stderr_text(&output));
             }
         }
     }
     let output = wattspand(&["--check", "--rate-hz", "1e9"]);
     assert_eq!(output.status.code(), Some(78));
-    assert!(told(&output).contains("in the flags: rate_hz"), "{}", told(&output));
+    assert!(stderr_text(&output).contains("in the flags: rate_hz"), "{}", stderr_text(&output));
     let output = wattspand(&["--check", "--config", "/nowhere/wattspan.toml"]);
     assert_eq!(output.status.code(), Some(78));
-    assert!(told(&output).contains("/nowhere/wattspan.toml"), "{}", told(&output));
+    assert!(stderr_text(&output).contains("/nowhere/wattspan.toml"), "{}", stderr_text(&output));
 }
 
 #[test]
@@ -82,8 +82,11 @@ fn a_machine_with_nothing_to_measure_is_refused_with_every_reason() {
         "--replay",
         machine.to_str().unwrap(),
     ]);
-    assert_eq!(output.status.code(), Some(69), "{}", told(&output));
-    assert!(told(&output).contains("nothing to measure") && told(&output).contains("no-machine.toml"));
+    assert_eq!(output.status.code(), Some(69), "{}", stderr_text(&output));
+    assert!(
+        stderr_text(&output).contains("nothing to measure")
+            && stderr_text(&output).contains("no-machine.toml")
+    );
     assert!(!socket.exists());
 }
 
@@ -100,8 +103,8 @@ fn the_log_says_what_is_measured_and_each_change_once() {
         profile = [[1.0, 200]]
         lost_at_s = 0.5
     ";
-    let mut daemon = TestDaemon::with(machine, "idle_rate_hz = 50\n");
-    until("the loss is told", || daemon.log().contains("gpu-0 is not live"));
+    let mut daemon = TestDaemon::start_with_config(machine, "idle_rate_hz = 50\n");
+    wait_until("the loss is told", || daemon.log().contains("gpu-0 is not live"));
     daemon.terminate();
     assert!(daemon.wait().success());
     let by_hand = "runs as root, by hand";
@@ -118,7 +121,7 @@ fn the_log_says_what_is_measured_and_each_change_once() {
 #[test]
 fn a_daemon_of_root_says_at_start_which_group_is_missing_and_how_to_create_it() {
     let says = |configuration: &str| {
-        let mut daemon = TestDaemon::with(STEADY, configuration);
+        let mut daemon = TestDaemon::start_with_config(STEADY_MACHINE, configuration);
         daemon.terminate();
         assert!(daemon.wait().success());
         let lines = daemon.log();
@@ -143,7 +146,7 @@ fn a_user_without_a_system_directory_listens_under_its_own_runtime_directory() {
     let dir = tempfile::tempdir().unwrap();
     let config = file(dir.path(), "");
     let machine = dir.path().join("machine.toml");
-    std::fs::write(&machine, STEADY).unwrap();
+    std::fs::write(&machine, STEADY_MACHINE).unwrap();
     let program = dir.path().join("wattspand");
     // The build's directory may be closed to other users.
     assert!(
@@ -163,7 +166,7 @@ fn a_user_without_a_system_directory_listens_under_its_own_runtime_directory() {
         .spawn()
         .unwrap();
     let socket = dir.path().join("wattspan").join("wattspan.sock");
-    until("it listens", || std::os::unix::net::UnixStream::connect(&socket).is_ok());
+    wait_until("it listens", || std::os::unix::net::UnixStream::connect(&socket).is_ok());
     daemon.kill().unwrap();
     daemon.wait().unwrap();
 }

@@ -1,13 +1,13 @@
 //! Discovery on stand-in machines: what is tried, what is stuck, what is doubly there, and when the estimate steps in.
 
-mod stand_in;
+mod fake;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use stand_in::StandIn;
+use fake::FakeSysfs;
 use wattspan::clock::Clock;
 use wattspan::domain::{EnergyReading, Grade};
 use wattspan::sources::{Inventory, SourceSettings, discover};
@@ -32,14 +32,14 @@ fn reason<'a>(found: &'a Inventory, source: &str) -> &'a str {
 }
 
 /// Adds to zones' counts every half a millisecond, until dropped.
-struct Running {
+struct CounterThread {
     stop: Arc<AtomicBool>,
     thread: Option<thread::JoinHandle<()>>,
 }
 
-impl Running {
-    fn start(stand_in: &Arc<StandIn>, zones: &'static [(&'static str, u64)]) -> Self {
-        let (stop, tree) = (Arc::new(AtomicBool::new(false)), Arc::clone(stand_in));
+impl CounterThread {
+    fn start(fake_sysfs: &Arc<FakeSysfs>, zones: &'static [(&'static str, u64)]) -> Self {
+        let (stop, tree) = (Arc::new(AtomicBool::new(false)), Arc::clone(fake_sysfs));
         let stopped = Arc::clone(&stop);
         let run = move || {
             let mut round = 0_u64;
@@ -56,7 +56,7 @@ impl Running {
     }
 }
 
-impl Drop for Running {
+impl Drop for CounterThread {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
         self.thread.take().unwrap().join().unwrap();
@@ -64,9 +64,9 @@ impl Drop for Running {
 }
 
 #[test]
-fn a_machine_with_nothing_says_why_of_each() {
-    let stand_in = StandIn::new();
-    let found = discover(&stand_in.settings(&["perf", "powercap", "estimate"]), &Clock::Machine);
+fn a_machine_without_sources_gives_a_reason_for_each() {
+    let fake_sysfs = FakeSysfs::new();
+    let found = discover(&fake_sysfs.settings(&["perf", "powercap", "estimate"]), &Clock::Machine);
     assert!(found.opened.is_empty());
     for source in ["perf", "powercap", "estimate"] {
         assert!(!reason(&found, source).is_empty(), "{source}: {:?}", found.absent);
@@ -75,9 +75,9 @@ fn a_machine_with_nothing_says_why_of_each() {
 }
 
 #[test]
-fn a_source_that_nobody_knows_is_absent_and_not_an_error() {
-    let stand_in = StandIn::new();
-    let found = discover(&stand_in.settings(&["tea-leaves"]), &Clock::Machine);
+fn an_unknown_source_is_absent_and_not_an_error() {
+    let fake_sysfs = FakeSysfs::new();
+    let found = discover(&fake_sysfs.settings(&["tea-leaves"]), &Clock::Machine);
     assert_eq!(found.absent.len(), 1);
     assert!(
         reason(&found, "tea-leaves")
@@ -87,32 +87,32 @@ fn a_source_that_nobody_knows_is_absent_and_not_an_error() {
 
 #[test]
 fn without_counters_the_estimate_steps_in_and_is_graded_so() {
-    let stand_in = StandIn::new();
-    stand_in.proc_file("stat", STAT);
-    let found = discover(&stand_in.settings(&["perf", "powercap", "estimate"]), &Clock::Machine);
+    let fake_sysfs = FakeSysfs::new();
+    fake_sysfs.proc_file("stat", STAT);
+    let found = discover(&fake_sysfs.settings(&["perf", "powercap", "estimate"]), &Clock::Machine);
     assert_eq!(shape(&found), [("estimate:cpu".to_owned(), true)]);
     assert_eq!(found.opened[0].domains[0].grade, Grade::Estimated);
 }
 
 #[test]
 fn a_counter_that_never_moves_is_stuck_and_does_not_keep_the_estimate_out() {
-    let stand_in = StandIn::new();
-    stand_in.proc_file("stat", STAT);
-    stand_in.zone("intel-rapl:0", "psys", ESU_14, 0);
-    let found = discover(&stand_in.settings(&["powercap", "estimate"]), &Clock::Machine);
+    let fake_sysfs = FakeSysfs::new();
+    fake_sysfs.proc_file("stat", STAT);
+    fake_sysfs.zone("intel-rapl:0", "psys", ESU_14, 0);
+    let found = discover(&fake_sysfs.settings(&["powercap", "estimate"]), &Clock::Machine);
     assert_eq!(shape(&found), [("powercap:psys".to_owned(), false), ("estimate:cpu".to_owned(), true)]);
 }
 
 #[test]
 fn a_live_counter_keeps_the_estimate_out_and_a_dead_one_beside_it_is_stuck() {
-    let stand_in = Arc::new(StandIn::new());
-    stand_in.proc_file("stat", STAT);
-    stand_in.zone("intel-rapl:0", "package-0", ESU_14, 5);
-    stand_in.zone("intel-rapl:1", "psys", ESU_14, 77);
-    let running = Running::start(&stand_in, &[("intel-rapl:0", 300)]);
+    let fake_sysfs = Arc::new(FakeSysfs::new());
+    fake_sysfs.proc_file("stat", STAT);
+    fake_sysfs.zone("intel-rapl:0", "package-0", ESU_14, 5);
+    fake_sysfs.zone("intel-rapl:1", "psys", ESU_14, 77);
+    let running = CounterThread::start(&fake_sysfs, &[("intel-rapl:0", 300)]);
     // A busy machine may not let the other thread run within one watch.
     let found = (0..50)
-        .map(|_| discover(&stand_in.settings(&["powercap", "estimate"]), &Clock::Machine))
+        .map(|_| discover(&fake_sysfs.settings(&["powercap", "estimate"]), &Clock::Machine))
         .find(|found| found.opened[0].advanced[0])
         .unwrap();
     drop(running);
@@ -122,17 +122,18 @@ fn a_live_counter_keeps_the_estimate_out_and_a_dead_one_beside_it_is_stuck() {
 
 #[test]
 fn the_configured_power_is_the_estimates_ceiling() {
-    let stand_in = StandIn::new();
-    stand_in.proc_file("stat", STAT);
-    let settings = SourceSettings { estimate_mw: Some((5_000, 65_000)), ..stand_in.settings(&["estimate"]) };
+    let fake_sysfs = FakeSysfs::new();
+    fake_sysfs.proc_file("stat", STAT);
+    let settings =
+        SourceSettings { estimate_mw: Some((5_000, 65_000)), ..fake_sysfs.settings(&["estimate"]) };
     let found = discover(&settings, &Clock::Machine);
     assert_eq!(found.opened[0].domains[0].ceiling_mw, Some(65_000));
-    let found = discover(&stand_in.settings(&["estimate"]), &Clock::Machine);
+    let found = discover(&fake_sysfs.settings(&["estimate"]), &Clock::Machine);
     assert_eq!(found.opened[0].domains[0].ceiling_mw, Some(2 * 4_110), "two CPUs of the model");
 }
 
 #[test]
-fn this_very_machine_is_discovered_without_an_error_and_read_without_an_invention() {
+fn this_machine_is_discovered_and_read_without_errors() {
     let mut found = discover(&SourceSettings::default(), &Clock::Machine);
     assert!(!found.opened.is_empty() || !found.absent.is_empty());
     for source in &mut found.opened {

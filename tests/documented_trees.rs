@@ -3,12 +3,12 @@
 //! Each fixture says where its shape comes from. A value that its source does not show is "?", and stays meaningless
 //! here: nothing is said of energy (see `living_machines`), only of the tree.
 
-mod stand_in;
+mod fake;
 
 use std::fs;
 use std::path::Path;
 
-use stand_in::StandIn;
+use fake::FakeSysfs;
 use wattspan::clock::Clock;
 use wattspan::sources::dedup::domain_tree::counted_in_total;
 use wattspan::sources::{SourceSettings, discover};
@@ -17,8 +17,8 @@ use wattspan::sources::{SourceSettings, discover};
 const UNSHOWN: &str = "1000";
 
 /// The fixture as a tree, and the domains it says there are.
-fn read(fixture: &Path) -> (StandIn, Vec<String>) {
-    let (stand_in, mut expected) = (StandIn::new(), Vec::new());
+fn read(fixture: &Path) -> (FakeSysfs, Vec<String>) {
+    let (fake_sysfs, mut expected) = (FakeSysfs::new(), Vec::new());
     for line in fs::read_to_string(fixture).unwrap().lines().filter(|line| !line.starts_with('#')) {
         if let Some(domain) = line.strip_prefix("domain ") {
             expected.push(domain.to_owned());
@@ -27,27 +27,27 @@ fn read(fixture: &Path) -> (StandIn, Vec<String>) {
         let (path, value) = line.split_once(" = ").unwrap_or_else(|| panic!("{line:?}"));
         let text = format!("{}\n", if value == "?" { UNSHOWN } else { value });
         match path.split_once('/').unwrap() {
-            ("sys", path) => stand_in.sys_file(path, &text),
-            ("proc", path) => stand_in.proc_file(path, &text),
+            ("sys", path) => fake_sysfs.sys_file(path, &text),
+            ("proc", path) => fake_sysfs.proc_file(path, &text),
             _ => panic!("{path}: neither sys nor proc"),
         }
     }
-    (stand_in, expected)
+    (fake_sysfs, expected)
 }
 
 #[test]
-fn documented_machines_have_the_domains_that_their_documentation_tells() {
+fn documented_machines_have_the_documented_domains() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/trees");
     let mut fixtures: Vec<_> = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
     fixtures.sort();
     assert!(fixtures.len() >= 5, "{fixtures:?}");
     for fixture in fixtures {
-        let (stand_in, mut expected) = read(&fixture);
+        let (fake_sysfs, mut expected) = read(&fixture);
         let mut enabled = SourceSettings::default().enabled;
         // This machine's own counters are not the fixture's.
         enabled.retain(|name| name != "perf" && name != "nvml" && name != "estimate");
         let enabled: Vec<_> = enabled.iter().map(String::as_str).collect();
-        let found = discover(&stand_in.settings(&enabled), &Clock::Machine);
+        let found = discover(&fake_sysfs.settings(&enabled), &Clock::Machine);
         let domains: Vec<_> = found.opened.iter().flat_map(|opened| opened.domains.clone()).collect();
         let counted = counted_in_total(&domains, &vec![true; domains.len()]);
         let mut shown: Vec<String> = domains

@@ -1,11 +1,11 @@
 //! The estimate on a stand-in `/proc/stat`: the model, its interval, and the kernel's ticks.
 
+mod fake;
 #[path = "support/skip.rs"]
 mod skip;
-mod stand_in;
 
+use fake::FakeSysfs;
 use proptest::prelude::*;
-use stand_in::StandIn;
 use wattspan::clock::Clock;
 use wattspan::domain::EnergyReading;
 use wattspan::sources::{OpenedSource, SourceSettings, estimate};
@@ -13,21 +13,21 @@ use wattspan::sources::{OpenedSource, SourceSettings, estimate};
 const MS: u64 = 1_000_000;
 
 /// Two CPUs, 10 W at rest and 110 W at full load, busy for no time yet.
-fn machine(start_ns: u64) -> (StandIn, Clock, OpenedSource) {
-    let (stand_in, clock) = (StandIn::new(), Clock::manual(start_ns));
-    busy(&stand_in, 0);
+fn machine(start_ns: u64) -> (FakeSysfs, Clock, OpenedSource) {
+    let (fake_sysfs, clock) = (FakeSysfs::new(), Clock::manual(start_ns));
+    busy(&fake_sysfs, 0);
     let settings =
-        SourceSettings { estimate_mw: Some((10_000, 110_000)), ..stand_in.settings(&["estimate"]) };
+        SourceSettings { estimate_mw: Some((10_000, 110_000)), ..fake_sysfs.settings(&["estimate"]) };
     let found = estimate::open(&settings, &clock);
     assert!(found.absent.is_empty(), "{:?}", found.absent);
-    (stand_in, clock, found.opened.into_iter().next().unwrap())
+    (fake_sysfs, clock, found.opened.into_iter().next().unwrap())
 }
 
 /// `ticks` of 10 ms in which a CPU was busy, spread over the five columns that count; idle, iowait and steal do not.
-fn busy(stand_in: &StandIn, ticks: u64) {
+fn busy(fake_sysfs: &FakeSysfs, ticks: u64) {
     let (user, nice, system, irq) = (1_000 + ticks, 20, 300, 40);
     let line = format!("{user} {nice} {system} {} 777 {irq} 5 888 30 0", 500_000 - ticks);
-    stand_in.proc_file("stat", &format!("cpu  {line}\ncpu0 {line}\ncpu1 {line}\nintr 5 4\nctxt 1\n"));
+    fake_sysfs.proc_file("stat", &format!("cpu  {line}\ncpu0 {line}\ncpu1 {line}\nintr 5 4\nctxt 1\n"));
 }
 
 fn read(opened: &mut OpenedSource) -> EnergyReading {
@@ -54,16 +54,16 @@ fn the_first_reading_is_a_baseline_with_its_stamp() {
 }
 
 #[test]
-fn rest_half_load_and_full_load_follow_the_model_with_its_interval_as_doubt() {
+fn idle_half_load_and_full_load_follow_the_model_with_its_interval_as_uncertainty() {
     if !ticks_are_10_ms() {
         return;
     }
     // Over a second: ticks of both CPUs together, energy in joules, and how far the interval's farther end is.
     for (ticks, energy_j, doubt_j) in [(0, 10, 100), (100, 60, 50), (200, 110, 100)] {
-        let (stand_in, clock, mut opened) = machine(0);
+        let (fake_sysfs, clock, mut opened) = machine(0);
         read(&mut opened);
         clock.set(1_000 * MS);
-        busy(&stand_in, ticks);
+        busy(&fake_sysfs, ticks);
         let reading = read(&mut opened);
         assert_eq!(
             (reading.energy_uj, reading.uncertainty_uj),
@@ -76,26 +76,26 @@ fn rest_half_load_and_full_load_follow_the_model_with_its_interval_as_doubt() {
 
 #[test]
 fn within_a_tick_the_last_reading_stands_with_its_own_stamp() {
-    let (stand_in, clock, mut opened) = machine(0);
+    let (fake_sysfs, clock, mut opened) = machine(0);
     read(&mut opened);
     clock.set(100 * MS);
-    busy(&stand_in, 7);
+    busy(&fake_sysfs, 7);
     let reading = read(&mut opened);
     clock.set(100 * MS + 1_000);
-    busy(&stand_in, 8);
+    busy(&fake_sysfs, 8);
     assert_eq!(read(&mut opened), reading);
 }
 
 #[test]
-fn busy_time_that_does_not_fit_is_owed_and_the_ceiling_never_exceeded() {
+fn excess_busy_time_is_carried_over_and_the_ceiling_never_exceeded() {
     if !ticks_are_10_ms() {
         return;
     }
-    let (stand_in, clock, mut opened) = machine(0);
+    let (fake_sysfs, clock, mut opened) = machine(0);
     read(&mut opened);
     // 4 ticks of 10 ms within 10 ms of two CPUs: half of them fit, the others follow.
     clock.set(10 * MS);
-    busy(&stand_in, 4);
+    busy(&fake_sysfs, 4);
     assert_eq!(read(&mut opened).energy_uj, 1_100_000);
     clock.set(20 * MS);
     assert_eq!(read(&mut opened).energy_uj, 2_200_000);
@@ -105,15 +105,15 @@ fn busy_time_that_does_not_fit_is_owed_and_the_ceiling_never_exceeded() {
 
 #[test]
 fn a_stat_that_cannot_be_read_is_a_gap_and_then_a_new_epoch() {
-    let (stand_in, clock, mut opened) = machine(0);
+    let (fake_sysfs, clock, mut opened) = machine(0);
     read(&mut opened);
     clock.set(100 * MS);
     let before = read(&mut opened);
     clock.set(200 * MS);
-    stand_in.proc_file("stat", "garbage\n");
+    fake_sysfs.proc_file("stat", "garbage\n");
     assert!(!read(&mut opened).valid);
     clock.set(300 * MS);
-    busy(&stand_in, 3);
+    busy(&fake_sysfs, 3);
     let after = read(&mut opened);
     assert_eq!((after.valid, after.energy_uj, after.epoch), (true, before.energy_uj, 1));
 }
@@ -121,9 +121,9 @@ fn a_stat_that_cannot_be_read_is_a_gap_and_then_a_new_epoch() {
 #[test]
 fn without_the_files_first_line_there_is_no_estimate() {
     for text in ["", "cpu\n", "cpu  1 2 3\n", "cpu  a b c d e f g\n", "intr 5\n", "cpu0 1 2 3 4 5 6 7\n"] {
-        let stand_in = StandIn::new();
-        stand_in.proc_file("stat", text);
-        let found = estimate::open(&stand_in.settings(&["estimate"]), &Clock::manual(0));
+        let fake_sysfs = FakeSysfs::new();
+        fake_sysfs.proc_file("stat", text);
+        let found = estimate::open(&fake_sysfs.settings(&["estimate"]), &Clock::manual(0));
         assert!(found.opened.is_empty(), "{text:?}");
         assert!(found.absent[0].reason.contains("no line of CPU times"), "{:?}", found.absent);
     }
@@ -133,11 +133,11 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
     #[test]
-    fn whatever_the_true_power_between_rest_and_full_load_it_lies_within_the_doubt(
+    fn any_true_power_between_idle_and_full_load_lies_within_the_uncertainty(
         steps in proptest::collection::vec((10_u64..400, 0_u64..60, 10_000_u64..=110_000), 2..40),
         from in 0_usize..40, to in 0_usize..40,
     ) {
-        let (stand_in, clock, mut opened) = machine(0);
+        let (fake_sysfs, clock, mut opened) = machine(0);
         let mut points = vec![(0_u128, read(&mut opened))];
         let (mut now_ns, mut ticks, mut truth_pj) = (0, 0, 0);
         for (elapsed_ms, more_ticks, true_mw) in steps {
@@ -145,7 +145,7 @@ proptest! {
             ticks += more_ticks;
             truth_pj += u128::from(true_mw) * u128::from(elapsed_ms * MS);
             clock.set(now_ns);
-            busy(&stand_in, ticks);
+            busy(&fake_sysfs, ticks);
             points.push((truth_pj, read(&mut opened)));
         }
         let (from, to) = (from % points.len(), to % points.len());

@@ -1,12 +1,12 @@
 //! `wattspan ipw` as a user calls it: a simulated machine, a stub of a server with every vice, a directory.
 
-#[path = "support/llm.rs"]
-mod llm;
+#[path = "support/llm_stub.rs"]
+mod llm_stub;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use llm::Llm;
+use llm_stub::LlmStub;
 use serde_json::Value;
 
 const MACHINE: &str = r#"
@@ -67,14 +67,14 @@ lost_at_s = 3.0
 
 const HUNDRED_WATTS: &str = include_str!("fixtures/hundred-watts.toml");
 
-const PATIENT: [&str; 4] = ["--replay", "machine.toml", "--config", "patient.toml"];
+const LONG_HORIZON_ARGS: [&str; 4] = ["--replay", "machine.toml", "--config", "long_horizon.toml"];
 
-struct Desk {
+struct IpwFixture {
     dir: tempfile::TempDir,
-    llm: Llm,
+    llm: LlmStub,
 }
 
-impl Desk {
+impl IpwFixture {
     fn new() -> Self {
         Self::on(MACHINE)
     }
@@ -83,14 +83,14 @@ impl Desk {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("machine.toml"), machine).unwrap();
         // A busy machine tells the meter late, and what is tested is not how busy it is.
-        std::fs::write(dir.path().join("patient.toml"), "horizon_ms = 1000\n").unwrap();
-        Self { dir, llm: Llm::start() }
+        std::fs::write(dir.path().join("long_horizon.toml"), "horizon_ms = 1000\n").unwrap();
+        Self { dir, llm: LlmStub::start() }
     }
 
     /// The report of a run in JSON, whatever the exit status.
     fn report(&self, run: &str, more: &[&str]) -> Value {
         let output = self.command("report").args([run, "--json"]).args(more).output().unwrap();
-        serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{}", said(&output)))
+        serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{}", output_text(&output)))
     }
 
     /// The manifest of a run, changed by hand.
@@ -118,7 +118,7 @@ impl Desk {
     /// Asks a model the first twelve questions; gives the output, and the rows.
     fn run(&self, model: &str, more: &[&str]) -> (Output, Vec<Value>) {
         let mut command = self.command("run");
-        command.args(PATIENT).args(["--url", &self.llm.url(), "--model", model, "-o", model]);
+        command.args(LONG_HORIZON_ARGS).args(["--url", &self.llm.url(), "--model", model, "-o", model]);
         for (flag, usual) in [("-n", "12"), ("--warm-up", "0")] {
             if !more.contains(&flag) {
                 command.args([flag, usual]);
@@ -134,9 +134,9 @@ impl Desk {
 }
 
 /// The run ended as its rows say: well, or without any energy, as on a machine too busy to measure answers of a millisecond.
-fn ended(output: &Output, rows: &[Value]) {
+fn assert_ended(output: &Output, rows: &[Value]) {
     let measured = rows.iter().any(|row| row["energy"]["share_uj"].is_u64());
-    assert_eq!(output.status.code(), Some(if measured { 0 } else { 3 }), "{}", said(output));
+    assert_eq!(output.status.code(), Some(if measured { 0 } else { 3 }), "{}", output_text(output));
 }
 
 fn lines(path: &Path) -> Vec<Value> {
@@ -144,17 +144,17 @@ fn lines(path: &Path) -> Vec<Value> {
     text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
-fn said(output: &Output) -> String {
+fn output_text(output: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
 
 #[test]
 fn a_run_keeps_a_row_for_each_question_with_energy_tokens_and_score() {
-    let desk = Desk::new();
-    let (output, rows) = desk.run("good-20", &["-c", "4", "--warm-up", "2"]);
-    assert!(output.status.success(), "{}", said(&output));
+    let fixture = IpwFixture::new();
+    let (output, rows) = fixture.run("good-20", &["-c", "4", "--warm-up", "2"]);
+    assert!(output.status.success(), "{}", output_text(&output));
     assert_eq!(rows.len(), 12);
-    assert_eq!(desk.llm.requests(), 14, "the warm-up's questions are other ones");
+    assert_eq!(fixture.llm.requests(), 14, "the warm-up's questions are other ones");
     for row in &rows {
         assert_eq!((&row["score"], &row["error"]), (&1.0.into(), &Value::Null), "{row}");
         assert_eq!((row["tokens_in"].as_u64(), row["tokens_cached"].as_u64()), (Some(12), Some(3)));
@@ -165,7 +165,7 @@ fn a_run_keeps_a_row_for_each_question_with_energy_tokens_and_score() {
         assert_eq!(energy["grade"], "measured");
         assert_eq!(energy["domains"].as_array().unwrap().len(), 2);
     }
-    let shown = said(&output);
+    let shown = output_text(&output);
     for part in [
         "100.0 % [75.75 .. 100.0]",
         "12 of 12 queries covered",
@@ -175,14 +175,14 @@ fn a_run_keeps_a_row_for_each_question_with_energy_tokens_and_score() {
     ] {
         assert!(shown.contains(part), "{part} is not in:\n{shown}");
     }
-    let texts = lines(&desk.path("good-20").join("texts.jsonl"));
+    let texts = lines(&fixture.path("good-20").join("texts.jsonl"));
     assert_eq!(texts.len(), 12);
     assert!(texts.iter().all(|text| text["reply"].as_str().unwrap().contains("Answer:")));
 }
 
 #[test]
 fn whatever_a_server_does_a_failed_query_is_a_row_with_its_error_and_no_score() {
-    let desk = Desk::new();
+    let fixture = IpwFixture::new();
     for (model, reason) in [
         ("unknown", "HTTP 404"),
         ("closed", "HTTP 401"),
@@ -193,8 +193,8 @@ fn whatever_a_server_does_a_failed_query_is_a_row_with_its_error_and_no_score() 
         ("hangsup", "no connection"),
         ("hangs", "no answer within"),
     ] {
-        let (output, rows) = desk.run(model, &["--retries", "0", "--timeout", "1", "-c", "12"]);
-        assert_eq!(output.status.code(), Some(1), "{model}: {}", said(&output));
+        let (output, rows) = fixture.run(model, &["--retries", "0", "--timeout", "1", "-c", "12"]);
+        assert_eq!(output.status.code(), Some(1), "{model}: {}", output_text(&output));
         assert_eq!(rows.len(), 12, "{model}");
         for row in &rows {
             let error = row["error"].as_str().unwrap_or_else(|| panic!("{model}: {row}"));
@@ -202,44 +202,44 @@ fn whatever_a_server_does_a_failed_query_is_a_row_with_its_error_and_no_score() 
             assert!(row["score"].is_null(), "{model}: {row}");
         }
         assert!(
-            said(&output).contains("12 queries failed and are in no figure"),
+            output_text(&output).contains("12 queries failed and are in no figure"),
             "{model}: {}",
-            said(&output)
+            output_text(&output)
         );
     }
 }
 
 #[test]
-fn what_passes_is_tried_again_and_what_does_not_is_not() {
-    let desk = Desk::new();
+fn transient_failures_are_retried_and_permanent_ones_are_not() {
+    let fixture = IpwFixture::new();
     for model in ["flaky", "busy"] {
-        let (output, rows) = desk.run(model, &["-c", "12"]);
-        ended(&output, &rows);
+        let (output, rows) = fixture.run(model, &["-c", "12"]);
+        assert_ended(&output, &rows);
         assert!(rows.iter().all(|row| row["retries"] == 1 && row["score"] == 1.0), "{rows:?}");
     }
-    let (_, mut rows) = desk.run("drops", &[]);
+    let (_, mut rows) = fixture.run("drops", &[]);
     // Rows come as their accounts do, which is not always the order of the questions.
     rows.sort_by_key(|row| row["began_ns"].as_u64());
     assert!(rows.iter().all(|row| row["score"] == 1.0), "{rows:?}");
     let dropped: Vec<_> = rows.iter().map(|row| row["retries"].as_u64()).collect();
     assert_eq!(dropped[..3], [None, Some(1), Some(1)], "a connection that was closed is replaced");
-    let before = desk.llm.requests();
-    let (_, rows) = desk.run("unknown", &["-c", "12"]);
-    assert_eq!(desk.llm.requests() - before, 12);
+    let before = fixture.llm.requests();
+    let (_, rows) = fixture.run("unknown", &["-c", "12"]);
+    assert_eq!(fixture.llm.requests() - before, 12);
     assert!(rows.len() == 12 && rows.iter().all(|row| row["retries"].is_null()), "{rows:?}");
 }
 
 #[test]
 fn without_usage_tokens_are_counted_and_called_estimated_and_other_interfaces_are_spoken() {
-    let desk = Desk::new();
-    let (_, rows) = desk.run("nousage", &["-c", "12"]);
+    let fixture = IpwFixture::new();
+    let (_, rows) = fixture.run("nousage", &["-c", "12"]);
     assert_eq!(rows.len(), 12);
     assert!(rows.iter().all(|row| row["tokens_estimated"] == true && row["tokens_out"].as_u64() > Some(1)));
-    let whole = desk.run("good", &["-c", "12", "--no-stream"]).1;
+    let whole = fixture.run("good", &["-c", "12", "--no-stream"]).1;
     assert_eq!(whole.len(), 12);
     assert!(whole.iter().all(|row| row["score"] == 1.0 && row["first_token_ns"].is_null()));
-    let base = format!("http://{}", desk.llm.address);
-    let output = desk
+    let base = format!("http://{}", fixture.llm.address);
+    let output = fixture
         .command("run")
         .args([
             "--replay",
@@ -259,23 +259,23 @@ fn without_usage_tokens_are_counted_and_called_estimated_and_other_interfaces_ar
         ])
         .output()
         .unwrap();
-    ended(&output, &desk.rows("o"));
+    assert_ended(&output, &fixture.rows("o"));
     assert!(
-        desk.rows("o").iter().all(|row| row["score"] == 1.0 && row["tokens_in"] == 12),
+        fixture.rows("o").iter().all(|row| row["score"] == 1.0 && row["tokens_in"] == 12),
         "{:?}",
-        desk.rows("o")
+        fixture.rows("o")
     );
 }
 
 #[test]
 fn a_key_is_taken_from_the_environment_and_a_model_from_the_server() {
-    let desk = Desk::new();
-    let mut command = desk.command("run");
+    let fixture = IpwFixture::new();
+    let mut command = fixture.command("run");
     command.args([
         "--replay",
         "machine.toml",
         "--url",
-        &desk.llm.url(),
+        &fixture.llm.url(),
         "--model",
         "closed",
         "-o",
@@ -284,22 +284,26 @@ fn a_key_is_taken_from_the_environment_and_a_model_from_the_server() {
         "2",
     ]);
     let output = command.args(["--key-from", "MY_KEY"]).env("MY_KEY", "sesame").output().unwrap();
-    ended(&output, &desk.rows("a"));
-    let mut command = desk.command("run");
+    assert_ended(&output, &fixture.rows("a"));
+    let mut command = fixture.command("run");
     let output = command
-        .args(["--replay", "machine.toml", "--url", &desk.llm.url(), "-o", "b", "-n", "2"])
+        .args(["--replay", "machine.toml", "--url", &fixture.llm.url(), "-o", "b", "-n", "2"])
         .output()
         .unwrap();
-    assert!(said(&output).contains("asks good at"), "{}", said(&output));
-    let gone = desk
+    assert!(output_text(&output).contains("asks good at"), "{}", output_text(&output));
+    let gone = fixture
         .command("run")
         .args(["--replay", "machine.toml", "--url", "http://127.0.0.1:1/v1"])
         .output()
         .unwrap();
-    assert!(!gone.status.success() && said(&gone).contains("is the server up?"), "{}", said(&gone));
+    assert!(
+        !gone.status.success() && output_text(&gone).contains("is the server up?"),
+        "{}",
+        output_text(&gone)
+    );
     for file in ["a/run.json", "a/rows.jsonl"] {
         assert!(
-            !std::fs::read_to_string(desk.path(file)).unwrap().contains("sesame"),
+            !std::fs::read_to_string(fixture.path(file)).unwrap().contains("sesame"),
             "{file} holds the key"
         );
     }
@@ -307,11 +311,11 @@ fn a_key_is_taken_from_the_environment_and_a_model_from_the_server() {
 
 #[test]
 fn an_interrupted_run_goes_on_where_it_stopped() {
-    let desk = Desk::new();
-    let mut command = desk.command("run");
-    command.args(PATIENT).args([
+    let fixture = IpwFixture::new();
+    let mut command = fixture.command("run");
+    command.args(LONG_HORIZON_ARGS).args([
         "--url",
-        &desk.llm.url(),
+        &fixture.llm.url(),
         "--model",
         "good-100",
         "-o",
@@ -324,27 +328,27 @@ fn an_interrupted_run_goes_on_where_it_stopped() {
     let mut child =
         command.stderr(std::process::Stdio::null()).stdout(std::process::Stdio::null()).spawn().unwrap();
     let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
-    while desk.rows_so_far("r") < 3 {
+    while fixture.rows_so_far("r") < 3 {
         assert!(std::time::Instant::now() < deadline, "no rows came");
         std::thread::sleep(std::time::Duration::from_millis(20));
     }
     let pid = rustix::process::Pid::from_child(&child);
     rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
     assert_eq!(child.wait().unwrap().code(), Some(130));
-    let before = desk.rows("r").len();
+    let before = fixture.rows("r").len();
     assert!((3..50).contains(&before));
-    let mut command = desk.command("run");
-    command.args(PATIENT).args(["--resume", "r"]);
+    let mut command = fixture.command("run");
+    command.args(LONG_HORIZON_ARGS).args(["--resume", "r"]);
     let output = command.output().unwrap();
-    assert!(output.status.success(), "{}", said(&output));
-    let rows = desk.rows("r");
+    assert!(output.status.success(), "{}", output_text(&output));
+    let rows = fixture.rows("r");
     assert_eq!(rows.len(), 50, "no question twice");
-    assert!(said(&output).contains("50 of 50 queries covered"));
-    let taken = desk.run("r", &[]).0;
-    assert!(said(&taken).contains("holds a run already"), "{}", said(&taken));
+    assert!(output_text(&output).contains("50 of 50 queries covered"));
+    let taken = fixture.run("r", &[]).0;
+    assert!(output_text(&taken).contains("holds a run already"), "{}", output_text(&taken));
 }
 
-impl Desk {
+impl IpwFixture {
     /// Whole lines, while a run writes.
     fn rows_so_far(&self, run: &str) -> usize {
         std::fs::read_to_string(self.path(run).join("rows.jsonl"))
@@ -353,12 +357,12 @@ impl Desk {
 }
 
 #[test]
-fn reports_are_told_in_every_form() {
-    let desk = Desk::new();
-    desk.run("good-4", &["-c", "4"]);
+fn reports_are_written_in_every_format() {
+    let fixture = IpwFixture::new();
+    fixture.run("good-4", &["-c", "4"]);
     let report = |more: &[&str]| {
-        let output = desk.command("report").arg("good-4").args(more).output().unwrap();
-        assert!(output.status.success(), "{}", said(&output));
+        let output = fixture.command("report").arg("good-4").args(more).output().unwrap();
+        assert!(output.status.success(), "{}", output_text(&output));
         String::from_utf8(output.stdout).unwrap()
     };
     let json: Value =
@@ -381,8 +385,8 @@ fn reports_are_told_in_every_form() {
     }
     let scope = ["--scope", "accelerator", "--idle", "included"];
     report(&[&["--html", "page.html"][..], &scope].concat());
-    let page = std::fs::read_to_string(desk.path("page.html")).unwrap();
-    let accelerator = desk.report("good-4", &scope);
+    let page = std::fs::read_to_string(fixture.path("page.html")).unwrap();
+    let accelerator = fixture.report("good-4", &scope);
     for (tile, name) in [("intelligence per watt", "per_watt"), ("power", "power_w")] {
         let shown = page.split(&format!("<span>{tile}</span><b>")).nth(1).expect(tile);
         let shown: f64 = shown.split(['<', ' ']).next().unwrap().parse().expect(tile);
@@ -393,7 +397,7 @@ fn reports_are_told_in_every_form() {
     assert!(page.contains(basis), "{page}");
     // The real machine has no part in simulated joules.
     let manifest: Value =
-        serde_json::from_str(&std::fs::read_to_string(desk.path("good-4/run.json")).unwrap()).unwrap();
+        serde_json::from_str(&std::fs::read_to_string(fixture.path("good-4/run.json")).unwrap()).unwrap();
     let machine = manifest["machine"].as_str().unwrap();
     assert!(!machine.is_empty() && !page.contains(machine), "the page shows {machine}");
     let simulated = rows[0].iter().position(|head| *head == "simulated").unwrap();
@@ -403,7 +407,7 @@ fn reports_are_told_in_every_form() {
     );
     let subjects = accelerator["subjects"].as_array().unwrap().len();
     assert_eq!(page.matches("<circle class=dot").count(), subjects, "each subject is a point");
-    let power = lines(&desk.path("good-4").join("power.jsonl"));
+    let power = lines(&fixture.path("good-4").join("power.jsonl"));
     assert!(!power.is_empty());
     assert!(power.iter().all(|instant| instant["power_mw"].as_array().unwrap().len() == 2));
 }
@@ -422,9 +426,9 @@ fn hostile(text: &mut Value) {
 
 #[test]
 fn no_text_of_a_run_is_shown_with_a_hidden_character() {
-    let desk = Desk::new();
-    desk.run("good-4", &["-c", "4"]);
-    let (file, rows) = (desk.path("good-4").join("run.json"), desk.path("good-4").join("rows.jsonl"));
+    let fixture = IpwFixture::new();
+    fixture.run("good-4", &["-c", "4"]);
+    let (file, rows) = (fixture.path("good-4").join("run.json"), fixture.path("good-4").join("rows.jsonl"));
     let mut run: Value = serde_json::from_str(&std::fs::read_to_string(&file).unwrap()).unwrap();
     for field in ["label", "model", "server", "questions", "machine", "meter", "idle"] {
         hostile(&mut run[field]);
@@ -441,7 +445,7 @@ fn no_text_of_a_run_is_shown_with_a_hidden_character() {
     hostile(&mut failed["error"]);
     let changed: Vec<String> = changed.iter().map(Value::to_string).collect();
     std::fs::write(&rows, changed.join("\n") + "\n").unwrap();
-    desk.run("good-12", &["-c", "12"]);
+    fixture.run("good-12", &["-c", "12"]);
     for words in [
         &["report", "good-4"][..],
         &["report", "good-4", "--csv", "-"],
@@ -450,8 +454,8 @@ fn no_text_of_a_run_is_shown_with_a_hidden_character() {
         &["compare", "good-4", "good-12"],
         &["compare", "good-4", "good-12", "--anyway"],
     ] {
-        let output = desk.command(words[0]).args(&words[1..]).output().unwrap();
-        let shown = said(&output);
+        let output = fixture.command(words[0]).args(&words[1..]).output().unwrap();
+        let shown = output_text(&output);
         let found: Vec<char> = shown.chars().filter(|&c| c != '\n' && hidden().any(|it| it == c)).collect();
         assert!(found.is_empty(), "{words:?}: {found:?} in {shown:?}");
         assert!(shown.contains("u{202e}") || shown.contains("u202e"), "{words:?} lost the name: {shown}");
@@ -463,21 +467,21 @@ fn no_text_of_a_run_is_shown_with_a_hidden_character() {
 
 #[test]
 fn runs_are_compared_and_routed_where_they_were_asked_the_same() {
-    let desk = Desk::new();
-    desk.run("good-4", &["-c", "12"]);
-    desk.run("good-12", &["-c", "12"]);
-    desk.run("good-8", &["-c", "12", "-n", "13"]);
-    let verb = |verb: &str, words: &[&str]| desk.command(verb).args(words).output().unwrap();
+    let fixture = IpwFixture::new();
+    fixture.run("good-4", &["-c", "12"]);
+    fixture.run("good-12", &["-c", "12"]);
+    fixture.run("good-8", &["-c", "12", "-n", "13"]);
+    let verb = |verb: &str, words: &[&str]| fixture.command(verb).args(words).output().unwrap();
     let output = verb("compare", &["good-4", "good-12", "--json"]);
-    assert!(output.status.success(), "{}", said(&output));
+    assert!(output.status.success(), "{}", output_text(&output));
     let columns: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(columns[1]["paired"]["count"], 12);
     assert_eq!(columns[1]["paired"]["accuracy"]["value"], 0.0);
     let refused = verb("compare", &["good-4", "good-8"]);
     assert!(
-        !refused.status.success() && said(&refused).contains("questions: good-4 has"),
+        !refused.status.success() && output_text(&refused).contains("questions: good-4 has"),
         "{}",
-        said(&refused)
+        output_text(&refused)
     );
     assert!(verb("compare", &["good-4", "good-8", "--anyway"]).status.success());
     let output = verb(
@@ -493,7 +497,7 @@ fn runs_are_compared_and_routed_where_they_were_asked_the_same() {
             "--json",
         ],
     );
-    assert!(output.status.success(), "{}", said(&output));
+    assert!(output.status.success(), "{}", output_text(&output));
     let routing: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!((&routing["questions"], &routing["models"][0]["ties"]), (&12.into(), &12.into()));
     assert_eq!(routing["savings"][0]["compute"]["value"], 0.875);
@@ -501,30 +505,31 @@ fn runs_are_compared_and_routed_where_they_were_asked_the_same() {
 }
 
 #[test]
-fn a_routing_mixes_no_grades_unasked_and_tells_what_its_figures_stand_on() {
-    let desk = Desk::new();
-    desk.run("good-4", &["-c", "12"]);
-    desk.run("good-12", &["-c", "12"]);
-    let unmetered = ["ipw", "run", "--socket", "nowhere.sock", "--without-meter", "--url", &desk.llm.url()];
+fn routing_mixes_no_grades_by_default_and_names_its_basis() {
+    let fixture = IpwFixture::new();
+    fixture.run("good-4", &["-c", "12"]);
+    fixture.run("good-12", &["-c", "12"]);
+    let unmetered =
+        ["ipw", "run", "--socket", "nowhere.sock", "--without-meter", "--url", &fixture.llm.url()];
     let output = Command::new(env!("CARGO_BIN_EXE_wattspan"))
         .args(unmetered)
         .args(["--model", "good", "--label", "cloud", "-o", "cloud", "-n", "12", "--warm-up", "0"])
-        .current_dir(desk.dir.path())
+        .current_dir(fixture.dir.path())
         .output()
         .unwrap();
-    assert!(output.status.success(), "{}", said(&output));
+    assert!(output.status.success(), "{}", output_text(&output));
     let route = |words: &[&str]| {
-        let output = desk.command("route").arg("good-4").args(words).output().unwrap();
-        (output.status.code(), said(&output))
+        let output = fixture.command("route").arg("good-4").args(words).output().unwrap();
+        (output.status.code(), output_text(&output))
     };
-    let (status, told) = route(&["--reference", "good-12"]);
-    assert_eq!(status, Some(0), "{told}");
+    let (status, printed) = route(&["--reference", "good-12"]);
+    assert_eq!(status, Some(0), "{printed}");
     for part in [
         "host (all counted domains), idle power included, energy measured, simulated; 12 of 12 queries covered",
         "the meter guarantees the oracle's energy saving to",
         "95 % over the choice of questions",
     ] {
-        assert!(told.contains(part), "{part} is not in:\n{told}");
+        assert!(printed.contains(part), "{part} is not in:\n{printed}");
     }
     let (_, json) = route(&["--reference", "good-12", "--json"]);
     let routing: Value = serde_json::from_str(&json).unwrap();
@@ -537,109 +542,118 @@ fn a_routing_mixes_no_grades_unasked_and_tells_what_its_figures_stand_on() {
         (&12.into(), &12.into(), &0.into())
     );
     assert!(routing["savings"][0]["energy_error"].as_f64() > Some(0.0), "{json}");
-    let (status, told) = route(&["--reference", "cloud"]);
+    let (status, printed) = route(&["--reference", "cloud"]);
     assert!(
-        status == Some(1) && told.contains("grade of the energy: cloud has unknown, good-4 has"),
-        "{told}"
+        status == Some(1) && printed.contains("grade of the energy: cloud has unknown, good-4 has"),
+        "{printed}"
     );
-    let (status, told) = route(&["--reference", "cloud", "--reference-joules", "500"]);
-    assert!(status == Some(0) && told.contains("12 of them at an assumed energy of the reference"), "{told}");
-    let manifest = desk.path("good-12").join("run.json");
+    let (status, printed) = route(&["--reference", "cloud", "--reference-joules", "500"]);
+    assert!(
+        status == Some(0) && printed.contains("12 of them at an assumed energy of the reference"),
+        "{printed}"
+    );
+    let manifest = fixture.path("good-12").join("run.json");
     let estimated = std::fs::read_to_string(&manifest).unwrap().replace("\"measured\"", "\"estimated\"");
     std::fs::write(&manifest, estimated).unwrap();
     for words in [&["--reference", "good-12"][..], &["--reference", "good-12", "--reference-joules", "500"]] {
-        let (status, told) = route(words);
-        assert!(status == Some(1) && told.contains("good-12 has estimated, good-4 has measured"), "{told}");
+        let (status, printed) = route(words);
+        assert!(
+            status == Some(1) && printed.contains("good-12 has estimated, good-4 has measured"),
+            "{printed}"
+        );
     }
-    let (status, told) = route(&["--reference", "good-12", "--anyway"]);
-    assert!(status == Some(0) && told.contains("good-12 has estimated, good-4 has measured"), "{told}");
+    let (status, printed) = route(&["--reference", "good-12", "--anyway"]);
+    assert!(status == Some(0) && printed.contains("good-12 has estimated, good-4 has measured"), "{printed}");
 }
 
 #[test]
-fn a_judge_scores_what_no_rule_can_once_and_its_energy_is_told_apart() {
-    let desk = Desk::new();
+fn a_judge_scores_unscored_answers_once_and_its_energy_is_separate() {
+    let fixture = IpwFixture::new();
     let questions = "{\"id\":\"sky\",\"prompt\":\"What colour is the sky?\",\"answer\":\"The sky is blue\"}\n\
                      {\"id\":\"sum\",\"prompt\":\"2+2?\",\"answer\":\"4\"}\n";
-    std::fs::write(desk.path("q.jsonl"), questions).unwrap();
-    let (output, rows) = desk.run("good", &["-q", "q.jsonl"]);
-    ended(&output, &rows);
+    std::fs::write(fixture.path("q.jsonl"), questions).unwrap();
+    let (output, rows) = fixture.run("good", &["-q", "q.jsonl"]);
+    assert_ended(&output, &rows);
     // Rows come as their accounts do, which is not always the order of the questions.
     let score = |of: &str| &rows.iter().find(|row| row["id"] == of).unwrap()["score"];
     assert!(score("sky").is_null() && *score("sum") == 0.0, "{rows:?}");
     let judge = |more: &[&str]| {
-        let mut command = desk.command("score");
+        let mut command = fixture.command("score");
         command
-            .args(["good", "--replay", "machine.toml", "--url", &desk.llm.url(), "--model", "judge"])
+            .args(["good", "--replay", "machine.toml", "--url", &fixture.llm.url(), "--model", "judge"])
             .args(more);
         let output = command.output().unwrap();
-        assert!(output.status.success(), "{}", said(&output));
-        said(&output)
+        assert!(output.status.success(), "{}", output_text(&output));
+        output_text(&output)
     };
     assert!(judge(&[]).contains("1 answers need a judge"));
-    let told = judge(&["--judge", "--no-stream"]);
+    let printed = judge(&["--judge", "--no-stream"]);
     assert!(
-        told.contains("judged 1 answers, 1 of them anew") && told.contains("in no figure of the run"),
-        "{told}"
+        printed.contains("judged 1 answers, 1 of them anew") && printed.contains("in no figure of the run"),
+        "{printed}"
     );
-    let rows = desk.rows("good");
+    let rows = fixture.rows("good");
     let judged = rows.last().unwrap();
     assert_eq!(
         (&judged["id"], &judged["score"]),
         (&"sky".into(), &0.0.into()),
         "a row that is judged is told anew"
     );
-    let before = desk.llm.requests();
+    let before = fixture.llm.requests();
     assert!(judge(&["--judge", "--no-stream"]).contains("0 of them anew"));
-    assert_eq!(desk.llm.requests(), before, "the verdict was kept");
-    assert!(lines(&desk.path("good/verdicts.jsonl"))[0]["energy_uj"].as_u64() > Some(0));
+    assert_eq!(fixture.llm.requests(), before, "the verdict was kept");
+    assert!(lines(&fixture.path("good/verdicts.jsonl"))[0]["energy_uj"].as_u64() > Some(0));
 }
 
 #[test]
-fn a_judge_that_is_cut_off_or_away_gives_no_score_and_is_asked_again() {
-    let desk = Desk::new();
+fn a_truncated_or_unreachable_judge_gives_no_score_and_is_asked_again() {
+    let fixture = IpwFixture::new();
     let questions =
         "{\"id\":\"sky\",\"prompt\":\"What colour is the sky?\",\"answer\":\"The sky is blue\"}\n";
-    std::fs::write(desk.path("q.jsonl"), questions).unwrap();
-    let (output, rows) = desk.run("good", &["-q", "q.jsonl"]);
-    ended(&output, &rows);
+    std::fs::write(fixture.path("q.jsonl"), questions).unwrap();
+    let (output, rows) = fixture.run("good", &["-q", "q.jsonl"]);
+    assert_ended(&output, &rows);
     let judge = |model: &str, url: &str, meter: &[&str]| {
-        let mut command = desk.command("score");
+        let mut command = fixture.command("score");
         command.args(["good", "--judge", "--no-stream", "--url", url, "--model", model]).args(meter);
         let output = command.output().unwrap();
-        (output.status.code(), said(&output))
+        (output.status.code(), output_text(&output))
     };
     let (replay, none) = (["--replay", "machine.toml"], ["--socket", "nowhere.sock"]);
-    let (status, told) = judge("mumbles", &desk.llm.url(), &replay);
-    assert_eq!(status, Some(1), "{told}");
-    assert!(told.contains("judged 0 answers") && told.contains("1 verdicts could not be read"), "{told}");
-    assert!(desk.rows("good").iter().all(|row| row["score"].is_null()));
-    let (status, told) = judge("mumbles", &desk.llm.url(), &none);
-    assert_eq!(status, Some(0), "{told}");
+    let (status, printed) = judge("mumbles", &fixture.llm.url(), &replay);
+    assert_eq!(status, Some(1), "{printed}");
     assert!(
-        told.contains("judged 1 answers, 1 of them anew") && told.contains("what it used is unknown"),
-        "{told}"
+        printed.contains("judged 0 answers") && printed.contains("1 verdicts could not be read"),
+        "{printed}"
     );
-    assert_eq!(desk.rows("good").last().unwrap()["score"], 0.0);
-    let before = desk.llm.requests();
-    let (status, told) = judge("mumbles", &desk.llm.url(), &none);
-    assert!(status == Some(0) && told.contains("0 of them anew"), "the last verdict counts: {told}");
-    assert_eq!(desk.llm.requests(), before);
-    let (status, told) = judge("gone", "http://127.0.0.1:1/v1", &none);
-    assert_eq!(status, Some(1), "{told}");
-    assert!(told.contains("judged 0 answers") && told.contains("1 answers got none"), "{told}");
-    assert!(!told.contains("0 \u{b5}J"), "{told}");
+    assert!(fixture.rows("good").iter().all(|row| row["score"].is_null()));
+    let (status, printed) = judge("mumbles", &fixture.llm.url(), &none);
+    assert_eq!(status, Some(0), "{printed}");
+    assert!(
+        printed.contains("judged 1 answers, 1 of them anew") && printed.contains("what it used is unknown"),
+        "{printed}"
+    );
+    assert_eq!(fixture.rows("good").last().unwrap()["score"], 0.0);
+    let before = fixture.llm.requests();
+    let (status, printed) = judge("mumbles", &fixture.llm.url(), &none);
+    assert!(status == Some(0) && printed.contains("0 of them anew"), "the last verdict counts: {printed}");
+    assert_eq!(fixture.llm.requests(), before);
+    let (status, printed) = judge("gone", "http://127.0.0.1:1/v1", &none);
+    assert_eq!(status, Some(1), "{printed}");
+    assert!(printed.contains("judged 0 answers") && printed.contains("1 answers got none"), "{printed}");
+    assert!(!printed.contains("0 \u{b5}J"), "{printed}");
 }
 
 #[test]
 fn without_a_meter_a_run_is_made_only_where_the_user_agrees() {
-    let desk = Desk::new();
+    let fixture = IpwFixture::new();
     let ask = |more: &[&str]| {
-        let mut command = desk.command("run");
+        let mut command = fixture.command("run");
         command.args([
             "--socket",
             "nowhere.sock",
             "--url",
-            &desk.llm.url(),
+            &fixture.llm.url(),
             "--model",
             "good",
             "-o",
@@ -650,59 +664,60 @@ fn without_a_meter_a_run_is_made_only_where_the_user_agrees() {
         command.args(more).output().unwrap()
     };
     let refused = ask(&[]);
-    assert_eq!(refused.status.code(), Some(4), "{}", said(&refused));
-    assert!(!desk.path("u").exists());
+    assert_eq!(refused.status.code(), Some(4), "{}", output_text(&refused));
+    assert!(!fixture.path("u").exists());
     let output = ask(&["--without-meter"]);
-    assert!(output.status.success(), "{}", said(&output));
-    assert_eq!(desk.rows("u").len(), 3);
-    assert!(desk.rows("u").iter().all(|row| row["energy"].is_null() && row["score"] == 1.0));
-    assert!(said(&output).contains("0 of 3 queries covered"), "{}", said(&output));
+    assert!(output.status.success(), "{}", output_text(&output));
+    assert_eq!(fixture.rows("u").len(), 3);
+    assert!(fixture.rows("u").iter().all(|row| row["energy"].is_null() && row["score"] == 1.0));
+    assert!(output_text(&output).contains("0 of 3 queries covered"), "{}", output_text(&output));
 }
 
 #[test]
-fn what_a_server_or_a_run_file_says_cannot_move_the_cursor() {
-    let desk = Desk::new();
-    let evil = desk.llm.url().replace("/v1", "/evil/v1");
+fn texts_of_servers_and_run_files_cannot_move_the_cursor() {
+    let fixture = IpwFixture::new();
+    let evil = fixture.llm.url().replace("/v1", "/evil/v1");
     for (run, count) in [("one", "1"), ("two", "2")] {
-        let mut command = desk.command("run");
+        let mut command = fixture.command("run");
         command.args(["--replay", "machine.toml", "--warm-up", "0", "--url", &evil, "-o", run, "-n", count]);
         let output = command.output().unwrap();
-        ended(&output, &desk.rows(run));
-        assert!(said(&output).contains("asks evil\\u{1b}[2J at"), "{}", said(&output));
-        assert!(!said(&output).contains('\u{1b}'), "{:?}", said(&output));
+        assert_ended(&output, &fixture.rows(run));
+        assert!(output_text(&output).contains("asks evil\\u{1b}[2J at"), "{}", output_text(&output));
+        assert!(!output_text(&output).contains('\u{1b}'), "{:?}", output_text(&output));
         let manifest: Value =
-            serde_json::from_slice(&std::fs::read(desk.path(run).join("run.json")).unwrap()).unwrap();
-        assert_eq!(manifest["model"], llm::EVIL, "what is kept is the server's own word");
+            serde_json::from_slice(&std::fs::read(fixture.path(run).join("run.json")).unwrap()).unwrap();
+        assert_eq!(manifest["model"], llm_stub::HOSTILE_MODEL_NAME, "what is kept is the server's own word");
     }
     for words in [
         &["compare", "one", "two"][..],
         &["compare", "one", "two", "--anyway"],
         &["route", "one", "--reference", "two"],
     ] {
-        let output = desk.command(words[0]).args(&words[1..]).output().unwrap();
-        assert!(said(&output).contains("evil"), "{words:?}: {}", said(&output));
-        assert!(!said(&output).contains('\u{1b}'), "{words:?}: {:?}", said(&output));
+        let output = fixture.command(words[0]).args(&words[1..]).output().unwrap();
+        assert!(output_text(&output).contains("evil"), "{words:?}: {}", output_text(&output));
+        assert!(!output_text(&output).contains('\u{1b}'), "{words:?}: {:?}", output_text(&output));
     }
 }
 
 #[test]
-fn a_time_that_nobody_can_wait_for_is_refused() {
-    let desk = Desk::new();
+fn an_excessive_timeout_is_refused() {
+    let fixture = IpwFixture::new();
     for seconds in ["0", "86401", "18446744073709551615"] {
-        let (output, _) = desk.run("good", &["--timeout", seconds]);
-        assert_eq!(output.status.code(), Some(2), "{seconds}: {}", said(&output));
+        let (output, _) = fixture.run("good", &["--timeout", seconds]);
+        assert_eq!(output.status.code(), Some(2), "{seconds}: {}", output_text(&output));
     }
-    assert!(!desk.path("good").exists());
+    assert!(!fixture.path("good").exists());
 }
 
 #[test]
 fn a_run_goes_on_with_the_retries_and_the_warm_up_of_its_beginning() {
-    let desk = Desk::new();
-    desk.run("empty", &["-n", "2", "--retries", "0", "--warm-up", "1"]);
-    assert_eq!(desk.llm.requests(), 3);
-    let again = desk.command("run").args(["--replay", "machine.toml", "--resume", "empty"]).output().unwrap();
-    assert_eq!(again.status.code(), Some(1), "{}", said(&again));
-    assert_eq!(desk.llm.requests(), 6, "{}", said(&again));
+    let fixture = IpwFixture::new();
+    fixture.run("empty", &["-n", "2", "--retries", "0", "--warm-up", "1"]);
+    assert_eq!(fixture.llm.requests(), 3);
+    let again =
+        fixture.command("run").args(["--replay", "machine.toml", "--resume", "empty"]).output().unwrap();
+    assert_eq!(again.status.code(), Some(1), "{}", output_text(&again));
+    assert_eq!(fixture.llm.requests(), 6, "{}", output_text(&again));
 }
 
 /// A figure that is there, with an interval around it.
@@ -718,35 +733,35 @@ fn figure(report: &Value, name: &str) -> f64 {
 
 #[test]
 fn a_domain_that_never_lives_is_no_part_of_a_run() {
-    let desk = Desk::on(STUCK);
-    let (output, rows) = desk.run("good-20", &[]);
-    let told = said(&output);
-    assert!(output.status.success(), "{told}");
+    let fixture = IpwFixture::on(STUCK);
+    let (output, rows) = fixture.run("good-20", &[]);
+    let printed = output_text(&output);
+    assert!(output.status.success(), "{printed}");
     assert!(rows.iter().all(|row| row["energy"]["share_uj"].as_u64() > Some(0)), "{rows:?}");
-    assert!(told.contains("12 of 12 queries covered"), "{told}");
+    assert!(printed.contains("12 of 12 queries covered"), "{printed}");
     for (name, start) in [("IPW ", "  IPW "), ("psys", "wattspan: psys is not live")] {
-        assert!(told.lines().any(|line| line.starts_with(start)), "{name}: {told}");
+        assert!(printed.lines().any(|line| line.starts_with(start)), "{name}: {printed}");
     }
-    let report = desk.report("good-20", &[]);
+    let report = fixture.report("good-20", &[]);
     assert_eq!((&report["all"]["covered"], &report["all"]["asked"]), (&12.into(), &12.into()));
     assert!((figure(&report, "power_w") - 80.0).abs() < 0.8, "{report}");
     assert!((figure(&report, "per_watt") * 80.0 - 1.0).abs() < 0.01, "{report}");
     let names: Vec<_> = report["run"]["domains"].as_array().unwrap().iter().map(|it| &it["name"]).collect();
     assert_eq!(names, ["package-0"]);
     // The memory never lived either, so that this scope is the package.
-    assert!((figure(&desk.report("good-20", &["--scope", "compute"]), "power_w") - 80.0).abs() < 0.8);
+    assert!((figure(&fixture.report("good-20", &["--scope", "compute"]), "power_w") - 80.0).abs() < 0.8);
 }
 
 #[test]
 fn a_run_whose_list_holds_a_stuck_domain_goes_on() {
-    let desk = Desk::on(STUCK);
-    desk.run("good-20", &[]);
+    let fixture = IpwFixture::on(STUCK);
+    fixture.run("good-20", &[]);
     let dead = |name: &str, kind: &str, parent: Option<&str>| {
         serde_json::json!({
             "name": name, "kind": kind, "source": "replay", "parent": parent, "counted": false, "grade": "measured",
         })
     };
-    desk.edit("good-20", |manifest| {
+    fixture.edit("good-20", |manifest| {
         manifest.as_object_mut().unwrap().remove("not_live");
         let domains = manifest["domains"].as_array_mut().unwrap();
         domains.insert(0, dead("psys", "psys", None));
@@ -759,81 +774,82 @@ fn a_run_whose_list_holds_a_stuck_domain_goes_on() {
         row["error"] = "asked again".into();
         row.to_string() + "\n"
     };
-    let rows: String = desk.rows("good-20").into_iter().map(refused).collect();
-    std::fs::write(desk.path("good-20").join("rows.jsonl"), rows).unwrap();
-    let output = desk.command("run").args(PATIENT).args(["--resume", "good-20"]).output().unwrap();
-    assert!(output.status.success(), "{}", said(&output));
-    assert!(said(&output).contains("12 of 12 queries covered"), "{}", said(&output));
-    let report = desk.report("good-20", &[]);
+    let rows: String = fixture.rows("good-20").into_iter().map(refused).collect();
+    std::fs::write(fixture.path("good-20").join("rows.jsonl"), rows).unwrap();
+    let output =
+        fixture.command("run").args(LONG_HORIZON_ARGS).args(["--resume", "good-20"]).output().unwrap();
+    assert!(output.status.success(), "{}", output_text(&output));
+    assert!(output_text(&output).contains("12 of 12 queries covered"), "{}", output_text(&output));
+    let report = fixture.report("good-20", &[]);
     assert!((figure(&report, "per_watt") * 80.0 - 1.0).abs() < 0.01, "{report}");
 }
 
 #[test]
 fn a_domain_that_stops_during_a_run_is_reported_once_and_makes_no_figure_smaller() {
-    let desk = Desk::on(DEPARTING);
-    let (output, rows) = desk.run("good-700", &[]);
+    let fixture = IpwFixture::on(DEPARTING);
+    let (output, rows) = fixture.run("good-700", &[]);
     let errors = String::from_utf8_lossy(&output.stderr);
     let notices = |text: &str| text.matches("gpu-0").count();
-    assert_eq!(notices(&errors), 1, "{}", said(&output));
+    assert_eq!(notices(&errors), 1, "{}", output_text(&output));
     let lost = rows.iter().filter(|row| row["energy"]["share_uj"].is_null()).count();
     assert!((1..12).contains(&lost), "{rows:?}");
-    let report = desk.report("good-700", &[]);
+    let report = fixture.report("good-700", &[]);
     assert_eq!(report["all"]["covered"], 12 - lost);
     assert!((figure(&report, "power_w") - 280.0).abs() < 3.0, "a total without the card is none: {report}");
     assert_eq!(report["domain_gaps"]["gpu-0"], lost);
-    let output = desk.command("report").args(["good-700", "--html", "page.html"]).output().unwrap();
-    let told = String::from_utf8_lossy(&output.stdout);
-    assert_eq!(notices(&told), 1, "{told}");
-    let page = std::fs::read_to_string(desk.path("page.html")).unwrap();
+    let output = fixture.command("report").args(["good-700", "--html", "page.html"]).output().unwrap();
+    let printed = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(notices(&printed), 1, "{printed}");
+    let page = std::fs::read_to_string(fixture.path("page.html")).unwrap();
     let wanted = format!("gpu-0: no energy for {lost} of 12 queries");
-    assert!(told.contains(&wanted) && page.contains(&wanted), "{told}");
+    assert!(printed.contains(&wanted) && page.contains(&wanted), "{printed}");
 }
 
 #[test]
-fn where_no_energy_was_measured_the_reason_comes_first_and_the_status_says_so() {
-    let desk = Desk::new();
-    desk.run("good-4", &[]);
+fn without_energy_the_reason_comes_first_and_the_status_shows_it() {
+    let fixture = IpwFixture::new();
+    fixture.run("good-4", &[]);
     let unmetered = |mut row: Value| {
         row.as_object_mut().unwrap().remove("energy");
         row["unmetered"] = "the account did not settle in time".into();
         row.to_string() + "\n"
     };
-    let rows: String = desk.rows("good-4").into_iter().map(unmetered).collect();
-    std::fs::write(desk.path("good-4").join("rows.jsonl"), rows).unwrap();
+    let rows: String = fixture.rows("good-4").into_iter().map(unmetered).collect();
+    std::fs::write(fixture.path("good-4").join("rows.jsonl"), rows).unwrap();
     let run = ["run", "--replay", "machine.toml", "--resume", "good-4"];
     let report = ["report", "good-4", "--html", "page.html"];
     for words in [&run[..], &report] {
-        let output = desk.command(words[0]).args(&words[1..]).output().unwrap();
-        let told = said(&output);
-        assert_eq!(output.status.code(), Some(3), "{told}");
-        let first: Vec<&str> = told.lines().filter(|line| !line.is_empty()).take(3).collect();
+        let output = fixture.command(words[0]).args(&words[1..]).output().unwrap();
+        let printed = output_text(&output);
+        assert_eq!(output.status.code(), Some(3), "{printed}");
+        let first: Vec<&str> = printed.lines().filter(|line| !line.is_empty()).take(3).collect();
         assert!(
             first[1].contains("no energy was measured: 12 \u{d7} the account did not settle in time"),
-            "{told}"
+            "{printed}"
         );
-        assert!(first[2].contains("accuracy 100.0 % [75.75 .. 100.0] over 12 scored answers"), "{told}");
-        assert!(!told.contains(" -0"), "{told}");
+        assert!(first[2].contains("accuracy 100.0 % [75.75 .. 100.0] over 12 scored answers"), "{printed}");
+        assert!(!printed.contains(" -0"), "{printed}");
     }
-    let page = std::fs::read_to_string(desk.path("page.html")).unwrap();
+    let page = std::fs::read_to_string(fixture.path("page.html")).unwrap();
     let body = page.split_once("<h1>").unwrap().1;
     let reason =
         body.find("No energy was measured: 12 \u{d7} the account did not settle").expect("the reason");
     assert!(reason < body.find("class=\"tiles\"").unwrap(), "the reason comes before all figures");
     assert!(body.contains("<b>100.0 %</b><small>75.75 .. 100.0</small>"), "{body}");
     assert!(!body.contains(" -0") && !body.contains(">-0"), "{body}");
-    let json = desk.report("good-4", &[]);
+    let json = fixture.report("good-4", &[]);
     assert_eq!(json["sum"]["energy_j"].as_f64().map(f64::to_bits), Some(0), "{json}");
     assert!(json["no_energy"].as_str().is_some_and(|reason| reason.contains("settle in time")), "{json}");
 }
 
 #[test]
 fn intelligence_per_watt_does_not_depend_on_how_many_queries_are_open() {
-    let desk = Desk::on(HUNDRED_WATTS);
+    let fixture = IpwFixture::on(HUNDRED_WATTS);
     for at_once in ["1", "4", "16"] {
         let words = ["-c", at_once, "-n", "32", "--label", at_once];
-        let (output, _) = desk.run("good-60", &words);
-        assert!(output.status.success(), "{}", said(&output));
-        let report = desk.report("good-60", &[]);
+        let (output, _) = fixture.run("good-60", &words);
+        assert!(output.status.success(), "{}", output_text(&output));
+        let report = fixture.report("good-60", &[]);
         assert!((figure(&report, "per_watt") * 100.0 - 1.0).abs() < 0.01, "{at_once} at once: {report}");
         let power_w = figure(&report, "power_w");
         let error_w = report["all"]["power_error_w"].as_f64().unwrap();
@@ -843,18 +859,18 @@ fn intelligence_per_watt_does_not_depend_on_how_many_queries_are_open() {
             "1" => assert!((attributed_w - power_w).abs() < 1.0, "{attributed_w} of {power_w}"),
             _ => assert!(attributed_w < 0.7 * power_w, "{attributed_w} of {power_w}"),
         }
-        std::fs::rename(desk.path("good-60"), desk.path(at_once)).unwrap();
+        std::fs::rename(fixture.path("good-60"), fixture.path(at_once)).unwrap();
     }
-    let output = desk.command("compare").args(["1", "4", "16", "--json"]).output().unwrap();
+    let output = fixture.command("compare").args(["1", "4", "16", "--json"]).output().unwrap();
     let columns: Value = serde_json::from_slice(&output.stdout).unwrap();
     for column in &columns.as_array().unwrap()[1..] {
         let ratio = column["paired"]["per_watt_ratio"]["value"].as_f64().unwrap();
         assert!((ratio - 1.0).abs() < 0.01, "{column}");
     }
-    let flat = desk.command("export").args(["16", "--harness", "harness"]).output().unwrap();
-    assert!(flat.status.success(), "{}", said(&flat));
-    let exported = std::fs::read_to_string(desk.path("harness/data.jsonl")).unwrap();
-    let import = desk.command("import").args(["harness", "-o", "again"]).output().unwrap();
-    assert!(import.status.success(), "{}", said(&import));
-    assert!((figure(&desk.report("again", &[]), "power_w") - 100.0).abs() < 1.0, "{exported}");
+    let flat = fixture.command("export").args(["16", "--harness", "harness"]).output().unwrap();
+    assert!(flat.status.success(), "{}", output_text(&flat));
+    let exported = std::fs::read_to_string(fixture.path("harness/data.jsonl")).unwrap();
+    let import = fixture.command("import").args(["harness", "-o", "again"]).output().unwrap();
+    assert!(import.status.success(), "{}", output_text(&import));
+    assert!((figure(&fixture.report("again", &[]), "power_w") - 100.0).abs() < 1.0, "{exported}");
 }

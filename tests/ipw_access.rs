@@ -3,33 +3,33 @@
 
 #![cfg(target_os = "linux")]
 
-mod caller;
-#[path = "support/llm.rs"]
-mod llm;
+#[path = "support/llm_stub.rs"]
+mod llm_stub;
+mod other_user;
 mod support;
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Output};
 
-use caller::{GROUPS, User};
-use llm::Llm;
+use llm_stub::LlmStub;
+use other_user::{GROUPS, TestUser};
 use serde_json::Value;
-use support::{STEADY, TestDaemon};
+use support::{STEADY_MACHINE, TestDaemon};
 
-const STRANGER: User = User { uid: 12_301, groups: "" };
-const COARSE: User = User { uid: 12_302, groups: "games" };
+const STRANGER: TestUser = TestUser { uid: 12_301, groups: "" };
+const COARSE: TestUser = TestUser { uid: 12_302, groups: "games" };
 
-struct Desk {
+struct IpwFixture {
     dir: tempfile::TempDir,
-    llm: Llm,
+    llm: LlmStub,
     daemon: TestDaemon,
 }
 
-impl Desk {
+impl IpwFixture {
     /// Where this process may be another user's; `limits` as in the configuration.
     fn new(limits: &str) -> Option<Self> {
-        if !caller::possible() {
+        if !other_user::is_supported() {
             return None;
         }
         let dir = tempfile::tempdir().unwrap();
@@ -38,11 +38,12 @@ impl Desk {
         let own = env!("CARGO_BIN_EXE_wattspan");
         assert!(Command::new("cp").arg(own).arg(dir.path().join("wattspan")).status().unwrap().success());
         // A busy machine tells the meter late, and what is tested is not how busy it is.
-        let daemon = TestDaemon::with(STEADY, &format!("horizon_ms = 500\n{GROUPS}{limits}"));
-        Some(Self { dir, llm: Llm::start(), daemon })
+        let daemon =
+            TestDaemon::start_with_config(STEADY_MACHINE, &format!("horizon_ms = 500\n{GROUPS}{limits}"));
+        Some(Self { dir, llm: LlmStub::start(), daemon })
     }
 
-    fn run(&self, user: User, words: &[&str]) -> Output {
+    fn run(&self, user: TestUser, words: &[&str]) -> Output {
         let mut command = Command::new("setpriv");
         command.args([format!("--reuid={}", user.uid), format!("--regid={}", user.uid)]);
         match user.groups {
@@ -70,38 +71,38 @@ fn rows(run: &Path) -> Vec<Value> {
     text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
-fn said(output: &Output) -> String {
+fn output_text(output: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
 
 #[test]
-fn a_user_without_access_is_told_before_anything_is_asked() {
-    let Some(desk) = Desk::new("") else { return };
-    let refused = desk.run(STRANGER, &["--model", "good", "-n", "3"]);
-    assert_eq!(refused.status.code(), Some(5), "{}", said(&refused));
+fn a_user_without_access_is_refused_before_the_first_question() {
+    let Some(fixture) = IpwFixture::new("") else { return };
+    let refused = fixture.run(STRANGER, &["--model", "good", "-n", "3"]);
+    assert_eq!(refused.status.code(), Some(5), "{}", output_text(&refused));
     assert!(
-        said(&refused).contains("this needs coarse access; membership in the group"),
+        output_text(&refused).contains("this needs coarse access; membership in the group"),
         "{}",
-        said(&refused)
+        output_text(&refused)
     );
-    assert!(said(&refused).contains("--without-meter asks all the same"), "{}", said(&refused));
-    assert_eq!((desk.llm.requests(), desk.rows().len()), (0, 0));
-    let agreed = desk.run(STRANGER, &["--model", "good", "-n", "3", "--without-meter"]);
-    assert!(agreed.status.success(), "{}", said(&agreed));
-    assert!(said(&agreed).contains("going on without energies"), "{}", said(&agreed));
-    let rows = desk.rows();
+    assert!(output_text(&refused).contains("--without-meter asks all the same"), "{}", output_text(&refused));
+    assert_eq!((fixture.llm.requests(), fixture.rows().len()), (0, 0));
+    let agreed = fixture.run(STRANGER, &["--model", "good", "-n", "3", "--without-meter"]);
+    assert!(agreed.status.success(), "{}", output_text(&agreed));
+    assert!(output_text(&agreed).contains("going on without energies"), "{}", output_text(&agreed));
+    let rows = fixture.rows();
     assert_eq!(rows.len(), 3);
     assert!(rows.iter().all(|row| row["energy"].is_null() && row["unmetered"].is_null()), "{rows:?}");
 }
 
 #[test]
-fn with_few_calls_a_second_every_query_is_metered_and_nothing_is_guaranteed_that_nobody_knows() {
+fn with_few_calls_a_second_every_query_is_metered_without_false_guarantees() {
     // 4 queries of 0.9 s at a time take some 18 calls a second for their spans.
     let limits = "[limits]\ncoarse_calls_per_s = 100\ncoarse_calls_burst = 100\n";
-    let Some(desk) = Desk::new(limits) else { return };
-    let output = desk.run(COARSE, &["--model", "good-600", "-n", "24", "-c", "4"]);
-    assert!(output.status.success(), "{}", said(&output));
-    let rows = desk.rows();
+    let Some(fixture) = IpwFixture::new(limits) else { return };
+    let output = fixture.run(COARSE, &["--model", "good-600", "-n", "24", "-c", "4"]);
+    assert!(output.status.success(), "{}", output_text(&output));
+    let rows = fixture.rows();
     assert_eq!(rows.len(), 24);
     for row in &rows {
         assert!(row["energy"]["share_uj"].is_u64(), "{row}");
@@ -112,13 +113,13 @@ fn with_few_calls_a_second_every_query_is_metered_and_nothing_is_guaranteed_that
 }
 
 #[test]
-fn a_query_that_the_grid_is_too_coarse_for_says_so() {
-    let Some(desk) = Desk::new("") else { return };
-    let output = desk.run(COARSE, &["--model", "good", "-n", "2"]);
-    let measured = desk.rows().iter().any(|row| row["energy"]["share_uj"].is_u64());
-    assert_eq!(output.status.code(), Some(if measured { 0 } else { 3 }), "{}", said(&output));
+fn a_query_too_short_for_the_coarse_grid_is_marked() {
+    let Some(fixture) = IpwFixture::new("") else { return };
+    let output = fixture.run(COARSE, &["--model", "good", "-n", "2"]);
+    let measured = fixture.rows().iter().any(|row| row["energy"]["share_uj"].is_u64());
+    assert_eq!(output.status.code(), Some(if measured { 0 } else { 3 }), "{}", output_text(&output));
     // On a busy machine a query may be as long as the grid is coarse.
-    for row in desk.rows().iter().filter(|row| row["duration_ns"].as_u64() < Some(60_000_000)) {
+    for row in fixture.rows().iter().filter(|row| row["duration_ns"].as_u64() < Some(60_000_000)) {
         assert!(row["unmetered"].as_str().is_some_and(|why| why.contains("grid of 100 ms")), "{row}");
     }
 }

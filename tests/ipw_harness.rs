@@ -39,7 +39,7 @@ fn wattspan(arguments: &[&str], at: &Path) -> Output {
     Command::new(program).arg("ipw").args(arguments).current_dir(at).env("COLUMNS", "200").output().unwrap()
 }
 
-fn said(output: &Output) -> String {
+fn output_text(output: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
 
@@ -81,7 +81,7 @@ fn is_what_the_fixture_holds(findings: &ImportFindings, rows: &[QueryRow]) {
 }
 
 #[test]
-fn the_harnesss_results_read_as_a_run_and_what_they_lack_is_told() {
+fn harness_results_import_as_a_run_with_a_list_of_missing_data() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("run");
     let (findings, rows) = imported(&fixture().join("data.jsonl"), &out);
@@ -105,8 +105,8 @@ fn import_says_what_was_wrong_and_its_run_can_be_reported_scored_and_compared() 
     let dir = tempfile::tempdir().unwrap();
     let from = fixture().join("data.jsonl");
     let output = wattspan(&["import", from.to_str().unwrap(), "-o", "old"], dir.path());
-    let told = said(&output);
-    assert!(output.status.success(), "{told}");
+    let printed = output_text(&output);
+    assert!(output.status.success(), "{printed}");
     for part in [
         "9 queries of tiny-1b",
         "6 right of 7",
@@ -117,21 +117,25 @@ fn import_says_what_was_wrong_and_its_run_can_be_reported_scored_and_compared() 
         "repeats per_query_joules in 8 of 9",
         "1 of 9 stand at 0.0 s",
     ] {
-        assert!(told.contains(part), "{part} is not in:\n{told}");
+        assert!(printed.contains(part), "{part} is not in:\n{printed}");
     }
     let output = wattspan(&["report", "old", "--html", "page.html"], dir.path());
-    let told = said(&output);
-    assert!(output.status.success() && told.contains("4 of 9 queries covered"), "{told}");
-    assert!(told.contains("no guaranteed error"), "{told}");
+    let printed = output_text(&output);
+    assert!(output.status.success() && printed.contains("4 of 9 queries covered"), "{printed}");
+    assert!(printed.contains("no guaranteed error"), "{printed}");
     let page = std::fs::read_to_string(dir.path().join("page.html")).unwrap();
     assert!(page.contains("missing or wrong") && page.contains("at 0 J"));
-    assert!(said(&wattspan(&["score", "old"], dir.path())).contains("0 scores changed"));
+    assert!(output_text(&wattspan(&["score", "old"], dir.path())).contains("0 scores changed"));
     let again = wattspan(&["import", from.to_str().unwrap(), "-o", "old"], dir.path());
-    assert!(!again.status.success() && said(&again).contains("holds a run already"), "{}", said(&again));
+    assert!(
+        !again.status.success() && output_text(&again).contains("holds a run already"),
+        "{}",
+        output_text(&again)
+    );
 }
 
 #[test]
-fn a_directory_of_other_things_or_of_several_models_is_refused_with_what_would_mend_it() {
+fn a_directory_of_other_files_or_of_several_models_is_refused_with_a_remedy() {
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("x.jsonl"), "{\"a\": 1}\ngarbage\n").unwrap();
     let reason = results_reader::read_results(dir.path()).unwrap_err().to_string();
@@ -282,18 +286,18 @@ fn export_needs_a_form_and_says_where_parquet_is_to_be_had() {
     let dir = tempfile::tempdir().unwrap();
     run_of_ours(&dir.path().join("run"));
     let none = wattspan(&["export", "run"], dir.path());
-    assert!(!none.status.success() && said(&none).contains("--harness"), "{}", said(&none));
+    assert!(!none.status.success() && output_text(&none).contains("--harness"), "{}", output_text(&none));
     let both = wattspan(&["export", "run", "--jsonl", "-"], dir.path());
-    assert_eq!(both.stdout.split(|byte| *byte == b'\n').count(), 41, "{}", said(&both));
+    assert_eq!(both.stdout.split(|byte| *byte == b'\n').count(), 41, "{}", output_text(&both));
     let parquet = wattspan(&["export", "run", "--parquet", "x.parquet"], dir.path());
     if cfg!(feature = "parquet") {
-        assert!(parquet.status.success(), "{}", said(&parquet));
+        assert!(parquet.status.success(), "{}", output_text(&parquet));
     } else {
         assert!(!parquet.status.success() && !dir.path().join("x.parquet").exists());
-        assert!(said(&parquet).contains("--features parquet"), "{}", said(&parquet));
+        assert!(output_text(&parquet).contains("--features parquet"), "{}", output_text(&parquet));
         std::fs::copy(fixture().join("data-00000-of-00001.arrow"), dir.path().join("data-x.arrow")).unwrap();
         let arrow = wattspan(&["import", "data-x.arrow", "-o", "old"], dir.path());
-        assert!(said(&arrow).contains("load_from_disk"), "{}", said(&arrow));
+        assert!(output_text(&arrow).contains("load_from_disk"), "{}", output_text(&arrow));
     }
 }
 

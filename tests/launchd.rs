@@ -69,8 +69,8 @@ fn the_socket_is_for_one_group_and_has_the_name_that_the_daemon_asks_for() {
         "SockPathMode": 0o660, "SockPathOwner": 0, "SockPathGroup": 0,
     } });
     assert_eq!(plist["Sockets"], socket);
-    let asked = fs::read_to_string(folder().join("../src/server/launchd_linked_ffi.rs")).unwrap();
-    assert!(asked.contains("c\"Listener\""));
+    let source = fs::read_to_string(folder().join("../src/server/launchd_linked_ffi.rs")).unwrap();
+    assert!(source.contains("c\"Listener\""));
 }
 
 #[test]
@@ -158,8 +158,8 @@ impl Mac {
 }
 
 fn went_well(output: &Output) {
-    let said = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    assert!(output.status.success(), "{}{}", said(&output.stdout), said(&output.stderr));
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    assert!(output.status.success(), "{}{}", text(&output.stdout), text(&output.stderr));
 }
 
 #[test]
@@ -201,8 +201,8 @@ fn what_cannot_be_installed_is_refused_before_anything_is_changed() {
     fs::remove_file(mac.dir.path().join("built/wattspand")).unwrap();
     let output = mac.install();
     assert!(!output.status.success());
-    let said = String::from_utf8(output.stderr).unwrap();
-    assert!(said.contains("no ") && said.contains("cargo build --release"), "{said}");
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert!(text.contains("no ") && text.contains("cargo build --release"), "{text}");
     mac.program("bin/uname", "echo Linux");
     assert!(String::from_utf8(mac.install().stderr).unwrap().contains("no macOS"));
     mac.program("bin/id", "echo 501");

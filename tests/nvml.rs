@@ -4,7 +4,7 @@
 //! turned by hand, so that nothing depends on how fast this machine is. Only where calls hang do real threads run.
 #![cfg(target_os = "linux")]
 
-mod stand_in {
+mod fake {
     pub mod nvml;
 }
 
@@ -14,8 +14,8 @@ use std::os::unix::net::UnixStream;
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
+use fake::nvml::{Driver, GPU_IS_LOST, Knob, LIBRARY_MISMATCH, Library, UNKNOWN};
 use rustix::process::{Pid, Signal};
-use stand_in::nvml::{Driver, GPU_IS_LOST, Knob, LIBRARY_MISMATCH, Library, UNKNOWN};
 use wattspan::attribution::account::{Account, Share};
 use wattspan::attribution::{self, Attributor, NewSpan};
 use wattspan::client::Client;
@@ -39,7 +39,7 @@ const OTHER: [(u64, u64); 3] = [(110 * MS, 300_000), (30 * MS, 40_000), (77 * MS
 struct Machine {
     library: Library,
     clock: Clock,
-    found: Inventory,
+    inventory: Inventory,
     now_ns: u64,
 }
 
@@ -50,24 +50,24 @@ impl Machine {
 
     fn with(library: Library, settings: impl Fn(&Library) -> SourceSettings) -> Self {
         let clock = Clock::manual(START_NS);
-        library.turn(Driver::NowNs, START_NS);
-        let found = discover(&settings(&library), &clock);
-        Self { library, clock, found, now_ns: START_NS }
+        library.set_global(Driver::NowNs, START_NS);
+        let inventory = discover(&settings(&library), &clock);
+        Self { library, clock, inventory, now_ns: START_NS }
     }
 
     fn domains(&self) -> Vec<Domain> {
-        self.found.opened.iter().flat_map(|source| &source.domains).cloned().collect()
+        self.inventory.opened.iter().flat_map(|source| &source.domains).cloned().collect()
     }
 
-    fn pass_to(&mut self, now_ns: u64) {
+    fn set_clock(&mut self, now_ns: u64) {
         self.now_ns = now_ns;
-        self.library.turn(Driver::NowNs, now_ns);
+        self.library.set_global(Driver::NowNs, now_ns);
         self.clock.set(now_ns);
     }
 
     /// Reads every source once: one reading for each domain.
     fn read(&mut self) -> Vec<EnergyReading> {
-        self.found.opened.iter_mut().flat_map(read).collect()
+        self.inventory.opened.iter_mut().flat_map(read).collect()
     }
 
     /// Passes `ns` in steps of 10 ms, reading at each. A counter that was found too dear to be asked each time, as may
@@ -75,7 +75,7 @@ impl Machine {
     fn read_for(&mut self, ns: u64) -> Vec<EnergyReading> {
         let (until_ns, mut last) = (self.now_ns + ns, vec![EnergyReading::default(); self.domains().len()]);
         while self.now_ns < until_ns {
-            self.pass_to(self.now_ns + 10 * MS);
+            self.set_clock(self.now_ns + 10 * MS);
             for (last, reading) in last.iter_mut().zip(self.read()) {
                 if reading.valid || reading.shape_uj == 0 {
                     *last = reading;
@@ -98,7 +98,7 @@ impl Machine {
         let (mut key, mut closed, mut out) = (None, false, Vec::new());
         let end_ns = to_ns + 4 * S;
         while self.now_ns < end_ns && out.is_empty() {
-            self.pass_to(self.now_ns + 10 * MS);
+            self.set_clock(self.now_ns + 10 * MS);
             turn(self.now_ns, &self.library);
             if key.is_none() && self.now_ns >= from_ns {
                 key = Some(attributor.open(from_ns, opening(from_ns)).unwrap());
@@ -142,15 +142,15 @@ fn off_uj(share: &Share, truth_uj: f64) -> f64 {
     (figure - truth_uj).abs()
 }
 
-fn names(found: &Inventory) -> Vec<&str> {
-    found.opened.iter().flat_map(|source| &source.domains).map(|domain| domain.name.as_str()).collect()
+fn names(inventory: &Inventory) -> Vec<&str> {
+    inventory.opened.iter().flat_map(|source| &source.domains).map(|domain| domain.name.as_str()).collect()
 }
 
 fn absent(library: &Library) -> String {
-    let found = discover(&library.settings(), &Clock::Machine);
-    assert!(found.opened.is_empty());
-    assert_eq!(found.absent[0].source, "nvml");
-    found.absent[0].reason.clone()
+    let inventory = discover(&library.settings(), &Clock::Machine);
+    assert!(inventory.opened.is_empty());
+    assert_eq!(inventory.absent[0].source, "nvml");
+    inventory.absent[0].reason.clone()
 }
 
 #[test]
@@ -158,8 +158,8 @@ fn two_boards_are_metered_apart_and_the_total_has_each_joule_once() {
     let library = Library::new(2);
     library.curve(1, &OTHER);
     let mut machine = Machine::new(library);
-    assert_eq!(names(&machine.found), ["gpu-0", "gpu-1"]);
-    assert_eq!(machine.found.opened.len(), 2, "a source, and so a thread, for each");
+    assert_eq!(names(&machine.inventory), ["gpu-0", "gpu-1"]);
+    assert_eq!(machine.inventory.opened.len(), 2, "a source, and so a thread, for each");
     let domains = machine.domains();
     for (nth, domain) in domains.iter().enumerate() {
         assert_eq!((domain.kind, domain.grade, domain.quantum_uj), (DomainKind::Gpu, Grade::Measured, 1_000));
@@ -209,10 +209,10 @@ fn a_grace_hopper_board_counts_its_module_once_and_shows_the_parts() {
     library.set(0, Knob::Memory, 1);
     let mut machine = Machine::new(library);
     let domains = machine.domains();
-    let told: Vec<_> =
+    let described: Vec<_> =
         domains.iter().map(|d| (d.name.as_str(), d.kind, d.parent.as_deref(), d.grade)).collect();
     assert_eq!(
-        told,
+        described,
         [
             ("gpu-0", DomainKind::Gpu, Some("module-0"), Grade::Measured),
             ("module-0", DomainKind::Module, None, Grade::Measured),
@@ -234,8 +234,8 @@ fn a_module_that_may_hold_several_boards_is_not_counted_and_says_so() {
     library.set(0, Knob::Module, 2);
     library.set(1, Knob::Module, 2);
     let machine = Machine::new(library);
-    assert_eq!(names(&machine.found), ["gpu-0", "gpu-1"]);
-    assert!(machine.found.absent[1].reason.contains("gpu-1: NVIDIA GB200 also shows its module"));
+    assert_eq!(names(&machine.inventory), ["gpu-0", "gpu-1"]);
+    assert!(machine.inventory.absent[1].reason.contains("gpu-1: NVIDIA GB200 also shows its module"));
 }
 
 #[test]
@@ -243,8 +243,8 @@ fn mig_is_metered_as_a_board_and_says_so() {
     let library = Library::new(2);
     library.set(1, Knob::Mig, 1);
     let machine = Machine::new(library);
-    assert_eq!(names(&machine.found), ["gpu-0", "gpu-1"]);
-    let reasons: Vec<_> = machine.found.absent.iter().map(|absent| absent.reason.as_str()).collect();
+    assert_eq!(names(&machine.inventory), ["gpu-0", "gpu-1"]);
+    let reasons: Vec<_> = machine.inventory.absent.iter().map(|absent| absent.reason.as_str()).collect();
     assert_eq!(
         reasons,
         ["gpu-1: MIG is on; NVML has energy for the whole board only, not for its instances"]
@@ -252,7 +252,7 @@ fn mig_is_metered_as_a_board_and_says_so() {
 }
 
 #[test]
-fn without_a_counter_power_is_integrated_and_graded_so_and_the_truth_lies_within_its_doubt() {
+fn without_a_counter_power_is_integrated_and_the_truth_lies_within_its_uncertainty() {
     let library = Library::new(1);
     library.set(0, Knob::Counter, 0);
     let mut machine = Machine::new(library);
@@ -305,15 +305,15 @@ fn a_library_that_lacks_what_is_needed_is_absent_with_the_symbol_and_nothing_pan
 }
 
 #[test]
-fn no_library_or_no_driver_is_absent_with_the_reason_and_the_mend() {
+fn a_missing_library_or_driver_is_absent_with_the_reason_and_the_remedy() {
     let library = Library::new(1);
-    library.turn(Driver::Unloaded, 1);
+    library.set_global(Driver::Unloaded, 1);
     assert!(absent(&library).contains("modprobe nvidia"));
-    library.turn(Driver::Unloaded, 0);
-    library.turn(Driver::Refusal, LIBRARY_MISMATCH);
+    library.set_global(Driver::Unloaded, 0);
+    library.set_global(Driver::Refusal, LIBRARY_MISMATCH);
     assert!(absent(&library).contains("updated while it ran: reboot"));
-    library.turn(Driver::Refusal, 0);
-    library.turn(Driver::Boards, 0);
+    library.set_global(Driver::Refusal, 0);
+    library.set_global(Driver::Boards, 0);
     assert!(absent(&library).contains("shows no GPU"));
     fs::write(library.path(), "no library").unwrap();
     let reason = absent(&library);
@@ -362,21 +362,21 @@ fn a_lost_board_is_asked_again_after_ever_longer_waits() {
     machine.read_for(S);
     machine.library.set(0, Knob::Refuses, GPU_IS_LOST);
     machine.read_for(10 * MS);
-    let before = machine.library.driver(Driver::Inits);
+    let before = machine.library.get_global(Driver::Inits);
     machine.read_for(100 * S);
     // After 1, 2, 4, 8, 16, 32 s: at 1, 3, 7, 15, 31 and 63 s.
-    assert_eq!(machine.library.driver(Driver::Inits) - before, 6);
+    assert_eq!(machine.library.get_global(Driver::Inits) - before, 6);
 }
 
 #[test]
 fn a_driver_that_is_reloaded_begins_a_new_epoch_and_the_energy_never_goes_back() {
     let mut machine = Machine::new(Library::new(2));
     let before = machine.read_for(2 * S);
-    machine.library.turn(Driver::Unloaded, 1);
+    machine.library.set_global(Driver::Unloaded, 1);
     let away = machine.read_for(500 * MS);
     assert!(away.iter().all(|reading| !reading.valid));
     machine.library.reload(machine.now_ns);
-    machine.library.turn(Driver::Unloaded, 0);
+    machine.library.set_global(Driver::Unloaded, 0);
     let back = machine.read_for(3 * S);
     for (back, before) in back.iter().zip(&before) {
         assert!(back.valid && back.epoch == before.epoch + 1, "{back:?}");
@@ -421,7 +421,7 @@ fn a_counter_and_a_sensor_that_disagree_are_shown_to() {
     let mut machine = Machine::new(library);
     let mut profiles = [CounterProfile::new(true), CounterProfile::new(true)];
     for _ in 0..1_000 {
-        machine.pass_to(machine.now_ns + 10 * MS);
+        machine.set_clock(machine.now_ns + 10 * MS);
         for (profile, reading) in profiles.iter_mut().zip(machine.read()) {
             profile.observe(machine.now_ns, machine.now_ns, &reading);
         }
@@ -431,22 +431,22 @@ fn a_counter_and_a_sensor_that_disagree_are_shown_to() {
 }
 
 #[test]
-fn a_dear_counter_is_asked_seldom_and_the_power_still_each_time() {
+fn an_expensive_counter_is_read_rarely_and_power_every_time() {
     let library = Library::new(1);
     library.set(0, Knob::BurnNs, 2 * MS);
     let mut machine = Machine::new(library);
-    let asked = |machine: &Machine| {
-        (machine.library.get(0, Knob::EnergyAsked), machine.library.get(0, Knob::PowerAsked))
+    let read_counts = |machine: &Machine| {
+        (machine.library.get(0, Knob::EnergyReads), machine.library.get(0, Knob::PowerReads))
     };
-    let before = asked(&machine);
+    let before = read_counts(&machine);
     machine.read_for(2 * S);
-    let after = asked(&machine);
+    let after = read_counts(&machine);
     assert_eq!(after.1 - before.1, 200);
     // 2 ms of a core's 1 % each time: once in 200 ms, or more seldom where this machine is slow.
     assert!((1..=11).contains(&(after.0 - before.0)), "{before:?} {after:?}");
-    machine.pass_to(machine.now_ns + 60 * S);
+    machine.set_clock(machine.now_ns + 60 * S);
     assert!(machine.read()[0].valid, "after a rest the counter is asked at once");
-    machine.pass_to(machine.now_ns + 10 * MS);
+    machine.set_clock(machine.now_ns + 10 * MS);
     let between = machine.read()[0];
     assert!(!between.valid && between.shape_uj > 0);
 }
@@ -459,7 +459,7 @@ fn a_gpu_alone_does_not_stand_for_the_cpu_and_both_make_the_total() {
         let enabled = ["nvml", "estimate"].map(String::from).to_vec();
         SourceSettings { proc_root: proc.path().into(), enabled, ..library.settings() }
     });
-    assert_eq!(names(&machine.found), ["gpu-0", "cpu"]);
+    assert_eq!(names(&machine.inventory), ["gpu-0", "cpu"]);
     assert_eq!(domain_tree::counted_in_total(&machine.domains(), &[true, true]), [true, true]);
 }
 
@@ -467,35 +467,35 @@ fn a_gpu_alone_does_not_stand_for_the_cpu_and_both_make_the_total() {
 fn discovery_sees_live_counters_move_and_dead_ones_not() {
     let library = Library::new(2);
     library.curve(1, &[(S, 0)]);
-    let found = discover(&library.settings(), &Clock::Machine);
-    let advanced: Vec<_> = found.opened.iter().map(|source| source.advanced.clone()).collect();
+    let inventory = discover(&library.settings(), &Clock::Machine);
+    let advanced: Vec<_> = inventory.opened.iter().map(|source| source.advanced.clone()).collect();
     assert_eq!(advanced, [[true], [false]]);
 }
 
 #[test]
-fn boards_with_dear_counters_are_seen_to_live_and_the_first_reading_is_valid() {
+fn boards_with_expensive_counters_are_live_and_their_first_reading_is_valid() {
     let library = Library::new(2);
     for board in [0, 1] {
         // Together no more than once in 400 ms: longer than the watch.
         library.set(board, Knob::BurnNs, 2_400_000);
     }
-    let mut found = discover(&library.settings(), &Clock::Machine);
-    let advanced: Vec<_> = found.opened.iter().map(|source| source.advanced.clone()).collect();
+    let mut inventory = discover(&library.settings(), &Clock::Machine);
+    let advanced: Vec<_> = inventory.opened.iter().map(|source| source.advanced.clone()).collect();
     assert_eq!(advanced, [[true], [true]]);
-    for source in &mut found.opened {
+    for source in &mut inventory.opened {
         assert!(read(source)[0].valid, "a span may begin at the first reading");
     }
 }
 
 #[test]
-fn a_counter_however_dear_is_asked_often_enough_not_to_be_lost() {
+fn an_expensive_counter_is_read_often_enough_not_to_be_lost() {
     let library = Library::new(1);
     library.set(0, Knob::SleepNs, 200 * MS);
     let mut machine = Machine::new(library);
     let mut profile = CounterProfile::new(true);
     let (mut last_ns, mut valid) = (machine.now_ns, 0);
     for _ in 0..450 {
-        machine.pass_to(machine.now_ns + 10 * MS);
+        machine.set_clock(machine.now_ns + 10 * MS);
         let reading = machine.read()[0];
         profile.observe(machine.now_ns, machine.now_ns, &reading);
         assert_ne!(profile.liveness().0, Liveness::Lost, "at {}", machine.now_ns);
@@ -508,7 +508,7 @@ fn a_counter_however_dear_is_asked_often_enough_not_to_be_lost() {
 }
 
 /// Waits until something is so; a machine that never gets there fails.
-fn until(what: &str, mut so: impl FnMut() -> bool) {
+fn wait_until(what: &str, mut so: impl FnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(30);
     while !so() {
         assert!(Instant::now() < deadline, "never {what}");
@@ -524,44 +524,44 @@ fn start(opened: OpenedSource) -> Sampler {
 }
 
 #[test]
-fn a_call_that_hangs_stops_its_own_board_only_and_not_even_the_close() {
+fn a_hanging_call_blocks_only_its_own_board_and_not_the_close() {
     let library = Library::new(2);
-    let mut found = discover(&library.settings(), &Clock::Machine);
-    let (second, first) = (found.opened.pop().unwrap(), found.opened.pop().unwrap());
+    let mut inventory = discover(&library.settings(), &Clock::Machine);
+    let (second, first) = (inventory.opened.pop().unwrap(), inventory.opened.pop().unwrap());
     let (first, second) = (start(first), start(second));
-    until("both tick", || first.stats().ticks > 3 && second.stats().ticks > 3);
+    wait_until("both tick", || first.stats().ticks > 3 && second.stats().ticks > 3);
     library.set(0, Knob::Hangs, 1);
-    until("the first hangs", || library.get(0, Knob::Held) == 1);
+    wait_until("the first hangs", || library.get(0, Knob::BlockedCalls) == 1);
     let (held, others) = (first.stats().ticks, second.stats().ticks);
-    until("the second goes on", || second.stats().ticks > others + 50);
+    wait_until("the second goes on", || second.stats().ticks > others + 50);
     assert_eq!(first.stats().ticks, held);
     assert!(first.hung_for_ns(Clock::Machine.now_ns()).is_some(), "and the meter can see it");
     drop(first);
     assert_eq!(library.get(0, Knob::Hangs), 1, "closed while the call still hangs");
     library.set(0, Knob::Hangs, 0);
     let more = second.stats().ticks;
-    until("the second still goes on", || second.stats().ticks > more + 10);
+    wait_until("the second still goes on", || second.stats().ticks > more + 10);
 }
 
 #[test]
 fn a_board_that_hangs_at_the_start_keeps_the_source_starting_and_the_other_is_there() {
     let library = Library::new(2);
     library.set(0, Knob::Hangs, 1);
-    let found = discover_within(&library.settings(), &Clock::Machine, Duration::from_secs(3));
-    assert_eq!(names(&found), ["gpu-1"]);
-    assert_eq!(found.starting.as_ref().unwrap().names(), ["nvml"]);
+    let inventory = discover_within(&library.settings(), &Clock::Machine, Duration::from_secs(3));
+    assert_eq!(names(&inventory), ["gpu-1"]);
+    assert_eq!(inventory.starting.as_ref().unwrap().names(), ["nvml"]);
     library.set(0, Knob::Hangs, 0);
 }
 
 #[test]
 fn a_library_that_hangs_at_the_start_keeps_the_source_starting_and_its_boards_come_later() {
     let library = Library::new(1);
-    library.turn(Driver::InitHangs, 1);
-    let found = discover_within(&library.settings(), &Clock::Machine, Duration::from_millis(50));
-    assert!(found.opened.is_empty());
-    let mut starting = found.starting.unwrap();
+    library.set_global(Driver::InitHangs, 1);
+    let inventory = discover_within(&library.settings(), &Clock::Machine, Duration::from_millis(50));
+    assert!(inventory.opened.is_empty());
+    let mut starting = inventory.starting.unwrap();
     assert_eq!(starting.names(), ["nvml"]);
-    library.turn(Driver::InitHangs, 0);
+    library.set_global(Driver::InitHangs, 0);
     let progress = starting.next_progress(Some(Instant::now() + Duration::from_secs(30))).unwrap();
     assert_eq!(names(&progress.found), ["gpu-0"]);
 }
@@ -590,7 +590,7 @@ impl Daemon {
 
     fn client(&self) -> Client {
         let socket = self.folder.path().join("run/wattspan.sock");
-        until("it listens", || UnixStream::connect(&socket).is_ok());
+        wait_until("it listens", || UnixStream::connect(&socket).is_ok());
         Client::from_stream(UnixStream::connect(&socket).unwrap()).unwrap()
     }
 
@@ -607,7 +607,7 @@ impl Drop for Daemon {
 }
 
 #[test]
-fn a_daemon_whose_board_hangs_says_so_serves_everybody_and_ends_when_it_is_told() {
+fn a_daemon_with_a_hanging_board_reports_it_serves_clients_and_stops_on_request() {
     let library = Library::new(2);
     let mut daemon = Daemon::start(&library);
     let client = daemon.client();
@@ -615,10 +615,10 @@ fn a_daemon_whose_board_hangs_says_so_serves_everybody_and_ends_when_it_is_told(
         let info = client.info().unwrap();
         info.domains.iter().map(|domain| (domain.liveness, domain.reason.clone())).collect::<Vec<_>>()
     };
-    until("both live", || live(&client).iter().all(|domain| domain.0 == Liveness::Live));
+    wait_until("both live", || live(&client).iter().all(|domain| domain.0 == Liveness::Live));
     let span = client.open_span("question").unwrap();
     library.set(0, Knob::Hangs, 1);
-    until("the hang is seen", || live(&client)[0].0 == Liveness::Lost);
+    wait_until("the hang is seen", || live(&client)[0].0 == Liveness::Lost);
     let states = live(&client);
     assert_eq!(states[1].0, Liveness::Live);
     assert!(states[0].1.as_ref().unwrap().contains("the nvml driver has not answered for"), "{states:?}");
@@ -626,7 +626,7 @@ fn a_daemon_whose_board_hangs_says_so_serves_everybody_and_ends_when_it_is_told(
     let kept = account.domains.iter().find(|share| share.domain == "gpu-1").unwrap();
     assert!(kept.share_uj.unwrap() > 0, "{account:?}");
     rustix::process::kill_process(Pid::from_child(&daemon.child), Signal::TERM).unwrap();
-    until("it ended", || daemon.child.try_wait().unwrap().is_some());
+    wait_until("it ended", || daemon.child.try_wait().unwrap().is_some());
     assert!(daemon.child.wait().unwrap().success(), "{}", daemon.log());
     assert_eq!(library.get(0, Knob::Hangs), 1, "while the call still hangs");
 }
@@ -634,7 +634,7 @@ fn a_daemon_whose_board_hangs_says_so_serves_everybody_and_ends_when_it_is_told(
 #[test]
 fn a_daemon_is_ready_while_the_library_hangs_and_its_totals_are_unknown_until_the_boards_are_there() {
     let library = Library::new(2);
-    library.turn(Driver::InitHangs, 1);
+    library.set_global(Driver::InitHangs, 1);
     let daemon = Daemon::start(&library);
     let client = daemon.client();
     let starting = client.info().unwrap().domains;
@@ -642,8 +642,8 @@ fn a_daemon_is_ready_while_the_library_hangs_and_its_totals_are_unknown_until_th
     assert_eq!((&*starting[0].name, starting[0].liveness), ("nvml", Liveness::Starting), "{starting:?}");
     assert!(starting[0].counted && starting[0].reason.as_ref().unwrap().contains("has not answered"));
     let across = client.open_span("across").unwrap();
-    library.turn(Driver::InitHangs, 0);
-    until("the boards are there", || {
+    library.set_global(Driver::InitHangs, 0);
+    wait_until("the boards are there", || {
         let info = client.info().unwrap();
         let live = info.domains.iter().filter(|domain| domain.counted && domain.liveness == Liveness::Live);
         // Whichever board answers first is added first.

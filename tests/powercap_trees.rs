@@ -1,14 +1,14 @@
 //! powercap on stand-in trees: names, wraps, twins, zones that vanish, zones that may not be read.
 
-mod stand_in;
+mod fake;
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
+use fake::FakeSysfs;
 use proptest::prelude::*;
-use stand_in::StandIn;
 use wattspan::clock::Clock;
 use wattspan::domain::{Domain, DomainKind, EnergyReading, Grade};
 use wattspan::sources::{Inventory, OpenedSource, powercap};
@@ -20,8 +20,8 @@ const ESU_14: &str = "262143328850";
 const ESU_16: &str = "65532610987";
 const DRAM: &str = "65712999613";
 
-fn open(stand_in: &StandIn, clock: &Clock) -> Inventory {
-    powercap::open(&stand_in.settings(&["powercap"]), clock)
+fn open(fake_sysfs: &FakeSysfs, clock: &Clock) -> Inventory {
+    powercap::open(&fake_sysfs.settings(&["powercap"]), clock)
 }
 
 fn only(found: Inventory) -> OpenedSource {
@@ -40,16 +40,16 @@ fn read(opened: &mut OpenedSource) -> Vec<EnergyReading> {
 }
 
 /// An Intel server with two packages, one zone's count after the other.
-fn server() -> StandIn {
-    let stand_in = StandIn::new();
-    stand_in.vendor("GenuineIntel");
-    stand_in.sys_file("class/powercap/intel-rapl/enabled", "1\n");
-    stand_in.zone("intel-rapl:0", "package-0", ESU_14, 1_000);
-    stand_in.zone("intel-rapl:0:0", "core", ESU_14, 2_000);
-    stand_in.zone("intel-rapl:0:1", "dram", DRAM, 3_000);
-    stand_in.zone("intel-rapl:1", "package-1", ESU_14, 4_000);
-    stand_in.zone("intel-rapl:1:0", "dram", DRAM, 5_000);
-    stand_in
+fn server() -> FakeSysfs {
+    let fake_sysfs = FakeSysfs::new();
+    fake_sysfs.vendor("GenuineIntel");
+    fake_sysfs.sys_file("class/powercap/intel-rapl/enabled", "1\n");
+    fake_sysfs.zone("intel-rapl:0", "package-0", ESU_14, 1_000);
+    fake_sysfs.zone("intel-rapl:0:0", "core", ESU_14, 2_000);
+    fake_sysfs.zone("intel-rapl:0:1", "dram", DRAM, 3_000);
+    fake_sysfs.zone("intel-rapl:1", "package-1", ESU_14, 4_000);
+    fake_sysfs.zone("intel-rapl:1:0", "dram", DRAM, 5_000);
+    fake_sysfs
 }
 
 #[test]
@@ -77,9 +77,9 @@ fn zones_get_their_names_kinds_and_parents() {
 
 #[test]
 fn psys_contains_packages_and_memory() {
-    let stand_in = server();
-    stand_in.zone("intel-rapl:2", "psys", ESU_14, 9_000);
-    let opened = only(open(&stand_in, &Clock::manual(0)));
+    let fake_sysfs = server();
+    fake_sysfs.zone("intel-rapl:2", "psys", ESU_14, 9_000);
+    let opened = only(open(&fake_sysfs, &Clock::manual(0)));
     for (name, parent) in [("package-0", "psys"), ("dram-1", "psys"), ("core-0", "package-0")] {
         assert_eq!(domain(&opened, name).parent.as_deref(), Some(parent), "{name}");
     }
@@ -96,30 +96,30 @@ fn psys_contains_packages_and_memory() {
 
 #[test]
 fn what_amd_shows_is_modelled() {
-    let stand_in = StandIn::new();
-    stand_in.vendor("AuthenticAMD");
-    stand_in.zone("intel-rapl:0", "package-0", ESU_16, 0);
-    assert_eq!(only(open(&stand_in, &Clock::manual(0))).domains[0].grade, Grade::Modelled);
+    let fake_sysfs = FakeSysfs::new();
+    fake_sysfs.vendor("AuthenticAMD");
+    fake_sysfs.zone("intel-rapl:0", "package-0", ESU_16, 0);
+    assert_eq!(only(open(&fake_sysfs, &Clock::manual(0))).domains[0].grade, Grade::Modelled);
 }
 
 #[test]
 fn each_die_of_a_package_has_its_own_name() {
-    let stand_in = StandIn::new();
-    stand_in.zone("intel-rapl:0", "package-0-die-0", ESU_16, 0);
-    stand_in.zone("intel-rapl:0:0", "core", ESU_16, 0);
-    stand_in.zone("intel-rapl:1", "package-0-die-1", ESU_16, 0);
-    stand_in.zone("intel-rapl:1:0", "core", ESU_16, 0);
-    let opened = only(open(&stand_in, &Clock::manual(0)));
+    let fake_sysfs = FakeSysfs::new();
+    fake_sysfs.zone("intel-rapl:0", "package-0-die-0", ESU_16, 0);
+    fake_sysfs.zone("intel-rapl:0:0", "core", ESU_16, 0);
+    fake_sysfs.zone("intel-rapl:1", "package-0-die-1", ESU_16, 0);
+    fake_sysfs.zone("intel-rapl:1:0", "core", ESU_16, 0);
+    let opened = only(open(&fake_sysfs, &Clock::manual(0)));
     assert_eq!(domain(&opened, "core-0-die-1").parent.as_deref(), Some("package-0-die-1"));
 }
 
 #[test]
-fn the_first_reading_is_a_baseline_and_the_next_tells_the_difference() {
-    let (stand_in, clock) = (server(), Clock::manual(0));
-    let mut opened = only(open(&stand_in, &clock));
+fn the_first_reading_is_a_baseline_and_the_next_gives_the_difference() {
+    let (fake_sysfs, clock) = (server(), Clock::manual(0));
+    let mut opened = only(open(&fake_sysfs, &clock));
     assert!(read(&mut opened).iter().all(|reading| reading.valid && reading.energy_uj == 0));
     clock.set(MS);
-    stand_in.energy("intel-rapl:0", 1_000 + 61_035);
+    fake_sysfs.energy("intel-rapl:0", 1_000 + 61_035);
     let readings = read(&mut opened);
     // 1 000 µJ are 17 counts, 62 035 are 1 017: a thousand counts of 2^-14 J.
     assert_eq!(readings.iter().map(|reading| reading.energy_uj).collect::<Vec<_>>(), [61_035, 0, 0, 0, 0]);
@@ -127,12 +127,12 @@ fn the_first_reading_is_a_baseline_and_the_next_tells_the_difference() {
 
 /// Two counts of one zone, 1 ms apart: the energy in between.
 fn step(range_uj: &str, before_uj: u64, after_uj: u64) -> EnergyReading {
-    let (stand_in, clock) = (StandIn::new(), Clock::manual(0));
-    stand_in.zone("intel-rapl:0", "package-0", range_uj, before_uj);
-    let mut opened = only(open(&stand_in, &clock));
+    let (fake_sysfs, clock) = (FakeSysfs::new(), Clock::manual(0));
+    fake_sysfs.zone("intel-rapl:0", "package-0", range_uj, before_uj);
+    let mut opened = only(open(&fake_sysfs, &clock));
     read(&mut opened);
     clock.set(MS);
-    stand_in.energy("intel-rapl:0", after_uj);
+    fake_sysfs.energy("intel-rapl:0", after_uj);
     read(&mut opened)[0]
 }
 
@@ -169,26 +169,26 @@ fn a_restart_is_no_wrap() {
 #[test]
 fn a_zone_without_its_range_is_rejected_and_the_others_stay() {
     for range in ["0", "", "unknown"] {
-        let stand_in = server();
-        stand_in.zone("intel-rapl:0", "package-0", range, 7);
-        let found = open(&stand_in, &Clock::manual(0));
+        let fake_sysfs = server();
+        fake_sysfs.zone("intel-rapl:0", "package-0", range, 7);
+        let found = open(&fake_sysfs, &Clock::manual(0));
         assert!(found.absent[0].reason.contains("intel-rapl:0/max_energy_range_uj"), "{:?}", found.absent);
         assert!(found.absent[0].reason.contains("wraps cannot be undone"), "{:?}", found.absent);
         let opened = only(found);
         assert_eq!(opened.domains[0].name, "core-0");
         assert_eq!(opened.domains[0].parent, None, "its package is not there");
     }
-    let stand_in = server();
-    fs::remove_file(stand_in.sysfs().join("class/powercap/intel-rapl:1/max_energy_range_uj")).unwrap();
-    assert!(open(&stand_in, &Clock::manual(0)).absent[0].reason.contains("intel-rapl:1"));
+    let fake_sysfs = server();
+    fs::remove_file(fake_sysfs.sysfs().join("class/powercap/intel-rapl:1/max_energy_range_uj")).unwrap();
+    assert!(open(&fake_sysfs, &Clock::manual(0)).absent[0].reason.contains("intel-rapl:1"));
 }
 
 #[test]
 fn what_two_drivers_show_is_taken_once() {
-    let stand_in = server();
-    stand_in.zone("intel-rapl-mmio:0", "package-0", ESU_14, 1_000);
-    stand_in.zone("intel-rapl-mmio:0:0", "dram", DRAM, 3_000);
-    let found = open(&stand_in, &Clock::manual(0));
+    let fake_sysfs = server();
+    fake_sysfs.zone("intel-rapl-mmio:0", "package-0", ESU_14, 1_000);
+    fake_sysfs.zone("intel-rapl-mmio:0:0", "dram", DRAM, 3_000);
+    let found = open(&fake_sysfs, &Clock::manual(0));
     assert_eq!(found.absent.len(), 2);
     assert_eq!(
         found.absent[0].reason,
@@ -199,10 +199,10 @@ fn what_two_drivers_show_is_taken_once() {
 
 #[test]
 fn zones_of_other_drivers_and_unknown_parts_are_left_alone() {
-    let stand_in = server();
-    stand_in.zone("dtpm:0", "cpu0", "1000", 5);
-    stand_in.zone("intel-rapl:0:7", "mystery", ESU_14, 5);
-    let found = open(&stand_in, &Clock::manual(0));
+    let fake_sysfs = server();
+    fake_sysfs.zone("dtpm:0", "cpu0", "1000", 5);
+    fake_sysfs.zone("intel-rapl:0:7", "mystery", ESU_14, 5);
+    let found = open(&fake_sysfs, &Clock::manual(0));
     assert_eq!(found.absent.len(), 1);
     assert!(found.absent[0].reason.contains("intel-rapl:0:7") && found.absent[0].reason.contains("mystery"));
     assert_eq!(only(found).domains.len(), 5);
@@ -210,61 +210,61 @@ fn zones_of_other_drivers_and_unknown_parts_are_left_alone() {
 
 #[test]
 fn a_zone_that_goes_away_is_invalid_and_comes_back_in_a_new_epoch() {
-    let (stand_in, clock) = (server(), Clock::manual(0));
-    let mut opened = only(open(&stand_in, &clock));
+    let (fake_sysfs, clock) = (server(), Clock::manual(0));
+    let mut opened = only(open(&fake_sysfs, &clock));
     read(&mut opened);
     clock.set(MS);
-    stand_in.energy("intel-rapl:0", 62_035);
+    fake_sysfs.energy("intel-rapl:0", 62_035);
     let before = read(&mut opened)[0];
     // The driver is unloaded: the open file has nothing to say, and the path is gone.
-    let path = stand_in.sysfs().join("class/powercap/intel-rapl:0/energy_uj");
+    let path = fake_sysfs.sysfs().join("class/powercap/intel-rapl:0/energy_uj");
     fs::write(&path, "").unwrap();
     fs::remove_file(&path).unwrap();
     clock.set(2 * MS);
     let readings = read(&mut opened);
     assert!(!readings[0].valid && readings[1].valid, "only the one zone is away");
     // It is back, but is looked for no more than once a second.
-    stand_in.energy("intel-rapl:0", 500_000);
+    fake_sysfs.energy("intel-rapl:0", 500_000);
     clock.set(3 * MS);
     assert!(!read(&mut opened)[0].valid);
     clock.set(1_002 * MS);
     let back = read(&mut opened)[0];
     assert_eq!((back.valid, back.energy_uj, back.epoch), (true, before.energy_uj, before.epoch + 1));
     clock.set(1_003 * MS);
-    stand_in.energy("intel-rapl:0", 561_035);
+    fake_sysfs.energy("intel-rapl:0", 561_035);
     let later = read(&mut opened)[0];
     assert_eq!((later.energy_uj - back.energy_uj, later.epoch), (61_035, back.epoch));
 }
 
 #[test]
 fn nonsense_in_a_zone_is_no_reading() {
-    let (stand_in, clock) = (server(), Clock::manual(0));
-    let mut opened = only(open(&stand_in, &clock));
+    let (fake_sysfs, clock) = (server(), Clock::manual(0));
+    let mut opened = only(open(&fake_sysfs, &clock));
     for text in ["", "\n", "-5\n", "12 34\n", "99999999999999999999999999\n", "0x10\n"] {
         clock.set(clock.now_ns() + 2_000 * MS);
-        stand_in.sys_file("class/powercap/intel-rapl:0/energy_uj", text);
+        fake_sysfs.sys_file("class/powercap/intel-rapl:0/energy_uj", text);
         assert!(!read(&mut opened)[0].valid, "{text:?}");
     }
     // A count that this register cannot show.
     clock.set(clock.now_ns() + 2_000 * MS);
-    stand_in.energy("intel-rapl:0", 300_000_000_000);
+    fake_sysfs.energy("intel-rapl:0", 300_000_000_000);
     assert!(!read(&mut opened)[0].valid);
 }
 
 #[test]
 fn a_machine_without_zones_says_which_driver_to_load() {
-    let stand_in = StandIn::new();
-    let missing = open(&stand_in, &Clock::manual(0));
+    let fake_sysfs = FakeSysfs::new();
+    let missing = open(&fake_sysfs, &Clock::manual(0));
     assert!(missing.opened.is_empty());
     assert!(missing.absent[0].reason.contains("sudo modprobe intel_rapl_msr"), "{:?}", missing.absent);
-    stand_in.sys_file("class/powercap/intel-rapl/enabled", "1\n");
-    let empty = open(&stand_in, &Clock::manual(0));
+    fake_sysfs.sys_file("class/powercap/intel-rapl/enabled", "1\n");
+    let empty = open(&fake_sysfs, &Clock::manual(0));
     assert!(empty.absent[0].reason.contains("no RAPL zone"), "{:?}", empty.absent);
 }
 
 /// Root reads everything, so under root this runs itself anew as nobody.
 #[test]
-fn zones_for_root_alone_say_what_mends_it() {
+fn root_only_zones_give_a_remedy() {
     if rustix::process::geteuid().is_root() {
         let dir = tempfile::tempdir().unwrap();
         let program = dir.path().join("test");
@@ -272,18 +272,18 @@ fn zones_for_root_alone_say_what_mends_it() {
         // The build's directory may be closed to other users.
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
         assert!(Command::new("cp").arg(own).arg(&program).status().unwrap().success());
-        let arguments = ["--exact", "zones_for_root_alone_say_what_mends_it"];
+        let arguments = ["--exact", "root_only_zones_give_a_remedy"];
         let child = Command::new(program).args(arguments).uid(65_534).gid(65_534).output().unwrap();
-        let said = String::from_utf8_lossy(&child.stdout);
-        assert!(child.status.success() && said.contains("1 passed"), "{said}");
+        let stdout = String::from_utf8_lossy(&child.stdout);
+        assert!(child.status.success() && stdout.contains("1 passed"), "{stdout}");
         return;
     }
-    let stand_in = server();
+    let fake_sysfs = server();
     for zone in ["intel-rapl:0", "intel-rapl:0:0", "intel-rapl:0:1", "intel-rapl:1", "intel-rapl:1:0"] {
-        let path = stand_in.sysfs().join("class/powercap").join(zone).join("energy_uj");
+        let path = fake_sysfs.sysfs().join("class/powercap").join(zone).join("energy_uj");
         fs::set_permissions(path, fs::Permissions::from_mode(0o000)).unwrap();
     }
-    let found = open(&stand_in, &Clock::manual(0));
+    let found = open(&fake_sysfs, &Clock::manual(0));
     assert!(found.opened.is_empty());
     let reason = &found.absent[0].reason;
     assert!(reason.starts_with("package-0, core-0, dram-0, package-1, dram-1: "), "{reason}");
@@ -294,23 +294,23 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
     #[test]
-    fn under_random_wraps_a_zone_tells_the_unwrapped_truth(
+    fn a_zone_with_random_wraps_gives_the_unwrapped_energy(
         start in any::<u32>(), steps in proptest::collection::vec(0_u64..3_000_000, 1..40),
         shown_nj in prop_oneof![Just((61_035_u64, 14)), Just((15_258, 16)), Just((15_300, 16))],
     ) {
         let (shown_nj, shift) = shown_nj;
         let range = (u64::from(u32::MAX) * shown_nj / 1_000).to_string();
-        let (stand_in, clock) = (StandIn::new(), Clock::manual(0));
+        let (fake_sysfs, clock) = (FakeSysfs::new(), Clock::manual(0));
         // Half of the runs begin just below the wrap.
         let start = u64::from(if start % 2 == 0 { start } else { u32::MAX - start % 1_000_000 });
         let mut counts = start;
-        stand_in.zone("intel-rapl:0", "package-0", &range, counts * shown_nj / 1_000);
-        let mut opened = only(open(&stand_in, &clock));
+        fake_sysfs.zone("intel-rapl:0", "package-0", &range, counts * shown_nj / 1_000);
+        let mut opened = only(open(&fake_sysfs, &clock));
         read(&mut opened);
         for step in steps {
             counts += step;
             clock.set(clock.now_ns() + 100 * MS);
-            stand_in.energy("intel-rapl:0", (counts & 0xFFFF_FFFF) * shown_nj / 1_000);
+            fake_sysfs.energy("intel-rapl:0", (counts & 0xFFFF_FFFF) * shown_nj / 1_000);
             let reading = read(&mut opened)[0];
             prop_assert_eq!(reading.epoch, 0);
             prop_assert_eq!(u128::from(reading.energy_uj), (u128::from(counts - start) * 1_000_000) >> shift);

@@ -8,7 +8,7 @@ use std::process::{Command, Output};
 
 mod support;
 
-use support::{STEADY, TestDaemon, until};
+use support::{STEADY_MACHINE, TestDaemon, wait_until};
 
 /// A program under the usual umask, so that what it does not close stays open.
 fn program(path: &str) -> Command {
@@ -25,7 +25,7 @@ fn wattspand(arguments: &[&str]) -> Output {
     program(env!("CARGO_BIN_EXE_wattspand")).args(arguments).output().unwrap()
 }
 
-fn said(output: &Output) -> String {
+fn output_text(output: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
 
@@ -54,9 +54,9 @@ fn assert_private(at: &Path, least_files: usize) {
 }
 
 /// A directory with a machine to replay, and a file that must stay as it is.
-fn bench() -> tempfile::TempDir {
+fn fixture_dir() -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
-    fs::write(dir.path().join("machine.toml"), STEADY).unwrap();
+    fs::write(dir.path().join("machine.toml"), STEADY_MACHINE).unwrap();
     fs::write(dir.path().join("precious"), "kept").unwrap();
     symlink("precious", dir.path().join("link")).unwrap();
     dir
@@ -64,7 +64,7 @@ fn bench() -> tempfile::TempDir {
 
 #[test]
 fn the_recording_is_the_owners_alone_and_does_not_follow_a_link() {
-    let dir = bench();
+    let dir = fixture_dir();
     let socket = dir.path().join("run").join("wattspan.sock");
     let record = |file: &Path| {
         let mut command = program(env!("CARGO_BIN_EXE_wattspand"));
@@ -74,40 +74,47 @@ fn the_recording_is_the_owners_alone_and_does_not_follow_a_link() {
     };
     let trace = dir.path().join("trace.jsonl");
     let mut daemon = record(&trace);
-    until("it records", || fs::metadata(&trace).is_ok_and(|found| found.len() > 0));
+    wait_until("it records", || fs::metadata(&trace).is_ok_and(|found| found.len() > 0));
     daemon.kill().unwrap();
     daemon.wait().unwrap();
     assert_eq!(mode(&trace), 0o600);
     let _ = fs::remove_file(&socket);
     let mut refused = record(&dir.path().join("link"));
-    let mut told = String::new();
-    until("it ends or follows the link", || {
+    let mut printed = String::new();
+    wait_until("it ends or follows the link", || {
         refused.try_wait().unwrap().is_some() || fs::read(dir.path().join("precious")).unwrap() != b"kept"
     });
     let _ = refused.kill();
-    refused.stderr.take().unwrap().read_to_string(&mut told).unwrap();
+    refused.stderr.take().unwrap().read_to_string(&mut printed).unwrap();
     assert!(!refused.wait().unwrap().success());
     assert_eq!(fs::read_to_string(dir.path().join("precious")).unwrap(), "kept");
-    assert!(told.contains("link") && told.contains("is a symbolic link; name the file itself"), "{told}");
+    assert!(
+        printed.contains("link") && printed.contains("is a symbolic link; name the file itself"),
+        "{printed}"
+    );
 }
 
 #[test]
 fn the_output_of_run_is_the_owners_alone_and_goes_to_devices_and_descriptors_too() {
-    let dir = bench();
+    let dir = fixture_dir();
     let run = |output: &str| {
         wattspan(dir.path(), &["--replay", "machine.toml", "run", "--output", output, "--", "true"])
     };
     assert!(run("report.txt").status.success());
     assert_eq!(mode(&dir.path().join("report.txt")), 0o600);
     let refused = run("link");
-    assert!(!refused.status.success() && said(&refused).contains("symbolic link"), "{}", said(&refused));
+    assert!(
+        !refused.status.success() && output_text(&refused).contains("symbolic link"),
+        "{}",
+        output_text(&refused)
+    );
     assert_eq!(fs::read_to_string(dir.path().join("precious")).unwrap(), "kept");
     for output in ["-", "/dev/stdout", "/dev/stderr", "/dev/fd/1", "/proc/self/fd/2"] {
-        let told = run(output);
+        let printed = run(output);
         assert!(
-            told.status.success() && said(&told).contains("Energy of: true"),
+            printed.status.success() && output_text(&printed).contains("Energy of: true"),
             "{output}: {}",
-            said(&told)
+            output_text(&printed)
         );
     }
     assert!(run("/dev/null").status.success());
@@ -117,17 +124,21 @@ fn the_output_of_run_is_the_owners_alone_and_goes_to_devices_and_descriptors_too
          {0} --replay machine.toml run --output >(cat) -- true | cat",
         env!("CARGO_BIN_EXE_wattspan")
     );
-    let told = Command::new("bash").args(["-c", &script]).current_dir(dir.path()).output().unwrap();
-    assert_eq!(said(&told).matches("Energy of: true").count(), 2, "{}", said(&told));
+    let printed = Command::new("bash").args(["-c", &script]).current_dir(dir.path()).output().unwrap();
+    assert_eq!(output_text(&printed).matches("Energy of: true").count(), 2, "{}", output_text(&printed));
 }
 
 #[test]
 fn a_run_and_everything_made_of_it_are_the_owners_alone() {
-    let dir = bench();
+    let dir = fixture_dir();
     let harness = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/ipw/harness");
     let ipw = |words: &[&str]| {
         let output = wattspan(dir.path(), &[&["ipw"], words].concat());
-        assert!(!said(&output).contains("denied") && output.status.code() != Some(2), "{}", said(&output));
+        assert!(
+            !output_text(&output).contains("denied") && output.status.code() != Some(2),
+            "{}",
+            output_text(&output)
+        );
         output
     };
     ipw(&["import", harness.to_str().unwrap(), "-o", "deep/run"]);
@@ -144,17 +155,23 @@ fn a_run_and_everything_made_of_it_are_the_owners_alone() {
         &["export", "deep/run", "--jsonl", "link"],
     ] {
         let output = ipw(words);
-        assert!(said(&output).contains("link: is a symbolic link"), "{words:?}: {}", said(&output));
+        assert!(
+            output_text(&output).contains("link: is a symbolic link"),
+            "{words:?}: {}",
+            output_text(&output)
+        );
     }
     assert_eq!(fs::read_to_string(dir.path().join("precious")).unwrap(), "kept");
     assert!(fs::symlink_metadata(dir.path().join("link")).unwrap().is_symlink());
-    let told = ipw(&["export", "deep/run", "--jsonl", "/dev/stdout"]);
-    assert!(String::from_utf8_lossy(&told.stdout).lines().filter(|line| line.starts_with('{')).count() > 1);
+    let printed = ipw(&["export", "deep/run", "--jsonl", "/dev/stdout"]);
+    assert!(
+        String::from_utf8_lossy(&printed.stdout).lines().filter(|line| line.starts_with('{')).count() > 1
+    );
     // A link in the place of the run's directory.
     fs::create_dir(dir.path().join("elsewhere")).unwrap();
     symlink("elsewhere", dir.path().join("run")).unwrap();
     let output = ipw(&["import", harness.to_str().unwrap(), "-o", "run"]);
-    assert!(said(&output).contains("symbolic link"), "{}", said(&output));
+    assert!(output_text(&output).contains("symbolic link"), "{}", output_text(&output));
     assert_eq!(tree(&dir.path().join("elsewhere")).len(), 1);
 }
 
@@ -174,14 +191,14 @@ fn a_privileged_daemon_takes_no_configuration_and_no_library_that_others_can_wri
     let ways = [&["--check", "--config", config][..], &["--check", "--nvml-library", library]];
     let chmod = |path: &Path, mode| fs::set_permissions(path, PermissionsExt::from_mode(mode)).unwrap();
     for way in ways {
-        assert!(wattspand(way).status.success(), "{way:?}: {}", said(&wattspand(way)));
+        assert!(wattspand(way).status.success(), "{way:?}: {}", output_text(&wattspand(way)));
         let file = Path::new(way[2]);
         for (path, sound, open) in [(file, 0o644, 0o664), (file, 0o644, 0o646), (&folder, 0o755, 0o775)] {
             chmod(path, open);
             let refused = wattspand(way);
-            assert_eq!(refused.status.code(), Some(78), "{way:?} {open:o}: {}", said(&refused));
+            assert_eq!(refused.status.code(), Some(78), "{way:?} {open:o}: {}", output_text(&refused));
             let remedy = format!("chmod go-w {}", path.display());
-            assert!(said(&refused).contains(&remedy), "{way:?}: {}", said(&refused));
+            assert!(output_text(&refused).contains(&remedy), "{way:?}: {}", output_text(&refused));
             chmod(path, sound);
         }
         assert!(wattspand(way).status.success());
@@ -194,11 +211,11 @@ fn a_reload_takes_no_configuration_that_others_can_write_and_the_daemon_goes_on(
         support::skip::skip("root", "a privileged daemon needs it");
         return;
     }
-    let daemon = TestDaemon::on(STEADY);
+    let daemon = TestDaemon::start(STEADY_MACHINE);
     let config = daemon.socket().parent().unwrap().parent().unwrap().join("wattspan.toml");
     daemon.client().call("Reload", serde_json::json!({}));
     fs::set_permissions(&config, PermissionsExt::from_mode(0o666)).unwrap();
-    let (error, refused) = daemon.client().refusal("Reload", serde_json::json!({}));
+    let (error, refused) = daemon.client().call_error("Reload", serde_json::json!({}));
     assert_eq!(error, "InvalidValue");
     assert!(refused.to_string().contains("chmod go-w"), "{refused}");
     daemon.client().call("GetInfo", serde_json::json!({}));
@@ -227,11 +244,11 @@ fn a_user_with_a_capability_is_privileged_and_one_without_names_its_own_files() 
     // Any capability does; this one containers have too.
     let privileged = ["--inh-caps=+net_bind_service", "--ambient-caps=+net_bind_service"];
     for capabilities in [&[][..], &privileged] {
-        assert!(check(capabilities).status.success(), "{}", said(&check(capabilities)));
+        assert!(check(capabilities).status.success(), "{}", output_text(&check(capabilities)));
     }
     std::os::unix::fs::chown(&config, Some(USER), None).unwrap();
-    assert!(check(&[]).status.success(), "{}", said(&check(&[])));
+    assert!(check(&[]).status.success(), "{}", output_text(&check(&[])));
     let refused = check(&privileged);
-    assert_eq!(refused.status.code(), Some(78), "{}", said(&refused));
-    assert!(said(&refused).contains(&format!("belongs to user {USER}")), "{}", said(&refused));
+    assert_eq!(refused.status.code(), Some(78), "{}", output_text(&refused));
+    assert!(output_text(&refused).contains(&format!("belongs to user {USER}")), "{}", output_text(&refused));
 }

@@ -1,11 +1,11 @@
 //! Process shares: they and a rest add up, follow the power, and are absent where no sample was taken.
 
-#[path = "support/machine.rs"]
-mod machine;
+#[path = "support/ground_truth.rs"]
+mod ground_truth;
 
 use std::collections::BTreeMap;
 
-use machine::{Dice, Truth, domain};
+use ground_truth::{GroundTruth, TestRng, domain};
 use proptest::prelude::*;
 use wattspan::attribution::account::{Account, Share};
 use wattspan::attribution::{
@@ -16,9 +16,9 @@ use wattspan::domain::DomainKind;
 const MS: u64 = 1_000_000;
 
 /// An attributor over a machine, its processes, and the time.
-struct Rig {
+struct AttributionFixture {
     attributor: Attributor,
-    truths: Vec<Truth>,
+    truths: Vec<GroundTruth>,
     now_ns: u64,
     busy: u64,
     used: Vec<u64>,
@@ -26,8 +26,8 @@ struct Rig {
     settled: Vec<(SpanKey, Account)>,
 }
 
-impl Rig {
-    fn new(truths: Vec<Truth>, processes: usize) -> Self {
+impl AttributionFixture {
+    fn new(truths: Vec<GroundTruth>, processes: usize) -> Self {
         let domains = vec![
             domain("package-0", DomainKind::Package, 61, Some(500_000)),
             domain("core-0", DomainKind::Core, 61, Some(500_000)),
@@ -37,14 +37,14 @@ impl Rig {
         let admit = |pid| attributor.add_subject(Subject { process: Some(pid), ..Subject::default() });
         let subjects = (1..=processes as u32).map(admit).collect();
         let used = vec![0; processes];
-        let mut rig =
+        let mut fixture =
             Self { attributor, truths, now_ns: 100 * MS, busy: 0, used, subjects, settled: Vec::new() };
-        rig.wait(1);
-        rig
+        fixture.advance_ms(1);
+        fixture
     }
 
     /// Lets so many milliseconds pass.
-    fn wait(&mut self, ms: u64) {
+    fn advance_ms(&mut self, ms: u64) {
         for _ in 0..ms {
             self.now_ns += MS;
             for (index, truth) in self.truths.iter().enumerate() {
@@ -92,8 +92,8 @@ impl Rig {
     }
 }
 
-fn steady() -> Vec<Truth> {
-    [100_000, 60_000, 50_000].map(|mw| Truth::new(&[(1, mw)], MS, 0, 1)).to_vec()
+fn steady() -> Vec<GroundTruth> {
+    [100_000, 60_000, 50_000].map(|mw| GroundTruth::new(&[(1, mw)], MS, 0, 1)).to_vec()
 }
 
 fn share<'a>(account: &'a Account, name: &str) -> &'a Share {
@@ -105,11 +105,11 @@ fn process_share_of(account: &Account, name: &str) -> f64 {
     share.process_uj.unwrap() as f64 / share.share_uj.unwrap() as f64
 }
 
-fn random_truths(dice: &mut Dice) -> Vec<Truth> {
+fn random_truths(rng: &mut TestRng) -> Vec<GroundTruth> {
     let mut truth = || {
         let steps: Vec<(u64, u64)> =
-            (0..300).map(|_| (dice.between(MS / 10, 20 * MS), dice.between(1_000, 400_000))).collect();
-        Truth::new(&steps, dice.between(MS / 2, 20 * MS), dice.between(0, MS), 61)
+            (0..300).map(|_| (rng.range(MS / 10, 20 * MS), rng.range(1_000, 400_000))).collect();
+        GroundTruth::new(&steps, rng.range(MS / 2, 20 * MS), rng.range(0, MS), 61)
     };
     vec![truth(), truth(), truth()]
 }
@@ -121,29 +121,29 @@ proptest! {
     /// the spans' share, and where they alone kept the machine busy only rounding is left over.
     #[test]
     fn the_process_shares_and_the_rest_add_up(seed in any::<u64>(), alone in any::<bool>()) {
-        let mut dice = Dice(seed | 1);
-        let mut rig = Rig::new(random_truths(&mut dice), 4);
-        rig.sample(&[0; 4], 0);
-        let rounds = dice.between(1, 8);
+        let mut rng = TestRng(seed | 1);
+        let mut fixture = AttributionFixture::new(random_truths(&mut rng), 4);
+        fixture.sample(&[0; 4], 0);
+        let rounds = rng.range(1, 8);
         for _ in 0..rounds {
             // Somebody else's span, so that a share is not the whole.
-            let other = rig.open(0, 2.5);
-            let keys: Vec<SpanKey> = (0..4).map(|process| rig.open(process, 1.0)).collect();
-            for _ in 0..dice.between(1, 20) {
-                rig.wait(dice.between(1, 40));
+            let other = fixture.open(0, 2.5);
+            let keys: Vec<SpanKey> = (0..4).map(|process| fixture.open(process, 1.0)).collect();
+            for _ in 0..rng.range(1, 20) {
+                fixture.advance_ms(rng.range(1, 40));
                 // Time in which no process used anything would be the rest's.
-                let rises = [u64::from(alone), 0, 0, 0].map(|least| dice.between(least, 9) * MS);
-                let others = if alone { 0 } else { dice.between(0, 9) * MS };
-                rig.sample(&rises, others);
+                let rises = [u64::from(alone), 0, 0, 0].map(|least| rng.range(least, 9) * MS);
+                let others = if alone { 0 } else { rng.range(0, 9) * MS };
+                fixture.sample(&rises, others);
             }
-            keys.iter().for_each(|key| rig.close(*key));
-            rig.close(other);
-            rig.wait(3);
+            keys.iter().for_each(|key| fixture.close(*key));
+            fixture.close(other);
+            fixture.advance_ms(3);
             // What is used after the spans have closed moves nothing but the last interval.
-            rig.sample(&[MS; 4], if alone { 0 } else { MS });
-            rig.wait(60);
+            fixture.sample(&[MS; 4], if alone { 0 } else { MS });
+            fixture.advance_ms(60);
             for domain in ["package-0", "core-0"] {
-                let accounts: Vec<Account> = keys.iter().map(|key| rig.account(*key)).collect();
+                let accounts: Vec<Account> = keys.iter().map(|key| fixture.account(*key)).collect();
                 let shares: Vec<u64> = accounts.iter().map(|a| share(a, domain).share_uj.unwrap()).collect();
                 prop_assert!(shares.iter().all(|uj| *uj == shares[0]));
                 let parts: u64 = accounts.iter().map(|a| share(a, domain).process_uj.unwrap()).sum();
@@ -156,18 +156,18 @@ proptest! {
 
 #[test]
 fn two_processes_that_alone_keep_the_machine_busy_share_everything() {
-    let mut rig = Rig::new(steady(), 2);
-    rig.sample(&[0, 0], 0);
-    let keys = [rig.open(0, 1.0), rig.open(1, 1.0)];
+    let mut fixture = AttributionFixture::new(steady(), 2);
+    fixture.sample(&[0, 0], 0);
+    let keys = [fixture.open(0, 1.0), fixture.open(1, 1.0)];
     for _ in 0..20 {
-        rig.wait(50);
-        rig.sample(&[30 * MS, 10 * MS], 0);
+        fixture.advance_ms(50);
+        fixture.sample(&[30 * MS, 10 * MS], 0);
     }
-    keys.iter().for_each(|key| rig.close(*key));
-    rig.wait(5);
-    rig.sample(&[0, 0], 0);
-    rig.wait(50);
-    let accounts = keys.map(|key| rig.account(key));
+    keys.iter().for_each(|key| fixture.close(*key));
+    fixture.advance_ms(5);
+    fixture.sample(&[0, 0], 0);
+    fixture.advance_ms(50);
+    let accounts = keys.map(|key| fixture.account(key));
     let parts: Vec<u64> = accounts.iter().map(|a| share(a, "package-0").process_uj.unwrap()).collect();
     let whole = share(&accounts[0], "package-0").share_uj.unwrap();
     assert!(parts[0] + parts[1] <= whole && parts[0] + parts[1] + 2 >= whole, "{parts:?} of {whole}");
@@ -179,57 +179,57 @@ fn two_processes_that_alone_keep_the_machine_busy_share_everything() {
 #[test]
 fn the_process_share_follows_the_power_and_not_only_the_mean_use() {
     // 100 ms of 10 W, then 100 ms of 190 W; the process runs alone in the second half.
-    let truth = Truth::new(&[(300 * MS, 10_000), (1, 190_000)], MS, 0, 1);
-    let mut rig = Rig::new(vec![truth.clone(), truth.clone(), truth], 1);
-    rig.wait(99);
-    rig.sample(&[0], 0);
-    let key = rig.open(0, 1.0);
+    let truth = GroundTruth::new(&[(300 * MS, 10_000), (1, 190_000)], MS, 0, 1);
+    let mut fixture = AttributionFixture::new(vec![truth.clone(), truth.clone(), truth], 1);
+    fixture.advance_ms(99);
+    fixture.sample(&[0], 0);
+    let key = fixture.open(0, 1.0);
     for turn in 0..10 {
-        rig.wait(20);
-        rig.sample(&[if turn < 5 { 0 } else { 20 * MS }], if turn < 5 { 20 * MS } else { 0 });
+        fixture.advance_ms(20);
+        fixture.sample(&[if turn < 5 { 0 } else { 20 * MS }], if turn < 5 { 20 * MS } else { 0 });
     }
-    rig.close(key);
-    rig.wait(40);
-    let part = process_share_of(&rig.account(key), "package-0");
+    fixture.close(key);
+    fixture.advance_ms(40);
+    let part = process_share_of(&fixture.account(key), "package-0");
     assert!((part - 0.95).abs() < 0.02, "{part}");
 }
 
 #[test]
 fn a_weight_change_counts_for_the_time_in_which_it_holds() {
     // The process runs alone in the first half; there its span has a hundredth of the domain, afterwards half.
-    let mut rig = Rig::new(steady(), 1);
-    rig.sample(&[0], 0);
-    let other = rig.open(0, 1.0);
-    let key = rig.open(0, 0.01);
+    let mut fixture = AttributionFixture::new(steady(), 1);
+    fixture.sample(&[0], 0);
+    let other = fixture.open(0, 1.0);
+    let key = fixture.open(0, 0.01);
     for turn in 0..10 {
-        rig.wait(20);
-        rig.sample(&[if turn < 5 { 20 * MS } else { 0 }], if turn < 5 { 0 } else { 20 * MS });
+        fixture.advance_ms(20);
+        fixture.sample(&[if turn < 5 { 20 * MS } else { 0 }], if turn < 5 { 0 } else { 20 * MS });
         if turn == 4 {
-            let now_ns = rig.now_ns;
-            rig.attributor.set_weight(now_ns, key, 1.0, now_ns).unwrap();
+            let now_ns = fixture.now_ns;
+            fixture.attributor.set_weight(now_ns, key, 1.0, now_ns).unwrap();
         }
     }
-    rig.close(key);
-    rig.close(other);
-    rig.wait(40);
-    let part = process_share_of(&rig.account(key), "package-0");
+    fixture.close(key);
+    fixture.close(other);
+    fixture.advance_ms(40);
+    let part = process_share_of(&fixture.account(key), "package-0");
     assert!((part - (0.01 / 1.01) / (0.01 / 1.01 + 0.5)).abs() < 0.005, "{part}");
 }
 
 #[test]
 fn a_span_longer_than_the_kept_rows_gets_the_same_process_share() {
-    let mut rig = Rig::new(steady(), 1);
-    rig.sample(&[0], 0);
-    let long = rig.open(0, 1.0);
+    let mut fixture = AttributionFixture::new(steady(), 1);
+    fixture.sample(&[0], 0);
+    let long = fixture.open(0, 1.0);
     for _ in 0..400 {
-        rig.wait(50);
-        rig.sample(&[10 * MS], 30 * MS);
+        fixture.advance_ms(50);
+        fixture.sample(&[10 * MS], 30 * MS);
     }
-    rig.close(long);
-    rig.wait(20);
-    rig.sample(&[10 * MS], 30 * MS);
-    rig.wait(40);
-    let account = rig.account(long);
+    fixture.close(long);
+    fixture.advance_ms(20);
+    fixture.sample(&[10 * MS], 30 * MS);
+    fixture.advance_ms(40);
+    let account = fixture.account(long);
     assert!(
         (process_share_of(&account, "package-0") - 0.25).abs() < 1e-3,
         "{}",
@@ -241,109 +241,109 @@ fn a_span_longer_than_the_kept_rows_gets_the_same_process_share() {
 
 #[test]
 fn an_unsampled_process_share_is_absent_with_a_reason() {
-    let mut rig = Rig::new(steady(), 2);
+    let mut fixture = AttributionFixture::new(steady(), 2);
     // No look at all.
-    let unseen = rig.open(0, 1.0);
-    rig.wait(100);
-    rig.close(unseen);
-    rig.wait(20);
-    let account = rig.account(unseen);
+    let unseen = fixture.open(0, 1.0);
+    fixture.advance_ms(100);
+    fixture.close(unseen);
+    fixture.advance_ms(20);
+    let account = fixture.account(unseen);
     assert_eq!((account.process_uj, share(&account, "package-0").process_uj), (None, None));
     assert!(account.process_reason.is_some());
     // The first look comes long after the opening.
-    let late = rig.open(0, 1.0);
-    rig.wait(200);
-    rig.sample(&[0, 0], 0);
-    rig.wait(50);
-    rig.sample(&[MS, 0], 0);
-    rig.close(late);
-    rig.wait(20);
-    assert_eq!(rig.account(late).process_uj, None);
+    let late = fixture.open(0, 1.0);
+    fixture.advance_ms(200);
+    fixture.sample(&[0, 0], 0);
+    fixture.advance_ms(50);
+    fixture.sample(&[MS, 0], 0);
+    fixture.close(late);
+    fixture.advance_ms(20);
+    assert_eq!(fixture.account(late).process_uj, None);
     // Somebody cannot be looked at any more.
-    let lost = rig.open(1, 1.0);
-    rig.wait(30);
-    let used = [SubjectUsage { subject: rig.subjects[1], amount: None, disjoint: true }];
-    rig.busy += MS;
-    rig.attributor.record_usage(&BasisUsageSample {
-        at_ns: rig.now_ns,
+    let lost = fixture.open(1, 1.0);
+    fixture.advance_ms(30);
+    let used = [SubjectUsage { subject: fixture.subjects[1], amount: None, disjoint: true }];
+    fixture.busy += MS;
+    fixture.attributor.record_usage(&BasisUsageSample {
+        at_ns: fixture.now_ns,
         basis: CPU_TIME,
-        total: Some(rig.busy),
+        total: Some(fixture.busy),
         subjects: &used,
     });
-    rig.attributor.set_unknown_reason(rig.subjects[1], Some("it went away".into()));
-    rig.close(lost);
-    rig.wait(20);
-    let account = rig.account(lost);
+    fixture.attributor.set_unknown_reason(fixture.subjects[1], Some("it went away".into()));
+    fixture.close(lost);
+    fixture.advance_ms(20);
+    let account = fixture.account(lost);
     assert_eq!((account.process_uj, account.process_reason.as_deref()), (None, Some("it went away")));
 }
 
 #[test]
 fn a_process_that_used_nothing_gets_0() {
-    let mut rig = Rig::new(steady(), 1);
-    rig.sample(&[0], 0);
-    let key = rig.open(0, 1.0);
-    rig.wait(50);
-    rig.sample(&[0], 40 * MS);
-    rig.close(key);
-    rig.wait(20);
-    assert_eq!(share(&rig.account(key), "package-0").process_uj, Some(0));
+    let mut fixture = AttributionFixture::new(steady(), 1);
+    fixture.sample(&[0], 0);
+    let key = fixture.open(0, 1.0);
+    fixture.advance_ms(50);
+    fixture.sample(&[0], 40 * MS);
+    fixture.close(key);
+    fixture.advance_ms(20);
+    assert_eq!(share(&fixture.account(key), "package-0").process_uj, Some(0));
 }
 
 #[test]
 fn a_subject_stays_as_long_as_a_span_refers_to_it() {
-    let mut rig = Rig::new(steady(), 1);
-    let subject = rig.subjects[0];
-    let key = rig.open(0, 1.0);
-    assert!(rig.attributor.has_spans_of(subject) && !rig.attributor.remove_subject(subject));
-    rig.attributor.cancel(rig.now_ns, key, rig.now_ns).unwrap();
-    rig.wait(50);
-    assert!(!rig.attributor.has_spans_of(subject) && rig.attributor.remove_subject(subject));
-    assert!(!rig.attributor.has_subjects());
+    let mut fixture = AttributionFixture::new(steady(), 1);
+    let subject = fixture.subjects[0];
+    let key = fixture.open(0, 1.0);
+    assert!(fixture.attributor.has_spans_of(subject) && !fixture.attributor.remove_subject(subject));
+    fixture.attributor.cancel(fixture.now_ns, key, fixture.now_ns).unwrap();
+    fixture.advance_ms(50);
+    assert!(!fixture.attributor.has_spans_of(subject) && fixture.attributor.remove_subject(subject));
+    assert!(!fixture.attributor.has_subjects());
 }
 
 #[test]
 fn weight_changes_older_than_the_kept_rows_still_count() {
     // Again and again the process runs alone while its span has a hundredth of the domain, and not while it has half.
-    let mut rig = Rig::new(steady(), 1);
-    rig.sample(&[0], 0);
-    let other = rig.open(0, 1.0);
-    let key = rig.open(0, 0.01);
+    let mut fixture = AttributionFixture::new(steady(), 1);
+    fixture.sample(&[0], 0);
+    let other = fixture.open(0, 1.0);
+    let key = fixture.open(0, 0.01);
     for turn in 0..200 {
         let runs = turn % 2 == 0;
         for _ in 0..2 {
-            rig.wait(50);
-            rig.sample(&[if runs { 50 * MS } else { 0 }], if runs { 0 } else { 50 * MS });
+            fixture.advance_ms(50);
+            fixture.sample(&[if runs { 50 * MS } else { 0 }], if runs { 0 } else { 50 * MS });
         }
-        let now_ns = rig.now_ns;
-        rig.attributor.set_weight(now_ns, key, if runs { 1.0 } else { 0.01 }, now_ns).unwrap();
+        let now_ns = fixture.now_ns;
+        fixture.attributor.set_weight(now_ns, key, if runs { 1.0 } else { 0.01 }, now_ns).unwrap();
     }
-    rig.close(key);
-    rig.close(other);
-    rig.wait(40);
-    let part = process_share_of(&rig.account(key), "package-0");
+    fixture.close(key);
+    fixture.close(other);
+    fixture.advance_ms(40);
+    let part = process_share_of(&fixture.account(key), "package-0");
     assert!((part - (0.01 / 1.01) / (0.01 / 1.01 + 0.5)).abs() < 0.005, "{part}");
 }
 
 #[test]
 fn merged_weight_changes_split_by_their_mean_weight() {
     // The weight flips every millisecond; the process uses a quarter of the machine throughout.
-    let mut rig = Rig::new(steady(), 1);
-    rig.sample(&[0], 0);
-    let key = rig.open(0, 1.0);
-    let other = rig.open(0, 1.0);
+    let mut fixture = AttributionFixture::new(steady(), 1);
+    fixture.sample(&[0], 0);
+    let key = fixture.open(0, 1.0);
+    let other = fixture.open(0, 1.0);
     for turn in 0..8000_u64 {
-        rig.wait(1);
+        fixture.advance_ms(1);
         if turn % 100 == 99 {
-            rig.sample(&[10 * MS], 30 * MS);
+            fixture.sample(&[10 * MS], 30 * MS);
         }
-        let now_ns = rig.now_ns;
-        rig.attributor.set_weight(now_ns, key, if turn % 2 == 0 { 3.0 } else { 1.0 }, now_ns).unwrap();
+        let now_ns = fixture.now_ns;
+        fixture.attributor.set_weight(now_ns, key, if turn % 2 == 0 { 3.0 } else { 1.0 }, now_ns).unwrap();
     }
-    rig.close(key);
-    rig.close(other);
-    rig.wait(20);
-    rig.sample(&[10 * MS], 30 * MS);
-    rig.wait(40);
-    let part = process_share_of(&rig.account(key), "package-0");
+    fixture.close(key);
+    fixture.close(other);
+    fixture.advance_ms(20);
+    fixture.sample(&[10 * MS], 30 * MS);
+    fixture.advance_ms(40);
+    let part = process_share_of(&fixture.account(key), "package-0");
     assert!((part - 0.25).abs() < 1e-3, "{part}");
 }

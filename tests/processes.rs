@@ -7,12 +7,12 @@ use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, Stdio};
 
 use serde_json::{Value, json};
-use support::{STEADY, TestClient, TestDaemon, number, pass, refusal, row};
+use support::{STEADY_MACHINE, TestClient, TestDaemon, domain_row, error_of, get_u64, sleep_ms};
 
 /// A process that is killed, and waited for, with this value.
-struct Running(Child);
+struct ChildGuard(Child);
 
-impl Running {
+impl ChildGuard {
     fn shell(script: &str) -> Self {
         let quiet = || Stdio::null();
         let child = Command::new("sh").args(["-c", script]).stdin(quiet()).stdout(quiet()).spawn().unwrap();
@@ -29,14 +29,14 @@ impl Running {
     }
 }
 
-impl Drop for Running {
+impl Drop for ChildGuard {
     fn drop(&mut self) {
         self.end();
     }
 }
 
 fn now_ns(client: &mut TestClient) -> u64 {
-    number(&client.call("GetInfo", json!({})), "now_ns")
+    get_u64(&client.call("GetInfo", json!({})), "now_ns")
 }
 
 /// Opens a span for each process at one instant.
@@ -59,99 +59,110 @@ fn close_all(client: &mut TestClient, pids: &[u32]) -> Vec<Value> {
 }
 
 #[test]
-fn who_burns_gets_more_than_who_sleeps_and_together_no_more_than_there_is() {
-    let daemon = TestDaemon::on(STEADY);
+fn a_busy_process_gets_more_than_a_sleeping_one_and_both_at_most_the_total() {
+    let daemon = TestDaemon::start(STEADY_MACHINE);
     let mut client = daemon.client();
-    let burner = Running::shell("while :; do :; done");
-    let sleeper = Running::shell("exec sleep 1000");
+    let burner = ChildGuard::shell("while :; do :; done");
+    let sleeper = ChildGuard::shell("exec sleep 1000");
     let pids = [burner.pid(), sleeper.pid()];
     open_all(&mut client, &pids);
-    pass(1500);
+    sleep_ms(1500);
     let accounts = close_all(&mut client, &pids);
     for domain in ["package-0", "core-0", "dram-0"] {
-        let rows: Vec<&Value> = accounts.iter().map(|account| row(&account["domains"], domain)).collect();
-        let shares: Vec<u64> = rows.iter().map(|row| number(row, "share_uj")).collect();
-        let parts: Vec<u64> = rows.iter().map(|row| number(row, "process_uj")).collect();
+        let rows: Vec<&Value> =
+            accounts.iter().map(|account| domain_row(&account["domains"], domain)).collect();
+        let shares: Vec<u64> = rows.iter().map(|row| get_u64(row, "share_uj")).collect();
+        let parts: Vec<u64> = rows.iter().map(|row| get_u64(row, "process_uj")).collect();
         assert!(parts[0] > 10 * parts[1], "{domain}: {parts:?} of {shares:?}");
         assert!(parts[0] + parts[1] <= shares[0].min(shares[1]), "{domain}: {parts:?} of {shares:?}");
     }
     for (account, pid) in accounts.iter().zip(pids) {
         assert_eq!(account["process"], pid);
         // The package, and the memory beside it; the cores are inside the package.
-        let sum = ["package-0", "dram-0"].map(|name| number(row(&account["domains"], name), "process_uj"));
-        assert_eq!(number(account, "process_uj"), sum.iter().sum::<u64>());
+        let sum =
+            ["package-0", "dram-0"].map(|name| get_u64(domain_row(&account["domains"], name), "process_uj"));
+        assert_eq!(get_u64(account, "process_uj"), sum.iter().sum::<u64>());
         assert_eq!(account.get("process_reason"), None);
     }
 }
 
 #[test]
-fn children_that_come_and_go_between_two_looks_are_not_lost() {
-    let daemon = TestDaemon::on(STEADY);
+fn children_that_start_and_exit_between_two_samples_are_not_lost() {
+    let daemon = TestDaemon::start(STEADY_MACHINE);
     let mut client = daemon.client();
     // Nearly all the time goes to children of a few milliseconds.
-    let parent = Running::shell("while :; do sh -c 'i=0; while [ $i -lt 2000 ]; do i=$((i+1)); done'; done");
-    let sleeper = Running::shell("exec sleep 1000");
+    let parent =
+        ChildGuard::shell("while :; do sh -c 'i=0; while [ $i -lt 2000 ]; do i=$((i+1)); done'; done");
+    let sleeper = ChildGuard::shell("exec sleep 1000");
     let pids = [parent.pid(), sleeper.pid()];
     open_all(&mut client, &pids);
-    pass(1500);
+    sleep_ms(1500);
     let accounts = close_all(&mut client, &pids);
-    let parts: Vec<u64> = accounts.iter().map(|account| number(account, "process_uj")).collect();
+    let parts: Vec<u64> = accounts.iter().map(|account| get_u64(account, "process_uj")).collect();
     assert!(parts[0] > 10 * parts[1] && parts[0] > 0, "{parts:?}");
 }
 
 #[test]
-fn by_default_the_part_is_that_of_the_process_which_connected() {
-    let daemon = TestDaemon::on(STEADY);
+fn by_default_the_share_is_that_of_the_connecting_process() {
+    let daemon = TestDaemon::start(STEADY_MACHINE);
     let mut client = daemon.client();
     client.open("mine");
-    let burner = Running::shell("while :; do :; done");
-    pass(500);
-    let account = client.settle("mine");
+    let burner = ChildGuard::shell("while :; do :; done");
+    sleep_ms(500);
+    let account = client.close_and_settle("mine");
     assert_eq!(account["process"], std::process::id());
     // The burner is a child of this process.
-    assert!(number(&account, "process_uj") > 0, "{account}");
-    assert!(number(&account, "process_uj") <= number(&account, "share_uj"));
+    assert!(get_u64(&account, "process_uj") > 0, "{account}");
+    assert!(get_u64(&account, "process_uj") <= get_u64(&account, "share_uj"));
     drop(burner);
 }
 
 #[test]
 fn a_process_that_dies_has_used_what_it_had_used() {
-    let daemon = TestDaemon::on(STEADY);
+    let daemon = TestDaemon::start(STEADY_MACHINE);
     let mut client = daemon.client();
-    let mut burner = Running::shell("while :; do :; done");
-    let sleeper = Running::shell("exec sleep 1000");
+    let mut burner = ChildGuard::shell("while :; do :; done");
+    let sleeper = ChildGuard::shell("exec sleep 1000");
     let pids = [burner.pid(), sleeper.pid()];
     open_all(&mut client, &pids);
-    pass(600);
+    sleep_ms(600);
     let midway = client.call("GetSpan", json!({ "span": pids[0].to_string() }))["account"].take();
     burner.end();
-    pass(600);
+    sleep_ms(600);
     let account = close_all(&mut client, &pids).remove(0);
-    let (then, in_the_end) = (number(&midway, "process_uj"), number(&account, "process_uj"));
+    let (then, in_the_end) = (get_u64(&midway, "process_uj"), get_u64(&account, "process_uj"));
     assert!(then > 0 && in_the_end >= then / 2, "{then} µJ, and in the end {in_the_end} µJ");
     // Whoever names it afterwards is told.
-    let (name, said) = client.refusal("OpenSpan", json!({ "process": burner.pid() }));
-    assert_eq!((name.as_str(), said["field"].as_str()), ("InvalidValue", Some("process")), "{said}");
-    assert!(said["reason"].as_str().unwrap().contains("no process"), "{said}");
+    let (name, parameters) = client.call_error("OpenSpan", json!({ "process": burner.pid() }));
+    assert_eq!(
+        (name.as_str(), parameters["field"].as_str()),
+        ("InvalidValue", Some("process")),
+        "{parameters}"
+    );
+    assert!(parameters["reason"].as_str().unwrap().contains("no process"), "{parameters}");
 }
 
 #[test]
 fn numbers_that_name_no_process_are_refused_and_nothing_is_opened() {
-    let daemon = TestDaemon::on(STEADY);
+    let daemon = TestDaemon::start(STEADY_MACHINE);
     let mut client = daemon.client();
     for process in [json!(0), json!(-1), json!(4_194_305), json!(1_i64 << 40)] {
-        let (name, said) = client.refusal("OpenSpan", json!({ "span": "a", "process": process }));
-        assert_eq!((name.as_str(), &said["field"]), ("InvalidValue", &json!("process")), "{said}");
+        let (name, parameters) = client.call_error("OpenSpan", json!({ "span": "a", "process": process }));
+        assert_eq!(
+            (name.as_str(), &parameters["field"]),
+            ("InvalidValue", &json!("process")),
+            "{parameters}"
+        );
     }
     let both = json!({ "span": "a", "process": std::process::id(), "cgroup": "/a" });
-    assert_eq!(client.refusal("OpenSpan", both).0, "InvalidValue");
-    assert_eq!(client.refusal("CloseSpan", json!({ "span": "a" })).0, "NoSuchSpan");
+    assert_eq!(client.call_error("OpenSpan", both).0, "InvalidValue");
+    assert_eq!(client.call_error("CloseSpan", json!({ "span": "a" })).0, "NoSuchSpan");
 }
 
 /// A stand-in hierarchy of control groups with one group, `/a`.
-struct Hierarchy(tempfile::TempDir);
+struct CgroupTree(tempfile::TempDir);
 
-impl Hierarchy {
+impl CgroupTree {
     fn new() -> Self {
         let root = tempfile::tempdir().unwrap();
         let top = root.path().join("fs/cgroup");
@@ -181,37 +192,42 @@ fn stat(usec: u64) -> String {
 }
 
 #[test]
-fn a_control_group_gets_its_part_and_paths_that_leave_are_refused() {
-    let hierarchy = Hierarchy::new();
-    let daemon = TestDaemon::with(STEADY, &hierarchy.configuration());
+fn a_control_group_gets_its_share_and_escaping_paths_are_refused() {
+    let hierarchy = CgroupTree::new();
+    let daemon = TestDaemon::start_with_config(STEADY_MACHINE, &hierarchy.configuration());
     let mut client = daemon.client();
     for path in ["/../../../etc", "/a/../../x", "a", "/nowhere", "/./a", ""] {
-        let (name, said) = client.refusal("OpenSpan", json!({ "cgroup": path }));
-        assert_eq!((name.as_str(), &said["field"]), ("InvalidValue", &json!("cgroup")), "{path}: {said}");
+        let (name, parameters) = client.call_error("OpenSpan", json!({ "cgroup": path }));
+        assert_eq!(
+            (name.as_str(), &parameters["field"]),
+            ("InvalidValue", &json!("cgroup")),
+            "{path}: {parameters}"
+        );
     }
     client.call("OpenSpan", json!({ "span": "group", "cgroup": "/a" }));
     for turn in 1..=60 {
         // A quarter of the time.
         hierarchy.set(turn * 40_000, turn * 10_000);
-        pass(10);
+        sleep_ms(10);
     }
-    let account = client.settle("group");
-    let part = number(&account, "process_uj") as f64 / number(&account, "share_uj") as f64;
+    let account = client.close_and_settle("group");
+    let part = get_u64(&account, "process_uj") as f64 / get_u64(&account, "share_uj") as f64;
     assert_eq!((&account["cgroup"], account.get("process")), (&json!("/a"), None));
     assert!((part - 0.25).abs() < 0.02, "{part}");
 }
 
 #[test]
-fn where_processes_are_hidden_the_part_is_absent_with_the_reason() {
+fn where_processes_are_hidden_the_share_is_absent_with_the_reason() {
     let empty = tempfile::tempdir().unwrap();
-    let daemon = TestDaemon::with(STEADY, &format!("[source]\nproc_root = {:?}\n", empty.path()));
+    let daemon =
+        TestDaemon::start_with_config(STEADY_MACHINE, &format!("[source]\nproc_root = {:?}\n", empty.path()));
     let mut client = daemon.client();
     client.open("mine");
-    pass(50);
-    let account = client.settle("mine");
+    sleep_ms(50);
+    let account = client.close_and_settle("mine");
     assert_eq!((account.get("process_uj"), account.get("process")), (None, None));
     assert!(account["process_reason"].as_str().unwrap().contains("hidepid"), "{account}");
-    assert!(number(&account, "share_uj") > 0);
+    assert!(get_u64(&account, "share_uj") > 0);
 }
 
 #[test]
@@ -220,12 +236,15 @@ fn another_users_process_is_refused_without_telemetry_access() {
         return;
     }
     // Groups that every Linux has stand in for ours.
-    let daemon = TestDaemon::with(STEADY, "[access]\nspan_group = \"daemon\"\ntelemetry_group = \"bin\"\n");
+    let daemon = TestDaemon::start_with_config(
+        STEADY_MACHINE,
+        "[access]\nspan_group = \"daemon\"\ntelemetry_group = \"bin\"\n",
+    );
     let program = daemon.socket().with_file_name("client");
     // By a program of its own: a descriptor of ours to write it by would go into whatever another test starts meanwhile.
     let own = std::env::current_exe().unwrap();
     assert!(std::process::Command::new("cp").arg(own).arg(&program).status().unwrap().success());
-    let theirs = Running::shell("exec sleep 1000");
+    let theirs = ChildGuard::shell("exec sleep 1000");
     for (groups, refused) in [("daemon", true), ("daemon,bin", false)] {
         let output = Command::new("setpriv")
             .args(["--reuid=12001", "--regid=12001", &format!("--groups={groups}")])
@@ -235,9 +254,9 @@ fn another_users_process_is_refused_without_telemetry_access() {
             .env("PROCESS", theirs.pid().to_string())
             .output()
             .unwrap();
-        let said = String::from_utf8_lossy(&output.stdout).into_owned();
-        assert!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
-        assert_eq!(said.contains("ANSWER refused"), refused, "{groups}: {said}");
+        let parameters = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(output.status.success(), "{parameters}{}", String::from_utf8_lossy(&output.stderr));
+        assert_eq!(parameters.contains("ANSWER refused"), refused, "{groups}: {parameters}");
     }
 }
 
@@ -246,31 +265,35 @@ fn another_users_process_is_refused_without_telemetry_access() {
 fn a_client_of_another_user() {
     let socket = std::env::var_os("SOCKET").expect("the other test says where");
     let process: u32 = std::env::var("PROCESS").unwrap().parse().unwrap();
-    let mut client = TestClient::over(UnixStream::connect(socket).unwrap());
+    let mut client = TestClient::from_stream(UnixStream::connect(socket).unwrap());
     // One's own is always allowed.
     client.call("OpenSpan", json!({ "process": std::process::id() }));
-    let answer = client.exchange("OpenSpan", json!({ "process": process }));
+    let answer = client.call_raw("OpenSpan", json!({ "process": process }));
     if answer.get("error").is_some() {
-        let (name, said) = refusal(answer);
-        assert_eq!((name.as_str(), said), ("AccessDenied", json!({ "needs": "telemetry" })));
+        let (name, parameters) = error_of(answer);
+        assert_eq!((name.as_str(), parameters), ("AccessDenied", json!({ "needs": "telemetry" })));
         println!("ANSWER refused");
     }
 }
 
 #[test]
 fn a_client_that_is_not_the_load_has_no_process_share_where_it_asks_for_none() {
-    let daemon = TestDaemon::on(STEADY);
+    let daemon = TestDaemon::start(STEADY_MACHINE);
     let mut client = daemon.client();
     client.call("OpenSpan", json!({ "span": "a", "process_share": false }));
-    pass(150);
-    let account = client.settle("a");
+    sleep_ms(150);
+    let account = client.close_and_settle("a");
     for field in ["process", "cgroup", "process_uj", "process_reason"] {
         assert_eq!(account.get(field), None, "{field}: {account}");
     }
     assert!(account["domains"].as_array().unwrap().iter().all(|share| share.get("process_uj").is_none()));
     client.call("OpenSpan", json!({ "span": "b", "process_share": true }));
-    assert_eq!(client.settle("b")["process"], std::process::id());
+    assert_eq!(client.close_and_settle("b")["process"], std::process::id());
     let both = json!({ "process": std::process::id(), "process_share": false });
-    let (name, said) = client.refusal("OpenSpan", both);
-    assert_eq!((name.as_str(), &said["field"]), ("InvalidValue", &json!("process_share")), "{said}");
+    let (name, parameters) = client.call_error("OpenSpan", both);
+    assert_eq!(
+        (name.as_str(), &parameters["field"]),
+        ("InvalidValue", &json!("process_share")),
+        "{parameters}"
+    );
 }

@@ -5,9 +5,9 @@
 
 #![cfg(target_os = "linux")]
 
-mod caller;
+mod http_stub;
+mod other_user;
 mod support;
-mod wire;
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream, UdpSocket};
@@ -16,20 +16,20 @@ use std::path::Path;
 use std::process::Command;
 
 use bytes::Bytes;
-use caller::User;
 use http::Request;
 use http_body_util::{BodyExt, Full};
+use http_stub::{StubServer, TestProxy};
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use other_user::TestUser;
 use serde_json::json;
-use support::{PATIENCE, STEADY, TestDaemon};
-use wire::{Stub, TestProxy};
+use support::{STEADY_MACHINE, TEST_TIMEOUT, TestDaemon};
 
-const ROOT: User = User { uid: 0, groups: "" };
-const STRANGER: User = User { uid: 12_345, groups: "" };
+const ROOT: TestUser = TestUser { uid: 0, groups: "" };
+const STRANGER: TestUser = TestUser { uid: 12_345, groups: "" };
 /// Its primary group in the group database is `daemon`.
-const DAEMON: User = User { uid: 1, groups: "" };
+const DAEMON: TestUser = TestUser { uid: 1, groups: "" };
 /// Its processes have that group, the group database knows nothing of it.
-const IN_GROUP: User = User { uid: 12_346, groups: "daemon" };
+const IN_GROUP: TestUser = TestUser { uid: 12_346, groups: "daemon" };
 
 const PATHS: [&str; 3] = ["/v1/completions", "/v1/chat/completions", "/api/generate"];
 const WHOLE: &str = r#"{"model":"m","choices":[],"usage":{"prompt_tokens":3,"completion_tokens":2}}"#;
@@ -43,9 +43,9 @@ const LINES: &str = "{\"model\":\"m\",\"response\":\"x\",\"done\":false}\n\
 const FIGURES: [&str; 5] = ["_uj", "wattspan-energy", ": wattspan", "\"energy\"", "grade"];
 
 /// A server that answers each of the three paths in its own form.
-fn server() -> Stub {
-    Stub::new(|mut talk| {
-        while let Some(request) = talk.request() {
+fn server() -> StubServer {
+    StubServer::new(|mut connection| {
+        while let Some(request) = connection.read_request() {
             let path = request.line.split(' ').nth(1).unwrap().to_owned();
             let (media, body) = match path.as_str() {
                 "/v1/completions" => ("application/json", WHOLE),
@@ -56,19 +56,20 @@ fn server() -> Stub {
                 "application/json" => format!("Content-Length: {}\r\n\r\n{body}", body.len()),
                 _ => format!("Transfer-Encoding: chunked\r\n\r\n{:x}\r\n{body}\r\n0\r\n\r\n", body.len()),
             };
-            talk.say(format!("HTTP/1.1 200 OK\r\nContent-Type: {media}\r\n{framed}").as_bytes());
+            connection.send(format!("HTTP/1.1 200 OK\r\nContent-Type: {media}\r\n{framed}").as_bytes());
         }
     })
 }
 
 struct Setup {
     daemon: TestDaemon,
-    server: Stub,
+    server: StubServer,
 }
 
 impl Setup {
     fn new() -> Option<Self> {
-        caller::possible().then(|| Setup { daemon: TestDaemon::on(STEADY), server: server() })
+        other_user::is_supported()
+            .then(|| Setup { daemon: TestDaemon::start(STEADY_MACHINE), server: server() })
     }
 
     fn proxy(&self, flags: &[&str]) -> TestProxy {
@@ -78,12 +79,12 @@ impl Setup {
     fn proxy_by(&self, command: Command, flags: &[&str]) -> TestProxy {
         let flags = [&["--annotate", "usage", "--patience", "10000"], flags].concat();
         let upstream = format!("http://{}", self.server.address);
-        TestProxy::run(command, &upstream, &self.daemon.socket(), &flags).meets_the_meter()
+        TestProxy::start_command(command, &upstream, &self.daemon.socket(), &flags).wait_for_daemon()
     }
 
     /// All that a process of this user receives from the proxy at this address, in each version of HTTP.
-    fn received(&self, user: User, at: &str) -> Vec<String> {
-        let mut command = caller::process(self.daemon.socket().parent().unwrap(), user);
+    fn received(&self, user: TestUser, at: &str) -> Vec<String> {
+        let mut command = other_user::command_as(self.daemon.socket().parent().unwrap(), user);
         let output = command.env("PROXY", at).output().unwrap();
         let text = String::from_utf8(output.stdout).unwrap();
         assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
@@ -95,7 +96,7 @@ impl Setup {
         received
     }
 
-    fn assert_sees(&self, user: User, at: &str) {
+    fn assert_sees(&self, user: TestUser, at: &str) {
         for (number, received) in self.received(user, at).iter().enumerate() {
             assert!(received.contains("share_uj"), "{user:?} at {at}, {number}: {received}");
             assert!(received.contains("state=settled"), "header or trailer, {number}: {received}");
@@ -104,7 +105,7 @@ impl Setup {
         }
     }
 
-    fn assert_sees_none(&self, user: User, at: &str) {
+    fn assert_sees_none(&self, user: TestUser, at: &str) {
         for received in self.received(user, at) {
             for word in FIGURES {
                 assert!(!received.to_lowercase().contains(word), "{user:?} at {at}: {word} in {received}");
@@ -141,7 +142,7 @@ fn over_http1(at: &str, path: &str) -> String {
         }
         None => {
             let mut stream = TcpStream::connect(at.strip_prefix("http://").unwrap()).unwrap();
-            stream.set_read_timeout(Some(PATIENCE)).unwrap();
+            stream.set_read_timeout(Some(TEST_TIMEOUT)).unwrap();
             stream.write_all(request.as_bytes()).unwrap();
             stream.read_to_end(&mut received).unwrap();
         }
@@ -188,7 +189,7 @@ fn on_loopback_another_user_sees_no_figure_and_the_owner_and_root_do() {
         setup.assert_sees(ROOT, &proxy.at);
         setup.assert_sees_none(STRANGER, &proxy.at);
         assert!(proxy.log().contains("figures go to clients of root"), "{}", proxy.log());
-        let counters = proxy.end();
+        let counters = proxy.stop();
         counters.assert_balanced();
         assert_eq!(counters.closed, 4 * PATHS.len() as u64, "requests without figures are measured too");
     }
@@ -202,11 +203,12 @@ fn on_loopback_another_user_sees_no_figure_and_the_owner_and_root_do() {
 #[test]
 fn the_user_of_an_unprivileged_proxy_sees_its_figures_and_root_does() {
     let Some(setup) = Setup::new() else { return };
-    let owner = User { uid: 12_306, groups: "" };
-    let daemon = TestDaemon::with(STEADY, caller::GROUPS);
+    let owner = TestUser { uid: 12_306, groups: "" };
+    let daemon = TestDaemon::start_with_config(STEADY_MACHINE, other_user::GROUPS);
     let upstream = format!("http://{}", setup.server.address);
     let flags = ["--annotate", "usage", "--patience", "10000"];
-    let proxy = TestProxy::of_with(12_306, "daemon", &upstream, &daemon.socket(), &flags).meets_the_meter();
+    let proxy = TestProxy::start_as_user_with_flags(12_306, "daemon", &upstream, &daemon.socket(), &flags)
+        .wait_for_daemon();
     setup.assert_sees(owner, &proxy.at);
     setup.assert_sees(ROOT, &proxy.at);
     setup.assert_sees_none(STRANGER, &proxy.at);
@@ -255,9 +257,9 @@ fn on_a_unix_socket_the_kernels_credentials_decide() {
     let flags = ["--listen", &listen, "--listen-group", "games", "--annotate-group", "daemon"];
     let proxy = setup.proxy(&flags);
     assert_eq!(mode(&path), 0o660);
-    setup.assert_sees(User { uid: 12_346, groups: "games,daemon" }, &listen);
-    setup.assert_sees_none(User { uid: 12_345, groups: "games" }, &listen);
-    proxy.end().assert_balanced();
+    setup.assert_sees(TestUser { uid: 12_346, groups: "games,daemon" }, &listen);
+    setup.assert_sees_none(TestUser { uid: 12_345, groups: "games" }, &listen);
+    proxy.stop().assert_balanced();
     assert!(!path.exists(), "the socket goes with the proxy");
 }
 
@@ -305,8 +307,8 @@ fn a_group_that_does_not_exist_is_refused_where_it_was_asked_for() {
     for (listen, flag) in
         [("127.0.0.1:0", "--annotate-group"), ("unix:/nonexistent/p.sock", "--listen-group")]
     {
-        let (status, said) = run(listen, &[flag, "no-such-group"]);
+        let (status, message) = run(listen, &[flag, "no-such-group"]);
         assert_eq!(status, Some(1));
-        assert!(said.contains("no-such-group: there is no such group"), "{said}");
+        assert!(message.contains("no-such-group: there is no such group"), "{message}");
     }
 }

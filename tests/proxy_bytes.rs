@@ -1,16 +1,16 @@
 //! What passes through the proxy is what would pass without it: 1,000 replies, byte for byte.
 
-#[path = "support/machine.rs"]
-mod machine;
+#[path = "support/ground_truth.rs"]
+mod ground_truth;
+mod http_stub;
 mod support;
-mod wire;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
-use machine::Dice;
-use support::{STEADY, TestDaemon};
-use wire::{Message, Stub, Talk, TestProxy, breathe, value};
+use ground_truth::TestRng;
+use http_stub::{HttpConnection, HttpMessage, StubServer, TestProxy, header_value, short_pause};
+use support::{STEADY_MACHINE, TestDaemon};
 
 /// The replies; WATTSPAN_CASES tries so many times as many.
 fn cases() -> u64 {
@@ -36,8 +36,8 @@ enum Framing {
 }
 
 /// A reply, and how it is cut; the same for the same seed.
-struct Script {
-    dice: Dice,
+struct ReplyScript {
+    rng: TestRng,
     media: Media,
     framing: Framing,
     gzip: bool,
@@ -48,28 +48,27 @@ struct Script {
     head: String,
 }
 
-impl Script {
+impl ReplyScript {
     fn of(seed: u64) -> Self {
-        let mut dice = Dice(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
-        (0..5).for_each(|_| _ = dice.roll());
-        let media = [Media::Events, Media::Events, Media::Lines, Media::Json, Media::Text]
-            [dice.between(0, 4) as usize];
+        let mut rng = TestRng(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
+        (0..5).for_each(|_| _ = rng.next_u64());
+        let media =
+            [Media::Events, Media::Events, Media::Lines, Media::Json, Media::Text][rng.range(0, 4) as usize];
         let framing =
-            [Framing::Length, Framing::Chunks, Framing::Chunks, Framing::Close][dice.between(0, 3) as usize];
-        let (gzip, expect, hints) =
-            (dice.between(0, 5) == 0, dice.between(0, 5) == 0, dice.between(0, 5) == 0);
-        let trailers = framing == Framing::Chunks && dice.between(0, 3) == 0;
-        let plain = body(&mut dice, media);
+            [Framing::Length, Framing::Chunks, Framing::Chunks, Framing::Close][rng.range(0, 3) as usize];
+        let (gzip, expect, hints) = (rng.range(0, 5) == 0, rng.range(0, 5) == 0, rng.range(0, 5) == 0);
+        let trailers = framing == Framing::Chunks && rng.range(0, 3) == 0;
+        let plain = body(&mut rng, media);
         let body = if gzip { gzipped(&plain) } else { plain };
         let mut script =
-            Script { dice, media, framing, gzip, expect, hints, trailers, body, head: String::new() };
+            ReplyScript { rng, media, framing, gzip, expect, hints, trailers, body, head: String::new() };
         script.head = script.heads(seed);
         script
     }
 
     fn heads(&mut self, seed: u64) -> String {
         let status = ["200 OK", "200 OK", "200 Fine", "404 Not Found", "503 Service Unavailable"]
-            [self.dice.between(0, 4) as usize];
+            [self.rng.range(0, 4) as usize];
         let media = match self.media {
             Media::Events => "text/event-stream; charset=utf-8",
             Media::Lines => "application/x-ndjson",
@@ -101,7 +100,7 @@ impl Script {
         }
         let (mut out, mut rest) = (Vec::new(), &self.body[..]);
         while !rest.is_empty() {
-            let size = (self.dice.between(1, 400) as usize).min(rest.len());
+            let size = (self.rng.range(1, 400) as usize).min(rest.len());
             out.extend_from_slice(
                 format!("{size:x}{}\r\n", if size % 5 == 0 { ";ext=1" } else { "" }).as_bytes(),
             );
@@ -113,21 +112,21 @@ impl Script {
         out
     }
 
-    fn play(&mut self, talk: &mut Talk) -> bool {
+    fn play(&mut self, connection: &mut HttpConnection) -> bool {
         if self.hints {
-            talk.say(b"HTTP/1.1 103 Early Hints\r\nLink: </a.css>; rel=preload\r\n\r\n");
+            connection.send(b"HTTP/1.1 103 Early Hints\r\nLink: </a.css>; rel=preload\r\n\r\n");
         }
         let bytes = [self.head.clone().into_bytes(), self.framed()].concat();
         let mut rest = &bytes[..];
-        let fine = self.dice.between(0, 1) == 0;
+        let fine = self.rng.range(0, 1) == 0;
         while !rest.is_empty() {
             let most = if fine && rest.len() < 2000 { 40 } else { 700 };
-            let size = (self.dice.between(1, most) as usize).min(rest.len());
-            if !talk.say(&rest[..size]) {
+            let size = (self.rng.range(1, most) as usize).min(rest.len());
+            if !connection.send(&rest[..size]) {
                 return false;
             }
-            if self.dice.between(0, 3) == 0 {
-                breathe();
+            if self.rng.range(0, 3) == 0 {
+                short_pause();
             }
             rest = &rest[size..];
         }
@@ -141,29 +140,29 @@ impl Script {
     }
 }
 
-fn body(dice: &mut Dice, media: Media) -> Vec<u8> {
+fn body(rng: &mut TestRng, media: Media) -> Vec<u8> {
     let mut text = String::new();
-    let end = if dice.between(0, 1) == 0 { "\n" } else { "\r\n" };
-    let parts = dice.between(0, 30);
-    let words = |dice: &mut Dice| -> String {
-        (0..dice.between(0, 4)).map(|_| WORDS[dice.between(0, WORDS.len() as u64 - 1) as usize]).collect()
+    let end = if rng.range(0, 1) == 0 { "\n" } else { "\r\n" };
+    let parts = rng.range(0, 30);
+    let words = |rng: &mut TestRng| -> String {
+        (0..rng.range(0, 4)).map(|_| WORDS[rng.range(0, WORDS.len() as u64 - 1) as usize]).collect()
     };
     match media {
         Media::Events => {
             for _ in 0..parts {
-                match dice.between(0, 9) {
+                match rng.range(0, 9) {
                     0 => text += &format!(": keep-alive{end}{end}"),
                     1 => text += &format!("event: ping{end}data:{end}{end}"),
                     2 => text += &format!("data: {{\"a\":1,{end}data: \"b\":2}}{end}{end}"),
                     _ => {
-                        let content = words(dice);
+                        let content = words(rng);
                         text += &format!(
                             "data: {{\"choices\":[{{\"delta\":{{\"content\":\"{content}\"}}}}]}}{end}{end}"
                         );
                     }
                 }
             }
-            match dice.between(0, 3) {
+            match rng.range(0, 3) {
                 0 => text += "data: cut off",
                 1 => {}
                 _ => {
@@ -175,15 +174,15 @@ fn body(dice: &mut Dice, media: Media) -> Vec<u8> {
         }
         Media::Lines => {
             for _ in 0..parts {
-                text += &format!("{{\"response\":\"{}\",\"done\":false}}{end}", words(dice));
+                text += &format!("{{\"response\":\"{}\",\"done\":false}}{end}", words(rng));
             }
             text += "{\"done\":true,\"eval_count\":4}";
         }
         Media::Json | Media::Text => {
-            let long = if dice.between(0, 9) == 0 { "x".repeat(60_000) } else { String::new() };
+            let long = if rng.range(0, 9) == 0 { "x".repeat(60_000) } else { String::new() };
             text = format!(
                 "{{\"model\":\"m\",\"text\":\"{}{long}\",\"usage\":{{\"prompt_tokens\":1}}}}",
-                words(dice)
+                words(rng)
             );
         }
     }
@@ -213,21 +212,21 @@ fn gzipped(plain: &[u8]) -> Vec<u8> {
 }
 
 /// What the stub was sent, by seed.
-type Heard = Arc<Mutex<HashMap<u64, Vec<Message>>>>;
+type ReceivedMessages = Arc<Mutex<HashMap<u64, Vec<HttpMessage>>>>;
 
-fn stub(heard: &Heard) -> Stub {
-    let heard = Arc::clone(heard);
-    Stub::new(move |mut talk| {
-        while let Some(mut request) = talk.head() {
+fn stub(received: &ReceivedMessages) -> StubServer {
+    let received = Arc::clone(received);
+    StubServer::new(move |mut connection| {
+        while let Some(mut request) = connection.read_head() {
             let seed =
                 request.line.split("seed=").nth(1).unwrap().split(' ').next().unwrap().parse().unwrap();
-            let mut script = Script::of(seed);
+            let mut script = ReplyScript::of(seed);
             if script.expect {
-                talk.say(b"HTTP/1.1 100 Continue\r\n\r\n");
+                connection.send(b"HTTP/1.1 100 Continue\r\n\r\n");
             }
-            talk.body(&mut request, false);
-            heard.lock().unwrap().entry(seed).or_default().push(request);
-            if !script.play(&mut talk) {
+            connection.read_body(&mut request, false);
+            received.lock().unwrap().entry(seed).or_default().push(request);
+            if !script.play(&mut connection) {
                 return;
             }
         }
@@ -235,53 +234,53 @@ fn stub(heard: &Heard) -> Stub {
 }
 
 /// Asks with the seed's request, and gives the reply.
-fn ask(talk: &mut Talk, seed: u64) -> Option<Message> {
-    let mut dice = Dice(seed | 1);
-    (0..3).for_each(|_| _ = dice.roll());
+fn ask(connection: &mut HttpConnection, seed: u64) -> Option<HttpMessage> {
+    let mut rng = TestRng(seed | 1);
+    (0..3).for_each(|_| _ = rng.next_u64());
     let body = format!(
         "{{\"model\":\"m\",\"stream\":true,\"prompt\":\"{}\"}}",
-        "熱é".repeat(dice.between(0, 3000) as usize)
+        "熱é".repeat(rng.range(0, 3000) as usize)
     );
-    let path = if dice.between(0, 4) == 0 { "/other" } else { "/v1/chat/completions" };
+    let path = if rng.range(0, 4) == 0 { "/other" } else { "/v1/chat/completions" };
     let mut head = format!("POST {path}?seed={seed} HTTP/1.1\r\nHost: test\r\nX-MiXed: a\r\nAccept: */*\r\n");
-    let te = dice.between(0, 1) == 0;
+    let te = rng.range(0, 1) == 0;
     if te {
         head.push_str("TE: trailers\r\nConnection: TE\r\n");
     }
-    let expect = Script::of(seed).expect;
+    let expect = ReplyScript::of(seed).expect;
     if expect {
         head.push_str("Expect: 100-continue\r\n");
     }
-    let chunked = dice.between(0, 1) == 0;
+    let chunked = rng.range(0, 1) == 0;
     head.push_str(&if chunked {
         "Transfer-Encoding: chunked\r\n\r\n".to_owned()
     } else {
         format!("Content-Length: {}\r\n\r\n", body.len())
     });
-    talk.say(head.as_bytes());
-    let mut early = Vec::new();
+    connection.send(head.as_bytes());
+    let mut informational = Vec::new();
     if expect {
-        early.push((talk.line()?, talk.headers()?));
+        informational.push((connection.read_line()?, connection.read_headers()?));
     }
-    for piece in body.as_bytes().chunks(dice.between(500, 5000) as usize) {
+    for piece in body.as_bytes().chunks(rng.range(500, 5000) as usize) {
         if chunked {
-            talk.say(format!("{:x}\r\n", piece.len()).as_bytes());
+            connection.send(format!("{:x}\r\n", piece.len()).as_bytes());
         }
-        talk.say(piece);
+        connection.send(piece);
         if chunked {
-            talk.say(b"\r\n");
+            connection.send(b"\r\n");
         }
     }
     if chunked {
-        talk.say(b"0\r\n\r\n");
+        connection.send(b"0\r\n\r\n");
     }
-    let mut reply = talk.reply()?;
-    early.append(&mut reply.early);
-    Some(Message { early, ..reply })
+    let mut reply = connection.read_reply()?;
+    informational.append(&mut reply.informational);
+    Some(HttpMessage { informational, ..reply })
 }
 
 /// A message without what belongs to one hop, and without what the proxy adds.
-fn bare(mut message: Message) -> Message {
+fn bare(mut message: HttpMessage) -> HttpMessage {
     const OF_ONE_HOP: &[&str] =
         &["connection", "transfer-encoding", "x-hop", "te", "host", "keep-alive", "trailer"];
     let strip = |headers: &mut Vec<(String, String)>| {
@@ -293,17 +292,18 @@ fn bare(mut message: Message) -> Message {
     strip(&mut message.headers);
     strip(&mut message.trailers);
     // The case of names is kept in heads; in trailers and early words they go on in lower case.
-    for headers in message.early.iter_mut().map(|(_, headers)| headers).chain([&mut message.trailers]) {
+    for headers in message.informational.iter_mut().map(|(_, headers)| headers).chain([&mut message.trailers])
+    {
         headers.iter_mut().for_each(|(name, _)| name.make_ascii_lowercase());
     }
     message
 }
 
-fn compare(seed: u64, direct: &Message, through: &Message, told: bool) {
-    let script = Script::of(seed);
+fn compare(seed: u64, direct: &HttpMessage, through: &HttpMessage, annotated: bool) {
+    let script = ReplyScript::of(seed);
     let mut through = through.clone();
     let inference = through.header("wattspan-span").is_some();
-    if told && inference && script.takes_comment() {
+    if annotated && inference && script.takes_comment() {
         let at = memchr::memmem::rfind(&through.body, b": wattspan {")
             .unwrap_or_else(|| panic!("{seed}: no comment"));
         let comment = String::from_utf8(through.body.split_off(at)).unwrap();
@@ -313,7 +313,10 @@ fn compare(seed: u64, direct: &Message, through: &Message, told: bool) {
     }
     let te = through.header("trailer").is_some_and(|trailer| trailer.contains("wattspan-energy"));
     if te {
-        assert!(value(&through.trailers, "wattspan-energy").unwrap().starts_with("state=settled"), "{seed}");
+        assert!(
+            header_value(&through.trailers, "wattspan-energy").unwrap().starts_with("state=settled"),
+            "{seed}"
+        );
     }
     let (mut direct, through) = (bare(direct.clone()), bare(through));
     // Trailers are for those who asked for them (RFC 9110, 6.5.1); the stub sends them to everybody.
@@ -323,47 +326,47 @@ fn compare(seed: u64, direct: &Message, through: &Message, told: bool) {
     assert_alike(&format!("seed {seed}"), &direct, &through);
 }
 
-fn assert_alike(what: &str, direct: &Message, through: &Message) {
-    let head = |message: &Message| Message { body: Vec::new(), ..message.clone() };
+fn assert_alike(what: &str, direct: &HttpMessage, through: &HttpMessage) {
+    let head = |message: &HttpMessage| HttpMessage { body: Vec::new(), ..message.clone() };
     assert_eq!(head(direct), head(through), "{what}");
     let same = direct.body.iter().zip(&through.body).take_while(|(one, other)| one == other).count();
     let lengths = (direct.body.len(), through.body.len());
     assert!(direct.body == through.body, "{what}: bodies of {lengths:?} bytes differ after {same}");
 }
 
-fn run(flags: &[&str], told: bool, cases: u64) {
-    let daemon = TestDaemon::on(STEADY);
-    let heard = Heard::default();
-    let stub = stub(&heard);
+fn run(flags: &[&str], annotated: bool, cases: u64) {
+    let daemon = TestDaemon::start(STEADY_MACHINE);
+    let received = ReceivedMessages::default();
+    let stub = stub(&received);
     let proxy =
-        TestProxy::before(&format!("http://{}", stub.address), &daemon.socket(), flags).meets_the_meter();
+        TestProxy::start(&format!("http://{}", stub.address), &daemon.socket(), flags).wait_for_daemon();
     const THREADS: u64 = 8;
     std::thread::scope(|scope| {
         for thread in 0..THREADS {
             let (stub, proxy) = (stub.address, proxy.address);
             scope.spawn(move || {
-                let mut talks = (Talk::to(stub), Talk::to(proxy));
+                let mut talks = (HttpConnection::connect(stub), HttpConnection::connect(proxy));
                 for seed in (thread..cases).step_by(THREADS as usize) {
-                    if Script::of(seed).framing == Framing::Close || seed % 50 < 8 {
-                        talks.0 = Talk::to(stub);
+                    if ReplyScript::of(seed).framing == Framing::Close || seed % 50 < 8 {
+                        talks.0 = HttpConnection::connect(stub);
                     }
                     let direct = ask(&mut talks.0, seed).unwrap_or_else(|| panic!("{seed}: no direct reply"));
-                    if Script::of(seed).framing == Framing::Close {
-                        talks.0 = Talk::to(stub);
+                    if ReplyScript::of(seed).framing == Framing::Close {
+                        talks.0 = HttpConnection::connect(stub);
                     }
                     let through = ask(&mut talks.1, seed).unwrap_or_else(|| panic!("{seed}: no reply"));
-                    compare(seed, &direct, &through, told);
+                    compare(seed, &direct, &through, annotated);
                 }
             });
         }
     });
-    let heard = heard.lock().unwrap();
+    let received = received.lock().unwrap();
     for seed in 0..cases {
-        let [direct, through] = &heard[&seed][..] else { panic!("{seed}: not asked twice") };
+        let [direct, through] = &received[&seed][..] else { panic!("{seed}: not asked twice") };
         assert_alike(&format!("the request of seed {seed}"), &bare(direct.clone()), &bare(through.clone()));
     }
     drop(stub);
-    proxy.end().assert_balanced();
+    proxy.stop().assert_balanced();
 }
 
 #[test]
@@ -378,26 +381,26 @@ fn with_annotations_off_nothing_is_added_at_all() {
 
 #[test]
 fn all_that_came_before_a_server_broke_off_is_passed_on() {
-    let daemon = TestDaemon::on(STEADY);
+    let daemon = TestDaemon::start(STEADY_MACHINE);
     let whole = "data: {\"choices\":[{\"index\":0,\"text\":\"a\"}]}\n\n";
     let cut = "data: {\"choices\":[{\"index\":0,\"te";
-    let stub = Stub::new(move |mut talk| {
-        if talk.request().is_none() {
+    let stub = StubServer::new(move |mut connection| {
+        if connection.read_request().is_none() {
             return;
         }
         let chunk = |text: &str| format!("{:x}\r\n{text}\r\n", text.len());
         let head = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n";
-        talk.say([head, &chunk(whole), &chunk(cut)].concat().as_bytes());
+        connection.send([head, &chunk(whole), &chunk(cut)].concat().as_bytes());
     });
     for flags in [&["--annotate", "off"][..], &["--annotate", "headers"], &["--annotate", "usage"]] {
         let upstream = format!("http://{}", stub.address);
-        let proxy = TestProxy::before(&upstream, &daemon.socket(), flags).meets_the_meter();
+        let proxy = TestProxy::start(&upstream, &daemon.socket(), flags).wait_for_daemon();
         for _ in 0..20 {
-            let mut talk = Talk::to(proxy.address);
-            talk.say(&wire::question("{}"));
-            let reply = talk.reply().unwrap();
-            assert_eq!((reply.text(), reply.whole), (format!("{whole}{cut}"), false), "{flags:?}");
+            let mut connection = HttpConnection::connect(proxy.address);
+            connection.send(&http_stub::inference_request("{}"));
+            let reply = connection.read_reply().unwrap();
+            assert_eq!((reply.text(), reply.is_complete), (format!("{whole}{cut}"), false), "{flags:?}");
         }
-        proxy.end().assert_balanced();
+        proxy.stop().assert_balanced();
     }
 }

@@ -4,40 +4,41 @@
 
 #![cfg(target_os = "linux")]
 
-mod caller;
+mod http_stub;
+mod other_user;
 mod support;
-mod wire;
 
 use std::sync::{Barrier, Mutex};
 
+use http_stub::{HttpConnection, HttpMessage, ProxyCounters, StubServer, TestProxy, inference_request};
 use serde_json::json;
-use support::{STEADY, TestDaemon, until};
-use wire::{Counters, Message, Stub, Talk, TestProxy, question};
+use support::{STEADY_MACHINE, TestDaemon, wait_until};
 
 const REPLY: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}";
 
-fn ask(proxy: &TestProxy) -> Message {
-    let mut talk = Talk::to(proxy.address);
-    assert!(talk.say(&question("{}")));
-    talk.reply().expect("a reply")
+fn ask(proxy: &TestProxy) -> HttpMessage {
+    let mut connection = HttpConnection::connect(proxy.address);
+    assert!(connection.send(&inference_request("{}")));
+    connection.read_reply().expect("a reply")
 }
 
 /// A hundred requests, so many at once, through the proxy of a user with these calls a second; no span stays open.
-fn a_hundred_of_a_limited_user(limits: &str, at_once: usize) -> Option<Counters> {
-    if !caller::possible() {
+fn a_hundred_of_a_limited_user(limits: &str, at_once: usize) -> Option<ProxyCounters> {
+    if !other_user::is_supported() {
         return None;
     }
-    let daemon = TestDaemon::with(STEADY, &format!("{}[limits]\n{limits}", caller::GROUPS));
+    let daemon =
+        TestDaemon::start_with_config(STEADY_MACHINE, &format!("{}[limits]\n{limits}", other_user::GROUPS));
     // All are open before the first of them ends.
     let all_here = Barrier::new(at_once);
-    let stub = Stub::new(move |mut talk| {
-        while talk.request().is_some() {
+    let stub = StubServer::new(move |mut connection| {
+        while connection.read_request().is_some() {
             all_here.wait();
-            talk.say(REPLY);
+            connection.send(REPLY);
         }
     });
     let upstream = format!("http://{}", stub.address);
-    let proxy = TestProxy::of(12_306, "daemon", &upstream, &daemon.socket()).meets_the_meter();
+    let proxy = TestProxy::start_as_user(12_306, "daemon", &upstream, &daemon.socket()).wait_for_daemon();
     let spans = Mutex::new(Vec::new());
     std::thread::scope(|scope| {
         for _ in 0..at_once {
@@ -53,12 +54,12 @@ fn a_hundred_of_a_limited_user(limits: &str, at_once: usize) -> Option<Counters>
     });
     let mut root = daemon.client();
     for span in spans.into_inner().unwrap() {
-        until("ended, whatever became of it", || {
-            let answer = root.exchange("GetSpan", json!({ "span": span }));
+        wait_until("ended, whatever became of it", || {
+            let answer = root.call_raw("GetSpan", json!({ "span": span }));
             answer["parameters"]["account"]["state"] != "open"
         });
     }
-    Some(proxy.end())
+    Some(proxy.stop())
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! HTTP/2 and TLS: to the proxy, and from it to the server.
 
+mod http_stub;
 mod support;
-mod wire;
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -12,12 +12,12 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response, Version};
 use http_body_util::{BodyExt, Full};
+use http_stub::{HttpConnection, StubServer, TestProxy, inference_request};
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use support::{STEADY, TestDaemon};
+use support::{STEADY_MACHINE, TestDaemon};
 use tokio::net::{TcpListener, TcpStream};
 use wattspan::http::BufferedBody;
-use wire::{Stub, Talk, TestProxy, question};
 
 const EVENTS: &str = "data: {\"choices\":[{\"delta\":{\"content\":\"x\"}}]}\n\ndata: [DONE]\n\n";
 
@@ -77,30 +77,30 @@ fn upstream(tls: Option<tokio_rustls::TlsAcceptor>) -> SocketAddr {
 
 #[test]
 fn many_streams_of_one_http2_connection_are_each_measured() {
-    let daemon = TestDaemon::on(STEADY);
+    let daemon = TestDaemon::start(STEADY_MACHINE);
     let length = EVENTS.len();
     let reply = format!(
         "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n{length:x}\r\n{EVENTS}\r\n0\r\n\r\n"
     );
-    let heard = Arc::new(std::sync::Mutex::new(Vec::new()));
-    let listener = Arc::clone(&heard);
-    let stub = Stub::new(move |mut talk| {
-        while let Some(request) = talk.request() {
+    let received = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let listener = Arc::clone(&received);
+    let stub = StubServer::new(move |mut connection| {
+        while let Some(request) = connection.read_request() {
             listener.lock().unwrap().push(request);
-            talk.say(reply.as_bytes());
+            connection.send(reply.as_bytes());
         }
     });
     let proxy =
-        TestProxy::before(&format!("http://{}", stub.address), &daemon.socket(), &[]).meets_the_meter();
+        TestProxy::start(&format!("http://{}", stub.address), &daemon.socket(), &[]).wait_for_daemon();
     runtime().block_on(async {
         let io = TokioIo::new(TcpStream::connect(proxy.address).await.unwrap());
         let (sender, connection) =
             hyper::client::conn::http2::handshake(TokioExecutor::new(), io).await.unwrap();
         tokio::spawn(connection);
-        let mut asked = Vec::new();
+        let mut tasks = Vec::new();
         for _ in 0..50 {
             let mut sender = sender.clone();
-            asked.push(tokio::spawn(async move {
+            tasks.push(tokio::spawn(async move {
                 let request = Request::post("http://test/v1/chat/completions")
                     .header("cookie", "a=1")
                     .header("cookie", "b=2")
@@ -115,44 +115,44 @@ fn many_streams_of_one_http2_connection_are_each_measured() {
                 assert!(text.starts_with(EVENTS) && text.contains(": wattspan {"), "{text}");
             }));
         }
-        for task in asked {
+        for task in tasks {
             task.await.unwrap();
         }
     });
-    let heard = heard.lock().unwrap();
-    assert!(heard.iter().all(|request| request.header("cookie") == Some("a=1; b=2")), "{:?}", heard[0]);
-    drop(heard);
-    let counters = proxy.end();
+    let received = received.lock().unwrap();
+    assert!(received.iter().all(|request| request.header("cookie") == Some("a=1; b=2")), "{:?}", received[0]);
+    drop(received);
+    let counters = proxy.stop();
     counters.assert_balanced();
     assert_eq!(counters.closed, 50);
 }
 
 #[test]
-fn a_server_that_speaks_only_http2_is_spoken_to_so() {
-    let daemon = TestDaemon::on(STEADY);
+fn an_http2_only_server_gets_http2() {
+    let daemon = TestDaemon::start(STEADY_MACHINE);
     let address = upstream(None);
-    let proxy = TestProxy::before(&format!("http://{address}"), &daemon.socket(), &["--upstream-http2"])
-        .meets_the_meter();
-    let mut talk = Talk::to(proxy.address);
-    talk.say(b"POST /v1/chat/completions HTTP/1.1\r\nHost: t\r\nTE: trailers\r\nConnection: TE\r\nContent-Length: 2\r\n\r\n{}");
-    let reply = talk.reply().unwrap();
+    let proxy = TestProxy::start(&format!("http://{address}"), &daemon.socket(), &["--upstream-http2"])
+        .wait_for_daemon();
+    let mut connection = HttpConnection::connect(proxy.address);
+    connection.send(b"POST /v1/chat/completions HTTP/1.1\r\nHost: t\r\nTE: trailers\r\nConnection: TE\r\nContent-Length: 2\r\n\r\n{}");
+    let reply = connection.read_reply().unwrap();
     assert_eq!((reply.header("x-version"), reply.header("x-length")), (Some("HTTP/2.0"), Some("2")));
     assert!(reply.text().starts_with(EVENTS), "{}", reply.text());
-    assert!(wire::value(&reply.trailers, "wattspan-energy").is_some(), "{:?}", reply.trailers);
-    proxy.end().assert_balanced();
+    assert!(http_stub::header_value(&reply.trailers, "wattspan-energy").is_some(), "{:?}", reply.trailers);
+    proxy.stop().assert_balanced();
 }
 
 #[test]
-fn a_server_of_http2_that_never_says_continue_gets_the_body_all_the_same() {
-    let daemon = TestDaemon::on(STEADY);
+fn an_http2_server_without_100_continue_gets_the_body() {
+    let daemon = TestDaemon::start(STEADY_MACHINE);
     let address = upstream(None);
-    let proxy = TestProxy::before(&format!("http://{address}"), &daemon.socket(), &["--upstream-http2"])
-        .meets_the_meter();
-    let mut talk = Talk::to(proxy.address);
-    talk.say(b"POST /v1/chat/completions HTTP/1.1\r\nHost: t\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\n{}");
-    let reply = talk.reply().unwrap_or_default();
+    let proxy = TestProxy::start(&format!("http://{address}"), &daemon.socket(), &["--upstream-http2"])
+        .wait_for_daemon();
+    let mut connection = HttpConnection::connect(proxy.address);
+    connection.send(b"POST /v1/chat/completions HTTP/1.1\r\nHost: t\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\n{}");
+    let reply = connection.read_reply().unwrap_or_default();
     assert_eq!((reply.status(), reply.header("x-length")), (200, Some("2")), "{reply:?}");
-    proxy.end().assert_balanced();
+    proxy.stop().assert_balanced();
 }
 
 /// A server's TLS with a certificate of its own, and the file that a client trusts it by.
@@ -173,8 +173,8 @@ fn tls(directory: &Path, protocols: &[&[u8]]) -> (tokio_rustls::TlsAcceptor, std
 }
 
 #[test]
-fn a_server_behind_tls_is_believed_where_its_certificate_is_trusted_and_nowhere_else() {
-    let daemon = TestDaemon::on(STEADY);
+fn a_tls_server_is_accepted_only_with_a_trusted_certificate() {
+    let daemon = TestDaemon::start(STEADY_MACHINE);
     let directory = tempfile::tempdir().unwrap();
     let (acceptor, trusted) = tls(directory.path(), &[b"h2", b"http/1.1"]);
     let (_, stranger) = tls(
@@ -188,35 +188,35 @@ fn a_server_behind_tls_is_believed_where_its_certificate_is_trusted_and_nowhere_
     let address = upstream(Some(acceptor));
     let url = format!("https://localhost:{}", address.port());
     let with = |file: &Path| {
-        TestProxy::with(&url, &daemon.socket(), &[], &[("SSL_CERT_FILE", file)]).meets_the_meter()
+        TestProxy::start_with_env(&url, &daemon.socket(), &[], &[("SSL_CERT_FILE", file)]).wait_for_daemon()
     };
     let proxy = with(&trusted);
-    let mut talk = Talk::to(proxy.address);
-    talk.say(&question("{}"));
-    let reply = talk.reply().unwrap();
+    let mut connection = HttpConnection::connect(proxy.address);
+    connection.send(&inference_request("{}"));
+    let reply = connection.read_reply().unwrap();
     assert_eq!((reply.status(), reply.header("x-version")), (200, Some("HTTP/2.0")), "{}", reply.text());
     assert!(reply.text().contains("\"settled\""));
-    proxy.end().assert_balanced();
+    proxy.stop().assert_balanced();
     let proxy = with(&stranger);
-    let mut talk = Talk::to(proxy.address);
-    talk.say(&question("{}"));
-    let reply = talk.reply().unwrap();
+    let mut connection = HttpConnection::connect(proxy.address);
+    connection.send(&inference_request("{}"));
+    let reply = connection.read_reply().unwrap();
     assert_eq!(reply.status(), 502);
     assert!(reply.text().contains("certificate"), "{}", reply.text());
-    proxy.end().assert_balanced();
+    proxy.stop().assert_balanced();
 }
 
 #[test]
-fn an_http2_client_that_resets_its_stream_is_seen_to_have_left() {
-    let daemon = TestDaemon::on(STEADY);
-    let stub = Stub::new(|mut talk| {
-        talk.request();
-        talk.say(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n3\r\n: a\r\n");
+fn a_stream_reset_counts_as_a_client_disconnect() {
+    let daemon = TestDaemon::start(STEADY_MACHINE);
+    let stub = StubServer::new(|mut connection| {
+        connection.read_request();
+        connection.send(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n3\r\n: a\r\n");
         // Ends with an end of file where the proxy hangs up.
-        let _ = talk.rest();
+        let _ = connection.read_to_end();
     });
     let proxy =
-        TestProxy::before(&format!("http://{}", stub.address), &daemon.socket(), &[]).meets_the_meter();
+        TestProxy::start(&format!("http://{}", stub.address), &daemon.socket(), &[]).wait_for_daemon();
     runtime().block_on(async {
         let io = TokioIo::new(TcpStream::connect(proxy.address).await.unwrap());
         let (mut sender, connection) =
@@ -228,7 +228,7 @@ fn an_http2_client_that_resets_its_stream_is_seen_to_have_left() {
         drop(reply);
         tokio::time::sleep(Duration::from_millis(50)).await;
     });
-    let counters = proxy.end();
+    let counters = proxy.stop();
     counters.assert_balanced();
     assert_eq!(counters.closed, 1);
 }

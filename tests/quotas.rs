@@ -3,27 +3,29 @@
 
 #![cfg(target_os = "linux")]
 
-mod caller;
+mod other_user;
 mod support;
 
 use std::io::{Read, Write};
 
-use caller::{GROUPS, User, answers};
+use other_user::{GROUPS, TestUser, call_as};
 use serde_json::{Value, json};
-use support::{SLUGGISH, STEADY, TestClient, TestDaemon, message, pass, refusal, until};
+use support::{
+    SLOW_COUNTER_MACHINE, STEADY_MACHINE, TestClient, TestDaemon, encode_call, error_of, sleep_ms, wait_until,
+};
 
 /// Quotas that have no exact edge, and the test of `hostile_client` that holds each.
-const ELSEWHERE: &[(&str, &str)] = &[
+const TESTED_IN_HOSTILE_CLIENT: &[(&str, &str)] = &[
     ("unread_bytes", "a_caller_that_never_reads_is_not_read_from_and_then_given_up"),
-    ("stall_s", "half_a_message_is_given_up_and_a_slow_drip_too"),
+    ("stall_s", "partial_and_slow_messages_time_out"),
 ];
 
 /// Quotas with a test of their own below.
-const BELOW: &[&str] =
+const TESTED_SEPARATELY: &[&str] =
     &["message_bytes", "connections", "remembered_accounts", "remembered_bytes", "weight_changes_per_span"];
 
 /// A quota of one user or of all: how it is set, and what reaches it.
-struct Row {
+struct QuotaCase {
     key: &'static str,
     limits: &'static str,
     /// In which group the user is; absent: root, for quotas of all users together.
@@ -49,8 +51,8 @@ fn pairs() -> Value {
     json!(["OpenSpan", { "attributes": pairs }])
 }
 
-const ROWS: &[Row] = &[
-    Row {
+const QUOTA_CASES: &[QuotaCase] = &[
+    QuotaCase {
         key: "span_memory_bytes_per_user",
         limits: "span_memory_bytes_per_user = 8192",
         group: Some("daemon"),
@@ -58,7 +60,7 @@ const ROWS: &[Row] = &[
         quota: "bytes of memory of one user's spans",
         limit: 8192,
     },
-    Row {
+    QuotaCase {
         key: "span_memory_bytes",
         limits: "span_memory_bytes = 65536",
         group: None,
@@ -66,7 +68,7 @@ const ROWS: &[Row] = &[
         quota: "bytes of memory of all spans",
         limit: 65_536,
     },
-    Row {
+    QuotaCase {
         key: "span_memory_bytes_per_user",
         limits: "span_memory_bytes_per_user = 8192",
         group: Some("daemon"),
@@ -74,7 +76,7 @@ const ROWS: &[Row] = &[
         quota: "bytes of memory of one user's spans",
         limit: 8192,
     },
-    Row {
+    QuotaCase {
         key: "phases_per_span",
         limits: "phases_per_span = 2",
         group: Some("daemon"),
@@ -85,7 +87,7 @@ const ROWS: &[Row] = &[
         quota: "phases of a span",
         limit: 2,
     },
-    Row {
+    QuotaCase {
         key: "open_spans",
         limits: "open_spans = 3",
         group: None,
@@ -93,7 +95,7 @@ const ROWS: &[Row] = &[
         quota: "open spans",
         limit: 3,
     },
-    Row {
+    QuotaCase {
         key: "open_spans_per_user",
         limits: "open_spans_per_user = 3",
         group: Some("daemon"),
@@ -101,7 +103,7 @@ const ROWS: &[Row] = &[
         quota: "open spans",
         limit: 3,
     },
-    Row {
+    QuotaCase {
         key: "open_spans_per_user",
         limits: "open_spans_per_user = 3",
         group: Some("games"),
@@ -109,7 +111,7 @@ const ROWS: &[Row] = &[
         quota: "open spans",
         limit: 3,
     },
-    Row {
+    QuotaCase {
         key: "connections_per_user",
         limits: "connections_per_user = 3",
         group: Some("daemon"),
@@ -117,7 +119,7 @@ const ROWS: &[Row] = &[
         quota: "connections of one user",
         limit: 3,
     },
-    Row {
+    QuotaCase {
         key: "streams_per_user",
         limits: "streams_per_user = 2",
         group: Some("daemon"),
@@ -125,7 +127,7 @@ const ROWS: &[Row] = &[
         quota: "streams of one user",
         limit: 2,
     },
-    Row {
+    QuotaCase {
         key: "notes_bytes_per_user",
         limits: "notes_bytes_per_user = 300",
         group: Some("daemon"),
@@ -137,7 +139,7 @@ const ROWS: &[Row] = &[
         quota: "bytes of notes on spans",
         limit: 300,
     },
-    Row {
+    QuotaCase {
         key: "calls_burst",
         limits: "calls_per_s = 0.01\ncalls_burst = 7",
         group: Some("daemon"),
@@ -145,7 +147,7 @@ const ROWS: &[Row] = &[
         quota: "calls a second",
         limit: 1,
     },
-    Row {
+    QuotaCase {
         key: "calls_per_s",
         limits: "calls_per_s = 0.01\ncalls_burst = 1",
         group: Some("bin"),
@@ -153,7 +155,7 @@ const ROWS: &[Row] = &[
         quota: "calls a second",
         limit: 1,
     },
-    Row {
+    QuotaCase {
         key: "coarse_calls_burst",
         limits: "coarse_calls_per_s = 0.01\ncoarse_calls_burst = 7",
         group: Some("games"),
@@ -161,7 +163,7 @@ const ROWS: &[Row] = &[
         quota: "calls a second",
         limit: 1,
     },
-    Row {
+    QuotaCase {
         key: "coarse_calls_per_s",
         limits: "coarse_calls_per_s = 0.01\ncoarse_calls_burst = 1",
         group: Some("games"),
@@ -169,7 +171,7 @@ const ROWS: &[Row] = &[
         quota: "calls a second",
         limit: 1,
     },
-    Row {
+    QuotaCase {
         key: "stranger_calls_burst",
         limits: "stranger_calls_per_s = 0.01\nstranger_calls_burst = 7",
         group: Some(""),
@@ -177,7 +179,7 @@ const ROWS: &[Row] = &[
         quota: "calls a second",
         limit: 1,
     },
-    Row {
+    QuotaCase {
         key: "stranger_calls_per_s",
         limits: "stranger_calls_per_s = 0.01\nstranger_calls_burst = 1",
         group: Some(""),
@@ -190,49 +192,50 @@ const ROWS: &[Row] = &[
 #[test]
 #[ignore = "a helper that other tests start in a process of another user"]
 fn a_client_of_another_user() {
-    caller::speak();
+    other_user::run_as_other_user();
 }
 
 #[test]
 fn what_is_at_the_limit_is_taken_and_one_above_is_refused_with_its_name() {
-    for row in ROWS {
+    for row in QUOTA_CASES {
         let Some(answers) = answers_of(row) else { return };
         let (last, taken) = answers.split_last().unwrap();
         for answer in taken {
             assert!(answer.get("error").is_none(), "{}: {answer}", row.key);
         }
-        let told = ("QuotaExceeded".to_owned(), json!({ "quota": row.quota, "limit": row.limit }));
-        assert_eq!(refusal(last.clone()), told, "{}", row.key);
+        let replies = ("QuotaExceeded".to_owned(), json!({ "quota": row.quota, "limit": row.limit }));
+        assert_eq!(error_of(last.clone()), replies, "{}", row.key);
     }
 }
 
 /// What the row's calls are answered; then another user is served as if nothing had happened.
-fn answers_of(row: &Row) -> Option<Vec<Value>> {
-    let daemon = TestDaemon::with(STEADY, &format!("{GROUPS}[limits]\n{}\n", row.limits));
+fn answers_of(row: &QuotaCase) -> Option<Vec<Value>> {
+    let daemon =
+        TestDaemon::start_with_config(STEADY_MACHINE, &format!("{GROUPS}[limits]\n{}\n", row.limits));
     let calls = (row.calls)();
     let Some(groups) = row.group else {
         let mut client = daemon.client();
-        let exchange = |call: &Value| client.exchange(call[0].as_str().unwrap(), call[1].clone());
+        let exchange = |call: &Value| client.call_raw(call[0].as_str().unwrap(), call[1].clone());
         return Some(calls.iter().map(exchange).collect());
     };
-    if !caller::possible() {
+    if !other_user::is_supported() {
         return None;
     }
-    let told = answers(&daemon, User { uid: 12_301, groups }, calls.into());
-    let other = answers(&daemon, User { uid: 12_302, groups }, json!([["GetInfo", {}]]));
+    let replies = call_as(&daemon, TestUser { uid: 12_301, groups }, calls.into());
+    let other = call_as(&daemon, TestUser { uid: 12_302, groups }, json!([["GetInfo", {}]]));
     assert!(other[0].get("error").is_none(), "{}: {}", row.key, other[0]);
-    Some(told)
+    Some(replies)
 }
 
 #[test]
 fn every_quota_of_the_configuration_is_tried() {
     let limits: toml::Table =
         toml::from_str(&toml::to_string(&wattspan::config::Limits::default()).unwrap()).unwrap();
-    let tried: Vec<&str> = ROWS
+    let tried: Vec<&str> = QUOTA_CASES
         .iter()
         .map(|row| row.key)
-        .chain(BELOW.iter().copied())
-        .chain(ELSEWHERE.iter().map(|row| row.0))
+        .chain(TESTED_SEPARATELY.iter().copied())
+        .chain(TESTED_IN_HOSTILE_CLIENT.iter().map(|row| row.0))
         .collect();
     for key in limits.keys() {
         assert!(tried.contains(&key.as_str()), "limits.{key} is tried nowhere");
@@ -240,18 +243,18 @@ fn every_quota_of_the_configuration_is_tried() {
     for key in tried {
         assert!(limits.contains_key(key), "limits.{key} is none");
     }
-    for (_, test) in ELSEWHERE {
+    for (_, test) in TESTED_IN_HOSTILE_CLIENT {
         assert!(include_str!("hostile_client.rs").contains(&format!("fn {test}()")), "{test}");
     }
 }
 
 #[test]
 fn the_largest_message_is_taken_and_one_byte_more_is_not() {
-    let daemon = TestDaemon::with(STEADY, "[limits]\nmessage_bytes = 1024\n");
+    let daemon = TestDaemon::start_with_config(STEADY_MACHINE, "[limits]\nmessage_bytes = 1024\n");
     let padded = |bytes: usize| {
-        let plain = message("OpenSpan", json!({ "name": "" }), &[]).len() - 1;
+        let plain = encode_call("OpenSpan", json!({ "name": "" }), &[]).len() - 1;
         let spaces = " ".repeat(bytes - plain);
-        let mut padded = message("OpenSpan", json!({ "name": "" }), &[]);
+        let mut padded = encode_call("OpenSpan", json!({ "name": "" }), &[]);
         padded.splice(0..0, spaces.into_bytes());
         padded
     };
@@ -259,70 +262,76 @@ fn the_largest_message_is_taken_and_one_byte_more_is_not() {
     client.send_raw(&padded(1024));
     assert!(client.receive().unwrap().get("error").is_none());
     client.send_raw(&padded(1025));
-    let (name, told) = refusal(client.receive().unwrap());
-    assert_eq!((name.as_str(), &told["reason"]), ("InvalidValue", &json!("is longer than 1024 bytes")));
-    assert!(client.is_hung_up_on());
+    let (name, replies) = error_of(client.receive().unwrap());
+    assert_eq!((name.as_str(), &replies["reason"]), ("InvalidValue", &json!("is longer than 1024 bytes")));
+    assert!(client.is_disconnected());
 }
 
 #[test]
 fn the_last_connection_of_all_is_taken_and_one_more_is_not() {
-    let daemon = TestDaemon::with(STEADY, "[limits]\nconnections = 3\n");
+    let daemon = TestDaemon::start_with_config(STEADY_MACHINE, "[limits]\nconnections = 3\n");
     // The one by which the harness saw that the daemon listens may not have gone yet.
     let mut three: Vec<TestClient> = Vec::new();
-    until("three are in", || {
+    wait_until("three are in", || {
         let mut client = daemon.client();
-        let taken = client.exchange("GetInfo", json!({})).get("error").is_none();
+        let taken = client.call_raw("GetInfo", json!({})).get("error").is_none();
         three.extend(taken.then_some(client));
         three.len() == 3
     });
-    let told = refusal(daemon.client().receive().unwrap());
-    assert_eq!(told, ("QuotaExceeded".into(), json!({ "quota": "connections", "limit": 3 })));
+    let replies = error_of(daemon.client().receive().unwrap());
+    assert_eq!(replies, ("QuotaExceeded".into(), json!({ "quota": "connections", "limit": 3 })));
     three.pop();
-    until("the place is free again", || {
+    wait_until("the place is free again", || {
         let mut client = daemon.client();
-        client.send_raw(&message("GetInfo", json!({}), &[]));
+        client.send_raw(&encode_call("GetInfo", json!({}), &[]));
         client.receive().is_some_and(|answer| answer.get("error").is_none())
     });
 }
 
 #[test]
 fn as_many_accounts_are_remembered_as_there_is_room_for() {
-    let daemon = TestDaemon::with(STEADY, "[limits]\nremembered_accounts = 2\n[ledger]\nkeep = false\n");
+    let daemon = TestDaemon::start_with_config(
+        STEADY_MACHINE,
+        "[limits]\nremembered_accounts = 2\n[ledger]\nkeep = false\n",
+    );
     let mut client = daemon.client();
     for span in ["a", "b"] {
         client.open(span);
-        client.settle(span);
+        client.close_and_settle(span);
     }
     client.call("GetSpan", json!({ "span": "a" }));
     client.open("c");
-    client.settle("c");
-    assert_eq!(client.refusal("GetSpan", json!({ "span": "a" })).0, "NoSuchSpan");
+    client.close_and_settle("c");
+    assert_eq!(client.call_error("GetSpan", json!({ "span": "a" })).0, "NoSuchSpan");
     client.call("GetSpan", json!({ "span": "b" }));
 }
 
 #[test]
 fn large_accounts_are_forgotten_before_they_take_more_than_their_room() {
-    let daemon = TestDaemon::with(STEADY, "[limits]\nremembered_bytes = 30000\n[ledger]\nkeep = false\n");
+    let daemon = TestDaemon::start_with_config(
+        STEADY_MACHINE,
+        "[limits]\nremembered_bytes = 30000\n[ledger]\nkeep = false\n",
+    );
     let mut client = daemon.client();
     let large: serde_json::Map<_, _> =
         (0..20).map(|at| (format!("k{at}"), json!("v".repeat(1000)))).collect();
     for span in ["a", "b"] {
         client.call("OpenSpan", json!({ "span": span, "attributes": large }));
-        client.settle(span);
+        client.close_and_settle(span);
     }
-    assert_eq!(client.refusal("GetSpan", json!({ "span": "a" })).0, "NoSuchSpan");
+    assert_eq!(client.call_error("GetSpan", json!({ "span": "a" })).0, "NoSuchSpan");
     client.call("GetSpan", json!({ "span": "b" }));
 }
 
 #[test]
-fn calls_that_nobody_waits_for_are_never_dropped_in_silence() {
-    if !caller::possible() {
+fn calls_without_a_waiting_reader_are_never_dropped_silently() {
+    if !other_user::is_supported() {
         return;
     }
     let limits = "[limits]\ncalls_per_s = 0.01\ncalls_burst = 3\n";
-    let daemon = TestDaemon::with(SLUGGISH, &format!("{GROUPS}{limits}"));
-    let user = User { uid: 12_303, groups: "daemon" };
-    let told = answers(
+    let daemon = TestDaemon::start_with_config(SLOW_COUNTER_MACHINE, &format!("{GROUPS}{limits}"));
+    let user = TestUser { uid: 12_303, groups: "daemon" };
+    let replies = call_as(
         &daemon,
         user,
         json!([
@@ -336,25 +345,25 @@ fn calls_that_nobody_waits_for_are_never_dropped_in_silence() {
     );
     // The third weight is one call too many: that is the answer to it, and then the line is dead.
     let exceeded = ("QuotaExceeded".into(), json!({ "quota": "calls a second", "limit": 1 }));
-    assert_eq!(refusal(told[4].clone()), exceeded);
-    assert_eq!(told[5], Value::Null, "hung up");
+    assert_eq!(error_of(replies[4].clone()), exceeded);
+    assert_eq!(replies[5], Value::Null, "hung up");
     let mut root = daemon.client();
-    until("the span is over, as far as it was weighed", || {
+    wait_until("the span is over, as far as it was weighed", || {
         let account = root.call("GetSpan", json!({ "span": "a" }))["account"].take();
         account["state"] != "open" && account["weight"] == 3.0
     });
 }
 
 #[test]
-fn the_end_of_an_open_span_is_owed_and_not_refused_until_a_whole_burst_is_owed() {
-    if !caller::possible() {
+fn ending_an_open_span_may_overdraw_the_rate_limit_by_one_burst() {
+    if !other_user::is_supported() {
         return;
     }
     let limits = "[limits]\ncalls_per_s = 0.01\ncalls_burst = 4\n";
-    let daemon = TestDaemon::with(STEADY, &format!("{GROUPS}{limits}"));
-    let told = answers(
+    let daemon = TestDaemon::start_with_config(STEADY_MACHINE, &format!("{GROUPS}{limits}"));
+    let replies = call_as(
         &daemon,
-        User { uid: 12_305, groups: "daemon" },
+        TestUser { uid: 12_305, groups: "daemon" },
         json!([
             ["OpenSpan", { "span": "a" }],
             ["OpenSpan", { "span": "b" }],
@@ -369,31 +378,31 @@ fn the_end_of_an_open_span_is_owed_and_not_refused_until_a_whole_burst_is_owed()
         ]),
     );
     let exceeded = ("QuotaExceeded".into(), json!({ "quota": "calls a second", "limit": 1 }));
-    for (at, answer) in told.iter().take(8).enumerate() {
+    for (at, answer) in replies.iter().take(8).enumerate() {
         match at {
-            6 => assert_eq!(refusal(answer.clone()), exceeded),
+            6 => assert_eq!(error_of(answer.clone()), exceeded),
             _ => assert!(answer.get("error").is_none(), "{at}: {answer}"),
         }
     }
-    assert_eq!(refusal(told[8].clone()), exceeded);
-    assert_eq!(told[9], Value::Null, "hung up");
+    assert_eq!(error_of(replies[8].clone()), exceeded);
+    assert_eq!(replies[9], Value::Null, "hung up");
     let mut root = daemon.client();
-    until("the last span ended with the connection", || {
+    wait_until("the last span ended with the connection", || {
         root.call("GetSpan", json!({ "span": "d" }))["account"]["state"] == "abandoned"
     });
 }
 
 #[test]
-fn a_flood_of_calls_is_hung_up_on_and_the_others_are_served() {
-    if !caller::possible() {
+fn a_flood_of_calls_is_disconnected_and_the_others_are_served() {
+    if !other_user::is_supported() {
         return;
     }
     let limits = "[limits]\nstranger_calls_per_s = 0.01\nstranger_calls_burst = 10\n";
-    let daemon = TestDaemon::with(STEADY, &format!("{GROUPS}{limits}"));
+    let daemon = TestDaemon::start_with_config(STEADY_MACHINE, &format!("{GROUPS}{limits}"));
     let flood: Vec<Value> = (0..100).map(|_| json!(["GetInfo", {}])).collect();
-    let told = answers(&daemon, User { uid: 12_304, groups: "" }, flood.into());
-    let done = told.iter().filter(|answer| answer["parameters"]["access"] == "none").count();
-    let refused = told.iter().filter(|answer| answer.get("error").is_some()).count();
+    let replies = call_as(&daemon, TestUser { uid: 12_304, groups: "" }, flood.into());
+    let done = replies.iter().filter(|answer| answer["parameters"]["access"] == "none").count();
+    let refused = replies.iter().filter(|answer| answer.get("error").is_some()).count();
     // A refusal costs a quarter of a call, and ten calls may be owed; a little comes in all the while.
     assert!(done == 10 && (40..50).contains(&refused), "{done} done, {refused} refused");
     let root = daemon.client().call("GetInfo", json!({}));
@@ -403,16 +412,16 @@ fn a_flood_of_calls_is_hung_up_on_and_the_others_are_served() {
 #[test]
 fn as_many_changes_of_weight_of_a_span_wait_for_a_counter_as_are_allowed() {
     let limits = "patience_ms = 60000\n[limits]\nweight_changes_per_span = 3\n";
-    let daemon = TestDaemon::with(SLUGGISH, limits);
+    let daemon = TestDaemon::start_with_config(SLOW_COUNTER_MACHINE, limits);
     let mut client = daemon.client();
     for span in ["a", "b"] {
         client.open(span);
         for weight in 1..=3 {
             client.call("SetWeight", json!({ "span": span, "weight": weight }));
         }
-        let told = client.refusal("SetWeight", json!({ "span": span, "weight": 4 }));
+        let replies = client.call_error("SetWeight", json!({ "span": span, "weight": 4 }));
         let quota = "unsettled weight changes of one span";
-        assert_eq!(told, ("QuotaExceeded".into(), json!({ "quota": quota, "limit": 3 })));
+        assert_eq!(replies, ("QuotaExceeded".into(), json!({ "quota": quota, "limit": 3 })));
         client.call("CloseSpan", json!({ "span": span }));
     }
 }
@@ -420,7 +429,7 @@ fn as_many_changes_of_weight_of_a_span_wait_for_a_counter_as_are_allowed() {
 #[test]
 fn a_span_whose_weight_changed_often_is_asked_after_as_quickly_as_one_whose_weight_changed_once() {
     const CHANGES: usize = 40_000;
-    let daemon = TestDaemon::on(STEADY);
+    let daemon = TestDaemon::start(STEADY_MACHINE);
     let mut client = daemon.client();
     for (span, changes) in [("few", 1), ("many", CHANGES)] {
         client.open(span);
@@ -429,14 +438,14 @@ fn a_span_whose_weight_changed_often_is_asked_after_as_quickly_as_one_whose_weig
             let weight = |at: usize| json!({ "span": span, "weight": at % 9 + 1 });
             let batch = (changes - done).min(200);
             let calls: Vec<u8> =
-                (0..batch).flat_map(|at| message("SetWeight", weight(done + at), &[])).collect();
+                (0..batch).flat_map(|at| encode_call("SetWeight", weight(done + at), &[])).collect();
             assert!(client.send_raw(&calls));
             let answers: Vec<Value> = (0..batch).map(|_| client.receive().unwrap()).collect();
             // Too many wait for a counter: those are settled in a moment.
             let taken = answers.iter().filter(|answer| answer.get("error").is_none()).count();
             done += taken;
             if taken < batch {
-                pass(2);
+                sleep_ms(2);
             }
         }
     }
@@ -460,7 +469,7 @@ fn a_span_whose_weight_changed_often_is_asked_after_as_quickly_as_one_whose_weig
 #[test]
 fn spans_that_are_opened_and_closed_at_full_speed_are_never_refused() {
     const PAIRS: usize = 25_000;
-    let daemon = TestDaemon::with(STEADY, "[ledger]\nkeep = false\n");
+    let daemon = TestDaemon::start_with_config(STEADY_MACHINE, "[ledger]\nkeep = false\n");
     let clients = (0..3).map(|client| {
         let mut stream = std::os::unix::net::UnixStream::connect(daemon.socket()).unwrap();
         let mut reading = stream.try_clone().unwrap();
@@ -479,8 +488,8 @@ fn spans_that_are_opened_and_closed_at_full_speed_are_never_refused() {
             for batch in 0..PAIRS / 50 {
                 let pair = |at| {
                     let span = format!("{client}-{batch}-{at}");
-                    let close = message("CloseSpan", json!({ "span": span }), &[]);
-                    [message("OpenSpan", json!({ "span": span }), &[]), close].concat()
+                    let close = encode_call("CloseSpan", json!({ "span": span }), &[]);
+                    [encode_call("OpenSpan", json!({ "span": span }), &[]), close].concat()
                 };
                 stream.write_all(&(0..50).flat_map(pair).collect::<Vec<u8>>()).unwrap();
             }

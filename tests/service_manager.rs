@@ -9,7 +9,9 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
-use support::{PATIENCE, STEADY, TestDaemon, command, message, number, refusal, until};
+use support::{
+    STEADY_MACHINE, TEST_TIMEOUT, TestDaemon, daemon_command, encode_call, error_of, get_u64, wait_until,
+};
 
 fn configuration(daemon: &TestDaemon) -> PathBuf {
     daemon.socket().parent().unwrap().with_file_name("wattspan.toml")
@@ -17,7 +19,7 @@ fn configuration(daemon: &TestDaemon) -> PathBuf {
 
 #[test]
 fn a_reload_changes_what_it_can_names_what_it_cannot_and_takes_nothing_that_is_broken() {
-    let daemon = TestDaemon::with(STEADY, "[limits]\nstall_s = 20\n");
+    let daemon = TestDaemon::start_with_config(STEADY_MACHINE, "[limits]\nstall_s = 20\n");
     let mut client = daemon.client();
     let file = configuration(&daemon);
     std::fs::write(
@@ -37,12 +39,12 @@ fn a_reload_changes_what_it_can_names_what_it_cannot_and_takes_nothing_that_is_b
         ("rate_hz = 0\n", "rate_hz = 0"),
     ] {
         std::fs::write(&file, broken).unwrap();
-        let (name, parameters) = client.refusal("Reload", json!({}));
+        let (name, parameters) = client.call_error("Reload", json!({}));
         let reason = parameters["reason"].as_str().unwrap();
         assert_eq!((name.as_str(), &parameters["field"]), ("InvalidValue", &json!("configuration")));
         assert!(reason.contains(file.to_str().unwrap()) && reason.contains(key), "{reason}");
     }
-    let (name, parameters) = client.refusal("OpenSpan", long);
+    let (name, parameters) = client.call_error("OpenSpan", long);
     assert_eq!((name.as_str(), &parameters["field"]), ("InvalidValue", &json!("message")));
     let log = daemon.log();
     assert_eq!(
@@ -56,7 +58,7 @@ fn a_reload_changes_what_it_can_names_what_it_cannot_and_takes_nothing_that_is_b
 
 #[test]
 fn what_holds_only_in_part_until_a_restart_is_named_on_both_sides() {
-    let daemon = TestDaemon::with(STEADY, "[access]\nspan_group = 'daemon'\n");
+    let daemon = TestDaemon::start_with_config(STEADY_MACHINE, "[access]\nspan_group = 'daemon'\n");
     let mut client = daemon.client();
     let mut reload = |access: &str| {
         std::fs::write(configuration(&daemon), format!("bus = false\n[access]\n{access}")).unwrap();
@@ -73,7 +75,7 @@ fn what_holds_only_in_part_until_a_restart_is_named_on_both_sides() {
 
     // Nobody is at this address; it is tried again and again.
     let bus = "bus = 'unix:path=/nonexistent/bus'\n";
-    let daemon = TestDaemon::with(STEADY, bus);
+    let daemon = TestDaemon::start_with_config(STEADY_MACHINE, bus);
     std::fs::write(configuration(&daemon), format!("{bus}[limits]\nmessage_bytes = 2048\n")).unwrap();
     let reloaded = daemon.client().call("Reload", json!({}));
     let key = json!(["limits.message_bytes"]);
@@ -82,36 +84,36 @@ fn what_holds_only_in_part_until_a_restart_is_named_on_both_sides() {
 
 #[test]
 fn a_hangup_reads_the_configuration_again_and_the_daemon_goes_on() {
-    let daemon = TestDaemon::with(STEADY, "idle_rate_hz = 0.1\n");
+    let daemon = TestDaemon::start_with_config(STEADY_MACHINE, "idle_rate_hz = 0.1\n");
     let mut client = daemon.client();
-    let mut ticks = || number(&client.call("GetInfo", json!({}))["samplers"][0], "ticks");
+    let mut ticks = || get_u64(&client.call("GetInfo", json!({}))["samplers"][0], "ticks");
     std::fs::write(configuration(&daemon), "idle_rate_hz = 200.0\n").unwrap();
     kill_process(daemon.pid(), Signal::HUP).unwrap();
-    until("it says so", || daemon.log().contains("reloaded: idle_rate_hz changed"));
+    wait_until("it says so", || daemon.log().contains("reloaded: idle_rate_hz changed"));
     // At the rate of before, this many would take longer than anybody waits.
     let before = ticks();
-    until("the samplers tick at the new rate", || ticks() > before + 100);
+    wait_until("the samplers tick at the new rate", || ticks() > before + 100);
     std::fs::write(configuration(&daemon), "idle_rate_hz = \n").unwrap();
     kill_process(daemon.pid(), Signal::HUP).unwrap();
-    until("it says why not", || daemon.log().contains("not reloaded, nothing changed"));
+    wait_until("it says why not", || daemon.log().contains("not reloaded, nothing changed"));
 }
 
 /// A daemon under a manager of ours.
-struct Managed {
+struct ManagedDaemon {
     child: Child,
     manager: UnixDatagram,
     _dir: tempfile::TempDir,
 }
 
-impl Managed {
+impl ManagedDaemon {
     fn start(watchdog_us: u64) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        std::fs::write(dir.path().join("machine.toml"), STEADY).unwrap();
+        std::fs::write(dir.path().join("machine.toml"), STEADY_MACHINE).unwrap();
         std::fs::write(dir.path().join("wattspan.toml"), "").unwrap();
         let notify = dir.path().join("notify");
         let manager = UnixDatagram::bind(&notify).unwrap();
-        manager.set_read_timeout(Some(PATIENCE)).unwrap();
-        let child = command(dir.path())
+        manager.set_read_timeout(Some(TEST_TIMEOUT)).unwrap();
+        let child = daemon_command(dir.path())
             .env("NOTIFY_SOCKET", &notify)
             .env("WATCHDOG_USEC", watchdog_us.to_string())
             .spawn()
@@ -119,15 +121,15 @@ impl Managed {
         Self { child, manager, _dir: dir }
     }
 
-    fn heard(&self) -> String {
+    fn receive(&self) -> String {
         let mut bytes = [0; 512];
         let length = self.manager.recv(&mut bytes).expect("the daemon says something");
         String::from_utf8(bytes[..length].to_vec()).unwrap()
     }
 
     /// The next message that is no sign of life.
-    fn told(&self) -> String {
-        std::iter::repeat_with(|| self.heard()).find(|said| said != "WATCHDOG=1\n").unwrap()
+    fn next_message(&self) -> String {
+        std::iter::repeat_with(|| self.receive()).find(|message| message != "WATCHDOG=1\n").unwrap()
     }
 
     fn signal(&self, signal: Signal) {
@@ -135,7 +137,7 @@ impl Managed {
     }
 }
 
-impl Drop for Managed {
+impl Drop for ManagedDaemon {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
@@ -143,23 +145,23 @@ impl Drop for Managed {
 }
 
 #[test]
-fn the_manager_is_told_when_it_is_ready_reloads_and_stops() {
-    let mut managed = Managed::start(60_000_000);
-    assert_eq!(managed.told(), "READY=1\nSTATUS=measures package-0, core-0, dram-0\n");
+fn sd_notify_reports_ready_reloading_and_stopping() {
+    let mut managed = ManagedDaemon::start(60_000_000);
+    assert_eq!(managed.next_message(), "READY=1\nSTATUS=measures package-0, core-0, dram-0\n");
     managed.signal(Signal::HUP);
-    assert!(managed.told().starts_with("RELOADING=1\nMONOTONIC_USEC="));
-    assert!(managed.told().starts_with("READY=1\n"));
+    assert!(managed.next_message().starts_with("RELOADING=1\nMONOTONIC_USEC="));
+    assert!(managed.next_message().starts_with("READY=1\n"));
     managed.signal(Signal::TERM);
-    assert!(managed.told().starts_with("STOPPING=1\n"));
+    assert!(managed.next_message().starts_with("STOPPING=1\n"));
     assert!(managed.child.wait().unwrap().success());
 }
 
 #[test]
-fn the_watchdog_is_fed_while_it_runs_and_not_while_it_is_stopped() {
-    let managed = Managed::start(300_000);
-    assert!(managed.heard().starts_with("READY=1\n"));
+fn the_watchdog_is_notified_while_it_runs_and_not_while_it_is_stopped() {
+    let managed = ManagedDaemon::start(300_000);
+    assert!(managed.receive().starts_with("READY=1\n"));
     for _ in 0..5 {
-        assert_eq!(managed.heard(), "WATCHDOG=1\n");
+        assert_eq!(managed.receive(), "WATCHDOG=1\n");
     }
     managed.signal(Signal::STOP);
     // What was said before it stopped is still there.
@@ -171,17 +173,17 @@ fn the_watchdog_is_fed_while_it_runs_and_not_while_it_is_stopped() {
         assert!(left < 5, "it is fed although the daemon is stopped");
     }
     managed.signal(Signal::CONT);
-    managed.manager.set_read_timeout(Some(PATIENCE)).unwrap();
-    assert_eq!(managed.heard(), "WATCHDOG=1\n");
+    managed.manager.set_read_timeout(Some(TEST_TIMEOUT)).unwrap();
+    assert_eq!(managed.receive(), "WATCHDOG=1\n");
 }
 
 #[test]
 fn a_reload_takes_no_parameters() {
-    let daemon = TestDaemon::with(STEADY, "");
+    let daemon = TestDaemon::start_with_config(STEADY_MACHINE, "");
     let mut client = daemon.client();
     // A misspelt wish must not be taken for none.
-    client.send_raw(&message("Reload", json!({ "force": true }), &[]));
-    let (name, parameters) = refusal(client.receive().unwrap());
+    client.send_raw(&encode_call("Reload", json!({ "force": true }), &[]));
+    let (name, parameters) = error_of(client.receive().unwrap());
     assert_eq!(
         (name.as_str(), &parameters["parameter"]),
         ("org.varlink.service.InvalidParameter", &json!("force"))

@@ -1,10 +1,10 @@
 //! Sources that block or hang at the start delay neither readiness nor each other, and are not left out of totals.
 #![cfg(target_os = "linux")]
 
-mod living;
+mod fake;
+mod fuse_sysfs;
 #[path = "support/skip.rs"]
 mod skip;
-mod stand_in;
 
 use std::fs::{self, File};
 use std::os::unix::net::{UnixDatagram, UnixStream};
@@ -12,8 +12,8 @@ use std::path::Path;
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
-use living::{Living, Machine, Wave};
-use stand_in::StandIn;
+use fake::FakeSysfs;
+use fuse_sysfs::{FuseMachine, MountedMachine, SquareWave};
 use wattspan::attribution::account::Account;
 use wattspan::client::Client;
 use wattspan::config::Config;
@@ -23,10 +23,10 @@ use wattspan::protocol::{DaemonInfo, DomainStatus};
 use wattspan::sources::SourceSettings;
 
 /// How long anything may take before a test gives up; only ever a limit, never an expectation.
-const PATIENCE: Duration = Duration::from_secs(30);
+const TEST_TIMEOUT: Duration = Duration::from_secs(30);
 
-fn until(what: &str, mut so: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
+fn wait_until(what: &str, mut so: impl FnMut() -> bool) {
+    let deadline = Instant::now() + TEST_TIMEOUT;
     while !so() {
         assert!(Instant::now() < deadline, "never {what}");
         std::thread::sleep(Duration::from_millis(2));
@@ -50,7 +50,7 @@ impl Daemon {
         );
         fs::write(place("wattspan.toml"), config).unwrap();
         let manager = UnixDatagram::bind(place("notify")).unwrap();
-        manager.set_read_timeout(Some(PATIENCE)).unwrap();
+        manager.set_read_timeout(Some(TEST_TIMEOUT)).unwrap();
         let child = Command::new(env!("CARGO_BIN_EXE_wattspand"))
             .args(["--config".as_ref(), place("wattspan.toml").as_os_str()])
             .args(["--socket".as_ref(), place("run/wattspan.sock").as_os_str()])
@@ -87,26 +87,26 @@ fn named<'a>(info: &'a DaemonInfo, name: &str) -> Option<&'a DomainStatus> {
     info.domains.iter().find(|domain| domain.name == name)
 }
 
-fn span_of(client: &Client, length: Duration) -> Account {
+fn measure_span(client: &Client, length: Duration) -> Account {
     let span = client.open_span("one").unwrap();
     std::thread::sleep(length);
     span.close().unwrap()
 }
 
 /// The total is unknown because all time of this domain is.
-fn is_unknown_for(account: &Account, domain: &str) {
+fn assert_total_unknown_for(account: &Account, domain: &str) {
     assert_eq!((account.share_uj, account.window_uj, account.error_uj), (None, None, None), "{account:?}");
     let share = account.domains.iter().find(|share| share.domain == domain).unwrap();
     assert_eq!(share.unknown_ns, account.closed_ns.unwrap() - account.opened_ns, "{account:?}");
     assert_eq!((share.share_uj, share.window_uj), (None, None), "missing is not zero");
 }
 
-const PACKAGE: Wave = Wave::steady(60_000);
-const CARD: Wave = Wave::steady(90_000);
+const PACKAGE: SquareWave = SquareWave::steady(60_000);
+const CARD: SquareWave = SquareWave::steady(90_000);
 
 /// A package's zone and a graphics card, read by two mechanisms; the zone's count blocks when it is opened.
-fn package_and_card() -> Option<Living> {
-    let mut machine = Machine::new();
+fn package_and_card() -> Option<MountedMachine> {
+    let mut machine = FuseMachine::new();
     let zone = "sys/class/powercap/intel-rapl:0";
     machine.text(&format!("{zone}/name"), "package-0");
     machine.text(&format!("{zone}/max_energy_range_uj"), "262143328850");
@@ -118,37 +118,37 @@ fn package_and_card() -> Option<Living> {
     machine.link(&format!("{chip}/device"), "sys/devices/pci0000:00/0000:03:00.0");
     machine.number(&format!("{chip}/energy1_input"), |at| CARD.energy_uj(at / 1_000_000 * 1_000_000));
     machine.text(&format!("{chip}/energy1_label"), "card");
-    let living = machine.live()?;
-    living.block(&format!("{zone}/energy_uj"));
-    Some(living)
+    let mounted = machine.mount()?;
+    mounted.block(&format!("{zone}/energy_uj"));
+    Some(mounted)
 }
 
 #[test]
 fn a_file_that_blocks_when_opened_delays_no_readiness_and_its_domain_comes_later() {
-    let Some(living) = package_and_card() else { return };
-    let daemon = Daemon::on(&living.settings(&["powercap", "intelgpu"]));
+    let Some(mounted) = package_and_card() else { return };
+    let daemon = Daemon::on(&mounted.settings(&["powercap", "intelgpu"]));
     let client = daemon.ready_client();
     let info = client.info().unwrap();
     let powercap = named(&info, "powercap").unwrap();
     assert_eq!((powercap.liveness, powercap.counted), (Liveness::Starting, true), "{info:?}");
     assert!(powercap.reason.as_ref().unwrap().contains("has not answered"), "{powercap:?}");
-    until("the card is live", || {
+    wait_until("the card is live", || {
         named(&client.info().unwrap(), "intelgpu-0").unwrap().liveness == Liveness::Live
     });
-    let before = span_of(&client, Duration::from_millis(30));
-    is_unknown_for(&before, "powercap");
+    let before = measure_span(&client, Duration::from_millis(30));
+    assert_total_unknown_for(&before, "powercap");
     let card = &before.domains.iter().find(|share| share.domain == "intelgpu-0");
     assert!(card.is_some_and(|share| share.share_uj > Some(0)), "{before:?}");
     let across = client.open_span("across").unwrap();
-    living.release();
-    until("the package is live", || {
+    mounted.release();
+    wait_until("the package is live", || {
         let info = client.info().unwrap();
         named(&info, "package-0").is_some_and(|domain| domain.liveness == Liveness::Live && domain.counted)
             && named(&info, "powercap").is_none()
     });
-    is_unknown_for(&across.close().unwrap(), "powercap");
-    let after = span_of(&client, Duration::from_millis(100));
-    let truth = |wave: Wave| {
+    assert_total_unknown_for(&across.close().unwrap(), "powercap");
+    let after = measure_span(&client, Duration::from_millis(100));
+    let truth = |wave: SquareWave| {
         (wave.energy_pj(after.closed_ns.unwrap()) - wave.energy_pj(after.opened_ns)) as f64 / 1e6
     };
     let (shown, error) = (after.share_uj.unwrap() as f64, after.error_uj.unwrap() as f64);
@@ -162,11 +162,11 @@ fn a_file_that_blocks_when_opened_delays_no_readiness_and_its_domain_comes_later
 }
 
 /// A machine without a counter but one whose file is a pipe that nothing writes: opening it blocks for ever.
-fn pipe() -> StandIn {
-    let stand_in = StandIn::new();
-    stand_in.proc_file("stat", "cpu  100 0 50 800 0 0 0 9 0 0\ncpu0 100 0 50 800 0 0 0 9 0 0\nbtime 1\n");
-    stand_in.zone("intel-rapl:0", "package-0", "262143328850", 0);
-    let energy = stand_in.sysfs().join("class/powercap/intel-rapl:0/energy_uj");
+fn pipe() -> FakeSysfs {
+    let fake_sysfs = FakeSysfs::new();
+    fake_sysfs.proc_file("stat", "cpu  100 0 50 800 0 0 0 9 0 0\ncpu0 100 0 50 800 0 0 0 9 0 0\nbtime 1\n");
+    fake_sysfs.zone("intel-rapl:0", "package-0", "262143328850", 0);
+    let energy = fake_sysfs.sysfs().join("class/powercap/intel-rapl:0/energy_uj");
     fs::remove_file(&energy).unwrap();
     rustix::fs::mknodat(
         rustix::fs::CWD,
@@ -176,34 +176,34 @@ fn pipe() -> StandIn {
         0,
     )
     .unwrap();
-    stand_in
+    fake_sysfs
 }
 
-fn pipe_of(stand_in: &StandIn) -> impl AsRef<Path> {
-    stand_in.sysfs().join("class/powercap/intel-rapl:0/energy_uj")
+fn pipe_of(fake_sysfs: &FakeSysfs) -> impl AsRef<Path> {
+    fake_sysfs.sysfs().join("class/powercap/intel-rapl:0/energy_uj")
 }
 
 #[test]
 fn a_source_that_ends_without_a_domain_makes_totals_known_again() {
-    let stand_in = pipe();
-    let daemon = Daemon::on(&stand_in.settings(&["powercap", "estimate"]));
+    let fake_sysfs = pipe();
+    let daemon = Daemon::on(&fake_sysfs.settings(&["powercap", "estimate"]));
     let client = daemon.ready_client();
-    is_unknown_for(&span_of(&client, Duration::from_millis(30)), "powercap");
+    assert_total_unknown_for(&measure_span(&client, Duration::from_millis(30)), "powercap");
     let across = client.open_span("across").unwrap();
     // A writer lets the open succeed, and a pipe shows no number at an offset.
-    drop(fs::OpenOptions::new().write(true).open(pipe_of(&stand_in)).unwrap());
-    until("the source has answered", || named(&client.info().unwrap(), "powercap").is_none());
+    drop(fs::OpenOptions::new().write(true).open(pipe_of(&fake_sysfs)).unwrap());
+    wait_until("the source has answered", || named(&client.info().unwrap(), "powercap").is_none());
     assert!(client.info().unwrap().absent.iter().any(|absent| absent.source == "powercap"));
-    let (across, after) = (across.close().unwrap(), span_of(&client, Duration::from_millis(30)));
+    let (across, after) = (across.close().unwrap(), measure_span(&client, Duration::from_millis(30)));
     for account in [across, after] {
         assert!(account.share_uj.is_some(), "{account:?}");
     }
 }
 
 #[test]
-fn the_meter_inside_a_client_starts_although_a_file_blocks_for_ever() {
-    let stand_in = pipe();
-    let settings = stand_in.settings(&["powercap", "estimate"]);
+fn the_embedded_meter_starts_although_a_file_blocks_for_ever() {
+    let fake_sysfs = pipe();
+    let settings = fake_sysfs.settings(&["powercap", "estimate"]);
     let mut config = Config::default();
     config.source.sysfs_root = settings.sysfs_root;
     config.source.proc_root = settings.proc_root;
@@ -211,5 +211,5 @@ fn the_meter_inside_a_client_starts_although_a_file_blocks_for_ever() {
     let meter = EmbeddedMeter::start(&config).unwrap();
     let client = meter.connect().unwrap();
     assert_eq!(named(&client.info().unwrap(), "powercap").unwrap().liveness, Liveness::Starting);
-    is_unknown_for(&span_of(&client, Duration::from_millis(30)), "powercap");
+    assert_total_unknown_for(&measure_span(&client, Duration::from_millis(30)), "powercap");
 }

@@ -9,7 +9,9 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use support::{SLUGGISH, STEADY, TestClient, TestDaemon, message, number, pass, until};
+use support::{
+    SLOW_COUNTER_MACHINE, STEADY_MACHINE, TestClient, TestDaemon, encode_call, get_u64, sleep_ms, wait_until,
+};
 
 /// Everything that a list gives, page by page, the latest first.
 fn list(client: &mut TestClient, mut question: Value) -> Vec<Value> {
@@ -36,16 +38,16 @@ fn keeping(daemon: &TestDaemon) -> Value {
 
 #[test]
 fn an_account_survives_kill_9_and_is_found_again_by_name_and_filter() {
-    let mut daemon = TestDaemon::on(STEADY);
+    let mut daemon = TestDaemon::start(STEADY_MACHINE);
     let mut client = daemon.client();
     let opening = json!({ "span": "a", "name": "question", "attributes": { "model": "m1" }, "weight": 2.5 });
     client.call("OpenSpan", opening);
     client.call("MarkPhase", json!({ "span": "a", "phase": "decode" }));
-    pass(20);
-    let account = client.settle("a");
+    sleep_ms(20);
+    let account = client.close_and_settle("a");
     assert_eq!(account["durable"], true);
     client.call("OpenSpan", json!({ "span": "b", "name": "other", "attributes": { "model": "m2" } }));
-    client.settle("b");
+    client.close_and_settle("b");
     daemon.kill();
     daemon.restart();
     let mut client = daemon.client();
@@ -56,43 +58,43 @@ fn an_account_survives_kill_9_and_is_found_again_by_name_and_filter() {
     assert_eq!(names(&fits(json!({ "attributes": { "model": "m2" } }))), ["b"]);
     assert_eq!(names(&fits(json!({ "state": "settled", "limit": 1 }))), ["b", "a"], "one for each page");
     assert!(fits(json!({ "state": "interrupted" })).is_empty());
-    let opened = number(&account, "opened_unix_ns");
+    let opened = get_u64(&account, "opened_unix_ns");
     assert_eq!(names(&fits(json!({ "since_unix_ns": opened + 1 }))), ["b"]);
     assert_eq!(names(&fits(json!({ "since_unix_ns": opened }))), ["b", "a"]);
-    let refusal = client.refusal("GetSpan", json!({ "span": "c" }));
+    let refusal = client.call_error("GetSpan", json!({ "span": "c" }));
     assert_eq!(refusal, ("NoSuchSpan".into(), json!({ "span": "c" })));
-    let (refusal, _) = client.refusal("ListSpans", json!({ "since_unix_ns": -1 }));
+    let (refusal, _) = client.call_error("ListSpans", json!({ "since_unix_ns": -1 }));
     assert_eq!(refusal, "InvalidValue");
 }
 
 #[test]
 fn an_open_span_comes_back_as_interrupted_and_its_name_may_be_used_again() {
-    let mut daemon = TestDaemon::on(STEADY);
+    let mut daemon = TestDaemon::start(STEADY_MACHINE);
     let mut client = daemon.client();
     client.call("OpenSpan", json!({ "span": "long", "name": "first" }));
     client.open("cancelled");
-    pass(2500);
+    sleep_ms(2500);
     client.call("CancelSpan", json!({ "span": "cancelled" }));
     client.open("flush");
-    client.settle("flush");
+    client.close_and_settle("flush");
     daemon.kill();
     daemon.restart();
     let mut client = daemon.client();
     let account = client.call("GetSpan", json!({ "span": "long" }))["account"].take();
     assert_eq!((&account["state"], &account["name"]), (&json!("interrupted"), &json!("first")));
-    let length = number(&account, "closed_ns") - number(&account, "opened_ns");
+    let length = get_u64(&account, "closed_ns") - get_u64(&account, "opened_ns");
     assert!(length >= 1_000_000_000, "{account}");
     // 100 W, as far as readings vouched for it.
-    let known_ns = length - number(&account["domains"][0], "unknown_ns").min(length);
-    assert!(number(&account, "share_uj") > known_ns / 20_000, "{account}");
-    assert_eq!(client.refusal("GetSpan", json!({ "span": "cancelled" })).0, "NoSuchSpan");
-    assert_eq!(client.refusal("CloseSpan", json!({ "span": "long" })).0, "NoSuchSpan");
+    let known_ns = length - get_u64(&account["domains"][0], "unknown_ns").min(length);
+    assert!(get_u64(&account, "share_uj") > known_ns / 20_000, "{account}");
+    assert_eq!(client.call_error("GetSpan", json!({ "span": "cancelled" })).0, "NoSuchSpan");
+    assert_eq!(client.call_error("CloseSpan", json!({ "span": "long" })).0, "NoSuchSpan");
     assert!(daemon.log().contains("1 spans were open"), "{}", daemon.log());
     // The newest of a name is meant; both are listed.
     client.call("OpenSpan", json!({ "span": "long", "name": "second" }));
     assert_eq!(client.call("GetSpan", json!({ "span": "long" }))["account"]["state"], "open");
-    let second = client.settle("long");
-    assert_eq!(client.refusal("CloseSpan", json!({ "span": "long" })).0, "AlreadyClosed");
+    let second = client.close_and_settle("long");
+    assert_eq!(client.call_error("CloseSpan", json!({ "span": "long" })).0, "AlreadyClosed");
     daemon.kill();
     daemon.restart();
     let mut client = daemon.client();
@@ -102,74 +104,79 @@ fn an_open_span_comes_back_as_interrupted_and_its_name_may_be_used_again() {
 
 #[test]
 fn a_stop_keeps_what_is_open_or_not_settled_as_interrupted() {
-    let mut daemon = TestDaemon::on(SLUGGISH);
+    let mut daemon = TestDaemon::start(SLOW_COUNTER_MACHINE);
     let mut client = daemon.client();
     client.open("open");
     client.open("closed");
-    pass(5);
-    let told = client.call("CloseSpan", json!({ "span": "closed" }))["account"].take();
-    assert_eq!((&told["state"], told.get("durable")), (&json!("provisional"), None));
+    sleep_ms(5);
+    let account = client.call("CloseSpan", json!({ "span": "closed" }))["account"].take();
+    assert_eq!((&account["state"], account.get("durable")), (&json!("provisional"), None));
     daemon.terminate();
     assert!(daemon.wait().success());
     daemon.restart();
     let mut client = daemon.client();
     let closed = client.call("GetSpan", json!({ "span": "closed" }))["account"].take();
     assert_eq!(closed["state"], "interrupted");
-    assert_eq!(closed["closed_ns"], told["closed_ns"]);
+    assert_eq!(closed["closed_ns"], account["closed_ns"]);
     assert_eq!(client.call("GetSpan", json!({ "span": "open" }))["account"]["state"], "interrupted");
 }
 
 /// What a client was told, by span.
-type Told = HashMap<String, Value>;
+type AnsweredAccounts = HashMap<String, Value>;
 
 /// Opens and closes as fast as it is answered, until the daemon goes away; gives every final account it was told. Half of
 /// them ask for it, the others are asked about until they are final.
-fn bill(mut client: TestClient, prefix: &str, stop: &AtomicBool, answered: &AtomicUsize) -> Told {
-    let mut told = Told::new();
+fn run_spans(
+    mut client: TestClient,
+    prefix: &str,
+    stop: &AtomicBool,
+    answered: &AtomicUsize,
+) -> AnsweredAccounts {
+    let mut answered_accounts = AnsweredAccounts::new();
     for batch in 0.. {
         let spans: Vec<String> = (0..8).map(|at| format!("{prefix}-{batch}-{at}")).collect();
         let mut calls = Vec::new();
         for (at, span) in spans.iter().enumerate() {
-            calls.extend(message("OpenSpan", json!({ "span": span, "name": prefix }), &["oneway"]));
+            calls.extend(encode_call("OpenSpan", json!({ "span": span, "name": prefix }), &["oneway"]));
             let close = json!({ "span": span, "wait_settled": at % 2 == 0 });
-            calls.extend(message("CloseSpan", close, &[]));
+            calls.extend(encode_call("CloseSpan", close, &[]));
         }
         if stop.load(Ordering::Relaxed) || !client.send_raw(&calls) {
-            return told;
+            return answered_accounts;
         }
         let mut open: Vec<&String> = Vec::new();
         for span in &spans {
-            let Some(mut answer) = client.receive() else { return told };
+            let Some(mut answer) = client.receive() else { return answered_accounts };
             let account = answer["parameters"]["account"].take();
             if account["state"] == "settled" {
-                told.insert(span.clone(), account);
+                answered_accounts.insert(span.clone(), account);
                 answered.fetch_add(1, Ordering::Relaxed);
             } else {
                 open.push(span);
             }
         }
         while let Some(span) = open.pop() {
-            if !client.send_raw(&message("GetSpan", json!({ "span": span }), &[])) {
-                return told;
+            if !client.send_raw(&encode_call("GetSpan", json!({ "span": span }), &[])) {
+                return answered_accounts;
             }
-            let Some(mut answer) = client.receive() else { return told };
+            let Some(mut answer) = client.receive() else { return answered_accounts };
             let account = answer["parameters"]["account"].take();
             if account["state"] == "settled" {
-                told.insert(span.clone(), account);
+                answered_accounts.insert(span.clone(), account);
                 answered.fetch_add(1, Ordering::Relaxed);
             } else {
                 open.insert(0, span);
             }
         }
     }
-    told
+    answered_accounts
 }
 
 /// `WATTSPAN_ROUNDS` of them; 20 where nothing is said.
 #[test]
 fn of_accounts_once_answered_none_is_lost_by_kill_9_at_random_moments_under_load() {
     let rounds = std::env::var("WATTSPAN_ROUNDS").map_or(20, |rounds| rounds.parse().unwrap());
-    let mut daemon = TestDaemon::on(STEADY);
+    let mut daemon = TestDaemon::start(STEADY_MACHINE);
     let (mut answered, mut random) = (0, std::process::id());
     let begun = Instant::now();
     for round in 0..rounds {
@@ -177,14 +184,15 @@ fn of_accounts_once_answered_none_is_lost_by_kill_9_at_random_moments_under_load
         let life = Duration::from_micros(1000 + u64::from(random >> 8) % 120_000);
         let (stop, answers) = (AtomicBool::new(false), AtomicUsize::new(0));
         let clients: Vec<TestClient> = (0..3).map(|_| daemon.client()).collect();
-        let told: Told = std::thread::scope(|scope| {
+        let answered_accounts: AnsweredAccounts = std::thread::scope(|scope| {
             let (stop, answers) = (&stop, &answers);
-            let bill =
-                |(at, client)| scope.spawn(move || bill(client, &format!("r{round}-{at}"), stop, answers));
+            let bill = |(at, client)| {
+                scope.spawn(move || run_spans(client, &format!("r{round}-{at}"), stop, answers))
+            };
             let threads: Vec<_> = clients.into_iter().enumerate().map(bill).collect();
             // Every other life begins with its first answers, so that there are some on however busy a machine.
             if round % 2 == 0 {
-                until("some are answered", || answers.load(Ordering::Relaxed) >= 4);
+                wait_until("some are answered", || answers.load(Ordering::Relaxed) >= 4);
             }
             std::thread::sleep(life);
             rustix::process::kill_process(daemon.pid(), rustix::process::Signal::KILL).unwrap();
@@ -194,12 +202,12 @@ fn of_accounts_once_answered_none_is_lost_by_kill_9_at_random_moments_under_load
         daemon.wait();
         daemon.restart();
         let mut client = daemon.client();
-        for (span, account) in &told {
+        for (span, account) in &answered_accounts {
             assert_eq!(account["durable"], true, "round {round}: {account}");
-            let found = client.exchange("GetSpan", json!({ "span": span }));
+            let found = client.call_raw("GetSpan", json!({ "span": span }));
             assert_eq!(&found["parameters"]["account"], account, "round {round}: {span}: {found}");
         }
-        answered += told.len();
+        answered += answered_accounts.len();
     }
     let (lines, seconds) = (daemon.log().lines().count(), begun.elapsed().as_secs());
     println!("{rounds} rounds in {seconds} s, {answered} accounts answered, none lost");
@@ -208,14 +216,14 @@ fn of_accounts_once_answered_none_is_lost_by_kill_9_at_random_moments_under_load
 }
 
 /// Closes a span; how it was answered.
-fn billed(client: &mut TestClient, span: &str) -> Value {
+fn close_state(client: &mut TestClient, span: &str) -> Value {
     client.call("OpenSpan", json!({ "span": span, "attributes": { "filling": "x".repeat(900) } }));
-    client.settle(span)
+    client.close_and_settle(span)
 }
 
 #[test]
 fn a_damaged_file_is_moved_aside_and_a_fresh_one_begun() {
-    let mut daemon = TestDaemon::on(STEADY);
+    let mut daemon = TestDaemon::start(STEADY_MACHINE);
     let state = daemon.state();
     daemon.client().call("GetInfo", json!({}));
     let mut client = daemon.client();
@@ -223,13 +231,13 @@ fn a_damaged_file_is_moved_aside_and_a_fresh_one_begun() {
         client.open(&format!("s{at}"));
     }
     for at in 0..200 {
-        client.settle(&format!("s{at}"));
+        client.close_and_settle(&format!("s{at}"));
     }
     daemon.terminate();
     daemon.wait();
     let file = state.join("ledger.sqlite");
     let mut bytes = std::fs::read(&file).unwrap();
-    for (damage, told) in [(true, "damaged"), (false, "damaged")] {
+    for (damage, message) in [(true, "damaged"), (false, "damaged")] {
         let damaged: Vec<u8> = if damage {
             bytes[..4096].iter_mut().skip(100).for_each(|byte| *byte = 0xa5);
             bytes.clone()
@@ -239,9 +247,9 @@ fn a_damaged_file_is_moved_aside_and_a_fresh_one_begun() {
         std::fs::write(&file, damaged).unwrap();
         let _ = std::fs::remove_file(state.join("ledger.sqlite-wal"));
         daemon.restart();
-        until("the new one is there", || keeping(&daemon)["durable"] == true);
-        assert!(daemon.log().contains(told), "{}", daemon.log());
-        assert_eq!(billed(&mut daemon.client(), "after")["durable"], true);
+        wait_until("the new one is there", || keeping(&daemon)["durable"] == true);
+        assert!(daemon.log().contains(message), "{}", daemon.log());
+        assert_eq!(close_state(&mut daemon.client(), "after")["durable"], true);
         daemon.terminate();
         daemon.wait();
         std::thread::sleep(Duration::from_millis(1100));
@@ -253,8 +261,8 @@ fn a_damaged_file_is_moved_aside_and_a_fresh_one_begun() {
 
 #[test]
 fn a_ledger_of_a_newer_version_is_left_alone() {
-    let mut daemon = TestDaemon::on(STEADY);
-    billed(&mut daemon.client(), "a");
+    let mut daemon = TestDaemon::start(STEADY_MACHINE);
+    close_state(&mut daemon.client(), "a");
     let file = daemon.state().join("ledger.sqlite");
     daemon.terminate();
     daemon.wait();
@@ -264,9 +272,9 @@ fn a_ledger_of_a_newer_version_is_left_alone() {
     bytes[63] = 3;
     std::fs::write(&file, &bytes).unwrap();
     daemon.restart();
-    until("it is noticed", || keeping(&daemon)["reason"].is_string());
+    wait_until("it is noticed", || keeping(&daemon)["reason"].is_string());
     assert!(keeping(&daemon)["reason"].as_str().unwrap().contains("newer wattspan"));
-    assert_eq!(billed(&mut daemon.client(), "b")["durable"], false);
+    assert_eq!(close_state(&mut daemon.client(), "b")["durable"], false);
     daemon.terminate();
     daemon.wait();
     assert_eq!(std::fs::read(&file).unwrap(), bytes);
@@ -274,31 +282,31 @@ fn a_ledger_of_a_newer_version_is_left_alone() {
 
 #[test]
 fn of_two_daemons_on_one_directory_the_second_waits_for_the_first_to_go() {
-    let mut first = TestDaemon::on(STEADY);
-    assert_eq!(billed(&mut first.client(), "a")["durable"], true);
-    let second = TestDaemon::with(STEADY, &format!("state_dir = {:?}\n", first.state()));
-    until("it is noticed", || keeping(&second)["reason"].is_string());
+    let mut first = TestDaemon::start(STEADY_MACHINE);
+    assert_eq!(close_state(&mut first.client(), "a")["durable"], true);
+    let second = TestDaemon::start_with_config(STEADY_MACHINE, &format!("state_dir = {:?}\n", first.state()));
+    wait_until("it is noticed", || keeping(&second)["reason"].is_string());
     assert!(second.log().contains("another wattspand keeps its ledger in"), "{}", second.log());
-    assert_eq!(billed(&mut second.client(), "b")["durable"], false);
+    assert_eq!(close_state(&mut second.client(), "b")["durable"], false);
     first.kill();
-    until("the second has it", || keeping(&second)["durable"] == true);
+    wait_until("the second has it", || keeping(&second)["durable"] == true);
     let mut client = second.client();
     assert_eq!(names(&list(&mut client, json!({}))), ["b", "a"]);
 }
 
 #[test]
-fn a_simulated_machines_accounts_are_kept_only_where_they_are_told_to() {
+fn a_simulated_machines_accounts_are_kept_only_with_a_state_directory() {
     // Whatever names the place keeps the test's support from giving one.
-    let daemon = TestDaemon::with(STEADY, "# no state_dir\n");
+    let daemon = TestDaemon::start_with_config(STEADY_MACHINE, "# no state_dir\n");
     assert_eq!(keeping(&daemon), Value::Null);
-    assert_eq!(billed(&mut daemon.client(), "a").get("durable"), None);
+    assert_eq!(close_state(&mut daemon.client(), "a").get("durable"), None);
 }
 
 #[test]
 fn where_nothing_is_to_be_kept_nothing_is() {
-    let daemon = TestDaemon::with(STEADY, "[ledger]\nkeep = false\n");
+    let daemon = TestDaemon::start_with_config(STEADY_MACHINE, "[ledger]\nkeep = false\n");
     let mut client = daemon.client();
-    let account = billed(&mut client, "a");
+    let account = close_state(&mut client, "a");
     assert_eq!(account.get("durable"), None, "{account}");
     assert_eq!(keeping(&daemon), Value::Null);
     assert!(!daemon.state().exists());
@@ -316,16 +324,16 @@ fn copy_state(from: &Path, to: &Path) {
 }
 
 /// A daemon that has answered accounts as durable and is gone; its state directory can be damaged and tried again.
-struct Answered {
+struct SavedState {
     daemon: TestDaemon,
     saved: PathBuf,
     accounts: Vec<Value>,
 }
 
-impl Answered {
+impl SavedState {
     /// `cleanly`: it was asked to stop, so that all is in the database; else killed, so that all is in the WAL.
     fn new(count: usize, cleanly: bool) -> Self {
-        let mut daemon = TestDaemon::on(STEADY);
+        let mut daemon = TestDaemon::start(STEADY_MACHINE);
         let mut client = daemon.client();
         let mut accounts = Vec::new();
         for at in 0..count {
@@ -335,7 +343,7 @@ impl Answered {
                 "OpenSpan",
                 json!({ "span": span, "name": "a question", "attributes": { "at": at.to_string() } }),
             );
-            let account = client.settle(&span);
+            let account = client.close_and_settle(&span);
             assert_eq!(account["durable"], true);
             accounts.push(account);
         }
@@ -360,7 +368,7 @@ impl Answered {
         let mut client = self.daemon.client();
         let mut unchanged = 0;
         for account in &self.accounts {
-            let answer = client.exchange("GetSpan", json!({ "span": account["span"] }));
+            let answer = client.call_raw("GetSpan", json!({ "span": account["span"] }));
             match answer["error"].as_str() {
                 None => {
                     assert_eq!(&answer["parameters"]["account"], account, "{what}");
@@ -381,7 +389,7 @@ impl Answered {
         let mut client = self.daemon.client();
         let (mut question, mut listed, mut damaged) = (json!({ "limit": 256 }), Vec::new(), false);
         loop {
-            let mut answer = client.exchange("ListSpans", question.clone());
+            let mut answer = client.call_raw("ListSpans", question.clone());
             let mut parameters = answer["parameters"].take();
             match answer["error"].as_str() {
                 None => {
@@ -423,7 +431,7 @@ fn flip_bits(file: &Path, seed: u64, count: usize) {
 
 #[test]
 fn an_account_in_a_damaged_database_is_answered_unchanged_or_as_damaged() {
-    let mut answered = Answered::new(400, true);
+    let mut answered = SavedState::new(400, true);
     assert_eq!(answered.try_damage("sound", |_| ()), 400);
     let mut unchanged = 0;
     for seed in 1..=25 {
@@ -437,7 +445,7 @@ fn an_account_in_a_damaged_database_is_answered_unchanged_or_as_damaged() {
 
 #[test]
 fn an_account_in_a_damaged_log_is_answered_unchanged_or_as_damaged_and_the_loss_is_reported() {
-    let mut answered = Answered::new(200, false);
+    let mut answered = SavedState::new(200, false);
     assert_eq!(answered.try_damage("sound", |_| ()), 200);
     for seed in 1..=25 {
         let what = format!("seed {seed}");
@@ -445,7 +453,7 @@ fn an_account_in_a_damaged_log_is_answered_unchanged_or_as_damaged_and_the_loss_
             flip_bits(&state.join("ledger.sqlite-wal"), seed, 1 + seed as usize % 5)
         });
     }
-    let lost = |answered: &Answered, what: &str| {
+    let lost = |answered: &SavedState, what: &str| {
         let log = answered.daemon.log();
         assert!(log.contains("may be lost"), "{what}: {log}");
     };
@@ -461,23 +469,23 @@ fn an_account_in_a_damaged_log_is_answered_unchanged_or_as_damaged_and_the_loss_
     lost(&answered, "no log");
     // It is shown, and what comes next is kept beside it.
     answered.daemon.restart();
-    until("it is open", || keeping(&answered.daemon)["durable"] == true);
+    wait_until("it is open", || keeping(&answered.daemon)["durable"] == true);
     assert!(keeping(&answered.daemon)["reason"].as_str().unwrap().contains("may be lost since"));
     let doctor = wattspan(&answered.daemon, &["doctor"]);
     assert!(doctor.contains("may be lost"), "{doctor}");
     let listed = wattspan(&answered.daemon, &["spans"]);
     assert!(listed.contains("accounts are missing from this list"), "{listed}");
-    let next = billed(&mut answered.daemon.client(), "next");
+    let next = close_state(&mut answered.daemon.client(), "next");
     answered.daemon.kill();
     answered.daemon.restart();
     let mut client = answered.daemon.client();
     assert_eq!(client.call("GetSpan", json!({ "span": "next" }))["account"], next);
-    assert_eq!(client.refusal("GetSpan", json!({ "span": "job-0" })).0, "StoreDamaged");
+    assert_eq!(client.call_error("GetSpan", json!({ "span": "job-0" })).0, "StoreDamaged");
 }
 
 #[test]
 fn an_emptied_database_and_a_missing_table_are_damage() {
-    let mut answered = Answered::new(60, true);
+    let mut answered = SavedState::new(60, true);
     let sql = |state: &Path, sql: &str| {
         rusqlite::Connection::open(state.join("ledger.sqlite")).unwrap().execute_batch(sql).unwrap();
     };
@@ -502,19 +510,19 @@ fn an_emptied_database_and_a_missing_table_are_damage() {
 #[test]
 fn an_account_in_a_database_that_was_unlinked_is_not_durable() {
     for replaced in [false, true] {
-        let mut daemon = TestDaemon::on(STEADY);
+        let mut daemon = TestDaemon::start(STEADY_MACHINE);
         let state = daemon.state();
         let mut client = daemon.client();
-        assert_eq!(billed(&mut client, "before")["durable"], true);
+        assert_eq!(close_state(&mut client, "before")["durable"], true);
         for file in ["ledger.sqlite", "ledger.sqlite-wal"] {
             std::fs::rename(state.join(file), state.join(format!("{file}.old"))).unwrap();
         }
         if replaced {
             std::fs::File::create(state.join("ledger.sqlite")).unwrap();
         }
-        let during = billed(&mut client, "during");
-        until("there is another one", || keeping(&daemon)["durable"] == true);
-        let after = billed(&mut client, "after");
+        let during = close_state(&mut client, "during");
+        wait_until("there is another one", || keeping(&daemon)["durable"] == true);
+        let after = close_state(&mut client, "after");
         assert_eq!(after["durable"], true);
         daemon.kill();
         daemon.restart();
@@ -523,7 +531,7 @@ fn an_account_in_a_database_that_was_unlinked_is_not_durable() {
         // It waited, and is in the new one by now: what was answered as durable is there, and the rest does no harm.
         let found = client.call("GetSpan", json!({ "span": "during" }))["account"].take();
         assert_eq!((&found["durable"], &found["share_uj"]), (&json!(true), &during["share_uj"]));
-        assert_eq!(client.refusal("GetSpan", json!({ "span": "before" })).0, "StoreDamaged");
+        assert_eq!(client.call_error("GetSpan", json!({ "span": "before" })).0, "StoreDamaged");
     }
 }
 
@@ -537,17 +545,18 @@ fn wattspan(daemon: &TestDaemon, arguments: &[&str]) -> String {
 
 #[test]
 fn how_long_accounts_are_kept_at_the_present_rate_is_shown() {
-    let mut daemon = TestDaemon::with(STEADY, "[ledger]\nmegabytes = 1\ndays = 30\n");
+    let mut daemon = TestDaemon::start_with_config(STEADY_MACHINE, "[ledger]\nmegabytes = 1\ndays = 30\n");
     let mut client = daemon.client();
     for at in 0..150 {
-        billed(&mut client, &format!("s{at}"));
+        close_state(&mut client, &format!("s{at}"));
     }
-    until("there is a rate", || keeping(&daemon)["keeps_s"].is_u64());
+    wait_until("there is a rate", || keeping(&daemon)["keeps_s"].is_u64());
     let health = keeping(&daemon);
     assert_eq!(health["limited_by"], "size", "{health}");
-    let fills_s =
-        3600.0 * 1e6 / number(&health, "bytes_per_account") as f64 / number(&health, "accounts_per_h") as f64;
-    let keeps_s = number(&health, "keeps_s") as f64;
+    let fills_s = 3600.0 * 1e6
+        / get_u64(&health, "bytes_per_account") as f64
+        / get_u64(&health, "accounts_per_h") as f64;
+    let keeps_s = get_u64(&health, "keeps_s") as f64;
     // The three are rounded, each by itself.
     assert!((keeps_s - fills_s).abs() < 2.0 + fills_s / 20.0, "{health}");
     let doctor = wattspan(&daemon, &["doctor"]);

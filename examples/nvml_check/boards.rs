@@ -72,13 +72,13 @@ fn run(flags: &Flags) -> Result<PathBuf, Box<dyn Error>> {
         "kernel": fs::read_to_string("/proc/version").ok(),
         "boards": boards(&library)?,
     });
-    report["at_rest"] = part(flags, &library, "at rest")?;
+    report["at_rest"] = measure_state(flags, &library, "at rest")?;
     if let Some(load) = &flags.load {
-        let load = Load::start(load)?;
+        let load = LoadProcess::start(load)?;
         sleep(Duration::from_secs(flags.warm_up_seconds));
-        report["under_load"] = part(flags, &library, "under load")?;
+        report["under_load"] = measure_state(flags, &library, "under load")?;
         drop(load);
-        report["after_load"] = part(flags, &library, "after the load")?;
+        report["after_load"] = measure_state(flags, &library, "after the load")?;
     } else {
         println!("no --load: only at rest");
     }
@@ -106,10 +106,10 @@ fn boards(library: &Nvml) -> Result<Value, Box<dyn Error>> {
 }
 
 /// Everything, in one state of the machine.
-fn part(flags: &Flags, library: &Nvml, state: &str) -> Result<Value, Box<dyn Error>> {
+fn measure_state(flags: &Flags, library: &Nvml, state: &str) -> Result<Value, Box<dyn Error>> {
     println!("{state}:");
     let each = Duration::from_secs(flags.seconds);
-    let mut told = Vec::new();
+    let mut results = Vec::new();
     for index in 0..library.device_count()? {
         let device = library.device_by_index(index)?;
         let trail = watch(&device, each);
@@ -121,25 +121,25 @@ fn part(flags: &Flags, library: &Nvml, state: &str) -> Result<Value, Box<dyn Err
             "residual": residuals(&trail),
         });
         println!("  board {index}: {board}");
-        told.push(board);
+        results.push(board);
     }
     let meter = meter(flags, each)?;
     println!("  the meter: {meter}");
-    Ok(json!({ "boards": told, "meter": meter }))
+    Ok(json!({ "boards": results, "meter": meter }))
 }
 
 /// A load in a process group of its own; ended with this value.
-struct Load(Child);
+struct LoadProcess(Child);
 
-impl Load {
+impl LoadProcess {
     fn start(command: &str) -> std::io::Result<Self> {
         let mut shell = Command::new("sh");
         shell.args(["-c", command]).stdin(Stdio::null()).stdout(Stdio::null()).process_group(0);
-        shell.spawn().map(Load)
+        shell.spawn().map(LoadProcess)
     }
 }
 
-impl Drop for Load {
+impl Drop for LoadProcess {
     fn drop(&mut self) {
         let group = i32::try_from(self.0.id()).ok().and_then(Pid::from_raw);
         // Already gone is as good.
@@ -159,7 +159,7 @@ fn field(device: &Device<'_>, id: u32) -> Option<u64> {
 }
 
 /// Percentiles; `null` where there is nothing.
-fn spread(mut values: Vec<u64>) -> Value {
+fn percentiles(mut values: Vec<u64>) -> Value {
     values.sort_unstable();
     let at = |part: f64| values.get(((values.len().saturating_sub(1)) as f64 * part) as usize).copied();
     json!({ "count": values.len(), "min": at(0.0), "p5": at(0.05), "p50": at(0.5), "p95": at(0.95), "max": at(1.0) })
@@ -177,7 +177,7 @@ fn cost(mut call: impl FnMut() -> bool) -> Value {
         wall_ns.push(began.elapsed().as_nanos() as u64);
         sleep(Duration::from_millis(3));
     }
-    json!({ "wall_ns": spread(wall_ns), "cpu_ns": spread(cpu_ns) })
+    json!({ "wall_ns": percentiles(wall_ns), "cpu_ns": percentiles(cpu_ns) })
 }
 
 fn thread_ns() -> u64 {
@@ -196,10 +196,10 @@ fn costs(device: &Device<'_>) -> Value {
 }
 
 /// One look: when, the counter, the power of the moment.
-type Look = (u64, Option<u64>, Option<u64>);
+type PowerSample = (u64, Option<u64>, Option<u64>);
 
 /// Looks each millisecond, or as often as the calls let.
-fn watch(device: &Device<'_>, each: Duration) -> Vec<Look> {
+fn watch(device: &Device<'_>, each: Duration) -> Vec<PowerSample> {
     let (began, mut trail) = (Instant::now(), Vec::new());
     while began.elapsed() < each {
         let before_ns = monotonic_ns();
@@ -212,7 +212,7 @@ fn watch(device: &Device<'_>, each: Duration) -> Vec<Look> {
 }
 
 /// How often and by how much a figure moves.
-fn moving(trail: &[Look], figure: impl Fn(&Look) -> Option<u64>) -> Value {
+fn update_statistics(trail: &[PowerSample], figure: impl Fn(&PowerSample) -> Option<u64>) -> Value {
     let (mut intervals_ns, mut steps, mut last) = (Vec::new(), Vec::new(), None::<(Option<u64>, u64)>);
     for look in trail {
         let Some(value) = figure(look) else { continue };
@@ -226,15 +226,15 @@ fn moving(trail: &[Look], figure: impl Fn(&Look) -> Option<u64>) -> Value {
             None => last = Some((None, value)),
         }
     }
-    json!({ "interval_ns": spread(intervals_ns), "step": spread(steps) })
+    json!({ "interval_ns": percentiles(intervals_ns), "step": percentiles(steps) })
 }
 
-fn moves(trail: &[Look]) -> Value {
+fn moves(trail: &[PowerSample]) -> Value {
     let gaps_ns = trail.windows(2).map(|pair| pair[1].0 - pair[0].0).collect();
     json!({
-        "look_gap_ns": spread(gaps_ns),
-        "counter_mj": moving(trail, |look| look.1),
-        "power_mw": moving(trail, |look| look.2),
+        "look_gap_ns": percentiles(gaps_ns),
+        "counter_mj": update_statistics(trail, |look| look.1),
+        "power_mw": update_statistics(trail, |look| look.2),
     })
 }
 
@@ -256,13 +256,13 @@ fn stamps(device: &Device<'_>) -> Value {
         sleep(Duration::from_millis(5));
     }
     json!({
-        "age_us": spread(age_us), "latency_us": spread(latency_us),
+        "age_us": percentiles(age_us), "latency_us": percentiles(latency_us),
         "stamp_moved_and_value_did_not": moved_alone, "stamp_stood_still": still,
     })
 }
 
 /// Counter over integrated power, less 1, in windows that begin and end where the counter moved.
-fn residuals(trail: &[Look]) -> Value {
+fn residuals(trail: &[PowerSample]) -> Value {
     let (mut integral_mj, mut last, mut edges) = (0.0, None::<(u64, u64)>, Vec::<(u64, u64, f64)>::new());
     for &(at_ns, energy_mj, power_mw) in trail {
         let (Some(energy_mj), Some(power_mw)) = (energy_mj, power_mw) else { continue };
@@ -277,7 +277,8 @@ fn residuals(trail: &[Look]) -> Value {
         let (counter, sensor) = (to.1.saturating_sub(from.1) as f64, to.2 - from.2);
         (sensor > 0.0).then(|| counter / sensor - 1.0)
     };
-    let mut told = json!({ "whole": edges.first().zip(edges.last()).and_then(|(from, to)| ratio(from, to)) });
+    let mut results =
+        json!({ "whole": edges.first().zip(edges.last()).and_then(|(from, to)| ratio(from, to)) });
     for window_ms in WINDOWS_MS {
         let mut off: Vec<f64> = Vec::new();
         let mut from = 0;
@@ -289,11 +290,11 @@ fn residuals(trail: &[Look]) -> Value {
         }
         off.sort_by(f64::total_cmp);
         let middle = off.get(off.len() / 2).copied();
-        told[format!("{window_ms} ms")] = json!({
+        results[format!("{window_ms} ms")] = json!({
             "windows": off.len(), "least": off.first(), "median": middle, "most": off.last(),
         });
     }
-    told
+    results
 }
 
 /// What the meter's own source and sampler make of the boards at their own pace.

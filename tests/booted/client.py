@@ -1,4 +1,4 @@
-"""A client of the meter's socket inside the booted machine, for try.sh; it prints the answers.
+"""A client of the meter's socket inside the booted machine, for test.sh; it prints the answers.
 
     client.py call METHOD [PARAMETERS]...      calls on one connection; one answer a line
     client.py hold SECONDS                     opens a span and holds it; prints how the connection ended

@@ -1,4 +1,4 @@
-# The system bus in the booted machine; sourced by try.sh, whose words it uses. Leaves the machine as it found it.
+# The system bus in the booted machine; sourced by test.sh, whose words it uses. Leaves the machine as it found it.
 # shellcheck shell=bash
 bus() { as "$1" busctl --json=short "${@:2}" org.wattspan.Wattspan1 /org/wattspan/Wattspan1; }
 call_() { as "$1" busctl --json=short call org.wattspan.Wattspan1 /org/wattspan/Wattspan1 org.wattspan.Wattspan1 "${@:2}"; }

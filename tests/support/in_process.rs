@@ -16,7 +16,7 @@ use wattspan::sources::replay::script::Script;
 use wattspan::sources::replay::start_script;
 
 /// Restless: power changes between counter updates, and the counters differ in pace and step.
-pub const RESTLESS: &str = r#"
+pub const VARYING_POWER_MACHINE: &str = r#"
 [[domain]]
 name = "package-0"
 kind = "package"
@@ -36,7 +36,7 @@ ceiling_w = 500
 
 /// The time that a span held its part of the machine.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Held {
+pub struct WeightInterval {
     /// From here.
     pub from_ns: u64,
     /// To here.
@@ -46,77 +46,80 @@ pub struct Held {
 }
 
 /// A service in a thread of this process; dropping it waits until its last client has hung up.
-pub struct InProcess {
+pub struct InProcessService {
     script: Script,
     /// When the machine began, at the earliest and at the latest.
-    began_ns: (u64, u64),
-    free: Mutex<Vec<UnixStream>>,
+    start_bounds_ns: (u64, u64),
+    unused_connections: Mutex<Vec<UnixStream>>,
     thread: Option<std::thread::JoinHandle<std::io::Result<()>>>,
 }
 
-impl InProcess {
+impl InProcessService {
     /// On this machine, with so many connections.
-    pub fn on(machine: &str, connections: usize) -> Self {
+    pub fn start(machine: &str, connections: usize) -> Self {
         let script = Script::parse(machine).unwrap();
         let clock = Clock::Machine;
         let before_ns = monotonic_ns();
         let opened = start_script(script.clone(), &clock);
-        let began_ns = (before_ns, monotonic_ns());
-        let found = Inventory { opened: vec![opened], ..Inventory::default() };
+        let start_bounds_ns = (before_ns, monotonic_ns());
+        let inventory = Inventory { opened: vec![opened], ..Inventory::default() };
         // A busy machine tells the meter late, and what is tested is not how busy it is.
         let config = Config { horizon_ms: 500.0, ..Config::default() };
-        let service = StartupSettings::from_config(&config).start_with_sources(found, clock, |_| ()).unwrap();
-        let (ours, theirs): (Vec<_>, Vec<_>) = (0..connections).map(|_| UnixStream::pair().unwrap()).unzip();
-        let sockets = ServerSockets { connections: theirs, ..ServerSockets::default() };
+        let service =
+            StartupSettings::from_config(&config).start_with_sources(inventory, clock, |_| ()).unwrap();
+        let (client_ends, service_ends): (Vec<_>, Vec<_>) =
+            (0..connections).map(|_| UnixStream::pair().unwrap()).unzip();
+        let sockets = ServerSockets { connections: service_ends, ..ServerSockets::default() };
         let thread = Some(std::thread::spawn(move || serve(service, sockets)));
-        Self { script, began_ns, free: Mutex::new(ours), thread }
+        Self { script, start_bounds_ns, unused_connections: Mutex::new(client_ends), thread }
     }
 
     /// A connection, while there are any left.
     pub fn connection(&self) -> UnixStream {
-        self.free.lock().unwrap().pop().expect("a connection is left")
+        self.unused_connections.lock().unwrap().pop().expect("a connection is left")
     }
 
     /// What a domain's counter would show at an instant if it had no steps; microjoules since the machine began.
     pub fn counter_uj(&self, domain: usize, at_ns: u64) -> f64 {
-        let since_ns = at_ns.saturating_sub(self.began_ns.0);
+        let since_ns = at_ns.saturating_sub(self.start_bounds_ns.0);
         self.script.domains[domain].profile.energy_pj(since_ns) as f64 / 1e6
     }
 
     /// True energy of a domain between two instants, in microjoules, with half the width of what is not known about the
     /// machine's start.
     pub fn energy_uj(&self, domain: usize, from_ns: u64, to_ns: u64) -> (f64, f64) {
-        let between = |began_ns: u64| {
-            let at = |ns: u64| self.script.domains[domain].profile.energy_pj(ns - began_ns) as f64;
+        let between = |start_bounds_ns: u64| {
+            let at = |ns: u64| self.script.domains[domain].profile.energy_pj(ns - start_bounds_ns) as f64;
             (at(to_ns) - at(from_ns)) / 1e6
         };
-        let (one, other) = (between(self.began_ns.0), between(self.began_ns.1));
+        let (one, other) = (between(self.start_bounds_ns.0), between(self.start_bounds_ns.1));
         // The start shifts both ends alike: at the worst the peak for as long as the start is not known.
         let peak_mw = self.script.domains[domain].profile.peak_mw() as f64;
-        let doubt = peak_mw * (self.began_ns.1 - self.began_ns.0) as f64 / 1e6;
-        ((one + other) / 2.0, doubt)
+        let uncertainty_uj = peak_mw * (self.start_bounds_ns.1 - self.start_bounds_ns.0) as f64 / 1e6;
+        ((one + other) / 2.0, uncertainty_uj)
     }
 
     /// What a span truly used of a domain, beside all the others, and the doubt about it.
-    pub fn share_uj(&self, domain: usize, span: Held, all: &[Held]) -> (f64, f64) {
+    pub fn share_uj(&self, domain: usize, span: WeightInterval, all: &[WeightInterval]) -> (f64, f64) {
         let mut edges: Vec<u64> = all.iter().flat_map(|held| [held.from_ns, held.to_ns]).collect();
         edges.sort_unstable();
         edges.dedup();
-        let open = |held: &Held, at_ns: u64| held.from_ns <= at_ns && at_ns < held.to_ns;
-        let (mut sum, mut doubts) = (0.0, 0.0);
-        for step in edges.windows(2).filter(|step| open(&span, step[0])) {
-            let weights: f64 = all.iter().filter(|held| open(held, step[0])).map(|held| held.weight).sum();
-            let (energy, doubt) = self.energy_uj(domain, step[0], step[1]);
+        let open = |held: &WeightInterval, at_ns: u64| held.from_ns <= at_ns && at_ns < held.to_ns;
+        let (mut sum, mut total_uncertainty_uj) = (0.0, 0.0);
+        for interval in edges.windows(2).filter(|interval| open(&span, interval[0])) {
+            let weights: f64 =
+                all.iter().filter(|held| open(held, interval[0])).map(|held| held.weight).sum();
+            let (energy, uncertainty_uj) = self.energy_uj(domain, interval[0], interval[1]);
             sum += energy * span.weight / weights;
-            doubts += doubt;
+            total_uncertainty_uj += uncertainty_uj;
         }
-        (sum, doubts)
+        (sum, total_uncertainty_uj)
     }
 }
 
-impl Drop for InProcess {
+impl Drop for InProcessService {
     fn drop(&mut self) {
-        self.free.lock().unwrap().clear();
+        self.unused_connections.lock().unwrap().clear();
         if let Some(thread) = self.thread.take() {
             // Without a listener and without clients there is nothing left to serve.
             thread.join().unwrap().unwrap();

@@ -20,11 +20,11 @@ use wattspan::ipw::run_dir::{FORMAT_VERSION, Manifest, RunDir, for_each_row};
 use wattspan::ipw::run_settings::{RunSettings, encode_settings};
 use wattspan::ipw::scope::{RunDomain, live_domains};
 
-use super::in_process::{Held, InProcess};
-use super::llm::Llm;
+use super::in_process::{InProcessService, WeightInterval};
+use super::llm_stub::LlmStub;
 
 /// What is asked of a server.
-pub struct Wish {
+pub struct RunSpec {
     /// The stub's vice, or virtue.
     pub model: &'static str,
     /// How queries follow each other.
@@ -36,18 +36,18 @@ pub struct Wish {
 }
 
 /// Asks in this process; gives every row.
-pub fn asked(
-    llm: &Llm,
+pub fn run_questions(
+    llm: &LlmStub,
     metering: Option<MeteringHandle>,
     domains: &[RunDomain],
-    wish: &Wish,
+    spec: &RunSpec,
     path: &Path,
 ) -> (RunOutcome, Vec<QueryRow>) {
-    let questions: Vec<Question> = question::built_in().into_iter().take(wish.questions).collect();
+    let questions: Vec<Question> = question::built_in().into_iter().take(spec.questions).collect();
     let asking = RequestSettings {
         target: llm.url().parse().unwrap(),
         api: Api::Chat,
-        model: wish.model.to_owned(),
+        model: spec.model.to_owned(),
         system_prompt: None,
         temperature: 0.0,
         seed: Some(0),
@@ -61,8 +61,8 @@ pub fn asked(
         version: FORMAT_VERSION,
         fingerprint: question::fingerprint(&questions),
         count: questions.len(),
-        repeats: wish.repeats,
-        settings: encode_settings(&asking, RunSettings { workload: wish.pace, warm_up: 0, retries: 0 }),
+        repeats: spec.repeats,
+        settings: encode_settings(&asking, RunSettings { workload: spec.pace, warm_up: 0, retries: 0 }),
         ..Manifest::default()
     };
     let mut directory = RunDir::create(path, &manifest, &questions).unwrap();
@@ -71,9 +71,9 @@ pub fn asked(
         request_settings: asking,
         metering,
         domains: domains.to_vec(),
-        workload: wish.pace,
+        workload: spec.pace,
         warm_up: 0,
-        repeats: wish.repeats,
+        repeats: spec.repeats,
         retries: 0,
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -84,12 +84,12 @@ pub fn asked(
     (ended, rows)
 }
 
-/// A run of `wish` on a machine with known truth: its rows, their accounts, and a client for more.
-pub fn metered(
-    machine: &InProcess,
-    llm: &Llm,
+/// A run of `spec` on a machine with known truth: its rows, their accounts, and a client for more.
+pub fn run_metered(
+    machine: &InProcessService,
+    llm: &LlmStub,
     domains: &[&str],
-    wish: &Wish,
+    spec: &RunSpec,
     path: &Path,
 ) -> (Vec<QueryRow>, Client) {
     let client = Client::from_stream(machine.connection()).unwrap();
@@ -101,14 +101,14 @@ pub fn metered(
         connection.map_or(Err(wattspan::client::ClientError::ConnectionClosed), Client::from_stream)
     };
     let (metering, thread) = MeteringHandle::start("truth", Box::new(connect)).unwrap();
-    let (ended, rows) = asked(llm, Some(metering), &meters, wish, path);
+    let (ended, rows) = run_questions(llm, Some(metering), &meters, spec, path);
     assert!(!ended.interrupted);
     thread.join().unwrap();
     (rows, client)
 }
 
 /// The meter's accounts of all of a run's queries, in the order of the rows; a query without energy has one all the same.
-pub fn accounts(client: &Client, rows: &[QueryRow]) -> Vec<Account> {
+pub fn fetch_accounts(client: &Client, rows: &[QueryRow]) -> Vec<Account> {
     let all = client.recent_accounts(Some(10_000)).unwrap();
     let of = |row: &QueryRow| {
         let closed_ns = row.began_ns + row.duration_ns;
@@ -122,7 +122,7 @@ pub fn accounts(client: &Client, rows: &[QueryRow]) -> Vec<Account> {
 }
 
 /// When an account held its share.
-pub fn held(account: &Account) -> Held {
+pub fn weight_interval(account: &Account) -> WeightInterval {
     let to_ns = account.closed_ns.expect("a settled span has closed");
-    Held { from_ns: account.opened_ns, to_ns, weight: account.weight }
+    WeightInterval { from_ns: account.opened_ns, to_ns, weight: account.weight }
 }

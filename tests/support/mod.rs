@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 /// A machine that draws 100 W all the time, its counters as quick as RAPL's.
-pub const STEADY: &str = r#"
+pub const STEADY_MACHINE: &str = r#"
 [[domain]]
 name = "package-0"
 kind = "package"
@@ -39,7 +39,7 @@ ceiling_w = 100
 "#;
 
 /// A machine whose only counter moves so seldom that nothing settles during a test.
-pub const SLUGGISH: &str = r#"
+pub const SLOW_COUNTER_MACHINE: &str = r#"
 [[domain]]
 name = "package-0"
 kind = "package"
@@ -48,7 +48,7 @@ update_ns = 20_000_000_000
 "#;
 
 /// How long anything may take before a test gives up; only ever a limit, never an expectation.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub const TEST_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// A running daemon.
 pub struct TestDaemon {
@@ -58,12 +58,12 @@ pub struct TestDaemon {
 
 impl TestDaemon {
     /// On this machine, with the default configuration.
-    pub fn on(machine: &str) -> Self {
-        Self::with(machine, "")
+    pub fn start(machine: &str) -> Self {
+        Self::start_with_config(machine, "")
     }
 
     /// On this machine, with this configuration.
-    pub fn with(machine: &str, configuration: &str) -> Self {
+    pub fn start_with_config(machine: &str, configuration: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
         std::fs::set_permissions(dir.path(), open).unwrap();
@@ -71,21 +71,21 @@ impl TestDaemon {
         // The host's own bus is none of a test's business.
         let bus = if configuration.contains("bus = ") { "" } else { "bus = false\n" };
         std::fs::write(dir.path().join("wattspan.toml"), format!("{bus}{configuration}")).unwrap();
-        let child = command(dir.path()).spawn().unwrap();
+        let child = daemon_command(dir.path()).spawn().unwrap();
         let mut daemon = Self { child, dir };
-        daemon.await_socket();
+        daemon.wait_for_socket();
         daemon
     }
 
     /// Starts it anew in the same place, after it ended.
     pub fn restart(&mut self) {
-        self.child = command(self.dir.path()).spawn().unwrap();
-        self.await_socket();
+        self.child = daemon_command(self.dir.path()).spawn().unwrap();
+        self.wait_for_socket();
     }
 
-    fn await_socket(&mut self) {
-        let deadline = Instant::now() + PATIENCE;
-        while !self.answers() {
+    fn wait_for_socket(&mut self) {
+        let deadline = Instant::now() + TEST_TIMEOUT;
+        while !self.is_ready() {
             if let Some(status) = self.child.try_wait().unwrap() {
                 panic!("the daemon ended with {status}: {}", self.log());
             }
@@ -95,15 +95,15 @@ impl TestDaemon {
     }
 
     /// Whether it measures: the socket is there before the counters are read, and answers once they are.
-    fn answers(&self) -> bool {
+    fn is_ready(&self) -> bool {
         let Ok(mut stream) = UnixStream::connect(self.socket()) else { return false };
-        let asked = stream.write_all(&message("GetInfo", json!({}), &[]));
-        asked.is_ok() && stream.read(&mut [0]).is_ok_and(|length| length > 0)
+        let sent = stream.write_all(&encode_call("GetInfo", json!({}), &[]));
+        sent.is_ok() && stream.read(&mut [0]).is_ok_and(|length| length > 0)
     }
 
     /// A second daemon on the same socket; how it ended, and what it said.
-    pub fn rival(&self) -> (ExitStatus, String) {
-        let output = command(self.dir.path()).stderr(Stdio::piped()).output().unwrap();
+    pub fn run_second_daemon(&self) -> (ExitStatus, String) {
+        let output = daemon_command(self.dir.path()).stderr(Stdio::piped()).output().unwrap();
         (output.status, String::from_utf8(output.stderr).unwrap())
     }
 
@@ -126,7 +126,7 @@ impl TestDaemon {
 
     /// A new client.
     pub fn client(&self) -> TestClient {
-        TestClient::over(UnixStream::connect(self.socket()).unwrap())
+        TestClient::from_stream(UnixStream::connect(self.socket()).unwrap())
     }
 
     /// Its process.
@@ -147,7 +147,7 @@ impl TestDaemon {
 
     /// Waits for it to end.
     pub fn wait(&mut self) -> ExitStatus {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TEST_TIMEOUT;
         loop {
             if let Some(status) = self.child.try_wait().unwrap() {
                 return status;
@@ -158,7 +158,7 @@ impl TestDaemon {
     }
 
     /// Its resident memory, in bytes.
-    pub fn resident(&self) -> u64 {
+    pub fn resident_bytes(&self) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
         line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
@@ -175,9 +175,10 @@ impl Drop for TestDaemon {
 /// `wattspand` in this directory, as the machine of this directory.
 ///
 /// `WATTSPAN_TEST_DAEMON` names another build of it, for what an unoptimised one is too slow for.
-pub fn command(dir: &Path) -> Command {
+pub fn daemon_command(dir: &Path) -> Command {
     let log = std::fs::File::options().create(true).append(true).open(dir.join("log")).unwrap();
-    let mut command = Command::new(optimised().unwrap_or_else(|| env!("CARGO_BIN_EXE_wattspand").into()));
+    let mut command =
+        Command::new(optimised_daemon().unwrap_or_else(|| env!("CARGO_BIN_EXE_wattspand").into()));
     command
         .env_remove("WATTSPAN_SOCKET")
         .args(["--config".as_ref(), dir.join("wattspan.toml").as_os_str()])
@@ -194,7 +195,7 @@ pub fn command(dir: &Path) -> Command {
 }
 
 /// The optimised daemon that is tested instead of the test's own build.
-pub fn optimised() -> Option<std::ffi::OsString> {
+pub fn optimised_daemon() -> Option<std::ffi::OsString> {
     std::env::var_os("WATTSPAN_TEST_DAEMON")
 }
 
@@ -206,9 +207,9 @@ pub struct TestClient {
 
 impl TestClient {
     /// Over a connected socket.
-    pub fn over(stream: UnixStream) -> Self {
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        stream.set_write_timeout(Some(PATIENCE)).unwrap();
+    pub fn from_stream(stream: UnixStream) -> Self {
+        stream.set_read_timeout(Some(TEST_TIMEOUT)).unwrap();
+        stream.set_write_timeout(Some(TEST_TIMEOUT)).unwrap();
         Self { stream, buffer: Vec::new() }
     }
 
@@ -224,7 +225,7 @@ impl TestClient {
 
     /// Sends a call of the meter's interface, or of any where the name has dots.
     pub fn send(&mut self, method: &str, parameters: Value, flags: &[&str]) {
-        let bytes = message(method, parameters, flags);
+        let bytes = encode_call(method, parameters, flags);
         assert!(self.send_raw(&bytes), "the daemon hung up");
     }
 
@@ -246,26 +247,26 @@ impl TestClient {
     }
 
     /// Whether the daemon hangs up without another answer.
-    pub fn is_hung_up_on(&mut self) -> bool {
+    pub fn is_disconnected(&mut self) -> bool {
         self.receive().is_none()
     }
 
     /// Calls, and gives the whole answer.
-    pub fn exchange(&mut self, method: &str, parameters: Value) -> Value {
+    pub fn call_raw(&mut self, method: &str, parameters: Value) -> Value {
         self.send(method, parameters, &[]);
         self.receive().expect("an answer")
     }
 
     /// Calls, and gives the reply's parameters.
     pub fn call(&mut self, method: &str, parameters: Value) -> Value {
-        let mut answer = self.exchange(method, parameters);
+        let mut answer = self.call_raw(method, parameters);
         assert!(answer.get("error").is_none(), "{method}: {answer}");
         answer["parameters"].take()
     }
 
     /// Calls, and gives the refusal's short name and its parameters.
-    pub fn refusal(&mut self, method: &str, parameters: Value) -> (String, Value) {
-        refusal(self.exchange(method, parameters))
+    pub fn call_error(&mut self, method: &str, parameters: Value) -> (String, Value) {
+        error_of(self.call_raw(method, parameters))
     }
 
     /// Opens a span of this name.
@@ -274,7 +275,7 @@ impl TestClient {
     }
 
     /// Closes a span; its final account.
-    pub fn settle(&mut self, span: &str) -> Value {
+    pub fn close_and_settle(&mut self, span: &str) -> Value {
         let account = self.call("CloseSpan", json!({ "span": span, "wait_settled": true }))["account"].take();
         assert_eq!(account["state"], "settled", "{account}");
         account
@@ -282,14 +283,14 @@ impl TestClient {
 }
 
 /// The refusal's short name and its parameters.
-pub fn refusal(mut answer: Value) -> (String, Value) {
+pub fn error_of(mut answer: Value) -> (String, Value) {
     let error = answer["error"].as_str().unwrap_or_else(|| panic!("no refusal: {answer}")).to_owned();
     let name = error.strip_prefix("org.wattspan.Meter.").map(str::to_owned).unwrap_or(error);
     (name, answer["parameters"].take())
 }
 
 /// A call on the wire.
-pub fn message(method: &str, parameters: Value, flags: &[&str]) -> Vec<u8> {
+pub fn encode_call(method: &str, parameters: Value, flags: &[&str]) -> Vec<u8> {
     let method =
         if method.contains('.') { method.to_owned() } else { format!("org.wattspan.Meter.{method}") };
     let mut call = json!({ "method": method, "parameters": parameters });
@@ -302,24 +303,24 @@ pub fn message(method: &str, parameters: Value, flags: &[&str]) -> Vec<u8> {
 }
 
 /// A number that must be there.
-pub fn number(of: &Value, name: &str) -> u64 {
+pub fn get_u64(of: &Value, name: &str) -> u64 {
     of[name].as_u64().unwrap_or_else(|| panic!("no {name} in {of}"))
 }
 
 /// The domain's row of an account, a window or a balance.
-pub fn row<'a>(rows: &'a Value, domain: &str) -> &'a Value {
+pub fn domain_row<'a>(rows: &'a Value, domain: &str) -> &'a Value {
     let named = |row: &&Value| row["domain"] == domain || row["name"] == domain;
     rows.as_array().unwrap().iter().find(named).unwrap_or_else(|| panic!("no {domain} in {rows}"))
 }
 
 /// Lets time pass in which the machine uses energy.
-pub fn pass(milliseconds: u64) {
+pub fn sleep_ms(milliseconds: u64) {
     std::thread::sleep(Duration::from_millis(milliseconds));
 }
 
 /// Waits until something is so.
-pub fn until(what: &str, mut so: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
+pub fn wait_until(what: &str, mut so: impl FnMut() -> bool) {
+    let deadline = Instant::now() + TEST_TIMEOUT;
     while !so() {
         assert!(Instant::now() < deadline, "never {what}");
         std::thread::sleep(Duration::from_millis(2));

@@ -1,0 +1,131 @@
+//! What the bus costs: an open and a close over it against bare calls (`org.freedesktop.DBus.Peer.Ping`, which the
+//! daemon answers without asking its service) through the same bus, in the same run; and the same pair on the socket.
+//!
+//! Needs `dbus-daemon`; without it, it says so. Run it with `cargo bench --bench dbus` on a quiet machine.
+
+#[path = "../tests/support/dbus.rs"]
+mod dbus;
+#[path = "../tests/support/mod.rs"]
+mod support;
+mod table;
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use dbus::{BusClient, INTERFACE, NAME, PATH};
+use hdrhistogram::Histogram;
+use serde_json::json;
+use table::Table;
+use zbus::Variant;
+use zbus::message::Flags;
+
+/// Rounds, alternating so that all kinds see the same disturbances; the median round counts.
+const ROUNDS: usize = 7;
+
+/// Calls of each kind in a round.
+const CALLS: usize = 1000;
+
+/// The p50 of each kind in one round, in microseconds.
+struct Round {
+    bare: f64,
+    pair: f64,
+    oneway_pair: f64,
+    socket_pair: f64,
+}
+
+fn main() {
+    let Some(bus) = dbus::TestBus::start() else { return };
+    let daemon = support::TestDaemon::start_with_config(support::STEADY_MACHINE, &bus.config_line());
+    let mut rounds = dbus::block_on(async {
+        let client = bus.client().await;
+        client.wait_for_daemon().await;
+        let mut rounds = Vec::new();
+        for at in 0..=ROUNDS {
+            let (bare, pair) = (bare(&client).await, pair(&client, at, false).await);
+            let (oneway_pair, socket_pair) = (pair_oneway(&client, at).await, on_socket(&daemon, at));
+            rounds.push(Round { bare, pair, oneway_pair, socket_pair });
+        }
+        rounds
+    });
+    // The first one warms up.
+    rounds.remove(0);
+    let of = |what: fn(&Round) -> f64| {
+        let mut values: Vec<f64> = rounds.iter().map(what).collect();
+        values.sort_by(f64::total_cmp);
+        Some(values[values.len() / 2])
+    };
+    let mut table = Table::new("the bus");
+    table.note("bare call through the bus, p50", of(|round| round.bare), "us");
+    table.note("open + close through the bus, p50", of(|round| round.pair), "us");
+    table.at_most(
+        "oneway open + close over a bare call",
+        of(|round| round.oneway_pair / round.bare),
+        2.0,
+        "x",
+    );
+    table.at_most("open + close over a bare call", of(|round| round.pair / round.bare), 2.0, "x");
+    table.note("open + close over two bare calls", of(|round| round.pair / round.bare / 2.0), "x");
+    table.note("open + close on the socket, p50", of(|round| round.socket_pair), "us");
+}
+
+fn p50(times: &Histogram<u64>) -> f64 {
+    times.value_at_quantile(0.5) as f64 / 1e3
+}
+
+fn note(times: &mut Histogram<u64>, begun: Instant) {
+    times.record(begun.elapsed().as_nanos() as u64).expect("a histogram that grows");
+}
+
+fn histogram() -> Histogram<u64> {
+    Histogram::new(3).expect("a histogram")
+}
+
+async fn bare(client: &BusClient) -> f64 {
+    let mut times = histogram();
+    for _ in 0..CALLS {
+        let begun = Instant::now();
+        client.ping_bus().await.expect("an answer");
+        note(&mut times, begun);
+    }
+    p50(&times)
+}
+
+async fn pair_oneway(client: &BusClient, round: usize) -> f64 {
+    pair(client, round, true).await
+}
+
+async fn pair(client: &BusClient, round: usize, oneway: bool) -> f64 {
+    let mut times = histogram();
+    for at in 0..CALLS {
+        let span = format!("{round}-{at}-{oneway}");
+        let begun = Instant::now();
+        if oneway {
+            let open = dbus::message("OpenSpan", &json!([{ "span": span }]), Flags::NO_REPLY_EXPECTED);
+            client.bus.send(&open).await.expect("a bus");
+        } else {
+            let options = BTreeMap::from([("span", Variant::from(span.as_str()))]);
+            let opened =
+                client.bus.call_method(Some(NAME), PATH, Some(INTERFACE), "OpenSpan", &options).await;
+            opened.expect("a span");
+        }
+        let none = BTreeMap::<&str, Variant>::new();
+        let body = (span.as_str(), none);
+        let closed = client.bus.call_method(Some(NAME), PATH, Some(INTERFACE), "CloseSpan", &body).await;
+        closed.expect("an account");
+        note(&mut times, begun);
+    }
+    p50(&times)
+}
+
+fn on_socket(daemon: &support::TestDaemon, round: usize) -> f64 {
+    let mut client = daemon.client();
+    let mut times = histogram();
+    for at in 0..CALLS {
+        let span = format!("s{round}-{at}");
+        let begun = Instant::now();
+        client.open(&span);
+        client.call("CloseSpan", json!({ "span": span }));
+        note(&mut times, begun);
+    }
+    p50(&times)
+}

@@ -1,0 +1,203 @@
+//! A stand-in for Apple's libraries, built by the test that wants it, and the Mac behind it.
+//!
+//! Each test has a copy of its own, so that its Mac is its own too: words in a file that the library maps, which a test
+//! turns while the program reads, and a list of channels. The library counts what lives and what was misused.
+
+#![allow(dead_code, reason = "each test program uses its part")]
+
+use std::fs::{self, File, OpenOptions};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+
+use tempfile::TempDir;
+use wattspan::sources::SourceSettings;
+
+const HEAD: u64 = 64;
+const CHANNEL: u64 = 16;
+const MAX_CHANNELS: u64 = 512;
+const KEYS_AT: u64 = HEAD + CHANNEL * MAX_CHANNELS;
+const KEY: u64 = 8;
+const MAX_KEYS: u64 = 32;
+
+/// Knobs of the whole Mac; the order is that of `apple.c`.
+#[derive(Debug, Clone, Copy)]
+pub enum Mac {
+    /// Its clock; 0: the real one.
+    NowTicks,
+    /// Nanoseconds a tick, above ...
+    Numerator,
+    /// ... and below the line.
+    Denominator,
+    GroupAbsent,
+    /// IOReport subscribes to the whole group only.
+    RefusesPart,
+    RefusesAll,
+    NoSamples,
+    /// Objects that are alive.
+    Live,
+    /// Uses of what is dead, of another kind, or somebody else's.
+    Misused,
+    /// Entries and connections of IOKit's that are alive.
+    Entries,
+    /// 0: none; 1: Intel's; 2: Apple silicon's.
+    Controller,
+    /// What it answers to being opened.
+    ControllerRefuses,
+    ControllerCalls,
+    Samples,
+    /// Channels in the last sample.
+    Sampled,
+}
+
+/// Knobs of one channel.
+#[derive(Debug, Clone, Copy)]
+pub enum Knob {
+    Value,
+    /// In ticks; 0: now.
+    Stamp,
+    /// See `HIDDEN`, ...
+    Flags,
+    Id,
+    /// Counts by itself from here on.
+    PowerMw,
+    /// And is published so often; 0: whenever it is asked for.
+    BatchNs,
+    /// Nanojoules a count.
+    UnitNj,
+}
+
+pub const HIDDEN: u64 = 1;
+pub const WITHOUT_ELEMENT: u64 = 2;
+pub const NOT_SIMPLE: u64 = 4;
+pub const SHORT_ELEMENT: u64 = 8;
+pub const FROZEN: u64 = 16;
+
+pub const INTEL: u64 = 1;
+pub const SILICON: u64 = 2;
+
+/// Ticks of Apple silicon: 24 MHz.
+pub const TICK: (u64, u64) = (125, 3);
+
+/// What a chip's channels are, from the fixtures.
+pub fn fixture(chip: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/fixtures/ioreport/{chip}.channels"));
+    fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// The libraries, with their Mac.
+pub struct Library {
+    folder: TempDir,
+    memory: File,
+    channels: Vec<String>,
+}
+
+impl Library {
+    /// A Mac with these channels, a name, a tab and a unit's label a line, whose clock is the real one.
+    pub fn new(list: &str) -> Self {
+        static BUILT: OnceLock<Vec<u8>> = OnceLock::new();
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(library_in(&folder), BUILT.get_or_init(build)).unwrap();
+        fs::write(folder.path().join("libapple.so.channels"), list).unwrap();
+        let file = folder.path().join("libapple.so.words");
+        let memory = OpenOptions::new().read(true).write(true).create_new(true).open(file).unwrap();
+        memory.set_len(8 * (KEYS_AT + KEY * MAX_KEYS)).unwrap();
+        let named = |line: &str| line.split_once('\t').map(|(name, _)| name.to_owned());
+        let channels = list.lines().filter(|line| !line.starts_with('#')).filter_map(named).collect();
+        let library = Self { folder, memory, channels };
+        library.set_global(Mac::Numerator, TICK.0);
+        library.set_global(Mac::Denominator, TICK.1);
+        library
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> PathBuf {
+        library_in(&self.folder)
+    }
+
+    /// Settings that know nothing but this library.
+    pub fn settings(&self) -> SourceSettings {
+        let enabled = vec!["ioreport".to_owned(), "smc".to_owned()];
+        SourceSettings { apple_library: Some(self.path()), enabled, ..SourceSettings::default() }
+    }
+
+    /// Turns a knob of the Mac.
+    pub fn set_global(&self, knob: Mac, value: u64) {
+        self.write(knob as u64, value);
+    }
+
+    /// A knob of the Mac.
+    pub fn get_global(&self, knob: Mac) -> u64 {
+        self.read(knob as u64)
+    }
+
+    /// Turns a knob of the channel of this name.
+    pub fn set(&self, channel: &str, knob: Knob, value: u64) {
+        let nth = self.channels.iter().position(|name| name == channel);
+        let nth = nth.unwrap_or_else(|| panic!("no channel {channel}")) as u64;
+        self.write(HEAD + CHANNEL * nth + knob as u64, value);
+    }
+
+    /// Publishes a value of a channel, as of an instant.
+    pub fn publish(&self, channel: &str, value: u64, at_ns: u64) {
+        self.set(channel, Knob::Value, value);
+        self.set(channel, Knob::Stamp, ticks(at_ns));
+    }
+
+    /// Sets the clock.
+    pub fn set_clock(&self, now_ns: u64) {
+        self.set_global(Mac::NowTicks, ticks(now_ns));
+    }
+
+    /// Gives the controller a key.
+    pub fn key(&self, nth: u64, name: &[u8; 4], kind: &[u8; 4], value: &[u8]) {
+        let mut bytes = [0; 8];
+        bytes[..value.len()].copy_from_slice(value);
+        let of = |text: &[u8; 4]| u64::from(u32::from_be_bytes(*text));
+        let words = [of(name), of(kind), value.len() as u64, u64::from_le_bytes(bytes)];
+        for (at, word) in words.into_iter().enumerate() {
+            self.write(KEYS_AT + KEY * nth + at as u64, word);
+        }
+    }
+
+    /// Makes IOKit answer this to questions about a key.
+    pub fn key_status(&self, nth: u64, status: u64) {
+        self.write(KEYS_AT + KEY * nth + 5, status);
+    }
+
+    fn write(&self, word: u64, value: u64) {
+        self.memory.write_all_at(&value.to_le_bytes(), 8 * word).unwrap();
+    }
+
+    fn read(&self, word: u64) -> u64 {
+        let mut bytes = [0; 8];
+        self.memory.read_exact_at(&mut bytes, 8 * word).unwrap();
+        u64::from_le_bytes(bytes)
+    }
+}
+
+/// Compiles the library, once for each test program.
+fn build() -> Vec<u8> {
+    let folder = tempfile::tempdir().unwrap();
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fake/apple/apple.c");
+    let mut compiler = Command::new("cc");
+    compiler.args(["-shared", "-fPIC", "-O1", "-o"]).arg(library_in(&folder)).arg(source);
+    let built = compiler.output().expect("a C compiler, which the linker of every Rust program is, too");
+    assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
+    fs::read(library_in(&folder)).unwrap()
+}
+
+fn library_in(folder: &TempDir) -> PathBuf {
+    folder.path().join("libapple.so")
+}
+
+/// An instant in ticks, rounded down.
+pub fn ticks(ns: u64) -> u64 {
+    u64::try_from(u128::from(ns) * u128::from(TICK.1) / u128::from(TICK.0)).unwrap()
+}
+
+/// What a stamp of these ticks is in nanoseconds, as the Mac says it.
+pub fn stamp_ns(ns: u64) -> u64 {
+    u64::try_from(u128::from(ticks(ns)) * u128::from(TICK.0) / u128::from(TICK.1)).unwrap()
+}

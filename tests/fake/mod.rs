@@ -1,0 +1,79 @@
+//! A stand-in `/sys` and `/proc` in a folder that vanishes with the test.
+
+#![allow(dead_code, reason = "each test program uses its part")]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use tempfile::TempDir;
+use wattspan::sources::SourceSettings;
+
+/// The two roots.
+pub struct FakeSysfs {
+    root: TempDir,
+}
+
+impl FakeSysfs {
+    /// Both roots, empty.
+    pub fn new() -> Self {
+        let fake_sysfs = Self { root: tempfile::tempdir().unwrap() };
+        fs::create_dir_all(fake_sysfs.sysfs()).unwrap();
+        fs::create_dir_all(fake_sysfs.proc()).unwrap();
+        fake_sysfs
+    }
+
+    pub fn sysfs(&self) -> PathBuf {
+        self.root.path().join("sys")
+    }
+
+    pub fn proc(&self) -> PathBuf {
+        self.root.path().join("proc")
+    }
+
+    /// Settings that know nothing but these roots and `enabled`.
+    pub fn settings(&self, enabled: &[&str]) -> SourceSettings {
+        SourceSettings {
+            sysfs_root: self.sysfs(),
+            proc_root: self.proc(),
+            enabled: enabled.iter().map(|name| (*name).to_owned()).collect(),
+            ..SourceSettings::default()
+        }
+    }
+
+    /// A file under `/sys`.
+    pub fn sys_file(&self, path: &str, text: &str) {
+        write(&self.sysfs().join(path), text);
+    }
+
+    /// A file under `/proc`.
+    pub fn proc_file(&self, path: &str, text: &str) {
+        write(&self.proc().join(path), text);
+    }
+
+    /// A powercap zone with its name, its range and its count.
+    pub fn zone(&self, id: &str, name: &str, range_uj: &str, energy_uj: u64) {
+        let zone = format!("class/powercap/{id}");
+        self.sys_file(&format!("{zone}/name"), &format!("{name}\n"));
+        self.sys_file(&format!("{zone}/max_energy_range_uj"), &format!("{range_uj}\n"));
+        self.energy(id, energy_uj);
+    }
+
+    /// What a zone counts now.
+    pub fn energy(&self, id: &str, energy_uj: u64) {
+        self.sys_file(&format!("class/powercap/{id}/energy_uj"), &format!("{energy_uj}\n"));
+    }
+
+    /// The processor's maker.
+    pub fn vendor(&self, vendor: &str) {
+        let text = format!(
+            "processor\t: 0\nvendor_id\t: {vendor}\ncpu family\t: 6\nmodel\t\t: 106\nflags\t\t: fpu\n"
+        );
+        self.proc_file("cpuinfo", &text);
+    }
+}
+
+fn write(path: &Path, text: &str) {
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    // In place, as the kernel does: an open descriptor sees the new text.
+    fs::write(path, text).unwrap();
+}

@@ -1,0 +1,286 @@
+//! A disk that fails when it is told to: one folder of files in memory, mounted through FUSE.
+//!
+//! Owns the mount (unmounted when dropped), and what the disk does with a write: take it, refuse it with an I/O error, or
+//! not answer.
+
+use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
+use std::path::Path;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use fuser::{
+    BackgroundSession, BsdFileFlags, Config, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags,
+    Generation, INodeNo, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
+    ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyWrite, Request, TimeOrNow, WriteFlags,
+};
+use tempfile::TempDir;
+
+/// What the disk does with a write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum WriteBehavior {
+    /// Takes it.
+    Succeed,
+    /// Refuses it: EIO.
+    Fail,
+    /// Gives no answer until the behavior changes, at most [`MAX_HANG`]: a test that fails meanwhile must end.
+    Hang,
+}
+
+/// The longest that nothing is answered.
+pub const MAX_HANG: Duration = Duration::from_secs(15);
+
+/// The mounted disk.
+pub struct FaultyDisk {
+    session: Option<BackgroundSession>,
+    behavior: Arc<AtomicU8>,
+    mount_point: TempDir,
+}
+
+impl FaultyDisk {
+    /// Mounts it; `None`, with the reason printed, where this system lets nobody mount.
+    pub fn mount() -> Option<Self> {
+        let mount_point = tempfile::tempdir().unwrap();
+        let behavior = Arc::new(AtomicU8::new(WriteBehavior::Succeed as u8));
+        let files = Files { behavior: Arc::clone(&behavior), contents: Mutex::default() };
+        match fuser::spawn_mount(files, mount_point.path(), &Config::default()) {
+            Ok(session) => Some(Self { session: Some(session), behavior, mount_point }),
+            Err(error) => {
+                crate::support::skip::skip("FUSE", format!("no mount through /dev/fuse: {error}"));
+                None
+            }
+        }
+    }
+
+    /// Where it is mounted.
+    pub fn path(&self) -> &Path {
+        self.mount_point.path()
+    }
+
+    /// What it does with writes from now on.
+    pub fn set(&self, behavior: WriteBehavior) {
+        self.behavior.store(behavior as u8, Ordering::SeqCst);
+    }
+}
+
+impl Drop for FaultyDisk {
+    fn drop(&mut self) {
+        self.set(WriteBehavior::Succeed);
+        if let Some(session) = self.session.take() {
+            let _ = session.umount_and_join();
+        }
+    }
+}
+
+#[derive(Default)]
+struct Contents {
+    names: BTreeMap<OsString, u64>,
+    files: BTreeMap<u64, Vec<u8>>,
+    last: u64,
+}
+
+struct Files {
+    behavior: Arc<AtomicU8>,
+    contents: Mutex<Contents>,
+}
+
+impl Files {
+    /// Whether a write is taken.
+    fn accepts_write(&self) -> bool {
+        let until = Instant::now() + MAX_HANG;
+        loop {
+            if Instant::now() > until {
+                self.behavior.store(WriteBehavior::Succeed as u8, Ordering::SeqCst);
+            }
+            match self.behavior.load(Ordering::SeqCst) {
+                behavior if behavior == WriteBehavior::Succeed as u8 => return true,
+                behavior if behavior == WriteBehavior::Fail as u8 => return false,
+                _ => std::thread::sleep(Duration::from_millis(5)),
+            }
+        }
+    }
+}
+
+fn attributes(ino: u64, size: u64) -> FileAttr {
+    let folder = ino == 1;
+    FileAttr {
+        ino: INodeNo(ino),
+        size,
+        blocks: size / 512,
+        atime: UNIX_EPOCH,
+        mtime: UNIX_EPOCH,
+        ctime: UNIX_EPOCH,
+        crtime: UNIX_EPOCH,
+        kind: if folder { FileType::Directory } else { FileType::RegularFile },
+        perm: if folder { 0o700 } else { 0o600 },
+        nlink: 1,
+        uid: rustix::process::geteuid().as_raw(),
+        gid: rustix::process::getegid().as_raw(),
+        rdev: 0,
+        flags: 0,
+        blksize: 4096,
+    }
+}
+
+impl Contents {
+    fn of(&self, ino: u64) -> Option<FileAttr> {
+        match ino {
+            1 => Some(attributes(1, 0)),
+            ino => self.files.get(&ino).map(|bytes| attributes(ino, bytes.len() as u64)),
+        }
+    }
+}
+
+impl Filesystem for Files {
+    fn lookup(&self, _: &Request, _: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let contents = self.contents.lock().unwrap();
+        match contents.names.get(name).and_then(|ino| contents.of(*ino)) {
+            Some(found) => reply.entry(&Duration::ZERO, &found, Generation(0)),
+            None => reply.error(Errno::ENOENT),
+        }
+    }
+
+    fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
+        match self.contents.lock().unwrap().of(ino.into()) {
+            Some(found) => reply.attr(&Duration::ZERO, &found),
+            None => reply.error(Errno::ENOENT),
+        }
+    }
+
+    fn setattr(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        _: Option<u32>,
+        _: Option<u32>,
+        _: Option<u32>,
+        size: Option<u64>,
+        _: Option<TimeOrNow>,
+        _: Option<TimeOrNow>,
+        _: Option<SystemTime>,
+        _: Option<FileHandle>,
+        _: Option<SystemTime>,
+        _: Option<SystemTime>,
+        _: Option<SystemTime>,
+        _: Option<BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        if size.is_some() && !self.accepts_write() {
+            return reply.error(Errno::EIO);
+        }
+        let mut contents = self.contents.lock().unwrap();
+        if let (Some(bytes), Some(size)) = (contents.files.get_mut(&ino.into()), size) {
+            bytes.resize(size as usize, 0);
+        }
+        match contents.of(ino.into()) {
+            Some(found) => reply.attr(&Duration::ZERO, &found),
+            None => reply.error(Errno::ENOENT),
+        }
+    }
+
+    fn create(&self, _: &Request, _: INodeNo, name: &OsStr, _: u32, _: u32, _: i32, reply: ReplyCreate) {
+        if !self.accepts_write() {
+            return reply.error(Errno::EIO);
+        }
+        let mut contents = self.contents.lock().unwrap();
+        contents.last = contents.last.max(1) + 1;
+        let ino = contents.last;
+        contents.names.insert(name.to_owned(), ino);
+        contents.files.insert(ino, Vec::new());
+        let direct = FopenFlags::FOPEN_DIRECT_IO;
+        reply.created(&Duration::ZERO, &attributes(ino, 0), Generation(0), FileHandle(0), direct);
+    }
+
+    fn open(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        reply.opened(FileHandle(0), FopenFlags::FOPEN_DIRECT_IO);
+    }
+
+    fn read(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        _: FileHandle,
+        offset: u64,
+        size: u32,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        let contents = self.contents.lock().unwrap();
+        let bytes = contents.files.get(&ino.into()).map_or(&[][..], Vec::as_slice);
+        let from = bytes.len().min(offset as usize);
+        reply.data(&bytes[from..bytes.len().min(from + size as usize)]);
+    }
+
+    fn write(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        _: FileHandle,
+        offset: u64,
+        data: &[u8],
+        _: WriteFlags,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        if !self.accepts_write() {
+            return reply.error(Errno::EIO);
+        }
+        let mut contents = self.contents.lock().unwrap();
+        let Some(bytes) = contents.files.get_mut(&ino.into()) else { return reply.error(Errno::ENOENT) };
+        let end = offset as usize + data.len();
+        bytes.resize(bytes.len().max(end), 0);
+        bytes[offset as usize..end].copy_from_slice(data);
+        reply.written(data.len() as u32);
+    }
+
+    fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
+        reply.ok();
+    }
+
+    fn fsync(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
+        if self.accepts_write() { reply.ok() } else { reply.error(Errno::EIO) }
+    }
+
+    fn unlink(&self, _: &Request, _: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        if !self.accepts_write() {
+            return reply.error(Errno::EIO);
+        }
+        // Whoever has it open goes on with it.
+        let gone = self.contents.lock().unwrap().names.remove(name);
+        if gone.is_some() { reply.ok() } else { reply.error(Errno::ENOENT) }
+    }
+
+    fn rename(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        name: &OsStr,
+        _: INodeNo,
+        newname: &OsStr,
+        _: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        let mut contents = self.contents.lock().unwrap();
+        match contents.names.remove(name) {
+            Some(ino) => {
+                contents.names.insert(newname.to_owned(), ino);
+                reply.ok();
+            }
+            None => reply.error(Errno::ENOENT),
+        }
+    }
+
+    fn readdir(&self, _: &Request, _: INodeNo, _: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+        let contents = self.contents.lock().unwrap();
+        for (at, (name, ino)) in contents.names.iter().enumerate().skip(offset as usize) {
+            if reply.add(INodeNo(*ino), at as u64 + 1, FileType::RegularFile, name) {
+                break;
+            }
+        }
+        reply.ok();
+    }
+}

@@ -1,0 +1,198 @@
+//! Callers of every kind: processes of other users, who say to the daemon what a test tells them to.
+//!
+//! Owns the way to another user's process (`setpriv` of util-linux gives it user and groups) and what it says there. Each
+//! program that uses it has a test `a_client_of_another_user`, which is that process. Needs root; elsewhere the tests
+//! say so and stop.
+
+#![allow(dead_code, reason = "each test uses its own part")]
+
+use std::io::IoSlice;
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+use serde_json::{Value, json};
+
+use crate::support::{self, TestClient, TestDaemon, sleep_ms};
+
+/// A user and its groups. Groups that every Linux has stand in for ours; their numbers follow the base system's.
+#[derive(Debug, Clone, Copy)]
+pub struct TestUser {
+    /// Its number.
+    pub uid: u32,
+    /// By name, with commas; empty: none.
+    pub groups: &'static str,
+}
+
+/// Says which groups stand in.
+pub const GROUPS: &str = "
+[access]
+coarse_group = \"games\"
+span_group = \"daemon\"
+telemetry_group = \"bin\"
+";
+
+/// What a user that has no number here looks like.
+pub const UNMAPPED: TestUser = TestUser { uid: 65_534, groups: "games,daemon,bin" };
+
+/// Whether this process may start others of other users.
+pub fn is_supported() -> bool {
+    support::skip::can_change_users()
+}
+
+/// A process of this user that will run the test `a_client_of_another_user` of this program.
+pub fn command_as(directory: &Path, user: TestUser) -> Command {
+    // The test program lies where others may not look.
+    let program = directory.join("client");
+    if !program.exists() {
+        // By a program of its own: a descriptor of ours to write it by would go into whatever another test starts meanwhile.
+        let own = std::env::current_exe().unwrap();
+        assert!(std::process::Command::new("cp").arg(own).arg(&program).status().unwrap().success());
+    }
+    let groups = match user.groups {
+        "" => "--clear-groups".to_owned(),
+        groups => format!("--groups={groups}"),
+    };
+    let mut command = Command::new("setpriv");
+    command
+        .arg(format!("--reuid={}", user.uid))
+        .arg(format!("--regid={}", user.uid))
+        .arg(groups)
+        .arg(program)
+        .args(["--exact", "a_client_of_another_user", "--ignored", "--nocapture"]);
+    command
+}
+
+/// What the daemon answers to these calls, in a process of this user.
+pub fn call_as(daemon: &TestDaemon, user: TestUser, calls: Value) -> Vec<Value> {
+    call_as_at(&daemon.socket(), user, calls)
+}
+
+/// The same of any daemon.
+pub fn call_as_at(socket: &Path, user: TestUser, calls: Value) -> Vec<Value> {
+    run_calls(command_as(socket.parent().unwrap(), user).env("SOCKET", socket), calls)
+}
+
+/// What the daemon answers to these calls of a process of this user that came by this connection otherwise.
+pub fn call_as_over(socket: &Path, user: TestUser, connection: UnixStream, calls: Value) -> Vec<Value> {
+    let mut command = command_as(socket.parent().unwrap(), user);
+    let connection = Stdio::from(std::os::fd::OwnedFd::from(connection));
+    run_calls(command.env("SOCKET", socket).env("INHERITED", "1").stdin(connection), calls)
+}
+
+fn run_calls(command: &mut Command, calls: Value) -> Vec<Value> {
+    let output = command.env("CALLS", calls.to_string()).output().unwrap();
+    let stdout = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{stdout}{}", String::from_utf8_lossy(&output.stderr));
+    stdout.lines().filter_map(|line| serde_json::from_str(line.split_once("ANSWER ")?.1).ok()).collect()
+}
+
+/// The other user's process: makes the calls it finds in its environment and prints the answers.
+///
+/// A call is `[method, parameters, connection, [flag, ...]]`, the latter two where they are not 0 and none. Besides
+/// there are "connect" (one connection more, and a question over it), "watch" (a stream that stays silent for a
+/// moment, or its refusal), "first" (the first answer of a stream over a connection of its own), "become" (another user,
+/// by its number), "hand over" (a connection, to whoever is at the other end of the standard input), and "compare" (how
+/// long questions after two spans take).
+pub fn run_as_other_user() {
+    let socket = std::env::var_os("SOCKET").expect("the other test says where");
+    let calls: Value = serde_json::from_str(&std::env::var("CALLS").unwrap()).unwrap();
+    let connect = || TestClient::from_stream(UnixStream::connect(&socket).unwrap());
+    let inherited = std::env::var_os("INHERITED").is_some();
+    let first = match inherited {
+        true => TestClient::from_stream(std::io::stdin().as_fd().try_clone_to_owned().unwrap().into()),
+        false => connect(),
+    };
+    let (mut clients, mut more) = (vec![first], Vec::new());
+    for call in calls.as_array().unwrap() {
+        let answer = match call[0].as_str().unwrap() {
+            "connect" => {
+                let mut next = connect();
+                next.send_raw(&support::encode_call("GetInfo", json!({}), &[]));
+                let answer = next.receive().unwrap();
+                more.push(next);
+                answer
+            }
+            "watch" => {
+                let mut next = connect();
+                next.send("WatchSpans", json!({}), &["more"]);
+                sleep_ms(50);
+                next.stream().set_read_timeout(Some(std::time::Duration::from_millis(50))).unwrap();
+                let mut byte = [0; 1];
+                let silent =
+                    rustix::net::recv(next.stream(), &mut byte, rustix::net::RecvFlags::PEEK).is_err();
+                let answer =
+                    if silent { json!({ "parameters": "watches" }) } else { next.receive().unwrap() };
+                more.push(next);
+                answer
+            }
+            "first" => {
+                let mut next = connect();
+                next.send(call[1].as_str().unwrap(), json!({}), &["more"]);
+                // Something to see; whether this user may is not the question here.
+                clients[0].call_raw("OpenSpan", json!({ "span": "seen" }));
+                clients[0].call_raw("CloseSpan", json!({ "span": "seen", "wait_settled": true }));
+                next.receive().unwrap()
+            }
+            "become" => {
+                let uid = rustix::process::Uid::from_raw(call[1].as_u64().unwrap() as u32);
+                rustix::thread::set_thread_res_uid(uid, uid, uid).unwrap();
+                Value::Null
+            }
+            "hand over" => {
+                let mut next = connect();
+                let stream = next.stream();
+                let descriptors = [stream.as_fd()];
+                let mut space = vec![std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+                let mut ancillary = SendAncillaryBuffer::new(&mut space);
+                assert!(ancillary.push(SendAncillaryMessage::ScmRights(&descriptors)));
+                let bytes = [IoSlice::new(b"!")];
+                sendmsg(std::io::stdin(), &bytes, &mut ancillary, SendFlags::empty()).unwrap();
+                Value::Null
+            }
+            "compare" => {
+                compare_latency(&mut clients[0], call[1].as_str().unwrap(), call[2].as_str().unwrap())
+            }
+            method => {
+                let at = call[2].as_u64().unwrap_or(0) as usize;
+                while clients.len() <= at {
+                    clients.push(connect());
+                }
+                let flags: Vec<&str> =
+                    call[3].as_array().into_iter().flatten().map(|flag| flag.as_str().unwrap()).collect();
+                clients[at].send_raw(&support::encode_call(method, call[1].clone(), &flags));
+                if flags == ["oneway"] { Value::Null } else { clients[at].receive().unwrap_or(Value::Null) }
+            }
+        };
+        println!("ANSWER {answer}");
+    }
+}
+
+/// Asks after two spans by turns, often; the medians of how long that took, and by how many of its own standard
+/// deviations the rank sum of the first differs from what it would be if there were no difference.
+fn compare_latency(client: &mut TestClient, one: &str, other: &str) -> Value {
+    const ROUNDS: usize = 50_000;
+    let mut took: Vec<(u128, bool)> = Vec::new();
+    for turn in 0..ROUNDS {
+        // Neither is always the one that comes after the pause.
+        for first in [turn % 2 == 0, turn % 2 == 1] {
+            let begun = Instant::now();
+            client.call_raw("GetSpan", json!({ "span": if first { one } else { other } }));
+            took.push((begun.elapsed().as_nanos(), first));
+        }
+    }
+    took.sort_unstable();
+    let median = |which: bool| {
+        let mut own = took.iter().filter(|(_, first)| *first == which);
+        own.nth(ROUNDS / 2).map(|(ns, _)| *ns as u64)
+    };
+    let ranks: f64 =
+        took.iter().enumerate().filter(|(_, (_, first))| *first).map(|(rank, _)| rank as f64 + 1.0).sum();
+    let turns = ROUNDS as f64;
+    let (expected, deviation) =
+        (turns * (2.0 * turns + 1.0) / 2.0, (turns * turns * (2.0 * turns + 1.0) / 12.0).sqrt());
+    json!({ "medians_ns": [median(true), median(false)], "deviations": (ranks - expected) / deviation })
+}
