@@ -181,7 +181,7 @@ fn check_interface(interface: &str) -> Result<(), DbusError> {
     }
 }
 
-/// Whether this member of the meter's interface, or of any where none is named, is a guest's to ask.
+/// Whether this member of the meter's interface, or of any where none is named, is forwarded to the service.
 pub fn is_client_method(interface: Option<&str>, name: &str) -> bool {
     match interface {
         Some(INTERFACE | PROPERTIES_INTERFACE) => true,

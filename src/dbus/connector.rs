@@ -37,7 +37,7 @@ const MAX_RECONNECT_DELAY: Duration = Duration::from_secs(60);
 /// How long joining the bus may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Messages that zbus may hold; each is bounded by the intake.
+/// Messages that zbus may hold; `CappedSocket` bounds each.
 const MAX_QUEUED_MESSAGES: NonZeroUsize = NonZeroUsize::MIN.saturating_add(7);
 
 /// `DBUS_NAME_FLAG_DO_NOT_QUEUE`, and the reply that the name is ours.

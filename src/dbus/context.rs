@@ -13,7 +13,7 @@ use super::dbus_error::DbusError;
 use super::json;
 use crate::server::ConnectionSender;
 
-/// The desk.
+/// Shared by all clients on the bus.
 #[derive(Debug)]
 pub struct DbusContext {
     /// The bus.

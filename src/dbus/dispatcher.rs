@@ -1,4 +1,4 @@
-//! Every message from the bus, and who gets it.
+//! Dispatches every message from the bus.
 //!
 //! Owns the list of clients and the bounds on what waits for them: calls of one client, bytes of all. What is beyond is
 //! answered at once and forgotten. Never waits for a client, nor for an answer of the bus: its own questions would stand
@@ -34,7 +34,7 @@ const MAX_PENDING_BYTES: usize = 8 << 20;
 /// How long clients may take to be told the last answers when the service ends.
 const DRAIN_TIMEOUT: Duration = Duration::from_millis(300);
 
-/// The reception.
+/// Routes messages to the clients' tasks.
 #[derive(Debug)]
 pub struct DbusDispatcher {
     context: Arc<DbusContext>,

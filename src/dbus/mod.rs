@@ -5,7 +5,7 @@
 //!        size limit       routing       one client, one connection
 //! ```
 //!
-//! Owns nothing of the meter. Each client on the bus becomes one ordinary connection of the socket's door, with the
+//! Owns nothing of the meter. Each client on the bus becomes one ordinary connection of the socket server, with the
 //! credentials that the bus states for it, so that access, quotas, refusals and abandonment are the same code. Runs on a
 //! thread of its own with its own runtime; a flood here costs that thread, not the service's and never a sampler's.
 
@@ -62,8 +62,8 @@ pub struct DbusServer {
     ended: mpsc::Receiver<()>,
 }
 
-/// Goes on the bus that the configuration names, and gives what the door of the socket needs to know of it; `None` where
-/// it names none. `tell` is told of each change of state.
+/// Goes on the bus that the configuration names, and returns the receiver of its connections, for the socket server; `None` where
+/// it names none. `log` is called with each change of state.
 ///
 /// # Errors
 /// The system gives no thread or no sockets.

@@ -57,7 +57,7 @@ pub struct ServiceConnection {
 }
 
 impl ServiceConnection {
-    /// Over the end that an usher gave.
+    /// Over a socket from [`ConnectionSender::connect`](crate::server::ConnectionSender::connect).
     pub fn new(stream: std::os::unix::net::UnixStream) -> io::Result<Self> {
         Ok(Self { stream: BufReader::new(into_tokio(stream)?), buffer: Vec::new() })
     }

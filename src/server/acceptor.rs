@@ -1,4 +1,4 @@
-//! Who comes in: accepting connections within their limits.
+//! Accepts connections within the limits.
 //!
 //! Owns the listener, the count of connections for each user, and one descriptor in reserve. Whoever is one too many
 //! is told so and let go; nobody is left in the queue to be accepted again and again. Invariant: the counts are those
@@ -26,7 +26,7 @@ const MAX_ACCEPTS_PER_WAKEUP: usize = 32;
 /// How long nobody is accepted after the system had no descriptor even for the reserve.
 const ACCEPT_PAUSE_NS: u64 = 100_000_000;
 
-/// Somebody who may come in.
+/// An accepted connection.
 #[derive(Debug)]
 pub struct AcceptedConnection {
     /// The connection.
@@ -39,10 +39,10 @@ pub struct AcceptedConnection {
     pub pid: Option<u32>,
 }
 
-/// The gate.
+/// Accepts connections, and counts them for each user.
 pub struct Acceptor {
     listeners: Vec<RegisteredSocket<UnixListener>>,
-    /// Those whom another door brings, and the bell that says so.
+    /// Connections that another server (D-Bus) forwards, and the socket that becomes readable when one is queued.
     forwarded: Option<(ConnectionReceiver, RegisteredSocket<UnixStream>)>,
     listener_key: usize,
     reserve_fd: Option<File>,
@@ -54,7 +54,7 @@ pub struct Acceptor {
 }
 
 impl Acceptor {
-    /// Watches the listeners, all under `key`, and under a key of its own the bell of those whom another door brings.
+    /// Registers the listeners, all under `key`, and the wake socket of `forwarded` under its own key.
     pub fn new(
         poller: &Arc<Poller>,
         key: usize,
@@ -97,7 +97,7 @@ impl Acceptor {
         accepted
     }
 
-    /// Lets in whom another door has brought, by the same rule.
+    /// Accepts forwarded connections under the same limits.
     fn accept_forwarded(&mut self) -> Vec<AcceptedConnection> {
         let Some((receiver, _)) = &self.forwarded else { return Vec::new() };
         match receiver.drain() {

@@ -243,7 +243,7 @@ impl ClientConnection {
         }
     }
 
-    /// Says why and hears no more; the answers so far are still sent.
+    /// Writes the error and reads no more; the replies so far are still sent.
     pub fn reject(&mut self, error: &MethodError) {
         self.reply_queue.write(|out| error.encode(out));
         self.close_read();

@@ -1,8 +1,8 @@
 //! Connections that another server of this daemon (D-Bus) forwards: one end of a socket pair, and the peer's credentials.
 //!
 //! Owns the channel from that server's thread to this one: a queue, and a socket that wakes the poller. Whoever comes this way is
-//! counted, judged and served like one who came through the listener; what the other door knows is only the credentials
-//! its own transport states. The bell carries no meaning: lost or doubled rings change nothing.
+//! counted, judged and served like one who came through the listener; the other server states only the credentials
+//! its own transport states. The bytes on the wake socket carry no meaning.
 
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -10,32 +10,32 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 
 use crate::unix_socket::PeerCredentials;
 
-/// A client on its way in.
+/// A connection to hand to the socket server.
 #[derive(Debug)]
 pub struct ForwardedConnection {
     /// Our end of its pair.
     pub stream: UnixStream,
-    /// Who is at the other end, as the other door's transport says.
+    /// The credentials that the other server's transport states.
     pub credentials: PeerCredentials,
     /// Its process, where that transport tells.
     pub pid: Option<u32>,
 }
 
-/// The other door's side.
+/// The sending side, of the other server.
 #[derive(Debug)]
 pub struct ConnectionSender {
     queue: Sender<ForwardedConnection>,
     wake_socket: UnixStream,
 }
 
-/// The service's side.
+/// The receiving side, of the socket server.
 #[derive(Debug)]
 pub struct ConnectionReceiver {
     queue: Receiver<ForwardedConnection>,
     wake_socket: UnixStream,
 }
 
-/// Both sides of a new way in.
+/// Creates both sides.
 ///
 /// # Errors
 /// The system gives no pair of sockets.
@@ -59,19 +59,19 @@ impl ConnectionSender {
         let (client_end, stream) = UnixStream::pair()?;
         let ended = |_| io::Error::from(io::ErrorKind::NotConnected);
         self.queue.send(ForwardedConnection { stream, credentials, pid }).map_err(ended)?;
-        // A bell that is full rings already.
+        // A full wake socket wakes the poller already.
         let _ = (&self.wake_socket).write(&[1]);
         Ok(client_end)
     }
 }
 
 impl ConnectionReceiver {
-    /// What becomes readable when somebody comes.
+    /// The socket that becomes readable when a connection is queued.
     pub fn wake_socket(&self) -> io::Result<UnixStream> {
         self.wake_socket.try_clone()
     }
 
-    /// Everybody who has come since; `None` once nobody will come any more.
+    /// The queued connections; `None` once the sender is dropped.
     pub fn drain(&self) -> Option<Vec<ForwardedConnection>> {
         let mut buffer = [0; 256];
         loop {

@@ -1,4 +1,4 @@
-//! Which client sits where.
+//! The table of connections.
 //!
 //! Owns the table from places to connections. A place is given again after its client left, an id never: whoever holds
 //! an id of somebody who left finds nobody, not the next one in that place.
@@ -12,7 +12,7 @@ use crate::service::reply_to::ConnectionId;
 /// The bits of an id that are the place; the rest is a serial number.
 const INDEX_BITS: u32 = 24;
 
-/// All seats.
+/// The connections, by index.
 #[derive(Default)]
 pub struct ConnectionTable {
     slots: Vec<Option<ClientConnection>>,
@@ -22,7 +22,7 @@ pub struct ConnectionTable {
 }
 
 impl ConnectionTable {
-    /// Seats the client that `make` makes of a place and an id.
+    /// Inserts the connection that `create` returns for an index and an id.
     pub fn insert(
         &mut self,
         create: impl FnOnce(usize, ConnectionId) -> io::Result<ClientConnection>,
@@ -39,12 +39,12 @@ impl ConnectionTable {
         Ok(())
     }
 
-    /// Who sits there.
+    /// The connection at an index.
     pub fn get_mut(&mut self, index: usize) -> Option<&mut ClientConnection> {
         self.slots.get_mut(index)?.as_mut()
     }
 
-    /// Where this client sits, if it is still here.
+    /// The index of a connection, if it is still open.
     pub fn index_of(&self, id: ConnectionId) -> Option<usize> {
         let index = (id & ((1 << INDEX_BITS) - 1)) as usize;
         let connection = self.slots.get(index)?.as_ref()?;

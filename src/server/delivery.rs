@@ -1,4 +1,4 @@
-//! What the door hands out: final accounts, the disk's answers, the streams' next ones.
+//! Delivery of deferred replies and stream items: final accounts, results of stored queries, domain ticks.
 //!
 //! Owns the way from the service to those who wait or watch. Nobody is waited for: who does not take what it is told is
 //! let go by its connection's own limits.

@@ -1,6 +1,6 @@
-//! One message in, one answer out.
+//! Dispatches one message to the service and writes its reply.
 //!
-//! Owns the way of every call, whatever door it came through: envelope, access, parameters, the service, the reply
+//! Owns the processing of every call, from the socket and from D-Bus: envelope, access, parameters, the service, the reply
 //! or the refusal. Knows no socket and keeps nothing between two calls.
 
 use serde::Serialize;

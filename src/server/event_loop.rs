@@ -32,7 +32,7 @@ const FORWARDED_KEY: usize = 2;
 const RELOAD_KEY: usize = 3;
 const FIRST_CONNECTION_KEY: usize = 4;
 
-/// What one client's turn may read.
+/// The read buffer: the input of one client in one slice.
 const READ_BUFFER_BYTES: usize = 64 * 1024;
 
 /// How long waiting closes may still settle when the service ends.
@@ -71,7 +71,7 @@ pub(crate) struct SocketServer {
     pub(crate) stopping: bool,
     pub(crate) connections: ConnectionTable,
     pub(crate) subscriptions: Subscriptions,
-    /// Places of those whose turn ended before their messages did.
+    /// Indexes of the connections whose slice ended before their messages were handled.
     pub(crate) yielded: Vec<usize>,
     scheduler: FairScheduler,
     slice_number: u64,
@@ -81,7 +81,7 @@ pub(crate) struct SocketServer {
     pub(crate) next_sweep_ns: u64,
 }
 
-/// A client that has something to say.
+/// A client that is ready to be served.
 struct ReadyClient {
     order: (u64, u64),
     index: usize,

@@ -1,4 +1,4 @@
-//! Which client's turn is next: users in the order of the service time that they have used.
+//! Fair scheduling of clients: users in the order of the service time that they have used.
 //!
 //! Owns one virtual time for each user, as in start-time fair queueing (Goyal, Vin, Cheng 1996): a user that was idle begins
 //! at the present virtual time, and each turn moves it on by what the turn took. So a user that asks seldom waits for one
@@ -16,7 +16,7 @@ const CONTENTION_WINDOW_NS: u64 = 100_000_000;
 /// Beyond so many users, all begin anew together.
 const MAX_USERS: usize = 1024;
 
-/// All users' times.
+/// The virtual time of each user.
 #[derive(Debug, Default)]
 pub(crate) struct FairScheduler {
     /// By user, when its next turn would begin.
@@ -28,7 +28,7 @@ pub(crate) struct FairScheduler {
 }
 
 impl FairScheduler {
-    /// When a turn of this user would begin; the lowest goes first.
+    /// The start tag of this user's next slice; the lowest is served first.
     pub(crate) fn start_tag(&self, uid: u32) -> u64 {
         self.finish_tags
             .get(&uid)

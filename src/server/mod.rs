@@ -1,8 +1,8 @@
 //! The Unix socket: connections, framing and dispatch of the calls to the service.
 //!
 //! ```text
-//! socket ─► door ─► connection ─► exchange ─► service ─► attributor
-//! binding    turns    framing       one call    meaning
+//! socket ─► acceptor ─► connection ─► dispatch ─► service ─► attributor
+//!            limits      framing       one call    meaning
 //! ```
 //!
 //! Owns everything between a connected socket and the attributor: one thread, no runtime, level-triggered readiness.

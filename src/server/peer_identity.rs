@@ -1,7 +1,7 @@
 //! Who is at the other end of a connection.
 //!
 //! Owns what its transport stated when it came, and what that lets it do. Invariant: a later rule judges by the same
-//! statement; the socket is not asked again, since that of a client whom another door brought is the daemon's own.
+//! statement; the socket is not asked again, since that of a forwarded connection belongs to the daemon itself.
 
 use crate::process_usage::ProcessIdentity;
 use crate::service::access::{AccessPolicy, Peer};

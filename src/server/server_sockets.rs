@@ -11,7 +11,7 @@ use super::connection_channel::ConnectionReceiver;
 pub struct ServerSockets {
     /// Where new clients come in, if any do.
     pub listeners: Vec<UnixListener>,
-    /// Clients of another door of this daemon, beside those of the listeners.
+    /// Connections that another server of this daemon (D-Bus) forwards.
     pub forwarded: Option<ConnectionReceiver>,
     /// Clients that are connected already: ends of pairs made by this very process, trusted as itself.
     pub connections: Vec<UnixStream>,

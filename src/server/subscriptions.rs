@@ -1,4 +1,4 @@
-//! Those who watch: whose stream is due what, and when.
+//! The subscriptions of streaming calls, and when each is due.
 //!
 //! Owns the list of streams and the times at which domains are told. Knows no socket: gives places, not connections.
 //! A watcher that is late is told from now on; a burst of old figures helps nobody.
@@ -12,7 +12,7 @@ use crate::service::reply_to::ConnectionId;
 /// to a second ago.
 const SAMPLER_WAKE_NS: u64 = 5_000_000;
 
-/// Everybody who watches something.
+/// All subscriptions.
 #[derive(Debug, Default)]
 pub struct Subscriptions {
     list: Vec<ClientSubscription>,
