@@ -149,8 +149,8 @@ fn row(what: &str, target: f64, value: f64, unit: &str) {
     println!("{what:<58} target {target:>7.1} {unit:<2}  {value:>8.1} {unit:<2}  {word}");
 }
 
-/// `--short OPEN DOMAINS TICKS RUNS`: one rig, the best of so many runs of so many ticks of 100 pairs; for a profiler that
-/// counts instructions (the difference between two counts of ticks leaves the rig's own out) and for busy machines.
+/// `--short OPEN DOMAINS TICKS RUNS`: one bench, the best of so many runs of so many ticks of 100 pairs; for a profiler that
+/// counts instructions (the difference between two counts of ticks leaves its own set-up out) and for busy machines.
 fn short(mut numbers: impl Iterator<Item = usize>) {
     let mut number = |otherwise| numbers.next().unwrap_or(otherwise);
     let mut bench = AttributionBench::new(number(10_000), number(4), false, false);

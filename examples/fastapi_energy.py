@@ -80,17 +80,17 @@ def ask(port: int, tokens: int, stream: bool) -> dict[str, Any]:
         return json.loads(
             next(line for line in body.splitlines() if line.startswith(": wattspan "))[len(": wattspan ") :]
         )
-    told = dict(part.split("=") for part in response.getheader("wattspan-energy", "").split(", ") if part)
-    return {**told, "span": response.getheader("wattspan-span")}
+    energy = dict(part.split("=") for part in response.getheader("wattspan-energy", "").split(", ") if part)
+    return {**energy, "span": response.getheader("wattspan-span")}
 
 
 def drive(port: int, questions: int) -> bool:
     """Asks all at once, every fourth without a stream; whether the sums hold."""
     before = wattspan.balance()
-    told: list[Any] = [None] * questions
+    results: list[Any] = [None] * questions
 
     def work(number: int) -> None:
-        told[number] = ask(port, 4 + number % 13, stream=number % 4 != 3)
+        results[number] = ask(port, 4 + number % 13, stream=number % 4 != 3)
 
     threads = [threading.Thread(target=work, args=(number,)) for number in range(questions)]
     for thread in threads:
@@ -101,7 +101,7 @@ def drive(port: int, questions: int) -> bool:
     while len(accounts) < questions and time.monotonic() < end:
         time.sleep(0.01)
     print(f"{'request':34} {'energy':>22} {'decode':>9} {'tokens':>6} {'at once':>7} {'told in the answer':>20}")
-    in_answers = {each["span"]: each for each in told}
+    in_answers = {each["span"]: each for each in results}
     for account in accounts:
         decode = account.phase("decode")
         error = f" ± {account.error_j:.3f}" if account.error_j is not None else ""

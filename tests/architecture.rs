@@ -398,7 +398,7 @@ fn a_type_has_its_methods_in_two_files_at_most() {
     let modules = modules();
     let mut files_of: BTreeMap<(String, String), BTreeSet<&str>> = BTreeMap::new();
     for file in &modules.files {
-        // A type's name is unique in its module only, so types of one name in two modules are told apart by it.
+        // A type's name is unique in its module only, so types of one name in two modules are distinguished by it.
         let module = file.path.split('/').next().unwrap_or_default().trim_end_matches(".rs").to_owned();
         for item in &file.syntax.items {
             let syn::Item::Impl(item) = item else { continue };

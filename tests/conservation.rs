@@ -180,7 +180,7 @@ fn an_account_does_not_depend_on_the_order_of_messages() {
             edges.push((from, span, true));
             edges.push((from + rng.range(30 * MS, 100 * MS), span, false));
         }
-        // Arrival: up to 9 ms after the edge, by another dice for each delivery.
+        // Arrival: up to 9 ms after the edge, drawn anew for each delivery.
         let mut late = TestRng(shuffle);
         let mut arrivals: Vec<(u64, u64, usize, bool)> =
             edges.iter().map(|&(at, span, open)| (at + late.range(0, 9 * MS), at, span, open)).collect();

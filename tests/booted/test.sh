@@ -66,7 +66,7 @@ shows() { # SYSFS WHAT
 # What a system has of other mechanisms.
 others() { find -L "$1/class/powercap" "$1/class/hwmon" "$1/class/power_supply" "$1/class/drm" /proc/driver/nvidia -mindepth 1 -maxdepth 1 2>/dev/null || true; }
 # A stand-in for the power PMU below /etc/wattspan/sys, which has the type and the events of another: TYPE NAME=EVENT...
-stand_in() {
+fake_pmu() {
   local tree=$machine/rootfs/etc/wattspan/sys devices kind=$1 event
   devices=$tree/bus/event_source/devices
   rm -rf "$tree"
@@ -251,7 +251,7 @@ as ann python3 /root/client.py call GetInfo >/dev/null; active; ok "whoever come
 
 echo "== perf_event_open under the unit's capability and filter"
 if kind=$(in_ cat /sys/bus/event_source/devices/msr/type 2>/dev/null); then
-  stand_in "$kind" energy-pkg=0x00
+  fake_pmu "$kind" energy-pkg=0x00
   echo "$kind" >"$machine/rootfs/etc/wattspan/sys/bus/event_source/devices/msr/type"
   echo event=0x00 >"$machine/rootfs/etc/wattspan/sys/bus/event_source/devices/msr/events/tsc"
   in_ systemctl reset-failed wattspand.service
@@ -268,7 +268,7 @@ echo "== a platform counter that never moves"
 software=$(in_ cat /sys/bus/event_source/devices/software/type)
 for events in "energy-psys=0x09" "energy-psys=0x09 energy-pkg=0x00"; do
   read -r -a words <<<"$events"
-  stand_in "$software" "${words[@]}"
+  fake_pmu "$software" "${words[@]}"
   in_ systemctl reset-failed wattspand.service
   restart
   shows "$machine/rootfs/etc/wattspan/sys" "${events//=0x??/}"

@@ -8,7 +8,7 @@ import sys
 out = pathlib.Path(sys.argv[1])
 lanes = int(sys.argv[2]) if len(sys.argv) > 2 else 4
 out.mkdir(parents=True)
-dice = random.Random(7)
+rng = random.Random(7)
 SUBJECTS = ["arithmetic", "general knowledge", "language & <logic>", "reading", "science", "world history and geography"]
 domains = [
     {"name": "package-0", "kind": "package", "source": "powercap", "counted": True, "grade": "measured"},
@@ -18,16 +18,16 @@ questions, rows, texts = [], [], []
 free = [0.0] * lanes
 spans = []
 for at in range(300):
-    subject = SUBJECTS[dice.randrange(len(SUBJECTS))]
+    subject = SUBJECTS[rng.randrange(len(SUBJECTS))]
     hard = SUBJECTS.index(subject)
-    tokens_in, tokens_out = 30 + dice.randrange(200), 10 + int(dice.expovariate(1 / (40 + 20 * hard)))
-    first = 0.05 + tokens_in * 4e-4 * dice.uniform(0.9, 1.3)
-    seconds = first + tokens_out * 0.011 * dice.uniform(0.9, 1.2)
+    tokens_in, tokens_out = 30 + rng.randrange(200), 10 + int(rng.expovariate(1 / (40 + 20 * hard)))
+    first = 0.05 + tokens_in * 4e-4 * rng.uniform(0.9, 1.3)
+    seconds = first + tokens_out * 0.011 * rng.uniform(0.9, 1.2)
     lane = min(range(lanes), key=free.__getitem__)
     began = free[lane]
-    free[lane] = began + seconds + dice.uniform(0.002, 0.08)
+    free[lane] = began + seconds + rng.uniform(0.002, 0.08)
     failed = at % 60 == 59
-    watts = (40 + 110 * dice.uniform(0.8, 1.0)) / lanes
+    watts = (40 + 110 * rng.uniform(0.8, 1.0)) / lanes
     share = int(watts * seconds * 1e6)
     prefill = int(share * min(0.9, 1.6 * first / seconds))
     part = lambda of: {"share_uj": int(share * of), "error_uj": int(share * of * 0.01), "idle_uj": int(share * of * 0.3), "window_uj": int(share * of) * lanes}
@@ -38,13 +38,13 @@ for at in range(300):
         row["error"] = "the server closed the connection without saying so" if at % 120 == 59 else "HTTP 503: <b>busy</b>"
     else:
         row |= {
-            "score": float(dice.random() < 0.85 - 0.1 * hard),
+            "score": float(rng.random() < 0.85 - 0.1 * hard),
             "first_token_ns": int(first * 1e9),
             "between_tokens_ns": [11_000_000, 14_000_000],
             "tokens_in": tokens_in,
             "tokens_cached": 8,
             "tokens_out": tokens_out,
-            "mean_logprob": -0.4 * dice.uniform(0.5, 1.5),
+            "mean_logprob": -0.4 * rng.uniform(0.5, 1.5),
         }
     row["energy"] = {
         "share_uj": share,
@@ -68,7 +68,7 @@ def lines(name, of):
 
 def power(at):
     open_now = sum(begin <= at < end for begin, end in spans)
-    return int(1000 * (40 + 110 * open_now / lanes * dice.uniform(0.9, 1.0)))
+    return int(1000 * (40 + 110 * open_now / lanes * rng.uniform(0.9, 1.0)))
 
 
 instants = [at / 10 for at in range(int(max(free) * 10) + 10)]
