@@ -45,7 +45,7 @@ pub fn run_questions(
 ) -> (RunOutcome, Vec<QueryRow>) {
     let questions: Vec<Question> = question::built_in().into_iter().take(spec.questions).collect();
     let asking = RequestSettings {
-        target: llm.url().parse().unwrap(),
+        base_url: llm.url().parse().unwrap(),
         api: Api::Chat,
         model: spec.model.to_owned(),
         system_prompt: None,
@@ -67,7 +67,7 @@ pub fn run_questions(
     };
     let mut directory = RunDir::create(path, &manifest, &questions).unwrap();
     let setup = RunSetup {
-        pool: build_pool(&asking.target, connection_pool::PoolSettings::default()).unwrap(),
+        pool: build_pool(&asking.base_url, connection_pool::PoolSettings::default()).unwrap(),
         request_settings: asking,
         metering,
         domains: domains.to_vec(),

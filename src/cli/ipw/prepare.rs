@@ -57,7 +57,7 @@ pub async fn prepare_new(options: &MeterOptions, args: &IpwRunArgs) -> Result<Pr
         version: FORMAT_VERSION,
         label: args.label.clone().unwrap_or_else(|| asking.model.clone()),
         model: asking.model.clone(),
-        server: asking.target.to_string(),
+        server: asking.base_url.to_string(),
         settings: encode_settings(&asking, conduct),
         questions: args.questions.as_ref().map_or("built in".into(), |file| file.display().to_string()),
         fingerprint: question::fingerprint(&questions),

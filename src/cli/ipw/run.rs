@@ -130,7 +130,7 @@ async fn run_questions(options: &MeterOptions, args: &IpwRunArgs) -> Result<u8, 
         None => (None, None),
     };
     let model = printable(&manifest.model);
-    eprint_message(&format!("asks {model} at {}, into {}", asking.target, directory.path().display()));
+    eprint_message(&format!("asks {model} at {}, into {}", asking.base_url, directory.path().display()));
     let setup = RunSetup {
         pool,
         request_settings: asking,

@@ -70,7 +70,7 @@ impl ServerOptions {
             seed => Some(seed.parse().map_err(|_| CliError::new(2, "--seed takes a whole number, or -"))?),
         };
         let mut asking = RequestSettings {
-            target: url,
+            base_url: url,
             api: self.api,
             model: self.model.clone().unwrap_or_default(),
             system_prompt: self.system.clone(),
@@ -88,7 +88,7 @@ impl ServerOptions {
                     FAILURE,
                     format!(
                         "{}: {reason}; is the server up? (--url, --api, --model name another)",
-                        asking.target
+                        asking.base_url
                     ),
                 )
             })?;

@@ -57,7 +57,7 @@ impl Api {
 #[derive(Debug, Clone)]
 pub struct RequestSettings {
     /// The server's base URL; for OpenAI's interfaces it ends with `/v1` as a rule.
-    pub target: BaseUrl,
+    pub base_url: BaseUrl,
     /// Which interface.
     pub api: Api,
     /// The model, in the server's words.
@@ -101,8 +101,8 @@ impl RequestSettings {
         let path = self.api.path().parse().map_err(http::Error::from)?;
         let mut request = Request::builder()
             .method(Method::POST)
-            .uri(self.target.request_uri(Some(&path))?)
-            .header(header::HOST, self.target.host_header())
+            .uri(self.base_url.request_uri(Some(&path))?)
+            .header(header::HOST, self.base_url.host_header())
             .header(header::CONTENT_TYPE, "application/json")
             .header(header::USER_AGENT, concat!("wattspan/", env!("CARGO_PKG_VERSION")))
             .header(header::CONTENT_LENGTH, body.len())
@@ -119,8 +119,8 @@ impl RequestSettings {
         let path = if self.api == Api::Ollama { "/api/tags" } else { "/models" };
         let path = path.parse().map_err(http::Error::from)?;
         let mut request = Request::builder()
-            .uri(self.target.request_uri(Some(&path))?)
-            .header(header::HOST, self.target.host_header())
+            .uri(self.base_url.request_uri(Some(&path))?)
+            .header(header::HOST, self.base_url.host_header())
             .body(full_body(""))?;
         self.add_authorization(request.headers_mut())?;
         Ok(request)
@@ -189,7 +189,7 @@ pub(in crate::ipw) mod tests {
 
     pub fn request_settings(api: Api) -> RequestSettings {
         RequestSettings {
-            target: "http://127.0.0.1:8000/v1".parse().unwrap(),
+            base_url: "http://127.0.0.1:8000/v1".parse().unwrap(),
             api,
             model: "m".into(),
             system_prompt: None,
