@@ -153,6 +153,6 @@ impl ZoneCounter {
             self.counter.interrupt();
             return EnergyReading::default();
         };
-        self.counter.advance(self.scale.to_register_count(microjoules), before_ns, clock.now_ns())
+        self.counter.advance(self.scale.register_count(microjoules), before_ns, clock.now_ns())
     }
 }

@@ -175,7 +175,7 @@ impl RegisterScale {
     }
 
     /// The register's count behind `microjoules`.
-    pub fn to_register_count(&self, microjoules: u64) -> u64 {
+    pub fn register_count(&self, microjoules: u64) -> u64 {
         if self.driver_unit_nj == 0 {
             return microjoules;
         }

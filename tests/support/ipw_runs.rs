@@ -44,7 +44,7 @@ pub fn run_questions(
     path: &Path,
 ) -> (RunOutcome, Vec<QueryRow>) {
     let questions: Vec<Question> = question::built_in().into_iter().take(spec.questions).collect();
-    let asking = RequestSettings {
+    let request_settings = RequestSettings {
         base_url: llm.url().parse().unwrap(),
         api: Api::Chat,
         model: spec.model.to_owned(),
@@ -62,13 +62,16 @@ pub fn run_questions(
         fingerprint: question::fingerprint(&questions),
         count: questions.len(),
         repeats: spec.repeats,
-        settings: encode_settings(&asking, RunSettings { workload: spec.pace, warm_up: 0, retries: 0 }),
+        settings: encode_settings(
+            &request_settings,
+            RunSettings { workload: spec.pace, warm_up: 0, retries: 0 },
+        ),
         ..Manifest::default()
     };
     let mut directory = RunDir::create(path, &manifest, &questions).unwrap();
     let setup = RunSetup {
-        pool: build_pool(&asking.base_url, connection_pool::PoolSettings::default()).unwrap(),
-        request_settings: asking,
+        pool: build_pool(&request_settings.base_url, connection_pool::PoolSettings::default()).unwrap(),
+        request_settings,
         metering,
         domains: domains.to_vec(),
         workload: spec.pace,

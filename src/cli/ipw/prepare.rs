@@ -26,11 +26,11 @@ use crate::protocol::{DaemonInfo, DomainStatus};
 /// A run about to ask.
 pub struct PreparedRun {
     /// How the server is asked.
-    pub asking: RequestSettings,
+    pub request_settings: RequestSettings,
     /// Connections to it.
     pub pool: ConnectionPool<BoxBody>,
     /// How it goes about its questions.
-    pub conduct: RunSettings,
+    pub run_settings: RunSettings,
     /// The meter, if there is one, and what it said of itself.
     pub meter: Option<(Arc<MeterConnector>, DaemonInfo)>,
     /// Where rows go.
@@ -43,10 +43,10 @@ pub struct PreparedRun {
 
 /// A new run, with its directory.
 pub async fn prepare_new(options: &MeterOptions, args: &IpwRunArgs) -> Result<PreparedRun, CliError> {
-    let (asking, pool) = args.server.connect().await?;
+    let (request_settings, pool) = args.server.connect().await?;
     let meter = connect_meter(options, args)?;
     let pace = args.rate.map_or(Workload::ClosedLoop(args.concurrency as usize), Workload::OpenLoop);
-    let conduct = RunSettings { workload: pace, warm_up: args.warm_up, retries: args.retries };
+    let run_settings = RunSettings { workload: pace, warm_up: args.warm_up, retries: args.retries };
     let questions = load_questions(args)?;
     let (domains, not_live) =
         meter.as_ref().map_or_else(Default::default, |(_, info)| scope::live_domains(info));
@@ -55,10 +55,10 @@ pub async fn prepare_new(options: &MeterOptions, args: &IpwRunArgs) -> Result<Pr
     }
     let manifest = Manifest {
         version: FORMAT_VERSION,
-        label: args.label.clone().unwrap_or_else(|| asking.model.clone()),
-        model: asking.model.clone(),
-        server: asking.base_url.to_string(),
-        settings: encode_settings(&asking, conduct),
+        label: args.label.clone().unwrap_or_else(|| request_settings.model.clone()),
+        model: request_settings.model.clone(),
+        server: request_settings.base_url.to_string(),
+        settings: encode_settings(&request_settings, run_settings),
         questions: args.questions.as_ref().map_or("built in".into(), |file| file.display().to_string()),
         fingerprint: question::fingerprint(&questions),
         count: questions.len(),
@@ -74,7 +74,7 @@ pub async fn prepare_new(options: &MeterOptions, args: &IpwRunArgs) -> Result<Pr
     };
     let path = args.out.clone().unwrap_or_else(|| default_run_dir(&manifest));
     let directory = RunDir::create(&path, &manifest, &questions).map_err(anyhow::Error::from)?;
-    Ok(PreparedRun { asking, pool, conduct, meter, directory, manifest, questions })
+    Ok(PreparedRun { request_settings, pool, run_settings, meter, directory, manifest, questions })
 }
 
 /// A run goes on as it was begun: the same model, asked in the same way at the same pace, and the same machine. The server
@@ -88,8 +88,8 @@ pub async fn prepare_resumed(
     let mut server = args.server.clone();
     server.model = Some(manifest.model.clone());
     server.url = server.url.or_else(|| manifest.server.parse().ok());
-    let (mut asking, pool) = server.connect().await?;
-    let conduct = decode_settings(&manifest.settings, &mut asking).ok_or_else(|| {
+    let (mut request_settings, pool) = server.connect().await?;
+    let run_settings = decode_settings(&manifest.settings, &mut request_settings).ok_or_else(|| {
         let file = path.join("run.json");
         CliError::new(FAILURE, format!("{}: its settings are not understood", file.display()))
     })?;
@@ -97,7 +97,7 @@ pub async fn prepare_resumed(
     if let Some((_, info)) = &meter {
         ensure_same_machine(&manifest, info)?;
     }
-    Ok(PreparedRun { asking, pool, conduct, meter, directory, manifest, questions })
+    Ok(PreparedRun { request_settings, pool, run_settings, meter, directory, manifest, questions })
 }
 
 fn connect_meter(

@@ -110,11 +110,11 @@ pub fn run(options: &MeterOptions, args: &IpwRunArgs) -> Result<u8, CliError> {
 }
 
 async fn run_questions(options: &MeterOptions, args: &IpwRunArgs) -> Result<u8, CliError> {
-    let PreparedRun { asking, pool, conduct, meter, mut directory, manifest, questions } = match &args.resume
-    {
-        Some(path) => prepare_resumed(options, args, path).await?,
-        None => prepare_new(options, args).await?,
-    };
+    let PreparedRun { request_settings, pool, run_settings, meter, mut directory, manifest, questions } =
+        match &args.resume {
+            Some(path) => prepare_resumed(options, args, path).await?,
+            None => prepare_new(options, args).await?,
+        };
     let names: Vec<String> = manifest.domains.iter().map(|domain| domain.name.clone()).collect();
     let (metering, watch) = match &meter {
         Some((connector, _)) => {
@@ -130,16 +130,20 @@ async fn run_questions(options: &MeterOptions, args: &IpwRunArgs) -> Result<u8, 
         None => (None, None),
     };
     let model = printable(&manifest.model);
-    eprint_message(&format!("asks {model} at {}, into {}", asking.base_url, directory.path().display()));
+    eprint_message(&format!(
+        "asks {model} at {}, into {}",
+        request_settings.base_url,
+        directory.path().display()
+    ));
     let setup = RunSetup {
         pool,
-        request_settings: asking,
+        request_settings,
         metering,
         domains: manifest.domains.clone(),
-        workload: conduct.workload,
-        warm_up: conduct.warm_up,
+        workload: run_settings.workload,
+        warm_up: run_settings.warm_up,
         repeats: manifest.repeats,
-        retries: conduct.retries,
+        retries: run_settings.retries,
     };
     let mut progress_line = ProgressLine::new(manifest.domains);
     let update = |progress: &RunProgress, row: &QueryRow| progress_line.update(progress, row);

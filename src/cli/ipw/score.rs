@@ -98,7 +98,7 @@ async fn score_with_judge(
     directory: &mut RunDir,
     judge_queue: Vec<(QueryRow, &Question, &ReplyText)>,
 ) -> Result<JudgeSummary, CliError> {
-    let (asking, pool) = args.server.connect().await?;
+    let (request_settings, pool) = args.server.connect().await?;
     let mut verdicts = VerdictCache::open(directory.path())?;
     // The judge is metered where that can be had; a verdict without its energy is a verdict all the same.
     let metering = MeterConnector::open(options).ok().and_then(|(connector, _)| {
@@ -108,14 +108,14 @@ async fn score_with_judge(
     });
     let query = QueryRunner {
         pool: &pool,
-        request_settings: &asking,
+        request_settings: &request_settings,
         metering: metering.as_ref(),
         domains: &[],
         retries: 2,
     };
-    let mut summary = JudgeSummary { model: asking.model.clone(), ..JudgeSummary::default() };
+    let mut summary = JudgeSummary { model: request_settings.model.clone(), ..JudgeSummary::default() };
     for (number, (row, question, text)) in judge_queue.into_iter().enumerate() {
-        let judged_text = judge::verdict_key(&asking.model, question, &text.reply);
+        let judged_text = judge::verdict_key(&request_settings.model, question, &text.reply);
         let verdict = match verdicts.get(&judged_text) {
             Some(verdict) => verdict.clone(),
             None => {

@@ -69,7 +69,7 @@ impl ServerOptions {
             "-" => None,
             seed => Some(seed.parse().map_err(|_| CliError::new(2, "--seed takes a whole number, or -"))?),
         };
-        let mut asking = RequestSettings {
+        let mut request_settings = RequestSettings {
             base_url: url,
             api: self.api,
             model: self.model.clone().unwrap_or_default(),
@@ -83,25 +83,26 @@ impl ServerOptions {
             timeout: Duration::from_secs(self.timeout),
         };
         if self.model.is_none() {
-            asking.model = first_listed_model(&asking, &pool).await.map_err(|reason| {
-                CliError::new(
-                    FAILURE,
-                    format!(
-                        "{}: {reason}; is the server up? (--url, --api, --model name another)",
-                        asking.base_url
-                    ),
-                )
-            })?;
+            request_settings.model =
+                first_listed_model(&request_settings, &pool).await.map_err(|reason| {
+                    CliError::new(
+                        FAILURE,
+                        format!(
+                            "{}: {reason}; is the server up? (--url, --api, --model name another)",
+                            request_settings.base_url
+                        ),
+                    )
+                })?;
         }
-        Ok((asking, pool))
+        Ok((request_settings, pool))
     }
 }
 
 async fn first_listed_model(
-    asking: &RequestSettings,
+    request_settings: &RequestSettings,
     pool: &ConnectionPool<BoxBody>,
 ) -> Result<String, String> {
-    let request = asking.models_request().map_err(|error| error.to_string())?;
+    let request = request_settings.models_request().map_err(|error| error.to_string())?;
     let reply = tokio::time::timeout(Duration::from_secs(15), pool.request(request)).await;
     let reply =
         reply.map_err(|_| "no answer within 15 s")?.map_err(|cause| {
