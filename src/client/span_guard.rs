@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use super::{Client, ClientError};
 use crate::attribution::account::Account;
-use crate::clock::monotonic_ns;
+use crate::clock::monotonic_now_ns;
 use crate::protocol::{CancelSpan, CloseSpan, MarkPhase, SetWeight};
 
 /// An open span.
@@ -80,8 +80,4 @@ impl Drop for SpanGuard<'_> {
             let _ = self.client.oneway(request);
         }
     }
-}
-
-fn monotonic_now_ns() -> i64 {
-    i64::try_from(monotonic_ns()).unwrap_or(i64::MAX)
 }
