@@ -9,12 +9,11 @@ use std::fmt::Write;
 use http::{HeaderName, HeaderValue};
 use serde::Serialize;
 
-use super::daemon_call::SpanOutcome;
-use super::escape::escape_unprintable;
-use super::response_metadata::ResponseMetadata;
-use super::span_client::UnmeasuredReason;
+use super::response_reader::ResponseMetadata;
+use super::span_client::{SpanOutcome, UnmeasuredReason};
 use crate::attribution::account::SpanState;
 use crate::domain::Grade;
+use crate::escape::printable_ascii;
 
 /// The header and trailer with the energy.
 pub const ENERGY_HEADER: HeaderName = HeaderName::from_static("wattspan-energy");
@@ -78,7 +77,7 @@ impl EnergyAnnotation {
                 return without_account("unmeasured", Some("the span was cancelled"));
             }
             Some(SpanOutcome::Refused(reason)) => {
-                let reason = escape_unprintable(&reason);
+                let reason = printable_ascii(&reason);
                 return without_account("unmeasured", Some(&format!("the meter refused: {reason}")));
             }
             Some(SpanOutcome::Lost) => return without_account("unmeasured", Some("the meter went away")),
@@ -126,7 +125,7 @@ impl EnergyAnnotation {
             }
         }
         if let Some(grade) = self.grade {
-            let _ = write!(text, ", grade={}", grade_name(grade));
+            let _ = write!(text, ", grade={}", grade.as_str());
         }
         // RFC 8941, section 3.3.6. The shorter form, a key alone, breaks readers that split each member at "=".
         for (name, flag) in [("simulated", self.simulated), ("at_least", self.at_least)] {
@@ -145,15 +144,6 @@ impl EnergyAnnotation {
     /// A comment of a server-sent event stream, which every reader passes over.
     pub fn sse_comment(&self) -> String {
         format!(": wattspan {}\n\n", self.to_json())
-    }
-}
-
-fn grade_name(grade: Grade) -> &'static str {
-    match grade {
-        Grade::Measured => "measured",
-        Grade::Modelled => "modelled",
-        Grade::Integrated => "integrated",
-        Grade::Estimated => "estimated",
     }
 }
 

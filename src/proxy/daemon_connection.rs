@@ -14,8 +14,7 @@ use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::time::timeout;
 
-use super::daemon_call::{DaemonCall, ReplyHandler};
-use super::span_client::{CallReceiver, SpanClientState};
+use super::span_client::{CallReceiver, DaemonCall, ReplyHandler, SpanClientState};
 use crate::client::SocketPath;
 use crate::protocol::{Access, Call, DaemonInfo, GetInfo, IncomingReply, MESSAGE_TERMINATOR};
 
@@ -233,7 +232,7 @@ mod tests {
 
     use super::*;
     use crate::protocol::{CloseSpan, MethodReply, OpenSpan};
-    use crate::proxy::escape::LogSink;
+    use crate::proxy::log::LogSink;
     use crate::proxy::server_process::ServerProcessTracker;
     use crate::proxy::span_client::SpanClient;
 

@@ -15,10 +15,10 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
-use super::client_io::{ClientIo, InformationalSender};
+use super::client_io::ClientIo;
+use super::context::{ClientContext, Proxy};
 use super::forward::forward;
 use super::listener::{AcceptedConnection, ProxyListener};
-use super::{AnnotationMode, Proxy};
 use crate::http::connection_pool::MAX_HEADER_BYTES;
 
 /// How long a head may take, from the first byte or the last reply on.
@@ -29,20 +29,6 @@ const PREFACE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Streams of one HTTP/2 connection.
 const MAX_CONCURRENT_STREAMS: u32 = 1024;
-
-/// A client's connection, as its requests see it. It keeps the connection's permit and the proxy alive: as long as the
-/// connection itself, and the tunnel that it may become.
-#[derive(Clone)]
-pub struct ClientContext {
-    /// What serves it.
-    pub proxy: Arc<Proxy>,
-    /// How its replies are annotated.
-    pub annotation_mode: AnnotationMode,
-    /// Sends informational replies to it, where its version has them.
-    pub informational: Option<InformationalSender>,
-    /// One of the permits for connections.
-    _permit: Arc<OwnedSemaphorePermit>,
-}
 
 /// Serves clients until `stop` says so; connections that run are left to end.
 pub async fn serve(
@@ -97,12 +83,7 @@ async fn serve_connection(
         _ = stop.wait_for(|stop| *stop) => return Ok(()),
     };
     let (io, informational) = ClientIo::new(connection);
-    let client = ClientContext {
-        proxy,
-        annotation_mode,
-        informational: (!http2).then_some(informational),
-        _permit: Arc::new(permit),
-    };
+    let client = ClientContext::new(proxy, annotation_mode, (!http2).then_some(informational), permit);
     let service = service_fn(move |request: Request<Incoming>| {
         let client = client.clone();
         async move { Ok::<_, Infallible>(forward(&client, request).await) }

@@ -4,11 +4,14 @@
 //! proxy stops) is closed at that instant with the energy it used, because that was used all the same.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
 
 use super::annotation::EnergyAnnotation;
-use super::response_metadata::ResponseMetadata;
+use super::response_reader::ResponseMetadata;
 use super::span_client::{PendingClose, SpanClient, SpanHandle, UnmeasuredReason};
-use crate::clock::monotonic_ns;
+use crate::clock::monotonic_now_ns;
 use crate::protocol::{CloseSpan, OpenSpan};
 
 /// Longest value of an attribute that the daemon takes, in bytes.
@@ -153,10 +156,6 @@ impl Drop for RequestSpan {
     }
 }
 
-fn monotonic_now_ns() -> i64 {
-    i64::try_from(monotonic_ns()).unwrap_or(i64::MAX)
-}
-
 /// A text as the daemon takes it: without control characters, not too long, cut between characters.
 fn sanitize(text: &str, max_bytes: usize) -> String {
     let mut sanitized: String = text.chars().filter(|c| !c.is_control()).collect();
@@ -164,6 +163,68 @@ fn sanitize(text: &str, max_bytes: usize) -> String {
         (0..=max_bytes.min(sanitized.len())).rev().find(|&at| sanitized.is_char_boundary(at)).unwrap_or(0);
     sanitized.truncate(end);
     sanitized
+}
+
+/// How often weights change. The server's own steps are some 10 to 50 ms.
+const UPDATE_INTERVAL: Duration = Duration::from_millis(100);
+
+/// A stream that is weighed.
+pub struct WeightedStream {
+    /// Tokens since the last tick.
+    tokens: AtomicU64,
+    weight: AtomicU64,
+    span: Mutex<RequestSpan>,
+}
+
+impl WeightedStream {
+    /// The span.
+    pub fn span(&self) -> MutexGuard<'_, RequestSpan> {
+        self.span.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// So many tokens came.
+    pub fn add_tokens(&self, tokens: u64) {
+        self.tokens.fetch_add(tokens, Ordering::Relaxed);
+    }
+
+    fn update_weight(&self) {
+        let weight = self.tokens.swap(0, Ordering::Relaxed).max(1);
+        if self.weight.swap(weight, Ordering::Relaxed) != weight {
+            self.span().set_weight(weight as f64);
+        }
+    }
+}
+
+/// The streams that run.
+#[derive(Clone, Default)]
+pub struct TokenWeights(Arc<Mutex<Vec<Weak<WeightedStream>>>>);
+
+impl TokenWeights {
+    /// Registers a span until it is dropped; its weight is 1 at first.
+    pub fn register(&self, span: RequestSpan, is_weighted: bool) -> Arc<WeightedStream> {
+        let (tokens, weight) = (AtomicU64::new(0), AtomicU64::new(1));
+        let stream = Arc::new(WeightedStream { tokens, weight, span: Mutex::new(span) });
+        if is_weighted {
+            self.lock().push(Arc::downgrade(&stream));
+        }
+        stream
+    }
+
+    /// Weighs for ever.
+    pub async fn run(self) {
+        let mut ticks = tokio::time::interval(UPDATE_INTERVAL);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            self.lock().retain(|stream| stream.upgrade().is_some_and(|stream| !stream.span().has_ended()));
+            let streams: Vec<_> = self.lock().iter().filter_map(Weak::upgrade).collect();
+            streams.iter().for_each(|stream| stream.update_weight());
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Weak<WeightedStream>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 #[cfg(test)]

@@ -2,8 +2,12 @@
 //!
 //! Owns the reader of one reply. Changes nothing of what it reads, and keeps no more than one line or one value of it.
 
+use std::borrow::Cow;
+
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
 use super::json_scanner::JsonScanner;
-use super::response_metadata::{ChunkInfo, ResponseMetadata};
 use crate::http::line_decoder::{DecodedLine, LineDecoder};
 use crate::http::sse::{MAX_EVENT_BYTES, SseDecoder};
 
@@ -84,5 +88,347 @@ impl ResponseReader {
     /// Reads a piece of a reply that is not streamed.
     pub fn read_unstreamed_chunk(&mut self, chunk: &[u8]) {
         self.read_chunk(chunk, &mut ResponseMetadata::default());
+    }
+}
+
+/// What was read so far.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ResponseMetadata {
+    /// The model, as the server names it.
+    pub model: Option<String>,
+    /// Tokens of the question.
+    pub input_tokens: Option<u64>,
+    /// Tokens of the answer.
+    pub output_tokens: Option<u64>,
+    /// Parts that carried content.
+    pub content_chunks: u64,
+    /// The server said that it is done.
+    pub done: bool,
+    /// The server told of an error inside its reply.
+    pub error: bool,
+    choices: ChoiceProgress,
+}
+
+/// Which choices of a reply came so far, and which of them ended. They come interleaved where several were asked for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct ChoiceProgress {
+    seen: u128,
+    finished: u128,
+    /// There are more than are told apart here.
+    has_untracked: bool,
+}
+
+/// What one part of a stream was.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ChunkInfo {
+    /// It carried content.
+    pub has_content: bool,
+    /// It is the last that states usage.
+    pub is_last_usage: bool,
+}
+
+#[derive(Default, Deserialize)]
+struct ResponseChunk<'a> {
+    #[serde(borrow, default)]
+    model: Option<Cow<'a, str>>,
+    #[serde(default)]
+    usage: Option<TokenUsage>,
+    #[serde(borrow, default)]
+    choices: Option<Vec<ChunkChoice<'a>>>,
+    #[serde(borrow, rename = "type", default)]
+    event_type: Option<Cow<'a, str>>,
+    #[serde(borrow, default)]
+    delta: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    response: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    message: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    content: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    error: Option<&'a RawValue>,
+    #[serde(default)]
+    done: Option<bool>,
+    #[serde(default)]
+    stop: Option<bool>,
+    #[serde(default)]
+    prompt_eval_count: Option<u64>,
+    #[serde(default)]
+    eval_count: Option<u64>,
+    #[serde(default)]
+    tokens_evaluated: Option<u64>,
+    #[serde(default)]
+    tokens_predicted: Option<u64>,
+}
+
+#[derive(Deserialize)]
+struct ChunkChoice<'a> {
+    #[serde(borrow, default)]
+    index: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    text: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    delta: Option<ChunkDelta<'a>>,
+    #[serde(borrow, default)]
+    finish_reason: Option<&'a RawValue>,
+}
+
+#[derive(Default, Deserialize)]
+struct ChunkDelta<'a> {
+    #[serde(borrow, default)]
+    content: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    reasoning_content: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    reasoning: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    thinking: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    tool_calls: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    text: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    partial_json: Option<&'a RawValue>,
+}
+
+#[derive(Debug, Clone, Copy, Default, Deserialize)]
+struct TokenUsage {
+    #[serde(alias = "input_tokens", default)]
+    prompt_tokens: Option<u64>,
+    #[serde(alias = "output_tokens", default)]
+    completion_tokens: Option<u64>,
+}
+
+/// A response of OpenAI's, or a message of Anthropic's, inside an event.
+#[derive(Default, Deserialize)]
+struct NestedResponse<'a> {
+    #[serde(borrow, default)]
+    model: Option<Cow<'a, str>>,
+    #[serde(default)]
+    usage: Option<TokenUsage>,
+}
+
+impl ChoiceProgress {
+    fn record(&mut self, choice: &ChunkChoice<'_>) {
+        let index = choice.index.map_or(Some(0), |raw| raw.get().parse::<u32>().ok());
+        match index.and_then(|index| 1_u128.checked_shl(index)) {
+            Some(bit) => {
+                self.seen |= bit;
+                self.finished |= if is_non_empty(choice.finish_reason) { bit } else { 0 };
+            }
+            None => self.has_untracked = true,
+        }
+    }
+
+    fn is_finished(self) -> bool {
+        !self.has_untracked && self.seen == self.finished
+    }
+}
+
+impl ResponseMetadata {
+    /// Reads one event's data, or one line of JSON.
+    pub fn read_chunk(&mut self, data: &[u8]) -> ChunkInfo {
+        if data == b"[DONE]" {
+            self.done = true;
+            return ChunkInfo::default();
+        }
+        let Ok(chunk) = serde_json::from_slice::<ResponseChunk<'_>>(data) else {
+            return ChunkInfo::default();
+        };
+        let has_content = chunk_has_content(&chunk);
+        self.content_chunks += u64::from(has_content);
+        self.error |= is_non_empty(chunk.error);
+        self.set_model(chunk.model.as_deref());
+        self.set_usage(chunk.usage);
+        for nested in [chunk.response, chunk.message].into_iter().flatten() {
+            if let Ok(nested) = serde_json::from_str::<NestedResponse<'_>>(nested.get()) {
+                self.set_model(nested.model.as_deref());
+                self.set_usage(nested.usage);
+            }
+        }
+        let usage = |prompt_tokens, completion_tokens| Some(TokenUsage { prompt_tokens, completion_tokens });
+        self.set_usage(usage(chunk.prompt_eval_count, chunk.eval_count));
+        self.set_usage(usage(chunk.tokens_evaluated, chunk.tokens_predicted));
+        let is_end_event = matches!(chunk.event_type.as_deref(), Some("response.completed" | "message_stop"));
+        let done = chunk.done == Some(true) || chunk.stop == Some(true) || is_end_event;
+        self.done |= done;
+        let finished = match &chunk.choices {
+            Some(choices) => {
+                choices.iter().for_each(|choice| self.choices.record(choice));
+                choices.is_empty() || self.choices.is_finished()
+            }
+            None => chunk.event_type.as_deref() == Some("message_delta"),
+        };
+        ChunkInfo {
+            has_content,
+            is_last_usage: (chunk.usage.is_some() && finished) || chunk.done == Some(true),
+        }
+    }
+
+    /// Takes in what a whole reply says at its top level.
+    pub fn read_body(&mut self, model: Option<&[u8]>, usage: Option<&[u8]>) {
+        let model = model.and_then(|text| serde_json::from_slice::<String>(text).ok());
+        self.set_model(model.as_deref());
+        self.set_usage(usage.and_then(|text| serde_json::from_slice::<TokenUsage>(text).ok()));
+    }
+
+    /// Takes in what Ollama and llama.cpp say at the top level of a whole reply.
+    pub fn read_token_counts(&mut self, input: Option<&[u8]>, output: Option<&[u8]>) {
+        let number = |text: &[u8]| serde_json::from_slice::<u64>(text).ok();
+        let (prompt_tokens, completion_tokens) = (input.and_then(number), output.and_then(number));
+        self.set_usage(Some(TokenUsage { prompt_tokens, completion_tokens }));
+    }
+
+    fn set_model(&mut self, model: Option<&str>) {
+        if let Some(model) = model.filter(|model| !model.is_empty()) {
+            self.model.get_or_insert_with(|| model.to_owned());
+        }
+    }
+
+    /// The later of two is the fuller one.
+    fn set_usage(&mut self, usage: Option<TokenUsage>) {
+        let Some(usage) = usage else { return };
+        self.input_tokens = usage.prompt_tokens.or(self.input_tokens);
+        self.output_tokens = usage.completion_tokens.or(self.output_tokens);
+    }
+}
+
+fn chunk_has_content(chunk: &ResponseChunk<'_>) -> bool {
+    if let Some(choices) = &chunk.choices {
+        return choices
+            .iter()
+            .any(|choice| is_non_empty(choice.text) || choice.delta.as_ref().is_some_and(has_delta_content));
+    }
+    if let Some(event_type) = chunk.event_type.as_deref() {
+        let delta = |raw: &RawValue| {
+            serde_json::from_str::<ChunkDelta<'_>>(raw.get()).is_ok_and(|delta| has_delta_content(&delta))
+        };
+        return (event_type.ends_with(".delta") && is_non_empty(chunk.delta))
+            || (event_type == "content_block_delta" && chunk.delta.is_some_and(delta));
+    }
+    let message = |raw: &RawValue| {
+        serde_json::from_str::<ChunkDelta<'_>>(raw.get()).is_ok_and(|delta| has_delta_content(&delta))
+    };
+    is_non_empty(chunk.content) || is_non_empty_string(chunk.response) || chunk.message.is_some_and(message)
+}
+
+fn has_delta_content(delta: &ChunkDelta<'_>) -> bool {
+    let ChunkDelta { content, reasoning_content, reasoning, thinking, tool_calls, text, partial_json } =
+        delta;
+    [content, reasoning_content, reasoning, thinking, tool_calls, text, partial_json]
+        .into_iter()
+        .any(|f| is_non_empty(*f))
+}
+
+/// There, and neither null nor empty.
+fn is_non_empty(value: Option<&RawValue>) -> bool {
+    value.is_some_and(|raw| !matches!(raw.get(), "null" | "\"\"" | "[]" | "{}"))
+}
+
+fn is_non_empty_string(value: Option<&RawValue>) -> bool {
+    is_non_empty(value) && value.is_some_and(|raw| raw.get().starts_with('"'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read_chunks(lines: &[&str]) -> (Vec<(bool, bool)>, ResponseMetadata) {
+        let mut metadata = ResponseMetadata::default();
+        let parts = lines.iter().map(|line| metadata.read_chunk(line.as_bytes()));
+        (parts.map(|chunk| (chunk.has_content, chunk.is_last_usage)).collect(), metadata)
+    }
+
+    #[test]
+    fn openai_chunks() {
+        let (parts, metadata) = read_chunks(&[
+            r#"{"model":"m","choices":[{"index":0,"delta":{"role":"assistant","content":""},"finish_reason":null}]}"#,
+            r#"{"model":"m","choices":[{"delta":{"content":"Wär"}}],"usage":null}"#,
+            r#"{"choices":[{"delta":{"tool_calls":[{"index":0}]}}]}"#,
+            r#"{"choices":[{"delta":{},"finish_reason":"stop"}]}"#,
+            r#"{"choices":[],"usage":{"prompt_tokens":3,"completion_tokens":2,"total_tokens":5}}"#,
+            "[DONE]",
+        ]);
+        let content: Vec<bool> = parts.iter().map(|chunk| chunk.0).collect();
+        assert_eq!(content, [false, true, true, false, false, false]);
+        assert_eq!(parts.iter().position(|chunk| chunk.1), Some(4));
+        assert_eq!(
+            (metadata.input_tokens, metadata.output_tokens, metadata.content_chunks),
+            (Some(3), Some(2), 2)
+        );
+        assert!(metadata.done && metadata.model.as_deref() == Some("m"));
+    }
+
+    #[test]
+    fn usage_in_every_chunk_is_last_only_at_the_end() {
+        let (parts, _) = read_chunks(&[
+            r#"{"choices":[{"text":"a","finish_reason":null}],"usage":{"prompt_tokens":3,"completion_tokens":1}}"#,
+            r#"{"choices":[{"text":"b","finish_reason":"length"}],"usage":{"prompt_tokens":3,"completion_tokens":2}}"#,
+        ]);
+        assert_eq!(parts, [(true, false), (true, true)]);
+    }
+
+    #[test]
+    fn usage_is_not_last_while_a_choice_is_unfinished() {
+        let chunk = |choices: &str| format!(r#"{{"choices":[{choices}],"usage":{{"completion_tokens":2}}}}"#);
+        let choice = |index: u32, reason: &str| {
+            format!(r#"{{"index":{index},"delta":{{"content":"x"}},"finish_reason":{reason}}}"#)
+        };
+        let last = |chunks: &[String]| {
+            let (parts, _) = read_chunks(&chunks.iter().map(String::as_str).collect::<Vec<_>>());
+            parts.iter().position(|chunk| chunk.1)
+        };
+        let (first, second) = (|reason| chunk(&choice(0, reason)), |reason| chunk(&choice(1, reason)));
+        let open = "null";
+        assert_eq!(last(&[first(open), second(open), first("\"stop\""), second("\"length\"")]), Some(3));
+        assert_eq!(last(&[first(open), second(open), first("\"stop\""), chunk("")]), Some(3));
+        let both = [choice(0, "\"stop\""), choice(1, open)].join(",");
+        assert_eq!(last(&[chunk(&both), second("\"stop\"")]), Some(1));
+        // More than are told apart: only the end without choices is believed.
+        let far = |reason| chunk(&choice(500, reason));
+        assert_eq!(last(&[far(open), far("\"stop\""), chunk("")]), Some(2));
+    }
+
+    #[test]
+    fn ollama_lines_and_llama_cpp_completions() {
+        let (parts_of, metadata) = read_chunks(&[
+            r#"{"model":"l","response":"Hi","done":false}"#,
+            r#"{"model":"l","message":{"role":"assistant","content":"!"},"done":false}"#,
+            r#"{"model":"l","response":"","done":true,"prompt_eval_count":5,"eval_count":7}"#,
+        ]);
+        assert_eq!(parts_of, [(true, false), (true, false), (false, true)]);
+        assert_eq!((metadata.input_tokens, metadata.output_tokens), (Some(5), Some(7)));
+        let (parts, metadata) = read_chunks(&[
+            r#"{"content":"x","stop":false}"#,
+            r#"{"content":"","stop":true,"tokens_predicted":4}"#,
+        ]);
+        assert_eq!((parts[0].0, parts[1].0, metadata.output_tokens), (true, false, Some(4)));
+    }
+
+    #[test]
+    fn openai_responses_and_anthropic_messages() {
+        let (parts, metadata) = read_chunks(&[
+            r#"{"type":"response.created","response":{"model":"g","usage":null}}"#,
+            r#"{"type":"response.output_text.delta","delta":"He"}"#,
+            r#"{"type":"response.completed","response":{"model":"g","usage":{"input_tokens":1,"output_tokens":2}}}"#,
+            r#"{"type":"message_start","message":{"model":"c","usage":{"input_tokens":9,"output_tokens":1}}}"#,
+            r#"{"type":"content_block_delta","delta":{"type":"text_delta","text":"He"}}"#,
+            r#"{"type":"message_delta","delta":{"stop_reason":"end_turn"},"usage":{"output_tokens":8}}"#,
+        ]);
+        assert_eq!(
+            parts.iter().map(|chunk| chunk.0).collect::<Vec<_>>(),
+            [false, true, false, false, true, false]
+        );
+        assert_eq!((metadata.input_tokens, metadata.output_tokens), (Some(9), Some(8)));
+        assert!(parts[5].1 && !parts[2].1);
+    }
+
+    #[test]
+    fn invalid_json_is_ignored() {
+        let deep = "[".repeat(5000);
+        let (parts, metadata) =
+            read_chunks(&["", "{", "hello", "{\"usage\":7}", "{\"choices\":{}}", &deep, "\u{0}"]);
+        assert!(parts.iter().all(|chunk| *chunk == (false, false)));
+        assert_eq!(metadata, ResponseMetadata::default());
     }
 }

@@ -8,7 +8,7 @@ use std::fmt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::escape::LogSink;
+use super::log::LogSink;
 use crate::protocol::{IncomingReply, MethodError, OpenSpan, OpenedSpan};
 
 /// How long a control group that the daemon refused is not named: a service that restarts has none for a moment. One

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use memchr::{memchr, memmem};
 
 use super::json_scanner::JsonScanner;
-use super::response_metadata::ResponseMetadata;
+use super::response_reader::ResponseMetadata;
 
 /// A longer line is passed on as it comes.
 const MAX_LINE_BYTES: usize = 32 << 10;

@@ -5,7 +5,23 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::escape::LogSink;
+use crate::escape::printable_ascii;
+
+/// Where the proxy's lines go.
+#[derive(Debug, Clone, Copy)]
+pub struct LogSink(fn(&str));
+
+impl LogSink {
+    /// Lines go to `write`.
+    pub fn new(write: fn(&str)) -> Self {
+        LogSink(write)
+    }
+
+    /// Writes one line, whatever the text contains.
+    pub fn write_line(self, text: &str) {
+        (self.0)(&printable_ascii(text));
+    }
+}
 
 /// The least time between two messages.
 const MIN_INTERVAL: Duration = Duration::from_secs(1);
