@@ -10,8 +10,9 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use super::method::Method;
+use super::interface::encode_message;
 use super::method_error::{MethodError, ParseReplyError};
+use super::methods::Method;
 
 /// A call as its sender writes it.
 #[derive(Debug, Clone, Serialize)]
@@ -101,13 +102,6 @@ impl<T: Serialize> MethodReply<T> {
     }
 }
 
-impl MethodError {
-    /// Appends the message to `out`, its end included.
-    pub fn encode(&self, out: &mut Vec<u8>) {
-        encode_message(self, out);
-    }
-}
-
 /// An answer as its receiver reads it; borrows from the message.
 #[derive(Debug, Deserialize)]
 pub struct IncomingReply<'a> {
@@ -141,12 +135,6 @@ impl<'a> IncomingReply<'a> {
             None => Ok(Ok(serde_json::from_str(parameters)?)),
         }
     }
-}
-
-fn encode_message<T: Serialize>(message: &T, out: &mut Vec<u8>) {
-    serde_json::to_writer(&mut *out, message)
-        .expect("our words have string keys, and a Vec takes every byte");
-    out.push(super::MESSAGE_TERMINATOR);
 }
 
 #[cfg(test)]

@@ -6,6 +6,8 @@
 use serde::Serialize;
 use serde::de::{DeserializeOwned, Error as _};
 
+use super::interface::{METER_INTERFACE, SERVICE_INTERFACE, encode_message};
+
 /// Why a call was not done; the errors of `org.wattspan.Meter` and of `org.varlink.service`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, thiserror::Error)]
 #[serde(tag = "error", content = "parameters")]
@@ -131,54 +133,53 @@ pub enum MethodError {
 pub struct ParseReplyError(#[from] serde_json::Error);
 
 impl MethodError {
+    /// Appends the message to `out`, its end included.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        encode_message(self, out);
+    }
+
     /// The error of this name with these parameters (JSON text).
     pub fn parse(error: &str, parameters: &str) -> Result<Self, ParseReplyError> {
         let unknown = || ParseReplyError(serde_json::Error::custom(format!("unknown error {error:?}")));
         let (interface, name) = error.rsplit_once('.').ok_or_else(unknown)?;
         let known = match (interface, name) {
-            (super::METER_INTERFACE, "NoSuchSpan") => Self::NoSuchSpan { span: field(parameters, "span")? },
-            (super::METER_INTERFACE, "SpanExists") => Self::SpanExists { span: field(parameters, "span")? },
-            (super::METER_INTERFACE, "AlreadyClosed") => {
-                Self::AlreadyClosed { span: field(parameters, "span")? }
-            }
-            (super::METER_INTERFACE, "NoSuchDomain") => {
-                Self::NoSuchDomain { domain: field(parameters, "domain")? }
-            }
-            (super::METER_INTERFACE, "InvalidTime") => Self::InvalidTime {
+            (METER_INTERFACE, "NoSuchSpan") => Self::NoSuchSpan { span: field(parameters, "span")? },
+            (METER_INTERFACE, "SpanExists") => Self::SpanExists { span: field(parameters, "span")? },
+            (METER_INTERFACE, "AlreadyClosed") => Self::AlreadyClosed { span: field(parameters, "span")? },
+            (METER_INTERFACE, "NoSuchDomain") => Self::NoSuchDomain { domain: field(parameters, "domain")? },
+            (METER_INTERFACE, "InvalidTime") => Self::InvalidTime {
                 at_ns: field(parameters, "at_ns")?,
                 earliest_ns: field(parameters, "earliest_ns")?,
                 latest_ns: field(parameters, "latest_ns")?,
             },
-            (super::METER_INTERFACE, "InvalidValue") => Self::InvalidValue {
+            (METER_INTERFACE, "InvalidValue") => Self::InvalidValue {
                 field: field(parameters, "field")?,
                 reason: field(parameters, "reason")?,
             },
-            (super::METER_INTERFACE, "QuotaExceeded") => {
+            (METER_INTERFACE, "QuotaExceeded") => {
                 Self::QuotaExceeded { quota: field(parameters, "quota")?, limit: field(parameters, "limit")? }
             }
-            (super::METER_INTERFACE, "AccessDenied") => {
-                Self::AccessDenied { needs: field(parameters, "needs")? }
-            }
-            (super::METER_INTERFACE, "StoreDamaged") => Self::StoreDamaged {
+            (METER_INTERFACE, "AccessDenied") => Self::AccessDenied { needs: field(parameters, "needs")? },
+            (METER_INTERFACE, "StoreDamaged") => Self::StoreDamaged {
                 reason: field(parameters, "reason")?,
                 before: field(parameters, "before")?,
             },
-            (super::METER_INTERFACE, "StoreUnavailable") => {
+            (METER_INTERFACE, "StoreUnavailable") => {
                 Self::StoreUnavailable { reason: field(parameters, "reason")? }
             }
-            (super::SERVICE_INTERFACE, "InterfaceNotFound") => {
+            (SERVICE_INTERFACE, "InterfaceNotFound") => {
                 Self::InterfaceNotFound { interface: field(parameters, "interface")? }
             }
-            (super::SERVICE_INTERFACE, "MethodNotFound") => {
+            (SERVICE_INTERFACE, "MethodNotFound") => {
                 Self::MethodNotFound { method: field(parameters, "method")? }
             }
-            (super::SERVICE_INTERFACE, "MethodNotImplemented") => {
+            (SERVICE_INTERFACE, "MethodNotImplemented") => {
                 Self::MethodNotImplemented { method: field(parameters, "method")? }
             }
-            (super::SERVICE_INTERFACE, "InvalidParameter") => {
+            (SERVICE_INTERFACE, "InvalidParameter") => {
                 Self::InvalidParameter { parameter: field(parameters, "parameter")? }
             }
-            (super::SERVICE_INTERFACE, "ExpectedMore") => Self::ExpectedMore {},
+            (SERVICE_INTERFACE, "ExpectedMore") => Self::ExpectedMore {},
             _ => return Err(unknown()),
         };
         Ok(known)
