@@ -347,7 +347,7 @@ fn the_meters_words_can_forge_no_line_of_the_log_and_hide_nothing_in_it() {
         }
     });
     let proxy = TestProxy::before("http://127.0.0.1:1", &socket, &[]);
-    support::until("heard the meter", || proxy.log().contains("requests go through unmeasured"));
+    support::until("heard the meter", || proxy.log().contains("requests are forwarded unmeasured"));
     let log = proxy.log();
     assert!(log.contains(r"\u{202e}off\u{1b}[2J\nwattspan: forged\u{9b}"), "{log}");
     assert!(log.chars().all(|c| matches!(c, ' '..='~' | '\n')), "{log:?}");

@@ -229,7 +229,7 @@ fn a_daemon_that_is_away_fails_nothing_and_is_used_when_it_comes() {
     let reply = ask(&proxy, &question("{}"));
     assert_eq!(reply.status(), 200);
     assert!(reply.text().starts_with(CHUNK) && reply.text().contains("\"unmeasured\""), "{}", reply.text());
-    assert!(proxy.log().contains("no meter at"), "{}", proxy.log());
+    assert!(proxy.log().contains("no daemon at"), "{}", proxy.log());
     let counters = proxy.end();
     assert_eq!((counters.opened, counters.unmeasured), (0, 1));
 

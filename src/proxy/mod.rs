@@ -2,16 +2,14 @@
 //!
 //! ```text
 //! client ─► frontend ─► forward ─► server
-//!        ◄─ buffered_response, streamed_body ◄─
+//!        ◄─ measured_response ◄─
 //! request_span ─► span_client ─► daemon_connection ─► wattspand
 //! ```
 //!
-//! Owns one listener and one connection to the daemon. A span opens when a request arrives at an inference path, begins
-//! decode at the first token of content, and closes at the end of the reply; the energy comes back in a header, a
-//! trailer, a comment of the event stream, or `usage`. Everything else passes through as it came. It fails open: a
-//! daemon that is away, slow or mad never fails a request, and delays it at most by the account timeout. One
-//! thread serves everything; a body is never kept beyond the bounds of `buffered_response`, and a client that does not
-//! read is not read for.
+//! A span opens when a request arrives at an inference path, begins its decode phase at the first token of content, and
+//! closes at the end of the response. The energy is added as a header, a trailer, a comment of the event stream, or in
+//! `usage`; other requests and responses are forwarded unchanged. Invariant: a daemon that is unreachable, slow or
+//! faulty fails no request, and delays a response by the account timeout at most. One thread runs everything.
 
 mod annotation;
 mod annotation_policy;

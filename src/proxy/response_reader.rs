@@ -1,6 +1,8 @@
-//! How a reply is read along: events, JSON lines, one JSON object, or not at all.
+//! Reads model, tokens and content from a response while it is forwarded.
 //!
-//! Owns the reader of one reply. Changes nothing of what it reads, and keeps no more than one line or one value of it.
+//! Knows the dialects: OpenAI's chunks, usage and responses, Anthropic's messages, Ollama's lines, llama.cpp's
+//! completions. A chunk that cannot be parsed is ignored. Token counts are those that the server states; chunks are never
+//! counted as tokens. Invariant: the reader stores one line or one value at most.
 
 use std::borrow::Cow;
 
@@ -11,7 +13,7 @@ use super::json_scanner::JsonScanner;
 use crate::http::line_decoder::{DecodedLine, LineDecoder};
 use crate::http::sse::{MAX_EVENT_BYTES, SseDecoder};
 
-/// How a reply is read.
+/// The reader for the format of one response.
 #[derive(Debug)]
 pub enum ResponseReader {
     /// Server-sent events.
@@ -20,34 +22,31 @@ pub enum ResponseReader {
     JsonLines(LineDecoder),
     /// One JSON object.
     Json(Box<JsonScanner>),
-    /// Encoded, or something else; the first byte counts as the first token where `stream`.
+    /// A body that is not read: compressed, or in another format.
     Opaque {
-        /// It is a stream all the same.
+        /// The body is streamed, so that each chunk counts as content.
         stream: bool,
     },
 }
 
-/// The keys that a whole reply is searched for.
+/// The keys of a response that is one JSON object.
 const METADATA_KEYS: &[&str] =
     &["model", "usage", "prompt_eval_count", "eval_count", "tokens_evaluated", "tokens_predicted"];
 
 impl ResponseReader {
-    /// Of server-sent events.
     pub fn sse() -> Self {
         ResponseReader::Sse(Box::default())
     }
 
-    /// Of JSON lines.
     pub fn json_lines() -> Self {
         ResponseReader::JsonLines(LineDecoder::new(MAX_EVENT_BYTES))
     }
 
-    /// Of one JSON object.
     pub fn json() -> Self {
         ResponseReader::Json(Box::new(JsonScanner::new(METADATA_KEYS)))
     }
 
-    /// Reads a piece; how many of its parts carried content.
+    /// Reads a chunk of the body and returns how many of its events or lines carried content.
     pub fn read_chunk(&mut self, chunk: &[u8], metadata: &mut ResponseMetadata) -> u64 {
         let mut content = 0;
         let mut count = |info: ChunkInfo| content += u64::from(info.has_content);
@@ -66,7 +65,7 @@ impl ResponseReader {
         content
     }
 
-    /// What is only known at the end.
+    /// Reads what is complete only at the end of the body.
     pub fn finish(&mut self, metadata: &mut ResponseMetadata) {
         match self {
             ResponseReader::Json(scanner) => {
@@ -76,7 +75,7 @@ impl ResponseReader {
                 metadata.read_token_counts(text("tokens_evaluated"), text("tokens_predicted"));
             }
             ResponseReader::JsonLines(decoder) => {
-                // The last line of a stream may lack its end.
+                // The last line may lack its line break.
                 if let Some(line) = decoder.finish() {
                     metadata.read_chunk(&line);
                 }
@@ -85,45 +84,45 @@ impl ResponseReader {
         }
     }
 
-    /// Reads a piece of a reply that is not streamed.
+    /// Reads a chunk of a response that is not streamed.
     pub fn read_unstreamed_chunk(&mut self, chunk: &[u8]) {
         self.read_chunk(chunk, &mut ResponseMetadata::default());
     }
 }
 
-/// What was read so far.
+/// The metadata that a response has stated so far.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ResponseMetadata {
-    /// The model, as the server names it.
+    /// The name of the model.
     pub model: Option<String>,
-    /// Tokens of the question.
+    /// Tokens of the prompt.
     pub input_tokens: Option<u64>,
-    /// Tokens of the answer.
+    /// Tokens of the completion.
     pub output_tokens: Option<u64>,
-    /// Parts that carried content.
+    /// Events or lines that carried content.
     pub content_chunks: u64,
-    /// The server said that it is done.
+    /// The server marked the end of the response.
     pub done: bool,
-    /// The server told of an error inside its reply.
+    /// The response contains an error.
     pub error: bool,
     choices: ChoiceProgress,
 }
 
-/// Which choices of a reply came so far, and which of them ended. They come interleaved where several were asked for.
+/// The choices of a response that have appeared and those that have finished, one bit each. Several choices are
+/// interleaved in a stream.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct ChoiceProgress {
     seen: u128,
     finished: u128,
-    /// There are more than are told apart here.
+    /// A choice has an index beyond 127 or an invalid one.
     has_untracked: bool,
 }
 
-/// What one part of a stream was.
+/// The content of one event or line.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct ChunkInfo {
-    /// It carried content.
     pub has_content: bool,
-    /// It is the last that states usage.
+    /// No later chunk states usage.
     pub is_last_usage: bool,
 }
 
@@ -199,7 +198,7 @@ struct TokenUsage {
     completion_tokens: Option<u64>,
 }
 
-/// A response of OpenAI's, or a message of Anthropic's, inside an event.
+/// An OpenAI response or an Anthropic message inside an event.
 #[derive(Default, Deserialize)]
 struct NestedResponse<'a> {
     #[serde(borrow, default)]
@@ -226,7 +225,7 @@ impl ChoiceProgress {
 }
 
 impl ResponseMetadata {
-    /// Reads one event's data, or one line of JSON.
+    /// Reads the data of one event, or one line of JSON.
     pub fn read_chunk(&mut self, data: &[u8]) -> ChunkInfo {
         if data == b"[DONE]" {
             self.done = true;
@@ -235,7 +234,7 @@ impl ResponseMetadata {
         let Ok(chunk) = serde_json::from_slice::<ResponseChunk<'_>>(data) else {
             return ChunkInfo::default();
         };
-        let has_content = chunk_has_content(&chunk);
+        let has_content = chunk.has_content();
         self.content_chunks += u64::from(has_content);
         self.error |= is_non_empty(chunk.error);
         self.set_model(chunk.model.as_deref());
@@ -249,30 +248,33 @@ impl ResponseMetadata {
         let usage = |prompt_tokens, completion_tokens| Some(TokenUsage { prompt_tokens, completion_tokens });
         self.set_usage(usage(chunk.prompt_eval_count, chunk.eval_count));
         self.set_usage(usage(chunk.tokens_evaluated, chunk.tokens_predicted));
-        let is_end_event = matches!(chunk.event_type.as_deref(), Some("response.completed" | "message_stop"));
-        let done = chunk.done == Some(true) || chunk.stop == Some(true) || is_end_event;
-        self.done |= done;
-        let finished = match &chunk.choices {
-            Some(choices) => {
-                choices.iter().for_each(|choice| self.choices.record(choice));
-                choices.is_empty() || self.choices.is_finished()
-            }
-            None => chunk.event_type.as_deref() == Some("message_delta"),
-        };
+        self.done |= chunk.is_end();
+        let finished = self.record_choices(&chunk);
         ChunkInfo {
             has_content,
             is_last_usage: (chunk.usage.is_some() && finished) || chunk.done == Some(true),
         }
     }
 
-    /// Takes in what a whole reply says at its top level.
+    /// Records the choices of a chunk and returns whether no choice continues after it.
+    fn record_choices(&mut self, chunk: &ResponseChunk<'_>) -> bool {
+        match &chunk.choices {
+            Some(choices) => {
+                choices.iter().for_each(|choice| self.choices.record(choice));
+                choices.is_empty() || self.choices.is_finished()
+            }
+            None => chunk.event_type.as_deref() == Some("message_delta"),
+        }
+    }
+
+    /// Reads model and usage of a response that is one JSON object.
     pub fn read_body(&mut self, model: Option<&[u8]>, usage: Option<&[u8]>) {
         let model = model.and_then(|text| serde_json::from_slice::<String>(text).ok());
         self.set_model(model.as_deref());
         self.set_usage(usage.and_then(|text| serde_json::from_slice::<TokenUsage>(text).ok()));
     }
 
-    /// Takes in what Ollama and llama.cpp say at the top level of a whole reply.
+    /// Reads the token counts of Ollama and llama.cpp in a response that is one JSON object.
     pub fn read_token_counts(&mut self, input: Option<&[u8]>, output: Option<&[u8]>) {
         let number = |text: &[u8]| serde_json::from_slice::<u64>(text).ok();
         let (prompt_tokens, completion_tokens) = (input.and_then(number), output.and_then(number));
@@ -285,7 +287,7 @@ impl ResponseMetadata {
         }
     }
 
-    /// The later of two is the fuller one.
+    /// A later usage replaces an earlier one, field by field.
     fn set_usage(&mut self, usage: Option<TokenUsage>) {
         let Some(usage) = usage else { return };
         self.input_tokens = usage.prompt_tokens.or(self.input_tokens);
@@ -293,23 +295,31 @@ impl ResponseMetadata {
     }
 }
 
-fn chunk_has_content(chunk: &ResponseChunk<'_>) -> bool {
-    if let Some(choices) = &chunk.choices {
-        return choices
-            .iter()
-            .any(|choice| is_non_empty(choice.text) || choice.delta.as_ref().is_some_and(has_delta_content));
-    }
-    if let Some(event_type) = chunk.event_type.as_deref() {
-        let delta = |raw: &RawValue| {
+impl ResponseChunk<'_> {
+    fn has_content(&self) -> bool {
+        if let Some(choices) = &self.choices {
+            return choices.iter().any(|choice| {
+                is_non_empty(choice.text) || choice.delta.as_ref().is_some_and(has_delta_content)
+            });
+        }
+        let has_delta = |raw: &RawValue| {
             serde_json::from_str::<ChunkDelta<'_>>(raw.get()).is_ok_and(|delta| has_delta_content(&delta))
         };
-        return (event_type.ends_with(".delta") && is_non_empty(chunk.delta))
-            || (event_type == "content_block_delta" && chunk.delta.is_some_and(delta));
+        if let Some(event_type) = self.event_type.as_deref() {
+            return (event_type.ends_with(".delta") && is_non_empty(self.delta))
+                || (event_type == "content_block_delta" && self.delta.is_some_and(has_delta));
+        }
+        is_non_empty(self.content)
+            || is_non_empty_string(self.response)
+            || self.message.is_some_and(has_delta)
     }
-    let message = |raw: &RawValue| {
-        serde_json::from_str::<ChunkDelta<'_>>(raw.get()).is_ok_and(|delta| has_delta_content(&delta))
-    };
-    is_non_empty(chunk.content) || is_non_empty_string(chunk.response) || chunk.message.is_some_and(message)
+
+    /// Whether the server marks the end of the response.
+    fn is_end(&self) -> bool {
+        self.done == Some(true)
+            || self.stop == Some(true)
+            || matches!(self.event_type.as_deref(), Some("response.completed" | "message_stop"))
+    }
 }
 
 fn has_delta_content(delta: &ChunkDelta<'_>) -> bool {
@@ -320,7 +330,7 @@ fn has_delta_content(delta: &ChunkDelta<'_>) -> bool {
         .any(|f| is_non_empty(*f))
 }
 
-/// There, and neither null nor empty.
+/// Whether a value is present, not null and not empty.
 fn is_non_empty(value: Option<&RawValue>) -> bool {
     value.is_some_and(|raw| !matches!(raw.get(), "null" | "\"\"" | "[]" | "{}"))
 }
@@ -384,7 +394,7 @@ mod tests {
         assert_eq!(last(&[first(open), second(open), first("\"stop\""), chunk("")]), Some(3));
         let both = [choice(0, "\"stop\""), choice(1, open)].join(",");
         assert_eq!(last(&[chunk(&both), second("\"stop\"")]), Some(1));
-        // More than are told apart: only the end without choices is believed.
+        // Beyond the tracked choices, only a chunk without choices is the last.
         let far = |reason| chunk(&choice(500, reason));
         assert_eq!(last(&[far(open), far("\"stop\""), chunk("")]), Some(2));
     }

@@ -1,10 +1,9 @@
-//! The proxy's client of the daemon: one connection, and a queue for it that never makes a request wait.
+//! The proxy's client of the daemon: the queue of calls and the replies to them. No request waits for the queue.
 //!
-//! Owns the connection's life. While the daemon is away or does not take what it is sent, spans are not opened and
-//! requests go through unmeasured; it is looked for again and again, and used as soon as it answers. A span belongs to
-//! the connection it was opened on: when that is lost, the daemon ends the span as abandoned, and nothing of it is sent
-//! on a later one. Invariant: what waits in the queue is bounded, since only open spans may add to a full one, once
-//! each.
+//! While the daemon is unreachable or too slow, no span is opened and requests are forwarded unmeasured. A span belongs to
+//! the connection (`generation`) on which it was opened: when that is lost, the daemon ends the span as abandoned, and
+//! its later calls are discarded. Invariants: the queue is bounded, since only the end of an open span is added to a full
+//! queue; every end has one outcome, [`SpanOutcome::Lost`] where its call is dropped, and is counted once.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
@@ -20,20 +19,20 @@ use crate::protocol::{
     ParseReplyError, SetWeight, SpanAccount,
 };
 
-/// Messages that may wait before no more spans are opened. The daemon takes some 100,000 a second.
+/// The length of the queue from which no more spans are opened. The daemon handles some 100,000 calls a second.
 const MAX_QUEUED_CALLS: usize = 16_384;
 
-/// So many accounts in a row that came too late, and nobody waits for one until one comes in time.
+/// After this many consecutive late accounts, responses do not wait until an account is in time again.
 const MAX_CONSECUTIVE_TIMEOUTS: u32 = 3;
 
 /// How a span ended.
 #[derive(Debug)]
 pub enum SpanOutcome {
-    /// With this account.
+    /// The daemon returned the account.
     Settled(Box<Account>),
-    /// The daemon forgot it, as asked.
+    /// The daemon cancelled the span.
     Cancelled,
-    /// The daemon has no such open span, and why.
+    /// The daemon has no such open span, for this reason.
     Refused(String),
     /// The connection was lost.
     Lost,
@@ -41,31 +40,29 @@ pub enum SpanOutcome {
 
 /// A queued call.
 pub struct DaemonCall {
-    /// The connection it is for.
+    /// The connection on which the call may be sent.
     pub generation: u64,
-    /// The call, its end included.
+    /// The encoded call with its terminator.
     pub bytes: Vec<u8>,
-    /// What is to be done with the answer; `None` for a call that has none.
+    /// `None` for a call without a reply.
     pub reply_handler: Option<ReplyHandler>,
 }
 
-/// What the daemon's answer is for.
+/// The receiver of a reply.
 pub enum ReplyHandler {
-    /// A span that names the server's process was opened, or was not.
+    /// The reply to an OpenSpan that names the server's process.
     Open(Arc<ServerProcessTracker>),
-    /// A span's end.
+    /// The reply to the call that ends a span.
     End(PendingEnd),
 }
 
 impl DaemonCall {
-    /// A call without an answer.
     pub fn oneway<M: Method>(generation: u64, parameters: M) -> Self {
         let mut bytes = Vec::new();
         Call::oneway(parameters).encode(&mut bytes);
         DaemonCall { generation, bytes, reply_handler: None }
     }
 
-    /// A call with an answer.
     pub fn with_reply<M: Method>(generation: u64, parameters: M, reply_handler: ReplyHandler) -> Self {
         let mut bytes = Vec::new();
         Call::new(parameters).encode(&mut bytes);
@@ -76,9 +73,7 @@ impl DaemonCall {
 /// Which call ends a span.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum EndKind {
-    /// CloseSpan.
     Close,
-    /// CancelSpan.
     Cancel,
 }
 
@@ -87,22 +82,20 @@ pub struct PendingEnd {
     kind: EndKind,
     outcome_sender: Option<oneshot::Sender<SpanOutcome>>,
     counters: Arc<ProxyCounters>,
-    /// When it was queued.
     pub queued_at: Instant,
 }
 
 impl PendingEnd {
-    /// A pending end, and the receiver of its outcome.
     pub fn new(kind: EndKind, counters: Arc<ProxyCounters>) -> (Self, oneshot::Receiver<SpanOutcome>) {
         let (sender, receiver) = oneshot::channel();
         (PendingEnd { kind, outcome_sender: Some(sender), counters, queued_at: Instant::now() }, receiver)
     }
 
-    /// Reads the daemon's answer, and hands it on.
+    /// Sends the outcome to the receiver.
     ///
     /// # Errors
-    /// Why the connection is of no use any more: it is no answer, or the span is still open. Only the connection's end
-    /// ends such a span, and one that stays open takes energy from the others for ever.
+    /// The connection must be closed: the reply is invalid, or the span is still open. A span that stays open takes
+    /// energy from the others, and only the end of the connection ends it.
     pub fn handle_reply(mut self, message: &[u8]) -> Result<(), String> {
         let outcome = self.parse_reply(message)?;
         self.resolve(outcome);
@@ -110,7 +103,8 @@ impl PendingEnd {
     }
 
     fn parse_reply(&self, message: &[u8]) -> Result<SpanOutcome, String> {
-        let invalid = |error: ParseReplyError| format!("the meter's answer makes no sense: {error}");
+        let invalid =
+            |error: ParseReplyError| format!("invalid reply of the daemon to the end of a span: {error}");
         let reply = IncomingReply::parse(message).map_err(invalid)?;
         let outcome = match self.kind {
             EndKind::Close => reply
@@ -125,7 +119,7 @@ impl PendingEnd {
             Err(error @ (MethodError::NoSuchSpan { .. } | MethodError::AlreadyClosed { .. })) => {
                 Ok(SpanOutcome::Refused(error.to_string()))
             }
-            Err(error) => Err(format!("the meter leaves a span open that has ended: {error}")),
+            Err(error) => Err(format!("the daemon did not end a span: {error}")),
         }
     }
 
@@ -137,7 +131,7 @@ impl PendingEnd {
             SpanOutcome::Refused(_) => self.counters.refused.increment(),
             SpanOutcome::Lost => self.counters.abandoned.increment(),
         }
-        // The receiver may be dropped, which is why the counting is done here.
+        // The receiver may be dropped already, so the outcome is counted here.
         let _ = sender.send(outcome);
     }
 }
@@ -153,47 +147,41 @@ impl Drop for PendingEnd {
 pub enum UnmeasuredReason {
     /// The daemon does not answer.
     DaemonUnavailable,
-    /// Too much waits for it already.
+    /// The daemon is too slow.
     QueueFull,
 }
 
 impl UnmeasuredReason {
-    /// In a few words.
     pub fn description(self) -> &'static str {
         match self {
-            UnmeasuredReason::DaemonUnavailable => "the meter is away",
-            UnmeasuredReason::QueueFull => "the meter is too slow",
+            UnmeasuredReason::DaemonUnavailable => "daemon unreachable",
+            UnmeasuredReason::QueueFull => "daemon too slow",
         }
     }
 }
 
-/// What the two ends of the queue share.
+/// The state that both ends of the queue share.
 pub struct SpanClientState {
-    /// The connection that is used, counted from 1; 0 while there is none.
+    /// The number of the current connection, from 1; 0 while there is none.
     generation: AtomicU64,
     queued: AtomicUsize,
     consecutive_timeouts: AtomicU32,
-    /// How long a reply waits for its account.
     pub account_timeout: Duration,
-    /// The counters.
     pub counters: Arc<ProxyCounters>,
 }
 
-/// The requests' end of the queue.
+/// The sending end of the queue.
 #[derive(Clone)]
 pub struct SpanClient {
     calls: mpsc::UnboundedSender<DaemonCall>,
-    /// What both ends share.
     pub state: Arc<SpanClientState>,
-    /// The server's process, which spans name.
     pub server_process: Arc<ServerProcessTracker>,
 }
 
-/// The connection's end of the queue.
+/// The receiving end of the queue.
 pub type CallReceiver = mpsc::UnboundedReceiver<DaemonCall>;
 
 impl SpanClient {
-    /// A client whose replies wait at most `account_timeout` for an account, and the other end of its queue.
     pub fn new(
         account_timeout: Duration,
         counters: Arc<ProxyCounters>,
@@ -210,7 +198,7 @@ impl SpanClient {
         (SpanClient { calls, state: Arc::new(state), server_process: Arc::new(server_process) }, receiver)
     }
 
-    /// Opens a span, if there is a daemon that takes it.
+    /// Queues the opening of a span.
     pub fn open_span(&self, span: String, request: OpenSpan) -> Result<SpanHandle, UnmeasuredReason> {
         let generation = self.state.generation();
         if generation == 0 {
@@ -235,7 +223,7 @@ impl SpanClient {
     fn send(&self, call: DaemonCall) {
         self.state.queued.fetch_add(1, Ordering::Relaxed);
         if let Err(unsent) = self.calls.send(call) {
-            // The channel is closed; dropping the call reports it.
+            // The channel is closed; the drop of the call reports it.
             self.state.queued.fetch_sub(1, Ordering::Relaxed);
             drop(unsent);
         }
@@ -243,23 +231,21 @@ impl SpanClient {
 }
 
 impl SpanClientState {
-    /// The connection that is used now, or 0.
+    /// The number of the current connection; 0 while there is none.
     pub fn generation(&self) -> u64 {
         self.generation.load(Ordering::Relaxed)
     }
 
-    /// From now on this connection is used; 0: none.
+    /// Sets the current connection; 0 for none.
     pub fn set_generation(&self, generation: u64) {
         self.generation.store(generation, Ordering::Relaxed);
         self.consecutive_timeouts.store(0, Ordering::Relaxed);
     }
 
-    /// A call left the queue.
     pub fn mark_dequeued(&self) {
         self.queued.fetch_sub(1, Ordering::Relaxed);
     }
 
-    /// Records how long an account took.
     pub fn record_account_latency(&self, latency: Duration) {
         if latency <= self.account_timeout {
             self.consecutive_timeouts.store(0, Ordering::Relaxed);
@@ -270,7 +256,7 @@ impl SpanClientState {
         self.queued.load(Ordering::Relaxed) >= MAX_QUEUED_CALLS
     }
 
-    /// How long to wait for an account now: not at all while they come too late anyway.
+    /// How long to wait for the next account: zero while accounts are late.
     fn current_account_timeout(&self) -> Duration {
         if self.consecutive_timeouts.load(Ordering::Relaxed) >= MAX_CONSECUTIVE_TIMEOUTS {
             Duration::ZERO
@@ -280,7 +266,7 @@ impl SpanClientState {
     }
 }
 
-/// An open span.
+/// An open span on one connection.
 pub struct SpanHandle {
     client: SpanClient,
     generation: u64,
@@ -288,22 +274,19 @@ pub struct SpanHandle {
 }
 
 impl SpanHandle {
-    /// Its name in the protocol.
     pub fn id(&self) -> &str {
         &self.id
     }
 
-    /// A phase begins at `at_ns`.
     pub fn mark_phase(&self, phase: &str, at_ns: i64) {
         self.send_oneway(MarkPhase { span: self.id.clone(), phase: phase.to_owned(), at_ns: Some(at_ns) });
     }
 
-    /// It weighs so much from now on.
     pub fn set_weight(&self, weight: f64) {
         self.send_oneway(SetWeight { span: self.id.clone(), weight, at_ns: None });
     }
 
-    /// It ended; the account comes later.
+    /// Queues the close of the span.
     pub fn close(self, request: CloseSpan) -> PendingClose {
         let (pending_end, outcome) = PendingEnd::new(EndKind::Close, Arc::clone(&self.client.state.counters));
         let request = CloseSpan { span: self.id, wait_settled: Some(true), ..request };
@@ -311,7 +294,7 @@ impl SpanHandle {
         PendingClose { outcome, state: Arc::clone(&self.client.state) }
     }
 
-    /// It never was.
+    /// Queues the cancellation of the span.
     pub fn cancel(self) {
         let (pending_end, _) = PendingEnd::new(EndKind::Cancel, Arc::clone(&self.client.state.counters));
         self.client.send(DaemonCall::with_reply(
@@ -334,14 +317,14 @@ impl SpanHandle {
     }
 }
 
-/// A close whose account may come.
+/// A close whose account is awaited.
 pub struct PendingClose {
     outcome: oneshot::Receiver<SpanOutcome>,
     state: Arc<SpanClientState>,
 }
 
 impl PendingClose {
-    /// The span's end, if it comes within the timeout.
+    /// Waits for the outcome; `None` after the timeout.
     pub async fn wait(self) -> Option<SpanOutcome> {
         let account_timeout = self.state.current_account_timeout();
         match tokio::time::timeout(account_timeout, self.outcome).await {
@@ -442,7 +425,7 @@ mod tests {
             for message in [exceeded, error("OfALaterVersion", "{}"), "{".to_owned()] {
                 let (result, counters) = handle_reply(kind, &message);
                 assert!(result.is_err(), "{message}");
-                // The connection ends now, and with it the span.
+                // The connection is closed, which ends the span.
                 assert_eq!((counters.refused.get(), counters.abandoned.get()), (0, 1), "{message}");
             }
         }
