@@ -20,119 +20,120 @@ use crate::protocol::{
     MarkPhase, Method, OpenSpan, ReadWindow, SetWeight, SpanAccount, WatchDomains, WatchSpans, WindowEnergy,
 };
 
-/// How long an answer may take before the daemon counts as stalled. A settled account may wait for a slow counter
-/// (seconds), so this is generous.
+/// The default timeout of a reply. A settled account can wait seconds for a slow counter.
 pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Calls that may wait for their answers. An account has a few hundred bytes, a socket takes a few hundred thousand.
+/// The most calls of a pipeline without a reply, so that neither side blocks on a full socket: a reply has some hundred
+/// bytes, a socket buffer some hundred thousand.
 const MAX_IN_FLIGHT: usize = 64;
 
-/// One connection to the daemon. Calls from several threads wait for each other.
+/// One connection to the daemon. Calls from several threads are serialized.
 #[derive(Debug)]
 pub struct Client {
     connection: Mutex<VarlinkConnection>,
 }
 
 impl Client {
-    /// Connects to the first socket on which a daemon answers.
+    /// Connects to the first socket that accepts.
     pub fn connect(socket_path: &SocketPath) -> Result<Self, ClientError> {
         socket_path.connect().and_then(Self::from_stream)
     }
 
-    /// A client over a socket that is connected already.
+    /// A client over a connected socket.
     pub fn from_stream(stream: UnixStream) -> Result<Self, ClientError> {
         let client = Client { connection: Mutex::new(VarlinkConnection::new(stream)) };
         client.set_timeout(Some(DEFAULT_TIMEOUT))?;
         Ok(client)
     }
 
-    /// How long an answer may take; `None`: for ever.
+    /// Sets the timeout of a reply; `None` for no timeout.
     pub fn set_timeout(&self, timeout: Option<Duration>) -> Result<(), ClientError> {
         self.lock().set_timeout(timeout)
     }
 
-    /// Asks and waits for the answer.
+    /// Sends a call and waits for its reply.
     pub fn call<M: Method>(&self, parameters: M) -> Result<M::Reply, ClientError> {
         let mut connection = self.lock();
         connection.send(&Call::new(parameters))?;
         connection.receive::<M::Reply>()?.map(|reply| reply.value)
     }
 
-    /// Tells, without waiting and without learning of a refusal.
+    /// Sends a call without a reply; an error of the method is not reported.
     pub fn oneway<M: Method>(&self, parameters: M) -> Result<(), ClientError> {
         self.lock().send(&Call::oneway(parameters))
     }
 
-    /// Many calls of one kind in few writes; their answers come in order.
+    /// Starts a pipeline: many calls of one method in few writes.
     pub fn pipeline<M: Method>(&self) -> Pipeline<'_, M> {
         Pipeline::new(self.lock())
     }
 
-    /// Asks for answers without end; the connection belongs to the stream from now on.
+    /// Sends a call with a stream of replies, which takes over the connection.
     pub fn more<M: Method>(self, parameters: M) -> Result<ReplyStream<M::Reply>, ClientError> {
         let mut connection = self.connection.into_inner().unwrap_or_else(PoisonError::into_inner);
         connection.send(&Call::more(parameters))?;
         Ok(ReplyStream::new(connection))
     }
 
-    /// The daemon, its clock, its domains, and what is not there.
+    /// The daemon, its clock, its domains, and the unavailable sources.
     pub fn info(&self) -> Result<DaemonInfo, ClientError> {
         self.call(GetInfo {})
     }
 
-    /// Opens a span that closes when the guard goes.
+    /// Opens a span, which closes when the guard is dropped.
     pub fn open_span(&self, name: &str) -> Result<SpanGuard<'_>, ClientError> {
         self.open_span_with(OpenSpan { name: Some(name.to_owned()), ..OpenSpan::default() })
     }
 
-    /// Opens a span as described; it closes when the guard goes.
+    /// Opens a span with all parameters; it closes when the guard is dropped.
     pub fn open_span_with(&self, request: OpenSpan) -> Result<SpanGuard<'_>, ClientError> {
         let opened = self.call(request)?;
         Ok(SpanGuard::new(self, opened.span))
     }
 
-    /// Closes a span by its name in the protocol. With `wait_settled` the account is final.
+    /// Closes a span by its id. With `wait_settled` the account is final.
     pub fn close_span(&self, request: CloseSpan) -> Result<Account, ClientError> {
         Ok(self.call(request)?.account)
     }
 
-    /// An open span's account so far, or a closed one's.
+    /// The account of an open or closed span.
     pub fn span_account(&self, span: &str) -> Result<Account, ClientError> {
         Ok(self.call(GetSpan { span: span.to_owned() })?.account)
     }
 
-    /// The latest settled accounts that the daemon still remembers, the latest last.
+    /// The latest settled accounts of the daemon, the latest last.
     pub fn recent_accounts(&self, limit: Option<i64>) -> Result<Vec<Account>, ClientError> {
         Ok(self.call(ListSpans { limit, ..ListSpans::default() })?.accounts)
     }
 
-    /// The settled accounts as they settle.
+    /// A stream of the accounts as they settle.
     pub fn watch_spans(self) -> Result<ReplyStream<SpanAccount>, ClientError> {
         self.more(WatchSpans {})
     }
 
-    /// Every domain's energy and power, at most `rate_hz` times a second.
+    /// A stream of each domain's energy and power, at most `rate_hz` times a second.
     pub fn watch_domains(self, rate_hz: Option<f64>) -> Result<ReplyStream<DomainSnapshot>, ClientError> {
         self.more(WatchDomains { rate_hz })
     }
 
-    /// What the domains used between two instants of the past.
+    /// The energy of the domains between two past instants.
     pub fn read_window(&self, from_ns: i64, to_ns: i64) -> Result<WindowEnergy, ClientError> {
         self.call(ReadWindow { from_ns, to_ns })
     }
 
-    /// Where the joules went.
+    /// The split of each domain's energy since the daemon started.
     pub fn balance(&self) -> Result<Vec<Balance>, ClientError> {
         Ok(self.call(GetBalance {})?.balance)
     }
 
     fn lock(&self) -> MutexGuard<'_, VarlinkConnection> {
-        // A thread that panicked between a call and its answer leaves the connection marked as given up.
+        // A thread that panicked between a call and its reply leaves the connection desynchronized.
         self.connection.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// An open span.
+/// An open span. The drop of the guard closes it at that instant, without a reply, also during a panic;
+/// [`SpanGuard::close`] returns the account.
 #[derive(Debug)]
 #[must_use = "a span closes when its guard is dropped"]
 pub struct SpanGuard<'client> {
@@ -147,41 +148,41 @@ impl<'client> SpanGuard<'client> {
         SpanGuard { client, id, attributes: BTreeMap::new(), is_open: true }
     }
 
-    /// Its name in the protocol.
+    /// The span id in the protocol.
     pub fn id(&self) -> &str {
         &self.id
     }
 
-    /// Sets an attribute that is sent with the close.
+    /// Sets an attribute, which the close sends.
     pub fn set_attribute(&mut self, key: impl Into<String>, value: impl Into<String>) {
         self.attributes.insert(key.into(), value.into());
     }
 
-    /// Ends the running phase now and begins `phase`.
+    /// Ends the current phase now and begins `phase`.
     pub fn mark_phase(&mut self, phase: &str) -> Result<(), ClientError> {
         let request =
             MarkPhase { span: self.id.clone(), phase: phase.to_owned(), at_ns: Some(monotonic_now_ns()) };
         self.client.call(request).map(drop)
     }
 
-    /// Changes its part of shared energy from now on.
+    /// Changes the weight of the span from now on.
     pub fn set_weight(&mut self, weight: f64) -> Result<(), ClientError> {
         let request = SetWeight { span: self.id.clone(), weight, at_ns: Some(monotonic_now_ns()) };
         self.client.call(request).map(drop)
     }
 
-    /// Closes it now and waits for the final account.
+    /// Closes the span now and waits for the settled account.
     pub fn close(self) -> Result<Account, ClientError> {
         self.close_at(monotonic_now_ns())
     }
 
-    /// Closes it at an instant of the monotonic clock and waits for the final account.
+    /// Closes the span at an instant of the monotonic clock and waits for the settled account.
     pub fn close_at(mut self, at_ns: i64) -> Result<Account, ClientError> {
         self.is_open = false;
         self.client.close_span(CloseSpan { wait_settled: Some(true), ..self.close_request(at_ns) })
     }
 
-    /// Forgets it.
+    /// Cancels the span: the daemon discards it.
     pub fn cancel(mut self) -> Result<(), ClientError> {
         self.is_open = false;
         self.client.call(CancelSpan { span: self.id.clone() }).map(drop)
@@ -198,13 +199,13 @@ impl Drop for SpanGuard<'_> {
     fn drop(&mut self) {
         if self.is_open {
             let request = self.close_request(monotonic_now_ns());
-            // The error has no receiver; a daemon that is gone has closed the span as abandoned.
+            // No caller can receive the error; a daemon that lost the connection closes the span as abandoned.
             let _ = self.client.oneway(request);
         }
     }
 }
 
-/// Calls on their way. Holds the connection: other calls of the same client wait until it is gone.
+/// Calls of one method. The pipeline locks the connection: other calls of the client wait until it is dropped.
 pub struct Pipeline<'client, M: Method> {
     connection: MutexGuard<'client, VarlinkConnection>,
     in_flight: usize,
@@ -216,14 +217,14 @@ impl<'client, M: Method> Pipeline<'client, M> {
         Pipeline { connection, in_flight: 0, replies: Vec::new() }
     }
 
-    /// Adds a call; every 64th waits for the answers so far.
+    /// Adds a call; every 64th waits for the replies to the calls so far.
     pub fn push(&mut self, parameters: M) -> Result<(), ClientError> {
         self.connection.queue(&Call::new(parameters));
         self.in_flight += 1;
         if self.in_flight == MAX_IN_FLIGHT { self.receive_replies() } else { Ok(()) }
     }
 
-    /// Waits for the answers: one for each call, in order. The outer error means that the connection is gone.
+    /// Waits for the replies, one for each call, in order. The outer error means that the connection failed.
     pub fn finish(mut self) -> Result<Vec<Result<M::Reply, ClientError>>, ClientError> {
         self.receive_replies()?;
         Ok(std::mem::take(&mut self.replies))
@@ -243,13 +244,13 @@ impl<'client, M: Method> Pipeline<'client, M> {
 
 impl<M: Method> Drop for Pipeline<'_, M> {
     fn drop(&mut self) {
-        // Calls that nobody waits for still happen, and their answers must not be taken for those of later calls. A
-        // failure here marks the connection as given up, which the next call reports.
+        // The replies must be read, or they would be taken for those of later calls. A failure leaves the connection
+        // desynchronized, which the next call reports.
         let _ = self.receive_replies();
     }
 }
 
-/// Answers to one call with `more`. A time-out ends it, as any failure does; by default there is the client's.
+/// The replies to one call with `more`. It ends after the last reply or the first error; the client's timeout applies.
 #[derive(Debug)]
 pub struct ReplyStream<T> {
     connection: VarlinkConnection,
@@ -262,7 +263,7 @@ impl<T: DeserializeOwned> ReplyStream<T> {
         ReplyStream { connection, ended: false, reply: PhantomData }
     }
 
-    /// How long to wait for the next answer; `None`: for ever.
+    /// Sets the timeout of the next reply; `None` for no timeout.
     pub fn set_timeout(&self, timeout: Option<Duration>) -> Result<(), ClientError> {
         self.connection.set_timeout(timeout)
     }
@@ -298,8 +299,8 @@ mod tests {
     use super::*;
     use crate::protocol::{Access, MESSAGE_TERMINATOR, MethodError};
 
-    /// Answers the n-th message with the n-th script entry (several messages or none in one entry), then hangs up.
-    /// Gives back what it was sent.
+    /// Answers the n-th message with the n-th script entry (no, one or several messages), then closes the connection.
+    /// Returns the messages it received.
     fn scripted_daemon(script: &[&str]) -> (Client, JoinHandle<Vec<String>>) {
         let (client_end, mut daemon_end) = UnixStream::pair().unwrap();
         let script: Vec<String> = script.iter().map(|text| (*text).to_owned()).collect();
@@ -333,7 +334,10 @@ mod tests {
         let (client, _daemon) =
             scripted_daemon(&[r#"{"error":"org.wattspan.Meter.TooHot","parameters":{"c":99}}|"#]);
         let error = client.info().unwrap_err();
-        assert_eq!(error.to_string(), r#"the daemon refused: org.wattspan.Meter.TooHot {"c":99}"#);
+        assert_eq!(
+            error.to_string(),
+            r#"the daemon returned an unknown error: org.wattspan.Meter.TooHot {"c":99}"#
+        );
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! A blocking client of the daemon: typed calls, one connection.
 //!
-//! Owns the client's end of the socket. A daemon that vanishes, stalls or sends an invalid reply is a
-//! [`ClientError`](crate::client::ClientError), never a panic; after one the connection is desynchronized, since the next
-//! reply may belong to an earlier call. Knows nothing of hardware and decides nothing: what a figure means is the daemon's word.
+//! A daemon that closes the connection, stalls or sends an invalid reply causes a
+//! [`ClientError`](crate::client::ClientError), never a panic. After such an error the connection is desynchronized,
+//! since the next reply can belong to an earlier call.
 //!
 //! ```no_run
 //! use wattspan::client::{Client, SocketPath};

@@ -11,10 +11,10 @@ use http_body::{Body, Frame, SizeHint};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full};
 
-/// Why a body broke off.
+/// The error of an incomplete body.
 pub type BodyError = Box<dyn std::error::Error + Send + Sync>;
 
-/// A body that comes frame by frame.
+/// A body of any source.
 pub type BoxBody = UnsyncBoxBody<Bytes, BodyError>;
 
 /// A body of one chunk.
@@ -22,14 +22,14 @@ pub fn full_body(bytes: impl Into<Bytes>) -> BoxBody {
     Full::new(bytes.into()).map_err(|never| match never {}).boxed_unsync()
 }
 
-/// The body.
+/// A body whose chunks are all in memory.
 #[derive(Debug, Default)]
 pub struct BufferedBody {
-    /// What is left of it.
+    /// The chunks that are still to be sent.
     pub chunks: VecDeque<Bytes>,
-    /// What comes last.
+    /// The trailers after the last chunk.
     pub trailers: Option<HeaderMap>,
-    /// The length is stated.
+    /// Whether the body states its length: one that was received chunked is sent chunked.
     pub has_known_length: bool,
 }
 

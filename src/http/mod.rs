@@ -1,8 +1,6 @@
 //! HTTP for clients of inference servers: base URLs, connection pools, line and server-sent event decoders.
 //!
-//! Owns the address (`BaseUrl`), the connection pool with TLS (`connection_pool`), the hop-by-hop headers
-//! (`hop_by_hop`), and the decoders (`line_decoder`, `sse`), whose result does not depend on chunk boundaries. Contains
-//! nothing about energy and nothing about a particular server.
+//! Invariant: the result of a decoder does not depend on chunk boundaries. Nothing here depends on a particular server.
 
 mod base_url;
 mod body;

@@ -4,24 +4,24 @@
 
 use serde::Serialize;
 
-/// The meter's own interface.
+/// The interface of the meter.
 pub const METER_INTERFACE: &str = "org.wattspan.Meter";
 
-/// Varlink's introspection, which every service answers.
+/// The introspection interface of every Varlink service.
 pub const SERVICE_INTERFACE: &str = "org.varlink.service";
 
-/// The description of [`METER_INTERFACE`], served by introspection; the contract itself, byte for byte.
+/// The description of [`METER_INTERFACE`], which introspection returns: the contract.
 pub const METER_DESCRIPTION: &str = include_str!("org.wattspan.Meter.varlink");
 
-/// The description of [`SERVICE_INTERFACE`], as the Varlink specification gives it.
+/// The description of [`SERVICE_INTERFACE`] from the Varlink specification.
 pub const SERVICE_DESCRIPTION: &str = include_str!("org.varlink.service.varlink");
 
-/// The byte that ends a message; JSON has no place for it, so no message holds one.
+/// The byte that ends a message; JSON text never contains it.
 pub const MESSAGE_TERMINATOR: u8 = 0;
 
 /// Appends `message` and its terminator to `out`.
 pub fn encode_message<T: Serialize>(message: &T, out: &mut Vec<u8>) {
     serde_json::to_writer(&mut *out, message)
-        .expect("our words have string keys, and a Vec takes every byte");
+        .expect("messages have string keys, and a write to a Vec does not fail");
     out.push(MESSAGE_TERMINATOR);
 }

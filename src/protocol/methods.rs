@@ -13,11 +13,11 @@ use crate::attribution::account::{Account, Balance, Share, SpanState};
 use crate::domain::{Absent, DomainKind, Duplicate, Grade, Liveness, REPLAY_SOURCE};
 use crate::privileges::ProcessPrivileges;
 
-/// A method: its parameters are the type itself, so that a caller cannot pair the wrong ones.
+/// A method. The type is that of its parameters, so that each method has exactly one.
 pub trait Method: Serialize + DeserializeOwned {
     /// Interface and method, joined by a dot.
     const NAME: &'static str;
-    /// What it gives.
+    /// The type of the reply.
     type Reply: Serialize + DeserializeOwned;
 }
 
@@ -28,17 +28,17 @@ macro_rules! methods {
             type Reply = $reply;
         })*
 
-        /// Every method there is, by name.
+        /// The names of all methods.
         pub const METHOD_NAMES: &[&str] = &[$($name),*];
 
-        /// A method's name as a value, so that the compiler insists on a place for each in every table.
+        /// The name of a method, for exhaustive matches.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
         pub enum MethodName {
             $(#[doc = $name] $parameters,)*
         }
 
         impl MethodName {
-            /// The method of this name: interface and method, joined by a dot.
+            /// Parses interface and method, joined by a dot.
             #[inline]
             pub fn parse(name: &str) -> Option<Self> {
                 match name {
@@ -75,7 +75,7 @@ methods! {
     GetInterfaceDescription = "org.varlink.service.GetInterfaceDescription" -> InterfaceDescription;
 }
 
-/// The daemon, its clock, every domain, every source that is not there.
+/// Returns the daemon, its clock, its domains, and the unavailable sources.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct GetInfo {}
@@ -84,57 +84,57 @@ pub struct GetInfo {}
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct OpenSpan {
-    /// Its name in the protocol; the daemon finds one where absent.
+    /// The span id; the daemon chooses one where absent.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub span: Option<String>,
-    /// What the caller calls it.
+    /// A name for the user.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub name: Option<String>,
-    /// What the caller notes about it.
+    /// Attributes, which the account repeats.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub attributes: Option<BTreeMap<String, String>>,
-    /// Its part of shared energy; 1 where absent.
+    /// The weight in shared energy; 1 where absent.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub weight: Option<f64>,
-    /// The domains it uses; all where absent.
+    /// The domains whose energy the span shares; all where absent.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub domains: Option<Vec<String>>,
-    /// When it began; now where absent.
+    /// The start; now where absent.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub at_ns: Option<i64>,
-    /// The process, with its descendants, whose part is told beside the whole; the caller's own where absent.
+    /// The process, with its descendants, of the process share; the caller's own where absent.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub process: Option<i64>,
-    /// Or the control group, as in `/proc/PID/cgroup`.
+    /// The control group of the process share instead, as in `/proc/PID/cgroup`.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub cgroup: Option<String>,
-    /// `false`: the account has no process share; a client that is not itself the load has no use for its own.
+    /// `false`: the account has no process share, for a client that is not itself the load.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub process_share: Option<bool>,
 }
 
-/// Ends the running phase and begins the next.
+/// Ends the current phase and begins the next.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MarkPhase {
-    /// Which span.
+    /// The span id.
     pub span: String,
-    /// What begins.
+    /// The name of the phase that begins.
     pub phase: String,
-    /// When; now where absent.
+    /// The start of the phase; now where absent.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub at_ns: Option<i64>,
 }
 
-/// Changes a span's part of shared energy.
+/// Changes the weight of a span.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SetWeight {
-    /// Which span.
+    /// The span id.
     pub span: String,
     /// The new weight.
     pub weight: f64,
-    /// From when; now where absent.
+    /// The time of the change; now where absent.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub at_ns: Option<i64>,
 }
@@ -143,124 +143,124 @@ pub struct SetWeight {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CloseSpan {
-    /// Which span.
+    /// The span id.
     pub span: String,
-    /// Notes to add; a key that was there before is overwritten.
+    /// Attributes to add; they replace earlier ones of the same key.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub attributes: Option<BTreeMap<String, String>>,
-    /// When it ended; now where absent.
+    /// The end; now where absent.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub at_ns: Option<i64>,
-    /// Answer only with the final account.
+    /// Reply when the account is settled.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub wait_settled: Option<bool>,
 }
 
-/// Forgets an open span.
+/// Cancels an open span: the daemon discards it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CancelSpan {
-    /// Which span.
+    /// The span id.
     pub span: String,
 }
 
-/// An open span's account so far, or a closed one's.
+/// Returns the account of an open or closed span.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct GetSpan {
-    /// Which span.
+    /// The span id.
     pub span: String,
 }
 
-/// The settled accounts as they settle; needs `more`.
+/// Returns each account when it settles; needs `more`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct WatchSpans {}
 
-/// Every domain's energy and power again and again; needs `more`.
+/// Returns the energy and power of the domains repeatedly; needs `more`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct WatchDomains {
-    /// At most this often.
+    /// The highest rate of replies.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub rate_hz: Option<f64>,
 }
 
-/// What the domains used between two instants of the past.
+/// Returns the energy of the domains between two past instants.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ReadWindow {
-    /// From here.
+    /// The start of the window.
     pub from_ns: i64,
-    /// To here.
+    /// The end of the window.
     pub to_ns: i64,
 }
 
-/// The latest final accounts, the kept ones of former times included.
+/// Returns the latest settled accounts, including those on disk.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ListSpans {
-    /// At most this many; 20 if absent, never more than 256.
+    /// The most accounts to return; 20 where absent, 256 at most.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub limit: Option<i64>,
-    /// Opened at this wall time or later.
+    /// Only spans that opened at this wall time or later.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub since_unix_ns: Option<i64>,
-    /// Of this name, exactly.
+    /// Only spans of exactly this name.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub name: Option<String>,
-    /// With these attributes, among others.
+    /// Only spans with these attributes.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub attributes: Option<BTreeMap<String, String>>,
-    /// In this state.
+    /// Only spans in this state.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub state: Option<SpanState>,
-    /// Older than an earlier answer's end.
+    /// Only accounts older than those of an earlier reply, whose `before` this is.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub before: Option<i64>,
 }
 
-/// Where the joules went since the daemon started.
+/// Returns the split of each domain's energy since the daemon started.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct GetBalance {}
 
-/// Reads the configuration again.
+/// Reloads the configuration.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Reload {}
 
-/// Varlink's own question after the service.
+/// Varlink's introspection of the service.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct GetServiceInfo {}
 
-/// Varlink's own question after an interface.
+/// Varlink's introspection of an interface.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct GetInterfaceDescription {
-    /// Which one.
+    /// The name of the interface.
     pub interface: String,
 }
 
-/// What a caller may do; each includes those before it.
+/// The access of a caller; each level includes those before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Access {
     /// Version, health, own access; no energy.
     None,
-    /// Own spans on a coarse grid.
+    /// Own spans with times on a coarse grid.
     Coarse,
-    /// Own spans at full precision, the host's totals.
+    /// Own spans at full precision, and the host's totals.
     Span,
-    /// Everybody's accounts, the domains' stream.
+    /// The accounts of all users, and the stream of the domains.
     Telemetry,
-    /// Everything.
+    /// All methods.
     Admin,
 }
 
 impl Access {
-    /// Its name on the wire.
+    /// The name in the contract.
     pub fn as_str(self) -> &'static str {
         match self {
             Access::None => "none",
@@ -272,249 +272,249 @@ impl Access {
     }
 }
 
-/// A domain as it is now.
+/// The state of a domain.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct DomainStatus {
-    /// Unique on this machine.
+    /// The name, unique on this machine.
     pub name: String,
-    /// What it meters.
+    /// What the domain measures.
     pub kind: DomainKind,
-    /// The mechanism that reads it.
+    /// The source that reads the counter.
     pub source: String,
-    /// What stays the same over reboots.
+    /// An identifier that stays the same over reboots.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub device: Option<String>,
     /// The domain that contains this one.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub parent: Option<String>,
-    /// Part of the host's total.
+    /// Whether the domain is part of the host's total.
     pub counted: bool,
-    /// Whether it is a second name of another domain's counter; absent where no earlier domain is of its kind.
+    /// Whether the domain duplicates another domain's counter; absent where no earlier domain has its kind.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub duplicate: Option<Duplicate>,
-    /// The name of that domain.
+    /// The name of the duplicated domain.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub duplicate_of: Option<String>,
-    /// How far its figures can be trusted.
+    /// How the energy is obtained.
     pub grade: Grade,
-    /// Whether its counter moves.
+    /// Whether the counter advances.
     pub liveness: Liveness,
-    /// Why it is not live, and what would mend it.
+    /// Why the domain is not live, and the remedy.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub reason: Option<String>,
-    /// How often its counter moves.
+    /// The time between two counter updates.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub update_interval_ns: Option<u64>,
-    /// Its smallest step.
+    /// The smallest step of the counter.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub quantum_uj: Option<f64>,
-    /// What one reading takes.
+    /// The time of one read.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub read_cost_ns: Option<u64>,
-    /// What its counter shows over what its own power readings do, less 1.
+    /// The ratio of the counter's energy to that of the domain's power readings, minus 1.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub residual: Option<f64>,
-    /// Since the daemon started.
+    /// The energy since the daemon started.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub energy_uj: Option<u64>,
-    /// Over the last update intervals.
+    /// The power over the last update intervals.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub power_mw: Option<u64>,
 }
 
 impl DomainStatus {
-    /// Whether its energy comes from a file and not from this machine's hardware.
+    /// Whether the energy comes from a file instead of this machine's hardware.
     pub fn is_simulated(&self) -> bool {
         self.source == REPLAY_SOURCE
     }
 }
 
-/// What [`GetInfo`](GetInfo) gives.
+/// The reply of [`GetInfo`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct DaemonInfo {
     /// The daemon's version.
     pub version: String,
-    /// The machine's boot; times of two boots cannot be compared.
+    /// The id of the machine's boot; times of two boots cannot be compared.
     pub boot_id: String,
-    /// The daemon's clock.
+    /// The time on the daemon's clock.
     pub now_ns: u64,
-    /// How late a message may come without its edge being moved.
+    /// How late a message can arrive and still take effect at the instant it names.
     pub horizon_ns: u64,
-    /// How far back [`ReadWindow`](ReadWindow) reaches.
+    /// How far [`ReadWindow`] reaches into the past.
     pub history_ns: u64,
-    /// Every domain.
+    /// All domains.
     pub domains: Vec<DomainStatus>,
-    /// Whether the counted domains are perhaps not all: one is left out while it is undecided whether it is a duplicate.
+    /// True while a domain is not counted because it can be a duplicate: the total is a lower bound.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub at_least: Option<bool>,
-    /// Every source that was looked for and is not there.
+    /// The unavailable sources.
     pub absent: Vec<Absent>,
-    /// What became of the samplers' ticks.
+    /// The statistics of the samplers.
     #[serde(default)]
     pub samplers: Vec<SamplerStatus>,
-    /// True where a domain is replayed from a file; absent otherwise.
+    /// True if a domain is replayed from a file; absent otherwise.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub simulated: Option<bool>,
-    /// How the ledger on disk is; absent where nothing is kept.
+    /// The state of the store on disk; absent without a store.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub keeping: Option<StoreStatus>,
-    /// What the daemon gave up and what it kept; absent for the meter inside a client.
+    /// The privileges that the daemon dropped and kept; absent for an embedded meter.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub confinement: Option<ProcessPrivileges>,
-    /// What the caller may do.
+    /// The access of the caller.
     pub access: Access,
 }
 
-/// How the ledger on disk is.
+/// The state of the store on disk.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StoreStatus {
-    /// Final accounts are on disk before they are answered.
+    /// Whether a settled account is on disk before the daemon returns it.
     pub durable: bool,
-    /// Why not, and what would help; where `durable`, which accounts may be lost.
+    /// Why not, and the remedy; where `durable`, which accounts can be lost.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub reason: Option<String>,
-    /// What it takes on disk, as of a while ago.
+    /// The size on disk, updated from time to time.
     pub bytes: u64,
-    /// Final accounts that are not yet on disk.
+    /// Settled accounts that are not yet on disk.
     pub waiting: u64,
-    /// Final accounts that found no room since the daemon started, and will not be kept.
+    /// Settled accounts since the daemon started that were dropped for lack of space.
     pub not_kept: u64,
-    /// How long accounts will be kept at the rate of the last hours, in seconds; absent while there are too few to say.
+    /// The expected retention at the rate of the last hours, in seconds; absent with too few accounts.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub keeps_s: Option<u64>,
-    /// What limits that: `age` (`ledger.days`) or `size` (`ledger.megabytes`).
+    /// The limit that applies: `age` (`ledger.days`) or `size` (`ledger.megabytes`).
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub limited_by: Option<String>,
-    /// Accounts an hour, over the last hours.
+    /// Accounts per hour over the last hours.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub accounts_per_h: Option<u64>,
-    /// What an account takes on disk.
+    /// The size of an account on disk.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub bytes_per_account: Option<u64>,
 }
 
-/// What became of one sampler's ticks since the daemon started.
+/// The statistics of a sampler since the daemon started.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct SamplerStatus {
     /// The mechanism it reads.
     pub source: String,
-    /// What it meters.
+    /// What the domain measures.
     pub domains: Vec<String>,
-    /// Reads that were done.
+    /// Ticks with a read.
     pub ticks: u64,
-    /// Of these, how many began late.
+    /// Reads that began late.
     pub late: u64,
-    /// Ticks at which no read was done.
+    /// Ticks without a read.
     pub missed: u64,
-    /// Half of the reads began within this time after they were due.
+    /// The median delay of a read after its deadline.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub lateness_p50_ns: Option<u64>,
-    /// 99 of 100 did.
+    /// The 99th percentile of that delay.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub lateness_p99_ns: Option<u64>,
-    /// Half of the reads took no longer.
+    /// The median time of a read.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub read_cost_ns: Option<u64>,
-    /// It runs under a real-time policy.
+    /// Whether the thread has a real-time scheduling policy.
     pub realtime: bool,
-    /// It stays on the CPU on which a read is cheapest.
+    /// Whether the thread is pinned to the CPU on which a read is cheapest.
     pub pinned: bool,
 }
 
-/// What [`OpenSpan`](OpenSpan) gives.
+/// The reply of [`OpenSpan`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct OpenedSpan {
-    /// The span's name in the protocol.
+    /// The span id.
     pub span: String,
 }
 
-/// What methods give that have nothing to say.
+/// The reply of methods without a result.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct EmptyReply {}
 
-/// What [`GetSpan`](GetSpan), [`CloseSpan`](CloseSpan) and [`WatchSpans`](WatchSpans) give.
+/// The reply of [`GetSpan`], [`CloseSpan`] and [`WatchSpans`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct SpanAccount {
     /// The account.
     pub account: Account,
 }
 
-/// What [`WatchDomains`](WatchDomains) gives each time.
+/// The repeated reply of [`WatchDomains`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct DomainSnapshot {
-    /// The daemon's clock.
+    /// The time on the daemon's clock.
     pub now_ns: u64,
-    /// Every domain.
+    /// All domains.
     pub domains: Vec<DomainStatus>,
-    /// Whether the counted domains are perhaps not all.
+    /// True while a domain is not counted because it can be a duplicate.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub at_least: Option<bool>,
 }
 
-/// What [`ReadWindow`](ReadWindow) gives.
+/// The reply of [`ReadWindow`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct WindowEnergy {
-    /// Each domain's whole energy in the window, as both window and share.
+    /// The whole energy of each domain in the window, as both window and share.
     pub domains: Vec<Share>,
-    /// The sum over the counted domains; absent if one of them is unknown.
+    /// The sum over the counted domains; absent where one of them is unknown.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub window_uj: Option<u64>,
     /// Guaranteed half-width of that sum.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub error_uj: Option<u64>,
-    /// The worst of the counted domains.
+    /// The worst grade of the counted domains.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub grade: Option<Grade>,
-    /// Whether the sum is perhaps not all.
+    /// True while the sum is a lower bound.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub at_least: Option<bool>,
 }
 
-/// What [`GetBalance`](GetBalance) gives.
+/// The reply of [`GetBalance`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Balances {
     /// One for each domain.
     pub balance: Vec<Balance>,
 }
 
-/// What [`ListSpans`](ListSpans) gives.
+/// The reply of [`ListSpans`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct SpanAccounts {
-    /// The latest last.
+    /// The accounts, the latest last.
     pub accounts: Vec<Account>,
-    /// There may be older ones: ask again with this as `before`.
+    /// The value of [`ListSpans::before`] for older accounts, where there can be any.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub before: Option<u64>,
 }
 
-/// What [`Reload`](Reload) gives.
+/// The reply of [`Reload`].
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReloadReply {
-    /// The keys whose new values hold from now on.
+    /// The keys whose new values are in effect.
     pub changed: Vec<String>,
-    /// The keys whose new values need a restart; they stay as they were.
+    /// The keys whose new values need a restart; the old values stay in effect.
     pub needs_restart: Vec<String>,
 }
 
-/// What [`GetServiceInfo`](GetServiceInfo) gives.
+/// The reply of [`GetServiceInfo`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ServiceInfo {
-    /// Who made it.
+    /// The vendor.
     pub vendor: String,
-    /// What it is.
+    /// The product.
     pub product: String,
-    /// Its version.
+    /// The version.
     pub version: String,
-    /// Where to read more.
+    /// The address of the documentation.
     pub url: String,
-    /// The interfaces it offers.
+    /// The interfaces of the service.
     pub interfaces: Vec<String>,
 }
 
-/// What [`GetInterfaceDescription`](GetInterfaceDescription) gives.
+/// The reply of [`GetInterfaceDescription`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct InterfaceDescription {
-    /// The description's text.
+    /// The text of the description.
     pub description: String,
 }
 

@@ -1,10 +1,7 @@
-//! The words on the wire: `org.wattspan.Meter`, the methods of `org.varlink.service`, and their envelopes.
+//! The Varlink protocol: the interfaces `org.wattspan.Meter` and `org.varlink.service`, and their messages.
 //!
-//! Owns the names, the shapes and the framing, and belongs to neither side: the daemon and its clients read and
-//! write the same structs, so they cannot drift apart. Additive changes only; an unknown parameter is refused,
-//! because a caller who misspells `wieght` must not be billed by the default. Never touches a socket.
-//!
-//! Varlink (varlink.org) is one JSON object for each message, ended by one NUL byte.
+//! The daemon and its clients use the same types. The contract changes by addition only. An unknown parameter is an
+//! error: a caller that misspells `weight` must not get the default. No I/O here.
 
 mod envelope;
 mod interface;

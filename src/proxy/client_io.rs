@@ -1,8 +1,8 @@
 //! The I/O of a client's connection, with a writer for informational responses.
 //!
-//! hyper's server sends no informational response except "100 Continue"; this file writes the others ("103 Early Hints")
-//! to the same socket. Invariant: it writes only between two messages, when hyper has flushed all its data; at any other
-//! time the informational response is dropped: no client depends on it.
+//! hyper's server sends no informational response except "100 Continue"; this file writes the others ("103 Early
+//! Hints") to the same socket. Invariant: it writes only between two messages, when hyper has flushed all its data;
+//! at any other time the informational response is dropped: no client depends on it.
 
 use std::io;
 use std::pin::Pin;

@@ -1,7 +1,7 @@
 //! Accepts client connections and serves HTTP/1.1 or HTTP/2 on them.
 //!
-//! Owns the limits that protect clients from each other: the number of connections, the time and size of a request head,
-//! the streams of one connection.
+//! Owns the limits that protect clients from each other: the number of connections, the time and size of a request
+//! head, the streams of one connection.
 
 use std::convert::Infallible;
 use std::io;

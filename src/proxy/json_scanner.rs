@@ -1,8 +1,8 @@
 //! A scanner for top-level values of a JSON object that arrives in chunks.
 //!
-//! It stores the position (depth, string, key) and the values of the requested keys with their offsets, each value up to
-//! [`MAX_VALUE_BYTES`]. Invariant: memory is bounded, and invalid JSON is no error: it gives no value or a wrong one, since
-//! the receiver of the text parses it.
+//! It stores the position (depth, string, key) and the values of the requested keys with their offsets, each value up
+//! to [`MAX_VALUE_BYTES`]. Invariant: memory is bounded, and invalid JSON is no error: it gives no value or a wrong
+//! one, since the receiver of the text parses it.
 
 use memchr::memchr2;
 

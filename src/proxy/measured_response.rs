@@ -1,9 +1,9 @@
 //! The response to an inference request, with its energy added.
 //!
 //! A streamed response is forwarded as it arrives, and the energy follows it. A response that is not streamed is
-//! buffered, within [`BUFFER_TIMEOUT`] and [`MAX_BUFFERED_BYTES`], so that the energy fits into its head.
-//! Invariants: every byte of the server is forwarded in order; the span closes when the last byte of the server arrives;
-//! the wait for the account is bounded, and takes place only where the account can still be added.
+//! buffered, within [`BUFFER_TIMEOUT`] and [`MAX_BUFFERED_BYTES`], so that the energy fits into its head. Invariants:
+//! every byte of the server is forwarded in order; the span closes when the last byte of the server arrives; the wait
+//! for the account is bounded, and takes place only where the account can still be added.
 
 use std::collections::VecDeque;
 use std::future::Future;

@@ -1,7 +1,7 @@
 //! The span of one inference request, and its weight by tokens.
 //!
-//! Invariant: a span that was opened ends exactly once. One that is dropped (the client closed the connection, the proxy
-//! stops) is closed at that instant, since the energy was used.
+//! Invariant: a span that was opened ends exactly once. One that is dropped (the client closed the connection, the
+//! proxy stops) is closed at that instant, since the energy was used.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};

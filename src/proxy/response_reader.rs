@@ -1,8 +1,8 @@
 //! Reads model, tokens and content from a response while it is forwarded.
 //!
 //! Knows the dialects: OpenAI's chunks, usage and responses, Anthropic's messages, Ollama's lines, llama.cpp's
-//! completions. A chunk that cannot be parsed is ignored. Token counts are those that the server states; chunks are never
-//! counted as tokens. Invariant: the reader stores one line or one value at most.
+//! completions. A chunk that cannot be parsed is ignored. Token counts are those that the server states; chunks are
+//! never counted as tokens. Invariant: the reader stores one line or one value at most.
 
 use std::borrow::Cow;
 

@@ -1,7 +1,7 @@
 //! The paths of inference requests.
 //!
-//! A request is an inference request if its method is POST and its path ends with one of these paths at a slash: servers
-//! are often mounted under a prefix.
+//! A request is an inference request if its method is POST and its path ends with one of these paths at a slash:
+//! servers are often mounted under a prefix.
 
 use http::{Method, Uri};
 

@@ -1,7 +1,7 @@
 //! The inference server's process or control group, whose share each account states.
 //!
-//! Without one a span requests no process share: the daemon's default is the process that connected, which is the proxy.
-//! Invariant: after the end of the process no span names its id, which the kernel can give to another process.
+//! Without one a span requests no process share: the daemon's default is the process that connected, which is the
+//! proxy. Invariant: after the end of the process no span names its id, which the kernel can give to another process.
 
 use std::fmt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -89,8 +89,8 @@ impl ServerProcessTracker {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Handles the reply to an OpenSpan that named the process. After a refusal of the process itself, spans stop naming
-    /// it: every request would be unmeasured.
+    /// Handles the reply to an OpenSpan that named the process. After a refusal of the process itself, spans stop
+    /// naming it: every request would be unmeasured.
     ///
     /// # Errors
     /// The connection must be closed: the reply is invalid.

@@ -1,9 +1,10 @@
 //! The proxy's client of the daemon: the queue of calls and the replies to them. No request waits for the queue.
 //!
-//! While the daemon is unreachable or too slow, no span is opened and requests are forwarded unmeasured. A span belongs to
-//! the connection (`generation`) on which it was opened: when that is lost, the daemon ends the span as abandoned, and
-//! its later calls are discarded. Invariants: the queue is bounded, since only the end of an open span is added to a full
-//! queue; every end has one outcome, [`SpanOutcome::Lost`] where its call is dropped, and is counted once.
+//! While the daemon is unreachable or too slow, no span is opened and requests are forwarded unmeasured. A span
+//! belongs to the connection (`generation`) on which it was opened: when that is lost, the daemon ends the span as
+//! abandoned, and its later calls are discarded. Invariants: the queue is bounded, since only the end of an open span
+//! is added to a full queue; every end has one outcome, [`SpanOutcome::Lost`] where its call is dropped, and is
+//! counted once.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};

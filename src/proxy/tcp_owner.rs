@@ -28,8 +28,8 @@ const AF_INET6: u8 = 10;
 const HEADER_BYTES: usize = 16;
 const REQUEST_BYTES: usize = HEADER_BYTES + 56;
 
-/// The user that owns the client's socket; `None` where that is unknown: the client is not on loopback, or its socket is
-/// in another state, in another network namespace, or of a user without an id in this user namespace.
+/// The user that owns the client's socket; `None` where that is unknown: the client is not on loopback, or its socket
+/// is in another state, in another network namespace, or of a user without an id in this user namespace.
 ///
 /// # Errors
 /// The query fails: the kernel was built without `INET_DIAG`, or a seccomp filter denies it.
