@@ -69,6 +69,11 @@ pub fn monotonic_ns() -> u64 {
     kernel::monotonic_ns()
 }
 
+/// [`monotonic_ns`] in the signed type that the protocol's requests use.
+pub fn monotonic_now_ns() -> i64 {
+    i64::try_from(monotonic_ns()).unwrap_or(i64::MAX)
+}
+
 /// The clock beside it that goes on in suspend: apart from the meter's by the time slept since the machine started.
 pub fn boottime_ns() -> u64 {
     kernel::boottime_ns()

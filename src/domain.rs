@@ -56,6 +56,18 @@ pub enum Grade {
     Estimated,
 }
 
+impl Grade {
+    /// The grade's name in the contract.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Grade::Measured => "measured",
+            Grade::Modelled => "modelled",
+            Grade::Integrated => "integrated",
+            Grade::Estimated => "estimated",
+        }
+    }
+}
+
 /// Whether a domain's counter moves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

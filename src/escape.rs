@@ -32,6 +32,18 @@ pub fn printable_lines(text: &str) -> String {
     text.split('\n').map(printable).collect::<Vec<_>>().join("\n")
 }
 
+/// `text` with every character beyond printable ASCII written as in a Rust string: `\n`, `\u{202e}`.
+pub fn printable_ascii(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for character in text.chars() {
+        match character {
+            ' '..='~' => out.push(character),
+            _ => out.extend(character.escape_default()),
+        }
+    }
+    out
+}
+
 /// A JSON document with each hidden character of its strings as `\u202e`; it means the same. Line breaks between its
 /// values stay: in strings JSON has escaped them already.
 pub fn printable_json(document: &str) -> String {
@@ -73,5 +85,19 @@ mod tests {
         let escaped = printable_json(&serde_json::to_string_pretty(&value).unwrap());
         assert!(!escaped.chars().any(|c| c != '\n' && is_control_or_format(c)), "{escaped:?}");
         assert_eq!(serde_json::from_str::<serde_json::Value>(&escaped).unwrap(), value);
+    }
+
+    #[test]
+    fn printable_ascii_escapes_all_but_printable_ascii() {
+        assert_eq!(printable_ascii("plain \"text\" \\ ~"), "plain \"text\" \\ ~");
+        let ranges = [0..0x20, 0x7f..0xa0, 0x202a..0x202f, 0x2066..0x206a, 0x200b..0x2010, 0xfeff..0xff00];
+        for character in ranges.into_iter().flatten().filter_map(char::from_u32) {
+            let escaped = printable_ascii(&format!("a{character}b"));
+            assert!(
+                escaped.len() > 3 && escaped.bytes().all(|byte| (b' '..=b'~').contains(&byte)),
+                "{escaped}"
+            );
+        }
+        assert_eq!(printable_ascii("a\u{1b}[2J\n\u{202e}é"), r"a\u{1b}[2J\n\u{202e}\u{e9}");
     }
 }

@@ -66,7 +66,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ),
     ("client", &["domain", "clock", "config", "attribution", "protocol"]),
     ("http", &[]),
-    ("proxy", &["clock", "domain", "unix_socket", "attribution", "protocol", "client", "http"]),
+    ("proxy", &["clock", "domain", "escape", "unix_socket", "attribution", "protocol", "client", "http"]),
     ("ipw", &["domain", "clock", "escape", "private_file", "attribution", "protocol", "client", "http"]),
     ("dbus", &["unix_socket", "config", "protocol", "service", "server"]),
     ("dbus_unsupported", &["config", "server"]),

@@ -188,7 +188,11 @@ fn on_loopback_another_user_sees_no_figure_and_the_owner_and_root_do() {
         let proxy = setup.proxy(&["--listen", listen]);
         setup.assert_sees(ROOT, &proxy.at);
         setup.assert_sees_none(STRANGER, &proxy.at);
-        assert!(proxy.log().contains("figures go to clients of root"), "{}", proxy.log());
+        assert!(
+            proxy.log().contains("energy annotations: only in replies to clients of root"),
+            "{}",
+            proxy.log()
+        );
         let counters = proxy.stop();
         counters.assert_balanced();
         assert_eq!(counters.closed, 4 * PATHS.len() as u64, "requests without figures are measured too");
@@ -291,7 +295,7 @@ fn with_annotate_all_every_client_sees_figures_and_start_up_says_so() {
     let Some(setup) = Setup::new() else { return };
     let proxy = setup.proxy(&["--annotate-all"]);
     setup.assert_sees(STRANGER, &proxy.at);
-    assert!(proxy.log().contains("figures go to every client"), "{}", proxy.log());
+    assert!(proxy.log().contains("replies to every client have energy annotations"), "{}", proxy.log());
 }
 
 #[test]

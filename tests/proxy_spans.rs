@@ -229,7 +229,7 @@ fn an_unreachable_daemon_fails_no_request_and_is_used_once_it_starts() {
     let reply = ask(&proxy, &inference_request("{}"));
     assert_eq!(reply.status(), 200);
     assert!(reply.text().starts_with(CHUNK) && reply.text().contains("\"unmeasured\""), "{}", reply.text());
-    assert!(proxy.log().contains("no meter at"), "{}", proxy.log());
+    assert!(proxy.log().contains("no daemon at"), "{}", proxy.log());
     let counters = proxy.stop();
     assert_eq!((counters.opened, counters.unmeasured), (0, 1));
 

@@ -109,12 +109,7 @@ pub fn grade_label(grade: Grade, simulated: bool) -> String {
 
 /// The grade's name, as in the contract.
 pub fn grade_name(grade: Grade) -> &'static str {
-    match grade {
-        Grade::Measured => "measured",
-        Grade::Modelled => "modelled",
-        Grade::Integrated => "integrated",
-        Grade::Estimated => "estimated",
-    }
+    grade.as_str()
 }
 
 /// The state's name, as in the contract.

@@ -1,6 +1,4 @@
-//! Why a call gave nothing.
-//!
-//! Owns the client's one error type; every variant is something a caller may want to treat differently.
+//! The error type of the client. Each variant is a case that a caller can handle differently.
 
 use std::io;
 use std::path::PathBuf;
@@ -9,53 +7,53 @@ use serde::Deserialize;
 
 use crate::protocol::MethodError;
 
-/// Why a call gave nothing.
+/// An error of a call to the daemon.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
-    /// No daemon answers on any of the sockets.
+    /// None of the sockets accepts a connection.
     #[error("no daemon at {}: {reason}", .path.display())]
     Unreachable {
         /// The explicit path, or the first of the search path.
         path: PathBuf,
-        /// What connecting to it said.
+        /// The error of the connection attempt.
         reason: io::Error,
     },
-    /// The socket is there, and its permissions keep the caller out.
-    #[error("the permissions of {} keep this user out", .path.display())]
+    /// The permissions of the socket deny access.
+    #[error("permission denied: this user may not connect to {}", .path.display())]
     PermissionDenied {
         /// The socket.
         path: PathBuf,
     },
     /// The daemon closed the connection.
-    #[error("the daemon closed the connection (it stopped, or turned this client away)")]
+    #[error("the daemon closed the connection (it stopped, or rejected this client)")]
     ConnectionClosed,
-    /// The daemon took longer than the time-out.
-    #[error("the daemon did not answer in time")]
+    /// The timeout of a reply passed.
+    #[error("the daemon did not answer within the timeout")]
     TimedOut,
-    /// The socket failed in another way.
-    #[error("the daemon's socket: {0}")]
+    /// Another error of the socket.
+    #[error("I/O error on the daemon's socket: {0}")]
     Io(#[source] io::Error),
-    /// An earlier failure left it unknown which answer comes next.
-    #[error("the connection was given up after an earlier failure; connect again")]
+    /// After an earlier error it is unknown which call the next reply belongs to.
+    #[error("the connection is unusable after an earlier error; connect again")]
     Desynchronized,
-    /// What came is not of the protocol.
-    #[error("the daemon's answer makes no sense: {0}")]
+    /// The reply does not conform to the protocol.
+    #[error("invalid reply from the daemon: {0}")]
     InvalidReply(String),
-    /// The daemon said no.
+    /// The daemon returned an error.
     #[error(transparent)]
     Method(#[from] MethodError),
-    /// The daemon said no in words that this version does not know.
-    #[error("the daemon refused: {name} {parameters}")]
+    /// The daemon returned an error that this version does not know.
+    #[error("the daemon returned an unknown error: {name} {parameters}")]
     UnknownMethodError {
         /// The error's full name.
         name: String,
-        /// Its parameters, as JSON text.
+        /// The error's parameters as JSON text.
         parameters: String,
     },
 }
 
 impl ClientError {
-    /// What a read or write of the socket failed with.
+    /// The error of a read or write of the socket.
     pub(super) fn from_io(error: io::Error) -> Self {
         match error.kind() {
             io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => ClientError::TimedOut,
@@ -64,7 +62,7 @@ impl ClientError {
         }
     }
 
-    /// A message that is an answer, but not one that this version can read: an error keeps its name.
+    /// The error for a reply that this version cannot parse; the name of an unknown method error is kept.
     pub(super) fn from_unknown_reply(message: &[u8], reason: &str) -> Self {
         #[derive(Deserialize)]
         struct ErrorReply {
@@ -80,7 +78,7 @@ impl ClientError {
         }
     }
 
-    /// The caller may not do what was asked.
+    /// Whether the socket or the daemon denied access.
     pub fn is_permission_denied(&self) -> bool {
         matches!(
             self,

@@ -1,7 +1,6 @@
-//! Where the daemon's socket is looked for.
+//! The path of the daemon's socket: an explicit path, that of the environment, or the default paths, in this order.
 //!
-//! Owns the order: an explicit path, the environment, the default paths. An explicit path is the only one tried, so that
-//! a mistyped path is never answered by another daemon.
+//! Invariant: an explicit path is the only one tried, so that a mistyped path never leads to another daemon.
 
 use std::env;
 use std::io;
@@ -14,17 +13,17 @@ use crate::config::socket_paths;
 /// The environment variable that names the socket.
 pub const SOCKET_ENV: &str = "WATTSPAN_SOCKET";
 
-/// Where to look.
+/// The socket paths to try.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SocketPath {
-    /// Here and nowhere else.
+    /// This path only.
     Explicit(PathBuf),
-    /// The first of these that answers.
+    /// The first of these paths that accepts a connection.
     Search(Vec<PathBuf>),
 }
 
 impl SocketPath {
-    /// The path that the environment names, else the default paths.
+    /// The path in [`SOCKET_ENV`], or else the default paths.
     pub fn from_env() -> Self {
         match env::var_os(SOCKET_ENV).filter(|path| !path.is_empty()) {
             Some(path) => SocketPath::Explicit(path.into()),
@@ -32,7 +31,7 @@ impl SocketPath {
         }
     }
 
-    /// The path that a message about the daemon should name.
+    /// The path for messages about the daemon.
     pub fn display_path(&self) -> &Path {
         match self {
             SocketPath::Explicit(path) => path,
@@ -48,7 +47,7 @@ impl SocketPath {
         }
     }
 
-    /// Connects to the first socket that answers. Of several errors, a denied permission is reported before an absent
+    /// Connects to the first socket that accepts. Of several errors, a denied permission is reported before an absent
     /// socket.
     pub(super) fn connect(&self) -> Result<UnixStream, ClientError> {
         let mut connect_error = None;
@@ -64,7 +63,7 @@ impl SocketPath {
                 }
             }
         }
-        let not_found = || io::Error::new(io::ErrorKind::NotFound, "no place to look at");
+        let not_found = || io::Error::new(io::ErrorKind::NotFound, "no socket path is configured");
         Err(connect_error
             .unwrap_or_else(|| ClientError::Unreachable { path: PathBuf::new(), reason: not_found() }))
     }

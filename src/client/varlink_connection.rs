@@ -1,8 +1,8 @@
-//! Messages in and out of one socket.
+//! Sends and receives Varlink messages over one blocking socket.
 //!
-//! Owns the framing and the state of the connection: synchronized between calls, desynchronized after anything that
-//! leaves it unknown which reply comes next (an error, a time-out, a call cut short). Never holds more than one message of
-//! at most [`MAX_MESSAGE_BYTES`] bytes and what was read with it.
+//! The connection is synchronized between calls, and desynchronized after an error, a timeout or an incomplete call:
+//! it is then unknown which call the next reply belongs to. Invariant: the read buffer holds one message of at most
+//! [`MAX_MESSAGE_BYTES`] bytes and the bytes read with it.
 
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -13,35 +13,33 @@ use serde::de::DeserializeOwned;
 use super::client_error::ClientError;
 use crate::protocol::{Call, IncomingReply, MESSAGE_TERMINATOR, Method};
 
-/// A daemon that sends more than this without an end is not one.
+/// The longest accepted message.
 const MAX_MESSAGE_BYTES: usize = 64 << 20;
 
-/// What one read asks for.
+/// The length of one read.
 const READ_BYTES: usize = 16 << 10;
 
-/// One socket with what was read of it.
 #[derive(Debug)]
 pub struct VarlinkConnection {
     stream: UnixStream,
     write_buffer: Vec<u8>,
     read_buffer: Vec<u8>,
-    /// Where the unread part of `read_buffer` begins.
+    /// The length of the part of `read_buffer` that was returned already.
     consumed: usize,
-    /// False from the moment a call is begun until its answer is whole.
+    /// False from the start of an operation until it is complete.
     synchronized: bool,
 }
 
-/// An answer, and whether more follow.
+/// A successful reply.
 #[derive(Debug)]
 pub struct ReceivedReply<T> {
-    /// What the method gave.
     pub value: T,
-    /// More answers to the same call follow.
+    /// More replies to the same call follow.
     pub continues: bool,
 }
 
 impl VarlinkConnection {
-    /// A connection over `stream`, which must be blocking.
+    /// `stream` must be blocking.
     pub fn new(stream: UnixStream) -> Self {
         VarlinkConnection {
             stream,
@@ -52,31 +50,29 @@ impl VarlinkConnection {
         }
     }
 
-    /// How long one read or write may take.
+    /// Sets the timeout of one read or write.
     pub fn set_timeout(&self, timeout: Option<Duration>) -> Result<(), ClientError> {
-        // A zero time-out is refused by the socket; the shortest there is means the same.
+        // The socket rejects a timeout of zero; the shortest one has the same effect.
         let timeout = timeout.map(|given| given.max(Duration::from_micros(1)));
         let set = self.stream.set_read_timeout(timeout).and_then(|()| self.stream.set_write_timeout(timeout));
         set.map_err(ClientError::Io)
     }
 
-    /// Appends a call to what the next [`VarlinkConnection::flush`] writes.
+    /// Queues a call for the next [`VarlinkConnection::flush`].
     pub fn queue<M: Method>(&mut self, call: &Call<M>) {
         call.encode(&mut self.write_buffer);
     }
 
-    /// Writes a call at once.
     pub fn send<M: Method>(&mut self, call: &Call<M>) -> Result<(), ClientError> {
         self.queue(call);
         self.flush()
     }
 
-    /// Bytes waiting for [`VarlinkConnection::flush`].
     pub fn queued_bytes(&self) -> usize {
         self.write_buffer.len()
     }
 
-    /// Writes what was queued.
+    /// Writes the queued calls.
     pub fn flush(&mut self) -> Result<(), ClientError> {
         self.begin_operation()?;
         let written = self.stream.write_all(&self.write_buffer);
@@ -86,7 +82,8 @@ impl VarlinkConnection {
         Ok(())
     }
 
-    /// The next answer. The outer error means that the connection is given up, the inner that the call was refused.
+    /// Receives the next reply. After the outer error the connection is desynchronized; the inner error is that of the
+    /// method.
     #[allow(clippy::type_complexity)]
     pub fn receive<T: DeserializeOwned>(
         &mut self,
@@ -115,7 +112,7 @@ impl VarlinkConnection {
         Ok(())
     }
 
-    /// Where the next message lies in `read_buffer`, without its terminator.
+    /// The range of the next message in `read_buffer`, without its terminator.
     fn next_message(&mut self) -> Result<(usize, usize), ClientError> {
         let mut searched = self.consumed;
         loop {
@@ -141,7 +138,7 @@ impl VarlinkConnection {
         loop {
             let outcome = self.stream.read(self.read_buffer.get_mut(filled..).unwrap_or_default());
             match outcome {
-                // A read with a time-out is not begun again by the kernel when a signal handler ran.
+                // The kernel does not restart a read with a timeout after a signal handler (signal(7)).
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) => {
                     self.read_buffer.truncate(filled);

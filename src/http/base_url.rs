@@ -1,7 +1,6 @@
-//! The server that requests go to, as a user writes it.
+//! The base URL of a server: scheme, authority, and a prefix for the path of every request.
 //!
-//! Owns the base URL: scheme, authority, and a path that is put before every request's own. Never holds a query, a
-//! fragment, or a name and password, which are refused: they would end up in logs.
+//! Invariant: it has no query, fragment, or user name and password, which would appear in logs.
 
 use std::fmt;
 use std::str::FromStr;
@@ -9,17 +8,17 @@ use std::str::FromStr;
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderValue, Uri};
 
-/// Why a text is not a base URL.
+/// The text is no base URL.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ParseBaseUrlError {
-    /// It is no URL at all.
-    #[error("{0:?} is not a URL; write one like http://127.0.0.1:8000 or https://host/base")]
+    /// It is no absolute URL.
+    #[error("{0:?} is not a URL; use a form like http://127.0.0.1:8000 or https://host/base")]
     Invalid(String),
-    /// Its scheme is another.
-    #[error("{0:?}: only http:// and https:// are spoken")]
+    /// Its scheme is not HTTP or HTTPS.
+    #[error("{0:?}: only http:// and https:// are supported")]
     UnsupportedScheme(String),
-    /// It has a query, a fragment, or a name and password.
-    #[error("{0:?}: a query, a fragment, or a name and password has no place here; send keys as headers")]
+    /// It has a query, a fragment, or a user name and password.
+    #[error("{0:?}: a query, a fragment, or a user name and password is not supported; send keys as headers")]
     UnsupportedComponent(String),
 }
 
@@ -28,25 +27,26 @@ pub enum ParseBaseUrlError {
 pub struct BaseUrl {
     scheme: Scheme,
     authority: Authority,
-    /// Without its last slash; empty for the root.
+    /// Without a slash at its end; empty for the root.
     base_path: String,
 }
 
 impl BaseUrl {
-    /// Whether TLS is spoken.
+    /// Whether the scheme is HTTPS.
     pub fn is_tls(&self) -> bool {
         self.scheme == Scheme::HTTPS
     }
 
-    /// What the `Host` header says.
+    /// The value of the `Host` header.
     pub fn host_header(&self) -> HeaderValue {
-        HeaderValue::from_str(self.authority.as_str()).expect("an authority has only characters of a header")
+        HeaderValue::from_str(self.authority.as_str())
+            .expect("an authority has only characters that a header allows")
     }
 
-    /// The URL of a request for `path` there, as it came: nothing is decoded or normalised.
+    /// The URL of a request for `path`, which is neither decoded nor normalized.
     ///
     /// # Errors
-    /// The two together are no URL.
+    /// Base and path together are no valid URL.
     pub fn request_uri(&self, path: Option<&PathAndQuery>) -> Result<Uri, http::Error> {
         let path = path.map_or("/", PathAndQuery::as_str);
         let builder = Uri::builder().scheme(self.scheme.clone()).authority(self.authority.clone());

@@ -1,9 +1,8 @@
 //! A pool of connections to servers, over TCP or TLS, HTTP/1.1 or HTTP/2.
 //!
-//! Owns how a connection comes about: time-outs for connecting, the certificates that are trusted (the system's, or
-//! those that `SSL_CERT_FILE` names), HTTP/2 where TLS agrees on it or where it was asked for. A kept connection that
-//! turns out to be closed is replaced before anything of a request was sent on it. Never follows a redirect, never
-//! decodes a body, never speaks TLS to a server whose certificate does not hold.
+//! Trusts the system's certificates, or those in `SSL_CERT_FILE`. Uses HTTP/2 where TLS negotiates it or the settings
+//! require it. A pooled connection that was closed is replaced before a request is sent on it. Redirects are not
+//! followed, bodies are not decoded, and a server with an invalid certificate is rejected.
 
 use std::io;
 use std::time::Duration;
@@ -16,29 +15,30 @@ use hyper_util::rt::{TokioExecutor, TokioTimer};
 
 use super::{BaseUrl, BodyError};
 
-/// Requests in, replies out.
+/// A pool for requests with bodies of type `B`.
 pub type ConnectionPool<B> = Client<HttpsConnector<HttpConnector>, B>;
 
-/// How long connecting may take, name and TLS included as far as they can be told apart.
+/// The timeout of a TCP connection attempt.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long an unused connection is kept. Servers of Python close theirs after 5 s; a stale one is noticed anyway.
+/// How long an idle connection stays in the pool. Python servers close idle connections after 5 s; the pool detects
+/// that.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Largest head of a reply, in bytes.
+/// The largest head of a request or response.
 pub const MAX_HEADER_BYTES: usize = 64 << 10;
 
-/// How a pool is set up.
+/// Settings of a pool.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct PoolSettings {
-    /// Speak HTTP/2 from the first byte, also without TLS.
+    /// Use HTTP/2 without negotiation, also without TLS.
     pub http2_only: bool,
 }
 
-/// A pool for requests with bodies of type `B`.
+/// Builds a pool for `base_url`.
 ///
 /// # Errors
-/// `base_url` needs TLS, and the system has no certificates.
+/// `base_url` needs TLS, and the system has no trusted certificates.
 pub fn build_pool<B>(base_url: &BaseUrl, settings: PoolSettings) -> io::Result<ConnectionPool<B>>
 where
     B: Body + Send + 'static + Unpin,
@@ -50,13 +50,13 @@ where
     tcp.set_nodelay(true);
     tcp.set_connect_timeout(Some(CONNECT_TIMEOUT));
     tcp.set_keepalive(Some(Duration::from_secs(60)));
-    // Reading the system's certificates takes milliseconds, and plain HTTP has no use for them.
+    // The load of the system's certificates takes milliseconds, and plain HTTP does not need them.
     let builder = HttpsConnectorBuilder::new();
     let provider = rustls::crypto::ring::default_provider();
     let builder = if base_url.is_tls() {
         builder.with_provider_and_native_roots(provider).map_err(|error| {
             let remedy = "install ca-certificates or set SSL_CERT_FILE";
-            io::Error::new(error.kind(), format!("no certificates to trust ({error}); {remedy}"))
+            io::Error::new(error.kind(), format!("no trusted certificates found ({error}); {remedy}"))
         })?
     } else {
         let no_roots = rustls::RootCertStore::empty();

@@ -1,11 +1,10 @@
-//! The headers that belong to one connection and not to the message (RFC 9110, 7.6.1).
+//! Hop-by-hop headers, which belong to one connection and not to the message (RFC 9110, section 7.6.1).
 //!
-//! Owns the list. What is removed here never reaches the next hop, so that a client cannot have the next hop drop or
-//! reframe what this one forwards.
+//! Invariant: no hop-by-hop header reaches the next hop, so that a client cannot make it drop or reframe a message.
 
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 
-/// Headers of one hop, whether or not `Connection` names them.
+/// Headers that are hop-by-hop even if `Connection` does not list them.
 const HOP_BY_HOP_HEADERS: [HeaderName; 8] = [
     header::CONNECTION,
     HeaderName::from_static("keep-alive"),
@@ -17,15 +16,15 @@ const HOP_BY_HOP_HEADERS: [HeaderName; 8] = [
     header::UPGRADE,
 ];
 
-/// Headers that frame or route a message; `Connection` may not have them dropped.
+/// Headers that frame or route a message; they stay even if `Connection` lists them.
 const PROTECTED_HEADERS: [HeaderName; 3] = [header::CONTENT_LENGTH, header::HOST, header::TRAILER];
 
-/// The connection options of a message (RFC 9110, 7.6.1).
+/// The connection options of a message.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ConnectionOptions {
-    /// The protocol to change to, where `Connection: upgrade` stands beside it.
+    /// The value of `Upgrade`, if `Connection` lists `upgrade`.
     pub upgrade: Option<HeaderValue>,
-    /// Trailers are understood.
+    /// The sender accepts trailers.
     pub trailers: bool,
 }
 
@@ -39,7 +38,7 @@ pub fn strip(headers: &mut HeaderMap) -> ConnectionOptions {
     let upgrade = headers.get(header::UPGRADE).cloned().filter(|_| named.contains(&header::UPGRADE));
     let is_removed = |name: &HeaderName| HOP_BY_HOP_HEADERS.contains(name) || named.contains(name);
     if headers.keys().any(is_removed) {
-        // Taking single headers out would change the order of the others.
+        // The removal of single headers would change the order of the others.
         let mut kept = HeaderMap::with_capacity(headers.len());
         let mut current = None;
         for (name, value) in std::mem::take(headers) {

@@ -1,18 +1,17 @@
 //! Decodes lines from a byte stream that comes in chunks of any size.
 //!
-//! Owns the rest of a line whose end has not come. A line ends with LF or CRLF, wherever the chunks are cut: between
-//! CR and LF, inside a character of several bytes, after every byte. A line longer than the limit is given
-//! without its rest, as [`DecodedLine::Truncated`], so that a sender cannot fill the memory. Lone CRs, which the standard
-//! of server-sent events also takes for ends, are sent by no inference server and stay inside their line.
+//! A line ends with LF or CRLF; chunks can end at any byte. A line over the limit is reported as
+//! [`DecodedLine::Truncated`], so that a sender cannot exhaust memory. A lone CR, a line end in the standard of
+//! server-sent events, stays in its line: no inference server sends it.
 
 use memchr::memchr;
 
 /// One line, without its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DecodedLine<'a> {
-    /// The line.
+    /// The whole line.
     Complete(&'a [u8]),
-    /// A line over the limit: its beginning.
+    /// The beginning of a line over the limit.
     Truncated(&'a [u8]),
 }
 
@@ -21,7 +20,7 @@ pub enum DecodedLine<'a> {
 pub struct LineDecoder {
     partial: Vec<u8>,
     max_bytes: usize,
-    /// The rest has been longer than the limit; what follows up to the end of the line is passed over.
+    /// The line exceeds the limit; its rest is skipped.
     overflowed: bool,
 }
 
@@ -47,7 +46,7 @@ impl LineDecoder {
                     DecodedLine::Complete(whole)
                 });
                 self.partial.clear();
-                // One long line must not cost its memory for the rest of the stream.
+                // Release the memory of a long line.
                 self.partial.shrink_to(1024);
                 self.overflowed = false;
             }
@@ -56,12 +55,12 @@ impl LineDecoder {
         self.append_partial(chunk);
     }
 
-    /// Whether the bytes so far end with a line's end, or there were none.
+    /// Whether the bytes so far end with a line end, or there were none.
     pub fn is_at_line_start(&self) -> bool {
         self.partial.is_empty() && !self.overflowed
     }
 
-    /// What came after the last line's end.
+    /// The bytes after the last line end.
     pub fn finish(&mut self) -> Option<Vec<u8>> {
         let partial = std::mem::take(&mut self.partial);
         (!partial.is_empty() && !std::mem::take(&mut self.overflowed)).then_some(partial)

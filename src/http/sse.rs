@@ -1,22 +1,21 @@
-//! Server-sent events out of lines (HTML standard, 9.2.6).
+//! Decodes server-sent events (HTML standard, section 9.2.6).
 //!
-//! Owns the event that is being gathered: its type and its data, several `data` lines joined by LF. Comments and fields
-//! that nobody defined are passed over. An event without data is none; one that the stream's end cuts off neither. An
-//! event with a line over the limit is reported as truncated.
+//! `data` lines of one event are joined by LF; comments and unknown fields are ignored. An event without data, or
+//! without a blank line at its end, is discarded. An event over the limit is reported as truncated.
 
 use super::line_decoder::{DecodedLine, LineDecoder};
 
-/// The longest data that is gathered for an event unless another limit is set; more is cut off.
+/// The default limit of an event's data.
 pub const MAX_EVENT_BYTES: usize = 32 << 10;
 
-/// An event.
+/// A server-sent event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SseEvent<'a> {
-    /// Its type; "message" where the stream names none.
+    /// The type; "message" where the stream names none.
     pub event_type: &'a [u8],
-    /// Its data; only the beginning where `truncated`.
+    /// The data; only the beginning where `truncated`.
     pub data: &'a [u8],
-    /// The data was longer than the limit.
+    /// The data exceeds the limit.
     pub truncated: bool,
 }
 
@@ -35,7 +34,7 @@ struct PendingEvent {
     has_data: bool,
     truncated: bool,
     first_line_seen: bool,
-    /// The last line was empty: no event is incomplete.
+    /// The last line was empty, so that no event is incomplete.
     after_blank_line: bool,
 }
 

@@ -1,8 +1,7 @@
-//! The envelope around every message: which method, how to answer, and what the answer was.
+//! The envelopes of calls and replies, with the fields that Varlink defines.
 //!
-//! Owns the fields that Varlink itself defines (`method`, `oneway`, `more`, `upgrade`; `error`, `continues`).
-//! What they carry is kept as JSON text and parsed by the method's own type. A field of the envelope
-//! that is not known is passed over, as Varlink asks; unknown *parameters* are refused, by their own types.
+//! Parameters stay JSON text until the type of the method parses them. An unknown field of an envelope is ignored, as
+//! Varlink requires; an unknown parameter is an error.
 
 use std::borrow::Cow;
 
@@ -10,20 +9,21 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use super::method::Method;
+use super::interface::encode_message;
 use super::method_error::{MethodError, ParseReplyError};
+use super::methods::Method;
 
-/// A call as its sender writes it.
+/// An outgoing call.
 #[derive(Debug, Clone, Serialize)]
 pub struct Call<M> {
     /// Interface and method, joined by a dot.
     pub method: &'static str,
-    /// What the method is asked with.
+    /// The method's parameters.
     pub parameters: M,
-    /// No reply is wanted, not even an error.
+    /// The receiver sends no reply and no error.
     #[serde(skip_serializing_if = "is_false")]
     pub oneway: bool,
-    /// Several answers are wanted.
+    /// The caller accepts several replies.
     #[serde(skip_serializing_if = "is_false")]
     pub more: bool,
 }
@@ -33,102 +33,95 @@ fn is_false(flag: &bool) -> bool {
 }
 
 impl<M: Method> Call<M> {
-    /// A call that is answered once.
+    /// A call with one reply.
     pub fn new(parameters: M) -> Self {
         Self { method: M::NAME, parameters, oneway: false, more: false }
     }
 
-    /// A call that is not answered.
+    /// A call without a reply.
     pub fn oneway(parameters: M) -> Self {
         Self { oneway: true, ..Self::new(parameters) }
     }
 
-    /// A call that is answered until one side hangs up.
+    /// A call with a stream of replies.
     pub fn more(parameters: M) -> Self {
         Self { more: true, ..Self::new(parameters) }
     }
 
-    /// Appends the message to `out`, its end included.
+    /// Appends the message and its terminator to `out`.
     pub fn encode(&self, out: &mut Vec<u8>) {
         encode_message(self, out);
     }
 }
 
-/// A call as its receiver reads it; borrows from the message.
+/// An incoming call; borrows from the message.
 #[derive(Debug, Deserialize)]
 pub struct IncomingCall<'a> {
     /// Interface and method, joined by a dot.
     #[serde(borrow)]
     pub method: Cow<'a, str>,
-    /// The method's parameters, unread. Absent means none.
+    /// The method's parameters as JSON text; absent means none.
     #[serde(borrow, default)]
     pub parameters: Option<&'a RawValue>,
-    /// No answer is wanted.
+    /// The caller expects no reply.
     #[serde(default)]
     pub oneway: Option<bool>,
-    /// Several answers are wanted.
+    /// The caller accepts several replies.
     #[serde(default)]
     pub more: Option<bool>,
-    /// The connection shall change its protocol; not supported.
+    /// The caller requests another protocol on the connection; not supported.
     #[serde(default)]
     pub upgrade: Option<bool>,
 }
 
-/// An answer as its sender writes it; a [`MethodError`] is written as it is.
+/// An outgoing reply; a [`MethodError`] needs no envelope.
 #[derive(Debug, Clone, Serialize)]
 pub struct MethodReply<T> {
-    /// What the method gave.
+    /// The method's result.
     pub parameters: T,
-    /// More answers to the same call follow.
+    /// More replies to the same call follow.
     #[serde(skip_serializing_if = "is_false")]
     pub continues: bool,
 }
 
 impl<T: Serialize> MethodReply<T> {
-    /// The only or last answer.
+    /// The only or last reply.
     pub fn last(parameters: T) -> Self {
         Self { parameters, continues: false }
     }
 
-    /// One of several answers.
+    /// A reply that others follow.
     pub fn continued(parameters: T) -> Self {
         Self { parameters, continues: true }
     }
 
-    /// Appends the message to `out`, its end included.
+    /// Appends the message and its terminator to `out`.
     pub fn encode(&self, out: &mut Vec<u8>) {
         encode_message(self, out);
     }
 }
 
-impl MethodError {
-    /// Appends the message to `out`, its end included.
-    pub fn encode(&self, out: &mut Vec<u8>) {
-        encode_message(self, out);
-    }
-}
-
-/// An answer as its receiver reads it; borrows from the message.
+/// An incoming reply; borrows from the message.
 #[derive(Debug, Deserialize)]
 pub struct IncomingReply<'a> {
-    /// The method's result, or the error's parameters, unparsed.
+    /// The method's result or the error's parameters as JSON text.
     #[serde(borrow, default)]
     parameters: Option<&'a RawValue>,
-    /// The error's name, if it is one.
+    /// The name of the error, if the reply is one.
     #[serde(borrow, default)]
     error: Option<&'a str>,
-    /// More answers to the same call follow.
+    /// More replies to the same call follow.
     #[serde(default)]
     continues: Option<bool>,
 }
 
 impl<'a> IncomingReply<'a> {
-    /// Reads a message without its end.
+    /// Parses a message without its terminator.
     pub fn parse(message: &'a [u8]) -> Result<Self, ParseReplyError> {
         Ok(serde_json::from_slice(message)?)
     }
 
-    /// Whether more answers to the same call follow.
+    /// Whether more replies to the same call follow.
     pub fn continues(&self) -> bool {
         self.continues.unwrap_or(false)
     }
@@ -141,12 +134,6 @@ impl<'a> IncomingReply<'a> {
             None => Ok(Ok(serde_json::from_str(parameters)?)),
         }
     }
-}
-
-fn encode_message<T: Serialize>(message: &T, out: &mut Vec<u8>) {
-    serde_json::to_writer(&mut *out, message)
-        .expect("our words have string keys, and a Vec takes every byte");
-    out.push(super::MESSAGE_TERMINATOR);
 }
 
 #[cfg(test)]

@@ -1,184 +1,184 @@
-//! Every error that goes over the wire, with its name there.
+//! The errors of the protocol with their Varlink names.
 //!
-//! Owns the one mapping between an error and its Varlink name. The wording is for the person at the other end:
-//! lower case, what is wrong, what would mend it.
+//! Display texts are for the user: lower case, the cause, and the remedy.
 
 use serde::Serialize;
 use serde::de::{DeserializeOwned, Error as _};
 
-/// Why a call was not done; the errors of `org.wattspan.Meter` and of `org.varlink.service`.
+use super::interface::{METER_INTERFACE, SERVICE_INTERFACE, encode_message};
+
+/// A failed call: the errors of `org.wattspan.Meter` and of `org.varlink.service`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, thiserror::Error)]
 #[serde(tag = "error", content = "parameters")]
 pub enum MethodError {
-    /// Not a span of the caller; another user's answers the same.
+    /// The caller has no span of this id; a span of another user gives the same error.
     #[error("there is no span {span:?}")]
     #[serde(rename = "org.wattspan.Meter.NoSuchSpan")]
     NoSuchSpan {
-        /// What was asked for.
+        /// The requested value.
         span: String,
     },
-    /// The caller has a span of this name.
-    #[error("a span {span:?} exists already; choose another name, or none")]
+    /// The caller has a span of this id.
+    #[error("a span {span:?} exists already; use another name, or none")]
     #[serde(rename = "org.wattspan.Meter.SpanExists")]
     SpanExists {
-        /// What was asked for.
+        /// The requested value.
         span: String,
     },
-    /// It was closed before.
+    /// The span was closed before.
     #[error("the span {span:?} is closed already")]
     #[serde(rename = "org.wattspan.Meter.AlreadyClosed")]
     AlreadyClosed {
-        /// What was asked for.
+        /// The requested value.
         span: String,
     },
-    /// No domain of this name is metered here.
-    #[error("there is no domain {domain:?} here; GetInfo lists those there are")]
+    /// This machine has no domain of this name.
+    #[error("there is no domain {domain:?}; GetInfo lists the domains")]
     #[serde(rename = "org.wattspan.Meter.NoSuchDomain")]
     NoSuchDomain {
-        /// What was asked for.
+        /// The requested value.
         domain: String,
     },
-    /// In the future, older than the history, or before the span began.
+    /// The time is in the future, older than the history, or before the start of the span.
     #[error("the time {at_ns} ns lies outside {earliest_ns}..={latest_ns} ns of the monotonic clock")]
     #[serde(rename = "org.wattspan.Meter.InvalidTime")]
     InvalidTime {
-        /// What was asked for.
+        /// The requested value.
         at_ns: i64,
-        /// The earliest that would have been taken.
+        /// The earliest accepted time.
         earliest_ns: u64,
-        /// The latest.
+        /// The latest accepted time.
         latest_ns: u64,
     },
-    /// A parameter of the right type with a value that makes no sense.
+    /// A parameter of the right type has an invalid value.
     #[error("{field}: {reason}")]
     #[serde(rename = "org.wattspan.Meter.InvalidValue")]
     InvalidValue {
-        /// Which parameter.
+        /// The parameter.
         field: String,
-        /// What is wrong with it, and what would be right.
+        /// What is wrong, and which values are valid.
         reason: String,
     },
-    /// More than the caller may have.
+    /// The caller reached a limit.
     #[error("the limit of {limit} {quota} is reached")]
     #[serde(rename = "org.wattspan.Meter.QuotaExceeded")]
     QuotaExceeded {
-        /// What there is too much of.
+        /// The limited quantity.
         quota: String,
         /// The limit.
         limit: u64,
     },
-    /// The caller may not do that.
+    /// The caller has too little access for the method.
     #[error("this needs {needs} access")]
     #[serde(rename = "org.wattspan.Meter.AccessDenied")]
     AccessDenied {
-        /// The least access that would do.
+        /// The lowest sufficient access.
         needs: String,
     },
-    /// The account is, or may be, among those that are damaged or lost on disk.
+    /// The account is or can be among those that are damaged or lost on disk.
     #[error("the store is damaged: {reason}")]
     #[serde(rename = "org.wattspan.Meter.StoreDamaged")]
     StoreDamaged {
-        /// Which accounts, as far as that is known.
+        /// The damaged accounts, as far as they are known.
         reason: String,
-        /// Of a list: older accounts come with this as `before`.
+        /// In a list: the value of `before` for older accounts.
         #[serde(skip_serializing_if = "Option::is_none")]
         before: Option<u64>,
     },
-    /// The account may be on disk, which cannot be read at present.
+    /// The account can be on disk, which cannot be read at present.
     #[error("the store cannot be read: {reason}")]
     #[serde(rename = "org.wattspan.Meter.StoreUnavailable")]
     StoreUnavailable {
-        /// Why not.
+        /// The cause.
         reason: String,
     },
     /// The service does not offer the interface.
     #[error("there is no interface {interface:?}")]
     #[serde(rename = "org.varlink.service.InterfaceNotFound")]
     InterfaceNotFound {
-        /// What was asked for.
+        /// The requested value.
         interface: String,
     },
     /// The interface has no such method.
     #[error("there is no method {method:?}")]
     #[serde(rename = "org.varlink.service.MethodNotFound")]
     MethodNotFound {
-        /// What was asked for.
+        /// The requested value.
         method: String,
     },
-    /// The method exists but not in the manner asked for.
-    #[error("{method} is not available in this manner")]
+    /// The method exists but does not support the requested kind of call.
+    #[error("{method} does not support this kind of call")]
     #[serde(rename = "org.varlink.service.MethodNotImplemented")]
     MethodNotImplemented {
-        /// What was asked for.
+        /// The requested value.
         method: String,
     },
-    /// A parameter that is unknown, missing, or of the wrong type.
+    /// A parameter is unknown, missing, or of the wrong type.
     #[error("the parameter {parameter:?} is unknown, missing, or of the wrong type")]
     #[serde(rename = "org.varlink.service.InvalidParameter")]
     InvalidParameter {
-        /// Which one.
+        /// The parameter.
         parameter: String,
     },
-    /// The method answers several times and was not called with `more`.
-    #[error("this method answers several times; call it with \"more\"")]
+    /// The method sends several replies and was not called with `more`.
+    #[error("this method sends several replies; call it with \"more\"")]
     #[serde(rename = "org.varlink.service.ExpectedMore")]
     ExpectedMore {},
 }
 
-/// A message that is not what the protocol says it is.
+/// A message that does not conform to the protocol.
 #[derive(Debug, thiserror::Error)]
-#[error("the message is not of this protocol: {0}")]
+#[error("invalid message: {0}")]
 pub struct ParseReplyError(#[from] serde_json::Error);
 
 impl MethodError {
-    /// The error of this name with these parameters (JSON text).
+    /// Appends the message and its terminator to `out`.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        encode_message(self, out);
+    }
+
+    /// Parses an error from its name and its parameters (JSON text).
     pub fn parse(error: &str, parameters: &str) -> Result<Self, ParseReplyError> {
         let unknown = || ParseReplyError(serde_json::Error::custom(format!("unknown error {error:?}")));
         let (interface, name) = error.rsplit_once('.').ok_or_else(unknown)?;
         let known = match (interface, name) {
-            (super::METER_INTERFACE, "NoSuchSpan") => Self::NoSuchSpan { span: field(parameters, "span")? },
-            (super::METER_INTERFACE, "SpanExists") => Self::SpanExists { span: field(parameters, "span")? },
-            (super::METER_INTERFACE, "AlreadyClosed") => {
-                Self::AlreadyClosed { span: field(parameters, "span")? }
-            }
-            (super::METER_INTERFACE, "NoSuchDomain") => {
-                Self::NoSuchDomain { domain: field(parameters, "domain")? }
-            }
-            (super::METER_INTERFACE, "InvalidTime") => Self::InvalidTime {
+            (METER_INTERFACE, "NoSuchSpan") => Self::NoSuchSpan { span: field(parameters, "span")? },
+            (METER_INTERFACE, "SpanExists") => Self::SpanExists { span: field(parameters, "span")? },
+            (METER_INTERFACE, "AlreadyClosed") => Self::AlreadyClosed { span: field(parameters, "span")? },
+            (METER_INTERFACE, "NoSuchDomain") => Self::NoSuchDomain { domain: field(parameters, "domain")? },
+            (METER_INTERFACE, "InvalidTime") => Self::InvalidTime {
                 at_ns: field(parameters, "at_ns")?,
                 earliest_ns: field(parameters, "earliest_ns")?,
                 latest_ns: field(parameters, "latest_ns")?,
             },
-            (super::METER_INTERFACE, "InvalidValue") => Self::InvalidValue {
+            (METER_INTERFACE, "InvalidValue") => Self::InvalidValue {
                 field: field(parameters, "field")?,
                 reason: field(parameters, "reason")?,
             },
-            (super::METER_INTERFACE, "QuotaExceeded") => {
+            (METER_INTERFACE, "QuotaExceeded") => {
                 Self::QuotaExceeded { quota: field(parameters, "quota")?, limit: field(parameters, "limit")? }
             }
-            (super::METER_INTERFACE, "AccessDenied") => {
-                Self::AccessDenied { needs: field(parameters, "needs")? }
-            }
-            (super::METER_INTERFACE, "StoreDamaged") => Self::StoreDamaged {
+            (METER_INTERFACE, "AccessDenied") => Self::AccessDenied { needs: field(parameters, "needs")? },
+            (METER_INTERFACE, "StoreDamaged") => Self::StoreDamaged {
                 reason: field(parameters, "reason")?,
                 before: field(parameters, "before")?,
             },
-            (super::METER_INTERFACE, "StoreUnavailable") => {
+            (METER_INTERFACE, "StoreUnavailable") => {
                 Self::StoreUnavailable { reason: field(parameters, "reason")? }
             }
-            (super::SERVICE_INTERFACE, "InterfaceNotFound") => {
+            (SERVICE_INTERFACE, "InterfaceNotFound") => {
                 Self::InterfaceNotFound { interface: field(parameters, "interface")? }
             }
-            (super::SERVICE_INTERFACE, "MethodNotFound") => {
+            (SERVICE_INTERFACE, "MethodNotFound") => {
                 Self::MethodNotFound { method: field(parameters, "method")? }
             }
-            (super::SERVICE_INTERFACE, "MethodNotImplemented") => {
+            (SERVICE_INTERFACE, "MethodNotImplemented") => {
                 Self::MethodNotImplemented { method: field(parameters, "method")? }
             }
-            (super::SERVICE_INTERFACE, "InvalidParameter") => {
+            (SERVICE_INTERFACE, "InvalidParameter") => {
                 Self::InvalidParameter { parameter: field(parameters, "parameter")? }
             }
-            (super::SERVICE_INTERFACE, "ExpectedMore") => Self::ExpectedMore {},
+            (SERVICE_INTERFACE, "ExpectedMore") => Self::ExpectedMore {},
             _ => return Err(unknown()),
         };
         Ok(known)

@@ -1,28 +1,25 @@
-//! A request's energy, as it is sent to the client.
+//! The energy of a request in the form that the client receives.
 //!
-//! Owns the two forms: a structured header (RFC 8941 dictionary) for heads and trailers, JSON for comments and usage.
-//! Integers in the contract's units; what is not known is absent, and `state` says why: `settled`, `pending` (the
-//! account did not come in time; GetSpan has it later), or `unmeasured` with a reason.
+//! Two forms: a structured header (RFC 8941 dictionary) for heads and trailers, JSON for comments and `usage`. Numbers
+//! are integers in the contract's units; a value that is not known is absent. `state` is `settled`, `pending` (the
+//! account missed the timeout; GetSpan returns it later), or `unmeasured` with a reason.
 
 use std::fmt::Write;
 
 use http::{HeaderName, HeaderValue};
 use serde::Serialize;
 
-use super::daemon_call::SpanOutcome;
-use super::escape::escape_unprintable;
-use super::response_metadata::ResponseMetadata;
-use super::span_client::UnmeasuredReason;
+use super::response_reader::ResponseMetadata;
+use super::span_client::{SpanOutcome, UnmeasuredReason};
 use crate::attribution::account::SpanState;
 use crate::domain::Grade;
+use crate::escape::printable_ascii;
 
-/// The header and trailer with the energy.
 pub const ENERGY_HEADER: HeaderName = HeaderName::from_static("wattspan-energy");
 
-/// The header with the span's name, in every inference's reply.
+/// The header with the span's id, in the response to every inference request.
 pub const SPAN_HEADER: HeaderName = HeaderName::from_static("wattspan-span");
 
-/// The energy of one request.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct EnergyAnnotation {
     state: &'static str,
@@ -53,7 +50,7 @@ pub struct EnergyAnnotation {
 }
 
 impl EnergyAnnotation {
-    /// A request that had no span.
+    /// The annotation of a request without a span.
     pub fn unmeasured(reason: UnmeasuredReason) -> Self {
         EnergyAnnotation {
             state: "unmeasured",
@@ -62,7 +59,7 @@ impl EnergyAnnotation {
         }
     }
 
-    /// A span's end; `None` where it did not come in time.
+    /// The annotation of a span that has ended; an `outcome` of `None` means that the wait for it timed out.
     pub fn from_outcome(span: &str, outcome: Option<SpanOutcome>, metadata: &ResponseMetadata) -> Self {
         let span = Some(span.to_owned());
         let without_account = |state, reason: Option<&str>| EnergyAnnotation {
@@ -78,13 +75,18 @@ impl EnergyAnnotation {
                 return without_account("unmeasured", Some("the span was cancelled"));
             }
             Some(SpanOutcome::Refused(reason)) => {
-                let reason = escape_unprintable(&reason);
-                return without_account("unmeasured", Some(&format!("the meter refused: {reason}")));
+                let reason = printable_ascii(&reason);
+                return without_account(
+                    "unmeasured",
+                    Some(&format!("the daemon refused the span: {reason}")),
+                );
             }
-            Some(SpanOutcome::Lost) => return without_account("unmeasured", Some("the meter went away")),
+            Some(SpanOutcome::Lost) => {
+                return without_account("unmeasured", Some("the connection to the daemon was lost"));
+            }
         };
         let phase = |name: &str| account.phases.iter().find(|phase| phase.name == name)?.share_uj;
-        // What comes before the first token has no name of its own, and is prefill only where decode was seen.
+        // The phase before the first token has no name; it is prefill only in a span that reached decode.
         let prefill = phase("decode").and_then(|_| phase(""));
         let tokens = metadata.output_tokens.filter(|&tokens| tokens > 0);
         EnergyAnnotation {
@@ -104,11 +106,11 @@ impl EnergyAnnotation {
         }
     }
 
-    /// The structured header's value: `state=settled, share_uj=1234567, ...`.
+    /// The value of the structured header: `state=settled, share_uj=1234567, ...`.
     pub fn header_value(&self) -> HeaderValue {
         let mut text = format!("state={}", self.state);
         if let Some(reason) = &self.reason {
-            // A structured header's string escapes these two (RFC 8941, 3.3.3).
+            // RFC 8941, section 3.3.3: a string escapes these two characters.
             let reason = reason.replace('\\', r"\\").replace('"', "\\\"");
             let _ = write!(text, ", reason=\"{reason}\"");
         }
@@ -126,9 +128,9 @@ impl EnergyAnnotation {
             }
         }
         if let Some(grade) = self.grade {
-            let _ = write!(text, ", grade={}", grade_name(grade));
+            let _ = write!(text, ", grade={}", grade.as_str());
         }
-        // RFC 8941, section 3.3.6. The shorter form, a key alone, breaks readers that split each member at "=".
+        // RFC 8941, section 3.3.6. The short form, a key alone, breaks parsers that split each member at "=".
         for (name, flag) in [("simulated", self.simulated), ("at_least", self.at_least)] {
             if flag == Some(true) {
                 let _ = write!(text, ", {name}=?1");
@@ -137,23 +139,13 @@ impl EnergyAnnotation {
         HeaderValue::from_str(&text).unwrap_or(HeaderValue::from_static("state=unmeasured"))
     }
 
-    /// The annotation as one JSON object.
     pub fn to_json(&self) -> String {
-        serde_json::to_string(self).expect("our words have string keys and finite numbers")
+        serde_json::to_string(self).expect("the annotation has string keys and integers")
     }
 
-    /// A comment of a server-sent event stream, which every reader passes over.
+    /// A comment of a server-sent event stream, which clients ignore.
     pub fn sse_comment(&self) -> String {
         format!(": wattspan {}\n\n", self.to_json())
-    }
-}
-
-fn grade_name(grade: Grade) -> &'static str {
-    match grade {
-        Grade::Measured => "measured",
-        Grade::Modelled => "modelled",
-        Grade::Integrated => "integrated",
-        Grade::Estimated => "estimated",
     }
 }
 
@@ -170,7 +162,7 @@ mod tests {
             &ResponseMetadata::default(),
         );
         let header = annotation.header_value();
-        let expected = r#"state=unmeasured, reason="the meter refused: no \"span\" \\u{202e}\\u{1b}[2J\\r\\nSet-Cookie: a=b \\ \\u{e9}""#;
+        let expected = r#"state=unmeasured, reason="the daemon refused the span: no \"span\" \\u{202e}\\u{1b}[2J\\r\\nSet-Cookie: a=b \\ \\u{e9}""#;
         assert_eq!(header.to_str().unwrap(), expected);
         assert!(
             annotation.to_json().bytes().all(|byte| (b' '..=b'~').contains(&byte)),
@@ -182,8 +174,8 @@ mod tests {
     #[test]
     fn unknown_values_are_omitted() {
         let annotation = EnergyAnnotation::unmeasured(UnmeasuredReason::DaemonUnavailable);
-        assert_eq!(annotation.header_value(), "state=unmeasured, reason=\"the meter is away\"");
-        assert_eq!(annotation.to_json(), r#"{"state":"unmeasured","reason":"the meter is away"}"#);
+        assert_eq!(annotation.header_value(), "state=unmeasured, reason=\"daemon unreachable\"");
+        assert_eq!(annotation.to_json(), r#"{"state":"unmeasured","reason":"daemon unreachable"}"#);
         let annotation = EnergyAnnotation::from_outcome("s", None, &ResponseMetadata::default());
         assert_eq!(annotation.sse_comment(), ": wattspan {\"state\":\"pending\",\"span\":\"s\"}\n\n");
     }

@@ -1,8 +1,8 @@
-//! Which connections get annotated replies.
+//! The access rule for annotated responses.
 //!
-//! Owns the decision, taken once when a connection is accepted: the proxy's own user, root, and the members of one
-//! group, where the connection's owner is known. The proxy reads the meter with its own access, so that without this
-//! rule every local user would have it too (docs/access.md). Requests of the others are measured all the same.
+//! The rule is applied once, when a connection is accepted: it permits the proxy's own user, root, and the members of
+//! one group, where the user of the connection is known. The proxy reads energy with its own access to the daemon;
+//! without this rule every local user would get the same access (docs/access.md). All requests are measured.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -15,21 +15,21 @@ use uzers::{get_group_by_name, get_user_by_uid, get_user_groups};
 use super::tcp_owner;
 use crate::unix_socket::{OVERFLOW_UID, PeerCredentials};
 
-/// How long an answer of the group database holds: a name service may take seconds.
+/// How long a group membership is cached: a look-up in a name service can take seconds.
 const MEMBERSHIP_TTL: Duration = Duration::from_secs(30);
 
 /// The user at the other end of a connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum PeerUser {
-    /// Another machine, or the system does not state it.
+    /// The client is on another machine, or the system does not report its user.
     Unknown,
-    /// This user, of whose groups the transport states nothing.
+    /// The transport reports the user but no groups.
     Uid(u32),
-    /// As the kernel states it for a Unix socket.
+    /// The kernel reports user and groups of a Unix socket.
     Credentials(PeerCredentials),
 }
 
-/// The group whose members get figures: its name, and its number where it exists.
+/// The group whose members get annotated responses; it need not exist.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AnnotationGroup {
     name: String,
@@ -37,24 +37,23 @@ pub struct AnnotationGroup {
 }
 
 impl AnnotationGroup {
-    /// Looks the group up once, now.
+    /// Looks up the group in the group database.
     pub fn lookup(name: &str) -> Self {
         AnnotationGroup { name: name.to_owned(), gid: lookup_gid(name) }
     }
 
-    /// Whether there is such a group.
+    /// Whether the group database has the group.
     pub fn exists(&self) -> bool {
         self.gid.is_some()
     }
 }
 
-/// A group's number by its name.
+/// The id of a group by its name.
 pub fn lookup_gid(name: &str) -> Option<u32> {
-    // The C library cannot be asked for a name with a NUL in it.
+    // A C string cannot contain NUL, so no group has such a name.
     if name.contains('\0') { None } else { get_group_by_name(name).map(|group| group.gid()) }
 }
 
-/// The rule.
 pub struct AnnotationPolicy {
     annotate_all: bool,
     own_uid: u32,
@@ -63,13 +62,12 @@ pub struct AnnotationPolicy {
 }
 
 impl AnnotationPolicy {
-    /// Figures for the proxy's own user, root and the members of `group`; for every connection with `annotate_all`.
+    /// With `annotate_all` the policy permits every connection.
     pub fn new(annotate_all: bool, group: AnnotationGroup) -> Self {
         let own_uid = rustix::process::geteuid().as_raw();
         AnnotationPolicy { annotate_all, own_uid, group, members: Mutex::default() }
     }
 
-    /// Whether a connection of `user` gets annotated replies.
     pub async fn is_permitted(&self, user: &PeerUser) -> bool {
         match user {
             _ if self.annotate_all => true,
@@ -88,19 +86,19 @@ impl AnnotationPolicy {
         }
     }
 
-    /// Whether every connection gets figures.
+    /// Whether the policy permits every connection.
     pub fn is_unrestricted(&self) -> bool {
         self.annotate_all
     }
 
-    /// One sentence for the terminal: the connections that get figures. `tcp`: the address; `None` for a Unix socket.
+    /// One sentence for the log; `tcp` is the address of a TCP socket, `None` for a Unix socket.
     pub fn describe(&self, tcp: Option<SocketAddr>) -> String {
         if self.annotate_all {
-            return "figures go to every client, whatever its access (--annotate-all)".to_owned();
+            return "replies to every client have energy annotations (--annotate-all)".to_owned();
         }
         if tcp.is_some() && !tcp_owner::IS_SUPPORTED {
-            return "figures go to no client: this system does not state the user of a TCP connection; listen on \
-                    unix:PATH, or give --annotate-all"
+            return "replies have no energy annotations: this system does not report the user of a TCP connection; \
+                    listen on unix:PATH, or use --annotate-all"
                 .to_owned();
         }
         let own = match self.own_uid {
@@ -108,7 +106,7 @@ impl AnnotationPolicy {
             uid => format!("clients of user {uid}, of root"),
         };
         let via = if tcp.is_some() { " over loopback" } else { "" };
-        format!("figures go to {own} {}{via}; replies to all other clients have none", self.group)
+        format!("energy annotations: only in replies to {own} {}{via}", self.group)
     }
 
     fn is_trusted(&self, uid: u32) -> bool {
@@ -126,7 +124,7 @@ impl AnnotationPolicy {
         if let Some(is_member) = cached(&self.members.lock().unwrap_or_else(PoisonError::into_inner)) {
             return is_member;
         }
-        // A name service may block, and one thread serves every client.
+        // A name service can block, and one thread serves every client.
         let is_member =
             tokio::task::spawn_blocking(move || is_user_in_group(uid, gid)).await.unwrap_or(false);
         let mut members = self.members.lock().unwrap_or_else(PoisonError::into_inner);
@@ -140,12 +138,12 @@ impl fmt::Display for AnnotationGroup {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.gid {
             Some(_) => write!(f, "and of members of the group {}", self.name),
-            None => write!(f, "and of no other user (there is no group {})", self.name),
+            None => write!(f, "and of no other user (the group {} does not exist)", self.name),
         }
     }
 }
 
-/// Whether the group database has this user in this group, as the primary or a supplementary one.
+/// Whether the group is a primary or supplementary group of the user.
 fn is_user_in_group(uid: u32, gid: u32) -> bool {
     let Some(user) = get_user_by_uid(uid) else { return false };
     let primary = user.primary_group_id();

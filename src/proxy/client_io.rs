@@ -1,8 +1,8 @@
-//! A client's connection on which informational replies of the server can be sent.
+//! The I/O of a client's connection, with a writer for informational responses.
 //!
-//! Owns the socket. hyper's server sends no informational replies but "100 Continue", so that a server's "103 Early
-//! Hints" would get lost; here they are written beside it. Invariant: that happens only between two messages, when hyper
-//! has flushed all it had; at any other moment the hint is dropped, which a receiver never notices.
+//! hyper's server sends no informational response except "100 Continue"; this file writes the others ("103 Early
+//! Hints") to the same socket. Invariant: it writes only between two messages, when hyper has flushed all its data;
+//! at any other time the informational response is dropped: no client depends on it.
 
 use std::io;
 use std::pin::Pin;
@@ -15,26 +15,24 @@ use hyper_util::rt::TokioIo;
 
 use super::listener::{AcceptedConnection, ClientReader, ClientWriter};
 
-/// The connection.
 pub struct ClientIo {
     reader: TokioIo<ClientReader>,
     writer: Arc<Mutex<SharedWriter>>,
 }
 
-/// Sends informational replies to the client.
+/// Sends informational responses to the client.
 #[derive(Clone)]
 pub struct InformationalSender(Arc<Mutex<SharedWriter>>);
 
 struct SharedWriter {
     inner: TokioIo<ClientWriter>,
-    /// hyper has nothing more to write.
+    /// hyper has no unsent data.
     flushed: bool,
-    /// The rest of an informational reply that did not fit.
+    /// The part of an informational response that the socket has not accepted yet.
     unsent: Vec<u8>,
 }
 
 impl ClientIo {
-    /// A connection, and the sender of informational replies to its client.
     pub fn new(connection: AcceptedConnection) -> (Self, InformationalSender) {
         let (reader, writer) = connection.into_split();
         let writer = SharedWriter { inner: TokioIo::new(writer), flushed: true, unsent: Vec::new() };
@@ -48,7 +46,7 @@ impl ClientIo {
 }
 
 impl InformationalSender {
-    /// Passes an informational reply on, if nothing else is being written.
+    /// Sends an informational response, or drops it while other data are being written.
     pub fn send(&self, status: StatusCode, headers: &HeaderMap) {
         let mut head =
             format!("HTTP/1.1 {} {}\r\n", status.as_str(), status.canonical_reason().unwrap_or(""));
@@ -61,7 +59,7 @@ impl InformationalSender {
         if !writer.flushed || !writer.unsent.is_empty() {
             return;
         }
-        // Without a task to wake: what the socket does not take now goes out before hyper's next write.
+        // No task to wake: the next write of hyper sends the part that the socket does not accept now.
         let mut noop_context = Context::from_waker(Waker::noop());
         if let Poll::Ready(Ok(written)) =
             Pin::new(&mut writer.inner).poll_write(&mut noop_context, head.as_bytes())
@@ -72,7 +70,6 @@ impl InformationalSender {
 }
 
 impl SharedWriter {
-    /// Writes the rest of an informational reply.
     fn poll_unsent(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while !self.unsent.is_empty() {
             match Pin::new(&mut self.inner).poll_write(cx, &self.unsent) {

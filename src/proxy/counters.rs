@@ -1,55 +1,55 @@
-//! What the proxy has counted since it started.
+//! Counters of the proxy since its start.
 //!
-//! Owns the counters. Invariant once no request runs: opened = closed + cancelled + abandoned + refused.
+//! Invariant while no request is in progress: opened = closed + cancelled + abandoned + refused.
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// One counter.
+/// A counter that only rises.
 #[derive(Debug, Default)]
 pub struct AtomicCounter(AtomicU64);
 
 impl AtomicCounter {
-    /// One more.
+    /// Adds 1.
     pub fn increment(&self) {
         self.0.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// So many.
+    /// The current count.
     pub fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
 }
 
-/// The counters.
+/// All counters; [`fmt::Display`] gives the line that the proxy logs at its end.
 #[derive(Debug, Default)]
 pub struct ProxyCounters {
     /// Requests of any kind.
     pub requests: AtomicCounter,
     /// Requests at inference paths.
     pub inferences: AtomicCounter,
-    /// Spans whose opening was handed to the daemon.
+    /// Spans whose OpenSpan was queued for the daemon.
     pub opened: AtomicCounter,
-    /// Spans that the daemon gave an account of.
+    /// Spans of which the daemon returned an account.
     pub closed: AtomicCounter,
-    /// Spans forgotten, because the request never reached the server.
+    /// Spans that were cancelled, because the request did not reach the server.
     pub cancelled: AtomicCounter,
-    /// Spans whose connection to the daemon was lost; the daemon keeps those that it saw as abandoned or interrupted.
+    /// Spans whose connection to the daemon was lost; the daemon stores those it received as abandoned or interrupted.
     pub abandoned: AtomicCounter,
-    /// Spans that the daemon knew nothing of when they ended: it had refused their opening.
+    /// Spans whose OpenSpan the daemon had refused.
     pub refused: AtomicCounter,
-    /// Inference requests without a span: the daemon was away or too slow.
+    /// Inference requests without a span: the daemon was unreachable or too slow.
     pub unmeasured: AtomicCounter,
-    /// Marks and weights that were left out because too much was waiting for the daemon.
+    /// Phase marks and weights that were dropped because the queue was full.
     pub dropped_updates: AtomicCounter,
-    /// Replies that did not wait for their account any longer.
+    /// Responses whose wait for the account timed out.
     pub account_timeouts: AtomicCounter,
-    /// Requests that the server did not answer.
+    /// Requests without a complete response from the server.
     pub upstream_failures: AtomicCounter,
 }
 
 impl ProxyCounters {
-    /// Spans that ended, one way or the other.
+    /// Spans that ended in any way.
     pub fn ended_spans(&self) -> u64 {
         self.closed.get() + self.cancelled.get() + self.abandoned.get() + self.refused.get()
     }
@@ -60,7 +60,7 @@ impl fmt::Display for ProxyCounters {
         write!(
             f,
             "{} requests, {} of them inferences; spans: {} opened = {} closed + {} cancelled + {} abandoned + {} \
-             refused; {} unmeasured, {} marks left out, {} accounts not waited for, {} requests unanswered",
+             refused; {} unmeasured, {} updates dropped, {} account timeouts, {} upstream failures",
             self.requests.get(),
             self.inferences.get(),
             self.opened.get(),

@@ -1,7 +1,7 @@
 //! The span client's connection to the daemon: connects, writes queued calls, reads replies, and reconnects.
 //!
-//! Owns the socket. A daemon counts as there once it answered a first question; it counts as gone when it hangs up,
-//! speaks nonsense, or makes no progress. Every change is told once, in one line.
+//! Owns the socket. A connection is used once the daemon has answered GetInfo; it is closed when the daemon closes it,
+//! sends an invalid reply, or makes no progress. Each change of the connection's state is logged once.
 
 use std::collections::VecDeque;
 use std::io;
@@ -14,24 +14,23 @@ use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::time::timeout;
 
-use super::daemon_call::{DaemonCall, ReplyHandler};
-use super::span_client::{CallReceiver, SpanClientState};
+use super::span_client::{CallReceiver, DaemonCall, ReplyHandler, SpanClientState};
 use crate::client::SocketPath;
 use crate::protocol::{Access, Call, DaemonInfo, GetInfo, IncomingReply, MESSAGE_TERMINATOR};
 
-/// Pause before the daemon is looked for again: at first, and at most.
+/// The pause before a new attempt to connect: the first, and the longest.
 const RECONNECT_DELAYS: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
 
-/// A daemon that takes longer for its first answer, or to take what it is sent, is as good as gone.
+/// How long the daemon may take for its first reply, and for a write to its socket.
 const STALL_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// A close that is answered later than this never will be; a settled account may wait for a slow counter.
+/// How long the daemon may take to reply to a close: a settled account can wait for a slow counter.
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// A daemon that sends more than this without an end is not one.
+/// The longest accepted message.
 const MAX_MESSAGE_BYTES: usize = 1 << 20;
 
-/// Calls that are written at once.
+/// The most calls in one write.
 const MAX_BATCH_CALLS: usize = 256;
 
 /// Connects and reconnects until every sender of calls is dropped.
@@ -48,7 +47,7 @@ pub async fn run(
             Ok((stream, path)) => {
                 generation += 1;
                 if last_status.take() != Some(String::new()) {
-                    log(&format!("the meter at {} answers", path.display()));
+                    log(&format!("connected to the daemon at {}", path.display()));
                     last_status = Some(String::new());
                 }
                 state.set_generation(generation);
@@ -63,7 +62,7 @@ pub async fn run(
             Err(reason) => reason,
         };
         if last_status.as_ref() != Some(&reason) {
-            log(&format!("{reason}; requests go through unmeasured until the meter answers"));
+            log(&format!("{reason}; requests are forwarded unmeasured until the daemon answers"));
             last_status = Some(reason);
         }
         if !discard_calls_for(pause, &mut calls, state).await {
@@ -73,7 +72,7 @@ pub async fn run(
     }
 }
 
-/// Waits, and discards the calls that are queued meanwhile; false where every sender is dropped.
+/// Waits for `pause` and discards the calls that are queued meanwhile; false where every sender is dropped.
 async fn discard_calls_for(pause: Duration, calls: &mut CallReceiver, state: &SpanClientState) -> bool {
     let end = tokio::time::sleep(pause);
     tokio::pin!(end);
@@ -90,7 +89,7 @@ async fn discard_calls_for(pause: Duration, calls: &mut CallReceiver, state: &Sp
 
 /// Connects to the first socket that answers a call, and returns its path.
 async fn connect(socket_path: &SocketPath) -> Result<(UnixStream, &Path), String> {
-    let mut last_error = String::from("no place to look for the meter at");
+    let mut last_error = String::from("no socket path of the daemon is configured");
     for path in socket_path.candidates() {
         let at = path.display();
         let handshake = async {
@@ -101,7 +100,7 @@ async fn connect(socket_path: &SocketPath) -> Result<(UnixStream, &Path), String
             let mut buffer = Vec::new();
             while !buffer.contains(&MESSAGE_TERMINATOR) {
                 if stream.read_buf(&mut buffer).await? == 0 || buffer.len() > MAX_MESSAGE_BYTES {
-                    return Err(io::Error::other("it hung up instead of answering"));
+                    return Err(io::Error::other("it closed the connection before its first reply"));
                 }
             }
             Ok((stream, buffer))
@@ -109,22 +108,22 @@ async fn connect(socket_path: &SocketPath) -> Result<(UnixStream, &Path), String
         match timeout(STALL_TIMEOUT, handshake).await {
             Ok(Ok((stream, buffer))) => match check_access(&buffer) {
                 Ok(()) => return Ok((stream, path)),
-                Err(reason) => last_error = format!("the meter at {at}: {reason}"),
+                Err(reason) => last_error = format!("the daemon at {at}: {reason}"),
             },
-            Ok(Err(reason)) => last_error = format!("no meter at {at}: {reason}"),
-            Err(_) => last_error = format!("the meter at {at} does not answer"),
+            Ok(Err(reason)) => last_error = format!("no daemon at {at}: {reason}"),
+            Err(_) => last_error = format!("the daemon at {at} does not answer"),
         }
     }
     Err(last_error)
 }
 
-/// Whether the first answer lets this user open spans. Nothing follows it, since nothing else was asked.
+/// Checks that this user may open spans. `buffer` holds one message, the reply to GetInfo.
 fn check_access(buffer: &[u8]) -> Result<(), String> {
     let message = buffer.split(|&byte| byte == MESSAGE_TERMINATOR).next().unwrap_or_default();
     let reply = IncomingReply::parse(message).map_err(|error| error.to_string())?;
     match reply.into_result::<DaemonInfo>() {
         Ok(Ok(info)) if info.access == Access::None => {
-            Err("this user may not open spans; `wattspan doctor` says how to get access".into())
+            Err("this user may not open spans; run `wattspan doctor` to see how to get access".into())
         }
         Ok(Ok(_)) => Ok(()),
         Ok(Err(method_error)) => Err(method_error.to_string()),
@@ -132,7 +131,8 @@ fn check_access(buffer: &[u8]) -> Result<(), String> {
     }
 }
 
-/// Sends calls over one connection; why it was lost, or `None` where every sender of calls is dropped.
+/// Sends calls over one connection. Returns the reason why the connection was lost, or `None` once every sender of
+/// calls is dropped.
 async fn run_connection(
     stream: UnixStream,
     generation: u64,
@@ -161,9 +161,9 @@ async fn write_calls(
         if calls.recv_many(&mut batch, MAX_BATCH_CALLS).await == 0 {
             return None;
         }
-        // They have left the queue, whatever becomes of them: this may end at any wait from here on.
+        // Before the first await after the receive: this future can be dropped at any await.
         batch.iter().for_each(|_| state.mark_dequeued());
-        // The request itself goes first: what is told here says when it was.
+        // The task of the request continues first; these calls carry their time stamps.
         tokio::task::yield_now().await;
         for DaemonCall { generation: call_generation, bytes: message, reply_handler } in batch.drain(..) {
             if call_generation == generation {
@@ -173,56 +173,64 @@ async fn write_calls(
         }
         match timeout(STALL_TIMEOUT, writer.write_all(&bytes)).await {
             Ok(Ok(())) => bytes.clear(),
-            Ok(Err(error)) => return Some(format!("the meter is gone: {error}")),
-            Err(_) => return Some("the meter does not take what it is sent".into()),
+            Ok(Err(error)) => return Some(format!("the connection to the daemon failed: {error}")),
+            Err(_) => return Some("the daemon does not read from its socket".into()),
         }
     }
 }
 
+/// Reads replies until the connection is lost, and returns the reason.
 async fn read_replies(
     mut reader: OwnedReadHalf,
     pending: &PendingReplies,
     state: &SpanClientState,
 ) -> String {
     let mut buffer = Vec::new();
-    let oldest_end = || match pending.lock().unwrap_or_else(PoisonError::into_inner).front() {
-        Some(ReplyHandler::End(pending_end)) => Some(pending_end.queued_at),
-        Some(ReplyHandler::Open(_)) | None => None,
-    };
     loop {
         match timeout(STALL_TIMEOUT, reader.read_buf(&mut buffer)).await {
-            Ok(Ok(0)) => return "the meter hung up".into(),
+            Ok(Ok(0)) => return "the daemon closed the connection".into(),
             Ok(Ok(_)) => {}
-            Ok(Err(error)) => return format!("the meter is gone: {error}"),
-            Err(_) if oldest_end().is_some_and(|queued_at| queued_at.elapsed() > SETTLE_TIMEOUT) => {
-                return "the meter does not answer".into();
-            }
+            Ok(Err(error)) => return format!("the connection to the daemon failed: {error}"),
+            Err(_) if is_oldest_end_overdue(pending) => return "the daemon does not answer".into(),
             Err(_) => {}
         }
-        let mut from = 0;
-        while let Some(length) = memchr::memchr(MESSAGE_TERMINATOR, buffer.get(from..).unwrap_or_default()) {
-            let message = buffer.get(from..from + length).unwrap_or_default();
-            let Some(reply_handler) = pending.lock().unwrap_or_else(PoisonError::into_inner).pop_front()
-            else {
-                return "the meter answers what nobody asked".into();
-            };
-            let handled = match reply_handler {
-                ReplyHandler::Open(server) => server.handle_open_reply(message),
-                ReplyHandler::End(pending_end) => {
-                    state.record_account_latency(pending_end.queued_at.elapsed());
-                    pending_end.handle_reply(message)
-                }
-            };
-            if let Err(reason) = handled {
-                return reason;
-            }
-            from += length + 1;
+        if let Err(reason) = handle_messages(&mut buffer, pending, state) {
+            return reason;
         }
-        buffer.drain(..from);
         if buffer.len() > MAX_MESSAGE_BYTES {
-            return "the meter's answer does not end".into();
+            return "the daemon sent a message over the length limit".into();
         }
     }
+}
+
+fn is_oldest_end_overdue(pending: &PendingReplies) -> bool {
+    match pending.lock().unwrap_or_else(PoisonError::into_inner).front() {
+        Some(ReplyHandler::End(pending_end)) => pending_end.queued_at.elapsed() > SETTLE_TIMEOUT,
+        Some(ReplyHandler::Open(_)) | None => false,
+    }
+}
+
+/// Handles every complete message and removes it from `buffer`.
+fn handle_messages(
+    buffer: &mut Vec<u8>,
+    pending: &PendingReplies,
+    state: &SpanClientState,
+) -> Result<(), String> {
+    let mut from = 0;
+    while let Some(length) = memchr::memchr(MESSAGE_TERMINATOR, buffer.get(from..).unwrap_or_default()) {
+        let message = buffer.get(from..from + length).unwrap_or_default();
+        let reply_handler = pending.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+        match reply_handler.ok_or("the daemon sent a reply without a call")? {
+            ReplyHandler::Open(server) => server.handle_open_reply(message)?,
+            ReplyHandler::End(pending_end) => {
+                state.record_account_latency(pending_end.queued_at.elapsed());
+                pending_end.handle_reply(message)?;
+            }
+        }
+        from += length + 1;
+    }
+    buffer.drain(..from);
+    Ok(())
 }
 
 #[cfg(test)]
@@ -233,7 +241,7 @@ mod tests {
 
     use super::*;
     use crate::protocol::{CloseSpan, MethodReply, OpenSpan};
-    use crate::proxy::escape::LogSink;
+    use crate::proxy::log::LogSink;
     use crate::proxy::server_process::ServerProcessTracker;
     use crate::proxy::span_client::SpanClient;
 
@@ -280,7 +288,7 @@ mod tests {
             () = run(SocketPath::Search(paths.to_vec()), calls, &client.state, &log) => {}
             () = daemon => {}
         }
-        let expected = format!("the meter at {} answers", paths[1].display());
+        let expected = format!("connected to the daemon at {}", paths[1].display());
         assert_eq!(*logged.lock().unwrap(), expected);
     }
 
@@ -292,10 +300,10 @@ mod tests {
             ServerProcessTracker::new(None, LogSink::new(|_| ())),
         );
         client.state.set_generation(1);
-        // As many as may wait, twice over, in batches whose connection is lost before they are written.
+        // Twice MAX_QUEUED_CALLS, in batches whose connection is lost before they are written.
         for _ in 0..128 {
             for _ in 0..128 {
-                let span = client.open_span("a".into(), OpenSpan::default()).expect("nothing waits");
+                let span = client.open_span("a".into(), OpenSpan::default()).expect("the queue is empty");
                 drop(span.close(CloseSpan::default()));
             }
             let (stream, _other) = UnixStream::pair().unwrap();
@@ -304,7 +312,7 @@ mod tests {
             let writing = write_calls(writer, 1, &mut calls, &pending, &client.state);
             tokio::pin!(writing);
             std::future::poll_fn(|cx| {
-                assert!(writing.as_mut().poll(cx).is_pending(), "it lets the request go first");
+                assert!(writing.as_mut().poll(cx).is_pending(), "it yields to the request first");
                 std::task::Poll::Ready(())
             })
             .await;

@@ -1,41 +1,37 @@
-//! One request: to the server, and its reply back.
+//! Forwards one request to the server and the response to the client.
 //!
-//! Owns the order: a span opens when an inference arrives, and closes with the end of its reply. A request that the
-//! server cannot have got is answered with 502, and its span forgotten; where it may have got it, the energy up to there
-//! is the request's. Nothing about the daemon ever fails a request, or
-//! delays it beyond the bounded wait for its account.
+//! The span of an inference request opens when the request arrives and closes at the end of the response. A request
+//! that the server cannot have received gets status 502, and its span is cancelled; where the server may have received
+//! it, the span is closed. A failure of the daemon never fails a request, and the wait for its account is bounded.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 
 use http::header::{self, HeaderValue};
 use http::{Method, Request, Response, StatusCode, Version, response};
 use http_body_util::BodyExt;
-use hyper::body::{Body as _, Incoming};
+use hyper::body::Incoming;
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::TokioIo;
 
-use super::annotation::SPAN_HEADER;
-use super::escape::escape_unprintable;
-use super::frontend::ClientContext;
-use super::request_body::RequestedModel;
+use super::context::{ClientContext, Proxy};
+use super::measured_response;
 use super::request_span::RequestSpan;
-use super::response_reader::ResponseReader;
 use super::route::Operation;
-use super::streamed_body::{AnnotationPlacement, StreamedBody};
 use super::trace_context::TraceContext;
-use super::upstream_request::{ClientCapabilities, build_upstream_request};
-use super::{AnnotationMode, Proxy, buffered_response, upgrade};
+use super::upstream_request::{ClientCapabilities, RequestedModel, build_upstream_request};
+use crate::escape::printable_ascii;
 use crate::http::{BoxBody, full_body, hop_by_hop};
 
-/// The header with which a client names its span.
+/// The header in which a client names its span.
 const NAME_HEADER: &str = "wattspan-name";
 
-/// Answers one request.
 pub async fn forward(client: &ClientContext, request: Request<Incoming>) -> Response<BoxBody> {
     let proxy = &*client.proxy;
     proxy.counters.requests.increment();
     if *request.method() == Method::CONNECT || request.uri().path_and_query().is_none() {
         return error_response(
             StatusCode::METHOD_NOT_ALLOWED,
-            "this proxy forwards to one server and opens no tunnels",
+            "CONNECT is not supported: this proxy forwards requests to one server",
         );
     }
     if let Some(operation) = proxy.routes.operation(request.method(), request.uri()) {
@@ -50,6 +46,7 @@ pub async fn forward(client: &ClientContext, request: Request<Incoming>) -> Resp
     }
 }
 
+/// Forwards an inference request within a span.
 async fn forward_measured(
     client: &ClientContext,
     mut request: Request<Incoming>,
@@ -57,23 +54,7 @@ async fn forward_measured(
 ) -> Response<BoxBody> {
     let proxy = &*client.proxy;
     proxy.counters.inferences.increment();
-    let span_number = proxy.next_span_number();
-    let trace_context = TraceContext::extract(request.headers());
-    let name =
-        request.headers().get(NAME_HEADER).map(|name| String::from_utf8_lossy(name.as_bytes()).into_owned());
-    let attributes = span_attributes(&request, operation, trace_context.as_ref(), span_number);
-    let id = format!("proxy-{}-{span_number:016x}", std::process::id());
-    let has_phases = operation != Operation::Embeddings;
-    let mut span = RequestSpan::open(
-        &proxy.span_client,
-        id,
-        name.as_deref().unwrap_or(operation.name()),
-        attributes,
-        has_phases,
-    );
-    if let Some(trace_context) = trace_context {
-        trace_context.inject(request.headers_mut(), span_number);
-    }
+    let mut span = open_span(proxy, &mut request, operation);
     let requested_model = RequestedModel::new();
     let (request, capabilities) = match build_upstream_request(
         &proxy.upstream,
@@ -91,7 +72,12 @@ async fn forward_measured(
         Ok((head, body)) => {
             span.set_attribute("http.response.status_code", head.status.as_str());
             set_request_model(&mut span, &requested_model);
-            measured_response(client, head, body, span, capabilities).await
+            if head.status == StatusCode::SWITCHING_PROTOCOLS {
+                return pass_through(client, head, body, capabilities);
+            }
+            measured_response::respond(client, head, body, span, &capabilities)
+                .await
+                .unwrap_or_else(|error| interrupted_response(proxy, &error))
         }
         Err(UpstreamError { unsent: true, response }) => {
             span.cancel();
@@ -104,6 +90,23 @@ async fn forward_measured(
             response
         }
     }
+}
+
+/// Opens the span of `request` and makes it the parent in the request's trace context.
+fn open_span(proxy: &Proxy, request: &mut Request<Incoming>, operation: Operation) -> RequestSpan {
+    let span_number = proxy.next_span_number();
+    let trace_context = TraceContext::extract(request.headers());
+    let name =
+        request.headers().get(NAME_HEADER).map(|name| String::from_utf8_lossy(name.as_bytes()).into_owned());
+    let attributes = span_attributes(request, operation, trace_context.as_ref(), span_number);
+    let id = format!("proxy-{}-{span_number:016x}", std::process::id());
+    let name = name.as_deref().unwrap_or(operation.name());
+    let has_phases = operation != Operation::Embeddings;
+    let span = RequestSpan::open(&proxy.span_client, id, name, attributes, has_phases);
+    if let Some(trace_context) = trace_context {
+        trace_context.inject(request.headers_mut(), span_number);
+    }
+    span
 }
 
 fn set_request_model(span: &mut RequestSpan, requested_model: &RequestedModel) {
@@ -130,15 +133,14 @@ fn span_attributes(
     attributes
 }
 
-/// There is no reply.
+/// The server sent no usable response.
 struct UpstreamError {
-    /// The server cannot have got the request: there was no connection to it.
+    /// The server cannot have received the request: there was no connection to it.
     unsent: bool,
-    /// The client's answer instead.
+    /// What the client receives instead.
     response: Response<BoxBody>,
 }
 
-/// The server's reply.
 async fn send_upstream(
     proxy: &Proxy,
     request: Request<BoxBody>,
@@ -147,25 +149,22 @@ async fn send_upstream(
         Ok(reply) => {
             let (mut head, body) = reply.into_parts();
             head.version = Version::HTTP_11;
-            // One of the two would be believed here and the other by the client (RFC 9112, 6.3).
+            // The proxy and the client could frame a body with both headers differently (RFC 9112, section 6.3).
             let both = [header::CONTENT_LENGTH, header::TRANSFER_ENCODING];
             match both.iter().all(|name| head.headers.contains_key(name)) {
                 false => return Ok((head, body)),
-                true => (false, "its reply has both a length and chunks".to_owned()),
+                true => (false, "its reply has both Content-Length and Transfer-Encoding".to_owned()),
             }
         }
         Err(error) => (error.is_connect(), error_chain(&error)),
     };
     proxy.counters.upstream_failures.increment();
     proxy.log.write_line(&format!("no reply from {}: {reason}", proxy.upstream));
-    let response = error_response(
-        StatusCode::BAD_GATEWAY,
-        &format!("no reply from the server behind this proxy: {reason}"),
-    );
+    let response = error_response(StatusCode::BAD_GATEWAY, &format!("no reply from the server: {reason}"));
     Err(UpstreamError { unsent, response })
 }
 
-/// A reply that is nobody's business.
+/// The server's response without annotations.
 fn pass_through(
     client: &ClientContext,
     mut head: response::Parts,
@@ -174,102 +173,66 @@ fn pass_through(
 ) -> Response<BoxBody> {
     if head.status == StatusCode::SWITCHING_PROTOCOLS {
         return match capabilities.upgrade {
-            Some(upgrade) => upgrade::switch_protocols(head, body, upgrade, client.clone()),
-            None => error_response(StatusCode::BAD_GATEWAY, "the server changed the protocol unasked"),
+            Some(upgrade) => switch_protocols(head, body, upgrade, client.clone()),
+            None => error_response(
+                StatusCode::BAD_GATEWAY,
+                "the server switched protocols without a request for it",
+            ),
         };
     }
     hop_by_hop::strip(&mut head.headers);
     Response::from_parts(head, body.map_err(Into::into).boxed_unsync())
 }
 
-/// An inference's reply.
-async fn measured_response(
-    client: &ClientContext,
+/// The response that switches the protocol (to WebSocket, for example). A task copies bytes in both directions until
+/// both sides have closed, and holds the client's connection permit until then.
+fn switch_protocols(
     mut head: response::Parts,
     body: Incoming,
-    span: RequestSpan,
-    capabilities: ClientCapabilities,
+    upgrade: OnUpgrade,
+    client: ClientContext,
 ) -> Response<BoxBody> {
-    let proxy = &*client.proxy;
-    if head.status == StatusCode::SWITCHING_PROTOCOLS {
-        return pass_through(client, head, body, capabilities);
-    }
+    let protocol = head.headers.get(header::UPGRADE).cloned();
+    let mut reply = Response::from_parts(head.clone(), body);
+    // hyper keeps the connection to the server in the extensions of the reply.
+    *reply.extensions_mut() = std::mem::take(&mut head.extensions);
+    let server = hyper::upgrade::on(&mut reply);
+    tokio::spawn(async move {
+        // A side ends the tunnel by closing its connection; no caller could receive the error.
+        if let (Ok(client_io), Ok(server_io)) = tokio::join!(upgrade, server) {
+            let (mut client_io, mut server_io) = (TokioIo::new(client_io), TokioIo::new(server_io));
+            let _ = tokio::io::copy_bidirectional(&mut client_io, &mut server_io).await;
+        }
+        drop(client);
+    });
     hop_by_hop::strip(&mut head.headers);
-    // A span's name reveals no energy, and with it the operator finds the account of a request.
-    if proxy.annotation_mode != AnnotationMode::Off
-        && let Ok(id) = HeaderValue::from_str(&span.id)
-    {
-        head.headers.insert(SPAN_HEADER, id);
-    }
-    let is_annotated = client.annotation_mode != AnnotationMode::Off;
-    let ResponseKind { reader, is_streamed, is_uncompressed } = ResponseKind::from_head(&head);
-    let length = body.size_hint().exact();
-    let placement = AnnotationPlacement {
-        comment: is_annotated && is_uncompressed && is_streamed && length.is_none(),
-        trailer: is_annotated && capabilities.accepts_trailers(length.is_some()),
-        usage: client.annotation_mode == AnnotationMode::Usage
-            && is_uncompressed
-            && (length.is_none() || !is_streamed),
-    };
-    let stream = proxy.token_weights.register(span, proxy.weigh_by_tokens && is_streamed);
-    if is_annotated
-        && !is_streamed
-        && length.is_none_or(|length| length <= buffered_response::MAX_BUFFERED_BYTES)
-    {
-        let reply = buffered_response::respond(head, body, stream, reader, placement).await;
-        return reply.unwrap_or_else(|error| {
-            proxy.counters.upstream_failures.increment();
-            error_response(
-                StatusCode::BAD_GATEWAY,
-                &format!("the server broke off its reply: {}", error_chain(&error)),
-            )
-        });
-    }
-    placement.announce_trailer(&mut head.headers);
-    let placement = AnnotationPlacement { usage: placement.usage && is_streamed, ..placement };
-    let streamed = StreamedBody::new(body, VecDeque::new(), stream, reader, placement);
-    Response::from_parts(head, streamed.boxed_unsync())
+    hop_by_hop::set_connection_options(
+        &mut head.headers,
+        &hop_by_hop::ConnectionOptions { upgrade: protocol, trailers: false },
+    );
+    let mut reply = Response::from_parts(head, full_body(""));
+    *reply.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    reply
 }
 
-/// What kind of reply it is, by its head.
-struct ResponseKind {
-    reader: ResponseReader,
-    is_streamed: bool,
-    /// Not compressed: it can be read, and added to.
-    is_uncompressed: bool,
+/// The server closed the connection during a response of which the client has received nothing.
+fn interrupted_response(proxy: &Proxy, error: &hyper::Error) -> Response<BoxBody> {
+    proxy.counters.upstream_failures.increment();
+    error_response(
+        StatusCode::BAD_GATEWAY,
+        &format!("the server closed the connection before the end of its reply: {}", error_chain(error)),
+    )
 }
 
-impl ResponseKind {
-    fn from_head(head: &response::Parts) -> Self {
-        let text = |name| head.headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
-        let media_type =
-            text(header::CONTENT_TYPE).unwrap_or_default().split(';').next().unwrap_or_default().trim();
-        let is_uncompressed = text(header::CONTENT_ENCODING).is_none_or(|encoding| encoding == "identity");
-        let is_sse = media_type.eq_ignore_ascii_case("text/event-stream");
-        let is_json_lines =
-            ["application/x-ndjson", "application/ndjson", "application/jsonl", "application/stream+json"]
-                .iter()
-                .any(|media_type_name| media_type.eq_ignore_ascii_case(media_type_name));
-        let is_streamed = is_sse || is_json_lines;
-        let reader = match (is_uncompressed, is_sse, is_json_lines) {
-            (false, ..) => ResponseReader::Opaque { stream: is_streamed },
-            (true, true, _) => ResponseReader::sse(),
-            (true, _, true) => ResponseReader::json_lines(),
-            (true, false, false) => ResponseReader::json(),
-        };
-        ResponseKind { reader, is_streamed, is_uncompressed }
-    }
-}
-
-/// A short answer of the proxy's own.
+/// A response that the proxy itself creates.
 fn error_response(status: StatusCode, reason: &str) -> Response<BoxBody> {
-    let mut reply = Response::new(full_body(format!("wattspan proxy: {}\n", escape_unprintable(reason))));
+    let mut reply = Response::new(full_body(format!("wattspan proxy: {}\n", printable_ascii(reason))));
     *reply.status_mut() = status;
     reply.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
     reply
 }
 
-/// An error with what led to it.
+/// The text of an error and of its sources; a source whose text the error repeats is left out.
 fn error_chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();

@@ -1,7 +1,7 @@
-//! The clients' side: who connects, in which version of HTTP, and how long that may take.
+//! Accepts client connections and serves HTTP/1.1 or HTTP/2 on them.
 //!
-//! Owns the limits that keep one client from being a burden to the others: how many connections, how long a head may
-//! take and how large it may be, how many streams one connection carries.
+//! Owns the limits that protect clients from each other: the number of connections, the time and size of a request
+//! head, the streams of one connection.
 
 use std::convert::Infallible;
 use std::io;
@@ -15,36 +15,22 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
-use super::client_io::{ClientIo, InformationalSender};
+use super::client_io::ClientIo;
+use super::context::{ClientContext, Proxy};
 use super::forward::forward;
 use super::listener::{AcceptedConnection, ProxyListener};
-use super::{AnnotationMode, Proxy};
 use crate::http::connection_pool::MAX_HEADER_BYTES;
 
-/// How long a head may take, from the first byte or the last reply on.
+/// The timeout for a request head, from the accept or the last response.
 const HEADER_READ_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// How long a client may keep silent before its version is known.
+/// The timeout for the first bytes, which decide between HTTP/1.1 and HTTP/2.
 const PREFACE_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Streams of one HTTP/2 connection.
+/// The most concurrent streams of one HTTP/2 connection.
 const MAX_CONCURRENT_STREAMS: u32 = 1024;
 
-/// A client's connection, as its requests see it. It keeps the connection's permit and the proxy alive: as long as the
-/// connection itself, and the tunnel that it may become.
-#[derive(Clone)]
-pub struct ClientContext {
-    /// What serves it.
-    pub proxy: Arc<Proxy>,
-    /// How its replies are annotated.
-    pub annotation_mode: AnnotationMode,
-    /// Sends informational replies to it, where its version has them.
-    pub informational: Option<InformationalSender>,
-    /// One of the permits for connections.
-    _permit: Arc<OwnedSemaphorePermit>,
-}
-
-/// Serves clients until `stop` says so; connections that run are left to end.
+/// Accepts connections until `stop` is true; open connections then shut down gracefully.
 pub async fn serve(
     listener: ProxyListener,
     proxy: Arc<Proxy>,
@@ -62,13 +48,13 @@ pub async fn serve(
             Ok((connection, permit)) => {
                 let (proxy, stop) = (Arc::clone(&proxy), stop.clone());
                 tokio::spawn(async move {
-                    // A connection that fails concerns its client alone, which has seen it fail.
+                    // A failed connection concerns its client alone, which sees the failure itself.
                     let _ = serve_connection(connection, permit, proxy, stop).await;
                 });
             }
             Err(error) => {
-                proxy.log.write_line(&format!("cannot take a connection: {error}"));
-                // Out of descriptors: others must end first.
+                proxy.log.write_line(&format!("cannot accept a connection: {error}"));
+                // The process has no free descriptor: other connections must end first.
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
         }
@@ -90,19 +76,14 @@ async fn serve_connection(
     mut stop: watch::Receiver<bool>,
 ) -> Result<(), crate::http::BodyError> {
     connection.set_nodelay()?;
-    // Before anything is read: the socket's user is that of the moment at which the connection was accepted.
+    // Before the first read: the client's user at the time of the accept counts.
     let annotation_mode = proxy.annotation_mode_for(&connection).await;
     let http2 = tokio::select! {
         http2 = tokio::time::timeout(PREFACE_TIMEOUT, is_http2(&connection)) => http2??,
         _ = stop.wait_for(|stop| *stop) => return Ok(()),
     };
     let (io, informational) = ClientIo::new(connection);
-    let client = ClientContext {
-        proxy,
-        annotation_mode,
-        informational: (!http2).then_some(informational),
-        _permit: Arc::new(permit),
-    };
+    let client = ClientContext::new(proxy, annotation_mode, (!http2).then_some(informational), permit);
     let service = service_fn(move |request: Request<Incoming>| {
         let client = client.clone();
         async move { Ok::<_, Infallible>(forward(&client, request).await) }
@@ -149,7 +130,7 @@ fn http2_builder() -> http2::Builder<TokioExecutor> {
     builder
 }
 
-/// Whether the client begins with HTTP/2's preface. No method of HTTP/1.1 begins so: PRI is reserved.
+/// Whether the client's first bytes are the HTTP/2 preface. HTTP/1.1 has no such method: PRI is reserved (RFC 9113).
 async fn is_http2(connection: &AcceptedConnection) -> io::Result<bool> {
     const PREFACE: &[u8] = b"PRI ";
     const MAX_PEEKS: u32 = 200;
@@ -163,9 +144,9 @@ async fn is_http2(connection: &AcceptedConnection) -> io::Result<bool> {
         if count == PREFACE.len() {
             return Ok(true);
         }
-        // What was peeked at stays, so that the socket is ready at once; the rest of four bytes is on its way.
+        // The peeked bytes stay in the socket, so that it is ready at once: wait for the rest of the four bytes.
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    // Whoever sent "P" and dawdles, or left: the time-out for heads is for those.
+    // A client that sent only "P" gets the timeout for heads.
     Ok(false)
 }

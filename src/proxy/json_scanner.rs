@@ -1,23 +1,22 @@
-//! Values at the top level of a JSON object that comes in pieces and is never kept.
+//! A scanner for top-level values of a JSON object that arrives in chunks.
 //!
-//! Owns the place in the text: how deep, inside a string or not, which key. Keeps only the values of the keys it looks
-//! for, each up to a limit, and where they began. Text that is no JSON gives nothing or nonsense of bounded size, never
-//! a failure: what passes through is the receiver's business.
+//! It stores the position (depth, string, key) and the values of the requested keys with their offsets, each value up
+//! to [`MAX_VALUE_BYTES`]. Invariant: memory is bounded, and invalid JSON is no error: it gives no value or a wrong
+//! one, since the receiver of the text parses it.
 
 use memchr::memchr2;
 
-/// Longest value that is kept, in bytes.
+/// The longest value that is stored.
 const MAX_VALUE_BYTES: usize = 4096;
 
-/// Longest key that is compared.
+/// The longest key that is compared.
 const MAX_KEY_BYTES: usize = 32;
 
-/// A value that was found.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct FoundValue {
-    /// Its text, as it came; empty where it was longer than the limit.
+    /// The JSON text of the value; empty where it exceeds [`MAX_VALUE_BYTES`].
     pub text: Vec<u8>,
-    /// The byte of the whole text where it begins.
+    /// The offset of the value in the whole text, in bytes.
     pub offset: usize,
 }
 
@@ -25,15 +24,14 @@ pub struct FoundValue {
 enum ScanState {
     /// Outside the object, or before a key.
     BeforeKey,
-    /// In a key of the top level.
+    /// In a top-level key.
     Key,
     /// Between a key and its colon.
     BeforeColon,
-    /// In a value of the top level.
+    /// In a top-level value.
     Value,
 }
 
-/// Looks for the values of some keys.
 #[derive(Debug)]
 pub struct JsonScanner {
     keys: &'static [&'static str],
@@ -43,17 +41,16 @@ pub struct JsonScanner {
     in_string: bool,
     escaped: bool,
     key: Vec<u8>,
-    /// Which key's value is being read; `None` for a key that is not searched for.
+    /// The index of the key whose value is being read; `None` for a key that was not requested.
     current_key: Option<usize>,
     value: Vec<u8>,
     value_start: Option<usize>,
     offset: usize,
-    /// Where the object's first byte after `{` lies.
+    /// The offset of the first byte after the object's `{`.
     object_start: Option<usize>,
 }
 
 impl JsonScanner {
-    /// Looks for these keys.
     pub fn new(keys: &'static [&'static str]) -> Self {
         JsonScanner {
             keys,
@@ -71,23 +68,23 @@ impl JsonScanner {
         }
     }
 
-    /// The value of `key`, if it has come whole. Of several the last.
+    /// The value of `key` once it is complete; the last one of several.
     pub fn get(&self, key: &str) -> Option<&FoundValue> {
         let index = self.keys.iter().position(|known| *known == key)?;
         self.found.get(index)?.as_ref()
     }
 
-    /// Where the first byte inside the object lies.
+    /// The offset of the first byte after the object's `{`.
     pub fn object_start(&self) -> Option<usize> {
         self.object_start
     }
 
-    /// Reads on.
+    /// Scans the next chunk.
     pub fn feed(&mut self, chunk: &[u8]) {
         let mut from = 0;
         while let Some(&byte) = chunk.get(from) {
             let rest = chunk.get(from..).unwrap_or_default();
-            // Prompts are long strings: what is inside one is skipped at the speed of memory.
+            // Prompts are long strings: memchr skips the inside of a string at memory speed.
             let skipped = match self.in_string && !self.escaped {
                 true => memchr2(b'"', b'\\', rest).unwrap_or(rest.len()),
                 false => 0,
@@ -106,42 +103,51 @@ impl JsonScanner {
 
     fn scan_byte(&mut self, byte: u8) {
         if self.in_string {
-            let is_end = byte == b'"' && !self.escaped;
-            self.escaped = byte == b'\\' && !self.escaped;
-            self.in_string = !is_end;
-            if !(is_end && self.state == ScanState::Key) {
-                self.buffer(&[byte]);
-            } else {
-                self.state = ScanState::BeforeColon;
-            }
-            return;
+            return self.scan_string_byte(byte);
         }
         match byte {
             b'"' => self.open_string(),
-            b'{' | b'[' => {
-                self.buffer(&[byte]);
-                if self.depth == 0 && byte == b'{' && self.object_start.is_none() {
-                    self.object_start = Some(self.offset + 1);
-                }
-                self.depth = self.depth.saturating_add(1);
-            }
-            b'}' | b']' => {
-                if self.depth == 1 {
-                    self.end_value();
-                }
-                self.depth = self.depth.saturating_sub(1);
-                self.buffer(&[byte]);
-            }
+            b'{' | b'[' => self.open_container(byte),
+            b'}' | b']' => self.close_container(byte),
             b',' if self.depth == 1 => self.end_value(),
-            b':' if self.depth == 1 && self.state == ScanState::BeforeColon => {
-                self.state = ScanState::Value;
-                self.current_key = self.keys.iter().position(|key| key.as_bytes() == self.key);
-                self.value.clear();
-                self.value_start = None;
-            }
+            b':' if self.depth == 1 && self.state == ScanState::BeforeColon => self.begin_value(),
             byte if byte.is_ascii_whitespace() && self.value_start.is_none() => {}
             byte => self.buffer(&[byte]),
         }
+    }
+
+    fn scan_string_byte(&mut self, byte: u8) {
+        let is_end = byte == b'"' && !self.escaped;
+        self.escaped = byte == b'\\' && !self.escaped;
+        self.in_string = !is_end;
+        if !(is_end && self.state == ScanState::Key) {
+            self.buffer(&[byte]);
+        } else {
+            self.state = ScanState::BeforeColon;
+        }
+    }
+
+    fn open_container(&mut self, byte: u8) {
+        self.buffer(&[byte]);
+        if self.depth == 0 && byte == b'{' && self.object_start.is_none() {
+            self.object_start = Some(self.offset + 1);
+        }
+        self.depth = self.depth.saturating_add(1);
+    }
+
+    fn close_container(&mut self, byte: u8) {
+        if self.depth == 1 {
+            self.end_value();
+        }
+        self.depth = self.depth.saturating_sub(1);
+        self.buffer(&[byte]);
+    }
+
+    fn begin_value(&mut self) {
+        self.state = ScanState::Value;
+        self.current_key = self.keys.iter().position(|key| key.as_bytes() == self.key);
+        self.value.clear();
+        self.value_start = None;
     }
 
     fn open_string(&mut self) {

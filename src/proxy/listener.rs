@@ -1,6 +1,6 @@
-//! The address that the proxy listens on, and the clients' connections.
+//! The proxy's listening socket and the connections that it accepts, over TCP or a Unix socket.
 //!
-//! Owns the two kinds: TCP and a Unix socket. A connection states its owner, as far as the transport knows it.
+//! A connection states the user of its client, where the transport reports it.
 
 use std::fmt;
 use std::io;
@@ -17,25 +17,23 @@ use super::annotation_policy::PeerUser;
 use super::tcp_owner;
 use crate::unix_socket::{self, SocketFile, SocketPermissions};
 
-/// Bytes from a client.
 pub type ClientReader = Box<dyn AsyncRead + Send + Unpin>;
 
-/// Bytes to a client.
 pub type ClientWriter = Box<dyn AsyncWrite + Send + Unpin>;
 
 /// Where a proxy listens.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ListenAddress {
-    /// Host and port; the host may be a name.
+    /// Host and port; the host can be a name.
     Tcp(String),
     /// The path of a Unix socket.
     Unix(PathBuf),
 }
 
-/// A text names no address to listen on.
+/// The text is no listen address.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{0:?} is not an address to listen on; write one like 127.0.0.1:8088, [::1]:8088 or unix:/run/user/1000/proxy.sock"
+    "{0:?} is not an address to listen on; use a form like 127.0.0.1:8088, [::1]:8088 or unix:/run/user/1000/proxy.sock"
 )]
 pub struct ParseListenAddressError(String);
 
@@ -66,19 +64,18 @@ impl fmt::Display for ListenAddress {
     }
 }
 
-/// A socket that is listened on.
+/// A bound socket outside an async runtime.
 pub enum ListenSocket {
-    /// TCP.
     Tcp(std::net::TcpListener),
-    /// A path, which is removed with the second value.
+    /// The drop of the second value removes the socket file.
     Unix(std::os::unix::net::UnixListener, SocketFile),
 }
 
 impl ListenSocket {
-    /// Listens there. `group`: the members of this group may open a Unix socket, besides its owner.
+    /// Binds and listens. The members of `group` may connect to a Unix socket, besides its owner.
     ///
     /// # Errors
-    /// The address is taken or not to be had.
+    /// The address is in use or not available.
     pub fn bind(address: &ListenAddress, group: Option<u32>) -> io::Result<Self> {
         let failed =
             |error: io::Error| io::Error::new(error.kind(), format!("cannot listen on {address}: {error}"));
@@ -94,7 +91,7 @@ impl ListenSocket {
                 if let Some(group) = group
                     && std::os::unix::fs::MetadataExt::gid(&std::fs::metadata(path)?) != group
                 {
-                    let denied = "this user cannot give the socket to that group; become a member of it";
+                    let denied = "this user cannot give the socket to the group, since it is no member of it";
                     return Err(failed(io::Error::new(io::ErrorKind::PermissionDenied, denied)));
                 }
                 Ok(ListenSocket::Unix(listener, listening))
@@ -102,10 +99,10 @@ impl ListenSocket {
         }
     }
 
-    /// The address of a TCP socket; `None` for a path.
+    /// The address of a TCP socket; `None` for a Unix socket.
     ///
     /// # Errors
-    /// The system does not state it.
+    /// The system does not report the address.
     pub fn tcp_address(&self) -> io::Result<Option<SocketAddr>> {
         match self {
             ListenSocket::Tcp(listener) => listener.local_addr().map(Some),
@@ -116,7 +113,7 @@ impl ListenSocket {
     /// The URL or path that clients connect to.
     ///
     /// # Errors
-    /// The system does not state it.
+    /// The system does not report the address.
     pub fn describe(&self) -> io::Result<String> {
         match self {
             ListenSocket::Tcp(listener) => Ok(format!("http://{}", listener.local_addr()?)),
@@ -125,19 +122,17 @@ impl ListenSocket {
     }
 }
 
-/// A [`ListenSocket`] inside a runtime.
+/// A [`ListenSocket`] that is registered with an async runtime.
 pub enum ProxyListener {
-    /// TCP.
     Tcp(TcpListener),
-    /// A path.
     Unix(UnixListener, #[expect(dead_code, reason = "removes the path when it is dropped")] SocketFile),
 }
 
 impl ProxyListener {
-    /// Registers the socket with the runtime that runs now.
+    /// Registers the socket with the current runtime.
     ///
     /// # Errors
-    /// The system refuses.
+    /// The system cannot register the socket.
     pub fn new(socket: ListenSocket) -> io::Result<Self> {
         Ok(match socket {
             ListenSocket::Tcp(listener) => ProxyListener::Tcp(TcpListener::from_std(listener)?),
@@ -147,10 +142,10 @@ impl ProxyListener {
         })
     }
 
-    /// The next client.
+    /// Accepts the next connection.
     ///
     /// # Errors
-    /// The system gives no descriptor.
+    /// The process has no free descriptor.
     pub async fn accept(&self) -> io::Result<AcceptedConnection> {
         match self {
             ProxyListener::Tcp(listener) => {
@@ -165,17 +160,15 @@ impl ProxyListener {
 
 /// A client's connection.
 pub enum AcceptedConnection {
-    /// TCP.
     Tcp(TcpStream),
-    /// A Unix socket.
     Unix(UnixStream),
 }
 
 impl AcceptedConnection {
-    /// The user at the other end.
+    /// The user of the client.
     ///
     /// # Errors
-    /// The system cannot be asked.
+    /// The look-up of the user fails.
     pub fn peer_user(&self) -> io::Result<PeerUser> {
         match self {
             AcceptedConnection::Tcp(stream) => {
@@ -188,10 +181,10 @@ impl AcceptedConnection {
         }
     }
 
-    /// Sends small writes at once.
+    /// Sets `TCP_NODELAY`: a small write is sent without delay.
     ///
     /// # Errors
-    /// The connection is gone.
+    /// The connection is closed.
     pub fn set_nodelay(&self) -> io::Result<()> {
         match self {
             AcceptedConnection::Tcp(stream) => stream.set_nodelay(true),
@@ -199,10 +192,10 @@ impl AcceptedConnection {
         }
     }
 
-    /// Waits for bytes and copies the first of them, which remain to be read; 0 at the end of the stream.
+    /// Waits for bytes and copies the first of them without consuming them; 0 at the end of the stream.
     ///
     /// # Errors
-    /// The connection is gone.
+    /// The connection failed.
     pub async fn peek(&self, buffer: &mut [u8]) -> io::Result<usize> {
         fn first(socket: impl AsFd, buffer: &mut [u8]) -> io::Result<usize> {
             recv(socket, buffer, RecvFlags::PEEK).map(|(count, _)| count).map_err(Into::into)
@@ -217,7 +210,6 @@ impl AcceptedConnection {
         }
     }
 
-    /// The two directions.
     pub fn into_split(self) -> (ClientReader, ClientWriter) {
         match self {
             AcceptedConnection::Tcp(stream) => {

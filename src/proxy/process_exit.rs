@@ -1,6 +1,6 @@
 //! The end of another process (pidfd_open(2)).
 //!
-//! Owns one descriptor, which means that process for ever: the number may be another's once the process has ended.
+//! Owns a pidfd, which refers to the same process even when the kernel reuses its id.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -8,28 +8,27 @@ use std::os::fd::OwnedFd;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
-/// A process that is watched.
 pub struct WatchedProcess(OwnedFd);
 
 impl WatchedProcess {
-    /// Watches the process that has this number now.
+    /// Watches the process that has this id now.
     ///
     /// # Errors
-    /// There is none.
+    /// No process has this id.
     pub fn new(pid: u32) -> io::Result<Self> {
         let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or(io::ErrorKind::InvalidInput)?;
         Ok(WatchedProcess(pidfd_open(pid, PidfdFlags::empty())?))
     }
 
-    /// Calls `then` once it has ended, on a thread that waits for it.
+    /// Calls `callback` after the end of the process, on a thread that waits for it.
     ///
     /// # Errors
-    /// The system gives no thread.
+    /// The system cannot create the thread.
     pub fn on_exit(self, callback: impl FnOnce() + Send + 'static) -> io::Result<()> {
         let wait = move || {
             let mut exit = [PollFd::new(&self.0, PollFlags::IN)];
             while let Err(rustix::io::Errno::INTR) = poll(&mut exit, None) {}
-            // Where the system cannot wait, the daemon's refusal states the end.
+            // Where the wait fails, the daemon's error in OpenSpan reports the end of the process.
             if exit[0].revents().contains(PollFlags::IN) {
                 callback();
             }

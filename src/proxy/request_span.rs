@@ -1,26 +1,28 @@
-//! One inference's span: opened when the request arrives, closed whatever happens.
+//! The span of one inference request, and its weight by tokens.
 //!
-//! Owns the span from arrival to end. Invariant: it is ended exactly once; one that is dropped (the client left, the
-//! proxy stops) is closed at that instant with the energy it used, because that was used all the same.
+//! Invariant: a span that was opened ends exactly once. One that is dropped (the client closed the connection, the
+//! proxy stops) is closed at that instant, since the energy was used.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
 
 use super::annotation::EnergyAnnotation;
-use super::response_metadata::ResponseMetadata;
+use super::response_reader::ResponseMetadata;
 use super::span_client::{PendingClose, SpanClient, SpanHandle, UnmeasuredReason};
-use crate::clock::monotonic_ns;
+use crate::clock::monotonic_now_ns;
 use crate::protocol::{CloseSpan, OpenSpan};
 
-/// Longest value of an attribute that the daemon takes, in bytes.
+/// The longest attribute value that the daemon accepts.
 const MAX_ATTRIBUTE_BYTES: usize = 1024;
 
-/// Longest name of a span that the daemon takes, in bytes.
+/// The longest span name that the daemon accepts.
 const MAX_NAME_BYTES: usize = 256;
 
-/// An inference's span.
 pub struct RequestSpan {
     handle: Result<SpanHandle, UnmeasuredReason>,
-    /// Its name in the protocol; also where there is no span of that name.
+    /// The span id in the protocol. A request without a span has one too.
     pub id: String,
     attributes: BTreeMap<String, String>,
     has_phases: bool,
@@ -29,14 +31,14 @@ pub struct RequestSpan {
 
 /// The annotation of a span that has ended.
 pub enum PendingAnnotation {
-    /// The account may come.
+    /// The account of this span is awaited.
     Pending(String, PendingClose),
-    /// There will be none.
+    /// The request had no span.
     Unmeasured(UnmeasuredReason),
 }
 
 impl PendingAnnotation {
-    /// The annotation, after a bounded wait.
+    /// Waits a bounded time for the account.
     pub async fn wait(self, metadata: ResponseMetadata) -> EnergyAnnotation {
         match self {
             PendingAnnotation::Pending(span, pending_close) => {
@@ -48,7 +50,7 @@ impl PendingAnnotation {
 }
 
 impl RequestSpan {
-    /// Opens a span that begins now. With `has_phases` its decode will be marked.
+    /// Opens a span that begins now. With `has_phases`, [`RequestSpan::mark_decode`] marks a phase.
     pub fn open(
         client: &SpanClient,
         id: String,
@@ -72,26 +74,25 @@ impl RequestSpan {
         RequestSpan { handle, id, attributes: BTreeMap::new(), has_phases, ended: false }
     }
 
-    /// The first token of the answer is here.
+    /// Begins the decode phase: the first token of content arrived.
     pub fn mark_decode(&mut self) {
         if let (Ok(handle), true, false) = (&self.handle, self.has_phases, self.ended) {
             handle.mark_phase("decode", monotonic_now_ns());
         }
     }
 
-    /// It weighs so much from now on.
     pub fn set_weight(&self, weight: f64) {
         if let (Ok(handle), false) = (&self.handle, self.ended) {
             handle.set_weight(weight);
         }
     }
 
-    /// Sets an attribute that is sent with the close.
+    /// Sets an attribute, which the close sends.
     pub fn set_attribute(&mut self, key: &str, value: impl Into<String>) {
         self.attributes.insert(key.to_owned(), sanitize(&value.into(), MAX_ATTRIBUTE_BYTES));
     }
 
-    /// Sets the attributes that the reply states.
+    /// Sets the attributes that the response states.
     pub fn set_response_attributes(&mut self, metadata: &ResponseMetadata) {
         if let Some(model) = &metadata.model {
             self.set_attribute("gen_ai.response.model", model.clone());
@@ -101,18 +102,18 @@ impl RequestSpan {
         }
         match metadata.output_tokens {
             Some(tokens) => self.set_attribute("gen_ai.usage.output_tokens", tokens.to_string()),
-            // A server that was not asked for usage gives none; its chunks are no tokens, and say so.
+            // Without usage in the response only the chunks are counted; a chunk can hold several tokens.
             None if metadata.content_chunks > 0 => {
                 self.set_attribute("wattspan.content_chunks", metadata.content_chunks.to_string());
             }
             None => {}
         }
         if metadata.error {
-            self.set_attribute("error.type", "told in the stream");
+            self.set_attribute("error.type", "error in the stream");
         }
     }
 
-    /// Ends it now; `None` where it has ended already.
+    /// Closes the span now; `None` where it has ended already.
     pub fn close(&mut self) -> Option<PendingAnnotation> {
         if std::mem::replace(&mut self.ended, true) {
             return None;
@@ -130,12 +131,11 @@ impl RequestSpan {
         })
     }
 
-    /// Whether it has ended.
     pub fn has_ended(&self) -> bool {
         self.ended
     }
 
-    /// Forgets it: the request cannot have reached the server.
+    /// Cancels the span: the request cannot have reached the server.
     pub fn cancel(&mut self) {
         self.ended = true;
         if let Ok(handle) = std::mem::replace(&mut self.handle, Err(UnmeasuredReason::DaemonUnavailable)) {
@@ -153,17 +153,75 @@ impl Drop for RequestSpan {
     }
 }
 
-fn monotonic_now_ns() -> i64 {
-    i64::try_from(monotonic_ns()).unwrap_or(i64::MAX)
-}
-
-/// A text as the daemon takes it: without control characters, not too long, cut between characters.
+/// `text` without control characters and cut to `max_bytes` at a character boundary, as the daemon requires.
 fn sanitize(text: &str, max_bytes: usize) -> String {
     let mut sanitized: String = text.chars().filter(|c| !c.is_control()).collect();
     let end =
         (0..=max_bytes.min(sanitized.len())).rev().find(|&at| sanitized.is_char_boundary(at)).unwrap_or(0);
     sanitized.truncate(end);
     sanitized
+}
+
+/// How often weights change. A server's batch step takes some 10 to 50 ms.
+const UPDATE_INTERVAL: Duration = Duration::from_millis(100);
+
+/// The span of a response, with the tokens that arrived. A token is one chunk with content, which is what servers send
+/// by default; the count is used as a weight only.
+pub struct WeightedStream {
+    /// Tokens since the last update of the weight.
+    tokens: AtomicU64,
+    weight: AtomicU64,
+    span: Mutex<RequestSpan>,
+}
+
+impl WeightedStream {
+    pub fn span(&self) -> MutexGuard<'_, RequestSpan> {
+        self.span.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn add_tokens(&self, tokens: u64) {
+        self.tokens.fetch_add(tokens, Ordering::Relaxed);
+    }
+
+    fn update_weight(&self) {
+        let weight = self.tokens.swap(0, Ordering::Relaxed).max(1);
+        if self.weight.swap(weight, Ordering::Relaxed) != weight {
+            self.span().set_weight(weight as f64);
+        }
+    }
+}
+
+/// The open streams whose weights follow their tokens. At each tick a stream weighs as much as the tokens that arrived
+/// since the last tick, at least 1 (in prefill, or while it waits). Only changes are sent.
+#[derive(Clone, Default)]
+pub struct TokenWeights(Arc<Mutex<Vec<Weak<WeightedStream>>>>);
+
+impl TokenWeights {
+    /// Wraps the span; with `is_weighted` its weight is updated until it ends. The first weight is 1.
+    pub fn register(&self, span: RequestSpan, is_weighted: bool) -> Arc<WeightedStream> {
+        let (tokens, weight) = (AtomicU64::new(0), AtomicU64::new(1));
+        let stream = Arc::new(WeightedStream { tokens, weight, span: Mutex::new(span) });
+        if is_weighted {
+            self.lock().push(Arc::downgrade(&stream));
+        }
+        stream
+    }
+
+    /// Updates the weights; never returns.
+    pub async fn run(self) {
+        let mut ticks = tokio::time::interval(UPDATE_INTERVAL);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            self.lock().retain(|stream| stream.upgrade().is_some_and(|stream| !stream.span().has_ended()));
+            let streams: Vec<_> = self.lock().iter().filter_map(Weak::upgrade).collect();
+            streams.iter().for_each(|stream| stream.update_weight());
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Weak<WeightedStream>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 #[cfg(test)]

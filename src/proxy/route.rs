@@ -1,25 +1,21 @@
-//! Which requests are inferences.
+//! The paths of inference requests.
 //!
-//! Owns the list of paths. A request is one where its method is POST and its path ends with one of these, at a slash:
-//! servers are often mounted under a prefix. Everything else passes through untouched.
+//! A request is an inference request if its method is POST and its path ends with one of these paths at a slash:
+//! servers are often mounted under a prefix.
 
 use http::{Method, Uri};
 
-/// What kind of question it is, in the words of OpenTelemetry's `gen_ai.operation.name`.
+/// The kind of an inference request, a value of OpenTelemetry's `gen_ai.operation.name`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Operation {
-    /// A conversation.
     Chat,
-    /// A text to go on with.
     TextCompletion,
-    /// Vectors.
     Embeddings,
-    /// A path that the user named.
+    /// A path of the user, of unknown kind.
     Inference,
 }
 
 impl Operation {
-    /// Its name.
     pub fn name(self) -> &'static str {
         match self {
             Operation::Chat => "chat",
@@ -47,7 +43,7 @@ const KNOWN_PATHS: [(&str, Operation); 13] = [
     ("/responses", Operation::Chat),
 ];
 
-/// The paths.
+/// The known and the custom inference paths.
 #[derive(Debug, Clone)]
 pub struct Routes {
     use_known_paths: bool,
@@ -55,12 +51,11 @@ pub struct Routes {
 }
 
 impl Routes {
-    /// The known paths, if `use_known_paths`, and those that the user names.
     pub fn new(use_known_paths: bool, custom_paths: Vec<String>) -> Self {
         Routes { use_known_paths, custom_paths }
     }
 
-    /// What a request asks for, if it is an inference.
+    /// The operation of a request, if it is an inference request.
     pub fn operation(&self, method: &Method, uri: &Uri) -> Option<Operation> {
         if method != Method::POST {
             return None;

@@ -1,21 +1,20 @@
-//! The model server's process, whose share of each account is stated beside the whole.
+//! The inference server's process or control group, whose share each account states.
 //!
-//! Owns what the operator named, a process or a control group, until it turns out to be gone or refused. Without one an
-//! account has no process share: the default, the process that connected, would be the proxy, which computes nothing.
-//! Invariant: a process that has ended is named no more, so that its number cannot mean another one.
+//! Without one a span requests no process share: the daemon's default is the process that connected, which is the
+//! proxy. Invariant: after the end of the process no span names its id, which the kernel can give to another process.
 
 use std::fmt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::escape::LogSink;
+use super::log::LogSink;
 use crate::protocol::{IncomingReply, MethodError, OpenSpan, OpenedSpan};
 
-/// How long a control group that the daemon refused is not named: a service that restarts has none for a moment. One
-/// request goes unmeasured at each attempt.
+/// How long spans do not name a control group that the daemon refused: a service that restarts has none for a moment.
+/// One request is unmeasured at each attempt.
 const RETRY_INTERVAL: Duration = Duration::from_secs(30);
 
-/// What the operator named.
+/// The process or control group of the inference server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ServerProcess {
     /// A process with its descendants.
@@ -33,7 +32,7 @@ impl fmt::Display for ServerProcess {
     }
 }
 
-/// The process that spans name now.
+/// The process that new spans name.
 pub struct ServerProcessTracker {
     state: Mutex<TrackerState>,
     log: LogSink,
@@ -45,12 +44,11 @@ struct TrackerState {
 }
 
 impl ServerProcessTracker {
-    /// Spans name this one, or none.
     pub fn new(server: Option<ServerProcess>, log: LogSink) -> Self {
         ServerProcessTracker { state: Mutex::new(TrackerState { server, refused_at: None }), log }
     }
 
-    /// Names it in a span that is about to open; whether the span depends on it.
+    /// Names the process in `request`; returns whether it did.
     pub fn set_process(&self, request: &mut OpenSpan) -> bool {
         let state = self.lock();
         let server = state
@@ -65,17 +63,17 @@ impl ServerProcessTracker {
         request.process_share.is_none()
     }
 
-    /// Names it no more, and logs why.
+    /// Stops naming the process and logs the reason.
     pub fn forget(&self, reason: &str) {
         let server = self.lock().server.take();
         if let Some(server) = server {
             self.log.write_line(&format!(
-                "{server}: {reason}; accounts have no process share from now on. Start the proxy again to name another"
+                "{server}: {reason}; accounts have no process share from now on; restart the proxy to name another process"
             ));
         }
     }
 
-    /// Names the control group no more for a while; one refusal of many in a row is logged.
+    /// Stops naming the control group for [`RETRY_INTERVAL`]; the first of consecutive refusals is logged.
     fn suspend(&self, error: &MethodError) {
         let mut state = self.lock();
         let is_first = state.refused_at.replace(Instant::now()).is_none();
@@ -91,21 +89,21 @@ impl ServerProcessTracker {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Reads the answer to a span that named it. A refusal of the process itself ends the naming, since it would leave
-    /// every request unmeasured.
+    /// Handles the reply to an OpenSpan that named the process. After a refusal of the process itself, spans stop
+    /// naming it: every request would be unmeasured.
     ///
     /// # Errors
-    /// Why the connection is of no use any more: it is no answer.
+    /// The connection must be closed: the reply is invalid.
     pub fn handle_open_reply(&self, message: &[u8]) -> Result<(), String> {
-        let unreadable = |error| format!("the daemon's answer to OpenSpan is unreadable: {error}");
+        let unreadable = |error| format!("invalid reply of the daemon to OpenSpan: {error}");
         let reply = IncomingReply::parse(message).map_err(unreadable)?;
         match reply.into_result::<OpenedSpan>().map_err(unreadable)? {
             Ok(_) => self.lock().refused_at = None,
             Err(MethodError::InvalidValue { field, reason }) if field == "process" => self.forget(&reason),
-            // The connection itself may open spans: its first answer said so.
+            // The connection has access to OpenSpan (the reply to GetInfo), so the process causes this error.
             Err(error @ MethodError::AccessDenied { .. }) => self.forget(&error.to_string()),
             Err(error) if is_control_group_error(&error) => self.suspend(&error),
-            // Any other refusal is of the span, and its end states it.
+            // Other errors concern the span; the reply to its end reports them.
             Err(_) => {}
         }
         Ok(())
@@ -142,7 +140,7 @@ mod tests {
         assert_eq!((names_process, request.cgroup.as_deref()), (true, Some("/vllm")));
     }
 
-    /// Whether spans name the server after this answer.
+    /// Whether spans name the server after this reply.
     fn is_still_named(server: ServerProcess, message: &str) -> bool {
         let tracker = ServerProcessTracker::new(Some(server), LogSink::new(|_| ()));
         tracker.handle_open_reply(message.as_bytes()).unwrap();

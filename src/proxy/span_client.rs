@@ -1,74 +1,188 @@
-//! The proxy's client of the daemon: one connection, and a queue for it that never makes a request wait.
+//! The proxy's client of the daemon: the queue of calls and the replies to them. No request waits for the queue.
 //!
-//! Owns the connection's life. While the daemon is away or does not take what it is sent, spans are not opened and
-//! requests go through unmeasured; it is looked for again and again, and used as soon as it answers. A span belongs to
-//! the connection it was opened on: when that is lost, the daemon ends the span as abandoned, and nothing of it is sent
-//! on a later one. Invariant: what waits in the queue is bounded, since only open spans may add to a full one, once
-//! each.
+//! While the daemon is unreachable or too slow, no span is opened and requests are forwarded unmeasured. A span
+//! belongs to the connection (`generation`) on which it was opened: when that is lost, the daemon ends the span as
+//! abandoned, and its later calls are discarded. Invariants: the queue is bounded, since only the end of an open span
+//! is added to a full queue; every end has one outcome, [`SpanOutcome::Lost`] where its call is dropped, and is
+//! counted once.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use super::counters::ProxyCounters;
-use super::daemon_call::{DaemonCall, EndKind, PendingEnd, ReplyHandler, SpanOutcome};
 use super::server_process::ServerProcessTracker;
-use crate::protocol::{CancelSpan, CloseSpan, MarkPhase, Method, OpenSpan, SetWeight};
+use crate::attribution::account::Account;
+use crate::protocol::{
+    Call, CancelSpan, CloseSpan, EmptyReply, IncomingReply, MarkPhase, Method, MethodError, OpenSpan,
+    ParseReplyError, SetWeight, SpanAccount,
+};
 
-/// Messages that may wait before no more spans are opened. The daemon takes some 100,000 a second.
+/// The length of the queue from which no more spans are opened. The daemon handles some 100,000 calls a second.
 const MAX_QUEUED_CALLS: usize = 16_384;
 
-/// So many accounts in a row that came too late, and nobody waits for one until one comes in time.
+/// After this many consecutive late accounts, responses do not wait until an account is in time again.
 const MAX_CONSECUTIVE_TIMEOUTS: u32 = 3;
+
+/// How a span ended.
+#[derive(Debug)]
+pub enum SpanOutcome {
+    /// The daemon returned the account.
+    Settled(Box<Account>),
+    /// The daemon cancelled the span.
+    Cancelled,
+    /// The daemon has no such open span, for this reason.
+    Refused(String),
+    /// The connection was lost.
+    Lost,
+}
+
+/// A queued call.
+pub struct DaemonCall {
+    /// The connection on which the call may be sent.
+    pub generation: u64,
+    /// The encoded call with its terminator.
+    pub bytes: Vec<u8>,
+    /// `None` for a call without a reply.
+    pub reply_handler: Option<ReplyHandler>,
+}
+
+/// The receiver of a reply.
+pub enum ReplyHandler {
+    /// The reply to an OpenSpan that names the server's process.
+    Open(Arc<ServerProcessTracker>),
+    /// The reply to the call that ends a span.
+    End(PendingEnd),
+}
+
+impl DaemonCall {
+    pub fn oneway<M: Method>(generation: u64, parameters: M) -> Self {
+        let mut bytes = Vec::new();
+        Call::oneway(parameters).encode(&mut bytes);
+        DaemonCall { generation, bytes, reply_handler: None }
+    }
+
+    pub fn with_reply<M: Method>(generation: u64, parameters: M, reply_handler: ReplyHandler) -> Self {
+        let mut bytes = Vec::new();
+        Call::new(parameters).encode(&mut bytes);
+        DaemonCall { generation, bytes, reply_handler: Some(reply_handler) }
+    }
+}
+
+/// Which call ends a span.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EndKind {
+    Close,
+    Cancel,
+}
+
+/// A span's end whose reply is awaited.
+pub struct PendingEnd {
+    kind: EndKind,
+    outcome_sender: Option<oneshot::Sender<SpanOutcome>>,
+    counters: Arc<ProxyCounters>,
+    pub queued_at: Instant,
+}
+
+impl PendingEnd {
+    pub fn new(kind: EndKind, counters: Arc<ProxyCounters>) -> (Self, oneshot::Receiver<SpanOutcome>) {
+        let (sender, receiver) = oneshot::channel();
+        (PendingEnd { kind, outcome_sender: Some(sender), counters, queued_at: Instant::now() }, receiver)
+    }
+
+    /// Sends the outcome to the receiver.
+    ///
+    /// # Errors
+    /// The connection must be closed: the reply is invalid, or the span is still open. A span that stays open takes
+    /// energy from the others, and only the end of the connection ends it.
+    pub fn handle_reply(mut self, message: &[u8]) -> Result<(), String> {
+        let outcome = self.parse_reply(message)?;
+        self.resolve(outcome);
+        Ok(())
+    }
+
+    fn parse_reply(&self, message: &[u8]) -> Result<SpanOutcome, String> {
+        let invalid =
+            |error: ParseReplyError| format!("invalid reply of the daemon to the end of a span: {error}");
+        let reply = IncomingReply::parse(message).map_err(invalid)?;
+        let outcome = match self.kind {
+            EndKind::Close => reply
+                .into_result::<SpanAccount>()
+                .map(|reply| reply.map(|reply| SpanOutcome::Settled(Box::new(reply.account)))),
+            EndKind::Cancel => {
+                reply.into_result::<EmptyReply>().map(|reply| reply.map(|_| SpanOutcome::Cancelled))
+            }
+        };
+        match outcome.map_err(invalid)? {
+            Ok(outcome) => Ok(outcome),
+            Err(error @ (MethodError::NoSuchSpan { .. } | MethodError::AlreadyClosed { .. })) => {
+                Ok(SpanOutcome::Refused(error.to_string()))
+            }
+            Err(error) => Err(format!("the daemon did not end a span: {error}")),
+        }
+    }
+
+    fn resolve(&mut self, outcome: SpanOutcome) {
+        let Some(sender) = self.outcome_sender.take() else { return };
+        match &outcome {
+            SpanOutcome::Settled(_) => self.counters.closed.increment(),
+            SpanOutcome::Cancelled => self.counters.cancelled.increment(),
+            SpanOutcome::Refused(_) => self.counters.refused.increment(),
+            SpanOutcome::Lost => self.counters.abandoned.increment(),
+        }
+        // The receiver may be dropped already, so the outcome is counted here.
+        let _ = sender.send(outcome);
+    }
+}
+
+impl Drop for PendingEnd {
+    fn drop(&mut self) {
+        self.resolve(SpanOutcome::Lost);
+    }
+}
 
 /// Why a request has no span.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum UnmeasuredReason {
     /// The daemon does not answer.
     DaemonUnavailable,
-    /// Too much waits for it already.
+    /// The daemon is too slow.
     QueueFull,
 }
 
 impl UnmeasuredReason {
-    /// In a few words.
     pub fn description(self) -> &'static str {
         match self {
-            UnmeasuredReason::DaemonUnavailable => "the meter is away",
-            UnmeasuredReason::QueueFull => "the meter is too slow",
+            UnmeasuredReason::DaemonUnavailable => "daemon unreachable",
+            UnmeasuredReason::QueueFull => "daemon too slow",
         }
     }
 }
 
-/// What the two ends of the queue share.
+/// The state that both ends of the queue share.
 pub struct SpanClientState {
-    /// The connection that is used, counted from 1; 0 while there is none.
+    /// The number of the current connection, from 1; 0 while there is none.
     generation: AtomicU64,
     queued: AtomicUsize,
     consecutive_timeouts: AtomicU32,
-    /// How long a reply waits for its account.
     pub account_timeout: Duration,
-    /// The counters.
     pub counters: Arc<ProxyCounters>,
 }
 
-/// The requests' end of the queue.
+/// The sending end of the queue.
 #[derive(Clone)]
 pub struct SpanClient {
     calls: mpsc::UnboundedSender<DaemonCall>,
-    /// What both ends share.
     pub state: Arc<SpanClientState>,
-    /// The server's process, which spans name.
     pub server_process: Arc<ServerProcessTracker>,
 }
 
-/// The connection's end of the queue.
+/// The receiving end of the queue.
 pub type CallReceiver = mpsc::UnboundedReceiver<DaemonCall>;
 
 impl SpanClient {
-    /// A client whose replies wait at most `account_timeout` for an account, and the other end of its queue.
     pub fn new(
         account_timeout: Duration,
         counters: Arc<ProxyCounters>,
@@ -85,7 +199,7 @@ impl SpanClient {
         (SpanClient { calls, state: Arc::new(state), server_process: Arc::new(server_process) }, receiver)
     }
 
-    /// Opens a span, if there is a daemon that takes it.
+    /// Queues the opening of a span.
     pub fn open_span(&self, span: String, request: OpenSpan) -> Result<SpanHandle, UnmeasuredReason> {
         let generation = self.state.generation();
         if generation == 0 {
@@ -110,7 +224,7 @@ impl SpanClient {
     fn send(&self, call: DaemonCall) {
         self.state.queued.fetch_add(1, Ordering::Relaxed);
         if let Err(unsent) = self.calls.send(call) {
-            // The channel is closed; dropping the call reports it.
+            // The channel is closed; the drop of the call reports it.
             self.state.queued.fetch_sub(1, Ordering::Relaxed);
             drop(unsent);
         }
@@ -118,23 +232,21 @@ impl SpanClient {
 }
 
 impl SpanClientState {
-    /// The connection that is used now, or 0.
+    /// The number of the current connection; 0 while there is none.
     pub fn generation(&self) -> u64 {
         self.generation.load(Ordering::Relaxed)
     }
 
-    /// From now on this connection is used; 0: none.
+    /// Sets the current connection; 0 for none.
     pub fn set_generation(&self, generation: u64) {
         self.generation.store(generation, Ordering::Relaxed);
         self.consecutive_timeouts.store(0, Ordering::Relaxed);
     }
 
-    /// A call left the queue.
     pub fn mark_dequeued(&self) {
         self.queued.fetch_sub(1, Ordering::Relaxed);
     }
 
-    /// Records how long an account took.
     pub fn record_account_latency(&self, latency: Duration) {
         if latency <= self.account_timeout {
             self.consecutive_timeouts.store(0, Ordering::Relaxed);
@@ -145,7 +257,7 @@ impl SpanClientState {
         self.queued.load(Ordering::Relaxed) >= MAX_QUEUED_CALLS
     }
 
-    /// How long to wait for an account now: not at all while they come too late anyway.
+    /// How long to wait for the next account: zero while accounts are late.
     fn current_account_timeout(&self) -> Duration {
         if self.consecutive_timeouts.load(Ordering::Relaxed) >= MAX_CONSECUTIVE_TIMEOUTS {
             Duration::ZERO
@@ -155,7 +267,7 @@ impl SpanClientState {
     }
 }
 
-/// An open span.
+/// An open span on one connection.
 pub struct SpanHandle {
     client: SpanClient,
     generation: u64,
@@ -163,22 +275,19 @@ pub struct SpanHandle {
 }
 
 impl SpanHandle {
-    /// Its name in the protocol.
     pub fn id(&self) -> &str {
         &self.id
     }
 
-    /// A phase begins at `at_ns`.
     pub fn mark_phase(&self, phase: &str, at_ns: i64) {
         self.send_oneway(MarkPhase { span: self.id.clone(), phase: phase.to_owned(), at_ns: Some(at_ns) });
     }
 
-    /// It weighs so much from now on.
     pub fn set_weight(&self, weight: f64) {
         self.send_oneway(SetWeight { span: self.id.clone(), weight, at_ns: None });
     }
 
-    /// It ended; the account comes later.
+    /// Queues the close of the span.
     pub fn close(self, request: CloseSpan) -> PendingClose {
         let (pending_end, outcome) = PendingEnd::new(EndKind::Close, Arc::clone(&self.client.state.counters));
         let request = CloseSpan { span: self.id, wait_settled: Some(true), ..request };
@@ -186,7 +295,7 @@ impl SpanHandle {
         PendingClose { outcome, state: Arc::clone(&self.client.state) }
     }
 
-    /// It never was.
+    /// Queues the cancellation of the span.
     pub fn cancel(self) {
         let (pending_end, _) = PendingEnd::new(EndKind::Cancel, Arc::clone(&self.client.state.counters));
         self.client.send(DaemonCall::with_reply(
@@ -209,14 +318,14 @@ impl SpanHandle {
     }
 }
 
-/// A close whose account may come.
+/// A close whose account is awaited.
 pub struct PendingClose {
-    outcome: tokio::sync::oneshot::Receiver<SpanOutcome>,
+    outcome: oneshot::Receiver<SpanOutcome>,
     state: Arc<SpanClientState>,
 }
 
 impl PendingClose {
-    /// The span's end, if it comes within the timeout.
+    /// Waits for the outcome; `None` after the timeout.
     pub async fn wait(self) -> Option<SpanOutcome> {
         let account_timeout = self.state.current_account_timeout();
         match tokio::time::timeout(account_timeout, self.outcome).await {
@@ -233,7 +342,7 @@ impl PendingClose {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::proxy::escape::LogSink;
+    use crate::proxy::log::LogSink;
 
     fn client() -> (SpanClient, CallReceiver) {
         SpanClient::new(
@@ -295,5 +404,31 @@ mod tests {
         assert_eq!(client.state.current_account_timeout(), Duration::ZERO);
         client.state.record_account_latency(Duration::from_millis(4));
         assert_eq!(client.state.current_account_timeout(), Duration::from_millis(5));
+    }
+
+    fn handle_reply(kind: EndKind, message: &str) -> (Result<(), String>, Arc<ProxyCounters>) {
+        let counters = Arc::new(ProxyCounters::default());
+        let (pending, _outcome) = PendingEnd::new(kind, Arc::clone(&counters));
+        (pending.handle_reply(message.as_bytes()), counters)
+    }
+
+    #[test]
+    fn an_error_that_leaves_the_span_open_is_not_an_end() {
+        let error = |name: &str, parameters: &str| {
+            format!(r#"{{"error":"org.wattspan.Meter.{name}","parameters":{parameters}}}"#)
+        };
+        for kind in [EndKind::Close, EndKind::Cancel] {
+            for name in ["NoSuchSpan", "AlreadyClosed"] {
+                let (result, counters) = handle_reply(kind, &error(name, r#"{"span":"a"}"#));
+                assert_eq!((result, counters.refused.get()), (Ok(()), 1), "{name}");
+            }
+            let exceeded = error("QuotaExceeded", r#"{"quota":"calls a second","limit":20}"#);
+            for message in [exceeded, error("OfALaterVersion", "{}"), "{".to_owned()] {
+                let (result, counters) = handle_reply(kind, &message);
+                assert!(result.is_err(), "{message}");
+                // The connection is closed, which ends the span.
+                assert_eq!((counters.refused.get(), counters.abandoned.get()), (0, 1), "{message}");
+            }
+        }
     }
 }

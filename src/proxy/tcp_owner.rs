@@ -1,9 +1,9 @@
 //! The user of a TCP client on this machine, by the kernel's socket diagnostics (sock_diag(7), `inet_diag.h`).
 //!
-//! Owns one exact query for each connection. It costs the same however many sockets there are, where /proc/net/tcp is
-//! read and formatted whole. Invariant: a uid is stated only for a socket that is ESTABLISHED, has exactly these
-//! addresses, and is still held by a process (an inode). The kernel states uid 0 for sockets that no process holds:
-//! TIME_WAIT, closed, not yet accepted. It answers for its own network namespace, and loopback is another one in each.
+//! One query per connection: its cost does not depend on the number of sockets, as that of /proc/net/tcp does.
+//! Invariant: a uid is returned only for a socket that is ESTABLISHED, has exactly these addresses, and belongs to a
+//! process (has an inode). The kernel reports uid 0 for sockets without a process: TIME_WAIT, closed, not yet accepted.
+//! A query covers the network namespace of the proxy; each namespace has its own loopback.
 
 use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
@@ -13,7 +13,7 @@ use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink, recv, send, socket_with,
 };
 
-/// Whether this system states owners of TCP connections.
+/// Whether the user of a TCP connection can be looked up on this system.
 pub const IS_SUPPORTED: bool = true;
 
 // linux/sock_diag.h, linux/netlink.h, net/tcp_states.h.
@@ -28,11 +28,11 @@ const AF_INET6: u8 = 10;
 const HEADER_BYTES: usize = 16;
 const REQUEST_BYTES: usize = HEADER_BYTES + 56;
 
-/// The user that owns the client's socket; `None` where that is unknown: a client beyond loopback, a socket in another
-/// state, in another network namespace, or of a user without a number in this user namespace.
+/// The user that owns the client's socket; `None` where that is unknown: the client is not on loopback, or its socket
+/// is in another state, in another network namespace, or of a user without an id in this user namespace.
 ///
 /// # Errors
-/// The kernel cannot be asked: it was built without `INET_DIAG`, or a filter refuses.
+/// The query fails: the kernel was built without `INET_DIAG`, or a seccomp filter denies it.
 pub fn uid(client: SocketAddr, local: SocketAddr) -> io::Result<Option<u32>> {
     let (client, local) = (canonical(client), canonical(local));
     if !client.ip().is_loopback() || !local.ip().is_loopback() || client.is_ipv4() != local.is_ipv4() {
@@ -41,13 +41,13 @@ pub fn uid(client: SocketAddr, local: SocketAddr) -> io::Result<Option<u32>> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let diag = socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, Some(netlink::SOCK_DIAG))?;
     send(&diag, &encode_request(client, local), SendFlags::empty())?;
-    // The kernel has queued its answer before `send` returns.
+    // The kernel queues its reply before `send` returns.
     let mut reply = [0_u8; 1024];
     let (length, _) = recv(&diag, &mut reply, RecvFlags::empty())?;
     parse_reply(reply.get(..length).unwrap_or_default(), client, local)
 }
 
-/// An IPv4 address that came in an IPv6 one, as itself.
+/// Converts an IPv4-mapped IPv6 address to IPv4.
 fn canonical(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
 }
@@ -88,10 +88,10 @@ fn address_bytes(address: IpAddr) -> [u8; 16] {
     }
 }
 
-/// Reads `inet_diag_msg`, or the error that came instead.
+/// Reads `inet_diag_msg`, or an error message.
 fn parse_reply(reply: &[u8], client: SocketAddr, local: SocketAddr) -> io::Result<Option<u32>> {
     let short =
-        || io::Error::new(io::ErrorKind::InvalidData, "the kernel's answer about a socket is too short");
+        || io::Error::new(io::ErrorKind::InvalidData, "the kernel's reply about a socket is too short");
     let (header, message) = reply.split_at_checked(HEADER_BYTES).ok_or_else(short)?;
     let kind = u16::from_ne_bytes([header[4], header[5]]);
     if kind == NLMSG_ERROR {

@@ -1,12 +1,11 @@
-//! The user of a TCP client on systems where it is not looked up: always unknown.
+//! The user of a TCP client on systems without a look-up: always unknown.
 
 use std::io;
 use std::net::SocketAddr;
 
-/// Whether this system states owners of TCP connections.
+/// Whether the user of a TCP connection can be looked up on this system.
 pub const IS_SUPPORTED: bool = false;
 
-/// The user that owns the client's socket: unknown.
 pub fn uid(_client: SocketAddr, _local: SocketAddr) -> io::Result<Option<u32>> {
     Ok(None)
 }

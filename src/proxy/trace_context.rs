@@ -1,26 +1,24 @@
-//! W3C Trace Context: the trace a request belongs to, and our place in it.
+//! W3C Trace Context: the `traceparent` header of a request.
 //!
-//! Owns `traceparent` (version 00 and, as the recommendation asks, the first four fields of later ones). A header that
-//! is no valid one is left as it came: it is not ours to mend. Where there is none, none is made: a server that samples
-//! by its parent's decision must decide for itself.
+//! Reads version 00 and, as the recommendation requires, the first four fields of later versions. An invalid header is
+//! forwarded unchanged. A request without the header gets none: the server then makes its own sampling decision.
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 
-/// The header.
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
-/// A request's trace.
+/// A valid `traceparent`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TraceContext {
     /// 32 hexadecimal digits.
     pub trace_id: String,
-    /// The caller's span, 16 hexadecimal digits.
+    /// The span id of the client, 16 hexadecimal digits.
     pub parent_id: String,
     flags: String,
 }
 
 impl TraceContext {
-    /// The trace that the headers name, if exactly one valid one does.
+    /// The trace context of `headers`, if they have exactly one `traceparent` and it is valid.
     pub fn extract(headers: &HeaderMap) -> Option<Self> {
         let mut values = headers.get_all(TRACEPARENT).iter();
         let (Some(value), None) = (values.next(), values.next()) else { return None };
@@ -43,7 +41,7 @@ impl TraceContext {
         })
     }
 
-    /// Makes `span` (not 0) the parent of what the next hop does.
+    /// Sets `span` (not 0) as the parent for the next hop.
     pub fn inject(&self, headers: &mut HeaderMap, span: u64) {
         let text = format!("00-{}-{span:016x}-{}", self.trace_id, self.flags);
         if let Ok(value) = HeaderValue::from_str(&text) {

@@ -1,7 +1,7 @@
-//! Inserts the energy into the last chunk that states usage.
+//! Inserts the energy into the last chunk of a stream that states usage (`--annotate usage` only).
 //!
-//! Owns the line that is held until the figures are there; only `--annotate usage` does this. Bytes are passed on line
-//! by line here, and every byte that came is passed on, in order: what is put in is put in between.
+//! The stream is forwarded line by line, and the line with the last usage is held until the account arrives. Invariant:
+//! every byte that arrived is forwarded in order; the energy is inserted between them.
 
 use std::collections::VecDeque;
 
@@ -9,41 +9,41 @@ use bytes::Bytes;
 use memchr::{memchr, memmem};
 
 use super::json_scanner::JsonScanner;
-use super::response_metadata::ResponseMetadata;
+use super::response_reader::ResponseMetadata;
 
-/// A longer line is passed on as it comes.
+/// A longer line is forwarded without a search.
 const MAX_LINE_BYTES: usize = 32 << 10;
 
-/// A line that waits for its figures.
+/// A line that is held until the energy is known.
 #[derive(Debug, PartialEq, Eq)]
 pub struct HeldLine {
     line: Vec<u8>,
     point: InsertionPoint,
 }
 
-/// Where in a JSON object the energy goes, and what goes around it.
+/// The position in a JSON object where the energy is inserted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct InsertionPoint {
     offset: usize,
-    /// There is a `usage` object to put it into; else one is made.
+    /// The position is inside a `usage` object; otherwise one is created.
     inside_usage: bool,
-    /// Nothing follows in the object.
+    /// No member follows in the object, so that no comma is needed.
     is_object_empty: bool,
 }
 
-/// Looks for the line.
+/// Finds the line in a stream.
 #[derive(Debug, Default)]
 pub struct UsageInserter {
     line: Vec<u8>,
-    /// The current line is passed on as it comes: it is too long, or the energy was inserted already.
+    /// The current line is forwarded without a search: it is too long, or the energy was inserted already.
     is_passing_through: bool,
     is_done: bool,
-    /// What the lines so far said: whether one is the last depends on those before it.
+    /// The metadata so far: the last usage depends on the lines before it.
     metadata: ResponseMetadata,
 }
 
 impl InsertionPoint {
-    /// Where in `json` the energy goes; `create_usage`: also where no `usage` is there yet.
+    /// Finds the position in `json`; with `create_usage` also in an object without `usage`.
     pub fn find(json: &[u8], create_usage: bool) -> Option<Self> {
         let mut scanner = JsonScanner::new(&["usage"]);
         scanner.feed(json);
@@ -58,7 +58,7 @@ impl InsertionPoint {
         Some(InsertionPoint { offset, inside_usage, is_object_empty })
     }
 
-    /// `text` with the energy in it.
+    /// `text` with the energy inserted.
     pub fn insert(self, text: &[u8], energy: &str) -> Vec<u8> {
         let (before, after) = text.split_at(self.offset.min(text.len()));
         let energy = match self.inside_usage {
@@ -71,15 +71,14 @@ impl InsertionPoint {
 }
 
 impl HeldLine {
-    /// The line with the energy in it.
     pub fn insert(self, energy: &str) -> Bytes {
         self.point.insert(&self.line, energy).into()
     }
 }
 
 impl UsageInserter {
-    /// Passes `chunk` on into `out`, but for a line that is not whole yet; gives the line that is to be held. What came
-    /// behind that is passed on by [`UsageInserter::flush`].
+    /// Moves the complete lines of `chunk` to `out`. Returns the line to hold, if it is among them; the lines after it
+    /// stay until [`UsageInserter::flush`].
     pub fn feed(&mut self, chunk: &[u8], out: &mut VecDeque<Bytes>) -> Option<HeldLine> {
         self.line.extend_from_slice(chunk);
         let mut consumed = 0;
@@ -108,7 +107,7 @@ impl UsageInserter {
         None
     }
 
-    /// Passes on what is left.
+    /// Moves the rest to `out`.
     pub fn flush(&mut self, out: &mut VecDeque<Bytes>) {
         push_chunk(out, self.line.drain(..));
     }
@@ -120,7 +119,7 @@ fn push_chunk(out: &mut VecDeque<Bytes>, bytes: std::vec::Drain<'_, u8>) {
     }
 }
 
-/// Where in a line of a stream the energy goes, if it is the last that states usage.
+/// The position in a line of a stream, if the line is the last that states usage.
 fn find_in_line(line: &[u8], metadata: &mut ResponseMetadata) -> Option<InsertionPoint> {
     let json = line.strip_prefix(b"data:").unwrap_or(line);
     let offset = line.len() - json.len();
@@ -179,7 +178,7 @@ mod tests {
         };
         let chunks = [
             chunk(0, "null", 1),
-            // Without usage it is a choice all the same.
+            // A chunk without usage has a choice that counts.
             "data: {\"choices\":[{\"index\":1,\"text\":\"x\"}]}\n\n".to_owned(),
             chunk(0, "\"stop\"", 3),
             chunk(1, "null", 4),

@@ -1,7 +1,4 @@
-//! A body whose chunks are all in memory.
-//!
-//! Owns the chunks and the trailers after them. States a length only where `has_known_length` is set, so that a body
-//! that was received chunked is sent chunked.
+//! Types of HTTP bodies: frames from a connection, or chunks in memory.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -11,15 +8,28 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, Full};
 
-/// The body.
+/// The error of an incomplete body.
+pub type BodyError = Box<dyn std::error::Error + Send + Sync>;
+
+/// A body of any source.
+pub type BoxBody = UnsyncBoxBody<Bytes, BodyError>;
+
+/// A body of one chunk.
+pub fn full_body(bytes: impl Into<Bytes>) -> BoxBody {
+    Full::new(bytes.into()).map_err(|never| match never {}).boxed_unsync()
+}
+
+/// A body whose chunks are all in memory.
 #[derive(Debug, Default)]
 pub struct BufferedBody {
-    /// What is left of it.
+    /// The chunks that are still to be sent.
     pub chunks: VecDeque<Bytes>,
-    /// What comes last.
+    /// The trailers after the last chunk.
     pub trailers: Option<HeaderMap>,
-    /// The length is stated.
+    /// Whether the body states its length: one that was received chunked is sent chunked.
     pub has_known_length: bool,
 }
 

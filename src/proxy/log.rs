@@ -1,28 +1,41 @@
-//! A log with a rate limit.
+//! The proxy's log lines, and a rate limit for those that every request can cause.
 //!
-//! Owns the rate: an error at every request is logged once a second, with the number of suppressed messages.
+//! Invariant: a line is printable ASCII, whatever text a client, the server or the daemon sent.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::escape::LogSink;
+use crate::escape::printable_ascii;
 
-/// The least time between two messages.
+/// The destination of log lines.
+#[derive(Debug, Clone, Copy)]
+pub struct LogSink(fn(&str));
+
+impl LogSink {
+    pub fn new(write: fn(&str)) -> Self {
+        LogSink(write)
+    }
+
+    /// Writes `text` as one line of printable ASCII.
+    pub fn write_line(self, text: &str) {
+        (self.0)(&printable_ascii(text));
+    }
+}
+
+/// The shortest time between two messages.
 const MIN_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Logs at most one message per interval.
+/// A log of at most one message per [`MIN_INTERVAL`], with the number of suppressed ones.
 pub struct RateLimitedLog {
     sink: LogSink,
     last: Mutex<(Option<Instant>, u64)>,
 }
 
 impl RateLimitedLog {
-    /// Messages go to `sink`.
     pub fn new(sink: LogSink) -> Self {
         RateLimitedLog { sink, last: Mutex::new((None, 0)) }
     }
 
-    /// Logs `message`, unless another was logged within the interval.
     pub fn write_line(&self, message: &str) {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         let (logged_at, suppressed) = *last;
@@ -32,9 +45,7 @@ impl RateLimitedLog {
         }
         match suppressed {
             0 => self.sink.write_line(message),
-            _ => self
-                .sink
-                .write_line(&format!("{message} (and {suppressed} more like it since the last remark)")),
+            _ => self.sink.write_line(&format!("{message} ({suppressed} messages suppressed)")),
         }
         *last = (Some(Instant::now()), 0);
     }
