@@ -6,17 +6,45 @@ use crate::domain::Grade;
 
 use super::account::{Account, Phase, Share, SpanState};
 use super::domain_timeline::DomainTimeline;
-use super::error_bounds::guaranteed_uj;
-use super::span::{PhaseBoundary, SlotState, Span, SpanDomainHistory};
-use super::span_domain_state::{SpanDomainStage, SpanDomainState, accumulated_error_since, whole_uj};
-use super::virtual_energy::WEIGHT_ONE;
+use super::process_share::ProcessShares;
+use super::request::SpanKey;
+use super::span::{
+    PhaseBoundary, SlotState, Span, SpanDomainHistory, SpanDomainStage, SpanDomainState,
+    accumulated_error_since,
+};
+use super::units::{WEIGHT_ONE, guaranteed_uj, whole_uj};
+
+/// A settled span's figures, before an account is built of them.
+pub struct SettledSpan<'a> {
+    pub(super) key: SpanKey,
+    pub(super) span: &'a Span,
+    pub(super) domain_states: &'a [SpanDomainState],
+    pub(super) timelines: &'a [DomainTimeline],
+    pub(super) process_shares: &'a ProcessShares,
+}
+
+impl SettledSpan<'_> {
+    /// The span's key; unknown to the attributor from now on.
+    pub fn key(&self) -> SpanKey {
+        self.key
+    }
+
+    /// Its share of one domain, microjoules; `None` where it does not use it.
+    pub fn share_uj(&self, domain: usize) -> Option<u64> {
+        let used = domain < self.domain_states.len() && (self.span.scope >> domain) & 1 == 1;
+        used.then(|| whole_uj(self.domain_states[domain].g))
+    }
+
+    /// The whole account.
+    pub fn account(&self) -> Account {
+        let mut account = settled_account(self.span, self.domain_states, self.timelines);
+        self.process_shares.add_to_account(&mut account, self.span, self.key, self.timelines);
+        account
+    }
+}
 
 /// The account of a span that every domain has passed.
-pub(crate) fn settled_account(
-    span: &Span,
-    states: &[SpanDomainState],
-    timelines: &[DomainTimeline],
-) -> Account {
+fn settled_account(span: &Span, states: &[SpanDomainState], timelines: &[DomainTimeline]) -> Account {
     let state = if span.abandoned { SpanState::Abandoned } else { SpanState::Settled };
     let shares = used_domains(span, states, timelines)
         .map(|(timeline, state)| settled_share(timeline, state))
@@ -57,14 +85,6 @@ fn used_domains<'a>(
     timelines: &'a [DomainTimeline],
 ) -> impl Iterator<Item = (&'a DomainTimeline, &'a SpanDomainState)> {
     timelines.iter().zip(states).filter(|(timeline, _)| span.scope >> timeline.index() & 1 == 1)
-}
-
-/// The domains of a span's account, in its order.
-pub(crate) fn used_timelines<'a>(
-    span: &'a Span,
-    timelines: &'a [DomainTimeline],
-) -> impl Iterator<Item = &'a DomainTimeline> {
-    timelines.iter().filter(|timeline| span.scope >> timeline.index() & 1 == 1)
 }
 
 fn settled_share(timeline: &DomainTimeline, state: &SpanDomainState) -> Share {
@@ -176,7 +196,10 @@ fn assemble(span: &Span, state: SpanState, shares: Vec<Share>, timelines: &[Doma
 
 /// `Some(true)` where one of the span's domains belongs to a replayed machine.
 fn simulated(span: &Span, timelines: &[DomainTimeline]) -> Option<bool> {
-    used_timelines(span, timelines).any(|timeline| timeline.domain.is_simulated()).then_some(true)
+    timelines
+        .iter()
+        .any(|timeline| span.uses(timeline.index()) && timeline.domain.is_simulated())
+        .then_some(true)
 }
 
 fn worst_grade(shares: &[Share]) -> Option<Grade> {

@@ -10,16 +10,16 @@ use std::collections::{BTreeMap, VecDeque};
 use crate::domain::{Domain, EnergyReading};
 
 use super::account::Balance;
-use super::edge_commit::{CommitContext, EdgeCommit, EdgeSnapshot, remainder_error};
+use super::edge_commit::{CommitContext, EdgeCommit};
 use super::edge_queue::{EdgeInstant, EdgeQueue};
-use super::error_bounds::{Bound, BoundPoint, EdgeGroup, ErrorBounds, error_units, wrapping_error_units};
+use super::error_bounds::{Bound, BoundPoint, EdgeGroup, ErrorBounds};
 use super::idle_power::IdlePower;
-use super::interpolator::Interpolator;
+use super::interpolator::{EdgeSnapshot, Interpolator, remainder_error};
 use super::power_shape::PowerShape;
-use super::span_domain_state::whole_uj;
-use super::span_table::SpanTable;
+use super::span::SpanTable;
+use super::units::{ENERGY_FRACTION_BITS, error_units, whole_uj, wrapping_error_units};
 use super::update_detector::{CounterUpdate, UpdateDetector};
-use super::virtual_energy::{ENERGY_FRACTION_BITS, inverse_of};
+use super::virtual_energy::inverse_of;
 
 /// One domain's timeline.
 #[derive(Debug)]

@@ -7,53 +7,11 @@
 
 use super::edge_queue::{Edge, EdgeKind};
 use super::error_bounds::{EdgeGroup, scale_error, share_fraction, weighted_error};
-use super::span::PhaseBoundary;
-use super::span_domain_state::{
-    ClockSnapshot, ERROR_FRACTION_BITS, SpanDomainState, UNBOUNDED_ERROR, accumulated_error_since,
-    stored_accumulated_error,
+use super::interpolator::EdgeSnapshot;
+use super::span::{
+    PhaseBoundary, SpanDomainState, SpanTable, accumulated_error_since, stored_accumulated_error,
 };
-use super::span_table::SpanTable;
-use super::virtual_energy::{ENERGY_FRACTION_BITS, WEIGHT_ONE};
-
-/// One instant of a group as the domain passed it.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct EdgeSnapshot {
-    pub at_ns: u64,
-    /// The estimate, the interpolated energy, error units.
-    pub estimate: u64,
-    pub clock: ClockSnapshot,
-    /// 1/W before and after,
-    pub inverse_before: u64,
-    pub inverse_after: u64,
-    /// and whether W is the weight of all spans, so that the edges' share fractions hold.
-    pub is_total_weight: bool,
-    /// How far the truth can be from the estimate, error units.
-    pub uncertainty: u64,
-    /// Of the source's own uncertainty of the step, how much can lie before this instant and how much after it, error
-    /// units.
-    pub drift: (u64, u64),
-    /// What the last division left over belongs to spans before this instant and goes to those after it, error units.
-    pub remainder_error: u64,
-    /// The indices of its edges.
-    pub first_edge: u64,
-    pub end_edge: u64,
-}
-
-impl EdgeSnapshot {
-    /// Its edges, of those of the group.
-    #[inline]
-    fn edges_of<'a>(&self, first_edge: u64, edges: &'a [Edge]) -> &'a [Edge] {
-        &edges[(self.first_edge - first_edge) as usize..(self.end_edge - first_edge) as usize]
-    }
-}
-
-/// What the last division left over, error units, rounded up.
-#[inline]
-pub(crate) fn remainder_error(remainder: u64) -> u64 {
-    // All weight that can be open is less than 2^60 units.
-    (remainder + ((1 << (ENERGY_FRACTION_BITS - ERROR_FRACTION_BITS)) - 1))
-        >> (ENERGY_FRACTION_BITS - ERROR_FRACTION_BITS)
-}
+use super::units::{UNBOUNDED_ERROR, WEIGHT_ONE};
 
 /// What a complete group means for a span of some weight: the most it can be wrong by, and its accumulated error, in
 /// error units.

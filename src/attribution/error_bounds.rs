@@ -7,8 +7,7 @@
 //! a group's jumps the sum is also at most (U − L)·(max f − min f), because E can only climb from L to U once.
 //! Invariant: every figure rounds up. Owns no time and no span.
 
-use super::span_domain_state::{ERROR_FRACTION_BITS, UNBOUNDED_ERROR};
-use super::virtual_energy::ENERGY_FRACTION_BITS;
+use super::units::{ERROR_FRACTION_BITS, UNBOUNDED_ERROR, wrapping_error_units};
 
 /// A counter update as a bound on the cumulative energy. Energies here are in error units, wrapping: only differences
 /// mean anything.
@@ -23,12 +22,6 @@ impl BoundPoint {
     pub(crate) fn new(early_ns: u64, late_ns: u64, energy: u128) -> Self {
         Self { early_ns, late_ns, energy: wrapping_error_units(energy) }
     }
-}
-
-/// A cumulative energy in error units, wrapping, rounded down.
-#[inline]
-pub(crate) fn wrapping_error_units(energy: u128) -> u64 {
-    (energy >> (ENERGY_FRACTION_BITS - ERROR_FRACTION_BITS)) as u64
 }
 
 /// How far the truth can be below and above the estimate at an instant, error units.
@@ -246,16 +239,4 @@ pub(crate) fn weighted_error(accumulated: u128, weight: u64) -> u64 {
     let stored = (accumulated >> 40).min(u128::from(u64::MAX - 1)) as u64 + u64::from(accumulated != 0);
     let error = (u128::from(stored) * u128::from(weight)) >> 12;
     error.min(u128::from(UNBOUNDED_ERROR - 1)) as u64 + u64::from(stored != 0)
-}
-
-/// Energy units as error units, rounded up.
-#[inline]
-pub(crate) fn error_units(energy: u128) -> u64 {
-    let shift = ENERGY_FRACTION_BITS - ERROR_FRACTION_BITS;
-    ((energy + ((1 << shift) - 1)) >> shift).min(u128::from(UNBOUNDED_ERROR - 1)) as u64
-}
-
-/// Error units as whole microjoules, rounded up; `None` where no guarantee can be given.
-pub(crate) fn guaranteed_uj(error: u64) -> Option<u64> {
-    (error < UNBOUNDED_ERROR >> 2).then(|| error.div_ceil(1 << ERROR_FRACTION_BITS) + 1)
 }

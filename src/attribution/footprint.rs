@@ -9,11 +9,8 @@ use std::collections::BTreeMap;
 
 use super::account::{Account, Phase, Share};
 use super::edge_queue::{Edge, EdgeInstant};
-use super::process_share::ProcessShare;
-use super::span::{
-    MAX_WEIGHT_INTERVALS, PhaseBoundary, Span, SpanDomainHistory, SpanHistory, WeightInterval,
-};
-use super::span_domain_state::SpanDomainState;
+use super::span::{PhaseBoundary, Span, SpanDomainHistory, SpanDomainState, SpanHistory};
+use super::weight_history::{MAX_WEIGHT_INTERVALS, ProcessShare, WeightInterval};
 
 /// A chunk of malloc has a header of 8 bytes and is a multiple of 16; none is smaller than 32.
 const CHUNK_HEADER_BYTES: usize = 8;

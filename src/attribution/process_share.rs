@@ -14,10 +14,14 @@
 
 use std::collections::{HashMap, VecDeque};
 
+use crate::domain::Domain;
+
+use super::account::Account;
 use super::domain_timeline::DomainTimeline;
-use super::domain_tree::DomainTree;
 use super::request::{BasisUsageSample, SpanKey, Subject};
-use super::usage_history::{BasisUsageHistory, SubjectUsageHistory};
+use super::span::Span;
+use super::usage_history::{BasisUsageHistory, SubjectUsageHistory, mul_div};
+use super::weight_history::{ProcessPoint, ProcessShare};
 
 /// The basis of the CPU domains.
 pub const CPU_TIME: usize = 0;
@@ -26,23 +30,12 @@ pub const CPU_TIME: usize = 0;
 const ROW_INTERVAL_NS: u64 = 20_000_000;
 /// Rows kept of each domain; older edges of spans that are still open are kept in `opening_points`.
 const MAX_ROWS: usize = 256;
-/// Where a domain's clock, and with it a subject's, stood at some instant.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub(super) struct ProcessPoint {
-    pub(super) g: u128,
-    pub(super) process_g: u128,
-    /// How many times `process_g` was rounded down since the row before.
-    pub(super) roundings: u128,
-}
-
-/// What one domain gave a span up to some instant, and the part of its subject, both times a common factor.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct ProcessShare {
-    /// Where the clocks stood at that instant.
-    pub(super) point: ProcessPoint,
-    pub(super) numerator: u128,
-    pub(super) denominator: u128,
-}
+/// How much of a span may lie before the first sample of its subject or after the last one: so long, or one part in so
+/// many. What is not sampled is taken to be as the rest is.
+const MAX_UNSAMPLED_NS: u64 = 50_000_000;
+const MAX_UNSAMPLED_DIVISOR: u64 = 8;
+const NO_COVERING_SAMPLE: &str = "no look at its use covers the span";
+const NO_SPLIT_DOMAIN: &str = "no domain of the total is split by CPU time here";
 
 #[derive(Debug, Clone, Copy)]
 struct VirtualEnergyRow {
@@ -52,8 +45,8 @@ struct VirtualEnergyRow {
 
 /// One domain that is split.
 #[derive(Debug, Default)]
-pub(super) struct SplitDomain {
-    pub(super) basis: Option<usize>,
+struct SplitDomain {
+    basis: Option<usize>,
     rows: VecDeque<VirtualEnergyRow>,
     /// The number of the first row, and of the first that no subject's clock has reached, for lack of samples.
     first_row: u64,
@@ -68,23 +61,23 @@ struct ProcessRows {
 }
 
 #[derive(Debug)]
-pub(super) struct SubjectEntry {
-    pub(super) subject: Subject,
+struct SubjectEntry {
+    subject: Subject,
     span_count: usize,
-    pub(super) usage: Vec<SubjectUsageHistory>,
+    usage: Vec<SubjectUsageHistory>,
     domain_rows: Vec<ProcessRows>,
 }
 
 /// All subjects and bases.
 #[derive(Debug)]
 pub(crate) struct ProcessShares {
-    pub(super) split_domains: Vec<SplitDomain>,
-    pub(super) bases: Vec<BasisUsageHistory>,
-    pub(super) subjects: Vec<Option<SubjectEntry>>,
+    split_domains: Vec<SplitDomain>,
+    bases: Vec<BasisUsageHistory>,
+    subjects: Vec<Option<SubjectEntry>>,
     subject_count: usize,
     /// Where long spans opened, by domain.
-    pub(super) opening_points: HashMap<SpanKey, Vec<Option<ProcessPoint>>>,
-    pub(super) domain_tree: DomainTree,
+    opening_points: HashMap<SpanKey, Vec<Option<ProcessPoint>>>,
+    domain_tree: DomainTree,
 }
 
 impl ProcessShares {
@@ -307,7 +300,7 @@ impl ProcessShares {
     }
 
     /// Up to which instant no later reading or sample moves a subject's clock in this domain.
-    pub(super) fn settled_ns(&self, domain: usize) -> u64 {
+    fn settled_ns(&self, domain: usize) -> u64 {
         let split_domain = &self.split_domains[domain];
         let last = (split_domain.next_row - split_domain.first_row)
             .checked_sub(1)
@@ -317,7 +310,7 @@ impl ProcessShares {
 
     /// Where a domain's clock and a subject's stood at an instant that the rows, or the interpolant since the last one,
     /// hold.
-    pub(super) fn point_at(
+    fn point_at(
         &self,
         domain: usize,
         subject: u32,
@@ -356,9 +349,172 @@ impl ProcessShares {
         }
         Some(ProcessPoint { g, process_g, roundings })
     }
+
+    /// Notes where a long span opened, before that row is dropped.
+    pub(crate) fn record_opening_point(
+        &mut self,
+        domain: usize,
+        key: SpanKey,
+        span: &Span,
+        timelines: &[DomainTimeline],
+    ) {
+        let known = self.opening_points.get(&key).and_then(|points| points.get(domain).copied().flatten());
+        if known.is_some() || !self.has_spans_of(span.subject) {
+            return;
+        }
+        let point = self.point_at(domain, span.subject, span.opened_ns, &timelines[domain]);
+        let points = self.opening_points.entry(key).or_insert_with(|| vec![None; self.split_domains.len()]);
+        points[domain] = point;
+    }
+
+    /// Of what one domain gave a span, the part of its subject, as a numerator and a denominator.
+    fn process_fraction(
+        &self,
+        domain: usize,
+        span: &Span,
+        key: SpanKey,
+        timeline: &DomainTimeline,
+        end_ns: u64,
+    ) -> Option<(u128, u128)> {
+        let entry = self.subjects.get(subject_index(span.subject))?.as_ref()?;
+        let basis = self.split_domains[domain].basis?;
+        let (from_ns, to_ns) =
+            (span.opened_ns, end_ns.min(timeline.interpolator.position_ns()).max(span.opened_ns));
+        let usage = entry.usage.get(basis)?;
+        let (first_ns, last_ns) =
+            (usage.known_since_ns(from_ns, to_ns)?, self.bases[basis].last_sample_ns()?);
+        let lead_ns = MAX_UNSAMPLED_NS.max((to_ns - from_ns) / MAX_UNSAMPLED_DIVISOR);
+        let tail_ns = lead_ns.max(self.bases[basis].sampling_tolerance_ns());
+        if first_ns > from_ns.saturating_add(lead_ns) || to_ns > last_ns.saturating_add(tail_ns) {
+            return None;
+        }
+        let (begin_ns, end_ns) = (from_ns.max(first_ns), to_ns.min(last_ns));
+        if begin_ns >= end_ns {
+            // All of it lies outside the samples: the nearest one is used.
+            return self.bases[basis].nearest_fraction(usage, from_ns);
+        }
+        let mut process_share = match span.folded_share(domain) {
+            Some(folded) => folded,
+            None => ProcessShare {
+                point: self.opening_point(domain, span, key, timeline, begin_ns)?,
+                numerator: 0,
+                denominator: 0,
+            },
+        };
+        for (weight, until_ns) in span.weights(end_ns) {
+            let until_ns = until_ns.clamp(begin_ns, end_ns);
+            process_share.add(weight, self.point_at(domain, span.subject, until_ns, timeline)?);
+        }
+        let ProcessShare { numerator, denominator, .. } = process_share;
+        if denominator == 0 {
+            self.bases[basis].nearest_fraction(usage, from_ns)
+        } else {
+            Some((numerator, denominator))
+        }
+    }
+
+    /// Where the clocks stood when the span's part begins to count.
+    fn opening_point(
+        &self,
+        domain: usize,
+        span: &Span,
+        key: SpanKey,
+        timeline: &DomainTimeline,
+        begin_ns: u64,
+    ) -> Option<ProcessPoint> {
+        let point = self.opening_points.get(&key).and_then(|points| points.get(domain).copied().flatten());
+        let point = point.filter(|_| begin_ns == span.opened_ns);
+        point.or_else(|| self.point_at(domain, span.subject, begin_ns, timeline))
+    }
+
+    /// Folds the span's weights up to where its subject's clock is final in every domain that splits it. Does nothing
+    /// where the subject's use is not known: then its part is absent, and the intervals stay few.
+    pub(crate) fn fold_weights(&self, span: &mut Span, key: SpanKey, timelines: &[DomainTimeline]) {
+        let split = |timeline: &&DomainTimeline| {
+            (span.scope >> timeline.index()) & 1 == 1 && self.split_domains[timeline.index()].basis.is_some()
+        };
+        let split: Vec<&DomainTimeline> = timelines.iter().filter(split).collect();
+        let final_ns = split.iter().map(|timeline| self.settled_ns(timeline.index())).min().unwrap_or(0);
+        let (count, folded_to_ns) = span.weight_intervals_until(final_ns);
+        if count == 0 {
+            return;
+        }
+        let process_share = |timeline: &&DomainTimeline| {
+            let (domain, timeline) = (timeline.index(), *timeline);
+            let entry = self.subjects.get(subject_index(span.subject))?.as_ref()?;
+            let usage = entry.usage.get(self.split_domains[domain].basis?)?;
+            let known_ns = usage.known_since_ns(span.opened_ns, folded_to_ns)?;
+            let begin_ns = span.opened_ns.max(known_ns);
+            let mut process_share = match span.folded_share(domain) {
+                Some(folded) => folded,
+                None => ProcessShare {
+                    point: self.opening_point(domain, span, key, timeline, begin_ns)?,
+                    numerator: 0,
+                    denominator: 0,
+                },
+            };
+            for (weight, until_ns) in span.weights(folded_to_ns).take(count) {
+                let until_ns = until_ns.max(begin_ns);
+                process_share.add(weight, self.point_at(domain, span.subject, until_ns, timeline)?);
+            }
+            Some((domain, process_share))
+        };
+        let Some(process_shares) = split.iter().map(process_share).collect::<Option<Vec<_>>>() else {
+            return;
+        };
+        span.fold(count, process_shares, timelines.len());
+    }
+
+    /// Adds the process share of the span's subject to an account.
+    pub(crate) fn add_to_account(
+        &self,
+        account: &mut Account,
+        span: &Span,
+        key: SpanKey,
+        timelines: &[DomainTimeline],
+    ) {
+        let Some(Some(entry)) = self.subjects.get(subject_index(span.subject)) else { return };
+        account.process = entry.subject.process;
+        account.cgroup = entry.subject.cgroup.clone();
+        let end_ns = account.closed_ns.unwrap_or(u64::MAX);
+        let mut sum = Some(0_u64);
+        let mut any = false;
+        for (timeline, share) in
+            timelines.iter().filter(|timeline| span.uses(timeline.index())).zip(&mut account.domains)
+        {
+            let domain = timeline.index();
+            if self.split_domains[domain].basis.is_some() {
+                let fraction = self.process_fraction(domain, span, key, timeline, end_ns);
+                share.process_uj = share
+                    .share_uj
+                    .zip(fraction)
+                    .map(|(uj, (numerator, denominator))| mul_fraction(uj, numerator, denominator));
+            }
+            if self.is_outermost_split(domain, span) {
+                any = true;
+                sum = sum.zip(share.process_uj).map(|(sum, uj)| sum + uj);
+            }
+        }
+        account.process_uj = sum.filter(|_| any);
+        if account.process_uj.is_none() {
+            let default_reason = if any { NO_COVERING_SAMPLE } else { NO_SPLIT_DOMAIN };
+            account.process_reason =
+                Some(entry.subject.reason.clone().unwrap_or_else(|| default_reason.to_owned()));
+        }
+    }
+
+    /// Whether the domain takes part in the sum: split by CPU time, in the host's total by itself or inside another
+    /// one, and inside no other domain that is split so.
+    fn is_outermost_split(&self, domain: usize, span: &Span) -> bool {
+        let used = |at: usize| (span.scope >> at) & 1 == 1;
+        let split = |at: usize| self.split_domains[at].basis == Some(CPU_TIME) && used(at);
+        let counted = |at: usize| (span.counted >> at) & 1 == 1;
+        let mut ancestors = self.domain_tree.ancestors(domain);
+        split(domain) && (counted(domain) || ancestors.clone().any(counted)) && !ancestors.any(split)
+    }
 }
 
-pub(super) fn subject_index(subject: u32) -> usize {
+fn subject_index(subject: u32) -> usize {
     (subject as usize).wrapping_sub(1)
 }
 
@@ -377,7 +533,28 @@ impl SplitDomain {
     }
 }
 
-/// `of × past / all`, rounded down.
-pub(super) fn mul_div(of: u128, past: u64, all: u64) -> u128 {
-    if past >= all { of } else { of.saturating_mul(u128::from(past)) / u128::from(all) }
+/// `uj × part / whole`, rounded down.
+fn mul_fraction(uj: u64, numerator: u128, denominator: u128) -> u64 {
+    let shift = (128 - denominator.leading_zeros()).saturating_sub(63);
+    let (numerator, denominator) = (numerator >> shift, (denominator >> shift).max(1));
+    u64::try_from(u128::from(uj) * numerator / denominator).unwrap_or(u64::MAX).min(uj)
+}
+
+/// The parents of all domains.
+#[derive(Debug, Default)]
+struct DomainTree {
+    parents: Vec<Option<usize>>,
+}
+
+impl DomainTree {
+    fn of<'a>(domains: impl Iterator<Item = &'a Domain> + Clone) -> Self {
+        let number = |name: &String| domains.clone().position(|domain| domain.name == *name);
+        Self { parents: domains.clone().map(|domain| domain.parent.as_ref().and_then(number)).collect() }
+    }
+
+    /// The domains around this one, the nearest first.
+    fn ancestors(&self, domain: usize) -> impl Iterator<Item = usize> + Clone + '_ {
+        let parent = |at: &usize| self.parents.get(*at).copied().flatten();
+        std::iter::successors(parent(&domain), parent).take(self.parents.len())
+    }
 }

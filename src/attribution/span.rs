@@ -4,9 +4,13 @@
 //! distinguishes late edges of the slot's old span from those of the new.
 
 use std::collections::BTreeMap;
+use std::hint::black_box;
 
-use super::process_share::ProcessShare;
-use super::request::NewSpan;
+use super::edge_queue::{Edge, EdgeKind};
+use super::request::{NewSpan, SpanKey};
+use super::units::{ENERGY_FRACTION_BITS, UNBOUNDED_ERROR, whole_uj};
+use super::virtual_energy::{ClockSnapshot, ENERGY_SHIFT, IDLE_SHIFT};
+use super::weight_history::{FOLD_THRESHOLD, ProcessShare, WeightHistory};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) enum SlotState {
@@ -39,76 +43,6 @@ pub(crate) struct SpanDomainHistory {
     pub passed_boundaries: usize,
     /// Changes of weight that this domain has passed.
     pub weight_changes: u64,
-}
-
-/// Time with one weight, or with several that follow each other quickly.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct WeightInterval {
-    pub until_ns: u64,
-    length_ns: u64,
-    /// The sum of weight × time.
-    weight_ns: u128,
-}
-
-impl WeightInterval {
-    fn add(&mut self, until_ns: u64, length_ns: u64, weight: u64) {
-        self.until_ns = until_ns;
-        self.length_ns += length_ns;
-        self.weight_ns += u128::from(weight) * u128::from(length_ns);
-    }
-
-    fn mean_weight(&self) -> u64 {
-        u64::try_from(self.weight_ns / u128::from(self.length_ns.max(1))).unwrap_or(u64::MAX)
-    }
-}
-
-/// What a span weighed until the pre-pass: only a process share needs it. Intervals that no later reading changes are
-/// folded into `folded`, so that the memory does not grow with the number of changes.
-#[derive(Debug, Default)]
-pub(crate) struct WeightHistory {
-    pub intervals: Vec<WeightInterval>,
-    /// By domain, the process share up to the first of the intervals; empty before anything is folded.
-    pub folded: Vec<Option<ProcessShare>>,
-    since_ns: u64,
-    weight: u64,
-}
-
-/// A process share resolves no shorter time: its rows are as far apart.
-const WEIGHT_INTERVAL_NS: u64 = 20_000_000;
-/// Intervals kept at most; beyond them the last one grows, and its weight is a mean.
-pub(crate) const MAX_WEIGHT_INTERVALS: usize = 64;
-/// From so many intervals on they are folded.
-const FOLD_THRESHOLD: usize = 16;
-
-impl WeightHistory {
-    /// At `at_ns` the weight became `weight`; it was `before` since the opening, or the last change.
-    fn record_change(&mut self, opened_ns: u64, at_ns: u64, before: u64, weight: u64) {
-        let since_ns = self.since_ns.max(opened_ns);
-        let length_ns = at_ns.saturating_sub(since_ns);
-        (self.since_ns, self.weight) = (at_ns, weight);
-        if length_ns == 0 {
-            return;
-        }
-        let full = self.intervals.len() >= MAX_WEIGHT_INTERVALS;
-        match self
-            .intervals
-            .last_mut()
-            .filter(|last| full || last.length_ns + length_ns <= WEIGHT_INTERVAL_NS)
-        {
-            Some(last) => last.add(at_ns, length_ns, before),
-            None => {
-                let mut interval = WeightInterval { until_ns: at_ns, length_ns: 0, weight_ns: 0 };
-                interval.add(at_ns, length_ns, before);
-                self.intervals.push(interval);
-            }
-        }
-    }
-
-    /// Each weight with the instant at which it ends; the last one ends at `end_ns`.
-    pub(crate) fn weights(&self, end_ns: u64) -> impl Iterator<Item = (u64, u64)> + '_ {
-        let intervals = self.intervals.iter().map(|interval| (interval.mean_weight(), interval.until_ns));
-        intervals.chain([(self.weight, end_ns)])
-    }
 }
 
 /// A span's history: phases and changes of weight; few spans have one.
@@ -177,6 +111,12 @@ impl Span {
     #[inline]
     pub(crate) fn requested_ns(&self) -> u64 {
         self.opened_ns - self.moved_ns
+    }
+
+    /// Whether the span uses the domain.
+    #[inline]
+    pub(crate) fn uses(&self, domain: usize) -> bool {
+        (self.scope >> domain) & 1 == 1
     }
 
     /// A new span in this slot; field by field, for a whole new `Span` would be written twice.
@@ -302,5 +242,327 @@ pub(crate) fn extend_attributes(old: &mut BTreeMap<String, String>, new: BTreeMa
         std::mem::forget(new);
     } else {
         old.extend(new);
+    }
+}
+
+const IDLE_UNKNOWN: u64 = u64::MAX;
+const ACCUMULATED_ERROR_SHIFT: u32 = 40;
+
+/// How far one domain has come with one span.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum SpanDomainStage {
+    Pending,
+    Open,
+    /// The results are final.
+    Closed,
+}
+
+/// The state of one span in one domain: one cache line, for every edge of a span touches one in each domain.
+#[derive(Debug, Clone, Copy, Default)]
+#[repr(align(64))]
+pub(crate) struct SpanDomainState {
+    /// Open: the clock's `g` at the opening or the last change of weight. Closed: the share, energy units.
+    pub g: u128,
+    /// Open: the energy at the opening, 2^-8 µJ, wrapping. Closed: the window, µJ.
+    pub energy: u64,
+    /// Open: the clock's idle part at that edge, 2^-20 µJ per unit. Closed: the idle part, µJ.
+    pub idle_g: u64,
+    /// Open: the domain's unknown time at the opening. Closed: the span's.
+    pub unknown_ns: u64,
+    /// Open: the accumulated error after that edge's group, error units·2^12 per unit of weight, wrapping. Closed: the
+    /// error, error units.
+    pub accumulated_error: u64,
+    /// The error of the latest edge's group, error units.
+    pub edge_error: u64,
+    /// The weight from that edge on (37 bits at most), above the stage in two bits.
+    weight_and_stage: u64,
+}
+
+/// A domain's accumulated error as span states store it.
+#[inline]
+pub(crate) fn stored_accumulated_error(accumulated: u128) -> u64 {
+    (accumulated >> ACCUMULATED_ERROR_SHIFT) as u64
+}
+
+/// The accumulated error between two that span states store, times weight: error units, rounded up.
+#[inline]
+pub(crate) fn accumulated_error_since(since: u64, accumulated: u64, weight: u64) -> u64 {
+    // Both sides were cut off: one unit makes up for it.
+    let rise = accumulated.wrapping_sub(since).checked_add(1);
+    rise.and_then(|rise| rise.checked_mul(weight)).map_or(UNBOUNDED_ERROR, |error| (error >> 12) + 1)
+}
+
+impl SpanDomainState {
+    /// The weight from the latest weight edge on.
+    #[inline]
+    pub(crate) fn weight(&self) -> u64 {
+        self.weight_and_stage >> 2
+    }
+
+    /// How far the domain is.
+    #[inline]
+    pub(crate) fn stage(&self) -> SpanDomainStage {
+        match self.weight_and_stage & 3 {
+            0 => SpanDomainStage::Pending,
+            1 => SpanDomainStage::Open,
+            _ => SpanDomainStage::Closed,
+        }
+    }
+
+    /// The slot has a new span: what the old one left is written over when this one opens.
+    #[inline]
+    pub(crate) fn reset(&mut self) {
+        self.weight_and_stage = SpanDomainStage::Pending as u64;
+    }
+
+    /// The span opens for this domain.
+    #[inline]
+    pub(crate) fn open(&mut self, clock: &ClockSnapshot, weight: u64, idle_known: bool) {
+        self.g = clock.g;
+        self.energy = clock.energy;
+        self.idle_g = if idle_known { clock.idle_g } else { IDLE_UNKNOWN };
+        self.unknown_ns = clock.unknown_ns;
+        self.weight_and_stage = weight << 2 | SpanDomainStage::Open as u64;
+    }
+
+    /// From here on the share grows with `weight`.
+    pub(crate) fn change_weight(&mut self, clock: &ClockSnapshot, weight: u64) {
+        self.g = clock.g;
+        if self.idle_g != IDLE_UNKNOWN {
+            self.idle_g = clock.idle_g;
+        }
+        self.weight_and_stage = weight << 2 | SpanDomainStage::Open as u64;
+    }
+
+    /// The error so far and the accumulated error: what comes is counted from this group on.
+    #[inline]
+    pub(crate) fn start_group(&mut self, error: u64, accumulated: u64) {
+        (self.edge_error, self.accumulated_error) = (error, accumulated);
+    }
+
+    /// The share since the last weight edge, energy units.
+    #[inline]
+    pub(crate) fn share(&self, clock: &ClockSnapshot) -> u128 {
+        u128::from(self.weight()) * (clock.g - self.g)
+    }
+
+    /// Of it idle, energy units; `None` where no idle power was known.
+    #[inline]
+    pub(crate) fn idle_share(&self, clock: &ClockSnapshot) -> Option<u128> {
+        (self.idle_g != IDLE_UNKNOWN).then(|| {
+            (u128::from(self.weight()) * u128::from(clock.idle_g.wrapping_sub(self.idle_g))) << IDLE_SHIFT
+        })
+    }
+
+    /// Everything the domain used since the opening, µJ.
+    #[inline]
+    pub(crate) fn window_uj(&self, clock: &ClockSnapshot) -> u64 {
+        clock.energy.wrapping_sub(self.energy) >> (ENERGY_FRACTION_BITS - ENERGY_SHIFT)
+    }
+
+    /// Of a closed state, the idle part.
+    pub(crate) fn idle_uj(&self) -> Option<u64> {
+        (self.idle_g != IDLE_UNKNOWN).then_some(self.idle_g)
+    }
+
+    /// The span closes for this domain, with (share, idle) energy units gathered before its last weight edge: from now
+    /// on the state holds results, the error first of all.
+    #[inline]
+    pub(crate) fn close(&mut self, clock: &ClockSnapshot, before: (u128, u128), error: u64) {
+        let share = before.0 + self.share(clock);
+        let share_uj = whole_uj(share);
+        self.idle_g = match self.idle_share(clock) {
+            Some(idle) => whole_uj(before.1 + idle).min(share_uj),
+            None => IDLE_UNKNOWN,
+        };
+        self.energy = self.window_uj(clock).max(share_uj);
+        self.unknown_ns = clock.unknown_ns.saturating_sub(self.unknown_ns);
+        self.g = share;
+        self.accumulated_error = error;
+        self.weight_and_stage = self.weight() << 2 | SpanDomainStage::Closed as u64;
+    }
+}
+
+/// All spans, by slot.
+#[derive(Debug, Default)]
+pub(crate) struct SpanTable {
+    spans: Vec<Span>,
+    domain_states: Vec<SpanDomainState>,
+    /// By slot: domains that have not passed the span's close, one bit each.
+    pending_domains: Vec<u64>,
+    free_slots: Vec<u32>,
+    domain_count: usize,
+    /// The generation of the slots that were dropped: a later slot of the same number begins after it.
+    first_generation: u32,
+}
+
+impl SpanTable {
+    pub(crate) fn new(domain_count: usize) -> Self {
+        Self { domain_count, ..Self::default() }
+    }
+
+    /// Room for one more domain in every slot.
+    pub(crate) fn add_domain(&mut self) {
+        let domain_count = self.domain_count + 1;
+        let mut states = Vec::with_capacity(self.spans.len() * domain_count);
+        for slot_states in self.domain_states.chunks(self.domain_count.max(1)).take(self.spans.len()) {
+            states.extend_from_slice(slot_states);
+            states.push(SpanDomainState::default());
+        }
+        states.resize(self.spans.len() * domain_count, SpanDomainState::default());
+        (self.domain_states, self.domain_count) = (states, domain_count);
+        for span in &mut self.spans {
+            if let Some(history) = &mut span.history {
+                history.domains.resize(domain_count, SpanDomainHistory::default());
+            }
+        }
+    }
+
+    /// How many slots are in use.
+    #[inline]
+    pub(crate) fn len(&self) -> usize {
+        self.spans.len() - self.free_slots.len()
+    }
+
+    /// How many slots there are, in use or not.
+    pub(crate) fn slot_count(&self) -> usize {
+        self.spans.len()
+    }
+
+    /// Takes a slot for a new span.
+    #[inline]
+    pub(crate) fn insert(&mut self, new_span: NewSpan, opened_ns: u64, weight: u64, scope: u64) -> SpanKey {
+        let slot = self.free_slots.pop().unwrap_or_else(|| self.add_slot());
+        let at = slot as usize;
+        self.pending_domains[at] = scope;
+        for state in &mut self.domain_states[at * self.domain_count..(at + 1) * self.domain_count] {
+            state.reset();
+        }
+        let span = &mut self.spans[at];
+        span.begin(new_span, opened_ns, weight, scope);
+        SpanKey::new(slot, span.generation)
+    }
+
+    /// One slot more.
+    #[cold]
+    fn add_slot(&mut self) -> u32 {
+        let slot = u32::try_from(self.spans.len()).expect("the ledger caps open spans far below 2^32");
+        self.spans.push(Span { generation: self.first_generation, ..Span::default() });
+        self.pending_domains.push(0);
+        self.domain_states.resize(self.spans.len() * self.domain_count, SpanDomainState::default());
+        slot
+    }
+
+    /// Frees the slot and returns what is left of the span.
+    #[inline]
+    pub(crate) fn release(&mut self, slot: u32) -> &mut Span {
+        self.free_slots.push(slot);
+        let span = &mut self.spans[slot as usize];
+        span.clear();
+        span
+    }
+
+    /// Drops the free slots at the end, but none below `min_slots`, to which waiting edges refer.
+    pub(crate) fn shrink(&mut self, min_slots: usize) {
+        let used =
+            self.spans.iter().rposition(|span| span.slot_state != SlotState::Free).map_or(0, |last| last + 1);
+        let slots = used.max(min_slots).min(self.spans.len());
+        let dropped = self.spans[slots..].iter().map(|span| span.generation).max();
+        self.first_generation = self.first_generation.max(dropped.unwrap_or(0));
+        self.spans.truncate(slots);
+        self.domain_states.truncate(slots * self.domain_count);
+        self.pending_domains.truncate(slots);
+        self.free_slots.retain(|slot| (*slot as usize) < slots);
+        self.spans.shrink_to_fit();
+        self.domain_states.shrink_to_fit();
+        self.pending_domains.shrink_to_fit();
+        self.free_slots.shrink_to_fit();
+    }
+
+    /// The span of a key, unless it is gone.
+    #[inline]
+    pub(crate) fn get(&self, key: SpanKey) -> Option<&Span> {
+        self.spans
+            .get(key.slot())
+            .filter(|span| span.generation == key.generation() && span.slot_state != SlotState::Free)
+    }
+
+    /// The same, to change it.
+    #[inline]
+    pub(crate) fn get_mut(&mut self, key: SpanKey) -> Option<&mut Span> {
+        self.spans
+            .get_mut(key.slot())
+            .filter(|span| span.generation == key.generation() && span.slot_state != SlotState::Free)
+    }
+
+    /// The span of an edge; `None` where it has left its slot, or closed, before the edge's time.
+    #[inline]
+    pub(crate) fn span_of_edge(&mut self, edge: &Edge) -> Option<&mut Span> {
+        let span = &mut self.spans[edge.slot as usize];
+        (!span.close_passed && span.generation as u16 == edge.generation).then_some(span)
+    }
+
+    /// A span's state in one domain.
+    #[inline]
+    pub(crate) fn domain_state_mut(&mut self, slot: u32, domain: usize) -> &mut SpanDomainState {
+        &mut self.domain_states[slot as usize * self.domain_count + domain]
+    }
+
+    /// Reads all states of the spans that these edges close. They lie anywhere in a large memory: loaded together
+    /// the cache misses overlap; loaded one by one, amid everything else that an edge needs, each would be a stall.
+    pub(crate) fn prefetch_closing(&self, edges: &[Edge]) {
+        for edge in edges.iter().filter(|edge| edge.kind == EdgeKind::Close) {
+            let at = edge.slot as usize * self.domain_count;
+            for state in &self.domain_states[at..at + self.domain_count] {
+                black_box(state.stage());
+            }
+        }
+    }
+
+    /// The state, and what the span gathered for this domain before.
+    pub(crate) fn state_and_history(
+        &mut self,
+        slot: u32,
+        domain: usize,
+    ) -> (&mut SpanDomainState, &mut SpanDomainHistory) {
+        let span = &mut self.spans[slot as usize];
+        let history = &mut span.history_mut(self.domain_count).domains[domain];
+        (&mut self.domain_states[slot as usize * self.domain_count + domain], history)
+    }
+
+    /// One more domain has passed the span's close; true when it was the last.
+    #[inline]
+    pub(crate) fn mark_passed(&mut self, slot: u32, domain: usize) -> bool {
+        let pending = &mut self.pending_domains[slot as usize];
+        *pending &= !(1 << domain);
+        *pending == 0
+    }
+
+    /// A live slot's span and states, by domain.
+    #[inline]
+    pub(crate) fn span_and_states(&self, slot: u32) -> (&Span, &[SpanDomainState]) {
+        let at = slot as usize;
+        (&self.spans[at], &self.domain_states[at * self.domain_count..(at + 1) * self.domain_count])
+    }
+
+    #[inline]
+    pub(crate) fn span_mut(&mut self, slot: u32) -> &mut Span {
+        &mut self.spans[slot as usize]
+    }
+
+    /// Every span that has a slot.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (SpanKey, &Span)> {
+        let taken = self.spans.iter().zip(0..).filter(|(span, _)| span.slot_state != SlotState::Free);
+        taken.map(|(span, slot)| (SpanKey::new(slot, span.generation), span))
+    }
+
+    /// The same, to change them.
+    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Span> {
+        self.spans.iter_mut().filter(|span| span.slot_state != SlotState::Free)
+    }
+
+    #[inline]
+    pub(crate) fn key_of(&self, slot: u32) -> SpanKey {
+        SpanKey::new(slot, self.spans[slot as usize].generation)
     }
 }

@@ -7,8 +7,6 @@
 
 use std::collections::VecDeque;
 
-use super::process_share::mul_div;
-
 /// Intervals that are kept at most, where a domain's counter stands still for long.
 const MAX_USAGE_INTERVALS: usize = 4096;
 
@@ -172,4 +170,9 @@ impl SubjectUsageHistory {
         self.intervals.drain(..dropped as usize);
         self.first_interval += dropped;
     }
+}
+
+/// `of × past / all`, rounded down.
+pub(crate) fn mul_div(of: u128, past: u64, all: u64) -> u128 {
+    if past >= all { of } else { of.saturating_mul(u128::from(past)) / u128::from(all) }
 }

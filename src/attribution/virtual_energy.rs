@@ -9,12 +9,6 @@
 //! Units: energy in *energy units* of 2^-32 µJ; weight in 2^-16; `g` in energy units per unit of weight;
 //! `inverse_weight` in 2^-63.
 
-/// Energy units in a microjoule.
-pub(crate) const ENERGY_FRACTION_BITS: u32 = 32;
-
-/// Units of weight in a weight of 1.
-pub(crate) const WEIGHT_ONE: u64 = 1 << 16;
-
 /// The virtual energy clock of one domain.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct VirtualEnergy {
@@ -78,6 +72,46 @@ impl VirtualEnergy {
     }
 }
 
+/// What a snapshot drops of its figures: energy is kept in 2^-8 µJ, the idle part in 2^-20 µJ.
+pub(crate) const ENERGY_SHIFT: u32 = 24;
+pub(crate) const IDLE_SHIFT: u32 = 12;
+
+/// A snapshot of a domain's clock.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct ClockSnapshot {
+    /// Energy units per unit of weight.
+    pub g: u128,
+    /// What the domain used, 2^-8 µJ, wrapping.
+    pub energy: u64,
+    /// Idle, 2^-20 µJ per unit of weight, wrapping.
+    pub idle_g: u64,
+    /// Time without readings.
+    pub unknown_ns: u64,
+}
+
+impl ClockSnapshot {
+    #[inline]
+    pub(crate) fn of(clock: &VirtualEnergy, unknown_ns: u64) -> Self {
+        Self {
+            g: clock.g,
+            energy: (clock.measured >> ENERGY_SHIFT) as u64,
+            idle_g: (clock.idle_g >> IDLE_SHIFT) as u64,
+            unknown_ns,
+        }
+    }
+
+    /// The clock after `g` more.
+    #[inline]
+    pub(crate) fn advanced_by(&self, measured: u128, g: u64, idle: u128) -> Self {
+        Self {
+            g: self.g + u128::from(g),
+            energy: (measured >> ENERGY_SHIFT) as u64,
+            idle_g: (idle >> IDLE_SHIFT) as u64,
+            unknown_ns: self.unknown_ns,
+        }
+    }
+}
+
 /// 2^63 / W, rounded down; 0 for no weight.
 #[inline]
 pub(crate) fn inverse_of(weight: u64) -> u64 {
@@ -125,6 +159,7 @@ pub(crate) fn scale_u64(energy: u64, inverse: u64) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use super::super::units::{ENERGY_FRACTION_BITS, WEIGHT_ONE};
     use super::*;
 
     fn assert_conserved(clock: &VirtualEnergy) {
