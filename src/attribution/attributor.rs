@@ -1,7 +1,7 @@
-//! The attributor: the interface to the spans, the readings and the accounts.
+//! The attributor: takes readings and the edges of spans, and returns accounts.
 //!
-//! Owns the spans, the domains' timelines and the order of settling: first the pre-pass fills in what holds for all
-//! domains, then each domain passes what its counter covers, then what all have passed is dropped. Invariants: a span is
+//! Settling has a fixed order: the pre-pass fills in what is the same for all domains, then each domain passes the
+//! edges that its counter covers, then edges that all domains have passed are dropped. Invariants: a settled span is
 //! returned once, after its last domain; a subject stays as long as a span refers to it.
 
 use std::collections::BTreeMap;
@@ -18,7 +18,7 @@ use super::request::{AttributionError, AttributionSettings, BasisUsageSample, Ne
 use super::span::{self, SlotState, Span, SpanTable};
 use super::units::weight_units;
 
-/// The most domains one attributor can hold: one bit each.
+/// The maximum number of domains of an attributor: each has one bit of a word.
 pub const MAX_DOMAINS: usize = 64;
 
 /// Splits the energy of each domain among the open spans.
@@ -30,11 +30,11 @@ pub struct Attributor {
     queue: EdgeQueue,
     pre_pass: EdgePrePass,
     process_shares: ProcessShares,
-    /// The domains that are live, those whose source has not answered, and those in the host's total, one bit each.
+    /// The domains that are live, those whose source has not answered yet, and those in the host's total, one bit each.
     live_domains: u64,
     starting_domains: u64,
     counted_domains: u64,
-    /// Those that are left out of the total although they may be part of it.
+    /// The domains that are left out of the total but may belong to it.
     undecided_domains: u64,
     open_count: usize,
     last_settle_ns: u64,
@@ -44,7 +44,7 @@ pub struct Attributor {
 }
 
 impl Attributor {
-    /// An attributor over these domains (at most [`MAX_DOMAINS`]; more are not metered), in this order for ever.
+    /// Creates an attributor over these domains, at most [`MAX_DOMAINS`]; more are ignored. Their order is fixed.
     pub fn new(domains: Vec<Domain>, settings: AttributionSettings) -> Self {
         let count = domains.len().min(MAX_DOMAINS);
         let all = (0..count).fold(0, |bits, index| bits | 1 << index);
@@ -76,46 +76,45 @@ impl Attributor {
         }
     }
 
-    /// One reading of one domain, in the order of time; `before_ns..=after_ns` surrounds the read.
+    /// Adds a reading of a domain, in the order of time. The read happened within `before_ns..=after_ns`.
     pub fn add_reading(&mut self, domain: usize, before_ns: u64, after_ns: u64, reading: &EnergyReading) {
         if let Some(timeline) = self.timelines.get_mut(domain) {
             timeline.add_reading(before_ns, after_ns, reading);
         }
     }
 
-    /// Takes new figures for what may change while it runs: idle power, the most open spans, the most unsettled changes
-    /// of weight. Changes no settled figure.
+    /// Changes the settings that can change at run time: idle power, the limit of open spans, and the limit of
+    /// unsettled changes of weight. Settled accounts do not change.
     pub fn reconfigure(&mut self, idle_mw: BTreeMap<String, u64>, max_open_spans: usize, max_changes: u64) {
         self.timelines.iter_mut().for_each(|timeline| timeline.set_idle_power(&idle_mw));
         (self.settings.idle_mw, self.settings.max_open_spans) = (idle_mw, max_open_spans);
         self.settings.max_pending_weight_changes = max_changes;
     }
 
-    /// How often the domain's counter moves, as characterised: better estimates inside a step; no guarantee rests on
-    /// it.
+    /// Sets the measured update interval of the domain's counter. It improves estimates inside a step; the guaranteed
+    /// error does not depend on it.
     pub fn set_update_interval(&mut self, domain: usize, interval_ns: u64) {
         if let Some(timeline) = self.timelines.get_mut(domain) {
             timeline.set_update_interval(interval_ns);
         }
     }
 
-    /// Whether the domain is part of the host's total, for spans opened from now on.
+    /// Sets whether the domain is part of the host's total, for spans opened from now on.
     pub fn set_counted(&mut self, domain: usize, counted: bool) {
         if domain < self.timelines.len() {
             set_bit(&mut self.counted_domains, domain, counted);
         }
     }
 
-    /// Whether the domain is left out of the total although it may be part of it: sums of spans opened from now on are
-    /// lower bounds.
+    /// Sets whether the domain is left out of the total but may belong to it. Then the sums of spans opened from now on
+    /// are lower bounds.
     pub fn set_undecided(&mut self, domain: usize, undecided: bool) {
         if domain < self.timelines.len() {
             set_bit(&mut self.undecided_domains, domain, undecided);
         }
     }
 
-    /// Takes the domain out of the totals of all spans that are not settled: it was found to be a second name of
-    /// another.
+    /// Removes the domain from the totals of all unsettled spans, because it is a second name of another domain.
     pub fn exclude(&mut self, domain: usize) {
         if domain < self.timelines.len() {
             set_bit(&mut self.counted_domains, domain, false);
@@ -123,7 +122,7 @@ impl Attributor {
         }
     }
 
-    /// Takes new parents of its domains, which come in the order of the domains here.
+    /// Updates the parents of the domains, from a list in the order of the domains.
     pub fn set_parents<'a>(&mut self, domains: impl Iterator<Item = &'a Domain>) {
         for (timeline, domain) in self.timelines.iter_mut().zip(domains) {
             timeline.domain.parent.clone_from(&domain.parent);
@@ -131,23 +130,23 @@ impl Attributor {
         self.process_shares.update_domain_tree(&self.timelines);
     }
 
-    /// Whether the domain takes part in the accounts of spans opened from now on. Spans that already use a domain
-    /// that stops being live get its time as unknown.
+    /// Sets whether the domain is part of the accounts of spans opened from now on. For spans that already use a domain
+    /// that is no longer live, its time is unknown.
     pub fn set_live(&mut self, domain: usize, live: bool) {
         if domain < self.timelines.len() {
             set_bit(&mut self.live_domains, domain, live);
         }
     }
 
-    /// Whether the domain's source has not answered yet: it takes part in spans opened from now on, all their time
-    /// unknown.
+    /// Sets whether the domain's source has not answered yet. The domain is part of spans opened from now on, and all
+    /// its time is unknown.
     pub fn set_starting(&mut self, domain: usize, starting: bool) {
         if domain < self.timelines.len() {
             set_bit(&mut self.starting_domains, domain, starting);
         }
     }
 
-    /// Adds a domain after the others; beyond [`MAX_DOMAINS`] it is not metered. Spans that are open do not use it.
+    /// Adds a domain after the others; ignored beyond [`MAX_DOMAINS`]. Open spans do not use it.
     pub fn add_domain(&mut self, domain: Domain) {
         let index = self.timelines.len();
         if index == MAX_DOMAINS {
@@ -155,7 +154,7 @@ impl Attributor {
         }
         let idle_mw = self.settings.idle_mw.get(&domain.name).copied();
         let mut timeline = DomainTimeline::new(index, domain, self.settings.counter_timeout_ns, idle_mw);
-        // No edge so far is one of its own.
+        // Skip the edges so far: none of them uses the new domain.
         (timeline.next_instant, timeline.next_edge) =
             (self.queue.instants.end_index(), self.pre_pass.next_edge);
         self.timelines.push(timeline);
@@ -163,10 +162,11 @@ impl Attributor {
         self.process_shares.add_domain(&self.timelines);
     }
 
-    /// Opens a span; `now_ns` is when the message came. An edge older than the horizon is moved to it.
+    /// Opens a span. `now_ns` is the time at which the message came. An edge before the horizon is moved to the
+    /// horizon.
     ///
     /// # Errors
-    /// `LimitReached` at the limit of spans or waiting edges; `InvalidValue` for a weight that means nothing.
+    /// `LimitReached` at the limit of spans or pending edges; `InvalidValue` for an invalid weight.
     pub fn open(&mut self, now_ns: u64, new_span: NewSpan) -> Result<SpanKey, AttributionError> {
         let weight = weight_units(new_span.weight)?;
         if self.spans.len() >= self.settings.max_open_spans {
@@ -195,7 +195,7 @@ impl Attributor {
         Ok(key)
     }
 
-    /// Ends the running phase and begins the next.
+    /// Ends the current phase and begins the next.
     ///
     /// # Errors
     /// `NoSuchSpan`, `AlreadyClosed`, `InvalidTime` before the span's opening, `LimitReached`.
@@ -219,7 +219,7 @@ impl Attributor {
         Ok(())
     }
 
-    /// From `at_ns` on the span weighs this much.
+    /// Sets the span's weight from `at_ns` on.
     ///
     /// # Errors
     /// As for [`Attributor::begin_phase`], and `InvalidValue`.
@@ -251,8 +251,8 @@ impl Attributor {
         Ok(())
     }
 
-    /// Ends a span, with attributes to add; `abandoned` where its client disconnected, which a span that begins
-    /// slightly ahead does not outlive.
+    /// Closes a span and adds attributes to it. `abandoned`: its client disconnected; a span whose opening lies
+    /// slightly ahead of `at_ns` then closes at its opening.
     ///
     /// # Errors
     /// `NoSuchSpan`, `AlreadyClosed`, `InvalidTime` before the span's opening.
@@ -283,7 +283,7 @@ impl Attributor {
         Ok(())
     }
 
-    /// Forgets an open span: what it used up to `at_ns` becomes unattributed.
+    /// Cancels an open span: its share up to `at_ns` becomes unattributed.
     ///
     /// # Errors
     /// As for [`Attributor::close`].
@@ -293,17 +293,17 @@ impl Attributor {
         Ok(())
     }
 
-    /// Whether readings are needed now: a span is open, or closed and not settled.
+    /// Whether readings are needed now: a span is open, or closed but not settled.
     pub fn is_busy(&self) -> bool {
         self.spans.len() > 0
     }
 
-    /// How many spans are open.
+    /// The number of open spans.
     pub fn open_span_count(&self) -> usize {
         self.open_count
     }
 
-    /// The account so far of a span that is open or not yet settled.
+    /// The account so far of an unsettled span.
     ///
     /// # Errors
     /// `NoSuchSpan`.
@@ -315,19 +315,19 @@ impl Attributor {
         Ok(account)
     }
 
-    /// Each domain's energy balance: `measured = attributed + unattributed`, exactly. The two sides are summed
-    /// apart from each other: the one from settled accounts and running shares, the other from energy that met no
-    /// open weight, cancelled spans and what rounding to whole microjoules left over.
+    /// Each domain's energy balance: `measured = attributed + unattributed`, exactly. The two terms are separate sums:
+    /// `attributed` of settled accounts and shares so far; `unattributed` of energy without open weight, cancelled
+    /// spans, and the remainders of rounding to whole microjoules.
     pub fn balance(&self) -> Vec<Balance> {
         self.timelines.iter().map(DomainTimeline::balance).collect()
     }
 
-    /// How many edges wait for their counters.
+    /// The number of pending edges, which wait for a counter update.
     pub fn pending_edge_count(&self) -> usize {
         self.queue.edges.len()
     }
 
-    /// Gives memory back that many spans took, once they are gone. Costs as much as there are slots: for seldom use.
+    /// Frees memory that many settled spans used. The cost is linear in the number of slots: call it seldom.
     pub fn shrink(&mut self) {
         let slot_limit = self.queue.slot_limit();
         self.spans.shrink(slot_limit);
@@ -337,13 +337,14 @@ impl Attributor {
         self.settled_slots.shrink_to(64);
     }
 
-    /// The opening that the client of an open span requested; it may lie slightly after now.
+    /// The opening that the client requested; `None` if the span is not open. It may lie slightly after now.
     pub fn requested_ns(&self, key: SpanKey) -> Option<u64> {
         self.spans.get(key).filter(|span| span.slot_state == SlotState::Open).map(|span| span.requested_ns())
     }
 
-    /// Shows the account so far of each span in up to `slots` slots from `from` on that opened by `opened_by_ns`;
-    /// cancelled ones are left out. Gives the slot to go on at, `None` after the last.
+    /// Calls `show` with the account so far of each span that opened by `opened_by_ns` and is not cancelled, in up to
+    /// `slots` slots from `from` on. Returns the next slot, `None` after the last. An iteration from slot 0 to the end
+    /// shows each span once that is unsettled throughout.
     pub fn iter_spans(
         &self,
         from: usize,
@@ -366,17 +367,17 @@ impl Attributor {
         (end < self.spans.slot_count()).then_some(end)
     }
 
-    /// Adds a subject; gives the number that a [`NewSpan`] refers to it by, never 0.
+    /// Adds a subject and returns its number for [`NewSpan::subject`], which is never 0.
     pub fn add_subject(&mut self, subject: Subject) -> u32 {
         self.process_shares.add_subject(subject, &self.timelines)
     }
 
-    /// Removes a subject; false while a span refers to it.
+    /// Removes a subject. Returns false, and keeps it, while a span refers to it.
     pub fn remove_subject(&mut self, subject: u32) -> bool {
         self.process_shares.remove_subject(subject)
     }
 
-    /// Sets why a subject's use is unknown; `None`: it is known.
+    /// Sets the reason why a subject's use is unknown; `None` if it is known.
     pub fn set_unknown_reason(&mut self, subject: u32, reason: Option<String>) {
         self.process_shares.set_unknown_reason(subject, reason);
     }
@@ -386,39 +387,39 @@ impl Attributor {
         self.process_shares.has_spans_of(subject)
     }
 
-    /// Whether there is a subject of this number.
+    /// Whether a subject has this number.
     pub fn has_subject(&self, subject: u32) -> bool {
         self.process_shares.has_subject(subject)
     }
 
-    /// Whether there is any subject.
+    /// Whether there are any subjects.
     pub fn has_subjects(&self) -> bool {
         !self.process_shares.is_empty()
     }
 
-    /// Whether a span waits for its account, so that a sample that covers its end is wanted soon.
+    /// Whether a span is closed but not settled, so that a usage sample that covers its end is needed soon.
     pub fn has_closing_spans(&self) -> bool {
         self.oldest_close_ns.is_some()
     }
 
-    /// What was used so far of a basis; the samples of a basis in the order of time.
+    /// Adds a usage sample. The samples of a basis come in the order of time.
     pub fn record_usage(&mut self, sample: &BasisUsageSample<'_>) {
         self.process_shares.record_usage(sample);
     }
 
-    /// From now on this domain is split by another basis than its kind says; number them from 1.
+    /// Sets the basis that splits the domain, in place of the one for its kind. Bases are numbered from 1.
     pub fn set_basis(&mut self, domain: usize, basis: usize) {
         self.process_shares.set_basis(domain, basis);
     }
 
-    /// Settles everything that readings and the horizon allow, and appends the settled accounts to `into`. A
-    /// settled span leaves the attributor: its key is unknown from then on.
+    /// Settles everything that readings and the horizon allow, and appends the settled accounts to `into`. The key of a
+    /// settled span is invalid from then on.
     pub fn settle(&mut self, now_ns: u64, into: &mut Vec<(SpanKey, Account)>) {
         self.advance(now_ns);
         self.drain_settled(|settled| into.push((settled.key(), settled.account())));
     }
 
-    /// Settles everything that readings and the horizon allow; the figures wait for [`Attributor::drain_settled`].
+    /// Settles everything that readings and the horizon allow. [`Attributor::drain_settled`] returns the settled spans.
     pub fn advance(&mut self, now_ns: u64) {
         let horizon_ns = self.horizon_ns(now_ns);
         self.last_settle_ns = now_ns;
@@ -445,14 +446,14 @@ impl Attributor {
         self.queue.drop_before(next_instant, self.pre_pass.next_edge);
     }
 
-    /// Folds a span's old weights into one process share for each domain.
+    /// Folds a span's final weight intervals into one process share for each domain.
     #[cold]
     fn fold_weights(&mut self, slot: u32) {
         let key = self.spans.key_of(slot);
         self.process_shares.fold_weights(self.spans.span_mut(slot), key, &self.timelines);
     }
 
-    /// Drops a domain's oldest rows; long spans keep what they need of them.
+    /// Drops a domain's oldest rows, after saving what long spans need of them.
     #[cold]
     fn drop_oldest_rows(&mut self, domain: usize, before_ns: u64) {
         for (key, span) in self.spans.iter() {
@@ -467,12 +468,12 @@ impl Attributor {
         self.process_shares.drop_oldest_rows(domain);
     }
 
-    /// Shows each freshly settled span's figures once, and forgets the span.
+    /// Calls `show` with each newly settled span, and removes the spans.
     pub fn drain_settled(&mut self, show: impl FnMut(SettledSpan<'_>)) {
         self.drain_settled_up_to(usize::MAX, show);
     }
 
-    /// The same for at most `limit` spans; whether there are more.
+    /// Like [`Self::drain_settled`], for at most `limit` spans. Returns whether there are more.
     pub fn drain_settled_up_to(&mut self, limit: usize, mut show: impl FnMut(SettledSpan<'_>)) -> bool {
         let mut settled_slots = std::mem::take(&mut self.settled_slots);
         for slot in settled_slots.drain(..settled_slots.len().min(limit)) {
@@ -504,19 +505,19 @@ impl Attributor {
         !self.settled_slots.is_empty()
     }
 
-    /// The earliest instant at which [`Attributor::settle`] may have something to give; `None` while nothing is
-    /// closing.
+    /// The earliest instant at which [`Attributor::settle`] can return a span; `None` while no span is closing.
     pub fn next_settle_ns(&self) -> Option<u64> {
         let due_ns = self.oldest_close_ns? + self.settings.horizon_ns + 1;
         Some(if due_ns > self.last_settle_ns { due_ns } else { self.last_settle_ns + 1_000_000 })
     }
 
-    /// The time before which nothing changes any more.
+    /// The time before which a message has no effect.
     fn horizon_ns(&self, now_ns: u64) -> u64 {
         now_ns.saturating_sub(self.settings.horizon_ns)
     }
 
-    /// Phases and changes of weight leave half of the room to openings, so that they cannot keep new spans out.
+    /// Fails if the queue has `limit` edges. Phases and changes of weight use half of the limit, so that they cannot
+    /// block new spans.
     fn check_edge_limit(&self, limit: usize) -> Result<(), AttributionError> {
         if self.queue.edges.len() >= limit {
             return Err(AttributionError::LimitReached { quota: "waiting edges", limit });
@@ -524,7 +525,7 @@ impl Attributor {
         Ok(())
     }
 
-    /// Where an edge of an open span lies: not before its opening, not before the horizon.
+    /// The time of a new edge of an open span: not before its opening, not before the horizon.
     fn edge_time_ns(&self, now_ns: u64, key: SpanKey, at_ns: u64) -> Result<u64, AttributionError> {
         let span = self.spans.get(key).ok_or(AttributionError::NoSuchSpan)?;
         if span.slot_state != SlotState::Open {
@@ -597,7 +598,7 @@ mod tests {
         assert_eq!(attributor.open_span_count(), 1);
     }
 
-    /// Feeds a counter that moves every millisecond, and settles, up to an instant.
+    /// Adds readings of a counter that moves every millisecond, and settles, up to an instant.
     fn settle_until(attributor: &mut Attributor, now_ns: &mut u64, end_ns: u64) -> Vec<(SpanKey, Account)> {
         let mut settled = Vec::new();
         while *now_ns < end_ns {
@@ -631,7 +632,7 @@ mod tests {
         let subject = attributor.add_subject(Subject::default());
         let key = attributor.open(now_ns, NewSpan { subject, ..NewSpan::new("s", now_ns) }).unwrap();
         let limit = attributor.settings.max_pending_weight_changes;
-        // Far more than the limit, as the counter moves on.
+        // Far more changes than the limit, while the counter moves.
         for step in 0..3 * limit {
             attributor.set_weight(now_ns, key, (step % 7) as f64 + 1.0, now_ns).unwrap();
             if step % 10 == 0 {
@@ -650,7 +651,7 @@ mod tests {
             "{}",
             intervals(&attributor)
         );
-        // The counter stands still.
+        // The counter does not move.
         for step in 0..limit {
             attributor.set_weight(now_ns, key, (step % 7) as f64 + 1.0, now_ns).unwrap();
         }
@@ -690,11 +691,11 @@ mod tests {
         };
         let keeps = open(&mut attributor, now_ns);
         let many: Vec<SpanKey> = (0..5000).map(|_| open(&mut attributor, now_ns)).collect();
-        // One in the middle stays a while longer.
+        // One span in the middle closes later.
         for key in many.iter().filter(|key| **key != many[1000]) {
             close(&mut attributor, now_ns, *key);
         }
-        // Edges wait: no slot that they name is given up.
+        // Pending edges refer to slots, so these slots are kept.
         attributor.shrink();
         let mut end_ns = now_ns + 50_000_000;
         assert_eq!(settle_until(&mut attributor, &mut now_ns, end_ns).len(), 4999);

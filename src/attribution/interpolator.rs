@@ -1,8 +1,8 @@
-//! The interpolant of a domain's energy over time: straight lines between the counter's updates.
+//! Interpolates a domain's energy over time: straight lines between the counter's updates.
 //!
-//! Owns the steps that are known, how far time has passed along them, and the domain's virtual energy clock, which they
-//! drive. Invariant: what has flowed at the end of a step is exactly the step's energy; time never goes back; no energy
-//! flows in a gap, whose time counts as unknown. Knows no span: weights come and go from outside.
+//! Owns the known steps, the position in them, and the domain's virtual energy clock, which they drive. Invariant: the
+//! energy at the end of a step is exactly the step's energy; the position never goes back; no energy flows in a gap,
+//! and its time counts as unknown. [`FastPath`] passes many instants inside one step in machine words.
 
 use std::collections::VecDeque;
 
@@ -10,42 +10,41 @@ use super::edge_queue::{Edge, EdgeInstant};
 use super::units::{ENERGY_FRACTION_BITS, ERROR_FRACTION_BITS, wrapping_error_units};
 use super::virtual_energy::{ClockSnapshot, VirtualEnergy, divide_u64, inverse_of, scale_u64};
 
-/// One instant of a group as the domain passed it.
+/// One instant of a group of edges, as the domain passed it.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct EdgeSnapshot {
     pub at_ns: u64,
-    /// The estimate, the interpolated energy, error units.
+    /// The interpolated energy, error units.
     pub estimate: u64,
     pub clock: ClockSnapshot,
-    /// 1/W before and after,
+    /// 1/W before and after the instant.
     pub inverse_before: u64,
     pub inverse_after: u64,
-    /// and whether W is the weight of all spans, so that the edges' share fractions hold.
+    /// Whether W is the weight of all spans; then the edges' share fractions are valid.
     pub is_total_weight: bool,
-    /// How far the truth can be from the estimate, error units.
+    /// The largest difference between the true energy and the estimate, error units.
     pub uncertainty: u64,
-    /// Of the source's own uncertainty of the step, how much can lie before this instant and how much after it, error
-    /// units.
+    /// The parts of the source's own uncertainty of the step that can lie before and after this instant, error units.
     pub drift: (u64, u64),
-    /// What the last division left over belongs to spans before this instant and goes to those after it, error units.
+    /// The remainder of the last division, error units: energy used before this instant that goes to spans after it.
     pub remainder_error: u64,
-    /// The indices of its edges.
+    /// The indices of its edges: from `first_edge` up to `end_edge`.
     pub first_edge: u64,
     pub end_edge: u64,
 }
 
 impl EdgeSnapshot {
-    /// Its edges, of those of the group.
+    /// The slice of the group's edges that belong to this instant.
     #[inline]
     pub(crate) fn edges_of<'a>(&self, first_edge: u64, edges: &'a [Edge]) -> &'a [Edge] {
         &edges[(self.first_edge - first_edge) as usize..(self.end_edge - first_edge) as usize]
     }
 }
 
-/// What the last division left over, error units, rounded up.
+/// The remainder of a division in error units, rounded up.
 #[inline]
 pub(crate) fn remainder_error(remainder: u64) -> u64 {
-    // All weight that can be open is less than 2^60 units.
+    // No overflow: the total open weight is below 2^60 units.
     (remainder + ((1 << (ENERGY_FRACTION_BITS - ERROR_FRACTION_BITS)) - 1))
         >> (ENERGY_FRACTION_BITS - ERROR_FRACTION_BITS)
 }
@@ -55,7 +54,7 @@ pub(crate) fn remainder_error(remainder: u64) -> u64 {
 struct InterpolationStep {
     from_ns: u64,
     to_ns: u64,
-    /// Energy units: all of it, and what has flowed so far.
+    /// Energy units: the whole step, and the part up to the position.
     energy: u128,
     energy_so_far: u128,
     /// Energy units per nanosecond.
@@ -75,25 +74,25 @@ pub(crate) struct Interpolator {
 }
 
 impl Interpolator {
-    /// Everything before this instant is final.
+    /// The position: everything before this instant is final.
     #[inline]
     pub(crate) fn position_ns(&self) -> u64 {
         self.position_ns
     }
 
-    /// The clock at that instant.
+    /// The clock at the position.
     #[inline]
     pub(crate) fn snapshot(&self) -> ClockSnapshot {
         ClockSnapshot::of(&self.virtual_energy, self.unknown_ns)
     }
 
-    /// From now on this much of what flows is idle.
+    /// Sets the idle power for the time from the position on.
     pub(crate) fn set_idle_power(&mut self, power_mw: Option<u64>) {
         let power = power_mw.map_or(0, |mw| (u128::from(mw) << ENERGY_FRACTION_BITS) / 1_000_000);
         self.idle_power = u64::try_from(power).unwrap_or(u64::MAX);
     }
 
-    /// The next step is known: `energy` energy units between two instants, or a gap.
+    /// Adds the next step: `energy` energy units between two instants, or a gap.
     pub(crate) fn add_step(&mut self, from_ns: u64, to_ns: u64, energy: u128, gap: bool) {
         let power = energy.checked_div(u128::from(to_ns.saturating_sub(from_ns)));
         let power = power.map_or(0, |power| u64::try_from(power).unwrap_or(0));
@@ -107,7 +106,7 @@ impl Interpolator {
         });
     }
 
-    /// Lets energy flow up to `to_ns` along the steps.
+    /// Advances the position to `to_ns` along the steps.
     #[inline]
     pub(crate) fn advance(&mut self, to_ns: u64) {
         if to_ns >= self.step.to_ns {
@@ -118,14 +117,14 @@ impl Interpolator {
         }
     }
 
-    /// The same, to the end of a step at least.
+    /// Like [`Self::advance`], where `to_ns` is not inside the current step.
     #[cold]
     fn advance_across_steps(&mut self, to_ns: u64) {
         while self.position_ns < to_ns {
             if to_ns < self.step.to_ns {
                 return self.advance(to_ns);
             }
-            // A step of no time can still hold energy.
+            // A step of zero length can still have energy.
             self.add_energy_until(self.step.to_ns.max(self.position_ns), self.step.energy);
             if self.position_ns < to_ns {
                 let Some(step) = self.pending_steps.pop_front() else { return };
@@ -134,7 +133,7 @@ impl Interpolator {
         }
     }
 
-    /// Adds what is missing of the step's first `energy_so_far` energy units, up to `to_ns`.
+    /// Advances to `to_ns`, where the step's energy is `energy_so_far` energy units.
     #[inline]
     fn add_energy_until(&mut self, to_ns: u64, energy_so_far: u128) {
         let elapsed_ns = to_ns - self.position_ns;
@@ -148,8 +147,8 @@ impl Interpolator {
         self.position_ns = to_ns;
     }
 
-    /// Passes as many instants as lie inside this step and concern only spans that use this domain; notes a snapshot
-    /// for each and gives how many.
+    /// Passes the instants that lie inside this step and concern only spans that use this domain. Adds a snapshot for
+    /// each, and returns their number.
     pub(crate) fn advance_over_edges(
         &mut self,
         domain: usize,
@@ -185,19 +184,19 @@ impl Interpolator {
     }
 }
 
-/// The straight line, and where on it the domain is.
+/// The straight line of one step, and the position on it.
 #[derive(Debug, Clone, Copy)]
 struct LineSegment {
     pub from_ns: u64,
     pub position_ns: u64,
     /// Energy units since `from_ns`, less than 2^61.
     pub energy_so_far: u64,
-    /// Energy units per nanosecond; and what of it is idle.
+    /// Energy units per nanosecond, total and idle.
     pub power: u64,
     pub idle_power: u64,
 }
 
-/// The energy since the fast path began: energy units, and energy units per unit of weight.
+/// The energy since the fast path began: energy units, and energy units per unit of weight (`g`, `idle_g`).
 #[derive(Debug, Clone, Copy, Default)]
 struct EnergyTotals {
     pub g: u64,
@@ -206,11 +205,13 @@ struct EnergyTotals {
     pub unattributed: u64,
 }
 
-/// The fast path along one line segment.
+/// The fast path along one line segment, in machine words. Invariant: the result is bit for bit that of
+/// `VirtualEnergy::add_energy` and `set_total_weight` called instant by instant. A step too large for a word does not
+/// start one.
 #[derive(Debug)]
 struct FastPath {
     pub segment: LineSegment,
-    /// The clock's energy where the line begins.
+    /// The clock's energy at the start of the line.
     base_energy: u128,
     start_snapshot: ClockSnapshot,
     start_idle_g: u128,
@@ -235,7 +236,7 @@ impl FastPath {
         }
     }
 
-    /// Lets energy flow up to `at_ns`.
+    /// Advances the position to `at_ns`.
     #[inline]
     pub(crate) fn advance(&mut self, at_ns: u64) {
         let segment = &mut self.segment;
@@ -285,7 +286,7 @@ impl FastPath {
         snapshot
     }
 
-    /// The clock takes over what has flowed.
+    /// Adds the totals to the clock.
     #[inline]
     pub(crate) fn finish(self, clock: &mut VirtualEnergy) {
         clock.measured = self.base_energy + u128::from(self.segment.energy_so_far);

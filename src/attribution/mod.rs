@@ -1,13 +1,10 @@
 //! Attribution: splits the energy of each domain among the open spans.
 //!
-//! Owns the spans, the splitting rule and the accounts. Pure: knows no hardware, no clock, no IPC; time comes in as
-//! arguments, so that every test can say what time it is. Invariants: for every domain
-//! `measured = attributed + unattributed`, exactly; an account depends on the edges it states and not on the order in
-//! which their messages came within the horizon; what is settled never changes. An open or a close costs the same
-//! however many spans are open.
+//! Pure: no hardware, no clock, no IPC; times are arguments. Invariants: for every domain `measured = attributed +
+//! unattributed`, exactly; an account depends on its edges, not on the order of their messages within the horizon; a
+//! settled account never changes. The cost of an opening or a closing does not depend on the number of open spans.
 
 pub mod account;
-pub mod footprint;
 
 mod account_builder;
 mod attributor;
@@ -16,6 +13,7 @@ mod edge_commit;
 mod edge_pre_pass;
 mod edge_queue;
 mod error_bounds;
+pub(crate) mod footprint;
 mod idle_power;
 mod interpolator;
 mod power_shape;

@@ -1,16 +1,15 @@
-//! The process share: the part of a span's share that belongs to a process tree or control group, by its use (CPU time,
-//! GPU time).
+//! The process share: the part of a span's share that belongs to a process tree or control group, by CPU or GPU time.
 //!
-//! Owns, for each *basis* (a resource whose use is sampled for each subject: 0 is CPU time) its usage samples, and for
-//! each *subject* (a process with its descendants, a control group) and domain an accumulator `process_g` beside the
-//! domain's `g`: where `g` grows by dE/W, `process_g` grows by dE/W × used/total, with used and total constant between
-//! two samples. A span's part is its share × (process_g(close) − process_g(open)) / (g(close) − g(open)). Nothing
-//! happens when a span opens or closes; the figures are made when they are asked for. Invariant, in integers: for
-//! subjects that have nothing in common the parts of spans with the same edges, and a rest that is never negative, add
-//! up to the share. What was not sampled is unknown, which is not 0.
+//! A *basis* is a resource whose use is sampled for each subject (0: CPU time). A *subject* is a process with its
+//! descendants, or a control group. Each subject and domain has an accumulator `process_g` beside the domain's `g`:
+//! where `g` grows by dE/W, `process_g` grows by dE/W × used/total, with used and total constant between two samples.
+//! The process share is share × (process_g(close) − process_g(open)) / (g(close) − g(open)). Opening or closing a span
+//! does no work here; a share is computed for each account. Invariant, in integers: for disjoint subjects, the process
+//! shares of spans with the same edges and a rest that is never negative add up to the share. Time without a sample is
+//! unknown, not 0.
 //!
-//! That energy goes with time used is a model, whatever the domain's own grade: a vector loop and a wait for memory
-//! count alike, and so do a fast and a slow core.
+//! This is a model, whatever the domain's grade: it counts the same energy for each unit of time, for a vector loop and
+//! a wait for memory, a fast and a slow core.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -26,16 +25,16 @@ use super::weight_history::{ProcessPoint, ProcessShare};
 /// The basis of the CPU domains.
 pub const CPU_TIME: usize = 0;
 
-/// How far apart two rows of a domain are, at least.
+/// The minimum time between two rows of a domain.
 const ROW_INTERVAL_NS: u64 = 20_000_000;
-/// Rows kept of each domain; older edges of spans that are still open are kept in `opening_points`.
+/// The number of rows per domain. For older openings of open spans, see `opening_points`.
 const MAX_ROWS: usize = 256;
-/// How much of a span may lie before the first sample of its subject or after the last one: so long, or one part in so
-/// many. What is not sampled is taken to be as the rest is.
+/// The maximum time of a span before the first or after the last sample of its subject: this time, or this fraction of
+/// the span, whichever is longer. The use in that time is taken as the same as in the sampled time.
 const MAX_UNSAMPLED_NS: u64 = 50_000_000;
 const MAX_UNSAMPLED_DIVISOR: u64 = 8;
-const NO_COVERING_SAMPLE: &str = "no look at its use covers the span";
-const NO_SPLIT_DOMAIN: &str = "no domain of the total is split by CPU time here";
+const NO_COVERING_SAMPLE: &str = "no usage sample covers the span";
+const NO_SPLIT_DOMAIN: &str = "no counted domain of the span is split by CPU time";
 
 #[derive(Debug, Clone, Copy)]
 struct VirtualEnergyRow {
@@ -43,17 +42,18 @@ struct VirtualEnergyRow {
     g: u128,
 }
 
-/// One domain that is split.
+/// A domain and the basis that splits it.
 #[derive(Debug, Default)]
 struct SplitDomain {
     basis: Option<usize>,
     rows: VecDeque<VirtualEnergyRow>,
-    /// The number of the first row, and of the first that no subject's clock has reached, for lack of samples.
+    /// The number of the first row, and of the first row that the subjects' accumulators have not reached for lack of
+    /// samples.
     first_row: u64,
     next_row: u64,
 }
 
-/// One subject's clock in one domain, by row.
+/// One subject's `process_g` in one domain, by row.
 #[derive(Debug, Default)]
 struct ProcessRows {
     first_row: u64,
@@ -75,7 +75,7 @@ pub(crate) struct ProcessShares {
     bases: Vec<BasisUsageHistory>,
     subjects: Vec<Option<SubjectEntry>>,
     subject_count: usize,
-    /// Where long spans opened, by domain.
+    /// The accumulators at the openings of long spans, by domain.
     opening_points: HashMap<SpanKey, Vec<Option<ProcessPoint>>>,
     domain_tree: DomainTree,
 }
@@ -96,7 +96,7 @@ impl ProcessShares {
         }
     }
 
-    /// A domain was added after the others.
+    /// Adds the domains at the end that are new.
     pub(crate) fn add_domain(&mut self, timelines: &[DomainTimeline]) {
         let new = timelines.iter().skip(self.split_domains.len());
         self.split_domains.extend(
@@ -106,12 +106,12 @@ impl ProcessShares {
         self.update_domain_tree(timelines);
     }
 
-    /// Which domain lies in which changed.
+    /// Updates the parents of the domains.
     pub(crate) fn update_domain_tree(&mut self, timelines: &[DomainTimeline]) {
         self.domain_tree = DomainTree::of(timelines.iter().map(|timeline| &timeline.domain));
     }
 
-    /// From now on this domain is split by this basis.
+    /// Sets the basis that splits the domain from now on.
     pub(crate) fn set_basis(&mut self, domain: usize, basis: usize) {
         if let Some(split_domain) = self.split_domains.get_mut(domain) {
             split_domain.basis = Some(basis);
@@ -120,7 +120,7 @@ impl ProcessShares {
         }
     }
 
-    /// Adds a subject; gives its number, which is never 0.
+    /// Adds a subject and returns its number, which is never 0.
     pub(crate) fn add_subject(&mut self, subject: Subject, timelines: &[DomainTimeline]) -> u32 {
         let entry = SubjectEntry { subject, span_count: 0, usage: Vec::new(), domain_rows: Vec::new() };
         self.subject_count += 1;
@@ -130,10 +130,10 @@ impl ProcessShares {
         }
         self.subjects[index] = Some(entry);
         self.record_rows(timelines);
-        u32::try_from(index + 1).expect("subjects are few")
+        u32::try_from(index + 1).expect("fewer than 2^32 subjects")
     }
 
-    /// Removes a subject that no span refers to; returns whether it did.
+    /// Removes a subject that no span refers to. Returns whether it was removed.
     pub(crate) fn remove_subject(&mut self, subject: u32) -> bool {
         let Some(slot) = self.subjects.get_mut(subject_index(subject)) else { return false };
         if slot.as_ref().is_none_or(|entry| entry.span_count > 0) {
@@ -148,14 +148,14 @@ impl ProcessShares {
         true
     }
 
-    /// What is to be said where the subject's use is not known.
+    /// Sets the reason in accounts where the subject's use is unknown.
     pub(crate) fn set_unknown_reason(&mut self, subject: u32, reason: Option<String>) {
         if let Some(Some(entry)) = self.subjects.get_mut(subject_index(subject)) {
             entry.subject.reason = reason;
         }
     }
 
-    /// A span of this subject opens.
+    /// Counts a new span of the subject.
     #[inline]
     pub(crate) fn add_span(&mut self, subject: u32) {
         if let Some(Some(entry)) = self.subjects.get_mut(subject_index(subject)) {
@@ -163,7 +163,7 @@ impl ProcessShares {
         }
     }
 
-    /// A span of this subject is removed.
+    /// Removes a span of the subject.
     #[inline]
     pub(crate) fn remove_span(&mut self, subject: u32, key: SpanKey) {
         if let Some(Some(entry)) = self.subjects.get_mut(subject_index(subject)) {
@@ -174,22 +174,22 @@ impl ProcessShares {
         }
     }
 
-    /// Whether there is a subject of this number.
+    /// Whether a subject has this number.
     pub(crate) fn has_subject(&self, subject: u32) -> bool {
         matches!(self.subjects.get(subject_index(subject)), Some(Some(_)))
     }
 
-    /// Whether there is any subject.
+    /// Whether there are no subjects.
     pub(crate) fn is_empty(&self) -> bool {
         self.subject_count == 0
     }
 
-    /// Whether spans of the subject are open or unsettled.
+    /// Whether a span of the subject is open or unsettled.
     pub(crate) fn has_spans_of(&self, subject: u32) -> bool {
         matches!(self.subjects.get(subject_index(subject)), Some(Some(entry)) if entry.span_count > 0)
     }
 
-    /// What was used up to an instant.
+    /// Adds a sample of the use up to an instant.
     pub(crate) fn record_usage(&mut self, sample: &BasisUsageSample<'_>) {
         let Some(basis) = self.bases.get_mut(sample.basis) else { return };
         let mut sums = (0_u64, 0_u64);
@@ -208,8 +208,8 @@ impl ProcessShares {
         basis.add_sample(sample.at_ns, sample.total, sums.0.max(sums.1));
     }
 
-    /// The domains have settled further: notes where their clocks stand. Gives the instant before which spans' opening
-    /// points are to be recorded, where the oldest rows are about to be dropped.
+    /// Records the domains' clocks after they have settled further. Where a domain's rows are full, returns the domain
+    /// and an instant: the caller records the opening points of older spans, then drops the oldest rows.
     pub(crate) fn record_rows(&mut self, timelines: &[DomainTimeline]) -> Option<(usize, u64)> {
         if self.subject_count == 0 {
             return None;
@@ -231,7 +231,7 @@ impl ProcessShares {
         full
     }
 
-    /// Brings the subjects' clocks up to the last row that the samples cover.
+    /// Advances the subjects' accumulators to the last row that the samples cover.
     fn catch_up(&mut self, domain: usize, basis: usize) {
         let (split_domain, basis_usage) = (&mut self.split_domains[domain], &self.bases[basis]);
         let Some(covered_ns) = basis_usage.last_sample_ns() else { return };
@@ -271,7 +271,7 @@ impl ProcessShares {
         }
     }
 
-    /// Drops the older half of a domain's rows; what older spans need of them is in `opening_points`.
+    /// Drops the older half of a domain's rows; `opening_points` keeps those that older spans need.
     pub(crate) fn drop_oldest_rows(&mut self, domain: usize) {
         let split_domain = &mut self.split_domains[domain];
         split_domain.rows.drain(..MAX_ROWS / 2);
@@ -299,7 +299,7 @@ impl ProcessShares {
         }
     }
 
-    /// Up to which instant no later reading or sample moves a subject's clock in this domain.
+    /// The instant up to which the subjects' accumulators in this domain are final.
     fn settled_ns(&self, domain: usize) -> u64 {
         let split_domain = &self.split_domains[domain];
         let last = (split_domain.next_row - split_domain.first_row)
@@ -308,8 +308,8 @@ impl ProcessShares {
         last.map_or(0, |row| row.at_ns)
     }
 
-    /// Where a domain's clock and a subject's stood at an instant that the rows, or the interpolant since the last one,
-    /// hold.
+    /// A domain's `g` and a subject's `process_g` at an instant that the rows or the interpolant since the last row
+    /// cover.
     fn point_at(
         &self,
         domain: usize,
@@ -324,7 +324,7 @@ impl ProcessShares {
         let base = (split_domain.next_row - split_domain.first_row)
             .checked_sub(1)
             .map_or(0, |base| here.min(base as usize));
-        // Before its first row a subject's clock stood at 0: nothing had been sampled.
+        // Before a subject's first row its accumulator is 0: there was no sample.
         let row_number = split_domain.first_row + base as u64;
         let process_rows = entry.domain_rows.get(domain);
         let base_g = process_rows.and_then(|process_rows| {
@@ -350,7 +350,7 @@ impl ProcessShares {
         Some(ProcessPoint { g, process_g, roundings })
     }
 
-    /// Notes where a long span opened, before that row is dropped.
+    /// Records the accumulators at a long span's opening, before their row is dropped.
     pub(crate) fn record_opening_point(
         &mut self,
         domain: usize,
@@ -367,7 +367,7 @@ impl ProcessShares {
         points[domain] = point;
     }
 
-    /// Of what one domain gave a span, the part of its subject, as a numerator and a denominator.
+    /// The subject's part of the span's share of one domain, as a numerator and a denominator.
     fn process_fraction(
         &self,
         domain: usize,
@@ -390,7 +390,7 @@ impl ProcessShares {
         }
         let (begin_ns, end_ns) = (from_ns.max(first_ns), to_ns.min(last_ns));
         if begin_ns >= end_ns {
-            // All of it lies outside the samples: the nearest one is used.
+            // The whole span lies outside the samples: use the nearest one.
             return self.bases[basis].nearest_fraction(usage, from_ns);
         }
         let mut process_share = match span.folded_share(domain) {
@@ -413,7 +413,7 @@ impl ProcessShares {
         }
     }
 
-    /// Where the clocks stood when the span's part begins to count.
+    /// The accumulators at the start of the span's process share.
     fn opening_point(
         &self,
         domain: usize,
@@ -427,8 +427,9 @@ impl ProcessShares {
         point.or_else(|| self.point_at(domain, span.subject, begin_ns, timeline))
     }
 
-    /// Folds the span's weights up to where its subject's clock is final in every domain that splits it. Does nothing
-    /// where the subject's use is not known: then its part is absent, and the intervals stay few.
+    /// Folds the span's weights up to the instant at which its subject's accumulators are final in every split domain.
+    /// Has no effect where the subject's use is unknown: the process share is absent then, and the intervals are
+    /// bounded.
     pub(crate) fn fold_weights(&self, span: &mut Span, key: SpanKey, timelines: &[DomainTimeline]) {
         let split = |timeline: &&DomainTimeline| {
             (span.scope >> timeline.index()) & 1 == 1 && self.split_domains[timeline.index()].basis.is_some()
@@ -503,8 +504,8 @@ impl ProcessShares {
         }
     }
 
-    /// Whether the domain takes part in the sum: split by CPU time, in the host's total by itself or inside another
-    /// one, and inside no other domain that is split so.
+    /// Whether the domain is part of the sum: it is split by CPU time, it or an ancestor is in the host's total, and no
+    /// ancestor is split by CPU time.
     fn is_outermost_split(&self, domain: usize, span: &Span) -> bool {
         let used = |at: usize| (span.scope >> at) & 1 == 1;
         let split = |at: usize| self.split_domains[at].basis == Some(CPU_TIME) && used(at);
@@ -518,8 +519,8 @@ fn subject_index(subject: u32) -> usize {
     (subject as usize).wrapping_sub(1)
 }
 
-/// What is split by CPU time: what CPUs draw, and the memory beside them, of whose traffic the kernel keeps no account
-/// by process. Not the graphics beside the cores, nor a whole board.
+/// CPU time splits the energy of CPUs and of their memory, whose traffic the kernel does not count by process. It does
+/// not split integrated graphics or a whole board.
 fn default_basis(timeline: &DomainTimeline) -> Option<usize> {
     use crate::domain::DomainKind::{Core, Cpu, Dram, Package};
     matches!(timeline.domain.kind, Package | Core | Dram | Cpu).then_some(CPU_TIME)
@@ -533,14 +534,14 @@ impl SplitDomain {
     }
 }
 
-/// `uj × part / whole`, rounded down.
+/// `uj × numerator / denominator`, rounded down.
 fn mul_fraction(uj: u64, numerator: u128, denominator: u128) -> u64 {
     let shift = (128 - denominator.leading_zeros()).saturating_sub(63);
     let (numerator, denominator) = (numerator >> shift, (denominator >> shift).max(1));
     u64::try_from(u128::from(uj) * numerator / denominator).unwrap_or(u64::MAX).min(uj)
 }
 
-/// The parents of all domains.
+/// The parents of all domains, by index.
 #[derive(Debug, Default)]
 struct DomainTree {
     parents: Vec<Option<usize>>,
@@ -552,7 +553,8 @@ impl DomainTree {
         Self { parents: domains.clone().map(|domain| domain.parent.as_ref().and_then(number)).collect() }
     }
 
-    /// The domains around this one, the nearest first.
+    /// The domains that contain this one, the nearest first. Bounded by the number of domains, in case sources report a
+    /// cycle.
     fn ancestors(&self, domain: usize) -> impl Iterator<Item = usize> + Clone + '_ {
         let parent = |at: &usize| self.parents.get(*at).copied().flatten();
         std::iter::successors(parent(&domain), parent).take(self.parents.len())

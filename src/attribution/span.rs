@@ -1,7 +1,8 @@
-//! An unsettled span, and its history of phases and changes of weight.
+//! The unsettled spans: a table of slots, each with a span and its state in each domain.
 //!
-//! Owns what does not depend on the domain; each domain keeps a `SpanDomainState` of it. Invariant: its generation
-//! distinguishes late edges of the slot's old span from those of the new.
+//! A [`Span`] holds what does not depend on the domain, a [`SpanDomainState`] the domain's clock at the span's edges.
+//! Invariants: a slot is reused only after every domain has passed its span's close; the generation distinguishes late
+//! edges of the slot's previous span from those of the current one.
 
 use std::collections::BTreeMap;
 use std::hint::black_box;
@@ -23,15 +24,15 @@ pub(crate) enum SlotState {
 /// A phase's boundary as one domain passed it.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct PhaseBoundary {
-    /// The span's share up to here, energy units.
+    /// The span's share up to the boundary, energy units.
     pub share: u128,
-    /// The error of the boundary, error units; until that is known, the most that the span weighs here.
+    /// The error of the boundary, error units. Before it is known: the span's largest weight at the boundary.
     pub edge_error: u64,
     /// The accumulated error before and after the boundary's group.
     pub accumulated_error: (u64, u64),
 }
 
-/// What one domain gathered for a span before its last change of weight.
+/// The sums of one domain for a span before its last change of weight: energy units, and the error in error units.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct SpanDomainHistory {
     pub share: u128,
@@ -39,27 +40,27 @@ pub(crate) struct SpanDomainHistory {
     pub error: u64,
     pub max_weight: u64,
     pub phase_boundaries: Vec<PhaseBoundary>,
-    /// How many of the boundaries are passed.
+    /// The number of boundaries that the domain has passed.
     pub passed_boundaries: usize,
-    /// Changes of weight that this domain has passed.
+    /// The number of changes of weight that the domain has passed.
     pub weight_changes: u64,
 }
 
-/// A span's history: phases and changes of weight; few spans have one.
+/// A span's phases and changes of weight. Few spans have a history.
 #[derive(Debug, Default)]
 pub(crate) struct SpanHistory {
-    /// Boundaries in the order of time, with the name of what begins there.
+    /// The begin and the name of each phase, in the order of time.
     pub phases: Vec<(u64, String)>,
     pub domains: Vec<SpanDomainHistory>,
     pub weight_history: WeightHistory,
-    /// Changes of weight so far.
+    /// The number of changes of weight so far.
     pub weight_changes: u64,
-    /// How far phases and changes of weight were moved from where the client asked, together.
+    /// The sum of the times by which its phase and weight edges were moved from the requested ones.
     pub moved_ns: u64,
 }
 
 impl SpanHistory {
-    /// Changes of weight that some domain of the scope has not passed.
+    /// The number of changes of weight that some domain of the scope has not passed.
     fn unsettled_weight_changes(&self, scope: u64) -> u64 {
         let used = self.domains.iter().enumerate().filter(|(domain, _)| (scope >> domain) & 1 == 1);
         let passed = used.map(|(_, domain_history)| domain_history.weight_changes).min();
@@ -67,16 +68,16 @@ impl SpanHistory {
     }
 }
 
-/// A span. What its close and its settling need comes first and fills one cache line.
+/// A span. The fields that its close and its settling need come first and fill one cache line.
 #[derive(Debug, Default)]
 #[repr(C, align(64))]
 pub(crate) struct Span {
     pub opened_ns: u64,
     pub closed_ns: u64,
-    /// How far its opening and closing were moved from where the client asked, together; the history has the other
-    /// edges.
+    /// The sum of the times by which its opening and closing were moved from the requested ones. The history has the
+    /// sum of the other edges.
     pub moved_ns: u64,
-    /// Domains it uses, one bit each.
+    /// The domains it uses, one bit each.
     pub scope: u64,
     /// The weight at the pre-pass, and the index of the edge that set it.
     pub pre_pass_weight: u64,
@@ -93,9 +94,9 @@ pub(crate) struct Span {
     pub uid: u32,
     /// The subject of its process share; 0: none.
     pub subject: u32,
-    /// Of its domains, those in the host's total.
+    /// The part of `scope` that is in the host's total.
     pub counted: u64,
-    /// Those that were left out of the total although they may be part of it.
+    /// The part of `scope` that is left out of the total but may belong to it.
     pub undecided: u64,
     /// The latest weight, 2^-16.
     pub weight: u64,
@@ -107,19 +108,18 @@ pub(crate) struct Span {
 }
 
 impl Span {
-    /// The opening that the client requested; only while the span is open.
+    /// The opening that the client requested. Valid only while the span is open.
     #[inline]
     pub(crate) fn requested_ns(&self) -> u64 {
         self.opened_ns - self.moved_ns
     }
 
-    /// Whether the span uses the domain.
     #[inline]
     pub(crate) fn uses(&self, domain: usize) -> bool {
         (self.scope >> domain) & 1 == 1
     }
 
-    /// A new span in this slot; field by field, for a whole new `Span` would be written twice.
+    /// Starts a new span in this slot. Assigns field by field, because a whole new `Span` would be written twice.
     #[inline]
     pub(crate) fn begin(&mut self, new_span: NewSpan, opened_ns: u64, weight: u64, scope: u64) {
         let NewSpan { span_id, name, attributes, at_ns, uid, opened_unix_ns, subject, .. } = new_span;
@@ -145,7 +145,7 @@ impl Span {
         }
     }
 
-    /// How far all of its edges were moved from where the client asked, together.
+    /// The sum of the times by which all of its edges were moved from the requested ones.
     pub(crate) fn total_moved_ns(&self) -> u64 {
         self.moved_ns + self.history.as_ref().map_or(0, |history| history.moved_ns)
     }
@@ -157,7 +157,7 @@ impl Span {
         })
     }
 
-    /// The pre-pass passes a change from the present weight to `weight`; whether the history is to be folded.
+    /// Records a change of weight at the pre-pass. Returns whether the history should be folded.
     #[cold]
     pub(crate) fn record_weight_change(&mut self, at_ns: u64, weight: u64) -> bool {
         let Some(history) = self.history.as_mut().filter(|_| self.subject != 0) else { return false };
@@ -165,19 +165,19 @@ impl Span {
         history.weight_history.intervals.len() >= FOLD_THRESHOLD
     }
 
-    /// How many of the weight history's intervals end by `at_ns`, and where the last of them ends.
+    /// The number of the weight history's intervals that end by `at_ns`, and the end of the last of them.
     pub(crate) fn weight_intervals_until(&self, at_ns: u64) -> (usize, u64) {
         let intervals = self.history.as_ref().map_or(&[][..], |history| &history.weight_history.intervals);
         let count = intervals.partition_point(|interval| interval.until_ns <= at_ns);
         (count, intervals[..count].last().map_or(0, |last| last.until_ns))
     }
 
-    /// What is folded of its weights for a domain.
+    /// The folded process share of a domain.
     pub(crate) fn folded_share(&self, domain: usize) -> Option<ProcessShare> {
         self.history.as_ref()?.weight_history.folded.get(domain).copied().flatten()
     }
 
-    /// The first `count` intervals are in these process shares now.
+    /// Replaces the first `count` intervals by these process shares, which contain them.
     pub(crate) fn fold(&mut self, count: usize, shares: Vec<(usize, ProcessShare)>, domains: usize) {
         let Some(history) = &mut self.history else { return };
         history.weight_history.intervals.drain(..count);
@@ -187,12 +187,12 @@ impl Span {
         }
     }
 
-    /// Whether its weight changed in time that is not folded yet.
+    /// Whether it has weight intervals that are not folded yet.
     pub(crate) fn has_weight_intervals(&self) -> bool {
         self.history.as_ref().is_some_and(|history| !history.weight_history.intervals.is_empty())
     }
 
-    /// Its weights up to the pre-pass, each with the instant at which it ends.
+    /// Its weights up to the pre-pass, each with the end of its time.
     pub(crate) fn weights(&self, end_ns: u64) -> impl Iterator<Item = (u64, u64)> + '_ {
         let changed = self.history.as_ref().filter(|history| history.weight_history.since_ns > 0);
         // A weight that never changed cancels out.
@@ -201,7 +201,7 @@ impl Span {
             .chain(changed.into_iter().flat_map(move |history| history.weight_history.weights(end_ns)))
     }
 
-    /// Frees what a span owns, once it is settled.
+    /// Frees what a settled span owns.
     #[inline]
     pub(crate) fn clear(&mut self) {
         self.slot_state = SlotState::Free;
@@ -212,7 +212,7 @@ impl Span {
         }
     }
 
-    /// The span's history, created when first needed.
+    /// The span's history, created on first use.
     pub(crate) fn history_mut(&mut self, domains: usize) -> &mut SpanHistory {
         self.has_history = true;
         self.history.get_or_insert_with(|| {
@@ -224,8 +224,8 @@ impl Span {
     }
 }
 
-/// Puts attributes in the place of others. Nearly all maps are empty and own nothing, but to drop one costs as much as
-/// an edge does: those are not dropped.
+/// Replaces attributes by others. Nearly all maps are empty and own nothing, but dropping one costs as much as an edge,
+/// so empty maps are forgotten.
 #[inline]
 pub(crate) fn replace_attributes(old: &mut BTreeMap<String, String>, new: BTreeMap<String, String>) {
     if old.is_empty() && new.is_empty() {
@@ -235,7 +235,7 @@ pub(crate) fn replace_attributes(old: &mut BTreeMap<String, String>, new: BTreeM
     }
 }
 
-/// Adds attributes to others, likewise.
+/// Adds attributes to others. Forgets an empty map, like [`replace_attributes`].
 #[inline]
 pub(crate) fn extend_attributes(old: &mut BTreeMap<String, String>, new: BTreeMap<String, String>) {
     if new.is_empty() {
@@ -248,16 +248,17 @@ pub(crate) fn extend_attributes(old: &mut BTreeMap<String, String>, new: BTreeMa
 const IDLE_UNKNOWN: u64 = u64::MAX;
 const ACCUMULATED_ERROR_SHIFT: u32 = 40;
 
-/// How far one domain has come with one span.
+/// The progress of one domain with one span.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum SpanDomainStage {
     Pending,
     Open,
-    /// The results are final.
+    /// The state holds the final results.
     Closed,
 }
 
-/// The state of one span in one domain: one cache line, for every edge of a span touches one in each domain.
+/// The state of one span in one domain: the clock's values from the opening to the close, then the results. One cache
+/// line, because every edge of a span accesses one state in each domain.
 #[derive(Debug, Clone, Copy, Default)]
 #[repr(align(64))]
 pub(crate) struct SpanDomainState {
@@ -269,25 +270,25 @@ pub(crate) struct SpanDomainState {
     pub idle_g: u64,
     /// Open: the domain's unknown time at the opening. Closed: the span's.
     pub unknown_ns: u64,
-    /// Open: the accumulated error after that edge's group, error units·2^12 per unit of weight, wrapping. Closed: the
-    /// error, error units.
+    /// Open: the domain's accumulated error after that edge's group, error units·2^12 per unit of weight, wrapping.
+    /// Closed: the span's error, error units.
     pub accumulated_error: u64,
     /// The error of the latest edge's group, error units.
     pub edge_error: u64,
-    /// The weight from that edge on (37 bits at most), above the stage in two bits.
+    /// The weight from that edge on (at most 37 bits), shifted left by 2; the stage in the lowest 2 bits.
     weight_and_stage: u64,
 }
 
-/// A domain's accumulated error as span states store it.
+/// A domain's accumulated error in the format of span states.
 #[inline]
 pub(crate) fn stored_accumulated_error(accumulated: u128) -> u64 {
     (accumulated >> ACCUMULATED_ERROR_SHIFT) as u64
 }
 
-/// The accumulated error between two that span states store, times weight: error units, rounded up.
+/// The difference of two stored accumulated errors times a weight: error units, rounded up.
 #[inline]
 pub(crate) fn accumulated_error_since(since: u64, accumulated: u64, weight: u64) -> u64 {
-    // Both sides were cut off: one unit makes up for it.
+    // Both values were rounded down: one unit compensates for it.
     let rise = accumulated.wrapping_sub(since).checked_add(1);
     rise.and_then(|rise| rise.checked_mul(weight)).map_or(UNBOUNDED_ERROR, |error| (error >> 12) + 1)
 }
@@ -299,7 +300,6 @@ impl SpanDomainState {
         self.weight_and_stage >> 2
     }
 
-    /// How far the domain is.
     #[inline]
     pub(crate) fn stage(&self) -> SpanDomainStage {
         match self.weight_and_stage & 3 {
@@ -309,13 +309,13 @@ impl SpanDomainState {
         }
     }
 
-    /// The slot has a new span: what the old one left is written over when this one opens.
+    /// Resets the stage for a new span in the slot; [`Self::open`] overwrites the other fields.
     #[inline]
     pub(crate) fn reset(&mut self) {
         self.weight_and_stage = SpanDomainStage::Pending as u64;
     }
 
-    /// The span opens for this domain.
+    /// Opens the span in this domain.
     #[inline]
     pub(crate) fn open(&mut self, clock: &ClockSnapshot, weight: u64, idle_known: bool) {
         self.g = clock.g;
@@ -325,7 +325,7 @@ impl SpanDomainState {
         self.weight_and_stage = weight << 2 | SpanDomainStage::Open as u64;
     }
 
-    /// From here on the share grows with `weight`.
+    /// Changes the weight from this clock on.
     pub(crate) fn change_weight(&mut self, clock: &ClockSnapshot, weight: u64) {
         self.g = clock.g;
         if self.idle_g != IDLE_UNKNOWN {
@@ -334,7 +334,7 @@ impl SpanDomainState {
         self.weight_and_stage = weight << 2 | SpanDomainStage::Open as u64;
     }
 
-    /// The error so far and the accumulated error: what comes is counted from this group on.
+    /// Sets the edge's error and the accumulated error from which later errors are counted.
     #[inline]
     pub(crate) fn start_group(&mut self, error: u64, accumulated: u64) {
         (self.edge_error, self.accumulated_error) = (error, accumulated);
@@ -346,7 +346,7 @@ impl SpanDomainState {
         u128::from(self.weight()) * (clock.g - self.g)
     }
 
-    /// Of it idle, energy units; `None` where no idle power was known.
+    /// The idle part of [`Self::share`], energy units; `None` if no idle power was known at the opening.
     #[inline]
     pub(crate) fn idle_share(&self, clock: &ClockSnapshot) -> Option<u128> {
         (self.idle_g != IDLE_UNKNOWN).then(|| {
@@ -354,19 +354,19 @@ impl SpanDomainState {
         })
     }
 
-    /// Everything the domain used since the opening, µJ.
+    /// The domain's whole energy since the opening, µJ.
     #[inline]
     pub(crate) fn window_uj(&self, clock: &ClockSnapshot) -> u64 {
         clock.energy.wrapping_sub(self.energy) >> (ENERGY_FRACTION_BITS - ENERGY_SHIFT)
     }
 
-    /// Of a closed state, the idle part.
+    /// The idle part of a closed state, µJ.
     pub(crate) fn idle_uj(&self) -> Option<u64> {
         (self.idle_g != IDLE_UNKNOWN).then_some(self.idle_g)
     }
 
-    /// The span closes for this domain, with (share, idle) energy units gathered before its last weight edge: from now
-    /// on the state holds results, the error first of all.
+    /// Closes the span in this domain and stores the results. `before` is the (share, idle part) before the last weight
+    /// edge, energy units.
     #[inline]
     pub(crate) fn close(&mut self, clock: &ClockSnapshot, before: (u128, u128), error: u64) {
         let share = before.0 + self.share(clock);
@@ -383,16 +383,16 @@ impl SpanDomainState {
     }
 }
 
-/// All spans, by slot.
+/// All unsettled spans, by slot.
 #[derive(Debug, Default)]
 pub(crate) struct SpanTable {
     spans: Vec<Span>,
     domain_states: Vec<SpanDomainState>,
-    /// By slot: domains that have not passed the span's close, one bit each.
+    /// By slot: the domains that have not passed the span's close, one bit each.
     pending_domains: Vec<u64>,
     free_slots: Vec<u32>,
     domain_count: usize,
-    /// The generation of the slots that were dropped: a later slot of the same number begins after it.
+    /// The highest generation of the dropped slots: a new slot of the same number starts after it.
     first_generation: u32,
 }
 
@@ -401,7 +401,7 @@ impl SpanTable {
         Self { domain_count, ..Self::default() }
     }
 
-    /// Room for one more domain in every slot.
+    /// Adds a state for one more domain to every slot.
     pub(crate) fn add_domain(&mut self) {
         let domain_count = self.domain_count + 1;
         let mut states = Vec::with_capacity(self.spans.len() * domain_count);
@@ -418,18 +418,18 @@ impl SpanTable {
         }
     }
 
-    /// How many slots are in use.
+    /// The number of slots in use.
     #[inline]
     pub(crate) fn len(&self) -> usize {
         self.spans.len() - self.free_slots.len()
     }
 
-    /// How many slots there are, in use or not.
+    /// The number of slots, in use or not.
     pub(crate) fn slot_count(&self) -> usize {
         self.spans.len()
     }
 
-    /// Takes a slot for a new span.
+    /// Stores a new span in a free slot.
     #[inline]
     pub(crate) fn insert(&mut self, new_span: NewSpan, opened_ns: u64, weight: u64, scope: u64) -> SpanKey {
         let slot = self.free_slots.pop().unwrap_or_else(|| self.add_slot());
@@ -443,17 +443,16 @@ impl SpanTable {
         SpanKey::new(slot, span.generation)
     }
 
-    /// One slot more.
     #[cold]
     fn add_slot(&mut self) -> u32 {
-        let slot = u32::try_from(self.spans.len()).expect("the ledger caps open spans far below 2^32");
+        let slot = u32::try_from(self.spans.len()).expect("max_open_spans is far below 2^32");
         self.spans.push(Span { generation: self.first_generation, ..Span::default() });
         self.pending_domains.push(0);
         self.domain_states.resize(self.spans.len() * self.domain_count, SpanDomainState::default());
         slot
     }
 
-    /// Frees the slot and returns what is left of the span.
+    /// Clears the span and frees its slot.
     #[inline]
     pub(crate) fn release(&mut self, slot: u32) -> &mut Span {
         self.free_slots.push(slot);
@@ -462,7 +461,7 @@ impl SpanTable {
         span
     }
 
-    /// Drops the free slots at the end, but none below `min_slots`, to which waiting edges refer.
+    /// Drops the free slots at the end, but none below `min_slots`: pending edges refer to those.
     pub(crate) fn shrink(&mut self, min_slots: usize) {
         let used =
             self.spans.iter().rposition(|span| span.slot_state != SlotState::Free).map_or(0, |last| last + 1);
@@ -479,7 +478,7 @@ impl SpanTable {
         self.free_slots.shrink_to_fit();
     }
 
-    /// The span of a key, unless it is gone.
+    /// The span of a key; `None` if it is settled.
     #[inline]
     pub(crate) fn get(&self, key: SpanKey) -> Option<&Span> {
         self.spans
@@ -487,7 +486,6 @@ impl SpanTable {
             .filter(|span| span.generation == key.generation() && span.slot_state != SlotState::Free)
     }
 
-    /// The same, to change it.
     #[inline]
     pub(crate) fn get_mut(&mut self, key: SpanKey) -> Option<&mut Span> {
         self.spans
@@ -495,21 +493,20 @@ impl SpanTable {
             .filter(|span| span.generation == key.generation() && span.slot_state != SlotState::Free)
     }
 
-    /// The span of an edge; `None` where it has left its slot, or closed, before the edge's time.
+    /// The span of an edge; `None` if the span closed before the edge or is no longer in its slot.
     #[inline]
     pub(crate) fn span_of_edge(&mut self, edge: &Edge) -> Option<&mut Span> {
         let span = &mut self.spans[edge.slot as usize];
         (!span.close_passed && span.generation as u16 == edge.generation).then_some(span)
     }
 
-    /// A span's state in one domain.
     #[inline]
     pub(crate) fn domain_state_mut(&mut self, slot: u32, domain: usize) -> &mut SpanDomainState {
         &mut self.domain_states[slot as usize * self.domain_count + domain]
     }
 
-    /// Reads all states of the spans that these edges close. They lie anywhere in a large memory: loaded together
-    /// the cache misses overlap; loaded one by one, amid everything else that an edge needs, each would be a stall.
+    /// Reads all states of the spans that these edges close. The states are spread over a large memory. Loaded
+    /// together, their cache misses overlap; loaded during the commits, each miss would stall.
     pub(crate) fn prefetch_closing(&self, edges: &[Edge]) {
         for edge in edges.iter().filter(|edge| edge.kind == EdgeKind::Close) {
             let at = edge.slot as usize * self.domain_count;
@@ -519,7 +516,7 @@ impl SpanTable {
         }
     }
 
-    /// The state, and what the span gathered for this domain before.
+    /// A span's state and history in one domain; creates the history on first use.
     pub(crate) fn state_and_history(
         &mut self,
         slot: u32,
@@ -530,7 +527,7 @@ impl SpanTable {
         (&mut self.domain_states[slot as usize * self.domain_count + domain], history)
     }
 
-    /// One more domain has passed the span's close; true when it was the last.
+    /// Records that the domain has passed the span's close. Returns whether it was the last domain.
     #[inline]
     pub(crate) fn mark_passed(&mut self, slot: u32, domain: usize) -> bool {
         let pending = &mut self.pending_domains[slot as usize];
@@ -538,7 +535,7 @@ impl SpanTable {
         *pending == 0
     }
 
-    /// A live slot's span and states, by domain.
+    /// The span of a slot, and its states by domain.
     #[inline]
     pub(crate) fn span_and_states(&self, slot: u32) -> (&Span, &[SpanDomainState]) {
         let at = slot as usize;
@@ -550,13 +547,12 @@ impl SpanTable {
         &mut self.spans[slot as usize]
     }
 
-    /// Every span that has a slot.
+    /// All spans with their keys.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (SpanKey, &Span)> {
         let taken = self.spans.iter().zip(0..).filter(|(span, _)| span.slot_state != SlotState::Free);
         taken.map(|(span, slot)| (SpanKey::new(slot, span.generation), span))
     }
 
-    /// The same, to change them.
     pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Span> {
         self.spans.iter_mut().filter(|span| span.slot_state != SlotState::Free)
     }

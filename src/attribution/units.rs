@@ -1,7 +1,7 @@
 //! Fixed-point units of energy, error and weight, and the conversions between them.
 //!
-//! Energy is in *energy units* of 2^-32 µJ, an error in *error units* of 2^-12 µJ, a weight in 2^-16. Invariant: an error
-//! rounds up. Only the ratios of weights count, so a weight that the unit cannot hold is refused with a hint.
+//! Energy is in *energy units* of 2^-32 µJ, an error in *error units* of 2^-12 µJ, a weight in 2^-16. Invariant: an
+//! error rounds up. Only the ratios of weights count, so a weight that the unit cannot hold is refused with a hint.
 
 use super::request::AttributionError;
 
@@ -27,7 +27,7 @@ pub(crate) fn error_units(energy: u128) -> u64 {
     ((energy + ((1 << shift) - 1)) >> shift).min(u128::from(UNBOUNDED_ERROR - 1)) as u64
 }
 
-/// A cumulative energy in error units, wrapping, rounded down.
+/// Energy units as error units, wrapping, rounded down.
 #[inline]
 pub(crate) fn wrapping_error_units(energy: u128) -> u64 {
     (energy >> (ENERGY_FRACTION_BITS - ERROR_FRACTION_BITS)) as u64
@@ -38,10 +38,10 @@ pub(crate) fn guaranteed_uj(error: u64) -> Option<u64> {
     (error < UNBOUNDED_ERROR >> 2).then(|| error.div_ceil(1 << ERROR_FRACTION_BITS) + 1)
 }
 
-/// The heaviest weight a span can have.
+/// The maximum weight of a span.
 const MAX_SPAN_WEIGHT: f64 = 1e6;
 
-/// A weight in units of 2^-16.
+/// A client's weight in units of 2^-16.
 #[inline]
 pub(super) fn weight_units(weight: f64) -> Result<u64, AttributionError> {
     if weight == 1.0 { Ok(WEIGHT_ONE) } else { checked_weight_units(weight) }
@@ -52,7 +52,7 @@ fn checked_weight_units(weight: f64) -> Result<u64, AttributionError> {
     let refuse =
         |reason: &str| Err(AttributionError::InvalidValue { field: "weight", reason: reason.into() });
     if !weight.is_finite() || weight < 0.0 {
-        return refuse("must be a number of at least 0; leave it out for 1");
+        return refuse("must be a finite number of at least 0; omit it for a weight of 1");
     }
     if weight > MAX_SPAN_WEIGHT {
         return refuse("must be at most 1000000: scale all weights down together, only their ratios count");

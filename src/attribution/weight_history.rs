@@ -1,28 +1,28 @@
 //! The weights that a span had over time, for its process share.
 //!
-//! Owns the intervals of constant weight and the process shares into which old intervals are folded. Invariant: the memory
-//! does not grow with the number of changes of weight.
+//! Owns the intervals of constant weight, and the process shares into which final intervals are folded. Invariant: the
+//! memory does not grow with the number of changes of weight.
 
-/// Where a domain's clock, and with it a subject's, stood at some instant.
+/// A domain's `g` and a subject's `process_g` at an instant (`process_share.rs`).
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub(crate) struct ProcessPoint {
     pub(crate) g: u128,
     pub(crate) process_g: u128,
-    /// How many times `process_g` was rounded down since the row before.
+    /// How many times `process_g` was rounded down since the previous row.
     pub(crate) roundings: u128,
 }
 
-/// What one domain gave a span up to some instant, and the part of its subject, both times a common factor.
+/// A span's share of one domain up to an instant, and its subject's part of it, both times a common factor.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct ProcessShare {
-    /// Where the clocks stood at that instant.
+    /// The accumulators at that instant.
     pub(crate) point: ProcessPoint,
     pub(crate) numerator: u128,
     pub(crate) denominator: u128,
 }
 
 impl ProcessShare {
-    /// Up to this point the span weighed `weight`.
+    /// Extends the share to `point`; the span's weight since the last point is `weight`.
     pub(crate) fn add(&mut self, weight: u64, point: ProcessPoint) {
         let last = self.point;
         let rise = point.process_g.saturating_sub(last.process_g).saturating_sub(last.roundings + 1);
@@ -32,7 +32,7 @@ impl ProcessShare {
     }
 }
 
-/// Time with one weight, or with several that follow each other quickly.
+/// A time with one weight, or with several weights that follow each other quickly.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct WeightInterval {
     pub until_ns: u64,
@@ -53,26 +53,26 @@ impl WeightInterval {
     }
 }
 
-/// What a span weighed until the pre-pass: only a process share needs it. Intervals that no later reading changes are
-/// folded into `folded`, so that the memory does not grow with the number of changes.
+/// A span's weights up to the pre-pass; only a process share needs them. Intervals that no later reading changes are
+/// folded into `folded`.
 #[derive(Debug, Default)]
 pub(crate) struct WeightHistory {
     pub intervals: Vec<WeightInterval>,
-    /// By domain, the process share up to the first of the intervals; empty before anything is folded.
+    /// By domain, the process share up to the first of the intervals; empty before the first fold.
     pub folded: Vec<Option<ProcessShare>>,
     pub since_ns: u64,
     weight: u64,
 }
 
-/// A process share resolves no shorter time: its rows are as far apart.
+/// The time between two rows of a process share: a finer resolution has no effect.
 const WEIGHT_INTERVAL_NS: u64 = 20_000_000;
-/// Intervals kept at most; beyond them the last one grows, and its weight is a mean.
+/// The maximum number of intervals; beyond it the last one grows, and its weight is a mean.
 pub(crate) const MAX_WEIGHT_INTERVALS: usize = 64;
-/// From so many intervals on they are folded.
+/// The number of intervals from which they are folded.
 pub(crate) const FOLD_THRESHOLD: usize = 16;
 
 impl WeightHistory {
-    /// At `at_ns` the weight became `weight`; it was `before` since the opening, or the last change.
+    /// Records the change at `at_ns` from `before`, valid since the opening or the last change, to `weight`.
     pub(crate) fn record_change(&mut self, opened_ns: u64, at_ns: u64, before: u64, weight: u64) {
         let since_ns = self.since_ns.max(opened_ns);
         let length_ns = at_ns.saturating_sub(since_ns);

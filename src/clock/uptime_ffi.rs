@@ -1,7 +1,7 @@
 //! The two clocks on macOS: CLOCK_UPTIME_RAW and CLOCK_MONOTONIC_RAW (clock_gettime(3)).
 //!
-//! They are `mach_absolute_time` and `mach_continuous_time` in nanoseconds. Neither is ever set or slewed, so they differ
-//! by exactly the time asleep. CLOCK_MONOTONIC of macOS continues in sleep. rustix provides neither of the two.
+//! They are `mach_absolute_time` and `mach_continuous_time` in nanoseconds. Neither is ever set or slewed, so they
+//! differ by exactly the time asleep. CLOCK_MONOTONIC of macOS continues in sleep. rustix provides neither of the two.
 #![allow(unsafe_code)]
 
 /// Stops while the machine is asleep.
