@@ -1,41 +1,54 @@
-//! Time: the machine's monotonic clock, and a manual clock for tests.
+//! The machine's monotonic clock, and a manual clock for tests.
 //!
-//! Owns every clock read of the program. One timeline, which stops while the machine sleeps: CLOCK_MONOTONIC, and on macOS,
-//! where that clock goes on in sleep, CLOCK_UPTIME_RAW (`mach_absolute_time` in nanoseconds: Python's `time.monotonic`,
-//! Rust's `Instant`, IOReport's stamps). Wall time appears only as a label. Never sleeps and never compares wall times.
+//! All clock reads of the program are here. Times are on one clock that stops while the machine is suspended:
+//! CLOCK_MONOTONIC on Linux, CLOCK_UPTIME_RAW on macOS, where CLOCK_MONOTONIC continues in sleep. Python's
+//! `time.monotonic`, Rust's `Instant` and IOReport's timestamps use the same clock. Wall time is only a label.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::time::{ClockId, clock_gettime};
 
-#[cfg(not(target_os = "macos"))]
-mod boottime;
 #[cfg(target_os = "macos")]
 mod uptime_ffi;
-
-#[cfg(not(target_os = "macos"))]
-use boottime as kernel;
 #[cfg(target_os = "macos")]
 use uptime_ffi as kernel;
 
-/// A source of monotonic nanoseconds: the machine's, or one that a test turns by hand.
+/// The two clocks on Linux (clock_gettime(2)).
+#[cfg(not(target_os = "macos"))]
+mod kernel {
+    use rustix::time::{ClockId, clock_gettime};
+
+    use super::nanoseconds;
+
+    /// Stops while the machine is suspended.
+    pub(super) fn monotonic_ns() -> u64 {
+        nanoseconds(clock_gettime(ClockId::Monotonic))
+    }
+
+    /// Continues while the machine is suspended.
+    pub(super) fn boottime_ns() -> u64 {
+        nanoseconds(clock_gettime(ClockId::Boottime))
+    }
+}
+
+/// A source of monotonic nanoseconds: the machine's clock, or one that a test sets.
 #[derive(Debug, Clone, Default)]
 pub enum Clock {
     /// CLOCK_MONOTONIC; on macOS CLOCK_UPTIME_RAW.
     #[default]
     Machine,
-    /// Whatever was last stored.
+    /// The value that was stored last.
     Manual(Arc<AtomicU64>),
 }
 
 impl Clock {
-    /// A clock that stands still until [`Clock::set`].
+    /// A clock that only [`Clock::set`] moves.
     pub fn manual(start_ns: u64) -> Self {
         Clock::Manual(Arc::new(AtomicU64::new(start_ns)))
     }
 
-    /// Nanoseconds on this clock.
+    /// The current time in nanoseconds.
     pub fn now_ns(&self) -> u64 {
         match self {
             Clock::Machine => monotonic_ns(),
@@ -43,9 +56,8 @@ impl Clock {
         }
     }
 
-    /// How long the machine has been suspended since it booted, as far as the system tells; a manual clock never sleeps. May
-    /// come out too small by the time for which the caller itself was held up in here, never too large: a step up is
-    /// a suspend.
+    /// How long the machine has been suspended since boot; 0 for a manual clock. Preemption between the two clock reads
+    /// can make the result too small, never too large, so an increase always means a suspend.
     pub fn suspended_ns(&self) -> u64 {
         match self {
             Clock::Machine => {
@@ -56,7 +68,7 @@ impl Clock {
         }
     }
 
-    /// Turns a manual clock to `ns`; the machine's clock cannot be set and ignores it.
+    /// Sets a manual clock to `ns`; has no effect on the machine's clock.
     pub fn set(&self, ns: u64) {
         if let Clock::Manual(cell) = self {
             cell.store(ns, Ordering::Release);
@@ -64,7 +76,7 @@ impl Clock {
     }
 }
 
-/// The meter's clock in nanoseconds: shared by all processes of the host, stops in suspend.
+/// The monotonic clock in nanoseconds. All processes of the host share it; it stops in suspend.
 pub fn monotonic_ns() -> u64 {
     kernel::monotonic_ns()
 }
@@ -74,12 +86,12 @@ pub fn monotonic_now_ns() -> i64 {
     i64::try_from(monotonic_ns()).unwrap_or(i64::MAX)
 }
 
-/// The clock beside it that goes on in suspend: apart from the meter's by the time slept since the machine started.
+/// The clock that continues in suspend: [`monotonic_ns`] plus the time suspended since boot.
 pub fn boottime_ns() -> u64 {
     kernel::boottime_ns()
 }
 
-/// Wall time in nanoseconds since 1970; only ever a label.
+/// Wall time in nanoseconds since 1970; only a label.
 pub fn unix_ns() -> u64 {
     nanoseconds(clock_gettime(ClockId::Realtime))
 }

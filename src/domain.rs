@@ -1,20 +1,20 @@
-//! The terms of the whole program: domains, readings, grades.
+//! Domains, readings and grades: the types that all stages share.
 //!
-//! Owns the words every stage shares. Energy is whole microjoules (`_uj`) in `u64` (58,000 years at 10 kW),
-//! power milliwatts (`_mw`), time nanoseconds (`_ns`) of the monotonic clock; there are no floats here.
+//! Energy is whole microjoules (`_uj`) in `u64` (58 years at 10 kW), power milliwatts (`_mw`), time nanoseconds (`_ns`)
+//! of the monotonic clock. There are no floats here.
 //!
-//! Glossary: a *source* reads hardware; a *domain* is a thing with a meter; a *reading* is one domain's
-//! cumulative energy at one instant; a *sample* is what one read of a source gave; a *gap* is time for which no
-//! reading vouches; a *counter update* is an instant at which a counter is known to have moved; a *span* is a client's
-//! interval; a *share* is the part of a domain's energy that belongs to a span; an *account* is a span's result.
+//! Glossary: a *source* reads hardware; a *domain* is a part of the machine with an energy counter; a *reading* is one
+//! domain's cumulative energy at one instant; a *sample* is the result of one read of a source; a *gap* is time that no
+//! reading covers; a *counter update* is an instant at which a counter moved; a *span* is a period that a client opens
+//! and closes; a *share* is the part of a domain's energy that belongs to a span; an *account* is the report of a span.
 
 use serde::{Deserialize, Serialize};
 
-/// What kind of thing a domain meters; the contract's `Domain.kind`.
+/// The part of the machine that a domain measures; the contract's `Domain.kind`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum DomainKind {
-    /// The whole platform as the charger or board sees it.
+    /// The whole platform, measured at the charger or on the board.
     Psys,
     /// A CPU package (socket).
     Package,
@@ -34,15 +34,15 @@ pub enum DomainKind {
     Soc,
     /// A board module (CPU and accelerator together).
     Module,
-    /// What a battery delivers.
+    /// The output of a battery.
     Battery,
-    /// All CPUs of the machine together, where nothing finer is known.
+    /// All CPUs of the machine together, where no finer domain is available.
     Cpu,
-    /// A supply rail whose place on the board is unknown: shown, and never part of a total.
+    /// A supply rail whose load is unknown: shown, but never part of a total.
     Rail,
 }
 
-/// Where a figure comes from, best first, so that the worst of several is their maximum.
+/// The origin of a value, best first, so that the worst of several grades is their maximum.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Grade {
@@ -52,7 +52,7 @@ pub enum Grade {
     Modelled,
     /// Power readings, integrated over time.
     Integrated,
-    /// A model fed by load; no sensor at all.
+    /// A model from the load, without a sensor.
     Estimated,
 }
 
@@ -72,89 +72,89 @@ impl Grade {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Liveness {
-    /// It advances.
+    /// The counter advances.
     Live,
-    /// It is present but does not advance.
+    /// The counter is present but does not advance.
     Stuck,
-    /// It was live and went away.
+    /// The counter was live and disappeared.
     Lost,
-    /// Its source has not answered yet since the meter started.
+    /// The source has not answered since the daemon started.
     Starting,
 }
 
-/// Whether two domains are two names of one counter.
+/// Whether two domains show the same counter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Duplicate {
-    /// Both names show one counter.
+    /// Both show one counter.
     Same,
-    /// They are two counters.
+    /// They show two counters.
     Independent,
-    /// Not known yet: until it is, the two count once.
+    /// Not known yet; meanwhile only one of them counts.
     Undecided,
 }
 
-/// The fixed description of one thing with a meter.
+/// The description of a domain, fixed but for its parent.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Domain {
     /// Unique on this machine: "package-0", "dram-0", "gpu-0".
     pub name: String,
-    /// What it meters.
+    /// The part of the machine that it measures.
     pub kind: DomainKind,
-    /// The mechanism that reads it: "perf", "powercap", "estimate", "replay", ...
+    /// The source that reads it: "perf", "powercap", "estimate", "replay", ...
     pub source: String,
-    /// What stays the same over reboots: a GPU's UUID, a PCI address.
+    /// The device's identifier, stable over reboots: a GPU's UUID, a PCI address.
     pub device: Option<String>,
-    /// The name of the domain that contains this one, where the source knows it.
+    /// The name of the domain that contains this one, if known.
     pub parent: Option<String>,
-    /// How far its figures can be trusted.
+    /// The quality of its values.
     pub grade: Grade,
-    /// The domain's maximum power, transients included. A reading above it is refused as implausible,
-    /// and it tightens the guaranteed error between two counter updates. `None`: unknown, no such help.
+    /// The domain's maximum power, including transients. A reading above it is rejected as implausible. It also
+    /// tightens the guaranteed error between two counter updates. `None`: unknown.
     pub ceiling_mw: Option<u64>,
-    /// How long a new counter value may take from the hardware to where it can be read.
+    /// The maximum delay from the hardware's update of a counter to its appearance in a reading.
     pub latency_ns: u64,
-    /// The largest amount one counter step can stand for beyond its value (the unit, rounded up), at least 1.
+    /// The amount by which the true energy can exceed the counter's value: the counter's unit, rounded up, at least 1.
     pub quantum_uj: u64,
 }
 
-/// The mechanism that replays a scripted or recorded machine; its figures are *simulated*, whatever their grade.
+/// The source that replays a scripted or recorded machine. Its values are *simulated*, whatever their grade.
 pub const REPLAY_SOURCE: &str = "replay";
 
 impl Domain {
-    /// Whether its energy comes from a file and not from this machine's hardware.
+    /// Whether its energy comes from a file, not from this machine's hardware.
     pub fn is_simulated(&self) -> bool {
         self.source == REPLAY_SOURCE
     }
 }
 
-/// One domain's answer in one read of its source.
+/// One domain's cumulative energy in one read of its source.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct EnergyReading {
-    /// Whether the domain answered at all. When false the other fields mean nothing, `shape_uj` excepted.
+    /// Whether the domain could be read. If false, only `shape_uj` of the other fields is meaningful.
     pub valid: bool,
-    /// Cumulative energy; never decreases within an epoch, and goes on from the same value in the next.
+    /// Cumulative energy. It never decreases within an epoch, and the next epoch continues from the same value.
     pub energy_uj: u64,
-    /// Cumulative half-width of the model's or sensor's own uncertainty of `energy_uj`: 0 for a counter. The true
+    /// Cumulative half-width of the model's or sensor's own uncertainty of `energy_uj`; 0 for a counter. The true
     /// energy of an interval lies within the difference of `energy_uj` ± the difference of `uncertainty_uj`.
     pub uncertainty_uj: u64,
-    /// The instant for which `energy_uj` is the truth, where the hardware or the integration says so; else 0,
-    /// and only the times around the read are known.
+    /// The instant at which `energy_uj` is exact, if the hardware or the integration provides it. Otherwise 0: only the
+    /// times around the read are known.
     pub stamp_ns: u64,
-    /// Grows by one whenever the energy since the previous reading is unknown (reset, implausible jump,
-    /// return after absence): nothing may be concluded across a change of epoch.
+    /// Grows by one whenever the energy since the previous reading is unknown (a reset, an implausible jump, a return
+    /// after absence). Readings of different epochs cannot be compared.
     pub epoch: u32,
-    /// Where a counter moves seldom and the source can also sense power: that power, integrated. Says how energy lies
-    /// *within* a step of the counter, never how much it is; may be off by any factor, and no guarantee leans on it.
-    /// Holds in a reading that is not valid too: the counter was not asked this time. 0: no such sensor.
+    /// The integral of a power sensor beside a counter that moves seldom. It shows the distribution of energy *within*
+    /// a step of the counter, not the amount; it may be wrong by any factor, and no guarantee depends on it. It is
+    /// meaningful in a reading that is not valid too: the counter was not read this time. 0: no such sensor.
     pub shape_uj: u64,
 }
 
-/// A source that was looked for and is not there; the contract's `Absent`.
+/// A source that is not available; the contract's `Absent`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Absent {
-    /// The mechanism.
+    /// The name of the source.
     pub source: String,
-    /// What was found instead, and the one command or setting that mends it.
+    /// The reason, and the command or setting that makes it available.
     pub reason: String,
 }

@@ -1,7 +1,7 @@
-//! A span's account, per domain and in sum.
+//! A span's account, per domain and in total.
 //!
-//! Owns the figures' shape, field for field that of the contract (`contract/org.wattspan.Meter.varlink`), so that the
-//! doors have nothing to convert. A value that is not known is absent, never 0.
+//! The fields are those of the contract (`src/protocol/org.wattspan.Meter.varlink`), so that no interface has to
+//! convert them. Invariant: an unknown value is absent, never 0.
 
 use std::collections::BTreeMap;
 
@@ -9,150 +9,150 @@ use serde::{Deserialize, Serialize};
 
 use crate::domain::Grade;
 
-/// How far a span's life has come.
+/// The state of a span.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum SpanState {
-    /// Still running.
+    /// Not closed yet.
     Open,
-    /// Closed; the last counter update has not come yet.
+    /// Closed; the counters have not moved past its close yet.
     Provisional,
-    /// Final, never changes again.
+    /// Closed and final.
     Settled,
-    /// Its client went away; final.
+    /// Closed because its client disconnected; final.
     Abandoned,
-    /// The daemon went away while it was open; final.
+    /// The daemon ended while it was open; final.
     Interrupted,
 }
 
-/// A span's part of one domain.
+/// A span's share of one domain.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Share {
     /// The domain's name.
     pub domain: String,
-    /// How far its figures can be trusted.
+    /// The quality of the domain's values.
     pub grade: Grade,
-    /// Everything the domain used while the span was open, as far as readings vouch for it.
+    /// The domain's whole energy while the span was open, as far as readings cover it.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub window_uj: Option<u64>,
-    /// This span's part of it.
+    /// The span's part of `window_uj`.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub share_uj: Option<u64>,
-    /// Of `share_uj`, what the domain would have used anyway; absent while no idle power is known.
+    /// The idle part of `share_uj`; absent while no idle power is known.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub idle_uj: Option<u64>,
-    /// Of `share_uj`, what fell to the account's process or control group by what it used (CPU time, a GPU's time): a
+    /// The part of `share_uj` that belongs to the account's process or control group, by its CPU time or GPU time: a
     /// model, whatever the grade. Absent where the domain is not split or the use is unknown.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub process_uj: Option<u64>,
-    /// Guaranteed: the true share is within `share_uj ± error_uj`. Absent while no guarantee can be given.
+    /// Guaranteed half-width: the true share is within `share_uj ± error_uj`. Absent if no guarantee is possible.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub error_uj: Option<u64>,
-    /// Time inside the span for which no reading vouches.
+    /// The time inside the span that no reading covers.
     pub unknown_ns: u64,
 }
 
-/// A part of a span; the phases of a span add up to it.
+/// A phase of a span. The phases' shares add up to the span's share.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Phase {
     /// "prefill", "decode"; empty for the time before the first named phase.
     pub name: String,
-    /// When it began.
+    /// The begin of the phase.
     pub opened_ns: u64,
-    /// When it ended.
+    /// The end of the phase.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub closed_ns: Option<u64>,
-    /// The sum over the counted domains.
+    /// The sum of the shares over the counted domains.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub share_uj: Option<u64>,
-    /// Guaranteed half-width.
+    /// Guaranteed half-width around `share_uj`.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub error_uj: Option<u64>,
 }
 
-/// A span's result.
+/// The account of a span.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Account {
-    /// The span's name in the protocol.
+    /// The span's ID in the protocol.
     pub span: String,
-    /// What the client called it.
+    /// The client's name for it.
     pub name: String,
-    /// What the client noted about it.
+    /// The client's attributes.
     pub attributes: BTreeMap<String, String>,
-    /// How far its life has come.
+    /// The state of the span.
     pub state: SpanState,
     /// The owner's user id.
     pub uid: u32,
-    /// What the split was made with; later than asked where the message came too late.
+    /// The opening that the split uses: the requested one, or later if the message came after the horizon.
     pub opened_ns: u64,
-    /// Likewise.
+    /// The closing that the split uses, like `opened_ns`.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub closed_ns: Option<u64>,
-    /// How far its edges (opening, closing, phases, changes of weight) were moved from where the client asked,
-    /// together.
+    /// The sum of the times by which its edges (opening, closing, phases, changes of weight) were moved from the
+    /// requested ones.
     pub moved_ns: u64,
-    /// Wall time of the opening.
+    /// The wall time of the opening.
     pub opened_unix_ns: u64,
-    /// Its part of shared energy relative to the other open spans; the latest.
+    /// The latest weight, relative to the other open spans.
     pub weight: f64,
-    /// The sum over the counted domains; absent if one of them is unknown.
+    /// The sum of the shares over the counted domains; absent if one of them is unknown.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub share_uj: Option<u64>,
-    /// Likewise.
+    /// The sum of the windows, like `share_uj`.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub window_uj: Option<u64>,
-    /// Likewise.
+    /// The sum of the idle parts, like `share_uj`.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub idle_uj: Option<u64>,
-    /// Likewise.
+    /// The sum of the guaranteed half-widths, like `share_uj`.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub error_uj: Option<u64>,
-    /// The process that `process_uj` is about, with its descendants.
+    /// The process, with its descendants, whose part `process_uj` is.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub process: Option<u32>,
-    /// Or the control group.
+    /// The control group whose part `process_uj` is.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub cgroup: Option<String>,
-    /// The sum over the domains that are split by CPU time, each joule once; absent if one of them is unknown. A GPU's
-    /// part stands in its own row.
+    /// The sum of the process shares over the domains that are split by CPU time, each joule counted once; absent if
+    /// one of them is unknown. A GPU's process share is only in its own [`Share`].
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub process_uj: Option<u64>,
-    /// Why that is not known.
+    /// The reason why `process_uj` is absent.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub process_reason: Option<String>,
-    /// The worst of the counted domains.
+    /// The worst grade of the counted domains.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub grade: Option<Grade>,
-    /// True where a domain of it is replayed from a file, whatever the grade; absent otherwise.
+    /// True if one of its domains is replayed from a file, whatever the grade; absent otherwise.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub simulated: Option<bool>,
-    /// `share_uj` over the span's duration.
+    /// `share_uj` divided by the span's duration.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub mean_power_mw: Option<u64>,
-    /// Most spans open at once while this one was.
+    /// The maximum number of open spans while this one was open.
     pub peak_concurrency: u32,
-    /// Each domain the span uses.
+    /// The span's share of each of its domains.
     pub domains: Vec<Share>,
-    /// Its parts, if it marked any.
+    /// The phases; empty if the client began none.
     pub phases: Vec<Phase>,
-    /// Whether a domain is left out of the sums because it was undecided, when the span opened, if it is a second name
-    /// of a counted one: then they are lower bounds.
+    /// True if the sums are lower bounds: a domain is left out of them because, at the opening, it was undecided
+    /// whether it is a second name of a counted domain.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub at_least: Option<bool>,
-    /// Whether it is on disk; absent before it is final, and where nothing is kept.
+    /// Whether it is on disk; absent before it is final, and where the store is off.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub durable: Option<bool>,
 }
 
-/// Where a domain's joules went since the start: `measured = attributed + unattributed`, exactly.
+/// A domain's energy balance since the start: `measured = attributed + unattributed`, exactly.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Balance {
     /// The domain's name.
     pub domain: String,
-    /// Everything settled so far.
+    /// The whole energy that is settled.
     pub measured_uj: u64,
-    /// What accounts were given, open spans so far included.
+    /// The energy of all accounts, including the open spans so far.
     pub attributed_uj: u64,
-    /// No span open, cancelled spans, and rounding.
+    /// The energy while no span was open, of cancelled spans, and of rounding.
     pub unattributed_uj: u64,
 }

@@ -1,22 +1,51 @@
-//! Builds a span's account, settled or so far, from its state in each domain.
+//! Builds a span's account from its state in each domain: the settled account, or the account so far.
 //!
-//! Owns no state. Invariant: a total is the sum over the counted domains or absent; nothing unknown counts as 0.
+//! Invariant: a total is the sum over all counted domains, or absent; an unknown value never counts as 0.
 
 use crate::domain::Grade;
 
 use super::account::{Account, Phase, Share, SpanState};
 use super::domain_timeline::DomainTimeline;
-use super::error_bounds::guaranteed_uj;
-use super::span::{PhaseBoundary, SlotState, Span, SpanDomainHistory};
-use super::span_domain_state::{SpanDomainStage, SpanDomainState, accumulated_error_since, whole_uj};
-use super::virtual_energy::WEIGHT_ONE;
+use super::process_share::ProcessShares;
+use super::request::SpanKey;
+use super::span::{
+    PhaseBoundary, SlotState, Span, SpanDomainHistory, SpanDomainStage, SpanDomainState,
+    accumulated_error_since,
+};
+use super::units::{WEIGHT_ONE, guaranteed_uj, whole_uj};
+
+/// A settled span, as [`Attributor::drain_settled`](super::Attributor::drain_settled) shows it: `account` builds the
+/// whole account, `share_uj` alone is cheaper.
+pub struct SettledSpan<'a> {
+    pub(super) key: SpanKey,
+    pub(super) span: &'a Span,
+    pub(super) domain_states: &'a [SpanDomainState],
+    pub(super) timelines: &'a [DomainTimeline],
+    pub(super) process_shares: &'a ProcessShares,
+}
+
+impl SettledSpan<'_> {
+    /// The span's key, which is invalid from now on.
+    pub fn key(&self) -> SpanKey {
+        self.key
+    }
+
+    /// The span's share of one domain, microjoules; `None` if it does not use the domain.
+    pub fn share_uj(&self, domain: usize) -> Option<u64> {
+        let used = domain < self.domain_states.len() && (self.span.scope >> domain) & 1 == 1;
+        used.then(|| whole_uj(self.domain_states[domain].g))
+    }
+
+    /// Builds the account.
+    pub fn account(&self) -> Account {
+        let mut account = settled_account(self.span, self.domain_states, self.timelines);
+        self.process_shares.add_to_account(&mut account, self.span, self.key, self.timelines);
+        account
+    }
+}
 
 /// The account of a span that every domain has passed.
-pub(crate) fn settled_account(
-    span: &Span,
-    states: &[SpanDomainState],
-    timelines: &[DomainTimeline],
-) -> Account {
+fn settled_account(span: &Span, states: &[SpanDomainState], timelines: &[DomainTimeline]) -> Account {
     let state = if span.abandoned { SpanState::Abandoned } else { SpanState::Settled };
     let shares = used_domains(span, states, timelines)
         .map(|(timeline, state)| settled_share(timeline, state))
@@ -26,7 +55,7 @@ pub(crate) fn settled_account(
     account
 }
 
-/// The account so far: what the counters have shown, and for how much time they have not yet.
+/// The account so far: the energy up to the settled time, and the time after it as unknown.
 pub(crate) fn unsettled_account(
     span: &Span,
     states: &[SpanDomainState],
@@ -57,14 +86,6 @@ fn used_domains<'a>(
     timelines: &'a [DomainTimeline],
 ) -> impl Iterator<Item = (&'a DomainTimeline, &'a SpanDomainState)> {
     timelines.iter().zip(states).filter(|(timeline, _)| span.scope >> timeline.index() & 1 == 1)
-}
-
-/// The domains of a span's account, in its order.
-pub(crate) fn used_timelines<'a>(
-    span: &'a Span,
-    timelines: &'a [DomainTimeline],
-) -> impl Iterator<Item = &'a DomainTimeline> {
-    timelines.iter().filter(|timeline| span.scope >> timeline.index() & 1 == 1)
 }
 
 fn settled_share(timeline: &DomainTimeline, state: &SpanDomainState) -> Share {
@@ -117,7 +138,7 @@ fn unsettled_share(
     clear_unknown_figures(share, length_ns)
 }
 
-/// A domain that has no reading for any part of the span has no figure, rather than 0.
+/// Makes the values absent, rather than 0, if no reading covers any part of the span.
 fn clear_unknown_figures(mut share: Share, length_ns: u64) -> Share {
     if length_ns > 0 && share.unknown_ns >= length_ns {
         (share.window_uj, share.share_uj, share.idle_uj, share.error_uj) = (None, None, None, None);
@@ -174,9 +195,12 @@ fn assemble(span: &Span, state: SpanState, shares: Vec<Share>, timelines: &[Doma
     }
 }
 
-/// `Some(true)` where one of the span's domains belongs to a replayed machine.
+/// `Some(true)` if one of the span's domains belongs to a replayed machine.
 fn simulated(span: &Span, timelines: &[DomainTimeline]) -> Option<bool> {
-    used_timelines(span, timelines).any(|timeline| timeline.domain.is_simulated()).then_some(true)
+    timelines
+        .iter()
+        .any(|timeline| span.uses(timeline.index()) && timeline.domain.is_simulated())
+        .then_some(true)
 }
 
 fn worst_grade(shares: &[Share]) -> Option<Grade> {
@@ -188,7 +212,7 @@ fn mean_power_mw(share_uj: Option<u64>, length_ns: u64) -> Option<u64> {
     u64::try_from(mw).ok()
 }
 
-/// The phases' names and times alone, while the energy is not settled.
+/// The phases' names and times, without energy.
 fn phase_times(span: &Span) -> Vec<Phase> {
     let Some(span_history) = span.history.as_ref().filter(|span_history| !span_history.phases.is_empty())
     else {
@@ -230,7 +254,7 @@ fn settled_phases(span: &Span, states: &[SpanDomainState], timelines: &[DomainTi
         {
             is_counted = true;
             let history = &span_history.domains[timeline.index()];
-            // Which boundary the phase begins at; the span's own edges stand for the first and the last.
+            // The boundaries at the phase's begin and end; `None` is the span's own opening or closing.
             let begin = (number + 1)
                 .checked_sub(unnamed + 1)
                 .and_then(|boundary| history.phase_boundaries.get(boundary));
@@ -257,8 +281,8 @@ fn phase_share_uj(
     at(end, whole_uj(state.g)).saturating_sub(at(begin, 0))
 }
 
-/// A phase's error, error units: what its two edges and the other spans' edges between them can shift. Where the span's
-/// own edges are the phase's, the span's error bounds it.
+/// A phase's error, error units: the errors of its two edges and of the other spans' edges between them. If an edge of
+/// the phase is the span's own, the span's error is the bound.
 fn phase_error(
     begin: Option<&PhaseBoundary>,
     end: Option<&PhaseBoundary>,

@@ -1,8 +1,8 @@
 //! One domain's timeline: its counter's updates and its spans' edges, merged in the order of time.
 //!
-//! Owns the domain's settled time `position_ns`. Everything before it is final; an edge is passed only once the counter
-//! has moved after it, so that both bounds of the true energy are known. Each domain goes at its own pace: a GPU that
-//! updates every 100 ms delays no other domain. Invariant: `position_ns` never goes back; each edge is passed exactly
+//! Owns the domain's settled time `position_ns`; everything before it is final. An edge is passed only after the
+//! counter has moved after it, so that both bounds of the true energy are known. Each domain settles on its own: a GPU
+//! that updates every 100 ms delays no other domain. Invariant: `position_ns` never goes back; each edge is passed
 //! once.
 
 use std::collections::{BTreeMap, VecDeque};
@@ -10,18 +10,17 @@ use std::collections::{BTreeMap, VecDeque};
 use crate::domain::{Domain, EnergyReading};
 
 use super::account::Balance;
-use super::edge_commit::{CommitContext, EdgeCommit, EdgeSnapshot, remainder_error};
+use super::edge_commit::{CommitContext, EdgeCommit};
 use super::edge_queue::{EdgeInstant, EdgeQueue};
-use super::error_bounds::{Bound, BoundPoint, EdgeGroup, ErrorBounds, error_units, wrapping_error_units};
+use super::error_bounds::{Bound, BoundPoint, EdgeGroup, ErrorBounds};
 use super::idle_power::IdlePower;
-use super::interpolator::Interpolator;
+use super::interpolator::{EdgeSnapshot, Interpolator, remainder_error};
 use super::power_shape::PowerShape;
-use super::span_domain_state::whole_uj;
-use super::span_table::SpanTable;
+use super::span::SpanTable;
+use super::units::{ENERGY_FRACTION_BITS, error_units, whole_uj, wrapping_error_units};
 use super::update_detector::{CounterUpdate, UpdateDetector};
-use super::virtual_energy::{ENERGY_FRACTION_BITS, inverse_of};
+use super::virtual_energy::inverse_of;
 
-/// One domain's timeline.
 #[derive(Debug)]
 pub(crate) struct DomainTimeline {
     pub domain: Domain,
@@ -29,7 +28,7 @@ pub(crate) struct DomainTimeline {
     pub settled_uj: u64,
     pub rounding_remainder: u128,
     pub cancelled: u128,
-    /// The first instant that is not passed yet, and the first edge.
+    /// The indices of the first instant and the first edge that are not passed yet.
     pub next_instant: u64,
     pub next_edge: u64,
     index: usize,
@@ -40,7 +39,7 @@ pub(crate) struct DomainTimeline {
     last_update: CounterUpdate,
     last_energy: u128,
     accumulated_error: u128,
-    /// The instants of the group being passed.
+    /// The instants of the group that is being passed.
     snapshots: Vec<EdgeSnapshot>,
     idle_power: IdlePower,
 }
@@ -74,7 +73,7 @@ impl DomainTimeline {
         self.update_detector.set_update_interval(interval_ns);
     }
 
-    /// Idle power by domain name: this one's is taken out of it.
+    /// Sets the configured idle power from a map by domain name.
     pub(crate) fn set_idle_power(&mut self, idle_mw: &BTreeMap<String, u64>) {
         self.idle_power.configure(idle_mw.get(&self.domain.name).copied());
     }
@@ -91,12 +90,11 @@ impl DomainTimeline {
         self.update_detector.last_reading_ns()
     }
 
-    /// Gives memory back that a group of many edges took.
+    /// Frees memory that a group of many edges used.
     pub(crate) fn shrink(&mut self) {
         self.snapshots.shrink_to(64);
     }
 
-    /// Its energy balance.
     pub(crate) fn balance(&self) -> Balance {
         let mask = (1_u128 << ENERGY_FRACTION_BITS) - 1;
         let clock = &self.interpolator.virtual_energy;
@@ -126,14 +124,15 @@ impl DomainTimeline {
         }
     }
 
-    /// No reading covers the time up to `at_ns`.
+    /// Records that no reading covers the time up to `at_ns`.
     pub(crate) fn time_out(&mut self, at_ns: u64) {
         if let Some(update) = self.update_detector.time_out(at_ns) {
             self.pending_updates.push_back(update);
         }
     }
 
-    /// Passes every counter update and edge before the horizon; spans that this completes go to `settled_slots`.
+    /// Passes every counter update and edge before the horizon. The slots of spans that are now complete go to
+    /// `settled_slots`.
     pub(crate) fn settle(
         &mut self,
         horizon_ns: u64,
@@ -187,8 +186,7 @@ impl DomainTimeline {
             self.snapshots.clear();
         }
         if update.gap {
-            // What a baseline shows may be a whole step of the counter old: no instant is known before which it is too
-            // much.
+            // A baseline's value may be a whole counter step old, so it is no upper bound for any earlier instant.
             self.error_bounds.add_point(BoundPoint::new(u64::MAX, update.late_ns, self.last_energy), true);
         }
         if was_idle && first_edge == self.next_edge && !update.gap {
@@ -200,7 +198,7 @@ impl DomainTimeline {
         self.power_shape.drop_before(self.last_update.at_ns);
     }
 
-    /// Adds the step up to the new counter update; returns the source's own uncertainty of it, error units.
+    /// Adds the step up to the new counter update. Returns the source's own uncertainty of the step, error units.
     fn add_step(&mut self, update: CounterUpdate, rise_uj: u64) -> u64 {
         let drift_uj = if update.gap {
             0
@@ -224,8 +222,7 @@ impl DomainTimeline {
         error_units(u128::from(drift_uj) << ENERGY_FRACTION_BITS)
     }
 
-    /// Passes the group of edges that lie before `limit_ns`, noting a snapshot for each instant that has one in this
-    /// domain.
+    /// Passes the group of edges before `limit_ns`. Takes a snapshot at each instant with an edge in this domain.
     fn advance_over_edges(&mut self, limit_ns: u64, queue: &EdgeQueue) {
         let mut instants = queue.instants.items_from(self.next_instant);
         loop {
@@ -247,7 +244,7 @@ impl DomainTimeline {
         }
     }
 
-    /// Applies all edges of one instant: no energy flows between them, so their order cannot matter.
+    /// Applies all edges of one instant. No energy flows between them, so their order has no effect.
     fn apply_instant(&mut self, instant: &EdgeInstant, queue: &EdgeQueue) {
         let weight_change = if (instant.all_scope >> self.index) & 1 == 1 {
             instant.weight_change
@@ -275,7 +272,8 @@ impl DomainTimeline {
         });
     }
 
-    /// Sets how far the truth can be from the estimate at each snapshot; `inverse` is 1/W before the first.
+    /// Sets each snapshot's uncertainty, the largest difference between the true energy and the estimate. `inverse` is
+    /// 1/W before the first snapshot.
     fn bound_snapshots(&mut self, inverse: u64, gap: bool) -> EdgeGroup {
         let bounds = &mut self.error_bounds;
         let mut bound =
@@ -293,8 +291,8 @@ impl DomainTimeline {
         group
     }
 
-    /// Sets how much of a model's uncertainty of the step can lie on either side of each snapshot: no more than the
-    /// maximum power makes in that time, so that a span does not carry the uncertainty of a quiet hour before it.
+    /// Sets how much of the source's uncertainty of the step can lie on either side of each snapshot: at most the
+    /// energy at maximum power in that time, so that a span does not carry the uncertainty of a quiet hour before it.
     fn distribute_drift(&mut self, drift: u64, begin_ns: u64, limit_ns: u64) {
         let bounds = &self.error_bounds;
         let within = |duration_ns: u64| {
@@ -308,7 +306,7 @@ impl DomainTimeline {
         }
     }
 
-    /// What an instant adds to the weight where not all of its spans use this domain.
+    /// An instant's change of this domain's total weight, where not all of its spans use this domain.
     #[cold]
     fn weight_change(&self, instant: &EdgeInstant, queue: &EdgeQueue) -> u64 {
         let edges = queue.edges.items_from(instant.first_edge);
@@ -320,7 +318,7 @@ impl DomainTimeline {
             })
     }
 
-    /// A settled span's share leaves the running sum.
+    /// Moves a settled span's share from the running sum to the settled or the cancelled energy.
     pub(crate) fn record_settled_share(&mut self, share: u128, cancelled: bool) {
         if cancelled {
             self.cancelled += share;

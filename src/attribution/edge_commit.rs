@@ -1,69 +1,27 @@
-//! Writes a complete group of edges into the spans' states in one domain.
+//! Commits a complete group of edges to the spans' states in one domain.
 //!
-//! An edge's error is known only once its whole group is, so a domain first passes over the group and notes a snapshot
-//! at each instant; then each span state is touched once. Invariant: edges are committed in order, and an edge's error
-//! covers the domain's accumulated error within its own group, so that what lies between two edges is counted from
-//! group to group. Owns nothing that outlives the group.
+//! An edge's error depends on its whole group. The domain first passes the group and takes a snapshot at each instant;
+//! the commit then updates each span state once. Invariant: edges are committed in order. An edge's error covers the
+//! domain's accumulated error within its own group, so the error between two edges is counted from group to group.
 
 use super::edge_queue::{Edge, EdgeKind};
 use super::error_bounds::{EdgeGroup, scale_error, share_fraction, weighted_error};
-use super::span::PhaseBoundary;
-use super::span_domain_state::{
-    ClockSnapshot, ERROR_FRACTION_BITS, SpanDomainState, UNBOUNDED_ERROR, accumulated_error_since,
+use super::interpolator::EdgeSnapshot;
+use super::span::{
+    PhaseBoundary, SpanDomainHistory, SpanDomainState, SpanTable, accumulated_error_since,
     stored_accumulated_error,
 };
-use super::span_table::SpanTable;
-use super::virtual_energy::{ENERGY_FRACTION_BITS, WEIGHT_ONE};
+use super::units::{UNBOUNDED_ERROR, WEIGHT_ONE};
 
-/// One instant of a group as the domain passed it.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct EdgeSnapshot {
-    pub at_ns: u64,
-    /// The estimate, the interpolated energy, error units.
-    pub estimate: u64,
-    pub clock: ClockSnapshot,
-    /// 1/W before and after,
-    pub inverse_before: u64,
-    pub inverse_after: u64,
-    /// and whether W is the weight of all spans, so that the edges' share fractions hold.
-    pub is_total_weight: bool,
-    /// How far the truth can be from the estimate, error units.
-    pub uncertainty: u64,
-    /// Of the source's own uncertainty of the step, how much can lie before this instant and how much after it, error
-    /// units.
-    pub drift: (u64, u64),
-    /// What the last division left over belongs to spans before this instant and goes to those after it, error units.
-    pub remainder_error: u64,
-    /// The indices of its edges.
-    pub first_edge: u64,
-    pub end_edge: u64,
-}
-
-impl EdgeSnapshot {
-    /// Its edges, of those of the group.
-    #[inline]
-    fn edges_of<'a>(&self, first_edge: u64, edges: &'a [Edge]) -> &'a [Edge] {
-        &edges[(self.first_edge - first_edge) as usize..(self.end_edge - first_edge) as usize]
-    }
-}
-
-/// What the last division left over, error units, rounded up.
-#[inline]
-pub(crate) fn remainder_error(remainder: u64) -> u64 {
-    // All weight that can be open is less than 2^60 units.
-    (remainder + ((1 << (ENERGY_FRACTION_BITS - ERROR_FRACTION_BITS)) - 1))
-        >> (ENERGY_FRACTION_BITS - ERROR_FRACTION_BITS)
-}
-
-/// What a complete group means for a span of some weight: the most it can be wrong by, and its accumulated error, in
-/// error units.
+/// The effect of a complete group on a span of some weight, in error units: its maximum error and its accumulated
+/// error.
 #[derive(Debug, Clone, Copy)]
 struct GroupError {
     weight: u64,
     drift: u64,
     max_error: u64,
     accumulated: u64,
-    /// What rounding 1/W down can leave out, error units.
+    /// The error from rounding 1/W down, error units.
     rounding: u64,
 }
 
@@ -74,7 +32,7 @@ struct EdgeError {
     max_error: u64,
 }
 
-/// A complete group of one domain.
+/// The commit of one complete group of one domain.
 #[derive(Debug)]
 pub(crate) struct EdgeCommit {
     domain: usize,
@@ -86,14 +44,14 @@ pub(crate) struct EdgeCommit {
     /// The source's own uncertainty of the step, error units.
     drift: u64,
     group: EdgeGroup,
-    /// The domain's accumulated error before and after the group, as span states store it.
+    /// The domain's accumulated error before and after the group, in the format of span states.
     accumulated_before: u64,
     accumulated_after: u64,
-    /// Of the weight seen last: nearly all spans weigh the same.
+    /// Cached for the last weight: nearly all spans have the same weight.
     group_error: GroupError,
 }
 
-/// What a commit needs of its domain.
+/// The state of the domain that a commit needs.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct CommitContext {
     pub domain: usize,
@@ -101,7 +59,7 @@ pub(crate) struct CommitContext {
     pub gap: bool,
     pub idle_known: bool,
     pub drift: u64,
-    /// Whether phases or changes of weight are in the group.
+    /// Whether the group contains phases or changes of weight.
     pub has_history: bool,
 }
 
@@ -127,7 +85,7 @@ impl EdgeCommit {
         commit
     }
 
-    /// Updates the states of all edges' spans; spans that this completes go to `settled_slots`.
+    /// Updates the states of all edges' spans. The slots of spans that are now complete go to `settled_slots`.
     pub(crate) fn commit(
         &mut self,
         snapshots: &[EdgeSnapshot],
@@ -199,31 +157,8 @@ impl EdgeCommit {
     #[cold]
     fn commit_with_history(&mut self, edge: &Edge, snapshot: &EdgeSnapshot, spans: &mut SpanTable) {
         let (state, history) = spans.state_and_history(edge.slot, self.domain);
-        let EdgeSnapshot { inverse_before, inverse_after, uncertainty, clock, .. } = snapshot;
-        // A weight may have changed at this very instant: a boundary must hold for both sides of it.
-        let boundary_weight =
-            history.phase_boundaries.get(history.passed_boundaries).map_or(0, |boundary| boundary.edge_error);
-        let (old, new) = (
-            share_fraction(edge.weight_before, *inverse_before),
-            share_fraction(edge.weight_after, *inverse_after),
-        );
-        let (error, weight) = match edge.kind {
-            EdgeKind::Phase => (
-                scale_error(
-                    *uncertainty,
-                    share_fraction(boundary_weight, *inverse_before.max(inverse_after)),
-                ),
-                boundary_weight,
-            ),
-            EdgeKind::Close => (scale_error(*uncertainty, old), edge.weight_before),
-            EdgeKind::Open | EdgeKind::Weight => (
-                scale_error(*uncertainty, old).abs_diff(scale_error(*uncertainty, new)) + 2,
-                edge.weight_before.max(edge.weight_after),
-            ),
-        };
-        let group_weight =
-            if self.is_weight_edge_in_group(edge) { weight.max(history.max_weight) } else { weight };
-        let edge_error = self.edge_error(error, weight, group_weight, snapshot, self.drift);
+        let edge_error = self.history_edge_error(edge, snapshot, history);
+        let clock = &snapshot.clock;
         match edge.kind {
             EdgeKind::Phase => {
                 let share = history.share + state.share(clock);
@@ -260,7 +195,38 @@ impl EdgeCommit {
         }
     }
 
-    /// Notes in advance what the group does to a span's weight: an edge's error covers all of it.
+    /// The error of an edge of a span with phases or changes of weight.
+    fn history_edge_error(
+        &mut self,
+        edge: &Edge,
+        snapshot: &EdgeSnapshot,
+        history: &SpanDomainHistory,
+    ) -> EdgeError {
+        let EdgeSnapshot { inverse_before, inverse_after, uncertainty, .. } = *snapshot;
+        // A weight may have changed at the same instant, so a phase boundary holds for the weights on both sides.
+        let boundary_weight =
+            history.phase_boundaries.get(history.passed_boundaries).map_or(0, |boundary| boundary.edge_error);
+        let (old, new) = (
+            share_fraction(edge.weight_before, inverse_before),
+            share_fraction(edge.weight_after, inverse_after),
+        );
+        let (error, weight) = match edge.kind {
+            EdgeKind::Phase => (
+                scale_error(uncertainty, share_fraction(boundary_weight, inverse_before.max(inverse_after))),
+                boundary_weight,
+            ),
+            EdgeKind::Close => (scale_error(uncertainty, old), edge.weight_before),
+            EdgeKind::Open | EdgeKind::Weight => (
+                scale_error(uncertainty, old).abs_diff(scale_error(uncertainty, new)) + 2,
+                edge.weight_before.max(edge.weight_after),
+            ),
+        };
+        let group_weight =
+            if self.is_weight_edge_in_group(edge) { weight.max(history.max_weight) } else { weight };
+        self.edge_error(error, weight, group_weight, snapshot, self.drift)
+    }
+
+    /// Records the group's effect on the span's weight first, because an edge's error covers the whole group.
     #[cold]
     fn prepare_histories(&self, snapshots: &[EdgeSnapshot], edges: &[Edge], spans: &mut SpanTable) {
         for edge in snapshots.iter().flat_map(|snapshot| snapshot.edges_of(self.first_edge, edges)) {
@@ -281,8 +247,8 @@ impl EdgeCommit {
         }
     }
 
-    /// What this edge's error is: `error` of its own, and what the group does to a span of this weight, of which at
-    /// most `drift` is the source's own uncertainty of the time on the span's side of the edge.
+    /// The edge's error: its own `error` plus the effect of the group on a span of this weight. At most `drift` of it
+    /// is the source's own uncertainty of the time on the span's side of the edge.
     #[inline]
     fn edge_error(
         &mut self,
@@ -322,7 +288,7 @@ impl EdgeCommit {
         }
     }
 
-    /// Whether the span's latest weight edge (its opening or a change of weight) lies in this group too.
+    /// Whether the span's latest weight edge (its opening or a change of weight) is in this group too.
     #[inline]
     fn is_weight_edge_in_group(&self, edge: &Edge) -> bool {
         edge.weight_edge >= self.first_edge
@@ -346,7 +312,7 @@ impl EdgeCommit {
     }
 }
 
-/// What rounding 1/W down can leave out of a share, error units.
+/// The error of a share from rounding 1/W down, error units.
 #[inline]
 fn rounding_error(weight: u64) -> u64 {
     (weight >> 20) + 1

@@ -1,22 +1,20 @@
-//! The pre-pass over the edge queue: it visits each edge once, right before the horizon, before any domain does.
+//! The pre-pass over the edge queue: it visits each edge once, at the horizon, before any domain does.
 //!
-//! Owns what holds for all domains alike: the peak concurrency, and the weight of all spans. What it finds it writes
-//! into the edges and their instants, so that no domain has to read a span. Invariant: edges that the pre-pass has
-//! visited stay unchanged; a domain passes none that the pre-pass has not visited.
+//! Owns the values that are the same for all domains: the peak concurrency and the weight of all spans. It writes its
+//! results into the edges and their instants, so that no domain has to read a span. Invariant: an edge does not change
+//! after its visit, and a domain passes no edge before its visit.
 
 use super::edge_queue::{Edge, EdgeInstant, EdgeKind, EdgeQueue, first_instant};
 use super::error_bounds::share_fraction;
-use super::peak_concurrency::PeakConcurrency;
-use super::span_table::SpanTable;
+use super::span::SpanTable;
 use super::virtual_energy::inverse_of;
 
-/// The pre-pass over the edge queue.
 #[derive(Debug, Default)]
 pub(crate) struct EdgePrePass {
     concurrency: PeakConcurrency,
-    /// The index of the first edge that it has not passed.
+    /// The index of the first edge that is not visited yet.
     pub next_edge: u64,
-    /// The open weight of all spans, and its inverse.
+    /// The total weight of the open spans, and its inverse.
     total_weight: u64,
     inverse_weight: u64,
     /// Slots of spans whose weight history is to be folded.
@@ -24,7 +22,7 @@ pub(crate) struct EdgePrePass {
 }
 
 impl EdgePrePass {
-    /// Visits every edge before `horizon_ns`; spans that no domain has to pass go to `settled_slots`.
+    /// Visits every edge before `horizon_ns`. The slots of closed spans without a domain go to `settled_slots`.
     pub(crate) fn advance(
         &mut self,
         horizon_ns: u64,
@@ -68,13 +66,13 @@ impl EdgePrePass {
         spans.prefetch_closing(&queue.edges.items_from(first_edge)[..(self.next_edge - first_edge) as usize]);
     }
 
-    /// Gives memory back that many spans took.
+    /// Frees memory that many spans used.
     pub(crate) fn shrink(&mut self) {
         self.concurrency.shrink();
         self.spans_to_fold.shrink_to(64);
     }
 
-    /// Fills in an edge's state before it; `None` where it is stamped after its span's close, and has no effect.
+    /// Fills in the span's state before the edge. `None`: the edge is after its span's close and has no effect.
     #[inline]
     fn visit(&mut self, edge: &mut Edge, index: u64, spans: &mut SpanTable) -> Option<EdgeKind> {
         let Some(span) = spans.span_of_edge(edge) else {
@@ -103,10 +101,10 @@ impl EdgePrePass {
         Some(edge.kind)
     }
 
-    /// All edges of an instant are visited: fills in the total weight and the share fractions.
+    /// Fills in the total weight and the share fractions, after all edges of the instant are visited.
     #[inline]
     fn update_total_weight(&mut self, edges: &mut [Edge], instant: &mut EdgeInstant) {
-        // An instant without effect concerns no domain.
+        // An instant without effect has no domains: without this line `all_scope` would name all of them.
         instant.all_scope &= instant.any_scope;
         if instant.weight_change != 0 {
             instant.total_weight = self.total_weight.wrapping_add(instant.weight_change);
@@ -120,5 +118,86 @@ impl EdgePrePass {
         }
         (self.next_edge, self.total_weight, self.inverse_weight) =
             (instant.end_edge, instant.total_weight, instant.inverse_weight);
+    }
+}
+
+/// The number of open spans, and its maximum since any past instant, as suffix maxima: a stack of (since, count) with
+/// falling counts. Invariant: from `since` until the next entry's, the maximum up to now is `count`. An update is
+/// amortized constant time, a query a binary search.
+#[derive(Debug, Default)]
+struct PeakConcurrency {
+    open: u32,
+    peaks: Vec<(u64, u32)>,
+}
+
+impl PeakConcurrency {
+    /// Records that `opened` spans opened and `closed` spans closed at `at_ns`.
+    fn update(&mut self, at_ns: u64, opened: u32, closed: u32) {
+        self.open = (self.open + opened).saturating_sub(closed);
+        let mut since = at_ns;
+        while let Some(&(earlier, count)) = self.peaks.last() {
+            if count > self.open {
+                break;
+            }
+            since = earlier;
+            self.peaks.pop();
+        }
+        if self.open > 0 {
+            self.peaks.push((since, self.open));
+        } else {
+            self.peaks.clear();
+        }
+    }
+
+    /// Frees memory that many peaks used.
+    fn shrink(&mut self) {
+        self.peaks.shrink_to(64);
+    }
+
+    /// The maximum number of open spans between `since_ns` and now.
+    fn peak_since(&self, since_ns: u64) -> u32 {
+        let index = self.peaks.partition_point(|&(since, _)| since <= since_ns);
+        self.peaks.get(index.saturating_sub(1)).map_or(0, |&(_, count)| count)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_peak_is_the_maximum_since_an_instant() {
+        let mut concurrency = PeakConcurrency::default();
+        concurrency.update(10, 1, 0);
+        concurrency.update(20, 2, 0);
+        concurrency.update(30, 0, 2);
+        concurrency.update(40, 1, 0);
+        assert_eq!(concurrency.peak_since(10), 3);
+        assert_eq!(concurrency.peak_since(25), 3);
+        assert_eq!(concurrency.peak_since(30), 2);
+        assert_eq!(concurrency.peak_since(40), 2);
+    }
+
+    #[test]
+    fn the_peak_agrees_with_the_maximum_of_the_whole_history() {
+        let mut concurrency = PeakConcurrency::default();
+        let mut history: Vec<(u64, u32)> = Vec::new();
+        let (mut open, mut seed, mut empty) = (0_u32, 7_u64, 0);
+        for at in (0..3000).step_by(3) {
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            let up = (seed >> 33) % 2 == 0 || open == 0;
+            concurrency.update(at, u32::from(up), u32::from(!up));
+            open = if up { open + 1 } else { open - 1 };
+            history.push((at, open));
+            if open == 0 {
+                // No open span needs the time before.
+                empty = at + 1;
+                continue;
+            }
+            let since = empty + (seed >> 40) % (at + 1 - empty);
+            let begin = history.partition_point(|h| h.0 <= since).saturating_sub(1);
+            let expected = history[begin..].iter().map(|h| h.1).max().unwrap();
+            assert_eq!(concurrency.peak_since(since), expected, "since {since} at {at}");
+        }
     }
 }

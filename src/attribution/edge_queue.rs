@@ -1,9 +1,9 @@
-//! Edges in the order of time, whatever the order in which their messages came.
+//! The queue of edges, in the order of their times.
 //!
-//! Owns every opening, closing, phase and weight edge that some domain has not passed yet. Invariant: sorted by (time,
-//! rank); an edge is only ever inserted after the settled time, so no domain's cursor is overtaken.
+//! Owns every edge that some domain has not passed yet. Invariant: the queue is sorted by (time, kind), whatever the
+//! order of the messages. An edge is only inserted after the settled time, so never before a domain's position.
 
-/// What happens to a span at an instant. The order is the order in which edges of one instant apply.
+/// The kind of an edge. Edges of one instant apply in the order of the variants.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum EdgeKind {
     Open,
@@ -12,47 +12,47 @@ pub(crate) enum EdgeKind {
     Close,
 }
 
-/// An edge of a span. What holds for all domains alike is filled in once, by the pre-pass: `weight_before`,
-/// `share_fraction`, `weight_edge`, `has_history`, and an empty scope for an edge without effect.
+/// An edge of a span. The pre-pass fills in what is the same for all domains: `weight_before`, `share_fraction`,
+/// `weight_edge`, `has_history`, and an empty scope for an edge without effect.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Edge {
     pub at_ns: u64,
-    /// The domains of the span, so that the others pass without looking.
+    /// The span's domains, one bit each; the other domains skip the edge.
     pub scope: u64,
-    /// What the span weighs before and after the edge, 2^-16; nothing before its opening and after its close.
+    /// The span's weight before and after the edge, 2^-16; 0 before its opening and after its close.
     pub weight_before: u64,
     pub weight_after: u64,
-    /// The part of all open weight that comes or goes, 2^-63: of the weight after an opening, before a close.
+    /// The span's fraction of the total weight, 2^-63: before a close, after any other edge.
     pub share_fraction: u64,
-    /// The index of the span's latest edge before this one at which its weight was set: opening or change.
+    /// The index of the span's latest opening or weight edge before this one.
     pub weight_edge: u64,
     pub slot: u32,
-    /// Of the slot's generation, the low half: an edge stamped after its span's close may outlive the span.
+    /// The low half of the slot's generation: an edge after its span's close may outlive the span.
     pub generation: u16,
     pub kind: EdgeKind,
     /// Whether the span has phases or changes of weight.
     pub has_history: bool,
 }
 
-/// The edges of one instant, once the pre-pass has passed them: they apply together, and nearly always to all domains.
+/// The edges of one instant, after their pre-pass. They apply together, and nearly always to all domains.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct EdgeInstant {
     pub at_ns: u64,
     /// The indices of its edges: from `first_edge` up to `end_edge`.
     pub first_edge: u64,
     pub end_edge: u64,
-    /// The domains of at least one of its spans, and those of all.
+    /// The domains of at least one of its spans, and the domains of all of them.
     pub any_scope: u64,
     pub all_scope: u64,
-    /// What it adds to the open weight, wrapping.
+    /// The change of the total weight, wrapping.
     pub weight_change: u64,
-    /// The open weight of all spans after it, and its inverse: right for every domain that all spans use.
+    /// The total weight of all spans after the instant, and its inverse: valid for a domain that all spans use.
     pub total_weight: u64,
     pub inverse_weight: u64,
 }
 
 impl EdgeInstant {
-    /// One more of its edges.
+    /// Adds an edge.
     #[inline]
     pub(crate) fn add_edge(&mut self, edge: &Edge) {
         self.end_edge += 1;
@@ -66,11 +66,11 @@ impl EdgeInstant {
     }
 }
 
-/// A list addressed by an index that grows for ever, forgotten from the front.
+/// A queue whose items keep their index for ever, while items are dropped from the front.
 #[derive(Debug)]
 pub(crate) struct IndexedQueue<T> {
     items: Vec<T>,
-    /// How many at the front of `items` are forgotten already.
+    /// How many items at the front of `items` are dropped already.
     dropped: usize,
     first_index: u64,
 }
@@ -93,13 +93,13 @@ impl<T> IndexedQueue<T> {
         self.first_index + self.len() as u64
     }
 
-    /// Everything from `index` on, in order.
+    /// The items from `index` on, in order.
     #[inline]
     pub(crate) fn items_from(&self, index: u64) -> &[T] {
         self.items.get(self.position(index)..).unwrap_or_default()
     }
 
-    /// The same, to note what is known once the pre-pass has passed.
+    /// The items from `index` on, mutable for the pre-pass.
     #[inline]
     pub(crate) fn items_from_mut(&mut self, index: u64) -> &mut [T] {
         let position = self.position(index);
@@ -111,8 +111,8 @@ impl<T> IndexedQueue<T> {
         self.items.push(item);
     }
 
-    /// Forgets everything before `index`. Moves memory only when most of it is forgotten, so that an item is moved
-    /// about once in its life.
+    /// Drops the items before `index`. Moves memory only when at least half of it is dropped, so an item is moved about
+    /// once.
     pub(crate) fn drop_before(&mut self, index: u64) {
         let dropped = usize::try_from(index.saturating_sub(self.first_index)).unwrap_or(0).min(self.len());
         self.dropped += dropped;
@@ -136,18 +136,18 @@ impl<T> IndexedQueue<T> {
     }
 }
 
-/// The waiting edges.
+/// The pending edges.
 #[derive(Debug, Default)]
 pub(crate) struct EdgeQueue {
     pub edges: IndexedQueue<Edge>,
-    /// Of the edges that the pre-pass has passed.
+    /// The instants of the edges that the pre-pass has visited.
     pub instants: IndexedQueue<EdgeInstant>,
-    /// The index one after the last edge that changes a weight or begins a phase.
+    /// The index one after the last weight or phase edge.
     pub history_end: u64,
 }
 
 impl EdgeQueue {
-    /// Puts an edge in its place: at the end where messages come in order, which is nearly always.
+    /// Inserts an edge. Messages are nearly always in order, so nearly always at the end.
     #[inline]
     pub(crate) fn insert(&mut self, edge: Edge) {
         let rank = |edge: &Edge| (edge.at_ns, edge.kind);
@@ -167,19 +167,19 @@ impl EdgeQueue {
         items.insert(*dropped + position, edge);
     }
 
-    /// One more than the highest slot of a waiting edge.
+    /// One more than the highest slot of a pending edge.
     pub(crate) fn slot_limit(&self) -> usize {
         let pending = self.edges.items_from(self.edges.first_index).iter();
         pending.map(|edge| edge.slot as usize + 1).max().unwrap_or(0)
     }
 
-    /// Gives memory back that many edges took.
+    /// Frees memory that many edges used.
     pub(crate) fn shrink(&mut self) {
         self.edges.shrink();
         self.instants.shrink();
     }
 
-    /// Forgets the instants before `index`, and their edges.
+    /// Drops the instants before `index`, and their edges.
     pub(crate) fn drop_before(&mut self, index: u64, pre_pass_edge: u64) {
         let first_edge =
             self.instants.items_from(index).first().map_or(pre_pass_edge, |instant| instant.first_edge);
@@ -188,8 +188,7 @@ impl EdgeQueue {
     }
 }
 
-/// How many edges at the front of a list share its first instant, and when that is; `None` where it is not before
-/// `limit_ns`.
+/// The first instant of a list of edges, and the number of edges at it. `None`: it is not before `limit_ns`.
 #[inline]
 pub(crate) fn first_instant(edges: &[Edge], limit_ns: u64) -> Option<(u64, usize)> {
     let at_ns = edges.first()?.at_ns;

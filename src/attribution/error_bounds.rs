@@ -1,17 +1,16 @@
-//! The guaranteed error: what the true share can be, given where the counter is known to have been.
+//! The guaranteed error of a share, from the bounds that the counter's updates set on the true energy.
 //!
-//! A share is S = ∫ f dE with f = w/W between the span's edges and 0 outside. Our figure Ŝ uses the interpolated Ê.
-//! Summing by parts, S − Ŝ = −Σ (E − Ê)(τ)·Δf(τ) over all instants τ at which f jumps: the span's own edges and the
-//! edges of every other span in between. E never decreases, so at each τ it lies between what the counter showed
-//! before and what it showed next; that bound limits |E − Ê|. Edges between the same two updates form a *group*: of
-//! a group's jumps the sum is also at most (U − L)·(max f − min f), because E can only climb from L to U once.
-//! Invariant: every figure rounds up. Owns no time and no span.
+//! A share is S = ∫ f dE with f = w/W between the span's edges and 0 outside. The computed Ŝ uses the interpolated Ê.
+//! Summation by parts gives S − Ŝ = −Σ (E − Ê)(τ)·Δf(τ) over all instants τ at which f jumps: the span's own edges and
+//! the edges of every other span between them. E never decreases, so at each τ it lies between the counter's values
+//! before and after τ; this bounds |E − Ê|. Edges between the same two updates form a *group*. The sum over a group's
+//! jumps is also at most (U − L)·(max f − min f), because E rises from L to U only once. Invariant: every error rounds
+//! up.
 
-use super::span_domain_state::{ERROR_FRACTION_BITS, UNBOUNDED_ERROR};
-use super::virtual_energy::ENERGY_FRACTION_BITS;
+use super::units::{ERROR_FRACTION_BITS, UNBOUNDED_ERROR, wrapping_error_units};
 
-/// A counter update as a bound on the cumulative energy. Energies here are in error units, wrapping: only differences
-/// mean anything.
+/// A counter update as a bound on the cumulative energy. The energies in this file are in error units and wrap: only
+/// their differences are meaningful.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct BoundPoint {
     pub early_ns: u64,
@@ -25,13 +24,7 @@ impl BoundPoint {
     }
 }
 
-/// A cumulative energy in error units, wrapping, rounded down.
-#[inline]
-pub(crate) fn wrapping_error_units(energy: u128) -> u64 {
-    (energy >> (ENERGY_FRACTION_BITS - ERROR_FRACTION_BITS)) as u64
-}
-
-/// How far the truth can be below and above the estimate at an instant, error units.
+/// The largest differences by which the true energy can be below and above the estimate at an instant, error units.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Bound {
     pub estimate: u64,
@@ -40,40 +33,40 @@ pub(crate) struct Bound {
 }
 
 impl Bound {
-    /// The larger of the two.
+    /// The larger of `below` and `above`.
     #[inline]
     pub(crate) fn uncertainty(self) -> u64 {
         self.below.max(self.above).min(UNBOUNDED_ERROR)
     }
 }
 
-/// Between which energies the truth can lie at an instant.
+/// The lower and upper bound of the true cumulative energy at any instant.
 #[derive(Debug, Default)]
 pub(crate) struct ErrorBounds {
     points: Vec<BoundPoint>,
     quantum: u64,
-    /// The domain's maximum power, error units·2^-16 per nanosecond, rounded up; 0: not known.
+    /// The domain's maximum power, error units·2^-16 per nanosecond, rounded up; 0: unknown.
     max_power: u64,
     cached: CachedBounds,
 }
 
-/// The bounds over a stretch of time in which none of them begins to count: worked out once for the many edges
-/// that lie in it. Unknown bounds are at `UNBOUNDED_DISTANCE`.
+/// The bounds for a time in which the set of applicable points does not change, computed once for the many edges in it.
+/// Unknown bounds are at `UNBOUNDED_DISTANCE`.
 #[derive(Debug, Clone, Copy, Default)]
 struct CachedBounds {
-    /// The stretch ends before this instant.
+    /// The end of that time, exclusive.
     valid_until_ns: u64,
-    /// The truth has reached this.
+    /// The true energy is at least this.
     lower: u64,
-    /// It cannot be further below this than the maximum power makes up for until then.
+    /// (energy, instant): the true energy is at least this energy less maximum power × the time until the instant.
     lower_slope: (u64, u64),
-    /// It has not passed this,
+    /// The true energy is at most this.
     upper: u64,
-    /// and cannot be further above this than the maximum power has made since then.
+    /// (energy, instant): the true energy is at most this energy plus maximum power × the time since the instant.
     upper_slope: (u64, u64),
 }
 
-/// Farther than any known bound: where nothing is known.
+/// The distance of an unknown bound, larger than that of any known one.
 const UNBOUNDED_DISTANCE: u64 = UNBOUNDED_ERROR >> 1;
 
 impl ErrorBounds {
@@ -89,7 +82,7 @@ impl ErrorBounds {
         }
     }
 
-    /// A new counter update; after a gap everything before it means nothing.
+    /// Adds a counter update. A gap invalidates all points before it.
     pub(crate) fn add_point(&mut self, point: BoundPoint, after_gap: bool) {
         if after_gap {
             self.points.clear();
@@ -98,14 +91,14 @@ impl ErrorBounds {
         self.cached = CachedBounds::default();
     }
 
-    /// Forgets points that no instant from `position_ns` on needs.
+    /// Drops the points that no instant from `position_ns` on needs.
     pub(crate) fn drop_before(&mut self, position_ns: u64) {
         while self.points.get(1).is_some_and(|next| next.late_ns <= position_ns) {
             self.points.remove(0);
         }
     }
 
-    /// The most energy that can be used in this time.
+    /// The largest energy that is possible in this time, error units.
     #[inline]
     fn max_energy_in(&self, duration_ns: u64) -> i64 {
         self.max_power
@@ -113,20 +106,20 @@ impl ErrorBounds {
             .map_or((UNBOUNDED_ERROR >> 2) as i64, |energy| (energy >> 16) as i64 + 1)
     }
 
-    /// The same, in error units, where the maximum power is known.
+    /// Like [`Self::max_energy_in`]; `None` where the maximum power is unknown.
     pub(crate) fn known_max_energy_in(&self, duration_ns: u64) -> Option<u64> {
         (self.max_power != 0).then(|| self.max_energy_in(duration_ns) as u64)
     }
 
-    /// How far the truth can be from the estimate at `at_ns`. The last point must be the first whose `early_ns`
-    /// is not before `at_ns`, and `at_ns` not before that of the last call since the last point.
+    /// The bounds at `at_ns`, relative to `estimate`. The last point must be the first whose `early_ns` is not before
+    /// `at_ns`. Between two new points, `at_ns` must not decrease from call to call.
     #[inline]
     pub(crate) fn bound_at(&mut self, at_ns: u64, estimate: u64) -> Bound {
         if at_ns >= self.cached.valid_until_ns {
             self.cached = self.bounds_from(at_ns, estimate);
         }
         let CachedBounds { lower, lower_slope, upper, upper_slope, .. } = self.cached;
-        // One error unit for rounding the estimate and the points down.
+        // One error unit covers rounding the estimate and the points down.
         let over = |energy: u64| estimate.wrapping_sub(energy) as i64 + 1;
         let under = |energy: u64| energy.wrapping_sub(estimate) as i64 + 1;
         let below =
@@ -136,7 +129,7 @@ impl ErrorBounds {
         Bound { estimate, below: below.max(0) as u64, above: above.max(0) as u64 }
     }
 
-    /// The bounds from `at_ns` on.
+    /// Computes the bounds from `at_ns` on.
     #[cold]
     fn bounds_from(&self, at_ns: u64, estimate: u64) -> CachedBounds {
         let (lowest, highest) =
@@ -144,7 +137,7 @@ impl ErrorBounds {
         let reached = self.points.iter().rposition(|point| point.late_ns <= at_ns);
         let ahead = self.points.get(reached.map_or(0, |index| index + 1)..).unwrap_or_default();
         let known = self.max_power != 0;
-        // All slopes are equally steep, so the one that says most here says most all along, but for one error unit.
+        // All slopes are the same, so the tightest one here is the tightest for the whole time, up to one error unit.
         let steepest = ahead.iter().filter(|_| known).min_by_key(|point| {
             estimate.wrapping_sub(point.energy) as i64 + self.max_energy_in(point.late_ns - at_ns)
         });
@@ -159,13 +152,13 @@ impl ErrorBounds {
         }
     }
 
-    /// The counter shows less than a quantum too little.
+    /// The counter is less than one quantum below the true energy.
     fn upper_energy(&self, point: &BoundPoint) -> u64 {
         point.energy.wrapping_add(self.quantum)
     }
 }
 
-/// The accumulated error of one group of edges: how far it can shift the share of a span that was open throughout, per
+/// The accumulated error of one group of edges: the error of the share of a span that is open throughout the group, per
 /// unit of weight, in error units · 2^52.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct EdgeGroup {
@@ -177,7 +170,7 @@ pub(crate) struct EdgeGroup {
 }
 
 impl EdgeGroup {
-    /// A group that begins while `inverse` = 1/W; its first edge lies in `bound`.
+    /// Starts a group where 1/W is `inverse` and the bound of the first edge is `bound`.
     pub(crate) fn begin(inverse: u64, bound: Bound) -> Self {
         let min_inverse = if inverse == 0 { u64::MAX } else { inverse };
         let (lower, upper) =
@@ -185,7 +178,7 @@ impl EdgeGroup {
         Self { edge_errors: 0, min_inverse, max_inverse: inverse, lower, upper }
     }
 
-    /// At an instant where the truth lies in `bound`, 1/W jumps.
+    /// Adds an instant with this bound, at which 1/W changes from `before` to `after`.
     #[inline]
     pub(crate) fn add_edge(&mut self, bound: Bound, before: u64, after: u64) {
         self.upper = bound.estimate.wrapping_add(bound.above);
@@ -201,12 +194,12 @@ impl EdgeGroup {
         self.max_inverse = self.max_inverse.max(after);
     }
 
-    /// How far the truth can move between the group's first and last edge, error units.
+    /// The largest possible rise of the true energy between the group's first and last edge, error units.
     fn energy_range(&self) -> u64 {
         self.upper.wrapping_sub(self.lower)
     }
 
-    /// The group's accumulated error; `drift` error units are the source's own uncertainty of the step.
+    /// The group's accumulated error; `drift` is the source's own uncertainty of the step, error units.
     pub(crate) fn accumulated_error(&self, drift: u64) -> u128 {
         let range = self.max_inverse.saturating_sub(self.min_inverse) + 1;
         let range_error = (u128::from(range) * u128::from(self.energy_range())) >> 11;
@@ -215,7 +208,7 @@ impl EdgeGroup {
         self.edge_errors.min(range_error + 1) + drift_error
     }
 
-    /// The most that a span of this weight can be wrong by within the group, whatever happens in it.
+    /// The upper limit of the error of a span of this weight within the group.
     #[inline]
     pub(crate) fn max_error(&self, weight: u64, drift: u64) -> u64 {
         let max_energy = self.energy_range().saturating_add(drift).saturating_add(drift).min(UNBOUNDED_ERROR);
@@ -223,13 +216,13 @@ impl EdgeGroup {
     }
 }
 
-/// `min(1, weight · inverse)` in 2^-63, rounded up; 0 where there is no weight.
+/// `min(1, weight · inverse)` in 2^-63, rounded up; 0 where `inverse` is 0.
 #[inline]
 pub(crate) fn share_fraction(weight: u64, inverse: u64) -> u64 {
     if inverse == 0 {
         return 0;
     }
-    // 1/W was rounded down: one unit of the 2^-63 for each unit of weight makes up for it.
+    // 1/W was rounded down: one unit of 2^-63 for each unit of weight compensates for it.
     weight.checked_mul(inverse).map_or(1 << 63, |product| product.saturating_add(weight).min(1 << 63))
 }
 
@@ -242,20 +235,8 @@ pub(crate) fn scale_error(error: u64, fraction: u64) -> u64 {
 /// Accumulated error times weight, in error units, rounded up.
 #[inline]
 pub(crate) fn weighted_error(accumulated: u128, weight: u64) -> u64 {
-    // Error units·2^12 per unit, as span states store it: what is cut off makes the unit.
+    // Error units·2^12 per unit of weight, as span states store it; the last term rounds up.
     let stored = (accumulated >> 40).min(u128::from(u64::MAX - 1)) as u64 + u64::from(accumulated != 0);
     let error = (u128::from(stored) * u128::from(weight)) >> 12;
     error.min(u128::from(UNBOUNDED_ERROR - 1)) as u64 + u64::from(stored != 0)
-}
-
-/// Energy units as error units, rounded up.
-#[inline]
-pub(crate) fn error_units(energy: u128) -> u64 {
-    let shift = ENERGY_FRACTION_BITS - ERROR_FRACTION_BITS;
-    ((energy + ((1 << shift) - 1)) >> shift).min(u128::from(UNBOUNDED_ERROR - 1)) as u64
-}
-
-/// Error units as whole microjoules, rounded up; `None` where no guarantee can be given.
-pub(crate) fn guaranteed_uj(error: u64) -> Option<u64> {
-    (error < UNBOUNDED_ERROR >> 2).then(|| error.div_ceil(1 << ERROR_FRACTION_BITS) + 1)
 }

@@ -1,30 +1,26 @@
 //! Estimates of the memory that a span takes, for quotas.
 //!
-//! Owns what an allocation, an attribute, a phase and a history of weights are taken to cost. Sizes of types are the
-//! compiler's; the rest is that of glibc's allocator on 64 bits and of the standard library's B-tree, rounded up. Small
-//! tables that double as they grow are counted as twice as large; of large ones the unused half is never touched.
-//! Arithmetic only: nothing is measured, nothing is walked but attributes.
+//! The sizes of types are the compiler's. The other sizes are those of glibc's allocator on 64 bits and of the standard
+//! library's B-tree, rounded up. A small table that doubles as it grows counts twice; the unused half of a large one is
+//! never touched. Only arithmetic: nothing is measured.
 
 use std::collections::BTreeMap;
 
 use super::account::{Account, Phase, Share};
 use super::edge_queue::{Edge, EdgeInstant};
-use super::process_share::ProcessShare;
-use super::span::{
-    MAX_WEIGHT_INTERVALS, PhaseBoundary, Span, SpanDomainHistory, SpanHistory, WeightInterval,
-};
-use super::span_domain_state::SpanDomainState;
+use super::span::{PhaseBoundary, Span, SpanDomainHistory, SpanDomainState, SpanHistory};
+use super::weight_history::{MAX_WEIGHT_INTERVALS, ProcessShare, WeightInterval};
 
-/// A chunk of malloc has a header of 8 bytes and is a multiple of 16; none is smaller than 32.
+/// A malloc chunk has a header of 8 bytes; its size is a multiple of 16 and at least 32.
 const CHUNK_HEADER_BYTES: usize = 8;
 const MIN_CHUNK_BYTES: usize = 32;
 
-/// A leaf of a B-tree map of texts: 11 keys and values, a parent and counts. Leaves split in half, so that as few as
-/// five pairs fill one; an inner node comes with about every sixth.
+/// A leaf of a B-tree map of strings: 11 keys and values, a parent and counts. Leaves split in half, so a leaf has at
+/// least five pairs; there is an inner node for about every sixth leaf.
 const LEAF_BYTES: usize = allocation_bytes(11 * 2 * size_of::<String>() + 16) + 128;
 const MIN_PAIRS_PER_LEAF: usize = 5;
 
-/// What an allocation of this size takes; nothing where nothing is allocated.
+/// The memory of an allocation of this size; 0 for size 0.
 pub const fn allocation_bytes(bytes: usize) -> usize {
     if bytes == 0 {
         return 0;
@@ -33,7 +29,7 @@ pub const fn allocation_bytes(bytes: usize) -> usize {
     if chunk < MIN_CHUNK_BYTES { MIN_CHUNK_BYTES } else { chunk }
 }
 
-/// What attributes take.
+/// The memory of a map of attributes.
 pub fn attributes_bytes(attributes: &BTreeMap<String, String>) -> usize {
     let texts: usize = attributes
         .iter()
@@ -42,7 +38,7 @@ pub fn attributes_bytes(attributes: &BTreeMap<String, String>) -> usize {
     attributes.len().div_ceil(MIN_PAIRS_PER_LEAF) * LEAF_BYTES + texts
 }
 
-/// What an account takes that is remembered.
+/// The memory of an account that is kept.
 pub fn account_bytes(account: &Account) -> usize {
     let text = |text: &String| allocation_bytes(text.len());
     let domains = allocation_bytes(account.domains.capacity() * size_of::<Share>())
@@ -60,22 +56,22 @@ pub fn account_bytes(account: &Account) -> usize {
         + attributes_bytes(&account.attributes)
 }
 
-/// What spans take in an attributor over so many domains.
+/// The memory of a span in an attributor over a number of domains.
 #[derive(Debug, Clone, Copy)]
 pub struct Footprint {
     domains: usize,
 }
 
-/// An edge that waits for its counters, alone at its instant.
+/// A pending edge, alone at its instant.
 const EDGE_BYTES: usize = size_of::<Edge>() + size_of::<EdgeInstant>();
 
 impl Footprint {
-    /// Of an attributor over so many domains.
+    /// For an attributor over this number of domains.
     pub const fn new(domains: usize) -> Self {
         Self { domains }
     }
 
-    /// A span with these texts, its two edges included, or its account where that is larger.
+    /// A span with this ID and name and its two edges, or its account if that is larger.
     pub fn span_bytes(&self, span: &str, name: &str) -> usize {
         let slot = size_of::<Span>()
             + self.domains * size_of::<SpanDomainState>()
@@ -86,20 +82,20 @@ impl Footprint {
         held.max(settled) + allocation_bytes(span.len()) + allocation_bytes(name.len())
     }
 
-    /// What the first phase or change of weight adds.
+    /// The memory that the first phase or change of weight adds.
     pub fn history_bytes(&self) -> usize {
         allocation_bytes(size_of::<SpanHistory>())
             + allocation_bytes(self.domains * size_of::<SpanDomainHistory>())
     }
 
-    /// What each phase adds.
+    /// The memory that each phase adds.
     pub fn phase_bytes(&self, name: &str) -> usize {
         let held =
             2 * size_of::<(u64, String)>() + self.domains * 2 * size_of::<PhaseBoundary>() + EDGE_BYTES;
         held.max(size_of::<Phase>()) + allocation_bytes(name.len())
     }
 
-    /// What the first change of weight adds; the others wait for their counters, which has a limit of its own.
+    /// The memory that the first change of weight adds. The others add pending edges, which have their own limit.
     pub fn weight_history_bytes(&self) -> usize {
         allocation_bytes(MAX_WEIGHT_INTERVALS * size_of::<WeightInterval>())
             + allocation_bytes(self.domains * size_of::<Option<ProcessShare>>())
@@ -120,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn an_allocation_is_a_chunk_of_malloc() {
+    fn an_allocation_takes_a_whole_malloc_chunk() {
         assert_eq!([0, 1, 24, 25, 40, 41, 1000].map(allocation_bytes), [0, 32, 32, 48, 48, 64, 1008]);
     }
 

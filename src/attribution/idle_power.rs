@@ -1,13 +1,12 @@
-//! The idle power of a domain.
+//! The idle power of a domain: configured, or learned.
 //!
-//! Owns the idle power of one domain: configured, or a low quantile of the power over empty intervals (no span
-//! open), because other programs may have been busy in some of them. Never guesses: without an empty interval it is
-//! not known. What is learned applies from then on and changes no settled figure.
+//! The learned value is a low quantile of the power over empty intervals (no span open), because other programs may be
+//! busy in some of them. Without an empty interval it is unknown. A new value applies from then on and changes no
+//! settled account.
 
 const RECENT_INTERVALS: usize = 32;
 const MIN_INTERVAL_NS: u64 = 100_000_000;
 
-/// A domain's idle power.
 #[derive(Debug)]
 pub(crate) struct IdlePower {
     configured_mw: Option<u64>,
@@ -30,18 +29,17 @@ impl IdlePower {
         }
     }
 
-    /// Idle power, milliwatts.
     pub(crate) fn power_mw(&self) -> Option<u64> {
         self.configured_mw.or(self.learned_mw)
     }
 
-    /// Configures it anew; `None` goes back to what is learned, from now on where nothing was.
+    /// Sets the configured power; `None` returns to the learned power.
     pub(crate) fn configure(&mut self, configured_mw: Option<u64>) {
         self.configured_mw = configured_mw;
         self.reset_interval();
     }
 
-    /// A counter step during which no span was open.
+    /// Adds a counter step during which no span was open.
     pub(crate) fn add_empty_interval(&mut self, energy_uj: u64, duration_ns: u64) {
         if self.configured_mw.is_some() {
             return;
@@ -55,7 +53,7 @@ impl IdlePower {
         }
     }
 
-    /// A span was open, or no reading covers the time: what was gathered so far is not one empty interval.
+    /// Discards the current interval, because a span was open or no reading covers the time.
     pub(crate) fn reset_interval(&mut self) {
         (self.interval_uj, self.interval_ns) = (0, 0);
     }

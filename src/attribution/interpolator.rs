@@ -1,23 +1,60 @@
-//! The interpolant of a domain's energy over time: straight lines between the counter's updates.
+//! Interpolates a domain's energy over time: straight lines between the counter's updates.
 //!
-//! Owns the steps that are known, how far time has passed along them, and the domain's virtual energy clock, which they
-//! drive. Invariant: what has flowed at the end of a step is exactly the step's energy; time never goes back; no energy
-//! flows in a gap, whose time counts as unknown. Knows no span: weights come and go from outside.
+//! Owns the known steps, the position in them, and the domain's virtual energy clock, which they drive. Invariant: the
+//! energy at the end of a step is exactly the step's energy; the position never goes back; no energy flows in a gap,
+//! and its time counts as unknown. [`FastPath`] passes many instants inside one step in machine words.
 
 use std::collections::VecDeque;
 
-use super::edge_commit::EdgeSnapshot;
-use super::edge_queue::EdgeInstant;
-use super::fast_path::{FastPath, LineSegment};
-use super::span_domain_state::ClockSnapshot;
-use super::virtual_energy::{ENERGY_FRACTION_BITS, VirtualEnergy};
+use super::edge_queue::{Edge, EdgeInstant};
+use super::units::{ENERGY_FRACTION_BITS, ERROR_FRACTION_BITS, wrapping_error_units};
+use super::virtual_energy::{ClockSnapshot, VirtualEnergy, divide_u64, inverse_of, scale_u64};
+
+/// One instant of a group of edges, as the domain passed it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct EdgeSnapshot {
+    pub at_ns: u64,
+    /// The interpolated energy, error units.
+    pub estimate: u64,
+    pub clock: ClockSnapshot,
+    /// 1/W before and after the instant.
+    pub inverse_before: u64,
+    pub inverse_after: u64,
+    /// Whether W is the weight of all spans; then the edges' share fractions are valid.
+    pub is_total_weight: bool,
+    /// The largest difference between the true energy and the estimate, error units.
+    pub uncertainty: u64,
+    /// The parts of the source's own uncertainty of the step that can lie before and after this instant, error units.
+    pub drift: (u64, u64),
+    /// The remainder of the last division, error units: energy used before this instant that goes to spans after it.
+    pub remainder_error: u64,
+    /// The indices of its edges: from `first_edge` up to `end_edge`.
+    pub first_edge: u64,
+    pub end_edge: u64,
+}
+
+impl EdgeSnapshot {
+    /// The slice of the group's edges that belong to this instant.
+    #[inline]
+    pub(crate) fn edges_of<'a>(&self, first_edge: u64, edges: &'a [Edge]) -> &'a [Edge] {
+        &edges[(self.first_edge - first_edge) as usize..(self.end_edge - first_edge) as usize]
+    }
+}
+
+/// The remainder of a division in error units, rounded up.
+#[inline]
+pub(crate) fn remainder_error(remainder: u64) -> u64 {
+    // No overflow: the total open weight is below 2^60 units.
+    (remainder + ((1 << (ENERGY_FRACTION_BITS - ERROR_FRACTION_BITS)) - 1))
+        >> (ENERGY_FRACTION_BITS - ERROR_FRACTION_BITS)
+}
 
 /// The interpolation between two counter updates.
 #[derive(Debug, Clone, Copy, Default)]
 struct InterpolationStep {
     from_ns: u64,
     to_ns: u64,
-    /// Energy units: all of it, and what has flowed so far.
+    /// Energy units: the whole step, and the part up to the position.
     energy: u128,
     energy_so_far: u128,
     /// Energy units per nanosecond.
@@ -37,25 +74,25 @@ pub(crate) struct Interpolator {
 }
 
 impl Interpolator {
-    /// Everything before this instant is final.
+    /// The position: everything before this instant is final.
     #[inline]
     pub(crate) fn position_ns(&self) -> u64 {
         self.position_ns
     }
 
-    /// The clock at that instant.
+    /// The clock at the position.
     #[inline]
     pub(crate) fn snapshot(&self) -> ClockSnapshot {
         ClockSnapshot::of(&self.virtual_energy, self.unknown_ns)
     }
 
-    /// From now on this much of what flows is idle.
+    /// Sets the idle power for the time from the position on.
     pub(crate) fn set_idle_power(&mut self, power_mw: Option<u64>) {
         let power = power_mw.map_or(0, |mw| (u128::from(mw) << ENERGY_FRACTION_BITS) / 1_000_000);
         self.idle_power = u64::try_from(power).unwrap_or(u64::MAX);
     }
 
-    /// The next step is known: `energy` energy units between two instants, or a gap.
+    /// Adds the next step: `energy` energy units between two instants, or a gap.
     pub(crate) fn add_step(&mut self, from_ns: u64, to_ns: u64, energy: u128, gap: bool) {
         let power = energy.checked_div(u128::from(to_ns.saturating_sub(from_ns)));
         let power = power.map_or(0, |power| u64::try_from(power).unwrap_or(0));
@@ -69,7 +106,7 @@ impl Interpolator {
         });
     }
 
-    /// Lets energy flow up to `to_ns` along the steps.
+    /// Advances the position to `to_ns` along the steps.
     #[inline]
     pub(crate) fn advance(&mut self, to_ns: u64) {
         if to_ns >= self.step.to_ns {
@@ -80,14 +117,14 @@ impl Interpolator {
         }
     }
 
-    /// The same, to the end of a step at least.
+    /// Like [`Self::advance`], where `to_ns` is not inside the current step.
     #[cold]
     fn advance_across_steps(&mut self, to_ns: u64) {
         while self.position_ns < to_ns {
             if to_ns < self.step.to_ns {
                 return self.advance(to_ns);
             }
-            // A step of no time can still hold energy.
+            // A step of zero length can still have energy.
             self.add_energy_until(self.step.to_ns.max(self.position_ns), self.step.energy);
             if self.position_ns < to_ns {
                 let Some(step) = self.pending_steps.pop_front() else { return };
@@ -96,7 +133,7 @@ impl Interpolator {
         }
     }
 
-    /// Adds what is missing of the step's first `energy_so_far` energy units, up to `to_ns`.
+    /// Advances to `to_ns`, where the step's energy is `energy_so_far` energy units.
     #[inline]
     fn add_energy_until(&mut self, to_ns: u64, energy_so_far: u128) {
         let elapsed_ns = to_ns - self.position_ns;
@@ -110,8 +147,8 @@ impl Interpolator {
         self.position_ns = to_ns;
     }
 
-    /// Passes as many instants as lie inside this step and concern only spans that use this domain; notes a snapshot
-    /// for each and gives how many.
+    /// Passes the instants that lie inside this step and concern only spans that use this domain. Adds a snapshot for
+    /// each, and returns their number.
     pub(crate) fn advance_over_edges(
         &mut self,
         domain: usize,
@@ -144,5 +181,155 @@ impl Interpolator {
         self.step.energy_so_far = u128::from(fast_path.segment.energy_so_far);
         fast_path.finish(&mut self.virtual_energy);
         snapshots.len() - count_before
+    }
+}
+
+/// The straight line of one step, and the position on it.
+#[derive(Debug, Clone, Copy)]
+struct LineSegment {
+    pub from_ns: u64,
+    pub position_ns: u64,
+    /// Energy units since `from_ns`, less than 2^61.
+    pub energy_so_far: u64,
+    /// Energy units per nanosecond, total and idle.
+    pub power: u64,
+    pub idle_power: u64,
+}
+
+/// The energy since the fast path began: energy units, and energy units per unit of weight (`g`, `idle_g`).
+#[derive(Debug, Clone, Copy, Default)]
+struct EnergyTotals {
+    pub g: u64,
+    pub idle_g: u64,
+    pub attributed: u64,
+    pub unattributed: u64,
+}
+
+/// The fast path along one line segment, in machine words. Invariant: the result is bit for bit that of
+/// `VirtualEnergy::add_energy` and `set_total_weight` called instant by instant. A step too large for a word does not
+/// start one.
+#[derive(Debug)]
+struct FastPath {
+    pub segment: LineSegment,
+    /// The clock's energy at the start of the line.
+    base_energy: u128,
+    start_snapshot: ClockSnapshot,
+    start_idle_g: u128,
+    totals: EnergyTotals,
+    remainder: u64,
+    total_weight: u64,
+    inverse_weight: u64,
+}
+
+impl FastPath {
+    #[inline]
+    pub(crate) fn begin(segment: LineSegment, clock: &VirtualEnergy, unknown_ns: u64) -> Self {
+        Self {
+            segment,
+            base_energy: clock.measured - u128::from(segment.energy_so_far),
+            start_snapshot: ClockSnapshot::of(clock, unknown_ns),
+            start_idle_g: clock.idle_g,
+            totals: EnergyTotals::default(),
+            remainder: clock.remainder,
+            total_weight: clock.total_weight(),
+            inverse_weight: clock.inverse_weight(),
+        }
+    }
+
+    /// Advances the position to `at_ns`.
+    #[inline]
+    pub(crate) fn advance(&mut self, at_ns: u64) {
+        let segment = &mut self.segment;
+        let energy_so_far = segment.power * (at_ns - segment.from_ns);
+        let (energy, elapsed_ns) = (energy_so_far - segment.energy_so_far, at_ns - segment.position_ns);
+        (segment.energy_so_far, segment.position_ns) = (energy_so_far, at_ns);
+        if self.total_weight == 0 {
+            self.totals.unattributed += energy;
+        } else if energy != 0 {
+            let dividend = energy + self.remainder;
+            let (quotient, remainder) = divide_u64(dividend, self.total_weight, self.inverse_weight);
+            self.totals.g += quotient;
+            self.totals.attributed += dividend - remainder;
+            self.remainder = remainder;
+            if segment.idle_power != 0 {
+                self.totals.idle_g +=
+                    scale_u64(segment.idle_power.saturating_mul(elapsed_ns).min(energy), self.inverse_weight);
+            }
+        }
+    }
+
+    /// Applies the edges of an instant whose spans all use the domain.
+    #[inline]
+    pub(crate) fn apply_edges(&mut self, instant: &EdgeInstant) -> EdgeSnapshot {
+        let weight = self.total_weight.wrapping_add(instant.weight_change);
+        let dividend = weight == instant.total_weight;
+        let inverse_after = if dividend { instant.inverse_weight } else { inverse_of(weight) };
+        let measured = self.base_energy + u128::from(self.segment.energy_so_far);
+        let snapshot = EdgeSnapshot {
+            at_ns: instant.at_ns,
+            estimate: wrapping_error_units(measured),
+            clock: self.start_snapshot.advanced_by(
+                measured,
+                self.totals.g,
+                self.start_idle_g + u128::from(self.totals.idle_g),
+            ),
+            inverse_before: self.inverse_weight,
+            inverse_after,
+            is_total_weight: dividend,
+            uncertainty: 0,
+            drift: (0, 0),
+            remainder_error: remainder_error(self.remainder),
+            first_edge: instant.first_edge,
+            end_edge: instant.end_edge,
+        };
+        (self.total_weight, self.inverse_weight) = (weight, inverse_after);
+        snapshot
+    }
+
+    /// Adds the totals to the clock.
+    #[inline]
+    pub(crate) fn finish(self, clock: &mut VirtualEnergy) {
+        clock.measured = self.base_energy + u128::from(self.segment.energy_so_far);
+        clock.g += u128::from(self.totals.g);
+        clock.idle_g += u128::from(self.totals.idle_g);
+        clock.attributed += u128::from(self.totals.attributed);
+        clock.unattributed += u128::from(self.totals.unattributed);
+        clock.remainder = self.remainder;
+        clock.set_total_weight(self.total_weight, self.inverse_weight);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_fast_path_agrees_with_single_steps() {
+        let mut seed = 9_u64;
+        let mut roll = move |below: u64| {
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            (seed >> 20) % below
+        };
+        let (mut clock, mut reference) = (VirtualEnergy::default(), VirtualEnergy::default());
+        for _ in 0..300 {
+            let (power, idle_power, from_ns) = (roll(1 << 32), roll(2) * roll(1 << 32), roll(1 << 40));
+            let mut position_ns = from_ns;
+            let segment = LineSegment { from_ns, position_ns, energy_so_far: 0, power, idle_power };
+            let mut fast_path = FastPath::begin(segment, &clock, 0);
+            for _ in 0..roll(20) {
+                let at_ns = position_ns + roll(2) * roll(1 << 20);
+                let energy = u128::from(power) * u128::from(at_ns - position_ns);
+                reference.add_energy(energy, u128::from(idle_power) * u128::from(at_ns - position_ns));
+                fast_path.advance(at_ns);
+                let weight = roll(3) * (roll(1 << 40) + 1);
+                reference.set_total_weight(weight, inverse_of(weight));
+                (fast_path.total_weight, fast_path.inverse_weight) = (weight, inverse_of(weight));
+                position_ns = at_ns;
+            }
+            fast_path.finish(&mut clock);
+            assert_eq!(clock, reference);
+        }
+        assert!(clock.unattributed > 0 && clock.attributed > 0 && clock.idle_g > 0);
+        assert_eq!(clock.measured, clock.attributed + clock.unattributed + u128::from(clock.remainder));
     }
 }

@@ -1,17 +1,15 @@
-//! How energy lies within one step of a counter, by a power sensor.
+//! The distribution of energy within one step of a counter, from a power sensor.
 //!
-//! A counter that moves every 100 ms says how much was used in them, and a power sensor beside it says when. Owns the
-//! sensor's integral at the instants of its readings, and the points that it adds to the interpolant between two
-//! counter updates. Invariant: a shaped interpolant begins and ends where the straight one does and never falls, so
-//! that whatever the sensor says, the energy stays between the two counter updates, and every bound that rests on them
-//! holds. Bounded memory.
+//! A counter that moves every 100 ms gives the energy of that time; a power sensor shows when it was used. Owns the
+//! sensor's integral at its readings. Invariant: the shaped interpolant begins and ends where the straight one does and
+//! never falls. So for any sensor values the energy stays between the two counter updates, and all bounds hold.
 
 use std::collections::VecDeque;
 
-/// Points that are kept: many more than a counter's step has, so that only a counter that stands still fills them.
+/// The maximum number of points: far more than a counter's step has, reached only if the counter does not move.
 const MAX_SHAPE_POINTS: usize = 512;
 
-/// An instant, and the integral at it.
+/// An instant, and the integral at it, µJ.
 type ShapePoint = (u64, u64);
 
 /// The sensor's integral over the time that is not settled yet.
@@ -21,7 +19,7 @@ pub(crate) struct PowerShape {
 }
 
 impl PowerShape {
-    /// The integral showed this at this instant. One that fell, or came too late, begins anew.
+    /// Adds a value of the integral. A value or a time that went back discards all earlier points.
     pub(crate) fn add_point(&mut self, at_ns: u64, shape_uj: u64) {
         match self.points.back() {
             Some(&(last_ns, _)) if at_ns == last_ns => return,
@@ -34,9 +32,8 @@ impl PowerShape {
         self.points.push_back((at_ns, shape_uj));
     }
 
-    /// The points of an interpolant that rises by `rise` from one counter update to the next: instants strictly between
-    /// them, with how far it has risen by then. None where the sensor does not cover the whole step, or saw no power in
-    /// it.
+    /// The points of an interpolant that rises by `rise` between two counter updates: instants strictly between them,
+    /// with the rise so far. Empty if the sensor does not cover the whole step, or its power was 0 throughout.
     pub(crate) fn interpolation_points(
         &self,
         from_ns: u64,
@@ -51,11 +48,11 @@ impl PowerShape {
         let first = self.points.partition_point(|point| point.0 <= from_ns);
         let covered = if ends.is_some() { usize::MAX } else { 0 };
         let inside = self.points.range(first..).take(covered).take_while(move |point| point.0 < to_ns);
-        // At most 2^88 times 2^40: the integral over one step, cut to what makes the product fit.
+        // The product fits: at most 2^88 times 2^40, because `mul_div` limits the integral to 40 bits.
         inside.map(move |&(at_ns, uj)| (at_ns, mul_div(rise, scaled(uj).clamp(from, to) - from, to - from)))
     }
 
-    /// Forgets what lies before the last point at or before `position_ns`.
+    /// Drops the points before the last one at or before `position_ns`.
     pub(crate) fn drop_before(&mut self, position_ns: u64) {
         while self.points.get(1).is_some_and(|next| next.0 <= position_ns) {
             self.points.pop_front();
@@ -81,7 +78,7 @@ fn scaled(uj: u64) -> u128 {
 
 /// `rise · share / whole`, rounded down; `share` is at most `whole`.
 fn mul_div(rise: u128, share: u128, whole: u128) -> u128 {
-    // The integral over a step of a second at 10 kW has 42 bits in these units; beyond 40 the lowest say nothing.
+    // The integral over one second at 10 kW has 42 bits in these units; bits beyond the highest 40 have no effect.
     let shift = 128_u32.saturating_sub(whole.leading_zeros()).saturating_sub(40);
     rise * (share >> shift) / ((whole >> shift) + u128::from(shift > 0))
 }
@@ -104,10 +101,14 @@ mod tests {
 
     #[test]
     fn energy_follows_the_sensor() {
-        // Nothing until 40, all of it from there to 60, nothing after.
+        // No power until 40, all of the energy from 40 to 60, no power after.
         let shape = shape(&[(0, 5), (20, 5), (40, 5), (60, 105), (80, 105), (100, 105)]);
         assert_eq!(points(&shape, 0, 100, 1_000), [(20, 0), (40, 0), (60, 1_000), (80, 1_000)]);
-        assert_eq!(points(&shape, 50, 90, 1_000), [(60, 1_000), (80, 1_000)], "knots between two readings");
+        assert_eq!(
+            points(&shape, 50, 90, 1_000),
+            [(60, 1_000), (80, 1_000)],
+            "counter updates between two readings"
+        );
     }
 
     #[test]

@@ -1,48 +1,40 @@
-//! The process share: the part of a span's share that belongs to a process tree or control group, by its use (CPU time,
-//! GPU time).
+//! The process share: the part of a span's share that belongs to a process tree or control group, by CPU or GPU time.
 //!
-//! Owns, for each *basis* (a resource whose use is sampled for each subject: 0 is CPU time) its usage samples, and for
-//! each *subject* (a process with its descendants, a control group) and domain an accumulator `process_g` beside the
-//! domain's `g`: where `g` grows by dE/W, `process_g` grows by dE/W × used/total, with used and total constant between
-//! two samples. A span's part is its share × (process_g(close) − process_g(open)) / (g(close) − g(open)). Nothing
-//! happens when a span opens or closes; the figures are made when they are asked for. Invariant, in integers: for
-//! subjects that have nothing in common the parts of spans with the same edges, and a rest that is never negative, add
-//! up to the share. What was not sampled is unknown, which is not 0.
+//! A *basis* is a resource whose use is sampled for each subject (0: CPU time). A *subject* is a process with its
+//! descendants, or a control group. Each subject and domain has an accumulator `process_g` beside the domain's `g`:
+//! where `g` grows by dE/W, `process_g` grows by dE/W × used/total, with used and total constant between two samples.
+//! The process share is share × (process_g(close) − process_g(open)) / (g(close) − g(open)). Opening or closing a span
+//! does no work here; a share is computed for each account. Invariant, in integers: for disjoint subjects, the process
+//! shares of spans with the same edges and a rest that is never negative add up to the share. Time without a sample is
+//! unknown, not 0.
 //!
-//! That energy goes with time used is a model, whatever the domain's own grade: a vector loop and a wait for memory
-//! count alike, and so do a fast and a slow core.
+//! This is a model, whatever the domain's grade: it counts the same energy for each unit of time, for a vector loop and
+//! a wait for memory, a fast and a slow core.
 
 use std::collections::{HashMap, VecDeque};
 
+use crate::domain::Domain;
+
+use super::account::Account;
 use super::domain_timeline::DomainTimeline;
-use super::domain_tree::DomainTree;
 use super::request::{BasisUsageSample, SpanKey, Subject};
-use super::usage_history::{BasisUsageHistory, SubjectUsageHistory};
+use super::span::Span;
+use super::usage_history::{BasisUsageHistory, SubjectUsageHistory, mul_div};
+use super::weight_history::{ProcessPoint, ProcessShare};
 
 /// The basis of the CPU domains.
 pub const CPU_TIME: usize = 0;
 
-/// How far apart two rows of a domain are, at least.
+/// The minimum time between two rows of a domain.
 const ROW_INTERVAL_NS: u64 = 20_000_000;
-/// Rows kept of each domain; older edges of spans that are still open are kept in `opening_points`.
+/// The number of rows per domain. For older openings of open spans, see `opening_points`.
 const MAX_ROWS: usize = 256;
-/// Where a domain's clock, and with it a subject's, stood at some instant.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub(super) struct ProcessPoint {
-    pub(super) g: u128,
-    pub(super) process_g: u128,
-    /// How many times `process_g` was rounded down since the row before.
-    pub(super) roundings: u128,
-}
-
-/// What one domain gave a span up to some instant, and the part of its subject, both times a common factor.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct ProcessShare {
-    /// Where the clocks stood at that instant.
-    pub(super) point: ProcessPoint,
-    pub(super) numerator: u128,
-    pub(super) denominator: u128,
-}
+/// The maximum time of a span before the first or after the last sample of its subject: this time, or this fraction of
+/// the span, whichever is longer. The use in that time is taken as the same as in the sampled time.
+const MAX_UNSAMPLED_NS: u64 = 50_000_000;
+const MAX_UNSAMPLED_DIVISOR: u64 = 8;
+const NO_COVERING_SAMPLE: &str = "no usage sample covers the span";
+const NO_SPLIT_DOMAIN: &str = "no counted domain of the span is split by CPU time";
 
 #[derive(Debug, Clone, Copy)]
 struct VirtualEnergyRow {
@@ -50,17 +42,18 @@ struct VirtualEnergyRow {
     g: u128,
 }
 
-/// One domain that is split.
+/// A domain and the basis that splits it.
 #[derive(Debug, Default)]
-pub(super) struct SplitDomain {
-    pub(super) basis: Option<usize>,
+struct SplitDomain {
+    basis: Option<usize>,
     rows: VecDeque<VirtualEnergyRow>,
-    /// The number of the first row, and of the first that no subject's clock has reached, for lack of samples.
+    /// The number of the first row, and of the first row that the subjects' accumulators have not reached for lack of
+    /// samples.
     first_row: u64,
     next_row: u64,
 }
 
-/// One subject's clock in one domain, by row.
+/// One subject's `process_g` in one domain, by row.
 #[derive(Debug, Default)]
 struct ProcessRows {
     first_row: u64,
@@ -68,23 +61,23 @@ struct ProcessRows {
 }
 
 #[derive(Debug)]
-pub(super) struct SubjectEntry {
-    pub(super) subject: Subject,
+struct SubjectEntry {
+    subject: Subject,
     span_count: usize,
-    pub(super) usage: Vec<SubjectUsageHistory>,
+    usage: Vec<SubjectUsageHistory>,
     domain_rows: Vec<ProcessRows>,
 }
 
 /// All subjects and bases.
 #[derive(Debug)]
 pub(crate) struct ProcessShares {
-    pub(super) split_domains: Vec<SplitDomain>,
-    pub(super) bases: Vec<BasisUsageHistory>,
-    pub(super) subjects: Vec<Option<SubjectEntry>>,
+    split_domains: Vec<SplitDomain>,
+    bases: Vec<BasisUsageHistory>,
+    subjects: Vec<Option<SubjectEntry>>,
     subject_count: usize,
-    /// Where long spans opened, by domain.
-    pub(super) opening_points: HashMap<SpanKey, Vec<Option<ProcessPoint>>>,
-    pub(super) domain_tree: DomainTree,
+    /// The accumulators at the openings of long spans, by domain.
+    opening_points: HashMap<SpanKey, Vec<Option<ProcessPoint>>>,
+    domain_tree: DomainTree,
 }
 
 impl ProcessShares {
@@ -103,7 +96,7 @@ impl ProcessShares {
         }
     }
 
-    /// A domain was added after the others.
+    /// Adds the domains at the end that are new.
     pub(crate) fn add_domain(&mut self, timelines: &[DomainTimeline]) {
         let new = timelines.iter().skip(self.split_domains.len());
         self.split_domains.extend(
@@ -113,12 +106,12 @@ impl ProcessShares {
         self.update_domain_tree(timelines);
     }
 
-    /// Which domain lies in which changed.
+    /// Updates the parents of the domains.
     pub(crate) fn update_domain_tree(&mut self, timelines: &[DomainTimeline]) {
         self.domain_tree = DomainTree::of(timelines.iter().map(|timeline| &timeline.domain));
     }
 
-    /// From now on this domain is split by this basis.
+    /// Sets the basis that splits the domain from now on.
     pub(crate) fn set_basis(&mut self, domain: usize, basis: usize) {
         if let Some(split_domain) = self.split_domains.get_mut(domain) {
             split_domain.basis = Some(basis);
@@ -127,7 +120,7 @@ impl ProcessShares {
         }
     }
 
-    /// Adds a subject; gives its number, which is never 0.
+    /// Adds a subject and returns its number, which is never 0.
     pub(crate) fn add_subject(&mut self, subject: Subject, timelines: &[DomainTimeline]) -> u32 {
         let entry = SubjectEntry { subject, span_count: 0, usage: Vec::new(), domain_rows: Vec::new() };
         self.subject_count += 1;
@@ -137,10 +130,10 @@ impl ProcessShares {
         }
         self.subjects[index] = Some(entry);
         self.record_rows(timelines);
-        u32::try_from(index + 1).expect("subjects are few")
+        u32::try_from(index + 1).expect("fewer than 2^32 subjects")
     }
 
-    /// Removes a subject that no span refers to; returns whether it did.
+    /// Removes a subject that no span refers to. Returns whether it was removed.
     pub(crate) fn remove_subject(&mut self, subject: u32) -> bool {
         let Some(slot) = self.subjects.get_mut(subject_index(subject)) else { return false };
         if slot.as_ref().is_none_or(|entry| entry.span_count > 0) {
@@ -155,14 +148,14 @@ impl ProcessShares {
         true
     }
 
-    /// What is to be said where the subject's use is not known.
+    /// Sets the reason in accounts where the subject's use is unknown.
     pub(crate) fn set_unknown_reason(&mut self, subject: u32, reason: Option<String>) {
         if let Some(Some(entry)) = self.subjects.get_mut(subject_index(subject)) {
             entry.subject.reason = reason;
         }
     }
 
-    /// A span of this subject opens.
+    /// Counts a new span of the subject.
     #[inline]
     pub(crate) fn add_span(&mut self, subject: u32) {
         if let Some(Some(entry)) = self.subjects.get_mut(subject_index(subject)) {
@@ -170,7 +163,7 @@ impl ProcessShares {
         }
     }
 
-    /// A span of this subject is removed.
+    /// Removes a span of the subject.
     #[inline]
     pub(crate) fn remove_span(&mut self, subject: u32, key: SpanKey) {
         if let Some(Some(entry)) = self.subjects.get_mut(subject_index(subject)) {
@@ -181,22 +174,22 @@ impl ProcessShares {
         }
     }
 
-    /// Whether there is a subject of this number.
+    /// Whether a subject has this number.
     pub(crate) fn has_subject(&self, subject: u32) -> bool {
         matches!(self.subjects.get(subject_index(subject)), Some(Some(_)))
     }
 
-    /// Whether there is any subject.
+    /// Whether there are no subjects.
     pub(crate) fn is_empty(&self) -> bool {
         self.subject_count == 0
     }
 
-    /// Whether spans of the subject are open or unsettled.
+    /// Whether a span of the subject is open or unsettled.
     pub(crate) fn has_spans_of(&self, subject: u32) -> bool {
         matches!(self.subjects.get(subject_index(subject)), Some(Some(entry)) if entry.span_count > 0)
     }
 
-    /// What was used up to an instant.
+    /// Adds a sample of the use up to an instant.
     pub(crate) fn record_usage(&mut self, sample: &BasisUsageSample<'_>) {
         let Some(basis) = self.bases.get_mut(sample.basis) else { return };
         let mut sums = (0_u64, 0_u64);
@@ -215,8 +208,8 @@ impl ProcessShares {
         basis.add_sample(sample.at_ns, sample.total, sums.0.max(sums.1));
     }
 
-    /// The domains have settled further: notes where their clocks stand. Gives the instant before which spans' opening
-    /// points are to be recorded, where the oldest rows are about to be dropped.
+    /// Records the domains' clocks after they have settled further. Where a domain's rows are full, returns the domain
+    /// and an instant: the caller records the opening points of older spans, then drops the oldest rows.
     pub(crate) fn record_rows(&mut self, timelines: &[DomainTimeline]) -> Option<(usize, u64)> {
         if self.subject_count == 0 {
             return None;
@@ -238,7 +231,7 @@ impl ProcessShares {
         full
     }
 
-    /// Brings the subjects' clocks up to the last row that the samples cover.
+    /// Advances the subjects' accumulators to the last row that the samples cover.
     fn catch_up(&mut self, domain: usize, basis: usize) {
         let (split_domain, basis_usage) = (&mut self.split_domains[domain], &self.bases[basis]);
         let Some(covered_ns) = basis_usage.last_sample_ns() else { return };
@@ -278,7 +271,7 @@ impl ProcessShares {
         }
     }
 
-    /// Drops the older half of a domain's rows; what older spans need of them is in `opening_points`.
+    /// Drops the older half of a domain's rows; `opening_points` keeps those that older spans need.
     pub(crate) fn drop_oldest_rows(&mut self, domain: usize) {
         let split_domain = &mut self.split_domains[domain];
         split_domain.rows.drain(..MAX_ROWS / 2);
@@ -306,8 +299,8 @@ impl ProcessShares {
         }
     }
 
-    /// Up to which instant no later reading or sample moves a subject's clock in this domain.
-    pub(super) fn settled_ns(&self, domain: usize) -> u64 {
+    /// The instant up to which the subjects' accumulators in this domain are final.
+    fn settled_ns(&self, domain: usize) -> u64 {
         let split_domain = &self.split_domains[domain];
         let last = (split_domain.next_row - split_domain.first_row)
             .checked_sub(1)
@@ -315,9 +308,9 @@ impl ProcessShares {
         last.map_or(0, |row| row.at_ns)
     }
 
-    /// Where a domain's clock and a subject's stood at an instant that the rows, or the interpolant since the last one,
-    /// hold.
-    pub(super) fn point_at(
+    /// A domain's `g` and a subject's `process_g` at an instant that the rows or the interpolant since the last row
+    /// cover.
+    fn point_at(
         &self,
         domain: usize,
         subject: u32,
@@ -331,7 +324,7 @@ impl ProcessShares {
         let base = (split_domain.next_row - split_domain.first_row)
             .checked_sub(1)
             .map_or(0, |base| here.min(base as usize));
-        // Before its first row a subject's clock stood at 0: nothing had been sampled.
+        // Before a subject's first row its accumulator is 0: there was no sample.
         let row_number = split_domain.first_row + base as u64;
         let process_rows = entry.domain_rows.get(domain);
         let base_g = process_rows.and_then(|process_rows| {
@@ -356,14 +349,178 @@ impl ProcessShares {
         }
         Some(ProcessPoint { g, process_g, roundings })
     }
+
+    /// Records the accumulators at a long span's opening, before their row is dropped.
+    pub(crate) fn record_opening_point(
+        &mut self,
+        domain: usize,
+        key: SpanKey,
+        span: &Span,
+        timelines: &[DomainTimeline],
+    ) {
+        let known = self.opening_points.get(&key).and_then(|points| points.get(domain).copied().flatten());
+        if known.is_some() || !self.has_spans_of(span.subject) {
+            return;
+        }
+        let point = self.point_at(domain, span.subject, span.opened_ns, &timelines[domain]);
+        let points = self.opening_points.entry(key).or_insert_with(|| vec![None; self.split_domains.len()]);
+        points[domain] = point;
+    }
+
+    /// The subject's part of the span's share of one domain, as a numerator and a denominator.
+    fn process_fraction(
+        &self,
+        domain: usize,
+        span: &Span,
+        key: SpanKey,
+        timeline: &DomainTimeline,
+        end_ns: u64,
+    ) -> Option<(u128, u128)> {
+        let entry = self.subjects.get(subject_index(span.subject))?.as_ref()?;
+        let basis = self.split_domains[domain].basis?;
+        let (from_ns, to_ns) =
+            (span.opened_ns, end_ns.min(timeline.interpolator.position_ns()).max(span.opened_ns));
+        let usage = entry.usage.get(basis)?;
+        let (first_ns, last_ns) =
+            (usage.known_since_ns(from_ns, to_ns)?, self.bases[basis].last_sample_ns()?);
+        let lead_ns = MAX_UNSAMPLED_NS.max((to_ns - from_ns) / MAX_UNSAMPLED_DIVISOR);
+        let tail_ns = lead_ns.max(self.bases[basis].sampling_tolerance_ns());
+        if first_ns > from_ns.saturating_add(lead_ns) || to_ns > last_ns.saturating_add(tail_ns) {
+            return None;
+        }
+        let (begin_ns, end_ns) = (from_ns.max(first_ns), to_ns.min(last_ns));
+        if begin_ns >= end_ns {
+            // The whole span lies outside the samples: use the nearest one.
+            return self.bases[basis].nearest_fraction(usage, from_ns);
+        }
+        let mut process_share = match span.folded_share(domain) {
+            Some(folded) => folded,
+            None => ProcessShare {
+                point: self.opening_point(domain, span, key, timeline, begin_ns)?,
+                numerator: 0,
+                denominator: 0,
+            },
+        };
+        for (weight, until_ns) in span.weights(end_ns) {
+            let until_ns = until_ns.clamp(begin_ns, end_ns);
+            process_share.add(weight, self.point_at(domain, span.subject, until_ns, timeline)?);
+        }
+        let ProcessShare { numerator, denominator, .. } = process_share;
+        if denominator == 0 {
+            self.bases[basis].nearest_fraction(usage, from_ns)
+        } else {
+            Some((numerator, denominator))
+        }
+    }
+
+    /// The accumulators at the start of the span's process share.
+    fn opening_point(
+        &self,
+        domain: usize,
+        span: &Span,
+        key: SpanKey,
+        timeline: &DomainTimeline,
+        begin_ns: u64,
+    ) -> Option<ProcessPoint> {
+        let point = self.opening_points.get(&key).and_then(|points| points.get(domain).copied().flatten());
+        let point = point.filter(|_| begin_ns == span.opened_ns);
+        point.or_else(|| self.point_at(domain, span.subject, begin_ns, timeline))
+    }
+
+    /// Folds the span's weights up to the instant at which its subject's accumulators are final in every split domain.
+    /// Has no effect where the subject's use is unknown: the process share is absent then, and the intervals are
+    /// bounded.
+    pub(crate) fn fold_weights(&self, span: &mut Span, key: SpanKey, timelines: &[DomainTimeline]) {
+        let split = |timeline: &&DomainTimeline| {
+            (span.scope >> timeline.index()) & 1 == 1 && self.split_domains[timeline.index()].basis.is_some()
+        };
+        let split: Vec<&DomainTimeline> = timelines.iter().filter(split).collect();
+        let final_ns = split.iter().map(|timeline| self.settled_ns(timeline.index())).min().unwrap_or(0);
+        let (count, folded_to_ns) = span.weight_intervals_until(final_ns);
+        if count == 0 {
+            return;
+        }
+        let process_share = |timeline: &&DomainTimeline| {
+            let (domain, timeline) = (timeline.index(), *timeline);
+            let entry = self.subjects.get(subject_index(span.subject))?.as_ref()?;
+            let usage = entry.usage.get(self.split_domains[domain].basis?)?;
+            let known_ns = usage.known_since_ns(span.opened_ns, folded_to_ns)?;
+            let begin_ns = span.opened_ns.max(known_ns);
+            let mut process_share = match span.folded_share(domain) {
+                Some(folded) => folded,
+                None => ProcessShare {
+                    point: self.opening_point(domain, span, key, timeline, begin_ns)?,
+                    numerator: 0,
+                    denominator: 0,
+                },
+            };
+            for (weight, until_ns) in span.weights(folded_to_ns).take(count) {
+                let until_ns = until_ns.max(begin_ns);
+                process_share.add(weight, self.point_at(domain, span.subject, until_ns, timeline)?);
+            }
+            Some((domain, process_share))
+        };
+        let Some(process_shares) = split.iter().map(process_share).collect::<Option<Vec<_>>>() else {
+            return;
+        };
+        span.fold(count, process_shares, timelines.len());
+    }
+
+    /// Adds the process share of the span's subject to an account.
+    pub(crate) fn add_to_account(
+        &self,
+        account: &mut Account,
+        span: &Span,
+        key: SpanKey,
+        timelines: &[DomainTimeline],
+    ) {
+        let Some(Some(entry)) = self.subjects.get(subject_index(span.subject)) else { return };
+        account.process = entry.subject.process;
+        account.cgroup = entry.subject.cgroup.clone();
+        let end_ns = account.closed_ns.unwrap_or(u64::MAX);
+        let mut sum = Some(0_u64);
+        let mut any = false;
+        for (timeline, share) in
+            timelines.iter().filter(|timeline| span.uses(timeline.index())).zip(&mut account.domains)
+        {
+            let domain = timeline.index();
+            if self.split_domains[domain].basis.is_some() {
+                let fraction = self.process_fraction(domain, span, key, timeline, end_ns);
+                share.process_uj = share
+                    .share_uj
+                    .zip(fraction)
+                    .map(|(uj, (numerator, denominator))| mul_fraction(uj, numerator, denominator));
+            }
+            if self.is_outermost_split(domain, span) {
+                any = true;
+                sum = sum.zip(share.process_uj).map(|(sum, uj)| sum + uj);
+            }
+        }
+        account.process_uj = sum.filter(|_| any);
+        if account.process_uj.is_none() {
+            let default_reason = if any { NO_COVERING_SAMPLE } else { NO_SPLIT_DOMAIN };
+            account.process_reason =
+                Some(entry.subject.reason.clone().unwrap_or_else(|| default_reason.to_owned()));
+        }
+    }
+
+    /// Whether the domain is part of the sum: it is split by CPU time, it or an ancestor is in the host's total, and no
+    /// ancestor is split by CPU time.
+    fn is_outermost_split(&self, domain: usize, span: &Span) -> bool {
+        let used = |at: usize| (span.scope >> at) & 1 == 1;
+        let split = |at: usize| self.split_domains[at].basis == Some(CPU_TIME) && used(at);
+        let counted = |at: usize| (span.counted >> at) & 1 == 1;
+        let mut ancestors = self.domain_tree.ancestors(domain);
+        split(domain) && (counted(domain) || ancestors.clone().any(counted)) && !ancestors.any(split)
+    }
 }
 
-pub(super) fn subject_index(subject: u32) -> usize {
+fn subject_index(subject: u32) -> usize {
     (subject as usize).wrapping_sub(1)
 }
 
-/// What is split by CPU time: what CPUs draw, and the memory beside them, of whose traffic the kernel keeps no account
-/// by process. Not the graphics beside the cores, nor a whole board.
+/// CPU time splits the energy of CPUs and of their memory, whose traffic the kernel does not count by process. It does
+/// not split integrated graphics or a whole board.
 fn default_basis(timeline: &DomainTimeline) -> Option<usize> {
     use crate::domain::DomainKind::{Core, Cpu, Dram, Package};
     matches!(timeline.domain.kind, Package | Core | Dram | Cpu).then_some(CPU_TIME)
@@ -377,7 +534,29 @@ impl SplitDomain {
     }
 }
 
-/// `of × past / all`, rounded down.
-pub(super) fn mul_div(of: u128, past: u64, all: u64) -> u128 {
-    if past >= all { of } else { of.saturating_mul(u128::from(past)) / u128::from(all) }
+/// `uj × numerator / denominator`, rounded down.
+fn mul_fraction(uj: u64, numerator: u128, denominator: u128) -> u64 {
+    let shift = (128 - denominator.leading_zeros()).saturating_sub(63);
+    let (numerator, denominator) = (numerator >> shift, (denominator >> shift).max(1));
+    u64::try_from(u128::from(uj) * numerator / denominator).unwrap_or(u64::MAX).min(uj)
+}
+
+/// The parents of all domains, by index.
+#[derive(Debug, Default)]
+struct DomainTree {
+    parents: Vec<Option<usize>>,
+}
+
+impl DomainTree {
+    fn of<'a>(domains: impl Iterator<Item = &'a Domain> + Clone) -> Self {
+        let number = |name: &String| domains.clone().position(|domain| domain.name == *name);
+        Self { parents: domains.clone().map(|domain| domain.parent.as_ref().and_then(number)).collect() }
+    }
+
+    /// The domains that contain this one, the nearest first. Bounded by the number of domains, in case sources report a
+    /// cycle.
+    fn ancestors(&self, domain: usize) -> impl Iterator<Item = usize> + Clone + '_ {
+        let parent = |at: &usize| self.parents.get(*at).copied().flatten();
+        std::iter::successors(parent(&domain), parent).take(self.parents.len())
+    }
 }

@@ -1,24 +1,25 @@
 //! The attributor's settings, requests and errors.
 //!
-//! Owns no state. Times are nanoseconds of the monotonic clock.
+//! Times are nanoseconds of the monotonic clock.
 
 use std::collections::BTreeMap;
 
 /// Settings of the attributor.
 #[derive(Debug, Clone)]
 pub struct AttributionSettings {
-    /// How late a message may come without changing any account: time before `now - horizon_ns` is settled.
+    /// How late a message may come and still take effect at its own time: the time before `now - horizon_ns` is
+    /// settled.
     pub horizon_ns: u64,
-    /// A domain whose counter has not moved for this long (or ten of its intervals) no longer delays accounts:
-    /// the time counts as unknown.
+    /// A domain whose counter has not moved for this long, or for ten of its update intervals if that is longer, no
+    /// longer delays accounts: its time counts as unknown.
     pub counter_timeout_ns: u64,
-    /// Most spans open or unsettled at once, all users together.
+    /// The maximum number of unsettled spans, all users together.
     pub max_open_spans: usize,
-    /// Most edges (openings, closings, phases, weights) that may wait for their counters.
+    /// The maximum number of pending edges (openings, closings, phases, changes of weight).
     pub max_pending_edges: usize,
-    /// Most changes of weight of one span that may wait for their counters.
+    /// The maximum number of unsettled changes of weight of one span.
     pub max_pending_weight_changes: u64,
-    /// Configured idle power by domain name, milliwatts; the other domains learn theirs.
+    /// Configured idle power by domain name, milliwatts. The idle power of other domains is learned.
     pub idle_mw: BTreeMap<String, u64>,
 }
 
@@ -56,29 +57,28 @@ impl SpanKey {
 /// A span to open.
 #[derive(Debug, Clone)]
 pub struct NewSpan {
-    /// The span's id in the protocol.
+    /// The span's ID in the protocol.
     pub span_id: String,
-    /// What the client calls it.
+    /// The client's name for it.
     pub name: String,
-    /// What the client notes about it.
+    /// The client's attributes.
     pub attributes: BTreeMap<String, String>,
-    /// Its part of shared energy; 0, or between 1/65536 and 1e6.
+    /// Its weight: 0, or from 1/65536 to 1e6.
     pub weight: f64,
-    /// Indices of the domains it uses; `None`: all that are live.
+    /// The indices of its domains; `None`: all that are live or starting.
     pub domains: Option<Vec<usize>>,
     /// The opening that the client requested.
     pub at_ns: u64,
     /// The owner's user id.
     pub uid: u32,
-    /// Wall time of the opening.
+    /// The wall time of the opening.
     pub opened_unix_ns: u64,
-    /// The subject whose use of the domains is measured, as [`Attributor::add_subject`](super::Attributor::add_subject)
-    /// numbered it; 0: none.
+    /// The number of its subject, from [`Attributor::add_subject`](super::Attributor::add_subject); 0: none.
     pub subject: u32,
 }
 
 impl NewSpan {
-    /// A span of weight 1 over all live domains, with nothing noted about it.
+    /// A span of weight 1 over all live domains, without name, attributes or subject.
     pub fn new(span: impl Into<String>, at_ns: u64) -> Self {
         Self {
             span_id: span.into(),
@@ -101,65 +101,65 @@ pub struct Subject {
     pub process: Option<u32>,
     /// The control group's path.
     pub cgroup: Option<String>,
-    /// Why nothing is known of its use, where that is so.
+    /// The reason why its use is unknown; `None` if it is known.
     pub reason: Option<String>,
 }
 
-/// What one subject had used of a basis at the time of a sample, since any beginning.
+/// A subject's cumulative use of a basis at the time of a sample.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SubjectUsage {
     /// The subject's number.
     pub subject: u32,
-    /// How much, in the basis's unit; `None`: unknown.
+    /// The cumulative use, in the basis's unit; `None`: unknown.
     pub amount: Option<u64>,
-    /// Whether it has nothing in common with the other subjects that say so too.
+    /// Whether it has no process in common with the other disjoint subjects.
     pub disjoint: bool,
 }
 
-/// A sample of what was used of a basis so far.
+/// A sample of the cumulative use of a basis.
 #[derive(Debug, Clone, Copy)]
 pub struct BasisUsageSample<'a> {
-    /// When.
+    /// The time of the sample.
     pub at_ns: u64,
-    /// Of what: [`CPU_TIME`](super::CPU_TIME), or what [`Attributor::set_basis`](super::Attributor::set_basis) named.
+    /// The basis: [`CPU_TIME`](super::CPU_TIME), or one of [`Attributor::set_basis`](super::Attributor::set_basis).
     pub basis: usize,
-    /// By all, in the basis's unit; `None`: unknown.
+    /// The use by all processes, in the basis's unit; `None`: unknown.
     pub total: Option<u64>,
-    /// By each subject; one that is left out used nothing since the previous sample.
+    /// The use by each subject. A subject that is left out used nothing since the previous sample.
     pub subjects: &'a [SubjectUsage],
 }
 
 /// Why the attributor rejected a request.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum AttributionError {
-    /// Neither open nor closing.
+    /// The key belongs to no unsettled span.
     #[error("no such span")]
     NoSuchSpan,
-    /// It was closed before.
+    /// The span is closed.
     #[error("the span is already closed")]
     AlreadyClosed,
-    /// A time in the future, or a phase or closing before the span's opening.
+    /// An edge before the span's opening.
     #[error("the time lies outside {earliest_ns}..={latest_ns} ns")]
     InvalidTime {
-        /// The earliest that would have been taken.
+        /// The earliest valid time.
         earliest_ns: u64,
-        /// The latest.
+        /// The latest valid time.
         latest_ns: u64,
     },
-    /// A value that means nothing.
+    /// A value out of range.
     #[error("{field}: {reason}")]
     InvalidValue {
-        /// Which field.
+        /// The name of the field.
         field: &'static str,
-        /// What is wrong with it.
+        /// The reason, for the client.
         reason: String,
     },
-    /// Too much of something at once.
+    /// A limit is reached.
     #[error("the limit of {limit} {quota} is reached")]
     LimitReached {
-        /// What there is too much of.
+        /// What is limited.
         quota: &'static str,
-        /// The limit.
+        /// The maximum.
         limit: usize,
     },
 }

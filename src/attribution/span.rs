@@ -1,12 +1,17 @@
-//! An unsettled span, and its history of phases and changes of weight.
+//! The unsettled spans: a table of slots, each with a span and its state in each domain.
 //!
-//! Owns what does not depend on the domain; each domain keeps a `SpanDomainState` of it. Invariant: its generation
-//! distinguishes late edges of the slot's old span from those of the new.
+//! A [`Span`] holds what does not depend on the domain, a [`SpanDomainState`] the domain's clock at the span's edges.
+//! Invariants: a slot is reused only after every domain has passed its span's close; the generation distinguishes late
+//! edges of the slot's previous span from those of the current one.
 
 use std::collections::BTreeMap;
+use std::hint::black_box;
 
-use super::process_share::ProcessShare;
-use super::request::NewSpan;
+use super::edge_queue::{Edge, EdgeKind};
+use super::request::{NewSpan, SpanKey};
+use super::units::{ENERGY_FRACTION_BITS, UNBOUNDED_ERROR, whole_uj};
+use super::virtual_energy::{ClockSnapshot, ENERGY_SHIFT, IDLE_SHIFT};
+use super::weight_history::{FOLD_THRESHOLD, ProcessShare, WeightHistory};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) enum SlotState {
@@ -19,15 +24,15 @@ pub(crate) enum SlotState {
 /// A phase's boundary as one domain passed it.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct PhaseBoundary {
-    /// The span's share up to here, energy units.
+    /// The span's share up to the boundary, energy units.
     pub share: u128,
-    /// The error of the boundary, error units; until that is known, the most that the span weighs here.
+    /// The error of the boundary, error units. Before it is known: the span's largest weight at the boundary.
     pub edge_error: u64,
     /// The accumulated error before and after the boundary's group.
     pub accumulated_error: (u64, u64),
 }
 
-/// What one domain gathered for a span before its last change of weight.
+/// The sums of one domain for a span before its last change of weight: energy units, and the error in error units.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct SpanDomainHistory {
     pub share: u128,
@@ -35,97 +40,27 @@ pub(crate) struct SpanDomainHistory {
     pub error: u64,
     pub max_weight: u64,
     pub phase_boundaries: Vec<PhaseBoundary>,
-    /// How many of the boundaries are passed.
+    /// The number of boundaries that the domain has passed.
     pub passed_boundaries: usize,
-    /// Changes of weight that this domain has passed.
+    /// The number of changes of weight that the domain has passed.
     pub weight_changes: u64,
 }
 
-/// Time with one weight, or with several that follow each other quickly.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct WeightInterval {
-    pub until_ns: u64,
-    length_ns: u64,
-    /// The sum of weight × time.
-    weight_ns: u128,
-}
-
-impl WeightInterval {
-    fn add(&mut self, until_ns: u64, length_ns: u64, weight: u64) {
-        self.until_ns = until_ns;
-        self.length_ns += length_ns;
-        self.weight_ns += u128::from(weight) * u128::from(length_ns);
-    }
-
-    fn mean_weight(&self) -> u64 {
-        u64::try_from(self.weight_ns / u128::from(self.length_ns.max(1))).unwrap_or(u64::MAX)
-    }
-}
-
-/// What a span weighed until the pre-pass: only a process share needs it. Intervals that no later reading changes are
-/// folded into `folded`, so that the memory does not grow with the number of changes.
-#[derive(Debug, Default)]
-pub(crate) struct WeightHistory {
-    pub intervals: Vec<WeightInterval>,
-    /// By domain, the process share up to the first of the intervals; empty before anything is folded.
-    pub folded: Vec<Option<ProcessShare>>,
-    since_ns: u64,
-    weight: u64,
-}
-
-/// A process share resolves no shorter time: its rows are as far apart.
-const WEIGHT_INTERVAL_NS: u64 = 20_000_000;
-/// Intervals kept at most; beyond them the last one grows, and its weight is a mean.
-pub(crate) const MAX_WEIGHT_INTERVALS: usize = 64;
-/// From so many intervals on they are folded.
-const FOLD_THRESHOLD: usize = 16;
-
-impl WeightHistory {
-    /// At `at_ns` the weight became `weight`; it was `before` since the opening, or the last change.
-    fn record_change(&mut self, opened_ns: u64, at_ns: u64, before: u64, weight: u64) {
-        let since_ns = self.since_ns.max(opened_ns);
-        let length_ns = at_ns.saturating_sub(since_ns);
-        (self.since_ns, self.weight) = (at_ns, weight);
-        if length_ns == 0 {
-            return;
-        }
-        let full = self.intervals.len() >= MAX_WEIGHT_INTERVALS;
-        match self
-            .intervals
-            .last_mut()
-            .filter(|last| full || last.length_ns + length_ns <= WEIGHT_INTERVAL_NS)
-        {
-            Some(last) => last.add(at_ns, length_ns, before),
-            None => {
-                let mut interval = WeightInterval { until_ns: at_ns, length_ns: 0, weight_ns: 0 };
-                interval.add(at_ns, length_ns, before);
-                self.intervals.push(interval);
-            }
-        }
-    }
-
-    /// Each weight with the instant at which it ends; the last one ends at `end_ns`.
-    pub(crate) fn weights(&self, end_ns: u64) -> impl Iterator<Item = (u64, u64)> + '_ {
-        let intervals = self.intervals.iter().map(|interval| (interval.mean_weight(), interval.until_ns));
-        intervals.chain([(self.weight, end_ns)])
-    }
-}
-
-/// A span's history: phases and changes of weight; few spans have one.
+/// A span's phases and changes of weight. Few spans have a history.
 #[derive(Debug, Default)]
 pub(crate) struct SpanHistory {
-    /// Boundaries in the order of time, with the name of what begins there.
+    /// The begin and the name of each phase, in the order of time.
     pub phases: Vec<(u64, String)>,
     pub domains: Vec<SpanDomainHistory>,
     pub weight_history: WeightHistory,
-    /// Changes of weight so far.
+    /// The number of changes of weight so far.
     pub weight_changes: u64,
-    /// How far phases and changes of weight were moved from where the client asked, together.
+    /// The sum of the times by which its phase and weight edges were moved from the requested ones.
     pub moved_ns: u64,
 }
 
 impl SpanHistory {
-    /// Changes of weight that some domain of the scope has not passed.
+    /// The number of changes of weight that some domain of the scope has not passed.
     fn unsettled_weight_changes(&self, scope: u64) -> u64 {
         let used = self.domains.iter().enumerate().filter(|(domain, _)| (scope >> domain) & 1 == 1);
         let passed = used.map(|(_, domain_history)| domain_history.weight_changes).min();
@@ -133,16 +68,16 @@ impl SpanHistory {
     }
 }
 
-/// A span. What its close and its settling need comes first and fills one cache line.
+/// A span. The fields that its close and its settling need come first and fill one cache line.
 #[derive(Debug, Default)]
 #[repr(C, align(64))]
 pub(crate) struct Span {
     pub opened_ns: u64,
     pub closed_ns: u64,
-    /// How far its opening and closing were moved from where the client asked, together; the history has the other
-    /// edges.
+    /// The sum of the times by which its opening and closing were moved from the requested ones. The history has the
+    /// sum of the other edges.
     pub moved_ns: u64,
-    /// Domains it uses, one bit each.
+    /// The domains it uses, one bit each.
     pub scope: u64,
     /// The weight at the pre-pass, and the index of the edge that set it.
     pub pre_pass_weight: u64,
@@ -159,9 +94,9 @@ pub(crate) struct Span {
     pub uid: u32,
     /// The subject of its process share; 0: none.
     pub subject: u32,
-    /// Of its domains, those in the host's total.
+    /// The part of `scope` that is in the host's total.
     pub counted: u64,
-    /// Those that were left out of the total although they may be part of it.
+    /// The part of `scope` that is left out of the total but may belong to it.
     pub undecided: u64,
     /// The latest weight, 2^-16.
     pub weight: u64,
@@ -173,13 +108,18 @@ pub(crate) struct Span {
 }
 
 impl Span {
-    /// The opening that the client requested; only while the span is open.
+    /// The opening that the client requested. Valid only while the span is open.
     #[inline]
     pub(crate) fn requested_ns(&self) -> u64 {
         self.opened_ns - self.moved_ns
     }
 
-    /// A new span in this slot; field by field, for a whole new `Span` would be written twice.
+    #[inline]
+    pub(crate) fn uses(&self, domain: usize) -> bool {
+        (self.scope >> domain) & 1 == 1
+    }
+
+    /// Starts a new span in this slot. Assigns field by field, because a whole new `Span` would be written twice.
     #[inline]
     pub(crate) fn begin(&mut self, new_span: NewSpan, opened_ns: u64, weight: u64, scope: u64) {
         let NewSpan { span_id, name, attributes, at_ns, uid, opened_unix_ns, subject, .. } = new_span;
@@ -205,7 +145,7 @@ impl Span {
         }
     }
 
-    /// How far all of its edges were moved from where the client asked, together.
+    /// The sum of the times by which all of its edges were moved from the requested ones.
     pub(crate) fn total_moved_ns(&self) -> u64 {
         self.moved_ns + self.history.as_ref().map_or(0, |history| history.moved_ns)
     }
@@ -217,7 +157,7 @@ impl Span {
         })
     }
 
-    /// The pre-pass passes a change from the present weight to `weight`; whether the history is to be folded.
+    /// Records a change of weight at the pre-pass. Returns whether the history should be folded.
     #[cold]
     pub(crate) fn record_weight_change(&mut self, at_ns: u64, weight: u64) -> bool {
         let Some(history) = self.history.as_mut().filter(|_| self.subject != 0) else { return false };
@@ -225,19 +165,19 @@ impl Span {
         history.weight_history.intervals.len() >= FOLD_THRESHOLD
     }
 
-    /// How many of the weight history's intervals end by `at_ns`, and where the last of them ends.
+    /// The number of the weight history's intervals that end by `at_ns`, and the end of the last of them.
     pub(crate) fn weight_intervals_until(&self, at_ns: u64) -> (usize, u64) {
         let intervals = self.history.as_ref().map_or(&[][..], |history| &history.weight_history.intervals);
         let count = intervals.partition_point(|interval| interval.until_ns <= at_ns);
         (count, intervals[..count].last().map_or(0, |last| last.until_ns))
     }
 
-    /// What is folded of its weights for a domain.
+    /// The folded process share of a domain.
     pub(crate) fn folded_share(&self, domain: usize) -> Option<ProcessShare> {
         self.history.as_ref()?.weight_history.folded.get(domain).copied().flatten()
     }
 
-    /// The first `count` intervals are in these process shares now.
+    /// Replaces the first `count` intervals by these process shares, which contain them.
     pub(crate) fn fold(&mut self, count: usize, shares: Vec<(usize, ProcessShare)>, domains: usize) {
         let Some(history) = &mut self.history else { return };
         history.weight_history.intervals.drain(..count);
@@ -247,12 +187,12 @@ impl Span {
         }
     }
 
-    /// Whether its weight changed in time that is not folded yet.
+    /// Whether it has weight intervals that are not folded yet.
     pub(crate) fn has_weight_intervals(&self) -> bool {
         self.history.as_ref().is_some_and(|history| !history.weight_history.intervals.is_empty())
     }
 
-    /// Its weights up to the pre-pass, each with the instant at which it ends.
+    /// Its weights up to the pre-pass, each with the end of its time.
     pub(crate) fn weights(&self, end_ns: u64) -> impl Iterator<Item = (u64, u64)> + '_ {
         let changed = self.history.as_ref().filter(|history| history.weight_history.since_ns > 0);
         // A weight that never changed cancels out.
@@ -261,7 +201,7 @@ impl Span {
             .chain(changed.into_iter().flat_map(move |history| history.weight_history.weights(end_ns)))
     }
 
-    /// Frees what a span owns, once it is settled.
+    /// Frees what a settled span owns.
     #[inline]
     pub(crate) fn clear(&mut self) {
         self.slot_state = SlotState::Free;
@@ -272,7 +212,7 @@ impl Span {
         }
     }
 
-    /// The span's history, created when first needed.
+    /// The span's history, created on first use.
     pub(crate) fn history_mut(&mut self, domains: usize) -> &mut SpanHistory {
         self.has_history = true;
         self.history.get_or_insert_with(|| {
@@ -284,8 +224,8 @@ impl Span {
     }
 }
 
-/// Puts attributes in the place of others. Nearly all maps are empty and own nothing, but to drop one costs as much as
-/// an edge does: those are not dropped.
+/// Replaces attributes by others. Nearly all maps are empty and own nothing, but dropping one costs as much as an edge,
+/// so empty maps are forgotten.
 #[inline]
 pub(crate) fn replace_attributes(old: &mut BTreeMap<String, String>, new: BTreeMap<String, String>) {
     if old.is_empty() && new.is_empty() {
@@ -295,12 +235,330 @@ pub(crate) fn replace_attributes(old: &mut BTreeMap<String, String>, new: BTreeM
     }
 }
 
-/// Adds attributes to others, likewise.
+/// Adds attributes to others. Forgets an empty map, like [`replace_attributes`].
 #[inline]
 pub(crate) fn extend_attributes(old: &mut BTreeMap<String, String>, new: BTreeMap<String, String>) {
     if new.is_empty() {
         std::mem::forget(new);
     } else {
         old.extend(new);
+    }
+}
+
+const IDLE_UNKNOWN: u64 = u64::MAX;
+const ACCUMULATED_ERROR_SHIFT: u32 = 40;
+
+/// The progress of one domain with one span.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum SpanDomainStage {
+    Pending,
+    Open,
+    /// The state holds the final results.
+    Closed,
+}
+
+/// The state of one span in one domain: the clock's values from the opening to the close, then the results. One cache
+/// line, because every edge of a span accesses one state in each domain.
+#[derive(Debug, Clone, Copy, Default)]
+#[repr(align(64))]
+pub(crate) struct SpanDomainState {
+    /// Open: the clock's `g` at the opening or the last change of weight. Closed: the share, energy units.
+    pub g: u128,
+    /// Open: the energy at the opening, 2^-8 µJ, wrapping. Closed: the window, µJ.
+    pub energy: u64,
+    /// Open: the clock's idle part at that edge, 2^-20 µJ per unit. Closed: the idle part, µJ.
+    pub idle_g: u64,
+    /// Open: the domain's unknown time at the opening. Closed: the span's.
+    pub unknown_ns: u64,
+    /// Open: the domain's accumulated error after that edge's group, error units·2^12 per unit of weight, wrapping.
+    /// Closed: the span's error, error units.
+    pub accumulated_error: u64,
+    /// The error of the latest edge's group, error units.
+    pub edge_error: u64,
+    /// The weight from that edge on (at most 37 bits), shifted left by 2; the stage in the lowest 2 bits.
+    weight_and_stage: u64,
+}
+
+/// A domain's accumulated error in the format of span states.
+#[inline]
+pub(crate) fn stored_accumulated_error(accumulated: u128) -> u64 {
+    (accumulated >> ACCUMULATED_ERROR_SHIFT) as u64
+}
+
+/// The difference of two stored accumulated errors times a weight: error units, rounded up.
+#[inline]
+pub(crate) fn accumulated_error_since(since: u64, accumulated: u64, weight: u64) -> u64 {
+    // Both values were rounded down: one unit compensates for it.
+    let rise = accumulated.wrapping_sub(since).checked_add(1);
+    rise.and_then(|rise| rise.checked_mul(weight)).map_or(UNBOUNDED_ERROR, |error| (error >> 12) + 1)
+}
+
+impl SpanDomainState {
+    /// The weight from the latest weight edge on.
+    #[inline]
+    pub(crate) fn weight(&self) -> u64 {
+        self.weight_and_stage >> 2
+    }
+
+    #[inline]
+    pub(crate) fn stage(&self) -> SpanDomainStage {
+        match self.weight_and_stage & 3 {
+            0 => SpanDomainStage::Pending,
+            1 => SpanDomainStage::Open,
+            _ => SpanDomainStage::Closed,
+        }
+    }
+
+    /// Resets the stage for a new span in the slot; [`Self::open`] overwrites the other fields.
+    #[inline]
+    pub(crate) fn reset(&mut self) {
+        self.weight_and_stage = SpanDomainStage::Pending as u64;
+    }
+
+    /// Opens the span in this domain.
+    #[inline]
+    pub(crate) fn open(&mut self, clock: &ClockSnapshot, weight: u64, idle_known: bool) {
+        self.g = clock.g;
+        self.energy = clock.energy;
+        self.idle_g = if idle_known { clock.idle_g } else { IDLE_UNKNOWN };
+        self.unknown_ns = clock.unknown_ns;
+        self.weight_and_stage = weight << 2 | SpanDomainStage::Open as u64;
+    }
+
+    /// Changes the weight from this clock on.
+    pub(crate) fn change_weight(&mut self, clock: &ClockSnapshot, weight: u64) {
+        self.g = clock.g;
+        if self.idle_g != IDLE_UNKNOWN {
+            self.idle_g = clock.idle_g;
+        }
+        self.weight_and_stage = weight << 2 | SpanDomainStage::Open as u64;
+    }
+
+    /// Sets the edge's error and the accumulated error from which later errors are counted.
+    #[inline]
+    pub(crate) fn start_group(&mut self, error: u64, accumulated: u64) {
+        (self.edge_error, self.accumulated_error) = (error, accumulated);
+    }
+
+    /// The share since the last weight edge, energy units.
+    #[inline]
+    pub(crate) fn share(&self, clock: &ClockSnapshot) -> u128 {
+        u128::from(self.weight()) * (clock.g - self.g)
+    }
+
+    /// The idle part of [`Self::share`], energy units; `None` if no idle power was known at the opening.
+    #[inline]
+    pub(crate) fn idle_share(&self, clock: &ClockSnapshot) -> Option<u128> {
+        (self.idle_g != IDLE_UNKNOWN).then(|| {
+            (u128::from(self.weight()) * u128::from(clock.idle_g.wrapping_sub(self.idle_g))) << IDLE_SHIFT
+        })
+    }
+
+    /// The domain's whole energy since the opening, µJ.
+    #[inline]
+    pub(crate) fn window_uj(&self, clock: &ClockSnapshot) -> u64 {
+        clock.energy.wrapping_sub(self.energy) >> (ENERGY_FRACTION_BITS - ENERGY_SHIFT)
+    }
+
+    /// The idle part of a closed state, µJ.
+    pub(crate) fn idle_uj(&self) -> Option<u64> {
+        (self.idle_g != IDLE_UNKNOWN).then_some(self.idle_g)
+    }
+
+    /// Closes the span in this domain and stores the results. `before` is the (share, idle part) before the last weight
+    /// edge, energy units.
+    #[inline]
+    pub(crate) fn close(&mut self, clock: &ClockSnapshot, before: (u128, u128), error: u64) {
+        let share = before.0 + self.share(clock);
+        let share_uj = whole_uj(share);
+        self.idle_g = match self.idle_share(clock) {
+            Some(idle) => whole_uj(before.1 + idle).min(share_uj),
+            None => IDLE_UNKNOWN,
+        };
+        self.energy = self.window_uj(clock).max(share_uj);
+        self.unknown_ns = clock.unknown_ns.saturating_sub(self.unknown_ns);
+        self.g = share;
+        self.accumulated_error = error;
+        self.weight_and_stage = self.weight() << 2 | SpanDomainStage::Closed as u64;
+    }
+}
+
+/// All unsettled spans, by slot.
+#[derive(Debug, Default)]
+pub(crate) struct SpanTable {
+    spans: Vec<Span>,
+    domain_states: Vec<SpanDomainState>,
+    /// By slot: the domains that have not passed the span's close, one bit each.
+    pending_domains: Vec<u64>,
+    free_slots: Vec<u32>,
+    domain_count: usize,
+    /// The highest generation of the dropped slots: a new slot of the same number starts after it.
+    first_generation: u32,
+}
+
+impl SpanTable {
+    pub(crate) fn new(domain_count: usize) -> Self {
+        Self { domain_count, ..Self::default() }
+    }
+
+    /// Adds a state for one more domain to every slot.
+    pub(crate) fn add_domain(&mut self) {
+        let domain_count = self.domain_count + 1;
+        let mut states = Vec::with_capacity(self.spans.len() * domain_count);
+        for slot_states in self.domain_states.chunks(self.domain_count.max(1)).take(self.spans.len()) {
+            states.extend_from_slice(slot_states);
+            states.push(SpanDomainState::default());
+        }
+        states.resize(self.spans.len() * domain_count, SpanDomainState::default());
+        (self.domain_states, self.domain_count) = (states, domain_count);
+        for span in &mut self.spans {
+            if let Some(history) = &mut span.history {
+                history.domains.resize(domain_count, SpanDomainHistory::default());
+            }
+        }
+    }
+
+    /// The number of slots in use.
+    #[inline]
+    pub(crate) fn len(&self) -> usize {
+        self.spans.len() - self.free_slots.len()
+    }
+
+    /// The number of slots, in use or not.
+    pub(crate) fn slot_count(&self) -> usize {
+        self.spans.len()
+    }
+
+    /// Stores a new span in a free slot.
+    #[inline]
+    pub(crate) fn insert(&mut self, new_span: NewSpan, opened_ns: u64, weight: u64, scope: u64) -> SpanKey {
+        let slot = self.free_slots.pop().unwrap_or_else(|| self.add_slot());
+        let at = slot as usize;
+        self.pending_domains[at] = scope;
+        for state in &mut self.domain_states[at * self.domain_count..(at + 1) * self.domain_count] {
+            state.reset();
+        }
+        let span = &mut self.spans[at];
+        span.begin(new_span, opened_ns, weight, scope);
+        SpanKey::new(slot, span.generation)
+    }
+
+    #[cold]
+    fn add_slot(&mut self) -> u32 {
+        let slot = u32::try_from(self.spans.len()).expect("max_open_spans is far below 2^32");
+        self.spans.push(Span { generation: self.first_generation, ..Span::default() });
+        self.pending_domains.push(0);
+        self.domain_states.resize(self.spans.len() * self.domain_count, SpanDomainState::default());
+        slot
+    }
+
+    /// Clears the span and frees its slot.
+    #[inline]
+    pub(crate) fn release(&mut self, slot: u32) -> &mut Span {
+        self.free_slots.push(slot);
+        let span = &mut self.spans[slot as usize];
+        span.clear();
+        span
+    }
+
+    /// Drops the free slots at the end, but none below `min_slots`: pending edges refer to those.
+    pub(crate) fn shrink(&mut self, min_slots: usize) {
+        let used =
+            self.spans.iter().rposition(|span| span.slot_state != SlotState::Free).map_or(0, |last| last + 1);
+        let slots = used.max(min_slots).min(self.spans.len());
+        let dropped = self.spans[slots..].iter().map(|span| span.generation).max();
+        self.first_generation = self.first_generation.max(dropped.unwrap_or(0));
+        self.spans.truncate(slots);
+        self.domain_states.truncate(slots * self.domain_count);
+        self.pending_domains.truncate(slots);
+        self.free_slots.retain(|slot| (*slot as usize) < slots);
+        self.spans.shrink_to_fit();
+        self.domain_states.shrink_to_fit();
+        self.pending_domains.shrink_to_fit();
+        self.free_slots.shrink_to_fit();
+    }
+
+    /// The span of a key; `None` if it is settled.
+    #[inline]
+    pub(crate) fn get(&self, key: SpanKey) -> Option<&Span> {
+        self.spans
+            .get(key.slot())
+            .filter(|span| span.generation == key.generation() && span.slot_state != SlotState::Free)
+    }
+
+    #[inline]
+    pub(crate) fn get_mut(&mut self, key: SpanKey) -> Option<&mut Span> {
+        self.spans
+            .get_mut(key.slot())
+            .filter(|span| span.generation == key.generation() && span.slot_state != SlotState::Free)
+    }
+
+    /// The span of an edge; `None` if the span closed before the edge or is no longer in its slot.
+    #[inline]
+    pub(crate) fn span_of_edge(&mut self, edge: &Edge) -> Option<&mut Span> {
+        let span = &mut self.spans[edge.slot as usize];
+        (!span.close_passed && span.generation as u16 == edge.generation).then_some(span)
+    }
+
+    #[inline]
+    pub(crate) fn domain_state_mut(&mut self, slot: u32, domain: usize) -> &mut SpanDomainState {
+        &mut self.domain_states[slot as usize * self.domain_count + domain]
+    }
+
+    /// Reads all states of the spans that these edges close. The states are spread over a large memory. Loaded
+    /// together, their cache misses overlap; loaded during the commits, each miss would stall.
+    pub(crate) fn prefetch_closing(&self, edges: &[Edge]) {
+        for edge in edges.iter().filter(|edge| edge.kind == EdgeKind::Close) {
+            let at = edge.slot as usize * self.domain_count;
+            for state in &self.domain_states[at..at + self.domain_count] {
+                black_box(state.stage());
+            }
+        }
+    }
+
+    /// A span's state and history in one domain; creates the history on first use.
+    pub(crate) fn state_and_history(
+        &mut self,
+        slot: u32,
+        domain: usize,
+    ) -> (&mut SpanDomainState, &mut SpanDomainHistory) {
+        let span = &mut self.spans[slot as usize];
+        let history = &mut span.history_mut(self.domain_count).domains[domain];
+        (&mut self.domain_states[slot as usize * self.domain_count + domain], history)
+    }
+
+    /// Records that the domain has passed the span's close. Returns whether it was the last domain.
+    #[inline]
+    pub(crate) fn mark_passed(&mut self, slot: u32, domain: usize) -> bool {
+        let pending = &mut self.pending_domains[slot as usize];
+        *pending &= !(1 << domain);
+        *pending == 0
+    }
+
+    /// The span of a slot, and its states by domain.
+    #[inline]
+    pub(crate) fn span_and_states(&self, slot: u32) -> (&Span, &[SpanDomainState]) {
+        let at = slot as usize;
+        (&self.spans[at], &self.domain_states[at * self.domain_count..(at + 1) * self.domain_count])
+    }
+
+    #[inline]
+    pub(crate) fn span_mut(&mut self, slot: u32) -> &mut Span {
+        &mut self.spans[slot as usize]
+    }
+
+    /// All spans with their keys.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (SpanKey, &Span)> {
+        let taken = self.spans.iter().zip(0..).filter(|(span, _)| span.slot_state != SlotState::Free);
+        taken.map(|(span, slot)| (SpanKey::new(slot, span.generation), span))
+    }
+
+    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Span> {
+        self.spans.iter_mut().filter(|span| span.slot_state != SlotState::Free)
+    }
+
+    #[inline]
+    pub(crate) fn key_of(&self, slot: u32) -> SpanKey {
+        SpanKey::new(slot, self.spans[slot as usize].generation)
     }
 }

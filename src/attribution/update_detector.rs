@@ -1,24 +1,24 @@
-//! Counter updates: the instants at which a domain's counter is known to have moved.
+//! Detects a counter's updates in a domain's readings.
 //!
-//! Owns the detection of counter updates in readings. A counter shows the energy of its last update, and the reader
-//! does not see the update happen: it lies somewhere between the last reading with the old value and the first with the
-//! new. Invariant, for a counter update and the true energy E: `E(early) <= energy + quantum` and `E(late) >= energy`;
-//! `at` is the best guess between them; `early`, `at` and `late` never go back. Never interpolates.
+//! A counter shows the energy of its last update. The update happens at an unknown instant between the last reading
+//! with the old value and the first with the new value. Invariant, for a counter update and the true energy E:
+//! `E(early) <= energy + quantum` and `E(late) >= energy`; `at` is an estimate between them; none of the three goes
+//! back.
 
 use crate::domain::{Domain, EnergyReading};
 
 /// An instant at which a counter moved, or the end of a gap.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct CounterUpdate {
-    /// The counter still showed less than this: the truth had not passed `energy_uj + quantum` yet.
+    /// The counter still showed less than `energy_uj`: the true energy was at most `energy_uj + quantum`.
     pub early_ns: u64,
-    /// When it probably moved.
+    /// The estimated instant of the update.
     pub at_ns: u64,
-    /// The counter showed this: the truth had reached `energy_uj`.
+    /// The counter showed `energy_uj`: the true energy was at least `energy_uj`.
     pub late_ns: u64,
-    /// What it shows from here on.
+    /// The value from this update on.
     pub energy_uj: u64,
-    /// The source's own cumulative uncertainty.
+    /// The source's own uncertainty, cumulative.
     pub uncertainty_uj: u64,
     /// No reading covers the time between the previous counter update and this one.
     pub gap: bool,
@@ -35,7 +35,7 @@ struct LastReading {
 }
 
 impl LastReading {
-    /// A reading in which the counter has moved.
+    /// From a reading in which the counter has moved.
     fn new(before_ns: u64, after_ns: u64, reading: &EnergyReading) -> Self {
         Self {
             before_ns,
@@ -73,25 +73,24 @@ impl UpdateDetector {
         }
     }
 
-    /// The counter's update interval as characterised: places `at` where the value cannot be older than this.
+    /// Sets the counter's measured update interval: `at` is then at most this long before the reading.
     pub(crate) fn set_update_interval(&mut self, interval_ns: u64) {
         self.update_interval_ns = Some(interval_ns);
     }
 
-    /// After how long without an update the counter times out: longer where values take long until they can be read.
+    /// The time without an update after which the counter times out. It includes the latency of the source.
     pub(crate) fn counter_timeout_ns(&self) -> u64 {
         self.counter_timeout_ns
             .saturating_add(self.latency_ns)
             .max(self.update_interval_ns.unwrap_or(0).saturating_mul(10))
     }
 
-    /// When the last reading came, valid or not.
+    /// The time of the last reading, valid or not.
     pub(crate) fn last_reading_ns(&self) -> u64 {
         self.last_reading_ns
     }
 
-    /// Takes a reading; gives a counter update where it shows that the counter moved, or that it has been silent too
-    /// long.
+    /// Adds a reading. Returns a counter update if the counter moved or timed out.
     pub(crate) fn add_reading(
         &mut self,
         before_ns: u64,
@@ -126,7 +125,7 @@ impl UpdateDetector {
         Some(self.next_update(last, before_ns, after_ns, reading))
     }
 
-    /// Nothing has been read for too long (a hung driver): the time up to `at_ns` is unknown.
+    /// Makes the time up to `at_ns` unknown, because no reading came for too long (for example a hung driver).
     pub(crate) fn time_out(&mut self, at_ns: u64) -> Option<CounterUpdate> {
         if at_ns <= self.last_update_ns {
             return None;
@@ -138,7 +137,7 @@ impl UpdateDetector {
         Some(CounterUpdate { early_ns: at_ns, at_ns, late_ns: at_ns, energy_uj, uncertainty_uj, gap: true })
     }
 
-    /// The first reading, or the first after something that cannot be bridged: a baseline and no energy.
+    /// The first reading, or the first after a gap: a baseline without energy.
     fn restart(&mut self, before_ns: u64, after_ns: u64, reading: &EnergyReading) -> CounterUpdate {
         let at_ns = if reading.stamp_ns > self.last_update_ns && reading.stamp_ns <= after_ns {
             reading.stamp_ns

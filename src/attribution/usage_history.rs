@@ -1,26 +1,24 @@
-//! Usage samples of one basis: how much was used in all, and by each subject, between two of them.
+//! Usage samples of one basis: the total use and each subject's use between two samples.
 //!
-//! Owns the intervals between samples. Invariant: in each interval what subjects with nothing in common used is at most
-//! the interval's total, so that their parts of anything are never more than the whole. Counters of use come in ticks
-//! (10 ms for the machine, nanoseconds for a process): where the machine's shows less than its processes did, the
-//! processes' figure is used.
+//! Owns the intervals between samples. Invariant: in each interval the use of disjoint subjects is at most the
+//! interval's total, so that their parts never exceed the whole. Usage counters have ticks (10 ms for the machine,
+//! nanoseconds for a process): where the machine's counter shows less than its processes' counters, the processes' sum
+//! is the total.
 
 use std::collections::VecDeque;
 
-use super::process_share::mul_div;
-
-/// Intervals that are kept at most, where a domain's counter stands still for long.
+/// The maximum number of intervals; reached only if a domain's counter does not move for long.
 const MAX_USAGE_INTERVALS: usize = 4096;
 
 #[derive(Debug, Clone, Copy)]
 struct UsageInterval {
     from_ns: u64,
     to_ns: u64,
-    /// What everything used; 0 where that is nothing or not known.
+    /// The total use; 0 if it is unknown.
     total: u64,
 }
 
-/// One basis.
+/// The samples of one basis.
 #[derive(Debug, Default)]
 pub(crate) struct BasisUsageHistory {
     last_sample: Option<(u64, Option<u64>)>,
@@ -28,14 +26,14 @@ pub(crate) struct BasisUsageHistory {
     intervals: VecDeque<UsageInterval>,
 }
 
-/// What one subject used of one basis.
+/// One subject's use of one basis.
 #[derive(Debug, Default)]
 pub(crate) struct SubjectUsageHistory {
     last_amount: Option<u64>,
     first_interval: u64,
     intervals: VecDeque<u64>,
     known_since_ns: Option<u64>,
-    /// From the first unknown time to the end of the last.
+    /// From the begin of the first unknown time to the end of the last one.
     unknown_period: Option<(u64, u64)>,
     last_sample_ns: u64,
 }
@@ -46,7 +44,7 @@ impl BasisUsageHistory {
         self.first_interval + self.intervals.len() as u64
     }
 
-    /// When it was last sampled.
+    /// The time of the last sample.
     pub(crate) fn last_sample_ns(&self) -> Option<u64> {
         Some(self.intervals.back()?.to_ns)
     }
@@ -56,8 +54,7 @@ impl BasisUsageHistory {
         self.intervals.back().map_or(0, |last| 2 * (last.to_ns - last.from_ns))
     }
 
-    /// A sample: in all `total_so_far` was used so far, and since the previous sample by the subjects at least
-    /// `min_total`.
+    /// Adds a sample: the total use so far, and the subjects' use since the previous sample, `min_total`.
     pub(crate) fn add_sample(&mut self, at_ns: u64, total_so_far: Option<u64>, min_total: u64) {
         let (from_ns, previous) = self.last_sample.unwrap_or((at_ns, None));
         let increase = total_so_far.zip(previous).map_or(0, |(now, previous)| now.saturating_sub(previous));
@@ -70,8 +67,8 @@ impl BasisUsageHistory {
         }
     }
 
-    /// Of energy that flowed evenly over `row`, the subject's part up to `to_ns`, rounded down, and how many times it
-    /// was.
+    /// The subject's part, up to `to_ns`, of energy that flows evenly over `row`, and how many times it was rounded
+    /// down.
     pub(crate) fn subject_energy_until(
         &self,
         usage: &SubjectUsageHistory,
@@ -99,7 +96,7 @@ impl BasisUsageHistory {
         (sum, roundings)
     }
 
-    /// The subject's part in the interval that is nearest to an instant.
+    /// The subject's part in the interval nearest to an instant, as a numerator and a denominator.
     pub(crate) fn nearest_fraction(&self, usage: &SubjectUsageHistory, at_ns: u64) -> Option<(u128, u128)> {
         let index = self
             .intervals
@@ -110,7 +107,7 @@ impl BasisUsageHistory {
         Some((u128::from(amount.min(interval.total)), u128::from(interval.total.max(1))))
     }
 
-    /// Drops the intervals that end before this instant; gives the number of the first that is left.
+    /// Drops the intervals that end before this instant. Returns the number of the first interval that is left.
     pub(crate) fn drop_before(&mut self, before_ns: u64) -> u64 {
         while self.intervals.len() > 1
             && self.intervals.front().is_some_and(|interval| interval.to_ns < before_ns)
@@ -123,8 +120,8 @@ impl BasisUsageHistory {
 }
 
 impl SubjectUsageHistory {
-    /// The subject has used this much so far; gives what it used since the previous sample. `interval` is the number of
-    /// the interval that this sample ends.
+    /// Adds a sample of the subject's use so far. Returns its use since the previous sample. `interval` is the number
+    /// of the interval that this sample ends.
     pub(crate) fn add_sample(&mut self, interval: u64, at_ns: u64, amount: Option<u64>) -> u64 {
         let increase = match (self.last_amount, amount) {
             (Some(previous), Some(now)) => now.saturating_sub(previous),
@@ -133,7 +130,7 @@ impl SubjectUsageHistory {
         if self.known_since_ns.is_none() {
             self.known_since_ns = amount.map(|_| at_ns);
         } else if amount.is_none() || self.last_amount.is_none() {
-            // From the previous sample until this one the use is unknown.
+            // The use is unknown from the previous sample to this one.
             let from_ns = self.unknown_period.map_or(self.last_sample_ns, |(from_ns, _)| from_ns);
             self.unknown_period = Some((from_ns, at_ns));
         }
@@ -151,7 +148,7 @@ impl SubjectUsageHistory {
         increase
     }
 
-    /// Since when its use is known without a break up to `to_ns`, as seen from `from_ns`; `None` where it is not.
+    /// The instant since which its use is known; `None` if it is unknown at some time between `from_ns` and `to_ns`.
     pub(crate) fn known_since_ns(&self, from_ns: u64, to_ns: u64) -> Option<u64> {
         let is_interrupted =
             self.unknown_period.is_some_and(|unknown| unknown.0 < to_ns && from_ns < unknown.1);
@@ -166,10 +163,15 @@ impl SubjectUsageHistory {
             .unwrap_or(0)
     }
 
-    /// Drops what it used before the interval of this number.
+    /// Drops the intervals before the one of this number.
     pub(crate) fn drop_before(&mut self, interval: u64) {
         let dropped = interval.saturating_sub(self.first_interval).min(self.intervals.len() as u64);
         self.intervals.drain(..dropped as usize);
         self.first_interval += dropped;
     }
+}
+
+/// `of × past / all`, rounded down; at most `of`.
+pub(crate) fn mul_div(of: u128, past: u64, all: u64) -> u128 {
+    if past >= all { of } else { of.saturating_mul(u128::from(past)) / u128::from(all) }
 }

@@ -1,41 +1,34 @@
 //! The splitting rule: energy per unit of weight, exact in integers.
 //!
-//! Owns, for one domain, `g` = the integral of dE/W over the time in which weight was open. A span of weight w gets
-//! w·(g(close) − g(open)); work per edge is constant however many spans are open (the virtual clock of fair queueing,
-//! with energy in place of service). Invariant, in integers: `measured = attributed + unattributed + remainder`, where
-//! `attributed` is the sum over all pieces of W·dg, `unattributed` the energy while no weight was open, and `remainder
-//! < W` the remainder of the last division. Never rounds anything away.
+//! For one domain, `g` is the integral of dE/W over the time with open weight. A span of weight w gets
+//! w·(g(close) − g(open)). The work per edge is constant for any number of open spans: this is the virtual clock of
+//! weighted fair queueing, with energy in place of service. Invariant, in integers:
+//! `measured = attributed + unattributed + remainder`, where `attributed` is the sum of W·dg, `unattributed` the energy
+//! while no weight was open, and `remainder < W` the remainder of the last division.
 //!
-//! Units: energy in *energy units* of 2^-32 µJ; weight in 2^-16; `g` in energy units per unit of weight;
-//! `inverse_weight` in 2^-63.
-
-/// Energy units in a microjoule.
-pub(crate) const ENERGY_FRACTION_BITS: u32 = 32;
-
-/// Units of weight in a weight of 1.
-pub(crate) const WEIGHT_ONE: u64 = 1 << 16;
+//! Units: `units.rs`; `g` in energy units per unit of weight; `inverse_weight` in 2^-63.
 
 /// The virtual energy clock of one domain.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct VirtualEnergy {
-    /// Energy per unit of weight so far.
+    /// Energy per unit of weight.
     pub g: u128,
-    /// Of it, what the domain would have used anyway.
+    /// The part of `g` that is idle.
     pub idle_g: u128,
-    /// Energy so far, with or without weight.
+    /// The whole energy, with or without open weight.
     pub measured: u128,
-    /// Of it, while weight was open.
+    /// The part of `measured` while weight was open.
     pub attributed: u128,
-    /// Of it, while none was.
+    /// The part of `measured` while no weight was open.
     pub unattributed: u128,
-    /// Not yet divided; less than the open weight.
+    /// The energy that is not divided yet; less than the open weight.
     pub remainder: u64,
     total_weight: u64,
     inverse_weight: u64,
 }
 
 impl VirtualEnergy {
-    /// The open weight.
+    /// The sum of the weights of the open spans.
     #[inline]
     pub(crate) fn total_weight(&self) -> u64 {
         self.total_weight
@@ -47,7 +40,7 @@ impl VirtualEnergy {
         self.inverse_weight
     }
 
-    /// Weight comes and goes at this instant.
+    /// Sets the total weight and its inverse.
     #[inline]
     pub(crate) fn set_total_weight(&mut self, weight: u64, inverse: u64) {
         debug_assert_eq!(inverse, inverse_of(weight));
@@ -55,7 +48,7 @@ impl VirtualEnergy {
         self.inverse_weight = inverse;
     }
 
-    /// Adds `energy` at constant weight, `idle` of it idle.
+    /// Adds `energy` at constant weight; `idle` is its idle part.
     #[inline]
     pub(crate) fn add_energy(&mut self, energy: u128, idle: u128) {
         self.measured += energy;
@@ -78,13 +71,54 @@ impl VirtualEnergy {
     }
 }
 
+/// The bits that a snapshot drops: it stores energy in 2^-8 µJ and the idle part in 2^-20 µJ.
+pub(crate) const ENERGY_SHIFT: u32 = 24;
+pub(crate) const IDLE_SHIFT: u32 = 12;
+
+/// A snapshot of a domain's clock.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct ClockSnapshot {
+    /// Energy units per unit of weight.
+    pub g: u128,
+    /// The whole energy, 2^-8 µJ, wrapping.
+    pub energy: u64,
+    /// The idle part of `g`, 2^-20 µJ per unit of weight, wrapping.
+    pub idle_g: u64,
+    /// The time without readings.
+    pub unknown_ns: u64,
+}
+
+impl ClockSnapshot {
+    #[inline]
+    pub(crate) fn of(clock: &VirtualEnergy, unknown_ns: u64) -> Self {
+        Self {
+            g: clock.g,
+            energy: (clock.measured >> ENERGY_SHIFT) as u64,
+            idle_g: (clock.idle_g >> IDLE_SHIFT) as u64,
+            unknown_ns,
+        }
+    }
+
+    /// The snapshot with `g` added, and new values of the energy and the idle part.
+    #[inline]
+    pub(crate) fn advanced_by(&self, measured: u128, g: u64, idle: u128) -> Self {
+        Self {
+            g: self.g + u128::from(g),
+            energy: (measured >> ENERGY_SHIFT) as u64,
+            idle_g: (idle >> IDLE_SHIFT) as u64,
+            unknown_ns: self.unknown_ns,
+        }
+    }
+}
+
 /// 2^63 / W, rounded down; 0 for no weight.
 #[inline]
 pub(crate) fn inverse_of(weight: u64) -> u64 {
     (1_u64 << 63).checked_div(weight).unwrap_or(0)
 }
 
-/// `dividend / weight` and the remainder, exactly; by the inverse where that fits a word, which is nearly always.
+/// The exact quotient and remainder of `dividend / weight`. Uses the inverse where the dividend fits a word, which is
+/// nearly always.
 #[inline]
 fn divide(dividend: u128, weight: u64, inverse: u64) -> (u128, u64) {
     if dividend >> 62 != 0 {
@@ -94,12 +128,12 @@ fn divide(dividend: u128, weight: u64, inverse: u64) -> (u128, u64) {
     (u128::from(quotient), remainder)
 }
 
-/// The same for less than 2^62.
+/// Like [`divide`], for a dividend below 2^62.
 #[inline]
 pub(crate) fn divide_u64(dividend: u64, weight: u64, inverse: u64) -> (u64, u64) {
     let mut quotient = scale_u64(dividend, inverse);
     let mut remainder = dividend - quotient * weight;
-    // The inverse was rounded down, so the quotient may be one or two short.
+    // The inverse was rounded down, so the quotient may be one or two too small.
     while remainder >= weight {
         quotient += 1;
         remainder -= weight;
@@ -117,7 +151,7 @@ fn scale(energy: u128, inverse: u64) -> u128 {
     }
 }
 
-/// The same for less than 2^63.
+/// Like [`scale`], for an energy below 2^63.
 #[inline]
 pub(crate) fn scale_u64(energy: u64, inverse: u64) -> u64 {
     ((u128::from(energy) * u128::from(inverse)) >> 63) as u64
@@ -125,6 +159,7 @@ pub(crate) fn scale_u64(energy: u64, inverse: u64) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use super::super::units::{ENERGY_FRACTION_BITS, WEIGHT_ONE};
     use super::*;
 
     fn assert_conserved(clock: &VirtualEnergy) {

@@ -1,12 +1,11 @@
-//! Fixed history of samples: one writer, many readers, the oldest overwritten.
+//! A ring buffer of samples: one writer, many readers, the oldest sample is overwritten.
 //!
-//! Owns the memory between a sampler and its readers. `RingWriter::push` is wait-free and allocates nothing,
-//! whatever the readers do; a reader copies a whole sample or learns that it is gone, never half of each. There is no
-//! lock and no `unsafe`: every word is an atomic, and each slot carries the sequence number of what it holds (a
-//! seqlock). Memory stays untouched until written. Never does arithmetic on energy, never waits.
+//! `RingWriter::push` is wait-free and does not allocate. A reader copies a whole sample or reports that it is gone,
+//! never parts of two. There is no lock and no `unsafe`: every word is an atomic, and each slot has the sequence number
+//! of its sample (a seqlock). Memory is not touched before it is written.
 //!
-//! The orderings are checked by a model (`model.rs`), which explores every interleaving of one writer that
-//! laps a reader; taking either fence out must make it fail:
+//! A model checker (`model.rs`) explores every interleaving of a writer that laps a reader. Without either fence it
+//! must fail:
 //!
 //! ```text
 //! cargo test --release --manifest-path tests/ring_model/Cargo.toml                                        # passes
@@ -17,7 +16,8 @@
 use crate::domain::EnergyReading;
 use atomic::{Arc, AtomicU64, Ordering, reader_fence, writer_fence, zeroed};
 
-/// The machine's atomics, or the model checker's; and under the model only, no fences, to see it fail.
+/// The standard library's atomics, or the model checker's. Under the model only, the fences can be removed to see it
+/// fail.
 mod atomic {
     #[cfg(loom)]
     use loom::sync;
@@ -42,7 +42,7 @@ mod atomic {
     pub(super) use sync::atomic::fence as writer_fence;
 }
 
-/// The model checker's atomics are made one by one.
+/// The model checker's atomics have no zeroed allocation.
 #[cfg(loom)]
 mod modelled {
     use super::AtomicU64;
@@ -52,38 +52,38 @@ mod modelled {
     }
 }
 
-/// A fence that does not hold: the hole that the model has to find.
+/// A fence without effect: the defect that the model must find.
 #[cfg(all(loom, any(ring_without_reader_fence, ring_without_writer_fence)))]
 mod unfenced {
     pub(super) fn fence(_: super::Ordering) {}
 }
 
-/// What one read of a source gave: all its domains at one instant.
+/// The result of one read of a source: all its domains at one instant.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sample {
-    /// The clock just before the read.
+    /// The time just before the read.
     pub before_ns: u64,
-    /// The clock just after it.
+    /// The time just after the read.
     pub after_ns: u64,
     /// One reading for each domain of the source.
     pub readings: Vec<EnergyReading>,
 }
 
 impl Sample {
-    /// A sample at time 0 in which none of `domains` domains answered: something to read into.
+    /// A sample at time 0 in which no domain is valid, as a buffer for [`RingReader::read`].
     pub fn empty(domains: usize) -> Self {
         Self { before_ns: 0, after_ns: 0, readings: vec![EnergyReading::default(); domains] }
     }
 }
 
-/// The only writer of a ring.
+/// The single writer of a ring.
 pub struct RingWriter {
     buffer: Arc<RingBuffer>,
-    /// Index of the next sample; `buffer.write_count` follows it.
+    /// The index of the next sample, equal to `buffer.write_count` between two pushes.
     next: u64,
 }
 
-/// One of many readers.
+/// A reader of a ring; any number of clones can read at the same time.
 #[derive(Clone)]
 pub struct RingReader {
     buffer: Arc<RingBuffer>,
@@ -93,13 +93,13 @@ struct RingBuffer {
     /// `capacity` slots of `stride` words: sequence, before, after, then [`READING_WORDS`] for each domain.
     words: Box<[AtomicU64]>,
     write_count: WriteCount,
-    /// Capacity less one; the capacity is a power of two.
+    /// The capacity minus one; the capacity is a power of two.
     mask: u64,
     stride: usize,
     domains: usize,
 }
 
-/// How many samples were ever written; on a cache line of its own, since every push writes and every poll reads it.
+/// The number of samples ever written, on a cache line of its own: every push writes it and every poll reads it.
 #[repr(align(64))]
 struct WriteCount(AtomicU64);
 
@@ -108,12 +108,12 @@ const HEADER_WORDS: usize = 3;
 /// Words of one reading: energy, uncertainty, stamp, epoch with valid as its lowest bit, shape.
 const READING_WORDS: usize = 5;
 
-/// A ring of `capacity` samples (rounded up to a power of two) of `domains` readings each.
+/// Creates a ring of `capacity` samples, rounded up to a power of two, of `domains` readings each.
 pub fn ring(capacity: usize, domains: usize) -> (RingWriter, RingReader) {
     let capacity = capacity.max(1).next_power_of_two();
     let stride = HEADER_WORDS + READING_WORDS * domains;
-    // Zeroes from the allocator, which the kernel backs page by page as they are written: a long history costs nothing
-    // until it is filled. `benches/ring.rs` watches that it stays true.
+    // Zeroed memory from the allocator: the kernel backs each page at its first write, so a long ring costs nothing
+    // until it is filled. `benches/ring.rs` checks this.
     let words = zeroed(capacity * stride);
     let write_count = WriteCount(AtomicU64::new(0));
     let buffer = Arc::new(RingBuffer { words, write_count, mask: capacity as u64 - 1, stride, domains });
@@ -127,19 +127,19 @@ impl RingBuffer {
     }
 }
 
-/// What a slot's sequence is while sample `index` is being written into it.
+/// A slot's sequence while sample `index` is being written into it.
 const fn in_progress(index: u64) -> u64 {
     2 * index + 1
 }
 
-/// What a slot's sequence is once it holds sample `index` whole; 0 is a slot never written.
+/// A slot's sequence when it holds the complete sample `index`; 0 means never written.
 const fn complete(index: u64) -> u64 {
     2 * index + 2
 }
 
 impl RingWriter {
-    /// Appends a sample, overwriting the oldest. Wait-free, allocates nothing. A reading that is missing at the end
-    /// counts as one that did not answer, one too many is left out.
+    /// Appends a sample and overwrites the oldest. Wait-free, without allocation. Missing readings at the end are
+    /// stored as not valid; surplus readings are dropped.
     pub fn push(&mut self, sample: &Sample) {
         debug_assert_eq!(
             sample.readings.len(),
@@ -148,8 +148,8 @@ impl RingWriter {
         );
         let slot = self.buffer.slot(self.next);
         slot[0].store(in_progress(self.next), Ordering::Relaxed);
-        // Release: a reader that sees any word stored below also sees the odd sequence above (or a later one) after
-        // its own Acquire fence, and drops what it copied. Pairs with `reader_fence` in `RingReader::read_consistent`.
+        // Release: a reader that sees any word stored below also sees the odd sequence above, or a later one, after its
+        // own Acquire fence, and discards its copy. Pairs with `reader_fence` in `RingReader::read_consistent`.
         writer_fence(Ordering::Release);
         slot[1].store(sample.before_ns, Ordering::Relaxed);
         slot[2].store(sample.after_ns, Ordering::Relaxed);
@@ -170,28 +170,28 @@ impl RingWriter {
 }
 
 impl RingReader {
-    /// How many samples were ever written; the newest has index `written_count() - 1`.
+    /// The number of samples ever written; the newest has index `written_count() - 1`.
     pub fn written_count(&self) -> u64 {
         self.buffer.write_count.0.load(Ordering::Acquire)
     }
 
-    /// The oldest index that may still be there.
+    /// The oldest index that may not be overwritten yet.
     pub fn oldest_index(&self) -> u64 {
         self.written_count().saturating_sub(self.buffer.mask + 1)
     }
 
-    /// How many samples the ring holds once it is full; a power of two.
+    /// The maximum number of samples in the ring; a power of two.
     pub fn capacity(&self) -> u64 {
         self.buffer.mask + 1
     }
 
-    /// How many readings a sample has.
+    /// The number of readings of a sample.
     pub fn domains(&self) -> usize {
         self.buffer.domains
     }
 
-    /// Copies sample `index` into `into` whole, or returns false where it is overwritten or not yet written; then
-    /// `into` holds nothing of meaning. Allocates only where `into` has fewer readings than the ring.
+    /// Copies the whole sample `index` to `into`. Returns false if it is overwritten or not written yet; the content of
+    /// `into` is then meaningless. Allocates only if `into` has fewer readings than the ring.
     pub fn read(&self, index: u64, into: &mut Sample) -> bool {
         into.readings.resize(self.buffer.domains, EnergyReading::default());
         let copy = |slot: &[AtomicU64]| {
@@ -212,16 +212,17 @@ impl RingReader {
         self.read_consistent(index, copy).is_some()
     }
 
-    /// The index of the last sample whose `after_ns` is at or before `at_ns`; `None` where the history does not reach
-    /// back that far. Samples are written in the order of time, so this halves its way there.
+    /// The index of the last sample whose `after_ns` is at or before `at_ns`; `None` if the ring has no such sample. A
+    /// binary search, because samples are in the order of time.
     pub fn find_at_or_before(&self, at_ns: u64) -> Option<u64> {
         let (mut low, mut high) = (self.oldest_index(), self.written_count());
-        // Every sample below `low` is at or before `at_ns` or gone; every written one from `high` on is after it.
+        // Every sample below `low` is at or before `at_ns`, or overwritten; every written one from `high` on is after
+        // it.
         while low < high {
             let middle = low + (high - low) / 2;
             match self.after_ns(middle) {
                 Some(after_ns) if after_ns > at_ns => high = middle,
-                // A sample overwritten on the way takes all older ones with it.
+                // If a sample is overwritten, all older ones are too.
                 Some(_) | None => low = middle + 1,
             }
         }
@@ -233,7 +234,8 @@ impl RingReader {
         self.read_consistent(index, |slot| slot[2].load(Ordering::Relaxed))
     }
 
-    /// What `copy` makes of the slot of sample `index`, if the slot held that sample from before to after the copy.
+    /// The result of `copy` on the slot of sample `index`; `None` unless the slot held that sample during the whole
+    /// copy.
     fn read_consistent<T>(&self, index: u64, copy: impl FnOnce(&[AtomicU64]) -> T) -> Option<T> {
         let slot = self.buffer.slot(index);
         // Acquire: pairs with the Release store of the even sequence, so the words are at least this sample's.
@@ -241,8 +243,8 @@ impl RingReader {
             return None;
         }
         let copied = copy(slot);
-        // Acquire: had the copy seen a word of a later sample, the load below would see that sample's odd sequence or
-        // a later one. Pairs with `writer_fence` in `RingWriter::push`.
+        // Acquire: if the copy saw a word of a later sample, the load below sees that sample's odd sequence or a later
+        // one. Pairs with `writer_fence` in `RingWriter::push`.
         reader_fence(Ordering::Acquire);
         (slot[0].load(Ordering::Relaxed) == complete(index)).then_some(copied)
     }

@@ -1,8 +1,8 @@
 //! The ring under the model checker: every interleaving of a writer that laps a reader, and every value that the memory
-//! model lets a load see.
+//! model allows a load to return.
 //!
-//! Owns the proof that no sample is torn, and that it is the fences which see to that: `mod.rs` has the commands. Small on
-//! purpose, two slots and one thread beside the reader, since the number of interleavings explodes.
+//! It proves that no sample is torn, and that the fences are necessary; `mod.rs` has the commands. The model has two
+//! slots and one thread beside the reader, because the number of interleavings grows exponentially.
 
 use super::*;
 
@@ -25,7 +25,7 @@ fn a_reader_that_is_lapped_gets_a_whole_sample_or_none() {
         let (mut writer, reader) = ring(2, 1);
         writer.push(&sample(0));
         writer.push(&sample(1));
-        // Index 2 goes where index 0 is being read.
+        // Index 2 overwrites the slot of index 0 while it is read.
         let lap = loom::thread::spawn(move || writer.push(&sample(2)));
         let mut into = Sample::empty(1);
         if reader.read(0, &mut into) {
@@ -50,7 +50,7 @@ fn a_counted_sample_can_be_read_whole() {
 }
 
 #[test]
-fn a_search_that_is_lapped_names_no_sample_after_the_instant() {
+fn a_search_that_is_lapped_returns_no_sample_after_the_instant() {
     loom::model(|| {
         let (mut writer, reader) = ring(2, 0);
         writer.push(&Sample { before_ns: 1, after_ns: 1, readings: Vec::new() });

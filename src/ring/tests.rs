@@ -1,11 +1,11 @@
-//! The ring on the machine's own atomics: what goes in comes out, the oldest goes first, searches agree with a walk, and
-//! readers that are lapped all the time see nothing torn.
+//! The ring on the machine's own atomics: samples come out as written, the oldest is overwritten first, searches agree
+//! with a linear scan, and readers that are lapped all the time see no torn sample.
 
 use std::sync::atomic::AtomicBool;
 
 use super::*;
 
-/// Every word follows from the index, so that half of one sample and half of another cannot look right.
+/// Every word depends on the index, so that a mix of two samples is detected.
 fn sample(index: u64, domains: usize) -> Sample {
     let reading = |domain: usize| {
         let word = index * 1000 + domain as u64;
@@ -32,7 +32,7 @@ fn an_empty_ring_has_nothing_to_read() {
 }
 
 #[test]
-fn a_sample_comes_out_as_it_went_in() {
+fn a_sample_is_read_as_written() {
     let (mut writer, reader) = ring(4, 3);
     writer.push(&sample(0, 3));
     let mut into = Sample::empty(0);
@@ -58,7 +58,7 @@ fn the_largest_epoch_and_count_survive_the_packing() {
 }
 
 #[test]
-fn the_capacity_is_rounded_up_and_the_oldest_goes_first() {
+fn the_capacity_is_rounded_up_and_the_oldest_is_overwritten_first() {
     let (mut writer, reader) = ring(3, 1);
     assert_eq!(reader.capacity(), 4);
     (0..6).for_each(|index| writer.push(&sample(index, 1)));
@@ -69,7 +69,7 @@ fn the_capacity_is_rounded_up_and_the_oldest_goes_first() {
 }
 
 #[test]
-fn find_gives_the_last_sample_that_ended_by_then() {
+fn find_returns_the_last_sample_that_ended_by_the_instant() {
     let (mut writer, reader) = ring(8, 1);
     (0..20).for_each(|index| writer.push(&sample(index, 1)));
     for (at_ns, index) in [(1210, Some(12)), (1309, Some(12)), (1310, Some(13)), (u64::MAX, Some(19))] {
@@ -79,7 +79,7 @@ fn find_gives_the_last_sample_that_ended_by_then() {
 }
 
 #[test]
-fn find_agrees_with_a_walk_over_the_samples_at_every_instant() {
+fn find_agrees_with_a_linear_scan_at_every_instant() {
     let (mut writer, reader) = ring(4, 1);
     for written in 0..12 {
         for at_ns in 0..1300 {
@@ -115,7 +115,7 @@ fn readers_that_are_lapped_all_the_time_never_see_a_torn_sample() {
         (0..200_000).for_each(|index| writer.push(&sample(index, DOMAINS)));
         done.store(true, Ordering::Relaxed);
         for reader in readers {
-            assert!(reader.join().unwrap() > 0, "a reader that saw nothing proves nothing");
+            assert!(reader.join().unwrap() > 0, "the reader read no sample, so the test proves nothing");
         }
     });
 }

@@ -1,0 +1,719 @@
+//! The attributor: takes readings and the edges of spans, and returns accounts.
+//!
+//! Settling has a fixed order: the pre-pass fills in what is the same for all domains, then each domain passes the
+//! edges that its counter covers, then edges that all domains have passed are dropped. Invariants: a settled span is
+//! returned once, after its last domain; a subject stays as long as a span refers to it.
+
+use std::collections::BTreeMap;
+
+use crate::domain::{Domain, EnergyReading};
+
+use super::account::{Account, Balance};
+use super::account_builder::{self, SettledSpan};
+use super::domain_timeline::DomainTimeline;
+use super::edge_pre_pass::EdgePrePass;
+use super::edge_queue::{Edge, EdgeKind, EdgeQueue};
+use super::process_share::ProcessShares;
+use super::request::{AttributionError, AttributionSettings, BasisUsageSample, NewSpan, SpanKey, Subject};
+use super::span::{self, SlotState, Span, SpanTable};
+use super::units::weight_units;
+
+/// The maximum number of domains of an attributor: each has one bit of a word.
+pub const MAX_DOMAINS: usize = 64;
+
+/// Splits the energy of each domain among the open spans.
+#[derive(Debug)]
+pub struct Attributor {
+    settings: AttributionSettings,
+    timelines: Vec<DomainTimeline>,
+    spans: SpanTable,
+    queue: EdgeQueue,
+    pre_pass: EdgePrePass,
+    process_shares: ProcessShares,
+    /// The domains that are live, those whose source has not answered yet, and those in the host's total, one bit each.
+    live_domains: u64,
+    starting_domains: u64,
+    counted_domains: u64,
+    /// The domains that are left out of the total but may belong to it.
+    undecided_domains: u64,
+    open_count: usize,
+    last_settle_ns: u64,
+    busy_since_ns: u64,
+    oldest_close_ns: Option<u64>,
+    settled_slots: Vec<u32>,
+}
+
+impl Attributor {
+    /// Creates an attributor over these domains, at most [`MAX_DOMAINS`]; more are ignored. Their order is fixed.
+    pub fn new(domains: Vec<Domain>, settings: AttributionSettings) -> Self {
+        let count = domains.len().min(MAX_DOMAINS);
+        let all = (0..count).fold(0, |bits, index| bits | 1 << index);
+        let timelines: Vec<DomainTimeline> = domains
+            .into_iter()
+            .take(MAX_DOMAINS)
+            .enumerate()
+            .map(|(index, domain)| {
+                let idle_mw = settings.idle_mw.get(&domain.name).copied();
+                DomainTimeline::new(index, domain, settings.counter_timeout_ns, idle_mw)
+            })
+            .collect();
+        Self {
+            spans: SpanTable::new(count),
+            process_shares: ProcessShares::new(&timelines),
+            timelines,
+            settings,
+            queue: EdgeQueue::default(),
+            pre_pass: EdgePrePass::default(),
+            live_domains: all,
+            starting_domains: 0,
+            counted_domains: all,
+            undecided_domains: 0,
+            open_count: 0,
+            last_settle_ns: 0,
+            busy_since_ns: 0,
+            oldest_close_ns: None,
+            settled_slots: Vec::new(),
+        }
+    }
+
+    /// Adds a reading of a domain, in the order of time. The read happened within `before_ns..=after_ns`.
+    pub fn add_reading(&mut self, domain: usize, before_ns: u64, after_ns: u64, reading: &EnergyReading) {
+        if let Some(timeline) = self.timelines.get_mut(domain) {
+            timeline.add_reading(before_ns, after_ns, reading);
+        }
+    }
+
+    /// Changes the settings that can change at run time: idle power, the limit of open spans, and the limit of
+    /// unsettled changes of weight. Settled accounts do not change.
+    pub fn reconfigure(&mut self, idle_mw: BTreeMap<String, u64>, max_open_spans: usize, max_changes: u64) {
+        self.timelines.iter_mut().for_each(|timeline| timeline.set_idle_power(&idle_mw));
+        (self.settings.idle_mw, self.settings.max_open_spans) = (idle_mw, max_open_spans);
+        self.settings.max_pending_weight_changes = max_changes;
+    }
+
+    /// Sets the measured update interval of the domain's counter. It improves estimates inside a step; the guaranteed
+    /// error does not depend on it.
+    pub fn set_update_interval(&mut self, domain: usize, interval_ns: u64) {
+        if let Some(timeline) = self.timelines.get_mut(domain) {
+            timeline.set_update_interval(interval_ns);
+        }
+    }
+
+    /// Sets whether the domain is part of the host's total, for spans opened from now on.
+    pub fn set_counted(&mut self, domain: usize, counted: bool) {
+        if domain < self.timelines.len() {
+            set_bit(&mut self.counted_domains, domain, counted);
+        }
+    }
+
+    /// Sets whether the domain is left out of the total but may belong to it. Then the sums of spans opened from now on
+    /// are lower bounds.
+    pub fn set_undecided(&mut self, domain: usize, undecided: bool) {
+        if domain < self.timelines.len() {
+            set_bit(&mut self.undecided_domains, domain, undecided);
+        }
+    }
+
+    /// Removes the domain from the totals of all unsettled spans, because it is a second name of another domain.
+    pub fn exclude(&mut self, domain: usize) {
+        if domain < self.timelines.len() {
+            set_bit(&mut self.counted_domains, domain, false);
+            self.spans.iter_mut().for_each(|span| set_bit(&mut span.counted, domain, false));
+        }
+    }
+
+    /// Updates the parents of the domains, from a list in the order of the domains.
+    pub fn set_parents<'a>(&mut self, domains: impl Iterator<Item = &'a Domain>) {
+        for (timeline, domain) in self.timelines.iter_mut().zip(domains) {
+            timeline.domain.parent.clone_from(&domain.parent);
+        }
+        self.process_shares.update_domain_tree(&self.timelines);
+    }
+
+    /// Sets whether the domain is part of the accounts of spans opened from now on. For spans that already use a domain
+    /// that is no longer live, its time is unknown.
+    pub fn set_live(&mut self, domain: usize, live: bool) {
+        if domain < self.timelines.len() {
+            set_bit(&mut self.live_domains, domain, live);
+        }
+    }
+
+    /// Sets whether the domain's source has not answered yet. The domain is part of spans opened from now on, and all
+    /// its time is unknown.
+    pub fn set_starting(&mut self, domain: usize, starting: bool) {
+        if domain < self.timelines.len() {
+            set_bit(&mut self.starting_domains, domain, starting);
+        }
+    }
+
+    /// Adds a domain after the others; ignored beyond [`MAX_DOMAINS`]. Open spans do not use it.
+    pub fn add_domain(&mut self, domain: Domain) {
+        let index = self.timelines.len();
+        if index == MAX_DOMAINS {
+            return;
+        }
+        let idle_mw = self.settings.idle_mw.get(&domain.name).copied();
+        let mut timeline = DomainTimeline::new(index, domain, self.settings.counter_timeout_ns, idle_mw);
+        // Skip the edges so far: none of them uses the new domain.
+        (timeline.next_instant, timeline.next_edge) =
+            (self.queue.instants.end_index(), self.pre_pass.next_edge);
+        self.timelines.push(timeline);
+        self.spans.add_domain();
+        self.process_shares.add_domain(&self.timelines);
+    }
+
+    /// Opens a span. `now_ns` is the time at which the message came. An edge before the horizon is moved to the
+    /// horizon.
+    ///
+    /// # Errors
+    /// `LimitReached` at the limit of spans or pending edges; `InvalidValue` for an invalid weight.
+    pub fn open(&mut self, now_ns: u64, new_span: NewSpan) -> Result<SpanKey, AttributionError> {
+        let weight = weight_units(new_span.weight)?;
+        if self.spans.len() >= self.settings.max_open_spans {
+            return Err(AttributionError::LimitReached {
+                quota: "open spans",
+                limit: self.settings.max_open_spans,
+            });
+        }
+        self.check_edge_limit(self.settings.max_pending_edges)?;
+        let known = |index: &&usize| **index < self.timelines.len();
+        let requested =
+            |list: &Vec<usize>| list.iter().filter(known).fold(0, |bits, index| bits | 1 << index);
+        let scope = new_span.domains.as_ref().map_or(self.live_domains | self.starting_domains, requested);
+        let opened_ns = new_span.at_ns.max(self.horizon_ns(now_ns));
+        if self.spans.len() == 0 {
+            self.busy_since_ns = now_ns;
+        }
+        let key = self.spans.insert(new_span, opened_ns, weight, scope);
+        let span = self.spans.span_mut(slot_of(key));
+        (span.counted, span.undecided) = (scope & self.counted_domains, scope & self.undecided_domains);
+        if span.subject != 0 {
+            self.process_shares.add_span(span.subject);
+        }
+        self.open_count += 1;
+        self.queue.insert(new_edge(opened_ns, key, scope, EdgeKind::Open, weight));
+        Ok(key)
+    }
+
+    /// Ends the current phase and begins the next.
+    ///
+    /// # Errors
+    /// `NoSuchSpan`, `AlreadyClosed`, `InvalidTime` before the span's opening, `LimitReached`.
+    pub fn begin_phase(
+        &mut self,
+        now_ns: u64,
+        key: SpanKey,
+        phase: String,
+        at_ns: u64,
+    ) -> Result<(), AttributionError> {
+        self.check_edge_limit(self.settings.max_pending_edges / 2)?;
+        let (requested_ns, at_ns) = (at_ns, self.edge_time_ns(now_ns, key, at_ns)?);
+        let domains = self.timelines.len();
+        let span = self.spans.get_mut(key).ok_or(AttributionError::NoSuchSpan)?;
+        let history = span.history_mut(domains);
+        history.moved_ns += at_ns - requested_ns;
+        let index = history.phases.partition_point(|(begin_ns, _)| *begin_ns <= at_ns);
+        history.phases.insert(index, (at_ns, phase));
+        let scope = span.scope;
+        self.queue.insert(new_edge(at_ns, key, scope, EdgeKind::Phase, 0));
+        Ok(())
+    }
+
+    /// Sets the span's weight from `at_ns` on.
+    ///
+    /// # Errors
+    /// As for [`Attributor::begin_phase`], and `InvalidValue`.
+    pub fn set_weight(
+        &mut self,
+        now_ns: u64,
+        key: SpanKey,
+        weight: f64,
+        at_ns: u64,
+    ) -> Result<(), AttributionError> {
+        let weight = weight_units(weight)?;
+        self.check_edge_limit(self.settings.max_pending_edges / 2)?;
+        let (requested_ns, at_ns) = (at_ns, self.edge_time_ns(now_ns, key, at_ns)?);
+        let (domains, max_changes) = (self.timelines.len(), self.settings.max_pending_weight_changes);
+        let span = self.spans.get_mut(key).ok_or(AttributionError::NoSuchSpan)?;
+        if span.has_unsettled_weight_changes(max_changes) {
+            let quota = "unsettled weight changes of one span";
+            return Err(AttributionError::LimitReached {
+                quota,
+                limit: usize::try_from(max_changes).unwrap_or(usize::MAX),
+            });
+        }
+        span.weight = weight;
+        let history = span.history_mut(domains);
+        history.weight_changes += 1;
+        history.moved_ns += at_ns - requested_ns;
+        let scope = span.scope;
+        self.queue.insert(new_edge(at_ns, key, scope, EdgeKind::Weight, weight));
+        Ok(())
+    }
+
+    /// Closes a span and adds attributes to it. `abandoned`: its client disconnected; a span whose opening lies
+    /// slightly ahead of `at_ns` then closes at its opening.
+    ///
+    /// # Errors
+    /// `NoSuchSpan`, `AlreadyClosed`, `InvalidTime` before the span's opening.
+    pub fn close(
+        &mut self,
+        now_ns: u64,
+        key: SpanKey,
+        at_ns: u64,
+        attributes: BTreeMap<String, String>,
+        abandoned: bool,
+    ) -> Result<(), AttributionError> {
+        let at_ns = if abandoned {
+            self.requested_ns(key).map_or(at_ns, |requested| requested.max(at_ns))
+        } else {
+            at_ns
+        };
+        let edge_ns = self.edge_time_ns(now_ns, key, at_ns)?;
+        let span = self.spans.get_mut(key).ok_or(AttributionError::NoSuchSpan)?;
+        span.slot_state = SlotState::Closing;
+        span.closed_ns = edge_ns;
+        span.moved_ns += edge_ns - at_ns.min(edge_ns);
+        span::extend_attributes(&mut span.attributes, attributes);
+        span.abandoned = abandoned;
+        self.open_count -= 1;
+        let edge = new_edge(edge_ns, key, span.scope, EdgeKind::Close, 0);
+        self.queue.insert(edge);
+        self.oldest_close_ns = Some(self.oldest_close_ns.map_or(edge_ns, |oldest| oldest.min(edge_ns)));
+        Ok(())
+    }
+
+    /// Cancels an open span: its share up to `at_ns` becomes unattributed.
+    ///
+    /// # Errors
+    /// As for [`Attributor::close`].
+    pub fn cancel(&mut self, now_ns: u64, key: SpanKey, at_ns: u64) -> Result<(), AttributionError> {
+        self.close(now_ns, key, at_ns, BTreeMap::new(), false)?;
+        self.spans.get_mut(key).ok_or(AttributionError::NoSuchSpan)?.cancelled = true;
+        Ok(())
+    }
+
+    /// Whether readings are needed now: a span is open, or closed but not settled.
+    pub fn is_busy(&self) -> bool {
+        self.spans.len() > 0
+    }
+
+    /// The number of open spans.
+    pub fn open_span_count(&self) -> usize {
+        self.open_count
+    }
+
+    /// The account so far of an unsettled span.
+    ///
+    /// # Errors
+    /// `NoSuchSpan`.
+    pub fn account(&self, now_ns: u64, key: SpanKey) -> Result<Account, AttributionError> {
+        self.spans.get(key).ok_or(AttributionError::NoSuchSpan)?;
+        let (span, states) = self.spans.span_and_states(slot_of(key));
+        let mut account = account_builder::unsettled_account(span, states, &self.timelines, now_ns);
+        self.process_shares.add_to_account(&mut account, span, key, &self.timelines);
+        Ok(account)
+    }
+
+    /// Each domain's energy balance: `measured = attributed + unattributed`, exactly. The two terms are separate sums:
+    /// `attributed` of settled accounts and shares so far; `unattributed` of energy without open weight, cancelled
+    /// spans, and the remainders of rounding to whole microjoules.
+    pub fn balance(&self) -> Vec<Balance> {
+        self.timelines.iter().map(DomainTimeline::balance).collect()
+    }
+
+    /// The number of pending edges, which wait for a counter update.
+    pub fn pending_edge_count(&self) -> usize {
+        self.queue.edges.len()
+    }
+
+    /// Frees memory that many settled spans used. The cost is linear in the number of slots: call it seldom.
+    pub fn shrink(&mut self) {
+        let slot_limit = self.queue.slot_limit();
+        self.spans.shrink(slot_limit);
+        self.queue.shrink();
+        self.pre_pass.shrink();
+        self.timelines.iter_mut().for_each(DomainTimeline::shrink);
+        self.settled_slots.shrink_to(64);
+    }
+
+    /// The opening that the client requested; `None` if the span is not open. It may lie slightly after now.
+    pub fn requested_ns(&self, key: SpanKey) -> Option<u64> {
+        self.spans.get(key).filter(|span| span.slot_state == SlotState::Open).map(|span| span.requested_ns())
+    }
+
+    /// Calls `show` with the account so far of each span that opened by `opened_by_ns` and is not cancelled, in up to
+    /// `slots` slots from `from` on. Returns the next slot, `None` after the last. An iteration from slot 0 to the end
+    /// shows each span once that is unsettled throughout.
+    pub fn iter_spans(
+        &self,
+        from: usize,
+        slots: usize,
+        now_ns: u64,
+        opened_by_ns: u64,
+        mut show: impl FnMut(SpanKey, Account),
+    ) -> Option<usize> {
+        let end = self.spans.slot_count().min(from.saturating_add(slots));
+        for slot in from..end {
+            let slot = u32::try_from(slot).ok()?;
+            let (span, states) = self.spans.span_and_states(slot);
+            if span.slot_state != SlotState::Free && !span.cancelled && span.opened_ns <= opened_by_ns {
+                show(
+                    self.spans.key_of(slot),
+                    account_builder::unsettled_account(span, states, &self.timelines, now_ns),
+                );
+            }
+        }
+        (end < self.spans.slot_count()).then_some(end)
+    }
+
+    /// Adds a subject and returns its number for [`NewSpan::subject`], which is never 0.
+    pub fn add_subject(&mut self, subject: Subject) -> u32 {
+        self.process_shares.add_subject(subject, &self.timelines)
+    }
+
+    /// Removes a subject. Returns false, and keeps it, while a span refers to it.
+    pub fn remove_subject(&mut self, subject: u32) -> bool {
+        self.process_shares.remove_subject(subject)
+    }
+
+    /// Sets the reason why a subject's use is unknown; `None` if it is known.
+    pub fn set_unknown_reason(&mut self, subject: u32, reason: Option<String>) {
+        self.process_shares.set_unknown_reason(subject, reason);
+    }
+
+    /// Whether a span of this subject is open or unsettled.
+    pub fn has_spans_of(&self, subject: u32) -> bool {
+        self.process_shares.has_spans_of(subject)
+    }
+
+    /// Whether a subject has this number.
+    pub fn has_subject(&self, subject: u32) -> bool {
+        self.process_shares.has_subject(subject)
+    }
+
+    /// Whether there are any subjects.
+    pub fn has_subjects(&self) -> bool {
+        !self.process_shares.is_empty()
+    }
+
+    /// Whether a span is closed but not settled, so that a usage sample that covers its end is needed soon.
+    pub fn has_closing_spans(&self) -> bool {
+        self.oldest_close_ns.is_some()
+    }
+
+    /// Adds a usage sample. The samples of a basis come in the order of time.
+    pub fn record_usage(&mut self, sample: &BasisUsageSample<'_>) {
+        self.process_shares.record_usage(sample);
+    }
+
+    /// Sets the basis that splits the domain, in place of the one for its kind. Bases are numbered from 1.
+    pub fn set_basis(&mut self, domain: usize, basis: usize) {
+        self.process_shares.set_basis(domain, basis);
+    }
+
+    /// Settles everything that readings and the horizon allow, and appends the settled accounts to `into`. The key of a
+    /// settled span is invalid from then on.
+    pub fn settle(&mut self, now_ns: u64, into: &mut Vec<(SpanKey, Account)>) {
+        self.advance(now_ns);
+        self.drain_settled(|settled| into.push((settled.key(), settled.account())));
+    }
+
+    /// Settles everything that readings and the horizon allow. [`Attributor::drain_settled`] returns the settled spans.
+    pub fn advance(&mut self, now_ns: u64) {
+        let horizon_ns = self.horizon_ns(now_ns);
+        self.last_settle_ns = now_ns;
+        self.pre_pass.advance(horizon_ns, &mut self.queue, &mut self.spans, &mut self.settled_slots);
+        let busy = self.is_busy();
+        for timeline in &mut self.timelines {
+            let has_pending_edges = timeline.next_edge < self.queue.edges.end_index();
+            let waited_ns = now_ns.saturating_sub(timeline.last_reading_ns().max(self.busy_since_ns));
+            if (has_pending_edges && (self.live_domains >> timeline.index()) & 1 == 0)
+                || (busy && waited_ns > timeline.counter_timeout_ns())
+            {
+                timeline.time_out(horizon_ns);
+            }
+            timeline.settle(horizon_ns, &self.queue, &mut self.spans, &mut self.settled_slots);
+        }
+        if let Some((domain, before_ns)) = self.process_shares.record_rows(&self.timelines) {
+            self.drop_oldest_rows(domain, before_ns);
+        }
+        while let Some(slot) = self.pre_pass.spans_to_fold.pop() {
+            self.fold_weights(slot);
+        }
+        let end = self.queue.instants.end_index();
+        let next_instant = self.timelines.iter().map(|timeline| timeline.next_instant).min().unwrap_or(end);
+        self.queue.drop_before(next_instant, self.pre_pass.next_edge);
+    }
+
+    /// Folds a span's final weight intervals into one process share for each domain.
+    #[cold]
+    fn fold_weights(&mut self, slot: u32) {
+        let key = self.spans.key_of(slot);
+        self.process_shares.fold_weights(self.spans.span_mut(slot), key, &self.timelines);
+    }
+
+    /// Drops a domain's oldest rows, after saving what long spans need of them.
+    #[cold]
+    fn drop_oldest_rows(&mut self, domain: usize, before_ns: u64) {
+        for (key, span) in self.spans.iter() {
+            let is_split = span.subject != 0 && (span.scope >> domain) & 1 == 1;
+            if is_split && span.opened_ns <= before_ns {
+                self.process_shares.record_opening_point(domain, key, span, &self.timelines);
+            }
+        }
+        let changed = |(key, span): (SpanKey, &Span)| span.has_weight_intervals().then_some(slot_of(key));
+        let changed: Vec<u32> = self.spans.iter().filter_map(changed).collect();
+        changed.into_iter().for_each(|slot| self.fold_weights(slot));
+        self.process_shares.drop_oldest_rows(domain);
+    }
+
+    /// Calls `show` with each newly settled span, and removes the spans.
+    pub fn drain_settled(&mut self, show: impl FnMut(SettledSpan<'_>)) {
+        self.drain_settled_up_to(usize::MAX, show);
+    }
+
+    /// Like [`Self::drain_settled`], for at most `limit` spans. Returns whether there are more.
+    pub fn drain_settled_up_to(&mut self, limit: usize, mut show: impl FnMut(SettledSpan<'_>)) -> bool {
+        let mut settled_slots = std::mem::take(&mut self.settled_slots);
+        for slot in settled_slots.drain(..settled_slots.len().min(limit)) {
+            let (span, states) = self.spans.span_and_states(slot);
+            for (timeline, state) in self.timelines.iter_mut().zip(states) {
+                if (span.scope >> timeline.index()) & 1 == 1 {
+                    timeline.record_settled_share(state.g, span.cancelled);
+                }
+            }
+            if !span.cancelled {
+                let key = self.spans.key_of(slot);
+                show(SettledSpan {
+                    key,
+                    span,
+                    domain_states: states,
+                    timelines: &self.timelines,
+                    process_shares: &self.process_shares,
+                });
+            }
+            if span.subject != 0 {
+                self.process_shares.remove_span(span.subject, self.spans.key_of(slot));
+            }
+            self.spans.release(slot);
+        }
+        self.settled_slots = settled_slots;
+        if self.spans.len() == self.open_count {
+            self.oldest_close_ns = None;
+        }
+        !self.settled_slots.is_empty()
+    }
+
+    /// The earliest instant at which [`Attributor::settle`] can return a span; `None` while no span is closing.
+    pub fn next_settle_ns(&self) -> Option<u64> {
+        let due_ns = self.oldest_close_ns? + self.settings.horizon_ns + 1;
+        Some(if due_ns > self.last_settle_ns { due_ns } else { self.last_settle_ns + 1_000_000 })
+    }
+
+    /// The time before which a message has no effect.
+    fn horizon_ns(&self, now_ns: u64) -> u64 {
+        now_ns.saturating_sub(self.settings.horizon_ns)
+    }
+
+    /// Fails if the queue has `limit` edges. Phases and changes of weight use half of the limit, so that they cannot
+    /// block new spans.
+    fn check_edge_limit(&self, limit: usize) -> Result<(), AttributionError> {
+        if self.queue.edges.len() >= limit {
+            return Err(AttributionError::LimitReached { quota: "waiting edges", limit });
+        }
+        Ok(())
+    }
+
+    /// The time of a new edge of an open span: not before its opening, not before the horizon.
+    fn edge_time_ns(&self, now_ns: u64, key: SpanKey, at_ns: u64) -> Result<u64, AttributionError> {
+        let span = self.spans.get(key).ok_or(AttributionError::NoSuchSpan)?;
+        if span.slot_state != SlotState::Open {
+            return Err(AttributionError::AlreadyClosed);
+        }
+        if at_ns < span.requested_ns() {
+            return Err(AttributionError::InvalidTime {
+                earliest_ns: span.requested_ns(),
+                latest_ns: now_ns,
+            });
+        }
+        Ok(at_ns.max(self.horizon_ns(now_ns)).max(span.opened_ns))
+    }
+}
+
+fn set_bit(bits: &mut u64, index: usize, set: bool) {
+    *bits = *bits & !(1 << index) | u64::from(set) << index;
+}
+
+fn slot_of(key: SpanKey) -> u32 {
+    u32::try_from(key.slot()).expect("a key's slot is 32 bits wide")
+}
+
+fn new_edge(at_ns: u64, key: SpanKey, scope: u64, kind: EdgeKind, weight: u64) -> Edge {
+    Edge {
+        at_ns,
+        scope,
+        weight_before: 0,
+        weight_after: weight,
+        share_fraction: 0,
+        weight_edge: 0,
+        slot: slot_of(key),
+        generation: key.generation() as u16,
+        kind,
+        has_history: false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+
+    use super::*;
+    use crate::domain::{DomainKind, Grade};
+
+    const NOW_NS: u64 = 5_000_000_000;
+    const AHEAD_NS: u64 = NOW_NS + 900_000;
+
+    fn opened_ahead() -> (Attributor, SpanKey) {
+        let mut attributor = Attributor::new(Vec::new(), AttributionSettings::default());
+        let key = attributor.open(NOW_NS, NewSpan::new("ahead", AHEAD_NS)).unwrap();
+        (attributor, key)
+    }
+
+    #[test]
+    fn an_abandoned_span_that_opens_later_closes_at_its_opening() {
+        let (mut attributor, key) = opened_ahead();
+        assert_eq!(attributor.requested_ns(key), Some(AHEAD_NS));
+        attributor.close(NOW_NS + 1, key, NOW_NS + 1, BTreeMap::new(), true).unwrap();
+        assert_eq!((attributor.open_span_count(), attributor.requested_ns(key)), (0, None));
+        let account = attributor.account(NOW_NS + 1, key).unwrap();
+        assert_eq!((account.opened_ns, account.closed_ns, account.moved_ns), (AHEAD_NS, Some(AHEAD_NS), 0));
+    }
+
+    #[test]
+    fn closing_before_the_opening_is_refused() {
+        let (mut attributor, key) = opened_ahead();
+        let error = attributor.close(NOW_NS + 1, key, NOW_NS + 1, BTreeMap::new(), false).unwrap_err();
+        assert_eq!(error, AttributionError::InvalidTime { earliest_ns: AHEAD_NS, latest_ns: NOW_NS + 1 });
+        assert_eq!(attributor.open_span_count(), 1);
+    }
+
+    /// Adds readings of a counter that moves every millisecond, and settles, up to an instant.
+    fn settle_until(attributor: &mut Attributor, now_ns: &mut u64, end_ns: u64) -> Vec<(SpanKey, Account)> {
+        let mut settled = Vec::new();
+        while *now_ns < end_ns {
+            *now_ns += 1_000_000;
+            let reading =
+                EnergyReading { valid: true, energy_uj: *now_ns / 1000, ..EnergyReading::default() };
+            attributor.add_reading(0, *now_ns - 100, *now_ns, &reading);
+            attributor.settle(*now_ns, &mut settled);
+        }
+        settled
+    }
+
+    fn one_domain() -> Attributor {
+        let domain = Domain {
+            name: "package-0".into(),
+            kind: DomainKind::Package,
+            source: "replay".into(),
+            device: None,
+            parent: None,
+            grade: Grade::Measured,
+            ceiling_mw: None,
+            latency_ns: 0,
+            quantum_uj: 1,
+        };
+        Attributor::new(vec![domain], AttributionSettings::default())
+    }
+
+    #[test]
+    fn only_unsettled_weight_changes_count_towards_the_limit() {
+        let (mut attributor, mut now_ns) = (one_domain(), NOW_NS);
+        let subject = attributor.add_subject(Subject::default());
+        let key = attributor.open(now_ns, NewSpan { subject, ..NewSpan::new("s", now_ns) }).unwrap();
+        let limit = attributor.settings.max_pending_weight_changes;
+        // Far more changes than the limit, while the counter moves.
+        for step in 0..3 * limit {
+            attributor.set_weight(now_ns, key, (step % 7) as f64 + 1.0, now_ns).unwrap();
+            if step % 10 == 0 {
+                let end_ns = now_ns + 1_000_000;
+                settle_until(&mut attributor, &mut now_ns, end_ns);
+            }
+        }
+        let end_ns = now_ns + 50_000_000;
+        settle_until(&mut attributor, &mut now_ns, end_ns);
+        let intervals = |attributor: &Attributor| {
+            let span = attributor.spans.get(key).unwrap();
+            span.history.as_ref().unwrap().weight_history.intervals.len()
+        };
+        assert!(
+            intervals(&attributor) <= super::super::weight_history::MAX_WEIGHT_INTERVALS,
+            "{}",
+            intervals(&attributor)
+        );
+        // The counter does not move.
+        for step in 0..limit {
+            attributor.set_weight(now_ns, key, (step % 7) as f64 + 1.0, now_ns).unwrap();
+        }
+        let full = AttributionError::LimitReached {
+            quota: "unsettled weight changes of one span",
+            limit: limit as usize,
+        };
+        assert_eq!(attributor.set_weight(now_ns, key, 1.0, now_ns), Err(full));
+        assert_eq!(attributor.account(now_ns, key).unwrap().weight, ((limit - 1) % 7) as f64 + 1.0);
+        let other = attributor.open(now_ns, NewSpan::new("other", now_ns)).unwrap();
+        attributor.set_weight(now_ns, other, 2.0, now_ns).unwrap();
+        attributor.close(now_ns, key, now_ns, BTreeMap::new(), false).unwrap();
+    }
+
+    #[test]
+    fn phase_and_weight_edges_leave_room_for_new_spans() {
+        let (mut attributor, now_ns) = (one_domain(), NOW_NS);
+        attributor.settings.max_pending_edges = 100;
+        let key = attributor.open(now_ns, NewSpan::new("s", now_ns)).unwrap();
+        let error = (0..200).find_map(|_| attributor.set_weight(now_ns, key, 2.0, now_ns).err());
+        assert_eq!(error, Some(AttributionError::LimitReached { quota: "waiting edges", limit: 50 }));
+        for step in 0..50 {
+            attributor.open(now_ns, NewSpan::new(step.to_string(), now_ns)).unwrap();
+        }
+        let error = attributor.open(now_ns, NewSpan::new("more", now_ns)).unwrap_err();
+        assert_eq!(error, AttributionError::LimitReached { quota: "waiting edges", limit: 100 });
+    }
+
+    #[test]
+    fn shrink_frees_slots_and_never_reuses_keys() {
+        let (mut attributor, mut now_ns) = (one_domain(), NOW_NS);
+        let open = |attributor: &mut Attributor, now_ns: u64| {
+            attributor.open(now_ns, NewSpan::new("s", now_ns)).unwrap()
+        };
+        let close = |attributor: &mut Attributor, now_ns: u64, key| {
+            attributor.close(now_ns, key, now_ns, BTreeMap::new(), false).unwrap();
+        };
+        let keeps = open(&mut attributor, now_ns);
+        let many: Vec<SpanKey> = (0..5000).map(|_| open(&mut attributor, now_ns)).collect();
+        // One span in the middle closes later.
+        for key in many.iter().filter(|key| **key != many[1000]) {
+            close(&mut attributor, now_ns, *key);
+        }
+        // Pending edges refer to slots, so these slots are kept.
+        attributor.shrink();
+        let mut end_ns = now_ns + 50_000_000;
+        assert_eq!(settle_until(&mut attributor, &mut now_ns, end_ns).len(), 4999);
+        attributor.shrink();
+        assert_eq!(attributor.spans.slot_count(), 1002);
+        close(&mut attributor, now_ns, many[1000]);
+        end_ns += 50_000_000;
+        assert_eq!(settle_until(&mut attributor, &mut now_ns, end_ns).len(), 1);
+        attributor.shrink();
+        assert_eq!(attributor.spans.slot_count(), 1);
+        let again: Vec<SpanKey> = (0..5000).map(|_| open(&mut attributor, now_ns)).collect();
+        let (old, new): (BTreeSet<_>, BTreeSet<_>) = (many.iter().collect(), again.iter().collect());
+        assert!(old.is_disjoint(&new) && !new.contains(&keeps));
+        assert!(many.iter().all(|key| attributor.account(now_ns, *key) == Err(AttributionError::NoSuchSpan)));
+        for key in again.iter().chain([&keeps]) {
+            close(&mut attributor, now_ns, *key);
+        }
+        end_ns += 50_000_000;
+        assert_eq!(settle_until(&mut attributor, &mut now_ns, end_ns).len(), 5001);
+    }
+}
