@@ -6,7 +6,8 @@
 use rustix::process::{DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit};
 use rustix::thread::{CapabilitySet, CapabilitySets};
 
-use super::{ProcessPrivileges, RequiredPrivileges, seccomp_ffi};
+use super::process_privileges::{ProcessPrivileges, RequiredPrivileges};
+use super::seccomp_ffi;
 
 /// Gives up the rest. What cannot be given up is in what it returns, not an error: a meter that runs with more than it
 /// needs still measures, and `doctor` shows it.

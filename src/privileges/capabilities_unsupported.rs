@@ -2,7 +2,7 @@
 //!
 //! Does nothing and says so.
 
-use super::{ProcessPrivileges, RequiredPrivileges};
+use super::process_privileges::{ProcessPrivileges, RequiredPrivileges};
 
 /// Gives up nothing.
 pub fn drop_privileges(_required: &RequiredPrivileges) -> ProcessPrivileges {

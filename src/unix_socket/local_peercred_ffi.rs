@@ -8,7 +8,7 @@
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-use super::PeerCredentials;
+use super::peer_credentials::PeerCredentials;
 
 /// Which process connected is not asked here: CPU time of processes is not read on this system.
 pub fn peer_pid(_socket: BorrowedFd) -> Option<u32> {

@@ -8,7 +8,7 @@
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-use super::PeerCredentials;
+use super::peer_credentials::PeerCredentials;
 
 /// More groups than this are not asked for (the kernel's own limit, NGROUPS_MAX, is 65,536).
 const MAX_GROUPS: usize = 65_536;
