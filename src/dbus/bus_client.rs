@@ -10,20 +10,23 @@ use std::sync::Arc;
 use std::task::Poll;
 
 use serde_json::{Map, Value};
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
-use tokio::net::unix::OwnedWriteHalf;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::mpsc;
-use zbus::message::Body;
+use tokio::task::JoinSet;
+use zbus::message::{Body, Flags};
 
 use super::context::{DbusContext, PendingCall};
 use super::credentials;
 use super::dbus_error::DbusError;
-use super::methods::{DbusMethod, METHODS, RELOAD, find_method};
-use super::properties::{DbusProperty, find_property};
-use super::reply::{PendingReply, ReplyKind, forward_replies};
-use super::service_connection;
-use super::{INTERFACE, PROPERTIES_INTERFACE};
+use super::interface::{
+    DbusMethod, DbusProperty, METHODS, RELOAD, ReplyShape, find_method, find_property, properties_of,
+};
+use super::json::{self, VariantDict};
+use super::names::{INTERFACE, PROPERTIES_INTERFACE};
+use super::polkit;
+use super::service_connection::{self, ServiceConnection, ServiceReply};
 use crate::protocol::{GetBalance, GetInfo, Method, MethodError};
 
 /// Calls of one client that may wait for their answers; with those that wait to be handled, what the system bus allows.
@@ -188,4 +191,145 @@ pub fn is_client_method(interface: Option<&str>, name: &str) -> bool {
         Some(_) => false,
         None => METHODS.iter().any(|method| method.name == name),
     }
+}
+
+/// A call whose answer is to come.
+#[derive(Debug)]
+struct PendingReply {
+    /// Whose answer it is; two where one call asks twice.
+    call: Arc<PendingCall>,
+    /// What becomes of it.
+    kind: ReplyKind,
+}
+
+/// What becomes of an answer.
+#[derive(Debug, Clone, Copy)]
+enum ReplyKind {
+    /// The answer of a method.
+    Method(ReplyShape),
+    /// Done, or polkit is asked.
+    Reload,
+    /// The value of a property.
+    Property(&'static DbusProperty),
+    /// The first part of all properties.
+    InfoProperties,
+    /// The last part; left out where the caller may not know it.
+    BalanceProperties,
+}
+
+/// Answers in the order of the calls, until there are no more or the service hangs up.
+async fn forward_replies(
+    context: Arc<DbusContext>,
+    inbound: OwnedReadHalf,
+    mut pending_replies: mpsc::Receiver<PendingReply>,
+) {
+    let mut inbound = BufReader::new(inbound);
+    let mut buffer = Vec::new();
+    let mut info: Option<ServiceReply> = None;
+    // Questions to polkit end with the client.
+    let mut polkit_tasks = JoinSet::new();
+    while let Some(reply) = service_connection::read_reply(&mut inbound, &mut buffer).await {
+        let Some(PendingReply { call, kind }) = pending_replies.recv().await else { break };
+        match kind {
+            ReplyKind::InfoProperties => info = Some(reply),
+            ReplyKind::BalanceProperties => send_all_properties(&context, &call, info.take(), reply).await,
+            ReplyKind::Reload if is_access_denied(&reply) => {
+                while polkit_tasks.try_join_next().is_some() {}
+                if polkit_tasks.is_empty() {
+                    polkit_tasks.spawn(reload_with_polkit(Arc::clone(&context), call));
+                } else {
+                    context
+                        .reply_error(
+                            &call.message,
+                            &DbusError::limits_exceeded("a reload of yours awaits polkit already"),
+                        )
+                        .await;
+                }
+            }
+            ReplyKind::Reload => send_reply(&context, &call, ReplyShape::Empty, reply).await,
+            ReplyKind::Method(shape) => send_reply(&context, &call, shape, reply).await,
+            ReplyKind::Property(property) => send_property(&context, &call, property, reply).await,
+        }
+    }
+    pending_replies.close();
+    while let Some(PendingReply { call, kind }) = pending_replies.recv().await {
+        if !matches!(kind, ReplyKind::InfoProperties) {
+            context.reply_error(&call.message, &DbusError::no_reply()).await;
+        }
+    }
+}
+
+async fn send_reply(context: &DbusContext, call: &PendingCall, shape: ReplyShape, reply: ServiceReply) {
+    let mut fields = match reply {
+        Ok(fields) => fields,
+        Err(error) => return context.reply_error(&call.message, &error).await,
+    };
+    match shape {
+        ReplyShape::Empty => context.reply(&call.message, &()).await,
+        ReplyShape::Whole => context.reply(&call.message, &json::to_dict(fields)).await,
+        ReplyShape::Text(field) => match fields.remove(field) {
+            Some(Value::String(text)) => context.reply(&call.message, &text).await,
+            _ => context.reply_error(&call.message, &DbusError::no_reply()).await,
+        },
+        ReplyShape::Object(field) => match fields.remove(field) {
+            Some(Value::Object(object)) => context.reply(&call.message, &json::to_dict(object)).await,
+            _ => context.reply_error(&call.message, &DbusError::no_reply()).await,
+        },
+        ReplyShape::List(field) => match fields.remove(field) {
+            Some(Value::Array(list)) => context.reply_dicts(&call.message, list).await,
+            _ => context.reply_error(&call.message, &DbusError::no_reply()).await,
+        },
+    }
+}
+
+async fn send_property(
+    context: &DbusContext,
+    call: &PendingCall,
+    property: &DbusProperty,
+    reply: ServiceReply,
+) {
+    match reply.map(|mut fields| property.value(&mut fields)) {
+        Ok(Some(value)) => context.reply(&call.message, &value).await,
+        Ok(None) => context.reply_error(&call.message, &DbusError::unknown("Property", property.name)).await,
+        Err(error) => context.reply_error(&call.message, &error).await,
+    }
+}
+
+async fn send_all_properties(
+    context: &DbusContext,
+    call: &PendingCall,
+    info: Option<ServiceReply>,
+    balance: ServiceReply,
+) {
+    match info.unwrap_or_else(|| Ok(Map::new())) {
+        Ok(info) => {
+            let mut all: VariantDict = properties_of(GetInfo::NAME, info);
+            all.extend(properties_of(GetBalance::NAME, balance.unwrap_or_default()));
+            context.reply(&call.message, &all).await;
+        }
+        Err(error) => context.reply_error(&call.message, &error).await,
+    }
+}
+
+fn is_access_denied(reply: &ServiceReply) -> bool {
+    reply.as_ref().is_err_and(DbusError::is_access_denied)
+}
+
+/// The caller is no administrator by itself; polkit may say that it is for this.
+async fn reload_with_polkit(context: Arc<DbusContext>, call: Arc<PendingCall>) {
+    let header = call.message.header();
+    let interactive = header.primary().flags().contains(Flags::ALLOW_INTERACTIVE_AUTH);
+    let Some(caller) = header.sender() else { return };
+    if let Err(reason) = polkit::check_authorization(&context.bus, caller.as_str(), interactive).await {
+        return context.reply_error(&call.message, &DbusError::unauthorized(&reason)).await;
+    }
+    let connection = context
+        .connection_sender
+        .connect(credentials::own_credentials(), None)
+        .and_then(ServiceConnection::new);
+    let reply = match connection {
+        Ok(mut connection) => connection.call(RELOAD).await,
+        Err(_) => Err(DbusError::no_reply()),
+    };
+    send_reply(&context, &call, ReplyShape::Empty, reply).await;
 }

@@ -13,13 +13,13 @@ use tokio::task::JoinSet;
 use zbus::Message;
 use zbus::message::Type;
 
-use super::OBJECT_PATH;
 use super::bus_client;
 use super::capped_socket::is_truncated;
 use super::context::{DbusContext, PendingCall};
 use super::credentials;
 use super::dbus_error::DbusError;
-use super::introspection;
+use super::interface;
+use super::names::OBJECT_PATH;
 use crate::protocol::MethodError;
 
 /// Most clients at a time; each is watched with a match rule, of which a bus allows 512.
@@ -80,7 +80,7 @@ impl DbusDispatcher {
                 self.context.reply(message, &machine_id()?).await;
             }
             (Some("org.freedesktop.DBus.Introspectable"), "Introspect") => {
-                let text = introspection::describe(path).ok_or_else(|| DbusError::unknown("Object", path))?;
+                let text = interface::describe(path).ok_or_else(|| DbusError::unknown("Object", path))?;
                 self.context.reply(message, &text).await;
             }
             _ if path != OBJECT_PATH => return Err(DbusError::unknown("Object", path)),

@@ -27,26 +27,11 @@ mod context;
 mod credentials;
 mod dbus_error;
 mod dispatcher;
-mod introspection;
+mod interface;
 mod json;
-mod liveness_signal;
-mod methods;
+mod names;
 mod polkit;
-mod properties;
-mod reply;
 mod service_connection;
-
-/// The name on the bus.
-pub const BUS_NAME: &str = "org.wattspan.Wattspan1";
-
-/// The object.
-pub const OBJECT_PATH: &str = "/org/wattspan/Wattspan1";
-
-/// The interface.
-pub const INTERFACE: &str = "org.wattspan.Wattspan1";
-
-/// D-Bus's own interface for properties.
-const PROPERTIES_INTERFACE: &str = "org.freedesktop.DBus.Properties";
 
 /// Descriptors that a full bus may take: two for each client, which has a pair.
 pub const MAX_DESCRIPTORS: usize = 2 * dispatcher::MAX_CLIENTS;

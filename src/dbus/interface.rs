@@ -1,15 +1,15 @@
-//! The methods of `org.wattspan.Wattspan1`: what each takes on the bus, and which call to the service it is.
+//! The interface `org.wattspan.Wattspan1`: its methods, properties and introspection text.
 //!
-//! Owns the one table between the two. A method on the bus is a method of the service with the needed parameters in
-//! order and the others by name; a test holds the table against the introspection text and against the service's own
-//! list, so that a method can be missing on the bus only on purpose.
+//! Owns the two tables that map a method or property on the bus to a method of the service. The tests compare them with
+//! the installed introspection text and with the service's list of methods, so that no method is omitted by accident.
 
 use serde_json::{Map, Value};
 use zbus::message::Body;
 use zbus::{Structure, Variant};
 
 use super::dbus_error::DbusError;
-use super::json;
+use super::json::{self, VariantDict};
+use super::names::OBJECT_PATH;
 use crate::protocol::{
     CancelSpan, CloseSpan, GetBalance, GetInfo, GetSpan, ListSpans, MarkPhase, Method, MethodError, OpenSpan,
     ReadWindow, SetWeight,
@@ -123,10 +123,73 @@ fn insert_parameter(
     }
 }
 
+/// A property.
+#[derive(Debug)]
+pub struct DbusProperty {
+    /// Its name on the bus.
+    pub name: &'static str,
+    /// The service's method that tells it.
+    pub method: &'static str,
+    /// The part of that method's reply.
+    pub field: &'static str,
+}
+
+macro_rules! properties {
+    ($($name:literal $method:ident $field:literal;)*) => {
+        /// Every property.
+        pub const PROPERTIES: &[DbusProperty] = &[$(
+            DbusProperty { name: $name, method: $method::NAME, field: $field }
+        ),*];
+    };
+}
+
+properties! {
+    "Version" GetInfo "version";
+    "BootId" GetInfo "boot_id";
+    "NowNs" GetInfo "now_ns";
+    "HorizonNs" GetInfo "horizon_ns";
+    "HistoryNs" GetInfo "history_ns";
+    "Domains" GetInfo "domains";
+    "Absent" GetInfo "absent";
+    "Samplers" GetInfo "samplers";
+    "Access" GetInfo "access";
+    "Balance" GetBalance "balance";
+}
+
+/// The property of this name.
+pub fn find_property(name: &str) -> Option<&'static DbusProperty> {
+    PROPERTIES.iter().find(|property| property.name == name)
+}
+
+impl DbusProperty {
+    /// Its value, out of the reply of its method.
+    pub fn value(&self, reply: &mut Map<String, Value>) -> Option<Variant<'static>> {
+        json::to_variant(self.field, reply.remove(self.field)?)
+    }
+}
+
+/// All properties that are parts of this method's reply.
+pub fn properties_of(method: &str, mut reply: Map<String, Value>) -> VariantDict {
+    let of_method = PROPERTIES.iter().filter(|property| property.method == method);
+    of_method.filter_map(|property| Some((property.name.to_owned(), property.value(&mut reply)?))).collect()
+}
+
+/// The object's description, as installed.
+pub const OBJECT_XML: &str = include_str!("../../systemd/dbus/org.wattspan.Wattspan1.xml");
+
+/// The description of what is at `path`: the object, a step on the way to it, or nothing.
+pub fn describe(path: &str) -> Option<String> {
+    if path == OBJECT_PATH {
+        return Some(OBJECT_XML.to_owned());
+    }
+    let rest = OBJECT_PATH.strip_prefix(path.trim_end_matches('/'))?.strip_prefix('/')?;
+    let next = rest.split('/').next()?;
+    Some(format!("<node>\n  <node name=\"{next}\"/>\n</node>\n"))
+}
+
 #[cfg(test)]
 mod tests {
-    use super::super::introspection::OBJECT_XML;
-    use super::super::{INTERFACE, OBJECT_PATH};
+    use super::super::names::INTERFACE;
     use super::*;
     use crate::protocol::{METER_INTERFACE, METHOD_NAMES};
 
@@ -209,5 +272,23 @@ mod tests {
         let twice = body(|call| call.build(&("a", options)));
         let error = find_method("CloseSpan").unwrap().parse_parameters(&twice).unwrap_err();
         assert_eq!(error.message, "span: is given twice");
+    }
+
+    #[test]
+    fn the_introspection_xml_describes_these_properties() {
+        let described: Vec<&str> =
+            OBJECT_XML.split("<property name=\"").skip(1).filter_map(|rest| rest.split('"').next()).collect();
+        assert_eq!(described, PROPERTIES.iter().map(|property| property.name).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn only_the_object_and_its_parent_paths_are_described() {
+        assert!(describe("/").unwrap().contains("name=\"org\""));
+        assert!(describe("/org").unwrap().contains("name=\"wattspan\""));
+        assert!(describe("/org/wattspan").unwrap().contains("name=\"Wattspan1\""));
+        assert_eq!(describe(OBJECT_PATH).as_deref(), Some(OBJECT_XML));
+        for nowhere in ["/org/watt", "/other", "/org/wattspan/Wattspan1/span"] {
+            assert_eq!(describe(nowhere), None, "{nowhere}");
+        }
     }
 }
