@@ -25,6 +25,9 @@ pub mod private_file;
 /// Notifications, journal entries and socket activation.
 pub mod systemd;
 
+/// Sockets that launchd creates and passes to the daemon.
+pub(crate) mod launchd;
+
 /// Giving up privilege.
 pub mod privileges;
 

@@ -4,21 +4,24 @@
 //! memory: at most one message and the unread answers up to their cap. A client that does not read is not read from;
 //! one that makes no progress is given up. Invariant: `input` holds no whole message unless reading is paused.
 
-use std::io::{self, Write};
+use std::io::{self, IoSliceMut, Write};
 use std::ops::ControlFlow;
 use std::os::unix::net::UnixStream;
 
 use polling::Event;
+use rustix::io::ioctl_fionread;
+use rustix::net::{RecvAncillaryBuffer, RecvFlags, ReturnFlags, recvmsg};
 
-use super::dispatch::{CallOutcome, SubscriptionKind, dispatch};
-use super::peer_identity::PeerIdentity;
+use super::dispatch::{CallOutcome, dispatch};
 use super::readiness_ffi::RegisteredSocket;
-use super::recv::{RecvResult, recv};
 use super::reply_queue::ReplyQueue;
+use super::subscriptions::SubscriptionKind;
+use crate::process_usage::ProcessIdentity;
 use crate::protocol::{MESSAGE_TERMINATOR, MethodError};
 use crate::service::access::{AccessPolicy, Peer};
 use crate::service::reply_to::{ConnectionId, ReplyTo};
 use crate::service::service::{Caller, Service};
+use crate::unix_socket::PeerCredentials;
 
 /// Most answers of one client that may be awaited at a time.
 const MAX_PENDING_REPLIES: usize = 4096;
@@ -29,33 +32,54 @@ const MAX_PENDING_QUERIES: usize = 4;
 /// Answers of a stream are gathered up to so many bytes before they are sent.
 const STREAM_FLUSH_BYTES: usize = 16 * 1024;
 
+/// Somebody.
+#[derive(Debug)]
+pub struct PeerIdentity {
+    /// What it may do.
+    pub peer: Peer,
+    /// By what it was judged.
+    pub credentials: PeerCredentials,
+    /// Its process.
+    pub origin: Option<ProcessIdentity>,
+}
+
+impl PeerIdentity {
+    /// Judges it by another rule; whether it may do something else now.
+    pub fn apply_policy(&mut self, policy: &AccessPolicy) -> bool {
+        let judged = policy.peer_of(&self.credentials);
+        let changed = judged.access != self.peer.access;
+        (self.peer.access, self.peer.unlimited) = (judged.access, judged.unlimited);
+        changed
+    }
+}
+
 /// A connected client.
 pub struct ClientConnection {
-    pub(crate) socket: RegisteredSocket<UnixStream>,
+    socket: RegisteredSocket<UnixStream>,
     key: usize,
     id: ConnectionId,
     identity: PeerIdentity,
-    pub(crate) input: Vec<u8>,
+    input: Vec<u8>,
     scanned_bytes: usize,
-    pub(crate) reply_queue: ReplyQueue,
+    reply_queue: ReplyQueue,
     pending_queries: usize,
     /// How long a turn may take; a message that is being handled is finished.
     slice_ns: u64,
     /// The number of its latest turn.
     slice_number: u64,
-    pub(crate) subscription: Option<SubscriptionKind>,
+    subscription: Option<SubscriptionKind>,
     /// So many answers are unread that no further message is heard.
-    pub(crate) read_paused: bool,
+    read_paused: bool,
     /// The turn was over before all messages were handled; the rest is for the next.
-    pub(crate) yielded: bool,
+    yielded: bool,
     /// More may have been said than was read.
-    pub(crate) has_unread_input: bool,
+    has_unread_input: bool,
     /// No further message is read: the client ended its side, or sent what is no message.
-    pub(crate) read_closed: bool,
+    read_closed: bool,
     /// A message was completed, or an answer taken, since this was last looked at.
-    pub(crate) made_progress: bool,
+    made_progress: bool,
     /// Since when nothing moved although something is half done: a message incomplete, or answers not taken.
-    pub(crate) stalled_since_ns: Option<u64>,
+    stalled_since_ns: Option<u64>,
 }
 
 impl ClientConnection {
@@ -337,4 +361,46 @@ impl ClientConnection {
     pub fn shrink_buffers(&mut self) {
         self.reply_queue.shrink();
     }
+
+    /// Whether it said something that was not heard yet, or has answers to take that are there. What is still awaited is
+    /// another matter, and a stream that has no end is owed to nobody.
+    pub fn has_pending_io(&self) -> bool {
+        let is_endless = matches!(self.subscription, Some(SubscriptionKind::Domains { .. }));
+        let has_bytes = || ioctl_fionread(&*self.socket).is_ok_and(|bytes| bytes > 0);
+        let has_unread_input =
+            !self.read_closed && (self.read_paused || self.yielded || (self.has_unread_input && has_bytes()));
+        !is_endless && (has_unread_input || !self.reply_queue.sendable().is_empty())
+    }
+
+    /// Notes, at the end of a turn, whether something is half done, and since when nothing moved.
+    fn update_stall_state(&mut self, now_ns: u64) {
+        let is_incomplete = !self.reply_queue.sendable().is_empty()
+            || (!self.input.is_empty() && !self.read_paused && !self.yielded);
+        let made_progress = std::mem::take(&mut self.made_progress);
+        if !is_incomplete {
+            self.stalled_since_ns = None;
+        } else if made_progress || self.stalled_since_ns.is_none() {
+            self.stalled_since_ns = Some(now_ns);
+        }
+    }
+
+    /// Whether something has been half done for longer than `stall_ns`.
+    pub fn is_stalled(&self, now_ns: u64, stall_ns: u64) -> bool {
+        self.stalled_since_ns.is_some_and(|since| now_ns.saturating_sub(since) > stall_ns)
+    }
+}
+
+/// What one read gave.
+struct RecvResult {
+    /// How many bytes; none where the client sends no more.
+    length: usize,
+    /// Descriptors came along, and are closed.
+    has_descriptors: bool,
+}
+
+/// Reads once.
+fn recv(socket: &UnixStream, buffer: &mut [u8]) -> io::Result<RecvResult> {
+    let (mut buffers, mut no_control) = ([IoSliceMut::new(buffer)], RecvAncillaryBuffer::default());
+    let message = recvmsg(socket, &mut buffers, &mut no_control, RecvFlags::empty())?;
+    Ok(RecvResult { length: message.bytes, has_descriptors: message.flags.contains(ReturnFlags::CTRUNC) })
 }

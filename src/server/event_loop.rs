@@ -7,22 +7,24 @@
 use std::io::{self, Read};
 use std::ops::ControlFlow;
 use std::os::fd::AsFd;
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
 use std::time::Duration;
 
 use polling::{Event, Events, Poller};
+use serde::Serialize;
 
 use super::acceptor::{AcceptedConnection, Acceptor};
-use super::connection::ClientConnection;
+use super::connection::{ClientConnection, PeerIdentity};
+use super::connection_channel::ConnectionReceiver;
 use super::connection_table::ConnectionTable;
-use super::dispatch::SubscriptionKind;
 use super::fair_scheduler::FairScheduler;
-use super::peer_identity::PeerIdentity;
 use super::readiness_ffi::RegisteredSocket;
-use super::server_sockets::ServerSockets;
-use super::subscriptions::Subscriptions;
-use crate::protocol::{Access, MethodError};
+use super::subscriptions::{SubscriptionKind, Subscriptions};
+use crate::attribution::account::Account;
+use crate::protocol::{Access, DomainSnapshot, MethodError, MethodReply};
+use crate::service::coarse_grid;
+use crate::service::reply_to::ReplyTo;
 use crate::service::service::{FinalAccount, Service};
 use crate::unix_socket;
 
@@ -45,6 +47,22 @@ const SHUTDOWN_STALL_NS: u64 = 1_000_000_000;
 /// How often it looks whether all have it.
 const SHUTDOWN_POLL_NS: u64 = 20_000_000;
 
+/// Where clients come from, and what ends the service.
+#[derive(Debug, Default)]
+pub struct ServerSockets {
+    /// Where new clients come in, if any do.
+    pub listeners: Vec<UnixListener>,
+    /// Connections that another server of this daemon (D-Bus) forwards.
+    pub forwarded: Option<ConnectionReceiver>,
+    /// Clients that are connected already: ends of pairs made by this very process, trusted as itself.
+    pub connections: Vec<UnixStream>,
+    /// Serving ends when something can be read here, the end of the stream included. Without it, and without a
+    /// listener, it ends with the last client.
+    pub stop: Option<UnixStream>,
+    /// The configuration is read again whenever bytes come here.
+    pub reload: Option<UnixStream>,
+}
+
 /// Serves until told to stop. Fails only where the system gives no poller.
 pub fn serve(service: Service, sockets: ServerSockets) -> io::Result<()> {
     let mut server = SocketServer::new(service, sockets)?;
@@ -62,23 +80,23 @@ const SERVE_BUDGET_NS: u64 = 100_000;
 /// How often clients that make no progress are looked for.
 const SWEEP_INTERVAL_NS: u64 = 500_000_000;
 
-pub(crate) struct SocketServer {
-    pub(crate) service: Service,
-    pub(crate) poller: Arc<Poller>,
-    pub(crate) acceptor: Option<Acceptor>,
-    pub(crate) stop: Option<RegisteredSocket<UnixStream>>,
-    pub(crate) reload: Option<RegisteredSocket<UnixStream>>,
-    pub(crate) stopping: bool,
-    pub(crate) connections: ConnectionTable,
-    pub(crate) subscriptions: Subscriptions,
+struct SocketServer {
+    service: Service,
+    poller: Arc<Poller>,
+    acceptor: Option<Acceptor>,
+    stop: Option<RegisteredSocket<UnixStream>>,
+    reload: Option<RegisteredSocket<UnixStream>>,
+    stopping: bool,
+    connections: ConnectionTable,
+    subscriptions: Subscriptions,
     /// Indexes of the connections whose slice ended before their messages were handled.
-    pub(crate) yielded: Vec<usize>,
+    yielded: Vec<usize>,
     scheduler: FairScheduler,
     slice_number: u64,
-    pub(crate) read_buffer: Vec<u8>,
-    pub(crate) final_accounts: Vec<FinalAccount>,
-    pub(crate) next_poll_ns: u64,
-    pub(crate) next_sweep_ns: u64,
+    read_buffer: Vec<u8>,
+    final_accounts: Vec<FinalAccount>,
+    next_poll_ns: u64,
+    next_sweep_ns: u64,
 }
 
 /// A client that is ready to be served.
@@ -266,7 +284,7 @@ impl SocketServer {
     }
 
     /// What a client's turn means for the next ones.
-    pub(crate) fn after_slice(&mut self, index: usize, was_subscribed: bool, mut flow: ControlFlow<()>) {
+    fn after_slice(&mut self, index: usize, was_subscribed: bool, mut flow: ControlFlow<()>) {
         let Some(connection) = self.connections.get_mut(index) else { return };
         if connection.has_yielded() && !self.yielded.contains(&index) {
             self.yielded.push(index);
@@ -299,7 +317,7 @@ impl SocketServer {
     }
 
     /// Lets a connection go that is over, or that no longer watches what it watched.
-    pub(crate) fn finish_slice(&mut self, index: usize, flow: ControlFlow<()>) {
+    fn finish_slice(&mut self, index: usize, flow: ControlFlow<()>) {
         let Some(connection) = self.connections.get_mut(index) else { return };
         let (id, peer) = (connection.id(), *connection.peer());
         let watches = connection.subscription().is_some() && flow.is_continue();
@@ -347,4 +365,107 @@ impl SocketServer {
         self.service.shut_down();
         Ok(())
     }
+
+    /// Takes in readings and hands out what became final.
+    fn poll_service(&mut self) {
+        let mut final_accounts = std::mem::take(&mut self.final_accounts);
+        self.service.poll(&mut final_accounts);
+        for FinalAccount { account, reply_to } in final_accounts.drain(..) {
+            self.publish_account(&account);
+            if let Some(reply_to) = reply_to {
+                self.deliver_account(reply_to, &account);
+            }
+        }
+        self.deliver_replies();
+        for index in self.subscriptions.span_subscribers() {
+            self.progress(index);
+        }
+        final_accounts.shrink_to(1024);
+        self.final_accounts = final_accounts;
+        self.next_poll_ns = self.service.next_poll_ns(self.service.now_ns());
+    }
+
+    /// Whoever still waits gets what there is.
+    fn expire_waiting(&mut self) {
+        for (reply_to, account) in self.service.take_waiting_replies() {
+            self.deliver_account(reply_to, &account);
+        }
+        self.deliver_replies();
+    }
+
+    fn deliver_replies(&mut self) {
+        for (reply_to, reply) in self.service.take_store_replies() {
+            self.complete_reply(reply_to, &reply, true);
+        }
+    }
+
+    fn progress(&mut self, index: usize) {
+        let Some(connection) = self.connections.get_mut(index) else { return };
+        let was_subscribed = connection.subscription().is_some();
+        let flow = connection.progress(&mut self.service);
+        self.after_slice(index, was_subscribed, flow);
+    }
+
+    fn deliver_account(&mut self, reply_to: ReplyTo, account: &Account) {
+        self.complete_reply(reply_to, &encode_account_reply(account), false);
+    }
+
+    fn complete_reply(&mut self, reply_to: ReplyTo, reply: &[u8], is_query: bool) {
+        let Some(index) = self.connections.index_of(reply_to.connection) else { return };
+        let Some(connection) = self.connections.get_mut(index) else { return };
+        connection.complete_reply(reply_to.slot, reply, is_query);
+        self.progress(index);
+    }
+
+    fn publish_account(&mut self, account: &Account) {
+        let indexes = self.subscriptions.account_subscribers(account.uid, coarse_grid::is_coarse(account));
+        if !indexes.is_empty() {
+            self.publish(&encode_account_stream_item(account), &indexes);
+        }
+    }
+
+    fn publish_domains(&mut self, now_ns: u64) {
+        let indexes = self.subscriptions.take_due(now_ns);
+        if !indexes.is_empty() {
+            let tick = encode_domain_stream_item(&self.service.domain_tick());
+            self.publish(&tick, &indexes);
+            indexes.into_iter().for_each(|index| self.progress(index));
+        }
+    }
+
+    /// One more answer for those who watch; sent with the next progress.
+    fn publish(&mut self, reply: &[u8], indexes: &[usize]) {
+        let max_unread_bytes = self.service.limits().unread_bytes;
+        for &index in indexes {
+            let Some(connection) = self.connections.get_mut(index) else { continue };
+            let flow = connection.push_stream_item(reply, max_unread_bytes);
+            self.finish_slice(index, flow);
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct AccountReply<'a> {
+    account: &'a Account,
+}
+
+/// The answer to one call.
+fn encode_account_reply(account: &Account) -> Vec<u8> {
+    let mut reply = Vec::new();
+    MethodReply::last(AccountReply { account }).encode(&mut reply);
+    reply
+}
+
+/// One answer of many.
+fn encode_account_stream_item(account: &Account) -> Vec<u8> {
+    let mut reply = Vec::new();
+    MethodReply::continued(AccountReply { account }).encode(&mut reply);
+    reply
+}
+
+/// The domains once more.
+fn encode_domain_stream_item(tick: &DomainSnapshot) -> Vec<u8> {
+    let mut reply = Vec::new();
+    MethodReply::continued(tick).encode(&mut reply);
+    reply
 }

@@ -3,14 +3,40 @@
 //! Owns the list of streams and the times at which domains are told. Knows no socket: gives places, not connections.
 //! A watcher that is late is told from now on; a burst of old figures helps nobody.
 
-use super::dispatch::SubscriptionKind;
-use crate::protocol::Access;
+use crate::protocol::{Access, MethodError, WatchDomains};
 use crate::service::access::Peer;
 use crate::service::reply_to::ConnectionId;
 
 /// Until a sampler that rested has read again: a first answer before that would pair this instant with energy of up
 /// to a second ago.
 const SAMPLER_WAKE_NS: u64 = 5_000_000;
+
+/// What a caller of a "more" method watches.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum SubscriptionKind {
+    /// Settled accounts.
+    Spans,
+    /// The domains, this often.
+    Domains {
+        /// Time from one answer to the next.
+        period_ns: u64,
+    },
+}
+
+/// Most answers a second that WatchDomains gives; asking for more gives this many.
+const MAX_RATE_HZ: f64 = 1000.0;
+
+/// Answers a second that WatchDomains gives where nothing is asked.
+const DEFAULT_RATE_HZ: f64 = 10.0;
+
+pub fn domain_subscription(call: &WatchDomains) -> Result<SubscriptionKind, MethodError> {
+    let rate_hz = call.rate_hz.unwrap_or(DEFAULT_RATE_HZ);
+    if !(rate_hz.is_finite() && rate_hz >= 0.001) {
+        let reason = "is no rate; choose a number from 0.001 to 1000".to_owned();
+        return Err(MethodError::InvalidValue { field: "rate_hz".into(), reason });
+    }
+    Ok(SubscriptionKind::Domains { period_ns: (1e9 / rate_hz.min(MAX_RATE_HZ)) as u64 })
+}
 
 /// All subscriptions.
 #[derive(Debug, Default)]
@@ -153,5 +179,15 @@ mod tests {
             (subscriptions.take_due(begun_ns + 450), subscriptions.next_due_ns()),
             (vec![4], Some(begun_ns + 450))
         );
+    }
+
+    #[test]
+    fn a_high_rate_is_capped_and_an_invalid_rate_is_rejected() {
+        let period = |rate_hz| domain_subscription(&WatchDomains { rate_hz });
+        assert_eq!(period(Some(1e9)), Ok(SubscriptionKind::Domains { period_ns: 1_000_000 }));
+        assert_eq!(period(None), Ok(SubscriptionKind::Domains { period_ns: 100_000_000 }));
+        for bad in [0.0, -1.0, f64::NAN] {
+            assert!(period(Some(bad)).is_err());
+        }
     }
 }

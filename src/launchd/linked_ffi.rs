@@ -7,7 +7,7 @@ use std::ffi::{CStr, c_char, c_int};
 use std::io;
 use std::os::unix::net::UnixListener;
 
-use super::launchd_ffi;
+use super::activation_ffi;
 
 unsafe extern "C" {
     fn launch_activate_socket(name: *const c_char, sockets: *mut *mut c_int, count: *mut usize) -> c_int;
@@ -22,5 +22,5 @@ const NAME: &CStr = c"Listener";
 /// launchd's own, or one of them is no Unix stream socket.
 pub fn listeners() -> io::Result<Vec<UnixListener>> {
     // SAFETY: it is the very call of launch.h.
-    unsafe { launchd_ffi::listeners(launch_activate_socket, NAME) }
+    unsafe { activation_ffi::listeners(launch_activate_socket, NAME) }
 }
