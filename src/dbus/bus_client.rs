@@ -1,8 +1,9 @@
-//! One client on the bus: its calls, in order, over one ordinary connection to the service.
+//! One client on the bus: its calls, in order, over one connection to the service, and the replies.
 //!
-//! Owns that connection, from the bus's word on who the client is to the client's leaving the bus. Whatever ends it, the
-//! service sees a connection that ends, and does what it does then: open spans are abandoned. Invariant: each call that
-//! went to the service has one [`PendingReply`], in the same order, unless nobody waits for its answer.
+//! Owns that connection from the query of the client's credentials until the client leaves the bus. When it
+//! ends, the service abandons the client's open spans, as for any connection. The service replies in order,
+//! so each call that was sent and expects a reply has one [`PendingReply`], in the same order. No reply is
+//! sent after `forward_replies` returns.
 
 use std::future::Future;
 use std::pin::pin;
@@ -29,10 +30,10 @@ use super::polkit;
 use super::service_connection::{self, ServiceConnection, ServiceReply};
 use crate::protocol::{GetBalance, GetInfo, Method, MethodError};
 
-/// Calls of one client that may wait for their answers; with those that wait to be handled, what the system bus allows.
+/// Outstanding replies of one client. The sum with the calls in its queue is what the system bus allows.
 const MAX_PENDING_REPLIES: usize = 64;
 
-/// A client of this unique name, from its first call until no more can come.
+/// Serves the client with this unique name until the queue of its calls is closed.
 pub async fn serve_client(context: Arc<DbusContext>, name: String, mut calls: mpsc::Receiver<PendingCall>) {
     let connected = match credentials::watch_name(&context.bus, &name).await {
         Ok(()) => connect_to_service(&context, &name).await,
@@ -56,7 +57,8 @@ async fn connect_to_service(context: &DbusContext, name: &str) -> Result<UnixStr
     stream.map_err(|_| DbusError::no_reply())
 }
 
-/// Calls go out and answers come in side by side, so that a close that waits for its account holds up no other call.
+/// Forwards calls and replies concurrently, so that a close that waits for its account does not block other
+/// calls.
 async fn forward_calls(
     context: &Arc<DbusContext>,
     stream: UnixStream,
@@ -70,7 +72,7 @@ async fn forward_calls(
             break;
         }
     }
-    // No more calls come: what was asked is still answered, then the service hangs up.
+    // The remaining replies are forwarded, then the service closes the connection.
     calls.close();
     drop((outbound, pending));
     let _ = reply_task.await;
@@ -79,7 +81,7 @@ async fn forward_calls(
     }
 }
 
-/// The next call; `None` where none can come, or where the service has hung up.
+/// The next call, or `None` at the end of the queue or if the service closed the connection.
 async fn next_call(
     calls: &mut mpsc::Receiver<PendingCall>,
     pending: &mpsc::Sender<PendingReply>,
@@ -92,7 +94,7 @@ async fn next_call(
     .await
 }
 
-/// Sends a call to the service, or answers what is wrong with it; `None` where the service has hung up.
+/// Sends a call to the service, or replies with an error. `None` if the service closed the connection.
 async fn forward_call(
     context: &DbusContext,
     call: PendingCall,
@@ -113,7 +115,7 @@ async fn forward_call(
     outbound.write_all(&bytes).await.ok()
 }
 
-/// What is asked of the service, and what becomes of each answer.
+/// The request to the service, and how to convert each of its replies.
 fn translate_call(call: &PendingCall, max_bytes: usize) -> Result<(Vec<u8>, Vec<ReplyKind>), DbusError> {
     let header = call.message.header();
     let body = call.message.body();
@@ -140,7 +142,7 @@ fn translate_method_call(
     body: &Body,
 ) -> Result<(Vec<u8>, Vec<ReplyKind>), DbusError> {
     let parameters = method.parse_parameters(body)?;
-    // Whether a reload may be done is known by the answer, so there is one even where nobody waits for it.
+    // The reply decides whether polkit is asked, so Reload is never oneway.
     let oneway = !call.is_reply_expected() && method.method != RELOAD;
     let kinds = match () {
         () if oneway => Vec::new(),
@@ -150,7 +152,7 @@ fn translate_method_call(
     Ok((service_connection::encode_call(method.method, parameters, oneway), kinds))
 }
 
-/// `org.freedesktop.DBus.Properties`.
+/// Translates a call of `org.freedesktop.DBus.Properties`.
 fn translate_property_call(name: &str, body: &Body) -> Result<(Vec<u8>, Vec<ReplyKind>), DbusError> {
     let strings = |_| DbusError::invalid_args(format!("{name} takes an interface and a property"));
     let one = |property: &'static DbusProperty| {
@@ -184,7 +186,7 @@ fn check_interface(interface: &str) -> Result<(), DbusError> {
     }
 }
 
-/// Whether this member of the meter's interface, or of any where none is named, is forwarded to the service.
+/// Whether a call is forwarded to the service. A call without an interface is, if the method name is known.
 pub fn is_client_method(interface: Option<&str>, name: &str) -> bool {
     match interface {
         Some(INTERFACE | PROPERTIES_INTERFACE) => true,
@@ -193,31 +195,27 @@ pub fn is_client_method(interface: Option<&str>, name: &str) -> bool {
     }
 }
 
-/// A call whose answer is to come.
 #[derive(Debug)]
 struct PendingReply {
-    /// Whose answer it is; two where one call asks twice.
+    /// `GetAll` has two entries with the same call.
     call: Arc<PendingCall>,
-    /// What becomes of it.
     kind: ReplyKind,
 }
 
-/// What becomes of an answer.
+/// How to convert a reply of the service.
 #[derive(Debug, Clone, Copy)]
 enum ReplyKind {
-    /// The answer of a method.
     Method(ReplyShape),
-    /// Done, or polkit is asked.
+    /// If access is denied, polkit is asked.
     Reload,
-    /// The value of a property.
     Property(&'static DbusProperty),
-    /// The first part of all properties.
+    /// The first part of the reply to `GetAll`.
     InfoProperties,
-    /// The last part; left out where the caller may not know it.
+    /// The second part of the reply to `GetAll`; omitted if access is denied.
     BalanceProperties,
 }
 
-/// Answers in the order of the calls, until there are no more or the service hangs up.
+/// Forwards replies in the order of the calls, until the service closes the connection.
 async fn forward_replies(
     context: Arc<DbusContext>,
     inbound: OwnedReadHalf,
@@ -226,7 +224,7 @@ async fn forward_replies(
     let mut inbound = BufReader::new(inbound);
     let mut buffer = Vec::new();
     let mut info: Option<ServiceReply> = None;
-    // Questions to polkit end with the client.
+    // Pending polkit requests are cancelled when the client leaves.
     let mut polkit_tasks = JoinSet::new();
     while let Some(reply) = service_connection::read_reply(&mut inbound, &mut buffer).await {
         let Some(PendingReply { call, kind }) = pending_replies.recv().await else { break };
@@ -315,7 +313,7 @@ fn is_access_denied(reply: &ServiceReply) -> bool {
     reply.as_ref().is_err_and(DbusError::is_access_denied)
 }
 
-/// The caller is no administrator by itself; polkit may say that it is for this.
+/// Reloads as the daemon if polkit authorizes the caller.
 async fn reload_with_polkit(context: Arc<DbusContext>, call: Arc<PendingCall>) {
     let header = call.message.header();
     let interactive = header.primary().flags().contains(Flags::ALLOW_INTERACTIVE_AUTH);

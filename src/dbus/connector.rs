@@ -1,7 +1,8 @@
-//! The daemon's life on the bus: there, gone, there again.
+//! The daemon's connection to the bus: connect, serve, reconnect.
 //!
-//! Owns the connection to the bus and the name on it. A bus that is not there, goes away or keeps the name from us is a line
-//! in the log and a try again later, less and less often; nothing else in the daemon notices.
+//! Owns the connection and the name on the bus. If the bus is unavailable or the name is taken, it logs that
+//! once and retries with increasing delays. The rest of the daemon is not affected. It also emits the signal
+//! for changed domains.
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -32,36 +33,31 @@ use super::service_connection::{ServiceConnection, into_tokio};
 use crate::protocol::{GetInfo, Method};
 use crate::server::ConnectionSender;
 
-/// The first and the longest time from one try to the next.
+/// The shortest and the longest delay between two attempts.
 const MIN_RECONNECT_DELAY: Duration = Duration::from_millis(250);
 const MAX_RECONNECT_DELAY: Duration = Duration::from_secs(60);
 
-/// How long joining the bus may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Messages that zbus may hold; `CappedSocket` bounds each.
+/// Messages that zbus may queue; `CappedSocket` bounds the size of each.
 const MAX_QUEUED_MESSAGES: NonZeroUsize = NonZeroUsize::MIN.saturating_add(7);
 
-/// How soon a change is told, at the latest; looking costs about 0.1 ms.
+/// Interval at which the domains are polled for changes. One poll takes about 0.1 ms.
 const SIGNAL_POLL_INTERVAL: Duration = Duration::from_secs(2);
 
-/// `DBUS_NAME_FLAG_DO_NOT_QUEUE`, and the reply that the name is ours.
+/// `DBUS_NAME_FLAG_DO_NOT_QUEUE` and `DBUS_REQUEST_NAME_REPLY_PRIMARY_OWNER`.
 const DO_NOT_QUEUE: u32 = 4;
 const PRIMARY_OWNER: u32 = 1;
 
-/// What the daemon is on the bus with.
 pub struct DbusConnector {
-    /// Where the bus is; absent: the system's.
+    /// The address of the bus; absent: the system bus.
     pub address: Option<String>,
-    /// The way into the service.
     pub connection_sender: Arc<ConnectionSender>,
-    /// Largest message taken, in bytes.
     pub max_message_bytes: usize,
-    /// Where a change of state is told.
+    /// Called with each change of state.
     pub log: fn(&str),
 }
 
-/// What came of waiting for the bus.
 enum DbusEvent {
     Message(Message),
     Disconnected,
@@ -69,7 +65,7 @@ enum DbusEvent {
 }
 
 impl DbusConnector {
-    /// Is on the bus, as far as there is one, until stopped.
+    /// Connects and serves until stopped.
     pub async fn run(self, mut stop: oneshot::Receiver<()>) {
         let (mut delay, mut is_logged) = (MIN_RECONNECT_DELAY, false);
         loop {
@@ -98,7 +94,8 @@ impl DbusConnector {
         }
     }
 
-    /// Connects and takes the name. The messages are caught before the name is asked for, so that none is missed.
+    /// Connects and requests the name. The message stream is created before the request, so that no message
+    /// is lost.
     async fn connect(&self) -> Result<(Connection, MessageStream), String> {
         let text = |error: zbus::Error| error.to_string();
         let address = match &self.address {
@@ -129,7 +126,7 @@ impl DbusConnector {
         }
     }
 
-    /// Serves this bus until it is gone; whether it was told to stop.
+    /// Serves until the bus disconnects or `stop` is set. Returns whether it was stopped.
     async fn serve(
         &self,
         bus: Connection,
@@ -153,7 +150,7 @@ impl DbusConnector {
         };
         signal_task.abort();
         if stopped {
-            // Somebody has to go on reading, or the last answers of the bus would stand in the way of ours.
+            // zbus must continue to read, or unread messages from the bus would block the last replies.
             let reader_task =
                 tokio::spawn(async move { while next_message(&mut messages).await.is_some() {} });
             dispatcher.drain().await;
@@ -180,7 +177,7 @@ async fn next_event(messages: &mut MessageStream, stop: &mut oneshot::Receiver<(
     .await
 }
 
-/// A socket on the machine itself; other transports are nothing for an energy meter.
+/// Connects to a Unix socket. Other transports are not supported.
 fn connect_socket(address: &Address) -> std::io::Result<UnixStream> {
     let unix = match address.transport() {
         Transport::Unix(unix) => unix.path(),
@@ -194,7 +191,8 @@ fn connect_socket(address: &Address) -> std::io::Result<UnixStream> {
     into_tokio(std::os::unix::net::UnixStream::connect_addr(&socket_address)?)
 }
 
-/// Tells changes until the service ends.
+/// Emits PropertiesChanged when a domain becomes or stops being live, until the service ends. The signal has
+/// no value, because every client on the bus can receive it.
 async fn emit_domain_changes(context: Arc<DbusContext>) {
     let Ok(mut service) = context
         .connection_sender
@@ -225,7 +223,7 @@ async fn emit_domain_changes(context: Arc<DbusContext>) {
     }
 }
 
-/// Each domain's name and state.
+/// The name and state of each domain.
 fn domain_states(info: &Map<String, Value>) -> Vec<(Value, Value)> {
     let domains = info.get("domains").and_then(Value::as_array);
     let state = |domain: &Value| (domain["name"].clone(), domain["liveness"].clone());

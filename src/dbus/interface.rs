@@ -15,42 +15,36 @@ use crate::protocol::{
     ReadWindow, SetWeight,
 };
 
-/// The service's method that reads the configuration again.
 pub const RELOAD: &str = "org.wattspan.Meter.Reload";
 
-/// What becomes of the service's reply.
+/// How to convert the reply of the service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ReplyShape {
-    /// An empty answer.
     Empty,
-    /// This field, a text.
+    /// This field, a string.
     Text(&'static str),
     /// This field, an object.
     Object(&'static str),
-    /// This field, a list of objects.
+    /// This field, an array of objects.
     List(&'static str),
-    /// All of it.
+    /// The whole reply, as a dictionary.
     Whole,
 }
 
-/// A method on the bus.
 #[derive(Debug)]
 pub struct DbusMethod {
-    /// Its name on the bus.
     pub name: &'static str,
-    /// The service's method.
+    /// The method of the service.
     pub method: &'static str,
-    /// The types of its arguments.
+    /// The D-Bus signature of its arguments.
     pub signature: &'static str,
-    /// What the leading arguments are called; a last one beyond them holds the options.
+    /// Names of the positional arguments. One more argument, if any, is a dictionary of options.
     pub arguments: &'static [&'static str],
-    /// What it answers.
     pub reply: ReplyShape,
 }
 
 macro_rules! methods {
     ($($name:literal $method:expr, $signature:literal $arguments:expr => $reply:expr;)*) => {
-        /// Every method.
         pub const METHODS: &[DbusMethod] = &[$(
             DbusMethod { name: $name, method: $method, signature: $signature, arguments: &$arguments, reply: $reply }
         ),*];
@@ -71,13 +65,12 @@ methods! {
     "Reload" RELOAD, "" [] => ReplyShape::Empty;
 }
 
-/// The method of this name.
 pub fn find_method(name: &str) -> Option<&'static DbusMethod> {
     METHODS.iter().find(|method| method.name == name)
 }
 
 impl DbusMethod {
-    /// The parameters of the service's method, from a message's body.
+    /// Converts the arguments of a message to the parameters of the service's method.
     pub fn parse_parameters(&self, body: &Body) -> Result<Map<String, Value>, DbusError> {
         let signature = body.signature().to_string_no_parens();
         if signature != self.signature {
@@ -123,20 +116,17 @@ fn insert_parameter(
     }
 }
 
-/// A property.
 #[derive(Debug)]
 pub struct DbusProperty {
-    /// Its name on the bus.
     pub name: &'static str,
-    /// The service's method that tells it.
+    /// The method of the service whose reply contains it.
     pub method: &'static str,
-    /// The part of that method's reply.
+    /// The field in that reply.
     pub field: &'static str,
 }
 
 macro_rules! properties {
     ($($name:literal $method:ident $field:literal;)*) => {
-        /// Every property.
         pub const PROPERTIES: &[DbusProperty] = &[$(
             DbusProperty { name: $name, method: $method::NAME, field: $field }
         ),*];
@@ -156,28 +146,27 @@ properties! {
     "Balance" GetBalance "balance";
 }
 
-/// The property of this name.
 pub fn find_property(name: &str) -> Option<&'static DbusProperty> {
     PROPERTIES.iter().find(|property| property.name == name)
 }
 
 impl DbusProperty {
-    /// Its value, out of the reply of its method.
+    /// Takes the value from the reply.
     pub fn value(&self, reply: &mut Map<String, Value>) -> Option<Variant<'static>> {
         json::to_variant(self.field, reply.remove(self.field)?)
     }
 }
 
-/// All properties that are parts of this method's reply.
+/// All properties that the reply of this method contains.
 pub fn properties_of(method: &str, mut reply: Map<String, Value>) -> VariantDict {
     let of_method = PROPERTIES.iter().filter(|property| property.method == method);
     of_method.filter_map(|property| Some((property.name.to_owned(), property.value(&mut reply)?))).collect()
 }
 
-/// The object's description, as installed.
+/// The introspection text, as installed.
 pub const OBJECT_XML: &str = include_str!("../../systemd/dbus/org.wattspan.Wattspan1.xml");
 
-/// The description of what is at `path`: the object, a step on the way to it, or nothing.
+/// The introspection text for a path: of the object, of one of its parents, or `None`.
 pub fn describe(path: &str) -> Option<String> {
     if path == OBJECT_PATH {
         return Some(OBJECT_XML.to_owned());
@@ -193,7 +182,8 @@ mod tests {
     use super::*;
     use crate::protocol::{METER_INTERFACE, METHOD_NAMES};
 
-    /// Streams are for the socket: a signal for each span would reach everybody who listens, and fill queues of the bus.
+    /// Streams are available on the socket only. A signal for each span would reach every listener and fill
+    /// queues of the bus.
     const SOCKET_ONLY: &[&str] = &["org.wattspan.Meter.WatchSpans", "org.wattspan.Meter.WatchDomains"];
 
     #[test]
@@ -204,7 +194,7 @@ mod tests {
         }
     }
 
-    /// The text between two marks.
+    /// Splits `text` around the first part between `open` and `close`.
     fn split_between<'a>(text: &'a str, open: &str, close: &str) -> Option<(&'a str, &'a str)> {
         text.split_once(open)?.1.split_once(close)
     }

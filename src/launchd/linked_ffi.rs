@@ -1,6 +1,5 @@
-//! launchd's own call (macOS, libSystem).
-//!
-//! Owns its declaration and the name of our socket in the plist.
+//! The declaration of `launch_activate_socket` (macOS, libSystem), and the name of the daemon's socket in the
+//! plist.
 #![allow(unsafe_code)]
 
 use std::ffi::{CStr, c_char, c_int};
@@ -13,14 +12,14 @@ unsafe extern "C" {
     fn launch_activate_socket(name: *const c_char, sockets: *mut *mut c_int, count: *mut usize) -> c_int;
 }
 
-/// What launchd/org.wattspan.wattspand.plist calls it.
+/// The key below Sockets in launchd/org.wattspan.wattspand.plist.
 const NAME: &CStr = c"Listener";
 
-/// The sockets that launchd made for us; none where it did not start us.
+/// The sockets that launchd created for the daemon. Empty if launchd did not start it.
 ///
 /// # Errors
-/// launchd's own, or one of them is no Unix stream socket.
+/// The call fails, or a descriptor is not a Unix stream socket.
 pub fn listeners() -> io::Result<Vec<UnixListener>> {
-    // SAFETY: it is the very call of launch.h.
+    // SAFETY: `launch_activate_socket` is the function of <launch.h>.
     unsafe { activation_ffi::listeners(launch_activate_socket, NAME) }
 }

@@ -1,10 +1,10 @@
-//! Giving up privilege: what opening the sources needed and reading them does not.
+//! Dropping of the privileges that are needed to open the sources, but not to read them.
 //!
-//! Owns what the daemon keeps, and says it. Descriptors of perf events, registers and files stay readable without the
-//! privilege that opened them, so capabilities go, and with them the way back: no new privileges, no ambient or bounding
-//! set. And every thread refuses perf_event_open and the starting of programs, whatever capability a service manager's
-//! filter makes us keep. Not dumpable, where it serves others: nobody of its user may trace it or read its memory. This
-//! comes after discovery. Never done by the meter inside a client: that one is the client.
+//! Open descriptors of perf events, registers and files stay readable without the privilege that opened them.
+//! So after discovery the daemon drops its capabilities and the means to regain them (no_new_privs, ambient
+//! and bounding set). All threads block perf_event_open and exec, since a service manager's filter may force
+//! it to keep a capability. If it serves other users it is not dumpable, so that no process of its user can
+//! trace it or read its memory. The embedded meter keeps the privileges of its process.
 
 #[cfg(target_os = "linux")]
 mod capabilities;

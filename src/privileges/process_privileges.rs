@@ -6,34 +6,34 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-/// What is kept, and why.
+/// The privileges of this process.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProcessPrivileges {
-    /// The user it runs as.
+    /// The effective user ID.
     pub uid: u32,
-    /// The capabilities kept, as in capabilities(7); none where the system has none.
+    /// The permitted capabilities, named as in capabilities(7). Empty on systems without capabilities.
     pub capabilities: Vec<String>,
-    /// Nothing it starts could have more than it has itself.
+    /// Programs that it starts cannot gain privileges.
     pub no_new_privileges: bool,
-    /// Its memory can be read by others of its user.
+    /// Other processes of its user can read its memory.
     pub dumpable: bool,
-    /// System calls that it refuses itself since its sources are open.
+    /// System calls that it blocks since its sources are open.
     #[serde(default)]
     pub refused_system_calls: Vec<String>,
-    /// The kernel lets it make only the system calls of a list (the service manager's).
+    /// A seccomp filter is active, its own or the service manager's.
     pub system_calls_filtered: bool,
 }
 
-/// What must go on working.
+/// What the daemon needs after its privileges are dropped.
 #[derive(Debug)]
 pub struct RequiredPrivileges<'a> {
-    /// A powercap zone that goes away and comes back is opened anew, which needs CAP_DAC_READ_SEARCH for whom it is not
-    /// root's own file.
+    /// A powercap zone that reappears is opened again. That needs CAP_DAC_READ_SEARCH if the user is not
+    /// root.
     pub powercap: bool,
-    /// Where the daemon writes.
+    /// The directory that the daemon writes to.
     pub state_dir: &'a Path,
-    /// It serves others than its own user, so nobody else of that user is to look into it.
+    /// It serves other users than its own, so no other process of its user may inspect it.
     pub serves_other_users: bool,
-    /// The priority that samplers ask for: allowed as a limit, it needs no capability later.
+    /// The priority of the sampler threads. If it is within the resource limit, it needs no capability.
     pub realtime_priority: u64,
 }

@@ -1,8 +1,9 @@
-//! One client: bytes in, messages out of them, answers back.
+//! One client connection: input, message framing and replies.
 //!
-//! Owns the framing (JSON up to a NUL, under a cap that is checked before anything is kept) and the client's share of
-//! memory: at most one message and the unread answers up to their cap. A client that does not read is not read from;
-//! one that makes no progress is given up. Invariant: `input` holds no whole message unless reading is paused.
+//! Owns the framing (JSON up to a NUL, under a cap that is checked before anything is stored) and bounds the
+//! client's memory: at most one message and the unread replies up to their cap. A client that does not read
+//! its replies is not read from; one that makes no progress is closed. Invariant: `input` holds no complete
+//! message unless reading is paused.
 
 use std::io::{self, IoSliceMut, Write};
 use std::ops::ControlFlow;
@@ -23,28 +24,26 @@ use crate::service::reply_to::{ConnectionId, ReplyTo};
 use crate::service::service::{Caller, Service};
 use crate::unix_socket::PeerCredentials;
 
-/// Most answers of one client that may be awaited at a time.
+/// Outstanding replies of one client.
 const MAX_PENDING_REPLIES: usize = 4096;
 
-/// Most questions of one client that the disk may be asked at a time: an answer may be large.
+/// Outstanding store queries of one client. The limit is low because a result may be large.
 const MAX_PENDING_QUERIES: usize = 4;
 
-/// Answers of a stream are gathered up to so many bytes before they are sent.
+/// Stream items are collected up to this size before they are sent.
 const STREAM_FLUSH_BYTES: usize = 16 * 1024;
 
-/// Somebody.
+/// The identity of the peer. Its credentials are kept because a later policy is applied to them: the socket
+/// of a forwarded connection would state those of the daemon itself.
 #[derive(Debug)]
 pub struct PeerIdentity {
-    /// What it may do.
     pub peer: Peer,
-    /// By what it was judged.
     pub credentials: PeerCredentials,
-    /// Its process.
     pub origin: Option<ProcessIdentity>,
 }
 
 impl PeerIdentity {
-    /// Judges it by another rule; whether it may do something else now.
+    /// Applies a new policy. Returns whether the peer's access changed.
     pub fn apply_policy(&mut self, policy: &AccessPolicy) -> bool {
         let judged = policy.peer_of(&self.credentials);
         let changed = judged.access != self.peer.access;
@@ -53,7 +52,6 @@ impl PeerIdentity {
     }
 }
 
-/// A connected client.
 pub struct ClientConnection {
     socket: RegisteredSocket<UnixStream>,
     key: usize,
@@ -63,27 +61,28 @@ pub struct ClientConnection {
     scanned_bytes: usize,
     reply_queue: ReplyQueue,
     pending_queries: usize,
-    /// How long a turn may take; a message that is being handled is finished.
+    /// Length of the current time slice. A message whose processing has started is completed.
     slice_ns: u64,
-    /// The number of its latest turn.
+    /// Number of the latest time slice.
     slice_number: u64,
     subscription: Option<SubscriptionKind>,
-    /// So many answers are unread that no further message is heard.
+    /// No further message is read, because too many replies are unread.
     read_paused: bool,
-    /// The turn was over before all messages were handled; the rest is for the next.
+    /// The time slice ended before all messages were processed.
     yielded: bool,
-    /// More may have been said than was read.
+    /// The socket may have more input.
     has_unread_input: bool,
-    /// No further message is read: the client ended its side, or sent what is no message.
+    /// No further message is read: the client closed its side, or sent an invalid message.
     read_closed: bool,
-    /// A message was completed, or an answer taken, since this was last looked at.
+    /// A message was completed or reply bytes were sent since the last check.
     made_progress: bool,
-    /// Since when nothing moved although something is half done: a message incomplete, or answers not taken.
+    /// The time since which there has been no progress, although a message is incomplete or replies are
+    /// unread.
     stalled_since_ns: Option<u64>,
 }
 
 impl ClientConnection {
-    /// A client that has just connected; `key` is its place in the poller.
+    /// `key` is the connection's key in the poller.
     pub fn new(
         socket: RegisteredSocket<UnixStream>,
         key: usize,
@@ -111,44 +110,40 @@ impl ClientConnection {
         }
     }
 
-    /// Its next turn has this number and may take so long.
+    /// Starts a time slice.
     pub fn begin_slice(&mut self, number: u64, slice_ns: u64) {
         (self.slice_number, self.slice_ns) = (number, slice_ns);
     }
 
-    /// The number of its latest turn.
     pub fn slice_number(&self) -> u64 {
         self.slice_number
     }
 
-    /// Which connection.
     pub fn id(&self) -> ConnectionId {
         self.id
     }
 
-    /// Who is there.
     pub fn peer(&self) -> &Peer {
         &self.identity.peer
     }
 
-    /// Judges the peer by another rule; whether it may do something else now.
+    /// Applies a new policy. Returns whether the peer's access changed.
     pub fn apply_policy(&mut self, policy: &AccessPolicy) -> bool {
         self.identity.apply_policy(policy)
     }
 
-    /// What it watches.
     pub fn subscription(&self) -> Option<SubscriptionKind> {
         self.subscription
     }
 
-    /// The socket is ready for something.
+    /// Handles a readiness event.
     pub fn handle_event(
         &mut self,
         event: &Event,
         buffer: &mut [u8],
         service: &mut Service,
     ) -> ControlFlow<()> {
-        // Both sides are shut, and nothing more would be read: there is nobody left to serve.
+        // Both directions are shut down and no further input would be read.
         if event.is_interrupt() && (self.read_closed || self.read_paused) && !self.yielded {
             return ControlFlow::Break(());
         }
@@ -159,7 +154,8 @@ impl ClientConnection {
         self.progress(service)
     }
 
-    /// Reads once, so that no client has more of a turn than a buffer's worth, and handles what is whole.
+    /// Reads once, so that one client cannot use more than one buffer per slice, and processes complete
+    /// messages.
     fn read_input(&mut self, buffer: &mut [u8], service: &mut Service) -> ControlFlow<()> {
         let read = match recv(&self.socket, buffer) {
             Ok(RecvResult { has_descriptors: true, .. }) => {
@@ -204,7 +200,7 @@ impl ClientConnection {
         }
     }
 
-    /// Handles the whole messages at the start of `bytes`; gives how many bytes they were.
+    /// Processes the complete messages at the start of `bytes`. Returns their length.
     fn handle_messages(&mut self, bytes: &[u8], service: &mut Service) -> usize {
         let mut used = 0;
         let end_ns = service.now_ns() + self.slice_ns;
@@ -219,7 +215,7 @@ impl ClientConnection {
                 (self.read_paused, self.has_unread_input) = (true, true);
                 return used;
             }
-            // What was looked through before holds no end.
+            // The bytes scanned earlier contain no terminator.
             let Some(length) = memchr::memchr(MESSAGE_TERMINATOR, &bytes[used + self.scanned_bytes..]) else {
                 self.scanned_bytes = bytes.len() - used;
                 return used;
@@ -235,7 +231,7 @@ impl ClientConnection {
         }
     }
 
-    /// Whether the client has so many answers to take that no further question is heard.
+    /// Whether the client has too many unread or outstanding replies to accept another call.
     fn is_over_reply_limit(&self, max_unread_bytes: usize) -> bool {
         let has_too_many_pending =
             self.reply_queue.pending() >= MAX_PENDING_REPLIES || self.pending_queries >= MAX_PENDING_QUERIES;
@@ -267,7 +263,7 @@ impl ClientConnection {
         }
     }
 
-    /// Writes the error and reads no more; the replies so far are still sent.
+    /// Writes the error and closes the read side. Earlier replies are still sent.
     pub fn reject(&mut self, error: &MethodError) {
         self.reply_queue.write(|out| error.encode(out));
         self.close_read();
@@ -281,20 +277,20 @@ impl ClientConnection {
         self.scanned_bytes = 0;
     }
 
-    /// The client sends no more; what it asked for is still answered, what it left open is not left running.
+    /// Handles the end of the input: outstanding replies are still sent, open spans are closed as abandoned.
     fn handle_eof(&mut self, service: &mut Service) {
         self.close_read();
         service.close_connection(self.id);
     }
 
-    /// An awaited answer is here; the disk's, where `is_query`.
+    /// Stores a deferred reply. `is_query` marks the result of a store query.
     pub fn complete_reply(&mut self, slot: u64, reply: &[u8], is_query: bool) {
         self.pending_queries -= usize::from(is_query && self.pending_queries > 0);
         self.reply_queue.complete(slot, reply);
     }
 
-    /// One more answer of the stream. A watcher that does not keep up is dropped: it would rather miss all than be
-    /// told old figures as new.
+    /// Adds a stream item. A subscriber that falls behind is disconnected, because stale figures would look
+    /// current.
     pub fn push_stream_item(&mut self, reply: &[u8], max_unread_bytes: usize) -> ControlFlow<()> {
         if self.reply_queue.unsent_bytes() + reply.len() > max_unread_bytes.max(reply.len()) {
             return ControlFlow::Break(());
@@ -307,12 +303,12 @@ impl ClientConnection {
         }
     }
 
-    /// Whether messages are left for the next turn.
+    /// Whether messages are left for the next slice.
     pub fn has_yielded(&self) -> bool {
         self.yielded
     }
 
-    /// The next turn of a client that had to yield.
+    /// Continues after a slice that ended early.
     pub fn resume(&mut self, service: &mut Service) -> ControlFlow<()> {
         if std::mem::take(&mut self.yielded) {
             self.handle_buffered(service);
@@ -320,7 +316,7 @@ impl ClientConnection {
         self.progress(service)
     }
 
-    /// Sends what can be sent, goes on with messages that were held back, and watches for what comes next.
+    /// Sends what is sendable, resumes paused reading, and updates the registered interest.
     pub fn progress(&mut self, service: &mut Service) -> ControlFlow<()> {
         if self.flush().is_break() {
             return ControlFlow::Break(());
@@ -357,13 +353,13 @@ impl ClientConnection {
         ControlFlow::Continue(())
     }
 
-    /// Gives memory back that a burst took.
+    /// Releases memory that a burst used.
     pub fn shrink_buffers(&mut self) {
         self.reply_queue.shrink();
     }
 
-    /// Whether it said something that was not heard yet, or has answers to take that are there. What is still awaited is
-    /// another matter, and a stream that has no end is owed to nobody.
+    /// Whether the client has sent input that is not yet read, or has sendable replies. Deferred replies do
+    /// not count, and neither does an endless stream.
     pub fn has_pending_io(&self) -> bool {
         let is_endless = matches!(self.subscription, Some(SubscriptionKind::Domains { .. }));
         let has_bytes = || ioctl_fionread(&*self.socket).is_ok_and(|bytes| bytes > 0);
@@ -372,7 +368,7 @@ impl ClientConnection {
         !is_endless && (has_unread_input || !self.reply_queue.sendable().is_empty())
     }
 
-    /// Notes, at the end of a turn, whether something is half done, and since when nothing moved.
+    /// Records at the end of a slice since when there has been no progress.
     fn update_stall_state(&mut self, now_ns: u64) {
         let is_incomplete = !self.reply_queue.sendable().is_empty()
             || (!self.input.is_empty() && !self.read_paused && !self.yielded);
@@ -384,21 +380,21 @@ impl ClientConnection {
         }
     }
 
-    /// Whether something has been half done for longer than `stall_ns`.
+    /// Whether there has been no progress for longer than `stall_ns`.
     pub fn is_stalled(&self, now_ns: u64, stall_ns: u64) -> bool {
         self.stalled_since_ns.is_some_and(|since| now_ns.saturating_sub(since) > stall_ns)
     }
 }
 
-/// What one read gave.
 struct RecvResult {
-    /// How many bytes; none where the client sends no more.
+    /// Zero at the end of the stream.
     length: usize,
-    /// Descriptors came along, and are closed.
+    /// The message carried descriptors. The kernel closed them.
     has_descriptors: bool,
 }
 
-/// Reads once.
+/// Reads once. The call has no room for ancillary data, so the kernel closes any descriptors and sets
+/// MSG_CTRUNC (recvmsg(2)). Other ancillary data does not occur, because the sockets request no credentials.
 fn recv(socket: &UnixStream, buffer: &mut [u8]) -> io::Result<RecvResult> {
     let (mut buffers, mut no_control) = ([IoSliceMut::new(buffer)], RecvAncillaryBuffer::default());
     let message = recvmsg(socket, &mut buffers, &mut no_control, RecvFlags::empty())?;

@@ -1,7 +1,7 @@
 //! Dispatches one message to the service and writes its reply.
 //!
-//! Owns the processing of every call, from the socket and from D-Bus: envelope, access, parameters, the service, the reply
-//! or the refusal. Knows no socket and keeps nothing between two calls.
+//! Processes every call, from the socket and from D-Bus: envelope, rate limit, access, parameters, service,
+//! reply or error. Keeps no state between two calls.
 
 use serde::Serialize;
 use serde_json::value::RawValue;
@@ -17,22 +17,22 @@ use crate::service::access;
 use crate::service::rate_limit::{CallClass, RateLimitError};
 use crate::service::service::{AccountOutcome, Caller, Service};
 
-/// What became of a call.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum CallOutcome {
-    /// The answer, if one was wanted, is written.
+    /// The reply is written, unless the call is oneway.
     Answered,
-    /// The answer comes later, under the caller's ticket.
+    /// The reply is deferred to the slot in the caller's `reply_to`.
     Pending,
-    /// Likewise, when the disk has been asked.
+    /// As `Pending`, for the result of a store query.
     PendingQuery,
-    /// Answers come from now on, as a stream.
+    /// Replies follow as a stream.
     Subscribed(SubscriptionKind),
-    /// The message was not of this protocol; that is written, and nothing that follows can be trusted.
+    /// The message is invalid. The error is written, and the connection must be closed, since its framing is
+    /// unreliable.
     ProtocolViolation,
 }
 
-/// Handles one message, its end taken off; appends what is to be answered to `out`.
+/// Processes one message without its terminator. Appends the reply to `out`.
 pub fn dispatch(service: &mut Service, caller: &Caller, message: &[u8], out: &mut Vec<u8>) -> CallOutcome {
     let is_object = message.trim_ascii_start().starts_with(b"{");
     let Some(call) = serde_json::from_slice::<IncomingCall>(message).ok().filter(|_| is_object) else {
@@ -47,8 +47,8 @@ pub fn dispatch(service: &mut Service, caller: &Caller, message: &[u8], out: &mu
         && (is_flood || class == CallClass::Other || !has_open_span(service, caller, &call))
     {
         error.encode(out);
-        // A call that nobody waits for cannot be refused, and one that is dropped would be missing from some account:
-        // the connection ends, and with it its open spans, as abandoned.
+        // A oneway call has no reply that could report the error, and a dropped one would falsify an account.
+        // So the connection ends and its open spans are abandoned.
         return if is_flood || call.oneway == Some(true) {
             CallOutcome::ProtocolViolation
         } else {
@@ -69,7 +69,7 @@ pub fn dispatch(service: &mut Service, caller: &Caller, message: &[u8], out: &mu
     outcome
 }
 
-/// Whether there is anything to end.
+/// Whether the call names an open span of the caller.
 fn has_open_span(service: &Service, caller: &Caller, call: &IncomingCall) -> bool {
     #[derive(serde::Deserialize)]
     struct SpanParameter<'a> {
@@ -155,7 +155,7 @@ fn close_span(
     }
 }
 
-/// What the disk may have to be asked for.
+/// Answers the two methods that may need the store.
 fn query_spans(
     service: &mut Service,
     caller: &Caller,

@@ -1,8 +1,9 @@
-//! The event loop of the Unix socket: one thread that gives its clients time slices and polls the service.
+//! The event loop of the Unix socket: one thread that serves its clients in time slices, polls the service
+//! and delivers deferred replies and stream items.
 //!
-//! Owns the connections, the limits on how many there are, and when to look up. Every turn does a bounded amount for
-//! each client (one buffer of input), so that none can keep the others waiting. Sleeps until somebody says something
-//! or the service has something due: idle costs nothing.
+//! Owns the connections and the next wakeup time. Each slice reads at most one buffer of a client's input, so
+//! that no client can block the others. A client that does not read its replies is closed by the limits of
+//! its connection. The loop sleeps until a socket is ready or the service has work due.
 
 use std::io::{self, Read};
 use std::ops::ControlFlow;
@@ -34,36 +35,36 @@ const FORWARDED_KEY: usize = 2;
 const RELOAD_KEY: usize = 3;
 const FIRST_CONNECTION_KEY: usize = 4;
 
-/// The read buffer: the input of one client in one slice.
+/// Size of the read buffer, and so the input of one client in one slice.
 const READ_BUFFER_BYTES: usize = 64 * 1024;
 
-/// How long waiting closes may still settle when the service ends.
+/// How long closes that wait for a settled account may take at shutdown.
 const SETTLE_TIMEOUT_NS: u64 = 200_000_000;
 
-/// How long the end then waits for clients that take what they are owed, and for one that takes nothing.
+/// Shutdown waits at most `MAX_SHUTDOWN_NS` for clients to read their replies, and `SHUTDOWN_STALL_NS` for a
+/// client that makes no progress.
 const MAX_SHUTDOWN_NS: u64 = 4_000_000_000;
 const SHUTDOWN_STALL_NS: u64 = 1_000_000_000;
 
-/// How often it looks whether all have it.
 const SHUTDOWN_POLL_NS: u64 = 20_000_000;
 
-/// Where clients come from, and what ends the service.
+/// The sockets of a server: where clients connect, and what stops or reloads it.
 #[derive(Debug, Default)]
 pub struct ServerSockets {
-    /// Where new clients come in, if any do.
+    /// Listening sockets; may be empty.
     pub listeners: Vec<UnixListener>,
     /// Connections that another server of this daemon (D-Bus) forwards.
     pub forwarded: Option<ConnectionReceiver>,
-    /// Clients that are connected already: ends of pairs made by this very process, trusted as itself.
+    /// Connected clients: ends of socket pairs that this process created and trusts as itself.
     pub connections: Vec<UnixStream>,
-    /// Serving ends when something can be read here, the end of the stream included. Without it, and without a
-    /// listener, it ends with the last client.
+    /// Serving ends when this socket becomes readable or reaches its end. Without it, and without a listener,
+    /// serving ends with the last client.
     pub stop: Option<UnixStream>,
-    /// The configuration is read again whenever bytes come here.
+    /// The configuration is reloaded when this socket becomes readable.
     pub reload: Option<UnixStream>,
 }
 
-/// Serves until told to stop. Fails only where the system gives no poller.
+/// Serves clients until the stop socket is readable. Returns an error if the poller fails.
 pub fn serve(service: Service, sockets: ServerSockets) -> io::Result<()> {
     let mut server = SocketServer::new(service, sockets)?;
     let mut events = Events::new();
@@ -74,10 +75,10 @@ pub fn serve(service: Service, sockets: ServerSockets) -> io::Result<()> {
     server.shut_down(&mut events)
 }
 
-/// Turns of clients between two looks at the sockets; at least one is taken.
+/// Time for client slices between two calls of the poller. At least one slice runs.
 const SERVE_BUDGET_NS: u64 = 100_000;
 
-/// How often clients that make no progress are looked for.
+/// Interval of the check for clients that make no progress.
 const SWEEP_INTERVAL_NS: u64 = 500_000_000;
 
 struct SocketServer {
@@ -89,7 +90,7 @@ struct SocketServer {
     stopping: bool,
     connections: ConnectionTable,
     subscriptions: Subscriptions,
-    /// Indexes of the connections whose slice ended before their messages were handled.
+    /// Indexes of the connections whose slice ended before all messages were processed.
     yielded: Vec<usize>,
     scheduler: FairScheduler,
     slice_number: u64,
@@ -99,12 +100,11 @@ struct SocketServer {
     next_sweep_ns: u64,
 }
 
-/// A client that is ready to be served.
 struct ReadyClient {
     order: (u64, u64),
     index: usize,
     uid: u32,
-    /// None where its last turn ended before its messages did.
+    /// `None` if the previous slice ended before all messages were processed.
     event: Option<Event>,
 }
 
@@ -156,7 +156,7 @@ impl SocketServer {
         self.stopping || (self.connections.len() == 0 && self.acceptor.is_none() && self.stop.is_none())
     }
 
-    /// Sleeps until something happens or is due, at most until `latest_ns`, and does it.
+    /// Waits for events, until the next due time and at most until `latest_ns`, and handles them.
     fn run_once(&mut self, events: &mut Events, latest_ns: u64) -> io::Result<()> {
         let now_ns = self.service.now_ns();
         self.next_poll_ns = self.next_poll_ns.min(self.service.next_poll_ns(now_ns));
@@ -202,12 +202,12 @@ impl SocketServer {
         })
     }
 
-    /// Turns of those who have something to say, the users first that have used least. Who has to wait is ready again at
-    /// the next look, since readiness is level-triggered.
+    /// Runs a slice for each ready client, the users with the lowest start tag first. A client that is not
+    /// served is ready again at the next call of the poller, since readiness is level-triggered.
     fn serve_ready(&mut self, mut ready: Vec<ReadyClient>) {
         ready.sort_by_key(|ready| ready.order);
         let mut now_ns = self.service.now_ns();
-        // What was said before the end is heard whole.
+        // At shutdown, all input that was sent before is processed.
         let end_ns = if self.stopping { u64::MAX } else { now_ns + SERVE_BUDGET_NS };
         for (number, ReadyClient { index, uid, event, .. }) in ready.into_iter().enumerate() {
             if number > 0 && now_ns >= end_ns {
@@ -246,13 +246,13 @@ impl SocketServer {
             let peer = accepted.peer;
             let added = self.add_connection(accepted);
             if let (Err(_), Some(acceptor)) = (added, &mut self.acceptor) {
-                // The poller could not take it: the socket is closed, and its place is given back.
+                // Registration failed and the socket is closed, so its place is released.
                 acceptor.release(&peer);
             }
         }
     }
 
-    /// A signal asked for it; however many did, once is enough. What became of it is in the log.
+    /// Reloads the configuration once, however many requests are queued. The result is in the log.
     fn reload(&mut self) {
         let Some(reload) = &self.reload else { return };
         match (&**reload).read(&mut self.read_buffer) {
@@ -261,7 +261,8 @@ impl SocketServer {
         }
     }
 
-    /// Other limits and another rule hold, for those who are here already too; who watches and may no longer is let go.
+    /// Applies new limits and a new policy to existing connections too. Closes subscribers whose access
+    /// changed.
     fn apply_policy(&mut self) {
         let (policy, limits) = (*self.service.policy(), self.service.limits().clone());
         self.acceptor.iter_mut().for_each(|acceptor| acceptor.apply_policy(policy, limits.clone()));
@@ -270,11 +271,10 @@ impl SocketServer {
         }
     }
 
-    /// Gives a client its place.
     fn add_connection(&mut self, accepted: AcceptedConnection) -> io::Result<()> {
         let poller = &self.poller;
         let AcceptedConnection { stream, peer, credentials, pid } = accepted;
-        // Now, so that a later process of the same number is not taken for it.
+        // The process is identified now, so that a later process with the same id is not mistaken for it.
         let origin = self.service.identify_process(pid.filter(|_| peer.access >= Access::Coarse));
         self.connections.insert(|index, id| {
             let key = index + FIRST_CONNECTION_KEY;
@@ -283,7 +283,7 @@ impl SocketServer {
         })
     }
 
-    /// What a client's turn means for the next ones.
+    /// Updates the queue and the subscriptions after a slice.
     fn after_slice(&mut self, index: usize, was_subscribed: bool, mut flow: ControlFlow<()>) {
         let Some(connection) = self.connections.get_mut(index) else { return };
         if connection.has_yielded() && !self.yielded.contains(&index) {
@@ -316,7 +316,7 @@ impl SocketServer {
         self.service.set_span_watchers(!self.subscriptions.span_subscribers().is_empty());
     }
 
-    /// Lets a connection go that is over, or that no longer watches what it watched.
+    /// Closes a finished connection, and ends the subscription of one that no longer has any.
     fn finish_slice(&mut self, index: usize, flow: ControlFlow<()>) {
         let Some(connection) = self.connections.get_mut(index) else { return };
         let (id, peer) = (connection.id(), *connection.peer());
@@ -333,7 +333,7 @@ impl SocketServer {
         }
     }
 
-    /// Gives up clients that make no progress, and memory that they no longer need.
+    /// Closes clients that make no progress, and releases unused memory.
     fn close_stalled(&mut self, now_ns: u64) {
         self.next_sweep_ns = now_ns + SWEEP_INTERVAL_NS;
         for index in
@@ -343,8 +343,8 @@ impl SocketServer {
         }
     }
 
-    /// Nobody new comes in. What was said is heard; who waits for a final account gets it if it comes soon, else the account
-    /// so far; and who reads gets all of its answers.
+    /// Stops accepting, processes the input that was sent, and sends outstanding replies. A close that waits
+    /// for a settled account gets it if it settles within `SETTLE_TIMEOUT_NS`, else the provisional account.
     fn shut_down(&mut self, events: &mut Events) -> io::Result<()> {
         self.service.notify_stopping();
         (self.acceptor, self.stop, self.reload) = (None, None, None);
@@ -366,7 +366,7 @@ impl SocketServer {
         Ok(())
     }
 
-    /// Takes in readings and hands out what became final.
+    /// Polls the service and delivers the accounts that became final.
     fn poll_service(&mut self) {
         let mut final_accounts = std::mem::take(&mut self.final_accounts);
         self.service.poll(&mut final_accounts);
@@ -385,7 +385,7 @@ impl SocketServer {
         self.next_poll_ns = self.service.next_poll_ns(self.service.now_ns());
     }
 
-    /// Whoever still waits gets what there is.
+    /// Sends the provisional account to each call that still waits.
     fn expire_waiting(&mut self) {
         for (reply_to, account) in self.service.take_waiting_replies() {
             self.deliver_account(reply_to, &account);
@@ -433,7 +433,7 @@ impl SocketServer {
         }
     }
 
-    /// One more answer for those who watch; sent with the next progress.
+    /// Adds a stream item to each subscriber's queue. The next call of `progress` sends it.
     fn publish(&mut self, reply: &[u8], indexes: &[usize]) {
         let max_unread_bytes = self.service.limits().unread_bytes;
         for &index in indexes {
@@ -449,21 +449,18 @@ struct AccountReply<'a> {
     account: &'a Account,
 }
 
-/// The answer to one call.
 fn encode_account_reply(account: &Account) -> Vec<u8> {
     let mut reply = Vec::new();
     MethodReply::last(AccountReply { account }).encode(&mut reply);
     reply
 }
 
-/// One answer of many.
 fn encode_account_stream_item(account: &Account) -> Vec<u8> {
     let mut reply = Vec::new();
     MethodReply::continued(AccountReply { account }).encode(&mut reply);
     reply
 }
 
-/// The domains once more.
 fn encode_domain_stream_item(tick: &DomainSnapshot) -> Vec<u8> {
     let mut reply = Vec::new();
     MethodReply::continued(tick).encode(&mut reply);

@@ -2,15 +2,15 @@
 //!
 //! ```text
 //! socket ─► acceptor ─► connection ─► dispatch ─► service ─► attributor
-//!            limits      framing       one call    meaning
+//!            limits      framing      one call    semantics
 //! ```
 //!
-//! Owns everything between a connected socket and the attributor: one thread, no runtime, level-triggered readiness.
-//! Nothing a client does reaches a sampler: the samplers run on their own threads and share only their rings.
+//! One thread without an async runtime, level-triggered readiness. No client can delay a sampler: the
+//! samplers run on their own threads and share only their rings.
 //!
-//! The framing is ours (read up to a NUL under a cap) rather than zlink's: zlink 0.8 lets one connection buffer
-//! 100 MB and receive 1,024 descriptors with a message, and neither can be configured. An own 60 lines are easier
-//! to bound than a fork. Reading with plain `read` makes the kernel throw away any descriptors sent along.
+//! The framing is our own (read up to a NUL, under a cap). zlink 0.8 lets one connection buffer 100 MB and
+//! receive 1,024 descriptors with a message, and neither limit is configurable. These 60 lines are easier to
+//! bound than a fork.
 
 mod acceptor;
 mod connection;

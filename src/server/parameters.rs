@@ -8,7 +8,7 @@ use crate::protocol::{IncomingCall, Method, MethodError};
 
 pub fn parse_parameters<M: Method>(call: &IncomingCall) -> Result<M, MethodError> {
     let text = call.parameters.map_or("{}", RawValue::get);
-    // Derived readers would take a list as the fields in their order; Varlink knows only names.
+    // serde would accept an array as the fields in their order. Varlink has named parameters only.
     if !text.starts_with('{') {
         return Err(MethodError::InvalidParameter { parameter: "parameters".into() });
     }
@@ -16,7 +16,8 @@ pub fn parse_parameters<M: Method>(call: &IncomingCall) -> Result<M, MethodError
         .map_err(|wrong| MethodError::InvalidParameter { parameter: invalid_parameter_name(text, &wrong) })
 }
 
-/// Which parameter the parser disliked. It tells the place, and for some mistakes the name; only on the way out.
+/// The name of the parameter that the parser rejected. serde_json reports the position, and for some errors
+/// the name. This runs only on the error path.
 fn invalid_parameter_name(text: &str, wrong: &serde_json::Error) -> String {
     let error_text = wrong.to_string();
     let quoted = error_text.split('`').nth(1).filter(|_| error_text.contains("field `"));
@@ -32,7 +33,7 @@ fn invalid_parameter_name(text: &str, wrong: &serde_json::Error) -> String {
     last.map_or_else(|| "parameters".to_owned(), |(name, _)| name)
 }
 
-/// An object's fields in the order they stand in.
+/// The fields of an object in their order in the text.
 struct OrderedFields<'a>(Vec<(String, &'a RawValue)>);
 
 impl<'de: 'a, 'a> serde::Deserialize<'de> for OrderedFields<'a> {

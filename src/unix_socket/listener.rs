@@ -1,9 +1,9 @@
-//! Where a program listens: the socket's path, taken safely.
+//! Binding of a Unix socket to a path, safely.
 //!
-//! Owns the path and the lock beside it. Refuses whatever it did not make: a path that is a link, another thing than a
-//! socket, or somebody else's; a directory that others may write to. Never removes a socket that answers. The new
-//! socket gets its owner and mode inside a private directory and is then renamed into place, so that it is never
-//! there with the wrong ones.
+//! Owns the path and the lock file next to it. Refuses a path that is a symbolic link, is not a socket or
+//! belongs to another user, and a directory that others can write to. A socket with a live listener is never
+//! removed. The new socket gets its owner and mode inside a private directory and is renamed into place, so
+//! that it never exists with other permissions.
 
 use std::fs::{self, DirBuilder, File, Metadata, Permissions};
 use std::io;
@@ -13,14 +13,13 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::FlockOperation;
 
-/// Which users may open the socket; what they may request there is decided elsewhere.
+/// Which users may open the socket. Their access is decided by `service::access`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SocketPermissions {
-    /// The owner only.
     Owner,
-    /// And this group.
+    /// The owner and this group.
     Group(u32),
-    /// Every user: a file has one group only, so that members of a second group need this.
+    /// Every user. A file has only one group, so members of a second group need this.
     AllUsers,
 }
 
@@ -30,38 +29,21 @@ impl From<Option<u32>> for SocketPermissions {
     }
 }
 
-/// Why the path cannot be had.
+/// Why a socket cannot be bound.
 #[derive(Debug, thiserror::Error)]
 pub enum ListenError {
-    /// Another daemon listens there.
+    /// Another process listens on the path.
     #[error("another process listens on {}; stop it first, or choose another path", path.display())]
-    AddrInUse {
-        /// Where.
-        path: PathBuf,
-    },
-    /// Something is there that is not ours to replace.
+    AddrInUse { path: PathBuf },
+    /// The path or its directory is not safe.
     #[error("{} {reason}; {remedy}", path.display())]
-    UnsafePath {
-        /// What is in the way.
-        path: PathBuf,
-        /// What is wrong with it.
-        reason: &'static str,
-        /// What would help.
-        remedy: &'static str,
-    },
-    /// The system refuses.
+    UnsafePath { path: PathBuf, reason: &'static str, remedy: &'static str },
+    /// A system call failed.
     #[error("cannot {action} {}: {cause}", path.display())]
-    Io {
-        /// What was tried.
-        action: &'static str,
-        /// On what.
-        path: PathBuf,
-        /// What the system said.
-        cause: io::Error,
-    },
+    Io { action: &'static str, path: PathBuf, cause: io::Error },
 }
 
-/// A socket that is listened on; taken away with this value.
+/// A bound socket file. Dropping this value removes the file.
 #[derive(Debug)]
 pub struct SocketFile {
     path: PathBuf,
@@ -70,7 +52,7 @@ pub struct SocketFile {
     _lock: File,
 }
 
-/// Listens at `path`, which a group may open only where this process may give it away.
+/// Listens on `path`. If the group cannot be set, only the owner can open the socket.
 pub fn bind(
     path: &Path,
     permissions: impl Into<SocketPermissions>,
@@ -88,7 +70,6 @@ pub fn bind(
 }
 
 impl SocketFile {
-    /// Where.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -96,7 +77,7 @@ impl SocketFile {
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        // Only our own: somebody may have put another in its place by hand.
+        // The file may have been replaced, so the inode is compared.
         let ours = |found: &Metadata| (found.dev(), found.ino()) == self.inode;
         if fs::symlink_metadata(&self.path).is_ok_and(|found| ours(&found)) {
             let _ = fs::remove_file(&self.path);
@@ -104,7 +85,7 @@ impl Drop for SocketFile {
     }
 }
 
-/// Makes the directory if it is not there, and refuses one in which others could replace the socket.
+/// Creates the directory if it does not exist. Refuses one in which other users could replace the socket.
 fn prepare_directory(directory: &Path) -> Result<(), ListenError> {
     let io_error = |action| {
         let path = directory.to_owned();
@@ -136,7 +117,7 @@ fn prepare_directory(directory: &Path) -> Result<(), ListenError> {
     Ok(())
 }
 
-/// One daemon for each path: the lock stands even while the socket is being replaced.
+/// Locks the path, also while the socket file is replaced, so that only one process binds it.
 fn lock(path: &Path) -> Result<File, ListenError> {
     let mut name = path.as_os_str().to_owned();
     name.push(".lock");
@@ -155,7 +136,7 @@ fn lock(path: &Path) -> Result<File, ListenError> {
     }
 }
 
-/// Refuses a path with something at it that is not a dead socket of ours.
+/// Refuses a path that holds anything but a stale socket of this user.
 fn check_path(path: &Path) -> Result<(), ListenError> {
     let unsafe_path = |reason, remedy| Err(ListenError::UnsafePath { path: path.to_owned(), reason, remedy });
     let found = match fs::symlink_metadata(path) {
@@ -175,7 +156,7 @@ fn check_path(path: &Path) -> Result<(), ListenError> {
     match UnixStream::connect(path) {
         Ok(_) => Err(ListenError::AddrInUse { path: path.to_owned() }),
         Err(cause) if cause.kind() == io::ErrorKind::ConnectionRefused => Ok(()),
-        // Somebody's queue is full, so somebody is there.
+        // The queue of the listener is full, so it is alive.
         Err(cause) if cause.kind() == io::ErrorKind::WouldBlock => {
             Err(ListenError::AddrInUse { path: path.to_owned() })
         }
@@ -190,7 +171,7 @@ fn create_socket(
 ) -> Result<(UnixListener, Metadata), ListenError> {
     let temporary = directory.join(format!(".wattspan-{}", std::process::id()));
     let io_error = |action| move |cause| ListenError::Io { action, path: path.to_owned(), cause };
-    // Left behind by a process of the same number that was killed here.
+    // Left by a killed process with the same id.
     let _ = fs::remove_file(temporary.join("s"));
     let _ = fs::remove_dir(&temporary);
     DirBuilder::new().mode(0o700).create(&temporary).map_err(io_error("make a directory beside"))?;
@@ -267,7 +248,7 @@ mod tests {
         let first = bind(&path, None).unwrap();
         assert!(matches!(bind(&path, None).unwrap_err(), ListenError::AddrInUse { .. }));
         drop(first);
-        // As after kill -9: the socket is still there, its listener and its lock are not.
+        // As after kill -9: the socket file exists, without a listener and without a lock.
         drop(UnixListener::bind(&path).unwrap());
         assert!(fs::symlink_metadata(&path).is_ok());
         let _second = bind(&path, None).unwrap();

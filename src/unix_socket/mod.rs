@@ -1,6 +1,6 @@
-//! Unix sockets: a path that is taken safely, and the peer's credentials as the kernel states them.
+//! Unix sockets: safe binding of a path, and the credentials of a peer.
 //!
-//! Owns both for every listener of these programs, so that the daemon and the proxy identify a caller by one rule.
+//! The daemon and the proxy use the same code, so that both identify a caller by one rule.
 
 mod listener;
 mod peer_credentials;

@@ -2,17 +2,17 @@
 //!
 //! A plain value. The `*_ffi` files and `dbus` create it, and the access rules read it.
 
-/// The user of a Linux process that has no number in this user namespace: it identifies no user.
+/// The uid of a Linux process whose user has no mapping in this user namespace. It identifies no user.
 pub const OVERFLOW_UID: u32 = 65_534;
 
-/// What a transport knows of its peer.
+/// The credentials of a peer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PeerCredentials {
-    /// User.
+    /// User ID.
     pub uid: u32,
-    /// Primary group.
+    /// Primary group ID.
     pub gid: u32,
-    /// Supplementary groups.
+    /// IDs of the supplementary groups.
     pub groups: Vec<u32>,
 }
 
