@@ -147,9 +147,8 @@ impl ClientConnection {
         if event.is_interrupt() && (self.read_closed || self.read_paused) && !self.yielded {
             return ControlFlow::Break(());
         }
-        let can_read = !self.read_closed && !self.read_paused && !self.yielded;
-        if event.readable && can_read && self.read_input(buffer, service).is_break() {
-            return ControlFlow::Break(());
+        if event.readable && self.can_read() {
+            self.read_input(buffer, service)?;
         }
         self.progress(service)
     }
@@ -159,7 +158,7 @@ impl ClientConnection {
     fn read_input(&mut self, buffer: &mut [u8], service: &mut Service) -> ControlFlow<()> {
         let read = match recv(&self.socket, buffer) {
             Ok(RecvResult { has_descriptors: true, .. }) => {
-                let reason = "are not taken here; send messages only".to_owned();
+                let reason = "are not accepted; send messages without descriptors".to_owned();
                 self.reject(&MethodError::InvalidValue { field: "descriptors".into(), reason });
                 return ControlFlow::Continue(());
             }
@@ -179,16 +178,20 @@ impl ClientConnection {
             Err(cause) if matches!(cause.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
             Err(_) => return ControlFlow::Break(()),
         }
-        if !self.read_closed
-            && !self.read_paused
-            && !self.yielded
-            && self.input.len() > service.limits().message_bytes
-        {
-            let max_bytes = service.limits().message_bytes;
+        self.reject_oversized_input(service.limits().message_bytes);
+        ControlFlow::Continue(())
+    }
+
+    fn can_read(&self) -> bool {
+        !self.read_closed && !self.read_paused && !self.yielded
+    }
+
+    /// Rejects an incomplete message over the limit, so that no more of it is stored.
+    fn reject_oversized_input(&mut self, max_bytes: usize) {
+        if self.can_read() && self.input.len() > max_bytes {
             let reason = format!("is longer than {max_bytes} bytes");
             self.reject(&MethodError::InvalidValue { field: "message".into(), reason });
         }
-        ControlFlow::Continue(())
     }
 
     fn handle_buffered(&mut self, service: &mut Service) {
@@ -208,20 +211,10 @@ impl ClientConnection {
             if self.read_closed {
                 return bytes.len();
             }
-            let max_unread_bytes = service.limits().unread_bytes;
-            if self.is_over_reply_limit(max_unread_bytes)
-                && (self.flush().is_break() || self.is_over_reply_limit(max_unread_bytes))
-            {
-                (self.read_paused, self.has_unread_input) = (true, true);
+            if self.pause_over_reply_limit(service.limits().unread_bytes) {
                 return used;
             }
-            // The bytes scanned earlier contain no terminator.
-            let Some(length) = memchr::memchr(MESSAGE_TERMINATOR, &bytes[used + self.scanned_bytes..]) else {
-                self.scanned_bytes = bytes.len() - used;
-                return used;
-            };
-            let length = length + self.scanned_bytes;
-            self.scanned_bytes = 0;
+            let Some(length) = self.find_message(&bytes[used..]) else { return used };
             self.handle_message(&bytes[used..used + length], service);
             used += length + 1;
             if used < bytes.len() && service.now_ns() >= end_ns {
@@ -229,6 +222,28 @@ impl ClientConnection {
                 return used;
             }
         }
+    }
+
+    /// The length of the complete message at the start of `bytes`, without its terminator.
+    fn find_message(&mut self, bytes: &[u8]) -> Option<usize> {
+        // The bytes scanned earlier contain no terminator.
+        match memchr::memchr(MESSAGE_TERMINATOR, &bytes[self.scanned_bytes..]) {
+            Some(position) => Some(position + std::mem::take(&mut self.scanned_bytes)),
+            None => {
+                self.scanned_bytes = bytes.len();
+                None
+            }
+        }
+    }
+
+    /// Pauses reading if the client is over its reply limit, after an attempt to send. Returns whether it is paused.
+    fn pause_over_reply_limit(&mut self, max_unread_bytes: usize) -> bool {
+        let is_over = self.is_over_reply_limit(max_unread_bytes)
+            && (self.flush().is_break() || self.is_over_reply_limit(max_unread_bytes));
+        if is_over {
+            (self.read_paused, self.has_unread_input) = (true, true);
+        }
+        is_over
     }
 
     /// Whether the client has too many unread or outstanding replies to accept another call.
@@ -242,9 +257,7 @@ impl ClientConnection {
         self.made_progress = true;
         if message.len() > service.limits().message_bytes || self.subscription.is_some() {
             let reason = match self.subscription {
-                Some(_) => {
-                    "comes while answers to a call with \"more\" go on; use another connection".to_owned()
-                }
+                Some(_) => "arrived during a streaming call (\"more\"); use another connection".to_owned(),
                 None => format!("is longer than {} bytes", service.limits().message_bytes),
             };
             return self.reject(&MethodError::InvalidValue { field: "message".into(), reason });
@@ -318,22 +331,18 @@ impl ClientConnection {
 
     /// Sends what is sendable, resumes paused reading, and updates the registered interest.
     pub fn progress(&mut self, service: &mut Service) -> ControlFlow<()> {
-        if self.flush().is_break() {
-            return ControlFlow::Break(());
-        }
+        self.flush()?;
         if self.read_paused && !self.yielded && !self.is_over_reply_limit(service.limits().unread_bytes / 2) {
             self.read_paused = false;
             self.handle_buffered(service);
-            if self.flush().is_break() {
-                return ControlFlow::Break(());
-            }
+            self.flush()?;
         }
         if self.read_closed && self.reply_queue.unsent_bytes() == 0 && self.reply_queue.pending() == 0 {
             return ControlFlow::Break(());
         }
         self.update_stall_state(service.now_ns());
         let mut interest = Event::none(self.key);
-        interest.readable = !self.read_closed && !self.read_paused && !self.yielded;
+        interest.readable = self.can_read();
         interest.writable = !self.reply_queue.sendable().is_empty();
         self.socket.set_interest(interest).map_or(ControlFlow::Break(()), |()| ControlFlow::Continue(()))
     }

@@ -158,12 +158,26 @@ impl SocketServer {
 
     /// Waits for events, until the next due time and at most until `latest_ns`, and handles them.
     fn run_once(&mut self, events: &mut Events, latest_ns: u64) -> io::Result<()> {
+        self.wait(events, latest_ns)?;
+        let ready = self.handle_events(events);
+        self.serve_ready(ready);
+        if self.service.take_new_settings() {
+            self.apply_policy();
+        }
+        self.run_due_work()
+    }
+
+    fn wait(&mut self, events: &mut Events, latest_ns: u64) -> io::Result<()> {
         let now_ns = self.service.now_ns();
         self.next_poll_ns = self.next_poll_ns.min(self.service.next_poll_ns(now_ns));
         let wakeup_ns = if self.yielded.is_empty() { self.next_wakeup_ns() } else { now_ns };
         let sleep = Duration::from_nanos(wakeup_ns.min(latest_ns).saturating_sub(now_ns));
         events.clear();
-        self.poller.wait(events, Some(sleep))?;
+        self.poller.wait(events, Some(sleep)).map(drop)
+    }
+
+    /// Handles the events of the server's own sockets. Returns the clients that are ready.
+    fn handle_events(&mut self, events: &Events) -> Vec<ReadyClient> {
         let yielded = std::mem::take(&mut self.yielded);
         let mut ready: Vec<ReadyClient> =
             yielded.into_iter().filter_map(|index| self.ready_client(index, None)).collect();
@@ -175,10 +189,10 @@ impl SocketServer {
                 key => ready.extend(self.ready_client(key - FIRST_CONNECTION_KEY, Some(event))),
             }
         }
-        self.serve_ready(ready);
-        if self.service.take_new_settings() {
-            self.apply_policy();
-        }
+        ready
+    }
+
+    fn run_due_work(&mut self) -> io::Result<()> {
         let now_ns = self.service.now_ns();
         self.service.notify_watchdog(now_ns);
         if now_ns >= self.next_poll_ns || self.service.has_store_events() {
