@@ -239,7 +239,7 @@ async fn forward_replies(
                     context
                         .reply_error(
                             &call.message,
-                            &DbusError::limits_exceeded("a reload of yours awaits polkit already"),
+                            &DbusError::limits_exceeded("your previous reload still awaits polkit"),
                         )
                         .await;
                 }

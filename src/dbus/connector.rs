@@ -71,19 +71,21 @@ impl DbusConnector {
         loop {
             match tokio::time::timeout(CONNECT_TIMEOUT, self.connect())
                 .await
-                .unwrap_or_else(|_| Err("no answer".into()))
+                .unwrap_or_else(|_| Err("timeout".into()))
             {
                 Ok((bus, messages)) => {
-                    (self.log)(&format!("answers on the bus as {BUS_NAME}"));
+                    (self.log)(&format!("connected to the bus as {BUS_NAME}"));
                     if self.serve(bus, messages, &mut stop).await {
                         return;
                     }
-                    (self.log)("the bus is gone; the socket is served as before, the bus is tried again");
+                    (self.log)("disconnected from the bus, will reconnect; the socket is not affected");
                     (delay, is_logged) = (MIN_RECONNECT_DELAY, true);
                 }
                 Err(error) if !is_logged => {
                     is_logged = true;
-                    (self.log)(&format!("is not on the bus: {error}; the socket is served all the same"));
+                    (self.log)(&format!(
+                        "not connected to the bus, will retry: {error}; the socket is not affected"
+                    ));
                 }
                 Err(_) => {}
             }
@@ -122,7 +124,7 @@ impl DbusConnector {
             .map_err(text)?;
         match reply.body().deserialize() {
             Ok(PRIMARY_OWNER) => Ok((bus, messages)),
-            _ => Err(format!("another process is {BUS_NAME}")),
+            _ => Err(format!("another process owns the name {BUS_NAME}")),
         }
     }
 
@@ -181,12 +183,12 @@ async fn next_event(messages: &mut MessageStream, stop: &mut oneshot::Receiver<(
 fn connect_socket(address: &Address) -> std::io::Result<UnixStream> {
     let unix = match address.transport() {
         Transport::Unix(unix) => unix.path(),
-        _ => return Err(std::io::Error::other("it is no Unix socket")),
+        _ => return Err(std::io::Error::other("the address is not a Unix socket")),
     };
     let socket_address = match unix {
         UnixSocket::File(path) => SocketAddr::from_pathname(path)?,
         UnixSocket::Abstract(name) => SocketAddr::from_abstract_name(name.as_bytes())?,
-        _ => return Err(std::io::Error::other("it names a directory")),
+        _ => return Err(std::io::Error::other("the address is a directory")),
     };
     into_tokio(std::os::unix::net::UnixStream::connect_addr(&socket_address)?)
 }

@@ -33,7 +33,8 @@ pub async fn query_credentials(
     let body = reply.body();
     let credentials: ConnectionCredentials =
         body.deserialize().map_err(|error| DbusError::unknown_caller(&error.to_string()))?;
-    let uid = credentials.unix_user_id().ok_or_else(|| DbusError::unknown_caller("it names no user"))?;
+    let uid =
+        credentials.unix_user_id().ok_or_else(|| DbusError::unknown_caller("its reply has no user ID"))?;
     let pid = credentials.process_id();
     // Without groups, the client has only the access of its user.
     let groups = credentials.into_unix_group_ids().unwrap_or_default();
@@ -81,6 +82,6 @@ async fn call_bus(bus: &Connection, method: &str, name: &str) -> Result<Message,
         bus.call_method(Some(DBUS_SERVICE), "/org/freedesktop/DBus", Some(DBUS_SERVICE), method, &name);
     match tokio::time::timeout(CALL_TIMEOUT, request).await {
         Ok(reply) => reply.map_err(|error| DbusError::unknown_caller(&error.to_string())),
-        Err(_) => Err(DbusError::unknown_caller("it does not answer")),
+        Err(_) => Err(DbusError::unknown_caller("it did not reply")),
     }
 }

@@ -29,7 +29,7 @@ impl DbusError {
     pub fn unknown_caller(reason: &str) -> Self {
         Self {
             name: error_name("AccessDenied"),
-            message: format!("the bus does not say who you are: {reason}"),
+            message: format!("the bus does not state your credentials: {reason}"),
         }
     }
 
@@ -37,7 +37,7 @@ impl DbusError {
     pub fn unauthorized(reason: &str) -> Self {
         Self {
             name: error_name("AccessDenied"),
-            message: format!("this needs root, or polkit's consent: {reason}"),
+            message: format!("this requires root, or authorization by polkit: {reason}"),
         }
     }
 
@@ -52,7 +52,7 @@ impl DbusError {
 
     /// The service closed the connection before it replied.
     pub fn no_reply() -> Self {
-        let message = "the service hung up before it answered; ask again".to_owned();
+        let message = "the service closed the connection before it replied; try again".to_owned();
         Self { name: "org.freedesktop.DBus.Error.NoReply".into(), message }
     }
 
@@ -62,12 +62,12 @@ impl DbusError {
 
     /// `kind` is `Object`, `Interface`, `Method` or `Property`.
     pub fn unknown(kind: &str, name: &str) -> Self {
-        let message = format!("there is no {} {name:?} here", kind.to_lowercase());
+        let message = format!("no such {}: {name:?}", kind.to_lowercase());
         Self { name: format!("org.freedesktop.DBus.Error.Unknown{kind}"), message }
     }
 
     pub fn read_only() -> Self {
-        let message = "properties here can only be read".to_owned();
+        let message = "properties are read-only".to_owned();
         Self { name: "org.freedesktop.DBus.Error.PropertyReadOnly".into(), message }
     }
 }

@@ -97,18 +97,18 @@ impl DbusDispatcher {
         }
         let header = message.header();
         let Some(sender) = header.sender() else {
-            return Err(DbusError::unknown_caller("it names no sender"));
+            return Err(DbusError::unknown_caller("the message has no sender"));
         };
         let bytes = u32::try_from(message.data().len()).unwrap_or(u32::MAX);
         let permit = Arc::clone(&self.memory_budget).try_acquire_many_owned(bytes);
-        let permit = permit
-            .map_err(|_| DbusError::limits_exceeded("too many calls wait to be handled; ask again later"))?;
+        let permit =
+            permit.map_err(|_| DbusError::limits_exceeded("too many queued calls; try again later"))?;
         let call = PendingCall { message: message.clone(), _memory_permit: permit };
         match self.client_queue(sender.as_str())?.try_send(call) {
             Ok(()) => Ok(()),
-            Err(mpsc::error::TrySendError::Full(_)) => Err(DbusError::limits_exceeded(
-                "too many calls of yours wait to be handled; wait for the answers",
-            )),
+            Err(mpsc::error::TrySendError::Full(_)) => {
+                Err(DbusError::limits_exceeded("too many of your calls are queued; wait for their replies"))
+            }
             // The client task ended between the check of the queue and this send.
             Err(mpsc::error::TrySendError::Closed(_)) => Err(DbusError::no_reply()),
         }

@@ -75,7 +75,7 @@ impl DbusMethod {
         let signature = body.signature().to_string_no_parens();
         if signature != self.signature {
             return Err(DbusError::invalid_args(format!(
-                "{} takes arguments of the types {:?}, not {signature:?}",
+                "{} takes arguments with the signature {:?}, not {signature:?}",
                 self.name, self.signature
             )));
         }

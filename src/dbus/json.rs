@@ -42,15 +42,15 @@ pub fn from_variant(value: &Variant) -> Result<Value, ConvertValueError> {
             let mut object = Map::new();
             for (name, value) in dict.iter() {
                 let Variant::Str(name) = name else {
-                    return Err(ConvertValueError("has keys that are no text"));
+                    return Err(ConvertValueError("has keys that are not strings"));
                 };
                 object.insert(name.as_str().to_owned(), from_variant(value)?);
             }
             object.into()
         }
-        Variant::Fd(_) => return Err(ConvertValueError("is a descriptor; none are taken")),
+        Variant::Fd(_) => return Err(ConvertValueError("is a descriptor, which is not accepted")),
         Variant::Structure(_) | Variant::ObjectPath(_) | Variant::Signature(_) => {
-            return Err(ConvertValueError("is of a type that means nothing here"));
+            return Err(ConvertValueError("has an unsupported type"));
         }
     })
 }

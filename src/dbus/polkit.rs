@@ -35,14 +35,16 @@ pub async fn check_authorization(bus: &Connection, caller: &str, interactive: bo
         &arguments,
     );
     let Ok(result) = tokio::time::timeout(AUTHORIZATION_TIMEOUT, request).await else {
-        return Err("polkit does not answer".to_owned());
+        return Err("polkit did not reply".to_owned());
     };
-    let answer = result.map_err(|error| format!("polkit cannot be asked: {error}"))?;
+    let answer = result.map_err(|error| format!("the request to polkit failed: {error}"))?;
     let body = answer.body();
     match body.deserialize::<(AuthorizationResult,)>() {
         Ok(((true, _, _),)) => Ok(()),
-        Ok(((false, true, _),)) => Err("polkit wants a password; call with interaction allowed".to_owned()),
-        Ok(_) => Err("polkit says no".to_owned()),
-        Err(error) => Err(format!("polkit's answer is unintelligible: {error}")),
+        Ok(((false, true, _),)) => {
+            Err("polkit requires a password; call with interaction allowed".to_owned())
+        }
+        Ok(_) => Err("polkit denied it".to_owned()),
+        Err(error) => Err(format!("the reply of polkit is invalid: {error}")),
     }
 }

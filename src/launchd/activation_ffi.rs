@@ -52,7 +52,7 @@ pub unsafe fn listeners(activate: LaunchActivateSocket, name: &CStr) -> io::Resu
 fn into_listener(socket: OwnedFd) -> io::Result<UnixListener> {
     let stream = socket_type(&socket)? == SocketType::STREAM;
     if !stream || getsockname(&socket)?.address_family() != AddressFamily::UNIX {
-        let message = "the socket that launchd made is no Unix stream socket; see Sockets in its plist";
+        let message = "the socket from launchd is not a Unix stream socket; check Sockets in the plist";
         return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
     }
     fcntl_setfd(&socket, FdFlags::CLOEXEC)?;
@@ -121,7 +121,7 @@ mod tests {
 
     #[test]
     fn unknown_names_give_no_sockets_and_other_errnos_are_returned() {
-        assert!(listeners_named(c"nobody").unwrap().is_empty());
+        assert!(listeners_named(c"unknown").unwrap().is_empty());
         assert!(listeners_from("by hand", Err(libc::ESRCH)).unwrap().is_empty());
         assert!(listeners_from("again", Err(libc::EALREADY)).unwrap().is_empty());
         assert_eq!(listeners_from("full", Err(libc::EMFILE)).unwrap_err().raw_os_error(), Some(libc::EMFILE));
@@ -133,7 +133,7 @@ mod tests {
         let tcp = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let address = tcp.local_addr().unwrap();
         let refused = listeners_from("tcp", Ok(vec![tcp.into_raw_fd()])).unwrap_err();
-        assert!(refused.to_string().contains("no Unix stream socket"), "{refused}");
+        assert!(refused.to_string().contains("not a Unix stream socket"), "{refused}");
         assert!(std::net::TcpStream::connect(address).is_err(), "it was closed");
     }
 }

@@ -323,7 +323,7 @@ fn coarse_answers_and_their_times_do_not_depend_on_the_secret() {
 }
 
 #[test]
-#[ignore = "the same with a million questions: minutes; run it after a change of what a coarse client is told"]
+#[ignore = "takes minutes; run it after a change of the replies to a coarse client"]
 fn a_million_coarse_calls_do_not_depend_on_the_secret() {
     compare_secrets(1_000_000, 20..22, 77);
 }
@@ -398,7 +398,7 @@ fn the_shortest_span_is_one_grid_step_and_settles_one_step_after_its_end() {
     machine.call(peer(Access::Coarse), 1, "CloseSpan", json!({ "span": "s", "wait_settled": true }));
     let asked = machine.answer_hashes.len();
     machine.advance_to(begin_ns + 300 * MS_NS - 1);
-    assert_eq!(machine.answer_hashes.len(), asked, "not before the next instant of the grid");
+    assert_eq!(machine.answer_hashes.len(), asked, "not before the next grid instant");
     machine.advance_to(begin_ns + 300 * MS_NS);
     assert_eq!(machine.answer_hashes.len(), asked + 1);
     let account =
@@ -505,7 +505,7 @@ fn an_account_held_back_at_shutdown_is_stored_once() {
     machine.advance_to(begin_ns + 2550 * MS_NS);
     machine.call(peer(Access::Coarse), 1, "CloseSpan", json!({ "span": "s" }));
     machine.advance_to(begin_ns + 2650 * MS_NS);
-    assert!(machine.service.coarse_spans.next_release_ns().is_some(), "it is settled, and held back");
+    assert!(machine.service.coarse_spans.next_release_ns().is_some(), "settled and held back");
     machine.service.shut_down();
     drop(machine);
     let mut next = start();
@@ -518,5 +518,5 @@ fn an_account_held_back_at_shutdown_is_stored_once() {
     }
     let accounts = answers.remove(0).1.unwrap().accounts;
     assert_eq!(accounts.iter().map(|account| account.state).collect::<Vec<_>>(), [SpanState::Settled]);
-    assert!(coarse_grid::is_coarse(&accounts[0]), "so that its owner sees it");
+    assert!(coarse_grid::is_coarse(&accounts[0]), "visible to its owner");
 }

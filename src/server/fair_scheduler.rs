@@ -75,7 +75,10 @@ mod tests {
         let mut scheduler = FairScheduler::default();
         (0..1000).for_each(|_| scheduler.charge(ANN, 1000, 0));
         scheduler.charge(BOB, 5000, 0);
-        assert!(scheduler.start_tag(BOB) > scheduler.start_tag(ANN), "one long turn, then it is the other's");
+        assert!(
+            scheduler.start_tag(BOB) > scheduler.start_tag(ANN),
+            "the other user is served after one long slice"
+        );
     }
 
     #[test]

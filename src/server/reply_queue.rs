@@ -35,7 +35,7 @@ impl ReplyQueue {
         }
         match self.blocked.back_mut() {
             Some(QueuedReply::Blocked(bytes)) => bytes,
-            _ => unreachable!("the line above put it there"),
+            _ => unreachable!("pushed above"),
         }
     }
 

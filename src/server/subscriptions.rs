@@ -29,7 +29,7 @@ const DEFAULT_RATE_HZ: f64 = 10.0;
 pub fn domain_subscription(call: &WatchDomains) -> Result<SubscriptionKind, MethodError> {
     let rate_hz = call.rate_hz.unwrap_or(DEFAULT_RATE_HZ);
     if !(rate_hz.is_finite() && rate_hz >= 0.001) {
-        let reason = "is no rate; choose a number from 0.001 to 1000".to_owned();
+        let reason = "is not a valid rate; use a number from 0.001 to 1000".to_owned();
         return Err(MethodError::InvalidValue { field: "rate_hz".into(), reason });
     }
     Ok(SubscriptionKind::Domains { period_ns: (1e9 / rate_hz.min(MAX_RATE_HZ)) as u64 })

@@ -16,7 +16,7 @@ use rustix::net::{AddressFamily, SocketType, getsockname};
 /// A passed descriptor is not a listening Unix stream socket.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "the service manager passed {name:?} as descriptor {descriptor}, which is no listening Unix stream socket; see Sockets= of its units"
+    "the service manager passed {name:?} as descriptor {descriptor}, which is not a listening Unix stream socket; check Sockets= of its units"
 )]
 pub struct SocketActivationError {
     descriptor: RawFd,

@@ -4,7 +4,7 @@ use std::os::unix::net::UnixListener;
 
 /// A passed descriptor is not a socket. Does not occur on this system.
 #[derive(Debug, thiserror::Error)]
-#[error("the service manager passed something that is no socket")]
+#[error("the service manager passed a descriptor that is not a socket")]
 pub struct SocketActivationError;
 
 /// Returns an empty list.

@@ -51,7 +51,7 @@ impl ServiceManager {
 
     /// Shutdown has begun.
     pub fn notify_stopping(&self) {
-        self.send("STOPPING=1\nSTATUS=answers who waits, then stops\n");
+        self.send("STOPPING=1\nSTATUS=Sending outstanding replies\n");
     }
 
     /// The daemon makes progress.

@@ -33,7 +33,7 @@ impl From<Option<u32>> for SocketPermissions {
 #[derive(Debug, thiserror::Error)]
 pub enum ListenError {
     /// Another process listens on the path.
-    #[error("another process listens on {}; stop it first, or choose another path", path.display())]
+    #[error("another process listens on {}; stop it first, or use another path", path.display())]
     AddrInUse { path: PathBuf },
     /// The path or its directory is not safe.
     #[error("{} {reason}; {remedy}", path.display())]
@@ -93,26 +93,23 @@ fn prepare_directory(directory: &Path) -> Result<(), ListenError> {
     };
     match DirBuilder::new().mode(0o755).create(directory) {
         Err(cause) if cause.kind() != io::ErrorKind::AlreadyExists => {
-            return Err(io_error("make the directory")(cause));
+            return Err(io_error("create the directory")(cause));
         }
         _ => {}
     }
-    let found = fs::symlink_metadata(directory).map_err(io_error("look at"))?;
+    let found = fs::symlink_metadata(directory).map_err(io_error("inspect"))?;
     let unsafe_path =
         |reason, remedy| Err(ListenError::UnsafePath { path: directory.to_owned(), reason, remedy });
     if found.is_symlink() {
-        return unsafe_path("is a symbolic link", "give the real directory");
+        return unsafe_path("is a symbolic link", "use the real directory");
     }
     if !is_owned_by_self(&found) && found.uid() != 0 {
-        return unsafe_path("belongs to another user", "choose a path in a directory of root or of your own");
+        return unsafe_path("belongs to another user", "use a directory that you or root own");
     }
     const OTHERS_WRITE: u32 = 0o022;
     const STICKY: u32 = 0o1000;
     if found.mode() & OTHERS_WRITE != 0 && found.mode() & STICKY == 0 {
-        return unsafe_path(
-            "can be written by others",
-            "take that away with chmod go-w, or choose another path",
-        );
+        return unsafe_path("can be written by others", "run chmod go-w on it, or use another path");
     }
     Ok(())
 }
@@ -123,7 +120,7 @@ fn lock(path: &Path) -> Result<File, ListenError> {
     name.push(".lock");
     let lock_path = PathBuf::from(name);
     let io_error =
-        |cause: io::Error| ListenError::Io { action: "open the lock", path: lock_path.clone(), cause };
+        |cause: io::Error| ListenError::Io { action: "open the lock file", path: lock_path.clone(), cause };
     use rustix::fs::{Mode, OFlags};
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let file = rustix::fs::open(&lock_path, flags, Mode::RUSR | Mode::WUSR)
@@ -142,16 +139,16 @@ fn check_path(path: &Path) -> Result<(), ListenError> {
     let found = match fs::symlink_metadata(path) {
         Ok(found) => found,
         Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(cause) => return Err(ListenError::Io { action: "look at", path: path.to_owned(), cause }),
+        Err(cause) => return Err(ListenError::Io { action: "inspect", path: path.to_owned(), cause }),
     };
     if found.is_symlink() {
-        return unsafe_path("is a symbolic link", "remove it, or choose another path");
+        return unsafe_path("is a symbolic link", "remove it, or use another path");
     }
     if !found.file_type().is_socket() {
-        return unsafe_path("is not a socket", "remove it, or choose another path");
+        return unsafe_path("is not a socket", "remove it, or use another path");
     }
     if !is_owned_by_self(&found) {
-        return unsafe_path("is a socket of another user", "find out whose, or choose another path");
+        return unsafe_path("is a socket of another user", "use another path");
     }
     match UnixStream::connect(path) {
         Ok(_) => Err(ListenError::AddrInUse { path: path.to_owned() }),
@@ -160,7 +157,7 @@ fn check_path(path: &Path) -> Result<(), ListenError> {
         Err(cause) if cause.kind() == io::ErrorKind::WouldBlock => {
             Err(ListenError::AddrInUse { path: path.to_owned() })
         }
-        Err(cause) => Err(ListenError::Io { action: "ask who listens on", path: path.to_owned(), cause }),
+        Err(cause) => Err(ListenError::Io { action: "connect to", path: path.to_owned(), cause }),
     }
 }
 
@@ -174,7 +171,7 @@ fn create_socket(
     // Left by a killed process with the same id.
     let _ = fs::remove_file(temporary.join("s"));
     let _ = fs::remove_dir(&temporary);
-    DirBuilder::new().mode(0o700).create(&temporary).map_err(io_error("make a directory beside"))?;
+    DirBuilder::new().mode(0o700).create(&temporary).map_err(io_error("create a directory next to"))?;
     let result = bind_and_rename(&temporary.join("s"), path, permissions);
     let _ = fs::remove_file(temporary.join("s"));
     let _ = fs::remove_dir(&temporary);
