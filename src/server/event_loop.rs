@@ -38,6 +38,12 @@ const FIRST_CONNECTION_KEY: usize = 4;
 /// Size of the read buffer, and so the input of one client in one slice.
 const READ_BUFFER_BYTES: usize = 64 * 1024;
 
+/// Time for client slices between two calls of the poller. At least one slice runs.
+const SERVE_BUDGET_NS: u64 = 100_000;
+
+/// Interval of the check for clients that make no progress.
+const SWEEP_INTERVAL_NS: u64 = 500_000_000;
+
 /// How long closes that wait for a settled account may take at shutdown.
 const SETTLE_TIMEOUT_NS: u64 = 200_000_000;
 
@@ -74,12 +80,6 @@ pub fn serve(service: Service, sockets: ServerSockets) -> io::Result<()> {
     }
     server.shut_down(&mut events)
 }
-
-/// Time for client slices between two calls of the poller. At least one slice runs.
-const SERVE_BUDGET_NS: u64 = 100_000;
-
-/// Interval of the check for clients that make no progress.
-const SWEEP_INTERVAL_NS: u64 = 500_000_000;
 
 struct SocketServer {
     service: Service,
