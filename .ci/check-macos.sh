@@ -176,7 +176,7 @@ prove() {
     }
     must_fail lint E0308 src/sources/apple/linked_functions_ffi.rs 's/encoding: u32) -> u8 = string/encoding: u64) -> u8 = string/'
     must_fail lint ptr_arg src/clock/uptime_ffi.rs '$a /// A lint.\npub fn lint(list: \&Vec<u8>) -> usize {\n    list.len()\n}'
-    must_fail link launch_activate_sockets src/server/launchd_linked_ffi.rs 's/launch_activate_socket\b/launch_activate_sockets/g'
+    must_fail link launch_activate_sockets src/launchd/linked_ffi.rs 's/launch_activate_socket\b/launch_activate_sockets/g'
     rm -rf "$copy" "$copy.log"
 }
 

@@ -154,7 +154,7 @@ fn listen(
     permissions: SocketPermissions,
 ) -> Result<(Vec<UnixListener>, Option<SocketFile>)> {
     let mut listeners = activation_ffi::listeners()?;
-    listeners.extend(crate::server::launchd_listeners().context("launchd hands over no socket")?);
+    listeners.extend(crate::launchd::listeners().context("launchd hands over no socket")?);
     if !listeners.is_empty() {
         return Ok((listeners, None));
     }

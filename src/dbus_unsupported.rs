@@ -1,6 +1,6 @@
-//! Where there is no system bus: the same calls, which do nothing.
+//! The D-Bus server on systems without D-Bus: the same functions, without effect.
 //!
-//! Owns nothing. The key `bus` of the configuration is read everywhere and means something on Linux only.
+//! The configuration key `bus` is accepted on every system, and has an effect on Linux only.
 
 use std::convert::Infallible;
 use std::io;
@@ -8,23 +8,22 @@ use std::io;
 use crate::config::Config;
 use crate::server::ConnectionReceiver;
 
-/// Descriptors that the bus may take.
+/// Descriptors in use by the D-Bus server.
 pub const MAX_DESCRIPTORS: usize = 0;
 
-/// The daemon's presence on the bus: none.
+/// The running D-Bus server. There is none on this system.
 #[derive(Debug)]
 pub struct DbusServer(Infallible);
 
-/// There is no bus.
+/// Starts nothing.
 ///
 /// # Errors
-/// None; where there is a bus, the system may have no thread to give.
+/// None on this system.
 pub fn start(_: &Config, _: fn(&str)) -> io::Result<Option<(DbusServer, ConnectionReceiver)>> {
     Ok(None)
 }
 
 impl DbusServer {
-    /// Never comes to be called.
     pub fn shut_down(self) {
         match self.0 {}
     }

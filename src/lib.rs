@@ -25,11 +25,14 @@ pub mod private_file;
 /// Notifications, journal entries and socket activation.
 pub mod systemd;
 
-/// Giving up privilege.
-pub mod privileges;
+/// Sockets that launchd creates and passes to the daemon.
+pub(crate) mod launchd;
 
-/// Unix sockets: paths taken safely, and the peer's credentials.
-pub mod unix_socket;
+/// Dropping of privileges.
+pub(crate) mod privileges;
+
+/// Unix sockets: safe binding of a path, and the credentials of a peer.
+pub(crate) mod unix_socket;
 
 /// Settings: defaults, file, flags, checks.
 pub mod config;
@@ -61,7 +64,7 @@ pub mod service;
 /// The Unix socket: event loop, acceptor, connections, dispatch, subscriptions.
 pub mod server;
 
-/// The system bus, for those who look there.
+/// The service on the system bus (D-Bus).
 #[cfg(target_os = "linux")]
 pub mod dbus;
 #[cfg(not(target_os = "linux"))]

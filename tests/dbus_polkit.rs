@@ -174,7 +174,7 @@ fn everything_but_a_clear_yes_is_a_no() {
             client.wait_for_daemon().await;
             let (name, words) = client.call("Reload", json!([])).await.unwrap_err();
             assert_eq!(name, "org.wattspan.Wattspan1.Error.AccessDenied", "{words}");
-            assert!(words.starts_with("this needs root, or polkit's consent: "), "{words}");
+            assert!(words.starts_with("this requires root, or authorization by polkit: "), "{words}");
             client.call_ok("GetInfo", json!([])).await;
         });
         assert!(fixture.reloads.lock().unwrap().is_empty());

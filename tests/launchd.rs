@@ -69,7 +69,7 @@ fn the_socket_is_for_one_group_and_has_the_name_that_the_daemon_asks_for() {
         "SockPathMode": 0o660, "SockPathOwner": 0, "SockPathGroup": 0,
     } });
     assert_eq!(plist["Sockets"], socket);
-    let source = fs::read_to_string(folder().join("../src/server/launchd_linked_ffi.rs")).unwrap();
+    let source = fs::read_to_string(folder().join("../src/launchd/linked_ffi.rs")).unwrap();
     assert!(source.contains("c\"Listener\""));
 }
 

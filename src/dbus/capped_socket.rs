@@ -1,9 +1,9 @@
-//! The socket to the bus, with a cap on what is taken in.
+//! The socket to the bus, with a limit on the size of a message.
 //!
-//! Owns the bytes between the bus and zbus. zbus would take in messages of 128 MiB, and queue them; the system bus lets
-//! 32 MiB through to anybody. Here a message beyond the cap loses its body before it is kept: the body is read and thrown
-//! away piece by piece, so that its sender still gets an answer. Invariant: a message handed on is no longer than the cap.
-//! Takes no descriptors: they are not negotiated, so that the bus itself refuses messages that carry some.
+//! zbus accepts and queues messages of 128 MiB, and the system bus forwards up to 32 MiB from any user. This
+//! socket drops the body of a larger message piece by piece, so that the sender still gets a reply.
+//! Invariant: no message passed to zbus exceeds the limit. Passing of descriptors is not negotiated, so the
+//! bus rejects messages with descriptors.
 
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -15,13 +15,11 @@ use zbus::Message;
 use zbus::connection::socket::{ReadHalf, Socket, Split, WriteHalf};
 use zbus::export::async_trait::async_trait;
 
-/// What is read from the socket at once.
 const READ_BUFFER_BYTES: usize = 32 * 1024;
 
-/// The part of a header whose length never varies; it says how long the rest is.
+/// The fixed part of a message header. It contains the lengths of the rest.
 const FIXED_HEADER_BYTES: usize = 16;
 
-/// A socket to the bus.
 #[derive(Debug)]
 pub struct CappedSocket {
     stream: UnixStream,
@@ -29,7 +27,7 @@ pub struct CappedSocket {
 }
 
 impl CappedSocket {
-    /// Over a connected socket; messages beyond `max_message_bytes` lose their bodies.
+    /// Wraps a connected socket. A message larger than `max_message_bytes` loses its body.
     pub fn new(stream: UnixStream, max_message_bytes: usize) -> Self {
         Self { stream, max_message_bytes }
     }
@@ -49,17 +47,16 @@ impl Socket for CappedSocket {
     }
 }
 
-/// From the bus.
 #[derive(Debug)]
 pub struct CappedReader {
     stream: BufReader<OwnedReadHalf>,
-    /// What was read with the end of the handshake; it comes first.
+    /// Bytes that the handshake read beyond its end. They come first.
     leftover: Vec<u8>,
     max_message_bytes: usize,
 }
 
 impl CappedReader {
-    /// The bytes of the next message that is handed on.
+    /// Reads the next message that fits the limit, or whose header does.
     async fn read_message(&mut self) -> io::Result<Vec<u8>> {
         loop {
             let mut fixed_header = [0; FIXED_HEADER_BYTES];
@@ -104,7 +101,7 @@ impl CappedReader {
 fn message_lengths(fixed_header: &[u8; FIXED_HEADER_BYTES]) -> (usize, usize) {
     let number = |at: usize| {
         let bytes = [fixed_header[at], fixed_header[at + 1], fixed_header[at + 2], fixed_header[at + 3]];
-        // What is neither big nor little is no message; zbus says so.
+        // zbus rejects a message with an invalid byte order.
         (if fixed_header[0] == b'B' { u32::from_be_bytes(bytes) } else { u32::from_le_bytes(bytes) }) as usize
     };
     ((FIXED_HEADER_BYTES + number(12)).next_multiple_of(8), number(4))
@@ -129,7 +126,7 @@ impl ReadHalf for CappedReader {
     }
 }
 
-/// A whole message that was taken in; zbus's own reading makes a message of it.
+/// A message in memory, from which zbus parses it.
 #[derive(Debug)]
 struct BufferedMessage {
     bytes: Vec<u8>,
@@ -147,7 +144,6 @@ impl ReadHalf for BufferedMessage {
     }
 }
 
-/// To the bus.
 #[derive(Debug)]
 pub struct BusWriter(OwnedWriteHalf);
 
@@ -162,7 +158,7 @@ impl WriteHalf for BusWriter {
     }
 }
 
-/// Whether a message came beyond the cap: it says that it has arguments, and has none.
+/// Whether a message lost its body: its header has a signature, but the body is empty.
 pub fn is_truncated(message: &Message) -> bool {
     let body = message.body();
     body.is_empty() && !body.signature().to_string_no_parens().is_empty()
@@ -172,7 +168,7 @@ pub fn is_truncated(message: &Message) -> bool {
 mod tests {
     use super::*;
 
-    /// What is handed on of these messages, one after the other.
+    /// The messages that a capped socket returns for these messages.
     fn received_messages(messages: &[Message], max_message_bytes: usize) -> Vec<Message> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
@@ -181,7 +177,7 @@ mod tests {
             let bytes: Vec<u8> = messages.iter().flat_map(|message| message.data().to_vec()).collect();
             let sending = tokio::spawn(async move { bus.write_all(&bytes).await });
             let mut received = Vec::new();
-            // As after a handshake that has read on: the first bytes of the first message are there.
+            // As after a handshake that read ahead: the first bytes of the first message.
             let mut leftover = vec![0; 5];
             inbound.stream.read_exact(&mut leftover).await.unwrap();
             while let Ok(message) = inbound.receive_message(1, &mut leftover, &mut Vec::new()).await {

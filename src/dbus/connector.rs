@@ -1,8 +1,10 @@
-//! The daemon's life on the bus: there, gone, there again.
+//! The daemon's connection to the bus: connect, serve, reconnect.
 //!
-//! Owns the connection to the bus and the name on it. A bus that is not there, goes away or keeps the name from us is a line
-//! in the log and a try again later, less and less often; nothing else in the daemon notices.
+//! Owns the connection and the name on the bus. If the bus is unavailable or the name is taken, it logs that
+//! once and retries with increasing delays. The rest of the daemon is not affected. It also emits the signal
+//! for changed domains.
 
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::num::NonZeroUsize;
 use std::os::linux::net::SocketAddrExt;
@@ -13,50 +15,49 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
+use serde_json::{Map, Value};
 use tokio::net::UnixStream;
 use tokio::sync::oneshot;
 use zbus::address::Transport;
 use zbus::address::transport::UnixSocket;
 use zbus::connection::Builder;
 use zbus::export::futures_core::Stream;
-use zbus::{Address, Connection, Message, MessageStream};
+use zbus::{Address, Connection, Message, MessageStream, Variant};
 
-use super::BUS_NAME;
 use super::capped_socket::CappedSocket;
 use super::context::DbusContext;
-use super::credentials::DBUS_SERVICE;
+use super::credentials::{self, DBUS_SERVICE};
 use super::dispatcher::DbusDispatcher;
-use super::liveness_signal;
-use super::service_connection::into_tokio;
+use super::names::{BUS_NAME, INTERFACE, OBJECT_PATH, PROPERTIES_INTERFACE};
+use super::service_connection::{ServiceConnection, into_tokio};
+use crate::protocol::{GetInfo, Method};
 use crate::server::ConnectionSender;
 
-/// The first and the longest time from one try to the next.
+/// The shortest and the longest delay between two attempts.
 const MIN_RECONNECT_DELAY: Duration = Duration::from_millis(250);
 const MAX_RECONNECT_DELAY: Duration = Duration::from_secs(60);
 
-/// How long joining the bus may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Messages that zbus may hold; `CappedSocket` bounds each.
+/// Messages that zbus may queue; `CappedSocket` bounds the size of each.
 const MAX_QUEUED_MESSAGES: NonZeroUsize = NonZeroUsize::MIN.saturating_add(7);
 
-/// `DBUS_NAME_FLAG_DO_NOT_QUEUE`, and the reply that the name is ours.
+/// Interval at which the domains are polled for changes. One poll takes about 0.1 ms.
+const SIGNAL_POLL_INTERVAL: Duration = Duration::from_secs(2);
+
+/// `DBUS_NAME_FLAG_DO_NOT_QUEUE` and `DBUS_REQUEST_NAME_REPLY_PRIMARY_OWNER`.
 const DO_NOT_QUEUE: u32 = 4;
 const PRIMARY_OWNER: u32 = 1;
 
-/// What the daemon is on the bus with.
 pub struct DbusConnector {
-    /// Where the bus is; absent: the system's.
+    /// The address of the bus; absent: the system bus.
     pub address: Option<String>,
-    /// The way into the service.
     pub connection_sender: Arc<ConnectionSender>,
-    /// Largest message taken, in bytes.
     pub max_message_bytes: usize,
-    /// Where a change of state is told.
+    /// Called with each change of state.
     pub log: fn(&str),
 }
 
-/// What came of waiting for the bus.
 enum DbusEvent {
     Message(Message),
     Disconnected,
@@ -64,25 +65,27 @@ enum DbusEvent {
 }
 
 impl DbusConnector {
-    /// Is on the bus, as far as there is one, until stopped.
+    /// Connects and serves until stopped.
     pub async fn run(self, mut stop: oneshot::Receiver<()>) {
         let (mut delay, mut is_logged) = (MIN_RECONNECT_DELAY, false);
         loop {
             match tokio::time::timeout(CONNECT_TIMEOUT, self.connect())
                 .await
-                .unwrap_or_else(|_| Err("no answer".into()))
+                .unwrap_or_else(|_| Err("timeout".into()))
             {
                 Ok((bus, messages)) => {
-                    (self.log)(&format!("answers on the bus as {BUS_NAME}"));
+                    (self.log)(&format!("connected to the bus as {BUS_NAME}"));
                     if self.serve(bus, messages, &mut stop).await {
                         return;
                     }
-                    (self.log)("the bus is gone; the socket is served as before, the bus is tried again");
+                    (self.log)("disconnected from the bus, will reconnect; the socket is not affected");
                     (delay, is_logged) = (MIN_RECONNECT_DELAY, true);
                 }
                 Err(error) if !is_logged => {
                     is_logged = true;
-                    (self.log)(&format!("is not on the bus: {error}; the socket is served all the same"));
+                    (self.log)(&format!(
+                        "not connected to the bus, will retry: {error}; the socket is not affected"
+                    ));
                 }
                 Err(_) => {}
             }
@@ -93,7 +96,8 @@ impl DbusConnector {
         }
     }
 
-    /// Connects and takes the name. The messages are caught before the name is asked for, so that none is missed.
+    /// Connects and requests the name. The message stream is created before the request, so that no message
+    /// is lost.
     async fn connect(&self) -> Result<(Connection, MessageStream), String> {
         let text = |error: zbus::Error| error.to_string();
         let address = match &self.address {
@@ -120,11 +124,11 @@ impl DbusConnector {
             .map_err(text)?;
         match reply.body().deserialize() {
             Ok(PRIMARY_OWNER) => Ok((bus, messages)),
-            _ => Err(format!("another process is {BUS_NAME}")),
+            _ => Err(format!("another process owns the name {BUS_NAME}")),
         }
     }
 
-    /// Serves this bus until it is gone; whether it was told to stop.
+    /// Serves until the bus disconnects or `stop` is set. Returns whether it was stopped.
     async fn serve(
         &self,
         bus: Connection,
@@ -137,7 +141,7 @@ impl DbusConnector {
             max_message_bytes: self.max_message_bytes,
         };
         let context = Arc::new(context);
-        let signal_task = tokio::spawn(liveness_signal::emit_changes(Arc::clone(&context)));
+        let signal_task = tokio::spawn(emit_domain_changes(Arc::clone(&context)));
         let mut dispatcher = DbusDispatcher::new(Arc::clone(&context));
         let stopped = loop {
             match next_event(&mut messages, stop).await {
@@ -148,7 +152,7 @@ impl DbusConnector {
         };
         signal_task.abort();
         if stopped {
-            // Somebody has to go on reading, or the last answers of the bus would stand in the way of ours.
+            // zbus must continue to read, or unread messages from the bus would block the last replies.
             let reader_task =
                 tokio::spawn(async move { while next_message(&mut messages).await.is_some() {} });
             dispatcher.drain().await;
@@ -175,16 +179,55 @@ async fn next_event(messages: &mut MessageStream, stop: &mut oneshot::Receiver<(
     .await
 }
 
-/// A socket on the machine itself; other transports are nothing for an energy meter.
+/// Connects to a Unix socket. Other transports are not supported.
 fn connect_socket(address: &Address) -> std::io::Result<UnixStream> {
     let unix = match address.transport() {
         Transport::Unix(unix) => unix.path(),
-        _ => return Err(std::io::Error::other("it is no Unix socket")),
+        _ => return Err(std::io::Error::other("the address is not a Unix socket")),
     };
     let socket_address = match unix {
         UnixSocket::File(path) => SocketAddr::from_pathname(path)?,
         UnixSocket::Abstract(name) => SocketAddr::from_abstract_name(name.as_bytes())?,
-        _ => return Err(std::io::Error::other("it names a directory")),
+        _ => return Err(std::io::Error::other("the address is a directory")),
     };
     into_tokio(std::os::unix::net::UnixStream::connect_addr(&socket_address)?)
+}
+
+/// Emits PropertiesChanged when a domain becomes or stops being live, until the service ends. The signal has
+/// no value, because every client on the bus can receive it.
+async fn emit_domain_changes(context: Arc<DbusContext>) {
+    let Ok(mut service) = context
+        .connection_sender
+        .connect(credentials::own_credentials(), None)
+        .and_then(ServiceConnection::new)
+    else {
+        return;
+    };
+    let mut last = None;
+    while let Ok(info) = service.call(GetInfo::NAME).await {
+        let current = domain_states(&info);
+        if last.as_ref().is_some_and(|last| *last != current) {
+            let changed = BTreeMap::<&str, Variant>::new();
+            let body = (INTERFACE, changed, ["Domains"].as_slice());
+            let emitted = context.bus.emit_signal(
+                None::<&str>,
+                OBJECT_PATH,
+                PROPERTIES_INTERFACE,
+                "PropertiesChanged",
+                &body,
+            );
+            if emitted.await.is_err() {
+                return;
+            }
+        }
+        last = Some(current);
+        tokio::time::sleep(SIGNAL_POLL_INTERVAL).await;
+    }
+}
+
+/// The name and state of each domain.
+fn domain_states(info: &Map<String, Value>) -> Vec<(Value, Value)> {
+    let domains = info.get("domains").and_then(Value::as_array);
+    let state = |domain: &Value| (domain["name"].clone(), domain["liveness"].clone());
+    domains.map(|domains| domains.iter().map(state).collect()).unwrap_or_default()
 }

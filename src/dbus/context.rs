@@ -1,6 +1,7 @@
-//! What all clients on the bus share: the connection to the bus, the way into the service, the cap on messages.
+//! What all clients on the bus share: the connection to the bus, the sender of connections to the service,
+//! and the size limit.
 //!
-//! Owns how answers leave. Invariant: nothing is sent to a caller that asked for no answer.
+//! Sends all replies. Invariant: no reply is sent for a call that has the flag NO_REPLY_EXPECTED.
 
 use std::sync::Arc;
 
@@ -13,35 +14,30 @@ use super::dbus_error::DbusError;
 use super::json;
 use crate::server::ConnectionSender;
 
-/// Shared by all clients on the bus.
 #[derive(Debug)]
 pub struct DbusContext {
-    /// The bus.
     pub bus: Connection,
-    /// The way into the service.
     pub connection_sender: Arc<ConnectionSender>,
-    /// Largest message, in bytes, here as on the socket.
+    /// The same limit as on the Unix socket.
     pub max_message_bytes: usize,
 }
 
-/// A call that is kept until it is answered, and its part of the memory that calls may take together.
+/// A call without a reply yet, and its part of the memory budget of all calls.
 #[derive(Debug)]
 pub struct PendingCall {
-    /// The message.
     pub message: Message,
-    /// Held, not read: given back with the call.
+    /// Held, not read: released with the call.
     pub _memory_permit: OwnedSemaphorePermit,
 }
 
 impl PendingCall {
-    /// Whether the caller waits for an answer.
     pub fn is_reply_expected(&self) -> bool {
         is_reply_expected(&self.message)
     }
 }
 
 impl DbusContext {
-    /// Answers a call. A bus that takes nothing any more ends the connection elsewhere; nobody can be told here.
+    /// Sends a reply. A failure means that the bus is gone, which `DbusConnector` detects.
     pub async fn reply<B: Serialize + DynamicType>(&self, message: &Message, body: &B) {
         if is_reply_expected(message)
             && let Ok(reply) = Message::method_return(&message.header()).build(body)
@@ -50,7 +46,6 @@ impl DbusContext {
         }
     }
 
-    /// Answers with the reason why not.
     pub async fn reply_error(&self, message: &Message, error: &DbusError) {
         if is_reply_expected(message)
             && let Ok(reply) =
@@ -60,7 +55,7 @@ impl DbusContext {
         }
     }
 
-    /// Answers with dictionaries.
+    /// Replies with an array of dictionaries.
     pub async fn reply_dicts(&self, message: &Message, list: Vec<serde_json::Value>) {
         self.reply(message, &json::to_dicts(list)).await;
     }

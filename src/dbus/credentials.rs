@@ -1,8 +1,8 @@
-//! Who a client is, as the bus says; and whether it is still there.
+//! The credentials of a client, as the bus states them, and whether the client is still connected.
 //!
-//! Owns the questions to the bus about a unique name. The watch on the name comes before the question, so that a client
-//! that leaves in between is either unknown to the bus or its leaving is told. Every failure is a denial: whoever leaves
-//! before it is known is nobody (CVE-2021-3560).
+//! The match rule for the name is added before the credentials are queried. So the disconnection of a client
+//! either makes the query fail or is signalled. Every failure denies access, including that of a client that
+//! disconnected (CVE-2021-3560).
 
 use std::time::Duration;
 
@@ -12,20 +12,19 @@ use zbus::{Connection, Message};
 use super::dbus_error::DbusError;
 use crate::unix_socket::PeerCredentials;
 
-/// How long the bus may take.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A group that nobody is in: what the C library gives for no group.
+/// No group, as in chown(2).
 const NO_GROUP: u32 = u32::MAX;
 
-/// The bus itself.
+/// The bus daemon.
 pub const DBUS_SERVICE: &str = "org.freedesktop.DBus";
 
-/// The signal that tells of a name that has got or lost its owner.
+/// The signal about a name that got or lost its owner.
 pub const NAME_OWNER_CHANGED: &str = "NameOwnerChanged";
 
-/// The user, the groups and the process of whoever has this unique name; what the bus does not tell of the process costs
-/// only the part of a share that would be its.
+/// The user, groups and process of the owner of a unique name. The process id is optional: without it, only
+/// the process share is missing.
 pub async fn query_credentials(
     bus: &Connection,
     name: &str,
@@ -34,31 +33,32 @@ pub async fn query_credentials(
     let body = reply.body();
     let credentials: ConnectionCredentials =
         body.deserialize().map_err(|error| DbusError::unknown_caller(&error.to_string()))?;
-    let uid = credentials.unix_user_id().ok_or_else(|| DbusError::unknown_caller("it names no user"))?;
+    let uid =
+        credentials.unix_user_id().ok_or_else(|| DbusError::unknown_caller("its reply has no user ID"))?;
     let pid = credentials.process_id();
-    // A bus that names no groups gives the least access that the user alone has.
+    // Without groups, the client has only the access of its user.
     let groups = credentials.into_unix_group_ids().unwrap_or_default();
     Ok((PeerCredentials { uid, gid: NO_GROUP, groups }, pid))
 }
 
-/// The daemon's own.
+/// The credentials of the daemon.
 pub fn own_credentials() -> PeerCredentials {
     let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
     PeerCredentials { uid, gid, groups: Vec::new() }
 }
 
-/// Asks to be told when this name goes.
+/// Adds a match rule for the disconnection of this name.
 pub async fn watch_name(bus: &Connection, name: &str) -> Result<(), DbusError> {
     call_bus(bus, "AddMatch", &match_rule(name)).await.map(drop)
 }
 
-/// Asks no longer.
+/// Removes the match rule.
 pub async fn unwatch_name(bus: &Connection, name: &str) {
-    // Where this fails the bus is gone, and the watch with it.
+    // A failure means that the bus is gone, and the rule with it.
     let _ = call_bus(bus, "RemoveMatch", &match_rule(name)).await;
 }
 
-/// The name that this message says has gone, if it is such a message of the bus.
+/// The name that disconnected, if the message is that signal of the bus daemon.
 pub fn disconnected_name(message: &Message) -> Option<String> {
     let header = message.header();
     let from_bus = header.sender().is_some_and(|sender| sender.as_str() == DBUS_SERVICE);
@@ -82,6 +82,6 @@ async fn call_bus(bus: &Connection, method: &str, name: &str) -> Result<Message,
         bus.call_method(Some(DBUS_SERVICE), "/org/freedesktop/DBus", Some(DBUS_SERVICE), method, &name);
     match tokio::time::timeout(CALL_TIMEOUT, request).await {
         Ok(reply) => reply.map_err(|error| DbusError::unknown_caller(&error.to_string())),
-        Err(_) => Err(DbusError::unknown_caller("it does not answer")),
+        Err(_) => Err(DbusError::unknown_caller("it did not reply")),
     }
 }

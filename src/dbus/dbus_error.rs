@@ -1,24 +1,21 @@
-//! Why a call on the bus was not done: a name and words.
+//! Error replies on the bus: a name and a message.
 //!
-//! Owns the names. A refusal of the service has the same last word as on the socket and the same sentence; what is wrong
-//! with the message itself, before any service hears of it, has D-Bus's own names.
+//! An error of the service keeps the last part of its name and its message. Errors in the message itself,
+//! before the service is called, have the standard names of D-Bus.
 
 use crate::protocol::MethodError;
 
-/// What every refusal's name begins with.
 const ERROR_NAME_PREFIX: &str = "org.wattspan.Wattspan1.Error.";
 
-/// A refusal on the bus.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DbusError {
-    /// Its name.
     pub name: String,
-    /// What is wrong, and what would mend it.
+    /// What is wrong, and what to do.
     pub message: String,
 }
 
 impl DbusError {
-    /// A refusal of the service, as it stands on the wire.
+    /// Converts an error reply of the service.
     pub fn from_service_error(error: &str, parameters: &str) -> Self {
         let last_segment = error.rsplit('.').next().unwrap_or_default();
         let parsed = MethodError::parse(error, parameters);
@@ -28,52 +25,49 @@ impl DbusError {
         }
     }
 
-    /// The bus does not say who the caller is.
+    /// The bus does not state the caller's credentials.
     pub fn unknown_caller(reason: &str) -> Self {
         Self {
             name: error_name("AccessDenied"),
-            message: format!("the bus does not say who you are: {reason}"),
+            message: format!("the bus does not state your credentials: {reason}"),
         }
     }
 
-    /// Neither root, nor does polkit say yes.
+    /// The caller is not root, and polkit does not authorize it.
     pub fn unauthorized(reason: &str) -> Self {
         Self {
             name: error_name("AccessDenied"),
-            message: format!("this needs root, or polkit's consent: {reason}"),
+            message: format!("this requires root, or authorization by polkit: {reason}"),
         }
     }
 
-    /// Whether it says that the caller may not.
     pub fn is_access_denied(&self) -> bool {
         self.name.strip_prefix(ERROR_NAME_PREFIX) == Some("AccessDenied")
     }
 
-    /// More than the daemon keeps at a time.
+    /// A queue is full.
     pub fn limits_exceeded(what: &str) -> Self {
         Self { name: "org.freedesktop.DBus.Error.LimitsExceeded".into(), message: what.to_owned() }
     }
 
-    /// The service hung up before it answered.
+    /// The service closed the connection before it replied.
     pub fn no_reply() -> Self {
-        let message = "the service hung up before it answered; ask again".to_owned();
+        let message = "the service closed the connection before it replied; try again".to_owned();
         Self { name: "org.freedesktop.DBus.Error.NoReply".into(), message }
     }
 
-    /// Arguments of the wrong types.
     pub fn invalid_args(message: String) -> Self {
         Self { name: "org.freedesktop.DBus.Error.InvalidArgs".into(), message }
     }
 
-    /// Nothing of this kind (`Object`, `Interface`, `Method`, `Property`) by this name.
+    /// `kind` is `Object`, `Interface`, `Method` or `Property`.
     pub fn unknown(kind: &str, name: &str) -> Self {
-        let message = format!("there is no {} {name:?} here", kind.to_lowercase());
+        let message = format!("no such {}: {name:?}", kind.to_lowercase());
         Self { name: format!("org.freedesktop.DBus.Error.Unknown{kind}"), message }
     }
 
-    /// Properties are for reading.
     pub fn read_only() -> Self {
-        let message = "properties here can only be read".to_owned();
+        let message = "properties are read-only".to_owned();
         Self { name: "org.freedesktop.DBus.Error.PropertyReadOnly".into(), message }
     }
 }
@@ -88,7 +82,7 @@ impl From<&MethodError> for DbusError {
 }
 
 fn error_name(last_segment: &str) -> String {
-    // A name that could not stand on the bus would end the connection.
+    // The bus would close the connection for an invalid error name.
     let is_valid = !last_segment.is_empty() && last_segment.bytes().all(|byte| byte.is_ascii_alphanumeric());
     format!("{ERROR_NAME_PREFIX}{}", if is_valid { last_segment } else { "Failed" })
 }

@@ -1,8 +1,8 @@
-//! Dispatches every message from the bus.
+//! Routes each message from the bus to a client task.
 //!
-//! Owns the list of clients and the bounds on what waits for them: calls of one client, bytes of all. What is beyond is
-//! answered at once and forgotten. Never waits for a client, nor for an answer of the bus: its own questions would stand
-//! in the queue behind the message in hand.
+//! Owns the list of clients and the limits on queued calls: their number for each client, and their total
+//! size. A call over a limit gets an error at once. The dispatcher never waits for a client or for a reply of
+//! the bus, since that reply would be queued after the current message.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -13,28 +13,27 @@ use tokio::task::JoinSet;
 use zbus::Message;
 use zbus::message::Type;
 
-use super::OBJECT_PATH;
 use super::bus_client;
 use super::capped_socket::is_truncated;
 use super::context::{DbusContext, PendingCall};
 use super::credentials;
 use super::dbus_error::DbusError;
-use super::introspection;
+use super::interface;
+use super::names::OBJECT_PATH;
 use crate::protocol::MethodError;
 
-/// Most clients at a time; each is watched with a match rule, of which a bus allows 512.
+/// Limit of clients. Each has a match rule, of which a bus allows 512.
 pub const MAX_CLIENTS: usize = 448;
 
-/// Calls of one client that wait to be handled; half of the replies that the system bus lets one client wait for.
+/// Queued calls of one client: half of the replies that the system bus allows one client to have outstanding.
 const MAX_QUEUED_CALLS: usize = 64;
 
-/// Bytes of all calls that are not answered yet.
+/// Total size of the calls without a reply yet.
 const MAX_PENDING_BYTES: usize = 8 << 20;
 
-/// How long clients may take to be told the last answers when the service ends.
+/// How long the last replies may take at shutdown.
 const DRAIN_TIMEOUT: Duration = Duration::from_millis(300);
 
-/// Routes messages to the clients' tasks.
 #[derive(Debug)]
 pub struct DbusDispatcher {
     context: Arc<DbusContext>,
@@ -44,13 +43,11 @@ pub struct DbusDispatcher {
 }
 
 impl DbusDispatcher {
-    /// With nobody there yet.
     pub fn new(context: Arc<DbusContext>) -> Self {
         let memory_budget = Arc::new(Semaphore::new(MAX_PENDING_BYTES));
         Self { context, clients: HashMap::new(), client_tasks: JoinSet::new(), memory_budget }
     }
 
-    /// Handles a message.
     pub async fn dispatch(&mut self, message: Message) {
         while self.client_tasks.try_join_next().is_some() {}
         match message.message_type() {
@@ -68,7 +65,7 @@ impl DbusDispatcher {
         }
     }
 
-    /// Answers what needs no service, and gives everything else to the caller's own line.
+    /// Replies to what needs no service, and queues everything else for the client's task.
     async fn handle_call(&mut self, message: &Message) -> Result<(), DbusError> {
         let header = message.header();
         let path = header.path().map(|path| path.as_str()).unwrap_or_default();
@@ -80,7 +77,7 @@ impl DbusDispatcher {
                 self.context.reply(message, &machine_id()?).await;
             }
             (Some("org.freedesktop.DBus.Introspectable"), "Introspect") => {
-                let text = introspection::describe(path).ok_or_else(|| DbusError::unknown("Object", path))?;
+                let text = interface::describe(path).ok_or_else(|| DbusError::unknown("Object", path))?;
                 self.context.reply(message, &text).await;
             }
             _ if path != OBJECT_PATH => return Err(DbusError::unknown("Object", path)),
@@ -100,24 +97,24 @@ impl DbusDispatcher {
         }
         let header = message.header();
         let Some(sender) = header.sender() else {
-            return Err(DbusError::unknown_caller("it names no sender"));
+            return Err(DbusError::unknown_caller("the message has no sender"));
         };
         let bytes = u32::try_from(message.data().len()).unwrap_or(u32::MAX);
         let permit = Arc::clone(&self.memory_budget).try_acquire_many_owned(bytes);
-        let permit = permit
-            .map_err(|_| DbusError::limits_exceeded("too many calls wait to be handled; ask again later"))?;
+        let permit =
+            permit.map_err(|_| DbusError::limits_exceeded("too many queued calls; try again later"))?;
         let call = PendingCall { message: message.clone(), _memory_permit: permit };
         match self.client_queue(sender.as_str())?.try_send(call) {
             Ok(()) => Ok(()),
-            Err(mpsc::error::TrySendError::Full(_)) => Err(DbusError::limits_exceeded(
-                "too many calls of yours wait to be handled; wait for the answers",
-            )),
-            // Opened just now, or seen open just now on this same thread.
+            Err(mpsc::error::TrySendError::Full(_)) => {
+                Err(DbusError::limits_exceeded("too many of your calls are queued; wait for their replies"))
+            }
+            // The client task ended between the check of the queue and this send.
             Err(mpsc::error::TrySendError::Closed(_)) => Err(DbusError::no_reply()),
         }
     }
 
-    /// The line of the client of this name; a new one where there is none, or where the service hung up on the last.
+    /// The queue of a client. Starts a task if there is none, or if the service closed the last connection.
     fn client_queue(&mut self, name: &str) -> Result<&mpsc::Sender<PendingCall>, DbusError> {
         if self.clients.get(name).is_none_or(mpsc::Sender::is_closed) {
             if self.client_tasks.len() >= MAX_CLIENTS {
@@ -136,7 +133,7 @@ impl DbusDispatcher {
         self.clients.get(name).ok_or_else(DbusError::no_reply)
     }
 
-    /// Nothing more is taken; what the service has answered is still told, if the bus takes it soon.
+    /// Accepts no more calls. Sends the outstanding replies, for at most `DRAIN_TIMEOUT`.
     pub async fn drain(mut self) {
         self.clients.clear();
         let finished = async { while self.client_tasks.join_next().await.is_some() {} };
@@ -148,7 +145,7 @@ fn is_standard_interface(interface: &str) -> bool {
     interface == "org.freedesktop.DBus.Peer" || interface == "org.freedesktop.DBus.Introspectable"
 }
 
-/// What tells this installation from others, as D-Bus wants it told.
+/// The machine id that `org.freedesktop.DBus.Peer.GetMachineId` returns.
 fn machine_id() -> Result<String, DbusError> {
     let read = std::fs::read_to_string("/etc/machine-id");
     read.map(|id| id.trim().to_owned()).map_err(|_| DbusError::unknown("Property", "machine id"))

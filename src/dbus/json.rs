@@ -1,29 +1,27 @@
-//! The same values in D-Bus's types and in the service's words (JSON).
+//! Conversion between D-Bus values and the JSON of the service.
 //!
-//! Owns the one translation, both ways. Into words: every integer type is a number, every string a string, `a{sv}` and
-//! `a{ss}` are objects. Out of words: an integer is `t` (nothing is negative; `x` if ever one were), a figure with a
-//! fraction `d`, an object `a{sv}`, a list `aa{sv}` or `as`. What is absent stays absent: D-Bus knows no null.
+//! To JSON: integers and doubles are numbers, strings are strings, `a{sv}` and `a{ss}` are objects. From
+//! JSON: an integer is `t` (`x` if negative), a fraction `d`, an object `a{sv}`, an array `aa{sv}` or `as`. A
+//! null is omitted, since D-Bus has none.
 
 use std::collections::BTreeMap;
 
 use serde_json::{Map, Number, Value};
 use zbus::Variant;
 
-/// A dictionary on the bus.
 pub type VariantDict = BTreeMap<String, Variant<'static>>;
 
-/// Objects of text only: `a{ss}`.
+/// Objects whose values are strings: `a{ss}`.
 const STRING_DICT_FIELDS: &[&str] = &["attributes"];
 
-/// Lists of text, `as` when they are empty too; others without an entry are lists of objects.
+/// Arrays of strings, also when they are empty. Any other empty array has the type `aa{sv}`.
 const STRING_LIST_FIELDS: &[&str] = &["capabilities", "refused_system_calls"];
 
-/// A value that has no place in the service's words.
+/// A value that JSON cannot express.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct ConvertValueError(&'static str);
 
-/// A value of a caller, in the service's words.
 pub fn from_variant(value: &Variant) -> Result<Value, ConvertValueError> {
     Ok(match value {
         Variant::U8(number) => (*number).into(),
@@ -44,20 +42,20 @@ pub fn from_variant(value: &Variant) -> Result<Value, ConvertValueError> {
             let mut object = Map::new();
             for (name, value) in dict.iter() {
                 let Variant::Str(name) = name else {
-                    return Err(ConvertValueError("has keys that are no text"));
+                    return Err(ConvertValueError("has keys that are not strings"));
                 };
                 object.insert(name.as_str().to_owned(), from_variant(value)?);
             }
             object.into()
         }
-        Variant::Fd(_) => return Err(ConvertValueError("is a descriptor; none are taken")),
+        Variant::Fd(_) => return Err(ConvertValueError("is a descriptor, which is not accepted")),
         Variant::Structure(_) | Variant::ObjectPath(_) | Variant::Signature(_) => {
-            return Err(ConvertValueError("is of a type that means nothing here"));
+            return Err(ConvertValueError("has an unsupported type"));
         }
     })
 }
 
-/// What the service says under this name, in D-Bus's types; `None` for what is unknown.
+/// The D-Bus value of a field with this name; `None` for null.
 pub fn to_variant(name: &str, json: Value) -> Option<Variant<'static>> {
     Some(match json {
         Value::Null => return None,
@@ -83,13 +81,11 @@ pub fn to_variant(name: &str, json: Value) -> Option<Variant<'static>> {
     })
 }
 
-/// An object as a dictionary.
 pub fn to_dict(object: Map<String, Value>) -> VariantDict {
     let each = |(name, value): (String, Value)| to_variant(&name, value).map(|value| (name, value));
     object.into_iter().filter_map(each).collect()
 }
 
-/// A list of objects as dictionaries.
 pub fn to_dicts(list: Vec<Value>) -> Vec<VariantDict> {
     let row = |value| if let Value::Object(object) = value { Some(to_dict(object)) } else { None };
     list.into_iter().filter_map(row).collect()

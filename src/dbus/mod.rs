@@ -1,13 +1,12 @@
-//! The D-Bus server: the service on the system bus, by name.
+//! The D-Bus server: the service on the system bus.
 //!
 //! ```text
 //! bus ─► capped_socket ─► dispatcher ─► bus_client ─► (socket pair) ─► `server` ─► service
-//!        size limit       routing       one client, one connection
 //! ```
 //!
-//! Owns nothing of the meter. Each client on the bus becomes one ordinary connection of the socket server, with the
-//! credentials that the bus states for it, so that access, quotas, refusals and abandonment are the same code. Runs on a
-//! thread of its own with its own runtime; a flood here costs that thread, not the service's and never a sampler's.
+//! Each client on the bus becomes a connection of the socket server, with the credentials that the bus
+//! states. So access, quotas, errors and the abandonment of spans are the same code. The server has its own
+//! thread and runtime; a flood of calls does not delay the service or a sampler.
 
 use std::io;
 use std::sync::Arc;
@@ -27,34 +26,19 @@ mod context;
 mod credentials;
 mod dbus_error;
 mod dispatcher;
-mod introspection;
+mod interface;
 mod json;
-mod liveness_signal;
-mod methods;
+mod names;
 mod polkit;
-mod properties;
-mod reply;
 mod service_connection;
 
-/// The name on the bus.
-pub const BUS_NAME: &str = "org.wattspan.Wattspan1";
-
-/// The object.
-pub const OBJECT_PATH: &str = "/org/wattspan/Wattspan1";
-
-/// The interface.
-pub const INTERFACE: &str = "org.wattspan.Wattspan1";
-
-/// D-Bus's own interface for properties.
-const PROPERTIES_INTERFACE: &str = "org.freedesktop.DBus.Properties";
-
-/// Descriptors that a full bus may take: two for each client, which has a pair.
+/// Descriptors in use at the limit of clients: a socket pair for each.
 pub const MAX_DESCRIPTORS: usize = 2 * dispatcher::MAX_CLIENTS;
 
-/// How long the daemon waits for the bus to take the last answers; a bus that hangs does not keep it from ending.
+/// How long shutdown waits for the bus to accept the last replies.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// The daemon's presence on the bus.
+/// The running D-Bus server.
 #[derive(Debug)]
 pub struct DbusServer {
     stop: oneshot::Sender<()>,
@@ -62,11 +46,11 @@ pub struct DbusServer {
     ended: mpsc::Receiver<()>,
 }
 
-/// Goes on the bus that the configuration names, and returns the receiver of its connections, for the socket server; `None` where
-/// it names none. `log` is called with each change of state.
+/// Starts the D-Bus server on the configured bus. Returns it with the receiver of its connections for the
+/// socket server, or `None` if no bus is configured. `log` is called with each change of state.
 ///
 /// # Errors
-/// The system gives no thread or no sockets.
+/// The system cannot create a thread or a socket.
 pub fn start(config: &Config, log: fn(&str)) -> io::Result<Option<(DbusServer, ConnectionReceiver)>> {
     let address = match &config.bus {
         DbusConfig::System(false) => return Ok(None),
@@ -92,7 +76,7 @@ pub fn start(config: &Config, log: fn(&str)) -> io::Result<Option<(DbusServer, C
 }
 
 impl DbusServer {
-    /// After the service has ended: passes its last answers on, and leaves the bus.
+    /// Sends the last replies and leaves the bus. Call it after the service has ended.
     pub fn shut_down(self) {
         let _ = self.stop.send(());
         let _ = self.ended.recv_timeout(SHUTDOWN_TIMEOUT);

@@ -1,27 +1,27 @@
-//! Polkit's word on whether somebody may do what only administrators may.
+//! Authorization by polkit for what requires administrator access.
 //!
-//! Owns the question. The subject is the caller's unique name on the bus and nothing else: a process number can be taken
-//! over by another process between the question and the deed (CVE-2013-4288, CVE-2019-6133). Every failure to get a clear
-//! yes is a no: no polkit, no answer, a caller that has left (CVE-2021-3560).
+//! The subject is the caller's unique name on the bus. A process id is not used, because another process can
+//! reuse it between the check and the action (CVE-2013-4288, CVE-2019-6133). Every failure denies: no polkit,
+//! no reply, a caller that disconnected (CVE-2021-3560).
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use zbus::{Connection, Variant};
 
-/// The action that polkit knows: reading the configuration again.
+/// The polkit action for a reload.
 pub const RELOAD_ACTION: &str = "org.wattspan.wattspand.reload";
 
-/// Somebody may have to type a password.
+/// Long enough to type a password.
 const AUTHORIZATION_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// `AllowUserInteraction` of CheckAuthorization.
 const ALLOW_USER_INTERACTION: u32 = 1;
 
-/// Authorized, could be with a password, and what nobody here needs to know.
+/// is_authorized, is_challenge, details.
 type AuthorizationResult = (bool, bool, BTreeMap<String, String>);
 
-/// Asks; `Err` says why not.
+/// Asks polkit. `Err` contains the reason for a denial.
 pub async fn check_authorization(bus: &Connection, caller: &str, interactive: bool) -> Result<(), String> {
     let subject = BTreeMap::from([("name", Variant::from(caller))]);
     let details = BTreeMap::<&str, &str>::new();
@@ -35,14 +35,16 @@ pub async fn check_authorization(bus: &Connection, caller: &str, interactive: bo
         &arguments,
     );
     let Ok(result) = tokio::time::timeout(AUTHORIZATION_TIMEOUT, request).await else {
-        return Err("polkit does not answer".to_owned());
+        return Err("polkit did not reply".to_owned());
     };
-    let answer = result.map_err(|error| format!("polkit cannot be asked: {error}"))?;
+    let answer = result.map_err(|error| format!("the request to polkit failed: {error}"))?;
     let body = answer.body();
     match body.deserialize::<(AuthorizationResult,)>() {
         Ok(((true, _, _),)) => Ok(()),
-        Ok(((false, true, _),)) => Err("polkit wants a password; call with interaction allowed".to_owned()),
-        Ok(_) => Err("polkit says no".to_owned()),
-        Err(error) => Err(format!("polkit's answer is unintelligible: {error}")),
+        Ok(((false, true, _),)) => {
+            Err("polkit requires a password; call with interaction allowed".to_owned())
+        }
+        Ok(_) => Err("polkit denied it".to_owned()),
+        Err(error) => Err(format!("the reply of polkit is invalid: {error}")),
     }
 }

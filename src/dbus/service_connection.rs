@@ -1,7 +1,7 @@
-//! A connection to the service, as any client of the socket has one: calls out, answers in.
+//! A connection to the service, as a client of the socket has it.
 //!
-//! Owns the framing on this side. The service is trusted to answer in order and in its own words; what it says is passed
-//! on and never judged.
+//! Owns the framing on this side. The service is trusted to reply in order; the content of a reply is passed
+//! on unchecked.
 
 use std::io;
 
@@ -12,7 +12,6 @@ use tokio::net::UnixStream;
 use super::dbus_error::DbusError;
 use crate::protocol::MESSAGE_TERMINATOR;
 
-/// A call on its way to the service.
 pub fn encode_call(method: &str, parameters: Map<String, Value>, oneway: bool) -> Vec<u8> {
     let mut call = Map::new();
     call.insert("method".into(), method.into());
@@ -25,10 +24,10 @@ pub fn encode_call(method: &str, parameters: Map<String, Value>, oneway: bool) -
     bytes
 }
 
-/// An answer: what the method gave, or why it gave nothing.
+/// The parameters of a reply, or its error.
 pub type ServiceReply = Result<Map<String, Value>, DbusError>;
 
-/// The next answer; `None` once the service has hung up. `buffer` is kept from one answer to the next.
+/// The next reply, or `None` if the service closed the connection. `buffer` is reused.
 pub async fn read_reply<R: AsyncBufReadExt + Unpin>(
     from: &mut R,
     buffer: &mut Vec<u8>,
@@ -57,12 +56,12 @@ pub struct ServiceConnection {
 }
 
 impl ServiceConnection {
-    /// Over a socket from [`ConnectionSender::connect`](crate::server::ConnectionSender::connect).
+    /// `stream` is from [`ConnectionSender::connect`](crate::server::ConnectionSender::connect).
     pub fn new(stream: std::os::unix::net::UnixStream) -> io::Result<Self> {
         Ok(Self { stream: BufReader::new(into_tokio(stream)?), buffer: Vec::new() })
     }
 
-    /// Asks, and waits for the answer.
+    /// Sends a call without parameters, and waits for the reply.
     pub async fn call(&mut self, method: &str) -> ServiceReply {
         let sent = self.stream.get_mut().write_all(&encode_call(method, Map::new(), false)).await;
         match sent {
@@ -74,7 +73,7 @@ impl ServiceConnection {
     }
 }
 
-/// The same socket for this thread's runtime.
+/// Registers the socket with this thread's runtime.
 pub fn into_tokio(stream: std::os::unix::net::UnixStream) -> io::Result<UnixStream> {
     stream.set_nonblocking(true)?;
     UnixStream::from_std(stream)

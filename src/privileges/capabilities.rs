@@ -1,29 +1,31 @@
-//! Giving up privilege under Linux: capabilities, the way back to them, and the system calls that need them.
+//! Dropping of privileges on Linux: capabilities, the means to regain them, and the system calls that use
+//! them.
 //!
-//! Owns the order of it. Capabilities belong to threads, so this comes before any sampler's thread. Threads that discovery
-//! starts keep theirs: those of NVIDIA's library, and one that opens a source, until the opening returns.
+//! Capabilities belong to a thread, so this runs before a sampler's thread starts. Threads that discovery
+//! started keep theirs: those of NVIDIA's library, and one that opens a source, until it returns.
 
 use rustix::process::{DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit};
 use rustix::thread::{CapabilitySet, CapabilitySets};
 
-use super::{ProcessPrivileges, RequiredPrivileges, seccomp_ffi};
+use super::process_privileges::{ProcessPrivileges, RequiredPrivileges};
+use super::seccomp_ffi;
 
-/// Gives up the rest. What cannot be given up is in what it returns, not an error: a meter that runs with more than it
-/// needs still measures, and `doctor` shows it.
+/// Drops all privileges that are not required. The result states what was kept. That is no error: a daemon
+/// with more privileges still measures, and `doctor` reports them.
 pub fn drop_privileges(required: &RequiredPrivileges) -> ProcessPrivileges {
     let before = permitted_capabilities();
     let limit = getrlimit(Resource::Rtprio).current;
     if limit.is_some_and(|limit| limit < required.realtime_priority) {
         let wanted = Some(required.realtime_priority);
-        // Refused without CAP_SYS_RESOURCE; then the samplers run as the service manager lets them.
+        // Fails without CAP_SYS_RESOURCE. Then the service manager's limit applies to the samplers.
         let _ = setrlimit(Resource::Rtprio, Rlimit { current: wanted, maximum: wanted });
     }
     drop_capabilities(before & required_capabilities(required));
     if required.serves_other_users {
-        // Fails in no kernel of the last ten years; what is so is read back below.
+        // Kernels of the last ten years support this. The result is read back below.
         let _ = set_dumpable_behavior(DumpableBehavior::NotDumpable);
     }
-    // Whatever of the privilege could not be put down is good for nothing afterwards.
+    // The filter also makes a capability useless that could not be dropped.
     let refused = seccomp_ffi::install_filter(seccomp_ffi::ALL_THREADS).unwrap_or_default();
     ProcessPrivileges {
         refused_system_calls: refused.into_iter().map(str::to_owned).collect(),
@@ -31,7 +33,7 @@ pub fn drop_privileges(required: &RequiredPrivileges) -> ProcessPrivileges {
     }
 }
 
-/// What is so.
+/// Reads the privileges of this process.
 pub fn current_privileges() -> ProcessPrivileges {
     let status = std::fs::read_to_string("/proc/thread-self/status").unwrap_or_default();
     let filtered =
@@ -49,16 +51,17 @@ pub fn current_privileges() -> ProcessPrivileges {
 fn required_capabilities(required: &RequiredPrivileges) -> CapabilitySet {
     let root = rustix::process::geteuid().is_root();
     let mut kept = CapabilitySet::empty();
-    // Root owns the zones' files, and its own files it may read without.
+    // Root owns the files of the zones and can read them without a capability.
     if required.powercap && !root {
         kept |= CapabilitySet::DAC_READ_SEARCH;
     }
-    // Root started by hand writes into a directory that a package gave to another user.
+    // If root starts the daemon, the state directory may belong to another user, as packages install it.
     use std::os::unix::fs::MetadataExt;
     if root && std::fs::metadata(required.state_dir).is_ok_and(|found| found.uid() != 0) {
         kept |= CapabilitySet::DAC_OVERRIDE;
     }
-    // Where the limit could not be raised (no CAP_SYS_RESOURCE, as in containers) the samplers' priority needs this.
+    // If the limit could not be raised (no CAP_SYS_RESOURCE, as in containers), the samplers need this for
+    // their priority.
     if getrlimit(Resource::Rtprio).current.is_some_and(|limit| limit < required.realtime_priority) {
         kept |= CapabilitySet::SYS_NICE;
     }
@@ -69,7 +72,7 @@ fn permitted_capabilities() -> CapabilitySet {
     rustix::thread::capabilities(None).map_or(CapabilitySet::empty(), |sets| sets.permitted)
 }
 
-/// Each step may be refused where it was done before; the last one is what counts, and is read back.
+/// A step fails if a service manager did it before. The final state is read back.
 fn drop_capabilities(kept: CapabilitySet) {
     let _ = rustix::thread::set_no_new_privs(true);
     let _ = rustix::thread::clear_ambient_capability_set();

@@ -1,15 +1,14 @@
-//! Giving up privilege where there are no capabilities: launchd starts the daemon as a user of its own.
-//!
-//! Does nothing and says so.
+//! Privileges on systems without capabilities. launchd starts the daemon as a user of its own, so there is
+//! nothing to drop.
 
-use super::{ProcessPrivileges, RequiredPrivileges};
+use super::process_privileges::{ProcessPrivileges, RequiredPrivileges};
 
-/// Gives up nothing.
+/// Drops nothing.
 pub fn drop_privileges(_required: &RequiredPrivileges) -> ProcessPrivileges {
     current_privileges()
 }
 
-/// What is so.
+/// Reads the privileges of this process.
 pub fn current_privileges() -> ProcessPrivileges {
     ProcessPrivileges {
         uid: rustix::process::geteuid().as_raw(),

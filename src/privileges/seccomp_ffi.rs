@@ -1,13 +1,13 @@
-//! System calls that the daemon refuses itself from some point on (seccomp(2)).
+//! System calls that the daemon blocks after discovery (seccomp(2)).
 //!
-//! Owns the list and the filter, a dozen instructions. Where the service manager's filter forbids capset(2), as the
-//! packaged unit's does, CAP_PERFMON cannot be put down; without perf_event_open it is good for nothing, and that can be
-//! put down. The filter can never be taken off again.
+//! Owns the list and the filter. A service manager's filter that forbids capset(2), as that of the packaged
+//! unit, prevents dropping CAP_PERFMON; blocking perf_event_open makes that capability useless. A filter
+//! cannot be removed.
 #![allow(unsafe_code)]
 
 use std::io;
 
-/// What is refused, with EPERM: opening counters, starting programs, and looking into other processes.
+/// Blocked with EPERM: opening counters, starting programs, and inspecting other processes.
 const DENIED_SYSCALLS: &[(&str, libc::c_long)] = &[
     ("perf_event_open", libc::SYS_perf_event_open),
     ("execve", libc::SYS_execve),
@@ -18,14 +18,14 @@ const DENIED_SYSCALLS: &[(&str, libc::c_long)] = &[
     ("bpf", libc::SYS_bpf),
 ];
 
-/// From here on the numbers of x86's 32-bit pointers begin, by which a list of numbers could be gone round.
+/// System call numbers of the x32 ABI start here. They could bypass a list of numbers.
 const X32_SYSCALL_BIT: u32 = 0x4000_0000;
 
 /// Offsets into `struct seccomp_data`.
 const NR_OFFSET: u32 = 0;
 const ARCH_OFFSET: u32 = 4;
 
-/// The kernel's name for this architecture (linux/audit.h); `None` where nobody has looked it up.
+/// AUDIT_ARCH_* of this architecture (linux/audit.h); `None` if it is not supported.
 fn audit_arch() -> Option<u32> {
     match std::env::consts::ARCH {
         "x86_64" => Some(0xC000_003E),
@@ -35,32 +35,35 @@ fn audit_arch() -> Option<u32> {
     }
 }
 
-/// Every thread there is refuses, those included that a library started; without it the calling one does, and what it starts.
+/// Applies the filter to all threads, including those of libraries. Without it, only the calling thread and
+/// its children have the filter.
 pub(super) const ALL_THREADS: libc::c_ulong = libc::SECCOMP_FILTER_FLAG_TSYNC;
 
-/// Refuses them from now on; gives their names. The thread must be unable to gain privileges (no_new_privs), and the others
-/// are made so too.
+/// Installs the filter and returns the names of the blocked calls. The thread must have no_new_privs set.
+/// With `ALL_THREADS`, the kernel sets it for the others too.
 ///
 /// # Errors
-/// The kernel has no such filters, or this architecture is not known here.
+/// The kernel does not support filters, or this architecture is not supported.
 pub(super) fn install_filter(flags: libc::c_ulong) -> io::Result<Vec<&'static str>> {
     let architecture = audit_arch().ok_or(io::ErrorKind::Unsupported)?;
     let mut instructions = bpf_program(architecture);
     let length = u16::try_from(instructions.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
     let program = libc::sock_fprog { len: length, filter: instructions.as_mut_ptr() };
-    // SAFETY: the kernel copies `len` instructions from `filter`, which live through the call, and keeps nothing.
+    // SAFETY: the kernel copies `len` instructions from `filter`, which is valid during the call, and keeps
+    // no pointer.
     let status =
         unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const program) };
     match status {
         0 => {}
         -1 => return Err(io::Error::last_os_error()),
-        // The number of a thread that has a filter of its own, which nobody here has made.
+        // The id of a thread with a different filter, which prevents synchronization.
         _ => return Err(io::ErrorKind::PermissionDenied.into()),
     }
     Ok(DENIED_SYSCALLS.iter().map(|(name, _)| *name).collect())
 }
 
-/// Another architecture's calls and those of the list are refused, the rest goes on to whatever other filters there are.
+/// Blocks the calls of the list and all calls of another architecture, and allows the others, subject to
+/// other filters.
 fn bpf_program(architecture: u32) -> Vec<libc::sock_filter> {
     let stmt = |code: u32, k: u32| libc::sock_filter { code: code as u16, jt: 0, jf: 0, k };
     let load = |offset| stmt(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, offset);
@@ -72,7 +75,7 @@ fn bpf_program(architecture: u32) -> Vec<libc::sock_filter> {
         k,
     };
     let mut instructions = vec![load(ARCH_OFFSET)];
-    // How many looks at the number follow; each that hits goes to the last instruction.
+    // Number of comparisons that follow. Each match jumps to the last instruction.
     let comparisons = DENIED_SYSCALLS.len() as u8 + 1;
     instructions.push(jump(libc::BPF_JEQ, architecture, 0, comparisons + 2));
     instructions.push(load(NR_OFFSET));
@@ -116,7 +119,8 @@ mod tests {
                 }
             };
             assert!(refused.contains(&"perf_event_open"));
-            // SAFETY: the call is refused before its arguments are looked at; without the filter null is EFAULT.
+            // SAFETY: the filter rejects the call before its arguments are read; without it, the null pointer
+            // causes EFAULT.
             let status = unsafe { libc::syscall(libc::SYS_perf_event_open, 0, 0, -1, -1, 0) };
             assert_eq!((status, io::Error::last_os_error().raw_os_error()), (-1, Some(libc::EPERM)));
             Some(std::process::Command::new("true").status().is_err())

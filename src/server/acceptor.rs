@@ -1,8 +1,8 @@
 //! Accepts connections within the limits.
 //!
-//! Owns the listener, the count of connections for each user, and one descriptor in reserve. Whoever is one too many
-//! is told so and let go; nobody is left in the queue to be accepted again and again. Invariant: the counts are those
-//! of the connections handed out and not yet given back by [`Acceptor::release`].
+//! Owns the listeners, the number of connections of each user, and one descriptor in reserve. A connection
+//! over a limit gets an error and is closed, so that it does not stay in the accept queue. Invariant: the
+//! counts include each connection from its admission until [`Acceptor::release`].
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -20,26 +20,22 @@ use crate::protocol::MethodError;
 use crate::service::access::{AccessPolicy, Peer};
 use crate::unix_socket::{self, PeerCredentials};
 
-/// Most connections accepted in one turn; a flood waits its turn like everybody.
+/// Connections accepted per wakeup. It bounds how long a flood of connections delays other clients.
 const MAX_ACCEPTS_PER_WAKEUP: usize = 32;
 
-/// How long nobody is accepted after the system had no descriptor even for the reserve.
+/// Pause of accepting after the process ran out of descriptors, the reserve included.
 const ACCEPT_PAUSE_NS: u64 = 100_000_000;
 
-/// An accepted connection.
 #[derive(Debug)]
 pub struct AcceptedConnection {
-    /// The connection.
     pub stream: UnixStream,
-    /// What it may do.
     pub peer: Peer,
-    /// By what it was judged, as its transport states it; another rule judges by the same.
+    /// The credentials that the transport states. A changed policy is applied to the same credentials.
     pub credentials: PeerCredentials,
-    /// Its process, where the transport tells.
+    /// Absent where the transport does not state the process id.
     pub pid: Option<u32>,
 }
 
-/// Accepts connections, and counts them for each user.
 pub struct Acceptor {
     listeners: Vec<RegisteredSocket<UnixListener>>,
     /// Connections that another server (D-Bus) forwards, and the socket that becomes readable when one is queued.
@@ -88,7 +84,7 @@ impl Acceptor {
         })
     }
 
-    /// Accepts who is waiting, as many as one turn allows.
+    /// Accepts pending connections, at most `MAX_ACCEPTS_PER_WAKEUP` for each listener.
     pub fn accept_all(&mut self, now_ns: u64) -> Vec<AcceptedConnection> {
         let mut accepted = self.accept_forwarded();
         for index in 0..self.listeners.len() {
@@ -119,14 +115,14 @@ impl Acceptor {
             match self.listeners[index].accept() {
                 Ok((stream, _)) => accepted.extend(self.identify(stream)),
                 Err(cause) if is_out_of_descriptors(&cause) => return self.shed_newest(index, now_ns),
-                // A client that gave up while it waited is no reason to stop.
+                // The client closed its connection before it was accepted. Accepting continues.
                 Err(cause) if cause.kind() == io::ErrorKind::ConnectionAborted => {}
                 Err(_) => return,
             }
         }
     }
 
-    /// Other limits, and another rule, for whoever comes from now on.
+    /// Sets the limits and the policy for later connections.
     pub fn apply_policy(&mut self, policy: AccessPolicy, limits: Limits) {
         (self.policy, self.limits) = (policy, limits);
     }
@@ -160,7 +156,7 @@ impl Acceptor {
         Some(AcceptedConnection { stream, peer, credentials, pid })
     }
 
-    /// A connection that was admitted is gone.
+    /// Removes a closed connection from the counts.
     pub fn release(&mut self, peer: &Peer) {
         self.connections -= 1;
         if let Some(count) = self.connections_of_user.get_mut(&peer.uid) {
@@ -171,7 +167,8 @@ impl Acceptor {
         }
     }
 
-    /// No descriptor is left: takes the reserve to turn the newest away, so that the queue does not wake us for ever.
+    /// Rejects the newest connection with the reserve descriptor when no other is left. Otherwise the pending
+    /// connection would wake the poller again and again.
     fn shed_newest(&mut self, index: usize, now_ns: u64) {
         if self.reserve_fd.take().is_some()
             && let Ok((stream, _)) = self.listeners[index].accept()
@@ -182,17 +179,17 @@ impl Acceptor {
         self.reserve_fd = open_reserve_fd();
         if self.reserve_fd.is_none() {
             self.resume_at_ns = Some(now_ns + ACCEPT_PAUSE_NS);
-            // Where even this fails the poller wakes us at once and the turn comes here again: slow, not wrong.
+            // If this fails, the poller returns at once and this code runs again: slow, but correct.
             let _ = self.set_interest(Event::none(self.listener_key));
         }
     }
 
-    /// When accepting goes on, if it pauses.
+    /// The end of the pause, if accepting is paused.
     pub fn resume_at_ns(&self) -> Option<u64> {
         self.resume_at_ns
     }
 
-    /// Goes on accepting where the pause is over.
+    /// Resumes accepting after the pause.
     pub fn resume(&mut self, now_ns: u64) -> io::Result<()> {
         if self.resume_at_ns.is_some_and(|at_ns| at_ns <= now_ns) {
             self.resume_at_ns = None;
@@ -215,7 +212,8 @@ fn is_out_of_descriptors(cause: &io::Error) -> bool {
     matches!(cause.raw_os_error(), Some(libc::EMFILE | libc::ENFILE))
 }
 
-/// Tells a client that is one too many; a fresh socket takes so little at once, or the client has gone.
+/// Sends the error to a connection over a limit. The send buffer of a new socket has room for it; a failed
+/// write means that the client has disconnected.
 fn reject(mut stream: &UnixStream, quota: &str, limit: usize) {
     let mut message = Vec::new();
     MethodError::QuotaExceeded { quota: quota.to_owned(), limit: limit as u64 }.encode(&mut message);

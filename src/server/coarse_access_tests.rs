@@ -1,6 +1,6 @@
-//! A client with coarse access against a machine that carries secrets in windows shorter than the grid: what it is told,
-//! and when, is the same whatever the secrets are. So each question tells nothing of them, however many are asked and
-//! whatever the answers before were: the questions are made of the answers.
+//! A client with coarse access reads a machine whose power differs by a secret within the steps of the grid.
+//! The replies and their times must not depend on the secret, for any number of calls. Each call depends on
+//! the earlier replies, as that of an adaptive attacker.
 
 use std::collections::BTreeSet;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -25,10 +25,11 @@ use crate::store::{self, Store};
 const MS_NS: u64 = 1_000_000;
 const START_NS: u64 = 5_000_000_000;
 
-/// What is added to or taken from a domain's power in each millisecond of a step of the grid, in watts; the same in sum
-/// for every secret.
+/// Power added to a domain in each millisecond of a step of the grid, in watts. The sum over a step is the
+/// same for each secret.
 fn secret_w(secret: u64, cell: u64, ms: u64) -> i64 {
-    // A counter cannot tell more closely than its own step where an edge lies, so the steps at the edges are left out.
+    // The resolution of an edge is one counter update, so the milliseconds next to an edge have no added
+    // power.
     if !(5..95).contains(&ms) {
         return 0;
     }
@@ -37,11 +38,11 @@ fn secret_w(secret: u64, cell: u64, ms: u64) -> i64 {
     let bits = hasher.finish();
     let bit = bits & 1 == 1;
     let sign = match bits >> 1 & 3 {
-        // The square wave of 1 kHz, the bit in its phase.
+        // A square wave of 1 kHz with the bit in its phase.
         0 => ms.is_multiple_of(2) == bit,
-        // The bit is when in the step of the grid the work is done.
+        // The bit is the half of the step with the higher power.
         1 => (ms < 50) == bit,
-        // One short burst, and its mirror.
+        // One short burst, and its opposite.
         2 => {
             return if ms == 10 + (bits >> 3) % 40 {
                 20
@@ -60,7 +61,7 @@ struct SecretMachine {
     secret: u64,
     fed_until_ms: u64,
     energy_uj: [u64; 2],
-    /// Of each answer with its time, a hash; of the first some thousand, the words.
+    /// A hash of each reply with its time, and the text of the first 5000.
     answer_hashes: Vec<u64>,
     answer_texts: Vec<String>,
     edge_instants: BTreeSet<u64>,
@@ -114,7 +115,7 @@ impl SecretMachine {
         }
     }
 
-    /// Time passes: the counters move every millisecond and are read then.
+    /// Advances the clock. The counters change every millisecond and are read then.
     fn advance_to(&mut self, now_ns: u64) {
         while self.fed_until_ms <= now_ns / MS_NS {
             let at_ns = self.fed_until_ms * MS_NS;
@@ -126,7 +127,7 @@ impl SecretMachine {
             self.clock.set(at_ns + 3000);
             self.pump();
             let (cell, ms) = (self.fed_until_ms / 100, self.fed_until_ms % 100);
-            // The power of whole steps of the grid changes too, and is no secret.
+            // The power of a whole step changes too, and is not secret.
             let watts = 30 + (cell * 7 % 11) as i64 * 5;
             self.energy_uj[0] += ((watts + secret_w(self.secret, cell, ms)) * 1000) as u64;
             self.energy_uj[1] += ((22 + secret_w(self.secret ^ 99, cell, ms)) * 1000) as u64;
@@ -139,7 +140,7 @@ impl SecretMachine {
         let mut finals = Vec::new();
         self.service.poll(&mut finals);
         for settled in finals {
-            // What a stream gives to a coarse watcher, and an answer that was waited for.
+            // A stream item for a coarse subscriber, or a deferred reply.
             if coarse_grid::is_coarse(&settled.account) || settled.reply_to.is_some() {
                 let waited = settled.reply_to.map(|reply_to| reply_to.slot);
                 let account = serde_json::to_value(&*settled.account).unwrap();
@@ -160,7 +161,7 @@ impl SecretMachine {
         answer
     }
 
-    /// What was told, and when; wall time is of the machine that tests.
+    /// Records a reply and its time. The wall-clock time is removed, since it is that of the test machine.
     fn record(&mut self, mut answer: Value) {
         remove_wall_time(&mut answer);
         collect_edges(&answer, &mut self.edge_instants);
@@ -185,7 +186,7 @@ fn remove_wall_time(value: &mut Value) {
     }
 }
 
-/// The instants at which counters were looked at for somebody.
+/// The times of the edges at which counters were read for a client.
 fn collect_edges(value: &Value, into: &mut BTreeSet<u64>) {
     match value {
         Value::Object(fields) => {
@@ -201,7 +202,7 @@ fn collect_edges(value: &Value, into: &mut BTreeSet<u64>) {
     }
 }
 
-/// A client that asks whatever there is to ask, in an order made of what it was told.
+/// A client that makes random calls, seeded by the earlier replies.
 struct RandomClient {
     state: u64,
     peer: Peer,
@@ -273,7 +274,7 @@ impl RandomClient {
             _ => "GetSpan",
         };
         machine.call(self.peer, connection, method, parameters);
-        // What it asks next depends on all it was told.
+        // The next call depends on all earlier replies.
         self.state ^=
             machine.answer_hashes.iter().rev().take(4).fold(0_u64, |sum, hash| sum.rotate_left(7) ^ hash);
     }
@@ -283,7 +284,7 @@ fn peer(access: Access) -> Peer {
     Peer { uid: 4000, access, unlimited: false }
 }
 
-/// The whole course of so many questions of a client with this access to a machine with this secret.
+/// Runs `calls` calls of a client with this access against a machine with this secret.
 fn run_client(access: Access, secret: u64, seed: u64, calls: usize) -> SecretMachine {
     let mut machine = SecretMachine::new(secret);
     let mut client = RandomClient { state: seed, peer: peer(access), opened_spans: 0 };
@@ -322,7 +323,7 @@ fn coarse_answers_and_their_times_do_not_depend_on_the_secret() {
 }
 
 #[test]
-#[ignore = "the same with a million questions: minutes; run it after a change of what a coarse client is told"]
+#[ignore = "takes minutes; run it after a change of the replies to a coarse client"]
 fn a_million_coarse_calls_do_not_depend_on_the_secret() {
     compare_secrets(1_000_000, 20..22, 77);
 }
@@ -397,7 +398,7 @@ fn the_shortest_span_is_one_grid_step_and_settles_one_step_after_its_end() {
     machine.call(peer(Access::Coarse), 1, "CloseSpan", json!({ "span": "s", "wait_settled": true }));
     let asked = machine.answer_hashes.len();
     machine.advance_to(begin_ns + 300 * MS_NS - 1);
-    assert_eq!(machine.answer_hashes.len(), asked, "not before the next instant of the grid");
+    assert_eq!(machine.answer_hashes.len(), asked, "not before the next grid instant");
     machine.advance_to(begin_ns + 300 * MS_NS);
     assert_eq!(machine.answer_hashes.len(), asked + 1);
     let account =
@@ -406,7 +407,7 @@ fn the_shortest_span_is_one_grid_step_and_settles_one_step_after_its_end() {
     assert_eq!(account["opened_ns"], begin_ns + GRID_NS);
     assert_eq!(account["closed_ns"], begin_ns + 2 * GRID_NS);
     assert_eq!(account["moved_ns"], 50 * MS_NS + 150 * MS_NS);
-    // What both domains used, within the error, and in whole millijoules.
+    // The share of both domains is correct within its uncertainty, and in whole millijoules.
     let number = |name: &str| account[name].as_u64().unwrap();
     let cell = (begin_ns + GRID_NS) / GRID_NS;
     let truth_uj = (30 + cell * 7 % 11 * 5 + 22) * 100_000;
@@ -447,7 +448,7 @@ fn a_coarse_caller_cannot_access_a_fine_span_of_the_same_user() {
     assert_eq!(listed["parameters"]["accounts"], json!([]));
     let listed = machine.call(fine, 2, "ListSpans", json!({}));
     assert_eq!(listed["parameters"]["accounts"][0]["span"], "fine");
-    // A coarse span stays coarse whoever closes it.
+    // A coarse span stays coarse whichever caller closes it.
     machine.call(coarse, 2, "OpenSpan", json!({ "span": "coarse" }));
     machine.advance_to(begin_ns + 733 * MS_NS);
     let closed = machine.call(fine, 1, "CloseSpan", json!({ "span": "coarse" }));
@@ -500,11 +501,11 @@ fn an_account_held_back_at_shutdown_is_stored_once() {
     let begin_ns = START_NS + 2000 * MS_NS;
     machine.advance_to(begin_ns);
     machine.call(peer(Access::Coarse), 1, "OpenSpan", json!({ "span": "s" }));
-    // It is in the journal by then.
+    // The span is in the store's journal by then.
     machine.advance_to(begin_ns + 2550 * MS_NS);
     machine.call(peer(Access::Coarse), 1, "CloseSpan", json!({ "span": "s" }));
     machine.advance_to(begin_ns + 2650 * MS_NS);
-    assert!(machine.service.coarse_spans.next_release_ns().is_some(), "it is settled, and held back");
+    assert!(machine.service.coarse_spans.next_release_ns().is_some(), "settled and held back");
     machine.service.shut_down();
     drop(machine);
     let mut next = start();
@@ -517,5 +518,5 @@ fn an_account_held_back_at_shutdown_is_stored_once() {
     }
     let accounts = answers.remove(0).1.unwrap().accounts;
     assert_eq!(accounts.iter().map(|account| account.state).collect::<Vec<_>>(), [SpanState::Settled]);
-    assert!(coarse_grid::is_coarse(&accounts[0]), "so that its owner sees it");
+    assert!(coarse_grid::is_coarse(&accounts[0]), "visible to its owner");
 }

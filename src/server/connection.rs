@@ -1,65 +1,88 @@
-//! One client: bytes in, messages out of them, answers back.
+//! One client connection: input, message framing and replies.
 //!
-//! Owns the framing (JSON up to a NUL, under a cap that is checked before anything is kept) and the client's share of
-//! memory: at most one message and the unread answers up to their cap. A client that does not read is not read from;
-//! one that makes no progress is given up. Invariant: `input` holds no whole message unless reading is paused.
+//! Owns the framing (JSON up to a NUL, under a cap that is checked before anything is stored) and bounds the
+//! client's memory: at most one message and the unread replies up to their cap. A client that does not read
+//! its replies is not read from; one that makes no progress is closed. Invariant: `input` holds no complete
+//! message unless reading is paused.
 
-use std::io::{self, Write};
+use std::io::{self, IoSliceMut, Write};
 use std::ops::ControlFlow;
 use std::os::unix::net::UnixStream;
 
 use polling::Event;
+use rustix::io::ioctl_fionread;
+use rustix::net::{RecvAncillaryBuffer, RecvFlags, ReturnFlags, recvmsg};
 
-use super::dispatch::{CallOutcome, SubscriptionKind, dispatch};
-use super::peer_identity::PeerIdentity;
+use super::dispatch::{CallOutcome, dispatch};
 use super::readiness_ffi::RegisteredSocket;
-use super::recv::{RecvResult, recv};
 use super::reply_queue::ReplyQueue;
+use super::subscriptions::SubscriptionKind;
+use crate::process_usage::ProcessIdentity;
 use crate::protocol::{MESSAGE_TERMINATOR, MethodError};
 use crate::service::access::{AccessPolicy, Peer};
 use crate::service::reply_to::{ConnectionId, ReplyTo};
 use crate::service::service::{Caller, Service};
+use crate::unix_socket::PeerCredentials;
 
-/// Most answers of one client that may be awaited at a time.
+/// Outstanding replies of one client.
 const MAX_PENDING_REPLIES: usize = 4096;
 
-/// Most questions of one client that the disk may be asked at a time: an answer may be large.
+/// Outstanding store queries of one client. The limit is low because a result may be large.
 const MAX_PENDING_QUERIES: usize = 4;
 
-/// Answers of a stream are gathered up to so many bytes before they are sent.
+/// Stream items are collected up to this size before they are sent.
 const STREAM_FLUSH_BYTES: usize = 16 * 1024;
 
-/// A connected client.
+/// The identity of the peer. Its credentials are kept because a later policy is applied to them: the socket
+/// of a forwarded connection would state those of the daemon itself.
+#[derive(Debug)]
+pub struct PeerIdentity {
+    pub peer: Peer,
+    pub credentials: PeerCredentials,
+    pub origin: Option<ProcessIdentity>,
+}
+
+impl PeerIdentity {
+    /// Applies a new policy. Returns whether the peer's access changed.
+    pub fn apply_policy(&mut self, policy: &AccessPolicy) -> bool {
+        let judged = policy.peer_of(&self.credentials);
+        let changed = judged.access != self.peer.access;
+        (self.peer.access, self.peer.unlimited) = (judged.access, judged.unlimited);
+        changed
+    }
+}
+
 pub struct ClientConnection {
-    pub(crate) socket: RegisteredSocket<UnixStream>,
+    socket: RegisteredSocket<UnixStream>,
     key: usize,
     id: ConnectionId,
     identity: PeerIdentity,
-    pub(crate) input: Vec<u8>,
+    input: Vec<u8>,
     scanned_bytes: usize,
-    pub(crate) reply_queue: ReplyQueue,
+    reply_queue: ReplyQueue,
     pending_queries: usize,
-    /// How long a turn may take; a message that is being handled is finished.
+    /// Length of the current time slice. A message whose processing has started is completed.
     slice_ns: u64,
-    /// The number of its latest turn.
+    /// Number of the latest time slice.
     slice_number: u64,
-    pub(crate) subscription: Option<SubscriptionKind>,
-    /// So many answers are unread that no further message is heard.
-    pub(crate) read_paused: bool,
-    /// The turn was over before all messages were handled; the rest is for the next.
-    pub(crate) yielded: bool,
-    /// More may have been said than was read.
-    pub(crate) has_unread_input: bool,
-    /// No further message is read: the client ended its side, or sent what is no message.
-    pub(crate) read_closed: bool,
-    /// A message was completed, or an answer taken, since this was last looked at.
-    pub(crate) made_progress: bool,
-    /// Since when nothing moved although something is half done: a message incomplete, or answers not taken.
-    pub(crate) stalled_since_ns: Option<u64>,
+    subscription: Option<SubscriptionKind>,
+    /// No further message is read, because too many replies are unread.
+    read_paused: bool,
+    /// The time slice ended before all messages were processed.
+    yielded: bool,
+    /// The socket may have more input.
+    has_unread_input: bool,
+    /// No further message is read: the client closed its side, or sent an invalid message.
+    read_closed: bool,
+    /// A message was completed or reply bytes were sent since the last check.
+    made_progress: bool,
+    /// The time since which there has been no progress, although a message is incomplete or replies are
+    /// unread.
+    stalled_since_ns: Option<u64>,
 }
 
 impl ClientConnection {
-    /// A client that has just connected; `key` is its place in the poller.
+    /// `key` is the connection's key in the poller.
     pub fn new(
         socket: RegisteredSocket<UnixStream>,
         key: usize,
@@ -87,59 +110,55 @@ impl ClientConnection {
         }
     }
 
-    /// Its next turn has this number and may take so long.
+    /// Starts a time slice.
     pub fn begin_slice(&mut self, number: u64, slice_ns: u64) {
         (self.slice_number, self.slice_ns) = (number, slice_ns);
     }
 
-    /// The number of its latest turn.
     pub fn slice_number(&self) -> u64 {
         self.slice_number
     }
 
-    /// Which connection.
     pub fn id(&self) -> ConnectionId {
         self.id
     }
 
-    /// Who is there.
     pub fn peer(&self) -> &Peer {
         &self.identity.peer
     }
 
-    /// Judges the peer by another rule; whether it may do something else now.
+    /// Applies a new policy. Returns whether the peer's access changed.
     pub fn apply_policy(&mut self, policy: &AccessPolicy) -> bool {
         self.identity.apply_policy(policy)
     }
 
-    /// What it watches.
     pub fn subscription(&self) -> Option<SubscriptionKind> {
         self.subscription
     }
 
-    /// The socket is ready for something.
+    /// Handles a readiness event.
     pub fn handle_event(
         &mut self,
         event: &Event,
         buffer: &mut [u8],
         service: &mut Service,
     ) -> ControlFlow<()> {
-        // Both sides are shut, and nothing more would be read: there is nobody left to serve.
+        // Both directions are shut down and no further input would be read.
         if event.is_interrupt() && (self.read_closed || self.read_paused) && !self.yielded {
             return ControlFlow::Break(());
         }
-        let can_read = !self.read_closed && !self.read_paused && !self.yielded;
-        if event.readable && can_read && self.read_input(buffer, service).is_break() {
-            return ControlFlow::Break(());
+        if event.readable && self.can_read() {
+            self.read_input(buffer, service)?;
         }
         self.progress(service)
     }
 
-    /// Reads once, so that no client has more of a turn than a buffer's worth, and handles what is whole.
+    /// Reads once, so that one client cannot use more than one buffer per slice, and processes complete
+    /// messages.
     fn read_input(&mut self, buffer: &mut [u8], service: &mut Service) -> ControlFlow<()> {
         let read = match recv(&self.socket, buffer) {
             Ok(RecvResult { has_descriptors: true, .. }) => {
-                let reason = "are not taken here; send messages only".to_owned();
+                let reason = "are not accepted; send messages without descriptors".to_owned();
                 self.reject(&MethodError::InvalidValue { field: "descriptors".into(), reason });
                 return ControlFlow::Continue(());
             }
@@ -159,16 +178,20 @@ impl ClientConnection {
             Err(cause) if matches!(cause.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
             Err(_) => return ControlFlow::Break(()),
         }
-        if !self.read_closed
-            && !self.read_paused
-            && !self.yielded
-            && self.input.len() > service.limits().message_bytes
-        {
-            let max_bytes = service.limits().message_bytes;
+        self.reject_oversized_input(service.limits().message_bytes);
+        ControlFlow::Continue(())
+    }
+
+    fn can_read(&self) -> bool {
+        !self.read_closed && !self.read_paused && !self.yielded
+    }
+
+    /// Rejects an incomplete message over the limit, so that no more of it is stored.
+    fn reject_oversized_input(&mut self, max_bytes: usize) {
+        if self.can_read() && self.input.len() > max_bytes {
             let reason = format!("is longer than {max_bytes} bytes");
             self.reject(&MethodError::InvalidValue { field: "message".into(), reason });
         }
-        ControlFlow::Continue(())
     }
 
     fn handle_buffered(&mut self, service: &mut Service) {
@@ -180,7 +203,7 @@ impl ClientConnection {
         }
     }
 
-    /// Handles the whole messages at the start of `bytes`; gives how many bytes they were.
+    /// Processes the complete messages at the start of `bytes`. Returns their length.
     fn handle_messages(&mut self, bytes: &[u8], service: &mut Service) -> usize {
         let mut used = 0;
         let end_ns = service.now_ns() + self.slice_ns;
@@ -188,20 +211,10 @@ impl ClientConnection {
             if self.read_closed {
                 return bytes.len();
             }
-            let max_unread_bytes = service.limits().unread_bytes;
-            if self.is_over_reply_limit(max_unread_bytes)
-                && (self.flush().is_break() || self.is_over_reply_limit(max_unread_bytes))
-            {
-                (self.read_paused, self.has_unread_input) = (true, true);
+            if self.pause_over_reply_limit(service.limits().unread_bytes) {
                 return used;
             }
-            // What was looked through before holds no end.
-            let Some(length) = memchr::memchr(MESSAGE_TERMINATOR, &bytes[used + self.scanned_bytes..]) else {
-                self.scanned_bytes = bytes.len() - used;
-                return used;
-            };
-            let length = length + self.scanned_bytes;
-            self.scanned_bytes = 0;
+            let Some(length) = self.find_message(&bytes[used..]) else { return used };
             self.handle_message(&bytes[used..used + length], service);
             used += length + 1;
             if used < bytes.len() && service.now_ns() >= end_ns {
@@ -211,7 +224,29 @@ impl ClientConnection {
         }
     }
 
-    /// Whether the client has so many answers to take that no further question is heard.
+    /// The length of the complete message at the start of `bytes`, without its terminator.
+    fn find_message(&mut self, bytes: &[u8]) -> Option<usize> {
+        // The bytes scanned earlier contain no terminator.
+        match memchr::memchr(MESSAGE_TERMINATOR, &bytes[self.scanned_bytes..]) {
+            Some(position) => Some(position + std::mem::take(&mut self.scanned_bytes)),
+            None => {
+                self.scanned_bytes = bytes.len();
+                None
+            }
+        }
+    }
+
+    /// Pauses reading if the client is over its reply limit, after an attempt to send. Returns whether it is paused.
+    fn pause_over_reply_limit(&mut self, max_unread_bytes: usize) -> bool {
+        let is_over = self.is_over_reply_limit(max_unread_bytes)
+            && (self.flush().is_break() || self.is_over_reply_limit(max_unread_bytes));
+        if is_over {
+            (self.read_paused, self.has_unread_input) = (true, true);
+        }
+        is_over
+    }
+
+    /// Whether the client has too many unread or outstanding replies to accept another call.
     fn is_over_reply_limit(&self, max_unread_bytes: usize) -> bool {
         let has_too_many_pending =
             self.reply_queue.pending() >= MAX_PENDING_REPLIES || self.pending_queries >= MAX_PENDING_QUERIES;
@@ -222,9 +257,7 @@ impl ClientConnection {
         self.made_progress = true;
         if message.len() > service.limits().message_bytes || self.subscription.is_some() {
             let reason = match self.subscription {
-                Some(_) => {
-                    "comes while answers to a call with \"more\" go on; use another connection".to_owned()
-                }
+                Some(_) => "arrived during a streaming call (\"more\"); use another connection".to_owned(),
                 None => format!("is longer than {} bytes", service.limits().message_bytes),
             };
             return self.reject(&MethodError::InvalidValue { field: "message".into(), reason });
@@ -243,7 +276,7 @@ impl ClientConnection {
         }
     }
 
-    /// Writes the error and reads no more; the replies so far are still sent.
+    /// Writes the error and closes the read side. Earlier replies are still sent.
     pub fn reject(&mut self, error: &MethodError) {
         self.reply_queue.write(|out| error.encode(out));
         self.close_read();
@@ -257,20 +290,20 @@ impl ClientConnection {
         self.scanned_bytes = 0;
     }
 
-    /// The client sends no more; what it asked for is still answered, what it left open is not left running.
+    /// Handles the end of the input: outstanding replies are still sent, open spans are closed as abandoned.
     fn handle_eof(&mut self, service: &mut Service) {
         self.close_read();
         service.close_connection(self.id);
     }
 
-    /// An awaited answer is here; the disk's, where `is_query`.
+    /// Stores a deferred reply. `is_query` marks the result of a store query.
     pub fn complete_reply(&mut self, slot: u64, reply: &[u8], is_query: bool) {
         self.pending_queries -= usize::from(is_query && self.pending_queries > 0);
         self.reply_queue.complete(slot, reply);
     }
 
-    /// One more answer of the stream. A watcher that does not keep up is dropped: it would rather miss all than be
-    /// told old figures as new.
+    /// Adds a stream item. A subscriber that falls behind is disconnected, because stale figures would look
+    /// current.
     pub fn push_stream_item(&mut self, reply: &[u8], max_unread_bytes: usize) -> ControlFlow<()> {
         if self.reply_queue.unsent_bytes() + reply.len() > max_unread_bytes.max(reply.len()) {
             return ControlFlow::Break(());
@@ -283,12 +316,12 @@ impl ClientConnection {
         }
     }
 
-    /// Whether messages are left for the next turn.
+    /// Whether messages are left for the next slice.
     pub fn has_yielded(&self) -> bool {
         self.yielded
     }
 
-    /// The next turn of a client that had to yield.
+    /// Continues after a slice that ended early.
     pub fn resume(&mut self, service: &mut Service) -> ControlFlow<()> {
         if std::mem::take(&mut self.yielded) {
             self.handle_buffered(service);
@@ -296,24 +329,20 @@ impl ClientConnection {
         self.progress(service)
     }
 
-    /// Sends what can be sent, goes on with messages that were held back, and watches for what comes next.
+    /// Sends what is sendable, resumes paused reading, and updates the registered interest.
     pub fn progress(&mut self, service: &mut Service) -> ControlFlow<()> {
-        if self.flush().is_break() {
-            return ControlFlow::Break(());
-        }
+        self.flush()?;
         if self.read_paused && !self.yielded && !self.is_over_reply_limit(service.limits().unread_bytes / 2) {
             self.read_paused = false;
             self.handle_buffered(service);
-            if self.flush().is_break() {
-                return ControlFlow::Break(());
-            }
+            self.flush()?;
         }
         if self.read_closed && self.reply_queue.unsent_bytes() == 0 && self.reply_queue.pending() == 0 {
             return ControlFlow::Break(());
         }
         self.update_stall_state(service.now_ns());
         let mut interest = Event::none(self.key);
-        interest.readable = !self.read_closed && !self.read_paused && !self.yielded;
+        interest.readable = self.can_read();
         interest.writable = !self.reply_queue.sendable().is_empty();
         self.socket.set_interest(interest).map_or(ControlFlow::Break(()), |()| ControlFlow::Continue(()))
     }
@@ -333,8 +362,50 @@ impl ClientConnection {
         ControlFlow::Continue(())
     }
 
-    /// Gives memory back that a burst took.
+    /// Releases memory that a burst used.
     pub fn shrink_buffers(&mut self) {
         self.reply_queue.shrink();
     }
+
+    /// Whether the client has sent input that is not yet read, or has sendable replies. Deferred replies do
+    /// not count, and neither does an endless stream.
+    pub fn has_pending_io(&self) -> bool {
+        let is_endless = matches!(self.subscription, Some(SubscriptionKind::Domains { .. }));
+        let has_bytes = || ioctl_fionread(&*self.socket).is_ok_and(|bytes| bytes > 0);
+        let has_unread_input =
+            !self.read_closed && (self.read_paused || self.yielded || (self.has_unread_input && has_bytes()));
+        !is_endless && (has_unread_input || !self.reply_queue.sendable().is_empty())
+    }
+
+    /// Records at the end of a slice since when there has been no progress.
+    fn update_stall_state(&mut self, now_ns: u64) {
+        let is_incomplete = !self.reply_queue.sendable().is_empty()
+            || (!self.input.is_empty() && !self.read_paused && !self.yielded);
+        let made_progress = std::mem::take(&mut self.made_progress);
+        if !is_incomplete {
+            self.stalled_since_ns = None;
+        } else if made_progress || self.stalled_since_ns.is_none() {
+            self.stalled_since_ns = Some(now_ns);
+        }
+    }
+
+    /// Whether there has been no progress for longer than `stall_ns`.
+    pub fn is_stalled(&self, now_ns: u64, stall_ns: u64) -> bool {
+        self.stalled_since_ns.is_some_and(|since| now_ns.saturating_sub(since) > stall_ns)
+    }
+}
+
+struct RecvResult {
+    /// Zero at the end of the stream.
+    length: usize,
+    /// The message carried descriptors. The kernel closed them.
+    has_descriptors: bool,
+}
+
+/// Reads once. The call has no room for ancillary data, so the kernel closes any descriptors and sets
+/// MSG_CTRUNC (recvmsg(2)). Other ancillary data does not occur, because the sockets request no credentials.
+fn recv(socket: &UnixStream, buffer: &mut [u8]) -> io::Result<RecvResult> {
+    let (mut buffers, mut no_control) = ([IoSliceMut::new(buffer)], RecvAncillaryBuffer::default());
+    let message = recvmsg(socket, &mut buffers, &mut no_control, RecvFlags::empty())?;
+    Ok(RecvResult { length: message.bytes, has_descriptors: message.flags.contains(ReturnFlags::CTRUNC) })
 }

@@ -1,8 +1,9 @@
-//! Connections that another server of this daemon (D-Bus) forwards: one end of a socket pair, and the peer's credentials.
+//! Connections that another server of this daemon (D-Bus) forwards: one end of a socket pair, and the peer's
+//! credentials.
 //!
-//! Owns the channel from that server's thread to this one: a queue, and a socket that wakes the poller. Whoever comes this way is
-//! counted, judged and served like one who came through the listener; the other server states only the credentials
-//! its own transport states. The bytes on the wake socket carry no meaning.
+//! Owns the channel between the two threads: a queue, and a socket that wakes the poller. A forwarded
+//! connection is subject to the same limits and policy as one from the listener. The bytes on the wake socket
+//! carry no meaning.
 
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -10,25 +11,25 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 
 use crate::unix_socket::PeerCredentials;
 
-/// A connection to hand to the socket server.
+/// A connection forwarded to the socket server.
 #[derive(Debug)]
 pub struct ForwardedConnection {
-    /// Our end of its pair.
+    /// The server's end of the socket pair.
     pub stream: UnixStream,
-    /// The credentials that the other server's transport states.
+    /// The credentials that the transport of the other server states.
     pub credentials: PeerCredentials,
-    /// Its process, where that transport tells.
+    /// The process id, if that transport states it.
     pub pid: Option<u32>,
 }
 
-/// The sending side, of the other server.
+/// The sending side, for the other server.
 #[derive(Debug)]
 pub struct ConnectionSender {
     queue: Sender<ForwardedConnection>,
     wake_socket: UnixStream,
 }
 
-/// The receiving side, of the socket server.
+/// The receiving side, for the socket server.
 #[derive(Debug)]
 pub struct ConnectionReceiver {
     queue: Receiver<ForwardedConnection>,
@@ -38,7 +39,7 @@ pub struct ConnectionReceiver {
 /// Creates both sides.
 ///
 /// # Errors
-/// The system gives no pair of sockets.
+/// The system cannot create a socket pair.
 pub fn connection_channel() -> io::Result<(ConnectionSender, ConnectionReceiver)> {
     let (sender_wake, receiver_wake) = UnixStream::pair()?;
     sender_wake.set_nonblocking(true)?;
@@ -51,15 +52,16 @@ pub fn connection_channel() -> io::Result<(ConnectionSender, ConnectionReceiver)
 }
 
 impl ConnectionSender {
-    /// Brings a client; gives its end of the pair. A client that may not come in is told so there, and let go.
+    /// Forwards a new connection and returns the client's end. A connection over a limit gets an error there
+    /// and is closed.
     ///
     /// # Errors
-    /// The system gives no pair of sockets, or the service has ended.
+    /// The system cannot create a socket pair, or the service has ended.
     pub fn connect(&self, credentials: PeerCredentials, pid: Option<u32>) -> io::Result<UnixStream> {
         let (client_end, stream) = UnixStream::pair()?;
         let ended = |_| io::Error::from(io::ErrorKind::NotConnected);
         self.queue.send(ForwardedConnection { stream, credentials, pid }).map_err(ended)?;
-        // A full wake socket wakes the poller already.
+        // If the wake socket is full, the poller wakes up anyway.
         let _ = (&self.wake_socket).write(&[1]);
         Ok(client_end)
     }
@@ -71,7 +73,7 @@ impl ConnectionReceiver {
         self.wake_socket.try_clone()
     }
 
-    /// The queued connections; `None` once the sender is dropped.
+    /// The queued connections, or `None` if the sender was dropped.
     pub fn drain(&self) -> Option<Vec<ForwardedConnection>> {
         let mut buffer = [0; 256];
         loop {

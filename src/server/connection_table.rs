@@ -1,7 +1,7 @@
 //! The table of connections.
 //!
-//! Owns the table from places to connections. A place is given again after its client left, an id never: whoever holds
-//! an id of somebody who left finds nobody, not the next one in that place.
+//! Maps indexes to connections. An index is reused after its connection closes. IDs are never reused, so a
+//! stale ID resolves to `None`.
 
 use std::io;
 
@@ -9,10 +9,9 @@ use super::connection::ClientConnection;
 use crate::service::access::AccessPolicy;
 use crate::service::reply_to::ConnectionId;
 
-/// The bits of an id that are the place; the rest is a serial number.
+/// The low bits of an ID are the index, the others a serial number.
 const INDEX_BITS: u32 = 24;
 
-/// The connections, by index.
 #[derive(Default)]
 pub struct ConnectionTable {
     slots: Vec<Option<ClientConnection>>,
@@ -39,7 +38,6 @@ impl ConnectionTable {
         Ok(())
     }
 
-    /// The connection at an index.
     pub fn get_mut(&mut self, index: usize) -> Option<&mut ClientConnection> {
         self.slots.get_mut(index)?.as_mut()
     }
@@ -51,7 +49,7 @@ impl ConnectionTable {
         (connection.id() == id).then_some(index)
     }
 
-    /// Judges everybody by another rule; gives the places of those who watch and may do something else now.
+    /// Applies a new policy to all connections. Returns the indexes of the subscribers whose access changed.
     pub fn apply_policy(&mut self, policy: &AccessPolicy) -> Vec<usize> {
         let changed = |(index, slot): (usize, &mut Option<ClientConnection>)| {
             let connection = slot.as_mut()?;
@@ -60,7 +58,7 @@ impl ConnectionTable {
         self.slots.iter_mut().enumerate().filter_map(changed).collect()
     }
 
-    /// Gives memory back that bursts took; gives the places of those who make no progress.
+    /// Releases unused memory. Returns the indexes of the connections that make no progress.
     pub fn shrink_and_find_stalled(&mut self, now_ns: u64, stall_ns: u64) -> Vec<usize> {
         let stalled = |(index, slot): (usize, &mut Option<ClientConnection>)| {
             let connection = slot.as_mut()?;
@@ -70,12 +68,11 @@ impl ConnectionTable {
         self.slots.iter_mut().enumerate().filter_map(stalled).collect()
     }
 
-    /// Whether somebody is owed something, and has taken some of it within `stall_ns`.
+    /// Whether a connection has pending input or output and made progress within `stall_ns`.
     pub fn has_pending_io(&self, now_ns: u64, stall_ns: u64) -> bool {
         self.slots.iter().flatten().any(|slot| slot.has_pending_io() && !slot.is_stalled(now_ns, stall_ns))
     }
 
-    /// The client leaves; its socket closes.
     pub fn remove(&mut self, index: usize) {
         if self.slots.get_mut(index).and_then(Option::take).is_some() {
             self.free_indexes.push(index);
@@ -83,7 +80,6 @@ impl ConnectionTable {
         }
     }
 
-    /// How many there are.
     pub fn len(&self) -> usize {
         self.len
     }

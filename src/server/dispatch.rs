@@ -1,55 +1,38 @@
 //! Dispatches one message to the service and writes its reply.
 //!
-//! Owns the processing of every call, from the socket and from D-Bus: envelope, access, parameters, the service, the reply
-//! or the refusal. Knows no socket and keeps nothing between two calls.
+//! Processes every call, from the socket and from D-Bus: envelope, rate limit, access, parameters, service,
+//! reply or error. Keeps no state between two calls.
 
 use serde::Serialize;
 use serde_json::value::RawValue;
 
+use super::parameters::parse_parameters;
+use super::subscriptions::{SubscriptionKind, domain_subscription};
 use crate::protocol::{
     self, CancelSpan, CloseSpan, EmptyReply, GetBalance, GetInfo, GetInterfaceDescription, GetServiceInfo,
-    GetSpan, IncomingCall, InterfaceDescription, Method, MethodError, MethodName, MethodReply, Reload,
-    ServiceInfo, SpanAccount, WatchDomains, WatchSpans,
+    GetSpan, IncomingCall, InterfaceDescription, MethodError, MethodName, MethodReply, Reload, ServiceInfo,
+    SpanAccount, WatchSpans,
 };
-
 use crate::service::access;
 use crate::service::rate_limit::{CallClass, RateLimitError};
 use crate::service::service::{AccountOutcome, Caller, Service};
 
-/// What became of a call.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum CallOutcome {
-    /// The answer, if one was wanted, is written.
+    /// The reply is written, unless the call is oneway.
     Answered,
-    /// The answer comes later, under the caller's ticket.
+    /// The reply is deferred to the slot in the caller's `reply_to`.
     Pending,
-    /// Likewise, when the disk has been asked.
+    /// As `Pending`, for the result of a store query.
     PendingQuery,
-    /// Answers come from now on, as a stream.
+    /// Replies follow as a stream.
     Subscribed(SubscriptionKind),
-    /// The message was not of this protocol; that is written, and nothing that follows can be trusted.
+    /// The message is invalid. The error is written, and the connection must be closed, since its framing is
+    /// unreliable.
     ProtocolViolation,
 }
 
-/// What a caller of a "more" method watches.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum SubscriptionKind {
-    /// Settled accounts.
-    Spans,
-    /// The domains, this often.
-    Domains {
-        /// Time from one answer to the next.
-        period_ns: u64,
-    },
-}
-
-/// Most answers a second that WatchDomains gives; asking for more gives this many.
-const MAX_RATE_HZ: f64 = 1000.0;
-
-/// Answers a second that WatchDomains gives where nothing is asked.
-const DEFAULT_RATE_HZ: f64 = 10.0;
-
-/// Handles one message, its end taken off; appends what is to be answered to `out`.
+/// Processes one message without its terminator. Appends the reply to `out`.
 pub fn dispatch(service: &mut Service, caller: &Caller, message: &[u8], out: &mut Vec<u8>) -> CallOutcome {
     let is_object = message.trim_ascii_start().starts_with(b"{");
     let Some(call) = serde_json::from_slice::<IncomingCall>(message).ok().filter(|_| is_object) else {
@@ -64,8 +47,8 @@ pub fn dispatch(service: &mut Service, caller: &Caller, message: &[u8], out: &mu
         && (is_flood || class == CallClass::Other || !has_open_span(service, caller, &call))
     {
         error.encode(out);
-        // A call that nobody waits for cannot be refused, and one that is dropped would be missing from some account:
-        // the connection ends, and with it its open spans, as abandoned.
+        // A oneway call has no reply that could report the error, and a dropped one would falsify an account.
+        // So the connection ends and its open spans are abandoned.
         return if is_flood || call.oneway == Some(true) {
             CallOutcome::ProtocolViolation
         } else {
@@ -86,7 +69,7 @@ pub fn dispatch(service: &mut Service, caller: &Caller, message: &[u8], out: &mu
     outcome
 }
 
-/// Whether there is anything to end.
+/// Whether the call names an open span of the caller.
 fn has_open_span(service: &Service, caller: &Caller, call: &IncomingCall) -> bool {
     #[derive(serde::Deserialize)]
     struct SpanParameter<'a> {
@@ -172,7 +155,7 @@ fn close_span(
     }
 }
 
-/// What the disk may have to be asked for.
+/// Answers the two methods that may need the store.
 fn query_spans(
     service: &mut Service,
     caller: &Caller,
@@ -201,15 +184,6 @@ fn subscribe(call: &IncomingCall, subscription: SubscriptionKind) -> Result<Call
         (Some(true), _) => Ok(CallOutcome::Subscribed(subscription)),
         _ => Err(MethodError::ExpectedMore {}),
     }
-}
-
-fn domain_subscription(call: &WatchDomains) -> Result<SubscriptionKind, MethodError> {
-    let rate_hz = call.rate_hz.unwrap_or(DEFAULT_RATE_HZ);
-    if !(rate_hz.is_finite() && rate_hz >= 0.001) {
-        let reason = "is no rate; choose a number from 0.001 to 1000".to_owned();
-        return Err(MethodError::InvalidValue { field: "rate_hz".into(), reason });
-    }
-    Ok(SubscriptionKind::Domains { period_ns: (1e9 / rate_hz.min(MAX_RATE_HZ)) as u64 })
 }
 
 fn service_info() -> ServiceInfo {
@@ -246,82 +220,9 @@ fn unknown_method(method: &str) -> MethodError {
     }
 }
 
-fn parse_parameters<M: Method>(call: &IncomingCall) -> Result<M, MethodError> {
-    let text = call.parameters.map_or("{}", RawValue::get);
-    // Derived readers would take a list as the fields in their order; Varlink knows only names.
-    if !text.starts_with('{') {
-        return Err(MethodError::InvalidParameter { parameter: "parameters".into() });
-    }
-    serde_json::from_str(text)
-        .map_err(|wrong| MethodError::InvalidParameter { parameter: invalid_parameter_name(text, &wrong) })
-}
-
-/// Which parameter the parser disliked. It tells the place, and for some mistakes the name; only on the way out.
-fn invalid_parameter_name(text: &str, wrong: &serde_json::Error) -> String {
-    let error_text = wrong.to_string();
-    let quoted = error_text.split('`').nth(1).filter(|_| error_text.contains("field `"));
-    if let Some(field) = quoted {
-        return field.to_owned();
-    }
-    let line_start: usize =
-        text.split_inclusive('\n').take(wrong.line().saturating_sub(1)).map(str::len).sum();
-    let position = line_start + wrong.column();
-    let Ok(fields) = serde_json::from_str::<OrderedFields>(text) else { return "parameters".to_owned() };
-    let reached = |value: &&RawValue| value.get().as_ptr() as usize - text.as_ptr() as usize <= position;
-    let last = fields.0.into_iter().take_while(|(_, value)| reached(value)).last();
-    last.map_or_else(|| "parameters".to_owned(), |(name, _)| name)
-}
-
-/// An object's fields in the order they stand in.
-struct OrderedFields<'a>(Vec<(String, &'a RawValue)>);
-
-impl<'de: 'a, 'a> serde::Deserialize<'de> for OrderedFields<'a> {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct FieldsVisitor<'a>(std::marker::PhantomData<&'a ()>);
-        impl<'de: 'a, 'a> serde::de::Visitor<'de> for FieldsVisitor<'a> {
-            type Value = OrderedFields<'a>;
-            fn expecting(&self, out: &mut std::fmt::Formatter) -> std::fmt::Result {
-                out.write_str("an object")
-            }
-            fn visit_map<A: serde::de::MapAccess<'de>>(
-                self,
-                mut map: A,
-            ) -> Result<OrderedFields<'a>, A::Error> {
-                let mut fields = Vec::new();
-                while let Some(field) = map.next_entry()? {
-                    fields.push(field);
-                }
-                Ok(OrderedFields(fields))
-            }
-        }
-        deserializer.deserialize_map(FieldsVisitor(std::marker::PhantomData))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::protocol::{OpenSpan, SetWeight};
-
-    fn invalid_parameter<M: Method + std::fmt::Debug>(text: &str) -> String {
-        invalid_parameter_name(text, &serde_json::from_str::<M>(text).unwrap_err())
-    }
-
-    #[test]
-    fn an_invalid_parameter_is_named() {
-        assert_eq!(invalid_parameter::<OpenSpan>(r#"{"wieght":1}"#), "wieght");
-        assert_eq!(invalid_parameter::<CloseSpan>(r#"{"wait_settled":true}"#), "span");
-        assert_eq!(invalid_parameter::<SetWeight>(r#"{"span":"a","weight":"heavy"}"#), "weight");
-        assert_eq!(
-            invalid_parameter::<OpenSpan>(
-                "{\n \"name\": \"x\",\n \"attributes\": {\"a\": 1},\n \"weight\": 1}"
-            ),
-            "attributes"
-        );
-        assert_eq!(invalid_parameter::<OpenSpan>(r#"{"name":"x","at_ns":1.5,"weight":2}"#), "at_ns");
-        assert_eq!(invalid_parameter::<SetWeight>(r#"{"span":"a","weight":1e999}"#), "weight");
-        assert_eq!(invalid_parameter::<CancelSpan>("[]"), "parameters");
-    }
 
     #[test]
     fn unknown_methods_and_unknown_interfaces_are_distinct_errors() {
@@ -334,15 +235,5 @@ mod tests {
             MethodError::InterfaceNotFound { interface: "org.other".into() }
         );
         assert_eq!(unknown_method("X"), MethodError::MethodNotFound { method: "X".into() });
-    }
-
-    #[test]
-    fn a_high_rate_is_capped_and_an_invalid_rate_is_rejected() {
-        let period = |rate_hz| domain_subscription(&WatchDomains { rate_hz });
-        assert_eq!(period(Some(1e9)), Ok(SubscriptionKind::Domains { period_ns: 1_000_000 }));
-        assert_eq!(period(None), Ok(SubscriptionKind::Domains { period_ns: 100_000_000 }));
-        for bad in [0.0, -1.0, f64::NAN] {
-            assert!(period(Some(bad)).is_err());
-        }
     }
 }

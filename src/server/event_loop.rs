@@ -1,28 +1,31 @@
-//! The event loop of the Unix socket: one thread that gives its clients time slices and polls the service.
+//! The event loop of the Unix socket: one thread that serves its clients in time slices, polls the service
+//! and delivers deferred replies and stream items.
 //!
-//! Owns the connections, the limits on how many there are, and when to look up. Every turn does a bounded amount for
-//! each client (one buffer of input), so that none can keep the others waiting. Sleeps until somebody says something
-//! or the service has something due: idle costs nothing.
+//! Owns the connections and the next wakeup time. Each slice reads at most one buffer of a client's input, so
+//! that no client can block the others. A client that does not read its replies is closed by the limits of
+//! its connection. The loop sleeps until a socket is ready or the service has work due.
 
 use std::io::{self, Read};
 use std::ops::ControlFlow;
 use std::os::fd::AsFd;
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
 use std::time::Duration;
 
 use polling::{Event, Events, Poller};
+use serde::Serialize;
 
 use super::acceptor::{AcceptedConnection, Acceptor};
-use super::connection::ClientConnection;
+use super::connection::{ClientConnection, PeerIdentity};
+use super::connection_channel::ConnectionReceiver;
 use super::connection_table::ConnectionTable;
-use super::dispatch::SubscriptionKind;
 use super::fair_scheduler::FairScheduler;
-use super::peer_identity::PeerIdentity;
 use super::readiness_ffi::RegisteredSocket;
-use super::server_sockets::ServerSockets;
-use super::subscriptions::Subscriptions;
-use crate::protocol::{Access, MethodError};
+use super::subscriptions::{SubscriptionKind, Subscriptions};
+use crate::attribution::account::Account;
+use crate::protocol::{Access, DomainSnapshot, MethodError, MethodReply};
+use crate::service::coarse_grid;
+use crate::service::reply_to::ReplyTo;
 use crate::service::service::{FinalAccount, Service};
 use crate::unix_socket;
 
@@ -32,20 +35,42 @@ const FORWARDED_KEY: usize = 2;
 const RELOAD_KEY: usize = 3;
 const FIRST_CONNECTION_KEY: usize = 4;
 
-/// The read buffer: the input of one client in one slice.
+/// Size of the read buffer, and so the input of one client in one slice.
 const READ_BUFFER_BYTES: usize = 64 * 1024;
 
-/// How long waiting closes may still settle when the service ends.
+/// Time for client slices between two calls of the poller. At least one slice runs.
+const SERVE_BUDGET_NS: u64 = 100_000;
+
+/// Interval of the check for clients that make no progress.
+const SWEEP_INTERVAL_NS: u64 = 500_000_000;
+
+/// How long closes that wait for a settled account may take at shutdown.
 const SETTLE_TIMEOUT_NS: u64 = 200_000_000;
 
-/// How long the end then waits for clients that take what they are owed, and for one that takes nothing.
+/// Shutdown waits at most `MAX_SHUTDOWN_NS` for clients to read their replies, and `SHUTDOWN_STALL_NS` for a
+/// client that makes no progress.
 const MAX_SHUTDOWN_NS: u64 = 4_000_000_000;
 const SHUTDOWN_STALL_NS: u64 = 1_000_000_000;
 
-/// How often it looks whether all have it.
 const SHUTDOWN_POLL_NS: u64 = 20_000_000;
 
-/// Serves until told to stop. Fails only where the system gives no poller.
+/// The sockets of a server: where clients connect, and what stops or reloads it.
+#[derive(Debug, Default)]
+pub struct ServerSockets {
+    /// Listening sockets; may be empty.
+    pub listeners: Vec<UnixListener>,
+    /// Connections that another server of this daemon (D-Bus) forwards.
+    pub forwarded: Option<ConnectionReceiver>,
+    /// Connected clients: ends of socket pairs that this process created and trusts as itself.
+    pub connections: Vec<UnixStream>,
+    /// Serving ends when this socket becomes readable or reaches its end. Without it, and without a listener,
+    /// serving ends with the last client.
+    pub stop: Option<UnixStream>,
+    /// The configuration is reloaded when this socket becomes readable.
+    pub reload: Option<UnixStream>,
+}
+
+/// Serves clients until the stop socket is readable. Returns an error if the poller fails.
 pub fn serve(service: Service, sockets: ServerSockets) -> io::Result<()> {
     let mut server = SocketServer::new(service, sockets)?;
     let mut events = Events::new();
@@ -56,37 +81,30 @@ pub fn serve(service: Service, sockets: ServerSockets) -> io::Result<()> {
     server.shut_down(&mut events)
 }
 
-/// Turns of clients between two looks at the sockets; at least one is taken.
-const SERVE_BUDGET_NS: u64 = 100_000;
-
-/// How often clients that make no progress are looked for.
-const SWEEP_INTERVAL_NS: u64 = 500_000_000;
-
-pub(crate) struct SocketServer {
-    pub(crate) service: Service,
-    pub(crate) poller: Arc<Poller>,
-    pub(crate) acceptor: Option<Acceptor>,
-    pub(crate) stop: Option<RegisteredSocket<UnixStream>>,
-    pub(crate) reload: Option<RegisteredSocket<UnixStream>>,
-    pub(crate) stopping: bool,
-    pub(crate) connections: ConnectionTable,
-    pub(crate) subscriptions: Subscriptions,
-    /// Indexes of the connections whose slice ended before their messages were handled.
-    pub(crate) yielded: Vec<usize>,
+struct SocketServer {
+    service: Service,
+    poller: Arc<Poller>,
+    acceptor: Option<Acceptor>,
+    stop: Option<RegisteredSocket<UnixStream>>,
+    reload: Option<RegisteredSocket<UnixStream>>,
+    stopping: bool,
+    connections: ConnectionTable,
+    subscriptions: Subscriptions,
+    /// Indexes of the connections whose slice ended before all messages were processed.
+    yielded: Vec<usize>,
     scheduler: FairScheduler,
     slice_number: u64,
-    pub(crate) read_buffer: Vec<u8>,
-    pub(crate) final_accounts: Vec<FinalAccount>,
-    pub(crate) next_poll_ns: u64,
-    pub(crate) next_sweep_ns: u64,
+    read_buffer: Vec<u8>,
+    final_accounts: Vec<FinalAccount>,
+    next_poll_ns: u64,
+    next_sweep_ns: u64,
 }
 
-/// A client that is ready to be served.
 struct ReadyClient {
     order: (u64, u64),
     index: usize,
     uid: u32,
-    /// None where its last turn ended before its messages did.
+    /// `None` if the previous slice ended before all messages were processed.
     event: Option<Event>,
 }
 
@@ -138,14 +156,28 @@ impl SocketServer {
         self.stopping || (self.connections.len() == 0 && self.acceptor.is_none() && self.stop.is_none())
     }
 
-    /// Sleeps until something happens or is due, at most until `latest_ns`, and does it.
+    /// Waits for events, until the next due time and at most until `latest_ns`, and handles them.
     fn run_once(&mut self, events: &mut Events, latest_ns: u64) -> io::Result<()> {
+        self.wait(events, latest_ns)?;
+        let ready = self.handle_events(events);
+        self.serve_ready(ready);
+        if self.service.take_new_settings() {
+            self.apply_policy();
+        }
+        self.run_due_work()
+    }
+
+    fn wait(&mut self, events: &mut Events, latest_ns: u64) -> io::Result<()> {
         let now_ns = self.service.now_ns();
         self.next_poll_ns = self.next_poll_ns.min(self.service.next_poll_ns(now_ns));
         let wakeup_ns = if self.yielded.is_empty() { self.next_wakeup_ns() } else { now_ns };
         let sleep = Duration::from_nanos(wakeup_ns.min(latest_ns).saturating_sub(now_ns));
         events.clear();
-        self.poller.wait(events, Some(sleep))?;
+        self.poller.wait(events, Some(sleep)).map(drop)
+    }
+
+    /// Handles the events of the server's own sockets. Returns the clients that are ready.
+    fn handle_events(&mut self, events: &Events) -> Vec<ReadyClient> {
         let yielded = std::mem::take(&mut self.yielded);
         let mut ready: Vec<ReadyClient> =
             yielded.into_iter().filter_map(|index| self.ready_client(index, None)).collect();
@@ -157,10 +189,10 @@ impl SocketServer {
                 key => ready.extend(self.ready_client(key - FIRST_CONNECTION_KEY, Some(event))),
             }
         }
-        self.serve_ready(ready);
-        if self.service.take_new_settings() {
-            self.apply_policy();
-        }
+        ready
+    }
+
+    fn run_due_work(&mut self) -> io::Result<()> {
         let now_ns = self.service.now_ns();
         self.service.notify_watchdog(now_ns);
         if now_ns >= self.next_poll_ns || self.service.has_store_events() {
@@ -184,12 +216,12 @@ impl SocketServer {
         })
     }
 
-    /// Turns of those who have something to say, the users first that have used least. Who has to wait is ready again at
-    /// the next look, since readiness is level-triggered.
+    /// Runs a slice for each ready client, the users with the lowest start tag first. A client that is not
+    /// served is ready again at the next call of the poller, since readiness is level-triggered.
     fn serve_ready(&mut self, mut ready: Vec<ReadyClient>) {
         ready.sort_by_key(|ready| ready.order);
         let mut now_ns = self.service.now_ns();
-        // What was said before the end is heard whole.
+        // At shutdown, all input that was sent before is processed.
         let end_ns = if self.stopping { u64::MAX } else { now_ns + SERVE_BUDGET_NS };
         for (number, ReadyClient { index, uid, event, .. }) in ready.into_iter().enumerate() {
             if number > 0 && now_ns >= end_ns {
@@ -228,13 +260,13 @@ impl SocketServer {
             let peer = accepted.peer;
             let added = self.add_connection(accepted);
             if let (Err(_), Some(acceptor)) = (added, &mut self.acceptor) {
-                // The poller could not take it: the socket is closed, and its place is given back.
+                // Registration failed and the socket is closed, so its place is released.
                 acceptor.release(&peer);
             }
         }
     }
 
-    /// A signal asked for it; however many did, once is enough. What became of it is in the log.
+    /// Reloads the configuration once, however many requests are queued. The result is in the log.
     fn reload(&mut self) {
         let Some(reload) = &self.reload else { return };
         match (&**reload).read(&mut self.read_buffer) {
@@ -243,7 +275,8 @@ impl SocketServer {
         }
     }
 
-    /// Other limits and another rule hold, for those who are here already too; who watches and may no longer is let go.
+    /// Applies new limits and a new policy to existing connections too. Closes subscribers whose access
+    /// changed.
     fn apply_policy(&mut self) {
         let (policy, limits) = (*self.service.policy(), self.service.limits().clone());
         self.acceptor.iter_mut().for_each(|acceptor| acceptor.apply_policy(policy, limits.clone()));
@@ -252,11 +285,10 @@ impl SocketServer {
         }
     }
 
-    /// Gives a client its place.
     fn add_connection(&mut self, accepted: AcceptedConnection) -> io::Result<()> {
         let poller = &self.poller;
         let AcceptedConnection { stream, peer, credentials, pid } = accepted;
-        // Now, so that a later process of the same number is not taken for it.
+        // The process is identified now, so that a later process with the same id is not mistaken for it.
         let origin = self.service.identify_process(pid.filter(|_| peer.access >= Access::Coarse));
         self.connections.insert(|index, id| {
             let key = index + FIRST_CONNECTION_KEY;
@@ -265,8 +297,8 @@ impl SocketServer {
         })
     }
 
-    /// What a client's turn means for the next ones.
-    pub(crate) fn after_slice(&mut self, index: usize, was_subscribed: bool, mut flow: ControlFlow<()>) {
+    /// Updates the queue and the subscriptions after a slice.
+    fn after_slice(&mut self, index: usize, was_subscribed: bool, mut flow: ControlFlow<()>) {
         let Some(connection) = self.connections.get_mut(index) else { return };
         if connection.has_yielded() && !self.yielded.contains(&index) {
             self.yielded.push(index);
@@ -298,8 +330,8 @@ impl SocketServer {
         self.service.set_span_watchers(!self.subscriptions.span_subscribers().is_empty());
     }
 
-    /// Lets a connection go that is over, or that no longer watches what it watched.
-    pub(crate) fn finish_slice(&mut self, index: usize, flow: ControlFlow<()>) {
+    /// Closes a finished connection, and ends the subscription of one that no longer has any.
+    fn finish_slice(&mut self, index: usize, flow: ControlFlow<()>) {
         let Some(connection) = self.connections.get_mut(index) else { return };
         let (id, peer) = (connection.id(), *connection.peer());
         let watches = connection.subscription().is_some() && flow.is_continue();
@@ -315,7 +347,7 @@ impl SocketServer {
         }
     }
 
-    /// Gives up clients that make no progress, and memory that they no longer need.
+    /// Closes clients that make no progress, and releases unused memory.
     fn close_stalled(&mut self, now_ns: u64) {
         self.next_sweep_ns = now_ns + SWEEP_INTERVAL_NS;
         for index in
@@ -325,8 +357,8 @@ impl SocketServer {
         }
     }
 
-    /// Nobody new comes in. What was said is heard; who waits for a final account gets it if it comes soon, else the account
-    /// so far; and who reads gets all of its answers.
+    /// Stops accepting, processes the input that was sent, and sends outstanding replies. A close that waits
+    /// for a settled account gets it if it settles within `SETTLE_TIMEOUT_NS`, else the provisional account.
     fn shut_down(&mut self, events: &mut Events) -> io::Result<()> {
         self.service.notify_stopping();
         (self.acceptor, self.stop, self.reload) = (None, None, None);
@@ -347,4 +379,104 @@ impl SocketServer {
         self.service.shut_down();
         Ok(())
     }
+
+    /// Polls the service and delivers the accounts that became final.
+    fn poll_service(&mut self) {
+        let mut final_accounts = std::mem::take(&mut self.final_accounts);
+        self.service.poll(&mut final_accounts);
+        for FinalAccount { account, reply_to } in final_accounts.drain(..) {
+            self.publish_account(&account);
+            if let Some(reply_to) = reply_to {
+                self.deliver_account(reply_to, &account);
+            }
+        }
+        self.deliver_replies();
+        for index in self.subscriptions.span_subscribers() {
+            self.progress(index);
+        }
+        final_accounts.shrink_to(1024);
+        self.final_accounts = final_accounts;
+        self.next_poll_ns = self.service.next_poll_ns(self.service.now_ns());
+    }
+
+    /// Sends the provisional account to each call that still waits.
+    fn expire_waiting(&mut self) {
+        for (reply_to, account) in self.service.take_waiting_replies() {
+            self.deliver_account(reply_to, &account);
+        }
+        self.deliver_replies();
+    }
+
+    fn deliver_replies(&mut self) {
+        for (reply_to, reply) in self.service.take_store_replies() {
+            self.complete_reply(reply_to, &reply, true);
+        }
+    }
+
+    fn progress(&mut self, index: usize) {
+        let Some(connection) = self.connections.get_mut(index) else { return };
+        let was_subscribed = connection.subscription().is_some();
+        let flow = connection.progress(&mut self.service);
+        self.after_slice(index, was_subscribed, flow);
+    }
+
+    fn deliver_account(&mut self, reply_to: ReplyTo, account: &Account) {
+        self.complete_reply(reply_to, &encode_account_reply(account), false);
+    }
+
+    fn complete_reply(&mut self, reply_to: ReplyTo, reply: &[u8], is_query: bool) {
+        let Some(index) = self.connections.index_of(reply_to.connection) else { return };
+        let Some(connection) = self.connections.get_mut(index) else { return };
+        connection.complete_reply(reply_to.slot, reply, is_query);
+        self.progress(index);
+    }
+
+    fn publish_account(&mut self, account: &Account) {
+        let indexes = self.subscriptions.account_subscribers(account.uid, coarse_grid::is_coarse(account));
+        if !indexes.is_empty() {
+            self.publish(&encode_account_stream_item(account), &indexes);
+        }
+    }
+
+    fn publish_domains(&mut self, now_ns: u64) {
+        let indexes = self.subscriptions.take_due(now_ns);
+        if !indexes.is_empty() {
+            let tick = encode_domain_stream_item(&self.service.domain_tick());
+            self.publish(&tick, &indexes);
+            indexes.into_iter().for_each(|index| self.progress(index));
+        }
+    }
+
+    /// Adds a stream item to each subscriber's queue. The next call of `progress` sends it.
+    fn publish(&mut self, reply: &[u8], indexes: &[usize]) {
+        let max_unread_bytes = self.service.limits().unread_bytes;
+        for &index in indexes {
+            let Some(connection) = self.connections.get_mut(index) else { continue };
+            let flow = connection.push_stream_item(reply, max_unread_bytes);
+            self.finish_slice(index, flow);
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct AccountReply<'a> {
+    account: &'a Account,
+}
+
+fn encode_account_reply(account: &Account) -> Vec<u8> {
+    let mut reply = Vec::new();
+    MethodReply::last(AccountReply { account }).encode(&mut reply);
+    reply
+}
+
+fn encode_account_stream_item(account: &Account) -> Vec<u8> {
+    let mut reply = Vec::new();
+    MethodReply::continued(AccountReply { account }).encode(&mut reply);
+    reply
+}
+
+fn encode_domain_stream_item(tick: &DomainSnapshot) -> Vec<u8> {
+    let mut reply = Vec::new();
+    MethodReply::continued(tick).encode(&mut reply);
+    reply
 }

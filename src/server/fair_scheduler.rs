@@ -1,27 +1,26 @@
-//! Fair scheduling of clients: users in the order of the service time that they have used.
+//! Start-time fair queueing of users (Goyal, Vin, Cheng 1996), by the service time that each has used.
 //!
-//! Owns one virtual time for each user, as in start-time fair queueing (Goyal, Vin, Cheng 1996): a user that was idle begins
-//! at the present virtual time, and each turn moves it on by what the turn took. So a user that asks seldom waits for one
-//! turn of those that ask all the time, not for one of each. Knows no connection.
+//! Owns the virtual time. A user that was idle starts at the current virtual time, and each slice advances it
+//! by the slice's duration. A user with few calls waits for one slice of a busy user, not for one slice of
+//! each of its clients.
 
 use std::collections::HashMap;
 
-/// A client's turn while no other user was served lately, and while one was.
+/// Length of a slice without and with recent slices of another user.
 const UNCONTENDED_SLICE_NS: u64 = 1_000_000;
 const CONTENDED_SLICE_NS: u64 = 100_000;
 
-/// For so long after two users took turns, turns are short.
+/// Slices stay short for this time after two users alternated.
 const CONTENTION_WINDOW_NS: u64 = 100_000_000;
 
-/// Beyond so many users, all begin anew together.
+/// Above this number of users, all start tags are reset.
 const MAX_USERS: usize = 1024;
 
-/// The virtual time of each user.
 #[derive(Debug, Default)]
 pub(crate) struct FairScheduler {
-    /// By user, when its next turn would begin.
+    /// By user id: the start tag of the next slice.
     finish_tags: HashMap<u32, u64>,
-    /// When the latest turn began.
+    /// Start tag of the latest slice.
     virtual_time_ns: u64,
     last_uid: Option<u32>,
     contended_until_ns: u64,
@@ -35,12 +34,12 @@ impl FairScheduler {
             .map_or(self.virtual_time_ns, |finish_tag| *finish_tag.max(&self.virtual_time_ns))
     }
 
-    /// How long a turn may take now.
+    /// Length of a slice that starts now.
     pub(crate) fn slice_ns(&self, now_ns: u64) -> u64 {
         if now_ns < self.contended_until_ns { CONTENDED_SLICE_NS } else { UNCONTENDED_SLICE_NS }
     }
 
-    /// A turn of this user, which ended at `now_ns`, took so long.
+    /// Charges a user for a slice that ended at `now_ns`.
     pub(crate) fn charge(&mut self, uid: u32, used_ns: u64, now_ns: u64) {
         let start_tag = self.start_tag(uid);
         self.virtual_time_ns = start_tag;
@@ -76,7 +75,10 @@ mod tests {
         let mut scheduler = FairScheduler::default();
         (0..1000).for_each(|_| scheduler.charge(ANN, 1000, 0));
         scheduler.charge(BOB, 5000, 0);
-        assert!(scheduler.start_tag(BOB) > scheduler.start_tag(ANN), "one long turn, then it is the other's");
+        assert!(
+            scheduler.start_tag(BOB) > scheduler.start_tag(ANN),
+            "the other user is served after one long slice"
+        );
     }
 
     #[test]

@@ -1,7 +1,7 @@
-//! A socket that is watched for readiness, level-triggered, as long as it lives.
+//! A socket that is registered with a poller, level-triggered, for as long as it lives.
 //!
-//! Owns the one promise that makes `polling` safe: what is added is deleted before it is closed. `Poller::add` is
-//! unsafe only because nothing else ties the two together; [`RegisteredSocket`] does, by owning both.
+//! `Poller::add` is unsafe because a source must be deleted before it is closed. [`RegisteredSocket`] owns
+//! both the socket and its registration, and deletes before it closes.
 #![allow(unsafe_code)]
 
 use std::io;
@@ -11,13 +11,12 @@ use std::sync::Arc;
 
 use polling::{Event, PollMode, Poller};
 
-/// What can be watched: sockets of the standard library, whose descriptor never changes.
+/// Sockets of the standard library, whose descriptor does not change until they are dropped.
 pub trait PollableSocket: std::os::fd::AsFd + std::os::fd::AsRawFd {}
 
 impl PollableSocket for UnixListener {}
 impl PollableSocket for UnixStream {}
 
-/// A socket and its place in the poller.
 #[derive(Debug)]
 pub struct RegisteredSocket<S: PollableSocket> {
     poller: Arc<Poller>,
@@ -26,15 +25,15 @@ pub struct RegisteredSocket<S: PollableSocket> {
 }
 
 impl<S: PollableSocket> RegisteredSocket<S> {
-    /// Watches `socket` for what `interest` says, under its key.
+    /// Registers `socket` with the key and the events of `interest`.
     pub fn new(poller: &Arc<Poller>, socket: S, interest: Event) -> io::Result<Self> {
-        // SAFETY: `drop` deletes the socket from this very poller before the socket is closed, the field is
+        // SAFETY: `drop` deletes the socket from the same poller before the socket is closed. The field is
         // private and never moved out, and a `PollableSocket` keeps its descriptor until it is dropped.
         unsafe { poller.add_with_mode(&socket, interest, PollMode::Level)? };
         Ok(Self { poller: Arc::clone(poller), socket, interest })
     }
 
-    /// Watches for something else from now on; costs nothing where that is what it does already.
+    /// Changes the interest. Makes no system call if it is unchanged.
     pub fn set_interest(&mut self, interest: Event) -> io::Result<()> {
         if interest != self.interest {
             self.poller.modify_with_mode(&self.socket, interest, PollMode::Level)?;
@@ -54,7 +53,7 @@ impl<S: PollableSocket> Deref for RegisteredSocket<S> {
 
 impl<S: PollableSocket> Drop for RegisteredSocket<S> {
     fn drop(&mut self) {
-        // Fails only where the socket is not in the poller, which is what is wanted.
+        // This fails only if the socket is not registered, which is the intended state.
         let _ = self.poller.delete(&self.socket);
     }
 }

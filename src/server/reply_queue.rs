@@ -1,23 +1,20 @@
 //! The replies to one client, in the order of its calls.
 //!
-//! Owns the order: an answer that has to wait (a close that wants the settled account) holds back the later ones,
-//! and only those. Invariant: what lies in `sendable` may be sent now; `blocked` begins with an answer that is awaited,
-//! or is empty. Knows no socket, so that its order is tested without one.
+//! A deferred reply (of a close that waits for the settled account) blocks the replies after it, and only
+//! those. Invariant: `sendable` may be sent now; `blocked` is empty or begins with a pending reply.
 
 use std::collections::VecDeque;
 
-/// A later answer's place.
+/// The number of a deferred reply.
 pub type ReplySlot = u64;
 
 #[derive(Debug)]
 enum QueuedReply {
-    /// The answer to come.
     Pending(ReplySlot),
-    /// Answers that are ready but for what lies before them.
+    /// Complete replies after a pending one.
     Blocked(Vec<u8>),
 }
 
-/// The answers.
 #[derive(Debug, Default)]
 pub struct ReplyQueue {
     sendable: Vec<u8>,
@@ -38,11 +35,11 @@ impl ReplyQueue {
         }
         match self.blocked.back_mut() {
             Some(QueuedReply::Blocked(bytes)) => bytes,
-            _ => unreachable!("the line above put it there"),
+            _ => unreachable!("pushed above"),
         }
     }
 
-    /// Has something written at the end; gives what that gives.
+    /// Appends what `write` writes, and returns its result.
     pub fn write<T>(&mut self, write: impl FnOnce(&mut Vec<u8>) -> T) -> T {
         let out = self.tail();
         let before = out.len();
@@ -54,19 +51,19 @@ impl ReplyQueue {
         result
     }
 
-    /// The place of the answer that will be awaited next, if one will.
+    /// The slot of the next deferred reply.
     pub fn next_slot(&self) -> ReplySlot {
         self.next_slot
     }
 
-    /// The next answer is to come later, into [`ReplyQueue::next_slot`].
+    /// Defers the next reply to [`ReplyQueue::next_slot`].
     pub fn push_pending(&mut self) {
         self.blocked.push_back(QueuedReply::Pending(self.next_slot));
         self.pending += 1;
         self.next_slot += 1;
     }
 
-    /// The awaited answer is here.
+    /// Fills the slot of a deferred reply.
     pub fn complete(&mut self, slot: ReplySlot, reply: &[u8]) {
         let entry =
             self.blocked.iter_mut().find(|entry| matches!(entry, QueuedReply::Pending(at) if *at == slot));
@@ -81,15 +78,14 @@ impl ReplyQueue {
         }
     }
 
-    /// What may be sent now.
     pub fn sendable(&self) -> &[u8] {
         &self.sendable[self.sent_bytes..]
     }
 
-    /// Takes note of `bytes` sent; what was sent goes as soon as it is more than what is not, so that a client that is
-    /// always a little behind costs no more memory than that, and no byte is moved more than once on average.
+    /// Removes `bytes` from the front. The buffer is compacted when its sent part is larger than the rest,
+    /// which bounds its memory and moves each byte at most once on average.
     pub fn mark_sent(&mut self, bytes: usize) {
-        /// Less is not worth the move.
+        /// A smaller move is not worth its cost.
         const COMPACT_MIN_BYTES: usize = 16 * 1024;
         self.sent_bytes += bytes;
         let remaining = self.sendable.len() - self.sent_bytes;
@@ -99,17 +95,17 @@ impl ReplyQueue {
         }
     }
 
-    /// Gives memory back that a burst of answers took.
+    /// Releases memory that a burst used.
     pub fn shrink(&mut self) {
         self.sendable.shrink_to(self.unsent_bytes().max(4096));
     }
 
-    /// Bytes that the client has not taken.
+    /// Bytes that are not yet sent, blocked ones included.
     pub fn unsent_bytes(&self) -> usize {
         self.sendable.len() - self.sent_bytes + self.blocked_bytes
     }
 
-    /// Answers still awaited.
+    /// Number of deferred replies.
     pub fn pending(&self) -> usize {
         self.pending
     }

@@ -1,18 +1,40 @@
 //! The subscriptions of streaming calls, and when each is due.
 //!
-//! Owns the list of streams and the times at which domains are told. Knows no socket: gives places, not connections.
-//! A watcher that is late is told from now on; a burst of old figures helps nobody.
+//! Holds connection indexes, not connections. A late subscriber skips the missed periods: a burst of old
+//! figures has no use.
 
-use super::dispatch::SubscriptionKind;
-use crate::protocol::Access;
+use crate::protocol::{Access, MethodError, WatchDomains};
 use crate::service::access::Peer;
 use crate::service::reply_to::ConnectionId;
 
-/// Until a sampler that rested has read again: a first answer before that would pair this instant with energy of up
-/// to a second ago.
+/// Delay of the first tick, until a resting sampler has read again. An earlier tick would pair the current
+/// time with energy up to one second old.
 const SAMPLER_WAKE_NS: u64 = 5_000_000;
 
-/// All subscriptions.
+/// The kind of a subscription (a call with "more").
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum SubscriptionKind {
+    /// Settled accounts.
+    Spans,
+    /// All domains, periodically.
+    Domains { period_ns: u64 },
+}
+
+/// Upper limit of the rate of WatchDomains. A higher rate is reduced to it.
+const MAX_RATE_HZ: f64 = 1000.0;
+
+/// Rate of WatchDomains if the call states none.
+const DEFAULT_RATE_HZ: f64 = 10.0;
+
+pub fn domain_subscription(call: &WatchDomains) -> Result<SubscriptionKind, MethodError> {
+    let rate_hz = call.rate_hz.unwrap_or(DEFAULT_RATE_HZ);
+    if !(rate_hz.is_finite() && rate_hz >= 0.001) {
+        let reason = "is not a valid rate; use a number from 0.001 to 1000".to_owned();
+        return Err(MethodError::InvalidValue { field: "rate_hz".into(), reason });
+    }
+    Ok(SubscriptionKind::Domains { period_ns: (1e9 / rate_hz.min(MAX_RATE_HZ)) as u64 })
+}
+
 #[derive(Debug, Default)]
 pub struct Subscriptions {
     list: Vec<ClientSubscription>,
@@ -24,12 +46,11 @@ struct ClientSubscription {
     connection: ConnectionId,
     peer: Peer,
     kind: SubscriptionKind,
-    /// When the domains are to be told; never for spans.
+    /// Time of the next domain tick; `u64::MAX` for spans.
     due_ns: u64,
 }
 
 impl Subscriptions {
-    /// Somebody begins to watch, at `now_ns`.
     pub fn add(
         &mut self,
         index: usize,
@@ -45,19 +66,17 @@ impl Subscriptions {
         self.list.push(ClientSubscription { index, connection, peer, kind, due_ns });
     }
 
-    /// A connection watches no longer; whether it did.
+    /// Removes the subscription of a connection. Returns whether there was one.
     pub fn remove(&mut self, connection: ConnectionId) -> bool {
         let before = self.list.len();
         self.list.retain(|subscription| subscription.connection != connection);
         self.list.len() < before
     }
 
-    /// How many streams a user has.
     pub fn count_of_user(&self, uid: u32) -> usize {
         self.list.iter().filter(|subscription| subscription.peer.uid == uid).count()
     }
 
-    /// How many watch the domains.
     pub fn domain_subscriber_count(&self) -> usize {
         self.list
             .iter()
@@ -65,7 +84,7 @@ impl Subscriptions {
             .count()
     }
 
-    /// The places of all who watch spans.
+    /// The connection indexes of all span subscribers.
     pub fn span_subscribers(&self) -> Vec<usize> {
         self.list
             .iter()
@@ -74,8 +93,8 @@ impl Subscriptions {
             .collect()
     }
 
-    /// The places of those who may see the account of a span of this user; `coarse`: it is one that a coarse caller may
-    /// see.
+    /// The connection indexes of the subscribers that may see an account of this user. `coarse` states
+    /// whether a caller with coarse access may see it.
     pub fn account_subscribers(&self, uid: u32, coarse: bool) -> Vec<usize> {
         let own = |peer: &Peer| peer.uid == uid && (coarse || peer.access >= Access::Span);
         let sees = |peer: &Peer| own(peer) || peer.access >= Access::Telemetry;
@@ -86,12 +105,12 @@ impl Subscriptions {
         matching.map(|subscription| subscription.index).collect()
     }
 
-    /// When the next is to be told of the domains.
+    /// The time of the next domain tick.
     pub fn next_due_ns(&self) -> Option<u64> {
         self.list.iter().map(|subscription| subscription.due_ns).min().filter(|due_ns| *due_ns < u64::MAX)
     }
 
-    /// The places of those who are to be told of the domains now; they are due again a period later.
+    /// The connection indexes of the domain subscribers that are due. Sets their next due time.
     pub fn take_due(&mut self, now_ns: u64) -> Vec<usize> {
         let mut indexes = Vec::new();
         for subscription in &mut self.list {
@@ -153,5 +172,15 @@ mod tests {
             (subscriptions.take_due(begun_ns + 450), subscriptions.next_due_ns()),
             (vec![4], Some(begun_ns + 450))
         );
+    }
+
+    #[test]
+    fn a_high_rate_is_capped_and_an_invalid_rate_is_rejected() {
+        let period = |rate_hz| domain_subscription(&WatchDomains { rate_hz });
+        assert_eq!(period(Some(1e9)), Ok(SubscriptionKind::Domains { period_ns: 1_000_000 }));
+        assert_eq!(period(None), Ok(SubscriptionKind::Domains { period_ns: 100_000_000 }));
+        for bad in [0.0, -1.0, f64::NAN] {
+            assert!(period(Some(bad)).is_err());
+        }
     }
 }

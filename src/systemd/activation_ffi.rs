@@ -1,8 +1,8 @@
-//! Sockets that the service manager has made and listens on for us (sd_listen_fds(3)).
+//! Sockets that the service manager creates and listens on (sd_listen_fds(3)).
 //!
-//! Owns the descriptors from 3 on that LISTEN_FDS and LISTEN_PID vouch for, once. Takes Unix stream sockets that
-//! listen, any number, whatever their names (LISTEN_FDNAMES), and refuses everything else by name: a unit that passes
-//! another thing is a mistake that would otherwise show as a client nobody answers.
+//! Takes the descriptors from 3 on once, if LISTEN_PID is this process. Any number of listening Unix stream
+//! sockets is accepted, with any names (LISTEN_FDNAMES). Anything else is an error that states the name, so
+//! that a mistake in a unit is reported at the start.
 #![allow(unsafe_code)]
 
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -13,23 +13,22 @@ use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::net::sockopt::{socket_acceptconn, socket_type};
 use rustix::net::{AddressFamily, SocketType, getsockname};
 
-/// What was handed over cannot be listened on.
+/// A passed descriptor is not a listening Unix stream socket.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "the service manager passed {name:?} as descriptor {descriptor}, which is no listening Unix stream socket; see Sockets= of its units"
+    "the service manager passed {name:?} as descriptor {descriptor}, which is not a listening Unix stream socket; check Sockets= of its units"
 )]
 pub struct SocketActivationError {
     descriptor: RawFd,
     name: String,
 }
 
-/// The first descriptor that is passed.
 const SD_LISTEN_FDS_START: RawFd = 3;
 
-/// The sockets handed over; none where nobody did. A second call gives none.
+/// The passed sockets. Empty without socket activation, and on the second call.
 ///
 /// # Errors
-/// One of them is no listening Unix stream socket.
+/// A descriptor is not a listening Unix stream socket.
 pub fn listeners() -> Result<Vec<UnixListener>, SocketActivationError> {
     static TAKEN: AtomicBool = AtomicBool::new(false);
     if TAKEN.swap(true, Ordering::Relaxed) {
@@ -48,14 +47,14 @@ pub fn listeners() -> Result<Vec<UnixListener>, SocketActivationError> {
 
 fn into_listener(descriptor: RawFd, name: &str) -> Result<UnixListener, SocketActivationError> {
     let error = || SocketActivationError { descriptor, name: name.to_owned() };
-    // SAFETY: only looked at; a number that is no open descriptor makes the first look fail.
+    // SAFETY: the descriptor is only queried; if it is not open, the first query fails.
     let borrowed = unsafe { BorrowedFd::borrow_raw(descriptor) };
     if !is_listening_unix_stream(borrowed) {
         return Err(error());
     }
     fcntl_setfd(borrowed, FdFlags::CLOEXEC).map_err(|_| error())?;
-    // SAFETY: it is open, as the looks above have shown; by LISTEN_PID it was passed to this very process, which takes it
-    // once (TAKEN) and before it opens anything of its own, so that nobody else owns it.
+    // SAFETY: the descriptor is open, as the queries above show. LISTEN_PID states that it was passed to this
+    // process, which takes it once (TAKEN) and before it opens any other, so nothing else owns it.
     Ok(UnixListener::from(unsafe { OwnedFd::from_raw_fd(descriptor) }))
 }
 

@@ -1,18 +1,16 @@
-//! Sockets that a service manager has made for us, where that is not systemd.
-//!
-//! Owns the same names as on Linux. There are none, and the daemon makes its own.
+//! Socket activation on systems without systemd: no sockets, so that the daemon creates its own.
 
 use std::os::unix::net::UnixListener;
 
-/// What was handed over cannot be listened on: never here.
+/// A passed descriptor is not a socket. Does not occur on this system.
 #[derive(Debug, thiserror::Error)]
-#[error("the service manager passed something that is no socket")]
+#[error("the service manager passed a descriptor that is not a socket")]
 pub struct SocketActivationError;
 
-/// None.
+/// Returns an empty list.
 ///
 /// # Errors
-/// Never.
+/// None on this system.
 pub fn listeners() -> Result<Vec<UnixListener>, SocketActivationError> {
     Ok(Vec::new())
 }

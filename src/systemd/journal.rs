@@ -1,8 +1,8 @@
-//! What the daemon says: one entry for each change of state, quiet otherwise.
+//! The daemon's log: one entry for each change of state.
 //!
-//! Owns where entries go, and their names. Where standard error is the journal's (JOURNAL_STREAM, systemd.exec(5)) they
-//! go there with their fields, by its native protocol (systemd.io/JOURNAL_NATIVE_PROTOCOL); elsewhere as plain lines on
-//! standard error. Never fails and never waits: a log that cannot be written must not stop a meter.
+//! If standard error is connected to the journal (JOURNAL_STREAM, systemd.exec(5)), entries are sent with
+//! their fields by its native protocol (systemd.io/JOURNAL_NATIVE_PROTOCOL), else as lines on standard error.
+//! Logging never fails and never blocks: an unavailable log must not stop the daemon.
 
 use std::io::Write;
 use std::os::unix::fs::MetadataExt;
@@ -11,73 +11,74 @@ use std::sync::OnceLock;
 
 use crate::escape::{printable, printable_lines};
 
-/// A kind of entry: found again by its id, whatever its words are (`journalctl MESSAGE_ID=...`).
+/// A kind of entry, with an ID that does not change with the text (`journalctl MESSAGE_ID=...`).
 #[derive(Debug, PartialEq, Eq)]
 pub struct LogEvent {
     /// The journal's MESSAGE_ID, 128 random bits.
     pub id: &'static str,
-    /// As syslog(3) counts: 3 error, 4 warning, 5 notice, 6 information.
+    /// As in syslog(3): 3 error, 4 warning, 5 notice, 6 information.
     pub priority: u8,
 }
 
-/// It measures and listens.
+/// The daemon measures and listens.
 pub const STARTED: LogEvent = LogEvent { id: "5a1f0c6de9a84f6f8e2b7d1c3f90a4b1", priority: 6 };
-/// It stops as asked.
+/// The daemon stopped on request.
 pub const STOPPED: LogEvent = LogEvent { id: "0e4c8b7a96d2455fa3b1c9e27d5f6082", priority: 6 };
-/// It cannot start, or cannot go on.
+/// The daemon cannot start or continue.
 pub const FAILED: LogEvent = LogEvent { id: "c7d92e5b1f3a4e80b6a5490d8e17f2c3", priority: 3 };
-/// A domain came to life.
+/// A domain became live.
 pub const DOMAIN_LIVE: LogEvent = LogEvent { id: "91b3f6a04c7d4d2e9f58e1a2b6c0d374", priority: 5 };
-/// A domain stopped living, with the reason.
+/// A domain stopped being live.
 pub const DOMAIN_NOT_LIVE: LogEvent = LogEvent { id: "e2a7c4d85b90463fb1d6f37a08c9e515", priority: 4 };
-/// It is known now whether two domains are two names of one counter.
+/// The check whether two domains read the same counter has a result.
 pub const DUPLICATE_DOMAINS: LogEvent = LogEvent { id: "9c2c8d5cf5a408fed36986517b4d27db", priority: 5 };
-/// A source that was looked for is not there.
+/// A source is unavailable.
 pub const SOURCE_UNAVAILABLE: LogEvent = LogEvent { id: "3d6e9b02a1f84c57806f4be9d2c7a836", priority: 6 };
-/// The configuration was read again and taken.
+/// The configuration was reloaded.
 pub const CONFIG_RELOADED: LogEvent = LogEvent { id: "b84f1d7c62e04a9395a0c3e8f7d6b247", priority: 5 };
-/// The configuration was read again and refused: nothing changed.
+/// The new configuration is invalid; the old one stays in effect.
 pub const CONFIG_REJECTED: LogEvent = LogEvent { id: "68c0a5f3d9174be2ae7b20d4c1f39e58", priority: 3 };
-/// What it gave up, and what it did not.
+/// Which privileges were dropped and which were kept.
 pub const PRIVILEGES_DROPPED: LogEvent = LogEvent { id: "f05b8e61c3a94d7db2e8967a4d10cf69", priority: 6 };
-/// It runs with more privilege than it needs.
+/// The daemon has more privileges than it needs.
 pub const EXCESS_PRIVILEGES: LogEvent = LogEvent { id: "2c97d4e8f6b1403a8d5e0b7fa9c3164d", priority: 4 };
 /// A group to which the configuration gives access does not exist.
 pub const UNKNOWN_GROUP: LogEvent = LogEvent { id: "524db23c58510006b04b13acb73debc9", priority: 4 };
 /// A recording ended.
 pub const RECORDING_ENDED: LogEvent = LogEvent { id: "a4e1790b5d3c4f26987c6d8fe0b2135a", priority: 6 };
 
-/// The ledger on disk changed its state.
+/// The state of the store changed.
 pub const STORE_STATE: LogEvent = LogEvent { id: "7be02f94c5d84a1e9a63d8f1b70c2e95", priority: 4 };
-/// The way to the bus changed its state.
+/// The state of the connection to D-Bus changed.
 pub const DBUS_STATE: LogEvent = LogEvent { id: "d3f6581ea90b4c72b8e41c7d95a0f263", priority: 5 };
 
-/// One thing that is said.
+/// A log entry.
 #[derive(Debug)]
 pub struct LogEntry<'a> {
-    /// What kind.
+    /// The kind of entry.
     pub event: &'static LogEvent,
-    /// In words, for the administrator.
+    /// The text, for the administrator.
     pub message: &'a str,
-    /// The journal's fields, such as WATTSPAN_DOMAIN.
+    /// Fields of the journal, such as WATTSPAN_DOMAIN.
     pub fields: &'a [(&'static str, &'a str)],
 }
 
-/// How entries are said; what stands for it in a process whose log is not ours is `|_| ()`.
+/// A function that logs an entry. A process that has no log of its own uses `
+/// _
+/// ()`.
 pub type LogFn = fn(&LogEntry);
 
-/// Where this process's entries go, found out once.
+/// The destination of this process's entries, detected once.
 enum LogTarget {
     Journal(UnixDatagram),
-    /// To standard error, each line with its priority in angle brackets (sd-daemon(3)).
+    /// Standard error, each line with its priority in angle brackets (sd-daemon(3)).
     StderrWithPriority,
     Stderr,
 }
 
-/// Where journald listens.
 const JOURNAL_SOCKET: &str = "/run/systemd/journal/socket";
 
-/// Says it.
+/// Logs an entry.
 pub fn log(entry: &LogEntry) {
     static TARGET: OnceLock<LogTarget> = OnceLock::new();
     let target = TARGET.get_or_init(|| detect_target(std::env::var("JOURNAL_STREAM").ok().as_deref()));
@@ -88,12 +89,12 @@ pub fn log(entry: &LogEntry) {
         }
         LogTarget::Stderr => format!("wattspand: {}\n", printable_lines(entry.message).replace('\n', "\n  ")),
     };
-    // One write, so that lines of several threads do not mix. Where nobody can be told, nobody can be told that either.
+    // A single write, so that lines of several threads do not mix. A failure cannot be reported.
     let _ = std::io::stderr().lock().write_all(line.as_bytes());
 }
 
-/// The journal, if standard error is the very stream that the service manager connected to it: a daemon whose standard
-/// error somebody redirected is heard where they listen.
+/// The journal, if standard error is the stream that the service manager connected to it. A redirected
+/// standard error takes precedence.
 fn detect_target(stream: Option<&str>) -> LogTarget {
     let stderr = rustix::fs::fstat(std::io::stderr()).ok();
     let named = stream.and_then(|stream| stream.split_once(':'));
@@ -106,12 +107,12 @@ fn detect_target(stream: Option<&str>) -> LogTarget {
     let connect = || -> std::io::Result<UnixDatagram> {
         let socket = UnixDatagram::unbound()?;
         socket.connect(JOURNAL_SOCKET)?;
-        // A journal that does not read must not hold the meter up.
+        // A journal that does not read must not block the daemon.
         socket.set_nonblocking(true)?;
         Ok(socket)
     };
     match connect() {
-        // Only root's journal is believed: the socket's name says nothing of who bound it.
+        // Another user could have bound the path, so it must belong to root.
         Ok(socket) if std::fs::metadata(JOURNAL_SOCKET).is_ok_and(|found| found.uid() == 0) => {
             LogTarget::Journal(socket)
         }
@@ -119,7 +120,7 @@ fn detect_target(stream: Option<&str>) -> LogTarget {
     }
 }
 
-/// The entry in the journal's own words.
+/// Encodes an entry in the native protocol.
 fn encode_entry(entry: &LogEntry) -> Vec<u8> {
     let priority = entry.event.priority.to_string();
     let standard = [
@@ -135,9 +136,9 @@ fn encode_entry(entry: &LogEntry) -> Vec<u8> {
     bytes
 }
 
-/// `NAME=value`, or the form with a length where the value has a line end, which would else begin another field.
+/// `NAME=value`, or the form with a length if the value has a newline, which would start another field.
 fn encode_field(bytes: &mut Vec<u8>, name: &str, value: &str) {
-    /// Far below what a datagram may hold.
+    /// Far below the maximum size of a datagram.
     const MAX_FIELD_BYTES: usize = 4096;
     let end =
         (0..=value.len().min(MAX_FIELD_BYTES)).rev().find(|&end| value.is_char_boundary(end)).unwrap_or(0);

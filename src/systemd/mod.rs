@@ -1,4 +1,4 @@
-//! systemd's side of the daemon: notifications, journal entries, and sockets that systemd created.
+//! The interface to systemd: notifications, journal entries, and socket activation.
 
 pub mod journal;
 pub mod notify;

@@ -1,8 +1,8 @@
-//! What the daemon tells its service manager: ready, reloading, stopping, alive (sd_notify(3)).
+//! Notifications to the service manager: ready, reloading, stopping, watchdog (sd_notify(3)).
 //!
-//! Owns the socket that NOTIFY_SOCKET names and the watchdog's period. Without that variable everything here does
-//! nothing. By hand rather than by the crate sd-notify, which cannot send to an abstract address and reads the environment
-//! anew for every message. Never waits: a manager that does not listen must not stop a meter.
+//! Owns the socket that NOTIFY_SOCKET names. Without that variable, all functions do nothing. The crate
+//! sd-notify is not used: it cannot send to an abstract address, and reads the environment for each message.
+//! Sending never blocks.
 
 use std::os::unix::net::UnixDatagram;
 
@@ -13,12 +13,12 @@ use crate::clock;
 #[derive(Debug, Default)]
 pub struct ServiceManager {
     socket: Option<UnixDatagram>,
-    /// How long it waits for a sign of life before it ends us.
+    /// The service manager ends the daemon if no watchdog message arrives for this time.
     watchdog_timeout_ns: Option<u64>,
 }
 
 impl ServiceManager {
-    /// The one that the environment names. A socket that cannot be reached is as none.
+    /// Reads the environment. An unreachable socket is treated as absent.
     pub fn from_environment() -> Self {
         let name = std::env::var_os("NOTIFY_SOCKET");
         let socket = name.and_then(|name| address::connect(name.as_ref()).ok());
@@ -28,40 +28,40 @@ impl ServiceManager {
         Self { socket, watchdog_timeout_ns: watchdog_ns }
     }
 
-    /// Whether there is one.
+    /// Whether there is a service manager.
     pub fn is_present(&self) -> bool {
         self.socket.is_some()
     }
 
-    /// How often it wants a sign of life; a third of what it waits, so that one may be late.
+    /// Interval of the watchdog messages: a third of the timeout, so that one may be late.
     pub fn watchdog_interval_ns(&self) -> Option<u64> {
         self.socket.as_ref()?;
         self.watchdog_timeout_ns.map(|ns| (ns / 3).max(1))
     }
 
-    /// Everything listens; `status` is shown by `systemctl status`.
+    /// The daemon is ready. `systemctl status` shows `status`.
     pub fn notify_ready(&self, status: &str) {
         self.send(&format!("READY=1\nSTATUS={}\n", status.replace('\n', " ")));
     }
 
-    /// The configuration is being read again; [`ServiceManager::notify_ready`] follows.
+    /// The configuration is being reloaded; [`ServiceManager::notify_ready`] follows.
     pub fn notify_reloading(&self) {
         self.send(&format!("RELOADING=1\nMONOTONIC_USEC={}\n", clock::monotonic_ns() / 1000));
     }
 
-    /// The end has begun.
+    /// Shutdown has begun.
     pub fn notify_stopping(&self) {
-        self.send("STOPPING=1\nSTATUS=answers who waits, then stops\n");
+        self.send("STOPPING=1\nSTATUS=Sending outstanding replies\n");
     }
 
-    /// Everything makes progress.
+    /// The daemon makes progress.
     pub fn notify_watchdog(&self) {
         self.send("WATCHDOG=1\n");
     }
 
     fn send(&self, message: &str) {
         if let Some(socket) = &self.socket {
-            // A manager whose queue is full is told the next time.
+            // If the queue is full, the message is lost; the next one follows.
             let _ = socket.send(message.as_bytes());
         }
     }

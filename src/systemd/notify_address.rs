@@ -1,6 +1,7 @@
-//! The service manager's socket on Linux: a path, or an abstract address written with `@` (unix(7)).
+//! The address of the service manager's socket on Linux: a path, or an abstract address written with `@`
+//! (unix(7)).
 //!
-//! Owns that distinction. Connects, so that nobody is looked up twice.
+//! The socket is connected, so that the address is resolved only once.
 
 use std::ffi::OsStr;
 use std::io;

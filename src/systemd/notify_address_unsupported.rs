@@ -1,6 +1,4 @@
-//! The service manager's socket where there are no abstract addresses: a path.
-//!
-//! Owns nothing but the connection.
+//! The address of the service manager's socket on systems without abstract addresses: a path.
 
 use std::ffi::OsStr;
 use std::io;

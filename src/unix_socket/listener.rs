@@ -1,9 +1,9 @@
-//! Where a program listens: the socket's path, taken safely.
+//! Binding of a Unix socket to a path, safely.
 //!
-//! Owns the path and the lock beside it. Refuses whatever it did not make: a path that is a link, another thing than a
-//! socket, or somebody else's; a directory that others may write to. Never removes a socket that answers. The new
-//! socket gets its owner and mode inside a private directory and is then renamed into place, so that it is never
-//! there with the wrong ones.
+//! Owns the path and the lock file next to it. Refuses a path that is a symbolic link, is not a socket or
+//! belongs to another user, and a directory that others can write to. A socket with a live listener is never
+//! removed. The new socket gets its owner and mode inside a private directory and is renamed into place, so
+//! that it never exists with other permissions.
 
 use std::fs::{self, DirBuilder, File, Metadata, Permissions};
 use std::io;
@@ -13,14 +13,13 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::FlockOperation;
 
-/// Which users may open the socket; what they may request there is decided elsewhere.
+/// Which users may open the socket. Their access is decided by `service::access`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SocketPermissions {
-    /// The owner only.
     Owner,
-    /// And this group.
+    /// The owner and this group.
     Group(u32),
-    /// Every user: a file has one group only, so that members of a second group need this.
+    /// Every user. A file has only one group, so members of a second group need this.
     AllUsers,
 }
 
@@ -30,38 +29,21 @@ impl From<Option<u32>> for SocketPermissions {
     }
 }
 
-/// Why the path cannot be had.
+/// Why a socket cannot be bound.
 #[derive(Debug, thiserror::Error)]
 pub enum ListenError {
-    /// Another daemon listens there.
-    #[error("another process listens on {}; stop it first, or choose another path", path.display())]
-    AddrInUse {
-        /// Where.
-        path: PathBuf,
-    },
-    /// Something is there that is not ours to replace.
+    /// Another process listens on the path.
+    #[error("another process listens on {}; stop it first, or use another path", path.display())]
+    AddrInUse { path: PathBuf },
+    /// The path or its directory is not safe.
     #[error("{} {reason}; {remedy}", path.display())]
-    UnsafePath {
-        /// What is in the way.
-        path: PathBuf,
-        /// What is wrong with it.
-        reason: &'static str,
-        /// What would help.
-        remedy: &'static str,
-    },
-    /// The system refuses.
+    UnsafePath { path: PathBuf, reason: &'static str, remedy: &'static str },
+    /// A system call failed.
     #[error("cannot {action} {}: {cause}", path.display())]
-    Io {
-        /// What was tried.
-        action: &'static str,
-        /// On what.
-        path: PathBuf,
-        /// What the system said.
-        cause: io::Error,
-    },
+    Io { action: &'static str, path: PathBuf, cause: io::Error },
 }
 
-/// A socket that is listened on; taken away with this value.
+/// A bound socket file. Dropping this value removes the file.
 #[derive(Debug)]
 pub struct SocketFile {
     path: PathBuf,
@@ -70,7 +52,7 @@ pub struct SocketFile {
     _lock: File,
 }
 
-/// Listens at `path`, which a group may open only where this process may give it away.
+/// Listens on `path`. If the group cannot be set, only the owner can open the socket.
 pub fn bind(
     path: &Path,
     permissions: impl Into<SocketPermissions>,
@@ -88,7 +70,6 @@ pub fn bind(
 }
 
 impl SocketFile {
-    /// Where.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -96,7 +77,7 @@ impl SocketFile {
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        // Only our own: somebody may have put another in its place by hand.
+        // The file may have been replaced, so the inode is compared.
         let ours = |found: &Metadata| (found.dev(), found.ino()) == self.inode;
         if fs::symlink_metadata(&self.path).is_ok_and(|found| ours(&found)) {
             let _ = fs::remove_file(&self.path);
@@ -104,7 +85,7 @@ impl Drop for SocketFile {
     }
 }
 
-/// Makes the directory if it is not there, and refuses one in which others could replace the socket.
+/// Creates the directory if it does not exist. Refuses one in which other users could replace the socket.
 fn prepare_directory(directory: &Path) -> Result<(), ListenError> {
     let io_error = |action| {
         let path = directory.to_owned();
@@ -112,37 +93,34 @@ fn prepare_directory(directory: &Path) -> Result<(), ListenError> {
     };
     match DirBuilder::new().mode(0o755).create(directory) {
         Err(cause) if cause.kind() != io::ErrorKind::AlreadyExists => {
-            return Err(io_error("make the directory")(cause));
+            return Err(io_error("create the directory")(cause));
         }
         _ => {}
     }
-    let found = fs::symlink_metadata(directory).map_err(io_error("look at"))?;
+    let found = fs::symlink_metadata(directory).map_err(io_error("inspect"))?;
     let unsafe_path =
         |reason, remedy| Err(ListenError::UnsafePath { path: directory.to_owned(), reason, remedy });
     if found.is_symlink() {
-        return unsafe_path("is a symbolic link", "give the real directory");
+        return unsafe_path("is a symbolic link", "use the real directory");
     }
     if !is_owned_by_self(&found) && found.uid() != 0 {
-        return unsafe_path("belongs to another user", "choose a path in a directory of root or of your own");
+        return unsafe_path("belongs to another user", "use a directory that you or root own");
     }
     const OTHERS_WRITE: u32 = 0o022;
     const STICKY: u32 = 0o1000;
     if found.mode() & OTHERS_WRITE != 0 && found.mode() & STICKY == 0 {
-        return unsafe_path(
-            "can be written by others",
-            "take that away with chmod go-w, or choose another path",
-        );
+        return unsafe_path("can be written by others", "run chmod go-w on it, or use another path");
     }
     Ok(())
 }
 
-/// One daemon for each path: the lock stands even while the socket is being replaced.
+/// Locks the path, also while the socket file is replaced, so that only one process binds it.
 fn lock(path: &Path) -> Result<File, ListenError> {
     let mut name = path.as_os_str().to_owned();
     name.push(".lock");
     let lock_path = PathBuf::from(name);
     let io_error =
-        |cause: io::Error| ListenError::Io { action: "open the lock", path: lock_path.clone(), cause };
+        |cause: io::Error| ListenError::Io { action: "open the lock file", path: lock_path.clone(), cause };
     use rustix::fs::{Mode, OFlags};
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let file = rustix::fs::open(&lock_path, flags, Mode::RUSR | Mode::WUSR)
@@ -155,31 +133,31 @@ fn lock(path: &Path) -> Result<File, ListenError> {
     }
 }
 
-/// Refuses a path with something at it that is not a dead socket of ours.
+/// Refuses a path that holds anything but a stale socket of this user.
 fn check_path(path: &Path) -> Result<(), ListenError> {
     let unsafe_path = |reason, remedy| Err(ListenError::UnsafePath { path: path.to_owned(), reason, remedy });
     let found = match fs::symlink_metadata(path) {
         Ok(found) => found,
         Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(cause) => return Err(ListenError::Io { action: "look at", path: path.to_owned(), cause }),
+        Err(cause) => return Err(ListenError::Io { action: "inspect", path: path.to_owned(), cause }),
     };
     if found.is_symlink() {
-        return unsafe_path("is a symbolic link", "remove it, or choose another path");
+        return unsafe_path("is a symbolic link", "remove it, or use another path");
     }
     if !found.file_type().is_socket() {
-        return unsafe_path("is not a socket", "remove it, or choose another path");
+        return unsafe_path("is not a socket", "remove it, or use another path");
     }
     if !is_owned_by_self(&found) {
-        return unsafe_path("is a socket of another user", "find out whose, or choose another path");
+        return unsafe_path("is a socket of another user", "use another path");
     }
     match UnixStream::connect(path) {
         Ok(_) => Err(ListenError::AddrInUse { path: path.to_owned() }),
         Err(cause) if cause.kind() == io::ErrorKind::ConnectionRefused => Ok(()),
-        // Somebody's queue is full, so somebody is there.
+        // The queue of the listener is full, so it is alive.
         Err(cause) if cause.kind() == io::ErrorKind::WouldBlock => {
             Err(ListenError::AddrInUse { path: path.to_owned() })
         }
-        Err(cause) => Err(ListenError::Io { action: "ask who listens on", path: path.to_owned(), cause }),
+        Err(cause) => Err(ListenError::Io { action: "connect to", path: path.to_owned(), cause }),
     }
 }
 
@@ -190,10 +168,10 @@ fn create_socket(
 ) -> Result<(UnixListener, Metadata), ListenError> {
     let temporary = directory.join(format!(".wattspan-{}", std::process::id()));
     let io_error = |action| move |cause| ListenError::Io { action, path: path.to_owned(), cause };
-    // Left behind by a process of the same number that was killed here.
+    // Left by a killed process with the same id.
     let _ = fs::remove_file(temporary.join("s"));
     let _ = fs::remove_dir(&temporary);
-    DirBuilder::new().mode(0o700).create(&temporary).map_err(io_error("make a directory beside"))?;
+    DirBuilder::new().mode(0o700).create(&temporary).map_err(io_error("create a directory next to"))?;
     let result = bind_and_rename(&temporary.join("s"), path, permissions);
     let _ = fs::remove_file(temporary.join("s"));
     let _ = fs::remove_dir(&temporary);
@@ -267,7 +245,7 @@ mod tests {
         let first = bind(&path, None).unwrap();
         assert!(matches!(bind(&path, None).unwrap_err(), ListenError::AddrInUse { .. }));
         drop(first);
-        // As after kill -9: the socket is still there, its listener and its lock are not.
+        // As after kill -9: the socket file exists, without a listener and without a lock.
         drop(UnixListener::bind(&path).unwrap());
         assert!(fs::symlink_metadata(&path).is_ok());
         let _second = bind(&path, None).unwrap();

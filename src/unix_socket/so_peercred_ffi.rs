@@ -1,25 +1,24 @@
-//! Who is at the other end of a Unix socket, by SO_PEERCRED and SO_PEERGROUPS (Linux, unix(7)).
+//! Credentials of a Unix socket's peer by SO_PEERCRED and SO_PEERGROUPS (Linux, unix(7)).
 //!
-//! Owns the two calls. They tell the credentials at the time of `connect`, which is what is wanted: a process that
-//! changes its identity afterwards gains nothing. `libc` directly, because rustix does not know SO_PEERGROUPS, and
-//! its SO_PEERCRED demands a process id other than 0, which a peer in another PID namespace has not.
+//! The kernel states the credentials at the time of `connect`, so a later change of identity has no effect.
+//! `libc` is used directly: rustix has no SO_PEERGROUPS, and its SO_PEERCRED fails for the process id 0 of a
+//! peer in another PID namespace.
 #![allow(unsafe_code)]
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-use super::PeerCredentials;
+use super::peer_credentials::PeerCredentials;
 
-/// More groups than this are not asked for (the kernel's own limit, NGROUPS_MAX, is 65,536).
+/// NGROUPS_MAX of the kernel.
 const MAX_GROUPS: usize = 65_536;
 
-/// The peer's credentials.
 pub fn peer_credentials(socket: BorrowedFd) -> io::Result<PeerCredentials> {
     let cred = peer_ucred(socket)?;
     Ok(PeerCredentials { uid: cred.uid, gid: cred.gid, groups: peer_groups(socket)? })
 }
 
-/// The process that connected; `None` where it has no number in this PID namespace.
+/// The process that connected, or `None` if it has no id in this PID namespace.
 pub fn peer_pid(socket: BorrowedFd) -> Option<u32> {
     u32::try_from(peer_ucred(socket).ok()?.pid).ok().filter(|pid| *pid > 0)
 }
@@ -27,7 +26,8 @@ pub fn peer_pid(socket: BorrowedFd) -> Option<u32> {
 fn peer_ucred(socket: BorrowedFd) -> io::Result<libc::ucred> {
     let mut cred = libc::ucred { pid: 0, uid: 0, gid: 0 };
     let mut length = size_of::<libc::ucred>() as libc::socklen_t;
-    // SAFETY: the descriptor is open for the call, and the kernel writes at most `length` bytes, the size of `cred`.
+    // SAFETY: the descriptor is open for the call, and the kernel writes at most `length` bytes, the size of
+    // `cred`.
     let status = unsafe {
         libc::getsockopt(
             socket.as_raw_fd(),
@@ -43,13 +43,13 @@ fn peer_ucred(socket: BorrowedFd) -> io::Result<libc::ucred> {
     Ok(cred)
 }
 
-/// The peer's supplementary groups.
 fn peer_groups(socket: BorrowedFd) -> io::Result<Vec<u32>> {
     let mut groups = vec![0 as libc::gid_t; 32];
     loop {
         let mut length = size_of_val(groups.as_slice()) as libc::socklen_t;
-        // SAFETY: the descriptor is open for the call, and the kernel writes at most `length` bytes, the size of
-        // the vector's initialised contents; where that is too little it writes the size it needs to `length`.
+        // SAFETY: the descriptor is open for the call, and the kernel writes at most `length` bytes, the size
+        // of the vector's initialised contents. If that is too small, it stores the required size in
+        // `length`.
         let status = unsafe {
             libc::getsockopt(
                 socket.as_raw_fd(),

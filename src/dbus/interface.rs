@@ -1,56 +1,50 @@
-//! The methods of `org.wattspan.Wattspan1`: what each takes on the bus, and which call to the service it is.
+//! The interface `org.wattspan.Wattspan1`: its methods, properties and introspection text.
 //!
-//! Owns the one table between the two. A method on the bus is a method of the service with the needed parameters in
-//! order and the others by name; a test holds the table against the introspection text and against the service's own
-//! list, so that a method can be missing on the bus only on purpose.
+//! Owns the two tables that map a method or property on the bus to a method of the service. The tests compare them with
+//! the installed introspection text and with the service's list of methods, so that no method is omitted by accident.
 
 use serde_json::{Map, Value};
 use zbus::message::Body;
 use zbus::{Structure, Variant};
 
 use super::dbus_error::DbusError;
-use super::json;
+use super::json::{self, VariantDict};
+use super::names::OBJECT_PATH;
 use crate::protocol::{
     CancelSpan, CloseSpan, GetBalance, GetInfo, GetSpan, ListSpans, MarkPhase, Method, MethodError, OpenSpan,
     ReadWindow, SetWeight,
 };
 
-/// The service's method that reads the configuration again.
 pub const RELOAD: &str = "org.wattspan.Meter.Reload";
 
-/// What becomes of the service's reply.
+/// How to convert the reply of the service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ReplyShape {
-    /// An empty answer.
     Empty,
-    /// This field, a text.
+    /// This field, a string.
     Text(&'static str),
     /// This field, an object.
     Object(&'static str),
-    /// This field, a list of objects.
+    /// This field, an array of objects.
     List(&'static str),
-    /// All of it.
+    /// The whole reply, as a dictionary.
     Whole,
 }
 
-/// A method on the bus.
 #[derive(Debug)]
 pub struct DbusMethod {
-    /// Its name on the bus.
     pub name: &'static str,
-    /// The service's method.
+    /// The method of the service.
     pub method: &'static str,
-    /// The types of its arguments.
+    /// The D-Bus signature of its arguments.
     pub signature: &'static str,
-    /// What the leading arguments are called; a last one beyond them holds the options.
+    /// Names of the positional arguments. One more argument, if any, is a dictionary of options.
     pub arguments: &'static [&'static str],
-    /// What it answers.
     pub reply: ReplyShape,
 }
 
 macro_rules! methods {
     ($($name:literal $method:expr, $signature:literal $arguments:expr => $reply:expr;)*) => {
-        /// Every method.
         pub const METHODS: &[DbusMethod] = &[$(
             DbusMethod { name: $name, method: $method, signature: $signature, arguments: &$arguments, reply: $reply }
         ),*];
@@ -71,18 +65,17 @@ methods! {
     "Reload" RELOAD, "" [] => ReplyShape::Empty;
 }
 
-/// The method of this name.
 pub fn find_method(name: &str) -> Option<&'static DbusMethod> {
     METHODS.iter().find(|method| method.name == name)
 }
 
 impl DbusMethod {
-    /// The parameters of the service's method, from a message's body.
+    /// Converts the arguments of a message to the parameters of the service's method.
     pub fn parse_parameters(&self, body: &Body) -> Result<Map<String, Value>, DbusError> {
         let signature = body.signature().to_string_no_parens();
         if signature != self.signature {
             return Err(DbusError::invalid_args(format!(
-                "{} takes arguments of the types {:?}, not {signature:?}",
+                "{} takes arguments with the signature {:?}, not {signature:?}",
                 self.name, self.signature
             )));
         }
@@ -123,14 +116,74 @@ fn insert_parameter(
     }
 }
 
+#[derive(Debug)]
+pub struct DbusProperty {
+    pub name: &'static str,
+    /// The method of the service whose reply contains it.
+    pub method: &'static str,
+    /// The field in that reply.
+    pub field: &'static str,
+}
+
+macro_rules! properties {
+    ($($name:literal $method:ident $field:literal;)*) => {
+        pub const PROPERTIES: &[DbusProperty] = &[$(
+            DbusProperty { name: $name, method: $method::NAME, field: $field }
+        ),*];
+    };
+}
+
+properties! {
+    "Version" GetInfo "version";
+    "BootId" GetInfo "boot_id";
+    "NowNs" GetInfo "now_ns";
+    "HorizonNs" GetInfo "horizon_ns";
+    "HistoryNs" GetInfo "history_ns";
+    "Domains" GetInfo "domains";
+    "Absent" GetInfo "absent";
+    "Samplers" GetInfo "samplers";
+    "Access" GetInfo "access";
+    "Balance" GetBalance "balance";
+}
+
+pub fn find_property(name: &str) -> Option<&'static DbusProperty> {
+    PROPERTIES.iter().find(|property| property.name == name)
+}
+
+impl DbusProperty {
+    /// Takes the value from the reply.
+    pub fn value(&self, reply: &mut Map<String, Value>) -> Option<Variant<'static>> {
+        json::to_variant(self.field, reply.remove(self.field)?)
+    }
+}
+
+/// All properties that the reply of this method contains.
+pub fn properties_of(method: &str, mut reply: Map<String, Value>) -> VariantDict {
+    let of_method = PROPERTIES.iter().filter(|property| property.method == method);
+    of_method.filter_map(|property| Some((property.name.to_owned(), property.value(&mut reply)?))).collect()
+}
+
+/// The introspection text, as installed.
+pub const OBJECT_XML: &str = include_str!("../../systemd/dbus/org.wattspan.Wattspan1.xml");
+
+/// The introspection text for a path: of the object, of one of its parents, or `None`.
+pub fn describe(path: &str) -> Option<String> {
+    if path == OBJECT_PATH {
+        return Some(OBJECT_XML.to_owned());
+    }
+    let rest = OBJECT_PATH.strip_prefix(path.trim_end_matches('/'))?.strip_prefix('/')?;
+    let next = rest.split('/').next()?;
+    Some(format!("<node>\n  <node name=\"{next}\"/>\n</node>\n"))
+}
+
 #[cfg(test)]
 mod tests {
-    use super::super::introspection::OBJECT_XML;
-    use super::super::{INTERFACE, OBJECT_PATH};
+    use super::super::names::INTERFACE;
     use super::*;
     use crate::protocol::{METER_INTERFACE, METHOD_NAMES};
 
-    /// Streams are for the socket: a signal for each span would reach everybody who listens, and fill queues of the bus.
+    /// Streams are available on the socket only. A signal for each span would reach every listener and fill
+    /// queues of the bus.
     const SOCKET_ONLY: &[&str] = &["org.wattspan.Meter.WatchSpans", "org.wattspan.Meter.WatchDomains"];
 
     #[test]
@@ -141,7 +194,7 @@ mod tests {
         }
     }
 
-    /// The text between two marks.
+    /// Splits `text` around the first part between `open` and `close`.
     fn split_between<'a>(text: &'a str, open: &str, close: &str) -> Option<(&'a str, &'a str)> {
         text.split_once(open)?.1.split_once(close)
     }
@@ -209,5 +262,23 @@ mod tests {
         let twice = body(|call| call.build(&("a", options)));
         let error = find_method("CloseSpan").unwrap().parse_parameters(&twice).unwrap_err();
         assert_eq!(error.message, "span: is given twice");
+    }
+
+    #[test]
+    fn the_introspection_xml_describes_these_properties() {
+        let described: Vec<&str> =
+            OBJECT_XML.split("<property name=\"").skip(1).filter_map(|rest| rest.split('"').next()).collect();
+        assert_eq!(described, PROPERTIES.iter().map(|property| property.name).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn only_the_object_and_its_parent_paths_are_described() {
+        assert!(describe("/").unwrap().contains("name=\"org\""));
+        assert!(describe("/org").unwrap().contains("name=\"wattspan\""));
+        assert!(describe("/org/wattspan").unwrap().contains("name=\"Wattspan1\""));
+        assert_eq!(describe(OBJECT_PATH).as_deref(), Some(OBJECT_XML));
+        for nowhere in ["/org/watt", "/other", "/org/wattspan/Wattspan1/span"] {
+            assert_eq!(describe(nowhere), None, "{nowhere}");
+        }
     }
 }

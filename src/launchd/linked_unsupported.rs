@@ -1,12 +1,12 @@
-//! Sockets that launchd made: there is none where the system is no macOS.
+//! Sockets from launchd on systems without launchd: none.
 
 use std::io;
 use std::os::unix::net::UnixListener;
 
-/// None.
+/// Returns an empty list.
 ///
 /// # Errors
-/// Never.
+/// None on this system.
 pub fn listeners() -> io::Result<Vec<UnixListener>> {
     Ok(Vec::new())
 }

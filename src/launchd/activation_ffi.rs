@@ -1,8 +1,8 @@
-//! Sockets that launchd has made and listens on for us (`launch_activate_socket` of <launch.h>).
+//! Sockets that launchd creates and listens on (`launch_activate_socket` of <launch.h>).
 //!
-//! Owns the descriptors that the call hands over, and the array that they come in, each once. Takes Unix stream sockets only;
-//! another thing under the name is a mistake in the plist that would otherwise show as a client nobody answers. The call is an argument, so that this
-//! very code runs where there is no launchd.
+//! Owns the descriptors that the call returns, and frees their array. Only Unix stream sockets are accepted,
+//! so that an error in the plist is reported at the start. The system call is an argument, so that this code
+//! is tested on systems without launchd.
 #![allow(unsafe_code)]
 
 use std::ffi::{CStr, c_char, c_int};
@@ -14,34 +14,36 @@ use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::net::sockopt::socket_type;
 use rustix::net::{AddressFamily, SocketType, getsockname};
 
-/// `launch_activate_socket`: the name in the plist, and where to put the array of descriptors and its length. 0, or an errno.
+/// `launch_activate_socket`: stores the array of descriptors for a name in the plist and its length. Returns
+/// 0 or an errno.
 pub type LaunchActivateSocket = unsafe extern "C" fn(*const c_char, *mut *mut c_int, *mut usize) -> c_int;
 
-/// The sockets under `name` in the plist; none where launchd did not start us or knows no such name.
+/// The sockets with this name in the plist. Empty if launchd did not start this process or has no such name.
 ///
 /// # Errors
-/// launchd's own, or one of them is no Unix stream socket.
+/// The call fails, or a descriptor is not a Unix stream socket.
 ///
 /// # Safety
-/// `activate` keeps the promises of launch.h: on 0 it has put an array there that malloc made, of as many open
-/// descriptors as it says, which are ours.
+/// `activate` must follow <launch.h>: if it returns 0, it has stored an array allocated by malloc, of as many
+/// open descriptors as it states, which the caller owns.
 pub unsafe fn listeners(activate: LaunchActivateSocket, name: &CStr) -> io::Result<Vec<UnixListener>> {
     let (mut array, mut count) = (std::ptr::null_mut(), 0_usize);
-    // SAFETY: a name that ends with NUL, and two places that live through the call.
+    // SAFETY: `name` ends with NUL, and both pointers are valid during the call.
     let status = unsafe { activate(name.as_ptr(), &raw mut array, &raw mut count) };
     match status {
         0 => {}
-        // Not started by launchd, no such name, and asked a second time.
+        // Not started by launchd, no such name, and already activated.
         libc::ESRCH | libc::ENOENT | libc::EALREADY => return Ok(Vec::new()),
         errno => return Err(io::Error::from_raw_os_error(errno)),
     }
     let mut sockets = Vec::new();
     if !array.is_null() {
         for at in 0..count {
-            // SAFETY: `at` is less than the array's length, and each descriptor in it is ours and is taken once.
+            // SAFETY: `at` is less than the array's length, and each descriptor in it is owned here and taken
+            // once.
             sockets.push(unsafe { OwnedFd::from_raw_fd(array.add(at).read()) });
         }
-        // SAFETY: malloc made the array, and it is not used afterwards.
+        // SAFETY: malloc allocated the array, and it is not used after this line.
         unsafe { libc::free(array.cast()) };
     }
     sockets.into_iter().map(into_listener).collect()
@@ -50,7 +52,7 @@ pub unsafe fn listeners(activate: LaunchActivateSocket, name: &CStr) -> io::Resu
 fn into_listener(socket: OwnedFd) -> io::Result<UnixListener> {
     let stream = socket_type(&socket)? == SocketType::STREAM;
     if !stream || getsockname(&socket)?.address_family() != AddressFamily::UNIX {
-        let message = "the socket that launchd made is no Unix stream socket; see Sockets in its plist";
+        let message = "the socket from launchd is not a Unix stream socket; check Sockets in the plist";
         return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
     }
     fcntl_setfd(&socket, FdFlags::CLOEXEC)?;
@@ -70,11 +72,11 @@ mod tests {
 
     type ActivationResult = Result<Vec<c_int>, c_int>;
 
-    /// What the launchd of this test hands over under each name: descriptors, or an errno. Each name once, as the real one.
+    /// The results of the simulated call by name. Each is returned once, as by launchd.
     static LAUNCHD: Mutex<Vec<(&str, ActivationResult)>> = Mutex::new(Vec::new());
 
     unsafe extern "C" fn activate(name: *const c_char, into: *mut *mut c_int, count: *mut usize) -> c_int {
-        // SAFETY: the caller gives a text that ends with NUL and two places, as the real call wants.
+        // SAFETY: the caller passes a string that ends with NUL and two valid pointers, as for the real call.
         unsafe {
             let name = CStr::from_ptr(name).to_str().unwrap();
             let mut launchd = LAUNCHD.lock().unwrap();
@@ -94,7 +96,7 @@ mod tests {
     fn listeners_from(name: &'static str, what: ActivationResult) -> io::Result<Vec<UnixListener>> {
         LAUNCHD.lock().unwrap().push((name, what));
         let name = std::ffi::CString::new(name).unwrap();
-        // SAFETY: `activate` keeps the promises of launch.h.
+        // SAFETY: `activate` follows <launch.h>.
         unsafe { listeners(activate, &name) }
     }
 
@@ -113,13 +115,13 @@ mod tests {
     }
 
     fn listeners_named(name: &CStr) -> io::Result<Vec<UnixListener>> {
-        // SAFETY: `activate` keeps the promises of launch.h.
+        // SAFETY: `activate` follows <launch.h>.
         unsafe { listeners(activate, name) }
     }
 
     #[test]
     fn unknown_names_give_no_sockets_and_other_errnos_are_returned() {
-        assert!(listeners_named(c"nobody").unwrap().is_empty());
+        assert!(listeners_named(c"unknown").unwrap().is_empty());
         assert!(listeners_from("by hand", Err(libc::ESRCH)).unwrap().is_empty());
         assert!(listeners_from("again", Err(libc::EALREADY)).unwrap().is_empty());
         assert_eq!(listeners_from("full", Err(libc::EMFILE)).unwrap_err().raw_os_error(), Some(libc::EMFILE));
@@ -131,7 +133,7 @@ mod tests {
         let tcp = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let address = tcp.local_addr().unwrap();
         let refused = listeners_from("tcp", Ok(vec![tcp.into_raw_fd()])).unwrap_err();
-        assert!(refused.to_string().contains("no Unix stream socket"), "{refused}");
+        assert!(refused.to_string().contains("not a Unix stream socket"), "{refused}");
         assert!(std::net::TcpStream::connect(address).is_err(), "it was closed");
     }
 }
