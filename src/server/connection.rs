@@ -16,9 +16,9 @@ use super::readiness_ffi::RegisteredSocket;
 use super::recv::{RecvResult, recv};
 use super::reply_queue::ReplyQueue;
 use crate::protocol::{MESSAGE_TERMINATOR, MethodError};
+use crate::service::Service;
 use crate::service::access::{AccessPolicy, Peer};
-use crate::service::reply_to::{ConnectionId, ReplyTo};
-use crate::service::service::{Caller, Service};
+use crate::service::caller::{Caller, ConnectionId, ReplyTo};
 
 /// Most answers of one client that may be awaited at a time.
 const MAX_PENDING_REPLIES: usize = 4096;

@@ -6,9 +6,9 @@
 use super::encode;
 use super::event_loop::SocketServer;
 use crate::attribution::account::Account;
+use crate::service::caller::ReplyTo;
 use crate::service::coarse_grid;
-use crate::service::reply_to::ReplyTo;
-use crate::service::service::FinalAccount;
+use crate::service::durability::FinalAccount;
 
 impl SocketServer {
     /// Takes in readings and hands out what became final.

@@ -12,9 +12,10 @@ use crate::protocol::{
     ServiceInfo, SpanAccount, WatchDomains, WatchSpans,
 };
 
+use crate::service::Service;
 use crate::service::access;
+use crate::service::caller::{AccountOutcome, Caller};
 use crate::service::rate_limit::{CallClass, RateLimitError};
-use crate::service::service::{AccountOutcome, Caller, Service};
 
 /// What became of a call.
 #[derive(Debug, Clone, Copy, PartialEq)]

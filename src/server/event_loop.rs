@@ -23,7 +23,8 @@ use super::readiness_ffi::RegisteredSocket;
 use super::server_sockets::ServerSockets;
 use super::subscriptions::Subscriptions;
 use crate::protocol::{Access, MethodError};
-use crate::service::service::{FinalAccount, Service};
+use crate::service::Service;
+use crate::service::durability::FinalAccount;
 use crate::unix_socket;
 
 const LISTENER_KEY: usize = 0;

@@ -6,7 +6,7 @@
 use super::dispatch::SubscriptionKind;
 use crate::protocol::Access;
 use crate::service::access::Peer;
-use crate::service::reply_to::ConnectionId;
+use crate::service::caller::ConnectionId;
 
 /// Until a sampler that rested has read again: a first answer before that would pair this instant with energy of up
 /// to a second ago.

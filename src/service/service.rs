@@ -1,123 +1,79 @@
-//! The one place where a request meets the attributor.
+//! The service: the attributor, the readings that feed it, and the registry of spans.
 //!
-//! Owns the attributor, the feeds that fill it, and the register of whose span is which. Knows no transport: callers come
-//! with a [`Peer`], answers go out as values, awaited ones under a [`ReplyTo`]. Everything here runs on one thread and
-//! never waits; time comes from the one clock it was given.
+//! Independent of the transport: a call comes with a [`Peer`] or [`Caller`](super::caller::Caller), and a reply that is sent
+//! later goes to a [`ReplyTo`]. Everything runs on one thread and never blocks; all times come from one [`Clock`]. This file
+//! has construction and polling; the methods of the protocol are in `methods.rs`.
 
 use std::collections::HashMap;
 use std::io;
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::attribution::account::Account;
-use crate::attribution::{self, Attributor, MAX_DOMAINS, SpanKey};
+use crate::attribution::{Attributor, MAX_DOMAINS, SpanKey};
 use crate::clock::{self, Clock};
 use crate::config::Limits;
 use crate::domain::Absent;
 use crate::privileges::ProcessPrivileges;
-use crate::process_usage::{KernelRoots, ProcessIdentity};
-use crate::protocol::MethodError;
-use crate::sampler;
+use crate::process_usage::ProcessIdentity;
+use crate::protocol::{Method, MethodError, Reload, ReloadReply};
 
 use super::access::{AccessPolicy, Peer};
 use super::allocator;
+use super::caller::ReplyTo;
 use super::coarse_spans::CoarseSpans;
 use super::cursor::CursorCipher;
-use super::durability::Durability;
-use super::gpu_process_usage::GpuProcessUsage;
-use super::process_tracking::ProcessTracker;
+use super::daemon_control::{DaemonControl, ReloadedSettings};
+use super::durability::{Durability, EncodedReply, FinalAccount};
+use super::process_tracker::{GpuProcessUsage, ProcessTracker};
 use super::rate_limit::{CallClass, RateLimitError, RateLimiter};
 use super::readings::ReadingCollector;
-use super::reload::DaemonControl;
-use super::reply_to::ReplyTo;
 use super::span_id::SpanIdGenerator;
-use super::span_lookup::SpanLookup;
-use super::span_registry::SpanRegistry;
+use super::span_registry::{SpanLookup, SpanRegistry};
+use super::startup::{ServiceSettings, StartupSettings};
 
-/// How far ahead of the daemon's clock an edge may lie (clocks of two CPUs, rounding by the client).
-const MAX_FUTURE_NS: u64 = 1_000_000;
-
-/// How the service is set up.
-#[derive(Debug, Clone)]
-pub struct ServiceSettings {
-    /// How the attributor is.
-    pub attribution: attribution::AttributionSettings,
-    /// What one client may take.
-    pub limits: Limits,
-    /// Who may what.
-    pub policy: AccessPolicy,
-    /// How far back readings are kept, and edges are taken, at least.
-    pub history_ns: u64,
-    /// Where processes and control groups are shown.
-    pub roots: KernelRoots,
-    /// A library to load instead of the system's NVML.
-    pub nvml_library: Option<PathBuf>,
-}
-
-/// Who calls, through what.
-#[derive(Debug, Clone, Copy)]
-pub struct Caller {
-    /// Who it is.
-    pub peer: Peer,
-    /// Where an awaited answer would go.
-    pub reply_to: ReplyTo,
-    /// The process at the other end, where the transport tells it.
-    pub process: Option<ProcessIdentity>,
-}
-
-/// What a close gives.
-#[derive(Debug)]
-pub enum AccountOutcome {
-    /// The account so far.
-    Ready(Box<Account>),
-    /// The final account will come under the caller's ticket.
-    Deferred,
-}
-
-/// A final account, and who waited for it.
-#[derive(Debug)]
-pub struct FinalAccount {
-    /// The account.
-    pub account: Arc<Account>,
-    /// Whose answer it is.
-    pub reply_to: Option<ReplyTo>,
+/// The parts that [`ServiceBuilder`](super::ServiceBuilder) collects.
+pub(crate) struct ServiceParts {
+    pub(crate) collector: ReadingCollector,
+    pub(crate) absent: Vec<Absent>,
+    pub(crate) settings: ServiceSettings,
+    pub(crate) clock: Clock,
+    pub(crate) durability: Option<Durability>,
+    pub(crate) daemon: Option<(DaemonControl, ProcessPrivileges)>,
+    /// The samplers run at the full rate from the start to the end.
+    pub(crate) is_recording: bool,
 }
 
 /// The meter as its clients see it.
 pub struct Service {
     pub(crate) clock: Clock,
     pub(crate) attributor: Attributor,
-    pub(crate) collector: ReadingCollector,
-    pub(crate) absent: Vec<Absent>,
-    pub(crate) settings: ServiceSettings,
+    pub(super) collector: ReadingCollector,
+    pub(super) absent: Vec<Absent>,
+    pub(super) settings: ServiceSettings,
     pub(crate) domain_index: HashMap<String, usize>,
-    pub(crate) registry: SpanRegistry,
+    pub(super) registry: SpanRegistry,
     pub(crate) coarse_spans: CoarseSpans,
     rate_limiter: RateLimiter,
-    pub(crate) span_ids: SpanIdGenerator,
-    /// Of lists that go on on disk.
-    pub(crate) cursor_cipher: CursorCipher,
-    pub(crate) process_tracker: ProcessTracker,
-    pub(crate) boot_id: String,
-    /// What a daemon has and a meter inside a client has not.
-    pub(crate) daemon: Option<DaemonControl>,
-    pub(crate) confinement: Option<ProcessPrivileges>,
-    /// Room to settle into, empty between two calls.
+    pub(super) span_ids: SpanIdGenerator,
+    pub(super) cursor_cipher: CursorCipher,
+    pub(super) process_tracker: ProcessTracker,
+    pub(super) boot_id: String,
+    /// `None` in an embedded meter, like `privileges`.
+    daemon: Option<DaemonControl>,
+    pub(super) privileges: Option<ProcessPrivileges>,
+    /// A reused buffer, empty between calls.
     settled_buffer: Vec<(SpanKey, Account)>,
-    /// Some have settled and are not finished.
+    /// The attributor has settled spans that are not finalized.
     has_more_settled: bool,
-    /// The most memory that spans took since memory was last given back, by estimate.
+    /// The maximum of the spans' estimated memory since memory was last released.
     peak_span_bytes: usize,
-    /// When it is given back once more.
+    /// The time of the second release, see [`Service::release_memory`].
     compact_due_ns: Option<u64>,
-    /// Final, and not yet handed out by a pump.
-    pub(crate) final_accounts: Vec<FinalAccount>,
-    /// The ledger on disk, where there is one.
-    pub(crate) durability: Option<Durability>,
-    /// The disk's answers, not yet handed out.
-    pub(crate) store_replies: Vec<(ReplyTo, Vec<u8>)>,
-    /// Somebody watches the final accounts.
-    pub(crate) has_span_watchers: bool,
+    /// Final accounts that the next poll returns.
+    final_accounts: Vec<FinalAccount>,
+    pub(super) durability: Option<Durability>,
+    store_replies: Vec<EncodedReply>,
+    has_span_watchers: bool,
     refreshed_ns: u64,
     is_fast: bool,
     is_recording: bool,
@@ -125,19 +81,18 @@ pub struct Service {
 }
 
 impl Service {
-    /// A service over feeds that run already. Fails where the kernel's random device cannot be opened.
-    pub fn new(
-        collector: ReadingCollector,
-        absent: Vec<Absent>,
-        settings: ServiceSettings,
-        clock: Clock,
-    ) -> io::Result<Self> {
-        let index = collector.domains().enumerate().map(|(at, domain)| (domain.name.clone(), at)).collect();
+    /// # Errors
+    /// The kernel's random device cannot be opened.
+    pub(crate) fn new(parts: ServiceParts) -> io::Result<Self> {
+        let ServiceParts { collector, absent, settings, clock, durability, daemon, is_recording } = parts;
+        let domain_index =
+            collector.domains().enumerate().map(|(at, domain)| (domain.name.clone(), at)).collect();
         let mut attributor =
             Attributor::new(collector.domains().cloned().collect(), settings.attribution.clone());
         collector.publish_domain_state(&mut attributor);
         let gpus = GpuProcessUsage::new(collector.domains().enumerate(), settings.nvml_library.clone());
         let domains = collector.domains().count().min(MAX_DOMAINS);
+        let (daemon, privileges) = daemon.unzip();
         Ok(Self {
             clock,
             attributor,
@@ -148,74 +103,93 @@ impl Service {
             rate_limiter: RateLimiter::default(),
             process_tracker: ProcessTracker::new(settings.roots.clone(), gpus),
             settings,
-            domain_index: index,
+            domain_index,
             span_ids: SpanIdGenerator::new()?,
             cursor_cipher: CursorCipher::default(),
             boot_id: boot_id(),
-            daemon: None,
-            confinement: None,
+            daemon,
+            privileges,
             settled_buffer: Vec::new(),
             has_more_settled: false,
             peak_span_bytes: 0,
             compact_due_ns: None,
             final_accounts: Vec::new(),
-            durability: None,
+            durability,
             store_replies: Vec::new(),
             has_span_watchers: false,
             refreshed_ns: 0,
-            is_fast: false,
-            is_recording: false,
+            is_fast: is_recording,
+            is_recording,
             domain_watchers: 0,
         })
     }
 
-    /// Makes it a daemon's: it can be reloaded, tells the service manager how it is, and shows what it gave up.
-    pub fn enable_daemon_mode(&mut self, daemon: DaemonControl, confinement: ProcessPrivileges) {
-        (self.daemon, self.confinement) = (Some(daemon), Some(confinement));
-    }
-
-    /// The service's clock.
+    /// The current time of the service's clock.
     pub fn now_ns(&self) -> u64 {
         self.clock.now_ns()
     }
 
-    /// What one client may take.
+    /// The limits per client, per user and in total.
     pub fn limits(&self) -> &Limits {
         &self.settings.limits
     }
 
-    /// One call of this peer, through whatever door.
-    ///
-    /// # Errors
-    /// The peer's calls are used up.
-    pub fn check_rate_limit(&mut self, peer: &Peer, class: CallClass) -> Result<(), RateLimitError> {
-        if peer.unlimited {
-            return Ok(());
-        }
-        self.rate_limiter.acquire(peer, class, self.clock.now_ns(), &self.settings.limits)
-    }
-
-    /// Who may what.
+    /// The rule from credentials to access.
     pub fn policy(&self) -> &AccessPolicy {
         &self.settings.policy
     }
 
-    /// How many watch the domains; while somebody does, the samplers are fast.
-    pub fn set_domain_watchers(&mut self, watchers: usize) {
-        self.domain_watchers = watchers;
-        self.set_sampling_rate(self.attributor.is_busy() || watchers > 0);
+    /// The names of the domains.
+    pub fn domain_names(&self) -> Vec<&str> {
+        self.collector.names().collect()
     }
 
-    /// Takes in new readings and settles what they allow, and appends the final accounts to `finals`.
-    pub fn poll(&mut self, finals: &mut Vec<FinalAccount>) {
+    /// The process of this number at the other end of a connection.
+    pub fn identify_process(&self, pid: Option<u32>) -> Option<ProcessIdentity> {
+        self.process_tracker.identify(pid?)
+    }
+
+    /// Takes one call from the peer's rate limit.
+    ///
+    /// # Errors
+    /// The rate limit is exceeded.
+    pub fn check_rate_limit(&mut self, peer: &Peer, class: CallClass) -> Result<(), RateLimitError> {
+        self.rate_limiter.acquire(peer, class, self.clock.now_ns(), &self.settings.limits)
+    }
+
+    /// Sets the number of WatchDomains streams; the samplers run at the full rate while there is one.
+    pub fn set_domain_watchers(&mut self, watchers: usize) {
+        self.domain_watchers = watchers;
+        self.update_sampling_rate();
+    }
+
+    /// Sets whether there are WatchSpans streams; if so, every final account is returned by a poll.
+    pub fn set_span_watchers(&mut self, has_span_watchers: bool) {
+        self.has_span_watchers = has_span_watchers;
+    }
+
+    /// Sets the function that another thread calls when [`Service::has_store_events`] becomes true.
+    pub fn set_waker(&self, waker: impl Fn() + Send + Sync + 'static) {
+        if let Some(durability) = &self.durability {
+            durability.set_waker(waker);
+        }
+    }
+
+    /// Whether the store has committed or answered since the last poll.
+    pub fn has_store_events(&self) -> bool {
+        self.durability.as_ref().is_some_and(Durability::has_events)
+    }
+
+    /// Processes new readings, settles spans, and appends the final accounts to `final_accounts`.
+    pub fn poll(&mut self, final_accounts: &mut Vec<FinalAccount>) {
         self.refresh(self.clock.now_ns());
-        finals.append(&mut self.final_accounts);
+        final_accounts.append(&mut self.final_accounts);
         self.final_accounts.shrink_to(1024);
     }
 
-    /// The same, unless it was done a moment ago: an account so far should be that of now, but a client that asks in a
-    /// loop should not cost more than one that waits.
-    pub(crate) fn refresh_if_stale(&mut self, now_ns: u64) {
+    /// Processes new readings unless that was done within the last millisecond. An account so far includes the latest
+    /// readings, but a client that calls in a loop costs no more than one that waits.
+    pub(super) fn refresh_if_stale(&mut self, now_ns: u64) {
         const FRESH_NS: u64 = 1_000_000;
         if now_ns.saturating_sub(self.refreshed_ns) >= FRESH_NS {
             self.refresh(now_ns);
@@ -227,7 +201,7 @@ impl Service {
         self.refreshed_ns = now_ns;
         self.attach_started_sources();
         self.collector.drain(now_ns, &mut self.attributor);
-        self.sample_process_usage(now_ns);
+        self.absent.extend(self.process_tracker.sample_if_due(now_ns, &mut self.attributor));
         self.attributor.advance(now_ns);
         self.has_more_settled = self.settle_within_budget(now_ns, since_ns);
         for (_, account) in self.coarse_spans.release(now_ns) {
@@ -235,10 +209,10 @@ impl Service {
         }
         self.poll_store(now_ns);
         self.release_memory(now_ns);
-        self.set_sampling_rate(self.attributor.is_busy() || self.domain_watchers > 0);
+        self.update_sampling_rate();
     }
 
-    /// Takes up the domains of sources that have answered since.
+    /// Adds the domains of sources that have started since the last call.
     fn attach_started_sources(&mut self) {
         let Some(attached) = self.collector.attach_started_sources(&mut self.attributor) else { return };
         self.absent.extend(attached.absent);
@@ -248,16 +222,16 @@ impl Service {
         self.registry.set_domains(self.collector.domains().count().min(MAX_DOMAINS));
     }
 
-    /// Finishes spans that have settled, one by one, so that accounts of thousands that end together are never in memory all
-    /// at once, and no call waits for all of them; whether there are more. It may take as long as calls took since it ran
-    /// last: settling a span is cheaper than the calls that opened and closed it, so that no backlog builds up.
+    /// Finalizes settled spans one by one, and returns whether there are more: the accounts of thousands of spans that end
+    /// together are never in memory at once. The time budget is the time since the last call; settling a span is cheaper
+    /// than the calls that opened and closed it, so no backlog builds up.
     fn settle_within_budget(&mut self, now_ns: u64, since_ns: u64) -> bool {
         const MIN_BUDGET_NS: u64 = 100_000;
         const MAX_BUDGET_NS: u64 = 2_000_000;
         let mut settled_buffer = std::mem::take(&mut self.settled_buffer);
         let end_ns = now_ns + since_ns.clamp(MIN_BUDGET_NS, MAX_BUDGET_NS);
-        let more = loop {
-            let more = self
+        let has_more = loop {
+            let has_more = self
                 .attributor
                 .drain_settled_up_to(1, |span| settled_buffer.push((span.key(), span.account())));
             for (key, account) in settled_buffer.drain(..) {
@@ -265,24 +239,50 @@ impl Service {
                     self.finalize_span(account, now_ns);
                 }
             }
-            if !more || self.clock.now_ns() >= end_ns {
-                break more;
+            if !has_more || self.clock.now_ns() >= end_ns {
+                break has_more;
             }
         };
         self.settled_buffer = settled_buffer;
-        more
+        has_more
     }
 
-    /// Shrinks tables and gives free memory back to the system once most of what spans and their accounts took is free. Costs
-    /// milliseconds, so only where that is megabytes.
+    /// Stores a settled account, or makes it final at once where there is no store.
+    fn finalize_span(&mut self, account: Account, now_ns: u64) {
+        let has_watchers = self.has_span_watchers;
+        let final_account = match &mut self.durability {
+            Some(durability) => durability.finalize(account, &mut self.registry, has_watchers, now_ns),
+            None => {
+                let account = Arc::new(account);
+                let reply_to = self.registry.settle(&account, None).reply_to;
+                (reply_to.is_some() || has_watchers).then_some(FinalAccount { account, reply_to })
+            }
+        };
+        self.final_accounts.extend(final_account);
+    }
+
+    fn poll_store(&mut self, now_ns: u64) {
+        let Some(durability) = &mut self.durability else { return };
+        durability.poll(
+            now_ns,
+            &self.registry,
+            &self.cursor_cipher,
+            &mut self.store_replies,
+            &mut self.final_accounts,
+        );
+        durability.journal_open_spans(now_ns, &self.clock, &self.attributor, &mut self.registry);
+    }
+
+    /// Shrinks tables and returns free memory to the system once most of the memory of spans and accounts is free. Takes
+    /// milliseconds, so it runs only where that is megabytes. A second release follows after the store's thread has freed
+    /// its part.
     fn release_memory(&mut self, now_ns: u64) {
-        /// By estimate, like what spans take.
         const MIN_RELEASE_BYTES: usize = 2 << 20;
         const EDGE_BYTES: usize = 128;
-        /// Then once more: the disk's thread has freed its part too.
         const SECOND_RELEASE_NS: u64 = 2_000_000_000;
         let edge_bytes = self.attributor.pending_edge_count() * EDGE_BYTES;
-        let span_bytes = self.registry.memory_bytes() + edge_bytes + self.pending_store_bytes();
+        let store_bytes = self.durability.as_ref().map_or(0, Durability::pending_bytes);
+        let span_bytes = self.registry.memory_bytes() + edge_bytes + store_bytes;
         self.peak_span_bytes = self.peak_span_bytes.max(span_bytes);
         let is_large_drop =
             self.peak_span_bytes >= MIN_RELEASE_BYTES && span_bytes <= self.peak_span_bytes / 4;
@@ -296,24 +296,26 @@ impl Service {
         self.registry.shrink();
         self.coarse_spans.shrink();
         if is_second_release {
-            self.registry.compact(self.committed_number());
+            self.registry.compact(self.durability.as_ref().map_or(0, Durability::committed_number));
         }
         self.compact_due_ns = is_large_drop.then_some(now_ns + SECOND_RELEASE_NS);
         allocator::return_free_memory();
     }
 
-    /// When to pump again, if nothing happens before; on the service's clock.
+    /// The time of the next poll where no event comes earlier.
     pub fn next_poll_ns(&self, now_ns: u64) -> u64 {
-        /// Soon enough for watchers of spans, seldom enough to cost nothing.
+        /// While spans are open: the delay of WatchSpans and of readings.
         const ACTIVE_POLL_NS: u64 = 20_000_000;
-        /// Nobody waits: only the slow tick's readings are to be taken in.
+        /// Otherwise: only the readings of the idle rate are to be processed.
         const IDLE_POLL_NS: u64 = 1_000_000_000;
-        /// An account that is due and has not come waits for a reading; looking more often than they come is vain.
+        /// An account that is due waits for a reading; readings are not more frequent than this.
         const MIN_POLL_NS: u64 = 500_000;
         let latest_ns = now_ns + if self.is_fast { ACTIVE_POLL_NS } else { IDLE_POLL_NS };
         let latest_ns =
             self.coarse_spans.next_release_ns().map_or(latest_ns, |due_ns| due_ns.clamp(now_ns, latest_ns));
-        let due_times = [self.process_sample_due_ns(), self.store_timeout_at_ns()].into_iter().flatten();
+        let sample_due_ns = self.process_tracker.sample_due_ns(&self.attributor);
+        let store_timeout_ns = self.durability.as_ref().and_then(Durability::timeout_at_ns);
+        let due_times = [sample_due_ns, store_timeout_ns].into_iter().flatten();
         let latest_ns = due_times.fold(latest_ns, |soonest_ns, due_ns| soonest_ns.min(due_ns.max(now_ns)));
         if self.has_more_settled
             || !self.final_accounts.is_empty()
@@ -329,12 +331,26 @@ impl Service {
         due_ns.max(now_ns + MIN_POLL_NS).min(latest_ns)
     }
 
-    /// The accounts so far of all who wait for a final one; for the end of the daemon. Questions that the disk has not
-    /// answered are answered without it.
+    /// The encoded replies to queries of the store that have been completed.
+    pub fn take_store_replies(&mut self) -> Vec<(ReplyTo, Vec<u8>)> {
+        std::mem::take(&mut self.store_replies)
+    }
+
+    /// The number of replies that wait for a final account or for the store.
+    pub fn waiting_replies(&self) -> usize {
+        let for_store = self.durability.as_ref().map_or(0, Durability::waiting_replies);
+        self.registry.waiting_replies() + for_store
+    }
+
+    /// Ends all waiting for shutdown: the accounts so far of all replies that wait for a final one. Pending queries of the
+    /// store are completed without it.
     pub fn take_waiting_replies(&mut self) -> Vec<(ReplyTo, Account)> {
         let now_ns = self.clock.now_ns();
-        self.answer_from_memory();
-        let mut replies = self.take_pending_accounts();
+        let mut replies = Vec::new();
+        if let Some(durability) = &mut self.durability {
+            durability.complete_from_memory(&self.registry, &self.cursor_cipher, &mut self.store_replies);
+            replies = durability.take_pending_accounts();
+        }
         let waiting = self.registry.take_waiting_replies();
         let current_account = |(reply_to, key)| {
             Some((reply_to, self.current_account(now_ns, "", SpanLookup::Unsettled(key)).ok()?))
@@ -343,30 +359,19 @@ impl Service {
         replies
     }
 
-    /// What the samplers give, for a recording; they are fast from here on.
-    pub fn start_recording(&mut self) -> Vec<sampler::SampleStream> {
-        self.is_recording = true;
-        self.set_sampling_rate(true);
-        self.collector.recording_feeds()
+    /// Stores open and unsettled spans as interrupted.
+    pub fn shut_down(&mut self) {
+        let now_ns = self.clock.now_ns();
+        if let Some(durability) = &mut self.durability {
+            durability.shut_down(now_ns, &self.attributor, &mut self.coarse_spans);
+        }
     }
 
-    /// The domains' names.
-    pub fn domain_names(&self) -> Vec<&str> {
-        self.collector.names().collect()
+    fn update_sampling_rate(&mut self) {
+        self.set_sampling_rate(self.attributor.is_busy() || self.domain_watchers > 0);
     }
 
-    /// The sources that are not there.
-    pub fn absent(&self) -> &[Absent] {
-        &self.absent
-    }
-
-    /// How many wait for a final account, or an old one.
-    pub fn waiting_replies(&self) -> usize {
-        self.registry.waiting_replies() + self.waiting_for_store()
-    }
-
-    /// The samplers are to be fast, or need not be; they linger by themselves.
-    pub(crate) fn set_sampling_rate(&mut self, is_fast: bool) {
+    pub(super) fn set_sampling_rate(&mut self, is_fast: bool) {
         let is_fast = is_fast || self.is_recording;
         if is_fast != self.is_fast {
             self.is_fast = is_fast;
@@ -374,17 +379,72 @@ impl Service {
         }
     }
 
-    /// The instant a client names, or now.
-    pub(crate) fn validate_instant(&self, at_ns: Option<i64>, now_ns: u64) -> Result<u64, MethodError> {
-        let Some(requested) = at_ns else { return Ok(now_ns) };
-        let (earliest_ns, latest_ns) =
-            (now_ns.saturating_sub(self.settings.history_ns), now_ns.saturating_add(MAX_FUTURE_NS));
-        let inside = u64::try_from(requested).ok().filter(|at_ns| (earliest_ns..=latest_ns).contains(at_ns));
-        inside.ok_or(MethodError::InvalidTime { at_ns: requested, earliest_ns, latest_ns })
+    /// Reload.
+    ///
+    /// # Errors
+    /// The configuration is faulty, or this is an embedded meter.
+    pub fn reload(&mut self) -> Result<ReloadReply, MethodError> {
+        let Some(daemon) = &mut self.daemon else {
+            return Err(MethodError::MethodNotImplemented { method: Reload::NAME.into() });
+        };
+        let result = daemon.reload();
+        let result = result.map(|ReloadedSettings { reply, settings, has_new_rates }| {
+            self.apply_settings(settings, has_new_rates);
+            reply
+        });
+        self.notify_ready();
+        result
+    }
+
+    fn apply_settings(&mut self, settings: StartupSettings, has_new_rates: bool) {
+        if has_new_rates {
+            self.collector.set_rates(&settings.sampler);
+        }
+        let attribution_settings = &settings.service.attribution;
+        self.attributor.reconfigure(
+            attribution_settings.idle_mw.clone(),
+            attribution_settings.max_open_spans,
+            attribution_settings.max_pending_weight_changes,
+        );
+        self.registry.set_limits(settings.service.limits.clone());
+        // The attributor's other settings need a restart, so `settings.attribution` stays.
+        self.settings.limits = settings.service.limits;
+        self.settings.policy = settings.service.policy;
+    }
+
+    /// Whether limits or policy have changed since the last call.
+    pub fn take_new_settings(&mut self) -> bool {
+        self.daemon.as_mut().is_some_and(DaemonControl::take_new_settings)
+    }
+
+    /// Notifies the service manager that all sockets listen.
+    pub fn notify_ready(&self) {
+        if let Some(daemon) = &self.daemon {
+            daemon.notify_ready(&self.domain_names());
+        }
+    }
+
+    /// Notifies the service manager that the shutdown begins.
+    pub fn notify_stopping(&self) {
+        if let Some(daemon) = &self.daemon {
+            daemon.notify_stopping();
+        }
+    }
+
+    /// The time of the next watchdog notification, if there is a watchdog.
+    pub fn watchdog_due_ns(&self) -> Option<u64> {
+        self.daemon.as_ref().and_then(DaemonControl::watchdog_due_ns)
+    }
+
+    /// Notifies the watchdog if that is due and every sampler makes progress.
+    pub fn notify_watchdog(&mut self, now_ns: u64) {
+        if let Some(daemon) = &mut self.daemon {
+            daemon.notify_watchdog(now_ns, || self.collector.overdue_ns(now_ns));
+        }
     }
 }
 
-/// What tells one boot of the machine from another: the kernel's random id, else the wall time of the boot.
+/// Identifies a boot of the machine: the kernel's random id, else the wall time of the boot.
 fn boot_id() -> String {
     let kernel = std::fs::read_to_string("/proc/sys/kernel/random/boot_id");
     kernel.map_or_else(
