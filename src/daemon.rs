@@ -23,7 +23,7 @@ use crate::ring::Sample;
 use crate::sampler;
 use crate::sampler::recording::{self, Recording};
 use crate::server::ServerSockets;
-use crate::service::{ConfigLoader, DaemonControl, Service, StartupSettings};
+use crate::service::{ConfigLoader, DaemonControl, ServiceBuilder, StartupSettings};
 use crate::sources::powercap::NAME as POWERCAP;
 use crate::sources::replay::recorder::TraceRecorder;
 use crate::sources::{self, Inventory};
@@ -69,15 +69,16 @@ fn run(flags: &Flags) -> Result<()> {
         sources::discover_within(&plan.sources, &Clock::Machine, crate::service::DAEMON_DISCOVERY_TIMEOUT);
     let out = flags.record.as_deref().map(|file| (file, private_file::create(file)));
     let confinement = drop_privileges(&config, &inventory, &manager);
-    let mut service = plan.start_with_sources(inventory, Clock::Machine, log).context("cannot start")?;
-    ensure_sources(&service)?;
-    let recording = out.map(|(file, out)| start_recording(file, out, &mut service)).transpose()?;
+    let mut builder = ServiceBuilder::start(plan, inventory, Clock::Machine, log).context("cannot start")?;
+    ensure_sources(&builder)?;
+    let recording = out.map(|(file, out)| start_recording(file, out, &mut builder)).transpose()?;
     let is_manual_root = rustix::process::geteuid().is_root() && !manager.is_present();
-    start_store(&config, &mut service).context("cannot start the ledger on disk")?;
-    service.enable_daemon_mode(
-        DaemonControl::new(config.clone(), config_loader(flags.clone(), owner), manager, log),
-        confinement,
-    );
+    let control = DaemonControl::new(config.clone(), config_loader(flags.clone(), owner), manager, log);
+    let service = with_store(&config, builder)
+        .context("cannot start the ledger on disk")?
+        .daemon(control, confinement)
+        .build()
+        .context("cannot start")?;
     // A socket of our own was renamed into its place, and the kernel knows it by its first name only.
     let addresses = socket_file
         .as_ref()
@@ -108,14 +109,15 @@ fn run(flags: &Flags) -> Result<()> {
     recording.map_or(Ok(()), finish_recording)
 }
 
-/// Keeps final accounts on disk, where that is wanted and there is a place for it.
-fn start_store(config: &Config, service: &mut Service) -> std::io::Result<()> {
+/// Starts the store that keeps final accounts, if it is enabled and there is a directory for it.
+fn with_store(config: &Config, builder: ServiceBuilder) -> std::io::Result<ServiceBuilder> {
     if let Some(settings) = store_settings(config) {
-        service.set_store(Store::start(settings, log_store)?, log_store);
-    } else if is_store_enabled(config) {
+        return Ok(builder.store(Store::start(settings, log_store)?, log_store));
+    }
+    if is_store_enabled(config) {
         log_store("keeps no accounts: there is no place for them; give --state-dir, or set HOME");
     }
-    Ok(())
+    Ok(builder)
 }
 
 /// Whether accounts are to be kept. Those of a simulated machine have no place among the real one's.
@@ -196,9 +198,13 @@ fn config_loader(flags: Flags, owner: AcceptedOwner) -> ConfigLoader {
 }
 
 /// Keeps what the sources say, at the full rate, in a file that `--replay` takes.
-fn start_recording(file: &Path, out: std::io::Result<File>, service: &mut Service) -> Result<Recording> {
+fn start_recording(
+    file: &Path,
+    out: std::io::Result<File>,
+    builder: &mut ServiceBuilder,
+) -> Result<Recording> {
     let context = || format!("cannot record to {}", file.display());
-    let feeds = service.start_recording();
+    let feeds = builder.record();
     let domains: Vec<Domain> = feeds.iter().flat_map(|feed| feed.domains.iter().cloned()).collect();
     let mut domain_offsets = vec![0];
     domain_offsets.extend(feeds.iter().scan(0, |first, feed| {
@@ -243,11 +249,11 @@ fn signal_stream(signals: &[i32]) -> std::io::Result<UnixStream> {
 }
 
 /// There is something to measure, or the reasons why not.
-fn ensure_sources(service: &Service) -> Result<()> {
-    if !service.domain_names().is_empty() {
+fn ensure_sources(builder: &ServiceBuilder) -> Result<()> {
+    if !builder.domain_names().is_empty() {
         return Ok(());
     }
-    let reasons = service.absent().iter().map(|absent| format!("\n  {}: {}", absent.source, absent.reason));
+    let reasons = builder.absent().iter().map(|absent| format!("\n  {}: {}", absent.source, absent.reason));
     Err(anyhow!(NoSourceError(reasons.collect())))
 }
 

@@ -16,7 +16,7 @@ use crate::config::Config;
 use crate::domain::Liveness;
 use crate::protocol::DomainStatus;
 use crate::server::ServerSockets;
-use crate::service::StartupSettings;
+use crate::service::{ServiceBuilder, StartupSettings};
 
 /// How long to wait for the first reading, and how often to look for it.
 const FIRST_READING_TIMEOUT: Duration = Duration::from_millis(150);
@@ -45,7 +45,8 @@ impl EmbeddedMeter {
     /// Finds the sources, starts the samplers and serves. A machine without any counter has a meter without domains.
     pub fn start(config: &Config) -> Result<Self, StartMeterError> {
         // A domain's change of state is in what the meter answers; there is no log here.
-        let service = StartupSettings::from_config(config).start(Clock::Machine, |_| ())?;
+        let settings = StartupSettings::from_config(config);
+        let service = ServiceBuilder::discover(settings, Clock::Machine, |_| ())?.build()?;
         let pairs: Vec<_> = (0..CONNECTION_COUNT).map(|_| UnixStream::pair()).collect::<io::Result<_>>()?;
         let (unused_connections, connections) = pairs.into_iter().unzip();
         let (stop, stopped) = UnixStream::pair()?;

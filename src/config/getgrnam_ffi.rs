@@ -1,11 +1,11 @@
-//! A group's number by its name, through the C library, so that LDAP and systemd's users are found too.
+//! The number of a group, from the C library (`getgrnam_r`, getgrnam(3)), which includes LDAP and systemd groups.
 //!
-//! Owns `getgrnam_r` (getgrnam(3)). Asked once at start, never for a client: a name service may block.
+//! A name service may block, so this is called at startup and reload only, not for a client.
 #![allow(unsafe_code)]
 
 use std::ffi::CString;
 
-/// The group's number; `None` where there is no such group, or nobody can tell.
+/// The number of a group; `None` if there is no such group or the look-up fails.
 pub fn gid_by_name(name: &str) -> Option<u32> {
     let name = CString::new(name).ok()?;
     let mut buffer = vec![0 as libc::c_char; 1024];

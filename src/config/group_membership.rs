@@ -1,17 +1,16 @@
-//! How a user comes into a group that access is given to.
+//! Commands that add a user to the groups that have access.
 //!
-//! Owns the commands, for the system that this is and for the groups that exist on it: advice that names a group which is
-//! not there fails when an administrator follows it.
+//! The commands fit this system and its groups: a group that does not exist is created first.
 
 use super::getgrnam_ffi;
 use super::section::AccessGroups;
 
-/// Whether the system has a group of this name. May block on a name service: never asked for a client.
+/// Whether a group of this name exists. May block on a name service, so it is not called while serving clients.
 pub fn group_exists(name: &str) -> bool {
     getgrnam_ffi::gid_by_name(name).is_some()
 }
 
-/// The commands that put USER into these groups; the groups that do not exist are created first.
+/// The commands that add USER to these groups; missing groups are created first.
 pub fn join_commands(groups: &[&str]) -> String {
     let groups: Vec<(&str, bool)> = groups.iter().map(|group| (*group, group_exists(group))).collect();
     membership_commands(std::env::consts::OS == "macos", &groups)
@@ -33,8 +32,7 @@ fn membership_commands(is_macos: bool, groups: &[(&str, bool)]) -> String {
     all.join(" && ")
 }
 
-/// What an administrator has to know at the start of a daemon that serves the system: a group to which the configuration
-/// gives access, and which does not exist. The telemetry group may be missing where it has its default name.
+/// Warnings for groups in the configuration that do not exist. The telemetry group may be missing if it has its default name.
 pub fn missing_group_warnings(groups: &AccessGroups) -> Vec<String> {
     let default = AccessGroups::default();
     let telemetry = Some(&groups.telemetry_group).filter(|name| **name != default.telemetry_group);

@@ -1,38 +1,38 @@
-//! The configuration's tables: `[source]`, `[ledger]`, `[limits]`, `[access]`, with every default.
+//! The configuration's key `bus` and its tables `[source]`, `[ledger]`, `[limits]` and `[access]`, with all defaults.
 //!
-//! Owns the figures that bound what a client may take. Plain data; what makes sense is judged by the whole.
+//! Plain data; `config.rs` checks the ranges.
 
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-/// Where joules come from.
+/// The table `[source]`: the sources of readings.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct SourceConfig {
-    /// Where the kernel's `/sys` is.
+    /// The mount point of `/sys`.
     pub sysfs_root: PathBuf,
-    /// Where the kernel's `/proc` is.
+    /// The mount point of `/proc`.
     pub proc_root: PathBuf,
-    /// Where the register files of the CPUs are, for the source `msr`.
+    /// The directory of the CPUs' register files (`/dev/cpu`), for the source `msr`.
     pub msr_root: PathBuf,
     /// A library to load instead of the system's NVML.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub nvml_library: Option<PathBuf>,
-    /// A library that stands in for Apple's (IOReport, CoreFoundation, IOKit).
+    /// A library to load instead of Apple's (IOReport, CoreFoundation, IOKit).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub apple_library: Option<PathBuf>,
-    /// A trace or scripted machine to measure instead of this one.
+    /// A trace or scripted machine to measure instead of this machine.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub replay: Option<PathBuf>,
     /// The sources to try, in order of preference; absent: perf, powercap, amdgpu, intelgpu, hwmon, battery, estimate.
-    /// `msr` is tried only where it is named here, after the two that show the same.
+    /// `msr` is tried only where it is named here, after `perf` and `powercap`, which read the same registers.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub enabled: Option<Vec<String>>,
     /// Power of all CPUs at rest, for a machine without a counter.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub estimate_idle_w: Option<f64>,
-    /// Power of all CPUs at full load, likewise.
+    /// Power of all CPUs at full load, for a machine without a counter.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub estimate_max_w: Option<f64>,
 }
@@ -53,31 +53,31 @@ impl Default for SourceConfig {
     }
 }
 
-/// How accounts are kept on disk.
+/// The table `[ledger]`: the accounts on disk.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct StoreConfig {
-    /// Whether they are.
+    /// Whether accounts are kept.
     pub keep: bool,
-    /// Older accounts are let go, in days.
+    /// The age, in days, from which accounts are deleted.
     pub days: f64,
-    /// Beyond so many megabytes (10^6 bytes) on disk the oldest accounts are let go.
+    /// The size on disk, in megabytes (10^6 bytes), beyond which the oldest accounts are deleted.
     pub megabytes: u64,
-    /// Most megabytes of memory that accounts take while the disk cannot be written; more are answered and not kept.
+    /// Maximum megabytes of memory for accounts while the disk cannot be written. Further accounts are answered and not kept.
     pub waiting_megabytes: u64,
-    /// How a commit meets the disk.
+    /// How a commit is written to disk.
     pub sync: SyncConfig,
 }
 
-/// How a commit meets the disk.
+/// How a commit is written to disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum SyncConfig {
-    /// Left to the operating system; a power cut may damage the ledger.
+    /// The operating system decides; a power failure may damage the ledger.
     Off,
-    /// A killed daemon loses nothing; a power cut may take the last seconds.
+    /// A killed daemon loses nothing; a power failure may lose the last seconds.
     Normal,
-    /// Waits for the disk at each commit; a power cut takes nothing either.
+    /// Each commit waits for the disk; a power failure loses nothing.
     Full,
 }
 
@@ -87,7 +87,40 @@ impl Default for StoreConfig {
     }
 }
 
-/// What one client, one user and all together may take.
+/// The key `bus`: `true` (the system bus), `false`, or an address.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged, expecting = "expected true (the system bus), false, or the address of a bus in quotes")]
+pub enum DbusConfig {
+    /// The system bus, or none.
+    System(bool),
+    /// The bus at this address, which must be a Unix socket.
+    Address(String),
+}
+
+impl Default for DbusConfig {
+    fn default() -> Self {
+        DbusConfig::System(true)
+    }
+}
+
+impl DbusConfig {
+    /// Whether the daemon connects to a bus; never on systems other than Linux.
+    pub fn is_enabled(&self) -> bool {
+        *self != DbusConfig::System(false) && std::env::consts::OS == "linux"
+    }
+
+    /// The remedy if the address is invalid.
+    pub(super) fn invalid_reason(&self) -> Option<&'static str> {
+        match self {
+            DbusConfig::Address(address) if !address.starts_with("unix:") => {
+                Some("write true, false, or an address such as \"unix:path=/run/dbus/system_bus_socket\"")
+            }
+            _ => None,
+        }
+    }
+}
+
+/// The table `[limits]`: limits per client, per user and in total.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Limits {
@@ -101,39 +134,39 @@ pub struct Limits {
     pub open_spans: usize,
     /// Open spans of one user; root and the daemon's own user have only the total.
     pub open_spans_per_user: usize,
-    /// Bytes of names and attributes of one user's open spans; likewise.
+    /// Bytes of names and attributes of one user's open spans; does not apply to root and the daemon's own user.
     pub notes_bytes_per_user: usize,
-    /// Estimated bytes of memory that all spans take until they are settled, all users together: texts, attributes,
-    /// phases, weights, what each domain keeps of them, and the allocator's overhead. A quarter is set aside for the
-    /// first 512th of each user.
+    /// Estimated bytes of memory of all unsettled spans, all users together: texts, attributes, phases, weights, the state per
+    /// domain, and the allocator's overhead. A quarter is reserved for the first 512th of each user.
     pub span_memory_bytes: usize,
     /// The same of one user; root and the daemon's own user have only three quarters of the total.
     pub span_memory_bytes_per_user: usize,
     /// Phases of one span.
     pub phases_per_span: usize,
-    /// Changes of weight of one span that wait for a counter to move; settled ones are not counted.
+    /// Weight changes of one span that wait for a counter to move; settled ones do not count.
     pub weight_changes_per_span: usize,
-    /// Streams (WatchSpans, WatchDomains) of one user; likewise.
+    /// Streams (WatchSpans, WatchDomains) of one user; does not apply to root and the daemon's own user.
     pub streams_per_user: usize,
-    /// Calls a second of one user with span or telemetry access, all its connections on both doors together; likewise.
+    /// Calls per second of one user with span or telemetry access, on all connections of both transports together; does not
+    /// apply to root and the daemon's own user.
     pub calls_per_s: f64,
-    /// Calls that such a user may make at once after a pause.
+    /// The burst of such a user.
     pub calls_burst: f64,
-    /// Calls a second of one user with coarse access.
+    /// Calls per second of one user with coarse access.
     pub coarse_calls_per_s: f64,
-    /// Calls that such a user may make at once after a pause.
+    /// The burst of such a user.
     pub coarse_calls_burst: f64,
-    /// Calls a second of one user without access.
+    /// Calls per second of one user without access.
     pub stranger_calls_per_s: f64,
-    /// Calls that such a user may make at once after a pause.
+    /// The burst of such a user.
     pub stranger_calls_burst: f64,
-    /// Answers waiting for a client that does not read, in bytes: a stream is dropped, a caller is not read from.
+    /// Bytes of replies that wait for a client that does not read. Beyond it a stream is dropped, and no further calls are read.
     pub unread_bytes: usize,
-    /// A half message, or a client that reads nothing, is given up after this long, in seconds.
+    /// Timeout, in seconds, for the rest of a message and for a client that does not read.
     pub stall_s: f64,
     /// Settled accounts that `GetSpan` remembers, all users together.
     pub remembered_accounts: usize,
-    /// Estimated bytes of memory that they may take.
+    /// Estimated bytes of memory of these accounts.
     pub remembered_bytes: usize,
 }
 
@@ -150,14 +183,14 @@ impl Default for Limits {
             span_memory_bytes: 32 << 20,
             span_memory_bytes_per_user: 8 << 20,
             phases_per_span: 256,
-            // A proxy changes a weight 50 times a second; a counter that has stopped is waited for 2 s.
+            // A proxy changes a weight 50 times per second, and accounts wait 2 s for a stopped counter.
             weight_changes_per_span: 1024,
             streams_per_user: 8,
-            // Some 7 % of one CPU at the measured 300,000 calls a second (benches/socket.rs); a proxy that serves 128
-            // answers at a time and weighs each anew 50 times a second needs a third of it.
+            // About 7 % of one CPU at the measured 300,000 calls per second (benches/socket.rs). A proxy with 128 concurrent
+            // requests and 50 weight changes per second each needs a third of it.
             calls_per_s: 20_000.0,
             calls_burst: 40_000.0,
-            // On the grid more questions have no more answers.
+            // On the coarse grid more calls give no more information.
             coarse_calls_per_s: 200.0,
             coarse_calls_burst: 400.0,
             stranger_calls_per_s: 10.0,
@@ -170,17 +203,18 @@ impl Default for Limits {
     }
 }
 
-/// Whose members may know what; root and the daemon's own user may everything.
+/// The table `[access]`: the groups that have access. Root and the daemon's own user have full access.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct AccessGroups {
-    /// Own spans on a grid of 100 ms and in steps of 1 mJ, no totals; nobody where no group is named. Where one is, the
-    /// socket may be opened by everybody.
+    /// Coarse access: own spans on a grid of 100 ms and in steps of 1 mJ, no totals. Absent: no user has it. With a group, every
+    /// user can open the socket.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub coarse_group: Option<String>,
-    /// Own spans at full precision, the host's totals.
+    /// Span access: own spans at full precision, the host's totals.
     pub span_group: String,
-    /// Everybody's accounts, the domains' stream; its members have to be in the former too, which opens the socket.
+    /// Telemetry access: all users' accounts, the stream of domains. Members must be in `span_group` too, which can open the
+    /// socket.
     pub telemetry_group: String,
 }
 
@@ -191,5 +225,23 @@ impl Default for AccessGroups {
             span_group: "wattspan".into(),
             telemetry_group: "wattspan-telemetry".into(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::config::Config;
+    use super::*;
+
+    #[test]
+    fn bus_is_true_false_or_an_address() {
+        let read = |text: &str| toml::from_str::<Config>(text).map(|config| config.bus);
+        assert_eq!(read("").unwrap(), DbusConfig::System(true));
+        assert_eq!(read("bus = false").unwrap(), DbusConfig::System(false));
+        assert_eq!(read("bus = \"unix:path=/a\"").unwrap(), DbusConfig::Address("unix:path=/a".into()));
+        let error = read("bus = 3").unwrap_err().to_string();
+        assert!(error.contains("true (the system bus)"), "{error}");
+        let elsewhere = Config { bus: DbusConfig::Address("tcp:host=a".into()), ..Config::default() };
+        assert!(elsewhere.check("here").unwrap_err().to_string().contains("bus = tcp:host=a: write true"));
     }
 }

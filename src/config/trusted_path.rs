@@ -1,9 +1,9 @@
-//! Which files a privileged process accepts: configuration, and libraries that the configuration names.
+//! Ownership checks of configuration files and of the libraries that they name, for a privileged process.
 //!
-//! Walks a path from `/`, link by link. Invariant: every directory, link and file on an accepted path belongs to root and
-//! can be written by root alone, so that no other user can exchange any of them, before the check or after it. A sticky
-//! directory of root (`/tmp`) may be on the path where the next component is a directory of root: others can neither
-//! rename nor replace it. A file or link there is refused, because another user may have moved it there.
+//! Resolves a path from `/`, link by link. Invariant: every directory, link and file on an accepted path is owned by root and
+//! writable by root only, so that no other user can exchange any of them, before the check or after it. A sticky directory
+//! of root (`/tmp`) is accepted where the next component is a directory of root, which others can neither rename nor
+//! replace. A file or link there is rejected, because another user may have moved it there.
 
 use std::ffi::OsString;
 use std::fs::{self, File, Metadata};
@@ -13,39 +13,39 @@ use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags};
 
-use super::paths::is_system_daemon;
+use super::system_dirs::is_system_daemon;
 use crate::privileges;
 
 const GROUP_OR_OTHER_WRITE: u32 = 0o022;
 const STICKY: u32 = 0o1000;
 
-/// As many links as the kernel follows (path_resolution(7)).
+/// The kernel's limit (path_resolution(7)).
 const MAX_LINKS: usize = 40;
 
-/// Whose files a process accepts as configuration.
+/// The accepted owner of configuration files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AcceptedOwner {
-    /// An ordinary user that serves itself: what it names itself.
+    /// For an unprivileged process that serves its own user only.
     Any,
-    /// A process with privileges, or one that serves other users: only what root alone can write.
+    /// For a process that has privileges or serves other users: files that only root can write.
     Root,
 }
 
 impl AcceptedOwner {
-    /// The rule for this process. Asked before privileges are dropped: it holds for every later reload.
+    /// The rule for this process. Call it before privileges are dropped; the result holds for every later reload.
     pub fn for_this_process() -> Self {
         let privileged = is_system_daemon() || !privileges::current_privileges().capabilities.is_empty();
         if privileged { Self::Root } else { Self::Any }
     }
 }
 
-/// Why a path is not accepted.
+/// The reason why a path is not accepted.
 #[derive(Debug, thiserror::Error)]
 pub enum UntrustedPathError {
-    /// It cannot be looked at or read.
+    /// The path cannot be resolved or read.
     #[error(transparent)]
     Io(#[from] io::Error),
-    /// Another user could change what it leads to.
+    /// Another user can change the target of the path.
     #[error(
         "{} {reason}; a privileged process accepts only files and directories that root owns and no other user can \
          write: {remedy}",
@@ -54,20 +54,20 @@ pub enum UntrustedPathError {
     Writable {
         /// The component of the path.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The owner or mode that is not accepted.
         reason: String,
         /// The command that corrects it.
         remedy: String,
     },
 }
 
-/// The content of a configuration file, of an owner that is accepted.
+/// Reads a configuration file that has an accepted owner.
 pub(super) fn read(path: &Path, owner: AcceptedOwner) -> Result<String, UntrustedPathError> {
     if owner == AcceptedOwner::Any {
         return Ok(fs::read_to_string(path)?);
     }
     let resolved = resolve(path)?;
-    // NONBLOCK: a FIFO must not hold up the start; it is refused below.
+    // NONBLOCK: opening a FIFO must not block; it is rejected below.
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
     let mut file = File::from(rustix::fs::open(&resolved, flags, Mode::empty()).map_err(io::Error::from)?);
     let metadata = file.metadata()?;
@@ -80,7 +80,7 @@ pub(super) fn read(path: &Path, owner: AcceptedOwner) -> Result<String, Untruste
     Ok(text)
 }
 
-/// The path without links, every component of it accepted.
+/// Resolves all links of a path and checks every component.
 pub(super) fn resolve(path: &Path) -> Result<PathBuf, UntrustedPathError> {
     let mut resolved = PathBuf::from("/");
     let mut sticky = check_component(&resolved, &fs::symlink_metadata(&resolved)?, false)?;
@@ -114,21 +114,21 @@ pub(super) fn resolve(path: &Path) -> Result<PathBuf, UntrustedPathError> {
     Ok(resolved)
 }
 
-/// Whether it is `/dev/null`, by which an administrator says that there is no configuration.
+/// Whether the file is `/dev/null`, which stands for an empty configuration.
 fn is_null_device(metadata: &Metadata) -> bool {
     let null = fs::metadata("/dev/null").ok();
     metadata.file_type().is_char_device() && null.is_some_and(|null| null.rdev() == metadata.rdev())
 }
 
-/// Puts a path's components on the stack of those to come, the first on top.
+/// Pushes the components of a path onto the stack of pending ones, the first on top.
 fn push_components(pending: &mut Vec<OsString>, path: &Path) {
     let named = path.components().filter(|part| matches!(part, Component::Normal(_) | Component::ParentDir));
     let named: Vec<OsString> = named.map(|part| part.as_os_str().to_owned()).collect();
     pending.extend(named.into_iter().rev());
 }
 
-/// Refuses a component that another user owns or can exchange; gives whether it is a sticky directory. `in_sticky`: its
-/// directory is one.
+/// Rejects a component that another user owns or can exchange. Returns whether it is a sticky directory that others can
+/// write. `in_sticky`: the parent is such a directory.
 fn check_component(path: &Path, metadata: &Metadata, in_sticky: bool) -> Result<bool, UntrustedPathError> {
     let refused = |reason: String, remedy: String| {
         Err(UntrustedPathError::Writable { path: path.to_owned(), reason, remedy })
@@ -146,7 +146,7 @@ fn check_component(path: &Path, metadata: &Metadata, in_sticky: bool) -> Result<
         return refused(reason, "move it to a directory that root alone can write".to_owned());
     }
     let sticky = metadata.is_dir() && mode & STICKY != 0;
-    // A link's own mode means nothing, and a device's says who may write to the device: its content is the kernel's.
+    // The mode of a link has no meaning, and that of a device does not control its content.
     let is_device = metadata.file_type().is_char_device();
     if !metadata.is_symlink() && !is_device && mode & GROUP_OR_OTHER_WRITE != 0 && !sticky {
         let who =

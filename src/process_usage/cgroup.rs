@@ -1,32 +1,31 @@
-//! A control group and the CPU time of all processes that are or ever were in it: `cpu.stat` of cgroup2.
+//! The CPU time of a control group, with all its current and former processes: `cpu.stat` of cgroup2.
 //!
-//! Owns the open file: it stays that of this very group, whatever is made under its name later. Paths are those of
+//! Keeps the file open, so that it refers to the same group when another is created under the same name. Paths are those of
 //! `/proc/PID/cgroup`; none leads out of the hierarchy.
 
 use std::fs::File;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Component, Path, PathBuf};
 
-/// The longest path.
 const MAX_PATH_BYTES: usize = 1024;
 
 /// An open control group.
 #[derive(Debug)]
 pub struct Cgroup {
     stat: File,
-    /// Its place under the hierarchy's root, as it was named.
+    /// The path below the root of the hierarchy, as given.
     pub path: String,
-    /// Its number there, which no other group has at the same time.
+    /// The inode number, unique among existing groups.
     pub inode: u64,
-    /// Whose it is.
+    /// The owner.
     pub uid: u32,
 }
 
 impl Cgroup {
-    /// Opens the group of this path.
+    /// Opens the group at this path.
     ///
     /// # Errors
-    /// What is wrong with the path, in words for whoever named it.
+    /// The reason why the path is not valid, as text for the client.
     pub fn open(mount: Option<&Path>, path: &str) -> Result<Self, String> {
         let relative = relative_path(path)?;
         let Some(mount) = mount else {
@@ -44,20 +43,20 @@ impl Cgroup {
         group.cpu_time_ns().map(|_| group).ok_or_else(|| "its cpu.stat shows no usage_usec".into())
     }
 
-    /// Its CPU time since it was made; `None` where it is gone.
+    /// The CPU time since the group was created; `None` where it has been removed.
     pub fn cpu_time_ns(&self) -> Option<u64> {
         let mut text = [0; 4096];
         let length = self.stat.read_at(&mut text, 0).ok()?;
         sum_cpu_stat_ns(std::str::from_utf8(&text[..length]).ok()?, &["usage_usec"])
     }
 
-    /// Whether the group at `other` is this one or lies inside it.
+    /// Whether `other` is the path of this group or of a descendant.
     pub fn contains(&self, other: &str) -> bool {
         Path::new(other).starts_with(&self.path)
     }
 }
 
-/// The sum of these values of a `cpu.stat`.
+/// The sum of the named values of a `cpu.stat`.
 pub fn sum_cpu_stat_ns(text: &str, names: &[&str]) -> Option<u64> {
     let value = |name: &&str| -> Option<u64> {
         let line = text.lines().find_map(|line| line.strip_prefix(*name)?.strip_prefix(' '))?;
@@ -66,13 +65,13 @@ pub fn sum_cpu_stat_ns(text: &str, names: &[&str]) -> Option<u64> {
     names.iter().map(value).sum()
 }
 
-/// Where cgroup2 is mounted: by itself, or beside the older hierarchies.
+/// The mount point of cgroup2: alone, or beside the hierarchies of cgroup v1.
 pub fn cgroup2_mount(sysfs_root: &Path) -> Option<PathBuf> {
     let mounts = [sysfs_root.join("fs/cgroup"), sysfs_root.join("fs/cgroup/unified")];
     mounts.into_iter().find(|mount| mount.join("cgroup.controllers").exists())
 }
 
-/// The path without its leading slash, where it names a place inside.
+/// The path without its leading slash, if it stays inside the hierarchy.
 fn relative_path(path: &str) -> Result<&Path, String> {
     let Some(rest) = path.strip_prefix('/') else {
         return Err("must begin with /, as in /proc/PID/cgroup".into());

@@ -1,16 +1,10 @@
-//! Who used the machine: looks at the CPU time of processes and control groups beside the machine's own.
+//! CPU time of processes and control groups, and of the whole machine.
 //!
-//! ```text
-//! /proc, cgroup2 ─► watch ─► look ─► attributor
-//!                   table      counts
-//! ```
-//!
-//! Owns the table of those who are watched, and each one's CPU time as a count that only grows. Reads when it is told to,
-//! never by itself; attributes nothing. A process is told from a later one with the same number by its time of start.
+//! Owns the table of watched targets, each with a CPU time that never decreases. Reads on request only. A process is identified
+//! by number and start time, since numbers are reused.
 
 mod cgroup;
 mod pid_stat;
-mod process_children;
 mod process_tree;
 mod process_watcher;
 mod system_cpu_time;
@@ -28,6 +22,3 @@ use process_clock_unsupported as process_clock;
 pub use process_watcher::{
     KernelRoots, ProcessIdentity, ProcessWatcher, TargetUsage, UsageSample, WatchProcessError,
 };
-
-/// What the kernel shows CPU time in under `/proc` (USER_HZ, fixed at 100 a second on every port that Linux has: proc(5)).
-const TICK_NS: u64 = 10_000_000;

@@ -1,29 +1,29 @@
-//! One process's line under `/proc`: `/proc/PID/stat`, proc_pid_stat(5).
+//! Parses `/proc/PID/stat`, proc_pid_stat(5).
 //!
-//! Owns the places of the fields. The second field, the command's name, may hold anything, closing parentheses included:
-//! fields are counted from the last one.
+//! The second field, the command's name, may contain any character. Fields are counted from the last closing parenthesis.
 
 use std::path::Path;
 
-use super::TICK_NS;
+/// The tick of CPU times in `/proc` (USER_HZ, 100 per second on every port of Linux: proc(5)).
+pub(super) const TICK_NS: u64 = 10_000_000;
 
-/// What is taken from the line.
+/// The parsed fields.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PidStat {
     /// Field 4.
     pub parent: u32,
-    /// Fields 14 and 15: its own CPU time, all threads, ended ones too.
+    /// Fields 14 and 15: CPU time of all threads, with those that have exited.
     pub cpu_ns: u64,
-    /// Fields 16 and 17: that of the children it has waited for, and theirs.
+    /// Fields 16 and 17: CPU time of waited-for children, and of theirs.
     pub waited_children_ns: u64,
     /// Field 20.
     pub threads: u64,
-    /// Field 22: when it started, in ticks since the boot.
+    /// Field 22: start time in ticks since boot.
     pub start_ticks: u64,
 }
 
 impl PidStat {
-    /// Reads the line of a process; `None` where there is no such process, or it is hidden.
+    /// `None` where the process does not exist or is hidden.
     pub fn read(proc_root: &Path, pid: u32) -> Option<Self> {
         Self::parse(&std::fs::read_to_string(proc_root.join(pid.to_string()).join("stat")).ok()?)
     }
@@ -32,7 +32,7 @@ impl PidStat {
         // The first of these is field 3.
         let fields: Vec<&str> = text.get(text.rfind(')')? + 1..)?.split_ascii_whitespace().collect();
         let field = |number: usize| fields.get(number - 3)?.parse::<u64>().ok();
-        // Children's times are signed in the manual page, and never negative.
+        // The manual page has the children's times as signed; they are never negative.
         let ticks = |first: usize| field(first)?.checked_add(field(first + 1)?)?.checked_mul(TICK_NS);
         Some(Self {
             parent: u32::try_from(field(4)?).ok()?,

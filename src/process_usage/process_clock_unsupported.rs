@@ -1,8 +1,6 @@
-//! Where one process cannot read another's clock.
-//!
-//! Owns nothing.
+//! Stub for systems on which a process cannot read the CPU-time clock of another.
 
-/// Nobody knows.
+/// Always `None`.
 pub fn cpu_time_ns(_pid: u32) -> Option<u64> {
     None
 }

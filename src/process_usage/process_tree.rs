@@ -1,26 +1,25 @@
-//! A process with its descendants, and the CPU time of all of them.
+//! The CPU time of a process and its descendants.
 //!
-//! Owns the members and the count. A child that comes and goes between two looks is not lost: its parent's time of waited-for
-//! children holds it. A member stays one when its parent ends before it. Invariant: the count never falls; CPU time from
-//! before the first look is not in it. What is lost: the time of a child that nobody waited for (SIGCHLD ignored, or
-//! its parent gone) since the last look at it.
+//! A child that starts and exits between two samples is counted through its parent's time of waited-for children. A member
+//! stays in the tree when its parent exits first. Invariant: the CPU time never decreases and does not include time before
+//! the first sample. Not counted: the time since the last sample of a child without wait(2) (SIGCHLD ignored, or its
+//! parent has exited).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
+use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::TICK_NS;
-use super::pid_stat::PidStat;
-use super::process_children::ProcessChildren;
+use super::pid_stat::{PidStat, TICK_NS};
 use super::process_clock;
 
-/// More members than this are not followed.
+/// Further members are not tracked.
 const MAX_PROCESSES: usize = 4096;
 
 #[derive(Debug, Clone, Copy)]
 struct TreeProcess {
     start_ticks: u64,
     parent: u32,
-    /// What it had used when it became a member, where that was no birth.
+    /// The time used before it became a member; 0 for a new process.
     before_ns: u64,
     cpu_ns: u64,
     waited_children_ns: u64,
@@ -32,24 +31,24 @@ impl TreeProcess {
     }
 }
 
-/// The tree.
+/// A process with its descendants.
 #[derive(Debug)]
 pub struct ProcessTree {
     root: u32,
     proc_root: PathBuf,
-    /// Its members' own clocks may be asked: they are processes of this machine.
+    /// The members are processes of this machine, so their CPU-time clocks can be read.
     has_process_clocks: bool,
-    /// The root's own time is left out: the meter runs in it.
+    /// The root's own time is not counted: the meter runs in it.
     is_root_excluded: bool,
     processes: BTreeMap<u32, TreeProcess>,
-    /// What members had used that are gone, where no other member's count holds it.
+    /// The time of exited members that is not part of another member's count.
     exited_ns: u64,
     cpu_time_ns: u64,
     sampled_ticks: Option<u64>,
 }
 
 impl ProcessTree {
-    /// The tree of the process with this number and start; `None` where it is gone.
+    /// The tree of this process; `None` where it has exited.
     pub fn of(pid: u32, start_ticks: u64, proc_root: &Path) -> Option<Self> {
         let stat = PidStat::read(proc_root, pid).filter(|stat| stat.start_ticks == start_ticks)?;
         let has_process_clocks = proc_root == Path::new("/proc");
@@ -70,17 +69,17 @@ impl ProcessTree {
         Some(tree)
     }
 
-    /// The process at the root.
+    /// The number of the root process.
     pub fn root(&self) -> u32 {
         self.root
     }
 
-    /// Whether this process is a member.
+    /// Whether a process is a member.
     pub fn contains(&self, pid: u32) -> bool {
         self.processes.contains_key(&pid)
     }
 
-    /// The CPU time of all members since the first look. `now_ticks` in ticks since the boot.
+    /// Samples the CPU time of all members since the first sample. `now_ticks`: ticks since boot.
     pub fn cpu_time_ns(&mut self, children: &ProcessChildren, now_ticks: u64) -> u64 {
         let mut exited: BTreeMap<u32, TreeProcess> = BTreeMap::new();
         let mut waited_growth_ns: BTreeMap<u32, u64> = BTreeMap::new();
@@ -114,9 +113,10 @@ impl ProcessTree {
         self.cpu_time_ns
     }
 
-    /// Members that ended: where an ancestor waited for them its count has grown by theirs, else they are kept here.
+    /// Accounts for members that have exited. If an ancestor has waited for them, its count includes theirs; else `exited_ns`
+    /// does.
     fn count_exited(&mut self, exited: &BTreeMap<u32, TreeProcess>, waited_growth_ns: &BTreeMap<u32, u64>) {
-        // By the nearest ancestor that goes on: what they used as members, and before.
+        // By nearest living ancestor: the time used as members, and before.
         let mut ancestors: BTreeMap<u32, (u64, u64)> = BTreeMap::new();
         for process in exited.values() {
             let mut ancestor = process.parent;
@@ -128,7 +128,7 @@ impl ProcessTree {
         }
         for (ancestor, (used_ns, before_ns)) in ancestors {
             let waited_ns = waited_growth_ns.get(&ancestor).copied().unwrap_or(0);
-            // The heir's count shows whole ticks, of user and of system time.
+            // The ancestor's count has whole ticks, of user and of system time.
             if waited_ns + 2 * TICK_NS < used_ns {
                 self.exited_ns += used_ns - waited_ns;
             } else if let Some(ancestor) = self.processes.get_mut(&ancestor) {
@@ -137,7 +137,7 @@ impl ProcessTree {
         }
     }
 
-    /// A child of a member becomes one; what it used before the last look, where it was not seen, is not counted.
+    /// Adds a child of a member. Time that it used before the last sample is not counted.
     fn add_child(&mut self, pid: u32) -> Option<(u32, u64)> {
         if self.processes.contains_key(&pid) || self.processes.len() >= MAX_PROCESSES {
             return None;
@@ -161,6 +161,67 @@ impl ProcessTree {
             waited_children_ns: stat.waited_children_ns,
         }
     }
+}
+
+/// Finds the children of processes: in `/proc/PID/task/TID/children` where the kernel has it (CONFIG_PROC_CHILDREN), else by
+/// one walk over all processes per sample, and only if a process has started since the last walk.
+#[derive(Debug)]
+pub struct ProcessChildren {
+    root: PathBuf,
+    /// The kernel has `children` files.
+    has_children_files: bool,
+    children_by_parent: HashMap<u32, Vec<u32>>,
+    /// The last process number in /proc/loadavg at the last walk.
+    last_pid: Option<String>,
+}
+
+impl ProcessChildren {
+    /// `root`: the mount point of `/proc`.
+    pub fn new(root: PathBuf) -> Self {
+        let own_children = root.join("self/task").join(std::process::id().to_string()).join("children");
+        let has_children_files = own_children.exists();
+        Self { root, has_children_files, children_by_parent: HashMap::new(), last_pid: None }
+    }
+
+    /// Must be called before each sample.
+    pub fn refresh(&mut self) {
+        if self.has_children_files {
+            return;
+        }
+        // The last field is the most recent process or thread number (proc_loadavg(5)).
+        let last_pid = fs::read_to_string(self.root.join("loadavg")).ok();
+        let last_pid = last_pid.and_then(|text| text.split_ascii_whitespace().last().map(str::to_owned));
+        if last_pid.is_some() && last_pid == self.last_pid {
+            return;
+        }
+        self.last_pid = last_pid;
+        self.children_by_parent.clear();
+        let Ok(entries) = fs::read_dir(&self.root) else { return };
+        let pids = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+        for pid in pids {
+            if let Some(stat) = PidStat::read(&self.root, pid) {
+                self.children_by_parent.entry(stat.parent).or_default().push(pid);
+            }
+        }
+    }
+
+    /// The children of a process that has this number of threads.
+    pub fn of(&self, pid: u32, threads: u64) -> Vec<u32> {
+        if !self.has_children_files {
+            return self.children_by_parent.get(&pid).cloned().unwrap_or_default();
+        }
+        let tasks = self.root.join(pid.to_string()).join("task");
+        if threads == 1 {
+            return read_children_file(&tasks.join(pid.to_string()));
+        }
+        let threads = fs::read_dir(tasks).into_iter().flatten().flatten();
+        threads.flat_map(|thread| read_children_file(&thread.path())).collect()
+    }
+}
+
+fn read_children_file(task: &Path) -> Vec<u32> {
+    let text = fs::read_to_string(task.join("children")).unwrap_or_default();
+    text.split_ascii_whitespace().filter_map(|word| word.parse().ok()).collect()
 }
 
 #[cfg(test)]
@@ -217,11 +278,11 @@ mod tests {
         proc.set(11, 10, 6, 900, 0);
         let mut tree = ProcessTree::of(10, 5, proc.0.path()).unwrap();
         assert_eq!(proc.sample(&mut tree, 100), 0);
-        // The one from before the first look ends after 20 ticks more, another came and went unseen with 30.
+        // The older child exits after 20 more ticks; another starts and exits between samples with 30.
         proc.end(11);
         proc.set(10, 1, 5, 0, 950);
         assert_eq!(proc.sample(&mut tree, 110), 50);
-        // One that is born and seen, and one below it.
+        // A child that is sampled, and its child.
         proc.set(12, 10, 115, 40, 0);
         proc.set(13, 12, 116, 5, 0);
         assert_eq!(proc.sample(&mut tree, 120), 95);
@@ -258,7 +319,7 @@ mod tests {
         proc.end(10);
         proc.set(12, 1, 105, 9, 0);
         assert_eq!(proc.sample(&mut tree, 120), 9);
-        // The number is given to somebody else.
+        // The number is reused by another process.
         proc.set(12, 1, 125, 5000, 0);
         assert_eq!(proc.sample(&mut tree, 130), 9);
         assert!(ProcessTree::of(12, 105, proc.0.path()).is_none());
@@ -284,7 +345,7 @@ mod tests {
         tasks(11, 11, "13");
         proc.set(12, 10, 6, 0, 0);
         proc.set(13, 11, 6, 0, 0);
-        // A child of nobody in the lists is none, whatever its own line says.
+        // A process that no list contains is no child, whatever its parent field is.
         proc.set(14, 10, 6, 0, 0);
         let mut tree = ProcessTree::of(10, 5, proc.0.path()).unwrap();
         proc.sample(&mut tree, 100);

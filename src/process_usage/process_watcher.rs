@@ -1,7 +1,7 @@
-//! Those who are watched, by number, and one look at all of them.
+//! The table of watched processes and control groups, and samples of their CPU time.
 //!
-//! Owns the table and its bounds. Numbers are given by whoever asks for the watch. A look reads a few files for each
-//! process that is watched; whoever orders one learns what it took.
+//! Owns the table and its limits; the caller assigns the subject numbers. A sample reads a few files per process and reports
+//! its own cost.
 
 use std::collections::HashMap;
 use std::os::unix::fs::MetadataExt;
@@ -10,16 +10,15 @@ use std::path::PathBuf;
 use crate::clock::monotonic_ns;
 
 use super::cgroup::{self, Cgroup};
-use super::pid_stat::PidStat;
-use super::process_children::ProcessChildren;
-use super::process_tree::ProcessTree;
+use super::pid_stat::{PidStat, TICK_NS};
+use super::process_tree::{ProcessChildren, ProcessTree};
 use super::system_cpu_time::SystemCpuTime;
 
-/// Who is watched at once at most, and of these how many for one user.
+/// The maximum number of targets, in total and per user.
 const MAX_TARGETS: usize = 256;
 const MAX_TARGETS_PER_USER: usize = 64;
 
-/// Where the kernel shows its processes and control groups.
+/// The mount points of the kernel's file systems.
 #[derive(Debug, Clone)]
 pub struct KernelRoots {
     /// `/proc`.
@@ -28,46 +27,46 @@ pub struct KernelRoots {
     pub sysfs_root: PathBuf,
 }
 
-/// A process, told from a later one with the same number.
+/// A process. The start time distinguishes it from a later one with the same number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct ProcessIdentity {
-    /// Its number.
+    /// Process number.
     pub pid: u32,
-    /// When it started, in ticks since the boot.
+    /// Start time in ticks since boot.
     pub start_ticks: u64,
 }
 
-/// Why somebody is not watched.
+/// The reason why a target is not watched.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum WatchProcessError {
-    /// Nobody of that name, or hidden.
+    /// The target does not exist or is hidden.
     #[error("{0}")]
     NotFound(String),
-    /// The bound is reached.
+    /// A limit is reached.
     #[error("{limit} processes and control groups are watched already")]
     LimitReached {
-        /// The bound.
+        /// The limit.
         limit: usize,
     },
 }
 
-/// What one of those who are watched has used.
+/// The CPU time of one target.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TargetUsage {
-    /// Its number here.
+    /// The subject number.
     pub subject: u32,
-    /// CPU time since the first look; `None` where nobody tells.
+    /// CPU time since the first sample; `None` where it is unknown.
     pub used_ns: Option<u64>,
-    /// Whether it has nothing in common with the others that say so too.
+    /// No other target that is disjoint too has a process in common with it.
     pub is_disjoint: bool,
 }
 
-/// One look.
+/// A sample of all targets.
 #[derive(Debug, Clone, Default)]
 pub struct UsageSample {
-    /// The machine's busy time; `None` where nobody tells.
+    /// The machine's busy time; `None` where it is unknown.
     pub busy_ns: Option<u64>,
-    /// Everybody who is watched.
+    /// All targets.
     pub targets: Vec<TargetUsage>,
 }
 
@@ -79,7 +78,7 @@ enum TargetKey {
 
 #[derive(Debug)]
 enum TargetKind {
-    /// With the control group it is in, as far as that is shown.
+    /// With its control group, if that is visible.
     Process(ProcessTree, Option<String>),
     Cgroup(Cgroup),
 }
@@ -91,7 +90,7 @@ struct WatchedTarget {
     user: u32,
 }
 
-/// The table.
+/// The watched targets.
 #[derive(Debug)]
 pub struct ProcessWatcher {
     roots: KernelRoots,
@@ -103,7 +102,7 @@ pub struct ProcessWatcher {
 }
 
 impl ProcessWatcher {
-    /// Over these roots; opens a file or two and reads nothing until somebody is watched.
+    /// Opens the file of the machine's busy time; reads no process until one is watched.
     pub fn new(roots: KernelRoots) -> Self {
         let cgroup2_mount = cgroup::cgroup2_mount(&roots.sysfs_root);
         let system_cpu_time = SystemCpuTime::open(&roots.proc_root, cgroup2_mount.as_deref());
@@ -118,45 +117,45 @@ impl ProcessWatcher {
         }
     }
 
-    /// The process that has this number now.
+    /// The process that currently has this number.
     pub fn identify(&self, pid: u32) -> Option<ProcessIdentity> {
         Some(ProcessIdentity { pid, start_ticks: PidStat::read(&self.roots.proc_root, pid)?.start_ticks })
     }
 
-    /// The process that has this number now, and whose it is.
+    /// The process that currently has this number, and its owner.
     ///
     /// # Errors
-    /// There is none, or it is hidden.
+    /// It does not exist or is hidden.
     pub fn identify_with_owner(&self, pid: u32) -> Result<(ProcessIdentity, u32), WatchProcessError> {
         let absent = || WatchProcessError::NotFound(format!("there is no process {pid}, or /proc hides it"));
         let identity = self.identify(pid).ok_or_else(absent)?;
         let entry = self.roots.proc_root.join(pid.to_string()).metadata().map_err(|_| absent())?;
-        // The number may have passed to another process between the two.
+        // The number may have been reused between the two reads.
         if self.identify(pid) == Some(identity) { Ok((identity, entry.uid())) } else { Err(absent()) }
     }
 
-    /// The control group of this path.
+    /// Opens the control group at this path.
     ///
     /// # Errors
-    /// What is wrong with it.
+    /// The path is not valid, or there is no such group.
     pub fn open_cgroup(&self, path: &str) -> Result<Cgroup, WatchProcessError> {
         Cgroup::open(self.cgroup2_mount.as_deref(), path).map_err(WatchProcessError::NotFound)
     }
 
-    /// The number under which a process is watched.
+    /// The subject of a watched process.
     pub fn find_process(&self, identity: ProcessIdentity) -> Option<u32> {
         self.subjects_by_key.get(&TargetKey::Process(identity)).copied()
     }
 
-    /// The number under which a group is watched.
+    /// The subject of a watched control group.
     pub fn find_cgroup(&self, group: &Cgroup) -> Option<u32> {
         self.subjects_by_key.get(&TargetKey::Cgroup(group.inode, group.path.clone())).copied()
     }
 
-    /// Whether there is room for one more, watched for this user.
+    /// Checks that one more target may be watched for this user.
     ///
     /// # Errors
-    /// There is none.
+    /// A limit is reached.
     pub fn check_limit(&self, user: u32, unlimited: bool) -> Result<(), WatchProcessError> {
         let of_user = self.targets.values().filter(|watched| watched.user == user).count();
         match () {
@@ -170,10 +169,10 @@ impl ProcessWatcher {
         }
     }
 
-    /// Watches a process under this number.
+    /// Watches a process as this subject.
     ///
     /// # Errors
-    /// It is gone.
+    /// It has exited.
     pub fn add_process(
         &mut self,
         subject: u32,
@@ -191,7 +190,7 @@ impl ProcessWatcher {
         Ok(())
     }
 
-    /// Watches a control group under this number.
+    /// Watches a control group as this subject.
     pub fn add_cgroup(&mut self, subject: u32, user: u32, group: Cgroup) {
         let name = TargetKey::Cgroup(group.inode, group.path.clone());
         self.add(subject, WatchedTarget { key: name, kind: TargetKind::Cgroup(group), user });
@@ -202,19 +201,19 @@ impl ProcessWatcher {
         self.targets.insert(subject, watched);
     }
 
-    /// Watches it no longer.
+    /// Stops watching a subject.
     pub fn remove(&mut self, subject: u32) {
         if let Some(watched) = self.targets.remove(&subject) {
             self.subjects_by_key.remove(&watched.key);
         }
     }
 
-    /// The numbers of all who are watched.
+    /// All watched subjects.
     pub fn subjects(&self) -> Vec<u32> {
         self.targets.keys().copied().collect()
     }
 
-    /// Whether this process belongs to the one of this number, as of the last look.
+    /// Whether a process belonged to the subject at the last sample.
     pub fn contains(&self, subject: u32, pid: u32) -> bool {
         match self.targets.get(&subject).map(|watched| &watched.kind) {
             Some(TargetKind::Process(tree, _)) => tree.contains(pid),
@@ -225,7 +224,7 @@ impl ProcessWatcher {
         }
     }
 
-    /// Looks at everybody, and gives what the look took.
+    /// Samples all targets; returns the sample and its cost in nanoseconds.
     pub fn sample(&mut self) -> (UsageSample, u64) {
         let started_ns = monotonic_ns();
         let now_ticks = ticks_since_boot();
@@ -238,7 +237,7 @@ impl ProcessWatcher {
             };
             used.push((*subject, used_ns));
         }
-        // After those who are part of it, so that it has not seen less than they have.
+        // Read after the targets, so that it is not less than their sum.
         let busy_ns = self.system_cpu_time.busy_ns();
         let count =
             |(subject, used_ns)| TargetUsage { subject, used_ns, is_disjoint: self.is_disjoint(subject) };
@@ -246,7 +245,7 @@ impl ProcessWatcher {
         (UsageSample { busy_ns, targets }, monotonic_ns().saturating_sub(started_ns))
     }
 
-    /// Whether nobody else who is watched holds this one, as far as can be told.
+    /// Whether no other target contains this one, as far as is visible.
     fn is_disjoint(&self, subject: u32) -> bool {
         let others =
             || self.targets.iter().filter(|(other, _)| **other != subject).map(|(_, watched)| &watched.kind);
@@ -272,9 +271,9 @@ impl ProcessWatcher {
     }
 }
 
-/// The time since the boot in the kernel's ticks, as processes' starts are told.
+/// The time since boot in ticks, the unit of processes' start times.
 fn ticks_since_boot() -> u64 {
-    crate::clock::boottime_ns() / super::TICK_NS
+    crate::clock::boottime_ns() / TICK_NS
 }
 
 #[cfg(test)]

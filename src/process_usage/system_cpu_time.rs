@@ -1,30 +1,30 @@
-//! How long the machine's CPUs were busy, all together.
+//! The busy time of all CPUs of the machine.
 //!
-//! Owns which file tells it: the root control group's `cpu.stat` (microseconds), else the first line of `/proc/stat`
-//! (ticks of 10 ms). Time that a hypervisor took away is nobody's and not in it.
+//! From the root control group's `cpu.stat` (microseconds), else from the first line of `/proc/stat` (ticks of 10 ms). Time
+//! stolen by a hypervisor is not included.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use super::TICK_NS;
 use super::cgroup::sum_cpu_stat_ns;
+use super::pid_stat::TICK_NS;
 
-/// The machine's busy time.
+/// The file that reports the machine's busy time.
 #[derive(Debug)]
 pub enum SystemCpuTime {
-    /// The root control group's.
+    /// `cpu.stat` of the root control group.
     RootCgroup(File),
-    /// The kernel's overall count.
+    /// `/proc/stat`.
     ProcStat(File),
-    /// Nobody tells.
+    /// Neither is available.
     Unavailable,
 }
 
 impl SystemCpuTime {
-    /// What there is.
+    /// Opens the best available file.
     pub fn open(proc_root: &Path, cgroup2_mount: Option<&Path>) -> Self {
-        // Inside a container the hierarchy begins at the container's own group, which has a type; the true root has none.
+        // In a container the hierarchy starts at the container's group, which has `cgroup.type`; the real root has none.
         let root = cgroup2_mount.filter(|root| !root.join("cgroup.type").exists());
         let group =
             root.and_then(|root| File::open(root.join("cpu.stat")).ok()).map(SystemCpuTime::RootCgroup);
@@ -34,7 +34,7 @@ impl SystemCpuTime {
         group.unwrap_or_else(stat)
     }
 
-    /// Since the boot, all CPUs together.
+    /// The busy time since boot, all CPUs together.
     pub fn busy_ns(&self) -> Option<u64> {
         let mut text = [0; 512];
         let mut read = |file: &File| {
@@ -49,7 +49,7 @@ impl SystemCpuTime {
     }
 }
 
-/// `cpu user nice system idle iowait irq softirq steal guest guest_nice`, proc_stat(5); guests' time is in user and nice.
+/// `cpu user nice system idle iowait irq softirq steal guest guest_nice`, proc_stat(5). user and nice include the guests' time.
 fn parse_proc_stat(text: &str) -> Option<u64> {
     let line = text.lines().next()?.strip_prefix("cpu ")?;
     let fields: Vec<u64> = line.split_ascii_whitespace().map_while(|field| field.parse().ok()).collect();

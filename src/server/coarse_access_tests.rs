@@ -16,10 +16,11 @@ use crate::config::{AccessGroups, Limits};
 use crate::domain::{Domain, DomainKind, EnergyReading, Grade};
 use crate::protocol::Access;
 use crate::service::access::{AccessPolicy, Peer};
+use crate::service::caller::{Caller, ReplyTo};
 use crate::service::coarse_grid::{self, GRID_NS};
 use crate::service::readings::ReadingCollector;
-use crate::service::reply_to::ReplyTo;
-use crate::service::service::{Caller, Service, ServiceSettings};
+use crate::service::startup::ServiceSettings;
+use crate::service::{Service, ServiceBuilder};
 use crate::store::{self, Store};
 
 const MS_NS: u64 = 1_000_000;
@@ -73,6 +74,11 @@ impl SecretMachine {
     }
 
     fn new(secret: u64) -> Self {
+        Self::with_builder(secret, |builder| builder)
+    }
+
+    /// `configure` adds parts to the service.
+    fn with_builder(secret: u64, configure: impl FnOnce(ServiceBuilder) -> ServiceBuilder) -> Self {
         let clock = Clock::manual(START_NS);
         let limits = Limits { coarse_calls_burst: 1e9, calls_burst: 1e9, ..Limits::default() };
         let attribution_settings = attribution::AttributionSettings::default();
@@ -86,7 +92,8 @@ impl SecretMachine {
             nvml_library: None,
         };
         let feeds = ReadingCollector::new(Vec::new(), Vec::new(), |_| ());
-        let mut service = Service::new(feeds, Vec::new(), settings, clock.clone()).unwrap();
+        let builder = ServiceBuilder::with_collector(feeds, Vec::new(), settings, clock.clone());
+        let mut service = configure(builder).build().unwrap();
         let domains = ["package-0", "dram-0"].map(|name| Domain {
             name: name.into(),
             kind: DomainKind::Package,
@@ -496,8 +503,7 @@ fn an_account_held_back_at_shutdown_is_stored_once() {
         sync: store::SyncMode::Normal,
     };
     let start = || Store::start(settings.clone(), |_| ()).unwrap();
-    let mut machine = SecretMachine::new(1);
-    machine.service.set_store(start(), |_| ());
+    let mut machine = SecretMachine::with_builder(1, |builder| builder.store(start(), |_| ()));
     let begin_ns = START_NS + 2000 * MS_NS;
     machine.advance_to(begin_ns);
     machine.call(peer(Access::Coarse), 1, "OpenSpan", json!({ "span": "s" }));

@@ -19,9 +19,9 @@ use super::reply_queue::ReplyQueue;
 use super::subscriptions::SubscriptionKind;
 use crate::process_usage::ProcessIdentity;
 use crate::protocol::{MESSAGE_TERMINATOR, MethodError};
+use crate::service::Service;
 use crate::service::access::{AccessPolicy, Peer};
-use crate::service::reply_to::{ConnectionId, ReplyTo};
-use crate::service::service::{Caller, Service};
+use crate::service::caller::{Caller, ConnectionId, ReplyTo};
 use crate::unix_socket::PeerCredentials;
 
 /// Outstanding replies of one client.

@@ -7,7 +7,7 @@ use std::io;
 
 use super::connection::ClientConnection;
 use crate::service::access::AccessPolicy;
-use crate::service::reply_to::ConnectionId;
+use crate::service::caller::ConnectionId;
 
 /// The low bits of an ID are the index, the others a serial number.
 const INDEX_BITS: u32 = 24;

@@ -13,9 +13,10 @@ use crate::protocol::{
     GetSpan, IncomingCall, InterfaceDescription, MethodError, MethodName, MethodReply, Reload, ServiceInfo,
     SpanAccount, WatchSpans,
 };
+use crate::service::Service;
 use crate::service::access;
+use crate::service::caller::{AccountOutcome, Caller};
 use crate::service::rate_limit::{CallClass, RateLimitError};
-use crate::service::service::{AccountOutcome, Caller, Service};
 
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum CallOutcome {

@@ -24,9 +24,10 @@ use super::readiness_ffi::RegisteredSocket;
 use super::subscriptions::{SubscriptionKind, Subscriptions};
 use crate::attribution::account::Account;
 use crate::protocol::{Access, DomainSnapshot, MethodError, MethodReply};
+use crate::service::Service;
+use crate::service::caller::ReplyTo;
 use crate::service::coarse_grid;
-use crate::service::reply_to::ReplyTo;
-use crate::service::service::{FinalAccount, Service};
+use crate::service::durability::FinalAccount;
 use crate::unix_socket;
 
 const LISTENER_KEY: usize = 0;

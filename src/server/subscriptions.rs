@@ -5,7 +5,7 @@
 
 use crate::protocol::{Access, MethodError, WatchDomains};
 use crate::service::access::Peer;
-use crate::service::reply_to::ConnectionId;
+use crate::service::caller::ConnectionId;
 
 /// Delay of the first tick, until a resting sampler has read again. An earlier tick would pair the current
 /// time with energy up to one second old.

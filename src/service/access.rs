@@ -1,14 +1,16 @@
-//! Who may ask what.
+//! Access control: the access that each method needs, and the access that a peer has.
 //!
-//! Owns the one table from methods to the least access, and the one rule from a peer's credentials to its access.
-//! Identity comes from the transport only; nothing a message says changes it. Fast energy readings leak secrets
-//! (CVE-2020-8694), which is why the kernel keeps them for root, and why a stranger gets none here.
+//! Owns the table of methods and the rule from credentials to access. Identity comes from the transport only, never from a
+//! message. Fast energy readings leak secrets (CVE-2020-8694): the kernel restricts them to root, and a user without access
+//! gets none here.
 
+use super::coarse_grid;
+use crate::attribution::account::Account;
 use crate::config::{AccessGroups, gid_by_name};
 use crate::protocol::{Access, MethodError, MethodName};
 use crate::unix_socket::{OVERFLOW_UID, PeerCredentials, SocketPermissions};
 
-/// The least access each method needs: the table. A method that has no row here does not compile.
+/// The access that each method needs. A method without a row does not compile.
 pub fn required_access(method: MethodName) -> Access {
     use MethodName as M;
     match method {
@@ -21,10 +23,10 @@ pub fn required_access(method: MethodName) -> Access {
     }
 }
 
-/// Whether this peer may call this method at all; both doors ask here and nowhere else.
+/// Checks that a peer may call a method. The only check, for the socket and for D-Bus.
 ///
 /// # Errors
-/// `AccessDenied` with the least access that would do.
+/// `AccessDenied` with the access that the method needs.
 pub fn authorize(peer: &Peer, method: MethodName) -> Result<(), MethodError> {
     let needs = required_access(method);
     if peer.access < needs {
@@ -33,18 +35,31 @@ pub fn authorize(peer: &Peer, method: MethodName) -> Result<(), MethodError> {
     Ok(())
 }
 
-/// A caller, as far as it matters here.
+/// A client's identity and access.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Peer {
-    /// Whose spans it may touch.
+    /// Owner of the spans that the client opens.
     pub uid: u32,
-    /// What it may ask.
+    /// The methods and figures that the client may have.
     pub access: Access,
-    /// Root and the daemon's own user are bound by the totals only.
+    /// No limit per user applies, only the totals: root and the daemon's own user.
     pub unlimited: bool,
 }
 
-/// From credentials to access.
+impl Peer {
+    /// The user whose accounts this peer may list; `None`: those of all users.
+    pub(crate) fn uid_filter(&self) -> Option<u32> {
+        (self.access < Access::Telemetry).then_some(self.uid)
+    }
+}
+
+/// Whether a peer that may see accounts of the account's user may see this one. With coarse access only coarse accounts
+/// are visible.
+pub(crate) fn is_visible_to(peer: &Peer, account: &Account) -> bool {
+    peer.access >= Access::Span || coarse_grid::is_coarse(account)
+}
+
+/// The rule from credentials to access.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct AccessPolicy {
     own_uid: u32,
@@ -54,7 +69,7 @@ pub struct AccessPolicy {
 }
 
 impl AccessPolicy {
-    /// The rule with these groups, which are looked up once, now; a group that does not exist has no members.
+    /// Looks up the groups once. A group that does not exist has no members.
     pub fn new(groups: &AccessGroups) -> Self {
         Self {
             own_uid: rustix::process::geteuid().as_raw(),
@@ -64,7 +79,7 @@ impl AccessPolicy {
         }
     }
 
-    /// Who may open the socket.
+    /// The permissions of the socket file.
     pub fn socket_permissions(&self) -> SocketPermissions {
         match self.coarse_gid {
             Some(_) => SocketPermissions::AllUsers,
@@ -72,12 +87,12 @@ impl AccessPolicy {
         }
     }
 
-    /// The daemon's own process at the other end.
+    /// The peer that stands for the daemon itself.
     pub fn daemon_peer(&self) -> Peer {
         Peer { uid: self.own_uid, access: Access::Admin, unlimited: true }
     }
 
-    /// What somebody with these credentials may do.
+    /// The peer with these credentials.
     pub fn peer_of(&self, credentials: &PeerCredentials) -> Peer {
         let uid = credentials.uid;
         let unlimited = uid != OVERFLOW_UID && (uid == 0 || uid == self.own_uid);

@@ -1,30 +1,28 @@
-//! What a coarse caller may learn: one grid in time, one quantum in energy.
+//! The grid in time and the quantum in energy of coarse access, and the rounding of edges and accounts to them.
 //!
-//! Owns the two and what they make of an edge and of an account. Pure. Invariant: whatever comes out depends on the
-//! machine's energy only through what its domains used from one instant of the grid to another, which is what keeps
-//! power traces from whoever asks (CVE-2020-8694: energy at 1 kHz tells instructions and keys, at 10 Hz it does not).
-//! No account of a span that has not settled has a figure.
+//! Pure functions. Invariant: the output depends on the machine's energy only through the energy of whole steps of the grid.
+//! This prevents power traces (CVE-2020-8694: energy at 1 kHz reveals instructions and keys, at 10 Hz it does not). The
+//! account of an unsettled span has no figures.
 //!
-//! Two figures of the attributor are made of the steps of the counters and not of the grid, and are not passed on as they
-//! are: `error_uj` is about the energy of the one step at each edge, and `idle_uj` a sum of the smaller of idle and
-//! actual energy, step by step.
+//! Two figures depend on the steps of the counters instead of the grid, so they are not passed on unchanged: `error_uj`
+//! is about the energy of one counter step at each edge, and `idle_uj` sums the smaller of idle and actual energy per step.
 
 use crate::attribution::account::{Account, Phase, Share, SpanState};
 use crate::protocol::MethodError;
 
-/// The grid: multiples of this on the machine's monotonic clock, the same for everybody. Also the shortest span.
+/// The grid: multiples of this on the monotonic clock, the same for all users. Also the minimum length of a span.
 pub const GRID_NS: u64 = 100_000_000;
 
-/// The step of every figure of energy.
+/// The quantum of all energies.
 pub const QUANTUM_UJ: u64 = 1000;
 
-/// The largest weight of a coarse caller's span. A larger one would take the energy of others' spans.
+/// The maximum weight with coarse access. A larger one would take energy from other users' spans.
 pub const MAX_WEIGHT: f64 = 1.0;
 
-/// Refuses a weight above [`MAX_WEIGHT`]; what is no weight at all is the attributor's to refuse.
+/// Rejects a weight above [`MAX_WEIGHT`]; the attributor rejects invalid weights.
 ///
 /// # Errors
-/// It is above.
+/// `InvalidValue`.
 pub fn check_weight(weight: f64) -> Result<(), MethodError> {
     if weight <= MAX_WEIGHT || weight.is_nan() {
         return Ok(());
@@ -33,19 +31,19 @@ pub fn check_weight(weight: f64) -> Result<(), MethodError> {
     Err(MethodError::InvalidValue { field: "weight".into(), reason })
 }
 
-/// The grid's first instant that is not before `at_ns`.
+/// The first instant of the grid at or after `at_ns`.
 pub fn round_up_to_grid(at_ns: u64) -> u64 {
     at_ns.div_ceil(GRID_NS).saturating_mul(GRID_NS)
 }
 
-/// Where an edge that was asked for at `at_ns` lies: on the grid, and not behind the horizon, for there the attributor would
-/// move it off the grid again. Up to one step of the grid ahead of now.
+/// The instant of an edge that was requested at `at_ns`: on the grid, and not before the horizon, where the attributor would
+/// move it off the grid. Up to one step of the grid in the future.
 pub fn grid_edge_ns(at_ns: u64, now_ns: u64, horizon_ns: u64) -> u64 {
     round_up_to_grid(at_ns.max(now_ns.saturating_sub(horizon_ns)))
 }
 
-/// A settled account of a span whose edges lie on the grid, as the coarse tier has it. Each figure is rounded by
-/// itself, and the error grows by what that may take.
+/// Rounds a settled account of a span whose edges lie on the grid. Each figure is rounded separately, and the error grows by
+/// the rounding.
 pub fn round_account(account: &mut Account) {
     let length_ns = account.closed_ns.unwrap_or(account.opened_ns).saturating_sub(account.opened_ns);
     let cells = (length_ns / GRID_NS).max(1);
@@ -71,7 +69,7 @@ fn round_share(share: &mut Share, length_ns: u64, cells: u64) {
     share.unknown_ns = round_up_to_grid(share.unknown_ns).min(length_ns);
 }
 
-/// The phases' sums are rounded and not each phase, so that they still add up to the span.
+/// Rounds the cumulative sums of the phases, not each phase, so that the phases add up to the span.
 fn round_phases(phases: &mut [Phase], cell_uj: u64) {
     let mut sum_uj = 0;
     for phase in phases {
@@ -88,11 +86,11 @@ fn round_to_quantum(uj: u64) -> u64 {
     uj.saturating_add(QUANTUM_UJ / 2) / QUANTUM_UJ * QUANTUM_UJ
 }
 
-/// An error that holds the truth and tells nothing of the steps it is made of: half of what the domain used in a step
-/// of the grid on average, or twice that, or four times, as soon as it is enough. A counter that moves fifty times in
-/// half a step makes half of it always enough.
+/// An error that contains the true one without revealing the counter steps at the edges: half of the domain's average energy
+/// per step of the grid, doubled until it is large enough. For a counter that moves fifty times in half a step, half is
+/// always enough.
 fn widen_error(error_uj: u64, cell_uj: u64) -> u64 {
-    // Both ends of a difference are rounded.
+    // Both ends of the difference are rounded.
     let min_uj = error_uj.saturating_add(QUANTUM_UJ);
     let mut wide_uj = (cell_uj / 2).max(QUANTUM_UJ);
     while wide_uj < min_uj {
@@ -101,23 +99,23 @@ fn widen_error(error_uj: u64, cell_uj: u64) -> u64 {
     wide_uj.div_ceil(QUANTUM_UJ).saturating_mul(QUANTUM_UJ)
 }
 
-/// An account before it is final: whose, since when, and no figure.
+/// Removes all figures from an account that is not final; names and times stay.
 pub fn hide_figures(account: &mut Account) {
     account.state = if account.closed_ns.is_some() { SpanState::Provisional } else { SpanState::Open };
     (account.share_uj, account.window_uj, account.idle_uj) = (None, None, None);
     (account.error_uj, account.mean_power_mw) = (None, None);
     account.domains = Vec::new();
-    // How many others are at work this very moment is a figure too.
+    // The current number of other spans is a figure too.
     account.peak_concurrency = 1;
     for phase in &mut account.phases {
         (phase.share_uj, phase.error_uj) = (None, None);
     }
 }
 
-/// Whether a coarse caller may see this account: judged by what is in it, wherever it comes from, so that a finer span
-/// of the same user, opened with more access or read back from the history, stays closed to it.
+/// Whether an account may be shown with coarse access. Decided by its content, so that a span that the same user opened with
+/// more access, or one from the store, is not shown.
 pub fn is_coarse(account: &Account) -> bool {
-    // Named one by one: whoever adds a figure to the account has to say here what the coarse tier has of it.
+    // All fields are named, so that adding a field to the account requires a decision here.
     let Account {
         span: _,
         name: _,
@@ -240,7 +238,7 @@ mod tests {
         assert_eq!(grid_edge_ns(now_ns, now_ns, horizon_ns), 11 * GRID_NS);
         assert_eq!(grid_edge_ns(10 * GRID_NS, now_ns, horizon_ns), 10 * GRID_NS);
         assert_eq!(grid_edge_ns(3 * GRID_NS, now_ns, horizon_ns), 10 * GRID_NS);
-        // Behind the horizon the attributor would move it off the grid.
+        // Before the horizon the attributor would move the edge off the grid.
         let late_ns = now_ns + horizon_ns;
         assert_eq!(grid_edge_ns(10 * GRID_NS, late_ns, horizon_ns), 11 * GRID_NS);
         assert_eq!(
@@ -280,7 +278,7 @@ mod tests {
         assert_eq!(widened(1), widened(4_000_000));
         assert!(
             widened(6_000_000) > widened(4_000_000),
-            "what is larger than half a step of the grid is told"
+            "an error larger than half a step of the grid is reported"
         );
     }
 

@@ -1,30 +1,51 @@
-//! Cursors of ListSpans for callers that see their own accounts only.
+//! Encrypted cursors of ListSpans.
 //!
-//! The accounts of all users share one sequence of numbers, so a plain number would count the accounts of others. A cursor
-//! is such a number, enciphered with a key of this process and the caller's user: a Feistel network over SipHash.
-//! Invariants: `decrypt(uid, encrypt(uid, number))` is `number`; a cursor of another user or of an earlier start opens to nothing,
-//! except for one in 2^18.
+//! All users' accounts share one number sequence, so a plain number would reveal how many accounts others have. A cursor is
+//! the number, encrypted under a key of this process and the user: a Feistel network over SipHash. Invariants:
+//! `decrypt(uid, encrypt(uid, number))` is `number`; a cursor of another user or process is rejected, except 1 in 2^18.
 
 use std::hash::{BuildHasher, RandomState};
 
-/// A cursor has two halves: it stays positive where the wire's integers have a sign.
+use super::access::Peer;
+use crate::protocol::MethodError;
+
+/// Two halves of 31 bits: the cursor is positive as a signed 64-bit integer of the protocol.
 const HALF_BITS: u32 = 31;
 const HALF_MASK: u64 = (1 << HALF_BITS) - 1;
-/// Zero bits below the number, by which a wrong cursor is recognised. The 44 bits above them number the accounts of five
-/// years at 100,000 a second.
+/// Zero bits below the number; a wrong cursor decrypts to other bits. The 44 bits above them number the accounts of five
+/// years at 100,000 per second.
 const CHECK_BITS: u32 = 18;
-/// Twice as many as make a random permutation of random functions (Luby and Rackoff 1988).
+/// Twice the rounds that make a pseudorandom permutation of random functions (Luby and Rackoff 1988).
 const ROUNDS: u32 = 8;
 
-/// The key, new at each start.
+/// The key; a new one at each start.
 #[derive(Default)]
 pub(crate) struct CursorCipher {
     key: RandomState,
 }
 
 impl CursorCipher {
-    /// The cursor of this user for an account's number.
-    pub fn encrypt(&self, uid: u32, number: u64) -> u64 {
+    /// The cursor of the page that ends before the account of this number. A peer that sees all users' accounts gets the
+    /// plain number.
+    pub fn encode(&self, peer: &Peer, store_number: u64) -> u64 {
+        peer.uid_filter().map_or(store_number, |uid| self.encrypt(uid, store_number))
+    }
+
+    /// The account number in a cursor.
+    ///
+    /// # Errors
+    /// `InvalidValue`: the cursor was not made for this peer since the daemon started.
+    pub fn decode(&self, peer: &Peer, cursor: i64) -> Result<u64, MethodError> {
+        let invalid =
+            |reason: &str| MethodError::InvalidValue { field: "before".into(), reason: reason.to_owned() };
+        let cursor = u64::try_from(cursor).map_err(|_| invalid("is negative; leave it out for all"))?;
+        let store_number = peer.uid_filter().map_or(Some(cursor), |uid| self.decrypt(uid, cursor));
+        let reason =
+            "comes from no answer that this user got since the daemon started; list again without it";
+        store_number.ok_or_else(|| invalid(reason))
+    }
+
+    fn encrypt(&self, uid: u32, number: u64) -> u64 {
         let block = number << CHECK_BITS;
         let (mut left, mut right) = (block >> HALF_BITS & HALF_MASK, block & HALF_MASK);
         for round in 0..ROUNDS {
@@ -33,8 +54,7 @@ impl CursorCipher {
         left << HALF_BITS | right
     }
 
-    /// The account's number; `None` where [`CursorCipher::encrypt`] did not make this cursor for this user.
-    pub fn decrypt(&self, uid: u32, cursor: u64) -> Option<u64> {
+    fn decrypt(&self, uid: u32, cursor: u64) -> Option<u64> {
         if cursor >> (2 * HALF_BITS) != 0 {
             return None;
         }

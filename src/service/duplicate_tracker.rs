@@ -1,40 +1,40 @@
-//! Domains that may be two names of one counter, watched while the daemon runs.
+//! Pairs of domains that may be two names of one counter.
 //!
-//! Owns every pair's state as it was last announced, and when the samplers are asked for reads close enough to decide it.
-//! Invariant: of two domains that are not known to be independent, the later one lies within the earlier one while that
-//! lives, so that one of them is counted. Work for each reading: one comparison for each open pair of its domain.
+//! Owns the last reported state of each pair, and the schedule of surveys: reads close enough in time to decide a pair.
+//! Invariant: of two domains that are not known to be independent, the later one has the earlier one as its parent while that
+//! is live, so that only one is counted. Cost per reading: one comparison per undecided pair of its domain.
 
 use crate::domain::{Domain, Duplicate, EnergyReading};
 use crate::sources::dedup::domain_tree;
 use crate::sources::dedup::duplicate_pair::DuplicatePair;
 
-/// Reads a second apart decide nothing, so undecided pairs ask for a survey: after so long, then after twice as long each
-/// time, and never more seldom than the last.
+/// The interval between surveys while a pair is undecided; it doubles from the minimum to the maximum. Reads at the idle rate
+/// cannot decide a pair.
 const MIN_SURVEY_INTERVAL_NS: u64 = 500_000_000;
 const MAX_SURVEY_INTERVAL_NS: u64 = 64_000_000_000;
 
-/// Two domains, by number.
+/// Two domains, by index.
 #[derive(Debug)]
 pub(crate) struct TrackedPair {
     pub(crate) original: usize,
     pub(crate) copy: usize,
-    /// As it was last announced.
+    /// As last reported.
     pub(crate) state: Duplicate,
     readings: DuplicatePair,
 }
 
-/// What the duplicates leave of a set of domains.
+/// The membership of domains in the host's total, given the pairs.
 #[derive(Debug)]
 pub(crate) struct TotalMembership {
-    /// For each domain, the one that contains it now.
+    /// The current parent of each domain.
     pub(crate) parents: Vec<Option<String>>,
-    /// Whether it is part of the host's total.
+    /// Whether the domain is part of the host's total.
     pub(crate) counted: Vec<bool>,
-    /// Whether it would be if all undecided pairs were independent.
+    /// Whether it would be part of it if all undecided pairs were independent.
     pub(crate) undecided: Vec<bool>,
 }
 
-/// All pairs.
+/// All pairs of domains.
 #[derive(Debug, Default)]
 pub(crate) struct DuplicateTracker {
     pairs: Vec<TrackedPair>,
@@ -43,7 +43,7 @@ pub(crate) struct DuplicateTracker {
 }
 
 impl DuplicateTracker {
-    /// Adds pairs of these domains.
+    /// Adds pairs; a pair with an unknown name is ignored.
     pub(crate) fn extend(&mut self, pairs: Vec<DuplicatePair>, domains: &[&Domain]) {
         let index_of = |name: &str| domains.iter().position(|domain| domain.name == name);
         let numbered = |readings: DuplicatePair| {
@@ -58,7 +58,7 @@ impl DuplicateTracker {
         }
     }
 
-    /// Takes one reading of one domain.
+    /// Adds one reading of one domain.
     pub(crate) fn observe(&mut self, domain: usize, before_ns: u64, after_ns: u64, reading: &EnergyReading) {
         for pair in self.pairs.iter_mut().filter(|pair| pair.readings.is_revisable()) {
             if pair.original == domain {
@@ -69,7 +69,7 @@ impl DuplicateTracker {
         }
     }
 
-    /// Decides what the readings allow, and shows each pair whose state changed.
+    /// Decides pairs as far as the readings allow; calls `show` for each pair whose state has changed.
     pub(crate) fn resolve(&mut self, mut show: impl FnMut(&TrackedPair)) {
         for pair in self.pairs.iter_mut().filter(|pair| pair.readings.is_revisable()) {
             pair.readings.evaluate();
@@ -80,7 +80,7 @@ impl DuplicateTracker {
         }
     }
 
-    /// Whether an undecided pair wants reads that lie close together now, of the domains that `live` says live.
+    /// Whether a survey is due for an undecided pair of live domains.
     pub(crate) fn is_survey_due(&mut self, now_ns: u64, live: &[bool]) -> bool {
         let undecided =
             |pair: &TrackedPair| pair.state == Duplicate::Undecided && live[pair.original] && live[pair.copy];
@@ -96,7 +96,7 @@ impl DuplicateTracker {
         true
     }
 
-    /// What is known of a domain that has an earlier one of its kind: its state, and the number of the other.
+    /// The state of a domain that may duplicate an earlier one, and the index of that one.
     pub(crate) fn state_of(&self, domain: usize) -> Option<(Duplicate, usize)> {
         let pairs = || self.pairs.iter().filter(|pair| pair.copy == domain);
         let in_state = |state: Duplicate| pairs().find(|pair| pair.state == state);
@@ -104,11 +104,11 @@ impl DuplicateTracker {
         first.map(|pair| (pair.state, pair.original))
     }
 
-    /// Which of `domains`, which name their own parents, make up the total.
+    /// The membership of `domains`, which have the parents that their sources name.
     pub(crate) fn membership(&self, domains: &[Domain], live: &[bool]) -> TotalMembership {
         let with = |is_one: fn(Duplicate) -> bool| {
             let mut domains = domains.to_vec();
-            // The earliest last, so that its name stays.
+            // In reverse, so that the earliest original becomes the parent.
             for pair in self.pairs.iter().rev().filter(|pair| is_one(pair.state) && live[pair.original]) {
                 domains[pair.copy].parent = Some(domains[pair.original].name.clone());
             }
@@ -182,7 +182,7 @@ mod tests {
         assert_eq!(membership.undecided, [false, true, true, false]);
         let first = Some("package-0-die-0".to_owned());
         assert_eq!(membership.parents[..3], [None, first.clone(), first]);
-        // With the first one gone the second stands for both others; with two gone, the third and what lies within it.
+        // Without the first, the second counts for both others; without two, the third and its child are undecided.
         let membership = tracker.membership(&domains, &[false, true, true, true]);
         assert_eq!(membership.counted, [false, true, false, false]);
         let membership = tracker.membership(&domains, &[true, false, false, true]);

@@ -1,56 +1,73 @@
-//! What the service does so that an account once answered is kept.
+//! Storage of final accounts, and queries of the store.
 //!
-//! Owns the accounts that are final and not yet on disk, and the questions that the disk is asked. Invariant: a final
-//! account is shown as final only once it is on disk, or with `durable` false where the disk fails; until then it is
-//! provisional. Never waits for the disk. Without a store nothing is kept, and an account is final when it settles.
+//! Owns the accounts that are final and not yet on disk, and the queries that the store has not answered. Invariant: an
+//! account is reported as final only once it is on disk, or with `durable` false where the store fails; until then it is
+//! provisional. Never blocks on the disk. Without a store an account is final when it settles.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::access::Peer;
-use super::reply_to::ReplyTo;
-use super::service::{FinalAccount, Service};
-use super::stored_queries::PendingQuery;
+use super::access::{Peer, is_visible_to};
+use super::caller::ReplyTo;
+use super::coarse_spans::CoarseSpans;
+use super::cursor::CursorCipher;
+use super::list_request::ListRequest;
+use super::span_registry::SpanRegistry;
 use crate::attribution::account::{Account, SpanState};
-use crate::attribution::footprint;
-use crate::protocol;
-use crate::store::Store;
+use crate::attribution::{Attributor, SpanKey, footprint};
+use crate::clock::Clock;
+use crate::protocol::{self, Access, MethodError, MethodReply, SpanAccount, SpanAccounts};
+use crate::store::{MAX_PENDING_QUERIES, QueryError, QueryResult, Store, StoreQuery};
 
-/// A disk that takes longer than this over a commit or an answer fails, as far as those are concerned who wait for it.
+/// A commit or an answer that takes longer means that the store is stalled.
 const STORE_TIMEOUT_NS: u64 = 2_000_000_000;
 
-/// More than so many bytes of accounts that wait for their commit: the disk does not keep up.
+/// More bytes of uncommitted accounts mean that the store is stalled.
 const MAX_PENDING_BYTES: usize = 8 << 20;
 
-/// Spans that are open for longer are journalled, each about once in this time.
+/// Spans that are open for longer are journalled, each about once per period.
 const JOURNAL_PERIOD_NS: u64 = 1_000_000_000;
 
-/// How many of the attributor's slots the journal looks at before it looks at the time, how long one step takes, and how long
-/// it is to the next: large spans are journalled less often, so that nobody waits for them.
+/// A journal step checks the time after this many of the attributor's slots, ends after its budget, and is followed by a
+/// pause. Large spans are therefore journalled less often and do not delay calls.
 const JOURNAL_STEP_SLOTS: usize = 4;
 const JOURNAL_STEP_BUDGET_NS: u64 = 200_000;
 const JOURNAL_PAUSE_NS: u64 = 5_000_000;
 
-/// How long the end of the daemon waits for the disk.
+/// How long the shutdown waits for the disk.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// The store, and who waits for it.
+/// Per user: a list may be a megabyte on the wire. Queries of single spans are limited per connection.
+const MAX_LISTS_PER_USER: usize = 8;
+
+/// A final account, and the reply that waits for it.
+#[derive(Debug)]
+pub struct FinalAccount {
+    /// The account.
+    pub account: Arc<Account>,
+    /// The address of that reply, if there is one.
+    pub reply_to: Option<ReplyTo>,
+}
+
+/// An encoded reply with its address.
+pub(crate) type EncodedReply = (ReplyTo, Vec<u8>);
+
+/// The store with its pending accounts and queries.
 pub(crate) struct Durability {
-    pub(crate) store: Store,
+    store: Store,
     log: fn(&str),
     pending: VecDeque<PendingAccount>,
-    /// Memory of the accounts in `pending`, by estimate.
+    /// Estimated memory of the accounts in `pending`.
     pending_bytes: usize,
     /// By number, so the oldest first.
-    pub(crate) pending_queries: BTreeMap<u64, PendingQuery>,
-    pub(crate) next_query: u64,
+    pending_queries: BTreeMap<u64, PendingQuery>,
+    next_query: u64,
     journal_due_ns: u64,
     journal_slot: usize,
-    /// When the disk gave something last, and up to which number it had committed then.
+    /// The time of the store's last commit or answer, and the last committed number then.
     last_progress_ns: u64,
     committed: u64,
-    /// It does not answer.
     is_stalled: bool,
 }
 
@@ -62,20 +79,137 @@ struct PendingAccount {
     queued_ns: u64,
 }
 
+struct PendingQuery {
+    reply_to: ReplyTo,
+    peer: Peer,
+    kind: QueryKind,
+    sent_ns: u64,
+}
+
+/// What a query looks for; the answer from memory needs it too.
+pub(crate) enum QueryKind {
+    Span(String),
+    List(Box<ListRequest>),
+}
+
+/// The end of a query.
+enum QueryOutcome {
+    Found(QueryResult),
+    Failed(QueryError),
+    /// The store is failing, for this reason; the answer comes from memory.
+    Skipped(Option<String>),
+}
+
 impl Durability {
-    pub(crate) fn is_failing(&self) -> bool {
+    pub(crate) fn new(store: Store, log: fn(&str), now_ns: u64) -> Self {
+        Self {
+            store,
+            log,
+            pending: VecDeque::new(),
+            pending_bytes: 0,
+            pending_queries: BTreeMap::new(),
+            next_query: 0,
+            journal_due_ns: now_ns + JOURNAL_PERIOD_NS,
+            journal_slot: 0,
+            last_progress_ns: 0,
+            committed: 0,
+            is_stalled: false,
+        }
+    }
+
+    /// Sets the function that the store's thread calls when [`Durability::has_events`] becomes true.
+    pub(crate) fn set_waker(&self, waker: impl Fn() + Send + Sync + 'static) {
+        self.store.set_waker(waker);
+    }
+
+    /// Whether the store has committed or answered since the last poll.
+    pub(crate) fn has_events(&self) -> bool {
+        self.store.has_updates()
+    }
+
+    fn is_failing(&self) -> bool {
         self.store.is_failing() || self.is_stalled
     }
 
     /// Why nothing can be written, or what may be lost.
-    pub(crate) fn failure_reason(&self) -> Option<String> {
+    fn failure_reason(&self) -> Option<String> {
         let health = self.store.health();
         let silent = self.is_stalled && health.reason.as_ref().is_none_or(|_| health.durable);
         if silent { Some("the disk of the ledger does not answer".into()) } else { health.reason }
     }
 
-    /// Since when the oldest waits in vain: for its commit; or for an answer, where the disk gave nothing meanwhile, since
-    /// many questions may be before it.
+    /// Queues a settled account for the disk and enters it into the registry. Returns it where the store takes it not and
+    /// a reply or a watcher needs it.
+    pub(crate) fn finalize(
+        &mut self,
+        mut account: Account,
+        registry: &mut SpanRegistry,
+        has_watchers: bool,
+        now_ns: u64,
+    ) -> Option<FinalAccount> {
+        // Not reported before the commit.
+        account.durable = Some(true);
+        let account = Arc::new(account);
+        let store_number = self.store.next_number();
+        let settled_span = registry.settle(&account, Some(store_number));
+        let reply_to = settled_span.reply_to;
+        let is_wanted = reply_to.is_some() || has_watchers;
+        if !self.store.append(&account, settled_span.journal_key.map(|key| key.0), is_wanted) {
+            registry.clear_store_number(&account);
+            return is_wanted.then(|| FinalAccount { account: Arc::new(as_not_durable(&account)), reply_to });
+        }
+        if is_wanted {
+            let bytes = footprint::account_bytes(&account);
+            self.pending_bytes += bytes;
+            self.pending.push_back(PendingAccount {
+                store_number,
+                account,
+                bytes,
+                reply_to,
+                queued_ns: now_ns,
+            });
+        }
+        None
+    }
+
+    /// Takes the store's answers and commits: encoded replies go to `replies`, committed accounts to `final_accounts`. While
+    /// the store fails, all pending ones are completed without it.
+    pub(crate) fn poll(
+        &mut self,
+        now_ns: u64,
+        registry: &SpanRegistry,
+        cursor_cipher: &CursorCipher,
+        replies: &mut Vec<EncodedReply>,
+        final_accounts: &mut Vec<FinalAccount>,
+    ) {
+        let results = self.store.take_query_results();
+        let has_answered = !results.is_empty();
+        for (number, result) in results {
+            let outcome = result.map_or_else(QueryOutcome::Failed, QueryOutcome::Found);
+            replies.extend(self.complete(number, outcome, registry, cursor_cipher));
+        }
+        self.store.flush();
+        self.detect_stall(now_ns, has_answered);
+        let (is_failing, committed) = (self.is_failing(), self.store.committed());
+        while let Some(first) = self.pending.front() {
+            let is_committed = first.store_number <= committed;
+            if !is_committed && !is_failing {
+                break;
+            }
+            let Some(PendingAccount { account, bytes, reply_to, .. }) = self.pending.pop_front() else {
+                break;
+            };
+            self.pending_bytes -= bytes;
+            let account = if is_committed { account } else { Arc::new(as_not_durable(&account)) };
+            final_accounts.push(FinalAccount { account, reply_to });
+        }
+        if is_failing {
+            self.complete_from_memory(registry, cursor_cipher, replies);
+        }
+    }
+
+    /// The time since which the oldest account or query waits. A query counts from the store's last progress, since many
+    /// queries may be before it.
     fn oldest_wait_ns(&self) -> Option<u64> {
         let pending = self.pending.front().map(|first| first.queued_ns);
         let query =
@@ -83,153 +217,142 @@ impl Durability {
         pending.into_iter().chain(query).min()
     }
 
-    /// Looks whether the disk answers; `answered`: it has just answered a question.
-    fn detect_stall(&mut self, now_ns: u64, answered: bool) {
+    /// Updates `is_stalled`, and logs a change.
+    fn detect_stall(&mut self, now_ns: u64, has_answered: bool) {
         let committed = self.store.committed();
-        if answered || committed > self.committed {
+        if has_answered || committed > self.committed {
             (self.last_progress_ns, self.committed) = (now_ns, committed);
             if std::mem::take(&mut self.is_stalled) && !self.store.is_failing() {
                 (self.log)("the disk of the ledger answers again");
             }
         }
         let waits_ns = self.oldest_wait_ns().map_or(0, |since_ns| now_ns.saturating_sub(since_ns));
-        let slow = waits_ns > STORE_TIMEOUT_NS || self.pending_bytes > MAX_PENDING_BYTES;
-        if slow && !self.is_stalled && !self.store.is_failing() {
+        let is_slow = waits_ns > STORE_TIMEOUT_NS || self.pending_bytes > MAX_PENDING_BYTES;
+        if is_slow && !self.is_stalled && !self.store.is_failing() {
             self.is_stalled = true;
             (self.log)(
                 "the disk of the ledger does not answer; accounts are answered, marked as not durable",
             );
         }
     }
-}
 
-impl Service {
-    /// Keeps every final account in this store from now on; `log` is told when the disk stops to answer.
-    pub fn set_store(&mut self, store: Store, log: fn(&str)) {
-        self.durability = Some(Durability {
-            store,
-            log,
-            pending: VecDeque::new(),
-            pending_bytes: 0,
-            pending_queries: BTreeMap::new(),
-            next_query: 0,
-            journal_due_ns: self.clock.now_ns() + JOURNAL_PERIOD_NS,
-            journal_slot: 0,
-            last_progress_ns: 0,
-            committed: 0,
-            is_stalled: false,
-        });
+    /// The time at which the store counts as stalled, if something waits for it.
+    pub(crate) fn timeout_at_ns(&self) -> Option<u64> {
+        self.oldest_wait_ns().map(|since_ns| since_ns + STORE_TIMEOUT_NS + 1)
     }
 
-    /// Is called, on another thread, when [`Service::poll`] would have something to give: see [`Service::has_store_events`].
-    pub fn set_waker(&self, waker: impl Fn() + Send + Sync + 'static) {
-        if let Some(durability) = &self.durability {
-            durability.store.set_waker(waker);
-        }
-    }
-
-    /// Whether the disk has given something since the last pump.
-    pub fn has_store_events(&self) -> bool {
-        self.durability.as_ref().is_some_and(|durability| durability.store.has_updates())
-    }
-
-    /// Whether somebody watches the final accounts.
-    pub fn set_span_watchers(&mut self, listened: bool) {
-        self.has_span_watchers = listened;
-    }
-
-    /// An account is final: on to the disk with it, where there is one, and else to whom it concerns.
-    pub(crate) fn finalize_span(&mut self, mut account: Account, now_ns: u64) {
-        let Some(durability) = &mut self.durability else {
-            let account = Arc::new(account);
-            let reply_to = self.registry.settle(&account, None).reply_to;
-            if reply_to.is_some() || self.has_span_watchers {
-                self.final_accounts.push(FinalAccount { account, reply_to });
-            }
-            return;
+    /// Submits a query; false where the answer must come from memory.
+    ///
+    /// # Errors
+    /// `QuotaExceeded`: too many queries are pending. `StoreUnavailable`: the store fails and memory has no such span.
+    pub(crate) fn submit(
+        &mut self,
+        peer: &Peer,
+        reply_to: ReplyTo,
+        query: StoreQuery,
+        kind: QueryKind,
+        now_ns: u64,
+    ) -> Result<bool, MethodError> {
+        let full = |limit: usize| MethodError::QuotaExceeded {
+            quota: "lists of spans at a time".into(),
+            limit: limit as u64,
         };
-        // Shown to nobody before it is so.
-        account.durable = Some(true);
-        let account = Arc::new(account);
-        let number = durability.store.next_number();
-        let settled_span = self.registry.settle(&account, Some(number));
-        let (reply_to, wanted) =
-            (settled_span.reply_to, settled_span.reply_to.is_some() || self.has_span_watchers);
-        if !durability.store.append(&account, settled_span.journal_key.map(|key| key.0), wanted) {
-            self.registry.clear_store_number(&account);
-            if wanted {
-                self.final_accounts
-                    .push(FinalAccount { account: Arc::new(as_not_durable(&account)), reply_to });
-            }
-        } else if wanted {
-            let bytes = footprint::account_bytes(&account);
-            durability.pending_bytes += bytes;
-            durability.pending.push_back(PendingAccount {
-                store_number: number,
-                account,
-                bytes,
-                reply_to,
-                queued_ns: now_ns,
-            });
+        let is_list = matches!(kind, QueryKind::List(_));
+        if self.is_failing() {
+            // The latest accounts are in memory, and GetInfo reports the failure; a single span may be on disk only.
+            return if is_list { Ok(false) } else { Err(store_unavailable(self.failure_reason())) };
         }
-    }
-
-    /// Hands over to the disk, takes what it has done, and notes how far the open spans have come.
-    pub(crate) fn poll_store(&mut self, now_ns: u64) {
-        let answers =
-            self.durability.as_ref().map_or(Vec::new(), |durability| durability.store.take_query_results());
-        let answered = !answers.is_empty();
-        answers.into_iter().for_each(|(number, found)| self.complete_query(number, found.into()));
-        let Some(durability) = &mut self.durability else { return };
-        durability.store.flush();
-        durability.detect_stall(now_ns, answered);
-        let (failing, committed) = (durability.is_failing(), durability.store.committed());
-        while let Some(first) = durability.pending.front() {
-            let is_committed = first.store_number <= committed;
-            if !is_committed && !failing {
-                break;
-            }
-            let Some(PendingAccount { account, bytes, reply_to, .. }) = durability.pending.pop_front() else {
-                break;
-            };
-            durability.pending_bytes -= bytes;
-            let account = if is_committed { account } else { Arc::new(as_not_durable(&account)) };
-            self.final_accounts.push(FinalAccount { account, reply_to });
-        }
-        if failing {
-            self.answer_from_memory();
-        }
-        self.journal_open_spans(now_ns);
-    }
-
-    /// Memory of accounts that wait for the disk, by estimate.
-    pub(crate) fn pending_store_bytes(&self) -> usize {
-        self.durability
-            .as_ref()
-            .map_or(0, |durability| durability.pending_bytes + durability.store.waiting_bytes())
-    }
-
-    /// When the disk will have been silent for too long, if somebody waits for it.
-    pub(crate) fn store_timeout_at_ns(&self) -> Option<u64> {
-        self.durability.as_ref()?.oldest_wait_ns().map(|since_ns| since_ns + STORE_TIMEOUT_NS + 1)
-    }
-
-    fn journal_open_spans(&mut self, now_ns: u64) {
-        let Self { durability: Some(durability), attributor, registry, clock, .. } = self else {
-            return;
+        let is_list_of_user = |pending: &&PendingQuery| {
+            matches!(pending.kind, QueryKind::List(_)) && pending.peer.uid == peer.uid
         };
-        if now_ns < durability.journal_due_ns {
+        if is_list && self.pending_queries.values().filter(is_list_of_user).count() >= MAX_LISTS_PER_USER {
+            return Err(full(MAX_LISTS_PER_USER));
+        }
+        let number = self.next_query;
+        if !self.store.submit_query(number, query) {
+            // The limit, not the number of pending queries, which belong to other users.
+            return Err(full(MAX_PENDING_QUERIES));
+        }
+        self.next_query += 1;
+        self.pending_queries.insert(number, PendingQuery { reply_to, peer: *peer, kind, sent_ns: now_ns });
+        Ok(true)
+    }
+
+    /// Completes every pending query without the store. A later answer of the store is dropped.
+    pub(crate) fn complete_from_memory(
+        &mut self,
+        registry: &SpanRegistry,
+        cursor_cipher: &CursorCipher,
+        replies: &mut Vec<EncodedReply>,
+    ) {
+        let numbers: Vec<u64> = self.pending_queries.keys().copied().collect();
+        let reason = self.failure_reason();
+        for number in numbers {
+            let outcome = QueryOutcome::Skipped(reason.clone());
+            replies.extend(self.complete(number, outcome, registry, cursor_cipher));
+        }
+    }
+
+    /// Encodes the reply to a query; `None` where the query has been completed before.
+    fn complete(
+        &mut self,
+        number: u64,
+        outcome: QueryOutcome,
+        registry: &SpanRegistry,
+        cursor_cipher: &CursorCipher,
+    ) -> Option<EncodedReply> {
+        let PendingQuery { reply_to, peer, kind, .. } = self.pending_queries.remove(&number)?;
+        let encode_cursor = |store_number| cursor_cipher.encode(&peer, store_number);
+        let mut out = Vec::new();
+        match (kind, outcome) {
+            (QueryKind::Span(span), QueryOutcome::Found(found)) => {
+                match found.accounts.into_iter().find(|account| is_visible_to(&peer, account)) {
+                    Some(account) => MethodReply::last(SpanAccount { account }).encode(&mut out),
+                    None => MethodError::NoSuchSpan { span }.encode(&mut out),
+                }
+            }
+            (QueryKind::List(_), QueryOutcome::Found(QueryResult { mut accounts, before })) => {
+                accounts.retain(|account| is_visible_to(&peer, account));
+                accounts.reverse();
+                let before = before.map(encode_cursor);
+                MethodReply::last(SpanAccounts { accounts, before }).encode(&mut out);
+            }
+            (QueryKind::List(request), QueryOutcome::Skipped(_)) => {
+                let mark = |account: &Account, number| self.mark_durability(account, number);
+                let accounts = request.remembered_accounts(&peer, registry, mark);
+                MethodReply::last(accounts).encode(&mut out);
+            }
+            (QueryKind::Span(_), QueryOutcome::Skipped(reason)) => store_unavailable(reason).encode(&mut out),
+            (_, QueryOutcome::Failed(QueryError::Damaged { reason, before })) => {
+                let before = before.map(encode_cursor);
+                MethodError::StoreDamaged { reason, before }.encode(&mut out);
+            }
+            (_, QueryOutcome::Failed(QueryError::Unavailable { reason })) => {
+                store_unavailable(Some(reason)).encode(&mut out)
+            }
+        }
+        Some((reply_to, out))
+    }
+
+    /// Writes accounts of open spans to the store's journal, if that is due.
+    pub(crate) fn journal_open_spans(
+        &mut self,
+        now_ns: u64,
+        clock: &Clock,
+        attributor: &Attributor,
+        registry: &mut SpanRegistry,
+    ) {
+        if now_ns < self.journal_due_ns {
             return;
         }
         let mut journalled = Vec::new();
         let opened_by_ns = now_ns.saturating_sub(JOURNAL_PERIOD_NS);
-        let store = &mut durability.store;
         let end_ns = now_ns + JOURNAL_STEP_BUDGET_NS;
-        let mut next = Some(durability.journal_slot);
+        let mut next = Some(self.journal_slot);
         while let Some(slot) = next {
             next = attributor.iter_spans(slot, JOURNAL_STEP_SLOTS, now_ns, opened_by_ns, |key, account| {
                 let account = as_interrupted(account, now_ns);
-                if store.write_journal(key.0, &account) {
+                if self.store.write_journal(key.0, &account) {
                     journalled.push((account.uid, account.span));
                 }
             });
@@ -237,27 +360,23 @@ impl Service {
                 break;
             }
         }
-        durability.store.flush();
-        durability.journal_slot = next.unwrap_or(0);
-        durability.journal_due_ns =
-            now_ns + if next.is_some() { JOURNAL_PAUSE_NS } else { JOURNAL_PERIOD_NS };
+        self.store.flush();
+        self.journal_slot = next.unwrap_or(0);
+        self.journal_due_ns = now_ns + if next.is_some() { JOURNAL_PAUSE_NS } else { JOURNAL_PERIOD_NS };
         journalled.iter().for_each(|(uid, span)| registry.set_journalled(*uid, span));
     }
 
-    /// The journal forgets a cancelled span.
-    pub(crate) fn remove_from_journal(&mut self, key: Option<crate::attribution::SpanKey>) {
-        if let (Some(durability), Some(key)) = (&mut self.durability, key) {
-            durability.store.delete_journal(key.0);
-        }
+    /// Deletes a cancelled span from the journal.
+    pub(crate) fn remove_from_journal(&mut self, key: SpanKey) {
+        self.store.delete_journal(key.0);
     }
 
-    /// A remembered account as it may be shown now.
-    pub(crate) fn with_durability(&self, account: &Account, store_number: Option<u64>) -> Account {
+    /// A copy of a remembered account with the state that its number in the store implies now.
+    pub(crate) fn mark_durability(&self, account: &Account, store_number: Option<u64>) -> Account {
         let mut account = account.clone();
-        let Some(durability) = &self.durability else { return account };
         match store_number {
-            Some(number) if number <= durability.store.committed() => {}
-            Some(_) if !durability.is_failing() => {
+            Some(number) if number <= self.store.committed() => {}
+            Some(_) if !self.is_failing() => {
                 (account.state, account.durable) = (SpanState::Provisional, None)
             }
             _ => account.durable = Some(false),
@@ -265,62 +384,52 @@ impl Service {
         account
     }
 
-    /// The answers of the disk that have come, each as it goes over the wire.
-    pub fn take_store_replies(&mut self) -> Vec<(ReplyTo, Vec<u8>)> {
-        std::mem::take(&mut self.store_replies)
+    /// Estimated memory of the accounts that wait for the disk.
+    pub(crate) fn pending_bytes(&self) -> usize {
+        self.pending_bytes + self.store.waiting_bytes()
     }
 
-    /// How many wait for the disk.
-    pub(crate) fn waiting_for_store(&self) -> usize {
-        let count_waiting = |durability: &Durability| {
-            durability.pending_queries.len()
-                + durability.pending.iter().filter(|pending| pending.reply_to.is_some()).count()
-        };
-        self.durability.as_ref().map_or(0, count_waiting)
+    /// The number of replies that wait for the store.
+    pub(crate) fn waiting_replies(&self) -> usize {
+        let waiting_for_commit = self.pending.iter().filter(|pending| pending.reply_to.is_some()).count();
+        self.pending_queries.len() + waiting_for_commit
     }
 
-    /// The final accounts of all who wait for the disk; they wait no longer.
+    /// Removes the accounts that wait for their commit; returns those that a reply needs, as not durable.
     pub(crate) fn take_pending_accounts(&mut self) -> Vec<(ReplyTo, Account)> {
-        let Some(durability) = &mut self.durability else { return Vec::new() };
         let take = |pending: PendingAccount| Some((pending.reply_to?, as_not_durable(&pending.account)));
-        durability.pending_bytes = 0;
-        durability.pending.drain(..).filter_map(take).collect()
+        self.pending_bytes = 0;
+        self.pending.drain(..).filter_map(take).collect()
     }
 
-    /// Accounts up to this number are on disk and can be read there; 0 where none can.
+    /// Accounts up to this number can be read from disk; 0 while the store fails.
     pub(crate) fn committed_number(&self) -> u64 {
-        let readable = self.durability.as_ref().filter(|durability| !durability.is_failing());
-        readable.map_or(0, |durability| durability.store.committed())
+        if self.is_failing() { 0 } else { self.store.committed() }
     }
 
-    /// How the ledger on disk is, if there is one.
-    pub(crate) fn durability_status(&self, peer: &Peer) -> Option<protocol::StoreStatus> {
-        let durability = self.durability.as_ref()?;
-        let health = durability.store.health();
-        // The rate of all users together is for those who see the host's totals.
-        let outlook = health.forecast.filter(|_| peer.access >= protocol::Access::Span);
-        Some(protocol::StoreStatus {
-            durable: health.durable && !durability.is_stalled,
-            reason: durability.failure_reason(),
+    /// The store's state for GetInfo.
+    pub(crate) fn status(&self, peer: &Peer) -> protocol::StoreStatus {
+        let health = self.store.health();
+        // The forecast reveals the rate of all users together.
+        let forecast = health.forecast.filter(|_| peer.access >= Access::Span);
+        protocol::StoreStatus {
+            durable: health.durable && !self.is_stalled,
+            reason: self.failure_reason(),
             bytes: health.bytes,
             waiting: health.waiting,
             not_kept: health.not_kept,
-            keeps_s: outlook.map(|outlook| outlook.retention_s),
-            limited_by: outlook
-                .map(|outlook| if outlook.limited_by_size { "size" } else { "age" }.to_owned()),
-            accounts_per_h: outlook.map(|outlook| outlook.accounts_per_h),
-            bytes_per_account: outlook.map(|outlook| outlook.bytes_per_account),
-        })
+            keeps_s: forecast.map(|forecast| forecast.retention_s),
+            limited_by: forecast
+                .map(|forecast| if forecast.limited_by_size { "size" } else { "age" }.to_owned()),
+            accounts_per_h: forecast.map(|forecast| forecast.accounts_per_h),
+            bytes_per_account: forecast.map(|forecast| forecast.bytes_per_account),
+        }
     }
 
-    /// The end: what is open or not settled is kept as interrupted, with what is known.
-    pub fn shut_down(&mut self) {
-        let now_ns = self.clock.now_ns();
-        let Self { durability: Some(durability), attributor, coarse_spans, .. } = self else {
-            return;
-        };
-        let store = &mut durability.store;
-        // Final, and held back only until the grid's next instant.
+    /// Stores open and unsettled spans as interrupted, and stops the store.
+    pub(crate) fn shut_down(&mut self, now_ns: u64, attributor: &Attributor, coarse_spans: &mut CoarseSpans) {
+        let store = &mut self.store;
+        // These are final and withheld only until the next instant of the grid.
         for (key, account) in coarse_spans.release(u64::MAX) {
             store.append(&account, Some(key.0), false);
         }
@@ -334,11 +443,17 @@ impl Service {
     }
 }
 
+fn store_unavailable(reason: Option<String>) -> MethodError {
+    MethodError::StoreUnavailable {
+        reason: reason.unwrap_or_else(|| "the disk does not answer; ask again".into()),
+    }
+}
+
 fn as_not_durable(account: &Account) -> Account {
     Account { durable: Some(false), ..account.clone() }
 }
 
-/// The account so far, as it stands if nothing more comes: its figures go to its end, or to now.
+/// The account of a span that ends now, or has ended, without being settled.
 fn as_interrupted(mut account: Account, now_ns: u64) -> Account {
     account.state = SpanState::Interrupted;
     account.closed_ns.get_or_insert(now_ns.max(account.opened_ns));

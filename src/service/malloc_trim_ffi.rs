@@ -1,9 +1,9 @@
-//! Free memory back to the system.
+//! Returns free memory to the system.
 //!
-//! glibc keeps what was freed below the top of a heap for later allocations (malloc_trim(3)); a daemon that once held many
-//! spans would stay as large for ever.
+//! glibc keeps memory that was freed below the top of a heap (malloc_trim(3)), so a daemon that once had many spans would
+//! keep its size.
 
-/// Gives free pages of all heaps back to the system. Walks the heaps: for seldom use.
+/// Returns free pages of all heaps to the system. Walks the heaps, so it is slow.
 #[allow(unsafe_code)]
 pub(crate) fn return_free_memory() {
     // SAFETY: glibc takes its own locks and touches free chunks only; no pointer is passed.

@@ -1,4 +1,4 @@
-//! Free memory stays with the allocator where it has no call to give it back.
+//! Stub for allocators without a call that returns free memory to the system.
 
 /// Does nothing.
 pub(crate) fn return_free_memory() {}

@@ -1,31 +1,31 @@
-//! What a client may write about its spans: names, phases, attributes.
+//! Limits of the texts of spans: names, phases, attributes.
 //!
-//! Owns the bounds on text that comes from outside and is shown to others later. Control characters are refused,
-//! because accounts end up on terminals and in logs. Never changes a text: it is taken as it is, or refused.
+//! The texts come from clients and are shown to others. Control characters are rejected, because accounts appear on terminals
+//! and in logs. A text is accepted unchanged or rejected.
 
 use std::collections::BTreeMap;
 
 use crate::protocol::MethodError;
 
-/// Longest name of a span in the protocol, in bytes.
+/// Maximum bytes of a span identifier.
 pub const MAX_SPAN_ID_BYTES: usize = 128;
 
-/// Longest name of a span for people, in bytes.
+/// Maximum bytes of a span's display name.
 pub const MAX_NAME_BYTES: usize = 256;
 
-/// Longest name of a phase, in bytes.
+/// Maximum bytes of the name of a phase.
 pub const MAX_PHASE_BYTES: usize = 128;
 
-/// Most attributes of one span.
+/// Maximum number of attributes of one span.
 pub const MAX_ATTRIBUTES: usize = 64;
 
-/// Longest key of an attribute, in bytes.
+/// Maximum bytes of an attribute's key.
 pub const MAX_KEY_BYTES: usize = 64;
 
-/// Longest value of an attribute, in bytes.
+/// Maximum bytes of an attribute's value.
 pub const MAX_VALUE_BYTES: usize = 1024;
 
-/// Refuses a text that is empty, too long, or has control characters.
+/// Rejects a text that is empty, too long, or has control characters.
 pub fn check_identifier(field: &str, text: &str, max_bytes: usize) -> Result<(), MethodError> {
     if text.is_empty() {
         return Err(invalid_value(field, "is empty"));
@@ -33,7 +33,7 @@ pub fn check_identifier(field: &str, text: &str, max_bytes: usize) -> Result<(),
     check_text(field, text, max_bytes)
 }
 
-/// Refuses a text that is too long or has control characters.
+/// Rejects a text that is too long or has control characters.
 pub fn check_text(field: &str, text: &str, max_bytes: usize) -> Result<(), MethodError> {
     if text.len() > max_bytes {
         return Err(invalid_value(field, &format!("has {} bytes; the most is {max_bytes}", text.len())));
@@ -44,7 +44,7 @@ pub fn check_text(field: &str, text: &str, max_bytes: usize) -> Result<(), Metho
     Ok(())
 }
 
-/// Refuses attributes that are too many or too long; gives the bytes they take.
+/// Rejects attributes that are too many or too long; returns their size in bytes. `existing`: attributes that the span has.
 pub fn check_attributes(
     attributes: &BTreeMap<String, String>,
     existing: usize,

@@ -1,31 +1,31 @@
-//! The methods of the contract, between the socket's messages and the attribution.
+//! The methods of the protocol, independent of the transport.
 //!
-//! Owns spans, queries, the registry of names, durability, access and rate limits. It has one caller at a time: the
-//! server's thread. Nothing a client does reaches a sampler: the samplers run on their own threads and share only
-//! their rings.
+//! Owns spans, queries, the registry of names, durability, access and rate limits. Everything is called from the server's
+//! thread; the samplers run on threads of their own and share only their rings.
 
 pub(crate) mod access;
+pub(crate) mod caller;
 pub(crate) mod coarse_grid;
 pub(crate) mod coarse_spans;
-pub(crate) mod cursor;
-pub(crate) mod domain_liveness;
-pub(crate) mod duplicate_tracker;
+mod cursor;
+mod daemon_control;
+mod duplicate_tracker;
 pub(crate) mod durability;
-pub(crate) mod gpu_process_usage;
-pub(crate) mod metadata_limits;
-pub(crate) mod process_tracking;
-pub(crate) mod queries;
+mod list_request;
+mod metadata_limits;
+pub(crate) mod meter_service;
+mod metered_domain;
+mod methods;
+mod pending_sources;
+mod process_tracker;
 pub(crate) mod rate_limit;
 pub(crate) mod readings;
-pub(crate) mod reload;
-pub(crate) mod reply_to;
-pub(crate) mod service;
-pub(crate) mod span_id;
-pub(crate) mod span_lookup;
-pub(crate) mod span_methods;
-pub(crate) mod span_registry;
+pub(crate) mod service_builder;
+mod span_id;
+mod span_memory;
+mod span_registry;
 pub(crate) mod startup;
-pub(crate) mod stored_queries;
+mod watchdog;
 
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 mod malloc_trim_ffi;
@@ -38,6 +38,7 @@ mod malloc_trim_unsupported;
 use malloc_trim_unsupported as allocator;
 
 pub use access::AccessPolicy;
-pub use reload::{ConfigLoader, DaemonControl};
-pub use service::{Service, ServiceSettings};
-pub use startup::{DAEMON_DISCOVERY_TIMEOUT, StartupSettings};
+pub use daemon_control::{ConfigLoader, DaemonControl};
+pub use meter_service::Service;
+pub use service_builder::{DAEMON_DISCOVERY_TIMEOUT, ServiceBuilder};
+pub use startup::{ServiceSettings, StartupSettings};

@@ -1,8 +1,7 @@
-//! How many calls each user may still make.
+//! The rate limit of calls per user.
 //!
-//! Owns one token bucket for each user and kind of access, for all its connections on both doors together. Invariant: a
-//! bucket that is full again is not kept, so that memory goes with the users that called lately. Root and the daemon's
-//! own user have none.
+//! One token bucket per user and access, for all connections on both transports together. A full bucket is removed, so that
+//! memory is proportional to the users with recent calls. Root and the daemon's own user have no limit.
 
 use std::collections::HashMap;
 
@@ -10,29 +9,29 @@ use super::access::Peer;
 use crate::config::Limits;
 use crate::protocol::{Access, MethodError};
 
-/// A refused call costs this part of one that is done: about what refusing it takes of the CPU. So who floods beyond
-/// four times its rate has no call done at all, and is hung up on when a whole burst is owed.
+/// The cost of a rejected call relative to an executed one, by CPU time. A client at more than four times its rate has
+/// no call executed, and is disconnected when its bucket is overdrawn by a whole burst.
 const REFUSED_CALL_COST: f64 = 0.25;
 
-/// From so many buckets on those that are full again are looked for.
+/// The number of buckets from which full ones are removed.
 const MIN_SWEEP_BUCKETS: usize = 1024;
 
-/// What a call is to the allowance.
+/// The class of a call for the rate limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CallClass {
-    /// It ends a span. It is owed in full where nothing is left, so that it can be done all the same: the span's opening
-    /// was paid for, and a span that nobody may end would take energy from the others for ever.
+    /// A call that ends a span. It may overdraw the bucket by its full cost, so that it can be executed: a span that cannot
+    /// be ended would take energy from other spans indefinitely.
     EndSpan,
-    /// Anything else.
+    /// Any other call.
     Other,
 }
 
-/// A call too many.
+/// The rate limit is exceeded.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RateLimitError {
-    /// What the caller is told.
+    /// The error of the protocol.
     pub error: MethodError,
-    /// It goes on so that it is not worth answering any more: hang up.
+    /// The bucket is overdrawn by a whole burst: the connection should be closed without a reply.
     pub is_flood: bool,
 }
 
@@ -42,7 +41,7 @@ struct TokenBucket {
     updated_ns: u64,
 }
 
-/// All users' allowances.
+/// The token buckets of all users.
 #[derive(Debug, Default)]
 pub struct RateLimiter {
     buckets: HashMap<(u32, Access), TokenBucket>,
@@ -50,10 +49,10 @@ pub struct RateLimiter {
 }
 
 impl RateLimiter {
-    /// One call of this peer at `now_ns`.
+    /// Takes one call of this peer at `now_ns`.
     ///
     /// # Errors
-    /// [`RateLimitError`] where its calls are used up; whether an end is done all the same is for those who know its span.
+    /// The bucket is empty. The caller decides whether a call that ends a span is executed anyway.
     pub fn acquire(
         &mut self,
         peer: &Peer,
@@ -75,7 +74,7 @@ impl RateLimiter {
             return Ok(());
         }
         let (tokens, is_flood) = match class {
-            // As many ends as a burst has openings.
+            // As many ends as a burst may have openings.
             CallClass::EndSpan => (bucket.tokens - 1.0, bucket.tokens - 1.0 < -burst),
             CallClass::Other => {
                 (bucket.tokens - REFUSED_CALL_COST, bucket.tokens - REFUSED_CALL_COST <= -burst)
@@ -87,7 +86,7 @@ impl RateLimiter {
         Err(RateLimitError { error, is_flood })
     }
 
-    /// Forgets whoever has not called for so long that nothing is to be remembered.
+    /// Removes full buckets.
     fn evict_full_buckets(&mut self, now_ns: u64, limits: &Limits) {
         if self.buckets.len() < self.sweep_threshold.max(MIN_SWEEP_BUCKETS) {
             return;
@@ -96,7 +95,7 @@ impl RateLimiter {
             let (rate, burst) = rate_and_burst(*access, limits);
             bucket.tokens_at(now_ns, rate, burst) < burst
         });
-        // Where most are busy, looking at each of them with every call would be the flood.
+        // If most buckets are in use, a scan with every call would be too expensive.
         self.sweep_threshold = 2 * self.buckets.len();
     }
 }

@@ -1,32 +1,32 @@
-//! Random span names, for clients that choose none.
+//! Random span identifiers, for clients that choose none.
 //!
-//! Owns the reserve of random bytes: 128 bits for each name, so that no name can be guessed and none comes twice.
-//! From the kernel's own generator, many at a time, because a system call for each name would cost more than the rest
-//! of an open.
+//! An identifier has 128 bits from the kernel's generator, so it can be neither guessed nor repeated. The bytes are read in
+//! batches: a system call per identifier would cost more than the rest of an open.
 
 use std::fs::File;
 use std::io::{self, Read};
 
 const SPAN_ID_BYTES: usize = 16;
 
-/// The reserve.
+/// A buffer of random bytes, refilled from the kernel.
 pub struct SpanIdGenerator {
-    // Kept open: under a flood of connections there may be no descriptor left to open it with.
+    // Kept open: with many connections no descriptor may be left.
     device: File,
     random_bytes: Vec<u8>,
 }
 
 impl SpanIdGenerator {
-    /// An empty reserve, and the device that fills it.
+    /// # Errors
+    /// The device cannot be opened.
     pub fn new() -> io::Result<Self> {
         Ok(Self { device: File::open("/dev/urandom")?, random_bytes: Vec::new() })
     }
 
-    /// A name nobody had before: 32 hexadecimal digits.
+    /// A new identifier: 32 hexadecimal digits.
     pub fn generate(&mut self) -> String {
         if self.random_bytes.len() < SPAN_ID_BYTES {
             self.random_bytes.resize(64 * SPAN_ID_BYTES, 0);
-            // Without randomness another user could guess names: better no daemon than that.
+            // Without random bytes identifiers could be guessed, so the daemon must not continue.
             self.device
                 .read_exact(&mut self.random_bytes)
                 .expect("the kernel's generator never ends nor fails");

@@ -1,8 +1,8 @@
-//! Whose span is which: names, their state, and the settled accounts that are still remembered.
+//! The registry of spans: names, states, and the settled accounts that are remembered.
 //!
-//! Owns the table from (user, span name) to the attributor's key. Names live for each user, so another user's span is
-//! looked up where it is not and answers exactly as one that does not exist. Bounded for each user and in total: a
-//! full memory forgets the oldest account of whoever has most in it, so that nobody can push out a neighbour.
+//! Owns the table from (user, span name) to the attributor's key. Each user has a namespace of its own, so another user's
+//! span answers exactly as one that does not exist. Bounded per user and in total: when the memory is full, the oldest
+//! account of the user with the most bytes is evicted, so that no user can evict another's.
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
@@ -14,12 +14,16 @@ use crate::config::Limits;
 use crate::protocol::MethodError;
 
 use super::access::Peer;
-use super::reply_to::{ConnectionId, ReplyTo};
+use super::caller::{ConnectionId, ReplyTo};
+use super::span_memory::{SpanMemory, SpanSize, UserMemory, quota_exceeded};
 
-/// A span that is open.
+/// The maximum bytes of accounts, as they are in memory, in one list: the answer stays below a megabyte.
+pub(crate) const MAX_LIST_BYTES: usize = 512 * 1024;
+
+/// An open span.
 #[derive(Debug, Clone, Copy)]
 pub struct OpenSpanEntry {
-    /// Its place in the attributor.
+    /// Its key in the attributor.
     pub key: SpanKey,
     connection: ConnectionId,
     size: SpanSize,
@@ -28,65 +32,60 @@ pub struct OpenSpanEntry {
     is_journalled: bool,
 }
 
-/// How large a span is, or becomes by what is added to it.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct SpanSize {
-    /// Bytes of its texts.
-    pub text_bytes: usize,
-    /// Its attributes.
-    pub attribute_count: usize,
-    /// Bytes of memory that it takes, by estimate.
-    pub memory_bytes: usize,
-}
-
 #[derive(Debug)]
-pub(crate) enum SpanEntry {
+enum SpanEntry {
     Open(OpenSpanEntry),
-    // Its own name again, so that settling needs one look-up.
+    // With the name that is the key of this entry, so that settling needs one look-up.
     Closing { key: SpanKey, span: Arc<str>, size: SpanSize, reply_to: Option<ReplyTo>, is_journalled: bool },
-    // Its number in the store; none where nothing is kept, or it was not taken.
+    // `store_number`: `None` without a store, or where the store did not take the account.
     Settled { account: Arc<Account>, bytes: usize, store_number: Option<u64> },
 }
 
-/// What a span left behind that has settled.
+/// The state of a span that was found by name.
+#[derive(Debug)]
+pub enum SpanLookup {
+    /// The attributor has the span.
+    Unsettled(SpanKey),
+    /// The final account, with its number in the store.
+    Settled(Arc<Account>, Option<u64>),
+}
+
+/// What is left of a span when it settles.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct SettledSpan {
-    /// Who waits for the final account.
+    /// The reply that waits for the final account.
     pub reply_to: Option<ReplyTo>,
-    /// The store's journal has it under this key.
+    /// The key of the span in the store's journal, if it is there.
     pub journal_key: Option<SpanKey>,
 }
 
 #[derive(Debug, Default)]
-pub(crate) struct UserSpans {
-    pub(crate) spans: HashMap<Arc<str>, SpanEntry>,
+struct UserSpans {
+    spans: HashMap<Arc<str>, SpanEntry>,
     open_count: usize,
-    text_bytes: usize,
-    memory_bytes: usize,
-    pub(crate) remembered: VecDeque<Arc<str>>,
+    memory: UserMemory,
+    remembered: VecDeque<Arc<str>>,
     remembered_bytes: usize,
 }
 
-/// The open spans that each connection answers for, and whose they are.
+/// The open spans of each connection, with the user.
 type ConnectionSpans = BTreeMap<ConnectionId, (u32, HashSet<Arc<str>>)>;
 
-/// The table.
+/// The spans of all users.
 #[derive(Debug)]
 pub struct SpanRegistry {
     limits: Limits,
-    pub(crate) users: BTreeMap<u32, UserSpans>,
-    pub(crate) connections: ConnectionSpans,
+    users: BTreeMap<u32, UserSpans>,
+    connections: ConnectionSpans,
     remembered_count: usize,
     remembered_bytes: usize,
     waiting_replies: usize,
     footprint: Footprint,
-    /// Bytes of memory that the spans of all users take, and of them those beyond each user's guaranteed part.
-    memory_bytes: usize,
-    shared_bytes: usize,
+    memory: SpanMemory,
 }
 
 impl SpanRegistry {
-    /// An empty table with these bounds, for an attributor over so many domains.
+    /// An empty registry; `domains` is the number of the attributor's domains.
     pub fn new(limits: Limits, domains: usize) -> Self {
         Self {
             limits,
@@ -96,25 +95,22 @@ impl SpanRegistry {
             remembered_bytes: 0,
             waiting_replies: 0,
             footprint: Footprint::new(domains),
-            memory_bytes: 0,
-            shared_bytes: 0,
+            memory: SpanMemory::default(),
         }
     }
 
-    /// Spans that are opened from now on are held over so many domains.
+    /// Sets the number of domains of spans that open from now on.
     pub fn set_domains(&mut self, domains: usize) {
         self.footprint = Footprint::new(domains);
     }
 
-    /// Other bounds from now on; what is above them goes as it settles or is forgotten.
+    /// Sets new limits. Spans and accounts above them stay until they settle or are evicted.
     pub fn set_limits(&mut self, limits: Limits) {
         self.limits = limits;
-        let guaranteed = self.guaranteed_bytes();
-        self.shared_bytes =
-            self.users.values().map(|user| user.memory_bytes.saturating_sub(guaranteed)).sum();
+        self.memory.set_limits(&self.limits, self.users.values().map(|user| user.memory));
     }
 
-    /// What a span of this name would take, with these notes; `withheld`: its account is kept back for a while.
+    /// The estimated size of a new span. `withheld`: its account will be withheld after it settles.
     pub fn estimate_size(
         &self,
         span: &str,
@@ -122,7 +118,7 @@ impl SpanRegistry {
         attributes: &BTreeMap<String, String>,
         withheld: bool,
     ) -> SpanSize {
-        /// An entry under its name in a user's table and in a connection's set, both up to twice as large as they need.
+        /// An entry in a user's table and in a connection's set; both tables are up to twice as large as needed.
         const ENTRY_BYTES: usize = 2 * (size_of::<(Arc<str>, SpanEntry)>() + size_of::<Arc<str>>() + 2);
         let texts: usize = attributes.iter().map(|(key, value)| key.len() + value.len()).sum();
         let in_attributor = self.footprint.span_bytes(span, name) * if withheld { 2 } else { 1 };
@@ -133,7 +129,7 @@ impl SpanRegistry {
         SpanSize { text_bytes: texts + name.len(), attribute_count: attributes.len(), memory_bytes }
     }
 
-    /// Whether this peer may open a span of this name and size.
+    /// Checks that a peer may open a span of this name and size.
     pub fn check_open(&self, peer: &Peer, span: &str, size: SpanSize) -> Result<(), MethodError> {
         if let Some(user) = self.users.get(&peer.uid) {
             if user.spans.contains_key(span) {
@@ -146,42 +142,21 @@ impl SpanRegistry {
         self.check_growth(peer, size)
     }
 
-    /// Whether a peer's spans may grow by so much.
+    /// Checks that a peer's spans may grow by this size.
+    ///
+    /// # Errors
+    /// `QuotaExceeded`.
     pub fn check_growth(&self, peer: &Peer, size: SpanSize) -> Result<(), MethodError> {
-        let (limits, user) = (&self.limits, self.users.get(&peer.uid));
-        let (text_bytes, memory_bytes) = user.map_or((0, 0), |user| (user.text_bytes, user.memory_bytes));
-        if !peer.unlimited && text_bytes + size.text_bytes > limits.notes_bytes_per_user {
-            return Err(quota_exceeded("bytes of notes on spans", limits.notes_bytes_per_user));
-        }
-        if !peer.unlimited && memory_bytes + size.memory_bytes > limits.span_memory_bytes_per_user {
-            return Err(quota_exceeded(
-                "bytes of memory of one user's spans",
-                limits.span_memory_bytes_per_user,
-            ));
-        }
-        // The last quarter is for guaranteed parts, so that those who take all they can leave room for others.
-        let unguaranteed =
-            (memory_bytes + size.memory_bytes).saturating_sub(self.guaranteed_bytes().max(memory_bytes));
-        let total = limits.span_memory_bytes;
-        if self.memory_bytes + size.memory_bytes > total
-            || (unguaranteed > 0 && self.shared_bytes + unguaranteed > total / 4 * 3)
-        {
-            return Err(quota_exceeded("bytes of memory of all spans", total));
-        }
-        Ok(())
+        let of_user = self.users.get(&peer.uid).map(|user| user.memory).unwrap_or_default();
+        self.memory.check_growth(&self.limits, peer, of_user, size)
     }
 
-    /// Bytes of memory that each user has beside what all share.
-    fn guaranteed_bytes(&self) -> usize {
-        self.limits.span_memory_bytes / 512
-    }
-
-    /// Bytes of memory that all spans take, by estimate.
+    /// The estimated memory of all spans.
     pub fn memory_bytes(&self) -> usize {
-        self.memory_bytes
+        self.memory.total_bytes()
     }
 
-    /// Enters a span that the attributor has opened.
+    /// Adds a span that the attributor has opened.
     pub fn insert(&mut self, uid: u32, span: &str, key: SpanKey, connection: ConnectionId, size: SpanSize) {
         let user = self.users.entry(uid).or_default();
         let span: Arc<str> = span.into();
@@ -208,10 +183,59 @@ impl SpanRegistry {
         }
     }
 
-    /// What one more phase of an open span adds to it.
+    /// The user's span of this name.
+    pub fn find(&self, uid: u32, span: &str) -> Result<SpanLookup, MethodError> {
+        let entry = self.users.get(&uid).and_then(|user| user.spans.get(span));
+        entry.map(SpanLookup::from).ok_or_else(|| MethodError::NoSuchSpan { span: span.to_owned() })
+    }
+
+    /// The span of this name of any user, the lowest uid first.
+    pub fn find_of_any_user(&self, span: &str) -> Result<SpanLookup, MethodError> {
+        let entry = self.users.values().find_map(|user| user.spans.get(span)).map(SpanLookup::from);
+        entry.ok_or_else(|| MethodError::NoSuchSpan { span: span.to_owned() })
+    }
+
+    /// The open spans of one user or of all users: name and key, in no order.
+    pub fn open_spans(&self, uid_filter: Option<u32>) -> impl Iterator<Item = (&str, SpanKey)> {
+        let connections =
+            self.connections.values().filter(move |(uid, _)| uid_filter.is_none_or(|wanted| wanted == *uid));
+        let names = connections.flat_map(|(uid, spans)| spans.iter().map(|span| (*uid, span)));
+        names.filter_map(|(uid, span)| Some((&**span, self.find_open(uid, span).ok()?.key)))
+    }
+
+    /// The latest remembered accounts of one user or of all users that `matches` accepts, the latest last, each with its number
+    /// in the store. At most `limit`, and fewer where [`MAX_LIST_BYTES`] is reached.
+    pub fn latest_accounts(
+        &self,
+        uid_filter: Option<u32>,
+        limit: usize,
+        matches: impl Fn(&Account) -> bool,
+    ) -> Vec<(Arc<Account>, Option<u64>)> {
+        let users = self.users.iter().filter(|(uid, _)| uid_filter.is_none_or(|wanted| wanted == **uid));
+        let of_user = |user: &'_ UserSpans| {
+            let settled = user.remembered.iter().rev().filter_map(|span| match user.spans.get(span) {
+                Some(SpanEntry::Settled { account, bytes, store_number }) => {
+                    Some((Arc::clone(account), *bytes, *store_number))
+                }
+                _ => None,
+            });
+            settled.filter(|(account, ..)| matches(account)).take(limit).collect::<Vec<_>>()
+        };
+        let mut accounts: Vec<_> = users.flat_map(|(_, user)| of_user(user)).collect();
+        accounts.sort_by_key(|(account, ..)| std::cmp::Reverse((account.closed_ns, account.opened_ns)));
+        let fits = accounts.into_iter().take(limit).scan(0, |sum, (account, bytes, store_number)| {
+            *sum += bytes;
+            (*sum <= MAX_LIST_BYTES).then_some((account, store_number))
+        });
+        let mut latest: Vec<_> = fits.collect();
+        latest.reverse();
+        latest
+    }
+
+    /// The size of one more phase of an open span.
     ///
     /// # Errors
-    /// There is no room for it.
+    /// `QuotaExceeded`.
     pub fn check_phase(
         &self,
         peer: &Peer,
@@ -227,10 +251,10 @@ impl SpanRegistry {
         self.check_growth(peer, size).map(|()| size)
     }
 
-    /// What a change of weight adds to an open span: the first one only.
+    /// The size of a weight change of an open span; only the first one has a size.
     ///
     /// # Errors
-    /// There is no room for it.
+    /// `QuotaExceeded`.
     pub fn check_weight(&self, peer: &Peer, open: &OpenSpanEntry) -> Result<SpanSize, MethodError> {
         if open.has_weight_change {
             return Ok(SpanSize::default());
@@ -246,12 +270,12 @@ impl SpanRegistry {
         if open.phases == 0 && !open.has_weight_change { self.footprint.history_bytes() } else { 0 }
     }
 
-    /// An open span has one more phase, of this size.
+    /// Adds a phase of this size to an open span.
     pub fn record_phase(&mut self, uid: u32, span: &str, size: SpanSize) {
         self.update_open(uid, span, size, |open| open.phases += 1);
     }
 
-    /// An open span has its first change of weight, of this size.
+    /// Adds the first weight change, of this size, to an open span.
     pub fn record_weight_change(&mut self, uid: u32, span: &str, size: SpanSize) {
         self.update_open(uid, span, size, |open| open.has_weight_change = true);
     }
@@ -265,35 +289,23 @@ impl SpanRegistry {
         }
     }
 
-    /// A user's spans have become larger.
     fn add_usage(&mut self, uid: u32, size: SpanSize) {
-        let guaranteed = self.guaranteed_bytes();
         if let Some(user) = self.users.get_mut(&uid) {
-            let unguaranteed = user.memory_bytes.saturating_sub(guaranteed);
-            user.text_bytes += size.text_bytes;
-            user.memory_bytes += size.memory_bytes;
-            self.memory_bytes += size.memory_bytes;
-            self.shared_bytes += user.memory_bytes.saturating_sub(guaranteed) - unguaranteed;
+            self.memory.add(&self.limits, &mut user.memory, size);
         }
     }
 
-    /// A span of this size has left the attributor.
     fn subtract_usage(&mut self, uid: u32, size: SpanSize) {
-        let guaranteed = self.guaranteed_bytes();
         if let Some(user) = self.users.get_mut(&uid) {
-            let unguaranteed = user.memory_bytes.saturating_sub(guaranteed);
-            user.text_bytes -= size.text_bytes;
-            user.memory_bytes -= size.memory_bytes;
-            self.memory_bytes -= size.memory_bytes;
-            self.shared_bytes -= unguaranteed - user.memory_bytes.saturating_sub(guaranteed);
+            self.memory.subtract(&self.limits, &mut user.memory, size);
         }
     }
 
-    /// Forgets remembered accounts up to this number of the store, which has them, and copies the others with their names next
-    /// to each other. They were made while spans lay between them, and each would keep a page of what those took.
+    /// Removes remembered accounts up to this number in the store, which has them, and copies the others into adjacent
+    /// memory. They were allocated between spans, and each would keep a whole page allocated.
     pub fn compact(&mut self, committed: u64) {
         for user in self.users.values_mut() {
-            // All are copied before the first is freed: else each copy would take the place of the one before.
+            // All are copied before the first is freed: otherwise each copy would reuse the memory of the one before.
             let mut copies = Vec::new();
             for name in &user.remembered {
                 let Some(SpanEntry::Settled { account, bytes, store_number }) = user.spans.get(name) else {
@@ -316,7 +328,7 @@ impl SpanRegistry {
         }
     }
 
-    /// Gives memory back that many spans took, once they are gone.
+    /// Shrinks the tables to twice their content.
     pub fn shrink(&mut self) {
         for user in self.users.values_mut() {
             user.spans.shrink_to(2 * user.spans.len());
@@ -325,7 +337,8 @@ impl SpanRegistry {
         self.connections.values_mut().for_each(|(_, spans)| spans.shrink_to(2 * spans.len()));
     }
 
-    /// An open span is closed in the attributor with so much more of notes, and `reply_to` waits for its final account.
+    /// Marks a span as closed in the attributor. `growth` is the size that the close has added; `reply_to` waits for the final
+    /// account.
     pub fn begin_close(&mut self, uid: u32, span: &str, growth: SpanSize, reply_to: Option<ReplyTo>) {
         let Some(user) = self.users.get_mut(&uid) else { return };
         let Some(entry) = user.spans.get_mut(span) else { return };
@@ -341,7 +354,7 @@ impl SpanRegistry {
         }
     }
 
-    /// An open span is forgotten; gives its key where the store's journal has it.
+    /// Removes an open span; returns its key if the store's journal has it.
     pub fn remove_open(&mut self, uid: u32, span: &str) -> Option<SpanKey> {
         let user = self.users.get_mut(&uid)?;
         let Some(SpanEntry::Open(open)) = user.spans.remove(span) else { return None };
@@ -352,7 +365,7 @@ impl SpanRegistry {
         open.is_journalled.then_some(open.key)
     }
 
-    /// The store's journal has this span, which is open or closing.
+    /// Records that the store's journal has this span, which is open or closing.
     pub fn set_journalled(&mut self, uid: u32, span: &str) {
         let entry = self.users.get_mut(&uid).and_then(|user| user.spans.get_mut(span));
         if let Some(
@@ -363,7 +376,7 @@ impl SpanRegistry {
         }
     }
 
-    /// The store had no room for a final account.
+    /// Records that the store did not take a final account.
     pub fn clear_store_number(&mut self, account: &Account) {
         let entry =
             self.users.get_mut(&account.uid).and_then(|user| user.spans.get_mut(account.span.as_str()));
@@ -372,7 +385,7 @@ impl SpanRegistry {
         }
     }
 
-    /// The open spans of a connection that is gone; they are closing from here on.
+    /// Marks the open spans of a connection as closing, and returns them.
     pub fn close_connection(&mut self, connection: ConnectionId) -> Vec<SpanKey> {
         let Some((uid, spans)) = self.connections.remove(&connection) else { return Vec::new() };
         let keys =
@@ -383,7 +396,7 @@ impl SpanRegistry {
         keys
     }
 
-    /// Remembers a final account, which is to have this number in the store; gives what its span leaves behind.
+    /// Remembers the final account of a closing span under its number in the store.
     pub fn settle(&mut self, account: &Arc<Account>, store_number: Option<u64>) -> SettledSpan {
         let Some(user) = self.users.get_mut(&account.uid) else { return SettledSpan::default() };
         let Some(entry) = user.spans.get_mut(account.span.as_str()) else { return SettledSpan::default() };
@@ -393,7 +406,7 @@ impl SpanRegistry {
             SpanEntry::Closing { span, size, reply_to, key, is_journalled } => {
                 (span, size, SettledSpan { reply_to, journal_key: is_journalled.then_some(key) })
             }
-            // The attributor settles only what was closed here.
+            // Does not happen: the attributor settles closed spans only.
             other => {
                 *entry = other;
                 return SettledSpan::default();
@@ -426,19 +439,19 @@ impl SpanRegistry {
         }
     }
 
-    /// Forgets a user of whom nothing is left.
+    /// Removes a user without spans.
     fn remove_if_empty(&mut self, uid: u32) {
         if self.users.get(&uid).is_some_and(|user| user.spans.is_empty()) {
             self.users.remove(&uid);
         }
     }
 
-    /// How many closes wait for their final account.
+    /// The number of replies that wait for a final account.
     pub fn waiting_replies(&self) -> usize {
         self.waiting_replies
     }
 
-    /// Every ticket that still waits, with the span it waits for; they wait no longer.
+    /// Removes and returns all waiting replies, each with the span that it waits for.
     pub fn take_waiting_replies(&mut self) -> Vec<(ReplyTo, SpanKey)> {
         let mut waiting = Vec::new();
         for entry in self.users.values_mut().flat_map(|user| user.spans.values_mut()) {
@@ -451,7 +464,7 @@ impl SpanRegistry {
     }
 }
 
-/// Takes a span from its connection; gives its name.
+/// Removes a span from its connection; returns its name.
 fn remove_from_connection(
     connections: &mut ConnectionSpans,
     connection: ConnectionId,
@@ -465,23 +478,24 @@ fn remove_from_connection(
     name
 }
 
+impl From<&SpanEntry> for SpanLookup {
+    fn from(entry: &SpanEntry) -> Self {
+        match entry {
+            SpanEntry::Open(OpenSpanEntry { key, .. }) | SpanEntry::Closing { key, .. } => {
+                SpanLookup::Unsettled(*key)
+            }
+            SpanEntry::Settled { account, store_number, .. } => {
+                SpanLookup::Settled(Arc::clone(account), *store_number)
+            }
+        }
+    }
+}
+
 impl OpenSpanEntry {
-    /// Attributes it has already.
+    /// The number of its attributes.
     pub fn attribute_count(&self) -> usize {
         self.size.attribute_count
     }
-}
-
-impl SpanSize {
-    fn add(&mut self, growth: Self) {
-        self.text_bytes += growth.text_bytes;
-        self.attribute_count += growth.attribute_count;
-        self.memory_bytes += growth.memory_bytes;
-    }
-}
-
-fn quota_exceeded(quota: &str, limit: usize) -> MethodError {
-    MethodError::QuotaExceeded { quota: quota.to_owned(), limit: limit as u64 }
 }
 
 #[cfg(test)]
@@ -649,6 +663,7 @@ mod tests {
         assert_eq!(registry.settle(&account(ANN.uid, "a"), None).reply_to, Some(reply_to));
         assert_eq!(registry.waiting_replies(), 0);
     }
+
     #[test]
     fn users_at_the_memory_limit_leave_others_their_guaranteed_bytes() {
         let mut registry = registry(|limits| {
@@ -690,7 +705,7 @@ mod tests {
                 registry.settle(&account(uid, span), None);
             });
         }
-        assert_eq!((registry.memory_bytes(), registry.shared_bytes), (0, 0));
+        assert_eq!((registry.memory_bytes(), registry.memory.shared_bytes), (0, 0));
     }
 
     #[test]

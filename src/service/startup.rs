@@ -1,42 +1,45 @@
-//! What a configuration comes to, stage by stage, and the service built from it.
+//! The settings of each stage, from the configuration.
 //!
-//! Owns the translation from what people write (watts, milliseconds, group names) to what the stages take
-//! (milliwatts, nanoseconds, group numbers), once for the daemon and for the meter inside a client. Decides nothing.
+//! Converts the units of the configuration (watts, milliseconds, group names) to those of the stages (milliwatts,
+//! nanoseconds, group numbers), for the daemon and the embedded meter alike.
 
-use std::io;
-use std::time::Duration;
+use std::path::PathBuf;
 
 use super::access::AccessPolicy;
-use super::readings::{PendingSources, ReadingCollector};
-use super::service::{Service, ServiceSettings};
-use crate::clock::Clock;
-use crate::config::Config;
+use crate::config::{Config, Limits};
 use crate::process_usage::KernelRoots;
-use crate::sources::{Inventory, topology};
-use crate::systemd::journal::LogFn;
 use crate::{attribution, sampler, sources};
 
-/// How long the meter inside a client waits for its sources: its spans open at once, and a GPU's driver that keeps nothing
-/// warm needs seconds.
-const EMBEDDED_DISCOVERY_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// How long a daemon's readiness waits for its sources: most answer within milliseconds, and what is there from the start
-/// is in every span.
-pub const DAEMON_DISCOVERY_TIMEOUT: Duration = Duration::from_millis(500);
+/// The settings of [`Service`](super::Service).
+#[derive(Debug, Clone)]
+pub struct ServiceSettings {
+    /// Settings of the attributor.
+    pub attribution: attribution::AttributionSettings,
+    /// Limits per client, per user and in total.
+    pub limits: Limits,
+    /// The rule from credentials to access.
+    pub policy: AccessPolicy,
+    /// Minimum age up to which readings are kept and edges are accepted.
+    pub history_ns: u64,
+    /// Mount points of `/proc` and `/sys`.
+    pub roots: KernelRoots,
+    /// A library to load instead of the system's NVML.
+    pub nvml_library: Option<PathBuf>,
+}
 
 /// The settings of every stage.
 #[derive(Debug, Clone)]
 pub struct StartupSettings {
-    /// Where joules come from.
+    /// Which sources are opened, and where.
     pub sources: sources::SourceSettings,
-    /// How often they are looked at.
+    /// Rates and ring sizes.
     pub sampler: sampler::SamplerSettings,
-    /// Whose they are.
+    /// Limits, access and attribution.
     pub service: ServiceSettings,
 }
 
 impl StartupSettings {
-    /// What the configuration, which is checked, comes to.
+    /// Converts a configuration that [`Config::check`] has accepted.
     pub fn from_config(config: &Config) -> Self {
         let defaults = sources::SourceSettings::default();
         let watts = (config.source.estimate_idle_w, config.source.estimate_max_w);
@@ -57,7 +60,7 @@ impl StartupSettings {
         let sampler = sampler::SamplerSettings {
             rate_hz: config.rate_hz,
             idle_rate_hz: config.idle_rate_hz,
-            // A client in a loop must not make the samplers change pace twice for each question.
+            // Otherwise a client that opens spans in a loop would change the sampling rate twice per span.
             linger_ns: 1_000_000_000,
             ring_samples: (config.history_s * config.rate_hz).ceil() as usize,
             ..sampler::SamplerSettings::default()
@@ -85,37 +88,6 @@ impl StartupSettings {
             nvml_library,
         };
         Self { sources, sampler, service }
-    }
-
-    /// Finds the sources, starts their samplers and puts the service over them. `log` is told of every later change of
-    /// a domain's state.
-    ///
-    /// # Errors
-    /// The system gives no thread or no random device.
-    pub fn start(self, clock: Clock, log: LogFn) -> io::Result<Service> {
-        let found = sources::discover_within(&self.sources, &clock, EMBEDDED_DISCOVERY_TIMEOUT);
-        self.start_with_sources(found, clock, log)
-    }
-
-    /// The same over sources that are found already.
-    ///
-    /// # Errors
-    /// As for [`StartupSettings::start`].
-    pub fn start_with_sources(self, found: Inventory, clock: Clock, log: LogFn) -> io::Result<Service> {
-        let start = |opened| sampler::start(opened, &self.sampler, clock.clone());
-        let samplers = found.opened.into_iter().map(start).collect::<io::Result<Vec<_>>>()?;
-        let mut collector = ReadingCollector::new(samplers, found.duplicates, log);
-        if let Some(starting) = found.starting {
-            let packages = topology::physical_packages(&self.sources.sysfs_root);
-            collector.add_pending_sources(PendingSources {
-                starting,
-                settings: self.sampler,
-                clock: clock.clone(),
-                packages,
-            });
-        }
-        collector.wait_for_first_readings();
-        Service::new(collector, found.absent, self.service, clock)
     }
 }
 

@@ -10,7 +10,7 @@ use std::sync::Mutex;
 use wattspan::clock::{Clock, monotonic_ns};
 use wattspan::config::Config;
 use wattspan::server::{ServerSockets, serve};
-use wattspan::service::StartupSettings;
+use wattspan::service::{ServiceBuilder, StartupSettings};
 use wattspan::sources::Inventory;
 use wattspan::sources::replay::script::Script;
 use wattspan::sources::replay::start_script;
@@ -65,8 +65,8 @@ impl InProcessService {
         let inventory = Inventory { opened: vec![opened], ..Inventory::default() };
         // A busy machine tells the meter late, and what is tested is not how busy it is.
         let config = Config { horizon_ms: 500.0, ..Config::default() };
-        let service =
-            StartupSettings::from_config(&config).start_with_sources(inventory, clock, |_| ()).unwrap();
+        let settings = StartupSettings::from_config(&config);
+        let service = ServiceBuilder::start(settings, inventory, clock, |_| ()).unwrap().build().unwrap();
         let (client_ends, service_ends): (Vec<_>, Vec<_>) =
             (0..connections).map(|_| UnixStream::pair().unwrap()).unzip();
         let sockets = ServerSockets { connections: service_ends, ..ServerSockets::default() };

@@ -1,61 +1,29 @@
-//! Where things are on this kind of system: configuration files and sockets.
+//! The directories of the system and of the user: configuration, socket, state.
 //!
-//! Owns the paths that an administrator finds in the documentation. Creates nothing.
+//! These paths are part of the documentation. Creates nothing.
 
-use std::io::{self, ErrorKind};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use super::ConfigError;
-
-/// Where the configuration is.
+/// The directory of the configuration files.
 pub(super) fn config_dir() -> PathBuf {
     (if is_macos() { "/usr/local/etc/wattspan" } else { "/etc/wattspan" }).into()
 }
 
-/// `wattspan.toml` and then `wattspan.toml.d/*.toml` by name, as far as they are there.
-///
-/// # Errors
-/// Something is there and cannot be looked at: settings that are left out in silence are worse than none.
-pub(super) fn config_files(dir: &Path) -> Result<Vec<PathBuf>, ConfigError> {
-    let (main, drop_ins) = (dir.join("wattspan.toml"), dir.join("wattspan.toml.d"));
-    let unreadable = |file: &Path| {
-        let file = file.to_owned();
-        move |cause| ConfigError::Unreadable { file, cause }
-    };
-    let entries = match std::fs::read_dir(&drop_ins) {
-        Err(cause) if cause.kind() == ErrorKind::NotFound => Vec::new(),
-        entries => {
-            entries.and_then(Iterator::collect::<io::Result<Vec<_>>>).map_err(unreadable(&drop_ins))?
-        }
-    };
-    let mut files: Vec<PathBuf> = entries.iter().map(std::fs::DirEntry::path).collect();
-    files.retain(|file| file.extension().is_some_and(|ending| ending == "toml"));
-    files.sort();
-    match std::fs::symlink_metadata(&main) {
-        Err(cause) if cause.kind() == ErrorKind::NotFound => {}
-        found => {
-            found.map_err(unreadable(&main))?;
-            files.insert(0, main);
-        }
-    }
-    Ok(files)
-}
-
-/// Where the daemon's socket may be, the system's first; a client tries them in this order.
+/// The paths of the daemon's socket in the order in which a client tries them, the system's first.
 pub fn socket_paths() -> Vec<PathBuf> {
     socket_paths_for(is_macos(), std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from))
 }
 
-/// Where a daemon that makes its own socket makes it: the system's place first, then the user's own.
+/// The paths at which a daemon may create its socket: the system's first, then the user's.
 pub fn listen_paths() -> Vec<PathBuf> {
     let mut paths = socket_paths();
     paths.retain(|path| path != Path::new(LAUNCHD_SOCKET));
     paths
 }
 
-/// Whether this process serves the machine, not only its own user: it is root, or the user to whom the system's
-/// directory for the socket or for the state belongs.
+/// Whether this process serves the whole machine: it runs as root, or as the owner of the system's directory for the socket
+/// or for the state.
 pub fn is_system_daemon() -> bool {
     let user = rustix::process::geteuid();
     user.is_root() || [system_runtime_dir(), system_state_dir()].iter().any(|dir| is_owned_by(dir, user))
@@ -73,8 +41,8 @@ fn is_owned_by(path: &Path, user: rustix::process::Uid) -> bool {
     std::fs::metadata(path).is_ok_and(|found| found.uid() == user.as_raw())
 }
 
-/// Where launchd makes the socket: directly in /var/run, which is emptied at each start of the machine, so that a directory
-/// of ours would not be there when launchd wants to put a socket in it.
+/// The socket that launchd creates. It lies directly in /var/run: that directory is emptied at each boot, so a subdirectory
+/// would not exist when launchd creates the socket.
 const LAUNCHD_SOCKET: &str = "/var/run/wattspan.sock";
 
 fn socket_paths_for(is_macos: bool, runtime: Option<PathBuf>) -> Vec<PathBuf> {
@@ -85,8 +53,8 @@ fn socket_paths_for(is_macos: bool, runtime: Option<PathBuf>) -> Vec<PathBuf> {
     launchd.into_iter().chain(own).collect()
 }
 
-/// Where what must last is kept: the system's place for root and for the user to whom it belongs, else the user's own
-/// (`$XDG_STATE_HOME`, as the XDG base directory specification has it). `None` where there is neither.
+/// The state directory: the system's for root and for its owner, else the user's (`$XDG_STATE_HOME`, XDG base directory
+/// specification). `None` where there is neither.
 pub fn default_state_dir() -> Option<PathBuf> {
     let system = system_state_dir();
     let user = rustix::process::geteuid();

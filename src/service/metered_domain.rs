@@ -1,0 +1,155 @@
+//! A domain with its counter's profile, its liveness, and its place in the host's total.
+//!
+//! The state of one domain; the collector owns the list and decides the totals.
+
+use crate::domain::{Domain, DomainKind, EnergyReading, Liveness};
+use crate::protocol::DomainStatus;
+use crate::sampler::counter_profile::CounterProfile;
+use crate::sources;
+
+/// A domain's state, with the reason where it is not live.
+pub(super) type DomainLiveness = (Liveness, Option<String>);
+
+/// The origin of a domain's readings.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) enum DomainOrigin {
+    /// The index of the sampler.
+    Sampler(usize),
+    /// A placeholder for the domains that a source has not reported yet; the number of those that it has.
+    Placeholder(usize),
+    /// A former placeholder.
+    Retired,
+}
+
+pub(super) struct MeteredDomain {
+    /// Its parent may be a domain that it may duplicate.
+    pub(super) domain: Domain,
+    pub(super) profile: CounterProfile,
+    pub(super) origin: DomainOrigin,
+    pub(super) liveness: DomainLiveness,
+    /// The parent that the source names.
+    pub(super) source_parent: Option<String>,
+    /// Part of the host's total.
+    pub(super) counted: bool,
+    /// Perhaps part of the host's total.
+    pub(super) is_undecided: bool,
+    /// The time at which the domain was found to duplicate no other; `None` if that was never in question.
+    pub(super) independent_since_ns: Option<u64>,
+    base_uj: Option<u64>,
+    energy_uj: Option<u64>,
+}
+
+impl MeteredDomain {
+    pub(super) fn new(domain: Domain, advanced: bool, origin: DomainOrigin) -> Self {
+        let profile = CounterProfile::new(advanced).with_latency(domain.latency_ns);
+        Self {
+            liveness: domain_liveness(&domain, &profile),
+            source_parent: domain.parent.clone(),
+            domain,
+            profile,
+            origin,
+            counted: false,
+            is_undecided: false,
+            independent_since_ns: None,
+            base_uj: None,
+            energy_uj: None,
+        }
+    }
+
+    /// The domain with the parent that its source names.
+    pub(super) fn with_source_parent(&self) -> Domain {
+        Domain { parent: self.source_parent.clone(), ..self.domain.clone() }
+    }
+
+    pub(super) fn record_reading(&mut self, reading: &EnergyReading) {
+        if reading.valid {
+            self.base_uj.get_or_insert(reading.energy_uj);
+            self.energy_uj = Some(reading.energy_uj);
+        }
+    }
+
+    pub(super) fn status(&self) -> DomainStatus {
+        let (domain, profile) = (&self.domain, &self.profile);
+        // A counter that has never moved has measured nothing, which differs from 0 J.
+        let moved = self.liveness.0 == Liveness::Live || self.energy_uj > self.base_uj;
+        let since_start = |energy_uj: u64| Some(energy_uj - self.base_uj?);
+        DomainStatus {
+            name: domain.name.clone(),
+            kind: domain.kind,
+            source: domain.source.clone(),
+            device: domain.device.clone(),
+            parent: domain.parent.clone(),
+            counted: self.counted,
+            duplicate: None,
+            duplicate_of: None,
+            grade: domain.grade,
+            liveness: self.liveness.0,
+            reason: self.liveness.1.clone(),
+            update_interval_ns: profile.update_interval_ns(),
+            quantum_uj: profile.quantum_uj(),
+            read_cost_ns: profile.read_cost_ns(),
+            residual: profile.residual(),
+            energy_uj: self.energy_uj.filter(|_| moved).and_then(since_start),
+            power_mw: profile.power_mw(),
+        }
+    }
+
+    /// Whether the domain reads RAPL's registers.
+    pub(super) fn is_rapl(&self) -> bool {
+        [sources::perf::NAME, sources::powercap::NAME, sources::msr::NAME]
+            .contains(&self.domain.source.as_str())
+    }
+
+    pub(super) fn is_placeholder(&self) -> bool {
+        matches!(self.origin, DomainOrigin::Placeholder(_))
+    }
+
+    /// The state that the profile implies, or that of a driver that has not answered a read for `hung_ns`.
+    pub(super) fn current_liveness(&self, hung_ns: Option<u64>) -> DomainLiveness {
+        match hung_ns {
+            Some(ns) => (Liveness::Lost, Some(hang_reason(&self.domain.source, ns))),
+            None => domain_liveness(&self.domain, &self.profile),
+        }
+    }
+}
+
+/// The state that the profile implies. A battery that does not discharge is no faulty counter.
+fn domain_liveness(domain: &Domain, profile: &CounterProfile) -> DomainLiveness {
+    const BATTERY_IDLE_REASON: &str =
+        "is not discharging; a battery is metered only while it feeds the machine";
+    match profile.liveness() {
+        (silent, Some(_)) if domain.kind == DomainKind::Battery && silent != Liveness::Live => {
+            (silent, Some(BATTERY_IDLE_REASON.into()))
+        }
+        state => state,
+    }
+}
+
+fn hang_reason(source: &str, ns: u64) -> String {
+    format!("the {source} driver has not answered for {} s; see the kernel's log", ns / 1_000_000_000)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_invalid_reading_means_not_discharging_for_a_battery_and_no_answer_otherwise() {
+        let domain = |kind| Domain {
+            name: "x".into(),
+            kind,
+            source: "battery".into(),
+            device: None,
+            parent: None,
+            grade: crate::domain::Grade::Integrated,
+            ceiling_mw: None,
+            latency_ns: 0,
+            quantum_uj: 1,
+        };
+        let mut profile = CounterProfile::new(false);
+        profile.observe(1_000, 2_000, &EnergyReading::default());
+        let reason = |kind| domain_liveness(&domain(kind), &profile).1.unwrap();
+        assert!(reason(DomainKind::Battery).contains("not discharging"), "{}", reason(DomainKind::Battery));
+        assert!(reason(DomainKind::Gpu).contains("never answered"), "{}", reason(DomainKind::Gpu));
+    }
+}

@@ -1,0 +1,452 @@
+//! The methods of the protocol: spans, queries of accounts, and domains.
+//!
+//! Owns the checks before a call reaches the attributor, and what each caller sees: accounts of other users need telemetry
+//! access, figures of domains need span access. Invariant: a span is open in the registry exactly while it is open in the
+//! attributor.
+
+use std::collections::BTreeMap;
+
+use super::access::Peer;
+use super::caller::{AccountOutcome, Caller, ConnectionId};
+use super::durability::QueryKind;
+use super::list_request::ListRequest;
+use super::meter_service::Service;
+use super::span_memory::SpanSize;
+use super::span_registry::{MAX_LIST_BYTES, OpenSpanEntry, SpanLookup};
+use super::{coarse_grid, metadata_limits};
+use crate::attribution::account::Account;
+use crate::attribution::{AttributionError, NewSpan, SpanKey, footprint};
+use crate::clock;
+use crate::domain::Domain;
+use crate::protocol::{
+    Access, Balances, CloseSpan, DaemonInfo, DomainSnapshot, DomainStatus, ListSpans, MarkPhase, MethodError,
+    OpenSpan, OpenedSpan, ReadWindow, SetWeight, SpanAccounts, WindowEnergy,
+};
+use crate::store::StoreQuery;
+
+/// How far in the future an edge may lie: the clocks of two CPUs differ, and clients round.
+const MAX_FUTURE_NS: u64 = 1_000_000;
+
+/// The most open spans whose accounts one ListSpans computes.
+const MAX_OPEN_EXAMINED: usize = 1024;
+
+impl Service {
+    /// OpenSpan.
+    pub fn open_span(&mut self, caller: &Caller, mut call: OpenSpan) -> Result<OpenedSpan, MethodError> {
+        let now_ns = self.clock.now_ns();
+        let requested_ns = self.validate_instant(call.at_ns, now_ns)?;
+        let is_coarse = caller.peer.access < Access::Span;
+        let at_ns = if is_coarse { self.coarse_spans.opening_ns(requested_ns, now_ns) } else { requested_ns };
+        let weight = call.weight.unwrap_or(1.0);
+        if is_coarse {
+            coarse_grid::check_weight(weight)?;
+        }
+        let span = match call.span.take() {
+            Some(span) => {
+                metadata_limits::check_identifier("span", &span, metadata_limits::MAX_SPAN_ID_BYTES)
+                    .map(|()| span)?
+            }
+            None => self.span_ids.generate(),
+        };
+        let name = call.name.take().unwrap_or_default();
+        metadata_limits::check_text("name", &name, metadata_limits::MAX_NAME_BYTES)?;
+        let attributes = call.attributes.take().unwrap_or_default();
+        metadata_limits::check_attributes(&attributes, 0)?;
+        let size = self.registry.estimate_size(&span, &name, &attributes, is_coarse);
+        self.registry.check_open(&caller.peer, &span, size)?;
+        let subject = self.process_tracker.resolve(caller, &call, &mut self.attributor)?;
+        let opening = NewSpan {
+            span_id: span.clone(),
+            name,
+            attributes,
+            weight,
+            domains: call.domains.map(|names| self.domain_indices(&names)).transpose()?,
+            at_ns,
+            uid: caller.peer.uid,
+            opened_unix_ns: clock::unix_ns().saturating_add(at_ns).saturating_sub(now_ns),
+            subject,
+        };
+        let key = self.attributor.open(now_ns, opening).map_err(|error| method_error(error, &span, at_ns))?;
+        self.registry.insert(caller.peer.uid, &span, key, caller.reply_to.connection, size);
+        if is_coarse {
+            self.coarse_spans.insert(key, requested_ns, at_ns);
+        }
+        self.set_sampling_rate(true);
+        Ok(OpenedSpan { span })
+    }
+
+    /// MarkPhase.
+    pub fn mark_phase(&mut self, peer: &Peer, call: MarkPhase) -> Result<(), MethodError> {
+        let now_ns = self.clock.now_ns();
+        let open = self.find_open_span(peer, &call.span)?;
+        metadata_limits::check_identifier("phase", &call.phase, metadata_limits::MAX_PHASE_BYTES)?;
+        let requested_ns = self.validate_edge(open.key, call.at_ns, now_ns)?;
+        let at_ns = self.coarse_spans.edge_ns(open.key, requested_ns, now_ns)?;
+        let size = self.registry.check_phase(peer, &open, &call.phase)?;
+        let marked = self.attributor.begin_phase(now_ns, open.key, call.phase, at_ns);
+        marked.map_err(|error| method_error(error, &call.span, at_ns))?;
+        self.coarse_spans.add_moved_ns(open.key, requested_ns, at_ns);
+        self.registry.record_phase(peer.uid, &call.span, size);
+        Ok(())
+    }
+
+    /// SetWeight.
+    pub fn set_weight(&mut self, peer: &Peer, call: &SetWeight) -> Result<(), MethodError> {
+        let now_ns = self.clock.now_ns();
+        let open = self.find_open_span(peer, &call.span)?;
+        if peer.access < Access::Span {
+            coarse_grid::check_weight(call.weight)?;
+        }
+        let requested_ns = self.validate_edge(open.key, call.at_ns, now_ns)?;
+        let at_ns = self.coarse_spans.edge_ns(open.key, requested_ns, now_ns)?;
+        let size = self.registry.check_weight(peer, &open)?;
+        let set = self.attributor.set_weight(now_ns, open.key, call.weight, at_ns);
+        set.map_err(|error| method_error(error, &call.span, at_ns))?;
+        self.coarse_spans.add_moved_ns(open.key, requested_ns, at_ns);
+        if size != SpanSize::default() {
+            self.registry.record_weight_change(peer.uid, &call.span, size);
+        }
+        Ok(())
+    }
+
+    /// CloseSpan.
+    pub fn close_span(
+        &mut self,
+        caller: &Caller,
+        call: CloseSpan,
+        wait: bool,
+    ) -> Result<AccountOutcome, MethodError> {
+        let now_ns = self.clock.now_ns();
+        let peer = &caller.peer;
+        let open = self.find_open_span(peer, &call.span)?;
+        let requested_ns = self.validate_edge(open.key, call.at_ns, now_ns)?;
+        let at_ns = self.coarse_spans.close_ns(open.key, requested_ns, now_ns)?;
+        let attributes = call.attributes.unwrap_or_default();
+        let text_bytes = metadata_limits::check_attributes(&attributes, open.attribute_count())?;
+        let memory_bytes = footprint::attributes_bytes(&attributes);
+        let growth = SpanSize { text_bytes, attribute_count: attributes.len(), memory_bytes };
+        if !attributes.is_empty() {
+            self.registry.check_growth(peer, growth)?;
+        }
+        let closed = self.attributor.close(now_ns, open.key, at_ns, attributes, false);
+        closed.map_err(|error| method_error(error, &call.span, at_ns))?;
+        self.coarse_spans.add_moved_ns(open.key, requested_ns, at_ns);
+        self.registry.begin_close(peer.uid, &call.span, growth, wait.then_some(caller.reply_to));
+        if wait {
+            return Ok(AccountOutcome::Deferred);
+        }
+        self.refresh_if_stale(now_ns);
+        let lookup = self.registry.find(peer.uid, &call.span)?;
+        self.current_account(now_ns, &call.span, lookup)
+            .map(|account| AccountOutcome::Ready(Box::new(account)))
+    }
+
+    /// CancelSpan.
+    pub fn cancel_span(&mut self, peer: &Peer, span: &str) -> Result<(), MethodError> {
+        let now_ns = self.clock.now_ns();
+        let open = self.find_open_span(peer, span)?;
+        let requested_ns = self.now_or_opening_ns(open.key, now_ns);
+        let at_ns = self.coarse_spans.edge_ns(open.key, requested_ns, now_ns)?;
+        self.attributor.cancel(now_ns, open.key, at_ns).map_err(|error| method_error(error, span, at_ns))?;
+        self.coarse_spans.remove(open.key);
+        let journal_key = self.registry.remove_open(peer.uid, span);
+        if let (Some(durability), Some(key)) = (&mut self.durability, journal_key) {
+            durability.remove_from_journal(key);
+        }
+        Ok(())
+    }
+
+    /// Closes the open spans of a connection that has ended, as abandoned.
+    pub fn close_connection(&mut self, connection: ConnectionId) {
+        let now_ns = self.clock.now_ns();
+        for key in self.registry.close_connection(connection) {
+            let requested_ns = self.now_or_opening_ns(key, now_ns);
+            let at_ns = self.coarse_spans.close_ns(key, requested_ns, now_ns).unwrap_or(requested_ns);
+            // Cannot fail: the span is open in the attributor too, and an abandoned close is valid at any instant.
+            let _ = self.attributor.close(now_ns, key, at_ns, BTreeMap::new(), true);
+            self.coarse_spans.add_moved_ns(key, requested_ns, at_ns);
+        }
+    }
+
+    /// GetInfo. Without span access the domains have their liveness but no figures.
+    pub fn get_info(&mut self, peer: &Peer) -> DaemonInfo {
+        let now_ns = self.clock.now_ns();
+        self.refresh_if_stale(now_ns);
+        let mut domains = self.collector.statuses();
+        // The numbers of ticks and accounts, and their lateness, reveal when and how much others measure.
+        let mut samplers = self.collector.sampler_statuses();
+        let mut keeping = self.durability.as_ref().map(|durability| durability.status(peer));
+        if peer.access < Access::Span {
+            domains.iter_mut().for_each(hide_figures);
+            (samplers, keeping) = (Vec::new(), None);
+        }
+        DaemonInfo {
+            version: env!("CARGO_PKG_VERSION").into(),
+            boot_id: self.boot_id.clone(),
+            now_ns,
+            horizon_ns: self.settings.attribution.horizon_ns,
+            history_ns: self.settings.history_ns,
+            domains,
+            at_least: self.collector.at_least(),
+            absent: self.absent.clone(),
+            samplers,
+            simulated: self.collector.domains().any(Domain::is_simulated).then_some(true),
+            keeping,
+            confinement: self.privileges.clone(),
+            access: peer.access,
+        }
+    }
+
+    /// GetSpan: a span of the caller, or of any user with telemetry access. A span that is no longer remembered is looked up
+    /// on disk if the caller can wait.
+    pub fn get_span(
+        &mut self,
+        caller: &Caller,
+        span: &str,
+        wait: bool,
+    ) -> Result<AccountOutcome, MethodError> {
+        let (now_ns, peer) = (self.clock.now_ns(), &caller.peer);
+        self.refresh_if_stale(now_ns);
+        // The caller's own span on disk would take precedence over another user's in memory. That would cost a second query
+        // for each telemetry call, and equal names are rare: names are random or chosen by their owners.
+        let mut lookup = self.find_visible_span(peer, span);
+        if lookup.is_err() && peer.access >= Access::Telemetry {
+            lookup = self.registry.find_of_any_user(span);
+        }
+        if lookup.is_err() && wait {
+            let all_users = peer.access >= Access::Telemetry;
+            let query = StoreQuery::Span { uid: peer.uid, all_users, span: span.to_owned() };
+            if self.submit_query(caller, query, QueryKind::Span(span.to_owned()))? {
+                return Ok(AccountOutcome::Deferred);
+            }
+        }
+        self.current_account(now_ns, span, lookup?).map(|account| AccountOutcome::Ready(Box::new(account)))
+    }
+
+    /// ListSpans: the spans of the caller, or of all users with telemetry access. The answer comes from the store if there is
+    /// one and the caller can wait (`None`: it is sent later), else from memory.
+    pub fn list_spans(
+        &mut self,
+        caller: &Caller,
+        call: &ListSpans,
+        wait: bool,
+    ) -> Result<Option<SpanAccounts>, MethodError> {
+        let request = ListRequest::parse(call)?;
+        let (now_ns, peer) = (self.clock.now_ns(), &caller.peer);
+        self.refresh_if_stale(now_ns);
+        if request.is_for_open_spans() {
+            let accounts =
+                if request.cursor.is_some() { Vec::new() } else { self.list_open_spans(peer, &request) };
+            return Ok(Some(SpanAccounts { accounts, before: None }));
+        }
+        let before = request.cursor.map(|cursor| self.cursor_cipher.decode(peer, cursor)).transpose()?;
+        if wait {
+            let (uid, filter, limit) = (peer.uid_filter(), request.filter.clone(), request.limit);
+            let query = StoreQuery::List { uid, filter, limit, before };
+            if self.submit_query(caller, query, QueryKind::List(Box::new(request.clone())))? {
+                return Ok(None);
+            }
+        }
+        let mark = |account: &Account, number| self.mark_durability(account, number);
+        Ok(Some(request.remembered_accounts(peer, &self.registry, mark)))
+    }
+
+    /// Submits a query to the store; false where there is no answer from it.
+    fn submit_query(
+        &mut self,
+        caller: &Caller,
+        query: StoreQuery,
+        kind: QueryKind,
+    ) -> Result<bool, MethodError> {
+        let Some(durability) = &mut self.durability else { return Ok(false) };
+        durability.submit(&caller.peer, caller.reply_to, query, kind, self.clock.now_ns())
+    }
+
+    /// A copy of a remembered account with its state as of now.
+    fn mark_durability(&self, account: &Account, store_number: Option<u64>) -> Account {
+        match &self.durability {
+            Some(durability) => durability.mark_durability(account, store_number),
+            None => account.clone(),
+        }
+    }
+
+    /// The accounts so far of the latest open spans that match and fit into an answer, the latest last.
+    fn list_open_spans(&self, peer: &Peer, request: &ListRequest) -> Vec<Account> {
+        let now_ns = self.clock.now_ns();
+        let may_see = |key: &SpanKey| peer.access >= Access::Span || self.coarse_spans.contains(*key);
+        let dated = |(span, key)| Some((self.attributor.requested_ns(key)?, span, key));
+        let mut spans: Vec<(u64, &str, SpanKey)> = self
+            .registry
+            .open_spans(peer.uid_filter())
+            .filter(|(_, key)| may_see(key))
+            .filter_map(dated)
+            .collect();
+        spans.sort_unstable_by_key(|&(requested_ns, span, _)| (std::cmp::Reverse(requested_ns), span));
+        spans.truncate(MAX_OPEN_EXAMINED);
+        let current_account = |(_, span, key): (u64, &str, SpanKey)| {
+            self.current_account(now_ns, span, SpanLookup::Unsettled(key)).ok()
+        };
+        let matching =
+            spans.into_iter().filter_map(current_account).filter(|account| request.filter.matches(account));
+        let within = matching.scan(0, |bytes, account| {
+            *bytes += footprint::account_bytes(&account);
+            (*bytes <= MAX_LIST_BYTES).then_some(account)
+        });
+        let mut accounts: Vec<Account> = within.take(request.limit).collect();
+        accounts.reverse();
+        accounts
+    }
+
+    /// ReadWindow.
+    pub fn read_window(&mut self, call: &ReadWindow) -> Result<WindowEnergy, MethodError> {
+        let now_ns = self.clock.now_ns();
+        let from_ns = self.validate_instant(Some(call.from_ns), now_ns)?;
+        let to_ns = self.validate_instant(Some(call.to_ns), now_ns)?;
+        if to_ns < from_ns {
+            return Err(MethodError::InvalidTime {
+                at_ns: call.to_ns,
+                earliest_ns: from_ns,
+                latest_ns: now_ns,
+            });
+        }
+        let window = self.collector.window(from_ns, to_ns, &self.settings.attribution);
+        window.ok_or(MethodError::InvalidTime { at_ns: call.to_ns, earliest_ns: from_ns, latest_ns: now_ns })
+    }
+
+    /// GetBalance.
+    pub fn get_balance(&mut self) -> Balances {
+        let now_ns = self.clock.now_ns();
+        self.refresh_if_stale(now_ns);
+        let mut balance = self.attributor.balance();
+        balance.retain(|balance| self.collector.has_readings(&balance.domain));
+        Balances { balance }
+    }
+
+    /// The item of a WatchDomains stream as of now.
+    pub fn domain_tick(&mut self) -> DomainSnapshot {
+        let now_ns = self.clock.now_ns();
+        self.refresh_if_stale(now_ns);
+        DomainSnapshot { now_ns, domains: self.collector.statuses(), at_least: self.collector.at_least() }
+    }
+
+    /// The account as of now of a span that was found.
+    pub(super) fn current_account(
+        &self,
+        now_ns: u64,
+        span: &str,
+        lookup: SpanLookup,
+    ) -> Result<Account, MethodError> {
+        match lookup {
+            SpanLookup::Settled(account, store_number) => Ok(self.mark_durability(&account, store_number)),
+            SpanLookup::Unsettled(key) => {
+                let current_account = || self.attributor.account(now_ns, key).ok();
+                let missing = || MethodError::NoSuchSpan { span: span.to_owned() };
+                self.coarse_spans.provisional_account(key, current_account).ok_or_else(missing)
+            }
+        }
+    }
+
+    /// The caller's span of this name. With coarse access only coarse spans are found.
+    fn find_visible_span(&self, peer: &Peer, span: &str) -> Result<SpanLookup, MethodError> {
+        let lookup = self.registry.find(peer.uid, span)?;
+        let is_visible = peer.access >= Access::Span
+            || match &lookup {
+                SpanLookup::Unsettled(key) => self.coarse_spans.contains(*key),
+                SpanLookup::Settled(account, _) => coarse_grid::is_coarse(account),
+            };
+        if is_visible { Ok(lookup) } else { Err(MethodError::NoSuchSpan { span: span.to_owned() }) }
+    }
+
+    /// Whether the caller has an open span of this name.
+    pub fn has_open_span(&self, peer: &Peer, span: &str) -> bool {
+        self.find_open_span(peer, span).is_ok()
+    }
+
+    /// The requested instant of an edge of an open span: the one that the call names, else now.
+    fn validate_edge(&self, key: SpanKey, at_ns: Option<i64>, now_ns: u64) -> Result<u64, MethodError> {
+        match at_ns {
+            Some(_) => self.validate_instant(at_ns, now_ns),
+            None => Ok(self.now_or_opening_ns(key, now_ns)),
+        }
+    }
+
+    /// Now, or the opening of the span where that lies in the future: no edge is before the opening.
+    fn now_or_opening_ns(&self, key: SpanKey, now_ns: u64) -> u64 {
+        let requested_ns = self.coarse_spans.requested_ns(key).or_else(|| self.attributor.requested_ns(key));
+        requested_ns.map_or(now_ns, |requested_ns| requested_ns.max(now_ns))
+    }
+
+    /// The caller's open span of this name. With coarse access a span that the same user opened with more access does not
+    /// exist.
+    fn find_open_span(&self, peer: &Peer, span: &str) -> Result<OpenSpanEntry, MethodError> {
+        let open = self.registry.find_open(peer.uid, span);
+        if peer.access >= Access::Span {
+            return open;
+        }
+        let missing = || MethodError::NoSuchSpan { span: span.to_owned() };
+        match open {
+            Ok(open) if !self.coarse_spans.contains(open.key) => Err(missing()),
+            Err(MethodError::AlreadyClosed { .. }) => self.find_visible_span(peer, span).and(open),
+            other => other,
+        }
+    }
+
+    fn domain_indices(&self, names: &[String]) -> Result<Vec<usize>, MethodError> {
+        if names.is_empty() {
+            let reason = "is empty; leave it out for all of them".to_owned();
+            return Err(MethodError::InvalidValue { field: "domains".into(), reason });
+        }
+        let index = |name: &String| {
+            self.domain_index
+                .get(name)
+                .copied()
+                .ok_or_else(|| MethodError::NoSuchDomain { domain: name.clone() })
+        };
+        let mut indices = names.iter().map(index).collect::<Result<Vec<_>, _>>()?;
+        indices.sort_unstable();
+        indices.dedup();
+        Ok(indices)
+    }
+
+    /// The instant that a call names, or now.
+    ///
+    /// # Errors
+    /// `InvalidTime`: it is older than the history or in the future.
+    fn validate_instant(&self, at_ns: Option<i64>, now_ns: u64) -> Result<u64, MethodError> {
+        let Some(requested) = at_ns else { return Ok(now_ns) };
+        let (earliest_ns, latest_ns) =
+            (now_ns.saturating_sub(self.settings.history_ns), now_ns.saturating_add(MAX_FUTURE_NS));
+        let inside = u64::try_from(requested).ok().filter(|at_ns| (earliest_ns..=latest_ns).contains(at_ns));
+        inside.ok_or(MethodError::InvalidTime { at_ns: requested, earliest_ns, latest_ns })
+    }
+}
+
+/// The error of the protocol for an error of the attributor.
+fn method_error(error: AttributionError, span: &str, at_ns: u64) -> MethodError {
+    match error {
+        AttributionError::NoSuchSpan => MethodError::NoSuchSpan { span: span.to_owned() },
+        AttributionError::AlreadyClosed => MethodError::AlreadyClosed { span: span.to_owned() },
+        AttributionError::InvalidTime { earliest_ns, latest_ns } => {
+            MethodError::InvalidTime { at_ns: at_ns.try_into().unwrap_or(i64::MAX), earliest_ns, latest_ns }
+        }
+        AttributionError::InvalidValue { field, reason } => {
+            MethodError::InvalidValue { field: field.to_owned(), reason }
+        }
+        AttributionError::LimitReached { quota, limit } => {
+            MethodError::QuotaExceeded { quota: quota.to_owned(), limit: limit as u64 }
+        }
+    }
+}
+
+/// Removes from a status all fields that reveal energy or power.
+fn hide_figures(status: &mut DomainStatus) {
+    // The quantum is the smallest observed energy of one update, which bounds the power from below.
+    status.quantum_uj = None;
+    // For a counter that moves by its quantum, the interval reveals the power.
+    status.update_interval_ns = None;
+    status.energy_uj = None;
+    status.power_mw = None;
+    status.residual = None;
+    // A read takes longer on a busy machine.
+    status.read_cost_ns = None;
+}
