@@ -12,6 +12,6 @@ pub(super) struct GrantedScheduling {
 }
 
 /// Asks for nothing.
-pub(super) fn request_scheduling(_cpu: Option<usize>) -> GrantedScheduling {
+pub(super) fn request_scheduling(_cpu: Option<usize>, _realtime_priority: i32) -> GrantedScheduling {
     GrantedScheduling { realtime: false, pinned: false }
 }
