@@ -8,11 +8,28 @@ use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::batch::Batch;
-use super::health::{Health, RetentionForecast};
+use super::forecast::RetentionForecast;
 use super::query::{QueryError, QueryResult, StoreQuery};
 
 /// How long a commit may be delayed for more accounts while no caller waits for it.
 const COMMIT_DELAY: Duration = Duration::from_millis(10);
+
+/// How the store is.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Health {
+    /// Accounts are on disk before they are answered.
+    pub durable: bool,
+    /// Why not, and what would help; or, where `durable`, what may be lost.
+    pub reason: Option<String>,
+    /// What it takes on disk, as of a while ago.
+    pub bytes: u64,
+    /// Accounts taken and not yet on disk.
+    pub waiting: u64,
+    /// Accounts that found no room, since the start.
+    pub not_kept: u64,
+    /// How long accounts will be kept; absent while there are too few to say.
+    pub forecast: Option<RetentionForecast>,
+}
 
 /// What lies before the store's thread.
 #[derive(Default)]
