@@ -17,10 +17,8 @@ use crate::domain::Domain;
 use crate::ring::{RingReader, Sample, ring};
 use crate::sources::OpenedSource;
 
-/// What a domain's counter is like, learnt from its readings.
 pub mod counter_profile;
 
-/// Hands every sample to a sink, from a thread of its own.
 pub mod recording;
 
 mod deadlines;
@@ -54,12 +52,12 @@ pub use thread::REALTIME_PRIORITY;
 /// How long dropping a sampler waits for a read that hangs.
 const JOIN_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// What the stages after the sampler need of it; cheap to clone.
+/// The samples of a source and their description; cheap to clone.
 #[derive(Clone)]
 pub struct SampleStream {
     /// The mechanism: "perf", "powercap", ...
     pub source: &'static str,
-    /// What it meters, in the order of the readings.
+    /// The domains, in the order of the readings.
     pub domains: Arc<[Domain]>,
     /// For each domain whether it advanced while discovery watched it.
     pub advanced: Arc<[bool]>,
@@ -73,7 +71,7 @@ pub struct SampleStream {
 pub struct Sampler {
     stream: SampleStream,
     shared: Arc<SamplerShared>,
-    /// The fastest that its source can be read.
+    /// The highest rate of its source.
     source_max_hz: f64,
     /// Closes when the thread is gone; nothing is ever sent.
     thread_ended: Receiver<()>,
@@ -126,9 +124,9 @@ pub fn start(opened: OpenedSource, settings: &SamplerSettings, clock: Clock) -> 
 }
 
 impl Sampler {
-    /// Says whether readings are needed now. The first need wakes the thread, which reads at once; the end of it takes
-    /// effect after the linger. Cheap enough to be called for every message: a flag, and a system call only where the
-    /// thread rests.
+    /// Sets whether readings are needed now. The first need wakes the thread, which reads at once; the end takes effect
+    /// after the linger time. Cheap enough to be called for every message: a flag, and a system call only while the
+    /// thread sleeps.
     pub fn set_fast(&self, fast: bool) {
         if self.shared.rate_request.set_fast(fast) {
             self.shared.wakeup.notify();
@@ -154,12 +152,12 @@ impl Sampler {
         self.shared.stats.overdue_ns(now_ns)
     }
 
-    /// What the stages after the sampler need.
+    /// The stream that later stages read.
     pub fn stream(&self) -> SampleStream {
         self.stream.clone()
     }
 
-    /// What became of the ticks so far.
+    /// The statistics of the ticks so far.
     pub fn stats(&self) -> TickStats {
         self.shared.stats.snapshot()
     }

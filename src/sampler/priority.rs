@@ -1,7 +1,7 @@
 //! Scheduling priority: what the Linux scheduler grants a sampler's thread.
 //!
-//! Owns what the calling thread asks of the scheduler once, before its first tick: a CPU, the shortest timer slack, a
-//! real-time policy. Everything is optional; what was refused is said, and the thread goes on without it.
+//! Before its first tick a thread requests a CPU, the shortest timer slack and a real-time policy. Each is optional: a
+//! refusal is reported in [`GrantedScheduling`], and the thread continues without it.
 
 use std::num::NonZeroU64;
 

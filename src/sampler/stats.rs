@@ -1,6 +1,6 @@
-//! What became of the ticks: how many, how late, how dear.
+//! Statistics of the ticks: count, lateness and cost.
 //!
-//! Owns the counters that one sampler thread writes and everybody may read. Late and missed ticks are figures that a
+//! One sampler thread writes the counters, any thread reads them. Late and missed ticks are figures that a
 //! user sees, never hidden. Nothing here locks or allocates on the writer's side.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -61,7 +61,7 @@ impl SamplerStats {
         }
     }
 
-    /// What the system allowed.
+    /// Stores the scheduling that the system granted.
     pub(super) fn set_scheduling(&self, realtime: bool, pinned: bool) {
         self.realtime.store(realtime, Ordering::Relaxed);
         self.pinned.store(pinned, Ordering::Relaxed);
@@ -73,7 +73,7 @@ impl SamplerStats {
         add(&self.late, u64::from(lateness_ns > tolerance_ns));
     }
 
-    /// A read begins.
+    /// Records the start of a read.
     pub(super) fn begin_read(&self, before_ns: u64) {
         // 0 means "no read under way", which the first nanosecond of a clock may give up.
         self.read_began_ns.store(before_ns.max(1), Ordering::Relaxed);
@@ -98,7 +98,7 @@ impl SamplerStats {
         (since_ns != 0).then(|| now_ns.saturating_sub(since_ns))
     }
 
-    /// The thread sleeps until then.
+    /// Records until when the thread sleeps.
     pub(super) fn set_asleep_until(&self, until_ns: u64) {
         self.asleep_until_ns.store(until_ns, Ordering::Relaxed);
     }

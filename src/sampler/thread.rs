@@ -1,7 +1,7 @@
 //! The thread of one source: wait, read, write into the ring.
 //!
 //! Owns the source, the ring's writer and the loop. Its tick takes no lock, allocates nothing and waits for no other
-//! thread; what it tells others goes through atomics. Knows no span and interprets no reading.
+//! thread; it shares its state through atomics.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -50,11 +50,11 @@ pub(super) struct SamplerThread {
     /// Reused for every read.
     pub(super) sample: Sample,
     pub(super) rates: Rates,
-    /// How often they were set when that was last looked at.
+    /// The generation of `rates`.
     pub(super) rates_generation: u64,
     pub(super) rate_controller: RateController,
     pub(super) suspend_detector: SuspendDetector,
-    /// What the read before took.
+    /// The cost of the previous read.
     pub(super) last_cost_ns: u64,
     pub(super) shared: Arc<SamplerShared>,
 }

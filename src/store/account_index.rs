@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use super::checksum::Checksum;
 use super::time::format_utc;
 
-/// Numbers of one segment: 2 to this power.
+/// A segment has 2 to this power IDs.
 pub(super) const SEGMENT_BITS: u32 = 14;
 
 /// Blocks of names of one segment, by the top bits of the hash, so that a look-up reads one of 1.5 KB.
@@ -23,12 +23,12 @@ const BUCKET_BITS: u32 = 7;
 /// A name's hash, its user, and the number within the segment.
 const ENTRY_BYTES: usize = 10;
 
-/// The segment that a number lies in.
+/// The segment of an ID.
 pub(super) fn segment_of(id: i64) -> i64 {
     id >> SEGMENT_BITS
 }
 
-/// The first number of a segment.
+/// The first ID of a segment.
 pub(super) fn segment_start(segment: i64) -> i64 {
     segment << SEGMENT_BITS
 }
@@ -122,19 +122,19 @@ pub(super) fn strip_checksum(key: i64, stored: &[u8]) -> Option<&[u8]> {
     (*checksum == expected).then_some(block)
 }
 
-/// Which numbers there are, and the end of the indexes, which is in memory.
+/// The range of IDs and the part of the index that is in memory.
 #[derive(Debug)]
 pub(super) struct AccountIndex {
-    /// The lowest that was not deleted, and the highest.
+    /// The lowest ID that was not deleted, and the highest.
     pub first_id: i64,
     pub last_id: i64,
     /// The names of the segment that is being filled.
     pub open_segment: OpenSegment,
     /// Each user's latest account.
     pub heads: HashMap<u32, i64>,
-    /// `heads` has every user: else a search has to find one.
+    /// `heads` is complete; otherwise a missing user has to be searched for.
     pub heads_known: bool,
-    /// In the order of numbers.
+    /// In the order of IDs.
     pub gaps: Vec<Gap>,
 }
 
@@ -144,7 +144,7 @@ impl AccountIndex {
         Self { first_id: 1, last_id: 0, open_segment, heads, heads_known: true, gaps }
     }
 
-    /// The highest gap with a number in `from..=to`.
+    /// The highest gap with an ID in `from..=to`.
     pub fn gap_within(&self, from: i64, to: i64) -> Option<&Gap> {
         self.gaps.iter().rev().find(|gap| gap.first <= to && gap.last >= from)
     }
@@ -158,7 +158,7 @@ impl AccountIndex {
     }
 }
 
-/// Numbers whose accounts may be lost.
+/// A range of IDs whose accounts may be lost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Gap {
     pub first: i64,
@@ -171,7 +171,7 @@ pub(super) struct Gap {
     pub running_s: i64,
 }
 
-/// What a look-up met.
+/// Damage that a look-up found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Damage {
     /// Accounts that may be lost.
@@ -197,7 +197,7 @@ impl Damage {
         }
     }
 
-    /// For a client, without numbers: they count other users' accounts.
+    /// The text for a client, without IDs: they count other users' accounts.
     pub fn reason(&self) -> String {
         match self {
             Damage::Lost(Gap { since_s: 0, until_s, .. }) => {
@@ -218,7 +218,7 @@ impl Damage {
 }
 
 impl Gap {
-    /// For the administrator.
+    /// The text for the administrator.
     pub fn describe(&self) -> String {
         let Gap { first, last, since_s, until_s, .. } = self;
         let since = if *since_s == 0 { "the beginning".into() } else { format_utc(*since_s) };

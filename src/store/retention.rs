@@ -28,16 +28,16 @@ const VACUUM_PAGES: i64 = 256;
 const AGE_SLACK_DIVISOR: i64 = 720;
 const SIZE_SLACK_DIVISOR: u64 = 20;
 
-/// What one step did.
+/// The result of one step.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct RetentionStep {
-    /// Another one is due.
+    /// Another step is due.
     pub more: bool,
-    /// What to log.
+    /// Lines for the log.
     pub log_lines: Vec<String>,
 }
 
-/// One step of deleting what is due.
+/// Runs one bounded step of the deletions that are due.
 pub(super) fn run_step(
     database: &mut Database,
     settings: &StoreSettings,
@@ -71,7 +71,7 @@ pub(super) fn run_step(
     Ok(step)
 }
 
-/// Up to which number accounts are to be deleted now, and why.
+/// The ID below which accounts are due for deletion, with the reason.
 fn deletion_target(
     database: &mut Database,
     settings: &StoreSettings,
@@ -96,7 +96,7 @@ fn deletion_target(
     Ok((target > first).then_some((target, DeletionReason::Age)))
 }
 
-/// After a whole day of running: lets go of at most one day's worth of accounts, where the latest of them is too old by
+/// After a whole day of running time, marks at most one day's accounts for deletion if the latest of them is too old by
 /// wall time.
 fn advance_day(
     database: &mut Database,

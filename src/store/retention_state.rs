@@ -7,29 +7,29 @@ use rusqlite::{Connection, OptionalExtension, params};
 use super::checksum::Checksum;
 use super::schema::DatabaseError;
 
-/// What was deleted, and what may be.
+/// The IDs that were deleted, and those that may be.
 #[derive(Debug, Default)]
 pub(super) struct Retention {
-    /// The lowest number that was not deleted; 0: not known.
+    /// The lowest ID that was not deleted; 0 if unknown.
     pub first: i64,
     /// The running time at which the current day began, and the running time of accounts up to which it may delete by wall
     /// time at its end.
     pub day_began_s: i64,
     pub day_end_s: i64,
-    /// What an ended day lets go of by wall time.
+    /// IDs below this one are due for deletion by wall time.
     pub expired_below: i64,
     pub run: Option<DeletionRun>,
     pub size_limit_logged: bool,
 }
 
-/// Why accounts are deleted.
+/// The limit that causes a deletion.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum DeletionReason {
     Age,
     Size,
 }
 
-/// Deletions of one reason without a pause.
+/// A series of deletions for one reason.
 #[derive(Debug)]
 pub(super) struct DeletionRun {
     pub reason: DeletionReason,
@@ -39,7 +39,7 @@ pub(super) struct DeletionRun {
 }
 
 impl Retention {
-    /// Of a store whose lowest number this is.
+    /// The state of a store whose lowest ID is `first`.
     pub fn starting_at(first: i64) -> Self {
         Self { first, ..Self::default() }
     }

@@ -1,7 +1,7 @@
-//! What a domain's counter is like: how often it moves, by how little, what a read costs, whether it lives.
+//! The profile of a domain's counter: update interval, quantum, read cost, power and liveness.
 //!
-//! Owns what `wattspan doctor` says of a domain, learnt from the stream of its readings. Pure, constant memory, well
-//! under 100 ns for a reading. What could not be established is absent, never 0; a bound is never reported as a value.
+//! `wattspan doctor` shows it. It is computed from the stream of readings in constant memory, well under 100 ns per reading.
+//! An unknown value is absent, never 0; a bound is never reported as a value.
 
 mod power;
 mod update_interval;
