@@ -7,7 +7,7 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -17,31 +17,17 @@ use crate::domain::Domain;
 use crate::ring::{RingReader, Sample, ring};
 use crate::sources::OpenedSource;
 
-/// What a domain's counter is like, learnt from its readings.
 pub mod counter_profile;
 
-/// Hands every sample to a sink, from a thread of its own.
 pub mod recording;
 
 mod deadlines;
-mod histogram;
-mod power;
+mod event_count;
 mod rate_control;
-mod residual;
-mod running_median;
+mod rates;
 mod stats;
 mod suspend_detector;
 mod thread;
-mod update_interval;
-
-#[cfg(any(test, not(target_os = "linux")))]
-mod condvar;
-#[cfg(target_os = "linux")]
-mod futex;
-#[cfg(not(target_os = "linux"))]
-use condvar::EventCount;
-#[cfg(target_os = "linux")]
-use futex::EventCount;
 
 #[cfg(target_os = "linux")]
 mod priority_ffi;
@@ -52,57 +38,26 @@ mod priority;
 #[path = "priority_unsupported.rs"]
 mod priority;
 
-use rate_control::{RateController, RateRequest, Speed};
+use event_count::EventCount;
+use rate_control::{RateController, RateRequest};
+use rates::{AtomicRates, Rates};
 use stats::SamplerStats;
 use suspend_detector::SuspendDetector;
-use thread::SamplerThread;
+use thread::{SamplerShared, SamplerThread};
 
+pub use rates::SamplerSettings;
 pub use stats::TickStats;
+pub use thread::REALTIME_PRIORITY;
 
-/// The fastest that any sampler ticks.
-const MAX_RATE_HZ: f64 = 10_000.0;
-/// Characterisation reads this often for each counter update that the source expects, to see where the updates lie.
-const OVERSAMPLING: f64 = 4.0;
-/// The real-time priority that samplers ask for: below the kernel's interrupt threads (50), which a sampler must not hold
-/// up; above everything ordinary.
-pub const REALTIME_PRIORITY: i32 = 40;
 /// How long dropping a sampler waits for a read that hangs.
 const JOIN_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How samplers tick.
-#[derive(Debug, Clone, PartialEq)]
-pub struct SamplerSettings {
-    /// Reads a second while a client needs them; at most 10,000 and the source's own maximum.
-    pub rate_hz: f64,
-    /// Reads a second while none does.
-    pub idle_rate_hz: f64,
-    /// How long after the last need it stays fast.
-    pub linger_ns: u64,
-    /// How long a characterisation takes, the one at the start and any asked for later.
-    pub characterisation_ns: u64,
-    /// How many samples the ring keeps, rounded up to a power of two. Memory is 8 · (3 + 5 · domains) bytes for each,
-    /// once used.
-    pub ring_samples: usize,
-}
-
-impl Default for SamplerSettings {
-    fn default() -> Self {
-        Self {
-            rate_hz: 1000.0,
-            idle_rate_hz: 1.0,
-            linger_ns: 20_000_000,
-            characterisation_ns: 300_000_000,
-            ring_samples: 32_768,
-        }
-    }
-}
-
-/// What the stages after the sampler need of it; cheap to clone.
+/// The samples of a source and their description; cheap to clone.
 #[derive(Clone)]
 pub struct SampleStream {
     /// The mechanism: "perf", "powercap", ...
     pub source: &'static str,
-    /// What it meters, in the order of the readings.
+    /// The domains, in the order of the readings.
     pub domains: Arc<[Domain]>,
     /// For each domain whether it advanced while discovery watched it.
     pub advanced: Arc<[bool]>,
@@ -116,26 +71,11 @@ pub struct SampleStream {
 pub struct Sampler {
     stream: SampleStream,
     shared: Arc<SamplerShared>,
-    /// The fastest that its source can be read.
+    /// The highest rate of its source.
     source_max_hz: f64,
     /// Closes when the thread is gone; nothing is ever sent.
     thread_ended: Receiver<()>,
     thread: Option<JoinHandle<()>>,
-}
-
-/// What the thread shares with those who look at it.
-struct SamplerShared {
-    rate_request: RateRequest,
-    wakeup: EventCount,
-    stats: SamplerStats,
-    stop: AtomicBool,
-    rates: AtomicRates,
-}
-
-impl SamplerShared {
-    fn is_stopped(&self) -> bool {
-        self.stop.load(Ordering::Acquire)
-    }
 }
 
 /// Starts a sampler on an opened source. It reads at once, characterises the counters for a while, and then ticks as
@@ -184,9 +124,9 @@ pub fn start(opened: OpenedSource, settings: &SamplerSettings, clock: Clock) -> 
 }
 
 impl Sampler {
-    /// Says whether readings are needed now. The first need wakes the thread, which reads at once; the end of it takes
-    /// effect after the linger. Cheap enough to be called for every message: a flag, and a system call only where the
-    /// thread rests.
+    /// Sets whether readings are needed now. The first need wakes the thread, which reads at once; the end takes effect
+    /// after the linger time. Cheap enough to be called for every message: a flag, and a system call only while the
+    /// thread sleeps.
     pub fn set_fast(&self, fast: bool) {
         if self.shared.rate_request.set_fast(fast) {
             self.shared.wakeup.notify();
@@ -212,12 +152,12 @@ impl Sampler {
         self.shared.stats.overdue_ns(now_ns)
     }
 
-    /// What the stages after the sampler need.
+    /// The stream that later stages read.
     pub fn stream(&self) -> SampleStream {
         self.stream.clone()
     }
 
-    /// What became of the ticks so far.
+    /// The statistics of the ticks so far.
     pub fn stats(&self) -> TickStats {
         self.shared.stats.snapshot()
     }
@@ -238,81 +178,6 @@ impl Drop for Sampler {
             // A panic of the thread was reported where it happened.
             let _ = thread.join();
         }
-    }
-}
-
-/// Reads a second at each speed, after all limits.
-#[derive(Debug, Clone, Copy, PartialEq)]
-struct Rates {
-    slow_hz: f64,
-    fast_hz: f64,
-    characterisation_hz: f64,
-}
-
-impl Rates {
-    /// Below this a rate is a way of saying "never".
-    const MIN_RATE_HZ: f64 = 0.001;
-
-    fn new(settings: &SamplerSettings, source_max_hz: f64) -> Self {
-        let clamp = |hz: f64, max_hz: f64| hz.min(max_hz).max(Self::MIN_RATE_HZ);
-        let source_max_hz = clamp(source_max_hz, MAX_RATE_HZ);
-        let fast_hz = clamp(settings.rate_hz, source_max_hz);
-        // `source_max_hz` is about how often the counter moves; seeing when it does takes several reads a move.
-        let characterisation_hz = clamp(OVERSAMPLING * source_max_hz, MAX_RATE_HZ).max(fast_hz);
-        Self { slow_hz: clamp(settings.idle_rate_hz, fast_hz), fast_hz, characterisation_hz }
-    }
-
-    fn period_ns(self, speed: Speed) -> u64 {
-        let hz = match speed {
-            Speed::Slow => self.slow_hz,
-            Speed::Fast => self.fast_hz,
-            Speed::Characterise => self.characterisation_hz,
-        };
-        (1e9 / hz).round() as u64
-    }
-}
-
-/// The rates as they were last set, for the thread to take up. Three plain figures: a thread that looks in the middle of a
-/// change ticks once at a mixture of two sound ones, and looks again.
-struct AtomicRates {
-    slow_hz: AtomicU64,
-    fast_hz: AtomicU64,
-    characterisation_hz: AtomicU64,
-    /// How often they were set.
-    generation: AtomicU64,
-}
-
-impl AtomicRates {
-    fn new(rates: Rates) -> Self {
-        let bits = |hz: f64| AtomicU64::new(hz.to_bits());
-        let generation = AtomicU64::new(0);
-        Self {
-            slow_hz: bits(rates.slow_hz),
-            fast_hz: bits(rates.fast_hz),
-            characterisation_hz: bits(rates.characterisation_hz),
-            generation,
-        }
-    }
-
-    fn store(&self, rates: Rates) {
-        self.slow_hz.store(rates.slow_hz.to_bits(), Ordering::Relaxed);
-        self.fast_hz.store(rates.fast_hz.to_bits(), Ordering::Relaxed);
-        self.characterisation_hz.store(rates.characterisation_hz.to_bits(), Ordering::Relaxed);
-        self.generation.fetch_add(1, Ordering::Release);
-    }
-
-    /// The rates, where they were stored since `seen_generation`, which is brought up to date.
-    fn load_if_changed(&self, seen_generation: &mut u64) -> Option<Rates> {
-        let generation = self.generation.load(Ordering::Acquire);
-        if std::mem::replace(seen_generation, generation) == generation {
-            return None;
-        }
-        let hz = |bits: &AtomicU64| f64::from_bits(bits.load(Ordering::Relaxed));
-        Some(Rates {
-            slow_hz: hz(&self.slow_hz),
-            fast_hz: hz(&self.fast_hz),
-            characterisation_hz: hz(&self.characterisation_hz),
-        })
     }
 }
 

@@ -1,13 +1,13 @@
 //! Scheduling priority: what the Linux scheduler grants a sampler's thread.
 //!
-//! Owns what the calling thread asks of the scheduler once, before its first tick: a CPU, the shortest timer slack, a
-//! real-time policy. Everything is optional; what was refused is said, and the thread goes on without it.
+//! Before its first tick a thread requests a CPU, the shortest timer slack and a real-time policy. Each is optional: a
+//! refusal is reported in [`GrantedScheduling`], and the thread continues without it.
 
 use std::num::NonZeroU64;
 
 use rustix::thread::{CpuSet, sched_setaffinity, set_current_timer_slack};
 
-use super::{REALTIME_PRIORITY, priority_ffi};
+use super::priority_ffi;
 
 /// The scheduling that the thread was granted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,12 +19,12 @@ pub(super) struct GrantedScheduling {
 }
 
 /// Requests real-time scheduling and a CPU for the calling thread.
-pub(super) fn request_scheduling(cpu: Option<usize>) -> GrantedScheduling {
+pub(super) fn request_scheduling(cpu: Option<usize>, realtime_priority: i32) -> GrantedScheduling {
     // Only matters where the real-time policy is refused (it has no slack); costs 50 µs of lateness otherwise,
     // prctl(2), PR_SET_TIMERSLACK. Never refused for the thread itself.
     let _ = set_current_timer_slack(NonZeroU64::new(1));
     GrantedScheduling {
-        realtime: priority_ffi::become_realtime(REALTIME_PRIORITY),
+        realtime: priority_ffi::become_realtime(realtime_priority),
         pinned: cpu.is_some_and(pin),
     }
 }
@@ -44,7 +44,9 @@ mod tests {
 
     /// On a thread of its own, since what is granted stays.
     fn on_a_thread(cpu: Option<usize>) -> (GrantedScheduling, usize) {
-        std::thread::spawn(move || (request_scheduling(cpu), rustix::thread::sched_getcpu())).join().unwrap()
+        std::thread::spawn(move || (request_scheduling(cpu, 40), rustix::thread::sched_getcpu()))
+            .join()
+            .unwrap()
     }
 
     #[test]

@@ -1,6 +1,4 @@
-//! Scheduling priority on other systems: the thread runs as it is.
-//!
-//! Owns the answer "not granted" for systems without a mechanism of their own here. Never fails.
+//! Scheduling priority on systems without an implementation here: nothing is granted.
 
 /// The scheduling that the thread was granted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -11,7 +9,7 @@ pub(super) struct GrantedScheduling {
     pub(super) pinned: bool,
 }
 
-/// Asks for nothing.
-pub(super) fn request_scheduling(_cpu: Option<usize>) -> GrantedScheduling {
+/// Requests nothing.
+pub(super) fn request_scheduling(_cpu: Option<usize>, _realtime_priority: i32) -> GrantedScheduling {
     GrantedScheduling { realtime: false, pinned: false }
 }

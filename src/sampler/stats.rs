@@ -1,11 +1,9 @@
-//! What became of the ticks: how many, how late, how dear.
+//! Statistics of the ticks: count, lateness and cost.
 //!
-//! Owns the counters that one sampler thread writes and everybody may read. Late and missed ticks are figures that a
+//! One sampler thread writes the counters, any thread reads them. Late and missed ticks are figures that a
 //! user sees, never hidden. Nothing here locks or allocates on the writer's side.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-
-use super::histogram::Histogram;
 
 /// The ticks of one sampler since it started, as they stood when asked.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,7 +61,7 @@ impl SamplerStats {
         }
     }
 
-    /// What the system allowed.
+    /// Stores the scheduling that the system granted.
     pub(super) fn set_scheduling(&self, realtime: bool, pinned: bool) {
         self.realtime.store(realtime, Ordering::Relaxed);
         self.pinned.store(pinned, Ordering::Relaxed);
@@ -75,7 +73,7 @@ impl SamplerStats {
         add(&self.late, u64::from(lateness_ns > tolerance_ns));
     }
 
-    /// A read begins.
+    /// Records the start of a read.
     pub(super) fn begin_read(&self, before_ns: u64) {
         // 0 means "no read under way", which the first nanosecond of a clock may give up.
         self.read_began_ns.store(before_ns.max(1), Ordering::Relaxed);
@@ -100,7 +98,7 @@ impl SamplerStats {
         (since_ns != 0).then(|| now_ns.saturating_sub(since_ns))
     }
 
-    /// The thread sleeps until then.
+    /// Records until when the thread sleeps.
     pub(super) fn set_asleep_until(&self, until_ns: u64) {
         self.asleep_until_ns.store(until_ns, Ordering::Relaxed);
     }
@@ -130,6 +128,60 @@ impl SamplerStats {
 /// One thread writes, so a load and a store add without a locked instruction.
 fn add(counter: &AtomicU64, more: u64) {
     counter.store(counter.load(Ordering::Relaxed) + more, Ordering::Relaxed);
+}
+
+/// Buckets for each doubling, as a power of two.
+const SUB_BUCKET_BITS: u32 = 4;
+/// Values of 2^41 ns (37 minutes) and more all count in the last bucket.
+const MAX_EXPONENT: u32 = 41;
+const BUCKETS: usize = ((MAX_EXPONENT - SUB_BUCKET_BITS + 1) as usize) << SUB_BUCKET_BITS;
+
+/// Counts of durations in nanoseconds.
+pub(super) struct Histogram {
+    buckets: Box<[AtomicU64]>,
+}
+
+impl Histogram {
+    pub(super) fn new() -> Self {
+        Self { buckets: (0..BUCKETS).map(|_| AtomicU64::new(0)).collect() }
+    }
+
+    /// Counts one duration. Only ever called by one thread, so that adding needs no locked instruction.
+    pub(super) fn record(&self, ns: u64) {
+        let bucket = &self.buckets[bucket_of(ns)];
+        bucket.store(bucket.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+    }
+
+    /// The smallest bucket edge that at least `permille` of the durations do not exceed; `None` while there are none.
+    pub(super) fn quantile_ns(&self, permille: u64) -> Option<u64> {
+        let counts: Vec<u64> = self.buckets.iter().map(|bucket| bucket.load(Ordering::Relaxed)).collect();
+        let total: u64 = counts.iter().sum();
+        let rank = (total * permille).div_ceil(1000).max(1);
+        let mut cumulative = 0;
+        let reached = counts.iter().position(|count| {
+            cumulative += count;
+            cumulative >= rank
+        })?;
+        Some(upper_bound_ns(reached))
+    }
+}
+
+fn bucket_of(ns: u64) -> usize {
+    let Some(doubling) = ns.checked_ilog2().filter(|&doubling| doubling >= SUB_BUCKET_BITS) else {
+        return ns as usize;
+    };
+    let within = (ns >> (doubling - SUB_BUCKET_BITS)) as usize & ((1 << SUB_BUCKET_BITS) - 1);
+    let bucket = (((doubling - SUB_BUCKET_BITS + 1) as usize) << SUB_BUCKET_BITS) + within;
+    bucket.min(BUCKETS - 1)
+}
+
+/// The largest duration that counts in this bucket.
+fn upper_bound_ns(bucket: usize) -> u64 {
+    let (doubling, within) = (bucket >> SUB_BUCKET_BITS, bucket & ((1 << SUB_BUCKET_BITS) - 1));
+    match doubling.checked_sub(1) {
+        None => bucket as u64,
+        Some(shift) => (((1 << SUB_BUCKET_BITS) + within as u64 + 1) << shift) - 1,
+    }
 }
 
 #[cfg(test)]
@@ -172,5 +224,43 @@ mod tests {
         stats.end_read(1_000, 6_000);
         assert_eq!(stats.hung_for_ns(7_000), None);
         assert_eq!(stats.snapshot().last_read_ns, Some(6_000));
+    }
+
+    #[test]
+    fn an_empty_histogram_has_no_quantile() {
+        assert_eq!(Histogram::new().quantile_ns(500), None);
+    }
+
+    #[test]
+    fn the_upper_bound_exceeds_a_duration_by_at_most_a_sixteenth() {
+        let spread = (0..40).flat_map(|doubling| [0, 1, 3].map(|more| (1_u64 << doubling) + more));
+        for ns in (0..5_000).chain(spread) {
+            let bound_ns = upper_bound_ns(bucket_of(ns));
+            assert!(bound_ns >= ns && bound_ns - ns <= ns / 16, "{ns} in a bucket up to {bound_ns}");
+        }
+    }
+
+    #[test]
+    fn buckets_are_contiguous() {
+        for bucket in 0..BUCKETS - 1 {
+            assert_eq!(bucket_of(upper_bound_ns(bucket)), bucket);
+            assert_eq!(bucket_of(upper_bound_ns(bucket) + 1), bucket + 1);
+        }
+    }
+
+    #[test]
+    fn a_duration_beyond_the_table_counts_in_the_last_bucket() {
+        assert_eq!(bucket_of(u64::MAX), BUCKETS - 1);
+    }
+
+    #[test]
+    fn quantiles_match_the_recorded_durations() {
+        let histogram = Histogram::new();
+        (0..990).for_each(|_| histogram.record(10));
+        (0..10).for_each(|_| histogram.record(100_000));
+        assert_eq!(histogram.quantile_ns(500), Some(10));
+        assert_eq!(histogram.quantile_ns(990), Some(10));
+        let tail_ns = histogram.quantile_ns(991).unwrap();
+        assert!((100_000..=106_250).contains(&tail_ns), "{tail_ns}");
     }
 }

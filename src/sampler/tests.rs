@@ -2,7 +2,6 @@
 //!
 //! Owns the checks of the thread's behaviour; what is pure is tested beside it. Waits for events, never for durations.
 
-use std::sync::atomic::AtomicU64;
 use std::sync::mpsc::{Sender, SyncSender, sync_channel};
 
 use super::*;
@@ -275,68 +274,3 @@ fn dropping_a_sampler_with_a_hung_read_detaches_the_thread() {
     drop(gate);
     wait_for("the end of the thread", || shared.upgrade().is_none());
 }
-
-#[test]
-fn rates_are_clamped_to_the_source_and_to_global_limits() {
-    let rates = |rate_hz, idle_rate_hz, source_max_hz| {
-        let settings = SamplerSettings { rate_hz, idle_rate_hz, ..SamplerSettings::default() };
-        let rates = Rates::new(&settings, source_max_hz);
-        (rates.slow_hz, rates.fast_hz, rates.characterisation_hz)
-    };
-    assert_eq!(rates(1000.0, 1.0, 1000.0), (1.0, 1000.0, 4000.0));
-    assert_eq!(rates(1e6, 1.0, f64::INFINITY), (1.0, 10_000.0, 10_000.0));
-    assert_eq!(rates(1000.0, 1.0, 10.0), (1.0, 10.0, 40.0));
-    assert_eq!(rates(1000.0, 50.0, 10.0), (10.0, 10.0, 40.0));
-    assert_eq!(rates(0.0, -1.0, 0.0), (0.001, 0.001, 0.004));
-}
-
-/// The same checks for every way of waiting.
-macro_rules! event_count {
-    ($name:ident) => {
-        mod $name {
-            use super::super::$name::EventCount;
-            use super::*;
-
-            #[test]
-            fn a_notification_after_the_count_was_read_prevents_sleep() {
-                let event_count = EventCount::default();
-                let count = event_count.count();
-                event_count.notify();
-                // Would sleep for years otherwise.
-                event_count.wait_until(u64::MAX / 2, count);
-                assert_eq!(event_count.count(), count + 1);
-            }
-
-            #[test]
-            fn notify_wakes_the_waiter() {
-                let (event_count, asleep) = (Arc::new(EventCount::default()), Arc::new(AtomicU64::new(0)));
-                let waiter = std::thread::spawn({
-                    let (event_count, asleep) = (Arc::clone(&event_count), Arc::clone(&asleep));
-                    move || {
-                        let count = event_count.count();
-                        asleep.store(1, Ordering::Release);
-                        while event_count.count() == count {
-                            event_count.wait_until(u64::MAX / 2, count);
-                        }
-                    }
-                });
-                wait_for("sleep", || asleep.load(Ordering::Acquire) == 1);
-                event_count.notify();
-                wait_for("waking", || waiter.is_finished());
-            }
-
-            #[test]
-            fn wait_until_returns_at_the_deadline_and_at_once_after_it() {
-                let event_count = EventCount::default();
-                for deadline_ns in [0, monotonic_ns(), monotonic_ns() + 2_000_000] {
-                    event_count.wait_until(deadline_ns, event_count.count());
-                    wait_for("the deadline", || monotonic_ns() >= deadline_ns);
-                }
-            }
-        }
-    };
-}
-
-#[cfg(target_os = "linux")]
-event_count!(futex);
-event_count!(condvar);

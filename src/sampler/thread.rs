@@ -1,9 +1,10 @@
 //! The thread of one source: wait, read, write into the ring.
 //!
 //! Owns the source, the ring's writer and the loop. Its tick takes no lock, allocates nothing and waits for no other
-//! thread; what it tells others goes through atomics. Knows no span and interprets no reading.
+//! thread; it shares its state through atomics.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::clock::{Clock, monotonic_ns};
 use crate::domain::EnergyReading;
@@ -11,14 +12,36 @@ use crate::ring::{RingWriter, Sample};
 use crate::sources::Source;
 
 use super::deadlines::Deadlines;
+use super::event_count::EventCount;
 use super::priority::request_scheduling;
-use super::rate_control::{RateController, Speed};
+use super::rate_control::{RateController, RateRequest, Speed};
+use super::rates::{AtomicRates, Rates};
+use super::stats::SamplerStats;
 use super::suspend_detector::SuspendDetector;
-use super::{Rates, SamplerShared};
+
+/// The real-time priority that sampler threads request: below the kernel's interrupt threads (50), which a sampler must
+/// not delay, and above all ordinary threads.
+pub const REALTIME_PRIORITY: i32 = 40;
 
 /// How often, in real time, a manual clock is looked at.
 const MANUAL_CLOCK_POLL_NS: u64 = 200_000;
 
+/// State that the sampler thread shares with [`super::Sampler`].
+pub(super) struct SamplerShared {
+    pub(super) rate_request: RateRequest,
+    pub(super) wakeup: EventCount,
+    pub(super) stats: SamplerStats,
+    pub(super) stop: AtomicBool,
+    pub(super) rates: AtomicRates,
+}
+
+impl SamplerShared {
+    fn is_stopped(&self) -> bool {
+        self.stop.load(Ordering::Acquire)
+    }
+}
+
+/// The state of the sampler thread.
 pub(super) struct SamplerThread {
     pub(super) source: Box<dyn Source>,
     pub(super) cpu: Option<usize>,
@@ -27,11 +50,11 @@ pub(super) struct SamplerThread {
     /// Reused for every read.
     pub(super) sample: Sample,
     pub(super) rates: Rates,
-    /// How often they were set when that was last looked at.
+    /// The generation of `rates`.
     pub(super) rates_generation: u64,
     pub(super) rate_controller: RateController,
     pub(super) suspend_detector: SuspendDetector,
-    /// What the read before took.
+    /// The cost of the previous read.
     pub(super) last_cost_ns: u64,
     pub(super) shared: Arc<SamplerShared>,
 }
@@ -40,7 +63,7 @@ impl SamplerThread {
     /// Ticks until stopped.
     pub(super) fn run(mut self) {
         let shared = Arc::clone(&self.shared);
-        let scheduling = request_scheduling(self.cpu);
+        let scheduling = request_scheduling(self.cpu, REALTIME_PRIORITY);
         shared.stats.set_scheduling(scheduling.realtime, scheduling.pinned);
         // The first update finds the request for characterisation, so the first read comes at once.
         let mut deadlines = Deadlines::starting_at(self.clock.now_ns(), self.rates.period_ns(Speed::Slow));

@@ -1,7 +1,7 @@
-//! What waits to be written, packed.
+//! A batch of packed write operations.
 //!
-//! Owns the bytes of a batch: an account that waits takes a few hundred bytes, not the thousand of its open form, so that
-//! a slow disk is outwaited longer. A batch only grows until it is taken whole.
+//! A packed account takes a few hundred bytes instead of about a thousand, so that the bounded memory holds more of them
+//! while a disk is slow. A batch only grows until it is taken whole.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use std::sync::Arc;
 use super::account_record;
 use crate::attribution::account::Account;
 
-/// A row to be written; its texts lie in its batch.
+/// A row to be written; its text is in the batch.
 #[derive(Debug)]
 pub(super) struct PackedRow {
     pub uid: u32,
@@ -20,23 +20,23 @@ pub(super) struct PackedRow {
     figures: u32,
 }
 
-/// What is to be done, in this order.
+/// A write operation; a batch applies them in order.
 #[derive(Debug)]
 pub(super) enum WriteOp {
-    /// Keep a final account, and forget what the journal has of its span.
+    /// Store a final account and delete the journal entry of its span.
     InsertAccount { row: PackedRow, journal_key: Option<u64> },
-    /// Note how far an open span has come.
+    /// Store the current state of an open span in the journal.
     UpsertJournal { key: u64, row: PackedRow },
-    /// Forget what the journal has of a span.
+    /// Delete the journal entry of a span.
     DeleteJournal { key: u64 },
 }
 
-/// Operations of one transaction.
+/// The operations of one transaction.
 #[derive(Debug, Default)]
 pub(super) struct Batch {
     pub ops: Vec<WriteOp>,
     bytes: Vec<u8>,
-    /// The number of the last account in it.
+    /// The number of the last account in the batch.
     pub last_number: u64,
     /// A caller waits for its commit.
     pub urgent: bool,
@@ -47,7 +47,7 @@ impl Batch {
         self.ops.is_empty()
     }
 
-    /// Roughly the memory it takes.
+    /// The approximate memory use.
     pub fn memory_bytes(&self) -> usize {
         self.bytes.len() + self.ops.len() * size_of::<WriteOp>()
     }
@@ -70,7 +70,7 @@ impl Batch {
         }
     }
 
-    /// A row's span, name and figures.
+    /// The span, name and figures of a row.
     pub fn row_fields(&self, row: &PackedRow) -> (&str, &str, &[u8]) {
         let (span_end, name_end) =
             (row.start + row.span as usize, row.start + row.span as usize + row.name as usize);
@@ -82,7 +82,7 @@ impl Batch {
     }
 }
 
-/// Every layout seen of late, once.
+/// Recently used layouts, each once.
 #[derive(Debug, Default)]
 pub(super) struct LayoutCache {
     layouts: HashSet<Arc<[u8]>>,

@@ -1,11 +1,11 @@
-//! The checksum of what is stored: CRC-32 over every field, each with its length.
+//! The checksum of stored data: CRC-32 over every field, each with its length.
 //!
-//! Owns the order of the bytes. A checksum covers the number of its row too, so that a row under another number is unsound.
+//! A row's checksum covers its ID too, so that a row under another ID is unsound.
 
 use crc32fast::Hasher;
 use rusqlite::types::ValueRef;
 
-/// A checksum that grows field by field.
+/// A checksum that is computed field by field.
 #[derive(Default)]
 pub(super) struct Checksum(Hasher);
 
@@ -21,7 +21,7 @@ impl Checksum {
         self
     }
 
-    /// A column that may be text or bytes: which one it is counts.
+    /// Adds a column that may be text or bytes; the type is part of the checksum.
     pub fn value(self, value: ValueRef<'_>) -> Self {
         match value {
             ValueRef::Text(text) => self.numbers(&[0]).bytes(text),
@@ -30,7 +30,7 @@ impl Checksum {
         }
     }
 
-    /// As SQLite stores it: four bytes.
+    /// The checksum as SQLite stores it, in four bytes.
     pub fn finish(self) -> i32 {
         self.0.finalize().cast_signed()
     }

@@ -18,7 +18,7 @@ pub(super) struct HighWaterMark {
     pub last: i64,
     /// The wall time of its commit.
     pub kept_s: i64,
-    /// How long the store has run by then: see [`super::clock_reading`].
+    /// How long the store has run by then: see [`super::time`].
     pub running_s: i64,
 }
 

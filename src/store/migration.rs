@@ -4,15 +4,14 @@
 //! row is in exactly one of the two tables, so that a process that ends in between loses nothing and the next one goes on.
 
 use rusqlite::types::ValueRef;
-use rusqlite::{Row, Transaction};
+use rusqlite::{Connection, Row, Transaction};
 
+use super::account_index::{AccountIndex, Gap};
 use super::account_record::{self, AccountIdentity};
-use super::clock_reading::ClockReading;
-use super::database::{
-    AccountColumns, CommitTime, Database, DatabaseError, LayoutTable, TransactionWriter, decode_span_name,
-};
-use super::gap::Gap;
+use super::account_table::{AccountColumns, LayoutTable, TransactionWriter, decode_span_name};
 use super::high_water_mark::HighWaterMark;
+use super::schema::DatabaseError;
+use super::time::{ClockReading, CommitTime};
 
 /// Rows that move in one transaction.
 const ROWS_PER_TRANSACTION: i64 = 16_384;
@@ -32,14 +31,18 @@ pub(super) fn set_aside_v1_tables(
     Ok((first, HighWaterMark { last, kept_s, running_s: kept_s.min(now.unix_s) }))
 }
 
-/// Moves what is still in the old tables.
-pub(super) fn migrate(database: &mut Database, now: ClockReading) -> Result<(), DatabaseError> {
+/// Moves the rows that are still in the old tables. True where there were such tables: then the caller reloads the index.
+pub(super) fn migrate(
+    connection: &mut Connection,
+    layouts: &mut LayoutTable,
+    index: &mut AccountIndex,
+    now: ClockReading,
+) -> Result<bool, DatabaseError> {
     let sql = "SELECT count(*) FROM sqlite_schema WHERE name = 'account_v1'";
-    if database.connection.query_row(sql, [], |row| row.get::<_, i64>(0))? == 0 {
-        return Ok(());
+    if connection.query_row(sql, [], |row| row.get::<_, i64>(0))? == 0 {
+        return Ok(false);
     }
-    while migrate_batch(database, now)? {}
-    let Database { connection, layouts, index, .. } = database;
+    while migrate_batch(connection, layouts, index, now)? {}
     let transaction = connection.transaction()?;
     {
         let commit_time = CommitTime { kept_s: 0, running_s: 0 };
@@ -56,12 +59,16 @@ pub(super) fn migrate(database: &mut Database, now: ClockReading) -> Result<(), 
     }
     transaction.execute_batch("DROP TABLE account_v1; DROP TABLE journal_v1")?;
     transaction.commit()?;
-    database.load_index()
+    Ok(true)
 }
 
 /// Moves some accounts; whether there may be more.
-fn migrate_batch(database: &mut Database, now: ClockReading) -> Result<bool, DatabaseError> {
-    let Database { connection, layouts, index, .. } = database;
+fn migrate_batch(
+    connection: &mut Connection,
+    layouts: &mut LayoutTable,
+    index: &mut AccountIndex,
+    now: ClockReading,
+) -> Result<bool, DatabaseError> {
     let transaction = connection.transaction()?;
     let mut moved = None;
     {

@@ -10,22 +10,23 @@
 //! holds up an answer: the store says that it is failing, goes on trying, and writes what waited once it can. What it
 //! has in memory is bounded; what finds no room is refused and so never called kept. Knows no clients.
 
+mod account_index;
 mod account_record;
+mod account_table;
 mod batch;
 mod checksum;
-mod clock_reading;
 mod database;
 mod forecast;
-mod gap;
-mod health;
 mod high_water_mark;
 mod migration;
-mod name_index;
 mod query;
 mod retention;
+mod retention_state;
+mod schema;
 mod settings;
 mod shared;
 mod state_dir;
+mod time;
 mod writer_thread;
 
 use std::io;
@@ -33,10 +34,10 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-pub use forecast::describe_retention;
-pub use health::{Health, RetentionForecast};
+pub use forecast::{RetentionForecast, describe_retention};
 pub use query::{Filter, QueryError, QueryResult, StoreQuery};
 pub use settings::{StoreSettings, SyncMode};
+pub use shared::Health;
 
 use crate::attribution::account::Account;
 use batch::{Batch, LayoutCache, WriteOp};

@@ -9,12 +9,11 @@ use std::collections::BTreeMap;
 
 use rusqlite::{OptionalExtension, Statement};
 
+use super::account_index::{self, Damage, block_key, bucket, segment_of, segment_start};
 use super::account_record::{self, AccountIdentity};
-use super::database::{
-    ACCOUNT_COLUMNS, AccountRow, Database, DatabaseError, SpanName, decode_span_name, name_bytes,
-};
-use super::gap::Damage;
-use super::name_index::{self, block_key, bucket, segment_of, segment_start};
+use super::account_table::{ACCOUNT_COLUMNS, AccountRow, SpanName, decode_span_name, name_bytes};
+use super::database::Database;
+use super::schema::DatabaseError;
 use crate::attribution::account::{Account, SpanState};
 
 /// Most rows that one answer looks at.
@@ -122,75 +121,73 @@ struct ListedRow {
     account: Option<Account>,
 }
 
-impl Database {
-    /// Runs a query.
-    pub(super) fn run_query(&self, query: &StoreQuery) -> Result<QueryResult, ReadError> {
-        match query {
-            StoreQuery::Span { uid, all_users, span } => {
-                let mut lookup = NameLookup::new(self)?;
-                let mut found = lookup.latest(span, Some(*uid))?;
-                if found.is_none() && *all_users {
-                    found = lookup.latest(span, None)?;
-                }
-                Ok(QueryResult { accounts: found.into_iter().collect(), before: None })
+/// Runs a query.
+pub(super) fn run(database: &Database, query: &StoreQuery) -> Result<QueryResult, ReadError> {
+    match query {
+        StoreQuery::Span { uid, all_users, span } => {
+            let mut lookup = NameLookup::new(database)?;
+            let mut found = lookup.latest(span, Some(*uid))?;
+            if found.is_none() && *all_users {
+                found = lookup.latest(span, None)?;
             }
-            StoreQuery::List { uid, filter, limit, before } => {
-                self.list_accounts(*uid, filter, *limit, *before)
-            }
+            Ok(QueryResult { accounts: found.into_iter().collect(), before: None })
+        }
+        StoreQuery::List { uid, filter, limit, before } => {
+            list_accounts(database, *uid, filter, *limit, *before)
         }
     }
+}
 
-    /// Goes down the numbers; a user's own accounts each name the one before.
-    fn list_accounts(
-        &self,
-        uid: Option<u32>,
-        filter: &Filter,
-        limit: usize,
-        before: Option<u64>,
-    ) -> Result<QueryResult, ReadError> {
-        let index = &self.index;
-        let mut row = self.connection.prepare(&format!("SELECT {ACCOUNT_COLUMNS} WHERE id = ?1"))?;
-        let before = before.map_or(i64::MAX, |before| i64::try_from(before).unwrap_or(i64::MAX));
-        let mut above = before.min(index.last_id + 1);
-        let mut next = match uid {
-            Some(uid) if before > index.last_id && index.heads_known => {
-                index.heads.get(&uid).copied().unwrap_or(0)
-            }
-            _ => above - 1,
-        };
-        let since_s = filter.since_unix_ns.map_or(0, |ns| (ns / 1_000_000_000) as i64);
-        let (mut result, mut rows_read, mut bytes) = (QueryResult::default(), 0, 0);
-        loop {
-            let gap = index.gap_within(next.max(index.first_id), above - 1).map(|gap| Damage::Lost(*gap));
-            if gap.is_none() && next < index.first_id {
-                return Ok(result);
-            }
-            let convert = |listed: &AccountRow<'_>| to_listed_row(listed, uid, filter);
-            let listed = if gap.is_some() { None } else { self.read_row(&mut row, next, convert)? };
-            let Some(listed) = listed else {
-                let damage = gap.unwrap_or(Damage::Corrupt { first: next, last: next });
-                if rows_read == 0 {
-                    return Err(ReadError::Damaged(damage));
-                }
-                result.before = Some(damage.last() as u64 + 1);
-                return Ok(result);
-            };
-            // Accounts are kept after their spans have opened, and in the order of `kept_s`.
-            if listed.kept_s < since_s {
-                return Ok(result);
-            }
-            rows_read += 1;
-            if let Some(account) = listed.account {
-                bytes += listed.bytes + 512;
-                result.accounts.push(account);
-            }
-            if result.accounts.len() >= limit || rows_read >= MAX_ROWS_READ || bytes >= MAX_RESULT_BYTES {
-                result.before = Some(next as u64);
-                return Ok(result);
-            }
-            above = next;
-            next = if uid == Some(listed.uid) { listed.previous } else { next - 1 };
+/// Goes down the numbers; a user's own accounts each name the one before.
+fn list_accounts(
+    database: &Database,
+    uid: Option<u32>,
+    filter: &Filter,
+    limit: usize,
+    before: Option<u64>,
+) -> Result<QueryResult, ReadError> {
+    let index = &database.index;
+    let mut row = database.connection.prepare(&format!("SELECT {ACCOUNT_COLUMNS} WHERE id = ?1"))?;
+    let before = before.map_or(i64::MAX, |before| i64::try_from(before).unwrap_or(i64::MAX));
+    let mut above = before.min(index.last_id + 1);
+    let mut next = match uid {
+        Some(uid) if before > index.last_id && index.heads_known => {
+            index.heads.get(&uid).copied().unwrap_or(0)
         }
+        _ => above - 1,
+    };
+    let since_s = filter.since_unix_ns.map_or(0, |ns| (ns / 1_000_000_000) as i64);
+    let (mut result, mut rows_read, mut bytes) = (QueryResult::default(), 0, 0);
+    loop {
+        let gap = index.gap_within(next.max(index.first_id), above - 1).map(|gap| Damage::Lost(*gap));
+        if gap.is_none() && next < index.first_id {
+            return Ok(result);
+        }
+        let convert = |listed: &AccountRow<'_>| to_listed_row(listed, uid, filter);
+        let listed = if gap.is_some() { None } else { database.read_row(&mut row, next, convert)? };
+        let Some(listed) = listed else {
+            let damage = gap.unwrap_or(Damage::Corrupt { first: next, last: next });
+            if rows_read == 0 {
+                return Err(ReadError::Damaged(damage));
+            }
+            result.before = Some(damage.last() as u64 + 1);
+            return Ok(result);
+        };
+        // Accounts are kept after their spans have opened, and in the order of `kept_s`.
+        if listed.kept_s < since_s {
+            return Ok(result);
+        }
+        rows_read += 1;
+        if let Some(account) = listed.account {
+            bytes += listed.bytes + 512;
+            result.accounts.push(account);
+        }
+        if result.accounts.len() >= limit || rows_read >= MAX_ROWS_READ || bytes >= MAX_RESULT_BYTES {
+            result.before = Some(next as u64);
+            return Ok(result);
+        }
+        above = next;
+        next = if uid == Some(listed.uid) { listed.previous } else { next - 1 };
     }
 }
 
@@ -214,7 +211,7 @@ impl<'a> NameLookup<'a> {
         let (database, index) = (self.database, &self.database.index);
         let name = SpanName::parse(span);
         let is_unique = matches!(name, SpanName::Generated(_));
-        let hash = name_index::name_hash(name_bytes(name.as_value()));
+        let hash = account_index::name_hash(name_bytes(name.as_value()));
         let mut first_damage = None;
         let mut above = index.last_id + 1;
         for segment in (segment_of(index.first_id)..=segment_of(above)).rev() {
@@ -263,8 +260,8 @@ impl<'a> NameLookup<'a> {
             Err(error) if error.is_corruption() => None,
             bytes => bytes?,
         };
-        if let Some(block) = bytes.as_deref().and_then(|bytes| name_index::strip_checksum(block, bytes)) {
-            return Ok(Ok(name_index::candidates(segment, block, hash, uid)));
+        if let Some(block) = bytes.as_deref().and_then(|bytes| account_index::strip_checksum(block, bytes)) {
+            return Ok(Ok(account_index::candidates(segment, block, hash, uid)));
         }
         let lost = index.gaps.iter().find(|gap| gap.first <= first && gap.last >= last);
         Ok(Err(lost.map_or(Damage::Corrupt { first, last }, |gap| Damage::Lost(*gap))))
@@ -298,8 +295,8 @@ mod tests {
     use rusqlite::StatementStatus;
 
     use super::super::account_record::tests::account;
-    use super::super::clock_reading::ClockReading;
     use super::super::high_water_mark::MarkFile;
+    use super::super::time::ClockReading;
     use super::super::{Store, StoreSettings, SyncMode, state_dir};
     use super::*;
 
@@ -356,6 +353,6 @@ mod tests {
         let (found, own) = lookup_cost(&database, "s7");
         assert!(found && own > missing, "the count sees the work of a row that is read");
         let query = StoreQuery::Span { uid: OWN, all_users: true, span: "o7".into() };
-        assert_eq!(database.run_query(&query).unwrap().accounts[0].uid, OTHER);
+        assert_eq!(run(&database, &query).unwrap().accounts[0].uid, OTHER);
     }
 }

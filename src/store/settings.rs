@@ -1,33 +1,30 @@
-//! How the ledger on disk is set up.
-//!
-//! Owns the words; the values are chosen in the configuration.
+//! The settings of the store. The configuration sets the values.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// How a commit meets the disk.
+/// When a commit waits for the disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SyncMode {
-    /// Left to the operating system: survives the end of the process; a power cut may damage the file.
+    /// Never: commits survive the end of the process; a power cut may damage the file.
     Off,
-    /// The disk is waited for now and then: survives the end of the process; a power cut may take the last seconds, never
-    /// more.
+    /// At checkpoints: commits survive the end of the process; a power cut may lose the last seconds.
     Normal,
-    /// The disk is waited for at each commit: survives a power cut too, as far as the disk tells the truth.
+    /// At each commit: commits survive a power cut too, if the disk honours its flush commands.
     Full,
 }
 
-/// How the ledger on disk is set up.
+/// The settings of the store.
 #[derive(Debug, Clone)]
 pub struct StoreSettings {
-    /// Where it lies; made if it is not there.
+    /// The state directory; created if missing.
     pub directory: PathBuf,
-    /// Accounts older than this are let go.
+    /// Accounts older than this are deleted.
     pub max_age: Duration,
-    /// Beyond so many bytes on disk the oldest accounts are let go.
+    /// Above this size on disk, in bytes, the oldest accounts are deleted.
     pub max_bytes: u64,
-    /// Most bytes of accounts that wait to be written; what comes beyond is answered, but not kept.
+    /// Maximum bytes of accounts in memory that wait to be written; further accounts are answered but not stored.
     pub max_waiting_bytes: usize,
-    /// How a commit meets the disk.
+    /// When a commit waits for the disk.
     pub sync: SyncMode,
 }

@@ -1,6 +1,6 @@
-//! What the service's thread and the store's thread have in common.
+//! State shared by the service's thread and the store's thread.
 //!
-//! Owns the one lock between them; it is held for a few moves of pointers, never over anything that may wait for a disk.
+//! Invariant: no lock here is held during disk access; it is held only while pointers move.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -8,13 +8,30 @@ use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::batch::Batch;
-use super::health::{Health, RetentionForecast};
+use super::forecast::RetentionForecast;
 use super::query::{QueryError, QueryResult, StoreQuery};
 
 /// How long a commit may be delayed for more accounts while no caller waits for it.
 const COMMIT_DELAY: Duration = Duration::from_millis(10);
 
-/// What lies before the store's thread.
+/// The state of the store, for the administrator.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Health {
+    /// Accounts are on disk before they are reported as durable.
+    pub durable: bool,
+    /// Why accounts are not durable and what to do; if `durable`, what may be lost.
+    pub reason: Option<String>,
+    /// The size on disk at the last check, in bytes.
+    pub bytes: u64,
+    /// Accounts accepted and not yet on disk.
+    pub waiting: u64,
+    /// Accounts refused for lack of memory since the start.
+    pub not_kept: u64,
+    /// The expected retention; absent while there are too few accounts for an estimate.
+    pub forecast: Option<RetentionForecast>,
+}
+
+/// The work that waits for the store's thread.
 #[derive(Default)]
 pub(super) struct WorkQueue {
     pub batches: VecDeque<Batch>,
@@ -33,7 +50,7 @@ impl WorkQueue {
     }
 }
 
-/// Both threads' common ground.
+/// The state that both threads share.
 #[derive(Default)]
 pub(super) struct StoreShared {
     work: Mutex<WorkQueue>,
@@ -52,7 +69,7 @@ impl StoreShared {
     pub fn push_batch(&self, batch: Batch) {
         self.waiting_bytes.fetch_add(batch.memory_bytes(), Ordering::Relaxed);
         let mut work = lock(&self.work);
-        // It is awake already, or lingers for more, unless this is the first or a caller waits for it.
+        // The store's thread is awake or collecting already, unless this batch is the first or urgent.
         let notify = work.batches.is_empty() || batch.urgent;
         work.batches.push_back(batch);
         drop(work);
@@ -90,7 +107,7 @@ impl StoreShared {
         (query, shutdown)
     }
 
-    /// One more query, if there is one.
+    /// Takes the next query, if any.
     pub fn next_query(&self) -> Option<(u64, StoreQuery)> {
         lock(&self.work).queries.pop_front()
     }
@@ -119,14 +136,14 @@ impl StoreShared {
         self.failing.load(Ordering::Acquire)
     }
 
-    /// It is written; `damage` says what may be lost.
+    /// Sets the state to durable; `damage` describes what may be lost.
     pub fn set_durable(&self, bytes: u64, damage: Option<String>) {
         let mut health = lock(&self.health);
         self.failing.store(false, Ordering::Release);
         (health.durable, health.bytes, health.reason) = (true, bytes, damage);
     }
 
-    /// It cannot be written.
+    /// Sets the state to failing.
     pub fn set_failing(&self, reason: String) {
         let mut health = lock(&self.health);
         self.failing.store(true, Ordering::Release);
@@ -145,7 +162,7 @@ impl StoreShared {
         lock(&self.results).push((number, result));
     }
 
-    /// Something came that is waited for.
+    /// Wakes the service: a commit or a result is ready.
     pub fn wake(&self) {
         self.updated.store(true, Ordering::Release);
         if let Some(waker) = self.waker.get() {
@@ -162,7 +179,7 @@ impl StoreShared {
         std::mem::take(&mut *lock(&self.results))
     }
 
-    /// Asks the store's thread to end; whether it did within `timeout`.
+    /// Requests the end of the store's thread; true if it ended within `timeout`.
     pub fn shutdown(&self, timeout: Duration) -> bool {
         let deadline = Instant::now() + timeout;
         let mut work = lock(&self.work);
@@ -176,14 +193,14 @@ impl StoreShared {
         true
     }
 
-    /// The store's thread has ended its work.
+    /// Marks the store's thread as finished.
     pub fn set_finished(&self) {
         lock(&self.work).finished = true;
         self.finished.notify_all();
     }
 }
 
-/// A thread that panicked while it held the lock left it between two whole moves.
+/// Ignores poisoning: no panic can leave the data inconsistent.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

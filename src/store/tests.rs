@@ -5,9 +5,10 @@ use std::time::Instant;
 
 use super::account_record::tests::account;
 use super::batch::{Batch, LayoutCache, WriteOp};
-use super::clock_reading::ClockReading;
-use super::database::{Database, DatabaseError};
+use super::database::Database;
 use super::high_water_mark::{HighWaterMark, MarkContents, MarkFile};
+use super::schema::DatabaseError;
+use super::time::ClockReading;
 use super::*;
 use crate::attribution::account::{Account, SpanState};
 
@@ -40,7 +41,7 @@ fn append_and_wait(store: &mut Store, account: &Account) {
     wait_until("committed", || store.committed() >= number);
 }
 
-fn query(store: &mut Store, query: StoreQuery) -> QueryResult {
+fn query_store(store: &mut Store, query: StoreQuery) -> QueryResult {
     assert!(store.submit_query(7, query));
     let mut answers = Vec::new();
     wait_until("answered", || {
@@ -76,7 +77,7 @@ fn accounts_read_back_equal_after_a_restart() {
     drop(first);
     let mut second = store(&settings);
     for account in [given, chosen] {
-        let found = query(&mut second, span_query(account.uid, false, &account.span));
+        let found = query_store(&mut second, span_query(account.uid, false, &account.span));
         assert_eq!(found.accounts, [account]);
     }
 }
@@ -89,12 +90,15 @@ fn a_user_finds_own_accounts_only_and_telemetry_its_own_first() {
     append_and_wait(&mut store, &Account { uid: 1, ..account("same") });
     append_and_wait(&mut store, &theirs);
     append_and_wait(&mut store, &Account { uid: 2, ..account("only") });
-    assert_eq!(query(&mut store, span_query(1, false, "only")), QueryResult::default());
-    assert_eq!(query(&mut store, span_query(1, true, "only")).accounts.len(), 1);
-    assert_eq!(query(&mut store, span_query(1, true, "same")).accounts[0].uid, 1);
-    assert_eq!(query(&mut store, span_query(3, true, "same")).accounts, [theirs]);
-    assert_eq!(span_names(&query(&mut store, list_query(Some(1), Filter::default(), 9))), ["same"]);
-    assert_eq!(span_names(&query(&mut store, list_query(None, Filter::default(), 2))), ["only", "same"]);
+    assert_eq!(query_store(&mut store, span_query(1, false, "only")), QueryResult::default());
+    assert_eq!(query_store(&mut store, span_query(1, true, "only")).accounts.len(), 1);
+    assert_eq!(query_store(&mut store, span_query(1, true, "same")).accounts[0].uid, 1);
+    assert_eq!(query_store(&mut store, span_query(3, true, "same")).accounts, [theirs]);
+    assert_eq!(span_names(&query_store(&mut store, list_query(Some(1), Filter::default(), 9))), ["same"]);
+    assert_eq!(
+        span_names(&query_store(&mut store, list_query(None, Filter::default(), 2))),
+        ["only", "same"]
+    );
 }
 
 #[test]
@@ -106,16 +110,16 @@ fn a_lookup_by_name_returns_the_newest_account() {
     for at in 0..20_000 {
         assert!(store.append(&account(&format!("between{at}")), None, false));
     }
-    assert_eq!(query(&mut store, span_query(1000, false, "name")).accounts[0].name, "first");
+    assert_eq!(query_store(&mut store, span_query(1000, false, "name")).accounts[0].name, "first");
     append_and_wait(&mut store, &Account { name: "second".into(), ..account("name") });
-    assert_eq!(query(&mut store, span_query(1000, false, "name")).accounts[0].name, "second");
-    assert_eq!(query(&mut store, span_query(1000, false, "between3")).accounts.len(), 1);
+    assert_eq!(query_store(&mut store, span_query(1000, false, "name")).accounts[0].name, "second");
+    assert_eq!(query_store(&mut store, span_query(1000, false, "between3")).accounts.len(), 1);
     // A search looks at a part of the past, and says where to go on.
     let filter = Filter { name: Some("first".into()), ..Filter::default() };
-    let part = query(&mut store, list_query(Some(1000), filter.clone(), 1));
+    let part = query_store(&mut store, list_query(Some(1000), filter.clone(), 1));
     assert!(part.accounts.is_empty());
     let rest = StoreQuery::List { uid: Some(1000), filter, limit: 1, before: part.before };
-    assert_eq!(span_names(&query(&mut store, rest)), ["name"]);
+    assert_eq!(span_names(&query_store(&mut store, rest)), ["name"]);
 }
 
 #[test]
@@ -124,7 +128,7 @@ fn a_filter_matches_accounts_that_meet_all_conditions() {
     let mut store = store(&settings(dir.path()));
     append_and_wait(&mut store, &Account { state: SpanState::Settled, ..account("a") });
     append_and_wait(&mut store, &Account { opened_unix_ns: 5, ..account("b") });
-    let mut fits = |filter| span_names(&query(&mut store, list_query(None, filter, 9))).join(" ");
+    let mut fits = |filter| span_names(&query_store(&mut store, list_query(None, filter, 9))).join(" ");
     assert_eq!(fits(Filter { since_unix_ns: Some(6), ..Filter::default() }), "a");
     assert_eq!(fits(Filter { state: Some(SpanState::Abandoned), ..Filter::default() }), "b");
     let attributes = |key: &str, value: &str| Filter {
@@ -149,10 +153,10 @@ fn journalled_spans_of_a_killed_process_become_interrupted_accounts() {
     assert!(first.append(&account("settled"), Some(3), false));
     drop(first);
     let mut second = store(&settings);
-    let found = query(&mut second, list_query(None, Filter::default(), 9));
+    let found = query_store(&mut second, list_query(None, Filter::default(), 9));
     assert_eq!(span_names(&found), ["cut", "settled"]);
     assert_eq!(found.accounts[0], interrupted);
-    assert_eq!(query(&mut second, span_query(1000, false, "cut")).accounts, [interrupted]);
+    assert_eq!(query_store(&mut second, span_query(1000, false, "cut")).accounts, [interrupted]);
 }
 
 #[test]
@@ -187,8 +191,8 @@ fn the_size_limit_deletes_the_oldest_accounts() {
         let bytes = store.health().bytes;
         bytes > 0 && bytes <= settings.max_bytes
     });
-    assert_eq!(query(&mut store, span_query(1000, false, "s0")), QueryResult::default());
-    assert_eq!(query(&mut store, span_query(1000, false, "s19999")).accounts.len(), 1);
+    assert_eq!(query_store(&mut store, span_query(1000, false, "s0")), QueryResult::default());
+    assert_eq!(query_store(&mut store, span_query(1000, false, "s19999")).accounts.len(), 1);
 }
 
 #[test]
@@ -200,7 +204,9 @@ fn the_age_limit_deletes_accounts() {
     drop(first);
     thread::sleep(Duration::from_millis(2100));
     let mut second = store(&settings);
-    wait_until("gone", || query(&mut second, list_query(None, Filter::default(), 9)).accounts.is_empty());
+    wait_until("gone", || {
+        query_store(&mut second, list_query(None, Filter::default(), 9)).accounts.is_empty()
+    });
 }
 
 #[test]
@@ -220,7 +226,7 @@ fn layouts_beyond_the_maximum_are_stored_with_their_accounts() {
     let mut second = store(&settings);
     for at in [0, 255, 256, 1099] {
         assert_eq!(
-            query(&mut second, span_query(1000, false, &format!("s{at}"))).accounts,
+            query_store(&mut second, span_query(1000, false, &format!("s{at}"))).accounts,
             [with_own_layout(at)]
         );
     }
@@ -259,7 +265,7 @@ fn only_the_journal_of_another_process_is_recovered() {
     std::fs::rename(state, other.join("state")).unwrap();
     std::fs::rename(&aside, state).unwrap();
     noticed(&mut living, "first");
-    let found = query(&mut living, list_query(None, Filter::default(), 9));
+    let found = query_store(&mut living, list_query(None, Filter::default(), 9));
     assert_eq!(span_names(&found), ["first"], "what is open has no account yet");
 }
 
@@ -314,7 +320,7 @@ impl Fixture {
     fn apply_retention(&self, database: &mut Database) -> (i64, Vec<String>) {
         let mut lines = Vec::new();
         loop {
-            let step = database.retention_step(&self.settings, self.now).unwrap();
+            let step = retention::run_step(database, &self.settings, self.now).unwrap();
             lines.extend(step.log_lines);
             if !step.more {
                 let count = "SELECT count(*) FROM account";
@@ -420,7 +426,7 @@ fn it_is_logged_once_that_size_and_not_age_limits_retention() {
     }
     assert!(runs > 1, "{runs} runs");
     assert_eq!(logged, 1);
-    let forecast = database.retention_forecast(&fixture.settings, fixture.now).unwrap().unwrap();
+    let forecast = retention::forecast(&database, &fixture.settings, fixture.now).unwrap().unwrap();
     assert!(forecast.limited_by_size);
     assert!((forecast.accounts_per_h as i64 - 60_000).abs() < 6000, "{forecast:?}");
     // A megabyte of accounts, at 1000 a minute.
@@ -429,7 +435,7 @@ fn it_is_logged_once_that_size_and_not_age_limits_retention() {
 }
 
 fn query_spans(database: &Database, query: StoreQuery) -> Result<Vec<String>, String> {
-    let answer = database.run_query(&query).map_err(|cause| cause.to_string())?;
+    let answer = query::run(database, &query).map_err(|cause| cause.to_string())?;
     Ok(answer.accounts.into_iter().map(|account| account.span).collect())
 }
 
@@ -480,7 +486,7 @@ fn a_list_ends_before_damage_and_goes_on_past_it() {
         let (mut before, mut listed, mut damaged) = (None, 0, 0);
         loop {
             let list = StoreQuery::List { uid, filter: Filter::default(), limit: 256, before };
-            before = match database.run_query(&list) {
+            before = match query::run(&database, &list) {
                 Ok(found) => {
                     listed += found.accounts.len();
                     found.before
@@ -591,7 +597,7 @@ fn a_version_1_database_is_migrated_without_loss() {
     for account in
         accounts.iter().step_by(97).chain([&account_of(0, "new".into()), &account_of(0, "open".into())])
     {
-        let answer = database.run_query(&span_query(account.uid, false, &account.span)).unwrap();
+        let answer = query::run(&database, &span_query(account.uid, false, &account.span)).unwrap();
         assert_eq!(answer.accounts, std::slice::from_ref(account));
     }
     assert_eq!(query_spans(&database, span_query(0, true, "none")), Ok(vec![]));

@@ -9,15 +9,17 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::account_index::Damage;
 use super::batch::Batch;
-use super::clock_reading::ClockReading;
-use super::database::{Database, DatabaseError};
-use super::gap::Damage;
+use super::database::Database;
 use super::high_water_mark::MarkFile;
-use super::query::{QueryError, QueryResult, ReadError, StoreQuery};
+use super::query::{self, QueryError, QueryResult, ReadError, StoreQuery};
+use super::retention;
+use super::schema::DatabaseError;
 use super::settings::StoreSettings;
 use super::shared::StoreShared;
 use super::state_dir::{FileIds, StateDir, StateDirError};
+use super::time::ClockReading;
 
 /// How long to wait after a failure.
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
@@ -203,14 +205,14 @@ impl WriterThread {
         self.state_dir.as_ref().map_or(Ok(()), StateDir::check_unchanged)?;
         let Some(database) = &mut self.database else { return Ok(()) };
         let now = ClockReading::now();
-        let step = database.retention_step(&self.settings, now)?;
+        let step = retention::run_step(database, &self.settings, now)?;
         database.save_running_time(now)?;
         step.log_lines.iter().for_each(|line| (self.log)(line));
         self.retention_at =
             Instant::now() + if step.more { RETENTION_STEP_INTERVAL } else { RETENTION_INTERVAL };
         self.ops_since_retention = 0;
         if !step.more {
-            self.shared.set_forecast(database.retention_forecast(&self.settings, now)?);
+            self.shared.set_forecast(retention::forecast(database, &self.settings, now)?);
             self.gap_report = database.describe_gaps();
         }
         let bytes = database.size_bytes()?;
@@ -238,7 +240,7 @@ impl WriterThread {
                 self.shared.health().reason.unwrap_or_else(|| "the store is being opened; ask again".into());
             return Err(QueryError::Unavailable { reason });
         };
-        let error = match database.run_query(query) {
+        let error = match query::run(database, query) {
             Ok(result) => return Ok(result),
             Err(ReadError::Damaged(damage)) => {
                 let before = matches!(query, StoreQuery::List { .. }).then_some(damage.first().max(1) as u64);

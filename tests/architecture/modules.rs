@@ -221,9 +221,21 @@ fn is_test(item: &syn::Item) -> bool {
     matches!(item, syn::Item::Mod(module) if has_test_cfg(&module.attrs))
 }
 
+/// Whether an attribute is `cfg(test)` or `cfg(all(test, ..))`.
 fn has_test_cfg(attributes: &[syn::Attribute]) -> bool {
     attributes.iter().any(|attribute| {
         attribute.path().is_ident("cfg")
-            && attribute.parse_args::<syn::Path>().is_ok_and(|path| path.is_ident("test"))
+            && attribute.parse_args::<syn::Meta>().is_ok_and(|condition| requires_test(&condition))
     })
+}
+
+fn requires_test(condition: &syn::Meta) -> bool {
+    type Conditions = syn::punctuated::Punctuated<syn::Meta, syn::Token![,]>;
+    match condition {
+        syn::Meta::Path(path) => path.is_ident("test"),
+        syn::Meta::List(list) if list.path.is_ident("all") => list
+            .parse_args_with(Conditions::parse_terminated)
+            .is_ok_and(|conditions| conditions.iter().any(requires_test)),
+        _ => false,
+    }
 }

@@ -1,14 +1,15 @@
-//! What a domain's counter is like: how often it moves, by how little, what a read costs, whether it lives.
+//! The profile of a domain's counter: update interval, quantum, read cost, power and liveness.
 //!
-//! Owns what `wattspan doctor` says of a domain, learnt from the stream of its readings. Pure, constant memory, well
-//! under 100 ns for a reading. What could not be established is absent, never 0; a bound is never reported as a value.
+//! `wattspan doctor` shows it. It is computed from the stream of readings in constant memory, well under 100 ns per reading.
+//! An unknown value is absent, never 0; a bound is never reported as a value.
+
+mod power;
+mod update_interval;
 
 use crate::domain::{EnergyReading, Liveness};
 
-use super::power::PowerWindow;
-use super::residual::Residual;
-use super::running_median::RunningMedian;
-use super::update_interval::UpdateInterval;
+use power::{PowerWindow, Residual};
+use update_interval::{RunningMedian, UpdateInterval};
 
 /// A counter that did not answer for this long is lost; one that did not move for this long may be stuck.
 const LIVENESS_TIMEOUT_NS: u64 = 2_000_000_000;

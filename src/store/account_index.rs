@@ -1,14 +1,15 @@
-//! Which accounts have a name: blocks of hashes, one set for each segment of numbers.
+//! The index of accounts: which IDs exist, which were lost, and which account has a name.
 //!
-//! Owns the blocks' bytes. While a segment fills, its hashes are in memory (and read from the accounts again at a start);
-//! with its last account they are written, and never change. Each block has a checksum, and each full segment has all of
-//! them: a name that is in no block is in no account, and a block that is missing or unsound is damage, not an absence.
+//! Names are indexed by hash in blocks, one set of blocks per segment of IDs. The open segment is in memory and is read from
+//! the accounts at a start; a full segment is written and never changes. Each block has a checksum, and each full segment
+//! has all its blocks: a name in no block is in no account, and a block that is missing or unsound is damage, not an absence.
 
 use std::collections::HashMap;
 
 use super::checksum::Checksum;
+use super::time::format_utc;
 
-/// Numbers of one segment: 2 to this power.
+/// A segment has 2 to this power IDs.
 pub(super) const SEGMENT_BITS: u32 = 14;
 
 /// Blocks of names of one segment, by the top bits of the hash, so that a look-up reads one of 1.5 KB.
@@ -22,12 +23,12 @@ const BUCKET_BITS: u32 = 7;
 /// A name's hash, its user, and the number within the segment.
 const ENTRY_BYTES: usize = 10;
 
-/// The segment that a number lies in.
+/// The segment of an ID.
 pub(super) fn segment_of(id: i64) -> i64 {
     id >> SEGMENT_BITS
 }
 
-/// The first number of a segment.
+/// The first ID of a segment.
 pub(super) fn segment_start(segment: i64) -> i64 {
     segment << SEGMENT_BITS
 }
@@ -119,6 +120,110 @@ pub(super) fn strip_checksum(key: i64, stored: &[u8]) -> Option<&[u8]> {
     let (block, checksum) = stored.split_last_chunk::<4>()?;
     let expected = Checksum::default().numbers(&[key]).bytes(block).finish().to_le_bytes();
     (*checksum == expected).then_some(block)
+}
+
+/// The range of IDs and the part of the index that is in memory.
+#[derive(Debug)]
+pub(super) struct AccountIndex {
+    /// The lowest ID that was not deleted, and the highest.
+    pub first_id: i64,
+    pub last_id: i64,
+    /// The names of the segment that is being filled.
+    pub open_segment: OpenSegment,
+    /// Each user's latest account.
+    pub heads: HashMap<u32, i64>,
+    /// `heads` is complete; otherwise a missing user has to be searched for.
+    pub heads_known: bool,
+    /// In the order of IDs.
+    pub gaps: Vec<Gap>,
+}
+
+impl AccountIndex {
+    pub fn empty() -> Self {
+        let (open_segment, heads, gaps) = (OpenSegment::new(), HashMap::new(), Vec::new());
+        Self { first_id: 1, last_id: 0, open_segment, heads, heads_known: true, gaps }
+    }
+
+    /// The highest gap with an ID in `from..=to`.
+    pub fn gap_within(&self, from: i64, to: i64) -> Option<&Gap> {
+        self.gaps.iter().rev().find(|gap| gap.first <= to && gap.last >= from)
+    }
+
+    pub fn append(&mut self, uid: u32, hash: u32) -> (i64, i64) {
+        let id = self.last_id + 1;
+        self.last_id = id;
+        self.open_segment.push(NameEntry { hash, uid, id });
+        let unknown = if self.heads_known { 0 } else { id - 1 };
+        (id, self.heads.insert(uid, id).unwrap_or(unknown))
+    }
+}
+
+/// A range of IDs whose accounts may be lost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Gap {
+    pub first: i64,
+    pub last: i64,
+    /// Wall time of the account before it; 0 where there is none.
+    pub since_s: i64,
+    /// Wall time by which its last account was kept.
+    pub until_s: i64,
+    /// Running time of the store by then.
+    pub running_s: i64,
+}
+
+/// Damage that a look-up found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Damage {
+    /// Accounts that may be lost.
+    Lost(Gap),
+    /// Accounts or index blocks that are unsound: of these numbers.
+    Corrupt { first: i64, last: i64 },
+}
+
+impl Damage {
+    /// The lowest number concerned: a list goes on before it.
+    pub fn first(&self) -> i64 {
+        match self {
+            Damage::Lost(gap) => gap.first,
+            Damage::Corrupt { first, .. } => *first,
+        }
+    }
+
+    /// The highest number concerned.
+    pub fn last(&self) -> i64 {
+        match self {
+            Damage::Lost(gap) => gap.last,
+            Damage::Corrupt { last, .. } => *last,
+        }
+    }
+
+    /// The text for a client, without IDs: they count other users' accounts.
+    pub fn reason(&self) -> String {
+        match self {
+            Damage::Lost(Gap { since_s: 0, until_s, .. }) => {
+                format!("accounts kept before {} may be lost", format_utc(*until_s))
+            }
+            Damage::Lost(Gap { since_s, until_s, .. }) => {
+                format!(
+                    "accounts kept between {} and {} may be lost",
+                    format_utc(*since_s),
+                    format_utc(*until_s)
+                )
+            }
+            Damage::Corrupt { .. } => {
+                "the store on disk is damaged: a checksum is wrong or a record is missing".into()
+            }
+        }
+    }
+}
+
+impl Gap {
+    /// The text for the administrator.
+    pub fn describe(&self) -> String {
+        let Gap { first, last, since_s, until_s, .. } = self;
+        let since = if *since_s == 0 { "the beginning".into() } else { format_utc(*since_s) };
+        format!("accounts {first} to {last} may be lost since {since} (until {})", format_utc(*until_s))
+    }
 }
 
 #[cfg(test)]

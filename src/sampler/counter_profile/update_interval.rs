@@ -4,8 +4,6 @@
 //! as often as it is read, and that bound is not reported as its interval. Only moves that lie several reads apart are
 //! measurements; reads that are too far apart for the known interval teach nothing. Constant memory.
 
-use super::running_median::RunningMedian;
-
 /// Two updates are distinguished where they lie at least this many read gaps from each other.
 const MIN_READS_APART: u64 = 3;
 /// Fewer measurements than this are not reported.
@@ -71,6 +69,42 @@ impl UpdateInterval {
         self.too_early += u32::from(apart_ns < known_ns / 4 * 3);
         let too_late = apart_ns >= resolution_ns && apart_ns / 4 >= known_ns;
         self.too_late = if too_late { self.too_late + 1 } else { 0 };
+    }
+}
+
+/// How many values are remembered.
+const MEDIAN_WINDOW: usize = 32;
+
+/// The last 32 values.
+#[derive(Debug, Clone, Default)]
+pub(super) struct RunningMedian {
+    values: [u64; MEDIAN_WINDOW],
+    /// At most [`MEDIAN_WINDOW`].
+    len: usize,
+    /// Where the next value goes; less than [`MEDIAN_WINDOW`].
+    next: usize,
+    median: Option<u64>,
+}
+
+impl RunningMedian {
+    /// Remembers a value in place of the oldest.
+    pub(super) fn push(&mut self, value: u64) {
+        self.values[self.next] = value;
+        self.next = (self.next + 1) % MEDIAN_WINDOW;
+        self.len = (self.len + 1).min(MEDIAN_WINDOW);
+        let mut ordered = self.values;
+        let (_, &mut median, _) = ordered[..self.len].select_nth_unstable(self.len / 2);
+        self.median = Some(median);
+    }
+
+    /// The value in the middle (the upper of two); `None` while there is none.
+    pub(super) fn median(&self) -> Option<u64> {
+        self.median
+    }
+
+    /// How many values are remembered.
+    pub(super) fn len(&self) -> usize {
+        self.len
     }
 }
 
@@ -150,5 +184,27 @@ mod tests {
             interval.interrupt();
         }
         assert_eq!(interval.median_ns(), None);
+    }
+
+    fn median_of(values: impl IntoIterator<Item = u64>) -> RunningMedian {
+        let mut window = RunningMedian::default();
+        values.into_iter().for_each(|value| window.push(value));
+        window
+    }
+
+    #[test]
+    fn an_empty_window_has_no_median() {
+        assert_eq!((median_of([]).median(), median_of([]).len()), (None, 0));
+    }
+
+    #[test]
+    fn one_outlier_does_not_move_the_median() {
+        assert_eq!(median_of([10, 11, 9, u64::MAX, 10]).median(), Some(10));
+    }
+
+    #[test]
+    fn the_oldest_values_are_forgotten() {
+        let window = median_of([1; 100].into_iter().chain([7; 17]));
+        assert_eq!((window.median(), window.len()), (Some(7), 32));
     }
 }

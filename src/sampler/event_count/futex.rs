@@ -12,13 +12,13 @@ use rustix::time::Timespec;
 
 /// An event count: a thread waits on it until an instant, and other threads notify it.
 #[derive(Default)]
-pub(super) struct EventCount {
+pub struct EventCount {
     count: AtomicU32,
 }
 
 impl EventCount {
     /// Wakes the thread that waits, or keeps it from falling asleep.
-    pub(super) fn notify(&self) {
+    pub fn notify(&self) {
         // Release: what the caller wrote before is seen by the thread that finds the number changed.
         self.count.fetch_add(1, Ordering::Release);
         // An error here would mean a bad address or an unknown operation: neither can be.
@@ -27,13 +27,13 @@ impl EventCount {
 
     /// How often it was notified. To be read before looking for a reason to stay awake, so that a notification in between
     /// is noticed.
-    pub(super) fn count(&self) -> u32 {
+    pub fn count(&self) -> u32 {
         self.count.load(Ordering::Acquire)
     }
 
     /// Sleeps until `deadline_ns` of CLOCK_MONOTONIC, or until it was notified more than `count` times, or at times for no
     /// reason: the caller looks again.
-    pub(super) fn wait_until(&self, deadline_ns: u64, count: u32) {
+    pub fn wait_until(&self, deadline_ns: u64, count: u32) {
         let deadline = Timespec {
             tv_sec: (deadline_ns / 1_000_000_000) as i64,
             tv_nsec: (deadline_ns % 1_000_000_000) as _,

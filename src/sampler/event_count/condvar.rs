@@ -10,14 +10,14 @@ use crate::clock::monotonic_ns;
 
 /// An event count: a thread waits on it until an instant, and other threads notify it.
 #[derive(Default)]
-pub(super) struct EventCount {
+pub struct EventCount {
     count: Mutex<u32>,
     notified: Condvar,
 }
 
 impl EventCount {
     /// Wakes the thread that waits, or keeps it from falling asleep.
-    pub(super) fn notify(&self) {
+    pub fn notify(&self) {
         let mut count = self.count.lock().unwrap_or_else(PoisonError::into_inner);
         *count = count.wrapping_add(1);
         self.notified.notify_one();
@@ -25,13 +25,13 @@ impl EventCount {
 
     /// How often it was notified. To be read before looking for a reason to stay awake, so that a notification in between
     /// is noticed.
-    pub(super) fn count(&self) -> u32 {
+    pub fn count(&self) -> u32 {
         *self.count.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Sleeps until `deadline_ns` of the monotonic clock, or until it was notified more than `count` times, or at times for
     /// no reason: the caller looks again.
-    pub(super) fn wait_until(&self, deadline_ns: u64, count: u32) {
+    pub fn wait_until(&self, deadline_ns: u64, count: u32) {
         let timeout = Duration::from_nanos(deadline_ns.saturating_sub(monotonic_ns()));
         let guard = self.count.lock().unwrap_or_else(PoisonError::into_inner);
         if *guard == count {

@@ -1,0 +1,286 @@
+//! The rows of accounts and of the journal: columns, checksums, and the statements that write them.
+//!
+//! Each row has a checksum over all its columns, including the bytes of its layout, and names the previous account of its
+//! user. A row that differs from what was written reads as `None`.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use rusqlite::types::{ToSqlOutput, ValueRef};
+use rusqlite::{Connection, Row, Transaction, params};
+
+use super::account_index::{self, AccountIndex, Gap, HEADS, segment_of};
+use super::checksum::Checksum;
+use super::time::CommitTime;
+
+/// So many layouts are kept once each; further ones (clients may choose domains in any combination) go with their
+/// accounts.
+const MAX_LAYOUTS: usize = 256;
+
+/// The columns of [`AccountRow`], in the order in which they are read.
+pub(super) const ACCOUNT_COLUMNS: &str =
+    "id, uid, kept_s, running_s, previous, layout, span, name, figures, crc FROM account";
+
+/// What an account's row has beside its numbers.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct AccountColumns<'a> {
+    pub uid: u32,
+    pub layout: &'a [u8],
+    /// As it is kept: see [`SpanName`].
+    pub span: ValueRef<'a>,
+    pub name: &'a str,
+    pub figures: &'a [u8],
+}
+
+impl AccountColumns<'_> {
+    fn checksum(&self, integers: &[i64]) -> i32 {
+        let sum = Checksum::default().numbers(integers).numbers(&[i64::from(self.uid)]);
+        sum.bytes(self.layout).value(self.span).bytes(self.name.as_bytes()).bytes(self.figures).finish()
+    }
+}
+
+/// A sound row.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct AccountRow<'a> {
+    pub id: i64,
+    pub kept_s: i64,
+    pub running_s: i64,
+    /// Its user's account before it; 0: there was none. Where it was not known, the number before its own.
+    pub previous: i64,
+    pub columns: AccountColumns<'a>,
+}
+
+impl<'a> AccountRow<'a> {
+    /// `None` where the row is not what was written.
+    pub fn read(row: &'a Row<'_>, layouts: &'a LayoutTable) -> Option<Self> {
+        let number = |at| row.get_ref(at).ok()?.as_i64().ok();
+        let (id, kept_s, running_s, previous) = (number(0)?, number(2)?, number(3)?, number(4)?);
+        let columns = AccountColumns {
+            uid: u32::try_from(number(1)?).ok()?,
+            layout: layouts.resolve(row.get_ref(5).ok()?)?,
+            span: row.get_ref(6).ok()?,
+            name: row.get_ref(7).ok()?.as_str().ok()?,
+            figures: row.get_ref(8).ok()?.as_blob().ok()?,
+        };
+        let sound = number(9)? == i64::from(columns.checksum(&[id, kept_s, running_s, previous]));
+        sound.then_some(Self { id, kept_s, running_s, previous, columns })
+    }
+}
+
+/// The layouts that are kept once.
+#[derive(Debug, Default)]
+pub(super) struct LayoutTable {
+    ids: HashMap<Arc<[u8]>, i64>,
+    by_id: HashMap<i64, Arc<[u8]>>,
+}
+
+impl LayoutTable {
+    pub fn load(connection: &Connection) -> rusqlite::Result<Self> {
+        let mut all = connection.prepare("SELECT id, domains FROM layout")?;
+        let mut rows = all.query([])?;
+        let mut layouts = Self::default();
+        while let Some(row) = rows.next()? {
+            // A damaged one is noticed by the checksums of the accounts that have it.
+            if let (Ok(id), Ok(domains)) = (row.get(0), row.get_ref(1)?.as_blob()) {
+                layouts.insert(id, Arc::from(domains));
+            }
+        }
+        Ok(layouts)
+    }
+
+    fn insert(&mut self, id: i64, domains: Arc<[u8]>) {
+        self.by_id.insert(id, Arc::clone(&domains));
+        self.ids.insert(domains, id);
+    }
+
+    /// A layout as its row has it: its number, or itself.
+    pub fn resolve<'a>(&'a self, stored: ValueRef<'a>) -> Option<&'a [u8]> {
+        match stored {
+            ValueRef::Blob(own) => Some(own),
+            ValueRef::Integer(id) => self.by_id.get(&id).map(|bytes| &bytes[..]),
+            _ => None,
+        }
+    }
+}
+
+/// A sound row of the journal.
+pub(super) fn read_journal_row<'a>(row: &'a Row<'_>, layouts: &'a LayoutTable) -> Option<AccountColumns<'a>> {
+    let number = |at| row.get_ref(at).ok()?.as_i64().ok();
+    let columns = AccountColumns {
+        uid: u32::try_from(number(1)?).ok()?,
+        layout: layouts.resolve(row.get_ref(2).ok()?)?,
+        span: row.get_ref(3).ok()?,
+        name: row.get_ref(4).ok()?.as_str().ok()?,
+        figures: row.get_ref(5).ok()?.as_blob().ok()?,
+    };
+    (number(6)? == i64::from(columns.checksum(&[number(0)?]))).then_some(columns)
+}
+
+/// The statements of one transaction.
+pub(super) struct TransactionWriter<'a> {
+    insert_account: rusqlite::Statement<'a>,
+    upsert_journal: rusqlite::Statement<'a>,
+    pub delete_journal: rusqlite::Statement<'a>,
+    transaction: &'a Transaction<'a>,
+    layouts: &'a mut LayoutTable,
+    pub index: &'a mut AccountIndex,
+    pub commit_time: CommitTime,
+}
+
+impl<'a> TransactionWriter<'a> {
+    pub fn new(
+        transaction: &'a Transaction<'a>,
+        layouts: &'a mut LayoutTable,
+        index: &'a mut AccountIndex,
+        commit_time: CommitTime,
+    ) -> rusqlite::Result<Self> {
+        let sql = "INSERT INTO account VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)";
+        Ok(Self {
+            insert_account: transaction.prepare(sql)?,
+            upsert_journal: transaction
+                .prepare("INSERT OR REPLACE INTO journal VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)")?,
+            delete_journal: transaction.prepare("DELETE FROM journal WHERE key = ?1")?,
+            transaction,
+            layouts,
+            index,
+            commit_time,
+        })
+    }
+
+    /// Keeps an account under the next number.
+    pub fn insert_account(&mut self, columns: &AccountColumns<'_>) -> rusqlite::Result<()> {
+        let layout = self.layout_value(columns.layout)?;
+        let (id, previous) =
+            self.index.append(columns.uid, account_index::name_hash(name_bytes(columns.span)));
+        let CommitTime { kept_s, running_s } = self.commit_time;
+        let crc = columns.checksum(&[id, kept_s, running_s, previous]);
+        let span = ToSqlOutput::Borrowed(columns.span);
+        let AccountColumns { uid, name, figures, .. } = columns;
+        let values = params![id, uid, kept_s, running_s, previous, layout, span, name, figures, crc];
+        self.insert_account.execute(values)?;
+        if segment_of(id + 1) == segment_of(id) { Ok(()) } else { self.seal_segment(segment_of(id)) }
+    }
+
+    pub fn upsert_journal(&mut self, key: i64, columns: &AccountColumns<'_>) -> rusqlite::Result<()> {
+        let layout = self.layout_value(columns.layout)?;
+        let (span, crc) = (ToSqlOutput::Borrowed(columns.span), columns.checksum(&[key]));
+        let AccountColumns { uid, name, figures, .. } = columns;
+        self.upsert_journal.execute(params![key, uid, layout, span, name, figures, crc])?;
+        Ok(())
+    }
+
+    /// Notes that the accounts of some numbers may be lost, and goes on after them.
+    pub fn insert_gap(&mut self, gap: Gap) -> rusqlite::Result<()> {
+        let values = params![gap.first, gap.last, gap.since_s, gap.until_s, gap.running_s];
+        self.transaction.execute("INSERT OR REPLACE INTO gap VALUES (?1, ?2, ?3, ?4, ?5)", values)?;
+        self.index.gaps.push(gap);
+        self.index.gaps.sort_by_key(|gap| gap.first);
+        let segment = segment_of(self.index.last_id + 1);
+        self.index.last_id = self.index.last_id.max(gap.last);
+        if segment_of(self.index.last_id + 1) == segment { Ok(()) } else { self.seal_segment(segment) }
+    }
+
+    /// The same for the account that would be next.
+    pub fn insert_gap_of_one(&mut self) -> rusqlite::Result<()> {
+        let (id, CommitTime { kept_s, running_s }) = (self.index.last_id + 1, self.commit_time);
+        self.insert_gap(Gap { first: id, last: id, since_s: kept_s, until_s: kept_s, running_s })
+    }
+
+    /// Writes the indexes of a segment that is full.
+    fn seal_segment(&mut self, segment: i64) -> rusqlite::Result<()> {
+        let index = &mut *self.index;
+        let mut insert = self.transaction.prepare("INSERT OR REPLACE INTO block VALUES (?1, ?2)")?;
+        let names = std::mem::take(&mut index.open_segment);
+        for (block, bucket) in account_index::encode_blocks(segment, &names).into_iter().zip(0..) {
+            insert.execute(params![account_index::block_key(segment, bucket), block])?;
+        }
+        if index.heads_known {
+            index.heads.retain(|_, id| *id >= index.first_id);
+            let heads = account_index::encode_heads(segment, &index.heads);
+            insert.execute(params![account_index::block_key(segment, HEADS), heads])?;
+        }
+        Ok(())
+    }
+
+    /// The layout's number, or itself where there are too many.
+    fn layout_value<'b>(&mut self, domains: &'b [u8]) -> rusqlite::Result<ToSqlOutput<'b>> {
+        if let Some(id) = self.layouts.ids.get(domains) {
+            return Ok((*id).into());
+        }
+        if self.layouts.ids.len() >= MAX_LAYOUTS {
+            return Ok(ToSqlOutput::Borrowed(ValueRef::Blob(domains)));
+        }
+        self.transaction.execute("INSERT INTO layout (domains) VALUES (?1)", [domains])?;
+        let id = self.transaction.last_insert_rowid();
+        self.layouts.insert(id, Arc::from(domains));
+        Ok(id.into())
+    }
+}
+
+/// What a name is hashed by: as it is kept.
+pub(super) fn name_bytes(span: ValueRef<'_>) -> &[u8] {
+    match span {
+        ValueRef::Text(bytes) | ValueRef::Blob(bytes) => bytes,
+        _ => &[],
+    }
+}
+
+/// A span's name as it is kept: the names that the daemon gives are 16 bytes in hexadecimal digits, and kept as these.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum SpanName<'a> {
+    /// Sixteen random bytes: no other span ever has it.
+    Generated([u8; 16]),
+    /// Text that a client chose.
+    Chosen(&'a str),
+}
+
+impl<'a> SpanName<'a> {
+    pub fn parse(span: &'a str) -> Self {
+        parse_generated(span).map_or(Self::Chosen(span), Self::Generated)
+    }
+
+    pub fn as_value(&self) -> ValueRef<'_> {
+        match self {
+            Self::Generated(bytes) => ValueRef::Blob(bytes),
+            Self::Chosen(text) => ValueRef::Text(text.as_bytes()),
+        }
+    }
+}
+
+fn parse_generated(span: &str) -> Option<[u8; 16]> {
+    let digits: &[u8; 32] = span.as_bytes().try_into().ok()?;
+    let nibble = |digit: u8| match digit {
+        b'0'..=b'9' => Some(digit - b'0'),
+        b'a'..=b'f' => Some(digit - b'a' + 10),
+        _ => None,
+    };
+    let mut bytes = [0; 16];
+    for (byte, pair) in bytes.iter_mut().zip(digits.chunks_exact(2)) {
+        *byte = nibble(pair[0])? << 4 | nibble(pair[1])?;
+    }
+    Some(bytes)
+}
+
+/// The name again; `None` where it is nothing that was written here.
+pub(super) fn decode_span_name(stored: ValueRef<'_>) -> Option<String> {
+    match stored {
+        ValueRef::Text(bytes) => String::from_utf8(bytes.to_vec()).ok(),
+        ValueRef::Blob(bytes) => Some(bytes.iter().map(|byte| format!("{byte:02x}")).collect()),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn generated_names_are_stored_as_16_bytes_and_others_as_text() {
+        let given = "00ff0123456789abcdef0123456789ab";
+        for span in [given, "job-17", "", "00FF0123456789abcdef0123456789ab", "Frage \u{1f525}"] {
+            let name = SpanName::parse(span);
+            assert_eq!(matches!(name, SpanName::Generated(_)), span == given);
+            assert_eq!(decode_span_name(name.as_value()).unwrap(), span);
+        }
+    }
+}
