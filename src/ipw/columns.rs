@@ -220,7 +220,7 @@ impl QueryColumns {
         move |at| mean_power_w(energy_j(at), self.span_s[at])
     }
 
-    /// Returns the guaranteed error of [`QueryColumns::watts`] in watts; `NaN` if there is no guarantee.
+    /// Returns the guaranteed error of [`QueryColumns::power_w`] in watts; `NaN` if there is no guarantee.
     ///
     /// A share's error holds the errors of its two edges, each multiplied by the span's fraction of the total weight.
     /// Spans of a run have equal weights, so this fraction is at least 1 / `peak_concurrency`. If a share is smaller

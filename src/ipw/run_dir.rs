@@ -188,7 +188,7 @@ impl RunDir {
     /// Appends a query's row with another score; its text exists already.
     ///
     /// # Errors
-    /// As for [`RunDir::add`].
+    /// As for [`RunDir::append_row`].
     pub fn rescore(&mut self, row: &QueryRow) -> Result<(), RunDirError> {
         append_line(&mut self.rows, row).map_err(io_error_at(&self.path.join("rows.jsonl")))
     }
