@@ -360,7 +360,7 @@ mod tests {
     fn a_newer_format_version_is_rejected() {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("run.json"), "{\"version\": 99}").unwrap();
-        assert!(read_manifest(dir.path()).unwrap_err().to_string().contains("form 99"));
+        assert!(read_manifest(dir.path()).unwrap_err().to_string().contains("format version 99"));
         assert!(read_manifest(&dir.path().join("none")).unwrap_err().to_string().contains("none/run.json"));
     }
 }
