@@ -187,7 +187,7 @@ fn whatever_a_server_does_a_failed_query_is_a_row_with_its_error_and_no_score() 
         ("unknown", "HTTP 404"),
         ("closed", "HTTP 401"),
         ("empty", "nothing in it"),
-        ("stops", "without saying so"),
+        ("stops", "without an end marker"),
         ("breaks", "broke off"),
         ("fails", "out of memory"),
         ("hangsup", "no connection"),

@@ -8,9 +8,10 @@ use std::process::{Command, Output};
 
 use serde_json::Value;
 use wattspan::domain::{DomainKind, Grade};
-use wattspan::ipw::harness::export::{RunExport, write_json_lines};
+use wattspan::ipw::harness::export::RunExport;
 use wattspan::ipw::harness::findings::ImportFindings;
 use wattspan::ipw::harness::flat_row::COLUMNS;
+use wattspan::ipw::harness::output::write_json_lines;
 use wattspan::ipw::harness::{import::import, results_reader};
 use wattspan::ipw::metrics::{MetricOptions, compute_metrics};
 use wattspan::ipw::question;

@@ -4,10 +4,10 @@
 
 use wattspan::ipw::metrics::{Estimate, MetricOptions, compute_metrics};
 use wattspan::ipw::question;
-use wattspan::ipw::regression::{LinearFit, fit_linear, fit_log_linear};
 use wattspan::ipw::row::{QueryEnergy, QueryRow, ReplyText};
 use wattspan::ipw::run_dir::{FORMAT_VERSION, Manifest, RunDir};
 use wattspan::ipw::scope::{IdlePolicy, Scope};
+use wattspan::ipw::statistics::{LinearFit, fit_linear, fit_log_linear};
 use wattspan::ipw::table::RunTable;
 use wattspan::ipw::{bootstrap, table};
 

@@ -1,8 +1,9 @@
-//! What the meter's word on a closed span means for its query: wait, an account, or why there is none.
+//! Decides what the daemon's reply about a closed span means for its query: pending, an account, or a reason for no
+//! energy.
 //!
-//! Owns the reasons that rows give, and what an edge that the meter moved may have cost. Invariant: an account is a query's
-//! only where most of the query lies in it, and its error holds the truth of the query or is absent; what the meter
-//! refuses is told in its own words.
+//! Also widens the error where the daemon moved an edge. Invariant: a query takes an account only if most of the query
+//! lies within it, and the error bounds the query's true energy or is absent. Errors of the daemon are quoted
+//! verbatim.
 
 use std::borrow::Cow;
 use std::time::Instant;
@@ -18,36 +19,36 @@ pub const PREFILL: &str = "prefill";
 /// The phase from the first token on.
 pub const DECODE: &str = "decode";
 
-/// The most that rounding may move a figure with coarse access.
+/// The largest rounding error of a value at coarse access, in microjoules.
 const MAX_ROUNDING_UJ: u64 = 1_000;
 
 /// Why a query has no energy.
 pub type NoEnergyReason = Cow<'static, str>;
 
-/// What a closed span gave.
+/// The result of waiting for a closed span's account.
 pub type AccountResult = Result<Box<Account>, NoEnergyReason>;
 
 /// A query whose span was closed.
 #[derive(Debug, Clone, Copy)]
 pub struct EndedQuery {
-    /// When it began and ended.
+    /// Start and end of the query, monotonic nanoseconds.
     pub edges_ns: (u64, u64),
-    /// How long its account is waited for.
+    /// When to stop waiting for its account.
     pub deadline: Instant,
 }
 
-/// What the meter's answer means.
+/// The meaning of the daemon's reply for a query.
 #[derive(Debug, PartialEq)]
 pub enum AccountStatus {
-    /// It is not settled.
+    /// The account has not settled.
     Pending,
-    /// The caller's calls are used up.
+    /// The caller's call quota is exhausted; retry later.
     QuotaExceeded(String),
-    /// This is all that there will be.
+    /// The result will not change.
     Final(AccountResult),
 }
 
-/// What this answer means for a query, at this access.
+/// Interprets a reply to a request for a query's account.
 pub fn account_status(
     reply: Result<Account, ClientError>,
     query: EndedQuery,
@@ -61,36 +62,37 @@ pub fn account_status(
                     Err("the query is too short for the grid of 100 ms on which spans of coarse access lie"
                         .into())
                 }
-                true => {
-                    Err("the meter heard of the query too late: it was stalled, or this machine is too busy"
-                        .into())
-                }
+                true => Err(
+                    "the meter received the span too late: the meter stalled, or the machine is overloaded"
+                        .into(),
+                ),
                 false => Ok(Box::new(account)),
             }
         }
         Ok(account) if matches!(account.state, SpanState::Abandoned | SpanState::Interrupted) => {
-            Err("the meter ended the span before its time".into())
+            Err("the meter ended the span before the query ended".into())
         }
         Ok(_) if is_late => Err("the account did not settle in time".into()),
         Ok(_) => return AccountStatus::Pending,
         Err(ClientError::Method(method_error @ MethodError::QuotaExceeded { .. })) if !is_late => {
             return AccountStatus::QuotaExceeded(method_error.to_string());
         }
-        Err(ClientError::Method(MethodError::NoSuchSpan { .. })) => {
-            Err("the meter does not know the span: it was away when the query began, or refused it".into())
-        }
+        Err(ClientError::Method(MethodError::NoSuchSpan { .. })) => Err(
+            "the meter does not know the span: it was unreachable when the query began, or refused the span"
+                .into(),
+        ),
         Err(error) => Err(format!("the meter gives no account: {error}").into()),
     })
 }
 
-/// Whether so much of a query lies outside its account that the figure would be about something else.
+/// Returns whether more than half of a query lies outside its account.
 fn is_mostly_outside(account: &Account, (began_ns, ended_ns): (u64, u64)) -> bool {
     account.moved_ns > ended_ns.saturating_sub(began_ns) / 2
 }
 
-/// Where the meter moved an edge, the query may have used up to everything that the machine used between the two: this
-/// goes into the error. Where nobody can tell how much that was, nothing is guaranteed any more: so it is for every caller
-/// that may not read windows, and with coarse access for nearly every query, since the grid moves both its edges.
+/// Widens the error where the daemon moved an edge: the query may have used up to the whole window energy between the
+/// two instants. Without that window the error is unknown, hence absent. This applies to every caller without
+/// telemetry access, and at coarse access to nearly every query, since the grid moves both edges.
 pub fn widen_error(client: &Client, access: Access, account: &mut Account, (began_ns, ended_ns): (u64, u64)) {
     let closed_ns = account.closed_ns.unwrap_or(ended_ns);
     for (query_ns, account_ns) in [(began_ns, account.opened_ns), (ended_ns, closed_ns)] {
@@ -115,11 +117,11 @@ pub fn widen_error(client: &Client, access: Access, account: &mut Account, (bega
     }
 }
 
-/// What a row keeps of an account; `domains` are the run's, in their order. The total is over the run's counted domains,
-/// whatever else the meter counts by now: where one of them gave nothing, there is no total.
+/// Converts an account to the energy of a row; `domains` are the run's, in order. The total is the sum over the run's
+/// counted domains, whatever domains the daemon counts now. If one of them has no value, there is no total.
 ///
 /// # Errors
-/// It is no account of the run's machine: the meter measures none of the run's domains any more.
+/// The daemon no longer measures any of the run's domains.
 pub fn query_energy(account: &Account, domains: &[RunDomain]) -> Result<QueryEnergy, NoEnergyReason> {
     let find = |name: &str| account.domains.iter().find(|share| share.domain == name);
     if !domains.is_empty() && !domains.iter().any(|domain| find(&domain.name).is_some()) {
@@ -130,7 +132,7 @@ pub fn query_energy(account: &Account, domains: &[RunDomain]) -> Result<QueryEne
         .map(|domain| find(&domain.name).map_or_else(DomainEnergy::default, domain_energy))
         .collect();
     let phase = |name: &str| account.phases.iter().find(|phase| phase.name == name);
-    // Where the mark came later than the opening, the time between has no name, and was prefill.
+    // The phase mark may come after the opening; the unnamed phase in between is prefill.
     let prefill_shares = [phase(""), phase(PREFILL)].into_iter().flatten().map(|phase| phase.share_uj);
     let is_other = |share: &&Share| !domains.is_empty() && !domains.iter().any(|it| it.name == share.domain);
     let mut energy = QueryEnergy {
@@ -151,15 +153,15 @@ pub fn query_energy(account: &Account, domains: &[RunDomain]) -> Result<QueryEne
     };
     let counted = Scope::Host.domain_indices(domains);
     let total = Scope::sum_domains(&energy.domains, &counted);
-    // With coarse access every figure is rounded by itself.
+    // At coarse access each value is rounded separately.
     let is_same_total =
         |of_run: u64, of_meter: u64| of_run.abs_diff(of_meter) <= MAX_ROUNDING_UJ * counted.len() as u64;
     let differs_from_total =
         total.share_uj.zip(account.share_uj).is_some_and(|(one, other)| !is_same_total(one, other));
     let lacks_domain = counted.iter().any(|at| find(&domains[*at].name).is_none());
     if lacks_domain || differs_from_total || !energy.other_domains.is_empty() {
-        // The machine's domains are others than when the run began, and so may be those that the account counts. Of phases only
-        // the account's total is known.
+        // The machine's domains changed since the run began, so the account's total may count others. Phase energies
+        // exist only for the account's total.
         (energy.share_uj, energy.error_uj) = (total.share_uj, total.error_uj);
         (energy.idle_uj, energy.window_uj) = (total.idle_uj, total.window_uj);
         (energy.prefill_uj, energy.decode_uj) = (None, None);
@@ -170,7 +172,7 @@ pub fn query_energy(account: &Account, domains: &[RunDomain]) -> Result<QueryEne
     Ok(energy)
 }
 
-/// A query's part of a domain; none where a reading does not vouch for all of its time.
+/// Returns a query's energy in a domain; empty if the readings do not cover the whole query.
 fn domain_energy(share: &Share) -> DomainEnergy {
     if share.unknown_ns > 0 {
         return DomainEnergy::default();

@@ -1,43 +1,43 @@
-//! How far a figure over queries can be trusted: percentile intervals by resampling the questions.
+//! Confidence intervals: percentile bootstrap over questions.
 //!
-//! Owns the random numbers and the resampling. Seeded, so that a report repeats to the last digit; the generator is SplitMix64
-//! (Steele, Lea & Flood, OOPSLA 2014), which is a few lines in any language, and the percentiles are those of numpy's
-//! default ("linear"), so that anybody can check a figure (`tests/fixtures/ipw/statistics.py`). A question that was asked
-//! several times is drawn with all its queries: asking again tells nothing new about the choice of questions. Over many
-//! questions whole groups drawn at random are resampled instead of single ones, which leaves the variance of a mean as it is
-//! (the questions are exchangeable) and makes the cost independent of their number.
+//! The generator is a seeded SplitMix64 (Steele, Lea & Flood, OOPSLA 2014), so a report is reproducible to the last
+//! digit. Percentiles use numpy's default method ("linear"); `tests/fixtures/ipw/statistics.py` recomputes them.
+//! Invariant: a repeated question is resampled with all its queries, since repeats carry no information about the
+//! choice of questions. Above [`GROUPING_THRESHOLD`] questions, random groups are resampled instead of single questions.
+//! Questions are exchangeable, so the variance of a mean is unchanged, and the cost does not depend on their number.
 
 use std::collections::HashMap;
 
-/// How many times the questions are drawn anew.
+/// The number of resamples.
 pub const RESAMPLES: usize = 2_000;
 
-/// Above this many questions groups are drawn.
+/// Above this number of questions, groups are resampled.
 pub const GROUPING_THRESHOLD: usize = 2_048;
 
-/// So many groups: an interval's width is then right to some 2 %, and a figure costs some 20 ms whatever the run.
+/// The number of groups: the width of an interval is then accurate to about 2 %, and a figure takes about 20 ms for
+/// any run.
 pub const GROUPS: usize = 1_024;
 
-/// A 95 % interval.
+/// A 95 % confidence interval.
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct ConfidenceInterval {
-    /// 2.5 % of the resamples lie below.
+    /// The 2.5th percentile of the resamples.
     pub low: f64,
-    /// 2.5 % lie above.
+    /// The 97.5th percentile of the resamples.
     pub high: f64,
 }
 
-/// SplitMix64.
+/// The SplitMix64 random number generator.
 #[derive(Debug, Clone)]
 pub struct SplitMix64(u64);
 
 impl SplitMix64 {
-    /// From a seed; equal seeds give equal sequences.
+    /// Seeds the generator; equal seeds give equal sequences.
     pub fn new(seed: u64) -> Self {
         Self(seed)
     }
 
-    /// The next 64 bits.
+    /// Returns the next 64 bits.
     pub fn next_u64(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
         let mut mixed = self.0;
@@ -46,16 +46,16 @@ impl SplitMix64 {
         mixed ^ (mixed >> 31)
     }
 
-    /// A number below `count`, by the high half of a product; the bias is below 2^-44 for a million.
+    /// Returns a number below `count` from the high half of a product; the bias is below 2^-44 for a million.
     pub fn next_below(&mut self, count: usize) -> usize {
         ((u128::from(self.next_u64()) * count as u128) >> 64) as usize
     }
 }
 
-/// Sums of columns over some queries, and how many there were.
+/// Sums of columns over a set of queries, with their number.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct ColumnSums<const N: usize> {
-    /// How many queries.
+    /// The number of queries.
     pub count: f64,
     /// The sum of each column.
     pub sums: [f64; N],
@@ -75,13 +75,13 @@ impl<const N: usize> ColumnSums<N> {
         }
     }
 
-    /// The mean of a column.
+    /// Returns the mean of a column.
     pub fn mean(&self, column: usize) -> f64 {
         self.sums[column] / self.count
     }
 }
 
-/// What is drawn from: one entry for a question, or for a group of them.
+/// The units that are resampled: one entry per question or per group of questions.
 #[derive(Debug, Clone)]
 pub struct BootstrapSample<const N: usize> {
     entries: Vec<ColumnSums<N>>,
@@ -90,13 +90,13 @@ pub struct BootstrapSample<const N: usize> {
 }
 
 impl<const N: usize> BootstrapSample<N> {
-    /// A pool over the rows' columns, each of a question of its own.
+    /// Creates a pool over the rows' columns, with one question per row.
     pub fn new(rows: impl ExactSizeIterator<Item = [f64; N]>, seed: u64) -> Self {
         Self::from_rows(rows.len(), rows, seed)
     }
 
-    /// A pool over the columns of `count` queries with the hashes of their questions. Where none is `repeated` the hashes are not
-    /// looked at, so that millions need no table of them.
+    /// Creates a pool over the columns of `count` queries with the hashes of their questions. The hashes are not read
+    /// unless some question is `repeated`, so no hash table is built for millions of rows.
     pub fn from_queries(
         count: usize,
         rows: impl Iterator<Item = (u64, [f64; N])>,
@@ -110,14 +110,13 @@ impl<const N: usize> BootstrapSample<N> {
         }
     }
 
-    /// A pool over the columns of `count` rows, each of a question of its own, that come one by one and need never be in memory
-    /// together.
+    /// Creates a pool from an iterator of `count` rows with one question per row, without collecting the rows.
     pub fn from_rows(count: usize, rows: impl Iterator<Item = [f64; N]>, seed: u64) -> Self {
         Self::from_sums(count, rows.map(ColumnSums::from_row), seed)
     }
 
-    /// A pool over rows of which several may be of one question, which is named by its hash. The questions keep the order of
-    /// their first rows.
+    /// Creates a pool over rows of repeated questions, identified by hash. The questions keep the order of their first
+    /// rows.
     pub fn clustered(rows: impl Iterator<Item = (u64, [f64; N])>, seed: u64) -> Self {
         let mut indices = HashMap::new();
         let mut questions: Vec<ColumnSums<N>> = Vec::new();
@@ -148,18 +147,18 @@ impl<const N: usize> BootstrapSample<N> {
         Self { entries, questions, total }
     }
 
-    /// How many questions there are.
+    /// The number of questions.
     pub fn question_count(&self) -> usize {
         self.questions
     }
 
-    /// The sums over all queries.
+    /// Returns the sums over all queries.
     pub fn total(&self) -> &ColumnSums<N> {
         &self.total
     }
 
-    /// The 95 % intervals of `M` figures over the sums, from the same resamples; `None` for a figure that some resample could
-    /// not give, or where there are fewer than two questions.
+    /// Computes the 95 % intervals of `M` figures from the same resamples. A figure is `None` if some resample cannot
+    /// give it, or with fewer than two questions.
     pub fn confidence_intervals<const M: usize>(
         &self,
         seed: u64,
@@ -189,10 +188,10 @@ impl<const N: usize> BootstrapSample<N> {
     }
 }
 
-/// A percentile of sorted values, between two of them in proportion (numpy's default).
+/// Returns a percentile of sorted values by linear interpolation (numpy's default).
 ///
 /// # Panics
-/// There are no values.
+/// `sorted` is empty.
 pub fn percentile(sorted: &[f64], percent: f64) -> f64 {
     let rank = percent / 100.0 * (sorted.len() - 1) as f64;
     let lower = rank.floor() as usize;
@@ -200,7 +199,8 @@ pub fn percentile(sorted: &[f64], percent: f64) -> f64 {
     sorted[lower] + (sorted[upper] - sorted[lower]) * (rank - lower as f64)
 }
 
-/// The 95 % interval of a proportion by Wilson's score (JASA 22, 1927), which stays honest where all or none were right.
+/// Returns the 95 % interval of a proportion by Wilson's score (JASA 22, 1927), which has a width even if all or none
+/// are correct.
 pub fn wilson_interval(successes: f64, trials: f64) -> Option<ConfidenceInterval> {
     const Z: f64 = 1.959_963_984_540_054;
     if trials < 1.0 {

@@ -1,35 +1,35 @@
-//! The figures of queries, a column each.
+//! The figures of a run's queries, stored by column.
 //!
-//! Owns the conversion from a row's whole microjoules and nanoseconds to joules and seconds. Invariant: in a column `NaN` is
-//! "not known" and nothing else; other modules see it through [`known`].
+//! Converts a row's integer microjoules and nanoseconds to joules and seconds. Invariant: in a column `NaN` means
+//! "unknown" and nothing else; other modules read values through [`known`].
 
 use super::fnv::{self, fnv1a};
 use super::row::QueryRow;
 use super::scope::{IdlePolicy, Scope};
 use crate::domain::Grade;
 
-/// Not known.
+/// Marks an unknown value.
 const UNKNOWN: f64 = f64::NAN;
 
-/// A column's value, if it is known.
+/// Returns a column's value if it is known.
 pub fn known(value: f64) -> Option<f64> {
     (!value.is_nan()).then_some(value)
 }
 
 macro_rules! columns {
     ($($(#[$doc:meta])* $name:ident),* $(,)?) => {
-        /// The figures of every query, one column each.
+        /// The figures of all queries, one column each.
         #[derive(Debug, Default)]
         pub struct QueryColumns {
-            /// The query, as a hash of its name and repetition.
+            /// Hash of question id and repeat.
             key: Vec<u64>,
-            /// Its question, as a hash of the name alone.
+            /// Hash of the question id.
             question: Vec<u64>,
-            /// Whether some question was asked more than once.
+            /// Whether any question was asked more than once.
             repeated: bool,
-            /// Index of the subject in `RunTable::subjects`; while a chunk is read, in the chunk's own list.
+            /// Index of the subject in `RunTable::subjects`; while a chunk is read, index in the chunk's own list.
             pub subject: Vec<u32>,
-            /// Whether it was answered.
+            /// Whether the query was answered.
             pub answered: Vec<bool>,
             /// The grade of its energy.
             pub grade: Vec<Option<Grade>>,
@@ -37,7 +37,7 @@ macro_rules! columns {
         }
 
         impl QueryColumns {
-            /// Room for so many more, so that columns of millions are not moved as they grow.
+            /// Reserves capacity, so that columns of millions of rows are not reallocated as they grow.
             pub(super) fn reserve(&mut self, more: usize) {
                 self.key.reserve_exact(more);
                 self.question.reserve_exact(more);
@@ -47,7 +47,7 @@ macro_rules! columns {
                 $(self.$name.reserve_exact(more);)*
             }
 
-            /// Adds the rows of another.
+            /// Appends the rows of another table.
             pub(super) fn append(&mut self, mut other: Self) {
                 self.key.append(&mut other.key);
                 self.question.append(&mut other.question);
@@ -58,7 +58,7 @@ macro_rules! columns {
                 $(self.$name.append(&mut other.$name);)*
             }
 
-            /// Drops the rows that are not marked.
+            /// Removes the rows that are not marked.
             pub(super) fn retain_rows(&mut self, mask: &[bool]) {
                 fn only<T>(column: &mut Vec<T>, mask: &[bool]) {
                     let mut at = 0..;
@@ -76,83 +76,83 @@ macro_rules! columns {
 }
 
 columns! {
-    /// Right 1, wrong 0.
+    /// Score: 1 correct, 0 incorrect.
     score,
-    /// Monotonic seconds at which it began.
+    /// Start, monotonic seconds.
     began_s,
-    /// Seconds from request to end.
+    /// Duration, seconds.
     duration_s,
-    /// Seconds from request to first token.
+    /// Time to first token (TTFT), seconds.
     first_token_s,
-    /// Median seconds between tokens.
+    /// Median inter-token latency, seconds.
     inter_token_s,
-    /// Tokens of the prompt.
+    /// Prompt tokens.
     tokens_in,
-    /// Tokens of the prompt that were cached.
+    /// Cached prompt tokens.
     tokens_cached,
-    /// Tokens of the answer.
+    /// Output tokens.
     tokens_out,
-    /// Mean log-probability of the answer's tokens.
+    /// Mean log-probability of the output tokens.
     mean_logprob,
-    /// Seconds the account lasted.
+    /// Duration of the account, seconds.
     span_s,
-    /// Most spans that were open at once meanwhile.
+    /// Peak number of concurrently open spans.
     peak_concurrency,
-    /// Joules until the first token.
+    /// Prefill energy, joules.
     prefill_j,
-    /// Joules from the first token on.
+    /// Decode energy, joules.
     decode_j,
-    /// Joules of its share, host.
+    /// Share in the host scope, joules.
     host_j,
-    /// Guaranteed half-width, host.
+    /// Guaranteed half-width of the host share.
     host_error_j,
-    /// Idle part, host.
+    /// Idle part of the host share.
     host_idle_j,
-    /// Joules of the host while it was open, whoever caused them.
+    /// Window energy of the host, joules: all energy used while the span was open.
     host_window_j,
-    /// Joules of its share, CPU + memory + accelerator.
+    /// Share in the compute scope (CPU, memory, accelerator), joules.
     compute_j,
-    /// Guaranteed half-width.
+    /// Guaranteed half-width of the compute share.
     compute_error_j,
-    /// Idle part.
+    /// Idle part of the compute share.
     compute_idle_j,
-    /// Joules of the domains while it was open.
+    /// Window energy of the compute domains, joules.
     compute_window_j,
-    /// Joules of its share, accelerator only.
+    /// Share in the accelerator scope, joules.
     accelerator_j,
-    /// Guaranteed half-width.
+    /// Guaranteed half-width of the accelerator share.
     accelerator_error_j,
-    /// Idle part.
+    /// Idle part of the accelerator share.
     accelerator_idle_j,
-    /// Joules of the domains while it was open.
+    /// Window energy of the accelerator domains, joules.
     accelerator_window_j,
 }
 
-/// The energies of every query in one scope, joules.
+/// The energy columns of one scope, joules.
 #[derive(Debug, Clone, Copy)]
 pub struct ScopeColumns<'a> {
-    /// Its share.
+    /// Share.
     pub share: &'a [f64],
     /// Guaranteed half-width of the share.
     pub error: &'a [f64],
-    /// Of the share, what would have been used anyway.
+    /// Idle part of the share.
     pub idle: &'a [f64],
-    /// All that the domains used while it was open.
+    /// Window energy: all that the domains used while the span was open.
     pub window: &'a [f64],
 }
 
 impl QueryColumns {
-    /// How many queries.
+    /// The number of queries.
     pub fn len(&self) -> usize {
         self.key.len()
     }
 
-    /// Whether there is none.
+    /// Whether there are no queries.
     pub fn is_empty(&self) -> bool {
         self.key.is_empty()
     }
 
-    /// The energies in a scope.
+    /// Returns the energy columns of a scope.
     pub fn scope_columns(&self, scope: Scope) -> ScopeColumns<'_> {
         let [share, error, idle, window] = match scope {
             Scope::Host => [&self.host_j, &self.host_error_j, &self.host_idle_j, &self.host_window_j],
@@ -169,27 +169,27 @@ impl QueryColumns {
         ScopeColumns { share, error, idle, window }
     }
 
-    /// What tells each query from the others.
+    /// Returns the key of a query, unique within the run.
     pub fn query_hashes(&self) -> impl Iterator<Item = u64> {
         self.key.iter().copied()
     }
 
-    /// What tells the query from others of its questions, the same in every run.
+    /// Returns the key that pairs a query with the same query of other runs.
     pub fn query_hash(&self, at: usize) -> u64 {
         self.key[at]
     }
 
-    /// The query's question, the same in every run and for every repetition.
+    /// Returns the question key of a query, equal in all runs and repeats.
     pub fn question_hash(&self, at: usize) -> u64 {
         self.question[at]
     }
 
-    /// Whether questions were asked more than once; otherwise every query is a question of its own.
+    /// Returns whether any question was asked more than once; otherwise each query is a question of its own.
     pub fn has_repeats(&self) -> bool {
         self.repeated
     }
 
-    /// A query's joules in a scope, with idle power or without it; `NaN` where that is not known.
+    /// Returns a query's joules in a scope with or without idle power; `NaN` if unknown.
     pub fn energy_j(&self, scope: Scope, idle: IdlePolicy) -> impl Fn(usize) -> f64 + Copy {
         let columns = self.scope_columns(scope);
         move |at| match idle {
@@ -198,10 +198,10 @@ impl QueryColumns {
         }
     }
 
-    /// The machine's power in the scope while a query was open, in watts: the denominator of IPW, which does not depend on how
-    /// many queries are open at once. `NaN` where it is not known.
+    /// Returns the machine's power in a scope while a query was open, in watts; `NaN` if unknown. This is the
+    /// denominator of IPW; it does not depend on the number of concurrent queries.
     ///
-    /// The idle energy of the window is the idle part of the share, scaled as the window is to the share.
+    /// The idle energy of the window is the idle part of the share, multiplied by window / share.
     pub fn power_w(&self, scope: Scope, idle: IdlePolicy) -> impl Fn(usize) -> f64 + Copy {
         let columns = self.scope_columns(scope);
         move |at| {
@@ -214,17 +214,18 @@ impl QueryColumns {
         }
     }
 
-    /// A query's share over the time it was open, in watts: the power that is attributed to it.
+    /// Returns the attributed power in watts: a query's share over the time that its span was open.
     pub fn attributed_power_w(&self, scope: Scope, idle: IdlePolicy) -> impl Fn(usize) -> f64 + Copy {
         let energy_j = self.energy_j(scope, idle);
         move |at| mean_power_w(energy_j(at), self.span_s[at])
     }
 
-    /// How far the meter's guarantee lets [`QueryColumns::watts`] be off, in watts; `NaN` where nothing is guaranteed.
+    /// Returns the guaranteed error of [`QueryColumns::power_w`] in watts; `NaN` if there is no guarantee.
     ///
-    /// A share's error holds the errors of its two edges, each times the span's part of all weight there. A run's spans weigh the
-    /// same, so that this part is no smaller than 1 / `peak_concurrency`. Where a share is smaller than that of its window, another
-    /// client's span weighed more, and nothing is known of the window's error.
+    /// A share's error holds the errors of its two edges, each multiplied by the span's fraction of the total weight.
+    /// Spans of a run have equal weights, so this fraction is at least 1 / `peak_concurrency`. If a share is smaller
+    /// than window / `peak_concurrency`, a span of another client had a larger weight, and the window's error is
+    /// unknown.
     pub fn power_error_w(&self, scope: Scope) -> impl Fn(usize) -> f64 + Copy {
         let columns = self.scope_columns(scope);
         move |at| {
@@ -232,7 +233,7 @@ impl QueryColumns {
             if (columns.share[at] + columns.error[at]) * peak_concurrency < columns.window[at] {
                 return UNKNOWN;
             }
-            // Where the meter moved an edge, the account's time is not the query's.
+            // If the daemon moved an edge, the account's duration differs from the query's.
             let query_s = if self.duration_s[at] > 0.0 { self.duration_s[at] } else { span_s };
             let moved_w =
                 (mean_power_w(columns.window[at], query_s) - mean_power_w(columns.window[at], span_s)).abs();
@@ -240,7 +241,7 @@ impl QueryColumns {
         }
     }
 
-    /// Adds a row.
+    /// Appends a row.
     pub(super) fn push(&mut self, row: &QueryRow, subject: u32, scopes: &[(Scope, Vec<usize>); 3]) {
         let count = |of: Option<u64>| of.map_or(UNKNOWN, |count| count as f64);
         let seconds = |of: Option<u64>| count(of) / 1e9;
@@ -296,7 +297,7 @@ impl QueryColumns {
     }
 }
 
-/// Power; not known over no time.
+/// Returns power; `NaN` for a duration of zero.
 fn mean_power_w(joules: f64, seconds: f64) -> f64 {
     if seconds > 0.0 { joules / seconds } else { UNKNOWN }
 }
@@ -304,6 +305,6 @@ fn mean_power_w(joules: f64, seconds: f64) -> f64 {
 fn hash_query(id: &str, repeat: u32) -> u64 {
     let begin = fnv::OFFSET_BASIS ^ u64::from(repeat).wrapping_mul(0x9E37_79B9_7F4A_7C15);
     let hash = fnv1a(begin, id.bytes());
-    // Short names differ in few bits, which a table of hashes would feel.
+    // Spreads the bits: short ids differ in few bits, which causes collisions in hash tables.
     hash ^ (hash >> 29).wrapping_mul(0xBF58_476D_1CE4_E5B9)
 }

@@ -1,8 +1,8 @@
-//! Runs of the same questions side by side.
+//! Comparison of runs of the same questions.
 //!
-//! Owns what may be compared and the paired differences. Two runs are paired query by query, which takes the questions'
-//! own difficulty out of the difference. Invariant: runs that differ in what a figure means (questions, scope, grade, idle
-//! policy, repeats) are refused unless the user insists, and then the differences are part of the result.
+//! Runs are paired query by query, which removes the difficulty of the questions from the differences. Invariant: runs
+//! that differ in the meaning of a figure (questions, scope, grade, idle policy, repeats) are refused unless the user
+//! forces the comparison; the mismatches are then part of the result.
 
 use std::collections::HashMap;
 
@@ -13,19 +13,19 @@ use super::metrics::{EfficiencyMetrics, Estimate, MetricOptions, compute_metrics
 use super::scope::IdlePolicy;
 use super::table::{RunTable, known};
 
-/// What two runs differ in, so that their figures mean different things.
+/// A property in which two runs differ, so that their figures are not comparable.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Difference {
-    /// In what.
+    /// The name of the property.
     pub what: &'static str,
-    /// What the first run has.
+    /// Its value in the first run.
     pub first: String,
-    /// What this one has.
+    /// Its value in this run.
     pub other: String,
 }
 
 impl Difference {
-    /// Whether it is one of the energies, which tells nothing against scores.
+    /// Whether the mismatch concerns energy only and leaves scores comparable.
     pub fn is_energy_related(&self) -> bool {
         [GRADE, MACHINE, DOMAINS, IDLE].contains(&self.what)
     }
@@ -36,41 +36,41 @@ const MACHINE: &str = "machine";
 const DOMAINS: &str = "domains in the scope";
 const IDLE: &str = "idle power";
 
-/// A run beside the first one.
+/// One run of a comparison.
 #[derive(Debug, Clone, Serialize)]
 pub struct ComparedRun {
-    /// Its name.
+    /// The run's name.
     pub label: String,
-    /// Its own figures.
+    /// The run's own figures.
     pub figures: EfficiencyMetrics,
-    /// What makes it not comparable; empty where it is.
+    /// Mismatches with the first run; empty if comparable.
     pub differs: Vec<Difference>,
-    /// Against the first run, query by query; absent for the first run itself, and where no query is in both.
+    /// Paired differences from the first run; absent for the first run itself and if no query is in both.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub paired: Option<PairedDifference>,
-    /// No other run is both more accurate and cheaper.
+    /// Whether the run is Pareto-optimal: no other run is at least as good in accuracy and power and better in one.
     pub on_frontier: bool,
 }
 
-/// Differences (this run minus the first) over the queries that both cover.
+/// Paired differences (this run minus the first) over the queries that both cover.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct PairedDifference {
-    /// How many queries.
+    /// The number of paired queries.
     pub count: usize,
-    /// Of the accuracies.
+    /// Difference of the accuracies.
     pub accuracy: Estimate,
-    /// Of the mean energies, in joules.
+    /// Difference of the mean energies, joules.
     pub energy_j: Estimate,
-    /// Of the machine's mean powers while a query was open, in watts.
+    /// Difference of the machine's mean powers while a query was open, watts.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub power_w: Option<Estimate>,
-    /// This run's IPW over the first one's.
+    /// Ratio of this run's IPW to the first run's.
     pub per_watt_ratio: Option<Estimate>,
-    /// This run's IPJ over the first one's.
+    /// Ratio of this run's IPJ to the first run's.
     pub per_joule_ratio: Option<Estimate>,
 }
 
-/// Puts runs side by side, the first one as the measure of the others.
+/// Compares runs with the first one.
 pub fn compare_runs(runs: &[(String, RunTable)], options: &MetricOptions) -> Vec<ComparedRun> {
     let Some((_, first)) = runs.first() else { return Vec::new() };
     let mut compared: Vec<ComparedRun> = runs
@@ -92,20 +92,20 @@ pub fn compare_runs(runs: &[(String, RunTable)], options: &MetricOptions) -> Vec
     compared
 }
 
-/// Accuracy and power: the frontier's plane.
+/// Accuracy and power: the axes of the Pareto frontier.
 fn frontier_point(metrics: &EfficiencyMetrics) -> Option<(f64, f64)> {
     Some((metrics.accuracy?.value, metrics.power_w?.value))
 }
 
-/// At least as good in both and better in one.
+/// Returns whether a point is at least as good in both axes and better in one.
 fn dominates((accuracy, power): (f64, f64), (than_accuracy, than_power): (f64, f64)) -> bool {
     accuracy >= than_accuracy && power <= than_power && (accuracy > than_accuracy || power < than_power)
 }
 
-/// What a run has under a name.
+/// A property of a run with its name.
 type ComparedProperty<'a> = (&'static str, &'a dyn Fn(&RunTable) -> String);
 
-/// What makes two runs not comparable.
+/// Returns the mismatches between two runs.
 pub fn differences(first: &RunTable, other: &RunTable, options: &MetricOptions) -> Vec<Difference> {
     let difference = |of: &dyn Fn(&RunTable) -> String, what| {
         let (first, other) = (of(first), of(other));
@@ -153,14 +153,14 @@ fn energy_grade(table: &RunTable, options: &MetricOptions) -> Option<crate::doma
         .or_else(|| table.columns.grade.iter().flatten().max().copied())
 }
 
-/// The score, energy and power of a covered query; a power that is not known is `NaN`.
+/// Score, energy and power of a covered query; an unknown power is `NaN`.
 fn query_values(table: &RunTable, at: usize, options: &MetricOptions) -> Option<[f64; 3]> {
     let (columns, MetricOptions { scope, idle, .. }) = (&table.columns, *options);
     known(columns.attributed_power_w(scope, idle)(at))?;
     Some([known(columns.score[at])?, columns.energy_j(scope, idle)(at), columns.power_w(scope, idle)(at)])
 }
 
-/// The places of a run's complete queries, and what they tell.
+/// Returns the indices and values of a run's covered queries.
 fn covered_queries(table: &RunTable, options: &MetricOptions) -> impl Iterator<Item = (usize, [f64; 3])> {
     (0..table.columns.len()).filter_map(move |at| Some((at, query_values(table, at, options)?)))
 }
@@ -189,7 +189,7 @@ fn paired_difference(
     let of = |sums: &ColumnSums<6>| {
         let [first_score, first_energy, first_power, score, energy, power] = sums.sums;
         let mean = |sum: f64| sum / sums.count;
-        // The counts are equal, so that ratios of sums are ratios of means.
+        // Both sides have equal counts, so ratios of sums are ratios of means.
         let efficiency_ratio = |cost: f64, first_cost: f64| (score / cost) / (first_score / first_cost);
         [
             mean(score - first_score),
@@ -224,12 +224,12 @@ pub(super) mod tests {
     pub const OPTIONS: MetricOptions =
         MetricOptions { scope: Scope::Host, idle: IdlePolicy::Included, seed: 1 };
 
-    /// A run with these scores, each query of this energy over one second.
+    /// Builds a run with these scores; each query uses this energy over one second.
     pub fn run(scores: &[f64], joules: f64, change: impl FnOnce(&mut Manifest)) -> RunTable {
         repeated(1, scores, joules, change)
     }
 
-    /// The same, asked so many times with the same outcome.
+    /// The same with each question repeated and the same outcome in each repeat.
     pub fn repeated(times: u32, scores: &[f64], joules: f64, change: impl FnOnce(&mut Manifest)) -> RunTable {
         let dir = tempfile::tempdir().unwrap();
         let questions = question::built_in();

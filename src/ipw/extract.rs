@@ -1,18 +1,16 @@
-//! What a model answered, read out of what it wrote, and whether that is right.
+//! Extraction of the answer from a model's reply, and scoring by rule.
 //!
-//! Owns the three rules that need no judge. Each looks for what the model *settled on*: what follows the last marker
-//! ("Answer:", "\boxed{}", "####", "the answer is"; the one that stands last), else the last thing of the right kind.
-//! Invariant: the prompt is never looked at, so that an echo of the options is not an answer; what cannot be read is `None`,
-//! "no answer", which scores as wrong and is counted apart.
+//! There are three rules that need no judge. Each reads the text after the last marker ("Answer:", "\boxed{}", "####",
+//! "the answer is"), or else the last match of the right kind. Invariant: the prompt is not read, so an echo of the
+//! options is no answer. An unreadable answer is `None`, which scores as incorrect and is counted separately.
 
-use super::number::{approximately_equal, parse_number};
-use super::question::{AnswerFormat, Question, parse_option_letter};
+use super::answer_format::{AnswerFormat, last_option_letter, normalize_words, parse_option_letter};
 
-/// What a model settled on, as text; `None`: nothing of the kind was found.
-pub fn extract_answer(question: &Question, reply: &str) -> Option<String> {
+/// Extracts the answer as text; `None` if the reply has none.
+pub fn extract_answer(format: AnswerFormat, choices: &[String], reply: &str) -> Option<String> {
     let reply = strip_reasoning(reply);
-    match question.format {
-        AnswerFormat::Letter => extract_letter(reply, &question.choices).map(String::from),
+    match format {
+        AnswerFormat::Letter => extract_letter(reply, choices).map(String::from),
         AnswerFormat::Numeric => extract_number(reply).map(|value| value.to_string()),
         AnswerFormat::Exact => {
             final_answer(reply).map(|answer| normalize_words(answer.text)).filter(|words| !words.is_empty())
@@ -21,14 +19,14 @@ pub fn extract_answer(question: &Question, reply: &str) -> Option<String> {
     }
 }
 
-/// Whether a reply is right; `None` where only a judge can say.
-pub fn score_reply(question: &Question, reply: &str) -> Option<bool> {
-    let expected = question.answer.trim();
+/// Returns whether a reply is correct; `None` if a judge has to decide.
+pub fn score_reply(format: AnswerFormat, choices: &[String], expected: &str, reply: &str) -> Option<bool> {
+    let expected = expected.trim();
     let reply = strip_reasoning(reply);
-    match question.format {
+    match format {
         AnswerFormat::Letter => {
-            let expected = parse_option_letter(expected, &question.choices);
-            Some(expected.is_some() && extract_letter(reply, &question.choices) == expected)
+            let expected = parse_option_letter(expected, choices);
+            Some(expected.is_some() && extract_letter(reply, choices) == expected)
         }
         AnswerFormat::Numeric => {
             let expected = parse_number(expected).map(|(value, _)| value);
@@ -47,8 +45,8 @@ pub fn score_reply(question: &Question, reply: &str) -> Option<bool> {
     }
 }
 
-/// What comes after a reasoning model's thoughts; all of it where there are none. Thoughts that never ended were cut off by
-/// the token limit: nothing was answered.
+/// Removes the reasoning of a reasoning model. Reasoning without an end was cut off by the token limit and leaves an
+/// empty answer.
 pub(super) fn strip_reasoning(reply: &str) -> &str {
     match reply.rsplit_once("</think>") {
         Some((_, rest)) => rest,
@@ -57,19 +55,19 @@ pub(super) fn strip_reasoning(reply: &str) -> &str {
     }
 }
 
-/// The part of a reply that says what the model settled on.
+/// The part of a reply that states the answer.
 #[derive(Clone, Copy)]
 struct FinalAnswer<'a> {
     text: &'a str,
-    /// A marker says so; otherwise it is only the last line.
+    /// Whether a marker precedes it; otherwise it is the last line.
     marked: bool,
 }
 
-/// What marks an answer, in small letters.
+/// Markers of an answer, in lower case.
 const ANSWER_MARKERS: [&str; 5] = ["answer:", "answer is", "####", "answer**:", "answer:**"];
 
-/// What the last marker points at: the inside of `\boxed{}`, or what follows up to the end of its line. Without a marker the
-/// last line counts: a model that explains does so first.
+/// Returns the content of the last `\boxed{}`, or the rest of the line after the last marker. Without a marker it
+/// returns the last line, since explanations come first.
 fn final_answer(reply: &str) -> Option<FinalAnswer<'_>> {
     let lower = reply.to_ascii_lowercase();
     let after_marker =
@@ -87,7 +85,7 @@ fn final_answer(reply: &str) -> Option<FinalAnswer<'_>> {
     text.map(|text| FinalAnswer { text, marked: after_marker.is_some() })
 }
 
-/// Where the last whole `\boxed{...}` begins, and its inside, braces balanced.
+/// Returns the offset and content of the last complete `\boxed{...}` with balanced braces.
 fn last_boxed(reply: &str) -> Option<(usize, &str)> {
     const OPEN: &str = "\\boxed{";
     let inside = |from: usize| {
@@ -105,8 +103,8 @@ fn last_boxed(reply: &str) -> Option<(usize, &str)> {
     reply.rmatch_indices(OPEN).find_map(|(at, _)| Some((at, inside(at + OPEN.len())?)))
 }
 
-/// The option a reply settled on. A letter counts only where it stands alone; the article "A" and the pronoun "I" at the
-/// head of a sentence do not. Where no letter is given, the words of exactly one option are taken for it.
+/// Extracts the option letter of a reply. A letter counts only as a separate word; the article "A" and the pronoun "I"
+/// at the start of a sentence do not count. Without a letter, the text of exactly one option counts.
 fn extract_letter(reply: &str, choices: &[String]) -> Option<char> {
     let last = last_option_letter(choices);
     let answer = final_answer(reply)?;
@@ -120,16 +118,11 @@ fn extract_letter(reply: &str, choices: &[String]) -> Option<char> {
         .or_else(|| option_by_text(reply, choices))
 }
 
-/// The letter of the last option; where the options are not known there are ten at most.
-pub(super) fn last_option_letter(choices: &[String]) -> u8 {
-    if choices.is_empty() { b'J' } else { b'A' + (choices.len() - 1).min(25) as u8 }
-}
-
-/// What may follow a letter that answers, and follows no article or pronoun: "Answer: A because ...".
+/// Words that follow an answer letter but no article or pronoun: "Answer: A because ...".
 const EXPLANATION_WORDS: [&str; 12] =
     ["because", "since", "as", "is", "and", "but", "for", "so", "that", "which", "due", "it"];
 
-/// A letter that stands alone: the first of a text that answers, the last of one that argues.
+/// Finds a letter that is a separate word: the first of a marked answer, the last of an argument.
 fn standalone_letter(FinalAnswer { text, marked }: FinalAnswer, last: u8, first: bool) -> Option<char> {
     let bytes = text.as_bytes();
     let is_alone = |at: usize| {
@@ -176,8 +169,8 @@ fn option_by_text(text: &str, choices: &[String]) -> Option<char> {
     u8::try_from(index).ok().map(|index| char::from(b'A' + index))
 }
 
-/// The number a reply settled on. Behind a marker: the one after the last "=", else the last before a remark; without one the
-/// last of all. "3 x 4 = 12" says 12.
+/// Extracts the number of a reply. After a marker it is the number after the last "=", else the last one before an
+/// explanation. Without a marker it is the last number: "3 x 4 = 12" gives 12.
 fn extract_number(reply: &str) -> Option<f64> {
     let after_equals = |text: &str| parse_numbers(text.rsplit_once('=')?.1).next();
     let in_answer = |answer: FinalAnswer| {
@@ -188,8 +181,8 @@ fn extract_number(reply: &str) -> Option<f64> {
     final_answer(reply).and_then(in_answer).or_else(|| parse_numbers(reply).last())
 }
 
-/// An answer up to where it is explained: "12 (3 groups of 4)", "12 because ...". A bracket that is part of an equation is no
-/// remark.
+/// Cuts an answer where its explanation begins: "12 (3 groups of 4)", "12 because ...". A bracket within an equation
+/// is not an explanation.
 fn strip_explanation(text: &str) -> &str {
     let lower = text.to_ascii_lowercase();
     let reason = [" because", " since"].iter().filter_map(|word| lower.find(word)).min();
@@ -200,7 +193,7 @@ fn strip_explanation(text: &str) -> &str {
     }
 }
 
-/// Every number in a text, in order.
+/// Returns all numbers in a text, in order.
 fn parse_numbers(text: &str) -> impl Iterator<Item = f64> {
     let mut rest = text;
     std::iter::from_fn(move || {
@@ -217,33 +210,100 @@ fn parse_numbers(text: &str) -> impl Iterator<Item = f64> {
     })
 }
 
-/// A text's words in small letters, without punctuation and articles.
-pub(super) fn normalize_words(text: &str) -> String {
-    let lower = text.to_lowercase();
-    let all = lower.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty());
-    all.filter(|word| !matches!(*word, "a" | "an" | "the")).collect::<Vec<_>>().join(" ")
+/// Parses the number at the start of a text; returns its value and the rest. Commas may group thousands, and a
+/// fraction of two integers gives its value. A full stop at the end of a sentence and a percent sign stay in the rest.
+/// The value is finite.
+pub fn parse_number(text: &str) -> Option<(f64, &str)> {
+    let (value, rest) = parse_decimal(text)?;
+    if let Some(divisor) = rest.strip_prefix('/')
+        && divisor.starts_with(|first: char| first.is_ascii_digit())
+        && let Some((divisor, rest)) = parse_decimal(divisor)
+        && divisor != 0.0
+    {
+        return Some((value / divisor, rest));
+    }
+    Some((value, rest))
+}
+
+fn parse_decimal(text: &str) -> Option<(f64, &str)> {
+    let mut digits = String::new();
+    let mut rest = text;
+    if let Some(after) = rest.strip_prefix('-').or_else(|| rest.strip_prefix('\u{2212}')) {
+        digits.push('-');
+        rest = after;
+    }
+    let sign = digits.len();
+    let take_digits = |rest: &mut &str, digits: &mut String| {
+        let end = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
+        digits.push_str(&rest[..end]);
+        *rest = &rest[end..];
+    };
+    take_digits(&mut rest, &mut digits);
+    while (sign + 1..=sign + 3).contains(&digits.len()) || digits.len() > sign + 3 {
+        let group = rest.strip_prefix(',').and_then(|after| after.get(..3));
+        let Some(group) = group.filter(|group| group.bytes().all(|byte| byte.is_ascii_digit())) else {
+            break;
+        };
+        if rest[4..].starts_with(|next: char| next.is_ascii_digit()) {
+            break;
+        }
+        digits.push_str(group);
+        rest = &rest[4..];
+    }
+    if let Some(after) =
+        rest.strip_prefix('.').filter(|after| after.starts_with(|c: char| c.is_ascii_digit()))
+    {
+        digits.push('.');
+        rest = after;
+        take_digits(&mut rest, &mut digits);
+    }
+    if let Some(after) = rest.strip_prefix(['e', 'E']) {
+        let unsigned = after.strip_prefix(['-', '+']).unwrap_or(after);
+        if unsigned.starts_with(|c: char| c.is_ascii_digit()) {
+            digits.push('e');
+            digits.push_str(&after[..after.len() - unsigned.len()]);
+            rest = unsigned;
+            take_digits(&mut rest, &mut digits);
+        }
+    }
+    let value: f64 = digits.parse().ok()?;
+    value.is_finite().then_some((value, rest))
+}
+
+/// Compares two numbers up to floating-point rounding.
+pub fn approximately_equal(a: f64, b: f64) -> bool {
+    (a - b).abs() <= 1e-9 * a.abs().max(b.abs()).max(1.0)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn question(format: AnswerFormat, answer: &str, choices: &[&str]) -> Question {
-        let choices = choices.iter().map(|choice| (*choice).to_owned()).collect();
-        Question {
-            id: "q".into(),
-            subject: "s".into(),
-            format,
-            prompt: "?".into(),
-            answer: answer.into(),
-            choices,
+    struct Expected {
+        format: AnswerFormat,
+        answer: String,
+        choices: Vec<String>,
+    }
+
+    impl Expected {
+        fn new(format: AnswerFormat, answer: &str, choices: &[&str]) -> Self {
+            let choices = choices.iter().map(|choice| (*choice).to_owned()).collect();
+            Self { format, answer: answer.into(), choices }
+        }
+
+        fn score(&self, reply: &str) -> Option<bool> {
+            score_reply(self.format, &self.choices, &self.answer, reply)
+        }
+
+        fn extract(&self, reply: &str) -> Option<String> {
+            extract_answer(self.format, &self.choices, reply)
         }
     }
 
     #[test]
     fn extracts_the_final_letter() {
         let four = ["Paris", "London", "Berlin", "Madrid"];
-        let asked = question(AnswerFormat::Letter, "B", &four);
+        let case = Expected::new(AnswerFormat::Letter, "B", &four);
         for reply in [
             "B",
             "(B)",
@@ -261,7 +321,7 @@ mod tests {
             "It must be London.",
             "A capital on the Thames: London",
         ] {
-            assert_eq!(score_reply(&asked, reply), Some(true), "{reply}");
+            assert_eq!(case.score(reply), Some(true), "{reply}");
         }
         for reply in [
             "A",
@@ -275,14 +335,14 @@ mod tests {
             "Answer: (A) not B",
         ] {
             let right = reply == "Both B";
-            assert_eq!(score_reply(&asked, reply), Some(right), "{reply}");
+            assert_eq!(case.score(reply), Some(right), "{reply}");
         }
-        assert_eq!(extract_answer(&asked, "A nice day"), None);
+        assert_eq!(case.extract("A nice day"), None);
     }
 
     #[test]
     fn a_marked_letter_may_be_followed_by_an_explanation() {
-        let asked = question(AnswerFormat::Letter, "A", &["Paris", "London", "Berlin", "Madrid"]);
+        let case = Expected::new(AnswerFormat::Letter, "A", &["Paris", "London", "Berlin", "Madrid"]);
         for (reply, expected) in [
             ("The correct answer is A because it lies on the Seine.", Some("A")),
             ("Answer: A is correct", Some("A")),
@@ -293,16 +353,16 @@ mod tests {
             ("Answer: A nice day", None),
             ("A because I say so. Answer: C", Some("C")),
         ] {
-            assert_eq!(extract_answer(&asked, reply).as_deref(), expected, "{reply}");
+            assert_eq!(case.extract(reply).as_deref(), expected, "{reply}");
         }
-        let many = question(AnswerFormat::Letter, "I", &["x"; 9]);
-        assert_eq!(extract_answer(&many, "Answer: I because it fits").as_deref(), Some("I"));
-        assert_eq!(extract_answer(&many, "Answer: I think that it is B").as_deref(), Some("B"));
+        let many = Expected::new(AnswerFormat::Letter, "I", &["x"; 9]);
+        assert_eq!(many.extract("Answer: I because it fits").as_deref(), Some("I"));
+        assert_eq!(many.extract("Answer: I think that it is B").as_deref(), Some("B"));
     }
 
     #[test]
     fn the_last_marker_wins() {
-        let asked = question(AnswerFormat::Letter, "B", &["Paris", "London", "Berlin", "Madrid"]);
+        let case = Expected::new(AnswerFormat::Letter, "B", &["Paris", "London", "Berlin", "Madrid"]);
         for reply in [
             "\\boxed{A}, but that was wrong.\nAnswer: B",
             "Answer: A? No.\n\\boxed{B}",
@@ -310,13 +370,13 @@ mod tests {
             "\\boxed{B} and no \\boxed{A",
             "Answer: \\boxed{B}, since A is in France",
         ] {
-            assert_eq!(score_reply(&asked, reply), Some(true), "{reply}");
+            assert_eq!(case.score(reply), Some(true), "{reply}");
         }
     }
 
     #[test]
     fn explanations_after_a_number_are_ignored() {
-        let asked = question(AnswerFormat::Numeric, "12", &[]);
+        let case = Expected::new(AnswerFormat::Numeric, "12", &[]);
         for reply in [
             "Answer: 12 (3 groups of 4)",
             "The answer is 12, because 3 x 4 is 12 and not 7.",
@@ -330,13 +390,13 @@ mod tests {
             "Answer: 12 =",
             "It is 12.\nAnswer:",
         ] {
-            assert_eq!(score_reply(&asked, reply), Some(true), "{reply}");
+            assert_eq!(case.score(reply), Some(true), "{reply}");
         }
     }
 
     #[test]
     fn numbers_are_compared_by_value() {
-        let asked = question(AnswerFormat::Numeric, "1200", &[]);
+        let case = Expected::new(AnswerFormat::Numeric, "1200", &[]);
         for reply in [
             "1200",
             "1,200",
@@ -351,7 +411,7 @@ mod tests {
             "2400/2",
             "It costs \u{20ac}1200!",
         ] {
-            assert_eq!(score_reply(&asked, reply), Some(true), "{reply}");
+            assert_eq!(case.score(reply), Some(true), "{reply}");
         }
         for reply in [
             "120",
@@ -363,31 +423,31 @@ mod tests {
             "1200, no: 1300",
             "Answer: 7\n(1200 was wrong)",
         ] {
-            assert_eq!(score_reply(&asked, reply), Some(false), "{reply}");
+            assert_eq!(case.score(reply), Some(false), "{reply}");
         }
         assert_eq!(
-            score_reply(&question(AnswerFormat::Numeric, "-0.5", &[]), "So it is \u{2212}1/2."),
+            Expected::new(AnswerFormat::Numeric, "-0.5", &[]).score("So it is \u{2212}1/2."),
             Some(true)
         );
-        assert_eq!(score_reply(&question(AnswerFormat::Numeric, "3", &[]), "1, 2, 3"), Some(true));
+        assert_eq!(Expected::new(AnswerFormat::Numeric, "3", &[]).score("1, 2, 3"), Some(true));
     }
 
     #[test]
     fn exact_answers_are_compared_word_by_word() {
-        let asked = question(AnswerFormat::Exact, "The Nile", &[]);
+        let case = Expected::new(AnswerFormat::Exact, "The Nile", &[]);
         for reply in
             ["Nile", "the nile.", "Answer: Nile", "It flows north.\nThe answer is the Nile.", "**Nile**"]
         {
-            assert_eq!(score_reply(&asked, reply), Some(true), "{reply}");
+            assert_eq!(case.score(reply), Some(true), "{reply}");
         }
         for reply in ["The Nile or the Amazon", "Amazon", "", "Nile\nAmazon"] {
-            assert_eq!(score_reply(&asked, reply), Some(false), "{reply}");
+            assert_eq!(case.score(reply), Some(false), "{reply}");
         }
     }
 
     #[test]
     fn judge_questions_have_no_score() {
-        assert_eq!(score_reply(&question(AnswerFormat::Judge, "Because", &[]), "Because"), None);
+        assert_eq!(Expected::new(AnswerFormat::Judge, "Because", &[]).score("Because"), None);
     }
 
     #[test]
@@ -396,10 +456,29 @@ mod tests {
         proptest!(|(text in "\\PC{0,60}", head in "(Answer:|####|\\\\boxed\\{|-|,|\\.|<think>){0,4}", tail in "[0-9,./e\u{2212}-]{0,12}")| {
             let reply = format!("{head}{text}{tail}");
             for format in [AnswerFormat::Letter, AnswerFormat::Numeric, AnswerFormat::Exact] {
-                let asked = question(format, "B", &["yes", "no"]);
-                prop_assert!(score_reply(&asked, &reply).is_some());
-                extract_answer(&asked, &reply);
+                let case = Expected::new(format, "B", &["yes", "no"]);
+                prop_assert!(case.score(&reply).is_some());
+                case.extract(&reply);
             }
         });
+    }
+
+    #[test]
+    fn parses_the_leading_number_and_returns_the_rest() {
+        for (text, value, rest) in [
+            ("1,200.50 dollars", 1200.5, " dollars"),
+            ("12.", 12.0, "."),
+            ("1,20", 1.0, ",20"),
+            ("\u{2212}1/2", -0.5, ""),
+            ("3/0", 3.0, "/0"),
+            ("1.2e3%", 1200.0, "%"),
+            ("5em", 5.0, "em"),
+        ] {
+            assert_eq!(parse_number(text), Some((value, rest)), "{text}");
+        }
+        for none in ["", "-", "x1", "$5", "1e999"] {
+            assert_eq!(parse_number(none), None, "{none}");
+        }
+        assert!(approximately_equal(0.1 + 0.2, 0.3) && !approximately_equal(1.0, 1.001));
     }
 }

@@ -1,15 +1,15 @@
-//! FNV-1a, 64 bits: a short name for a text.
+//! The FNV-1a hash, 64 bits.
 //!
-//! Its results lie in users' files (fingerprints of question sets, keys of verdicts), so they never change, whatever compiler or
-//! library comes. No protection against malice: both sides of a comparison are the user's own. The constants are those of
-//! draft-eastlake-fnv, section 5.
+//! Hashes are stored in users' files (fingerprints of question sets, keys of verdicts), so the function must never
+//! change with the compiler or a library. It is not collision-resistant against an attacker; both inputs of a
+//! comparison are the user's own. The constants are those of draft-eastlake-fnv, section 5.
 
-/// Where a hash begins.
+/// The offset basis: the initial hash.
 pub const OFFSET_BASIS: u64 = 0xcbf2_9ce4_8422_2325;
 
 const FNV_PRIME: u64 = 0x0100_0000_01b3;
 
-/// The hash `begin`, continued over `bytes`.
+/// Continues the hash `begin` over `bytes`.
 pub fn fnv1a(state: u64, bytes: impl IntoIterator<Item = u8>) -> u64 {
     bytes.into_iter().fold(state, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(FNV_PRIME))
 }

@@ -1,10 +1,9 @@
-//! A model as a judge of answers that no rule can score.
+//! Scoring by a judge model for answers that no rule can score.
 //!
-//! Owns the prompt (`judge_prompt.txt`), how a verdict is read, and the verdicts of a run (`verdicts.jsonl`): a verdict once given is
-//! kept under what it was given on (judge, prompt, question, reply), so that scoring again repeats it and asks nobody. Words that
-//! could not be read are kept too, but are no verdict: the judge is asked again, and its last word counts.
-//! Invariant: what the judge used is kept with its verdict and never added to the run's energies; a judge whose words cannot be
-//! read gives no score.
+//! Builds the prompt (`judge_prompt.txt`), parses verdicts, and stores them (`verdicts.jsonl`) by a key over judge,
+//! prompt, question and reply, so that scoring again sends no request. Unreadable verdicts are stored, too, but
+//! requested again; the last one counts. Invariant: the judge's energy is stored with its verdict and never added to
+//! the run's; an unreadable verdict gives no score.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -13,32 +12,32 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::extract::strip_reasoning;
+use super::extract::{parse_number, strip_reasoning};
 use super::fnv::{self, fnv1a};
 use super::question::Question;
 use crate::private_file;
 
-/// What the judge is told.
+/// The prompt template.
 pub const PROMPT_TEMPLATE: &str = include_str!("judge_prompt.txt");
 
-/// A verdict.
+/// A judge's verdict on a reply.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct JudgeVerdict {
-    /// What it was given on.
+    /// The key: a hash of judge, prompt, question and reply.
     pub on: String,
-    /// Right 1, wrong 0, or between; absent: the judge's words could not be read.
+    /// Score from 0 (incorrect) to 1 (correct); absent if the verdict was unreadable.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub score: Option<f64>,
-    /// The judge's words.
+    /// The judge's reply.
     pub said: String,
-    /// What the judge used.
+    /// Energy of the judge's query.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub energy_uj: Option<u64>,
 }
 
-/// The question to the judge.
+/// Builds the judge's prompt.
 pub fn render_prompt(question: &Question, reply: &str) -> String {
-    // One pass over the template, so that braces in a reply are only braces.
+    // One pass over the template: braces within a reply are not placeholders.
     let mut text = String::new();
     let mut rest = PROMPT_TEMPLATE;
     while let Some((before, after)) = rest.split_once("{{") {
@@ -55,8 +54,8 @@ pub fn render_prompt(question: &Question, reply: &str) -> String {
     text + rest
 }
 
-/// The score in a judge's words: the last line behind its thoughts that says "Verdict:". A judge that was cut off (`finish` is
-/// "length") has not come to its verdict, whatever it said on the way.
+/// Parses the score from the last line after the reasoning that begins with "Verdict:". A reply that was cut off
+/// (`finish` is "length") has no verdict.
 pub fn parse_verdict(reply: &str, finish: Option<&str>) -> Option<f64> {
     if finish == Some("length") {
         return None;
@@ -70,19 +69,20 @@ pub fn parse_verdict(reply: &str, finish: Option<&str>) -> Option<f64> {
     } else if word.starts_with("correct") || word.starts_with("right") {
         Some(1.0)
     } else {
-        let (value, _) = super::number::parse_number(word)?;
+        let (value, _) = parse_number(word)?;
         (0.0..=1.0).contains(&value).then_some(value)
     }
 }
 
-/// What a verdict is given on, as a 128-bit hash in hexadecimal: two FNV-1a over the same text with different beginnings.
+/// Returns the key of a verdict as a 128-bit hash in hexadecimal: two FNV-1a hashes of the same text with different
+/// initial values.
 pub fn verdict_key(judge: &str, question: &Question, reply: &str) -> String {
     let prompt = render_prompt(question, reply);
     let hash = |basis| fnv1a(basis, judge.bytes().chain([0xFF]).chain(prompt.bytes()));
     format!("{:016x}{:016x}", hash(fnv::OFFSET_BASIS), hash(0x6c62_272e_07bb_0142))
 }
 
-/// The verdicts of a run.
+/// The stored verdicts of a run.
 #[derive(Debug)]
 pub struct VerdictCache {
     path: PathBuf,
@@ -91,7 +91,7 @@ pub struct VerdictCache {
 }
 
 impl VerdictCache {
-    /// Those that are there, and room for more.
+    /// Reads the stored verdicts and opens the file for appending.
     ///
     /// # Errors
     /// The run's directory cannot be read or written.
@@ -113,15 +113,15 @@ impl VerdictCache {
         Ok(Self { path, file, entries: known })
     }
 
-    /// A verdict that was given before; one that could not be read is none.
+    /// Returns a stored verdict; `None` for an unreadable one.
     pub fn get(&self, on: &str) -> Option<&JudgeVerdict> {
         self.entries.get(on).filter(|verdict| verdict.score.is_some())
     }
 
-    /// Keeps one.
+    /// Stores a verdict.
     ///
     /// # Errors
-    /// It cannot be written.
+    /// The file cannot be written.
     pub fn insert(&mut self, verdict: JudgeVerdict) -> io::Result<()> {
         let line = serde_json::to_string(&verdict)? + "\n";
         self.file.write_all(line.as_bytes())?;
@@ -129,7 +129,7 @@ impl VerdictCache {
         Ok(())
     }
 
-    /// Where they are.
+    /// The path of the file.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -137,7 +137,7 @@ impl VerdictCache {
 
 #[cfg(test)]
 mod tests {
-    use super::super::question::AnswerFormat;
+    use super::super::answer_format::AnswerFormat;
     use super::*;
 
     fn question() -> Question {

@@ -1,10 +1,9 @@
-//! The meter's side of a run: spans opened, marked and closed while questions are asked.
+//! The metering thread of a run: opens, marks and closes spans while queries run.
 //!
-//! Owns a thread of its own and its connection to the meter, so that nobody who asks a question ever waits for a socket.
-//! Spans are opened oneway with the times at which things happened; a closed span's account is fetched again and again
-//! until it is settled. Invariant: an account that was not settled in time or that ended before its query, or a meter that
-//! went away, is no energy at all, and the row says why; never a guess. A meter that counts the caller's calls is not
-//! asked so often that it takes no more spans.
+//! The thread has its own connection to the daemon, so no query waits for a socket. Spans are opened one-way with
+//! explicit timestamps; the account of a closed span is fetched repeatedly until it is settled. Invariant: a query has
+//! no energy, and its row has the reason, if the account did not settle in time, ended before the query, or the daemon
+//! was unreachable. Fetching is slowed under a call quota, so that new spans can still be opened.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -19,27 +18,27 @@ use super::account_result::{
 use crate::client::{Client, ClientError};
 use crate::protocol::{Access, CloseSpan, GetSpan, MarkPhase, Method, OpenSpan};
 
-/// How long an account may take to settle after its close: the slowest counters move every two seconds.
+/// How long an account may take to settle after its close: the slowest counters update every two seconds.
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// How often accounts are looked for, and how many together. Meanwhile commands wait, and the meter moves an edge of which it
-/// hears behind its horizon (10 ms unless it is set otherwise).
+/// Interval between account polls, and how many accounts per poll. Commands wait during a poll, and the daemon moves
+/// an edge that arrives after its horizon (10 ms by default).
 const ACCOUNT_POLL: (Duration, usize) = (Duration::from_millis(15), 32);
 
-/// The same with coarse access: an account leaves at an instant of a grid of 100 ms, and of the 200 calls a second that such
-/// a user has, most are to be left to the spans themselves.
+/// The same at coarse access: an account settles on a grid of 100 ms, and most of such a user's 200 calls per second
+/// must remain for the spans.
 const COARSE_ACCOUNT_POLL: (Duration, usize) = (Duration::from_millis(100), 8);
 
-/// How seldom accounts are looked for where calls are used up, at most.
+/// The longest interval between polls while the call quota is exhausted.
 const MAX_POLL_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How long to wait before a meter that went away is looked for again.
+/// Delay before reconnecting to the daemon.
 const RECONNECT_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How long the meter may take for an answer before it counts as gone away.
+/// How long the daemon may take to reply before it counts as unreachable.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How connections to the meter are made.
+/// Creates connections to the daemon.
 pub type Connect = Box<dyn Fn() -> Result<Client, ClientError> + Send>;
 
 enum MeterCommand {
@@ -48,7 +47,7 @@ enum MeterCommand {
     Close(CloseSpan, u64, oneshot::Sender<AccountResult>),
 }
 
-/// The askers' end. Its methods never wait.
+/// The sending side of the thread. Its methods never block.
 #[derive(Clone)]
 pub struct MeteringHandle {
     commands: Sender<MeterCommand>,
@@ -56,10 +55,11 @@ pub struct MeteringHandle {
 }
 
 impl MeteringHandle {
-    /// A metering thread. It ends when every [`MeteringHandle`] is gone and the last accounts are given out.
+    /// Starts a metering thread. It ends after every [`MeteringHandle`] is dropped and the last accounts are
+    /// delivered.
     ///
     /// # Errors
-    /// The system gives no thread.
+    /// The system cannot create a thread.
     pub fn start(prefix: &str, connect: Connect) -> std::io::Result<(Self, JoinHandle<()>)> {
         let (commands, receiver) = channel();
         let thread = thread::Builder::new().name("metering".into()).spawn(move || {
@@ -68,7 +68,7 @@ impl MeteringHandle {
         Ok((Self { commands, prefix: prefix.to_owned() }, thread))
     }
 
-    /// Opens the span of a query that begins at `at_ns`; gives its name in the protocol.
+    /// Opens the span of a query that begins at `at_ns`; returns the span's id.
     pub fn open_span(
         &self,
         number: u64,
@@ -83,7 +83,7 @@ impl MeteringHandle {
             name: Some(name.to_owned()),
             attributes: Some(attributes),
             at_ns,
-            // The default would be this process, which only waits for the server.
+            // The default subject would be this process, which only waits for the server.
             process_share: Some(false),
             ..OpenSpan::default()
         };
@@ -92,7 +92,7 @@ impl MeteringHandle {
         span
     }
 
-    /// The first token came at `at_ns`.
+    /// Marks the first token at `at_ns`.
     pub fn mark_decode(&self, span: &str, at_ns: u64) {
         self.send(MeterCommand::Mark(MarkPhase {
             span: span.into(),
@@ -101,7 +101,7 @@ impl MeteringHandle {
         }));
     }
 
-    /// Closes the span of a query that began and ended then; its account comes later.
+    /// Closes the span of a query; the account is delivered later.
     pub fn close_span(
         &self,
         span: &str,
@@ -117,12 +117,12 @@ impl MeteringHandle {
     }
 
     fn send(&self, command: MeterCommand) {
-        // The thread outlives every sender; only a panic of its own could end it before, and then nothing is metered.
+        // The thread outlives all senders unless it panics; then nothing is metered.
         let _ = self.commands.send(command);
     }
 }
 
-/// A span that was closed and has not settled.
+/// A closed span whose account has not settled.
 struct PendingAccount {
     span: String,
     query: EndedQuery,
@@ -132,14 +132,14 @@ struct PendingAccount {
 struct MeteringThread {
     connect: Connect,
     client: Option<Client>,
-    /// What the caller may do there.
+    /// The caller's access level on this connection.
     access: Access,
-    /// When the connection was lost, or looked for in vain.
+    /// When the connection was lost or last failed to open.
     disconnected_since: Option<Instant>,
     pending: VecDeque<PendingAccount>,
-    /// How long to wait before accounts are looked for again.
+    /// Interval until the next poll.
     poll_interval: Duration,
-    /// What the meter said where calls were used up when accounts were last looked for.
+    /// The quota error of the last poll, if any.
     quota_error: Option<String>,
 }
 
@@ -170,7 +170,7 @@ impl MeteringThread {
             match command {
                 Ok(command) => {
                     self.execute(command);
-                    // Whatever else waits is sent before anything is asked.
+                    // Queued commands are sent before accounts are polled.
                     while let Ok(command) = commands.try_recv() {
                         self.execute(command);
                     }
@@ -200,13 +200,13 @@ impl MeteringThread {
                     };
                     self.pending.push_back(PendingAccount { span, query, result_sender });
                 } else {
-                    let _ = result_sender.send(Err("the meter was away".into()));
+                    let _ = result_sender.send(Err("the daemon was unreachable".into()));
                 }
             }
         }
     }
 
-    /// Tells the meter something, which is connected to where it is not; `false`: it is away.
+    /// Sends a call to the daemon, connecting first if needed; `false`: the daemon is unreachable.
     fn send<M: Method>(&mut self, call: M) -> bool {
         if self.client.is_none()
             && self.disconnected_since.is_none_or(|since| since.elapsed() >= RECONNECT_INTERVAL)
@@ -236,25 +236,27 @@ impl MeteringThread {
         }
     }
 
-    /// How often accounts are looked for as a rule, and how many together.
+    /// Default poll interval and number of accounts per poll.
     fn default_poll(&self) -> (Duration, usize) {
         if self.access <= Access::Coarse { COARSE_ACCOUNT_POLL } else { ACCOUNT_POLL }
     }
 
-    /// The connection is lost, and every span of it with it: the meter ends them as abandoned. It hangs up, too, on who goes
-    /// on calling where calls are used up.
+    /// Handles a lost connection: the daemon ends all its spans as abandoned. The daemon also closes the connection of
+    /// a caller that keeps calling after its quota is exhausted.
     fn disconnect(&mut self, error: &ClientError) {
         self.disconnected_since = Some(Instant::now());
         self.client = None;
         let reason = self.quota_error.take().unwrap_or_else(|| error.to_string());
         for pending in self.pending.drain(..) {
-            let _ = pending.result_sender.send(Err(format!("the meter went away: {reason}").into()));
+            let _ = pending
+                .result_sender
+                .send(Err(format!("the connection to the daemon was lost: {reason}").into()));
         }
     }
 
-    /// Looks for some accounts; `true`: all of them were there, and more are waited for.
+    /// Polls some accounts; `true`: all of them were final, and more are pending.
     fn poll_accounts(&mut self) -> bool {
-        // A try that failed may have nobody who waits for its account.
+        // A failed attempt may have no receiver for its account.
         self.pending.retain(|pending| !pending.result_sender.is_closed());
         let (default_interval, batch_size) = self.default_poll();
         let batch: Vec<PendingAccount> = self.pending.drain(..self.pending.len().min(batch_size)).collect();
@@ -293,7 +295,7 @@ impl MeteringThread {
             }
             let _ = pending.result_sender.send(settled);
         }
-        // A call that is refused costs a part of one, so that who asks on at the same pace is refused for ever.
+        // A refused call costs a fraction of a call, so polling at an unchanged rate would be refused forever.
         self.poll_interval = if quota_error.is_some() {
             (self.poll_interval * 2).min(MAX_POLL_INTERVAL)
         } else {
@@ -321,8 +323,8 @@ mod tests {
     const INFO: &str = r#"{"parameters":{"version":"0","boot_id":"b","now_ns":0,"horizon_ns":0,"history_ns":0,"domains":[],"absent":[],"access":"coarse"}}"#;
     const SETTLED: &str = r#"{"parameters":{"account":{"span":"t-1","name":"","attributes":{},"state":"settled","uid":1,"opened_ns":100000000,"closed_ns":900000000,"moved_ns":2,"opened_unix_ns":0,"weight":1.0,"share_uj":7,"error_uj":1,"peak_concurrency":1,"domains":[],"phases":[]}}}"#;
 
-    /// What a query is told by a meter of coarse access that gives these answers to questions after its account, and then
-    /// hangs up.
+    /// Returns the result that a query receives from a daemon with coarse access that sends these replies to account
+    /// requests and then closes the connection.
     fn account_for(replies: &'static [&str]) -> AccountResult {
         let (ours, peer) = UnixStream::pair().unwrap();
         let meter = thread::spawn(move || {
@@ -337,7 +339,7 @@ mod tests {
                         Some(reply) => reply,
                         None => return,
                     },
-                    () => panic!("nobody of coarse access may ask that: {message}"),
+                    () => panic!("a call beyond coarse access: {message}"),
                 };
                 out.write_all(format!("{reply}\0").as_bytes()).unwrap();
             }
@@ -359,14 +361,20 @@ mod tests {
         assert_eq!(
             (account.share_uj, account.error_uj),
             (Some(7), None),
-            "nobody may know what the grid costs"
+            "coarse access cannot read the energy between the edges"
         );
     }
 
     #[test]
     fn a_disconnect_reports_the_last_quota_error() {
         let reason = |replies| account_for(replies).unwrap_err().into_owned();
-        assert_eq!(reason(&[QUOTA]), "the meter went away: the limit of 200 calls a second is reached");
-        assert!(reason(&[]).starts_with("the meter went away: the daemon closed the connection"));
+        assert_eq!(
+            reason(&[QUOTA]),
+            "the connection to the daemon was lost: the limit of 200 calls a second is reached"
+        );
+        assert!(
+            reason(&[])
+                .starts_with("the connection to the daemon was lost: the daemon closed the connection")
+        );
     }
 }

@@ -1,10 +1,10 @@
-//! Intelligence per watt and per joule.
+//! Intelligence per watt (IPW) and per joule (IPJ).
 //!
-//! Owns the figures over a set of queries. All are ratios of means over the same queries (*Intelligence per Watt*, arXiv
-//! 2511.07885, section 3): those that were answered, scored, and whose energy is known in the scope; `covered` of `asked`
-//! says how many that were. The power is the machine's in the scope while a query was open, so that it does not depend on how
-//! many are open at once; a query's share over its time is its attributed power. Invariant: no figure without its interval
-//! where one can be given, and none at all over nothing.
+//! All figures are ratios of means over the same queries (*Intelligence per Watt*, arXiv 2511.07885, section 3): those
+//! that were answered and scored and whose energy in the scope is known (`covered` of `asked`). Power is the machine's
+//! power in the scope while a query was open, so it does not depend on the number of concurrent queries. Attributed
+//! power is a query's share over its time. Invariant: a figure has its confidence interval if one can be computed, and
+//! no figure is computed over an empty set.
 
 use serde::{Deserialize, Serialize};
 
@@ -13,84 +13,84 @@ use super::scope::{IdlePolicy, Scope};
 use super::table::{RunTable, known};
 use crate::domain::Grade;
 
-/// A figure and how far it can be trusted.
+/// A figure with its confidence interval.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Estimate {
     /// The figure over all queries.
     pub value: f64,
-    /// 95 %, over the choice of questions; asking the same ones again makes it no narrower.
+    /// The 95 % confidence interval over the choice of questions; repeats do not make it narrower.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub interval: Option<ConfidenceInterval>,
 }
 
-/// What is asked for.
+/// Options of the computation.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct MetricOptions {
-    /// Which domains count.
+    /// The scope of the energies.
     pub scope: Scope,
-    /// Whether idle power does.
+    /// Whether idle power is included.
     pub idle: IdlePolicy,
-    /// Of the resampling.
+    /// The seed of the bootstrap.
     pub seed: u64,
 }
 
 /// The figures over a set of queries.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct EfficiencyMetrics {
-    /// What they are over: a subject, or everything.
+    /// The subject of the queries, or "all".
     pub of: String,
-    /// Which domains count.
+    /// The scope of the energies.
     pub scope: Scope,
-    /// Whether idle power does.
+    /// Whether idle power is included.
     pub idle: IdlePolicy,
     /// The worst grade among the queries' energies.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub grade: Option<Grade>,
-    /// The run's machine was replayed from a file, whatever the grade.
+    /// Whether the run's machine was simulated (replayed from a file), whatever the grade.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub simulated: bool,
     /// Queries in the run.
     pub asked: usize,
-    /// Of those, answered.
+    /// Number of answered queries.
     pub answered: usize,
-    /// Of those, scored.
+    /// Number of answered queries with a score.
     pub scored: usize,
-    /// Of those, with a known energy: what the figures are over.
+    /// Number of scored queries with a known energy; the figures are over these.
     pub covered: usize,
-    /// Right ones of the covered, in 0..1; where none is covered, of the scored.
+    /// Fraction of the covered queries that are correct; of the scored ones if none is covered.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub accuracy: Option<Estimate>,
-    /// Mean energy of a query.
+    /// Mean energy of a query, joules.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub energy_j: Option<Estimate>,
-    /// How far the meter's guarantee lets `energy_j` be off, whatever the questions.
+    /// Guaranteed error of `energy_j`, independent of the choice of questions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub energy_error_j: Option<f64>,
-    /// Mean power of the machine in the scope while a query was open; absent where it is unknown of a covered query.
+    /// Mean power of the machine in the scope while a query was open, watts; absent if unknown for a covered query.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub power_w: Option<Estimate>,
-    /// How far the meter's guarantee lets `power_w` be off, whatever the questions.
+    /// Guaranteed error of `power_w`, independent of the choice of questions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub power_error_w: Option<f64>,
-    /// Covered queries of which `power_w` is not known.
+    /// Number of covered queries whose power is unknown.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub without_power: usize,
-    /// Mean attributed power: a query's share over the time it was open.
+    /// Mean attributed power, watts: a query's share over the time that its span was open.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub attributed_power_w: Option<Estimate>,
-    /// IPW: accuracy over `power_w`.
+    /// IPW: accuracy / `power_w`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub per_watt: Option<Estimate>,
-    /// IPJ: accuracy over mean energy.
+    /// IPJ: accuracy / mean energy.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub per_joule: Option<Estimate>,
-    /// Tokens of the answers for each joule.
+    /// Output tokens per joule.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tokens_per_joule: Option<Estimate>,
-    /// Queries for each kilowatt-hour.
+    /// Queries per kilowatt-hour.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub queries_per_kwh: Option<Estimate>,
-    /// Perplexity of the answers, exp(-mean log-probability), where the server tells.
+    /// Perplexity of the answers, exp(-mean log-probability), if the server reports log-probabilities.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub perplexity: Option<Estimate>,
     /// 1 / (perplexity × mean power).
@@ -101,8 +101,8 @@ pub struct EfficiencyMetrics {
     pub perplexity_per_joule: Option<Estimate>,
 }
 
-/// The columns of a covered query. What only some queries tell stands with its own count, energy and power, so that one
-/// resampling serves every figure.
+/// The columns of a covered query. An optional value has its own count, energy and power columns, so that one
+/// resampling serves all figures.
 const SCORE: usize = 0;
 const ENERGY: usize = 1;
 const POWER: usize = 2;
@@ -115,7 +115,7 @@ const LOGPROB_POWER: usize = 8;
 const ATTRIBUTED_POWER: usize = 9;
 const COLUMN_COUNT: usize = 10;
 
-/// The figures over the queries of one subject, or over all.
+/// Computes the figures over the queries of one subject, or over all.
 pub fn compute_metrics(table: &RunTable, subject: Option<u32>, options: &MetricOptions) -> EfficiencyMetrics {
     let columns = &table.columns;
     let Some(subject) = subject else { return compute_metrics_over(table, "all", 0..columns.len(), options) };
@@ -123,7 +123,7 @@ pub fn compute_metrics(table: &RunTable, subject: Option<u32>, options: &MetricO
     compute_metrics_over(table, &table.subjects[subject as usize], chosen, options)
 }
 
-/// The figures over some queries, given by their places.
+/// Computes the figures over the queries at `indices`.
 pub fn compute_metrics_over(
     table: &RunTable,
     name: &str,
@@ -151,12 +151,12 @@ pub fn compute_metrics_over(
         right += usize::from(score == 1.0);
         grade = grade.max(columns.grade[at]);
         without_power += usize::from(known(watts(at)).is_none());
-        // One query without a guarantee leaves the mean without one.
+        // A single query without a guaranteed error leaves the mean without one.
         error_j += share_error[at];
         error_w += watts_error(at);
     }
     let mut metrics = empty_metrics(name.to_owned(), options, [asked, answered, scored, count]);
-    // A scope's own domains may be better or worse than the host's total; the manifest knows them.
+    // A scope's domains may have another grade than the host's total; the manifest has their grades.
     metrics.grade =
         if options.scope == Scope::Host { grade } else { options.scope.grade(&table.manifest.domains) };
     metrics.simulated = table.manifest.is_simulated();
@@ -186,7 +186,7 @@ pub fn compute_metrics_over(
     metrics
 }
 
-/// The accuracy of the scored queries, whatever is known of their energy.
+/// Returns the accuracy of all scored queries, with or without a known energy.
 fn scored_accuracy(
     table: &RunTable,
     indices: impl Iterator<Item = usize>,
@@ -240,7 +240,7 @@ fn empty_metrics(
     }
 }
 
-/// A ratio that means something only over what is there: energy with the idle part taken off may come out at nothing.
+/// Returns a ratio if its denominator is positive; energy without its idle part may be zero or negative.
 fn ratio(numerator: f64, denominator: f64) -> f64 {
     if denominator > 0.0 { numerator / denominator } else { f64::NAN }
 }
@@ -254,7 +254,7 @@ fn estimate(value: f64, interval: Option<ConfidenceInterval>) -> Option<Estimate
     value.is_finite().then_some(Estimate { value, interval })
 }
 
-/// Every figure from the sums; `NaN` where the queries do not give it.
+/// Computes all figures from the sums; `NaN` for a figure that the queries do not give.
 fn estimate_values(sums: &ColumnSums<COLUMN_COUNT>) -> [f64; 11] {
     const JOULES_PER_KWH: f64 = 3.6e6;
     let (score, energy, power) = (sums.mean(SCORE), sums.mean(ENERGY), sums.mean(POWER));
@@ -284,7 +284,8 @@ fn set_estimates(
     let values = estimate_values(sample.total());
     let mut intervals = sample.confidence_intervals(seed, estimate_values);
     if all_equal {
-        // Resampling equal scores says that they are certain. They are not: Wilson's interval is, over the mean's cost.
+        // A bootstrap over equal scores gives an interval of zero width; Wilson's interval divided by the mean's cost
+        // does not.
         let questions = sample.question_count() as f64;
         let accuracy = wilson_interval(values[0] * questions, questions);
         let over = |cost: f64| {
@@ -334,7 +335,7 @@ mod tests {
             share_uj,
             error_uj: Some(100_000),
             idle_uj: Some(1_000_000),
-            // Two at once: half of the window is another query's.
+            // Two concurrent queries: half of the window belongs to the other.
             window_uj: share_uj.map(|share_uj| share_uj * 2),
             at_once: 2,
             span_ns: 2_000_000_000,
@@ -358,7 +359,7 @@ mod tests {
 
     #[test]
     fn estimates_are_ratios_of_means() {
-        // Energies 2 J of 4 J and 4 J of 8 J over 2 s each, one right: accuracy 0.5, 3 J, 3 W of the machine's.
+        // Energies 2 J of 4 J and 4 J of 8 J over 2 s each, one correct: accuracy 0.5, mean 3 J, machine power 3 W.
         let table =
             table([row(0, Some(1.0), Some(2_000_000)), row(1, Some(0.0), Some(4_000_000))].into_iter());
         let all = compute_metrics(&table, None, &OPTIONS);
@@ -370,7 +371,7 @@ mod tests {
         assert_eq!(all.energy_error_j, Some(0.1));
         assert!((value(all.perplexity) - 2.0).abs() < 1e-12);
         assert!((value(all.perplexity_per_watt) - 1.0 / 6.0).abs() < 1e-12);
-        // Of each window 2 J are idle: twice the idle part of a share that is half of the window.
+        // Each window has 2 J of idle energy: twice the idle part of a share that is half of the window.
         let bare = compute_metrics(&table, None, &MetricOptions { idle: IdlePolicy::Excluded, ..OPTIONS });
         assert_eq!((value(bare.energy_j), value(bare.power_w)), (2.0, 2.0));
         assert_eq!(value(bare.attributed_power_w), 1.0);
@@ -404,7 +405,7 @@ mod tests {
         assert!((of_watt * 2.0 - of_all).abs() < 1e-12, "at 2 W");
     }
 
-    /// Fifty questions, each asked so many times with the same outcome.
+    /// Fifty questions, each repeated with the same outcome.
     fn repeated_table(times: u32, score: impl Fn(usize) -> f64) -> RunTable {
         let all = (0..times).flat_map(|repeat| (0..50).map(move |id| (id, repeat)));
         table(all.map(|(id, repeat)| {
@@ -448,7 +449,7 @@ mod tests {
             let table = table([row].into_iter());
             compute_metrics(&table, None, &OPTIONS)
         };
-        // A share is off by at most 0.1 J, so that the window of two equal spans is by at most 0.2 J, over 2 s.
+        // A share has an error of 0.1 J, so the window of two equal spans has an error of 0.2 J, over 2 s.
         assert!((of(|_| ()).power_error_w.unwrap() - 0.1).abs() < 1e-12);
         let heavy = of(|energy| energy.window_uj = Some(5_000_000));
         assert_eq!((heavy.power_error_w, heavy.power_w.unwrap().value), (None, 2.5));

@@ -1,7 +1,7 @@
-//! The machine's power while a run goes on.
+//! The machine's power during a run.
 //!
-//! Owns `power.jsonl`: a line ten times a second with every domain's power, for the picture of power over time. Needs
-//! telemetry access; without it there is no such file, and the picture adds up the queries' own powers.
+//! Writes `power.jsonl`: ten lines per second with the power of every domain, for the chart of power over time. This
+//! needs telemetry access; without it the file is absent and the chart shows the sum of the queries' powers.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Write};
@@ -17,16 +17,16 @@ use crate::private_file;
 
 const SAMPLE_RATE_HZ: f64 = 10.0;
 
-/// One instant.
+/// One sample.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct PowerSample {
-    /// On the machine's monotonic clock.
+    /// The instant, monotonic clock.
     pub at_ns: u64,
-    /// Each domain's power, in the order of the run's `domains`.
+    /// The power of each domain, in the order of the run's `domains`.
     pub power_mw: Vec<Option<u64>>,
 }
 
-/// Records the power until it is dropped.
+/// A recorder of power samples; it stops when it is dropped.
 #[derive(Debug)]
 pub struct PowerRecorder {
     stop: Arc<AtomicBool>,
@@ -34,13 +34,13 @@ pub struct PowerRecorder {
 }
 
 impl PowerRecorder {
-    /// Records until it is dropped.
+    /// Starts recording.
     ///
     /// # Errors
-    /// The caller may not watch, or the file cannot be written.
+    /// The caller lacks telemetry access, or the file cannot be written.
     pub fn start(client: Client, run: &Path, domains: &[String]) -> Result<Self, ClientError> {
         let mut stream = client.watch_domains(Some(SAMPLE_RATE_HZ))?;
-        // The first answer, or the refusal, before a file is made.
+        // The first reply is awaited before the file is created, so that a refusal leaves no file.
         let Some(first) = stream.next().transpose()? else { return Err(ClientError::ConnectionClosed) };
         let file = private_file::append(&run.join("power.jsonl"));
         let mut file = file.map_err(ClientError::Io)?;
@@ -67,17 +67,17 @@ impl Drop for PowerRecorder {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
         if let Some(thread) = self.thread.take() {
-            // It ends with the next tick; a panic of it was reported where it happened.
+            // The thread ends at its next sample; the panic hook has reported a panic.
             let _ = thread.join();
         }
     }
 }
 
-/// The power of some domains together over time, between two seconds of the monotonic clock: seconds, watts. Instants at
-/// which one of them is unknown are left out.
+/// Reads the summed power of some domains between two instants (seconds of the monotonic clock), as (seconds, watts).
+/// Samples with an unknown value are skipped.
 ///
 /// # Errors
-/// The file is there and cannot be read.
+/// The file exists and cannot be read.
 pub fn read_power_series(
     run: &Path,
     domains: &[usize],
@@ -94,7 +94,7 @@ pub fn read_power_series(
     for line in BufReader::new(file).lines() {
         let Ok(sample) = serde_json::from_str::<PowerSample>(&line?) else { continue };
         let at_s = sample.at_ns as f64 / 1e9;
-        // A run that was resumed after a reboot begins its clock anew: no line says that the next ones are later.
+        // The clock restarts if a run is resumed after a reboot, so lines are not always in order.
         if !(from_s..=to_s).contains(&at_s) {
             continue;
         }

@@ -1,7 +1,8 @@
-//! One query: a span, a request, an answer, an account.
+//! One query: open a span, send the request, read the answer, fetch the account.
 //!
-//! Owns the order of these. The span begins when the request is sent and ends with the last byte of its answer; the first token
-//! begins its decode. Each try has a span of its own, so that a failed try's energy is on record and in no answer's figure.
+//! The span begins when the request is sent and ends with the last byte of the answer; the decode phase begins with
+//! the first token. Invariant: each attempt has its own span, so that the energy of a failed attempt is recorded and
+//! counts towards no answer.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -11,7 +12,6 @@ use tokio::sync::oneshot::Receiver;
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::account_result::{AccountResult, query_energy};
-use super::extract;
 use super::llm_api::RequestSettings;
 use super::llm_api::reply::{ModelReply, ReplyError, one_line};
 use super::llm_api::reply_parser::ReplyParser;
@@ -23,25 +23,25 @@ use crate::clock::monotonic_ns;
 use crate::http::BoxBody;
 use crate::http::connection_pool::ConnectionPool;
 
-/// How a query is made.
+/// How queries are made.
 pub struct QueryRunner<'a> {
-    /// Connections to the server.
+    /// The HTTP client of the server.
     pub pool: &'a ConnectionPool<BoxBody>,
-    /// How it is asked.
+    /// Settings of the requests.
     pub request_settings: &'a RequestSettings,
-    /// The meter, if there is one.
+    /// The metering thread, if the run is metered.
     pub metering: Option<&'a MeteringHandle>,
-    /// The run's domains, in their order.
+    /// The run's domains, in order.
     pub domains: &'a [RunDomain],
-    /// Further tries after the first.
+    /// Maximum retries after the first attempt.
     pub retries: u32,
 }
 
-/// How long to wait before another try: twice as long each time.
+/// Delay before the first retry; it doubles with each retry.
 const INITIAL_BACKOFF: Duration = Duration::from_millis(500);
 const MAX_BACKOFF: Duration = Duration::from_secs(30);
 
-/// A query that ended, and whose account may not have settled.
+/// A finished query whose account may not have settled.
 pub struct AnsweredQuery {
     row: QueryRow,
     text: ReplyText,
@@ -52,7 +52,7 @@ impl AnsweredQuery {
     /// Waits for the account.
     pub async fn settle(mut self, domains: &[RunDomain]) -> (QueryRow, ReplyText) {
         if let Some(account) = self.account {
-            let account = account.await.unwrap_or(Err("nobody asked the meter any more".into()));
+            let account = account.await.unwrap_or(Err("the metering thread has ended".into()));
             match account.and_then(|account| query_energy(&account, domains)) {
                 Ok(energy) => self.row.energy = Some(energy),
                 Err(reason) => self.row.unmetered = Some(reason.into_owned()),
@@ -63,8 +63,8 @@ impl AnsweredQuery {
 }
 
 impl QueryRunner<'_> {
-    /// Asks a question for the `repeat`th time until it is answered or hope is lost, and waits for its account. `number` is
-    /// another one for each query.
+    /// Sends a question, with retries, for the given `repeat`, and waits for its account. `number` is unique for each
+    /// query.
     pub async fn ask_and_settle(
         &self,
         question: &Question,
@@ -74,7 +74,7 @@ impl QueryRunner<'_> {
         self.ask(question, repeat, number).await.settle(self.domains).await
     }
 
-    /// Asks, and leaves the account for later: the next question must not wait for a counter.
+    /// Sends a question without waiting for its account, so that the next query is not delayed by a slow counter.
     pub async fn ask(&self, question: &Question, repeat: u32, number: u64) -> AnsweredQuery {
         let mut backoff = INITIAL_BACKOFF;
         for retry in 0.. {
@@ -181,7 +181,8 @@ impl QueryRunner<'_> {
             head.headers.get(http::header::CONTENT_TYPE).and_then(|content_type| content_type.to_str().ok());
         let mut parser =
             ReplyParser::new(self.request_settings.api, content_type.unwrap_or_default(), began_ns);
-        // To the end of the body, and not only to its last event: some servers spoil the next request otherwise.
+        // Read to the end of the body, not only to the last event: some servers otherwise break the next request on
+        // the connection.
         while let Some(frame) = timeout_at(deadline, body.frame()).await.map_err(timed_out)? {
             let frame = frame.map_err(|cause| ReplyError::Truncated(one_line(&error_chain(&cause))))?;
             if let Ok(bytes) = frame.into_data() {
@@ -195,7 +196,7 @@ impl QueryRunner<'_> {
     }
 }
 
-/// The row and the text of an answer, scored where a rule can.
+/// Builds the row and text of an answer, and scores it if a rule applies.
 fn build_row(
     mut row: QueryRow,
     question: &Question,
@@ -211,8 +212,8 @@ fn build_row(
             (row.tokens_out, row.tokens_estimated) = reply.output_tokens();
             (row.tokens_in, row.tokens_cached) = (reply.tokens_in, reply.tokens_cached);
             (row.finish, row.mean_logprob) = (reply.finish, reply.mean_logprob);
-            row.score = extract::score_reply(question, &reply.text).map(|right| f64::from(u8::from(right)));
-            text.settled = extract::extract_answer(question, &reply.text);
+            row.score = question.score_reply(&reply.text).map(|right| f64::from(u8::from(right)));
+            text.settled = question.extract_answer(&reply.text);
             text.reply = reply.text;
         }
         Err(error) => row.error = Some(one_line(&error.to_string())),
@@ -220,7 +221,7 @@ fn build_row(
     (row, text)
 }
 
-/// Whether the connection closed before the answer began, and not because nobody listens.
+/// Returns whether the connection closed before the response began; a refused connection does not count.
 fn is_connection_closed(error: &(dyn std::error::Error + 'static)) -> bool {
     let mut cause = error.source();
     while let Some(inner) = cause {
@@ -232,7 +233,7 @@ fn is_connection_closed(error: &(dyn std::error::Error + 'static)) -> bool {
     false
 }
 
-/// An error with its causes, in one line.
+/// Formats an error with its causes on one line.
 fn error_chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();

@@ -1,82 +1,80 @@
-//! The questions a model is asked.
+//! Question sets.
 //!
-//! Owns the reading of question files: JSON lines with our own names or the public harness's (`problem` for `prompt`,
-//! `expected_answer` for `answer`). Invariant: no two questions of a set have the same `id`, each has a prompt, and
-//! each an answer that its format's rule can compare. Never asks anybody anything.
+//! Reads question files: JSON lines with this project's field names or the public harness's (`problem` for `prompt`,
+//! `expected_answer` for `answer`). Invariant: ids are unique within a set, each question has a prompt, and each
+//! answer can be compared by the rule of its format.
 
 use std::collections::HashSet;
 use std::io::{self, BufRead};
 
 use serde::{Deserialize, Serialize};
 
-use super::extract::{last_option_letter, normalize_words};
+use super::answer_format::{AnswerFormat, last_option_letter, normalize_words, parse_option_letter};
+use super::extract::{self, parse_number};
 use super::fnv::{self, fnv1a};
-use super::number::parse_number;
 
-/// How an answer is told right from wrong.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum AnswerFormat {
-    /// One of the lettered options.
-    Letter,
-    /// A number, compared by value.
-    Numeric,
-    /// A text, compared word by word.
-    Exact,
-    /// Another model says whether it is right.
-    Judge,
-}
-
-/// One question.
+/// A question with its correct answer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Question {
-    /// Its name within the set.
+    /// Id, unique within the set.
     pub id: String,
-    /// What it is about; figures are told by subject too.
+    /// Subject; figures are also reported by subject.
     pub subject: String,
-    /// How its answer is scored.
+    /// How the answer is scored.
     pub format: AnswerFormat,
-    /// What the model is asked, whole.
+    /// The complete prompt.
     pub prompt: String,
-    /// The right answer.
+    /// The correct answer.
     pub answer: String,
-    /// The options of a lettered question, if they are known apart from the prompt.
+    /// The options of a multiple-choice question, if given apart from the prompt.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub choices: Vec<String>,
+}
+
+impl Question {
+    /// Returns the answer that a reply gives, as text, or `None` if it gives none.
+    pub fn extract_answer(&self, reply: &str) -> Option<String> {
+        extract::extract_answer(self.format, &self.choices, reply)
+    }
+
+    /// Returns whether a reply is correct, or `None` if a judge has to decide.
+    pub fn score_reply(&self, reply: &str) -> Option<bool> {
+        extract::score_reply(self.format, &self.choices, &self.answer, reply)
+    }
 }
 
 /// A question file that cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum QuestionsError {
-    /// It cannot be read.
+    /// The file cannot be read.
     #[error("{file}: {cause}")]
     Read {
-        /// Which.
+        /// The name of the file.
         file: String,
-        /// Why.
+        /// The cause.
         cause: io::Error,
     },
-    /// A line is no question.
+    /// A line is not a question.
     #[error("{file}, line {line}: {reason}")]
     InvalidLine {
-        /// Which file.
+        /// The name of the file.
         file: String,
-        /// Counted from 1.
+        /// The line number, from 1.
         line: usize,
-        /// What is wrong and what would mend it.
+        /// What is wrong, and how to correct it.
         reason: String,
     },
-    /// There is nothing in it.
+    /// The file has no questions.
     #[error(
         "{file}: holds no question; each line is one JSON object with at least \"prompt\" and \"answer\""
     )]
     Empty {
-        /// Which.
+        /// The name of the file.
         file: String,
     },
 }
 
-/// A line as people write it. Fields of others are passed over.
+/// A line of a question file. Unknown fields are ignored.
 #[derive(Deserialize)]
 struct QuestionLine {
     id: Option<String>,
@@ -90,22 +88,22 @@ struct QuestionLine {
     choices: Vec<String>,
 }
 
-/// The longest line that is read; a question is not a book.
+/// The longest accepted line.
 const MAX_LINE_BYTES: usize = 4 << 20;
 
-/// The set that is built in, written for this project.
+/// The built-in set, written for this project.
 const BUILT_IN_JSON_LINES: &str = include_str!("built_in_questions.jsonl");
 
-/// The built-in set.
+/// Returns the built-in set.
 pub fn built_in() -> Vec<Question> {
     parse("the built-in questions", BUILT_IN_JSON_LINES.as_bytes())
         .expect("a test reads the built-in questions")
 }
 
-/// Reads a set of questions from JSON lines; `file` names it in messages.
+/// Parses a set of questions from JSON lines; `file` is the name for error messages.
 ///
 /// # Errors
-/// The first line that is no question, by number, and what it lacks.
+/// The first invalid line, with its number and the reason.
 pub fn parse(file: &str, mut text: impl BufRead) -> Result<Vec<Question>, QuestionsError> {
     let mut questions = Vec::new();
     let mut ids = HashSet::new();
@@ -142,7 +140,7 @@ pub fn parse(file: &str, mut text: impl BufRead) -> Result<Vec<Question>, Questi
 fn question_from_line(line: QuestionLine, index: usize) -> Result<Question, String> {
     let prompt = line.prompt.filter(|prompt| !prompt.trim().is_empty());
     let prompt = prompt.ok_or("has no \"prompt\" (or \"problem\")")?;
-    // A whole number may be the place of an option as well as one of the options' words.
+    // An integer may be the index of an option or the text of one.
     let may_be_index = |number: &serde_json::Number| {
         number.as_u64().is_some_and(|index| !line.choices.is_empty() && index <= line.choices.len() as u64)
     };
@@ -169,10 +167,10 @@ fn question_from_line(line: QuestionLine, index: usize) -> Result<Question, Stri
 const NOT_AN_OPTION: &str = "\"answer\" is neither a letter nor one of \"choices\"; of an index it is not known whether it \
                          counts from 0";
 
-/// An answer that the rule of its format can compare with a reply's, changed only where it could not be as it was written.
+/// Normalizes a correct answer so that the rule of its format can compare it; a comparable answer is unchanged.
 ///
 /// # Errors
-/// No reply could ever be right.
+/// No reply could match the answer.
 pub(super) fn normalize_answer(
     format: AnswerFormat,
     answer: String,
@@ -196,25 +194,7 @@ pub(super) fn normalize_answer(
     }
 }
 
-/// The letter that an answer is written as: "B", "(b)", "B.", or "B) London" where that is what option B says.
-pub(super) fn parse_option_letter(answer: &str, choices: &[String]) -> Option<char> {
-    let trimmed = answer.trim().trim_start_matches('(');
-    let letter = trimmed.chars().next()?.to_ascii_uppercase();
-    let option = (b'A'..=last_option_letter(choices)).position(|one| char::from(one) == letter)?;
-    let rest = &trimmed[1..];
-    let remainder = rest.trim_matches([')', '.', ':', ' ']);
-    let is_option_text = rest.starts_with([')', '.', ':', ' '])
-        && match choices.get(option) {
-            Some(choice) => {
-                !normalize_words(remainder).is_empty()
-                    && normalize_words(remainder) == normalize_words(choice)
-            }
-            None => !rest.starts_with(' '),
-        };
-    (remainder.is_empty() || is_option_text).then_some(letter)
-}
-
-/// The letter of the one option that an answer's words are.
+/// Returns the letter of the only option with the text of the answer.
 fn find_option_letter(answer: &str, choices: &[String]) -> Option<char> {
     let unique = |matches: &dyn Fn(&String) -> bool| {
         let mut matching = (b'A'..=b'Z').zip(choices).filter(|(_, choice)| matches(choice));
@@ -226,7 +206,7 @@ fn find_option_letter(answer: &str, choices: &[String]) -> Option<char> {
         .or_else(|| unique(&|choice| !answer_words.is_empty() && normalize_words(choice) == answer_words))
 }
 
-/// A sum of money as a number.
+/// Removes currency signs from an amount of money.
 fn strip_currency(answer: &str) -> Option<String> {
     const CURRENCY_SIGNS: [char; 6] = ['$', '\u{20ac}', '\u{a3}', '\u{a5}', '\u{20b9}', ' '];
     let (minus, sum) = answer.trim().strip_prefix('-').map_or(("", answer.trim()), |sum| ("-", sum));
@@ -234,8 +214,7 @@ fn strip_currency(answer: &str) -> Option<String> {
     parse_number(&bare).is_some().then_some(bare)
 }
 
-/// The format of a question whose writer did not say: what its answer looks like. A text is left to a judge, since a right
-/// answer may be worded in many ways.
+/// Infers the format of a question from its answer. Text is left to a judge, since a correct answer has many wordings.
 pub fn infer_format(answer: &str, choices: &[String]) -> AnswerFormat {
     let answer = answer.trim();
     let last = last_option_letter(choices);
@@ -249,7 +228,7 @@ pub fn infer_format(answer: &str, choices: &[String]) -> AnswerFormat {
     }
 }
 
-/// What tells one set of questions from another, whatever file they came from: a 64-bit FNV-1a over ids, prompts and
+/// Returns the fingerprint of a set of questions, independent of the file: a 64-bit FNV-1a hash over ids, prompts and
 /// answers, in hexadecimal.
 pub fn fingerprint(questions: &[Question]) -> String {
     let texts = questions.iter().flat_map(|one| [&one.id, &one.prompt, &one.answer]);
@@ -282,8 +261,8 @@ mod tests {
     fn built_in_answers_score_as_correct() {
         for question in built_in() {
             let right = format!("Answer: {}", question.answer);
-            assert_eq!(super::super::extract::score_reply(&question, &right), Some(true), "{}", question.id);
-            let wrong = super::super::extract::score_reply(&question, "Answer: nothing of the kind");
+            assert_eq!(question.score_reply(&right), Some(true), "{}", question.id);
+            let wrong = question.score_reply("Answer: nothing of the kind");
             assert_ne!(wrong, Some(true), "{}", question.id);
         }
     }
@@ -349,7 +328,7 @@ mod tests {
             let question = with_answer(answer, CITIES).unwrap();
             assert_eq!((question.answer.as_str(), question.format), (kept, AnswerFormat::Letter), "{answer}");
             let right = kept.to_uppercase().replace(['(', ')', '.'], "");
-            let score = |reply: &str| super::super::extract::score_reply(&question, reply);
+            let score = |reply: &str| question.score_reply(reply);
             assert_eq!(score(&format!("Answer: {}", &right[..1])), Some(true), "{answer}");
             assert_eq!(score("Answer: B"), Some(false), "{answer}");
         }
@@ -391,7 +370,7 @@ mod tests {
         ] {
             let question = asked(answer);
             assert_eq!(question.answer, kept);
-            assert_eq!(super::super::extract::score_reply(&question, reply), Some(true), "{answer}");
+            assert_eq!(question.score_reply(reply), Some(true), "{answer}");
         }
     }
 

@@ -1,11 +1,12 @@
-//! What would be saved if questions went to small local models wherever those are good enough.
+//! Savings from routing questions to small local models.
 //!
-//! Owns the arithmetic of *Intelligence per Watt*'s routing (arXiv 2511.07885, section 5): a local model *covers* a question
-//! where its score is at least the reference's (win or tie); the best-of-local covers where any does; the oracle sends each
-//! question to the cheapest model that covers it, else to the reference; a router of accuracy p takes the oracle's choice with
-//! probability p and the reference otherwise, so that quality never falls and savings are p times the oracle's. Works over the
-//! questions that every run answered and scored. Invariant: a saving needs the cost of every query it counts; one that is
-//! not known makes it absent. Each query is routed for itself; for the intervals all queries of a question are drawn together.
+//! Implements the routing analysis of *Intelligence per Watt* (arXiv 2511.07885, section 5). A local model *covers* a
+//! question if its score is at least the reference's (win or tie); the best-of-local covers a question if any local
+//! model does. The oracle sends each question to the cheapest covering model, else to the reference. A router of
+//! accuracy p follows the oracle with probability p and otherwise uses the reference, so quality never falls and the
+//! savings are p times the oracle's. All figures are over the questions that every run answered and scored. Invariant:
+//! a saving is absent if the cost of any query in it is unknown. Queries are routed one by one; intervals resample all
+//! queries of a question together.
 
 use std::cmp::Ordering;
 use std::collections::HashMap;
@@ -20,85 +21,85 @@ use super::scope::{IdlePolicy, Scope};
 use super::table::{RunTable, known};
 use crate::domain::Grade;
 
-/// A run that takes part.
+/// A run in the comparison.
 #[derive(Debug)]
 pub struct RoutedModel<'a> {
-    /// Its name.
+    /// The name of the run.
     pub label: String,
-    /// Its rows.
+    /// The rows of the run.
     pub table: &'a RunTable,
-    /// Joules of a query whose row has none, as for a model in the cloud; an assumption of the user's.
+    /// Assumed joules per query for rows without energy, as for a cloud model.
     pub assumed_j: Option<f64>,
-    /// Parameters that work on a token; the floating-point operations of a query are twice that for each token.
+    /// Active parameters of the model; a query takes 2 × parameters floating-point operations per token.
     pub active_parameters: Option<f64>,
-    /// Money for a million tokens of the prompt, and of the answer.
+    /// Price per million prompt tokens and output tokens.
     pub per_million_tokens: Option<(f64, f64)>,
 }
 
-/// One local model against the reference.
+/// A local model compared with the reference.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Coverage {
-    /// Its name.
+    /// The name of the run.
     pub label: String,
-    /// Of the questions, where it was better.
+    /// Number of questions with a higher score than the reference.
     pub wins: usize,
-    /// Where it was as good.
+    /// Number of questions with an equal score.
     pub ties: usize,
-    /// Both, as a part of all.
+    /// Wins and ties as a fraction of all questions.
     pub covered: Estimate,
 }
 
-/// What a way of routing saves against all on the reference, as parts of the reference's use.
+/// Savings of a router relative to the reference alone, as fractions of the reference's use.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Saving {
-    /// How often the router takes the oracle's choice.
+    /// Probability that the router follows the oracle.
     pub accuracy: f64,
-    /// Of energy.
+    /// Saved fraction of the energy.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub energy: Option<Estimate>,
-    /// How far the meter's guarantee lets `energy` be off, whatever the questions; an assumed energy has no error.
+    /// Guaranteed error of `energy`, independent of the choice of questions; an assumed energy has no error.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub energy_error: Option<f64>,
-    /// Of floating-point operations.
+    /// Saved fraction of the floating-point operations.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub compute: Option<Estimate>,
-    /// Of money.
+    /// Saved fraction of the price.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cost: Option<Estimate>,
 }
 
-/// The whole.
+/// The result of the routing analysis.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Routing {
-    /// Which domains the energies count.
+    /// The scope of the energies.
     pub scope: Scope,
-    /// Whether idle power is part of them.
+    /// Whether idle power is included.
     pub idle: IdlePolicy,
-    /// The worst grade among the energies that were measured.
+    /// The worst grade among the measured energies.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub grade: Option<Grade>,
-    /// A run's machine was replayed from a file, whatever the grade.
+    /// Whether any run's machine was simulated (replayed from a file), whatever the grade.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub simulated: bool,
-    /// Queries in the reference's run.
+    /// Number of queries in the reference's run.
     pub asked: usize,
-    /// Of those, the ones that every run answered and scored: what the figures are over.
+    /// Number of queries that every run answered and scored; the figures are over these.
     pub queries: usize,
-    /// Of those, the ones whose energy at the reference is assumed.
+    /// Number of those whose energy at the reference is assumed.
     pub assumed: usize,
-    /// The questions that those ask; fewer than `queries` where questions were asked more than once.
+    /// Number of distinct questions among those; fewer than `queries` if questions were repeated.
     pub questions: usize,
-    /// Of the reference's name.
+    /// The name of the reference.
     pub reference: String,
-    /// Each local model.
+    /// Each local model against the reference.
     pub models: Vec<Coverage>,
     /// The best of the local models on each question.
     pub best_of_local: Coverage,
-    /// The oracle, and the routers that were asked for.
+    /// Savings of the oracle and of the requested routers.
     pub savings: Vec<Saving>,
-    /// How many queries the oracle gives to each model, by name, the reference last.
+    /// Number of queries that the oracle sends to each model, by name; the reference is last.
     pub oracle_sends: Vec<(String, usize)>,
-    /// Where the runs are not comparable; empty as a rule, since it needs somebody who insists.
+    /// Mismatches between the runs; empty unless the user forces the comparison.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub unlike: Vec<IncomparableRuns>,
 }
@@ -106,16 +107,16 @@ pub struct Routing {
 /// Two runs that are not comparable.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct IncomparableRuns {
-    /// The name of the one: the reference, as a rule.
+    /// The name of the first run, usually the reference.
     pub first: String,
-    /// The name of the other.
+    /// The name of the other run.
     pub other: String,
-    /// In what they differ.
+    /// The properties in which they differ.
     pub differs: Vec<Difference>,
 }
 
-/// Which runs are not comparable. A reference whose energy is all assumed has neither grade nor domains; the local models then
-/// have the first of them as their measure.
+/// Returns the runs that are not comparable. A reference with only assumed energies has neither grade nor domains; the
+/// local models are then compared with the first of them.
 pub fn incomparable_runs(
     locals: &[RoutedModel],
     reference: &RoutedModel,
@@ -136,23 +137,23 @@ pub fn incomparable_runs(
     against_reference.chain(among_locals).collect()
 }
 
-/// What a query costs: energy, operations, money; each if known.
+/// The cost of a query: energy, operations, price; each if known.
 type QueryCosts = [Option<f64>; 3];
 
-/// A query that was answered and scored.
+/// An answered and scored query.
 #[derive(Debug, Clone, Copy)]
 struct RoutedQuery {
     question: u64,
     score: f64,
     costs: QueryCosts,
-    /// Guaranteed half-width of its energy.
+    /// Guaranteed half-width of the energy.
     error_j: Option<f64>,
-    /// Its energy is an assumption.
+    /// Whether the energy is assumed.
     assumed: bool,
     grade: Option<Grade>,
 }
 
-/// The arithmetic over runs of the same questions. `None` where no question is in all of them.
+/// Computes the routing analysis over runs of the same questions; `None` if no question is in all of them.
 pub fn evaluate_routing(
     locals: &[RoutedModel],
     reference: &RoutedModel,
@@ -185,7 +186,7 @@ pub fn evaluate_routing(
     let mut choices: Vec<[RoutedQuery; 2]> = Vec::new();
     for (key, query) in &reference_queries {
         let covering = indices.clone().filter(|at| score_order(*at, key, query.score).is_ge());
-        // The cheapest by energy; one whose energy is not known comes after all others.
+        // The cheapest by energy; an unknown energy sorts last.
         let chosen = covering.min_by(|one, other| {
             let joules = |at: usize| local_queries[at][key].costs[0].unwrap_or(f64::INFINITY);
             joules(*one).total_cmp(&joules(*other))
@@ -218,12 +219,12 @@ pub fn evaluate_routing(
     })
 }
 
-/// The savings of a router of accuracy `p`, from those of the oracle: misses go to the reference and save nothing.
+/// Returns the savings of a router of accuracy `p` from the oracle's: misses use the reference and save nothing.
 pub fn router_saving(oracle_saving: f64, p: f64) -> f64 {
     oracle_saving * p
 }
 
-/// A run's queries that were answered and scored, by key.
+/// Returns a run's answered and scored queries by key.
 fn scored_queries<'a>(
     model: &RoutedModel<'a>,
     options: &MetricOptions,
@@ -233,13 +234,13 @@ fn scored_queries<'a>(
     let scope = options.scope;
     let ScopeColumns { share: share_j, error, .. } = columns.scope_columns(scope);
     let joules = columns.energy_j(scope, options.idle);
-    // A scope's own domains may be better or worse than the host's total; the manifest knows them.
+    // A scope's domains may have another grade than the host's total; the manifest has their grades.
     let of_scope = scope.grade(&table.manifest.domains);
     (0..columns.len()).filter_map(move |at| {
         let score = known(columns.score[at])?;
         let (tokens_in, tokens_out) = (known(columns.tokens_in[at]), known(columns.tokens_out[at]));
         let tokens = tokens_in.zip(tokens_out);
-        // What was metered is never assumed, not even where its idle part is unknown.
+        // The energy of a metered query is never assumed, even if its idle part is unknown.
         let is_metered = known(share_j[at]).is_some();
         let energy = if is_metered { known(joules(at)) } else { assumed_j };
         let operations = active_parameters
@@ -302,7 +303,7 @@ fn router_savings(choices: &[[RoutedQuery; 2]], repeated: bool, p: f64, seed: u6
     }
 }
 
-/// How far a ratio can be off where its parts can; `None` where the lower one may be nothing.
+/// Returns the error of a ratio from the errors of its parts; `None` if the denominator may be zero.
 fn ratio_error(
     [numerator, denominator]: [f64; 2],
     [numerator_error, denominator_error]: [f64; 2],
@@ -338,7 +339,8 @@ mod tests {
 
     #[test]
     fn the_oracle_picks_the_cheapest_covering_model() {
-        // The reference knows all but the last; small knows one of four, middle three, at 1 J and 2 J against 10 J.
+        // The reference answers all but the last correctly; small answers one of four, middle three, at 1 J and 2 J
+        // against 10 J.
         let reference = run(&[1.0, 1.0, 1.0, 0.0], 10.0, |_| ());
         let (small, middle) =
             (run(&[1.0, 0.0, 0.0, 0.0], 1.0, |_| ()), run(&[1.0, 1.0, 0.0, 1.0], 2.0, |_| ()));
@@ -394,7 +396,7 @@ mod tests {
 
     #[test]
     fn excluded_idle_power_is_not_in_the_saving() {
-        // 2 J against 4 J, of which half a joule each would have been used anyway.
+        // 2 J against 4 J, each with an idle part of 0.5 J.
         let (small, large) = (run(&[1.0; 4], 2.0, |_| ()), run(&[1.0; 4], 4.0, |_| ()));
         let of = |idle, large: &RoutedModel| {
             let options = MetricOptions { idle, ..OPTIONS };

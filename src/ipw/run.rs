@@ -1,8 +1,8 @@
-//! A run: every question, at the pace that was asked for, into the run's directory.
+//! The run loop: sends all questions at the requested rate and writes the results to the run's directory.
 //!
-//! Owns the pace (so many at once, or so many a second), the warm-up, the order, and what is told meanwhile. Invariant: a
-//! query that fails is a row; only a directory that cannot be written ends a run early; a query whose account has not
-//! settled yet keeps no other from beginning. Runs on one thread.
+//! Controls the rate (concurrency or queries per second), warm-up, order and progress. Invariant: a failed query is a
+//! row; only a directory that cannot be written ends a run early; an unsettled account does not delay other queries.
+//! Runs on one thread.
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -12,10 +12,11 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 use tokio::task::{JoinSet, LocalSet};
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep, sleep_until};
 
+use super::answer_format::AnswerFormat;
 use super::llm_api::RequestSettings;
 use super::metering_thread::MeteringHandle;
 use super::query::QueryRunner;
-use super::question::{AnswerFormat, Question};
+use super::question::Question;
 use super::row::{QueryRow, ReplyText};
 use super::run_dir::{RunDir, RunDirError};
 use super::scope::RunDomain;
@@ -25,66 +26,66 @@ use crate::http::connection_pool::ConnectionPool;
 /// How queries follow each other.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Workload {
-    /// So many are open at once.
+    /// Closed loop: this many queries are open at a time.
     ClosedLoop(usize),
-    /// So many begin each second, whether or not others have ended.
+    /// Open loop: this many queries begin each second, independent of completions.
     OpenLoop(f64),
 }
 
-/// The most queries that may begin each second.
+/// The highest request rate, queries per second.
 pub const MAX_QUERIES_PER_SECOND: f64 = 1e5;
 
-/// The most queries that are open at once, whatever the rate.
+/// The maximum number of open queries in open-loop mode.
 const MAX_CONCURRENCY: usize = 4096;
 
-/// The most queries that are open or wait for their accounts.
+/// The maximum number of queries that are open or wait for their accounts.
 const MAX_UNSETTLED_QUERIES: usize = 4 * MAX_CONCURRENCY;
 
-/// How long an interrupted run waits for the accounts of queries that were answered.
+/// How long an interrupted run waits for the accounts of answered queries.
 const INTERRUPT_GRACE_PERIOD: Duration = Duration::from_secs(3);
 
-/// What a run is made with.
+/// The setup of a run.
 pub struct RunSetup {
-    /// Connections to the server.
+    /// The HTTP client of the server.
     pub pool: ConnectionPool<BoxBody>,
-    /// How it is asked.
+    /// Settings of the requests.
     pub request_settings: RequestSettings,
-    /// The meter, if there is one.
+    /// The metering thread, if the run is metered.
     pub metering: Option<MeteringHandle>,
-    /// The run's domains, in their order.
+    /// The run's domains, in order.
     pub domains: Vec<RunDomain>,
     /// How queries follow each other.
     pub workload: Workload,
-    /// Questions that are asked first and not counted; other ones than those that are.
+    /// Number of uncounted warm-up queries; their prompts are none of the questions.
     pub warm_up: u32,
     /// How often each question is asked.
     pub repeats: u32,
-    /// Further tries after a failure.
+    /// Maximum retries after a failure.
     pub retries: u32,
 }
 
-/// What has come so far.
+/// The progress of a run.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct RunProgress {
-    /// Queries of this call: all that are to be made.
+    /// Total number of queries of this call.
     pub total: usize,
-    /// Those that ended.
+    /// Finished queries.
     pub finished: usize,
-    /// Of those, failed ones.
+    /// Failed queries.
     pub failed: usize,
-    /// Of those, scored ones.
+    /// Scored queries.
     pub scored: usize,
-    /// The sum of their scores.
+    /// Sum of the scores.
     pub score_sum: f64,
-    /// Of those, with a known energy.
+    /// Queries with a known energy.
     pub metered: usize,
-    /// Of those, the ones to which a meter that was asked gave none.
+    /// Metered queries for which the daemon gave no energy.
     pub unmetered: usize,
-    /// Its sum.
+    /// Sum of the known energies.
     pub energy_uj: u64,
-    /// What the machine used while each was open, added up,
+    /// Sum of the window energies of the queries.
     pub window_uj: u64,
-    /// and the time those took together.
+    /// Sum of the durations of those windows.
     pub window_ns: u64,
 }
 
@@ -110,19 +111,20 @@ impl RunProgress {
     }
 }
 
-/// How a run ended.
+/// The outcome of a run.
 #[derive(Debug)]
 pub struct RunOutcome {
-    /// What came.
+    /// The final progress.
     pub progress: RunProgress,
-    /// It was interrupted; what was answered is kept.
+    /// Whether the run was interrupted; answered queries are kept.
     pub interrupted: bool,
 }
 
-/// Asks every question that the directory has no answer to. `on_row` is called for every query that ends; `stop` ends the run early.
+/// Runs every question that has no answer in the directory. `on_row` is called after each query; `stop` ends the run
+/// early.
 ///
 /// # Errors
-/// The directory cannot be written any more; what was written is whole.
+/// The directory can no longer be written; lines that were written before are complete.
 pub async fn run_queries(
     setup: RunSetup,
     questions: &[Question],
@@ -161,7 +163,7 @@ pub async fn run_queries(
                     }
                 }
                 Some(ended) = scheduler.open.join_next() => {
-                    // A query that panicked ends the program (panic = abort); one that was interrupted has no row.
+                    // A panic aborts the program (panic = abort); a cancelled query has no row.
                     if let Ok(Some((row, text))) = ended {
                         directory.append_row(&row, &text)?;
                         progress.record(&row);
@@ -182,7 +184,7 @@ struct QueryScheduler {
     questions: Rc<[Question]>,
     cancelled: watch::Receiver<bool>,
     pacer: Pacer,
-    /// Those that are open or wait for their accounts.
+    /// Queries that are open or wait for their accounts.
     open: JoinSet<Option<(QueryRow, ReplyText)>>,
 }
 
@@ -211,7 +213,7 @@ impl QueryScheduler {
     }
 }
 
-/// Limits when queries may begin.
+/// Decides when the next query may begin.
 struct Pacer {
     permits: Arc<Semaphore>,
     arrivals: Option<Interval>,
@@ -223,7 +225,7 @@ impl Pacer {
             Workload::ClosedLoop(concurrency) => (concurrency.clamp(1, MAX_CONCURRENCY), None),
             Workload::OpenLoop(rate) => {
                 let mut arrivals = interval(Duration::from_secs_f64(1.0 / rate.max(1e-3)));
-                // A stall of this program is caught up with, so that the mean rate is the one that was asked for.
+                // After a stall of this process queries catch up, so that the mean rate is the requested one.
                 arrivals.set_missed_tick_behavior(MissedTickBehavior::Burst);
                 (MAX_CONCURRENCY, Some(arrivals))
             }
@@ -231,9 +233,9 @@ impl Pacer {
         Self { permits: Arc::new(Semaphore::new(concurrency)), arrivals }
     }
 
-    /// Waits until the next query may begin; may be given up at any time.
+    /// Waits until the next query may begin. Cancel-safe.
     async fn wait(&mut self) -> OwnedSemaphorePermit {
-        let permit = Arc::clone(&self.permits).acquire_owned().await.expect("nobody closes it");
+        let permit = Arc::clone(&self.permits).acquire_owned().await.expect("the semaphore is never closed");
         if let Some(arrivals) = &mut self.arrivals {
             arrivals.tick().await;
         }
@@ -255,7 +257,8 @@ fn query_runner<'a>(
     }
 }
 
-/// Loads the model and wakes the hardware with prompts that are none of the questions, so that none of those is cached.
+/// Loads the model and warms up the hardware with prompts that are none of the questions, so that no question is
+/// cached.
 async fn warm_up(setup: &RunSetup) {
     let query = query_runner(setup, None, 0);
     for number in 0..setup.warm_up {
@@ -270,7 +273,7 @@ async fn warm_up(setup: &RunSetup) {
         query.ask_and_settle(&question, 0, u64::from(number)).await;
     }
     if setup.warm_up > 0 && setup.metering.is_some() {
-        // So that the meter can tell the machine's rest from the run.
+        // Idle time between warm-up and run lets the daemon measure the idle baseline.
         sleep(Duration::from_millis(500)).await;
     }
 }

@@ -1,9 +1,8 @@
-//! A run's directory.
+//! The directory of a run.
 //!
-//! Owns the files of a run: `run.json` (what was done where), `questions.jsonl` (what was asked), `texts.jsonl` and
-//! `rows.jsonl` (what came of it, a line for each query, as they end). Invariant: a line is written whole or not at all as far
-//! as a reader can see, a row is never without its text, and nothing is ever deleted or overwritten: a query that is tried
-//! again gets a further row, and the last one counts.
+//! Files: `run.json` (the manifest), `questions.jsonl` (the questions), `texts.jsonl` and `rows.jsonl` (one line for
+//! each finished query). Invariant: readers see only complete lines, a row always has its text, and nothing is deleted
+//! or overwritten. A retried query gets a further row, and the last one counts.
 
 use std::collections::{BTreeMap, HashSet};
 use std::fs::{self, File};
@@ -18,102 +17,102 @@ use super::scope::RunDomain;
 use crate::domain::REPLAY_SOURCE;
 use crate::private_file;
 
-/// What a run was.
+/// The manifest of a run.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Manifest {
-    /// The form of these files.
+    /// The version of the file format.
     pub version: u32,
-    /// What people call it.
+    /// The name of the run, for display.
     pub label: String,
-    /// The model, in the server's words.
+    /// The model, as the server names it.
     pub model: String,
-    /// Where it was asked.
+    /// The base URL of the server.
     pub server: String,
-    /// How it was asked: each setting by name, as text, for people and for comparisons.
+    /// The settings by name, as text, for display and comparison.
     pub settings: BTreeMap<String, String>,
-    /// Where the questions came from.
+    /// The source of the questions.
     pub questions: String,
-    /// What tells the set from others.
+    /// The fingerprint of the question set.
     pub fingerprint: String,
-    /// How many questions.
+    /// Number of questions.
     pub count: usize,
-    /// How often each was asked.
+    /// How often each question was asked.
     pub repeats: u32,
-    /// The machine, in words: processor, cards, system.
+    /// The machine: processor, accelerators, operating system.
     pub machine: String,
-    /// The program that measured.
+    /// The version of the program that measured.
     pub meter: String,
-    /// How idle power was known: "configured", "learnt", "unknown".
+    /// The source of the idle baseline: "configured", "learnt", "unknown".
     pub idle: String,
-    /// The domains that were live when the run began; rows keep their parts in this order. Earlier versions listed the
-    /// others too.
+    /// The domains that were live when the run began; rows keep their values in this order. Earlier versions also
+    /// listed the others.
     pub domains: Vec<RunDomain>,
-    /// The machine's other domains, which are no part of the run, each with the reason; absent in runs of earlier versions.
+    /// The machine's other domains, each with the reason for its absence; absent in runs of earlier versions.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub not_live: Option<BTreeMap<String, String>>,
-    /// When it began; wall time.
+    /// Start of the run, wall-clock time.
     pub began_unix_ns: u64,
 }
 
 impl Manifest {
-    /// Whether the energies are of a machine that was replayed from a file.
+    /// Whether the energies are of a simulated machine (replayed from a file).
     pub fn is_simulated(&self) -> bool {
         self.domains.iter().any(|domain| domain.source == REPLAY_SOURCE)
     }
 }
 
-/// The meter of a run that was made without one.
+/// The meter's name in a run without metering.
 pub const NO_METER: &str = "none";
 
-/// The version of the files that this program writes.
+/// The file format version that this program writes.
 pub const FORMAT_VERSION: u32 = 1;
 
-/// A run's directory that cannot be used.
+/// A run directory that cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum RunDirError {
     /// A file cannot be read or written.
     #[error("{}: {cause}", path.display())]
     Io {
-        /// Which.
+        /// The path of the file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         cause: io::Error,
     },
-    /// There is a run in it already.
+    /// The directory already has a run.
     #[error("{} holds a run already: name another directory, or go on with it (--resume)", .0.display())]
     AlreadyExists(PathBuf),
-    /// Somebody else writes to it.
+    /// Another process writes to the directory.
     #[error("{} is being written by another process", .0.display())]
     Locked(PathBuf),
-    /// What it says makes no sense.
+    /// The content of a file is invalid.
     #[error("{}: {reason}", path.display())]
     Invalid {
-        /// Which file.
+        /// The path of the file.
         path: PathBuf,
-        /// What.
+        /// The reason.
         reason: String,
     },
-    /// Its questions cannot be read.
+    /// The questions cannot be read.
     #[error(transparent)]
     Questions(#[from] question::QuestionsError),
 }
 
-/// A run that is being written.
+/// A run directory opened for writing.
 #[derive(Debug)]
 pub struct RunDir {
     path: PathBuf,
     rows: File,
     texts: File,
-    /// What is there already, and was answered.
+    /// Keys of the queries that were answered.
     answered: HashSet<(String, u32)>,
 }
 
 impl RunDir {
-    /// Begins a run. The directory is made where it is not there; an empty one is taken.
+    /// Creates a run. The directory is created if it does not exist; an empty one is used.
     ///
     /// # Errors
-    /// It holds a run, or cannot be written.
+    /// The directory has a run, or cannot be written.
     pub fn create(path: &Path, manifest: &Manifest, questions: &[Question]) -> Result<Self, RunDirError> {
         private_file::create_dir_all(path).map_err(io_error_at(path))?;
         if path.join("run.json").exists() || path.join("rows.jsonl").exists() {
@@ -126,7 +125,7 @@ impl RunDir {
             lines.push('\n');
         }
         private_file::write(&questions_path, lines).map_err(io_error_at(&questions_path))?;
-        // The manifest comes last and under its name at once: a directory with one is a whole run.
+        // The manifest is written last and atomically: a directory with a manifest is complete.
         let (partial_path, final_path) = (path.join("run.json.part"), path.join("run.json"));
         let text = serde_json::to_string_pretty(manifest).expect("a manifest is plain data");
         private_file::write(&partial_path, text + "\n").map_err(io_error_at(&partial_path))?;
@@ -134,10 +133,10 @@ impl RunDir {
         Self::open(path)
     }
 
-    /// Goes on with a run.
+    /// Resumes a run.
     ///
     /// # Errors
-    /// There is none, another process writes it, or it cannot be written.
+    /// There is no run, another process writes to it, or it cannot be written.
     pub fn resume(path: &Path) -> Result<(Self, Manifest, Vec<Question>), RunDirError> {
         let (manifest, questions) = (read_manifest(path)?, read_questions(path)?);
         if question::fingerprint(&questions) != manifest.fingerprint {
@@ -166,39 +165,39 @@ impl RunDir {
         Ok(Self { path: path.to_owned(), rows, texts, answered: done })
     }
 
-    /// Whether a query was answered already.
+    /// Returns whether a query was already answered.
     pub fn is_answered(&self, id: &str, repeat: u32) -> bool {
         self.answered.contains(&(id.to_owned(), repeat))
     }
 
-    /// Where it is.
+    /// The path of the directory.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Adds what a query came to: its text first.
+    /// Appends the result of a query: first its text, then its row.
     ///
     /// # Errors
-    /// The disk is full or gone; what was written before is whole.
+    /// The disk is full or unavailable; lines that were written before are complete.
     pub fn append_row(&mut self, row: &QueryRow, text: &ReplyText) -> Result<(), RunDirError> {
         let (rows, texts) = (self.path.join("rows.jsonl"), self.path.join("texts.jsonl"));
         append_line(&mut self.texts, text).map_err(io_error_at(&texts))?;
         append_line(&mut self.rows, row).map_err(io_error_at(&rows))
     }
 
-    /// Writes the row of a query again, with another score; its text is there already.
+    /// Appends a query's row with another score; its text exists already.
     ///
     /// # Errors
-    /// As for [`RunDir::add`].
+    /// As for [`RunDir::append_row`].
     pub fn rescore(&mut self, row: &QueryRow) -> Result<(), RunDirError> {
         append_line(&mut self.rows, row).map_err(io_error_at(&self.path.join("rows.jsonl")))
     }
 }
 
-/// What a run was.
+/// Reads the manifest of a run.
 ///
 /// # Errors
-/// There is no run, or one of a later version.
+/// There is no run, or it has a later format version.
 pub fn read_manifest(path: &Path) -> Result<Manifest, RunDirError> {
     let file = path.join("run.json");
     let text = fs::read_to_string(&file).map_err(io_error_at(&file))?;
@@ -206,26 +205,26 @@ pub fn read_manifest(path: &Path) -> Result<Manifest, RunDirError> {
     let manifest: Manifest = serde_json::from_str(&text).map_err(|cause| invalid(cause.to_string()))?;
     if manifest.version != FORMAT_VERSION {
         let reason =
-            format!("was written in form {}, and this program knows {FORMAT_VERSION}", manifest.version);
+            format!("has format version {}; this program reads version {FORMAT_VERSION}", manifest.version);
         return Err(invalid(reason));
     }
     Ok(manifest)
 }
 
-/// What was asked.
+/// Reads the questions of a run.
 ///
 /// # Errors
-/// They cannot be read.
+/// The file cannot be read or is invalid.
 pub fn read_questions(path: &Path) -> Result<Vec<Question>, RunDirError> {
     let file = path.join("questions.jsonl");
     let opened = File::open(&file).map_err(io_error_at(&file))?;
     Ok(question::parse(&file.display().to_string(), BufReader::new(opened))?)
 }
 
-/// What was said, the last word on each query.
+/// Reads all replies; a later reply of the same query supersedes an earlier one.
 ///
 /// # Errors
-/// It cannot be read.
+/// The file cannot be read.
 pub fn for_each_text(path: &Path, mut visit: impl FnMut(ReplyText)) -> Result<(), RunDirError> {
     for_each_line(&path.join("texts.jsonl"), |line| {
         if let Ok(text) = serde_json::from_slice(line) {
@@ -234,10 +233,10 @@ pub fn for_each_text(path: &Path, mut visit: impl FnMut(ReplyText)) -> Result<()
     })
 }
 
-/// Every row in the order of writing; lines that are none (a crash cut them) are passed over.
+/// Reads all rows in writing order; invalid lines (cut by a crash) are skipped.
 ///
 /// # Errors
-/// It cannot be read.
+/// The file cannot be read.
 pub fn for_each_row(rows: &Path, mut visit: impl FnMut(QueryRow)) -> Result<(), RunDirError> {
     for_each_line(rows, |line| {
         if let Ok(row) = serde_json::from_slice(line) {
@@ -260,7 +259,7 @@ fn open_append(path: &Path) -> Result<File, RunDirError> {
     private_file::append(path).map_err(io_error_at(path))
 }
 
-/// A line that a crash cut short stays as it is, and the next one begins on its own.
+/// A line cut by a crash is kept, and the next line begins after a newline.
 fn terminate_line(file: &mut File) -> io::Result<()> {
     let mut last = [0];
     if file.seek(SeekFrom::End(0))? > 0 {
@@ -278,7 +277,7 @@ fn append_line(file: &mut File, value: &impl Serialize) -> io::Result<()> {
     bytes.push(b'\n');
     let written = file.write_all(&bytes);
     if written.is_err() {
-        // A part may stand there; the next line must not be glued to it.
+        // A partial line may precede; the next line must not be appended to it.
         let _ = terminate_line(file);
     }
     written
@@ -361,7 +360,7 @@ mod tests {
     fn a_newer_format_version_is_rejected() {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("run.json"), "{\"version\": 99}").unwrap();
-        assert!(read_manifest(dir.path()).unwrap_err().to_string().contains("form 99"));
+        assert!(read_manifest(dir.path()).unwrap_err().to_string().contains("format version 99"));
         assert!(read_manifest(&dir.path().join("none")).unwrap_err().to_string().contains("none/run.json"));
     }
 }

@@ -1,7 +1,7 @@
-//! A run's settings by name, as its manifest keeps them, and the way back.
+//! A run's settings by name, as stored in its manifest, and their parsing.
 //!
-//! Owns the names. Invariant: what is written here is what a run that goes on is made with, so that its rows are of one
-//! kind. A setting that older runs did not keep is optional; one that makes no sense is refused, never guessed.
+//! Invariant: a resumed run uses exactly the stored settings, so that all rows are comparable. A setting that earlier
+//! versions did not store is optional; an invalid one is refused.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -22,18 +22,18 @@ const LOGPROBS: &str = "log-probabilities";
 const SEED: &str = "seed";
 const SYSTEM_PROMPT: &str = "system prompt";
 
-/// How a run goes about its questions, whoever is asked.
+/// Settings of the run loop, apart from those of the requests.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct RunSettings {
     /// How queries follow each other.
     pub workload: Workload,
-    /// Questions that are asked first and not counted.
+    /// Number of uncounted warm-up queries.
     pub warm_up: u32,
-    /// Further tries after a failure.
+    /// Maximum retries after a failure.
     pub retries: u32,
 }
 
-/// The settings of a run by name.
+/// Returns the settings of a run by name.
 pub fn encode_settings(
     request_settings: &RequestSettings,
     run_settings: RunSettings,
@@ -59,7 +59,7 @@ pub fn encode_settings(
     settings.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
 }
 
-/// How queries followed each other, in words, where the settings hold it.
+/// Returns how queries followed each other, as text, if the settings have it.
 pub fn describe_workload(settings: &BTreeMap<String, String>) -> Option<String> {
     let closed_loop = settings.get(CONCURRENCY).map(|concurrency| match concurrency.as_str() {
         "1" => "one query at a time".to_owned(),
@@ -68,7 +68,7 @@ pub fn describe_workload(settings: &BTreeMap<String, String>) -> Option<String> 
     closed_loop.or_else(|| settings.get(REQUEST_RATE).map(|rate| format!("{rate} queries a second")))
 }
 
-/// Asks as a run was begun with these settings, and goes about it as it did; `None`: they are not understood.
+/// Parses the settings of a stored run for resuming it; `None` if a setting is invalid.
 pub fn decode_settings(
     settings: &BTreeMap<String, String>,
     request_settings: &mut RequestSettings,

@@ -1,7 +1,7 @@
-//! Which domains a figure counts, and whether idle power is part of it.
+//! Scopes (which domains a figure counts) and the idle policy.
 //!
-//! Owns the choice of domains for a scope. Invariant: within a scope no domain is counted twice (one that lies within
-//! another of the same scope is left to it), and a scope that needs an unknown domain is unknown.
+//! Invariant: no domain is counted twice within a scope (a domain inside another one of the scope is excluded), and a
+//! scope with an unknown domain is unknown.
 
 use std::collections::BTreeMap;
 
@@ -11,23 +11,23 @@ use super::row::{DomainEnergy, QueryEnergy};
 use crate::domain::{DomainKind, Grade, Liveness};
 use crate::protocol::{DaemonInfo, DomainStatus};
 
-/// How far a figure reaches.
+/// The set of domains that a figure counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum Scope {
-    /// Everything that the meter counts on this machine.
+    /// All domains that count towards the machine's total.
     Host,
-    /// CPUs, their memory and accelerators, and not the rest of a board.
+    /// CPUs, memory and accelerators, without the rest of the board.
     Compute,
-    /// Accelerators only, which is what most published figures count.
+    /// Accelerators only, as in most published figures.
     Accelerator,
 }
 
 impl Scope {
-    /// All of them, widest first.
+    /// All scopes, widest first.
     pub const ALL: [Self; 3] = [Self::Host, Self::Compute, Self::Accelerator];
 
-    /// In words, for people.
+    /// The name for display.
     pub fn title(self) -> &'static str {
         match self {
             Self::Host => "host (all counted domains)",
@@ -53,12 +53,12 @@ impl Scope {
         }
     }
 
-    /// The places of the domains it counts, outermost only.
+    /// Returns the indices of the domains that the scope counts, outermost only.
     pub fn domain_indices(self, domains: &[RunDomain]) -> Vec<usize> {
         let included: Vec<usize> = (0..domains.len()).filter(|at| self.includes(&domains[*at])).collect();
         let is_nested = |at: &usize| {
             let mut parent = domains[*at].parent.as_deref();
-            // As many steps as there are domains: a circle in a file that somebody edited must end.
+            // The number of steps is limited: an edited file may have a cycle of parents.
             for _ in 0..domains.len() {
                 let Some(name) = parent else { return false };
                 if included.iter().any(|other| domains[*other].name == name) {
@@ -74,12 +74,12 @@ impl Scope {
         included.iter().filter(|at| !is_nested(at)).copied().collect()
     }
 
-    /// The worst grade among its domains; `None` where it has none.
+    /// Returns the worst grade among its domains; `None` if it has none.
     pub fn grade(self, domains: &[RunDomain]) -> Option<Grade> {
         self.domain_indices(domains).into_iter().map(|at| domains[at].grade).max()
     }
 
-    /// A query's energy in this scope.
+    /// Returns a query's energy in this scope.
     pub fn energy(self, energy: &QueryEnergy, domain_indices: &[usize]) -> DomainEnergy {
         let energy_part = match self {
             Self::Host => {
@@ -88,12 +88,12 @@ impl Scope {
             }
             _ => Self::sum_domains(&energy.domains, domain_indices),
         };
-        // A span that was alone all the time has the whole window; earlier versions kept no domain's window.
+        // A span without concurrent spans has the whole window; earlier versions stored no window per domain.
         let alone = energy_part.share_uj.filter(|_| energy.at_once == 1);
         DomainEnergy { window_uj: energy_part.window_uj.or(alone), ..energy_part }
     }
 
-    /// The parts of some domains together; what is not known of one of them is not known.
+    /// Sums the energies of some domains; a value that is unknown for one of them is unknown.
     pub(super) fn sum_domains(parts: &[DomainEnergy], domains: &[usize]) -> DomainEnergy {
         let sum = |of: fn(&DomainEnergy) -> Option<u64>| -> Option<u64> {
             if domains.is_empty() {
@@ -110,18 +110,18 @@ impl Scope {
     }
 }
 
-/// Whether a figure counts what the machine would have used anyway.
+/// Whether a figure includes idle energy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum IdlePolicy {
-    /// Idle power is part of the figure, as on the bill.
+    /// Idle energy is included, as on the electricity bill.
     Included,
-    /// Only what the queries added.
+    /// Idle energy is subtracted.
     Excluded,
 }
 
 impl IdlePolicy {
-    /// In words, for people.
+    /// The name for display.
     pub fn title(self) -> &'static str {
         match self {
             Self::Included => "idle power included",
@@ -130,26 +130,26 @@ impl IdlePolicy {
     }
 }
 
-/// A domain of the machine that a run was made on.
+/// A domain of the machine on which a run was made.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct RunDomain {
-    /// "package-0", "gpu-0".
+    /// The name: "package-0", "gpu-0".
     pub name: String,
-    /// What it meters.
+    /// The kind of hardware that it measures.
     pub kind: DomainKind,
-    /// The mechanism.
+    /// The energy source.
     pub source: String,
-    /// What stays the same over reboots.
+    /// The device's stable identity, kept across reboots.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub device: Option<String>,
     /// The domain that contains it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parent: Option<String>,
-    /// Part of the host's total.
+    /// Whether it counts towards the host's total.
     pub counted: bool,
-    /// How far its figures can be trusted.
+    /// The grade of its readings.
     pub grade: Grade,
-    /// How often its counter moves.
+    /// The update interval of its counter.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub update_interval_ns: Option<u64>,
 }
@@ -169,7 +169,7 @@ impl RunDomain {
     }
 }
 
-/// The domains of a run on this machine: those that are live. And the others by name, each with the reason.
+/// Returns the live domains of this machine, and the other ones by name with the reason.
 pub fn live_domains(info: &DaemonInfo) -> (Vec<RunDomain>, BTreeMap<String, String>) {
     let (live, not_live): (Vec<_>, Vec<_>) =
         info.domains.iter().partition(|domain| domain.liveness == Liveness::Live);

@@ -1,50 +1,53 @@
-//! A run's rows as columns, for figures over millions of them.
+//! A run's rows as columns, for figures over millions of rows.
 //!
-//! Owns the reading of `rows.jsonl` by all cores, and the choice of the last row for a query that was tried again. Memory is
-//! some 200 bytes a row. Invariant: rows keep the order in which they were written, and a line that is no row costs
-//! no other line.
+//! Reads `rows.jsonl` on all cores and keeps the last row of each retried query. Memory use is about 200 bytes per
+//! row. Invariant: rows keep the order of the file, and an invalid line affects no other line.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
+use std::io::{self, Read};
+use std::num::NonZero;
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::sync_channel;
+use std::sync::{Arc, Mutex};
+use std::thread;
 
-use super::chunks::process_chunks;
 pub use super::columns::{QueryColumns, known};
 use super::row::QueryRow;
 use super::run_dir::{self, Manifest, RunDirError};
 use super::scope::{RunDomain, Scope};
 
-/// A run, ready for figures.
+/// A run loaded into columns.
 #[derive(Debug)]
 pub struct RunTable {
     /// The run's directory.
     pub run: PathBuf,
-    /// What the run was.
+    /// The run's manifest.
     pub manifest: Manifest,
-    /// The subjects, in the order in which they first came.
+    /// The subjects, in order of first appearance.
     pub subjects: Vec<String>,
-    /// Its queries.
+    /// The columns of its queries.
     pub columns: QueryColumns,
-    /// Lines that are no row: cut short by a crash, or edited.
+    /// Number of invalid lines (cut by a crash, or edited).
     pub invalid_lines: usize,
-    /// Rows of queries that were tried again later.
+    /// Number of rows superseded by a later attempt.
     pub superseded: usize,
-    /// Why queries failed, with how often: the first few reasons. One that was tried again later is not among them.
+    /// Failure reasons with their counts, limited to the first few; superseded rows are excluded.
     pub failures: BTreeMap<String, usize>,
-    /// Why answered queries have no energy, with how often, in the same way.
+    /// Reasons why answered queries have no energy, with their counts, in the same way.
     pub unmetered: BTreeMap<String, usize>,
-    /// Domains of the run that gave some queries no energy, with how many.
+    /// Domains of the run without energy for some queries, with the number of those queries.
     pub domain_gaps: BTreeMap<String, usize>,
-    /// Domains that became live only during the run and are no part of it, with how many queries' accounts hold them.
+    /// Domains that became live during the run and are not part of it, with the number of accounts that contain them.
     pub other_domains: BTreeMap<String, usize>,
-    /// Queries whose totals are lower bounds.
+    /// Number of queries whose totals are lower bounds.
     pub lower_bounds: usize,
 }
 
-/// How many different reasons of failure are kept apart.
+/// The maximum number of distinct reasons.
 const MAX_REASONS: usize = 16;
 
-/// What one chunk of the file gave.
+/// The result of one chunk of the file.
 #[derive(Default)]
 struct TableChunk {
     bytes: usize,
@@ -54,18 +57,18 @@ struct TableChunk {
     notes: RowNotes<Vec<(usize, String)>>,
 }
 
-/// What rows say in words, each with the row's place in the columns.
+/// Text notes of rows, each with the index of its row.
 #[derive(Default)]
 struct RowNotes<T> {
-    /// Why it failed.
+    /// Failure reason.
     failed: T,
-    /// Why it has no energy.
+    /// Reason for a missing energy.
     unmetered: T,
-    /// A domain of the run that gave it no energy.
+    /// Domain of the run without energy.
     gaps: T,
-    /// A domain that is no part of the run.
+    /// Domain that is not part of the run.
     others: T,
-    /// Its totals are lower bounds.
+    /// Empty text for a row whose totals are lower bounds.
     bounds: T,
 }
 
@@ -75,11 +78,11 @@ impl<T> RowNotes<T> {
     }
 }
 
-/// The same text of many rows, kept once.
+/// Row notes with interned texts.
 #[derive(Default)]
 struct InternedNotes {
     strings: StringInterner,
-    /// The places of rows in the columns, and of their texts.
+    /// Pairs of row index and text index.
     rows: Vec<(usize, usize)>,
 }
 
@@ -90,7 +93,7 @@ impl InternedNotes {
         }
     }
 
-    /// How many of the rows that are kept say each text: the first few texts.
+    /// Counts the texts of the rows to keep, limited to the first few texts.
     fn counts(&self, keep: &[bool]) -> BTreeMap<String, usize> {
         let mut counts = BTreeMap::new();
         for (_, text) in self.rows.iter().filter(|(row, _)| keep[*row]) {
@@ -100,7 +103,7 @@ impl InternedNotes {
     }
 }
 
-/// Texts by their places, each kept once, in the order in which they first came.
+/// Interned strings by index, in order of first appearance.
 #[derive(Default)]
 struct StringInterner {
     strings: Vec<String>,
@@ -119,7 +122,7 @@ impl StringInterner {
     }
 }
 
-/// The table so far.
+/// The table under construction.
 #[derive(Default)]
 struct TableBuilder {
     subjects: StringInterner,
@@ -132,7 +135,7 @@ impl RunTable {
     /// Reads a run.
     ///
     /// # Errors
-    /// Its files are not there or cannot be read; lines that make no sense are counted, and are no error.
+    /// A file is missing or cannot be read. Invalid lines are counted and are no error.
     pub fn read(path: &Path) -> Result<Self, RunDirError> {
         let manifest = run_dir::read_manifest(path)?;
         let scopes = Scope::ALL.map(|scope| (scope, scope.domain_indices(&manifest.domains)));
@@ -185,7 +188,7 @@ impl TableBuilder {
         self.invalid_lines += chunk.invalid_lines;
     }
 
-    /// The last row of a query counts, for figures and for remarks; gives which rows those are.
+    /// Finds the last row of each query, for figures and notes; returns which rows to keep.
     fn remove_superseded(&mut self) -> Vec<bool> {
         let mut order: Vec<(u64, u32)> =
             self.columns.query_hashes().enumerate().map(|(at, key)| (key, at as u32)).collect();
@@ -201,7 +204,7 @@ impl TableBuilder {
     }
 }
 
-/// How many rows a file holds, judged by its first chunk; a few more, since a column that grows once more doubles.
+/// Estimates the number of rows from the first chunk, with a margin, since growing a full column doubles it.
 fn estimate_row_count(bytes: u64, chunk: &TableChunk) -> usize {
     let share = chunk.columns.len() as f64 / (chunk.bytes.max(1) as f64);
     (bytes as f64 * share * 1.02) as usize
@@ -238,6 +241,61 @@ fn parse_chunk(lines: &[u8], domains: &[RunDomain], scopes: &[(Scope, Vec<usize>
 fn count_reason(counts: &mut BTreeMap<String, usize>, reason: &str) {
     let has_room = counts.len() < MAX_REASONS || counts.contains_key(reason);
     *counts.entry(if has_room { reason } else { "other reasons" }.to_owned()).or_insert(0) += 1;
+}
+
+/// Reads a file in chunks of whole lines, processes them on all cores, and consumes the results in file order. A few
+/// chunks are in memory at a time.
+fn process_chunks<T: Send>(
+    mut file: File,
+    process: impl Fn(&[u8]) -> T + Sync,
+    mut consume: impl FnMut(T),
+) -> io::Result<()> {
+    const CHUNK_BYTES: usize = 2 << 20;
+    let workers = thread::available_parallelism().map_or(1, NonZero::get).min(8);
+    thread::scope(|scope| {
+        let (job_sender, jobs) = sync_channel::<(usize, Vec<u8>)>(workers);
+        let (result_sender, results) = sync_channel(workers * 2);
+        let jobs = Arc::new(Mutex::new(jobs));
+        for _ in 0..workers {
+            let (jobs, result_sender, process) = (Arc::clone(&jobs), result_sender.clone(), &process);
+            scope.spawn(move || {
+                loop {
+                    let job = jobs.lock().expect("no holder of this lock can panic").recv();
+                    let Ok((number, lines)) = job else { return };
+                    if result_sender.send((number, process(&lines))).is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+        drop((jobs, result_sender));
+        let reader = scope.spawn(move || -> io::Result<()> {
+            let mut rest = Vec::new();
+            for number in 0.. {
+                let mut lines = std::mem::take(&mut rest);
+                lines.reserve(CHUNK_BYTES);
+                let read = Read::by_ref(&mut file).take(CHUNK_BYTES as u64).read_to_end(&mut lines)?;
+                let end = memchr::memrchr(b'\n', &lines).map_or(0, |at| at + 1);
+                if read > 0 {
+                    rest = lines.split_off(end);
+                }
+                if job_sender.send((number, lines)).is_err() || read == 0 {
+                    break;
+                }
+            }
+            Ok(())
+        });
+        let mut out_of_order = HashMap::new();
+        let mut next = 0;
+        for (number, result) in results {
+            out_of_order.insert(number, result);
+            while let Some(result) = out_of_order.remove(&next) {
+                consume(result);
+                next += 1;
+            }
+        }
+        reader.join().expect("the reader does not panic")
+    })
 }
 
 #[cfg(test)]
@@ -298,7 +356,7 @@ mod tests {
     #[test]
     fn superseded_failures_are_not_counted() {
         let failed = |id, reason: String| QueryRow { error: Some(reason), ..row(id, "a") };
-        // More reasons than are kept apart, and every one of them passed: they take no room either.
+        // More distinct reasons than are kept, all of superseded rows: they take no slots.
         let mut rows: Vec<QueryRow> = (0..20).map(|id| failed(id, format!("refused {id}"))).collect();
         rows.extend((0..20).map(|id| row(id, "a")));
         rows.extend([failed(1, "lost".into()), failed(30, "lost".into())]);

@@ -7,7 +7,8 @@ use std::path::PathBuf;
 use super::super::exit_status::{CliError, OK};
 use super::super::{MeterOptions, eprint_message};
 use crate::ipw::harness::columnar;
-use crate::ipw::harness::export::{RunExport, write_json_lines};
+use crate::ipw::harness::export::RunExport;
+use crate::ipw::harness::output::write_json_lines;
 use crate::ipw::scope::Scope;
 
 /// Which run, and into what.

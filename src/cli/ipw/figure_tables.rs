@@ -9,12 +9,12 @@ use super::super::table::{TextTable, number_column, text_column};
 use super::super::terminal::{Terminal, printable};
 use crate::domain::Grade;
 use crate::ipw::compare::Difference;
-use crate::ipw::distribution::Distribution;
 use crate::ipw::metrics::EfficiencyMetrics;
 use crate::ipw::report::Report;
 use crate::ipw::report::html_page::{format_estimate, format_significant, quantity_label};
 use crate::ipw::run_settings::describe_workload;
 use crate::ipw::scope::{IdlePolicy, Scope};
+use crate::ipw::statistics::Distribution;
 
 /// Which energies are counted, and how far they can be trusted.
 pub fn describe_energies(scope: Scope, idle: IdlePolicy, grade: Option<Grade>, simulated: bool) -> String {

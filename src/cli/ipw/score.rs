@@ -14,11 +14,11 @@ use super::super::quantity::format_energy;
 use super::super::{MeterOptions, eprint_message};
 use super::server_options::ServerOptions;
 use crate::clock::unix_ns;
-use crate::ipw::extract;
+use crate::ipw::answer_format::AnswerFormat;
 use crate::ipw::judge::{self, JudgeVerdict, VerdictCache};
 use crate::ipw::metering_thread::MeteringHandle;
 use crate::ipw::query::QueryRunner;
-use crate::ipw::question::{AnswerFormat, Question};
+use crate::ipw::question::Question;
 use crate::ipw::row::{QueryRow, ReplyText};
 use crate::ipw::run_dir::{RunDir, for_each_row, for_each_text};
 
@@ -50,7 +50,7 @@ pub fn score(options: &MeterOptions, args: &ScoreArgs) -> Result<u8, CliError> {
             judge_queue.push((row, *question, text));
             continue;
         }
-        let score = extract::score_reply(question, &text.reply).map(|right| f64::from(u8::from(right)));
+        let score = question.score_reply(&text.reply).map(|right| f64::from(u8::from(right)));
         changed += usize::from(update_score(&mut directory, row, score)?);
     }
     let to_judge = judge_queue.len();

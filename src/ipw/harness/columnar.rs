@@ -1,8 +1,8 @@
-//! Arrow and Parquet.
+//! Arrow and Parquet input and output (cargo feature `parquet`).
 //!
-//! Owns the only use of the `arrow` and `parquet` crates: the harness's `data-*.arrow` (Arrow's streaming form, as Hugging Face's
-//! `Dataset.save_to_disk` writes it; the file form is read too) into JSON values and back, and flat rows as Parquet. Feature
-//! `parquet`.
+//! The only user of the `arrow` and `parquet` crates. Converts the harness's `data-*.arrow` files to JSON values and
+//! back, and writes flat rows as Parquet. The harness writes Arrow's streaming format, as Hugging Face's
+//! `Dataset.save_to_disk` does; the file format is read, too.
 
 use std::fs::File;
 use std::io::{BufReader, Read, Seek, SeekFrom};
@@ -26,21 +26,21 @@ use parquet::basic::Compression;
 use parquet::file::properties::WriterProperties;
 use serde_json::{Map, Value, json};
 
-use super::export::write_atomically;
 use super::flat_row::{COLUMNS, ColumnType, FlatCell, FlatRow};
+use super::output::write_atomically;
 use super::{HarnessError, ProfilingRecord};
 use crate::private_file;
 
-/// Whether Arrow and Parquet can be read and written.
+/// Whether this build reads and writes Arrow and Parquet.
 pub const IS_SUPPORTED: bool = true;
 
-/// Rows that are in memory together.
+/// Maximum number of rows per batch in memory.
 const BATCH_ROWS: usize = 16_384;
 
-/// Every row of an Arrow file as a JSON value.
+/// Calls `visit` with each row of an Arrow file as a JSON value.
 ///
 /// # Errors
-/// It cannot be read, or is no Arrow.
+/// The file cannot be read or is not Arrow.
 pub fn for_each_value(path: &Path, mut visit: impl FnMut(Value)) -> Result<(), HarnessError> {
     let mut file = BufReader::new(File::open(path).map_err(HarnessError::io(path))?);
     let mut magic = [0; 6];
@@ -59,7 +59,8 @@ pub fn for_each_value(path: &Path, mut visit: impl FnMut(Value)) -> Result<(), H
     }
 }
 
-/// One value of a column. What has no counterpart in JSON is null; the harness writes no such thing.
+/// Converts a value of a column to JSON. A type without a JSON counterpart gives null; the harness writes no such
+/// type.
 fn array_value(column: &dyn Array, at: usize) -> Value {
     if column.is_null(at) {
         return Value::Null;
@@ -95,10 +96,11 @@ fn list_values(list: &ArrayRef) -> Value {
     Value::Array((0..list.len()).map(|at| array_value(list, at)).collect())
 }
 
-/// Writes the harness's records as Hugging Face's library saves them: an Arrow stream and two files about it.
+/// Writes the harness's records as Hugging Face's library saves them: an Arrow stream and two JSON files with
+/// metadata.
 ///
 /// # Errors
-/// They cannot be written.
+/// A file cannot be written.
 pub fn write_arrow(folder: &Path, model: &str, records: &[ProfilingRecord]) -> Result<(), HarnessError> {
     const NAME: &str = "data-00000-of-00001.arrow";
     let path = folder.join(NAME);
@@ -179,7 +181,7 @@ fn record_fields(model: &str) -> Fields {
     ])
 }
 
-/// JSON objects as a column of their fields.
+/// Builds a struct column from JSON objects.
 fn struct_array(fields: &Fields, values: &[&Value]) -> StructArray {
     let columns = fields.iter().map(|field| {
         let field_values: Vec<&Value> =
@@ -210,10 +212,10 @@ fn build_column(kind: &DataType, values: &[&Value]) -> ArrayRef {
     }
 }
 
-/// Writes flat rows as Parquet, snappy-compressed. Gives how many.
+/// Writes flat rows as Parquet with snappy compression; returns the number of rows.
 ///
 /// # Errors
-/// It cannot be written; a file that was there stays as it was.
+/// The file cannot be written; an existing file stays unchanged.
 pub fn write_parquet(path: &Path, rows: impl Iterator<Item = FlatRow>) -> Result<usize, HarnessError> {
     let fields: Vec<Field> = COLUMNS
         .iter()

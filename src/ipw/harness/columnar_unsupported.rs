@@ -1,6 +1,6 @@
-//! What stands in where Arrow and Parquet were not built in.
+//! Stub of `columnar` for builds without the cargo feature `parquet`.
 //!
-//! Owns the words that say so.
+//! Every function returns an error that names an alternative.
 
 use std::path::Path;
 
@@ -9,10 +9,10 @@ use serde_json::Value;
 use super::flat_row::FlatRow;
 use super::{HarnessError, ProfilingRecord};
 
-/// Whether Arrow and Parquet can be read and written.
+/// Whether this build reads and writes Arrow and Parquet.
 pub const IS_SUPPORTED: bool = false;
 
-/// Reads nothing.
+/// Returns an error.
 ///
 /// # Errors
 /// Always.
@@ -22,7 +22,7 @@ pub fn for_each_value(_: &Path, _: impl FnMut(Value)) -> Result<(), HarnessError
     Err(HarnessError::ParquetUnsupported(instead))
 }
 
-/// Writes nothing.
+/// Returns an error.
 ///
 /// # Errors
 /// Always.
@@ -30,7 +30,7 @@ pub fn write_parquet(_: &Path, _: impl Iterator<Item = FlatRow>) -> Result<usize
     Err(HarnessError::ParquetUnsupported("--jsonl writes the same columns as JSON lines"))
 }
 
-/// Writes nothing.
+/// Returns an error.
 ///
 /// # Errors
 /// Always.

@@ -1,12 +1,11 @@
-//! A run as the harness's results, or as a flat table.
+//! Export of a run as the harness's results or as flat rows.
 //!
-//! Owns the way back: the harness's columns where it has them, null where the run does not know, and what the schema has
-//! no place for (error, idle part, grade, the query's name) as JSON in `dataset_metadata`. Nothing that exists is written over in
-//! a directory; a file appears whole or not at all.
+//! Columns of the harness are null if the run has no value. Data without a column (error, idle part, grade, question
+//! id) is stored as JSON in `dataset_metadata`. Invariant: no file in a directory is overwritten, and an output file
+//! is complete or absent.
 
 use std::collections::{BTreeMap, HashMap};
-use std::fs::{self, File};
-use std::io::{BufWriter, Write, stdout};
+use std::fs;
 use std::path::Path;
 
 use serde_json::{Value, json};
@@ -16,6 +15,7 @@ use super::super::row::{QueryRow, ReplyText};
 use super::super::run_dir::{self, Manifest};
 use super::super::scope::Scope;
 use super::flat_row::FlatRow;
+use super::output::write_json_lines;
 use super::{
     EnergyMetrics, GpuInfo, HarnessError, HarnessSummary, LatencyMetrics, MetricStats, ModelMetrics,
     PowerComponentMetrics, PowerMetrics, ProfilingRecord, SystemInfo, TokenMetrics, WattspanMetadata,
@@ -24,7 +24,7 @@ use super::{
 use crate::domain::DomainKind;
 use crate::private_file;
 
-/// What an export needs of a run, the last word on each query.
+/// The data of a run for export, with the last row of each query.
 #[derive(Debug)]
 pub struct RunExport {
     manifest: Manifest,
@@ -34,10 +34,10 @@ pub struct RunExport {
 }
 
 impl RunExport {
-    /// Reads a run, with what was said in it.
+    /// Reads a run with its replies.
     ///
     /// # Errors
-    /// It cannot be read.
+    /// A file of the run cannot be read.
     pub fn read(run: &Path) -> Result<Self, HarnessError> {
         let manifest = run_dir::read_manifest(run)?;
         let questions = run_dir::read_questions(run)?.into_iter().map(|it| (it.id.clone(), it)).collect();
@@ -55,17 +55,17 @@ impl RunExport {
         Ok(Self { manifest, questions, texts, rows })
     }
 
-    /// How many queries.
+    /// The number of queries.
     pub fn len(&self) -> usize {
         self.rows.len()
     }
 
-    /// Whether there is none.
+    /// Whether there are no queries.
     pub fn is_empty(&self) -> bool {
         self.rows.is_empty()
     }
 
-    /// The queries as flat rows.
+    /// Converts the queries to flat rows.
     pub fn into_flat_rows(self) -> impl Iterator<Item = FlatRow> {
         let Self { manifest, questions, mut texts, rows } = self;
         rows.into_iter().map(move |row| {
@@ -75,7 +75,7 @@ impl RunExport {
         })
     }
 
-    /// The queries as the harness's records; energies count a scope.
+    /// Converts the queries to the harness's records, with the energies of a scope.
     pub fn to_records(&self, scope: Scope) -> Vec<ProfilingRecord> {
         let domains = scope.domain_indices(&self.manifest.domains);
         let of = |row: &QueryRow| {
@@ -169,10 +169,10 @@ impl RunExport {
         SystemInfo { cpu_brand: self.manifest.machine.clone(), ..SystemInfo::default() }
     }
 
-    /// Writes a directory as the harness's: JSON lines, `summary.json`, and Arrow where it was built in.
+    /// Writes a results directory of the harness: JSON lines, `summary.json`, and Arrow if supported by the build.
     ///
     /// # Errors
-    /// There are results in it already, or it cannot be written.
+    /// The directory is not empty or cannot be written.
     pub fn write_harness_dir(&self, dir: &Path, scope: Scope) -> Result<(), HarnessError> {
         private_file::create_dir_all(dir).map_err(HarnessError::io(dir))?;
         let is_occupied = fs::read_dir(dir).map_err(HarnessError::io(dir))?.next().is_some();
@@ -200,61 +200,8 @@ impl RunExport {
             energy_scope: Some(scope.title().to_owned()),
         };
         let text = serde_json::to_string_pretty(&summary).expect("a summary is plain data");
-        // Last, as the harness does it: a directory with a summary is whole.
+        // The summary is written last, as the harness does: a directory with a summary is complete.
         let file = dir.join("summary.json");
         private_file::write(&file, text + "\n").map_err(HarnessError::io(file.clone()))
     }
-}
-
-/// Writes JSON lines to a file, or to standard output where it is "-". Gives how many.
-///
-/// # Errors
-/// It cannot be written; a file that was there stays as it was.
-pub fn write_json_lines<T: serde::Serialize>(
-    path: &Path,
-    lines: impl Iterator<Item = T>,
-) -> Result<usize, HarnessError> {
-    if path == Path::new("-") {
-        return write_lines(&mut stdout().lock(), lines).map_err(HarnessError::io(path));
-    }
-    write_atomically(path, |file| write_lines(file, lines).map_err(HarnessError::io(path)))
-}
-
-fn write_lines<T: serde::Serialize>(
-    to: &mut impl Write,
-    lines: impl Iterator<Item = T>,
-) -> std::io::Result<usize> {
-    let mut to = BufWriter::new(to);
-    let mut count = 0;
-    for line in lines {
-        serde_json::to_writer(&mut to, &line)?;
-        to.write_all(b"\n")?;
-        count += 1;
-    }
-    to.flush()?;
-    Ok(count)
-}
-
-/// A file that takes its name only when it is whole; a device or a pipe is written directly.
-pub(super) fn write_atomically<T>(
-    path: &Path,
-    write: impl FnOnce(&mut File) -> Result<T, HarnessError>,
-) -> Result<T, HarnessError> {
-    if private_file::is_stream(path) {
-        return write(&mut private_file::create(path).map_err(HarnessError::io(path))?);
-    }
-    private_file::check_replaceable(path).map_err(HarnessError::io(path))?;
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(".part");
-    let partial = path.with_file_name(name);
-    let mut file = private_file::create(&partial).map_err(HarnessError::io(partial.clone()))?;
-    let result = write(&mut file).and_then(|result| {
-        file.sync_all().and_then(|()| fs::rename(&partial, path)).map_err(HarnessError::io(path))?;
-        Ok(result)
-    });
-    if result.is_err() {
-        // What is left of it is of no use to anybody.
-        let _ = fs::remove_file(&partial);
-    }
-    result
 }

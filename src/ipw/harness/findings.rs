@@ -1,65 +1,64 @@
-//! What an import found missing or wrong.
+//! Findings of an import: what is missing or wrong in the harness's files.
 //!
-//! Owns the words. Each finding says what the harness's files lack, how many queries it concerns, and what was done about it,
-//! so that nobody takes an old figure for more than it is.
+//! Each finding states the defect, the number of queries it affects, and how the import handles it.
 
 use serde::Serialize;
 
-/// What was found, in numbers of queries.
+/// Counts of findings, in queries.
 #[derive(Debug, Clone, PartialEq, Default, Serialize)]
 pub struct ImportFindings {
     /// The model whose answers were read.
     pub model: String,
     /// Records read.
     pub records: usize,
-    /// Lines that are no records, or records without this model.
+    /// Lines that are not records, or records without this model.
     pub broken: usize,
-    /// Scores that the file itself held.
+    /// Scores taken from the file.
     pub scores_kept: usize,
-    /// Scored here, by rule.
+    /// Scores computed by rule.
     pub scored: usize,
-    /// Of those, right.
+    /// Answers scored by rule as correct.
     pub right: usize,
-    /// Only a judge can score them.
+    /// Answers that need a judge.
     pub for_judge: usize,
-    /// Without an answer.
+    /// Records without an answer.
     pub unanswered: usize,
-    /// Without the right answer, or without the question.
+    /// Records without a question or correct answer.
     pub without_question: usize,
-    /// With an energy that can be used.
+    /// Records with a valid energy.
     pub metered: usize,
-    /// No energy in the file.
+    /// Records without an energy.
     pub energy_absent: usize,
-    /// 0 J, which is what the harness writes when it saw one sample.
+    /// Energies of 0 J, which the harness writes if it saw a single sample.
     pub energy_zero: usize,
-    /// Below 0, or more than a machine can use.
+    /// Energies below 0 or above what a machine can use.
     pub energy_absurd: usize,
-    /// `total_joules` is the query's energy again.
+    /// Records whose `total_joules` repeats the query's energy.
     pub total_copied: usize,
-    /// Queries whose power samples, times their seconds, are more than a fifth off their joules.
+    /// Queries whose mean power times duration differs from their energy by more than a fifth.
     pub power_disagrees: usize,
-    /// Queries of which both are known.
+    /// Queries with both power and energy.
     pub power_known: usize,
-    /// The median of samples × seconds / joules.
+    /// The median of power × duration / energy.
     pub power_ratio: Option<f64>,
-    /// Longer than the 30 s of power samples that the harness keeps.
+    /// Queries longer than the 30 s of power samples that the harness keeps.
     pub longer_than_samples: usize,
-    /// No duration.
+    /// Records without a duration.
     pub without_duration: usize,
-    /// A first token after 0.0 s, which means that it is not known.
+    /// Times to first token of 0.0 s, which mean "unknown".
     pub first_token_zero: usize,
-    /// Token counts of 0, which mean that they are not known.
+    /// Token counts of 0, which mean "unknown".
     pub tokens_zero: usize,
-    /// Queries whose beginning the file tells.
+    /// Queries with a start time.
     pub with_beginning: usize,
     /// Queries with a guaranteed error.
     pub with_error: usize,
-    /// How the energy was come by, where the file says.
+    /// The measuring mechanism, if the file names it.
     pub mechanism: Option<String>,
 }
 
 impl ImportFindings {
-    /// In sentences.
+    /// Returns the findings as sentences.
     pub fn sentences(&self) -> Vec<String> {
         let mut all = Vec::new();
         let mut push_if = |count: usize, text: String| {

@@ -1,7 +1,7 @@
-//! A query as one row of a table without nesting, for notebooks and data bases.
+//! A query as one flat row, for notebooks and databases.
 //!
-//! Owns the columns of `--jsonl` and `--parquet`: all of a row, its question and its text. Every column is there in every
-//! row; what is not known is null, in JSON and in Parquet.
+//! The columns of `--jsonl` and `--parquet`: the row, its question and its texts. Invariant: every row has every
+//! column; an unknown value is null, in JSON and in Parquet.
 
 use serde::Serialize;
 
@@ -14,15 +14,15 @@ use super::super::run_dir::Manifest;
 pub enum ColumnType {
     /// Text.
     Text,
-    /// A whole number.
+    /// An unsigned integer.
     Count,
-    /// A real number.
+    /// A floating-point number.
     Real,
-    /// Yes or no.
+    /// A Boolean.
     Flag,
 }
 
-/// One value.
+/// The value of a cell.
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[expect(missing_docs, reason = "as in ColumnType")]
 pub enum FlatCell<'a> {
@@ -34,17 +34,17 @@ pub enum FlatCell<'a> {
 
 macro_rules! flat {
     ($($(#[$doc:meta])* $name:ident: $form:ident $kind:ty,)*) => {
-        /// One query.
+        /// The flat row of one query.
         #[derive(Debug, Clone, PartialEq, Default, Serialize)]
         pub struct FlatRow {
             $($(#[$doc])* pub $name: Option<$kind>,)*
         }
 
-        /// The columns in their order.
+        /// Names and types of the columns, in order.
         pub const COLUMNS: &[(&str, ColumnType)] = &[$((stringify!($name), ColumnType::$form),)*];
 
         impl FlatRow {
-            /// The values in the columns' order.
+            /// Returns the values in the order of the columns.
             pub fn cells(&self) -> [FlatCell<'_>; COLUMNS.len()] {
                 [$(flat!(@ $form self.$name),)*]
             }
@@ -55,76 +55,76 @@ macro_rules! flat {
 }
 
 flat! {
-    /// What the run is called.
+    /// Name of the run.
     run: Text String,
-    /// The model.
+    /// Name of the model.
     model: Text String,
-    /// The question's name.
+    /// Id of the question.
     id: Text String,
-    /// Which repetition.
+    /// Repeat of the question.
     repeat: Count u64,
-    /// What it is about.
+    /// Subject of the question.
     subject: Text String,
-    /// What was asked.
+    /// Prompt of the question.
     prompt: Text String,
-    /// The right answer.
+    /// Correct answer.
     expected_answer: Text String,
-    /// What the model replied.
+    /// Reply of the model.
     reply: Text String,
-    /// What it settled on.
+    /// Answer extracted from the reply.
     settled: Text String,
-    /// Why there is no answer.
+    /// Why the query failed.
     error: Text String,
-    /// How often it was tried in vain before.
+    /// Number of failed attempts before this one.
     retries: Count u64,
-    /// Right 1, wrong 0.
+    /// Score: 1 correct, 0 incorrect.
     score: Real f64,
-    /// Monotonic.
+    /// Start, monotonic nanoseconds.
     began_ns: Count u64,
-    /// To the end of the answer.
+    /// Time to the end of the answer.
     duration_ns: Count u64,
-    /// To the first token.
+    /// Time to first token (TTFT).
     first_token_ns: Count u64,
-    /// Between tokens, median.
+    /// Inter-token latency, median.
     between_tokens_p50_ns: Count u64,
-    /// Between tokens, 99th percentile.
+    /// Inter-token latency, 99th percentile.
     between_tokens_p99_ns: Count u64,
-    /// Of the prompt.
+    /// Prompt tokens.
     tokens_in: Count u64,
-    /// Of those, cached.
+    /// Cached prompt tokens.
     tokens_cached: Count u64,
-    /// Of the answer.
+    /// Output tokens.
     tokens_out: Count u64,
-    /// Counted chunks.
+    /// Whether the output tokens are counted chunks.
     tokens_estimated: Flag bool,
-    /// Why the answer ended.
+    /// Finish reason.
     finish: Text String,
-    /// Mean log-probability of its tokens.
+    /// Mean log-probability of the output tokens.
     mean_logprob: Real f64,
-    /// Its share of the counted domains.
+    /// Share of the counted domains.
     share_uj: Count u64,
-    /// Guaranteed half-width.
+    /// Guaranteed half-width of the share.
     error_uj: Count u64,
-    /// Of the share, what would have been used anyway.
+    /// Idle part of the share.
     idle_uj: Count u64,
-    /// What the counted domains used meanwhile.
+    /// Window energy of the counted domains.
     window_uj: Count u64,
-    /// Until the first token.
+    /// Prefill energy.
     prefill_uj: Count u64,
-    /// From the first token on.
+    /// Decode energy.
     decode_uj: Count u64,
-    /// How long the account lasted.
+    /// Duration of the account.
     span_ns: Count u64,
-    /// Spans open at once, at most.
+    /// Peak number of concurrently open spans.
     at_once: Count u64,
-    /// How far the energy can be trusted.
+    /// Grade of the energy.
     grade: Text String,
-    /// Whether the machine was replayed from a file.
+    /// Whether the machine was simulated (replayed from a file).
     simulated: Flag bool,
 }
 
 impl FlatRow {
-    /// A query with all that is known of it.
+    /// Builds the flat row of a query.
     pub fn new(
         manifest: &Manifest,
         row: QueryRow,

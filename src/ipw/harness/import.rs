@@ -1,15 +1,15 @@
-//! Results of the harness as a run.
+//! Import of the harness's results as a run.
 //!
-//! Owns the meaning of each of its columns. Scores come from our rules, since the harness has none; its energies are
-//! taken where they can be energies; 0 where it means "not known" is absent. Nothing of the source is changed.
+//! Interprets the harness's columns. Scores are computed by this project's rules, since the harness has none. An
+//! impossible energy is dropped, and a 0 that means "unknown" is absent. The source is never modified.
 
 use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 
 use serde_json::Value;
 
-use super::super::extract;
-use super::super::question::{AnswerFormat, Question, fingerprint, infer_format, normalize_answer};
+use super::super::answer_format::AnswerFormat;
+use super::super::question::{Question, fingerprint, infer_format, normalize_answer};
 use super::super::row::{DomainEnergy, QueryEnergy, QueryRow, ReplyText};
 use super::super::run_dir::RunDir;
 use super::findings::ImportFindings;
@@ -18,16 +18,16 @@ use super::results_reader::HarnessResults;
 use super::{GpuInfo, HarnessError, ModelMetrics, ProfilingRecord, WattspanMetadata};
 use crate::domain::Grade;
 
-/// Above this power an energy is a counter that was set back, and no energy.
+/// An energy above this mean power comes from a counter reset and is dropped.
 const MAX_POWER_W: f64 = 1e6;
 
-/// How many seconds of samples the harness keeps.
+/// The length of the harness's sample buffer, in seconds.
 const SAMPLE_BUFFER_S: f64 = 30.0;
 
-/// Writes what was found in `source` as a run into `out`.
+/// Imports `source` as a run into the directory `out`.
 ///
 /// # Errors
-/// The model is not in it, or several are and none was named; the run cannot be written.
+/// The source lacks the model, or has several and none was named; the run cannot be written.
 pub fn import(
     source: &Path,
     results: HarnessResults,
@@ -79,7 +79,7 @@ pub fn import(
     Ok(findings)
 }
 
-/// The model whose answers are read.
+/// Selects the model whose answers are read.
 fn choose_model(results: &HarnessResults, requested: Option<&str>) -> Result<String, String> {
     let mut models = BTreeMap::new();
     for record in &results.records {
@@ -109,7 +109,7 @@ fn gpu_info<'a>(record: &'a ProfilingRecord, model: &str) -> Option<&'a GpuInfo>
     record.model_metrics.get(model)?.as_ref()?.gpu_info.as_ref()
 }
 
-/// The reading of one record after the other.
+/// Converts the records one by one.
 struct RecordImporter {
     findings: ImportFindings,
     grade: Option<Grade>,
@@ -118,7 +118,7 @@ struct RecordImporter {
 }
 
 impl RecordImporter {
-    /// A query; `None` where the record has nothing of this model.
+    /// Converts a record; `None` if it has nothing of this model.
     fn import_record(
         &mut self,
         index: usize,
@@ -145,7 +145,8 @@ impl RecordImporter {
         let began_ns = metadata.began_ns.unwrap_or(self.clock_ns);
         self.clock_ns += duration_ns;
         let energy = self.energy(&metrics, seconds, &metadata).map(|share_uj| {
-            // The harness takes a difference of the machine's counter: a window. What we wrote says what its window was.
+            // The harness's energy is a difference of the machine's counter: a window. Our own exports have the window
+            // in the metadata.
             let window_uj = if metadata.id.is_empty() { Some(share_uj) } else { metadata.window_uj };
             let (error_uj, idle_uj) = (metadata.error_uj, metadata.idle_uj);
             let domain_energy = DomainEnergy { share_uj: Some(share_uj), error_uj, idle_uj, window_uj };
@@ -170,7 +171,7 @@ impl RecordImporter {
         self.findings.first_token_zero += usize::from(first == Some(0.0));
         let first_token_ns =
             first.filter(|it| it.is_finite() && *it > 0.0).map(|it| (it * 1e9).round() as u64);
-        let settled = extract::extract_answer(&question, &reply);
+        let settled = question.extract_answer(&reply);
         let text = ReplyText { id: question.id.clone(), repeat: metadata.repeat, reply, settled };
         let row = QueryRow {
             id: question.id.clone(),
@@ -198,13 +199,13 @@ impl RecordImporter {
         };
         let is_incomplete = prompt.trim().is_empty() || answer.trim().is_empty();
         self.findings.without_question += usize::from(is_incomplete);
-        // What no rule can compare is left to a judge, as is what has no right answer.
+        // An answer that no rule can compare, or that is missing, is left to a judge.
         let format = metadata.format.unwrap_or_else(|| infer_format(&answer, &[]));
         let (format, answer) = match normalize_answer(format, answer.clone(), &[]) {
             Ok(answer) if !is_incomplete => (format, answer),
             _ => (AnswerFormat::Judge, answer),
         };
-        // The run's own file of questions must stay readable; where the harness kept nothing, that is what it says.
+        // The run's question file must stay valid, so a placeholder replaces a missing text.
         let or = |text: String, instead: &str| if text.trim().is_empty() { instead.to_owned() } else { text };
         Question {
             id: if metadata.id.is_empty() { format!("h{index:06}") } else { metadata.id.clone() },
@@ -228,13 +229,13 @@ impl RecordImporter {
             self.findings.unanswered += 1;
             return (None, Some(error));
         }
-        // The harness wrote false everywhere; true was put there by somebody who scored.
+        // The harness always writes false; a true comes from a later scoring.
         let score = metadata.score.or((metrics.lm_correctness == Some(true)).then_some(1.0));
         if score.is_some() {
             self.findings.scores_kept += 1;
             return (score, None);
         }
-        let right = extract::score_reply(question, reply);
+        let right = question.score_reply(reply);
         match right {
             Some(right) => {
                 self.findings.scored += 1;
@@ -245,7 +246,7 @@ impl RecordImporter {
         (right.map(|right| f64::from(u8::from(right))), None)
     }
 
-    /// Microjoules, where what stands there is an energy.
+    /// Returns the query's microjoules if the energy is valid.
     fn energy(
         &mut self,
         metrics: &ModelMetrics,
@@ -271,7 +272,7 @@ impl RecordImporter {
         }
         self.findings.metered += 1;
         self.findings.with_error += usize::from(metadata.error_uj.is_some());
-        // What we wrote there is the machine's power, and the energy a share of it.
+        // In our own exports power is the machine's and energy a share of it, so they are not compared.
         let watts = metrics.power_metrics.gpu.per_query_watts.avg;
         let watts = watts.filter(|watts| watts.is_finite() && metadata.id.is_empty());
         if let Some((watts, seconds)) = watts.zip(seconds) {

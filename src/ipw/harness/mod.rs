@@ -1,10 +1,10 @@
-//! The public harness's results: reading them as a run, and writing a run as them.
+//! Results of the public harness: import as a run, and export of a run.
 //!
-//! Owns the harness's schema (HazyResearch/intelligence-per-watt at 11ba0dc, `execution/types.py`: a `ProfilingRecord` for
-//! each query; a directory of Arrow files as Hugging Face's `Dataset.save_to_disk` writes it, `summary.json` beside
-//! them) and what its figures mean. JSON and JSON lines of the same columns are read too; Arrow and Parquet need the cargo feature `parquet`.
-//! Invariant: what the harness did not know, or recorded as 0 because it did not know, is absent here, and what was
-//! found missing or wrong is told.
+//! Defines the harness's schema (HazyResearch/intelligence-per-watt at 11ba0dc, `execution/types.py`): a
+//! `ProfilingRecord` per query, in a directory of Arrow files as Hugging Face's `Dataset.save_to_disk` writes it, with
+//! `summary.json`. JSON and JSON lines with the same columns are read, too; Arrow and Parquet need the cargo feature
+//! `parquet`. Invariant: a value that the harness did not know, or recorded as 0 for that reason, is absent after
+//! import, and the findings list it.
 
 #[cfg(feature = "parquet")]
 pub mod columnar;
@@ -15,6 +15,7 @@ pub mod export;
 pub mod findings;
 pub mod flat_row;
 pub mod import;
+pub mod output;
 pub mod provenance;
 pub mod results_reader;
 
@@ -24,35 +25,35 @@ use std::path::PathBuf;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 
-use super::question::AnswerFormat;
+use super::answer_format::AnswerFormat;
 use super::run_dir;
 use crate::domain::Grade;
 
-/// Results that cannot be read or written.
+/// Results cannot be read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum HarnessError {
     /// A file cannot be read or written.
     #[error("{}: {cause}", path.display())]
     Io {
-        /// Which.
+        /// The path of the file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         cause: std::io::Error,
     },
-    /// A file makes no sense.
+    /// The content of a file is invalid.
     #[error("{}: {reason}", path.display())]
     Invalid {
-        /// Which.
+        /// The path of the file.
         path: PathBuf,
-        /// What is wrong and what would mend it.
+        /// What is wrong, and how to correct it.
         reason: String,
     },
-    /// This program was built without what it takes.
+    /// The build lacks the cargo feature `parquet`.
     #[error(
         "this wattspan was built without Arrow and Parquet: {0}; install it from a checkout with `cargo install --path . --features parquet`, or from a package, which has them"
     )]
     ParquetUnsupported(&'static str),
-    /// The run's own files.
+    /// An error of the run's own files.
     #[error(transparent)]
     RunDir(#[from] run_dir::RunDirError),
 }
@@ -68,66 +69,66 @@ impl HarnessError {
     }
 }
 
-/// One query of the harness. Columns that nobody here needs are passed over.
+/// One query of the harness. Unused columns are ignored.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct ProfilingRecord {
-    /// What was asked.
+    /// The prompt.
     #[serde(default, alias = "prompt")]
     pub problem: Option<String>,
-    /// The right answer: text, or a number in older data sets.
+    /// The correct answer: text, or a number in older data sets.
     #[serde(default, alias = "expected_answer")]
     pub answer: Value,
-    /// What it is about.
+    /// The subject.
     #[serde(default)]
     pub subject: Option<String>,
-    /// Text (JSON inside) or an object; ours holds [`WattspanMetadata`] under "wattspan".
+    /// JSON as text, or an object; our own exports store [`WattspanMetadata`] under "wattspan".
     #[serde(default)]
     pub dataset_metadata: Value,
-    /// What each model replied.
+    /// Replies by model.
     #[serde(default, deserialize_with = "or_default")]
     pub model_answers: BTreeMap<String, Option<String>>,
-    /// What each model's reply took.
+    /// Metrics by model.
     #[serde(default, deserialize_with = "or_default")]
     pub model_metrics: BTreeMap<String, Option<ModelMetrics>>,
 }
 
-/// What a reply took. Every value may be null; an object that is null is one of nulls.
+/// The metrics of a reply. Every value may be null; a null object equals an object of nulls.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct ModelMetrics {
-    /// Always null in the harness.
+    /// Operation counts; always null in the harness.
     #[serde(deserialize_with = "or_default")]
     pub compute_metrics: ComputeMetrics,
-    /// Joules.
+    /// Energy, joules.
     #[serde(deserialize_with = "or_default")]
     pub energy_metrics: EnergyMetrics,
-    /// Seconds and rates.
+    /// Times and rates.
     #[serde(deserialize_with = "or_default")]
     pub latency_metrics: LatencyMetrics,
-    /// Megabytes.
+    /// Memory use, megabytes.
     #[serde(deserialize_with = "or_default")]
     pub memory_metrics: MemoryMetrics,
-    /// Watts.
+    /// Power, watts.
     #[serde(deserialize_with = "or_default")]
     pub power_metrics: PowerMetrics,
-    /// Degrees.
+    /// Temperature, degrees Celsius.
     #[serde(deserialize_with = "or_default")]
     pub temperature_metrics: MetricStats,
-    /// Tokens; 0 where the harness did not know.
+    /// Token counts; 0 if the harness did not know them.
     #[serde(deserialize_with = "or_default")]
     pub token_metrics: TokenMetrics,
     /// The accelerator.
     pub gpu_info: Option<GpuInfo>,
     /// The machine.
     pub system_info: Option<SystemInfo>,
-    /// False in everything that the harness wrote: it never scored.
+    /// False in all results that the harness writes, since it never scores.
     pub lm_correctness: Option<bool>,
-    /// The reply again.
+    /// The reply, repeated.
     #[serde(deserialize_with = "or_default")]
     pub lm_response: String,
 }
 
-/// Operations of a query.
+/// Operation counts of a query.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default)]
 #[expect(missing_docs, reason = "the names are the harness's")]
@@ -140,9 +141,9 @@ pub struct ComputeMetrics {
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct EnergyMetrics {
-    /// The counter's last sample in the query less the one of the query before it: whatever the machine used in between is in it.
+    /// The counter's last sample in the query minus that of the previous query, including the energy used in between.
     pub per_query_joules: Option<f64>,
-    /// The same again.
+    /// A repetition of `per_query_joules`.
     pub total_joules: Option<f64>,
 }
 
@@ -153,12 +154,12 @@ pub struct EnergyMetrics {
 pub struct LatencyMetrics {
     pub per_token_ms: Option<f64>,
     pub throughput_tokens_per_sec: Option<f64>,
-    /// 0 where no token came.
+    /// 0 if no token was received.
     pub time_to_first_token_seconds: Option<f64>,
     pub total_query_seconds: Option<f64>,
 }
 
-/// Memory of a query.
+/// Memory use of a query.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default)]
 #[expect(missing_docs, reason = "the names are the harness's and say it")]
@@ -178,19 +179,19 @@ pub struct PowerMetrics {
     pub gpu: PowerComponentMetrics,
 }
 
-/// Power of a query.
+/// Power of a component.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct PowerComponentMetrics {
-    /// Over the samples within the query, of the last 30 s of it at most.
+    /// Statistics over the samples within the query, limited to its last 30 s.
     #[serde(deserialize_with = "or_default")]
     pub per_query_watts: MetricStats,
-    /// The same again.
+    /// A repetition of `per_query_watts`.
     #[serde(deserialize_with = "or_default")]
     pub total_watts: MetricStats,
 }
 
-/// Samples in four numbers.
+/// Statistics of samples.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default)]
 #[expect(missing_docs, reason = "the names are the harness's and say it")]
@@ -201,7 +202,7 @@ pub struct MetricStats {
     pub min: Option<f64>,
 }
 
-/// Tokens of a query.
+/// Token counts of a query.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default)]
 #[expect(missing_docs, reason = "the names are the harness's and say it")]
@@ -211,7 +212,7 @@ pub struct TokenMetrics {
     pub total: Option<u64>,
 }
 
-/// The accelerator, in the harness's words.
+/// The accelerator, as the harness names it.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default)]
 #[expect(missing_docs, reason = "the names are the harness's and say it")]
@@ -228,7 +229,7 @@ pub struct GpuInfo {
     pub backend: String,
 }
 
-/// The machine, in the harness's words.
+/// The machine, as the harness names it.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default)]
 #[expect(missing_docs, reason = "the names are the harness's and say it")]
@@ -247,67 +248,67 @@ pub struct SystemInfo {
     pub cpu_brand: String,
 }
 
-/// `summary.json`.
+/// The content of `summary.json`.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct HarnessSummary {
-    /// The model.
+    /// Name of the model.
     pub model: Option<String>,
-    /// The data set's identifier.
+    /// Identifier of the data set.
     pub dataset: Option<String>,
-    /// Its title.
+    /// Title of the data set.
     pub dataset_name: Option<String>,
-    /// The machine in a word.
+    /// Label of the hardware.
     pub hardware_label: Option<String>,
-    /// Unix seconds.
+    /// Time of writing, Unix seconds.
     pub generated_at: Option<f64>,
-    /// How many records.
+    /// Number of records.
     pub total_queries: Option<u64>,
     /// The machine.
     pub system_info: Option<SystemInfo>,
     /// The accelerator.
     pub gpu_info: Option<GpuInfo>,
-    /// Where it was written.
+    /// The output directory.
     pub output_dir: Option<String>,
-    /// What the energies count; the harness knows accelerators only and has no such word.
+    /// The scope of the energies; an extension, since the harness only measures accelerators.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub energy_scope: Option<String>,
 }
 
-/// What the harness's schema has no place for, kept in the metadata of what we write.
+/// Data without a column in the harness's schema, stored in the metadata of exports.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct WattspanMetadata {
-    /// The question's name.
+    /// Id of the question.
     pub id: String,
-    /// Which repetition.
+    /// Repeat of the question.
     pub repeat: u32,
-    /// How it is scored.
+    /// Answer format of the question.
     pub format: Option<AnswerFormat>,
-    /// Why there is no answer.
+    /// Why the query failed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
-    /// The score, which may lie between right and wrong.
+    /// The score, possibly between 0 and 1.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub score: Option<f64>,
-    /// Monotonic.
+    /// Start, monotonic nanoseconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub began_ns: Option<u64>,
-    /// How far the energy can be trusted.
+    /// Grade of the energy.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub grade: Option<Grade>,
-    /// Guaranteed half-width.
+    /// Guaranteed half-width of the energy.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error_uj: Option<u64>,
-    /// Of the energy, what would have been used anyway.
+    /// Idle part of the energy.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub idle_uj: Option<u64>,
-    /// All that the machine used in the scope meanwhile.
+    /// Window energy in the scope.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub window_uj: Option<u64>,
 }
 
-/// Python's and Arrow's nulls stand where an object or a text belongs.
+/// Deserializes null as the default value: Python and Arrow write null for missing objects and texts.
 fn or_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(from: D) -> Result<T, D::Error> {
     Ok(Option::<T>::deserialize(from)?.unwrap_or_default())
 }

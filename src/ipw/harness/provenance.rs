@@ -1,7 +1,7 @@
-//! What results of the harness were made with.
+//! Provenance of the harness's results.
 //!
-//! Owns the grade that an energy of the harness deserves, by the vendor it names: it has one scalar for the whole machine,
-//! and says nothing of how far it can be trusted. An unknown vendor has no grade.
+//! Derives the grade of the energies from the accelerator's vendor, since the harness has one value for the whole
+//! machine and no quality information. An unknown vendor has no grade.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -14,7 +14,7 @@ use super::findings::ImportFindings;
 use super::{GpuInfo, HarnessSummary, WattspanMetadata};
 use crate::domain::{DomainKind, Grade};
 
-/// What the harness metered there, and how: it has one scalar for the whole machine.
+/// Returns the domain that the harness measured, and a description of the mechanism.
 pub fn metered_domain(gpu: &GpuInfo) -> Option<(RunDomain, &'static str)> {
     let (kind, grade, description) = match gpu.vendor.to_ascii_lowercase().as_str() {
         "nvidia" => (
@@ -48,7 +48,7 @@ pub fn metered_domain(gpu: &GpuInfo) -> Option<(RunDomain, &'static str)> {
     Some((domain, description))
 }
 
-/// What the run was, as far as the harness tells.
+/// Builds the manifest of an imported run.
 pub fn import_manifest(source: &Path, summary: &HarnessSummary, findings: &ImportFindings) -> Manifest {
     let mut settings = BTreeMap::from([
         ("imported from".to_owned(), format!("{} (the public harness)", source.display())),
@@ -80,7 +80,7 @@ pub fn import_manifest(source: &Path, summary: &HarnessSummary, findings: &Impor
     }
 }
 
-/// What we kept in the metadata, if the records are ours.
+/// Returns the metadata of our own exports, or defaults for other records.
 pub fn wattspan_metadata(metadata: &Value) -> WattspanMetadata {
     let parsed = match metadata {
         Value::String(text) => serde_json::from_str::<Value>(text).unwrap_or_default(),

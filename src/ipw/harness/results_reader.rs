@@ -1,7 +1,7 @@
-//! The files in which results of the harness come.
+//! Reader of the harness's result files.
 //!
-//! Owns the finding of them: Arrow (`data-*.arrow`, as the harness writes them), JSON lines, or one JSON array, in a directory
-//! with `summary.json`, or a single file. A line that is no record is counted and passed over.
+//! Reads Arrow (`data-*.arrow`, as the harness writes), JSON lines or a JSON array, from a directory with
+//! `summary.json` or from a single file. Invalid lines are counted and skipped.
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
@@ -11,24 +11,24 @@ use serde_json::Value;
 
 use super::{HarnessError, HarnessSummary, ProfilingRecord, columnar};
 
-/// What was found.
+/// The content of a results directory or file.
 #[derive(Debug, Default)]
 pub struct HarnessResults {
-    /// The records, in their order.
+    /// The records, in order.
     pub records: Vec<ProfilingRecord>,
-    /// Lines and rows that are no records.
+    /// Number of lines and rows that are not records.
     pub invalid_records: usize,
-    /// Nothing in it where there is no `summary.json`.
+    /// The summary; empty without `summary.json`.
     pub summary: HarnessSummary,
 }
 
-/// The longest line that is read; what a model said fits.
+/// The longest accepted line; it has room for a long reply.
 const MAX_LINE_BYTES: u64 = 64 << 20;
 
-/// Reads a directory or a file.
+/// Reads a results directory or file.
 ///
 /// # Errors
-/// There is no such thing, it holds no records, or its records are Arrow and this program was built without.
+/// The path does not exist or has no records, or its records are Arrow and this build lacks the feature `parquet`.
 pub fn read_results(path: &Path) -> Result<HarnessResults, HarnessError> {
     let mut results = HarnessResults::default();
     let files = if path.is_dir() { list_record_files(path)? } else { vec![path.to_owned()] };
@@ -62,7 +62,8 @@ impl HarnessResults {
     }
 }
 
-/// The files of records in a directory, by name; Arrow alone where there is any, since the others are then copies.
+/// Returns the record files of a directory, sorted by name; only Arrow files if there are any, since the others are
+/// copies.
 fn list_record_files(path: &Path) -> Result<Vec<PathBuf>, HarnessError> {
     const METADATA_FILES: [&str; 3] = ["summary.json", "dataset_info.json", "state.json"];
     let mut files = Vec::new();
@@ -81,13 +82,13 @@ fn list_record_files(path: &Path) -> Result<Vec<PathBuf>, HarnessError> {
     let is_arrow = |file: &PathBuf| file.extension().is_some_and(|ending| ending == "arrow");
     let is_data =
         |file: &PathBuf| file.file_name().is_some_and(|name| name.to_string_lossy().starts_with("data-"));
-    // Without Arrow the copies are what can be read; with nothing else, the refusal says what would mend it.
+    // Without Arrow support the copies are read; if there are none, the error names an alternative.
     let has_other = files.iter().any(|file| !is_arrow(file));
     if !columnar::IS_SUPPORTED && has_other {
         files.retain(|file| !is_arrow(file));
     } else if files.iter().any(is_arrow) {
         files.retain(is_arrow);
-        // Beside them lie caches of the library that wrote them.
+        // The same directory has cache files of the Hugging Face library.
         if files.iter().any(is_data) {
             files.retain(is_data);
         }
@@ -119,7 +120,7 @@ fn read_json(path: &Path, results: &mut HarnessResults) -> Result<(), HarnessErr
     match serde_json::from_slice(&text) {
         Ok(Value::Array(all)) => all.into_iter().for_each(|value| results.push_value(value)),
         Ok(one) => results.push_value(one),
-        // JSON lines under the other name are common.
+        // Files with the extension `.json` often hold JSON lines.
         Err(_) => return read_json_lines(path, results),
     }
     Ok(())

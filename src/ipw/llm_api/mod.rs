@@ -1,8 +1,7 @@
-//! Asking one question of an inference server.
+//! Requests to inference servers.
 //!
-//! Owns what is sent: the three interfaces that servers speak, and the settings that make a run repeatable (temperature 0 and
-//! a seed unless the user says otherwise). The reply is parsed by [`reply_parser`]. Never sends a question twice by itself:
-//! retries are the run's business.
+//! Builds the requests of three interfaces, with settings that make a run reproducible (temperature 0 and a seed by
+//! default). [`reply_parser`] parses the reply. This module never retries; retries are part of the run loop.
 
 pub mod reply;
 pub mod reply_parser;
@@ -15,22 +14,22 @@ use serde_json::{Map, Value, json};
 
 use crate::http::{BaseUrl, BoxBody, full_body};
 
-/// The most seconds that an answer may be waited for.
+/// The longest request timeout, in seconds.
 pub const MAX_TIMEOUT_S: u64 = 86_400;
 
-/// The interface that a server speaks.
+/// The interface of a server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, clap::ValueEnum)]
 pub enum Api {
     /// OpenAI's chat completions: `BASE/chat/completions`.
     Chat,
     /// OpenAI's plain completions: `BASE/completions`.
     Completions,
-    /// Ollama's own: `BASE/api/chat`.
+    /// Ollama's native interface: `BASE/api/chat`.
     Ollama,
 }
 
 impl Api {
-    /// In a word, as on the command line.
+    /// Returns the name on the command line.
     pub fn name(self) -> &'static str {
         match self {
             Self::Chat => "chat",
@@ -39,7 +38,7 @@ impl Api {
         }
     }
 
-    /// The one of this name.
+    /// Parses a name of the command line.
     pub fn from_name(name: &str) -> Option<Self> {
         [Self::Chat, Self::Completions, Self::Ollama].into_iter().find(|api| api.name() == name)
     }
@@ -53,49 +52,49 @@ impl Api {
     }
 }
 
-/// How questions are asked.
+/// Settings of the requests.
 #[derive(Debug, Clone)]
 pub struct RequestSettings {
-    /// The server's base URL; for OpenAI's interfaces it ends with `/v1` as a rule.
+    /// The server's base URL; for OpenAI's interfaces it usually ends with `/v1`.
     pub base_url: BaseUrl,
-    /// Which interface.
+    /// The interface of the server.
     pub api: Api,
-    /// The model, in the server's words.
+    /// The model, as the server names it.
     pub model: String,
-    /// Said before each question, if anything.
+    /// The system prompt, if any.
     pub system_prompt: Option<String>,
-    /// How freely the model chooses its words.
+    /// The sampling temperature.
     pub temperature: f64,
-    /// Of the server's random numbers.
+    /// The sampling seed.
     pub seed: Option<u64>,
-    /// The most tokens of an answer.
+    /// The maximum number of output tokens.
     pub max_tokens: u32,
-    /// The answer comes word by word.
+    /// Whether the reply is streamed.
     pub stream: bool,
-    /// Ask for log-probabilities.
+    /// Whether log-probabilities are requested.
     pub logprobs: bool,
-    /// Sent as a bearer token.
+    /// The API key, sent as a bearer token.
     pub api_key: Option<String>,
-    /// How long an answer may take from request to end.
+    /// Timeout from the request to the end of the answer.
     pub timeout: Duration,
 }
 
-/// Why a request cannot even be made.
+/// A request cannot be built.
 #[derive(Debug, thiserror::Error)]
 pub enum BuildRequestError {
-    /// The address and the path together are no URL.
+    /// The base URL and path do not form a URL.
     #[error("the server's address cannot be used: {0}")]
     Address(#[from] http::Error),
-    /// The key has characters that no header may hold.
+    /// The key has characters that are invalid in a header.
     #[error("the key holds characters that cannot be sent in a header (a line end?)")]
     Key,
 }
 
 impl RequestSettings {
-    /// The request for one prompt.
+    /// Builds the request for one prompt.
     ///
     /// # Errors
-    /// The address or the key cannot be used.
+    /// The base URL or the key is invalid.
     pub fn prompt_request(&self, prompt: &str) -> Result<Request<BoxBody>, BuildRequestError> {
         let body = self.body(prompt).to_string();
         let path = self.api.path().parse().map_err(http::Error::from)?;
@@ -111,7 +110,7 @@ impl RequestSettings {
         Ok(request)
     }
 
-    /// The request for the server's models.
+    /// Builds the request for the list of models.
     ///
     /// # Errors
     /// As for [`RequestSettings::request`].
@@ -176,7 +175,7 @@ impl RequestSettings {
     }
 }
 
-/// The first model in a server's list, in either interface's form.
+/// Returns the first model of a server's list, in the form of either interface.
 pub fn first_model(list: &[u8]) -> Option<String> {
     let list: Value = serde_json::from_slice(list).ok()?;
     let of = |list: &Value, key: &str| Some(list.as_array()?.first()?.get(key)?.as_str()?.to_owned());

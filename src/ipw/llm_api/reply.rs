@@ -1,37 +1,37 @@
-//! What a server said to one question, and why there may be nothing.
+//! The reply of a server to one query, and the errors of a failed one.
 //!
-//! Owns the words for failures: each is one line that a row keeps, and says whether asking again may help. Invariant: a
-//! reply has text or reasoning, or it is a failure; an answer of nothing would count as wrong and nearly free.
+//! Each error message is one line for the row, and the error knows whether a retry is useful. Invariant: a reply has
+//! text or reasoning, or else it is an error; an empty answer would count as incorrect at almost no cost.
 
 use std::time::Duration;
 
-/// A whole answer.
+/// A complete reply.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct ModelReply {
-    /// What the model answered.
+    /// The text of the answer.
     pub text: String,
-    /// When the request was sent, the first token came, and the answer ended; monotonic.
+    /// Time of the request, monotonic nanoseconds.
     pub began_ns: u64,
-    /// The first piece of text or reasoning; absent where the answer came whole.
+    /// Time of the first chunk of text or reasoning; absent if the reply was not streamed.
     pub first_token_ns: Option<u64>,
-    /// The end of the body.
+    /// Time of the end of the body.
     pub ended_ns: u64,
-    /// When each piece came.
+    /// Times of all chunks.
     pub chunk_times_ns: Vec<u64>,
-    /// Tokens of the prompt.
+    /// Prompt tokens.
     pub tokens_in: Option<u64>,
-    /// Of those, cached ones.
+    /// Cached prompt tokens.
     pub tokens_cached: Option<u64>,
-    /// Tokens of the answer.
+    /// Output tokens.
     pub tokens_out: Option<u64>,
-    /// Why it ended.
+    /// Finish reason.
     pub finish: Option<String>,
-    /// Of all told tokens.
+    /// Mean log-probability of the reported tokens.
     pub mean_logprob: Option<f64>,
 }
 
 impl ModelReply {
-    /// The median and the 99th percentile of the times between two pieces.
+    /// Returns the median and 99th percentile of the times between chunks.
     pub fn inter_chunk_ns(&self) -> Option<(u64, u64)> {
         let mut gaps: Vec<u64> =
             self.chunk_times_ns.windows(2).map(|pair| pair[1].saturating_sub(pair[0])).collect();
@@ -43,7 +43,7 @@ impl ModelReply {
         Some((percentile(50), percentile(99)))
     }
 
-    /// Tokens of the answer, and whether they were counted by pieces for want of the server's word.
+    /// Returns the number of output tokens, and whether chunks were counted because the server reported none.
     pub fn output_tokens(&self) -> (Option<u64>, bool) {
         match self.tokens_out {
             Some(tokens) => (Some(tokens), false),
@@ -53,47 +53,48 @@ impl ModelReply {
     }
 }
 
-/// Why there is no answer.
+/// A query failed.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum ReplyError {
-    /// Nobody answers there, or the connection broke.
+    /// The server is unreachable, or the connection broke.
     #[error("no connection: {0}")]
     Unreachable(String),
-    /// It hung up before it answered: as a rule a kept connection that it closed while the question was on its way.
+    /// The server closed the connection before it replied: usually an idle connection that it closed while the request
+    /// was in transit.
     #[error("no connection: {0}")]
     ConnectionClosed(String),
-    /// The server refuses.
+    /// The server replied with an error status.
     #[error("HTTP {status}: {body}")]
     Status {
-        /// The status.
+        /// The HTTP status.
         status: u16,
-        /// What it said, in a line.
+        /// The error text, on one line.
         body: String,
-        /// When it wants to be asked again.
+        /// The delay that the server requests before a retry.
         retry_after: Option<Duration>,
     },
-    /// It took too long.
+    /// The request timed out.
     #[error("no answer within {0:?}")]
     TimedOut(Duration),
-    /// The body broke off.
+    /// The body is incomplete.
     #[error("the answer broke off: {0}")]
     Truncated(String),
-    /// A stream without its end: no finish, no `[DONE]`.
-    #[error("the answer broke off: the stream ended without saying so")]
+    /// The stream ended without a finish reason or `[DONE]`.
+    #[error("the answer broke off: the stream ended without an end marker")]
     IncompleteStream,
-    /// 200, and nothing in it.
+    /// Status 200 with an empty answer.
     #[error("the server answered 200 with nothing in it")]
     Empty,
-    /// An error inside an answer that began well.
+    /// An error within a stream that began normally.
     #[error("the server reported an error inside its answer: {0}")]
     ErrorInBody(String),
-    /// It is not what the interface promises.
-    #[error("the answer makes no sense: {0}")]
+    /// The reply does not conform to the interface.
+    #[error("the answer is malformed: {0}")]
     Malformed(String),
 }
 
 impl ReplyError {
-    /// Whether asking again may help: not where the server says that the question itself is wrong.
+    /// Returns whether a retry is useful: not if the server rejects the request itself.
     pub fn is_retryable(&self) -> bool {
         match self {
             Self::Status { status, .. } => matches!(status, 408 | 409 | 425 | 429 | 500..),
@@ -102,7 +103,7 @@ impl ReplyError {
         }
     }
 
-    /// When to ask again for the `retry`th time, if the server said so or it cannot matter to it.
+    /// Returns the delay before the `retry`th retry, if the server requests one or no delay is needed.
     pub fn retry_delay(&self, retry: u32) -> Option<Duration> {
         match self {
             Self::Status { retry_after, .. } => *retry_after,
@@ -112,7 +113,7 @@ impl ReplyError {
     }
 }
 
-/// A server's words as one line for a row: no control characters, and not the whole page.
+/// Returns a server's error text as one line for a row, without control characters and limited in length.
 pub fn one_line(text: &str) -> String {
     const MAX_CHARS: usize = 200;
     let words = text.split(|c: char| c.is_whitespace() || c.is_control()).filter(|word| !word.is_empty());

@@ -1,8 +1,8 @@
-//! An answer out of the bytes of a reply.
+//! Parser of replies, streamed or complete, for three interfaces.
 //!
-//! Owns the three interfaces' answers, streamed or whole. Times are taken by our own clock when a piece comes; what a server
-//! says of its times is not read. Invariant: an answer is whole only if the server said that it ended; error texts inside
-//! a stream, empty answers and streams that stop are failures.
+//! Times are taken from the local clock when a chunk arrives; times reported by the server are ignored. Invariant: a
+//! reply is complete only if the server signals its end. Error texts within a stream, empty answers and truncated
+//! streams are errors.
 
 use serde_json::Value;
 
@@ -11,10 +11,10 @@ use super::reply::{ModelReply, ReplyError, one_line};
 use crate::http::line_decoder::{DecodedLine, LineDecoder};
 use crate::http::sse::SseDecoder;
 
-/// The most bytes of a reply that is not streamed, and of an event or a line of one that is.
+/// The maximum size of an unstreamed reply, and of one event or line of a stream, in bytes.
 const MAX_REPLY_BYTES: usize = 32 << 20;
 
-/// Parses one reply.
+/// Parser of one reply.
 #[derive(Debug)]
 pub struct ReplyParser {
     api: Api,
@@ -26,7 +26,7 @@ pub struct ReplyParser {
 enum BodyFormat {
     /// Server-sent events.
     ServerSentEvents(Box<SseDecoder>),
-    /// A line of JSON each.
+    /// JSON lines.
     JsonLines(LineDecoder),
     /// One JSON object.
     Json(Vec<u8>),
@@ -35,22 +35,22 @@ enum BodyFormat {
 #[derive(Debug, Default)]
 struct PartialReply {
     reply: ModelReply,
-    /// Anything at all came.
+    /// Whether any data was received.
     received_data: bool,
-    /// The server said that it is done.
+    /// Whether the server signalled the end.
     done: bool,
     error: Option<ReplyError>,
     logprobs: (f64, u64),
 }
 
 impl ReplyParser {
-    /// A parser for a reply of this content type to a request sent at `began_ns`.
+    /// Creates a parser for a reply of this content type to a request sent at `began_ns`.
     pub fn new(api: Api, content_type: &str, began_ns: u64) -> Self {
         let format = match content_type.split(';').next().map(str::trim) {
             Some("text/event-stream") => {
                 BodyFormat::ServerSentEvents(Box::new(SseDecoder::with_limit(MAX_REPLY_BYTES)))
             }
-            // A whole answer of Ollama's is one such line.
+            // An unstreamed reply of Ollama is a single line of this kind.
             _ if api == Api::Ollama => BodyFormat::JsonLines(LineDecoder::new(MAX_REPLY_BYTES)),
             _ => BodyFormat::Json(Vec::new()),
         };
@@ -58,7 +58,7 @@ impl ReplyParser {
         Self { api, format, partial: PartialReply { reply, ..PartialReply::default() } }
     }
 
-    /// Takes what came at `now_ns`. `true`: the first token is in it.
+    /// Parses the data received at `now_ns`; returns `true` if it has the first token.
     pub fn feed(&mut self, bytes: &[u8], now_ns: u64) -> bool {
         let before_first_token = self.partial.reply.first_token_ns.is_none();
         let (api, partial) = (self.api, &mut self.partial);
@@ -84,10 +84,10 @@ impl ReplyParser {
         before_first_token && self.partial.reply.first_token_ns.is_some()
     }
 
-    /// The body ended at `now_ns`.
+    /// Finishes the reply; the body ended at `now_ns`.
     ///
     /// # Errors
-    /// It is no whole answer.
+    /// The reply is incomplete or an error.
     pub fn finish(mut self, now_ns: u64) -> Result<ModelReply, ReplyError> {
         match &mut self.format {
             BodyFormat::Json(body) => {
@@ -122,7 +122,7 @@ impl ReplyParser {
     }
 }
 
-/// A server that puts its error into the model's mouth: the whole answer is "[Error: ...]".
+/// Detects servers that send an error as the answer: the whole text is "[Error: ...]".
 fn error_text(text: &str) -> Option<String> {
     let inner = text.trim().strip_prefix('[')?.strip_suffix(']')?;
     let error = inner.get(..6).is_some_and(|head| head.eq_ignore_ascii_case("error:"));
@@ -178,7 +178,7 @@ impl PartialReply {
         } else {
             self.push_openai(&value, "message")
         };
-        // A whole body is a whole answer, whether or not it names its finish.
+        // A complete body is a complete answer, with or without a finish reason.
         self.done = true;
     }
 
@@ -190,7 +190,7 @@ impl PartialReply {
         true
     }
 
-    /// One of OpenAI's chunks, or a whole completion; `true` where it brings text.
+    /// Parses an OpenAI chunk or complete response; `true` if it has text.
     fn push_openai(&mut self, value: &Value, part: &str) -> bool {
         if let Some(usage) = value.get("usage").filter(|usage| usage.is_object()) {
             let count = |pointer: &str| usage.pointer(pointer).and_then(Value::as_u64);
@@ -225,7 +225,7 @@ impl PartialReply {
         }
     }
 
-    /// One of Ollama's lines; `true` where it brings text.
+    /// Parses an Ollama line; `true` if it has text.
     fn push_ollama(&mut self, value: &Value) -> bool {
         let text = |of: &str| value.pointer(of).and_then(Value::as_str).unwrap_or_default();
         if value.get("done").and_then(Value::as_bool) == Some(true) {
@@ -238,7 +238,7 @@ impl PartialReply {
                 self.reply.finish = Some(finish.to_owned());
             }
         }
-        // Proxies that speak Ollama's words put a chat's text where `generate` has it.
+        // Some proxies with Ollama's interface put a chat's text in the field of `generate`.
         let content = [text("/message/content"), text("/response")].concat();
         self.reply.text.push_str(&content);
         !content.is_empty() || !text("/message/thinking").is_empty()

@@ -1,36 +1,36 @@
 //! Charts as SVG text.
 //!
-//! Owns the drawing: axes with round ticks, points, lines, bars, steps, spans. Colours are the page's (classes and
-//! variables), so that a chart is light or dark as its reader is; every chart has a title and a description for those who
-//! cannot see it. Takes numbers only: there is nothing in it that could need escaping but the fixed words given by the page.
+//! Draws axes with round ticks, points, lines, bars, steps and spans. Colours are CSS classes and variables of the
+//! page, so that a chart follows the reader's light or dark theme; every chart has a title and a description for
+//! screen readers. Invariant: input is numbers and fixed texts, so nothing needs escaping here.
 
 use std::fmt::Write;
 
-// As wide as a phone's screen and a bit, so that labels stay readable there; a desktop shows two beside each other.
+// A little wider than a phone's screen, so that labels stay readable there; a desktop shows two charts side by side.
 const WIDTH: f64 = 480.0;
 const HEIGHT: f64 = 280.0;
 const MARGIN_LEFT: f64 = 66.0;
 const MARGIN_RIGHT: f64 = 18.0;
 const MARGIN_TOP: f64 = 14.0;
 const MARGIN_BOTTOM: f64 = 52.0;
-/// The height of a line of names.
+/// The height of a line of labels.
 const LABEL_HEIGHT: f64 = 15.5;
 
-/// One axis: what it shows, and from where to where.
+/// One axis with its range.
 #[derive(Debug, Clone, Copy)]
 pub struct Axis {
-    /// In words, with the unit.
+    /// The label, with the unit.
     pub title: &'static str,
-    /// The least that is drawn.
+    /// The lower end of the range.
     pub low: f64,
-    /// The most.
+    /// The upper end of the range.
     pub high: f64,
-    /// Whether numbers stand along it; names may, instead.
+    /// Whether ticks have numbers; a category axis has names instead.
     pub has_numbers: bool,
 }
 
 impl Axis {
-    /// An axis from 0 to somewhat above all values.
+    /// Creates an axis from 0 to slightly above the largest value.
     pub fn from_zero(title: &'static str, values: impl Iterator<Item = f64>) -> Self {
         let max = values.filter(|value| value.is_finite()).fold(0.0, f64::max);
         let half_step = tick_step(if max > 0.0 { max } else { 1.0 }) / 2.0;
@@ -42,7 +42,7 @@ impl Axis {
         }
     }
 
-    /// The same, but not from 0 where all values are far from it.
+    /// Creates an axis that does not start at 0 if all values are far from it.
     pub fn fitted(title: &'static str, min: f64, max: f64) -> Self {
         let over = Self::from_zero(title, [max].into_iter());
         if min < max / 2.0 {
@@ -50,11 +50,11 @@ impl Axis {
         }
         let half_step = tick_step((max - min).max(max / 50.0)) / 2.0;
         let low = (min / half_step).floor() * half_step;
-        // Where all are equal there is still something to see.
+        // Equal values need a range of non-zero width.
         Self { low, high: ((max / half_step).ceil() * half_step).max(low + 2.0 * half_step), ..over }
     }
 
-    /// The same with room below 0, in which no ticks stand: a part of the height of what is above.
+    /// Adds room below 0 without ticks, as a fraction of the height above.
     pub fn with_room_below(self, part: f64) -> Self {
         Self { low: -self.high * part, ..self }
     }
@@ -72,7 +72,7 @@ impl Axis {
     }
 }
 
-/// The round distance (1, 2 or 5 and zeroes) that gives some five ticks.
+/// Returns the round tick step (1, 2 or 5 times a power of ten) that gives about five ticks.
 fn tick_step(range: f64) -> f64 {
     let rough = range / 5.0;
     let ten = 10_f64.powf(rough.log10().floor());
@@ -80,21 +80,21 @@ fn tick_step(range: f64) -> f64 {
     digit.unwrap_or(10.0) * ten
 }
 
-/// A chart that is being drawn.
+/// A chart under construction.
 #[derive(Debug)]
 pub struct Chart {
     x: Axis,
     y: Axis,
     body: String,
     label: String,
-    /// Where names stand already: left, right, and their line.
+    /// Placed labels: left, right, and line.
     label_boxes: Vec<(f64, f64, f64)>,
-    /// The names, drawn over all points.
+    /// The labels, drawn above all points.
     labels_svg: String,
 }
 
 impl Chart {
-    /// An empty one. `label` says in a sentence what it shows.
+    /// Creates an empty chart. `label` describes it in a sentence.
     pub fn new(label: &str, x: Axis, y: Axis) -> Self {
         let mut chart = Self {
             x,
@@ -115,7 +115,7 @@ impl Chart {
     }
 
     fn write(&mut self, text: std::fmt::Arguments) {
-        // Writing into a String cannot fail.
+        // Writing to a String cannot fail.
         let _ = self.body.write_fmt(text);
     }
 
@@ -154,7 +154,7 @@ impl Chart {
         ));
     }
 
-    /// Points of one kind.
+    /// Draws points of one class.
     pub fn points(&mut self, class: &str, points: impl Iterator<Item = (f64, f64)>) {
         for (x, y) in points.filter(|(x, y)| x.is_finite() && y.is_finite()) {
             let (across, down) = self.to_pixels(x, y);
@@ -162,7 +162,7 @@ impl Chart {
         }
     }
 
-    /// A point with the intervals around it, and a name beside it.
+    /// Draws a point with its intervals and a label.
     pub fn point_with_intervals(
         &mut self,
         class: &str,
@@ -181,9 +181,9 @@ impl Chart {
         self.place_label(name, across, down);
     }
 
-    /// A name beside a place, where no other name stands.
+    /// Places a label near a point where it overlaps no other label.
     fn place_label(&mut self, name: &str, across: f64, down: f64) {
-        // As a phone shows them, which is larger in proportion.
+        // The size on a phone, where text is larger in proportion.
         const CHAR_WIDTH: f64 = 7.8;
         let wide = name.chars().count() as f64 * CHAR_WIDTH;
         let tries = [-6.0, 16.0, -22.0, 32.0, -38.0, 48.0, -54.0, 64.0].into_iter().flat_map(|below| {
@@ -199,15 +199,15 @@ impl Chart {
             };
             inside && self.label_boxes.iter().all(free)
         };
-        // With no room for it the point goes without; the table beside the chart has every name.
+        // Without free space the point has no label; the table beside the chart has all names.
         let Some((left, line)) = tries.into_iter().find(fits) else { return };
         self.label_boxes.push((left, left + wide, line));
         let name = escape_xml(name);
-        // Writing into a String cannot fail.
+        // Writing to a String cannot fail.
         let _ = write!(self.labels_svg, "<text class='tick name' x={left:.1} y={line:.1}>{name}</text>");
     }
 
-    /// A name below the axis.
+    /// Draws a label below the axis.
     pub fn x_label(&mut self, x: f64, name: &str) {
         let (across, down) = self.to_pixels(x, self.y.low);
         let name = escape_xml(name);
@@ -217,13 +217,13 @@ impl Chart {
         ));
     }
 
-    /// A line through points.
+    /// Draws a line through points.
     pub fn polyline(&mut self, class: &str, points: impl Iterator<Item = (f64, f64)>) {
         let mut path = String::new();
         for (x, y) in points {
             let (across, down) = self.to_pixels(x, y);
             let command = if path.is_empty() { 'M' } else { 'L' };
-            // Writing into a String cannot fail.
+            // Writing to a String cannot fail.
             let _ = write!(path, "{command}{across:.1} {down:.1}");
         }
         if !path.is_empty() {
@@ -231,14 +231,14 @@ impl Chart {
         }
     }
 
-    /// A straight line, as far as it lies within the axes.
+    /// Draws the part of a straight line that lies within the axes.
     pub fn line_segment(&mut self, class: &str, ends: [(f64, f64); 2]) {
         if let Some(ends) = self.clip_line(ends) {
             self.polyline(class, ends.into_iter());
         }
     }
 
-    /// The part of a line within the axes (Liang and Barsky, ACM TOG 3, 1984); none where it passes them by.
+    /// Clips a line to the axes (Liang and Barsky, ACM TOG 3, 1984); `None` if it lies outside.
     fn clip_line(&self, [(x, y), (to_x, to_y)]: [(f64, f64); 2]) -> Option<[(f64, f64); 2]> {
         let (run, rise) = (to_x - x, to_y - y);
         let (mut enters, mut leaves) = (0.0, 1.0);
@@ -256,7 +256,7 @@ impl Chart {
         (enters <= leaves).then(|| [at(enters), at(leaves)])
     }
 
-    /// A box between two corners.
+    /// Draws a box between two corners.
     pub fn rectangle(&mut self, class: &str, (left, low): (f64, f64), (right, high): (f64, f64)) {
         let ((left, bottom), (right, top)) = (self.to_pixels(left, low), self.to_pixels(right, high));
         let (wide, tall) = ((right - left).max(0.6), (bottom - top).max(0.0));
@@ -265,7 +265,7 @@ impl Chart {
         ));
     }
 
-    /// The chart as SVG.
+    /// Returns the chart as SVG.
     pub fn to_svg(&self) -> String {
         format!(
             "<svg viewBox='0 0 {WIDTH} {HEIGHT}' role=img aria-label=\"{}\">{}{}</svg>",
@@ -274,7 +274,7 @@ impl Chart {
     }
 }
 
-/// A tick's number in as few digits as it needs.
+/// Formats a tick's number with as few digits as needed.
 fn format_tick(value: f64, max: f64) -> String {
     if max >= 1e5 && value.abs() >= 500.0 {
         return format!("{:.0}k", value / 1e3);
@@ -289,7 +289,7 @@ fn format_tick(value: f64, max: f64) -> String {
         4
     };
     let text = format!("{value:.digits$}");
-    // What rounds to nothing has no sign.
+    // Avoids "-0" after rounding.
     let text = if text.trim_matches(['-', '0', '.']).is_empty() { text.replace('-', "") } else { text };
     if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.').to_owned() } else { text }
 }

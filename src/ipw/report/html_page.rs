@@ -1,14 +1,14 @@
-//! A report as one page that needs nothing else.
+//! The report as a self-contained HTML page.
 //!
-//! Owns which charts there are and how figures are written on the page. The text is a template (`report.html`, escaped by
-//! minijinja); styles and charts are inside it, there is no script and no address that a browser would fetch.
+//! Chooses the charts and formats the figures. The text is a template (`report.html`, escaped by minijinja) with
+//! inline styles and charts. Invariant: the page has no script and no URL that a browser would fetch.
 
 use minijinja::value::Serde;
 use minijinja::{AutoEscape, Environment, Value, context};
 
-use super::super::distribution::Distribution;
 use super::super::metrics::{EfficiencyMetrics, Estimate};
 use super::super::run_settings::describe_workload;
+use super::super::statistics::Distribution;
 use super::Report;
 use super::chart::{Axis, Chart};
 use super::plot_data::PlotData;
@@ -16,7 +16,7 @@ use crate::escape::printable_lines;
 
 const TEMPLATE: &str = include_str!("report.html");
 
-/// The page of a report.
+/// Renders the page of a report.
 pub fn render_page(report: &Report) -> String {
     let mut environment = Environment::new();
     environment.set_auto_escape_callback(|_| AutoEscape::Html);
@@ -46,15 +46,15 @@ pub fn render_page(report: &Report) -> String {
     };
     let page =
         template.render(values).expect("a test renders the template with every part absent and present");
-    // Here and not where each text is put in, so that none is missed: names, servers, failures, labels in pictures.
+    // The rendered text is sanitized here once, so that it covers all names, servers, failures and chart labels.
     printable_lines(&page)
 }
 
-/// Four digits at most, and never a false exactness.
+/// Formats a number with at most four digits, without false precision.
 pub fn format_significant(value: f64) -> String {
     let size = value.abs();
     let decimals = match () {
-        // What rounding left of nothing.
+        // Avoids "-0" after rounding.
         () if size < 1e-12 => return "0".into(),
         () if size >= 1000.0 => 0,
         () if size >= 100.0 => 1,
@@ -65,7 +65,7 @@ pub fn format_significant(value: f64) -> String {
     format!("{value:.decimals$}")
 }
 
-/// A figure with its interval, or a dash.
+/// Formats a figure with its interval, or a dash.
 pub fn format_estimate(estimate: Option<&Estimate>, scale: f64, unit: &str) -> String {
     let Some(estimate) = estimate else { return "\u{2013}".into() };
     let value = format_significant(estimate.value * scale);
@@ -79,7 +79,7 @@ pub fn format_estimate(estimate: Option<&Estimate>, scale: f64, unit: &str) -> S
     }
 }
 
-/// A figure with its interval below it.
+/// Formats a figure with its interval below it.
 fn estimate_cell(estimate: Option<&Estimate>, scale: f64, unit: &str) -> Value {
     let Some(estimate) = estimate else { return context! { value => "\u{2013}" } };
     let interval = estimate.interval.map(|it| {
@@ -133,7 +133,7 @@ fn headline_tiles(all: &EfficiencyMetrics) -> Vec<Value> {
     ]
 }
 
-/// A quantity's name for people: "energy, J".
+/// Returns the display name of a quantity: "energy, J".
 pub fn quantity_label(name: &str) -> String {
     let (words, unit) = match name.rsplit_once('_') {
         Some((words, "j")) => (words, ", J"),
@@ -201,7 +201,7 @@ fn charts(report: &Report) -> Vec<(&'static str, Chart, String)> {
         chart.rectangle("decode", (1.3, 0.0), (1.7, phases.decode_j));
         chart.x_label(0.5, "prefill, until the first token");
         chart.x_label(1.5, "decode, from there on");
-        all.push(("Prefill and decode", chart, format!("Over {} queries that told both.", phases.count)));
+        all.push(("Prefill and decode", chart, format!("Over {} queries with both.", phases.count)));
     }
     if !points.timeline.is_empty() {
         let curve = if points.measured_power.is_empty() {
@@ -290,7 +290,7 @@ fn timeline_chart(points: &PlotData) -> Chart {
     const TIMELINE_RATIO: f64 = 0.6;
     let curve =
         if points.measured_power.is_empty() { &points.attributed_power } else { &points.measured_power };
-    // To the last query's end and no further: rounded up, a long run would leave a quarter empty.
+    // The axis ends at the last query's end; rounding up would leave a quarter of a long run's chart empty.
     let end = points.timeline.iter().map(|bar| bar.to_s).fold(0.0, f64::max);
     let x = Axis {
         title: "seconds since the first query",
@@ -310,7 +310,7 @@ fn timeline_chart(points: &PlotData) -> Chart {
         lanes[lane] = bar.to_s;
         placed.push((lane, bar));
     }
-    // A single lane need not fill the room.
+    // A single lane does not need the full height.
     let tall = -y.low * 0.92 / lanes.len().max(4) as f64;
     for (lane, bar) in placed {
         let high = y.low * 0.06 - lane as f64 * tall;
@@ -426,7 +426,7 @@ mod tests {
 
     #[test]
     fn the_fit_line_is_drawn_with_its_slope() {
-        // Energy in J is 0.2 × tokens - 10: below nothing for short queries.
+        // Energy in J is 0.2 × tokens - 10, negative for short queries.
         let row = |id: u64| {
             let energy = QueryEnergy {
                 share_uj: Some(id * 200_000 * 2 - 10_000_000),

@@ -1,7 +1,7 @@
-//! What a run says, for people and for programs.
+//! The report over a run, for display and for programs.
 //!
-//! Owns the report's contents: everything that the table, the page and the JSON show is computed here once. Invariant: each
-//! energy figure stands beside its grade, scope, idle policy, coverage and error.
+//! All contents of the table, the HTML page and the JSON are computed here once. Invariant: each energy figure has its
+//! grade, scope, idle policy, coverage and error.
 
 pub mod chart;
 pub mod html_page;
@@ -14,108 +14,108 @@ use std::thread;
 
 use serde::Serialize;
 
-use super::distribution::{Distribution, distribution};
 use super::metrics::{EfficiencyMetrics, MetricOptions, compute_metrics_over};
-use super::regression::{LinearFit, fit_linear, fit_log_linear};
 use super::run_dir::{Manifest, NO_METER};
 use super::scope::{IdlePolicy, Scope};
+use super::statistics::{Distribution, LinearFit, distribution, fit_linear, fit_log_linear};
 use super::table::{RunTable, known};
 
-/// What the user adds to a run to learn what it costs.
+/// Prices and emission factors, given by the user.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
 pub struct EnergyPrices {
-    /// Money for a kilowatt-hour, in any currency.
+    /// Price of a kilowatt-hour, in any currency.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub per_kwh: Option<f64>,
-    /// Grams of CO2 for a kilowatt-hour.
+    /// Grams of CO2 per kilowatt-hour.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub co2_g_per_kwh: Option<f64>,
 }
 
-/// A report over one run.
+/// The report over one run.
 #[derive(Debug, Serialize)]
 pub struct Report {
-    /// What the run was.
+    /// The manifest of the run.
     pub run: Manifest,
-    /// Which domains the figures count.
+    /// The scope of the figures.
     pub scope: Scope,
-    /// Whether idle power is part of them.
+    /// Whether idle power is included.
     pub idle: IdlePolicy,
-    /// Why there is no energy in this scope, though queries were answered.
+    /// Why no answered query has an energy in this scope, if so.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub no_energy: Option<String>,
-    /// Over all queries.
+    /// Figures over all queries.
     pub all: EfficiencyMetrics,
-    /// By subject, in the order of their names.
+    /// Figures by subject, sorted by name.
     pub subjects: Vec<EfficiencyMetrics>,
-    /// The other scopes and idle policies, over all queries; those that this machine cannot give are left out.
+    /// Figures over all queries in the other scopes and idle policies that the machine supports.
     pub scopes: Vec<EfficiencyMetrics>,
-    /// How quantities spread, by name: `energy_j`, `power_w`, `attributed_power_w`, `duration_s`, `first_token_s`,
+    /// Distributions by name: `energy_j`, `power_w`, `attributed_power_w`, `duration_s`, `first_token_s`,
     /// `between_tokens_s`, `tokens_out`.
     pub spreads: BTreeMap<&'static str, Distribution>,
-    /// The lines that the public harness draws: energy, latency and power against all tokens, first token against the
-    /// prompt's.
+    /// The regressions of the public harness: energy, latency and power against all tokens, time to first token
+    /// against prompt tokens.
     pub lines: BTreeMap<&'static str, LinearFit>,
-    /// Prefill and decode apart; only of the host with idle power, of which alone they are known.
+    /// Prefill and decode energies; known only for the host scope with idle energy.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub phases: Option<PhaseEnergy>,
-    /// Everything that was used, and what it costs.
+    /// Total energy and its cost.
     pub sum: Totals,
-    /// Why queries failed.
+    /// Failure reasons with their counts.
     pub failures: BTreeMap<String, usize>,
-    /// Why answered queries have no energy.
+    /// Reasons for missing energies, with their counts.
     pub unmetered: BTreeMap<String, usize>,
-    /// Domains of the run that gave some queries no energy, with how many.
+    /// Domains of the run without energy for some queries, with the number of those queries.
     pub domain_gaps: BTreeMap<String, usize>,
-    /// Domains that became live only during the run and are no part of it, with how many queries' accounts hold them.
+    /// Domains that became live during the run and are not part of it, with the number of accounts that contain them.
     pub other_domains: BTreeMap<String, usize>,
-    /// Queries whose totals are lower bounds: the meter did not know whether two of its domains show one counter.
+    /// Number of queries whose totals are lower bounds, because the daemon could not decide whether two domains show
+    /// one counter.
     #[serde(skip_serializing_if = "is_zero")]
     pub lower_bounds: usize,
-    /// Lines of the run's file that make no sense.
+    /// Number of invalid lines in the run's file.
     pub broken_lines: usize,
-    /// Mean tokens that came from the server's cache, of those of the prompt; cached prompts cost less than fresh ones.
+    /// Fraction of all prompt tokens that were served from the cache; cached prompts use less energy than uncached ones.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cached_part: Option<f64>,
-    /// Points for pictures, a sample of them where there are many.
+    /// Points of the charts, sampled if there are many.
     #[serde(skip)]
     pub points: plot_data::PlotData,
 }
 
-/// What reading the prompt and writing the answer use, over the queries that tell both.
+/// Energy of prefill and decode, over the queries that have both.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct PhaseEnergy {
-    /// Queries with both.
+    /// Number of queries with both.
     pub count: usize,
-    /// Mean energy until the first token.
+    /// Mean prefill energy.
     pub prefill_j: f64,
-    /// Mean energy from the first token on.
+    /// Mean decode energy.
     pub decode_j: f64,
-    /// Energy for each token of the prompt that was not cached.
+    /// Prefill energy per uncached prompt token.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub prefill_j_per_token: Option<f64>,
-    /// Energy for each token of the answer.
+    /// Decode energy per output token.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub decode_j_per_token: Option<f64>,
 }
 
-/// Everything together.
+/// Totals over the run.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Totals {
-    /// Queries whose energy is known, right or wrong, failed ones that used some too.
+    /// Number of queries with a known energy, including failed and incorrect ones.
     pub metered: usize,
-    /// Their energy, in the report's scope, idle power included.
+    /// Their energy in the report's scope, idle energy included.
     pub energy_j: f64,
-    /// What it costs; absent without a price.
+    /// Price; absent without a price per kilowatt-hour.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cost: Option<f64>,
-    /// What it emits; absent without an intensity.
+    /// Emissions; absent without an emission factor.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub co2_g: Option<f64>,
 }
 
 impl Report {
-    /// The report over a run.
+    /// Computes the report over a run.
     pub fn new(table: &RunTable, options: &MetricOptions, prices: EnergyPrices) -> Self {
         let (all, subjects, scopes) = all_metrics(table, options);
         Self {
@@ -143,7 +143,7 @@ impl Report {
 }
 
 impl Report {
-    /// What the reader must know of the run's energies beside the figures, a sentence each.
+    /// Returns the caveats on the run's energies, one sentence each.
     pub fn remarks(&self) -> Vec<String> {
         let asked = self.all.asked;
         let mut all = Vec::new();
@@ -186,12 +186,12 @@ fn is_zero(count: &usize) -> bool {
     *count == 0
 }
 
-/// Reasons with how often.
+/// Reasons with their counts.
 fn format_reasons(reasons: &BTreeMap<String, usize>) -> String {
     reasons.iter().map(|(reason, count)| format!("{count} \u{d7} {reason}")).collect::<Vec<_>>().join("; ")
 }
 
-/// Why no answered query has an energy in the scope; `None` where one has, or none was answered.
+/// Returns why no answered query has an energy in the scope; `None` if one has, or if none was answered.
 fn no_energy_reason(table: &RunTable, options: &MetricOptions) -> Option<String> {
     let columns = &table.columns;
     let answered = || (0..columns.len()).filter(|at| columns.answered[*at]);
@@ -225,7 +225,7 @@ fn no_energy_reason(table: &RunTable, options: &MetricOptions) -> Option<String>
     })
 }
 
-/// The figures over all queries, by subject, and over all in every scope and idle policy that the run can tell.
+/// Computes the figures over all queries, by subject, and in every scope and idle policy that the run supports.
 fn all_metrics(
     table: &RunTable,
     options: &MetricOptions,
@@ -257,7 +257,7 @@ fn all_metrics(
     (all, subjects, metrics)
 }
 
-/// The places of each subject's queries.
+/// Returns the indices of each subject's queries.
 fn rows_by_subject(table: &RunTable) -> Vec<Vec<u32>> {
     let mut rows = vec![Vec::new(); table.subjects.len()];
     for (at, subject) in table.columns.subject.iter().enumerate() {
@@ -266,7 +266,7 @@ fn rows_by_subject(table: &RunTable) -> Vec<Vec<u32>> {
     rows
 }
 
-/// Does a number of pieces of work on all cores; results in the pieces' order.
+/// Computes jobs on all cores; results are in the order of the jobs.
 fn parallel_map<T: Send>(count: usize, compute: impl Fn(usize) -> T + Sync) -> Vec<T> {
     let next = AtomicUsize::new(0);
     let compute_share = || -> Vec<(usize, T)> {
@@ -332,7 +332,7 @@ fn regressions(table: &RunTable, options: &MetricOptions) -> BTreeMap<&'static s
     all.into_iter().filter_map(|(name, fit)| Some((name, fit?))).collect()
 }
 
-/// Accounts tell them of the host's total alone, idle power included; beside other terms they would mean something else.
+/// Accounts have phase energies only for the host's total with idle energy, so other scopes and policies have none.
 fn phase_energy(table: &RunTable, options: &MetricOptions) -> Option<PhaseEnergy> {
     if (options.scope, options.idle) != (Scope::Host, IdlePolicy::Included) {
         return None;
@@ -369,7 +369,7 @@ fn phase_energy(table: &RunTable, options: &MetricOptions) -> Option<PhaseEnergy
 fn totals(table: &RunTable, scope: Scope, prices: EnergyPrices) -> Totals {
     let share = table.columns.scope_columns(scope).share;
     let known = || share.iter().copied().filter_map(known);
-    // The sum of no floats is -0.0 by the standard library.
+    // The sum of no floats is -0.0 in the standard library.
     let energy_j = known().fold(0.0, |sum, joules| sum + joules);
     let kwh = energy_j / 3.6e6;
     Totals {
@@ -408,7 +408,7 @@ mod tests {
                 idle_uj: Some(1_000_000),
                 prefill_uj: Some(500_000),
                 decode_uj: Some(3_500_000 + id),
-                // Two at once, so that the machine's power is twice what is attributed.
+                // Two concurrent queries, so the machine's power is twice the attributed power.
                 window_uj: Some(8_000_000 + id * 2),
                 at_once: 2,
                 span_ns: 2_000_000_000,

@@ -1,6 +1,6 @@
-//! The points that the charts show.
+//! The points of the charts.
 //!
-//! Owns the sampling of points where there are too many to draw: every n-th query, so that a sample repeats and keeps the
+//! If there are too many points to draw, every n-th query is taken, so that the sample is reproducible and keeps the
 //! order in time.
 
 use serde::Serialize;
@@ -10,60 +10,60 @@ use super::super::power_series;
 use super::super::scope::Scope;
 use super::super::table::{RunTable, known};
 
-/// The most points in a chart.
+/// The maximum number of points in a chart.
 const MAX_QUERY_POINTS: usize = 2_000;
 
-/// The most spans drawn under the power over time.
+/// The maximum number of spans below the chart of power over time.
 const MAX_TIMELINE_BARS: usize = 400;
 
-/// One query in a chart.
+/// One query in a scatter chart.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct QueryPoint {
-    /// Tokens of prompt and answer.
+    /// Prompt and output tokens.
     pub tokens: Option<f64>,
-    /// Tokens of the answer.
+    /// Output tokens.
     pub tokens_out: Option<f64>,
-    /// Its energy.
+    /// Energy, joules.
     pub energy_j: f64,
-    /// The machine's power meanwhile.
+    /// Mean power of the machine while the query was open, watts.
     pub power_w: f64,
-    /// Right or wrong.
+    /// Score: 1 correct, 0 incorrect.
     pub score: Option<f64>,
 }
 
-/// One query in time.
+/// One query on the time axis.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct TimelineBar {
-    /// Seconds since the first query began.
+    /// Start, seconds after the first query's start.
     pub from_s: f64,
-    /// Until its first token.
+    /// End of the prefill phase.
     pub first_token_s: Option<f64>,
-    /// Until its end.
+    /// End of the query.
     pub to_s: f64,
-    /// Mean power of its share: the open ones add up to the machine's.
+    /// Mean power of its share, watts; the sum over the open queries is the machine's power.
     pub attributed_power_w: Option<f64>,
     /// Whether it was answered.
     pub answered: bool,
 }
 
-/// What the charts show.
+/// The data of all charts.
 #[derive(Debug, Default)]
 pub struct PlotData {
     /// A sample of the queries with a known energy.
     pub queries: Vec<QueryPoint>,
-    /// Of how many.
+    /// The number of queries from which the sample was taken.
     pub query_count: usize,
-    /// The first queries in the order in which they began.
+    /// The first queries by start time.
     pub timeline: Vec<TimelineBar>,
-    /// The sum of all open shares' powers, at each instant where one began or ended: seconds, watts. A curve of the
-    /// load where no domain was watched meanwhile.
+    /// Sum of the powers of all open shares at each start and end, as (seconds, watts). It approximates the load if no
+    /// power was recorded.
     pub attributed_power: Vec<(f64, f64)>,
-    /// All that the domains of the scope drew meanwhile, where the power was recorded: seconds, watts.
+    /// Recorded power of the scope's domains, as (seconds, watts).
     pub measured_power: Vec<(f64, f64)>,
 }
 
 impl PlotData {
-    /// The points of a run.
+    /// Computes the data of a run.
     pub fn new(table: &RunTable, options: &MetricOptions) -> Self {
         let columns = &table.columns;
         let (joules, watts) =
@@ -109,15 +109,15 @@ impl PlotData {
     }
 }
 
-/// The most points of the curve of measured power.
+/// The maximum number of points of the measured power curve.
 const MAX_POWER_POINTS: usize = 1_200;
 
-/// What was watched while the drawn queries ran, and a little before and after; instants are averaged where they are many.
+/// Reads the recorded power around the drawn queries; samples are averaged if there are many.
 fn measured_power_curve(table: &RunTable, scope: Scope, start_s: f64, length_s: f64) -> Vec<(f64, f64)> {
     let margin = length_s * 0.02;
     let range = (start_s - margin, start_s + length_s + margin);
     let domains = scope.domain_indices(&table.manifest.domains);
-    // A picture is no reason to fail: without this file there is the sum of the shares.
+    // An unreadable file does not fail the report; the sum of the shares is drawn instead.
     let curve = power_series::read_power_series(&table.run, &domains, range).unwrap_or_default();
     let mean = |samples: &[(f64, f64)]| {
         let (at, watts) = samples.iter().fold((0.0, 0.0), |(at, watts), of| (at + of.0, watts + of.1));
@@ -126,7 +126,7 @@ fn measured_power_curve(table: &RunTable, scope: Scope, start_s: f64, length_s: 
     curve.chunks(curve.len().div_ceil(MAX_POWER_POINTS).max(1)).map(mean).collect()
 }
 
-/// The powers of the shares that were open, added up, as a curve of steps.
+/// Returns the sum of the open shares' powers as a step curve.
 fn attributed_power_curve(bars: &[TimelineBar]) -> Vec<(f64, f64)> {
     let mut edges: Vec<(f64, f64)> = Vec::new();
     for (bar, watts) in bars.iter().filter_map(|bar| Some((bar, bar.attributed_power_w?))) {
