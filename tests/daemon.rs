@@ -84,7 +84,7 @@ fn a_machine_with_nothing_to_measure_is_refused_with_every_reason() {
     ]);
     assert_eq!(output.status.code(), Some(69), "{}", stderr_text(&output));
     assert!(
-        stderr_text(&output).contains("nothing to measure")
+        stderr_text(&output).contains("no energy source is available")
             && stderr_text(&output).contains("no-machine.toml")
     );
     assert!(!socket.exists());
