@@ -1,7 +1,7 @@
-//! Several runs of one command, as a person reads them.
+//! The text report of `wattspan run --repeat`.
 //!
-//! Owns the table of mean and spread. The guaranteed error of a mean is the mean of the errors; the spread is beside
-//! it, since what differs from run to run is another thing than what the meter does not know.
+//! The guaranteed error of a mean is the mean of the errors. The standard deviation is a separate column: it describes the
+//! variation between runs, not the uncertainty of the meter.
 
 use super::account_report::{TOO_SHORT, describe_grade};
 use super::domain_tree::{self, indented_name};
@@ -18,7 +18,7 @@ use crate::attribution::account::{Account, Share};
 use crate::domain::Grade;
 use crate::protocol::DomainStatus;
 
-/// The runs below `title`; `all`: what the meter says of its domains.
+/// Renders the statistics of the runs; `all` is the status of every domain.
 pub fn render_runs(title: &str, report: &RunReport, all: &[DomainStatus], terminal: Terminal) -> String {
     let accounts: Vec<&Account> = report.runs.iter().filter_map(|run| run.account.as_ref()).collect();
     let table = statistics_table(report, &accounts, all);
@@ -51,9 +51,9 @@ fn statistics_table(report: &RunReport, accounts: &[&Account], all: &[DomainStat
     let mut table = TextTable::new([
         text_column(""),
         text_column("MEAN"),
-        text_column("DEVIATION"),
-        number_column("LEAST"),
-        number_column("MOST"),
+        text_column("STDDEV"),
+        number_column("MIN"),
+        number_column("MAX"),
         text_column("TOTAL"),
     ]);
     let mean_error = |errors: &mut dyn Iterator<Item = Option<u64>>| {
@@ -101,7 +101,7 @@ fn statistics_table(report: &RunReport, accounts: &[&Account], all: &[DomainStat
     table
 }
 
-/// How a quantity is written, and the guaranteed error of its mean.
+/// Formatting functions of a quantity, and the guaranteed error of its mean.
 struct QuantityFormat {
     with_error: fn(u64, Option<u64>) -> String,
     value: fn(u64, Option<u64>) -> String,
