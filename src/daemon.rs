@@ -104,7 +104,7 @@ fn run(flags: &Flags) -> Result<()> {
         bus.shut_down();
     }
     drop(socket_file);
-    log_event(&STOPPED, "stops as asked");
+    log_event(&STOPPED, "stopped");
     recording.map_or(Ok(()), finish_recording)
 }
 

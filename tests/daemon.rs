@@ -114,7 +114,7 @@ fn the_log_says_what_is_measured_and_each_change_once() {
     assert_eq!(daemon.log().contains(by_hand), rustix::process::geteuid().is_root());
     assert!(log.starts_with("wattspand: measures package-0, gpu-0, listens on "), "{log}");
     assert_eq!(log.matches("gpu-0 is not live").count(), 1, "{log}");
-    assert!(log.ends_with("wattspand: stops as asked\n"), "{log}");
+    assert!(log.ends_with("wattspand: stopped\n"), "{log}");
     assert_eq!(log.lines().count(), 3, "{log}");
 }
 

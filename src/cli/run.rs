@@ -10,12 +10,11 @@ use std::fs::File;
 use std::io::{stderr, stdout};
 use std::path::PathBuf;
 
-use serde::Serialize;
-
 use super::child_process::{self, ChildExit, StartCommandError};
-use super::connect::{MeterConnector, MeterDescription, MeterOptions, ensure_measurable};
+use super::connect::{MeterConnector, MeterOptions, ensure_measurable};
 use super::exit_status::{CliError, FAILURE};
-use super::resolution::{TooShortDomain, too_short_domains};
+use super::resolution::too_short_domains;
+use super::run_report::{MeasuredRun, RunReport};
 use super::sample_statistics::SampleStatistics;
 use super::signal_ffi::{self, SignalForwarder};
 use super::table::KeyValueTable;
@@ -23,7 +22,7 @@ use super::terminal::{Terminal, printable};
 use super::{
     account_report,
     output::{self, eprint_message},
-    repeat_report,
+    run_report,
 };
 use crate::attribution::account::Account;
 use crate::client::{Client, ClientError, SpanGuard};
@@ -69,43 +68,6 @@ impl RunArgs {
             ..OpenSpan::default()
         }
     }
-}
-
-/// One run of the command and its account.
-#[derive(Debug, Serialize)]
-pub struct MeasuredRun {
-    /// As a shell would report it.
-    pub exit_status: u8,
-    /// The signal that terminated it.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub signal: Option<u8>,
-    pub duration_ns: u64,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub account: Option<Account>,
-    /// Why the account is missing.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub unknown: Option<String>,
-    /// The domains for whose counters the run was too short.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub too_short: Vec<TooShortDomain>,
-}
-
-/// The report of `wattspan run`, also its JSON output.
-#[derive(Debug, Serialize)]
-pub struct RunReport {
-    pub command: Vec<String>,
-    pub meter: MeterDescription,
-    /// The first status that is not 0, else 0.
-    pub exit_status: u8,
-    pub runs: Vec<MeasuredRun>,
-    /// Energy; absent if it is unknown for a run.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub share_uj: Option<SampleStatistics>,
-    /// Mean power; absent if it is unknown for a run.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub mean_power_mw: Option<SampleStatistics>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub duration_ns: Option<SampleStatistics>,
 }
 
 /// Runs `wattspan run`.
@@ -221,7 +183,7 @@ fn render_report(run_report: &RunReport, domains: &[DomainStatus], terminal: Ter
                 format!("Energy of: {}\n\n{}", printable(&command), lines.render(terminal))
             }
         },
-        runs => repeat_report::render_runs(
+        runs => run_report::render_runs(
             &format!("Energy of: {command}, {} runs", runs.len()),
             run_report,
             domains,

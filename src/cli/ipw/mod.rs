@@ -13,6 +13,7 @@ mod progress_line;
 mod report;
 mod route;
 mod run;
+mod run_options;
 mod score;
 mod server_options;
 
@@ -25,7 +26,7 @@ use super::exit_status::CliError;
 #[derive(Debug, Subcommand)]
 pub enum IpwCommand {
     /// Run a set of questions against a server and record the energy of each answer
-    Run(run::IpwRunArgs),
+    Run(run_options::IpwRunArgs),
     /// Rescore a run's answers without querying the model again
     Score(score::ScoreArgs),
     /// Show the results of a run as a table, JSON, CSV or an HTML page

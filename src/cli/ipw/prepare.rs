@@ -9,7 +9,7 @@ use std::sync::Arc;
 use super::super::connect::{MeterConnector, MeterOptions, ensure_measurable, ensure_span_access};
 use super::super::exit_status::{CliError, FAILURE};
 use super::super::output::eprint_message;
-use super::run::IpwRunArgs;
+use super::run_options::IpwRunArgs;
 use crate::clock::unix_ns;
 use crate::domain::Liveness;
 use crate::http::BoxBody;
