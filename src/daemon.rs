@@ -1,6 +1,6 @@
-//! The daemon, in the order in which it comes up: configuration, socket, sources, confinement, samplers, store, service.
+//! Entry point of the daemon. Starts, in order: configuration, socket, sources, confinement, samplers, store, service.
 //!
-//! Owns the wiring and the exit status, and nothing else. Says what changes, one entry each, and is quiet otherwise.
+//! Contains only the wiring and the exit status.
 
 use std::fs::File;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -36,7 +36,7 @@ use crate::systemd::journal::{
 use crate::systemd::notify::ServiceManager;
 use crate::unix_socket::{self, ListenError, SocketFile, SocketPermissions};
 
-/// The whole program.
+/// Entry point of `wattspand`.
 pub fn main() -> ExitCode {
     match run(&Flags::parse()) {
         Ok(()) => ExitCode::SUCCESS,
@@ -63,7 +63,7 @@ fn run(flags: &Flags) -> Result<()> {
     let manager = ServiceManager::from_environment();
     let plan = StartupSettings::from_config(&config);
     let permissions = plan.service.policy.socket_permissions();
-    // Everything that needs privilege: the socket's path, the sources, the recording's file.
+    // The steps that need privileges: the socket's path, the sources, the recording's file.
     let (listeners, socket_file) = listen(&config, permissions)?;
     let inventory =
         sources::discover_within(&plan.sources, &Clock::Machine, crate::service::DAEMON_DISCOVERY_TIMEOUT);
@@ -79,7 +79,7 @@ fn run(flags: &Flags) -> Result<()> {
         .daemon(control, confinement)
         .build()
         .context("cannot start")?;
-    // A socket of our own was renamed into its place, and the kernel knows it by its first name only.
+    // Our own socket was renamed into place, and the kernel reports only its original path.
     let addresses = socket_file
         .as_ref()
         .map_or_else(|| listener_paths(&listeners), |own| own.path().display().to_string());
@@ -105,27 +105,27 @@ fn run(flags: &Flags) -> Result<()> {
         bus.shut_down();
     }
     drop(socket_file);
-    log_event(&STOPPED, "stops as asked");
+    log_event(&STOPPED, "stopped");
     recording.map_or(Ok(()), finish_recording)
 }
 
-/// Starts the store that keeps final accounts, if it is enabled and there is a directory for it.
+/// Starts the store, if it is enabled and has a directory.
 fn with_store(config: &Config, builder: ServiceBuilder) -> std::io::Result<ServiceBuilder> {
     if let Some(settings) = store_settings(config) {
         return Ok(builder.store(Store::start(settings, log_store)?, log_store));
     }
     if is_store_enabled(config) {
-        log_store("keeps no accounts: there is no place for them; give --state-dir, or set HOME");
+        log_store("keeps no accounts: no state directory; give --state-dir, or set HOME");
     }
     Ok(builder)
 }
 
-/// Whether accounts are to be kept. Those of a simulated machine have no place among the real one's.
+/// Whether the store is enabled. Accounts of a simulated machine are stored only in an explicit directory.
 fn is_store_enabled(config: &Config) -> bool {
     config.ledger.keep && (config.source.replay.is_none() || config.state_dir.is_some())
 }
 
-/// How the store is set up; `None` where nothing is to be kept, or there is no place for it.
+/// The settings of the store; `None` if it is disabled or has no directory.
 fn store_settings(config: &Config) -> Option<store::StoreSettings> {
     let disk = &config.ledger;
     Some(store::StoreSettings {
@@ -141,22 +141,22 @@ fn store_settings(config: &Config) -> Option<store::StoreSettings> {
     })
 }
 
-/// Where accounts are kept: as asked, else the system's place, else the user's own.
+/// The state directory: as configured, else the system's or the user's default.
 fn state_dir(config: &Config) -> Option<PathBuf> {
     config.state_dir.clone().or_else(config::default_state_dir)
 }
 
-/// What to say to root who starts it without a service manager.
-const MANUAL_ROOT_NOTICE: &str = "runs as root, by hand: it has given up what it can; `systemctl start wattspand` gives it a user of \
-                       its own";
+/// Warning for a start as root without a service manager.
+const MANUAL_ROOT_NOTICE: &str =
+    "runs as root, by hand: privileges dropped; `systemctl start wattspand` runs it as its own user";
 
-/// The sockets that the service manager made for us, else one of our own making, which goes with the second value.
+/// The sockets passed by the service manager, else a new one, which is removed when the second value is dropped.
 fn listen(
     config: &Config,
     permissions: SocketPermissions,
 ) -> Result<(Vec<UnixListener>, Option<SocketFile>)> {
     let mut listeners = activation_ffi::listeners()?;
-    listeners.extend(crate::launchd::listeners().context("launchd hands over no socket")?);
+    listeners.extend(crate::launchd::listeners().context("launchd passed no socket")?);
     if !listeners.is_empty() {
         return Ok((listeners, None));
     }
@@ -164,7 +164,7 @@ fn listen(
     Ok((vec![listener], Some(socket_file)))
 }
 
-/// Where clients find these sockets.
+/// The paths of the listeners, for the log.
 fn listener_paths(listeners: &[UnixListener]) -> String {
     let path =
         |listener: &UnixListener| Some(listener.local_addr().ok()?.as_pathname()?.display().to_string());
@@ -175,7 +175,7 @@ fn listener_paths(listeners: &[UnixListener]) -> String {
     paths.join(", ")
 }
 
-/// Gives up what reading does not need.
+/// Drops the privileges that are not needed after the start.
 fn drop_privileges(config: &Config, inventory: &Inventory, manager: &ServiceManager) -> ProcessPrivileges {
     let root = rustix::process::geteuid().is_root();
     let state_dir = state_dir(config).unwrap_or_default();
@@ -188,7 +188,7 @@ fn drop_privileges(config: &Config, inventory: &Inventory, manager: &ServiceMana
     })
 }
 
-/// How the configuration is read again: the same files, under the same flags.
+/// Reloads the configuration from the same files and flags.
 fn config_loader(flags: Flags, owner: AcceptedOwner) -> ConfigLoader {
     Box::new(move || {
         let config = Config::load(&flags, owner)?;
@@ -197,7 +197,7 @@ fn config_loader(flags: Flags, owner: AcceptedOwner) -> ConfigLoader {
     })
 }
 
-/// Keeps what the sources say, at the full rate, in a file that `--replay` takes.
+/// Records the readings, at the full rate, to a file for `--replay`.
 fn start_recording(
     file: &Path,
     out: std::io::Result<File>,
@@ -225,8 +225,8 @@ fn finish_recording(recording: Recording) -> Result<()> {
     Ok(())
 }
 
-/// Takes as many descriptors as the connections may need, as far as the system lets us; where it does not, the acceptor turns
-/// clients away.
+/// Raises the descriptor limit to what the connections may need, up to the hard limit. Beyond it the acceptor rejects
+/// clients.
 fn raise_descriptor_limit(connections: usize) {
     /// For the sources, the rings' threads, the poller and the reserve.
     const RESERVED_DESCRIPTORS: u64 = 256;
@@ -238,7 +238,7 @@ fn raise_descriptor_limit(connections: usize) {
     }
 }
 
-/// A stream that can be read once one of these signals came.
+/// A stream that becomes readable when one of these signals arrives.
 fn signal_stream(signals: &[i32]) -> std::io::Result<UnixStream> {
     let (reader, writer) = UnixStream::pair()?;
     reader.set_nonblocking(true)?;
@@ -248,7 +248,7 @@ fn signal_stream(signals: &[i32]) -> std::io::Result<UnixStream> {
     Ok(reader)
 }
 
-/// There is something to measure, or the reasons why not.
+/// Fails with the reasons if no source is available.
 fn ensure_sources(builder: &ServiceBuilder) -> Result<()> {
     if !builder.domain_names().is_empty() {
         return Ok(());
@@ -257,18 +257,18 @@ fn ensure_sources(builder: &ServiceBuilder) -> Result<()> {
     Err(anyhow!(NoSourceError(reasons.collect())))
 }
 
-/// Where to listen: as asked, else the system's place, else the user's own.
+/// The socket path: as configured, else the system's or the user's default.
 fn socket_path(config: &Config) -> Result<PathBuf> {
     if let Some(path) = &config.socket {
         return Ok(path.clone());
     }
     let mut candidates = config::listen_paths().into_iter();
-    let system_path = candidates.next().context("no place for a socket")?;
-    // Root makes the system's directory itself; for a user of its own the service manager has made it.
+    let system_path = candidates.next().context("no default socket path")?;
+    // Root creates the system's directory; for the daemon's own user the service manager has created it.
     if rustix::process::geteuid().is_root() || system_path.parent().is_some_and(is_owned_by_this_user) {
         return Ok(system_path);
     }
-    candidates.next().context("no place for a socket: give --socket PATH, or set XDG_RUNTIME_DIR")
+    candidates.next().context("no default socket path: give --socket PATH, or set XDG_RUNTIME_DIR")
 }
 
 fn is_owned_by_this_user(directory: &Path) -> bool {
@@ -276,27 +276,24 @@ fn is_owned_by_this_user(directory: &Path) -> bool {
     std::fs::metadata(directory).is_ok_and(|metadata| metadata.uid() == rustix::process::geteuid().as_raw())
 }
 
-/// One line for the administrator.
 fn log_event(event: &'static LogEvent, message: &str) {
     log(&LogEntry { event, message, fields: &[] });
 }
 
-/// What becomes of the ledger on disk.
 fn log_store(message: &str) {
     log_event(&STORE_STATE, message);
 }
 
-/// What becomes of the bus.
 fn log_bus(message: &str) {
     log_event(&DBUS_STATE, message);
 }
 
-/// No source was found.
+/// No energy source is available; contains the reasons.
 #[derive(Debug, thiserror::Error)]
-#[error("there is nothing to measure here:{0}")]
+#[error("no energy source is available:{0}")]
 struct NoSourceError(String);
 
-/// The exit status that tells a service manager what kind of failure it was (sysexits.h).
+/// Maps an error to an exit status of sysexits.h, for service managers.
 fn exit_status(cause: &anyhow::Error) -> u8 {
     const EX_UNAVAILABLE: u8 = 69;
     const EX_SOFTWARE: u8 = 70;

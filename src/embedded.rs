@@ -1,8 +1,8 @@
-//! The same meter inside the client's process, where no daemon answers.
+//! A meter in the client's own process, used where no daemon runs.
 //!
-//! Owns one service on one thread, with the same sources, samplers, attributor and words as the daemon's; its clients are
-//! ends of socket pairs, so that nothing which is measured here is measured differently there. It has no socket in the
-//! file system, no state and no other users, and it ends with its owner. Gives up no privilege: it is the caller.
+//! It runs the daemon's service on one thread, with the same sources, samplers, attribution and protocol; its clients use
+//! socket pairs. It has no socket in the file system, no stored state and no other users. It drops no privileges, since
+//! they belong to the caller.
 
 use std::io;
 use std::os::unix::net::UnixStream;
@@ -18,33 +18,33 @@ use crate::protocol::DomainStatus;
 use crate::server::ServerSockets;
 use crate::service::{ServiceBuilder, StartupSettings};
 
-/// How long to wait for the first reading, and how often to look for it.
+/// Timeout and poll interval of the wait for the first reading.
 const FIRST_READING_TIMEOUT: Duration = Duration::from_millis(150);
 const POLL_INTERVAL: Duration = Duration::from_micros(500);
 
-/// Connections made when the meter starts: to see it started, to ask, to watch, to waken. The server accepts none later.
+/// Connections created at the start: for the start itself, calls, a watch and a warm-up. The server accepts no others.
 const CONNECTION_COUNT: usize = 4;
 
-/// Why there is no embedded meter.
+/// The embedded meter could not be started.
 #[derive(Debug, thiserror::Error)]
 pub enum StartMeterError {
-    /// The system refuses a thread, a socket pair or random numbers.
+    /// The system failed to provide a thread, a socket pair or random numbers.
     #[error("cannot start measuring in this process: {0}")]
     System(#[from] io::Error),
 }
 
-/// A meter in this process; dropping it ends it.
+/// A meter in this process; dropping it stops it.
 pub struct EmbeddedMeter {
     unused_connections: Mutex<Vec<UnixStream>>,
-    /// Hanging up ends the service.
+    /// Closing it stops the service.
     stop: Option<UnixStream>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl EmbeddedMeter {
-    /// Finds the sources, starts the samplers and serves. A machine without any counter has a meter without domains.
+    /// Discovers the sources, starts the samplers and serves. Without any counter the meter has no domains.
     pub fn start(config: &Config) -> Result<Self, StartMeterError> {
-        // A domain's change of state is in what the meter answers; there is no log here.
+        // No log: changes of a domain's state are visible in the replies.
         let settings = StartupSettings::from_config(config);
         let service = ServiceBuilder::discover(settings, Clock::Machine, |_| ())?.build()?;
         let pairs: Vec<_> = (0..CONNECTION_COUNT).map(|_| UnixStream::pair()).collect::<io::Result<_>>()?;
@@ -52,7 +52,7 @@ impl EmbeddedMeter {
         let (stop, stopped) = UnixStream::pair()?;
         let sockets = ServerSockets { connections, stop: Some(stopped), ..ServerSockets::default() };
         let thread = thread::Builder::new().name("meter".into()).spawn(move || {
-            // A service that fails hangs up, and its clients are told so by their next call.
+            // On failure the connections close, and the clients' next call returns the error.
             let _ = crate::server::serve(service, sockets);
         })?;
         let embedded = EmbeddedMeter {
@@ -64,8 +64,8 @@ impl EmbeddedMeter {
         Ok(embedded)
     }
 
-    /// Waits until every live domain was read once: time before the first reading would be unknown time of a span that
-    /// opens at once. A domain that takes longer than a fresh start may is left to its span's account.
+    /// Waits until every live domain was read once: a span opened before the first reading would have unknown time. A domain
+    /// that takes longer than the timeout shows as unknown time in the account.
     fn wait_for_first_reading(&self) {
         let Ok(client) = self.connect() else { return };
         let deadline = Instant::now() + FIRST_READING_TIMEOUT;
@@ -75,7 +75,7 @@ impl EmbeddedMeter {
         }
     }
 
-    /// A connection to it, as to a daemon; there are a few, made at the start.
+    /// Takes one of the connections created at the start.
     pub fn connect(&self) -> Result<Client, ClientError> {
         let connection = self.unused_connections.lock().map(|mut free| free.pop());
         match connection {
@@ -89,7 +89,7 @@ impl Drop for EmbeddedMeter {
     fn drop(&mut self) {
         drop(self.stop.take());
         if let Some(thread) = self.thread.take() {
-            // A panic of the thread was reported where it happened.
+            // The panic hook has already reported a panic of the thread.
             let _ = thread.join();
         }
     }

@@ -1,12 +1,12 @@
-//! Control and format characters of texts from elsewhere, made visible.
+//! Escapes control and format characters of untrusted text.
 //!
-//! Owns which characters those are: they move a cursor, colour a screen, reorder a line (Unicode Bidirectional
-//! Algorithm, UAX 9) or take no room, and so let a name look like another one. Changes no other character.
+//! Such characters move the cursor, set colours, reorder a line (Unicode Bidirectional Algorithm, UAX 9) or are invisible,
+//! so that one name can imitate another. All other characters are unchanged.
 
 use std::fmt::Write;
 
-/// Whether a reader cannot see the character for what it is. The joiners U+200C and U+200D are not among them: Persian,
-/// Indic scripts and emoji need them, and they reorder nothing.
+/// Whether the character is a control or format character. The joiners U+200C and U+200D are excluded: Persian, Indic
+/// scripts and emoji need them, and they reorder nothing.
 pub fn is_control_or_format(c: char) -> bool {
     c.is_control()
         || matches!(c, '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}' | '\u{200e}'..='\u{200f}'
@@ -14,7 +14,7 @@ pub fn is_control_or_format(c: char) -> bool {
             | '\u{e0000}'..='\u{e007f}')
 }
 
-/// `text` on one line, with each hidden character as `\n`, `\r`, `\t` or `\u{202e}`.
+/// Escapes each control or format character as `\n`, `\r`, `\t` or `\u{202e}`; the result is one line.
 pub fn printable(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
@@ -27,7 +27,7 @@ pub fn printable(text: &str) -> String {
     out
 }
 
-/// The same of a text of several lines: the line breaks stay.
+/// Like [`printable`], but keeps line breaks.
 pub fn printable_lines(text: &str) -> String {
     text.split('\n').map(printable).collect::<Vec<_>>().join("\n")
 }
@@ -44,8 +44,8 @@ pub fn printable_ascii(text: &str) -> String {
     out
 }
 
-/// A JSON document with each hidden character of its strings as `\u202e`; it means the same. Line breaks between its
-/// values stay: in strings JSON has escaped them already.
+/// Escapes each control or format character of a JSON document as `\u202e`, which keeps its meaning. Line breaks between
+/// values stay; those in strings are already escaped.
 pub fn printable_json(document: &str) -> String {
     let mut out = String::with_capacity(document.len());
     for c in document.chars() {

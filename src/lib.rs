@@ -1,8 +1,8 @@
-//! wattspan: a power meter for one machine that bills energy to spans of time.
+//! wattspan: an energy meter for one machine that attributes energy to spans of time.
 //!
 //! ```text
 //! hardware ─► source ─► sampler ─► ring ─► attribution ─► service ─► server ─► client ─► proxy ─► cli
-//!           raw counts   ticks     history  accounts  words
+//!           raw counts   ticks     history  accounts  wire
 //! ```
 //!
 //! Each stage imports only from the stages before it; `tests/architecture.rs` fails otherwise. The modules below
@@ -10,16 +10,16 @@
 
 #![warn(clippy::unwrap_used)]
 
-/// Units, domains, readings: the words of the program.
+/// Units, domains and readings.
 pub mod domain;
 
 /// The monotonic clock, and a manual one for tests.
 pub mod clock;
 
-/// Control and format characters made visible.
+/// Escaping of control and format characters.
 pub mod escape;
 
-/// Files that only their owner reads.
+/// Files with access for their owner only.
 pub mod private_file;
 
 /// Notifications, journal entries and socket activation.
@@ -34,37 +34,37 @@ pub(crate) mod privileges;
 /// Unix sockets: safe binding of a path, and the credentials of a peer.
 pub(crate) mod unix_socket;
 
-/// Settings: defaults, file, flags, checks.
+/// Configuration: defaults, files, flags, validation.
 pub mod config;
 
-/// Reads hardware.
+/// Energy sources: hardware counters, sensors, models and replay.
 pub mod sources;
 
-/// Fixed history of samples: one writer, many readers.
+/// A ring of samples: one writer, many readers.
 pub mod ring;
 
-/// One thread for each source: ticks into a ring.
+/// Sampling: one thread per source writes to a ring.
 pub mod sampler;
 
-/// Splits the energy of each domain among spans, and accounts for it.
+/// Attribution of each domain's energy to spans.
 pub mod attribution;
 
-/// The ledger on disk.
+/// The store of accounts on disk.
 pub mod store;
 
-/// Who used the machine: CPU time of processes and control groups.
+/// CPU time and GPU use of processes and control groups.
 pub mod process_usage;
 
-/// The words on the wire.
+/// The varlink protocol.
 pub mod protocol;
 
-/// The methods of the contract: spans, queries, durability, access, rate limits.
+/// The protocol's methods: spans, queries, durability, access, rate limits.
 pub mod service;
 
 /// The Unix socket: event loop, acceptor, connections, dispatch, subscriptions.
 pub mod server;
 
-/// The service on the system bus (D-Bus).
+/// The D-Bus interface.
 #[cfg(target_os = "linux")]
 pub mod dbus;
 #[cfg(not(target_os = "linux"))]
@@ -75,19 +75,19 @@ use dbus_unsupported as dbus;
 /// A blocking client of the daemon.
 pub mod client;
 
-/// HTTP as a client of inference servers needs it.
+/// HTTP client for inference servers.
 pub mod http;
 
-/// Energy for each request of an inference server that nobody has to change.
+/// Reverse proxy that measures the energy of each request of an inference server.
 pub mod proxy;
 
 /// Intelligence per watt: questions, answers, scores, figures.
 pub mod ipw;
 
-/// Wiring of the daemon.
+/// Entry point of the daemon.
 pub mod daemon;
 
-/// The same meter inside the client's process, where no daemon answers.
+/// The embedded meter, used where no daemon runs.
 pub mod embedded;
 
 /// The `wattspan` program.

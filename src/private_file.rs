@@ -1,4 +1,4 @@
-//! Files that hold figures, prompts or answers.
+//! Files that contain figures, prompts or answers.
 //!
 //! Creates files with mode 0600 and directories with mode 0700. Invariant: a regular file is never opened through a
 //! symbolic link in its last component, and never written if another user owns it or if it has a second name. Devices,
@@ -15,10 +15,10 @@ use rustix::io::Errno;
 /// Opens an output for writing: a new file, an own file without its previous content, a device or a FIFO.
 ///
 /// # Errors
-/// The system refuses, or the path is a link or a file of another user.
+/// The system call fails, or the path is a link or a file of another user.
 pub fn create(path: &Path) -> io::Result<File> {
     if is_own_descriptor(path) {
-        // The parent process opened it. Append: what is in a redirected file stays.
+        // The parent process opened it. Append, to keep the content of a redirected file.
         return OpenOptions::new().append(true).open(path);
     }
     let file = match open(path, OFlags::WRONLY | OFlags::CREATE | OFlags::NOFOLLOW) {
@@ -49,7 +49,7 @@ pub fn append(path: &Path) -> io::Result<File> {
     if metadata.is_file() {
         Ok(file)
     } else {
-        Err(permission_error("is no regular file", "name another file"))
+        Err(permission_error("is not a regular file", "name another file"))
     }
 }
 
@@ -64,7 +64,7 @@ pub fn write(path: &Path, bytes: impl AsRef<[u8]>) -> io::Result<()> {
 /// Creates a directory and its missing parents.
 ///
 /// # Errors
-/// The system refuses, or the path itself is a link.
+/// The system call fails, or the path itself is a link.
 pub fn create_dir_all(path: &Path) -> io::Result<()> {
     DirBuilder::new().mode(0o700).recursive(true).create(path)?;
     // Without a trailing slash, which would follow the link.
@@ -84,7 +84,7 @@ pub fn is_stream(path: &Path) -> bool {
 /// Refuses a path that a finished file must not be renamed to: a link, or a file of another user.
 ///
 /// # Errors
-/// It is one, or it cannot be looked at.
+/// The path is one of these, or its metadata cannot be read.
 pub fn check_replaceable(path: &Path) -> io::Result<()> {
     match fs::symlink_metadata(path) {
         Err(cause) if cause.kind() == ErrorKind::NotFound => Ok(()),
@@ -195,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn a_link_is_never_followed_to_a_file_whether_it_is_there_or_not() {
+    fn a_link_to_a_present_or_missing_file_is_never_followed() {
         let dir = tempfile::tempdir().unwrap();
         let (precious, link) = (dir.path().join("precious"), dir.path().join("link"));
         fs::write(&precious, "kept").unwrap();
@@ -260,7 +260,7 @@ mod tests {
         let mut read = [0; 7];
         reader.read_exact(&mut read).unwrap();
         assert_eq!(&read, b"through");
-        // What a shell redirected, by its number, which the system shows as a link.
+        // A descriptor redirected by a shell, which the system shows as a link.
         let redirected = dir.path().join("redirected");
         fs::write(&redirected, "first ").unwrap();
         let open = OpenOptions::new().append(true).open(&redirected).unwrap();

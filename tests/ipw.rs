@@ -527,7 +527,7 @@ fn routing_mixes_no_grades_by_default_and_names_its_basis() {
     for part in [
         "host (all counted domains), idle power included, energy measured, simulated; 12 of 12 queries covered",
         "the meter guarantees the oracle's energy saving to",
-        "95 % over the choice of questions",
+        "95 % confidence interval (bootstrap over questions)",
     ] {
         assert!(printed.contains(part), "{part} is not in:\n{printed}");
     }
@@ -589,7 +589,8 @@ fn a_judge_scores_unscored_answers_once_and_its_energy_is_separate() {
     assert!(judge(&[]).contains("1 answers need a judge"));
     let printed = judge(&["--judge", "--no-stream"]);
     assert!(
-        printed.contains("judged 1 answers, 1 of them anew") && printed.contains("in no figure of the run"),
+        printed.contains("judged 1 answers, 1 of them now")
+            && printed.contains("excluded from the run's figures"),
         "{printed}"
     );
     let rows = fixture.rows("good");
@@ -600,7 +601,7 @@ fn a_judge_scores_unscored_answers_once_and_its_energy_is_separate() {
         "a row that is judged is told anew"
     );
     let before = fixture.llm.requests();
-    assert!(judge(&["--judge", "--no-stream"]).contains("0 of them anew"));
+    assert!(judge(&["--judge", "--no-stream"]).contains("0 of them now"));
     assert_eq!(fixture.llm.requests(), before, "the verdict was kept");
     assert!(lines(&fixture.path("good/verdicts.jsonl"))[0]["energy_uj"].as_u64() > Some(0));
 }
@@ -630,17 +631,17 @@ fn a_truncated_or_unreachable_judge_gives_no_score_and_is_asked_again() {
     let (status, printed) = judge("mumbles", &fixture.llm.url(), &none);
     assert_eq!(status, Some(0), "{printed}");
     assert!(
-        printed.contains("judged 1 answers, 1 of them anew") && printed.contains("what it used is unknown"),
+        printed.contains("judged 1 answers, 1 of them now") && printed.contains("its energy is unknown"),
         "{printed}"
     );
     assert_eq!(fixture.rows("good").last().unwrap()["score"], 0.0);
     let before = fixture.llm.requests();
     let (status, printed) = judge("mumbles", &fixture.llm.url(), &none);
-    assert!(status == Some(0) && printed.contains("0 of them anew"), "the last verdict counts: {printed}");
+    assert!(status == Some(0) && printed.contains("0 of them now"), "the last verdict counts: {printed}");
     assert_eq!(fixture.llm.requests(), before);
     let (status, printed) = judge("gone", "http://127.0.0.1:1/v1", &none);
     assert_eq!(status, Some(1), "{printed}");
-    assert!(printed.contains("judged 0 answers") && printed.contains("1 answers got none"), "{printed}");
+    assert!(printed.contains("judged 0 answers") && printed.contains("1 requests failed"), "{printed}");
     assert!(!printed.contains("0 \u{b5}J"), "{printed}");
 }
 

@@ -85,11 +85,15 @@ fn a_user_without_access_is_refused_before_the_first_question() {
         "{}",
         output_text(&refused)
     );
-    assert!(output_text(&refused).contains("--without-meter asks all the same"), "{}", output_text(&refused));
+    assert!(
+        output_text(&refused).contains("--without-meter runs the questions without one"),
+        "{}",
+        output_text(&refused)
+    );
     assert_eq!((fixture.llm.requests(), fixture.rows().len()), (0, 0));
     let agreed = fixture.run(STRANGER, &["--model", "good", "-n", "3", "--without-meter"]);
     assert!(agreed.status.success(), "{}", output_text(&agreed));
-    assert!(output_text(&agreed).contains("going on without energies"), "{}", output_text(&agreed));
+    assert!(output_text(&agreed).contains("continuing without energy"), "{}", output_text(&agreed));
     let rows = fixture.rows();
     assert_eq!(rows.len(), 3);
     assert!(rows.iter().all(|row| row["energy"].is_null() && row["unmetered"].is_null()), "{rows:?}");

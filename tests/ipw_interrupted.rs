@@ -61,7 +61,7 @@ impl IpwFixture {
 
     /// The command that a run prints for its continuation, as a shell runs it where the program is not on the PATH.
     fn resumed_as_printed(&self, printed: &str) -> Output {
-        let (_, command) = printed.rsplit_once("go on with: ").expect(printed);
+        let (_, command) = printed.rsplit_once("resume with: ").expect(printed);
         let command = command.lines().next().unwrap();
         Command::new("sh").args(["-c", command]).current_dir(self.dir.path()).output().unwrap()
     }

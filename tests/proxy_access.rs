@@ -313,6 +313,6 @@ fn a_group_that_does_not_exist_is_refused_where_it_was_asked_for() {
     {
         let (status, message) = run(listen, &[flag, "no-such-group"]);
         assert_eq!(status, Some(1));
-        assert!(message.contains("no-such-group: there is no such group"), "{message}");
+        assert!(message.contains("no-such-group: no such group"), "{message}");
     }
 }

@@ -521,7 +521,7 @@ fn the_proxy_needs_a_daemon_and_says_so() {
         .output()
         .unwrap();
     assert_eq!(output.status.code(), Some(1));
-    assert!(String::from_utf8_lossy(&output.stderr).contains("asks a daemon"));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("needs a daemon"));
 }
 
 /// The fields of an account that are about a process.

@@ -1,7 +1,7 @@
-//! One span's account, as a person reads it.
+//! The text report of a span's account.
 //!
-//! Owns the wording: what is estimated says so in words, what is unknown says why, what was shared says with how many.
-//! Every figure is the daemon's; nothing is added up here.
+//! Estimated values are labelled, and unknown values have a reason. All figures come from the daemon; nothing is summed
+//! here.
 
 use super::domain_tree::{self, indented_name};
 use super::quantity::{
@@ -15,11 +15,11 @@ use crate::attribution::account::{Account, Share, SpanState};
 use crate::domain::Grade;
 use crate::protocol::DomainStatus;
 
-/// What stands where a figure would say nothing.
+/// Shown in place of a figure below the counter's resolution.
 pub const TOO_SHORT: &str = "too short";
 
-/// The account below `title`; `process_label`: the name of the process whose share is shown, if not its number;
-/// `all`: what the meter says of its domains.
+/// Renders an account. `process_label` replaces the ID of the process whose share is shown; `all` is the status of every
+/// domain.
 pub fn render_account(
     title: &str,
     process_label: Option<&str>,
@@ -66,14 +66,14 @@ pub fn render_account(
     out
 }
 
-/// What limits the figures: missing readings, moved edges, an account that is not settled.
+/// Adds the caveats: missing readings, moved edges, an account that is not settled.
 fn add_caveats(account: &Account, lines: &mut KeyValueTable) {
     if let Some(gaps) = format_gaps(account) {
         lines.add_row("no reading", [TableCell::styled(TextStyle::Warning, &gaps)]);
     }
     if account.moved_ns > 0 {
         let moved = format!(
-            "edges by {}: their messages came late, or your access is coarse",
+            "edges by {}: their messages were late, or your access is coarse",
             format_duration(account.moved_ns)
         );
         lines.add_row("moved", [TableCell::styled(TextStyle::Warning, &moved)]);
@@ -83,8 +83,7 @@ fn add_caveats(account: &Account, lines: &mut KeyValueTable) {
     }
 }
 
-/// How far a figure can be trusted, in words; a measured one needs no more than the word. That the machine was replayed is
-/// said first, since no grade is worth anything without it.
+/// The grade with an explanation. A simulated machine is mentioned first.
 pub fn describe_grade(grade: Option<Grade>, simulated: Option<bool>) -> TableCell {
     let words = match grade {
         None => "",
@@ -102,17 +101,17 @@ pub fn describe_grade(grade: Option<Grade>, simulated: Option<bool>) -> TableCel
     }
 }
 
-/// The grade's name for a table, with "simulated" after it where the machine was replayed from a file.
+/// The grade's name for a table, followed by "simulated" for a replayed machine.
 pub fn grade_label(grade: Grade, simulated: bool) -> String {
     if simulated { format!("{}, simulated", grade_name(grade)) } else { grade_name(grade).to_owned() }
 }
 
-/// The grade's name, as in the contract.
+/// The grade's name in the protocol.
 pub fn grade_name(grade: Grade) -> &'static str {
     grade.as_str()
 }
 
-/// The state's name, as in the contract.
+/// The state's name in the protocol.
 pub fn state_name(state: SpanState) -> &'static str {
     match state {
         SpanState::Open => "open",
@@ -126,10 +125,10 @@ pub fn state_name(state: SpanState) -> &'static str {
 fn describe_state(state: SpanState) -> Option<&'static str> {
     match state {
         SpanState::Settled => None,
-        SpanState::Open => Some("open: the figures are those so far"),
-        SpanState::Provisional => Some("provisional: the last counter update has not come yet"),
-        SpanState::Abandoned => Some("abandoned: its client went away"),
-        SpanState::Interrupted => Some("interrupted: the daemon went away while it was open"),
+        SpanState::Open => Some("open: figures so far"),
+        SpanState::Provisional => Some("provisional: waiting for the last counter update"),
+        SpanState::Abandoned => Some("abandoned: its client disconnected"),
+        SpanState::Interrupted => Some("interrupted: the daemon stopped while it was open"),
     }
 }
 
@@ -147,22 +146,22 @@ fn format_idle(account: &Account) -> String {
     }
     match account.idle_uj {
         Some(uj) => {
-            format!("{} of it would have been used anyway", format_energy_value(uj, account.error_uj))
+            format!("{} (idle baseline)", format_energy_value(uj, account.error_uj))
         }
-        None => format_unknown("no idle power is configured or learnt yet"),
+        None => format_unknown("no idle power is configured or learned yet"),
     }
 }
 
-/// The part of the account's process or control group, and that it is a model.
+/// The process share of the account, marked as a model.
 fn format_process_share(process_label: Option<&str>, account: &Account) -> Option<String> {
     let process = match (process_label, account.process, &account.cgroup) {
         (_, _, Some(group)) => format!("the control group {}", group),
         (Some(label), _, None) => label.to_owned(),
         (None, Some(pid), None) => format!("process {pid} with its children"),
-        (None, None, None) => "the process that asked".to_owned(),
+        (None, None, None) => "the requesting process".to_owned(),
     };
     match (account.process_uj, &account.process_reason) {
-        (Some(uj), _) => Some(format!("{} of it fell to {process} (a model)", format_energy(uj, None))),
+        (Some(uj), _) => Some(format!("{} attributed to {process} (a model)", format_energy(uj, None))),
         (None, Some(reason)) => Some(format!("{}: {process}", format_unknown(reason))),
         (None, None) => None,
     }
@@ -175,7 +174,7 @@ fn format_concurrency(account: &Account) -> Option<String> {
         || format_unknown(""),
         |uj| format_lower_bound(account.at_least, format_energy_value(uj, account.error_uj)),
     );
-    Some(format!("with up to {others} other {spans}; all of them and the rest together used {whole}"))
+    Some(format!("with up to {others} other {spans}; all spans and the unattributed rest used {whole}"))
 }
 
 fn format_gaps(account: &Account) -> Option<String> {
@@ -186,7 +185,7 @@ fn format_gaps(account: &Account) -> Option<String> {
     (!gaps.is_empty()).then(|| format!("for {}", gaps.join(", ")))
 }
 
-/// Why the sum is not known.
+/// Why the total is unknown.
 fn unknown_reason(account: &Account) -> String {
     let without = |missing: fn(&Share) -> bool| {
         let names = account.domains.iter().filter(|share| missing(share)).map(|share| &*share.domain);
@@ -201,7 +200,7 @@ fn unknown_reason(account: &Account) -> String {
     }
 }
 
-/// A share with its error; without one it is a lower bound where readings are missing.
+/// A share with its error. Without an error it is a lower bound if readings are missing.
 fn format_share(share: &Share) -> String {
     match (share.share_uj, share.error_uj) {
         (None, _) => "unknown".into(),

@@ -1,19 +1,19 @@
-//! `wattspan balance`: where the joules went.
+//! `wattspan balance`: the energy balance of each domain.
 //!
-//! Owns the check that the daemon's promise holds: for every domain measured = attributed + unattributed, exactly. A
-//! balance that does not add up is a failure of the daemon, and is told as one.
+//! Checks that measured = attributed + unattributed holds exactly for every domain. A violation is a defect of the daemon
+//! and exits with a failure.
 
 use std::io::stdout;
 
 use serde::Serialize;
 
-use super::connect::MeterConnector;
+use super::connect::{MeterConnector, MeterOptions};
 use super::domain_tree::{self, indented_name};
 use super::exit_status::{CliError, FAILURE, OK};
+use super::output;
 use super::quantity::{format_energy, format_percent};
 use super::table::{TextTable, number_column, text_column};
 use super::terminal::Terminal;
-use super::{MeterOptions, output};
 use crate::attribution::account::Balance;
 use crate::protocol::DomainStatus;
 
@@ -22,14 +22,14 @@ struct BalanceOutput<'a> {
     balance: &'a [Balance],
 }
 
-/// Asks, checks and tells.
+/// Runs `wattspan balance`.
 pub fn balance(options: &MeterOptions) -> Result<u8, CliError> {
     let client = MeterConnector::connect_daemon(options)?;
     let balance = client.balance()?;
     if options.json {
         output::print_json(&BalanceOutput { balance: &balance })?;
     } else {
-        // A balance says nothing of parents; the table is worth its rows without.
+        // The domain tree comes from another call; without it the rows are not indented.
         let domains = client.info().map_or_else(|_| Vec::new(), |info| info.domains);
         output::print_text(&render_balance(&balance, &domains, Terminal::of(&stdout())))?;
     }
@@ -76,7 +76,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_missing_microjoule_is_noticed() {
+    fn a_missing_microjoule_is_detected() {
         let whole = Balance { domain: "a".into(), measured_uj: 10, attributed_uj: 7, unattributed_uj: 3 };
         assert!(is_balanced(&whole));
         assert!(!is_balanced(&Balance { measured_uj: 11, ..whole }));

@@ -1,7 +1,7 @@
-//! The command that is measured: started, waited for, and how it ended.
+//! Runs the measured command and reports its exit status.
 //!
-//! Owns the child from start to end. It inherits the terminal, the standard streams and the process group, so that
-//! Ctrl-C, Ctrl-Z, `fg` and pagers work as without us. Never reads what the command writes.
+//! The child inherits the terminal, the standard streams and the process group, so that Ctrl-C, Ctrl-Z, `fg` and pagers
+//! work as without `wattspan`. Its output is never read.
 
 use std::ffi::OsString;
 use std::io;
@@ -14,26 +14,24 @@ use rustix::process::{Pid, WaitId, WaitIdOptions, waitid};
 use super::signal_ffi::SignalForwarder;
 use crate::clock::monotonic_ns;
 
-/// What shells give for a command that is not there.
+/// Exit status of a shell for a command that is not found (POSIX).
 const STATUS_NOT_FOUND: u8 = 127;
 
-/// What shells give for a command that cannot be executed.
+/// Exit status of a shell for a command that cannot be executed (POSIX).
 const STATUS_NOT_EXECUTABLE: u8 = 126;
 
-/// What shells add to the number of the signal that ended a command.
+/// Base of a shell's exit status for a command terminated by a signal.
 const SIGNAL_STATUS_BASE: u8 = 128;
 
 /// How a command ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ChildExit {
-    /// With this exit status.
     Exited(u8),
-    /// By this signal.
     Signaled(u8),
 }
 
 impl ChildExit {
-    /// The status that a shell would give.
+    /// The exit status that a shell would report.
     pub fn shell_status(self) -> u8 {
         match self {
             ChildExit::Exited(code) => code,
@@ -59,7 +57,7 @@ pub struct StartCommandError {
 }
 
 impl StartCommandError {
-    /// The status that a shell would give.
+    /// The exit status that a shell would report.
     pub fn shell_status(&self) -> u8 {
         if self.reason.kind() == io::ErrorKind::NotFound { STATUS_NOT_FOUND } else { STATUS_NOT_EXECUTABLE }
     }
@@ -68,15 +66,14 @@ impl StartCommandError {
 /// One run of a command.
 #[derive(Debug, Clone, Copy)]
 pub struct CommandRun {
-    /// Just before it was started.
+    /// Just before the start, on the monotonic clock.
     pub started_ns: u64,
-    /// Just after it was seen to have ended.
+    /// Just after the end was observed, on the monotonic clock.
     pub ended_ns: u64,
-    /// How it ended.
     pub exit: ChildExit,
 }
 
-/// Runs `command_line` (program first) to its end, and passes signals on to it meanwhile.
+/// Runs `command_line` (program first) to its end, and forwards signals to it meanwhile.
 pub fn run_command(
     command_line: &[OsString],
     signals: &SignalForwarder,
@@ -98,14 +95,13 @@ pub fn run_command(
     Ok(CommandRun { started_ns, ended_ns, exit: reap(&mut child) })
 }
 
-/// Returns when `pid` has ended, and leaves it unreaped, so that a signal on its way cannot hit another process of the
-/// same number.
+/// Returns when `pid` has ended, and leaves it unreaped: its number cannot be reused while a signal may still be forwarded.
 fn wait_unreaped(pid: Pid) {
     let options = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
     while waitid(WaitId::Pid(pid), options).is_err_and(|error| error == Errno::INTR) {}
 }
 
 fn reap(child: &mut Child) -> ChildExit {
-    // Fails only for a child that somebody else reaped, and nobody else is in this process.
+    // Fails only if the child was reaped elsewhere; no other code of this process does that.
     child.wait().map_or(ChildExit::Signaled(0), ChildExit::of)
 }

@@ -1,13 +1,15 @@
-//! Which meter answers: the daemon, or one in this process.
+//! Connection to a meter: the daemon, or an embedded meter in this process.
 //!
-//! Owns the choice and the one line that tells of it. A daemon that was named and does not answer is an error, never
-//! a reason to measure here: the caller would take our figures for its.
+//! An explicitly named daemon that is unreachable is an error and never leads to the embedded meter, whose figures could
+//! be mistaken for the daemon's.
 
+use std::path::PathBuf;
+
+use clap::Args;
 use serde::Serialize;
 
-use super::MeterOptions;
-use super::eprint_message;
 use super::exit_status::{CliError, NO_COUNTER, USAGE};
+use super::output::eprint_message;
 use super::terminal::printable;
 use crate::client::{Client, ClientError, SocketPath};
 use crate::config::{AcceptedOwner, Config, Flags, SourceConfig};
@@ -15,13 +17,49 @@ use crate::domain::Liveness;
 use crate::embedded::EmbeddedMeter;
 use crate::protocol::{Access, DaemonInfo, MethodError};
 
-/// How late a message may come where nobody waits for accounts.
+/// Horizon of an embedded meter whose caller does not wait for accounts.
 const LONG_HORIZON_MS: f64 = 250.0;
 
-/// A meter that answers.
+/// Connection and output options of every subcommand.
+#[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "Connection and output options")]
+pub struct MeterOptions {
+    /// Use the daemon at this socket only [default: $WATTSPAN_SOCKET, else the standard sockets, else measure in this
+    /// process]
+    #[arg(long, global = true, value_name = "PATH")]
+    pub socket: Option<PathBuf>,
+    /// Print JSON; keys carry their unit, and unknown values are absent
+    #[arg(long, short = 'j', global = true)]
+    pub json: bool,
+    /// Measure a recorded or scripted machine, in this process, instead of the real one
+    #[arg(long, global = true, value_name = "FILE", conflicts_with = "socket")]
+    pub replay: Option<PathBuf>,
+    /// Configuration file for measuring in this process [default: the daemon's]
+    #[arg(long, global = true, value_name = "FILE", conflicts_with = "socket")]
+    pub config: Option<PathBuf>,
+}
+
+impl MeterOptions {
+    /// Rejects conflicting options. clap does not detect a conflict between an option before the subcommand and one
+    /// after it.
+    pub fn ensure_consistent(&self) -> Result<(), CliError> {
+        let embedded_only = [("--replay", self.replay.is_some()), ("--config", self.config.is_some())];
+        match embedded_only.into_iter().find(|(_, given)| *given && self.socket.is_some()) {
+            Some((flag, _)) => Err(CliError::new(
+                USAGE,
+                format!(
+                    "--socket selects a daemon, but {flag} applies to measuring in this process: remove one of them"
+                ),
+            )),
+            None => Ok(()),
+        }
+    }
+}
+
+/// A reachable meter, from which further connections can be opened.
 pub struct MeterConnector {
     backend: MeterBackend,
-    /// Said once, where a person reads it.
+    /// Why the meter is embedded, if that was not requested.
     fallback_notice: Option<String>,
 }
 
@@ -30,21 +68,21 @@ enum MeterBackend {
     Embedded(Box<EmbeddedMeter>),
 }
 
-/// How the meter is named in JSON.
+/// The meter's description in JSON output.
 #[derive(Debug, Clone, Serialize)]
 pub struct MeterDescription {
     /// "daemon" or "embedded".
     pub kind: &'static str,
-    /// Where the daemon was, or would have been.
+    /// The daemon's socket.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub socket: Option<String>,
-    /// Why it is embedded.
+    /// Why the meter is embedded.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub remark: Option<String>,
 }
 
 impl MeterConnector {
-    /// The meter that `options` name, and a first connection to it.
+    /// Opens the meter selected by `options`, with a first connection to it.
     pub fn open(options: &MeterOptions) -> Result<(Self, Client), CliError> {
         Self::open_with_horizon(options, 0.0)
     }
@@ -65,23 +103,23 @@ impl MeterConnector {
         }
     }
 
-    /// The meter that `options` name, for a run in which nobody waits for accounts: one in this process takes messages that
-    /// come late, as they do on a busy machine, and settles later for it.
+    /// Like [`Self::open`], for a run that does not wait for accounts. An embedded meter gets a long horizon: it accepts
+    /// messages that a busy machine delays, and settles later.
     pub fn open_with_long_horizon(options: &MeterOptions) -> Result<(Self, Client), CliError> {
         Self::open_with_horizon(options, LONG_HORIZON_MS)
     }
 
-    /// A daemon, for questions after what other programs did; a meter in this process has no answer to them.
+    /// Connects to a daemon, for queries about other programs, which an embedded meter cannot answer.
     pub fn connect_daemon(options: &MeterOptions) -> Result<Client, CliError> {
         let embedded_only = [("--replay", options.replay.is_some()), ("--config", options.config.is_some())];
         if let Some((flag, _)) = embedded_only.into_iter().find(|(_, given)| *given) {
             let reason =
-                "this command asks a daemon, since a meter in this process knows of no other program's spans";
-            let remedy = "start one: wattspand --socket PATH";
+                "this command needs a daemon, because a meter in this process has no other program's spans";
+            let remedy = "start a daemon: wattspand --socket PATH";
             return Err(CliError::new(
                 USAGE,
                 format!(
-                    "{flag} has no effect here: {reason}; leave it out, or {remedy} {flag} FILE, and give --socket PATH"
+                    "{flag} has no effect here: {reason}; remove it, or {remedy} {flag} FILE, and give --socket PATH"
                 ),
             ));
         }
@@ -106,7 +144,7 @@ impl MeterConnector {
         ))
     }
 
-    /// Another connection to the same meter.
+    /// Opens another connection to the same meter.
     pub fn connect(&self) -> Result<Client, ClientError> {
         match &self.backend {
             MeterBackend::Daemon(place) => Client::connect(place),
@@ -114,14 +152,14 @@ impl MeterConnector {
         }
     }
 
-    /// Says in one line that the meter is embedded, where it is so by default.
+    /// Prints why the meter is embedded, if that was not requested.
     pub fn print_fallback_notice(&self) {
         if let Some(notice) = &self.fallback_notice {
             eprint_message(notice);
         }
     }
 
-    /// How the meter is named in JSON.
+    /// The meter's description for JSON output.
     pub fn description(&self) -> MeterDescription {
         match &self.backend {
             MeterBackend::Daemon(place) => MeterDescription {
@@ -136,9 +174,8 @@ impl MeterConnector {
     }
 }
 
-/// The settings for measuring here, and what is to be said of them. A simulated machine is measured with the same
-/// settings everywhere, else a report made with it could not be repeated. The administrator's files may be closed to
-/// this user or wrong, which is no reason to measure nothing: the default settings hold then.
+/// The configuration of an embedded meter, and a notice about it. A replayed machine always gets the default settings,
+/// so that reports are reproducible. If the system's configuration is unreadable or invalid, the defaults apply.
 fn load_config(options: &MeterOptions) -> Result<(Config, Option<String>), CliError> {
     let flags = Flags { config: options.config.clone(), replay: options.replay.clone(), ..Flags::default() };
     if options.config.is_none() && options.replay.is_some() {
@@ -157,17 +194,17 @@ fn load_config(options: &MeterOptions) -> Result<(Config, Option<String>), CliEr
 fn fallback_notice(error: &ClientError) -> String {
     match error {
         ClientError::Unreachable { path, .. } => format!(
-            "no daemon at {}: measuring in this process (start wattspand for a meter that every user shares)",
+            "no daemon at {}: measuring in this process (start wattspand for a meter shared by all users)",
             path.display()
         ),
         other => format!("{other}: measuring in this process"),
     }
 }
 
-/// An error if nothing of this machine can be measured or estimated.
+/// Fails if no domain of this machine can be measured or estimated.
 pub fn ensure_measurable(info: &DaemonInfo) -> Result<(), CliError> {
     let measurable = info.domains.iter().any(|domain| domain.counted && domain.liveness == Liveness::Live);
-    // Without any access the domains are not told, and whoever asks on is told so.
+    // Without access the list of domains is empty; a later request fails with permission denied.
     if measurable || (info.domains.is_empty() && info.access < Access::Coarse) {
         return Ok(());
     }
@@ -177,10 +214,10 @@ pub fn ensure_measurable(info: &DaemonInfo) -> Result<(), CliError> {
         .chain(stuck)
         .map(|(name, reason)| format!("\n{}: {}", printable(name), printable(reason)))
         .collect();
-    Err(CliError::new(NO_COUNTER, format!("there is nothing to measure here:{reasons}")))
+    Err(CliError::new(NO_COUNTER, format!("no energy source is available:{reasons}")))
 }
 
-/// An error if this user may open no spans, as the meter itself would say at the first one.
+/// Fails if this user may not open spans, with the same error as the first attempt would give.
 pub fn ensure_span_access(info: &DaemonInfo) -> Result<(), CliError> {
     if info.access < Access::Coarse {
         let needs = Access::Coarse.as_str().to_owned();

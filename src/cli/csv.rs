@@ -1,10 +1,10 @@
 //! Cells of comma-separated values (RFC 4180).
 //!
-//! Owns the quoting. A cell holds no control or format character: such a file is looked at on terminals as well.
+//! A cell contains no control or format character, since CSV is also viewed on terminals.
 
 use super::terminal::printable;
 
-/// A text as a cell; one that a spreadsheet would take for a formula is kept from it.
+/// Quotes text as a cell. Text that a spreadsheet would evaluate as a formula gets a leading apostrophe.
 pub fn escape_cell(text: &str) -> String {
     let text = printable(text);
     let is_formula = text.starts_with(['=', '+', '-', '@']);
@@ -12,12 +12,12 @@ pub fn escape_cell(text: &str) -> String {
     if text.contains(['"', ',']) { format!("\"{}\"", text.replace('"', "\"\"")) } else { text }
 }
 
-/// A count of millionths as a number with six places.
+/// Formats a count of millionths as a number with six decimal places.
 pub fn format_millionths(count: u64) -> String {
     format!("{}.{:06}", count / 1_000_000, count % 1_000_000)
 }
 
-/// A count of thousandths as a number with three places.
+/// Formats a count of thousandths as a number with three decimal places.
 pub fn format_thousandths(count: u64) -> String {
     format!("{}.{:03}", count / 1000, count % 1000)
 }
@@ -27,7 +27,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_cell_is_quoted_where_it_must_be() {
+    fn cells_with_special_characters_are_quoted() {
         assert_eq!(escape_cell("plain"), "plain");
         assert_eq!(escape_cell("a \"b\", c"), "\"a \"\"b\"\", c\"");
         assert_eq!(escape_cell("=1+1"), "'=1+1");
@@ -35,7 +35,7 @@ mod tests {
     }
 
     #[test]
-    fn a_number_keeps_its_places() {
+    fn numbers_have_fixed_decimal_places() {
         assert_eq!(
             (format_millionths(12_000_034), format_thousandths(5)),
             ("12.000034".into(), "0.005".into())

@@ -1,7 +1,7 @@
-//! `wattspan doctor`: what can be measured here, how well, and what would mend the rest.
+//! `wattspan doctor`: shows available sources, their quality, and how to enable the others.
 //!
-//! Owns the order: first a little load while somebody watches, so that a counter that can move does, then the
-//! question. Asks the meter and shows; examines nothing itself.
+//! Generates a short load while the domains are watched, so that working counters move, and then queries the meter.
+//! Examines no hardware itself.
 
 use std::fmt::Write as _;
 use std::hint::black_box;
@@ -13,23 +13,23 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 
 use super::account_report::grade_label;
-use super::connect::{MeterConnector, MeterDescription, ensure_measurable};
+use super::connect::{MeterConnector, MeterDescription, MeterOptions, ensure_measurable};
 use super::domain_ticks::DomainTicks;
 use super::domain_tree::{self, indented_name};
 use super::exit_status::{CliError, NO_COUNTER, OK};
+use super::output;
 use super::quantity::{format_duration, format_energy, format_lower_bound, format_power};
 use super::table::{TableCell, TextTable, number_column, text_column};
 use super::terminal::{Terminal, TextStyle, printable, wrap};
-use super::{MeterOptions, output};
 use crate::config::{AccessGroups, join_commands};
 use crate::domain::{DomainKind, Duplicate, Liveness};
 use crate::privileges::ProcessPrivileges;
 use crate::protocol::{Access, DaemonInfo, DomainStatus, SamplerStatus, StoreStatus};
 
-/// How long the counters are watched under load.
+/// Duration of the load.
 const LOAD_DURATION: Duration = Duration::from_millis(300);
 
-/// How often, meanwhile.
+/// Interval of the snapshots during the load.
 const TICK_INTERVAL: Duration = Duration::from_millis(20);
 
 #[derive(Serialize)]
@@ -39,7 +39,7 @@ struct DoctorOutput<'a> {
     info: &'a DaemonInfo,
 }
 
-/// Examines and tells.
+/// Runs `wattspan doctor`.
 pub fn doctor(options: &MeterOptions) -> Result<u8, CliError> {
     let (connector, client) = MeterConnector::open(options)?;
     watch_under_load(&connector, &client.info()?);
@@ -52,8 +52,8 @@ pub fn doctor(options: &MeterOptions) -> Result<u8, CliError> {
     Ok(if ensure_measurable(&info).is_ok() { OK } else { NO_COUNTER })
 }
 
-/// Keeps one CPU busy while the domains are watched, so that the samplers run fast and the counters move. A caller who
-/// may not watch is told what is known without.
+/// Keeps one CPU busy while the domains are watched, so that the samplers run at full rate and the counters move. Without
+/// permission to watch, the result shows the state so far.
 fn watch_under_load(connector: &MeterConnector, info: &DaemonInfo) {
     let busy = AtomicBool::new(true);
     thread::scope(|scope| {
@@ -121,7 +121,7 @@ fn render_doctor(meter: &MeterDescription, info: &DaemonInfo, terminal: Terminal
         wrap(&text, terminal.width).iter().for_each(|line| out.extend([line, "\n"]));
     }
     if !info.absent.is_empty() {
-        let _ = writeln!(out, "\n{}", terminal.paint(TextStyle::Heading, "Not there"));
+        let _ = writeln!(out, "\n{}", terminal.paint(TextStyle::Heading, "Unavailable sources"));
         for absent in &info.absent {
             let _ = writeln!(out, "  {}", printable(&absent.source));
             for line in wrap(&absent.reason, terminal.width.map(|width| width.saturating_sub(4))) {
@@ -136,21 +136,20 @@ fn render_doctor(meter: &MeterDescription, info: &DaemonInfo, terminal: Terminal
     out
 }
 
-/// What the user of a Mac can do for those who have none: Apple documents neither interface, and what is known of them
-/// comes from other programs.
+/// A request for feedback: Apple documents neither interface, and these sources were written from other programs' sources.
 fn apple_notice(info: &DaemonInfo) -> Option<&'static str> {
     let is_apple_source = |source: &str| matches!(source, "ioreport" | "smc");
     let has_apple_source = info.domains.iter().any(|domain| is_apple_source(&domain.source))
         || info.absent.iter().any(|absent| is_apple_source(&absent.source));
     has_apple_source.then_some(
-        "On a Mac: these sources were built without one, from what other programs say of interfaces that Apple does not \
-         document. Please report what you see, right or wrong, with the output of `wattspan doctor --json`, of `sysctl \
+        "On a Mac: these sources were written without test hardware, for interfaces that Apple does not document. Please \
+         report the results, right or wrong, with the output of `wattspan doctor --json`, of `sysctl \
          hw.model machdep.cpu.brand_string kern.osproductversion sysctl.proc_translated`, and, for comparison, of `sudo \
          powermetrics -n 1 -i 5000 --samplers cpu_power,gpu_power,ane_power` at rest and under load.",
     )
 }
 
-/// How the samplers kept their time: late and missed ticks are shown, never hidden.
+/// The samplers' scheduling, with late and missed ticks.
 fn render_samplers(samplers: &[SamplerStatus], terminal: Terminal) -> String {
     let mut table = TextTable::new([
         text_column("SAMPLER"),
@@ -158,8 +157,8 @@ fn render_samplers(samplers: &[SamplerStatus], terminal: Terminal) -> String {
         number_column("TICKS"),
         number_column("LATE"),
         number_column("MISSED"),
-        number_column("HALF WITHIN"),
-        number_column("99 % WITHIN"),
+        number_column("LATE P50"),
+        number_column("LATE P99"),
         text_column("READS"),
     ]);
     for sampler in samplers {
@@ -168,7 +167,7 @@ fn render_samplers(samplers: &[SamplerStatus], terminal: Terminal) -> String {
             (true, true) => "real-time, pinned",
             (true, false) => "real-time",
             (false, true) => "pinned",
-            (false, false) => "as others do",
+            (false, false) => "normal",
         };
         let cells = vec![
             sampler.source.clone(),
@@ -185,7 +184,7 @@ fn render_samplers(samplers: &[SamplerStatus], terminal: Terminal) -> String {
     table.render(terminal)
 }
 
-/// How the ledger on disk is.
+/// The state of the store.
 fn describe_store(keeping: &StoreStatus) -> String {
     let megabytes = keeping.bytes as f64 / 1e6;
     let mut text = match &keeping.reason {
@@ -224,7 +223,7 @@ fn describe_store(keeping: &StoreStatus) -> String {
     text
 }
 
-/// What the batteries deliver beside the sum of what is counted: a slow check from outside, never part of any sum.
+/// Compares the power of the batteries with that of the counted domains: an independent check, never part of a total.
 fn compare_with_battery(info: &DaemonInfo) -> Option<String> {
     let domains = &info.domains;
     let power_of = |wanted: &dyn Fn(&DomainStatus) -> bool| -> Option<u64> {
@@ -277,11 +276,11 @@ fn render_domains(domains: &[DomainStatus], terminal: Terminal) -> String {
     table.render(terminal)
 }
 
-/// Why totals are lower bounds.
+/// Explains why totals are lower bounds.
 const LOWER_BOUND_NOTICE: &str = "Totals are lower bounds: a domain is not counted while it is undecided whether it is a second name of \
                         a counted one. Load on the machine decides it sooner.";
 
-/// Whether the domain is a second name of another.
+/// Whether the domain duplicates another one.
 fn describe_duplicate(domain: &DomainStatus) -> Option<String> {
     let other = domain.duplicate_of.as_deref()?;
     Some(match domain.duplicate? {
@@ -293,13 +292,13 @@ fn describe_duplicate(domain: &DomainStatus) -> Option<String> {
     })
 }
 
-/// A counter and the sensor of power beside it, which need not agree.
+/// The difference between a counter and the power sensor of the same domain.
 fn describe_residual(residual: f64) -> String {
     let (percent, direction) = (residual.abs() * 100.0, if residual < 0.0 { "less" } else { "more" });
     format!("its counter shows {percent:.1} % {direction} than its own power readings add up to")
 }
 
-/// Fractions of a microjoule are told as they are; steps above are rounded as energy is.
+/// Small quanta are shown with a fraction of a microjoule, larger ones rounded like energy.
 fn format_quantum(uj: f64) -> String {
     if uj < 100.0 { format!("{uj:.1} µJ") } else { format_energy(uj.round() as u64, None) }
 }
@@ -313,7 +312,7 @@ fn liveness_cell(liveness: Liveness) -> TableCell {
     }
 }
 
-/// What the daemon could do with its privilege, had somebody taken it over.
+/// The daemon's remaining privileges, which an attacker would get with it.
 fn describe_confinement(confinement: &ProcessPrivileges) -> String {
     let capabilities = match confinement.capabilities.as_slice() {
         [] => "no capability".to_owned(),

@@ -1,8 +1,8 @@
-//! Every domain's energy again and again, for whoever may have it.
+//! Periodic snapshots of every domain's energy.
 //!
-//! Owns the two ways to it. With telemetry access the daemon sends; with span access it is asked, while an open span of
-//! weight 0 keeps its samplers fast: that span takes no share from anybody. Both begin only when the samplers are
-//! awake: an idle meter's last reading may be a second old, and the energy since then would look like a burst.
+//! With telemetry access the daemon streams them. With span access they are polled, while an open span of weight 0 keeps
+//! the samplers at their full rate without taking a share. Both start only once the samplers run at that rate: an idle
+//! meter's last reading may be a second old, and the energy since then would appear as a burst.
 
 use std::thread;
 use std::time::Duration;
@@ -12,24 +12,24 @@ use super::exit_status::CliError;
 use crate::client::{Client, ClientError, ReplyStream};
 use crate::protocol::{Access, CancelSpan, DaemonInfo, DomainSnapshot, MethodError, OpenSpan};
 
-/// How long the samplers are kept awake before the first tick counts.
+/// Time for the samplers to reach their full rate before the first tick.
 const WARM_UP: Duration = Duration::from_millis(60);
 
-/// How often the waking stream ticks.
+/// Rate of the stream that wakes the samplers.
 const WARM_UP_HZ: f64 = 100.0;
 
-/// How far behind its interval a tick may be before the meter counts as stalled.
+/// Delay of a tick, beyond its interval, after which the meter counts as stalled.
 const STALL_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Ticks without end, until the first failure.
+/// An endless iterator of snapshots, until the first error.
 pub enum DomainTicks {
-    /// The daemon sends them.
+    /// Streamed by the daemon.
     Streamed(ReplyStream<DomainSnapshot>),
-    /// The daemon is asked for them.
+    /// Polled from the daemon.
     Polled(DomainPoller),
 }
 
-/// A client that asks again and again.
+/// Polls the daemon, with an open span of weight 0.
 pub struct DomainPoller {
     client: Client,
     interval: Duration,
@@ -38,7 +38,7 @@ pub struct DomainPoller {
 }
 
 impl DomainTicks {
-    /// Ticks every `interval`, in the way that the caller's access allows.
+    /// Starts ticks every `interval`, streamed or polled depending on the caller's access.
     pub fn open(
         connector: &MeterConnector,
         client: Client,
@@ -66,7 +66,7 @@ impl DomainTicks {
     }
 }
 
-/// Watches on a connection of its own until the samplers are fast; they stay so for a while after.
+/// Watches on a separate connection until the samplers run at full rate; they keep it for a while.
 fn warm_up_samplers(connector: &MeterConnector) -> Result<(), ClientError> {
     let mut stream = connector.connect()?.watch_domains(Some(WARM_UP_HZ))?;
     let first = stream.next().transpose()?;
@@ -103,7 +103,7 @@ impl DomainPoller {
 
 impl Drop for DomainPoller {
     fn drop(&mut self) {
-        // The daemon forgets it with the connection otherwise.
+        // If this fails, the daemon cancels the span when the connection closes.
         let _ = self.client.oneway(CancelSpan { span: std::mem::take(&mut self.span) });
     }
 }

@@ -1,22 +1,21 @@
-//! Domains in the order of the tree: one that contains others comes before them.
+//! Orders domains as a tree: a parent comes before its children.
 //!
-//! Owns the order and the depth. What a daemon answers may be odd: a cycle of parents, a parent that is not shown.
+//! A daemon's reply may contain a cycle of parents or an unknown parent; no row is dropped.
 
 use super::table::TableCell;
 use crate::protocol::DomainStatus;
 
-/// What follows each domain's name in a table: whether it is a part of the machine's total.
+/// Whether a domain is part of the machine's total.
 pub fn counted_cell(counted: bool) -> TableCell {
     if counted { "counted" } else { "not counted" }.into()
 }
 
-/// A domain's name, indented by how many of those that are shown contain it.
+/// A domain's name, indented by its depth among the shown domains.
 pub fn indented_name(name: &str, depth: usize) -> TableCell {
     format!("{}{name}", "  ".repeat(depth)).into()
 }
 
-/// Those of `rows` that `all` describes, and of the others, in the order of the tree, each with its depth: the
-/// number of rows that contain it.
+/// All `rows` in the order of the tree of `all`, each with its depth: the number of rows that contain it.
 pub fn order_rows<'a, T>(
     rows: &'a [T],
     name: impl Fn(&T) -> &str,
@@ -33,14 +32,14 @@ pub fn order_rows<'a, T>(
         let children = (0..rows.len()).rev().filter(|&other| parents[other] == Some(index));
         stack.extend(children.map(|other| (depth + 1, other)));
     }
-    // Those of a cycle.
+    // Rows in a cycle of parents.
     let missing: Vec<usize> =
         (0..rows.len()).filter(|at| !ordered.iter().any(|(_, other)| other == at)).collect();
     ordered.extend(missing.into_iter().map(|at| (0, at)));
     ordered.into_iter().map(|(depth, at)| (depth, &rows[at])).collect()
 }
 
-/// The domains that contain one, the nearest first.
+/// The ancestors of a domain, nearest first.
 fn ancestors<'a>(name: &str, all: &'a [DomainStatus]) -> Vec<&'a str> {
     let parent = |name: &str| {
         all.iter().find(|domain| domain.name == name).and_then(|domain| domain.parent.as_deref())

@@ -1,6 +1,6 @@
-//! How the program ends: one table of exit statuses, and which error leads to which.
+//! Exit statuses of `wattspan`, and the mapping from errors to them.
 //!
-//! Owns the numbers; they are promised in `--help` and in the manual, and never change their meaning.
+//! The numbers are documented in `--help` and in the manual. Their meaning never changes.
 
 use std::fmt;
 use std::io;
@@ -8,72 +8,71 @@ use std::io;
 use crate::client::ClientError;
 use crate::config::{AccessGroups, group_exists, join_commands};
 
-/// All went well.
+/// Success.
 pub const OK: u8 = 0;
-/// Something failed that has no number of its own.
+/// Any failure without a status of its own.
 pub const FAILURE: u8 = 1;
-/// The command line is not understood, as clap has it.
+/// Usage error. clap uses the same number.
 pub const USAGE: u8 = 2;
-/// No energy was measured: there is no counter and no model, or a run holds none.
+/// No energy measured: no counter and no model is available, or an `ipw` run contains no energy.
 pub const NO_COUNTER: u8 = 3;
-/// The daemon that was named, or that is needed, does not answer.
+/// The daemon is unreachable.
 pub const UNREACHABLE: u8 = 4;
-/// The daemon answers, and this user may not know.
+/// Permission denied by the daemon or its socket.
 pub const PERMISSION_DENIED: u8 = 5;
 
-/// What `--help` and the manual say of it.
+/// The exit status section of `wattspan --help` and of the manual.
 pub const EXIT_STATUS_HELP: &str = "\
 Exit status:
-  0    all went well
-  1    something failed
-  2    the command line makes no sense
-  3    no energy was measured: there is no counter and no model here, or a run
-       of `wattspan ipw` holds none
-  4    the daemon that was named, or that is needed, does not answer
-  5    the daemon does not let this user know
+  0    success
+  1    failure
+  2    usage error
+  3    no energy measured: no counter and no model is available, or a run of
+       `wattspan ipw` contains no energy
+  4    daemon unreachable
+  5    permission denied
 
-`wattspan run` gives the command's own status instead.";
+`wattspan run` exits with the command's own status instead.";
 
-/// What the help of `run` says of it.
+/// The exit status section of `wattspan run --help`.
 pub const RUN_EXIT_STATUS_HELP: &str = "\
-Exit status: the command's own; 128+N where signal N ended it, 127 where it was
-not found, 126 where it could not be executed. Where the meter cannot be used
-the command is not started, and the status is 1 to 5 as `wattspan --help` tells.
-Of repeated runs it is the first that is not 0. A signal that ends the command
-ends the repetition, and so do INT, TERM, HUP and QUIT where it handles them.
+Exit status: the command's own; 128+N if signal N terminated it, 127 if it was
+not found, 126 if it could not be executed. If no meter is available, the
+command is not started and the status is 1 to 5 as listed in `wattspan --help`.
+With --repeat, it is the first status that is not 0. A signal that terminates
+the command stops the repetition; so does INT, TERM, HUP or QUIT if the command
+handles it.
 
-Signals that are sent to wattspan reach the command. The report comes after the
-command's own output, on standard error.";
+Signals sent to wattspan are forwarded to the command. The report is printed
+after the command's own output, on standard error.";
 
-/// How a user comes to more access, with commands that this system can carry out. Not from the daemon's configuration,
-/// which this user may not be able to read.
+/// How to get more access, with commands that exist on this system. Uses the default groups: this user may not be able
+/// to read the daemon's configuration.
 fn permission_denied_hint() -> String {
     let AccessGroups { span_group, telemetry_group, .. } = AccessGroups::default();
     let restart = if group_exists(&span_group) { "" } else { ", restart wattspand" };
     format!(
         "membership in the group {span_group} gives span access (own spans, the machine's totals) and opens the socket: \
-         {}{restart}, and log in again; everybody's accounts need {telemetry_group} as well as {span_group}: {} (the \
+         {}{restart}, and log in again; accounts of other users need {telemetry_group} as well as {span_group}: {} (the \
          daemon's [access] may name other groups)",
         join_commands(&[&span_group]),
         join_commands(&[&span_group, &telemetry_group]),
     )
 }
 
-/// Why the program ends before it is done.
+/// An error that ends the program, with its exit status.
 #[derive(Debug)]
 pub struct CliError {
-    /// The exit status.
     pub status: u8,
     cause: anyhow::Error,
 }
 
 impl CliError {
-    /// An error with this exit status.
     pub fn new(status: u8, cause: impl fmt::Display) -> Self {
         CliError { status, cause: anyhow::anyhow!("{cause}") }
     }
 
-    /// Nothing to tell: whoever was reading has heard enough (`wattspan read | head -1`).
+    /// Whether the reader of standard output closed it (`wattspan read | head -1`), which is no failure.
     pub fn is_broken_pipe(&self) -> bool {
         let kind = self.cause.downcast_ref::<io::Error>().map(io::Error::kind);
         kind == Some(io::ErrorKind::BrokenPipe)
@@ -125,7 +124,7 @@ mod tests {
 
     #[test]
     fn the_hint_for_a_member_of_the_telemetry_group_alone_names_both_groups() {
-        // The socket has one group, so that this is all that such a member sees of it.
+        // The socket has one group: to a member of the other group it is an unreadable path.
         let error =
             CliError::from(ClientError::PermissionDenied { path: "/run/wattspan/wattspan.sock".into() });
         assert_eq!(error.status, PERMISSION_DENIED);
@@ -135,7 +134,7 @@ mod tests {
             message.contains("usermod -aG wattspan,wattspan-telemetry USER") || cfg!(target_os = "macos"),
             "{message}"
         );
-        // A group is named to usermod only where it exists, or after the command that creates it.
+        // usermod needs an existing group, or the command that creates it first.
         let creates = message.contains("groupadd --system wattspan &&");
         assert!(creates != group_exists("wattspan") || cfg!(target_os = "macos"), "{message}");
     }

@@ -1,18 +1,17 @@
-//! `wattspan generate`: completions and manual pages of both programs, for packages.
+//! `wattspan generate`: shell completions and manual pages of both programs, for packages.
 //!
-//! Owns nothing but the call of clap's tools on the same description that parses the flags, so that what they say is
-//! what the programs do.
+//! They are generated from the same clap definitions that parse the command lines.
 
 use std::fs::{self, File};
 use std::path::PathBuf;
 
-use clap::{CommandFactory, Subcommand};
+use clap::{Command, CommandFactory, Subcommand};
 
 use super::exit_status::{CliError, OK};
 use super::output;
 use crate::config::Flags;
 
-/// What to write.
+/// Arguments of `wattspan generate`.
 #[derive(Debug, clap::Args)]
 pub struct GenerateArgs {
     #[command(subcommand)]
@@ -21,35 +20,35 @@ pub struct GenerateArgs {
 
 #[derive(Debug, Subcommand)]
 enum GenerateCommand {
-    /// Completions for a shell, on standard output
+    /// Print completions for a shell
     Completions {
-        /// Which shell
+        /// Shell
         shell: clap_complete::Shell,
-        /// For wattspand instead of wattspan
+        /// Completions of wattspand instead of wattspan
         #[arg(long)]
         daemon: bool,
     },
-    /// Manual pages of both programs and every verb, into a directory
+    /// Write manual pages of both programs and every subcommand to a directory
     Man {
-        /// Where to
+        /// Output directory
         directory: PathBuf,
     },
 }
 
-/// Writes what is asked for.
-pub fn generate(args: &GenerateArgs) -> Result<u8, CliError> {
+/// Runs `wattspan generate`; `client` is the command definition of `wattspan`.
+pub fn generate(args: &GenerateArgs, client: Command) -> Result<u8, CliError> {
     match &args.command {
         GenerateCommand::Completions { shell, daemon } => {
             let (mut command, name) =
-                if *daemon { (Flags::command(), "wattspand") } else { (super::Cli::command(), "wattspan") };
+                if *daemon { (Flags::command(), "wattspand") } else { (client, "wattspan") };
             let mut text = Vec::new();
             clap_complete::generate(*shell, &mut command, name, &mut text);
             output::print_bytes(&text)?;
         }
         GenerateCommand::Man { directory } => {
             fs::create_dir_all(directory)?;
-            // No page for `help`: it shows what the other pages say.
-            let program = super::Cli::command().disable_help_subcommand(true);
+            // `help` only repeats the other pages.
+            let program = client.disable_help_subcommand(true);
             clap_mangen::generate_to(program, directory)?;
             let daemon = clap_mangen::Man::new(Flags::command()).section("8");
             daemon.render(&mut File::create(directory.join("wattspand.8"))?)?;

@@ -1,8 +1,7 @@
-//! The `wattspan` program: arguments in, a command, an exit status out.
+//! The `wattspan` command-line program.
 //!
-//! Owns the command line. Every command is an ordinary client of the daemon, or of the embedded meter where none answers;
-//! none reads hardware itself. Results go to standard output (those of `run` to standard error, beside the command's
-//! own), remarks to standard error.
+//! Every subcommand is a client of the daemon, or of the embedded meter where no daemon runs. None reads hardware
+//! itself. Results go to standard output (those of `run` to standard error), messages to standard error.
 
 mod account_report;
 mod balance;
@@ -20,9 +19,9 @@ mod proxy;
 mod quantity;
 mod read;
 mod reload;
-mod repeat_report;
 mod resolution;
 mod run;
+mod run_report;
 mod sample_statistics;
 mod signal_ffi;
 mod spans;
@@ -30,14 +29,14 @@ mod table;
 mod terminal;
 mod utc_time;
 
-use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
+use connect::MeterOptions;
 use exit_status::CliError;
 
-/// What energy this machine uses, and for what.
+/// The command line of `wattspan`.
 #[derive(Debug, Parser)]
 #[command(name = "wattspan", version, about = ABOUT_TEXT, after_help = exit_status::EXIT_STATUS_HELP, max_term_width = 100)]
 #[command(arg_required_else_help = true)]
@@ -48,75 +47,40 @@ pub struct Cli {
     command: Command,
 }
 
-const ABOUT_TEXT: &str = "Measures the energy this machine uses, and bills it to commands and to questions put to a \
+const ABOUT_TEXT: &str = "Measure the energy this machine uses, and attribute it to commands and to requests of a \
                      language model";
 
-/// Which meter to ask, and in which form to answer.
-#[derive(Debug, Clone, Default, Args)]
-#[command(next_help_heading = "Which meter, which form")]
-pub struct MeterOptions {
-    /// Ask the daemon at this socket, and no other [default: $WATTSPAN_SOCKET, else the usual places, else measure in
-    /// this process]
-    #[arg(long, global = true, value_name = "PATH")]
-    socket: Option<PathBuf>,
-    /// Answer in JSON; keys carry their unit, and what is not known is absent
-    #[arg(long, short = 'j', global = true)]
-    json: bool,
-    /// Measure a recorded or scripted machine instead of this one, in this process
-    #[arg(long, global = true, value_name = "FILE", conflicts_with = "socket")]
-    replay: Option<PathBuf>,
-    /// Settings for measuring in this process [default: the daemon's]
-    #[arg(long, global = true, value_name = "FILE", conflicts_with = "socket")]
-    config: Option<PathBuf>,
-}
-
-impl MeterOptions {
-    /// clap sees no conflict between a flag before the verb and one after it.
-    fn ensure_consistent(&self) -> Result<(), CliError> {
-        let embedded_only = [("--replay", self.replay.is_some()), ("--config", self.config.is_some())];
-        match embedded_only.into_iter().find(|(_, given)| *given && self.socket.is_some()) {
-            Some((flag, _)) => Err(CliError::new(
-                exit_status::USAGE,
-                format!(
-                    "--socket names a daemon, and {flag} a measurement in this process: leave one of them out"
-                ),
-            )),
-            None => Ok(()),
-        }
-    }
-}
-
-/// What to do.
+/// The subcommands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Run a command and tell what energy it used
+    /// Run a command and show the energy it used
     #[command(after_help = exit_status::RUN_EXIT_STATUS_HELP)]
     Run(run::RunArgs),
-    /// Tell every domain's energy and power now
+    /// Show each domain's energy and power
     Read(read::ReadArgs),
-    /// Tell what can be measured here, how well, and what would mend the rest
+    /// Show available sources, their quality, and how to enable the others
     Doctor,
-    /// Tell of spans: one by name, or all as they settle
+    /// List spans, or show the account of one
     Spans(spans::SpansArgs),
-    /// Tell where the joules went: measured = attributed + unattributed
+    /// Show the energy balance of each domain: measured = attributed + unattributed
     Balance,
-    /// Stand before an inference server, and tell the energy of each request
+    /// Run a reverse proxy that measures the energy of each request
     Proxy(proxy::ProxyArgs),
-    /// Have the daemon read its configuration again; changes nothing where that is broken
+    /// Reload the daemon's configuration; an invalid one changes nothing
     Reload,
     /// Measure intelligence per watt: accuracy per watt and per joule of a model on this machine
     #[command(subcommand)]
     Ipw(Box<ipw::IpwCommand>),
-    /// Write shell completions or manual pages
+    /// Print shell completions or write manual pages
     Generate(generate::GenerateArgs),
 }
 
-/// The whole program.
+/// Entry point of the program.
 pub fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) if error.exit_code() != 0 => {
-            // Without clap's colours, since it repeats the wrong word as it is.
+            // Without clap's colours: its message repeats the invalid argument unescaped.
             let _ = output::eprint_text(&error.render().to_string());
             return ExitCode::from(exit_status::USAGE);
         }
@@ -126,7 +90,7 @@ pub fn main() -> ExitCode {
         Ok(status) => ExitCode::from(status),
         Err(error) if error.is_broken_pipe() => ExitCode::from(exit_status::OK),
         Err(error) => {
-            eprint_message(&error.to_string());
+            output::eprint_message(&error.to_string());
             ExitCode::from(error.status)
         }
     }
@@ -144,13 +108,8 @@ fn dispatch(cli: Cli) -> Result<u8, CliError> {
         Command::Proxy(proxy) => proxy::proxy(options, &proxy),
         Command::Reload => reload::reload(options),
         Command::Ipw(command) => ipw::ipw(options, &command),
-        Command::Generate(args) => generate::generate(&args),
+        Command::Generate(args) => generate::generate(&args, Cli::command()),
     }
-}
-
-/// A message on standard error.
-fn eprint_message(message: &str) {
-    output::eprint_message(message);
 }
 
 #[cfg(test)]
@@ -159,7 +118,6 @@ mod tests {
 
     #[test]
     fn the_clap_definition_is_valid() {
-        use clap::CommandFactory;
         Cli::command().debug_assert();
     }
 

@@ -1,8 +1,7 @@
-//! What the program writes on its standard streams.
+//! Writes to standard output and standard error.
 //!
-//! Owns the last look at it: whatever the caller forgot, no control or format character of a name, a model or a server
-//! reaches a terminal, but line breaks and the colours of [`Terminal::paint`]. `tests/architecture.rs` checks that no other
-//! file of the command line writes there.
+//! Invariant: no control or format character of a name, a model or a server reaches a terminal, except line breaks and the
+//! colours of [`Terminal::paint`]. `tests/architecture.rs` checks that no other file of the command line writes there.
 
 use std::io::{self, Write, stderr, stdout};
 
@@ -12,46 +11,46 @@ use super::exit_status::CliError;
 use super::terminal::{Terminal, printable};
 use crate::escape;
 
-/// Writes a text for people on standard output.
+/// Writes human-readable text to standard output.
 pub fn print_text(text: &str) -> Result<(), CliError> {
     Ok(write_text(&mut stdout().lock(), text, Terminal::of(&stdout()))?)
 }
 
-/// Writes a text for people on standard error, beside what a command writes on standard output.
+/// Writes human-readable text to standard error.
 pub fn eprint_text(text: &str) -> Result<(), CliError> {
     Ok(write_text(&mut stderr().lock(), text, Terminal::of(&stderr()))?)
 }
 
-/// Writes a value as one line of JSON on standard output.
+/// Writes a value as one line of JSON to standard output.
 pub fn print_json(value: &impl Serialize) -> Result<(), CliError> {
     print_bytes(to_json_line(value)?.as_bytes())
 }
 
-/// Writes a value as JSON for people's eyes on standard output.
+/// Writes a value as indented JSON to standard output.
 pub fn print_json_pretty(value: &impl Serialize) -> Result<(), CliError> {
     print_bytes((escape::printable_json(&serde_json::to_string_pretty(value)?) + "\n").as_bytes())
 }
 
-/// A value as one line of JSON, with hidden characters escaped, so that it is safe on a terminal as well.
+/// Serializes a value as one line of JSON, with control and format characters escaped: it may go to a terminal.
 pub fn to_json_line(value: &impl Serialize) -> Result<String, CliError> {
     Ok(escape::printable_json(&serde_json::to_string(value)?) + "\n")
 }
 
-/// Writes what is made elsewhere, and is no text of names and figures, on standard output.
+/// Writes bytes to standard output unescaped: completions, pages, CSV with escaped cells.
 pub fn print_bytes(bytes: &[u8]) -> Result<(), CliError> {
     let mut out = stdout().lock();
     out.write_all(bytes)?;
     Ok(out.flush()?)
 }
 
-/// Writes a message on standard error. Its further lines are indented, so that none of them looks like a message.
+/// Writes a message to standard error. Continuation lines are indented, so that none looks like another message.
 pub fn eprint_message(message: &str) {
     let lines: Vec<String> = message.lines().map(printable).collect();
-    // Where standard error is closed, there is no place to report that.
+    // A closed standard error cannot be reported anywhere.
     let _ = writeln!(stderr().lock(), "wattspan: {}", lines.join("\n  "));
 }
 
-/// Writes a text for people on a stream that can show what `terminal` says.
+/// Writes human-readable text to a stream with the abilities of `terminal`.
 pub fn write_text(out: &mut impl Write, text: &str, terminal: Terminal) -> io::Result<()> {
     out.write_all(escape_unstyled(text, terminal).as_bytes())?;
     out.flush()

@@ -1,11 +1,12 @@
-//! `wattspan proxy`: energy for each request of an inference server.
+//! `wattspan proxy`: a reverse proxy that measures the energy of each request of an inference server.
 //!
-//! Owns the flags, and the end: a first signal lets the running requests end, a second one ends the program.
+//! The first SIGINT or SIGTERM stops accepting requests and lets the running ones finish. The second one exits.
 
 use std::time::Duration;
 
+use super::connect::MeterOptions;
 use super::exit_status::{CliError, OK};
-use super::{MeterOptions, eprint_message};
+use super::output::eprint_message;
 use crate::client::SocketPath;
 use crate::http::BaseUrl;
 use crate::proxy::{
@@ -13,49 +14,49 @@ use crate::proxy::{
     ServerProcess, lookup_gid,
 };
 
-/// Where to listen, whom to forward to, and how to tell the energy.
+/// Arguments of `wattspan proxy`.
 #[derive(Debug, clap::Args)]
 pub struct ProxyArgs {
-    /// Listen on HOST:PORT (port 0 takes a free one) or on a Unix socket, unix:PATH
+    /// Listen address: HOST:PORT (port 0: any free port) or unix:PATH for a Unix socket
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8088")]
     listen: ListenAddress,
-    /// Let the members of this group open the Unix socket; its mode is 0660 then, else 0600
+    /// Group that may connect to the Unix socket (mode 0660, else 0600)
     #[arg(long, value_name = "GROUP")]
     listen_group: Option<String>,
-    /// Forward to this server: http:// or https://, with or without a base path
+    /// Server to forward to: http:// or https://, with an optional base path
     #[arg(long, value_name = "URL")]
     upstream: BaseUrl,
-    /// Speak HTTP/2 to the server from the first byte (with https it is agreed on by itself)
+    /// Use HTTP/2 with prior knowledge (over https it is negotiated automatically)
     #[arg(long)]
     upstream_http2: bool,
-    /// The server's process, whose share of each account is stated too; without it there is no such share
+    /// Process of the server; adds the process share to each account
     #[arg(long, value_name = "PID", value_parser = clap::value_parser!(u32).range(1..))]
     upstream_pid: Option<u32>,
-    /// Or the server's control group, by its path in /proc/PID/cgroup
+    /// Control group of the server, as in /proc/PID/cgroup; adds its share to each account
     #[arg(long, value_name = "PATH", conflicts_with = "upstream_pid")]
     upstream_cgroup: Option<String>,
-    /// How the energy is told: not at all; in headers, trailers and comments of event streams; or in usage.energy too
+    /// How to report the energy: off; in headers, trailers and event-stream comments; or also in usage.energy
     #[arg(long, value_enum, value_name = "HOW", default_value_t = AnnotateMode::Headers)]
     annotate: AnnotateMode,
-    /// Show the energy to clients of this group's members too, not only to this user and root
+    /// Report the energy to clients of this group too, not only to this user and root
     #[arg(long, value_name = "GROUP", default_value = DEFAULT_SPAN_GROUP)]
     annotate_group: String,
-    /// Show the energy to every client, whatever its access and wherever it connects from
+    /// Report the energy to every client, regardless of its access and address
     #[arg(long)]
     annotate_all: bool,
-    /// How requests that run at once share: equally, or by the tokens they stream
+    /// How concurrent requests share energy: equally, or by streamed tokens
     #[arg(long, value_enum, value_name = "HOW", default_value_t = WeightMode::Equal)]
     weight: WeightMode,
-    /// A further path whose POST requests are inferences, known by its end; may be given again
+    /// Additional path suffix whose POST requests are inferences; repeatable
     #[arg(long = "path", value_name = "PATH")]
     paths: Vec<String>,
-    /// Only those of --path, not the known ones of OpenAI, Anthropic, Ollama and llama.cpp
+    /// Use only the paths of --path, without those of OpenAI, Anthropic, Ollama and llama.cpp
     #[arg(long, requires = "paths")]
     only_paths: bool,
-    /// How long a reply may wait for its account, at most
+    /// Maximum time a reply waits for its account
     #[arg(long, value_name = "MILLISECONDS", default_value_t = DEFAULT_ACCOUNT_TIMEOUT.as_millis() as u64)]
     patience: u64,
-    /// Connections at a time; more wait
+    /// Maximum number of concurrent connections; further ones wait
     #[arg(long, value_name = "N", default_value_t = 8192, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     connections: u32,
 }
@@ -76,11 +77,14 @@ enum WeightMode {
     Tokens,
 }
 
-/// Serves until it is told to stop.
+/// Runs `wattspan proxy` until a signal stops it.
 pub fn proxy(options: &MeterOptions, args: &ProxyArgs) -> Result<u8, CliError> {
     if options.replay.is_some() || options.config.is_some() {
-        let hint = "start one: wattspand, or wattspand --replay FILE --socket PATH for a simulated machine";
-        return Err(anyhow::anyhow!("the proxy asks a daemon and measures nothing itself; {hint}").into());
+        let hint =
+            "start a daemon: wattspand, or wattspand --replay FILE --socket PATH for a simulated machine";
+        return Err(
+            anyhow::anyhow!("the proxy needs a daemon and does not measure in this process; {hint}").into()
+        );
     }
     let descriptor_limit = raise_descriptor_limit();
     let settings = ProxySettings {
@@ -109,7 +113,7 @@ pub fn proxy(options: &MeterOptions, args: &ProxyArgs) -> Result<u8, CliError> {
     eprint_message(&proxy.describe_annotation_policy()?);
     if let Some(limit) = descriptor_limit.filter(|most| *most < 2 * u64::from(args.connections)) {
         eprint_message(&format!(
-            "{limit} descriptors are allowed (ulimit -n): about {} requests at a time",
+            "the descriptor limit is {limit} (ulimit -n): about {} concurrent requests",
             limit / 2
         ));
     }
@@ -118,48 +122,48 @@ pub fn proxy(options: &MeterOptions, args: &ProxyArgs) -> Result<u8, CliError> {
     Ok(OK)
 }
 
-/// The server's process, as far as it is named.
+/// The server's process or control group, if given.
 fn server_process(args: &ProxyArgs) -> Option<ServerProcess> {
     let process = args.upstream_pid.map(ServerProcess::Process);
     process.or_else(|| args.upstream_cgroup.clone().map(ServerProcess::ControlGroup))
 }
 
-/// The number of the group that may open the Unix socket.
+/// The ID of the group that may connect to the Unix socket.
 fn listen_gid(args: &ProxyArgs) -> Result<Option<u32>, CliError> {
     let Some(name) = &args.listen_group else { return Ok(None) };
     if matches!(args.listen, ListenAddress::Tcp(_)) {
-        return Err(anyhow::anyhow!("--listen-group is for a Unix socket; give --listen unix:PATH").into());
+        return Err(anyhow::anyhow!("--listen-group needs a Unix socket; give --listen unix:PATH").into());
     }
     match lookup_gid(name) {
         Some(gid) => Ok(Some(gid)),
-        None => Err(anyhow::anyhow!("--listen-group {name}: there is no such group on this machine").into()),
+        None => Err(anyhow::anyhow!("--listen-group {name}: no such group on this machine").into()),
     }
 }
 
-/// The group whose members get figures. The usual one may be missing; one that was asked for may not.
+/// The group whose members see the energy. Only the default group may be missing.
 fn annotate_group_members(args: &ProxyArgs) -> Result<AnnotationGroup, CliError> {
     let name = &args.annotate_group;
     let group = AnnotationGroup::lookup(name);
     if group.exists() || name == DEFAULT_SPAN_GROUP {
         return Ok(group);
     }
-    Err(anyhow::anyhow!("--annotate-group {name}: there is no such group on this machine").into())
+    Err(anyhow::anyhow!("--annotate-group {name}: no such group on this machine").into())
 }
 
-/// SIGINT or SIGTERM. The second one ends the program by itself, since nobody waits for it any more.
+/// Completes at the first SIGINT or SIGTERM. The second one exits the process directly.
 async fn shutdown_signal() {
     use tokio::signal::unix::{SignalKind, signal};
     let (Ok(mut interrupt), Ok(mut terminate)) =
         (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
     else {
-        // Without handlers the signals do what they always do.
+        // Without handlers the signals keep their default action.
         return std::future::pending().await;
     };
     tokio::select! {
         _ = interrupt.recv() => {}
         _ = terminate.recv() => {}
     }
-    eprint_message("stopping; running requests have 10 s to end");
+    eprint_message("stopping; running requests have 10 s to finish");
     tokio::spawn(async move {
         tokio::select! {
             _ = interrupt.recv() => {}
@@ -169,12 +173,12 @@ async fn shutdown_signal() {
     });
 }
 
-/// Raises the soft limit of open files to the hard one; each request takes two. Gives what it is now.
+/// Raises the soft limit of open files to the hard one; each request uses two. Returns the current limit.
 fn raise_descriptor_limit() -> Option<u64> {
     use rustix::process::{Resource, getrlimit, setrlimit};
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = limit.maximum;
-    // What cannot be raised stays as it is, and is told.
+    // If this fails, the unchanged limit is reported.
     let _ = setrlimit(Resource::Nofile, limit);
     getrlimit(Resource::Nofile).current
 }

@@ -1,10 +1,10 @@
-//! Joules, watts and seconds as a person reads them.
+//! Formats energy, power and time with units.
 //!
-//! Owns the rounding: a figure ends with the second digit of its error, as metrologists do, and an error is rounded up,
-//! together with what rounding moved the value, so that the truth still lies inside what is printed. Works in integers
-//! of the base unit. Never prints a missing value as 0: that is [`format_unknown`].
+//! A value is rounded to the second significant digit of its error. The error is rounded up and includes the rounding of
+//! the value, so that the printed interval contains the true one. Uses integers of the base unit. A missing value is never
+//! printed as 0: see [`format_unknown`].
 
-/// What the digits count: the base unit is a millionth (energy), a thousandth (power) or a billionth (time).
+/// Units of a quantity. The base units are µJ, mW and ns.
 #[derive(Debug, Clone, Copy)]
 struct UnitScale {
     /// Unit names with the number of decimal places between the base unit and this one, smallest first.
@@ -16,25 +16,25 @@ const ENERGY_UNITS: UnitScale =
 const POWER_UNITS: UnitScale = UnitScale { units: &[("mW", 0), ("W", 3), ("kW", 6)] };
 const TIME_UNITS: UnitScale = UnitScale { units: &[("ns", 0), ("µs", 3), ("ms", 6), ("s", 9)] };
 
-/// Digits of a figure whose error is not known.
+/// Significant digits of a figure without an error.
 const DEFAULT_DIGITS: u32 = 4;
 
-/// `12.34 J ± 0.05 J`; without an error four digits of the value.
+/// `12.34 J ± 0.05 J`, or four significant digits without an error.
 pub fn format_energy(uj: u64, error_uj: Option<u64>) -> String {
     format_with_error(ENERGY_UNITS, uj, error_uj)
 }
 
-/// `41.2 W ± 0.2 W`; without an error four digits of the value.
+/// `41.2 W ± 0.2 W`, or four significant digits without an error.
 pub fn format_power(mw: u64, error_mw: Option<u64>) -> String {
     format_with_error(POWER_UNITS, mw, error_mw)
 }
 
-/// `0.3012 s`, `61.04 µs`: four digits.
+/// `0.3012 s`, `61.04 µs`: four significant digits.
 pub fn format_duration(ns: u64) -> String {
     format_value(TIME_UNITS, ns)
 }
 
-/// The value alone, with the digits that `error_uj` leaves meaningful.
+/// The value alone, rounded to `error_uj`.
 pub fn format_energy_value(uj: u64, error_uj: Option<u64>) -> String {
     match error_uj {
         Some(error) => round_to_error(ENERGY_UNITS, uj, error).0,
@@ -42,7 +42,7 @@ pub fn format_energy_value(uj: u64, error_uj: Option<u64>) -> String {
     }
 }
 
-/// The value alone, with the digits that `error_mw` leaves meaningful.
+/// The value alone, rounded to `error_mw`.
 pub fn format_power_value(mw: u64, error_mw: Option<u64>) -> String {
     match error_mw {
         Some(error) => round_to_error(POWER_UNITS, mw, error).0,
@@ -50,12 +50,12 @@ pub fn format_power_value(mw: u64, error_mw: Option<u64>) -> String {
     }
 }
 
-/// A total, which is a lower bound where a domain is perhaps missing from it.
+/// A total, marked as a lower bound if a domain may be missing from it.
 pub fn format_lower_bound(at_least: Option<bool>, total: String) -> String {
     if at_least == Some(true) { format!("at least {total}") } else { total }
 }
 
-/// `12.34 J ± 0.05 J`, or `at most 9.6 J` where the error is as large as the figure.
+/// `12.34 J ± 0.05 J`, or `at most 9.6 J` if the error is as large as the value.
 pub fn format_energy_or_bound(uj: u64, error_uj: Option<u64>) -> String {
     match error_uj.filter(|&error_uj| is_within_error(uj, error_uj)) {
         Some(error_uj) => format_upper_bound(ENERGY_UNITS, uj.saturating_add(error_uj)),
@@ -63,7 +63,7 @@ pub fn format_energy_or_bound(uj: u64, error_uj: Option<u64>) -> String {
     }
 }
 
-/// The same of a power.
+/// Like [`format_energy_or_bound`], for power.
 pub fn format_power_or_bound(mw: u64, error_mw: Option<u64>) -> String {
     match error_mw.filter(|&error_mw| is_within_error(mw, error_mw)) {
         Some(error_mw) => format_upper_bound(POWER_UNITS, mw.saturating_add(error_mw)),
@@ -71,7 +71,7 @@ pub fn format_power_or_bound(mw: u64, error_mw: Option<u64>) -> String {
     }
 }
 
-/// Whether a figure says nothing beside its error. A domain that used nothing says so.
+/// Whether the error is as large as the figure. A figure of 0 is never within its error.
 pub fn is_within_error(figure: u64, error: u64) -> bool {
     figure > 0 && error >= figure
 }
@@ -84,12 +84,12 @@ fn format_upper_bound(scale: UnitScale, value: u64) -> String {
     format!("at most {} {name}", format_digits(value, ulp, places))
 }
 
-/// A figure that is not there.
+/// `unknown`, with the reason if there is one.
 pub fn format_unknown(reason: &str) -> String {
     if reason.is_empty() { "unknown".into() } else { format!("unknown ({reason})") }
 }
 
-/// Mean power in milliwatts of `uj` over `ns`; `None` for no time at all.
+/// Mean power in milliwatts of `uj` over `ns`; `None` if `ns` is 0.
 pub fn mean_mw(uj: u64, ns: u64) -> Option<u64> {
     // 1 µJ/ns is 10^6 mW.
     (u128::from(uj) * 1_000_000 + u128::from(ns) / 2)
@@ -97,7 +97,7 @@ pub fn mean_mw(uj: u64, ns: u64) -> Option<u64> {
         .and_then(|mw| u64::try_from(mw).ok())
 }
 
-/// `44 %`, from a part and the whole; less than half a percent says so.
+/// `44 %`, from a part and the whole; `<0.1 %` for a small part.
 pub fn format_percent(part: u64, whole: u64) -> Option<String> {
     let thousandths = (u128::from(part) * 1000).checked_div(u128::from(whole))?;
     Some(match thousandths {
@@ -128,11 +128,11 @@ fn format_value(scale: UnitScale, value: u64) -> String {
     let ulp = digit_value(value);
     let value = value.saturating_add(ulp / 2) / ulp * ulp;
     let (name, places) = choose_unit(scale, value);
-    // Asked again, since 999.96 rounds to 1000.0, which has a digit too many.
+    // Computed again, since 999.96 rounds to 1000.0, which has one digit too many.
     format!("{} {name}", format_digits(value, digit_value(value), places))
 }
 
-/// The value and its error, both with their unit and the same number of places.
+/// The value and its error, with the same unit and number of decimal places.
 fn round_to_error(scale: UnitScale, value: u64, error: u64) -> (String, String) {
     let ulp = last_digit_value(error);
     let rounded = (value.saturating_add(ulp / 2)) / ulp * ulp;
@@ -144,8 +144,8 @@ fn round_to_error(scale: UnitScale, value: u64, error: u64) -> (String, String) 
     )
 }
 
-/// What the last shown digit counts: the second digit of the error. It depends on nothing else, so that figures with one
-/// error have the same number of places.
+/// Weight of the last printed digit: the second significant digit of the error. It depends only on the error, so that
+/// figures with the same error have the same number of decimal places.
 fn last_digit_value(error: u64) -> u64 {
     10u64.pow(error.max(1).ilog10().saturating_sub(1))
 }

@@ -1,7 +1,7 @@
-//! `wattspan read`: every domain's energy and power, now or again and again.
+//! `wattspan read`: shows each domain's energy and power, once or periodically.
 //!
-//! Owns the power between two ticks, which is the energy between them over the time between them: what a meter's own
-//! needle shows. Total power is that of the counted domains, and unknown where one of them is. Times are UTC.
+//! Power is the energy between two snapshots divided by the time between them. Total power is the sum over the counted
+//! domains, and unknown if one of them is unknown. Times are UTC.
 
 use std::io::stdout;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::account_report::{TOO_SHORT, grade_label, grade_name};
-use super::connect::{MeterConnector, ensure_measurable};
+use super::connect::{MeterConnector, MeterOptions, ensure_measurable};
 use super::domain_ticks::DomainTicks;
 use super::domain_tree::{self, indented_name};
 use super::exit_status::{CliError, USAGE};
@@ -20,43 +20,39 @@ use super::quantity::{
 use super::table::{TableCell, TextTable, number_column, text_column};
 use super::terminal::{Terminal, TextStyle, display_width, pad_left, pad_right, printable};
 use super::utc_time::format_rfc3339;
-use super::{MeterOptions, csv, output};
+use super::{csv, output};
 use crate::client::ClientError;
 use crate::clock;
 use crate::domain::{Grade, Liveness};
 use crate::protocol::{DomainSnapshot, DomainStatus};
 
-/// How often, and how many times.
+/// Arguments of `wattspan read`.
 #[derive(Debug, clap::Args)]
 pub struct ReadArgs {
-    /// Again every SECONDS, until interrupted
+    /// Repeat every SECONDS until interrupted
     #[arg(long, short = 'I', value_name = "SECONDS", value_parser = parse_interval)]
     interval: Option<Duration>,
-    /// Stop after N times
+    /// Stop after N readings
     #[arg(long, short = 'n', value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     count: Option<u64>,
-    /// Write comma-separated values, one line for each domain and time, below a header; an unknown value is an empty cell
+    /// Print comma-separated values with a header, one line per domain and time; unknown values are empty
     #[arg(long)]
     csv: bool,
 }
 
-/// Between the two ticks of a single reading: long enough for any counter but a battery's.
+/// Interval of a single reading: longer than the update interval of every counter except a battery's.
 const SINGLE_READ_INTERVAL: Duration = Duration::from_millis(500);
 
-/// Width of a figure in the running view.
+/// Minimum column width of the periodic output.
 const VALUE_WIDTH: usize = 10;
 
-/// The first line of the comma-separated values.
 const CSV_HEADER: &str = "time,domain,power_w,power_error_w,energy_j,grade,liveness,counted,simulated\n";
 
-/// Reads and tells.
+/// Runs `wattspan read`.
 pub fn read(options: &MeterOptions, args: &ReadArgs) -> Result<u8, CliError> {
     let format = match (options.json, args.csv) {
         (true, true) => {
-            return Err(CliError::new(
-                USAGE,
-                "--json and --csv are two forms of one answer: leave one of them out",
-            ));
+            return Err(CliError::new(USAGE, "--json and --csv are mutually exclusive: remove one of them"));
         }
         (true, false) => ReadFormat::Json,
         (false, true) => ReadFormat::Csv,
@@ -99,7 +95,7 @@ enum ReadFormat {
     Json,
 }
 
-/// A tick with its wall time, as JSON has it.
+/// A snapshot with its wall-clock time, for JSON output.
 #[derive(Serialize)]
 struct TimestampedTick<'a> {
     unix_ns: u64,
@@ -154,7 +150,7 @@ impl ReadView {
         }
         let (total, worst) = total_power(before, now);
         let total = total.map_or_else(
-            || format_unknown("a counted domain gives no reading"),
+            || format_unknown("a counted domain has no reading"),
             |total| format_interval_power(Some(total)),
         );
         let total = format_lower_bound(now.at_least, total);
@@ -164,7 +160,7 @@ impl ReadView {
         format!("{}\n  this machine: {total}   {worst}   {at}\n", table.render(self.terminal))
     }
 
-    /// One line for each tick, one column for each domain, or a line for each where they do not fit.
+    /// One line per tick with a column per domain, or one line per domain if the terminal is too narrow.
     fn render_line(&mut self, before: &DomainSnapshot, now: &DomainSnapshot) -> String {
         let mut cells: Vec<(String, String)> = now
             .domains
@@ -200,7 +196,6 @@ impl ReadView {
         out + grade_suffix + "\n"
     }
 
-    /// A line for each domain.
     fn render_csv(&mut self, before: &DomainSnapshot, now: &DomainSnapshot) -> String {
         let header = if std::mem::replace(&mut self.header_printed, true) { "" } else { CSV_HEADER };
         let mut out = header.to_owned();
@@ -224,7 +219,7 @@ impl ReadView {
     }
 }
 
-/// The liveness's name, as in the contract.
+/// The name of a liveness in the protocol.
 fn liveness_name(liveness: Liveness) -> &'static str {
     match liveness {
         Liveness::Live => "live",
@@ -234,7 +229,7 @@ fn liveness_name(liveness: Liveness) -> &'static str {
     }
 }
 
-/// When a tick was, on the wall's clock; the meter's clock is this machine's.
+/// The wall-clock time of a snapshot. Its monotonic time is of this machine.
 fn wall_clock_ns(tick: &DomainSnapshot) -> u64 {
     clock::unix_ns().saturating_sub(clock::monotonic_ns().saturating_sub(tick.now_ns))
 }
@@ -244,7 +239,7 @@ fn wall_clock_ns(tick: &DomainSnapshot) -> u64 {
 struct IntervalPower {
     mw: u64,
     error_mw: Option<u64>,
-    /// The time between the ticks is too short for the counter.
+    /// The interval is too short for the counter.
     too_short: bool,
 }
 
@@ -256,7 +251,7 @@ fn format_interval_power(power: Option<IntervalPower>) -> String {
     }
 }
 
-/// Power between the ticks, with the error that the counter's steps leave.
+/// Power between two snapshots, with the error of one counter update at either end.
 fn power_between(
     before: &DomainSnapshot,
     now: &DomainSnapshot,
@@ -269,22 +264,22 @@ fn power_between(
     let used_uj = domain.energy_uj?.checked_sub(earlier.energy_uj?)?;
     let time_ns = now.now_ns.checked_sub(before.now_ns)?;
     let mw = mean_mw(used_uj, time_ns)?;
-    // Either edge may lie one update away from where the counter says it is.
+    // Either end may be off by up to one update interval.
     let error_mw = domain.update_interval_ns.and_then(|interval_ns| {
         let error_mw = u128::from(mw) * u128::from(interval_ns) / u128::from(time_ns);
         u64::try_from(error_mw).ok()
     });
-    // A counter that has not moved shows no power of 0 while it is not known how often it moves.
+    // Without a known update interval, an unchanged counter does not mean zero power.
     let too_short = domain.update_interval_ns.map_or(used_uj == 0, |interval_ns| time_ns < interval_ns);
     Some(IntervalPower { mw, error_mw, too_short })
 }
 
-/// Whether a domain is replayed from a file.
+/// Whether the machine is replayed from a file.
 fn is_simulated(tick: &DomainSnapshot) -> bool {
     tick.domains.iter().any(DomainStatus::is_simulated)
 }
 
-/// The counted domains' power with its error, and the worst of their grades.
+/// Total power of the counted domains with its error, and their worst grade.
 fn total_power(before: &DomainSnapshot, now: &DomainSnapshot) -> (Option<IntervalPower>, Option<Grade>) {
     let counted = || now.domains.iter().filter(|domain| domain.counted);
     let powers: Option<Vec<IntervalPower>> =
@@ -301,7 +296,7 @@ fn total_power(before: &DomainSnapshot, now: &DomainSnapshot) -> (Option<Interva
 fn parse_interval(text: &str) -> Result<Duration, String> {
     let seconds: f64 = text.parse().map_err(|_| "expected a number of seconds".to_owned())?;
     if !(0.01..=86_400.0).contains(&seconds) {
-        return Err("choose from 0.01 to 86400 seconds".into());
+        return Err("expected 0.01 to 86400 seconds".into());
     }
     Ok(Duration::from_secs_f64(seconds))
 }

@@ -1,15 +1,14 @@
-//! `wattspan reload`: the daemon reads its configuration again.
+//! `wattspan reload`: reloads the daemon's configuration.
 //!
-//! Owns the words of the answer. What `systemctl reload wattspand` runs: it fails where the configuration is broken, and
-//! says file and key.
+//! `systemctl reload wattspand` runs it. It fails if the configuration is invalid, and names the file and the key.
 
-use super::connect::MeterConnector;
+use super::connect::{MeterConnector, MeterOptions};
 use super::exit_status::{CliError, OK};
+use super::output;
 use super::terminal::printable;
-use super::{MeterOptions, output};
 use crate::protocol::{Reload, ReloadReply};
 
-/// Asks and tells.
+/// Runs `wattspan reload`.
 pub fn reload(options: &MeterOptions) -> Result<u8, CliError> {
     let client = MeterConnector::connect_daemon(options)?;
     let reloaded = client.call(Reload {})?;

@@ -1,7 +1,7 @@
-//! Which counters a span was too short for.
+//! Finds the domains whose counters are too coarse for a span.
 //!
-//! Owns the decision and its words. A counter says nothing of a time shorter than its update interval, and nothing where the
-//! guaranteed error is as large as the figure.
+//! A span is too short for a counter if it is shorter than the update interval, or if the guaranteed error is as large as
+//! the share.
 
 use serde::Serialize;
 
@@ -10,32 +10,28 @@ use crate::attribution::account::Account;
 use crate::domain::Grade;
 use crate::protocol::DomainStatus;
 
-/// A domain whose figure says little.
+/// A domain whose counter is too coarse for a span.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct TooShortDomain {
-    /// The domain's name.
     pub domain: String,
-    /// Why.
     pub reason: TooShortReason,
-    /// How long the span was.
     pub duration_ns: u64,
-    /// How often the counter moves, where that is known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub update_interval_ns: Option<u64>,
 }
 
-/// What makes a span too short for a counter.
+/// Why a span is too short for a counter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum TooShortReason {
-    /// The counter need not have moved once.
+    /// The counter may not have moved during the span.
     ShorterThanUpdateInterval,
-    /// The guaranteed error is as large as the figure.
+    /// The guaranteed error is as large as the share.
     ErrorNotBelowShare,
 }
 
-/// The domains of an account for which its span was too short; `all` says how often their counters move. A model's error does
-/// not shrink with time, so an estimate is none of them.
+/// The domains of an account for which its span was too short; `all` has their update intervals. Estimated domains are
+/// excluded, since a model's error does not shrink with time.
 pub fn too_short_domains(account: &Account, all: &[DomainStatus]) -> Vec<TooShortDomain> {
     let Some(closed_ns) = account.closed_ns else { return Vec::new() };
     let duration_ns = closed_ns.saturating_sub(account.opened_ns);

@@ -1,8 +1,8 @@
-//! `wattspan run`: a command, and the energy it used.
+//! `wattspan run`: runs a command and shows the energy it used.
 //!
-//! Owns the order: a span opens before the command starts and closes at the instant it was seen to end. The command's
-//! standard streams are its own; the report comes after it on standard error, or in a file. Whatever happens to the
-//! meter meanwhile, the command's exit status is passed on, and energy that could not be told is unknown.
+//! A span opens before the command starts and closes at the instant its end is observed. The report goes to standard error
+//! or to a file, after the command's output. If the meter fails meanwhile, the command's exit status is still passed on,
+//! and the energy is unknown.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -10,47 +10,49 @@ use std::fs::File;
 use std::io::{stderr, stdout};
 use std::path::PathBuf;
 
-use serde::Serialize;
-
 use super::child_process::{self, ChildExit, StartCommandError};
-use super::connect::{MeterConnector, MeterDescription, ensure_measurable};
+use super::connect::{MeterConnector, MeterOptions, ensure_measurable};
 use super::exit_status::{CliError, FAILURE};
-use super::resolution::{TooShortDomain, too_short_domains};
+use super::resolution::too_short_domains;
+use super::run_report::{MeasuredRun, RunReport};
 use super::sample_statistics::SampleStatistics;
 use super::signal_ffi::{self, SignalForwarder};
 use super::table::KeyValueTable;
 use super::terminal::{Terminal, printable};
-use super::{MeterOptions, account_report, eprint_message, output, repeat_report};
+use super::{
+    account_report,
+    output::{self, eprint_message},
+    run_report,
+};
 use crate::attribution::account::Account;
 use crate::client::{Client, ClientError, SpanGuard};
 use crate::private_file;
 use crate::protocol::{DomainStatus, OpenSpan};
 
-/// What to run, and what to do with the result.
+/// Arguments of `wattspan run`.
 #[derive(Debug, clap::Args)]
 pub struct RunArgs {
-    /// Run the command N times and tell mean and spread
+    /// Run the command N times and show mean, standard deviation, minimum and maximum
     #[arg(long, short = 'r', value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     repeat: u32,
     /// Write the report to FILE instead of standard error ("-": standard output)
     #[arg(long, short = 'o', value_name = "FILE")]
     output: Option<PathBuf>,
-    /// Call the span NAME [default: the command's name]
+    /// Name of the span [default: the command's name]
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
-    /// Note something about the span; may be given again
+    /// Attribute of the span; repeatable
     #[arg(long = "attribute", short = 'a', value_name = "KEY=VALUE", value_parser = parse_attribute)]
     attributes: Vec<(String, String)>,
-    /// Count only this domain; may be given again [default: all]
+    /// Count only this domain; repeatable [default: all]
     #[arg(long = "domain", short = 'd', value_name = "DOMAIN")]
     domains: Vec<String>,
-    /// The command and its arguments
+    /// Command and its arguments
     #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
     words: Vec<OsString>,
 }
 
 impl RunArgs {
-    /// The command and its arguments.
     pub fn command(&self) -> &[OsString] {
         &self.words
     }
@@ -68,50 +70,7 @@ impl RunArgs {
     }
 }
 
-/// One run of the command and what it used.
-#[derive(Debug, Serialize)]
-pub struct MeasuredRun {
-    /// As a shell would give it.
-    pub exit_status: u8,
-    /// The signal that ended it, if one did.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub signal: Option<u8>,
-    /// From its start to its end.
-    pub duration_ns: u64,
-    /// What it used.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub account: Option<Account>,
-    /// Why that is not known.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub unknown: Option<String>,
-    /// The counters that the run was too short for: their figures in the account say little.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub too_short: Vec<TooShortDomain>,
-}
-
-/// All that `run` has to tell, as JSON has it.
-#[derive(Debug, Serialize)]
-pub struct RunReport {
-    /// The command and its arguments.
-    pub command: Vec<String>,
-    /// The meter that was asked.
-    pub meter: MeterDescription,
-    /// The first status that is not 0, else 0.
-    pub exit_status: u8,
-    /// Every run.
-    pub runs: Vec<MeasuredRun>,
-    /// Energy over the runs, where every run's is known.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub share_uj: Option<SampleStatistics>,
-    /// Mean power over the runs, where every run's is known.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub mean_power_mw: Option<SampleStatistics>,
-    /// Time over the runs.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub duration_ns: Option<SampleStatistics>,
-}
-
-/// Runs the command and tells.
+/// Runs `wattspan run`.
 pub fn run(options: &MeterOptions, args: &RunArgs) -> Result<u8, CliError> {
     let output = ReportOutput::open(args.output.as_ref())?;
     let (connector, client) = MeterConnector::open(options)?;
@@ -120,9 +79,9 @@ pub fn run(options: &MeterOptions, args: &RunArgs) -> Result<u8, CliError> {
     if !options.json {
         connector.print_fallback_notice();
     }
-    // A meter that refuses the first span refuses them all: the command does not start.
+    // A meter that rejects the first span would reject all: the command is not started.
     let first_span = client.open_span_with(args.open_request())?;
-    // Until the report is printed: a signal may come twice, to this process and to its group.
+    // Kept until the report is printed: a signal may arrive twice, for this process and for its group.
     let signals = signal_ffi::install_handlers();
     let mut runs = match run_repeatedly(&client, args, first_span, &signals) {
         Ok(runs) => runs,
@@ -131,7 +90,7 @@ pub fn run(options: &MeterOptions, args: &RunArgs) -> Result<u8, CliError> {
             return Ok(error.shell_status());
         }
     };
-    // After the runs more counters were seen to move; a daemon that is gone has said what it could before.
+    // More update intervals are known after the runs; if the daemon is gone, the earlier ones are used.
     let domains = client.info().unwrap_or(info).domains;
     for run in &mut runs {
         run.too_short =
@@ -143,15 +102,15 @@ pub fn run(options: &MeterOptions, args: &RunArgs) -> Result<u8, CliError> {
     } else {
         format!("\n{}", render_report(&run_report, &domains, output.terminal()))
     };
-    // The command has run; that its report has no place to go does not change how it ended.
+    // A failure to write the report does not change the command's exit status.
     if let Err(error) = output.write(&text) {
         eprint_message(&format!("cannot write the report: {error}"));
     }
     Ok(run_report.exit_status)
 }
 
-/// Runs one after the other, until all are done, or a signal ended one or asked it to end. `first` is the span of the
-/// first of them.
+/// Runs the command repeatedly until all runs are done or a termination signal arrives. `first_span` is the span of the
+/// first run.
 fn run_repeatedly(
     client: &Client,
     args: &RunArgs,
@@ -185,7 +144,7 @@ fn run_repeatedly(
             unknown,
             too_short: Vec::new(),
         });
-        // In this order: a signal that asks for the end is either seen here or held for the next command.
+        // In this order, a termination request is either seen here or kept for the next command.
         signals.discard_pending();
         if signal.is_some() || signals.is_termination_requested() || runs.len() >= args.repeat as usize {
             return Ok(runs);
@@ -224,7 +183,7 @@ fn render_report(run_report: &RunReport, domains: &[DomainStatus], terminal: Ter
                 format!("Energy of: {}\n\n{}", printable(&command), lines.render(terminal))
             }
         },
-        runs => repeat_report::render_runs(
+        runs => run_report::render_runs(
             &format!("Energy of: {command}, {} runs", runs.len()),
             run_report,
             domains,
@@ -233,7 +192,7 @@ fn render_report(run_report: &RunReport, domains: &[DomainStatus], terminal: Ter
     }
 }
 
-/// Where the report goes; opened before the command runs, so that a wrong path is told in time.
+/// The destination of the report, opened before the command runs so that an invalid path fails early.
 enum ReportOutput {
     Stderr,
     Stdout,

@@ -1,28 +1,23 @@
-//! Mean and spread of repeated figures.
+//! Mean, standard deviation, minimum and maximum of repeated figures, for `run --repeat`.
 //!
-//! Owns the statistics of `run --repeat`. Nothing is left out as an outlier. A spread needs two figures: of one there
-//! is none, which is not a spread of 0.
+//! No outlier is removed. The standard deviation of a single figure is absent, not 0.
 
 use serde::Serialize;
 
-/// What repeated figures have in common, in their own unit.
+/// Statistics of repeated figures, in their own unit.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct SampleStatistics {
-    /// How many there were.
     pub count: usize,
-    /// Their mean.
     pub mean: u64,
     /// The sample standard deviation (n - 1).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub standard_deviation: Option<u64>,
-    /// The smallest.
     pub min: u64,
-    /// The largest.
     pub max: u64,
 }
 
 impl SampleStatistics {
-    /// Of these figures; `None` where there are none.
+    /// The statistics of `values`; `None` if there are none.
     pub fn of(values: &[u64]) -> Option<Self> {
         let (min, max) = (*values.iter().min()?, *values.iter().max()?);
         let count = values.len();
@@ -33,7 +28,7 @@ impl SampleStatistics {
         Some(SampleStatistics { count, mean: mean.round() as u64, standard_deviation, min, max })
     }
 
-    /// Of these, if every one of them is known.
+    /// The statistics of `values`, if every one is known.
     pub fn if_all_known(values: impl IntoIterator<Item = Option<u64>>) -> Option<Self> {
         Self::of(&values.into_iter().collect::<Option<Vec<u64>>>()?)
     }

@@ -1,42 +1,40 @@
-//! Passes signals on to the command that is being measured.
+//! Forwards signals to the measured command, from [`install_handlers`] until the guard is dropped.
 //!
-//! Owns the handlers of the signals that end or steer a program, from [`install_handlers`] until the guard goes. A signal
-//! that the terminal sends (Ctrl-C) reaches the command by itself, since it stays in our process group: passing it on
-//! would deliver it twice. One that a process sends to us alone is passed on. Either way it is remembered that one came
-//! which means the end, whatever the command makes of it. A signal that we were started to ignore
-//! stays ignored, here and in the command. Never ends this program: it ends once its report is printed.
+//! A signal of the terminal (Ctrl-C) reaches the command directly, since it is in our process group; it is not forwarded,
+//! which would deliver it twice. A signal that a process sends to us is forwarded. Termination requests are recorded in
+//! both cases. A signal that was ignored at the start stays ignored. No signal terminates this program before its report.
 #![allow(unsafe_code)]
 
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-/// Signals that a person or a service manager sends to steer a program.
+/// The forwarded signals.
 const FORWARDED_SIGNALS: [libc::c_int; 6] =
     [libc::SIGINT, libc::SIGQUIT, libc::SIGTERM, libc::SIGHUP, libc::SIGUSR1, libc::SIGUSR2];
 
-/// Those of them that ask a program to end; the others mean what the command takes them for.
+/// The forwarded signals that request termination.
 const TERMINATION_SIGNALS: [libc::c_int; 4] = [libc::SIGINT, libc::SIGQUIT, libc::SIGTERM, libc::SIGHUP];
 
-/// What `si_code` is for a signal that `kill` sent, on macOS; on Linux such codes are 0 or below.
+/// `si_code` of a signal sent by `kill` on macOS (SI_USER); on Linux such codes are 0 or below.
 const SI_USER_MACOS: libc::c_int = 0x10001;
 
-/// The command that runs now, or 0.
+/// Process ID of the running command, or 0.
 static TARGET_PID: AtomicI32 = AtomicI32::new(0);
 
-/// The last signal that came while there was no command to pass it on to, or 0.
+/// The last signal received while no command was running, or 0.
 static PENDING_SIGNAL: AtomicI32 = AtomicI32::new(0);
 
-/// One of [`TERMINATION_SIGNALS`] came.
+/// One of [`TERMINATION_SIGNALS`] was received.
 static TERMINATION_REQUESTED: AtomicBool = AtomicBool::new(false);
 
-/// Handlers are in place; they go with it.
+/// Guard of the installed handlers; dropping it restores the previous ones.
 #[derive(Debug)]
 pub struct SignalForwarder {
     previous_actions: Vec<(libc::c_int, libc::sigaction)>,
 }
 
-/// Installs the handlers. Until a command is named with [`SignalForwarder::set_target`], the last signal is kept for it.
+/// Installs the handlers. Until [`SignalForwarder::set_target`] is called, the last signal is kept for the command.
 pub fn install_handlers() -> SignalForwarder {
     PENDING_SIGNAL.store(0, Ordering::SeqCst);
     TERMINATION_REQUESTED.store(false, Ordering::SeqCst);
@@ -46,24 +44,23 @@ pub fn install_handlers() -> SignalForwarder {
 }
 
 impl SignalForwarder {
-    /// Passes signals on to `command` from now on; `None`: to no process, because it has ended and its number may come
-    /// to mean another process.
+    /// Forwards signals to `command` from now on. `None` stops forwarding: the command has ended, and its ID may be reused.
     pub fn set_target(&self, command: Option<Pid>) {
         TARGET_PID.store(command.map_or(0, Pid::as_raw_pid), Ordering::SeqCst);
         if let (Some(command), Some(pending)) =
             (command, Signal::from_named_raw(PENDING_SIGNAL.swap(0, Ordering::SeqCst)))
         {
-            // A command that has ended meanwhile needs no signal.
+            // Fails if the command has ended meanwhile.
             let _ = kill_process(command, pending);
         }
     }
 
-    /// Drops a signal that came while no command ran: it was sent to the one that has ended, not to the next.
+    /// Drops a signal received while no command ran: it was meant for the previous command, not for the next.
     pub fn discard_pending(&self) {
         PENDING_SIGNAL.store(0, Ordering::SeqCst);
     }
 
-    /// Whether a signal came since [`install_handlers`] that asks a program to end, from the terminal or from a process.
+    /// Whether a termination signal was received since [`install_handlers`], from the terminal or from a process.
     pub fn is_termination_requested(&self) -> bool {
         TERMINATION_REQUESTED.load(Ordering::SeqCst)
     }
@@ -73,17 +70,17 @@ impl Drop for SignalForwarder {
     fn drop(&mut self) {
         self.set_target(None);
         for (signal, action) in &self.previous_actions {
-            // SAFETY: `action` was filled by sigaction for the same signal, and the null pointer asks for nothing back.
+            // SAFETY: `action` was filled by sigaction for the same signal, and the null pointer requests no previous action.
             unsafe { libc::sigaction(*signal, action, std::ptr::null_mut()) };
         }
     }
 }
 
-/// Puts the handler in place and gives back what was there; `None` where the signal was and stays ignored.
+/// Installs the handler and returns the previous action; `None` if the signal is ignored, which it stays.
 fn install_handler(signal: libc::c_int) -> Option<libc::sigaction> {
     // SAFETY: sigaction is a plain C struct for which all zeroes is a valid value (SIG_DFL, no flags, empty mask).
     let mut previous: libc::sigaction = unsafe { std::mem::zeroed() };
-    // SAFETY: a null new action asks only for the old one, which is written to a live struct of the right type.
+    // SAFETY: a null new action only reads the old one, which is written to a live struct of the right type.
     unsafe { libc::sigaction(signal, std::ptr::null(), &raw mut previous) };
     if previous.sa_sigaction == libc::SIG_IGN {
         return None;
@@ -106,13 +103,13 @@ extern "C" fn handle_signal(signal: libc::c_int, info: *mut libc::siginfo_t, _co
     if code > 0 && code != SI_USER_MACOS {
         return;
     }
-    // Kept first and looked for a command second; `set_target` does it the other way round. So one of the two sees both, and
-    // the swap lets only one of them send it.
+    // This stores the signal and then loads the target; `set_target` does the reverse. So at least one of them sees both,
+    // and the swap lets only one send the signal.
     PENDING_SIGNAL.store(signal, Ordering::SeqCst);
     let command = TARGET_PID.load(Ordering::SeqCst);
     if command > 0 && PENDING_SIGNAL.swap(0, Ordering::SeqCst) != 0 {
-        // The command stays unreaped while it is named, so the number means it or its remains. kill changes errno only
-        // where it fails, which is for a command that has become another user's.
+        // The command is not reaped while it is the target, so its ID is not reused. kill changes errno only on failure,
+        // that is for a command that now runs as another user.
         // SAFETY: kill is async-signal-safe.
         unsafe { libc::kill(command, signal) };
     }

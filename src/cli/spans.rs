@@ -1,67 +1,66 @@
-//! `wattspan spans`: other programs' spans, one by name, those of the past that fit, the open ones, or all as they settle.
+//! `wattspan spans`: lists stored, open or settling spans, or shows the account of one.
 //!
-//! Owns the line for each. A settled account never changes, so a line once printed stays true. Only a daemon knows of
-//! other programs' spans: there is no embedded meter for this.
+//! A settled account never changes. Only a daemon has the spans of other programs, so the embedded meter is not used.
 
 use std::io::stdout;
 
 use serde::Serialize;
 
 use super::account_report::{self, state_name};
-use super::connect::MeterConnector;
+use super::connect::{MeterConnector, MeterOptions};
 use super::exit_status::{CliError, OK};
+use super::output;
 use super::quantity::{format_duration, format_energy_or_bound, format_power_or_bound, mean_mw};
 use super::resolution::{TooShortDomain, too_short_domains};
 use super::terminal::{Terminal, TextStyle, pad_left, pad_right, printable};
 use super::utc_time;
-use super::{MeterOptions, output};
 use crate::attribution::account::{Account, SpanState};
 use crate::client::{Client, ClientError};
 use crate::clock;
 use crate::protocol::{ListSpans, MethodError};
 
-/// Which spans.
+/// Arguments of `wattspan spans`.
 #[derive(Debug, clap::Args)]
 pub struct SpansArgs {
-    /// Tell of this one: its name in the protocol, the last column of the list
+    /// Show the account of this span: its ID in parentheses in the last column of the list
     #[arg(value_name = "SPAN", conflicts_with_all = ["watch", "count"])]
     span: Option<String>,
-    /// Tell of all as they settle, from now on, until interrupted
+    /// Print spans as they settle, until interrupted
     #[arg(long, short = 'w')]
     watch: bool,
-    /// Of those that fit tell the latest N [default: 20, with --since all]; with --watch, stop after N
+    /// Show the latest N matching spans [default: 20, with --since all]; with --watch, stop after N
     #[arg(long, short = 'n', value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     count: Option<u64>,
-    /// Only those opened since: 90s, 15m, 2h, 7d ago, or in UTC 2026-11-22 or 2026-11-22T10:30:00Z
+    /// Only spans opened since WHEN: 90s, 15m, 2h, 7d ago, or in UTC 2026-11-22 or 2026-11-22T10:30:00Z
     #[arg(long, value_name = "WHEN", value_parser = utc_time::parse_since, conflicts_with_all = ["span", "watch"])]
     since: Option<u64>,
-    /// Only those of this name
+    /// Only spans with this name
     #[arg(long, value_name = "NAME", conflicts_with_all = ["span", "watch"])]
     name: Option<String>,
-    /// Only those with this attribute; with each of these, where given several times
+    /// Only spans with this attribute; repeatable, all must match
     #[arg(long = "attribute", short = 'a', value_name = "KEY=VALUE", value_parser = parse_attribute,
           conflicts_with_all = ["span", "watch"])]
     attributes: Vec<(String, String)>,
-    /// Only those in this state: settled, abandoned, interrupted
+    /// Only spans in this state: settled, abandoned, interrupted
     #[arg(long, value_name = "STATE", value_parser = parse_state, conflicts_with_all = ["span", "watch"])]
     state: Option<SpanState>,
-    /// Those that are open now, with their figures so far; the latest 20 that fit
+    /// Show open spans with their figures so far; the latest 20 that match
     #[arg(long, conflicts_with_all = ["span", "watch", "state"])]
     open: bool,
 }
 
 fn parse_attribute(text: &str) -> Result<(String, String), String> {
-    let (key, value) = text.split_once('=').ok_or("give KEY=VALUE")?;
+    let (key, value) = text.split_once('=').ok_or("expected KEY=VALUE")?;
     Ok((key.to_owned(), value.to_owned()))
 }
 
 fn parse_state(text: &str) -> Result<SpanState, String> {
     let final_states = [SpanState::Settled, SpanState::Abandoned, SpanState::Interrupted];
     let state = final_states.into_iter().find(|other| state_name(*other) == text);
-    state.ok_or_else(|| "give settled, abandoned or interrupted".to_owned())
+    state.ok_or_else(|| "expected settled, abandoned or interrupted".to_owned())
 }
 
-/// Looks and tells.
+/// Runs `wattspan spans`.
 pub fn spans(options: &MeterOptions, args: &SpansArgs) -> Result<u8, CliError> {
     let client = MeterConnector::connect_daemon(options)?;
     match &args.span {
@@ -71,7 +70,7 @@ pub fn spans(options: &MeterOptions, args: &SpansArgs) -> Result<u8, CliError> {
     }
 }
 
-/// An account as JSON has it, with the counters that its span was too short for.
+/// An account in JSON, with the domains for whose counters its span was too short.
 #[derive(Serialize)]
 struct AccountOutput<'a> {
     #[serde(flatten)]
@@ -106,8 +105,8 @@ fn list_spans(options: &MeterOptions, client: &Client, args: &SpansArgs) -> Resu
     let terminal = Terminal::of(&stdout());
     if accounts.is_empty() && !options.json {
         let message = match args.open {
-            true => "no span that fits is open\n",
-            false => "no span that fits has settled; --watch waits for the next\n",
+            true => "no matching span is open\n",
+            false => "no matching span has settled; --watch waits for the next\n",
         };
         output::print_text(message)?;
     }
@@ -117,7 +116,7 @@ fn list_spans(options: &MeterOptions, client: &Client, args: &SpansArgs) -> Resu
     Ok(OK)
 }
 
-/// The accounts that fit, the latest first: asked for part by part, until there are enough or no more.
+/// Fetches the matching accounts page by page, latest first, up to the limit.
 fn fetch_accounts(client: &Client, args: &SpansArgs) -> Result<Vec<Account>, CliError> {
     const DEFAULT_COUNT: u64 = 20;
     let limit = args.count.unwrap_or(if args.since.is_some() { u64::MAX } else { DEFAULT_COUNT });
@@ -135,9 +134,9 @@ fn fetch_accounts(client: &Client, args: &SpansArgs) -> Result<Vec<Account>, Cli
         let remaining = limit - accounts.len();
         request.limit = Some(i64::try_from(remaining).unwrap_or(i64::MAX));
         let page = match client.call(request.clone()) {
-            // The rest is listed all the same; what is missing is never left out in silence.
+            // Report the missing accounts and list the rest.
             Err(ClientError::Method(MethodError::StoreDamaged { reason, before: Some(before) })) => {
-                super::eprint_message(&format!(
+                output::eprint_message(&format!(
                     "accounts are missing from this list: {}",
                     printable(&reason)
                 ));
@@ -156,7 +155,7 @@ fn fetch_accounts(client: &Client, args: &SpansArgs) -> Result<Vec<Account>, Cli
     }
 }
 
-/// One account: a line of JSON, or a line of the table, under its head where it is the first.
+/// Prints an account as a line of JSON or of the table; the first table line gets a header.
 fn print_account(
     options: &MeterOptions,
     account: &Account,
@@ -201,7 +200,7 @@ fn format_columns(opened: &str, energy: &str, power: &str, time: &str, grade: &s
 }
 
 fn account_line(account: &Account, terminal: Terminal) -> String {
-    // An open span's time is that up to now, on the clock that this machine has once.
+    // For an open span, the time up to now on the machine's monotonic clock.
     let closed_ns = account.closed_ns.unwrap_or_else(clock::monotonic_ns);
     let duration_ns = closed_ns.saturating_sub(account.opened_ns);
     let error_mw = account.error_uj.and_then(|uj| mean_mw(uj, duration_ns));
@@ -222,7 +221,7 @@ fn account_line(account: &Account, terminal: Terminal) -> String {
     format!("{fixed}{} ({}){end}", printable(&account.name), printable(&account.span))
 }
 
-/// The time of day where that is today, else the day; in UTC.
+/// The time of day if the span opened today, else the date; in UTC.
 fn format_opened(unix_ns: u64) -> String {
     let day = utc_time::format_date(unix_ns);
     if day == utc_time::format_date(crate::clock::unix_ns()) { format_time_of_day(unix_ns) } else { day }

@@ -1,6 +1,6 @@
-//! Rows of text in columns, or one below the other where the terminal is too narrow for the columns.
+//! Text tables, with stacked rows if the terminal is too narrow for the columns.
 //!
-//! Owns alignment. Nothing is ever cut off to make it fit: a figure without its last digits is another figure.
+//! No text is ever truncated.
 
 use std::fmt::Write;
 
@@ -9,26 +9,25 @@ use super::terminal::{Terminal, TextStyle, display_width, pad_left, pad_right, p
 /// Space between two columns.
 const COLUMN_GAP: usize = 2;
 
-/// A column's heading and the side on which its cells stand.
+/// A column's heading and alignment.
 #[derive(Debug, Clone, Copy)]
 pub struct TableColumn {
-    /// Shown above, or before each value when stacked.
+    /// Printed above the column, or before each value of a stacked row.
     pub header: &'static str,
-    /// Figures stand on the right.
     pub right_aligned: bool,
 }
 
-/// A column of words.
+/// A left-aligned column.
 pub const fn text_column(header: &'static str) -> TableColumn {
     TableColumn { header, right_aligned: false }
 }
 
-/// A column of figures.
+/// A right-aligned column.
 pub const fn number_column(header: &'static str) -> TableColumn {
     TableColumn { header, right_aligned: true }
 }
 
-/// One cell. Hidden characters of its text are made visible, so that no caller has to think of it.
+/// One cell. Control and format characters of its text are escaped.
 #[derive(Debug, Clone)]
 pub struct TableCell {
     text: String,
@@ -36,12 +35,10 @@ pub struct TableCell {
 }
 
 impl TableCell {
-    /// A text in a colour.
     pub fn styled(style: TextStyle, text: &str) -> Self {
         TableCell { text: printable(text), style: Some(style) }
     }
 
-    /// As it is written to `terminal`.
     pub fn render(&self, terminal: Terminal) -> String {
         self.style.map_or_else(|| self.text.clone(), |tone| terminal.paint(tone, &self.text))
     }
@@ -59,7 +56,7 @@ impl From<String> for TableCell {
     }
 }
 
-/// Cells, each row with an optional remark below it.
+/// Rows of cells, each with an optional note below it.
 #[derive(Debug)]
 pub struct TextTable {
     columns: Vec<TableColumn>,
@@ -67,22 +64,20 @@ pub struct TextTable {
 }
 
 impl TextTable {
-    /// An empty table.
     pub fn new(columns: impl Into<Vec<TableColumn>>) -> Self {
         TextTable { columns: columns.into(), rows: Vec::new() }
     }
 
-    /// Adds a row.
     pub fn add_row(&mut self, cells: Vec<impl Into<TableCell>>) {
         self.add_row_with_note(cells, String::new());
     }
 
-    /// Adds a row with a remark that stands below it.
+    /// Adds a row with a note below it.
     pub fn add_row_with_note(&mut self, cells: Vec<impl Into<TableCell>>, note: String) {
         self.rows.push((cells.into_iter().map(Into::into).collect(), note));
     }
 
-    /// The table as it fits `terminal`, indented by two.
+    /// Renders the table for `terminal`, indented by two.
     pub fn render(&self, terminal: Terminal) -> String {
         let widths = self.column_widths();
         let needed = widths.iter().map(|width| width + COLUMN_GAP).sum::<usize>();
@@ -143,21 +138,21 @@ impl TextTable {
     }
 }
 
-/// Labels with what they name, one below the other.
+/// A list of labels and values.
 #[derive(Debug, Default)]
 pub struct KeyValueTable {
     rows: Vec<(String, Vec<TableCell>)>,
 }
 
 impl KeyValueTable {
-    /// Adds a line; its parts follow each other.
+    /// Adds a line; its parts are concatenated.
     pub fn add_row(&mut self, label: &str, parts: impl IntoIterator<Item = TableCell>) {
         self.rows.push((printable(label), parts.into_iter().collect()));
     }
 
-    /// The lines, with their parts in one column.
+    /// Renders the lines, with the values aligned.
     pub fn render(&self, terminal: Terminal) -> String {
-        /// The widest label of our own.
+        /// Width of the longest fixed label.
         const MIN_LABEL_WIDTH: usize = 12;
         let label_width =
             self.rows.iter().map(|(label, _)| display_width(label)).fold(MIN_LABEL_WIDTH, usize::max);

@@ -1,7 +1,7 @@
-//! What an output stream can show: colours, and how wide a line may be.
+//! Colour support and line width of an output stream.
 //!
-//! Owns the decision, taken once for each stream: colours only on a terminal, with NO_COLOR unset (or empty) and TERM
-//! not "dumb"; a width from COLUMNS or the terminal itself, none when piped. Never writes, never reads keys.
+//! Colours are used only on a terminal, with NO_COLOR unset or empty and TERM not "dumb". The width comes from COLUMNS or
+//! the terminal; a pipe has none.
 
 use std::env;
 use std::io::IsTerminal;
@@ -11,45 +11,41 @@ use unicode_width::UnicodeWidthStr;
 
 use crate::escape;
 
-/// Width of a terminal that does not tell its own.
+/// Width of a terminal that does not report one.
 const DEFAULT_COLUMNS: usize = 80;
 
-/// Narrower than this no table is any use; a terminal that claims less is not believed.
+/// Minimum width; a smaller reported width is ignored.
 const MIN_COLUMNS: usize = 20;
 
-/// What a stream can show.
+/// Colour support and width of a stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Terminal {
-    /// Whether to send colours.
     pub colour: bool,
-    /// Columns in a line; `None`: no limit, nobody is looking.
+    /// Columns of a line; `None`: no limit.
     pub width: Option<usize>,
 }
 
-/// What a piece of text is, from which its colour follows.
+/// The role of a text, which determines its colour.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TextStyle {
-    /// A heading.
     Heading,
-    /// The figure one came for.
+    /// The main figure.
     Value,
-    /// All is well.
     Success,
-    /// Look here: estimated, stuck, unknown.
+    /// Estimated, stuck or unknown.
     Warning,
-    /// Said for completeness.
+    /// Secondary information.
     Dim,
 }
 
 impl Terminal {
-    /// No colours, no limit: for files, pipes and tests.
+    /// No colours and no width limit: for files, pipes and tests.
     pub const PLAIN: Terminal = Terminal { colour: false, width: None };
 
-    /// What `stream` can show.
     pub fn of(stream: &(impl AsFd + IsTerminal)) -> Self {
         let columns = env::var("COLUMNS").ok().and_then(|text| text.parse().ok());
         if !stream.is_terminal() {
-            // COLUMNS is a wish that holds for pipes too; without it there is no limit.
+            // COLUMNS applies to pipes too; without it a pipe has no limit.
             return Terminal { colour: false, width: columns.map(|columns: usize| columns.max(MIN_COLUMNS)) };
         }
         let colour_disabled = env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty())
@@ -61,7 +57,7 @@ impl Terminal {
         Terminal { colour: !colour_disabled, width: Some(width.max(MIN_COLUMNS)) }
     }
 
-    /// `text` in the colour of `style`, or as it is; its hidden characters are made visible.
+    /// Escapes `text` and colours it by `style` if the stream supports colours.
     pub fn paint(self, style: TextStyle, text: &str) -> String {
         let text = printable(text);
         if !self.colour || text.is_empty() {
@@ -70,14 +66,13 @@ impl Terminal {
         format!("{}{text}{ANSI_RESET}", style.ansi_code())
     }
 
-    /// How long the colour code is with which `text` begins, if it is one of ours and this stream shows colours.
+    /// Length of the colour code of [`Self::paint`] at the start of `text`, if this stream supports colours.
     pub fn colour_code_len(self, text: &str) -> Option<usize> {
         let codes = TextStyle::ALL.map(TextStyle::ansi_code).into_iter().chain([ANSI_RESET]);
         codes.filter(|code| self.colour && text.starts_with(code)).map(str::len).next()
     }
 }
 
-/// Ends a colour.
 const ANSI_RESET: &str = "\x1b[0m";
 
 impl TextStyle {
@@ -95,8 +90,7 @@ impl TextStyle {
     }
 }
 
-/// `text`, its hidden characters made visible, broken at spaces into lines of at most `width` columns; one longer word
-/// stands alone.
+/// Escapes `text` and wraps it at spaces into lines of at most `width` columns; a longer word gets its own line.
 pub fn wrap(text: &str, width: Option<usize>) -> Vec<String> {
     let text = printable(text);
     let Some(width) = width else { return vec![text] };
@@ -116,25 +110,24 @@ pub fn wrap(text: &str, width: Option<usize>) -> Vec<String> {
     lines
 }
 
-/// Columns that `text` takes on a terminal: wide characters take two, colours of [`Terminal::paint`] none.
+/// Display width of `text` in columns: wide characters take two, colours of [`Terminal::paint`] none.
 pub fn display_width(text: &str) -> usize {
     let codes = TextStyle::ALL.map(TextStyle::ansi_code).into_iter().chain([ANSI_RESET]);
     let colours: usize = codes.map(|code| text.matches(code).count() * code.width()).sum();
     text.width() - colours
 }
 
-/// `text` and the space that fills `width` columns after it.
+/// Pads `text` with trailing spaces to `width` columns.
 pub fn pad_right(text: &str, width: usize) -> String {
     text.to_owned() + &" ".repeat(width.saturating_sub(display_width(text)))
 }
 
-/// The space that fills `width` columns before `text`, and the text.
+/// Pads `text` with leading spaces to `width` columns.
 pub fn pad_left(text: &str, width: usize) -> String {
     " ".repeat(width.saturating_sub(display_width(text))) + text
 }
 
-/// `text` on one line, with control and format characters made visible, so that a name from elsewhere can neither move
-/// the cursor nor look like another one.
+/// Escapes control and format characters, so that an untrusted name can neither move the cursor nor imitate another name.
 pub fn printable(text: &str) -> String {
     escape::printable(text)
 }
@@ -144,7 +137,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn colour_takes_no_columns() {
+    fn colour_codes_have_no_width() {
         let colour_terminal = Terminal { colour: true, width: None };
         let painted = colour_terminal.paint(TextStyle::Value, "12 J");
         assert!(painted.starts_with('\x1b'));

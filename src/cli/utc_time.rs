@@ -1,21 +1,21 @@
-//! When something began to matter, as people write it: "90s", "15m", "2h", "7d", a day, an instant in UTC.
+//! Parses and formats points in time: "90s", "15m", "2h", "7d" ago, a date, or an instant in UTC.
 //!
-//! Owns the reading of such a word. No time zones but UTC: an answer must not depend on who asks.
+//! Only UTC is supported, so that results do not depend on the user's time zone.
 
 use crate::clock;
 
-/// The instant a word names, nanoseconds since 1970; `now_ns` likewise.
+/// Parses an instant or an age relative to `now_ns`; both are nanoseconds since 1970.
 ///
 /// # Errors
-/// What would have been understood.
+/// Lists the accepted formats.
 pub fn parse_instant(text: &str, now_ns: u64) -> Result<u64, String> {
     parse_age(text).map(|ago_ns| now_ns.saturating_sub(ago_ns)).or_else(|| parse_date_time(text)).ok_or_else(|| {
-        "give how long ago (90s, 15m, 2h, 7d), or a day or an instant in UTC (2026-11-22, 2026-11-22T10:30:00Z)"
+        "expected an age (90s, 15m, 2h, 7d), or a date or an instant in UTC (2026-11-22, 2026-11-22T10:30:00Z)"
             .to_owned()
     })
 }
 
-/// For the command line.
+/// Value parser of `--since`.
 pub fn parse_since(text: &str) -> Result<u64, String> {
     parse_instant(text, clock::unix_ns())
 }
@@ -61,7 +61,7 @@ fn days_since_epoch(year: u64, month: u64) -> u64 {
     (year - 1970) * 365 + leaps(year - 1) - leaps(1969) + DAYS_BEFORE_MONTH[month - 1] + leap_day
 }
 
-/// The day of an instant, as `2026-11-22`, in UTC.
+/// Formats the date of an instant as `2026-11-22`, in UTC.
 pub fn format_date(unix_ns: u64) -> String {
     let days = unix_ns / 86_400_000_000_000;
     let mut year = 1970 + days / 366;
@@ -72,7 +72,7 @@ pub fn format_date(unix_ns: u64) -> String {
     format!("{year:04}-{month:02}-{:02}", days - days_since_epoch(year, month) + 1)
 }
 
-/// An instant as `2026-11-22T10:30:00.123Z` (RFC 3339, UTC).
+/// Formats an instant as `2026-11-22T10:30:00.123Z` (RFC 3339, UTC).
 pub fn format_rfc3339(unix_ns: u64) -> String {
     let (seconds, milliseconds) = (unix_ns / 1_000_000_000 % 86_400, unix_ns / 1_000_000 % 1000);
     let (hour, minute, second) = (seconds / 3600, seconds / 60 % 60, seconds % 60);

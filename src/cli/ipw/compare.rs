@@ -1,40 +1,42 @@
-//! `wattspan ipw compare`: runs side by side.
+//! `wattspan ipw compare`: compares runs of the same questions.
 //!
-//! Owns the refusal: what is not comparable is told, and compared only where the user insists.
+//! Runs that are not comparable are rejected with the differences, unless the user overrides that.
 
 use std::io::stdout;
 use std::path::PathBuf;
 
+use super::super::connect::MeterOptions;
 use super::super::exit_status::{CliError, FAILURE, OK};
+use super::super::output;
 use super::super::table::{TextTable, number_column, text_column};
 use super::super::terminal::{Terminal, printable};
-use super::super::{MeterOptions, output};
-use super::{FigureOptions, figure_tables, run_label};
+use super::figure_tables;
+use super::options::{FigureOptions, run_label};
 use crate::ipw::compare::{ComparedRun, compare_runs as side_by_side};
 use crate::ipw::report::html_page::format_estimate;
 use crate::ipw::table::RunTable;
 
-/// Which runs.
+/// Arguments of `wattspan ipw compare`.
 #[derive(Debug, clap::Args)]
 pub struct CompareArgs {
-    /// The runs' directories; the first is the measure of the others
+    /// Run directories; the first is the baseline
     #[arg(value_name = "RUN", num_args = 2..)]
     runs: Vec<PathBuf>,
     #[command(flatten)]
     figure_options: FigureOptions,
-    /// Compare even what is not comparable (other questions, other grade, other domains)
+    /// Compare even if questions, grades or domains differ
     #[arg(long)]
     anyway: bool,
 }
 
-/// Reads and tells.
+/// Runs `wattspan ipw compare`.
 pub fn compare(options: &MeterOptions, args: &CompareArgs) -> Result<u8, CliError> {
     let read = |path: &PathBuf| {
         let table = RunTable::read(path).map_err(anyhow::Error::from)?;
         Ok((run_label(path, &table.manifest), table))
     };
     let mut runs = args.runs.iter().map(read).collect::<Result<Vec<_>, CliError>>()?;
-    // Two runs of the same name are told apart by their directories.
+    // Runs of the same label are identified by their directories.
     for index in 0..runs.len() {
         if runs.iter().filter(|(name, _)| *name == runs[index].0).count() > 1 {
             runs[index].0 = args.runs[index].display().to_string();
@@ -69,7 +71,7 @@ fn render_comparison(columns: &[ComparedRun], terminal: Terminal) -> String {
     if let Some(first) = columns.first() {
         out += &format!("\n  {}\n", figure_tables::describe_basis(&first.figures));
     }
-    out += "  *: no other run is more accurate at less power (the frontier)\n";
+    out += "  *: on the frontier: no other run is more accurate at less power\n";
     if columns.iter().any(|column| !column.differs.is_empty()) {
         out += &format!(
             "  {}\n",
@@ -78,7 +80,7 @@ fn render_comparison(columns: &[ComparedRun], terminal: Terminal) -> String {
         );
     }
     let mut paired = TextTable::new([
-        text_column("AGAINST THE FIRST"),
+        text_column("VERSUS THE FIRST"),
         number_column("QUERIES"),
         number_column("ACCURACY"),
         number_column("ENERGY"),

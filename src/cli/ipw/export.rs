@@ -1,21 +1,21 @@
-//! `wattspan ipw export`: a run for other programs.
-//!
-//! Owns the choice of form: the public harness's schema, or one flat row for each query as Parquet or JSON lines.
+//! `wattspan ipw export`: exports a run in the public harness's schema, or one flat row for each query as Parquet or JSON
+//! lines.
 
 use std::path::PathBuf;
 
+use super::super::connect::MeterOptions;
 use super::super::exit_status::{CliError, OK};
-use super::super::{MeterOptions, eprint_message};
+use super::super::output::eprint_message;
 use crate::ipw::harness::columnar;
 use crate::ipw::harness::export::RunExport;
 use crate::ipw::harness::output::write_json_lines;
 use crate::ipw::scope::Scope;
 
-/// Which run, and into what.
+/// Arguments of `wattspan ipw export`.
 #[derive(Debug, clap::Args)]
 #[command(group = clap::ArgGroup::new("form").required(true).multiple(true))]
 pub struct ExportArgs {
-    /// The run's directory
+    /// Run directory
     #[arg(value_name = "RUN")]
     run: PathBuf,
     /// Write a results directory in the public harness's schema
@@ -27,12 +27,12 @@ pub struct ExportArgs {
     /// Write a flat row for each query as JSON lines ("-": standard output)
     #[arg(long, value_name = "FILE", group = "form")]
     jsonl: Option<PathBuf>,
-    /// Which domains the harness's energies count; the harness itself counts accelerators only
+    /// Domains counted in the harness's energies; the harness itself counts accelerators only
     #[arg(long, value_enum, default_value_t = Scope::Host, requires = "harness")]
     scope: Scope,
 }
 
-/// Reads, writes and tells.
+/// Runs `wattspan ipw export`.
 pub fn export(_: &MeterOptions, args: &ExportArgs) -> Result<u8, CliError> {
     let read = || RunExport::read(&args.run).map_err(anyhow::Error::from);
     if let Some(folder) = &args.harness {

@@ -1,7 +1,6 @@
-//! Figures of runs as rows of a table.
+//! Tables of a run's figures for the terminal.
 //!
-//! Owns how a figure is written on a terminal: value, interval, and what it is over. Nothing is shown without the line that says
-//! scope, idle policy, grade and coverage.
+//! Figures are always shown with their scope, idle policy, grade and coverage.
 
 use std::collections::BTreeMap;
 
@@ -16,14 +15,14 @@ use crate::ipw::run_settings::describe_workload;
 use crate::ipw::scope::{IdlePolicy, Scope};
 use crate::ipw::statistics::Distribution;
 
-/// Which energies are counted, and how far they can be trusted.
+/// Scope, idle policy and grade of the energies.
 pub fn describe_energies(scope: Scope, idle: IdlePolicy, grade: Option<Grade>, simulated: bool) -> String {
     let grade = grade.map_or("of unknown grade", super::super::account_report::grade_name);
     let simulated = if simulated { ", simulated" } else { "" };
     format!("{}, {}, energy {grade}{simulated}", scope.title(), idle.title())
 }
 
-/// What the figures are of, in a line.
+/// Scope, coverage and error of the figures, in one line.
 pub fn describe_basis(figures: &EfficiencyMetrics) -> String {
     let basis = describe_energies(figures.scope, figures.idle, figures.grade, figures.simulated);
     let error = figures.energy_error_j.map_or_else(
@@ -36,12 +35,12 @@ pub fn describe_basis(figures: &EfficiencyMetrics) -> String {
         },
     );
     format!(
-        "{basis}; {} of {} queries covered; {error}; brackets: 95 % over the choice of questions",
+        "{basis}; {} of {} queries covered; {error}; brackets: 95 % confidence interval (bootstrap over questions)",
         figures.covered, figures.asked
     )
 }
 
-/// IPW and IPJ in a line, or why there is no energy, with the accuracy all the same.
+/// IPW and IPJ in one line, or the accuracy and the reason why there is no energy.
 pub fn format_headline(report: &Report) -> String {
     let all = &report.all;
     if let Some(reason) = &report.no_energy {
@@ -67,7 +66,7 @@ pub fn format_headline(report: &Report) -> String {
     )
 }
 
-/// What two runs differ in, a line each.
+/// The differences of two runs, one line each.
 pub fn format_differences(first: &str, other: &str, differs: &[Difference]) -> String {
     let line = |difference: &Difference| {
         format!(
@@ -82,7 +81,7 @@ pub fn format_differences(first: &str, other: &str, differs: &[Difference]) -> S
     differs.iter().map(line).collect()
 }
 
-/// A scope and what it does with idle power, with its grade, for a row's name.
+/// A row label: scope, idle policy and grade.
 pub fn scope_label(figures: &EfficiencyMetrics) -> String {
     let idle = match figures.idle {
         IdlePolicy::Included => "with idle",
@@ -93,10 +92,10 @@ pub fn scope_label(figures: &EfficiencyMetrics) -> String {
     format!("{}, {idle}, {grade}{simulated}", figures.scope.title())
 }
 
-/// How quantities spread over the queries, a row each.
+/// The distribution of each quantity over the queries.
 pub fn spread_table(all: &BTreeMap<&'static str, Distribution>, terminal: Terminal) -> String {
-    let mut columns = vec![text_column("SPREAD")];
-    columns.extend(["QUERIES", "MEAN", "5 %", "50 %", "95 %", "99 %", "MOST"].map(number_column));
+    let mut columns = vec![text_column("DISTRIBUTION")];
+    columns.extend(["QUERIES", "MEAN", "P5", "P50", "P95", "P99", "MAX"].map(number_column));
     let mut table = TextTable::new(columns);
     for (name, spread) in all {
         let values = [spread.mean, spread.p5, spread.p50, spread.p95, spread.p99, spread.most];
@@ -107,7 +106,7 @@ pub fn spread_table(all: &BTreeMap<&'static str, Distribution>, terminal: Termin
     table.render(terminal)
 }
 
-/// A table of figures, a row each.
+/// A table of figures, one row per run or subject.
 pub fn figure_table(
     first: &'static str,
     rows: &[(String, &EfficiencyMetrics)],

@@ -1,32 +1,31 @@
-//! `wattspan ipw import`: results of the public harness as a run.
-//!
-//! Owns what is said of them: what was missing or wrong, on standard error, and the way on.
+//! `wattspan ipw import`: imports results of the public harness as a run, and reports what is missing or wrong in them.
 
 use std::path::PathBuf;
 
+use super::super::connect::MeterOptions;
 use super::super::exit_status::{CliError, OK};
+use super::super::output::{self, eprint_message};
 use super::super::terminal::printable;
-use super::super::{MeterOptions, eprint_message, output};
 use crate::ipw::harness::{import::import as import_run, results_reader};
 
-/// Which results, and where the run goes.
+/// Arguments of `wattspan ipw import`.
 #[derive(Debug, clap::Args)]
 pub struct ImportArgs {
-    /// The harness's results directory (data-*.arrow, or its records as JSON lines or JSON), or one file of it
+    /// Results directory of the harness (data-*.arrow, or records as JSON lines or JSON), or one file of it
     #[arg(value_name = "HARNESS_DIR")]
     source: PathBuf,
-    /// Keep the run here
+    /// Output directory of the run
     #[arg(long, short = 'o', value_name = "DIRECTORY")]
     out: PathBuf,
-    /// Whose answers, where the results have several models'
+    /// Model whose answers are imported, if the results contain several
     #[arg(long, value_name = "NAME")]
     model: Option<String>,
-    /// What the run is called in reports [default: the model]
+    /// Label of the run in reports [default: the model]
     #[arg(long, value_name = "NAME")]
     label: Option<String>,
 }
 
-/// Reads, writes and tells.
+/// Runs `wattspan ipw import`.
 pub fn import(options: &MeterOptions, args: &ImportArgs) -> Result<u8, CliError> {
     let found = results_reader::read_results(&args.source).map_err(anyhow::Error::from)?;
     let findings = import_run(&args.source, found, args.model.as_deref(), args.label.as_deref(), &args.out)
@@ -44,6 +43,6 @@ pub fn import(options: &MeterOptions, args: &ImportArgs) -> Result<u8, CliError>
     for sentence in findings.sentences() {
         output::print_text(&format!("  {}\n", printable(&sentence)))?;
     }
-    eprint_message(&format!("what it says: wattspan ipw report {out}"));
+    eprint_message(&format!("show the results: wattspan ipw report {out}"));
     Ok(OK)
 }

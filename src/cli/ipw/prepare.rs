@@ -1,16 +1,15 @@
-//! How a run of questions begins, or goes on.
+//! Prepares a new or resumed run: server, meter, questions, directory.
 //!
-//! Owns what is found out before the first question: the server, the meter, the questions, the directory; and that a run
-//! goes on only as it was begun, on the machine on which it was begun. A meter that cannot be had is said at once, and
-//! the run goes on without energies only where the user agrees.
+//! A run is resumed only with its original settings and on its original machine. Without a meter it starts only with
+//! `--without-meter`.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::super::connect::{MeterConnector, ensure_measurable, ensure_span_access};
+use super::super::connect::{MeterConnector, MeterOptions, ensure_measurable, ensure_span_access};
 use super::super::exit_status::{CliError, FAILURE};
-use super::super::{MeterOptions, eprint_message};
-use super::run::IpwRunArgs;
+use super::super::output::eprint_message;
+use super::run_options::IpwRunArgs;
 use crate::clock::unix_ns;
 use crate::domain::Liveness;
 use crate::http::BoxBody;
@@ -23,25 +22,19 @@ use crate::ipw::run_settings::{RunSettings, decode_settings, encode_settings};
 use crate::ipw::scope;
 use crate::protocol::{DaemonInfo, DomainStatus};
 
-/// A run about to ask.
+/// A run that is ready to start.
 pub struct PreparedRun {
-    /// How the server is asked.
     pub request_settings: RequestSettings,
-    /// Connections to it.
     pub pool: ConnectionPool<BoxBody>,
-    /// How it goes about its questions.
     pub run_settings: RunSettings,
-    /// The meter, if there is one, and what it said of itself.
+    /// `None` with `--without-meter`.
     pub meter: Option<(Arc<MeterConnector>, DaemonInfo)>,
-    /// Where rows go.
     pub directory: RunDir,
-    /// What the run is.
     pub manifest: Manifest,
-    /// What is asked.
     pub questions: Vec<Question>,
 }
 
-/// A new run, with its directory.
+/// Prepares a new run and creates its directory.
 pub async fn prepare_new(options: &MeterOptions, args: &IpwRunArgs) -> Result<PreparedRun, CliError> {
     let (request_settings, pool) = args.server.connect().await?;
     let meter = connect_meter(options, args)?;
@@ -51,7 +44,7 @@ pub async fn prepare_new(options: &MeterOptions, args: &IpwRunArgs) -> Result<Pr
     let (domains, not_live) =
         meter.as_ref().map_or_else(Default::default, |(_, info)| scope::live_domains(info));
     for (name, reason) in &not_live {
-        eprint_message(&format!("{name} is not live and is no part of the run: {reason}"));
+        eprint_message(&format!("{name} is not live and is excluded from the run: {reason}"));
     }
     let manifest = Manifest {
         version: FORMAT_VERSION,
@@ -77,8 +70,7 @@ pub async fn prepare_new(options: &MeterOptions, args: &IpwRunArgs) -> Result<Pr
     Ok(PreparedRun { request_settings, pool, run_settings, meter, directory, manifest, questions })
 }
 
-/// A run goes on as it was begun: the same model, asked in the same way at the same pace, and the same machine. The server
-/// may have moved.
+/// Resumes a run with its original model, request settings, workload and machine. The server's URL may differ.
 pub async fn prepare_resumed(
     options: &MeterOptions,
     args: &IpwRunArgs,
@@ -114,11 +106,11 @@ fn connect_meter(
     match found {
         Ok(found) => Ok(Some(found)),
         Err(error) if args.without_meter => {
-            eprint_message(&format!("{error}; going on without energies"));
+            eprint_message(&format!("{error}; continuing without energy"));
             Ok(None)
         }
         Err(error) => {
-            eprint_message("without a meter there is no figure per watt; --without-meter asks all the same");
+            eprint_message("per-watt figures need a meter; --without-meter runs the questions without one");
             Err(error)
         }
     }
@@ -138,8 +130,8 @@ fn load_questions(args: &IpwRunArgs) -> Result<Vec<Question>, CliError> {
     Ok(questions)
 }
 
-/// A resumed run goes on only on the machine whose domains its rows have. One that is not live by now, or that was not when the
-/// run began, is no other machine.
+/// Fails if this is not the machine on which the run began. A domain that is not live now, or was not live when the run
+/// began, does not make it another machine.
 fn ensure_same_machine(manifest: &Manifest, info: &DaemonInfo) -> Result<(), CliError> {
     let names = |names: Vec<&str>| if names.is_empty() { "none at all".into() } else { names.join(", ") };
     let is_here = |expected: &scope::RunDomain| {
@@ -167,7 +159,7 @@ fn ensure_same_machine(manifest: &Manifest, info: &DaemonInfo) -> Result<(), Cli
     Err(CliError::new(FAILURE, format!("{mismatch}; begin another run here (-o DIRECTORY)")))
 }
 
-/// What does not change with an update of the system.
+/// The machine description without the system release, which an update changes.
 fn without_system_release(machine: &str) -> &str {
     machine.split_once(", ").map_or(machine, |(_, hardware)| hardware)
 }
@@ -180,7 +172,7 @@ fn default_run_dir(manifest: &Manifest) -> PathBuf {
     Path::new("runs").join(format!("{name}-{}", manifest.began_unix_ns / 1_000_000_000))
 }
 
-/// The machine in words: system, processor.
+/// A description of the machine: system, release, processor, number of CPUs.
 fn describe_machine() -> String {
     let name = rustix::system::uname();
     let part = |text: &std::ffi::CStr| text.to_string_lossy().into_owned();

@@ -1,37 +1,33 @@
-//! The live line of a run.
-//!
-//! Owns what it says and how often: on a terminal it rewrites itself, elsewhere a line comes every ten seconds.
+//! The progress line of a run: rewritten in place on a terminal, otherwise one line every ten seconds.
 
 use std::collections::BTreeSet;
 use std::io::{IsTerminal, Write, stderr};
 use std::time::{Duration, Instant};
 
-use super::super::eprint_message;
+use super::super::output::eprint_message;
 use super::super::quantity::{format_energy, format_power, mean_mw};
 use crate::ipw::row::{QueryEnergy, QueryRow};
 use crate::ipw::run::RunProgress;
 use crate::ipw::scope::RunDomain;
 
-/// The line.
+/// Writes the progress line to standard error.
 pub struct ProgressLine {
     rewrites_line: bool,
     next_update: Instant,
     is_printed: bool,
-    /// The run's domains.
     domains: Vec<RunDomain>,
-    /// Those that were told of.
+    /// Domains whose change was already reported.
     reported_domains: BTreeSet<String>,
 }
 
 impl ProgressLine {
-    /// One on standard error.
     pub fn new(domains: Vec<RunDomain>) -> Self {
         let (rewrites_line, reported_domains) = (stderr().is_terminal(), BTreeSet::new());
         Self { rewrites_line, next_update: Instant::now(), is_printed: false, domains, reported_domains }
     }
 
-    /// Tells how far it is, unless it told a moment ago; and, once for each domain, that the row has no energy of it, or that it
-    /// became live only now.
+    /// Prints the progress, at a limited rate. Reports once for each domain that a row has no energy of it, or that it became
+    /// live during the run.
     pub fn update(&mut self, progress: &RunProgress, row: &QueryRow) {
         for (name, change) in row.energy.iter().flat_map(|energy| domain_changes(energy, &self.domains)) {
             if self.reported_domains.insert(name.to_owned()) {
@@ -52,14 +48,14 @@ impl ProgressLine {
             now + if self.rewrites_line { Duration::from_millis(100) } else { Duration::from_secs(10) };
         self.is_printed = true;
         let text = format_progress(progress);
-        // Where nobody can be told, the run goes on.
+        // A closed standard error does not stop the run.
         let _ = match self.rewrites_line {
             true => write!(stderr().lock(), "\r\x1b[K{text}"),
             false => writeln!(stderr().lock(), "{text}"),
         };
     }
 
-    /// Leaves the last line standing.
+    /// Ends the current line.
     pub fn finish(&self) {
         if self.rewrites_line && self.is_printed {
             let _ = writeln!(stderr().lock());
@@ -67,7 +63,7 @@ impl ProgressLine {
     }
 }
 
-/// What changed with the machine's domains since the run began, as a query's row shows it.
+/// The changes of the machine's domains since the run began, derived from a query's row.
 fn domain_changes<'a>(
     energy: &'a QueryEnergy,
     domains: &'a [RunDomain],

@@ -1,45 +1,45 @@
-//! `wattspan ipw report`: what a run says.
-//!
-//! Owns the choice of form and where it goes.
+//! `wattspan ipw report`: shows the results of a run as a table, JSON, CSV or an HTML page.
 
 use std::io::stdout;
 use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
 
+use super::super::connect::MeterOptions;
 use super::super::exit_status::{CliError, NO_COUNTER, OK};
 use super::super::terminal::{Terminal, printable};
-use super::super::{MeterOptions, csv::escape_cell, output};
-use super::{FigureOptions, figure_tables};
+use super::super::{csv::escape_cell, output};
+use super::figure_tables;
+use super::options::FigureOptions;
 use crate::ipw::metrics::EfficiencyMetrics;
 use crate::ipw::report::html_page::{format_estimate, format_significant, render_page};
 use crate::ipw::report::{EnergyPrices, Report};
 use crate::ipw::table::RunTable;
 use crate::private_file;
 
-/// Which run, in which form.
+/// Arguments of `wattspan ipw report`.
 #[derive(Debug, clap::Args)]
 pub struct ReportArgs {
-    /// The run's directory
+    /// Run directory
     #[arg(value_name = "RUN")]
     run: PathBuf,
     #[command(flatten)]
     figure_options: FigureOptions,
-    /// Write one page with pictures, which needs no network to be read, to FILE
+    /// Write a self-contained HTML page with charts to FILE
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
-    /// Write the figures as CSV, a line for each subject, to FILE ("-": standard output)
+    /// Write the figures as CSV, one line per subject, to FILE ("-": standard output)
     #[arg(long, value_name = "FILE")]
     csv: Option<PathBuf>,
-    /// What a kilowatt-hour costs
+    /// Price of a kilowatt-hour
     #[arg(long, value_name = "MONEY", value_parser = parse_rate)]
     price_per_kwh: Option<f64>,
-    /// Grams of CO2 for a kilowatt-hour
+    /// Carbon intensity: grams of CO2 per kilowatt-hour
     #[arg(long, value_name = "GRAMS", value_parser = parse_rate)]
     co2_per_kwh: Option<f64>,
 }
 
-/// Reads and tells.
+/// Runs `wattspan ipw report`.
 pub fn report(options: &MeterOptions, args: &ReportArgs) -> Result<u8, CliError> {
     let table = RunTable::read(&args.run).map_err(anyhow::Error::from)?;
     let prices = EnergyPrices { per_kwh: args.price_per_kwh, co2_g_per_kwh: args.co2_per_kwh };
@@ -58,15 +58,15 @@ pub fn report(options: &MeterOptions, args: &ReportArgs) -> Result<u8, CliError>
     report.no_energy.map_or(Ok(OK), |reason| Err(no_energy_error(&reason)))
 }
 
-/// What is wrong with a run that holds no energy.
+/// The error for a run without energy.
 pub fn no_energy_error(reason: &str) -> CliError {
     CliError::new(NO_COUNTER, format!("no energy was measured: {reason}"))
 }
 
-/// A price or an intensity: a number, and not below nothing.
+/// Parses a price or a carbon intensity: a finite number of at least 0.
 fn parse_rate(text: &str) -> Result<f64, String> {
-    let value: f64 = text.parse().map_err(|_| "write a number".to_owned())?;
-    if value.is_finite() && value >= 0.0 { Ok(value) } else { Err("write a number from 0 up".into()) }
+    let value: f64 = text.parse().map_err(|_| "expected a number".to_owned())?;
+    if value.is_finite() && value >= 0.0 { Ok(value) } else { Err("expected a number of at least 0".into()) }
 }
 
 fn write_output(file: &Path, bytes: &[u8]) -> Result<(), CliError> {
@@ -114,14 +114,11 @@ pub fn render_report(report: &Report, terminal: Terminal) -> String {
         out += &format!("  {}\n", printable(&remark));
     }
     if report.broken_lines > 0 {
-        out += &format!(
-            "  {} lines of the run's file make no sense and were passed over\n",
-            report.broken_lines
-        );
+        out += &format!("  {} invalid lines of the run's file were skipped\n", report.broken_lines);
     }
     let sum = &report.sum;
     out += &format!(
-        "  all together, failed ones too, idle included: {} J over {} queries",
+        "  all together, including failed queries and idle power: {} J over {} queries",
         format_significant(sum.energy_j),
         sum.metered
     );
@@ -130,12 +127,12 @@ pub fn render_report(report: &Report, terminal: Terminal) -> String {
     out + "\n"
 }
 
-/// What stands below the table: other scopes, spreads, and the figures that not every run has.
+/// Other scopes, distributions, and figures that only some runs have.
 fn render_details(report: &Report, terminal: Terminal) -> String {
     let mut out = String::new();
     let all = &report.all;
     if let Some(figure) = &all.queries_per_kwh {
-        out += &format!("  {} queries for a kWh\n", format_estimate(Some(figure), 1.0, ""));
+        out += &format!("  {} queries per kWh\n", format_estimate(Some(figure), 1.0, ""));
     }
     if all.perplexity.is_some() {
         out += &format!(
@@ -160,7 +157,7 @@ fn render_details(report: &Report, terminal: Terminal) -> String {
     out
 }
 
-/// A line for each subject; a figure that is not known is an empty cell.
+/// One line per subject; an unknown figure is an empty cell.
 fn render_csv(report: &Report) -> String {
     let mut out = String::from(
         "subject,scope,idle,grade,asked,answered,scored,covered,accuracy,accuracy_low,accuracy_high,energy_j,energy_low_j,\
@@ -216,12 +213,12 @@ fn render_csv(report: &Report) -> String {
     out
 }
 
-/// A number in as many digits as it takes; nothing has no sign.
+/// Formats a number with its shortest exact digits; -0 becomes 0.
 fn format_number(value: f64) -> String {
     (value + 0.0).to_string()
 }
 
-/// The command line's word for a choice.
+/// The command-line name of an enum value.
 fn value_name(choice: impl ValueEnum) -> String {
     choice.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
 }

@@ -1,55 +1,57 @@
-//! `wattspan ipw route`: what routing questions to small models would save.
+//! `wattspan ipw route`: shows what routing questions to smaller models would save.
 //!
-//! Owns the words for it. What is assumed and not measured is said beside the figures.
+//! Assumed values are marked as such beside the figures.
 
 use std::io::stdout;
 use std::path::PathBuf;
 
+use super::super::connect::MeterOptions;
 use super::super::exit_status::{CliError, FAILURE, OK};
+use super::super::output;
 use super::super::table::{TextTable, number_column, text_column};
 use super::super::terminal::{Terminal, printable};
-use super::super::{MeterOptions, output};
-use super::{FigureOptions, figure_tables, parse_named_value, run_label};
+use super::figure_tables;
+use super::options::{FigureOptions, parse_named_value, run_label};
 use crate::ipw::report::html_page::{format_estimate, format_significant};
 use crate::ipw::route::{
     IncomparableRuns, RoutedModel, Routing, evaluate_routing as routing, incomparable_runs,
 };
 use crate::ipw::table::RunTable;
 
-/// Which runs.
+/// Arguments of `wattspan ipw route`.
 #[derive(Debug, clap::Args)]
 pub struct RouteArgs {
-    /// The runs of the local models
+    /// Runs of the local models
     #[arg(value_name = "RUN", required = true)]
     locals: Vec<PathBuf>,
-    /// The run of the model that every question could go to
+    /// Run of the reference model, to which every question could go
     #[arg(long, value_name = "RUN")]
     reference: PathBuf,
     #[command(flatten)]
     figure_options: FigureOptions,
-    /// How often a router takes the right choice; may be given again
+    /// Fraction of questions that the router routes correctly; repeatable
     #[arg(long = "accuracy", value_name = "0..1", default_values_t = [0.8], value_parser = parse_fraction)]
     accuracies: Vec<f64>,
-    /// Joules of a query of the reference where its run has none (a model in the cloud): an assumption, and told as one
+    /// Assumed energy per query of the reference, in joules, where its run has none (a cloud model)
     #[arg(long, value_name = "J")]
     reference_joules: Option<f64>,
-    /// Parameters that work on a token, by the run's name: "small=135e6"; may be given again
+    /// Active parameters per token of a run, e.g. "small=135e6"; repeatable
     #[arg(long = "parameters", value_name = "NAME=COUNT", value_parser = parse_named_value::<f64>)]
     parameters: Vec<(String, f64)>,
-    /// Money for a million tokens of prompt and answer, by the run's name: "big=0.5:1.5"; may be given again
+    /// Price per million prompt and answer tokens of a run, e.g. "big=0.5:1.5"; repeatable
     #[arg(long = "price", value_name = "NAME=IN:OUT", value_parser = parse_named_value::<String>)]
     prices: Vec<(String, String)>,
-    /// Route even what is not comparable (other questions, other grade, other domains)
+    /// Route even if questions, grades or domains differ
     #[arg(long)]
     anyway: bool,
 }
 
 fn parse_fraction(text: &str) -> Result<f64, String> {
-    let value: f64 = text.parse().map_err(|_| "write a number between 0 and 1".to_owned())?;
-    if (0.0..=1.0).contains(&value) { Ok(value) } else { Err("write a number between 0 and 1".into()) }
+    let value: f64 = text.parse().map_err(|_| "expected a number between 0 and 1".to_owned())?;
+    if (0.0..=1.0).contains(&value) { Ok(value) } else { Err("expected a number between 0 and 1".into()) }
 }
 
-/// Reads and tells.
+/// Runs `wattspan ipw route`.
 pub fn route(options: &MeterOptions, args: &RouteArgs) -> Result<u8, CliError> {
     let terms = args.figure_options.terms();
     let read = |path: &PathBuf| -> Result<(String, RunTable), CliError> {
@@ -93,12 +95,8 @@ fn build_model<'a>(
         let (read, written) = price.split_once(':')?;
         Some((read.parse().ok()?, written.parse().ok()?))
     });
-    let invalid_price = || {
-        CliError::new(
-            2,
-            format!("the price of {label} is written as IN:OUT, money for a million tokens each"),
-        )
-    };
+    let invalid_price =
+        || CliError::new(2, format!("the price of {label} must be IN:OUT, each per million tokens"));
     Ok(RoutedModel {
         label: label.clone(),
         table,
@@ -187,7 +185,7 @@ fn savings_table(routing: &Routing) -> TextTable {
     saved
 }
 
-/// What the figures are of, in a line.
+/// Scope, coverage and error of the figures, in one line.
 fn describe_basis(routing: &Routing) -> String {
     let energies =
         figure_tables::describe_energies(routing.scope, routing.idle, routing.grade, routing.simulated);
@@ -205,7 +203,7 @@ fn describe_basis(routing: &Routing) -> String {
         },
     );
     format!(
-        "{energies}; {} of {} queries covered{assumed}; {error}; brackets: 95 % over the choice of questions",
+        "{energies}; {} of {} queries covered{assumed}; {error}; brackets: 95 % confidence interval (bootstrap over questions)",
         routing.queries, routing.asked
     )
 }

@@ -1,109 +1,34 @@
-//! `wattspan ipw run`: questions, a server, a meter, a directory.
-//!
-//! Owns the wiring and what is said at the start and the end, also where a signal ended the run.
+//! `wattspan ipw run`: runs a set of questions against a server and records the energy of each answer.
 
 use std::io::stdout;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 
+use super::super::connect::MeterOptions;
 use super::super::exit_status::{CliError, FAILURE, OK};
+use super::super::output::{self, eprint_message};
 use super::super::terminal::{Terminal, printable};
-use super::super::{MeterOptions, eprint_message, output};
 use super::prepare::{PreparedRun, prepare_new, prepare_resumed};
 use super::progress_line::ProgressLine;
-use super::server_options::{DEFAULT_KEY_VARIABLE, ServerOptions};
-use super::{FigureOptions, report};
+use super::report;
+use super::run_options::IpwRunArgs;
+use super::server_options::DEFAULT_KEY_VARIABLE;
 use crate::clock::unix_ns;
 use crate::ipw::metering_thread::MeteringHandle;
 use crate::ipw::power_series::PowerRecorder;
 use crate::ipw::report::{EnergyPrices, Report};
 use crate::ipw::row::QueryRow;
-use crate::ipw::run::{MAX_QUERIES_PER_SECOND, RunOutcome, RunProgress, RunSetup, run_queries as ask_all};
+use crate::ipw::run::{RunOutcome, RunProgress, RunSetup, run_queries as ask_all};
 use crate::ipw::run_dir::NO_METER;
 use crate::ipw::table::RunTable;
 
-/// The exit status of a run that a signal ended.
+/// Exit status of an interrupted run: 128 + SIGINT.
 const STATUS_INTERRUPTED: u8 = 130;
 
-/// What to ask, of whom, how.
-#[derive(Debug, clap::Args)]
-pub struct IpwRunArgs {
-    #[command(flatten)]
-    pub server: ServerOptions,
-    /// The questions, JSON lines [default: 50 built-in ones]
-    #[arg(long, short = 'q', value_name = "FILE")]
-    pub questions: Option<PathBuf>,
-    /// Ask only the first N
-    #[arg(long, short = 'n', value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
-    pub limit: Option<u64>,
-    /// Keep the run here [default: runs/MODEL-TIME]
-    #[arg(long, short = 'o', value_name = "DIRECTORY", conflicts_with = "resume")]
-    pub out: Option<PathBuf>,
-    /// Go on with a run that was interrupted, as it was begun; failed queries are asked again
-    #[arg(long, value_name = "DIRECTORY", conflicts_with_all = FIXED_ON_RESUME)]
-    pub resume: Option<PathBuf>,
-    /// Print COMMAND as the way to continue an interrupted run, for a script that starts this program
-    #[arg(long, value_name = "COMMAND")]
-    pub resume_command: Option<String>,
-    /// What the run is called in reports [default: the model]
-    #[arg(long, value_name = "NAME")]
-    pub label: Option<String>,
-    /// So many queries are open at once
-    #[arg(long, short = 'c', value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=4096))]
-    pub concurrency: u64,
-    /// So many queries begin each second, whether or not others have ended
-    #[arg(long, value_name = "RATE", conflicts_with = "concurrency", value_parser = parse_rate)]
-    pub rate: Option<f64>,
-    /// Ask each question N times
-    #[arg(long, short = 'r', value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
-    pub repeats: u32,
-    /// Ask N other questions first, which are not counted
-    #[arg(long, value_name = "N", default_value_t = 3)]
-    pub warm_up: u32,
-    /// Try a failed query N times more
-    #[arg(long, value_name = "N", default_value_t = 2)]
-    pub retries: u32,
-    /// Go on where no meter can be had: the rows have no energy then
-    #[arg(long)]
-    pub without_meter: bool,
-    #[command(flatten)]
-    figure_options: FigureOptions,
-}
-
-/// What a run that goes on has already.
-const FIXED_ON_RESUME: [&str; 17] = [
-    "questions",
-    "limit",
-    "label",
-    "concurrency",
-    "rate",
-    "repeats",
-    "warm_up",
-    "retries",
-    "timeout",
-    "model",
-    "api",
-    "max_tokens",
-    "temperature",
-    "seed",
-    "system",
-    "no_stream",
-    "logprobs",
-];
-
-fn parse_rate(text: &str) -> Result<f64, String> {
-    let rate: f64 = text.parse().map_err(|_| "write a number".to_owned())?;
-    if rate > 0.0 && rate <= MAX_QUERIES_PER_SECOND {
-        Ok(rate)
-    } else {
-        Err("write a rate above 0 and up to 100000".into())
-    }
-}
-
-/// Asks and tells.
+/// Runs `wattspan ipw run`.
 pub fn run(options: &MeterOptions, args: &IpwRunArgs) -> Result<u8, CliError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(run_questions(options, args))
@@ -131,7 +56,7 @@ async fn run_questions(options: &MeterOptions, args: &IpwRunArgs) -> Result<u8, 
     };
     let model = printable(&manifest.model);
     eprint_message(&format!(
-        "asks {model} at {}, into {}",
+        "querying {model} at {}, writing to {}",
         request_settings.base_url,
         directory.path().display()
     ));
@@ -152,13 +77,14 @@ async fn run_questions(options: &MeterOptions, args: &IpwRunArgs) -> Result<u8, 
     drop(watch);
     let path = directory.path();
     let ended = ended.map_err(|error| {
-        let hint = format!("what was answered is kept; go on with: {}", resume_command(options, args, path));
+        let hint =
+            format!("the answers so far are saved; resume with: {}", resume_command(options, args, path));
         CliError::new(FAILURE, format!("{error}\n{hint}"))
     })?;
     print_result(options, args, path, &ended)
 }
 
-/// Comes when the user or the system asks the program to stop.
+/// Completes at the first SIGINT or SIGTERM.
 fn interrupt_signal() -> Result<oneshot::Receiver<()>, CliError> {
     let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
     let (sender, receiver) = oneshot::channel();
@@ -168,7 +94,7 @@ fn interrupt_signal() -> Result<oneshot::Receiver<()>, CliError> {
             _ = terminate.recv() => {}
         }
         let _ = sender.send(());
-        // Who asks twice does not want to wait for the last accounts.
+        // A second signal exits without waiting for the last accounts.
         tokio::select! {
             _ = interrupt.recv() => {}
             _ = terminate.recv() => {}
@@ -192,13 +118,13 @@ fn print_result(
         output::print_text(&report::render_report(&figures, Terminal::of(&stdout())))?;
     }
     if ended.interrupted {
-        eprint_message(&format!("interrupted; go on with: {}", resume_command(options, args, path)));
+        eprint_message(&format!("interrupted; resume with: {}", resume_command(options, args, path)));
         return Ok(STATUS_INTERRUPTED);
     }
     let path = path.display().to_string();
     let page = shell_command([&program_name(), "ipw", "report", &path, "--html", "report.html"]);
-    eprint_message(&format!("a page with pictures: {page}"));
-    // A run in which nothing at all was answered is no success, and its rows say why.
+    eprint_message(&format!("write an HTML report: {page}"));
+    // A run without any answer is a failure; its rows contain the reasons.
     let progress = &ended.progress;
     if progress.total > 0 && progress.failed == progress.total {
         return Ok(FAILURE);
@@ -207,7 +133,7 @@ fn print_result(
     figures.no_energy.filter(|_| !accepted).map_or(Ok(OK), |reason| Err(report::no_energy_error(&reason)))
 }
 
-/// The command that continues the run: the same program, meter and server, which need not be the default ones.
+/// The command that resumes the run with the same program, meter and server.
 fn resume_command(options: &MeterOptions, args: &IpwRunArgs, path: &Path) -> String {
     if let Some(command) = &args.resume_command {
         return command.clone();
@@ -219,7 +145,7 @@ fn resume_command(options: &MeterOptions, args: &IpwRunArgs, path: &Path) -> Str
         words.extend(value.iter().flat_map(|value| [option.to_owned(), value.display().to_string()]));
     }
     words.extend(["ipw".into(), "run".into(), "--resume".into(), path.display().to_string()]);
-    // The directory has the server at which the run began, and neither a later one nor its key.
+    // The directory contains the original server only, without its key.
     if let (Some(_), Some(url)) = (&args.resume, &args.server.url) {
         words.extend(["--url".to_owned(), url.to_string()]);
     }
@@ -232,12 +158,12 @@ fn resume_command(options: &MeterOptions, args: &IpwRunArgs, path: &Path) -> Str
     shell_command(words.iter().map(String::as_str))
 }
 
-/// This program as it was called, which may be off the PATH.
+/// The path with which this program was started; it may not be in PATH.
 fn program_name() -> String {
     std::env::args().next().unwrap_or_else(|| "wattspan".into())
 }
 
-/// Words as a shell reads them.
+/// Quotes words for a shell.
 fn shell_command<'a>(words: impl IntoIterator<Item = &'a str>) -> String {
     let is_plain = |word: &str| {
         !word.is_empty() && word.chars().all(|c| c.is_ascii_alphanumeric() || "/._-:=,@+".contains(c))

@@ -1,17 +1,17 @@
-//! `wattspan ipw score`: a run's answers scored again, by the rules of today or by a judge.
+//! `wattspan ipw score`: rescores a run's answers by the current rules or by a judge model.
 //!
-//! Owns the order: rules first, then the judge for what no rule can tell. The model is not asked again; a row whose score changes is
-//! written again, and nothing is deleted. What the judge uses is told apart and is in no figure of the run.
+//! Rules come first; the judge scores answers that no rule covers. The model is not queried again. A row whose score
+//! changes is appended again, and nothing is deleted. The judge's energy is reported separately from the run's figures.
 
 use std::collections::{BTreeMap, HashMap};
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::super::connect::MeterConnector;
+use super::super::connect::{MeterConnector, MeterOptions};
 use super::super::exit_status::{CliError, FAILURE, OK};
+use super::super::output::eprint_message;
 use super::super::quantity::format_energy;
-use super::super::{MeterOptions, eprint_message};
 use super::server_options::ServerOptions;
 use crate::clock::unix_ns;
 use crate::ipw::answer_format::AnswerFormat;
@@ -22,20 +22,20 @@ use crate::ipw::question::Question;
 use crate::ipw::row::{QueryRow, ReplyText};
 use crate::ipw::run_dir::{RunDir, for_each_row, for_each_text};
 
-/// Which run, and who judges.
+/// Arguments of `wattspan ipw score`.
 #[derive(Debug, clap::Args)]
 pub struct ScoreArgs {
-    /// The run's directory
+    /// Run directory
     #[arg(value_name = "RUN")]
     run: PathBuf,
-    /// Let a model judge the answers that no rule can score; the options below say which
+    /// Use a judge model, selected by the options below, for answers that no rule can score
     #[arg(long)]
     judge: bool,
     #[command(flatten)]
     server: ServerOptions,
 }
 
-/// Scores and tells.
+/// Runs `wattspan ipw score`.
 pub fn score(options: &MeterOptions, args: &ScoreArgs) -> Result<u8, CliError> {
     let (mut directory, _, questions) = RunDir::resume(&args.run).map_err(anyhow::Error::from)?;
     let (rows, texts) = latest_rows(&args.run)?;
@@ -100,7 +100,7 @@ async fn score_with_judge(
 ) -> Result<JudgeSummary, CliError> {
     let (request_settings, pool) = args.server.connect().await?;
     let mut verdicts = VerdictCache::open(directory.path())?;
-    // The judge is metered where that can be had; a verdict without its energy is a verdict all the same.
+    // Metering the judge is optional: a verdict is valid without its energy.
     let metering = MeterConnector::open(options).ok().and_then(|(connector, _)| {
         let connector = Arc::new(connector);
         let prefix = format!("judge-{}-{}", std::process::id(), unix_ns() % 1_000_000_000);
@@ -147,23 +147,23 @@ async fn score_with_judge(
     Ok(summary)
 }
 
-/// What a judge did.
+/// Counts of a judge's verdicts, and its energy.
 #[derive(Debug, Default)]
 struct JudgeSummary {
     model: String,
-    /// Answers that have its verdict now.
+    /// Answers with a verdict, cached ones included.
     judged: usize,
-    /// Of those, the ones that it was asked about now.
+    /// Answers judged in this call.
     newly_judged: usize,
-    /// It said something, and no verdict could be read in it.
+    /// Replies without a recognizable verdict.
     unparsed: usize,
-    /// It said nothing.
+    /// Requests that failed.
     unanswered: usize,
-    /// Scores that are other ones now.
+    /// Scores that changed.
     changed: usize,
-    /// What it used where that is known; `None`: of no answer.
+    /// The known energy; `None` if it is known for no answer.
     energy_uj: Option<u64>,
-    /// How many answers it is not known of.
+    /// Answers whose judging energy is unknown.
     without_energy: usize,
 }
 
@@ -177,15 +177,15 @@ impl JudgeSummary {
 
     fn text(&self) -> String {
         let used = match (self.energy_uj, self.without_energy) {
-            (None, _) => "what it used is unknown, and".to_owned(),
-            (Some(used_uj), 0) => format!("it used {} in all, which", format_energy(used_uj, None)),
+            (None, _) => "its energy is unknown and".to_owned(),
+            (Some(used_uj), 0) => format!("it used {} in total, which", format_energy(used_uj, None)),
             (Some(used_uj), some) => {
                 format!("it used {} (unknown for {some} answers), which", format_energy(used_uj, None))
             }
         };
         format!(
-            "{} judged {} answers, {} of them anew; {} verdicts could not be read, {} answers got none; {used} is in no figure of \
-             the run",
+            "{} judged {} answers, {} of them now; {} verdicts could not be parsed, {} requests failed; {used} is excluded from \
+             the run's figures",
             self.model, self.judged, self.newly_judged, self.unparsed, self.unanswered
         )
     }
@@ -199,7 +199,7 @@ mod tests {
     fn an_unknown_energy_is_not_zero() {
         let mut summary = JudgeSummary { model: "big".into(), ..JudgeSummary::default() };
         summary.add_energy(None);
-        assert!(summary.text().contains("what it used is unknown"), "{}", summary.text());
+        assert!(summary.text().contains("its energy is unknown"), "{}", summary.text());
         summary.add_energy(Some(2_000_000));
         assert!(summary.text().contains("it used 2.000 J (unknown for 1 answers)"), "{}", summary.text());
     }

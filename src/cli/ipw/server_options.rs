@@ -1,6 +1,4 @@
-//! The inference server that questions go to.
-//!
-//! Owns what the command line says of it, and finding out what it did not say: the model.
+//! Options of the inference server, and detection of its model if none is given.
 
 use std::time::Duration;
 
@@ -11,53 +9,53 @@ use crate::http::connection_pool::{ConnectionPool, PoolSettings, build_pool};
 use crate::http::{BaseUrl, BoxBody};
 use crate::ipw::llm_api::{Api, MAX_TIMEOUT_S, RequestSettings, first_model};
 
-/// Where servers listen as a rule.
+/// Default base URL (vLLM's default port).
 const DEFAULT_URL: &str = "http://127.0.0.1:8000/v1";
 
-/// The environment variable that has the server's key, unless the user names another.
+/// Default environment variable of the server's API key.
 pub const DEFAULT_KEY_VARIABLE: &str = "OPENAI_API_KEY";
 
-/// Which server, and how it is asked.
+/// Options of the inference server and its requests.
 #[derive(Debug, Clone, clap::Args)]
 pub struct ServerOptions {
-    /// The server's base URL, as its users write it (OpenAI's interfaces: with /v1) [default: http://127.0.0.1:8000/v1,
-    /// or the server of the run that goes on]
+    /// Base URL of the server (OpenAI-compatible servers: with /v1) [default: http://127.0.0.1:8000/v1, or the server of
+    /// the resumed run]
     #[arg(long, value_name = "URL")]
     pub url: Option<BaseUrl>,
-    /// The interface it speaks
+    /// API of the server
     #[arg(long, value_enum, default_value_t = Api::Chat)]
     pub api: Api,
-    /// The model [default: the first one that the server lists]
+    /// Model [default: the first one that the server lists]
     #[arg(long, value_name = "NAME")]
     pub model: Option<String>,
-    /// Take the key from this environment variable
+    /// Environment variable that contains the API key
     #[arg(long, value_name = "VARIABLE", default_value = DEFAULT_KEY_VARIABLE)]
     pub key_from: String,
-    /// The most tokens of an answer
+    /// Maximum number of tokens of an answer
     #[arg(long, value_name = "N", default_value_t = 512)]
     pub max_tokens: u32,
-    /// How freely the model chooses its words
+    /// Sampling temperature
     #[arg(long, value_name = "T", default_value_t = 0.0)]
     pub temperature: f64,
-    /// Of the server's random numbers ("-": none is sent)
+    /// Sampling seed ("-": send none)
     #[arg(long, value_name = "N", default_value = "0")]
     pub seed: String,
-    /// Said before each question
+    /// System prompt
     #[arg(long, value_name = "TEXT")]
     pub system: Option<String>,
-    /// Take answers whole; there is no first token then, and no phases
+    /// Disable streaming; there is then no time to first token and no phases
     #[arg(long)]
     pub no_stream: bool,
-    /// Ask for log-probabilities, for the figures that rest on perplexity
+    /// Request log-probabilities, for perplexity figures
     #[arg(long)]
     pub logprobs: bool,
-    /// How long an answer may take, in seconds
+    /// Timeout of an answer, in seconds
     #[arg(long, value_name = "S", default_value_t = 300, value_parser = clap::value_parser!(u64).range(1..=MAX_TIMEOUT_S))]
     pub timeout: u64,
 }
 
 impl ServerOptions {
-    /// How it is asked, and connections to it. Asks the server for its models where none was named.
+    /// The request settings and a connection pool. Queries the server for its models if none was given.
     pub async fn connect(&self) -> Result<(RequestSettings, ConnectionPool<BoxBody>), CliError> {
         let url = match &self.url {
             Some(url) => url.clone(),
@@ -67,7 +65,7 @@ impl ServerOptions {
             .map_err(|cause| CliError::new(FAILURE, format!("{url}: {cause}")))?;
         let seed = match self.seed.as_str() {
             "-" => None,
-            seed => Some(seed.parse().map_err(|_| CliError::new(2, "--seed takes a whole number, or -"))?),
+            seed => Some(seed.parse().map_err(|_| CliError::new(2, "--seed must be an integer, or -"))?),
         };
         let mut request_settings = RequestSettings {
             base_url: url,
@@ -113,5 +111,6 @@ async fn first_listed_model(
         })?;
     let status = reply.status();
     let list = Limited::new(reply.into_body(), 4 << 20).collect().await.map_err(|cause| cause.to_string())?;
-    first_model(&list.to_bytes()).ok_or_else(|| format!("its list of models says nothing (HTTP {status})"))
+    first_model(&list.to_bytes())
+        .ok_or_else(|| format!("its list of models is empty or invalid (HTTP {status})"))
 }

@@ -1,16 +1,18 @@
-//! Several runs of one command, as a person reads them.
+//! The report of `wattspan run`, and its text for `--repeat`.
 //!
-//! Owns the table of mean and spread. The guaranteed error of a mean is the mean of the errors; the spread is beside
-//! it, since what differs from run to run is another thing than what the meter does not know.
+//! The guaranteed error of a mean is the mean of the errors. The standard deviation is a separate column: it describes the
+//! variation between runs, not the uncertainty of the meter.
+
+use serde::Serialize;
 
 use super::account_report::{TOO_SHORT, describe_grade};
+use super::connect::MeterDescription;
 use super::domain_tree::{self, indented_name};
 use super::quantity::{
     format_duration, format_energy_or_bound, format_energy_value, format_percent, format_power_or_bound,
     format_power_value, is_within_error, mean_mw,
 };
 use super::resolution::{TooShortDomain, format_too_short};
-use super::run::RunReport;
 use super::sample_statistics::SampleStatistics;
 use super::table::{KeyValueTable, TableCell, TextTable, number_column, text_column};
 use super::terminal::{Terminal, TextStyle};
@@ -18,7 +20,44 @@ use crate::attribution::account::{Account, Share};
 use crate::domain::Grade;
 use crate::protocol::DomainStatus;
 
-/// The runs below `title`; `all`: what the meter says of its domains.
+/// One run of the command and its account.
+#[derive(Debug, Serialize)]
+pub struct MeasuredRun {
+    /// As a shell would report it.
+    pub exit_status: u8,
+    /// The signal that terminated it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub signal: Option<u8>,
+    pub duration_ns: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub account: Option<Account>,
+    /// Why the account is missing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unknown: Option<String>,
+    /// The domains for whose counters the run was too short.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub too_short: Vec<TooShortDomain>,
+}
+
+/// The report of `wattspan run`, also its JSON output.
+#[derive(Debug, Serialize)]
+pub struct RunReport {
+    pub command: Vec<String>,
+    pub meter: MeterDescription,
+    /// The first status that is not 0, else 0.
+    pub exit_status: u8,
+    pub runs: Vec<MeasuredRun>,
+    /// Energy; absent if it is unknown for a run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub share_uj: Option<SampleStatistics>,
+    /// Mean power; absent if it is unknown for a run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mean_power_mw: Option<SampleStatistics>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub duration_ns: Option<SampleStatistics>,
+}
+
+/// Renders the statistics of the runs; `all` is the status of every domain.
 pub fn render_runs(title: &str, report: &RunReport, all: &[DomainStatus], terminal: Terminal) -> String {
     let accounts: Vec<&Account> = report.runs.iter().filter_map(|run| run.account.as_ref()).collect();
     let table = statistics_table(report, &accounts, all);
@@ -51,9 +90,9 @@ fn statistics_table(report: &RunReport, accounts: &[&Account], all: &[DomainStat
     let mut table = TextTable::new([
         text_column(""),
         text_column("MEAN"),
-        text_column("DEVIATION"),
-        number_column("LEAST"),
-        number_column("MOST"),
+        text_column("STDDEV"),
+        number_column("MIN"),
+        number_column("MAX"),
         text_column("TOTAL"),
     ]);
     let mean_error = |errors: &mut dyn Iterator<Item = Option<u64>>| {
@@ -101,7 +140,7 @@ fn statistics_table(report: &RunReport, accounts: &[&Account], all: &[DomainStat
     table
 }
 
-/// How a quantity is written, and the guaranteed error of its mean.
+/// Formatting functions of a quantity, and the guaranteed error of its mean.
 struct QuantityFormat {
     with_error: fn(u64, Option<u64>) -> String,
     value: fn(u64, Option<u64>) -> String,
