@@ -1,7 +1,7 @@
 //! The configuration of the daemon, and the directories of the system.
 
-mod config;
 mod config_error;
+mod daemon_config;
 mod flags;
 mod getgrnam_ffi;
 mod group_membership;
@@ -9,8 +9,8 @@ mod section;
 mod system_dirs;
 mod trusted_path;
 
-pub use config::{Config, ConfigChange};
 pub use config_error::ConfigError;
+pub use daemon_config::{Config, ConfigChange};
 pub use flags::Flags;
 pub use getgrnam_ffi::gid_by_name;
 pub use group_membership::{group_exists, join_commands, missing_group_warnings};

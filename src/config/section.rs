@@ -230,7 +230,7 @@ impl Default for AccessGroups {
 
 #[cfg(test)]
 mod tests {
-    use super::super::config::Config;
+    use super::super::daemon_config::Config;
     use super::*;
 
     #[test]
