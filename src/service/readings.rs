@@ -20,8 +20,7 @@ use crate::sampler::counter_profile::CounterProfile;
 use crate::sampler::{self, Sampler};
 use crate::sources::dedup::duplicate_pair::DuplicatePair;
 use crate::sources::dedup::preference;
-use crate::sources::parallel_open::StartingSources;
-use crate::sources::{self, OpenedSource};
+use crate::sources::{self, OpenedSource, StartingSources};
 use crate::systemd::journal::{self, LogEntry, LogFn};
 
 /// How often liveness and the characters' figures are passed on to the attributor.

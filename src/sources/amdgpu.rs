@@ -5,6 +5,8 @@
 //! another unit. The second die of a two-die board shows 0 for both; the first counts for the two, so it is no domain of its
 //! own. Never wakes a card that sleeps: reading would cost what it was to measure. Needs no vendor's library, no privilege.
 
+pub use crate::sources::source_settings::AMDGPU as NAME;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::thread;
@@ -22,9 +24,6 @@ use super::power_sensor::{PowerInput, PowerSensor};
 use super::sensor_files::{SensorFile, SensorFileGroup, is_suspended, not_suspended, open_unless_suspended};
 use super::sysfs_file::{SysfsFile, read_trimmed};
 use super::{Inventory, OpenedSource, SourceSettings};
-
-/// The mechanism's name.
-pub const NAME: &str = "amdgpu";
 
 /// AMD on the PCI bus.
 const AMD_VENDOR_ID: &str = "0x1002";

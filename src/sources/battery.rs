@@ -4,6 +4,8 @@
 //! 1 to 30 s, so this is compared in `wattspan doctor` with the sum of the others and never added to anything (see
 //! `domain_tree`). Never shows a battery that charges as one that delivers.
 
+pub use crate::sources::source_settings::BATTERY as NAME;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -16,9 +18,6 @@ use super::power_sensor::{PowerInput, PowerSensor};
 use super::sensor_files::{ReadCondition, SensorFile, SensorFileGroup};
 use super::sysfs_file::{SysfsFile, read_trimmed};
 use super::{Inventory, SourceSettings};
-
-/// The mechanism's name.
-pub const NAME: &str = "battery";
 
 /// What a battery's `status` says while it feeds the machine (linux Documentation/ABI/testing/sysfs-class-power).
 const DISCHARGING: &str = "Discharging";

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use crate::clock::Clock;
 
 use super::dedup::{domain_tree, preference};
-use super::parallel_open::{StartingSources, probes_itself};
+use super::parallel_open::{probes_itself, spawn_all};
 use super::source_settings::ALL_NAMES;
 use super::{Inventory, OpenedSource, SourceSettings, estimate, probe, replay, topology};
 
@@ -34,11 +34,8 @@ pub fn discover_within(settings: &SourceSettings, clock: &Clock, wait: Duration)
     }
     let deadline = Instant::now() + wait;
     let is_opened = |name: &&str| *name != estimate::NAME && ALL_NAMES.contains(name);
-    let mut starting = StartingSources::spawn(
-        settings.enabled.iter().map(String::as_str).filter(is_opened),
-        settings,
-        clock,
-    );
+    let mut starting =
+        spawn_all(settings.enabled.iter().map(String::as_str).filter(is_opened), settings, clock);
     let mut parts: Vec<Inventory> = settings.enabled.iter().map(|name| absent_if_unknown(name)).collect();
     while let Some(progress) = starting.next_progress(Some(deadline)) {
         let index = settings.enabled.iter().position(|name| *name == progress.source);

@@ -5,6 +5,8 @@
 //! grows so that whatever the true power did between the two, the true energy lies within. Owns the kept-open
 //! `/proc/stat`. Always graded estimated; never opened beside a live counter of the CPU (discovery sees to that).
 
+pub use crate::sources::source_settings::ESTIMATE as NAME;
+
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -15,9 +17,6 @@ use crate::domain::{Domain, DomainKind, EnergyReading, Grade};
 
 use super::energy_integral::{EnergyIntegral, IntervalEnergy, ROUNDING_UJ};
 use super::{Inventory, OpenedSource, Source, SourceSettings};
-
-/// The mechanism's name.
-pub const NAME: &str = "estimate";
 
 /// A logical CPU of a server at rest: the lowest of the three means that Cloud Carbon Footprint publishes for the
 /// large clouds (AWS 0.74, Azure 0.74, Google 0.68 W), themselves fitted to SPECpower results.

@@ -5,6 +5,8 @@
 //! may lie within another. Graphics cards' and batteries' chips belong to other mechanisms. Invariant: of one channel one
 //! file is taken: its counter, else its average, else its momentary value.
 
+pub use crate::sources::source_settings::HWMON as NAME;
+
 use crate::clock::Clock;
 use crate::domain::{Domain, DomainKind, Grade};
 
@@ -16,9 +18,6 @@ use super::power_sensor::{PowerInput, PowerSensor};
 use super::sensor_files::{SensorFile, SensorFileGroup, not_suspended, open_unless_suspended};
 use super::sysfs_file::SysfsFile;
 use super::{Inventory, SourceSettings, intelgpu, rapl};
-
-/// The mechanism's name.
-pub const NAME: &str = "hwmon";
 
 /// Chips on slow buses answer in a millisecond or so and refresh at their own pace: faster gives nothing.
 const MAX_RATE_HZ: f64 = 100.0;

@@ -6,6 +6,8 @@
 //! (xe_hwmon.c): at 1 kW it wraps in 4.4 minutes, so the meter must look at least once a minute. It does, once a second
 //! while idle; a longer silence is given up, never guessed. Needs no vendor's library and no privilege.
 
+pub use crate::sources::source_settings::INTELGPU as NAME;
+
 use std::collections::BTreeMap;
 
 use crate::clock::Clock;
@@ -15,9 +17,6 @@ use super::counter::plausible_ceiling_mw;
 use super::hwmon_chip::{HwmonChip, list_chips};
 use super::sensor_files::{SensorFile, SensorFileGroup, not_suspended, open_unless_suspended};
 use super::{Inventory, SourceSettings};
-
-/// The mechanism's name.
-pub const NAME: &str = "intelgpu";
 
 /// 2^32 counts of 2^-14 J: after so much the register behind the file may have wrapped unseen.
 const REGISTER_RANGE_UJ: u64 = 262_144_000_000;

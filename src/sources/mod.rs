@@ -19,12 +19,8 @@
 //! | `replay` | a recorded trace or a scripted machine | as told there | a file |
 
 pub use discovery::{discover, discover_within};
+pub use source::{Inventory, OpenProgress, OpenedSource, Source, StartingSources};
 pub use source_settings::SourceSettings;
-
-use crate::domain::{Absent, Domain, EnergyReading};
-
-use dedup::duplicate_pair::DuplicatePair;
-use parallel_open::StartingSources;
 
 /// AMD's graphics cards through the kernel.
 pub mod amdgpu;
@@ -97,7 +93,7 @@ pub mod nvml;
 pub mod nvml;
 
 /// Opening the sources, each on a thread of its own.
-pub mod parallel_open;
+mod parallel_open;
 
 /// RAPL through the kernel's `power` PMU.
 #[cfg(target_os = "linux")]
@@ -141,7 +137,10 @@ pub mod replay;
 /// Files that show energy or power, read together.
 mod sensor_files;
 
-/// What discovery needs to know.
+/// The trait of all sources, and what opening them gives.
+mod source;
+
+/// The sources' names, and the settings of discovery.
 mod source_settings;
 
 /// Whether the machine slept.
@@ -156,55 +155,3 @@ pub mod topology;
 /// The time stamp counter as the time stamp of a read.
 #[cfg(target_os = "linux")]
 mod tsc;
-
-/// Gives every domain's cumulative energy now.
-pub trait Source: Send {
-    /// Fills one reading for each domain, in the order of [`OpenedSource::domains`]. A domain that cannot answer leaves
-    /// `valid: false`. Allocates nothing once warm.
-    ///
-    /// Gives back a window of the source's clock in which the read took place, where the source knows a narrower one
-    /// than the caller's two clock readings around the call; it lies within them.
-    fn read(&mut self, into: &mut [EnergyReading]) -> Option<(u64, u64)>;
-}
-
-/// A source that is there, with what it offers.
-pub struct OpenedSource {
-    /// The mechanism: "perf", "powercap", ... One mechanism may open several (perf: one for each package).
-    pub name: &'static str,
-    /// The reader itself.
-    pub source: Box<dyn Source>,
-    /// What it meters, in the order of the readings.
-    pub domains: Vec<Domain>,
-    /// The CPU on which a read is cheapest, if it matters.
-    pub cpu: Option<usize>,
-    /// Reading faster than this gives nothing new.
-    pub max_rate_hz: f64,
-    /// For each domain whether it advanced while discovery watched it under load; one that did not is stuck.
-    pub advanced: Vec<bool>,
-}
-
-/// Everything that discovery found.
-#[derive(Default)]
-pub struct Inventory {
-    /// Sources that opened.
-    pub opened: Vec<OpenedSource>,
-    /// Sources that are not there, with the reason and the mend.
-    pub absent: Vec<Absent>,
-    /// Domains that may be two names of one counter.
-    pub duplicates: Vec<DuplicatePair>,
-    /// Sources that have not answered yet.
-    pub starting: Option<StartingSources>,
-}
-
-impl Inventory {
-    /// Notes that a mechanism, or a part of it, is not there.
-    fn add_absent(&mut self, source: &str, reason: String) {
-        self.absent.push(Absent { source: source.into(), reason });
-    }
-
-    fn append(&mut self, other: Inventory) {
-        self.opened.extend(other.opened);
-        self.absent.extend(other.absent);
-        self.duplicates.extend(other.duplicates);
-    }
-}

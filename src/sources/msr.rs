@@ -4,6 +4,8 @@
 //! CAP_SYS_RAWIO, which lets a program do far worse than read energy. Only reads, only the registers that the processor's
 //! model is known to have; one that reads 0 is taken for one that is not there, as the kernel takes it.
 
+pub use crate::sources::source_settings::MSR as NAME;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
@@ -21,9 +23,6 @@ use super::suspend_detector::SuspendDetector;
 use super::sysfs_file::SysfsFile;
 use super::topology::package_names;
 use super::{Inventory, OpenedSource, Source, SourceSettings};
-
-/// The mechanism's name.
-pub const NAME: &str = "msr";
 
 /// The counts are 32 bits wide.
 const MODULUS: u128 = 1 << 32;

@@ -5,6 +5,8 @@
 //! group, and its count narrows down when the read took place. Needs CAP_PERFMON at the opening, and nothing after.
 //! AMD's `power_core` PMU (each core by itself) is not read: its sum lies within the package's count.
 
+pub use crate::sources::source_settings::PERF as NAME;
+
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -21,9 +23,6 @@ use super::suspend_detector::SuspendDetector;
 use super::topology::package_names;
 use super::tsc::Tsc;
 use super::{Inventory, OpenedSource, Source, SourceSettings};
-
-/// The mechanism's name.
-pub const NAME: &str = "perf";
 
 /// The count is 64 bits wide, but the register behind it may wrap at 2^32 units of 2^-16 J, and the kernel's own timer
 /// catches that only up to 400 W.

@@ -1,11 +1,10 @@
 //! perf where the system is no Linux: absent.
 
+pub use crate::sources::source_settings::PERF as NAME;
+
 use crate::clock::Clock;
 
 use super::{Inventory, SourceSettings};
-
-/// The mechanism's name.
-pub const NAME: &str = "perf";
 
 /// Says so.
 pub fn open(_settings: &SourceSettings, _clock: &Clock) -> Inventory {

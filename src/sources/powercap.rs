@@ -5,6 +5,8 @@
 //! wraps could not be undone. Never walks the tree after the start; a zone that goes away gives invalid readings and is
 //! looked for again once a second.
 
+pub use crate::sources::source_settings::POWERCAP as NAME;
+
 use std::io;
 
 use crate::clock::Clock;
@@ -17,9 +19,6 @@ use super::rapl;
 use super::suspend_detector::SuspendDetector;
 use super::sysfs_file::SysfsFile;
 use super::{Inventory, OpenedSource, Source, SourceSettings};
-
-/// The mechanism's name.
-pub const NAME: &str = "powercap";
 
 /// Opens every zone that there is.
 pub fn open(settings: &SourceSettings, clock: &Clock) -> Inventory {

@@ -11,9 +11,9 @@ use std::hint::spin_loop;
 use crate::clock::monotonic_ns;
 use crate::domain::{Domain, Duplicate, EnergyReading, Grade};
 
-use super::OpenedSource;
 use super::dedup::cross_check::{CrossCheck, Disagreement};
 use super::dedup::duplicate_pair::DuplicatePair;
+use super::source::{DomainIndex, OpenedSource};
 
 /// A domain that has not moved after so long under load is stuck.
 const MAX_PROBE_NS: u64 = 40_000_000;
@@ -26,9 +26,6 @@ const MIN_READS: u32 = 4;
 
 /// So many looks lie between two judgements of the pairs.
 const READS_PER_DECISION: u32 = 8;
-
-/// A domain's place: which source, which of its domains.
-type DomainIndex = (usize, usize);
 
 /// Two domains that may be one.
 #[derive(Debug)]

@@ -1,11 +1,31 @@
-//! What discovery needs to know, and what it tries unasked.
+//! The sources' names, and the settings of discovery with their defaults.
 //!
-//! Owns no state. Roots and paths are arguments, so that tests can stand in for the machine.
+//! Owns no state and imports no source. Roots and paths are arguments, so that tests can replace the machine.
 
 use std::path::PathBuf;
 
-use super::apple::{ioreport, smc};
-use super::{amdgpu, battery, estimate, hwmon, intelgpu, msr, nvml, perf, powercap};
+/// RAPL through the kernel's `power` PMU.
+pub const PERF: &str = "perf";
+/// RAPL through sysfs.
+pub const POWERCAP: &str = "powercap";
+/// RAPL through `/dev/cpu/N/msr`.
+pub const MSR: &str = "msr";
+/// NVIDIA GPUs.
+pub const NVML: &str = "nvml";
+/// AMD GPUs.
+pub const AMDGPU: &str = "amdgpu";
+/// Intel GPUs.
+pub const INTELGPU: &str = "intelgpu";
+/// Power and energy sensors of boards.
+pub const HWMON: &str = "hwmon";
+/// Batteries.
+pub const BATTERY: &str = "battery";
+/// Apple silicon's energy counters.
+pub const IOREPORT: &str = "ioreport";
+/// The System Management Controller of a Mac.
+pub const SMC: &str = "smc";
+/// CPU load times a power model.
+pub const ESTIMATE: &str = "estimate";
 
 /// What discovery needs to know; roots and paths are arguments, so that tests can stand in for the machine.
 #[derive(Debug, Clone)]
@@ -30,34 +50,14 @@ pub struct SourceSettings {
 }
 
 /// The mechanisms that are tried unless the configuration says otherwise, in order of preference.
-const LINUX_DEFAULTS: [&str; 8] = [
-    perf::NAME,
-    powercap::NAME,
-    nvml::NAME,
-    amdgpu::NAME,
-    intelgpu::NAME,
-    hwmon::NAME,
-    battery::NAME,
-    estimate::NAME,
-];
+const LINUX_DEFAULTS: [&str; 8] = [PERF, POWERCAP, NVML, AMDGPU, INTELGPU, HWMON, BATTERY, ESTIMATE];
 
 /// Likewise where the system is macOS, which has none of the others.
-const MACOS_DEFAULTS: [&str; 2] = [ioreport::NAME, smc::NAME];
+const MACOS_DEFAULTS: [&str; 2] = [IOREPORT, SMC];
 
 /// Every mechanism that can be named.
-pub(super) const ALL_NAMES: [&str; 11] = [
-    perf::NAME,
-    powercap::NAME,
-    nvml::NAME,
-    amdgpu::NAME,
-    intelgpu::NAME,
-    hwmon::NAME,
-    battery::NAME,
-    ioreport::NAME,
-    smc::NAME,
-    estimate::NAME,
-    msr::NAME,
-];
+pub(super) const ALL_NAMES: [&str; 11] =
+    [PERF, POWERCAP, NVML, AMDGPU, INTELGPU, HWMON, BATTERY, IOREPORT, SMC, ESTIMATE, MSR];
 
 /// What is tried on this kind of system.
 fn default_names() -> &'static [&'static str] {

@@ -6,7 +6,7 @@
 //! takes no time of its own. A disagreement is told, never averaged away: the first mechanism is still the one that is read.
 
 use crate::domain::EnergyReading;
-use crate::sources::OpenedSource;
+use crate::sources::source::{DomainIndex, OpenedSource};
 
 /// The largest known constant bias, with something to spare: 15.3 µJ for 2^-16 J is 2,703 ppm.
 const BIAS_PPM: u64 = 3_000;
@@ -14,9 +14,6 @@ const BIAS_PPM: u64 = 3_000;
 /// Fewer looks than this, or so few moves, say nothing.
 const MIN_READS: usize = 32;
 const MIN_INCREMENTS: usize = 8;
-
-/// A domain's place: which source, which of its domains.
-type DomainIndex = (usize, usize);
 
 /// The pairs of domains of one name, and what was seen of them.
 #[derive(Debug, Default)]

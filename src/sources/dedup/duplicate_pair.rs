@@ -8,7 +8,7 @@
 use std::collections::BTreeSet;
 
 use crate::domain::{Domain, Duplicate, EnergyReading, Grade};
-use crate::sources::{hwmon, msr, perf, powercap};
+use crate::sources::source_settings::{HWMON, MSR, PERF, POWERCAP};
 
 use super::same_register::{MIN_COMMON_LEVELS, PairSide, RegisterComparison};
 
@@ -88,7 +88,7 @@ impl DuplicatePair {
 
 /// Mechanisms that read RAPL's registers; hwmon's `amd_energy` is one of them.
 fn is_rapl(domain: &Domain) -> bool {
-    [perf::NAME, powercap::NAME, msr::NAME, hwmon::NAME].contains(&domain.source.as_str())
+    [PERF, POWERCAP, MSR, HWMON].contains(&domain.source.as_str())
 }
 
 /// The package in a domain's name: 1 in "package-1", "dram-1" and "package-1-die-0".

@@ -8,13 +8,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::domain::{Domain, DomainKind};
 use crate::sources::probe::ProbeResult;
-use crate::sources::{Inventory, OpenedSource, hwmon};
+use crate::sources::source::DomainIndex;
+use crate::sources::source_settings::HWMON;
+use crate::sources::{Inventory, OpenedSource};
 
 use super::domain_selection::select_domains;
 use super::duplicate_pair::DuplicatePair;
-
-/// A domain's place: which source, which of its domains.
-type DomainIndex = (usize, usize);
 
 /// Leaves every domain in one source only, and notes what went.
 pub fn keep_preferred(found: &mut Inventory, probe_result: ProbeResult) {
@@ -152,7 +151,7 @@ pub fn resolve_parents(mut domains: Vec<&mut Domain>) {
 /// shows. Both are numbered by their place on the board, so equal parts of the GPUs go to each module; where they cannot
 /// be dealt out evenly the last ones go to the last module: a joule too few is better than one counted twice.
 fn assign_gpus_to_modules(domains: Vec<&mut Domain>) {
-    let is_module = |domain: &Domain| domain.kind == DomainKind::Module && domain.source == hwmon::NAME;
+    let is_module = |domain: &Domain| domain.kind == DomainKind::Module && domain.source == HWMON;
     let modules: Vec<String> =
         domains.iter().filter(|domain| is_module(domain)).map(|module| module.name.clone()).collect();
     let Some(last) = modules.len().checked_sub(1) else { return };

@@ -19,6 +19,9 @@ use nvml_wrapper_sys::bindings::{
     nvmlValueType_enum_NVML_VALUE_TYPE_UNSIGNED_SHORT as UNSIGNED_SHORT,
 };
 
+/// The library that the loader searches for where the settings name none.
+pub const DEFAULT_LIBRARY: &str = "libnvidia-ml.so.1";
+
 /// Fields that one call can ask for.
 pub const MAX_FIELDS: usize = 4;
 

@@ -1,14 +1,13 @@
 //! NVML where the system is no Linux: absent.
 
+pub use crate::sources::source_settings::NVML as NAME;
+
 use crate::clock::Clock;
 use crate::sources::{Inventory, SourceSettings};
 
 /// Per-process utilization of a board: not on this system.
 #[path = "process_utilization_unsupported.rs"]
 pub mod process_utilization;
-
-/// The mechanism's name.
-pub const NAME: &str = "nvml";
 
 /// Shows that there are none.
 pub fn open_each(_settings: &SourceSettings, _clock: &Clock, mut show: impl FnMut(Inventory)) {

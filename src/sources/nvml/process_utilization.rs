@@ -16,8 +16,7 @@ use nvml_wrapper::error::NvmlError;
 
 use crate::clock::monotonic_ns;
 
-use super::DEFAULT_LIBRARY;
-use super::board_ffi::NvmlBoard;
+use super::board_ffi::{DEFAULT_LIBRARY, NvmlBoard};
 
 /// Asking more often gives nothing new.
 const MIN_QUERY_INTERVAL: Duration = Duration::from_millis(200);

@@ -26,9 +26,6 @@ pub mod recorder;
 /// A simulated machine, computed from a description.
 pub mod script;
 
-/// The TOML of a script.
-mod script_toml;
-
 /// What a machine showed, read from a recording.
 pub mod trace;
 
