@@ -13,17 +13,19 @@ use std::thread;
 use std::time::Duration;
 
 use crate::clock::{Clock, monotonic_ns};
-use crate::domain::{Domain, DomainKind, Grade};
+use crate::domain::{Domain, DomainKind, EnergyReading, Grade};
 
-use super::amdgpu_accumulator::{ACCUMULATOR_UNIT, AccumulatorSource};
-use super::counter::plausible_ceiling_mw;
+use super::counter::{Counter, CounterSpec, plausible_ceiling_mw};
 use super::energy_integral::ROUNDING_UJ;
-use super::gpu_metrics::{GpuMetrics, MAX_READ_BYTES};
+use super::energy_unit::EnergyUnit;
 use super::hwmon_chip::{HwmonChip, pci_address};
 use super::power_sensor::{PowerInput, PowerSensor};
-use super::sensor_files::{SensorFile, SensorFileGroup, is_suspended, not_suspended, open_unless_suspended};
+use super::sensor_files::{
+    ReadCondition, SensorFile, SensorFileGroup, is_suspended, not_suspended, open_unless_suspended,
+};
+use super::suspend_detector::SuspendDetector;
 use super::sysfs_file::{SysfsFile, read_trimmed};
-use super::{Inventory, OpenedSource, SourceSettings};
+use super::{Inventory, OpenedSource, Source, SourceSettings};
 
 /// AMD on the PCI bus.
 const AMD_VENDOR_ID: &str = "0x1002";
@@ -285,8 +287,169 @@ impl AmdCard {
     }
 }
 
+/// What one count stands for: 2^-16 J, not the 15.3 µJ of the vendor's libraries.
+const ACCUMULATOR_UNIT: EnergyUnit = EnergyUnit::TWO_TO_THE_MINUS_16_JOULES;
+
+/// One card's table.
+struct AccumulatorSource {
+    table: SysfsFile,
+    /// Whether the card is awake.
+    condition: Option<ReadCondition>,
+    counter: Counter,
+    suspend: SuspendDetector,
+    clock: Clock,
+}
+
+impl AccumulatorSource {
+    /// A source on an open table whose accumulator has so many bits.
+    fn new(table: SysfsFile, bits: u32, condition: Option<ReadCondition>, clock: &Clock) -> Self {
+        let modulus = 1_u128 << bits;
+        let counter = Counter::new(CounterSpec {
+            unit: ACCUMULATOR_UNIT,
+            modulus,
+            ceiling_mw: plausible_ceiling_mw(DomainKind::Gpu),
+            staleness_ns: 100_000_000,
+            range_uj: u64::try_from(ACCUMULATOR_UNIT.to_uj(modulus)).unwrap_or(u64::MAX),
+        });
+        Self { table, condition, counter, suspend: SuspendDetector::new(clock), clock: clock.clone() }
+    }
+
+    fn read_metrics(&mut self, now_ns: u64) -> Option<GpuMetrics> {
+        if let Some(condition) = &mut self.condition
+            && condition.file.equals(now_ns, condition.word) != Some(condition.must_equal)
+        {
+            return None;
+        }
+        let mut bytes = [0; MAX_READ_BYTES];
+        let length = self.table.read_bytes(now_ns, &mut bytes)?;
+        GpuMetrics::parse(&bytes[..length])
+    }
+}
+
+impl Source for AccumulatorSource {
+    fn read(&mut self, into: &mut [EnergyReading]) -> Option<(u64, u64)> {
+        let before_ns = self.clock.now_ns();
+        let metrics = self.read_metrics(before_ns);
+        let after_ns = self.clock.now_ns();
+        let energy = metrics.and_then(|metrics| metrics.energy_count);
+        if energy.is_none() || self.suspend.has_suspended() {
+            self.counter.interrupt();
+        }
+        let reading = energy
+            .map_or_else(EnergyReading::default, |energy| self.counter.advance(energy, before_ns, after_ns));
+        if let Some(into) = into.first_mut() {
+            *into = reading;
+        }
+        let taken_ns = self.suspend.latest_monotonic_ns(metrics?.boot_ns?)?;
+        (before_ns..=after_ns).contains(&taken_ns).then_some((before_ns, taken_ns))
+    }
+}
+
+/// The longest part of any version that has to be read.
+const MAX_READ_BYTES: usize = 128;
+
+/// What the table says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct GpuMetrics {
+    /// Whether it is a processor with graphics: what it calls socket power includes the CPU.
+    is_apu: bool,
+    /// The accumulator's count; `None` where this version or this board has none.
+    energy_count: Option<u64>,
+    /// When the driver read the table, in CLOCK_BOOTTIME's nanoseconds.
+    boot_ns: Option<u64>,
+    /// The mean or momentary power, in whole watts.
+    power_w: Option<u16>,
+    /// The accumulator's width in bits.
+    counter_bits: u32,
+}
+
+/// Where a version has its fields.
+struct GpuMetricsLayout {
+    energy_offset: usize,
+    clock_offset: usize,
+    power_offset: usize,
+    counter_bits: u32,
+}
+
+impl GpuMetrics {
+    /// Reads the beginning of a table; `None` where it is too short or of no known version.
+    fn parse(table: &[u8]) -> Option<GpuMetrics> {
+        let size = usize::from(u16_at(table, 0)?);
+        let (format, content) = (*table.get(2)?, *table.get(3)?);
+        if size < 16 {
+            return None;
+        }
+        if matches!(format, 2 | 3) {
+            return Some(GpuMetrics {
+                is_apu: true,
+                energy_count: None,
+                boot_ns: None,
+                power_w: None,
+                counter_bits: 64,
+            });
+        }
+        let layout = layout_for(format, content)
+            .filter(|layout| layout.clock_offset.max(layout.energy_offset) + 8 <= size)?;
+        let energy = if layout.counter_bits == 32 {
+            u32_at(table, layout.energy_offset).filter(|count| *count != u32::MAX).map(u64::from)
+        } else {
+            // A driver fills the fields that a board does not have with ones.
+            u64_at(table, layout.energy_offset)
+                .filter(|count| *count != u64::MAX && *count != u64::from(u32::MAX))
+        };
+        Some(GpuMetrics {
+            is_apu: false,
+            energy_count: energy,
+            boot_ns: u64_at(table, layout.clock_offset).filter(|at| *at != u64::MAX && *at != 0),
+            power_w: u16_at(table, layout.power_offset).filter(|watts| *watts != u16::MAX),
+            counter_bits: layout.counter_bits,
+        })
+    }
+
+    /// Neither energy nor power: the second die of a board whose first die counts for both.
+    fn is_secondary_die(&self) -> bool {
+        self.energy_count == Some(0) && self.power_w.unwrap_or(0) == 0
+    }
+}
+
+fn layout_for(format: u8, content: u8) -> Option<GpuMetricsLayout> {
+    match (format, content) {
+        (1, 0) => {
+            Some(GpuMetricsLayout { clock_offset: 8, power_offset: 34, energy_offset: 36, counter_bits: 32 })
+        }
+        (1, 1..=3) => {
+            Some(GpuMetricsLayout { power_offset: 22, energy_offset: 24, clock_offset: 32, counter_bits: 64 })
+        }
+        (1, 4) => {
+            Some(GpuMetricsLayout { power_offset: 10, energy_offset: 24, clock_offset: 32, counter_bits: 64 })
+        }
+        // Between them and the accumulator, versions 1.5 and 1.6 have 32 figures of decoders.
+        (1, 5 | 6) => {
+            Some(GpuMetricsLayout { power_offset: 10, energy_offset: 88, clock_offset: 96, counter_bits: 64 })
+        }
+        (1, 7 | 8) => {
+            Some(GpuMetricsLayout { power_offset: 10, energy_offset: 24, clock_offset: 32, counter_bits: 64 })
+        }
+        _ => None,
+    }
+}
+
+fn u16_at(table: &[u8], at: usize) -> Option<u16> {
+    Some(u16::from_le_bytes(table.get(at..at + 2)?.try_into().ok()?))
+}
+
+fn u32_at(table: &[u8], at: usize) -> Option<u32> {
+    Some(u32::from_le_bytes(table.get(at..at + 4)?.try_into().ok()?))
+}
+
+fn u64_at(table: &[u8], at: usize) -> Option<u64> {
+    Some(u64::from_le_bytes(table.get(at..at + 8)?.try_into().ok()?))
+}
+
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn metrics(energy: u64, boot_ns: u64, power_w: u16) -> Option<GpuMetrics> {
@@ -328,5 +491,95 @@ mod tests {
     fn a_die_without_energy_and_power_is_the_second_one() {
         let method = choose_method(metrics(0, 1_000, 0), metrics(0, 20_001_000, 0), 1);
         assert!(matches!(method, EnergyMethod::Unavailable(reason) if reason.contains("second die")));
+    }
+
+    const MS: u64 = 1_000_000;
+
+    /// Version 1.1 (64 bits at 24) or 1.0 (32 bits at 36).
+    fn write(path: &Path, version: u8, count: u64) {
+        let mut table = vec![0_u8; 120];
+        table[..4].copy_from_slice(&[120, 0, 1, version]);
+        match version {
+            0 => table[36..40].copy_from_slice(&(count as u32).to_le_bytes()),
+            _ => table[24..32].copy_from_slice(&count.to_le_bytes()),
+        }
+        fs::write(path, table).unwrap();
+    }
+
+    fn reading_after(version: u8, bits: u32, from: u64, to: u64) -> EnergyReading {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("gpu_metrics");
+        let clock = Clock::manual(0);
+        write(&path, version, from);
+        let mut source = AccumulatorSource::new(SysfsFile::open(path.clone()).unwrap(), bits, None, &clock);
+        let mut reading = [EnergyReading::default()];
+        assert_eq!(source.read(&mut reading), None, "a manual clock has no boot clock beside it");
+        clock.set(20 * MS);
+        write(&path, version, to);
+        source.read(&mut reading);
+        reading[0]
+    }
+
+    #[test]
+    fn a_count_is_two_to_the_minus_16_joules_and_not_what_the_vendors_libraries_multiply_with() {
+        // 15.3 µJ a count would say 1 004 108.
+        assert_eq!(reading_after(1, 64, 7, 65_635).energy_uj, 1_001_403);
+    }
+
+    #[test]
+    fn the_32_bit_accumulator_of_the_first_version_wraps() {
+        let reading = reading_after(0, 32, 0xFFFF_0000, 0x0001_0000);
+        assert_eq!((reading.energy_uj, reading.epoch), (2_000_000, 0));
+    }
+
+    #[test]
+    fn a_count_that_falls_back_is_a_restart_and_no_energy() {
+        let reading = reading_after(1, 64, 900_000_000_000, 5);
+        assert_eq!((reading.valid, reading.energy_uj, reading.epoch), (true, 0, 1));
+    }
+
+    fn table(content: u8, size: u16, fields: &[(usize, &[u8])]) -> Vec<u8> {
+        let mut table = vec![0_u8; usize::from(size)];
+        table[..2].copy_from_slice(&size.to_le_bytes());
+        (table[2], table[3]) = (1, content);
+        for (at, bytes) in fields {
+            table[*at..at + bytes.len()].copy_from_slice(bytes);
+        }
+        table
+    }
+
+    #[test]
+    fn each_version_has_its_fields_where_the_kernels_header_puts_them() {
+        let (energy, clock, power) = (65_628_u64.to_le_bytes(), 77_u64.to_le_bytes(), 250_u16.to_le_bytes());
+        let versions = [(1, 22, 24, 32), (3, 22, 24, 32), (4, 10, 24, 32), (5, 10, 88, 96), (7, 10, 24, 32)];
+        for (content, power_at, energy_at, clock_at) in versions {
+            let fields: [(usize, &[u8]); 3] = [(power_at, &power), (energy_at, &energy), (clock_at, &clock)];
+            let metrics = GpuMetrics::parse(&table(content, 200, &fields)).unwrap();
+            assert_eq!(
+                (metrics.energy_count, metrics.boot_ns, metrics.power_w),
+                (Some(65_628), Some(77), Some(250)),
+                "version 1.{content}"
+            );
+        }
+        let narrow = GpuMetrics::parse(&table(0, 80, &[(36, &[1, 2, 0, 0]), (8, &clock)])).unwrap();
+        assert_eq!((narrow.energy_count, narrow.boot_ns, narrow.counter_bits), (Some(513), Some(77), 32));
+    }
+
+    #[test]
+    fn what_a_board_does_not_have_is_absent_and_not_all_ones() {
+        let metrics = GpuMetrics::parse(&table(3, 120, &[(22, &[0xFF; 2]), (24, &[0xFF; 16])])).unwrap();
+        assert_eq!((metrics.energy_count, metrics.boot_ns, metrics.power_w), (None, None, None));
+        let mut apu = table(2, 120, &[]);
+        apu[2] = 2;
+        assert!(GpuMetrics::parse(&apu).unwrap().is_apu);
+        apu[2] = 9;
+        assert_eq!(GpuMetrics::parse(&apu), None);
+    }
+
+    proptest! {
+        #[test]
+        fn no_table_makes_it_panic(table in proptest::collection::vec(any::<u8>(), 0..160)) {
+            let _ = GpuMetrics::parse(&table);
+        }
     }
 }

@@ -1,8 +1,7 @@
-//! Opening the sources, each on a thread of its own.
+//! Opens each source on its own thread.
 //!
-//! Owns the threads and what has come of them. A driver's library may take seconds to load or hang, and a file may block
-//! when it is opened or read first: none of that delays another source. A thread that is blocked cannot be ended; it keeps
-//! the privilege that it was started with until it returns. Decides nothing about what was found.
+//! A driver library may hang or take seconds to load, and a file may block at its first open or read. Neither delays
+//! another source. A blocked thread cannot be ended; it keeps its initial privileges until it returns.
 
 use std::sync::mpsc::{Sender, channel};
 use std::thread;
@@ -14,7 +13,7 @@ use super::apple::{ioreport, smc};
 use super::source::{Inventory, OpenProgress, StartingSources};
 use super::{SourceSettings, amdgpu, battery, hwmon, intelgpu, msr, nvml, perf, powercap};
 
-/// Begins to open these sources.
+/// Starts one thread for each source.
 pub(super) fn spawn_all<'a>(
     sources: impl Iterator<Item = &'a str>,
     settings: &SourceSettings,
@@ -34,13 +33,13 @@ pub(super) fn spawn_all<'a>(
     StartingSources::new(sources, progress)
 }
 
-/// Mechanisms that watch their counters themselves while they open.
+/// Whether a mechanism probes its own counters while it opens.
 pub(super) fn probes_itself(source: &str) -> bool {
-    // The first because its calls may hang, the second because its counters are published seldom.
+    // NVML calls may hang; IOReport publishes its counters rarely.
     source == nvml::NAME || source == ioreport::NAME
 }
 
-/// Opens one source and sends what comes of it. A receiver that is gone wants nothing more.
+/// Opens one source and sends the results. Ignores a closed channel: the receiver needs no more results.
 fn open(source: &str, settings: &SourceSettings, clock: &Clock, sender: &Sender<OpenProgress>) {
     let send = |found: Inventory, is_last: bool| {
         let _ = sender.send(OpenProgress { source: source.to_owned(), found, is_last });
@@ -62,7 +61,7 @@ fn open(source: &str, settings: &SourceSettings, clock: &Clock, sender: &Sender<
         _ => Inventory::default(),
     };
     if !probes_itself(source) {
-        // A first read that blocks does so here.
+        // A first read may block, so it is made on this thread.
         for opened in &mut found.opened {
             opened.source.read(&mut vec![EnergyReading::default(); opened.domains.len()]);
         }

@@ -7,18 +7,20 @@
 
 pub use crate::sources::source_settings::POWERCAP as NAME;
 
+use std::collections::BTreeMap;
+use std::fs;
 use std::io;
+use std::path::{Path, PathBuf};
 
 use crate::clock::Clock;
-use crate::domain::{Domain, EnergyReading, Grade};
+use crate::domain::{Domain, DomainKind, EnergyReading, Grade};
 
 use super::counter::{Counter, CounterSpec, plausible_ceiling_mw};
 use super::cpu_info::CpuInfo;
-use super::powercap_zone::{PowercapZone, RegisterScale, list_zones};
-use super::rapl;
+use super::energy_unit::EnergyUnit;
 use super::suspend_detector::SuspendDetector;
 use super::sysfs_file::SysfsFile;
-use super::{Inventory, OpenedSource, Source, SourceSettings};
+use super::{Inventory, OpenedSource, Source, SourceSettings, rapl};
 
 /// Opens every zone that there is.
 pub fn open(settings: &SourceSettings, clock: &Clock) -> Inventory {
@@ -153,5 +155,188 @@ impl ZoneCounter {
             return EnergyReading::default();
         };
         self.counter.advance(self.scale.register_count(microjoules), before_ns, clock.now_ns())
+    }
+}
+
+/// The largest value of the 32-bit registers behind the zones.
+const REGISTER_MAX: u128 = 0xFFFF_FFFF;
+
+/// One zone that can be read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct PowercapZone {
+    /// "intel-rapl:0:1".
+    id: String,
+    /// What it meters.
+    kind: DomainKind,
+    /// The domain's name: "core-0".
+    domain: String,
+    /// How it counts.
+    scale: RegisterScale,
+    path: PathBuf,
+}
+
+/// The zones of a machine, and those that are listed but of no use, with the reason.
+#[derive(Debug, Default)]
+struct ZoneList {
+    /// Packages before their parts; no domain twice.
+    zones: Vec<PowercapZone>,
+    /// One sentence for each zone left out.
+    unusable: Vec<String>,
+}
+
+impl PowercapZone {
+    /// The file with the count.
+    fn energy_file(&self) -> PathBuf {
+        self.path.join("energy_uj")
+    }
+
+    /// The domain that contains this one: cores are within their package, and everything within psys. Memory is listed
+    /// below its package but is not part of the package's count.
+    fn parent(&self, all: &[PowercapZone]) -> Option<String> {
+        let named = |name: String| all.iter().any(|zone| zone.domain == name).then_some(name);
+        match self.kind {
+            DomainKind::Core | DomainKind::Uncore => {
+                self.domain.split_once('-').and_then(|(_, package)| named(format!("package-{package}")))
+            }
+            DomainKind::Package | DomainKind::Dram => named("psys".into()),
+            _ => None,
+        }
+    }
+}
+
+/// Lists the RAPL zones in `class`.
+///
+/// # Errors
+/// Where the folder itself cannot be read.
+fn list_zones(class: &Path) -> io::Result<ZoneList> {
+    let mut listed = ZoneList::default();
+    let mut ids = Vec::new();
+    for entry in fs::read_dir(class)? {
+        let id = entry?.file_name().to_string_lossy().into_owned();
+        if let Some(key) = sort_key(&id) {
+            ids.push((key, id));
+        }
+    }
+    ids.sort();
+    let mut taken = BTreeMap::<String, String>::new();
+    for (_, id) in ids {
+        match read_zone(class, &id) {
+            Err(reason) => listed.unusable.push(format!("zone {id}: {reason}")),
+            Ok(zone) => match taken.get(&zone.domain) {
+                Some(first) => {
+                    listed
+                        .unusable
+                        .push(format!("zone {id}: shows {} again, which {first} has", zone.domain));
+                }
+                None => {
+                    taken.insert(zone.domain.clone(), id);
+                    listed.zones.push(zone);
+                }
+            },
+        }
+    }
+    Ok(listed)
+}
+
+/// The driver and the numbers of a zone's id, so that `intel-rapl` comes before `intel-rapl-mmio` and zone 2 before
+/// zone 10; `None` for what is no RAPL zone.
+fn sort_key(id: &str) -> Option<(String, Vec<u32>)> {
+    let (driver, numbers) = id.split_once(':')?;
+    let numbers = numbers.split(':').map(|number| number.parse().ok()).collect::<Option<Vec<u32>>>()?;
+    driver.starts_with("intel-rapl").then(|| (driver.to_owned(), numbers))
+}
+
+fn read_zone(class: &Path, id: &str) -> Result<PowercapZone, String> {
+    let path = class.join(id);
+    let name = read_name(&path)?;
+    let (kind, domain) = match name.as_str() {
+        "psys" => (DomainKind::Psys, name),
+        package if package.starts_with("package-") => (DomainKind::Package, name),
+        part => {
+            let kind = match part {
+                "core" => DomainKind::Core,
+                "uncore" => DomainKind::Uncore,
+                "dram" => DomainKind::Dram,
+                _ => return Err(format!("its name {part:?} is not known")),
+            };
+            let package = id.rsplit_once(':').map(|(package, _)| read_name(&class.join(package)));
+            let package = package.ok_or("it is in no package")??;
+            let package =
+                package.strip_prefix("package-").ok_or_else(|| format!("it is in {package}, no package"))?;
+            (kind, format!("{part}-{package}"))
+        }
+    };
+    let count = RegisterScale::from_range(read_range_uj(&path)?);
+    Ok(PowercapZone { id: id.into(), kind, domain, scale: count, path })
+}
+
+fn read_name(zone: &Path) -> Result<String, String> {
+    let path = zone.join("name");
+    let name = fs::read_to_string(&path).map_err(|error| format!("{}: {error}", path.display()))?;
+    Ok(name.trim().to_owned())
+}
+
+/// The largest energy that the zone shows before it begins at 0 again.
+fn read_range_uj(zone: &Path) -> Result<u64, String> {
+    let path = zone.join("max_energy_range_uj");
+    let text = fs::read_to_string(&path).map_err(|error| {
+        format!("{}: {error}; without the range its wraps cannot be undone", path.display())
+    })?;
+    match text.trim().parse() {
+        Ok(range) if range > 0 => Ok(range),
+        _ => Err(format!(
+            "{} says {:?}; without the range its wraps cannot be undone",
+            path.display(),
+            text.trim()
+        )),
+    }
+}
+
+/// How a zone's microjoules relate to the register behind them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct RegisterScale {
+    /// What one count of the register truly stands for.
+    unit: EnergyUnit,
+    /// The count after which the register begins at 0 again.
+    modulus: u128,
+    /// The driver's idea of the unit, in whole nJ; 0 where the zone does not follow the driver's arithmetic.
+    driver_unit_nj: u128,
+}
+
+impl RegisterScale {
+    /// The driver shows `max_energy_range_uj` = (2^32 − 1) · unit / 1000, cut (linux intel_rapl_common.c): one unit less
+    /// than the modulus. That gives the unit back. A range of any other form is taken as a count of µJ.
+    fn from_range(range_uj: u64) -> RegisterScale {
+        let shown_nj = (u128::from(range_uj) * 1_000).div_ceil(REGISTER_MAX);
+        let fits = shown_nj >= 1_000 && REGISTER_MAX * shown_nj / 1_000 == u128::from(range_uj);
+        match true_unit(shown_nj) {
+            Some(unit) if fits => RegisterScale { unit, modulus: REGISTER_MAX + 1, driver_unit_nj: shown_nj },
+            _ => RegisterScale {
+                unit: EnergyUnit::MICROJOULE,
+                modulus: u128::from(range_uj) + 1,
+                driver_unit_nj: 0,
+            },
+        }
+    }
+
+    /// The register's count behind `microjoules`.
+    fn register_count(&self, microjoules: u64) -> u64 {
+        if self.driver_unit_nj == 0 {
+            return microjoules;
+        }
+        u64::try_from((u128::from(microjoules) * 1_000).div_ceil(self.driver_unit_nj)).unwrap_or(u64::MAX)
+    }
+}
+
+/// The unit of which the driver keeps only whole nanojoules. Units of 2^-k J lose their fraction there (−51.7 ppm at
+/// k = 16), and server memory is shown with 15.3 µJ where perf says 2^-16 J (+0.27 %).
+fn true_unit(shown_nj: u128) -> Option<EnergyUnit> {
+    if shown_nj == 15_300 {
+        return EnergyUnit::joules_over_power_of_two(16);
+    }
+    let power = (0..=31).find(|shift| 1_000_000_000_u128 >> shift == shown_nj);
+    match power {
+        Some(shift) => EnergyUnit::joules_over_power_of_two(shift),
+        None => EnergyUnit::from_fraction(u64::try_from(shown_nj).ok()?, 1_000),
     }
 }

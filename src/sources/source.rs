@@ -13,47 +13,47 @@ use super::dedup::duplicate_pair::DuplicatePair;
 /// Index of a source among the opened ones, and of a domain among that source's.
 pub(super) type DomainIndex = (usize, usize);
 
-/// Gives every domain's cumulative energy now.
+/// Reads the cumulative energy of a group of domains.
 pub trait Source: Send {
-    /// Fills one reading for each domain, in the order of [`OpenedSource::domains`]. A domain that cannot answer leaves
-    /// `valid: false`. Allocates nothing once warm.
+    /// Fills one reading for each domain, in the order of [`OpenedSource::domains`]. A domain that does not answer gets
+    /// `valid: false`. Does not allocate after the first calls.
     ///
-    /// Gives back a window of the source's clock in which the read took place, where the source knows a narrower one
-    /// than the caller's two clock readings around the call; it lies within them.
+    /// Returns the clock window of the read if the source knows a narrower one than the caller's two clock readings
+    /// around the call. The window lies within those readings.
     fn read(&mut self, into: &mut [EnergyReading]) -> Option<(u64, u64)>;
 }
 
-/// A source that is there, with what it offers.
+/// An open source with its domains.
 pub struct OpenedSource {
-    /// The mechanism: "perf", "powercap", ... One mechanism may open several (perf: one for each package).
+    /// The mechanism: "perf", "powercap", ... One mechanism may open several sources (perf: one for each package).
     pub name: &'static str,
-    /// The reader itself.
+    /// The reader.
     pub source: Box<dyn Source>,
-    /// What it meters, in the order of the readings.
+    /// The metered domains, in the order of the readings.
     pub domains: Vec<Domain>,
-    /// The CPU on which a read is cheapest, if it matters.
+    /// The CPU on which a read is cheapest, if the CPU matters.
     pub cpu: Option<usize>,
-    /// Reading faster than this gives nothing new.
+    /// The highest useful read rate.
     pub max_rate_hz: f64,
-    /// For each domain whether it advanced while discovery watched it under load; one that did not is stuck.
+    /// For each domain: whether its counter advanced under load during discovery. `false` means stuck.
     pub advanced: Vec<bool>,
 }
 
-/// Everything that discovery found.
+/// The result of discovery, or of opening one source.
 #[derive(Default)]
 pub struct Inventory {
-    /// Sources that opened.
+    /// Sources that are open.
     pub opened: Vec<OpenedSource>,
-    /// Sources that are not there, with the reason and the mend.
+    /// Sources that are unavailable, with the reason and the remedy.
     pub absent: Vec<Absent>,
-    /// Domains that may be two names of one counter.
+    /// Pairs of domains that may be two names of one counter.
     pub duplicates: Vec<DuplicatePair>,
-    /// Sources that have not answered yet.
+    /// Sources that are not open yet.
     pub starting: Option<StartingSources>,
 }
 
 impl Inventory {
-    /// Notes that a mechanism, or a part of it, is not there.
+    /// Records that a mechanism, or a part of it, is unavailable.
     pub(super) fn add_absent(&mut self, source: &str, reason: String) {
         self.absent.push(Absent { source: source.into(), reason });
     }
@@ -65,17 +65,17 @@ impl Inventory {
     }
 }
 
-/// Something that a source has found.
+/// One result of a source that opens.
 pub struct OpenProgress {
     /// The mechanism.
     pub source: String,
-    /// What it found since it last said something.
+    /// The domains and reasons since the previous result.
     pub found: Inventory,
-    /// Whether that is all.
+    /// Whether the source is complete.
     pub is_last: bool,
 }
 
-/// Sources that have not answered, or not for all their domains.
+/// Sources that are not open, or not with all their domains.
 pub struct StartingSources {
     names: Vec<String>,
     progress: Receiver<OpenProgress>,
@@ -88,17 +88,17 @@ impl StartingSources {
         Self { names, progress, started_at: Instant::now() }
     }
 
-    /// Those that have not answered.
+    /// The names of the incomplete sources.
     pub fn names(&self) -> &[String] {
         &self.names
     }
 
-    /// For how long.
+    /// The time since the sources began to open.
     pub fn elapsed(&self) -> Duration {
         self.started_at.elapsed()
     }
 
-    /// What came next; waits for it until `deadline`, or not at all.
+    /// Returns the next result. Waits until `deadline`; `None`: does not wait.
     pub fn next_progress(&mut self, deadline: Option<Instant>) -> Option<OpenProgress> {
         if self.names.is_empty() {
             return None;
@@ -109,7 +109,7 @@ impl StartingSources {
             Ok(progress) => progress,
             Err(RecvTimeoutError::Timeout) => return None,
             Err(RecvTimeoutError::Disconnected) => {
-                // Its thread panicked, which was reported where it happened.
+                // The thread panicked; the panic is in the log.
                 let source = self.names.first()?.clone();
                 let mut found = Inventory::default();
                 found.add_absent(&source, "opening it failed; see the log".into());

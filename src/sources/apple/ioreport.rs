@@ -20,8 +20,7 @@ use crate::sources::suspend_detector::SuspendDetector;
 use crate::sources::{Inventory, OpenedSource, Source, SourceSettings};
 
 use super::function_loader::load_functions;
-use super::ioreport_channel::{ChannelSelection, SelectedChannel, select_channels};
-use super::ioreport_element::{RawElement, Timebase};
+use super::ioreport_channel::{ChannelSelection, RawElement, SelectedChannel, Timebase, select_channels};
 use super::ioreport_ffi::{ChannelGroup, IoReportSample, IoReportSubscription, timebase};
 
 /// The group of channels that count energy.

@@ -17,9 +17,6 @@ pub mod ioreport;
 /// Which of IOReport's channels are meters.
 pub mod ioreport_channel;
 
-/// The raw element of a channel.
-mod ioreport_element;
-
 /// The calls to IOReport.
 mod ioreport_ffi;
 

@@ -29,9 +29,6 @@ pub mod script;
 /// What a machine showed, read from a recording.
 pub mod trace;
 
-/// The lines of a trace.
-mod trace_line;
-
 /// The mechanism's name.
 pub const NAME: &str = crate::domain::REPLAY_SOURCE;
 
