@@ -1,8 +1,9 @@
-//! RAPL through the registers themselves, `/dev/cpu/N/msr`: the last choice, where perf and powercap are missing.
+//! RAPL through the model-specific registers in `/dev/cpu/N/msr`, for systems without perf and powercap.
 //!
-//! Owns one open register file for each package (msr(4)). Off unless the configuration names it: the file needs
-//! CAP_SYS_RAWIO, which lets a program do far worse than read energy. Only reads, only the registers that the processor's
-//! model is known to have; one that reads 0 is taken for one that is not there, as the kernel takes it.
+//! Owns one open register file for each package (msr(4)). Off by default: the file needs CAP_SYS_RAWIO, which allows far
+//! more than reading energy. Reads only the registers that the processor's model has. A register that reads 0 counts as
+//! missing, as in the kernel. The layouts follow linux arch/x86/events/rapl.c and
+//! drivers/powercap/intel_rapl_common.c; an unknown processor has no layout.
 
 pub use crate::sources::source_settings::MSR as NAME;
 
@@ -42,7 +43,7 @@ pub fn open(settings: &SourceSettings, clock: &Clock) -> Inventory {
         Ok(_) => return add_unavailable(found, settings, &io::Error::from(io::ErrorKind::NotFound)),
         Err(error) => return add_unavailable(found, settings, &error),
     };
-    // One CPU for each package: the first that has its name.
+    // The first CPU of each package.
     let mut packages = BTreeMap::new();
     for (cpu, package) in first_cpu_per_package(settings, &cpus) {
         packages.entry(package).or_insert(cpu);
@@ -57,7 +58,7 @@ pub fn open(settings: &SourceSettings, clock: &Clock) -> Inventory {
     found
 }
 
-/// The first CPU of each package or die, with what its domains are called after.
+/// The first CPU of each package or die, with the package part of its domain names.
 fn first_cpu_per_package(settings: &SourceSettings, cpus: &[usize]) -> BTreeMap<usize, String> {
     let mut first = BTreeMap::new();
     for &cpu in cpus {
@@ -99,13 +100,13 @@ struct MsrSource {
 }
 
 impl MsrSource {
-    /// Opens `path` and finds which of the layout's registers answer.
+    /// Opens `path` and finds the readable registers of the layout.
     ///
     /// # Errors
-    /// The file cannot be opened, its unit not be read, or none of its counters.
+    /// The file cannot be opened, or its unit or all of its counters cannot be read.
     fn open(path: &Path, layout: &MsrLayout, clock: &Clock) -> io::Result<MsrSource> {
         let mut file = SysfsFile::open(path.to_path_buf())?;
-        // The first read tells what is refused; `SysfsFile` only says that something is.
+        // A direct read gives the error; `SysfsFile` drops it.
         let unit = {
             use std::os::unix::fs::FileExt;
             let mut bytes = [0; 8];
@@ -129,7 +130,7 @@ impl MsrSource {
         if counters.is_empty() {
             return Err(io::Error::other("every energy register reads 0, as in most virtual machines"));
         }
-        // One that failed while it was probed left the file closed until it is looked for again.
+        // A register that failed in the probe closed the file, so it is opened again.
         let file = SysfsFile::open(path.to_path_buf())?;
         Ok(MsrSource { file, counters, suspend: SuspendDetector::new(clock), clock: clock.clone() })
     }
@@ -179,12 +180,12 @@ impl Source for MsrSource {
     }
 }
 
-/// Where a processor counts.
+/// The energy registers of a processor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct MsrLayout {
     /// The register with the unit in bits 12:8.
     unit_register: u64,
-    /// What is counted in which register.
+    /// The register of each domain kind.
     registers: &'static [(DomainKind, u64)],
     quirk: UnitQuirk,
 }
@@ -194,9 +195,9 @@ enum UnitQuirk {
     None,
     /// The unit is 2^ESU µJ (Silvermont and Airmont).
     AtomUnit,
-    /// Memory counts in 2^-16 J whatever the unit says.
+    /// Memory counts in 2^-16 J, independent of the unit register.
     ServerDram,
-    /// That, and the platform in whole joules (Sapphire and Emerald Rapids).
+    /// As `ServerDram`, and psys counts whole joules (Sapphire and Emerald Rapids).
     SapphireRapids,
 }
 
@@ -227,7 +228,7 @@ const ATOM: &[(DomainKind, u64)] = &[(DomainKind::Package, 0x611), (DomainKind::
 const XEON_PHI: &[(DomainKind, u64)] = &[(DomainKind::Package, 0x611), (DomainKind::Dram, 0x619)];
 const AMD: &[(DomainKind, u64)] = &[(DomainKind::Package, 0xC001_029B)];
 
-/// The layout of a processor; `None` for one that has no such registers or is not known.
+/// The layout of a processor; `None` if it has no such registers or is unknown.
 fn layout_for(cpu_info: &CpuInfo) -> Option<MsrLayout> {
     match (cpu_info.vendor.as_str(), cpu_info.family) {
         ("GenuineIntel", 6) => intel_layout(cpu_info.model),
@@ -267,7 +268,7 @@ fn intel_layout(model: u32) -> Option<MsrLayout> {
 }
 
 impl MsrLayout {
-    /// What one count of `kind` stands for, with what the unit's register says.
+    /// The energy of one count of `kind`, from the value of the unit register.
     fn unit_of(&self, kind: DomainKind, register: u64) -> Option<EnergyUnit> {
         let shift = (register >> 8) as u32 & 0x1F;
         match (self.quirk, kind) {
@@ -316,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn a_processor_that_is_not_known_has_no_layout() {
+    fn unknown_processor_has_no_layout() {
         assert_eq!(layout("GenuineIntel", 6, 0x1A), None, "Nehalem");
         assert_eq!(layout("GenuineIntel", 15, 4), None);
         assert_eq!(layout("AuthenticAMD", 0x15, 2), None, "Bulldozer");

@@ -1,4 +1,4 @@
-//! perf where the system is no Linux: absent.
+//! perf on other systems than Linux: unavailable.
 
 pub use crate::sources::source_settings::PERF as NAME;
 
@@ -6,7 +6,7 @@ use crate::clock::Clock;
 
 use super::{Inventory, SourceSettings};
 
-/// Says so.
+/// Reports that perf is unavailable.
 pub fn open(_settings: &SourceSettings, _clock: &Clock) -> Inventory {
     let mut found = Inventory::default();
     found.add_absent(NAME, "only Linux has perf events".into());

@@ -1,9 +1,9 @@
-//! RAPL through the kernel's powercap zones: files that hold microjoules.
+//! RAPL through the kernel's powercap zones: files with microjoules.
 //!
-//! Owns the kept-open `energy_uj` of every zone under `class/powercap/intel-rapl*` (linux drivers/powercap). A zone that
-//! two drivers show (`intel-rapl` and `intel-rapl-mmio`) is taken once. A zone whose range is not told is rejected: its
-//! wraps could not be undone. Never walks the tree after the start; a zone that goes away gives invalid readings and is
-//! looked for again once a second.
+//! Owns the open `energy_uj` of every zone under `class/powercap/intel-rapl*` (linux drivers/powercap). A zone that two
+//! drivers show (`intel-rapl` and `intel-rapl-mmio`) is read once. A zone without a range is rejected: its wraps could not
+//! be undone. The driver multiplies the register by a unit in whole nanojoules and truncates to µJ. This file reverses that
+//! exactly, so that powercap and perf agree to the count. A zone that disappears gives invalid readings until it is back.
 
 pub use crate::sources::source_settings::POWERCAP as NAME;
 
@@ -22,7 +22,7 @@ use super::suspend_detector::SuspendDetector;
 use super::sysfs_file::SysfsFile;
 use super::{Inventory, OpenedSource, Source, SourceSettings, rapl};
 
-/// Opens every zone that there is.
+/// Opens all zones.
 pub fn open(settings: &SourceSettings, clock: &Clock) -> Inventory {
     let class = settings.sysfs_root.join("class/powercap");
     let mut found = Inventory::default();
@@ -82,7 +82,7 @@ pub fn open(settings: &SourceSettings, clock: &Clock) -> Inventory {
     found
 }
 
-/// What to say of zones that are there and closed to us.
+/// The reason and the remedy for zones without read permission.
 fn permission_reason(domains: &[&str]) -> String {
     format!(
         "{}: energy_uj is for root alone since CVE-2020-8694; give the program CAP_PERFMON and it reads them through \
@@ -99,14 +99,14 @@ fn zone_domain(zone: &PowercapZone, all: &[PowercapZone], grade: Grade) -> Domai
         device: None,
         parent: zone.parent(all),
         grade,
-        // The zone's constraints limit averages, not power; what the counter refuses as nonsense bounds it.
+        // The zone's constraints limit averages, not power; the counter's plausibility limit bounds it.
         ceiling_mw: Some(plausible_ceiling_mw(zone.kind)),
         latency_ns: rapl::LATENCY_NS,
         quantum_uj: zone.scale.unit.ceil_uj(),
     }
 }
 
-/// All zones, read one after the other.
+/// All zones, read in sequence.
 struct PowercapSource {
     zones: Vec<ZoneCounter>,
     suspend: SuspendDetector,
@@ -119,7 +119,7 @@ impl Source for PowercapSource {
             *reading = zone.read(&self.clock);
         }
         if self.suspend.has_suspended() {
-            // Each meter may have been read before or after the sleep: neither this reading nor the next may be joined.
+            // Each zone may have been read before or after the suspend, so this reading and the next one are discarded.
             self.zones.iter_mut().for_each(|zone| zone.counter.interrupt());
             into.fill(EnergyReading::default());
         }
@@ -166,21 +166,21 @@ const REGISTER_MAX: u128 = 0xFFFF_FFFF;
 struct PowercapZone {
     /// "intel-rapl:0:1".
     id: String,
-    /// What it meters.
+    /// The domain kind.
     kind: DomainKind,
     /// The domain's name: "core-0".
     domain: String,
-    /// How it counts.
+    /// The relation of microjoules and register counts.
     scale: RegisterScale,
     path: PathBuf,
 }
 
-/// The zones of a machine, and those that are listed but of no use, with the reason.
+/// The zones of a machine, and the reasons of unusable ones.
 #[derive(Debug, Default)]
 struct ZoneList {
     /// Packages before their parts; no domain twice.
     zones: Vec<PowercapZone>,
-    /// One sentence for each zone left out.
+    /// One reason for each skipped zone.
     unusable: Vec<String>,
 }
 
@@ -190,8 +190,8 @@ impl PowercapZone {
         self.path.join("energy_uj")
     }
 
-    /// The domain that contains this one: cores are within their package, and everything within psys. Memory is listed
-    /// below its package but is not part of the package's count.
+    /// The parent domain: a package contains its cores, psys contains everything. Memory is listed below its package but is
+    /// not part of the package's count.
     fn parent(&self, all: &[PowercapZone]) -> Option<String> {
         let named = |name: String| all.iter().any(|zone| zone.domain == name).then_some(name);
         match self.kind {
@@ -207,7 +207,7 @@ impl PowercapZone {
 /// Lists the RAPL zones in `class`.
 ///
 /// # Errors
-/// Where the folder itself cannot be read.
+/// The directory cannot be read.
 fn list_zones(class: &Path) -> io::Result<ZoneList> {
     let mut listed = ZoneList::default();
     let mut ids = Vec::new();
@@ -238,8 +238,8 @@ fn list_zones(class: &Path) -> io::Result<ZoneList> {
     Ok(listed)
 }
 
-/// The driver and the numbers of a zone's id, so that `intel-rapl` comes before `intel-rapl-mmio` and zone 2 before
-/// zone 10; `None` for what is no RAPL zone.
+/// The sort key of a zone's id: `intel-rapl` before `intel-rapl-mmio`, zone 2 before zone 10. `None` if the id is no RAPL
+/// zone.
 fn sort_key(id: &str) -> Option<(String, Vec<u32>)> {
     let (driver, numbers) = id.split_once(':')?;
     let numbers = numbers.split(':').map(|number| number.parse().ok()).collect::<Option<Vec<u32>>>()?;
@@ -276,7 +276,7 @@ fn read_name(zone: &Path) -> Result<String, String> {
     Ok(name.trim().to_owned())
 }
 
-/// The largest energy that the zone shows before it begins at 0 again.
+/// The largest energy of the zone before it wraps to 0.
 fn read_range_uj(zone: &Path) -> Result<u64, String> {
     let path = zone.join("max_energy_range_uj");
     let text = fs::read_to_string(&path).map_err(|error| {
@@ -292,20 +292,20 @@ fn read_range_uj(zone: &Path) -> Result<u64, String> {
     }
 }
 
-/// How a zone's microjoules relate to the register behind them.
+/// The relation of a zone's microjoules to its register.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct RegisterScale {
-    /// What one count of the register truly stands for.
+    /// The true energy of one count of the register.
     unit: EnergyUnit,
-    /// The count after which the register begins at 0 again.
+    /// The number of counts after which the register wraps to 0.
     modulus: u128,
-    /// The driver's idea of the unit, in whole nJ; 0 where the zone does not follow the driver's arithmetic.
+    /// The driver's unit in whole nJ; 0 if the zone does not follow the driver's arithmetic.
     driver_unit_nj: u128,
 }
 
 impl RegisterScale {
-    /// The driver shows `max_energy_range_uj` = (2^32 − 1) · unit / 1000, cut (linux intel_rapl_common.c): one unit less
-    /// than the modulus. That gives the unit back. A range of any other form is taken as a count of µJ.
+    /// The driver shows `max_energy_range_uj` = (2^32 − 1) · unit / 1000, truncated (linux intel_rapl_common.c): one
+    /// unit less than the modulus. The unit follows from it. A range of any other form is taken as a count of µJ.
     fn from_range(range_uj: u64) -> RegisterScale {
         let shown_nj = (u128::from(range_uj) * 1_000).div_ceil(REGISTER_MAX);
         let fits = shown_nj >= 1_000 && REGISTER_MAX * shown_nj / 1_000 == u128::from(range_uj);
@@ -319,7 +319,7 @@ impl RegisterScale {
         }
     }
 
-    /// The register's count behind `microjoules`.
+    /// The register's count for `microjoules`.
     fn register_count(&self, microjoules: u64) -> u64 {
         if self.driver_unit_nj == 0 {
             return microjoules;
@@ -328,8 +328,8 @@ impl RegisterScale {
     }
 }
 
-/// The unit of which the driver keeps only whole nanojoules. Units of 2^-k J lose their fraction there (−51.7 ppm at
-/// k = 16), and server memory is shown with 15.3 µJ where perf says 2^-16 J (+0.27 %).
+/// The true unit for the driver's unit in whole nanojoules. Units of 2^-k J lose their fraction in the driver (−51.7 ppm
+/// at k = 16), and it uses 15.3 µJ for server memory where perf uses 2^-16 J (+0.27 %).
 fn true_unit(shown_nj: u128) -> Option<EnergyUnit> {
     if shown_nj == 15_300 {
         return EnergyUnit::joules_over_power_of_two(16);
