@@ -1,9 +1,14 @@
-//! AMD's graphics cards through the kernel: the energy accumulator in `gpu_metrics`, else power, integrated.
+//! AMD GPUs through the kernel: the energy accumulator in `gpu_metrics`, else integrated power.
 //!
-//! Owns which of the two each card under `class/drm` gets. The accumulator is believed only if it moves and agrees, within
-//! a factor, with the power in the same table: on some boards it stands still until the next boot, on some it counts in
-//! another unit. The second die of a two-die board shows 0 for both; the first counts for the two, so it is no domain of its
-//! own. Never wakes a card that sleeps: reading would cost what it was to measure. Needs no vendor's library, no privilege.
+//! Owns the choice for each card under `class/drm`. The accumulator is used only if it advances and agrees, within a factor,
+//! with the power in the same table: on some boards it is stuck until the next boot, on some it has another unit. The
+//! second die of a two-die board shows 0 for both values; the first die counts both, so the second is no domain. Never wakes
+//! a suspended card: that would change the measured power. Needs no vendor library and no privilege.
+//!
+//! `gpu_metrics` is a binary table in many versions (linux drivers/gpu/drm/amd/include/kgd_pp_interface.h; little-endian,
+//! naturally aligned). Versions 2 and 3 are of processors with graphics and have no accumulator. The driver stamps each table
+//! with CLOCK_BOOTTIME and returns the same table for a millisecond. A stamp within the read narrows the time window of the
+//! read. It is not the exact instant of the energy, so `stamp_ns` stays 0 and the domain's latency covers the difference.
 
 pub use crate::sources::source_settings::AMDGPU as NAME;
 
@@ -27,26 +32,26 @@ use super::suspend_detector::SuspendDetector;
 use super::sysfs_file::{SysfsFile, read_trimmed};
 use super::{Inventory, OpenedSource, Source, SourceSettings};
 
-/// AMD on the PCI bus.
+/// AMD's PCI vendor ID.
 const AMD_VENDOR_ID: &str = "0x1002";
 
-/// How long accumulators are watched at the start, all cards at once: at 5 W a live one counts 6,500 in it.
+/// Duration of the probe of all accumulators: at 5 W a live one advances by 6,500 counts.
 const PROBE_TIME: Duration = Duration::from_millis(20);
 
-/// How far the accumulator's power and the table's own may lie apart: the latter is filtered, and the card may have changed
-/// its pace. Another unit is off by 15 and more.
+/// Largest accepted ratio of the accumulator's power and the table's: the latter is filtered, and the load may have changed.
+/// Another unit differs by a factor of 15 or more.
 const MAX_POWER_RATIO: u64 = 4;
 
-/// Below this the table's whole watts say nothing.
+/// Smallest power for the comparison; the table has whole watts only.
 const MIN_COMPARED_W: u64 = 5;
 
-/// The driver asks the card's firmware once a millisecond at most, which itself answers as of a millisecond before.
+/// The driver queries the firmware at most once a millisecond, and the firmware's values are a millisecond old.
 const LATENCY_NS: u64 = 2_000_000;
 
-/// A table takes the firmware's time, some 0.1 to 1 ms of it.
+/// Highest read rate: each table costs the firmware 0.1 to 1 ms.
 const MAX_RATE_HZ: f64 = 250.0;
 
-/// Opens every card that there is, each as a source of its own.
+/// Opens each card as a separate source.
 pub fn open(settings: &SourceSettings, clock: &Clock) -> Inventory {
     let mut found = Inventory::default();
     let cards = list_cards(&settings.sysfs_root.join("class/drm"));
@@ -78,16 +83,16 @@ pub fn open(settings: &SourceSettings, clock: &Clock) -> Inventory {
     found
 }
 
-/// How a card's energy is to be had.
+/// The method to measure a card's energy.
 #[derive(Debug, PartialEq, Eq)]
 enum EnergyMethod {
-    /// By its accumulator of so many bits.
+    /// The accumulator, with its width in bits.
     Accumulator(u32),
-    /// By its power, for this reason (empty: none is reported).
+    /// Integrated power, with the reason (empty: not reported).
     Power(String),
-    /// By the power of the processor that it is a part of.
+    /// Integrated power of the processor that contains the GPU.
     ApuPower,
-    /// Not at all, for this reason.
+    /// None, with the reason.
     Unavailable(String),
 }
 
@@ -113,7 +118,7 @@ fn choose_method(before: Option<GpuMetrics>, after: Option<GpuMetrics>, elapsed_
         (Some(from), Some(to)) if to > from => to - from,
         _ => elapsed_ns,
     };
-    // Counts of 2^-16 J in nanoseconds, as milliwatts.
+    // Counts of 2^-16 J per nanosecond, converted to milliwatts.
     let counted_mw = u128::from(last - first) * 1_000_000_000_000 / 65_536 / u128::from(elapsed_ns.max(1));
     let shown_w = u64::from(after.power_w.unwrap_or(0));
     let shown_mw = u128::from(shown_w * 1_000);
@@ -171,12 +176,12 @@ fn open_card(
 
 /// One card.
 struct AmdCard {
-    /// "card0", whose number may change from boot to boot.
+    /// "card0"; the number may change between boots.
     name: String,
     device_dir: PathBuf,
 }
 
-/// AMD's cards, in the order of their addresses.
+/// AMD cards in the order of their addresses.
 fn list_cards(class: &Path) -> Vec<AmdCard> {
     let numbered = |id: &str| {
         id.strip_prefix("card").is_some_and(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()))
@@ -212,7 +217,7 @@ impl AmdCard {
         GpuMetrics::parse(&table[..length])
     }
 
-    /// What stays the same over reboots: the card's own number, else its address.
+    /// An identifier that is stable over reboots: the card's unique ID, else its address.
     fn device_id(&self) -> String {
         read_trimmed(&self.device_dir.join("unique_id"))
             .or_else(|| pci_address(&self.device_dir))
@@ -245,7 +250,7 @@ impl AmdCard {
         })
     }
 
-    /// A meter of the card's power, and the name of its file. `power1_average` is a mean over a time that nobody tells.
+    /// The card's power sensor and the name of its file. The averaging time of `power1_average` is unknown.
     fn open_power_sensor(&self, is_apu: bool) -> Option<(SensorFile, &'static str)> {
         let chip = self.hwmon_chip()?;
         let open = |file: &'static str| {
@@ -253,7 +258,7 @@ impl AmdCard {
         };
         let (power, file) = open("power1_average").or_else(|| open("power1_input"))?;
         let kind = if is_apu { DomainKind::Soc } else { DomainKind::Gpu };
-        // Three times the limit on the mean: excursions of 100 µs may be as high (PCI Express).
+        // Three times the limit on the mean, which PCI Express allows for 100 µs.
         let limit_mw =
             chip.read_number("power1_cap_max").filter(|limit| *limit > 0).map(|limit| limit / 1_000 * 3);
         let plausible_mw = plausible_ceiling_mw(kind);
@@ -262,8 +267,8 @@ impl AmdCard {
         Some((SensorFile::power(sensor).with_condition(not_suspended(&self.device_dir)), file))
     }
 
-    /// The domain of a card whose power is integrated. What a processor with graphics shows is the whole socket's power,
-    /// which the package's counter has too where there is one.
+    /// The domain of a card whose power is integrated. A processor with graphics shows the power of the whole socket, which
+    /// the package's counter contains too.
     fn power_domain(&self, name: &str, is_apu: bool, sensor: &SensorFile) -> Domain {
         Domain {
             parent: is_apu.then(|| "package-0".to_owned()),
@@ -287,13 +292,13 @@ impl AmdCard {
     }
 }
 
-/// What one count stands for: 2^-16 J, not the 15.3 µJ of the vendor's libraries.
+/// The energy of one count: 2^-16 J. AMD's own libraries use 15.3 µJ, which is 0.27 % high.
 const ACCUMULATOR_UNIT: EnergyUnit = EnergyUnit::TWO_TO_THE_MINUS_16_JOULES;
 
-/// One card's table.
+/// The energy accumulator of one card as a source.
 struct AccumulatorSource {
     table: SysfsFile,
-    /// Whether the card is awake.
+    /// The condition that the card is not suspended.
     condition: Option<ReadCondition>,
     counter: Counter,
     suspend: SuspendDetector,
@@ -301,7 +306,7 @@ struct AccumulatorSource {
 }
 
 impl AccumulatorSource {
-    /// A source on an open table whose accumulator has so many bits.
+    /// Creates a source from an open table whose accumulator has `bits` bits.
     fn new(table: SysfsFile, bits: u32, condition: Option<ReadCondition>, clock: &Clock) -> Self {
         let modulus = 1_u128 << bits;
         let counter = Counter::new(CounterSpec {
@@ -345,25 +350,25 @@ impl Source for AccumulatorSource {
     }
 }
 
-/// The longest part of any version that has to be read.
+/// Number of bytes that contain the read fields in every version.
 const MAX_READ_BYTES: usize = 128;
 
-/// What the table says.
+/// The read fields of the table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct GpuMetrics {
-    /// Whether it is a processor with graphics: what it calls socket power includes the CPU.
+    /// Whether it is a processor with graphics, whose socket power includes the CPU.
     is_apu: bool,
-    /// The accumulator's count; `None` where this version or this board has none.
+    /// The accumulator's count; `None` if this version or this board has none.
     energy_count: Option<u64>,
-    /// When the driver read the table, in CLOCK_BOOTTIME's nanoseconds.
+    /// The instant at which the driver read the table, in nanoseconds of CLOCK_BOOTTIME.
     boot_ns: Option<u64>,
-    /// The mean or momentary power, in whole watts.
+    /// The mean or instantaneous power, in whole watts.
     power_w: Option<u16>,
     /// The accumulator's width in bits.
     counter_bits: u32,
 }
 
-/// Where a version has its fields.
+/// The field offsets of a version.
 struct GpuMetricsLayout {
     energy_offset: usize,
     clock_offset: usize,
@@ -372,7 +377,7 @@ struct GpuMetricsLayout {
 }
 
 impl GpuMetrics {
-    /// Reads the beginning of a table; `None` where it is too short or of no known version.
+    /// Parses the start of a table; `None` if it is too short or of an unknown version.
     fn parse(table: &[u8]) -> Option<GpuMetrics> {
         let size = usize::from(u16_at(table, 0)?);
         let (format, content) = (*table.get(2)?, *table.get(3)?);
@@ -393,7 +398,7 @@ impl GpuMetrics {
         let energy = if layout.counter_bits == 32 {
             u32_at(table, layout.energy_offset).filter(|count| *count != u32::MAX).map(u64::from)
         } else {
-            // A driver fills the fields that a board does not have with ones.
+            // The driver sets all bits of fields that a board does not have.
             u64_at(table, layout.energy_offset)
                 .filter(|count| *count != u64::MAX && *count != u64::from(u32::MAX))
         };
@@ -406,7 +411,7 @@ impl GpuMetrics {
         })
     }
 
-    /// Neither energy nor power: the second die of a board whose first die counts for both.
+    /// Whether energy and power are 0: the second die of a board whose first die counts both.
     fn is_secondary_die(&self) -> bool {
         self.energy_count == Some(0) && self.power_w.unwrap_or(0) == 0
     }
@@ -423,7 +428,7 @@ fn layout_for(format: u8, content: u8) -> Option<GpuMetricsLayout> {
         (1, 4) => {
             Some(GpuMetricsLayout { power_offset: 10, energy_offset: 24, clock_offset: 32, counter_bits: 64 })
         }
-        // Between them and the accumulator, versions 1.5 and 1.6 have 32 figures of decoders.
+        // Versions 1.5 and 1.6 have 32 decoder values before the accumulator.
         (1, 5 | 6) => {
             Some(GpuMetricsLayout { power_offset: 10, energy_offset: 88, clock_offset: 96, counter_bits: 64 })
         }
@@ -467,7 +472,7 @@ mod tests {
         // 100 W for 20 ms are 2 J: 131 072 counts.
         let method = choose_method(metrics(5, 1_000, 100), metrics(131_077, 20_001_000, 100), 1);
         assert_eq!(method, EnergyMethod::Accumulator(64));
-        // The card was idle when its mean was taken.
+        // The card was idle in the averaging time of its power.
         assert_eq!(
             choose_method(metrics(5, 1, 4), metrics(131_077, 20_000_001, 4), 1),
             EnergyMethod::Accumulator(64)
@@ -522,7 +527,7 @@ mod tests {
 
     #[test]
     fn a_count_is_two_to_the_minus_16_joules_and_not_what_the_vendors_libraries_multiply_with() {
-        // 15.3 µJ a count would say 1 004 108.
+        // 15.3 µJ a count would give 1 004 108.
         assert_eq!(reading_after(1, 64, 7, 65_635).energy_uj, 1_001_403);
     }
 
