@@ -15,15 +15,15 @@ use super::board_source::{self, BoardIdentity, OpenedBoard};
 use super::error_reason::{board_error_reason, library_error_reason};
 use super::scope_meter::PowerScope;
 
-/// What the threads of a search report.
+/// A result of the search.
 enum SearchEvent {
-    /// There is no NVML here.
+    /// NVML is unavailable, with the reason.
     Unavailable(String),
-    /// The board with this number was looked at.
+    /// The board with this number is open, or failed to open.
     Board(u32, Box<Result<OpenedBoard, String>>),
 }
 
-/// Looks for boards and shows each one when it has answered. Returns once all have, which may be never.
+/// Searches for boards and passes each one to `show` when it is open. Returns after the last one; may block for ever.
 pub fn open_each(settings: &SourceSettings, clock: &Clock, mut show: impl FnMut(Inventory)) {
     let library = settings.nvml_library.clone().map_or_else(|| DEFAULT_LIBRARY.into(), OsString::from);
     let (sender, events) = channel();
@@ -49,7 +49,7 @@ pub fn open_each(settings: &SourceSettings, clock: &Clock, mut show: impl FnMut(
     }
 }
 
-/// Lists the boards and has each one looked at by a thread of its own.
+/// Lists the boards and starts one thread to open each.
 fn list_boards(library: &OsString, clock: &Clock, sender: &Sender<SearchEvent>) -> Result<(), String> {
     let nvml = load_library(library).map_err(|error| library_error_reason(&error, library))?;
     let count = nvml.device_count().map_err(|error| library_error_reason(&error, library))?;

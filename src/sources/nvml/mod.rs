@@ -1,9 +1,8 @@
-//! NVIDIA GPUs through NVML, NVIDIA's own library: each board by itself, by its UUID.
+//! NVIDIA GPUs through NVML, NVIDIA's own library: one source for each board, identified by its UUID.
 //!
-//! Owns the search at the start. Any call into the driver may hang for minutes, so all of them are made on threads of
-//! their own, one for each board, and each board is shown when it answers. The library is loaded at run time, and its
-//! absence is nothing but a line in the list. Needs no privilege but the right to open /dev/nvidia*. While boards are open
-//! the driver cannot be unloaded: NVML keeps its device files open.
+//! Any call into the driver may hang for minutes, so each board has its own thread. The library is loaded at run time; a
+//! missing library is an entry in the list of absent sources. Needs access to /dev/nvidia* only. The driver cannot be
+//! unloaded while boards are open: NVML keeps its device files open.
 
 pub use board_search::open_each;
 
@@ -12,7 +11,7 @@ pub use super::source_settings::NVML as NAME;
 /// One board as a source.
 mod board_source;
 
-/// The connection to a board, and reconnecting.
+/// The connection to a board, with reconnection.
 mod board_connection;
 
 /// The calls to NVML.
@@ -21,10 +20,10 @@ mod board_ffi;
 /// The search for boards.
 mod board_search;
 
-/// When an expensive call to NVML is due.
+/// The schedule of expensive NVML calls.
 mod call_schedule;
 
-/// What NVML's errors mean.
+/// Reasons and remedies for NVML errors.
 mod error_reason;
 
 /// Per-process utilization of a board.
