@@ -1,9 +1,16 @@
-//! AMD's graphics cards through the kernel: the energy accumulator in `gpu_metrics`, else power, integrated.
+//! AMD GPUs through the kernel: the energy accumulator in `gpu_metrics`, else integrated power.
 //!
-//! Owns which of the two each card under `class/drm` gets. The accumulator is believed only if it moves and agrees, within
-//! a factor, with the power in the same table: on some boards it stands still until the next boot, on some it counts in
-//! another unit. The second die of a two-die board shows 0 for both; the first counts for the two, so it is no domain of its
-//! own. Never wakes a card that sleeps: reading would cost what it was to measure. Needs no vendor's library, no privilege.
+//! Owns the choice for each card under `class/drm`. The accumulator is used only if it advances and agrees, within a factor,
+//! with the power in the same table: on some boards it is stuck until the next boot, on some it has another unit. The
+//! second die of a two-die board shows 0 for both values; the first die counts both, so the second is no domain. Never wakes
+//! a suspended card: that would change the measured power. Needs no vendor library and no privilege.
+//!
+//! `gpu_metrics` is a binary table in many versions (linux drivers/gpu/drm/amd/include/kgd_pp_interface.h; little-endian,
+//! naturally aligned). Versions 2 and 3 are of processors with graphics and have no accumulator. The driver stamps each table
+//! with CLOCK_BOOTTIME and returns the same table for a millisecond. A stamp within the read narrows the time window of the
+//! read. It is not the exact instant of the energy, so `stamp_ns` stays 0 and the domain's latency covers the difference.
+
+pub use crate::sources::source_settings::AMDGPU as NAME;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,41 +18,40 @@ use std::thread;
 use std::time::Duration;
 
 use crate::clock::{Clock, monotonic_ns};
-use crate::domain::{Domain, DomainKind, Grade};
+use crate::domain::{Domain, DomainKind, EnergyReading, Grade};
 
-use super::amdgpu_accumulator::{ACCUMULATOR_UNIT, AccumulatorSource};
-use super::counter::plausible_ceiling_mw;
+use super::counter::{Counter, CounterSpec, plausible_ceiling_mw};
 use super::energy_integral::ROUNDING_UJ;
-use super::gpu_metrics::{GpuMetrics, MAX_READ_BYTES};
+use super::energy_unit::EnergyUnit;
 use super::hwmon_chip::{HwmonChip, pci_address};
 use super::power_sensor::{PowerInput, PowerSensor};
-use super::sensor_files::{SensorFile, SensorFileGroup, is_suspended, not_suspended, open_unless_suspended};
+use super::sensor_files::{
+    ReadCondition, SensorFile, SensorFileGroup, is_suspended, not_suspended, open_unless_suspended,
+};
+use super::suspend_detector::SuspendDetector;
 use super::sysfs_file::{SysfsFile, read_trimmed};
-use super::{Inventory, OpenedSource, SourceSettings};
+use super::{Inventory, OpenedSource, Source, SourceSettings};
 
-/// The mechanism's name.
-pub const NAME: &str = "amdgpu";
-
-/// AMD on the PCI bus.
+/// AMD's PCI vendor ID.
 const AMD_VENDOR_ID: &str = "0x1002";
 
-/// How long accumulators are watched at the start, all cards at once: at 5 W a live one counts 6,500 in it.
+/// Duration of the probe of all accumulators: at 5 W a live one advances by 6,500 counts.
 const PROBE_TIME: Duration = Duration::from_millis(20);
 
-/// How far the accumulator's power and the table's own may lie apart: the latter is filtered, and the card may have changed
-/// its pace. Another unit is off by 15 and more.
+/// Largest accepted ratio of the accumulator's power and the table's: the latter is filtered, and the load may have changed.
+/// Another unit differs by a factor of 15 or more.
 const MAX_POWER_RATIO: u64 = 4;
 
-/// Below this the table's whole watts say nothing.
+/// Smallest power for the comparison; the table has whole watts only.
 const MIN_COMPARED_W: u64 = 5;
 
-/// The driver asks the card's firmware once a millisecond at most, which itself answers as of a millisecond before.
+/// The driver queries the firmware at most once a millisecond, and the firmware's values are a millisecond old.
 const LATENCY_NS: u64 = 2_000_000;
 
-/// A table takes the firmware's time, some 0.1 to 1 ms of it.
+/// Highest read rate: each table costs the firmware 0.1 to 1 ms.
 const MAX_RATE_HZ: f64 = 250.0;
 
-/// Opens every card that there is, each as a source of its own.
+/// Opens each card as a separate source.
 pub fn open(settings: &SourceSettings, clock: &Clock) -> Inventory {
     let mut found = Inventory::default();
     let cards = list_cards(&settings.sysfs_root.join("class/drm"));
@@ -77,16 +83,16 @@ pub fn open(settings: &SourceSettings, clock: &Clock) -> Inventory {
     found
 }
 
-/// How a card's energy is to be had.
+/// The method to measure a card's energy.
 #[derive(Debug, PartialEq, Eq)]
 enum EnergyMethod {
-    /// By its accumulator of so many bits.
+    /// The accumulator, with its width in bits.
     Accumulator(u32),
-    /// By its power, for this reason (empty: none is reported).
+    /// Integrated power, with the reason (empty: not reported).
     Power(String),
-    /// By the power of the processor that it is a part of.
+    /// Integrated power of the processor that contains the GPU.
     ApuPower,
-    /// Not at all, for this reason.
+    /// None, with the reason.
     Unavailable(String),
 }
 
@@ -112,7 +118,7 @@ fn choose_method(before: Option<GpuMetrics>, after: Option<GpuMetrics>, elapsed_
         (Some(from), Some(to)) if to > from => to - from,
         _ => elapsed_ns,
     };
-    // Counts of 2^-16 J in nanoseconds, as milliwatts.
+    // Counts of 2^-16 J per nanosecond, converted to milliwatts.
     let counted_mw = u128::from(last - first) * 1_000_000_000_000 / 65_536 / u128::from(elapsed_ns.max(1));
     let shown_w = u64::from(after.power_w.unwrap_or(0));
     let shown_mw = u128::from(shown_w * 1_000);
@@ -170,12 +176,12 @@ fn open_card(
 
 /// One card.
 struct AmdCard {
-    /// "card0", whose number may change from boot to boot.
+    /// "card0"; the number may change between boots.
     name: String,
     device_dir: PathBuf,
 }
 
-/// AMD's cards, in the order of their addresses.
+/// AMD cards in the order of their addresses.
 fn list_cards(class: &Path) -> Vec<AmdCard> {
     let numbered = |id: &str| {
         id.strip_prefix("card").is_some_and(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()))
@@ -211,7 +217,7 @@ impl AmdCard {
         GpuMetrics::parse(&table[..length])
     }
 
-    /// What stays the same over reboots: the card's own number, else its address.
+    /// An identifier that is stable over reboots: the card's unique ID, else its address.
     fn device_id(&self) -> String {
         read_trimmed(&self.device_dir.join("unique_id"))
             .or_else(|| pci_address(&self.device_dir))
@@ -244,7 +250,7 @@ impl AmdCard {
         })
     }
 
-    /// A meter of the card's power, and the name of its file. `power1_average` is a mean over a time that nobody tells.
+    /// The card's power sensor and the name of its file. The averaging time of `power1_average` is unknown.
     fn open_power_sensor(&self, is_apu: bool) -> Option<(SensorFile, &'static str)> {
         let chip = self.hwmon_chip()?;
         let open = |file: &'static str| {
@@ -252,7 +258,7 @@ impl AmdCard {
         };
         let (power, file) = open("power1_average").or_else(|| open("power1_input"))?;
         let kind = if is_apu { DomainKind::Soc } else { DomainKind::Gpu };
-        // Three times the limit on the mean: excursions of 100 µs may be as high (PCI Express).
+        // Three times the limit on the mean, which PCI Express allows for 100 µs.
         let limit_mw =
             chip.read_number("power1_cap_max").filter(|limit| *limit > 0).map(|limit| limit / 1_000 * 3);
         let plausible_mw = plausible_ceiling_mw(kind);
@@ -261,8 +267,8 @@ impl AmdCard {
         Some((SensorFile::power(sensor).with_condition(not_suspended(&self.device_dir)), file))
     }
 
-    /// The domain of a card whose power is integrated. What a processor with graphics shows is the whole socket's power,
-    /// which the package's counter has too where there is one.
+    /// The domain of a card whose power is integrated. A processor with graphics shows the power of the whole socket, which
+    /// the package's counter contains too.
     fn power_domain(&self, name: &str, is_apu: bool, sensor: &SensorFile) -> Domain {
         Domain {
             parent: is_apu.then(|| "package-0".to_owned()),
@@ -286,8 +292,169 @@ impl AmdCard {
     }
 }
 
+/// The energy of one count: 2^-16 J. AMD's own libraries use 15.3 µJ, which is 0.27 % high.
+const ACCUMULATOR_UNIT: EnergyUnit = EnergyUnit::TWO_TO_THE_MINUS_16_JOULES;
+
+/// The energy accumulator of one card as a source.
+struct AccumulatorSource {
+    table: SysfsFile,
+    /// The condition that the card is not suspended.
+    condition: Option<ReadCondition>,
+    counter: Counter,
+    suspend: SuspendDetector,
+    clock: Clock,
+}
+
+impl AccumulatorSource {
+    /// Creates a source from an open table whose accumulator has `bits` bits.
+    fn new(table: SysfsFile, bits: u32, condition: Option<ReadCondition>, clock: &Clock) -> Self {
+        let modulus = 1_u128 << bits;
+        let counter = Counter::new(CounterSpec {
+            unit: ACCUMULATOR_UNIT,
+            modulus,
+            ceiling_mw: plausible_ceiling_mw(DomainKind::Gpu),
+            staleness_ns: 100_000_000,
+            range_uj: u64::try_from(ACCUMULATOR_UNIT.to_uj(modulus)).unwrap_or(u64::MAX),
+        });
+        Self { table, condition, counter, suspend: SuspendDetector::new(clock), clock: clock.clone() }
+    }
+
+    fn read_metrics(&mut self, now_ns: u64) -> Option<GpuMetrics> {
+        if let Some(condition) = &mut self.condition
+            && condition.file.equals(now_ns, condition.word) != Some(condition.must_equal)
+        {
+            return None;
+        }
+        let mut bytes = [0; MAX_READ_BYTES];
+        let length = self.table.read_bytes(now_ns, &mut bytes)?;
+        GpuMetrics::parse(&bytes[..length])
+    }
+}
+
+impl Source for AccumulatorSource {
+    fn read(&mut self, into: &mut [EnergyReading]) -> Option<(u64, u64)> {
+        let before_ns = self.clock.now_ns();
+        let metrics = self.read_metrics(before_ns);
+        let after_ns = self.clock.now_ns();
+        let energy = metrics.and_then(|metrics| metrics.energy_count);
+        if energy.is_none() || self.suspend.has_suspended() {
+            self.counter.interrupt();
+        }
+        let reading = energy
+            .map_or_else(EnergyReading::default, |energy| self.counter.advance(energy, before_ns, after_ns));
+        if let Some(into) = into.first_mut() {
+            *into = reading;
+        }
+        let taken_ns = self.suspend.latest_monotonic_ns(metrics?.boot_ns?)?;
+        (before_ns..=after_ns).contains(&taken_ns).then_some((before_ns, taken_ns))
+    }
+}
+
+/// Number of bytes that contain the read fields in every version.
+const MAX_READ_BYTES: usize = 128;
+
+/// The read fields of the table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct GpuMetrics {
+    /// Whether it is a processor with graphics, whose socket power includes the CPU.
+    is_apu: bool,
+    /// The accumulator's count; `None` if this version or this board has none.
+    energy_count: Option<u64>,
+    /// The instant at which the driver read the table, in nanoseconds of CLOCK_BOOTTIME.
+    boot_ns: Option<u64>,
+    /// The mean or instantaneous power, in whole watts.
+    power_w: Option<u16>,
+    /// The accumulator's width in bits.
+    counter_bits: u32,
+}
+
+/// The field offsets of a version.
+struct GpuMetricsLayout {
+    energy_offset: usize,
+    clock_offset: usize,
+    power_offset: usize,
+    counter_bits: u32,
+}
+
+impl GpuMetrics {
+    /// Parses the start of a table; `None` if it is too short or of an unknown version.
+    fn parse(table: &[u8]) -> Option<GpuMetrics> {
+        let size = usize::from(u16_at(table, 0)?);
+        let (format, content) = (*table.get(2)?, *table.get(3)?);
+        if size < 16 {
+            return None;
+        }
+        if matches!(format, 2 | 3) {
+            return Some(GpuMetrics {
+                is_apu: true,
+                energy_count: None,
+                boot_ns: None,
+                power_w: None,
+                counter_bits: 64,
+            });
+        }
+        let layout = layout_for(format, content)
+            .filter(|layout| layout.clock_offset.max(layout.energy_offset) + 8 <= size)?;
+        let energy = if layout.counter_bits == 32 {
+            u32_at(table, layout.energy_offset).filter(|count| *count != u32::MAX).map(u64::from)
+        } else {
+            // The driver sets all bits of fields that a board does not have.
+            u64_at(table, layout.energy_offset)
+                .filter(|count| *count != u64::MAX && *count != u64::from(u32::MAX))
+        };
+        Some(GpuMetrics {
+            is_apu: false,
+            energy_count: energy,
+            boot_ns: u64_at(table, layout.clock_offset).filter(|at| *at != u64::MAX && *at != 0),
+            power_w: u16_at(table, layout.power_offset).filter(|watts| *watts != u16::MAX),
+            counter_bits: layout.counter_bits,
+        })
+    }
+
+    /// Whether energy and power are 0: the second die of a board whose first die counts both.
+    fn is_secondary_die(&self) -> bool {
+        self.energy_count == Some(0) && self.power_w.unwrap_or(0) == 0
+    }
+}
+
+fn layout_for(format: u8, content: u8) -> Option<GpuMetricsLayout> {
+    match (format, content) {
+        (1, 0) => {
+            Some(GpuMetricsLayout { clock_offset: 8, power_offset: 34, energy_offset: 36, counter_bits: 32 })
+        }
+        (1, 1..=3) => {
+            Some(GpuMetricsLayout { power_offset: 22, energy_offset: 24, clock_offset: 32, counter_bits: 64 })
+        }
+        (1, 4) => {
+            Some(GpuMetricsLayout { power_offset: 10, energy_offset: 24, clock_offset: 32, counter_bits: 64 })
+        }
+        // Versions 1.5 and 1.6 have 32 decoder values before the accumulator.
+        (1, 5 | 6) => {
+            Some(GpuMetricsLayout { power_offset: 10, energy_offset: 88, clock_offset: 96, counter_bits: 64 })
+        }
+        (1, 7 | 8) => {
+            Some(GpuMetricsLayout { power_offset: 10, energy_offset: 24, clock_offset: 32, counter_bits: 64 })
+        }
+        _ => None,
+    }
+}
+
+fn u16_at(table: &[u8], at: usize) -> Option<u16> {
+    Some(u16::from_le_bytes(table.get(at..at + 2)?.try_into().ok()?))
+}
+
+fn u32_at(table: &[u8], at: usize) -> Option<u32> {
+    Some(u32::from_le_bytes(table.get(at..at + 4)?.try_into().ok()?))
+}
+
+fn u64_at(table: &[u8], at: usize) -> Option<u64> {
+    Some(u64::from_le_bytes(table.get(at..at + 8)?.try_into().ok()?))
+}
+
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn metrics(energy: u64, boot_ns: u64, power_w: u16) -> Option<GpuMetrics> {
@@ -305,7 +472,7 @@ mod tests {
         // 100 W for 20 ms are 2 J: 131 072 counts.
         let method = choose_method(metrics(5, 1_000, 100), metrics(131_077, 20_001_000, 100), 1);
         assert_eq!(method, EnergyMethod::Accumulator(64));
-        // The card was idle when its mean was taken.
+        // The card was idle in the averaging time of its power.
         assert_eq!(
             choose_method(metrics(5, 1, 4), metrics(131_077, 20_000_001, 4), 1),
             EnergyMethod::Accumulator(64)
@@ -329,5 +496,95 @@ mod tests {
     fn a_die_without_energy_and_power_is_the_second_one() {
         let method = choose_method(metrics(0, 1_000, 0), metrics(0, 20_001_000, 0), 1);
         assert!(matches!(method, EnergyMethod::Unavailable(reason) if reason.contains("second die")));
+    }
+
+    const MS: u64 = 1_000_000;
+
+    /// Version 1.1 (64 bits at 24) or 1.0 (32 bits at 36).
+    fn write(path: &Path, version: u8, count: u64) {
+        let mut table = vec![0_u8; 120];
+        table[..4].copy_from_slice(&[120, 0, 1, version]);
+        match version {
+            0 => table[36..40].copy_from_slice(&(count as u32).to_le_bytes()),
+            _ => table[24..32].copy_from_slice(&count.to_le_bytes()),
+        }
+        fs::write(path, table).unwrap();
+    }
+
+    fn reading_after(version: u8, bits: u32, from: u64, to: u64) -> EnergyReading {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("gpu_metrics");
+        let clock = Clock::manual(0);
+        write(&path, version, from);
+        let mut source = AccumulatorSource::new(SysfsFile::open(path.clone()).unwrap(), bits, None, &clock);
+        let mut reading = [EnergyReading::default()];
+        assert_eq!(source.read(&mut reading), None, "a manual clock has no boot clock beside it");
+        clock.set(20 * MS);
+        write(&path, version, to);
+        source.read(&mut reading);
+        reading[0]
+    }
+
+    #[test]
+    fn a_count_is_two_to_the_minus_16_joules_and_not_what_the_vendors_libraries_multiply_with() {
+        // 15.3 µJ a count would give 1 004 108.
+        assert_eq!(reading_after(1, 64, 7, 65_635).energy_uj, 1_001_403);
+    }
+
+    #[test]
+    fn the_32_bit_accumulator_of_the_first_version_wraps() {
+        let reading = reading_after(0, 32, 0xFFFF_0000, 0x0001_0000);
+        assert_eq!((reading.energy_uj, reading.epoch), (2_000_000, 0));
+    }
+
+    #[test]
+    fn a_count_that_falls_back_is_a_restart_and_no_energy() {
+        let reading = reading_after(1, 64, 900_000_000_000, 5);
+        assert_eq!((reading.valid, reading.energy_uj, reading.epoch), (true, 0, 1));
+    }
+
+    fn table(content: u8, size: u16, fields: &[(usize, &[u8])]) -> Vec<u8> {
+        let mut table = vec![0_u8; usize::from(size)];
+        table[..2].copy_from_slice(&size.to_le_bytes());
+        (table[2], table[3]) = (1, content);
+        for (at, bytes) in fields {
+            table[*at..at + bytes.len()].copy_from_slice(bytes);
+        }
+        table
+    }
+
+    #[test]
+    fn each_version_has_its_fields_where_the_kernels_header_puts_them() {
+        let (energy, clock, power) = (65_628_u64.to_le_bytes(), 77_u64.to_le_bytes(), 250_u16.to_le_bytes());
+        let versions = [(1, 22, 24, 32), (3, 22, 24, 32), (4, 10, 24, 32), (5, 10, 88, 96), (7, 10, 24, 32)];
+        for (content, power_at, energy_at, clock_at) in versions {
+            let fields: [(usize, &[u8]); 3] = [(power_at, &power), (energy_at, &energy), (clock_at, &clock)];
+            let metrics = GpuMetrics::parse(&table(content, 200, &fields)).unwrap();
+            assert_eq!(
+                (metrics.energy_count, metrics.boot_ns, metrics.power_w),
+                (Some(65_628), Some(77), Some(250)),
+                "version 1.{content}"
+            );
+        }
+        let narrow = GpuMetrics::parse(&table(0, 80, &[(36, &[1, 2, 0, 0]), (8, &clock)])).unwrap();
+        assert_eq!((narrow.energy_count, narrow.boot_ns, narrow.counter_bits), (Some(513), Some(77), 32));
+    }
+
+    #[test]
+    fn what_a_board_does_not_have_is_absent_and_not_all_ones() {
+        let metrics = GpuMetrics::parse(&table(3, 120, &[(22, &[0xFF; 2]), (24, &[0xFF; 16])])).unwrap();
+        assert_eq!((metrics.energy_count, metrics.boot_ns, metrics.power_w), (None, None, None));
+        let mut apu = table(2, 120, &[]);
+        apu[2] = 2;
+        assert!(GpuMetrics::parse(&apu).unwrap().is_apu);
+        apu[2] = 9;
+        assert_eq!(GpuMetrics::parse(&apu), None);
+    }
+
+    proptest! {
+        #[test]
+        fn no_table_makes_it_panic(table in proptest::collection::vec(any::<u8>(), 0..160)) {
+            let _ = GpuMetrics::parse(&table);
+        }
     }
 }

@@ -1,8 +1,10 @@
-//! What a battery delivers, while it does: a slow check on everything else.
+//! The power of batteries while they discharge: a slow reference for the other sources.
 //!
-//! Owns the batteries under `class/power_supply` that feed the machine (not a mouse's). Firmware refreshes them every
-//! 1 to 30 s, so this is compared in `wattspan doctor` with the sum of the others and never added to anything (see
-//! `domain_tree`). Never shows a battery that charges as one that delivers.
+//! Reads the batteries under `class/power_supply` that power the machine (not those of peripherals). Firmware refreshes the
+//! values every 1 to 30 s, so `wattspan doctor` compares them with the sum of the other domains and no total contains them
+//! (see `domain_tree`). A charging battery gives invalid readings.
+
+pub use crate::sources::source_settings::BATTERY as NAME;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -17,17 +19,14 @@ use super::sensor_files::{ReadCondition, SensorFile, SensorFileGroup};
 use super::sysfs_file::{SysfsFile, read_trimmed};
 use super::{Inventory, SourceSettings};
 
-/// The mechanism's name.
-pub const NAME: &str = "battery";
-
-/// What a battery's `status` says while it feeds the machine (linux Documentation/ABI/testing/sysfs-class-power).
+/// The `status` of a battery that powers the machine (linux Documentation/ABI/testing/sysfs-class-power).
 const DISCHARGING: &str = "Discharging";
 
-/// The ACPI driver asks the firmware once a second at most and answers from memory in between, so this costs next to
-/// nothing, and a span that ends does not wait for the firmware.
+/// The ACPI driver queries the firmware at most once a second and caches the answer. Reads are cheap, and the end of a
+/// span does not wait for the firmware.
 const MAX_RATE_HZ: f64 = 10.0;
 
-/// Opens every battery that there is.
+/// Opens all batteries that power the machine.
 pub fn open(settings: &SourceSettings, clock: &Clock) -> Inventory {
     let class = settings.sysfs_root.join("class/power_supply");
     let mut found = Inventory::default();
@@ -48,7 +47,7 @@ pub fn open(settings: &SourceSettings, clock: &Clock) -> Inventory {
     found
 }
 
-/// The folders of the batteries that feed the machine, by name.
+/// The directories of the batteries that power the machine, sorted by name.
 fn list_batteries(class: &Path) -> Vec<PathBuf> {
     let feeds = |folder: &PathBuf| {
         read_trimmed(&folder.join("type")).as_deref() == Some("Battery")

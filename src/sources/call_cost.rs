@@ -1,37 +1,37 @@
-//! What a call into the driver costs here, and how often it may be made for that.
+//! The measured cost of a driver call, and the shortest call period that follows from it.
 //!
-//! The same call takes 0.5 µs on one machine and 2.4 ms on another, so it is measured, never assumed. Owns the two limits:
-//! the part of a core that all boards' calls together may burn, and the part of time for which one board's driver may be
-//! held. Invariant: a period keeps both.
+//! The same call takes 0.5 µs on one machine and 2.4 ms on another, so the cost is measured. Owns the two limits: the share
+//! of a core for the calls of all boards, and the share of time in which one board's driver is busy with calls.
+//! Invariant: every period keeps both limits.
 
 use std::time::{Duration, Instant};
 
 use rustix::time::{ClockId, clock_gettime};
 
-/// Calls whose median is taken, after one that may be slow because it is the first.
+/// Number of measured calls, after a first call that may be slow.
 const MEASURED_CALLS: usize = 5;
 
-/// No more than this part of a core goes into the calls of one board, ...
+/// Largest share of a core for the calls of one board.
 const MAX_CORE_SHARE_PER_BOARD: f64 = 0.01;
-/// ... nor more than this into those of all boards together. Two things are dearer. NVML's counters are asked once a
-/// second at least, since one that is silent for two is lost, and with it every account that is open: a call of 24 ms takes
-/// 2.4 % of a core for each board then, and one that holds the driver for 160 ms holds it for 16 % of the time. And a board
-/// that was just found is looked at until its counter moves: for some tenths of a second, a fifth of a core or two calls.
+/// Largest share of a core for the calls of all boards. Two cases exceed the limits. NVML counters are read at least once
+/// a second, because a counter that is silent for two seconds is lost, with all open spans: a call of 24 ms then takes
+/// 2.4 % of a core for each board, and a call of 160 ms occupies the driver for 16 % of the time. A new board is probed
+/// until its counter advances: for some tenths of a second at a fifth of a core, or for two calls.
 const MAX_CORE_SHARE_TOTAL: f64 = 0.012;
-/// For no more than this part of the time is a board's driver asked: it has locks that the board's real work needs too.
+/// Largest share of time in calls to one board's driver, whose locks the board's workload needs too.
 const MAX_DRIVER_TIME_SHARE: f64 = 0.08;
 
 /// The median cost of a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct CallCost {
-    /// From begin to end.
+    /// Elapsed time.
     pub wall_ns: u64,
     /// CPU time of the calling thread.
     pub cpu_ns: u64,
 }
 
 impl CallCost {
-    /// Makes the call a few times and measures it.
+    /// Measures the median of a few calls.
     pub fn measure(mut call: impl FnMut()) -> CallCost {
         call();
         let (mut wall, mut cpu) = ([0; MEASURED_CALLS], [0; MEASURED_CALLS]);
@@ -46,7 +46,7 @@ impl CallCost {
         CallCost { wall_ns: wall[MEASURED_CALLS / 2], cpu_ns: cpu[MEASURED_CALLS / 2] }
     }
 
-    /// The shortest time between two calls that keeps the limits on a machine with so many boards.
+    /// The shortest period that keeps both limits on a machine with this number of boards.
     pub fn min_period_ns(self, boards: usize) -> u64 {
         let of_a_core = MAX_CORE_SHARE_PER_BOARD.min(MAX_CORE_SHARE_TOTAL / boards.max(1) as f64);
         let (by_core, by_time) =
@@ -72,8 +72,8 @@ mod tests {
     fn a_cheap_call_may_be_made_often_and_an_expensive_one_rarely() {
         let of = |wall_ns, cpu_ns, boards| CallCost { wall_ns, cpu_ns }.min_period_ns(boards);
         assert_eq!(of(1_000, 1_000, 1), 100_000);
-        assert_eq!(of(2_400_000, 10_000, 1), 30_000_000, "it sleeps: the driver is what is spared");
-        assert_eq!(of(2_400_000, 2_400_000, 1), 240_000_000, "it burns: the core is");
+        assert_eq!(of(2_400_000, 10_000, 1), 30_000_000, "a sleeping call: the limit of the driver applies");
+        assert_eq!(of(2_400_000, 2_400_000, 1), 240_000_000, "a busy call: the limit of the core applies");
         assert_eq!(of(2_400_000, 2_400_000, 8), 1_600_000_000);
         assert_eq!(of(0, 0, 0), 0);
     }

@@ -1,39 +1,38 @@
-//! From a raw count that wraps, restarts and vanishes to microjoules that only grow.
+//! Conversion of raw counts that wrap, restart and disappear to monotonic microjoules.
 //!
-//! Owns every wrap and reset of the program: nothing outside this file knows that counters are finite. Invariant: the
-//! energy given out never decreases; within one epoch it is the floor of the true count times the unit, exactly;
-//! across a change of epoch nothing is claimed and nothing added. Never guesses: where a wrap cannot be told from
-//! a restart or from two wraps, the time between the two readings is given up.
+//! Handles all wraps and resets of the program. Invariant: the energy never decreases. Within one epoch it is exactly the
+//! floor of the true count times the unit; a change of epoch adds no energy. If a wrap cannot be distinguished from a
+//! restart or from two wraps, the interval between the two readings counts as unknown.
 
 use crate::domain::{DomainKind, EnergyReading};
 
 use super::energy_unit::EnergyUnit;
 
-/// How a counter counts, and what would be too much to believe.
+/// Unit, width and plausibility limits of a counter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CounterSpec {
-    /// What one count stands for.
+    /// The energy of one count.
     pub unit: EnergyUnit,
-    /// The count that follows the largest one is 0 again: 2^32, or 2^64 for the kernel's perf counts.
+    /// The largest count plus 1: 2^32, or 2^64 for the kernel's perf counts.
     pub modulus: u128,
-    /// No hardware of the kind can draw more for any length of time. See [`plausible_ceiling_mw`].
+    /// The highest plausible power of this kind of hardware. See [`plausible_ceiling_mw`].
     pub ceiling_mw: u64,
-    /// How old a count may be when it is read: the update interval and the way from the hardware, generously.
+    /// Upper bound of a count's age at the read: update interval plus transport latency.
     pub staleness_ns: u64,
-    /// The smallest energy after which a register *behind* this count may have wrapped unseen; the count's own
-    /// range where there is none behind it.
+    /// The smallest energy after which the hardware register *behind* this count may have wrapped unnoticed. Without such
+    /// a register: the range of the count.
     pub range_uj: u64,
 }
 
-/// One counter's history: the last raw count, and everything counted since the first.
+/// The state of one counter: the last raw count and the sum since the first one.
 #[derive(Debug, Clone)]
 pub struct Counter {
     spec: CounterSpec,
-    /// `None` before the first reading and after an interruption: then the next reading is only a baseline.
+    /// `None` before the first reading and after an interruption. The next reading is then a baseline.
     last: Option<LastCount>,
-    /// Whether there ever was a baseline; only the first one opens no new epoch.
+    /// Whether a baseline existed before. Every baseline except the first opens a new epoch.
     has_baseline: bool,
-    /// Counts since the first baseline, in all epochs together.
+    /// Counts since the first baseline, over all epochs.
     counts: u128,
     epoch: u32,
 }
@@ -41,19 +40,19 @@ pub struct Counter {
 #[derive(Debug, Clone, Copy)]
 struct LastCount {
     raw: u64,
-    /// The earliest instant at which it can have been read.
+    /// The earliest possible instant of the read.
     before_ns: u64,
 }
 
 impl Counter {
-    /// A counter that has seen nothing yet.
+    /// A counter without readings.
     pub fn new(shape: CounterSpec) -> Self {
         Self { spec: shape, last: None, has_baseline: false, counts: 0, epoch: 0 }
     }
 
-    /// Takes the raw count read between `before_ns` and `after_ns`, and says what it means.
+    /// Converts the raw count that was read between `before_ns` and `after_ns`.
     ///
-    /// The first count is only the baseline. A count that cannot be on this counter (at or above the modulus)
+    /// The first count is the baseline. An impossible count (at or above the modulus)
     /// gives an invalid reading and counts as an interruption.
     pub fn advance(&mut self, raw: u64, before_ns: u64, after_ns: u64) -> EnergyReading {
         if u128::from(raw) >= self.spec.modulus {
@@ -79,13 +78,13 @@ impl Counter {
         }
     }
 
-    /// The counter was away, or the machine asleep: whatever it counts next, the energy in between is unknown.
+    /// Records that the counter was unavailable or the machine suspended. The energy up to the next reading is unknown.
     pub fn interrupt(&mut self) {
         self.last = None;
     }
 
-    /// Counts since `last`, or `None` where they cannot be told: too much power to be true (a restart seen as a
-    /// wrap, a jump), or so long a gap that the counter may have wrapped more than once.
+    /// Counts since `last`. `None` if they are unknown: implausible power (a restart that looks like a wrap, a jump), or a
+    /// gap in which the counter may have wrapped more than once.
     fn plausible_delta(&self, last: LastCount, raw: u64, after_ns: u64) -> Option<u128> {
         let elapsed_ns = after_ns.saturating_sub(last.before_ns);
         let max_uj = self.max_growth_uj(elapsed_ns);
@@ -97,16 +96,16 @@ impl Counter {
         (self.spec.unit.to_uj(delta) <= max_uj).then_some(delta)
     }
 
-    /// The most that the counter can have grown in `elapsed_ns` between two reads. mW times ns are pJ.
+    /// The largest plausible increase between two reads `elapsed_ns` apart. mW times ns are pJ.
     fn max_growth_uj(&self, elapsed_ns: u64) -> u128 {
         let seen_ns = u128::from(elapsed_ns) + u128::from(self.spec.staleness_ns);
         u128::from(self.spec.ceiling_mw) * seen_ns / 1_000_000 + u128::from(self.spec.unit.ceil_uj())
     }
 }
 
-/// More than any one domain of the kind draws, transients of microseconds included, several times over: only a
-/// broken count exceeds it, and is refused. The guaranteed error leans on it in one place, which the README states:
-/// between the first edge after a quiet time and the reading that it triggers, a domain used at most this.
+/// Several times the highest power of a domain of this kind, microsecond transients included. Only a broken count exceeds
+/// it; such a count is rejected. The guaranteed error depends on it in one place, which the README states: between the
+/// first edge after an idle time and the reading that the edge triggers, a domain uses at most this power.
 pub fn plausible_ceiling_mw(kind: DomainKind) -> u64 {
     match kind {
         DomainKind::Package | DomainKind::Core | DomainKind::Uncore | DomainKind::Soc => 2_000_000,
@@ -136,7 +135,7 @@ mod tests {
         })
     }
 
-    /// Feeds `raw` counts 1 ms apart and gives the last reading.
+    /// Feeds `raw` counts 1 ms apart and returns the last reading.
     fn advance_all(counter: &mut Counter, raw: &[u64]) -> EnergyReading {
         let mut reading = EnergyReading::default();
         for (tick, raw) in raw.iter().enumerate() {
@@ -179,7 +178,7 @@ mod tests {
 
     #[test]
     fn no_rounding_accumulates_over_many_small_steps() {
-        // 61.035... µJ a step: a conversion of each step by itself would lose 0.035 µJ a million times.
+        // 61.035... µJ a step: separate conversion of each step would lose 0.035 µJ a million times.
         let mut counter = rapl(14);
         let mut reading = EnergyReading::default();
         for tick in 0..=1_000_000_u64 {
@@ -266,7 +265,7 @@ mod tests {
             let (mut truth, mut now_ns, mut last_uj) = (start, 0, 0);
             counter.advance(start as u64, 0, 0);
             for (permille, ticks) in steps {
-                // At most the ceiling for the time, and never near the whole range.
+                // At most the ceiling times the elapsed time, far below the range.
                 let max_uj = (u128::from(ticks) * 1_000_000).min(u128::from(range_uj) / 2);
                 let counts = max_uj * u128::from(permille) / 1_000 * (1 << shift) / 1_000_000;
                 truth += counts;

@@ -1,7 +1,6 @@
-//! Who made the processor.
+//! The parser of `/proc/cpuinfo`: vendor, family and model of the processor.
 //!
-//! Owns the parsing of `/proc/cpuinfo`. Everything in it is optional: a machine that is no x86 has other fields, and then
-//! they are empty here.
+//! Every field is optional: other architectures than x86 have other fields, and the values are then empty.
 
 use std::fs;
 use std::path::Path;
@@ -17,12 +16,12 @@ pub struct CpuInfo {
     pub family: u32,
     /// The model within the family.
     pub model: u32,
-    /// Whether the machine is somebody's guest.
+    /// Whether the machine is a virtual machine.
     pub is_guest: bool,
 }
 
 impl CpuInfo {
-    /// Reads `cpuinfo` under `proc_root`; all fields empty where there is none.
+    /// Reads `cpuinfo` under `proc_root`. All fields are empty if it does not exist.
     pub fn read(proc_root: &Path) -> Self {
         Self::parse(&fs::read_to_string(proc_root.join("cpuinfo")).unwrap_or_default())
     }
@@ -42,8 +41,8 @@ impl CpuInfo {
         }
     }
 
-    /// How far this processor's RAPL counters can be trusted: Intel measures since Haswell and modelled before
-    /// (Hackenberg et al. 2015), AMD models (Schöne et al. 2021).
+    /// The grade of this processor's RAPL counters. Intel measures since Haswell and modelled before (Hackenberg et al.
+    /// 2015); AMD models (Schöne et al. 2021).
     pub fn rapl_grade(&self) -> Grade {
         // Sandy Bridge, Sandy Bridge-EP, Ivy Bridge, Ivy Bridge-EP.
         let before_haswell = self.family == 6 && matches!(self.model, 0x2A | 0x2D | 0x3A | 0x3E);

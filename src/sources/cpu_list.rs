@@ -1,11 +1,11 @@
-//! The kernel's lists of CPUs.
+//! The parser of the kernel's CPU lists.
 //!
-//! Owns their parsing. Never believes a list that no machine can have.
+//! Rejects lists that are longer than any machine's.
 
-/// No list of CPUs is longer; the kernel's largest build has 8,192.
+/// Largest accepted CPU number; the kernel supports at most 8,192 CPUs.
 const MAX_CPUS: usize = 65_536;
 
-/// Reads a list like `0-3,8,64-67`, as in a PMU's `cpumask`.
+/// Parses a list such as `0-3,8,64-67`, as in a PMU's `cpumask`.
 pub fn parse_cpu_list(text: &str) -> Option<Vec<usize>> {
     let mut cpus = Vec::new();
     for range in text.trim().split(',').filter(|range| !range.is_empty()) {

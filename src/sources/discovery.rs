@@ -1,44 +1,40 @@
-//! Which mechanisms are there, and what of each is read.
+//! Discovery of the available sources and the choice of the domains to read.
 //!
-//! Owns the order: what is opened, what is watched under load, what is chosen, and whether an estimate is needed. What is
-//! not there is said with its reason. No source delays another: one that takes too long is left to come later.
+//! Owns the order of the steps: open, probe under load, choose, and decide whether an estimate is needed. Each unavailable
+//! source is listed with its reason. No source delays another: a slow one is added after discovery.
 
 use std::time::{Duration, Instant};
 
 use crate::clock::Clock;
 
 use super::dedup::{domain_tree, preference};
-use super::parallel_open::{StartingSources, probes_itself};
+use super::parallel_open::{probes_itself, spawn_all};
 use super::source_settings::ALL_NAMES;
 use super::{Inventory, OpenedSource, SourceSettings, estimate, probe, replay, topology};
 
-/// How long sources may take where the caller waits for all of them. A driver that keeps nothing warm needs a second for
-/// each board.
+/// Time limit of [`discover`]. An NVIDIA driver without persistence mode needs a second for each board.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Finds what there is, as [`discover_within`] ten seconds.
+/// Finds the available sources. Waits at most ten seconds; see [`discover_within`].
 pub fn discover(settings: &SourceSettings, clock: &Clock) -> Inventory {
     discover_within(settings, clock, OPEN_TIMEOUT)
 }
 
-/// Finds what there is. Waits at most `wait` for the sources to open; those that have not answered by then are in
-/// [`Inventory::starting`]. Takes some 40 ms of one CPU besides, all of them only where a counter does not move or two
+/// Finds the available sources. Waits at most `wait` for the sources to open; the others are in
+/// [`Inventory::starting`]. The probe takes up to 40 ms of one CPU more. It takes less if all counters advance and no two
 /// counters are compared.
 ///
-/// With a replay there is nothing else. Otherwise every enabled mechanism is tried; a domain that several of them show is
-/// taken from the first, in their order, in which it advances; the estimate is opened only where no counter of the CPU's
-/// energy advances.
+/// A replay is the only source if the settings name one. Otherwise discovery tries every enabled mechanism. A domain that
+/// several mechanisms show is taken from the first one, in order of preference, in which it advances. The estimate is
+/// opened only if no counter of the CPU's energy advances.
 pub fn discover_within(settings: &SourceSettings, clock: &Clock, wait: Duration) -> Inventory {
     if let Some(path) = &settings.replay {
         return replay::open(path, clock);
     }
     let deadline = Instant::now() + wait;
     let is_opened = |name: &&str| *name != estimate::NAME && ALL_NAMES.contains(name);
-    let mut starting = StartingSources::spawn(
-        settings.enabled.iter().map(String::as_str).filter(is_opened),
-        settings,
-        clock,
-    );
+    let mut starting =
+        spawn_all(settings.enabled.iter().map(String::as_str).filter(is_opened), settings, clock);
     let mut parts: Vec<Inventory> = settings.enabled.iter().map(|name| absent_if_unknown(name)).collect();
     while let Some(progress) = starting.next_progress(Some(deadline)) {
         let index = settings.enabled.iter().position(|name| *name == progress.source);
@@ -72,7 +68,7 @@ pub fn discover_within(settings: &SourceSettings, clock: &Clock, wait: Duration)
     found
 }
 
-/// What is to be said of a mechanism before it is opened.
+/// An empty inventory, or one with the reason if no mechanism has this name.
 fn absent_if_unknown(name: &str) -> Inventory {
     let mut found = Inventory::default();
     if !ALL_NAMES.contains(&name) {
@@ -82,19 +78,19 @@ fn absent_if_unknown(name: &str) -> Inventory {
     found
 }
 
-/// The order of a mechanism's parts, whichever answered first: "gpu-2" before "gpu-10".
+/// Sort key of a mechanism's sources, independent of the order in which they opened: "gpu-2" before "gpu-10".
 fn domain_name_order(opened: &OpenedSource) -> (usize, String) {
     let name = opened.domains.first().map_or_else(String::new, |domain| domain.name.clone());
     (name.len(), name)
 }
 
-/// The same of reasons, which begin with the part's name and a colon.
+/// Sort key of reasons, which begin with the domain's name and a colon.
 fn reason_order(reason: &str) -> (usize, String) {
     let name = reason.split_once(':').map_or("", |(name, _)| name);
     (name.len(), name.to_owned())
 }
 
-/// The name of a domain whose counter shows the CPU's energy, if there is a live one.
+/// The name of an advancing domain that covers the CPU's energy.
 fn live_cpu_domain(opened: &[OpenedSource]) -> Option<&str> {
     opened
         .iter()

@@ -1,12 +1,12 @@
-//! Energy from power: the integral over time of what a sensor or a model says.
+//! Integration of a sensor's or a model's power over time, for sources without a counter.
 //!
-//! For everything that has no counter. Owns the trapezoid and its uncertainty. Invariant: where the true power lay in
-//! `[low, high]` the whole time, the true energy of any interval lies within the growth of `energy_uj` ± (the growth of
-//! `uncertainty_uj` + `ROUNDING_UJ`). Never bridges a gap: after one, the integral goes on in a new epoch.
+//! Owns the trapezoidal rule and its uncertainty. Invariant: if the true power is always in `[low, high]`, the true energy
+//! of any interval is within the increase of `energy_uj` ± (the increase of `uncertainty_uj` + `ROUNDING_UJ`). A gap is
+//! never bridged: the integral continues in a new epoch.
 
 use crate::domain::EnergyReading;
 
-/// What flooring both cumulative figures can hide in a difference of two readings, in µJ.
+/// Largest rounding error of the difference of two readings, in µJ: both cumulative values are floored.
 pub const ROUNDING_UJ: u64 = 2;
 
 /// Cumulative energy and uncertainty, kept in picojoules (mW times ns), so that no rounding accumulates.
@@ -14,26 +14,26 @@ pub const ROUNDING_UJ: u64 = 2;
 pub struct EnergyIntegral {
     energy_pj: u128,
     uncertainty_pj: u128,
-    /// Until when it is integrated; `None` before the first reading and after an interruption.
+    /// The end of the integral; `None` before the first reading and after an interruption.
     integrated_until_ns: Option<u64>,
     has_baseline: bool,
     epoch: u32,
 }
 
-/// The energy of one interval, and what it can have been.
+/// The energy of one interval with its bounds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct IntervalEnergy {
-    /// The best guess.
+    /// The best estimate.
     pub energy_pj: u128,
-    /// No less than this.
+    /// The lower bound.
     pub low_pj: u128,
-    /// No more than this.
+    /// The upper bound.
     pub high_pj: u128,
 }
 
 impl EnergyIntegral {
-    /// Adds what was used since the last reading, as `slice` says it for the nanoseconds that passed. The first reading,
-    /// and the first after an interruption, is a baseline; one that is not later than the last changes nothing.
+    /// Adds the energy since the last reading, which `slice` computes from the elapsed nanoseconds. The first reading, and
+    /// the first after an interruption, is a baseline. A reading that is not later than the last one changes nothing.
     pub fn advance(&mut self, at_ns: u64, slice: impl FnOnce(u128) -> IntervalEnergy) -> EnergyReading {
         match self.integrated_until_ns {
             None if self.has_baseline => self.epoch = self.epoch.wrapping_add(1),
@@ -50,7 +50,7 @@ impl EnergyIntegral {
         self.reading(at_ns)
     }
 
-    /// The sensor was away: the energy until its next reading is unknown.
+    /// Records that the sensor was unavailable. The energy until the next reading is unknown.
     pub fn interrupt(&mut self) {
         self.integrated_until_ns = None;
     }
@@ -68,28 +68,28 @@ impl EnergyIntegral {
     }
 }
 
-/// A sensor of power without a counter: the trapezoid between its readings.
+/// The trapezoidal rule between the readings of a power sensor.
 #[derive(Debug, Clone, Default)]
 pub struct TrapezoidIntegrator {
     integral: EnergyIntegral,
     last_mw: u64,
 }
 
-/// What a sensor said at one instant.
+/// One value of a power sensor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PowerSample {
-    /// The instant.
+    /// The instant of the value.
     pub at_ns: u64,
-    /// The power at it.
+    /// The power at this instant.
     pub power_mw: u64,
-    /// The true power was no less than this since the reading before.
+    /// Lower bound of the true power since the previous value.
     pub low_mw: u64,
-    /// And no more than this.
+    /// Upper bound of the true power since the previous value.
     pub high_mw: u64,
 }
 
 impl TrapezoidIntegrator {
-    /// Adds the trapezoid from the last reading to this one.
+    /// Adds the trapezoid from the previous value to this one.
     pub fn advance(&mut self, power: PowerSample) -> EnergyReading {
         let doubled_mw = u128::from(self.last_mw) + u128::from(power.power_mw);
         self.last_mw = power.power_mw;
@@ -100,7 +100,7 @@ impl TrapezoidIntegrator {
         })
     }
 
-    /// The sensor was away.
+    /// Records that the sensor was unavailable.
     pub fn interrupt(&mut self) {
         self.integral.interrupt();
     }
@@ -153,7 +153,7 @@ mod tests {
             steps in proptest::collection::vec((1_u64..5_000_000, 50_u64..=400, 50_u64..=400), 2..60),
             from in 0_usize..60, to in 0_usize..60,
         ) {
-            // Whatever the sensor says at the edges, the true power of a step is constant at `mean`, inside 50..=400 W.
+            // The true power of a step is constant at `mean`, within 50..=400 W, for any sensor values at the edges.
             let mut integral = TrapezoidIntegrator::default();
             let mut at_ns = 0;
             let mut truth_pj = 0_u128;

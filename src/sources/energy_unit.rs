@@ -1,8 +1,8 @@
-//! What one raw count of a counter stands for: an exact fraction of a microjoule.
+//! The energy of one raw count: an exact fraction of a microjoule.
 //!
-//! Owns the conversion from counts to µJ. It is made on the cumulative count, with integers, so a conversion is off
-//! by less than one µJ however long the meter runs. Never touches a float: the kernel's decimal scale strings and
-//! the powers of two of the RAPL registers are both fractions.
+//! Owns the conversion from counts to µJ. It applies integer arithmetic to the cumulative count, so the error stays below
+//! one µJ for any run time. No floating point: the kernel's decimal scale strings and the powers of two of the RAPL
+//! registers are both fractions.
 
 /// Microjoules in one raw count, as a reduced fraction; neither part is 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -12,12 +12,12 @@ pub struct EnergyUnit {
 }
 
 impl EnergyUnit {
-    /// A counter that counts microjoules itself.
+    /// The unit of a counter of microjoules.
     pub const MICROJOULE: EnergyUnit = EnergyUnit { numerator: 1, denominator: 1 };
 
-    /// A counter of millijoules.
+    /// The unit of a counter of millijoules.
     pub const MILLIJOULE: EnergyUnit = EnergyUnit { numerator: 1_000, denominator: 1 };
-    /// 2^-16 J: server memory, AMD's processors and graphics cards.
+    /// 2^-16 J: server memory, AMD processors and AMD GPUs.
     pub const TWO_TO_THE_MINUS_16_JOULES: EnergyUnit = EnergyUnit { numerator: 15_625, denominator: 1_024 };
 
     /// `numerator / denominator` µJ; `None` where either is 0.
@@ -26,12 +26,12 @@ impl EnergyUnit {
     }
 
     /// 2^-`shift` J: the energy status unit of RAPL (bits 12:8 of MSR 0x606, or of 0xC0010299 on AMD), and of the
-    /// kernel's perf counts (`shift` 32). `None` above 57, which no register field of five bits can say.
+    /// kernel's perf counts (`shift` 32). `None` above 57, which a field of five bits cannot encode.
     pub fn joules_over_power_of_two(shift: u32) -> Option<EnergyUnit> {
         (shift <= 57).then(|| Self::from_reduced(1_000_000, 1 << shift)).flatten()
     }
 
-    /// Reads a decimal number of joules exactly, as in `events/energy-pkg.scale`:
+    /// Parses a decimal number of joules exactly, as in `events/energy-pkg.scale`:
     /// `2.3283064365386962890625e-10` becomes 15625/2^26 µJ, which is 2^-32 J.
     pub fn parse_joules(text: &str) -> Option<EnergyUnit> {
         let (mantissa, exponent) = match text.split_once(['e', 'E']) {

@@ -1,9 +1,10 @@
-//! CPU load times a power model: for machines with no counter at all, which is most cloud machines.
+//! CPU load times a power model, for machines without an energy counter, such as most cloud machines.
 //!
-//! The model: a CPU at rest draws `IDLE_MW_PER_CPU`, a busy one `MAX_MW_PER_CPU`, and in between its power follows the
-//! share of time in which it is busy. Its interval, and the only thing it promises, is [rest, full load]: `uncertainty_uj`
-//! grows so that whatever the true power did between the two, the true energy lies within. Owns the kept-open
-//! `/proc/stat`. Always graded estimated; never opened beside a live counter of the CPU (discovery sees to that).
+//! An idle CPU draws `IDLE_MW_PER_CPU`, a busy one `MAX_MW_PER_CPU`; between them, power is linear in the busy share of
+//! time. Invariant: if the true power stays within [idle, full load], the true energy is within `energy_uj` ±
+//! `uncertainty_uj`. The grade is always estimated. Discovery never opens it beside a live counter of the CPU.
+
+pub use crate::sources::source_settings::ESTIMATE as NAME;
 
 use std::fs::File;
 use std::io;
@@ -16,20 +17,17 @@ use crate::domain::{Domain, DomainKind, EnergyReading, Grade};
 use super::energy_integral::{EnergyIntegral, IntervalEnergy, ROUNDING_UJ};
 use super::{Inventory, OpenedSource, Source, SourceSettings};
 
-/// The mechanism's name.
-pub const NAME: &str = "estimate";
-
-/// A logical CPU of a server at rest: the lowest of the three means that Cloud Carbon Footprint publishes for the
+/// Power of an idle logical CPU of a server: the lowest of the three means that Cloud Carbon Footprint publishes for the
 /// large clouds (AWS 0.74, Azure 0.74, Google 0.68 W), themselves fitted to SPECpower results.
 pub const IDLE_MW_PER_CPU: u64 = 680;
 
-/// A logical CPU of a server at full load: the highest of the three (AWS 3.5, Azure 3.54, Google 4.11 W).
+/// Power of a logical CPU of a server at full load: the highest of the three (AWS 3.5, Azure 3.54, Google 4.11 W).
 pub const MAX_MW_PER_CPU: u64 = 4_110;
 
-/// The first line of `/proc/stat` is never longer: ten numbers of 20 digits.
+/// Longest first line of `/proc/stat`: ten numbers of 20 digits.
 const MAX_LINE_BYTES: usize = 256;
 
-/// More busy time than fits the time that passed is kept for later, but not more than so many ticks of each CPU.
+/// Limit of the busy time that is carried over, in ticks of each CPU.
 const MAX_DEFERRED_TICKS: u128 = 10;
 
 /// Opens the estimate.
@@ -49,10 +47,10 @@ struct CpuEstimate {
     cpus: u64,
     idle_mw: u64,
     max_mw: u64,
-    /// The length of the kernel's tick, in which `/proc/stat` counts.
+    /// The kernel's clock tick, the unit of `/proc/stat`.
     tick_ns: u64,
     busy_ticks: u64,
-    /// Busy time of all CPUs together that was counted but does not fit into the time that passed: ticks come whole.
+    /// Counted busy time of all CPUs that exceeds the elapsed time and is carried over: the kernel counts whole ticks.
     deferred_busy_ns: u128,
     integral: EnergyIntegral,
     last_reading: EnergyReading,
@@ -95,13 +93,13 @@ impl CpuEstimate {
             cpu: None,
             max_rate_hz: 1e9 / self.tick_ns as f64,
             domains: vec![domain],
-            // A model needs no proof of life: it goes on as long as time does.
+            // A model always advances.
             advanced: vec![true],
             source: Box::new(self),
         }
     }
 
-    /// The model's energy of `elapsed_ns` in which the CPUs were busy for what they still owe, as far as that fits.
+    /// The model's energy of `elapsed_ns`. Uses as much of the carried busy time as fits into it.
     fn interval_energy(&mut self, elapsed_ns: u128) -> IntervalEnergy {
         let capacity_ns = elapsed_ns * u128::from(self.cpus);
         let used_ns = self.deferred_busy_ns.min(capacity_ns);
@@ -120,7 +118,7 @@ impl CpuEstimate {
 impl Source for CpuEstimate {
     fn read(&mut self, into: &mut [EnergyReading]) -> Option<(u64, u64)> {
         let now_ns = self.clock.now_ns();
-        // Within a tick there is nothing new; the last reading is still the truth for its own stamp.
+        // The kernel's values change once a tick; the last reading remains valid for its time stamp.
         let is_fresh = self.last_reading.valid && now_ns < self.last_reading.stamp_ns + self.tick_ns * 9 / 10;
         if !is_fresh {
             self.last_reading = match read_busy_ticks(&self.stat) {
@@ -147,8 +145,8 @@ impl Source for CpuEstimate {
     }
 }
 
-/// Ticks in which the CPUs were busy since boot, all together: the first line of `/proc/stat` without idle, iowait and
-/// steal (time in which the host ran somebody else); guest time is already in user time (proc_stat(5)).
+/// Busy ticks of all CPUs since boot: the first line of `/proc/stat` without idle, iowait and steal (time in which the
+/// host ran other guests). User time contains guest time (proc_stat(5)).
 fn read_busy_ticks(stat: &File) -> io::Result<u64> {
     let mut text = [0; MAX_LINE_BYTES];
     let length = stat.read_at(&mut text, 0)?;
@@ -167,7 +165,7 @@ fn parse_busy_ticks(line: &str) -> Option<u64> {
     [user, nice, system, irq, softirq].into_iter().try_fold(0_u64, u64::checked_add)
 }
 
-/// CPUs that have a line in `/proc/stat`, which are those online now; the model keeps their number.
+/// Number of online CPUs, which have a line in `/proc/stat`; the model keeps this number.
 fn count_cpus(path: &Path) -> io::Result<u64> {
     let numbered = |line: &&str| {
         line.strip_prefix("cpu").is_some_and(|rest| rest.starts_with(|first: char| first.is_ascii_digit()))

@@ -1,8 +1,8 @@
-//! The chips under `class/hwmon`: what they are called, where their files are, which channels they have.
+//! The chips under `class/hwmon`: their names, files and channels.
 //!
-//! Owns the layouts: newer drivers put their files into `hwmonN/`, older ones (and `acpi_power_meter` before Linux 6.13)
-//! into `hwmonN/device/` (linux Documentation/hwmon/sysfs-interface.rst). Reads names once; keeps nothing open. Never
-//! relies on the number in `hwmonN`, which changes from boot to boot.
+//! Owns the directory layouts: newer drivers have their files in `hwmonN/`, older ones (and `acpi_power_meter` before Linux
+//! 6.13) in `hwmonN/device/` (linux Documentation/hwmon/sysfs-interface.rst). Keeps no file open and never depends on the
+//! number in `hwmonN`, which changes between boots.
 
 use std::fs;
 use std::io;
@@ -13,15 +13,15 @@ use super::sysfs_file::{read_parsed, read_trimmed};
 /// One chip.
 #[derive(Debug, Clone)]
 pub struct HwmonChip {
-    /// The driver's name for it: "amdgpu", "xe", "ina3221", "power_meter".
+    /// The driver's name: "amdgpu", "xe", "ina3221", "power_meter".
     pub name: String,
-    /// Where its files are.
+    /// The directories of its files.
     dirs: Vec<PathBuf>,
-    /// Where the device behind it is, with links followed; the chip's own folder where it has none.
+    /// The canonical directory of its device; the chip's own directory if it has none.
     device: PathBuf,
 }
 
-/// Lists the chips, in the order of their devices, which stays the same over reboots.
+/// Lists the chips in the order of their devices, which is stable over reboots.
 ///
 /// # Errors
 /// The folder cannot be read.
@@ -35,7 +35,7 @@ pub fn list_chips(sysfs_root: &Path) -> io::Result<Vec<HwmonChip>> {
 }
 
 impl HwmonChip {
-    /// The chip in `folder`; `None` where there is none.
+    /// The chip in `folder`; `None` if there is none.
     pub fn read(folder: &Path) -> Option<HwmonChip> {
         let folders = vec![folder.to_path_buf(), folder.join("device")];
         let name = folders.iter().find_map(|folder| read_trimmed(&folder.join("name")))?;
@@ -46,27 +46,27 @@ impl HwmonChip {
         Some(HwmonChip { name, dirs: folders, device })
     }
 
-    /// Where one of its files is, if it has it.
+    /// The path of a file, if it exists.
     pub fn find_file(&self, name: &str) -> Option<PathBuf> {
         self.dirs.iter().map(|folder| folder.join(name)).find(|path| path.exists())
     }
 
-    /// The text in one of its files.
+    /// The text of a file.
     pub fn read_text(&self, name: &str) -> Option<String> {
         read_trimmed(&self.find_file(name)?)
     }
 
-    /// The number in one of its files.
+    /// The number in a file.
     pub fn read_number(&self, name: &str) -> Option<u64> {
         read_parsed(&self.find_file(name)?)
     }
 
-    /// The device's address on the PCI bus.
+    /// The PCI address of the device.
     pub fn pci_address(&self) -> Option<String> {
         pci_address(&self.device)
     }
 
-    /// The device's folder.
+    /// The device's directory.
     pub fn device(&self) -> &Path {
         &self.device
     }

@@ -1,10 +1,12 @@
-//! Intel's graphics cards through the kernel: the energy counters of the drivers xe and i915.
+//! Intel GPUs: the energy counters of the kernel drivers xe and i915.
 //!
-//! Owns `energy1_input` (the card) and `energy2_input` (its package) of each card's chip under `class/hwmon` (linux
-//! Documentation/ABI/testing/sysfs-driver-intel-xe-hwmon), and i915's chip for each tile. A package and a tile lie
-//! within their card. The drivers add up a 32-bit register of 2^-14 J *when they are read* and have no timer of their own
-//! (xe_hwmon.c): at 1 kW it wraps in 4.4 minutes, so the meter must look at least once a minute. It does, once a second
-//! while idle; a longer silence is given up, never guessed. Needs no vendor's library and no privilege.
+//! Reads `energy1_input` (the card) and `energy2_input` (its package) of each card's chip under `class/hwmon` (linux
+//! Documentation/ABI/testing/sysfs-driver-intel-xe-hwmon), and i915's chip for each tile. The card contains its package
+//! and tiles. The drivers accumulate a 32-bit register of 2^-14 J *only on reads* (xe_hwmon.c). At 1 kW it wraps in
+//! 4.4 minutes, so it must be read at least once a minute. The sampler reads once a second while idle; the energy of a longer
+//! gap counts as unknown. Needs no vendor library and no privilege.
+
+pub use crate::sources::source_settings::INTELGPU as NAME;
 
 use std::collections::BTreeMap;
 
@@ -16,32 +18,29 @@ use super::hwmon_chip::{HwmonChip, list_chips};
 use super::sensor_files::{SensorFile, SensorFileGroup, not_suspended, open_unless_suspended};
 use super::{Inventory, SourceSettings};
 
-/// The mechanism's name.
-pub const NAME: &str = "intelgpu";
-
-/// 2^32 counts of 2^-14 J: after so much the register behind the file may have wrapped unseen.
+/// 2^32 counts of 2^-14 J: the energy after which the register behind the file may have wrapped unnoticed.
 const REGISTER_RANGE_UJ: u64 = 262_144_000_000;
 
-/// From the hardware to the register: the firmware publishes each millisecond or so (as for the CPU's counters).
+/// Latency from hardware to register: the firmware updates about every millisecond, as for the CPU's counters.
 pub(super) const LATENCY_NS: u64 = 1_000_000;
 
 /// 2^-14 J, rounded up.
 pub(super) const QUANTUM_UJ: u64 = 62;
 
-/// Reads go through the card's mailbox or registers; faster than its own cadence they give nothing.
+/// Reads use the card's mailbox or registers; faster reads than its update rate give no new values.
 const MAX_RATE_HZ: f64 = 1_000.0;
 
-/// Whether a chip is one of these cards'; other mechanisms leave it alone.
+/// Whether a chip belongs to an Intel GPU. Other mechanisms skip such chips.
 pub fn is_intelgpu_chip(chip: &HwmonChip) -> bool {
     chip.name == "xe" || chip.name == "i915" || tile_number(&chip.name).is_some()
 }
 
-/// i915 calls the chip of a tile `i915_gt0`.
+/// Prefix of i915's chip name for a tile, such as `i915_gt0`.
 fn tile_number(name: &str) -> Option<&str> {
     name.strip_prefix("i915_gt")
 }
 
-/// Opens every card that there is, each as a source of its own.
+/// Opens each card as a separate source.
 pub fn open(settings: &SourceSettings, clock: &Clock) -> Inventory {
     let mut found = Inventory::default();
     let mut cards = BTreeMap::<String, Vec<HwmonChip>>::new();
@@ -100,7 +99,7 @@ fn open_card_sensors(
             }
         }
     }
-    // Where the driver shows no whole card, nothing contains its parts, and discovery drops the parent.
+    // If the driver shows no counter of the card, its parts have no parent, and discovery drops the parent.
     sensors
 }
 

@@ -1,7 +1,6 @@
-//! Where joules come from: one file for each mechanism, all behind one trait.
+//! Energy sources: one file for each mechanism, all behind the trait [`Source`].
 //!
-//! Owns the trait and what discovery gives. Absent hardware is a shorter list, never an error. Never blocks on a client, never logs for each tick, never interprets a wrap
-//! outside `counter`.
+//! Absent hardware gives a shorter list, never an error. Only `counter` interprets wraps and resets.
 //!
 //! | mechanism | what it reads | grade | needs |
 //! |---|---|---|---|
@@ -11,104 +10,88 @@
 //! | `msr` | RAPL through `/dev/cpu/N/msr`; off unless configured | the same | CAP_SYS_RAWIO |
 //! | `amdgpu` | AMD's `gpu_metrics`, else hwmon | measured; integrated | nothing |
 //! | `intelgpu` | hwmon of the drivers xe and i915 | measured | nothing |
-//! | `hwmon` | boards' sensors: Grace, Jetson, others | integrated; measured | nothing |
+//! | `hwmon` | board sensors: Grace, Jetson, others | integrated; measured | nothing |
 //! | `battery` | `power_supply` while it discharges; never counted | integrated | nothing |
 //! | `ioreport` | Apple silicon's counters through IOReport | modelled | macOS |
-//! | `smc` | the power that a Mac's controller senses | integrated | macOS |
+//! | `smc` | the power sensors of a Mac's controller | integrated | macOS |
 //! | `estimate` | CPU load times a model | estimated | nothing |
-//! | `replay` | a recorded trace or a scripted machine | as told there | a file |
+//! | `replay` | a recorded trace or a scripted machine | as recorded | a file |
 
 pub use discovery::{discover, discover_within};
+pub use source::{Inventory, OpenProgress, OpenedSource, Source, StartingSources};
 pub use source_settings::SourceSettings;
 
-use crate::domain::{Absent, Domain, EnergyReading};
-
-use dedup::duplicate_pair::DuplicatePair;
-use parallel_open::StartingSources;
-
-/// AMD's graphics cards through the kernel.
+/// AMD GPUs through the kernel's driver.
 pub mod amdgpu;
 
-/// An AMD card's accumulator as a source.
-mod amdgpu_accumulator;
-
-/// Apple's Macs: IOReport and the System Management Controller.
+/// Apple Macs: IOReport and the System Management Controller.
 pub mod apple;
 
-/// What a battery delivers.
+/// Batteries while they discharge.
 pub mod battery;
 
-/// What the labels on boards mean.
-mod board_labels;
-
-/// What a call into a driver costs, and how often it may be made for that.
+/// The measured cost of a driver call and the call period that follows from it.
 mod call_cost;
 
-/// Raw counts that wrap and restart, made into energy that only grows.
+/// Conversion of raw counts that wrap and restart to monotonic energy.
 pub mod counter;
 
-/// Who made the processor.
+/// Vendor, family and model of the processor.
 mod cpu_info;
 
-/// The kernel's lists of CPUs.
+/// The parser of the kernel's CPU lists.
 #[cfg(target_os = "linux")]
 mod cpu_list;
 
-/// Each joule once: duplicates, preference, and which domains make up the total.
+/// Deduplication: duplicate domains, source preference, and the domains of the total.
 pub mod dedup;
 
-/// Which mechanisms are there.
+/// Discovery of the available sources.
 mod discovery;
 
-/// Power integrated over time, with its uncertainty.
+/// Integration of power over time, with its uncertainty.
 pub mod energy_integral;
 
-/// Microjoules in a raw count, exactly.
+/// The exact energy of one raw count.
 pub mod energy_unit;
 
-/// CPU load times a power model, where there is no counter at all.
+/// CPU load times a power model, for machines without an energy counter.
 pub mod estimate;
 
-/// AMD's binary table.
-mod gpu_metrics;
-
-/// Boards' own sensors.
+/// Board sensors under `class/hwmon`.
 pub mod hwmon;
 
-/// The chips under `class/hwmon`.
+/// The file layout of chips under `class/hwmon`.
 mod hwmon_chip;
 
-/// Intel's graphics cards through the kernel.
+/// Intel GPUs through the kernel's drivers.
 pub mod intelgpu;
 
-/// RAPL through the registers themselves.
+/// RAPL through the model-specific registers.
 pub mod msr;
-
-/// Which energy registers a processor has, and in what units.
-mod msr_layout;
 
 /// NVIDIA GPUs.
 #[cfg(target_os = "linux")]
 pub mod nvml;
 
-/// NVIDIA GPUs: not on this system.
+/// NVIDIA GPUs: stub for other systems.
 #[cfg(not(target_os = "linux"))]
 #[path = "nvml/nvml_unsupported.rs"]
 pub mod nvml;
 
-/// Opening the sources, each on a thread of its own.
-pub mod parallel_open;
+/// Opening of the sources, one thread for each.
+mod parallel_open;
 
 /// RAPL through the kernel's `power` PMU.
 #[cfg(target_os = "linux")]
 pub mod perf;
 
-/// RAPL through the kernel's `power` PMU: not on this system.
+/// RAPL through the kernel's `power` PMU: stub for other systems.
 #[cfg(not(target_os = "linux"))]
 #[path = "perf_unsupported.rs"]
 pub mod perf;
 
-/// What to say where perf is closed.
+/// Reasons and remedies for failed perf calls.
 #[cfg(target_os = "linux")]
 mod perf_error_reason;
 
@@ -116,95 +99,43 @@ mod perf_error_reason;
 #[cfg(target_os = "linux")]
 mod perf_ffi;
 
-/// Event sources as sysfs describes them.
+/// PMUs and their events as sysfs describes them.
 #[cfg(target_os = "linux")]
 mod pmu;
 
-/// A sensor of power, integrated.
+/// An integrated power sensor.
 mod power_sensor;
 
 /// RAPL through the kernel's powercap zones.
 pub mod powercap;
 
-/// The powercap tree: zones, names, units.
-mod powercap_zone;
-
-/// A short look under load: which counters move.
+/// The short test under load that finds counters that do not advance.
 mod probe;
 
-/// What RAPL's domains are, whichever mechanism reads them.
+/// RAPL domains, independent of the mechanism that reads them.
 mod rapl;
 
-/// Recorded and scripted machines as a source.
+/// Recorded traces and scripted machines as a source.
 pub mod replay;
 
-/// Files that show energy or power, read together.
+/// A group of sensor files that is read as one source.
 mod sensor_files;
 
-/// What discovery needs to know.
+/// The trait of all sources, and what opening them gives.
+mod source;
+
+/// The sources' names, and the settings of discovery.
 mod source_settings;
 
-/// Whether the machine slept.
+/// Detection of system suspend.
 mod suspend_detector;
 
-/// A kernel's file that is kept open.
+/// A sysfs file that stays open.
 mod sysfs_file;
 
-/// Where the kernel's CPUs sit.
+/// CPU topology: packages and dies.
 pub mod topology;
 
-/// The time stamp counter as the time stamp of a read.
+/// Time stamps of reads from the time stamp counter.
 #[cfg(target_os = "linux")]
 mod tsc;
-
-/// Gives every domain's cumulative energy now.
-pub trait Source: Send {
-    /// Fills one reading for each domain, in the order of [`OpenedSource::domains`]. A domain that cannot answer leaves
-    /// `valid: false`. Allocates nothing once warm.
-    ///
-    /// Gives back a window of the source's clock in which the read took place, where the source knows a narrower one
-    /// than the caller's two clock readings around the call; it lies within them.
-    fn read(&mut self, into: &mut [EnergyReading]) -> Option<(u64, u64)>;
-}
-
-/// A source that is there, with what it offers.
-pub struct OpenedSource {
-    /// The mechanism: "perf", "powercap", ... One mechanism may open several (perf: one for each package).
-    pub name: &'static str,
-    /// The reader itself.
-    pub source: Box<dyn Source>,
-    /// What it meters, in the order of the readings.
-    pub domains: Vec<Domain>,
-    /// The CPU on which a read is cheapest, if it matters.
-    pub cpu: Option<usize>,
-    /// Reading faster than this gives nothing new.
-    pub max_rate_hz: f64,
-    /// For each domain whether it advanced while discovery watched it under load; one that did not is stuck.
-    pub advanced: Vec<bool>,
-}
-
-/// Everything that discovery found.
-#[derive(Default)]
-pub struct Inventory {
-    /// Sources that opened.
-    pub opened: Vec<OpenedSource>,
-    /// Sources that are not there, with the reason and the mend.
-    pub absent: Vec<Absent>,
-    /// Domains that may be two names of one counter.
-    pub duplicates: Vec<DuplicatePair>,
-    /// Sources that have not answered yet.
-    pub starting: Option<StartingSources>,
-}
-
-impl Inventory {
-    /// Notes that a mechanism, or a part of it, is not there.
-    fn add_absent(&mut self, source: &str, reason: String) {
-        self.absent.push(Absent { source: source.into(), reason });
-    }
-
-    fn append(&mut self, other: Inventory) {
-        self.opened.extend(other.opened);
-        self.absent.extend(other.absent);
-        self.duplicates.extend(other.duplicates);
-    }
-}

@@ -1,9 +1,11 @@
 //! RAPL through the kernel's `power` PMU: all domains of a package in one system call.
 //!
-//! Owns one group of events for each CPU in the PMU's `cpumask` (linux arch/x86/events/rapl.c), opened once and kept.
-//! The counts are 2^-32 J in 64 bits and fresh at each read. Where the `msr` PMU has `tsc`, it is a member of the
-//! group, and its count narrows down when the read took place. Needs CAP_PERFMON at the opening, and nothing after.
-//! AMD's `power_core` PMU (each core by itself) is not read: its sum lies within the package's count.
+//! Owns one event group for each CPU in the PMU's `cpumask` (linux arch/x86/events/rapl.c), open for the whole run. The
+//! kernel updates the counts at each read: 2^-32 J in 64 bits. If the `msr` PMU has `tsc`, it joins the group, and its count
+//! narrows the time window of the read. Opening needs CAP_PERFMON, reading needs no privilege. AMD's `power_core` PMU (one
+//! counter per core) is not read: the package's count contains it.
+
+pub use crate::sources::source_settings::PERF as NAME;
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -22,20 +24,17 @@ use super::topology::package_names;
 use super::tsc::Tsc;
 use super::{Inventory, OpenedSource, Source, SourceSettings};
 
-/// The mechanism's name.
-pub const NAME: &str = "perf";
-
 /// The count is 64 bits wide, but the register behind it may wrap at 2^32 units of 2^-16 J, and the kernel's own timer
-/// catches that only up to 400 W.
+/// handles such a wrap only up to 400 W.
 const REGISTER_RANGE_UJ: u64 = 65_536_000_000;
 
-/// The same for psys, whose unit is 2^-14 J or more.
+/// The range of psys, whose unit is 2^-14 J or more.
 const PSYS_REGISTER_RANGE_UJ: u64 = 262_144_000_000;
 
-/// Fields of a group read: their number, the counts of at most five domains, and the time stamp.
+/// Fields of a group read: the number of counts, at most five counts of domains, and the time stamp.
 const MAX_READ_FIELDS: usize = 8;
 
-/// Opens every group that there is.
+/// Opens one group for each CPU in the PMU's `cpumask`.
 pub fn open(settings: &SourceSettings, clock: &Clock) -> Inventory {
     let folder = pmu::pmu_dir(&settings.sysfs_root, "power");
     let mut found = Inventory::default();
@@ -61,8 +60,8 @@ pub fn open(settings: &SourceSettings, clock: &Clock) -> Inventory {
     found
 }
 
-/// A platform has one psys, whichever package shows it: the first keeps the plain name until discovery knows which of
-/// them advances, and everything outermost is within it.
+/// Names the psys domains. A platform has one psys, but every package may show it. The first one has the plain name until
+/// discovery finds the one that advances. Psys is the parent of all outermost domains.
 fn name_psys(opened: &mut [OpenedSource]) {
     let mut domains: Vec<&mut Domain> = opened.iter_mut().flat_map(|group| &mut group.domains).collect();
     let Some(first) = domains.iter_mut().find(|domain| domain.kind == DomainKind::Psys) else { return };
@@ -77,22 +76,22 @@ fn name_psys(opened: &mut [OpenedSource]) {
 /// The open events of one CPU, read together.
 struct EventGroup {
     cpu: usize,
-    /// First the leader. Dropping one would close it, so the members stay although only the leader is read.
+    /// The leader is first. Only the leader is read; the members stay here because dropping a descriptor closes its event.
     events: Vec<OwnedFd>,
-    /// Which of the PMU's events are in the group, in the order of the counts, and what they meter.
+    /// The domain and event of each count, in the order of the counts.
     members: Vec<(DomainKind, PmuEvent)>,
     counters: Vec<Counter>,
-    /// The carrier of the time stamp, the last member of the group.
+    /// The time stamp event, the last member of the group.
     tsc: Option<Tsc>,
     suspend: SuspendDetector,
     clock: Clock,
 }
 
 impl EventGroup {
-    /// Opens the events of `pmu` on `cpu`. An event that the CPU does not have is left out.
+    /// Opens the events of `pmu` on `cpu`. Skips events that the CPU does not have.
     ///
     /// # Errors
-    /// The kernel's answer to the last event, where it refused all.
+    /// The error of the last event, if no event could be opened.
     fn open(settings: &SourceSettings, pmu: &Pmu, cpu: usize, clock: &Clock) -> io::Result<EventGroup> {
         let mut last_error = io::Error::from(io::ErrorKind::NotFound);
         let (mut events, mut members) = (Vec::<OwnedFd>::new(), Vec::new());
@@ -139,7 +138,7 @@ impl EventGroup {
         }
     }
 
-    /// The counts of one group read: as many as members, then the time stamp.
+    /// Reads the counts of all members and the time stamp.
     fn read_counts(&self) -> Option<[u64; MAX_READ_FIELDS]> {
         let mut bytes = [0_u8; 8 * MAX_READ_FIELDS];
         let fields = self.events.len() + 1;
@@ -148,7 +147,7 @@ impl EventGroup {
         for (count, field) in counts.iter_mut().zip(bytes.chunks_exact(8)) {
             *count = u64::from_ne_bytes(field.try_into().ok()?);
         }
-        // An event whose CPU went away reads as nothing.
+        // An event on an offline CPU reads 0 bytes.
         (read == 8 * fields && counts[0] == self.events.len() as u64).then_some(counts)
     }
 }
@@ -175,14 +174,14 @@ impl Source for EventGroup {
     }
 }
 
-/// `msr/tsc/` as a member of the group; its absence only costs precision.
+/// Opens `msr/tsc/` as a member of the group. Without it, time windows are wider.
 fn open_tsc(settings: &SourceSettings, cpu: usize, leader: &OwnedFd) -> Option<OwnedFd> {
     let folder = pmu::pmu_dir(&settings.sysfs_root, "msr");
     let config = pmu::read_config(&folder.join("events/tsc")).ok()?;
     open_counter(pmu::read_type(&folder).ok()?, config, cpu, Some(leader.as_fd())).ok()
 }
 
-/// What an event of the `power` PMU meters; `None` for one that this program does not know.
+/// The domain kind of an event of the `power` PMU; `None` for an unknown event.
 fn domain_kind(event: &str) -> Option<DomainKind> {
     match event {
         "energy-pkg" => Some(DomainKind::Package),
@@ -204,8 +203,8 @@ fn counter_spec(kind: DomainKind, event: &PmuEvent) -> CounterSpec {
     }
 }
 
-/// The smallest step of a domain: 2^-14 J, the coarsest unit of these registers; but a server's psys may count in whole
-/// joules (rapl.c, the quirk of Sapphire Rapids).
+/// The quantum of a domain: 2^-14 J, the coarsest unit of these registers. A server's psys may count whole joules
+/// (rapl.c, the quirk of Sapphire Rapids).
 fn quantum_uj(kind: DomainKind, is_client: bool) -> u64 {
     if kind == DomainKind::Psys && !is_client { 1_000_000 } else { 62 }
 }

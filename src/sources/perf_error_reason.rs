@@ -1,7 +1,7 @@
-//! What to say when perf cannot be used: what is wrong, and the one command or setting that mends it.
+//! The reason and the remedy if perf cannot be used.
 //!
-//! Owns the wording for every way in which the `power` PMU can be missing or closed. Reads only what explains a
-//! refusal (the paranoid level, who the processor is, who we are); changes nothing.
+//! Covers a missing `power` PMU and a failed `perf_event_open`. Reads only what explains the failure: the paranoid level,
+//! the processor and the effective user.
 
 use std::env;
 use std::fs;
@@ -10,7 +10,7 @@ use std::path::Path;
 
 use super::cpu_info::CpuInfo;
 
-/// Why there is no `power` PMU in `folder`.
+/// The reason for a missing `power` PMU in `folder`.
 pub fn pmu_error_reason(error: &io::Error, folder: &Path, proc_root: &Path) -> String {
     if error.kind() != ErrorKind::NotFound {
         return format!("the power PMU cannot be used: {error}");
@@ -26,7 +26,7 @@ pub fn pmu_error_reason(error: &io::Error, folder: &Path, proc_root: &Path) -> S
     }
 }
 
-/// Why an event of an existing PMU could not be opened on `cpu`.
+/// The reason why an event of an existing PMU could not be opened on `cpu`.
 pub fn event_error_reason(error: &io::Error, cpu: usize, proc_root: &Path) -> String {
     let remedy = match error.kind() {
         ErrorKind::PermissionDenied => {

@@ -1,13 +1,12 @@
-//! perf where the system is no Linux: absent.
+//! perf on other systems than Linux: unavailable.
+
+pub use crate::sources::source_settings::PERF as NAME;
 
 use crate::clock::Clock;
 
 use super::{Inventory, SourceSettings};
 
-/// The mechanism's name.
-pub const NAME: &str = "perf";
-
-/// Says so.
+/// Reports that perf is unavailable.
 pub fn open(_settings: &SourceSettings, _clock: &Clock) -> Inventory {
     let mut found = Inventory::default();
     found.add_absent(NAME, "only Linux has perf events".into());

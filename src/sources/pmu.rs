@@ -1,8 +1,8 @@
-//! What the kernel's event sources say of themselves in sysfs.
+//! The description of PMUs and their events in sysfs.
 //!
-//! Owns the reading of `bus/event_source/devices/<pmu>`: `type`, `cpumask`, `events/NAME` with `.scale` and `.unit`
-//! (Documentation/ABI/testing/sysfs-bus-event_source-devices-events). Opens no event, and takes nothing on trust: an
-//! event that it cannot express exactly is left out with the reason.
+//! Reads `bus/event_source/devices/<pmu>`: `type`, `cpumask`, `events/NAME` with `.scale` and `.unit`
+//! (Documentation/ABI/testing/sysfs-bus-event_source-devices-events). Opens no event. An event whose unit is not an exact
+//! fraction is skipped with the reason.
 
 use std::fs;
 use std::io;
@@ -11,16 +11,16 @@ use std::path::{Path, PathBuf};
 use super::cpu_list::parse_cpu_list;
 use super::energy_unit::EnergyUnit;
 
-/// A performance monitoring unit's face.
+/// A performance monitoring unit.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pmu {
     /// `perf_event_attr.type`.
     pub type_id: u32,
-    /// The CPUs on which its events are opened, once on each.
+    /// The CPUs on which its events are opened, once per CPU.
     pub cpus: Vec<usize>,
     /// Its energy events, sorted by name.
     pub events: Vec<PmuEvent>,
-    /// Events that are listed but cannot be used, and why.
+    /// Reasons of the listed events that cannot be used.
     pub unusable_events: Vec<String>,
 }
 
@@ -31,11 +31,11 @@ pub struct PmuEvent {
     pub name: String,
     /// `perf_event_attr.config`.
     pub config: u64,
-    /// What one count stands for.
+    /// The energy of one count.
     pub unit: EnergyUnit,
 }
 
-/// Where PMUs live under `sysfs_root`.
+/// The directory of PMUs under `sysfs_root`.
 pub fn pmu_dir(sysfs_root: &Path, pmu: &str) -> PathBuf {
     sysfs_root.join("bus/event_source/devices").join(pmu)
 }
@@ -44,7 +44,7 @@ impl Pmu {
     /// Reads the PMU in `folder`.
     ///
     /// # Errors
-    /// `NotFound` where there is no such PMU; `InvalidData`, naming the file, where it does not say what it must.
+    /// `NotFound` if the PMU does not exist; `InvalidData`, with the file, if a file is invalid.
     pub fn read(folder: &Path) -> io::Result<Pmu> {
         let kind = read_type(folder)?;
         let cpus = parse_cpu_list(&fs::read_to_string(folder.join("cpumask"))?)
@@ -89,7 +89,7 @@ pub fn read_type(folder: &Path) -> io::Result<u32> {
     fs::read_to_string(&path)?.trim().parse().map_err(|_| invalid_data(&path, "no number"))
 }
 
-/// The config of an event described as `event=0x02`. The `power` and `msr` PMUs have this one term, in the low bits.
+/// Parses the config of an event described as `event=0x02`. The `power` and `msr` PMUs have this one term, in the low bits.
 pub fn read_config(path: &Path) -> io::Result<u64> {
     let text = fs::read_to_string(path)?;
     text.trim()

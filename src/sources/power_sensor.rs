@@ -1,16 +1,15 @@
-//! A sensor that shows power and has no counter: integrated, with the uncertainty that this leaves.
+//! Integration of a power sensor without a counter, with its uncertainty.
 //!
-//! Owns what may be believed of such a sensor between two looks. Two kinds:
+//! Owns the bounds of the true power between two reads. There are two kinds of sensors:
 //!
-//! - a *instantaneous* one, or one that averages nobody knows how: between two looks the power can have been anything from
-//!   nothing to the most that the device can draw, and the uncertainty says so (metrology: without a bound on the slope only
-//!   `[0, most] · L` holds);
-//! - an *averaging* one, whose value is the mean of the last τ (hwmon's `powerN_average` with `powerN_average_interval`).
-//!   Its integral up to t is the energy of some instant in `[t − 2τ, t]`: τ for the mean, and another for a sensor that
-//!   publishes only at the end of each interval. That is a *latency* of the domain, not a uncertainty that grows. What grows is
-//!   only what happened between two looks, and a mean over τ cannot change faster than `most / τ`.
+//! - *Instantaneous*, or with an unknown averaging time: between two reads the power can have any value from 0 to the
+//!   ceiling. Without a bound on the slope, only the energy interval `[0, ceiling] · L` is certain.
+//! - *Averaging*: the value is the mean of the last τ (hwmon's `powerN_average` with `powerN_average_interval`). Its
+//!   integral up to t is the energy at some instant in `[t − 2τ, t]`: τ for the mean, and τ for a sensor that publishes only
+//!   at the end of each interval. That is a *latency* of the domain. The uncertainty grows only by the change between
+//!   two reads, and a mean over τ cannot change faster than `ceiling / τ`.
 //!
-//! Never believes a value above the device's ceiling, and never bridges a gap.
+//! Rejects values above the device's ceiling and never bridges a gap.
 
 use crate::clock::Clock;
 use crate::domain::EnergyReading;
@@ -18,20 +17,20 @@ use crate::domain::EnergyReading;
 use super::energy_integral::{PowerSample, TrapezoidIntegrator};
 use super::sysfs_file::SysfsFile;
 
-/// Where the power is read.
+/// The files of a power sensor.
 #[derive(Debug)]
 pub enum PowerInput {
     /// A file in microwatts.
     Microwatts(SysfsFile),
-    /// Two files, volts and amperes, whose product divided by the number is microwatts: 1 for mV and mA, a million for µV
-    /// and µA. The sign of a current says only how the sensor is wired.
+    /// Voltage and current files and a divisor: product / divisor = microwatts. The divisor is 1 for mV and mA, a million
+    /// for µV and µA. The sign of a current depends only on the wiring of the sensor.
     VoltageTimesCurrent(SysfsFile, SysfsFile, u64),
 }
 
 impl PowerInput {
     fn read_mw(&mut self, now_ns: u64) -> Option<u64> {
         let microwatts = match self {
-            // Below zero it is a sensor's offset around nothing.
+            // A negative value is the sensor's offset at zero power.
             PowerInput::Microwatts(power) => u128::try_from(power.read_number::<i64>(now_ns)?.max(0)).ok()?,
             PowerInput::VoltageTimesCurrent(volts, amperes, divisor) => {
                 let volts = volts.read_number::<i64>(now_ns)?.unsigned_abs();
@@ -43,23 +42,23 @@ impl PowerInput {
     }
 }
 
-/// One sensor, integrated.
+/// A power sensor with its integral.
 #[derive(Debug)]
 pub struct PowerSensor {
     input: PowerInput,
-    /// More than the device can ever draw.
+    /// Upper bound of the device's power.
     ceiling_mw: u64,
-    /// Over how long its value is the mean; `None` where that is not known.
+    /// The averaging time; `None` if it is unknown.
     averaging_ns: Option<u64>,
-    /// How far the sensor itself may be off, in parts per million of what it shows.
+    /// The sensor's largest error, in parts per million of its value.
     error_ppm: u64,
     integrator: TrapezoidIntegrator,
-    /// The last value and when it was read.
+    /// The last value and the instant of its read.
     last: Option<(u64, u64)>,
 }
 
 impl PowerSensor {
-    /// A sensor of which nothing is known but the most that the device draws.
+    /// A sensor with an unknown averaging time.
     pub fn instantaneous(input: PowerInput, ceiling_mw: u64) -> Self {
         Self {
             input,
@@ -71,17 +70,18 @@ impl PowerSensor {
         }
     }
 
-    /// A sensor whose value is the mean of the last `trailing_ns`, off by `error_ppm` at most.
+    /// A sensor whose value is the mean of the last `trailing_ns`, with an error of at most `error_ppm`.
     pub fn averaging(input: PowerInput, ceiling_mw: u64, trailing_ns: u64, error_ppm: u64) -> Self {
         Self { averaging_ns: Some(trailing_ns.max(1)), error_ppm, ..Self::instantaneous(input, ceiling_mw) }
     }
 
-    /// By how much its integral may lag behind: see the head of this file. 0 for an instantaneous sensor, whose uncertainty has it all.
+    /// The largest lag of the integral (see the head of this file). 0 for an instantaneous sensor, whose uncertainty contains
+    /// the lag.
     pub fn latency_ns(&self) -> u64 {
         self.averaging_ns.map_or(0, |trailing_ns| 2 * trailing_ns)
     }
 
-    /// Reads and integrates; invalid while the sensor is away or shows what cannot be.
+    /// Reads and integrates. Invalid while the sensor is unavailable or shows an implausible value.
     pub fn read(&mut self, clock: &Clock) -> EnergyReading {
         let now_ns = clock.now_ns();
         let valid_power = self.input.read_mw(now_ns).filter(|&power_mw| power_mw <= self.ceiling_mw);
@@ -93,17 +93,17 @@ impl PowerSensor {
         let (low_mw, high_mw) = self.power_bounds_mw(at_ns, power_mw);
         self.last = Some((at_ns, power_mw));
         let reading = self.integrator.advance(PowerSample { at_ns, power_mw, low_mw, high_mw });
-        // A trailing mean is the truth for no instant that anybody could name; the domain's latency has it.
+        // A trailing mean belongs to no single instant; the domain's latency covers this.
         if self.averaging_ns.is_some() { EnergyReading { stamp_ns: 0, ..reading } } else { reading }
     }
 
-    /// Whatever it shows next, the energy in between is unknown.
+    /// Records a gap. The energy up to the next reading is unknown.
     pub fn interrupt(&mut self) {
         self.last = None;
         self.integrator.interrupt();
     }
 
-    /// The least and the most that the mean power since the last look can have been.
+    /// Lower and upper bound of the mean power since the last read.
     fn power_bounds_mw(&self, at_ns: u64, power_mw: u64) -> (u64, u64) {
         let anything = (0, self.ceiling_mw);
         let (Some(trailing_ns), Some((last_ns, last_mw))) = (self.averaging_ns, self.last) else {
@@ -113,7 +113,7 @@ impl PowerSensor {
         if step_ns >= trailing_ns {
             return anything;
         }
-        // Half the step where the value jumped at one end of it, or a quarter of what the steepest slope makes of it.
+        // Half the step if the value jumped at one end of the interval, or a quarter of the steepest slope's change.
         let slope_mw = u128::from(self.ceiling_mw) * u128::from(step_ns) / u128::from(trailing_ns) / 4 + 1;
         let jump_mw = u128::from(last_mw.abs_diff(power_mw)).div_ceil(2);
         let mean_mw = u128::from(last_mw + power_mw) / 2;
@@ -141,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn of_an_instantaneous_sensor_anything_up_to_the_ceiling_may_have_happened_in_between() {
+    fn instantaneous_sensor_allows_any_power_up_to_the_ceiling_between_reads() {
         let (folder, clock) = (tempfile::tempdir().unwrap(), Clock::manual(0));
         let mut sensor =
             PowerSensor::instantaneous(PowerInput::Microwatts(power_file(&folder, 50_000_000)), 400_000);
@@ -153,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn a_value_above_the_ceiling_is_no_reading_and_a_negative_one_is_nothing() {
+    fn value_above_the_ceiling_is_invalid_and_negative_value_is_zero() {
         let (folder, clock) = (tempfile::tempdir().unwrap(), Clock::manual(0));
         let mut sensor =
             PowerSensor::instantaneous(PowerInput::Microwatts(power_file(&folder, 500_000_000)), 400_000);
@@ -168,7 +168,7 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(48))]
 
-        /// The mean of the last τ of a random power, read each millisecond, continuous or published at the end of blocks.
+        /// The mean of the last τ of a random power, read each millisecond: continuous, or published at the end of blocks.
         #[test]
         fn the_integral_of_a_trailing_mean_lags_by_no_more_than_the_latency_and_is_off_by_no_more_than_the_uncertainty(
             steps in proptest::collection::vec((1_u64..120, 0_u64..=400), 4..30), blocks in any::<bool>(),
@@ -204,7 +204,7 @@ mod tests {
                         && reading.energy_uj + reading.uncertainty_uj + 2 >= early,
                     "at {at} ms: {reading:?}, the truth in {early}..={late}"
                 );
-                // And the uncertainty is worth something: a few per cent of what anything-goes would say.
+                // The uncertainty is useful: a few per cent of an instantaneous sensor's.
                 prop_assert!(reading.uncertainty_uj <= 400_000 * at / 40 + 400_000 * TAU_MS);
             }
         }

@@ -1,27 +1,28 @@
-//! RAPL through the kernel's powercap zones: files that hold microjoules.
+//! RAPL through the kernel's powercap zones: files with microjoules.
 //!
-//! Owns the kept-open `energy_uj` of every zone under `class/powercap/intel-rapl*` (linux drivers/powercap). A zone that
-//! two drivers show (`intel-rapl` and `intel-rapl-mmio`) is taken once. A zone whose range is not told is rejected: its
-//! wraps could not be undone. Never walks the tree after the start; a zone that goes away gives invalid readings and is
-//! looked for again once a second.
+//! Owns the open `energy_uj` of every zone under `class/powercap/intel-rapl*` (linux drivers/powercap). A zone that two
+//! drivers show (`intel-rapl` and `intel-rapl-mmio`) is read once. A zone without a range is rejected: its wraps could not
+//! be undone. The driver multiplies the register by a unit in whole nanojoules and truncates to µJ. This file reverses that
+//! exactly, so that powercap and perf agree to the count. A zone that disappears gives invalid readings until it is back.
 
+pub use crate::sources::source_settings::POWERCAP as NAME;
+
+use std::collections::BTreeMap;
+use std::fs;
 use std::io;
+use std::path::{Path, PathBuf};
 
 use crate::clock::Clock;
-use crate::domain::{Domain, EnergyReading, Grade};
+use crate::domain::{Domain, DomainKind, EnergyReading, Grade};
 
 use super::counter::{Counter, CounterSpec, plausible_ceiling_mw};
 use super::cpu_info::CpuInfo;
-use super::powercap_zone::{PowercapZone, RegisterScale, list_zones};
-use super::rapl;
+use super::energy_unit::EnergyUnit;
 use super::suspend_detector::SuspendDetector;
 use super::sysfs_file::SysfsFile;
-use super::{Inventory, OpenedSource, Source, SourceSettings};
+use super::{Inventory, OpenedSource, Source, SourceSettings, rapl};
 
-/// The mechanism's name.
-pub const NAME: &str = "powercap";
-
-/// Opens every zone that there is.
+/// Opens all zones.
 pub fn open(settings: &SourceSettings, clock: &Clock) -> Inventory {
     let class = settings.sysfs_root.join("class/powercap");
     let mut found = Inventory::default();
@@ -81,7 +82,7 @@ pub fn open(settings: &SourceSettings, clock: &Clock) -> Inventory {
     found
 }
 
-/// What to say of zones that are there and closed to us.
+/// The reason and the remedy for zones without read permission.
 fn permission_reason(domains: &[&str]) -> String {
     format!(
         "{}: energy_uj is for root alone since CVE-2020-8694; give the program CAP_PERFMON and it reads them through \
@@ -98,14 +99,14 @@ fn zone_domain(zone: &PowercapZone, all: &[PowercapZone], grade: Grade) -> Domai
         device: None,
         parent: zone.parent(all),
         grade,
-        // The zone's constraints limit averages, not power; what the counter refuses as nonsense bounds it.
+        // The zone's constraints limit averages, not power; the counter's plausibility limit bounds it.
         ceiling_mw: Some(plausible_ceiling_mw(zone.kind)),
         latency_ns: rapl::LATENCY_NS,
         quantum_uj: zone.scale.unit.ceil_uj(),
     }
 }
 
-/// All zones, read one after the other.
+/// All zones, read in sequence.
 struct PowercapSource {
     zones: Vec<ZoneCounter>,
     suspend: SuspendDetector,
@@ -118,7 +119,7 @@ impl Source for PowercapSource {
             *reading = zone.read(&self.clock);
         }
         if self.suspend.has_suspended() {
-            // Each meter may have been read before or after the sleep: neither this reading nor the next may be joined.
+            // Each zone may have been read before or after the suspend, so this reading and the next one are discarded.
             self.zones.iter_mut().for_each(|zone| zone.counter.interrupt());
             into.fill(EnergyReading::default());
         }
@@ -154,5 +155,188 @@ impl ZoneCounter {
             return EnergyReading::default();
         };
         self.counter.advance(self.scale.register_count(microjoules), before_ns, clock.now_ns())
+    }
+}
+
+/// The largest value of the 32-bit registers behind the zones.
+const REGISTER_MAX: u128 = 0xFFFF_FFFF;
+
+/// One zone that can be read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct PowercapZone {
+    /// "intel-rapl:0:1".
+    id: String,
+    /// The domain kind.
+    kind: DomainKind,
+    /// The domain's name: "core-0".
+    domain: String,
+    /// The relation of microjoules and register counts.
+    scale: RegisterScale,
+    path: PathBuf,
+}
+
+/// The zones of a machine, and the reasons of unusable ones.
+#[derive(Debug, Default)]
+struct ZoneList {
+    /// Packages before their parts; no domain twice.
+    zones: Vec<PowercapZone>,
+    /// One reason for each skipped zone.
+    unusable: Vec<String>,
+}
+
+impl PowercapZone {
+    /// The file with the count.
+    fn energy_file(&self) -> PathBuf {
+        self.path.join("energy_uj")
+    }
+
+    /// The parent domain: a package contains its cores, psys contains everything. Memory is listed below its package but is
+    /// not part of the package's count.
+    fn parent(&self, all: &[PowercapZone]) -> Option<String> {
+        let named = |name: String| all.iter().any(|zone| zone.domain == name).then_some(name);
+        match self.kind {
+            DomainKind::Core | DomainKind::Uncore => {
+                self.domain.split_once('-').and_then(|(_, package)| named(format!("package-{package}")))
+            }
+            DomainKind::Package | DomainKind::Dram => named("psys".into()),
+            _ => None,
+        }
+    }
+}
+
+/// Lists the RAPL zones in `class`.
+///
+/// # Errors
+/// The directory cannot be read.
+fn list_zones(class: &Path) -> io::Result<ZoneList> {
+    let mut listed = ZoneList::default();
+    let mut ids = Vec::new();
+    for entry in fs::read_dir(class)? {
+        let id = entry?.file_name().to_string_lossy().into_owned();
+        if let Some(key) = sort_key(&id) {
+            ids.push((key, id));
+        }
+    }
+    ids.sort();
+    let mut taken = BTreeMap::<String, String>::new();
+    for (_, id) in ids {
+        match read_zone(class, &id) {
+            Err(reason) => listed.unusable.push(format!("zone {id}: {reason}")),
+            Ok(zone) => match taken.get(&zone.domain) {
+                Some(first) => {
+                    listed
+                        .unusable
+                        .push(format!("zone {id}: shows {} again, which {first} has", zone.domain));
+                }
+                None => {
+                    taken.insert(zone.domain.clone(), id);
+                    listed.zones.push(zone);
+                }
+            },
+        }
+    }
+    Ok(listed)
+}
+
+/// The sort key of a zone's id: `intel-rapl` before `intel-rapl-mmio`, zone 2 before zone 10. `None` if the id is no RAPL
+/// zone.
+fn sort_key(id: &str) -> Option<(String, Vec<u32>)> {
+    let (driver, numbers) = id.split_once(':')?;
+    let numbers = numbers.split(':').map(|number| number.parse().ok()).collect::<Option<Vec<u32>>>()?;
+    driver.starts_with("intel-rapl").then(|| (driver.to_owned(), numbers))
+}
+
+fn read_zone(class: &Path, id: &str) -> Result<PowercapZone, String> {
+    let path = class.join(id);
+    let name = read_name(&path)?;
+    let (kind, domain) = match name.as_str() {
+        "psys" => (DomainKind::Psys, name),
+        package if package.starts_with("package-") => (DomainKind::Package, name),
+        part => {
+            let kind = match part {
+                "core" => DomainKind::Core,
+                "uncore" => DomainKind::Uncore,
+                "dram" => DomainKind::Dram,
+                _ => return Err(format!("its name {part:?} is not known")),
+            };
+            let package = id.rsplit_once(':').map(|(package, _)| read_name(&class.join(package)));
+            let package = package.ok_or("it is in no package")??;
+            let package =
+                package.strip_prefix("package-").ok_or_else(|| format!("it is in {package}, no package"))?;
+            (kind, format!("{part}-{package}"))
+        }
+    };
+    let count = RegisterScale::from_range(read_range_uj(&path)?);
+    Ok(PowercapZone { id: id.into(), kind, domain, scale: count, path })
+}
+
+fn read_name(zone: &Path) -> Result<String, String> {
+    let path = zone.join("name");
+    let name = fs::read_to_string(&path).map_err(|error| format!("{}: {error}", path.display()))?;
+    Ok(name.trim().to_owned())
+}
+
+/// The largest energy of the zone before it wraps to 0.
+fn read_range_uj(zone: &Path) -> Result<u64, String> {
+    let path = zone.join("max_energy_range_uj");
+    let text = fs::read_to_string(&path).map_err(|error| {
+        format!("{}: {error}; without the range its wraps cannot be undone", path.display())
+    })?;
+    match text.trim().parse() {
+        Ok(range) if range > 0 => Ok(range),
+        _ => Err(format!(
+            "{} says {:?}; without the range its wraps cannot be undone",
+            path.display(),
+            text.trim()
+        )),
+    }
+}
+
+/// The relation of a zone's microjoules to its register.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct RegisterScale {
+    /// The true energy of one count of the register.
+    unit: EnergyUnit,
+    /// The number of counts after which the register wraps to 0.
+    modulus: u128,
+    /// The driver's unit in whole nJ; 0 if the zone does not follow the driver's arithmetic.
+    driver_unit_nj: u128,
+}
+
+impl RegisterScale {
+    /// The driver shows `max_energy_range_uj` = (2^32 − 1) · unit / 1000, truncated (linux intel_rapl_common.c): one
+    /// unit less than the modulus. The unit follows from it. A range of any other form is taken as a count of µJ.
+    fn from_range(range_uj: u64) -> RegisterScale {
+        let shown_nj = (u128::from(range_uj) * 1_000).div_ceil(REGISTER_MAX);
+        let fits = shown_nj >= 1_000 && REGISTER_MAX * shown_nj / 1_000 == u128::from(range_uj);
+        match true_unit(shown_nj) {
+            Some(unit) if fits => RegisterScale { unit, modulus: REGISTER_MAX + 1, driver_unit_nj: shown_nj },
+            _ => RegisterScale {
+                unit: EnergyUnit::MICROJOULE,
+                modulus: u128::from(range_uj) + 1,
+                driver_unit_nj: 0,
+            },
+        }
+    }
+
+    /// The register's count for `microjoules`.
+    fn register_count(&self, microjoules: u64) -> u64 {
+        if self.driver_unit_nj == 0 {
+            return microjoules;
+        }
+        u64::try_from((u128::from(microjoules) * 1_000).div_ceil(self.driver_unit_nj)).unwrap_or(u64::MAX)
+    }
+}
+
+/// The true unit for the driver's unit in whole nanojoules. Units of 2^-k J lose their fraction in the driver (−51.7 ppm
+/// at k = 16), and it uses 15.3 µJ for server memory where perf uses 2^-16 J (+0.27 %).
+fn true_unit(shown_nj: u128) -> Option<EnergyUnit> {
+    if shown_nj == 15_300 {
+        return EnergyUnit::joules_over_power_of_two(16);
+    }
+    let power = (0..=31).find(|shift| 1_000_000_000_u128 >> shift == shown_nj);
+    match power {
+        Some(shift) => EnergyUnit::joules_over_power_of_two(shift),
+        None => EnergyUnit::from_fraction(u64::try_from(shown_nj).ok()?, 1_000),
     }
 }

@@ -1,9 +1,8 @@
-//! A short look under load: which counters move, and what that says of counters that may be one.
+//! A short test under load at discovery: which counters advance, and which pairs may be one counter.
 //!
-//! A counter that is present may be dead (cloud machines show a `psys` that always reads 0), and two may be one
-//! (`package-0-die-0` and `-die-1` of a Threadripper). Only watching tells. Owns the watch at the start: a busy loop on
-//! the calling thread, ended as soon as there is nothing left to learn, and by `MAX_PROBE_NS` at the latest. What it leaves
-//! undecided is watched on by the sampler's readings. Never decides what becomes of a domain.
+//! A counter may be stuck (cloud machines show a `psys` that always reads 0), and two names may show one counter
+//! (`package-0-die-0` and `-die-1` of a Threadripper). The probe is a busy loop on the calling thread. It ends when all
+//! questions are decided, and after `MAX_PROBE_NS` at the latest. The sampler's readings decide the remaining pairs.
 
 use std::collections::BTreeSet;
 use std::hint::spin_loop;
@@ -11,47 +10,44 @@ use std::hint::spin_loop;
 use crate::clock::monotonic_ns;
 use crate::domain::{Domain, Duplicate, EnergyReading, Grade};
 
-use super::OpenedSource;
 use super::dedup::cross_check::{CrossCheck, Disagreement};
 use super::dedup::duplicate_pair::DuplicatePair;
+use super::source::{DomainIndex, OpenedSource};
 
-/// A domain that has not moved after so long under load is stuck.
+/// Largest duration of the probe. A domain that has not advanced by then is stuck.
 const MAX_PROBE_NS: u64 = 40_000_000;
 
-/// Time between two looks: several within the millisecond in which RAPL counters move.
+/// Time between two reads: several reads per update of a RAPL counter, which is about one millisecond.
 const READ_INTERVAL_NS: u64 = 200_000;
 
-/// An integral has moved by then if it ever will.
+/// Time after which a live integral has advanced.
 const MIN_READS: u32 = 4;
 
-/// So many looks lie between two judgements of the pairs.
+/// Number of reads between two evaluations of the pairs.
 const READS_PER_DECISION: u32 = 8;
 
-/// A domain's place: which source, which of its domains.
-type DomainIndex = (usize, usize);
-
-/// Two domains that may be one.
+/// Two domains that may show one counter.
 #[derive(Debug)]
 pub struct DuplicateCandidate {
-    /// The earlier one.
+    /// The earlier domain.
     pub original: DomainIndex,
-    /// The later one.
+    /// The later domain.
     pub copy: DomainIndex,
-    /// What is known of them.
+    /// The comparison of the two.
     pub pair: DuplicatePair,
 }
 
-/// What the watch saw.
+/// The result of the probe.
 #[derive(Debug, Default)]
 pub struct ProbeResult {
     /// Domains that may be two names of one counter.
     pub candidates: Vec<DuplicateCandidate>,
-    /// Mechanisms that show the same domain and not the same energy.
+    /// Mechanisms that show different energy for the same domain.
     pub disagreements: Vec<Disagreement>,
 }
 
-/// Watches all domains under load, fills [`OpenedSource::advanced`], and says what is to be thought of them. `packages`: the
-/// physical packages that the kernel lists.
+/// Reads all domains under load, fills [`OpenedSource::advanced`] and compares domains. `packages`: the physical packages
+/// that the kernel lists.
 pub fn probe_domains(opened: &mut [OpenedSource], packages: &BTreeSet<u32>) -> ProbeResult {
     let begin_ns = monotonic_ns();
     let mut probed = probed_domains(opened);
@@ -94,10 +90,10 @@ pub fn probe_domains(opened: &mut [OpenedSource], packages: &BTreeSet<u32>) -> P
     ProbeResult { candidates, disagreements: agreement.disagreements(opened) }
 }
 
-/// One domain under watch.
+/// One probed domain.
 struct ProbedDomain {
     index: DomainIndex,
-    /// Whether it counts. An integral moves at once or has nothing to integrate.
+    /// Whether it is a counter. An integral advances at once or not at all.
     is_counter: bool,
     last: Option<EnergyReading>,
     has_moved: bool,
@@ -131,7 +127,7 @@ fn have_all_moved(probed: &[ProbedDomain]) -> bool {
     probed.iter().all(|domain| !domain.is_counter || domain.has_moved)
 }
 
-/// Each two domains that may be one, the earlier first.
+/// All pairs of domains that may show one counter, the earlier domain first.
 fn duplicate_candidates(opened: &[OpenedSource], packages: &BTreeSet<u32>) -> Vec<DuplicateCandidate> {
     let domains: Vec<(DomainIndex, &Domain)> = opened
         .iter()
@@ -150,7 +146,7 @@ fn duplicate_candidates(opened: &[OpenedSource], packages: &BTreeSet<u32>) -> Ve
     domains.iter().enumerate().flat_map(with_later).collect()
 }
 
-/// Keeps this CPU busy, so that what is alive has something to count.
+/// Keeps this CPU busy, so that live counters advance.
 fn spin(for_ns: u64) {
     let end_ns = monotonic_ns() + for_ns;
     while monotonic_ns() < end_ns {
@@ -164,7 +160,7 @@ mod tests {
     use crate::domain::DomainKind;
     use crate::sources::Source;
 
-    /// Counters that add the next of their moves at each read, over and over; an empty list never moves.
+    /// Counters that add the next of their steps at each read, in a loop. A counter with an empty list is stuck.
     struct SteppingSource(Vec<Vec<u64>>, Vec<u64>, usize);
 
     impl Source for SteppingSource {
@@ -204,7 +200,7 @@ mod tests {
         }]
     }
 
-    /// Each pair of the watched domains with its state.
+    /// All pairs of the probed domains with their states.
     fn states(opened: &mut [OpenedSource]) -> Vec<(usize, usize, Duplicate)> {
         let result = probe_domains(opened, &BTreeSet::new());
         assert!(result.disagreements.is_empty());

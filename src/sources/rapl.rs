@@ -1,13 +1,13 @@
-//! What RAPL's domains are, whichever mechanism reads them: names, containment, and what is known of their counters.
+//! RAPL domains, independent of the mechanism that reads them: names, parents, and properties of their counters.
 //!
-//! Owns no state. A platform has one psys; discovery drops the copies of the other packages.
+//! Holds no state. A platform has one psys; discovery drops the copies of the other packages.
 
 use crate::domain::{Domain, DomainKind, Grade};
 
 use super::counter::plausible_ceiling_mw;
 
-/// From the hardware's update to where it can be read: the registers change at once, and firmware in system management
-/// mode may hold a reader up. An assumption: what is reported of update jitter is tens of microseconds.
+/// Latency from the hardware's update to the register: registers change at once, and firmware in system management mode
+/// may delay a reader. An assumption, based on a reported update jitter of tens of microseconds.
 pub(super) const LATENCY_NS: u64 = 50_000;
 
 /// The domain of a register in the package called `package`.
@@ -26,7 +26,7 @@ pub(super) fn domain(source: &str, kind: DomainKind, package: &str, grade: Grade
         device: None,
         parent,
         grade,
-        // No register says how hard a package can draw; what the counter refuses as nonsense bounds it.
+        // No register has the highest power of a package; the counter's plausibility limit bounds it.
         ceiling_mw: Some(plausible_ceiling_mw(kind)),
         latency_ns: LATENCY_NS,
         quantum_uj,

@@ -1,7 +1,7 @@
-//! Files that show energy or power, read together as one source.
+//! A group of files with energy or power values that is read as one source.
 //!
-//! Owns what all such files have in common: a device that sleeps is left asleep, a machine that slept begins anew, and a
-//! file that is away gives invalid readings while the others go on. Never knows what kind of device it reads.
+//! Owns the common rules: a suspended device is not woken, a system suspend interrupts all integrals, and a missing
+//! file gives invalid readings of its domain only. Independent of the kind of device.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -16,42 +16,42 @@ use super::suspend_detector::SuspendDetector;
 use super::sysfs_file::{SysfsFile, read_trimmed};
 use super::{OpenedSource, Source};
 
-/// One file (or two, volts and amperes) of one domain.
+/// The file, or the voltage and current files, of one domain.
 #[derive(Debug)]
 pub struct SensorFile {
     kind: SensorKind,
-    /// Read only while this file says (or does not say) the word.
+    /// The file is read only while this condition is met.
     condition: Option<ReadCondition>,
 }
 
-/// A file that says whether reading makes sense.
+/// A condition on the content of a state file.
 #[derive(Debug)]
 pub struct ReadCondition {
-    /// The file.
+    /// The state file.
     pub file: SysfsFile,
-    /// The word.
+    /// The compared content.
     pub word: &'static str,
-    /// Whether the word must be there, or must not.
+    /// Whether the content must equal the word or must differ from it.
     pub must_equal: bool,
 }
 
-/// Lets a device's files be read while it does not sleep: reading would wake it, and cost what it was to measure (linux
-/// Documentation/ABI/testing/sysfs-devices-power). `None` where the device tells nothing of sleep.
+/// The condition that a device is not suspended: a read would wake it and change the measured power (linux
+/// Documentation/ABI/testing/sysfs-devices-power). `None` if the device has no runtime power management.
 pub fn not_suspended(device: &Path) -> Option<ReadCondition> {
     let path = device.join(RUNTIME_STATUS);
     read_trimmed(&path)?;
     Some(ReadCondition { file: SysfsFile::open(path).ok()?, word: SUSPENDED, must_equal: false })
 }
 
-/// Whether a device sleeps now.
+/// Whether a device is suspended.
 pub fn is_suspended(device: &Path) -> bool {
     read_trimmed(&device.join(RUNTIME_STATUS)).as_deref() == Some(SUSPENDED)
 }
 
-/// Opens a file of a device's and sees whether it shows a number, unless that would wake the device.
+/// Opens a file of a device. Checks that it contains a number, unless the read would wake the device.
 ///
 /// # Errors
-/// It cannot be opened, or shows no number.
+/// The file cannot be opened, or contains no number.
 pub fn open_unless_suspended(path: PathBuf, device: &Path) -> io::Result<SysfsFile> {
     if is_suspended(device) { SysfsFile::open(path) } else { SysfsFile::open_number(path) }
 }
@@ -66,8 +66,8 @@ enum SensorKind {
 }
 
 impl SensorFile {
-    /// A file that counts microjoules. `range_uj` is the least energy after which a register behind it may have wrapped
-    /// unseen; `None` where there is nothing behind it but the file's own 64 bits.
+    /// A file that counts microjoules. `range_uj`: the smallest energy after which the register behind it may have wrapped
+    /// unnoticed; `None` if no register limits the file's 64 bits.
     pub fn energy(file: SysfsFile, kind: DomainKind, range_uj: Option<u64>) -> Self {
         let counter = Counter::new(CounterSpec {
             unit: EnergyUnit::MICROJOULE,
@@ -79,17 +79,17 @@ impl SensorFile {
         Self { kind: SensorKind::Energy(file, counter), condition: None }
     }
 
-    /// A sensor of power.
+    /// A power sensor.
     pub fn power(sensor: PowerSensor) -> Self {
         Self { kind: SensorKind::Power(sensor), condition: None }
     }
 
-    /// The same file, read only under a condition.
+    /// Adds the condition for reads.
     pub fn with_condition(self, condition: Option<ReadCondition>) -> Self {
         Self { condition, ..self }
     }
 
-    /// How far behind the truth its figure may be beyond what the hardware's register is.
+    /// The latency of the value beyond the latency of the hardware's register.
     pub fn latency_ns(&self) -> u64 {
         match &self.kind {
             SensorKind::Energy(..) => 0,
@@ -127,7 +127,7 @@ impl SensorFile {
     }
 }
 
-/// Sensor files that are read one after the other.
+/// Sensor files that are read in sequence.
 pub struct SensorFileGroup {
     sensors: Vec<SensorFile>,
     suspend: SuspendDetector,
@@ -135,7 +135,7 @@ pub struct SensorFileGroup {
 }
 
 impl SensorFileGroup {
-    /// Makes a source of sensor files and the domains that they show, in the same order.
+    /// Creates a source from sensor files with their domains.
     pub fn open_source(
         name: &'static str,
         sensors: Vec<(Domain, SensorFile)>,
@@ -164,7 +164,7 @@ impl Source for SensorFileGroup {
             *reading = sensor.read(&self.clock);
         }
         if self.suspend.has_suspended() {
-            // Each may have been read before or after the sleep: neither this reading nor the next may be joined.
+            // Each file may have been read before or after the suspend, so this reading and the next one are discarded.
             self.sensors.iter_mut().for_each(SensorFile::interrupt);
             into.fill(EnergyReading::default());
         }

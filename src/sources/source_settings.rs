@@ -1,65 +1,65 @@
-//! What discovery needs to know, and what it tries unasked.
+//! The sources' names, and the settings of discovery with their defaults.
 //!
-//! Owns no state. Roots and paths are arguments, so that tests can stand in for the machine.
+//! Owns no state and imports no source. Roots and paths are arguments, so that tests can replace the machine.
 
 use std::path::PathBuf;
 
-use super::apple::{ioreport, smc};
-use super::{amdgpu, battery, estimate, hwmon, intelgpu, msr, nvml, perf, powercap};
+/// RAPL through the kernel's `power` PMU.
+pub const PERF: &str = "perf";
+/// RAPL through sysfs.
+pub const POWERCAP: &str = "powercap";
+/// RAPL through `/dev/cpu/N/msr`.
+pub const MSR: &str = "msr";
+/// NVIDIA GPUs.
+pub const NVML: &str = "nvml";
+/// AMD GPUs.
+pub const AMDGPU: &str = "amdgpu";
+/// Intel GPUs.
+pub const INTELGPU: &str = "intelgpu";
+/// Power and energy sensors of boards.
+pub const HWMON: &str = "hwmon";
+/// Batteries.
+pub const BATTERY: &str = "battery";
+/// Apple silicon's energy counters.
+pub const IOREPORT: &str = "ioreport";
+/// The System Management Controller of a Mac.
+pub const SMC: &str = "smc";
+/// CPU load times a power model.
+pub const ESTIMATE: &str = "estimate";
 
-/// What discovery needs to know; roots and paths are arguments, so that tests can stand in for the machine.
+/// Settings of discovery. Roots and paths are arguments, so that tests can replace the machine.
 #[derive(Debug, Clone)]
 pub struct SourceSettings {
-    /// Where the kernel's `/sys` is.
+    /// The mount point of sysfs.
     pub sysfs_root: PathBuf,
-    /// Where the kernel's `/proc` is.
+    /// The mount point of procfs.
     pub proc_root: PathBuf,
-    /// Where the register files of the CPUs are, for `msr`.
+    /// The directory of the CPUs' register files, for `msr`.
     pub msr_root: PathBuf,
-    /// A library to load instead of the system's `libnvidia-ml.so.1`.
+    /// The library that replaces the system's `libnvidia-ml.so.1`.
     pub nvml_library: Option<PathBuf>,
-    /// A library that stands in for Apple's, with the C functions of IOReport, CoreFoundation and IOKit.
+    /// The library that replaces Apple's, with the C functions of IOReport, CoreFoundation and IOKit.
     pub apple_library: Option<PathBuf>,
-    /// A trace or scripted machine; where given, it is the only source.
+    /// A trace or scripted machine. If set, it is the only source.
     pub replay: Option<PathBuf>,
     /// Names of the sources to try, in order of preference.
     pub enabled: Vec<String>,
-    /// Power of the whole CPU complex at rest and at full load, for machines with no counter; `None`: from the
-    /// documented model and the number of CPUs.
+    /// Power of all CPUs together when idle and at full load, for machines without a counter. `None`: the documented
+    /// model times the number of CPUs.
     pub estimate_mw: Option<(u64, u64)>,
 }
 
-/// The mechanisms that are tried unless the configuration says otherwise, in order of preference.
-const LINUX_DEFAULTS: [&str; 8] = [
-    perf::NAME,
-    powercap::NAME,
-    nvml::NAME,
-    amdgpu::NAME,
-    intelgpu::NAME,
-    hwmon::NAME,
-    battery::NAME,
-    estimate::NAME,
-];
+/// The default mechanisms on Linux, in order of preference.
+const LINUX_DEFAULTS: [&str; 8] = [PERF, POWERCAP, NVML, AMDGPU, INTELGPU, HWMON, BATTERY, ESTIMATE];
 
-/// Likewise where the system is macOS, which has none of the others.
-const MACOS_DEFAULTS: [&str; 2] = [ioreport::NAME, smc::NAME];
+/// The default mechanisms on macOS, which has none of the others.
+const MACOS_DEFAULTS: [&str; 2] = [IOREPORT, SMC];
 
-/// Every mechanism that can be named.
-pub(super) const ALL_NAMES: [&str; 11] = [
-    perf::NAME,
-    powercap::NAME,
-    nvml::NAME,
-    amdgpu::NAME,
-    intelgpu::NAME,
-    hwmon::NAME,
-    battery::NAME,
-    ioreport::NAME,
-    smc::NAME,
-    estimate::NAME,
-    msr::NAME,
-];
+/// All mechanisms that the configuration may name.
+pub(super) const ALL_NAMES: [&str; 11] =
+    [PERF, POWERCAP, NVML, AMDGPU, INTELGPU, HWMON, BATTERY, IOREPORT, SMC, ESTIMATE, MSR];
 
-/// What is tried on this kind of system.
+/// The default mechanisms on this operating system.
 fn default_names() -> &'static [&'static str] {
     if std::env::consts::OS == "macos" { &MACOS_DEFAULTS } else { &LINUX_DEFAULTS }
 }

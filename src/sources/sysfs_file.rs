@@ -1,8 +1,7 @@
-//! A file of the kernel's that holds one value: kept open, read at its beginning, looked for again when it went away.
+//! A sysfs file with one value: stays open, is read from its start, and is reopened after it disappeared.
 //!
-//! Owns the file's comings and goings. Invariant: a read never moves an offset and never allocates, so it costs one
-//! system call (0.4 µs where opening anew costs 3 µs). Never interprets what it reads beyond a decimal number, and never
-//! gives an old value for a new one.
+//! Invariant: a read moves no file offset and allocates no memory, so it costs one system call (0.4 µs; reopening costs
+//! 3 µs). Parses decimal numbers only, and never returns an old value as a new one.
 
 use std::fs::{self, File};
 use std::io;
@@ -10,17 +9,17 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-/// How often a file that went away is looked for.
+/// The interval between attempts to reopen a missing file.
 const RETRY_NS: u64 = 1_000_000_000;
 
-/// The longest number that a file shows: a sign, 20 digits and a newline, and some room.
+/// The read size: a sign, 20 digits, a newline and a reserve.
 const MAX_NUMBER_BYTES: usize = 32;
 
 /// One open file.
 #[derive(Debug)]
 pub struct SysfsFile {
     path: PathBuf,
-    /// `None` while the file is away.
+    /// `None` while the file is missing.
     file: Option<File>,
     retry_at_ns: u64,
 }
@@ -29,15 +28,15 @@ impl SysfsFile {
     /// Opens the file.
     ///
     /// # Errors
-    /// It is not there, or may not be opened.
+    /// The file does not exist or cannot be opened.
     pub fn open(path: PathBuf) -> io::Result<Self> {
         Ok(Self { file: Some(File::open(&path)?), path, retry_at_ns: 0 })
     }
 
-    /// Opens the file and sees whether it shows a number now: one may be let in and still not be allowed to read.
+    /// Opens the file and checks that it contains a number: a file may be openable and still not readable.
     ///
     /// # Errors
-    /// It cannot be opened or read, or shows something else.
+    /// The file cannot be opened or read, or contains no number.
     pub fn open_number(path: PathBuf) -> io::Result<Self> {
         let opened = Self::open(path)?;
         let mut text = [0; MAX_NUMBER_BYTES];
@@ -48,12 +47,12 @@ impl SysfsFile {
         }
     }
 
-    /// Reads from the beginning into `bytes` and says how many there were; `None` while the file is away.
+    /// Reads from the start into `bytes` and returns the length; `None` while the file is missing.
     pub fn read_bytes(&mut self, now_ns: u64, bytes: &mut [u8]) -> Option<usize> {
         self.read_bytes_at(now_ns, bytes, 0)
     }
 
-    /// The same from `offset` on.
+    /// Reads from `offset` into `bytes` and returns the length.
     pub fn read_bytes_at(&mut self, now_ns: u64, bytes: &mut [u8], offset: u64) -> Option<usize> {
         if self.file.is_none() {
             if now_ns < self.retry_at_ns {
@@ -68,7 +67,7 @@ impl SysfsFile {
         length
     }
 
-    /// The decimal number that the file shows; `None` while it is away or shows none.
+    /// The decimal number in the file; `None` while the file is missing or has no number.
     pub fn read_number<N: FromStr>(&mut self, now_ns: u64) -> Option<N> {
         let mut text = [0; MAX_NUMBER_BYTES];
         let length = self.read_bytes(now_ns, &mut text)?;
@@ -79,7 +78,7 @@ impl SysfsFile {
         number
     }
 
-    /// Whether the file's word (a state, without its newline) is `word`; `None` while it is away.
+    /// Whether the file's content, without the newline, is `word`; `None` while the file is missing.
     pub fn equals(&mut self, now_ns: u64, word: &str) -> Option<bool> {
         let mut text = [0; MAX_NUMBER_BYTES];
         let length = self.read_bytes(now_ns, &mut text)?;
@@ -92,14 +91,14 @@ impl SysfsFile {
     }
 }
 
-/// The text of a file that is read once, trimmed; `None` where there is none or it is empty.
+/// Reads the trimmed text of a file; `None` if the file is missing or empty.
 pub fn read_trimmed(path: &Path) -> Option<String> {
     let text = fs::read_to_string(path).ok()?;
     let text = text.trim_matches(|end: char| end.is_whitespace() || end == '\0');
     (!text.is_empty()).then(|| text.to_owned())
 }
 
-/// The number in a file that is read once.
+/// Reads the number in a file.
 pub fn read_parsed<N: FromStr>(path: &Path) -> Option<N> {
     read_trimmed(path)?.parse().ok()
 }
@@ -126,7 +125,7 @@ mod tests {
         fs::write(&path, "N/A\n").unwrap();
         assert_eq!(file.read_number::<u64>(2), None);
         fs::write(&path, "18\n").unwrap();
-        assert_eq!(file.read_number::<u64>(3), None, "looked for once a second");
+        assert_eq!(file.read_number::<u64>(3), None, "reopened once a second");
         assert_eq!(file.read_number::<u64>(3 + SECOND), Some(18));
     }
 

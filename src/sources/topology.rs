@@ -1,22 +1,21 @@
-//! Where the kernel's CPUs sit: dies and packages.
+//! CPU topology: the packages and dies of the kernel's CPUs.
 //!
-//! Owns the parsing of the topology files. They are optional: where a stand-in tree or another
-//! architecture does not tell, the answer is `None` and never an error.
+//! The topology files are optional: a missing file gives `None`, never an error.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 
-/// Where a CPU sits.
+/// Package and die of a CPU.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CpuLocation {
     /// The package (socket).
     pub package: u32,
-    /// The die in the package; 0 where the kernel does not say.
+    /// The die in the package; 0 if the kernel does not list it.
     pub die: u32,
 }
 
-/// Where `cpu` sits, from `devices/system/cpu/cpuN/topology` under `sysfs_root`; `None` where it is not told.
+/// Reads the location of `cpu` from `devices/system/cpu/cpuN/topology` under `sysfs_root`.
 pub fn cpu_location(sysfs_root: &Path, cpu: usize) -> Option<CpuLocation> {
     let topology = sysfs_root.join(format!("devices/system/cpu/cpu{cpu}/topology"));
     let number = |file: &str| fs::read_to_string(topology.join(file)).ok()?.trim().parse::<u32>().ok();
@@ -31,7 +30,7 @@ pub fn physical_packages(sysfs_root: &Path) -> BTreeSet<u32> {
     cpus.filter_map(|cpu| Some(cpu_location(sysfs_root, cpu)?.package)).collect()
 }
 
-/// What the domains on each CPU of the mask are called after: "0" for package 0, "0-die-1" where a package has several.
+/// The package part of domain names for each CPU of the mask: "0" for package 0, "0-die-1" if a package has several dies.
 pub fn package_names(sysfs_root: &Path, cpus: &[usize]) -> BTreeMap<usize, String> {
     let locations: Vec<_> = cpus.iter().map(|&cpu| (cpu, cpu_location(sysfs_root, cpu))).collect();
     let named = locations.iter().enumerate().map(|(nth, &(cpu, location))| match location {

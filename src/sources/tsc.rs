@@ -1,19 +1,18 @@
 //! The time stamp counter as a hardware time stamp of a read.
 //!
-//! A read is known to have happened between the clock before and the clock after it. Where the reader was scheduled away
-//! in between, that is a wide window; but a `msr/tsc/` count taken in the same group read, carried over from the reads
-//! before, tells more. Invariant: the window given back contains the read, and lies within the one given in. It holds
-//! for every rate at which the kernel lets CLOCK_MONOTONIC be slewed (`MAX_SLEW_DIVISOR`).
+//! A read happened between the clock readings before and after it. Preemption makes that window wide; a `msr/tsc/` count of
+//! the same group read, extrapolated from earlier reads, narrows it. Invariant: the returned window contains the read and
+//! lies within the given one, for every rate at which the kernel may slew CLOCK_MONOTONIC (`MAX_SLEW_DIVISOR`).
 
-/// The clock's rate against the counter is known, and stays the same, to one part in so many. The largest slew in use is
+/// The clock's rate relative to the counter is constant to one part in this number. The largest slew in use is
 /// chrony's 1/12 (`maxslewrate`); the calibration itself is off by at most 1/64.
 const MAX_SLEW_DIVISOR: u64 = 6;
 
-/// A calibration is made over at least this long, and renewed after [`RECALIBRATE_NS`].
+/// The shortest calibration time; a calibration is renewed after [`RECALIBRATE_NS`].
 const MIN_BASELINE_NS: u64 = 10_000_000;
 const RECALIBRATE_NS: u64 = 1_000_000_000;
 
-/// An instant known by both timelines.
+/// An instant on both timelines.
 #[derive(Debug, Clone, Copy)]
 struct TscRead {
     ticks: u64,
@@ -21,7 +20,7 @@ struct TscRead {
     after_ns: u64,
 }
 
-/// Carries the newest read's window forward to the next read.
+/// Extrapolates the newest read's window to the next read.
 #[derive(Debug, Clone, Default)]
 pub struct Tsc {
     last_read: Option<TscRead>,
@@ -42,7 +41,7 @@ impl Tsc {
         };
         if narrowed.before_ns > narrowed.after_ns || self.last_read.is_some_and(|newest| newest.ticks > ticks)
         {
-            // The two timelines no longer fit (a guest was moved, the counter restarted): start anew.
+            // The two timelines no longer match (a guest migrated, the counter restarted): reset.
             *self = Self { last_read: Some(read), baseline: Some(read), tick_ns_q32: None };
             return (before_ns, after_ns);
         }
@@ -51,7 +50,7 @@ impl Tsc {
         (narrowed.before_ns, narrowed.after_ns)
     }
 
-    /// Where the newest read and the ticks since then put this one.
+    /// The window of this read, from the newest read and the ticks since it.
     fn predict_window(&self, ticks: u64) -> Option<(u64, u64)> {
         let (newest, period) = (self.last_read?, self.tick_ns_q32?);
         let passed = (u128::from(ticks.checked_sub(newest.ticks)?) * u128::from(period)) >> 32;
@@ -63,7 +62,7 @@ impl Tsc {
         ))
     }
 
-    /// Learns the period from two reads far enough apart that their windows hardly matter.
+    /// Calibrates the period with two reads that are far apart compared with their windows.
     fn calibrate(&mut self, read: TscRead) {
         let Some(baseline) = self.baseline else {
             self.baseline = Some(read);
@@ -81,7 +80,7 @@ impl Tsc {
             self.tick_ns_q32 = u64::try_from((middle_ns << 32) / u128::from(ticks)).ok();
             self.baseline = Some(read);
         } else if self.tick_ns_q32.is_none() {
-            // A baseline with a wide window never becomes a good one.
+            // A baseline with a wide window stays inaccurate, so it is replaced.
             self.baseline = Some(read);
         }
     }

@@ -7,6 +7,8 @@
 //! stands still stands still: nothing is repeated under a new time. Where the channels are and what they count is
 //! `ioreport_channel`'s to say.
 
+pub use crate::sources::source_settings::IOREPORT as NAME;
+
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -17,12 +19,9 @@ use crate::sources::counter::{Counter, CounterSpec, plausible_ceiling_mw};
 use crate::sources::suspend_detector::SuspendDetector;
 use crate::sources::{Inventory, OpenedSource, Source, SourceSettings};
 
-use super::ioreport_channel::{ChannelSelection, SelectedChannel, select_channels};
-use super::ioreport_element::{RawElement, Timebase};
+use super::function_loader::load_functions;
+use super::ioreport_channel::{ChannelSelection, RawElement, SelectedChannel, Timebase, select_channels};
 use super::ioreport_ffi::{ChannelGroup, IoReportSample, IoReportSubscription, timebase};
-
-/// The mechanism's name.
-pub const NAME: &str = "ioreport";
 
 /// The group of channels that count energy.
 const GROUP_NAME: &str = "Energy Model";
@@ -87,7 +86,7 @@ struct ChannelMeter {
 
 impl IoReportSource {
     fn open(settings: &SourceSettings, clock: &Clock) -> Result<(IoReportSource, Vec<String>), String> {
-        let calls = super::load_functions(settings)?;
+        let calls = load_functions(settings.apple_library.as_deref())?;
         let report = calls.report?;
         let timebase = timebase(&calls).ok_or("the system does not tell the length of a tick")?;
         let group = || ChannelGroup::copy(&calls, report, GROUP_NAME).ok_or(NO_GROUP_REASON);

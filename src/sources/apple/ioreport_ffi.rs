@@ -12,8 +12,7 @@ use std::ptr::null;
 use super::functions_ffi::{
     AppleFunctions, CF_STRING_ENCODING_UTF8, CfRef, CoreFoundationFunctions, IoReportFunctions,
 };
-use super::ioreport_channel::IoReportChannel;
-use super::ioreport_element::{RawElement, Timebase};
+use super::ioreport_channel::{IoReportChannel, RawElement, Timebase};
 
 /// `kIOReportFormatSimple`: one number.
 const FORMAT_SIMPLE: i32 = 1;

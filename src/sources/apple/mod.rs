@@ -1,15 +1,12 @@
-//! Where Apple's functions come from: the system's own, or a library that stands in for them.
+//! Sources of Apple's Macs: the energy counters of Apple silicon and the System Management Controller.
 //!
-//! Owns that one choice.
-
-use crate::sources::SourceSettings;
-
-use functions_ffi::AppleFunctions;
-use linked_functions as system;
-use loaded_functions_ffi as loaded;
+//! The C functions come from the system or, in tests, from a library that replaces it.
 
 /// A library that is loaded at run time.
 mod dynamic_library_ffi;
+
+/// The choice of the library that has Apple's C functions.
+mod function_loader;
 
 /// Apple's C functions, by their addresses.
 mod functions_ffi;
@@ -19,9 +16,6 @@ pub mod ioreport;
 
 /// Which of IOReport's channels are meters.
 pub mod ioreport_channel;
-
-/// The raw element of a channel.
-mod ioreport_element;
 
 /// The calls to IOReport.
 mod ioreport_ffi;
@@ -47,14 +41,3 @@ mod smc_ffi;
 
 /// The System Management Controller's protocol: keys, parameters, value types.
 mod smc_protocol;
-
-/// The functions.
-///
-/// # Errors
-/// They are not there, in words for the administrator.
-pub fn load_functions(settings: &SourceSettings) -> Result<AppleFunctions, String> {
-    match &settings.apple_library {
-        Some(path) => loaded::load_functions(path),
-        None => system::load_functions(),
-    }
-}

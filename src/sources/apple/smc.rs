@@ -4,6 +4,8 @@
 //! Owns which keys are read, and what they mean. Nobody says over how long the controller averages, so between two
 //! looks the power can have been anything that a Mac can draw, and the uncertainty says so. Reads keys only; never writes one.
 
+pub use crate::sources::source_settings::SMC as NAME;
+
 use std::time::{Duration, Instant};
 
 use crate::clock::Clock;
@@ -12,14 +14,12 @@ use crate::sources::energy_integral::{PowerSample, ROUNDING_UJ, TrapezoidIntegra
 use crate::sources::suspend_detector::SuspendDetector;
 use crate::sources::{Inventory, OpenedSource, Source, SourceSettings};
 
+use super::function_loader::load_functions;
 use super::functions_ffi::AppleFunctions;
 use super::smc_ffi::{OpenSmcError, SmcConnection};
 use super::smc_protocol::{
     GET_KEY_INFO, KEY_NOT_FOUND, KeyInfo, MAX_POWER_MW, READ_KEY, SmcParam, four_char_code, power_mw,
 };
-
-/// The mechanism's name.
-pub const NAME: &str = "smc";
 
 /// How often it is worth asking: fast enough for the shape of a span, slow enough for a bus that fans hang on too.
 const MAX_RATE_HZ: f64 = 10.0;
@@ -112,7 +112,7 @@ struct SmcSensor {
 
 impl SmcSource {
     fn open(settings: &SourceSettings, clock: &Clock, found: &mut Inventory) -> Result<SmcSource, String> {
-        let calls = super::load_functions(settings)?;
+        let calls = load_functions(settings.apple_library.as_deref())?;
         let connection = SmcConnection::open(&calls).map_err(|closed| open_error_reason(&closed))?;
         let mut sensors = Vec::new();
         for key in KEYS.iter().filter(|key| !key.is_intel_only || !connection.is_apple_silicon()) {

@@ -1,24 +1,21 @@
-//! Whether two mechanisms that show the same domain show the same energy.
+//! Comparison of the energy of mechanisms that show the same domain.
 //!
-//! perf, powercap and msr read one register, so what they say may differ only by when they looked and by the kernel's
-//! constants: powercap cuts units to whole nanojoules (−51.7 ppm) and takes 15.3 µJ for 2^-16 J of memory (+0.27 %)
-//! (metrology 1.4), which this program undoes but a driver may change. Owns that comparison during discovery's watch;
-//! takes no time of its own. A disagreement is told, never averaged away: the first mechanism is still the one that is read.
+//! perf, powercap and msr read one register, so their values may differ only by the instant of the read and by the kernel's
+//! constants: powercap truncates units to whole nanojoules (−51.7 ppm) and uses 15.3 µJ for 2^-16 J of memory (+0.27 %).
+//! This program corrects both, but a driver may change. The comparison uses the probe's readings. A disagreement is
+//! reported; the first mechanism is still read.
 
 use crate::domain::EnergyReading;
-use crate::sources::OpenedSource;
+use crate::sources::source::{DomainIndex, OpenedSource};
 
-/// The largest known constant bias, with something to spare: 15.3 µJ for 2^-16 J is 2,703 ppm.
+/// The largest known constant bias with a margin: 15.3 µJ for 2^-16 J is 2,703 ppm.
 const BIAS_PPM: u64 = 3_000;
 
-/// Fewer looks than this, or so few moves, say nothing.
+/// Smallest number of reads and of counter steps for a decision.
 const MIN_READS: usize = 32;
 const MIN_INCREMENTS: usize = 8;
 
-/// A domain's place: which source, which of its domains.
-type DomainIndex = (usize, usize);
-
-/// The pairs of domains of one name, and what was seen of them.
+/// The pairs of domains of one name, with their readings.
 #[derive(Debug, Default)]
 pub struct CrossCheck {
     pairs: Vec<CheckedPair>,
@@ -34,19 +31,19 @@ struct CheckedPair {
     base: Option<(EnergyReading, EnergyReading)>,
 }
 
-/// Two mechanisms that do not agree.
+/// Two mechanisms with different energy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Disagreement {
-    /// The one that comes first in the order of choice.
+    /// The domain of the preferred mechanism.
     pub first: DomainIndex,
-    /// The other.
+    /// The domain of the other mechanism.
     pub second: DomainIndex,
-    /// What the two counted meanwhile.
+    /// The energies of both in the same time, in µJ.
     pub energies_uj: (u64, u64),
 }
 
 impl CrossCheck {
-    /// Pairs each domain with the first of its name.
+    /// Pairs each domain with the first one of its name.
     pub fn new(opened: &[OpenedSource]) -> Self {
         let indices: Vec<DomainIndex> = opened
             .iter()
@@ -67,7 +64,7 @@ impl CrossCheck {
         Self { pairs: indices.iter().enumerate().filter_map(pair).collect() }
     }
 
-    /// Takes one look at all sources.
+    /// Adds one reading of all sources.
     pub fn observe(&mut self, readings: &[Vec<EnergyReading>]) {
         for pair in &mut self.pairs {
             let of = |index: DomainIndex| readings[index.0][index.1];
@@ -75,12 +72,12 @@ impl CrossCheck {
         }
     }
 
-    /// Whether more looks would say more: a pair moves and was not yet seen often enough.
+    /// Whether more readings are needed: a pair advances and has too few readings.
     pub fn needs_more_reads(&self) -> bool {
         self.pairs.iter().any(|pair| pair.base.is_some() && !pair.has_enough_reads())
     }
 
-    /// Those that differ by more than the known biases.
+    /// The pairs that differ by more than the known biases.
     pub fn disagreements(&self, opened: &[OpenedSource]) -> Vec<Disagreement> {
         let quantum_uj = |index: DomainIndex| opened[index.0].domains[index.1].quantum_uj;
         let differs =
@@ -101,7 +98,7 @@ impl CheckedPair {
         }
         let (base, other) = *self.base.get_or_insert((first, second));
         if (first.epoch, second.epoch) != (base.epoch, other.epoch) {
-            // Something began anew: so does the comparison.
+            // A counter began a new epoch, so the comparison restarts.
             self.base = Some((first, second));
             self.growths_uj.clear();
             return;
@@ -109,7 +106,7 @@ impl CheckedPair {
         self.growths_uj.push((first.energy_uj - base.energy_uj, second.energy_uj - other.energy_uj));
     }
 
-    /// For each look but the first, by how much the two moved since the one before.
+    /// The increases of both since the previous reading, for each reading except the first.
     fn increments(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
         self.growths_uj.windows(2).map(|two| (two[1].0 - two[0].0, two[1].1 - two[0].1))
     }
@@ -120,10 +117,10 @@ impl CheckedPair {
             && self.increments().filter(|moved| moved.1 > 0).count() >= MIN_INCREMENTS
     }
 
-    /// Compares the two at the begin of the watch and at its end. What the second said at a look lies between what the first
-    /// said at the look before and at the one after, however long a busy machine kept the reader in between: only what lies
-    /// outside is a difference. Medians of many looks leave out the few that are odd. Where the two move at the same looks
-    /// they read one register, and a quarter of a step is room enough; where they do not, each may be a whole step behind.
+    /// Compares both at the start and at the end of the probe. A value of the second lies between the first's values at the
+    /// previous and the next reading, for any delay of the reader; only a value outside is a difference. Medians of many
+    /// readings ignore outliers. If both advance at the same readings, they read one register, and a quarter of a step is
+    /// enough tolerance. Otherwise each may be a whole step behind.
     fn has_disagreement(&self, quanta_uj: u64) -> bool {
         if !self.has_enough_reads() {
             return false;
@@ -142,7 +139,7 @@ impl CheckedPair {
         less_uj.max(more_uj) > tolerance_uj.cast_signed()
     }
 
-    /// How far apart the two may be for having been read at different times.
+    /// The tolerance for different instants of the reads.
     fn max_skew_uj(&self) -> u64 {
         let largest = |of: fn((u64, u64)) -> u64| self.increments().map(of).max().unwrap_or(0);
         let (first_uj, second_uj) = (largest(|moved| moved.0), largest(|moved| moved.1));
@@ -152,7 +149,7 @@ impl CheckedPair {
     }
 }
 
-/// By how much the first of the two was ahead at one look of the second at another.
+/// The difference of the first at one reading and the second at another.
 fn lead_uj(first: (u64, u64), second: (u64, u64)) -> i128 {
     i128::from(first.0) - i128::from(second.1)
 }
@@ -167,7 +164,8 @@ fn median(values: impl Iterator<Item = i128>) -> i128 {
 mod tests {
     use super::*;
 
-    /// A pair whose register moves by `step` every fourth look; the second reader multiplies and lags one look in forty.
+    /// A pair whose register advances by `step` every fourth reading. The second reader scales the value and lags in one of
+    /// forty readings.
     fn pair(ppm: u64) -> CheckedPair {
         let mut pair = CheckedPair { first: (0, 0), second: (1, 0), growths_uj: Vec::new(), base: None };
         let reading = |energy_uj| EnergyReading { valid: true, energy_uj, ..EnergyReading::default() };
@@ -189,8 +187,8 @@ mod tests {
         }
     }
 
-    /// A register that moves each millisecond by 5 mJ and more or less, read by both with pauses between them that a busy
-    /// machine makes: none in the first half of the watch, and up to seven steps in the second.
+    /// A register that advances by about 5 mJ each millisecond. Both read it with the delays of a busy machine: none in the
+    /// first half of the probe, up to seven steps in the second.
     fn delayed(ppm: u64) -> CheckedPair {
         let mut pair = CheckedPair { first: (0, 0), second: (1, 0), growths_uj: Vec::new(), base: None };
         let reading = |energy_uj| EnergyReading { valid: true, energy_uj, ..EnergyReading::default() };

@@ -1,11 +1,11 @@
-//! A source with some of its domains left out.
+//! A source with a subset of its domains.
 //!
-//! Owns the scratch readings of the whole source, made once. Never changes the order of what stays.
+//! Owns the scratch readings of the whole source. Keeps the order of the domains.
 
 use crate::domain::EnergyReading;
 use crate::sources::{OpenedSource, Source};
 
-/// Leaves in `opened` only the domains for which `kept` is true; `None` where that is none.
+/// Keeps the domains of `opened` for which `kept` is true; `None` if there are none.
 pub fn select_domains(opened: OpenedSource, kept: &[bool]) -> Option<OpenedSource> {
     if kept.iter().all(|kept| *kept) {
         return (!kept.is_empty()).then_some(opened);
@@ -28,7 +28,7 @@ pub fn select_domains(opened: OpenedSource, kept: &[bool]) -> Option<OpenedSourc
 
 struct DomainSelection {
     inner: Box<dyn Source>,
-    /// As many as the inner source has domains.
+    /// One reading for each domain of the inner source.
     scratch: Vec<EnergyReading>,
     /// Indices into `scratch`, ascending.
     columns: Vec<usize>,

@@ -1,15 +1,14 @@
-//! Which domains make up the host's total, so that each joule is counted once.
+//! The choice of the domains in the host's total, so that each joule is counted once.
 //!
-//! Owns the tree: psys contains packages and memory, a package its cores and its graphics, a module everything on it.
-//! Invariant: what is counted is an antichain of that tree (no counted domain lies within another), made of the
-//! outermost live domains. An estimate is never added to a measurement of the same thing. A platform's power that is only
-//! sensed now and then does not stand in for counters of what lies within it: it is a check on them. A battery is a check on the
-//! others, and a rail whose place nobody knows may lie within one of them: neither is ever counted. Pure.
+//! Owns the tree: psys contains packages and memory, a package contains its cores and its graphics, a module contains all
+//! its parts. Invariant: the counted domains are the outermost live ones, and none contains another. An estimate is never
+//! added to a measurement of the same part. Integrated psys power does not replace counters of its parts. Batteries, and
+//! rails of unknown position, are never counted.
 
 use crate::domain::{Domain, DomainKind, Grade};
 
-/// For each of `domains` whether it is part of the host's total. `live` says which can be relied on now; a domain that is
-/// not live is never counted, and those within it stand in for it.
+/// For each of `domains`: whether it is part of the host's total. `live`: which domains are reliable now. A domain that is
+/// not live is never counted; its parts replace it.
 pub fn counted_in_total(domains: &[Domain], live: &[bool]) -> Vec<bool> {
     let live = |at: usize| live.get(at).copied().unwrap_or(false);
     let measured_cpu = (0..domains.len())
@@ -33,13 +32,12 @@ pub fn counted_in_total(domains: &[Domain], live: &[bool]) -> Vec<bool> {
         .collect()
 }
 
-/// Kinds that stand beside the sum and are never part of it.
+/// Kinds that are never part of the total.
 fn is_never_counted(kind: DomainKind) -> bool {
     matches!(kind, DomainKind::Battery | DomainKind::Rail)
 }
 
-/// Whether a live counter of this kind makes an estimate of the CPU unnecessary: it shows the CPU's energy, whole or the
-/// greater part of it.
+/// Whether a live counter of this kind replaces an estimate of the CPU: it shows all or most of the CPU's energy.
 pub fn covers_cpu(kind: DomainKind) -> bool {
     matches!(
         kind,
@@ -52,7 +50,7 @@ pub fn covers_cpu(kind: DomainKind) -> bool {
     )
 }
 
-/// Kinds that lie within the platform's counter even where nobody says so.
+/// Kinds that psys contains even without an explicit parent.
 fn is_within_psys(kind: DomainKind) -> bool {
     matches!(
         kind,
@@ -69,8 +67,8 @@ fn is_not_estimated(domain: &Domain) -> bool {
     domain.grade != Grade::Estimated
 }
 
-/// Everything that contains domain `at`: by the parents' names, and psys for all that is on the CPU's side. A circle of
-/// parents ends where it would begin again.
+/// All domains that contain domain `at`: by the parents' names, and psys for the CPU's parts. A cycle of parents ends at its
+/// first repetition.
 fn ancestors(domains: &[Domain], at: usize) -> Vec<usize> {
     let mut above: Vec<usize> = Vec::new();
     let mut next = Some(at);
@@ -188,7 +186,7 @@ mod tests {
             Domain { grade: Grade::Modelled, ..domain("gpu", DomainKind::Gpu, Some("psys")) },
         ];
         assert_eq!(names(&mac, &[true, true, true]), ["cpu", "gpu"]);
-        // Where the processor's counter is frozen the graphics' alone do not stand for the Mac.
+        // If the processor's counter is stuck, the GPU's counter alone does not replace psys.
         assert_eq!(names(&mac, &[true, false, true]), ["psys"]);
         let intel = [
             Domain { grade: Grade::Integrated, ..domain("psys", DomainKind::Psys, None) },
@@ -244,7 +242,7 @@ mod tests {
                 prop_assert!(live[at]);
                 prop_assert!(!ancestors(&server, at).iter().any(|&above| counted[above]));
             }
-            // Nothing live is left out unless something above it is counted.
+            // Every uncounted live domain has a counted ancestor.
             for at in (0..server.len()).filter(|&at| live[at] && !counted[at]) {
                 prop_assert!(ancestors(&server, at).iter().any(|&above| counted[above]));
             }

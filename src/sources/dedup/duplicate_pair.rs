@@ -1,21 +1,21 @@
-//! Pairs of domains that may be two names of one counter, and what is known of each pair.
+//! Pairs of domains that may be two names of one counter, with the state of each pair.
 //!
-//! AMD's dies show one register each under a name of its own, and a zone may be mirrored. Owns which domains are compared,
-//! and the evidence. Two RAPL domains of packages that the kernel numbers apart (`physical_package_id`) are independent
-//! unless their levels show otherwise, as on a virtual machine that shows one register under two packages. Any other pair
-//! is undecided until its readings decide. Reads no counter; a caller has the readings.
+//! AMD dies may show one register under several names, and a zone may be mirrored. Owns the choice of the compared domains
+//! and the evidence. Two RAPL domains of packages with different `physical_package_id` are independent unless their levels
+//! prove the contrary, as on a virtual machine that shows one register under two packages. Any other pair is undecided
+//! until its readings decide. The caller supplies the readings.
 
 use std::collections::BTreeSet;
 
 use crate::domain::{Domain, Duplicate, EnergyReading, Grade};
-use crate::sources::{hwmon, msr, perf, powercap};
+use crate::sources::source_settings::{HWMON, MSR, PERF, POWERCAP};
 
 use super::same_register::{MIN_COMMON_LEVELS, PairSide, RegisterComparison};
 
-/// So many common levels outweigh the kernel's package numbers.
+/// Number of common levels that outweighs the kernel's package numbers.
 const MIN_LEVELS_FOR_SEPARATE_PACKAGES: usize = 64;
 
-/// Two mechanisms of RAPL may differ by the kernel's constants: 2,703 ppm for memory, with something to spare.
+/// Largest bias between two RAPL mechanisms, from the kernel's constants: 2,703 ppm for memory, with a margin.
 const BIAS_PPM: u64 = 3_000;
 
 /// Two domains of one kind.
@@ -23,15 +23,15 @@ const BIAS_PPM: u64 = 3_000;
 pub struct DuplicatePair {
     /// The domain that is counted while the pair is undecided.
     pub original: String,
-    /// The other.
+    /// The other domain.
     pub copy: String,
-    /// The kernel numbers their packages apart.
+    /// The kernel gives their packages different numbers.
     has_separate_packages: bool,
     comparison: RegisterComparison,
 }
 
 impl DuplicatePair {
-    /// The pair of two domains, the earlier first; `None` where they cannot be one counter. `packages`: the physical
+    /// The pair of two domains, the earlier first; `None` if they cannot be one counter. `packages`: the physical
     /// packages that the kernel lists.
     pub fn candidate(original: &Domain, copy: &Domain, packages: &BTreeSet<u32>) -> Option<Self> {
         let counts = |domain: &Domain| domain.grade != Grade::Integrated;
@@ -57,7 +57,7 @@ impl DuplicatePair {
         })
     }
 
-    /// What is known of the pair.
+    /// The state of the pair.
     pub fn state(&self) -> Duplicate {
         match self.comparison.state() {
             Duplicate::Undecided if self.has_separate_packages => Duplicate::Independent,
@@ -70,17 +70,17 @@ impl DuplicatePair {
         self.comparison.state() != Duplicate::Independent
     }
 
-    /// Takes one reading of the original, in the order of time; `before_ns..=after_ns` surrounds the read.
+    /// Adds one reading of the original, in the order of time; `before_ns..=after_ns` contains the read.
     pub fn observe_original(&mut self, before_ns: u64, after_ns: u64, reading: &EnergyReading) {
         self.comparison.observe(PairSide::Original, before_ns, after_ns, reading);
     }
 
-    /// The same of the copy.
+    /// Adds one reading of the copy, likewise.
     pub fn observe_copy(&mut self, before_ns: u64, after_ns: u64, reading: &EnergyReading) {
         self.comparison.observe(PairSide::Copy, before_ns, after_ns, reading);
     }
 
-    /// Judges by the readings so far.
+    /// Evaluates the readings.
     pub fn evaluate(&mut self) {
         self.comparison.evaluate();
     }
@@ -88,7 +88,7 @@ impl DuplicatePair {
 
 /// Mechanisms that read RAPL's registers; hwmon's `amd_energy` is one of them.
 fn is_rapl(domain: &Domain) -> bool {
-    [perf::NAME, powercap::NAME, msr::NAME, hwmon::NAME].contains(&domain.source.as_str())
+    [PERF, POWERCAP, MSR, HWMON].contains(&domain.source.as_str())
 }
 
 /// The package in a domain's name: 1 in "package-1", "dram-1" and "package-1-die-0".

@@ -1,23 +1,22 @@
-//! Each joule once: which domains show the same energy, and which of them are read and counted.
+//! Deduplication: finds domains that show the same energy, and chooses the domains to read and to count.
 //!
-//! A domain that several mechanisms show is read through one of them (`preference`), mechanisms that show the same domain
-//! are compared (`cross_check`), two names of one register are found (`same_register`), and of domains within each other
-//! only the outermost are counted (`domain_tree`).
+//! `preference` chooses one mechanism for each domain, `cross_check` compares mechanisms that show the same domain,
+//! `same_register` finds two names of one register, and `domain_tree` counts only the outermost of nested domains.
 
-/// Whether mechanisms that show the same domain agree.
+/// Comparison of mechanisms that show the same domain.
 pub mod cross_check;
 
-/// A source with some of its domains left out.
+/// A source with a subset of its domains.
 mod domain_selection;
 
-/// Which domains make up the host's total.
+/// The choice of the domains in the host's total.
 pub mod domain_tree;
 
 /// Pairs of domains that may be two names of one counter.
 pub mod duplicate_pair;
 
-/// Of domains that several sources show, the one that is read.
+/// The choice of one source for each domain.
 pub mod preference;
 
-/// Whether two counters are one register under two names.
+/// Detection of one register under two names.
 mod same_register;

@@ -1,22 +1,21 @@
-//! Of domains that are shown several times, the one that stays.
+//! The choice of one source for each domain.
 //!
-//! Owns the rule that after discovery every domain is in one source only: a platform has one psys, and a
-//! domain that two mechanisms show is taken from the first in which it advances. Everything left out is said in the
-//! list of absent sources, and so is a mechanism that does not agree with the one that was taken. Decides only from names and liveness; reads no hardware.
+//! Invariant: after discovery every domain is in one source only. A platform has one psys, and a domain that two mechanisms
+//! show is taken from the first one in which it advances. The list of absent sources has the reason for each dropped domain
+//! and each disagreement of mechanisms. Decides from names and liveness; reads no hardware.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::domain::{Domain, DomainKind};
 use crate::sources::probe::ProbeResult;
-use crate::sources::{Inventory, OpenedSource, hwmon};
+use crate::sources::source::DomainIndex;
+use crate::sources::source_settings::HWMON;
+use crate::sources::{Inventory, OpenedSource};
 
 use super::domain_selection::select_domains;
 use super::duplicate_pair::DuplicatePair;
 
-/// A domain's place: which source, which of its domains.
-type DomainIndex = (usize, usize);
-
-/// Leaves every domain in one source only, and notes what went.
+/// Keeps every domain in one source only, and records the dropped ones.
 pub fn keep_preferred(found: &mut Inventory, probe_result: ProbeResult) {
     let mut kept: Vec<Vec<bool>> =
         found.opened.iter().map(|source| vec![true; source.domains.len()]).collect();
@@ -30,8 +29,8 @@ pub fn keep_preferred(found: &mut Inventory, probe_result: ProbeResult) {
     resolve_parents(found.opened.iter_mut().flat_map(|source| &mut source.domains).collect());
 }
 
-/// Of what a source brings that answered late, keeps the domains that `present` does not have, and adds the pairs of the
-/// new ones with each other and with those. `packages`: the physical packages that the kernel lists.
+/// Keeps the domains of a late source that are not in `present`, and adds the pairs of the new domains with each other and
+/// with the present ones. `packages`: the physical packages that the kernel lists.
 pub fn keep_new(found: &mut Inventory, present: &[&Domain], packages: &BTreeSet<u32>) {
     let mut domains: Vec<Domain> = present.iter().map(|domain| (*domain).clone()).collect();
     for source in std::mem::take(&mut found.opened) {
@@ -51,7 +50,7 @@ pub fn keep_new(found: &mut Inventory, present: &[&Domain], packages: &BTreeSet<
     }
 }
 
-/// The pairs of domains that stay, by the names that these have now.
+/// Adds the pairs of kept domains, with their current names.
 fn keep_duplicate_pairs(found: &mut Inventory, probe_result: ProbeResult, kept: &[Vec<bool>]) {
     let is_kept = |(source, domain): DomainIndex| kept[source][domain];
     for mut candidate in probe_result.candidates {
@@ -78,8 +77,8 @@ fn report_disagreements(found: &mut Inventory, probe_result: &ProbeResult) {
     }
 }
 
-/// perf shows psys once for each package, but only one of them has it (linux rapl.c: the master package). That one is
-/// called "psys".
+/// perf shows psys once for each package, but only one of them has it (linux rapl.c: the master package). The
+/// kept one gets the name "psys".
 fn drop_psys_copies(found: &mut Inventory, kept: &mut [Vec<bool>]) {
     for mechanism in mechanisms(found) {
         let copies: Vec<DomainIndex> = domain_indices(found)
@@ -136,7 +135,7 @@ fn drop_repeated_domains(found: &mut Inventory, kept: &mut [Vec<bool>]) {
     }
 }
 
-/// Names as parents only what is there, whichever mechanism shows it: psys contains packages and memory.
+/// Replaces missing parents by existing ones of any mechanism: psys contains packages and memory.
 pub fn resolve_parents(mut domains: Vec<&mut Domain>) {
     let names: BTreeSet<String> = domains.iter().map(|domain| domain.name.clone()).collect();
     for domain in &mut domains {
@@ -148,15 +147,15 @@ pub fn resolve_parents(mut domains: Vec<&mut Domain>) {
     assign_gpus_to_modules(domains);
 }
 
-/// The modules of Grace Hopper and its kin contain their GPUs (the board's meter sees both), which another mechanism
-/// shows. Both are numbered by their place on the board, so equal parts of the GPUs go to each module; where they cannot
-/// be dealt out evenly the last ones go to the last module: a joule too few is better than one counted twice.
+/// Assigns GPUs to modules. The modules of Grace Hopper and similar boards contain their GPUs (the board's meter includes
+/// both), which another mechanism shows. Both are numbered by position, so each module gets an equal number of GPUs. The
+/// last module gets the remainder: a missing joule is better than one counted twice.
 fn assign_gpus_to_modules(domains: Vec<&mut Domain>) {
-    let is_module = |domain: &Domain| domain.kind == DomainKind::Module && domain.source == hwmon::NAME;
+    let is_module = |domain: &Domain| domain.kind == DomainKind::Module && domain.source == HWMON;
     let modules: Vec<String> =
         domains.iter().filter(|domain| is_module(domain)).map(|module| module.name.clone()).collect();
     let Some(last) = modules.len().checked_sub(1) else { return };
-    // Those that were dealt out before an other board answered are dealt out anew.
+    // GPUs that were assigned before another board answered are assigned again.
     let is_outermost = |domain: &Domain| domain.parent.as_ref().is_none_or(|parent| modules.contains(parent));
     let mut cards: Vec<&mut Domain> = domains
         .into_iter()
@@ -168,7 +167,7 @@ fn assign_gpus_to_modules(domains: Vec<&mut Domain>) {
     }
 }
 
-/// What the mechanism for NVIDIA's cards calls itself.
+/// The name of the mechanism for NVIDIA boards.
 const NVML: &str = "nvml";
 
 fn has_advanced(found: &Inventory, (source, domain): DomainIndex) -> bool {
@@ -195,7 +194,7 @@ mod tests {
     use crate::sources::dedup::cross_check::Disagreement;
     use crate::sources::probe::DuplicateCandidate;
 
-    /// Answers with its own number, so that a test sees which readings belong to which domain.
+    /// Returns its own number, so that a test can match readings to domains.
     struct FixedSource(Vec<u64>);
 
     impl Source for FixedSource {

@@ -1,39 +1,38 @@
-//! Whether two counters are one register under two names.
+//! Detection of one register under two names.
 //!
-//! Owns the comparison of two streams of readings. A register only grows, so a read of one name that began after a read of
-//! the other had ended shows at least as much, but for one constant: the two need not have begun at the same count. Bounds
-//! of that constant that exclude each other prove two registers, whatever delays the reader. Levels that both names show,
-//! more of them than chance gives, show that they are one. Bounded memory and work. Reads no counter and no clock.
+//! Owns the comparison of two streams of readings. A register never decreases, so a read that began after the end of a read
+//! of the other name shows at least as much, except for a constant offset of the two start counts. Contradictory bounds of
+//! that offset prove two registers, for any delay of the reader. More common levels than chance explains prove one
+//! register. Memory and work are bounded. Reads no counter and no clock.
 
 use std::collections::VecDeque;
 
 use crate::domain::{Duplicate, EnergyReading};
 
-/// Two counters that showed so many levels alike, with so many different distances between them, are one. Small moves of two
-/// idle counters are often one and the same step of the register, so that only distances of several sizes prove anything.
+/// Number of common levels, and of different distances between them, that proves one register. Small increases of two idle
+/// counters are often the same step of the register, so only distances of several sizes are evidence.
 pub const MIN_COMMON_LEVELS: usize = 9;
 const MIN_STEP_SIZES: usize = 4;
 
-/// Energies that began at different counts are rounded down at different places (see `counter`).
+/// Rounding difference of energies with different start counts (see `counter`).
 const ROUNDING_UJ: i128 = 1;
 
-/// A CPU may see a register's step so much before another CPU does.
+/// Largest time by which one CPU sees a register's step before another CPU.
 const CPU_SKEW_NS: u64 = 200_000;
 
-/// Levels kept of each counter, and differences kept of both.
+/// Number of stored levels of each counter, and of stored differences.
 const MAX_LEVELS: usize = 512;
 const MAX_OFFSETS: usize = 1_024;
 
-/// Reads of one counter that wait for the other's, which come from another thread's ring in batches. Reads beyond it are
-/// dropped: fewer reads prove less, never something else.
+/// Largest number of reads of one counter that wait for the other's, which come in batches from another thread's ring.
+/// Further reads are dropped: fewer reads give less evidence, never wrong evidence.
 const MAX_PENDING_READS: usize = 4_096;
 
-/// Which of the two counters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PairSide {
-    /// The one that is counted while nothing is known.
+    /// The counter that is counted while the pair is undecided.
     Original,
-    /// The other.
+    /// The other counter.
     Copy,
 }
 
@@ -46,14 +45,14 @@ struct CounterRead {
     epoch: u32,
 }
 
-/// What was read of one counter since both began their epochs.
+/// The reads of one counter since the latest start of an epoch.
 #[derive(Debug, Default)]
 struct ReadHistory {
-    /// Not compared yet.
+    /// Reads that are not compared yet.
     pending: VecDeque<CounterRead>,
-    /// Compared, and perhaps too recent to have ended before the other's next read began.
+    /// Compared reads that may overlap the other's next read.
     recent: VecDeque<CounterRead>,
-    /// The latest that had.
+    /// The latest read that ended before it.
     last_finished: Option<CounterRead>,
     base: Option<CounterRead>,
     last: Option<CounterRead>,
@@ -72,15 +71,15 @@ impl ReadHistory {
     }
 }
 
-/// Two counters, and what their readings say of them.
+/// Two counters with the evidence from their readings.
 #[derive(Debug)]
 pub struct RegisterComparison {
     original: ReadHistory,
     copy: ReadHistory,
-    /// How far the original is ahead of the copy all the time if they are one: the least and the most.
+    /// Bounds of the constant offset of original and copy, if they are one register.
     min_offset_uj: i128,
     max_offset_uj: i128,
-    /// How far it was ahead at recent reads.
+    /// Offsets at recent reads.
     offsets_uj: VecDeque<i128>,
     /// A level was added since the last decision.
     has_new_level: bool,
@@ -90,8 +89,8 @@ pub struct RegisterComparison {
 }
 
 impl RegisterComparison {
-    /// Nothing read yet. `needed`: so many common levels are asked for. `bias_ppm`: two mechanisms may show one register
-    /// with units that differ by so much.
+    /// A comparison without readings. `needed`: required number of common levels. `bias_ppm`: largest difference of the units
+    /// with which two mechanisms show one register.
     pub fn new(needed: usize, bias_ppm: u64) -> Self {
         Self {
             original: ReadHistory::default(),
@@ -106,12 +105,12 @@ impl RegisterComparison {
         }
     }
 
-    /// What the readings say so far. *Independent* is proved and stays; *same* holds until that is proved.
+    /// The state of the pair. *Independent* is proved and final; *same* holds until *independent* is proved.
     pub fn state(&self) -> Duplicate {
         self.state
     }
 
-    /// Takes one reading of one of the two, in the order of time of that one; `before_ns..=after_ns` surrounds the read.
+    /// Adds one reading of one counter, in its order of time; `before_ns..=after_ns` contains the read.
     pub fn observe(&mut self, side: PairSide, before_ns: u64, after_ns: u64, reading: &EnergyReading) {
         if !reading.valid || self.state == Duplicate::Independent {
             return;
@@ -130,7 +129,7 @@ impl RegisterComparison {
         }
     }
 
-    /// Judges by all readings so far. Costs some 100 µs where levels are compared, so it is called now and then.
+    /// Evaluates all readings. A comparison of levels costs about 100 µs, so it is called rarely.
     pub fn evaluate(&mut self) {
         let has_new_level = std::mem::take(&mut self.has_new_level);
         let grown_uj = self.original.growth_uj().max(self.copy.growth_uj());
@@ -149,10 +148,10 @@ impl RegisterComparison {
         }
     }
 
-    /// Takes up the earliest read that was not compared yet.
+    /// Compares the earliest waiting read.
     fn compare(&mut self, side: PairSide, read: CounterRead) {
         if self.history_mut(side).last.is_some_and(|last| last.epoch != read.epoch) {
-            // Something began anew: so does the comparison.
+            // A counter began a new epoch, so the comparison restarts.
             self.original.restart();
             self.copy.restart();
             self.offsets_uj.clear();
@@ -216,13 +215,13 @@ fn difference_uj(first_uj: u64, second_uj: u64) -> i128 {
     i128::from(first_uj) - i128::from(second_uj)
 }
 
-/// The value that is there most often.
+/// The most frequent value.
 fn mode(mut values: Vec<i128>) -> Option<i128> {
     values.sort_unstable();
     values.chunk_by(|a, b| a == b).max_by_key(|alike| alike.len())?.first().copied()
 }
 
-/// The levels of `first` that `second` has too.
+/// The common levels of `first` and `second`.
 fn common_levels(first: &[i128], second: &[i128]) -> Vec<i128> {
     let mut second = second.iter().peekable();
     let shown = |level: &&i128| {
@@ -232,14 +231,13 @@ fn common_levels(first: &[i128], second: &[i128]) -> Vec<i128> {
     first.iter().filter(shown).copied().collect()
 }
 
-/// How many levels two must both show to be one. Of two that are not, the more meet by chance the closer they lie, since each
-/// level is a number of steps of the register: asked for is what chance would give and four times by how much chance strays
-/// from that. And a quarter of all: of two that are one, a reader who is held up at nearly every look sees most levels in
-/// one of them only.
+/// Required number of common levels. Each level is a number of register steps, so levels of two different registers
+/// coincide by chance, the more the denser they are. The number is the expected value plus four standard deviations. It is
+/// at least a quarter of all levels: a reader that is delayed at almost every read sees most levels in one counter only.
 fn required_common_levels(first: &[i128], second: &[i128]) -> f64 {
     let span = |levels: &[i128]| levels.last().zip(levels.first()).map_or(0, |(last, first)| last - first);
     let (most, fewest) = (first.len().max(second.len()) as f64, first.len().min(second.len()) as f64);
-    // Of the places where a level may lie.
+    // The share of possible levels that occur.
     let filled = (estimate_register_step(first, second) as f64 * most
         / span(first).min(span(second)).max(1) as f64)
         .min(1.0);
@@ -247,7 +245,7 @@ fn required_common_levels(first: &[i128], second: &[i128]) -> f64 {
     (by_chance + 4.0 * (by_chance * (1.0 - filled)).sqrt()).max(fewest / 4.0)
 }
 
-/// A guess at the register's step, too large rather than too small: the least by which distances between levels differ.
+/// An estimate of the register's step, rather too large than too small: the smallest difference of distances.
 fn estimate_register_step(first: &[i128], second: &[i128]) -> i128 {
     let distances = |levels: &[i128]| levels.windows(2).map(|two| two[1] - two[0]).collect::<Vec<_>>();
     let mut distances = [vec![0], distances(first), distances(second)].concat();
@@ -256,7 +254,7 @@ fn estimate_register_step(first: &[i128], second: &[i128]) -> i128 {
     apart.min().unwrap_or(0)
 }
 
-/// How many different distances lie between levels that follow each other.
+/// The number of different distances between successive levels.
 fn count_step_sizes(levels: &[i128]) -> usize {
     let mut sizes: Vec<_> = levels.windows(2).map(|two| two[1] - two[0]).collect();
     sizes.sort_unstable();
@@ -272,7 +270,7 @@ mod tests {
         EnergyReading { valid: true, energy_uj, ..EnergyReading::default() }
     }
 
-    /// Looks at both counters each millisecond.
+    /// Reads both counters each millisecond.
     fn compare_reads(reads: impl IntoIterator<Item = (u64, u64)>) -> RegisterComparison {
         let mut pair = RegisterComparison::new(MIN_COMMON_LEVELS, 0);
         for (read, (original, copy)) in (1..).zip(reads) {
@@ -293,7 +291,7 @@ mod tests {
         pair.evaluate();
     }
 
-    /// What a register shows that moves by these, the first value included.
+    /// The values of a register with these steps, including the first value.
     fn register(moves: &[u64]) -> Vec<u64> {
         let mut sum = 0;
         std::iter::once(0)
@@ -304,7 +302,7 @@ mod tests {
             .collect()
     }
 
-    /// Numbers of a fixed sequence that looks random.
+    /// A fixed pseudo-random sequence.
     struct Noise(u64);
 
     impl Noise {
@@ -314,12 +312,12 @@ mod tests {
         }
     }
 
-    /// A register that moves each millisecond by `step` counts of 61.035 µJ, from `phase_us` on.
+    /// A register that advances each millisecond by `step` counts of 61.035 µJ, from `phase_us` on.
     fn counts(noise: &mut Noise, step: impl Fn(&mut Noise) -> u64) -> Vec<u64> {
         register(&(0..2_000).map(|_| step(noise)).collect::<Vec<_>>())
     }
 
-    /// Looks at two registers for 40 ms, each read and each pause as long as the machine likes.
+    /// Reads two registers for 40 ms with random read times and pauses.
     fn compare_for_40_ms(
         first: &[u64],
         second: (&[u64], u64),
@@ -346,7 +344,7 @@ mod tests {
     fn a_move_that_one_of_them_shows_as_two_makes_them_no_different() {
         let first = register(&[5, 7, 9, 4, 6, 8, 3, 2, 10, 11]);
         let mut second = register(&[5, 16, 4, 6, 8, 3, 2, 10, 11]);
-        // At the third look the reader was held up before its second read.
+        // The reader was delayed before its second read of the third round.
         second.insert(3, second[2]);
         assert_eq!(compare_reads(first.iter().copied().zip(second)).state(), Duplicate::Same);
     }
@@ -357,7 +355,7 @@ mod tests {
         let later = || std::iter::once(0).chain(levels[1..].iter().map(|level| level - levels[1]));
         assert_eq!(compare_reads(levels.iter().copied().zip(later())).state(), Duplicate::Same);
         let mut earlier: Vec<_> = later().zip(levels.iter().copied()).collect();
-        // The first read is never ahead of the second by more than a core's view of the register.
+        // The first read is never ahead of the second by more than the CPUs' difference in visibility.
         assert_eq!(compare_reads(earlier.iter().copied()).state(), Duplicate::Same);
         earlier[5].1 += 60;
         assert_eq!(compare_reads(earlier).state(), Duplicate::Independent);
@@ -382,7 +380,7 @@ mod tests {
     fn two_packages_are_never_one_whatever_they_draw_and_however_seldom_they_are_looked_at() {
         let mut noise = Noise(11);
         for watch in 0..900_u64 {
-            // Idle by one or two counts, by a few, and under the same load.
+            // Idle with one or two counts, with a few counts, and under equal load.
             let (least, spread) = [(1, 2), (1, 4), (2, 5), (0, 3), (150, 9)][(watch % 5) as usize];
             let step = |noise: &mut Noise| least + noise.below(spread);
             let (first, second) = (counts(&mut noise, step), counts(&mut noise, step));
@@ -409,7 +407,7 @@ mod tests {
     fn a_new_epoch_begins_the_comparison_anew() {
         let levels = register(&[31, 41, 59, 26, 53]);
         let mut pair = compare_reads(levels.iter().copied().zip(levels.iter().copied()));
-        // 40 µJ were lost on one side only, which would prove two counters.
+        // 40 µJ lost on one side only would prove two registers.
         for (read, uj) in (10..).zip([251, 281, 340]) {
             observe_both(&mut pair, read, &EnergyReading { epoch: 1, ..reading(uj) }, &reading(uj - 40));
             assert_eq!(pair.state(), Duplicate::Undecided);

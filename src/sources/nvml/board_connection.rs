@@ -1,8 +1,7 @@
-//! The way to one board, and back to it after the driver went away.
+//! The connection to one board, with reconnection after the driver was unloaded.
 //!
-//! Owns the board and the waits between attempts: 1 s, doubled up to 60 s, until a read succeeds. The board is found by its
-//! UUID each time, so that neither a new order of the indices nor a new driver can put another board in its place. Never
-//! gives a board that has failed.
+//! Owns the board and the delays between attempts: 1 s, doubled up to 60 s, until a read succeeds. Each attempt finds the
+//! board by its UUID, so a new order of the indices cannot substitute another board. Never returns a failed board.
 
 use std::ffi::OsString;
 
@@ -11,23 +10,23 @@ use super::board_ffi::NvmlBoard;
 const MIN_BACKOFF_NS: u64 = 1_000_000_000;
 const MAX_BACKOFF_NS: u64 = 60_000_000_000;
 
-/// A board that may be away.
+/// A board that may be disconnected.
 pub struct BoardConnection {
     library: OsString,
     uuid: String,
     board: Option<NvmlBoard>,
     backoff_ns: u64,
-    /// No attempt before this.
+    /// The earliest instant of the next attempt.
     retry_at_ns: u64,
 }
 
 impl BoardConnection {
-    /// A way to a board that is there.
+    /// Creates the connection from an open board.
     pub fn new(library: OsString, uuid: String, board: NvmlBoard) -> Self {
         Self { library, uuid, board: Some(board), backoff_ns: MIN_BACKOFF_NS, retry_at_ns: 0 }
     }
 
-    /// The board, looked for anew where it is away and the wait is over. This may take as long as the driver likes.
+    /// The board. Reconnects if it is disconnected and the delay is over. May block in the driver.
     pub fn board(&mut self, now_ns: u64) -> Option<&NvmlBoard> {
         if self.board.is_none() && now_ns >= self.retry_at_ns {
             match NvmlBoard::find(&self.library, &self.uuid) {
@@ -38,12 +37,12 @@ impl BoardConnection {
         self.board.as_ref()
     }
 
-    /// The board answered.
+    /// Records a successful read.
     pub fn reset_backoff(&mut self) {
         self.backoff_ns = MIN_BACKOFF_NS;
     }
 
-    /// The board failed: gives NVML back, so that a new driver can be loaded, and waits.
+    /// Records a failure: releases NVML, so that a new driver can be loaded, and starts the delay.
     pub fn disconnect(&mut self, now_ns: u64) {
         self.board = None;
         self.retry_at_ns = now_ns.saturating_add(self.backoff_ns);

@@ -1,8 +1,7 @@
-//! The calls to NVML that nvml-wrapper lacks: field values with a scope, on a board that keeps its own library.
+//! NVML calls that nvml-wrapper lacks: field values with a scope, on a board with its own library handle.
 //!
-//! Owns one reference to NVML's initialisation and one board's handle; dropping it gives both back. Field numbers go to
-//! NVML as they are: the wrapper renumbers some by the driver's version and guesses where that is not told, and it has no
-//! scope. Never keeps a value, never judges one.
+//! Owns one reference to NVML's initialisation and one board's handle; drop releases both. Field numbers are passed to NVML
+//! unchanged: the wrapper renumbers some by the driver's version, which may be unknown, and it has no scope.
 #![allow(unsafe_code)]
 
 use std::ffi::{OsStr, c_int};
@@ -19,10 +18,13 @@ use nvml_wrapper_sys::bindings::{
     nvmlValueType_enum_NVML_VALUE_TYPE_UNSIGNED_SHORT as UNSIGNED_SHORT,
 };
 
-/// Fields that one call can ask for.
+/// The default library, found by the dynamic loader.
+pub const DEFAULT_LIBRARY: &str = "libnvidia-ml.so.1";
+
+/// Largest number of fields in one call.
 pub const MAX_FIELDS: usize = 4;
 
-/// A field and the part of the board that it is asked of (`scopeId` in nvml.h).
+/// A field and its scope, the part of the board (`scopeId` in nvml.h).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct NvmlField {
     /// `NVML_FI_DEV_…`.
@@ -31,17 +33,17 @@ pub struct NvmlField {
     pub scope: u32,
 }
 
-/// What NVML says of one field.
+/// The value of one field, or its error.
 pub type FieldResult = Result<u64, NvmlError>;
 
 /// Loads the library and initialises it.
 ///
 /// # Errors
-/// The library is not there or no NVML, or NVML's own refusal.
+/// The library is missing or is not NVML, or the initialisation failed.
 pub fn load_library(library: &OsStr) -> Result<Nvml, NvmlError> {
     let nvml = Nvml::builder().lib_path(library).init()?;
     if let Err(missing) = &nvml.lib().nvmlShutdown {
-        // The wrapper's drop calls it without a look and would panic.
+        // The wrapper's drop calls it unchecked and would panic.
         let missing = NvmlError::FailedToLoadSymbol(missing.to_string());
         std::mem::forget(nvml);
         return Err(missing);
@@ -49,7 +51,7 @@ pub fn load_library(library: &OsStr) -> Result<Nvml, NvmlError> {
     Ok(nvml)
 }
 
-/// One board, with the library that knows it.
+/// One board with its library.
 pub struct NvmlBoard {
     nvml: Nvml,
     /// Valid as long as `nvml` lives.
@@ -61,10 +63,10 @@ pub struct NvmlBoard {
 unsafe impl Send for NvmlBoard {}
 
 impl NvmlBoard {
-    /// Loads the library anew and finds the board with this UUID, whatever its index is now.
+    /// Loads the library and finds the board with this UUID, independent of its index.
     ///
     /// # Errors
-    /// As for [`load`]; `NotFound` where no board has the UUID.
+    /// As for [`load_library`]; `NotFound` if no board has the UUID.
     pub fn find(library: &OsStr, uuid: &str) -> Result<NvmlBoard, NvmlError> {
         let nvml = load_library(library)?;
         let device = nvml.device_by_uuid(uuid)?;
@@ -73,17 +75,17 @@ impl NvmlBoard {
         Ok(NvmlBoard { nvml, handle })
     }
 
-    /// The wrapper's view of the board, for everything that it has.
+    /// The wrapper's handle of the board.
     pub fn device(&self) -> Device<'_> {
         // SAFETY: `handle` came from this `nvml`, which outlives the borrow.
         unsafe { Device::new(self.handle, &self.nvml) }
     }
 
-    /// Asks for up to [`MAX_FIELDS`] fields in one call; each has an answer of its own in `answers`, in their order.
-    /// More than fit, or than there is room for, are not asked.
+    /// Reads up to [`MAX_FIELDS`] fields in one call, with one result for each in `answers`, in the same order. Fields beyond
+    /// that number, or beyond the length of `answers`, are ignored.
     ///
     /// # Errors
-    /// The call failed as a whole: the symbol is missing, or the board or the driver is not there.
+    /// The call failed as a whole: the symbol is missing, or the board or the driver is unavailable.
     pub fn query_fields(&self, fields: &[NvmlField], answers: &mut [FieldResult]) -> Result<(), NvmlError> {
         let call = nvml_sym(self.nvml.lib().nvmlDeviceGetFieldValues.as_ref())?;
         // SAFETY: a C struct of integers and a union of plain numbers, for which all zeroes are a value.
@@ -102,7 +104,7 @@ impl NvmlBoard {
     }
 }
 
-/// The value as a whole number; its type varies by driver. Negative ones and fractions are no energy and no power.
+/// The value as an integer; its type varies by driver. Rejects negative values and fractions.
 fn value_as_u64(value: &nvmlFieldValue_t) -> FieldResult {
     let of = &value.value;
     // SAFETY: all members of the union are plain numbers that any bits make, and the struct was zeroed before the call, so

@@ -1,9 +1,8 @@
-//! One NVIDIA board as a source: its counters, and its power within their steps.
+//! One NVIDIA board as a source: its counters, and its power between the counters' steps.
 //!
-//! Owns the order of a read: first the power of all parts, then their counters, where those are due, with the clock around
-//! them. Runs on a thread of its own like every source, so that a call which hangs in the driver delays nobody else.
-//! Where the driver or the board went away no reading is valid, and the counters begin anew when it is back. Never
-//! repeats an old value.
+//! Owns the order of a read: first the power of all scopes, then their counters if they are due, with clock readings around
+//! them. Each source has its own thread, so a call that hangs in the driver delays no other source. While the driver or the
+//! board is unavailable, readings are invalid; the counters begin a new epoch afterwards. Never repeats an old value.
 
 use std::ffi::OsString;
 use std::thread::sleep;
@@ -22,51 +21,51 @@ use super::call_schedule::CallSchedule;
 use super::error_reason::{board_error_reason, is_board_lost};
 use super::scope_meter::{PowerScope, QueryMethod, ScopeMeter};
 
-/// Power of the moment changes some 50 times a second, the counter 10 to 50 times; reading faster gives nothing new.
+/// Highest rate of one board: instantaneous power changes about 50 times a second, the counter 10 to 50 times.
 const MAX_RATE_HZ: f64 = 100.0;
-/// All boards together: their threads' waking costs more than most of their calls.
+/// Highest rate of all boards together: waking their threads costs more than most of the calls.
 const MAX_TOTAL_RATE_HZ: f64 = 400.0;
-/// However expensive the calls are.
+/// Lowest rate, for any cost of the calls.
 const MIN_RATE_HZ: f64 = 1.0;
 
-/// How long a counter that stands still is watched at the start, after the first look at it.
+/// Largest duration of the probe of a counter that does not advance, after its first read.
 const PROBE_TIME: Duration = Duration::from_millis(300);
-/// The pause between two looks: no shorter than this, ...
+/// Shortest pause between two reads of the probe.
 const MIN_PROBE_PAUSE: Duration = Duration::from_millis(5);
-/// ... nor than so many times what a look takes, since the driver has locks that the board's real work needs too.
+/// Shortest pause as a multiple of the duration of a read: the board's workload needs the driver's locks too.
 const PROBE_PAUSE_FACTOR: u32 = 4;
 
-/// Which board it is.
+/// The identity of a board.
 #[derive(Debug, Clone)]
 pub struct BoardIdentity {
-    /// Its place in NVML's order at the start: what its domains are called after.
+    /// Its index in NVML at the start, which its domains' names contain.
     pub number: u32,
-    /// What tells it from all others, for ever.
+    /// Its UUID, which is unique and constant.
     pub uuid: String,
-    /// How many boards the machine has.
+    /// The number of boards in the machine.
     pub boards: usize,
 }
 
-/// A board that was opened, and what is to be said of it.
+/// An open board with notes.
 pub struct OpenedBoard {
     /// The source.
     pub opened: OpenedSource,
-    /// What somebody may miss, and why it is not there.
+    /// Missing values, with the reasons.
     pub notes: Vec<String>,
 }
 
 struct BoardSource {
     connection: BoardConnection,
     meters: Vec<ScopeMeter>,
-    /// When the counters are asked; the power is asked in every read.
+    /// The schedule of counter reads; every read includes the power.
     counter_schedule: CallSchedule,
     clock: Clock,
 }
 
-/// Opens the board and watches its counters for a moment. May take as long as the driver likes.
+/// Opens the board and probes its counters. May block in the driver.
 ///
 /// # Errors
-/// Why it cannot be metered, in words for the administrator.
+/// The reason why the board cannot be measured.
 pub fn open(
     name: &'static str,
     library: OsString,
@@ -80,7 +79,7 @@ pub fn open(
         CallCost::measure(|| drop(read_powers(&board, &meters))),
     );
     let metered_by_power = meters.iter().any(|meter| meter.energy.is_none());
-    // However expensive, a counter is asked often enough not to be taken for lost.
+    // Counters are read often enough to stay valid, for any cost of the call.
     let expensive_ns = energy.min_period_ns(identity.boards).min((1e9 / MIN_RATE_HZ) as u64);
     let counting_ns = if metered_by_power { 0 } else { expensive_ns };
     let max_hz = MAX_RATE_HZ.min(MAX_TOTAL_RATE_HZ / identity.boards.max(1) as f64).max(MIN_RATE_HZ);
@@ -89,18 +88,18 @@ pub fn open(
     let mut source = BoardSource {
         connection: BoardConnection::new(library, identity.uuid.clone(), board),
         meters,
-        // While it is watched each look asks: a counter that is left out is not seen to move.
+        // Every read of the probe includes the counters, so that an advance is visible.
         counter_schedule: CallSchedule::new(0),
         clock: clock.clone(),
     };
     let advanced = probe(&mut source, Duration::from_nanos(energy.wall_ns + power.wall_ns));
-    // One that was never asked, so that the first reading of whoever takes the source is valid.
+    // A new schedule, so that the first read of the sampler includes the counters.
     source.counter_schedule = CallSchedule::new(counting_ns);
     let opened = OpenedSource { name, source: Box::new(source), domains, cpu: None, max_rate_hz, advanced };
     Ok(OpenedBoard { opened, notes })
 }
 
-/// Which parts the board has, and what is to be said of those that are left out.
+/// The scopes of the board, with notes about skipped ones.
 fn find_meters(
     board: &NvmlBoard,
     identity: &BoardIdentity,
@@ -116,7 +115,7 @@ fn find_meters(
     };
     let (mut meters, mut notes) = (vec![whole], Vec::new());
     if let Some(module) = ScopeMeter::probe(board, PowerScope::Module) {
-        // One board to a module is known of Grace Hopper only; elsewhere a module might be counted twice.
+        // Only Grace Hopper is known to have one board per module; elsewhere a module might be counted twice.
         if product.contains("GH200") {
             meters.push(module);
         } else {
@@ -146,8 +145,8 @@ fn board_domains(source: &str, meters: &[ScopeMeter], identity: &BoardIdentity) 
     meters.iter().map(domain).collect()
 }
 
-/// Reads until every part's energy has grown, or for a while; says for each whether it has. A board draws watts at rest, so
-/// that a live counter moves without a load. However long a look takes there is one at the end of the watch, too.
+/// Reads until every scope's energy has advanced or the probe ends; returns for each scope whether it advanced. An idle board
+/// draws watts, so a live counter advances without load. The last read is always at the end of the probe.
 fn probe(source: &mut BoardSource, read_time: Duration) -> Vec<bool> {
     let pause = (PROBE_PAUSE_FACTOR * read_time).clamp(MIN_PROBE_PAUSE, PROBE_TIME);
     let mut readings = vec![EnergyReading::default(); source.meters.len()];
@@ -170,7 +169,7 @@ fn probe(source: &mut BoardSource, read_time: Duration) -> Vec<bool> {
     }
 }
 
-/// One answer for each part, in the order of the channels.
+/// One result for each scope, in the order of the meters.
 type FieldResults = [FieldResult; MAX_FIELDS];
 
 /// No field was queried.
@@ -188,7 +187,7 @@ fn read_powers(board: &NvmlBoard, meters: &[ScopeMeter]) -> Result<FieldResults,
     query_meters(board, meters, |meter| meter.power, || board.device().power_usage().map(u64::from))
 }
 
-/// All fields in one call, and the figure of the whole board by its own call where that is how it is had.
+/// Reads all fields in one call. A value of the whole board may need its own call.
 fn query_meters(
     board: &NvmlBoard,
     meters: &[ScopeMeter],
@@ -222,11 +221,11 @@ fn query_meters(
 }
 
 impl BoardSource {
-    /// One read; an error means that the board is gone.
+    /// Reads the board; an error means that the board is lost.
     fn read_board(&mut self, into: &mut [EnergyReading]) -> Result<Option<(u64, u64)>, NvmlError> {
         let now_ns = self.clock.now_ns();
         let Some(board) = self.connection.board(now_ns) else { return Ok(None) };
-        // A new start of the library may have taken long.
+        // The initialisation of the library may have taken long.
         let sensed_ns = self.clock.now_ns();
         let powers = read_powers(board, &self.meters)?;
         let before_ns = self.clock.now_ns();

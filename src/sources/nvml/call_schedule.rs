@@ -1,8 +1,8 @@
-//! Which of a sampler's ticks an expensive call to NVML is part of.
+//! The schedule of an expensive NVML call: the sampler ticks that include it.
 //!
-//! Owns when the call was last made. Reads no clock.
+//! Owns the instant of the last call. Reads no clock.
 
-/// Which of the ticks of a sampler an expensive call is part of.
+/// The schedule of an expensive call.
 #[derive(Debug, Clone)]
 pub struct CallSchedule {
     period_ns: u64,
@@ -10,14 +10,14 @@ pub struct CallSchedule {
 }
 
 impl CallSchedule {
-    /// At most once in `period_ns`.
+    /// Creates a schedule with at most one call in `period_ns`.
     pub fn new(period_ns: u64) -> Self {
         Self { period_ns, last_ns: None }
     }
 
-    /// Whether the call is due at a tick at `now_ns`; then it is made.
+    /// Whether the call is due at `now_ns`. If so, records it as made.
     pub fn claim_if_due(&mut self, now_ns: u64) -> bool {
-        // A tick that comes a little early is this tick, not the one before.
+        // A slightly early tick counts as due.
         let slack_ns = self.period_ns / 16;
         let due =
             self.last_ns.is_none_or(|last_ns| now_ns.saturating_sub(last_ns) + slack_ns >= self.period_ns);

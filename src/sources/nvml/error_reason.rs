@@ -1,18 +1,16 @@
-//! What NVML's refusals mean: in words for the administrator, and whether the board is gone with them.
-//!
-//! Owns the reason and the mend of each. Decides only from the error.
+//! Reasons and remedies for NVML errors, and the errors that mean a lost board.
 
 use std::ffi::OsStr;
 
 use nvml_wrapper::error::NvmlError;
 
-/// Why there is no NVML, and what would mend it.
+/// The reason for missing NVML, and the remedy.
 pub fn library_error_reason(error: &NvmlError, library: &OsStr) -> String {
     let library = library.display();
     match error {
         NvmlError::LibloadingError(error) => {
             let message = root_cause(error);
-            // The loader's words begin with the library that is missing: this one, or another that it needs.
+            // The loader's text begins with the missing library: this one, or a dependency.
             let which = library.to_string();
             let prefix = if message.starts_with(&which) { String::new() } else { format!("{which}: ") };
             format!(
@@ -26,7 +24,7 @@ pub fn library_error_reason(error: &NvmlError, library: &OsStr) -> String {
     }
 }
 
-/// Why a board does not answer, and what would mend it.
+/// The reason for a failed call to a board, and the remedy.
 pub fn board_error_reason(error: &NvmlError) -> String {
     let remedy = match error {
         NvmlError::DriverNotLoaded => "load it with `modprobe nvidia`",
@@ -43,8 +41,8 @@ pub fn board_error_reason(error: &NvmlError) -> String {
     format!("NVML says: {error}; {remedy}")
 }
 
-/// Whether the handle is worth nothing after this answer, so that only a new start of the library can help. Everything
-/// else is the matter of one value.
+/// Whether the handle is invalid after this error, so that the library must be initialised again. Other errors concern one
+/// value only.
 pub fn is_board_lost(error: &NvmlError) -> bool {
     use NvmlError as E;
     !matches!(
@@ -62,7 +60,7 @@ pub fn is_board_lost(error: &NvmlError) -> bool {
     )
 }
 
-/// The loader's own words, which say the path and the cause.
+/// The loader's text, which contains the path and the cause.
 fn root_cause(error: &dyn std::error::Error) -> String {
     match error.source() {
         Some(source) => root_cause(source),

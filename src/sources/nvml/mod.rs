@@ -1,35 +1,29 @@
-//! NVIDIA GPUs through NVML, NVIDIA's own library: each board by itself, by its UUID.
+//! NVIDIA GPUs through NVML, NVIDIA's own library: one source for each board, identified by its UUID.
 //!
-//! Owns the search at the start. Any call into the driver may hang for minutes, so all of them are made on threads of
-//! their own, one for each board, and each board is shown when it answers. The library is loaded at run time, and its
-//! absence is nothing but a line in the list. Needs no privilege but the right to open /dev/nvidia*. While boards are open
-//! the driver cannot be unloaded: NVML keeps its device files open.
+//! Any call into the driver may hang for minutes, so each board has its own thread. The library is loaded at run time; a
+//! missing library is an entry in the list of absent sources. Needs access to /dev/nvidia* only. The driver cannot be
+//! unloaded while boards are open: NVML keeps its device files open.
 
-use std::ffi::OsString;
-use std::sync::mpsc::{Sender, channel};
-use std::thread;
+pub use board_search::open_each;
 
-use crate::clock::Clock;
-use crate::sources::{Inventory, SourceSettings};
-
-use board_ffi::load_library;
-use board_source::{BoardIdentity, OpenedBoard};
-use error_reason::{board_error_reason, library_error_reason};
-use scope_meter::PowerScope;
+pub use super::source_settings::NVML as NAME;
 
 /// One board as a source.
 mod board_source;
 
-/// The connection to a board, and reconnecting.
+/// The connection to a board, with reconnection.
 mod board_connection;
 
 /// The calls to NVML.
 mod board_ffi;
 
-/// When an expensive call to NVML is due.
+/// The search for boards.
+mod board_search;
+
+/// The schedule of expensive NVML calls.
 mod call_schedule;
 
-/// What NVML's errors mean.
+/// Reasons and remedies for NVML errors.
 mod error_reason;
 
 /// Per-process utilization of a board.
@@ -37,72 +31,3 @@ pub mod process_utilization;
 
 /// The meter of one power scope of a board.
 mod scope_meter;
-
-/// The mechanism's name.
-pub const NAME: &str = "nvml";
-
-/// What the loader finds where no library is named.
-const DEFAULT_LIBRARY: &str = "libnvidia-ml.so.1";
-
-/// What the threads of a search report.
-enum SearchEvent {
-    /// There is no NVML here.
-    Unavailable(String),
-    /// The board with this number was looked at.
-    Board(u32, Box<Result<OpenedBoard, String>>),
-}
-
-/// Looks for boards and shows each one when it has answered. Returns once all have, which may be never.
-pub fn open_each(settings: &SourceSettings, clock: &Clock, mut show: impl FnMut(Inventory)) {
-    let library = settings.nvml_library.clone().map_or_else(|| DEFAULT_LIBRARY.into(), OsString::from);
-    let (sender, events) = channel();
-    if let Err(reason) = list_boards(&library, clock, &sender) {
-        let _ = sender.send(SearchEvent::Unavailable(reason));
-    }
-    drop(sender);
-    for event in events {
-        let mut found = Inventory::default();
-        match event {
-            SearchEvent::Unavailable(reason) => found.add_absent(NAME, reason),
-            SearchEvent::Board(number, board) => match *board {
-                Ok(board) => {
-                    board.notes.into_iter().for_each(|note| found.add_absent(NAME, note));
-                    found.opened.push(board.opened);
-                }
-                Err(reason) => {
-                    found.add_absent(NAME, format!("{}: {reason}", PowerScope::Gpu.domain_name(number)))
-                }
-            },
-        }
-        show(found);
-    }
-}
-
-/// Lists the boards and has each one looked at by a thread of its own.
-fn list_boards(library: &OsString, clock: &Clock, sender: &Sender<SearchEvent>) -> Result<(), String> {
-    let nvml = load_library(library).map_err(|error| library_error_reason(&error, library))?;
-    let count = nvml.device_count().map_err(|error| library_error_reason(&error, library))?;
-    if count == 0 {
-        return Err(
-            "the driver is there, but shows no GPU: the container or the cgroup may not let it".into()
-        );
-    }
-    for number in 0..count {
-        let uuid = nvml.device_by_index(number).and_then(|device| device.uuid());
-        let board_sender = sender.clone();
-        match uuid.map_err(|error| board_error_reason(&error)) {
-            Err(reason) => drop(board_sender.send(SearchEvent::Board(number, Box::new(Err(reason))))),
-            Ok(uuid) => {
-                let identity = BoardIdentity { number, uuid, boards: count as usize };
-                let (library, clock) = (library.clone(), clock.clone());
-                let open_board = move || {
-                    let found = board_source::open(NAME, library, &identity, &clock);
-                    let _ = board_sender.send(SearchEvent::Board(number, Box::new(found)));
-                };
-                let spawned = thread::Builder::new().name(format!("nvml-{number}")).spawn(open_board);
-                spawned.map_err(|error| format!("the system gives no thread: {error}"))?;
-            }
-        }
-    }
-    Ok(())
-}

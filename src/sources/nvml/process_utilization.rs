@@ -1,8 +1,8 @@
-//! Which process used how much of a GPU's time: NVML's per-process utilisation (nvml.h, nvmlDeviceGetProcessUtilization).
+//! GPU time of each process: NVML's per-process utilisation (nvml.h, nvmlDeviceGetProcessUtilization).
 //!
-//! Owns one thread for each board, apart from the one that meters it: a call that hangs delays no reading. The driver keeps
-//! a percentage of the streaming multiprocessors' time for each process, refreshed 1 to 6 times a second; no process in
-//! the list means that none computed. The thread asks only when told to, and blocks for ever otherwise.
+//! Owns one thread for each board, separate from the board's sampler, so a call that hangs delays no reading. The driver
+//! provides the percentage of the streaming multiprocessors' time for each process, updated 1 to 6 times a second; an empty
+//! list means that no process computed. The thread calls NVML only on request and blocks otherwise.
 
 use std::collections::HashMap;
 use std::ffi::OsString;
@@ -16,25 +16,24 @@ use nvml_wrapper::error::NvmlError;
 
 use crate::clock::monotonic_ns;
 
-use super::DEFAULT_LIBRARY;
-use super::board_ffi::NvmlBoard;
+use super::board_ffi::{DEFAULT_LIBRARY, NvmlBoard};
 
-/// Asking more often gives nothing new.
+/// Shortest useful period of calls.
 const MIN_QUERY_INTERVAL: Duration = Duration::from_millis(200);
 
-/// Processes on one board; more are not told apart.
+/// Largest number of processes on one board.
 const MAX_PROCESSES: usize = 4096;
 
-/// What a board reported since it was last taken.
+/// A board's report since the previous one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum UtilizationReport {
-    /// Up to this instant: the processes that used it, in percent times microseconds.
+    /// The use of each process up to this instant, in percent times microseconds.
     Measured(u64, HashMap<u32, u64>),
-    /// It reports nothing, and why.
+    /// No report, with the reason.
     Unavailable(String),
 }
 
-/// One board.
+/// The utilization reader of one board.
 #[derive(Debug)]
 pub struct ProcessUtilization {
     requests: SyncSender<()>,
@@ -42,7 +41,7 @@ pub struct ProcessUtilization {
 }
 
 impl ProcessUtilization {
-    /// Of the board with this UUID; the library is loaded when it is first asked. `None` where the system gives no thread.
+    /// Starts the thread for the board with this UUID; the first request loads the library. `None` if no thread starts.
     pub fn spawn(library: Option<&PathBuf>, uuid: String) -> Option<Self> {
         let library = library.map_or_else(|| DEFAULT_LIBRARY.into(), OsString::from);
         let (requests, receiver) = sync_channel(1);
@@ -56,13 +55,13 @@ impl ProcessUtilization {
         Some(Self { requests, report })
     }
 
-    /// Wants to know; what comes of it can be taken later.
+    /// Requests a report, which can be taken later.
     pub fn request(&self) {
-        // Full: it is asked already.
+        // Full: a request is pending.
         let _ = self.requests.try_send(());
     }
 
-    /// What the board has reported since this was last called.
+    /// Takes the report since the previous call.
     pub fn take_report(&self) -> Option<UtilizationReport> {
         self.report.lock().ok()?.take()
     }
@@ -72,15 +71,15 @@ struct UtilizationPoller {
     library: OsString,
     uuid: String,
     board: Option<NvmlBoard>,
-    /// When it was last asked; 0: not since it was opened.
+    /// The instant of the last call; 0: none since the board was opened.
     last_query_ns: u64,
-    /// The latest sample that was seen, by the driver's clock.
+    /// The latest sample's time stamp, on the driver's clock.
     last_sample_us: u64,
 }
 
 impl UtilizationPoller {
     fn run(mut self, receiver: &Receiver<()>, report: &Mutex<Option<UtilizationReport>>) {
-        // Ends when the other side is dropped.
+        // Ends when the sender is dropped.
         while receiver.recv().is_ok() {
             let new_report = self.poll();
             if let (Some(new_report), Ok(mut report)) = (new_report, report.lock()) {
@@ -113,7 +112,7 @@ impl UtilizationPoller {
         }
         let now_ns = monotonic_ns();
         let samples = match device.process_utilization_stats(self.last_sample_us) {
-            // nvml.h: no process used the board since then.
+            // nvml.h: no process has used the board since the last call.
             Err(NvmlError::NotFound) => Vec::new(),
             samples => samples?,
         };
@@ -121,7 +120,7 @@ impl UtilizationPoller {
             samples.iter().map(|sample| sample.timestamp).fold(self.last_sample_us, u64::max);
         let since_ns = std::mem::replace(&mut self.last_query_ns, now_ns);
         if since_ns == 0 {
-            // The first answer is about a time of which nobody knows how long it was.
+            // The first report covers a time of unknown length.
             return Ok(Some(UtilizationReport::Measured(now_ns, HashMap::new())));
         }
         let past_us = now_ns.saturating_sub(since_ns) / 1000;
@@ -135,7 +134,7 @@ impl UtilizationPoller {
     }
 }
 
-/// An earlier report that was not taken yet, merged with a new one.
+/// Merges a report that was not taken yet with a new one.
 fn merge(before: Option<UtilizationReport>, now: UtilizationReport) -> UtilizationReport {
     match (before, now) {
         (Some(UtilizationReport::Measured(_, mut sums)), UtilizationReport::Measured(at_ns, used)) => {

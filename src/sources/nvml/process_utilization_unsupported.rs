@@ -1,11 +1,9 @@
-//! NVIDIA's per-process utilisation where there is no NVML.
-//!
-//! Owns nothing.
+//! Per-process utilisation of NVIDIA boards on systems without NVML: unavailable.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
 
-/// What a board reports; here none does.
+/// A board's report; never created here.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum UtilizationReport {
     /// Never.
@@ -14,12 +12,12 @@ pub enum UtilizationReport {
     Unavailable(String),
 }
 
-/// One board; here there is none.
+/// The utilization reader of one board; never created here.
 #[derive(Debug)]
 pub struct ProcessUtilization;
 
 impl ProcessUtilization {
-    /// None.
+    /// Always `None`.
     pub fn spawn(_library: Option<&PathBuf>, _uuid: String) -> Option<Self> {
         None
     }
@@ -27,7 +25,7 @@ impl ProcessUtilization {
     /// Does nothing.
     pub fn request(&self) {}
 
-    /// Nothing.
+    /// Always `None`.
     pub fn take_report(&self) -> Option<UtilizationReport> {
         None
     }

@@ -1,9 +1,9 @@
-//! One part of a board with its own meter: the board as a whole, the module it sits on, its memory.
+//! The meter of one power scope of a board: the board, its module, or its memory.
 //!
-//! Owns which of NVML's figures the part's energy comes from: its counter where there is one (whole millijoules since the
-//! driver was loaded), else its power, integrated. Power is POWER_INSTANT (field 186); `nvmlDeviceGetPowerUsage` is a mean
-//! over one second from Ampere on and is taken only from older boards. A field's own time stamp is not used: it is
-//! wall time, and nvml.h leaves open whether it is that of the value or of the question. Never reads anything itself.
+//! Owns the choice of the NVML value: the energy counter if it exists (whole millijoules since the driver was loaded), else
+//! integrated power. Power is POWER_INSTANT (field 186). `nvmlDeviceGetPowerUsage` is a mean over one second since Ampere and
+//! is used for older boards only. The time stamps of fields are not used: they are wall time, and nvml.h does not define
+//! whether they belong to the value or to the call. Makes no calls itself.
 
 use nvml_wrapper::enums::device::DeviceArchitecture as Architecture;
 use nvml_wrapper::sys_exports::field_id;
@@ -19,29 +19,29 @@ use super::board_ffi::{FieldResult, NvmlBoard, NvmlField};
 /// The counter counts millijoules.
 const QUANTUM_UJ: u64 = 1_000;
 
-/// How long an energy may take from the board to where it can be read. NVIDIA does not say; the counter's own step is 20
-/// to 100 ms long, and the way through the board's own processor is taken to be no longer than the shortest of them.
+/// Latency from the board to the counter. NVIDIA does not document it. The counter's update interval is 20 to 100 ms; the
+/// delay in the board's processor is assumed to be at most the shortest of them.
 const LATENCY_NS: u64 = 20_000_000;
 
-/// How old a count may be: many steps of the slowest counter that was ever seen.
+/// Upper bound of a count's age: many update intervals of the slowest known counter.
 const STALENESS_NS: u64 = 2_000_000_000;
 
-/// A board exceeds the highest limit that can be set on it, for a millisecond, by up to this factor.
+/// Largest factor by which a board exceeds its highest power limit, for a millisecond.
 const TRANSIENT_FACTOR: u64 = 2;
 
-/// A part of a board; NVML's power scopes.
+/// NVML's power scopes: the parts of a board.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PowerScope {
     /// The graphics board.
     Gpu,
-    /// The module that it sits on, with its CPU.
+    /// The module with the board and its CPU.
     Module,
     /// Its memory.
     Memory,
 }
 
 impl PowerScope {
-    /// What it is called on the board with this number.
+    /// The domain name on the board with this number.
     pub fn domain_name(self, board: u32) -> String {
         match self {
             PowerScope::Gpu => format!("gpu-{board}"),
@@ -68,32 +68,32 @@ impl PowerScope {
     }
 }
 
-/// How one of NVML's figures is asked for.
+/// The NVML call for a value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum QueryMethod {
     /// As a field.
     Field(NvmlField),
-    /// By a call of its own (`nvmlDeviceGetTotalEnergyConsumption`, `nvmlDeviceGetPowerUsage`).
+    /// A separate call (`nvmlDeviceGetTotalEnergyConsumption`, `nvmlDeviceGetPowerUsage`).
     Call,
 }
 
-/// A part that has a meter.
+/// A scope with a meter.
 pub struct ScopeMeter {
     /// Which part.
     pub scope: PowerScope,
-    /// Its counter, where it has one.
+    /// Its counter, if it has one.
     pub energy: Option<QueryMethod>,
-    /// Its power of the moment, where that is told.
+    /// Its instantaneous power, if available.
     pub power: Option<QueryMethod>,
     counter: Counter,
-    /// The power's integral: the part's energy where it has no counter, else the shape of the counter's steps.
+    /// The integrated power: the scope's energy if it has no counter, else the shape between the counter's steps.
     integrator: TrapezoidIntegrator,
     integrated_power: Option<EnergyReading>,
     max_power_mw: u64,
 }
 
 impl ScopeMeter {
-    /// What `board_labels` has for this part; `None` where it is nothing.
+    /// The meter of this scope; `None` if the board has no value for it.
     pub fn probe(board: &NvmlBoard, part: PowerScope) -> Option<ScopeMeter> {
         let answers = |id: u32| {
             let field = part.field(id);
@@ -128,7 +128,7 @@ impl ScopeMeter {
         })
     }
 
-    /// The part as a domain of the board with this number and UUID.
+    /// The scope as a domain of the board with this number and UUID.
     pub fn domain(&self, source: &str, board: u32, uuid: &str, parent: Option<String>) -> Domain {
         let counted = self.energy.is_some();
         let kind = self.scope.kind();
@@ -145,22 +145,22 @@ impl ScopeMeter {
         }
     }
 
-    /// Takes the power at `at_ns`; without an answer the integral waits for the next one.
+    /// Adds the power at `at_ns`; without a value the integral waits for the next one.
     pub fn add_power(&mut self, power: &FieldResult, at_ns: u64) {
         self.integrated_power = None;
         let plausible_mw = plausible_ceiling_mw(self.scope.kind());
         if let Ok(power_mw) = power.as_ref().copied()
             && power_mw <= plausible_mw
         {
-            // Nothing is known of the power between two readings but what the board can draw.
+            // Between two readings, only the board's highest power bounds the power.
             let (low_mw, high_mw) = (0, self.max_power_mw.max(power_mw));
             self.integrated_power =
                 Some(self.integrator.advance(PowerSample { at_ns, power_mw, low_mw, high_mw }));
         }
     }
 
-    /// What the part's energy is: by its counter, read between `before_ns` and `after_ns` where this read asked for it;
-    /// else by its power.
+    /// The scope's energy: from its counter, read between `before_ns` and `after_ns` if this read includes it, else from its
+    /// power.
     pub fn energy_reading(&mut self, count_mj: &FieldResult, before_ns: u64, after_ns: u64) -> EnergyReading {
         if self.energy.is_none() {
             return self.integrated_power.unwrap_or_default();
@@ -173,7 +173,7 @@ impl ScopeMeter {
         EnergyReading { shape_uj, ..reading }
     }
 
-    /// The board was away: whatever it shows next, the energy in between is unknown.
+    /// Records that the board was unavailable. The energy up to the next reading is unknown.
     pub fn interrupt(&mut self) {
         self.counter.interrupt();
         self.integrator.interrupt();
@@ -198,8 +198,8 @@ fn query_field(board: &NvmlBoard, field: NvmlField) -> FieldResult {
     answer
 }
 
-/// Whether `nvmlDeviceGetPowerUsage` is the power of the moment: on boards before Ampere (nvml.h; GA100 is left out, since
-/// its architecture does not tell it from the rest of Ampere).
+/// Whether `nvmlDeviceGetPowerUsage` is instantaneous power: on boards before Ampere (nvml.h; GA100 is excluded, because its
+/// architecture number is that of Ampere).
 fn is_power_usage_instantaneous(board: &NvmlBoard) -> bool {
     use Architecture::{Kepler, Maxwell, Pascal, Turing, Volta};
     let device = board.device();

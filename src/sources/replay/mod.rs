@@ -26,14 +26,8 @@ pub mod recorder;
 /// A simulated machine, computed from a description.
 pub mod script;
 
-/// The TOML of a script.
-mod script_toml;
-
 /// What a machine showed, read from a recording.
 pub mod trace;
-
-/// The lines of a trace.
-mod trace_line;
 
 /// The mechanism's name.
 pub const NAME: &str = crate::domain::REPLAY_SOURCE;

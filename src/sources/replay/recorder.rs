@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use crate::domain::{Domain, EnergyReading};
 
-use super::trace_line::{TRACE_VERSION, TraceDomain};
+use super::trace::{TRACE_VERSION, TraceDomain};
 
 /// Writes samples, one line each.
 pub struct TraceRecorder<W: Write> {

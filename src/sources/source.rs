@@ -1,0 +1,124 @@
+//! The trait of all sources, and what opening them gives.
+//!
+//! Owns the values that pass from a source through discovery to the caller, and the receiving side of sources that still
+//! open. Imports no source.
+
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::{Duration, Instant};
+
+use crate::domain::{Absent, Domain, EnergyReading};
+
+use super::dedup::duplicate_pair::DuplicatePair;
+
+/// Index of a source among the opened ones, and of a domain among that source's.
+pub(super) type DomainIndex = (usize, usize);
+
+/// Reads the cumulative energy of a group of domains.
+pub trait Source: Send {
+    /// Fills one reading for each domain, in the order of [`OpenedSource::domains`]. A domain that does not answer gets
+    /// `valid: false`. Does not allocate after the first calls.
+    ///
+    /// Returns the clock window of the read if the source knows a narrower one than the caller's two clock readings
+    /// around the call. The window lies within those readings.
+    fn read(&mut self, into: &mut [EnergyReading]) -> Option<(u64, u64)>;
+}
+
+/// An open source with its domains.
+pub struct OpenedSource {
+    /// The mechanism: "perf", "powercap", ... One mechanism may open several sources (perf: one for each package).
+    pub name: &'static str,
+    /// The reader.
+    pub source: Box<dyn Source>,
+    /// The metered domains, in the order of the readings.
+    pub domains: Vec<Domain>,
+    /// The CPU on which a read is cheapest, if the CPU matters.
+    pub cpu: Option<usize>,
+    /// The highest useful read rate.
+    pub max_rate_hz: f64,
+    /// For each domain: whether its counter advanced under load during discovery. `false` means stuck.
+    pub advanced: Vec<bool>,
+}
+
+/// The result of discovery, or of opening one source.
+#[derive(Default)]
+pub struct Inventory {
+    /// Sources that are open.
+    pub opened: Vec<OpenedSource>,
+    /// Sources that are unavailable, with the reason and the remedy.
+    pub absent: Vec<Absent>,
+    /// Pairs of domains that may be two names of one counter.
+    pub duplicates: Vec<DuplicatePair>,
+    /// Sources that are not open yet.
+    pub starting: Option<StartingSources>,
+}
+
+impl Inventory {
+    /// Records that a mechanism, or a part of it, is unavailable.
+    pub(super) fn add_absent(&mut self, source: &str, reason: String) {
+        self.absent.push(Absent { source: source.into(), reason });
+    }
+
+    pub(super) fn append(&mut self, other: Inventory) {
+        self.opened.extend(other.opened);
+        self.absent.extend(other.absent);
+        self.duplicates.extend(other.duplicates);
+    }
+}
+
+/// One result of a source that opens.
+pub struct OpenProgress {
+    /// The mechanism.
+    pub source: String,
+    /// The domains and reasons since the previous result.
+    pub found: Inventory,
+    /// Whether the source is complete.
+    pub is_last: bool,
+}
+
+/// Sources that are not open, or not with all their domains.
+pub struct StartingSources {
+    names: Vec<String>,
+    progress: Receiver<OpenProgress>,
+    started_at: Instant,
+}
+
+impl StartingSources {
+    /// Sources whose threads send what they find to `progress`.
+    pub(super) fn new(names: Vec<String>, progress: Receiver<OpenProgress>) -> Self {
+        Self { names, progress, started_at: Instant::now() }
+    }
+
+    /// The names of the incomplete sources.
+    pub fn names(&self) -> &[String] {
+        &self.names
+    }
+
+    /// The time since the sources began to open.
+    pub fn elapsed(&self) -> Duration {
+        self.started_at.elapsed()
+    }
+
+    /// Returns the next result. Waits until `deadline`; `None`: does not wait.
+    pub fn next_progress(&mut self, deadline: Option<Instant>) -> Option<OpenProgress> {
+        if self.names.is_empty() {
+            return None;
+        }
+        let wait =
+            deadline.map_or(Duration::ZERO, |deadline| deadline.saturating_duration_since(Instant::now()));
+        let progress = match self.progress.recv_timeout(wait) {
+            Ok(progress) => progress,
+            Err(RecvTimeoutError::Timeout) => return None,
+            Err(RecvTimeoutError::Disconnected) => {
+                // The thread panicked; the panic is in the log.
+                let source = self.names.first()?.clone();
+                let mut found = Inventory::default();
+                found.add_absent(&source, "opening it failed; see the log".into());
+                OpenProgress { source, found, is_last: true }
+            }
+        };
+        if progress.is_last {
+            self.names.retain(|source| *source != progress.source);
+        }
+        Some(progress)
+    }
+}
