@@ -8,8 +8,8 @@ use crate::clock::Clock;
 use crate::domain::{Absent, Domain, DomainKind, Grade};
 use crate::sampler::{self, Sampler};
 use crate::sources::dedup::preference;
-use crate::sources::parallel_open::{OpenProgress, StartingSources};
 use crate::sources::{self, OpenedSource};
+use crate::sources::{OpenProgress, StartingSources};
 
 /// Sources that have not answered, and the parameters of their samplers.
 pub struct PendingSources {
