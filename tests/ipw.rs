@@ -290,7 +290,7 @@ fn a_key_is_taken_from_the_environment_and_a_model_from_the_server() {
         .args(["--replay", "machine.toml", "--url", &fixture.llm.url(), "-o", "b", "-n", "2"])
         .output()
         .unwrap();
-    assert!(output_text(&output).contains("asks good at"), "{}", output_text(&output));
+    assert!(output_text(&output).contains("querying good at"), "{}", output_text(&output));
     let gone = fixture
         .command("run")
         .args(["--replay", "machine.toml", "--url", "http://127.0.0.1:1/v1"])
@@ -624,7 +624,7 @@ fn a_truncated_or_unreachable_judge_gives_no_score_and_is_asked_again() {
     let (status, printed) = judge("mumbles", &fixture.llm.url(), &replay);
     assert_eq!(status, Some(1), "{printed}");
     assert!(
-        printed.contains("judged 0 answers") && printed.contains("1 verdicts could not be read"),
+        printed.contains("judged 0 answers") && printed.contains("1 verdicts could not be parsed"),
         "{printed}"
     );
     assert!(fixture.rows("good").iter().all(|row| row["score"].is_null()));
@@ -683,7 +683,7 @@ fn texts_of_servers_and_run_files_cannot_move_the_cursor() {
         command.args(["--replay", "machine.toml", "--warm-up", "0", "--url", &evil, "-o", run, "-n", count]);
         let output = command.output().unwrap();
         assert_ended(&output, &fixture.rows(run));
-        assert!(output_text(&output).contains("asks evil\\u{1b}[2J at"), "{}", output_text(&output));
+        assert!(output_text(&output).contains("querying evil\\u{1b}[2J at"), "{}", output_text(&output));
         assert!(!output_text(&output).contains('\u{1b}'), "{:?}", output_text(&output));
         let manifest: Value =
             serde_json::from_slice(&std::fs::read(fixture.path(run).join("run.json")).unwrap()).unwrap();
