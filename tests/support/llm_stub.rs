@@ -113,6 +113,12 @@ fn serve(stream: TcpStream, state: &StubState) -> std::io::Result<()> {
     }
 }
 
+/// Writes an error in the form of OpenAI's servers.
+fn write_json_error(out: &mut TcpStream, status: &str, message: &str) -> std::io::Result<()> {
+    let body = json!({ "error": { "message": message } }).to_string();
+    write_response(out, status, "application/json", &body)
+}
+
 /// Answers one question; `false`: hangs up.
 fn answer_question(
     out: &mut TcpStream,
@@ -142,12 +148,7 @@ fn answer_question(
     let words: Vec<&str> = reply.split_inclusive(' ').collect();
     match model.split('-').next().unwrap_or_default() {
         "flaky" if tries == 1 => {
-            write_response(
-                out,
-                "503 Service Unavailable",
-                "application/json",
-                r#"{"error":{"message":"loading"}}"#,
-            )?;
+            write_json_error(out, "503 Service Unavailable", "loading")?;
             return Ok(true);
         }
         "busy" if tries == 1 => {
@@ -155,12 +156,7 @@ fn answer_question(
             return Ok(true);
         }
         "unknown" => {
-            write_response(
-                out,
-                "404 Not Found",
-                "application/json",
-                r#"{"error":{"message":"no such model"}}"#,
-            )?;
+            write_json_error(out, "404 Not Found", "no such model")?;
             return Ok(true);
         }
         "closed" if key != "Bearer sesame" => {
