@@ -77,34 +77,7 @@ fn run_random_schedule(seed: u64, faults: bool) -> (Attributor, Vec<Account>) {
             let reading = EnergyReading { valid, epoch: epochs[index], ..truth.reading(now) };
             attributor.add_reading(index, now - 3_000, now + 3_000, &reading);
         }
-        let back = rng.range(0, 9 * MS);
-        let at = now.saturating_sub(back);
-        match rng.range(0, 9) {
-            0..=3 => {
-                let weight = [0.0, 1.0, 1.0, 2.5, 1e6, 0.001][rng.range(0, 5) as usize];
-                let scope = (rng.range(0, 4) == 0).then(|| vec![rng.range(0, 2) as usize]);
-                open.push(attributor.open(now, opening(&format!("s{turn}"), at, weight, scope)).unwrap());
-            }
-            4..=6 if !open.is_empty() => {
-                let key = open.swap_remove(rng.next_u64() as usize % open.len());
-                if attributor.close(now, key, at, BTreeMap::new(), false).is_err() {
-                    attributor.close(now, key, now, BTreeMap::new(), false).unwrap();
-                }
-            }
-            7 if !open.is_empty() => {
-                let key = open[rng.next_u64() as usize % open.len()];
-                attributor.set_weight(now, key, rng.range(1, 900) as f64 / 100.0, now).unwrap();
-            }
-            8 if !open.is_empty() => {
-                let key = open[rng.next_u64() as usize % open.len()];
-                attributor.begin_phase(now, key, format!("p{turn}"), now).unwrap();
-            }
-            9 if !open.is_empty() => {
-                let key = open.swap_remove(rng.next_u64() as usize % open.len());
-                attributor.cancel(now, key, now).unwrap();
-            }
-            _ => {}
-        }
+        apply_random_edge(&mut rng, &mut attributor, &mut open, turn, now);
         if rng.range(0, 3) == 0 {
             attributor.settle(now, &mut out);
             assert_balanced(&attributor);
@@ -126,6 +99,44 @@ fn run_random_schedule(seed: u64, faults: bool) -> (Attributor, Vec<Account>) {
         attributor.settle(now, &mut out);
     }
     (attributor, out.into_iter().map(|(_, account)| account).collect())
+}
+
+/// Opens, closes, weighs, marks or cancels a random span at `now` or some milliseconds before.
+fn apply_random_edge(
+    rng: &mut TestRng,
+    attributor: &mut Attributor,
+    open: &mut Vec<SpanKey>,
+    turn: u32,
+    now: u64,
+) {
+    let back = rng.range(0, 9 * MS);
+    let at = now.saturating_sub(back);
+    match rng.range(0, 9) {
+        0..=3 => {
+            let weight = [0.0, 1.0, 1.0, 2.5, 1e6, 0.001][rng.range(0, 5) as usize];
+            let scope = (rng.range(0, 4) == 0).then(|| vec![rng.range(0, 2) as usize]);
+            open.push(attributor.open(now, opening(&format!("s{turn}"), at, weight, scope)).unwrap());
+        }
+        4..=6 if !open.is_empty() => {
+            let key = open.swap_remove(rng.next_u64() as usize % open.len());
+            if attributor.close(now, key, at, BTreeMap::new(), false).is_err() {
+                attributor.close(now, key, now, BTreeMap::new(), false).unwrap();
+            }
+        }
+        7 if !open.is_empty() => {
+            let key = open[rng.next_u64() as usize % open.len()];
+            attributor.set_weight(now, key, rng.range(1, 900) as f64 / 100.0, now).unwrap();
+        }
+        8 if !open.is_empty() => {
+            let key = open[rng.next_u64() as usize % open.len()];
+            attributor.begin_phase(now, key, format!("p{turn}"), now).unwrap();
+        }
+        9 if !open.is_empty() => {
+            let key = open.swap_remove(rng.next_u64() as usize % open.len());
+            attributor.cancel(now, key, now).unwrap();
+        }
+        _ => {}
+    }
 }
 
 proptest! {

@@ -316,7 +316,7 @@ impl TestProxy {
 
     /// Waits until it has found the daemon.
     pub fn wait_for_daemon(self) -> Self {
-        crate::support::wait_until("met the meter", || self.log().contains(" answers"));
+        crate::support::wait_until("met the meter", || self.log().contains("connected to the daemon at"));
         self
     }
 
