@@ -172,7 +172,7 @@ pub fn select_channels(channels: &[IoReportChannel]) -> ChannelSelection {
                 selection.notes.push(format!(
                     "its channel {name:?} {}, so {} is not metered; please report this",
                     if *simple {
-                        format!("counts in {unit:?}, which nobody knows")
+                        format!("counts in {unit:?}, an unknown unit")
                     } else {
                         "is no plain number".into()
                     },
