@@ -67,7 +67,7 @@ fn open_sensor(folder: &Path) -> Result<SensorFile, String> {
         _ => return Err("shows neither power_now nor voltage_now and current_now".into()),
     };
     let status = SysfsFile::open(folder.join("status"))
-        .map_err(|error| format!("status: {error}; without it nobody knows whether it charges"))?;
+        .map_err(|error| format!("status: {error}; without it the direction of the current is unknown"))?;
     let power_sensor = PowerSensor::instantaneous(input, plausible_ceiling_mw(DomainKind::Battery));
     let discharging = ReadCondition { file: status, word: DISCHARGING, must_equal: true };
     Ok(SensorFile::power(power_sensor).with_condition(Some(discharging)))

@@ -26,7 +26,7 @@ pub(super) fn spawn_all<'a>(
         let thread = thread::Builder::new().name(format!("open-{name}"));
         if let Err(error) = thread.spawn(move || open(&name, &settings, &clock, &sender)) {
             let mut found = Inventory::default();
-            found.add_absent(source, format!("the system gives no thread to open it: {error}"));
+            found.add_absent(source, format!("cannot start a thread to open it: {error}"));
             let _ = send.send(OpenProgress { source: source.clone(), found, is_last: true });
         }
     }

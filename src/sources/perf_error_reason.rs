@@ -54,8 +54,8 @@ fn permission_advice(root: bool, paranoid: Option<i32>) -> String {
     let level = paranoid.map_or_else(|| "unknown".into(), |level| level.to_string());
     let program = env::current_exe().map_or_else(|_| "wattspand".into(), |path| path.display().to_string());
     format!(
-        "kernel.perf_event_paranoid is {level}, which keeps energy from you; give the program the capability: \
-         sudo setcap cap_perfmon=ep {program} (or for everybody: sudo sysctl kernel.perf_event_paranoid=0)"
+        "kernel.perf_event_paranoid is {level}, which forbids energy counters; give the program the capability: \
+         sudo setcap cap_perfmon=ep {program} (or for all users: sudo sysctl kernel.perf_event_paranoid=0)"
     )
 }
 

@@ -1,6 +1,6 @@
 //! A shared library that is loaded at run time and stays loaded.
 //!
-//! Owns the two calls of dlopen(3) that this takes. Never unloads: addresses out of the library are kept for good.
+//! Owns the calls of dlopen(3) and dlsym(3). Never unloads: addresses of the library stay in use.
 #![allow(unsafe_code)]
 
 use std::ffi::{CStr, c_void};
@@ -10,10 +10,10 @@ use std::ptr::NonNull;
 pub struct DynamicLibrary(NonNull<c_void>);
 
 impl DynamicLibrary {
-    /// Loads the library at `path`, or finds it where it is loaded already.
+    /// Loads the library at `path`, or returns the loaded one.
     ///
     /// # Errors
-    /// What the loader says.
+    /// The loader's text.
     pub fn load(path: &CStr) -> Result<Self, String> {
         // SAFETY: the path ends with NUL. The library's initialisers run, which is what loading a library means; the
         // path is the system's own or one that the administrator configured.
@@ -21,10 +21,10 @@ impl DynamicLibrary {
         NonNull::new(handle).map(Self).ok_or_else(loader_error)
     }
 
-    /// Where the library has `name`.
+    /// The address of the symbol `name`.
     ///
     /// # Errors
-    /// It has no such name.
+    /// The library has no such symbol.
     pub fn symbol_address(&self, name: &CStr) -> Result<NonNull<c_void>, String> {
         // SAFETY: the handle came from dlopen and is never closed; the name ends with NUL.
         let found = unsafe { libc::dlsym(self.0.as_ptr(), name.as_ptr()) };
@@ -32,7 +32,7 @@ impl DynamicLibrary {
     }
 }
 
-/// What the loader complains of.
+/// The loader's last error text.
 fn loader_error() -> String {
     // SAFETY: dlerror gives null, or a text ended by NUL that is this thread's until its next call of the loader's.
     let message = unsafe {

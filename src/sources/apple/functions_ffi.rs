@@ -1,24 +1,23 @@
-//! The C functions of Apple's that the sources `ioreport` and `smc` call, by their addresses.
+//! The table of Apple's C functions that the sources `ioreport` and `smc` call.
 //!
-//! Owns their types, once for every system: `linked_functions_ffi` fills the table from the system's own libraries,
-//! `loaded_functions_ffi` from a library that stands in for them, and the code that calls does not know which it was. Calls
-//! nothing itself. The types of CoreFoundation and IOKit are those of Apple's public headers; IOReport has none, and its
-//! types are what the independent programs that call it agree on.
+//! Owns the function types for all systems: `linked_functions_ffi` fills the table from the system's libraries,
+//! `loaded_functions_ffi` from a library that replaces them. The types of CoreFoundation and IOKit are those of Apple's
+//! public headers. IOReport has no public header; its types are those that independent programs use.
 #![allow(unsafe_code)]
 
 use std::ffi::{CStr, c_char, c_void};
 use std::ptr::NonNull;
 
-/// Any object of CoreFoundation's (`CFTypeRef`); null is none.
+/// Any CoreFoundation object (`CFTypeRef`); null means none.
 pub type CfRef = *const c_void;
 
-/// An object of IOKit's in this process (`io_object_t`, a Mach port name); 0 is none.
+/// An IOKit object in this process (`io_object_t`, a Mach port name); 0 means none.
 pub type MachPort = u32;
 
-/// Text as CoreFoundation counts it: UTF-8.
+/// CoreFoundation's constant for UTF-8.
 pub const CF_STRING_ENCODING_UTF8: u32 = 0x0800_0100;
 
-/// Makes a struct of C functions and the way to fill it by name.
+/// Defines a struct of C functions and its constructor from symbol names.
 macro_rules! calls {
     ($(#[$about:meta])* $table:ident { $($symbol:ident as $field:ident: fn($($argument:ty),*) $(-> $answer:ty)?;)* }) => {
         $(#[$about])*
@@ -29,13 +28,13 @@ macro_rules! calls {
         }
 
         impl $table {
-            /// Fills the table with what `address` finds.
+            /// Fills the table with the addresses that `address` returns.
             ///
             /// # Errors
-            /// What `address` says of the first name that it does not find.
+            /// The error of `address` for the first missing name.
             ///
             /// # Safety
-            /// What `address` gives for a name must be the C function of that name and of the type in this table, and
+            /// The result of `address` for a name must be the C function of that name and of the type in this table, and
             /// stay loaded for as long as the process runs.
             pub unsafe fn find(
                 mut address: impl FnMut(&'static CStr) -> Result<NonNull<c_void>, String>,
@@ -62,7 +61,7 @@ macro_rules! calls {
 }
 
 calls! {
-    /// CoreFoundation: what is needed to take apart what IOReport gives.
+    /// CoreFoundation: access to the containers of IOReport.
     CoreFoundationFunctions {
         CFRelease as release: fn(CfRef);
         CFGetTypeID as type_id: fn(CfRef) -> usize;
@@ -98,7 +97,7 @@ calls! {
 }
 
 calls! {
-    /// IOKit and Mach: the way to the System Management Controller, and the length of a tick.
+    /// IOKit and Mach: access to the System Management Controller, and the length of a tick.
     IoKitFunctions {
         IOServiceMatching as matching: fn(*const c_char) -> CfRef;
         IOServiceGetMatchingServices as services: fn(MachPort, CfRef, *mut MachPort) -> i32;
@@ -112,7 +111,7 @@ calls! {
     }
 }
 
-/// Everything, and this process's own port, which IOKit wants to see.
+/// All functions, and this process's own port, which IOKit needs.
 #[derive(Clone, Copy)]
 pub struct AppleFunctions {
     /// CoreFoundation.
@@ -121,6 +120,6 @@ pub struct AppleFunctions {
     pub kit: IoKitFunctions,
     /// `mach_task_self()`, which is a variable.
     pub task: MachPort,
-    /// IOReport, or why it is not there.
+    /// IOReport, or the reason why it is unavailable.
     pub report: Result<IoReportFunctions, &'static str>,
 }

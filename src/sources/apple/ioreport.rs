@@ -1,11 +1,9 @@
-//! Apple silicon's own energy counters, through IOReport's group "Energy Model"; no root needed.
+//! Apple silicon's energy counters through IOReport's group "Energy Model"; needs no privilege.
 //!
-//! Owns the subscription and when its values were true. The drivers publish most counters in batches, up to 2.2 s apart,
-//! and say in each raw element when they did: that stamp is the reading's instant, so that what lies between two batches
-//! is known to lie there, and nowhere is a batch taken for the power of the moment. A stamp that stands still while the
-//! number moves is no stamp, and is never believed again. A channel that vanishes leaves an invalid reading, and one that
-//! stands still stands still: nothing is repeated under a new time. Where the channels are and what they count is
-//! `ioreport_channel`'s to say.
+//! Owns the subscription and the instants of its values. Drivers publish most counters in batches, up to 2.2 s apart, with a
+//! time stamp in each raw element. That stamp is the reading's instant, so the energy of a batch is attributed to the time
+//! between two batches. If a value changes while its stamp does not, the channel's stamps are ignored from then on. A missing
+//! channel gives an invalid reading. `ioreport_channel` chooses the channels and their units.
 
 pub use crate::sources::source_settings::IOREPORT as NAME;
 
@@ -26,16 +24,16 @@ use super::ioreport_ffi::{ChannelGroup, IoReportSample, IoReportSubscription, ti
 /// The group of channels that count energy.
 const GROUP_NAME: &str = "Energy Model";
 
-/// The graphics' counter is published whenever it is asked for; more often than this nobody needs it.
+/// Highest rate. The GPU's counter is updated at each sample.
 const MAX_RATE_HZ: f64 = 20.0;
-/// However dear a sample is.
+/// Lowest rate, for any cost of a sample.
 const MIN_RATE_HZ: f64 = 1.0;
 
-/// A stamp that is no older shows a counter that is published now: several batches of the longest kind.
+/// Largest age of the stamp of a live counter: several of the longest batches.
 const MAX_STAMP_AGE_NS: u64 = 7_000_000_000;
-/// How old a count may be when it is read, for its plausibility: likewise.
+/// Upper bound of a count's age at the read.
 const STALENESS_NS: u64 = MAX_STAMP_AGE_NS;
-/// How long a counter without a recent stamp is watched at the start: one batch of the longest kind, and how often.
+/// Duration and interval of the probe of counters without a recent stamp: one of the longest batches.
 const PROBE_TIMEOUT: Duration = Duration::from_millis(2_500);
 const PROBE_INTERVAL: Duration = Duration::from_millis(100);
 
@@ -66,21 +64,21 @@ struct IoReportSource {
     subscription: IoReportSubscription,
     timebase: Timebase,
     meters: Vec<ChannelMeter>,
-    /// How many channels a sample has while nothing changed.
+    /// The number of channels in the last sample.
     channel_count: usize,
     suspend: SuspendDetector,
     clock: Clock,
 }
 
-/// One channel and its history.
+/// One channel with its state.
 struct ChannelMeter {
     channel: SelectedChannel,
-    /// Where it is in a sample, and what its element is called there.
+    /// Its index in a sample, and the ID of its element.
     position: Option<(usize, Option<(u64, u64)>)>,
     counter: Counter,
     /// The last count and its stamp.
     last: Option<(u64, u64)>,
-    /// Its stamps were seen to be wrong.
+    /// Whether its stamps are known to be wrong.
     has_wrong_stamps: bool,
 }
 
@@ -99,7 +97,7 @@ impl IoReportSource {
             ));
         }
         let kept: Vec<usize> = channels.iter().map(|channel| channel.index).collect();
-        // Should a system not take a part of the group, it may take the whole.
+        // A system that refuses a part of the group may accept the whole group.
         let subscription = match listed.subscribe(&kept) {
             Some(subscription) => subscription,
             None => group()?.subscribe_to_all().ok_or(REFUSED_REASON)?,
@@ -109,7 +107,7 @@ impl IoReportSource {
         Ok((IoReportSource { subscription, timebase, meters, channel_count: 0, suspend, clock }, notes))
     }
 
-    /// Which counters are published: those with a recent stamp, and those that move while they are watched.
+    /// For each counter: whether it has a recent stamp, or advances during the probe.
     fn probe(&mut self) -> Vec<bool> {
         let deadline = Instant::now() + PROBE_TIMEOUT;
         let mut readings = vec![EnergyReading::default(); self.meters.len()];
@@ -128,7 +126,7 @@ impl IoReportSource {
     }
 }
 
-/// Whether a counter showed signs of life between two readings, or shortly before the first, which was at `first_ns`.
+/// Whether a counter advanced between two readings, or shortly before the first one at `first_ns`.
 fn is_published(now: &EnergyReading, first: &EnergyReading, first_ns: u64) -> bool {
     let recent = first.stamp_ns != 0 && first_ns.saturating_sub(first.stamp_ns) <= MAX_STAMP_AGE_NS;
     let moved = now.valid && (now.energy_uj > first.energy_uj || now.stamp_ns > first.stamp_ns);
@@ -159,7 +157,7 @@ impl Source for IoReportSource {
     }
 }
 
-/// Finds each meter's channel by its name: at the start, and whenever the list is not what it was.
+/// Finds each meter's channel by its name, at the start and after a change of the list.
 fn locate_channels(meters: &mut [ChannelMeter], sample: &IoReportSample<'_>) {
     meters.iter_mut().for_each(|meter| meter.position = None);
     for at in 0..sample.len() {
@@ -187,7 +185,7 @@ impl ChannelMeter {
         Self { channel, position: None, counter: Counter::new(shape), last: None, has_wrong_stamps: false }
     }
 
-    /// Whether the sample still has this channel where it was.
+    /// Whether the sample has this channel at the known index.
     fn is_in(&self, sample: &IoReportSample<'_>) -> bool {
         self.position.is_some_and(|(at, id)| sample.element(at).map(|element| element.id) == id)
     }
@@ -208,7 +206,7 @@ impl ChannelMeter {
         EnergyReading { stamp_ns, ..self.counter.advance(count, before_ns, after_ns) }
     }
 
-    /// The instant of a count, by its element; 0 where nothing tells it.
+    /// The instant of a count, from its element; 0 if it is unknown.
     fn stamp_ns(
         &mut self,
         count: u64,
@@ -225,7 +223,7 @@ impl ChannelMeter {
             None => false,
         };
         if wrong {
-            // Neither side of the change may be joined to the other: one is an instant, the other a time between reads.
+            // The counter is interrupted: before the change the time was an instant, afterwards it is a window.
             self.interrupt();
             self.has_wrong_stamps = true;
             return 0;

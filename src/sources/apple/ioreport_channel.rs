@@ -1,9 +1,12 @@
-//! Which channels of IOReport's "Energy Model" are meters, and what they count.
+//! The choice of the channels of IOReport's "Energy Model", their units, and the format of their raw elements.
 //!
-//! The group has hundreds of channels, most of them parts of others: adding up all whose name contains "CPU" gave 107 W
-//! where 36 W were drawn. Owns the choice: the exact roll-up of each part of the chip and nothing else, each joule in one
-//! channel; names are compared whole, after a die's prefix is taken off. Owns the units too: each channel has its own, by its label, and a label that is not known
-//! is said and never guessed. Pure; reads nothing.
+//! The group has hundreds of channels, most of them parts of others: the sum of all channels with "CPU" in their name was
+//! 107 W at a true power of 36 W. Only the total of each part of the chip is chosen, by its exact name without the prefix of a
+//! die. Each channel has its own unit label; a channel with an unknown label is reported and not used.
+//!
+//! The raw element is xnu's `IOReportElement` (`iokit/IOKit/IOReportTypes.h`): provider, channel, type and time stamp, eight
+//! bytes each, then four values; little endian on every Mac. The stamp is `mach_absolute_time` at the publication of the
+//! value. Apple does not document its clock; independent programs found it. An implausible stamp is ignored.
 
 use std::fmt::Write as _;
 
@@ -11,65 +14,65 @@ use crate::domain::{Domain, DomainKind, Grade};
 use crate::sources::counter::plausible_ceiling_mw;
 use crate::sources::energy_unit::EnergyUnit;
 
-/// What somebody who reads the list of channels sees of one.
+/// The description of a channel in the list.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct IoReportChannel {
-    /// Its name, as IOReport gives it.
+    /// Its name in IOReport.
     pub name: String,
-    /// Its unit's label, likewise.
+    /// Its unit label in IOReport.
     pub unit_label: String,
     /// Whether it holds one number (`kIOReportFormatSimple`).
     pub is_simple: bool,
 }
 
-/// A channel that was chosen.
+/// A chosen channel.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SelectedChannel {
-    /// Its place in the list.
+    /// Its index in the list.
     pub index: usize,
     /// Its name in the list.
     pub channel_name: String,
-    /// Its unit's label there.
+    /// Its unit label in the list.
     pub unit_label: String,
-    /// What one count is.
+    /// The energy of one count.
     pub unit: EnergyUnit,
-    /// What the domain is called.
+    /// The domain's name.
     pub domain_name: String,
-    /// What it meters.
+    /// The domain's kind.
     pub kind: DomainKind,
 }
 
-/// What became of a list.
+/// The result of a choice.
 #[derive(Debug, Default, PartialEq)]
 pub struct ChannelSelection {
     /// The meters, in the order of `PARTS`.
     pub channels: Vec<SelectedChannel>,
-    /// What is to be said of those that somebody may miss.
+    /// Notes about missing parts.
     pub notes: Vec<String>,
 }
 
-/// A part of the chip that has a meter.
+/// A part of the chip with a meter.
 struct ChipPart {
     name: &'static str,
     kind: DomainKind,
-    /// How its channels may be called, best first: all of the first way that occurs are taken, and none of the others,
-    /// which show the same energy again.
+    /// Patterns of its channels' names, best first. All channels of the first matching pattern are used; the other patterns
+    /// show the same energy again.
     patterns: &'static [NamePattern],
 }
 
-/// A way to name the channels of a part.
+/// A pattern of channel names.
 #[derive(Clone, Copy)]
 enum NamePattern {
-    /// Exactly this.
+    /// This name.
     Exact(&'static str),
-    /// This and a number: `DRAM0`.
+    /// This prefix and a number: `DRAM0`.
     Numbered(&'static str),
-    /// This and two numbers: `ANE0_1`.
+    /// This prefix and two numbers: `ANE0_1`.
     NumberedTwice(&'static str),
 }
 
-/// The parts of the chip, in the order in which they are shown. The graphics' own memory is a rail: nobody says whether
-/// its energy is within the graphics' too, so it is shown and never added.
+/// The parts of the chip, in their order of display. The GPU's memory is a rail: it is not documented whether the GPU's
+/// energy contains it, so it is shown and never added.
 const PARTS: [ChipPart; 5] = [
     ChipPart { name: "cpu", kind: DomainKind::Cpu, patterns: &[NamePattern::Exact("CPU Energy")] },
     ChipPart {
@@ -125,7 +128,7 @@ impl NamePattern {
     }
 }
 
-/// A name without its die: chips made of several prefix `DIE_1_`, and macOS 27 writes `DIE1 ` in some groups.
+/// Splits the die's prefix from a name: chips with several dies prefix `DIE_1_`, and macOS 27 writes `DIE1 ` in some groups.
 fn strip_die_prefix(name: &str) -> (Option<u32>, &str) {
     let numbered = |rest: &str, end: char| -> Option<(u32, usize)> {
         let (number, _) = rest.split_once(end)?;
@@ -139,7 +142,7 @@ fn strip_die_prefix(name: &str) -> (Option<u32>, &str) {
     prefixed.unwrap_or((None, name))
 }
 
-/// What one count of a channel with this label is. Blanks around it do not count.
+/// The energy of one count of a channel with this label. Surrounding blanks are ignored.
 pub fn parse_unit(label: &str) -> Option<EnergyUnit> {
     match label.trim() {
         "nJ" => EnergyUnit::from_fraction(1, 1_000),
@@ -153,7 +156,7 @@ pub fn parse_unit(label: &str) -> Option<EnergyUnit> {
     }
 }
 
-/// Chooses the meters of a list.
+/// Chooses the meters in a list.
 pub fn select_channels(channels: &[IoReportChannel]) -> ChannelSelection {
     let mut selection = ChannelSelection::default();
     for part in &PARTS {
@@ -169,7 +172,7 @@ pub fn select_channels(channels: &[IoReportChannel]) -> ChannelSelection {
                 selection.notes.push(format!(
                     "its channel {name:?} {}, so {} is not metered; please report this",
                     if *simple {
-                        format!("counts in {unit:?}, which nobody knows")
+                        format!("counts in {unit:?}, an unknown unit")
                     } else {
                         "is no plain number".into()
                     },
@@ -193,7 +196,7 @@ pub fn select_channels(channels: &[IoReportChannel]) -> ChannelSelection {
     selection
 }
 
-/// The channels of a part. Where one without a die is there, those of the dies are parts of it.
+/// The channels of a part. A channel without a die contains those of the dies.
 fn channels_of_part(part: &ChipPart, channels: &[IoReportChannel]) -> Vec<usize> {
     for pattern in part.patterns {
         let mut found: Vec<(Option<u32>, usize)> = channels
@@ -216,7 +219,7 @@ fn channels_of_part(part: &ChipPart, channels: &[IoReportChannel]) -> Vec<usize>
     Vec::new()
 }
 
-/// What the list has, for a report by somebody whose chip is not known here.
+/// The content of the list, for reports about unknown chips.
 fn describe_channels(channels: &[IoReportChannel]) -> String {
     const MAX_LISTED: usize = 60;
     let mut text = format!("its {} channels are, for a report:", channels.len());
@@ -226,15 +229,15 @@ fn describe_channels(channels: &[IoReportChannel]) -> String {
     if channels.len() > MAX_LISTED { text + " and others" } else { text.trim_end_matches(',').to_owned() }
 }
 
-/// How long a value may be on its way: the drivers publish in batches, 2.23 s apart at most where anybody measured.
+/// Largest delay of a value: drivers publish in batches, at most 2.23 s apart in measurements.
 const MAX_BATCH_NS: u64 = 2_300_000_000;
 
-/// A stamp tells a tick of 41.7 ns; no part of a chip uses more in one (240 W).
+/// The largest energy of one tick of 41.7 ns, the resolution of a stamp (240 W).
 const STAMP_QUANTUM_UJ: u64 = 10;
 
 impl SelectedChannel {
-    /// The meter as a domain. Its figures come from Apple's own model of the chip: powermetrics, which shows the same,
-    /// calls them estimated.
+    /// The meter as a domain. The values come from Apple's model of the chip: powermetrics shows the same values and labels
+    /// them as estimated.
     pub fn domain(&self, source: &str) -> Domain {
         Domain {
             name: self.domain_name.clone(),
@@ -250,20 +253,20 @@ impl SelectedChannel {
     }
 }
 
-/// Bytes of the element up to the end of its time stamp.
+/// Length of the element up to the end of its time stamp, in bytes.
 const HEADER_BYTES: usize = 32;
 
-/// What sets an element apart, and when it was published.
+/// The ID of an element and the instant of its publication.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RawElement {
-    /// Which driver and which of its channels; constant while both exist.
+    /// The driver and its channel; constant while both exist.
     pub id: (u64, u64),
-    /// When it was published, in ticks of the machine's clock; 0: not said.
+    /// The instant of publication, in ticks of the machine's clock; 0 means unknown.
     pub ticks: u64,
 }
 
 impl RawElement {
-    /// Reads the bytes of `RawElements`; `None` where they are too few to be one.
+    /// Parses the bytes of `RawElements`; `None` if they are too short.
     pub fn parse(bytes: &[u8]) -> Option<RawElement> {
         let (words, _) = bytes.get(..HEADER_BYTES)?.as_chunks::<8>();
         let &[provider, channel, _kind, ticks] = words else { return None };
@@ -280,13 +283,13 @@ pub struct Timebase {
 }
 
 impl Timebase {
-    /// From what the system says; `None` where either part is 0.
+    /// The timebase from the system's values; `None` if either is 0.
     pub fn new(numerator: u32, denominator: u32) -> Option<Timebase> {
         (numerator > 0 && denominator > 0).then_some(Timebase { numerator, denominator })
     }
 
-    /// The instant of a stamp on the meter's clock, which is the same one in nanoseconds: the end of the tick, by which the
-    /// value was surely reached, but no later than `now_ns`. `None` where the stamp cannot be: 0, or from the future.
+    /// The instant of a stamp in nanoseconds of the same clock: the end of the tick, at which the value was certainly
+    /// reached, but at most `now_ns`. `None` for an impossible stamp: 0, or in the future.
     pub fn instant_ns(self, ticks: u64, now_ns: u64) -> Option<u64> {
         let ns = |ticks: u128| ticks * u128::from(self.numerator) / u128::from(self.denominator);
         let (begin_ns, end_ns) = (ns(u128::from(ticks)), ns(u128::from(ticks) + 1));

@@ -1,9 +1,8 @@
 //! The calls to IOReport: a group's channels, a subscription to some of them, and samples of it.
 //!
-//! Owns every object that it is given by a function with Create or Copy in its name, and releases each once; what a Get
-//! function gives is borrowed from its container and never outlives it. An object is asked what kind it is before it is
-//! used as one, since nothing of this is documented. Copies numbers and text out, and says nothing about what they mean.
-//! After the start a sample makes no text and allocates nothing here.
+//! Owns every object that a function with Create or Copy in its name returns, and releases each once. The result of a Get
+//! function is borrowed from its container and never outlives it. The type of each object is checked before its use, since
+//! nothing is documented. Copies numbers and text. After the start, a sample creates no text and allocates nothing here.
 #![allow(unsafe_code)]
 
 use std::ffi::{CStr, c_char};
@@ -17,11 +16,11 @@ use super::ioreport_channel::{IoReportChannel, RawElement, Timebase};
 /// `kIOReportFormatSimple`: one number.
 const FORMAT_SIMPLE: i32 = 1;
 
-/// Where dictionaries of channels keep their list, and where a channel of a sample keeps its raw bytes.
+/// The keys of the channel list in a dictionary, and of the raw bytes in a channel of a sample.
 const CHANNELS_KEY: &str = "IOReportChannels";
 const RAW_ELEMENTS_KEY: &str = "RawElements";
 
-/// The length of a tick of the machine's clock, in which elements are stamped.
+/// The length of a tick of the machine's clock, the unit of the elements' stamps.
 pub fn timebase(calls: &AppleFunctions) -> Option<Timebase> {
     let mut parts = [0; 2];
     // SAFETY: `mach_timebase_info` is two words, a numerator and a denominator, which the call fills.
@@ -29,7 +28,7 @@ pub fn timebase(calls: &AppleFunctions) -> Option<Timebase> {
     (status == 0).then(|| Timebase::new(parts[0], parts[1]))?
 }
 
-/// An object that belongs to this value. Never null.
+/// An object that this value owns. Never null.
 struct OwnedCfObject {
     object: CfRef,
     release: unsafe extern "C" fn(CfRef),
@@ -40,7 +39,7 @@ struct OwnedCfObject {
 unsafe impl Send for OwnedCfObject {}
 
 impl OwnedCfObject {
-    /// Takes over what a Create or Copy function gave; `None` for null.
+    /// Takes ownership of the result of a Create or Copy function; `None` for null.
     fn from_created(foundation: &CoreFoundationFunctions, object: CfRef) -> Option<OwnedCfObject> {
         // Lazily: a value made of null would be released on the spot, and releasing null crashes.
         (!object.is_null()).then(|| OwnedCfObject { object, release: foundation.release })
@@ -109,8 +108,8 @@ impl ChannelGroup {
         unsafe { read_channel(&self.foundation, &self.report, (self.foundation.array_get)(list, at)) }
     }
 
-    /// Subscribes to those channels only whose places in [`ChannelGroup::channels`] are given; fewer cost less to sample. `None`
-    /// where IOReport refuses.
+    /// Subscribes only to the channels with these indices in [`ChannelGroup::channels`]; fewer channels cost less. `None` if
+    /// IOReport refuses.
     pub fn subscribe(self, kept: &[usize]) -> Option<IoReportSubscription> {
         let foundation = self.foundation;
         // SAFETY: a live dictionary of ours.
@@ -147,14 +146,14 @@ impl ChannelGroup {
     }
 }
 
-/// A standing order for samples.
+/// A subscription to samples.
 pub struct IoReportSubscription {
     subscription: OwnedCfObject,
     raw: OwnedCfObject,
     group: ChannelGroup,
 }
 
-/// What all channels showed at one time.
+/// The values of all channels at one instant.
 pub struct IoReportSample<'a> {
     subscription: &'a IoReportSubscription,
     /// Holds `list`.
@@ -164,7 +163,7 @@ pub struct IoReportSample<'a> {
 }
 
 impl IoReportSubscription {
-    /// Takes a sample; `None` where IOReport gives none, or none that can be understood.
+    /// Takes a sample; `None` if IOReport returns none, or an unknown format.
     pub fn sample(&self) -> Option<IoReportSample<'_>> {
         let foundation = &self.group.foundation;
         // SAFETY: a live subscription and the live dictionary that it was made with; the answer is ours.
@@ -183,12 +182,12 @@ impl IoReportSubscription {
 }
 
 impl IoReportSample<'_> {
-    /// How many channels it has.
+    /// The number of channels.
     pub fn len(&self) -> usize {
         self.length
     }
 
-    /// What is told apart from the number: id and time stamp; `None` where the channel has no such bytes.
+    /// The ID and time stamp of a channel; `None` if the channel has no raw element.
     pub fn element(&self, at: usize) -> Option<RawElement> {
         let foundation = &self.subscription.group.foundation;
         let entry = self.entry(at)?;
@@ -205,16 +204,16 @@ impl IoReportSample<'_> {
         }
     }
 
-    /// The channel's number, in its own unit, counted since nobody says when.
+    /// The channel's count in its own unit, from an unknown start.
     pub fn value(&self, at: usize) -> Option<u64> {
         let entry = self.entry(at)?;
         // SAFETY: a live channel, whose format was simple when it was chosen.
         let value = unsafe { (self.subscription.group.report.value_of)(entry, 0) };
-        // Below zero are its ways to say that there is none.
+        // Negative values mean that there is no value.
         u64::try_from(value).ok()
     }
 
-    /// What the channel is, in words.
+    /// The channel's name, unit and format.
     pub fn channel(&self, at: usize) -> Option<IoReportChannel> {
         let entry = self.entry(at)?;
         // SAFETY: a live channel.
@@ -234,7 +233,7 @@ impl IoReportSample<'_> {
     }
 }
 
-/// Whether `object` is there and of that kind.
+/// Whether `object` is not null and of this type.
 ///
 /// # Safety
 /// `object` is null or alive, and `kind` one of the `…_type_id` functions of the table.
@@ -259,13 +258,13 @@ unsafe fn channel_list(foundation: &CoreFoundationFunctions, dictionary: CfRef, 
     }
 }
 
-/// How long a list is. Callers have asked it whether it is one.
+/// The length of a list. The caller has checked its type.
 fn array_len(foundation: &CoreFoundationFunctions, list: CfRef) -> isize {
     // SAFETY: every caller in this file gives a live array.
     unsafe { (foundation.array_count)(list) }
 }
 
-/// What a channel is, in words.
+/// The name, unit and format of a channel.
 ///
 /// # Safety
 /// `entry` is null or a live object of a list of channels.
@@ -287,7 +286,7 @@ unsafe fn read_channel(
     }
 }
 
-/// A copy of a text; empty where there is none, or none that fits: no name and no label is that long.
+/// A copy of a text; empty if it is missing or too long for a name or a label.
 ///
 /// # Safety
 /// `object` is null or alive.

@@ -1,8 +1,8 @@
-//! Apple's functions as the system has them (macOS).
+//! Apple's functions from the system's libraries (macOS).
 //!
-//! Owns the passage from the declarations of `core-foundation-sys`, `io-kit-sys` and `mach2`, which are linked, to the table: each function
-//! goes through an adapter that changes nothing but what pointers point to, so that the compiler compares our types with
-//! theirs. IOReport is loaded at run time, so that the meter also starts on a Mac that has it no longer.
+//! Fills the table from the linked declarations of `core-foundation-sys`, `io-kit-sys` and `mach2`. Each function has an
+//! adapter that changes only the types behind pointers, so that the compiler compares our types with theirs. IOReport is
+//! loaded at run time, so that the daemon also starts on a Mac without it.
 #![allow(unsafe_code)]
 
 use std::ffi::{c_char, c_void};
@@ -15,13 +15,13 @@ use super::functions_ffi::{
     AppleFunctions, CfRef, CoreFoundationFunctions, IoKitFunctions, IoReportFunctions, MachPort,
 };
 
-/// Where IOReport is; the file itself is in dyld's cache only.
+/// The path of IOReport; the file exists in dyld's cache only.
 const IOREPORT: &std::ffi::CStr = c"/usr/lib/libIOReport.dylib";
 
-/// The table.
+/// Returns the table of the system's functions.
 ///
 /// # Errors
-/// Never: what is linked is there.
+/// Never: the functions are linked.
 pub fn load_functions() -> Result<AppleFunctions, String> {
     // SAFETY: the port's name of this process, which is set before main.
     let task = unsafe { mach2::traps::mach_task_self() };
@@ -37,7 +37,7 @@ fn report() -> Result<IoReportFunctions, &'static str> {
     found.map_err(|_| "the libIOReport.dylib of this macOS has not all of the functions that are called")
 }
 
-/// Functions that pass their arguments on to the linked ones.
+/// Functions that pass their arguments to the linked ones.
 macro_rules! adapters {
     ($($name:ident($($argument:ident: $type:ty $(=> $cast:ident)?),*) $(-> $answer:ty)? = $target:path $(; $back:ident)?)*) => {
         $(unsafe extern "C" fn $name($($argument: $type),*) $(-> $answer)? {
@@ -109,7 +109,7 @@ const FOUNDATION: CoreFoundationFunctions = CoreFoundationFunctions {
     data_bytes,
 };
 
-/// Kinds are numbers as wide as a pointer; the crates call them by another name.
+/// Type IDs are numbers as wide as a pointer; the crates use another name for the type.
 unsafe extern "C" fn type_id(object: CfRef) -> usize {
     // SAFETY: the caller gives a live object.
     unsafe { base::CFGetTypeID(object) as usize }

@@ -1,8 +1,8 @@
-//! Apple's functions where the system is not Apple's: absent.
+//! Apple's functions on other systems: unavailable.
 
 use super::functions_ffi::AppleFunctions;
 
-/// Says so.
+/// Reports that the functions are unavailable.
 pub fn load_functions() -> Result<AppleFunctions, String> {
     Err("only macOS has it".into())
 }

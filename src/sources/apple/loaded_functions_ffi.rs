@@ -1,6 +1,4 @@
-//! Apple's functions from a library that stands in for them, so that the code that calls them runs on any system.
-//!
-//! Owns nothing but the filling of the table.
+//! Apple's functions from a library that replaces the system's, so that their callers run on any system.
 #![allow(unsafe_code)]
 
 use std::ffi::CString;
@@ -10,10 +8,10 @@ use std::path::Path;
 use super::dynamic_library_ffi::DynamicLibrary;
 use super::functions_ffi::{AppleFunctions, CoreFoundationFunctions, IoKitFunctions, IoReportFunctions};
 
-/// The table, all of it from the library at `path`.
+/// Fills the table from the library at `path`.
 ///
 /// # Errors
-/// What the loader says: there is no library, or it lacks a name.
+/// The loader's text: the library is missing, or lacks a symbol.
 pub fn load_functions(path: &Path) -> Result<AppleFunctions, String> {
     let path =
         CString::new(path.as_os_str().as_bytes()).map_err(|_| "the path has a NUL in it".to_owned())?;

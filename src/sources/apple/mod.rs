@@ -14,23 +14,23 @@ mod functions_ffi;
 /// Apple silicon's energy counters.
 pub mod ioreport;
 
-/// Which of IOReport's channels are meters.
+/// The choice of IOReport's channels, and their raw elements.
 pub mod ioreport_channel;
 
 /// The calls to IOReport.
 mod ioreport_ffi;
 
-/// Apple's C functions as the system has them.
+/// Apple's C functions from the system.
 #[cfg(target_os = "macos")]
 #[path = "linked_functions_ffi.rs"]
 mod linked_functions;
 
-/// Apple's C functions: not on this system.
+/// Apple's C functions: stub for other systems.
 #[cfg(not(target_os = "macos"))]
 #[path = "linked_functions_unsupported.rs"]
 mod linked_functions;
 
-/// Apple's C functions from a stand-in library.
+/// Apple's C functions from a replacement library.
 mod loaded_functions_ffi;
 
 /// The System Management Controller as a source.

@@ -1,8 +1,8 @@
-//! The power that a Mac's System Management Controller senses, integrated; no root needed.
+//! Integrated power from the sensors of a Mac's System Management Controller; needs no privilege.
 //!
-//! Apple silicon has the system's total (`PSTR`), Intel's Macs have it too, most of them, and the processor's parts, which vary by model.
-//! Owns which keys are read, and what they mean. Nobody says over how long the controller averages, so between two
-//! looks the power can have been anything that a Mac can draw, and the uncertainty says so. Reads keys only; never writes one.
+//! Apple silicon has the system's total (`PSTR`). Most Intel Macs have it too, and the processor's parts, which vary by
+//! model. Owns the choice of the keys. The averaging time of the controller is not documented, so the uncertainty allows any
+//! power up to the Mac's ceiling between two reads. Never writes a key.
 
 pub use crate::sources::source_settings::SMC as NAME;
 
@@ -21,24 +21,24 @@ use super::smc_protocol::{
     GET_KEY_INFO, KEY_NOT_FOUND, KeyInfo, MAX_POWER_MW, READ_KEY, SmcParam, four_char_code, power_mw,
 };
 
-/// How often it is worth asking: fast enough for the shape of a span, slow enough for a bus that fans hang on too.
+/// Highest rate: enough for the power within a span, and low enough for a bus that also controls the fans.
 const MAX_RATE_HZ: f64 = 10.0;
 
-/// A controller that went away is looked for so often.
+/// The interval between attempts to reconnect.
 const RECONNECT_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Three times what the largest processor in a Mac of Intel's is rated at (Xeon W-3275M, 205 W): limits on averages let
-/// short excursions through.
+/// Three times the rating of the largest processor in an Intel Mac (Xeon W-3275M, 205 W): limits on averages allow short
+/// excursions.
 const MAX_PROCESSOR_MW: u64 = 615_000;
 
-/// A key that shows power.
+/// A key with a power value.
 struct SmcKey {
     code: &'static [u8; 4],
     name: &'static str,
     kind: DomainKind,
     parent: Option<&'static str>,
     max_mw: u64,
-    /// Read on Intel's Macs only: on Apple silicon its energy is in IOReport's counters.
+    /// Read on Intel Macs only: on Apple silicon, IOReport's counters contain its energy.
     is_intel_only: bool,
 }
 
@@ -77,7 +77,7 @@ const KEYS: [SmcKey; 4] = [
     },
 ];
 
-/// Opens the controller and sees which keys it has.
+/// Opens the controller and probes its keys.
 pub fn open(settings: &SourceSettings, clock: &Clock) -> Inventory {
     let mut found = Inventory::default();
     match SmcSource::open(settings, clock, &mut found) {
@@ -97,7 +97,7 @@ pub fn open(settings: &SourceSettings, clock: &Clock) -> Inventory {
 struct SmcSource {
     calls: AppleFunctions,
     connection: Option<SmcConnection>,
-    /// When the connection was last looked for.
+    /// The instant of the last connection attempt.
     last_attempt: Instant,
     sensors: Vec<SmcSensor>,
     suspend: SuspendDetector,
@@ -134,7 +134,7 @@ impl SmcSource {
         })
     }
 
-    /// Looks for a controller that went away, now and then.
+    /// Reconnects to a missing controller, at most once per interval.
     fn reconnect(&mut self) {
         if self.connection.is_none() && self.last_attempt.elapsed() >= RECONNECT_INTERVAL {
             self.last_attempt = Instant::now();
@@ -170,7 +170,7 @@ impl Source for SmcSource {
 }
 
 impl SmcSensor {
-    /// Asks for the key's description, and sees whether its value is a power.
+    /// Reads the key's description, and checks that its value is a power.
     fn probe(connection: &SmcConnection, key: &'static SmcKey) -> Result<SmcSensor, String> {
         let name = String::from_utf8_lossy(key.code);
         let param = SmcParam { key: four_char_code(key.code), command: GET_KEY_INFO, ..SmcParam::default() };
@@ -192,7 +192,7 @@ impl SmcSensor {
         }
     }
 
-    /// What it shows; `None` where that is no power. An error means that the connection is of no use any more.
+    /// The power; `None` if the value is no power. An error means that the connection is lost.
     fn power_mw(&self, connection: &SmcConnection) -> Result<Option<u64>, i32> {
         let key_info = self.key_info;
         let param = SmcParam {

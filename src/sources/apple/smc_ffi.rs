@@ -1,7 +1,7 @@
 //! The calls to the System Management Controller through IOKit.
 //!
-//! Owns one connection, and every entry of IOKit's registry that is looked at on the way to it; each is given back once.
-//! Reads only: the controller's commands that write are not even named.
+//! Owns one connection, and the entries of IOKit's registry that lead to it; each is released once. Reads only: the
+//! controller's write commands are not defined here.
 #![allow(unsafe_code)]
 
 use std::ffi::{CStr, c_char};
@@ -9,20 +9,20 @@ use std::ffi::{CStr, c_char};
 use super::functions_ffi::{AppleFunctions, IoKitFunctions, MachPort};
 use super::smc_protocol::{SELECTOR, SmcParam};
 
-/// The service's name; its entries are one with this name on Intel's Macs, and several on Apple silicon, ...
+/// The service's name. Intel Macs have one entry of this name, Apple silicon has several.
 const SERVICE: &CStr = c"AppleSMC";
-/// ... of which this one answers.
+/// The name of the entry that answers on Apple silicon.
 const ENDPOINT: &CStr = c"AppleSMCKeysEndpoint";
 
 /// `io_name_t`.
 const NAME_BYTES: usize = 128;
 
-/// Why there is no connection.
+/// The reason for a failed connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OpenSmcError {
-    /// No controller is there, as in a virtual machine.
+    /// The machine has no controller, as in a virtual machine.
     NotFound,
-    /// IOKit said this (`kern_return_t`).
+    /// IOKit's error (`kern_return_t`).
     Refused(i32),
 }
 
@@ -33,7 +33,7 @@ pub struct SmcConnection {
     apple_silicon: bool,
 }
 
-/// An entry of the registry, or the iterator over some.
+/// An entry of the registry, or an iterator over entries.
 struct RegistryEntry<'a>(&'a IoKitFunctions, MachPort);
 
 impl Drop for RegistryEntry<'_> {
@@ -47,7 +47,7 @@ impl SmcConnection {
     /// Opens the controller.
     ///
     /// # Errors
-    /// There is none, or IOKit refuses.
+    /// The controller is missing, or IOKit refuses.
     pub fn open(calls: &AppleFunctions) -> Result<SmcConnection, OpenSmcError> {
         let kit = &calls.kit;
         let mut found: MachPort = 0;
@@ -87,15 +87,15 @@ impl SmcConnection {
         }
     }
 
-    /// Whether it is the controller of Apple silicon, by the entry that answered.
+    /// Whether it is the controller of Apple silicon, from the entry that answered.
     pub fn is_apple_silicon(&self) -> bool {
         self.apple_silicon
     }
 
-    /// Asks and gives the answer, whose `result` says whether the controller understood.
+    /// Sends a request and returns the reply, whose `result` is the controller's status.
     ///
     /// # Errors
-    /// What IOKit says (`kern_return_t`); [`SHORT_ANSWER`] where the answer is no whole one.
+    /// IOKit's error (`kern_return_t`); [`SHORT_ANSWER`] if the reply is incomplete.
     pub fn call(&self, param: &SmcParam) -> Result<SmcParam, i32> {
         let mut answer = SmcParam::default();
         let mut length = size_of::<SmcParam>();

@@ -1,24 +1,24 @@
-//! The words that the System Management Controller understands, and what its values mean.
+//! The protocol of the System Management Controller, and the decoding of its values.
 //!
-//! Owns the 80 bytes of a question and of an answer (`SMCParamStruct` of Apple's PowerManagement sources), whose layout is
-//! asserted when this is compiled, and the decoding of power from the types that the controller has. A value that is no
-//! finite power from 0 to `MAX_POWER_MW` is none. Pure; calls nothing.
+//! Owns the 80 bytes of a request and a reply (`SMCParamStruct` of Apple's PowerManagement sources), whose layout is asserted
+//! at compile time, and the decoding of power from the controller's types. A value that is no finite power from 0 to
+//! `MAX_POWER_MW` is rejected.
 
-/// Selects the controller's one useful function (`kSMCHandleYPCEvent`).
+/// The selector of the controller's function (`kSMCHandleYPCEvent`).
 pub const SELECTOR: u32 = 2;
 
-/// Asks for a key's value, and for its size and type.
+/// The command that reads a key's value.
 pub const READ_KEY: u8 = 5;
-/// See [`READ_KEY`].
+/// The command that reads a key's size and type.
 pub const GET_KEY_INFO: u8 = 9;
 
-/// The answer where there is no such key (`kSMCKeyNotFound`).
+/// The status for a missing key (`kSMCKeyNotFound`).
 pub const KEY_NOT_FOUND: u8 = 0x84;
 
-/// More than any Mac draws: the largest supply is that of the Mac Pro of 2019, 1,280 W, and it delivers 1,400 at most.
+/// Upper bound of a Mac's power: the largest supply, of the Mac Pro of 2019, has 1,280 W and delivers at most 1,400 W.
 pub const MAX_POWER_MW: u64 = 1_400_000;
 
-/// The controller's version; not used, but in the way.
+/// The controller's version; unused, part of the layout.
 #[repr(C)]
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct SmcVersion {
@@ -28,7 +28,7 @@ pub struct SmcVersion {
     pub release: u16,
 }
 
-/// Limits of power; likewise.
+/// Power limits; unused, part of the layout.
 #[repr(C)]
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct SmcPowerLimit {
@@ -48,11 +48,11 @@ pub struct KeyInfo {
     pub size: u32,
     /// Four letters.
     pub type_code: u32,
-    /// Who may do what with it.
+    /// Access rights.
     pub attributes: u8,
 }
 
-/// A question to the controller, and its answer.
+/// A request to the controller, and its reply.
 #[repr(C)]
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct SmcParam {
@@ -62,13 +62,13 @@ pub struct SmcParam {
     pub version: SmcVersion,
     /// Not used.
     pub limit: SmcPowerLimit,
-    /// Answered to [`GET_KEY_INFO`], given with [`READ_KEY`].
+    /// The reply to [`GET_KEY_INFO`]; an argument of [`READ_KEY`].
     pub key_info: KeyInfo,
-    /// 0 where all went well.
+    /// The status; 0 means success.
     pub result: u8,
     /// Not used.
     pub status: u8,
-    /// What is asked.
+    /// The command.
     pub command: u8,
     /// Not used.
     pub index: u32,
@@ -86,13 +86,13 @@ const _: () = {
     assert!(offset_of!(SmcParam, index) == 44 && offset_of!(SmcParam, bytes) == 48);
 };
 
-/// Four letters as the controller writes them.
+/// Encodes four letters in the controller's byte order.
 pub const fn four_char_code(text: &[u8; 4]) -> u32 {
     u32::from_be_bytes(*text)
 }
 
-/// The power that a value of this description shows; `None` where the type is none that shows power, the size is not the
-/// type's, or the value cannot be a power.
+/// The power in a value of this description; `None` if the type is unknown, the size does not match the type, or the value
+/// is no plausible power.
 pub fn power_mw(description: &KeyInfo, bytes: &[u8; 32]) -> Option<u64> {
     let watts = match (&description.type_code.to_be_bytes(), description.size) {
         (b"flt ", 4) => f64::from(f32::from_le_bytes(*bytes.first_chunk()?)),
@@ -105,13 +105,13 @@ pub fn power_mw(description: &KeyInfo, bytes: &[u8; 32]) -> Option<u64> {
         _ => return None,
     };
     let milliwatts = (watts * 1e3).round();
-    // Idle sensors of a supply show a little less than nothing.
+    // Idle sensors of a supply show small negative values.
     const OFFSET_MW: f64 = -1_000.0;
     (milliwatts.is_finite() && (OFFSET_MW..=MAX_POWER_MW as f64).contains(&milliwatts))
         .then_some(milliwatts.max(0.0) as u64)
 }
 
-/// A number with its point at a fixed place: `sp78` has 7 bits before it and 8 behind, `fp2e` 2 and 14.
+/// A fixed-point number: `sp78` has 7 integer and 8 fraction bits, `fp2e` has 2 and 14.
 fn parse_fixed_point(raw: i32, whole: u8, part: u8, bits: u32) -> Option<f64> {
     let (whole, part) = (char::from(whole).to_digit(16)?, char::from(part).to_digit(16)?);
     (whole + part == bits).then(|| f64::from(raw) / f64::from(1_u32 << part))

@@ -215,7 +215,7 @@ mod tests {
 
     #[test]
     fn a_pair_with_a_stuck_counter_or_with_few_reads_is_undecided() {
-        assert!(!pair(0).has_disagreement(62), "standing still is told elsewhere");
+        assert!(!pair(0).has_disagreement(62), "a stuck counter is reported by the probe");
         let mut short = pair(500_000);
         short.growths_uj.truncate(8);
         assert!(!short.has_disagreement(62));

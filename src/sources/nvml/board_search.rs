@@ -71,7 +71,7 @@ fn list_boards(library: &OsString, clock: &Clock, sender: &Sender<SearchEvent>) 
                     let _ = board_sender.send(SearchEvent::Board(number, Box::new(found)));
                 };
                 let spawned = thread::Builder::new().name(format!("nvml-{number}")).spawn(open_board);
-                spawned.map_err(|error| format!("the system gives no thread: {error}"))?;
+                spawned.map_err(|error| format!("cannot start a thread: {error}"))?;
             }
         }
     }

@@ -107,7 +107,7 @@ impl UtilizationPoller {
         let device = board.device();
         if device.mig_mode().is_ok_and(|mode| mode.current != 0) {
             return Ok(Some(UtilizationReport::Unavailable(
-                "MIG is on: NVML tells no process's part of a whole board".into(),
+                "MIG is enabled: NVML reports no per-process use of a whole board".into(),
             )));
         }
         let now_ns = monotonic_ns();

@@ -1,8 +1,8 @@
-//! The simulated machine: a scripted or recorded one, read as if it were hardware.
+//! Scripted and recorded machines as a source.
 //!
-//! Tests, demos and bug reports use this one mechanism, in the program as it is shipped. Owns the machine's start on the
-//! clock it is given, which may be turned by hand. Counters of a scripted machine wrap, restart and vanish like real
-//! ones and go through the same `counter`. Never sleeps and never takes longer for being asked often.
+//! Tests, demos and bug reports use this mechanism in the released program. Owns the machine's start on the given clock,
+//! which may be a manual one. Counters of a scripted machine wrap, restart and disappear like real ones, and use the same
+//! `counter`. A read never blocks.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
@@ -20,26 +20,26 @@ use trace::RecordedTrace;
 /// Power in repeating steps, and its energy in closed form.
 pub mod power_profile;
 
-/// Records what a machine shows as a trace.
+/// Records the readings of a machine as a trace.
 pub mod recorder;
 
 /// A simulated machine, computed from a description.
 pub mod script;
 
-/// What a machine showed, read from a recording.
+/// The readings of a machine from a recording.
 pub mod trace;
 
 /// The mechanism's name.
 pub const NAME: &str = crate::domain::REPLAY_SOURCE;
 
-/// The longest script that is read.
+/// Largest accepted script.
 const MAX_SCRIPT_BYTES: u64 = 16 << 20;
 
-/// A counter's edges are found the better the more often it is read in one of its intervals, up to here.
+/// Reads per update interval of a counter: more reads locate its edges more precisely, up to this number.
 const READS_PER_UPDATE: f64 = 8.0;
 const MAX_RATE_HZ: f64 = 10_000.0;
 
-/// Opens the machine described in the file at `path`: a trace where it begins with `{`, else a script.
+/// Opens the machine in the file at `path`: a trace if the file begins with `{`, else a script.
 pub fn open(path: &Path, clock: &Clock) -> Inventory {
     let mut found = Inventory::default();
     match load(path, clock) {
@@ -62,7 +62,7 @@ fn load(path: &Path, clock: &Clock) -> Result<OpenedSource, String> {
     Script::parse(&text).map(|script| start_script(script, clock)).map_err(|error| error.to_string())
 }
 
-/// Starts a scripted machine now: its time 0 is what `clock` says at this moment.
+/// Starts a scripted machine now: its time 0 is the current time of `clock`.
 pub fn start_script(script: Script, clock: &Clock) -> OpenedSource {
     let shortest_ns = script.domains.iter().map(|domain| domain.update_ns).min().unwrap_or(1_000_000);
     OpenedSource {

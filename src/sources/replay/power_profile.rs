@@ -1,11 +1,11 @@
-//! Power over time as steps that repeat, and its energy in closed form.
+//! Power over time as repeating steps, and its energy in closed form.
 //!
-//! Owns the truth of a simulated machine: exact, in picojoules (mW times ns), for any instant, without stepping.
+//! Owns the true energy of a simulated machine: exact, in picojoules (mW times ns), for any instant.
 
-/// Steps of constant power, over and over.
+/// Repeating steps of constant power.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PowerProfile {
-    /// Ascending; each step with the energy used before it.
+    /// In ascending order; each step has the energy before it.
     steps: Vec<ProfileStep>,
     period_ns: u64,
     /// The energy of one period.
@@ -20,7 +20,7 @@ struct ProfileStep {
 }
 
 impl PowerProfile {
-    /// A profile of (duration in ns, power in mW); `None` where it lasts no time, or longer than 584 years.
+    /// A profile of (duration in ns, power in mW); `None` if its duration is 0, or longer than 584 years.
     pub fn new(steps: impl IntoIterator<Item = (u64, u64)>) -> Option<PowerProfile> {
         let (mut at_ns, mut sum_pj, mut listed) = (0_u64, 0_u128, Vec::new());
         for (duration_ns, power_mw) in steps {
@@ -31,7 +31,7 @@ impl PowerProfile {
         (at_ns > 0).then_some(PowerProfile { steps: listed, period_ns: at_ns, period_pj: sum_pj })
     }
 
-    /// The energy used from the beginning until `at_ns`.
+    /// The energy from the start until `at_ns`.
     pub fn energy_pj(&self, at_ns: u64) -> u128 {
         let (rounds, within_ns) = (at_ns / self.period_ns, at_ns % self.period_ns);
         let step = self.step_at(within_ns);
@@ -49,7 +49,7 @@ impl PowerProfile {
         self.steps.iter().map(|step| step.power_mw).max().unwrap_or(0)
     }
 
-    /// The last step that has begun; the first begins at 0.
+    /// The step at an instant; the first one begins at 0.
     fn step_at(&self, within_ns: u64) -> ProfileStep {
         let started = self.steps.partition_point(|step| step.start_ns <= within_ns);
         self.steps[started.saturating_sub(1)]

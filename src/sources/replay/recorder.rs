@@ -1,7 +1,7 @@
-//! Writes what a machine shows as a trace that `trace` reads.
+//! Writes the readings of a machine as a trace that `trace` reads.
 //!
-//! Owns the buffer. Invariant: the file never ends within a line, except where the system cut the writing itself. Never
-//! decides when to write: the caller has the samples.
+//! Owns the buffer. Invariant: the file ends with a complete line, unless the system truncated a write. The caller decides
+//! when to write.
 
 use std::fmt::Write as _;
 use std::io::{self, BufWriter, Write};
@@ -14,12 +14,12 @@ use super::trace::{TRACE_VERSION, TraceDomain};
 
 /// Writes samples, one line each.
 pub struct TraceRecorder<W: Write> {
-    /// Gives its content away before a line that does not fit, hence always whole lines.
+    /// Flushes before a line that does not fit, so that every write has complete lines.
     out: BufWriter<W>,
     line: String,
 }
 
-/// The first line.
+/// The header line.
 #[derive(Serialize)]
 struct TraceHeader {
     wattspan_trace: u64,
@@ -29,10 +29,10 @@ struct TraceHeader {
 }
 
 impl<W: Write> TraceRecorder<W> {
-    /// Begins a trace of `domains` with its header. `looped`: at its end a replay begins anew.
+    /// Starts a trace of `domains` with its header. `looped`: a replay restarts at the end of the trace.
     ///
     /// # Errors
-    /// Where the header cannot be written.
+    /// The header cannot be written.
     pub fn new(out: W, domains: &[Domain], looped: bool) -> io::Result<Self> {
         let domains: Vec<TraceDomain> = domains.iter().map(TraceDomain::from).collect();
         let mut out = BufWriter::with_capacity(1 << 16, out);
@@ -42,10 +42,10 @@ impl<W: Write> TraceRecorder<W> {
         Ok(Self { out, line: String::with_capacity(1_024) })
     }
 
-    /// Adds one read of a source whose first domain is number `first` of the header's.
+    /// Adds one read of a source whose first domain has the index `first` in the header.
     ///
     /// # Errors
-    /// Where the buffer is full and cannot be written.
+    /// The buffer is full and cannot be written.
     pub fn record(
         &mut self,
         first: usize,
@@ -68,10 +68,10 @@ impl<W: Write> TraceRecorder<W> {
         self.out.write_all(self.line.as_bytes())
     }
 
-    /// Hands everything recorded so far to the system.
+    /// Writes all buffered lines.
     ///
     /// # Errors
-    /// Where it cannot be written.
+    /// The lines cannot be written.
     pub fn flush(&mut self) -> io::Result<()> {
         self.out.flush()
     }

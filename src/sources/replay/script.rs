@@ -6,26 +6,27 @@
 //! [[domain]]
 //! name = "package-0"
 //! kind = "package"                 # psys package core uncore dram gpu gpu-memory npu soc module battery cpu
-//! profile = [[1.0, 40], [0.5, 180]] # seconds and watts, over and over
-//! parent = "psys"                  # optional, as all that follows; the values here are the defaults
+//! profile = [[1.0, 40], [0.5, 180]] # seconds and watts, repeating
+//! parent = "psys"                  # optional, like all following keys; the values are the defaults
 //! device = "GPU-…"
 //! grade = "measured"               # measured modelled integrated estimated
 //! ceiling_w = 250                  # default: unknown
-//! update_ns = 1_000_000            # the counter moves this often
-//! phase_ns = 0                     # the first time so long after the start
-//! jitter_ns = 0                    # and late by up to this much, each time anew
-//! latency_ns = 0                   # and shows so much later
-//! quantum_uj = 1                   # in whole steps of this
-//! wrap_uj = 262_144_000_000        # and begins at 0 again after this; default: never
-//! stamped = false                  # the hardware tells the instant of each update
-//! stuck = false                    # the counter never moves
-//! lost_at_s = 5.0                  # away from here
-//! back_at_s = 6.0                  # to here; default: for ever
-//! reset_at_s = 9.0                 # begins at 0 here
+//! update_ns = 1_000_000            # update interval of the counter
+//! phase_ns = 0                     # delay of the first update
+//! jitter_ns = 0                    # largest random delay of each update
+//! latency_ns = 0                   # delay from an update to its visibility
+//! quantum_uj = 1                   # step of the counter
+//! wrap_uj = 262_144_000_000        # the counter wraps to 0 at this energy; default: never
+//! stamped = false                  # the hardware gives the instant of each update
+//! stuck = false                    # the counter never advances
+//! lost_at_s = 5.0                  # unavailable from this time
+//! back_at_s = 6.0                  # until this time; default: for ever
+//! reset_at_s = 9.0                 # the counter restarts at 0 at this time
 //! ```
 //!
-//! Owns the description and the counter that each domain shows at an instant; time is counted from the machine's start.
-//! Exact: the counter is the closed-form integral of the power at its last update, cut to whole steps. Reads no clock.
+//! Owns the description, the check of its values, and the counter of each domain at an instant after the machine's start.
+//! The counter is the exact integral of the power at its last update, truncated to whole steps. Invariant: a parsed script
+//! computes without overflow for any instant. Every error has the line of the domain and the field. Reads no clock.
 
 use std::ops::{Range, RangeInclusive};
 
@@ -36,13 +37,13 @@ use crate::domain::{Domain, DomainKind, Grade};
 
 use super::power_profile::PowerProfile;
 
-/// Why a script is none.
+/// The reason why a script is invalid.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ParseScriptError {
-    /// It is no TOML, or a field has the wrong type or name. The text shows the line.
+    /// Invalid TOML, or a field with a wrong type or name. The text contains the line.
     #[error("{0}")]
     Syntax(String),
-    /// A field's value makes no sense.
+    /// A field with an invalid value.
     #[error("line {line}: domain {domain:?}: field `{field}`: {reason}")]
     Value {
         /// The line on which the domain begins.
@@ -51,15 +52,15 @@ pub enum ParseScriptError {
         domain: String,
         /// The field.
         field: &'static str,
-        /// What is wrong, and what would be right.
+        /// The error and the accepted values.
         reason: String,
     },
-    /// There is nothing in it.
+    /// A script without domains.
     #[error("there is no [[domain]]")]
     Empty,
 }
 
-/// A machine that exists only on paper.
+/// A simulated machine.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Script {
     /// Its domains, in the order of the description.
@@ -69,57 +70,57 @@ pub struct Script {
 /// One simulated domain.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SimulatedDomain {
-    /// Its description, as for real ones.
+    /// Its description, as for real domains.
     pub domain: Domain,
-    /// The truth.
+    /// The true power.
     pub profile: PowerProfile,
-    /// How often the counter moves.
+    /// The update interval of the counter.
     pub update_ns: u64,
-    /// Each update comes late by up to this much; less than `update_ns`.
+    /// The largest random delay of an update; less than `update_ns`.
     pub jitter_ns: u64,
-    /// The counter is at 0 again after so many steps.
+    /// The number of steps after which the counter wraps to 0.
     pub wrap_counts: Option<u64>,
     /// The counter stays at 0.
     pub stuck: bool,
-    /// The first update comes so long after the start.
+    /// The delay of the first update after the start.
     pub phase_ns: u64,
-    /// The hardware tells the instant of each update.
+    /// Whether the hardware gives the instant of each update.
     pub stamped: bool,
-    /// The counter does not answer in this time after the start.
+    /// The time after the start in which the counter is unavailable.
     pub unavailable_ns: Option<Range<u64>>,
-    /// The counter begins at 0 again at this time after the start.
+    /// The time after the start at which the counter restarts at 0.
     pub reset_ns: Option<u64>,
 }
 
-/// What a simulated counter shows.
+/// The value of a simulated counter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SimulatedCount {
     /// The count, in steps of the domain's `quantum_uj`.
     pub raw: u64,
-    /// The instant of the update, where the hardware tells it.
+    /// The instant of the update, if the hardware gives it.
     pub stamp_ns: Option<u64>,
 }
 
 impl Script {
-    /// Reads a description.
+    /// Parses a description.
     ///
     /// # Errors
-    /// With the line and the field that is wrong.
+    /// The description is invalid; the error has the line and the field.
     pub fn parse(text: &str) -> Result<Script, ParseScriptError> {
         let machine: ScriptToml =
             toml::from_str(text).map_err(|error| ParseScriptError::Syntax(error.to_string()))?;
         machine.into_script(text)
     }
 
-    /// The true energy of a domain from the start until `since_start_ns`, in nanojoules, cut to whole ones; what its
-    /// counter would show if it were perfect. 0 for a domain that is not there.
+    /// The true energy of a domain from the start until `since_start_ns`, in nanojoules, rounded down. 0 for an unknown
+    /// domain.
     pub fn true_energy_nj(&self, domain: usize, since_start_ns: u64) -> u128 {
         self.domains.get(domain).map_or(0, |domain| domain.profile.energy_pj(since_start_ns) / 1_000)
     }
 }
 
 impl SimulatedDomain {
-    /// What the counter shows `since_start_ns` after the start; `None` while it is away.
+    /// The counter's value `since_start_ns` after the start; `None` while it is unavailable.
     pub fn count_at(&self, since_start_ns: u64) -> Option<SimulatedCount> {
         if self.unavailable_ns.as_ref().is_some_and(|away| away.contains(&since_start_ns)) {
             return None;
@@ -150,7 +151,7 @@ impl SimulatedDomain {
     }
 }
 
-/// A number that looks random and is always the same for `nth` (the finaliser of SplitMix64).
+/// A pseudo-random number that depends only on `nth` (the finaliser of SplitMix64).
 fn splitmix64(nth: u64) -> u64 {
     let mut bits = nth.wrapping_add(0x9E37_79B9_7F4A_7C15);
     bits = (bits ^ (bits >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
@@ -158,13 +159,13 @@ fn splitmix64(nth: u64) -> u64 {
     bits ^ (bits >> 31)
 }
 
-/// Longest time that a script may name, so that nanoseconds never overflow: ten years.
+/// Longest accepted time, so that nanoseconds never overflow: ten years.
 const MAX_TIME_S: f64 = 315_360_000.0;
 
-/// Highest power that a script may name: a megawatt.
+/// Highest accepted power: a megawatt.
 const MAX_POWER_W: f64 = 1e6;
 
-/// A machine as it is described.
+/// The TOML of a script.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct ScriptToml {
@@ -200,7 +201,7 @@ struct DomainToml {
 }
 
 impl ScriptToml {
-    /// The machine that is described in `text`, of which this was read.
+    /// The machine of this description, which was parsed from `text`.
     fn into_script(self, text: &str) -> Result<Script, ParseScriptError> {
         if self.domain.is_empty() {
             return Err(ParseScriptError::Empty);
@@ -225,7 +226,7 @@ impl ScriptToml {
     }
 }
 
-/// A field and what is wrong with it.
+/// A field and the reason why it is invalid.
 type FieldError = (&'static str, String);
 
 impl DomainToml {

@@ -1,14 +1,14 @@
-//! What a machine showed, recorded line by line: JSON lines, the first the header, then one for each read of a source.
+//! The recorded readings of a machine as JSON lines: a header, then one line for each read of a source.
 //!
 //! ```text
 //! {"wattspan_trace":1,"loop":true,"domains":[{"name":"package-0","kind":"package","grade":"measured",...}]}
 //! {"first":0,"before_ns":1000,"after_ns":2500,"readings":[[12000000,0,0,0],null]}
 //! ```
 //!
-//! A reading is `[energy_uj, doubt_uj, stamp_ns, epoch]`, or null where the domain did not answer; a domain whose power is
-//! sensed beside its counter has `shape_uj` as a fifth number, or alone where the counter was not asked. `first` is the
-//! index of the first domain that the source has. With `loop` the trace begins anew at its end, else it holds its last readings.
-//! Owns the format and the looking up. Reads no clock; never takes more memory than `MAX_READINGS` need.
+//! A reading is `[energy_uj, uncertainty_uj, stamp_ns, epoch]`, or null if the domain did not answer. A domain with a power
+//! sensor beside its counter has `shape_uj` as a fifth number, or alone if the counter was not read. `first` is the index of
+//! the source's first domain. With `loop` the trace restarts at its end, else it keeps its last readings. Owns the format
+//! and the lookup. Every error has the line and, if possible, the field. Memory is limited by `MAX_READINGS`.
 
 use std::io::{BufRead, Read};
 
@@ -18,7 +18,7 @@ use serde_json::{Map, Value};
 
 use crate::domain::{Domain, DomainKind, EnergyReading, Grade};
 
-/// Readings of all domains together that a trace may hold: some 200 MB, or 17 minutes of 4 domains at 1 kHz.
+/// Largest number of readings in a trace, over all domains: about 200 MB, or 17 minutes of 4 domains at 1 kHz.
 pub const MAX_READINGS: usize = 4_000_000;
 
 /// A recorded machine.
@@ -26,7 +26,7 @@ pub const MAX_READINGS: usize = 4_000_000;
 pub struct RecordedTrace {
     /// Its domains.
     pub domains: Vec<Domain>,
-    /// One for each domain, in their order.
+    /// The readings of each domain, in the order of the domains.
     readings: Vec<DomainReadings>,
     looped: bool,
     /// The first and the last instant of the recording, on the recorded machine's clock.
@@ -37,15 +37,15 @@ pub struct RecordedTrace {
 /// One domain's readings in the order of time.
 #[derive(Debug, Clone, PartialEq, Default)]
 struct DomainReadings {
-    /// Each with the instant at which it was known.
+    /// Each reading with the instant of the end of its read.
     readings: Vec<(u64, EnergyReading)>,
 }
 
 impl RecordedTrace {
-    /// Reads a recording. A last line without its end, as a killed recorder leaves it, is ignored if it is broken.
+    /// Parses a recording. Ignores an incomplete last line, which a killed recorder leaves.
     ///
     /// # Errors
-    /// With the line and the field that is wrong.
+    /// The recording is invalid; the error has the line and the field.
     pub fn parse(mut from: impl BufRead) -> Result<RecordedTrace, ParseTraceError> {
         let mut line = Vec::new();
         read_line(&mut from, 1, &mut line)?;
@@ -75,8 +75,8 @@ impl RecordedTrace {
         Ok(trace)
     }
 
-    /// What the domains showed `since_start_ns` after the beginning; stamps are given relative to it too. `period_ns`, the
-    /// length of one round, is where a looped trace begins anew.
+    /// The reading of a domain `since_start_ns` after the start, with a stamp relative to the start. A looped trace restarts
+    /// after `period_ns`, the length of one round.
     pub fn reading(&self, domain: usize, since_start_ns: u64) -> EnergyReading {
         let Some(series) = self.readings.get(domain) else { return EnergyReading::default() };
         let period_ns = (self.end_ns - self.start_ns).max(1);
@@ -87,7 +87,7 @@ impl RecordedTrace {
         let known = series.readings.partition_point(|(at_ns, _)| at_ns - self.start_ns <= within_ns);
         match (known.checked_sub(1), round.checked_sub(1)) {
             (Some(at), _) => series.reading(at, round, period_ns, self.start_ns),
-            // Not yet in this round: what the last one ended with.
+            // No reading in this round yet: the last one of the previous round.
             (None, Some(before)) => {
                 series.readings.len().checked_sub(1).map_or_else(EnergyReading::default, |last| {
                     series.reading(last, before, period_ns, self.start_ns)
@@ -97,7 +97,7 @@ impl RecordedTrace {
         }
     }
 
-    /// For each domain whether it moves at all.
+    /// For each domain: whether it ever advances.
     pub fn advancing_domains(&self) -> Vec<bool> {
         self.readings.iter().map(|series| series.round_growth().energy_uj > 0).collect()
     }
@@ -199,37 +199,37 @@ impl DomainReadings {
 /// The version of the format, in the header.
 pub(super) const TRACE_VERSION: u64 = 1;
 
-/// Domains that a trace may have.
+/// Largest number of domains in a trace.
 const MAX_DOMAINS: usize = 1_024;
 
-/// No line is longer.
+/// Largest length of a line.
 const MAX_LINE_BYTES: u64 = 1 << 20;
 
-/// Why a trace is none.
+/// The reason why a trace is invalid.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("line {line}: {}{reason}", field.as_ref().map(|field| format!("field `{field}`: ")).unwrap_or_default())]
 pub struct ParseTraceError {
     /// The line, from 1.
     pub line: usize,
-    /// The field, where it is one.
+    /// The field, if one is invalid.
     pub field: Option<String>,
-    /// What is wrong.
+    /// The reason.
     pub reason: String,
 }
 
 impl ParseTraceError {
-    /// A line that is wrong as a whole.
+    /// An error of a whole line.
     fn line(line: usize, reason: impl Into<String>) -> ParseTraceError {
         ParseTraceError { line, field: None, reason: reason.into() }
     }
 
-    /// A field that is wrong.
+    /// An error of a field.
     fn field(line: usize, field: &str, reason: impl Into<String>) -> ParseTraceError {
         ParseTraceError { line, field: Some(field.into()), reason: reason.into() }
     }
 }
 
-/// A domain as the header has it.
+/// A domain in the header.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct TraceDomain {
@@ -269,7 +269,7 @@ impl From<TraceDomain> for Domain {
         Self {
             name: line.name,
             kind: line.kind,
-            // Whoever read it then, it is replayed now.
+            // The source is the replay, not the recorded one.
             source: crate::domain::REPLAY_SOURCE.into(),
             device: line.device,
             parent: line.parent,
@@ -281,7 +281,7 @@ impl From<TraceDomain> for Domain {
     }
 }
 
-/// What one read of a source gave.
+/// One read of a source.
 #[derive(Debug)]
 struct TraceSample {
     /// The index of the source's first domain.
@@ -295,7 +295,7 @@ struct TraceSample {
 }
 
 impl TraceSample {
-    /// Reads the line with this number.
+    /// Parses the line with this number.
     fn parse(number: usize, line: &[u8]) -> Result<TraceSample, ParseTraceError> {
         let mut fields = LineFields::parse(number, line)?;
         let (first, before_ns) = (fields.take::<usize>("first")?, fields.take::<u64>("before_ns")?);
@@ -317,7 +317,7 @@ impl TraceSample {
     }
 }
 
-/// Reads line `number` with its end into `line`; false at the end of the file.
+/// Reads line `number`, including its newline, into `line`; false at the end of the file.
 fn read_line(from: &mut impl BufRead, number: usize, line: &mut Vec<u8>) -> Result<bool, ParseTraceError> {
     line.clear();
     let read = from.take(MAX_LINE_BYTES).read_until(b'\n', line);
@@ -330,7 +330,7 @@ fn read_line(from: &mut impl BufRead, number: usize, line: &mut Vec<u8>) -> Resu
     }
 }
 
-/// The domains that the first line lists, and whether the trace loops.
+/// Parses the header: the domains, and whether the trace loops.
 fn parse_header(line: &[u8]) -> Result<(Vec<Domain>, bool), ParseTraceError> {
     let mut fields = LineFields::parse(1, line)?;
     let version = fields.take::<u64>("wattspan_trace")?;
@@ -372,7 +372,7 @@ fn parse_reading(value: Value) -> Result<EnergyReading, String> {
     let fields: Option<Vec<u64>> = serde_json::from_value(value).map_err(|error| error.to_string())?;
     let (known, shape_uj) = match fields.as_deref() {
         None => return Ok(EnergyReading::default()),
-        // The counter was not asked, or did not answer; the power was.
+        // The counter was not read or did not answer; the power sensor did.
         Some([shape_uj]) => return Ok(EnergyReading { shape_uj: *shape_uj, ..EnergyReading::default() }),
         Some([known @ .., shape_uj]) if known.len() == 4 => (known, *shape_uj),
         Some(known) => (known, 0),
@@ -387,7 +387,7 @@ fn parse_reading(value: Value) -> Result<EnergyReading, String> {
     Ok(EnergyReading { valid: true, energy_uj, uncertainty_uj, stamp_ns, epoch, shape_uj })
 }
 
-/// The fields of one line, taken out by name so that every error can say which.
+/// The fields of one line, taken by name, so that every error has the field.
 struct LineFields {
     line: usize,
     map: Map<String, Value>,
