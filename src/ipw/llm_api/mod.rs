@@ -113,7 +113,7 @@ impl RequestSettings {
     /// Builds the request for the list of models.
     ///
     /// # Errors
-    /// As for [`RequestSettings::request`].
+    /// As for [`RequestSettings::prompt_request`].
     pub fn models_request(&self) -> Result<Request<BoxBody>, BuildRequestError> {
         let path = if self.api == Api::Ollama { "/api/tags" } else { "/models" };
         let path = path.parse().map_err(http::Error::from)?;
