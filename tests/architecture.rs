@@ -547,3 +547,72 @@ fn the_check_of_circles_can_fail() {
     assert!(modules::circles(&edges(&[(0, 1), (1, 2), (0, 2), (3, 4)])).is_empty());
     assert_eq!(occurrences("Fate fate Fates a_Fate (Fate)", "Fate"), 2);
 }
+
+/// Standard terms, each with the file that owns the subject: a search for the term must lead there.
+const TERMS: &[(&str, &str)] = &[
+    ("virtual time", "src/attribution/virtual_energy.rs"),
+    ("rate limit", "src/service/rate_limit.rs"),
+    ("peer credentials", "src/unix_socket/peer_credentials.rs"),
+    ("bootstrap", "src/ipw/bootstrap.rs"),
+    ("reverse proxy", "src/proxy/mod.rs"),
+    ("retry", "src/ipw/query.rs"),
+    ("timeout", "src/http/connection_pool.rs"),
+    ("subscription", "src/server/subscriptions.rs"),
+    ("checkpoint", "src/store/settings.rs"),
+];
+
+#[test]
+fn standard_terms_are_found_in_the_files_that_own_them() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let missing: Vec<_> = TERMS
+        .iter()
+        .filter(|(term, file)| {
+            let text = fs::read_to_string(root.join(file)).unwrap_or_default().to_lowercase();
+            !text.lines().any(|line| line.contains(term))
+        })
+        .collect();
+    assert!(missing.is_empty(), "terms that their files do not contain: {missing:#?}");
+}
+
+/// The files of the numbered list under `heading` in ARCHITECTURE.md, relative to `src/`.
+fn listed_files(document: &str, heading: &str) -> Vec<String> {
+    let (_, section) = document.split_once(&format!("## {heading}\n")).expect("the heading");
+    let section = section.split("\n## ").next().expect("a section");
+    let file = |line: &str| {
+        let (number, rest) = line.split_once(". `src/")?;
+        number.parse::<u32>().ok()?;
+        Some(rest.split_once('`')?.0.to_owned())
+    };
+    section.lines().filter_map(file).collect()
+}
+
+/// Most files that a reader may have to open to follow one CloseSpan to its settled account.
+const MAX_CLOSE_SPAN_FILES: usize = 25;
+
+#[test]
+fn the_path_of_one_close_span_is_as_documented() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let document = fs::read_to_string(root.join("ARCHITECTURE.md")).expect("ARCHITECTURE.md");
+    let listed = listed_files(&document, "The path of one CloseSpan");
+    assert!((10..=MAX_CLOSE_SPAN_FILES).contains(&listed.len()), "{} files: {listed:#?}", listed.len());
+    let modules = Modules::read(&root.join("src"));
+    let edges = modules.edges();
+    let at: Vec<usize> = listed
+        .iter()
+        .map(|path| {
+            let found = modules.files.iter().position(|file| file.path == *path);
+            found.unwrap_or_else(|| panic!("ARCHITECTURE.md lists src/{path}, which does not exist"))
+        })
+        .collect();
+    for (index, file) in at.iter().enumerate().skip(1) {
+        assert!(!at[..index].contains(file), "src/{} is listed twice", listed[index]);
+        let is_reached = at[..index].iter().any(|earlier| edges[*earlier].contains(file));
+        assert!(is_reached, "no file listed before src/{} imports it", listed[index]);
+    }
+}
+
+#[test]
+fn the_check_of_the_documented_path_can_fail() {
+    let document = "## Other\n1. `src/a.rs`: x\n## Path\n1. `src/b.rs`: y\ntext `src/c.rs`\n2. `src/d/e.rs`: z\n\n## Next\n3. `src/f.rs`\n";
+    assert_eq!(listed_files(document, "Path"), ["b.rs", "d/e.rs"]);
+}

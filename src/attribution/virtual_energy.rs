@@ -1,8 +1,8 @@
 //! The splitting rule: energy per unit of weight, exact in integers.
 //!
 //! For one domain, `g` is the integral of dE/W over the time with open weight. A span of weight w gets
-//! w·(g(close) − g(open)). The work per edge is constant for any number of open spans: this is the virtual clock of
-//! weighted fair queueing, with energy in place of service. Invariant, in integers:
+//! w·(g(close) − g(open)). The work per edge is constant for any number of open spans: this is the virtual time of
+//! weighted fair queueing (H = ∫dt/W), with energy in place of time. Invariant, in integers:
 //! `measured = attributed + unattributed + remainder`, where `attributed` is the sum of W·dg, `unattributed` the energy
 //! while no weight was open, and `remainder < W` the remainder of the last division.
 //!

@@ -1,4 +1,4 @@
-//! The credentials of a peer, as its transport states them: the kernel for a Unix socket, the bus daemon for D-Bus.
+//! The peer credentials of a connection, as its transport states them: the kernel for a Unix socket, the bus daemon for D-Bus.
 //!
 //! A plain value. The `*_ffi` files and `dbus` create it, and the access rules read it.
 
