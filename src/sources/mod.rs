@@ -1,4 +1,4 @@
-//! Energy sources: one file for each mechanism, all behind the trait [`Source`].
+//! Energy sources: one file for each mechanism; all implement the trait [`Source`].
 //!
 //! Absent hardware gives a shorter list, never an error. Only `counter` interprets wraps and resets.
 //!
