@@ -19,7 +19,6 @@ impl Deadlines {
         Self { next_ns: origin_ns + period_ns, period_ns }
     }
 
-    /// The next deadline.
     pub(super) fn next_ns(&self) -> u64 {
         self.next_ns
     }

@@ -16,7 +16,7 @@ pub struct TickStats {
     pub missed: u64,
     /// Half of the reads on the grid began within this time after they were due.
     pub lateness_p50_ns: Option<u64>,
-    /// 99 of 100 did.
+    /// 99 % of the reads on the grid began within this time after they were due.
     pub lateness_p99_ns: Option<u64>,
     /// Half of the reads took no longer than this.
     pub read_cost_ns: Option<u64>,
@@ -73,7 +73,6 @@ impl SamplerStats {
         add(&self.late, u64::from(lateness_ns > tolerance_ns));
     }
 
-    /// Records the start of a read.
     pub(super) fn begin_read(&self, before_ns: u64) {
         // 0 means "no read in progress", so that an instant of 0 is stored as 1.
         self.read_began_ns.store(before_ns.max(1), Ordering::Relaxed);
@@ -98,7 +97,6 @@ impl SamplerStats {
         (since_ns != 0).then(|| now_ns.saturating_sub(since_ns))
     }
 
-    /// Records until when the thread sleeps.
     pub(super) fn set_asleep_until(&self, until_ns: u64) {
         self.asleep_until_ns.store(until_ns, Ordering::Relaxed);
     }

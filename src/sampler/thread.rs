@@ -40,7 +40,6 @@ impl SamplerShared {
     }
 }
 
-/// The state of the sampler thread.
 pub(super) struct SamplerThread {
     pub(super) source: Box<dyn Source>,
     pub(super) cpu: Option<usize>,
@@ -53,7 +52,6 @@ pub(super) struct SamplerThread {
     pub(super) rates_generation: u64,
     pub(super) rate_controller: RateController,
     pub(super) suspend_detector: SuspendDetector,
-    /// The cost of the previous read.
     pub(super) last_cost_ns: u64,
     pub(super) shared: Arc<SamplerShared>,
 }

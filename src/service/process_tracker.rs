@@ -32,7 +32,6 @@ const UNKNOWN_PEER_REASON: &str = "the peer's process is not known: the transpor
                       (hidepid=, ProtectProc=)";
 const LIMIT_REASON: &str = "too many processes are watched at once";
 
-/// The watched subjects.
 pub(crate) struct ProcessTracker {
     watcher: ProcessWatcher,
     gpus: GpuProcessUsage,

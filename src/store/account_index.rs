@@ -24,7 +24,6 @@ const BUCKET_BITS: u32 = 7;
 /// A name's hash (4 bytes), its user (4) and its ID within the segment (2).
 const ENTRY_BYTES: usize = 10;
 
-/// The segment of an ID.
 pub(super) fn segment_of(id: i64) -> i64 {
     id >> SEGMENT_BITS
 }
@@ -42,7 +41,6 @@ pub(super) fn name_hash(span: &[u8]) -> u32 {
     hash.wrapping_mul(0x9e37_79b9)
 }
 
-/// The bucket of a hash.
 pub(super) fn bucket(hash: u32) -> u32 {
     hash >> (u32::BITS - BUCKETS.ilog2())
 }

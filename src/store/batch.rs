@@ -52,7 +52,6 @@ impl Batch {
         self.bytes.len() + self.ops.len() * size_of::<WriteOp>()
     }
 
-    /// Packs an account.
     pub fn pack(&mut self, account: &Account, layouts: &mut LayoutCache) -> PackedRow {
         let start = self.bytes.len();
         self.bytes.extend_from_slice(account.span.as_bytes());

@@ -24,7 +24,6 @@ use super::schema::{
 use super::settings::StoreSettings;
 use super::time::{ClockReading, CommitTime};
 
-/// The open database.
 pub(super) struct Database {
     pub(super) connection: Connection,
     pub(super) layouts: LayoutTable,

@@ -32,7 +32,6 @@ pub(super) enum MarkContents {
     Damaged,
 }
 
-/// The open file of the mark.
 #[derive(Debug)]
 pub(super) struct MarkFile(pub File);
 

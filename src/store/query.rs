@@ -30,7 +30,7 @@ pub struct Filter {
     pub name: Option<String>,
     /// With these attributes, among others.
     pub attributes: BTreeMap<String, String>,
-    /// In this state.
+    /// In this state of the span.
     pub state: Option<SpanState>,
 }
 
@@ -120,7 +120,6 @@ struct ListedRow {
     account: Option<Account>,
 }
 
-/// Runs a query.
 pub(super) fn run(database: &Database, query: &StoreQuery) -> Result<QueryResult, ReadError> {
     match query {
         StoreQuery::Span { uid, all_users, span } => {

@@ -27,7 +27,6 @@ const VACUUM_PAGES: i64 = 256;
 const AGE_SLACK_DIVISOR: i64 = 720;
 const SIZE_SLACK_DIVISOR: u64 = 20;
 
-/// The result of one step.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct RetentionStep {
     /// Another step is due.

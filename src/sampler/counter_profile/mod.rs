@@ -27,12 +27,10 @@ pub struct CounterProfile {
     stuck_timeout_ns: u64,
     /// The number of readings, valid or not.
     reading_count: u64,
-    /// The number of valid readings.
     valid_count: u64,
     /// The ends of the first and the newest read, valid or not.
     first_ns: u64,
     latest_ns: u64,
-    /// The newest valid reading.
     last_valid: Option<ValidReading>,
     /// The last update, in any epoch.
     last_update_ns: Option<u64>,

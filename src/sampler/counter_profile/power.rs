@@ -10,7 +10,6 @@ const WINDOW_NS: u64 = 100_000_000;
 /// Enough points for [`WINDOW_NS`], with some to spare.
 const MAX_POINTS: usize = 16;
 
-/// An update of the counter.
 #[derive(Debug, Clone, Copy, Default)]
 struct UpdatePoint {
     at_ns: u64,

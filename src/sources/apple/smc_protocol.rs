@@ -32,9 +32,9 @@ pub struct SmcVersion {
 #[repr(C)]
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct SmcPowerLimit {
-    /// Of this struct.
+    /// The version of this struct.
     pub version: u16,
-    /// Of this struct.
+    /// The length of this struct.
     pub length: u16,
     /// The limits of processor, graphics and memory.
     pub limits: [u32; 3],
@@ -46,7 +46,7 @@ pub struct SmcPowerLimit {
 pub struct KeyInfo {
     /// The size of the value, in bytes.
     pub size: u32,
-    /// Four letters.
+    /// The value's type, as a four-character code.
     pub type_code: u32,
     /// Access rights.
     pub attributes: u8,
@@ -56,7 +56,7 @@ pub struct KeyInfo {
 #[repr(C)]
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct SmcParam {
-    /// Four letters.
+    /// The key, as a four-character code.
     pub key: u32,
     /// Not used.
     pub version: SmcVersion,

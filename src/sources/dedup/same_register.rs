@@ -36,7 +36,6 @@ pub enum PairSide {
     Copy,
 }
 
-/// One read of one counter.
 #[derive(Debug, Clone, Copy)]
 struct CounterRead {
     before_ns: u64,

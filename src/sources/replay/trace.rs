@@ -219,12 +219,10 @@ pub struct ParseTraceError {
 }
 
 impl ParseTraceError {
-    /// An error of a whole line.
     fn line(line: usize, reason: impl Into<String>) -> ParseTraceError {
         ParseTraceError { line, field: None, reason: reason.into() }
     }
 
-    /// An error of a field.
     fn field(line: usize, field: &str, reason: impl Into<String>) -> ParseTraceError {
         ParseTraceError { line, field: Some(field.into()), reason: reason.into() }
     }
@@ -291,7 +289,6 @@ struct TraceSample {
     before_ns: u64,
     /// The clock after it; not before `before_ns`.
     after_ns: u64,
-    /// One reading for each domain.
     readings: Vec<EnergyReading>,
 }
 
